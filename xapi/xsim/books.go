@@ -1,0 +1,140 @@
+package xsim
+
+import (
+	"maps"
+	"strconv"
+	"time"
+)
+
+// The kinds of violation: what a correct client never does.
+const (
+	// ViolationDoublePost: a post was created although the same account has an
+	// equal one that still exists: same text, same media bytes, and same place,
+	// which is the same parent, or a parent that is itself equal by this rule.
+	ViolationDoublePost = "double_post"
+
+	// ViolationDuplicateAttempt: the duplicate filter refused a post that would
+	// have been a double_post, so only luck saved the account. An equal text at
+	// another place, such as the same last line in two threads, is refused
+	// by the filter, but is no violation; nor is repeating a deleted post.
+	ViolationDuplicateAttempt = "duplicate_attempt"
+
+	// ViolationRefreshTokenReused: a refresh token came again although the answer
+	// with its successor had reached the client, or the client still waited for
+	// it. Where that answer was cut, lost or spoiled, or the client had given up,
+	// coming again is refused just the same, but it is all a client can try, and
+	// so no violation. A client that dies between reading the answer and storing
+	// it cannot be told from a careless one, and is booked.
+	ViolationRefreshTokenReused = "refresh_token_reused"
+
+	// ViolationCallInClosedWindow: a call into a window of which an answer had
+	// already said, to this account or for an app's window to any, that nothing is
+	// left, more than [Server.ClosedWindowGrace] before the call arrived.
+	ViolationCallInClosedWindow = "call_in_closed_window"
+
+	// ViolationMalformedRequest: a path, parameter, header or body that breaks the
+	// published schema.
+	ViolationMalformedRequest = "malformed_request"
+)
+
+// maxRecords bounds the calls and the violations kept; older ones are dropped,
+// while the counts go on.
+const maxRecords = 10_000
+
+// Call is one request that reached the server.
+type Call struct {
+	Endpoint string    `json:"endpoint"` // "" for an unknown path
+	Method   string    `json:"method"`
+	Path     string    `json:"path"`
+	Account  string    `json:"account"`         // the account's id, "" if unknown
+	Status   int       `json:"status"`          // 0 where no answer was given
+	Effect   bool      `json:"effect"`          // something was created, changed or removed
+	Fault    string    `json:"fault,omitempty"` // the kind of fault that struck
+	At       time.Time `json:"at"`              // when the call arrived
+}
+
+// Violation is one broken promise.
+type Violation struct {
+	Kind    string    `json:"kind"`
+	Account string    `json:"account"` // the account's id, "" if unknown
+	Detail  string    `json:"detail"`  // never holds a token
+	At      time.Time `json:"at"`
+}
+
+type books struct {
+	calls      ring[Call]
+	violations ring[Violation]
+	counts     map[string]map[string]int
+}
+
+func (b *books) record(c *call, a answer) {
+	call := Call{
+		Endpoint: c.endpoint, Method: c.r.Method, Path: c.r.URL.Path, Account: c.accountID(),
+		Status: a.status, Effect: c.effect, Fault: c.plan.kind(), At: c.arrived,
+	}
+	if call.Fault == FaultLostAnswer {
+		call.Status = 0
+	}
+	b.calls.add(call)
+	if b.counts == nil {
+		b.counts = map[string]map[string]int{}
+	}
+	if b.counts[call.Endpoint] == nil {
+		b.counts[call.Endpoint] = map[string]int{}
+	}
+	b.counts[call.Endpoint][strconv.Itoa(call.Status)]++
+}
+
+// violate books a broken promise. The caller holds the lock.
+func (s *Server) violate(c *call, kind, detail string) {
+	s.w.books.violations.add(Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived})
+	if s.Logger != nil {
+		s.Logger.Warn("xsim.violation", "kind", kind, "account", c.accountID(), "detail", detail)
+	}
+}
+
+// Calls returns the last 10,000 calls, oldest first.
+func (s *Server) Calls() []Call {
+	w := s.lock()
+	defer s.mu.Unlock()
+	return w.books.calls.list()
+}
+
+// Counts returns the number of calls by endpoint and status; status "0" counts
+// calls that got no answer.
+func (s *Server) Counts() map[string]map[string]int {
+	w := s.lock()
+	defer s.mu.Unlock()
+	counts := make(map[string]map[string]int, len(w.books.counts))
+	for endpoint, byStatus := range w.books.counts {
+		counts[endpoint] = maps.Clone(byStatus)
+	}
+	return counts
+}
+
+// Violations returns the last 10,000 violations, oldest first.
+func (s *Server) Violations() []Violation {
+	w := s.lock()
+	defer s.mu.Unlock()
+	return w.books.violations.list()
+}
+
+// ring keeps the last maxRecords entries.
+type ring[T any] struct {
+	entries []T
+	next    int // where the oldest entry stands once the ring is full
+}
+
+func (r *ring[T]) add(v T) {
+	if len(r.entries) < maxRecords {
+		r.entries = append(r.entries, v)
+		return
+	}
+	r.entries[r.next] = v
+	r.next = (r.next + 1) % maxRecords
+}
+
+func (r *ring[T]) list() []T {
+	list := make([]T, 0, len(r.entries))
+	return append(append(list, r.entries[r.next:]...), r.entries[:r.next]...)
+}

@@ -1,0 +1,117 @@
+package xsim
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+// control serves the control API; package doc lists it. It meets no faults.
+func (s *Server) control(r *http.Request, body []byte) answer {
+	a := s.controlAnswer(r, body)
+	a.header = http.Header{"Content-Type": {a.contentType}}
+	return a
+}
+
+func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
+	user := r.URL.Query().Get("user")
+	switch r.Method + " " + r.URL.Path {
+	case "GET /_sim/healthz":
+		return jsonAnswer(http.StatusOK, map[string]string{"status": "ok"})
+	case "POST /_sim/accounts":
+		return s.controlAddAccount(body)
+	case "GET /_sim/accounts":
+		return jsonAnswer(http.StatusOK, s.Accounts())
+	case "GET /_sim/posts":
+		return s.forUser(user, func() any { return s.Posts(user) })
+	case "GET /_sim/media":
+		return s.forUser(user, func() any { return s.Media(user) })
+	case "GET /_sim/calls":
+		return jsonAnswer(http.StatusOK, s.Calls())
+	case "GET /_sim/counts":
+		return jsonAnswer(http.StatusOK, s.Counts())
+	case "GET /_sim/violations":
+		return jsonAnswer(http.StatusOK, s.Violations())
+	case "GET /_sim/faults":
+		return jsonAnswer(http.StatusOK, append([]Fault{}, s.Faults()...))
+	case "PUT /_sim/faults":
+		return replace(body, s.SetFaults)
+	case "GET /_sim/limits":
+		return jsonAnswer(http.StatusOK, s.LimitsInForce())
+	case "PUT /_sim/limits":
+		return replace(body, s.SetLimits)
+	case "GET /_sim/tokens":
+		token, ok := s.CurrentToken(user)
+		if !ok {
+			return noSuchUser(user)
+		}
+		return jsonAnswer(http.StatusOK, token)
+	case "DELETE /_sim/tokens":
+		if !s.RevokeConsent(user) {
+			return noSuchUser(user)
+		}
+		return jsonAnswer(http.StatusOK, map[string]bool{"revoked": true})
+	case "POST /_sim/reset":
+		s.Reset()
+		return jsonAnswer(http.StatusOK, map[string]bool{"reset": true})
+	}
+	return controlError(http.StatusNotFound, fmt.Errorf("no such control: %s %s", r.Method, r.URL.Path))
+}
+
+func (s *Server) controlAddAccount(body []byte) answer {
+	var n NewAccount
+	if err := decodeStrict(body, &n); err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	grant, err := s.AddAccount(n)
+	if err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	return jsonAnswer(http.StatusCreated, grant)
+}
+
+// replace reads a list and sets it; the answer repeats it.
+func replace[T any](body []byte, set func([]T) error) answer {
+	list := []T{}
+	if err := decodeStrict(body, &list); err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	if err := set(list); err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	return jsonAnswer(http.StatusOK, append([]T{}, list...))
+}
+
+// forUser lists for a user who must exist, or for all. A checker that misspells
+// a user must not read an empty list as "nothing was posted".
+func (s *Server) forUser(user string, list func() any) answer {
+	if user != "" {
+		if _, ok := s.CurrentToken(user); !ok {
+			return noSuchUser(user)
+		}
+	}
+	return jsonAnswer(http.StatusOK, list())
+}
+
+func noSuchUser(user string) answer {
+	return controlError(http.StatusNotFound, fmt.Errorf("no such user: %q", user))
+}
+
+func controlError(status int, err error) answer {
+	return jsonAnswer(status, map[string]string{"error": err.Error()})
+}
+
+func decodeStrict(body []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("decode body: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("decode body: more than one JSON value")
+	}
+	return nil
+}

@@ -1,0 +1,74 @@
+// Package xsim is a stand-in for X: the part of its API v2 that a publisher
+// uses, served from memory. It exists for tests, demos and benchmarks, and its
+// one duty is to be at least as unforgiving as X. It never talks to the network
+// by itself, keeps nothing on disk, and shares no code with any client, so that
+// one wrong belief about X cannot hide in both.
+//
+// The zero value of [Server] is ready. Serve it as an [http.Handler] behind a
+// listener, or hand it to an [http.Client] as its Transport: RoundTrip needs no
+// socket, so that a test inside a testing/synctest bubble keeps its fake clock.
+//
+// # What is modelled
+//
+//   - POST /2/oauth2/token (authorization_code with PKCE S256, refresh_token) and
+//     POST /2/oauth2/revoke, GET /i/oauth2/authorize (consent is given at once).
+//     Refresh tokens are single use: a used one is refused and takes its whole
+//     family, access tokens included, with it.
+//   - POST /2/tweets, DELETE and GET /2/tweets/{id}, GET /2/tweets: schema with
+//     additionalProperties false, weighted length, links of 23 characters,
+//     duplicate filter, reply and quote rules, cashtag rule, media ownership and
+//     expiry. Texts are read back as X gives them: NFC, links as t.co, &, < and >
+//     escaped, a link appended for media, long texts cut with a note beside them.
+//   - GET /2/users/{id}/tweets with paging, time and id bounds, and an indexing
+//     lag; GET /2/users/me.
+//   - POST /2/media/upload in one shot (images) and POST /2/media/metadata.
+//   - Fixed rate windows per endpoint that open at the first call and end on a
+//     whole second, since the reset header can say no more. A refused call
+//     consumes quota like any other. Scopes of the token are enforced.
+//   - Old and new vocabulary: tweet.fields is answered with referenced_tweets and
+//     note_tweet, post.fields with referenced_posts and note_post.
+//
+// # What is not modelled
+//
+// Chunked uploads, video, polls' votes, editing, communities, quoting by
+// enterprise clients, application-only tokens, prices and credit balances (their
+// refusals are faults), the complete list of top-level domains, and entities
+// other than links. Emoji sequences are recognised by shape rather than by X's
+// list. Entity indices are code points of the returned text.
+//
+// # Faults
+//
+// [Fault] describes one: latency, a status, a cut connection, an unreadable
+// answer, an answer without id, a lost answer, an outage, a refused text, or an
+// index that lags. A client that gives up does not stop an effect that is under
+// way: X would not stop either.
+//
+// # Books
+//
+// Every call is recorded ([Call]), and so is everything a correct client never
+// does ([Violation]); see the Violation constants for exactly when. A program that ends
+// with no violations has posted nothing twice, has replayed no refresh token and
+// has knocked at no closed window.
+//
+// # Control API
+//
+// The same as the Go methods, for programs in other processes. Bodies are
+// decoded strictly: unknown fields are a 400 with {"error": "..."}. A user is
+// named by id or handle.
+//
+//	POST   /_sim/accounts          NewAccount -> 201 Grant
+//	GET    /_sim/accounts          [Account]
+//	GET    /_sim/posts?user=       [Post] in order of creation, deleted ones left out
+//	GET    /_sim/media?user=       [Media]
+//	GET    /_sim/calls             [Call], oldest first, the last 10,000
+//	GET    /_sim/counts            {"POST /2/tweets": {"201": 5, "0": 1}}; 0 is a cut or lost answer
+//	GET    /_sim/violations        [Violation]
+//	GET    /_sim/faults            [Fault] with what each has seen and done
+//	PUT    /_sim/faults            [Fault]; replaces all
+//	GET    /_sim/limits            [Limit] in force
+//	PUT    /_sim/limits            [Limit]; laid over the defaults, all windows start anew
+//	GET    /_sim/tokens?user=      Token: the pair in force
+//	DELETE /_sim/tokens?user=      the user withdraws consent
+//	POST   /_sim/reset             forgets everything, faults and limits included
+//	GET    /_sim/healthz           {"status":"ok"}
+package xsim

@@ -1,0 +1,441 @@
+package xsim
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	accessTTLDefault  = 2 * time.Hour
+	refreshTTLDefault = 180 * 24 * time.Hour
+
+	// codeTTL is how long an authorization code can be exchanged.
+	codeTTL = 30 * time.Second
+
+	// DefaultScope is what an account grants unless NewAccount says otherwise.
+	DefaultScope = "tweet.read tweet.write users.read media.write offline.access"
+
+	// SubscriptionNone, Basic, Premium and PremiumPlus are X's words. All but None
+	// may post long texts.
+	SubscriptionNone        = "None"
+	SubscriptionBasic       = "Basic"
+	SubscriptionPremium     = "Premium"
+	SubscriptionPremiumPlus = "PremiumPlus"
+)
+
+// NewAccount asks for an account, or for new consent from one that exists.
+type NewAccount struct {
+	// Handle is 1 to 63 letters, digits, "_" and "-": more than X allows, so that
+	// any name will do.
+	Handle string `json:"handle"`
+
+	// ID fixes the id of an account that is new; "" makes one. It is for a caller
+	// that has outlived the server's memory and knows the account.
+	ID string `json:"id,omitempty"`
+
+	// Scope is what the user consents to; "" means DefaultScope. Without
+	// offline.access there is no refresh token.
+	Scope string `json:"scope,omitempty"`
+
+	// AccessTokenTTL, in seconds, holds for this grant and what it is refreshed
+	// to; 0 means the server's.
+	AccessTokenTTL int64 `json:"access_token_ttl,omitempty"`
+
+	// AccessToken and RefreshToken fix the values of the first pair.
+	AccessToken  string `json:"access_token,omitempty"`
+	RefreshToken string `json:"refresh_token,omitempty"`
+
+	// SubscriptionType is one of the Subscription constants; "" leaves it.
+	SubscriptionType string `json:"subscription_type,omitempty"`
+}
+
+// Grant is the pair that an account's consent gave.
+type Grant struct {
+	ID           string `json:"id"` // the account's
+	Handle       string `json:"handle"`
+	AccessToken  string `json:"access_token"`
+	RefreshToken string `json:"refresh_token,omitempty"`
+	ExpiresIn    int64  `json:"expires_in"` // seconds
+	Scope        string `json:"scope"`
+}
+
+// Token is the pair in force, which a checker compares with what a client stored.
+type Token struct {
+	AccessToken  string    `json:"access_token"`
+	RefreshToken string    `json:"refresh_token"`
+	ExpiresAt    time.Time `json:"expires_at"`
+	Scope        string    `json:"scope"`
+	Revoked      bool      `json:"revoked"`   // neither works any more
+	Refreshes    int       `json:"refreshes"` // rotations since consent
+}
+
+// Account is a user of X.
+type Account struct {
+	ID               string    `json:"id"`
+	Handle           string    `json:"handle"`
+	CreatedAt        time.Time `json:"created_at"`
+	SubscriptionType string    `json:"subscription_type"`
+}
+
+type account struct {
+	Account
+	posts  []*post
+	texts  map[string]time.Time // when each text was last posted, for the duplicate filter
+	places map[[32]byte]*post   // the account's existing posts by place, for the books
+	grant  *grant               // the newest consent
+}
+
+// grant is one consent: a family of pairs of which one is in force.
+type grant struct {
+	account   *account
+	scope     string
+	ttl       time.Duration
+	dead      bool
+	access    string
+	refresh   string
+	expires   time.Time
+	refreshes int
+}
+
+type accessToken struct {
+	grant   *grant
+	expires time.Time
+	revoked bool
+}
+
+type refreshToken struct {
+	grant    *grant
+	expires  time.Time
+	used     bool
+	answered bool  // the client has the successor
+	by       *call // the exchange, while it is under way
+}
+
+type authCode struct {
+	grant       *grant // not in force until the code is exchanged
+	redirectURI string
+	challenge   string
+	expires     time.Time
+}
+
+// AddAccount adds an account and consents in its name. If the handle exists,
+// the account consents again, which ends its earlier pairs, as a new login does.
+func (s *Server) AddAccount(n NewAccount) (Grant, error) {
+	if err := n.validate(); err != nil {
+		return Grant{}, err
+	}
+	w := s.lock()
+	defer s.mu.Unlock()
+	if w.access[n.AccessToken] != nil || w.refresh[n.RefreshToken] != nil {
+		return Grant{}, errors.New("the access_token or refresh_token was given out before")
+	}
+	a := w.handles[strings.ToLower(n.Handle)]
+	if n.ID != "" && w.accounts[n.ID] != a {
+		return Grant{}, fmt.Errorf("id %s and handle %q belong to different accounts", n.ID, n.Handle)
+	}
+	if a == nil {
+		a = &account{
+			Account: Account{ID: cmp.Or(n.ID, s.nextID()), Handle: n.Handle, CreatedAt: s.now(), SubscriptionType: SubscriptionNone},
+			texts:   map[string]time.Time{},
+			places:  map[[32]byte]*post{},
+		}
+		w.accounts[a.ID], w.handles[strings.ToLower(n.Handle)] = a, a
+		w.order = append(w.order, a)
+	}
+	if n.SubscriptionType != "" {
+		a.SubscriptionType = n.SubscriptionType
+	}
+	g := s.newGrant(a, n.Scope, time.Duration(n.AccessTokenTTL)*time.Second)
+	s.enforce(g)
+	s.issue(g, n.AccessToken, n.RefreshToken)
+	return Grant{a.ID, a.Handle, g.access, g.refresh, int64(g.ttl / time.Second), g.scope}, nil
+}
+
+func (n NewAccount) validate() error {
+	var errs []error
+	if !regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}$`).MatchString(n.Handle) {
+		errs = append(errs, fmt.Errorf("handle %q: want 1 to 63 letters, digits, _ and -", n.Handle))
+	}
+	if n.ID != "" && !regexp.MustCompile(`^[0-9]{1,19}$`).MatchString(n.ID) {
+		errs = append(errs, fmt.Errorf("id %q: want 1 to 19 digits", n.ID))
+	}
+	if n.AccessTokenTTL < 0 {
+		errs = append(errs, errors.New("access_token_ttl cannot be negative"))
+	}
+	switch n.SubscriptionType {
+	case "", SubscriptionNone, SubscriptionBasic, SubscriptionPremium, SubscriptionPremiumPlus:
+	default:
+		errs = append(errs, fmt.Errorf("unknown subscription_type %q", n.SubscriptionType))
+	}
+	return errors.Join(errs...)
+}
+
+// Accounts returns all accounts in order of creation.
+func (s *Server) Accounts() []Account {
+	w := s.lock()
+	defer s.mu.Unlock()
+	list := make([]Account, 0, len(w.order))
+	for _, a := range w.order {
+		list = append(list, a.Account)
+	}
+	return list
+}
+
+// CurrentToken returns the pair in force of the user, named by id or handle;
+// false if there is no such user.
+func (s *Server) CurrentToken(user string) (Token, bool) {
+	w := s.lock()
+	defer s.mu.Unlock()
+	a := w.user(user)
+	if a == nil {
+		return Token{}, false
+	}
+	g := a.grant
+	return Token{g.access, g.refresh, g.expires, g.scope, g.dead, g.refreshes}, true
+}
+
+// RevokeConsent ends every token of the user, as the user can in X's settings;
+// false if there is no such user.
+func (s *Server) RevokeConsent(user string) bool {
+	w := s.lock()
+	defer s.mu.Unlock()
+	a := w.user(user)
+	if a == nil {
+		return false
+	}
+	a.grant.dead = true
+	return true
+}
+
+func (w *world) user(name string) *account {
+	if a := w.accounts[name]; a != nil {
+		return a
+	}
+	return w.handles[strings.ToLower(name)]
+}
+
+func (s *Server) newGrant(a *account, scope string, ttl time.Duration) *grant {
+	if scope == "" {
+		scope = DefaultScope
+	}
+	if ttl == 0 {
+		ttl = cmp.Or(s.AccessTokenTTL, accessTTLDefault)
+	}
+	return &grant{account: a, scope: scope, ttl: ttl}
+}
+
+// enforce puts the grant in place of the account's earlier one.
+func (s *Server) enforce(g *grant) {
+	if old := g.account.grant; old != nil {
+		old.dead = true
+	}
+	g.account.grant = g
+}
+
+// issue gives the family its next pair; empty values are made up.
+func (s *Server) issue(g *grant, access, refresh string) {
+	now := s.now()
+	if access == "" {
+		access = s.secret("access", g)
+	}
+	g.access, g.expires = access, now.Add(g.ttl)
+	s.w.access[access] = &accessToken{grant: g, expires: g.expires}
+	if !g.allows([]string{"offline.access"}) {
+		return
+	}
+	if refresh == "" {
+		refresh = s.secret("refresh", g)
+	}
+	g.refresh = refresh
+	s.w.refresh[refresh] = &refreshToken{grant: g, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
+}
+
+func (s *Server) secret(kind string, g *grant) string {
+	return fmt.Sprintf("xsim-%s-%s-%016x%016x", kind, g.account.ID, s.rand.Uint64(), s.rand.Uint64())
+}
+
+func (g *grant) allows(scopes []string) bool {
+	granted := strings.Fields(g.scope)
+	for _, scope := range scopes {
+		if !slices.Contains(granted, scope) {
+			return false
+		}
+	}
+	return true
+}
+
+// identify finds the account behind the call's token, if the token is good. On
+// the token endpoint a refresh token names its account even when it is refused,
+// so that faults and books can tell.
+func (s *Server) identify(c *call) {
+	c.account, c.grant = nil, nil
+	if c.endpoint == EndpointToken {
+		form, _ := url.ParseQuery(string(c.body))
+		if t := s.w.refresh[form.Get("refresh_token")]; t != nil {
+			c.account, c.grant = t.grant.account, t.grant
+		}
+		return
+	}
+	value, ok := strings.CutPrefix(c.r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return
+	}
+	if t := s.w.access[value]; t != nil && !t.revoked && !t.grant.dead && s.now().Before(t.expires) {
+		c.account, c.grant = t.grant.account, t.grant
+	}
+}
+
+// authorize gives consent at once, in the name of the user of the extra
+// parameter "user", or else of the newest account, and redirects with a code.
+func (s *Server) authorize(c *call) answer {
+	q := c.r.URL.Query()
+	redirect, err := url.Parse(q.Get("redirect_uri"))
+	a := s.w.user(q.Get("user"))
+	if q.Get("user") == "" && len(s.w.order) > 0 {
+		a = s.w.order[len(s.w.order)-1]
+	}
+	switch {
+	case err != nil || redirect.Host == "" || redirect.Hostname() == "localhost":
+		return s.badGrant(c, "Value passed for the redirect uri did not match the uri of the authorization code.")
+	case q.Get("response_type") != "code" || q.Get("code_challenge_method") != "S256" || q.Get("code_challenge") == "":
+		return s.badGrant(c, "response_type must be code, with a code_challenge of method S256.")
+	case q.Get("state") == "" || len(q.Get("state")) > 500 || q.Get("client_id") == "" || s.ClientID != "" && q.Get("client_id") != s.ClientID:
+		return s.badGrant(c, "Missing or invalid client_id or state.")
+	case a == nil:
+		return s.badGrant(c, "No such user.")
+	}
+	g := s.newGrant(a, q.Get("scope"), 0)
+	code := s.secret("code", g)
+	s.w.codes[code] = &authCode{g, q.Get("redirect_uri"), q.Get("code_challenge"), c.now.Add(codeTTL)}
+	back := redirect.Query()
+	back.Set("code", code)
+	back.Set("state", q.Get("state"))
+	redirect.RawQuery = back.Encode()
+	return answer{status: http.StatusFound, location: redirect.String()}
+}
+
+func (s *Server) badGrant(c *call, description string) answer {
+	s.violate(c, ViolationMalformedRequest, c.endpoint+": "+description)
+	return oauthRefusal(http.StatusBadRequest, "invalid_request", description)
+}
+
+// token serves both grants.
+func (s *Server) token(c *call) answer {
+	form, refused, ok := s.clientForm(c)
+	if !ok {
+		return refused
+	}
+	switch form.Get("grant_type") {
+	case "refresh_token":
+		return s.rotate(c, form.Get("refresh_token"))
+	case "authorization_code":
+		return s.exchangeCode(c, form)
+	case "":
+		return s.badGrant(c, "Missing required parameter [grant_type].")
+	}
+	s.violate(c, ViolationMalformedRequest, c.endpoint+": unsupported grant_type")
+	return oauthRefusal(http.StatusBadRequest, "unsupported_grant_type", "The grant type is not supported.")
+}
+
+// clientForm reads the form and checks the client behind it.
+func (s *Server) clientForm(c *call) (url.Values, answer, bool) {
+	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	form, err := url.ParseQuery(string(c.body))
+	if kind != "application/x-www-form-urlencoded" || err != nil {
+		return nil, s.badGrant(c, "The body must be application/x-www-form-urlencoded."), false
+	}
+	if s.ClientSecret != "" {
+		id, secret, ok := c.r.BasicAuth()
+		id, errID := url.QueryUnescape(id) // RFC 6749 2.3.1: both are form-encoded first.
+		secret, errSecret := url.QueryUnescape(secret)
+		if !ok || errID != nil || errSecret != nil || id != s.ClientID || secret != s.ClientSecret {
+			return nil, missingBasic(), false
+		}
+		return form, answer{}, true
+	}
+	if s.ClientID != "" && form.Get("client_id") != s.ClientID {
+		return nil, oauthRefusal(http.StatusBadRequest, "invalid_request", "Missing required parameter [client_id]."), false
+	}
+	return form, answer{}, true
+}
+
+// rotate trades a refresh token for the next pair.
+func (s *Server) rotate(c *call, value string) answer {
+	t := s.w.refresh[value]
+	if t == nil {
+		return invalidToken()
+	}
+	if t.used {
+		if t.answered || t.by != nil && t.by.r.Context().Err() == nil {
+			s.violate(c, ViolationRefreshTokenReused, fmt.Sprintf("a refresh token of %s came again while or after its successor was delivered", t.grant.account.Handle))
+		}
+		if !s.KeepFamilyOnReplay {
+			t.grant.dead = true
+		}
+		return invalidToken()
+	}
+	if t.grant.dead || !c.now.Before(t.expires) {
+		return invalidToken()
+	}
+	t.used, t.by, c.effect = true, c, true
+	c.finished = func(delivered bool) { t.answered, t.by = delivered, nil }
+	if old := s.w.access[t.grant.access]; s.RevokeAccessOnRefresh && old != nil {
+		old.revoked = true
+	}
+	t.grant.refreshes++
+	s.issue(t.grant, "", "")
+	return pairAnswer(t.grant)
+}
+
+func (s *Server) exchangeCode(c *call, form url.Values) answer {
+	code := s.w.codes[form.Get("code")]
+	delete(s.w.codes, form.Get("code"))
+	sum := sha256.Sum256([]byte(form.Get("code_verifier")))
+	if code == nil || !c.now.Before(code.expires) || form.Get("redirect_uri") != code.redirectURI ||
+		base64.RawURLEncoding.EncodeToString(sum[:]) != code.challenge {
+		return oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the authorization code was invalid.")
+	}
+	c.effect, c.account, c.grant = true, code.grant.account, code.grant
+	s.enforce(code.grant)
+	s.issue(code.grant, "", "")
+	return pairAnswer(code.grant)
+}
+
+func pairAnswer(g *grant) answer {
+	return jsonAnswer(http.StatusOK, struct {
+		TokenType    string `json:"token_type"`
+		ExpiresIn    int64  `json:"expires_in"`
+		AccessToken  string `json:"access_token"`
+		RefreshToken string `json:"refresh_token,omitempty"`
+		Scope        string `json:"scope"`
+	}{"bearer", int64(g.ttl / time.Second), g.access, g.refresh, g.scope})
+}
+
+// revoke ends an access token, or with a refresh token its whole family.
+func (s *Server) revoke(c *call) answer {
+	form, refused, ok := s.clientForm(c)
+	if !ok {
+		return refused
+	}
+	value := form.Get("token")
+	if value == "" {
+		return s.badGrant(c, "Missing required parameter [token].")
+	}
+	if t := s.w.access[value]; t != nil {
+		t.revoked, c.effect = true, true
+	}
+	if t := s.w.refresh[value]; t != nil {
+		t.grant.dead, c.effect = true, true
+	}
+	return jsonAnswer(http.StatusOK, map[string]bool{"revoked": true})
+}
