@@ -1,0 +1,270 @@
+package jetpost
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"go/ast"
+	"go/constant"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/invopop/jsonschema"
+)
+
+var update = flag.Bool("update", false, "rewrite the JSON Schemas in docs/contract/v1")
+
+// contractTypes are the JSON documents of the contract. Requests are strict,
+// events open: readers must put up with later additions.
+var contractTypes = []struct {
+	file string
+	of   any
+	open bool
+}{
+	{"request.schema.json", Request{}, false},
+	{"event.schema.json", Event{}, true},
+	{"refresh-request.schema.json", RefreshRequest{}, false},
+}
+
+func TestSchema(t *testing.T) {
+	t.Parallel()
+	for _, c := range contractTypes {
+		t.Run(c.file, func(t *testing.T) {
+			t.Parallel()
+			var want bytes.Buffer
+			encoder := json.NewEncoder(&want)
+			encoder.SetEscapeHTML(false)
+			encoder.SetIndent("", "  ")
+			if err := encoder.Encode(schema(t, c.of, c.open)); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join("docs", "contract", "v1", c.file)
+			if *update {
+				if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want.String(), string(got)); diff != "" {
+				t.Errorf("%s is not what the Go types say; run: go test -run TestSchema . -update\n(-types +file):\n%s", path, diff)
+			}
+		})
+	}
+}
+
+// schema describes a type: its shape by reflection, its words from the
+// comments in jetpost.go, its limits from the constants there.
+func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
+	t.Helper()
+	r := jsonschema.Reflector{
+		Anonymous:                 true,
+		ExpandedStruct:            true,
+		AllowAdditionalProperties: open,
+		Mapper:                    func(typ reflect.Type) *jsonschema.Schema { return enum(t, typ) },
+	}
+	if err := r.AddGoComments(reflect.TypeFor[Request]().PkgPath(), "jetpost.go"); err != nil {
+		t.Fatal(err)
+	}
+	jsonWords := goToJSON()
+	for key, comment := range r.CommentMap {
+		r.CommentMap[key] = jsonWords(comment)
+	}
+	s := r.Reflect(of)
+	s.Title = reflect.TypeOf(of).Name()
+	byType := map[string]*jsonschema.Schema{s.Title: s}
+	for name, def := range s.Definitions {
+		byType[name] = def
+	}
+	for name, def := range byType {
+		for p := def.Properties.Oldest(); p != nil; p = p.Next() {
+			if p.Value.Description == "" {
+				t.Errorf("%s: %s has no comment", name, p.Key)
+			}
+		}
+	}
+	if !open {
+		limit(byType)
+	}
+	return s
+}
+
+// enum lists the constants of the contract's string types.
+func enum(t *testing.T, typ reflect.Type) *jsonschema.Schema {
+	t.Helper()
+	values := constants(t)[typ.Name()]
+	if typ.Kind() != reflect.String || len(values) == 0 {
+		return nil
+	}
+	s := &jsonschema.Schema{Type: "string"}
+	for _, v := range values {
+		s.Enum = append(s.Enum, v)
+	}
+	return s
+}
+
+// limit writes the limits of requests into their schemas. It says what a
+// schema can say; Decode knows the rest.
+func limit(types map[string]*jsonschema.Schema) {
+	set := func(typ, field string, change func(s *jsonschema.Schema)) {
+		if s, ok := types[typ]; ok {
+			p, _ := s.Properties.Get(field)
+			change(p)
+		}
+	}
+	size := func(n int) *uint64 { u := uint64(n); return &u }
+	bounds := func(low, high int) func(*jsonschema.Schema) {
+		return func(s *jsonschema.Schema) {
+			s.Minimum, s.Maximum = json.Number(strconv.Itoa(low)), json.Number(strconv.Itoa(high))
+		}
+	}
+	items := func(low, high int) func(*jsonschema.Schema) {
+		return func(s *jsonschema.Schema) {
+			s.MaxItems = size(high)
+			if low > 0 {
+				s.MinItems = size(low)
+			}
+		}
+	}
+	chars := func(high int) func(*jsonschema.Schema) {
+		return func(s *jsonschema.Schema) { s.MaxLength = size(high) }
+	}
+	match := func(p pattern) func(*jsonschema.Schema) {
+		return func(s *jsonschema.Schema) { s.Pattern = p.String() }
+	}
+	set("Request", "version", bounds(1, Version))
+	set("Request", "account", match(accountPattern))
+	set("RefreshRequest", "account", match(accountPattern))
+	set("Request", "id", match(idPattern))
+	set("Request", "posts", items(1, MaxPosts))
+	set("Request", "metadata", func(s *jsonschema.Schema) {
+		s.MaxProperties = size(MaxMetadataKeys)
+		s.PropertyNames = &jsonschema.Schema{MinLength: size(1), MaxLength: size(MaxMetadataChars)}
+		s.AdditionalProperties.MaxLength = size(MaxMetadataChars)
+	})
+	set("Post", "text", chars(MaxTextChars))
+	set("Post", "media", items(0, MaxImages))
+	set("Post", "in_reply_to_post_id", match(postIDPattern))
+	set("Post", "quote_post_id", match(postIDPattern))
+	set("Post", "community_id", match(postIDPattern))
+	set("Post", "reply_settings", func(s *jsonschema.Schema) {
+		for _, word := range replySettings() {
+			s.Enum = append(s.Enum, word)
+		}
+	})
+	set("Media", "url", func(s *jsonschema.Schema) {
+		s.Format, s.Pattern, s.MaxLength = "uri", "^https://", size(MaxURLChars)
+	})
+	set("Media", "data", func(s *jsonschema.Schema) {
+		s.MinLength, s.MaxLength = size(4), size(base64.StdEncoding.EncodedLen(MaxDataBytes))
+	})
+	set("Media", "object", match(objectPattern))
+	set("Media", "alt", chars(MaxAltChars))
+	set("Poll", "options", func(s *jsonschema.Schema) {
+		items(MinPollChoices, MaxPollChoices)(s)
+		s.Items.MinLength, s.Items.MaxLength = size(1), size(MaxPollChars)
+	})
+	set("Poll", "duration_minutes", bounds(MinPollMinutes, MaxPollMinutes))
+
+	has := func(fields ...string) *jsonschema.Schema { return &jsonschema.Schema{Required: fields} }
+	if media, ok := types["Media"]; ok {
+		media.OneOf = []*jsonschema.Schema{has("url"), has("data"), has("object")}
+	}
+	if post, ok := types["Post"]; ok {
+		post.AnyOf = []*jsonschema.Schema{has("text"), has("media")}
+		post.Not = &jsonschema.Schema{AnyOf: []*jsonschema.Schema{has("poll", "media"), has("poll", "quote_post_id")}}
+	}
+}
+
+// goToJSON returns a function that puts a Go comment into the words of JSON:
+// fields under their JSON names, limits as numbers.
+func goToJSON() func(string) string {
+	names := map[string]string{
+		"MaxPosts": strconv.Itoa(MaxPosts), "MaxImages": strconv.Itoa(MaxImages),
+		"MaxDataBytes": strconv.Itoa(MaxDataBytes), "MaxURLChars": strconv.Itoa(MaxURLChars),
+		"MaxAltChars": strconv.Itoa(MaxAltChars), "MaxTextChars": strconv.Itoa(MaxTextChars),
+		"MaxMetadataKeys": strconv.Itoa(MaxMetadataKeys), "MaxMetadataChars": strconv.Itoa(MaxMetadataChars),
+		"MinPollMinutes": strconv.Itoa(MinPollMinutes), "MaxPollMinutes": strconv.Itoa(MaxPollMinutes),
+		"MinPollChoices": strconv.Itoa(MinPollChoices), "MaxPollChoices": strconv.Itoa(MaxPollChoices),
+		"MaxPollChars": strconv.Itoa(MaxPollChars),
+	}
+	for _, c := range contractTypes {
+		eachField(reflect.TypeOf(c.of), func(goName, jsonName string) { names[goName] = jsonName })
+	}
+	word := regexp.MustCompile(`\b[A-Z]\w+\b`)
+	return func(comment string) string {
+		comment = string(bytes.Join(bytes.Fields([]byte(comment)), []byte(" ")))
+		return word.ReplaceAllStringFunc(comment, func(w string) string {
+			if name, ok := names[w]; ok {
+				return name
+			}
+			return w
+		})
+	}
+}
+
+// eachField visits every field of a type and of the types within it.
+func eachField(t reflect.Type, visit func(goName, jsonName string)) {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct || t.PkgPath() != reflect.TypeFor[Request]().PkgPath() {
+		return
+	}
+	for i, name := range fieldNames(t) {
+		visit(t.Field(i).Name, name)
+		eachField(t.Field(i).Type, visit)
+	}
+}
+
+// constants are the values of every typed string constant in jetpost.go, by
+// the name of its type, so that a list that forgot one is found out.
+func constants(t *testing.T) map[string][]string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "jetpost.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make(map[string][]string)
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || spec.Type == nil {
+			return true
+		}
+		for _, v := range spec.Values {
+			literal := v.(*ast.BasicLit)
+			name := spec.Type.(*ast.Ident).Name
+			values[name] = append(values[name], constant.StringVal(constant.MakeFromLiteral(literal.Value, literal.Kind, 0)))
+		}
+		return true
+	})
+	return values
+}
+
+func TestListsAreComplete(t *testing.T) {
+	t.Parallel()
+	lists := map[string][]string{"State": strs(States()), "Code": strs(Codes()), "EventType": strs(EventTypes())}
+	for name, got := range lists {
+		if diff := cmp.Diff(constants(t)[name], got); diff != "" {
+			t.Errorf("%s (-constants +list):\n%s", name, diff)
+		}
+	}
+}
+
+func strs[S ~string](all []S) []string {
+	var out []string
+	for _, s := range all {
+		out = append(out, string(s))
+	}
+	return out
+}

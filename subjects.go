@@ -1,0 +1,192 @@
+package jetpost
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Partitions is how many intake lines the job stream is cut into. An account's
+// jobs are always in the same one. Changing it needs an empty job stream.
+const Partitions = 8
+
+// The streams, buckets and consumers, without prefix.
+const (
+	streamJobs     = "JETPOST_JOBS"     // what producers publish: a work queue that refuses when full
+	streamLanes    = "JETPOST_LANES"    // doorbells, at most one an account
+	streamSchedule = "JETPOST_SCHEDULE" // wake-ups and the refresh cron; workers only
+	streamRefresh  = "JETPOST_REFRESH"  // ticks, batches and single refreshes
+	streamFailed   = "JETPOST_FAILED"   // failed and refused jobs, as they came, for 30 days
+	streamEvents   = "JETPOST_EVENTS"   // what happened, for 7 days
+	bucketLimits   = "JETPOST_LIMITS"   // key-value: app stops, seen by all workers
+	bucketMedia    = "JETPOST_MEDIA"    // object store: media that producers put there
+
+	// ConsumerLanes takes doorbells. It is the one that an app stop pauses.
+	ConsumerLanes = "lanes"
+	// ConsumerRefresh takes ticks, batches and refresh requests.
+	ConsumerRefresh = "refresh"
+	// ConsumerIntakeAny takes jobs published onto the bare subject.
+	ConsumerIntakeAny = "intake-any"
+)
+
+// ConsumerIntake names the consumer of one partition of the job stream.
+func ConsumerIntake(partition int) string { return "intake-" + strconv.Itoa(partition) }
+
+// Headers of records in the failed stream. The body of a record is the
+// original message's.
+const (
+	HeaderCode     = "Jetpost-Code"     // reason code
+	HeaderDetail   = "Jetpost-Detail"   // for people, one line
+	HeaderErrors   = "Jetpost-Errors"   // JSON list of problems, for refused jobs
+	HeaderAccount  = "Jetpost-Account"  // account, where known
+	HeaderID       = "Jetpost-Id"       // request id, where known
+	HeaderPosted   = "Jetpost-Posted"   // "2/5": posts live of all
+	HeaderAttempts = "Jetpost-Attempts" // posts sent to X
+	HeaderAccepted = "Jetpost-Accepted" // RFC 3339, when the job was accepted or stored
+	HeaderFailed   = "Jetpost-Failed"   // RFC 3339, when it failed
+	HeaderSubject  = "Jetpost-Subject"  // the subject that the producer published onto
+)
+
+// MetadataLedger is the stream metadata key that holds the id of the database
+// that a stream belongs to.
+const MetadataLedger = "jetpost.ledger"
+
+var prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{0,32}$`)
+
+// Names are the streams and subjects of one installation. The zero value has
+// no prefix; with a prefix several installations share one NATS.
+type Names struct{ prefix string }
+
+// NewNames refuses a prefix that would not fit both a stream name and a
+// subject token: [A-Za-z0-9_-], at most 32 characters.
+func NewNames(prefix string) (Names, error) {
+	if !prefixPattern.MatchString(prefix) {
+		return Names{}, fmt.Errorf("prefix %q: use at most 32 of A-Z a-z 0-9 _ -", prefix)
+	}
+	return Names{prefix: prefix}, nil
+}
+
+func (n Names) stream(name string) string {
+	if n.prefix == "" {
+		return name
+	}
+	return n.prefix + "_" + name
+}
+
+// subject joins tokens below the prefix.
+func (n Names) subject(tokens ...string) string {
+	s := strings.Join(tokens, ".")
+	if n.prefix == "" {
+		return s
+	}
+	return n.prefix + "." + s
+}
+
+// Trim takes the prefix off a subject that this installation made.
+func (n Names) Trim(subject string) string {
+	if n.prefix == "" {
+		return subject
+	}
+	return strings.TrimPrefix(subject, n.prefix+".")
+}
+
+// The streams and buckets of the installation.
+
+func (n Names) JobsStream() string     { return n.stream(streamJobs) }
+func (n Names) LanesStream() string    { return n.stream(streamLanes) }
+func (n Names) ScheduleStream() string { return n.stream(streamSchedule) }
+func (n Names) RefreshStream() string  { return n.stream(streamRefresh) }
+func (n Names) FailedStream() string   { return n.stream(streamFailed) }
+func (n Names) EventsStream() string   { return n.stream(streamEvents) }
+func (n Names) LimitsBucket() string   { return n.stream(bucketLimits) }
+func (n Names) MediaBucket() string    { return n.stream(bucketMedia) }
+
+// PublishRequest is the subject that producers publish an account's jobs onto;
+// without an account, the bare one, whose jobs name theirs in the body.
+func (n Names) PublishRequest(account string) string {
+	if account == "" {
+		return n.subject("publish", "request")
+	}
+	return n.subject("publish", "request", account)
+}
+
+// PublishIntake is where the job stream keeps an account's jobs: partition
+// and account are tokens, or "*".
+func (n Names) PublishIntake(partition, account string) string {
+	return n.subject("publish", "intake", partition, account)
+}
+
+// PublishWake is an account's doorbell.
+func (n Names) PublishWake(account string) string { return n.subject("publish", "wake", account) }
+
+// ScheduleWake holds the one wake-up of an account; DuePublish is where it
+// fires.
+func (n Names) ScheduleWake(account string) string { return n.subject("schedule", "wake", account) }
+
+// DuePublish is where an account's wake-up fires.
+func (n Names) DuePublish(account string) string { return n.subject("due", "publish", account) }
+
+// ScheduleRefresh holds the refresh cron.
+func (n Names) ScheduleRefresh() string { return n.subject("schedule", "refresh") }
+
+// DueRefresh is where the refresh cron fires: token is "tick" or ">".
+func (n Names) DueRefresh(token string) string { return n.subject("due", "refresh", token) }
+
+// RefreshTick opens a refresh round.
+func (n Names) RefreshTick() string { return n.subject("refresh", "tick") }
+
+// RefreshBatch carries one batch of a round.
+func (n Names) RefreshBatch() string { return n.subject("refresh", "batch") }
+
+// RefreshRequest asks for one account's refresh.
+func (n Names) RefreshRequest() string { return n.subject("refresh", "request") }
+
+// PublishFailed holds a failed request's record.
+func (n Names) PublishFailed(account, id string) string {
+	return n.subject("publish", "failed", account, id)
+}
+
+// PublishRefused holds the record of a message that never became a request.
+// The account is "_" where it could not be read.
+func (n Names) PublishRefused(account string, sequence string) string {
+	if account == "" {
+		account = "_"
+	}
+	return n.subject("publish", "refused", account, sequence)
+}
+
+// RefreshFailed holds an account's last refresh failure.
+func (n Names) RefreshFailed(account string) string { return n.subject("refresh", "failed", account) }
+
+// EventSubject is where events of a type are published, below "jetpost.event".
+// Account and id are left out where the event has none.
+func (n Names) EventSubject(t EventType, account, id string) string {
+	tokens := []string{"jetpost", "event", string(t)}
+	if account != "" {
+		tokens = append(tokens, account)
+	}
+	if id != "" {
+		tokens = append(tokens, id)
+	}
+	return n.subject(tokens...)
+}
+
+// RefusedEvent is where the refusal of the message with that place in the job
+// stream is told. It has a token more than a request's events, so that a
+// refused repeat never hides the state of the request that it repeats.
+func (n Names) RefusedEvent(account string, sequence uint64) string {
+	if account == "" {
+		account = "_"
+	}
+	return n.EventSubject(EventRequestRefused, account, "sequence."+strconv.FormatUint(sequence, 10))
+}
+
+// RequestEvents matches every event of one request; the last message is the
+// request's state.
+func (n Names) RequestEvents(account, id string) string {
+	return n.subject("jetpost", "event", "request", "*", account, id)
+}
+
+// AllEvents matches every event.
+func (n Names) AllEvents() string { return n.subject("jetpost", "event", ">") }

@@ -1,0 +1,328 @@
+package jetpost
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// pattern is a regular expression and how a message puts it into words.
+type pattern struct {
+	*regexp.Regexp
+	words string
+}
+
+// The names and ids of the contract. Accounts and request ids are narrow
+// enough to be a token of a NATS subject.
+var (
+	accountPattern = pattern{regexp.MustCompile(`^[a-z0-9_-]{1,63}$`), "1 to 63 of a-z 0-9 _ -"}
+	idPattern      = pattern{regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`), "1 to 128 of A-Z a-z 0-9 _ -"}
+	postIDPattern  = pattern{regexp.MustCompile(`^[0-9]{1,19}$`), "an id of X, 1 to 19 digits"}
+	objectPattern  = pattern{regexp.MustCompile(`^[!-~]{1,255}$`), "1 to 255 printable ASCII characters, no space"}
+)
+
+// Years that a time may lie in. Time zero means "absent" in Go, and RFC 3339
+// has no year after 9999.
+const (
+	minYear = 1970
+	maxYear = 9999
+)
+
+// replySettings are X's words for who may reply.
+func replySettings() []string {
+	return []string{"following", "mentionedUsers", "subscribers", "verified"}
+}
+
+// InvalidError lists every mistake of a request.
+type InvalidError struct {
+	// Account and ID are empty where they could not be read or break their
+	// pattern, so that they are always fit for a subject.
+	Account string
+	ID      string
+	// Problems is never empty, and at most MaxProblems and one long.
+	Problems []Problem
+}
+
+func (e *InvalidError) Error() string {
+	var b strings.Builder
+	b.WriteString("invalid request")
+	for i, p := range e.Problems {
+		b.WriteString([]string{": ", "; "}[min(i, 1)])
+		if p.Pointer != "" {
+			b.WriteString(p.Pointer + " ")
+		}
+		b.WriteString(p.Message)
+	}
+	return b.String()
+}
+
+// Validate tells whether a worker would take the request, by the rules that
+// [Decode] has for its JSON. It fails with *InvalidError.
+//
+// What only X or a clock can tell is not checked: the weighted length of a
+// text, the kind of a media file, a time that has passed.
+func (r Request) Validate() error {
+	var f findings
+	r.check(&f)
+	return f.err(r)
+}
+
+func (r Request) check(f *findings) {
+	if r.Version < 0 || r.Version > Version {
+		f.refuse("/version", "is %d, want %d", r.Version, Version)
+	}
+	r.checkIdentity(f)
+	if len(r.Posts) == 0 {
+		f.refuse("/posts", "is missing or empty, want 1 to %d posts", MaxPosts)
+	}
+	if len(r.Posts) > MaxPosts {
+		f.refuse("/posts", "has %d posts, at most %d are allowed", len(r.Posts), MaxPosts)
+	}
+	for i, p := range r.Posts {
+		p.check(f, child("/posts", strconv.Itoa(i)), i == 0)
+	}
+	r.checkTimes(f)
+	r.checkMetadata(f)
+}
+
+func (r Request) checkIdentity(f *findings) {
+	if r.Account == "" {
+		f.refuse("/account", "is missing: name the account here or in the subject")
+	} else {
+		f.match("/account", r.Account, accountPattern)
+	}
+	f.match("/id", r.ID, idPattern)
+}
+
+func (r Request) checkTimes(f *findings) {
+	f.year("/publish_at", r.PublishAt)
+	f.year("/expires_at", r.ExpiresAt)
+	both := !r.PublishAt.IsZero() && !r.ExpiresAt.IsZero()
+	if both && !r.ExpiresAt.After(r.PublishAt) {
+		f.refuse("/expires_at", "is not after publish_at")
+	}
+}
+
+func (r Request) checkMetadata(f *findings) {
+	if n := len(r.Metadata); n > MaxMetadataKeys {
+		f.refuse("/metadata", "has %d entries, at most %d are allowed", n, MaxMetadataKeys)
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.Metadata)) {
+		switch n := utf8.RuneCountInString(key); {
+		case key == "":
+			f.refuse("/metadata", "has an empty key")
+		case n > MaxMetadataChars:
+			f.refuse("/metadata", "has a key of %d characters, at most %d are allowed", n, MaxMetadataChars)
+		case !plain(key):
+			f.refuse("/metadata", "has the key %s, which is not plain text", quote(key))
+		default:
+			f.text(child("/metadata", key), r.Metadata[key], MaxMetadataChars)
+		}
+	}
+}
+
+// check looks at one post. first tells that it opens the thread; every other
+// post's parent is the one before it.
+func (p Post) check(f *findings, at string, first bool) {
+	f.text(at+"/text", p.Text, MaxTextChars)
+	if strings.TrimSpace(p.Text) == "" && len(p.Media) == 0 && !f.spoilt(at+"/media") {
+		f.refuse(at+"/text", "is missing or empty, which only a post with media may be")
+	}
+	if n := len(p.Media); n > MaxImages {
+		f.refuse(at+"/media", "has %d entries, at most %d are allowed", n, MaxImages)
+	}
+	for i, m := range p.Media {
+		m.check(f, child(at+"/media", strconv.Itoa(i)))
+	}
+	if !first && p.InReplyToPostID != "" {
+		f.refuse(at+"/in_reply_to_post_id", "may stand in the first post only: each later one replies to the post before it")
+	}
+	f.match(at+"/in_reply_to_post_id", p.InReplyToPostID, postIDPattern)
+	f.match(at+"/quote_post_id", p.QuotePostID, postIDPattern)
+	f.match(at+"/community_id", p.CommunityID, postIDPattern)
+	if p.ReplySettings != "" && !slices.Contains(replySettings(), p.ReplySettings) {
+		f.refuse(at+"/reply_settings", "is %s, want one of %s", quote(p.ReplySettings), strings.Join(replySettings(), ", "))
+	}
+	if p.Poll == nil {
+		return
+	}
+	if len(p.Media) > 0 || p.QuotePostID != "" {
+		f.refuse(at+"/poll", "cannot stand together with media or quote_post_id")
+	}
+	p.Poll.check(f, at+"/poll")
+}
+
+func (m Media) check(f *findings, at string) {
+	sources := 0
+	for _, named := range []bool{m.URL != "", len(m.Data) > 0, m.Object != ""} {
+		if named {
+			sources++
+		}
+	}
+	if sources != 1 && !f.spoilt(at+"/url") && !f.spoilt(at+"/data") && !f.spoilt(at+"/object") {
+		f.refuse(at, "names %d sources, want exactly one of url, data and object", sources)
+	}
+	if m.URL != "" {
+		f.mediaURL(at+"/url", m.URL)
+	}
+	if n := len(m.Data); n > MaxDataBytes {
+		f.refuse(at+"/data", "is %d bytes decoded, at most %d are allowed: use url or object", n, MaxDataBytes)
+	}
+	f.match(at+"/object", m.Object, objectPattern)
+	f.text(at+"/alt", m.Alt, MaxAltChars)
+}
+
+func (p Poll) check(f *findings, at string) {
+	if n := len(p.Options); n < MinPollChoices || n > MaxPollChoices {
+		f.refuse(at+"/options", "has %d choices, want %d to %d", n, MinPollChoices, MaxPollChoices)
+	}
+	for i, option := range p.Options {
+		if strings.TrimSpace(option) == "" {
+			f.refuse(child(at+"/options", strconv.Itoa(i)), "is empty")
+		}
+		f.text(child(at+"/options", strconv.Itoa(i)), option, MaxPollChars)
+	}
+	if m := p.DurationMinutes; m < MinPollMinutes || m > MaxPollMinutes {
+		f.refuse(at+"/duration_minutes", "is %d, want %d to %d", m, MinPollMinutes, MaxPollMinutes)
+	}
+}
+
+// findings collects the mistakes of one request. Reading the JSON spoils
+// places; the rules then say nothing about a place that was not read, so that
+// one mistake is told once.
+type findings struct {
+	problems []Problem
+	more     int // beyond MaxProblems
+	spoils   map[string]bool
+}
+
+// spoil reports a place whose value could not be read.
+func (f *findings) spoil(at, format string, args ...any) {
+	if f.spoils == nil {
+		f.spoils = make(map[string]bool)
+	}
+	f.spoils[at] = true
+	f.add(at, format, args...)
+}
+
+// spoilt tells whether the value at the place, or one around it, was not read.
+func (f *findings) spoilt(at string) bool {
+	for at != "" {
+		if f.spoils[at] {
+			return true
+		}
+		at = at[:strings.LastIndexByte(at, '/')]
+	}
+	return false
+}
+
+// refuse reports a value that was read and breaks a rule.
+func (f *findings) refuse(at, format string, args ...any) {
+	if !f.spoilt(at) {
+		f.add(at, format, args...)
+	}
+}
+
+func (f *findings) add(at, format string, args ...any) {
+	if len(f.problems) == MaxProblems {
+		f.more++
+		return
+	}
+	f.problems = append(f.problems, Problem{Pointer: at, Message: fmt.Sprintf(format, args...)})
+}
+
+// err is nil where nothing was found.
+func (f *findings) err(r Request) error {
+	if len(f.problems) == 0 {
+		return nil
+	}
+	e := &InvalidError{Problems: slices.Clone(f.problems)}
+	if f.more > 0 {
+		e.Problems = append(e.Problems, Problem{Message: fmt.Sprintf("and %d more", f.more)})
+	}
+	if accountPattern.MatchString(r.Account) {
+		e.Account = r.Account
+	}
+	if idPattern.MatchString(r.ID) {
+		e.ID = r.ID
+	}
+	return e
+}
+
+// match refuses a value that is there and does not match.
+func (f *findings) match(at, s string, want pattern) {
+	if s != "" && !want.MatchString(s) {
+		f.refuse(at, "is %s, want %s", quote(s), want.words)
+	}
+}
+
+// text refuses what is too long, and characters that people cannot see and
+// databases cannot keep.
+func (f *findings) text(at, s string, limit int) {
+	if n := utf8.RuneCountInString(s); n > limit {
+		f.refuse(at, "is %d characters long, at most %d are allowed", n, limit)
+	}
+	if !plain(s) {
+		f.refuse(at, "is not plain text: use UTF-8 without control characters other than line feed and tab")
+	}
+}
+
+// plain tells whether s is UTF-8 without control characters, line feed and
+// tab aside.
+func plain(s string) bool {
+	hidden := func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, hidden)
+}
+
+// mediaURL refuses what the worker would not fetch. What a host resolves to
+// is judged when it is fetched. The messages never repeat the URL: it may hold
+// a password or a signature.
+func (f *findings) mediaURL(at, s string) {
+	if n := utf8.RuneCountInString(s); n > MaxURLChars {
+		f.refuse(at, "is %d characters long, at most %d are allowed", n, MaxURLChars)
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || !plain(s):
+		f.refuse(at, "is not a URL")
+	case !strings.HasPrefix(s, "https://") || u.Hostname() == "":
+		f.refuse(at, "is not an absolute URL: want https:// and a host")
+	case u.User != nil:
+		f.refuse(at, "holds a user name or password, which a media URL must not")
+	}
+}
+
+func (f *findings) year(at string, t time.Time) {
+	if y := t.UTC().Year(); !t.IsZero() && (y < minYear || y > maxYear) {
+		f.refuse(at, "is in the year %d, want %d to %d", y, minYear, maxYear)
+	}
+}
+
+// maxQuoted bounds what a message repeats of a producer's own words.
+const maxQuoted = 64 // characters
+
+// quote repeats a value in a message, cut where it is long.
+func quote(s string) string {
+	if chars := []rune(s); len(chars) > maxQuoted {
+		s = string(chars[:maxQuoted]) + "…"
+	}
+	return strconv.Quote(s)
+}
+
+var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
+
+// child points to a member or entry of a place; to the place itself where the
+// key is longer than any that the contract allows.
+func child(at, key string) string {
+	if utf8.RuneCountInString(key) > MaxMetadataChars {
+		return at
+	}
+	return at + "/" + pointerEscaper.Replace(key)
+}
