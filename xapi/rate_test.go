@@ -1,0 +1,280 @@
+package xapi
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// ahead is a reset that no test lives to see.
+func ahead(t *testing.T) time.Time {
+	t.Helper()
+	return time.Now().Add(time.Hour)
+}
+
+func setWindow(h http.Header, prefix string, limit, remaining int, reset time.Time) {
+	h.Set(prefix+"-limit", strconv.Itoa(limit))
+	h.Set(prefix+"-remaining", strconv.Itoa(remaining))
+	h.Set(prefix+"-reset", strconv.FormatInt(reset.Unix(), 10))
+}
+
+// testNow has half a second, so that rounding shows.
+func testNow() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 5e8, time.UTC) }
+
+func testAnswer(status int, header http.Header) answer {
+	if header == nil {
+		header = http.Header{}
+	}
+	return answer{status: status, header: header, at: testNow()}
+}
+
+func TestReadWindows(t *testing.T) {
+	t.Parallel()
+
+	now := testNow()
+	reset := now.Truncate(time.Second).Add(10 * time.Minute)
+	t.Run("all families", func(t *testing.T) {
+		t.Parallel()
+		h := http.Header{}
+		setWindow(h, "x-rate-limit", 100, 99, reset)
+		setWindow(h, "x-user-limit-24hour", 50, 49, reset)
+		setWindow(h, "x-app-limit-24hour", 10, 9, reset)
+		var got []Window
+		for _, w := range readWindows(EndpointCreatePost, testAnswer(200, h)) {
+			got = append(got, w.Window)
+		}
+		want := []Window{
+			{EndpointCreatePost, Window15Min, 100, 99, reset},
+			{EndpointCreatePost, WindowUser24h, 50, 49, reset},
+			{EndpointCreatePost, WindowApp24h, 10, 9, reset},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+		for i, scope := range []Scope{ScopeAccount, ScopeAccount, ScopeApp} {
+			if want[i].Scope() != scope {
+				t.Errorf("%s: scope %s", want[i].Kind, want[i].Scope())
+			}
+		}
+	})
+	t.Run("clock ahead of X", func(t *testing.T) {
+		t.Parallel()
+		h := http.Header{}
+		setWindow(h, "x-rate-limit", 100, 99, reset)
+		h.Set("Date", now.Add(-time.Hour).Format(http.TimeFormat))
+		got := readWindows(EndpointMe, testAnswer(200, h))
+		if want := reset.Add(time.Hour + time.Second); len(got) != 1 || !got[0].Reset.Equal(want) {
+			t.Errorf("got %+v, want a reset at %v", got, want)
+		}
+	})
+	t.Run("unusable", func(t *testing.T) {
+		t.Parallel()
+		for name, h := range map[string]http.Header{
+			"far":         {"X-Rate-Limit-Remaining": {"1"}, "X-Rate-Limit-Reset": {strconv.FormatInt(now.Add(100*time.Hour).Unix(), 10)}},
+			"huge":        {"X-Rate-Limit-Remaining": {"1"}, "X-Rate-Limit-Reset": {"99999999999999999"}},
+			"negative":    {"X-Rate-Limit-Remaining": {"-1"}, "X-Rate-Limit-Reset": {"1"}},
+			"no reset":    {"X-Rate-Limit-Remaining": {"1"}},
+			"not numbers": {"X-Rate-Limit-Remaining": {"many"}, "X-Rate-Limit-Reset": {"later"}},
+		} {
+			if got := readWindows(EndpointMe, testAnswer(200, h)); len(got) != 0 {
+				t.Errorf("%s: got %+v", name, got)
+			}
+		}
+	})
+}
+
+func TestMergeKeepsNewerState(t *testing.T) {
+	t.Parallel()
+
+	now := testNow()
+	at := func(remaining int, reset time.Duration) window {
+		r := now.Truncate(time.Second).Add(reset)
+		return window{Window{EndpointMe, Window15Min, 100, remaining, r}, r.Unix()}
+	}
+	const soon, later = time.Minute, 16 * time.Minute
+	for name, tc := range map[string]struct {
+		old, new, want window
+	}{
+		"expired gives way":        {at(0, -soon), at(9, soon), at(9, soon)},
+		"later reset wins":         {at(1, soon), at(99, later), at(99, later)},
+		"older answer is ignored":  {at(99, later), at(1, soon), at(99, later)},
+		"same window counts down":  {at(5, soon), at(4, soon), at(4, soon)},
+		"same window, older count": {at(4, soon), at(5, soon), at(4, soon)},
+	} {
+		l := newLimits()
+		l.merge([]window{tc.old}, now)
+		l.merge([]window{tc.new}, now)
+		if diff := cmp.Diff([]Window{tc.want.Window}, l.of(EndpointMe)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestMergeIsOneWindowDespiteJitter(t *testing.T) {
+	t.Parallel()
+
+	now := testNow()
+	first := window{Window{EndpointMe, Window15Min, 100, 5, now.Add(time.Minute)}, 7}
+	second := window{Window{EndpointMe, Window15Min, 100, 4, now.Add(time.Minute + time.Second)}, 7}
+	l := newLimits()
+	l.merge([]window{first}, now)
+	l.merge([]window{second}, now)
+	if got := l.of(EndpointMe); len(got) != 1 || got[0].Remaining != 4 || !got[0].Reset.Equal(first.Reset) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestCloseWindow(t *testing.T) {
+	t.Parallel()
+
+	now := testNow()
+	second := now.Truncate(time.Second)
+	in := second.Add
+	for name, tc := range map[string]struct {
+		header func(http.Header)
+		kind   WindowKind
+		until  time.Time
+	}{
+		"exhausted app window": {func(h http.Header) {
+			setWindow(h, "x-rate-limit", 100, 50, in(time.Minute))
+			setWindow(h, "x-app-limit-24hour", 100, 0, in(time.Hour))
+		}, WindowApp24h, in(time.Hour)},
+		"exhausted beats a shorter retry": {func(h http.Header) {
+			setWindow(h, "x-rate-limit", 100, 0, in(time.Minute))
+			h.Set("Retry-After", "5")
+		}, Window15Min, in(time.Minute)},
+		"healthy headers": {func(h http.Header) {
+			setWindow(h, "x-rate-limit", 100, 50, in(time.Minute))
+			setWindow(h, "x-user-limit-24hour", 100, 10, in(time.Hour))
+		}, Window15Min, in(time.Minute)},
+		"healthy headers and retry": {func(h http.Header) {
+			setWindow(h, "x-rate-limit", 100, 50, in(time.Minute))
+			h.Set("Retry-After", "5")
+		}, Window15Min, in(6 * time.Second)},
+		"no headers": {func(http.Header) {}, Window15Min, in(fallbackClosed + time.Second)},
+		"passed reset": {func(h http.Header) {
+			setWindow(h, "x-rate-limit", 100, 0, in(-time.Minute))
+		}, Window15Min, in(fallbackClosed + time.Second)},
+		"retry date": {func(h http.Header) {
+			h.Set("Retry-After", in(time.Minute).Format(http.TimeFormat))
+		}, Window15Min, in(time.Minute)},
+		"retry too far": {func(h http.Header) { h.Set("Retry-After", "999999999") }, Window15Min, in(fallbackClosed + time.Second)},
+		"two exhausted": {func(h http.Header) {
+			setWindow(h, "x-rate-limit", 100, 0, in(time.Minute))
+			setWindow(h, "x-user-limit-24hour", 100, 0, in(time.Hour))
+		}, WindowUser24h, in(time.Hour)},
+	} {
+		h := http.Header{}
+		tc.header(h)
+		ans := testAnswer(429, h)
+		got := closeWindow(EndpointMe, ans, readWindows(EndpointMe, ans))
+		if got.Kind != tc.kind || !got.Reset.Equal(tc.until) || !got.Exhausted(now) {
+			t.Errorf("%s: got %+v, want %s until %v", name, got.Window, tc.kind, tc.until)
+		}
+	}
+}
+
+func TestRateLimitGoverns(t *testing.T) {
+	t.Parallel()
+
+	now := testNow()
+	w := func(kind WindowKind, remaining int, reset time.Duration) Window {
+		return Window{EndpointMe, kind, 100, remaining, now.Add(reset)}
+	}
+	for name, tc := range map[string]struct {
+		windows []Window
+		want    WindowKind
+	}{
+		"exhausted, latest reset":  {[]Window{w(Window15Min, 0, time.Minute), w(WindowApp24h, 0, time.Hour), w(WindowUser24h, 0, time.Second)}, WindowApp24h},
+		"exhausted, then the rest": {[]Window{w(Window15Min, 1, time.Minute), w(WindowApp24h, 0, time.Second)}, WindowApp24h},
+		"fewest remaining":         {[]Window{w(Window15Min, 9, time.Minute), w(WindowUser24h, 3, time.Hour)}, WindowUser24h},
+		"passed counts last":       {[]Window{w(Window15Min, 0, -time.Minute), w(WindowUser24h, 3, time.Hour)}, WindowUser24h},
+	} {
+		for _, backwards := range []bool{false, true} {
+			windows := append([]Window(nil), tc.windows...)
+			if backwards {
+				for i, j := 0, len(windows)-1; i < j; i, j = i+1, j-1 {
+					windows[i], windows[j] = windows[j], windows[i]
+				}
+			}
+			if got, ok := governing(windows, now); !ok || got.Kind != tc.want {
+				t.Errorf("%s: got %+v", name, got)
+			}
+		}
+	}
+	if _, ok := governing(nil, now); ok {
+		t.Error("a window out of nothing")
+	}
+}
+
+// TestRateLimitError follows a 429 with healthy headers to the end: it closes the
+// window, an older answer does not open it, and other endpoints stay open.
+func TestRateLimitError(t *testing.T) {
+	t.Parallel()
+
+	reset := ahead(t)
+	status := http.StatusTooManyRequests
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		setWindow(w.Header(), "x-rate-limit", 100, 60, reset)
+		reply(status, `{"data":{"id":"1"}}`)(w, r)
+	})
+	_, err := b.client.CreatePost(t.Context(), Post{})
+	limited := wantAs[*RateLimitError](t, err)
+	if limited.AppWide() || limited.Kind != Window15Min || limited.Until.Before(reset.Truncate(time.Second)) {
+		t.Errorf("got %+v", limited)
+	}
+	until, closed := b.client.RateLimited(EndpointCreatePost)
+	if !closed || !until.Equal(limited.Until) {
+		t.Errorf("got %v, %v", until, closed)
+	}
+	status = http.StatusOK
+	if _, err := b.client.CreatePost(t.Context(), Post{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, closed := b.client.RateLimited(EndpointCreatePost); !closed {
+		t.Error("an answer of the same window opened it")
+	}
+	if _, closed := b.client.RateLimited(EndpointMe); closed {
+		t.Error("another endpoint is closed too")
+	}
+	if got := b.client.RateLimits(); len(got) != 1 || got[0].Limit != 100 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestUsageCapLeavesWindowsOpen(t *testing.T) {
+	t.Parallel()
+
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		setWindow(w.Header(), "x-rate-limit", 100, 60, ahead(t))
+		reply(http.StatusTooManyRequests, `{"title":"UsageCapExceeded"}`)(w, r)
+	})
+	_, err := b.client.CreatePost(t.Context(), Post{})
+	wantAs[*AppStopError](t, err)
+	if _, closed := b.client.RateLimited(EndpointCreatePost); closed {
+		t.Error("window closed")
+	}
+}
+
+func TestWindowsConcurrently(t *testing.T) {
+	t.Parallel()
+
+	l := newLimits()
+	now := testNow()
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			l.merge([]window{{Window{EndpointMe, Window15Min, 50, 50 - i, now.Add(time.Minute)}, 1}}, now)
+			_ = fmt.Sprint(l.of(""))
+		})
+	}
+	wg.Wait()
+	if got := l.of(EndpointMe); len(got) != 1 || got[0].Remaining != 1 {
+		t.Errorf("got %+v", got)
+	}
+}
