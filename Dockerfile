@@ -1,0 +1,32 @@
+# One static binary in an otherwise empty image: no shell, no package manager,
+# nothing to patch but the binary. Its health check is `jetpost health`.
+
+FROM golang:1.26 AS build
+WORKDIR /src
+
+# The modules come first: they change more rarely than the code.
+COPY go.mod go.sum ./
+RUN go mod download
+
+COPY . .
+RUN CGO_ENABLED=0 go build -trimpath -tags timetzdata -ldflags="-s -w" -o /out/jetpost ./cmd/jetpost
+
+# An empty image has no place to write. These two belong to the user below, and
+# a volume mounted on /data for the first time takes over its owner.
+RUN mkdir -p /out/data /out/tmp && chown -R 65532:65532 /out/data /out/tmp
+
+FROM scratch
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="jetpost" \
+      org.opencontainers.image.description="Publishes posts and threads on X from NATS JetStream, each exactly once" \
+      org.opencontainers.image.source="https://github.com/jetpost/jetpost" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /out/ /
+
+# Numeric, so that Kubernetes can see that it is not root.
+USER 65532:65532
+WORKDIR /data
+ENTRYPOINT ["/jetpost"]

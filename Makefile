@@ -1,0 +1,39 @@
+# Short names for what people type often. The work is done by scripts/ and the
+# go command, so nothing here needs make.
+
+.DEFAULT_GOAL := help
+.PHONY: help build check demo fmt image lint test tidy up down
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the static binary, bin/jetpost
+	CGO_ENABLED=0 go build -trimpath -tags timetzdata -o bin/jetpost ./cmd/jetpost
+
+check: ## check everything that a change must pass
+	scripts/test
+
+demo: ## build the binary and run its demo
+	scripts/test demo
+
+down: ## stop the compose stack and keep its data
+	docker compose --profile sim down
+
+fmt: ## format all Go files
+	go tool -modfile=tools/go.mod golangci-lint fmt
+
+image: ## build the container image, jetpost
+	docker build --tag jetpost .
+
+lint: ## run the linters
+	scripts/lint
+
+test: ## run all tests
+	scripts/test unit
+
+tidy: ## tidy the module files
+	go mod tidy
+	go -C tools mod tidy
+
+up: ## start NATS, PostgreSQL and a worker
+	docker compose up --build --detach

@@ -1,0 +1,390 @@
+package jetpost_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/jetpost/jetpost"
+
+// A layer says which packages of this module the packages of one directory may
+// import. Paths are relative to the module, "." is its root, "dir/..." stands
+// for everything below dir, and "..." for every package but commands.
+type layer struct {
+	dir   string
+	use   []string // by any file
+	tests []string // by _test.go files as well
+}
+
+// layers has one entry for every directory. The most exact one counts, so that
+// a package that none of them names fails until somebody decides where it stands.
+func layers() []layer {
+	drivers := []string{"store/postgres", "store/sqlite"}
+	parts := slices.Concat(drivers, []string{"internal/natstest", "internal/pgtest", "xapi/xsim"})
+	handlers := []string{".", "publishers", "store", "xapi", "xapi/tweettext", "internal/secret"}
+	return []layer{
+		{dir: "."},
+		{dir: "publishers", use: []string{"."}, tests: []string{"internal/natstest"}},
+
+		{dir: "xapi", tests: []string{"xapi/xsim"}},
+		{dir: "xapi/tweettext"},
+		// The simulator shares nothing with the client, tests included: what
+		// they had in common they could be wrong about together.
+		{dir: "xapi/xsim"},
+
+		{dir: "store", use: []string{".", "internal/secret"}, tests: drivers},
+		{
+			dir: "store/...", use: []string{".", "store", "internal/secret"},
+			tests: []string{"store/storetest", "internal/pgtest"},
+		},
+
+		{dir: "consumers", use: handlers, tests: parts},
+		{dir: "web", use: handlers, tests: parts},
+
+		{dir: "internal/secret"},
+		{dir: "internal/telemetry", use: []string{"."}},
+		{dir: "internal/natstest"},
+		{dir: "internal/pgtest"},
+		{dir: "internal/app", use: []string{"..."}},
+		{dir: "cmd/...", use: []string{"..."}},
+	}
+}
+
+// A fence keeps a package to some directories, whatever the layers say.
+type fence struct {
+	target string // import path; everything below it counts too
+	only   []string
+	never  []string
+	tests  bool // whether tests are bound by it
+	reason string
+}
+
+func fences() []fence {
+	return []fence{
+		{
+			target: module + "/xapi/xsim", only: []string{"internal/app", "cmd/..."},
+			reason: "only what starts a simulator for a person may hold one",
+		},
+		{
+			target: "github.com/nats-io/nats.go", never: []string{"store", "store/...", "xapi", "xapi/..."}, tests: true,
+			reason: "the ledger and the X client know nothing of messages",
+		},
+		{
+			target: "github.com/nats-io/nats-server/v2", only: []string{"internal/..."},
+			reason: "the server is embedded in one place, and importers of this module shall not link it",
+		},
+	}
+}
+
+// A goPackage is what go list tells of one.
+type goPackage struct {
+	ImportPath   string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+func TestImports(t *testing.T) {
+	t.Parallel()
+	packages := listPackages(t)
+	if len(packages) == 0 {
+		t.Fatal("go list names no package")
+	}
+	for _, violation := range importViolations(packages) {
+		t.Error(violation)
+	}
+}
+
+// TestImportsSeesViolations breaks every kind of rule once.
+func TestImportsSeesViolations(t *testing.T) {
+	t.Parallel()
+	const nats, server = "github.com/nats-io/nats.go/jetstream", "github.com/nats-io/nats-server/v2/server"
+	ours := func(dirs ...string) []string {
+		for i, dir := range dirs {
+			dirs[i] = path.Join(module, dir)
+		}
+		return dirs
+	}
+	tests := []struct {
+		name string
+		dir  string
+		use  []string
+		test []string
+		want int
+	}{
+		{name: "app imports a command", dir: "internal/app", use: ours("cmd/jetpost"), want: 1},
+		{name: "app imports everything else", dir: "internal/app", use: append(ours("web", "xapi/xsim", "."), nats, server)},
+		{name: "command imports everything", dir: "cmd/jetpost", use: append(ours("internal/app", "xapi/xsim"), nats)},
+		{name: "command imports the server", dir: "cmd/jetpost", use: []string{server}, want: 1},
+		{name: "consumers import down", dir: "consumers", use: append(ours(".", "publishers", "store", "xapi"), nats)},
+		{name: "consumers import the simulator", dir: "consumers", use: ours("xapi/xsim"), want: 2},
+		{name: "consumers import web", dir: "consumers", use: ours("web"), want: 1},
+		{name: "consumers' tests import the simulator", dir: "consumers", test: ours("consumers", "xapi/xsim", "store/sqlite")},
+		{name: "driver imports its suite", dir: "store/sqlite", use: ours("store/storetest"), want: 1},
+		{name: "driver's tests import its suite", dir: "store/sqlite", test: ours("store/storetest")},
+		{name: "layer unknown", dir: "util", want: 1},
+		{name: "publishers import store", dir: "publishers", use: ours("store"), want: 1},
+		{name: "root imports publishers", dir: ".", use: ours("publishers"), want: 1},
+		{name: "root's tests import publishers", dir: ".", test: ours("publishers"), want: 1},
+		{name: "secret imports root", dir: "internal/secret", use: ours("."), want: 1},
+		{name: "simulator's tests import the client", dir: "xapi/xsim", test: ours("xapi"), want: 1},
+		{name: "store imports xapi", dir: "store", use: ours("xapi"), want: 1},
+		{name: "store's tests import NATS", dir: "store/sqlite", test: []string{nats}, want: 1},
+		{name: "web imports app", dir: "web", use: ours("internal/app"), want: 1},
+		{name: "web's tests import the server", dir: "web", test: []string{server}},
+		{name: "xapi imports NATS", dir: "xapi", use: []string{nats}, want: 1},
+		{name: "xapi imports root", dir: "xapi", use: ours("."), want: 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got := importViolations([]goPackage{{
+				ImportPath: path.Join(module, tt.dir), Imports: tt.use, XTestImports: tt.test,
+			}})
+			if len(got) != tt.want {
+				t.Errorf("got %d violations %q, want %d", len(got), got, tt.want)
+			}
+		})
+	}
+}
+
+// listPackages asks the go command, which knows what a build of this module for
+// this machine contains. Modules nested in it, such as bench, are not part of it.
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...")
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("list packages: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatalf("list packages: %v", err)
+	}
+	var packages []goPackage
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		switch err := decoder.Decode(&p); {
+		case errors.Is(err, io.EOF):
+			return packages
+		case err != nil:
+			t.Fatalf("decode go list: %v", err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+func importViolations(packages []goPackage) []string {
+	var violations []string
+	for _, p := range packages {
+		dir := directory(p.ImportPath)
+		rule, ok := layerOf(dir)
+		if !ok {
+			violations = append(violations, fmt.Sprintf("package %s stands in no layer: name it in layers()", dir))
+			continue
+		}
+		for _, target := range p.Imports {
+			violations = append(violations, check(rule, dir, target, false)...)
+		}
+		for _, target := range slices.Concat(p.TestImports, p.XTestImports) {
+			violations = append(violations, check(rule, dir, target, true)...)
+		}
+	}
+	return violations
+}
+
+func check(rule layer, dir, target string, test bool) []string {
+	from := "package " + dir
+	allowed := rule.use
+	if test {
+		from = "a test of " + from
+		allowed = append(slices.Concat(rule.use, rule.tests), dir)
+	}
+	var violations []string
+	if below(target, module) && !within(directory(target), allowed) {
+		violations = append(violations, fmt.Sprintf("%s must not import %s: of this module it may import only %q", from, target, allowed))
+	}
+	for _, f := range fences() {
+		if !below(target, f.target) || test && !f.tests {
+			continue
+		}
+		if f.only != nil && !within(dir, f.only) || within(dir, f.never) {
+			violations = append(violations, fmt.Sprintf("%s must not import %s: %s", from, target, f.reason))
+		}
+	}
+	return violations
+}
+
+func layerOf(dir string) (layer, bool) {
+	var best layer
+	found := false
+	for _, l := range layers() {
+		if l.dir == dir {
+			return l, true
+		}
+		if within(dir, []string{l.dir}) && len(l.dir) > len(best.dir) {
+			best, found = l, true
+		}
+	}
+	return best, found
+}
+
+func within(dir string, patterns []string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool {
+		if pattern == "..." {
+			return !below(dir, "cmd")
+		}
+		parent, isTree := strings.CutSuffix(pattern, "/...")
+		return dir == pattern || isTree && strings.HasPrefix(dir, parent+"/")
+	})
+}
+
+func below(importPath, root string) bool {
+	return importPath == root || strings.HasPrefix(importPath, root+"/")
+}
+
+func directory(importPath string) string {
+	if importPath == module {
+		return "."
+	}
+	return strings.TrimPrefix(importPath, module+"/")
+}
+
+// processCalls end the process or read its environment. Anywhere but in a
+// command they would be a hidden way out or a hidden setting.
+func processCalls() map[string][]string {
+	return map[string][]string{
+		"log":     {"Fatal", "Fatalf", "Fatalln"},
+		"os":      {"Environ", "Exit", "ExpandEnv", "Getenv", "LookupEnv"},
+		"syscall": {"Environ", "Exit", "Getenv"},
+	}
+}
+
+func TestProcessIsLeftToCommands(t *testing.T) {
+	t.Parallel()
+	for _, file := range productionFiles(t) {
+		// Tests are told where a database is by the environment alone.
+		if within(path.Dir(file), []string{"cmd/...", "internal/pgtest"}) {
+			continue
+		}
+		violations, err := processViolations(file, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, violation := range violations {
+			t.Error(violation)
+		}
+	}
+}
+
+// TestProcessIsLeftToCommandsSeesViolations hides the calls as far as Go allows.
+func TestProcessIsLeftToCommandsSeesViolations(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, source string
+		want         int
+	}{
+		{"dot import", `import . "os"; func f() { Exit(1) }`, 1},
+		{"harmless", `import ("log"; "os"); func f() { log.Print(os.Args) }`, 0},
+		{"log ends the process", `import "log"; func f() { log.Fatal() }`, 1},
+		{"method value", `import "os"; var get = os.Getenv`, 1},
+		{"plain", `import "os"; func f() { os.Exit(len(os.Environ())) }`, 2},
+		{"renamed", `import sys "os"; func f() { _, _ = sys.LookupEnv("X") }`, 1},
+		{"syscall", `import "syscall"; func f() { syscall.Exit(0) }`, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := processViolations("p.go", "package p; "+tt.source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got) != tt.want {
+				t.Errorf("got %d violations %q, want %d", len(got), got, tt.want)
+			}
+		})
+	}
+}
+
+// productionFiles finds the module's Go files other than tests by walking, so
+// that files built only for other systems are among them.
+func productionFiles(t *testing.T) []string {
+	t.Helper()
+	var files []string
+	err := filepath.WalkDir(".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			_, nested := os.Stat(filepath.Join(name, "go.mod"))
+			if name != "." && (nested == nil || strings.HasPrefix(entry.Name(), ".") || entry.Name() == "testdata") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") {
+			files = append(files, filepath.ToSlash(name))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("walk module: %v", err)
+	}
+	if len(files) == 0 {
+		t.Fatal("walk module: no Go file found")
+	}
+	return files
+}
+
+// processViolations reads source or, where that is nil, the file.
+func processViolations(file string, source any) ([]string, error) {
+	set := token.NewFileSet()
+	tree, err := parser.ParseFile(set, file, source, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, fmt.Errorf("parse %s: %w", file, err)
+	}
+	var violations []string
+	forbidden := make(map[string][]string) // by the name that the file gives the package
+	for _, spec := range tree.Imports {
+		importPath, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			return nil, fmt.Errorf("parse %s: import %s: %w", file, spec.Path.Value, err)
+		}
+		names, watched := processCalls()[importPath]
+		switch {
+		case !watched:
+		case spec.Name == nil:
+			forbidden[importPath] = names
+		case spec.Name.Name == ".":
+			violations = append(violations, fmt.Sprintf("%s: a dot import of %s hides its calls", set.Position(spec.Pos()), importPath))
+		default:
+			forbidden[spec.Name.Name] = names
+		}
+	}
+	ast.Inspect(tree, func(node ast.Node) bool {
+		selector, ok := node.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if x, ok := selector.X.(*ast.Ident); ok && slices.Contains(forbidden[x.Name], selector.Sel.Name) {
+			violations = append(violations, fmt.Sprintf("%s: %s.%s is for commands only: take a value, return an error",
+				set.Position(selector.Pos()), x.Name, selector.Sel.Name))
+		}
+		return true
+	})
+	return violations, nil
+}
