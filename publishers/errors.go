@@ -1,0 +1,227 @@
+package publishers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// answerWithin bounds each call to NATS. A replicated stream may have to elect
+// a leader before it answers, which takes some 5 s after a server is lost.
+const answerWithin = 10 * time.Second
+
+// Error codes of the server that the client library has no name for.
+const (
+	codeStoreFailed       jetstream.ErrorCode = 10077 // a stream with DiscardNew is full
+	codeStorageExceeded   jetstream.ErrorCode = 10047 // the account's or server's storage is used up
+	codeResourcesExceeded jetstream.ErrorCode = 10023 // the server has no room left
+	codeSubjectsOverlap   jetstream.ErrorCode = 10065 // another stream has the subjects
+)
+
+// Hint is what an operator can try about an error of this package, or "" where
+// there is nothing better than its message.
+func Hint(err error) string {
+	if e, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](err); ok {
+		return e.Hint()
+	}
+	return ""
+}
+
+// ServerVersionError: the NATS server is too old, or does not tell its version.
+type ServerVersionError struct {
+	Got  string // as the server gave it
+	Want string // the oldest version that will do
+}
+
+func (e *ServerVersionError) Error() string {
+	return fmt.Sprintf("NATS server is version %q, need %s or newer", e.Got, e.Want)
+}
+
+// Hint implements [Hint].
+func (e *ServerVersionError) Hint() string {
+	return "upgrade every nats-server of the cluster to " + e.Want + " or newer"
+}
+
+// NoJetStreamError: the server or the account has no JetStream.
+type NoJetStreamError struct{ Err error }
+
+func (e *NoJetStreamError) Error() string { return "JetStream is not available: " + e.Err.Error() }
+func (e *NoJetStreamError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *NoJetStreamError) Hint() string {
+	return "start nats-server with --jetstream, and enable JetStream for the account that this user belongs to"
+}
+
+// NoAnswerError: NATS did not answer in time. A denied permission looks just
+// like this to a client, since the server only drops what it denies.
+type NoAnswerError struct{ Err error }
+
+func (e *NoAnswerError) Error() string { return "NATS did not answer in time: " + e.Err.Error() }
+func (e *NoAnswerError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *NoAnswerError) Hint() string {
+	return "check that NATS can be reached and its cluster has a leader; a user without permission gets no answer either: " +
+		`look for "Permissions Violation" in the server's log`
+}
+
+// NotSetUpError: something that Setup makes is not there, or not as it must be.
+type NotSetUpError struct {
+	Missing []string // a line each
+	Err     error    // what NATS said, where it said something
+}
+
+func (e *NotSetUpError) Error() string {
+	return "NATS is not set up for jetpost: " + strings.Join(e.Missing, "; ")
+}
+func (e *NotSetUpError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *NotSetUpError) Hint() string { return "run: jetpost setup" }
+
+// ForeignStreamError: a stream of that name exists which jetpost did not make.
+// It was not touched.
+type ForeignStreamError struct{ Stream string }
+
+func (e *ForeignStreamError) Error() string {
+	return fmt.Sprintf("stream %s was not made by jetpost", e.Stream)
+}
+
+// Hint implements [Hint].
+func (e *ForeignStreamError) Hint() string {
+	return "set JETPOST_PREFIX to give this installation names of its own, or remove the stream if nobody needs it"
+}
+
+// SubjectsTakenError: another stream already takes the subjects of ours, which
+// was not made.
+type SubjectsTakenError struct {
+	Stream string
+	Err    error
+}
+
+func (e *SubjectsTakenError) Error() string {
+	return fmt.Sprintf("another stream takes subjects of stream %s: %v", e.Stream, e.Err)
+}
+func (e *SubjectsTakenError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *SubjectsTakenError) Hint() string {
+	return "set JETPOST_PREFIX to give this installation subjects of its own"
+}
+
+// OtherLedgerError: the stream was set up for another database. It was not
+// touched.
+type OtherLedgerError struct{ Stream, Want, Got string }
+
+func (e *OtherLedgerError) Error() string {
+	return fmt.Sprintf("this NATS belongs to another database: stream %s has ledger %s, the database is %s", e.Stream, e.Got, e.Want)
+}
+
+// Hint implements [Hint].
+func (e *OtherLedgerError) Hint() string {
+	return "check DATABASE_URL and NATS_URL; to run two installations on one NATS, give each a JETPOST_PREFIX"
+}
+
+// QueueFullError: the stream has no room. Nothing was stored; the caller may
+// try again later.
+type QueueFullError struct {
+	Stream string
+	Err    error
+}
+
+func (e *QueueFullError) Error() string { return fmt.Sprintf("stream %s is full: %v", e.Stream, e.Err) }
+func (e *QueueFullError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *QueueFullError) Hint() string {
+	return "check that workers are running and take jobs, or give the job stream more bytes with jetpost setup"
+}
+
+// TooLargeError: the message is larger than the stream or the server takes.
+// Nothing was stored.
+type TooLargeError struct {
+	Bytes int // of the body
+	Err   error
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("message of %d bytes is too large: %v", e.Bytes, e.Err)
+}
+func (e *TooLargeError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *TooLargeError) Hint() string {
+	return "leave media out of the message: name a URL, or an object in the media store; or raise max_payload of nats-server and run jetpost setup"
+}
+
+// ask bounds one call to NATS and explains its error.
+func ask[T any](ctx context.Context, call func(context.Context) (T, error)) (T, error) {
+	bounded, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	v, err := call(bounded)
+	return v, explain(err)
+}
+
+// send publishes a message and waits until the stream has stored it.
+func send(ctx context.Context, js jetstream.JetStream, stream string, msg *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := ask(ctx, func(ctx context.Context) (*jetstream.PubAck, error) {
+		return js.PublishMsg(ctx, msg, opts...)
+	})
+	if hasCode(err, codeStoreFailed, codeStorageExceeded, codeResourcesExceeded) {
+		return nil, &QueueFullError{Stream: stream, Err: err}
+	}
+	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
+		return nil, &NotSetUpError{Missing: []string{"no stream takes " + msg.Subject}, Err: err}
+	}
+	if errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum) || errors.Is(err, nats.ErrMaxPayload) {
+		return nil, &TooLargeError{Bytes: len(msg.Data), Err: err}
+	}
+	if err == nil && ack.Stream != stream { // where none of ours will ever read it
+		return nil, &ForeignStreamError{Stream: ack.Stream}
+	}
+	return ack, err
+}
+
+// explain gives the errors that an operator can do something about a type of
+// their own.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return &NoJetStreamError{Err: err}
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		return &NoAnswerError{Err: err}
+	case errors.Is(err, jetstream.ErrBucketNotFound), errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound):
+		return &NotSetUpError{Missing: []string{strings.TrimPrefix(err.Error(), "nats: ")}, Err: err}
+	}
+	return err
+}
+
+// hasCode tells whether the server refused with one of the codes.
+func hasCode(err error, codes ...jetstream.ErrorCode) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	if !ok {
+		return false
+	}
+	for _, code := range codes {
+		if api.ErrorCode == code {
+			return true
+		}
+	}
+	return false
+}
+
+// lostRace tells whether a compare-and-set found a newer message than it
+// expected. Replicated streams answer with a code of their own.
+func lostRace(err error) bool {
+	return errors.Is(err, jetstream.ErrKeyRevisionMismatch) || errors.Is(err, jetstream.ErrKeyExists) ||
+		hasCode(err, jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}

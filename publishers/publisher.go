@@ -1,0 +1,215 @@
+package publishers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+// MaxMediaBytes is the largest medium that PutMedia takes: 512 MiB.
+const MaxMediaBytes = 512 << 20
+
+// readerIdle is how long the server keeps the place of an event reader that
+// is gone, or that lost its connection.
+const readerIdle = time.Minute
+
+// Publisher is a producer: it publishes jobs and media, asks for refreshes and
+// reads what became of them.
+//
+// It is safe for concurrent use.
+type Publisher struct {
+	js    jetstream.JetStream
+	names jetpost.Names
+}
+
+// New writes through js to the installation of that name. The connection stays
+// the caller's.
+func New(js jetstream.JetStream, names jetpost.Names) *Publisher {
+	return &Publisher{js: js, names: names}
+}
+
+// Receipt says that a job is stored.
+type Receipt struct {
+	Account string `json:"account"`
+	ID      string `json:"id"`
+	// Sequence is the job's place in the job stream.
+	Sequence uint64 `json:"sequence"`
+}
+
+// Publish stores a request for its account and returns once it is safe. A
+// request without an id gets one.
+//
+// It fails with *jetpost.InvalidError, *TooLargeError, *QueueFullError or
+// *NotSetUpError, none of which stored anything. After any other error, such as *NoAnswerError, the
+// job may be stored or not: publish it again under the receipt's ID, which is
+// filled in on errors too. Two messages of one id are one job.
+func (p *Publisher) Publish(ctx context.Context, r jetpost.Request) (Receipt, error) {
+	if r.ID == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return Receipt{}, fmt.Errorf("make request id: %w", err)
+		}
+		r.ID = id.String()
+	}
+	receipt := Receipt{Account: r.Account, ID: r.ID}
+	if err := r.Validate(); err != nil {
+		return receipt, fmt.Errorf("publish request: %w", err)
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		return receipt, fmt.Errorf("encode request %s of account %s: %w", r.ID, r.Account, err)
+	}
+	receipt.Sequence, err = p.PublishRaw(ctx, r.Account, body)
+	return receipt, err
+}
+
+// PublishRaw stores a job as it is, valid or not, and returns its place in the
+// job stream. Without an account it goes onto the bare subject, and the body
+// names the account. It fails as Publish does.
+func (p *Publisher) PublishRaw(ctx context.Context, account string, body []byte) (uint64, error) {
+	msg := nats.NewMsg(p.names.PublishRequest(account))
+	msg.Data = body
+	// No Nats-Msg-Id: the identity of a job is in its body.
+	ack, err := send(ctx, p.js, p.names.JobsStream(), msg)
+	if err != nil {
+		return 0, fmt.Errorf("publish request of account %q: %w", account, err)
+	}
+	return ack.Sequence, nil
+}
+
+// PutMedia stores a medium and returns its name for jetpost.Media.Object. It
+// reads to the end of r, at most MaxMediaBytes, and keeps nothing where it
+// fails. The upload is bounded by ctx alone.
+func (p *Publisher) PutMedia(ctx context.Context, r io.Reader) (object string, err error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return "", fmt.Errorf("make object name: %w", err)
+	}
+	store, err := ask(ctx, func(ctx context.Context) (jetstream.ObjectStore, error) {
+		return p.js.ObjectStore(ctx, p.names.MediaBucket())
+	})
+	if err != nil {
+		return "", fmt.Errorf("open media store: %w", err)
+	}
+	if _, err := store.Put(ctx, jetstream.ObjectMeta{Name: id.String()}, &boundedReader{r: r, left: MaxMediaBytes}); err != nil {
+		return "", fmt.Errorf("store media: %w", explain(err))
+	}
+	return id.String(), nil
+}
+
+// boundedReader fails where io.LimitedReader would end: half a video must not
+// pass for a whole one.
+type boundedReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *boundedReader) Read(buf []byte) (int, error) {
+	n, err := b.r.Read(buf)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("larger than %d bytes", MaxMediaBytes)
+	}
+	return n, err
+}
+
+// Tick opens a refresh round now, as the schedule does.
+func (p *Publisher) Tick(ctx context.Context) error {
+	if _, err := send(ctx, p.js, p.names.RefreshStream(), nats.NewMsg(p.names.RefreshTick())); err != nil {
+		return fmt.Errorf("publish refresh tick: %w", err)
+	}
+	return nil
+}
+
+// RefreshAccount asks for the refresh of one account's token, by force even of
+// a young one.
+func (p *Publisher) RefreshAccount(ctx context.Context, account string, force bool) error {
+	msg := nats.NewMsg(p.names.RefreshRequest())
+	var err error
+	if msg.Data, err = json.Marshal(jetpost.RefreshRequest{Account: account, Force: force}); err == nil {
+		_, err = send(ctx, p.js, p.names.RefreshStream(), msg)
+	}
+	if err != nil {
+		return fmt.Errorf("ask for refresh of account %s: %w", account, err)
+	}
+	return nil
+}
+
+// Events reads every event from the moment of this call on, or those of the
+// subjects alone, which must not overlap (see [jetpost.Names]). Whoever wants
+// to see what becomes of a job calls it before publishing the job.
+//
+// The sequence can be ranged over once. It waits for the next event until ctx
+// ends, which ends it without an error. An event that cannot be decoded is an
+// error that does not end it; any other error does. Lost connections are healed
+// without a gap.
+func (p *Publisher) Events(ctx context.Context, subjects ...string) (iter.Seq2[jetpost.Event, error], error) {
+	if len(subjects) == 0 {
+		subjects = []string{p.names.AllEvents()}
+	}
+	consumer, err := ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+		stream, err := p.js.Stream(ctx, p.names.EventsStream())
+		if err != nil {
+			return nil, err
+		}
+		return p.js.OrderedConsumer(ctx, p.names.EventsStream(), jetstream.OrderedConsumerConfig{
+			FilterSubjects: subjects,
+			// Not DeliverNew: a reader that reconnects before its first event would
+			// begin anew at that moment.
+			DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+			OptStartSeq:       stream.CachedInfo().State.LastSeq + 1,
+			InactiveThreshold: readerIdle,
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", explain(err))
+	}
+	context.AfterFunc(ctx, messages.Stop)
+	return func(yield func(jetpost.Event, error) bool) {
+		defer messages.Stop()
+		for {
+			msg, err := messages.Next(jetstream.NextContext(ctx))
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				yield(jetpost.Event{}, fmt.Errorf("read next event: %w", explain(err)))
+				return
+			}
+			if !yield(decodeEvent(msg.Subject(), msg.Data())) {
+				return
+			}
+		}
+	}, nil
+}
+
+// LastEvent is the newest event of a request, which holds the request's state;
+// false where there is none, or none any more.
+func (p *Publisher) LastEvent(ctx context.Context, account, id string) (jetpost.Event, bool, error) {
+	msg, err := lastMessage(ctx, p.js, p.names.EventsStream(), p.names.RequestEvents(account, id))
+	if err != nil || msg == nil {
+		return jetpost.Event{}, false, err
+	}
+	event, err := decodeEvent(msg.Subject, msg.Data)
+	return event, err == nil, err
+}
+
+func decodeEvent(subject string, data []byte) (jetpost.Event, error) {
+	var e jetpost.Event
+	if err := json.Unmarshal(data, &e); err != nil {
+		return jetpost.Event{}, fmt.Errorf("decode event on %s: %w", subject, err)
+	}
+	return e, nil
+}

@@ -1,0 +1,314 @@
+package publishers
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+// MaxRecords is how many records List returns where the filter has no Limit.
+const MaxRecords = 10_000
+
+// Bounds of what a record adds to the message that it keeps. Together with the
+// short headers they stay below recordRoom, for which the job stream leaves
+// space.
+const (
+	maxDetailBytes  = 2 << 10
+	maxErrorsBytes  = 8 << 10
+	maxSubjectBytes = 1 << 10
+)
+
+// Records tells the world what happened: events, and the jobs that failed or
+// were refused, as they came, for a person to look at and to publish again.
+//
+// A record copies no header of the message that it keeps. Records are safe for
+// concurrent use.
+type Records struct {
+	js    jetstream.JetStream
+	names jetpost.Names
+}
+
+// NewRecords writes through js to the installation of that name.
+func NewRecords(js jetstream.JetStream, names jetpost.Names) *Records {
+	return &Records{js: js, names: names}
+}
+
+// Event publishes an event on a subject that jetpost.Names made. Repeated, it
+// is stored again: readers tell repeats by EventID.
+func (r *Records) Event(ctx context.Context, subject string, e jetpost.Event) error {
+	msg := nats.NewMsg(subject)
+	var err error
+	if msg.Data, err = json.Marshal(e); err == nil {
+		_, err = send(ctx, r.js, r.names.EventsStream(), msg)
+	}
+	if err != nil {
+		return fmt.Errorf("publish event %s: %w", subject, err)
+	}
+	return nil
+}
+
+// Failed keeps a failed request with the body that it came with. A record of
+// the same request before it is replaced.
+func (r *Records) Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error {
+	msg := nats.NewMsg(r.names.PublishFailed(status.Account, status.ID))
+	msg.Data = body
+	if status.Reason != nil {
+		setReason(msg.Header, *status.Reason)
+	}
+	set(msg.Header, jetpost.HeaderAccount, status.Account)
+	set(msg.Header, jetpost.HeaderID, status.ID)
+	set(msg.Header, jetpost.HeaderPosted, fmt.Sprintf("%d/%d", status.Posted, status.Total))
+	set(msg.Header, jetpost.HeaderAttempts, strconv.Itoa(status.Attempts))
+	setTime(msg.Header, jetpost.HeaderAccepted, status.AcceptedAt)
+	setTime(msg.Header, jetpost.HeaderFailed, status.UpdatedAt)
+	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
+		return fmt.Errorf("record failed request %s of account %s: %w", status.ID, status.Account, err)
+	}
+	return nil
+}
+
+// Refused keeps a message that never became a request, with the subject that
+// its producer published it onto. Repeated, it replaces itself. A list of
+// mistakes that is too long for a header loses its end.
+func (r *Records) Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error {
+	msg := nats.NewMsg(r.names.PublishRefused(refusal.Account, strconv.FormatUint(refusal.Sequence, 10)))
+	msg.Data = body
+	setReason(msg.Header, jetpost.Reason{Code: refusal.Code, Detail: describe(refusal.Problems)})
+	set(msg.Header, jetpost.HeaderAccount, refusal.Account)
+	set(msg.Header, jetpost.HeaderID, refusal.ID)
+	set(msg.Header, jetpost.HeaderErrors, encodeProblems(refusal.Problems))
+	setTime(msg.Header, jetpost.HeaderAccepted, refusal.Stored)
+	setTime(msg.Header, jetpost.HeaderFailed, time.Now())
+	set(msg.Header, jetpost.HeaderSubject, oneLine(subject, maxSubjectBytes))
+	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
+		return fmt.Errorf("record refused message %d: %w", refusal.Sequence, err)
+	}
+	return nil
+}
+
+// RefreshFailed keeps an account's last refresh failure.
+func (r *Records) RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error {
+	msg := nats.NewMsg(r.names.RefreshFailed(account))
+	setReason(msg.Header, reason)
+	set(msg.Header, jetpost.HeaderAccount, account)
+	setTime(msg.Header, jetpost.HeaderFailed, time.Now())
+	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
+		return fmt.Errorf("record failed refresh of account %s: %w", account, err)
+	}
+	return nil
+}
+
+// Record is a job that failed or was refused.
+type Record struct {
+	Subject  string
+	Sequence uint64 // its place in the failed stream
+	Time     time.Time
+	// Refused tells a message that never became a request from a failed request.
+	Refused bool
+	Account string // empty where it could not be read
+	ID      string // empty where it could not be read
+	Code    jetpost.Code
+	Detail  string
+	// Problems of a refused message.
+	Problems []jetpost.Problem
+	// Posted is "2/5": posts live of all, of a failed request.
+	Posted   string
+	Attempts int
+	Accepted time.Time // when the request was accepted, or the message stored
+	Failed   time.Time
+	// Origin is the subject of a refused message.
+	Origin string
+	Body   []byte // as the producer sent it
+}
+
+// RecordFilter picks records; what is zero picks all.
+type RecordFilter struct {
+	Account string
+	ID      string
+	Code    jetpost.Code
+	Since   time.Time // recorded at or after
+	Limit   int       // at most so many, the oldest; 0 means MaxRecords
+}
+
+// List reads the records of jobs, oldest first.
+func (r *Records) List(ctx context.Context, f RecordFilter) ([]Record, error) {
+	stream, err := r.stream(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list records: %w", err)
+	}
+	f.Limit = cmp.Or(f.Limit, MaxRecords)
+	account, id := cmp.Or(f.Account, "*"), cmp.Or(f.ID, "*")
+	var records []Record
+	// The subject of a refused message has no id, so all of its account are read.
+	for _, subject := range []string{r.names.PublishFailed(account, id), r.names.PublishRefused(account, "*")} {
+		found, err := r.read(ctx, stream, subject, f)
+		if err != nil {
+			return nil, fmt.Errorf("list records on %s: %w", subject, err)
+		}
+		records = append(records, found...)
+	}
+	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.Sequence, b.Sequence) })
+	return records[:min(len(records), f.Limit)], nil
+}
+
+// read goes from record to record by sequence, which needs no consumer on the
+// server and cannot miss the end.
+func (r *Records) read(ctx context.Context, stream jetstream.Stream, subject string, f RecordFilter) ([]Record, error) {
+	var records []Record
+	for sequence := uint64(1); len(records) < f.Limit; {
+		msg, err := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+			return stream.GetMsg(ctx, sequence, jetstream.WithGetMsgSubject(subject))
+		})
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		sequence = msg.Sequence + 1
+		if record := r.decode(msg); f.picks(record) {
+			records = append(records, record)
+		}
+	}
+	return records, nil
+}
+
+func (f RecordFilter) picks(r Record) bool {
+	return (f.Account == "" || f.Account == r.Account) &&
+		(f.ID == "" || f.ID == r.ID) &&
+		(f.Code == "" || f.Code == r.Code) &&
+		!r.Time.Before(f.Since)
+}
+
+// decode reads a record. Headers that somebody else wrote in another way are
+// left out.
+func (r *Records) decode(msg *jetstream.RawStreamMsg) Record {
+	h := msg.Header
+	record := Record{
+		Subject:  msg.Subject,
+		Sequence: msg.Sequence,
+		Time:     msg.Time,
+		Refused:  strings.HasPrefix(r.names.Trim(msg.Subject), "publish.refused."),
+		Account:  h.Get(jetpost.HeaderAccount),
+		ID:       h.Get(jetpost.HeaderID),
+		Code:     jetpost.Code(h.Get(jetpost.HeaderCode)),
+		Detail:   h.Get(jetpost.HeaderDetail),
+		Posted:   h.Get(jetpost.HeaderPosted),
+		Accepted: getTime(h, jetpost.HeaderAccepted),
+		Failed:   getTime(h, jetpost.HeaderFailed),
+		Origin:   h.Get(jetpost.HeaderSubject),
+		Body:     msg.Data,
+	}
+	if n, err := strconv.Atoi(h.Get(jetpost.HeaderAttempts)); err == nil {
+		record.Attempts = n
+	}
+	var problems []jetpost.Problem
+	if json.Unmarshal([]byte(h.Get(jetpost.HeaderErrors)), &problems) == nil {
+		record.Problems = problems
+	}
+	return record
+}
+
+// Drop deletes a record, and only the one that was listed: a newer record of
+// the same request stays. It is no error if the record is gone.
+func (r *Records) Drop(ctx context.Context, record Record) error {
+	stream, err := r.stream(ctx)
+	if err != nil {
+		return fmt.Errorf("drop record: %w", err)
+	}
+	_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, stream.DeleteMsg(ctx, record.Sequence)
+	})
+	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
+		// Which the server says of a message that is gone, too.
+		_, again := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+			return stream.GetMsg(ctx, record.Sequence)
+		})
+		if errors.Is(again, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("drop record %s: %w", record.Subject, err)
+	}
+	return nil
+}
+
+func (r *Records) stream(ctx context.Context) (jetstream.Stream, error) {
+	return ask(ctx, func(ctx context.Context) (jetstream.Stream, error) {
+		return r.js.Stream(ctx, r.names.FailedStream())
+	})
+}
+
+// set leaves out a header without a value.
+func set(h nats.Header, name, value string) {
+	if value != "" {
+		h.Set(name, value)
+	}
+}
+
+func setReason(h nats.Header, reason jetpost.Reason) {
+	set(h, jetpost.HeaderCode, string(reason.Code))
+	set(h, jetpost.HeaderDetail, oneLine(reason.Detail, maxDetailBytes))
+}
+
+func setTime(h nats.Header, name string, t time.Time) {
+	if !t.IsZero() {
+		h.Set(name, t.UTC().Format(time.RFC3339Nano))
+	}
+}
+
+func getTime(h nats.Header, name string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, h.Get(name))
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+func describe(problems []jetpost.Problem) string {
+	lines := make([]string, len(problems))
+	for i, p := range problems {
+		lines[i] = strings.TrimSpace(p.Pointer + " " + p.Message)
+	}
+	return strings.Join(lines, "; ")
+}
+
+// encodeProblems is a JSON list of as many problems as fit.
+func encodeProblems(problems []jetpost.Problem) string {
+	var fit []json.RawMessage
+	size := len("[]")
+	for _, p := range problems {
+		b, err := json.Marshal(p)
+		if size += len(b) + len(","); err != nil || size > maxErrorsBytes {
+			break
+		}
+		fit = append(fit, b)
+	}
+	list, err := json.Marshal(fit)
+	if err != nil || len(fit) == 0 {
+		return ""
+	}
+	return string(list)
+}
+
+// oneLine is text that fits a header: white space folded, cut at a character.
+func oneLine(s string, maxBytes int) string {
+	s = strings.ToValidUTF8(strings.Join(strings.Fields(s), " "), "\uFFFD")
+	if len(s) <= maxBytes {
+		return s
+	}
+	const ellipsis = "…"
+	return strings.ToValidUTF8(s[:maxBytes-len(ellipsis)], "") + ellipsis
+}

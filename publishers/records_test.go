@@ -1,0 +1,181 @@
+package publishers
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/jetpost/jetpost"
+)
+
+func TestRecords(t *testing.T) {
+	t.Parallel()
+	accepted := time.Date(2026, 11, 23, 12, 0, 0, 5, time.UTC)
+	failed := func(account, id string, code jetpost.Code) jetpost.RequestStatus {
+		return jetpost.RequestStatus{
+			Account: account, ID: id, State: jetpost.StateFailed,
+			Reason: &jetpost.Reason{Code: code, Detail: "X said:\n no"},
+			Posted: 2, Total: 5, Attempts: 3,
+			AcceptedAt: accepted, UpdatedAt: accepted.Add(time.Minute),
+		}
+	}
+	refusal := func(account string, sequence uint64) jetpost.Refusal {
+		return jetpost.Refusal{
+			Account: account, ID: "r", Code: jetpost.CodeInvalidRequest, Sequence: sequence, Stored: accepted,
+			Problems: []jetpost.Problem{{Pointer: "/posts", Message: "is missing"}, {Message: "is no object"}},
+		}
+	}
+	// setupRecords leaves six records: three failed requests of two accounts,
+	// two refused messages, and a failed refresh, which is no job.
+	setupRecords := func(t *testing.T) (*testBundle, *Records) {
+		t.Helper()
+		tb := setup(t)
+		records := NewRecords(tb.js, tb.names)
+		for _, err := range []error{
+			records.Failed(t.Context(), failed("acme", "a", jetpost.CodeDuplicate), []byte("body a")),
+			records.Refused(t.Context(), refusal("acme", 7), "test.publish.request.acme", []byte("not json")),
+			records.Failed(t.Context(), failed("acme", "b", jetpost.CodeExpired), []byte("body b")),
+			records.RefreshFailed(t.Context(), "acme", jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed}),
+			records.Refused(t.Context(), refusal("", 8), "test.publish.request", nil),
+			records.Failed(t.Context(), failed("zeta", "a", jetpost.CodeExpired), []byte("body z")),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return tb, records
+	}
+	list := func(t *testing.T, records *Records, f RecordFilter) []Record {
+		t.Helper()
+		found, err := records.List(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+
+	t.Run("Drop deletes one, and never a newer one", func(t *testing.T) {
+		t.Parallel()
+		_, records := setupRecords(t)
+		listed := list(t, records, RecordFilter{Account: "acme", ID: "a"})
+		if len(listed) != 1 {
+			t.Fatalf("got %+v", listed)
+		}
+		// The request fails once more before the record is dropped.
+		if err := records.Failed(t.Context(), failed("acme", "a", jetpost.CodeExpired), []byte("again")); err != nil {
+			t.Fatal(err)
+		}
+		if err := records.Drop(t.Context(), listed[0]); err != nil {
+			t.Fatalf("drop of a record that is gone: %v", err)
+		}
+		newer := list(t, records, RecordFilter{Account: "acme", ID: "a"})
+		if len(newer) != 1 || string(newer[0].Body) != "again" {
+			t.Fatalf("got %+v, want the newer record alone", newer)
+		}
+		for range 2 {
+			if err := records.Drop(t.Context(), newer[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if left := list(t, records, RecordFilter{}); len(left) != 4 {
+			t.Errorf("%d records are left, want 4", len(left))
+		}
+		if err := records.Drop(t.Context(), Record{Sequence: 999}); err != nil {
+			t.Errorf("drop of a record that never was: %v", err)
+		}
+	})
+
+	t.Run("List keeps what is true of a failed request", func(t *testing.T) {
+		t.Parallel()
+		tb, records := setupRecords(t)
+		want := []Record{{
+			Subject: tb.names.PublishFailed("acme", "b"), Account: "acme", ID: "b",
+			Code: jetpost.CodeExpired, Detail: "X said: no", Posted: "2/5", Attempts: 3,
+			Accepted: accepted, Failed: accepted.Add(time.Minute), Body: []byte("body b"),
+		}}
+		got := list(t, records, RecordFilter{ID: "b"})
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Record{}, "Sequence", "Time")); diff != "" {
+			t.Error(diff)
+		}
+	})
+
+	t.Run("List keeps what is true of a refused message", func(t *testing.T) {
+		t.Parallel()
+		tb, records := setupRecords(t)
+		want := []Record{{
+			Subject: tb.names.PublishRefused("", "8"), Refused: true, ID: "r", Code: jetpost.CodeInvalidRequest,
+			Detail: "/posts is missing; is no object", Problems: refusal("", 8).Problems,
+			Accepted: accepted, Origin: "test.publish.request",
+		}}
+		got := list(t, records, RecordFilter{ID: "r"})[1:]
+		ignore := cmpopts.IgnoreFields(Record{}, "Sequence", "Time", "Failed")
+		if diff := cmp.Diff(want, got, ignore, cmpopts.EquateEmpty()); diff != "" {
+			t.Error(diff)
+		}
+	})
+
+	t.Run("List picks", func(t *testing.T) {
+		t.Parallel()
+		_, records := setupRecords(t)
+		all := list(t, records, RecordFilter{})
+		for _, tt := range []struct {
+			filter RecordFilter
+			want   string
+		}{
+			{RecordFilter{}, "acme/a acme/r acme/b /r zeta/a"},
+			{RecordFilter{Account: "acme"}, "acme/a acme/r acme/b"},
+			{RecordFilter{Account: "acme", ID: "b"}, "acme/b"},
+			{RecordFilter{Account: "nobody"}, ""},
+			{RecordFilter{Code: jetpost.CodeExpired}, "acme/b zeta/a"},
+			{RecordFilter{ID: "*"}, ""},
+			{RecordFilter{ID: "a"}, "acme/a zeta/a"},
+			{RecordFilter{ID: "r"}, "acme/r /r"},
+			{RecordFilter{Limit: 2}, "acme/a acme/r"},
+			{RecordFilter{Since: all[2].Time}, "acme/b /r zeta/a"},
+		} {
+			var got []string
+			for _, r := range list(t, records, tt.filter) {
+				got = append(got, r.Account+"/"+r.ID)
+			}
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("%+v: got %v, want %s", tt.filter, got, tt.want)
+			}
+		}
+	})
+}
+
+func TestOneLine(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"":                           "",
+		" two\r\nlines\tand tabs ":   "two lines and tabs",
+		"\xff":                       "\uFFFD",
+		"exactly 20 bytes....":       "exactly 20 bytes....",
+		"more than 20 bytes, so cut": "more than 20 byte…",
+		"éééééééééééééé":             "éééééééé…",
+	} {
+		got := oneLine(in, 20)
+		if got != want || len(got) > 20 || !utf8.ValidString(got) {
+			t.Errorf("oneLine(%q): %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestEncodeProblems(t *testing.T) {
+	t.Parallel()
+	var problems []jetpost.Problem
+	for i := range 500 {
+		problems = append(problems, jetpost.Problem{Pointer: fmt.Sprintf("/posts/%d", i), Message: "is missing"})
+	}
+	if got := encodeProblems(problems); len(got) > maxErrorsBytes || !strings.HasPrefix(got, `[{"pointer":"/posts/0"`) || !strings.HasSuffix(got, "]") {
+		t.Errorf("got %d bytes: %.60s", len(got), got)
+	}
+	if got := encodeProblems(nil); got != "" {
+		t.Errorf("no problems: %q", got)
+	}
+}

@@ -1,0 +1,285 @@
+package publishers
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+// The scopes of a stop.
+const (
+	ScopePublish = "publish" // no posts; the lanes' consumer is paused too
+	ScopeRefresh = "refresh" // no token exchanges
+	ScopeMedia   = "media"   // no media uploads
+)
+
+// pauseForever is how long the lanes' consumer pauses for a stop without an
+// end: longer than any installation lives.
+const pauseForever = 100 * 365 * 24 * time.Hour
+
+// stopPrefix begins the keys of stops in the limits bucket.
+const stopPrefix = "stop."
+
+// Stop keeps all workers from one kind of calls to X.
+type Stop struct {
+	Scope string `json:"scope"`
+	// Reason.Until is when the stop ends by itself; zero: when somebody resumes.
+	Reason jetpost.Reason `json:"reason"`
+	Since  time.Time      `json:"since"`
+}
+
+// Active tells whether the stop holds at a time. A stop that ended by itself
+// stays on record until the next one or Clear.
+func (s Stop) Active(at time.Time) bool {
+	return s.Reason.Until.IsZero() || at.Before(s.Reason.Until)
+}
+
+// outlasts tells whether s ends later than o. Nothing outlasts a stop without
+// an end.
+func (s Stop) outlasts(o Stop) bool {
+	if s.Reason.Until.IsZero() || o.Reason.Until.IsZero() {
+		return s.Reason.Until.IsZero() && !o.Reason.Until.IsZero()
+	}
+	return s.Reason.Until.After(o.Reason.Until)
+}
+
+// Stops are the stops of the whole app, one a scope, which all workers share.
+// The bucket is the truth; the pause of the lanes' consumer is its effect.
+// Messages that a worker has already pulled are not held back by it, so workers
+// must look at the stops, too.
+//
+// Stops are safe for concurrent use, from any number of processes.
+type Stops struct {
+	js    jetstream.JetStream
+	names jetpost.Names
+}
+
+// NewStops writes through js to the installation of that name.
+func NewStops(js jetstream.JetStream, names jetpost.Names) *Stops {
+	return &Stops{js: js, names: names}
+}
+
+// Set stops a scope and returns the stop that now holds. Of several the one
+// that ends last holds: a worker that saw the shorter limit must not shorten
+// another's stop. One that prolongs a stop keeps its Since.
+//
+// On an error the stop may be set: Set it again.
+func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, err error) {
+	if !slices.Contains([]string{ScopePublish, ScopeRefresh, ScopeMedia}, stop.Scope) {
+		return Stop{}, false, fmt.Errorf("stop %q: want scope %s, %s or %s", stop.Scope, ScopePublish, ScopeRefresh, ScopeMedia)
+	}
+	kv, err := s.bucket(ctx)
+	if err == nil {
+		holds, changed, err = write(ctx, kv, stop)
+	}
+	if err == nil {
+		err = s.align(ctx, kv, stop.Scope)
+	}
+	if err != nil {
+		return Stop{}, false, fmt.Errorf("stop %s: %w", stop.Scope, err)
+	}
+	return holds, changed, nil
+}
+
+// Clear ends a stop for everybody, whether or not there is one.
+func (s *Stops) Clear(ctx context.Context, scope string) error {
+	kv, err := s.bucket(ctx)
+	if err == nil {
+		_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, kv.Delete(ctx, stopPrefix+scope)
+		})
+	}
+	if err == nil {
+		err = s.align(ctx, kv, scope)
+	}
+	if err != nil {
+		return fmt.Errorf("resume %s: %w", scope, err)
+	}
+	return nil
+}
+
+// Get is the stop of a scope, also where it has ended by itself; false where
+// there is none.
+func (s *Stops) Get(ctx context.Context, scope string) (Stop, bool, error) {
+	kv, err := s.bucket(ctx)
+	if err != nil {
+		return Stop{}, false, fmt.Errorf("read stop %s: %w", scope, err)
+	}
+	stop, revision, err := read(ctx, kv, scope)
+	if err != nil {
+		return Stop{}, false, fmt.Errorf("read stop %s: %w", scope, err)
+	}
+	return stop, revision > 0, nil
+}
+
+// Watch yields all stops, sorted by scope: once as they are, complete, and
+// again after every change. A slow reader misses pictures, but never the
+// newest. The channel is closed when ctx ends or the connection is closed for
+// good.
+func (s *Stops) Watch(ctx context.Context) (<-chan []Stop, error) {
+	kv, err := s.bucket(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("watch stops: %w", err)
+	}
+	watcher, err := kv.Watch(ctx, stopPrefix+"*")
+	if err != nil {
+		return nil, fmt.Errorf("watch stops: %w", explain(err))
+	}
+	pictures := make(chan []Stop)
+	go watch(ctx, watcher, pictures)
+	return pictures, nil
+}
+
+func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- []Stop) {
+	defer close(pictures)
+	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+
+	stops := make(map[string]Stop)
+	complete := false
+	var picture []Stop
+	var out chan<- []Stop // nil, which blocks, while there is nothing new to tell
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case out <- picture:
+			out = nil
+			continue
+		case entry, ok := <-watcher.Updates():
+			if !ok {
+				return
+			}
+			if entry == nil { // all that there was has been told
+				complete = true
+			} else {
+				apply(stops, entry)
+			}
+		}
+		if complete {
+			picture = slices.SortedFunc(maps.Values(stops), func(a, b Stop) int { return cmp.Compare(a.Scope, b.Scope) })
+			out = pictures
+		}
+	}
+}
+
+func apply(stops map[string]Stop, entry jetstream.KeyValueEntry) {
+	scope := strings.TrimPrefix(entry.Key(), stopPrefix)
+	if entry.Operation() != jetstream.KeyValuePut {
+		delete(stops, scope)
+		return
+	}
+	stops[scope] = decodeStop(scope, entry.Value())
+}
+
+// write stores the stop unless one that ends no earlier is there.
+func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, changed bool, err error) {
+	for range maxRaces {
+		current, revision, err := read(ctx, kv, stop.Scope)
+		if err != nil {
+			return Stop{}, false, err
+		}
+		next := stop
+		if revision > 0 {
+			if !stop.outlasts(current) {
+				return current, false, nil
+			}
+			if current.Active(stop.Since) {
+				next.Since = current.Since
+			}
+		}
+		value, err := json.Marshal(next)
+		if err != nil {
+			return Stop{}, false, err
+		}
+		_, err = ask(ctx, func(ctx context.Context) (uint64, error) {
+			if revision == 0 {
+				return kv.Create(ctx, stopPrefix+stop.Scope, value)
+			}
+			return kv.Update(ctx, stopPrefix+stop.Scope, value, revision)
+		})
+		if lostRace(err) {
+			continue
+		}
+		return next, err == nil, err
+	}
+	return Stop{}, false, fmt.Errorf("stop changed %d times meanwhile", maxRaces)
+}
+
+// align makes the lanes' consumer pause as the stop on record says. The last
+// call to the consumer wins, so each looks once more afterwards: whoever was
+// overtaken by a later stop, or by its end, applies that one.
+func (s *Stops) align(ctx context.Context, kv jetstream.KeyValue, scope string) error {
+	if scope != ScopePublish {
+		return nil
+	}
+	stop, revision, err := read(ctx, kv, scope)
+	for range maxRaces {
+		if err != nil {
+			return err
+		}
+		if err := s.pause(ctx, stop, revision > 0); err != nil {
+			return fmt.Errorf("pause consumer %s: %w", jetpost.ConsumerLanes, err)
+		}
+		applied := revision
+		if stop, revision, err = read(ctx, kv, scope); err == nil && revision == applied {
+			return nil
+		}
+	}
+	return fmt.Errorf("stop changed %d times meanwhile", maxRaces)
+}
+
+func (s *Stops) pause(ctx context.Context, stop Stop, stopped bool) error {
+	_, err := ask(ctx, func(ctx context.Context) (*jetstream.ConsumerPauseResponse, error) {
+		stream := s.names.LanesStream()
+		if !stopped {
+			return s.js.ResumeConsumer(ctx, stream, jetpost.ConsumerLanes)
+		}
+		until := stop.Reason.Until
+		if until.IsZero() {
+			until = time.Now().Add(pauseForever)
+		}
+		return s.js.PauseConsumer(ctx, stream, jetpost.ConsumerLanes, until)
+	})
+	return err
+}
+
+// read is the stop on record and its revision, 0 where there is none.
+func read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint64, error) {
+	entry, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
+		return kv.Get(ctx, stopPrefix+scope)
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Stop{}, 0, nil
+	}
+	if err != nil {
+		return Stop{}, 0, err
+	}
+	return decodeStop(scope, entry.Value()), entry.Revision(), nil
+}
+
+// decodeStop takes a value that cannot be read for a stop without an end:
+// somebody wanted to stop something, and a person can resume.
+func decodeStop(scope string, value []byte) Stop {
+	var stop Stop
+	if err := json.Unmarshal(value, &stop); err != nil {
+		stop = Stop{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: "unreadable stop: " + err.Error()}}
+	}
+	stop.Scope = scope
+	return stop
+}
+
+func (s *Stops) bucket(ctx context.Context) (jetstream.KeyValue, error) {
+	return ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
+		return s.js.KeyValue(ctx, s.names.LimitsBucket())
+	})
+}

@@ -1,0 +1,283 @@
+package publishers
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+func TestStops(t *testing.T) {
+	t.Parallel()
+	hours := func(n int) time.Time { return time.Now().UTC().Truncate(time.Second).Add(time.Duration(n) * time.Hour) }
+	until := func(at time.Time) Stop {
+		return Stop{
+			Scope:  ScopePublish,
+			Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Detail: "why", Until: at},
+			Since:  hours(0),
+		}
+	}
+	// paused tells how much longer the lanes' consumer pauses.
+	paused := func(t *testing.T, tb *testBundle) (time.Duration, bool) {
+		t.Helper()
+		lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lanes.CachedInfo().PauseRemaining, lanes.CachedInfo().Paused
+	}
+
+	t.Run("Clear resumes", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stops := NewStops(tb.js, tb.names)
+		if _, _, err := stops.Set(t.Context(), until(time.Time{})); err != nil {
+			t.Fatal(err)
+		}
+		if left, ok := paused(t, tb); !ok || left < pauseForever/2 {
+			t.Errorf("a stop without an end pauses for %v", left)
+		}
+		if err := NewBells(tb.js, tb.names).Ring(t.Context(), "acme"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // also where there is nothing to clear
+			if err := stops.Clear(t.Context(), ScopePublish); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, ok, err := stops.Get(t.Context(), ScopePublish); ok || err != nil {
+			t.Errorf("a cleared stop is still there: %v", err)
+		}
+		tb.next(t, tb.names.LanesStream(), jetpost.ConsumerLanes)
+		if _, changed, err := stops.Set(t.Context(), until(hours(1))); err != nil || !changed {
+			t.Errorf("a stop after a cleared one: changed %v, %v", changed, err)
+		}
+	})
+
+	t.Run("other scopes pause nothing", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stop := until(hours(1))
+		stop.Scope = ScopeRefresh
+		if _, _, err := NewStops(tb.js, tb.names).Set(t.Context(), stop); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := paused(t, tb); ok {
+			t.Error("a stop of refreshes pauses the lanes")
+		}
+		stop.Scope = "all"
+		if _, _, err := NewStops(tb.js, tb.names).Set(t.Context(), stop); err == nil {
+			t.Error("an unknown scope was taken")
+		}
+	})
+
+	t.Run("the latest end of twenty wins", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stops := NewStops(tb.js, tb.names)
+		const writers = 20
+		ends := make([]time.Time, writers)
+		for i := range ends {
+			ends[i] = hours(i + 1)
+		}
+		var wg sync.WaitGroup
+		for _, i := range rand.Perm(writers) {
+			wg.Go(func() {
+				holds, changed, err := stops.Set(t.Context(), until(ends[i]))
+				if err != nil {
+					t.Error(err)
+				}
+				if holds.Reason.Until.Before(ends[i]) {
+					t.Errorf("stop until %v holds, after one until %v was set", holds.Reason.Until, ends[i])
+				}
+				if changed != holds.Reason.Until.Equal(ends[i]) {
+					t.Errorf("changed is %v, but the stop ends %v, want %v", changed, holds.Reason.Until, ends[i])
+				}
+			})
+		}
+		wg.Wait()
+		got, ok, err := stops.Get(t.Context(), ScopePublish)
+		if err != nil || !ok || !got.Reason.Until.Equal(ends[writers-1]) {
+			t.Errorf("stop is %+v, %v, %v; want until %v", got, ok, err, ends[writers-1])
+		}
+		if left, ok := paused(t, tb); !ok || left < (writers-1)*time.Hour-time.Minute {
+			t.Errorf("the consumer pauses for %v, want until the latest end", left)
+		}
+	})
+
+	t.Run("the consumer follows setters and clearers", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stops := NewStops(tb.js, tb.names)
+		for range 10 {
+			var wg sync.WaitGroup
+			for i := range 6 {
+				wg.Go(func() {
+					var err error
+					if i%3 == 0 {
+						err = stops.Clear(t.Context(), ScopePublish)
+					} else {
+						_, _, err = stops.Set(t.Context(), until(hours(i)))
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			_, stopped, err := stops.Get(t.Context(), ScopePublish)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := paused(t, tb); ok != stopped {
+				t.Fatalf("stopped is %v, but paused is %v", stopped, ok)
+			}
+		}
+	})
+
+	t.Run("the rules of who wins", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stops := NewStops(tb.js, tb.names)
+		first := until(hours(2))
+		first.Since = hours(-1)
+		for i, tt := range []struct {
+			stop    Stop
+			changed bool
+		}{
+			{first, true},
+			{until(hours(1)), false},
+			{first, false},
+			{until(hours(3)), true},
+			{until(time.Time{}), true},
+			{until(hours(99)), false},
+			{until(time.Time{}), false},
+		} {
+			before, _, err := stops.Get(t.Context(), ScopePublish)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := before
+			if tt.changed {
+				want = tt.stop
+				want.Since = first.Since // one stop, prolonged
+			}
+			got, changed, err := stops.Set(t.Context(), tt.stop)
+			if err != nil || changed != tt.changed {
+				t.Fatalf("%d: changed is %v, %v", i, changed, err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%d: %s", i, diff)
+			}
+		}
+	})
+
+	t.Run("Watch is complete from the first picture on", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stops := NewStops(tb.js, tb.names)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		empty, err := stops.Watch(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := <-empty; len(got) != 0 {
+			t.Errorf("the first picture is %v, want none", got)
+		}
+		for _, scope := range []string{ScopePublish, ScopeRefresh, ScopeMedia} {
+			if _, _, err := stops.Set(ctx, Stop{Scope: scope}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pictures, err := stops.Watch(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scopes := func(stops []Stop) string {
+			var s []string
+			for _, stop := range stops {
+				s = append(s, stop.Scope)
+			}
+			return fmt.Sprint(s)
+		}
+		if got := scopes(<-pictures); got != "[media publish refresh]" {
+			t.Errorf("the first picture is %s", got)
+		}
+		kv, err := tb.js.KeyValue(ctx, tb.names.LimitsBucket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kv.PutString(ctx, "window.acme", "no stop"); err != nil {
+			t.Fatal(err)
+		}
+		if err := stops.Clear(ctx, ScopePublish); err != nil {
+			t.Fatal(err)
+		}
+		if got := scopes(<-pictures); got != "[media refresh]" {
+			t.Errorf("the next picture is %s", got)
+		}
+		// A reader that was slow sees the newest, and not one of before.
+		if got := awaitPicture(t, empty, 2); scopes(got) != "[media refresh]" {
+			t.Errorf("a slow reader sees %s", scopes(got))
+		}
+		if _, err := kv.PutString(ctx, stopPrefix+ScopePublish, "{"); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-pictures; len(got) != 3 || !got[1].Active(hours(1000)) {
+			t.Errorf("an unreadable stop does not stop: %+v", got)
+		}
+		cancel()
+		for range pictures { // a last picture may be under way
+		}
+	})
+}
+
+// awaitPicture reads on until a picture has n stops.
+func awaitPicture(t *testing.T, pictures <-chan []Stop, n int) []Stop {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case got := <-pictures:
+			if len(got) == n {
+				return got
+			}
+		case <-deadline:
+			t.Fatalf("no picture of %d stops", n)
+		}
+	}
+}
+
+func TestStopsHoldPublishing(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	if _, _, err := NewStops(tb.js, tb.names).Set(t.Context(), Stop{
+		Scope:  ScopePublish,
+		Reason: jetpost.Reason{Until: time.Now().Add(time.Second)},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewBells(tb.js, tb.names).Ring(t.Context(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := time.Now()
+	msg, err := lanes.Next(jetstream.FetchMaxWait(patience))
+	if err != nil {
+		t.Fatalf("the lanes do not resume when the stop ends: %v", err)
+	}
+	if msg.Subject() != tb.names.PublishWake("acme") {
+		t.Errorf("got %s after %v", msg.Subject(), time.Since(asked))
+	}
+}

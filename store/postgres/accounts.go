@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// xUserConstraint is the one that keeps an X user under one name.
+const xUserConstraint = "accounts_x_user"
+
+const (
+	// sqlAddAccount also waits for an import of the same name that is under
+	// way, so that afterwards the account is either ours or there to be read.
+	sqlAddAccount = `
+INSERT INTO accounts (name, x_user_id, username, created_at) VALUES ($1, $2, $3, $4)
+ON CONFLICT (name) DO NOTHING`
+	sqlAddLane  = `INSERT INTO lanes (account) VALUES ($1)`
+	sqlAddToken = `
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8)`
+	sqlRenameUser   = `UPDATE accounts SET username = $3 WHERE name = $1 AND x_user_id = $2`
+	sqlTokenID      = `SELECT id::text FROM oauth_tokens WHERE user_id = $1`
+	sqlReplaceToken = `
+UPDATE oauth_tokens
+SET access_token = $2, refresh_token = $3, expires_at = $4, refresh_after = $5, scope = $6, refreshed_at = $7,
+    version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL,
+    metadata = metadata - '{refreshError,refreshFailedAt,requiresReauth}'::text[]
+WHERE id = $1`
+)
+
+// ImportAccount implements store.Accounts.
+func (s *Store) ImportAccount(ctx context.Context, in store.Import) (created bool, err error) {
+	err = s.change(ctx, "import account", func(tx pgx.Tx) error {
+		n, err := changed(ctx, tx, sqlAddAccount, in.Name, in.XUserID, in.Username, in.Now)
+		var refused *pgconn.PgError
+		switch created = n > 0; {
+		case errors.As(err, &refused) && refused.ConstraintName == xUserConstraint:
+			return store.ErrUserTaken
+		case err != nil:
+			return err
+		case created:
+			return s.addToken(ctx, tx, in)
+		default:
+			return s.replaceToken(ctx, tx, in)
+		}
+	})
+	return created && err == nil, err
+}
+
+// addToken completes a new account.
+func (s *Store) addToken(ctx context.Context, tx pgx.Tx, in store.Import) error {
+	id := uuid.NewString()
+	access, refresh, err := s.sealPair(id, in.Pair)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, sqlAddLane, in.Name); err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, sqlAddToken, id, in.Name, access, refresh,
+		in.Pair.ExpiresAt, refreshAfter(in.Pair, in.Now), in.Pair.Scope, in.Now)
+	return err
+}
+
+func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) error {
+	n, err := changed(ctx, tx, sqlRenameUser, in.Name, in.XUserID, in.Username)
+	if err := orNone(n, err, store.ErrNameTaken); err != nil {
+		return err
+	}
+	var id string
+	if err := tx.QueryRow(ctx, sqlTokenID, in.Name).Scan(&id); err != nil {
+		return err
+	}
+	access, refresh, err := s.sealPair(id, in.Pair)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, sqlReplaceToken, id, access, refresh,
+		in.Pair.ExpiresAt, refreshAfter(in.Pair, in.Now), in.Pair.Scope, in.Now)
+	if err != nil {
+		return err
+	}
+	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
+	return err
+}
+
+const (
+	// unfinished is what the partial indexes of requests cover.
+	unfinished = `state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown')`
+
+	sqlFromAccounts = `
+SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata,
+       (SELECT count(*) FROM requests WHERE account = a.name AND ` + unfinished + `)
+FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name`
+	sqlAccount  = sqlFromAccounts + ` WHERE a.name = $1`
+	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name COLLATE "C"`
+)
+
+// Account implements store.Accounts.
+func (s *Store) Account(ctx context.Context, name string) (store.Account, error) {
+	account, err := scanAccount(s.pool.QueryRow(ctx, sqlAccount, name))
+	return account, s.wrap("read account", missing(err, store.ErrNotFound))
+}
+
+// Accounts implements store.Accounts.
+func (s *Store) Accounts(ctx context.Context) ([]store.Account, error) {
+	accounts, err := collect(ctx, s.pool, scanAccount, sqlAccounts)
+	return accounts, s.wrap("list accounts", err)
+}
+
+func scanAccount(row scanner) (a store.Account, err error) {
+	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &a.TokenMeta, &a.Open)
+	return a, err
+}

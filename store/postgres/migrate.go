@@ -1,0 +1,83 @@
+package postgres
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// schemaVersion is the version of the newest migration.
+	schemaVersion = 1
+
+	// A process that finds another one migrating looks again every
+	// lockPeriodSeconds, at most lockTries times.
+	lockPeriodSeconds = 1
+	lockTries         = 300
+
+	undefinedTable = "42P01" // PostgreSQL's code for a table that is not there
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Migrate brings the schema up to date. Any number of processes may do so at
+// once: one migrates, the others wait for it.
+func Migrate(ctx context.Context, url string) error {
+	config, err := parseURL(url)
+	if err != nil {
+		return err
+	}
+	if err := migrate(ctx, config.ConnConfig); err != nil {
+		return fmt.Errorf("migrate database %s: %w", databaseName(config.ConnConfig), err)
+	}
+	return nil
+}
+
+func migrate(ctx context.Context, config *pgx.ConnConfig) (err error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(lockPeriodSeconds, lockTries))
+	if err != nil {
+		return err
+	}
+	db := stdlib.OpenDB(*config)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
+		goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
+
+func (s *Store) checkSchema(ctx context.Context) error {
+	var version int64
+	err := s.pool.QueryRow(ctx, sqlVersion).Scan(&version)
+	var refused *pgconn.PgError
+	switch {
+	case errors.As(err, &refused) && refused.Code == undefinedTable:
+		version = 0
+	case err != nil:
+		return fmt.Errorf("open database %s: %w", s.name, err)
+	}
+	if version != schemaVersion {
+		return &store.SchemaError{Database: s.name, Found: version, Want: schemaVersion}
+	}
+	return nil
+}

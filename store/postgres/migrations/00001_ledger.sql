@@ -1,0 +1,179 @@
+-- Every rule that a row can break is a constraint here, so that a worker with
+-- a fault, or a person with psql, cannot write what the code never expects.
+--
+-- The hot tables leave room in each page for the new version of a row, and are
+-- vacuumed after a fixed number of dead rows: a row of lanes or requests is
+-- rewritten several times for each post, and with the default of a fifth of
+-- the table, an index of a large one would drag millions of dead entries along.
+
+-- +goose Up
+
+CREATE TABLE ledger (
+    id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- canary is sealed with the key that was in use first; whoever cannot open
+    -- it holds the wrong key.
+    canary     text,
+    only_row   boolean NOT NULL DEFAULT true UNIQUE CHECK (only_row)
+);
+INSERT INTO ledger DEFAULT VALUES;
+
+CREATE TABLE accounts (
+    name       text PRIMARY KEY,
+    platform   text NOT NULL DEFAULT 'x' CHECK (platform = 'x'),
+    x_user_id  text NOT NULL CHECK (x_user_id <> ''),
+    username   text NOT NULL,
+    created_at timestamptz NOT NULL,
+    -- Two names for one X user would be two lanes and two token pairs that
+    -- revoke each other.
+    CONSTRAINT accounts_x_user UNIQUE (platform, x_user_id)
+);
+
+CREATE TABLE oauth_tokens (
+    id                 uuid PRIMARY KEY,
+    user_id            text NOT NULL UNIQUE REFERENCES accounts (name),
+    platform           text NOT NULL DEFAULT 'x' CHECK (platform = 'x'),
+    access_token       text NOT NULL CHECK (access_token LIKE 'jp1.%'), -- sealed, never plain
+    refresh_token      text NOT NULL CHECK (refresh_token LIKE 'jp1.%'),
+    expires_at         timestamptz NOT NULL, -- of the access token
+    -- refresh_after is half of the lifetime after the last success.
+    refresh_after      timestamptz NOT NULL,
+    scope              text NOT NULL,
+    version            bigint NOT NULL CHECK (version > 0),
+    refreshed_at       timestamptz NOT NULL,
+    lease_id           uuid,
+    lease_until        timestamptz,
+    refresh_started_at timestamptz,
+    next_attempt_at    timestamptz,
+    -- The round that claimed it last. Ids of rounds grow with time, and only a
+    -- later round claims again, however late a batch of an earlier one comes.
+    last_round         text COLLATE "C",
+    metadata           jsonb NOT NULL DEFAULT '{}',
+    requires_reauth    boolean NOT NULL GENERATED ALWAYS AS
+        (coalesce((metadata ->> 'requiresReauth')::boolean, false)) STORED,
+    CHECK ((lease_id IS NULL) = (lease_until IS NULL))
+) WITH (fillfactor = 70);
+CREATE INDEX oauth_tokens_due ON oauth_tokens (expires_at, id) WHERE NOT requires_reauth;
+
+CREATE TABLE refresh_rounds (
+    id        text PRIMARY KEY,
+    total     integer NOT NULL CHECK (total >= 0),
+    batches   integer NOT NULL CHECK (batches >= 0),
+    opened_at timestamptz NOT NULL,
+    announced boolean NOT NULL DEFAULT false
+);
+
+-- A batch is a row, so that counting it twice is impossible.
+CREATE TABLE refresh_batches (
+    round     text NOT NULL REFERENCES refresh_rounds (id),
+    batch     integer NOT NULL CHECK (batch >= 0),
+    refreshed integer NOT NULL CHECK (refreshed >= 0),
+    failed    integer NOT NULL CHECK (failed >= 0),
+    skipped   integer NOT NULL CHECK (skipped >= 0),
+    done_at   timestamptz NOT NULL,
+    PRIMARY KEY (round, batch)
+);
+
+CREATE TABLE lanes (
+    account     text PRIMARY KEY REFERENCES accounts (name),
+    fence       bigint NOT NULL DEFAULT 0,
+    lease_owner text,
+    lease_until timestamptz,
+    rings       bigint NOT NULL DEFAULT 0,
+    next_seq    bigint NOT NULL DEFAULT 1,
+    last_due    timestamptz, -- the latest due time given to an immediate request
+    wake_at     timestamptz, -- null: when something rings
+    -- Claims since the last that was released or posted something, with the
+    -- present one.
+    lost_claims integer NOT NULL DEFAULT 0,
+    CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX lanes_due ON lanes (wake_at) WHERE wake_at IS NOT NULL;
+
+CREATE TABLE requests (
+    account       text NOT NULL REFERENCES lanes (account),
+    id            text NOT NULL,
+    seq           bigint NOT NULL,
+    state         text NOT NULL CHECK (state IN
+        ('scheduled', 'queued', 'publishing', 'held', 'published', 'failed', 'unknown', 'cancelled')),
+    revision      bigint NOT NULL CHECK (revision > 0),
+    announced     bigint NOT NULL DEFAULT 0,
+    event         text NOT NULL,
+    reason_code   text,
+    reason_detail text NOT NULL DEFAULT '',
+    reason_until  timestamptz,
+    hold_until    timestamptz,
+    holds         integer NOT NULL DEFAULT 0,
+    attempts      integer NOT NULL DEFAULT 0,
+    began_at      timestamptz, -- the first intent
+    accepted_at   timestamptz NOT NULL,
+    due_at        timestamptz NOT NULL,
+    publish_at    timestamptz,
+    expires_at    timestamptz,
+    updated_at    timestamptz NOT NULL,
+    metadata      json, -- not jsonb, which refuses the escape of a zero character
+    body          bytea NOT NULL,
+    digest        bytea NOT NULL,
+    PRIMARY KEY (account, id),
+    UNIQUE (account, seq),
+    CHECK (announced <= revision),
+    -- Who waits, failed or is in doubt says why; nobody else does.
+    CHECK ((state IN ('held', 'failed', 'unknown')) = (reason_code IS NOT NULL)),
+    CHECK (state = 'held' OR hold_until IS NULL),
+    CHECK (began_at IS NOT NULL OR state NOT IN ('publishing', 'published', 'unknown'))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+-- An account's line, and what of it has begun: that goes first.
+CREATE INDEX requests_line ON requests (account, due_at, seq)
+    WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown');
+CREATE INDEX requests_begun ON requests (account, due_at, seq)
+    WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown') AND began_at IS NOT NULL;
+CREATE INDEX requests_unannounced ON requests (updated_at) WHERE announced < revision;
+CREATE INDEX requests_accepted ON requests (accepted_at, seq);
+CREATE INDEX requests_state ON requests (state, accepted_at, seq);
+
+CREATE TABLE posts (
+    account    text NOT NULL,
+    request_id text NOT NULL,
+    idx        integer NOT NULL CHECK (idx >= 0),
+    state      text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sending', 'posted', 'failed')),
+    parent_id  text NOT NULL DEFAULT '',
+    -- One post on X belongs to one post of one request, or two lost answers
+    -- could both be explained by it.
+    post_id    text CONSTRAINT posts_post_id UNIQUE CHECK (post_id <> ''),
+    media_ids  text[] NOT NULL DEFAULT '{}',
+    text_hash  bytea,
+    sent_at    timestamptz,
+    not_after  timestamptz,
+    attempt    bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (account, request_id, idx),
+    FOREIGN KEY (account, request_id) REFERENCES requests (account, id),
+    CHECK ((state = 'posted') = (post_id IS NOT NULL)),
+    -- A post that may be live says since when, and until when it may become so.
+    CHECK (state <> 'sending' OR (sent_at IS NOT NULL AND not_after IS NOT NULL AND attempt > 0))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
+-- A thread is sent one post at a time.
+CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = 'sending';
+
+-- A message that never became a request, by its place in the job stream.
+CREATE TABLE refusals (
+    sequence bigint NOT NULL,
+    stored   timestamptz NOT NULL,
+    account  text NOT NULL,
+    id       text NOT NULL,
+    code     text NOT NULL,
+    problems json NOT NULL,
+    body     bytea NOT NULL,
+    PRIMARY KEY (sequence, stored)
+);
+CREATE INDEX refusals_latest ON refusals (stored, sequence);
+
+CREATE TABLE leases (
+    name  text PRIMARY KEY,
+    owner text NOT NULL,
+    until timestamptz NOT NULL
+);
+
+-- +goose Down
+
+DROP TABLE leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, oauth_tokens, accounts, ledger;

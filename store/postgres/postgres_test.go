@@ -1,0 +1,358 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/storetest"
+)
+
+const lease = time.Hour
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) storetest.Ledger {
+		t.Helper()
+		url := pgtest.Migrated(t, Migrate)
+		// A clone has the id of what it was cloned from.
+		execute(t, url, "UPDATE ledger SET id = gen_random_uuid()")
+		return storetest.Ledger{
+			Open: func(t *testing.T, sealer *store.Sealer) store.Store { t.Helper(); return open(t, url, sealer) },
+			Dump: func(t *testing.T) []byte { t.Helper(); return dump(t, url) },
+			Exec: func(t *testing.T, statement string) { t.Helper(); execute(t, url, statement) },
+		}
+	})
+}
+
+type testBundle struct {
+	url string
+	st  *Store
+	now time.Time
+}
+
+const acme = "acme"
+
+// setup opens a fresh ledger with one account.
+func setup(t *testing.T) *testBundle {
+	t.Helper()
+	b := &testBundle{url: pgtest.Migrated(t, Migrate), now: time.Now()}
+	b.st = open(t, b.url, newSealer(t))
+	check(t, b.add(t.Context()))
+	return b
+}
+
+// add imports the account, again where it is there already.
+func (b *testBundle) add(ctx context.Context) error {
+	_, err := b.st.ImportAccount(ctx, store.Import{
+		Name: acme, XUserID: "1", Username: acme, Now: b.now,
+		Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New("r"), ExpiresAt: b.now.Add(time.Hour)},
+	})
+	return err
+}
+
+func (b *testBundle) acceptance(id string) store.Acceptance {
+	return store.Acceptance{
+		Request: jetpost.Request{Account: acme, ID: id, Posts: make([]jetpost.Post, 1)},
+		Body:    []byte(id), Digest: []byte(id), Now: b.now,
+	}
+}
+
+func newSealer(t *testing.T) *store.Sealer {
+	t.Helper()
+	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
+	check(t, err)
+	return sealer
+}
+
+func open(t *testing.T, url string, sealer *store.Sealer) *Store {
+	t.Helper()
+	st, err := Open(t.Context(), url, sealer)
+	check(t, err)
+	t.Cleanup(func() { check(t, st.Close()) })
+	return st
+}
+
+func connect(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	return conn
+}
+
+func execute(t *testing.T, url, statement string) {
+	t.Helper()
+	_, err := connect(t, url).Exec(t.Context(), statement)
+	check(t, err)
+}
+
+func texts(t *testing.T, conn *pgx.Conn, query string) []string {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), query)
+	check(t, err)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	check(t, err)
+	return lines
+}
+
+// dump returns every row of every table as text.
+func dump(t *testing.T, url string) []byte {
+	t.Helper()
+	conn := connect(t, url)
+	_, err := conn.Exec(t.Context(), "SET bytea_output = 'escape'")
+	check(t, err)
+	var all bytes.Buffer
+	for _, table := range texts(t, conn, "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'") {
+		for _, row := range texts(t, conn, "SELECT t::text FROM "+table+" AS t") {
+			fmt.Fprintln(&all, table, row)
+		}
+	}
+	return all.Bytes()
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConnectionSettings(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, query, setting, want string }{
+		{"application name", "", "application_name", applicationName},
+		{"application name of the URL", "&application_name=mine", "application_name", "mine"},
+		{"idle timeout", "", "idle_in_transaction_session_timeout", idleTimeout},
+		{"statement timeout", "", "statement_timeout", statementTimeout},
+		{"statement timeout of the URL", "&statement_timeout=7s", "statement_timeout", "7s"},
+	}
+	url := pgtest.Migrated(t, Migrate)
+	if !strings.Contains(url, "?") {
+		url += "?"
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			st := open(t, url+test.query, newSealer(t))
+			var got string
+			check(t, st.pool.QueryRow(t.Context(), "SELECT current_setting($1)", test.setting).Scan(&got))
+			if got != test.want {
+				t.Errorf("%s is %q, want %q", test.setting, got, test.want)
+			}
+		})
+	}
+}
+
+// Every method takes its locks in the same order, so that no mix of them on
+// one account can deadlock, whoever wins.
+func TestMixedCallsNeverDeadlock(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const workers, rounds = 4, 12
+	var group sync.WaitGroup
+	for w := range workers {
+		group.Go(func() {
+			for i := range rounds {
+				if err := b.mix(t.Context(), fmt.Sprintf("r%d-%d", w, i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	counts, err := b.st.CountRequests(t.Context())
+	check(t, err)
+	if n := counts[jetpost.StatePublished] + counts[jetpost.StateCancelled]; n != workers*rounds {
+		t.Errorf("requests by state are %v, want %d finished", counts, workers*rounds)
+	}
+}
+
+// mix takes a request through its life while others do the same.
+func (b *testBundle) mix(ctx context.Context, id string) error {
+	key := store.Key{Account: acme, ID: id}
+	if _, err := b.st.Accept(ctx, b.acceptance(id)); err != nil {
+		return err
+	}
+	lane, claimed, err := b.st.ClaimLane(ctx, acme, id, lease, b.now)
+	if err == nil && claimed {
+		err = b.run(ctx, lane)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := b.st.EndHolds(ctx, acme, jetpost.CodeRateLimited, b.now); err != nil {
+		return err
+	}
+	if _, err := b.st.MarkAnnounced(ctx, key, 1); err != nil {
+		return err
+	}
+	if err := b.add(ctx); err != nil {
+		return err
+	}
+	if _, err := b.st.Cancel(ctx, key, b.now); !errors.Is(err, store.ErrNotRunnable) {
+		return err
+	}
+	return nil
+}
+
+// run posts what stands at the front of a lane, and releases it.
+func (b *testBundle) run(ctx context.Context, lane store.Lane) error {
+	for {
+		look, err := b.st.Look(ctx, lane, b.now)
+		if err != nil {
+			return err
+		}
+		if look.Head == nil {
+			if released, err := b.st.ReleaseLane(ctx, lane, look.Rings, b.now, b.now); released || err != nil {
+				return err
+			}
+			continue
+		}
+		err = b.st.Begin(ctx, lane, look.Head.ID, store.Intent{NotAfter: b.now, Now: b.now, Lease: lease})
+		if err == nil {
+			_, err = b.st.Posted(ctx, lane, look.Head.ID, 0, "x-"+look.Head.ID, b.now)
+		}
+		if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+			return err
+		}
+	}
+}
+
+func TestLeasesIgnoreTheCallersClock(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	claim := func(now time.Time) bool {
+		_, ok, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, now)
+		check(t, err)
+		return ok
+	}
+	if !claim(b.now) {
+		t.Fatal("a free lane was not claimed")
+	}
+	if claim(b.now.Add(10 * lease)) {
+		t.Error("a worker whose clock is ahead took over a live lease")
+	}
+	names, err := b.st.DueLanes(t.Context(), b.now.Add(10*lease), 1)
+	check(t, err)
+	if len(names) > 0 {
+		t.Errorf("%v is due under a live lease", names)
+	}
+}
+
+func TestMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			if err := Migrate(t.Context(), url); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	open(t, url, newSealer(t))
+}
+
+func TestOpenRefusesAnotherSchema(t *testing.T) {
+	t.Parallel()
+	newer := pgtest.Migrated(t, Migrate)
+	execute(t, newer, fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, true)", schemaVersion+1))
+	tests := []struct {
+		name, url string
+		found     int64
+	}{
+		{"missing", pgtest.New(t), 0},
+		{"newer", newer, schemaVersion + 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := Open(t.Context(), test.url, newSealer(t))
+			var schema *store.SchemaError
+			if !errors.As(err, &schema) || schema.Found != test.found || schema.Want != schemaVersion {
+				t.Errorf("error is %v, want a SchemaError with version %d found", err, test.found)
+			}
+		})
+	}
+}
+
+func TestURLErrorsNameThePlaceButNoPassword(t *testing.T) {
+	t.Parallel()
+	const password = "hunter2"
+	tests := []struct{ name, url, want string }{
+		{"bad setting", "postgres://u:hunter2@db.example/jp?pool_max_conns=many&password=hunter2", "pool_max_conns"},
+		{"other scheme", "mysql://u:hunter2@db.example/jp", "want postgres://"},
+		{"raw character", "postgres://u:hunter2#@db.example/jp", "want postgres://"},
+		{"unreachable", "postgres://u:hunter2@127.0.0.1:1/jp", "jp on 127.0.0.1:1"},
+		{"unreachable socket", "postgres:///jp?host=/nowhere&password=hunter2", "jp on /nowhere"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			_, openErr := Open(t.Context(), test.url, newSealer(t))
+			for _, err := range []error{openErr, Migrate(t.Context(), test.url)} {
+				if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), password) {
+					t.Errorf("error is %v, want one with %q and without the password", err, test.want)
+				}
+			}
+		})
+	}
+}
+
+func TestSurvivesRestartOfTheServer(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.Start(t)
+	check(t, Migrate(t.Context(), cluster.URL()))
+	b := &testBundle{st: open(t, cluster.URL(), newSealer(t)), now: time.Now()}
+	check(t, b.add(t.Context()))
+	_, err := b.st.Accept(t.Context(), b.acceptance("kept"))
+	check(t, err)
+
+	cluster.Stop(t)
+	if _, err := b.st.CountRequests(t.Context()); err == nil {
+		t.Fatal("a stopped server answered")
+	}
+	cluster.Restart(t)
+	// Connections of the pool that died with the server fail once each.
+	for range defaultMaxConns {
+		if _, err = b.st.CountRequests(t.Context()); err == nil {
+			break
+		}
+	}
+	check(t, err)
+	if _, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "kept"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// PostgreSQL's text holds no zero character, but X and producers may send one.
+func TestZeroCharacters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	in := b.acceptance("zero")
+	in.Request.Metadata = map[string]string{"key\x00": "value\x00"}
+	in.Hold = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Detail: "bad\x00 \xffdetail"}
+	_, err := b.st.Accept(t.Context(), in)
+	check(t, err)
+	got, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "zero"})
+	check(t, err)
+	if got.Status.Metadata["key\x00"] != "value\x00" {
+		t.Errorf("metadata is %q", got.Status.Metadata)
+	}
+	if got.Status.Reason.Detail != "bad \uFFFDdetail" {
+		t.Errorf("detail is %q", got.Status.Reason.Detail)
+	}
+	check(t, b.st.Refuse(t.Context(), jetpost.Refusal{
+		Account: "a\x00", ID: "\xff", Problems: []jetpost.Problem{{Message: "not \x00"}}, Stored: b.now,
+	}, []byte{0}))
+}

@@ -1,0 +1,178 @@
+package postgres
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jetpost/jetpost/internal/pgtest"
+)
+
+// queries holds every statement of the package.
+func queries() map[string]string {
+	return map[string]string{
+		"sqlAccount":          sqlAccount,
+		"sqlAccounts":         sqlAccounts,
+		"sqlAddAccount":       sqlAddAccount,
+		"sqlAddBatch":         sqlAddBatch,
+		"sqlAddLane":          sqlAddLane,
+		"sqlAddPosts":         sqlAddPosts,
+		"sqlAddRequest":       sqlAddRequest,
+		"sqlAddRound":         sqlAddRound,
+		"sqlAddToken":         sqlAddToken,
+		"sqlClaimDue":         sqlClaimDue,
+		"sqlClaimLane":        sqlClaimLane,
+		"sqlClaimToken":       sqlClaimToken,
+		"sqlClock":            sqlClock,
+		"sqlCountDue":         sqlCountDue,
+		"sqlCountRequests":    sqlCountRequests,
+		"sqlDueLanes":         sqlDueLanes,
+		"sqlEndHolds":         sqlEndHolds,
+		"sqlExtendLane":       sqlExtendLane,
+		"sqlFromAccounts":     sqlFromAccounts,
+		"sqlHead":             sqlHead,
+		"sqlLaneExists":       sqlLaneExists,
+		"sqlLedgerID":         sqlLedgerID,
+		"sqlListRequests":     sqlListRequests,
+		"sqlLockLane":         sqlLockLane,
+		"sqlLockRequest":      sqlLockRequest,
+		"sqlMarkAnnounced":    sqlMarkAnnounced,
+		"sqlNextDue":          sqlNextDue,
+		"sqlOtherKeys":        sqlOtherKeys,
+		"sqlPlaced":           sqlPlaced,
+		"sqlPosts":            sqlPosts,
+		"sqlProgress":         sqlProgress,
+		"sqlReadAtLast":       sqlReadAtLast,
+		"sqlReadCanary":       sqlReadCanary,
+		"sqlRefusals":         sqlRefusals,
+		"sqlRefuse":           sqlRefuse,
+		"sqlReleaseLane":      sqlReleaseLane,
+		"sqlRenameUser":       sqlRenameUser,
+		"sqlReplaceToken":     sqlReplaceToken,
+		"sqlRequest":          sqlRequest,
+		"sqlRing":             sqlRing,
+		"sqlRings":            sqlRings,
+		"sqlRound":            sqlRound,
+		"sqlRoundAnnounced":   sqlRoundAnnounced,
+		"sqlSavePost":         sqlSavePost,
+		"sqlSaveRequest":      sqlSaveRequest,
+		"sqlSaveToken":        sqlSaveToken,
+		"sqlSaveTokenFailure": sqlSaveTokenFailure,
+		"sqlSetCanary":        sqlSetCanary,
+		"sqlToken":            sqlToken,
+		"sqlTokenID":          sqlTokenID,
+		"sqlTryLease":         sqlTryLease,
+		"sqlUnannounced":      sqlUnannounced,
+		"sqlVersion":          sqlVersion,
+	}
+}
+
+func TestEveryQueryPrepares(t *testing.T) {
+	t.Parallel()
+	all := queries()
+	if missing := slices.DeleteFunc(declared(t), func(name string) bool { return all[name] != "" }); len(missing) > 0 {
+		t.Errorf("queries() lacks %v", missing)
+	}
+	conn := connect(t, pgtest.Migrated(t, Migrate))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if _, err := conn.Prepare(t.Context(), name, all[name]); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// declared returns the name of every constant of the package that holds SQL.
+func declared(t *testing.T) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(".")
+	check(t, err)
+	for _, entry := range entries {
+		if !strings.HasSuffix(entry.Name(), ".go") || strings.HasSuffix(entry.Name(), "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), entry.Name(), nil, parser.SkipObjectResolution)
+		check(t, err)
+		ast.Inspect(file, func(node ast.Node) bool {
+			if spec, ok := node.(*ast.ValueSpec); ok && strings.HasPrefix(spec.Names[0].Name, "sql") {
+				names = append(names, spec.Names[0].Name)
+			}
+			return true
+		})
+	}
+	if len(names) == 0 {
+		t.Fatal("no constant found")
+	}
+	return names
+}
+
+// fillTables makes a ledger with a history: of 2000 accounts' tokens and lanes
+// some are due, and of the requests of acme most are finished and announced.
+const fillTables = `
+INSERT INTO accounts (name, x_user_id, username, created_at) SELECT 'a' || n, n, 'u', now() FROM generate_series(1, 2000) AS n;
+INSERT INTO lanes (account, wake_at) SELECT name, CASE WHEN x_user_id::int % 100 = 0 THEN now() END FROM accounts;
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at)
+SELECT gen_random_uuid(), name, 'jp1.', 'jp1.', now() + x_user_id::int * interval '1 minute', now() + (x_user_id::int - 60) * interval '1 minute', '', 1, now()
+FROM accounts;
+INSERT INTO requests (account, id, seq, state, revision, announced, event, began_at, accepted_at, due_at, updated_at, body, digest)
+SELECT 'a' || n % 10 + 1, n, n, CASE WHEN n % 50 < 10 THEN 'queued' ELSE 'published' END, 1, CASE WHEN n % 500 = 0 THEN 0 ELSE 1 END, 'request.published',
+    CASE WHEN n % 50 >= 10 THEN now() END, t, t, t, '', ''
+FROM generate_series(1, 5000) AS n, LATERAL (SELECT now() - n * interval '1 minute' AS t) AS times;
+INSERT INTO posts (account, request_id, idx) SELECT account, id, 0 FROM requests;
+INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', '' FROM generate_series(1, 1000) AS n;
+ANALYZE;`
+
+// The queries that run all the time must not grow slower with the ledger's
+// history, neither as planned for their arguments nor as planned for any.
+func TestHotQueriesUseIndexes(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, query, arguments string
+		indexes                []string
+		anew                   bool // planned anew for each call, with its arguments
+	}{
+		{"claim due tokens", sqlClaimDue, `now(), now() + interval '2 hours', 'r', 10, '30s'`, []string{"oauth_tokens_due"}, false},
+		{"claim token", sqlClaimToken, `'a1', 1, now(), '30s', false`, []string{"oauth_tokens_user_id_key"}, false},
+		{"due lanes", sqlDueLanes, `now(), 100`, []string{"lanes_due"}, false},
+		{"end holds", sqlEndHolds, `'a1', 'poison', now()`, []string{"requests_"}, false},
+		{"head", sqlHead, `'a1', now()`, []string{"requests_begun", "requests_line", "requests_pkey"}, false},
+		{"list all", sqlListRequests, `'', '', '', '', NULL, 100`, []string{"requests_accepted"}, true},
+		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100`, []string{"requests_pkey"}, true},
+		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100`, []string{"requests_state"}, true},
+		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
+		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
+		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
+		{"unannounced", sqlUnannounced, `now(), 10`, []string{"requests_unannounced"}, false},
+	}
+	conn := connect(t, pgtest.Migrated(t, Migrate))
+	_, err := conn.Exec(t.Context(), fillTables)
+	check(t, err)
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		_, err := conn.Exec(t.Context(), "SET plan_cache_mode = "+mode)
+		check(t, err)
+		for i, test := range tests {
+			if test.anew && mode == "force_generic_plan" {
+				continue
+			}
+			t.Run(mode+" "+test.name, func(t *testing.T) {
+				name := fmt.Sprintf("%s_%d", mode, i)
+				_, err := conn.Exec(t.Context(), "PREPARE "+name+" AS "+test.query)
+				check(t, err)
+				plan := strings.Join(texts(t, conn, "EXPLAIN EXECUTE "+name+"("+test.arguments+")"), "\n")
+				if strings.Contains(plan, "Seq Scan") {
+					t.Errorf("a table is scanned:\n%s", plan)
+				}
+				for _, index := range test.indexes {
+					if !strings.Contains(plan, index) {
+						t.Errorf("%s is not used:\n%s", index, plan)
+					}
+				}
+			})
+		}
+	}
+}

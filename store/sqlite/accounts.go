@@ -1,0 +1,140 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	sqlUserOfAccount = `SELECT x_user_id FROM accounts WHERE name = ?1`
+	sqlAccountOfUser = `SELECT name FROM accounts WHERE platform = 'x' AND x_user_id = ?1`
+	sqlAddAccount    = `INSERT INTO accounts (name, x_user_id, username, created_at) VALUES (?1, ?2, ?3, ?4)`
+	sqlAddLane       = `INSERT INTO lanes (account) VALUES (?1)`
+	sqlAddToken      = `
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8)`
+	sqlRenameUser   = `UPDATE accounts SET username = ?2 WHERE name = ?1`
+	sqlTokenID      = `SELECT id FROM oauth_tokens WHERE user_id = ?1`
+	sqlReplaceToken = `
+UPDATE oauth_tokens
+SET access_token = ?2, refresh_token = ?3, expires_at = ?4, refresh_after = ?5, scope = ?6, refreshed_at = ?7,
+    version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL,
+    metadata = json_remove(metadata, '$.refreshError', '$.refreshFailedAt', '$.requiresReauth')
+WHERE id = ?1`
+)
+
+// ImportAccount implements store.Accounts.
+func (s *Store) ImportAccount(ctx context.Context, in store.Import) (created bool, err error) {
+	err = s.change(ctx, "import account", func(tx *sql.Tx) error {
+		user, err := lookUp(ctx, tx, sqlUserOfAccount, in.Name)
+		created = user == ""
+		switch {
+		case err != nil:
+			return err
+		case !created && user != in.XUserID:
+			return store.ErrNameTaken
+		case !created:
+			return s.replaceToken(ctx, tx, in)
+		}
+		name, err := lookUp(ctx, tx, sqlAccountOfUser, in.XUserID)
+		switch {
+		case err != nil:
+			return err
+		case name != "":
+			return store.ErrUserTaken
+		}
+		return s.addAccount(ctx, tx, in)
+	})
+	return created && err == nil, err
+}
+
+// lookUp returns a name, or "" where there is none; neither is ever empty.
+func lookUp(ctx context.Context, tx *sql.Tx, query, by string) (string, error) {
+	name, err := scanText(tx.QueryRowContext(ctx, query, by))
+	return name, missing(err, nil)
+}
+
+func (s *Store) addAccount(ctx context.Context, tx *sql.Tx, in store.Import) error {
+	id := uuid.NewString()
+	access, refresh, err := s.sealPair(id, in.Pair)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, sqlAddAccount, in.Name, in.XUserID, in.Username, micros(in.Now)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, sqlAddLane, in.Name); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, sqlAddToken, id, in.Name, access, refresh,
+		micros(in.Pair.ExpiresAt), micros(refreshAfter(in.Pair, in.Now)), in.Pair.Scope, micros(in.Now))
+	return err
+}
+
+func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) error {
+	var id string
+	if err := tx.QueryRowContext(ctx, sqlTokenID, in.Name).Scan(&id); err != nil {
+		return err
+	}
+	access, refresh, err := s.sealPair(id, in.Pair)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, sqlRenameUser, in.Name, in.Username); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, sqlReplaceToken, id, access, refresh,
+		micros(in.Pair.ExpiresAt), micros(refreshAfter(in.Pair, in.Now)), in.Pair.Scope, micros(in.Now))
+	if err != nil {
+		return err
+	}
+	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
+	return err
+}
+
+const (
+	// unfinished is spelled exactly as in the schema's partial indexes, or
+	// SQLite would not use them.
+	unfinished = `state NOT IN ('published', 'failed', 'cancelled')`
+
+	sqlFromAccounts = `
+SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata,
+       (SELECT count(*) FROM requests WHERE account = a.name AND ` + unfinished + `)
+FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name`
+	sqlAccount  = sqlFromAccounts + ` WHERE a.name = ?1`
+	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name`
+)
+
+// Account implements store.Accounts.
+func (s *Store) Account(ctx context.Context, name string) (account store.Account, err error) {
+	account, err = scanAccount(s.read.QueryRowContext(ctx, sqlAccount, name))
+	return account, s.wrap("read account", missing(err, store.ErrNotFound))
+}
+
+// Accounts implements store.Accounts.
+func (s *Store) Accounts(ctx context.Context) (accounts []store.Account, err error) {
+	err = s.view(ctx, "list accounts", func(tx *sql.Tx) error {
+		accounts, err = collect(ctx, tx, scanAccount, sqlAccounts)
+		return err
+	})
+	return accounts, err
+}
+
+func scanAccount(row scanner) (a store.Account, err error) {
+	var meta []byte
+	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &meta, &a.Open)
+	if err != nil {
+		return store.Account{}, err
+	}
+	if err := json.Unmarshal(meta, &a.TokenMeta); err != nil {
+		return store.Account{}, fmt.Errorf("read token metadata of %s: %w", a.Name, err)
+	}
+	return a, nil
+}

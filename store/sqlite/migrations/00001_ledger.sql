@@ -1,0 +1,189 @@
+-- Every time is a count of microseconds since 1970, UTC; NULL is "none".
+-- Every table is STRICT, so that a value of the wrong type is refused.
+
+-- +goose Up
+
+-- One row: who this ledger is. The canary is sealed, and shows at start
+-- whether the configured keys fit the database.
+CREATE TABLE ledger (
+    only_row   INTEGER PRIMARY KEY CHECK (only_row = 1),
+    id         TEXT    NOT NULL,
+    created_at INTEGER NOT NULL,
+    canary     TEXT
+) STRICT;
+
+-- A version 4 UUID: SQLite has no function for one.
+INSERT INTO ledger (only_row, id, created_at)
+SELECT 1,
+       substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-4' || substr(h, 14, 3) || '-'
+           || substr('89ab', 1 + (random() & 3), 1) || substr(h, 18, 3) || '-' || substr(h, 21, 12),
+       CAST(unixepoch('subsec') * 1000000 AS INTEGER)
+FROM (SELECT lower(hex(randomblob(16))) AS h);
+
+CREATE TABLE accounts (
+    name       TEXT    NOT NULL PRIMARY KEY CHECK (name <> ''),
+    platform   TEXT    NOT NULL DEFAULT 'x' CHECK (platform = 'x'),
+    x_user_id  TEXT    NOT NULL CHECK (x_user_id <> ''),
+    username   TEXT    NOT NULL,
+    created_at INTEGER NOT NULL,
+    -- Two names for one X user would be two lanes and two refreshers of one
+    -- single-use token.
+    UNIQUE (platform, x_user_id)
+) STRICT;
+
+CREATE TABLE oauth_tokens (
+    id                 TEXT    NOT NULL PRIMARY KEY,
+    user_id            TEXT    NOT NULL UNIQUE REFERENCES accounts (name),
+    platform           TEXT    NOT NULL DEFAULT 'x' CHECK (platform = 'x'),
+    -- Sealed text only: a bug that would store a token in the clear fails here.
+    access_token       TEXT    NOT NULL CHECK (access_token GLOB 'jp1.*'),
+    refresh_token      TEXT    NOT NULL CHECK (refresh_token GLOB 'jp1.*'),
+    expires_at         INTEGER NOT NULL,
+    -- refreshed_at plus half of the token's lifetime.
+    refresh_after      INTEGER NOT NULL,
+    scope              TEXT    NOT NULL,
+    -- Grows with every stored pair; successes are fenced by it.
+    version            INTEGER NOT NULL CHECK (version > 0),
+    refreshed_at       INTEGER NOT NULL,
+    lease_id           TEXT,
+    lease_until        INTEGER,
+    refresh_started_at INTEGER,
+    next_attempt_at    INTEGER,
+    -- The latest round that claimed the token. Round ids grow with time, and
+    -- only a later round may claim again: so none claims a token twice.
+    last_round         TEXT,
+    -- lastRefreshAt, refreshError, refreshFailedAt, requiresReauth
+    metadata           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(metadata)),
+    requires_reauth    INTEGER NOT NULL GENERATED ALWAYS AS (coalesce(metadata ->> '$.requiresReauth', 0)) VIRTUAL,
+    CHECK ((lease_id IS NULL) = (lease_until IS NULL))
+) STRICT;
+
+-- Due tokens, the ones that expire first first.
+CREATE INDEX oauth_tokens_due ON oauth_tokens (expires_at, id) WHERE requires_reauth = 0;
+
+CREATE TABLE lanes (
+    account     TEXT    NOT NULL PRIMARY KEY REFERENCES accounts (name),
+    fence       INTEGER NOT NULL DEFAULT 0,
+    lease_owner TEXT,
+    lease_until INTEGER,
+    -- Counts changes, so that a holder sees what came after its look.
+    rings       INTEGER NOT NULL DEFAULT 0,
+    next_seq    INTEGER NOT NULL DEFAULT 1,
+    -- The largest acceptance time handed out. Clocks of workers disagree; an
+    -- account's immediate requests are due in the order of acceptance all the
+    -- same.
+    last_due    INTEGER NOT NULL DEFAULT 0,
+    -- When the lane should next be run; NULL: when something rings.
+    wake_at     INTEGER,
+    -- Claims since the last one that was released or posted something, the
+    -- present one included.
+    lost_claims INTEGER NOT NULL DEFAULT 0 CHECK (lost_claims >= 0),
+    CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
+) STRICT;
+
+CREATE INDEX lanes_wake ON lanes (wake_at, account) WHERE wake_at IS NOT NULL;
+
+CREATE TABLE requests (
+    account       TEXT    NOT NULL REFERENCES lanes (account),
+    id            TEXT    NOT NULL,
+    seq           INTEGER NOT NULL, -- of acceptance, per account
+    state         TEXT    NOT NULL CHECK (state IN
+        ('scheduled', 'queued', 'publishing', 'held', 'published', 'failed', 'unknown', 'cancelled')),
+    revision      INTEGER NOT NULL DEFAULT 1,
+    announced     INTEGER NOT NULL DEFAULT 0, -- latest revision whose event was published
+    event         TEXT    NOT NULL CHECK (event GLOB 'request.*'),
+    reason_code   TEXT,
+    reason_detail TEXT    NOT NULL DEFAULT '',
+    reason_until  INTEGER, -- what people are told
+    hold_until    INTEGER, -- when the hold really ends; NULL: when something ends it
+    holds         INTEGER NOT NULL DEFAULT 0 CHECK (holds >= 0),
+    attempts      INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    began_at      INTEGER,
+    accepted_at   INTEGER NOT NULL,
+    due_at        INTEGER NOT NULL,
+    publish_at    INTEGER,
+    expires_at    INTEGER,
+    updated_at    INTEGER NOT NULL,
+    metadata      TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(metadata)),
+    body          BLOB    NOT NULL,
+    digest        BLOB    NOT NULL,
+    PRIMARY KEY (account, id),
+    UNIQUE (account, seq),
+    CHECK (announced BETWEEN 0 AND revision),
+    -- Whoever waits or fails is told why; whoever does not has nothing to tell.
+    CHECK ((reason_code IS NOT NULL) = (state IN ('held', 'failed', 'unknown'))),
+    CHECK (hold_until IS NULL OR state = 'held'),
+    CHECK (began_at IS NOT NULL OR state NOT IN ('publishing', 'published', 'unknown'))
+) STRICT;
+
+-- The line of an account, and what in it has begun and goes before the rest.
+CREATE INDEX requests_line ON requests (account, due_at, seq)
+    WHERE state NOT IN ('published', 'failed', 'cancelled');
+CREATE INDEX requests_begun ON requests (account, due_at, seq)
+    WHERE began_at IS NOT NULL AND state NOT IN ('published', 'failed', 'cancelled');
+CREATE INDEX requests_held ON requests (account, reason_code) WHERE state = 'held';
+CREATE INDEX requests_unannounced ON requests (updated_at) WHERE announced < revision;
+-- Lists, the latest first; counts.
+CREATE INDEX requests_accepted ON requests (accepted_at DESC, seq DESC, account);
+CREATE INDEX requests_state ON requests (state);
+
+CREATE TABLE posts (
+    account    TEXT    NOT NULL,
+    request_id TEXT    NOT NULL,
+    idx        INTEGER NOT NULL CHECK (idx >= 0),
+    state      TEXT    NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sending', 'posted', 'failed')),
+    parent_id  TEXT    NOT NULL DEFAULT '',
+    -- Unique: no post on X is ever taken for two of ours.
+    post_id    TEXT    UNIQUE CHECK (post_id <> ''),
+    media_ids  TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(media_ids)),
+    text_hash  BLOB,
+    sent_at    INTEGER, -- commit of the latest intent
+    not_after  INTEGER, -- the latest moment at which it may be sent
+    attempt    INTEGER, -- fence of the latest intent
+    PRIMARY KEY (account, request_id, idx),
+    FOREIGN KEY (account, request_id) REFERENCES requests (account, id),
+    CHECK ((state = 'posted') = (post_id IS NOT NULL)),
+    CHECK (state <> 'sending' OR (sent_at IS NOT NULL AND not_after IS NOT NULL AND attempt IS NOT NULL))
+) STRICT, WITHOUT ROWID;
+
+-- An account posts one thing at a time: the lane's promise, held here too.
+CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = 'sending';
+
+-- Messages that never became requests, once per place in the stream.
+CREATE TABLE refusals (
+    stored   INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    account  TEXT    NOT NULL,
+    id       TEXT    NOT NULL,
+    code     TEXT    NOT NULL,
+    problems TEXT    NOT NULL CHECK (json_valid(problems)),
+    body     BLOB    NOT NULL,
+    PRIMARY KEY (stored, sequence)
+) STRICT;
+
+CREATE TABLE refresh_rounds (
+    id         TEXT    NOT NULL PRIMARY KEY,
+    created_at INTEGER NOT NULL,
+    total      INTEGER NOT NULL,
+    batches    INTEGER NOT NULL,
+    announced  INTEGER NOT NULL DEFAULT 0 CHECK (announced IN (0, 1))
+) STRICT;
+
+-- One row a batch that was counted; the round's sums are read from here, so
+-- that a batch told twice counts once.
+CREATE TABLE refresh_batches (
+    round     TEXT    NOT NULL REFERENCES refresh_rounds (id),
+    batch     INTEGER NOT NULL,
+    refreshed INTEGER NOT NULL,
+    failed    INTEGER NOT NULL,
+    skipped   INTEGER NOT NULL,
+    done_at   INTEGER NOT NULL,
+    PRIMARY KEY (round, batch)
+) STRICT, WITHOUT ROWID;
+
+-- Named leases, for work that one worker does for all.
+CREATE TABLE leases (
+    name  TEXT    NOT NULL PRIMARY KEY,
+    owner TEXT    NOT NULL,
+    until INTEGER NOT NULL
+) STRICT;

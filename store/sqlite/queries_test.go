@@ -1,0 +1,252 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// openFresh opens a new ledger, with its pools in reach.
+func openFresh(t *testing.T) *Store {
+	t.Helper()
+	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	if err := Migrate(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), path, sealer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s
+}
+
+// queries reads every constant whose name starts with sql out of the source,
+// so that none can be forgotten.
+func queries(t *testing.T) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	constants := make(map[string]ast.Expr)
+	for _, file := range files {
+		tree, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(tree, func(node ast.Node) bool {
+			if spec, ok := node.(*ast.ValueSpec); ok && len(spec.Values) == 1 {
+				constants[spec.Names[0].Name] = spec.Values[0]
+			}
+			return true
+		})
+	}
+	all := make(map[string]string)
+	for name, value := range constants {
+		if strings.HasPrefix(name, "sql") && !strings.HasPrefix(name, "sqlFrom") {
+			all[name] = text(t, constants, value)
+		}
+	}
+	return all
+}
+
+// text evaluates a sum of string constants.
+func text(t *testing.T, constants map[string]ast.Expr, value ast.Expr) string {
+	t.Helper()
+	switch v := value.(type) {
+	case *ast.BasicLit:
+		s, err := strconv.Unquote(v.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	case *ast.BinaryExpr:
+		return text(t, constants, v.X) + text(t, constants, v.Y)
+	case *ast.Ident:
+		return text(t, constants, constants[v.Name])
+	}
+	t.Fatalf("a query is made of %T", value)
+	return ""
+}
+
+func TestQueriesPrepare(t *testing.T) {
+	t.Parallel()
+	s := openFresh(t)
+	all := queries(t)
+	if len(all) < 40 {
+		t.Errorf("found %d queries: the search misses some", len(all))
+	}
+	for name, query := range all {
+		if err := prepare(t.Context(), s.write, query); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func prepare(ctx context.Context, db *sql.DB, query string) (err error) {
+	statement, err := db.PrepareContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, statement.Close()) }()
+	return nil
+}
+
+// TestQueriesNeverScan asks SQLite how it would run each query. Whatever grows
+// with the number of accounts, requests or rounds must be found by an index, and none
+// of it is sorted anew.
+func TestQueriesNeverScan(t *testing.T) {
+	t.Parallel()
+	mayScan := map[string]bool{
+		"sqlAccounts":       true, // all of them are wanted
+		"sqlCountOtherKeys": true, // once at start
+		"sqlCountRequests":  true, // over an index that holds just the states
+		"sqlHasVersions":    true, // the catalogue
+		"sqlLedgerID":       true, // one row
+		"sqlListRequests":   true, // in the order of the index, up to the limit
+		"sqlReadCanary":     true, // one row
+		"sqlRefusals":       true, // in the order of the key, up to the limit
+		"sqlSetCanary":      true, // one row
+		"sqlVersion":        true, // one row a migration
+	}
+	scan := regexp.MustCompile(`^SCAN [a-z]`)
+	s := openFresh(t)
+	for name, query := range queries(t) {
+		for _, step := range plan(t, s.write, query) {
+			if scan.MatchString(step) && !mayScan[name] || strings.Contains(step, "TEMP B-TREE") {
+				t.Errorf("%s: %s", name, step)
+			}
+		}
+	}
+}
+
+func plan(t *testing.T, db *sql.DB, query string) (steps []string) {
+	t.Helper()
+	var args []any
+	for i := 1; strings.Contains(query, fmt.Sprintf("?%d", i)); i++ {
+		args = append(args, i)
+	}
+	rows, err := db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+query, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var id, parent, unused int
+		var detail string
+		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+			t.Fatal(err)
+		}
+		steps = append(steps, detail)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return steps
+}
+
+func TestSchemaVersionIsTheNewestMigration(t *testing.T) {
+	t.Parallel()
+	files, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest, _, _ := strings.Cut(filepath.Base(files[len(files)-1]), "_")
+	if version, err := strconv.Atoi(newest); err != nil || version != schemaVersion {
+		t.Errorf("the newest migration is %s, schemaVersion is %d", newest, schemaVersion)
+	}
+}
+
+func TestPools(t *testing.T) {
+	t.Parallel()
+	s := openFresh(t)
+	for name, db := range map[string]*sql.DB{"read": s.read, "write": s.write} {
+		for pragma, want := range map[string]string{
+			"busy_timeout": strconv.Itoa(busyTimeoutMillis), "foreign_keys": "1", "journal_mode": "wal", "synchronous": "2",
+		} {
+			var got string
+			if err := db.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
+				t.Errorf("%s pool: %s is %s, want %s (%v)", name, pragma, got, want, err)
+			}
+		}
+	}
+	if _, err := s.read.ExecContext(t.Context(), "DELETE FROM leases"); err == nil {
+		t.Error("the read pool can write")
+	}
+}
+
+// TestWritersNeverMeetHalfWay shows that a transaction that reads first has
+// the write lock already: with deferred ones the second would fail.
+func TestWritersNeverMeetHalfWay(t *testing.T) {
+	t.Parallel()
+	s := openFresh(t)
+	other, err := Open(t.Context(), s.path, s.sealer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	const each = 20
+	failures := make(chan error, 2)
+	for i, one := range []*Store{s, other} {
+		go func() {
+			for n := range each {
+				err := one.change(t.Context(), "test", func(tx *sql.Tx) error { return readThenWrite(t.Context(), tx, i*each+n) })
+				if err != nil {
+					failures <- err
+					return
+				}
+			}
+			failures <- nil
+		}()
+	}
+	for range 2 {
+		if err := <-failures; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func readThenWrite(ctx context.Context, tx *sql.Tx, n int) error {
+	var rows int
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM leases").Scan(&rows); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, "INSERT INTO leases (name, owner, until) VALUES (?1, 'x', ?2)", strconv.Itoa(n), rows)
+	return err
+}
+
+func TestFullDiskNamesThePath(t *testing.T) {
+	t.Parallel()
+	s := openFresh(t)
+	// A file that may not grow is what a full disk is to SQLite.
+	if _, err := s.write.ExecContext(t.Context(), "PRAGMA max_page_count = 1"); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Refuse(t.Context(), jetpost.Refusal{Sequence: 1, Stored: time.Now()}, make([]byte, 1<<20))
+	if err == nil || !strings.Contains(err.Error(), s.path) || !strings.Contains(err.Error(), "full") {
+		t.Errorf("error is %v, want one that names the path and says that it is full", err)
+	}
+}

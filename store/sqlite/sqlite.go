@@ -1,0 +1,325 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// schemaVersion is the version of the newest migration.
+	schemaVersion = 1
+	// busyTimeoutMillis is how long a statement waits for a lock that another
+	// process holds.
+	busyTimeoutMillis = 10_000
+	maxReaders        = 4 // connections of the read pool
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Store is a ledger in a SQLite file. It is safe for concurrent use, also by
+// several processes on the same machine.
+type Store struct {
+	path   string
+	sealer *store.Sealer
+	write  *sql.DB // one connection, immediate transactions
+	read   *sql.DB // query-only
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open opens a ledger that Migrate has prepared. It fails with
+// *store.SchemaError where it has not, or a newer program has.
+func Open(ctx context.Context, path string, sealer *store.Sealer) (*Store, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, &store.SchemaError{Database: path, Want: schemaVersion}
+	}
+	write, err := open(path, "rw")
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSchema(ctx, write, path); err != nil {
+		return nil, errors.Join(err, write.Close())
+	}
+	read, err := open(path, "rw", "query_only(1)")
+	if err != nil {
+		return nil, errors.Join(err, write.Close())
+	}
+	read.SetMaxOpenConns(maxReaders)
+	read.SetMaxIdleConns(maxReaders)
+	return &Store{path: path, sealer: sealer, write: write, read: read}, nil
+}
+
+// open makes a pool of one connection. It creates the file only in mode rwc.
+func open(path, mode string, pragmas ...string) (*sql.DB, error) {
+	query := url.Values{"mode": {mode}, "_pragma": append([]string{
+		fmt.Sprintf("busy_timeout(%d)", busyTimeoutMillis),
+		"journal_mode(WAL)",
+		"synchronous(FULL)",
+		"foreign_keys(1)",
+	}, pragmas...)}
+	if len(pragmas) == 0 {
+		query.Set("_txlock", "immediate")
+	}
+	// Escaping the path keeps a question mark in it from starting the query.
+	db, err := sql.Open("sqlite", "file:"+url.PathEscape(path)+"?"+query.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	db.SetMaxOpenConns(1)
+	return db, nil
+}
+
+const (
+	sqlHasVersions = `SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'goose_db_version'`
+	sqlVersion     = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
+)
+
+func checkSchema(ctx context.Context, db *sql.DB, path string) error {
+	var tables int
+	var version int64
+	err := db.QueryRowContext(ctx, sqlHasVersions).Scan(&tables)
+	if err == nil && tables > 0 {
+		err = db.QueryRowContext(ctx, sqlVersion).Scan(&version)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("open database %s: %w", path, err)
+	case version != schemaVersion:
+		return &store.SchemaError{Database: path, Found: version, Want: schemaVersion}
+	}
+	return nil
+}
+
+// Migrate creates the file where there is none, and brings its schema up to
+// date. Several processes may do so at once.
+func Migrate(ctx context.Context, path string) error {
+	db, err := open(path, "rwc")
+	if err != nil {
+		return err
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	// Each migration is one transaction, and one that lost a race fails
+	// because its tables are there. So every failed try means that another
+	// process has gone at least one version further, or had the file locked
+	// while it switched the journal.
+	for range schemaVersion + 2 {
+		if err = migrateOnce(ctx, db, files); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("migrate database %s: %w", path, err)
+	}
+	return errors.Join(err, db.Close())
+}
+
+func migrateOnce(ctx context.Context, db *sql.DB, files fs.FS) error {
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// Close closes both pools.
+func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }
+
+// change runs a write transaction. All errors of a method are wrapped here:
+// what names the method, and what SQLite itself reports (a full disk, a file
+// that is no database) also names the path.
+func (s *Store) change(ctx context.Context, what string, f func(*sql.Tx) error) error {
+	return s.wrap(what, transact(ctx, s.write, nil, f))
+}
+
+// view runs a read transaction: everything in it is read as of one moment.
+func (s *Store) view(ctx context.Context, what string, f func(*sql.Tx) error) error {
+	return s.wrap(what, transact(ctx, s.read, &sql.TxOptions{ReadOnly: true}, f))
+}
+
+func transact(ctx context.Context, db *sql.DB, options *sql.TxOptions, f func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, options)
+	if err != nil {
+		return err
+	}
+	if err := f(tx); err != nil {
+		_ = tx.Rollback() // the first error is the one that tells
+		return err
+	}
+	return tx.Commit()
+}
+
+func (s *Store) wrap(what string, err error) error {
+	var own *driver.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &own):
+		return fmt.Errorf("%s: database %s: %w", what, s.path, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// missing turns "no rows" into the given error.
+func missing(err, instead error) error {
+	if errors.Is(err, sql.ErrNoRows) {
+		return instead
+	}
+	return err
+}
+
+// violatesUnique tells whether a unique constraint refused a row.
+func violatesUnique(err error) bool {
+	var own *driver.Error
+	return errors.As(err, &own) && own.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE
+}
+
+// changed runs a statement and returns how many rows it changed.
+func changed(ctx context.Context, tx *sql.Tx, statement string, args ...any) (int, error) {
+	result, err := tx.ExecContext(ctx, statement, args...)
+	if err != nil {
+		return 0, err
+	}
+	n, err := result.RowsAffected()
+	return int(n), err
+}
+
+// collect scans every row of a query.
+func collect[T any](ctx context.Context, tx *sql.Tx, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // rows.Err has told everything
+	var all []T
+	for rows.Next() {
+		one, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
+
+// scanner is a row or the current one of several.
+type scanner interface{ Scan(dest ...any) error }
+
+// scanText scans the only column of a row.
+func scanText(row scanner) (text string, err error) {
+	err = row.Scan(&text)
+	return text, err
+}
+
+// micros is how a time is stored: microseconds since 1970, NULL for the zero
+// time.
+func micros(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMicro()
+}
+
+// at scans such a value into a time in UTC.
+type at struct{ time *time.Time }
+
+// Scan implements sql.Scanner.
+func (a at) Scan(value any) error {
+	switch v := value.(type) {
+	case nil:
+		*a.time = time.Time{}
+	case int64:
+		*a.time = time.UnixMicro(v).UTC()
+	default:
+		return fmt.Errorf("a time is stored as %T", value)
+	}
+	return nil
+}
+
+const sqlLedgerID = `SELECT id FROM ledger`
+
+// LedgerID implements store.Ledger.
+func (s *Store) LedgerID(ctx context.Context) (id string, err error) {
+	err = s.read.QueryRowContext(ctx, sqlLedgerID).Scan(&id)
+	return id, s.wrap("read ledger id", err)
+}
+
+// Clock implements store.Ledger: the machine's own clock.
+func (s *Store) Clock(ctx context.Context) (time.Time, error) {
+	return time.Now().UTC(), ctx.Err()
+}
+
+const (
+	sqlReadCanary = `SELECT id, coalesce(canary, '') FROM ledger`
+	sqlSetCanary  = `UPDATE ledger SET canary = ?1`
+	// A sealed value carries its key id from the fifth character on.
+	sqlCountOtherKeys = `
+SELECT count(*) FROM oauth_tokens
+WHERE substr(access_token, 5, 8) <> ?1 OR substr(refresh_token, 5, 8) <> ?1`
+)
+
+// CheckKeys implements store.Ledger.
+func (s *Store) CheckKeys(ctx context.Context) error {
+	return s.change(ctx, "check keys", func(tx *sql.Tx) error {
+		var id, canary string
+		if err := tx.QueryRowContext(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
+			return err
+		}
+		place := id + "/canary"
+		if canary != "" {
+			if _, err := s.sealer.Open(canary, place); err != nil {
+				return err
+			}
+		}
+		// The canary moves to the first key as the last one: while an older
+		// key is still needed, it must be missed at start.
+		var others int
+		if err := tx.QueryRowContext(ctx, sqlCountOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
+			return err
+		}
+		current := strings.HasPrefix(canary, "jp1."+s.sealer.KeyID()+".")
+		if current || canary != "" && others > 0 {
+			return nil
+		}
+		sealed, err := s.sealer.Seal(secret.New(id), place)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, sqlSetCanary, sealed)
+		return err
+	})
+}
+
+const sqlTryLease = `
+INSERT INTO leases (name, owner, until) VALUES (?1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
+WHERE leases.owner = excluded.owner OR leases.until <= ?4`
+
+// TryLease implements store.Ledger.
+func (s *Store) TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (ok bool, err error) {
+	err = s.change(ctx, "take lease", func(tx *sql.Tx) error {
+		n, err := changed(ctx, tx, sqlTryLease, name, owner, micros(now.Add(d)), micros(now))
+		ok = n > 0
+		return err
+	})
+	return ok, err
+}

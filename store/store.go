@@ -1,0 +1,392 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+)
+
+var (
+	// ErrNotFound says that no such account, request or token is known.
+	ErrNotFound = errors.New("not found")
+	// ErrFenced says that another worker has taken the lane or the token
+	// since it was claimed. The caller stops at once and writes nothing more.
+	ErrFenced = errors.New("taken over by another worker")
+	// ErrNotRunnable says that the request is no longer one that may be
+	// posted, for instance because it was cancelled.
+	ErrNotRunnable = errors.New("request is not runnable")
+	// ErrNameTaken says that the account name belongs to another X user.
+	ErrNameTaken = errors.New("account name belongs to another X user")
+	// ErrUserTaken says that the X user is known under another account name.
+	ErrUserTaken = errors.New("X user is known under another account name")
+	// ErrPostTaken says that the post on X is recorded for another post of
+	// ours already.
+	ErrPostTaken = errors.New("post is recorded for another request")
+)
+
+// Store is everything a database offers. Handlers take one of the smaller
+// interfaces instead, so that each sees only its part.
+type Store interface {
+	Ledger
+	Accounts
+	Tokens
+	Requests
+}
+
+// Ledger is the database as a whole.
+type Ledger interface {
+	// LedgerID is a UUID made with the schema. Streams carry it, so that a
+	// worker whose database is another one refuses to start.
+	LedgerID(ctx context.Context) (string, error)
+	// Clock reads the clock that judges leases.
+	Clock(ctx context.Context) (time.Time, error)
+	// CheckKeys fails with *KeyError when the sealer cannot open what this
+	// database holds. The first call on a new database leaves a canary. It is
+	// sealed anew with the first key once no token needs another one, so that
+	// an older key can be dropped then, and not before.
+	CheckKeys(ctx context.Context) error
+	// TryLease takes or renews a named lease for its owner, for work that one
+	// worker should do for all.
+	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
+	Close() error
+}
+
+// Account is an X account and the state of its token.
+type Account struct {
+	Name      string    `json:"name"`
+	XUserID   string    `json:"x_user_id"`
+	Username  string    `json:"username"`
+	CreatedAt time.Time `json:"created_at"`
+	// Open counts its unfinished requests.
+	Open           int       `json:"open_requests"`
+	TokenExpiresAt time.Time `json:"token_expires_at"`
+	TokenMeta
+}
+
+// TokenMeta is what is remembered of a token's refreshes, as the row's
+// metadata holds it.
+type TokenMeta struct {
+	LastRefreshAt   time.Time `json:"lastRefreshAt,omitzero"`
+	RefreshError    string    `json:"refreshError,omitempty"`
+	RefreshFailedAt time.Time `json:"refreshFailedAt,omitzero"`
+	// RequiresReauth is set by a refused grant alone: nothing but connecting
+	// the account again helps.
+	RequiresReauth bool `json:"requiresReauth,omitempty"`
+}
+
+// Pair is a token pair as X gives it.
+type Pair struct {
+	Access    secret.String
+	Refresh   secret.String
+	ExpiresAt time.Time // of the access token
+	Scope     string
+}
+
+// Import is an account with its tokens, and whom X says they belong to.
+type Import struct {
+	Name     string
+	XUserID  string
+	Username string
+	Pair     Pair
+	Now      time.Time
+}
+
+// Accounts keeps accounts.
+type Accounts interface {
+	// ImportAccount creates the account with its lane and token, or replaces
+	// the token of the same X user and ends its requests' wait for that
+	// (EndHolds with account_reauth_required). It tells whether the account
+	// is new. ErrNameTaken, ErrUserTaken.
+	ImportAccount(ctx context.Context, in Import) (created bool, err error)
+	// Account returns one account, or ErrNotFound.
+	Account(ctx context.Context, name string) (Account, error)
+	// Accounts returns all accounts by name.
+	Accounts(ctx context.Context) ([]Account, error)
+}
+
+// Token is an opened token row.
+type Token struct {
+	ID      string // UUID
+	Account string
+	Pair
+	// Version grows with every stored pair. It is what a success is fenced by.
+	Version     int64
+	RefreshedAt time.Time
+	// LeaseID is set while a claim holds the row: what a failure is fenced by.
+	LeaseID       string
+	LeaseUntil    time.Time
+	NextAttemptAt time.Time
+	TokenMeta
+}
+
+// DueClaim asks for tokens of a round.
+type DueClaim struct {
+	Round  string
+	Window time.Duration // due when the token expires within it
+	Limit  int
+	Lease  time.Duration
+	Now    time.Time
+}
+
+// TokenFailure is a refresh that brought no new pair.
+type TokenFailure struct {
+	Error string // one line, never a token value
+	// Reauth sets requiresReauth.
+	Reauth bool
+	// NextAttempt is the earliest next exchange.
+	NextAttempt time.Time
+	Now         time.Time
+}
+
+// Round is one refresh round.
+type Round struct {
+	jetpost.RefreshSummary
+	Batches   int
+	Completed bool // every batch was counted
+	Announced bool // its summary event was published
+}
+
+// Tokens keeps sealed tokens. Every token enters and leaves opened; only
+// ciphertext reaches the database.
+//
+// A token is due when it expires within the window, its last success is older
+// than half of the token's lifetime, its next attempt is not ahead, no live
+// lease holds it, it does not require re-authorising and, for a round, no
+// batch of that round has claimed it: so a round of n tokens makes at most n
+// exchanges.
+type Tokens interface {
+	// Token returns the account's token, or ErrNotFound.
+	Token(ctx context.Context, account string) (Token, error)
+	// OpenRound counts the due tokens and creates a round of batches of at
+	// most batchSize.
+	OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (Round, error)
+	// ClaimDue claims up to Limit due tokens in one short statement,
+	// skipping rows that others hold, the ones that expire first first. Those
+	// that do not open (*KeyError, *DamagedError) stay claimed until the lease
+	// ends; the error tells of them beside the tokens that do.
+	ClaimDue(ctx context.Context, claim DueClaim) ([]Token, error)
+	// ClaimToken claims the account's token for one exchange, if its version
+	// is still usedVersion, no live lease holds it and it does not require
+	// re-authorising; before its next attempt only with force. It returns the
+	// row as it is, claimed or not.
+	ClaimToken(ctx context.Context, account string, usedVersion int64, force bool, lease time.Duration, now time.Time) (Token, bool, error)
+	// SaveToken commits both tokens of a fresh pair in one statement fenced by
+	// the claim's version alone, since a pair that X gave is the truth even if
+	// the lease ran out. It ends the lease and clears every failure. ErrFenced.
+	SaveToken(ctx context.Context, claim Token, pair Pair, now time.Time) error
+	// SaveTokenFailure records a failure, fenced by version and lease, and
+	// ends the lease. ErrFenced.
+	SaveTokenFailure(ctx context.Context, claim Token, failure TokenFailure) error
+	// BatchDone counts a batch once, however often it is told, and returns the
+	// round.
+	BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (Round, error)
+	// RoundAnnounced remembers that the round's summary was published.
+	RoundAnnounced(ctx context.Context, round string) error
+}
+
+// Key is a request's identity.
+type Key struct{ Account, ID string }
+
+// Acceptance is a decoded request at the door.
+type Acceptance struct {
+	Request jetpost.Request // with account and id filled in
+	Body    []byte          // as it came
+	Digest  []byte          // of the decoded request: what "equal body" means
+	// Hold is set for a request that this worker cannot read yet; it is
+	// accepted as held, without posts.
+	Hold *jetpost.Reason
+	Now  time.Time
+}
+
+// Decision is what became of an Acceptance.
+type Decision int
+
+const (
+	Accepted Decision = iota + 1 // a new request
+	Repeated                     // the same again: nothing was done
+	Conflict                     // the same identity with another body: nothing was done
+)
+
+// Lane is a claim of an account's line: at most one worker holds it.
+type Lane struct {
+	Account string
+	// Fence grows with every claim; every write in the lane carries it.
+	Fence int64
+	// LostClaims counts the claims in a row, up to now, that ended by the
+	// lease running out and brought nothing.
+	LostClaims int
+}
+
+// Look is what stands at the front of a lane.
+type Look struct {
+	// Rings is the lane's counter of changes, as of this look.
+	Rings int64
+	// Head is the first due unfinished request, whatever its state; nil where
+	// none is due. Order: the request that has begun, then the earlier of
+	// due time and acceptance, then the sequence of acceptance.
+	Head *Record
+	// NextDue is the earliest due time still ahead; zero where there is none.
+	NextDue time.Time
+}
+
+// Record is a request as the ledger holds it.
+type Record struct {
+	Key
+	Seq       int64 // of acceptance, per account
+	Body      []byte
+	DueAt     time.Time // max(accepted, publish_at); never before an earlier acceptance's
+	HoldUntil time.Time // zero where a hold has no end of its own
+	// Holds counts the holds in a row since the last progress.
+	Holds int
+	Posts []PostRecord
+	// Event is the type of the latest change.
+	Event jetpost.EventType
+	// Announced is the latest revision whose event is known to be published.
+	Announced int64
+	Status    jetpost.RequestStatus
+}
+
+// PostRecord is a post as the ledger holds it.
+type PostRecord struct {
+	Index    int
+	State    jetpost.PostState
+	ParentID string // set with the first intent
+	PostID   string
+	MediaIDs []string
+	TextHash []byte
+	SentAt   time.Time // commit of the latest intent
+	NotAfter time.Time // the latest moment at which that intent may be sent
+	Attempt  int64     // fence of the latest intent
+}
+
+// Intent says that a post is about to be sent.
+type Intent struct {
+	Post     int
+	ParentID string
+	TextHash []byte
+	MediaIDs []string
+	NotAfter time.Time
+	Now      time.Time
+	// Lease is the new length of the lane's lease, from now.
+	Lease time.Duration
+}
+
+// Outcome moves a request to held, failed or unknown.
+type Outcome struct {
+	State  jetpost.State
+	Reason jetpost.Reason // Until bounds a hold; zero holds until something ends it
+	// Post is the index of the post that it is about, and PostState what is
+	// known of it: pending (X made nothing; the attempt does not count),
+	// failed, or sending (doubtful). Post is -1 where it is about none.
+	Post      int
+	PostState jetpost.PostState
+	// Rings is the look that the outcome rests on. A hold without an end is
+	// over at once if anything rang since, so that what ends it is never
+	// missed.
+	Rings int64
+	Now   time.Time
+}
+
+// Filter narrows a list; zero fields match everything.
+type Filter struct {
+	Account string
+	ID      string
+	State   jetpost.State
+	Code    jetpost.Code
+	Since   time.Time // accepted at or after
+	Limit   int       // default 100
+}
+
+// ReplayResult tells what a replay did.
+type ReplayResult struct {
+	// Queued is false where there was nothing to do: the state says why.
+	Queued bool
+	State  jetpost.State // before the replay
+	Left   int           // posts that are not live
+}
+
+// Requests keeps requests, their posts and the lanes they stand in.
+//
+// Each method that takes a Lane fails with ErrFenced once another worker has
+// claimed it. A lane's WakeAt is when it should next be run: acceptance and
+// every act that ends a hold bring it forward to their time, a release sets
+// it. It is what makes doorbells and schedules mere hints.
+type Requests interface {
+	// Accept stores a request, its posts and the ring of its lane in one
+	// transaction. The same bytes are an equal body, whatever the digests; so
+	// a request that was accepted with Hold is read at last by accepting its
+	// body again without: it keeps its place. ErrNotFound: no such account.
+	Accept(ctx context.Context, in Acceptance) (Decision, error)
+	// Refuse records a message that never became a request, once per place in
+	// the stream.
+	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
+	// Refusals returns the latest refusals, newest first.
+	Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error)
+
+	// ClaimLane takes the lane if no live lease holds it. ErrNotFound: no such
+	// account.
+	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (Lane, bool, error)
+	// ExtendLane gives the lease its full length again.
+	ExtendLane(ctx context.Context, lane Lane, lease time.Duration, now time.Time) error
+	// ReleaseLane frees the lane and sets when it should next run (zero: when
+	// something rings), unless something rang since the look: then it keeps
+	// the lane and returns false.
+	ReleaseLane(ctx context.Context, lane Lane, rings int64, wakeAt, now time.Time) (bool, error)
+	// DueLanes returns up to limit accounts whose lane should run now and has
+	// no live lease.
+	DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error)
+	// Look reads the front of the lane.
+	Look(ctx context.Context, lane Lane, now time.Time) (Look, error)
+
+	// Begin commits the intent to send one pending post, makes the request
+	// publishing and extends the lease. ErrNotRunnable: it was cancelled, or
+	// that post is not pending.
+	Begin(ctx context.Context, lane Lane, id string, intent Intent) error
+	// Posted commits that X made the post. It holds for whoever wrote the
+	// latest intent, even after the lane was taken over: what X answered is
+	// true; and for the lane's present holder, who may have found on X what
+	// another worker sent. With the last post the request is published; an unknown request
+	// returns to the queue and its lane rings. Telling it again is a no-op.
+	// ErrFenced: the post's latest intent is another's, and so is the lane.
+	// ErrPostTaken.
+	Posted(ctx context.Context, lane Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
+	// Conclude moves the request. Where it was finished meanwhile, it stays so
+	// and only the post's state is kept; where that post turned out to be live
+	// meanwhile, the outcome is out of date and nothing changes.
+	Conclude(ctx context.Context, lane Lane, id string, out Outcome) error
+
+	// EndHolds makes the account's requests that are held for the code due
+	// now and rings its lane. It returns how many there were.
+	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
+	// Replay puts a failed request back into its line, behind what was accepted
+	// before, and a held one back to work where it stands: failed posts become
+	// pending, those that are live or doubtful stay. ErrNotFound.
+	Replay(ctx context.Context, key Key, now time.Time) (ReplayResult, error)
+	// Cancel takes an unfinished request back; it returns the state before,
+	// and ErrNotRunnable for one that is finished. A post on its way is still
+	// recorded.
+	Cancel(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
+	// Resolve settles the doubtful post of an unknown request by a person's
+	// word: live with that id or, with an empty one, not live. The request
+	// returns to its line or is published. ErrNotRunnable: nothing of it is
+	// doubtful. ErrPostTaken.
+	Resolve(ctx context.Context, key Key, postID string, now time.Time) (jetpost.State, error)
+
+	// Request returns one request, or ErrNotFound.
+	Request(ctx context.Context, key Key) (Record, error)
+	// ListRequests returns requests, the latest accepted first.
+	ListRequests(ctx context.Context, filter Filter) ([]Record, error)
+	// CountRequests counts requests by state.
+	CountRequests(ctx context.Context) (map[jetpost.State]int, error)
+
+	// Unannounced returns up to limit requests whose latest revision is older
+	// than before and has no published event.
+	Unannounced(ctx context.Context, before time.Time, limit int) ([]Key, error)
+	// MarkAnnounced remembers the revision whose event was published. It
+	// returns false where the request has moved on since: then the newer one
+	// must be published.
+	MarkAnnounced(ctx context.Context, key Key, revision int64) (bool, error)
+}

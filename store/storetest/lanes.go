@@ -1,0 +1,425 @@
+package storetest
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+func claimLane(t *testing.T, b *bundle) {
+	first := b.claim(t)
+	_, ok, err := b.st.ClaimLane(t.Context(), acme, "other", longLease, b.clock(t))
+	check(t, err)
+	equal(t, "claim of a lane that is held", ok, false)
+	b.release(t, first, time.Time{})
+	second := b.claim(t)
+	if second.Fence <= first.Fence || second.Account != acme {
+		t.Errorf("claim %+v follows %+v", second, first)
+	}
+	_, _, err = b.st.ClaimLane(t.Context(), "nobody", "worker", longLease, b.now)
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+func claimLaneConcurrently(t *testing.T, b *bundle) {
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	winners := atOnce(t, 8, func(i int) (bool, error) {
+		_, ok, err := stores[i%2].ClaimLane(t.Context(), acme, fmt.Sprint(i), longLease, b.now)
+		return ok, err
+	})
+	equal(t, "winners", winners, 1)
+}
+
+func claimLaneCountsLostClaims(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 3))
+	equal(t, "first claim", b.claimAndDie(t).LostClaims, 0)
+	equal(t, "after one", b.claimAndDie(t).LostClaims, 1)
+	lane := b.claimAndDie(t)
+	equal(t, "after two", lane.LostClaims, 2)
+	lane = b.claim(t)
+	equal(t, "after three", lane.LostClaims, 3)
+	b.release(t, lane, time.Time{})
+	equal(t, "after a release", b.claimAndDie(t).LostClaims, 0)
+
+	lane = b.claim(t)
+	equal(t, "after one more", lane.LostClaims, 1)
+	b.publish(t, lane, "thread", 0)
+	check(t, b.st.ExtendLane(t.Context(), lane, shortLease, b.clock(t)))
+	equal(t, "after a claim that brought a post", b.claim(t).LostClaims, 0)
+}
+
+func extendLane(t *testing.T, b *bundle) {
+	lane := b.claim(t)
+	check(t, b.st.ExtendLane(t.Context(), lane, shortLease, b.clock(t)))
+	next := b.claim(t) // the length is counted anew, not added
+	fails(t, "extending a lost lane", b.st.ExtendLane(t.Context(), lane, longLease, b.now), store.ErrFenced)
+
+	check(t, b.st.ExtendLane(t.Context(), next, shortLease, b.clock(t)))
+	last := b.claimAndDie(t)
+	check(t, b.st.ExtendLane(t.Context(), last, longLease, b.clock(t))) // late, but nobody took it
+	_, ok, err := b.st.ClaimLane(t.Context(), acme, "other", longLease, b.clock(t))
+	check(t, err)
+	equal(t, "claim of an extended lane", ok, false)
+}
+
+func fences(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	old := b.claimAndDie(t)
+	lane := b.claim(t)
+	rings := b.look(t, lane, b.now).Rings
+	before := b.request(t, "one")
+	writes := []struct {
+		name string
+		run  func() error
+	}{
+		{"begin", func() error { return b.st.Begin(t.Context(), old, "one", b.intent(0)) }},
+		{"conclude", func() error {
+			return b.st.Conclude(t.Context(), old, "one", store.Outcome{
+				State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Rings: rings, Now: b.now,
+			})
+		}},
+		{"extend", func() error { return b.st.ExtendLane(t.Context(), old, longLease, b.now) }},
+		{"look", func() error {
+			_, err := b.st.Look(t.Context(), old, b.now)
+			return err
+		}},
+		{"posted", func() error {
+			_, err := b.st.Posted(t.Context(), old, "one", 0, "p", b.now)
+			return err
+		}},
+		{"release", func() error {
+			_, err := b.st.ReleaseLane(t.Context(), old, rings, time.Time{}, b.now)
+			return err
+		}},
+	}
+	for _, write := range writes {
+		fails(t, write.name+" after a takeover", write.run(), store.ErrFenced)
+	}
+	equal(t, "request", b.request(t, "one"), before)
+	b.begin(t, lane, "one", 0)
+}
+
+func releaseLane(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	rings := b.look(t, lane, b.now).Rings
+	b.acceptAll(t, "two")
+	released, err := b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, b.now)
+	check(t, err)
+	equal(t, "released though something rang", released, false)
+	b.begin(t, lane, "one", 0) // the lane is still held
+
+	wakeAt := b.now.Add(time.Hour)
+	b.release(t, lane, wakeAt)
+	equal(t, "due before", b.due(t, wakeAt.Add(-time.Second)), false)
+	equal(t, "due then", b.due(t, wakeAt), true)
+	b.release(t, b.claim(t), time.Time{})
+	equal(t, "due without a time", b.due(t, b.now.Add(100*time.Hour)), false)
+	b.acceptAll(t, "three")
+	equal(t, "due after a ring", b.due(t, b.now), true)
+}
+
+func dueLanes(t *testing.T, b *bundle) {
+	list := func(now time.Time, limit int) []string {
+		names, err := b.st.DueLanes(t.Context(), now, limit)
+		check(t, err)
+		return names
+	}
+	for i, name := range []string{"third", "second", "first"} {
+		b.add(t, name)
+		in := b.acceptance("x", 1)
+		in.Request.Account, in.Now = name, b.now.Add(-time.Duration(i)*time.Minute)
+		b.accept(t, in)
+	}
+	later := b.acceptance("later", 1)
+	later.Request.PublishAt = b.now.Add(time.Hour)
+	b.accept(t, later)
+	equal(t, "due lanes", list(b.now, 10), []string{"first", "second", "third"})
+	equal(t, "limit", list(b.now, 2), []string{"first", "second"})
+	equal(t, "due lanes an hour later", list(b.now.Add(time.Hour), 10), []string{"first", "second", "third", acme})
+
+	_, ok, err := b.st.ClaimLane(t.Context(), "second", "worker", longLease, b.clock(t))
+	check(t, err)
+	equal(t, "claimed", ok, true)
+	equal(t, "due lanes that nobody holds", list(b.now, 10), []string{"first", "third"})
+	_, ok, err = b.st.ClaimLane(t.Context(), "first", "worker", shortLease, b.clock(t))
+	check(t, err)
+	equal(t, "claimed", ok, true)
+	eventually(t, "a lane whose holder died is due again", func() bool {
+		names := list(b.clock(t), 10)
+		return len(names) == 2 && names[0] == "first"
+	})
+}
+
+func lookHead(t *testing.T, b *bundle) {
+	lane := b.claim(t)
+	empty := b.look(t, lane, b.now)
+	if empty.Head != nil || !empty.NextDue.IsZero() {
+		t.Fatalf("front of an empty lane: %+v", empty)
+	}
+	early := b.acceptance("scheduled", 1)
+	early.Request.PublishAt = b.now.Add(time.Minute)
+	b.accept(t, early)
+	in := b.acceptance("begun", 2)
+	in.Now = b.now.Add(2 * time.Minute)
+	b.accept(t, in)
+	look := b.look(t, lane, b.now)
+	if look.Rings == empty.Rings || look.Head != nil {
+		t.Fatalf("front of a lane with nothing due: %+v, rings before %d", look, empty.Rings)
+	}
+	equal(t, "next due", look.NextDue, b.now.Add(time.Minute))
+
+	b.publish(t, lane, "begun", 0) // what has begun goes on, though another is due earlier
+	then := b.now.Add(3 * time.Minute)
+	look = b.look(t, lane, then)
+	equal(t, "head", *look.Head, b.request(t, "begun"))
+	equal(t, "head by a clock that is behind", b.head(t, lane, b.now), "begun")
+	b.conclude(t, lane, "begun", jetpost.StateHeld, jetpost.CodeRateLimited, then.Add(time.Hour))
+	equal(t, "a held head stays", b.head(t, lane, then), "begun")
+	b.doubt(t, lane, "begun", 1)
+	equal(t, "an unknown head stays", b.head(t, lane, then), "begun")
+	b.concludePost(t, lane, "begun", jetpost.StateFailed, jetpost.CodeRefusedByX, 1, jetpost.PostFailed)
+	equal(t, "a failed head leaves", b.head(t, lane, then), "scheduled")
+}
+
+func begin(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	intent := b.intent(0)
+	intent.Lease = shortLease
+	check(t, b.st.Begin(t.Context(), lane, "one", intent))
+	record := b.state(t, "one", jetpost.StatePublishing, "", jetpost.EventRequestAccepted)
+	equal(t, "post", record.Posts[0], store.PostRecord{
+		Index: 0, State: jetpost.PostSending, ParentID: "parent-0", MediaIDs: []string{"m1", "m2"}, TextHash: []byte{1, 0},
+		SentAt: b.now, NotAfter: b.now.Add(15 * time.Second), Attempt: lane.Fence,
+	})
+	equal(t, "attempts", record.Status.Attempts, 1)
+	equal(t, "status of the post", record.Status.Posts[0].State, jetpost.PostSending)
+	b.claim(t) // the lease has the length that the intent gave it
+}
+
+func beginIsNoNews(t *testing.T, b *bundle) {
+	b.acceptAll(t, "told", "untold", "resumed")
+	lane := b.claim(t)
+	key := func(id string) store.Key { return store.Key{Account: acme, ID: id} }
+	_, err := b.st.MarkAnnounced(t.Context(), key("told"), 1)
+	check(t, err)
+	b.conclude(t, lane, "resumed", jetpost.StateHeld, jetpost.CodeRateLimited, b.now)
+	_, err = b.st.MarkAnnounced(t.Context(), key("resumed"), 2)
+	check(t, err)
+	for _, id := range []string{"told", "untold", "resumed"} {
+		b.begin(t, lane, id, 0)
+	}
+	b.state(t, "resumed", jetpost.StatePublishing, "", jetpost.EventRequestResumed)
+	keys, err := b.st.Unannounced(t.Context(), b.now.Add(time.Minute), 10)
+	check(t, err)
+	got := make(map[string]bool)
+	for _, k := range keys {
+		got[k.ID] = true
+	}
+	equal(t, "events to be published", got, map[string]bool{"untold": true, "resumed": true})
+}
+
+func beginNotRunnable(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 3))
+	b.acceptAll(t, "cancelled", "unknown")
+	lane := b.claim(t)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	b.publish(t, lane, "thread", 0)
+	b.begin(t, lane, "thread", 1)
+	b.doubt(t, lane, "unknown", 0)
+	refused := []struct {
+		id   string
+		post int
+	}{{"cancelled", 0}, {"thread", 0}, {"thread", 1}, {"thread", 2}, {"thread", 3}, {"unknown", 0}}
+	for _, r := range refused {
+		err := b.st.Begin(t.Context(), lane, r.id, b.intent(r.post))
+		fails(t, fmt.Sprintf("post %d of %s", r.post, r.id), err, store.ErrNotRunnable)
+	}
+}
+
+func posted(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	lane := b.claim(t)
+	b.conclude(t, lane, "thread", jetpost.StateHeld, jetpost.CodeXUnavailable, b.now)
+	rings := b.look(t, lane, b.now).Rings
+	equal(t, "first post", b.publish(t, lane, "thread", 0), jetpost.StatePublishing)
+	record := b.state(t, "thread", jetpost.StatePublishing, "", jetpost.EventRequestProgress)
+	equal(t, "post", record.Status.Posts[0],
+		jetpost.PostStatus{State: jetpost.PostPosted, PostID: "x-thread-0", URL: jetpost.PostURL("x-thread-0")})
+	equal(t, "holds", record.Holds, 0)
+	equal(t, "told again", b.posted(t, lane, "thread", 0, "x-thread-0"), jetpost.StatePublishing)
+	equal(t, "record after that", b.request(t, "thread"), record)
+	equal(t, "last post", b.publish(t, lane, "thread", 1), jetpost.StatePublished)
+	record = b.state(t, "thread", jetpost.StatePublished, "", jetpost.EventRequestPublished)
+	equal(t, "posted of total and attempts",
+		[]int{record.Status.Posted, record.Status.Total, record.Status.Attempts}, []int{2, 2, 2})
+	equal(t, "rings of the holder's own work", b.look(t, lane, b.now).Rings, rings)
+	if b.head(t, lane, b.now) != "" {
+		t.Error("a published request is still at the head")
+	}
+}
+
+func postedAdopted(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	dead := b.claim(t)
+	b.begin(t, dead, "one", 0)
+	check(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
+	holder := b.claim(t)
+	equal(t, "found on X by the present holder", b.posted(t, holder, "one", 0, "found"), jetpost.StatePublished)
+	equal(t, "the same told by who sent it", b.posted(t, dead, "one", 0, "found"), jetpost.StatePublished)
+}
+
+func postedAfterTakeover(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("late", 2))
+	b.acceptAll(t, "again")
+	old := b.claim(t)
+	b.begin(t, old, "late", 0)
+	b.begin(t, old, "again", 0)
+	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
+	lane := b.claim(t)
+	rings := b.look(t, lane, b.now).Rings
+	equal(t, "late truth", b.posted(t, old, "late", 0, "p0"), jetpost.StatePublishing)
+	if b.look(t, lane, b.now).Rings == rings {
+		t.Error("the lane did not ring, so its holder goes on with what it saw before")
+	}
+	fails(t, "next post by the old worker", b.st.Begin(t.Context(), old, "late", b.intent(1)), store.ErrFenced)
+
+	b.concludePost(t, lane, "again", jetpost.StateHeld, jetpost.CodeXUnavailable, 0, jetpost.PostPending)
+	b.begin(t, lane, "again", 0)
+	_, err := b.st.Posted(t.Context(), old, "again", 0, "p", b.now)
+	fails(t, "post whose latest intent is another's", err, store.ErrFenced)
+}
+
+func postedAfterUnknown(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	lane := b.claim(t)
+	b.doubt(t, lane, "thread", 0)
+	b.release(t, lane, time.Time{})
+	equal(t, "lane is due before", b.due(t, b.now), false)
+	equal(t, "late truth", b.posted(t, lane, "thread", 0, "p0"), jetpost.StateQueued)
+	b.state(t, "thread", jetpost.StateQueued, "", jetpost.EventRequestResumed)
+	equal(t, "lane is due", b.due(t, b.now), true)
+	lane = b.claim(t)
+	b.doubt(t, lane, "thread", 1)
+	equal(t, "late truth of the last", b.posted(t, lane, "thread", 1, "p1"), jetpost.StatePublished)
+}
+
+func postedTaken(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one", "two")
+	lane := b.claim(t)
+	b.begin(t, lane, "one", 0)
+	b.posted(t, lane, "one", 0, "p")
+	b.begin(t, lane, "two", 0)
+	_, err := b.st.Posted(t.Context(), lane, "two", 0, "p", b.now)
+	fails(t, "post of another request", err, store.ErrPostTaken)
+	equal(t, "its state", b.request(t, "two").Posts[0].State, jetpost.PostSending)
+}
+
+func concludeHeld(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	until := b.now.Add(time.Hour)
+	steps := []struct {
+		name     string
+		code     jetpost.Code
+		until    time.Time
+		revision int64
+	}{
+		{"first", jetpost.CodeRateLimited, until, 2},
+		{"just the same", jetpost.CodeRateLimited, until, 2},
+		{"the same but for a moment", jetpost.CodeRateLimited, until.Add(900 * time.Millisecond), 2},
+		{"longer", jetpost.CodeRateLimited, until.Add(time.Minute), 3},
+		{"for another reason", jetpost.CodeXUnavailable, until.Add(time.Minute), 4},
+		{"without an end", jetpost.CodeXUnavailable, time.Time{}, 5},
+		{"without an end again", jetpost.CodeXUnavailable, time.Time{}, 5},
+	}
+	for i, step := range steps {
+		b.conclude(t, lane, "one", jetpost.StateHeld, step.code, step.until)
+		record := b.state(t, "one", jetpost.StateHeld, step.code, jetpost.EventRequestHeld)
+		equal(t, step.name+": revision", record.Status.Revision, step.revision)
+		equal(t, step.name+": end", record.HoldUntil, step.until)
+		equal(t, step.name+": holds", record.Holds, i+1)
+	}
+	b.begin(t, lane, "one", 0)
+	equal(t, "end of the hold", b.request(t, "one").HoldUntil, time.Time{})
+}
+
+func concludeEndlessHold(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	rings := b.look(t, lane, b.now).Rings
+	// What ends the hold comes between the look and the hold.
+	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
+	check(t, err)
+	later := b.now.Add(time.Minute)
+	hold := store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Rings: rings, Now: later,
+	}
+	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
+	equal(t, "end of a hold that something rang before", b.request(t, "one").HoldUntil, later)
+	released, err := b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, later)
+	check(t, err)
+	equal(t, "released", released, false)
+
+	hold.Reason.Until = later.Add(time.Hour)
+	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
+	equal(t, "end of a hold that has one", b.request(t, "one").HoldUntil, hold.Reason.Until)
+	b.conclude(t, lane, "one", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
+	equal(t, "end of a hold that nothing rang before", b.request(t, "one").HoldUntil, time.Time{})
+}
+
+func concludeFailed(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 3))
+	lane := b.claim(t)
+	b.fail(t, lane, "thread")
+	record := b.state(t, "thread", jetpost.StateFailed, jetpost.CodeRefusedByX, jetpost.EventRequestFailed)
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPosted, jetpost.PostFailed, jetpost.PostPending})
+	equal(t, "head", b.head(t, lane, b.now), "")
+}
+
+func concludeUnknown(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one", "behind")
+	lane := b.claim(t)
+	b.doubt(t, lane, "one", 0)
+	record := b.state(t, "one", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, jetpost.EventRequestUnknown)
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostSending})
+	equal(t, "head", b.head(t, lane, b.now), "one")
+}
+
+func concludePending(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	b.begin(t, lane, "one", 0)
+	b.concludePost(t, lane, "one", jetpost.StateHeld, jetpost.CodeXUnavailable, 0, jetpost.PostPending)
+	record := b.request(t, "one")
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPending})
+	equal(t, "attempts", record.Status.Attempts, 0)
+	b.concludePost(t, lane, "one", jetpost.StateHeld, jetpost.CodeXUnavailable, 0, jetpost.PostPending)
+	equal(t, "attempts of a post that was not sent", b.request(t, "one").Status.Attempts, 0)
+	equal(t, "next try", b.publish(t, lane, "one", 0), jetpost.StatePublished)
+}
+
+func concludeOutOfDate(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("settled", 2))
+	b.acceptAll(t, "cancelled")
+	old := b.claim(t)
+	b.begin(t, old, "settled", 0)
+	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
+	lane := b.claim(t)
+	b.posted(t, old, "settled", 0, "p0") // while the holder decides that it cannot know
+	before := b.request(t, "settled")
+	b.concludePost(t, lane, "settled", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
+	equal(t, "request", b.request(t, "settled"), before)
+
+	b.begin(t, lane, "cancelled", 0)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	b.concludePost(t, lane, "cancelled", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
+	record := b.state(t, "cancelled", jetpost.StateCancelled, "", jetpost.EventRequestCancelled)
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostFailed})
+	equal(t, "attempts", record.Status.Attempts, 1)
+}

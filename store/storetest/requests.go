@@ -1,0 +1,435 @@
+package storetest
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+func acceptRecord(t *testing.T, b *bundle) {
+	in := b.acceptance("full", 2)
+	in.Request.PublishAt = b.now.Add(-time.Hour) // past: due now, not before what came first
+	in.Request.ExpiresAt = b.now.Add(time.Hour)
+	in.Request.Metadata = map[string]string{"campaign": "42"}
+	b.accept(t, in)
+	equal(t, "record", b.request(t, "full"), store.Record{
+		Key: store.Key{Account: acme, ID: "full"}, Seq: 1, Body: in.Body, DueAt: b.now, Event: jetpost.EventRequestAccepted,
+		Posts: []store.PostRecord{
+			{Index: 0, State: jetpost.PostPending, MediaIDs: []string{}}, {Index: 1, State: jetpost.PostPending, MediaIDs: []string{}},
+		},
+		Status: jetpost.RequestStatus{
+			Account: acme, ID: "full", Revision: 1, State: jetpost.StateQueued, Total: 2,
+			Posts:      []jetpost.PostStatus{{Index: 0, State: jetpost.PostPending}, {Index: 1, State: jetpost.PostPending}},
+			AcceptedAt: b.now, UpdatedAt: b.now, PublishAt: in.Request.PublishAt, ExpiresAt: in.Request.ExpiresAt,
+			Metadata: in.Request.Metadata,
+		},
+	})
+	_, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "other"})
+	fails(t, "no such request", err, store.ErrNotFound)
+	equal(t, "lane is due", b.due(t, b.now), true)
+}
+
+func acceptIdentity(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	same := b.acceptance("1", 1)
+	otherBody, otherAccount := same, same
+	otherBody.Body, otherBody.Digest = []byte("else"), []byte("else")
+	otherSpacing := same
+	otherSpacing.Body = []byte(" body of 1 ")
+	otherAccount.Request.Account = "beta"
+	steps := []struct {
+		name string
+		in   store.Acceptance
+		want store.Decision
+	}{
+		{"first", same, store.Accepted},
+		{"again", same, store.Repeated},
+		{"another body", otherBody, store.Conflict},
+		{"the same, spelled differently", otherSpacing, store.Repeated},
+		{"another account", otherAccount, store.Accepted},
+	}
+	for _, step := range steps {
+		got, err := b.st.Accept(t.Context(), step.in)
+		check(t, err)
+		equal(t, step.name, got, step.want)
+	}
+	record := b.request(t, "1")
+	equal(t, "body", string(record.Body), "body of 1")
+	equal(t, "revision", record.Status.Revision, int64(1))
+	b.acceptAll(t, "2")
+	equal(t, "sequence of the next", b.request(t, "2").Seq, int64(2))
+
+	nobody := same
+	nobody.Request.Account = "nobody"
+	_, err := b.st.Accept(t.Context(), nobody)
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+func acceptConcurrently(t *testing.T, b *bundle) {
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	accepted := atOnce(t, 8, func(i int) (bool, error) {
+		decision, err := stores[i%2].Accept(t.Context(), b.acceptance("one", 1))
+		if err == nil && decision == store.Conflict {
+			err = fmt.Errorf("the same request is a conflict")
+		}
+		return decision == store.Accepted, err
+	})
+	equal(t, "times accepted", accepted, 1)
+}
+
+// drain publishes everything that is due and returns the order.
+func (b *bundle) drain(t *testing.T, lane store.Lane, now time.Time) (order []string) {
+	t.Helper()
+	for {
+		id := b.head(t, lane, now)
+		if id == "" {
+			return order
+		}
+		equal(t, "state of the published", b.publish(t, lane, id, 0), jetpost.StatePublished)
+		order = append(order, id)
+	}
+}
+
+func acceptOrder(t *testing.T, b *bundle) {
+	for i, shift := range []time.Duration{0, -time.Minute, 0, time.Second, -time.Hour, time.Second} {
+		in := b.acceptance(fmt.Sprint(i), 1)
+		in.Now = b.now.Add(shift) // another worker's clock
+		b.accept(t, in)
+		if due := b.request(t, "0").DueAt; b.request(t, in.Request.ID).DueAt.Before(due) {
+			t.Errorf("request %d is due before the first", i)
+		}
+	}
+	equal(t, "order", b.drain(t, b.claim(t), b.now.Add(time.Minute)), []string{"0", "1", "2", "3", "4", "5"})
+}
+
+func acceptScheduled(t *testing.T, b *bundle) {
+	at := b.now.Add(time.Hour)
+	in := b.acceptance("later", 1)
+	in.Request.PublishAt = at
+	b.accept(t, in)
+	equal(t, "due at", b.state(t, "later", jetpost.StateScheduled, "", jetpost.EventRequestScheduled).DueAt, at)
+	equal(t, "lane is due", b.due(t, b.now), false)
+	equal(t, "lane is due then", b.due(t, at), true)
+	b.acceptAll(t, "now")
+	equal(t, "due time of an immediate one behind it", b.request(t, "now").DueAt, b.now)
+	after := b.acceptance("after", 1)
+	after.Now = at.Add(time.Minute)
+	b.accept(t, after)
+
+	lane := b.claim(t)
+	equal(t, "next due", b.look(t, lane, b.now).NextDue, at)
+	equal(t, "order now", b.drain(t, lane, b.now), []string{"now"})
+	look := b.look(t, lane, b.now)
+	if look.Head != nil {
+		t.Errorf("%s is at the head before its time", look.Head.ID)
+	}
+	equal(t, "order then", b.drain(t, lane, at.Add(time.Hour)), []string{"later", "after"})
+	equal(t, "next due at the end", b.look(t, lane, b.now).NextDue, time.Time{})
+}
+
+func acceptHeld(t *testing.T, b *bundle) {
+	unread := b.acceptance("new", 2)
+	unread.Hold = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Detail: "version 2"}
+	unread.Digest = []byte("digest of what could be read")
+	b.accept(t, unread)
+	record := b.state(t, "new", jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, jetpost.EventRequestHeld)
+	equal(t, "posts", len(record.Posts), 0)
+	equal(t, "end of the hold", record.HoldUntil, time.Time{})
+	again, err := b.st.Accept(t.Context(), unread)
+	check(t, err)
+	equal(t, "the same again", again, store.Repeated)
+	b.acceptAll(t, "behind")
+	lane := b.claim(t)
+	equal(t, "head", b.head(t, lane, b.now), "new")
+
+	read := b.acceptance("new", 2)
+	read.Now = b.now.Add(time.Minute)
+	read.Request.Metadata = map[string]string{"k": "v"}
+	b.accept(t, read)
+	record = b.state(t, "new", jetpost.StateQueued, "", jetpost.EventRequestResumed)
+	equal(t, "posts", len(record.Posts), 2)
+	equal(t, "metadata", record.Status.Metadata, read.Request.Metadata)
+	equal(t, "revision", record.Status.Revision, int64(2))
+	equal(t, "head after", b.head(t, lane, b.now), "new")
+	for _, in := range []store.Acceptance{read, unread} {
+		again, err := b.st.Accept(t.Context(), in)
+		check(t, err)
+		equal(t, "the same once more", again, store.Repeated)
+	}
+}
+
+func refuse(t *testing.T, b *bundle) {
+	refusal := func(sequence uint64, stored time.Time) jetpost.Refusal {
+		return jetpost.Refusal{
+			Account: acme, ID: "x", Code: jetpost.CodeInvalidRequest, Sequence: sequence, Stored: stored,
+			Problems: []jetpost.Problem{{Pointer: "/posts", Message: "is missing"}},
+		}
+	}
+	// A stream made anew counts from one again: that is another place.
+	first, second, third := refusal(7, b.now), refusal(8, b.now), refusal(7, b.now.Add(time.Hour))
+	for _, r := range []jetpost.Refusal{first, second, third, first} {
+		check(t, b.st.Refuse(t.Context(), r, []byte("not json")))
+	}
+	all, err := b.st.Refusals(t.Context(), 10)
+	check(t, err)
+	equal(t, "refusals", all, []jetpost.Refusal{third, second, first})
+	latest, err := b.st.Refusals(t.Context(), 1)
+	check(t, err)
+	equal(t, "the latest", latest, all[:1])
+	counts, err := b.st.CountRequests(t.Context())
+	check(t, err)
+	equal(t, "requests", len(counts), 0)
+}
+
+func endHolds(t *testing.T, b *bundle) {
+	b.acceptAll(t, "a", "b", "c")
+	lane := b.claim(t)
+	b.conclude(t, lane, "a", jetpost.StateHeld, jetpost.CodeKeyUnavailable, time.Time{})
+	b.conclude(t, lane, "b", jetpost.StateHeld, jetpost.CodeKeyUnavailable, b.now.Add(time.Hour))
+	b.conclude(t, lane, "c", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+	b.release(t, lane, time.Time{})
+	later := b.now.Add(time.Minute)
+	n, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeKeyUnavailable, later)
+	check(t, err)
+	equal(t, "holds ended", n, 2)
+	for id, want := range map[string]time.Time{"a": later, "b": later, "c": {}} {
+		equal(t, "end of the hold of "+id, b.request(t, id).HoldUntil, want)
+	}
+	equal(t, "lane is due before", b.due(t, b.now), false)
+	equal(t, "lane is due", b.due(t, later), true)
+
+	lane = b.claim(t)
+	rings := b.look(t, lane, later).Rings
+	n, err = b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, later)
+	check(t, err)
+	equal(t, "holds of another code", n, 0)
+	if b.look(t, lane, later).Rings == rings {
+		t.Error("nothing was held, and nothing rang: a hold that comes at this moment would miss its end")
+	}
+}
+
+// fail publishes the first post of a thread and lets the second one fail.
+func (b *bundle) fail(t *testing.T, lane store.Lane, id string) {
+	t.Helper()
+	b.publish(t, lane, id, 0)
+	b.begin(t, lane, id, 1)
+	b.concludePost(t, lane, id, jetpost.StateFailed, jetpost.CodeRefusedByX, 1, jetpost.PostFailed)
+}
+
+func (b *bundle) replay(t *testing.T, id string, now time.Time) store.ReplayResult {
+	t.Helper()
+	result, err := b.st.Replay(t.Context(), store.Key{Account: acme, ID: id}, now)
+	check(t, err)
+	return result
+}
+
+// postStates tells the states of a request's posts.
+func postStates(record store.Record) (states []jetpost.PostState) {
+	for _, p := range record.Posts {
+		states = append(states, p.State)
+	}
+	return states
+}
+
+func replayFailed(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 3))
+	b.acceptAll(t, "behind")
+	lane := b.claim(t)
+	b.fail(t, lane, "thread")
+	b.release(t, lane, time.Time{})
+	later := b.now.Add(time.Minute)
+	equal(t, "replay", b.replay(t, "thread", later), store.ReplayResult{Queued: true, State: jetpost.StateFailed, Left: 2})
+	record := b.state(t, "thread", jetpost.StateQueued, "", jetpost.EventRequestResumed)
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPosted, jetpost.PostPending, jetpost.PostPending})
+	equal(t, "post that is live", record.Posts[0].PostID, postID("thread", 0))
+	equal(t, "replay of a queued one", b.replay(t, "thread", later), store.ReplayResult{State: jetpost.StateQueued, Left: 2})
+	equal(t, "lane is due", b.due(t, later), true)
+	lane = b.claim(t)
+	equal(t, "head", b.head(t, lane, later), "behind")
+	equal(t, "published", b.publish(t, lane, "behind", 0), jetpost.StatePublished)
+	equal(t, "head then", b.head(t, lane, later), "thread")
+	b.publish(t, lane, "thread", 1)
+	equal(t, "last post", b.publish(t, lane, "thread", 2), jetpost.StatePublished)
+}
+
+func replayHeld(t *testing.T, b *bundle) {
+	b.acceptAll(t, "poisoned", "behind")
+	lane := b.claim(t)
+	b.begin(t, lane, "poisoned", 0)
+	b.conclude(t, lane, "poisoned", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+	later := b.now.Add(time.Minute)
+	equal(t, "replay", b.replay(t, "poisoned", later), store.ReplayResult{Queued: true, State: jetpost.StateHeld, Left: 1})
+	record := b.state(t, "poisoned", jetpost.StateQueued, "", jetpost.EventRequestResumed)
+	equal(t, "a doubtful post stays so", postStates(record), []jetpost.PostState{jetpost.PostSending})
+	equal(t, "it keeps its place", b.head(t, lane, later), "poisoned")
+}
+
+func replayNothing(t *testing.T, b *bundle) {
+	b.acceptAll(t, "queued", "published", "cancelled", "unknown")
+	lane := b.claim(t)
+	b.publish(t, lane, "published", 0)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	b.doubt(t, lane, "unknown", 0)
+	for _, state := range []jetpost.State{jetpost.StateQueued, jetpost.StatePublished, jetpost.StateCancelled, jetpost.StateUnknown} {
+		left := 1
+		if state == jetpost.StatePublished {
+			left = 0
+		}
+		before := b.request(t, string(state))
+		equal(t, "replay", b.replay(t, string(state), b.now), store.ReplayResult{State: state, Left: left})
+		equal(t, "request", b.request(t, string(state)), before)
+	}
+	_, err = b.st.Replay(t.Context(), store.Key{Account: acme, ID: "none"}, b.now)
+	fails(t, "no such request", err, store.ErrNotFound)
+}
+
+func cancel(t *testing.T, b *bundle) {
+	b.acceptAll(t, "queued", "held", "unknown", "published", "last")
+	lane := b.claim(t)
+	b.publish(t, lane, "published", 0)
+	b.conclude(t, lane, "held", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+	b.doubt(t, lane, "unknown", 0)
+	b.release(t, lane, time.Time{})
+	for _, state := range []jetpost.State{jetpost.StateQueued, jetpost.StateHeld, jetpost.StateUnknown} {
+		before, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: string(state)}, b.now)
+		check(t, err)
+		equal(t, "state before", before, state)
+		b.state(t, string(state), jetpost.StateCancelled, "", jetpost.EventRequestCancelled)
+	}
+	equal(t, "lane is due", b.due(t, b.now), true)
+	equal(t, "head", b.head(t, b.claim(t), b.now), "last")
+	for _, id := range []string{"queued", "published"} {
+		_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: id}, b.now)
+		fails(t, "a finished one", err, store.ErrNotRunnable)
+	}
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "none"}, b.now)
+	fails(t, "no such request", err, store.ErrNotFound)
+}
+
+func cancelWhilePublishing(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	lane := b.claim(t)
+	b.begin(t, lane, "thread", 0)
+	before, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "thread"}, b.now)
+	check(t, err)
+	equal(t, "state before", before, jetpost.StatePublishing)
+	revision := b.request(t, "thread").Status.Revision
+	equal(t, "state after the post", b.posted(t, lane, "thread", 0, "p0"), jetpost.StateCancelled)
+	record := b.state(t, "thread", jetpost.StateCancelled, "", jetpost.EventRequestCancelled)
+	equal(t, "post on its way", record.Status.Posts[0].PostID, "p0")
+	if record.Status.Revision <= revision {
+		t.Error("the post is no new revision, so nobody would be told")
+	}
+	fails(t, "next post", b.st.Begin(t.Context(), lane, "thread", b.intent(1)), store.ErrNotRunnable)
+}
+
+func resolve(t *testing.T, b *bundle) {
+	settle := func(id, postID string) jetpost.State {
+		state, err := b.st.Resolve(t.Context(), store.Key{Account: acme, ID: id}, postID, b.now)
+		check(t, err)
+		return state
+	}
+	b.accept(t, b.acceptance("thread", 2))
+	lane := b.claim(t)
+	b.doubt(t, lane, "thread", 0)
+	b.release(t, lane, time.Time{})
+	equal(t, "not live", settle("thread", ""), jetpost.StateQueued)
+	record := b.state(t, "thread", jetpost.StateQueued, "", jetpost.EventRequestResumed)
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPending, jetpost.PostPending})
+	equal(t, "lane is due", b.due(t, b.now), true)
+	_, err := b.st.Resolve(t.Context(), store.Key{Account: acme, ID: "thread"}, "", b.now)
+	fails(t, "nothing doubtful", err, store.ErrNotRunnable)
+
+	lane = b.claim(t)
+	b.doubt(t, lane, "thread", 0)
+	equal(t, "live", settle("thread", "p0"), jetpost.StateQueued)
+	b.doubt(t, lane, "thread", 1)
+	_, err = b.st.Resolve(t.Context(), store.Key{Account: acme, ID: "thread"}, "p0", b.now)
+	fails(t, "a post that is recorded already", err, store.ErrPostTaken)
+	equal(t, "the last is live", settle("thread", "p1"), jetpost.StatePublished)
+	record = b.state(t, "thread", jetpost.StatePublished, "", jetpost.EventRequestPublished)
+	equal(t, "posted", record.Status.Posted, 2)
+	_, err = b.st.Resolve(t.Context(), store.Key{Account: acme, ID: "none"}, "", b.now)
+	fails(t, "no such request", err, store.ErrNotFound)
+}
+
+func listRequests(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	for i, id := range []string{"a", "b", "c"} {
+		in := b.acceptance(id, 1)
+		in.Now = b.now.Add(time.Duration(i) * time.Minute)
+		b.accept(t, in)
+	}
+	other := b.acceptance("a", 1)
+	other.Request.Account, other.Now = "beta", b.now.Add(time.Hour)
+	b.accept(t, other)
+	b.conclude(t, b.claim(t), "b", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+
+	filters := []struct {
+		name   string
+		filter store.Filter
+		want   []string
+	}{
+		{"account", store.Filter{Account: acme}, []string{"acme/c", "acme/b", "acme/a"}},
+		{"all", store.Filter{}, []string{"beta/a", "acme/c", "acme/b", "acme/a"}},
+		{"code", store.Filter{Code: jetpost.CodePoison}, []string{"acme/b"}},
+		{"id", store.Filter{ID: "a"}, []string{"beta/a", "acme/a"}},
+		{"limit", store.Filter{Limit: 2}, []string{"beta/a", "acme/c"}},
+		{"nothing", store.Filter{Account: "nobody"}, nil},
+		{"since", store.Filter{Since: b.now.Add(time.Minute)}, []string{"beta/a", "acme/c", "acme/b"}},
+		{"state", store.Filter{State: jetpost.StateQueued, Account: acme}, []string{"acme/c", "acme/a"}},
+	}
+	for _, f := range filters {
+		records, err := b.st.ListRequests(t.Context(), f.filter)
+		check(t, err)
+		var got []string
+		for _, r := range records {
+			got = append(got, r.Account+"/"+r.ID)
+		}
+		equal(t, f.name, got, f.want)
+	}
+	records, err := b.st.ListRequests(t.Context(), store.Filter{Account: acme, ID: "b"})
+	check(t, err)
+	equal(t, "a listed record", records[0], b.request(t, "b"))
+	counts, err := b.st.CountRequests(t.Context())
+	check(t, err)
+	equal(t, "counts", counts, map[jetpost.State]int{jetpost.StateQueued: 3, jetpost.StateHeld: 1})
+}
+
+func unannounced(t *testing.T, b *bundle) {
+	later := b.now.Add(time.Minute)
+	list := func(before time.Time, limit int) (ids []string) {
+		keys, err := b.st.Unannounced(t.Context(), before, limit)
+		check(t, err)
+		for _, key := range keys {
+			ids = append(ids, key.ID)
+		}
+		return ids
+	}
+	mark := func(id string, revision int64) bool {
+		latest, err := b.st.MarkAnnounced(t.Context(), store.Key{Account: acme, ID: id}, revision)
+		check(t, err)
+		return latest
+	}
+	b.acceptAll(t, "a")
+	in := b.acceptance("b", 1)
+	in.Now = b.now.Add(time.Second)
+	b.accept(t, in)
+	equal(t, "too young", len(list(b.now, 10)), 0)
+	equal(t, "unannounced", list(later, 10), []string{"a", "b"})
+	equal(t, "limit", list(later, 1), []string{"a"})
+	equal(t, "the latest revision", mark("a", 1), true)
+	equal(t, "announced", b.request(t, "a").Announced, int64(1))
+	equal(t, "unannounced then", list(later, 10), []string{"b"})
+
+	b.conclude(t, b.claim(t), "b", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+	equal(t, "it moved on", mark("b", 1), false)
+	equal(t, "still unannounced", list(later, 10), []string{"b"})
+	equal(t, "the newer one", mark("b", 2), true)
+	equal(t, "an older one told late", mark("b", 1), false)
+	equal(t, "unannounced at the end", len(list(later, 10)), 0)
+}

@@ -1,0 +1,414 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+// Ledger is one fresh database with its schema in place.
+type Ledger struct {
+	// Open opens it, as one more worker would. The store is closed by the
+	// test's cleanup.
+	Open func(t *testing.T, sealer *store.Sealer) store.Store
+	// Dump returns every byte that is stored, so that the suite can look for
+	// what must not be.
+	Dump func(t *testing.T) []byte
+	// Exec runs a statement of plain SQL, to damage what is stored.
+	Exec func(t *testing.T, statement string)
+}
+
+const (
+	// longLease outlives every test, and every time that a test passes.
+	longLease = 30 * 24 * time.Hour
+	// shortLease is over at once.
+	shortLease = time.Microsecond
+	// patience is how long a fact is waited for.
+	patience = 10 * time.Second
+)
+
+// Run runs the suite. It calls fresh for every test.
+func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
+	tests := []struct {
+		name string
+		run  func(*testing.T, *bundle)
+	}{
+		{"AcceptConcurrently", acceptConcurrently},
+		{"AcceptHeld", acceptHeld},
+		{"AcceptIdentity", acceptIdentity},
+		{"AcceptOrder", acceptOrder},
+		{"AcceptRecord", acceptRecord},
+		{"AcceptScheduled", acceptScheduled},
+		{"Accounts", accounts},
+		{"BatchDone", batchDone},
+		{"Begin", begin},
+		{"BeginIsNoNews", beginIsNoNews},
+		{"BeginNotRunnable", beginNotRunnable},
+		{"Cancel", cancel},
+		{"CancelWhilePublishing", cancelWhilePublishing},
+		{"CheckKeys", checkKeys},
+		{"CheckKeysAfterRotation", checkKeysAfterRotation},
+		{"ClaimDueConcurrently", claimDueConcurrently},
+		{"ClaimDueOnceARound", claimDueOnceARound},
+		{"ClaimDueOrder", claimDueOrder},
+		{"ClaimDueRule", claimDueRule},
+		{"ClaimDueUnopenable", claimDueUnopenable},
+		{"ClaimLane", claimLane},
+		{"ClaimLaneConcurrently", claimLaneConcurrently},
+		{"ClaimLaneCountsLostClaims", claimLaneCountsLostClaims},
+		{"ClaimToken", claimToken},
+		{"ClaimTokenConcurrently", claimTokenConcurrently},
+		{"ConcludeEndlessHold", concludeEndlessHold},
+		{"ConcludeFailed", concludeFailed},
+		{"ConcludeHeld", concludeHeld},
+		{"ConcludeOutOfDate", concludeOutOfDate},
+		{"ConcludePending", concludePending},
+		{"ConcludeUnknown", concludeUnknown},
+		{"DueLanes", dueLanes},
+		{"EndHolds", endHolds},
+		{"ExtendLane", extendLane},
+		{"Fences", fences},
+		{"Identity", identity},
+		{"ImportAccount", importAccount},
+		{"ImportAccountAgain", importAccountAgain},
+		{"ImportAccountTaken", importAccountTaken},
+		{"Lanes", lanes},
+		{"ListRequests", listRequests},
+		{"LookHead", lookHead},
+		{"OpenRound", openRound},
+		{"Posted", posted},
+		{"PostedAdopted", postedAdopted},
+		{"PostedAfterTakeover", postedAfterTakeover},
+		{"PostedAfterUnknown", postedAfterUnknown},
+		{"PostedTaken", postedTaken},
+		{"Refuse", refuse},
+		{"ReleaseLane", releaseLane},
+		{"ReplayFailed", replayFailed},
+		{"ReplayHeld", replayHeld},
+		{"ReplayNothing", replayNothing},
+		{"Resolve", resolve},
+		{"SaveToken", saveToken},
+		{"SaveTokenAfterLease", saveTokenAfterLease},
+		{"SaveTokenFailure", saveTokenFailure},
+		{"TokenUnopenable", tokenUnopenable},
+		{"TokensAreSealed", tokensAreSealed},
+		{"TryLease", tryLease},
+		{"Unannounced", unannounced},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.run(t, setup(t, fresh(t)))
+		})
+	}
+}
+
+// bundle is what every test starts with: a ledger opened by one worker, with
+// the account acme in it.
+type bundle struct {
+	ledger Ledger
+	keys   string
+	st     store.Store
+	now    time.Time // of the start, by the clock that judges leases
+}
+
+const acme = "acme"
+
+func setup(t *testing.T, ledger Ledger) *bundle {
+	t.Helper()
+	b := &bundle{ledger: ledger, keys: store.GenerateKey().Reveal()}
+	b.st = b.open(t, b.keys)
+	b.now = b.clock(t)
+	b.add(t, acme)
+	return b
+}
+
+// open opens the ledger once more, with those keys.
+func (b *bundle) open(t *testing.T, keys string) store.Store {
+	t.Helper()
+	sealer, err := store.NewSealer(keys)
+	check(t, err)
+	return b.ledger.Open(t, sealer)
+}
+
+// clock reads the time that leases are judged by, as exactly as it is stored.
+func (b *bundle) clock(t *testing.T) time.Time {
+	t.Helper()
+	now, err := b.st.Clock(t.Context())
+	check(t, err)
+	return now.UTC().Truncate(time.Microsecond)
+}
+
+// pair makes a token pair whose values name the account and are long enough
+// to be searched for.
+func pair(name string, expiresAt time.Time) store.Pair {
+	return store.Pair{
+		Access:    secret.New("access-of-" + name + "-in-the-clear"),
+		Refresh:   secret.New("refresh-of-" + name + "-in-the-clear"),
+		ExpiresAt: expiresAt,
+		Scope:     "tweet.write offline.access",
+	}
+}
+
+// add imports an account whose token is due for no refresh.
+func (b *bundle) add(t *testing.T, name string) {
+	t.Helper()
+	b.addToken(t, name, b.now, b.now.Add(2*time.Hour))
+}
+
+// addToken imports an account with a token that was got and expires then.
+func (b *bundle) addToken(t *testing.T, name string, got, expiresAt time.Time) {
+	t.Helper()
+	created, err := b.st.ImportAccount(t.Context(), store.Import{
+		Name: name, XUserID: "id-" + name, Username: "user_" + name, Pair: pair(name, expiresAt), Now: got,
+	})
+	check(t, err)
+	if !created {
+		t.Fatalf("account %s was there already", name)
+	}
+}
+
+// acceptance is a request of acme with that many posts.
+func (b *bundle) acceptance(id string, posts int) store.Acceptance {
+	return store.Acceptance{
+		Request: jetpost.Request{Account: acme, ID: id, Posts: make([]jetpost.Post, posts)},
+		Body:    []byte("body of " + id),
+		Digest:  []byte("digest of " + id),
+		Now:     b.now,
+	}
+}
+
+func (b *bundle) accept(t *testing.T, in store.Acceptance) {
+	t.Helper()
+	decision, err := b.st.Accept(t.Context(), in)
+	check(t, err)
+	equal(t, "decision", decision, store.Accepted)
+}
+
+// acceptAll accepts requests of one post each.
+func (b *bundle) acceptAll(t *testing.T, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		b.accept(t, b.acceptance(id, 1))
+	}
+}
+
+// claim claims acme's lane for a worker that goes on living, as soon as the
+// lease before has run out.
+func (b *bundle) claim(t *testing.T) store.Lane { return b.claimFor(t, longLease) }
+
+// claimAndDie claims acme's lane for a worker that never says another word.
+func (b *bundle) claimAndDie(t *testing.T) store.Lane { return b.claimFor(t, shortLease) }
+
+func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Lane) {
+	t.Helper()
+	eventually(t, "claim of the lane", func() bool {
+		got, ok, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.clock(t))
+		check(t, err)
+		lane = got
+		return ok
+	})
+	return lane
+}
+
+func (b *bundle) look(t *testing.T, lane store.Lane, now time.Time) store.Look {
+	t.Helper()
+	look, err := b.st.Look(t.Context(), lane, now)
+	check(t, err)
+	return look
+}
+
+// head returns the id of the request at the front, or "".
+func (b *bundle) head(t *testing.T, lane store.Lane, now time.Time) string {
+	t.Helper()
+	if head := b.look(t, lane, now).Head; head != nil {
+		return head.ID
+	}
+	return ""
+}
+
+func (b *bundle) release(t *testing.T, lane store.Lane, wakeAt time.Time) {
+	t.Helper()
+	ok, err := b.st.ReleaseLane(t.Context(), lane, b.look(t, lane, b.now).Rings, wakeAt, b.clock(t))
+	check(t, err)
+	equal(t, "released", ok, true)
+}
+
+func (b *bundle) intent(post int) store.Intent {
+	return store.Intent{
+		Post: post, ParentID: fmt.Sprintf("parent-%d", post), TextHash: []byte{1, byte(post)}, MediaIDs: []string{"m1", "m2"},
+		NotAfter: b.now.Add(15 * time.Second), Now: b.now, Lease: longLease,
+	}
+}
+
+func (b *bundle) begin(t *testing.T, lane store.Lane, id string, post int) {
+	t.Helper()
+	check(t, b.st.Begin(t.Context(), lane, id, b.intent(post)))
+}
+
+func (b *bundle) posted(t *testing.T, lane store.Lane, id string, post int, postID string) jetpost.State {
+	t.Helper()
+	state, err := b.st.Posted(t.Context(), lane, id, post, postID, b.now)
+	check(t, err)
+	return state
+}
+
+// publish sends one post and records it as live.
+func (b *bundle) publish(t *testing.T, lane store.Lane, id string, post int) jetpost.State {
+	t.Helper()
+	b.begin(t, lane, id, post)
+	return b.posted(t, lane, id, post, postID(id, post))
+}
+
+func postID(id string, post int) string { return fmt.Sprintf("x-%s-%d", id, post) }
+
+// conclude moves a request, resting on a look of this moment.
+func (b *bundle) conclude(t *testing.T, lane store.Lane, id string, state jetpost.State, code jetpost.Code, until time.Time) {
+	t.Helper()
+	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
+		State: state, Reason: jetpost.Reason{Code: code, Until: until}, Post: -1,
+		Rings: b.look(t, lane, b.now).Rings, Now: b.now,
+	}))
+}
+
+// concludePost moves a request because of its post.
+func (b *bundle) concludePost(t *testing.T, lane store.Lane, id string, state jetpost.State, code jetpost.Code, post int, postState jetpost.PostState) {
+	t.Helper()
+	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
+		State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState,
+		Rings: b.look(t, lane, b.now).Rings, Now: b.now,
+	}))
+}
+
+// doubt leaves a request unknown with its given post sending.
+func (b *bundle) doubt(t *testing.T, lane store.Lane, id string, post int) {
+	t.Helper()
+	b.begin(t, lane, id, post)
+	b.concludePost(t, lane, id, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, post, jetpost.PostSending)
+}
+
+func (b *bundle) request(t *testing.T, id string) store.Record {
+	t.Helper()
+	record, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: id})
+	check(t, err)
+	return record
+}
+
+// state asserts the state of a request, its reason and its latest event.
+func (b *bundle) state(t *testing.T, id string, state jetpost.State, code jetpost.Code, event jetpost.EventType) store.Record {
+	t.Helper()
+	record := b.request(t, id)
+	var got jetpost.Code
+	if record.Status.Reason != nil {
+		got = record.Status.Reason.Code
+	}
+	equal(t, "state, code and event of "+id,
+		fmt.Sprint(record.Status.State, got, record.Event), fmt.Sprint(state, code, event))
+	return record
+}
+
+func (b *bundle) token(t *testing.T, account string) store.Token {
+	t.Helper()
+	token, err := b.st.Token(t.Context(), account)
+	check(t, err)
+	return token
+}
+
+// claimOne claims an account's token for an exchange, by force.
+func (b *bundle) claimOne(t *testing.T, account string, lease time.Duration) (claim store.Token) {
+	t.Helper()
+	eventually(t, "claim of the token", func() bool {
+		token, ok, err := b.st.ClaimToken(t.Context(), account, b.token(t, account).Version, true, lease, b.clock(t))
+		check(t, err)
+		claim = token
+		return ok
+	})
+	return claim
+}
+
+func (b *bundle) account(t *testing.T, name string) store.Account {
+	t.Helper()
+	account, err := b.st.Account(t.Context(), name)
+	check(t, err)
+	return account
+}
+
+// due tells whether acme's lane should run at that time.
+func (b *bundle) due(t *testing.T, now time.Time) bool {
+	t.Helper()
+	names, err := b.st.DueLanes(t.Context(), now, 10)
+	check(t, err)
+	return len(names) > 0
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fails asserts an error that errors.Is finds.
+func fails(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("%s: error is %v, want %v", what, err, want)
+	}
+}
+
+func equal(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// secrets lets go-cmp compare what must not be printed.
+func secrets() cmp.Option {
+	return cmp.Comparer(func(a, b secret.String) bool { return a == b })
+}
+
+// eventually waits for a fact, such as the end of a lease.
+func eventually(t *testing.T, what string, fact func() bool) {
+	t.Helper()
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	for !fact() {
+		if ctx.Err() != nil {
+			t.Fatalf("%s: did not happen within %s", what, patience)
+		}
+	}
+}
+
+// atOnce runs n calls at the same time and returns how many said yes.
+func atOnce(t *testing.T, n int, call func(i int) (bool, error)) (yes int) {
+	t.Helper()
+	var wg sync.WaitGroup
+	start := make(chan struct{})
+	results := make([]bool, n)
+	failures := make([]error, n)
+	for i := range n {
+		wg.Go(func() {
+			<-start
+			results[i], failures[i] = call(i)
+		})
+	}
+	close(start)
+	wg.Wait()
+	check(t, errors.Join(failures...))
+	for _, ok := range results {
+		if ok {
+			yes++
+		}
+	}
+	return yes
+}

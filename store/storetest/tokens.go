@@ -1,0 +1,476 @@
+package storetest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+const window = 24 * time.Hour
+
+func identity(t *testing.T, b *bundle) {
+	id, err := b.st.LedgerID(t.Context())
+	check(t, err)
+	if _, err := uuid.Parse(id); err != nil {
+		t.Errorf("ledger id %q: %v", id, err)
+	}
+	again, err := b.open(t, b.keys).LedgerID(t.Context())
+	check(t, err)
+	equal(t, "id of the same ledger", again, id)
+}
+
+func checkKeys(t *testing.T, b *bundle) {
+	check(t, b.st.CheckKeys(t.Context()))
+	check(t, b.st.CheckKeys(t.Context()))
+	other := store.GenerateKey().Reveal()
+	var wrong *store.KeyError
+	if err := b.open(t, other).CheckKeys(t.Context()); !errors.As(err, &wrong) {
+		t.Fatalf("another key: error is %v, want a KeyError", err)
+	}
+	equal(t, "missing key", wrong.KeyID, keyID(t, b.keys))
+	check(t, b.open(t, other+","+b.keys).CheckKeys(t.Context()))
+}
+
+func checkKeysAfterRotation(t *testing.T, b *bundle) {
+	check(t, b.st.CheckKeys(t.Context()))
+	newer := store.GenerateKey().Reveal()
+	both := b.open(t, newer+","+b.keys)
+	check(t, both.CheckKeys(t.Context()))
+	var wrong *store.KeyError
+	if err := b.open(t, newer).CheckKeys(t.Context()); !errors.As(err, &wrong) {
+		t.Fatalf("a token needs the old key: error is %v, want a KeyError", err)
+	}
+	claim, _, err := both.ClaimToken(t.Context(), acme, 1, true, longLease, b.clock(t))
+	check(t, err)
+	check(t, both.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
+	check(t, both.CheckKeys(t.Context()))
+	check(t, b.open(t, newer).CheckKeys(t.Context()))
+}
+
+func keyID(t *testing.T, keys string) string {
+	t.Helper()
+	sealer, err := store.NewSealer(keys)
+	check(t, err)
+	return sealer.KeyID()
+}
+
+func tryLease(t *testing.T, b *bundle) {
+	try := func(name, owner string, d time.Duration) bool {
+		ok, err := b.st.TryLease(t.Context(), name, owner, d, b.clock(t))
+		check(t, err)
+		return ok
+	}
+	equal(t, "first", try("sweep", "one", longLease), true)
+	equal(t, "another owner", try("sweep", "two", longLease), false)
+	equal(t, "another name", try("round", "two", longLease), true)
+	equal(t, "renewed", try("sweep", "one", shortLease), true)
+	eventually(t, "taking over a lease that ran out", func() bool { return try("sweep", "two", longLease) })
+	equal(t, "the owner before", try("sweep", "one", longLease), false)
+
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	winners := atOnce(t, 8, func(i int) (bool, error) {
+		return stores[i%2].TryLease(t.Context(), "raced", fmt.Sprint(i), longLease, b.now)
+	})
+	equal(t, "winners of a race", winners, 1)
+}
+
+func importAccount(t *testing.T, b *bundle) {
+	equal(t, "account", b.account(t, acme), store.Account{
+		Name: acme, XUserID: "id-acme", Username: "user_acme", CreatedAt: b.now, TokenExpiresAt: b.now.Add(2 * time.Hour),
+	})
+	token := b.token(t, acme)
+	if _, err := uuid.Parse(token.ID); err != nil {
+		t.Errorf("token id %q: %v", token.ID, err)
+	}
+	want := store.Token{
+		ID: token.ID, Account: acme, Pair: pair(acme, b.now.Add(2*time.Hour)), Version: 1, RefreshedAt: b.now,
+	}
+	if diff := cmp.Diff(want, token, secrets()); diff != "" {
+		t.Errorf("token (-want +got):\n%s", diff)
+	}
+	_, err := b.st.Token(t.Context(), "nobody")
+	fails(t, "token of no account", err, store.ErrNotFound)
+}
+
+func importAccountAgain(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, longLease)
+	check(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
+	claim = b.claimOne(t, acme, longLease)
+	check(t, b.st.SaveTokenFailure(t.Context(), claim,
+		store.TokenFailure{Error: "refused", Reauth: true, NextAttempt: b.now.Add(time.Hour), Now: b.now}))
+	b.acceptAll(t, "waiting", "other")
+	lane := b.claim(t)
+	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
+	b.conclude(t, lane, "other", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+	b.release(t, lane, time.Time{})
+	equal(t, "lane is due before", b.due(t, b.now), false)
+
+	created, err := b.st.ImportAccount(t.Context(), store.Import{
+		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("third", b.now.Add(3*time.Hour)), Now: b.now,
+	})
+	check(t, err)
+	equal(t, "created", created, false)
+	account := b.account(t, acme)
+	equal(t, "user name", account.Username, "renamed")
+	equal(t, "failures", account.TokenMeta, store.TokenMeta{LastRefreshAt: b.now})
+	token := b.token(t, acme)
+	equal(t, "version", token.Version, int64(3))
+	equal(t, "next attempt", token.NextAttemptAt, time.Time{})
+	equal(t, "access token", token.Access.Reveal(), "access-of-third-in-the-clear")
+	equal(t, "hold ended", b.request(t, "waiting").HoldUntil, b.now)
+	equal(t, "other hold", b.request(t, "other").HoldUntil, time.Time{})
+	equal(t, "lane is due after", b.due(t, b.now), true)
+
+	claim = b.claimOne(t, acme, longLease)
+	_, err = b.st.ImportAccount(t.Context(), store.Import{
+		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("fourth", b.now.Add(3*time.Hour)), Now: b.now,
+	})
+	check(t, err)
+	equal(t, "lease", b.token(t, acme).LeaseID, "")
+	fails(t, "saving what the import replaced", b.st.SaveToken(t.Context(), claim, pair("late", b.now), b.now), store.ErrFenced)
+}
+
+func importAccountTaken(t *testing.T, b *bundle) {
+	_, err := b.st.ImportAccount(t.Context(), store.Import{Name: acme, XUserID: "stranger", Pair: pair("x", b.now), Now: b.now})
+	fails(t, "name of another user", err, store.ErrNameTaken)
+	_, err = b.st.ImportAccount(t.Context(), store.Import{Name: "alias", XUserID: "id-acme", Pair: pair("x", b.now), Now: b.now})
+	fails(t, "user of another name", err, store.ErrUserTaken)
+	equal(t, "version", b.token(t, acme).Version, int64(1))
+	_, err = b.st.Account(t.Context(), "alias")
+	fails(t, "refused account", err, store.ErrNotFound)
+}
+
+func accounts(t *testing.T, b *bundle) {
+	b.add(t, "zeta")
+	b.add(t, "alpha")
+	b.acceptAll(t, "open", "held", "done")
+	lane := b.claim(t)
+	b.publish(t, lane, "done", 0)
+	b.conclude(t, lane, "held", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
+	all, err := b.st.Accounts(t.Context())
+	check(t, err)
+	var names []string
+	for _, a := range all {
+		names = append(names, fmt.Sprint(a.Name, a.Open))
+	}
+	equal(t, "accounts and their open requests", names, []string{"acme2", "alpha0", "zeta0"})
+	equal(t, "one of them", b.account(t, acme), all[0])
+	_, err = b.st.Account(t.Context(), "nobody")
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+func tokensAreSealed(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, longLease)
+	check(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
+	dump := b.ledger.Dump(t)
+	if !bytes.Contains(dump, []byte("user_acme")) {
+		t.Fatal("the dump does not even hold the user name: it shows nothing")
+	}
+	for _, value := range []string{"access-of-acme", "refresh-of-acme", "access-of-second", "refresh-of-second"} {
+		if bytes.Contains(dump, []byte(value)) {
+			t.Errorf("%s is stored in the clear", value)
+		}
+	}
+}
+
+func tokenUnopenable(t *testing.T, b *bundle) {
+	stranger := b.open(t, store.GenerateKey().Reveal())
+	var wrong *store.KeyError
+	if _, err := stranger.Token(t.Context(), acme); !errors.As(err, &wrong) {
+		t.Errorf("another key: error is %v, want a KeyError", err)
+	}
+	if _, _, err := stranger.ClaimToken(t.Context(), acme, 1, true, longLease, b.clock(t)); !errors.As(err, &wrong) {
+		t.Errorf("claim with another key: error is %v, want a KeyError", err)
+	}
+	equal(t, "lease", b.token(t, acme).LeaseID, "")
+	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = refresh_token")
+	var damaged *store.DamagedError
+	if _, err := b.st.Token(t.Context(), acme); !errors.As(err, &damaged) {
+		t.Errorf("a column's value in another column: error is %v, want a DamagedError", err)
+	}
+}
+
+func claimDueRule(t *testing.T, b *bundle) {
+	const hour = time.Hour
+	fail := func(failure store.TokenFailure) func(*testing.T, string) {
+		return func(t *testing.T, name string) {
+			failure.Error, failure.Now = "failed", b.now
+			check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, name, longLease), failure))
+		}
+	}
+	lease := func(d time.Duration) func(*testing.T, string) {
+		return func(t *testing.T, name string) { b.claimOne(t, name, d) }
+	}
+	rules := []struct {
+		name    string
+		got     time.Duration // before now
+		expires time.Duration // after now
+		act     func(*testing.T, string)
+		due     bool
+	}{
+		{"backoff", 5 * hour, hour, fail(store.TokenFailure{NextAttempt: b.now.Add(hour)}), false},
+		{"backoff_over", 5 * hour, hour, fail(store.TokenFailure{NextAttempt: b.now.Add(-hour)}), true},
+		{"beyond_window", 100 * hour, window + hour, nil, false},
+		{"expired", 5 * hour, -3 * hour, nil, true},
+		{"leased", 5 * hour, hour, lease(longLease), false},
+		{"lease_over", 5 * hour, hour, lease(shortLease), true},
+		{"old", hour + time.Minute, hour - time.Minute, nil, true},
+		{"reauth", 5 * hour, hour, fail(store.TokenFailure{Reauth: true, NextAttempt: b.now.Add(-hour)}), false},
+		{"young", hour - time.Minute, hour + time.Minute, nil, false},
+	}
+	var want []string
+	for _, rule := range rules {
+		b.addToken(t, rule.name, b.now.Add(-rule.got), b.now.Add(rule.expires))
+		if rule.act != nil {
+			rule.act(t, rule.name)
+		}
+		if rule.due {
+			want = append(want, rule.name)
+		}
+	}
+	now := b.clock(t)
+	round, err := b.st.OpenRound(t.Context(), window, 3, now)
+	check(t, err)
+	equal(t, "tokens of the round", round.Total, len(want))
+	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round.Round, Window: window, Limit: 100, Lease: longLease, Now: now})
+	check(t, err)
+	equal(t, "due tokens", namesOf(tokens), want)
+	for _, token := range tokens {
+		if token.LeaseID == "" || !token.LeaseUntil.After(now) || token.Access.Reveal() != "access-of-"+token.Account+"-in-the-clear" {
+			t.Errorf("token of %s is claimed with lease %q until %s", token.Account, token.LeaseID, token.LeaseUntil)
+		}
+	}
+}
+
+// namesOf returns the accounts of tokens by name.
+func namesOf(tokens []store.Token) (names []string) {
+	for _, token := range tokens {
+		names = append(names, token.Account)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// addDue imports n accounts whose tokens are due, the first one first.
+func (b *bundle) addDue(t *testing.T, n int) {
+	t.Helper()
+	for i := range n {
+		b.addToken(t, fmt.Sprintf("due-%02d", i), b.now.Add(-5*time.Hour), b.now.Add(time.Duration(i)*time.Minute))
+	}
+}
+
+func (b *bundle) claimDue(t *testing.T, round string, limit int) []store.Token {
+	t.Helper()
+	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round, Window: window, Limit: limit, Lease: longLease, Now: b.clock(t)})
+	check(t, err)
+	return tokens
+}
+
+func (b *bundle) openRound(t *testing.T, batchSize int) store.Round {
+	t.Helper()
+	round, err := b.st.OpenRound(t.Context(), window, batchSize, b.clock(t))
+	check(t, err)
+	return round
+}
+
+func claimDueOrder(t *testing.T, b *bundle) {
+	b.addDue(t, 3)
+	round := b.openRound(t, 2).Round
+	var order []string
+	for _, limit := range []int{2, 2} {
+		tokens := b.claimDue(t, round, limit)
+		for _, token := range tokens {
+			order = append(order, token.Account)
+		}
+		order = append(order, "|")
+	}
+	equal(t, "order of claims", strings.Join(order, " "), "due-00 due-01 | due-02 |")
+}
+
+func claimDueOnceARound(t *testing.T, b *bundle) {
+	b.addDue(t, 1)
+	failAll := func(tokens []store.Token) {
+		for _, token := range tokens {
+			check(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", NextAttempt: b.now, Now: b.now}))
+		}
+	}
+	first, second := b.openRound(t, 10).Round, b.openRound(t, 10).Round
+	steps := []struct {
+		round string
+		want  int
+	}{{first, 1}, {first, 0}, {second, 1}, {first, 0}, {second, 0}}
+	for i, step := range steps {
+		tokens := b.claimDue(t, step.round, 10)
+		equal(t, fmt.Sprintf("tokens of claim %d", i), len(tokens), step.want)
+		failAll(tokens)
+	}
+}
+
+func claimDueConcurrently(t *testing.T, b *bundle) {
+	const tokens, workers = 24, 8
+	b.addDue(t, tokens)
+	round := b.openRound(t, 3).Round
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	var mu sync.Mutex
+	times := make(map[string]int)
+	now := b.clock(t)
+	atOnce(t, workers, func(i int) (bool, error) {
+		for {
+			got, err := stores[i%2].ClaimDue(t.Context(),
+				store.DueClaim{Round: round, Window: window, Limit: 2, Lease: longLease, Now: now})
+			if err != nil || len(got) == 0 {
+				return true, err
+			}
+			mu.Lock()
+			for _, token := range got {
+				times[token.Account]++
+			}
+			mu.Unlock()
+		}
+	})
+	equal(t, "claimed tokens", len(times), tokens)
+	for name, n := range times {
+		if n != 1 {
+			t.Errorf("token of %s was claimed %d times", name, n)
+		}
+	}
+}
+
+func claimDueUnopenable(t *testing.T, b *bundle) {
+	b.addDue(t, 3)
+	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = refresh_token WHERE user_id = 'due-01'")
+	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{
+		Round: b.openRound(t, 10).Round, Window: window, Limit: 10, Lease: longLease, Now: b.clock(t),
+	})
+	var damaged *store.DamagedError
+	if !errors.As(err, &damaged) {
+		t.Errorf("error is %v, want a DamagedError", err)
+	}
+	equal(t, "tokens that open", namesOf(tokens), []string{"due-00", "due-02"})
+}
+
+func claimToken(t *testing.T, b *bundle) {
+	claim := func(version int64, force bool) bool {
+		token, ok, err := b.st.ClaimToken(t.Context(), acme, version, force, longLease, b.clock(t))
+		check(t, err)
+		equal(t, "account of the row", token.Account, acme)
+		if ok && token.LeaseID == "" {
+			t.Fatal("a claim without a lease")
+		}
+		return ok
+	}
+	equal(t, "another version", claim(2, true), false)
+	equal(t, "young", claim(1, false), true)
+	equal(t, "leased", claim(1, true), false)
+	held := b.token(t, acme)
+	check(t, b.st.SaveTokenFailure(t.Context(), held,
+		store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Hour), Now: b.now}))
+	equal(t, "before the next attempt", claim(1, false), false)
+	equal(t, "before the next attempt, by force", claim(1, true), true)
+	held = b.token(t, acme)
+	check(t, b.st.SaveTokenFailure(t.Context(), held, store.TokenFailure{Error: "x", Reauth: true, Now: b.now}))
+	equal(t, "in need of re-authorising", claim(1, true), false)
+	_, _, err := b.st.ClaimToken(t.Context(), "nobody", 1, true, longLease, b.now)
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+func claimTokenConcurrently(t *testing.T, b *bundle) {
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	winners := atOnce(t, 8, func(i int) (bool, error) {
+		_, ok, err := stores[i%2].ClaimToken(t.Context(), acme, 1, false, longLease, b.now)
+		return ok, err
+	})
+	equal(t, "winners", winners, 1)
+}
+
+func saveToken(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, longLease)
+	check(t, b.st.SaveTokenFailure(t.Context(), claim,
+		store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Minute), Now: b.now}))
+	claim = b.claimOne(t, acme, longLease)
+	later := b.now.Add(time.Minute)
+	next := pair("next", later.Add(2*time.Hour))
+	check(t, b.st.SaveToken(t.Context(), claim, next, later))
+	want := store.Token{
+		ID: claim.ID, Account: acme, Pair: next, Version: 2, RefreshedAt: later, TokenMeta: store.TokenMeta{LastRefreshAt: later},
+	}
+	if diff := cmp.Diff(want, b.token(t, acme), secrets()); diff != "" {
+		t.Errorf("token (-want +got):\n%s", diff)
+	}
+	fails(t, "saving twice", b.st.SaveToken(t.Context(), claim, next, later), store.ErrFenced)
+}
+
+func saveTokenAfterLease(t *testing.T, b *bundle) {
+	first := b.claimOne(t, acme, shortLease)
+	second := b.claimOne(t, acme, longLease)
+	fails(t, "failure of the claim before",
+		b.st.SaveTokenFailure(t.Context(), first, store.TokenFailure{Error: "x", Now: b.now}), store.ErrFenced)
+	check(t, b.st.SaveToken(t.Context(), first, pair("first", b.now.Add(time.Hour)), b.now))
+	fails(t, "success of an older version",
+		b.st.SaveToken(t.Context(), second, pair("second", b.now.Add(time.Hour)), b.now), store.ErrFenced)
+	fails(t, "failure of an older version",
+		b.st.SaveTokenFailure(t.Context(), second, store.TokenFailure{Error: "x", Reauth: true, Now: b.now}), store.ErrFenced)
+	token := b.token(t, acme)
+	equal(t, "stored pair", token.Refresh.Reveal(), "refresh-of-first-in-the-clear")
+	equal(t, "requires re-authorising", token.RequiresReauth, false)
+}
+
+func saveTokenFailure(t *testing.T, b *bundle) {
+	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", b.now.Add(time.Hour)), b.now))
+	later := b.now.Add(time.Minute)
+	check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
+		store.TokenFailure{Error: "no answer", NextAttempt: later.Add(time.Minute), Now: later}))
+	token := b.token(t, acme)
+	equal(t, "metadata", token.TokenMeta, store.TokenMeta{LastRefreshAt: b.now, RefreshError: "no answer", RefreshFailedAt: later})
+	equal(t, "next attempt", token.NextAttemptAt, later.Add(time.Minute))
+	equal(t, "lease", token.LeaseID, "")
+	equal(t, "version", token.Version, int64(2))
+
+	check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
+		store.TokenFailure{Error: "refused", Reauth: true, Now: later}))
+	equal(t, "metadata of the account", b.account(t, acme).TokenMeta,
+		store.TokenMeta{LastRefreshAt: b.now, RefreshError: "refused", RefreshFailedAt: later, RequiresReauth: true})
+}
+
+func openRound(t *testing.T, b *bundle) {
+	empty := b.openRound(t, 10)
+	equal(t, "empty round", empty, store.Round{RefreshSummary: jetpost.RefreshSummary{Round: empty.Round}, Completed: true})
+	b.addDue(t, 5)
+	round := b.openRound(t, 2)
+	equal(t, "round", round, store.Round{RefreshSummary: jetpost.RefreshSummary{Round: round.Round, Total: 5}, Batches: 3})
+	if _, err := b.st.OpenRound(t.Context(), window, 0, b.now); err == nil {
+		t.Error("a round of batches of nothing was opened")
+	}
+}
+
+func batchDone(t *testing.T, b *bundle) {
+	b.addDue(t, 3)
+	round := b.openRound(t, 2)
+	done := func(batch, refreshed, failed, skipped int) store.Round {
+		got, err := b.st.BatchDone(t.Context(), round.Round, batch, refreshed, failed, skipped, b.now)
+		check(t, err)
+		return got
+	}
+	half := store.Round{RefreshSummary: jetpost.RefreshSummary{Round: round.Round, Total: 3, Refreshed: 1, Failed: 1}, Batches: 2}
+	equal(t, "one batch", done(1, 1, 1, 0), half)
+	equal(t, "told twice, and differently", done(1, 0, 0, 2), half)
+	whole := half
+	whole.Skipped, whole.Completed = 1, true
+	equal(t, "the other batch", done(0, 0, 0, 1), whole)
+	check(t, b.st.RoundAnnounced(t.Context(), round.Round))
+	whole.Announced = true
+	equal(t, "told again after the end", done(0, 0, 0, 1), whole)
+	_, err := b.st.BatchDone(t.Context(), uuid.NewString(), 0, 1, 0, 0, b.now)
+	fails(t, "no such round", err, store.ErrNotFound)
+}
