@@ -1,0 +1,83 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// announced is the ledger's part in telling what changed.
+type announced interface {
+	Request(ctx context.Context, key store.Key) (store.Record, error)
+	MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error)
+	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
+}
+
+// records publishes events and failed records.
+type records interface {
+	Event(ctx context.Context, subject string, e jetpost.Event) error
+	Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error
+	Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error
+}
+
+// Announcer tells the world where a request stands, at least once: what was
+// committed and not yet told, the Sweeper tells later.
+type Announcer struct {
+	Ledger  announced
+	Records records
+	Names   jetpost.Names
+	Log     *slog.Logger
+}
+
+// Announce publishes the request's latest event, and its record if it failed.
+// The last message of a request's subjects is its state: where the request
+// moved on meanwhile, the newer one is published after it.
+func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
+	for {
+		rec, err := a.Ledger.Request(ctx, key)
+		if err != nil {
+			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
+		}
+		if rec.Announced >= rec.Status.Revision {
+			return nil
+		}
+		if rec.Status.State == jetpost.StateFailed {
+			if err := a.Records.Failed(ctx, rec.Status, rec.Body); err != nil {
+				return fmt.Errorf("record failure of %s/%s: %w", key.Account, key.ID, err)
+			}
+		}
+		event := jetpost.Event{
+			// The same change has the same id, however often it is told.
+			EventID: eventID(fmt.Sprintf("request/%s/%s/%d", key.Account, key.ID, rec.Status.Revision)),
+			Type:    rec.Event, Time: rec.Status.UpdatedAt, Request: &rec.Status,
+		}
+		if err := a.Records.Event(ctx, a.Names.EventSubject(rec.Event, key.Account, key.ID), event); err != nil {
+			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
+		}
+		latest, err := a.Ledger.MarkAnnounced(ctx, key, rec.Status.Revision)
+		if err != nil {
+			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
+		}
+		if latest {
+			return nil
+		}
+	}
+}
+
+// try announces and leaves a failure to the sweeper.
+func (a *Announcer) try(ctx context.Context, key store.Key) {
+	if err := a.Announce(ctx, key); err != nil {
+		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+	}
+}
+
+// eventID makes the same id of the same change, on whatever worker.
+func eventID(about string) string {
+	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("jetpost:event:"+about)).String()
+}

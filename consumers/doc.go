@@ -1,0 +1,14 @@
+// Package consumers is what is read from NATS and what comes of it.
+//
+// [Runner] takes deliveries and is the one place that acknowledges them. A
+// handler steers it by the [Verdict] that it returns: [IntakeHandler] turns a
+// job into a request in the ledger, [PublishHandler] runs an account's lane,
+// [RefreshHandler] keeps tokens alive. [Gate] knows when the whole app must
+// not call X, and [Sweeper] rings again whatever was not heard.
+//
+// A delivery is only a hint: what must be done stands in the ledger, and a
+// message that comes twice, late or never changes nothing but the moment at
+// which it is looked for. The package never decides by a message's content
+// what was done already, and it never retries a call to X whose outcome it
+// does not know.
+package consumers

@@ -1,0 +1,129 @@
+package consumers
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// intakeLedger is the ledger's part at the door.
+type intakeLedger interface {
+	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
+	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
+}
+
+// ringer rings an account's doorbell.
+type ringer interface {
+	Ring(ctx context.Context, account string) error
+}
+
+// IntakeHandler turns a job into a request in the ledger and rings its
+// account's lane. It never calls X, so that a slow account does not delay the
+// acceptance of another's jobs.
+type IntakeHandler struct {
+	Ledger   intakeLedger
+	Announce *Announcer
+	Bells    ringer
+	Names    jetpost.Names
+	Log      *slog.Logger
+}
+
+// Handle accepts, recognises or refuses one job.
+func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
+	account, subject := h.origin(d.Subject)
+	request, err := jetpost.Decode(account, d.Data)
+	in := store.Acceptance{Request: request, Body: d.Data, Now: time.Now()}
+
+	var invalid *jetpost.InvalidError
+	var newer *jetpost.NewerVersionError
+	switch {
+	case errors.As(err, &invalid):
+		return h.refuse(ctx, d, subject, jetpost.Refusal{
+			Account: invalid.Account, ID: invalid.ID, Code: jetpost.CodeInvalidRequest, Problems: invalid.Problems,
+		})
+	case errors.As(err, &newer):
+		in.Request = jetpost.Request{Version: newer.Version, Account: newer.Account, ID: newer.ID}
+		in.Hold = &jetpost.Reason{
+			Code: jetpost.CodeNeedsNewerWorker, Until: in.Now.Add(newerWorkerRetry),
+			Detail: fmt.Sprintf("the request is of version %d, this worker knows %d", newer.Version, jetpost.Version),
+		}
+	case err != nil:
+		return Stall(fmt.Errorf("decode job: %w", err))
+	}
+	in.Digest = in.Request.Digest()
+	if in.Hold != nil {
+		// What a later version means by equal is not known here: the bytes.
+		sum := sha256.Sum256(d.Data)
+		in.Digest = sum[:]
+	}
+	if in.Request.ID == "" {
+		in.Request.ID = fmt.Sprintf("m-%d-%d", d.Sequence, d.Stored.UnixNano())
+	}
+	return h.accept(ctx, d, subject, in)
+}
+
+func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, in store.Acceptance) Verdict {
+	key := store.Key{Account: in.Request.Account, ID: in.Request.ID}
+	decision, err := h.Ledger.Accept(ctx, in)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return h.refuse(ctx, d, subject, jetpost.Refusal{
+			Account: key.Account, ID: key.ID, Code: jetpost.CodeAccountUnknown,
+			Problems: []jetpost.Problem{{Pointer: "/account", Message: fmt.Sprintf("no account %q is known; import it, then replay this job", key.Account)}},
+		})
+	case err != nil:
+		return Stall(err)
+	case decision == store.Conflict:
+		return h.refuse(ctx, d, subject, jetpost.Refusal{
+			Account: key.Account, ID: key.ID, Code: jetpost.CodeIdentityConflict,
+			Problems: []jetpost.Problem{{Pointer: "/id", Message: fmt.Sprintf("id %q arrived before with another body; use a new id for a new job", key.ID)}},
+		})
+	}
+	// A repeat is rung and told again: the first delivery may have died
+	// between its commit and here. Both are no-ops where it did not.
+	h.Announce.try(ctx, key)
+	if err := h.Bells.Ring(ctx, key.Account); err != nil {
+		return Stall(err)
+	}
+	h.Log.Info("request.accepted", "account", key.Account, "request", key.ID, "posts", len(in.Request.Posts),
+		"repeated", decision == store.Repeated, "publish_at", in.Request.PublishAt)
+	return Done()
+}
+
+// refuse records a job that nothing will be sent of, in the ledger, in the
+// failed stream and as an event.
+func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, r jetpost.Refusal) Verdict {
+	r.Sequence, r.Stored = d.Sequence, d.Stored
+	if err := h.Ledger.Refuse(ctx, r, d.Data); err != nil {
+		return Stall(err)
+	}
+	if err := h.Announce.Records.Refused(ctx, r, subject, d.Data); err != nil {
+		return Stall(err)
+	}
+	event := jetpost.Event{
+		EventID: eventID(fmt.Sprintf("refused/%d/%d", d.Sequence, d.Stored.UnixNano())),
+		Type:    jetpost.EventRequestRefused, Time: d.Stored, Refusal: &r,
+	}
+	if err := h.Announce.Records.Event(ctx, h.Names.RefusedEvent(r.Account, d.Sequence), event); err != nil {
+		return Stall(err)
+	}
+	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "problems", len(r.Problems))
+	return Done()
+}
+
+// origin reads the account off the stored subject, and tells which subject the
+// producer used.
+func (h *IntakeHandler) origin(stored string) (account, subject string) {
+	tokens := strings.Split(h.Names.Trim(stored), ".")
+	if len(tokens) == 4 { // publish.intake.<partition>.<account>
+		account = tokens[3]
+	}
+	return account, h.Names.PublishRequest(account)
+}

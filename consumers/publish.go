@@ -1,0 +1,523 @@
+package consumers
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// poisonClaims is how many claims in a row may end by the worker's death
+// before its head is taken to be the cause.
+const poisonClaims = 5
+
+// laneLedger is the ledger's part in running a lane.
+type laneLedger interface {
+	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error)
+	ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error
+	ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error)
+	Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error)
+	Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error
+	Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
+	Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
+}
+
+// laneBells are the bells of a lane: one that rings now, one that wakes it.
+type laneBells interface {
+	ringer
+	WakeAt(ctx context.Context, account string, at time.Time) error
+}
+
+// tokenSource is the one way to a token on the publish path.
+type tokenSource interface {
+	Fresh(ctx context.Context, account string, usedVersion int64) (store.Token, error)
+}
+
+// PublishHandler runs the lane of the account whose doorbell rang: it claims
+// it, posts what is due, strictly in order, and frees it when nothing is left
+// to do now. Whatever rang, the ledger alone says what is next.
+type PublishHandler struct {
+	Ledger   laneLedger
+	Announce *Announcer
+	Bells    laneBells
+	Tokens   tokenSource
+	Gate     *Gate
+	Clients  *Clients
+	Media    *MediaSource
+	Health   *Health
+	Names    jetpost.Names
+	Timing   Timing
+	Worker   string // names this worker in leases and logs
+	Log      *slog.Logger
+}
+
+// Handle runs one lane. A lane that another worker holds is left alone: its
+// holder sees the ring in the ledger and, should it die, the Sweeper does.
+func (h *PublishHandler) Handle(ctx context.Context, d Delivery) Verdict {
+	account := d.Subject[strings.LastIndexByte(d.Subject, '.')+1:]
+	lane, claimed, err := h.Ledger.ClaimLane(ctx, account, h.Worker, h.Timing.lease(), time.Now())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		h.Log.Warn("lane.unknown", "account", account)
+		return Done()
+	case err != nil:
+		return Stall(err)
+	case !claimed:
+		return Done()
+	}
+	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget)}
+	stop := run.keepLease(ctx)
+	defer stop()
+	if err := run.run(ctx); err != nil {
+		// Another worker has the lane: everything is in its hands.
+		run.log.Warn("lane.lost", "error", err)
+	}
+	return Done()
+}
+
+// laneRun is one claim of a lane.
+type laneRun struct {
+	h     *PublishHandler
+	d     Delivery
+	lane  store.Lane
+	log   *slog.Logger
+	until time.Time // end of this claim's budget
+	// renewed tells that a 401 already made this run renew the token once.
+	renewed bool
+}
+
+// run takes head after head until there is none, the budget is used up or the
+// worker stops. It returns an error only where the lane is no longer its own.
+func (r *laneRun) run(ctx context.Context) error {
+	for {
+		now := time.Now()
+		look, err := persist(ctx, r, "look", func() (store.Look, error) { return r.h.Ledger.Look(ctx, r.lane, now) })
+		if err != nil {
+			return err
+		}
+		head, wakeAt := runnable(look, now)
+		if yield := r.d.stopping() || now.After(r.until); head == nil || yield {
+			if head != nil {
+				wakeAt = now
+			}
+			free, err := r.release(ctx, look, wakeAt, now)
+			if err != nil || free {
+				return err
+			}
+			continue // something rang meanwhile: look again
+		}
+		rings := look.Rings
+		if err := r.settle(ctx, head, rings, r.advance(ctx, head)); err != nil {
+			return err
+		}
+	}
+}
+
+// runnable picks what the lane may do now, or says when to look again; zero
+// means when something rings. A head that waits holds back all behind it.
+func runnable(look store.Look, now time.Time) (head *store.Record, wakeAt time.Time) {
+	if look.Head == nil {
+		return nil, look.NextDue
+	}
+	switch look.Head.Status.State {
+	case jetpost.StateUnknown:
+		return nil, time.Time{}
+	case jetpost.StateHeld:
+		if look.Head.HoldUntil.IsZero() || look.Head.HoldUntil.After(now) {
+			return nil, look.Head.HoldUntil
+		}
+	}
+	return look.Head, time.Time{}
+}
+
+// release frees the lane. Its wake-up is set first, while nobody else may
+// write it, so that the account's one schedule is never an older one's.
+func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time.Time) (bool, error) {
+	account := r.lane.Account
+	if wakeAt.After(now) {
+		if err := r.h.Bells.WakeAt(ctx, account, wakeAt); err != nil {
+			r.log.Warn("lane.wake_delayed", "until", wakeAt, "error", err) // the sweeper rings instead
+		}
+	}
+	free, err := persist(ctx, r, "release", func() (bool, error) {
+		return r.h.Ledger.ReleaseLane(ctx, r.lane, look.Rings, wakeAt, now)
+	})
+	if err != nil || !free {
+		return false, err
+	}
+	if !wakeAt.IsZero() && !wakeAt.After(now) {
+		if err := r.h.Bells.Ring(ctx, account); err != nil {
+			r.log.Warn("lane.ring_delayed", "error", err)
+		}
+	}
+	return true, nil
+}
+
+// advance takes the head as far as it goes now.
+func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
+	now := time.Now()
+	if r.lane.LostClaims >= poisonClaims {
+		r.lane.LostClaims = 0
+		return r.settled(Hold(jetpost.CodePoison, time.Time{}, fmt.Sprintf("%d workers in a row died on it", poisonClaims)))
+	}
+	request, err := jetpost.Decode(head.Account, head.Body)
+	var newer *jetpost.NewerVersionError
+	switch {
+	case errors.As(err, &newer) || (err == nil && len(request.Posts) != len(head.Posts)):
+		return r.settled(Hold(jetpost.CodeNeedsNewerWorker, now.Add(newerWorkerRetry), "the request's version is later than this worker's"))
+	case err != nil:
+		return r.settled(Failed(jetpost.CodeInvalidRequest, err.Error()))
+	}
+	from, parent, verdict := resume(head, request, now)
+	if verdict != nil {
+		return *verdict
+	}
+	if v, stopped := r.h.stopped(now); stopped {
+		return r.settled(v)
+	}
+	token, err := r.h.Tokens.Fresh(ctx, head.Account, 0)
+	if err != nil {
+		return r.settled(judge(err, situation{now: time.Now(), holds: head.Holds}))
+	}
+	t := &threadRun{r: r, head: head, request: request, client: r.h.Clients.For(head.Account, token), begun: -1}
+	a := t.post(ctx, from, parent)
+	var unauthorized *xapi.UnauthorizedError
+	if errors.As(a.err, &unauthorized) && !r.renewed {
+		// The token may have been replaced, or revoked: it is renewed once, and
+		// the head is taken again at once.
+		r.renewed = true
+		if _, err := r.h.Tokens.Fresh(ctx, head.Account, token.Version); err != nil {
+			a.Verdict = judge(err, situation{now: time.Now(), holds: head.Holds})
+		} else {
+			a.Verdict = Hold(jetpost.CodeXUnavailable, time.Now(), "X refused the token; it was renewed")
+		}
+	}
+	return a
+}
+
+// attempt is what came of advancing a head.
+type attempt struct {
+	Verdict
+	post int // the post that it is about, whose intent was committed; else -1
+	err  error
+}
+
+func (r *laneRun) settled(v Verdict) attempt { return attempt{Verdict: v, post: -1} }
+
+// resume finds the first post that is not proven posted, and what it replies
+// to. Where a post is doubtful, or the request is too late, it says so.
+func resume(head *store.Record, request jetpost.Request, now time.Time) (from int, parent string, stop *attempt) {
+	begun := false
+	for i, post := range head.Posts {
+		switch post.State {
+		case jetpost.PostPosted:
+			begun, parent = true, post.PostID
+			from = i + 1
+		case jetpost.PostSending:
+			return 0, "", &attempt{
+				Verdict: Unknown(fmt.Sprintf("post %d of %d was being sent when its worker was lost; it may be live", i+1, len(head.Posts))),
+				post:    i,
+			}
+		}
+	}
+	if !begun && !request.ExpiresAt.IsZero() && !now.Before(request.ExpiresAt) {
+		return 0, "", &attempt{Verdict: Failed(jetpost.CodeExpired, "expires_at passed before the first post was begun"), post: -1}
+	}
+	return from, parent, nil
+}
+
+// settle writes what came of it: to the gate, to the ledger, to the world.
+func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a attempt) error {
+	if errors.Is(a.err, store.ErrFenced) {
+		return a.err
+	}
+	now := time.Now()
+	out := store.Outcome{Reason: a.reason, Post: a.post, Rings: rings, Now: now}
+	switch a.kind {
+	case kindStop:
+		if err := r.h.Gate.Stop(ctx, a.scope, a.reason, now); err != nil {
+			r.log.Error("app.stop_not_shared", "error", err)
+		}
+		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
+		out.Reason = jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: stopDetail(a.reason), Until: a.reason.Until}
+	case kindHold:
+		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
+	case kindFailed:
+		out.State, out.PostState = jetpost.StateFailed, jetpost.PostFailed
+	case kindUnknown:
+		out.State, out.PostState = jetpost.StateUnknown, jetpost.PostSending
+	default:
+		return nil
+	}
+	_, err := persist(ctx, r, "conclude", func() (struct{}, error) {
+		return struct{}{}, r.h.Ledger.Conclude(ctx, r.lane, head.ID, out)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+		return err
+	}
+	r.log.Info("request."+string(out.State), "request", head.ID, "code", out.Reason.Code, "detail", out.Reason.Detail,
+		"until", out.Reason.Until, "post", a.post)
+	r.h.Announce.try(ctx, head.Key)
+	return nil
+}
+
+// stopped tells whether the app must not post now, and what that makes of a
+// head.
+func (h *PublishHandler) stopped(now time.Time) (Verdict, bool) {
+	stop, stopped := h.Gate.Stopped(ScopePublish, now)
+	if !stopped {
+		return Verdict{}, false
+	}
+	until := stop.Reason.Until
+	if until.IsZero() { // looked at again, since nothing rings each lane when it ends
+		until = now.Add(undatedStop)
+	}
+	return Hold(jetpost.CodeAppStopped, until, stopDetail(stop.Reason)), true
+}
+
+func stopDetail(reason jetpost.Reason) string {
+	if reason.Detail == "" {
+		return string(reason.Code)
+	}
+	return string(reason.Code) + ": " + reason.Detail
+}
+
+// threadRun sends what is left of one request.
+type threadRun struct {
+	r       *laneRun
+	head    *store.Record
+	request jetpost.Request
+	client  *xapi.Client
+	begun   int         // index of the post whose intent is committed and whose outcome is not; else -1
+	called  func(error) // tells the breaker how the call in flight ended
+}
+
+// post runs the one sequential loop with the ledger before and after each
+// post.
+func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
+	posts := make([]xapi.Post, len(t.request.Posts))
+	for i, p := range t.request.Posts {
+		posts[i] = wirePost(p)
+	}
+	_, err := t.client.PostThread(ctx, posts, xapi.ThreadOptions{From: from, Parent: parent, Before: t.before, After: t.after})
+	if err == nil {
+		return attempt{Verdict: Done(), post: -1}
+	}
+	now := time.Now()
+	t.ended(err)
+	if reason, out := t.r.h.Gate.Outage(now); out {
+		if err := t.r.h.Gate.Stop(ctx, ScopePublish, reason, now); err != nil {
+			t.r.log.Error("app.stop_not_shared", "error", err)
+		}
+	}
+	verdict := judge(err, situation{now: now, begun: t.begun >= 0, holds: t.head.Holds})
+	return attempt{Verdict: verdict, post: t.begun, err: err}
+}
+
+// before commits the intent to send post i, unless something says to wait.
+func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time, error) {
+	h := t.r.h
+	now := time.Now()
+	if t.r.d.stopping() {
+		return time.Time{}, &holdError{Done()}
+	}
+	if v, stopped := h.stopped(now); stopped {
+		return time.Time{}, &holdError{v}
+	}
+	if v, limited := t.limited(now); limited {
+		return time.Time{}, &holdError{v}
+	}
+	ids, err := t.upload(ctx, i)
+	if err != nil {
+		return time.Time{}, err
+	}
+	p.MediaIDs = ids
+	if t.called, err = h.Gate.Allow(time.Now()); err != nil {
+		return time.Time{}, err
+	}
+	var notAfter time.Time
+	text := sha256.Sum256([]byte(p.Text))
+	_, err = persist(ctx, t.r, "begin", func() (struct{}, error) {
+		now := time.Now()
+		notAfter = now.Add(h.Timing.sendWithin())
+		return struct{}{}, h.Ledger.Begin(ctx, t.r.lane, t.head.ID, store.Intent{
+			Post: i, ParentID: p.InReplyToPostID, TextHash: text[:], MediaIDs: ids,
+			NotAfter: notAfter, Now: now, Lease: h.Timing.lease(),
+		})
+	})
+	if err != nil {
+		t.ended(context.Canceled) // nothing was called
+		if errors.Is(err, store.ErrNotRunnable) {
+			return time.Time{}, &holdError{Done()} // cancelled: look again
+		}
+		return time.Time{}, err
+	}
+	t.begun = i
+	return notAfter, nil
+}
+
+// after commits that post i is live. X's answer is known: it is told to the
+// ledger for as long as that takes, and nothing more is sent before.
+func (t *threadRun) after(ctx context.Context, i int, created xapi.Created) error {
+	t.ended(nil)
+	state, err := persist(ctx, t.r, "posted", func() (jetpost.State, error) {
+		return t.r.h.Ledger.Posted(ctx, t.r.lane, t.head.ID, i, created.ID, time.Now())
+	})
+	if err != nil {
+		return err
+	}
+	t.begun = -1
+	now := time.Now()
+	if v, limited := t.limited(now); limited && v.kind == kindStop {
+		// The app's window is used up: the others must not find out by a 429.
+		if err := t.r.h.Gate.Stop(ctx, v.scope, v.reason, now); err != nil {
+			t.r.log.Error("app.stop_not_shared", "error", err)
+		}
+	}
+	t.r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", created.ID, "of", len(t.request.Posts), "state", state)
+	t.r.h.Announce.try(ctx, t.head.Key)
+	return nil
+}
+
+// limited tells whether a window that a post needs is used up.
+func (t *threadRun) limited(now time.Time) (Verdict, bool) {
+	until, limited := t.client.RateLimited(xapi.EndpointCreatePost)
+	if !limited || !until.After(now) {
+		return Verdict{}, false
+	}
+	window, _ := t.client.RateLimit(xapi.EndpointCreatePost)
+	detail := fmt.Sprintf("%d posts in a window of %s are used up", window.Limit, window.Kind)
+	if window.Scope() == xapi.ScopeApp {
+		return Stop(ScopePublish, jetpost.CodeAppRateLimited, until, detail), true
+	}
+	return Hold(jetpost.CodeRateLimited, until, detail), true
+}
+
+// upload brings the media of post i to X. It happens before the intent, since
+// an upload that nobody uses does no harm.
+func (t *threadRun) upload(ctx context.Context, i int) ([]string, error) {
+	var ids []string
+	for n, m := range t.request.Posts[i].Media {
+		blob, err := t.r.h.Media.Open(ctx, m)
+		if err != nil {
+			return nil, fmt.Errorf("media %d: %w", n, err)
+		}
+		done, err := t.r.h.Gate.Allow(time.Now())
+		if err != nil {
+			return nil, err
+		}
+		media, err := t.client.UploadMedia(ctx, blob.reader(), blob.mime)
+		done(err)
+		if err != nil {
+			return nil, fmt.Errorf("media %d: %w", n, err)
+		}
+		if m.Alt != "" {
+			if err := t.client.SetAltText(ctx, media.ID, m.Alt); err != nil {
+				return nil, fmt.Errorf("media %d: %w", n, err)
+			}
+		}
+		ids = append(ids, media.ID)
+	}
+	return ids, nil
+}
+
+// ended tells the breaker how the call in flight ended, once.
+func (t *threadRun) ended(err error) {
+	if t.called != nil {
+		t.called(err)
+		t.called = nil
+	}
+}
+
+// wirePost says a post in X's words.
+func wirePost(p jetpost.Post) xapi.Post {
+	out := xapi.Post{
+		Text: p.Text, InReplyToPostID: p.InReplyToPostID, QuotePostID: p.QuotePostID,
+		ReplySettings: p.ReplySettings, CommunityID: p.CommunityID,
+		MadeWithAI: p.MadeWithAI, PaidPartnership: p.PaidPartnership,
+	}
+	if p.Poll != nil {
+		out.Poll = &xapi.Poll{Options: p.Poll.Options, DurationMinutes: p.Poll.DurationMinutes}
+	}
+	return out
+}
+
+// keepLease prolongs the lane's lease while it is worked on. A lease that is
+// lost is found out by the next write, which is refused.
+func (r *laneRun) keepLease(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		every := time.NewTicker(r.h.Timing.extendEvery())
+		defer every.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-every.C:
+				err := r.h.Ledger.ExtendLane(ctx, r.lane, r.h.Timing.lease(), time.Now())
+				if errors.Is(err, store.ErrFenced) {
+					return
+				}
+			}
+		}
+	})
+	return func() { cancel(); done.Wait() }
+}
+
+// persist asks the ledger until it answers. What X said must not be forgotten
+// because the database is away for a while, and nothing more may be sent
+// before it is back.
+func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T, error)) (T, error) {
+	wait := stallMin
+	for {
+		out, err := ask()
+		if settled(err) {
+			r.h.Health.Set("ledger", nil)
+			return out, err
+		}
+		r.h.Health.Set("ledger", err)
+		if ctx.Err() != nil {
+			return out, fmt.Errorf("%s: %w", what, err)
+		}
+		r.log.Warn("ledger.unavailable", "what", what, "error", err, "retry_in", wait)
+		pause(ctx, wait)
+		wait = min(2*wait, stallMax)
+	}
+}
+
+// Clients keeps one X client an account, since what X said of an account's
+// rate limits must outlive its tokens.
+type Clients struct {
+	new func(accessToken string) *xapi.Client
+
+	mu      sync.Mutex
+	clients map[string]*xapi.Client
+}
+
+// NewClients makes clients with new.
+func NewClients(new func(accessToken string) *xapi.Client) *Clients {
+	return &Clients{new: new, clients: map[string]*xapi.Client{}}
+}
+
+// For returns the account's client with that token.
+func (c *Clients) For(account string, token store.Token) *xapi.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	client, ok := c.clients[account]
+	if !ok {
+		client = c.new(token.Access.Reveal())
+	} else {
+		client = client.WithToken(token.Access.Reveal())
+	}
+	c.clients[account] = client
+	return client
+}

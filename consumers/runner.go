@@ -1,0 +1,269 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// AckWait is how long the server waits for a sign of life of a delivery
+	// before it gives the message to somebody else. The consumers are made
+	// with it.
+	AckWait = 30 * time.Second
+	// heartbeatEvery keeps a delivery that is at work from running out.
+	heartbeatEvery = AckWait / 3
+	// ackTimeout bounds one confirmed acknowledgement.
+	ackTimeout = 5 * time.Second
+	// stallMin and stallMax bound the wait before a stalled delivery is tried
+	// again; it doubles in between.
+	stallMin = 250 * time.Millisecond
+	stallMax = 5 * time.Second
+	// DefaultStopGrace is how long a stop waits for calls in flight. It is
+	// longer than any one call to X.
+	DefaultStopGrace = 30 * time.Second
+)
+
+// Delivery is one message, as a handler sees it.
+type Delivery struct {
+	Subject  string
+	Data     []byte
+	Sequence uint64    // place in its stream
+	Stored   time.Time // when the stream took it
+	// Stopping is closed when the worker is asked to stop: a handler then
+	// finishes the call in flight and begins no other.
+	Stopping <-chan struct{}
+}
+
+func (d Delivery) stopping() bool {
+	select {
+	case <-d.Stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// Handler makes a verdict of a delivery. It must be safe for concurrent use
+// and must return soon after its context ends.
+type Handler interface {
+	Handle(ctx context.Context, d Delivery) Verdict
+}
+
+// Binding ties a consumer that exists on the server to its handler.
+type Binding struct {
+	Stream, Consumer string
+	// Slots is how many deliveries are handled at once.
+	Slots   int
+	Handler Handler
+}
+
+// Runner takes deliveries, one a slot, and acknowledges them: nothing else
+// does. A message is asked for only when a slot is free, since one that waits
+// in a buffer of ours would outlive its AckWait there.
+type Runner struct {
+	JetStream jetstream.JetStream
+	Bindings  []Binding
+	Health    *Health
+	Log       *slog.Logger
+	// StopGrace is DefaultStopGrace where zero.
+	StopGrace time.Duration
+}
+
+// Run works until the context ends, then lets every delivery in flight finish,
+// for StopGrace at most. It returns an error if a consumer cannot be bound.
+func (r *Runner) Run(ctx context.Context) error {
+	var consumers []jetstream.Consumer
+	for _, b := range r.Bindings {
+		c, err := r.JetStream.Consumer(ctx, b.Stream, b.Consumer)
+		if err != nil {
+			return fmt.Errorf("bind consumer %s of %s: %w", b.Consumer, b.Stream, err)
+		}
+		consumers = append(consumers, c)
+	}
+	// Work outlives the request to stop by the grace period, and no longer.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	grace := r.StopGrace
+	if grace == 0 {
+		grace = DefaultStopGrace
+	}
+	stopTimer := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
+	defer stopTimer()
+
+	var slots sync.WaitGroup
+	for i, b := range r.Bindings {
+		for range b.Slots {
+			slots.Go(func() { r.slot(ctx, work, consumers[i], b) })
+		}
+	}
+	slots.Wait()
+	return nil
+}
+
+// slot takes one message after the other until ctx ends. A consumer whose
+// subscription breaks is subscribed again.
+func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding) {
+	name := b.Stream + "/" + b.Consumer
+	wait := stallMin
+	for ctx.Err() == nil {
+		err := r.pull(ctx, work, c, b)
+		if ctx.Err() != nil {
+			return
+		}
+		r.Health.Set("nats "+name, err)
+		r.Log.Warn("consumer.lost", "consumer", name, "error", err, "retry_in", wait)
+		pause(ctx, wait)
+		wait = min(2*wait, stallMax)
+	}
+}
+
+// pull handles messages until the subscription ends.
+func (r *Runner) pull(ctx, work context.Context, c jetstream.Consumer, b Binding) error {
+	iter, err := c.Messages(jetstream.PullMaxMessages(1), jetstream.WithMessagesErrOnMissingHeartbeat(true))
+	if err != nil {
+		return fmt.Errorf("pull: %w", err)
+	}
+	defer iter.Stop()
+	// Drain, not Stop: a message that is already on its way is still handled,
+	// where a dropped one would block its account until AckWait ends.
+	defer context.AfterFunc(ctx, iter.Drain)()
+	for {
+		msg, err := iter.Next()
+		if err != nil {
+			return fmt.Errorf("pull: %w", err)
+		}
+		r.Health.Set("nats "+b.Stream+"/"+b.Consumer, nil)
+		r.deliver(ctx, work, b, msg)
+	}
+}
+
+// deliver handles one message to its end and acknowledges it.
+func (r *Runner) deliver(ctx, work context.Context, b Binding, msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		r.Log.Error("delivery.unreadable", "subject", msg.Subject(), "error", err)
+		return
+	}
+	d := Delivery{
+		Subject: msg.Subject(), Data: msg.Data(),
+		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Stopping: ctx.Done(),
+	}
+	stopBeat := r.heartbeat(work, msg)
+	defer stopBeat()
+
+	began := time.Now()
+	wait := stallMin
+	for {
+		verdict := r.handle(work, b.Handler, d)
+		if verdict.kind != kindStall {
+			r.ack(work, msg, b, d, verdict, meta.NumDelivered, time.Since(began))
+			return
+		}
+		r.Health.Set("handler "+b.Consumer, verdict.err)
+		if ctx.Err() != nil {
+			r.Log.Warn("delivery.left", "subject", d.Subject, "sequence", d.Sequence, "error", verdict.err)
+			return // not acknowledged: somebody else gets it
+		}
+		r.Log.Warn("delivery.stalled", "subject", d.Subject, "sequence", d.Sequence, "error", verdict.err, "retry_in", wait)
+		pause(ctx, wait)
+		wait = min(2*wait, stallMax)
+	}
+}
+
+// handle calls the handler; a panic is an error of ours, kept as a stall so
+// that the message is not lost, and loud.
+func (r *Runner) handle(ctx context.Context, h Handler, d Delivery) (v Verdict) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.Log.Error("delivery.panic", "subject", d.Subject, "panic", p, "stack", string(debug.Stack()))
+			v = Stall(fmt.Errorf("handler panicked: %v", p))
+		}
+	}()
+	return h.Handle(ctx, d)
+}
+
+func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, v Verdict, deliveries uint64, took time.Duration) {
+	r.Health.Set("handler "+b.Consumer, nil)
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	// Confirmed by the server: an acknowledgement lost on the way would bring
+	// the message again. That would do no harm, but cost a look.
+	err := msg.DoubleAck(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) && !errors.Is(err, nats.ErrConnectionClosed) {
+		r.Log.Warn("delivery.ack_failed", "subject", d.Subject, "sequence", d.Sequence, "error", err)
+	}
+	r.Log.Debug("delivery.done", "consumer", b.Consumer, "subject", d.Subject, "sequence", d.Sequence,
+		"delivery", deliveries, "verdict", v.String(), "duration", took)
+}
+
+// heartbeat tells the server that the message is at work until stop is called.
+func (r *Runner) heartbeat(ctx context.Context, msg jetstream.Msg) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		every := time.NewTicker(heartbeatEvery)
+		defer every.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-every.C:
+				// A lost heartbeat at worst brings a second delivery, which
+				// finds the lane taken.
+				if err := msg.InProgress(); err != nil {
+					r.Log.Debug("delivery.heartbeat_failed", "subject", msg.Subject(), "error", err)
+				}
+			}
+		}
+	})
+	return func() { cancel(); done.Wait() }
+}
+
+// pause waits, or returns early when the context ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// Health collects what is wrong right now, by name. The zero value is healthy.
+type Health struct {
+	mu     sync.Mutex
+	faults map[string]error
+}
+
+// Set records a fault, or with nil its end.
+func (h *Health) Set(name string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		delete(h.faults, name)
+		return
+	}
+	if h.faults == nil {
+		h.faults = map[string]error{}
+	}
+	h.faults[name] = err
+}
+
+// Err joins every fault, or is nil where there is none.
+func (h *Health) Err() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var errs []error
+	for name, err := range h.faults {
+		errs = append(errs, fmt.Errorf("%s: %w", name, err))
+	}
+	return errors.Join(errs...)
+}

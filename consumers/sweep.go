@@ -1,0 +1,92 @@
+package consumers
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// sweepLanes bounds the doorbells of one sweep.
+	sweepLanes = 1000
+	// sweepEvents bounds the late events of one sweep.
+	sweepEvents = 1000
+	// eventPatience is how long a committed change may go untold before a
+	// sweep tells it.
+	eventPatience = 2 * time.Second
+)
+
+// sweepLedger is the ledger's part in finding what was not heard.
+type sweepLedger interface {
+	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
+	DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error)
+	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
+}
+
+// Sweeper makes doorbells, schedules and events mere hints: one worker at a
+// time looks into the ledger for lanes that are due and that nobody works on,
+// and rings them, and for changes that were never told, and tells them. So a
+// crash, a lost schedule or a purged stream heals by itself.
+type Sweeper struct {
+	Ledger   sweepLedger
+	Bells    ringer
+	Announce *Announcer
+	Health   *Health
+	Timing   Timing
+	Worker   string
+	Log      *slog.Logger
+}
+
+// Run sweeps until the context ends.
+func (s *Sweeper) Run(ctx context.Context) {
+	every := time.NewTicker(s.Timing.sweepEvery())
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+			err := s.Sweep(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			s.Health.Set("sweep", err)
+			if err != nil {
+				s.Log.Warn("sweep.failed", "error", err)
+			}
+		}
+	}
+}
+
+// Sweep sweeps once, if no other worker does.
+func (s *Sweeper) Sweep(ctx context.Context) error {
+	now := time.Now()
+	mine, err := s.Ledger.TryLease(ctx, "sweep", s.Worker, 3*s.Timing.sweepEvery(), now)
+	if err != nil || !mine {
+		return err
+	}
+	accounts, err := s.Ledger.DueLanes(ctx, now, sweepLanes)
+	if err != nil {
+		return err
+	}
+	for _, account := range accounts {
+		if err := s.Bells.Ring(ctx, account); err != nil {
+			return err
+		}
+	}
+	keys, err := s.Ledger.Unannounced(ctx, now.Add(-eventPatience), sweepEvents)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := s.Announce.Announce(ctx, key); err != nil {
+			return err
+		}
+	}
+	if len(accounts)+len(keys) > 0 {
+		s.Log.Debug("sweep.done", "rung", len(accounts), "told", len(keys))
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+package consumers
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// Scope is what a stop of the app stops.
+type Scope string
+
+const (
+	ScopePublish Scope = "publish"
+	ScopeRefresh Scope = "refresh"
+)
+
+type kind int
+
+const (
+	kindDone kind = iota
+	kindHold
+	kindFailed
+	kindUnknown
+	kindStop
+	kindStall
+)
+
+// Verdict is what a handler makes of a delivery, or a lane of its head. It is
+// a value: only the Runner acknowledges, only the lane writes the ledger, only
+// the Gate stops the app.
+type Verdict struct {
+	kind   kind
+	scope  Scope
+	reason jetpost.Reason
+	err    error
+}
+
+// Done says that nothing is left to do.
+func Done() Verdict { return Verdict{kind: kindDone} }
+
+// Hold says that the request waits: until reason.Until or, where that is
+// zero, until something ends the wait.
+func Hold(code jetpost.Code, until time.Time, detail string) Verdict {
+	return Verdict{kind: kindHold, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
+}
+
+// Failed says that the request will not go on by itself.
+func Failed(code jetpost.Code, detail string) Verdict {
+	return Verdict{kind: kindFailed, reason: jetpost.Reason{Code: code, Detail: detail}}
+}
+
+// Unknown says that a post may be live, and that nobody knows.
+func Unknown(detail string) Verdict {
+	return Verdict{kind: kindUnknown, reason: jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: detail}}
+}
+
+// Stop says that no account may go on. The request is held until then; it
+// neither fails nor counts an attempt.
+func Stop(scope Scope, code jetpost.Code, until time.Time, detail string) Verdict {
+	return Verdict{kind: kindStop, scope: scope, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
+}
+
+// Stall says that a dependency of ours is down: the delivery is kept and
+// handled again, as often as it takes.
+func Stall(err error) Verdict { return Verdict{kind: kindStall, err: err} }
+
+// String is for logs.
+func (v Verdict) String() string {
+	switch v.kind {
+	case kindDone:
+		return "done"
+	case kindHold:
+		return "hold"
+	case kindFailed:
+		return "failed"
+	case kindUnknown:
+		return "unknown"
+	case kindStop:
+		return "stop"
+	default:
+		return "stall"
+	}
+}
+
+// situation is what the verdict table may ask about beside the error.
+type situation struct {
+	now time.Time
+	// begun tells that the intent of a post was committed: a doubt is then
+	// about that post. Before, nothing that fails can have made a post.
+	begun bool
+	// holds counts the holds in a row so far; it paces the next one.
+	holds int
+}
+
+// judge is the one table from errors to verdicts.
+//
+//	error ........................... verdict
+//	our wait (holdError) ............ as it says
+//	nothing left this machine ....... Hold, backoff
+//	answer lost, before the intent .. Hold, backoff
+//	answer lost, of a post .......... Unknown
+//	429, the account's window ....... Hold until the reset
+//	429, the app's window ........... Stop until the reset
+//	usage cap, credits, spend cap,
+//	client not enrolled ............. Stop until X's date, else 15 minutes
+//	401 ............................. Hold; the lane renews the token first
+//	refused: duplicate .............. Failed
+//	refused: media, rule, text ...... Failed with X's own words
+//	routing fault (empty 404, 413),
+//	5xx of a read or an upload ...... Hold, backoff
+//	no media source just now ........ Hold, backoff
+//	anything else of X .............. Failed with X's own words
+func judge(err error, s situation) Verdict {
+	var (
+		hold         *holdError
+		notSent      *xapi.NotSentError
+		ambiguous    *xapi.AmbiguousError
+		limit        *xapi.RateLimitError
+		stop         *xapi.AppStopError
+		unauthorized *xapi.UnauthorizedError
+		refused      *xapi.RefusedError
+		unavailable  *xapi.UnavailableError
+		media        *mediaError
+		answer       *xapi.APIError
+	)
+	later := s.now.Add(backoff(s.holds + 1))
+	switch {
+	case errors.As(err, &hold):
+		return hold.verdict
+	case errors.As(err, &media):
+		if media.permanent {
+			return Failed(jetpost.CodeMediaInvalid, err.Error())
+		}
+		return Hold(jetpost.CodeMediaUnavailable, later, err.Error())
+	case errors.As(err, &notSent):
+		return Hold(jetpost.CodeXUnavailable, later, err.Error())
+	case errors.As(err, &ambiguous):
+		if s.begun {
+			return Unknown(err.Error())
+		}
+		return Hold(jetpost.CodeXUnavailable, later, err.Error())
+	case errors.As(err, &limit):
+		if !limit.Until.After(s.now) {
+			limit.Until = later
+		}
+		if limit.Window.Scope() == xapi.ScopeApp {
+			return Stop(ScopePublish, jetpost.CodeAppRateLimited, limit.Until, limit.Error())
+		}
+		return Hold(jetpost.CodeRateLimited, limit.Until, limit.Error())
+	case errors.As(err, &stop):
+		until := stop.Until
+		if !until.After(s.now) {
+			until = s.now.Add(undatedStop)
+		}
+		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, stop.Err.Words())
+	case errors.As(err, &unauthorized):
+		return Hold(jetpost.CodeXUnavailable, later, "X does not accept the account's token: "+err.Error())
+	case errors.As(err, &refused):
+		if refused.Kind == xapi.RefusedDuplicate {
+			return Failed(jetpost.CodeDuplicate, refused.Err.Words())
+		}
+		return Failed(jetpost.CodeRefusedByX, refused.Err.Words())
+	case errors.As(err, &unavailable):
+		return Hold(jetpost.CodeXUnavailable, later, err.Error())
+	case errors.As(err, &answer):
+		return Failed(jetpost.CodeRefusedByX, answer.Words())
+	case s.begun:
+		// An error that no rule knows is no proof that nothing was posted.
+		return Unknown(err.Error())
+	default:
+		return Hold(jetpost.CodeXUnavailable, later, err.Error())
+	}
+}
+
+// holdError carries a verdict out of a chain of calls.
+type holdError struct{ verdict Verdict }
+
+func (e *holdError) Error() string {
+	return fmt.Sprintf("%s: %s: %s", e.verdict, e.verdict.reason.Code, e.verdict.reason.Detail)
+}
+
+// settled tells errors of the store that say how things are from those that
+// say that the database cannot be asked.
+func settled(err error) bool {
+	return err == nil || errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrNotRunnable)
+}

@@ -1,0 +1,354 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
+	"github.com/jetpost/jetpost/store/sqlite"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+const (
+	// DefaultSlots is how many lanes one worker runs at once.
+	DefaultSlots = 16
+	// MaxSlots bounds it: each slot holds a pull request and at times a
+	// database connection.
+	MaxSlots = 1024
+	// connectTimeout bounds each first connection of a start.
+	connectTimeout = 5 * time.Second
+	// maxSkew is how far this machine's clock may be from the database's.
+	maxSkew = 2 * time.Second
+)
+
+// The roles of a worker.
+const (
+	RolePublish = "publish"
+	RoleRefresh = "refresh"
+)
+
+// Config is everything that the parts need to know. Validate lists every
+// mistake in it.
+type Config struct {
+	NATS NATSConfig
+	// DatabaseURL is postgres://... or sqlite:PATH.
+	DatabaseURL secret.String
+	// Keys seal tokens: 64 hex digits each, comma separated, the first seals.
+	Keys secret.String
+	X    XConfig
+
+	Roles []string // RolePublish, RoleRefresh; all where empty
+	Slots int      // DefaultSlots where zero
+	// Lease is how long a lane belongs to a worker that gives no sign of life;
+	// every margin derives from it. consumers.DefaultLease where zero.
+	Lease time.Duration
+	// HealthListen serves /healthz and /readyz; nothing where empty.
+	HealthListen string
+	Refresh      RefreshConfig
+	// AllowPrivateMedia lets media urls reach private networks.
+	AllowPrivateMedia bool
+	// Worker names this worker in leases and logs; made up where empty.
+	Worker string
+}
+
+// NATSConfig says how to reach NATS.
+type NATSConfig struct {
+	URL      string
+	User     string
+	Password secret.String
+	Creds    string // path of a credentials file
+	Prefix   string // JETPOST_PREFIX
+	Replicas int
+	// InProcess connects without a socket, to a server that this process runs.
+	InProcess nats.InProcessConnProvider
+}
+
+// XConfig says how to reach X, and as which app.
+type XConfig struct {
+	URL          string // xapi.DefaultBaseURL where empty
+	ClientID     string
+	ClientSecret secret.String
+}
+
+// RefreshConfig tunes token care.
+type RefreshConfig struct {
+	Cron   string        // publishers' default where empty
+	Window time.Duration // consumers.DefaultRefreshWindow where zero
+	Batch  int           // consumers.DefaultRefreshBatch where zero
+}
+
+// HintError is an error that tells what to try.
+type HintError struct {
+	Err  error
+	Help string
+}
+
+func (e *HintError) Error() string { return e.Err.Error() }
+func (e *HintError) Unwrap() error { return e.Err }
+
+// Hint tells the operator what to try.
+func (e *HintError) Hint() string { return e.Help }
+
+// Hint returns what an operator can try about an error, from whatever part it
+// comes, or "".
+func Hint(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}
+
+// ConfigError lists every mistake of a configuration.
+type ConfigError struct{ Mistakes []string }
+
+func (e *ConfigError) Error() string {
+	return "configuration: " + strings.Join(e.Mistakes, "; ")
+}
+
+// needs are the parts of a Config that a command uses.
+type needs struct{ nats, database, keys, x bool }
+
+// Validate checks what a worker needs.
+func (c Config) Validate() error {
+	return c.validate(needs{nats: true, database: true, keys: true, x: true})
+}
+
+func (c Config) validate(n needs) error {
+	var mistakes []string
+	wrong := func(format string, args ...any) { mistakes = append(mistakes, fmt.Sprintf(format, args...)) }
+	if n.nats {
+		if c.NATS.InProcess == nil {
+			checkURL(wrong, "NATS_URL", strings.Split(c.NATS.URL, ",")[0], "nats://host:4222", "nats", "tls", "ws", "wss")
+		}
+		if _, err := jetpost.NewNames(c.NATS.Prefix); err != nil {
+			wrong("JETPOST_PREFIX: %v", err)
+		}
+	}
+	if n.database {
+		if _, _, err := databaseKind(c.DatabaseURL.Reveal()); err != nil {
+			wrong("DATABASE_URL: %v", err)
+		}
+	}
+	if n.keys {
+		if c.Keys.Empty() {
+			wrong("HUB_ENCRYPTION_KEY: is missing; make one with: jetpost keys generate")
+		} else if _, err := store.NewSealer(c.Keys.Reveal()); err != nil {
+			wrong("HUB_ENCRYPTION_KEY: %v", err)
+		}
+	}
+	if n.x {
+		if c.X.ClientID == "" {
+			wrong("X_CLIENT_ID: is missing; it is the OAuth 2.0 client id of your app in X's developer console")
+		}
+		if c.X.URL != "" {
+			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")
+		}
+	}
+	for _, role := range c.Roles {
+		if role != RolePublish && role != RoleRefresh {
+			wrong("roles: %q is none; use %s, %s or both", role, RolePublish, RoleRefresh)
+		}
+	}
+	if c.Slots < 0 || c.Slots > MaxSlots {
+		wrong("slots: %d is not within 1 and %d", c.Slots, MaxSlots)
+	}
+	if c.Lease != 0 && c.Lease < consumers.MinLease {
+		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)
+	}
+	if len(mistakes) > 0 {
+		return &ConfigError{Mistakes: mistakes}
+	}
+	return nil
+}
+
+func checkURL(wrong func(string, ...any), name, value, example string, schemes ...string) {
+	if value == "" {
+		wrong("%s: is missing; for example %s", name, example)
+		return
+	}
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" {
+		wrong("%s: is not a URL; for example %s", name, example)
+		return
+	}
+	for _, s := range schemes {
+		if u.Scheme == s {
+			return
+		}
+	}
+	wrong("%s: begins with %q; for example %s", name, u.Scheme, example)
+}
+
+// databaseKind tells which store a URL is for, and what to open.
+func databaseKind(address string) (kind, target string, err error) {
+	switch {
+	case address == "":
+		return "", "", errors.New("is missing; for example postgres://user:password@host:5432/jetpost or sqlite:/var/lib/jetpost/jetpost.db")
+	case strings.HasPrefix(address, "postgres://"), strings.HasPrefix(address, "postgresql://"):
+		return "postgres", address, nil
+	case strings.HasPrefix(address, "sqlite:") && address != "sqlite:":
+		return "sqlite", strings.TrimPrefix(address, "sqlite:"), nil
+	default:
+		// The value may hold a password: it is not repeated.
+		return "", "", errors.New("begins with neither postgres:// nor sqlite:")
+	}
+}
+
+// OpenStore opens the ledger and makes sure that the keys are its keys.
+func (c Config) OpenStore(ctx context.Context) (store.Store, error) {
+	if err := c.validate(needs{database: true, keys: true}); err != nil {
+		return nil, err
+	}
+	sealer, err := store.NewSealer(c.Keys.Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("read encryption keys: %w", err)
+	}
+	kind, target, err := databaseKind(c.DatabaseURL.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	var ledger store.Store
+	if kind == "postgres" {
+		ledger, err = postgres.Open(ctx, target, sealer)
+	} else {
+		ledger, err = sqlite.Open(ctx, target, sealer)
+	}
+	if err != nil {
+		return nil, databaseError(err)
+	}
+	if err := ledger.CheckKeys(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("check encryption keys: %w", err), ledger.Close())
+	}
+	return ledger, nil
+}
+
+// Migrate brings the database's schema up to date.
+func (c Config) Migrate(ctx context.Context) error {
+	if err := c.validate(needs{database: true}); err != nil {
+		return err
+	}
+	kind, target, err := databaseKind(c.DatabaseURL.Reveal())
+	if err != nil {
+		return err
+	}
+	if kind == "postgres" {
+		return databaseError(postgres.Migrate(ctx, target))
+	}
+	return databaseError(sqlite.Migrate(ctx, target))
+}
+
+func databaseError(err error) error {
+	if err == nil || Hint(err) != "" {
+		return err
+	}
+	return &HintError{Err: err, Help: "check DATABASE_URL, and that the database runs and lets you in"}
+}
+
+// Connection is a connection to NATS.
+type Connection struct {
+	Conn  *nats.Conn
+	JS    jetstream.JetStream
+	Names jetpost.Names
+}
+
+// Close ends the connection.
+func (c *Connection) Close() { c.Conn.Close() }
+
+// Connect connects to NATS, and stays connected from then on.
+func (c Config) Connect(ctx context.Context, log *slog.Logger, name string) (*Connection, error) {
+	if err := c.validate(needs{nats: true}); err != nil {
+		return nil, err
+	}
+	names, err := jetpost.NewNames(c.NATS.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	opts := []nats.Option{
+		nats.Name(name), nats.Timeout(connectTimeout), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("nats.disconnected", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("nats.reconnected") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("nats.error", "error", err) }),
+	}
+	if c.NATS.User != "" {
+		opts = append(opts, nats.UserInfo(c.NATS.User, c.NATS.Password.Reveal()))
+	}
+	if c.NATS.Creds != "" {
+		opts = append(opts, nats.UserCredentials(c.NATS.Creds))
+	}
+	if c.NATS.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(c.NATS.InProcess))
+	}
+	conn, err := nats.Connect(c.NATS.URL, opts...)
+	if err != nil {
+		return nil, natsError(c.NATS.URL, err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	return &Connection{Conn: conn, JS: js, Names: names}, nil
+}
+
+func natsError(address string, err error) error {
+	help := "check NATS_URL, and that nats-server runs there"
+	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
+		help = "NATS refuses the credentials: check NATS_USER and NATS_PASSWORD, or NATS_CREDS"
+	}
+	if u, parseErr := url.Parse(address); parseErr == nil {
+		address = u.Redacted()
+	}
+	return &HintError{Err: fmt.Errorf("connect to NATS at %s: %w", address, err), Help: help}
+}
+
+// Topology is what this configuration makes of NATS for a ledger.
+func (c Config) Topology(names jetpost.Names, ledgerID string) publishers.TopologyConfig {
+	return publishers.TopologyConfig{
+		Names: names, LedgerID: ledgerID, Replicas: c.NATS.Replicas, RefreshCron: c.Refresh.Cron,
+	}
+}
+
+// Setup migrates the database and makes everything in NATS.
+func (c Config) Setup(ctx context.Context, log *slog.Logger) (publishers.Report, error) {
+	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
+		return publishers.Report{}, err
+	}
+	if err := c.Migrate(ctx); err != nil {
+		return publishers.Report{}, err
+	}
+	ledger, err := c.OpenStore(ctx)
+	if err != nil {
+		return publishers.Report{}, err
+	}
+	defer func() { _ = ledger.Close() }() // nothing is pending
+	id, err := ledger.LedgerID(ctx)
+	if err != nil {
+		return publishers.Report{}, databaseError(err)
+	}
+	conn, err := c.Connect(ctx, log, "jetpost setup")
+	if err != nil {
+		return publishers.Report{}, err
+	}
+	defer conn.Close()
+	return publishers.Setup(ctx, conn.JS, c.Topology(conn.Names, id))
+}

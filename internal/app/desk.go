@@ -1,0 +1,165 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+// maxListed bounds what one look into the ledger by hand reads.
+const maxListed = 10_000 // requests
+
+// Desk is where a person looks after requests: takes one back, settles a
+// doubt, sends it again. The ledger decides each time; the bell and the event
+// that follow are hints, which the sweeper makes good should they fail.
+type Desk struct {
+	Ledger  store.Store
+	Conn    *Connection
+	Bells   *publishers.Bells
+	Records *publishers.Records
+
+	publisher *publishers.Publisher
+	announcer *consumers.Announcer
+	log       *slog.Logger
+}
+
+// OpenDesk opens the ledger and NATS, and makes sure that they belong
+// together: a change in one database must not ring the workers of another.
+func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err error) {
+	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
+		return nil, err
+	}
+	d := &Desk{log: log}
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	if d.Ledger, err = c.OpenStore(ctx); err != nil {
+		return nil, err
+	}
+	if d.Conn, err = c.Connect(ctx, log, "jetpost command line"); err != nil {
+		return nil, err
+	}
+	id, err := d.Ledger.LedgerID(ctx)
+	if err != nil {
+		return nil, databaseError(err)
+	}
+	if err := publishers.Check(ctx, d.Conn.JS, c.Topology(d.Conn.Names, id)); err != nil {
+		return nil, err
+	}
+	d.Bells = publishers.NewBells(d.Conn.JS, d.Conn.Names)
+	d.Records = publishers.NewRecords(d.Conn.JS, d.Conn.Names)
+	d.publisher = publishers.New(d.Conn.JS, d.Conn.Names)
+	d.announcer = &consumers.Announcer{Ledger: d.Ledger, Records: d.Records, Names: d.Conn.Names, Log: log}
+	return d, nil
+}
+
+// Close frees what OpenDesk opened.
+func (d *Desk) Close() {
+	if d.Conn != nil {
+		d.Conn.Close()
+	}
+	if d.Ledger != nil {
+		_ = d.Ledger.Close() // everything was committed
+	}
+}
+
+// AmbiguousError says that requests of several accounts have the id.
+type AmbiguousError struct {
+	ID       string
+	Accounts []string
+}
+
+func (e *AmbiguousError) Error() string {
+	return fmt.Sprintf("several accounts have a request %s: %s", e.ID, strings.Join(e.Accounts, ", "))
+}
+
+// Hint tells the operator how to name one.
+func (e *AmbiguousError) Hint() string { return "name one with --account" }
+
+// FindRequest returns the one request with that id, of the account or, where
+// that is empty, of any. It fails with store.ErrNotFound or *AmbiguousError.
+func FindRequest(ctx context.Context, ledger store.Requests, account, id string) (store.Record, error) {
+	found, err := ledger.ListRequests(ctx, store.Filter{Account: account, ID: id})
+	switch {
+	case err != nil:
+		return store.Record{}, databaseError(err)
+	case len(found) == 0 && account != "":
+		return store.Record{}, fmt.Errorf("request %s of account %s: %w", id, account, store.ErrNotFound)
+	case len(found) == 0:
+		return store.Record{}, fmt.Errorf("request %s: %w", id, store.ErrNotFound)
+	case len(found) > 1:
+		ambiguous := &AmbiguousError{ID: id}
+		for _, r := range found {
+			ambiguous.Accounts = append(ambiguous.Accounts, r.Account)
+		}
+		return store.Record{}, ambiguous
+	}
+	return found[0], nil
+}
+
+// Cancel takes a request back and returns it as it is then. One that is
+// cancelled already stays so; published and failed ones are an error.
+func (d *Desk) Cancel(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
+	found, err := FindRequest(ctx, d.Ledger, account, id)
+	if err != nil {
+		return jetpost.RequestStatus{}, err
+	}
+	before, err := d.Ledger.Cancel(ctx, found.Key, time.Now())
+	switch {
+	case errors.Is(err, store.ErrNotRunnable) && before == jetpost.StateCancelled:
+		return d.status(ctx, found.Key)
+	case errors.Is(err, store.ErrNotRunnable):
+		return jetpost.RequestStatus{}, fmt.Errorf("request %s of account %s is %s: there is nothing to cancel", id, found.Account, before)
+	case err != nil:
+		return jetpost.RequestStatus{}, databaseError(err)
+	}
+	d.tell(ctx, found.Key)
+	return d.status(ctx, found.Key)
+}
+
+// Resolve settles the doubtful post of an unknown request: it is live on X
+// with that id or, where that is empty, it is not live. It returns the request
+// as it is then.
+func (d *Desk) Resolve(ctx context.Context, account, id, postID string) (jetpost.RequestStatus, error) {
+	found, err := FindRequest(ctx, d.Ledger, account, id)
+	if err != nil {
+		return jetpost.RequestStatus{}, err
+	}
+	_, err = d.Ledger.Resolve(ctx, found.Key, postID, time.Now())
+	switch {
+	case errors.Is(err, store.ErrNotRunnable):
+		return jetpost.RequestStatus{}, fmt.Errorf("request %s of account %s is %s: none of its posts is in doubt", id, found.Account, found.Status.State)
+	case errors.Is(err, store.ErrPostTaken):
+		return jetpost.RequestStatus{}, &HintError{
+			Err:  fmt.Errorf("resolve request %s of account %s with post %s: %w", id, found.Account, postID, err),
+			Help: "look on X for the id of this very post; where there is none, use --not-posted",
+		}
+	case err != nil:
+		return jetpost.RequestStatus{}, databaseError(err)
+	}
+	d.tell(ctx, found.Key)
+	return d.status(ctx, found.Key)
+}
+
+func (d *Desk) status(ctx context.Context, key store.Key) (jetpost.RequestStatus, error) {
+	record, err := d.Ledger.Request(ctx, key)
+	return record.Status, databaseError(err)
+}
+
+// tell announces a change that is committed and has a worker look at it.
+func (d *Desk) tell(ctx context.Context, key store.Key) {
+	err := errors.Join(d.announcer.Announce(ctx, key), d.Bells.Ring(ctx, key.Account))
+	if err != nil {
+		d.log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+	}
+}

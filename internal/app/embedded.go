@@ -1,0 +1,266 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// natsStart bounds the start of the embedded server; one with a million
+	// messages takes about a second.
+	natsStart = 20 * time.Second
+
+	workerUser   = "jetpost"
+	producerUser = "producer"
+
+	keyFile        = "encryption.key"
+	lockFile       = "lock"
+	databaseFile   = "jetpost.db"
+	natsDir        = "nats"
+	connectionFile = "connection.json"
+)
+
+// DataDir is the directory of an installation on one machine. While it is
+// open, no other process can open it.
+type DataDir struct {
+	Path string
+	lock *os.File
+}
+
+// OpenDataDir makes the directory if need be and takes its lock: two servers
+// on one directory would destroy it.
+func OpenDataDir(path string) (*DataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, &HintError{Err: fmt.Errorf("make data directory: %w", err), Help: "choose another with --data"}
+	}
+	lock, err := os.OpenFile(filepath.Join(path, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, &HintError{Err: fmt.Errorf("open data directory: %w", err), Help: "choose another with --data, or let this user write there"}
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = lock.Close() // nothing was written
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, &HintError{
+				Err:  fmt.Errorf("data directory %s is in use by another jetpost", path),
+				Help: "stop that one, or choose another directory with --data",
+			}
+		}
+		return nil, fmt.Errorf("lock data directory %s: %w", path, err)
+	}
+	return &DataDir{Path: path, lock: lock}, nil
+}
+
+// Close lets others open the directory.
+func (d *DataDir) Close() error { return d.lock.Close() }
+
+// DatabaseURL is the embedded database.
+func (d *DataDir) DatabaseURL() secret.String {
+	return secret.New("sqlite:" + filepath.Join(d.Path, databaseFile))
+}
+
+// Keys reads the directory's encryption key, or makes one. It tells whether it
+// is new: without the key, the tokens in the database are lost.
+func (d *DataDir) Keys() (keys secret.String, made bool, err error) {
+	path := filepath.Join(d.Path, keyFile)
+	text, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		return secret.New(strings.TrimSpace(string(text))), false, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return secret.String{}, false, fmt.Errorf("read encryption key: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(d.Path, databaseFile)); err == nil {
+		return secret.String{}, false, &HintError{
+			Err:  fmt.Errorf("%s is missing, but a database sealed with it is there", path),
+			Help: "put the key back from your backup, or give it as HUB_ENCRYPTION_KEY",
+		}
+	}
+	keys = store.GenerateKey()
+	if err := writeSecret(path, []byte(keys.Reveal()+"\n")); err != nil {
+		return secret.String{}, false, fmt.Errorf("write encryption key: %w", err)
+	}
+	return keys, true, nil
+}
+
+// writeSecret writes a whole file that only this user reads, and has it on
+// disk when it returns.
+func writeSecret(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // made with 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// connection is what other commands on this machine need to reach a running
+// installation.
+type connection struct {
+	NATSURL  string `json:"nats_url"`
+	User     string `json:"nats_user"`
+	Password string `json:"nats_password"`
+	Prefix   string `json:"prefix,omitempty"`
+	Database string `json:"database_url"`
+	X        string `json:"x_api_url"`
+	ClientID string `json:"x_client_id"`
+}
+
+func (d *DataDir) announce(c connection) error {
+	text, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeSecret(filepath.Join(d.Path, connectionFile), append(text, '\n'))
+}
+
+func (d *DataDir) withdraw() { _ = os.Remove(filepath.Join(d.Path, connectionFile)) }
+
+// Running fills in what a configuration lacks from the installation that runs
+// on the directory. It tells whether one is there.
+func (c Config) Running(path string) (Config, bool, error) {
+	text, err := os.ReadFile(filepath.Join(path, connectionFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, false, nil
+	}
+	if err != nil {
+		return c, false, fmt.Errorf("read connection of the running jetpost: %w", err)
+	}
+	var found connection
+	if err := json.Unmarshal(text, &found); err != nil {
+		return c, false, fmt.Errorf("read %s: %w", filepath.Join(path, connectionFile), err)
+	}
+	if c.NATS.URL == "" {
+		c.NATS.URL, c.NATS.User, c.NATS.Password = found.NATSURL, found.User, secret.New(found.Password)
+		c.NATS.Prefix = found.Prefix
+	}
+	if c.DatabaseURL.Empty() {
+		c.DatabaseURL = secret.New(found.Database)
+	}
+	if c.X.URL == "" {
+		c.X.URL = found.X
+	}
+	if c.X.ClientID == "" {
+		c.X.ClientID = found.ClientID
+	}
+	if c.Keys.Empty() {
+		if key, err := os.ReadFile(filepath.Join(path, keyFile)); err == nil {
+			c.Keys = secret.New(strings.TrimSpace(string(key)))
+		}
+	}
+	return c, true, nil
+}
+
+// StartNATS runs a nats-server with JetStream in this process. Whoever
+// connects without credentials is a producer: it may publish jobs, ask for
+// refreshes and read events, and nothing else. The worker's password is made
+// anew at each start.
+func StartNATS(dir, listen string, names jetpost.Names, log *slog.Logger) (*server.Server, NATSConfig, error) {
+	host, portText, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil, NATSConfig{}, &ConfigError{Mistakes: []string{fmt.Sprintf("--nats-listen: %q is not host:port", listen)}}
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil || port < 0 || port > 65535 {
+		return nil, NATSConfig{}, &ConfigError{Mistakes: []string{fmt.Sprintf("--nats-listen: %q is not a port", portText)}}
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	} else {
+		// The server reports a port that is taken only in its log.
+		probe, err := Listen(context.Background(), listen, "--nats-listen")
+		if err != nil {
+			return nil, NATSConfig{}, err
+		}
+		_ = probe.Close() // it was only asked for
+	}
+	password := store.GenerateKey().Reveal()
+	s, err := server.NewServer(&server.Options{
+		ServerName: "jetpost", Host: host, Port: port, JetStream: true, StoreDir: filepath.Join(dir, natsDir),
+		// A job that was accepted survives a power cut; it costs speed that
+		// X's limits leave to spare.
+		SyncAlways: true,
+		NoSigs:     true,
+		Users: []*server.User{
+			{Username: workerUser, Password: password},
+			{Username: producerUser, Password: "", Permissions: producerPermissions(names)},
+		},
+		NoAuthUser: producerUser,
+	})
+	if err != nil {
+		return nil, NATSConfig{}, fmt.Errorf("configure NATS: %w", err)
+	}
+	s.SetLoggerV2(natsLog{log}, false, false, false)
+	go s.Start()
+	if !s.ReadyForConnections(natsStart) {
+		s.Shutdown()
+		return nil, NATSConfig{}, &HintError{
+			Err:  fmt.Errorf("NATS did not start on %s within %s", listen, natsStart),
+			Help: "see the log above; the disk may be full, or the data directory unwritable",
+		}
+	}
+	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: secret.New(password), InProcess: s}, nil
+}
+
+// producerPermissions are what a program without credentials may do.
+func producerPermissions(n jetpost.Names) *server.Permissions {
+	events := n.EventsStream()
+	return &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: []string{
+			n.PublishRequest(""), n.PublishRequest("*"), n.RefreshTick(), n.RefreshRequest(),
+			"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*",
+			"$JS.API.CONSUMER.CREATE." + events + ".>", "$JS.API.CONSUMER.INFO." + events + ".>",
+			"$JS.API.CONSUMER.MSG.NEXT." + events + ".>", "$JS.API.CONSUMER.DELETE." + events + ".>",
+			"$JS.API.CONSUMER.NAMES." + events, "$JS.API.CONSUMER.LIST." + events,
+			"$JS.API.STREAM.MSG.GET." + events, "$JS.API.DIRECT.GET." + events, "$JS.API.DIRECT.GET." + events + ".>",
+			"$JS.ACK." + events + ".>", "$JS.FC." + events + ".>",
+		}},
+		Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>", n.AllEvents()}},
+	}
+}
+
+// natsLog passes the embedded server's log on. What it merely notes is of no
+// interest to our operator.
+type natsLog struct{ log *slog.Logger }
+
+func (l natsLog) Noticef(format string, v ...any) {
+	l.log.Debug("nats.server", "note", fmt.Sprintf(format, v...))
+}
+func (l natsLog) Tracef(format string, v ...any) {
+	l.log.Debug("nats.server", "trace", fmt.Sprintf(format, v...))
+}
+func (l natsLog) Debugf(format string, v ...any) {
+	l.log.Debug("nats.server", "debug", fmt.Sprintf(format, v...))
+}
+func (l natsLog) Warnf(format string, v ...any) {
+	l.log.Warn("nats.server", "warning", fmt.Sprintf(format, v...))
+}
+func (l natsLog) Errorf(format string, v ...any) {
+	l.log.Error("nats.server", "error", fmt.Sprintf(format, v...))
+}
+func (l natsLog) Fatalf(format string, v ...any) {
+	l.log.Error("nats.server", "fatal", fmt.Sprintf(format, v...))
+}

@@ -1,0 +1,228 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+)
+
+// Status tells whether posts go out and, if not, why.
+type Status struct {
+	Publishing bool `json:"publishing"`
+	// Summary is one sentence for people.
+	Summary string `json:"summary"`
+	// Do is what a person can do about it, where there is something.
+	Do string `json:"do,omitempty"`
+	// Stops are those in force.
+	Stops []publishers.Stop `json:"stops,omitempty"`
+	// Requests counts by state; nil where the database cannot be reached.
+	Requests map[jetpost.State]int `json:"requests,omitempty"`
+	// Reauth names the accounts that must be connected again.
+	Reauth []string `json:"reauth_required,omitempty"`
+	// QueuedJobs counts the jobs that no worker has accepted yet.
+	QueuedJobs uint64 `json:"queued_jobs"`
+	// LanesPaused tells that NATS hands out no doorbells.
+	LanesPaused bool `json:"lanes_paused"`
+	// LastRefresh is the last refresh round that completed, and when.
+	LastRefresh   *jetpost.RefreshSummary `json:"last_refresh,omitempty"`
+	LastRefreshAt time.Time               `json:"last_refresh_at,omitzero"`
+}
+
+// Status looks at NATS, the database and the workers. Whatever is wrong there
+// is its content; an error says that the configuration is.
+func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
+	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
+		return Status{}, err
+	}
+	var s Status
+	conn, err := c.Connect(ctx, log, "jetpost status")
+	if err != nil {
+		s.say("NATS cannot be reached: "+err.Error(), Hint(err))
+	} else {
+		defer conn.Close()
+	}
+	ledgerID, err := s.readLedger(ctx, c)
+	if err != nil {
+		s.say("database cannot be reached: "+err.Error(), Hint(err))
+	}
+	if conn != nil {
+		if err := s.readNATS(ctx, conn, time.Now()); err != nil {
+			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
+		} else if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, ledgerID)); ledgerID != "" && err != nil {
+			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
+		}
+	}
+	if s.Summary == "" {
+		s.Publishing, s.Summary = true, "PUBLISHING"
+	}
+	return s, ctx.Err()
+}
+
+// say sets the one sentence. The first one stays: it is the cause, what
+// follows may be its effect.
+func (s *Status) say(sentence, do string) {
+	if s.Summary == "" {
+		s.Summary, s.Do = sentence, do
+	}
+}
+
+func (s *Status) readLedger(ctx context.Context, c Config) (id string, err error) {
+	ledger, err := c.OpenStore(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = ledger.Close() }() // only read from
+	if s.Requests, err = ledger.CountRequests(ctx); err != nil {
+		return "", databaseError(err)
+	}
+	accounts, err := ledger.Accounts(ctx)
+	if err != nil {
+		return "", databaseError(err)
+	}
+	for _, a := range accounts {
+		if a.RequiresReauth {
+			s.Reauth = append(s.Reauth, a.Name)
+		}
+	}
+	id, err = ledger.LedgerID(ctx)
+	return id, databaseError(err)
+}
+
+// readNATS says what it finds wrong; its error says that NATS cannot tell.
+func (s *Status) readNATS(ctx context.Context, conn *Connection, now time.Time) error {
+	jobs, err := conn.JS.Stream(ctx, conn.Names.JobsStream())
+	if err != nil {
+		return notSetUp("stream "+conn.Names.JobsStream(), err)
+	}
+	s.QueuedJobs = jobs.CachedInfo().State.Msgs
+	stops := publishers.NewStops(conn.JS, conn.Names)
+	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
+		stop, there, err := stops.Get(ctx, scope)
+		if err != nil {
+			return err
+		}
+		if there && stop.Active(now) {
+			s.Stops = append(s.Stops, stop)
+		}
+	}
+	consumer, err := conn.JS.Consumer(ctx, conn.Names.LanesStream(), jetpost.ConsumerLanes)
+	if err != nil {
+		return notSetUp("consumer "+jetpost.ConsumerLanes, err)
+	}
+	s.judgeLanes(consumer.CachedInfo(), now)
+	return s.readLastRefresh(ctx, conn)
+}
+
+// judgeLanes tells by the consumer of doorbells whether anybody works: a
+// worker that is idle has pull requests waiting there, a busy one deliveries
+// that it has not acknowledged.
+func (s *Status) judgeLanes(info *jetstream.ConsumerInfo, now time.Time) {
+	s.LanesPaused = info.Paused
+	for _, stop := range s.Stops {
+		if stop.Scope == publishers.ScopePublish {
+			s.say(stopSentence(stop.Reason), Advice(stop.Reason.Code))
+		}
+	}
+	if info.Paused {
+		s.say(stopSentence(jetpost.Reason{
+			Until: now.Add(info.PauseRemaining), Detail: "the consumer " + info.Name + " of stream " + info.Stream + " is paused in NATS",
+		}), "resume it with: nats consumer resume "+info.Stream+" "+info.Name)
+	}
+	if info.NumWaiting == 0 && info.NumAckPending == 0 {
+		s.say("NOT PUBLISHING: no worker is alive", "start one: jetpost worker, or jetpost up")
+	}
+}
+
+func stopSentence(reason jetpost.Reason) string {
+	words := reason.Detail
+	if words == "" {
+		words = string(reason.Code)
+	}
+	if reason.Until.IsZero() {
+		return "STOPPED: " + words
+	}
+	return "STOPPED until " + reason.Until.Local().Format(time.RFC3339) + ": " + words
+}
+
+func (s *Status) readLastRefresh(ctx context.Context, conn *Connection) error {
+	stream, err := conn.JS.Stream(ctx, conn.Names.EventsStream())
+	if err != nil {
+		return notSetUp("stream "+conn.Names.EventsStream(), err)
+	}
+	msg, err := stream.GetLastMsgForSubject(ctx, conn.Names.EventSubject(jetpost.EventRefreshCompleted, "", ""))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read last refresh round: %w", err)
+	}
+	var event jetpost.Event
+	if err := json.Unmarshal(msg.Data, &event); err != nil {
+		return fmt.Errorf("decode last refresh round: %w", err)
+	}
+	s.LastRefresh, s.LastRefreshAt = event.Refresh, event.Time
+	return nil
+}
+
+func notSetUp(what string, err error) error {
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return &publishers.NotSetUpError{Missing: []string{what + " is missing"}, Err: err}
+	}
+	return fmt.Errorf("look at %s: %w", what, err)
+}
+
+// Advice is what a person can do about a reason, or "" where waiting is all.
+func Advice(code jetpost.Code) string {
+	switch code {
+	case jetpost.CodeInvalidRequest:
+		return "correct the message and send it again"
+	case jetpost.CodeAccountUnknown:
+		return "see the names with jetpost accounts list, or add one with jetpost accounts import; then send it again"
+	case jetpost.CodeIdentityConflict:
+		return "send it with an id of its own"
+	case jetpost.CodeMediaUnavailable:
+		return "make the file readable again, or jetpost requests cancel"
+	case jetpost.CodeTokenRefreshFailed:
+		return "wait, or try now with jetpost refresh ACCOUNT --force"
+	case jetpost.CodeNeedsNewerWorker:
+		return "finish the upgrade of the workers"
+	case jetpost.CodeAccountReauthRequired:
+		return "authorise the app again and bring in the new tokens with jetpost accounts import"
+	case jetpost.CodeKeyUnavailable:
+		return "add the old key behind the new one in HUB_ENCRYPTION_KEY and restart the workers"
+	case jetpost.CodePoison:
+		return "read the workers' logs, remove the cause, then jetpost replay ID or jetpost requests cancel ID"
+	case jetpost.CodeRefusedByX:
+		return "change the post and send it under another id, or remove the cause and jetpost replay ID"
+	case jetpost.CodeDuplicate:
+		return "change the text and send it under another id, or jetpost replay ID later"
+	case jetpost.CodeMediaInvalid:
+		return "replace the file at its place and jetpost replay ID, or send a new request"
+	case jetpost.CodeExpired:
+		return "send a new request"
+	case jetpost.CodeOutcomeUnknown:
+		return "look at the account on X, then say with jetpost requests resolve whether the post is there"
+	case jetpost.CodeUsageCapped:
+		return "raise the cap in X's developer console"
+	case jetpost.CodeCreditsDepleted:
+		return "buy credits in X's developer console"
+	case jetpost.CodeSpendCapReached:
+		return "raise the limit in X's developer console"
+	case jetpost.CodeClientNotEnrolled:
+		return "enrol the app in X's developer console"
+	case jetpost.CodeAppMisconfigured:
+		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, and restart the workers"
+	case jetpost.CodeAppStopped:
+		return "see what stopped it with jetpost status"
+	default: // rate limits and outages of X end by themselves
+		return ""
+	}
+}

@@ -1,0 +1,206 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// simClientID is the app as which the simulated X knows us.
+const simClientID = "simulator"
+
+// HouseConfig says what to run on one machine.
+type HouseConfig struct {
+	Config
+	Data       string // the data directory
+	NATSListen string
+	// Sim is a simulated X, served on SimListen; nil uses X itself.
+	Sim       *xsim.Server
+	SimListen string
+	// SimAccounts are made in a new installation with a simulated X.
+	SimAccounts []string
+	// NoWorker leaves the work to processes of their own.
+	NoWorker bool
+}
+
+// House is everything on one machine: an embedded NATS, an embedded database,
+// a worker and, if asked for, a simulated X.
+type House struct {
+	Config Config // of what runs: for further processes and commands
+	SimURL string
+	KeyNew bool // an encryption key was made; it must be backed up
+
+	log    *slog.Logger
+	dir    *DataDir
+	nats   *server.Server
+	worker *Worker
+	// stopSim ends the simulated X, after everything that calls it.
+	stopSim context.CancelFunc
+}
+
+// Up opens a house. Whatever is wrong is an error here, and nothing stays
+// open then.
+func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err error) {
+	h := &House{log: log, Config: cfg.Config}
+	defer func() {
+		if err != nil {
+			h.Close()
+		}
+	}()
+	if h.dir, err = OpenDataDir(cfg.Data); err != nil {
+		return nil, err
+	}
+	if h.Config.Keys.Empty() {
+		if h.Config.Keys, h.KeyNew, err = h.dir.Keys(); err != nil {
+			return nil, err
+		}
+	}
+	if h.Config.DatabaseURL.Empty() {
+		h.Config.DatabaseURL = h.dir.DatabaseURL()
+	}
+	if cfg.Sim != nil {
+		if err := h.startSim(ctx, cfg); err != nil {
+			return nil, err
+		}
+	}
+	// Everything that can be found wrong is found before NATS starts.
+	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker}); err != nil {
+		return nil, err
+	}
+	names, err := jetpost.NewNames(cfg.NATS.Prefix)
+	if err != nil {
+		return nil, &ConfigError{Mistakes: []string{"JETPOST_PREFIX: " + err.Error()}}
+	}
+	nats, natsConfig, err := StartNATS(cfg.Data, cfg.NATSListen, names, log)
+	if err != nil {
+		return nil, err
+	}
+	h.nats = nats
+	natsConfig.Prefix = cfg.NATS.Prefix
+	h.Config.NATS = natsConfig
+	if _, err := h.Config.Setup(ctx, log); err != nil {
+		return nil, err
+	}
+	if cfg.Sim != nil {
+		if err := h.peopleSim(ctx, cfg); err != nil {
+			return nil, err
+		}
+	}
+	if !cfg.NoWorker {
+		if h.worker, err = NewWorker(ctx, h.Config, log); err != nil {
+			return nil, err
+		}
+	}
+	return h, h.dir.announce(connection{
+		NATSURL: natsConfig.URL, User: natsConfig.User, Password: natsConfig.Password.Reveal(), Prefix: cfg.NATS.Prefix,
+		Database: h.Config.DatabaseURL.Reveal(), X: h.Config.X.URL, ClientID: h.Config.X.ClientID,
+	})
+}
+
+// startSim serves the simulated X and points the configuration at it.
+func (h *House) startSim(ctx context.Context, cfg HouseConfig) error {
+	listener, err := Listen(ctx, cfg.SimListen, "--sim-listen")
+	if err != nil {
+		return err
+	}
+	simCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	h.stopSim = stop
+	go func() {
+		if err := Serve(simCtx, listener, cfg.Sim); err != nil {
+			h.log.Error("sim.failed", "error", err)
+		}
+	}()
+	h.SimURL = "http://" + reachable(listener.Addr())
+	h.Config.X = XConfig{URL: h.SimURL, ClientID: simClientID}
+	return nil
+}
+
+// reachable is how this machine reaches what listens on an address.
+func reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return addr.String()
+	}
+	return net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp.Port))
+}
+
+// peopleSim makes the simulator know the accounts of the ledger, which outlive
+// its memory, and in a new ledger the accounts that were asked for.
+func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
+	ledger, err := h.Config.OpenStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ledger.Close() }() // nothing is pending
+	known, err := ledger.Accounts(ctx)
+	if err != nil {
+		return databaseError(err)
+	}
+	wanted := make([]xsim.NewAccount, 0, len(known)+len(cfg.SimAccounts))
+	names := map[string]string{} // by handle
+	for _, a := range known {
+		wanted = append(wanted, xsim.NewAccount{Handle: a.Username, ID: a.XUserID})
+		names[a.Username] = a.Name
+	}
+	if len(known) == 0 {
+		for _, name := range cfg.SimAccounts {
+			wanted = append(wanted, xsim.NewAccount{Handle: name})
+			names[name] = name
+		}
+	}
+	conn, err := h.Config.Connect(ctx, h.log, "jetpost up")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	importer := Importer{Ledger: ledger, Bells: publishers.NewBells(conn.JS, conn.Names), XURL: h.SimURL}
+	for _, account := range wanted {
+		grant, err := cfg.Sim.AddAccount(account)
+		if err != nil {
+			return fmt.Errorf("make account %s in the simulator: %w", account.Handle, err)
+		}
+		line := ImportLine{
+			Name: names[account.Handle], AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
+			ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
+		}
+		if _, err := importer.Import(ctx, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run works until the context ends.
+func (h *House) Run(ctx context.Context) error {
+	if h.worker == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return h.worker.Run(ctx)
+}
+
+// Close stops what Up started, in the order that loses nothing.
+func (h *House) Close() {
+	if h.worker != nil {
+		h.worker.Close()
+	}
+	if h.nats != nil {
+		h.dir.withdraw()
+		h.nats.Shutdown()
+		h.nats.WaitForShutdown()
+	}
+	if h.stopSim != nil {
+		h.stopSim()
+	}
+	if h.dir != nil {
+		_ = h.dir.Close() // the lock ends with the process at the latest
+	}
+}

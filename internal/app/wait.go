@@ -1,0 +1,219 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+// askEvery is how often a fact that no event tells is asked for.
+const askEvery = 100 * time.Millisecond
+
+// Waited is what became of a request by the end of a wait.
+type Waited struct {
+	Receipt publishers.Receipt
+	// Request is the latest that was told of it; nil where nothing was.
+	Request *jetpost.RequestStatus
+	// Refusal is set where the message never became a request.
+	Refusal *jetpost.Refusal
+}
+
+// Settled tells whether nothing more happens to the request by itself.
+func (w Waited) Settled() bool {
+	return w.Refusal != nil || (w.Request != nil && (w.Request.State.Finished() || w.Request.State == jetpost.StateUnknown))
+}
+
+// PublishAndWait publishes a request and shows each event of it to see, until
+// the request is settled or the time is over, which is no error. It needs no
+// database. A request without an id gets one. It fails as
+// publishers.Publisher.Publish does, with the receipt filled in.
+func (c *Connection) PublishAndWait(ctx context.Context, r jetpost.Request, timeout time.Duration, see func(jetpost.Event)) (Waited, error) {
+	if err := r.Validate(); err != nil {
+		return Waited{}, err
+	}
+	if r.ID == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return Waited{}, fmt.Errorf("make request id: %w", err)
+		}
+		r.ID = id.String()
+	}
+	waiting, stop := context.WithTimeout(ctx, timeout)
+	defer stop()
+	publisher := publishers.New(c.JS, c.Names)
+	events, err := publisher.Events(waiting,
+		c.Names.RequestEvents(r.Account, r.ID), c.Names.EventSubject(jetpost.EventRequestRefused, r.Account, "sequence.*"))
+	if err != nil {
+		return Waited{}, err
+	}
+	// A repeat makes no event: what is known of the first one stands here.
+	earlier, repeat, err := publisher.LastEvent(ctx, r.Account, r.ID)
+	if err != nil {
+		return Waited{}, err
+	}
+	w := Waited{}
+	if w.Receipt, err = publisher.Publish(ctx, r); err != nil {
+		return w, err
+	}
+	if repeat {
+		w.learn(earlier, see)
+	}
+	if !w.Settled() {
+		for event, err := range events {
+			if err != nil {
+				return w, err
+			}
+			if w.learn(event, see); w.Settled() {
+				break
+			}
+		}
+	}
+	if repeat && w.Settled() && w.Refusal == nil {
+		return c.confirm(ctx, waiting, publisher, w, see)
+	}
+	return w, ctx.Err()
+}
+
+// learn takes in one event, if it is news of this request.
+func (w *Waited) learn(event jetpost.Event, see func(jetpost.Event)) {
+	switch {
+	case event.Refusal != nil && event.Refusal.Sequence == w.Receipt.Sequence:
+		w.Refusal = event.Refusal
+	case event.Request != nil && (w.Request == nil || event.Request.Revision > w.Request.Revision):
+		w.Request = event.Request
+	default:
+		return
+	}
+	see(event)
+}
+
+// confirm makes sure that a repeat was one: the same id with another body is
+// refused, and then the state of the first request is none of this one's. The
+// refusal is told before the job leaves its stream.
+func (c *Connection) confirm(ctx, waiting context.Context, publisher *publishers.Publisher, w Waited, see func(jetpost.Event)) (Waited, error) {
+	err := until(waiting, func() (bool, error) {
+		stream, err := c.JS.Stream(waiting, c.Names.JobsStream())
+		return err == nil && stream.CachedInfo().State.FirstSeq > w.Receipt.Sequence, err
+	})
+	if waiting.Err() != nil {
+		w.Request = nil // no worker has looked at this message
+		return w, ctx.Err()
+	}
+	if err != nil {
+		return w, fmt.Errorf("look for job %d in its stream: %w", w.Receipt.Sequence, err)
+	}
+	event, refused, err := publisher.LastEvent(ctx, w.Receipt.Account, fmt.Sprintf("sequence.%d", w.Receipt.Sequence))
+	if refused {
+		w.learn(event, see)
+	}
+	return w, err
+}
+
+// until asks until the answer is yes, an error or the end of ctx.
+func until(ctx context.Context, ask func() (bool, error)) error {
+	every := time.NewTicker(askEvery)
+	defer every.Stop()
+	for {
+		if yes, err := ask(); yes || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-every.C:
+		}
+	}
+}
+
+// ErrStillWaiting says that a wait ended before what it waited for came.
+var ErrStillWaiting = errors.New("still waiting")
+
+// RefreshRound opens a refresh round and waits for the first one that
+// completes. ErrStillWaiting: none did in time.
+func (c *Connection) RefreshRound(ctx context.Context, timeout time.Duration) (jetpost.RefreshSummary, error) {
+	waiting, stop := context.WithTimeout(ctx, timeout)
+	defer stop()
+	publisher := publishers.New(c.JS, c.Names)
+	events, err := publisher.Events(waiting, c.Names.EventSubject(jetpost.EventRefreshCompleted, "", ""))
+	if err != nil {
+		return jetpost.RefreshSummary{}, err
+	}
+	if err := publisher.Tick(ctx); err != nil {
+		return jetpost.RefreshSummary{}, err
+	}
+	for event, err := range events {
+		if err != nil {
+			return jetpost.RefreshSummary{}, err
+		}
+		if event.Refresh != nil {
+			return *event.Refresh, nil
+		}
+	}
+	return jetpost.RefreshSummary{}, errors.Join(ctx.Err(), fmt.Errorf("refresh round: %w", ErrStillWaiting))
+}
+
+// RefreshFailedError says that X did not renew an account's token.
+type RefreshFailedError struct {
+	Account string
+	Words   string // what the refresh said
+	Reauth  bool   // nothing but connecting the account again helps
+}
+
+func (e *RefreshFailedError) Error() string {
+	return fmt.Sprintf("refresh account %s: %s", e.Account, e.Words)
+}
+
+// Hint tells the operator what to do.
+func (e *RefreshFailedError) Hint() string {
+	if e.Reauth {
+		return Advice(jetpost.CodeAccountReauthRequired)
+	}
+	return Advice(jetpost.CodeTokenRefreshFailed)
+}
+
+// RefreshAccount asks for the refresh of one account's token and waits until a
+// worker has made it; timeout 0 only asks. It fails with store.ErrNotFound,
+// *RefreshFailedError or ErrStillWaiting.
+func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, timeout time.Duration) (store.Account, error) {
+	before, err := d.account(ctx, name)
+	if err != nil {
+		return before, err
+	}
+	if before.RequiresReauth { // no worker would try
+		return before, &RefreshFailedError{Account: name, Words: before.RefreshError, Reauth: true}
+	}
+	if err := d.publisher.RefreshAccount(ctx, name, force); err != nil || timeout == 0 {
+		return before, err
+	}
+	waiting, stop := context.WithTimeout(ctx, timeout)
+	defer stop()
+	after := before
+	err = until(waiting, func() (bool, error) {
+		after, err = d.account(waiting, name)
+		return !after.LastRefreshAt.Equal(before.LastRefreshAt) || !after.RefreshFailedAt.Equal(before.RefreshFailedAt), err
+	})
+	switch {
+	case ctx.Err() == nil && waiting.Err() != nil:
+		return before, fmt.Errorf("refresh account %s: %w", name, ErrStillWaiting)
+	case err != nil:
+		return before, err
+	case after.RefreshError != "":
+		return after, &RefreshFailedError{Account: name, Words: after.RefreshError, Reauth: after.RequiresReauth}
+	}
+	return after, nil
+}
+
+func (d *Desk) account(ctx context.Context, name string) (store.Account, error) {
+	account, err := d.Ledger.Account(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return account, fmt.Errorf("account %s: %w", name, store.ErrNotFound)
+	}
+	return account, databaseError(err)
+}
