@@ -199,7 +199,14 @@ func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Rep
 			return done, databaseError(err)
 		}
 		queued, done.State, done.Left = result.Queued, result.State, result.Left
-		if err := d.settleReplay(ctx, t, queued); err != nil {
+		if t.has {
+			// Before the bell: a record that is made after it is of the next failure.
+			err = d.Records.Drop(ctx, t.record)
+		}
+		if queued {
+			d.tell(ctx, t.key)
+		}
+		if err != nil {
 			return done, err
 		}
 	}
@@ -209,17 +216,6 @@ func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Rep
 	}
 	done.Action, done.Detail = ReplayQueued, fmt.Sprintf("%d of %d posts left", done.Left, done.Total)
 	return done, nil
-}
-
-func (d *Desk) settleReplay(ctx context.Context, t replayTarget, queued bool) error {
-	if queued {
-		// Before the bell, so that the record dropped below is never the next one's.
-		defer d.tell(ctx, t.key)
-	}
-	if !t.has {
-		return nil
-	}
-	return d.Records.Drop(ctx, t.record)
 }
 
 // replayable is what the ledger's Replay takes.

@@ -53,10 +53,13 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 	if err != nil {
 		s.say("database cannot be reached: "+err.Error(), Hint(err))
 	}
+	if conn != nil && ledgerID != "" {
+		if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, ledgerID)); err != nil {
+			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
+		}
+	}
 	if conn != nil {
 		if err := s.readNATS(ctx, conn, time.Now()); err != nil {
-			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
-		} else if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, ledgerID)); ledgerID != "" && err != nil {
 			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
 		}
 	}

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,9 @@ type Waited struct {
 	Request *jetpost.RequestStatus
 	// Refusal is set where the message never became a request.
 	Refusal *jetpost.Refusal
+	// Repeat tells that a request of this id was there before: this message
+	// changed nothing.
+	Repeat bool
 }
 
 // Settled tells whether nothing more happens to the request by itself.
@@ -58,25 +62,27 @@ func (c *Connection) PublishAndWait(ctx context.Context, r jetpost.Request, time
 	if err != nil {
 		return Waited{}, err
 	}
-	w := Waited{}
+	w := Waited{Repeat: repeat}
 	if w.Receipt, err = publisher.Publish(ctx, r); err != nil {
 		return w, err
 	}
 	if repeat {
+		taken, err := c.confirm(waiting, publisher, &w, see)
+		if err != nil || !taken {
+			return w, cmp.Or(ctx.Err(), err)
+		}
 		w.learn(earlier, see)
 	}
-	if !w.Settled() {
-		for event, err := range events {
-			if err != nil {
-				return w, err
-			}
-			if w.learn(event, see); w.Settled() {
-				break
-			}
-		}
+	if w.Settled() {
+		return w, nil
 	}
-	if repeat && w.Settled() && w.Refusal == nil {
-		return c.confirm(ctx, waiting, publisher, w, see)
+	for event, err := range events {
+		if err != nil {
+			return w, err
+		}
+		if w.learn(event, see); w.Settled() {
+			break
+		}
 	}
 	return w, ctx.Err()
 }
@@ -94,26 +100,26 @@ func (w *Waited) learn(event jetpost.Event, see func(jetpost.Event)) {
 	see(event)
 }
 
-// confirm makes sure that a repeat was one: the same id with another body is
-// refused, and then the state of the first request is none of this one's. The
-// refusal is told before the job leaves its stream.
-func (c *Connection) confirm(ctx, waiting context.Context, publisher *publishers.Publisher, w Waited, see func(jetpost.Event)) (Waited, error) {
-	err := until(waiting, func() (bool, error) {
-		stream, err := c.JS.Stream(waiting, c.Names.JobsStream())
+// confirm waits until a worker has taken the message, and learns whether it
+// refused it: the same id with another body is no repeat, and then the state of
+// the first request is none of this one's. The refusal is told before the job
+// leaves its stream. It returns false where the time was over before.
+func (c *Connection) confirm(ctx context.Context, publisher *publishers.Publisher, w *Waited, see func(jetpost.Event)) (bool, error) {
+	err := until(ctx, func() (bool, error) {
+		stream, err := c.JS.Stream(ctx, c.Names.JobsStream())
 		return err == nil && stream.CachedInfo().State.FirstSeq > w.Receipt.Sequence, err
 	})
-	if waiting.Err() != nil {
-		w.Request = nil // no worker has looked at this message
-		return w, ctx.Err()
+	if ctx.Err() != nil {
+		return false, nil
 	}
 	if err != nil {
-		return w, fmt.Errorf("look for job %d in its stream: %w", w.Receipt.Sequence, err)
+		return false, fmt.Errorf("look for job %d in its stream: %w", w.Receipt.Sequence, err)
 	}
 	event, refused, err := publisher.LastEvent(ctx, w.Receipt.Account, fmt.Sprintf("sequence.%d", w.Receipt.Sequence))
 	if refused {
 		w.learn(event, see)
 	}
-	return w, err
+	return err == nil, err
 }
 
 // until asks until the answer is yes, an error or the end of ctx.

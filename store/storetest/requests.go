@@ -109,6 +109,7 @@ func acceptScheduled(t *testing.T, b *bundle) {
 	at := b.now.Add(time.Hour)
 	in := b.acceptance("later", 1)
 	in.Request.PublishAt = at
+	in.Now = b.now.Add(time.Second) // by a clock that is ahead
 	b.accept(t, in)
 	equal(t, "due at", b.state(t, "later", jetpost.StateScheduled, "", jetpost.EventRequestScheduled).DueAt, at)
 	equal(t, "lane is due", b.due(t, b.now), false)
@@ -118,6 +119,7 @@ func acceptScheduled(t *testing.T, b *bundle) {
 	after := b.acceptance("after", 1)
 	after.Now = at.Add(time.Minute)
 	b.accept(t, after)
+	equal(t, "lane is due, whatever is due later", b.due(t, b.now), true)
 
 	lane := b.claim(t)
 	equal(t, "next due", b.look(t, lane, b.now).NextDue, at)

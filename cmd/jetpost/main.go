@@ -1,0 +1,262 @@
+// Command jetpost keeps the tokens of many X accounts alive and publishes
+// posts and threads for them from NATS JetStream.
+//
+// This package alone reads the environment and ends the process. Each command
+// has a file; what runs is put together in internal/app.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/lmittmann/tint"
+
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+// Exit codes. They are part of the command line's contract.
+const (
+	exitOK       = 0
+	exitFailed   = 1 // it did not work
+	exitUsage    = 2 // the command line or the configuration is wrong
+	exitNotFound = 3 // no such account or request
+	exitRequest  = 4 // the request failed or was refused
+	exitWaiting  = 5 // the request is still waiting
+	exitUnknown  = 6 // nobody knows whether a post is live
+)
+
+// cli is the command line: flags, environment and help in one place. Each flag
+// can also be set as JETPOST_<FLAG>.
+type cli struct {
+	Output    string `short:"o" enum:"text,json" default:"text" help:"Output format: ${enum}."`
+	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Log from this level on: ${enum}."`
+	LogFormat string `enum:"auto,text,json" default:"auto" help:"Log format: ${enum}; auto is coloured text on a terminal, else JSON."`
+
+	Connect connectFlags `embed:""`
+
+	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
+	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
+	Worker   workerCmd   `cmd:"" help:"Run a worker on a NATS and a database that are there."`
+	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
+	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
+	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
+	Requests requestsCmd `cmd:"" help:"Look at requests, cancel or settle them."`
+	Replay   replayCmd   `cmd:"" help:"Send failed requests back; what is live is never posted again."`
+	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: those that are due, or one account's."`
+	Accounts accountsCmd `cmd:"" help:"Import and list accounts."`
+	Keys     keysCmd     `cmd:"" help:"Make an encryption key."`
+	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
+	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+}
+
+// connectFlags say where things are. Secrets come from the environment alone,
+// or from a file that <NAME>_FILE names: a command line can be read by all.
+type connectFlags struct {
+	NATS     string `name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
+	NATSUser string `name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
+	Creds    string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+	Prefix   string `placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
+	Replicas int    `default:"1" help:"Replicas of each stream (setup)."`
+	XAPIURL  string `name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
+	ClientID string `name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
+	Data     string `type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}). Other commands find what runs there by it."`
+}
+
+// exitError ends the process with a code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// env is what a command gets beside its own flags.
+type env struct {
+	ctx    context.Context
+	cli    *cli
+	log    *slog.Logger
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var c cli
+	exited := -1
+	parser, err := kong.New(&c,
+		kong.Name("jetpost"),
+		kong.Description("Keeps the tokens of many X accounts alive and publishes posts and threads for them from NATS JetStream.\n\n"+
+			"Begin with: jetpost demo\n\n"+
+			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
+			"DATABASE_URL, HUB_ENCRYPTION_KEY, X_CLIENT_SECRET, NATS_PASSWORD."),
+		kong.Vars{"data": defaultData()},
+		kong.DefaultEnvars("JETPOST"),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { exited = code }),
+	)
+	if err != nil {
+		return report(stderr, err)
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if exited >= 0 { // --help
+		return exited
+	}
+	if err != nil {
+		return report(stderr, &exitError{code: exitUsage, err: fmt.Errorf("%w (see: jetpost --help)", err)})
+	}
+	// The first signal asks everything to finish; the second one is the
+	// system's own, and ends the process.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	err = parsed.Run(&env{ctx: ctx, cli: &c, log: logger(&c, stderr), stdin: stdin, stdout: stdout, stderr: stderr})
+	return report(stderr, err)
+}
+
+// report says what went wrong and what to do, and picks the exit code.
+func report(stderr io.Writer, err error) int {
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "jetpost: %v\n", err)
+	if hint := app.Hint(err); hint != "" {
+		fmt.Fprintf(stderr, "  do: %s\n", hint)
+	}
+	var exit *exitError
+	var config *app.ConfigError
+	switch {
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.As(err, &config):
+		return exitUsage
+	case errors.Is(err, store.ErrNotFound):
+		return exitNotFound
+	default:
+		return exitFailed
+	}
+}
+
+func logger(c *cli, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		level = slog.LevelInfo
+	}
+	terminal := isTerminal(w)
+	if c.LogFormat == "json" || (c.LogFormat == "auto" && !terminal) {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal}))
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// defaultData is where 'up' keeps everything unless told otherwise.
+func defaultData() string {
+	if dir := os.Getenv("XDG_DATA_HOME"); dir != "" {
+		return filepath.Join(dir, "jetpost")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "jetpost-data"
+	}
+	return filepath.Join(home, ".local", "share", "jetpost")
+}
+
+func (e *env) data() string {
+	if e.cli.Connect.Data != "" {
+		return e.cli.Connect.Data
+	}
+	return defaultData()
+}
+
+// config reads what is common to all commands.
+func (e *env) config() (app.Config, error) {
+	f := e.cli.Connect
+	cfg := app.Config{
+		NATS: app.NATSConfig{URL: f.NATS, User: f.NATSUser, Creds: f.Creds, Prefix: f.Prefix, Replicas: f.Replicas},
+		X:    app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
+	}
+	var mistakes []string
+	for name, field := range map[string]*secret.String{
+		"DATABASE_URL": &cfg.DatabaseURL, "HUB_ENCRYPTION_KEY": &cfg.Keys,
+		"X_CLIENT_SECRET": &cfg.X.ClientSecret, "NATS_PASSWORD": &cfg.NATS.Password,
+	} {
+		value, err := secretFromEnv(name)
+		if err != nil {
+			mistakes = append(mistakes, err.Error())
+		}
+		*field = value
+	}
+	if len(mistakes) > 0 {
+		return app.Config{}, &app.ConfigError{Mistakes: mistakes}
+	}
+	return cfg, nil
+}
+
+// clientConfig is the configuration of a command that talks to something that
+// runs: by the environment or, where that names neither NATS nor database, the
+// 'jetpost up' of this machine.
+func (e *env) clientConfig() (app.Config, error) {
+	cfg, err := e.config()
+	if err != nil || (cfg.NATS.URL != "" && !cfg.DatabaseURL.Empty()) {
+		return cfg, err
+	}
+	cfg, running, err := cfg.Running(e.data())
+	if err != nil {
+		return cfg, err
+	}
+	if !running && cfg.NATS.URL == "" && cfg.DatabaseURL.Empty() {
+		return cfg, &exitError{code: exitUsage, err: &app.HintError{
+			Err:  fmt.Errorf("no jetpost runs on %s, and neither NATS_URL nor DATABASE_URL is set", e.data()),
+			Help: "start one with: jetpost up --sim    or set NATS_URL, DATABASE_URL and HUB_ENCRYPTION_KEY",
+		}}
+	}
+	return cfg, nil
+}
+
+// secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.
+func secretFromEnv(name string) (secret.String, error) {
+	value, path := os.Getenv(name), os.Getenv(name+"_FILE")
+	switch {
+	case value != "" && path != "":
+		return secret.String{}, fmt.Errorf("%s and %s_FILE: are both set; keep one", name, name)
+	case path != "":
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return secret.String{}, fmt.Errorf("%s_FILE: %w", name, err)
+		}
+		return secret.New(strings.TrimSpace(string(text))), nil
+	default:
+		return secret.New(strings.TrimSpace(value)), nil
+	}
+}
