@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/crypto/bcrypt"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
@@ -197,7 +198,11 @@ func StartNATS(dir, listen string, names jetpost.Names, log *slog.Logger) (*serv
 		}
 		_ = probe.Close() // it was only asked for
 	}
-	password := store.GenerateKey().Reveal()
+	password := store.GenerateKey()
+	worker, err := hashed(password)
+	if err != nil {
+		return nil, NATSConfig{}, err
+	}
 	s, err := server.NewServer(&server.Options{
 		ServerName: "jetpost", Host: host, Port: port, JetStream: true, StoreDir: filepath.Join(dir, natsDir),
 		// A job that was accepted survives a power cut; it costs speed that
@@ -205,8 +210,8 @@ func StartNATS(dir, listen string, names jetpost.Names, log *slog.Logger) (*serv
 		SyncAlways: true,
 		NoSigs:     true,
 		Users: []*server.User{
-			{Username: workerUser, Password: password},
-			{Username: producerUser, Password: "", Permissions: producerPermissions(names)},
+			{Username: workerUser, Password: worker},
+			{Username: producerUser, Permissions: producerPermissions(names)},
 		},
 		NoAuthUser: producerUser,
 	})
@@ -222,7 +227,17 @@ func StartNATS(dir, listen string, names jetpost.Names, log *slog.Logger) (*serv
 			Help: "see the log above; the disk may be full, or the data directory unwritable",
 		}
 	}
-	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: secret.New(password), InProcess: s}, nil
+	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s}, nil
+}
+
+// hashed is how the server keeps a password. The cost is the least: the
+// passwords are 256 random bits, which nobody can guess.
+func hashed(password secret.String) (string, error) {
+	hash, err := bcrypt.GenerateFromPassword([]byte(password.Reveal()), bcrypt.MinCost)
+	if err != nil {
+		return "", fmt.Errorf("hash NATS password: %w", err)
+	}
+	return string(hash), nil
 }
 
 // producerPermissions are what a program without credentials may do.
@@ -256,6 +271,9 @@ func (l natsLog) Debugf(format string, v ...any) {
 	l.log.Debug("nats.server", "debug", fmt.Sprintf(format, v...))
 }
 func (l natsLog) Warnf(format string, v ...any) {
+	if strings.HasPrefix(format, "Plaintext passwords") {
+		return // the producer's, which is empty: it is what no login means
+	}
 	l.log.Warn("nats.server", "warning", fmt.Sprintf(format, v...))
 }
 func (l natsLog) Errorf(format string, v ...any) {

@@ -68,7 +68,7 @@ func (c *Connection) PublishAndWait(ctx context.Context, r jetpost.Request, time
 	}
 	if repeat {
 		taken, err := c.confirm(waiting, publisher, &w, see)
-		if err != nil || !taken {
+		if err != nil || !taken || w.Refusal != nil {
 			return w, cmp.Or(ctx.Err(), err)
 		}
 		w.learn(earlier, see)
@@ -105,15 +105,15 @@ func (w *Waited) learn(event jetpost.Event, see func(jetpost.Event)) {
 // the first request is none of this one's. The refusal is told before the job
 // leaves its stream. It returns false where the time was over before.
 func (c *Connection) confirm(ctx context.Context, publisher *publishers.Publisher, w *Waited, see func(jetpost.Event)) (bool, error) {
-	err := until(ctx, func() (bool, error) {
+	taken, err := until(ctx, func() (bool, error) {
 		stream, err := c.JS.Stream(ctx, c.Names.JobsStream())
 		return err == nil && stream.CachedInfo().State.FirstSeq > w.Receipt.Sequence, err
 	})
-	if ctx.Err() != nil {
-		return false, nil
-	}
 	if err != nil {
 		return false, fmt.Errorf("look for job %d in its stream: %w", w.Receipt.Sequence, err)
+	}
+	if !taken {
+		return false, nil
 	}
 	event, refused, err := publisher.LastEvent(ctx, w.Receipt.Account, fmt.Sprintf("sequence.%d", w.Receipt.Sequence))
 	if refused {
@@ -122,17 +122,21 @@ func (c *Connection) confirm(ctx context.Context, publisher *publishers.Publishe
 	return err == nil, err
 }
 
-// until asks until the answer is yes, an error or the end of ctx.
-func until(ctx context.Context, ask func() (bool, error)) error {
+// until asks until the answer is yes or an error; false where ctx ended before.
+func until(ctx context.Context, ask func() (bool, error)) (bool, error) {
 	every := time.NewTicker(askEvery)
 	defer every.Stop()
 	for {
-		if yes, err := ask(); yes || err != nil {
-			return err
+		yes, err := ask()
+		switch {
+		case ctx.Err() != nil:
+			return false, nil
+		case yes || err != nil:
+			return yes, err
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, nil
 		case <-every.C:
 		}
 	}
@@ -162,7 +166,7 @@ func (c *Connection) RefreshRound(ctx context.Context, timeout time.Duration) (j
 			return *event.Refresh, nil
 		}
 	}
-	return jetpost.RefreshSummary{}, errors.Join(ctx.Err(), fmt.Errorf("refresh round: %w", ErrStillWaiting))
+	return jetpost.RefreshSummary{}, cmp.Or(ctx.Err(), fmt.Errorf("refresh round: %w", ErrStillWaiting))
 }
 
 // RefreshFailedError says that X did not renew an account's token.
@@ -201,15 +205,16 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 	waiting, stop := context.WithTimeout(ctx, timeout)
 	defer stop()
 	after := before
-	err = until(waiting, func() (bool, error) {
+	done, err := until(waiting, func() (bool, error) {
+		var err error
 		after, err = d.account(waiting, name)
 		return !after.LastRefreshAt.Equal(before.LastRefreshAt) || !after.RefreshFailedAt.Equal(before.RefreshFailedAt), err
 	})
 	switch {
-	case ctx.Err() == nil && waiting.Err() != nil:
-		return before, fmt.Errorf("refresh account %s: %w", name, ErrStillWaiting)
 	case err != nil:
 		return before, err
+	case !done:
+		return before, cmp.Or(ctx.Err(), fmt.Errorf("refresh account %s: %w", name, ErrStillWaiting))
 	case after.RefreshError != "":
 		return after, &RefreshFailedError{Account: name, Words: after.RefreshError, Reauth: after.RequiresReauth}
 	}
