@@ -27,8 +27,9 @@ type Status struct {
 	Requests map[jetpost.State]int `json:"requests,omitempty"`
 	// Reauth names the accounts that must be connected again.
 	Reauth []string `json:"reauth_required,omitempty"`
-	// QueuedJobs counts the jobs that no worker has accepted yet.
-	QueuedJobs uint64 `json:"queued_jobs"`
+	// QueuedJobs counts the jobs that no worker has accepted yet; nil where NATS
+	// cannot be asked.
+	QueuedJobs *uint64 `json:"queued_jobs,omitempty"`
 	// LanesPaused tells that NATS hands out no doorbells.
 	LanesPaused bool `json:"lanes_paused"`
 	// LastRefresh is the last refresh round that completed, and when.
@@ -105,7 +106,7 @@ func (s *Status) readNATS(ctx context.Context, conn *Connection, now time.Time) 
 	if err != nil {
 		return notSetUp("stream "+conn.Names.JobsStream(), err)
 	}
-	s.QueuedJobs = jobs.CachedInfo().State.Msgs
+	s.QueuedJobs = &jobs.CachedInfo().State.Msgs
 	stops := publishers.NewStops(conn.JS, conn.Names)
 	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
 		stop, there, err := stops.Get(ctx, scope)

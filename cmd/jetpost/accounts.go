@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// maxImportLine bounds one line of an import; tokens are far shorter.
+const maxImportLine = 64 << 10 // bytes
+
+// accountsCmd is 'jetpost accounts'.
+type accountsCmd struct {
+	Import accountsImportCmd `cmd:"" help:"Bring in accounts with their tokens, or new tokens of known accounts."`
+	List   accountsListCmd   `cmd:"" help:"List accounts and the state of their tokens."`
+}
+
+type accountsImportCmd struct {
+	File string `env:"-" short:"f" default:"-" placeholder:"PATH" help:"JSON lines like {\"name\":\"acme\",\"access_token\":\"...\",\"refresh_token\":\"...\",\"expires_at\":\"2026-12-01T09:00:00Z\"}; - is standard input, and the default."`
+}
+
+// importResult is what became of one line. It holds nothing of a line that
+// could not be read, since that may be a token.
+type importResult struct {
+	Line int `json:"line"`
+	*app.Imported
+	Error string `json:"error,omitempty"`
+	Do    string `json:"do,omitempty"`
+}
+
+// Run imports line by line. A bad line does not keep the others out.
+func (c *accountsImportCmd) Run(e *env) error {
+	from := e.stdin
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return &exitError{code: exitUsage, err: fmt.Errorf("--file: %w", err)}
+		}
+		defer func() { _ = f.Close() }() // only read from
+		from = f
+	}
+	cfg, err := e.clientConfig()
+	if err != nil {
+		return err
+	}
+	desk, err := cfg.OpenDesk(e.ctx, e.log)
+	if err != nil {
+		return err
+	}
+	defer desk.Close()
+	importer := &app.Importer{Ledger: desk.Ledger, Bells: desk.Bells, XURL: cmp.Or(cfg.X.URL, xapi.DefaultBaseURL)}
+	done, failed, err := importLines(e, importer, from)
+	switch {
+	case err != nil:
+		return err
+	case failed > 0:
+		return fmt.Errorf("%d of %d accounts were not imported", failed, done)
+	case done == 0:
+		return &exitError{code: exitUsage, err: errors.New("there was no line to import")}
+	}
+	return nil
+}
+
+func importLines(e *env, importer *app.Importer, from io.Reader) (done, failed int, err error) {
+	lines := bufio.NewScanner(from)
+	lines.Buffer(nil, maxImportLine)
+	for n := 1; lines.Scan(); n++ {
+		text := bytes.TrimSpace(lines.Bytes())
+		if len(text) == 0 {
+			continue
+		}
+		done++
+		result := importLine(e.ctx, importer, n, text)
+		if result.Error != "" {
+			failed++
+		}
+		if err := e.show(result, result.text()); err != nil {
+			return done, failed, err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return done, failed, fmt.Errorf("read lines: %w", err)
+	}
+	return done, failed, e.ctx.Err()
+}
+
+func importLine(ctx context.Context, importer *app.Importer, n int, text []byte) importResult {
+	result := importResult{Line: n}
+	line, err := decodeImport(text)
+	if err == nil {
+		var imported app.Imported
+		if imported, err = importer.Import(ctx, line); err == nil {
+			result.Imported = &imported
+			return result
+		}
+	}
+	result.Error, result.Do = err.Error(), app.Hint(err)
+	return result
+}
+
+// decodeImport reads one line. Its errors repeat no value of the line, as
+// those of package json may: any value may be a token in the wrong place.
+func decodeImport(text []byte) (app.ImportLine, error) {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	var line app.ImportLine
+	err := decoder.Decode(&line)
+	if err == nil && decoder.More() {
+		err = new(json.SyntaxError)
+	}
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	var moment *time.ParseError
+	switch {
+	case err == nil:
+		return line, nil
+	case errors.As(err, &kind) && kind.Field != "":
+		return app.ImportLine{}, fmt.Errorf("%s: is of the wrong kind, want a string", kind.Field)
+	case errors.As(err, &moment):
+		return app.ImportLine{}, errors.New("expires_at: is no time; want one like 2026-12-01T09:00:00Z")
+	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF):
+		return app.ImportLine{}, errors.New("is no JSON object on one line")
+	default:
+		return app.ImportLine{}, errors.New("is not an object of name, access_token, refresh_token and expires_at alone")
+	}
+}
+
+func (r importResult) text() string {
+	switch {
+	case r.Imported != nil && r.Created:
+		return fmt.Sprintf("line %d: imported %s, which is @%s\n", r.Line, r.Name, r.Username)
+	case r.Imported != nil:
+		return fmt.Sprintf("line %d: new tokens for %s, which is @%s\n", r.Line, r.Name, r.Username)
+	case r.Do != "":
+		return fmt.Sprintf("line %d: FAILED: %s\n  do: %s\n", r.Line, r.Error, r.Do)
+	default:
+		return fmt.Sprintf("line %d: FAILED: %s\n", r.Line, r.Error)
+	}
+}
+
+type accountsListCmd struct{}
+
+// Run lists accounts.
+func (c *accountsListCmd) Run(e *env) error {
+	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
+		accounts, err := ledger.Accounts(ctx)
+		if err != nil {
+			return err
+		}
+		return list(e, accounts, "ACCOUNT\tUSER\tTOKEN ENDS\tREFRESHED\tOPEN\tSTATE", func(a store.Account) string {
+			return fmt.Sprintf("%s\t@%s\t%s\t%s\t%d\t%s", a.Name, a.Username, localTime(a.TokenExpiresAt), localTime(a.LastRefreshAt), a.Open, tokenState(a))
+		})
+	})
+}
+
+func tokenState(a store.Account) string {
+	switch {
+	case a.RequiresReauth:
+		return "RE-AUTHORISE: " + a.RefreshError
+	case a.RefreshError != "":
+		return "refresh failing: " + a.RefreshError
+	default:
+		return "ok"
+	}
+}

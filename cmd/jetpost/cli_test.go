@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// The scripts run the commands as processes of their own, as people do.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"jetpost": main, natsServerCommand: natsServer})
+}
+
+func TestScript(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Values[houseKey{}] = &house{}
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"doubt":  withHouse((*house).doubt),
+			"exits":  exits,
+			"grant":  withHouse((*house).grant),
+			"house":  withHouse((*house).start),
+			"media":  withHouse((*house).media),
+			"png":    writePNG,
+			"posts":  withHouse((*house).posts),
+			"refuse": withHouse((*house).refuse),
+			"revoke": withHouse((*house).revoke),
+			"halt":   withHouse((*house).halt),
+		},
+	})
+}
+
+// exits runs a command and wants that very exit code: exits CODE COMMAND...
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	code := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("run %s: %v", args[1], err)
+		}
+		code = exit.ExitCode()
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// writePNG writes a picture of noise, which does not compress: png FILE WIDTH
+func writePNG(ts *testscript.TestScript, _ bool, args []string) {
+	width, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	random := rand.New(rand.NewPCG(1, uint64(width)))
+	picture := image.NewRGBA(image.Rect(0, 0, width, width))
+	for x := range width {
+		for y := range width {
+			v := random.Uint32()
+			picture.Set(x, y, color.RGBA{R: uint8(v), G: uint8(v >> 8), B: uint8(v >> 16), A: 255})
+		}
+	}
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Check(errors.Join(png.Encode(f, picture), f.Close()))
+}
+
+type houseKey struct{}
+
+// house is an installation with a simulated X, inside the test's process.
+type house struct {
+	sim xsim.Server
+	cfg app.Config
+}
+
+// withHouse gives a script command its script's house.
+func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg {
+			ts.Fatalf("this command cannot be negated")
+		}
+		run(ts.Value(houseKey{}).(*house), ts, args)
+	}
+}
+
+// start opens the house, with the accounts alice and bob: house [idle]. An idle
+// one has no worker. At the end of the script the simulator's books must show
+// nothing that a correct client never does.
+func (h *house) start(ts *testscript.TestScript, args []string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	log := slog.New(slog.DiscardHandler)
+	data := ts.MkAbs("data")
+	up, err := app.Up(ctx, app.HouseConfig{
+		Data: data, NATSListen: "127.0.0.1:0", Sim: &h.sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
+		NoWorker: slices.Contains(args, "idle"),
+	}, log)
+	if err != nil {
+		cancel()
+		ts.Fatalf("open house: %v", err)
+	}
+	h.cfg = up.Config
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := up.Run(ctx); err != nil {
+			ts.Logf("run house: %v", err)
+		}
+	})
+	ts.Defer(func() {
+		cancel()
+		running.Wait()
+		up.Close()
+		if violations := h.sim.Violations(); len(violations) > 0 {
+			ts.Fatalf("violations: %v", violations)
+		}
+	})
+	ts.Setenv("JETPOST_DATA", data)
+}
+
+// refuse has X refuse every post that contains a text, until it is called
+// without: refuse [TEXT WORDS]
+func (h *house) refuse(ts *testscript.TestScript, args []string) {
+	var faults []xsim.Fault
+	if len(args) > 0 {
+		faults = []xsim.Fault{{Kind: xsim.FaultRefuseText, Text: args[0], Detail: args[1]}}
+	}
+	ts.Check(h.sim.SetFaults(faults))
+}
+
+// revoke has the user withdraw consent: revoke USER
+func (h *house) revoke(ts *testscript.TestScript, args []string) {
+	if !h.sim.RevokeConsent(args[0]) {
+		ts.Fatalf("no user %s", args[0])
+	}
+}
+
+// grant has a user consent and writes a line to import: grant USER FILE
+func (h *house) grant(ts *testscript.TestScript, args []string) {
+	grant, err := h.sim.AddAccount(xsim.NewAccount{Handle: args[0]})
+	ts.Check(err)
+	line, err := json.Marshal(app.ImportLine{
+		Name: args[0], AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
+		ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
+	})
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), append(line, '\n'), 0o600))
+	ts.Setenv("SECRET", grant.AccessToken)
+}
+
+// posts wants that very list of posts on X: posts USER [TEXT...]
+func (h *house) posts(ts *testscript.TestScript, args []string) {
+	var texts []string
+	for _, p := range h.sim.Posts(args[0]) {
+		texts = append(texts, p.Text)
+	}
+	if !slices.Equal(texts, args[1:]) {
+		ts.Fatalf("posts of %s: %q, want %q", args[0], texts, args[1:])
+	}
+}
+
+// media wants so many uploads with these descriptions: media USER ALT...
+func (h *house) media(ts *testscript.TestScript, args []string) {
+	var alts []string
+	for _, m := range h.sim.Media(args[0]) {
+		alts = append(alts, m.AltText)
+	}
+	if !slices.Equal(alts, args[1:]) {
+		ts.Fatalf("media of %s: %q, want %q", args[0], alts, args[1:])
+	}
+}
+
+// halt stops publishing for all accounts: halt CODE DURATION WORDS
+func (h *house) halt(ts *testscript.TestScript, args []string) {
+	d, err := time.ParseDuration(args[1])
+	ts.Check(err)
+	ctx := context.Background()
+	conn, err := h.cfg.Connect(ctx, slog.New(slog.DiscardHandler), "test")
+	ts.Check(err)
+	defer conn.Close()
+	_, _, err = publishers.NewStops(conn.JS, conn.Names).Set(ctx, publishers.Stop{
+		Scope: publishers.ScopePublish, Since: time.Now(),
+		Reason: jetpost.Reason{Code: jetpost.Code(args[0]), Detail: args[2], Until: time.Now().Add(d)},
+	})
+	ts.Check(err)
+}
+
+// doubt puts a thread of two into the ledger whose first post may be live:
+// doubt ACCOUNT ID
+func (h *house) doubt(ts *testscript.TestScript, args []string) {
+	ctx, now := context.Background(), time.Now()
+	ledger, err := h.cfg.OpenStore(ctx)
+	ts.Check(err)
+	defer func() { ts.Check(ledger.Close()) }()
+	body := fmt.Appendf(nil, `{"id":%q,"posts":[{"text":"one"},{"text":"two"}]}`, args[1])
+	request, err := jetpost.Decode(args[0], body)
+	ts.Check(err)
+	_, err = ledger.Accept(ctx, store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: now})
+	ts.Check(err)
+	lane, claimed, err := ledger.ClaimLane(ctx, args[0], "test", time.Minute, now)
+	ts.Check(err)
+	if !claimed {
+		ts.Fatalf("lane of %s is busy", args[0])
+	}
+	ts.Check(ledger.Begin(ctx, lane, args[1], store.Intent{Post: 0, TextHash: []byte("hash"), NotAfter: now, Now: now, Lease: time.Minute}))
+	ts.Check(ledger.Conclude(ctx, lane, args[1], store.Outcome{
+		State: jetpost.StateUnknown, Reason: jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: "the answer was lost"},
+		Post: 0, PostState: jetpost.PostSending, Now: now,
+	}))
+	look, err := ledger.Look(ctx, lane, now)
+	ts.Check(err)
+	_, err = ledger.ReleaseLane(ctx, lane, look.Rings, time.Time{}, now)
+	ts.Check(err)
+}
+
+// Nobody notices a token in an error until it is in a log.
+func TestDecodeImportRepeatsNoValue(t *testing.T) {
+	t.Parallel()
+	const token = "t0ken-that-must-stay-secret"
+	for name, line := range map[string]string{
+		"array":           `["` + token + `"]`,
+		"no JSON":         token,
+		"second value":    `{"name":"acme"} "` + token + `"`,
+		"token as field":  `{"` + token + `":1}`,
+		"token as time":   `{"name":"acme","expires_at":"` + token + `"}`,
+		"truncated":       `{"name":"acme","access_token":"` + token,
+		"wrong kind":      `{"name":{"` + token + `":1}}`,
+		"number for time": `{"expires_at":1764579600,"access_token":"` + token + `"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := decodeImport([]byte(line))
+			if err == nil {
+				t.Fatal("was taken")
+			}
+			if strings.Contains(err.Error(), token) {
+				t.Errorf("error repeats the token: %v", err)
+			}
+		})
+	}
+}
+
+func TestMoment(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		text string
+		past bool
+		want time.Time
+	}{
+		{"", false, time.Time{}},
+		{"+10m", false, now.Add(10 * time.Minute)},
+		{"10m", false, now.Add(10 * time.Minute)},
+		{"24h", true, now.Add(-24 * time.Hour)},
+		{"-24h", true, now.Add(-24 * time.Hour)},
+		{"2026-12-01T12:00:00+01:00", true, now.Add(2 * time.Hour)},
+	} {
+		got, err := moment(test.text, test.past, now)
+		if err != nil || !got.Equal(test.want) {
+			t.Errorf("moment(%q, %t) = %v, %v, want %v", test.text, test.past, got, err, test.want)
+		}
+	}
+	if got, err := moment("tomorrow", false, now); err == nil {
+		t.Errorf("moment(tomorrow) = %v, want an error", got)
+	}
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+)
+
+// asJSON tells whether the output is for a program.
+func (e *env) asJSON() bool { return e.cli.Output == "json" }
+
+// show prints one value: as a JSON object on one line, or as text.
+func (e *env) show(value any, text string) error {
+	if e.asJSON() {
+		return json.NewEncoder(e.stdout).Encode(value)
+	}
+	_, err := io.WriteString(e.stdout, text)
+	return err
+}
+
+// say prints one value: as a JSON object on one line, or as a line of text.
+func (e *env) say(value any, format string, args ...any) error {
+	return e.show(value, fmt.Sprintf(format+"\n", args...))
+}
+
+// list prints values: a JSON object on a line each, or a table. The cells of
+// the header and of a row are divided by tabs.
+func list[T any](e *env, values []T, header string, row func(T) string) error {
+	if e.asJSON() {
+		for _, v := range values {
+			if err := e.show(v, ""); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	rows := []string{header}
+	for _, v := range values {
+		rows = append(rows, row(v))
+	}
+	return e.show(nil, align(rows))
+}
+
+// align makes columns of rows whose cells are divided by tabs.
+func align(rows []string) string {
+	var b strings.Builder
+	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		_, _ = io.WriteString(table, row+"\n") // a builder takes everything
+	}
+	_ = table.Flush()
+	return b.String()
+}
+
+// localTime is a time as people here read it, or "-" where there is none.
+func localTime(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format(time.RFC3339)
+}
+
+// reasonText is a reason on one line, or "" where there is none.
+func reasonText(r *jetpost.Reason) string {
+	if r == nil {
+		return ""
+	}
+	text := string(r.Code)
+	if r.Detail != "" {
+		text += ": " + r.Detail
+	}
+	return text
+}
+
+// mistakes lists everything that is wrong with a command line, one a line.
+func mistakes(what string, list ...string) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return &exitError{code: exitUsage, err: fmt.Errorf("%s:\n  %s", what, strings.Join(list, "\n  "))}
+}
+
+// problems are the mistakes in a request, a line each.
+func problems(list []jetpost.Problem) []string {
+	lines := make([]string, len(list))
+	for i, p := range list {
+		lines[i] = strings.TrimSpace(p.Pointer + " " + p.Message)
+	}
+	return lines
+}
+
+// whichRequest makes an id that is not enough a mistake of the command line.
+func whichRequest(err error) error {
+	if ambiguous := new(app.AmbiguousError); errors.As(err, &ambiguous) {
+		return &exitError{code: exitUsage, err: err}
+	}
+	return err
+}
+
+// moment reads a time: RFC 3339, or a duration from now with its sign. Without
+// a sign it lies ahead, or back where past is set.
+func moment(s string, past bool, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither a time like 2026-12-01T09:00:00Z nor a duration like 10m", s)
+	}
+	if past && s[0] != '+' && s[0] != '-' {
+		d = -d
+	}
+	return now.Add(d), nil
+}
+
+// reasonCode checks a --code, which may be empty.
+func reasonCode(s string) (jetpost.Code, error) {
+	for _, code := range jetpost.Codes() {
+		if s == "" || s == string(code) {
+			return jetpost.Code(s), nil
+		}
+	}
+	return "", fmt.Errorf("--code: %q is none; use one of %s", s, joined(jetpost.Codes()))
+}
+
+func joined[T ~string](values []T) string {
+	words := make([]string, len(values))
+	for i, v := range values {
+		words[i] = string(v)
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
+)
+
+// maxRequestBytes bounds a request that is read from a file.
+const maxRequestBytes = 8 << 20
+
+// publishCmd is 'jetpost publish'. Its flags are read from the command line
+// alone: an id from the environment would make all requests one.
+type publishCmd struct {
+	Account string `arg:"" optional:"" help:"Account, by the name it was imported under."`
+	Text    string `arg:"" optional:"" help:"Text of the first post."`
+
+	Then    []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
+	Media   []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media file of the first post; may be repeated, up to 4 images, or one GIF or video."`
+	Alt     []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
+	File    string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
+	ID      string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
+	At      string        `env:"-" placeholder:"TIME" help:"Publish then: a time like 2026-12-01T09:00:00Z, or +10m from now."`
+	Expires string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
+	Wait    bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
+	Timeout time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+}
+
+// Run publishes, and prints the account and the id.
+func (c *publishCmd) Run(e *env) error {
+	request, err := c.request(e.stdin, time.Now())
+	if err != nil {
+		return err
+	}
+	cfg, err := e.clientConfig()
+	if err != nil {
+		return err
+	}
+	conn, err := cfg.Connect(e.ctx, e.log, "jetpost publish")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	publisher := publishers.New(conn.JS, conn.Names)
+	if err := c.attach(e, publisher, &request); err != nil {
+		return err
+	}
+	if c.Wait {
+		return c.wait(e, conn, request)
+	}
+	receipt, err := publisher.Publish(e.ctx, request)
+	if err != nil {
+		return sendAgain(receipt, err)
+	}
+	return e.say(receipt, "%s  %s", receipt.Account, receipt.ID)
+}
+
+// sendAgain names the id under which a request that may be stored can be
+// published again without harm.
+func sendAgain(receipt publishers.Receipt, err error) error {
+	stored, noAnswer := receipt.Sequence > 0, errors.As(err, new(*publishers.NoAnswerError))
+	if receipt.ID == "" || stored || (app.Hint(err) != "" && !noAnswer) {
+		return err
+	}
+	return &app.HintError{Err: err, Help: "it may be stored or not: send it again with --id " + receipt.ID}
+}
+
+// request builds the request without its media, and lists every mistake.
+func (c *publishCmd) request(stdin io.Reader, now time.Time) (jetpost.Request, error) {
+	var wrong []string
+	note := func(prefix string, err error) {
+		if invalid := new(jetpost.InvalidError); errors.As(err, &invalid) {
+			wrong = append(wrong, problems(invalid.Problems)...)
+		} else if err != nil {
+			wrong = append(wrong, prefix+err.Error())
+		}
+	}
+	var r jetpost.Request
+	var err error
+	if c.File != "" {
+		r, err = c.fromFile(stdin)
+		note("--file: ", err)
+	} else {
+		r = c.fromFlags()
+		note("", c.checkMedia())
+	}
+	readFile := err == nil
+	if c.ID != "" {
+		r.ID = c.ID
+	}
+	if c.At != "" {
+		r.PublishAt, err = moment(c.At, false, now)
+		note("--at: ", err)
+	}
+	if c.Expires != "" {
+		r.ExpiresAt, err = moment(c.Expires, false, now)
+		note("--expires: ", err)
+	}
+	if readFile { // else the file's mistakes would be told twice
+		note("", c.withStandIns(r).Validate())
+	}
+	return r, mistakes("the request is not valid", wrong...)
+}
+
+func (c *publishCmd) fromFlags() jetpost.Request {
+	r := jetpost.Request{Account: c.Account, Posts: []jetpost.Post{{Text: c.Text}}}
+	for _, text := range c.Then {
+		r.Posts = append(r.Posts, jetpost.Post{Text: text})
+	}
+	return r
+}
+
+// withStandIns lets a request be checked before its media are uploaded.
+func (c *publishCmd) withStandIns(r jetpost.Request) jetpost.Request {
+	if len(c.Media) == 0 || c.File != "" {
+		return r
+	}
+	first := r.Posts[0]
+	for i := range c.Media {
+		first.Media = append(first.Media, jetpost.Media{Object: "file", Alt: c.alt(i)})
+	}
+	r.Posts = append([]jetpost.Post{first}, r.Posts[1:]...)
+	return r
+}
+
+func (c *publishCmd) alt(i int) string {
+	if i < len(c.Alt) {
+		return c.Alt[i]
+	}
+	return ""
+}
+
+// checkMedia finds what is wrong with the media before anything is uploaded.
+func (c *publishCmd) checkMedia() error {
+	var errs []string
+	if len(c.Alt) > 0 && len(c.Alt) != len(c.Media) {
+		errs = append(errs, fmt.Sprintf("--alt: there are %d for %d --media; give one for each, --alt '' for none", len(c.Alt), len(c.Media)))
+	}
+	for _, path := range c.Media {
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			errs = append(errs, "--media: "+err.Error())
+		case !info.Mode().IsRegular() || info.Size() == 0:
+			errs = append(errs, "--media: "+path+" is empty or no file")
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(errs, "\n  "))
+}
+
+func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
+	if c.Text != "" || len(c.Then)+len(c.Media)+len(c.Alt) > 0 {
+		return jetpost.Request{}, errors.New("the file holds the whole request: leave out TEXT, --then, --media and --alt")
+	}
+	from := stdin
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return jetpost.Request{}, err
+		}
+		defer func() { _ = f.Close() }() // only read from
+		from = f
+	}
+	body, err := io.ReadAll(io.LimitReader(from, maxRequestBytes+1))
+	if err != nil {
+		return jetpost.Request{}, err
+	}
+	if len(body) > maxRequestBytes {
+		return jetpost.Request{}, fmt.Errorf("is larger than %d bytes", maxRequestBytes)
+	}
+	return jetpost.Decode(c.Account, body)
+}
+
+// attach brings the media files into the first post: inside the message while
+// they are small, since one message carries little more than one of the largest
+// inline media, else through the object store.
+func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, r *jetpost.Request) error {
+	inline := 0
+	for i, path := range c.Media {
+		media := jetpost.Media{Alt: c.alt(i)}
+		info, err := os.Stat(path)
+		if err != nil {
+			return fmt.Errorf("read media: %w", err)
+		}
+		if inline+int(info.Size()) <= jetpost.MaxDataBytes {
+			media.Data, err = os.ReadFile(path)
+			inline += len(media.Data)
+		} else {
+			media.Object, err = putFile(e, publisher, path)
+		}
+		if err != nil {
+			return fmt.Errorf("read media: %w", err)
+		}
+		r.Posts[0].Media = append(r.Posts[0].Media, media)
+	}
+	return nil
+}
+
+func putFile(e *env, publisher *publishers.Publisher, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }() // only read from
+	return publisher.PutMedia(e.ctx, f)
+}
+
+// wait publishes and follows the request until it is settled.
+func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request) error {
+	p := &progress{out: e.stdout}
+	if e.asJSON() {
+		p.out = io.Discard
+	}
+	w, err := conn.PublishAndWait(e.ctx, request, c.Timeout, p.see)
+	if err != nil {
+		return sendAgain(w.Receipt, err)
+	}
+	if e.asJSON() {
+		if err := e.show(outcome(w), ""); err != nil {
+			return err
+		}
+	}
+	if w.Repeat && w.Refusal == nil {
+		p.say("this id was there before: nothing is published twice")
+	}
+	return verdict(w, c.Timeout)
+}
+
+// outcome is the object of the contract that says most.
+func outcome(w app.Waited) any {
+	switch {
+	case w.Refusal != nil:
+		return w.Refusal
+	case w.Request != nil:
+		return w.Request
+	default:
+		return w.Receipt
+	}
+}
+
+// verdict turns what became of a request into an exit code and says why.
+func verdict(w app.Waited, timeout time.Duration) error {
+	name := fmt.Sprintf("request %s of account %s", w.Receipt.ID, w.Receipt.Account)
+	fail := func(code int, advice, format string, args ...any) error {
+		return &exitError{code: code, err: &app.HintError{Err: fmt.Errorf(format, args...), Help: advice}}
+	}
+	switch {
+	case w.Refusal != nil:
+		return fail(exitRequest, app.Advice(w.Refusal.Code), "%s was refused: %s: %s",
+			name, w.Refusal.Code, strings.Join(problems(w.Refusal.Problems), "; "))
+	case w.Request == nil:
+		return fail(exitWaiting, "see what works with: jetpost status, and what is known with: jetpost requests show "+w.Receipt.ID, "%s: no worker told of it within %s", name, timeout)
+	}
+	var code jetpost.Code
+	if w.Request.Reason != nil {
+		code = w.Request.Reason.Code
+	}
+	state := strings.TrimSuffix(fmt.Sprintf("%s is %s: %s", name, w.Request.State, reasonText(w.Request.Reason)), ": ")
+	switch w.Request.State {
+	case jetpost.StatePublished:
+		return nil
+	case jetpost.StateFailed, jetpost.StateCancelled:
+		return fail(exitRequest, app.Advice(code), "%s", state)
+	case jetpost.StateUnknown:
+		return fail(exitUnknown, app.Advice(code), "%s", state)
+	default:
+		return fail(exitWaiting, app.Advice(code), "%s, after waiting %s", state, timeout)
+	}
+}
+
+// progress prints what happens to a request, each thing once. Events may be
+// left out or come twice, so posts are told by what is live, not by event.
+type progress struct {
+	out   io.Writer
+	begun bool
+	live  int // posts told
+}
+
+// say prints a line. A standard output that is closed stops no publication.
+func (p *progress) say(format string, args ...any) { _, _ = fmt.Fprintf(p.out, format+"\n", args...) }
+
+func (p *progress) see(event jetpost.Event) {
+	r := event.Request
+	if r == nil { // a refusal, which the end tells
+		return
+	}
+	if !p.begun {
+		p.begun = true
+		p.say("%s  %s\naccepted", r.Account, r.ID)
+	}
+	for ; p.live < len(r.Posts) && r.Posts[p.live].State == jetpost.PostPosted; p.live++ {
+		p.say("posted %d/%d  %s", p.live+1, r.Total, r.Posts[p.live].URL)
+	}
+	switch r.State {
+	case jetpost.StateScheduled:
+		p.say("scheduled for %s", localTime(r.PublishAt))
+	case jetpost.StateHeld:
+		p.held(r.Reason)
+	case jetpost.StatePublished, jetpost.StateCancelled:
+		p.say("%s", r.State)
+	}
+}
+
+func (p *progress) held(reason *jetpost.Reason) {
+	if reason == nil {
+		p.say("held")
+		return
+	}
+	when := ""
+	if !reason.Until.IsZero() {
+		when = " until " + localTime(reason.Until)
+	}
+	p.say("held%s: %s", when, reasonText(reason))
+	if advice := app.Advice(reason.Code); advice != "" {
+		p.say("  do: %s", advice)
+	}
+}

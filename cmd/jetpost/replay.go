@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/store"
+)
+
+// replayCmd is 'jetpost replay'.
+type replayCmd struct {
+	IDs []string `arg:"" optional:"" name:"id" help:"Ids of requests, or of messages that were refused."`
+	accountFlag
+	Code   string `env:"-" placeholder:"CODE" help:"Everything that failed with this reason code."`
+	Since  string `env:"-" placeholder:"TIME" help:"Everything that failed since: a time like 2026-12-01T09:00:00Z, or 24h ago."`
+	All    bool   `env:"-" help:"Everything that failed."`
+	DryRun bool   `env:"-" help:"Change nothing; say what would be done."`
+}
+
+// Run sends back what failed and says what became of each.
+func (c *replayCmd) Run(e *env) error {
+	query, err := c.query(time.Now())
+	if err != nil {
+		return err
+	}
+	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+		done, err := desk.Replay(ctx, query)
+		if len(done) > 0 {
+			if err := list(e, done, "ACCOUNT\tID\tRESULT", replayRow); err != nil {
+				return err
+			}
+		}
+		if err == nil && len(done) == 0 {
+			return fmt.Errorf("nothing to replay: %w", store.ErrNotFound)
+		}
+		return err
+	})
+}
+
+func (c *replayCmd) query(now time.Time) (app.ReplayQuery, error) {
+	var wrong []string
+	filtered := c.Code != "" || c.Since != ""
+	switch {
+	case len(c.IDs) > 0 && (filtered || c.All):
+		wrong = append(wrong, "give either ids, or --code, --since or --all")
+	case len(c.IDs) == 0 && !filtered && c.Account == "" && !c.All:
+		wrong = append(wrong, "give ids, or --account, --code or --since, or --all for everything that failed")
+	}
+	code, err := reasonCode(c.Code)
+	if err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	since, err := moment(c.Since, true, now)
+	if err != nil {
+		wrong = append(wrong, "--since: "+err.Error())
+	}
+	query := app.ReplayQuery{Account: c.Account, IDs: c.IDs, Code: code, Since: since, DryRun: c.DryRun}
+	return query, mistakes("cannot replay", wrong...)
+}
+
+func replayRow(r app.Replayed) string {
+	result := r.Detail
+	switch r.Action {
+	case app.ReplayQueued:
+		result = "queued: " + r.Detail
+	case app.ReplayRepublished:
+		result = "published again: " + r.Detail
+	}
+	if r.DryRun && r.Action != app.ReplayNothing {
+		result = "would be " + result
+	}
+	return fmt.Sprintf("%s\t%s\t%s", dash(r.Account), dash(r.ID), result)
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
+)
+
+// statusCmd is 'jetpost status'.
+type statusCmd struct{}
+
+// statusTimeout bounds the look at everything.
+const statusTimeout = 30 * time.Second
+
+// errNotPublishing is the exit code alone: the sentence is on standard output.
+var errNotPublishing = errors.New("posts do not go out")
+
+// Run says in its first line whether posts go out. Exit code 0: they do.
+func (c *statusCmd) Run(e *env) error {
+	cfg, err := e.clientConfig()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, statusTimeout)
+	defer cancel()
+	status, err := cfg.Status(ctx, e.log)
+	if err != nil {
+		return err
+	}
+	if err := e.show(status, statusText(status)); err != nil {
+		return err
+	}
+	if !status.Publishing {
+		return errNotPublishing
+	}
+	return nil
+}
+
+func statusText(s app.Status) string {
+	var b strings.Builder
+	tell := func(sentence, do string) {
+		b.WriteString(sentence + "\n")
+		if do != "" {
+			b.WriteString("  do: " + do + "\n")
+		}
+	}
+	tell(s.Summary, s.Do)
+	for _, stop := range s.Stops {
+		if stop.Scope != publishers.ScopePublish { // which the first line tells
+			tell(fmt.Sprintf("%s is stopped until %s: %s", stop.Scope, localTime(stop.Reason.Until), reasonText(&stop.Reason)),
+				app.Advice(stop.Reason.Code))
+		}
+	}
+	if len(s.Reauth) > 0 {
+		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), app.Advice(jetpost.CodeAccountReauthRequired))
+	}
+	var rows []string
+	for _, state := range jetpost.States() {
+		if n := s.Requests[state]; n > 0 {
+			rows = append(rows, fmt.Sprintf("%s:\t%d", state, n))
+		}
+	}
+	if s.QueuedJobs != nil {
+		rows = append(rows, fmt.Sprintf("jobs not accepted yet:\t%d", *s.QueuedJobs))
+	}
+	if s.LanesPaused {
+		rows = append(rows, "lanes:\tpaused")
+	}
+	if r := s.LastRefresh; r != nil {
+		rows = append(rows, fmt.Sprintf("last refresh round:\t%s, %d of %d refreshed, %d failed",
+			localTime(s.LastRefreshAt), r.Refreshed, r.Total, r.Failed))
+	}
+	return b.String() + align(rows)
+}
