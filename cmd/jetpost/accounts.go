@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/xapi"
 )
 
 // maxImportLine bounds one line of an import; tokens are far shorter.
@@ -59,7 +57,7 @@ func (c *accountsImportCmd) Run(e *env) error {
 		return err
 	}
 	defer desk.Close()
-	importer := &app.Importer{Ledger: desk.Ledger, Bells: desk.Bells, XURL: cmp.Or(cfg.X.URL, xapi.DefaultBaseURL)}
+	importer := &app.Importer{Ledger: desk.Ledger, Bells: desk.Bells, XURL: cfg.X.URL}
 	done, failed, err := importLines(e, importer, from)
 	switch {
 	case err != nil:

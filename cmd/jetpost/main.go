@@ -168,7 +168,7 @@ func logger(c *cli, w io.Writer) *slog.Logger {
 	if c.LogFormat == "json" || (c.LogFormat == "auto" && !terminal) {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal}))
+	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal}))
 }
 
 func isTerminal(w io.Writer) bool {

@@ -97,11 +97,11 @@ func (c *consoleCommand) asks() bool {
 
 func (c *consoleCommand) run(t *testing.T, dir string, env []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), readmeTime)
 	if c.serves() {
-		c.serve(ctx, cancel, t, dir, env)
+		c.serve(t, dir, env)
 		return
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), readmeTime)
 	defer cancel()
 	want := c.pattern()
 	for {
@@ -120,17 +120,25 @@ func (c *consoleCommand) run(t *testing.T, dir string, env []string) {
 
 // serve leaves the command running until the test ends, once it has printed
 // what it must.
-func (c *consoleCommand) serve(ctx context.Context, cancel context.CancelFunc, t *testing.T, dir string, env []string) {
+func (c *consoleCommand) serve(t *testing.T, dir string, env []string) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), readmeTime)
 	var out, logs syncBuffer
 	cmd := c.command(ctx, dir, env, &out, &logs)
 	if err := cmd.Start(); err != nil {
 		cancel()
 		t.Fatalf("README.md:%d: %q: %v", c.line, c.text, err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() { cancel(); <-ended })
+	var result error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		result = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
 	want := c.pattern()
 	for {
 		more := out.changed()
@@ -138,9 +146,8 @@ func (c *consoleCommand) serve(ctx context.Context, cancel context.CancelFunc, t
 			return
 		}
 		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("README.md:%d: %q ended: %v\n%s%s", c.line, c.text, err, out.String(), logs.String())
+		case <-ended:
+			t.Fatalf("README.md:%d: %q ended: %v\n%s%s", c.line, c.text, result, out.String(), logs.String())
 		case <-more:
 		}
 	}

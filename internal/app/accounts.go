@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ func (l ImportLine) validate() error {
 type Importer struct {
 	Ledger store.Accounts
 	Bells  *publishers.Bells
-	XURL   string
+	XURL   string // xapi.DefaultBaseURL where empty
 }
 
 // Imported is an account that was imported.
@@ -62,7 +63,7 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	if err := line.validate(); err != nil {
 		return Imported{}, err
 	}
-	client := xapi.New(line.AccessToken, xapi.WithBaseURL(im.XURL), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
+	client := xapi.New(line.AccessToken, xapi.WithBaseURL(cmp.Or(im.XURL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
 	me, err := client.Me(ctx)
 	if err != nil {
 		var unauthorized *xapi.UnauthorizedError

@@ -204,7 +204,7 @@ func databaseKind(address string) (kind, target string, err error) {
 		return "sqlite", strings.TrimPrefix(address, "sqlite:"), nil
 	default:
 		// The value may hold a password: it is not repeated.
-		return "", "", errors.New("begins with neither postgres:// nor sqlite:")
+		return "", "", errors.New("begins with neither \"postgres://\" nor \"sqlite:\"")
 	}
 }
 

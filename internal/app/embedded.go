@@ -179,7 +179,7 @@ func (c Config) Running(path string) (Config, bool, error) {
 // connects without credentials is a producer: it may publish jobs, ask for
 // refreshes and read events, and nothing else. The worker's password is made
 // anew at each start.
-func StartNATS(dir, listen string, names jetpost.Names, log *slog.Logger) (*server.Server, NATSConfig, error) {
+func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*server.Server, NATSConfig, error) {
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, NATSConfig{}, &ConfigError{Mistakes: []string{fmt.Sprintf("--nats-listen: %q is not host:port", listen)}}
@@ -192,7 +192,7 @@ func StartNATS(dir, listen string, names jetpost.Names, log *slog.Logger) (*serv
 		port = server.RANDOM_PORT
 	} else {
 		// The server reports a port that is taken only in its log.
-		probe, err := Listen(context.Background(), listen, "--nats-listen")
+		probe, err := Listen(ctx, listen, "--nats-listen")
 		if err != nil {
 			return nil, NATSConfig{}, err
 		}

@@ -79,7 +79,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	if err != nil {
 		return nil, &ConfigError{Mistakes: []string{"JETPOST_PREFIX: " + err.Error()}}
 	}
-	nats, natsConfig, err := StartNATS(cfg.Data, cfg.NATSListen, names, log)
+	nats, natsConfig, err := StartNATS(ctx, cfg.Data, cfg.NATSListen, names, log)
 	if err != nil {
 		return nil, err
 	}
