@@ -189,8 +189,8 @@ func TestPublisher(t *testing.T) {
 		if fmt.Sprint(got) != "[2 error 4]" {
 			t.Errorf("read events %v", got)
 		}
-		for range all {
-			t.Error("a sequence goes on after its context")
+		for e, err := range all {
+			t.Errorf("a sequence goes on after its context: %+v, %v", e, err)
 		}
 
 		last, ok, err := p.LastEvent(t.Context(), "acme", "a")

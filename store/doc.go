@@ -2,7 +2,8 @@
 // posts and refresh rounds. What must happen and what has happened is true
 // here and nowhere else; every message is only a hint to look.
 //
-// The package holds the types, the interfaces by role and the [Sealer].
+// The package holds the types, the interfaces by role, the [Sealer], and the
+// rules by which a request moves, which are the same for every database.
 // store/postgres serves many machines, store/sqlite one; store/storetest is
 // the suite that both must pass.
 //

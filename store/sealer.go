@@ -24,6 +24,7 @@ const (
 	keyIDDigits  = 8  // hex digits of a key id
 	maxKeys      = 16 // keys of one Sealer; rotation needs two
 	sealedPrefix = "jp1."
+	canaryColumn = "/canary"
 	// keyIDDomain keeps the key id, which is printed, apart from any other use
 	// of a hash of the key.
 	keyIDDomain = "jetpost key id 1\x00"
@@ -167,6 +168,22 @@ func (s *Sealer) Open(sealed, context string) (secret.String, error) {
 		return secret.String{}, &DamagedError{Context: context}
 	}
 	return secret.New(string(plain)), nil
+}
+
+// CheckCanary opens the ledger's canary, "" on a new one, and returns the one
+// to store instead, or "" where it stays. It moves to the first key last of
+// all: while a token still needs another key, that must be missed at start.
+// It fails with *KeyError or *DamagedError.
+func (s *Sealer) CheckCanary(ledgerID, canary string, otherKeysNeeded bool) (string, error) {
+	if canary != "" {
+		if _, err := s.Open(canary, ledgerID+canaryColumn); err != nil {
+			return "", err
+		}
+		if otherKeysNeeded || strings.HasPrefix(canary, sealedPrefix+s.KeyID()+".") {
+			return "", nil
+		}
+	}
+	return s.Seal(secret.New(ledgerID), ledgerID+canaryColumn)
 }
 
 // additional is unambiguous, as every key id has the same length.

@@ -97,6 +97,40 @@ func TestSealerFindsDamage(t *testing.T) {
 	}
 }
 
+func TestCheckCanary(t *testing.T) {
+	t.Parallel()
+	const ledger = "0190-ledger"
+	older, newer := store.GenerateKey().Reveal(), store.GenerateKey().Reveal()
+	before, both, after := newSealer(t, older), newSealer(t, newer, older), newSealer(t, newer)
+	canary, err := before.CheckCanary(ledger, "", false)
+	if err != nil || canary == "" {
+		t.Fatalf("canary of a new ledger is %q, %v", canary, err)
+	}
+	tests := []struct {
+		name   string
+		sealer *store.Sealer
+		needed bool
+		moves  bool
+	}{
+		{"SameKey", before, false, false},
+		{"OlderKeyNeeded", both, true, false},
+		{"OlderKeyNotNeeded", both, false, true},
+	}
+	for _, test := range tests {
+		next, err := test.sealer.CheckCanary(ledger, canary, test.needed)
+		if err != nil || (next != "") != test.moves {
+			t.Errorf("%s: next canary is %q, %v", test.name, next, err)
+		}
+		if _, err := after.CheckCanary(ledger, next, false); next != "" && err != nil {
+			t.Errorf("%s: the newer key alone does not open the next canary: %v", test.name, err)
+		}
+	}
+	var missing *store.KeyError
+	if _, err := after.CheckCanary(ledger, canary, false); !errors.As(err, &missing) {
+		t.Errorf("the newer key alone: error is %v, want a KeyError", err)
+	}
+}
+
 func TestNewSealerListsMistakes(t *testing.T) {
 	t.Parallel()
 	good := store.GenerateKey().Reveal()

@@ -161,7 +161,8 @@ type Tokens interface {
 	// Token returns the account's token, or ErrNotFound.
 	Token(ctx context.Context, account string) (Token, error)
 	// OpenRound counts the due tokens and creates a round of batches of at
-	// most batchSize.
+	// most batchSize. It forgets the rounds that are older than
+	// RoundRetention; what is told of those later fails with ErrNotFound.
 	OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (Round, error)
 	// ClaimDue claims up to Limit due tokens in one short statement,
 	// skipping rows that others hold, the ones that expire first first. Those
@@ -297,7 +298,18 @@ type Filter struct {
 	State   jetpost.State
 	Code    jetpost.Code
 	Since   time.Time // accepted at or after
-	Limit   int       // default 100
+	Limit   int       // default DefaultListLimit
+}
+
+// DefaultListLimit is how many requests a Filter without a limit lets through.
+const DefaultListLimit = 100
+
+// Rows is the limit, or its default.
+func (f Filter) Rows() int {
+	if f.Limit <= 0 {
+		return DefaultListLimit
+	}
+	return f.Limit
 }
 
 // ReplayResult tells what a replay did.

@@ -111,7 +111,11 @@ func listRequests(e *env, found []store.Record) error {
 		statuses[i] = r.Status
 	}
 	return list(e, statuses, "ACCOUNT\tID\tSTATE\tPOSTED\tACCEPTED\tREASON", func(s jetpost.RequestStatus) string {
-		return fmt.Sprintf("%s\t%s\t%s\t%d/%d\t%s\t%s", s.Account, s.ID, s.State, s.Posted, s.Total, localTime(s.AcceptedAt), reasonText(s.Reason))
+		reason := reasonText(s.Reason)
+		if s.State == jetpost.StateScheduled {
+			reason = "at " + localTime(s.PublishAt)
+		}
+		return fmt.Sprintf("%s\t%s\t%s\t%d/%d\t%s\t%s", s.Account, s.ID, s.State, s.Posted, s.Total, localTime(s.AcceptedAt), reason)
 	})
 }
 

@@ -57,7 +57,7 @@ func (s *Store) ImportAccount(ctx context.Context, in store.Import) (created boo
 // addToken completes a new account.
 func (s *Store) addToken(ctx context.Context, tx pgx.Tx, in store.Import) error {
 	id := uuid.NewString()
-	access, refresh, err := s.sealPair(id, in.Pair)
+	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (s *Store) addToken(ctx context.Context, tx pgx.Tx, in store.Import) error 
 		return err
 	}
 	_, err = tx.Exec(ctx, sqlAddToken, id, in.Name, access, refresh,
-		in.Pair.ExpiresAt, refreshAfter(in.Pair, in.Now), in.Pair.Scope, in.Now)
+		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now)
 	return err
 }
 
@@ -78,12 +78,12 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) er
 	if err := tx.QueryRow(ctx, sqlTokenID, in.Name).Scan(&id); err != nil {
 		return err
 	}
-	access, refresh, err := s.sealPair(id, in.Pair)
+	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, sqlReplaceToken, id, access, refresh,
-		in.Pair.ExpiresAt, refreshAfter(in.Pair, in.Now), in.Pair.Scope, in.Now)
+		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now)
 	if err != nil {
 		return err
 	}

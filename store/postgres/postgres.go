@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -231,29 +230,19 @@ SELECT EXISTS (SELECT FROM oauth_tokens
 WHERE split_part(access_token, '.', 2) <> $1 OR split_part(refresh_token, '.', 2) <> $1)`
 )
 
-// CheckKeys implements store.Ledger. Once every token is sealed with the
-// present key, the canary follows, so that the old key can be taken away.
+// CheckKeys implements store.Ledger.
 func (s *Store) CheckKeys(ctx context.Context) error {
 	return s.change(ctx, "check keys", func(tx pgx.Tx) error {
 		var id, canary string
 		if err := tx.QueryRow(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
 			return err
 		}
-		place := id + "/canary"
-		if canary != "" {
-			if _, err := s.sealer.Open(canary, place); err != nil {
-				return err
-			}
-		}
 		var others bool
 		if err := tx.QueryRow(ctx, sqlOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
 			return err
 		}
-		if canary != "" && others {
-			return nil
-		}
-		sealed, err := s.sealer.Seal(secret.New(id), place)
-		if err != nil {
+		sealed, err := s.sealer.CheckCanary(id, canary, others)
+		if err != nil || sealed == "" {
 			return err
 		}
 		_, err = tx.Exec(ctx, sqlSetCanary, sealed)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -13,35 +12,14 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// lane is the row of a lane. Who has locked it may change the lane's requests
-// and posts; nothing else is ever locked before it.
-type lane struct {
-	fence   int64
-	held    bool // by the claim of that fence, even if its lease ran out
-	rings   int64
-	nextSeq int64
-	lastDue time.Time
-}
-
-// heldBy tells whether nobody has claimed the lane since, and it was not
-// released.
-func (l lane) heldBy(claim store.Lane) bool { return l.held && l.fence == claim.Fence }
-
 const sqlLockLane = `
 SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due FROM lanes WHERE account = $1 FOR UPDATE`
 
-// lockLane fails with store.ErrNotFound.
-func lockLane(ctx context.Context, tx pgx.Tx, account string) (l lane, err error) {
-	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.fence, &l.held, &l.rings, &l.nextSeq, at{&l.lastDue})
+// lockLane fails with store.ErrNotFound. Who has locked a lane may change its
+// requests and posts; nothing else is ever locked before it.
+func lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
+	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue})
 	return l, missing(err, store.ErrNotFound)
-}
-
-// request is a row of requests with its posts. A method locks it, changes it
-// in memory and saves it, all in one transaction.
-type request struct {
-	store.Record
-	beganAt time.Time // of the first intent; zero before
-	digest  []byte
 }
 
 const (
@@ -59,10 +37,10 @@ FROM unnest($1::text[], $2::text[]) AS r (account, id) JOIN posts AS p ON p.acco
 ORDER BY p.idx`
 )
 
-// changeRequest runs f on a request whose lane, row and posts are locked. It
-// fails with store.ErrNotFound.
-func (s *Store) changeRequest(ctx context.Context, what string, key store.Key, f func(pgx.Tx, lane, *request) error) error {
-	return s.change(ctx, what, func(tx pgx.Tx) error {
+// move applies a rule to a request and returns the state that it is in then.
+// It fails with store.ErrNotFound.
+func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
+	err = s.change(ctx, what, func(tx pgx.Tx) error {
 		line, err := lockLane(ctx, tx, key.Account)
 		if err != nil {
 			return err
@@ -71,11 +49,20 @@ func (s *Store) changeRequest(ctx context.Context, what string, key store.Key, f
 		if err != nil {
 			return err
 		}
-		return f(tx, line, r)
+		change, err := rule(line, r)
+		if err != nil {
+			return err
+		}
+		state = r.Status.State
+		return save(ctx, tx, line, r, change)
 	})
+	if err != nil {
+		return "", err
+	}
+	return state, nil
 }
 
-func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*request, error) {
+func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*store.Row, error) {
 	found, err := readRequests(ctx, tx, sqlLockRequest, key.Account, key.ID)
 	switch {
 	case err != nil:
@@ -94,17 +81,17 @@ func readRecords(ctx context.Context, q querier, query string, args ...any) ([]s
 	}
 	var records []store.Record
 	for _, r := range found {
-		records = append(records, r.record())
+		records = append(records, r.Told())
 	}
 	return records, nil
 }
 
-func readRequests(ctx context.Context, q querier, query string, args ...any) ([]*request, error) {
+func readRequests(ctx context.Context, q querier, query string, args ...any) ([]*store.Row, error) {
 	found, err := collect(ctx, q, scanRequest, query, args...)
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
-	byKey := make(map[store.Key]*request, len(found))
+	byKey := make(map[store.Key]*store.Row, len(found))
 	accounts, ids := make([]string, len(found)), make([]string, len(found))
 	for i, r := range found {
 		byKey[r.Key] = r
@@ -121,23 +108,19 @@ func readRequests(ctx context.Context, q querier, query string, args ...any) ([]
 	return found, nil
 }
 
-func scanRequest(row scanner) (*request, error) {
-	var r request
+func scanRequest(row scanner) (*store.Row, error) {
+	var r store.Row
 	var reason jetpost.Reason
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
-		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.beganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.digest)
+		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.Digest)
 	if err != nil {
 		return nil, err
 	}
 	if reason.Code != "" {
 		st.Reason = &reason
 	}
-	if len(st.Metadata) == 0 {
-		st.Metadata = nil
-	}
-	st.Account, st.ID = r.Account, r.ID
 	return &r, nil
 }
 
@@ -153,60 +136,6 @@ func scanPost(row scanner) (p keyedPost, err error) {
 	return p, err
 }
 
-// record completes what is told of the posts and returns the row as the
-// interface wants it.
-func (r *request) record() store.Record {
-	st := &r.Status
-	st.Posts = make([]jetpost.PostStatus, 0, len(r.Posts))
-	for _, p := range r.Posts {
-		told := jetpost.PostStatus{Index: p.Index, State: p.State, PostID: p.PostID}
-		if p.State == jetpost.PostPosted {
-			told.URL = jetpost.PostURL(p.PostID)
-		}
-		st.Posts = append(st.Posts, told)
-	}
-	st.Total = len(r.Posts)
-	st.Posted = st.Total - r.left()
-	return r.Record
-}
-
-// move puts the request into a state. Whatever it waited for is over.
-func (r *request) move(state jetpost.State, event jetpost.EventType, reason *jetpost.Reason) {
-	r.Status.State, r.Event, r.Status.Reason = state, event, reason
-	r.HoldUntil = time.Time{}
-}
-
-// post returns the post of that index, or nil.
-func (r *request) post(index int) *store.PostRecord {
-	if index < 0 || index >= len(r.Posts) {
-		return nil
-	}
-	return &r.Posts[index]
-}
-
-// left counts the posts that are not live.
-func (r *request) left() (n int) {
-	for _, p := range r.Posts {
-		if p.State != jetpost.PostPosted {
-			n++
-		}
-	}
-	return n
-}
-
-// doubtful returns the post of an unknown request that may be live, or nil.
-func (r *request) doubtful() *store.PostRecord {
-	if r.Status.State != jetpost.StateUnknown {
-		return nil
-	}
-	for i := range r.Posts {
-		if r.Posts[i].State == jetpost.PostSending {
-			return &r.Posts[i]
-		}
-	}
-	return nil
-}
-
 const (
 	sqlSaveRequest = `
 UPDATE requests
@@ -220,22 +149,47 @@ SET state = $4, parent_id = $5, post_id = nullif($6, ''), media_ids = coalesce($
 WHERE account = $1 AND request_id = $2 AND idx = $3`
 )
 
-// saveRevision saves the request as a new revision, whose event is still to be
-// published.
-func saveRevision(ctx context.Context, tx pgx.Tx, r *request, now time.Time) error {
-	r.Status.Revision++
-	r.Status.UpdatedAt = now
-	return saveRequest(ctx, tx, r)
+// save writes what the rule changed of a request, its posts and its lane.
+func save(ctx context.Context, tx pgx.Tx, line store.Line, r *store.Row, change store.Change) error {
+	if change.Contents {
+		if err := saveContents(ctx, tx, r); err != nil {
+			return err
+		}
+	}
+	for _, i := range change.Posts {
+		if err := savePost(ctx, tx, r.Key, &r.Posts[i]); err != nil {
+			return err
+		}
+	}
+	if change.Request {
+		if err := saveRequest(ctx, tx, r); err != nil {
+			return err
+		}
+	}
+	if change.Lease > 0 {
+		if _, err := tx.Exec(ctx, sqlExtendLane, r.Account, line.Fence, change.Lease); err != nil {
+			return err
+		}
+	}
+	if change.Progress {
+		if _, err := tx.Exec(ctx, sqlProgress, r.Account); err != nil {
+			return err
+		}
+	}
+	if change.RingAt.IsZero() {
+		return nil
+	}
+	return ring(ctx, tx, r.Account, change.RingAt)
 }
 
-func saveRequest(ctx context.Context, tx pgx.Tx, r *request) error {
+func saveRequest(ctx context.Context, tx pgx.Tx, r *store.Row) error {
 	var reason jetpost.Reason
 	if r.Status.Reason != nil {
 		reason = *r.Status.Reason
 	}
 	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Announced, r.Event,
 		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds, r.Status.Attempts,
-		moment(r.beganAt), r.DueAt, r.Status.UpdatedAt)
+		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt)
 	return err
 }
 

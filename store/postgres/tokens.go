@@ -1,11 +1,8 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,46 +18,10 @@ const (
 	sqlToken = `SELECT ` + tokenColumns + ` FROM oauth_tokens AS t WHERE t.user_id = $1`
 )
 
-// sealedToken is a token as it is stored: the pair is not opened yet.
-type sealedToken struct {
-	store.Token
-	access, refresh string
-}
-
-func scanToken(row scanner) (t sealedToken, err error) {
-	err = row.Scan(&t.ID, &t.Account, &t.access, &t.refresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
+func scanToken(row scanner) (t store.SealedToken, err error) {
+	err = row.Scan(&t.ID, &t.Account, &t.SealedAccess, &t.SealedRefresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
 		&t.LeaseID, at{&t.LeaseUntil}, at{&t.NextAttemptAt}, &t.TokenMeta)
 	return t, err
-}
-
-// The two columns that are sealed, each for its own place.
-const (
-	accessColumn  = "/access_token"
-	refreshColumn = "/refresh_token"
-)
-
-func (s *Store) openToken(sealed sealedToken) (store.Token, error) {
-	t := sealed.Token
-	var errAccess, errRefresh error
-	t.Access, errAccess = s.sealer.Open(sealed.access, t.ID+accessColumn)
-	t.Refresh, errRefresh = s.sealer.Open(sealed.refresh, t.ID+refreshColumn)
-	if err := cmp.Or(errAccess, errRefresh); err != nil {
-		return store.Token{}, fmt.Errorf("open token of %s: %w", t.Account, err)
-	}
-	return t, nil
-}
-
-func (s *Store) sealPair(id string, pair store.Pair) (access, refresh string, err error) {
-	if access, err = s.sealer.Seal(pair.Access, id+accessColumn); err != nil {
-		return "", "", err
-	}
-	refresh, err = s.sealer.Seal(pair.Refresh, id+refreshColumn)
-	return access, refresh, err
-}
-
-// refreshAfter is when half of the pair's lifetime is over.
-func refreshAfter(pair store.Pair, now time.Time) time.Time {
-	return now.Add(pair.ExpiresAt.Sub(now) / 2)
 }
 
 // Token implements store.Tokens.
@@ -74,7 +35,7 @@ func (s *Store) readToken(ctx context.Context, q querier, account string) (store
 	if err != nil {
 		return store.Token{}, missing(err, store.ErrNotFound)
 	}
-	return s.openToken(sealed)
+	return s.sealer.OpenToken(sealed)
 }
 
 const (
@@ -87,6 +48,9 @@ const (
 
 	sqlCountDue = `SELECT count(*) FROM oauth_tokens WHERE ` + isDue
 	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, total, batches) VALUES ($1, $2, $3, $4)`
+
+	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE opened_at < $1)`
+	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE opened_at < $1`
 )
 
 // OpenRound implements store.Tokens. Ids of rounds are UUIDs of version 7,
@@ -105,6 +69,9 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 			return err
 		}
 		batches := (total + batchSize - 1) / batchSize
+		if err := forgetRounds(ctx, tx, now.Add(-store.RoundRetention)); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, sqlAddRound, id.String(), now, total, batches); err != nil {
 			return err
 		}
@@ -112,6 +79,14 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 		return err
 	})
 	return round, err
+}
+
+func forgetRounds(ctx context.Context, tx pgx.Tx, before time.Time) error {
+	_, err := tx.Exec(ctx, sqlForgetBatches, before)
+	if err == nil {
+		_, err = tx.Exec(ctx, sqlForgetRounds, before)
+	}
+	return err
 }
 
 // sqlClaimDue picks the rows as an array, which is made exactly once. As a
@@ -134,20 +109,8 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
 	}
-	slices.SortFunc(rows, func(a, b sealedToken) int { // RETURNING keeps no order
-		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), cmp.Compare(a.ID, b.ID))
-	})
-	var tokens []store.Token
-	var failures []error
-	for _, row := range rows {
-		token, err := s.openToken(row)
-		if err != nil {
-			failures = append(failures, err)
-			continue
-		}
-		tokens = append(tokens, token)
-	}
-	return tokens, s.wrap("claim due tokens", errors.Join(failures...))
+	tokens, err := s.sealer.OpenTokens(rows)
+	return tokens, s.wrap("claim due tokens", err)
 }
 
 const sqlClaimToken = `
@@ -180,13 +143,12 @@ WHERE id = $1 AND version = $2`
 
 // SaveToken implements store.Tokens.
 func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
-	access, refresh, err := s.sealPair(claim.ID, pair)
+	access, refresh, err := s.sealer.SealPair(claim.ID, pair)
 	if err != nil {
 		return s.wrap("save token", err)
 	}
-	meta := store.TokenMeta{LastRefreshAt: now.UTC().Truncate(time.Microsecond)}
 	return s.wrap("save token", fenced(changed(ctx, s.pool, sqlSaveToken, claim.ID, claim.Version, access, refresh,
-		pair.ExpiresAt, refreshAfter(pair, now), pair.Scope, now, meta)))
+		pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, store.RefreshedMeta(now))))
 }
 
 const sqlSaveTokenFailure = `
@@ -194,16 +156,11 @@ UPDATE oauth_tokens
 SET lease_id = NULL, lease_until = NULL, next_attempt_at = $4, metadata = metadata || $5
 WHERE id = $1 AND version = $2 AND lease_id = nullif($3, '')::uuid`
 
-// SaveTokenFailure implements store.Tokens. What is not set is left out of the
-// patch, so that the latest success stays on record.
+// SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
-	patch := store.TokenMeta{
-		RefreshError:    storable(failure.Error),
-		RefreshFailedAt: failure.Now.UTC().Truncate(time.Microsecond),
-		RequiresReauth:  failure.Reauth,
-	}
+	failure.Error = storable(failure.Error)
 	return s.wrap("save token failure", fenced(changed(ctx, s.pool, sqlSaveTokenFailure,
-		claim.ID, claim.Version, claim.LeaseID, moment(failure.NextAttempt), patch)))
+		claim.ID, claim.Version, claim.LeaseID, moment(failure.NextAttempt), failure.MetaPatch())))
 }
 
 const (

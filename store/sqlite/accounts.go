@@ -63,7 +63,7 @@ func lookUp(ctx context.Context, tx *sql.Tx, query, by string) (string, error) {
 
 func (s *Store) addAccount(ctx context.Context, tx *sql.Tx, in store.Import) error {
 	id := uuid.NewString()
-	access, refresh, err := s.sealPair(id, in.Pair)
+	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (s *Store) addAccount(ctx context.Context, tx *sql.Tx, in store.Import) err
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlAddToken, id, in.Name, access, refresh,
-		micros(in.Pair.ExpiresAt), micros(refreshAfter(in.Pair, in.Now)), in.Pair.Scope, micros(in.Now))
+		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now))
 	return err
 }
 
@@ -83,7 +83,7 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) e
 	if err := tx.QueryRowContext(ctx, sqlTokenID, in.Name).Scan(&id); err != nil {
 		return err
 	}
-	access, refresh, err := s.sealPair(id, in.Pair)
+	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) e
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlReplaceToken, id, access, refresh,
-		micros(in.Pair.ExpiresAt), micros(refreshAfter(in.Pair, in.Now)), in.Pair.Scope, micros(in.Now))
+		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now))
 	if err != nil {
 		return err
 	}

@@ -124,6 +124,8 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlAccounts":       true, // all of them are wanted
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
+		"sqlForgetBatches":  true, // the rounds: few, as this forgets old ones
+		"sqlForgetRounds":   true, // the same
 		"sqlHasVersions":    true, // the catalogue
 		"sqlLedgerID":       true, // one row
 		"sqlListRequests":   true, // in the order of the index, up to the limit

@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -13,153 +12,96 @@ import (
 )
 
 const (
-	// sqlNextPlace hands out a place in the line: a sequence number and, for a
-	// request that is due at once (?3), the acceptance time.
-	sqlNextPlace = `
-UPDATE lanes
-SET next_seq = next_seq + 1, last_due = CASE WHEN ?3 THEN max(last_due, ?2) ELSE last_due END
-WHERE account = ?1
-RETURNING next_seq - 1, last_due`
+	sqlPlaced = `UPDATE lanes SET next_seq = ?2, last_due = ?3 WHERE account = ?1`
 	// sqlRing counts a change and brings the lane's next run forward to ?2.
 	sqlRing       = `UPDATE lanes SET rings = rings + 1, wake_at = min(coalesce(wake_at, ?2), ?2) WHERE account = ?1`
-	sqlDigest     = `SELECT digest FROM requests WHERE account = ?1 AND id = ?2`
 	sqlAddRequest = `
-INSERT INTO requests (account, id, seq, state, event, reason_code, reason_detail, reason_until, hold_until, holds,
+INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until, holds,
                       accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?10, ?14, ?15, ?16)`
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?16, ?17, ?18)`
 	sqlAddPost = `INSERT INTO posts (account, request_id, idx) VALUES (?1, ?2, ?3)`
 )
 
 // Accept implements store.Requests.
 func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store.Decision, err error) {
-	key := store.Key{Account: in.Request.Account, ID: in.Request.ID}
 	err = s.change(ctx, "accept request", func(tx *sql.Tx) error {
-		var digest []byte
-		err := tx.QueryRowContext(ctx, sqlDigest, key.Account, key.ID).Scan(&digest)
-		if errors.Is(err, sql.ErrNoRows) {
+		line, err := readLane(ctx, tx, in.Request.Account)
+		if err != nil {
+			return err
+		}
+		r, err := readRequest(ctx, tx, store.Key{Account: in.Request.Account, ID: in.Request.ID})
+		if errors.Is(err, store.ErrNotFound) {
 			decision = store.Accepted
-			return accept(ctx, tx, key, in)
+			return enter(ctx, tx, line, in)
 		}
 		if err != nil {
 			return err
 		}
-		decision, err = acceptAgain(ctx, tx, key, in, digest)
-		return err
+		var change store.Change
+		decision, change = r.AcceptAgain(in)
+		return save(ctx, tx, line, r, change)
 	})
-	return decision, err
+	if err != nil {
+		return 0, err
+	}
+	return decision, nil
 }
 
-func accept(ctx context.Context, tx *sql.Tx, key store.Key, in store.Acceptance) error {
-	immediate := !in.Request.PublishAt.After(in.Now)
-	var seq int64
-	due := in.Request.PublishAt
-	var last time.Time
-	if err := tx.QueryRowContext(ctx, sqlNextPlace, key.Account, micros(in.Now), immediate).Scan(&seq, at{&last}); err != nil {
-		return missing(err, store.ErrNotFound)
-	}
-	if immediate {
-		due = last
-	}
-	state, event := entry(in)
-	var reason jetpost.Reason
-	var code any
-	holds := 0
-	if in.Hold != nil {
-		reason, code, holds = *in.Hold, string(in.Hold.Code), 1
-	}
-	meta, err := metadata(in.Request)
+func enter(ctx context.Context, tx *sql.Tx, line store.Line, in store.Acceptance) error {
+	r := line.Enter(in)
+	st := &r.Status
+	code, reason := columns(st.Reason)
+	meta, err := metadata(st.Metadata)
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, sqlAddRequest, key.Account, key.ID, seq, string(state), string(event),
-		code, reason.Detail, micros(reason.Until), holds, micros(in.Now), micros(due),
-		micros(in.Request.PublishAt), micros(in.Request.ExpiresAt), meta, blob(in.Body), blob(in.Digest))
+	_, err = tx.ExecContext(ctx, sqlAddRequest, r.Account, r.ID, r.Seq, string(st.State), st.Revision, string(r.Event),
+		code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, micros(st.AcceptedAt), micros(r.DueAt),
+		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Body), blob(r.Digest))
 	if err != nil {
 		return err
 	}
-	if err := addPosts(ctx, tx, key, in); err != nil {
+	if err := addPosts(ctx, tx, r); err != nil {
 		return err
 	}
-	return ring(ctx, tx, key.Account, due)
+	if _, err := tx.ExecContext(ctx, sqlPlaced, r.Account, line.NextSeq, micros(line.LastDue)); err != nil {
+		return err
+	}
+	return ring(ctx, tx, r.Account, r.DueAt)
 }
 
-// entry is the state of a request that enters its line, and the event that
-// tells of it.
-func entry(in store.Acceptance) (jetpost.State, jetpost.EventType) {
-	switch {
-	case in.Hold != nil:
-		return jetpost.StateHeld, jetpost.EventRequestHeld
-	case in.Request.PublishAt.After(in.Now):
-		return jetpost.StateScheduled, jetpost.EventRequestScheduled
-	default:
-		return jetpost.StateQueued, jetpost.EventRequestAccepted
-	}
-}
-
-func addPosts(ctx context.Context, tx *sql.Tx, key store.Key, in store.Acceptance) error {
-	if in.Hold != nil {
-		return nil // nothing in it is understood yet
-	}
-	for i := range in.Request.Posts {
-		if _, err := tx.ExecContext(ctx, sqlAddPost, key.Account, key.ID, i); err != nil {
+func addPosts(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+	for _, p := range r.Posts {
+		if _, err := tx.ExecContext(ctx, sqlAddPost, r.Account, r.ID, p.Index); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// acceptAgain judges a request whose identity is known. The same bytes are the
-// same request even where the digests differ, as those of a worker that can
-// read it and of one that cannot do.
-func acceptAgain(ctx context.Context, tx *sql.Tx, key store.Key, in store.Acceptance, digest []byte) (store.Decision, error) {
-	r, err := readRequest(ctx, tx, key)
-	if err != nil {
-		return 0, err
-	}
-	sameBody := bytes.Equal(r.Body, in.Body)
-	unread := r.Status.State == jetpost.StateHeld && len(r.Posts) == 0
-	switch {
-	case sameBody && unread && in.Hold == nil:
-		return store.Accepted, readAtLast(ctx, tx, r, in)
-	case sameBody || bytes.Equal(digest, in.Digest):
-		return store.Repeated, nil
-	default:
-		return store.Conflict, nil
-	}
-}
-
-const sqlReadAtLast = `
+const sqlSaveContents = `
 UPDATE requests SET publish_at = ?3, expires_at = ?4, metadata = ?5, digest = ?6 WHERE account = ?1 AND id = ?2`
 
-// readAtLast fills in a request that was accepted unread. It keeps its place.
-func readAtLast(ctx context.Context, tx *sql.Tx, r *request, in store.Acceptance) error {
-	meta, err := metadata(in.Request)
+// saveContents completes a request that was accepted unread.
+func saveContents(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+	st := &r.Status
+	meta, err := metadata(st.Metadata)
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, sqlReadAtLast, r.Account, r.ID,
-		micros(in.Request.PublishAt), micros(in.Request.ExpiresAt), meta, blob(in.Digest))
+	_, err = tx.ExecContext(ctx, sqlSaveContents, r.Account, r.ID,
+		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Digest))
 	if err != nil {
 		return err
 	}
-	if err := addPosts(ctx, tx, r.Key, in); err != nil {
-		return err
-	}
-	state, _ := entry(in)
-	r.move(state, jetpost.EventRequestResumed, nil)
-	r.Holds = 0
-	r.DueAt = latest(r.DueAt, in.Request.PublishAt)
-	if err := saveRevision(ctx, tx, r, in.Now); err != nil {
-		return err
-	}
-	return ring(ctx, tx, r.Account, r.DueAt)
+	return addPosts(ctx, tx, r)
 }
 
-func metadata(request jetpost.Request) (string, error) {
-	if len(request.Metadata) == 0 {
+func metadata(of map[string]string) (string, error) {
+	if len(of) == 0 {
 		return "{}", nil
 	}
-	text, err := json.Marshal(request.Metadata)
+	text, err := json.Marshal(of)
 	return string(text), err
 }
 
@@ -169,13 +111,6 @@ func blob(b []byte) []byte {
 		return []byte{}
 	}
 	return b
-}
-
-func latest(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
 }
 
 func ring(ctx context.Context, tx *sql.Tx, account string, wakeAt time.Time) error {
@@ -194,7 +129,7 @@ SELECT stored, sequence, account, id, code, problems FROM refusals ORDER BY stor
 // Refuse implements store.Requests.
 func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
 	return s.change(ctx, "record refusal", func(tx *sql.Tx) error {
-		problems, err := json.Marshal(refusal.Problems)
+		problems, err := json.Marshal(append([]jetpost.Problem{}, refusal.Problems...)) // a list, if an empty one
 		if err != nil {
 			return err
 		}
@@ -249,117 +184,29 @@ func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code
 	return n, ring(ctx, tx, account, now)
 }
 
-const sqlLastDue = `SELECT last_due FROM lanes WHERE account = ?1`
-
-// Replay implements store.Requests.
+// Replay implements store.Requests. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
-	err = s.change(ctx, "replay request", func(tx *sql.Tx) error {
-		r, err := readRequest(ctx, tx, key)
-		if err != nil {
-			return err
-		}
-		result = store.ReplayResult{State: r.Status.State, Left: r.left()}
-		switch {
-		case r.Status.State == jetpost.StateFailed:
-			// It left the line when it failed, and joins it at the end.
-			var last time.Time
-			if err := tx.QueryRowContext(ctx, sqlLastDue, key.Account).Scan(at{&last}); err != nil {
-				return err
-			}
-			r.DueAt = latest(latest(now, last), r.Status.PublishAt)
-			r.beganAt = time.Time{}
-		case r.Status.State != jetpost.StateHeld || len(r.Posts) == 0:
-			return nil
-		}
-		result.Queued = true
-		for i := range r.Posts {
-			if p := &r.Posts[i]; p.State == jetpost.PostFailed {
-				p.State = jetpost.PostPending
-				if err := savePost(ctx, tx, key, p); err != nil {
-					return err
-				}
-			}
-		}
-		r.Holds = 0
-		return backInLine(ctx, tx, r, now)
+	_, err = s.move(ctx, "replay request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
+		result, change = r.Replay(line, now)
+		return change, nil
 	})
 	return result, err
 }
 
-// backInLine queues a request that waited for a person, and rings its lane.
-func backInLine(ctx context.Context, tx *sql.Tx, r *request, now time.Time) error {
-	r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
-	if err := saveRevision(ctx, tx, r, now); err != nil {
-		return err
-	}
-	return ring(ctx, tx, r.Account, now)
-}
-
-// Cancel implements store.Requests. It rings the lane, since the request may
-// have stood in the way of others.
+// Cancel implements store.Requests.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	err = s.change(ctx, "cancel request", func(tx *sql.Tx) error {
-		r, err := readRequest(ctx, tx, key)
-		if err != nil {
-			return err
-		}
+	_, err = s.move(ctx, "cancel request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
 		before = r.Status.State
-		if before.Finished() {
-			return store.ErrNotRunnable
-		}
-		r.move(jetpost.StateCancelled, jetpost.EventRequestCancelled, nil)
-		if err := saveRevision(ctx, tx, r, now); err != nil {
-			return err
-		}
-		return ring(ctx, tx, key.Account, now)
+		return r.Cancel(now)
 	})
 	return before, err
 }
 
 // Resolve implements store.Requests.
-func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (state jetpost.State, err error) {
-	err = s.change(ctx, "resolve request", func(tx *sql.Tx) error {
-		r, err := readRequest(ctx, tx, key)
-		if err != nil {
-			return err
-		}
-		p := r.doubtful()
-		if p == nil {
-			return store.ErrNotRunnable
-		}
-		p.State = jetpost.PostPending
-		if postID != "" {
-			p.State, p.PostID = jetpost.PostPosted, postID
-		}
-		if err := savePost(ctx, tx, key, p); err != nil {
-			return err
-		}
-		r.Holds = 0
-		if r.left() > 0 {
-			state = jetpost.StateQueued
-			return backInLine(ctx, tx, r, now)
-		}
-		state = jetpost.StatePublished
-		r.move(state, jetpost.EventRequestPublished, nil)
-		if err := saveRevision(ctx, tx, r, now); err != nil {
-			return err
-		}
-		return ring(ctx, tx, key.Account, now)
+func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
+	return s.move(ctx, "resolve request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+		return r.Resolve(postID, now)
 	})
-	return state, err
-}
-
-// doubtful returns the post of an unknown request that may be live.
-func (r *request) doubtful() *store.PostRecord {
-	if r.Status.State != jetpost.StateUnknown {
-		return nil
-	}
-	for i := range r.Posts {
-		if r.Posts[i].State == jetpost.PostSending {
-			return &r.Posts[i]
-		}
-	}
-	return nil
 }
 
 // Request implements store.Requests.
@@ -367,30 +214,23 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 	err = s.view(ctx, "read request", func(tx *sql.Tx) error {
 		r, err := readRequest(ctx, tx, key)
 		if err == nil {
-			record = r.record()
+			record = r.Told()
 		}
 		return err
 	})
 	return record, err
 }
 
-const (
-	defaultListLimit = 100 // requests
-
-	sqlListRequests = sqlFromRequests + `
+const sqlListRequests = sqlFromRequests + `
 WHERE (?1 = '' OR account = ?1) AND (?2 = '' OR id = ?2) AND (?3 = '' OR state = ?3)
   AND (?4 = '' OR reason_code = ?4) AND (?5 IS NULL OR accepted_at >= ?5)
 ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
-)
 
 // ListRequests implements store.Requests.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []store.Record, err error) {
-	if f.Limit <= 0 {
-		f.Limit = defaultListLimit
-	}
 	err = s.view(ctx, "list requests", func(tx *sql.Tx) error {
 		rows, err := collect(ctx, tx, scanRequest, sqlListRequests,
-			f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Limit)
+			f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows())
 		if err != nil {
 			return err
 		}
@@ -398,7 +238,7 @@ func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []sto
 			if err := readPosts(ctx, tx, r); err != nil {
 				return err
 			}
-			records = append(records, r.record())
+			records = append(records, r.Told())
 		}
 		return nil
 	})

@@ -5,23 +5,24 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
 )
 
-// request is a row of requests with its posts. As one connection writes, a
-// method reads it, changes it in memory and saves it, all in one transaction.
-type request struct {
-	store.Record
-	beganAt time.Time // of the first intent; zero before
+const sqlLane = `
+SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due FROM lanes WHERE account = ?1`
+
+// readLane fails with store.ErrNotFound.
+func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.Line, err error) {
+	err = tx.QueryRowContext(ctx, sqlLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue})
+	return l, missing(err, store.ErrNotFound)
 }
 
 const (
 	sqlFromRequests = `
 SELECT account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
-       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body
+       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest
 FROM requests`
 	sqlRequest = sqlFromRequests + ` WHERE account = ?1 AND id = ?2`
 	sqlPosts   = `
@@ -29,8 +30,34 @@ SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_
 FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 )
 
+// move applies a rule to a request and returns the state that it is in then.
+// As one connection writes, nobody else changes a row between its read and its
+// save. It fails with store.ErrNotFound.
+func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
+	err = s.change(ctx, what, func(tx *sql.Tx) error {
+		line, err := readLane(ctx, tx, key.Account)
+		if err != nil {
+			return err
+		}
+		r, err := readRequest(ctx, tx, key)
+		if err != nil {
+			return err
+		}
+		change, err := rule(line, r)
+		if err != nil {
+			return err
+		}
+		state = r.Status.State
+		return save(ctx, tx, line, r, change)
+	})
+	if err != nil {
+		return "", err
+	}
+	return state, nil
+}
+
 // readRequest fails with store.ErrNotFound.
-func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*request, error) {
+func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*store.Row, error) {
 	r, err := scanRequest(tx.QueryRowContext(ctx, sqlRequest, key.Account, key.ID))
 	if err != nil {
 		return nil, missing(err, store.ErrNotFound)
@@ -38,19 +65,19 @@ func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*request, erro
 	return r, readPosts(ctx, tx, r)
 }
 
-func readPosts(ctx context.Context, tx *sql.Tx, r *request) (err error) {
+func readPosts(ctx context.Context, tx *sql.Tx, r *store.Row) (err error) {
 	r.Posts, err = collect(ctx, tx, scanPost, sqlPosts, r.Account, r.ID)
 	return err
 }
 
-func scanRequest(row scanner) (*request, error) {
-	var r request
+func scanRequest(row scanner) (*store.Row, error) {
+	var r store.Row
 	var reason jetpost.Reason
 	var meta []byte
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
-		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.beganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body)
+		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -60,10 +87,6 @@ func scanRequest(row scanner) (*request, error) {
 	if err := json.Unmarshal(meta, &st.Metadata); err != nil {
 		return nil, fmt.Errorf("read metadata of request %s/%s: %w", r.Account, r.ID, err)
 	}
-	if len(st.Metadata) == 0 {
-		st.Metadata = nil
-	}
-	st.Account, st.ID = r.Account, r.ID
 	return &r, nil
 }
 
@@ -79,46 +102,6 @@ func scanPost(row scanner) (p store.PostRecord, err error) {
 	return p, nil
 }
 
-// record completes what is told of the posts and returns the row as the
-// interface wants it.
-func (r *request) record() store.Record {
-	r.Status.Posts = make([]jetpost.PostStatus, 0, len(r.Posts))
-	r.Status.Posted, r.Status.Total = 0, len(r.Posts)
-	for _, p := range r.Posts {
-		told := jetpost.PostStatus{Index: p.Index, State: p.State, PostID: p.PostID}
-		if p.State == jetpost.PostPosted {
-			told.URL = jetpost.PostURL(p.PostID)
-			r.Status.Posted++
-		}
-		r.Status.Posts = append(r.Status.Posts, told)
-	}
-	return r.Record
-}
-
-// move puts the request into a state. Whatever it waited for is over.
-func (r *request) move(state jetpost.State, event jetpost.EventType, reason *jetpost.Reason) {
-	r.Status.State, r.Event, r.Status.Reason = state, event, reason
-	r.HoldUntil = time.Time{}
-}
-
-// post returns the post of that index, or nil.
-func (r *request) post(index int) *store.PostRecord {
-	if index < 0 || index >= len(r.Posts) {
-		return nil
-	}
-	return &r.Posts[index]
-}
-
-// left counts the posts that are not live.
-func (r *request) left() (n int) {
-	for _, p := range r.Posts {
-		if p.State != jetpost.PostPosted {
-			n++
-		}
-	}
-	return n
-}
-
 const (
 	sqlSaveRequest = `
 UPDATE requests
@@ -132,25 +115,53 @@ SET state = ?4, parent_id = ?5, post_id = nullif(?6, ''), media_ids = ?7, text_h
 WHERE account = ?1 AND request_id = ?2 AND idx = ?3`
 )
 
-// saveRevision saves the request as a new revision, whose event is still to be
-// published.
-func saveRevision(ctx context.Context, tx *sql.Tx, r *request, now time.Time) error {
-	r.Status.Revision++
-	r.Status.UpdatedAt = now
-	return saveRequest(ctx, tx, r)
+// save writes what the rule changed of a request, its posts and its lane.
+func save(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, change store.Change) error {
+	if change.Contents {
+		if err := saveContents(ctx, tx, r); err != nil {
+			return err
+		}
+	}
+	for _, i := range change.Posts {
+		if err := savePost(ctx, tx, r.Key, &r.Posts[i]); err != nil {
+			return err
+		}
+	}
+	if change.Request {
+		if err := saveRequest(ctx, tx, r); err != nil {
+			return err
+		}
+	}
+	if change.Lease > 0 {
+		if _, err := tx.ExecContext(ctx, sqlExtendLane, r.Account, line.Fence, micros(r.Status.UpdatedAt.Add(change.Lease))); err != nil {
+			return err
+		}
+	}
+	if change.Progress {
+		if _, err := tx.ExecContext(ctx, sqlProgress, r.Account); err != nil {
+			return err
+		}
+	}
+	if change.RingAt.IsZero() {
+		return nil
+	}
+	return ring(ctx, tx, r.Account, change.RingAt)
 }
 
-func saveRequest(ctx context.Context, tx *sql.Tx, r *request) error {
-	var code any
-	var reason jetpost.Reason
-	if r.Status.Reason != nil {
-		reason = *r.Status.Reason
-		code = string(reason.Code)
-	}
+func saveRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+	code, reason := columns(r.Status.Reason)
 	_, err := tx.ExecContext(ctx, sqlSaveRequest, r.Account, r.ID, string(r.Status.State), r.Status.Revision, r.Announced,
 		string(r.Event), code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, r.Status.Attempts,
-		micros(r.beganAt), micros(r.DueAt), micros(r.Status.UpdatedAt))
+		micros(r.BeganAt), micros(r.DueAt), micros(r.Status.UpdatedAt))
 	return err
+}
+
+// columns spreads a reason over its columns; without one, the code is NULL.
+func columns(of *jetpost.Reason) (code any, reason jetpost.Reason) {
+	if of == nil {
+		return nil, jetpost.Reason{}
+	}
+	return string(of.Code), *of
 }
 
 // savePost fails with store.ErrPostTaken.

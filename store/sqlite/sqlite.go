@@ -9,14 +9,12 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/pressly/goose/v3"
 	driver "modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
-	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -284,24 +282,12 @@ func (s *Store) CheckKeys(ctx context.Context) error {
 		if err := tx.QueryRowContext(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
 			return err
 		}
-		place := id + "/canary"
-		if canary != "" {
-			if _, err := s.sealer.Open(canary, place); err != nil {
-				return err
-			}
-		}
-		// The canary moves to the first key as the last one: while an older
-		// key is still needed, it must be missed at start.
 		var others int
 		if err := tx.QueryRowContext(ctx, sqlCountOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
 			return err
 		}
-		current := strings.HasPrefix(canary, "jp1."+s.sealer.KeyID()+".")
-		if current || canary != "" && others > 0 {
-			return nil
-		}
-		sealed, err := s.sealer.Seal(secret.New(id), place)
-		if err != nil {
+		sealed, err := s.sealer.CheckCanary(id, canary, others > 0)
+		if err != nil || sealed == "" {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, sqlSetCanary, sealed)

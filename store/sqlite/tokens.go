@@ -1,13 +1,10 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,53 +19,17 @@ const (
 	sqlToken = `SELECT ` + tokenColumns + ` FROM oauth_tokens WHERE user_id = ?1`
 )
 
-// sealedToken is a token as it is stored: the pair is not opened yet.
-type sealedToken struct {
-	store.Token
-	access, refresh string
-}
-
-func scanToken(row scanner) (t sealedToken, err error) {
+func scanToken(row scanner) (t store.SealedToken, err error) {
 	var meta []byte
-	err = row.Scan(&t.ID, &t.Account, &t.access, &t.refresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
+	err = row.Scan(&t.ID, &t.Account, &t.SealedAccess, &t.SealedRefresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
 		&t.LeaseID, at{&t.LeaseUntil}, at{&t.NextAttemptAt}, &meta)
 	if err != nil {
-		return sealedToken{}, err
+		return store.SealedToken{}, err
 	}
 	if err := json.Unmarshal(meta, &t.TokenMeta); err != nil {
-		return sealedToken{}, fmt.Errorf("read token metadata of %s: %w", t.Account, err)
+		return store.SealedToken{}, fmt.Errorf("read token metadata of %s: %w", t.Account, err)
 	}
 	return t, nil
-}
-
-// The two columns that are sealed, each for its own place.
-const (
-	accessColumn  = "/access_token"
-	refreshColumn = "/refresh_token"
-)
-
-func (s *Store) openToken(sealed sealedToken) (store.Token, error) {
-	t := sealed.Token
-	var err, err2 error
-	t.Access, err = s.sealer.Open(sealed.access, t.ID+accessColumn)
-	t.Refresh, err2 = s.sealer.Open(sealed.refresh, t.ID+refreshColumn)
-	if err = cmp.Or(err, err2); err != nil {
-		return store.Token{}, fmt.Errorf("open token of %s: %w", t.Account, err)
-	}
-	return t, nil
-}
-
-func (s *Store) sealPair(id string, pair store.Pair) (access, refresh string, err error) {
-	if access, err = s.sealer.Seal(pair.Access, id+accessColumn); err != nil {
-		return "", "", err
-	}
-	refresh, err = s.sealer.Seal(pair.Refresh, id+refreshColumn)
-	return access, refresh, err
-}
-
-// refreshAfter is when half of the pair's lifetime is over.
-func refreshAfter(pair store.Pair, now time.Time) time.Time {
-	return now.Add(pair.ExpiresAt.Sub(now) / 2)
 }
 
 // Token implements store.Tokens.
@@ -77,7 +38,7 @@ func (s *Store) Token(ctx context.Context, account string) (store.Token, error) 
 	if err != nil {
 		return store.Token{}, s.wrap("read token", missing(err, store.ErrNotFound))
 	}
-	token, err := s.openToken(sealed)
+	token, err := s.sealer.OpenToken(sealed)
 	return token, s.wrap("read token", err)
 }
 
@@ -91,6 +52,9 @@ const (
 
 	sqlCountDue = `SELECT count(*) FROM oauth_tokens WHERE ` + isDue
 	sqlAddRound = `INSERT INTO refresh_rounds (id, created_at, total, batches) VALUES (?1, ?2, ?3, ?4)`
+
+	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE created_at < ?1)`
+	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE created_at < ?1`
 )
 
 // OpenRound implements store.Tokens. Round ids are version 7 UUIDs, since a
@@ -109,6 +73,9 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 			return err
 		}
 		batches := (total + batchSize - 1) / batchSize
+		if err := forgetRounds(ctx, tx, now.Add(-store.RoundRetention)); err != nil {
+			return err
+		}
 		if _, err := tx.ExecContext(ctx, sqlAddRound, id.String(), micros(now), total, batches); err != nil {
 			return err
 		}
@@ -116,6 +83,14 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 		return err
 	})
 	return round, err
+}
+
+func forgetRounds(ctx context.Context, tx *sql.Tx, before time.Time) error {
+	_, err := tx.ExecContext(ctx, sqlForgetBatches, micros(before))
+	if err == nil {
+		_, err = tx.ExecContext(ctx, sqlForgetRounds, micros(before))
+	}
+	return err
 }
 
 const sqlClaimDue = `
@@ -126,7 +101,7 @@ RETURNING ` + tokenColumns
 
 // ClaimDue implements store.Tokens.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
-	var rows []sealedToken
+	var rows []store.SealedToken
 	err := s.change(ctx, "claim due tokens", func(tx *sql.Tx) (err error) {
 		rows, err = collect(ctx, tx, scanToken, sqlClaimDue, micros(claim.Now), micros(claim.Now.Add(claim.Window)), claim.Round,
 			uuid.NewString(), micros(claim.Now.Add(claim.Lease)), claim.Limit)
@@ -135,20 +110,8 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(rows, func(a, b sealedToken) int { // RETURNING keeps no order
-		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), cmp.Compare(a.ID, b.ID))
-	})
-	var tokens []store.Token
-	var failures []error
-	for _, row := range rows {
-		token, err := s.openToken(row)
-		if err != nil {
-			failures = append(failures, err)
-			continue
-		}
-		tokens = append(tokens, token)
-	}
-	return tokens, s.wrap("claim due tokens", errors.Join(failures...))
+	tokens, err := s.sealer.OpenTokens(rows)
+	return tokens, s.wrap("claim due tokens", err)
 }
 
 const sqlClaimToken = `
@@ -170,7 +133,7 @@ func (s *Store) ClaimToken(ctx context.Context, account string, usedVersion int6
 		if err != nil {
 			return missing(err, store.ErrNotFound)
 		}
-		token, err = s.openToken(sealed)
+		token, err = s.sealer.OpenToken(sealed)
 		claimed = n > 0
 		return err
 	})
@@ -186,16 +149,16 @@ WHERE id = ?1 AND version = ?2`
 // SaveToken implements store.Tokens.
 func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
 	return s.change(ctx, "save token", func(tx *sql.Tx) error {
-		access, refresh, err := s.sealPair(claim.ID, pair)
+		access, refresh, err := s.sealer.SealPair(claim.ID, pair)
 		if err != nil {
 			return err
 		}
-		meta, err := json.Marshal(store.TokenMeta{LastRefreshAt: now.UTC().Truncate(time.Microsecond)})
+		meta, err := json.Marshal(store.RefreshedMeta(now))
 		if err != nil {
 			return err
 		}
 		return fenced(changed(ctx, tx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
-			micros(pair.ExpiresAt), micros(refreshAfter(pair, now)), pair.Scope, micros(now), string(meta)))
+			micros(pair.ExpiresAt), micros(pair.RefreshAfter(now)), pair.Scope, micros(now), string(meta)))
 	})
 }
 
@@ -204,15 +167,10 @@ UPDATE oauth_tokens
 SET lease_id = NULL, lease_until = NULL, next_attempt_at = ?4, metadata = json_patch(metadata, ?5)
 WHERE id = ?1 AND version = ?2 AND lease_id = ?3`
 
-// SaveTokenFailure implements store.Tokens. The patch leaves out what is not
-// set, so the latest success and an earlier refusal stay on record.
+// SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
 	return s.change(ctx, "save token failure", func(tx *sql.Tx) error {
-		patch, err := json.Marshal(store.TokenMeta{
-			RefreshError:    failure.Error,
-			RefreshFailedAt: failure.Now.UTC().Truncate(time.Microsecond),
-			RequiresReauth:  failure.Reauth,
-		})
+		patch, err := json.Marshal(failure.MetaPatch())
 		if err != nil {
 			return err
 		}

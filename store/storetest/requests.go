@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
@@ -138,7 +139,9 @@ func acceptHeld(t *testing.T, b *bundle) {
 	unread.Digest = []byte("digest of what could be read")
 	b.accept(t, unread)
 	record := b.state(t, "new", jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, jetpost.EventRequestHeld)
-	equal(t, "posts", len(record.Posts), 0)
+	encoded, err := json.Marshal(record.Status.Posts)
+	check(t, err)
+	equal(t, "encoded posts", string(encoded), "[]")
 	equal(t, "end of the hold", record.HoldUntil, time.Time{})
 	again, err := b.st.Accept(t.Context(), unread)
 	check(t, err)
@@ -181,6 +184,15 @@ func refuse(t *testing.T, b *bundle) {
 	latest, err := b.st.Refusals(t.Context(), 1)
 	check(t, err)
 	equal(t, "the latest", latest, all[:1])
+
+	bare := refusal(9, b.now.Add(2*time.Hour))
+	bare.Problems = nil
+	check(t, b.st.Refuse(t.Context(), bare, nil))
+	latest, err = b.st.Refusals(t.Context(), 1)
+	check(t, err)
+	encoded, err := json.Marshal(latest[0].Problems)
+	check(t, err)
+	equal(t, "encoded problems where there are none", string(encoded), "[]")
 	counts, err := b.st.CountRequests(t.Context())
 	check(t, err)
 	equal(t, "requests", len(counts), 0)

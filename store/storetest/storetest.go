@@ -85,6 +85,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"ListRequests", listRequests},
 		{"LookHead", lookHead},
 		{"OpenRound", openRound},
+		{"OpenRoundForgets", openRoundForgets},
 		{"Posted", posted},
 		{"PostedAdopted", postedAdopted},
 		{"PostedAfterTakeover", postedAfterTakeover},

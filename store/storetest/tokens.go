@@ -454,6 +454,28 @@ func openRound(t *testing.T, b *bundle) {
 	}
 }
 
+func openRoundForgets(t *testing.T, b *bundle) {
+	b.addDue(t, 1)
+	old := b.openRound(t, 1)
+	done := func() (store.Round, error) {
+		return b.st.BatchDone(t.Context(), old.Round, 0, 1, 0, 0, b.now)
+	}
+	_, err := done()
+	check(t, err)
+	openAfter := func(age time.Duration) {
+		_, err := b.st.OpenRound(t.Context(), window, 1, b.now.Add(age))
+		check(t, err)
+	}
+	openAfter(store.RoundRetention - time.Hour)
+	kept, err := done()
+	check(t, err)
+	equal(t, "batches of a round that is not old yet", kept.Refreshed, 1)
+	openAfter(store.RoundRetention + time.Hour)
+	_, err = done()
+	fails(t, "batch of an old round", err, store.ErrNotFound)
+	fails(t, "summary of an old round", b.st.RoundAnnounced(t.Context(), old.Round), store.ErrNotFound)
+}
+
 func batchDone(t *testing.T, b *bundle) {
 	b.addDue(t, 3)
 	round := b.openRound(t, 2)

@@ -1,0 +1,90 @@
+package store
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// This file is for the drivers: what is the same of tokens and refresh rounds
+// in every database.
+
+// RoundRetention is how long a refresh round and its batches are kept; opening
+// a round deletes older ones. Requests have no such limit: a finished one is
+// what tells a repeat of its identity from a new request, and its posts are
+// what keeps a post on X from being taken for two of ours.
+const RoundRetention = 30 * 24 * time.Hour
+
+// The two columns that are sealed, each for its own place.
+const (
+	accessColumn  = "/access_token"
+	refreshColumn = "/refresh_token"
+)
+
+// SealedToken is a token as it is stored: its Pair is not opened yet.
+type SealedToken struct {
+	Token
+	SealedAccess, SealedRefresh string
+}
+
+// OpenToken opens the pair. It fails with *KeyError or *DamagedError.
+func (s *Sealer) OpenToken(sealed SealedToken) (Token, error) {
+	t := sealed.Token
+	var errAccess, errRefresh error
+	t.Access, errAccess = s.Open(sealed.SealedAccess, t.ID+accessColumn)
+	t.Refresh, errRefresh = s.Open(sealed.SealedRefresh, t.ID+refreshColumn)
+	if err := cmp.Or(errAccess, errRefresh); err != nil {
+		return Token{}, fmt.Errorf("open token of %s: %w", t.Account, err)
+	}
+	return t, nil
+}
+
+// OpenTokens opens what a statement claimed, in the order in which the tokens
+// expire: RETURNING keeps none. The error tells of those that do not open, and
+// comes beside the ones that do.
+func (s *Sealer) OpenTokens(sealed []SealedToken) (tokens []Token, err error) {
+	slices.SortFunc(sealed, func(a, b SealedToken) int {
+		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), cmp.Compare(a.ID, b.ID))
+	})
+	var failures []error
+	for _, one := range sealed {
+		token, err := s.OpenToken(one)
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
+		tokens = append(tokens, token)
+	}
+	return tokens, errors.Join(failures...)
+}
+
+// SealPair seals a pair for the token row of that id.
+func (s *Sealer) SealPair(id string, pair Pair) (access, refresh string, err error) {
+	if access, err = s.Seal(pair.Access, id+accessColumn); err != nil {
+		return "", "", err
+	}
+	refresh, err = s.Seal(pair.Refresh, id+refreshColumn)
+	return access, refresh, err
+}
+
+// RefreshAfter is when half of the lifetime is over of a pair that came at
+// that time.
+func (p Pair) RefreshAfter(came time.Time) time.Time {
+	return came.Add(p.ExpiresAt.Sub(came) / 2)
+}
+
+// RefreshedMeta is the whole metadata of a token that was just refreshed:
+// every failure before is forgotten.
+func RefreshedMeta(now time.Time) TokenMeta { return TokenMeta{LastRefreshAt: storedTime(now)} }
+
+// MetaPatch is what a failure adds to the token's metadata. What it leaves
+// unset is not encoded, so the latest success and an earlier refusal stay on
+// record.
+func (f TokenFailure) MetaPatch() TokenMeta {
+	return TokenMeta{RefreshError: f.Error, RefreshFailedAt: storedTime(f.Now), RequiresReauth: f.Reauth}
+}
+
+// storedTime is exact to the microsecond, as columns of time are.
+func storedTime(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }

@@ -1,0 +1,397 @@
+package store
+
+import (
+	"bytes"
+	"time"
+
+	"github.com/jetpost/jetpost"
+)
+
+// This file is for the drivers: the rules by which a request moves, the same
+// for every database. A driver locks and loads the rows, applies one rule and
+// writes what its Change names, all in one transaction. A rule reads no clock
+// and no database; where it fails, it has changed nothing.
+//
+//	rule         from                   to                        revision   rings
+//	Enter        (new)                  queued, scheduled, held   first      when due
+//	AcceptAgain  held, as unreadable    queued, scheduled         next       when due
+//	Begin        unfinished, no doubt   publishing                next       no
+//	Posted       unknown                queued; last: published   next       now
+//	             cancelled              the same                  next       after a takeover
+//	             any other              the same; last: published next       after a takeover
+//	Conclude     unfinished             held, failed, unknown     if news    no
+//	             cancelled              the same                  if a post  no
+//	Replay       failed, held           queued                    next       now
+//	Cancel       unfinished             cancelled                 next       now
+//	Resolve      unknown                queued; last: published   next       now
+
+// sameHold is how far the ends of two holds for the same reason may differ
+// before people are told of the second one.
+const sameHold = time.Second
+
+// Line is the row of a lane, as far as the rules need it.
+type Line struct {
+	Fence   int64
+	Held    bool // by the claim of that fence, even if its lease ran out
+	Rings   int64
+	NextSeq int64 // of the next acceptance
+	// LastDue is the latest due time given to a request that was due at once.
+	LastDue time.Time
+}
+
+// HeldBy tells whether nobody has claimed the lane since, and it was not
+// released.
+func (l Line) HeldBy(claim Lane) bool { return l.Held && l.Fence == claim.Fence }
+
+// Row is a request with its posts, as a driver loads and saves it.
+type Row struct {
+	Record
+	BeganAt time.Time // of the first intent; zero before
+	Digest  []byte
+}
+
+// Change names what a rule wants written; the zero value is nothing at all.
+type Change struct {
+	Request bool // the request's own row
+	// Contents is what only reading the body tells: publish_at, expires_at,
+	// metadata and digest, and every post, all of them new.
+	Contents bool
+	Posts    []int         // indexes of the posts that changed
+	Lease    time.Duration // from the row's UpdatedAt on; zero leaves the lane's lease alone
+	Progress bool          // forgives the lane the claims that it lost
+	RingAt   time.Time     // brings the lane's next run forward; zero does not ring
+}
+
+// Enter makes the row of a new request and takes its place from the line.
+func (l *Line) Enter(in Acceptance) *Row {
+	r := &Row{Record: Record{Key: Key{Account: in.Request.Account, ID: in.Request.ID}, Seq: l.NextSeq, Body: in.Body}}
+	l.NextSeq++
+	r.DueAt = in.Request.PublishAt
+	if !in.Request.PublishAt.After(in.Now) {
+		// Never before one that was accepted earlier, even if by a worker
+		// whose clock is ahead.
+		l.LastDue = latest(in.Now, l.LastDue)
+		r.DueAt = l.LastDue
+	}
+	r.Status.AcceptedAt = in.Now
+	r.read(in)
+	state, event := entry(in)
+	r.move(state, event, in.Hold)
+	if in.Hold != nil {
+		r.HoldUntil, r.Holds = in.Hold.Until, 1
+	}
+	r.revise(in.Now)
+	return r
+}
+
+// entry is the state in which a request enters its line, and the event that
+// tells of it.
+func entry(in Acceptance) (jetpost.State, jetpost.EventType) {
+	switch {
+	case in.Hold != nil:
+		return jetpost.StateHeld, jetpost.EventRequestHeld
+	case in.Request.PublishAt.After(in.Now):
+		return jetpost.StateScheduled, jetpost.EventRequestScheduled
+	default:
+		return jetpost.StateQueued, jetpost.EventRequestAccepted
+	}
+}
+
+// read takes over what the acceptance tells of the body. A request that this
+// worker cannot read has no posts yet.
+func (r *Row) read(in Acceptance) {
+	r.Status.PublishAt, r.Status.ExpiresAt = in.Request.PublishAt, in.Request.ExpiresAt
+	r.Status.Metadata, r.Digest = in.Request.Metadata, in.Digest
+	if in.Hold != nil {
+		return
+	}
+	r.Posts = make([]PostRecord, len(in.Request.Posts))
+	for i := range r.Posts {
+		r.Posts[i] = PostRecord{Index: i, State: jetpost.PostPending}
+	}
+}
+
+// AcceptAgain judges a request whose identity is known. Equal bytes are the
+// same request even if the digests differ, for a worker that cannot read it
+// has another digest than one that can. A request that is read at last keeps
+// its place.
+func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
+	same := bytes.Equal(r.Body, in.Body)
+	switch {
+	case same && r.unread() && in.Hold == nil:
+		r.read(in)
+		state, _ := entry(in)
+		r.move(state, jetpost.EventRequestResumed, nil)
+		r.Holds = 0
+		r.DueAt = latest(r.DueAt, in.Request.PublishAt)
+		r.revise(in.Now)
+		return Accepted, Change{Request: true, Contents: true, RingAt: r.DueAt}
+	case same || bytes.Equal(r.Digest, in.Digest):
+		return Repeated, Change{}
+	default:
+		return Conflict, Change{}
+	}
+}
+
+// Begin is the rule of [Requests.Begin]. It also refuses a post before whose
+// predecessor is live: a thread is in order or it stops.
+func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
+	switch {
+	case !line.HeldBy(claim):
+		return Change{}, ErrFenced
+	case !r.runnable(intent.Post):
+		return Change{}, ErrNotRunnable
+	}
+	p := &r.Posts[intent.Post]
+	p.State, p.ParentID, p.TextHash, p.MediaIDs = jetpost.PostSending, intent.ParentID, intent.TextHash, intent.MediaIDs
+	p.SentAt, p.NotAfter, p.Attempt = intent.Now, intent.NotAfter, claim.Fence
+
+	// That a request is being published is not worth an event, only the end of
+	// a hold is; an event that is still to be published stays so.
+	event := r.Event
+	if r.Status.State == jetpost.StateHeld {
+		event = jetpost.EventRequestResumed
+	} else if r.Announced == r.Status.Revision {
+		r.Announced++
+	}
+	r.move(jetpost.StatePublishing, event, nil)
+	r.Status.Attempts++
+	r.begun(intent.Now)
+	r.revise(intent.Now)
+	return Change{Request: true, Posts: []int{intent.Post}, Lease: intent.Lease}, nil
+}
+
+// runnable tells whether that post is the next one to be sent.
+func (r *Row) runnable(post int) bool {
+	p := r.post(post)
+	if p == nil || p.State != jetpost.PostPending || r.Status.State.Finished() || r.Status.State == jetpost.StateUnknown {
+		return false
+	}
+	for _, earlier := range r.Posts[:post] {
+		if earlier.State != jetpost.PostPosted {
+			return false
+		}
+	}
+	return true
+}
+
+// Posted is the rule of [Requests.Posted]. A request that was taken back stays
+// so, with one more post told; so does a failed one, unless that was its last.
+func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Time) (Change, error) {
+	p := r.post(post)
+	switch {
+	case p != nil && p.State == jetpost.PostPosted && p.PostID == postID:
+		return Change{}, nil
+	case p == nil, p.State == jetpost.PostPosted, p.Attempt == 0,
+		p.Attempt != claim.Fence && line.Fence != claim.Fence:
+		return Change{}, ErrFenced
+	}
+	change := Change{Request: true, Posts: []int{post}, Progress: true}
+	if r.Status.State == jetpost.StateUnknown || line.Fence != claim.Fence {
+		change.RingAt = now // whoever runs the lane does not know it yet
+	}
+	p.State, p.PostID = jetpost.PostPosted, postID
+	r.Holds = 0
+	r.begun(now)
+	switch state := r.Status.State; {
+	case state == jetpost.StateCancelled:
+	case r.left() == 0:
+		r.move(jetpost.StatePublished, jetpost.EventRequestPublished, nil)
+	case state == jetpost.StateUnknown:
+		r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
+	case state != jetpost.StateFailed:
+		r.Event = jetpost.EventRequestProgress
+	}
+	r.revise(now)
+	return change, nil
+}
+
+// Conclude is the rule of [Requests.Conclude].
+func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
+	if !line.HeldBy(claim) {
+		return Change{}, ErrFenced
+	}
+	change := Change{Request: true}
+	if p := r.post(out.Post); p != nil {
+		if p.State == jetpost.PostPosted {
+			return Change{}, nil // the doubt was settled while the worker was in it
+		}
+		if p.State == jetpost.PostSending && out.PostState == jetpost.PostPending {
+			r.Status.Attempts--
+		}
+		p.State = out.PostState
+		change.Posts = []int{out.Post}
+	}
+	if r.conclude(out, line.Rings) {
+		r.revise(out.Now)
+	}
+	return change, nil
+}
+
+// conclude moves the request and tells whether that is news. A finished
+// request stays as it is, and so does what people are told of a hold that is
+// just the same again.
+func (r *Row) conclude(out Outcome, rings int64) bool {
+	if r.Status.State.Finished() {
+		return r.Status.State == jetpost.StateCancelled && out.Post >= 0
+	}
+	switch out.State {
+	case jetpost.StateHeld:
+		return r.hold(out, rings)
+	case jetpost.StateUnknown:
+		r.move(out.State, jetpost.EventRequestUnknown, &out.Reason)
+	default:
+		r.move(out.State, jetpost.EventRequestFailed, &out.Reason)
+	}
+	return true
+}
+
+func (r *Row) hold(out Outcome, rings int64) (news bool) {
+	news = r.Status.State != jetpost.StateHeld || r.Status.Reason.Code != out.Reason.Code ||
+		r.Status.Reason.Until.Sub(out.Reason.Until).Abs() >= sameHold
+	if news {
+		r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &out.Reason)
+	}
+	r.Holds++
+	r.HoldUntil = out.Reason.Until
+	if r.HoldUntil.IsZero() && rings != out.Rings {
+		r.HoldUntil = out.Now
+	}
+	return news
+}
+
+// Replay is the rule of [Requests.Replay].
+func (r *Row) Replay(line Line, now time.Time) (ReplayResult, Change) {
+	result := ReplayResult{State: r.Status.State, Left: r.left()}
+	switch {
+	case r.Status.State == jetpost.StateFailed:
+		// It left the line when it failed, and joins it at the end.
+		r.DueAt = latest(latest(now, line.LastDue), r.Status.PublishAt)
+		r.BeganAt = time.Time{}
+	case r.Status.State != jetpost.StateHeld || r.unread():
+		return result, Change{}
+	}
+	result.Queued = true
+	change := Change{Request: true, RingAt: now}
+	for i := range r.Posts {
+		if p := &r.Posts[i]; p.State == jetpost.PostFailed {
+			p.State = jetpost.PostPending
+			change.Posts = append(change.Posts, i)
+		}
+	}
+	r.Holds = 0
+	r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
+	r.revise(now)
+	return result, change
+}
+
+// Cancel is the rule of [Requests.Cancel]. It rings the lane, since the
+// request may have stood in the way of others.
+func (r *Row) Cancel(now time.Time) (Change, error) {
+	if r.Status.State.Finished() {
+		return Change{}, ErrNotRunnable
+	}
+	r.move(jetpost.StateCancelled, jetpost.EventRequestCancelled, nil)
+	r.revise(now)
+	return Change{Request: true, RingAt: now}, nil
+}
+
+// Resolve is the rule of [Requests.Resolve].
+func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
+	p := r.doubtful()
+	if p == nil {
+		return Change{}, ErrNotRunnable
+	}
+	p.State = jetpost.PostPending
+	if postID != "" {
+		p.State, p.PostID = jetpost.PostPosted, postID
+	}
+	r.Holds = 0
+	r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
+	if r.left() == 0 {
+		r.move(jetpost.StatePublished, jetpost.EventRequestPublished, nil)
+	}
+	r.revise(now)
+	return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
+}
+
+// Told completes what people are told of the request and its posts. The list
+// of posts is never nil, so that it is encoded as a list.
+func (r *Row) Told() Record {
+	st := &r.Status
+	st.Account, st.ID = r.Account, r.ID
+	if len(st.Metadata) == 0 {
+		st.Metadata = nil
+	}
+	st.Posts = make([]jetpost.PostStatus, 0, len(r.Posts))
+	for _, p := range r.Posts {
+		told := jetpost.PostStatus{Index: p.Index, State: p.State, PostID: p.PostID}
+		if p.State == jetpost.PostPosted {
+			told.URL = jetpost.PostURL(p.PostID)
+		}
+		st.Posts = append(st.Posts, told)
+	}
+	st.Total = len(r.Posts)
+	st.Posted = st.Total - r.left()
+	return r.Record
+}
+
+// move puts the request into a state. Whatever it waited for is over.
+func (r *Row) move(state jetpost.State, event jetpost.EventType, reason *jetpost.Reason) {
+	r.Status.State, r.Event, r.Status.Reason = state, event, reason
+	r.HoldUntil = time.Time{}
+}
+
+// revise makes it a new revision, whose event is still to be published.
+func (r *Row) revise(now time.Time) {
+	r.Status.Revision++
+	r.Status.UpdatedAt = now
+}
+
+// begun puts the request before all that have not begun.
+func (r *Row) begun(now time.Time) {
+	if r.BeganAt.IsZero() {
+		r.BeganAt = now
+	}
+}
+
+// unread tells whether no worker so far could read the request.
+func (r *Row) unread() bool { return r.Status.State == jetpost.StateHeld && len(r.Posts) == 0 }
+
+// post returns the post of that index, or nil.
+func (r *Row) post(index int) *PostRecord {
+	if index < 0 || index >= len(r.Posts) {
+		return nil
+	}
+	return &r.Posts[index]
+}
+
+// left counts the posts that are not live.
+func (r *Row) left() (n int) {
+	for _, p := range r.Posts {
+		if p.State != jetpost.PostPosted {
+			n++
+		}
+	}
+	return n
+}
+
+// doubtful returns the post of an unknown request that may be live, or nil.
+func (r *Row) doubtful() *PostRecord {
+	if r.Status.State != jetpost.StateUnknown {
+		return nil
+	}
+	for i := range r.Posts {
+		if r.Posts[i].State == jetpost.PostSending {
+			return &r.Posts[i]
+		}
+	}
+	return nil
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

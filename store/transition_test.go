@@ -1,0 +1,469 @@
+package store_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// Each post of a row is written as one letter.
+var postStates = map[rune]jetpost.PostState{
+	'p': jetpost.PostPending, 's': jetpost.PostSending, 'l': jetpost.PostPosted, 'f': jetpost.PostFailed,
+}
+
+const (
+	fence  = 7 // of the claim that every rule is told of
+	rings  = 3 // of the line, and of the look that outcomes rest on
+	before = 5 // revision
+)
+
+var (
+	start = time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC) // of acceptance
+	now   = start.Add(time.Hour)
+	until = now.Add(time.Hour)
+	claim = store.Lane{Account: "acme", Fence: fence}
+	line  = store.Line{Fence: fence, Held: true, Rings: rings, NextSeq: 4, LastDue: start}
+	taken = store.Line{Fence: fence + 1, Held: true, Rings: rings}
+)
+
+// row is a request whose latest event is published. What has posts that were
+// sent has begun, by the claim of this fence; what waits says why.
+func row(state jetpost.State, posts string) *store.Row {
+	r := &store.Row{Record: store.Record{
+		Key: store.Key{Account: "acme", ID: "x"}, Body: []byte("body"), DueAt: start, Announced: before, Event: "before",
+		Status: jetpost.RequestStatus{State: state, Revision: before, Attempts: 2, AcceptedAt: start},
+	}, Digest: []byte("digest")}
+	switch state {
+	case jetpost.StateHeld:
+		r.Status.Reason = &jetpost.Reason{Code: jetpost.CodeRateLimited, Until: until}
+		r.HoldUntil, r.Holds = until, 1
+	case jetpost.StateFailed, jetpost.StateUnknown:
+		r.Status.Reason = &jetpost.Reason{Code: jetpost.CodeRefusedByX}
+	}
+	for i, letter := range posts {
+		p := store.PostRecord{Index: i, State: postStates[letter]}
+		if letter != 'p' {
+			p.Attempt, r.BeganAt = fence, start
+		}
+		if letter == 'l' {
+			p.PostID = "live"
+		}
+		r.Posts = append(r.Posts, p)
+	}
+	return r
+}
+
+// result is what a rule made of a row. Fields that do not matter to most rules
+// are checked by the tests that they matter to.
+type result struct {
+	State    jetpost.State
+	Event    jetpost.EventType
+	Posts    string
+	Revision int64
+	Holds    int
+	Attempts int
+	Change   store.Change
+}
+
+func resultOf(r *store.Row, change store.Change) result {
+	letters := make(map[jetpost.PostState]rune)
+	for letter, state := range postStates {
+		letters[state] = letter
+	}
+	got := result{
+		State: r.Status.State, Event: r.Event, Revision: r.Status.Revision, Holds: r.Holds, Attempts: r.Status.Attempts, Change: change,
+	}
+	for _, p := range r.Posts {
+		got.Posts += string(letters[p.State])
+	}
+	return got
+}
+
+type rule func(*store.Row) (store.Change, error)
+
+func begin(post int) rule {
+	return func(r *store.Row) (store.Change, error) {
+		return r.Begin(line, claim, store.Intent{Post: post, Now: now, Lease: time.Minute})
+	}
+}
+
+func posted(line store.Line, post int, postID string) rule {
+	return func(r *store.Row) (store.Change, error) { return r.Posted(line, claim, post, postID, now) }
+}
+
+func conclude(out store.Outcome) rule {
+	out.Now = now
+	return func(r *store.Row) (store.Change, error) { return r.Conclude(line, claim, out) }
+}
+
+func replay(r *store.Row) (store.Change, error) {
+	_, change := r.Replay(line, now)
+	return change, nil
+}
+
+func cancel(r *store.Row) (store.Change, error) { return r.Cancel(now) }
+
+func resolve(postID string) rule {
+	return func(r *store.Row) (store.Change, error) { return r.Resolve(postID, now) }
+}
+
+func TestRules(t *testing.T) {
+	t.Parallel()
+	const (
+		cancelled, failed, held, published  = jetpost.StateCancelled, jetpost.StateFailed, jetpost.StateHeld, jetpost.StatePublished
+		publishing, queued, unknown         = jetpost.StatePublishing, jetpost.StateQueued, jetpost.StateUnknown
+		isHeld, isFailed, isUnknown         = jetpost.EventRequestHeld, jetpost.EventRequestFailed, jetpost.EventRequestUnknown
+		isResumed, isPublished, isCancelled = jetpost.EventRequestResumed, jetpost.EventRequestPublished, jetpost.EventRequestCancelled
+		isProgress                          = jetpost.EventRequestProgress
+	)
+	saved := store.Change{Request: true}
+	rung := store.Change{Request: true, RingAt: now}
+	of := func(change store.Change, posts ...int) store.Change {
+		change.Posts = posts
+		return change
+	}
+	begun := func(post int) store.Change {
+		return store.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
+	}
+	live := func(post int, ringAt time.Time) store.Change {
+		return store.Change{Request: true, Posts: []int{post}, Progress: true, RingAt: ringAt}
+	}
+	outcome := func(state jetpost.State, code jetpost.Code, end time.Time) store.Outcome {
+		return store.Outcome{State: state, Reason: jetpost.Reason{Code: code, Until: end}, Post: -1, Rings: rings}
+	}
+	about := func(state jetpost.State, post int, postState jetpost.PostState) store.Outcome {
+		return store.Outcome{State: state, Reason: jetpost.Reason{Code: jetpost.CodeXUnavailable}, Post: post, PostState: postState, Rings: rings}
+	}
+	none := time.Time{}
+
+	tests := []struct {
+		name string
+		row  *store.Row
+		rule rule
+		want result
+	}{
+		{"begin queued", row(queued, "pp"), begin(0), result{publishing, "before", "sp", 6, 0, 3, begun(0)}},
+		{"begin the next", row(publishing, "lp"), begin(1), result{publishing, "before", "ls", 6, 0, 3, begun(1)}},
+		{"begin held", row(held, "lp"), begin(1), result{publishing, isResumed, "ls", 6, 1, 3, begun(1)}},
+
+		{"posted, more to come", row(publishing, "sp"), posted(line, 0, "a"), result{publishing, isProgress, "lp", 6, 0, 2, live(0, none)}},
+		{"posted, the last", row(publishing, "ls"), posted(line, 1, "a"), result{published, isPublished, "ll", 6, 0, 2, live(1, none)}},
+		{"posted while held", row(held, "sp"), posted(line, 0, "a"), result{held, isProgress, "lp", 6, 0, 2, live(0, none)}},
+		{"posted after a takeover", row(queued, "sp"), posted(taken, 0, "a"), result{queued, isProgress, "lp", 6, 0, 2, live(0, now)}},
+		{"posted after unknown", row(unknown, "sp"), posted(line, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
+		{"posted after unknown, the last", row(unknown, "s"), posted(line, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, now)}},
+		{"posted after cancelled", row(cancelled, "s"), posted(line, 0, "a"), result{cancelled, "before", "l", 6, 0, 2, live(0, none)}},
+		{"posted after failed", row(failed, "sp"), posted(line, 0, "a"), result{failed, "before", "lp", 6, 0, 2, live(0, none)}},
+		{"posted after failed, the last", row(failed, "f"), posted(line, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, none)}},
+		{"posted again", row(publishing, "lp"), posted(line, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, store.Change{}}},
+
+		{"held", row(queued, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{held, isHeld, "p", 6, 1, 2, saved}},
+		{"held, the same again", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Millisecond))), result{held, "before", "p", 5, 2, 2, saved}},
+		{"held, longer", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Second))), result{held, isHeld, "p", 6, 2, 2, saved}},
+		{"held for another reason", row(held, "p"), conclude(outcome(held, jetpost.CodePoison, until)), result{held, isHeld, "p", 6, 2, 2, saved}},
+		{"held, not sent", row(publishing, "s"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 1, of(saved, 0)}},
+		{"held, in doubt", row(publishing, "s"), conclude(about(held, 0, jetpost.PostSending)), result{held, isHeld, "s", 6, 1, 2, of(saved, 0)}},
+		{"held, not even begun", row(queued, "p"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 2, of(saved, 0)}},
+		{"failed", row(publishing, "lsp"), conclude(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(saved, 1)}},
+		{"unknown", row(held, "s"), conclude(about(unknown, 0, jetpost.PostSending)), result{unknown, isUnknown, "s", 6, 1, 2, of(saved, 0)}},
+		{"out of date", row(queued, "lp"), conclude(about(unknown, 0, jetpost.PostSending)), result{queued, "before", "lp", 5, 0, 2, store.Change{}}},
+		{"failed after cancelled", row(cancelled, "s"), conclude(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(saved, 0)}},
+		{"held after cancelled", row(cancelled, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{cancelled, "before", "p", 5, 0, 2, saved}},
+
+		{"replay failed", row(failed, "lfp"), replay, result{queued, isResumed, "lpp", 6, 0, 2, of(rung, 1)}},
+		{"replay held", row(held, "s"), replay, result{queued, isResumed, "s", 6, 0, 2, rung}},
+		{"replay unread", row(held, ""), replay, result{held, "before", "", 5, 1, 2, store.Change{}}},
+		{"replay queued", row(queued, "p"), replay, result{queued, "before", "p", 5, 0, 2, store.Change{}}},
+		{"replay unknown", row(unknown, "s"), replay, result{unknown, "before", "s", 5, 0, 2, store.Change{}}},
+
+		{"cancel queued", row(queued, "p"), cancel, result{cancelled, isCancelled, "p", 6, 0, 2, rung}},
+		{"cancel unknown", row(unknown, "s"), cancel, result{cancelled, isCancelled, "s", 6, 0, 2, rung}},
+
+		{"resolve as not live", row(unknown, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
+		{"resolve as live", row(unknown, "sp"), resolve("a"), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 0)}},
+		{"resolve the last as live", row(unknown, "ls"), resolve("a"), result{published, isPublished, "ll", 6, 0, 2, of(rung, 1)}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			change, err := test.rule(test.row)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, resultOf(test.row, change)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			// What the tables of every driver insist on.
+			state := test.row.Status.State
+			if waits := state == held || state == failed || state == unknown; waits != (test.row.Status.Reason != nil) {
+				t.Errorf("%s with reason %v", state, test.row.Status.Reason)
+			}
+			if state != held && !test.row.HoldUntil.IsZero() {
+				t.Errorf("%s until %s", state, test.row.HoldUntil)
+			}
+		})
+	}
+}
+
+func TestRulesRefuse(t *testing.T) {
+	t.Parallel()
+	const queued, publishing = jetpost.StateQueued, jetpost.StatePublishing
+	released := line
+	released.Held = false
+	tests := []struct {
+		name string
+		row  *store.Row
+		rule rule
+		want error
+	}{
+		{"begin a cancelled one", row(jetpost.StateCancelled, "p"), begin(0), store.ErrNotRunnable},
+		{"begin an unknown one", row(jetpost.StateUnknown, "sp"), begin(1), store.ErrNotRunnable},
+		{"begin no post of it", row(queued, "p"), begin(1), store.ErrNotRunnable},
+		{"begin the second first", row(queued, "pp"), begin(1), store.ErrNotRunnable},
+		{"begin twice", row(publishing, "s"), begin(0), store.ErrNotRunnable},
+		{"begin after a takeover", row(queued, "p"), func(r *store.Row) (store.Change, error) {
+			return r.Begin(taken, claim, store.Intent{Now: now})
+		}, store.ErrFenced},
+		{"begin after the release", row(queued, "p"), func(r *store.Row) (store.Change, error) {
+			return r.Begin(released, claim, store.Intent{Now: now})
+		}, store.ErrFenced},
+		{"cancel a published one", row(jetpost.StatePublished, "l"), cancel, store.ErrNotRunnable},
+		{"conclude after a takeover", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
+			return r.Conclude(taken, claim, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
+		}, store.ErrFenced},
+		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
+			return r.Posted(taken, store.Lane{Fence: fence - 1}, 0, "a", now)
+		}, store.ErrFenced},
+		{"posted never begun", row(queued, "p"), posted(line, 0, "a"), store.ErrFenced},
+		{"posted with another id", row(publishing, "lp"), posted(line, 0, "a"), store.ErrFenced},
+		{"posted no post of it", row(publishing, "s"), posted(line, 1, "a"), store.ErrFenced},
+		{"resolve what is in no doubt", row(publishing, "s"), resolve("a"), store.ErrNotRunnable},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			untouched := resultOf(test.row, store.Change{})
+			change, err := test.rule(test.row)
+			if !errors.Is(err, test.want) {
+				t.Errorf("error is %v, want %v", err, test.want)
+			}
+			if diff := cmp.Diff(untouched, resultOf(test.row, change)); diff != "" {
+				t.Errorf("a refused rule changed the row (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestBeginRecordsTheIntent(t *testing.T) {
+	t.Parallel()
+	r := row(jetpost.StateQueued, "p")
+	intent := store.Intent{ParentID: "parent", TextHash: []byte{1}, MediaIDs: []string{"m"}, NotAfter: until, Now: now, Lease: time.Minute}
+	if _, err := r.Begin(line, claim, intent); err != nil {
+		t.Fatal(err)
+	}
+	want := store.PostRecord{
+		State: jetpost.PostSending, ParentID: "parent", TextHash: []byte{1}, MediaIDs: []string{"m"},
+		SentAt: now, NotAfter: until, Attempt: fence,
+	}
+	if diff := cmp.Diff(want, r.Posts[0]); diff != "" {
+		t.Errorf("post (-want +got):\n%s", diff)
+	}
+	if !r.BeganAt.Equal(now) || !r.Status.UpdatedAt.Equal(now) {
+		t.Errorf("began %s and was updated %s, want %s", r.BeganAt, r.Status.UpdatedAt, now)
+	}
+}
+
+// Publishing is no news, but it must not hide news that nobody was told yet.
+func TestBeginAnnounces(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name      string
+		state     jetpost.State
+		announced int64
+		want      bool // that an event is still to be published
+	}{
+		{"told", jetpost.StateQueued, before, false},
+		{"untold", jetpost.StateQueued, before - 1, true},
+		{"end of a hold", jetpost.StateHeld, before, true},
+	}
+	for _, test := range tests {
+		r := row(test.state, "p")
+		r.Announced = test.announced
+		if _, err := begin(0)(r); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Announced < r.Status.Revision; got != test.want {
+			t.Errorf("%s: an event is to be published: %t, want %t", test.name, got, test.want)
+		}
+	}
+}
+
+func TestHoldEnds(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		until time.Time
+		rings int64 // of the look
+		want  time.Time
+	}{
+		{"known end", until, rings, until},
+		{"known end, and something rang", until, rings - 1, until},
+		{"no end", time.Time{}, rings, time.Time{}},
+		{"no end, and something rang", time.Time{}, rings - 1, now},
+	}
+	for _, test := range tests {
+		r := row(jetpost.StatePublishing, "p")
+		_, err := conclude(store.Outcome{
+			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodePoison, Until: test.until}, Post: -1, Rings: test.rings,
+		})(r)
+		if err != nil || !r.HoldUntil.Equal(test.want) {
+			t.Errorf("%s: held until %s, want %s (%v)", test.name, r.HoldUntil, test.want, err)
+		}
+	}
+}
+
+func TestReplayTakesAPlace(t *testing.T) {
+	t.Parallel()
+	busy := line
+	busy.LastDue = until
+	scheduled := row(jetpost.StateFailed, "f")
+	scheduled.Status.PublishAt = until.Add(time.Hour)
+	tests := []struct {
+		name string
+		row  *store.Row
+		line store.Line
+		want time.Time // when it is due
+	}{
+		{"failed", row(jetpost.StateFailed, "f"), line, now},
+		{"failed, behind what was accepted since", row(jetpost.StateFailed, "f"), busy, until},
+		{"failed before its time", scheduled, busy, until.Add(time.Hour)},
+		{"held, where it stands", row(jetpost.StateHeld, "f"), busy, start},
+	}
+	for _, test := range tests {
+		failed := test.row.Status.State == jetpost.StateFailed
+		result, _ := test.row.Replay(test.line, now)
+		if !result.Queued || result.Left != 1 || !test.row.DueAt.Equal(test.want) || test.row.BeganAt.IsZero() != failed {
+			t.Errorf("%s: %+v, due %s, began %s, want due %s", test.name, result, test.row.DueAt, test.row.BeganAt, test.want)
+		}
+	}
+}
+
+func acceptance(posts int) store.Acceptance {
+	return store.Acceptance{
+		Request: jetpost.Request{Account: "acme", ID: "x", Posts: make([]jetpost.Post, posts), Metadata: map[string]string{"k": "v"}},
+		Body:    []byte("body"), Digest: []byte("digest"), Now: now,
+	}
+}
+
+func TestEnter(t *testing.T) {
+	t.Parallel()
+	hold := jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: until}
+	tests := []struct {
+		name               string
+		lastDue, publishAt time.Time
+		hold               *jetpost.Reason
+		state              jetpost.State
+		event              jetpost.EventType
+		due, lastDueThen   time.Time
+	}{
+		{"at once", start, time.Time{}, nil, jetpost.StateQueued, jetpost.EventRequestAccepted, now, now},
+		{"behind a clock that is ahead", until, time.Time{}, nil, jetpost.StateQueued, jetpost.EventRequestAccepted, until, until},
+		{"held", start, time.Time{}, &hold, jetpost.StateHeld, jetpost.EventRequestHeld, now, now},
+		{"past", start, start, nil, jetpost.StateQueued, jetpost.EventRequestAccepted, now, now},
+		{"scheduled", start, until, nil, jetpost.StateScheduled, jetpost.EventRequestScheduled, until, start},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			l, in := line, acceptance(2)
+			l.LastDue, in.Request.PublishAt, in.Hold = test.lastDue, test.publishAt, test.hold
+			r := l.Enter(in)
+			want := &store.Row{Record: store.Record{
+				Key: store.Key{Account: "acme", ID: "x"}, Seq: line.NextSeq, Body: in.Body, DueAt: test.due, Event: test.event,
+				Posts: []store.PostRecord{{Index: 0, State: jetpost.PostPending}, {Index: 1, State: jetpost.PostPending}},
+				Status: jetpost.RequestStatus{
+					State: test.state, Reason: test.hold, Revision: 1, AcceptedAt: now, UpdatedAt: now,
+					PublishAt: test.publishAt, Metadata: in.Request.Metadata,
+				},
+			}, Digest: in.Digest}
+			if test.hold != nil {
+				want.Posts, want.HoldUntil, want.Holds = nil, until, 1
+			}
+			if diff := cmp.Diff(want, r); diff != "" {
+				t.Errorf("row (-want +got):\n%s", diff)
+			}
+			if l.NextSeq != line.NextSeq+1 || !l.LastDue.Equal(test.lastDueThen) {
+				t.Errorf("line is %+v, want the next sequence and %s", l, test.lastDueThen)
+			}
+		})
+	}
+}
+
+func TestAcceptAgain(t *testing.T) {
+	t.Parallel()
+	read, unread := row(jetpost.StateQueued, "p"), row(jetpost.StateHeld, "")
+	other, spaced, held := acceptance(1), acceptance(1), acceptance(1)
+	other.Body, other.Digest = []byte("else"), []byte("else")
+	spaced.Body = []byte(" body ")
+	held.Hold, held.Digest = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker}, []byte("of what could be read")
+	tests := []struct {
+		name string
+		row  *store.Row
+		in   store.Acceptance
+		want store.Decision
+	}{
+		{"another body", read, other, store.Conflict},
+		{"spelled differently", read, spaced, store.Repeated},
+		{"the same", read, acceptance(1), store.Repeated},
+		{"the same, by a worker that cannot read it", read, held, store.Repeated},
+		{"unread, another body", unread, other, store.Conflict},
+		{"unread again", unread, held, store.Repeated},
+	}
+	for _, test := range tests {
+		untouched := resultOf(test.row, store.Change{})
+		got, change := test.row.AcceptAgain(test.in)
+		if got != test.want {
+			t.Errorf("%s: decision is %d, want %d", test.name, got, test.want)
+		}
+		if diff := cmp.Diff(untouched, resultOf(test.row, change)); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", test.name, diff)
+		}
+	}
+
+	later := acceptance(2)
+	later.Request.PublishAt = until
+	got, change := unread.AcceptAgain(later)
+	want := result{
+		jetpost.StateScheduled, jetpost.EventRequestResumed, "pp", before + 1, 0, 2,
+		store.Change{Request: true, Contents: true, RingAt: until},
+	}
+	if diff := cmp.Diff(want, resultOf(unread, change)); diff != "" || got != store.Accepted {
+		t.Errorf("read at last: decision is %d (-want +got):\n%s", got, diff)
+	}
+	if !unread.DueAt.Equal(until) || unread.Status.Metadata["k"] != "v" {
+		t.Errorf("read at last: due %s with metadata %v", unread.DueAt, unread.Status.Metadata)
+	}
+}
+
+func TestTold(t *testing.T) {
+	t.Parallel()
+	record := row(jetpost.StatePublishing, "ls").Told()
+	want := []jetpost.PostStatus{
+		{Index: 0, State: jetpost.PostPosted, PostID: "live", URL: jetpost.PostURL("live")},
+		{Index: 1, State: jetpost.PostSending},
+	}
+	if diff := cmp.Diff(want, record.Status.Posts); diff != "" {
+		t.Errorf("posts (-want +got):\n%s", diff)
+	}
+	if st := record.Status; st.Posted != 1 || st.Total != 2 || st.Account != "acme" || st.ID != "x" {
+		t.Errorf("status is %+v", st)
+	}
+	if posts := row(jetpost.StateHeld, "").Told().Status.Posts; posts == nil {
+		t.Error("no posts are told as nil: they would be encoded as null")
+	}
+}
