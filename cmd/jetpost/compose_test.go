@@ -1,0 +1,675 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"go/version"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+const (
+	composePath    = "../../docker-compose.yml"
+	dockerfilePath = "../../Dockerfile"
+	// composeGrace is how long Compose lets a service finish that says nothing
+	// of its own.
+	composeGrace = 10 * time.Second
+)
+
+// composeFile is docker-compose.yml. Its types have a field for each key that
+// the file may use, so that a misspelt one is an error.
+type composeFile struct {
+	Name         string
+	XEnvironment any `yaml:"x-environment"`
+	XJetpost     any `yaml:"x-jetpost"`
+	Services     map[string]composeService
+	Volumes      map[string]any
+}
+
+type composeService struct {
+	Image           string
+	Build           string
+	Profiles        []string
+	ContainerName   string `yaml:"container_name"`
+	Command         []string
+	Restart         string
+	Environment     map[string]string
+	Ports           []string
+	Volumes         []string
+	DependsOn       map[string]composeDependency `yaml:"depends_on"`
+	StopGracePeriod time.Duration                `yaml:"stop_grace_period"`
+	HealthCheck     composeHealth                `yaml:"healthcheck"`
+	ReadOnly        bool                         `yaml:"read_only"`
+	Tmpfs           []string
+	CapDrop         []string `yaml:"cap_drop"`
+	SecurityOpt     []string `yaml:"security_opt"`
+}
+
+type composeDependency struct{ Condition string }
+
+type composeHealth struct {
+	Test        []string
+	Interval    time.Duration
+	Timeout     time.Duration
+	StartPeriod time.Duration `yaml:"start_period"`
+	Retries     int
+}
+
+// parseCompose reads the file as Compose does: anchors and merge keys by YAML,
+// then variables within values.
+func parseCompose(text []byte, variables map[string]string) (file composeFile, err error) {
+	var document yaml.Node
+	if err := yaml.Unmarshal(text, &document); err != nil {
+		return file, err
+	}
+	if err := interpolateNode(&document, variables); err != nil {
+		return file, err
+	}
+	resolved, err := yaml.Marshal(&document)
+	if err != nil {
+		return file, err
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(resolved))
+	decoder.KnownFields(true)
+	return file, decoder.Decode(&file)
+}
+
+// interpolateNode leaves aliases alone: what they name is met at its anchor.
+func interpolateNode(node *yaml.Node, variables map[string]string) (err error) {
+	if node.Kind == yaml.ScalarNode {
+		if node.Value, err = interpolate(node.Value, variables); err != nil {
+			return fmt.Errorf("line %d: %w", node.Line, err)
+		}
+	}
+	for _, child := range node.Content {
+		if err := interpolateNode(child, variables); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var composeVariable = regexp.MustCompile(`(?s)^([A-Z_]+)(?:(:-|:\?)(.*))?$`)
+
+// interpolate replaces ${NAME}, ${NAME:-default} and ${NAME:?message}, where a
+// default may hold variables of its own. Any other use of $ is an error: Compose
+// has more forms, and none must be misread here.
+func interpolate(text string, variables map[string]string) (string, error) {
+	before, rest, found := strings.Cut(text, "$")
+	if !found {
+		return text, nil
+	}
+	end := closingBrace(rest)
+	if end < 1 {
+		return "", fmt.Errorf("unknown form of variable: $%s", rest)
+	}
+	parts := composeVariable.FindStringSubmatch(rest[1:end])
+	if parts == nil {
+		return "", fmt.Errorf("unknown form of variable: $%s", rest)
+	}
+	name, operator, word := parts[1], parts[2], parts[3]
+	value := variables[name]
+	if value == "" && operator == ":?" {
+		return "", fmt.Errorf("required variable %s is missing a value: %s", name, word)
+	}
+	if value == "" {
+		var err error
+		if value, err = interpolate(word, variables); err != nil {
+			return "", err
+		}
+	}
+	after, err := interpolate(rest[end+1:], variables)
+	return before + value + after, err
+}
+
+// closingBrace finds the end of a text that begins with an open brace. Where
+// there is none, it is below 1.
+func closingBrace(text string) int {
+	depth := 0
+	for i, c := range text {
+		switch c {
+		case '{':
+			depth++
+		case '}':
+			depth--
+		}
+		if depth == 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+func readCompose(t *testing.T, variables map[string]string) composeFile {
+	t.Helper()
+	file, err := parseCompose(readText(t, composePath), variables)
+	must(t, err)
+	return file
+}
+
+func readText(t *testing.T, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err)
+	return text
+}
+
+// keyVariable is the one variable that the file insists on.
+func keyVariable() map[string]string { return map[string]string{"HUB_ENCRYPTION_KEY": "given"} }
+
+var composeSimLine = regexp.MustCompile(`(?m)^#\s+((?:[A-Z_]+=\S+ )+)docker compose --profile sim up$`)
+
+// simVariables are those that the file's own comment says to run the simulator
+// with.
+func simVariables(t *testing.T) map[string]string {
+	t.Helper()
+	line := composeSimLine.FindSubmatch(readText(t, composePath))
+	if line == nil {
+		t.Fatal("no comment says how to run the simulator")
+	}
+	variables := keyVariable()
+	for _, assignment := range strings.Fields(string(line[1])) {
+		name, value, _ := strings.Cut(assignment, "=")
+		variables[name] = value
+	}
+	return variables
+}
+
+func TestComposeAsksForKey(t *testing.T) {
+	t.Parallel()
+	_, err := parseCompose(readText(t, composePath), nil)
+	if err == nil || !strings.Contains(err.Error(), "HUB_ENCRYPTION_KEY is missing a value: run: jetpost keys generate") {
+		t.Errorf("without a key: %v, want to be told how to make one", err)
+	}
+}
+
+func TestComposeDatabaseAgrees(t *testing.T) {
+	t.Parallel()
+	for _, password := range []string{"", "another1"} {
+		variables := keyVariable()
+		variables["POSTGRES_PASSWORD"] = password
+		file := readCompose(t, variables)
+		database := file.Services["postgres"]
+		for _, name := range []string{"setup", "worker"} {
+			u, err := url.Parse(file.Services[name].Environment["DATABASE_URL"])
+			must(t, err)
+			given, _ := u.User.Password()
+			wantEqual(t, name+": host", u.Host, "postgres:5432")
+			wantEqual(t, name+": user", u.User.Username(), database.Environment["POSTGRES_USER"])
+			wantEqual(t, name+": password", given, cmp.Or(password, database.Environment["POSTGRES_PASSWORD"]))
+			wantEqual(t, "postgres: password", database.Environment["POSTGRES_PASSWORD"], given)
+			wantEqual(t, name+": database", u.Path, "/"+database.Environment["POSTGRES_DB"])
+		}
+		wantEqual(t, "health check", strings.Join(database.HealthCheck.Test, " "),
+			"CMD pg_isready -U "+database.Environment["POSTGRES_USER"]+" -d "+database.Environment["POSTGRES_DB"])
+		// 5432 is the server's own choice, unless one of these makes another.
+		wantEqual(t, "PGPORT", database.Environment["PGPORT"], "")
+		wantEqual(t, "command", strings.Join(database.Command, " "), "")
+	}
+}
+
+func TestComposeOrderAndScale(t *testing.T) {
+	t.Parallel()
+	file := readCompose(t, keyVariable())
+	if want := map[string]composeDependency{"nats": {"service_healthy"}, "postgres": {"service_healthy"}}; !maps.Equal(file.Services["setup"].DependsOn, want) {
+		t.Errorf("setup waits for %v, want %v", file.Services["setup"].DependsOn, want)
+	}
+	if want := map[string]composeDependency{"setup": {"service_completed_successfully"}}; !maps.Equal(file.Services["worker"].DependsOn, want) {
+		t.Errorf("worker waits for %v, want %v", file.Services["worker"].DependsOn, want)
+	}
+	// A service that starts again and again never completes.
+	wantEqual(t, "restart of setup", file.Services["setup"].Restart, "")
+	if ports := file.Services["worker"].Ports; len(ports) > 0 {
+		t.Errorf("worker publishes %v: a second one could not", ports)
+	}
+	for name, service := range file.Services {
+		wantEqual(t, name+": container_name, of which there can be one alone", service.ContainerName, "")
+		for dependency, d := range service.DependsOn {
+			if on, found := file.Services[dependency]; !found || (d.Condition == "service_healthy" && len(on.HealthCheck.Test) == 0) {
+				t.Errorf("%s waits for %s to be %s, which it never is", name, dependency, d.Condition)
+			}
+		}
+		for _, mount := range service.Volumes {
+			volume, _, _ := strings.Cut(mount, ":")
+			if _, found := file.Volumes[volume]; !found {
+				t.Errorf("%s mounts %s, which is not declared", name, volume)
+			}
+		}
+	}
+}
+
+func TestComposePortsAgree(t *testing.T) {
+	t.Parallel()
+	file := readCompose(t, simVariables(t))
+	worker, sim := file.Services["worker"], file.Services["sim"]
+	wantEqual(t, "worker: health check", healthURL(t, worker).Host, flagOf(t, worker, "--health-listen"))
+
+	host, port, err := net.SplitHostPort(flagOf(t, sim, "--listen"))
+	must(t, err)
+	wantEqual(t, "sim: host, which other containers must reach", host, "0.0.0.0")
+	wantEqual(t, "sim: health check", healthURL(t, sim).Host, "127.0.0.1:"+port)
+	wantEqual(t, "sim: published", strings.Join(sim.Ports, " "), "127.0.0.1:"+port+":"+port)
+	wantEqual(t, "X_API_URL of the comment", worker.Environment["X_API_URL"], "http://sim:"+port)
+	wantEqual(t, "sim: profile", strings.Join(sim.Profiles, " "), "sim")
+}
+
+// TestComposeRuns runs what the file runs, in the order that it says, with its
+// commands, environments and health checks. Containers have addresses of their
+// own; here each address moves to a free one of this machine, and nothing else
+// differs.
+func TestComposeRuns(t *testing.T) {
+	t.Parallel()
+	variables := simVariables(t)
+	code, key, stderr := runCommand(t, environment(t, nil), "jetpost", "keys", "generate")
+	if code != exitOK {
+		t.Fatalf("make a key: exit code %d\n%s", code, stderr)
+	}
+	variables["HUB_ENCRYPTION_KEY"] = strings.TrimSpace(key)
+	file := readCompose(t, variables)
+
+	nats, natsHealthy := composeNATS(t, file)
+	if !natsHealthy() {
+		t.Fatal("nats is not healthy")
+	}
+	simAddress := ownAddress(t)
+	network := []string{
+		"nats:4222", nats.Addr().String(), "sim:8090", simAddress,
+		file.Services["worker"].Environment["DATABASE_URL"], pgtest.New(t),
+	}
+
+	setup := newContainer(t, file, "setup", network)
+	for range 2 { // the second time there is nothing left to do
+		setup.run(file.Services["setup"].Command...)
+	}
+	sim := newContainer(t, file, "sim", append(network, "0.0.0.0:8090", simAddress, "127.0.0.1:8090", simAddress))
+	sim.start()
+	sim.wantHealth(true)
+	var workers []*container
+	for range 2 {
+		w := newContainer(t, file, "worker", append(network, "127.0.0.1:8080", ownAddress(t)))
+		w.start()
+		workers = append(workers, w)
+	}
+	for _, w := range workers {
+		w.wantHealth(true)
+	}
+
+	x := "http://" + simAddress
+	workers[0].addAccount(x, "acme")
+	_, js := natstest.Connect(t, nats)
+	for i, text := range []string{"by either worker", "by the one that is left"} {
+		_, err := js.Publish(t.Context(), "publish.request.acme", fmt.Appendf(nil, `{"version":1,"id":"job-%d","posts":[{"text":%q}]}`, i, text))
+		must(t, err)
+		eventually(t, "the post "+text, func() bool {
+			var posts []xsim.Post
+			simControl(t, http.MethodGet, x+"/_sim/posts?user=acme", nil, &posts)
+			return len(posts) == i+1 && posts[i].Text == text
+		})
+		if i == 0 {
+			workers[0].stop()
+			workers[0].wantHealth(false)
+		}
+	}
+	var violations []xsim.Violation
+	simControl(t, http.MethodGet, x+"/_sim/violations", nil, &violations)
+	if len(violations) > 0 {
+		t.Errorf("violations: %v", violations)
+	}
+
+	nats.Shutdown()
+	if natsHealthy() {
+		t.Error("nats is healthy after its end")
+	}
+	if why := workers[1].wantHealth(false); !strings.Contains(why, "NATS is not connected") {
+		t.Errorf("the worker without NATS says %q", why)
+	}
+	sim.stop()
+	sim.wantHealth(false)
+}
+
+// composeNATS runs the server on its command line, as nats-server itself reads
+// it. What it returns beside asks what the health check asks.
+func composeNATS(t *testing.T, file composeFile) (*server.Server, func() bool) {
+	t.Helper()
+	service := file.Services["nats"]
+	printed := func() { t.Error("the command prints something instead of running") }
+	options, err := server.ConfigureOptions(flag.NewFlagSet("nats-server", flag.ContinueOnError), service.Command, printed, printed, printed)
+	must(t, err)
+
+	port := fmt.Sprint(cmp.Or(options.Port, server.DEFAULT_PORT))
+	wantEqual(t, "nats: published", strings.Join(service.Ports, " "), "127.0.0.1:"+port+":"+port)
+	wantEqual(t, "nats: host, which other containers must reach", cmp.Or(options.Host, server.DEFAULT_HOST), "0.0.0.0")
+	wantEqual(t, "nats: volume", strings.Join(service.Volumes, " "), "nats:"+options.StoreDir)
+	for _, name := range []string{"setup", "worker"} {
+		wantEqual(t, name+": NATS_URL", file.Services[name].Environment["NATS_URL"], "nats://nats:"+port)
+	}
+	check := healthURL(t, service)
+	wantEqual(t, "nats: health check", check.Host, fmt.Sprintf("127.0.0.1:%d", options.HTTPPort))
+	// The flags are read here as the server that is compiled in reads them.
+	minor := strings.Join(strings.Split(server.VERSION, ".")[:2], ".")
+	wantEqual(t, "nats: image", service.Image, "nats:"+minor+"-alpine")
+
+	running := natstest.Server(t, func(o *server.Options) {
+		*o = *options
+		o.StoreDir, o.Host, o.Port, o.HTTPPort = t.TempDir(), "127.0.0.1", server.RANDOM_PORT, server.RANDOM_PORT
+		o.NoLog, o.NoSigs = true, true
+	})
+	check.Host = running.MonitorAddr().String()
+	return running, func() bool {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, check.String(), nil)
+		must(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		return err == nil && resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
+	}
+}
+
+// container is a service of the image jetpost, as a process of this machine.
+type container struct {
+	t       *testing.T
+	name    string
+	service composeService
+	moved   *strings.Replacer
+	process *process
+}
+
+// newContainer takes pairs of addresses: what the file says, and where that is
+// on this machine.
+func newContainer(t *testing.T, file composeFile, name string, moved []string) *container {
+	t.Helper()
+	return &container{t: t, name: name, service: file.Services[name], moved: strings.NewReplacer(moved...)}
+}
+
+func (c *container) move(words []string) []string {
+	moved := make([]string, len(words))
+	for i, word := range words {
+		moved[i] = c.moved.Replace(word)
+	}
+	return moved
+}
+
+// environment is what a container finds: the service's settings, empty ones
+// too, and nothing of whoever started it.
+func (c *container) environment() []string {
+	// A binary with the race detector would linger for a second at each exit.
+	env := []string{"HOME=/", "GORACE=atexit_sleep_ms=0"}
+	for name, value := range c.service.Environment {
+		env = append(env, name+"="+value)
+	}
+	return c.move(env)
+}
+
+// run runs the binary to its end, which must be a good one.
+func (c *container) run(args ...string) {
+	c.t.Helper()
+	if code, stdout, stderr := runCommand(c.t, c.environment(), "jetpost", c.move(args)...); code != exitOK {
+		c.t.Fatalf("%s: %v: exit code %d\n%s%s", c.name, args, code, stdout, stderr)
+	}
+}
+
+func (c *container) start() {
+	c.t.Helper()
+	c.process = start(c.t, c.name, c.environment(), "jetpost", c.move(c.service.Command)...)
+}
+
+// wantHealth runs the health check, as Compose does again and again, until it
+// succeeds or fails as wanted. It returns what the last one said in failing.
+func (c *container) wantHealth(healthy bool) (why string) {
+	c.t.Helper()
+	defer func() {
+		if c.t.Failed() {
+			c.t.Logf("the last health check of %s said: %s", c.name, why)
+		}
+	}()
+	eventually(c.t, fmt.Sprintf("%s to be healthy: %t", c.name, healthy), func() bool {
+		select {
+		case <-c.process.done:
+			if healthy {
+				c.t.Fatalf("%s ended with code %d", c.name, c.process.exit())
+			}
+		default:
+		}
+		var code int
+		code, _, why = runCommand(c.t, c.environment(), "jetpost", c.move(c.service.HealthCheck.Test[2:])...)
+		return (code == exitOK) == healthy
+	})
+	return why
+}
+
+// stop ends the container as Compose does, within the time that it gives.
+func (c *container) stop() {
+	c.t.Helper()
+	c.process.signal(syscall.SIGTERM)
+	grace := cmp.Or(c.service.StopGracePeriod, composeGrace)
+	select {
+	case <-c.process.done:
+		if code := c.process.exit(); code != exitOK {
+			c.t.Errorf("%s ended with code %d, want 0", c.name, code)
+		}
+	case <-time.After(grace):
+		c.t.Fatalf("%s does not end within %s: Compose would kill it", c.name, grace)
+	}
+}
+
+// addAccount has a user of the simulator consent, and imports the tokens.
+func (c *container) addAccount(x, name string) {
+	c.t.Helper()
+	var grant xsim.Grant
+	simControl(c.t, http.MethodPost, x+"/_sim/accounts", xsim.NewAccount{Handle: name}, &grant)
+	line, err := json.Marshal(app.ImportLine{
+		Name: name, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
+		ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
+	})
+	must(c.t, err)
+	path := filepath.Join(c.t.TempDir(), "accounts.jsonl")
+	must(c.t, os.WriteFile(path, line, 0o600))
+	c.run("accounts", "import", "--file", path)
+}
+
+// simControl asks the simulator's control API.
+func simControl(t *testing.T, method, address string, body, result any) {
+	t.Helper()
+	var sent bytes.Buffer
+	if body != nil {
+		must(t, json.NewEncoder(&sent).Encode(body))
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, address, &sent)
+	must(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	must(t, errors.Join(json.NewDecoder(resp.Body).Decode(result), resp.Body.Close()))
+}
+
+// ownAddress is a free port of a loopback host that is this container's alone,
+// like a container's own: on 127.0.0.1 any connection of another test could take
+// the port before the container listens on it.
+func ownAddress(t *testing.T) string {
+	t.Helper()
+	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(255), 1+rand.N(254))
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(host, "0"))
+	must(t, err)
+	must(t, l.Close())
+	return l.Addr().String()
+}
+
+// healthURL is what a health check asks, which its last word names.
+func healthURL(t *testing.T, service composeService) *url.URL {
+	t.Helper()
+	test := service.HealthCheck.Test
+	if len(test) < 3 || test[0] != "CMD" {
+		t.Fatalf("health check %v does not run a program", test)
+	}
+	u, err := url.Parse(test[len(test)-1])
+	must(t, err)
+	return u
+}
+
+// flagOf is the word after a flag.
+func flagOf(t *testing.T, service composeService, name string) string {
+	t.Helper()
+	i := slices.Index(service.Command, name)
+	if i < 0 || i+1 == len(service.Command) {
+		t.Fatalf("command %v has no %s", service.Command, name)
+	}
+	return service.Command[i+1]
+}
+
+func wantEqual(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: %q, want %q", what, got, want)
+	}
+}
+
+// dockerStep is one instruction of the Dockerfile, its lines joined.
+type dockerStep struct{ verb, words string }
+
+func readDockerfile(t *testing.T) []dockerStep {
+	t.Helper()
+	text := strings.ReplaceAll(string(readText(t, dockerfilePath)), "\\\n", " ")
+	var steps []dockerStep
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		verb, words, _ := strings.Cut(line, " ")
+		steps = append(steps, dockerStep{verb, strings.TrimSpace(words)})
+	}
+	return steps
+}
+
+// theStep is the only instruction of a verb whose words match.
+func theStep(t *testing.T, verb, pattern string) []string {
+	t.Helper()
+	matcher := regexp.MustCompile(pattern)
+	var found [][]string
+	for _, step := range readDockerfile(t) {
+		if words := matcher.FindStringSubmatch(step.words); step.verb == verb && words != nil {
+			found = append(found, words)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("the Dockerfile has %d steps %s %s, want one", len(found), verb, pattern)
+	}
+	return found[0]
+}
+
+// The last stage has no shell, so that an ENTRYPOINT or health check of any
+// other form could not run.
+func TestDockerfileFitsCompose(t *testing.T) {
+	t.Parallel()
+	entrypoint := theStep(t, "ENTRYPOINT", `^\["([^"]+)"\]$`)[1]
+	for name, service := range readCompose(t, keyVariable()).Services {
+		if test := service.HealthCheck.Test; service.Build != "" && len(test) > 0 {
+			wantEqual(t, name+": health check", strings.Join(test[:2], " "), "CMD "+entrypoint)
+		}
+	}
+	user := theStep(t, "USER", `^([1-9][0-9]*:[1-9][0-9]*)$`)[1] // a number, and not root's
+	wantEqual(t, "owner of what is written", theStep(t, "RUN", `chown -R (\S+) /out/data /out/tmp$`)[1], user)
+	wantEqual(t, "place of the volume", theStep(t, "WORKDIR", `^/data$`)[0], "/data")
+	wantEqual(t, "place of the binary", theStep(t, "COPY", `^--from=build /out/ (\S+)$`)[1]+"jetpost", entrypoint)
+}
+
+// TestDockerfileBuilds runs the Dockerfile's own build step on what a build
+// would send, and the binary with nothing around it.
+func TestDockerfileBuilds(t *testing.T) {
+	t.Parallel()
+	image := theStep(t, "FROM", `^golang:(\S+) AS build$`)[1]
+	wants := regexp.MustCompile(`(?m)^go (\S+)$`).FindSubmatch(readText(t, "../../go.mod"))
+	if version.Compare("go"+image, version.Lang("go"+string(wants[1]))) < 0 {
+		t.Errorf("the Dockerfile builds with Go %s, go.mod wants %s", image, wants[1])
+	}
+	out := t.TempDir()
+	build := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(theStep(t, "RUN", `^.*go build .*$`)[0], "/out/", out+"/"))
+	build.Dir = stageBuildContext(t)
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", build, err, text)
+	}
+	binary := filepath.Join(out, "jetpost")
+	program, err := elf.Open(binary)
+	must(t, err)
+	defer func() { must(t, program.Close()) }()
+	for _, part := range program.Progs {
+		if part.Type == elf.PT_INTERP || part.Type == elf.PT_DYNAMIC {
+			t.Errorf("the binary is not static: it has a %s", part.Type)
+		}
+	}
+	code, stdout, stderr := runCommand(t, []string{}, binary, "version")
+	if code != exitOK || strings.TrimSpace(stdout) == "" || stderr != "" {
+		t.Errorf("version: exit code %d, %q\n%s", code, stdout, stderr)
+	}
+}
+
+// stageBuildContext copies what .dockerignore does not name, so that a pattern
+// which leaves out too much breaks the build here and not at a user's.
+func stageBuildContext(t *testing.T) string {
+	t.Helper()
+	root, staged := "../..", t.TempDir()
+	var patterns []string
+	for line := range strings.Lines(string(readText(t, filepath.Join(root, ".dockerignore")))) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			patterns = append(patterns, line)
+		}
+	}
+	must(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		switch to := filepath.Join(staged, name); {
+		case matches(t, patterns, name) && entry.IsDir():
+			return fs.SkipDir
+		case matches(t, patterns, name), !entry.IsDir() && !entry.Type().IsRegular():
+			return nil
+		case entry.IsDir():
+			return os.MkdirAll(to, 0o700)
+		default:
+			text, err := os.ReadFile(path)
+			return errors.Join(err, os.WriteFile(to, text, 0o600))
+		}
+	}))
+	return staged
+}
+
+// matches knows the plain patterns of .dockerignore, which begin at its root.
+func matches(t *testing.T, patterns []string, name string) bool {
+	t.Helper()
+	return slices.ContainsFunc(patterns, func(pattern string) bool {
+		if strings.Contains(pattern, "**") || strings.HasPrefix(pattern, "!") {
+			t.Fatalf(".dockerignore: %q is a form that this test does not know", pattern)
+		}
+		matched, err := filepath.Match(pattern, name)
+		must(t, err)
+		return matched
+	})
+}
