@@ -23,6 +23,9 @@ const (
 	breakerOpen = 30 * time.Second
 	// probeWait holds a lane that comes while another one probes.
 	probeWait = 2 * time.Second
+	// pictureWithin is how long the watch of the stops may take to show a stop
+	// that this worker has set.
+	pictureWithin = 5 * time.Second
 )
 
 // stopBoard is where stops are kept for all workers.
@@ -49,8 +52,18 @@ type Gate struct {
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	open    time.Duration
 
-	mu    sync.Mutex
-	stops map[Scope]publishers.Stop
+	mu sync.Mutex
+	// learned is the latest picture of the stops that stand in NATS.
+	learned map[Scope]publishers.Stop
+	// own is what this worker has set and no picture has shown yet. A picture
+	// that was on its way meanwhile does not know of it.
+	own map[Scope]ownStop
+}
+
+// ownStop counts beside the pictures until alone.
+type ownStop struct {
+	publishers.Stop
+	until time.Time
 }
 
 // NewGate makes a gate that opens its breaker for open after an outage;
@@ -60,24 +73,38 @@ func NewGate(board stopBoard, open time.Duration, log *slog.Logger) *Gate {
 		open = breakerOpen
 	}
 	return &Gate{
-		board: board, log: log, open: open, stops: map[Scope]publishers.Stop{},
+		board: board, log: log, open: open, own: map[Scope]ownStop{},
 		breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 			Name:         "x",
 			MaxRequests:  1,
 			Timeout:      open,
 			ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerThreshold },
+			IsExcluded:   saysNothing,
 			IsSuccessful: func(err error) bool { return !xapi.IsOutage(err) },
 		}),
 	}
 }
 
-// Learn replaces what the gate knows by the stops that stand in NATS.
+// saysNothing tells errors of calls that X never saw, such as one that was
+// given up before it was made: they prove neither that X fails nor that it is
+// back.
+func saysNothing(err error) bool {
+	var answer *xapi.APIError
+	return err != nil && !xapi.IsOutage(err) && !errors.As(err, &answer)
+}
+
+// Learn replaces what the gate knows by the stops that stand in NATS. A stop
+// of its own that they do not show yet is kept.
 func (g *Gate) Learn(stops []publishers.Stop) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	clear(g.stops)
+	g.learned = make(map[Scope]publishers.Stop, len(stops))
 	for _, s := range stops {
-		g.stops[Scope(s.Scope)] = s
+		scope := Scope(s.Scope)
+		g.learned[scope] = s
+		if own, ok := g.own[scope]; ok && !outlasts(own.Stop, s) {
+			delete(g.own, scope)
+		}
 	}
 }
 
@@ -86,8 +113,11 @@ func (g *Gate) Learn(stops []publishers.Stop) {
 func (g *Gate) Stopped(scope Scope, now time.Time) (publishers.Stop, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	stop, ok := g.stops[scope]
-	if !ok || (!stop.Reason.Until.IsZero() && !stop.Reason.Until.After(now)) {
+	stop, ok := g.learned[scope]
+	if own, mine := g.own[scope]; mine && now.Before(own.until) && (!ok || outlasts(own.Stop, stop)) {
+		stop, ok = own.Stop, true
+	}
+	if !ok || !stop.Active(now) {
 		return publishers.Stop{}, false
 	}
 	return stop, true
@@ -97,28 +127,48 @@ func (g *Gate) Stopped(scope Scope, now time.Time) (publishers.Stop, bool) {
 // resumes it. The latest end wins.
 func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
 	wanted := publishers.Stop{Scope: string(scope), Reason: reason, Since: now}
-	// This worker stops at once, even if NATS cannot be told just now.
-	g.keep(wanted)
+	// This worker stops at once, and to the end if NATS cannot be told.
+	g.keep(wanted, now)
 	holds, changed, err := g.board.Set(ctx, wanted)
 	if err != nil {
 		return fmt.Errorf("stop %s: %w", scope, err)
 	}
-	g.keep(holds)
+	g.share(holds, time.Now())
 	if changed {
 		g.log.Warn("app.stopped", "scope", scope, "code", reason.Code, "until", holds.Reason.Until, "detail", reason.Detail)
 	}
 	return nil
 }
 
-func (g *Gate) keep(stop publishers.Stop) {
+func (g *Gate) keep(stop publishers.Stop, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	scope := Scope(stop.Scope)
-	old, ok := g.stops[scope]
-	if ok && (old.Reason.Until.IsZero() || (!stop.Reason.Until.IsZero() && old.Reason.Until.After(stop.Reason.Until))) {
-		return
+	until := stop.Reason.Until
+	if until.IsZero() {
+		until = now.Add(undatedStop)
 	}
-	g.stops[scope] = stop
+	old, ok := g.own[Scope(stop.Scope)]
+	if !ok || !now.Before(old.until) || outlasts(stop, old.Stop) {
+		g.own[Scope(stop.Scope)] = ownStop{Stop: stop, until: until}
+	}
+}
+
+// share notes what stands in NATS after a stop of ours was set there. From now
+// on the pictures count, which show it unless they have done so already: then
+// somebody may even have ended it.
+func (g *Gate) share(holds publishers.Stop, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.own[Scope(holds.Scope)]; ok {
+		g.own[Scope(holds.Scope)] = ownStop{Stop: holds, until: now.Add(pictureWithin)}
+	}
+}
+
+// outlasts tells whether a ends later than b. Nothing outlasts a stop without
+// an end.
+func outlasts(a, b publishers.Stop) bool {
+	x, y := a.Reason.Until, b.Reason.Until
+	return !y.IsZero() && (x.IsZero() || x.After(y))
 }
 
 // Allow asks for one call to X. The caller tells done how it ended. Where the

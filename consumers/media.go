@@ -3,6 +3,8 @@ package consumers
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +36,10 @@ type MediaSource struct {
 	// AllowPrivate lets urls reach addresses of private networks. It is for
 	// tests and trusted installations only: any producer can name any url.
 	AllowPrivate bool
+
+	// For tests, which have no server on the Internet.
+	roots  *x509.CertPool // trusted instead of the system's
+	public netip.Addr     // counts as public
 }
 
 // blob is one media, read whole.
@@ -101,8 +107,12 @@ func readBounded(r io.Reader) ([]byte, error) {
 	return data, nil
 }
 
-// errPrivate refuses an address inside somebody's network.
-var errPrivate = errors.New("address is not public")
+var (
+	// errPrivate refuses an address inside somebody's network.
+	errPrivate = errors.New("address is not public")
+	// errRedirect refuses to go where an answer points.
+	errRedirect = errors.New("redirect is not followed")
+)
 
 // fetch reads a url that a producer named. Since that is anybody, the address
 // is checked after it was resolved, when the connection is made: a name that
@@ -111,7 +121,9 @@ func (s *MediaSource) fetch(ctx context.Context, address string) ([]byte, error)
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	dialer := &net.Dialer{Control: s.admit}
-	transport := &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}
+	transport := &http.Transport{
+		DialContext: dialer.DialContext, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
+	}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, CheckRedirect: s.follow}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
@@ -120,7 +132,8 @@ func (s *MediaSource) fetch(ctx context.Context, address string) ([]byte, error)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, &mediaError{permanent: errors.Is(err, errPrivate), err: fmt.Errorf("fetch media: %w", withoutQuery(err))}
+		refused := errors.Is(err, errPrivate) || errors.Is(err, errRedirect)
+		return nil, &mediaError{permanent: refused, err: fmt.Errorf("fetch media: %w", withoutQuery(err))}
 	}
 	defer func() { _ = resp.Body.Close() }() // only read from
 	if resp.StatusCode != http.StatusOK {
@@ -140,6 +153,9 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 		return fmt.Errorf("read address %s: %w", address, err)
 	}
 	ip := addr.Addr().Unmap()
+	if ip == s.public {
+		return nil
+	}
 	if !ip.IsGlobalUnicast() || ip.IsPrivate() || sharedRange(ip) {
 		return fmt.Errorf("%s: %w", ip, errPrivate)
 	}
@@ -147,10 +163,13 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 }
 
 // sharedRange tells the ranges that netip does not count as private though
-// they lead into somebody's network: carrier NAT, benchmarking, reserved, and
-// the two that translate to IPv4.
+// they lead into somebody's network: carrier NAT, benchmarking, reserved, old
+// site-local ones, and those that stand for an IPv4 address.
 func sharedRange(ip netip.Addr) bool {
-	for _, cidr := range [...]string{"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4", "64:ff9b::/96", "2002::/16"} {
+	for _, cidr := range [...]string{
+		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4",
+		"::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fec0::/10",
+	} {
 		if netip.MustParsePrefix(cidr).Contains(ip) {
 			return true
 		}
@@ -161,10 +180,10 @@ func sharedRange(ip netip.Addr) bool {
 // follow bounds redirects and keeps them on https.
 func (s *MediaSource) follow(req *http.Request, via []*http.Request) error {
 	if len(via) > fetchRedirects {
-		return fmt.Errorf("more than %d redirects", fetchRedirects)
+		return fmt.Errorf("%w: more than %d", errRedirect, fetchRedirects)
 	}
 	if req.URL.Scheme != "https" && !s.AllowPrivate {
-		return errors.New("redirect leaves https")
+		return fmt.Errorf("%w: it leaves https", errRedirect)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ const poisonClaims = 5
 
 // laneLedger is the ledger's part in running a lane.
 type laneLedger interface {
+	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
 	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error)
 	ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error
 	ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error)
@@ -171,10 +172,12 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	request, err := jetpost.Decode(head.Account, head.Body)
 	var newer *jetpost.NewerVersionError
 	switch {
-	case errors.As(err, &newer) || (err == nil && len(request.Posts) != len(head.Posts)):
+	case errors.As(err, &newer):
 		return r.settled(Hold(jetpost.CodeNeedsNewerWorker, now.Add(newerWorkerRetry), "the request's version is later than this worker's"))
 	case err != nil:
 		return r.settled(Failed(jetpost.CodeInvalidRequest, err.Error()))
+	case len(head.Posts) == 0:
+		return r.read(ctx, head, request)
 	}
 	from, parent, verdict := resume(head, request, now)
 	if verdict != nil {
@@ -201,6 +204,21 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 		}
 	}
 	return a
+}
+
+// read fills in a request that an older worker has accepted without being able
+// to read it; the lane then looks again.
+func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.Request) attempt {
+	in := store.Acceptance{Request: request, Body: head.Body, Digest: request.Digest()}
+	in.Request.ID = head.ID
+	decision, err := persist(ctx, r, "read at last", func() (store.Decision, error) {
+		in.Now = time.Now()
+		return r.h.Ledger.Accept(ctx, in)
+	})
+	if err == nil && decision != store.Accepted {
+		return r.settled(Failed(jetpost.CodeInvalidRequest, "the request has no posts"))
+	}
+	return attempt{Verdict: Done(), post: -1, err: err}
 }
 
 // attempt is what came of advancing a head.
@@ -263,7 +281,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 		return err
 	}
-	r.log.Info("request."+string(out.State), "request", head.ID, "code", out.Reason.Code, "detail", out.Reason.Detail,
+	r.log.Info("request.settled", "request", head.ID, "state", out.State, "code", out.Reason.Code, "detail", out.Reason.Detail,
 		"until", out.Reason.Until, "post", a.post)
 	r.h.Announce.try(ctx, head.Key)
 	return nil
@@ -307,6 +325,8 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 	for i, p := range t.request.Posts {
 		posts[i] = wirePost(p)
 	}
+	// A panic in between must not leave the breaker waiting for an answer.
+	defer t.ended(errNotCalled)
 	_, err := t.client.PostThread(ctx, posts, xapi.ThreadOptions{From: from, Parent: parent, Before: t.before, After: t.after})
 	if err == nil {
 		return attempt{Verdict: Done(), post: -1}
@@ -344,8 +364,10 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		return time.Time{}, err
 	}
 	var notAfter time.Time
+	tries := 0
 	text := sha256.Sum256([]byte(p.Text))
 	_, err = persist(ctx, t.r, "begin", func() (struct{}, error) {
+		tries++
 		now := time.Now()
 		notAfter = now.Add(h.Timing.sendWithin())
 		return struct{}{}, h.Ledger.Begin(ctx, t.r.lane, t.head.ID, store.Intent{
@@ -354,8 +376,14 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		})
 	})
 	if err != nil {
-		t.ended(context.Canceled) // nothing was called
-		if errors.Is(err, store.ErrNotRunnable) {
+		t.ended(errNotCalled)
+		switch {
+		case errors.Is(err, store.ErrNotRunnable) && tries > 1:
+			// An earlier try may have been committed, and its answer lost. The
+			// intent, if it is there, is this worker's, and nothing was sent.
+			t.begun = i
+			return time.Time{}, &holdError{Hold(jetpost.CodeXUnavailable, time.Now(), "the database lost an answer; nothing was sent")}
+		case errors.Is(err, store.ErrNotRunnable):
 			return time.Time{}, &holdError{Done()} // cancelled: look again
 		}
 		return time.Time{}, err
@@ -415,19 +443,20 @@ func (t *threadRun) upload(ctx context.Context, i int) ([]string, error) {
 			return nil, err
 		}
 		media, err := t.client.UploadMedia(ctx, blob.reader(), blob.mime)
+		if err == nil && m.Alt != "" {
+			err = t.client.SetAltText(ctx, media.ID, m.Alt)
+		}
 		done(err)
 		if err != nil {
 			return nil, fmt.Errorf("media %d: %w", n, err)
-		}
-		if m.Alt != "" {
-			if err := t.client.SetAltText(ctx, media.ID, m.Alt); err != nil {
-				return nil, fmt.Errorf("media %d: %w", n, err)
-			}
 		}
 		ids = append(ids, media.ID)
 	}
 	return ids, nil
 }
+
+// errNotCalled tells the breaker that the call it allowed was not made.
+var errNotCalled = errors.New("not called")
 
 // ended tells the breaker how the call in flight ended, once.
 func (t *threadRun) ended(err error) {
@@ -497,15 +526,15 @@ func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T,
 // Clients keeps one X client an account, since what X said of an account's
 // rate limits must outlive its tokens.
 type Clients struct {
-	new func(accessToken string) *xapi.Client
+	newClient func(accessToken string) *xapi.Client
 
 	mu      sync.Mutex
 	clients map[string]*xapi.Client
 }
 
-// NewClients makes clients with new.
-func NewClients(new func(accessToken string) *xapi.Client) *Clients {
-	return &Clients{new: new, clients: map[string]*xapi.Client{}}
+// NewClients makes clients with newClient.
+func NewClients(newClient func(accessToken string) *xapi.Client) *Clients {
+	return &Clients{newClient: newClient, clients: map[string]*xapi.Client{}}
 }
 
 // For returns the account's client with that token.
@@ -514,7 +543,7 @@ func (c *Clients) For(account string, token store.Token) *xapi.Client {
 	defer c.mu.Unlock()
 	client, ok := c.clients[account]
 	if !ok {
-		client = c.new(token.Access.Reveal())
+		client = c.newClient(token.Access.Reveal())
 	} else {
 		client = client.WithToken(token.Access.Reveal())
 	}

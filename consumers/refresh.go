@@ -29,8 +29,8 @@ const (
 	// exchangeSendWithin is how long after its claim an exchange may be sent.
 	// With the call's own limit of 10 seconds it ends well before the lease.
 	exchangeSendWithin = 10 * time.Second
-	// saveBound is how long a pair that X gave is carried to the database
-	// before it is given up. Until then nothing else is done for the account.
+	// saveBound is how long a pair that X gave is still carried to the
+	// database once the worker has to end; before, as long as it takes.
 	saveBound = 25 * time.Second
 	// lostAnswerMargin is how long before its end a token whose exchange was
 	// lost is tried once more. Until then the access token serves.
@@ -132,16 +132,21 @@ func reauthHold() error {
 
 // tokenHold tells a key that is missing from a database that cannot be asked.
 func tokenHold(err error, now time.Time) error {
-	var key *store.KeyError
-	var damaged *store.DamagedError
 	switch {
-	case errors.As(err, &key), errors.As(err, &damaged):
+	case unreadable(err):
 		return &holdError{Hold(jetpost.CodeKeyUnavailable, now.Add(undatedStop), err.Error())}
 	case errors.Is(err, store.ErrNotFound):
 		return reauthHold()
 	default:
 		return &holdError{Hold(jetpost.CodeTokenRefreshFailed, now.Add(backoff(1)), err.Error())}
 	}
+}
+
+// unreadable tells tokens that no configured key opens.
+func unreadable(err error) bool {
+	var key *store.KeyError
+	var damaged *store.DamagedError
+	return errors.As(err, &key) || errors.As(err, &damaged)
 }
 
 // exchanged is what came of one exchange.
@@ -156,16 +161,17 @@ type exchanged struct {
 // context of its own: once the request is on its way, neither a worker that
 // stops nor a lane that is lost may keep its answer from the database.
 func (r *Refresher) exchange(ctx context.Context, claim store.Token) exchanged {
+	worker := ctx
 	ctx = context.WithoutCancel(ctx)
 	log := r.Log.With("account", claim.Account, "token", claim.ID, "version", claim.Version)
 	done, err := r.Gate.Allow(time.Now())
 	if err != nil {
-		return r.fail(ctx, log, claim, err)
+		return r.fail(worker, log, claim, err)
 	}
 	pair, err := r.X.Refresh(xapi.WithNotAfter(ctx, time.Now().Add(exchangeSendWithin)), claim.Refresh.Reveal())
 	done(err)
 	if err != nil {
-		return r.fail(ctx, log, claim, err)
+		return r.fail(worker, log, claim, err)
 	}
 	fresh := store.Pair{
 		Access: secret.New(pair.AccessToken), Refresh: secret.New(pair.RefreshToken),
@@ -175,7 +181,7 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token) exchanged {
 		fresh.Scope = claim.Scope
 	}
 	now := time.Now()
-	if err := r.save(ctx, func(ctx context.Context) error { return r.Tokens.SaveToken(ctx, claim, fresh, now) }); err != nil {
+	if err := r.save(worker, func(ctx context.Context) error { return r.Tokens.SaveToken(ctx, claim, fresh, now) }); err != nil {
 		// The pair in hand is the only one that X takes now. If another import
 		// fenced us, its pair is newer and this one is not needed.
 		log.Error("token.save_failed", "error", err)
@@ -192,7 +198,8 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token) exchanged {
 }
 
 // fail classifies an exchange that brought no pair, and records it.
-func (r *Refresher) fail(ctx context.Context, log *slog.Logger, claim store.Token, err error) exchanged {
+func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.Token, err error) exchanged {
+	ctx := context.WithoutCancel(worker)
 	now := time.Now()
 	failure := store.TokenFailure{Error: err.Error(), NextAttempt: now.Add(jitter(refreshBackoff)), Now: now}
 	var (
@@ -224,7 +231,7 @@ func (r *Refresher) fail(ctx context.Context, log *slog.Logger, claim store.Toke
 	case errors.As(err, &hold):
 		failure.NextAttempt = hold.verdict.reason.Until
 	}
-	if saveErr := r.save(ctx, func(ctx context.Context) error { return r.Tokens.SaveTokenFailure(ctx, claim, failure) }); saveErr != nil {
+	if saveErr := r.save(worker, func(ctx context.Context) error { return r.Tokens.SaveTokenFailure(ctx, claim, failure) }); saveErr != nil {
 		if errors.Is(saveErr, store.ErrFenced) {
 			// Another worker, or an import, brought a newer pair: this failure
 			// is about a token that no longer matters.
@@ -260,10 +267,12 @@ func (r *Refresher) accountEvent(ctx context.Context, t jetpost.EventType, claim
 	}
 }
 
-// save tries a commit until it succeeds, is refused or saveBound is over.
-func (r *Refresher) save(ctx context.Context, commit func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, saveBound)
+// save tries a commit until it succeeds or is refused, and gives up only when
+// saveBound is over after the worker's context has ended.
+func (r *Refresher) save(worker context.Context, commit func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(worker))
 	defer cancel()
+	defer context.AfterFunc(worker, func() { time.AfterFunc(saveBound, cancel) })()
 	wait := stallMin
 	for {
 		err := commit(ctx)
@@ -369,9 +378,7 @@ func (h *RefreshHandler) tick(ctx context.Context) Verdict {
 // claimed for no longer than one exchange takes.
 func (h *RefreshHandler) batch(ctx context.Context, batch jetpost.RefreshBatch) Verdict {
 	r := h.Refresher
-	tokens, err := r.Tokens.ClaimDue(ctx, store.DueClaim{
-		Round: batch.Round, Window: h.window(), Limit: h.batchSize(), Lease: exchangeLease, Now: time.Now(),
-	})
+	tokens, err := h.claim(ctx, batch)
 	if err != nil {
 		return Stall(err)
 	}
@@ -392,7 +399,12 @@ func (h *RefreshHandler) batch(ctx context.Context, batch jetpost.RefreshBatch) 
 		})
 	}
 	_ = group.Wait() // each outcome was recorded with its token
-	round, err := r.Tokens.BatchDone(ctx, batch.Round, batch.Batch, refreshed, failed, 0, time.Now())
+	// Told until it is counted: a second run of the batch would claim others.
+	var round store.Round
+	err = r.save(ctx, func(ctx context.Context) (err error) {
+		round, err = r.Tokens.BatchDone(ctx, batch.Round, batch.Batch, refreshed, failed, 0, time.Now())
+		return err
+	})
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		h.Log.Warn("refresh.round_unknown", "round", batch.Round)
@@ -403,11 +415,33 @@ func (h *RefreshHandler) batch(ctx context.Context, batch jetpost.RefreshBatch) 
 	return h.complete(ctx, round)
 }
 
-// complete publishes a round's summary once its last batch is counted.
+// claim takes the tokens of a batch: none while refreshes are stopped, since
+// what one batch has met all others would meet too.
+func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch) ([]store.Token, error) {
+	now := time.Now()
+	if stop, stopped := h.Refresher.Gate.Stopped(ScopeRefresh, now); stopped {
+		h.Log.Warn("refresh.skipped", "round", batch.Round, "code", stop.Reason.Code, "until", stop.Reason.Until)
+		return nil, nil
+	}
+	tokens, err := h.Refresher.Tokens.ClaimDue(ctx, store.DueClaim{
+		Round: batch.Round, Window: h.window(), Limit: h.batchSize(), Lease: exchangeLease, Now: now,
+	})
+	if unreadable(err) {
+		// Those that do not open wait for their key; the others need not.
+		h.Log.Error("token.unreadable", "round", batch.Round, "error", err)
+		return tokens, nil
+	}
+	return tokens, err
+}
+
+// complete publishes a round's summary once its last batch is counted. What
+// was neither refreshed nor failed was skipped: somebody else had renewed it,
+// or it could not be tried.
 func (h *RefreshHandler) complete(ctx context.Context, round store.Round) Verdict {
 	if !round.Completed || round.Announced {
 		return Done()
 	}
+	round.Skipped = max(0, round.Total-round.Refreshed-round.Failed)
 	event := jetpost.Event{
 		EventID: eventID("round/" + round.Round), Type: jetpost.EventRefreshCompleted,
 		Time: time.Now().UTC(), Refresh: &round.RefreshSummary,
@@ -426,10 +460,17 @@ func (h *RefreshHandler) complete(ctx context.Context, round store.Round) Verdic
 // one refreshes one account's token, by hand.
 func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest) Verdict {
 	r := h.Refresher
+	if stop, stopped := r.Gate.Stopped(ScopeRefresh, time.Now()); stopped {
+		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
+		return Done()
+	}
 	token, err := r.Tokens.Token(ctx, request.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		h.Log.Warn("refresh.unknown", "account", request.Account)
+		return Done()
+	case unreadable(err):
+		h.Log.Error("token.unreadable", "account", request.Account, "error", err)
 		return Done()
 	case err != nil:
 		return Stall(err)

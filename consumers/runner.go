@@ -14,12 +14,9 @@ import (
 )
 
 const (
-	// AckWait is how long the server waits for a sign of life of a delivery
-	// before it gives the message to somebody else. The consumers are made
-	// with it.
-	AckWait = 30 * time.Second
-	// heartbeatEvery keeps a delivery that is at work from running out.
-	heartbeatEvery = AckWait / 3
+	// heartbeats is how many signs of life a delivery gives in the time after
+	// which the server would take it for lost, and give it to somebody else.
+	heartbeats = 3
 	// ackTimeout bounds one confirmed acknowledgement.
 	ackTimeout = 5 * time.Second
 	// stallMin and stallMax bound the wait before a stalled delivery is tried
@@ -114,9 +111,13 @@ func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding
 	name := b.Stream + "/" + b.Consumer
 	wait := stallMin
 	for ctx.Err() == nil {
+		began := time.Now()
 		err := r.pull(ctx, work, c, b)
 		if ctx.Err() != nil {
 			return
+		}
+		if time.Since(began) > stallMax {
+			wait = stallMin
 		}
 		r.Health.Set("nats "+name, err)
 		r.Log.Warn("consumer.lost", "consumer", name, "error", err, "retry_in", wait)
@@ -127,6 +128,11 @@ func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding
 
 // pull handles messages until the subscription ends.
 func (r *Runner) pull(ctx, work context.Context, c jetstream.Consumer, b Binding) error {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("find consumer: %w", err)
+	}
+	r.Health.Set("nats "+b.Stream+"/"+b.Consumer, nil)
 	iter, err := c.Messages(jetstream.PullMaxMessages(1), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return fmt.Errorf("pull: %w", err)
@@ -140,13 +146,15 @@ func (r *Runner) pull(ctx, work context.Context, c jetstream.Consumer, b Binding
 		if err != nil {
 			return fmt.Errorf("pull: %w", err)
 		}
-		r.Health.Set("nats "+b.Stream+"/"+b.Consumer, nil)
-		r.deliver(ctx, work, b, msg)
+		r.deliver(ctx, work, b, msg, info.Config.AckWait)
+		if ctx.Err() != nil {
+			return nil // nothing is on its way; asking again could bring something
+		}
 	}
 }
 
 // deliver handles one message to its end and acknowledges it.
-func (r *Runner) deliver(ctx, work context.Context, b Binding, msg jetstream.Msg) {
+func (r *Runner) deliver(ctx, work context.Context, b Binding, msg jetstream.Msg, ackWait time.Duration) {
 	meta, err := msg.Metadata()
 	if err != nil {
 		r.Log.Error("delivery.unreadable", "subject", msg.Subject(), "error", err)
@@ -156,7 +164,7 @@ func (r *Runner) deliver(ctx, work context.Context, b Binding, msg jetstream.Msg
 		Subject: msg.Subject(), Data: msg.Data(),
 		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Stopping: ctx.Done(),
 	}
-	stopBeat := r.heartbeat(work, msg)
+	stopBeat := r.heartbeat(work, msg, ackWait/heartbeats)
 	defer stopBeat()
 
 	began := time.Now()
@@ -205,11 +213,11 @@ func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delive
 }
 
 // heartbeat tells the server that the message is at work until stop is called.
-func (r *Runner) heartbeat(ctx context.Context, msg jetstream.Msg) (stop func()) {
+func (r *Runner) heartbeat(ctx context.Context, msg jetstream.Msg, interval time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
-		every := time.NewTicker(heartbeatEvery)
+		every := time.NewTicker(interval)
 		defer every.Stop()
 		for {
 			select {

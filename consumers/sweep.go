@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -13,6 +14,9 @@ const (
 	sweepLanes = 1000
 	// sweepEvents bounds the late events of one sweep.
 	sweepEvents = 1000
+	// sweepFailures is how many late events in a row may fail before a sweep
+	// gives up: one that cannot be told must not silence those behind it.
+	sweepFailures = 5
 	// eventPatience is how long a committed change may go untold before a
 	// sweep tells it.
 	eventPatience = 2 * time.Second
@@ -80,13 +84,16 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var failures []error
 	for _, key := range keys {
 		if err := s.Announce.Announce(ctx, key); err != nil {
-			return err
+			if failures = append(failures, err); len(failures) >= sweepFailures {
+				break
+			}
 		}
 	}
 	if len(accounts)+len(keys) > 0 {
 		s.Log.Debug("sweep.done", "rung", len(accounts), "told", len(keys))
 	}
-	return nil
+	return errors.Join(failures...)
 }

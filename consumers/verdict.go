@@ -144,13 +144,14 @@ func judge(err error, s situation) Verdict {
 		}
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &limit):
-		if !limit.Until.After(s.now) {
-			limit.Until = later
+		until := limit.Until
+		if !until.After(s.now) {
+			until = later
 		}
-		if limit.Window.Scope() == xapi.ScopeApp {
-			return Stop(ScopePublish, jetpost.CodeAppRateLimited, limit.Until, limit.Error())
+		if limit.AppWide() {
+			return Stop(ScopePublish, jetpost.CodeAppRateLimited, until, limit.Error())
 		}
-		return Hold(jetpost.CodeRateLimited, limit.Until, limit.Error())
+		return Hold(jetpost.CodeRateLimited, until, limit.Error())
 	case errors.As(err, &stop):
 		until := stop.Until
 		if !until.After(s.now) {
@@ -186,5 +187,10 @@ func (e *holdError) Error() string {
 // settled tells errors of the store that say how things are from those that
 // say that the database cannot be asked.
 func settled(err error) bool {
-	return err == nil || errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrNotRunnable)
+	for _, known := range [...]error{store.ErrFenced, store.ErrNotFound, store.ErrNotRunnable, store.ErrPostTaken} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return err == nil
 }

@@ -1,0 +1,387 @@
+package consumers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/sqlite"
+	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// patience is how long a fact is waited for. A loaded machine gets its time.
+const patience = 30 * time.Second
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// A server that was shut down while it set up a source waits on for it.
+		goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server.(*stream).trySetupSourceConsumer.func3"))
+}
+
+// testBundle is an installation: a ledger in a file, a NATS server, and X.
+type testBundle struct {
+	names   jetpost.Names
+	server  *server.Server
+	js      jetstream.JetStream
+	path    string // of the database
+	sealer  *store.Sealer
+	ledger  store.Store
+	x       *xsim.Server
+	hc      *http.Client // goes to x
+	bells   *publishers.Bells
+	records *publishers.Records
+	stops   *publishers.Stops
+	pub     *publishers.Publisher
+	log     *slog.Logger
+	seq     atomic.Uint64 // of deliveries made by hand
+}
+
+// setup starts everything that is real. When the test ends, X's books must
+// hold no violation.
+func setup(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
+	t.Helper()
+	b := offline(t, opts...)
+	id, err := b.ledger.LedgerID(t.Context())
+	check(t, err)
+	b.server = natstest.Server(t)
+	_, b.js = natstest.Connect(t, b.server)
+	_, err = publishers.Setup(t.Context(), b.js, publishers.TopologyConfig{Names: b.names, LedgerID: id})
+	check(t, err)
+	b.bells, b.records = publishers.NewBells(b.js, b.names), publishers.NewRecords(b.js, b.names)
+	b.stops, b.pub = publishers.NewStops(b.js, b.names), publishers.New(b.js, b.names)
+	return b
+}
+
+// offline is setup without NATS: nothing in it uses a socket, so that it works
+// in a bubble with a clock of its own.
+func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
+	t.Helper()
+	b := &testBundle{x: &xsim.Server{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
+	for _, opt := range opts {
+		opt(b.x)
+	}
+	b.hc = &http.Client{Transport: b.x}
+	var err error
+	b.sealer, err = store.NewSealer(store.GenerateKey().Reveal())
+	check(t, err)
+	check(t, sqlite.Migrate(t.Context(), b.path))
+	b.ledger = b.open(t, b.sealer)
+	t.Cleanup(func() {
+		b.x.Wait()
+		for _, v := range b.x.Violations() {
+			t.Errorf("violation at X: %s: %s", v.Kind, v.Detail)
+		}
+	})
+	return b
+}
+
+// open opens the ledger as one more worker would.
+func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), b.path, sealer)
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	return s
+}
+
+// account makes an account at X and imports it. Its token lives for ttl; zero
+// is X's two hours.
+func (b *testBundle) account(t *testing.T, name string, ttl time.Duration) xsim.Grant {
+	t.Helper()
+	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name, AccessTokenTTL: int64(ttl / time.Second)})
+	check(t, err)
+	b.importGrant(t, grant)
+	return grant
+}
+
+func (b *testBundle) importGrant(t *testing.T, grant xsim.Grant) {
+	t.Helper()
+	now := time.Now()
+	_, err := b.ledger.ImportAccount(t.Context(), store.Import{
+		Name: grant.Handle, XUserID: grant.ID, Username: grant.Handle, Now: now,
+		Pair: store.Pair{
+			Access: secret.New(grant.AccessToken), Refresh: secret.New(grant.RefreshToken),
+			ExpiresAt: now.Add(time.Duration(grant.ExpiresIn) * time.Second), Scope: grant.Scope,
+		},
+	})
+	check(t, err)
+}
+
+func (b *testBundle) announcer() *Announcer {
+	return &Announcer{Ledger: b.ledger, Records: b.records, Names: b.names, Log: b.log}
+}
+
+func (b *testBundle) intake() *IntakeHandler {
+	return &IntakeHandler{Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Names: b.names, Log: b.log}
+}
+
+func (b *testBundle) refresher() *Refresher {
+	return &Refresher{
+		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
+		Gate: NewGate(b.stops, 0, b.log), Records: b.records, Names: b.names, Health: &Health{}, Log: b.log,
+	}
+}
+
+// lane makes the lane handler of one worker.
+func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
+	r := b.refresher()
+	h := &PublishHandler{
+		Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Tokens: r, Gate: r.Gate,
+		Clients: NewClients(func(token string) *xapi.Client {
+			return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc))
+		}),
+		Media: &MediaSource{}, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
+	}
+	for _, opt := range opts {
+		opt(h)
+	}
+	return h
+}
+
+// run rings the account at the worker, by hand.
+func (b *testBundle) run(t *testing.T, h *PublishHandler, account string) {
+	t.Helper()
+	if v := h.Handle(t.Context(), b.ring(account)); v.kind != kindDone {
+		t.Fatalf("lane of %s: %s: %v", account, v, v.err)
+	}
+}
+
+func (b *testBundle) ring(account string) Delivery {
+	return Delivery{Subject: b.names.PublishWake(account)}
+}
+
+func thread(texts ...string) []jetpost.Post {
+	posts := make([]jetpost.Post, len(texts))
+	for i, text := range texts {
+		posts[i].Text = text
+	}
+	return posts
+}
+
+// accept brings a request through the door.
+func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
+	t.Helper()
+	if r.Account == "" {
+		r.Account = "acme"
+	}
+	body, err := json.Marshal(r)
+	check(t, err)
+	if v := b.intake().Handle(t.Context(), b.job(r.Account, body)); v.kind != kindDone {
+		t.Fatalf("intake: %s: %v", v, v.err)
+	}
+	key := store.Key{Account: r.Account, ID: r.ID}
+	b.record(t, key) // it is there
+	return key
+}
+
+func (b *testBundle) job(account string, body []byte) Delivery {
+	return Delivery{Subject: b.names.PublishIntake("0", account), Data: body, Sequence: b.seq.Add(1), Stored: time.Now().UTC()}
+}
+
+func (b *testBundle) record(t *testing.T, key store.Key) store.Record {
+	t.Helper()
+	record, err := b.ledger.Request(t.Context(), key)
+	check(t, err)
+	return record
+}
+
+// want fails unless the request is in that state, for that reason, with so
+// many posts live.
+func (b *testBundle) want(t *testing.T, key store.Key, state jetpost.State, code jetpost.Code, posted int) store.Record {
+	t.Helper()
+	r := b.record(t, key)
+	var got jetpost.Code
+	detail := ""
+	if r.Status.Reason != nil {
+		got, detail = r.Status.Reason.Code, r.Status.Reason.Detail
+	}
+	if r.Status.State != state || got != code || r.Status.Posted != posted {
+		t.Fatalf("request %s is %s (%s: %s) with %d posts live, want %s (%s) with %d", key.ID, r.Status.State, got, detail, r.Status.Posted, state, code, posted)
+	}
+	return r
+}
+
+// texts fails unless the account's posts on X are these, each a reply to its
+// predecessor where its thread goes on.
+func (b *testBundle) texts(t *testing.T, account string, want ...string) {
+	t.Helper()
+	var got []string
+	for _, p := range b.x.Posts(account) {
+		got = append(got, p.Text)
+	}
+	equal(t, "posts of "+account, fmt.Sprintf("%q", got), fmt.Sprintf("%q", want))
+}
+
+// calls counts what X heard at an endpoint.
+func (b *testBundle) calls(endpoint string) (n int) {
+	for _, count := range b.x.Counts()[endpoint] {
+		n += count
+	}
+	return n
+}
+
+func (b *testBundle) faults(t *testing.T, faults ...xsim.Fault) {
+	t.Helper()
+	check(t, b.x.SetFaults(faults))
+}
+
+// paused tells whether the lanes' consumer is paused for all workers.
+func (b *testBundle) paused(t *testing.T) bool {
+	t.Helper()
+	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
+	check(t, err)
+	return lanes.CachedInfo().Paused
+}
+
+// lastEvent is the type of the request's newest event.
+func (b *testBundle) lastEvent(t *testing.T, key store.Key) jetpost.Event {
+	t.Helper()
+	event, _, err := b.pub.LastEvent(t.Context(), key.Account, key.ID)
+	check(t, err)
+	return event
+}
+
+// messages counts what a stream holds.
+func (b *testBundle) messages(t *testing.T, stream string) uint64 {
+	t.Helper()
+	s, err := b.js.Stream(t.Context(), stream)
+	check(t, err)
+	return s.CachedInfo().State.Msgs
+}
+
+// ledgerHook is a ledger that lets a test step in before or after each of a
+// lane's commits. A hook may panic, which is a worker that dies there.
+type ledgerHook struct {
+	store.Store
+	before, after func(op string) error
+
+	mu   sync.Mutex
+	lane store.Lane // the latest claim
+}
+
+// hooked calls one commit between the hooks. A failing hook after it is an
+// answer that was lost.
+func hooked[T any](l *ledgerHook, op string, commit func() (T, error)) (out T, err error) {
+	if l.before != nil {
+		if err := l.before(op); err != nil {
+			return out, err
+		}
+	}
+	if out, err = commit(); err != nil || l.after == nil {
+		return out, err
+	}
+	return out, l.after(op)
+}
+
+func (l *ledgerHook) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error) {
+	claimed := false
+	lane, err := hooked(l, "claim", func() (lane store.Lane, err error) {
+		if lane, claimed, err = l.Store.ClaimLane(ctx, account, worker, lease, now); claimed {
+			l.mu.Lock()
+			l.lane = lane
+			l.mu.Unlock()
+		}
+		return lane, err
+	})
+	return lane, claimed, err
+}
+
+func (l *ledgerHook) Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error) {
+	return hooked(l, "look", func() (store.Look, error) { return l.Store.Look(ctx, lane, now) })
+}
+
+func (l *ledgerHook) Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error {
+	_, err := hooked(l, "begin", func() (struct{}, error) { return struct{}{}, l.Store.Begin(ctx, lane, id, intent) })
+	return err
+}
+
+func (l *ledgerHook) Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+	return hooked(l, "posted", func() (jetpost.State, error) { return l.Store.Posted(ctx, lane, id, post, postID, now) })
+}
+
+func (l *ledgerHook) Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+	_, err := hooked(l, "conclude", func() (struct{}, error) { return struct{}{}, l.Store.Conclude(ctx, lane, id, out) })
+	return err
+}
+
+func (l *ledgerHook) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
+	return hooked(l, "release", func() (bool, error) { return l.Store.ReleaseLane(ctx, lane, rings, wakeAt, now) })
+}
+
+// expire ends the lease of the latest claim, as time would.
+func (l *ledgerHook) expire(t *testing.T) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	check(t, l.ExtendLane(t.Context(), l.lane, time.Microsecond, time.Now().Add(-time.Minute)))
+}
+
+// nth makes a hook that calls do at the nth commit of that kind, from 1.
+func nth(op string, n int, do func() error) func(string) error {
+	var seen atomic.Int64
+	return func(got string) error {
+		if got == op && seen.Add(1) == int64(n) {
+			return do()
+		}
+		return nil
+	}
+}
+
+// errAway is a database that does not answer.
+var errAway = errors.New("database is away")
+
+// transport is an http.RoundTripper made of a function.
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// eventually waits for a fact.
+func eventually(t *testing.T, what string, fact func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for !fact() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("%s: not within %v", what, patience)
+		case <-again.C:
+		}
+	}
+}
+
+// sleep lets time pass in a bubble, whose clock jumps ahead.
+func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // never called outside of one
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func equal[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}

@@ -1,0 +1,177 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+func TestIntakeAccepts(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	d := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}],"metadata":{"k":"v"}}`))
+	for i := range 2 { // the second time it is a repeat
+		equal(t, "verdict", b.intake().Handle(t.Context(), d).kind, kindDone)
+		r := b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
+		equal(t, "revision", r.Status.Revision, 1)
+		equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+		event := b.lastEvent(t, r.Key)
+		equal(t, "event", event.Type, jetpost.EventRequestAccepted)
+		equal(t, "metadata", event.Request.Metadata["k"], "v")
+		equal(t, fmt.Sprintf("events after %d", i), b.messages(t, b.names.EventsStream()), 1)
+	}
+}
+
+// TestIntakeNamesJobs: a job without an id is known by its place, so that a
+// second delivery of it is no second job, and another job is.
+func TestIntakeNamesJobs(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	body := []byte(`{"account":"acme","posts":[{"text":"one"}]}`)
+	first, second := b.job("", body), b.job("", body)
+	first.Subject, second.Subject = b.names.PublishRequest(""), b.names.PublishRequest("") // the bare subject
+	for _, d := range []Delivery{first, first, second} {
+		equal(t, "verdict", b.intake().Handle(t.Context(), d).kind, kindDone)
+	}
+	equal(t, "requests", b.counts(t)[jetpost.StateQueued], 2)
+}
+
+func TestIntakeRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, account, body string
+		code                jetpost.Code
+		problems            int
+	}{
+		{"account unknown", "nobody", `{"id":"one","posts":[{"text":"one"}]}`, jetpost.CodeAccountUnknown, 1},
+		{"conflict", "acme", `{"id":"taken","posts":[{"text":"another"}]}`, jetpost.CodeIdentityConflict, 1},
+		{"invalid", "acme", `{"id":"one","posts":[{"text":""}],"publish":"now"}`, jetpost.CodeInvalidRequest, 2},
+		{"no account", "", `{"id":"one","posts":[{"text":"one"}]}`, jetpost.CodeInvalidRequest, 1},
+		{"no JSON", "acme", `hello`, jetpost.CodeInvalidRequest, 1},
+		{"nothing", "acme", ``, jetpost.CodeInvalidRequest, 1},
+		{"other account", "acme", `{"account":"bolt","posts":[{"text":"one"}]}`, jetpost.CodeInvalidRequest, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			taken := b.accept(t, jetpost.Request{ID: "taken", Posts: thread("one")})
+			d := b.job(test.account, []byte(test.body))
+			if test.account == "" {
+				d.Subject = b.names.PublishRequest("")
+			}
+			for range 2 { // the second time it is told again, and kept once
+				equal(t, "verdict", b.intake().Handle(t.Context(), d).kind, kindDone)
+			}
+			b.want(t, taken, jetpost.StateQueued, "", 0)
+			equal(t, "requests", len(b.counts(t)), 1)
+			refusals, err := b.ledger.Refusals(t.Context(), 10)
+			check(t, err)
+			if len(refusals) != 1 || refusals[0].Code != test.code || len(refusals[0].Problems) != test.problems || refusals[0].Account != test.account {
+				t.Errorf("refusals are %+v, want one for %s with %d problems", refusals, test.code, test.problems)
+			}
+			records, err := b.records.List(t.Context(), publishers.RecordFilter{})
+			check(t, err)
+			if len(records) != 1 || !records[0].Refused || records[0].Code != test.code || string(records[0].Body) != test.body ||
+				records[0].Origin != b.names.PublishRequest(test.account) {
+				t.Errorf("records are %+v", records)
+			}
+			equal(t, "event of the first one", b.lastEvent(t, taken).Type, jetpost.EventRequestAccepted)
+		})
+	}
+}
+
+// brokenBell rings nobody for a while.
+type brokenBell struct {
+	ringer
+	broken int
+}
+
+func (r *brokenBell) Ring(ctx context.Context, account string) error {
+	if r.broken > 0 {
+		r.broken--
+		return errAway
+	}
+	return r.ringer.Ring(ctx, account)
+}
+
+// brokenDoor is a ledger that cannot be asked for a while.
+type brokenDoor struct {
+	intakeLedger
+	broken int
+}
+
+func (l *brokenDoor) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+	if l.broken--; l.broken >= 0 {
+		return 0, errAway
+	}
+	return l.intakeLedger.Accept(ctx, in)
+}
+
+func (l *brokenDoor) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
+	if l.broken--; l.broken >= 0 {
+		return errAway
+	}
+	return l.intakeLedger.Refuse(ctx, refusal, body)
+}
+
+// TestIntakeStalls: while something of ours is away the job is kept, and then
+// accepted once.
+func TestIntakeStalls(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	h := b.intake()
+	h.Ledger, h.Bells = &brokenDoor{b.ledger, 2}, &brokenBell{b.bells, 2}
+	good := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`))
+	for range 4 {
+		if v := h.Handle(t.Context(), good); v.kind != kindStall || !errors.Is(v.err, errAway) {
+			t.Errorf("verdict is %s: %v", v, v.err)
+		}
+	}
+	equal(t, "verdict", h.Handle(t.Context(), good).kind, kindDone)
+	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
+	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+
+	h.Ledger = &brokenDoor{b.ledger, 1}
+	bad := b.job("acme", []byte(`no`))
+	equal(t, "verdict", h.Handle(t.Context(), bad).kind, kindStall)
+	equal(t, "verdict", h.Handle(t.Context(), bad).kind, kindDone)
+}
+
+func TestIntakeScheduled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "later", Posts: thread("later"), PublishAt: time.Now().Add(time.Hour)})
+	b.want(t, key, jetpost.StateScheduled, "", 0)
+	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestScheduled)
+}
+
+// TestIntakeNewerVersion: what only a newer worker can read is kept for it,
+// and what it means by equal is left to it.
+func TestIntakeNewerVersion(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	for i, body := range []string{
+		`{"version":99,"id":"new","posts":[{"text":"one","mood":"glad"}]}`,
+		`{"version":99,"id":"new","posts":[{"text":"one","mood":"glad"}]}`,
+		`{"version":99,"id":"new","posts":[]}`, // another body
+	} {
+		equal(t, "verdict", b.intake().Handle(t.Context(), b.job("acme", []byte(body))).kind, kindDone)
+		b.want(t, store.Key{Account: "acme", ID: "new"}, jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, 0)
+		refusals, err := b.ledger.Refusals(t.Context(), 10)
+		check(t, err)
+		equal(t, "refused", len(refusals), i/2)
+	}
+}

@@ -1,0 +1,846 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// TestWorkersPublishInOrder is the whole publish path: producers, two workers,
+// several accounts, real NATS, and doorbells that cross each other.
+func TestWorkersPublishInOrder(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const requests = 6
+	accounts := []string{"acme", "bolt", "coil"}
+	want := map[string][]string{}
+	for _, account := range accounts {
+		b.account(t, account, 0)
+	}
+	for i := range requests {
+		for _, account := range accounts {
+			texts := []string{fmt.Sprintf("%s %d", account, i), fmt.Sprintf("%s %d, more", account, i)}
+			want[account] = append(want[account], texts...)
+			_, err := b.pub.Publish(t.Context(), jetpost.Request{Account: account, ID: fmt.Sprint(i), Posts: thread(texts...)})
+			check(t, err)
+		}
+	}
+	for _, name := range []string{"one", "two"} {
+		b.work(t, b.lane(func(h *PublishHandler) { h.Worker = name }))
+	}
+	eventually(t, "everything is published", func() bool { return b.counts(t)[jetpost.StatePublished] == requests*len(accounts) })
+	for _, account := range accounts {
+		b.texts(t, account, want[account]...)
+		for i, p := range b.x.Posts(account) {
+			parent := ""
+			if i%2 == 1 {
+				parent = b.x.Posts(account)[i-1].ID
+			}
+			equal(t, "parent of "+p.Text, p.InReplyTo, parent)
+		}
+	}
+}
+
+// work runs a worker's intake and lanes until the test ends.
+func (b *testBundle) work(t *testing.T, h *PublishHandler) (stop func()) {
+	t.Helper()
+	bindings := []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h}}
+	for p := range jetpost.Partitions {
+		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Slots: 1, Handler: b.intake()})
+	}
+	return b.start(t, &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: bindings})
+}
+
+func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
+	t.Helper()
+	counts, err := b.ledger.CountRequests(t.Context())
+	check(t, err)
+	return counts
+}
+
+// TestLaneDiesAnywhere kills the worker at each step of the second post of
+// three. Wherever the post may be live, nothing more is sent until a person
+// says; everywhere else the next worker goes on.
+func TestLaneDiesAnywhere(t *testing.T) {
+	t.Parallel()
+	died := errors.New("the worker died here")
+	die := func() error { panic(died) }
+	tests := []struct {
+		name   string
+		hook   func(*ledgerHook)
+		before []string // on X when the worker dies
+		doubt  bool     // whether the second post is
+		live   bool     // whether it is live all the same
+	}{
+		{name: "after Begin", hook: func(l *ledgerHook) { l.after = nth("begin", 2, die) }, before: []string{"one"}, doubt: true},
+		{name: "after Posted", hook: func(l *ledgerHook) { l.after = nth("posted", 2, die) }, before: []string{"one", "two"}},
+		{name: "after claim", hook: func(l *ledgerHook) { l.after = nth("claim", 1, die) }},
+		{name: "after release", hook: func(l *ledgerHook) { l.after = nth("release", 1, die) }, before: []string{"one", "two", "three"}},
+		{name: "before Begin", hook: func(l *ledgerHook) { l.before = nth("begin", 2, die) }, before: []string{"one"}},
+		{name: "before Posted", hook: func(l *ledgerHook) { l.before = nth("posted", 2, die) }, before: []string{"one", "two"}, doubt: true, live: true},
+		{name: "before release", hook: func(l *ledgerHook) { l.before = nth("release", 1, die) }, before: []string{"one", "two", "three"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
+			hook := &ledgerHook{Store: b.ledger}
+			test.hook(hook)
+			func() {
+				defer func() {
+					if p := recover(); p != died { //nolint:errorlint // this very panic
+						t.Errorf("the worker did not die: %v", p)
+					}
+				}()
+				b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+			}()
+			b.texts(t, "acme", test.before...)
+
+			next := b.lane(func(h *PublishHandler) { h.Worker = "next" })
+			if test.name != "after release" {
+				b.run(t, next, "acme") // the dead worker's lease still stands
+				b.texts(t, "acme", test.before...)
+				hook.expire(t)
+			}
+			for range 2 {
+				b.run(t, next, "acme")
+				if test.doubt {
+					b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 1)
+					b.texts(t, "acme", test.before...)
+				}
+			}
+			if test.doubt {
+				id := ""
+				if test.live {
+					id = b.x.Posts("acme")[1].ID
+				}
+				_, err := b.ledger.Resolve(t.Context(), key, id, time.Now())
+				check(t, err)
+				b.run(t, next, "acme")
+			}
+			b.want(t, key, jetpost.StatePublished, "", 3)
+			b.texts(t, "acme", "one", "two", "three")
+			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
+		})
+	}
+}
+
+// TestLaneLateAnswer: a worker that lost its lane while X took its time still
+// says what X answered, and then writes no more.
+func TestLaneLateAnswer(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+	hook := &ledgerHook{Store: b.ledger}
+	answered, goOn := make(chan struct{}), make(chan struct{})
+	hook.before = nth("posted", 1, func() error { close(answered); <-goOn; return nil })
+	old := make(chan struct{})
+	go func() {
+		defer close(old)
+		b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	}()
+	<-answered
+	hook.expire(t)
+	next := b.lane(func(h *PublishHandler) { h.Worker = "next" })
+	b.run(t, next, "acme")
+	b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+	close(goOn)
+	<-old
+	b.want(t, key, jetpost.StateQueued, "", 1)
+	b.texts(t, "acme", "one")
+	b.run(t, next, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 2)
+	b.texts(t, "acme", "one", "two")
+}
+
+// TestLaneFenced: a worker that was frozen before it committed its intent
+// finds its lane taken, and neither sends nor writes anything.
+func TestLaneFenced(t *testing.T) {
+	t.Parallel()
+	for _, op := range []string{"begin", "conclude", "look", "release"} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+			if op == "conclude" {
+				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Times: 1})
+			}
+			hook := &ledgerHook{Store: b.ledger}
+			frozen, thaw := make(chan struct{}), make(chan struct{})
+			hook.before = nth(op, 1, func() error { close(frozen); <-thaw; return nil })
+			old := make(chan struct{})
+			go func() {
+				defer close(old)
+				b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+			}()
+			<-frozen
+			hook.expire(t)
+			b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "next" }), "acme")
+			before := b.record(t, key)
+			close(thaw)
+			<-old
+			after := b.record(t, key)
+			equal(t, "revision", after.Status.Revision, before.Status.Revision)
+			equal(t, "state", after.Status.State, before.Status.State)
+			if op == "conclude" {
+				equal(t, "posts", len(b.x.Posts("acme")), 0) // X refused it; the next worker found it in doubt
+				b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+				return
+			}
+			b.texts(t, "acme", "one")
+		})
+	}
+}
+
+func TestLaneRefusedInMidThread(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	const words = "You are not permitted to say that."
+	b.faults(t, xsim.Fault{Kind: xsim.FaultRefuseText, Text: "three", Detail: words})
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three", "four", "five")})
+	other := b.accept(t, jetpost.Request{ID: "other", Posts: thread("other")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 2)
+	equal(t, "X's own words", r.Status.Reason.Detail, words)
+	equal(t, "refused post", r.Posts[2].State, jetpost.PostFailed)
+	b.want(t, other, jetpost.StatePublished, "", 1) // a failed request blocks nobody
+	b.texts(t, "acme", "one", "two", "other")
+	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestFailed)
+	records, err := b.records.List(t.Context(), publishers.RecordFilter{})
+	check(t, err)
+	if len(records) != 1 || records[0].Posted != "2/5" || records[0].Detail != words || string(records[0].Body) != string(r.Body) {
+		t.Errorf("records are %+v", records)
+	}
+
+	b.faults(t)
+	for i := range 2 {
+		result, err := b.ledger.Replay(t.Context(), key, time.Now())
+		check(t, err)
+		equal(t, "queued", result.Queued, i == 0)
+		b.run(t, h, "acme")
+		b.want(t, key, jetpost.StatePublished, "", 5)
+		b.texts(t, "acme", "one", "two", "other", "three", "four", "five")
+	}
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 7)
+}
+
+// TestLaneAccountWindow: the account waits until the reset that X names and
+// then goes on by itself, and nobody calls in between.
+func TestLaneAccountWindow(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(x *xsim.Server) {
+		x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 2, WindowMS: 1000}}
+	})
+	b.account(t, "acme", 0)
+	b.account(t, "bolt", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
+	other := b.accept(t, jetpost.Request{Account: "bolt", ID: "x", Posts: thread("bolt")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 2)
+	equal(t, "attempts", r.Status.Attempts, 2)
+	b.run(t, h, "acme") // rung too early
+	b.run(t, h, "bolt")
+	b.want(t, other, jetpost.StatePublished, "", 1)
+	b.work(t, h)
+	eventually(t, "the thread goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	b.texts(t, "acme", "one", "two", "three")
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
+}
+
+// TestLaneAccount429: a 429 that nothing announced costs no attempt.
+func TestLaneAccount429(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Times: 1})
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	h := b.lane()
+	for range 3 {
+		b.run(t, h, "acme")
+		r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
+		equal(t, "attempts", r.Status.Attempts, 0)
+		equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+		if !r.HoldUntil.After(time.Now()) {
+			t.Errorf("held until %v", r.HoldUntil)
+		}
+	}
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+}
+
+func TestLaneAppWindow(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(x *xsim.Server) {
+		x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeApp24h, Max: 2, WindowMS: 2000}}
+	})
+	b.account(t, "acme", 0)
+	b.account(t, "bolt", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
+	other := b.accept(t, jetpost.Request{Account: "bolt", ID: "x", Posts: thread("bolt")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 2)
+	equal(t, "consumer paused", b.paused(t), true)
+	b.run(t, h, "bolt") // a message that was on its way
+	b.want(t, other, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.work(t, h)
+	eventually(t, "all goes on", func() bool { return b.counts(t)[jetpost.StatePublished] == 2 })
+	b.texts(t, "acme", "one", "two", "three")
+	b.texts(t, "bolt", "bolt")
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
+}
+
+func TestLaneAppStops(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		status  int
+		variant string
+		code    jetpost.Code
+	}{
+		{"client not enrolled", http.StatusForbidden, "client-not-enrolled", jetpost.CodeClientNotEnrolled},
+		{"credits", http.StatusPaymentRequired, "", jetpost.CodeCreditsDepleted},
+		{"credits, legacy", http.StatusPaymentRequired, "legacy", jetpost.CodeCreditsDepleted},
+		{"spend cap", http.StatusForbidden, "spend-cap", jetpost.CodeSpendCapReached},
+		{"usage cap", http.StatusTooManyRequests, "usage-capped", jetpost.CodeUsageCapped},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			b.account(t, "bolt", 0)
+			b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: test.status, Variant: test.variant})
+			key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+			other := b.accept(t, jetpost.Request{Account: "bolt", ID: "x", Posts: thread("bolt")})
+			h := b.lane()
+			b.run(t, h, "acme")
+			b.run(t, h, "bolt")
+			for _, k := range []store.Key{key, other} {
+				r := b.want(t, k, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+				equal(t, "attempts", r.Status.Attempts, 0)
+				if !strings.Contains(r.Status.Reason.Detail, string(test.code)) || !r.HoldUntil.After(time.Now()) {
+					t.Errorf("held until %v: %s", r.HoldUntil, r.Status.Reason.Detail)
+				}
+			}
+			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+			equal(t, "consumer paused", b.paused(t), true)
+			stop, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+			check(t, err)
+			equal(t, "code of the stop", stop.Reason.Code, test.code)
+
+			b.faults(t)
+			check(t, b.stops.Clear(t.Context(), publishers.ScopePublish))
+			another := b.lane() // whose gate knows of no stop
+			for _, account := range []string{"acme", "bolt"} {
+				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppStopped, time.Now())
+				check(t, err)
+				b.run(t, another, account)
+			}
+			b.texts(t, "acme", "one")
+			b.texts(t, "bolt", "bolt")
+		})
+	}
+}
+
+// TestLaneStopWithoutEnd: nobody rings each lane when a person resumes, so
+// they look again by themselves.
+func TestLaneStopWithoutEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	h := b.lane()
+	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeAppStopped}, time.Now()))
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	if !r.HoldUntil.After(time.Now()) {
+		t.Errorf("held until %v", r.HoldUntil)
+	}
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+}
+
+func TestLaneUnauthorized(t *testing.T) {
+	t.Parallel()
+	t.Run("for long", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		b.account(t, "acme", 0)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointCreatePost})
+		key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+		h := b.lane()
+		for range 2 { // the second time it is rung too early
+			b.run(t, h, "acme")
+			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
+			equal(t, "attempts", r.Status.Attempts, 0)
+			if !r.HoldUntil.After(time.Now()) {
+				t.Errorf("held until %v", r.HoldUntil)
+			}
+		}
+		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
+		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	})
+	t.Run("once", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		b.account(t, "acme", 0)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
+		key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+		b.run(t, b.lane(), "acme")
+		b.want(t, key, jetpost.StatePublished, "", 2)
+		b.texts(t, "acme", "one", "two")
+		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	})
+}
+
+// TestLaneDialFails: what provably did not leave this machine is sent again.
+func TestLaneDialFails(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	var reachable atomic.Bool
+	closed := xapi.NewTransport()
+	t.Cleanup(closed.CloseIdleConnections)
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		if reachable.Load() {
+			return b.x.RoundTrip(r)
+		}
+		r.URL.Scheme, r.URL.Host = "http", "127.0.0.1:1"
+		return closed.RoundTrip(r)
+	})
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
+	equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+	equal(t, "attempts", r.Status.Attempts, 0)
+	reachable.Store(true)
+	b.endHold(t, key, jetpost.CodeXUnavailable)
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 1)
+	b.texts(t, "acme", "one")
+}
+
+// endHold lets the time of a hold pass.
+func (b *testBundle) endHold(t *testing.T, key store.Key, code jetpost.Code) {
+	t.Helper()
+	n, err := b.ledger.EndHolds(t.Context(), key.Account, code, time.Now())
+	check(t, err)
+	equal(t, "holds ended", n, 1)
+}
+
+func TestLaneLostAnswer(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []xsim.Fault{
+		{Kind: xsim.FaultCut},
+		{Kind: xsim.FaultCut, After: true},
+		{Kind: xsim.FaultGarbage},
+		{Kind: xsim.FaultNoID},
+		{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable},
+		{Kind: xsim.FaultStatus, Status: http.StatusInternalServerError, After: true},
+	} {
+		t.Run(fmt.Sprintf("%s %d after %t", fault.Kind, fault.Status, fault.After), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			fault.Endpoint, fault.Skip, fault.Times = xsim.EndpointCreatePost, 1, 1
+			b.faults(t, fault)
+			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
+			behind := b.accept(t, jetpost.Request{ID: "behind", Posts: thread("behind")})
+			h := b.lane()
+			for range 2 {
+				b.run(t, h, "acme")
+				b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 1)
+			}
+			b.want(t, behind, jetpost.StateQueued, "", 0)
+			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
+		})
+	}
+}
+
+func TestLaneExpired(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	now := time.Now()
+	late := b.accept(t, jetpost.Request{ID: "late", Posts: thread("late"), PublishAt: now.Add(-time.Minute), ExpiresAt: now.Add(-time.Second)})
+	begun := b.accept(t, jetpost.Request{ID: "begun", Posts: thread("one", "two"), ExpiresAt: now.Add(time.Second)})
+	// The first post is in time; before the second one the deadline passes.
+	hook := &ledgerHook{Store: b.ledger}
+	hook.after = nth("posted", 1, func() error {
+		eventually(t, "the deadline passes", func() bool { return time.Now().After(now.Add(time.Second)) })
+		panic("the worker died here")
+	})
+	func() {
+		defer func() { equal(t, "panic", recover() != nil, true) }()
+		b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	}()
+	hook.expire(t)
+	b.run(t, b.lane(), "acme")
+	b.want(t, late, jetpost.StateFailed, jetpost.CodeExpired, 0)
+	b.want(t, begun, jetpost.StatePublished, "", 2)
+	b.texts(t, "acme", "one", "two")
+}
+
+func TestLaneCancelledInMidThread(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
+	other := b.accept(t, jetpost.Request{ID: "other", Posts: thread("other")})
+	hook := &ledgerHook{Store: b.ledger}
+	hook.before = nth("posted", 2, func() error { // X has the second post already
+		_, err := b.ledger.Cancel(t.Context(), key, time.Now())
+		return err
+	})
+	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.want(t, key, jetpost.StateCancelled, "", 2)
+	b.want(t, other, jetpost.StatePublished, "", 1)
+	b.texts(t, "acme", "one", "two", "other")
+	event := b.lastEvent(t, key)
+	equal(t, "event", event.Type, jetpost.EventRequestCancelled)
+	equal(t, "posts told", event.Request.Posted, 2)
+}
+
+func TestLanePoison(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "deadly", Posts: thread("deadly")})
+	hook := &ledgerHook{Store: b.ledger, before: func(op string) error {
+		if op == "begin" {
+			panic("deadly")
+		}
+		return nil
+	}}
+	h := b.lane(func(h *PublishHandler) { h.Ledger = hook })
+	for range poisonClaims {
+		func() {
+			defer func() { equal(t, "panic", recover(), any("deadly")) }()
+			b.run(t, h, "acme")
+		}()
+		b.want(t, key, jetpost.StateQueued, "", 0)
+		hook.expire(t)
+	}
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateHeld, jetpost.CodePoison, 0)
+	hook.before = nil
+	_, err := b.ledger.Replay(t.Context(), key, time.Now())
+	check(t, err)
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 1)
+}
+
+func TestLaneNewerVersion(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	body := fmt.Sprintf(`{"version":%d,"id":"new","posts":["in words of tomorrow"]}`, jetpost.Version+1)
+	equal(t, "verdict", b.intake().Handle(t.Context(), b.job("acme", []byte(body))).kind, kindDone)
+	key := store.Key{Account: "acme", ID: "new"}
+	h := b.lane()
+	for range 2 {
+		b.run(t, h, "acme")
+		b.want(t, key, jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, 0)
+		b.endHold(t, key, jetpost.CodeNeedsNewerWorker)
+	}
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+}
+
+// TestLaneReadsAtLast: a request that an older worker could not read is
+// published once a worker comes that can.
+func TestLaneReadsAtLast(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	now := time.Now()
+	_, err := b.ledger.Accept(t.Context(), store.Acceptance{
+		Request: jetpost.Request{Account: "acme", ID: "new"}, Body: []byte(`{"posts":[{"text":"one"},{"text":"two"}]}`), Digest: []byte("of the bytes"),
+		Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: now}, Now: now,
+	})
+	check(t, err)
+	behind := b.accept(t, jetpost.Request{ID: "behind", Posts: thread("behind")})
+	b.run(t, b.lane(), "acme")
+	b.want(t, store.Key{Account: "acme", ID: "new"}, jetpost.StatePublished, "", 2)
+	b.want(t, behind, jetpost.StatePublished, "", 1)
+	b.texts(t, "acme", "one", "two", "behind")
+}
+
+// TestLaneRingDuringRelease: what is accepted while the lane is being freed
+// finds it taken; its holder must see it.
+func TestLaneRingDuringRelease(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	first := b.accept(t, jetpost.Request{ID: "first", Posts: thread("first")})
+	var late store.Key
+	hook := &ledgerHook{Store: b.ledger}
+	hook.before = nth("release", 1, func() error {
+		late = b.accept(t, jetpost.Request{ID: "late", Posts: thread("late")})
+		b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "other" }), "acme") // the ring, heard by another worker
+		return nil
+	})
+	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.want(t, first, jetpost.StatePublished, "", 1)
+	b.want(t, late, jetpost.StatePublished, "", 1)
+	b.texts(t, "acme", "first", "late")
+}
+
+// TestLaneImportDuringHold: the import that ends a hold without an end comes
+// in the moment before that hold is committed.
+func TestLaneImportDuringHold(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", time.Minute)
+	b.x.RevokeConsent("acme")
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	hook := &ledgerHook{Store: b.ledger}
+	hook.before = nth("conclude", 1, func() error {
+		b.account(t, "acme", 0)
+		return nil
+	})
+	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.want(t, key, jetpost.StatePublished, "", 1)
+}
+
+// TestLaneReauth: the account waits without an end, without a call, until it
+// is imported again.
+func TestLaneReauth(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", time.Minute)
+	b.x.RevokeConsent("acme")
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	h := b.lane()
+	for range 2 {
+		b.run(t, h, "acme")
+		r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
+		equal(t, "hold without an end", r.HoldUntil.IsZero(), true)
+	}
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	b.account(t, "acme", 0)
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 1)
+}
+
+// TestLaneDatabaseAway: X's answer is carried to the ledger for as long as it
+// takes, and nothing is sent before.
+func TestLaneDatabaseAway(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+	away := 3
+	h := b.lane()
+	hook := &ledgerHook{Store: b.ledger, before: func(op string) error {
+		if op != "posted" || away == 0 {
+			return nil
+		}
+		away--
+		equal(t, "calls while the database is away", b.calls(xsim.EndpointCreatePost), 1)
+		equal(t, "unhealthy", away == 2 || h.Health.Err() != nil, true)
+		return errAway
+	}}
+	h.Ledger = hook
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 2)
+	b.texts(t, "acme", "one", "two")
+	check(t, h.Health.Err())
+}
+
+// TestLaneCommitAnswerLost: the commit was made and its answer lost. The lane
+// finds that out by itself, and no post is doubted.
+func TestLaneCommitAnswerLost(t *testing.T) {
+	t.Parallel()
+	for _, op := range []string{"begin", "conclude", "posted", "release"} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			if op == "conclude" {
+				b.faults(t, xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "no", Times: 1})
+			}
+			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+			hook := &ledgerHook{Store: b.ledger, after: nth(op, 1, func() error { return errAway })}
+			b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+			if op == "conclude" {
+				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 1)
+				return
+			}
+			r := b.want(t, key, jetpost.StatePublished, "", 2)
+			equal(t, "attempts", r.Status.Attempts, 2)
+			b.texts(t, "acme", "one", "two")
+		})
+	}
+}
+
+// TestLanePostTaken: an id that another request has cannot be stored, however
+// often it is tried; a person must look.
+func TestLanePostTaken(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { return fmt.Errorf("post 1: %w", store.ErrPostTaken) })}
+	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+}
+
+// TestLaneStopping: a worker that is told to stop finishes the call in flight,
+// begins no other and leaves the lane to the next one.
+func TestLaneStopping(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+	stopping := make(chan struct{})
+	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { close(stopping); return nil })}
+	d := b.ring("acme")
+	d.Stopping = stopping
+	equal(t, "verdict", b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d).kind, kindDone)
+	b.want(t, key, jetpost.StatePublishing, "", 1)
+	b.texts(t, "acme", "one")
+	due, err := b.ledger.DueLanes(t.Context(), time.Now(), 10)
+	check(t, err)
+	equal(t, "due lanes", len(due), 1)
+	b.work(t, b.lane()) // its doorbell rang
+	eventually(t, "another worker goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	b.texts(t, "acme", "one", "two")
+}
+
+// TestLaneSchedules: publish_at lies ahead; the lane sets its own alarm.
+func TestLaneSchedules(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	at := time.Now().Add(time.Second)
+	later := b.accept(t, jetpost.Request{ID: "later", Posts: thread("later"), PublishAt: at})
+	now := b.accept(t, jetpost.Request{ID: "now", Posts: thread("now")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	b.want(t, later, jetpost.StateScheduled, "", 0)
+	b.want(t, now, jetpost.StatePublished, "", 1)
+	b.work(t, h)
+	eventually(t, "the hour comes", func() bool { return b.record(t, later).Status.State == jetpost.StatePublished })
+	if created := b.x.Posts("acme")[1].CreatedAt; created.Before(at) {
+		t.Errorf("published %v early", at.Sub(created))
+	}
+}
+
+// TestLaneOutage: after five failures in a row the app stops, and what X never
+// saw is not in doubt.
+func TestLaneOutage(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	h := b.lane()
+	b.faults(t, xsim.Fault{Kind: xsim.FaultOutage})
+	var keys []store.Key
+	for i := range breakerThreshold + 1 {
+		account := fmt.Sprintf("acme%d", i)
+		b.account(t, account, 0)
+		keys = append(keys, b.accept(t, jetpost.Request{Account: account, ID: "one", Posts: thread("one")}))
+		b.run(t, h, account)
+	}
+	for _, key := range keys[:breakerThreshold] {
+		b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+	}
+	b.want(t, keys[breakerThreshold], jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	equal(t, "consumer paused", b.paused(t), true)
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), breakerThreshold)
+}
+
+// TestLanePanicInHalfOpen: a worker that panics in the call which probes
+// whether X is back must be able to probe again.
+func TestLanePanicInHalfOpen(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	h := b.lane(func(h *PublishHandler) { h.Gate = NewGate(b.stops, time.Nanosecond, b.log) })
+	trip(t, h.Gate, time.Now())
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic("here") })}
+	h.Ledger = hook
+	func() {
+		defer func() { equal(t, "panic", recover(), any("here")) }()
+		b.run(t, h, "acme")
+	}()
+	hook.expire(t)
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 1)
+}
+
+// TestLanesAtOnce has many workers ring one account: one of them works.
+func TestLanesAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	var want []string
+	for i := range 5 {
+		text := fmt.Sprint("post ", i)
+		want = append(want, text)
+		b.accept(t, jetpost.Request{ID: fmt.Sprint(i), Posts: thread(text)})
+	}
+	var workers sync.WaitGroup
+	for i := range 8 {
+		workers.Go(func() {
+			h := b.lane(func(h *PublishHandler) { h.Worker = fmt.Sprint(i) })
+			for range 5 {
+				h.Handle(t.Context(), b.ring("acme"))
+			}
+		})
+	}
+	workers.Wait()
+	b.run(t, b.lane(), "acme")
+	b.texts(t, "acme", want...)
+}
+
+// TestLaneUnknownAccount: a bell of an account that is gone rings for nobody.
+func TestLaneUnknownAccount(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.run(t, b.lane(), "nobody")
+	h := b.lane(func(h *PublishHandler) {
+		h.Ledger = &ledgerHook{Store: b.ledger, before: func(string) error { return errAway }}
+	})
+	if v := h.Handle(t.Context(), b.ring("nobody")); v.kind != kindStall || !errors.Is(v.err, errAway) {
+		t.Errorf("while the database is away the verdict is %s: %v", v, v.err)
+	}
+}
+
+// TestLaneEndsWithItsContext: a worker whose time is up leaves a ledger that
+// does not answer to the next one.
+func TestLaneEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	ctx, cancel := context.WithCancel(t.Context())
+	hook := &ledgerHook{Store: b.ledger, before: func(op string) error {
+		if op == "posted" {
+			cancel()
+			return errAway
+		}
+		return nil
+	}}
+	equal(t, "verdict", b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")).kind, kindDone)
+	b.texts(t, "acme", "one")
+	equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
+}

@@ -1,0 +1,608 @@
+package consumers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// due makes an account whose token is due: half of its life is over, and it
+// ends after left.
+func (b *testBundle) due(t *testing.T, name string, left time.Duration) {
+	t.Helper()
+	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
+	check(t, err)
+	now := time.Now()
+	_, err = b.ledger.ImportAccount(t.Context(), store.Import{
+		Name: name, XUserID: grant.ID, Username: name, Now: now.Add(-24 * time.Hour),
+		Pair: store.Pair{
+			Access: secret.New(grant.AccessToken), Refresh: secret.New(grant.RefreshToken), ExpiresAt: now.Add(left), Scope: grant.Scope,
+		},
+	})
+	check(t, err)
+}
+
+func (b *testBundle) token(t *testing.T, account string) store.Token {
+	t.Helper()
+	token, err := b.ledger.Token(t.Context(), account)
+	check(t, err)
+	return token
+}
+
+// stored fails unless the ledger holds the very pair that is in force at X.
+func (b *testBundle) stored(t *testing.T, account string, refreshes int) {
+	t.Helper()
+	want, _ := b.x.CurrentToken(account)
+	got := b.token(t, account)
+	if got.Access.Reveal() != want.AccessToken || got.Refresh.Reveal() != want.RefreshToken {
+		t.Errorf("the ledger's pair of %s is not the one in force", account)
+	}
+	equal(t, "exchanges of "+account, want.Refreshes, refreshes)
+}
+
+func (b *testBundle) refresh(r *Refresher) *RefreshHandler {
+	return &RefreshHandler{Refresher: r, Bells: b.bells, Names: b.names, Log: b.log}
+}
+
+func (b *testBundle) bell(t *testing.T, subject string, body any) Delivery {
+	t.Helper()
+	data, err := json.Marshal(body)
+	check(t, err)
+	return Delivery{Subject: subject, Data: data}
+}
+
+// last is the newest message of a subject, or nil.
+func (b *testBundle) last(t *testing.T, stream, subject string) *jetstream.RawStreamMsg {
+	t.Helper()
+	s, err := b.js.Stream(t.Context(), stream)
+	check(t, err)
+	msg, err := s.GetLastMsgForSubject(t.Context(), subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	check(t, err)
+	return msg
+}
+
+// summary waits for the next round's.
+func (b *testBundle) summary(t *testing.T, rounds int) jetpost.RefreshSummary {
+	t.Helper()
+	subject := b.names.EventSubject(jetpost.EventRefreshCompleted, "", "")
+	var event jetpost.Event
+	eventually(t, "the round is completed", func() bool {
+		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
+		check(t, err)
+		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(subject))
+		check(t, err)
+		return info.State.Subjects[subject] >= uint64(rounds)
+	})
+	check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), subject).Data, &event))
+	summary := *event.Refresh
+	summary.Round = ""
+	return summary
+}
+
+// TestRefreshRound is the whole path of a tick, with two workers.
+func TestRefreshRound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const accounts = 25
+	for i := range accounts {
+		b.due(t, fmt.Sprint("acme", i), time.Hour)
+	}
+	b.account(t, "young", 0)
+	for range 2 {
+		b.start(t, &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: []Binding{
+			{Stream: b.names.RefreshStream(), Consumer: jetpost.ConsumerRefresh, Slots: 2, Handler: b.refresh(b.refresher())},
+		}})
+	}
+	check(t, b.pub.Tick(t.Context()))
+	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
+	for i := range accounts {
+		b.stored(t, fmt.Sprint("acme", i), 1)
+	}
+	b.stored(t, "young", 0)
+	check(t, b.pub.Tick(t.Context()))
+	equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{})
+	check(t, b.pub.RefreshAccount(t.Context(), "young", true))
+	eventually(t, "the young one is renewed by hand", func() bool {
+		token, _ := b.x.CurrentToken("young")
+		return token.Refreshes == 1 && b.token(t, "young").Access.Reveal() == token.AccessToken
+	})
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts+1)
+}
+
+// TestRefreshGrantRefused: the account alone must be connected again, and its
+// token is never presented any more.
+func TestRefreshGrantRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Hour)
+	b.due(t, "bolt", time.Hour)
+	b.x.RevokeConsent("acme")
+	h := b.refresh(b.refresher())
+	for round := range 2 {
+		b.round(t, h)
+		want := jetpost.RefreshSummary{Total: 2, Refreshed: 1, Failed: 1}
+		if round == 1 {
+			want = jetpost.RefreshSummary{}
+		}
+		equal(t, "summary", b.summary(t, round+1), want)
+	}
+	token := b.token(t, "acme")
+	if !token.RequiresReauth || token.RefreshError == "" || token.RefreshFailedAt.IsZero() {
+		t.Errorf("token is %+v", token.TokenMeta)
+	}
+	var event jetpost.Event
+	check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")).Data, &event))
+	equal(t, "reason", event.Account.Reason.Code, jetpost.CodeAccountReauthRequired)
+	record := b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme"))
+	equal(t, "record", record.Header.Get(jetpost.HeaderCode), string(jetpost.CodeAccountReauthRequired))
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+	b.stored(t, "bolt", 1)
+	if meta := b.token(t, "bolt").TokenMeta; meta.RefreshError != "" || meta.LastRefreshAt.IsZero() {
+		t.Errorf("the other token is %+v", meta)
+	}
+}
+
+// round handles a tick and its batches one after the other.
+func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
+	t.Helper()
+	bells := &batches{}
+	h.Bells = bells
+	equal(t, "verdict", h.Handle(t.Context(), Delivery{Subject: b.names.RefreshTick()}).kind, kindDone)
+	for _, batch := range bells.all {
+		equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)).kind, kindDone)
+	}
+}
+
+// batches are bells that keep what they carry.
+type batches struct{ all []jetpost.RefreshBatch }
+
+func (b *batches) Batch(_ context.Context, batch jetpost.RefreshBatch) error {
+	b.all = append(b.all, batch)
+	return nil
+}
+
+// TestRefreshAppRefused: X does not know the app. No account is to blame, and
+// what one batch has met no other tries.
+func TestRefreshAppRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const accounts = 6
+	for i := range accounts {
+		b.due(t, fmt.Sprint("acme", i), time.Hour)
+	}
+	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken})
+	r := b.refresher()
+	h := b.refresh(r)
+	h.BatchSize = 2
+	b.round(t, h)
+	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Failed: 2, Skipped: accounts - 2})
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+	stop, ok, err := b.stops.Get(t.Context(), publishers.ScopeRefresh)
+	check(t, err)
+	if !ok || stop.Reason.Code != jetpost.CodeAppMisconfigured || !stop.Active(time.Now()) {
+		t.Errorf("stop is %+v", stop)
+	}
+	equal(t, "posts are stopped, too", b.paused(t), false)
+	for i := range accounts {
+		account := fmt.Sprint("acme", i)
+		equal(t, account+" requires re-authorising", b.token(t, account).RequiresReauth, false)
+		equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, account, "")) == nil, true)
+	}
+	b.round(t, h)
+	h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true}))
+	token, err := r.Fresh(t.Context(), "acme0", 0)
+	check(t, err) // it lives
+	if _, err = r.Fresh(t.Context(), "acme0", token.Version); verdictOf(err).reason.Code != jetpost.CodeAppStopped {
+		t.Errorf("a refused token during the stop: %v", err)
+	}
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+}
+
+// TestRefreshBackoff: trouble that passes holds the token back for a while,
+// and the next success clears it.
+func TestRefreshBackoff(t *testing.T) {
+	t.Parallel()
+	closed := xapi.NewTransport()
+	for name, fault := range map[string]xsim.Fault{
+		"429":   {Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests},
+		"503":   {Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable},
+		"dial":  {},
+		"empty": {Kind: xsim.FaultStatus, Status: http.StatusNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.due(t, "acme", time.Minute)
+			if fault.Kind == "" {
+				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+					r.URL.Scheme, r.URL.Host = "http", "127.0.0.1:1"
+					return closed.RoundTrip(r)
+				})
+			} else {
+				b.faults(t, fault)
+			}
+			r := b.refresher()
+			h := b.refresh(r)
+			for range 2 {
+				b.round(t, h)
+				_, err := r.Fresh(t.Context(), "acme", 0)
+				check(t, err) // it serves on
+			}
+			token := b.token(t, "acme")
+			if token.RequiresReauth || token.RefreshError == "" || !token.NextAttemptAt.After(time.Now()) || token.LeaseID != "" {
+				t.Errorf("token is %+v, next attempt at %v", token.TokenMeta, token.NextAttemptAt)
+			}
+			b.stored(t, "acme", 0)
+			if fault.Kind != "" {
+				equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+			}
+			equal(t, "record", b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme")) != nil, true)
+			b.faults(t)
+			b.hc.Transport = b.x
+			h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme", Force: true}))
+			b.stored(t, "acme", 1)
+			if token := b.token(t, "acme"); token.RefreshError != "" || !token.RefreshFailedAt.IsZero() || !token.NextAttemptAt.IsZero() || token.LastRefreshAt.IsZero() {
+				t.Errorf("after a success the token is %+v, next attempt at %v", token.TokenMeta, token.NextAttemptAt)
+			}
+		})
+	}
+}
+
+// silentRecords publish nothing, and count.
+type silentRecords struct{ failures, events atomic.Int64 }
+
+func (r *silentRecords) Event(context.Context, string, jetpost.Event) error {
+	r.events.Add(1)
+	return nil
+}
+
+func (r *silentRecords) RefreshFailed(context.Context, string, jetpost.Reason) error {
+	r.failures.Add(1)
+	return nil
+}
+
+// bubble makes a refresher without any socket.
+func (b *testBundle) bubble() *Refresher {
+	r := b.refresher()
+	r.Gate, r.Records = newGate(&board{}), &silentRecords{}
+	return r
+}
+
+// TestRefreshAnswerLost: the refresh token may be spent. The access token
+// serves until near its end; then it is tried once more, and that decides.
+func TestRefreshAnswerLost(t *testing.T) {
+	t.Parallel()
+	for _, made := range []bool{false, true} {
+		t.Run(fmt.Sprintf("exchange made %t", made), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := offline(t)
+				b.due(t, "acme", time.Hour)
+				r := b.bubble()
+				h := b.refresh(r)
+				b.faults(t, xsim.Fault{Kind: xsim.FaultCut, After: made, Endpoint: xsim.EndpointToken, Times: 1})
+				b.round(t, h)
+				equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+				first := b.token(t, "acme")
+				equal(t, "requires re-authorising", first.RequiresReauth, false)
+				for time.Now().Before(first.ExpiresAt.Add(-lostAnswerMargin - time.Minute)) {
+					token, err := r.Fresh(t.Context(), "acme", 0)
+					check(t, err)
+					equal(t, "version", token.Version, first.Version)
+					b.round(t, h)
+					sleep(time.Minute)
+				}
+				equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+				sleep(time.Until(first.ExpiresAt.Add(-lostAnswerMargin + time.Second)))
+				token, err := r.Fresh(t.Context(), "acme", 0)
+				equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+				if made {
+					equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+					equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
+					return
+				}
+				check(t, err)
+				equal(t, "version", token.Version, first.Version+1)
+				b.stored(t, "acme", 1)
+			})
+		})
+	}
+}
+
+// TestRefreshOnceForAll: lanes, a tick and a person want a token renewed at
+// the same moment. X hears of it once.
+func TestRefreshOnceForAll(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	b.faults(t, xsim.Fault{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointToken, DelayMS: 200})
+	old := b.token(t, "acme")
+	start := make(chan struct{})
+	var all sync.WaitGroup
+	for range 8 {
+		r := b.refresher()
+		all.Go(func() {
+			<-start
+			token, err := r.Fresh(t.Context(), "acme", 0)
+			if err != nil || token.Version != old.Version && token.Version != old.Version+1 {
+				t.Errorf("version %d, %v", token.Version, err)
+			}
+		})
+		all.Go(func() {
+			<-start
+			token, err := r.Fresh(t.Context(), "acme", old.Version)
+			if err == nil && token.Version == old.Version {
+				t.Error("the token that X has refused came back")
+			} else if v := verdictOf(err); err != nil && v.kind != kindHold {
+				t.Errorf("a lane that cannot wait gets %v", err)
+			}
+		})
+	}
+	all.Go(func() { <-start; b.round(t, b.refresh(b.refresher())) })
+	close(start)
+	all.Wait()
+	b.stored(t, "acme", 1)
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+}
+
+// verdictOf is what a lane makes of the error of a token.
+func verdictOf(err error) Verdict {
+	if err == nil {
+		return Done()
+	}
+	return judge(err, situation{now: time.Now()})
+}
+
+// tokensHook is a ledger whose saving of tokens a test can break.
+type tokensHook struct {
+	store.Tokens
+	save, count func() error
+}
+
+func (h *tokensHook) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
+	if h.save != nil {
+		if err := h.save(); err != nil {
+			return err
+		}
+	}
+	return h.Tokens.SaveToken(ctx, claim, pair, now)
+}
+
+func (h *tokensHook) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (store.Round, error) {
+	if h.count != nil {
+		if err := h.count(); err != nil {
+			return store.Round{}, err
+		}
+	}
+	return h.Tokens.BatchDone(ctx, round, batch, refreshed, failed, skipped, now)
+}
+
+// TestRefreshSaveFails: the pair in hand is the only one that X takes, so it
+// is carried to the database for as long as the worker lives.
+func TestRefreshSaveFails(t *testing.T) {
+	t.Parallel()
+	t.Run("for long", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := offline(t)
+			b.due(t, "acme", time.Minute)
+			r := b.bubble()
+			back := time.Now().Add(10 * time.Minute)
+			r.Tokens = &tokensHook{Tokens: b.ledger, save: func() error {
+				if time.Now().Before(back) {
+					return errAway
+				}
+				if err := r.Health.Err(); !errors.Is(err, errAway) {
+					t.Errorf("health is %v", err)
+				}
+				return nil
+			}}
+			token, err := r.Fresh(t.Context(), "acme", 0)
+			check(t, err)
+			equal(t, "version", token.Version, 2)
+			b.stored(t, "acme", 1)
+			check(t, r.Health.Err())
+		})
+	})
+	t.Run("longer than the worker lives", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := offline(t)
+			b.due(t, "acme", time.Minute)
+			r := b.bubble()
+			ctx, cancel := context.WithCancel(t.Context())
+			var ended time.Time
+			r.Tokens = &tokensHook{Tokens: b.ledger, save: func() error {
+				if ended.IsZero() {
+					cancel()
+					ended = time.Now()
+				}
+				return errAway
+			}}
+			if _, err := r.Fresh(ctx, "acme", 1); err == nil {
+				t.Error("a pair that was not stored was given out")
+			}
+			if took := time.Since(ended); took < saveBound || took > saveBound+2*stallMax {
+				t.Errorf("given up after %v", took)
+			}
+		})
+	})
+}
+
+// TestRefreshOutlivesItsWorker: the worker is told to end while X answers. The
+// pair is stored all the same.
+func TestRefreshOutlivesItsWorker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		cancel()
+		return b.x.RoundTrip(r)
+	})
+	_, err := b.refresher().Fresh(ctx, "acme", 0)
+	check(t, err)
+	b.stored(t, "acme", 1)
+}
+
+// TestRefreshFenced: the account is imported again while the exchange is under
+// way. The imported pair is the newer one and stays.
+func TestRefreshFenced(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		answer, err := b.x.RoundTrip(r)
+		b.account(t, "acme", 0)
+		return answer, err
+	})
+	_, err := b.refresher().Fresh(t.Context(), "acme", 1)
+	if v := verdictOf(err); v.kind != kindHold {
+		t.Errorf("error is %v", err)
+	}
+	b.stored(t, "acme", 0)
+	token, err := b.refresher().Fresh(t.Context(), "acme", 1)
+	check(t, err)
+	equal(t, "version", token.Version, 2)
+}
+
+// TestRefreshFailureFenced: a refused grant of a token that was replaced
+// meanwhile blames nobody.
+func TestRefreshFailureFenced(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		b.account(t, "acme", 0)
+		return b.x.RoundTrip(r)
+	})
+	_, err := b.refresher().Fresh(t.Context(), "acme", 1)
+	equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeTokenRefreshFailed)
+	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
+	equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")) == nil, true)
+}
+
+// TestRefreshFreshEnough: a token that lives for long is not touched, and one
+// that was renewed already is not renewed again.
+func TestRefreshFreshEnough(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	r := b.refresher()
+	for range 2 {
+		_, err := r.Fresh(t.Context(), "acme", 0)
+		check(t, err)
+	}
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
+	for range 2 {
+		token, err := r.Fresh(t.Context(), "acme", 1)
+		check(t, err)
+		equal(t, "version", token.Version, 2)
+	}
+	b.stored(t, "acme", 1)
+	if _, err := r.Fresh(t.Context(), "nobody", 0); verdictOf(err).reason.Code != jetpost.CodeAccountReauthRequired {
+		t.Errorf("an account without a token: %v", err)
+	}
+}
+
+// TestRefreshUnreadable: a token that no key opens waits for its key, and
+// neither a batch nor a request by hand waits with it.
+func TestRefreshUnreadable(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	mine := b.ledger
+	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
+	check(t, err)
+	b.ledger = b.open(t, sealer)
+	b.due(t, "locked", time.Minute)
+	b.ledger = mine
+	b.due(t, "acme", time.Hour)
+	b.due(t, "bolt", time.Hour)
+	h := b.refresh(b.refresher())
+	b.round(t, h)
+	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 2, Skipped: 1})
+	b.stored(t, "acme", 1)
+	b.stored(t, "bolt", 1)
+	equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})).kind, kindDone)
+
+	key := b.accept(t, jetpost.Request{Account: "locked", ID: "one", Posts: thread("one")})
+	b.run(t, b.lane(), "locked")
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeKeyUnavailable, 0)
+}
+
+// TestRefreshBatchIsCounted: the database is away when a batch is counted. It
+// is counted right, and claims no tokens of other batches meanwhile.
+func TestRefreshBatchIsCounted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for i := range 3 {
+		b.due(t, fmt.Sprint("acme", i), time.Hour)
+	}
+	away := 2
+	r := b.refresher()
+	r.Tokens = &tokensHook{Tokens: b.ledger, count: func() error {
+		if away--; away >= 0 {
+			return errAway
+		}
+		return nil
+	}}
+	h := b.refresh(r)
+	h.BatchSize = 2
+	b.round(t, h)
+	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 3})
+}
+
+// TestRefreshStrangeMessages: whoever may publish requests can publish
+// anything.
+func TestRefreshStrangeMessages(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	h := b.refresh(b.refresher())
+	for _, subject := range []string{b.names.RefreshBatch(), b.names.RefreshRequest(), "refresh.other"} {
+		for _, body := range []string{"", "{", `{"account":"nobody","round":"none"}`, "[]"} {
+			equal(t, subject+" "+body, h.Handle(t.Context(), Delivery{Subject: subject, Data: []byte(body)}).kind, kindDone)
+		}
+	}
+	equal(t, "events", b.messages(t, b.names.EventsStream()), 0)
+}
+
+// TestRefreshTellsNoToken: whatever X echoes, no token reaches a record.
+func TestRefreshTellsNoToken(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	old := b.token(t, "acme").Refresh.Reveal()
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		body := fmt.Sprintf(`{"error":"invalid_request","error_description":"Value passed for the token was invalid: %s"}`, old)
+		return &http.Response{StatusCode: http.StatusBadRequest, Header: http.Header{}, Body: io.NopCloser(bytes.NewBufferString(body)), Request: r}, nil
+	})
+	_, err := b.refresher().Fresh(t.Context(), "acme", 0)
+	equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	record := b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme"))
+	for _, text := range []string{err.Error(), b.token(t, "acme").RefreshError, fmt.Sprint(record.Header)} {
+		if text == "" || bytes.Contains([]byte(text), []byte(old)) {
+			t.Errorf("told: %q", text)
+		}
+	}
+}

@@ -1,0 +1,360 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/natstest"
+)
+
+// handlerFunc is a Handler made of a function.
+type handlerFunc func(context.Context, Delivery) Verdict
+
+func (f handlerFunc) Handle(ctx context.Context, d Delivery) Verdict { return f(ctx, d) }
+
+// start runs a runner until stop is called, or the test ends. Both wait for
+// what is in flight.
+func (b *testBundle) start(t *testing.T, r *Runner) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("runner: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// queue is a work queue with one consumer.
+type queue struct {
+	js     jetstream.JetStream
+	config jetstream.ConsumerConfig
+}
+
+const queueName = "QUEUE"
+
+// newQueue makes a queue whose deliveries are taken for lost after ackWait.
+func newQueue(t *testing.T, js jetstream.JetStream, ackWait time.Duration) *queue {
+	t.Helper()
+	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: queueName, Subjects: []string{"queue.*"}, Retention: jetstream.WorkQueuePolicy})
+	check(t, err)
+	q := &queue{js: js, config: jetstream.ConsumerConfig{Durable: "work", AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait}}
+	q.bind(t)
+	return q
+}
+
+func (q *queue) bind(t *testing.T) {
+	t.Helper()
+	_, err := q.js.CreateConsumer(t.Context(), queueName, q.config)
+	check(t, err)
+}
+
+func (q *queue) publish(t *testing.T, bodies ...string) {
+	t.Helper()
+	for _, body := range bodies {
+		_, err := q.js.Publish(t.Context(), "queue.x", []byte(body))
+		check(t, err)
+	}
+}
+
+func (q *queue) info(t *testing.T) *jetstream.ConsumerInfo {
+	t.Helper()
+	c, err := q.js.Consumer(t.Context(), queueName, "work")
+	check(t, err)
+	return c.CachedInfo()
+}
+
+// empty tells whether every message was acknowledged.
+func (q *queue) empty(t *testing.T) bool {
+	t.Helper()
+	s, err := q.js.Stream(t.Context(), queueName)
+	check(t, err)
+	return s.CachedInfo().State.Msgs == 0
+}
+
+func (q *queue) runner(slots int, h handlerFunc) *Runner {
+	return &Runner{
+		JetStream: q.js, Health: &Health{}, Log: slog.New(slog.DiscardHandler),
+		Bindings: []Binding{{Stream: queueName, Consumer: "work", Slots: slots, Handler: h}},
+	}
+}
+
+func TestRunnerAcks(t *testing.T) {
+	t.Parallel()
+	verdicts := []Verdict{
+		Done(), Failed(jetpost.CodeExpired, ""), Hold(jetpost.CodeRateLimited, time.Time{}, ""),
+		Stop(ScopePublish, jetpost.CodeUsageCapped, time.Time{}, ""), Unknown(""),
+	}
+	for _, verdict := range verdicts {
+		t.Run(verdict.String(), func(t *testing.T) {
+			t.Parallel()
+			_, js := natstest.Connect(t, natstest.Server(t))
+			q := newQueue(t, js, time.Minute)
+			(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) Verdict { return verdict }))
+			q.publish(t, "one", "two")
+			eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+		})
+	}
+}
+
+// TestRunnerStalls: a delivery whose handler cannot work is kept and handled
+// again, for much longer than the server waits for a sign of life, and nobody
+// else gets it.
+func TestRunnerStalls(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, 300*time.Millisecond)
+	var calls, together atomic.Int64
+	var r *Runner
+	r = q.runner(3, func(_ context.Context, d Delivery) Verdict {
+		if together.Add(1) > 1 {
+			t.Error("the delivery was handled twice at once")
+		}
+		defer together.Add(-1)
+		equal(t, "body", string(d.Data), "one")
+		equal(t, "not acknowledged", q.empty(t), false)
+		switch calls.Add(1) {
+		case 1:
+			check(t, r.Health.Err())
+			return Stall(errAway)
+		case 2, 3:
+			if err := r.Health.Err(); !errors.Is(err, errAway) {
+				t.Errorf("health is %v while a delivery is stalled", err)
+			}
+			return Stall(errAway)
+		default:
+			return Done()
+		}
+	})
+	(&testBundle{}).start(t, r)
+	q.publish(t, "one")
+	eventually(t, "it is acknowledged", func() bool { return q.empty(t) })
+	equal(t, "calls", calls.Load(), 4)
+	equal(t, "redelivered", q.info(t).Delivered.Consumer, 1)
+	eventually(t, "health is back", func() bool { return r.Health.Err() == nil })
+}
+
+func TestRunnerPanics(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Minute)
+	var calls atomic.Int64
+	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) Verdict {
+		if calls.Add(1) == 1 {
+			panic("a bug")
+		}
+		return Done()
+	}))
+	q.publish(t, "one", "two")
+	eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+	equal(t, "calls", calls.Load(), 3)
+	equal(t, "deliveries", q.info(t).Delivered.Consumer, 2)
+}
+
+// TestRunnerDrains stops worker after worker in the middle of a queue. What a
+// worker had taken it finishes; nothing waits for the server to miss it, which
+// would take an hour here, and nothing is handled twice.
+func TestRunnerDrains(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Hour)
+	const messages, batch = 300, 10
+	for i := range messages {
+		q.publish(t, fmt.Sprint(i))
+	}
+	var mu sync.Mutex
+	seen := map[string]int{}
+	for workers := 1; !q.empty(t); workers++ {
+		if workers > messages {
+			t.Fatal("messages are left over")
+		}
+		var handled, inFlight atomic.Int64
+		enough := make(chan struct{})
+		stop := (&testBundle{}).start(t, q.runner(4, func(ctx context.Context, d Delivery) Verdict {
+			inFlight.Add(1)
+			defer inFlight.Add(-1)
+			if handled.Add(1) == batch {
+				close(enough)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			seen[string(d.Data)]++
+			check(t, ctx.Err())
+			return Done()
+		}))
+		eventually(t, "some are handled", func() bool { return handled.Load() >= batch || q.empty(t) })
+		stop()
+		equal(t, "in flight after the stop", inFlight.Load(), 0)
+	}
+	for i := range messages {
+		equal(t, fmt.Sprint("message ", i), seen[fmt.Sprint(i)], 1)
+	}
+}
+
+// TestRunnerStops: the call in flight is told, finishes and is acknowledged;
+// the next message stays.
+func TestRunnerStops(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Hour)
+	began := make(chan struct{})
+	stop := (&testBundle{}).start(t, q.runner(1, func(ctx context.Context, d Delivery) Verdict {
+		equal(t, "stopping at first", d.stopping(), false)
+		close(began)
+		<-d.Stopping
+		check(t, ctx.Err()) // the call in flight goes on
+		return Done()
+	}))
+	q.publish(t, "one", "two")
+	<-began
+	stop()
+	info := q.info(t)
+	equal(t, "acknowledged", info.AckFloor.Consumer, 1)
+	equal(t, "waiting", info.NumPending, 1)
+	equal(t, "in flight", info.NumAckPending, 0)
+}
+
+// TestRunnerStopGrace: a handler that does not end loses its context, and its
+// message goes to somebody else.
+func TestRunnerStopGrace(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Hour)
+	began := make(chan struct{})
+	r := q.runner(1, func(ctx context.Context, _ Delivery) Verdict {
+		close(began)
+		<-ctx.Done()
+		return Stall(ctx.Err())
+	})
+	r.StopGrace = time.Millisecond
+	stop := (&testBundle{}).start(t, r)
+	q.publish(t, "one")
+	<-began
+	stop()
+	equal(t, "not acknowledged", q.empty(t), false)
+}
+
+func TestRunnerNeedsItsConsumer(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	r := (&queue{js: js}).runner(1, nil)
+	if err := r.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "bind consumer work of QUEUE") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// TestRunnerConsumerDeleted: the worker says that something is wrong, and
+// works on when the consumer is back.
+func TestRunnerConsumerDeleted(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Minute)
+	var calls atomic.Int64
+	r := q.runner(2, func(context.Context, Delivery) Verdict { calls.Add(1); return Done() })
+	(&testBundle{}).start(t, r)
+	q.publish(t, "one")
+	eventually(t, "the first is handled", func() bool { return calls.Load() == 1 && q.empty(t) })
+	check(t, js.DeleteConsumer(t.Context(), queueName, "work"))
+	eventually(t, "health tells", func() bool { return r.Health.Err() != nil })
+	q.bind(t)
+	eventually(t, "health is back before the next message", func() bool { return r.Health.Err() == nil })
+	q.publish(t, "two")
+	eventually(t, "the second is handled", func() bool { return calls.Load() == 2 && q.empty(t) })
+}
+
+// TestRunnerServerRestarts: the server goes away while a delivery is in
+// flight. It is acknowledged afterwards, and work goes on.
+func TestRunnerServerRestarts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := natstest.Server(t, natstest.Listen, func(o *server.Options) { o.StoreDir = dir })
+	back := make(chan struct{})
+	nc, err := nats.Connect(first.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond),
+		nats.ReconnectHandler(func(*nats.Conn) { close(back) }))
+	check(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	check(t, err)
+	q := newQueue(t, js, time.Minute)
+	began, goOn := make(chan struct{}, 1), make(chan struct{})
+	var calls atomic.Int64
+	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) Verdict {
+		calls.Add(1)
+		began <- struct{}{}
+		<-goOn
+		return Done()
+	}))
+	q.publish(t, "one")
+	<-began
+	address := first.Addr().String()
+	first.Shutdown()
+	first.WaitForShutdown()
+	natstest.Server(t, natstest.Listen, func(o *server.Options) {
+		o.StoreDir = dir
+		_, err := fmt.Sscanf(address[strings.LastIndexByte(address, ':')+1:], "%d", &o.Port)
+		check(t, err)
+	})
+	<-back
+	close(goOn)
+	eventually(t, "the first is acknowledged", func() bool { return q.empty(t) })
+	q.publish(t, "two")
+	eventually(t, "the second is acknowledged", func() bool { return q.empty(t) })
+	equal(t, "calls", calls.Load(), 2)
+}
+
+// TestRunnerReplacedBell: a ring that replaces the one at work must not make
+// its acknowledgement wait for an answer that never comes.
+func TestRunnerReplacedBell(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var logged strings.Builder
+	began, goOn := make(chan struct{}, 2), make(chan struct{})
+	r := &Runner{
+		JetStream: b.js, Health: &Health{}, Log: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Bindings: []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: handlerFunc(func(context.Context, Delivery) Verdict {
+			began <- struct{}{}
+			<-goOn
+			return Done()
+		})}},
+	}
+	stop := b.start(t, r)
+	check(t, b.bells.Ring(t.Context(), "acme"))
+	<-began
+	check(t, b.bells.Ring(t.Context(), "acme"))
+	close(goOn)
+	<-began // the second ring is heard, too
+	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.LanesStream()) == 0 })
+	stop()
+	equal(t, "log", logged.String(), "")
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	var h Health
+	check(t, h.Err())
+	h.Set("one", errAway)
+	h.Set("two", context.Canceled)
+	if err := h.Err(); !errors.Is(err, errAway) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "one: ") {
+		t.Errorf("health is %v", err)
+	}
+	h.Set("one", nil)
+	h.Set("two", nil)
+	h.Set("three", nil)
+	check(t, h.Err())
+}

@@ -1,0 +1,200 @@
+package consumers
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+func (b *testBundle) sweeper(worker string) *Sweeper {
+	return &Sweeper{
+		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Health: &Health{},
+		Timing: Timing{Lease: MinLease}, Worker: worker, Log: b.log,
+	}
+}
+
+// sweep runs a sweeper until the test ends.
+func (b *testBundle) sweep(t *testing.T, s *Sweeper) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+}
+
+func (b *testBundle) purge(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		stream, err := b.js.Stream(t.Context(), name)
+		check(t, err)
+		check(t, stream.Purge(t.Context()))
+	}
+}
+
+// TestSweepHeals loses every doorbell, every wake-up and every event.
+func TestSweepHeals(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.account(t, "bolt", 0)
+	now := b.accept(t, jetpost.Request{ID: "now", Posts: thread("now")})
+	later := b.accept(t, jetpost.Request{Account: "bolt", ID: "later", Posts: thread("later"), PublishAt: time.Now().Add(time.Second)})
+	h := b.lane()
+	b.run(t, h, "bolt")
+	equal(t, "schedules", b.messages(t, b.names.ScheduleStream()), 2) // with the one for refreshes
+	_, err := b.ledger.Accept(t.Context(), store.Acceptance{          // its worker dies before it tells anybody
+		Request: jetpost.Request{Account: "acme", ID: "untold", Posts: thread("untold")},
+		Body:    []byte(`{"id":"untold","posts":[{"text":"untold"}]}`), Digest: []byte("x"), Now: time.Now(),
+	})
+	check(t, err)
+	b.purge(t, b.names.LanesStream(), b.names.ScheduleStream(), b.names.EventsStream())
+
+	s := b.sweeper("sweeper")
+	b.sweep(t, s)
+	b.work(t, h)
+	untold := store.Key{Account: "acme", ID: "untold"}
+	for _, key := range []store.Key{now, later, untold} {
+		eventually(t, key.ID+" is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+		eventually(t, key.ID+" is told", func() bool { return b.lastEvent(t, key).Type == jetpost.EventRequestPublished })
+	}
+	check(t, s.Health.Err())
+}
+
+// TestSweepTells: what was committed and not told is told, and one event that
+// cannot be told does not silence the others.
+func TestSweepTells(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	ago := time.Now().Add(-time.Minute)
+	for _, id := range []string{"first", "second"} {
+		ago = ago.Add(time.Second)
+		_, err := b.ledger.Accept(t.Context(), store.Acceptance{
+			Request: jetpost.Request{Account: "acme", ID: id, Posts: thread(id)}, Body: []byte(id), Digest: []byte(id), Now: ago,
+		})
+		check(t, err)
+	}
+	s := b.sweeper("sweeper")
+	s.Announce.Ledger = blindLedger{b.ledger}
+	if err := s.Sweep(t.Context()); err == nil {
+		t.Error("a sweep that could not tell everything has no error")
+	}
+	equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "second"}).Type, jetpost.EventRequestAccepted)
+	s.Announce = b.announcer()
+	check(t, s.Sweep(t.Context()))
+	equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "first"}).Type, jetpost.EventRequestAccepted)
+	equal(t, "events", b.messages(t, b.names.EventsStream()), 2)
+}
+
+// blindLedger is a ledger that cannot read the request "first".
+type blindLedger struct{ announced }
+
+func (l blindLedger) Request(ctx context.Context, key store.Key) (store.Record, error) {
+	if key.ID == "first" {
+		return store.Record{}, errAway
+	}
+	return l.announced.Request(ctx, key)
+}
+
+// countedBell counts rings.
+type countedBell struct {
+	ringer
+	rings int
+}
+
+func (r *countedBell) Ring(ctx context.Context, account string) error {
+	r.rings++
+	return r.ringer.Ring(ctx, account)
+}
+
+// TestSweepOneOfTwo: one worker sweeps for all, and another takes over when it
+// gives no more signs of life.
+func TestSweepOneOfTwo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	one, two := &countedBell{ringer: b.bells}, &countedBell{ringer: b.bells}
+	first, second := b.sweeper("one"), b.sweeper("two")
+	first.Bells, second.Bells = one, two
+	first.Timing, second.Timing = Timing{Lease: time.Hour}, Timing{Lease: time.Hour}
+	for range 3 {
+		check(t, first.Sweep(t.Context()))
+		check(t, second.Sweep(t.Context()))
+	}
+	equal(t, "rings of the first", one.rings, 3)
+	equal(t, "rings of the second", two.rings, 0)
+
+	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
+	check(t, first.Sweep(t.Context())) // its last one
+	b.sweep(t, &Sweeper{
+		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
+	})
+	b.purge(t, b.names.LanesStream())
+	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
+}
+
+// TestSweepLeavesLivingLanes: a lane that a worker holds needs no doorbell.
+func TestSweepLeavesLivingLanes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	b.purge(t, b.names.LanesStream())
+	lane, _, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Hour, time.Now())
+	check(t, err)
+	s := b.sweeper("sweeper")
+	check(t, s.Sweep(t.Context()))
+	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 0)
+	check(t, b.ledger.ExtendLane(t.Context(), lane, time.Microsecond, time.Now().Add(-time.Minute)))
+	check(t, s.Sweep(t.Context()))
+	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+}
+
+// TestSweepHealth: what keeps a sweep from its work is told while it does.
+func TestSweepHealth(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	s := b.sweeper("sweeper")
+	s.Bells = &brokenBell{b.bells, 2}
+	b.sweep(t, s)
+	eventually(t, "health tells", func() bool { return s.Health.Err() != nil })
+	eventually(t, "health is back", func() bool { return s.Health.Err() == nil })
+}
+
+// TestAnnounceCatchesUp: the last event of a request is its state, also where
+// the request moves on while an earlier one is told.
+func TestAnnounceCatchesUp(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	a := b.announcer()
+	failed := b.accept(t, jetpost.Request{ID: "two", Posts: thread("two")})
+	lane, _, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Hour, time.Now())
+	check(t, err)
+	check(t, b.ledger.Conclude(t.Context(), lane, "two", store.Outcome{
+		State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: time.Now(),
+	}))
+	a.Records = movingRecords{records: b.records, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); check(t, err) }}
+	check(t, a.Announce(t.Context(), failed))
+	equal(t, "event", b.lastEvent(t, failed).Type, jetpost.EventRequestResumed)
+	record := b.record(t, failed)
+	equal(t, "announced", record.Announced, record.Status.Revision)
+}
+
+// movingRecords moves the request while its event is published.
+type movingRecords struct {
+	records
+	move func()
+}
+
+func (r movingRecords) Event(ctx context.Context, subject string, e jetpost.Event) error {
+	err := r.records.Event(ctx, subject, e)
+	r.move()
+	return err
+}

@@ -1,0 +1,49 @@
+package consumers
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestTimingOrder: whatever the lease, the latest answer to the latest byte
+// comes before another worker may take over, and a lane at work is prolonged
+// long before that.
+func TestTimingOrder(t *testing.T) {
+	t.Parallel()
+	for _, lease := range []time.Duration{0, time.Nanosecond, MinLease, 3 * time.Second, DefaultLease, time.Hour} {
+		t.Run(fmt.Sprint(lease), func(t *testing.T) {
+			t.Parallel()
+			timing := Timing{Lease: lease}
+			if timing.lease() < MinLease || timing.sweepEvery() <= 0 {
+				t.Errorf("lease is %v, a sweep every %v", timing.lease(), timing.sweepEvery())
+			}
+			steps := []time.Duration{0, timing.sendWithin(), timing.sendWithin() + timing.CallTimeout(), timing.lease()}
+			for i := range steps[1:] {
+				if steps[i] >= steps[i+1] {
+					t.Errorf("margins are %v, want each after the one before", steps)
+				}
+			}
+			if 3*timing.extendEvery() >= timing.lease() {
+				t.Errorf("the lease of %v is prolonged every %v: two losses in a row end it", timing.lease(), timing.extendEvery())
+			}
+		})
+	}
+	equal(t, "default", Timing{}.lease(), DefaultLease)
+}
+
+func TestBackoff(t *testing.T) {
+	t.Parallel()
+	equal(t, "before any failure", backoff(-1), backoffs[0])
+	for n := range 100 {
+		if backoff(n+1) < backoff(n) {
+			t.Errorf("after %d failures %v, after %d %v", n, backoff(n), n+1, backoff(n+1))
+		}
+	}
+	equal(t, "in the end", backoff(100), backoffs[len(backoffs)-1])
+	for range 100 {
+		if d := jitter(time.Minute); d < time.Minute || d > 90*time.Second {
+			t.Fatalf("a minute became %v", d)
+		}
+	}
+}

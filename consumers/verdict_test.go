@@ -1,0 +1,149 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// TestJudge has a row for each error that X's client gives. Each is judged
+// before the intent of a post and after, bare and as a thread brings it.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	reset, tomorrow, later, stop := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3)), now.Add(undatedStop)
+	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
+	ended := errors.New("connection reset")
+	hold := Hold(jetpost.CodePoison, tomorrow, "ours")
+	type want struct {
+		kind  kind
+		code  jetpost.Code
+		until time.Time
+	}
+	held := want{kindHold, jetpost.CodeXUnavailable, later}
+	unknown := want{kindUnknown, jetpost.CodeOutcomeUnknown, time.Time{}}
+	refused := want{kindFailed, jetpost.CodeRefusedByX, time.Time{}}
+	tests := []struct {
+		name          string
+		err           error
+		before, begun want
+		words         bool // the detail is what X said, and nothing more
+	}{
+		{"APIError", said(418), refused, refused, true},
+		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: said(503)}, held, unknown, false},
+		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: ended}, held, unknown, false},
+		{"AppAuthError", &xapi.AppAuthError{Err: said(401)}, refused, refused, true},
+		{"AppStopError, dated", &xapi.AppStopError{Reason: xapi.StopSpendCapReached, Until: tomorrow, Err: said(403)},
+			want{kindStop, jetpost.CodeSpendCapReached, tomorrow}, want{kindStop, jetpost.CodeSpendCapReached, tomorrow}, true},
+		{"AppStopError, past", &xapi.AppStopError{Reason: xapi.StopUsageCapped, Until: now, Err: said(429)},
+			want{kindStop, jetpost.CodeUsageCapped, stop}, want{kindStop, jetpost.CodeUsageCapped, stop}, true},
+		{"AppStopError, undated", &xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: said(402)},
+			want{kindStop, jetpost.CodeCreditsDepleted, stop}, want{kindStop, jetpost.CodeCreditsDepleted, stop}, true},
+		{"GrantRefusedError", &xapi.GrantRefusedError{Err: said(400)}, refused, refused, true},
+		{"NotSentError", &xapi.NotSentError{Err: ended}, held, held, false},
+		{"RateLimitError, account", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.WindowUser24h}, Until: reset, Err: said(429)},
+			want{kindHold, jetpost.CodeRateLimited, reset}, want{kindHold, jetpost.CodeRateLimited, reset}, false},
+		{"RateLimitError, app", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.WindowApp24h}, Until: reset, Err: said(429)},
+			want{kindStop, jetpost.CodeAppRateLimited, reset}, want{kindStop, jetpost.CodeAppRateLimited, reset}, false},
+		{"RateLimitError, past", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.Window15Min}, Until: now, Err: said(429)},
+			want{kindHold, jetpost.CodeRateLimited, later}, want{kindHold, jetpost.CodeRateLimited, later}, false},
+		{"RefusedError", &xapi.RefusedError{Kind: xapi.RefusedRule, Err: said(403)}, refused, refused, true},
+		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
+			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
+		{"ThreadError", &xapi.ThreadError{Err: ended}, held, unknown, false},
+		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
+		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
+		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},
+
+		{"our hold", &holdError{hold}, want{kindHold, jetpost.CodePoison, tomorrow}, want{kindHold, jetpost.CodePoison, tomorrow}, false},
+		{"our media, for now", &mediaError{err: ended}, want{kindHold, jetpost.CodeMediaUnavailable, later}, want{kindHold, jetpost.CodeMediaUnavailable, later}, false},
+		{"our media, for good", &mediaError{permanent: true, err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
+		{"any other", ended, held, unknown, false},
+		{"post taken", store.ErrPostTaken, held, unknown, false},
+	}
+	rows := map[string]bool{}
+	for _, test := range tests {
+		name, _, _ := strings.Cut(test.name, ",")
+		rows[name] = true
+		for _, begun := range []bool{false, true} {
+			for _, err := range []error{test.err, &xapi.ThreadError{Index: 1, Err: fmt.Errorf("before post: %w", test.err)}} {
+				t.Run(fmt.Sprintf("%s, begun %t, %T", test.name, begun, err), func(t *testing.T) {
+					t.Parallel()
+					v := judge(err, situation{now: now, begun: begun, holds: 2})
+					expect := test.before
+					if begun {
+						expect = test.begun
+					}
+					if v.kind != expect.kind || v.reason.Code != expect.code || !v.reason.Until.Equal(expect.until) {
+						t.Errorf("verdict is %s, %+v; want kind %d, code %s, until %v", v, v.reason, expect.kind, expect.code, expect.until)
+					}
+					if v.reason.Detail == "" || test.words && v.reason.Detail != "X's own words" {
+						t.Errorf("detail is %q", v.reason.Detail)
+					}
+					equal(t, "scope", v.scope == ScopePublish, v.kind == kindStop)
+				})
+			}
+		}
+	}
+	for _, name := range exportedErrors(t) {
+		if !rows[name] {
+			t.Errorf("xapi.%s has no row", name)
+		}
+	}
+}
+
+// TestJudgeLeavesTheErrorAlone: a verdict is made of an error, not of it.
+func TestJudgeLeavesTheErrorAlone(t *testing.T) {
+	t.Parallel()
+	limit := &xapi.RateLimitError{Err: &xapi.APIError{Status: 429}}
+	judge(limit, situation{now: time.Now()})
+	equal(t, "end of the window", limit.Until, time.Time{})
+}
+
+// exportedErrors reads from the source of xapi which types end in Error.
+func exportedErrors(t *testing.T) (names []string) {
+	t.Helper()
+	files, err := filepath.Glob("../xapi/*.go")
+	check(t, err)
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		check(t, err)
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok && spec.Name.IsExported() && strings.HasSuffix(spec.Name.Name, "Error") {
+				names = append(names, spec.Name.Name)
+			}
+			return true
+		})
+	}
+	if len(names) < 10 {
+		t.Fatalf("xapi has but %d errors: %v", len(names), names)
+	}
+	return names
+}
+
+func TestSettled(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]bool{
+		nil: true, store.ErrFenced: true, store.ErrNotFound: true, store.ErrNotRunnable: true, store.ErrPostTaken: true,
+		errAway: false, context.DeadlineExceeded: false,
+	} {
+		equal(t, fmt.Sprint(err), settled(err), want)
+		if err != nil {
+			equal(t, fmt.Sprint("wrapped ", err), settled(fmt.Errorf("do: %w", err)), want)
+		}
+	}
+}
