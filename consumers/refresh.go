@@ -188,9 +188,6 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token) exchanged {
 		return exchanged{err: fmt.Errorf("save token: %w", err), next: now.Add(backoff(1))}
 	}
 	log.Info("token.refreshed", "expires_at", fresh.ExpiresAt)
-	if claim.RefreshError != "" {
-		r.accountEvent(ctx, jetpost.EventAccountRecovered, claim, nil)
-	}
 	token := claim
 	token.Pair, token.Version, token.RefreshedAt = fresh, claim.Version+1, now
 	token.TokenMeta = store.TokenMeta{LastRefreshAt: now}
@@ -250,20 +247,17 @@ func (r *Refresher) tell(ctx context.Context, log *slog.Logger, claim store.Toke
 	reason := jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed, Detail: failure.Error, Until: failure.NextAttempt}
 	if failure.Reauth {
 		reason = jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: failure.Error}
-		r.accountEvent(ctx, jetpost.EventAccountReauthRequired, claim, &reason)
+		event := jetpost.Event{
+			EventID: eventID(fmt.Sprintf("reauth/%s/%d", claim.Account, claim.Version)),
+			Type:    jetpost.EventAccountReauthRequired, Time: time.Now().UTC(),
+			Account: &jetpost.AccountStatus{Account: claim.Account, Reason: &reason},
+		}
+		if err := r.Records.Event(ctx, r.Names.EventSubject(event.Type, claim.Account, ""), event); err != nil {
+			log.Warn("event.delayed", "error", err)
+		}
 	}
 	if err := r.Records.RefreshFailed(ctx, claim.Account, reason); err != nil {
 		log.Warn("event.delayed", "error", err)
-	}
-}
-
-func (r *Refresher) accountEvent(ctx context.Context, t jetpost.EventType, claim store.Token, reason *jetpost.Reason) {
-	event := jetpost.Event{
-		EventID: eventID(fmt.Sprintf("account/%s/%s/%d", t, claim.Account, claim.Version)), Type: t, Time: time.Now().UTC(),
-		Account: &jetpost.AccountStatus{Account: claim.Account, Reason: reason},
-	}
-	if err := r.Records.Event(ctx, r.Names.EventSubject(t, claim.Account, ""), event); err != nil {
-		r.Log.Warn("event.delayed", "account", claim.Account, "error", err)
 	}
 }
 

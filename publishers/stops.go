@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
@@ -73,7 +74,8 @@ func NewStops(js jetstream.JetStream, names jetpost.Names) *Stops {
 // that ends last holds: a worker that saw the shorter limit must not shorten
 // another's stop. One that prolongs a stop keeps its Since.
 //
-// On an error the stop may be set: Set it again.
+// A stop that is new, or ends later than before, is told as an event. On an
+// error the stop may be set: Set it again.
 func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, err error) {
 	if !slices.Contains([]string{ScopePublish, ScopeRefresh, ScopeMedia}, stop.Scope) {
 		return Stop{}, false, fmt.Errorf("stop %q: want scope %s, %s or %s", stop.Scope, ScopePublish, ScopeRefresh, ScopeMedia)
@@ -85,15 +87,31 @@ func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, e
 	if err == nil {
 		err = s.align(ctx, kv, stop.Scope)
 	}
+	if err == nil && changed {
+		err = s.tell(ctx, jetpost.EventAppStopped, stop.Scope, &holds.Reason)
+	}
 	if err != nil {
 		return Stop{}, false, fmt.Errorf("stop %s: %w", stop.Scope, err)
 	}
 	return holds, changed, nil
 }
 
-// Clear ends a stop for everybody, whether or not there is one.
+// tell publishes that a scope was stopped or resumed.
+func (s *Stops) tell(ctx context.Context, t jetpost.EventType, scope string, reason *jetpost.Reason) error {
+	return NewRecords(s.js, s.names).Event(ctx, s.names.EventSubject(t, "", ""), jetpost.Event{
+		EventID: uuid.NewString(), Type: t, Time: time.Now().UTC(),
+		App: &jetpost.AppStatus{Scope: scope, Reason: reason},
+	})
+}
+
+// Clear ends a stop for everybody before its time, whether or not there is one.
 func (s *Stops) Clear(ctx context.Context, scope string) error {
 	kv, err := s.bucket(ctx)
+	var was Stop
+	var revision uint64 // 0 where there is none
+	if err == nil {
+		was, revision, err = read(ctx, kv, scope)
+	}
 	if err == nil {
 		_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, kv.Delete(ctx, stopPrefix+scope)
@@ -101,6 +119,9 @@ func (s *Stops) Clear(ctx context.Context, scope string) error {
 	}
 	if err == nil {
 		err = s.align(ctx, kv, scope)
+	}
+	if err == nil && revision > 0 && was.Active(time.Now()) {
+		err = s.tell(ctx, jetpost.EventAppResumed, scope, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("resume %s: %w", scope, err)

@@ -34,6 +34,42 @@ func TestStops(t *testing.T) {
 		return lanes.CachedInfo().PauseRemaining, lanes.CachedInfo().Paused
 	}
 
+	t.Run("Changes are told", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		stops := NewStops(tb.js, tb.names)
+		events, err := New(tb.js, tb.names).Events(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, stop := range []Stop{until(hours(2)), until(hours(1))} { // the second changes nothing
+			if _, _, err := stops.Set(t.Context(), stop); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 { // and here too
+			if err := stops.Clear(t.Context(), ScopePublish); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, _, err := stops.Set(t.Context(), until(hours(3))); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for e, err := range events {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, string(e.Type)+" "+e.App.Scope)
+			if len(got) == 3 {
+				break
+			}
+		}
+		if diff := cmp.Diff([]string{"app.stopped publish", "app.resumed publish", "app.stopped publish"}, got); diff != "" {
+			t.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
+
 	t.Run("Clear resumes", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)

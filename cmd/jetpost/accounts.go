@@ -57,7 +57,7 @@ func (c *accountsImportCmd) Run(e *env) error {
 		return err
 	}
 	defer desk.Close()
-	importer := &app.Importer{Ledger: desk.Ledger, Bells: desk.Bells, XURL: cfg.X.URL}
+	importer := &app.Importer{Ledger: desk.Ledger, NATS: desk.Conn, XURL: cfg.X.URL}
 	done, failed, err := importLines(e, importer, from)
 	switch {
 	case err != nil:

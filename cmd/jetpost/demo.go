@@ -393,7 +393,7 @@ func (d *demo) refreshed(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = ledger.Close() }() // nothing is pending
-	importer := app.Importer{Ledger: ledger, Bells: publishers.NewBells(d.conn.JS, d.conn.Names), XURL: d.house.SimURL}
+	importer := app.Importer{Ledger: ledger, NATS: d.conn, XURL: d.house.SimURL}
 	_, err = importer.Import(ctx, app.ImportLine{
 		Name: "dan", AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken, ExpiresAt: time.Now().Add(demoToken),
 	})

@@ -31,7 +31,6 @@ import (
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
-	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/postgres"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -98,7 +97,7 @@ func newSite(t *testing.T, c siteConfig) *site {
 	s.ledger, err = s.cfg.OpenStore(ctx)
 	must(t, err)
 	t.Cleanup(func() { _ = s.ledger.Close() })
-	importer := app.Importer{Ledger: s.ledger, Bells: publishers.NewBells(s.conn.JS, s.conn.Names), XURL: x.URL}
+	importer := app.Importer{Ledger: s.ledger, NATS: s.conn, XURL: x.URL}
 	for _, name := range c.accounts {
 		grant, err := s.sim.AddAccount(xsim.NewAccount{Handle: name})
 		must(t, err)
@@ -333,48 +332,48 @@ func (s *site) status(account, id string) jetpost.RequestStatus {
 }
 
 // settleAll waits until all jobs are published. What is unknown it settles by
-// the books of X, with the command that a person would use, once it has made
-// sure that nothing but the doubtful post is in doubt. It returns how many
+// the books of X, with the command that a person would use. It returns how many
 // doubts there were.
 func (s *site) settleAll(jobs []*job) (doubts int) {
 	s.t.Helper()
-	byID := map[store.Key]*job{}
-	for _, j := range jobs {
-		byID[store.Key{Account: j.account, ID: j.id}] = j
-	}
 	eventually(s.t, "all requests settled", func() bool {
-		unknown, err := s.ledger.ListRequests(s.t.Context(), store.Filter{State: jetpost.StateUnknown})
-		must(s.t, err)
-		for _, r := range unknown {
-			if time.Since(r.Status.UpdatedAt) < settledFor {
-				continue
+		for _, j := range jobs {
+			record, err := s.ledger.Request(s.t.Context(), store.Key{Account: j.account, ID: j.id})
+			if err != nil { // not there yet, or its connection was one to a server that was stopped
+				return false
 			}
-			doubts++
-			s.resolve(byID[r.Key], r.Status)
+			if record.Status.State == jetpost.StateUnknown && time.Since(record.Status.UpdatedAt) > settledFor {
+				doubts++
+				s.resolve(j, record.Status)
+			}
 		}
 		return s.counts()[jetpost.StatePublished] == len(jobs)
 	})
 	return doubts
 }
 
+// resolve settles the doubt about one post, once it has made sure that no
+// other post is in doubt.
 func (s *site) resolve(j *job, status jetpost.RequestStatus) {
 	s.t.Helper()
 	live := s.live(j)
+	// A worker that was thawed may tell the ledger at any moment.
+	overtaken := func() bool { return s.status(j.account, j.id).Revision != status.Revision }
 	args := []string{"requests", "resolve", j.id, "--account", j.account}
-	switch len(live) {
-	case status.Posted:
+	switch {
+	case overtaken():
+		return
+	case len(live) == status.Posted:
 		args = append(args, "--not-posted")
-	case status.Posted + 1:
+	case len(live) == status.Posted+1:
 		args = append(args, "--posted", live[status.Posted].ID)
 	default:
 		s.t.Fatalf("job %s of %s: X has %d of its posts, the ledger knows of %d: more than one is in doubt", j.id, j.account, len(live), status.Posted)
 	}
-	code, stdout, stderr := s.run(args...)
-	// A worker that was thawed may have told the ledger meanwhile.
-	if code != exitOK && s.status(j.account, j.id).State == jetpost.StateUnknown {
+	if code, stdout, stderr := s.run(args...); code != exitOK && !overtaken() {
 		s.t.Fatalf("%v: exit code %d\n%s%s", args, code, stdout, stderr)
 	}
-	s.t.Logf("%s of %s settled: %s", j.id, j.account, strings.Join(args[4:], " "))
+	s.t.Logf("%s of %s settled: %s", j.id, j.account, args[len(args)-1])
 }
 
 // live are the posts of a job that X has, which must be its first ones, in
@@ -396,8 +395,9 @@ func (s *site) live(j *job) []xsim.Post {
 
 // wantBooks checks that X has every post of the jobs once and no other, the
 // jobs of each account in the order of the job stream, no thread mixed with
-// another and each a chain of replies; and that nothing was done that a correct
-// client never does. Jobs for later have their time instead of an order.
+// another and each a chain of replies; that the ledger knows each by its id;
+// and that nothing was done that a correct client never does. Jobs for later
+// have their time instead of an order.
 func (s *site) wantBooks(jobs []*job) {
 	s.t.Helper()
 	byAccount := map[string][]*job{}
@@ -441,6 +441,9 @@ func (s *site) wantThreads(account string, jobs []*job, posts []xsim.Post) {
 		for i, post := range posts[:j.posts] {
 			if post.Text != j.text(i) || post.InReplyTo != parent {
 				s.t.Errorf("X has %q below %q, want %q below %q", post.Text, post.InReplyTo, j.text(i), parent)
+			}
+			if known := s.status(account, j.id).Posts[i]; known.PostID != post.ID || known.State != jetpost.PostPosted {
+				s.t.Errorf("the ledger has post %d of job %s as %+v, X as %s", i+1, j.id, known, post.ID)
 			}
 			parent = post.ID
 		}
@@ -560,12 +563,16 @@ func (p *process) kill() {
 	p.exit()
 }
 
-// stop ends the process as an operator would.
-func (p *process) stop() {
-	p.t.Helper()
-	p.signal(syscall.SIGTERM)
-	if code := p.exit(); code != exitOK {
-		p.t.Errorf("%s ended with code %d, want 0", p.name, code)
+// stop ends processes as an operator would.
+func stop(processes ...*process) {
+	for _, p := range processes {
+		p.signal(syscall.SIGTERM)
+	}
+	for _, p := range processes {
+		p.t.Helper()
+		if code := p.exit(); code != exitOK {
+			p.t.Errorf("%s ended with code %d, want 0", p.name, code)
+		}
 	}
 }
 
@@ -639,16 +646,16 @@ func startNATS(t *testing.T, dir, address string) *process {
 	return p
 }
 
-// freeAddress is a port that nobody listens on just now.
-func freeAddress(t *testing.T) string {
+// closedAddress is a port that nobody listens on just now.
+func closedAddress(t *testing.T) string {
 	t.Helper()
-	l := listen(t)
+	l := holdPort(t)
 	must(t, l.Close())
 	return l.Addr().String()
 }
 
-// listen holds a port.
-func listen(t *testing.T) net.Listener {
+// holdPort holds a port.
+func holdPort(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)

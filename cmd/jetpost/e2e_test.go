@@ -11,11 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
-	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -42,30 +39,30 @@ func TestTwoWorkersShareAccounts(t *testing.T) {
 		if len(mine) == 0 || mine[0]["worker"] != w.name {
 			t.Errorf("%s sent %d posts; want some, under its name", w.name, len(mine))
 		}
-		w.stop()
 	}
+	stop(workers...)
 }
 
 // The ledger is the queue: without the stream of all wake-ups everything is
 // merely a little late.
 func TestScheduleStreamDeleted(t *testing.T) {
 	t.Parallel()
-	const window = 4 * time.Second // of X's limit: three posts an account
+	const window = 6 * time.Second // of X's limit: three posts an account
 	accounts := accountNames(8)
-	s := newSite(t, siteConfig{lease: longLease, accounts: accounts})
+	s := newSite(t, siteConfig{lease: longLease, accounts: append(accounts, "fresh")})
 	must(t, s.sim.SetLimits([]xsim.Limit{
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 3, WindowMS: window.Milliseconds()},
 	}))
-	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
 	jobs := makeJobs(48, accounts, one)
-	for i, j := range jobs[40:] { // one for each account
-		j.at = time.Now().Add(window/2 + time.Duration(i)*100*time.Millisecond)
+	for _, j := range jobs[40:] { // one for each account
+		j.at = time.Now().Add(window)
 	}
 	s.publish(deal(jobs, 5)...)
-	eventually(t, "requests that wait for a limit and for their time", func() bool {
-		counts := s.counts()
-		return counts[jetpost.StateHeld] > 0 && counts[jetpost.StateScheduled]+counts[jetpost.StatePublished] > 0
-	})
+	// One worker uses the windows up: it alone knows when they are closed, and
+	// holds each line in the ledger, where all see it.
+	workers := []*process{s.worker("worker-1")}
+	eventually(t, "every account to wait for its limit", func() bool { return s.counts()[jetpost.StateHeld] == len(accounts) })
+	workers = append(workers, s.worker("worker-2"))
 	must(t, s.conn.JS.DeleteStream(t.Context(), s.conn.Names.ScheduleStream()))
 	s.allPublished(len(jobs))
 	s.wantBooks(jobs)
@@ -74,23 +71,21 @@ func TestScheduleStreamDeleted(t *testing.T) {
 	if code != exitOK || !strings.Contains(stdout, "created    stream "+s.conn.Names.ScheduleStream()) {
 		t.Fatalf("setup: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	// A new worker finds everything in place again, and a wake-up comes.
+	// A new worker finds everything in place again.
 	workers = append(workers, s.worker("worker-3"))
-	later := &job{account: accounts[0], id: "after", posts: 1, at: time.Now().Add(time.Second)}
+	later := &job{account: "fresh", id: "after", posts: 1, at: time.Now().Add(time.Second)}
 	s.publish([]*job{later})
 	jobs = append(jobs, later)
 	s.allPublished(len(jobs))
 	s.wantBooks(jobs)
-	for _, w := range workers {
-		w.stop()
-	}
+	stop(workers...)
 }
 
 func TestWorkerKilledMidThread(t *testing.T) {
 	t.Parallel()
 	t.Run("at random", func(t *testing.T) {
 		t.Parallel()
-		killAtRandom(t)
+		strikeAtRandom(t)
 	})
 	t.Run("between two posts", func(t *testing.T) {
 		t.Parallel()
@@ -109,7 +104,7 @@ func TestWorkerKilledMidThread(t *testing.T) {
 		w = s.worker("worker-2")
 		s.allPublished(1)
 		s.wantBooks([]*job{thread})
-		w.stop()
+		stop(w)
 	})
 }
 
@@ -135,10 +130,11 @@ func (s *site) progress(account, id string) func(posted int) {
 	}
 }
 
-// killAtRandom kills one of two workers again and again, each time as a random
-// call to X arrives, has its effect, or is answered.
-func killAtRandom(t *testing.T) {
-	const kills = 4
+// strikeAtRandom kills or freezes one of two workers again and again, each time
+// as a random call to X arrives or is about to be answered.
+func strikeAtRandom(t *testing.T) {
+	t.Helper()
+	const rounds = 4
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -148,21 +144,29 @@ func killAtRandom(t *testing.T) {
 	// A thread for each account and, behind it, a single post.
 	jobs := makeJobs(24, accounts, func(i int) int { return 4 - i/12*3 })
 	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-	for round := range kills {
-		victim := random.IntN(len(workers))
-		reached := s.atCall("POST", postPath, 1+random.IntN(6), random.IntN(2) == 0, func() { workers[victim].signal(syscall.SIGKILL) })
+	var frozen []*process
+	for round := range rounds {
+		victim, how := random.IntN(len(workers)), []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP}[random.IntN(2)]
+		nth, made := 1+random.IntN(6), random.IntN(2) == 0
+		t.Logf("round %d: %s to %s at call %d, made %t", round, how, workers[victim].name, nth, made)
+		reached := s.atCall("POST", postPath, nth, made, func() { workers[victim].signal(how) })
 		s.publish(jobs[3*round : 3*round+3])
-		wait(t, "a call to kill at", reached)
-		workers[victim].exit()
+		wait(t, "a call to strike at", reached)
+		if how == syscall.SIGKILL {
+			workers[victim].exit()
+		} else {
+			frozen = append(frozen, workers[victim])
+		}
 		workers[victim] = s.worker(fmt.Sprintf("worker-%d", 3+round))
 	}
-	s.publish(byAccount(jobs[3*kills:])...)
-	doubts := s.settleAll(jobs)
-	t.Logf("%d kills, %d doubts", kills, doubts)
-	s.wantBooks(jobs)
-	for _, w := range workers {
-		w.stop()
+	s.publish(byAccount(jobs[3*rounds:])...)
+	for _, w := range frozen {
+		w.signal(syscall.SIGCONT)
 	}
+	doubts := s.settleAll(jobs)
+	t.Logf("%d doubts", doubts)
+	stop(append(workers, frozen...)...)
+	s.wantBooks(jobs)
 }
 
 // A frozen worker is the hardest case: it wakes up after everything was given
@@ -203,10 +207,10 @@ func TestWorkerFrozen(t *testing.T) {
 			}
 			frozen.signal(syscall.SIGCONT)
 			// What it has begun before it stops, it finishes.
-			frozen.stop()
+			stop(frozen)
 			s.settleAll([]*job{thread})
 			s.wantBooks([]*job{thread})
-			other.stop()
+			stop(other)
 		})
 	}
 }
@@ -236,7 +240,7 @@ func TestReplay(t *testing.T) {
 		}
 		s.allPublished(1)
 	}
-	w.stop() // so that nothing of the second replay is still to come
+	stop(w) // so that nothing of the second replay is still to come
 	s.wantBooks([]*job{thread})
 	if sent := s.sim.Counts()[xsim.EndpointCreatePost]; sent["201"] != 5 || sent["403"] != 1 {
 		t.Errorf("calls to post by status: %v, want 5 of 201 and one of 403", sent)
@@ -265,17 +269,18 @@ func TestGracefulStop(t *testing.T) {
 	w = s.worker("worker-2")
 	s.allPublished(2)
 	s.wantBooks([]*job{thread, after})
-	w.stop()
+	stop(w)
 }
 
 func TestNATSRestart(t *testing.T) {
 	t.Parallel()
-	dir, address := t.TempDir(), freeAddress(t)
+	dir, address := t.TempDir(), closedAddress(t)
 	server := startNATS(t, dir, address)
 	accounts := accountNames(5)
 	s := newSite(t, siteConfig{nats: "nats://" + address, lease: longLease, accounts: accounts})
 	s.slow(10 * time.Millisecond)
 	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
+	s.hurry(s.conn.Names.JobsStream())
 	jobs := makeJobs(60, accounts, one)
 	reached := s.atCall("POST", postPath, 15, true, func() { server.signal(syscall.SIGKILL) })
 	published := make(chan struct{})
@@ -289,8 +294,20 @@ func TestNATSRestart(t *testing.T) {
 	wait(t, "all jobs to be stored", published)
 	s.allPublished(len(jobs))
 	s.wantBooks(jobs)
-	for _, w := range workers {
-		w.stop()
+	stop(workers...)
+}
+
+// hurry has the server give up a delivery that it lost with its own memory
+// after seconds instead of half a minute.
+func (s *site) hurry(stream string) {
+	s.t.Helper()
+	ctx := s.t.Context()
+	found, err := s.conn.JS.Stream(ctx, stream)
+	must(s.t, err)
+	for info := range found.ListConsumers(ctx).Info() {
+		info.Config.AckWait = 3 * time.Second
+		_, err := found.UpdateConsumer(ctx, info.Config)
+		must(s.t, err)
 	}
 }
 
@@ -311,9 +328,7 @@ func TestPostgresRestart(t *testing.T) {
 	doubts := s.settleAll(jobs)
 	t.Logf("%d doubts", doubts)
 	s.wantBooks(jobs)
-	for _, w := range workers {
-		w.stop()
-	}
+	stop(workers...)
 }
 
 // byAccount lists each account's jobs, which keep their order.
@@ -332,6 +347,3 @@ func byAccount(jobs []*job) [][]*job {
 	}
 	return all
 }
-
-var _ = nats.ErrTimeout
-var _ store.Key

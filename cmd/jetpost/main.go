@@ -125,7 +125,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exited
 	}
 	if err != nil {
-		return report(stderr, &exitError{code: exitUsage, err: fmt.Errorf("%w (see: jetpost --help)", err)})
+		return report(stderr, &exitError{code: exitUsage, err: &app.HintError{Err: err, Help: "see: jetpost --help"}})
 	}
 	// The first signal asks everything to finish; the second one is the
 	// system's own, and ends the process.

@@ -9,6 +9,9 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -45,7 +48,7 @@ func (l ImportLine) validate() error {
 // Importer brings accounts into the ledger.
 type Importer struct {
 	Ledger store.Accounts
-	Bells  *publishers.Bells
+	NATS   *Connection
 	XURL   string // xapi.DefaultBaseURL where empty
 }
 
@@ -75,6 +78,10 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 		}
 		return Imported{}, fmt.Errorf("ask X whose token this is: %w", err)
 	}
+	before, err := im.Ledger.Account(ctx, line.Name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return Imported{}, fmt.Errorf("look for account %s: %w", line.Name, err)
+	}
 	created, err := im.Ledger.ImportAccount(ctx, store.Import{
 		Name: line.Name, XUserID: me.ID, Username: me.Username, Now: time.Now(),
 		Pair: store.Pair{Access: secret.New(line.AccessToken), Refresh: secret.New(line.RefreshToken), ExpiresAt: line.ExpiresAt},
@@ -93,8 +100,22 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	case err != nil:
 		return Imported{}, fmt.Errorf("store account %s: %w", line.Name, err)
 	}
-	if err := im.Bells.Ring(ctx, line.Name); err != nil {
+	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, line.Name); err != nil {
 		return Imported{}, fmt.Errorf("ring lane of %s: %w", line.Name, err)
 	}
+	if before.RequiresReauth {
+		if err := im.tellRecovered(ctx, line.Name); err != nil {
+			return Imported{}, fmt.Errorf("tell that %s has recovered: %w", line.Name, err)
+		}
+	}
 	return Imported{Name: line.Name, XUserID: me.ID, Username: me.Username, Created: created}, nil
+}
+
+// tellRecovered publishes that an account which had to be authorised again was.
+func (im *Importer) tellRecovered(ctx context.Context, account string) error {
+	names := im.NATS.Names
+	return publishers.NewRecords(im.NATS.JS, names).Event(ctx, names.EventSubject(jetpost.EventAccountRecovered, account, ""), jetpost.Event{
+		EventID: uuid.NewString(), Type: jetpost.EventAccountRecovered, Time: time.Now().UTC(),
+		Account: &jetpost.AccountStatus{Account: account},
+	})
 }

@@ -116,7 +116,15 @@ func Hint(err error) string {
 type ConfigError struct{ Mistakes []string }
 
 func (e *ConfigError) Error() string {
-	return "configuration: " + strings.Join(e.Mistakes, "; ")
+	if len(e.Mistakes) == 1 {
+		return "configuration: " + e.Mistakes[0]
+	}
+	return "configuration:\n  " + strings.Join(e.Mistakes, "\n  ")
+}
+
+// Hint tells the operator where to correct them.
+func (e *ConfigError) Hint() string {
+	return "correct the environment or the flags; both are explained by: jetpost --help"
 }
 
 // needs are the parts of a Config that a command uses.
@@ -147,7 +155,7 @@ func (c Config) validate(n needs) error {
 		if c.Keys.Empty() {
 			wrong("HUB_ENCRYPTION_KEY: is missing; make one with: jetpost keys generate")
 		} else if _, err := store.NewSealer(c.Keys.Reveal()); err != nil {
-			wrong("HUB_ENCRYPTION_KEY: %v", err)
+			wrong("%v", err)
 		}
 	}
 	if n.x {
@@ -228,6 +236,7 @@ func (c Config) OpenStore(ctx context.Context) (store.Store, error) {
 		ledger, err = postgres.Open(ctx, target, sealer)
 	} else {
 		ledger, err = sqlite.Open(ctx, target, sealer)
+		err = fileError(err)
 	}
 	if err != nil {
 		return nil, databaseError(err)
@@ -250,7 +259,15 @@ func (c Config) Migrate(ctx context.Context) error {
 	if kind == "postgres" {
 		return databaseError(postgres.Migrate(ctx, target))
 	}
-	return databaseError(sqlite.Migrate(ctx, target))
+	return fileError(sqlite.Migrate(ctx, target))
+}
+
+// fileError is databaseError for a database that is a file.
+func fileError(err error) error {
+	if err == nil || Hint(err) != "" {
+		return err
+	}
+	return &HintError{Err: err, Help: "check that this user may write the database's file and directory, and that the disk has room"}
 }
 
 func databaseError(err error) error {

@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -161,7 +160,7 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 		return err
 	}
 	defer conn.Close()
-	importer := Importer{Ledger: ledger, Bells: publishers.NewBells(conn.JS, conn.Names), XURL: h.SimURL}
+	importer := Importer{Ledger: ledger, NATS: conn, XURL: h.SimURL}
 	for _, account := range wanted {
 		grant, err := cfg.Sim.AddAccount(account)
 		if err != nil {

@@ -259,7 +259,7 @@ func Listen(ctx context.Context, address, flag string) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, &HintError{
-			Err:  fmt.Errorf("listen on %s: %w", address, err),
+			Err:  err, // it names the address
 			Help: "the address may be in use: choose another with " + flag,
 		}
 	}

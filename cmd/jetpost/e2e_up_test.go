@@ -1,0 +1,230 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// upSite is 'jetpost up --sim' in a process of its own, with NATS's own command
+// line as its producer.
+type upSite struct {
+	t    *testing.T
+	up   *process
+	sim  string // URL of the simulated X
+	nats string // URL of NATS
+	conn *app.Connection
+	cli  string // path of the nats command
+	env  []string
+}
+
+func newUpSite(t *testing.T) *upSite {
+	t.Helper()
+	data := t.TempDir()
+	a := up("--data", data)
+	s := &upSite{t: t, cli: buildNATSCommand(t), env: environment(t, nil)}
+	s.up = start(t, "up", s.env, "jetpost", append(a.args, "--log-format", "json", "--log-level", "debug")...)
+	s.up.until("worker.started")
+	s.sim = s.printed(`simulated X on (http://\S+),`)
+	s.nats = s.printed(`NATS listens on (nats://\S+)`)
+	cfg, _, err := app.Config{}.Running(data)
+	must(t, err)
+	s.conn, err = cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
+	must(t, err)
+	t.Cleanup(s.conn.Close)
+	return s
+}
+
+// printed reads what 'up' tells a newcomer.
+func (s *upSite) printed(pattern string) string {
+	s.t.Helper()
+	found := regexp.MustCompile(pattern).FindStringSubmatch(s.up.output())
+	if found == nil {
+		s.t.Fatalf("'up' did not print %s", pattern)
+	}
+	return found[1]
+}
+
+// buildNATSCommand builds the nats command line from the version that
+// tools/natscli pins, in a module of its own so that its dependencies stay there.
+func buildNATSCommand(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "nats")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/nats-io/natscli/nats")
+	build.Dir = filepath.Join("..", "..", "tools", "natscli")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the nats command: %v\n%s", err, out)
+	}
+	return path
+}
+
+// natsCommand runs the nats command line without credentials: as a producer.
+func (s *upSite) natsCommand(t *testing.T, args ...string) (code int, output string) {
+	t.Helper()
+	code, stdout, stderr := runCommand(t, s.env, s.cli, append([]string{"--server", s.nats, "--timeout", "1s"}, args...)...)
+	return code, stdout + stderr
+}
+
+// pub publishes a job and returns its place in the job stream.
+func (s *upSite) pub(subject, body string) uint64 {
+	s.t.Helper()
+	code, output := s.natsCommand(s.t, "pub", "--jetstream", "--no-templates", subject, body)
+	var sequence uint64
+	if found := regexp.MustCompile(`Sequence: (\d+)`).FindStringSubmatch(output); found != nil {
+		_, _ = fmt.Sscan(found[1], &sequence) // it is a number
+	}
+	if code != 0 || sequence == 0 {
+		s.t.Fatalf("nats pub %s: exit code %d\n%s", subject, code, output)
+	}
+	return sequence
+}
+
+// ask reads the simulator's books.
+func ask[T any](s *upSite, path string) (answer T) {
+	s.t.Helper()
+	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.sim+path, nil)
+	must(s.t, err)
+	response, err := http.DefaultClient.Do(request)
+	must(s.t, err)
+	body, err := io.ReadAll(response.Body)
+	must(s.t, err)
+	must(s.t, response.Body.Close())
+	must(s.t, json.Unmarshal(body, &answer))
+	return answer
+}
+
+func (s *upSite) texts(user string) []string {
+	s.t.Helper()
+	var texts []string
+	for _, post := range ask[[]xsim.Post](s, "/_sim/posts?user="+user) {
+		texts = append(texts, post.Text)
+	}
+	return texts
+}
+
+// posted waits until a user has those posts.
+func (s *upSite) posted(user string, want ...string) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("posts of %s to be %q", user, want), func() bool { return slices.Equal(s.texts(user), want) })
+}
+
+// refused waits for the record and the event of a job that was refused, and
+// returns what is wrong with it by the record's own list.
+func (s *upSite) refused(account string, sequence uint64, code jetpost.Code) []jetpost.Problem {
+	s.t.Helper()
+	subject := fmt.Sprintf("publish.refused.%s.%d", account, sequence)
+	records, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.FailedStream())
+	must(s.t, err)
+	var record *jetstream.RawStreamMsg
+	eventually(s.t, "a record on "+subject, func() bool {
+		record, err = records.GetLastMsgForSubject(s.t.Context(), subject)
+		return err == nil
+	})
+	if got := record.Header.Get(jetpost.HeaderCode); got != string(code) {
+		s.t.Errorf("%s has code %q, want %q", subject, got, code)
+	}
+	events, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.EventsStream())
+	must(s.t, err)
+	eventually(s.t, "the event of "+subject, func() bool {
+		_, err := events.GetLastMsgForSubject(s.t.Context(), fmt.Sprintf("jetpost.event.request.refused.%s.sequence.%d", account, sequence))
+		return err == nil
+	})
+	var problems []jetpost.Problem
+	must(s.t, json.Unmarshal([]byte(record.Header.Get(jetpost.HeaderErrors)), &problems))
+	return problems
+}
+
+func TestUpWithNATSCommandLine(t *testing.T) {
+	t.Parallel()
+	s := newUpSite(t)
+	const hello, again = `{"version":1,"id":"hello","posts":[{"text":"Hello"}]}`, `{"version":1,"id":"hello","posts":[{"text":"Other"}]}`
+
+	s.pub("publish.request.alice", hello)
+	s.posted("alice", "Hello")
+	s.pub("publish.request.alice", hello) // the same again is one job
+	// The same id with another body is refused. Jobs of an account are taken in
+	// order, so that by then the repeat was taken as well.
+	if problems := s.refused("alice", s.pub("publish.request.alice", again), jetpost.CodeIdentityConflict); len(problems) != 1 || problems[0].Pointer != "/id" {
+		t.Errorf("a second body is refused for %+v, want /id", problems)
+	}
+	s.posted("alice", "Hello")
+	s.pub("publish.request.bob", hello) // an id is the account's own
+	s.posted("bob", "Hello")
+
+	wrong := s.pub("publish.request.alice", `{"version":1,"id":"no spaces","posts":[{"text":""},{"txt":"x"}],"publish_att":"2026-12-01T09:00:00Z"}`)
+	var pointers []string
+	for _, p := range s.refused("alice", wrong, jetpost.CodeInvalidRequest) {
+		pointers = append(pointers, p.Pointer)
+	}
+	for _, want := range []string{"/id", "/posts/0/text", "/posts/1/txt", "/publish_att"} {
+		if !slices.Contains(pointers, want) {
+			t.Errorf("an invalid job is refused for %q, want %s among them", pointers, want)
+		}
+	}
+	s.posted("alice", "Hello")
+
+	t.Run("denied", func(t *testing.T) { s.denied(t) })
+
+	if violations := ask[[]xsim.Violation](s, "/_sim/violations"); len(violations) != 0 {
+		t.Errorf("violations: %+v", violations)
+	}
+	if posts := ask[[]xsim.Post](s, "/_sim/posts"); len(posts) != 2 {
+		t.Errorf("X has %d posts, want 2", len(posts))
+	}
+	stop(s.up)
+}
+
+// denied tries what a producer may not do.
+func (s *upSite) denied(t *testing.T) {
+	t.Helper()
+	streams := func() []string {
+		var found []string
+		for info := range s.conn.JS.ListStreams(t.Context()).Info() {
+			found = append(found, fmt.Sprint(info.Config.Name, info.State.LastSeq, info.State.FirstSeq, info.State.Consumers))
+		}
+		slices.Sort(found)
+		return found
+	}
+	// What is not denied to the user is refused by the stream.
+	refusal := regexp.MustCompile(`Permissions Violation|rollup not permitted|message schedules is disabled`)
+	before := streams()
+	t.Run("each", func(t *testing.T) {
+		at := time.Now().Add(time.Hour).Format(time.RFC3339)
+		for name, args := range map[string][]string{
+			"delete jobs":          {"stream", "rm", "-f", s.conn.Names.JobsStream()},
+			"delete lanes":         {"stream", "rm", "-f", s.conn.Names.LanesStream()},
+			"pause lanes":          {"consumer", "pause", "-f", s.conn.Names.LanesStream(), jetpost.ConsumerLanes, "1h"},
+			"purge jobs by header": {"pub", "--jetstream", "-H", "Nats-Rollup:all", "publish.request.alice", "{}"},
+			"purge schedules":      {"stream", "purge", "-f", s.conn.Names.ScheduleStream()},
+			"ring a lane":          {"pub", "--jetstream", "publish.wake.alice", "{}"},
+			"schedule by header":   {"pub", "--jetstream", "--schedule-at", at, "--schedule-dest", "publish.wake.alice", "publish.request.alice", "{}"},
+			"write a schedule":     {"pub", "--jetstream", "schedule.wake.alice", "{}"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				code, output := s.natsCommand(t, args...)
+				if code == 0 || !refusal.MatchString(output) {
+					t.Errorf("nats %s: exit code %d, want it denied\n%s", strings.Join(args, " "), code, output)
+				}
+			})
+		}
+	})
+	if after := streams(); !slices.Equal(before, after) {
+		t.Errorf("streams were %q, are %q", before, after)
+	}
+}
