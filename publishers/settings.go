@@ -27,15 +27,18 @@ const (
 	minServerVersion = "2.14.0" // the first with cron schedules and reliable sourcing from work queues
 	minAPILevel      = 4        // what a JetStream of that version calls itself; the cluster's leader may be older than our server
 
-	maxReplicas       = 5                // nats-server's own limit
-	minRefreshTTL     = time.Second      // nats-server's own limit
-	refreshMaxMsgs    = 100_000          // ticks, batches and requests: batches of a million tokens
-	recordRoom        = 16 << 10         // bytes that a failed record may add to the message that it keeps
-	limitsMarkerTTL   = time.Minute      // how long a watcher can learn that a key of the limits bucket expired
-	ackWait           = 30 * time.Second // until a message whose worker fell silent goes to another
-	lanesAckPending   = 10_000           // doorbells in flight, over all workers
-	refreshAckPending = 1_000            // refresh batches in flight, over all workers
-	maxRaces          = 100              // compare-and-sets lost in a row, each to somebody who got ahead
+	maxReplicas     = 5                // nats-server's own limit
+	minRefreshTTL   = time.Second      // nats-server's own limit
+	refreshMaxMsgs  = 100_000          // ticks, batches and requests: batches of a million tokens
+	recordRoom      = 16 << 10         // bytes that a failed record may add to the message that it keeps
+	limitsMarkerTTL = time.Minute      // how long a watcher can learn that a key of the limits bucket expired
+	ackWait         = 30 * time.Second // until a message whose worker fell silent goes to another
+	// intakeAckWait is shorter: a worker that dies over a job holds up its whole
+	// partition for so long, and accepting one is a single transaction.
+	intakeAckWait     = 10 * time.Second
+	lanesAckPending   = 10_000 // doorbells in flight, over all workers
+	refreshAckPending = 1_000  // refresh batches in flight, over all workers
+	maxRaces          = 100    // compare-and-sets lost in a row, each to somebody who got ahead
 )
 
 // TopologyConfig says what Setup makes. Names may be zero; LedgerID must be
@@ -256,25 +259,25 @@ func (s consumerSpec) String() string { return s.stream + "/" + s.Durable }
 
 func (c TopologyConfig) consumers() []consumerSpec {
 	n := c.Names
-	spec := func(stream, name, filter string, maxAckPending int) consumerSpec {
+	spec := func(stream, name, filter string, maxAckPending int, wait time.Duration) consumerSpec {
 		return consumerSpec{stream: stream, ConsumerConfig: jetstream.ConsumerConfig{
 			Name:          name,
 			Durable:       name,
 			FilterSubject: filter,
 			AckPolicy:     jetstream.AckExplicitPolicy,
-			AckWait:       ackWait,
+			AckWait:       wait,
 			MaxDeliver:    -1, // a message is settled by an ack alone, never by having been tried often
 			MaxAckPending: maxAckPending,
 		}}
 	}
 	// One intake message in flight: an account's jobs, which are all in one
 	// partition, are accepted in the order in which they were stored.
-	specs := []consumerSpec{spec(n.JobsStream(), jetpost.ConsumerIntakeAny, n.PublishRequest(""), 1)}
+	specs := []consumerSpec{spec(n.JobsStream(), jetpost.ConsumerIntakeAny, n.PublishRequest(""), 1, intakeAckWait)}
 	for p := range jetpost.Partitions {
-		specs = append(specs, spec(n.JobsStream(), jetpost.ConsumerIntake(p), n.PublishIntake(strconv.Itoa(p), ">"), 1))
+		specs = append(specs, spec(n.JobsStream(), jetpost.ConsumerIntake(p), n.PublishIntake(strconv.Itoa(p), ">"), 1, intakeAckWait))
 	}
 	return append(specs,
-		spec(n.LanesStream(), jetpost.ConsumerLanes, n.PublishWake("*"), lanesAckPending),
-		spec(n.RefreshStream(), jetpost.ConsumerRefresh, "", refreshAckPending),
+		spec(n.LanesStream(), jetpost.ConsumerLanes, n.PublishWake("*"), lanesAckPending, ackWait),
+		spec(n.RefreshStream(), jetpost.ConsumerRefresh, "", refreshAckPending, ackWait),
 	)
 }

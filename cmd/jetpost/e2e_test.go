@@ -25,22 +25,36 @@ const (
 
 func TestTwoWorkersShareAccounts(t *testing.T) {
 	t.Parallel()
-	accounts := accountNames(20)
-	s := newSite(t, siteConfig{lease: longLease, accounts: accounts})
-	s.slow(5 * time.Millisecond)
-	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-	jobs := makeJobs(200, accounts, func(i int) int { return 1 + i%11/10 }) // a few threads of two
-	s.publish(deal(jobs, 7)...)
-	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
-	for _, w := range workers {
-		mine := w.entries("post.published")
-		t.Logf("%s sent %d posts", w.name, len(mine))
-		if len(mine) == 0 || mine[0]["worker"] != w.name {
-			t.Errorf("%s sent %d posts; want some, under its name", w.name, len(mine))
-		}
+	for name, deleteSchedule := range map[string]bool{"everything in place": false, "schedule stream deleted": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			accounts := accountNames(20)
+			s := newSite(t, siteConfig{lease: longLease, accounts: accounts})
+			s.slow(5 * time.Millisecond)
+			workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
+			jobs := makeJobs(200, accounts, func(i int) int { return 1 + i%11/10 }) // a few threads of two
+			if deleteSchedule {
+				for _, j := range jobs[160:] { // two for each account
+					j.at = time.Now().Add(3 * time.Second)
+				}
+			}
+			s.publish(deal(jobs, 7)...)
+			if deleteSchedule {
+				eventually(t, "the middle", func() bool { return s.counts()[jetpost.StatePublished] >= len(jobs)/4 })
+				must(t, s.conn.JS.DeleteStream(t.Context(), s.conn.Names.ScheduleStream()))
+			}
+			s.allPublished(len(jobs))
+			s.wantBooks(jobs)
+			for _, w := range workers {
+				mine := w.entries("post.published")
+				t.Logf("%s sent %d posts", w.name, len(mine))
+				if len(mine) == 0 || mine[0]["worker"] != w.name {
+					t.Errorf("%s sent %d posts; want some, under its name", w.name, len(mine))
+				}
+			}
+			stop(workers...)
+		})
 	}
-	stop(workers...)
 }
 
 // The ledger is the queue: without the stream of all wake-ups everything is
