@@ -102,7 +102,7 @@ func (g *Gate) Learn(stops []publishers.Stop) {
 	for _, s := range stops {
 		scope := Scope(s.Scope)
 		g.learned[scope] = s
-		if own, ok := g.own[scope]; ok && !outlasts(own.Stop, s) {
+		if own, ok := g.own[scope]; ok && !own.Outlasts(s) {
 			delete(g.own, scope)
 		}
 	}
@@ -114,7 +114,7 @@ func (g *Gate) Stopped(scope Scope, now time.Time) (publishers.Stop, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	stop, ok := g.learned[scope]
-	if own, mine := g.own[scope]; mine && now.Before(own.until) && (!ok || outlasts(own.Stop, stop)) {
+	if own, mine := g.own[scope]; mine && now.Before(own.until) && (!ok || own.Outlasts(stop)) {
 		stop, ok = own.Stop, true
 	}
 	if !ok || !stop.Active(now) {
@@ -148,7 +148,7 @@ func (g *Gate) keep(stop publishers.Stop, now time.Time) {
 		until = now.Add(undatedStop)
 	}
 	old, ok := g.own[Scope(stop.Scope)]
-	if !ok || !now.Before(old.until) || outlasts(stop, old.Stop) {
+	if !ok || !now.Before(old.until) || stop.Outlasts(old.Stop) {
 		g.own[Scope(stop.Scope)] = ownStop{Stop: stop, until: until}
 	}
 }
@@ -162,13 +162,6 @@ func (g *Gate) share(holds publishers.Stop, now time.Time) {
 	if _, ok := g.own[Scope(holds.Scope)]; ok {
 		g.own[Scope(holds.Scope)] = ownStop{Stop: holds, until: now.Add(pictureWithin)}
 	}
-}
-
-// outlasts tells whether a ends later than b. Nothing outlasts a stop without
-// an end.
-func outlasts(a, b publishers.Stop) bool {
-	x, y := a.Reason.Until, b.Reason.Until
-	return !y.IsZero() && (x.IsZero() || x.After(y))
 }
 
 // Allow asks for one call to X. The caller tells done how it ended. Where the

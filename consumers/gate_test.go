@@ -22,7 +22,7 @@ type board struct {
 }
 
 func (b *board) Set(_ context.Context, stop publishers.Stop) (publishers.Stop, bool, error) {
-	changed := b.stop.Scope == "" || outlasts(stop, b.stop)
+	changed := b.stop.Scope == "" || stop.Outlasts(b.stop)
 	if changed {
 		b.stop = stop
 	}

@@ -45,13 +45,11 @@ func (s Stop) Active(at time.Time) bool {
 	return s.Reason.Until.IsZero() || at.Before(s.Reason.Until)
 }
 
-// outlasts tells whether s ends later than o. Nothing outlasts a stop without
+// Outlasts tells whether s ends later than o. Nothing outlasts a stop without
 // an end.
-func (s Stop) outlasts(o Stop) bool {
-	if s.Reason.Until.IsZero() || o.Reason.Until.IsZero() {
-		return s.Reason.Until.IsZero() && !o.Reason.Until.IsZero()
-	}
-	return s.Reason.Until.After(o.Reason.Until)
+func (s Stop) Outlasts(o Stop) bool {
+	mine, other := s.Reason.Until, o.Reason.Until
+	return !other.IsZero() && (mine.IsZero() || mine.After(other))
 }
 
 // Stops are the stops of the whole app, one a scope, which all workers share.
@@ -211,7 +209,7 @@ func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, c
 		}
 		next := stop
 		if revision > 0 {
-			if !stop.outlasts(current) {
+			if !stop.Outlasts(current) {
 				return current, false, nil
 			}
 			if current.Active(stop.Since) {
