@@ -30,6 +30,12 @@ const (
 // are more, one last problem says how many.
 const MaxProblems = 50
 
+// A problem repeats at most so much of what the producer wrote.
+const (
+	maxPointerBytes = 256
+	maxMessageBytes = 512
+)
+
 // Request is one job: a post, or a thread of posts, for one account.
 //
 // Its identity is (Account, ID): it is published once, however often it

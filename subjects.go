@@ -91,16 +91,33 @@ func (n Names) Trim(subject string) string {
 	return strings.TrimPrefix(subject, n.prefix+".")
 }
 
-// The streams and buckets of the installation.
+// JobsStream keeps what producers publish until a worker has accepted it. It
+// refuses when it is full.
+func (n Names) JobsStream() string { return n.stream(streamJobs) }
 
-func (n Names) JobsStream() string     { return n.stream(streamJobs) }
-func (n Names) LanesStream() string    { return n.stream(streamLanes) }
+// LanesStream keeps the doorbells, at most one an account.
+func (n Names) LanesStream() string { return n.stream(streamLanes) }
+
+// ScheduleStream keeps one wake-up an account and the refresh cron. Whoever may
+// publish onto it may purge it by a header: workers only.
 func (n Names) ScheduleStream() string { return n.stream(streamSchedule) }
-func (n Names) RefreshStream() string  { return n.stream(streamRefresh) }
-func (n Names) FailedStream() string   { return n.stream(streamFailed) }
-func (n Names) EventsStream() string   { return n.stream(streamEvents) }
-func (n Names) LimitsBucket() string   { return n.stream(bucketLimits) }
-func (n Names) MediaBucket() string    { return n.stream(bucketMedia) }
+
+// RefreshStream keeps ticks, batches and requests of token refreshes.
+func (n Names) RefreshStream() string { return n.stream(streamRefresh) }
+
+// FailedStream keeps failed and refused jobs as they came.
+func (n Names) FailedStream() string { return n.stream(streamFailed) }
+
+// EventsStream keeps what happened; the last message of a request's subjects
+// (RequestEvents) is its state.
+func (n Names) EventsStream() string { return n.stream(streamEvents) }
+
+// LimitsBucket is the key-value bucket of the stops that all workers share.
+func (n Names) LimitsBucket() string { return n.stream(bucketLimits) }
+
+// MediaBucket is the object store where producers put media that are too large
+// for a message.
+func (n Names) MediaBucket() string { return n.stream(bucketMedia) }
 
 // PublishRequest is the subject that producers publish an account's jobs onto;
 // without an account, the bare one, whose jobs name theirs in the body.

@@ -235,7 +235,19 @@ func (f *findings) add(at, format string, args ...any) {
 		f.more++
 		return
 	}
-	f.problems = append(f.problems, Problem{Pointer: at, Message: fmt.Sprintf(format, args...)})
+	f.problems = append(f.problems, Problem{Pointer: clip(at, maxPointerBytes), Message: clip(fmt.Sprintf(format, args...), maxMessageBytes)})
+}
+
+// clip bounds what repeats the producer's own words: a list of problems must
+// fit a message of its own, whatever was in the body.
+func clip(s string, maxBytes int) string {
+	if len(s) <= maxBytes {
+		return s
+	}
+	for maxBytes > 0 && !utf8.RuneStart(s[maxBytes]) {
+		maxBytes--
+	}
+	return s[:maxBytes] + "…"
 }
 
 // err is nil where nothing was found.

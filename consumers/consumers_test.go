@@ -108,13 +108,21 @@ func (b *testBundle) account(t *testing.T, name string, ttl time.Duration) xsim.
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name, AccessTokenTTL: int64(ttl / time.Second)})
 	check(t, err)
-	b.importGrant(t, grant)
+	b.importGrant(t, grant, time.Now())
 	return grant
 }
 
-func (b *testBundle) importGrant(t *testing.T, grant xsim.Grant) {
+// reconnect is account for one that exists, once the lease of an exchange in
+// flight has run out.
+func (b *testBundle) reconnect(t *testing.T, name string) {
 	t.Helper()
-	now := time.Now()
+	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
+	check(t, err)
+	b.importGrant(t, grant, time.Now().Add(exchangeLease+time.Second))
+}
+
+func (b *testBundle) importGrant(t *testing.T, grant xsim.Grant, now time.Time) {
+	t.Helper()
 	_, err := b.ledger.ImportAccount(t.Context(), store.Import{
 		Name: grant.Handle, XUserID: grant.ID, Username: grant.Handle, Now: now,
 		Pair: store.Pair{

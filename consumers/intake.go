@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -92,8 +93,15 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 	if err := h.Bells.Ring(ctx, key.Account); err != nil {
 		return Stall(err)
 	}
-	h.Log.Info("request.accepted", "account", key.Account, "request", key.ID, "posts", len(in.Request.Posts),
-		"repeated", decision == store.Repeated, "publish_at", in.Request.PublishAt)
+	log := h.Log.With("account", key.Account, "request", key.ID, "posts", len(in.Request.Posts))
+	if at := in.Request.PublishAt; !at.IsZero() {
+		log = log.With("publish_at", at)
+	}
+	if decision == store.Repeated {
+		log.Info("request.repeated")
+	} else {
+		log.Info("request.accepted")
+	}
 	return Done()
 }
 
@@ -107,15 +115,25 @@ func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, 
 	if err := h.Announce.Records.Refused(ctx, r, subject, d.Data); err != nil {
 		return Stall(err)
 	}
-	event := jetpost.Event{
-		EventID: eventID(fmt.Sprintf("refused/%d/%d", d.Sequence, d.Stored.UnixNano())),
-		Type:    jetpost.EventRequestRefused, Time: d.Stored, Refusal: &r,
+	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
+	err := h.tellRefused(ctx, r)
+	var tooLarge *publishers.TooLargeError
+	if errors.As(err, &tooLarge) && len(r.Problems) > 1 {
+		// The ledger has them all. One message must not hold up its partition.
+		r.Problems = r.Problems[:1]
+		err = h.tellRefused(ctx, r)
 	}
-	if err := h.Announce.Records.Event(ctx, h.Names.RefusedEvent(r.Account, d.Sequence), event); err != nil {
+	if err != nil {
 		return Stall(err)
 	}
-	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "problems", len(r.Problems))
 	return Done()
+}
+
+func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) error {
+	return h.Announce.Records.Event(ctx, h.Names.RefusedEvent(r.Account, r.Sequence), jetpost.Event{
+		EventID: eventID(fmt.Sprintf("refused/%d/%d", r.Sequence, r.Stored.UnixNano())),
+		Type:    jetpost.EventRequestRefused, Time: r.Stored, Refusal: &r,
+	})
 }
 
 // origin reads the account off the stored subject, and tells which subject the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -173,5 +174,16 @@ func TestIntakeNewerVersion(t *testing.T) {
 		refusals, err := b.ledger.Refusals(t.Context(), 10)
 		check(t, err)
 		equal(t, "refused", len(refusals), i/2)
+	}
+}
+
+// A body can be made so that its mistakes fill more than a message. It must
+// not hold up its partition for ever.
+func TestIntakeRefusalIsBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	body := strings.Repeat(`{"`+strings.Repeat("<", 512)+`":`, 31) + "{" + strings.Repeat(`"a":1,`, 60) + `"b":1}` + strings.Repeat("}", 31)
+	if v := b.intake().Handle(t.Context(), b.job("acme", []byte(body))); v.kind != kindDone {
+		t.Errorf("verdict %s: %v", v, v.err)
 	}
 }

@@ -93,6 +93,8 @@ type laneRun struct {
 	until time.Time // end of this claim's budget
 	// renewed tells that a 401 already made this run renew the token once.
 	renewed bool
+	// filled is the request that this run has filled in (see read).
+	filled string
 }
 
 // run takes head after head until there is none, the budget is used up or the
@@ -193,9 +195,11 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	t := &threadRun{r: r, head: head, request: request, client: r.h.Clients.For(head.Account, token), begun: -1}
 	a := t.post(ctx, from, parent)
 	var unauthorized *xapi.UnauthorizedError
-	if errors.As(a.err, &unauthorized) && !r.renewed {
+	if errors.As(a.err, &unauthorized) && !r.renewed && time.Since(token.LastRefreshAt) > renewAgain {
 		// The token may have been replaced, or revoked: it is renewed once, and
-		// the head is taken again at once.
+		// the head is taken again at once. Not so one that was just renewed:
+		// each exchange is a chance to lose the account, and X has answered 401
+		// to everybody for hours.
 		r.renewed = true
 		if _, err := r.h.Tokens.Fresh(ctx, head.Account, token.Version); err != nil {
 			a.Verdict = judge(err, situation{now: time.Now(), holds: head.Holds})
@@ -215,9 +219,12 @@ func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.
 		in.Now = time.Now()
 		return r.h.Ledger.Accept(ctx, in)
 	})
-	if err == nil && decision != store.Accepted {
+	if err == nil && decision != store.Accepted && r.filled == head.ID {
 		return r.settled(Failed(jetpost.CodeInvalidRequest, "the request has no posts"))
 	}
+	// A repeat may only mean that the answer to an earlier try was lost: the
+	// next look tells.
+	r.filled = head.ID
 	return attempt{Verdict: Done(), post: -1, err: err}
 }
 
@@ -246,10 +253,16 @@ func resume(head *store.Record, request jetpost.Request, now time.Time) (from in
 			}
 		}
 	}
-	if !begun && !request.ExpiresAt.IsZero() && !now.Before(request.ExpiresAt) {
-		return 0, "", &attempt{Verdict: Failed(jetpost.CodeExpired, "expires_at passed before the first post was begun"), post: -1}
+	if !begun && expired(request, now) {
+		return 0, "", &attempt{Verdict: Failed(jetpost.CodeExpired, lateDetail), post: -1}
 	}
 	return from, parent, nil
+}
+
+const lateDetail = "expires_at passed before the first post was begun"
+
+func expired(request jetpost.Request, now time.Time) bool {
+	return !request.ExpiresAt.IsZero() && !now.Before(request.ExpiresAt)
 }
 
 // settle writes what came of it: to the gate, to the ledger, to the world.
@@ -265,7 +278,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 			r.log.Error("app.stop_not_shared", "error", err)
 		}
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
-		out.Reason = jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: stopDetail(a.reason), Until: a.reason.Until}
+		out.Reason = jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: stopDetail(a.reason), Until: stopLook(a.reason, now)}
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindFailed:
@@ -281,8 +294,11 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 		return err
 	}
-	r.log.Info("request.settled", "request", head.ID, "state", out.State, "code", out.Reason.Code, "detail", out.Reason.Detail,
-		"until", out.Reason.Until, "post", a.post)
+	log := r.log.With("request", head.ID, "state", out.State, "code", out.Reason.Code, "detail", out.Reason.Detail)
+	if !out.Reason.Until.IsZero() {
+		log = log.With("until", out.Reason.Until)
+	}
+	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
 	r.h.Announce.try(ctx, head.Key)
 	return nil
 }
@@ -294,18 +310,28 @@ func (h *PublishHandler) stopped(now time.Time) (Verdict, bool) {
 	if !stopped {
 		return Verdict{}, false
 	}
-	until := stop.Reason.Until
-	if until.IsZero() { // looked at again, since nothing rings each lane when it ends
-		until = now.Add(undatedStop)
+	return Hold(jetpost.CodeAppStopped, stopLook(stop.Reason, now), stopDetail(stop.Reason)), true
+}
+
+// stopLook is when a head that a stop holds is looked at again: at the stop's
+// end, but soon enough to notice that somebody has ended it before.
+func stopLook(reason jetpost.Reason, now time.Time) time.Time {
+	look := now.Add(undatedStop)
+	if until := reason.Until; !until.IsZero() && until.Before(look) {
+		return until
 	}
-	return Hold(jetpost.CodeAppStopped, until, stopDetail(stop.Reason)), true
+	return look
 }
 
 func stopDetail(reason jetpost.Reason) string {
-	if reason.Detail == "" {
-		return string(reason.Code)
+	detail := string(reason.Code)
+	if reason.Detail != "" {
+		detail += ": " + reason.Detail
 	}
-	return string(reason.Code) + ": " + reason.Detail
+	if !reason.Until.IsZero() {
+		detail += " (stopped until " + reason.Until.UTC().Format(time.RFC3339) + ")"
+	}
+	return detail
 }
 
 // threadRun sends what is left of one request.
@@ -345,15 +371,8 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 // before commits the intent to send post i, unless something says to wait.
 func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time, error) {
 	h := t.r.h
-	now := time.Now()
-	if t.r.d.stopping() {
-		return time.Time{}, &holdError{Done()}
-	}
-	if v, stopped := h.stopped(now); stopped {
-		return time.Time{}, &holdError{v}
-	}
-	if v, limited := t.limited(now); limited {
-		return time.Time{}, &holdError{v}
+	if err := t.check(i, time.Now()); err != nil {
+		return time.Time{}, err
 	}
 	ids, err := t.upload(ctx, i)
 	if err != nil {
@@ -369,6 +388,10 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 	_, err = persist(ctx, t.r, "begin", func() (struct{}, error) {
 		tries++
 		now := time.Now()
+		// An upload, or a database that was away, may have taken minutes.
+		if err := t.check(i, now); err != nil {
+			return struct{}{}, err
+		}
 		notAfter = now.Add(h.Timing.sendWithin())
 		return struct{}{}, h.Ledger.Begin(ctx, t.r.lane, t.head.ID, store.Intent{
 			Post: i, ParentID: p.InReplyToPostID, TextHash: text[:], MediaIDs: ids,
@@ -390,6 +413,23 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 	}
 	t.begun = i
 	return notAfter, nil
+}
+
+// check says why post i must not be begun now, if it must not.
+func (t *threadRun) check(i int, now time.Time) error {
+	if t.r.d.stopping() {
+		return &holdError{Done()}
+	}
+	if i == 0 && expired(t.request, now) {
+		return &holdError{Failed(jetpost.CodeExpired, lateDetail)}
+	}
+	if v, stopped := t.r.h.stopped(now); stopped {
+		return &holdError{v}
+	}
+	if v, limited := t.limited(now); limited {
+		return &holdError{v}
+	}
+	return nil
 }
 
 // after commits that post i is live. X's answer is known: it is told to the

@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -195,14 +196,17 @@ func TestLaneFenced(t *testing.T) {
 			before := b.record(t, key)
 			close(thaw)
 			<-old
+			if op == "conclude" {
+				// X refused it, and the next worker found it in doubt: what X
+				// said is true whoever brings it.
+				equal(t, "state before", before.Status.State, jetpost.StateUnknown)
+				equal(t, "posts", len(b.x.Posts("acme")), 0)
+				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+				return
+			}
 			after := b.record(t, key)
 			equal(t, "revision", after.Status.Revision, before.Status.Revision)
 			equal(t, "state", after.Status.State, before.Status.State)
-			if op == "conclude" {
-				equal(t, "posts", len(b.x.Posts("acme")), 0) // X refused it; the next worker found it in doubt
-				b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
-				return
-			}
 			b.texts(t, "acme", "one")
 		})
 	}
@@ -843,4 +847,121 @@ func TestLaneEndsWithItsContext(t *testing.T) {
 	equal(t, "verdict", b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")).kind, kindDone)
 	b.texts(t, "acme", "one")
 	equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
+}
+
+// stopDuringUpload runs a lane whose upload takes so long that something
+// happens meanwhile. No post may be begun after it.
+func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan struct{})) {
+	t.Helper()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	stopping := make(chan struct{})
+	var h *PublishHandler
+	b.hc = &http.Client{Transport: transport(func(r *http.Request) (*http.Response, error) {
+		if strings.HasSuffix(r.URL.Path, "/2/media/upload") {
+			during(h, stopping)
+		}
+		return b.x.RoundTrip(r)
+	})}
+	h = b.lane()
+	b.accept(t, jetpost.Request{ID: "a", Posts: []jetpost.Post{{Text: "hi", Media: []jetpost.Media{{Data: picture(t)}}}}})
+	d := b.ring("acme")
+	d.Stopping = stopping
+	h.Handle(t.Context(), d)
+	equal(t, "posts sent after the stop", b.calls(xsim.EndpointCreatePost), 0)
+}
+
+func TestLaneStopsDuringUpload(t *testing.T) {
+	t.Parallel()
+	t.Run("app", func(t *testing.T) {
+		t.Parallel()
+		stopDuringUpload(t, func(h *PublishHandler, _ chan struct{}) {
+			now := time.Now()
+			check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+		})
+	})
+	t.Run("worker", func(t *testing.T) {
+		t.Parallel()
+		stopDuringUpload(t, func(_ *PublishHandler, stopping chan struct{}) { close(stopping) })
+	})
+}
+
+// lostAccept commits, and loses the first answer.
+type lostAccept struct {
+	*ledgerHook
+	n atomic.Int64
+}
+
+func (l *lostAccept) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+	d, err := l.Store.Accept(ctx, in)
+	if err == nil && l.n.Add(1) == 1 {
+		return 0, errAway
+	}
+	return d, err
+}
+
+func TestLaneReadsAtLastDespiteLostAnswer(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	body, err := json.Marshal(jetpost.Request{Version: 1, Account: "acme", ID: "a", Posts: thread("hi")})
+	check(t, err)
+	past := time.Now().Add(-time.Hour)
+	_, err = b.ledger.Accept(t.Context(), store.Acceptance{
+		Request: jetpost.Request{Account: "acme", ID: "a"}, Body: body, Digest: []byte("old"),
+		Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: past}, Now: past,
+	})
+	check(t, err)
+	h := b.lane(func(h *PublishHandler) { h.Ledger = &lostAccept{ledgerHook: &ledgerHook{Store: b.ledger}} })
+	b.run(t, h, "acme")
+	b.want(t, store.Key{Account: "acme", ID: "a"}, jetpost.StatePublished, "", 1)
+}
+
+// X refused, and said so, but the lane was taken over before that was told.
+func TestLaneKnownRefusalIsNoDoubt(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	hook := &ledgerHook{Store: b.ledger}
+	key := b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
+	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: 429, Endpoint: xsim.EndpointCreatePost, Times: 1, Bare: true})
+	two := b.lane()
+	hook.before = nth("conclude", 1, func() error { hook.expire(t); b.run(t, two, "acme"); return nil })
+	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	if r := b.record(t, key); r.Status.State == jetpost.StateUnknown {
+		t.Errorf("unknown though X's 429 proved that nothing was posted: %+v", r.Status.Reason)
+	}
+}
+
+// A stop with a far end may be ended by a person long before it.
+func TestLaneNoticesClearedStop(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
+	h := b.lane()
+	now := time.Now()
+	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
+	b.run(t, h, "acme")
+	check(t, b.stops.Clear(t.Context(), string(ScopePublish)))
+	due, err := b.ledger.DueLanes(t.Context(), now.Add(undatedStop+time.Minute), 10)
+	check(t, err)
+	equal(t, "lanes that look again", len(due), 1)
+}
+
+// Each exchange is a chance to lose the account: a 401 that a fresh token does
+// not mend must not go on exchanging.
+func TestLaneLasting401RenewsOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
+	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: 401, Endpoint: xsim.EndpointCreatePost})
+	h := b.lane()
+	for range 4 {
+		b.run(t, h, "acme")
+		_, err := b.ledger.Replay(t.Context(), key, time.Now()) // as if the hold were over
+		check(t, err)
+	}
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 }

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,7 @@ const (
 	DefaultRefreshBatch = 10
 	// exchangeLease is how long a claimed token belongs to its claimer.
 	exchangeLease = 30 * time.Second
-	// exchangeSendWithin is how long after its claim an exchange may be sent.
+	// exchangeSendWithin is how long after its claim was asked for an exchange may be sent.
 	// With the call's own limit of 10 seconds it ends well before the lease.
 	exchangeSendWithin = 10 * time.Second
 	// saveBound is how long a pair that X gave is still carried to the
@@ -92,6 +93,7 @@ func (r *Refresher) Fresh(ctx context.Context, account string, usedVersion int64
 	if stop, stopped := r.Gate.Stopped(ScopeRefresh, now); stopped {
 		return r.useOrHold(token, usedVersion, now, jetpost.CodeAppStopped, stop.Reason.Until, stopDetail(stop.Reason))
 	}
+	now = time.Now()
 	current, claimed, err := r.Tokens.ClaimToken(ctx, account, token.Version, usedVersion != 0, exchangeLease, now)
 	switch {
 	case err != nil:
@@ -105,7 +107,7 @@ func (r *Refresher) Fresh(ctx context.Context, account string, usedVersion int64
 		}
 		return r.useOrHold(current, usedVersion, now, jetpost.CodeTokenRefreshFailed, until, "the token is being renewed")
 	}
-	outcome := r.exchange(ctx, current)
+	outcome := r.exchange(ctx, current, now)
 	if outcome.err == nil {
 		return outcome.token, nil
 	}
@@ -160,7 +162,10 @@ type exchanged struct {
 // exchange trades a claimed token and commits what X said. It runs on a
 // context of its own: once the request is on its way, neither a worker that
 // stops nor a lane that is lost may keep its answer from the database.
-func (r *Refresher) exchange(ctx context.Context, claim store.Token) exchanged {
+//
+// asked is when the claim was asked for. The lease began after it, so a worker
+// that was frozen meanwhile never sends a token which another one has claimed.
+func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.Time) exchanged {
 	worker := ctx
 	ctx = context.WithoutCancel(ctx)
 	log := r.Log.With("account", claim.Account, "token", claim.ID, "version", claim.Version)
@@ -168,7 +173,7 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token) exchanged {
 	if err != nil {
 		return r.fail(worker, log, claim, err)
 	}
-	pair, err := r.X.Refresh(xapi.WithNotAfter(ctx, time.Now().Add(exchangeSendWithin)), claim.Refresh.Reveal())
+	pair, err := r.X.Refresh(xapi.WithNotAfter(ctx, asked.Add(exchangeSendWithin)), claim.Refresh.Reveal())
 	done(err)
 	if err != nil {
 		return r.fail(worker, log, claim, err)
@@ -333,7 +338,9 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
 		return h.batch(ctx, batch)
 	case "request":
 		var request jetpost.RefreshRequest
-		if err := json.Unmarshal(d.Data, &request); err != nil {
+		body := json.NewDecoder(bytes.NewReader(d.Data))
+		body.DisallowUnknownFields() // a misspelt force must not be taken for none
+		if err := body.Decode(&request); err != nil {
 			h.Log.Warn("refresh.unreadable", "subject", subject, "error", err)
 			return Done()
 		}
@@ -372,6 +379,7 @@ func (h *RefreshHandler) tick(ctx context.Context) Verdict {
 // claimed for no longer than one exchange takes.
 func (h *RefreshHandler) batch(ctx context.Context, batch jetpost.RefreshBatch) Verdict {
 	r := h.Refresher
+	asked := time.Now()
 	tokens, err := h.claim(ctx, batch)
 	if err != nil {
 		return Stall(err)
@@ -381,7 +389,7 @@ func (h *RefreshHandler) batch(ctx context.Context, batch jetpost.RefreshBatch) 
 	var group errgroup.Group
 	for _, token := range tokens {
 		group.Go(func() error {
-			outcome := r.exchange(ctx, token)
+			outcome := r.exchange(ctx, token, asked)
 			mu.Lock()
 			defer mu.Unlock()
 			if outcome.err != nil {
@@ -469,15 +477,17 @@ func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest
 	case err != nil:
 		return Stall(err)
 	}
-	if !request.Force && token.ExpiresAt.After(time.Now().Add(h.window())) {
+	now := time.Now()
+	if young := now.Before(token.RefreshAfter(token.RefreshedAt)) || token.ExpiresAt.After(now.Add(h.window())); young && !request.Force {
+		h.Log.Info("refresh.not_due", "account", request.Account)
 		return Done()
 	}
-	claim, claimed, err := r.Tokens.ClaimToken(ctx, request.Account, token.Version, request.Force, exchangeLease, time.Now())
+	claim, claimed, err := r.Tokens.ClaimToken(ctx, request.Account, token.Version, request.Force, exchangeLease, now)
 	switch {
 	case err != nil:
 		return Stall(err)
 	case claimed:
-		r.exchange(ctx, claim)
+		r.exchange(ctx, claim, now)
 	}
 	return Done()
 }

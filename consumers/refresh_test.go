@@ -474,7 +474,7 @@ func TestRefreshFenced(t *testing.T) {
 	b.due(t, "acme", time.Minute)
 	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 		answer, err := b.x.RoundTrip(r)
-		b.account(t, "acme", 0)
+		b.reconnect(t, "acme")
 		return answer, err
 	})
 	_, err := b.refresher().Fresh(t.Context(), "acme", 1)
@@ -494,7 +494,7 @@ func TestRefreshFailureFenced(t *testing.T) {
 	b := setup(t)
 	b.due(t, "acme", time.Minute)
 	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
-		b.account(t, "acme", 0)
+		b.reconnect(t, "acme")
 		return b.x.RoundTrip(r)
 	})
 	_, err := b.refresher().Fresh(t.Context(), "acme", 1)
@@ -605,4 +605,50 @@ func TestRefreshTellsNoToken(t *testing.T) {
 			t.Errorf("told: %q", text)
 		}
 	}
+}
+
+// frozenTokens is a worker that freezes as soon as it has claimed.
+type frozenTokens struct {
+	store.Tokens
+	freeze func()
+}
+
+func (f frozenTokens) ClaimToken(ctx context.Context, account string, version int64, force bool, lease time.Duration, now time.Time) (store.Token, bool, error) {
+	token, claimed, err := f.Tokens.ClaimToken(ctx, account, version, force, lease, now)
+	f.freeze()
+	return token, claimed, err
+}
+
+func TestRefresherFrozenAfterClaimSendsNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := offline(t)
+		b.due(t, "acme", time.Hour)
+		one, two := b.bubble(), b.bubble()
+		one.Tokens = frozenTokens{b.ledger, func() {
+			sleep(exchangeLease + time.Second)
+			_, err := two.Fresh(t.Context(), "acme", 1)
+			check(t, err)
+		}}
+		_, _ = one.Fresh(t.Context(), "acme", 1) // whatever it says: what counts is what X saw
+		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		b.stored(t, "acme", 1)
+	})
+}
+
+// A gateway's 502 does not say whether the token was spent behind it.
+func TestRefresherGatewayErrorIsALostAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := offline(t)
+		b.due(t, "acme", time.Hour)
+		r := b.bubble()
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: 502, After: true, Endpoint: xsim.EndpointToken, Times: 1})
+		h := b.refresh(r)
+		b.round(t, h)
+		sleep(2 * time.Minute)
+		b.round(t, h)
+		equal(t, "exchanges while the access token lives", b.calls(xsim.EndpointToken), 1)
+		equal(t, "requires reauth", b.token(t, "acme").RequiresReauth, false)
+	})
 }

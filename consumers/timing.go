@@ -44,6 +44,9 @@ const (
 	laneBudget = 60 * time.Second
 	// newerWorkerRetry is how often a request of a later version is looked at.
 	newerWorkerRetry = 5 * time.Minute
+	// renewAgain is how young a renewed token must not be for a 401 to have it
+	// renewed once more.
+	renewAgain = 15 * time.Minute
 	// undatedStop is how long the app stops where X names no end.
 	undatedStop = 15 * time.Minute
 	// freshMargin is how long an access token must still live to be used
@@ -63,6 +66,10 @@ var backoffs = [...]time.Duration{
 	2 * time.Second, 10 * time.Second, 30 * time.Second,
 	2 * time.Minute, 10 * time.Minute, 30 * time.Minute,
 }
+
+// mediaTries is how many holds in a row a media source that cannot be read is
+// given, some five hours, before it stops holding up its account's line.
+const mediaTries = 14
 
 // backoff returns the wait after failures failures in a row, 1 at least.
 func backoff(failures int) time.Duration {

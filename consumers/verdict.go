@@ -112,7 +112,7 @@ type situation struct {
 //	refused: media, rule, text ...... Failed with X's own words
 //	routing fault (empty 404, 413),
 //	5xx of a read or an upload ...... Hold, backoff
-//	no media source just now ........ Hold, backoff
+//	no media source just now ........ Hold, backoff; Failed after some hours
 //	anything else of X .............. Failed with X's own words
 func judge(err error, s situation) Verdict {
 	var (
@@ -131,10 +131,11 @@ func judge(err error, s situation) Verdict {
 	switch {
 	case errors.As(err, &hold):
 		return hold.verdict
+	case errors.As(err, &media) && media.permanent:
+		return Failed(jetpost.CodeMediaInvalid, err.Error())
+	case errors.As(err, &media) && s.holds >= mediaTries:
+		return Failed(jetpost.CodeMediaUnavailable, err.Error())
 	case errors.As(err, &media):
-		if media.permanent {
-			return Failed(jetpost.CodeMediaInvalid, err.Error())
-		}
 		return Hold(jetpost.CodeMediaUnavailable, later, err.Error())
 	case errors.As(err, &notSent):
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
@@ -192,5 +193,6 @@ func settled(err error) bool {
 			return true
 		}
 	}
-	return err == nil
+	var hold *holdError // our own word, given while the ledger was to be asked
+	return err == nil || errors.As(err, &hold)
 }

@@ -147,3 +147,14 @@ func TestSettled(t *testing.T) {
 		}
 	}
 }
+
+func TestJudgeMediaGivesUp(t *testing.T) {
+	t.Parallel()
+	err := &mediaError{err: errors.New("no such host")}
+	if v := judge(err, situation{now: time.Now(), holds: mediaTries - 1}); v.kind != kindHold {
+		t.Errorf("before its last try a source is %s, want hold", v)
+	}
+	if v := judge(err, situation{now: time.Now(), holds: mediaTries}); v.kind != kindFailed || v.reason.Code != jetpost.CodeMediaUnavailable {
+		t.Errorf("after its last try a source is %s (%s), want failed, media_unavailable", v, v.reason.Code)
+	}
+}

@@ -35,9 +35,11 @@ const (
 	ActionUnchanged = "unchanged"
 )
 
+// String is one line without its end: the action, padded so that the names of
+// several changes stand below each other, and what was changed.
 func (c Change) String() string { return fmt.Sprintf("%-9s  %s", c.Action, c.What) }
 
-// String has one line for each change.
+// String has one line for each change, in the order in which they were made.
 func (r Report) String() string {
 	var b strings.Builder
 	for _, c := range r.Changes {

@@ -22,6 +22,9 @@ var (
 	ErrNameTaken = errors.New("account name belongs to another X user")
 	// ErrUserTaken says that the X user is known under another account name.
 	ErrUserTaken = errors.New("X user is known under another account name")
+	// ErrTokenBusy says that somebody is exchanging the account's token just
+	// now: what comes of that is not known yet.
+	ErrTokenBusy = errors.New("the account's token is being renewed just now")
 	// ErrPostTaken says that the post on X is recorded for another post of
 	// ours already.
 	ErrPostTaken = errors.New("post is recorded for another request")
@@ -94,13 +97,27 @@ type Import struct {
 	Now      time.Time
 }
 
+// ImportResult is what became of an Import.
+type ImportResult string
+
+// The results of an import.
+const (
+	AccountCreated ImportResult = "created"
+	TokenReplaced  ImportResult = "replaced"
+	// TokenUnchanged: this very pair was the last to be imported. Refreshes
+	// may have spent it since, so that what is stored is as good or better.
+	TokenUnchanged ImportResult = "unchanged"
+)
+
 // Accounts keeps accounts.
 type Accounts interface {
 	// ImportAccount creates the account with its lane and token, or replaces
 	// the token of the same X user and ends its requests' wait for that
-	// (EndHolds with account_reauth_required). It tells whether the account
-	// is new. ErrNameTaken, ErrUserTaken.
-	ImportAccount(ctx context.Context, in Import) (created bool, err error)
+	// (EndHolds with account_reauth_required). A pair with the refresh token
+	// that was imported last replaces nothing, even where the account requires
+	// re-authorising: a spent token cannot help. ErrNameTaken, ErrUserTaken;
+	// ErrTokenBusy while a live lease holds a token that would be replaced.
+	ImportAccount(ctx context.Context, in Import) (ImportResult, error)
 	// Account returns one account, or ErrNotFound.
 	Account(ctx context.Context, name string) (Account, error)
 	// Accounts returns all accounts by name.
@@ -176,7 +193,9 @@ type Tokens interface {
 	ClaimToken(ctx context.Context, account string, usedVersion int64, force bool, lease time.Duration, now time.Time) (Token, bool, error)
 	// SaveToken commits both tokens of a fresh pair in one statement fenced by
 	// the claim's version alone, since a pair that X gave is the truth even if
-	// the lease ran out. It ends the lease and clears every failure. ErrFenced.
+	// the lease ran out. It ends the lease and clears every failure; where the
+	// account required re-authorising, it ends its requests' wait for that, as
+	// an import does. ErrFenced.
 	SaveToken(ctx context.Context, claim Token, pair Pair, now time.Time) error
 	// SaveTokenFailure records a failure, fenced by version and lease, and
 	// ends the lease. ErrFenced.
@@ -291,6 +310,15 @@ type Outcome struct {
 	Now   time.Time
 }
 
+const (
+	// RefusalRetention is how long a refused message is kept, with its whole
+	// body: NATS bounds each, and this bounds how many there are.
+	RefusalRetention = 30 * 24 * time.Hour
+	// MaxForgottenRefusals is how many older ones one call of Refuse forgets.
+	// As each call adds one at most, any backlog melts away.
+	MaxForgottenRefusals = 100 // rows
+)
+
 // Filter narrows a list; zero fields match everything.
 type Filter struct {
 	Account string
@@ -323,7 +351,8 @@ type ReplayResult struct {
 // Requests keeps requests, their posts and the lanes they stand in.
 //
 // Each method that takes a Lane fails with ErrFenced once another worker has
-// claimed it. A lane's WakeAt is when it should next be run: acceptance and
+// claimed it; only what X answered to an intent is taken from its writer even
+// then (see Posted and Conclude). A lane's WakeAt is when it should next be run: acceptance and
 // every act that ends a hold bring it forward to their time, a release sets
 // it. It is what makes doorbells and schedules mere hints.
 type Requests interface {
@@ -333,7 +362,8 @@ type Requests interface {
 	// body again without: it keeps its place. ErrNotFound: no such account.
 	Accept(ctx context.Context, in Acceptance) (Decision, error)
 	// Refuse records a message that never became a request, once per place in
-	// the stream.
+	// the stream. It forgets those that the stream took RefusalRetention before
+	// this one.
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 	// Refusals returns the latest refusals, newest first.
 	Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error)
@@ -367,7 +397,15 @@ type Requests interface {
 	Posted(ctx context.Context, lane Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
 	// Conclude moves the request. Where it was finished meanwhile, it stays so
 	// and only the post's state is kept; where that post turned out to be live
-	// meanwhile, the outcome is out of date and nothing changes.
+	// meanwhile, or is known not to be although the outcome doubts it, the
+	// outcome is out of date and nothing changes.
+	//
+	// After the lane was taken over it still takes one thing: that X did not
+	// make a post (pending or failed), from whoever wrote the post's latest
+	// intent, while the post is still sending. The post's state is kept and
+	// the lane rings. Of the request, only this changes: with a failed post an
+	// unfinished one fails; with a pending post an unknown one returns to the
+	// queue. Everything else fails with ErrFenced.
 	Conclude(ctx context.Context, lane Lane, id string, out Outcome) error
 
 	// EndHolds makes the account's requests that are held for the code due

@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -67,6 +68,14 @@ func (s *Sealer) SealPair(id string, pair Pair) (access, refresh string, err err
 	}
 	refresh, err = s.Seal(pair.Refresh, id+refreshColumn)
 	return access, refresh, err
+}
+
+// Digest is the SHA-256 of the refresh token, by which an import that comes
+// again is known. The token itself cannot be found from it, as nobody can try
+// all random values of that length.
+func (p Pair) Digest() []byte {
+	sum := sha256.Sum256([]byte(p.Refresh.Reveal()))
+	return sum[:]
 }
 
 // RefreshAfter is when half of the lifetime is over of a pair that came at

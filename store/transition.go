@@ -21,6 +21,10 @@ import (
 //	             any other              the same; last: published next       after a takeover
 //	Conclude     unfinished             held, failed, unknown     if news    no
 //	             cancelled              the same                  if a post  no
+//	 by the one  finished               the same                  next       now
+//	 before      unknown, not made      queued                    next       now
+//	             unfinished, refused    failed                    next       now
+//	             any other, not made    the same                  no         now
 //	Replay       failed, held           queued                    next       now
 //	Cancel       unfinished             cancelled                 next       now
 //	Resolve      unknown                queued; last: published   next       now
@@ -209,23 +213,70 @@ func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Ti
 // Conclude is the rule of [Requests.Conclude].
 func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
 	if !line.HeldBy(claim) {
-		return Change{}, ErrFenced
+		return r.concludeLate(claim, out)
 	}
 	change := Change{Request: true}
 	if p := r.post(out.Post); p != nil {
-		if p.State == jetpost.PostPosted {
-			return Change{}, nil // the doubt was settled while the worker was in it
+		if p.outdates(out) {
+			return Change{}, nil
 		}
-		if p.State == jetpost.PostSending && out.PostState == jetpost.PostPending {
-			r.Status.Attempts--
-		}
-		p.State = out.PostState
+		r.settle(p, out.PostState)
 		change.Posts = []int{out.Post}
 	}
 	if r.conclude(out, line.Rings) {
 		r.revise(out.Now)
 	}
 	return change, nil
+}
+
+// outdates tells whether the doubt about the post was settled while the worker
+// was still in it. What was pending may yet turn out to fail.
+func (p *PostRecord) outdates(out Outcome) bool {
+	switch p.State {
+	case jetpost.PostSending:
+		return false
+	case jetpost.PostPending:
+		return out.PostState == jetpost.PostSending
+	default:
+		return true
+	}
+}
+
+// settle keeps what is known of a post. An attempt by which X made nothing
+// does not count.
+func (r *Row) settle(p *PostRecord, state jetpost.PostState) {
+	if p.State == jetpost.PostSending && state == jetpost.PostPending {
+		r.Status.Attempts--
+	}
+	p.State = state
+}
+
+// concludeLate takes from a worker that has lost the lane what only it can
+// know: that X did not make the post that it sent. The lane rings, for whoever
+// runs it does not know. A failed post cannot be passed, so its request fails
+// whatever it was doing; one that X did not make is just to be sent, by
+// whoever runs the lane then.
+func (r *Row) concludeLate(claim Lane, out Outcome) (Change, error) {
+	p := r.post(out.Post)
+	fact := out.PostState == jetpost.PostPending || out.PostState == jetpost.PostFailed
+	if !fact || p == nil || p.State != jetpost.PostSending || p.Attempt != claim.Fence {
+		return Change{}, ErrFenced
+	}
+	r.settle(p, out.PostState)
+	news := true
+	switch state := r.Status.State; {
+	case state.Finished():
+	case out.PostState == jetpost.PostFailed:
+		r.move(jetpost.StateFailed, jetpost.EventRequestFailed, &out.Reason)
+	case state == jetpost.StateUnknown:
+		r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
+	default:
+		news = false
+	}
+	if news {
+		r.revise(out.Now)
+	}
+	return Change{Request: true, Posts: []int{out.Post}, RingAt: out.Now}, nil
 }
 
 // conclude moves the request and tells whether that is news. A finished

@@ -101,6 +101,12 @@ func conclude(out store.Outcome) rule {
 	return func(r *store.Row) (store.Change, error) { return r.Conclude(line, claim, out) }
 }
 
+// concludeLate concludes after another worker has claimed the lane.
+func concludeLate(out store.Outcome) rule {
+	out.Now = now
+	return func(r *store.Row) (store.Change, error) { return r.Conclude(taken, claim, out) }
+}
+
 func replay(r *store.Row) (store.Change, error) {
 	_, change := r.Replay(line, now)
 	return change, nil
@@ -172,8 +178,19 @@ func TestRules(t *testing.T) {
 		{"failed", row(publishing, "lsp"), conclude(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(saved, 1)}},
 		{"unknown", row(held, "s"), conclude(about(unknown, 0, jetpost.PostSending)), result{unknown, isUnknown, "s", 6, 1, 2, of(saved, 0)}},
 		{"out of date", row(queued, "lp"), conclude(about(unknown, 0, jetpost.PostSending)), result{queued, "before", "lp", 5, 0, 2, store.Change{}}},
+		{"doubted, but known to be unmade", row(held, "p"), conclude(about(unknown, 0, jetpost.PostSending)), result{held, "before", "p", 5, 1, 2, store.Change{}}},
+		{"doubted, but known to be refused", row(failed, "f"), conclude(about(unknown, 0, jetpost.PostSending)), result{failed, "before", "f", 5, 0, 2, store.Change{}}},
 		{"failed after cancelled", row(cancelled, "s"), conclude(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(saved, 0)}},
 		{"held after cancelled", row(cancelled, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{cancelled, "before", "p", 5, 0, 2, saved}},
+
+		{"not made, after a takeover", row(publishing, "ls"), concludeLate(about(held, 1, jetpost.PostPending)), result{publishing, "before", "lp", 5, 0, 1, of(rung, 1)}},
+		{"not made, while held by another", row(held, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{held, "before", "p", 5, 1, 1, of(rung, 0)}},
+		{"not made, after unknown", row(unknown, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 0, 1, of(rung, 0)}},
+		{"not made, after cancelled", row(cancelled, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{cancelled, "before", "p", 6, 0, 1, of(rung, 0)}},
+		{"refused, after a takeover", row(publishing, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 0, 2, of(rung, 0)}},
+		{"refused, while held by another", row(held, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 1, 2, of(rung, 0)}},
+		{"refused, after unknown", row(unknown, "lsp"), concludeLate(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(rung, 1)}},
+		{"refused, after cancelled", row(cancelled, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(rung, 0)}},
 
 		{"replay failed", row(failed, "lfp"), replay, result{queued, isResumed, "lpp", 6, 0, 2, of(rung, 1)}},
 		{"replay held", row(held, "s"), replay, result{queued, isResumed, "s", 6, 0, 2, rung}},
@@ -233,8 +250,17 @@ func TestRulesRefuse(t *testing.T) {
 			return r.Begin(released, claim, store.Intent{Now: now})
 		}, store.ErrFenced},
 		{"cancel a published one", row(jetpost.StatePublished, "l"), cancel, store.ErrNotRunnable},
-		{"conclude after a takeover", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
-			return r.Conclude(taken, claim, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
+		{"conclude after a takeover, about no post", row(publishing, "s"), concludeLate(store.Outcome{
+			State: jetpost.StateFailed, Post: -1, PostState: jetpost.PostFailed,
+		}), store.ErrFenced},
+		{"conclude after a takeover, in doubt", row(publishing, "s"), concludeLate(store.Outcome{
+			State: jetpost.StateUnknown, PostState: jetpost.PostSending,
+		}), store.ErrFenced},
+		{"conclude after a takeover, about a post that is sent no more", row(publishing, "lp"), concludeLate(store.Outcome{
+			State: jetpost.StateFailed, PostState: jetpost.PostFailed,
+		}), store.ErrFenced},
+		{"conclude after a takeover, about another's intent", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
+			return r.Conclude(taken, store.Lane{Fence: fence - 1}, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
 		}, store.ErrFenced},
 		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
 			return r.Posted(taken, store.Lane{Fence: fence - 1}, 0, "a", now)

@@ -139,13 +139,15 @@ type call struct {
 	// effect marks a request that must not be made twice, so that an answer that
 	// is lost or says 5xx leaves its outcome unknown.
 	effect bool
+	// atLeast is the time that the call needs whatever the client's timeout is.
+	atLeast time.Duration
 }
 
 // do makes the call, notes the rate windows of the answer and decodes it into
 // out. A 2xx counts only when complete, asked after decoding, agrees; without an
 // out, any 2xx will do.
 func (c *Client) do(ctx context.Context, cl call, out any, complete func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, max(c.timeout, cl.atLeast))
 	defer cancel()
 
 	req, err := c.newRequest(ctx, cl)

@@ -19,6 +19,10 @@ const (
 	// defaultMediaLifetime is how long an upload can be posted, where the answer
 	// does not say.
 	defaultMediaLifetime = 24 * time.Hour
+	// uploadTime and slowestUpload, in bytes a second, bound an upload by its
+	// size: on a slow uplink the largest image takes minutes.
+	uploadTime    = 5 * time.Second
+	slowestUpload = 64 << 10
 )
 
 // Errors of UploadMedia about what it was given. Nothing was sent.
@@ -67,6 +71,7 @@ func (c *Client) UploadMedia(ctx context.Context, r io.Reader, mimeType string) 
 		contentType: contentType,
 		body:        body,
 		effect:      true,
+		atLeast:     uploadTime + time.Duration(len(body))*time.Second/slowestUpload,
 	}, &out, func() bool { return out.Data.ID != "" })
 	if err != nil {
 		return Media{}, err

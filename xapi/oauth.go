@@ -167,6 +167,12 @@ func classifyExchange(e *APIError) error {
 		return &GrantRefusedError{Err: e}
 	case e.refusal() && e.spoken():
 		return &AppAuthError{Err: e}
+	case e.Status == http.StatusServiceUnavailable && e.Title == "temporarily_unavailable":
+		return &UnavailableError{Err: e} // the endpoint's own word that it did nothing
+	case e.Status >= http.StatusInternalServerError, e.Status == http.StatusRequestTimeout:
+		// A gateway that fails says nothing about what happened behind it: the
+		// token may be spent.
+		return &AmbiguousError{Err: e}
 	default:
 		return &UnavailableError{Err: e}
 	}

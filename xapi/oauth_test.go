@@ -98,7 +98,10 @@ func TestRefreshAnswers(t *testing.T) {
 		{"401 empty", 401, "", "AppAuth"},
 		{"403 client", 403, `{"title":"Client Forbidden","reason":"client-not-enrolled","type":"x/client-forbidden"}`, "AppStop client_not_enrolled"},
 		{"404 empty", 404, "", "Unavailable"},
+		{"408", 408, "", "Ambiguous"},
 		{"429", 429, oauthError("rate_limited", ""), "RateLimit"},
+		{"502", 502, "<html>", "Ambiguous"},
+		{"503 gateway", 503, "", "Ambiguous"},
 		{"503", 503, oauthError("temporarily_unavailable", ""), "Unavailable"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

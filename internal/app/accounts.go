@@ -57,11 +57,14 @@ type Imported struct {
 	Name     string `json:"name"`
 	XUserID  string `json:"x_user_id"`
 	Username string `json:"username"`
-	Created  bool   `json:"created"` // false: the account was known, its tokens were replaced
+	// Result is created, replaced (the account was known, its tokens are new)
+	// or unchanged (it has these tokens, or newer ones that came of them).
+	Result store.ImportResult `json:"result"`
 }
 
 // Import asks X whose tokens these are, keeps them, and rings the account's
-// lane, which may have waited for them.
+// lane, which may have waited for them. Tokens that were imported before change
+// nothing, and so nobody is told of them.
 func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, error) {
 	if err := line.validate(); err != nil {
 		return Imported{}, err
@@ -82,11 +85,16 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return Imported{}, fmt.Errorf("look for account %s: %w", line.Name, err)
 	}
-	created, err := im.Ledger.ImportAccount(ctx, store.Import{
+	result, err := im.Ledger.ImportAccount(ctx, store.Import{
 		Name: line.Name, XUserID: me.ID, Username: me.Username, Now: time.Now(),
 		Pair: store.Pair{Access: secret.New(line.AccessToken), Refresh: secret.New(line.RefreshToken), ExpiresAt: line.ExpiresAt},
 	})
 	switch {
+	case errors.Is(err, store.ErrTokenBusy):
+		return Imported{}, &HintError{
+			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
+			Help: "import it again in a moment",
+		}
 	case errors.Is(err, store.ErrNameTaken):
 		return Imported{}, &HintError{
 			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
@@ -100,6 +108,10 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	case err != nil:
 		return Imported{}, fmt.Errorf("store account %s: %w", line.Name, err)
 	}
+	imported := Imported{Name: line.Name, XUserID: me.ID, Username: me.Username, Result: result}
+	if result == store.TokenUnchanged {
+		return imported, nil
+	}
 	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, line.Name); err != nil {
 		return Imported{}, fmt.Errorf("ring lane of %s: %w", line.Name, err)
 	}
@@ -108,7 +120,7 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 			return Imported{}, fmt.Errorf("tell that %s has recovered: %w", line.Name, err)
 		}
 	}
-	return Imported{Name: line.Name, XUserID: me.ID, Username: me.Username, Created: created}, nil
+	return imported, nil
 }
 
 // tellRecovered publishes that an account which had to be authorised again was.

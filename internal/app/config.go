@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -145,6 +146,11 @@ func (c Config) validate(n needs) error {
 		if _, err := jetpost.NewNames(c.NATS.Prefix); err != nil {
 			wrong("JETPOST_PREFIX: %v", err)
 		}
+		if c.NATS.Creds != "" {
+			if _, err := os.Stat(c.NATS.Creds); err != nil {
+				wrong("NATS_CREDS: %v", err)
+			}
+		}
 	}
 	if n.database {
 		if _, _, err := databaseKind(c.DatabaseURL.Reveal()); err != nil {
@@ -173,6 +179,12 @@ func (c Config) validate(n needs) error {
 	}
 	if c.Slots < 0 || c.Slots > MaxSlots {
 		wrong("slots: %d is not within 1 and %d", c.Slots, MaxSlots)
+	}
+	if c.Refresh.Window < 0 {
+		wrong("refresh window: %s is negative", c.Refresh.Window)
+	}
+	if c.Refresh.Batch < 0 {
+		wrong("refresh batch: %d is negative", c.Refresh.Batch)
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)
@@ -367,5 +379,33 @@ func (c Config) Setup(ctx context.Context, log *slog.Logger) (publishers.Report,
 		return publishers.Report{}, err
 	}
 	defer conn.Close()
-	return publishers.Setup(ctx, conn.JS, c.Topology(conn.Names, id))
+	report, err := publishers.Setup(ctx, conn.JS, c.Topology(conn.Names, id))
+	return report, c.setupError(err)
+}
+
+// What nats-server says of settings that it cannot take.
+const (
+	codeNoPeers        jetstream.ErrorCode = 10005 // too few servers in the cluster
+	codeNotClustered   jetstream.ErrorCode = 10074
+	codeInvalidPattern jetstream.ErrorCode = 10189 // of a schedule
+)
+
+// setupError names the setting that NATS refuses.
+func (c Config) setupError(err error) error {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return err
+	}
+	switch api.ErrorCode {
+	case codeNoPeers, codeNotClustered:
+		return &HintError{
+			Err:  fmt.Errorf("JetStream here cannot hold %d replicas: %w", max(c.NATS.Replicas, publishers.DefaultReplicas), err),
+			Help: "use --replicas 1, or a cluster of that many servers",
+		}
+	case codeInvalidPattern:
+		return &ConfigError{Mistakes: []string{fmt.Sprintf(
+			"--refresh-cron: NATS does not take %q; it has six fields, seconds first, for example %q", c.Refresh.Cron, publishers.DefaultRefreshCron)}}
+	default:
+		return err
+	}
 }

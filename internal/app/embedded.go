@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,8 @@ const (
 	databaseFile   = "jetpost.db"
 	natsDir        = "nats"
 	connectionFile = "connection.json"
+	// simulatedFile marks a directory whose accounts are of a simulated X.
+	simulatedFile = "simulated"
 )
 
 // DataDir is the directory of an installation on one machine. While it is
@@ -43,6 +46,8 @@ const (
 type DataDir struct {
 	Path string
 	lock *os.File
+	// connection is the announcement of what runs; its lock shows that it does.
+	connection *os.File
 }
 
 // OpenDataDir makes the directory if need be and takes its lock: two servers
@@ -71,6 +76,31 @@ func OpenDataDir(path string) (*DataDir, error) {
 // Close lets others open the directory.
 func (d *DataDir) Close() error { return d.lock.Close() }
 
+// Settle makes sure that a directory holds either real or simulated accounts,
+// and marks a new one that is for simulated ones.
+func (d *DataDir) Settle(simulated bool) error {
+	marked := d.has(simulatedFile)
+	switch {
+	case simulated && !marked && (d.has(databaseFile) || d.has(natsDir)):
+		return &HintError{Err: fmt.Errorf("%s holds real accounts, which a simulated X must not touch", d.Path), Help: "choose another directory with --data, or leave out --sim"}
+	case !simulated && marked:
+		return &HintError{Err: fmt.Errorf("%s holds simulated accounts, which X does not know", d.Path), Help: "choose another directory with --data, or add --sim"}
+	case simulated && !marked:
+		text := []byte("The accounts in this directory are of a simulated X.\n")
+		if err := writeSecret(filepath.Join(d.Path, simulatedFile), text); err != nil {
+			return fmt.Errorf("mark data directory as simulated: %w", err)
+		}
+	}
+	return nil
+}
+
+// has tells whether something of that name may be there: only what is surely
+// missing is not.
+func (d *DataDir) has(name string) bool {
+	_, err := os.Stat(filepath.Join(d.Path, name))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // DatabaseURL is the embedded database.
 func (d *DataDir) DatabaseURL() secret.String {
 	return secret.New("sqlite:" + filepath.Join(d.Path, databaseFile))
@@ -87,7 +117,7 @@ func (d *DataDir) Keys() (keys secret.String, made bool, err error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return secret.String{}, false, fmt.Errorf("read encryption key: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(d.Path, databaseFile)); err == nil {
+	if d.has(databaseFile) {
 		return secret.String{}, false, &HintError{
 			Err:  fmt.Errorf("%s is missing, but a database sealed with it is there", path),
 			Help: "put the key back from your backup, or give it as HUB_ENCRYPTION_KEY",
@@ -103,19 +133,29 @@ func (d *DataDir) Keys() (keys secret.String, made bool, err error) {
 // writeSecret writes a whole file that only this user reads, and has it on
 // disk when it returns.
 func writeSecret(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // made with 0600
+	f, err := placeSecret(path, data)
 	if err != nil {
 		return err
 	}
+	return f.Close()
+}
+
+// placeSecret is writeSecret for a file that stays open, and locked from before
+// it has its name.
+func placeSecret(path string, data []byte) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // made with 0600
+	if err != nil {
+		return nil, err
+	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
+	err = errors.Join(err, f.Sync(), syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB))
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return nil
+	return f, nil
 }
 
 // connection is what other commands on this machine need to reach a running
@@ -135,44 +175,116 @@ func (d *DataDir) announce(c connection) error {
 	if err != nil {
 		return err
 	}
-	return writeSecret(filepath.Join(d.Path, connectionFile), append(text, '\n'))
+	d.connection, err = placeSecret(filepath.Join(d.Path, connectionFile), append(text, '\n'))
+	return err
 }
 
-func (d *DataDir) withdraw() { _ = os.Remove(filepath.Join(d.Path, connectionFile)) }
+func (d *DataDir) withdraw() {
+	if d.connection != nil {
+		_ = os.Remove(filepath.Join(d.Path, connectionFile))
+		_ = d.connection.Close() // the lock ends with the process at the latest
+	}
+}
 
-// Running fills in what a configuration lacks from the installation that runs
-// on the directory. It tells whether one is there.
-func (c Config) Running(path string) (Config, bool, error) {
-	text, err := os.ReadFile(filepath.Join(path, connectionFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, false, nil
+// DiedError says that an installation did not end as it should: nothing runs
+// on its directory.
+type DiedError struct {
+	Dir       string
+	Simulated bool
+}
+
+func (e *DiedError) Error() string { return "the jetpost on " + e.Dir + " has died" }
+
+// Hint tells the operator how to start it again.
+func (e *DiedError) Hint() string {
+	command := "jetpost up"
+	if e.Simulated {
+		command += " --sim"
 	}
-	if err != nil {
-		return c, false, fmt.Errorf("read connection of the running jetpost: %w", err)
-	}
+	return "start it again with: " + command + " --data " + e.Dir
+}
+
+// readConnection reads what runs on the directory announced. It fails with
+// fs.ErrNotExist or *DiedError where nothing runs.
+func (d *DataDir) readConnection() (connection, error) {
 	var found connection
-	if err := json.Unmarshal(text, &found); err != nil {
-		return c, false, fmt.Errorf("read %s: %w", filepath.Join(path, connectionFile), err)
+	f, err := os.Open(filepath.Join(d.Path, connectionFile))
+	if err != nil {
+		return found, err
 	}
-	if c.NATS.URL == "" {
-		c.NATS.URL, c.NATS.User, c.NATS.Password = found.NATSURL, found.User, secret.New(found.Password)
-		c.NATS.Prefix = found.Prefix
+	defer func() { _ = f.Close() }() // only read from
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err == nil {
+		return found, &DiedError{Dir: d.Path, Simulated: d.has(simulatedFile)}
 	}
-	if c.DatabaseURL.Empty() {
-		c.DatabaseURL = secret.New(found.Database)
+	return found, json.NewDecoder(f).Decode(&found)
+}
+
+// Running replaces what a configuration says of NATS, database and X by the
+// installation that runs on the first of those directories and tells whether
+// one is there. One that does not listen at the NATS which the configuration
+// names is passed over. It fails with *DiedError where one should run, and with
+// *ConfigError where the configuration is for another one.
+func (c Config) Running(paths ...string) (Config, bool, error) {
+	var died error
+	for _, path := range paths {
+		dir := &DataDir{Path: path}
+		found, err := dir.readConnection()
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.As(err, new(*DiedError)):
+			died = cmp.Or(died, err)
+		case err != nil:
+			return c, false, fmt.Errorf("read connection of the jetpost on %s: %w", path, err)
+		case c.NATS.URL == "" || sameServer(c.NATS.URL, found.NATSURL):
+			c, err = c.join(dir, found)
+			return c, true, err
+		}
 	}
-	if c.X.URL == "" {
-		c.X.URL = found.X
+	return c, false, died
+}
+
+// join points a configuration at an installation that runs.
+func (c Config) join(dir *DataDir, found connection) (Config, error) {
+	var mistakes []string
+	if c.NATS.Prefix != "" && c.NATS.Prefix != found.Prefix {
+		mistakes = append(mistakes, fmt.Sprintf("--prefix: is %q, but that of the jetpost on %s is %q", c.NATS.Prefix, dir.Path, found.Prefix))
 	}
-	if c.X.ClientID == "" {
-		c.X.ClientID = found.ClientID
+	if !c.DatabaseURL.Empty() && c.DatabaseURL.Reveal() != found.Database {
+		mistakes = append(mistakes, fmt.Sprintf("DATABASE_URL: is not the database of the jetpost on %s; unset it, or set NATS_URL to another NATS", dir.Path))
 	}
+	if len(mistakes) > 0 {
+		return c, &ConfigError{Mistakes: mistakes}
+	}
+	c.NATS = NATSConfig{URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix}
+	c.DatabaseURL = secret.New(found.Database)
+	c.X.URL, c.X.ClientID = found.X, found.ClientID
 	if c.Keys.Empty() {
-		if key, err := os.ReadFile(filepath.Join(path, keyFile)); err == nil {
+		if key, err := os.ReadFile(filepath.Join(dir.Path, keyFile)); err == nil {
 			c.Keys = secret.New(strings.TrimSpace(string(key)))
 		}
 	}
-	return c, true, nil
+	return c, nil
+}
+
+// sameServer tells whether two addresses are of one NATS server, however they
+// spell this machine.
+func sameServer(a, b string) bool {
+	spell := func(address string) string {
+		_, hostPort, found := strings.Cut(address, "://")
+		if !found {
+			hostPort = address
+		}
+		hostPort = strings.TrimRight(hostPort[strings.LastIndex(hostPort, "@")+1:], "/")
+		host, port, err := net.SplitHostPort(hostPort)
+		if err != nil { // it has no port
+			host, port = strings.Trim(hostPort, "[]"), strconv.Itoa(server.DEFAULT_PORT)
+		}
+		if ip := net.ParseIP(host); host == "localhost" || (ip != nil && (ip.IsLoopback() || ip.IsUnspecified())) {
+			host = "this machine"
+		}
+		return net.JoinHostPort(host, port)
+	}
+	return spell(a) == spell(b)
 }
 
 // StartNATS runs a nats-server with JetStream in this process. Whoever

@@ -3,9 +3,11 @@ package app
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -234,8 +236,9 @@ func whyNothing(state jetpost.State) string {
 	}
 }
 
-// replayRefused publishes the message as it came, onto the subject that it
-// came on. Its identity guards against its being there twice.
+// replayRefused publishes the message again, onto the subject that it came on.
+// Its identity guards against its being there twice: one that came without an
+// id keeps the one that it was given.
 func (d *Desk) replayRefused(ctx context.Context, t replayTarget, dry bool) (Replayed, error) {
 	done := Replayed{
 		Account: t.key.Account, ID: t.key.ID, Action: ReplayRepublished,
@@ -248,8 +251,23 @@ func (d *Desk) replayRefused(ctx context.Context, t replayTarget, dry bool) (Rep
 	if account == t.record.Origin { // the bare subject
 		account = ""
 	}
-	if _, err := d.publisher.PublishRaw(ctx, account, t.record.Body); err != nil {
+	if _, err := d.publisher.PublishRaw(ctx, account, withID(t.record.Body, t.record.ID)); err != nil {
 		return done, err
 	}
 	return done, d.Records.Drop(ctx, t.record)
+}
+
+// withID writes an id into a job that has none. What is no JSON object stays
+// as it is, and is refused again.
+func withID(body []byte, id string) []byte {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil || id == "" || fields["id"] != nil {
+		return body
+	}
+	fields["id"] = json.RawMessage(strconv.Quote(id))
+	named, err := json.Marshal(fields)
+	if err != nil {
+		return body
+	}
+	return named
 }

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
 )
 
 // Status tells whether posts go out and, if not, why.
@@ -27,6 +29,10 @@ type Status struct {
 	Requests map[jetpost.State]int `json:"requests,omitempty"`
 	// Reauth names the accounts that must be connected again.
 	Reauth []string `json:"reauth_required,omitempty"`
+	// Blocked are requests that hold up their account's line until a person
+	// acts: maxBlocked at most, of BlockedTotal.
+	Blocked      []Blocked `json:"blocked,omitempty"`
+	BlockedTotal int       `json:"blocked_total"`
 	// QueuedJobs counts the jobs that no worker has accepted yet; nil where NATS
 	// cannot be asked.
 	QueuedJobs *uint64 `json:"queued_jobs,omitempty"`
@@ -37,6 +43,22 @@ type Status struct {
 	LastRefreshAt time.Time               `json:"last_refresh_at,omitzero"`
 }
 
+// Blocked is a request that waits for a person, and its account's line with it.
+type Blocked struct {
+	Account string        `json:"account"`
+	ID      string        `json:"id"`
+	State   jetpost.State `json:"state"`
+	Code    jetpost.Code  `json:"code"`
+	Do      string        `json:"do"`
+}
+
+const (
+	maxBlocked = 20 // that are named
+	// maxBlockedRead bounds what is read for each reason; what lies beyond is
+	// not counted.
+	maxBlockedRead = 1000
+)
+
 // Status looks at NATS, the database and the workers. Whatever is wrong there
 // is its content; an error says that the configuration is.
 func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
@@ -46,22 +68,22 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 	var s Status
 	conn, err := c.Connect(ctx, log, "jetpost status")
 	if err != nil {
-		s.say("NATS cannot be reached: "+err.Error(), Hint(err))
+		s.say("NOT PUBLISHING: NATS cannot be reached: "+oneLine(err), Hint(err))
 	} else {
 		defer conn.Close()
 	}
 	ledgerID, err := s.readLedger(ctx, c)
 	if err != nil {
-		s.say("database cannot be reached: "+err.Error(), Hint(err))
+		s.say("NOT PUBLISHING: the database cannot be reached: "+oneLine(err), Hint(err))
 	}
 	if conn != nil && ledgerID != "" {
 		if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, ledgerID)); err != nil {
-			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
+			s.say("NOT PUBLISHING: "+oneLine(err), Hint(err))
 		}
 	}
 	if conn != nil {
 		if err := s.readNATS(ctx, conn, time.Now()); err != nil {
-			s.say("NOT PUBLISHING: "+err.Error(), Hint(err))
+			s.say("NOT PUBLISHING: "+oneLine(err), Hint(err))
 		}
 	}
 	if s.Summary == "" {
@@ -77,6 +99,9 @@ func (s *Status) say(sentence, do string) {
 		s.Summary, s.Do = sentence, do
 	}
 }
+
+// oneLine keeps the one sentence one line.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 func (s *Status) readLedger(ctx context.Context, c Config) (id string, err error) {
 	ledger, err := c.OpenStore(ctx)
@@ -96,8 +121,39 @@ func (s *Status) readLedger(ctx context.Context, c Config) (id string, err error
 			s.Reauth = append(s.Reauth, a.Name)
 		}
 	}
+	if err := s.readBlocked(ctx, ledger); err != nil {
+		return "", databaseError(err)
+	}
 	id, err = ledger.LedgerID(ctx)
 	return id, databaseError(err)
+}
+
+// readBlocked finds the requests that wait for a person, those in doubt first.
+func (s *Status) readBlocked(ctx context.Context, ledger store.Requests) error {
+	for _, filter := range []store.Filter{
+		{State: jetpost.StateUnknown},
+		{State: jetpost.StateHeld, Code: jetpost.CodePoison},
+		{State: jetpost.StateHeld, Code: jetpost.CodeKeyUnavailable},
+		{State: jetpost.StateHeld, Code: jetpost.CodeAccountReauthRequired},
+	} {
+		filter.Limit = maxBlockedRead
+		found, err := ledger.ListRequests(ctx, filter)
+		if err != nil {
+			return err
+		}
+		s.BlockedTotal += len(found)
+		for _, r := range found[:min(len(found), maxBlocked-len(s.Blocked))] {
+			code := filter.Code
+			if r.Status.Reason != nil {
+				code = r.Status.Reason.Code
+			}
+			s.Blocked = append(s.Blocked, Blocked{
+				Account: r.Account, ID: r.ID, State: r.Status.State, Code: code,
+				Do: AdviceFor(code, r.ID),
+			})
+		}
+	}
+	return nil
 }
 
 // readNATS says what it finds wrong; its error says that NATS cannot tell.
@@ -183,13 +239,18 @@ func notSetUp(what string, err error) error {
 	return fmt.Errorf("look at %s: %w", what, err)
 }
 
+// AdviceFor is Advice about the request of that id.
+func AdviceFor(code jetpost.Code, id string) string {
+	return strings.ReplaceAll(Advice(code), " ID", " "+id)
+}
+
 // Advice is what a person can do about a reason, or "" where waiting is all.
 func Advice(code jetpost.Code) string {
 	switch code {
 	case jetpost.CodeInvalidRequest:
 		return "correct the message and send it again"
 	case jetpost.CodeAccountUnknown:
-		return "see the names with jetpost accounts list, or add one with jetpost accounts import; then send it again"
+		return "see the names with jetpost accounts list; import it, then: jetpost replay ID"
 	case jetpost.CodeIdentityConflict:
 		return "send it with an id of its own"
 	case jetpost.CodeMediaUnavailable:
@@ -213,7 +274,7 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeExpired:
 		return "send a new request"
 	case jetpost.CodeOutcomeUnknown:
-		return "look at the account on X, then say with jetpost requests resolve whether the post is there"
+		return "look at the account on X, then say with jetpost requests resolve ID whether the post is there"
 	case jetpost.CodeUsageCapped:
 		return "raise the cap in X's developer console"
 	case jetpost.CodeCreditsDepleted:

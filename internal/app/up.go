@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -28,6 +31,9 @@ type HouseConfig struct {
 	SimAccounts []string
 	// NoWorker leaves the work to processes of their own.
 	NoWorker bool
+	// OnNewKey, where set, is told the path of an encryption key as soon as it
+	// is made: without it the tokens are lost, so it must be backed up.
+	OnNewKey func(path string)
 }
 
 // House is everything on one machine: an embedded NATS, an embedded database,
@@ -35,7 +41,8 @@ type HouseConfig struct {
 type House struct {
 	Config Config // of what runs: for further processes and commands
 	SimURL string
-	KeyNew bool // an encryption key was made; it must be backed up
+	// SimAccounts are the names of the accounts with a simulated X.
+	SimAccounts []string
 
 	log    *slog.Logger
 	dir    *DataDir
@@ -54,13 +61,17 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 			h.Close()
 		}
 	}()
+	if cfg.Sim != nil && !cfg.DatabaseURL.Empty() {
+		return nil, &ConfigError{Mistakes: []string{"--sim: keeps its accounts in a database of its own, but DATABASE_URL is set; unset it"}}
+	}
 	if h.dir, err = OpenDataDir(cfg.Data); err != nil {
 		return nil, err
 	}
-	if h.Config.Keys.Empty() {
-		if h.Config.Keys, h.KeyNew, err = h.dir.Keys(); err != nil {
-			return nil, err
-		}
+	if err := h.dir.Settle(cfg.Sim != nil); err != nil {
+		return nil, err
+	}
+	if err := h.findKeys(cfg); err != nil {
+		return nil, err
 	}
 	if h.Config.DatabaseURL.Empty() {
 		h.Config.DatabaseURL = h.dir.DatabaseURL()
@@ -72,7 +83,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	}
 	// Everything that can be found wrong is found before NATS starts.
 	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker}); err != nil {
-		return nil, err
+		return nil, hintSim(h.Config, err)
 	}
 	names, err := jetpost.NewNames(cfg.NATS.Prefix)
 	if err != nil {
@@ -102,6 +113,27 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 		NATSURL: natsConfig.URL, User: natsConfig.User, Password: natsConfig.Password.Reveal(), Prefix: cfg.NATS.Prefix,
 		Database: h.Config.DatabaseURL.Reveal(), X: h.Config.X.URL, ClientID: h.Config.X.ClientID,
 	})
+}
+
+// findKeys takes the directory's key where the configuration has none.
+func (h *House) findKeys(cfg HouseConfig) error {
+	if !h.Config.Keys.Empty() {
+		return nil
+	}
+	keys, made, err := h.dir.Keys()
+	if made && cfg.OnNewKey != nil {
+		cfg.OnNewKey(filepath.Join(cfg.Data, keyFile))
+	}
+	h.Config.Keys = keys
+	return err
+}
+
+// hintSim tells those who have no app yet how to begin without one.
+func hintSim(c Config, err error) error {
+	if c.X.ClientID != "" {
+		return err
+	}
+	return &HintError{Err: err, Help: "set X_CLIENT_ID, or begin without an app of your own: jetpost up --sim"}
 }
 
 // startSim serves the simulated X and points the configuration at it.
@@ -155,6 +187,7 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 			names[name] = name
 		}
 	}
+	h.SimAccounts = slices.Sorted(maps.Values(names))
 	conn, err := h.Config.Connect(ctx, h.log, "jetpost up")
 	if err != nil {
 		return err

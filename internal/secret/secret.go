@@ -1,4 +1,3 @@
-// Package secret holds values that must never be printed.
 package secret
 
 import (

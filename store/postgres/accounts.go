@@ -23,35 +23,43 @@ INSERT INTO accounts (name, x_user_id, username, created_at) VALUES ($1, $2, $3,
 ON CONFLICT (name) DO NOTHING`
 	sqlAddLane  = `INSERT INTO lanes (account) VALUES ($1)`
 	sqlAddToken = `
-INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8)`
-	sqlRenameUser   = `UPDATE accounts SET username = $3 WHERE name = $1 AND x_user_id = $2`
-	sqlTokenID      = `SELECT id::text FROM oauth_tokens WHERE user_id = $1`
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
+VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8, $9)`
+	sqlRenameUser = `UPDATE accounts SET username = $3 WHERE name = $1 AND x_user_id = $2`
+	// sqlLockToken waits for a claim or a save that is under way.
+	sqlLockToken = `
+SELECT id::text, imported = $2, coalesce(lease_until > clock_timestamp(), false) FROM oauth_tokens
+WHERE user_id = $1 FOR UPDATE`
 	sqlReplaceToken = `
 UPDATE oauth_tokens
-SET access_token = $2, refresh_token = $3, expires_at = $4, refresh_after = $5, scope = $6, refreshed_at = $7,
+SET access_token = $2, refresh_token = $3, expires_at = $4, refresh_after = $5, scope = $6, refreshed_at = $7, imported = $8,
     version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL,
     metadata = metadata - '{refreshError,refreshFailedAt,requiresReauth}'::text[]
 WHERE id = $1`
 )
 
 // ImportAccount implements store.Accounts.
-func (s *Store) ImportAccount(ctx context.Context, in store.Import) (created bool, err error) {
+func (s *Store) ImportAccount(ctx context.Context, in store.Import) (result store.ImportResult, err error) {
 	err = s.change(ctx, "import account", func(tx pgx.Tx) error {
 		n, err := changed(ctx, tx, sqlAddAccount, in.Name, in.XUserID, in.Username, in.Now)
 		var refused *pgconn.PgError
-		switch created = n > 0; {
+		switch {
 		case errors.As(err, &refused) && refused.ConstraintName == xUserConstraint:
 			return store.ErrUserTaken
 		case err != nil:
 			return err
-		case created:
+		case n > 0:
+			result = store.AccountCreated
 			return s.addToken(ctx, tx, in)
 		default:
-			return s.replaceToken(ctx, tx, in)
+			result, err = s.replaceToken(ctx, tx, in)
+			return err
 		}
 	})
-	return created && err == nil, err
+	if err != nil {
+		return "", err
+	}
+	return result, nil
 }
 
 // addToken completes a new account.
@@ -65,30 +73,38 @@ func (s *Store) addToken(ctx context.Context, tx pgx.Tx, in store.Import) error 
 		return err
 	}
 	_, err = tx.Exec(ctx, sqlAddToken, id, in.Name, access, refresh,
-		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now)
+		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now, in.Pair.Digest())
 	return err
 }
 
-func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) error {
+// replaceToken brings a known account its new pair, unless that is an old one.
+func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (store.ImportResult, error) {
 	n, err := changed(ctx, tx, sqlRenameUser, in.Name, in.XUserID, in.Username)
 	if err := orNone(n, err, store.ErrNameTaken); err != nil {
-		return err
+		return "", err
 	}
 	var id string
-	if err := tx.QueryRow(ctx, sqlTokenID, in.Name).Scan(&id); err != nil {
-		return err
+	var again, busy bool
+	err = tx.QueryRow(ctx, sqlLockToken, in.Name, in.Pair.Digest()).Scan(&id, &again, &busy)
+	switch {
+	case err != nil:
+		return "", err
+	case again:
+		return store.TokenUnchanged, nil
+	case busy:
+		return "", store.ErrTokenBusy
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = tx.Exec(ctx, sqlReplaceToken, id, access, refresh,
-		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now)
+		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now, in.Pair.Digest())
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
-	return err
+	return store.TokenReplaced, err
 }
 
 const (

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost"
@@ -53,11 +54,12 @@ func setup(t *testing.T) *testBundle {
 	return b
 }
 
-// add imports the account, again where it is there already.
+// add imports the account, again where it is there already, always with other
+// tokens.
 func (b *testBundle) add(ctx context.Context) error {
 	_, err := b.st.ImportAccount(ctx, store.Import{
 		Name: acme, XUserID: "1", Username: acme, Now: b.now,
-		Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New("r"), ExpiresAt: b.now.Add(time.Hour)},
+		Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New(uuid.NewString()), ExpiresAt: b.now.Add(time.Hour)},
 	})
 	return err
 }

@@ -37,13 +37,16 @@ func queries() map[string]string {
 		"sqlExtendLane":       sqlExtendLane,
 		"sqlFromAccounts":     sqlFromAccounts,
 		"sqlForgetBatches":    sqlForgetBatches,
+		"sqlForgetRefusals":   sqlForgetRefusals,
 		"sqlForgetRounds":     sqlForgetRounds,
 		"sqlHead":             sqlHead,
 		"sqlLaneExists":       sqlLaneExists,
 		"sqlLedgerID":         sqlLedgerID,
 		"sqlListRequests":     sqlListRequests,
+		"sqlLockClaim":        sqlLockClaim,
 		"sqlLockLane":         sqlLockLane,
 		"sqlLockRequest":      sqlLockRequest,
+		"sqlLockToken":        sqlLockToken,
 		"sqlMarkAnnounced":    sqlMarkAnnounced,
 		"sqlNextDue":          sqlNextDue,
 		"sqlOtherKeys":        sqlOtherKeys,
@@ -68,7 +71,6 @@ func queries() map[string]string {
 		"sqlSaveTokenFailure": sqlSaveTokenFailure,
 		"sqlSetCanary":        sqlSetCanary,
 		"sqlToken":            sqlToken,
-		"sqlTokenID":          sqlTokenID,
 		"sqlTryLease":         sqlTryLease,
 		"sqlUnannounced":      sqlUnannounced,
 		"sqlVersion":          sqlVersion,
@@ -118,15 +120,16 @@ func declared(t *testing.T) (names []string) {
 const fillTables = `
 INSERT INTO accounts (name, x_user_id, username, created_at) SELECT 'a' || n, n, 'u', now() FROM generate_series(1, 2000) AS n;
 INSERT INTO lanes (account, wake_at) SELECT name, CASE WHEN x_user_id::int % 100 = 0 THEN now() END FROM accounts;
-INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at)
-SELECT gen_random_uuid(), name, 'jp1.', 'jp1.', now() + x_user_id::int * interval '1 minute', now() + (x_user_id::int - 60) * interval '1 minute', '', 1, now()
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
+SELECT gen_random_uuid(), name, 'jp1.', 'jp1.', now() + x_user_id::int * interval '1 minute', now() + (x_user_id::int - 60) * interval '1 minute', '', 1, now(), sha256('')
 FROM accounts;
 INSERT INTO requests (account, id, seq, state, revision, announced, event, began_at, accepted_at, due_at, updated_at, body, digest)
 SELECT 'a' || n % 10 + 1, n, n, CASE WHEN n % 50 < 10 THEN 'queued' ELSE 'published' END, 1, CASE WHEN n % 500 = 0 THEN 0 ELSE 1 END, 'request.published',
     CASE WHEN n % 50 >= 10 THEN now() END, t, t, t, '', ''
 FROM generate_series(1, 5000) AS n, LATERAL (SELECT now() - n * interval '1 minute' AS t) AS times;
 INSERT INTO posts (account, request_id, idx) SELECT account, id, 0 FROM requests;
-INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', '' FROM generate_series(1, 1000) AS n;
+INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', convert_to(repeat('x', 1000), 'UTF8')
+FROM generate_series(1, 1000) AS n;
 ANALYZE;`
 
 // The queries that run all the time must not grow slower with the ledger's
@@ -142,6 +145,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"claim token", sqlClaimToken, `'a1', 1, now(), '30s', false`, []string{"oauth_tokens_user_id_key"}, false},
 		{"due lanes", sqlDueLanes, `now(), 100`, []string{"lanes_due"}, false},
 		{"end holds", sqlEndHolds, `'a1', 'poison', now()`, []string{"requests_"}, false},
+		{"forget refusals", sqlForgetRefusals, `now() - interval '30 days', 100`, []string{"refusals_latest"}, false},
 		{"head", sqlHead, `'a1', now()`, []string{"requests_begun", "requests_line", "requests_pkey"}, false},
 		{"list all", sqlListRequests, `'', '', '', '', NULL, 100`, []string{"requests_accepted"}, true},
 		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100`, []string{"requests_pkey"}, true},

@@ -101,6 +101,10 @@ const (
 	sqlRefuse = `
 INSERT INTO refusals (sequence, stored, account, id, code, problems, body) VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (sequence, stored) DO NOTHING`
+	// sqlForgetRefusals leaves alone what another call is forgetting just now.
+	sqlForgetRefusals = `
+DELETE FROM refusals WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM refusals WHERE stored < $1 ORDER BY stored, sequence LIMIT $2 FOR UPDATE SKIP LOCKED))`
 	sqlRefusals = `
 SELECT sequence, stored, account, id, code, problems FROM refusals
 ORDER BY stored DESC, sequence DESC LIMIT $1`
@@ -109,9 +113,15 @@ ORDER BY stored DESC, sequence DESC LIMIT $1`
 // Refuse implements store.Requests.
 func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
 	problems := append([]jetpost.Problem{}, refusal.Problems...) // a list, if an empty one
-	_, err := s.pool.Exec(ctx, sqlRefuse, int64(refusal.Sequence), refusal.Stored,
-		storable(refusal.Account), storable(refusal.ID), refusal.Code, problems, blob(body))
-	return s.wrap("record refusal", err)
+	return s.change(ctx, "record refusal", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sqlRefuse, int64(refusal.Sequence), refusal.Stored,
+			storable(refusal.Account), storable(refusal.ID), refusal.Code, problems, blob(body))
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, sqlForgetRefusals, refusal.Stored.Add(-store.RefusalRetention), store.MaxForgottenRefusals)
+		return err
+	})
 }
 
 // Refusals implements store.Requests.

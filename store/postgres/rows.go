@@ -16,7 +16,7 @@ const sqlLockLane = `
 SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due FROM lanes WHERE account = $1 FOR UPDATE`
 
 // lockLane fails with store.ErrNotFound. Who has locked a lane may change its
-// requests and posts; nothing else is ever locked before it.
+// requests and posts; only an account and its token are ever locked before it.
 func lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue})
 	return l, missing(err, store.ErrNotFound)

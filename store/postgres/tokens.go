@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -135,11 +136,14 @@ func (s *Store) ClaimToken(ctx context.Context, account string, usedVersion int6
 	return token, claimed && err == nil, err
 }
 
-const sqlSaveToken = `
+const (
+	sqlLockClaim = `SELECT user_id, requires_reauth FROM oauth_tokens WHERE id = $1 AND version = $2 FOR UPDATE`
+	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = $3, refresh_token = $4, expires_at = $5, refresh_after = $6, scope = $7, refreshed_at = $8,
     version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL, metadata = $9
 WHERE id = $1 AND version = $2`
+)
 
 // SaveToken implements store.Tokens.
 func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
@@ -147,8 +151,21 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 	if err != nil {
 		return s.wrap("save token", err)
 	}
-	return s.wrap("save token", fenced(changed(ctx, s.pool, sqlSaveToken, claim.ID, claim.Version, access, refresh,
-		pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, store.RefreshedMeta(now))))
+	return s.change(ctx, "save token", func(tx pgx.Tx) error {
+		var account string
+		var reauth bool
+		err := tx.QueryRow(ctx, sqlLockClaim, claim.ID, claim.Version).Scan(&account, &reauth)
+		if err != nil {
+			return missing(err, store.ErrFenced)
+		}
+		_, err = tx.Exec(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
+			pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, store.RefreshedMeta(now))
+		if err != nil || !reauth {
+			return err
+		}
+		_, err = endHolds(ctx, tx, account, jetpost.CodeAccountReauthRequired, now)
+		return err
+	})
 }
 
 const sqlSaveTokenFailure = `

@@ -18,30 +18,30 @@ const (
 	sqlAddAccount    = `INSERT INTO accounts (name, x_user_id, username, created_at) VALUES (?1, ?2, ?3, ?4)`
 	sqlAddLane       = `INSERT INTO lanes (account) VALUES (?1)`
 	sqlAddToken      = `
-INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8)`
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?9)`
 	sqlRenameUser   = `UPDATE accounts SET username = ?2 WHERE name = ?1`
-	sqlTokenID      = `SELECT id FROM oauth_tokens WHERE user_id = ?1`
+	sqlStoredToken  = `SELECT id, imported = ?2, coalesce(lease_until > ?3, 0) FROM oauth_tokens WHERE user_id = ?1`
 	sqlReplaceToken = `
 UPDATE oauth_tokens
-SET access_token = ?2, refresh_token = ?3, expires_at = ?4, refresh_after = ?5, scope = ?6, refreshed_at = ?7,
+SET access_token = ?2, refresh_token = ?3, expires_at = ?4, refresh_after = ?5, scope = ?6, refreshed_at = ?7, imported = ?8,
     version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL,
     metadata = json_remove(metadata, '$.refreshError', '$.refreshFailedAt', '$.requiresReauth')
 WHERE id = ?1`
 )
 
 // ImportAccount implements store.Accounts.
-func (s *Store) ImportAccount(ctx context.Context, in store.Import) (created bool, err error) {
+func (s *Store) ImportAccount(ctx context.Context, in store.Import) (result store.ImportResult, err error) {
 	err = s.change(ctx, "import account", func(tx *sql.Tx) error {
 		user, err := lookUp(ctx, tx, sqlUserOfAccount, in.Name)
-		created = user == ""
 		switch {
 		case err != nil:
 			return err
-		case !created && user != in.XUserID:
+		case user == in.XUserID:
+			result, err = s.replaceToken(ctx, tx, in)
+			return err
+		case user != "":
 			return store.ErrNameTaken
-		case !created:
-			return s.replaceToken(ctx, tx, in)
 		}
 		name, err := lookUp(ctx, tx, sqlAccountOfUser, in.XUserID)
 		switch {
@@ -50,9 +50,13 @@ func (s *Store) ImportAccount(ctx context.Context, in store.Import) (created boo
 		case name != "":
 			return store.ErrUserTaken
 		}
+		result = store.AccountCreated
 		return s.addAccount(ctx, tx, in)
 	})
-	return created && err == nil, err
+	if err != nil {
+		return "", err
+	}
+	return result, nil
 }
 
 // lookUp returns a name, or "" where there is none; neither is ever empty.
@@ -74,29 +78,37 @@ func (s *Store) addAccount(ctx context.Context, tx *sql.Tx, in store.Import) err
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlAddToken, id, in.Name, access, refresh,
-		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now))
+		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now), in.Pair.Digest())
 	return err
 }
 
-func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) error {
+// replaceToken brings a known account its new pair, unless that is an old one.
+func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (store.ImportResult, error) {
+	if _, err := tx.ExecContext(ctx, sqlRenameUser, in.Name, in.Username); err != nil {
+		return "", err
+	}
 	var id string
-	if err := tx.QueryRowContext(ctx, sqlTokenID, in.Name).Scan(&id); err != nil {
-		return err
+	var again, busy bool
+	err := tx.QueryRowContext(ctx, sqlStoredToken, in.Name, in.Pair.Digest(), micros(in.Now)).Scan(&id, &again, &busy)
+	switch {
+	case err != nil:
+		return "", err
+	case again:
+		return store.TokenUnchanged, nil
+	case busy:
+		return "", store.ErrTokenBusy
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, sqlRenameUser, in.Name, in.Username); err != nil {
-		return err
+		return "", err
 	}
 	_, err = tx.ExecContext(ctx, sqlReplaceToken, id, access, refresh,
-		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now))
+		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now), in.Pair.Digest())
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
-	return err
+	return store.TokenReplaced, err
 }
 
 const (

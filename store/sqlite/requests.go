@@ -122,6 +122,9 @@ const (
 	sqlRefuse = `
 INSERT INTO refusals (stored, sequence, account, id, code, problems, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
 ON CONFLICT (stored, sequence) DO NOTHING`
+	sqlForgetRefusals = `
+DELETE FROM refusals WHERE rowid IN (
+    SELECT rowid FROM refusals WHERE stored < ?1 ORDER BY stored, sequence LIMIT ?2)`
 	sqlRefusals = `
 SELECT stored, sequence, account, id, code, problems FROM refusals ORDER BY stored DESC, sequence DESC LIMIT ?1`
 )
@@ -137,6 +140,10 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 		// back as it was.
 		_, err = tx.ExecContext(ctx, sqlRefuse, refusal.Stored.UnixMicro(), int64(refusal.Sequence),
 			refusal.Account, refusal.ID, string(refusal.Code), string(problems), blob(body))
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, sqlForgetRefusals, refusal.Stored.Add(-store.RefusalRetention).UnixMicro(), store.MaxForgottenRefusals)
 		return err
 	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -140,11 +141,14 @@ func (s *Store) ClaimToken(ctx context.Context, account string, usedVersion int6
 	return token, claimed && err == nil, err
 }
 
-const sqlSaveToken = `
+const (
+	sqlClaimed   = `SELECT user_id, requires_reauth FROM oauth_tokens WHERE id = ?1 AND version = ?2`
+	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = ?3, refresh_token = ?4, expires_at = ?5, refresh_after = ?6, scope = ?7, refreshed_at = ?8,
     version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL, metadata = ?9
 WHERE id = ?1 AND version = ?2`
+)
 
 // SaveToken implements store.Tokens.
 func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
@@ -157,8 +161,19 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		if err != nil {
 			return err
 		}
-		return fenced(changed(ctx, tx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
-			micros(pair.ExpiresAt), micros(pair.RefreshAfter(now)), pair.Scope, micros(now), string(meta)))
+		var account string
+		var reauth bool
+		err = tx.QueryRowContext(ctx, sqlClaimed, claim.ID, claim.Version).Scan(&account, &reauth)
+		if err != nil {
+			return missing(err, store.ErrFenced)
+		}
+		_, err = tx.ExecContext(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
+			micros(pair.ExpiresAt), micros(pair.RefreshAfter(now)), pair.Scope, micros(now), string(meta))
+		if err != nil || !reauth {
+			return err
+		}
+		_, err = endHolds(ctx, tx, account, jetpost.CodeAccountReauthRequired, now)
+		return err
 	})
 }
 

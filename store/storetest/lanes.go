@@ -403,6 +403,89 @@ func concludePending(t *testing.T, b *bundle) {
 	equal(t, "next try", b.publish(t, lane, "one", 0), jetpost.StatePublished)
 }
 
+// overtaken begins the first post of each request, and lets another worker
+// take the lane.
+func (b *bundle) overtaken(t *testing.T, ids ...string) (old, lane store.Lane) {
+	t.Helper()
+	old = b.claim(t)
+	for _, id := range ids {
+		b.begin(t, old, id, 0)
+	}
+	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
+	return old, b.claim(t)
+}
+
+// late is an outcome that is told after a takeover.
+func (b *bundle) late(state jetpost.State, code jetpost.Code, post int, postState jetpost.PostState) store.Outcome {
+	return store.Outcome{State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState, Now: b.now}
+}
+
+func concludeAfterTakeover(t *testing.T, b *bundle) {
+	b.acceptAll(t, "running", "unknown", "cancelled")
+	old, lane := b.overtaken(t, "running", "unknown", "cancelled")
+	b.concludePost(t, lane, "unknown", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	for name, doubtful := range map[string]store.Outcome{
+		"about no post": b.late(jetpost.StateHeld, jetpost.CodeXUnavailable, -1, jetpost.PostPending),
+		"in doubt":      b.late(jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending),
+	} {
+		before := b.request(t, "unknown")
+		fails(t, "outcome "+name, b.st.Conclude(t.Context(), old, "unknown", doubtful), store.ErrFenced)
+		equal(t, "request", b.request(t, "unknown"), before)
+	}
+
+	unmade := b.late(jetpost.StateHeld, jetpost.CodeXUnavailable, 0, jetpost.PostPending)
+	for id, event := range map[string]jetpost.EventType{
+		"running": jetpost.EventRequestAccepted, "unknown": jetpost.EventRequestResumed, "cancelled": jetpost.EventRequestCancelled,
+	} {
+		rings := b.look(t, lane, b.now).Rings
+		check(t, b.st.Conclude(t.Context(), old, id, unmade))
+		state := map[string]jetpost.State{
+			"running": jetpost.StatePublishing, "unknown": jetpost.StateQueued, "cancelled": jetpost.StateCancelled,
+		}[id]
+		record := b.state(t, id, state, "", event)
+		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostPending})
+		equal(t, "attempts of "+id, record.Status.Attempts, 0)
+		if b.look(t, lane, b.now).Rings == rings {
+			t.Errorf("%s: the lane did not ring, so its holder goes on with what it saw before", id)
+		}
+		fails(t, "the same again", b.st.Conclude(t.Context(), old, id, unmade), store.ErrFenced)
+	}
+	running := b.request(t, "running")
+	b.concludePost(t, lane, "running", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
+	equal(t, "request after its holder's doubt", b.request(t, "running"), running)
+
+	b.begin(t, lane, "running", 0)
+	fails(t, "post whose latest intent is another's", b.st.Conclude(t.Context(), old, "running", unmade), store.ErrFenced)
+	b.posted(t, lane, "running", 0, "p")
+	equal(t, "next", b.publish(t, lane, "unknown", 0), jetpost.StatePublished)
+}
+
+func concludeAfterTakeoverRefused(t *testing.T, b *bundle) {
+	b.acceptAll(t, "running", "unknown", "cancelled", "behind")
+	old, lane := b.overtaken(t, "running", "unknown", "cancelled")
+	b.concludePost(t, lane, "unknown", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	refused := b.late(jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
+	for _, id := range []string{"running", "unknown", "cancelled"} {
+		rings := b.look(t, lane, b.now).Rings
+		check(t, b.st.Conclude(t.Context(), old, id, refused))
+		record := b.request(t, id)
+		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostFailed})
+		equal(t, "attempts of "+id, record.Status.Attempts, 1)
+		if b.look(t, lane, b.now).Rings == rings {
+			t.Errorf("%s: the lane did not ring, so its line stands still", id)
+		}
+	}
+	b.state(t, "running", jetpost.StateFailed, jetpost.CodeRefusedByX, jetpost.EventRequestFailed)
+	b.state(t, "unknown", jetpost.StateFailed, jetpost.CodeRefusedByX, jetpost.EventRequestFailed)
+	b.state(t, "cancelled", jetpost.StateCancelled, "", jetpost.EventRequestCancelled)
+	equal(t, "head", b.head(t, lane, b.now), "behind")
+	equal(t, "replay", b.replay(t, "unknown", b.now), store.ReplayResult{Queued: true, State: jetpost.StateFailed, Left: 1})
+}
+
 func concludeOutOfDate(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("settled", 2))
 	b.acceptAll(t, "cancelled")

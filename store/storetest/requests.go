@@ -198,6 +198,32 @@ func refuse(t *testing.T, b *bundle) {
 	equal(t, "requests", len(counts), 0)
 }
 
+func refuseForgets(t *testing.T, b *bundle) {
+	const old = store.MaxForgottenRefusals + 1
+	refuseAt := func(sequence int, stored time.Time) {
+		check(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(sequence), Stored: stored}, nil))
+	}
+	kept := func() (sequences []uint64) {
+		all, err := b.st.Refusals(t.Context(), 2*old)
+		check(t, err)
+		for _, r := range all {
+			sequences = append(sequences, r.Sequence)
+		}
+		return sequences
+	}
+	for i := range old {
+		refuseAt(i, b.now.Add(time.Duration(i)*time.Microsecond))
+	}
+	young := b.now.Add(time.Hour)
+	refuseAt(old, young)
+	equal(t, "refusals before any is old", len(kept()), old+1)
+	now := young.Add(store.RefusalRetention) // as old as they may become
+	refuseAt(old+1, now)
+	equal(t, "refusals after one call", kept(), []uint64{old + 1, old, old - 1})
+	refuseAt(old+2, now)
+	equal(t, "refusals after two", kept(), []uint64{old + 2, old + 1, old})
+}
+
 func endHolds(t *testing.T, b *bundle) {
 	b.acceptAll(t, "a", "b", "c")
 	lane := b.claim(t)
@@ -279,6 +305,28 @@ func replayHeld(t *testing.T, b *bundle) {
 	record := b.state(t, "poisoned", jetpost.StateQueued, "", jetpost.EventRequestResumed)
 	equal(t, "a doubtful post stays so", postStates(record), []jetpost.PostState{jetpost.PostSending})
 	equal(t, "it keeps its place", b.head(t, lane, later), "poisoned")
+}
+
+// What is found wrong before a post is begun, such as its media, fails the
+// request and no post of it.
+func replayNeverBegun(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	b.acceptAll(t, "single")
+	lane := b.claim(t)
+	b.publish(t, lane, "thread", 0)
+	later := b.now.Add(time.Minute)
+	for id, posts := range map[string][]jetpost.PostState{
+		"single": {jetpost.PostPending}, "thread": {jetpost.PostPosted, jetpost.PostPending},
+	} {
+		check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
+			State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeMediaInvalid}, Post: -1, PostState: jetpost.PostFailed, Now: b.now,
+		}))
+		record := b.state(t, id, jetpost.StateFailed, jetpost.CodeMediaInvalid, jetpost.EventRequestFailed)
+		equal(t, "posts of "+id, postStates(record), posts)
+		equal(t, "replay of "+id, b.replay(t, id, later), store.ReplayResult{Queued: true, State: jetpost.StateFailed, Left: 1})
+		equal(t, "posts of "+id+" after the replay", postStates(b.request(t, id)), posts)
+		equal(t, id, b.publish(t, lane, id, len(posts)-1), jetpost.StatePublished)
+	}
 }
 
 func replayNothing(t *testing.T, b *bundle) {

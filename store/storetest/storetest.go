@@ -67,6 +67,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"ClaimLaneCountsLostClaims", claimLaneCountsLostClaims},
 		{"ClaimToken", claimToken},
 		{"ClaimTokenConcurrently", claimTokenConcurrently},
+		{"ConcludeAfterTakeover", concludeAfterTakeover},
+		{"ConcludeAfterTakeoverRefused", concludeAfterTakeoverRefused},
 		{"ConcludeEndlessHold", concludeEndlessHold},
 		{"ConcludeFailed", concludeFailed},
 		{"ConcludeHeld", concludeHeld},
@@ -80,7 +82,9 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"Identity", identity},
 		{"ImportAccount", importAccount},
 		{"ImportAccountAgain", importAccountAgain},
+		{"ImportAccountBusy", importAccountBusy},
 		{"ImportAccountTaken", importAccountTaken},
+		{"ImportAccountUnchanged", importAccountUnchanged},
 		{"Lanes", lanes},
 		{"ListRequests", listRequests},
 		{"LookHead", lookHead},
@@ -92,13 +96,16 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"PostedAfterUnknown", postedAfterUnknown},
 		{"PostedTaken", postedTaken},
 		{"Refuse", refuse},
+		{"RefuseForgets", refuseForgets},
 		{"ReleaseLane", releaseLane},
 		{"ReplayFailed", replayFailed},
 		{"ReplayHeld", replayHeld},
+		{"ReplayNeverBegun", replayNeverBegun},
 		{"ReplayNothing", replayNothing},
 		{"Resolve", resolve},
 		{"SaveToken", saveToken},
 		{"SaveTokenAfterLease", saveTokenAfterLease},
+		{"SaveTokenEndsHolds", saveTokenEndsHolds},
 		{"SaveTokenFailure", saveTokenFailure},
 		{"TokenUnopenable", tokenUnopenable},
 		{"TokensAreSealed", tokensAreSealed},
@@ -169,13 +176,11 @@ func (b *bundle) add(t *testing.T, name string) {
 // addToken imports an account with a token that was got and expires then.
 func (b *bundle) addToken(t *testing.T, name string, got, expiresAt time.Time) {
 	t.Helper()
-	created, err := b.st.ImportAccount(t.Context(), store.Import{
+	result, err := b.st.ImportAccount(t.Context(), store.Import{
 		Name: name, XUserID: "id-" + name, Username: "user_" + name, Pair: pair(name, expiresAt), Now: got,
 	})
 	check(t, err)
-	if !created {
-		t.Fatalf("account %s was there already", name)
-	}
+	equal(t, "import of "+name, result, store.AccountCreated)
 }
 
 // acceptance is a request of acme with that many posts.

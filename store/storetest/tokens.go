@@ -116,11 +116,9 @@ func importAccountAgain(t *testing.T, b *bundle) {
 	b.release(t, lane, time.Time{})
 	equal(t, "lane is due before", b.due(t, b.now), false)
 
-	created, err := b.st.ImportAccount(t.Context(), store.Import{
-		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("third", b.now.Add(3*time.Hour)), Now: b.now,
-	})
+	result, err := b.importPair(t, pair("third", b.now.Add(3*time.Hour)), b.now)
 	check(t, err)
-	equal(t, "created", created, false)
+	equal(t, "result", result, store.TokenReplaced)
 	account := b.account(t, acme)
 	equal(t, "user name", account.Username, "renamed")
 	equal(t, "failures", account.TokenMeta, store.TokenMeta{LastRefreshAt: b.now})
@@ -132,13 +130,76 @@ func importAccountAgain(t *testing.T, b *bundle) {
 	equal(t, "other hold", b.request(t, "other").HoldUntil, time.Time{})
 	equal(t, "lane is due after", b.due(t, b.now), true)
 
-	claim = b.claimOne(t, acme, longLease)
-	_, err = b.st.ImportAccount(t.Context(), store.Import{
-		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("fourth", b.now.Add(3*time.Hour)), Now: b.now,
+	claim = b.claimOne(t, acme, shortLease)
+	eventually(t, "import after a lease that ran out", func() bool {
+		result, err = b.importPair(t, pair("fourth", b.now.Add(3*time.Hour)), b.clock(t))
+		return !errors.Is(err, store.ErrTokenBusy)
 	})
 	check(t, err)
+	equal(t, "result then", result, store.TokenReplaced)
 	equal(t, "lease", b.token(t, acme).LeaseID, "")
 	fails(t, "saving what the import replaced", b.st.SaveToken(t.Context(), claim, pair("late", b.now), b.now), store.ErrFenced)
+}
+
+// importPair imports acme, whose user has got another name since.
+func (b *bundle) importPair(t *testing.T, pair store.Pair, now time.Time) (store.ImportResult, error) {
+	t.Helper()
+	return b.st.ImportAccount(t.Context(), store.Import{Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair, Now: now})
+}
+
+// requireReauth has X refuse acme's token, and puts a request on hold for it.
+func (b *bundle) requireReauth(t *testing.T, claim store.Token) {
+	t.Helper()
+	check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Reauth: true, Now: b.now}))
+	b.acceptAll(t, "waiting")
+	lane := b.claim(t)
+	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
+	b.release(t, lane, time.Time{})
+	equal(t, "lane is due before", b.due(t, b.now), false)
+}
+
+// What comes of an exchange under way must find the row as it was claimed, or
+// the only living pair could be thrown away.
+func importAccountBusy(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, longLease)
+	before := b.token(t, acme)
+	_, err := b.importPair(t, pair("second", b.now.Add(3*time.Hour)), b.clock(t))
+	fails(t, "import while the token is exchanged", err, store.ErrTokenBusy)
+	if diff := cmp.Diff(before, b.token(t, acme), secrets()); diff != "" {
+		t.Errorf("token (-before +after):\n%s", diff)
+	}
+	equal(t, "user name", b.account(t, acme).Username, "user_acme")
+	check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
+	result, err := b.importPair(t, pair("second", b.now.Add(3*time.Hour)), b.clock(t))
+	check(t, err)
+	equal(t, "result after the exchange", result, store.TokenReplaced)
+}
+
+func importAccountUnchanged(t *testing.T, b *bundle) {
+	same := func(what, imported string) {
+		before := b.token(t, acme)
+		result, err := b.importPair(t, pair(imported, b.now.Add(9*time.Hour)), b.clock(t))
+		check(t, err)
+		equal(t, "result "+what, result, store.TokenUnchanged)
+		if diff := cmp.Diff(before, b.token(t, acme), secrets()); diff != "" {
+			t.Errorf("token %s (-before +after):\n%s", what, diff)
+		}
+	}
+	same("before any exchange", acme)
+	claim := b.claimOne(t, acme, longLease)
+	same("in an exchange", acme)
+	check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
+	same("after an exchange", acme)
+	equal(t, "user name", b.account(t, acme).Username, "renamed")
+
+	b.requireReauth(t, b.claimOne(t, acme, longLease))
+	same("that X refuses", acme)
+	equal(t, "hold", b.request(t, "waiting").HoldUntil, time.Time{})
+	equal(t, "lane is due", b.due(t, b.clock(t)), false)
+	result, err := b.importPair(t, pair("second", b.now.Add(3*time.Hour)), b.now)
+	check(t, err)
+	equal(t, "result of another pair", result, store.TokenReplaced)
+	same("of the second import", "second")
 }
 
 func importAccountTaken(t *testing.T, b *bundle) {
@@ -424,6 +485,28 @@ func saveTokenAfterLease(t *testing.T, b *bundle) {
 	token := b.token(t, acme)
 	equal(t, "stored pair", token.Refresh.Reveal(), "refresh-of-first-in-the-clear")
 	equal(t, "requires re-authorising", token.RequiresReauth, false)
+}
+
+// A claim whose lease ran out may bring the good pair after another one was
+// refused: nobody else tells the requests that wait for the account.
+func saveTokenEndsHolds(t *testing.T, b *bundle) {
+	slow := b.claimOne(t, acme, shortLease)
+	b.requireReauth(t, b.claimOne(t, acme, longLease))
+	lane := b.claim(t)
+	b.acceptAll(t, "other")
+	b.conclude(t, lane, "other", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
+	b.release(t, lane, time.Time{})
+	later := b.now.Add(time.Minute)
+	check(t, b.st.SaveToken(t.Context(), slow, pair("fresh", later.Add(time.Hour)), later))
+	equal(t, "requires re-authorising", b.token(t, acme).RequiresReauth, false)
+	equal(t, "end of the hold", b.request(t, "waiting").HoldUntil, later)
+	equal(t, "end of another hold", b.request(t, "other").HoldUntil, time.Time{})
+	equal(t, "lane is due", b.due(t, later), true)
+
+	lane = b.claim(t)
+	rings := b.look(t, lane, later).Rings
+	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", later.Add(time.Hour)), later))
+	equal(t, "rings of a refresh that ends nothing", b.look(t, lane, later).Rings, rings)
 }
 
 func saveTokenFailure(t *testing.T, b *bundle) {

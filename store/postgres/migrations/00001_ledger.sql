@@ -48,6 +48,11 @@ CREATE TABLE oauth_tokens (
     -- The round that claimed it last. Ids of rounds grow with time, and only a
     -- later round claims again, however late a batch of an earlier one comes.
     last_round         text COLLATE "C",
+    -- The SHA-256 of the refresh token that was imported last: an import that
+    -- comes again is known by it, even after the token was spent. A hash of
+    -- such a long random value is safe to keep in the clear, for it cannot be
+    -- found by trying.
+    imported           bytea NOT NULL CHECK (octet_length(imported) = 32),
     metadata           jsonb NOT NULL DEFAULT '{}',
     requires_reauth    boolean NOT NULL GENERATED ALWAYS AS
         (coalesce((metadata ->> 'requiresReauth')::boolean, false)) STORED,
@@ -155,7 +160,8 @@ CREATE TABLE posts (
 -- A thread is sent one post at a time.
 CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = 'sending';
 
--- A message that never became a request, by its place in the job stream.
+-- A message that never became a request, by its place in the job stream. Its
+-- body is kept whole: NATS bounds its size, and the row goes after 30 days.
 CREATE TABLE refusals (
     sequence bigint NOT NULL,
     stored   timestamptz NOT NULL,

@@ -52,6 +52,10 @@ CREATE TABLE oauth_tokens (
     -- The latest round that claimed the token. Round ids grow with time, and
     -- only a later round may claim again: so none claims a token twice.
     last_round         TEXT,
+    -- The SHA-256 of the refresh token that was imported last, so that the same
+    -- import is known again although refreshes have spent the token. It needs
+    -- no sealing: what it hashes is random and too long to be guessed.
+    imported           BLOB    NOT NULL CHECK (length(imported) = 32),
     -- lastRefreshAt, refreshError, refreshFailedAt, requiresReauth
     metadata           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(metadata)),
     requires_reauth    INTEGER NOT NULL GENERATED ALWAYS AS (coalesce(metadata ->> '$.requiresReauth', 0)) VIRTUAL,
@@ -149,7 +153,8 @@ CREATE TABLE posts (
 -- An account posts one thing at a time: the lane's promise, held here too.
 CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = 'sending';
 
--- Messages that never became requests, once per place in the stream.
+-- Messages that never became requests, once per place in the stream, for 30
+-- days. The body is whole: NATS bounds its size.
 CREATE TABLE refusals (
     stored   INTEGER NOT NULL,
     sequence INTEGER NOT NULL,

@@ -1,0 +1,69 @@
+package consumers_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/sqlite"
+)
+
+// A worker that accepts jobs and does nothing else: others, with a
+// PublishHandler on the lanes, then post them.
+func ExampleRunner() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	if err := acceptJobs(ctx, "ledger.db", os.Getenv("HUB_ENCRYPTION_KEY"), log); err != nil {
+		log.Error("accept jobs", "error", err)
+	}
+}
+
+// acceptJobs puts jobs into the ledger until ctx ends. The database and the
+// streams must be there: see sqlite.Migrate and publishers.Setup.
+func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error {
+	sealer, err := store.NewSealer(keys)
+	if err != nil {
+		return err
+	}
+	ledger, err := sqlite.Open(ctx, path, sealer)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ledger.Close() }() // every change is committed already
+	nc, err := nats.Connect(nats.DefaultURL)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+
+	var names jetpost.Names // no prefix
+	intake := &consumers.IntakeHandler{
+		Ledger: ledger,
+		Announce: &consumers.Announcer{
+			Ledger: ledger, Records: publishers.NewRecords(js, names), Names: names, Log: log,
+		},
+		Bells: publishers.NewBells(js, names), Names: names, Log: log,
+	}
+	runner := &consumers.Runner{JetStream: js, Health: &consumers.Health{}, Log: log}
+	for partition := range jetpost.Partitions {
+		runner.Bindings = append(runner.Bindings, consumers.Binding{
+			Stream: names.JobsStream(), Consumer: jetpost.ConsumerIntake(partition),
+			Slots:   1, // keeps an account's jobs in order
+			Handler: intake,
+		})
+	}
+	return runner.Run(ctx)
+}
