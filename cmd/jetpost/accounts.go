@@ -136,7 +136,9 @@ func decodeImport(text []byte) (app.ImportLine, error) {
 
 func (r importResult) text() string {
 	switch {
-	case r.Imported != nil && r.Created:
+	case r.Imported != nil && r.Result == store.TokenUnchanged:
+		return fmt.Sprintf("line %d: unchanged: %s already has these tokens or newer ones\n", r.Line, r.Name)
+	case r.Imported != nil && r.Result == store.AccountCreated:
 		return fmt.Sprintf("line %d: imported %s, which is @%s\n", r.Line, r.Name, r.Username)
 	case r.Imported != nil:
 		return fmt.Sprintf("line %d: new tokens for %s, which is @%s\n", r.Line, r.Name, r.Username)

@@ -10,6 +10,7 @@ import (
 	"image/png"
 	"log/slog"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -110,7 +111,8 @@ func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) fun
 }
 
 // start opens the house, with the accounts alice and bob: house [idle]. An idle
-// one has no worker. At the end of the script the simulator's books must show
+// one has no worker. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its
+// NATS. At the end of the script the simulator's books must show
 // nothing that a correct client never does.
 func (h *house) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -140,6 +142,11 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 		}
 	})
 	ts.Setenv("JETPOST_DATA", data)
+	address, err := url.Parse(up.Config.NATS.URL)
+	ts.Check(err)
+	ts.Setenv("HOUSE_NATS", up.Config.NATS.URL)
+	ts.Setenv("HOUSE_PORT", address.Port())
+	ts.Setenv("HOUSE_PASSWORD", up.Config.NATS.Password.Reveal())
 }
 
 // refuse has X refuse every post that contains a text, until it is called
@@ -261,6 +268,29 @@ func TestDecodeImportRepeatsNoValue(t *testing.T) {
 				t.Errorf("error repeats the token: %v", err)
 			}
 		})
+	}
+}
+
+func TestExcerptIsOneHarmlessLine(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"two\nlines\tand a tab":    "two lines and a tab",
+		"\x1b[2Jgone":              "[2Jgone",
+		strings.Repeat("é", 101):   strings.Repeat("é", 100) + "…",
+		strings.Repeat("long", 25): strings.Repeat("long", 25),
+	} {
+		if got := excerpt(text); got != want {
+			t.Errorf("excerpt(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestStatusTextCountsWhatItDoesNotName(t *testing.T) {
+	t.Parallel()
+	blocked := app.Blocked{Account: "alice", ID: "a1", State: jetpost.StateUnknown, Do: "look"}
+	text := statusText(app.Status{Summary: "PUBLISHING", Blocked: []app.Blocked{blocked}, BlockedTotal: 3})
+	if want := "PUBLISHING\nblocked: alice by unknown request a1: look\nblocked: and 2 more\n"; text != want {
+		t.Errorf("text = %q, want %q", text, want)
 	}
 }
 

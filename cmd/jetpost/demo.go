@@ -53,11 +53,14 @@ func (c *demoCmd) Run(e *env) (err error) {
 	d := &demo{env: e, out: e.stdout, dir: dir, sim: &xsim.Server{}, began: time.Now()}
 	defer func() {
 		d.close()
-		if err == nil {
+		switch {
+		case e.ctx.Err() != nil && err != nil: // whatever it was, the end is the cause
+			err = &exitError{code: exitInterrupted, err: errors.Join(errors.New("interrupted"), os.RemoveAll(dir))}
+		case err != nil:
+			fmt.Fprintf(e.stderr, "the workers' logs are in %s\n", dir)
+		default:
 			err = os.RemoveAll(dir)
-			return
 		}
-		fmt.Fprintf(e.stderr, "the workers' logs are in %s\n", dir)
 	}()
 	if err := d.open(ctx); err != nil {
 		return err
@@ -294,7 +297,7 @@ func (d *demo) scheduled(ctx context.Context) error {
 }
 
 func (d *demo) limited(ctx context.Context) error {
-	d.say("   X lets an account post %d times in %s here; seven single posts want to go out.", demoPosts, demoWindow)
+	d.say("   X's quarter of an hour is %s here: %d posts an account in each. Seven want to go out.", demoWindow, demoPosts)
 	var ids []string
 	var want []string
 	for i := range 7 {
@@ -400,7 +403,7 @@ func (d *demo) refreshed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("   dan's access token lives %s; JetStream's schedule ticks every two seconds (%s).", demoToken, demoCron)
+	d.say("   a fourth account, dan, is imported now. Its access token lives %s; JetStream's schedule ticks every two seconds (%s).", demoToken, demoCron)
 	err = d.until(ctx, "a refresh round", func(e jetpost.Event) (bool, error) {
 		return e.Refresh != nil && e.Refresh.Refreshed > 0, nil
 	})
@@ -417,7 +420,7 @@ func (d *demo) refreshed(ctx context.Context) error {
 	if !ok || current.RefreshToken == grant.RefreshToken || kept.Refresh.Reveal() == grant.RefreshToken {
 		return errors.New("dan's token was not exchanged")
 	}
-	d.say("   dan's tokens were exchanged %d times; both new ones are stored, encrypted.", kept.Version-1)
+	d.say("   dan's tokens were exchanged (%d so far); both new ones are stored, encrypted.", kept.Version-1)
 	return nil
 }
 

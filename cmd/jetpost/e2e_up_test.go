@@ -6,11 +6,13 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -226,5 +228,68 @@ func (s *upSite) denied(t *testing.T) {
 	})
 	if after := streams(); !slices.Equal(before, after) {
 		t.Errorf("streams were %q, are %q", before, after)
+	}
+}
+
+// Without any flag but --sim, 'up' and the commands of a newcomer find each
+// other, in a directory apart from that of real accounts; what died is told
+// from what runs, and comes back with its accounts.
+func TestUpSimulatedByDefault(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	env := append(environment(t, nil), "XDG_DATA_HOME="+home)
+	begin := func(name string) *process {
+		p := start(t, name, env, "jetpost", "up", "--sim", "--sim-listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "--log-format", "json")
+		p.until("worker.started")
+		return p
+	}
+	first := begin("first")
+	grant := `{"name":"carol","access_token":"none","refresh_token":"none","expires_at":"2026-12-01T09:00:00Z"}`
+	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello", "--id", "hello", "--wait"); code != exitOK {
+		t.Fatalf("publish: exit code %d\n%s", code, stderr)
+	}
+	// The simulated X does not know carol; the one that X_API_URL names, which
+	// nobody listens at, was not asked.
+	code, stdout, _ := runCommand(t, append(env, "X_API_URL=http://127.0.0.1:1"), "sh", "-c", "echo '"+grant+"' | jetpost accounts import")
+	if code != exitFailed || !strings.Contains(stdout, "401 Unauthorized") {
+		t.Errorf("import into a simulation: exit code %d, it printed\n%s", code, stdout)
+	}
+	if dir := filepath.Join(home, "jetpost"); exists(dir) {
+		t.Errorf("%s was made", dir)
+	}
+	first.kill()
+	code, _, stderr := runCommand(t, env, "jetpost", "status")
+	if want := filepath.Join(home, "jetpost-sim") + " has died"; code != exitUsage || !strings.Contains(stderr, want) || !strings.Contains(stderr, "jetpost up --sim") {
+		t.Errorf("status of what died: exit code %d, want %d and %q\n%s", code, exitUsage, want, stderr)
+	}
+	second := begin("second")
+	if text := second.output(); !strings.Contains(text, "with the accounts alice and bob") || strings.Contains(text, "back it up") {
+		t.Errorf("the second start printed\n%s", text)
+	}
+	if code, stdout, _ := runCommand(t, env, "jetpost", "status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
+		t.Errorf("status: exit code %d\n%s", code, stdout)
+	}
+	stop(second)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// Whoever has seen enough of the demo ends it with Ctrl-C, and nothing stays.
+func TestDemoInterrupted(t *testing.T) {
+	t.Parallel()
+	temp := t.TempDir()
+	demo := start(t, "demo", append(environment(t, nil), "TMPDIR="+temp), "jetpost", "demo")
+	eventually(t, "the demo to publish", func() bool { return strings.Contains(demo.output(), "publishing") })
+	demo.signal(syscall.SIGINT)
+	if code := demo.exit(); code != exitInterrupted {
+		t.Errorf("the demo ended with code %d, want %d", code, exitInterrupted)
+	}
+	left, err := os.ReadDir(temp)
+	must(t, err)
+	if text := demo.output(); len(left) > 0 || !strings.HasSuffix(text, "\njetpost: interrupted\n") || strings.Contains(text, `"level"`) {
+		t.Errorf("%d directories are left; the demo printed\n%s", len(left), text)
 	}
 }

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -15,6 +13,6 @@ type keysGenerateCmd struct{}
 
 // Run prints 64 hex digits and nothing else, so that it can be piped.
 func (c *keysGenerateCmd) Run(e *env) error {
-	_, err := fmt.Fprintln(e.stdout, store.GenerateKey().Reveal())
-	return err
+	key := store.GenerateKey().Reveal()
+	return e.say(map[string]string{"key": key}, "%s", key)
 }

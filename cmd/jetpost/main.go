@@ -35,6 +35,8 @@ const (
 	exitRequest  = 4 // the request failed or was refused
 	exitWaiting  = 5 // the request is still waiting
 	exitUnknown  = 6 // nobody knows whether a post is live
+
+	exitInterrupted = 130 // the demo was ended by a signal, as shells have it
 )
 
 // cli is the command line: flags, environment and help in one place. Each flag
@@ -43,8 +45,6 @@ type cli struct {
 	Output    string `short:"o" enum:"text,json" default:"text" help:"Output format: ${enum}."`
 	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Log from this level on: ${enum}."`
 	LogFormat string `enum:"auto,text,json" default:"auto" help:"Log format: ${enum}; auto is coloured text on a terminal, else JSON."`
-
-	Connect connectFlags `embed:""`
 
 	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
 	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
@@ -55,24 +55,34 @@ type cli struct {
 	Requests requestsCmd `cmd:"" help:"Look at requests, cancel or settle them."`
 	Replay   replayCmd   `cmd:"" help:"Send failed requests back; what is live is never posted again."`
 	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: those that are due, or one account's."`
-	Accounts accountsCmd `cmd:"" help:"Import and list accounts."`
-	Keys     keysCmd     `cmd:"" help:"Make an encryption key."`
-	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
-	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
-	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Accounts struct {
+		accountsCmd  `embed:""`
+		connectFlags `embed:""`
+	} `cmd:"" help:"Import and list accounts."`
+	Resume  resumeCmd  `cmd:"" help:"Go on after a stop of the whole app, before its time."`
+	Keys    keysCmd    `cmd:"" help:"Make an encryption key."`
+	Status  statusCmd  `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
+	Health  healthCmd  `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
+	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
-// connectFlags say where things are. Secrets come from the environment alone,
-// or from a file that <NAME>_FILE names: a command line can be read by all.
+// connectFlags say where things are, for the commands that connect to any.
+// Secrets come from the environment alone, or from a file that <NAME>_FILE
+// names: a command line can be read by all.
 type connectFlags struct {
-	NATS     string `name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
-	NATSUser string `name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
-	Creds    string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
-	Prefix   string `placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
-	Replicas int    `default:"1" help:"Replicas of each stream (setup)."`
-	XAPIURL  string `name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
-	ClientID string `name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
-	Data     string `type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}). Other commands find what runs there by it."`
+	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}, or ${simdata} of a simulation). Other commands find what runs there by it."`
+	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
+	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
+	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
+	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
+	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
+}
+
+// AfterApply hands the flags of the command that was chosen to env.
+func (f *connectFlags) AfterApply(chosen *connectFlags) error {
+	*chosen = *f
+	return nil
 }
 
 // exitError ends the process with a code of its own.
@@ -90,16 +100,18 @@ func main() {
 
 // env is what a command gets beside its own flags.
 type env struct {
-	ctx    context.Context
-	cli    *cli
-	log    *slog.Logger
-	stdin  io.Reader
-	stdout io.Writer
-	stderr io.Writer
+	ctx     context.Context
+	cli     *cli
+	connect *connectFlags
+	log     *slog.Logger
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
+	var connect connectFlags
 	exited := -1
 	parser, err := kong.New(&c,
 		kong.Name("jetpost"),
@@ -107,7 +119,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			"Begin with: jetpost demo\n\n"+
 			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
 			"DATABASE_URL, HUB_ENCRYPTION_KEY, X_CLIENT_SECRET, NATS_PASSWORD."),
-		kong.Vars{"data": defaultData()},
+		kong.Vars{"data": defaultData(), "simdata": simData()},
+		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
@@ -132,7 +145,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	err = parsed.Run(&env{ctx: ctx, cli: &c, log: logger(&c, stderr), stdin: stdin, stdout: stdout, stderr: stderr})
+	err = parsed.Run(&env{ctx: ctx, cli: &c, connect: &connect, log: logger(&c, stderr), stdin: stdin, stdout: stdout, stderr: stderr})
 	return report(stderr, err)
 }
 
@@ -192,18 +205,27 @@ func defaultData() string {
 	return filepath.Join(home, ".local", "share", "jetpost")
 }
 
-func (e *env) data() string {
-	if e.cli.Connect.Data != "" {
-		return e.cli.Connect.Data
+// simData is where 'up --sim' keeps everything unless told otherwise: never
+// beside real accounts.
+func simData() string { return defaultData() + "-sim" }
+
+// data is where 'up' keeps everything.
+func (e *env) data(simulated bool) string {
+	switch {
+	case e.connect.Data != "":
+		return e.connect.Data
+	case simulated:
+		return simData()
+	default:
+		return defaultData()
 	}
-	return defaultData()
 }
 
 // config reads what is common to all commands.
 func (e *env) config() (app.Config, error) {
-	f := e.cli.Connect
+	f := e.connect
 	cfg := app.Config{
-		NATS: app.NATSConfig{URL: f.NATS, User: f.NATSUser, Creds: f.Creds, Prefix: f.Prefix, Replicas: f.Replicas},
+		NATS: app.NATSConfig{URL: f.NATS, User: f.NATSUser, Creds: f.Creds, Prefix: f.Prefix},
 		X:    app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
 	}
 	var mistakes []string
@@ -224,24 +246,43 @@ func (e *env) config() (app.Config, error) {
 }
 
 // clientConfig is the configuration of a command that talks to something that
-// runs: by the environment or, where that names neither NATS nor database, the
-// 'jetpost up' of this machine.
+// runs: a 'jetpost up' of this machine, or what the environment names. The two
+// are never mixed.
 func (e *env) clientConfig() (app.Config, error) {
-	cfg, err := e.config()
-	if err != nil || (cfg.NATS.URL != "" && !cfg.DatabaseURL.Empty()) {
-		return cfg, err
+	cfg, err := e.natsConfig()
+	if err == nil && cfg.NATS.URL != "" && cfg.DatabaseURL.Empty() {
+		return cfg, &exitError{code: exitUsage, err: &app.HintError{
+			Err:  errors.New("NATS_URL is set, but not to a jetpost that runs on this machine, and DATABASE_URL is missing"),
+			Help: "set DATABASE_URL and HUB_ENCRYPTION_KEY too, or unset NATS_URL",
+		}}
 	}
-	cfg, running, err := cfg.Running(e.data())
+	return cfg, err
+}
+
+// natsConfig is clientConfig for a command that needs no database.
+func (e *env) natsConfig() (app.Config, error) {
+	cfg, err := e.config()
 	if err != nil {
 		return cfg, err
 	}
-	if !running && cfg.NATS.URL == "" && cfg.DatabaseURL.Empty() {
-		return cfg, &exitError{code: exitUsage, err: &app.HintError{
-			Err:  fmt.Errorf("no jetpost runs on %s, and neither NATS_URL nor DATABASE_URL is set", e.data()),
-			Help: "start one with: jetpost up --sim    or set NATS_URL, DATABASE_URL and HUB_ENCRYPTION_KEY",
-		}}
+	dirs := []string{e.data(false)}
+	if e.connect.Data == "" {
+		dirs = append(dirs, simData())
 	}
-	return cfg, nil
+	cfg, running, err := cfg.Running(dirs...)
+	named := cfg.NATS.URL != "" || !cfg.DatabaseURL.Empty()
+	switch died := new(app.DiedError); {
+	case running || (err != nil && !errors.As(err, &died)):
+		return cfg, err
+	case named:
+		return cfg, nil
+	case err != nil:
+		return cfg, &exitError{code: exitUsage, err: err}
+	}
+	return cfg, &exitError{code: exitUsage, err: &app.HintError{
+		Err:  fmt.Errorf("no jetpost runs on %s, and neither NATS_URL nor DATABASE_URL is set", strings.Join(dirs, " or ")),
+		Help: "start one with: jetpost up --sim    or set NATS_URL, DATABASE_URL and HUB_ENCRYPTION_KEY",
+	}}
 }
 
 // secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.

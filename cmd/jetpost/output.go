@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
@@ -19,7 +20,9 @@ func (e *env) asJSON() bool { return e.cli.Output == "json" }
 // show prints one value: as a JSON object on one line, or as text.
 func (e *env) show(value any, text string) error {
 	if e.asJSON() {
-		return json.NewEncoder(e.stdout).Encode(value)
+		encoder := json.NewEncoder(e.stdout)
+		encoder.SetEscapeHTML(false) // a terminal is no page
+		return encoder.Encode(value)
 	}
 	_, err := io.WriteString(e.stdout, text)
 	return err
@@ -102,6 +105,25 @@ func whichRequest(err error) error {
 		return &exitError{code: exitUsage, err: err}
 	}
 	return err
+}
+
+// maxExcerpt bounds the text of a post in a list.
+const maxExcerpt = 100 // characters
+
+// excerpt is the beginning of a text on one line, without what would steer a
+// terminal.
+func excerpt(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || unicode.IsSpace(r) {
+			return r
+		}
+		return -1
+	}, text)
+	words := []rune(strings.Join(strings.Fields(text), " "))
+	if len(words) > maxExcerpt {
+		return string(words[:maxExcerpt]) + "…"
+	}
+	return string(words)
 }
 
 // moment reads a time: RFC 3339, or a duration from now with its sign. Without

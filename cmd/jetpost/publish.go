@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi"
 )
 
 // maxRequestBytes bounds a request that is read from a file.
@@ -22,15 +24,16 @@ type publishCmd struct {
 	Account string `arg:"" optional:"" help:"Account, by the name it was imported under."`
 	Text    string `arg:"" optional:"" help:"Text of the first post."`
 
-	Then    []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
-	Media   []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media file of the first post; may be repeated, up to 4 images, or one GIF or video."`
-	Alt     []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
-	File    string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
-	ID      string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
-	At      string        `env:"-" placeholder:"TIME" help:"Publish then: a time like 2026-12-01T09:00:00Z, or +10m from now."`
-	Expires string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
-	Wait    bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
-	Timeout time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
+	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Image of the first post, JPEG, PNG or WebP of up to 5 MB; may be repeated, up to 4."`
+	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
+	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
+	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
+	At           string        `env:"-" placeholder:"TIME" help:"Publish then: a time like 2026-12-01T09:00:00Z, or +10m from now."`
+	Expires      string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
+	Wait         bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
+	Timeout      time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+	connectFlags `embed:""`
 }
 
 // Run publishes, and prints the account and the id.
@@ -39,7 +42,7 @@ func (c *publishCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := e.clientConfig()
+	cfg, err := e.natsConfig()
 	if err != nil {
 		return err
 	}
@@ -59,7 +62,7 @@ func (c *publishCmd) Run(e *env) error {
 	if err != nil {
 		return sendAgain(receipt, err)
 	}
-	return e.say(receipt, "%s  %s", receipt.Account, receipt.ID)
+	return e.say(receipt, "%s  %s\nstored; follow it with: jetpost requests show %s", receipt.Account, receipt.ID, receipt.ID)
 }
 
 // sendAgain names the id under which a request that may be stored can be
@@ -144,18 +147,45 @@ func (c *publishCmd) checkMedia() error {
 		errs = append(errs, fmt.Sprintf("--alt: there are %d for %d --media; give one for each, --alt '' for none", len(c.Alt), len(c.Media)))
 	}
 	for _, path := range c.Media {
-		info, err := os.Stat(path)
-		switch {
-		case err != nil:
+		if err := checkImage(path); err != nil {
 			errs = append(errs, "--media: "+err.Error())
-		case !info.Mode().IsRegular() || info.Size() == 0:
-			errs = append(errs, "--media: "+path+" is empty or no file")
 		}
 	}
 	if len(errs) == 0 {
 		return nil
 	}
 	return errors.New(strings.Join(errs, "\n  "))
+}
+
+// sniffBytes is how much http.DetectContentType looks at.
+const sniffBytes = 512
+
+// checkImage makes sure that a file is of a kind and size that X takes.
+func checkImage(path string) error {
+	info, err := os.Stat(path) // before opening, which waits where it is a pipe
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular() || info.Size() == 0:
+		return fmt.Errorf("%s is empty or no file", path)
+	case info.Size() > xapi.MaxImageBytes:
+		return fmt.Errorf("%s has %d bytes, more than the %d that X takes", path, info.Size(), xapi.MaxImageBytes)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only read from
+	head, err := io.ReadAll(io.LimitReader(f, sniffBytes))
+	if err != nil {
+		return err
+	}
+	switch kind := http.DetectContentType(head); kind {
+	case "image/jpeg", "image/png", "image/webp":
+		return nil
+	default:
+		return fmt.Errorf("%s is %s, not JPEG, PNG or WebP", path, kind)
+	}
 }
 
 func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
@@ -256,7 +286,7 @@ func verdict(w app.Waited, timeout time.Duration) error {
 	}
 	switch {
 	case w.Refusal != nil:
-		return fail(exitRequest, app.Advice(w.Refusal.Code), "%s was refused: %s: %s",
+		return fail(exitRequest, app.AdviceFor(w.Refusal.Code, w.Receipt.ID), "%s was refused: %s: %s",
 			name, w.Refusal.Code, strings.Join(problems(w.Refusal.Problems), "; "))
 	case w.Request == nil:
 		return fail(exitWaiting, "see what works with: jetpost status, and what is known with: jetpost requests show "+w.Receipt.ID, "%s: no worker told of it within %s", name, timeout)
@@ -270,11 +300,11 @@ func verdict(w app.Waited, timeout time.Duration) error {
 	case jetpost.StatePublished:
 		return nil
 	case jetpost.StateFailed, jetpost.StateCancelled:
-		return fail(exitRequest, app.Advice(code), "%s", state)
+		return fail(exitRequest, app.AdviceFor(code, w.Receipt.ID), "%s", state)
 	case jetpost.StateUnknown:
-		return fail(exitUnknown, app.Advice(code), "%s", state)
+		return fail(exitUnknown, app.AdviceFor(code, w.Receipt.ID), "%s", state)
 	default:
-		return fail(exitWaiting, app.Advice(code), "%s, after waiting %s", state, timeout)
+		return fail(exitWaiting, app.AdviceFor(code, w.Receipt.ID), "%s, after waiting %s", state, timeout)
 	}
 }
 
@@ -305,13 +335,13 @@ func (p *progress) see(event jetpost.Event) {
 	case jetpost.StateScheduled:
 		p.say("scheduled for %s", localTime(r.PublishAt))
 	case jetpost.StateHeld:
-		p.held(r.Reason)
+		p.held(r.ID, r.Reason)
 	case jetpost.StatePublished, jetpost.StateCancelled:
 		p.say("%s", r.State)
 	}
 }
 
-func (p *progress) held(reason *jetpost.Reason) {
+func (p *progress) held(id string, reason *jetpost.Reason) {
 	if reason == nil {
 		p.say("held")
 		return
@@ -321,7 +351,7 @@ func (p *progress) held(reason *jetpost.Reason) {
 		when = " until " + localTime(reason.Until)
 	}
 	p.say("held%s: %s", when, reasonText(reason))
-	if advice := app.Advice(reason.Code); advice != "" {
+	if advice := app.AdviceFor(reason.Code, id); advice != "" {
 		p.say("  do: %s", advice)
 	}
 }

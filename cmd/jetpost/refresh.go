@@ -12,10 +12,11 @@ import (
 
 // refreshCmd is 'jetpost refresh'.
 type refreshCmd struct {
-	Account string        `arg:"" optional:"" help:"Account whose token to refresh; without, all tokens that are due."`
-	Force   bool          `env:"-" help:"Refresh even a token that is still young; needs an ACCOUNT."`
-	Wait    bool          `env:"-" help:"Wait for the outcome. Exit code 1: failed, 5: still waiting."`
-	Timeout time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+	Account      string        `arg:"" optional:"" help:"Account whose token to refresh; without, all tokens that are due."`
+	Force        bool          `env:"-" help:"Refresh even a token that is still young; needs an ACCOUNT."`
+	Wait         bool          `env:"-" help:"Wait for the outcome. Exit code 1: failed, 5: still waiting."`
+	Timeout      time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+	connectFlags `embed:""`
 }
 
 // Run asks for the refresh of one account's token, or opens a round.
@@ -26,7 +27,7 @@ func (c *refreshCmd) Run(e *env) error {
 	if c.Force {
 		return mistakes("cannot refresh", "--force: needs an ACCOUNT")
 	}
-	cfg, err := e.clientConfig()
+	cfg, err := e.natsConfig()
 	if err != nil {
 		return err
 	}
@@ -36,6 +37,13 @@ func (c *refreshCmd) Run(e *env) error {
 	}
 	defer conn.Close()
 	return waiting(c.round(e, conn))
+}
+
+// asked says that a refresh was asked for, and for whom: all, where Account is
+// empty.
+type asked struct {
+	Account string `json:"account,omitempty"`
+	Asked   bool   `json:"asked"`
 }
 
 func (c *refreshCmd) account(ctx context.Context, e *env, desk *app.Desk) error {
@@ -48,7 +56,7 @@ func (c *refreshCmd) account(ctx context.Context, e *env, desk *app.Desk) error 
 	case err != nil:
 		return err
 	case !c.Wait:
-		return e.say(account, "asked for a refresh of %s", c.Account)
+		return e.say(asked{Account: c.Account, Asked: true}, "asked for a refresh of %s", c.Account)
 	default:
 		return e.say(account, "refreshed %s: its token ends %s", c.Account, localTime(account.TokenExpiresAt))
 	}
@@ -59,7 +67,7 @@ func (c *refreshCmd) round(e *env, conn *app.Connection) error {
 		if err := publishers.New(conn.JS, conn.Names).Tick(e.ctx); err != nil {
 			return err
 		}
-		return e.say(struct{}{}, "asked for a refresh of all tokens that are due")
+		return e.say(asked{Asked: true}, "asked for a refresh of all tokens that are due")
 	}
 	summary, err := conn.RefreshRound(e.ctx, c.Timeout)
 	if err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost/internal/app"
@@ -11,12 +13,13 @@ import (
 
 // replayCmd is 'jetpost replay'.
 type replayCmd struct {
-	IDs []string `arg:"" optional:"" name:"id" help:"Ids of requests, or of messages that were refused."`
+	IDs []string `arg:"" optional:"" name:"id" help:"Requests that failed or were refused, by their ids; else give --account, --code, --since or --all."`
 	accountFlag
-	Code   string `env:"-" placeholder:"CODE" help:"Everything that failed with this reason code."`
-	Since  string `env:"-" placeholder:"TIME" help:"Everything that failed since: a time like 2026-12-01T09:00:00Z, or 24h ago."`
-	All    bool   `env:"-" help:"Everything that failed."`
-	DryRun bool   `env:"-" help:"Change nothing; say what would be done."`
+	Code         string `env:"-" placeholder:"CODE" help:"Everything that failed or was refused with this reason code."`
+	Since        string `env:"-" placeholder:"TIME" help:"Everything that failed or was refused since: a time like 2026-12-01T09:00:00Z, or 24h ago."`
+	All          bool   `env:"-" help:"Everything that failed or was refused."`
+	DryRun       bool   `env:"-" help:"Change nothing; say what would be done."`
+	connectFlags `embed:""`
 }
 
 // Run sends back what failed and says what became of each.
@@ -32,11 +35,26 @@ func (c *replayCmd) Run(e *env) error {
 				return err
 			}
 		}
-		if err == nil && len(done) == 0 {
-			return fmt.Errorf("nothing to replay: %w", store.ErrNotFound)
+		if err != nil {
+			return err
 		}
-		return err
+		return nothingFor(query.IDs, done)
 	})
+}
+
+// nothingFor names the ids that nothing is known of.
+func nothingFor(ids []string, done []app.Replayed) error {
+	missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
+		return slices.ContainsFunc(done, func(r app.Replayed) bool { return r.ID == id })
+	})
+	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("nothing to replay for %s: %w", strings.Join(missing, ", "), store.ErrNotFound)
+	case len(done) == 0:
+		return fmt.Errorf("nothing to replay: %w", store.ErrNotFound)
+	default:
+		return nil
+	}
 }
 
 func (c *replayCmd) query(now time.Time) (app.ReplayQuery, error) {

@@ -23,15 +23,21 @@ const maxRefusals = 10_000
 
 // requestsCmd is 'jetpost requests'.
 type requestsCmd struct {
-	List    requestsListCmd    `cmd:"" help:"List requests, the latest first."`
-	Show    requestsShowCmd    `cmd:"" help:"Show one request: its posts with links, its reason, its times."`
-	Cancel  requestsCancelCmd  `cmd:"" help:"Take a request back; what is live stays live."`
-	Resolve requestsResolveCmd `cmd:"" help:"Say whether the post of an unknown request is on X."`
+	List         requestsListCmd    `cmd:"" help:"List requests, the latest first."`
+	Show         requestsShowCmd    `cmd:"" help:"Show one request: its posts with links, its reason, its times."`
+	Cancel       requestsCancelCmd  `cmd:"" help:"Take a request back; what is live stays live."`
+	Resolve      requestsResolveCmd `cmd:"" help:"Say whether the doubtful post of an unknown request is on X: --posted POST_ID or --not-posted."`
+	connectFlags `embed:""`
 }
 
 // accountFlag narrows a command to one account.
 type accountFlag struct {
 	Account string `env:"-" placeholder:"NAME" help:"Only of this account."`
+}
+
+// whoseFlag tells requests of one id apart.
+type whoseFlag struct {
+	Account string `env:"-" placeholder:"NAME" help:"Its account; needed where several accounts have a request of that id."`
 }
 
 // withLedger opens the ledger for a command that only reads it.
@@ -153,7 +159,7 @@ func dash(s string) string {
 
 type requestsShowCmd struct {
 	ID string `arg:"" help:"Id of the request."`
-	accountFlag
+	whoseFlag
 }
 
 // Run shows one request. An id of several accounts lists them.
@@ -166,7 +172,7 @@ func (c *requestsShowCmd) Run(e *env) error {
 		if err != nil {
 			return whichRequest(err)
 		}
-		return e.show(found.Status, requestText(found.Status))
+		return e.show(found.Status, requestText(found))
 	})
 }
 
@@ -180,14 +186,15 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, ledger store.Requests
 		if r.ID == c.ID && (c.Account == "" || c.Account == r.Account) {
 			return &app.HintError{
 				Err:  fmt.Errorf("%w: a message of that id was refused: %s", notFound, r.Code),
-				Help: "see why with: jetpost requests list --state refused; " + app.Advice(r.Code),
+				Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.ID),
 			}
 		}
 	}
 	return notFound
 }
 
-func requestText(s jetpost.RequestStatus) string {
+func requestText(found store.Record) string {
+	s, texts := found.Status, postTexts(found)
 	var rows []string
 	line := func(name, value string) {
 		if value != "" && value != "-" {
@@ -200,7 +207,7 @@ func requestText(s jetpost.RequestStatus) string {
 	line("reason", reasonText(s.Reason))
 	if s.Reason != nil {
 		line("until", localTime(s.Reason.Until))
-		line("do", app.Advice(s.Reason.Code))
+		line("do", app.AdviceFor(s.Reason.Code, s.ID))
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
 	line("attempts", strconv.Itoa(s.Attempts))
@@ -209,14 +216,32 @@ func requestText(s jetpost.RequestStatus) string {
 	line("expires at", localTime(s.ExpiresAt))
 	line("changed", localTime(s.UpdatedAt))
 	for _, p := range s.Posts {
-		line(fmt.Sprintf("post %d", p.Index+1), strings.TrimSpace(fmt.Sprintf("%-7s  %s", p.State, p.URL)))
+		words := strings.TrimSpace(fmt.Sprintf("%-7s  %s", p.State, p.URL))
+		if p.Index < len(texts) {
+			words = strings.TrimSpace(words + "  " + excerpt(texts[p.Index]))
+		}
+		line(fmt.Sprintf("post %d", p.Index+1), words)
 	}
 	return align(rows)
 }
 
+// postTexts are those of a request's posts; none where only a newer jetpost
+// can read it.
+func postTexts(r store.Record) []string {
+	request, err := jetpost.Decode(r.Account, r.Body)
+	if err != nil {
+		return nil
+	}
+	texts := make([]string, len(request.Posts))
+	for i, p := range request.Posts {
+		texts[i] = p.Text
+	}
+	return texts
+}
+
 type requestsCancelCmd struct {
 	ID string `arg:"" help:"Id of the request."`
-	accountFlag
+	whoseFlag
 }
 
 // Run takes a request back.
@@ -232,15 +257,18 @@ func (c *requestsCancelCmd) Run(e *env) error {
 
 type requestsResolveCmd struct {
 	ID string `arg:"" help:"Id of the request."`
-	accountFlag
-	Posted    string `env:"-" xor:"outcome" required:"" placeholder:"POST_ID" help:"The post is on X, and this is its id: the digits that end its link."`
-	NotPosted bool   `env:"-" xor:"outcome" required:"" help:"The post is not on X: send it."`
+	whoseFlag
+	Posted    string `env:"-" placeholder:"POST_ID" help:"The post is on X, and this is its id: the digits that end its link. Give this or --not-posted."`
+	NotPosted bool   `env:"-" help:"The post is not on X: send it. Give this or --posted."`
 }
 
 var postID = regexp.MustCompile(`^[0-9]{1,19}$`)
 
 // Run settles the doubtful post of a request.
 func (c *requestsResolveCmd) Run(e *env) error {
+	if c.NotPosted == (c.Posted != "") {
+		return mistakes("cannot resolve", "give either --posted POST_ID or --not-posted")
+	}
 	if !c.NotPosted && !postID.MatchString(c.Posted) {
 		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is no id of a post, which is 1 to 19 digits", c.Posted))
 	}

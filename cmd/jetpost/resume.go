@@ -3,14 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
+	"strings"
 
 	"github.com/jetpost/jetpost/internal/app"
 )
 
 // resumeCmd is 'jetpost resume'.
 type resumeCmd struct {
-	App bool `required:"" help:"End the stops of the whole app: X was topped up, its cap raised, its settings corrected."`
+	App          bool `required:"" help:"End the stops of the whole app: X was topped up, its cap raised, its settings corrected."`
+	connectFlags `embed:""`
 }
 
 // Run ends the stops, and says which there were.
@@ -20,13 +21,13 @@ func (c *resumeCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		return e.show(ended, func(w io.Writer) {
-			for _, stop := range ended {
-				fmt.Fprintf(w, "resumed %s, which was stopped: %s\n", stop.Scope, reasonText(&stop.Reason))
-			}
-			if len(ended) == 0 {
-				fmt.Fprintln(w, "nothing was stopped")
-			}
-		})
+		var text strings.Builder
+		for _, stop := range ended {
+			fmt.Fprintf(&text, "resumed %s, which was stopped: %s\n", stop.Scope, reasonText(&stop.Reason))
+		}
+		if len(ended) == 0 {
+			text.WriteString("nothing was stopped\n")
+		}
+		return e.show(ended, text.String())
 	})
 }

@@ -13,7 +13,9 @@ import (
 )
 
 // statusCmd is 'jetpost status'.
-type statusCmd struct{}
+type statusCmd struct {
+	connectFlags `embed:""`
+}
 
 // statusTimeout bounds the look at everything.
 const statusTimeout = 30 * time.Second
@@ -43,11 +45,11 @@ func (c *statusCmd) Run(e *env) error {
 }
 
 func statusText(s app.Status) string {
-	var b strings.Builder
+	var out strings.Builder
 	tell := func(sentence, do string) {
-		b.WriteString(sentence + "\n")
+		out.WriteString(sentence + "\n")
 		if do != "" {
-			b.WriteString("  do: " + do + "\n")
+			out.WriteString("  do: " + do + "\n")
 		}
 	}
 	tell(s.Summary, s.Do)
@@ -59,6 +61,12 @@ func statusText(s app.Status) string {
 	}
 	if len(s.Reauth) > 0 {
 		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), app.Advice(jetpost.CodeAccountReauthRequired))
+	}
+	for _, b := range s.Blocked {
+		fmt.Fprintf(&out, "blocked: %s by %s request %s: %s\n", b.Account, b.State, b.ID, b.Do)
+	}
+	if more := s.BlockedTotal - len(s.Blocked); more > 0 {
+		fmt.Fprintf(&out, "blocked: and %d more\n", more)
 	}
 	var rows []string
 	for _, state := range jetpost.States() {
@@ -76,5 +84,5 @@ func statusText(s app.Status) string {
 		rows = append(rows, fmt.Sprintf("last refresh round:\t%s, %d of %d refreshed, %d failed",
 			localTime(s.LastRefreshAt), r.Refreshed, r.Total, r.Failed))
 	}
-	return b.String() + align(rows)
+	return out.String() + align(rows)
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost/internal/app"
@@ -22,6 +24,21 @@ type workFlags struct {
 	WorkerName    string        `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
 
+// Validate refuses what is no default but looks like one to the parts below.
+func (f *workFlags) Validate() error {
+	var wrong []error
+	if f.Slots < 1 {
+		wrong = append(wrong, fmt.Errorf("--slots: %d, want 1 at least", f.Slots))
+	}
+	if f.RefreshWindow <= 0 {
+		wrong = append(wrong, fmt.Errorf("--refresh-window: %s, want a time above 0", f.RefreshWindow))
+	}
+	if f.RefreshBatch < 1 {
+		wrong = append(wrong, fmt.Errorf("--refresh-batch: %d, want 1 at least", f.RefreshBatch))
+	}
+	return errors.Join(wrong...)
+}
+
 func (f workFlags) apply(cfg *app.Config) {
 	cfg.Roles, cfg.Slots, cfg.Lease, cfg.HealthListen = f.Roles, f.Slots, f.Lease, f.HealthListen
 	cfg.Refresh.Window, cfg.Refresh.Batch = f.RefreshWindow, f.RefreshBatch
@@ -30,11 +47,12 @@ func (f workFlags) apply(cfg *app.Config) {
 
 // upCmd is 'jetpost up'.
 type upCmd struct {
-	NATSListen  string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where NATS listens (${default})."`
-	RefreshCron string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
-	Sim         bool   `help:"Use a simulated X: nothing leaves this machine. Do not mix it with real accounts in one data directory."`
-	SimListen   string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where the simulated X listens (${default})."`
-	workFlags   `embed:""`
+	NATSListen   string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where NATS listens (${default})."`
+	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
+	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own: nothing leaves this machine."`
+	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where the simulated X listens (${default})."`
+	workFlags    `embed:""`
+	connectFlags `embed:""`
 }
 
 // Run runs everything until it is told to stop.
@@ -50,7 +68,12 @@ func (c *upCmd) Run(e *env) error {
 	}
 	c.apply(&cfg)
 	cfg.Refresh.Cron = c.RefreshCron
-	house := app.HouseConfig{Config: cfg, Data: e.data(), NATSListen: c.NATSListen}
+	house := app.HouseConfig{
+		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
+		OnNewKey: func(path string) {
+			fmt.Fprintf(e.stdout, "made %s: back it up, without it all tokens are lost\n", path)
+		},
+	}
 	if c.Sim {
 		house.Sim, house.SimListen, house.SimAccounts = &xsim.Server{}, c.SimListen, []string{"alice", "bob"}
 	}
@@ -65,14 +88,28 @@ func (c *upCmd) Run(e *env) error {
 
 // welcome says on standard output what a newcomer needs next.
 func (c *upCmd) welcome(e *env, h *app.House) {
-	if h.KeyNew {
-		fmt.Fprintf(e.stdout, "made %s: back it up, without it all tokens are lost\n", filepath.Join(e.data(), "encryption.key"))
-	}
+	program := filepath.Base(os.Args[0])
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
-	if c.Sim {
-		fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts alice and bob\n", h.SimURL)
-		fmt.Fprintf(e.stdout, "try: %s publish alice 'Hello' --wait\n", filepath.Base(os.Args[0]))
+	if !c.Sim {
+		fmt.Fprintf(e.stdout, "next: %s accounts import < accounts.jsonl\n", program)
 		return
 	}
-	fmt.Fprintf(e.stdout, "next: %s accounts import < accounts.jsonl\n", filepath.Base(os.Args[0]))
+	fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts %s\n", h.SimURL, listed(h.SimAccounts))
+	fmt.Fprintf(e.stdout, "try: %s publish %s 'Hello' --wait\n", program, h.SimAccounts[0])
+}
+
+// maxNamed bounds the names that one line tells.
+const maxNamed = 10
+
+// listed is a list of names as people write it: alice, bob and carol.
+func listed(names []string) string {
+	last := len(names) - 1
+	switch {
+	case last < 1:
+		return strings.Join(names, "")
+	case last >= maxNamed:
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), len(names)-maxNamed)
+	default:
+		return strings.Join(names[:last], ", ") + " and " + names[last]
+	}
 }

@@ -14,7 +14,8 @@ import (
 
 // workerCmd is 'jetpost worker'.
 type workerCmd struct {
-	workFlags `embed:""`
+	workFlags    `embed:""`
+	connectFlags `embed:""`
 }
 
 // Run works until it is told to stop.
@@ -34,7 +35,15 @@ func (c *workerCmd) Run(e *env) error {
 
 // setupCmd is 'jetpost setup'.
 type setupCmd struct {
-	RefreshCron string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
+	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
+	Replicas     int    `default:"1" help:"Replicas of each stream: 1, or 3 in a cluster that must outlive one of its servers."`
+	connectFlags `embed:""`
+}
+
+// change is one line of what setup did.
+type change struct {
+	What   string `json:"what"`
+	Action string `json:"action"` // created, updated or unchanged
 }
 
 // Run makes or updates everything, and says what it did.
@@ -43,13 +52,19 @@ func (c *setupCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	cfg.Refresh.Cron = c.RefreshCron
+	if c.Replicas < 1 {
+		return mistakes("cannot set up", fmt.Sprintf("--replicas: %d, want 1 at least", c.Replicas))
+	}
+	cfg.Refresh.Cron, cfg.NATS.Replicas = c.RefreshCron, c.Replicas
 	report, err := cfg.Setup(e.ctx, e.log)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(e.stdout, strings.TrimSpace(report.String()))
-	return nil
+	changes := make([]change, len(report.Changes))
+	for i, done := range report.Changes {
+		changes[i] = change{What: done.What, Action: done.Action}
+	}
+	return e.show(changes, report.String())
 }
 
 // simCmd is 'jetpost sim'.
@@ -63,7 +78,10 @@ func (c *simCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "simulated X on http://%s\n", listener.Addr())
+	url := "http://" + listener.Addr().String()
+	fmt.Fprintf(e.stdout, "simulated X on %s; jetpost uses it with X_API_URL=%s X_CLIENT_ID=simulator\n", url, url)
+	fmt.Fprintf(e.stdout, "make an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
+	fmt.Fprintln(e.stdout, `then import it:  echo '{"name":"acme","access_token":"...","refresh_token":"...","expires_at":"..."}' | jetpost accounts import`)
 	return app.Serve(e.ctx, listener, &xsim.Server{Logger: e.log})
 }
 
@@ -105,6 +123,5 @@ type versionCmd struct{}
 
 // Run prints the version.
 func (c *versionCmd) Run(e *env) error {
-	_, err := fmt.Fprintln(e.stdout, app.Version())
-	return err
+	return e.say(map[string]string{"version": app.Version()}, "%s", app.Version())
 }

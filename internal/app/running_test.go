@@ -1,0 +1,65 @@
+package app_test
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// What runs is told from what has died by more than a file that is there, and
+// of two that run the first one counts, unless the other's NATS is named.
+func TestRunning(t *testing.T) {
+	t.Parallel()
+	oneDir, otherDir := t.TempDir(), t.TempDir()
+	open := func(dir string, cfg app.HouseConfig) *app.House {
+		cfg.Data, cfg.NATSListen, cfg.SimListen, cfg.NoWorker = dir, "127.0.0.1:0", "127.0.0.1:0", true
+		h, err := app.Up(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(h.Close)
+		return h
+	}
+	one := open(oneDir, app.HouseConfig{})
+	other := open(otherDir, app.HouseConfig{Sim: &xsim.Server{}, SimAccounts: []string{"alice"}})
+	dirs := []string{filepath.Join(t.TempDir(), "empty"), oneDir, otherDir}
+
+	for name, test := range map[string]struct {
+		nats string
+		want *app.House // nil for none
+	}{
+		"a stranger's NATS": {"nats://127.0.0.1:1", nil},
+		"no NATS named":     {"", one},
+		"the other's NATS":  {other.Config.NATS.URL, other},
+	} {
+		cfg, running, err := app.Config{NATS: app.NATSConfig{URL: test.nats}, X: app.XConfig{URL: "http://elsewhere"}}.Running(dirs...)
+		if err != nil || running != (test.want != nil) {
+			t.Errorf("%s: running = %t, %v", name, running, err)
+		}
+		if test.want != nil && (cfg.NATS.URL != test.want.Config.NATS.URL || cfg.X.URL != test.want.Config.X.URL ||
+			cfg.NATS.Password != test.want.Config.NATS.Password || cfg.Keys != test.want.Config.Keys) {
+			t.Errorf("%s: the configuration is not that of what runs", name)
+		}
+	}
+
+	// A copy of the file that nobody holds is what a killed process leaves.
+	died := t.TempDir()
+	text, err := os.ReadFile(filepath.Join(oneDir, "connection.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(died, "connection.json"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, running, err := (app.Config{}).Running(died); running || !errors.As(err, new(*app.DiedError)) {
+		t.Errorf("of a killed one: running = %t, %v", running, err)
+	}
+	if _, running, err := (app.Config{}).Running(died, otherDir); !running || err != nil {
+		t.Errorf("of one beside a killed one: running = %t, %v", running, err)
+	}
+}
