@@ -278,7 +278,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 			r.log.Error("app.stop_not_shared", "error", err)
 		}
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
-		out.Reason = jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: stopDetail(a.reason), Until: stopLook(a.reason, now)}
+		out.Reason = stopReason(a.reason, now)
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindFailed:
@@ -310,26 +310,28 @@ func (h *PublishHandler) stopped(now time.Time) (Verdict, bool) {
 	if !stopped {
 		return Verdict{}, false
 	}
-	return Hold(jetpost.CodeAppStopped, stopLook(stop.Reason, now), stopDetail(stop.Reason)), true
+	return Verdict{kind: kindHold, reason: stopReason(stop.Reason, now)}, true
 }
 
-// stopLook is when a head that a stop holds is looked at again: at the stop's
-// end, but soon enough to notice that somebody has ended it before.
-func stopLook(reason jetpost.Reason, now time.Time) time.Time {
+// stopReason is why a stop holds a head. The head is looked at again at the
+// stop's end, but soon enough to notice that somebody has ended it before.
+func stopReason(stop jetpost.Reason, now time.Time) jetpost.Reason {
 	look := now.Add(undatedStop)
-	if until := reason.Until; !until.IsZero() && until.Before(look) {
-		return until
+	if !stop.Until.IsZero() && stop.Until.Before(look) {
+		look = stop.Until
 	}
-	return look
+	return jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: stopDetail(stop, look), Until: look}
 }
 
-func stopDetail(reason jetpost.Reason) string {
-	detail := string(reason.Code)
-	if reason.Detail != "" {
-		detail += ": " + reason.Detail
+// stopDetail says what stopped the app and, where a head is looked at before
+// it, the stop's own end.
+func stopDetail(stop jetpost.Reason, look time.Time) string {
+	detail := string(stop.Code)
+	if stop.Detail != "" {
+		detail += ": " + stop.Detail
 	}
-	if !reason.Until.IsZero() {
-		detail += " (stopped until " + reason.Until.UTC().Format(time.RFC3339) + ")"
+	if stop.Until.After(look) {
+		detail += " (stopped until " + stop.Until.UTC().Format(time.RFC3339) + ")"
 	}
 	return detail
 }

@@ -91,7 +91,7 @@ func (r *Refresher) Fresh(ctx context.Context, account string, usedVersion int64
 		return token, nil
 	}
 	if stop, stopped := r.Gate.Stopped(ScopeRefresh, now); stopped {
-		return r.useOrHold(token, usedVersion, now, jetpost.CodeAppStopped, stop.Reason.Until, stopDetail(stop.Reason))
+		return r.useOrHold(token, usedVersion, now, jetpost.CodeAppStopped, stop.Reason.Until, stopDetail(stop.Reason, stop.Reason.Until))
 	}
 	now = time.Now()
 	current, claimed, err := r.Tokens.ClaimToken(ctx, account, token.Version, usedVersion != 0, exchangeLease, now)

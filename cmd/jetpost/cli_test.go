@@ -51,6 +51,7 @@ func TestScript(t *testing.T) {
 			"png":    writePNG,
 			"posts":  withHouse((*house).posts),
 			"refuse": withHouse((*house).refuse),
+			"answer": withHouse((*house).answer),
 			"revoke": withHouse((*house).revoke),
 			"halt":   withHouse((*house).halt),
 		},
@@ -147,6 +148,18 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 	ts.Setenv("HOUSE_NATS", up.Config.NATS.URL)
 	ts.Setenv("HOUSE_PORT", address.Port())
 	ts.Setenv("HOUSE_PASSWORD", up.Config.NATS.Password.Reveal())
+}
+
+// answer has X answer every post with that status: answer [STATUS]. Without
+// one X is itself again.
+func (h *house) answer(ts *testscript.TestScript, args []string) {
+	var faults []xsim.Fault
+	if len(args) == 1 {
+		status, err := strconv.Atoi(args[0])
+		ts.Check(err)
+		faults = append(faults, xsim.Fault{Kind: xsim.FaultStatus, Status: status, Endpoint: xsim.EndpointCreatePost})
+	}
+	ts.Check(h.sim.SetFaults(faults))
 }
 
 // refuse has X refuse every post that contains a text, until it is called

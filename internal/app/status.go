@@ -276,15 +276,15 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeOutcomeUnknown:
 		return "look at the account on X, then say with jetpost requests resolve ID whether the post is there"
 	case jetpost.CodeUsageCapped:
-		return "raise the cap in X's developer console"
+		return "raise the cap in X's developer console, then jetpost resume --app"
 	case jetpost.CodeCreditsDepleted:
-		return "buy credits in X's developer console"
+		return "buy credits in X's developer console, then jetpost resume --app"
 	case jetpost.CodeSpendCapReached:
-		return "raise the limit in X's developer console"
+		return "raise the limit in X's developer console, then jetpost resume --app"
 	case jetpost.CodeClientNotEnrolled:
-		return "enrol the app in X's developer console"
+		return "enrol the app in X's developer console, then jetpost resume --app"
 	case jetpost.CodeAppMisconfigured:
-		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, and restart the workers"
+		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, restart the workers, then jetpost resume --app"
 	case jetpost.CodeAppStopped:
 		return "see what stopped it with jetpost status"
 	default: // rate limits and outages of X end by themselves
