@@ -33,11 +33,6 @@ type stopBoard interface {
 	Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error)
 }
 
-// recorder publishes events that belong to no request.
-type recorder interface {
-	Event(ctx context.Context, subject string, e jetpost.Event) error
-}
-
 // Gate is the one place that stops the app. The stop itself stands in NATS for
 // all workers, whose lanes consumer is paused by it; each Gate also keeps what
 // it knows at hand, since messages that were on their way still arrive after a

@@ -44,11 +44,6 @@ const (
 	appFaultStop = 15 * time.Minute
 )
 
-// refreshTokens is the ledger's part in keeping tokens.
-type refreshTokens interface {
-	store.Tokens
-}
-
 // exchanger trades a refresh token, which X takes only once.
 type exchanger interface {
 	Refresh(ctx context.Context, refreshToken string) (xapi.TokenPair, error)
@@ -56,14 +51,14 @@ type exchanger interface {
 
 // refreshRecords publishes what became of refreshes.
 type refreshRecords interface {
-	recorder
+	Event(ctx context.Context, subject string, e jetpost.Event) error
 	RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error
 }
 
 // Refresher exchanges tokens, each at most once a claim. It is the one way to
 // a token: a tick, a request by hand and a lane all come through it.
 type Refresher struct {
-	Tokens  refreshTokens
+	Tokens  store.Tokens
 	X       exchanger
 	Gate    *Gate
 	Records refreshRecords

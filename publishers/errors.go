@@ -23,8 +23,8 @@ const (
 	codeSubjectsOverlap   jetstream.ErrorCode = 10065 // another stream has the subjects
 )
 
-// Hint is what an operator can try about an error of this package, or "" where
-// there is nothing better than its message.
+// Hint is what an operator can try about an error, from this package or any
+// other whose errors tell, or "" where there is nothing better than its message.
 func Hint(err error) string {
 	if e, ok := errors.AsType[interface {
 		error

@@ -48,26 +48,18 @@ func (c *accountsImportCmd) Run(e *env) error {
 		defer func() { _ = f.Close() }() // only read from
 		from = f
 	}
-	cfg, err := e.clientConfig()
-	if err != nil {
-		return err
-	}
-	desk, err := cfg.OpenDesk(e.ctx, e.log)
-	if err != nil {
-		return err
-	}
-	defer desk.Close()
-	importer := &app.Importer{Ledger: desk.Ledger, NATS: desk.Conn, XURL: cfg.X.URL}
-	done, failed, err := importLines(e, importer, from)
-	switch {
-	case err != nil:
-		return err
-	case failed > 0:
-		return fmt.Errorf("%d of %d accounts were not imported", failed, done)
-	case done == 0:
-		return &exitError{code: exitUsage, err: errors.New("there was no line to import")}
-	}
-	return nil
+	return e.withDesk(func(_ context.Context, desk *app.Desk) error {
+		done, failed, err := importLines(e, desk.Importer(), from)
+		switch {
+		case err != nil:
+			return err
+		case failed > 0:
+			return fmt.Errorf("%d of %d accounts were not imported", failed, done)
+		case done == 0:
+			return &exitError{code: exitUsage, err: errors.New("there was no line to import")}
+		}
+		return nil
+	})
 }
 
 func importLines(e *env, importer *app.Importer, from io.Reader) (done, failed int, err error) {

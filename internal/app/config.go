@@ -105,13 +105,7 @@ func (e *HintError) Hint() string { return e.Help }
 
 // Hint returns what an operator can try about an error, from whatever part it
 // comes, or "".
-func Hint(err error) string {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return h.Hint()
-	}
-	return ""
-}
+func Hint(err error) string { return publishers.Hint(err) }
 
 // ConfigError lists every mistake of a configuration.
 type ConfigError struct{ Mistakes []string }

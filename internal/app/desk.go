@@ -28,6 +28,7 @@ type Desk struct {
 
 	publisher *publishers.Publisher
 	announcer *consumers.Announcer
+	xURL      string
 	log       *slog.Logger
 }
 
@@ -37,7 +38,7 @@ func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err er
 	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
 		return nil, err
 	}
-	d := &Desk{log: log}
+	d := &Desk{xURL: c.X.URL, log: log}
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -61,6 +62,11 @@ func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err er
 	d.publisher = publishers.New(d.Conn.JS, d.Conn.Names)
 	d.announcer = &consumers.Announcer{Ledger: d.Ledger, Records: d.Records, Names: d.Conn.Names, Log: log}
 	return d, nil
+}
+
+// Importer brings accounts into the desk's ledger.
+func (d *Desk) Importer() *Importer {
+	return &Importer{Ledger: d.Ledger, NATS: d.Conn, XURL: d.xURL}
 }
 
 // Close frees what OpenDesk opened.
