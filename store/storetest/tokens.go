@@ -313,6 +313,10 @@ func claimDueRule(t *testing.T, b *bundle) {
 	check(t, err)
 	equal(t, "due tokens", namesOf(tokens), want)
 	for _, token := range tokens {
+		retries, err := b.st.Retries(t.Context(), token.Account)
+		check(t, err)
+		lost := strings.HasPrefix(token.Account, "lost_")
+		equal(t, token.Account+" is retried, and in the journal", []bool{!token.InDoubtSince.IsZero(), len(retries) == 1}, []bool{lost, lost})
 		if token.LeaseID == "" || !token.LeaseUntil.After(now) || token.Access.Reveal() != "access-of-"+token.Account+"-in-the-clear" {
 			t.Errorf("token of %s is claimed with lease %q until %s", token.Account, token.LeaseID, token.LeaseUntil)
 		}
