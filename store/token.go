@@ -121,3 +121,15 @@ func (n Notice) About(meta TokenMeta) Notice {
 	}
 	return n
 }
+
+// String is for logs.
+func (o ExchangeOutcome) String() string {
+	switch o {
+	case ExchangeUnknown:
+		return "unknown"
+	case ExchangeRefused:
+		return "refused"
+	default:
+		return "nothing"
+	}
+}

@@ -2,6 +2,7 @@ package xapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,8 +17,8 @@ import (
 )
 
 const (
-	// exchangeTimeout bounds one exchange of a refresh token.
-	exchangeTimeout = 10 * time.Second
+	// DefaultExchangeTimeout bounds one exchange of a refresh token.
+	DefaultExchangeTimeout = 10 * time.Second
 	// accessTokenLifetime is X's, for an answer that leaves it out.
 	accessTokenLifetime = 2 * time.Hour
 
@@ -32,6 +33,8 @@ type OAuth struct {
 	ClientSecret string // "" for a public client
 	BaseURL      string
 	HTTPClient   *http.Client
+	// Timeout bounds one exchange; DefaultExchangeTimeout where zero.
+	Timeout time.Duration
 }
 
 // String names the app and keeps its secret out of logs.
@@ -83,14 +86,14 @@ func (e *AppAuthError) Error() string { return "app not accepted: " + e.Err.Erro
 func (e *AppAuthError) Unwrap() error { return e.Err }
 
 // Refresh exchanges a refresh token, which can be used once. It is at most one
-// request, bounded by 10 seconds and by WithNotAfter. After an AmbiguousError the
+// request, bounded by Timeout and by WithNotAfter. After an AmbiguousError the
 // token may be spent and its successors lost.
 func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, error) {
 	if refreshToken == "" {
 		// x/oauth2 would refuse as well; nothing is sent.
 		return TokenPair{}, &NotSentError{Err: fmt.Errorf("%s: %w: no refresh token", EndpointToken, errRequest)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(o.Timeout, DefaultExchangeTimeout))
 	defer cancel()
 
 	exchange := &exchange{hc: o.httpClient(), err: errNotTried}
@@ -169,12 +172,12 @@ func classifyExchange(e *APIError) error {
 		return &AppAuthError{Err: e}
 	case e.Status == http.StatusServiceUnavailable && e.Title == "temporarily_unavailable":
 		return &UnavailableError{Err: e} // the endpoint's own word that it did nothing
-	case e.Status >= http.StatusInternalServerError, e.Status == http.StatusRequestTimeout:
-		// A gateway that fails says nothing about what happened behind it: the
-		// token may be spent.
-		return &AmbiguousError{Err: e}
-	default:
+	case e.refusal():
 		return &UnavailableError{Err: e}
+	default:
+		// A gateway that fails or points elsewhere says nothing about what happened
+		// behind it: the token may be spent.
+		return &AmbiguousError{Err: e}
 	}
 }
 
