@@ -93,11 +93,15 @@ type account struct {
 	texts  map[string]time.Time // when each text was last posted, for the duplicate filter
 	places map[[32]byte]*post   // the account's existing posts by place, for the books
 	grant  *grant               // the newest consent
+
+	families  int // consents so far
+	exchanges ring[*Exchange]
 }
 
 // grant is one consent: a family of pairs of which one is in force.
 type grant struct {
 	account   *account
+	family    int // the account's nth consent
 	scope     string
 	ttl       time.Duration
 	dead      bool
@@ -115,6 +119,7 @@ type accessToken struct {
 
 type refreshToken struct {
 	grant    *grant
+	rotation int // of its family, 0 for the first
 	expires  time.Time
 	used     bool
 	answered bool  // the client has the successor
@@ -126,6 +131,7 @@ type authCode struct {
 	redirectURI string
 	challenge   string
 	expires     time.Time
+	used        bool
 }
 
 // AddAccount adds an account and consents in its name. If the handle exists,
@@ -231,7 +237,8 @@ func (s *Server) newGrant(a *account, scope string, ttl time.Duration) *grant {
 	if ttl == 0 {
 		ttl = cmp.Or(s.AccessTokenTTL, accessTTLDefault)
 	}
-	return &grant{account: a, scope: scope, ttl: ttl}
+	a.families++
+	return &grant{account: a, family: a.families, scope: scope, ttl: ttl}
 }
 
 // enforce puts the grant in place of the account's earlier one.
@@ -257,7 +264,7 @@ func (s *Server) issue(g *grant, access, refresh string) {
 		refresh = s.secret("refresh", g)
 	}
 	g.refresh = refresh
-	s.w.refresh[refresh] = &refreshToken{grant: g, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
+	s.w.refresh[refresh] = &refreshToken{grant: g, rotation: g.refreshes, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
 }
 
 func (s *Server) secret(kind string, g *grant) string {
@@ -316,7 +323,9 @@ func (s *Server) authorize(c *call) answer {
 	}
 	g := s.newGrant(a, q.Get("scope"), 0)
 	code := s.secret("code", g)
-	s.w.codes[code] = &authCode{g, q.Get("redirect_uri"), q.Get("code_challenge"), c.now.Add(codeTTL)}
+	s.w.codes[code] = &authCode{
+		grant: g, redirectURI: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), expires: c.now.Add(codeTTL),
+	}
 	back := redirect.Query()
 	back.Set("code", code)
 	back.Set("state", q.Get("state"))
@@ -373,7 +382,7 @@ func (s *Server) clientForm(c *call) (url.Values, answer, bool) {
 func (s *Server) rotate(c *call, value string) answer {
 	t := s.w.refresh[value]
 	if t == nil {
-		return invalidToken()
+		return c.refuse(invalidToken())
 	}
 	if t.used {
 		if t.answered || t.by != nil && t.by.r.Context().Err() == nil {
@@ -382,10 +391,10 @@ func (s *Server) rotate(c *call, value string) answer {
 		if !s.KeepFamilyOnReplay {
 			t.grant.dead = true
 		}
-		return invalidToken()
+		return c.refuse(invalidToken())
 	}
 	if t.grant.dead || !c.now.Before(t.expires) {
-		return invalidToken()
+		return c.refuse(invalidToken())
 	}
 	t.used, t.by, c.effect = true, c, true
 	c.finished = func(delivered bool) { t.answered, t.by = delivered, nil }
@@ -399,16 +408,25 @@ func (s *Server) rotate(c *call, value string) answer {
 
 func (s *Server) exchangeCode(c *call, form url.Values) answer {
 	code := s.w.codes[form.Get("code")]
-	delete(s.w.codes, form.Get("code"))
 	sum := sha256.Sum256([]byte(form.Get("code_verifier")))
-	if code == nil || !c.now.Before(code.expires) || form.Get("redirect_uri") != code.redirectURI ||
+	good := code != nil && !code.used && c.now.Before(code.expires)
+	if code != nil {
+		code.used = true // by the first who presents it, and be it for nothing
+	}
+	if !good || form.Get("redirect_uri") != code.redirectURI ||
 		base64.RawURLEncoding.EncodeToString(sum[:]) != code.challenge {
-		return oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the authorization code was invalid.")
+		return c.refuse(oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the authorization code was invalid."))
 	}
 	c.effect, c.account, c.grant = true, code.grant.account, code.grant
 	s.enforce(code.grant)
 	s.issue(code.grant, "", "")
 	return pairAnswer(code.grant)
+}
+
+// refuse notes that the token or code is at fault, not the way in which it was presented.
+func (c *call) refuse(a answer) answer {
+	c.refused = true
+	return a
 }
 
 func pairAnswer(g *grant) answer {

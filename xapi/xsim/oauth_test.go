@@ -184,29 +184,33 @@ func TestRevoke(t *testing.T) {
 	b.wantViolations()
 }
 
+// setupCode is setup with a code that ann's consent gave; the form exchanges it.
+func setupCode(t *testing.T) (*testBundle, url.Values) {
+	t.Helper()
+	const verifier = "a-verifier-of-some-length"
+	sum := sha256.Sum256([]byte(verifier))
+	b := setup(t)
+	q := url.Values{
+		"response_type": {"code"}, "client_id": {"app"}, "redirect_uri": {redirect}, "state": {"s"}, "user": {"ann"},
+		"scope":          {xsim.DefaultScope},
+		"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
+	}
+	req, _ := http.NewRequestWithContext(t.Context(), "GET", "https://x.com/i/oauth2/authorize?"+q.Encode(), nil)
+	resp, err := b.x.RoundTrip(req)
+	if err != nil || resp.StatusCode != 302 {
+		t.Fatal(resp, err)
+	}
+	back, err := resp.Location()
+	if err != nil || back.Query().Get("state") != "s" {
+		t.Fatal(back, err)
+	}
+	return b, url.Values{"grant_type": {"authorization_code"}, "code": back.Query()["code"], "redirect_uri": {redirect}, "code_verifier": {verifier}}
+}
+
+const redirect = "http://127.0.0.1:1/callback"
+
 func TestAuthorizationCode(t *testing.T) {
 	t.Parallel()
-	const verifier, redirect = "a-verifier-of-some-length", "http://127.0.0.1:1/callback"
-	sum := sha256.Sum256([]byte(verifier))
-	setupCode := func(t *testing.T) (*testBundle, url.Values) {
-		t.Helper()
-		b := setup(t)
-		q := url.Values{
-			"response_type": {"code"}, "client_id": {"app"}, "redirect_uri": {redirect}, "state": {"s"}, "user": {"ann"},
-			"scope":          {xsim.DefaultScope},
-			"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
-		}
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "https://x.com/i/oauth2/authorize?"+q.Encode(), nil)
-		resp, err := b.x.RoundTrip(req)
-		if err != nil || resp.StatusCode != 302 {
-			t.Fatal(resp, err)
-		}
-		back, err := resp.Location()
-		if err != nil || back.Query().Get("state") != "s" {
-			t.Fatal(back, err)
-		}
-		return b, url.Values{"grant_type": {"authorization_code"}, "code": back.Query()["code"], "redirect_uri": {redirect}, "code_verifier": {verifier}}
-	}
 	exchange := func(b *testBundle, form url.Values) result {
 		return b.do(xsim.Grant{}, "POST", "/2/oauth2/token", "application/x-www-form-urlencoded", form.Encode())
 	}
