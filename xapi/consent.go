@@ -55,7 +55,7 @@ func (o *OAuth) authorizeBase() string {
 }
 
 // Exchange trades the code of a consent, which can be used once and for 30 seconds.
-// It is at most one request, bounded by 10 seconds and by WithNotAfter. X ends
+// It is at most one request, bounded by Timeout and by WithNotAfter. X ends
 // earlier pairs of the same user and app with it, so that after an AmbiguousError
 // the user must be asked again.
 func (o *OAuth) Exchange(ctx context.Context, code, verifier, redirectURI string) (TokenPair, error) {
@@ -83,14 +83,14 @@ func refusedCode(e *APIError) error {
 }
 
 // Revoke ends a token at X: nil says that X takes it no more, also where it did
-// not know it in the first place. It is at most one request, bounded by 10 seconds
+// not know it in the first place. It is at most one request, bounded by Timeout
 // and by WithNotAfter, and may be repeated. After an AmbiguousError the token may
 // be alive or dead.
 func (o *OAuth) Revoke(ctx context.Context, token string) error {
 	if token == "" {
 		return &NotSentError{Err: fmt.Errorf("%s: %w: no token", EndpointRevoke, errRequest)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, o.timeout())
 	defer cancel()
 	req, err := o.revokeRequest(ctx, token)
 	if err != nil {

@@ -2,6 +2,7 @@ package xapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,9 +17,9 @@ import (
 )
 
 const (
-	// exchangeTimeout bounds one exchange of a code or a refresh token, and one
-	// revocation.
-	exchangeTimeout = 10 * time.Second
+	// DefaultExchangeTimeout bounds one exchange of a code or a refresh token, and
+	// one revocation.
+	DefaultExchangeTimeout = 10 * time.Second
 	// accessTokenLifetime is X's, for an answer that leaves it out.
 	accessTokenLifetime = 2 * time.Hour
 
@@ -37,6 +38,8 @@ type OAuth struct {
 	// any other: a simulator is all of X at one address.
 	AuthorizeBaseURL string
 	HTTPClient       *http.Client
+	// Timeout bounds one request; DefaultExchangeTimeout where zero.
+	Timeout time.Duration
 }
 
 // String names the app and keeps its secret out of logs.
@@ -90,7 +93,7 @@ func (e *AppAuthError) Error() string { return "app not accepted: " + e.Err.Erro
 func (e *AppAuthError) Unwrap() error { return e.Err }
 
 // Refresh exchanges a refresh token, which can be used once. It is at most one
-// request, bounded by 10 seconds and by WithNotAfter. After an AmbiguousError the
+// request, bounded by Timeout and by WithNotAfter. After an AmbiguousError the
 // token may be spent and its successors lost.
 func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, error) {
 	if refreshToken == "" {
@@ -108,7 +111,7 @@ func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, er
 func (o *OAuth) grant(ctx context.Context, refused func(*APIError) error, secrets []string,
 	ask func(context.Context, oauth2.Config) (*oauth2.Token, error),
 ) (TokenPair, error) {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, o.timeout())
 	defer cancel()
 
 	exchange := &exchange{hc: o.httpClient(), err: errNotTried}
@@ -142,6 +145,8 @@ func (o *OAuth) grant(ctx context.Context, refused func(*APIError) error, secret
 		Scope:        scope,
 	}, nil
 }
+
+func (o *OAuth) timeout() time.Duration { return cmp.Or(o.Timeout, DefaultExchangeTimeout) }
 
 // base is the address that requests go to.
 func (o *OAuth) base() string { return strings.TrimRight(firstOf(o.BaseURL, DefaultBaseURL), "/") }
