@@ -40,7 +40,7 @@ func (d *Desk) Connector() (*Connector, error) {
 	}
 	return &Connector{
 		OAuth: &xapi.OAuth{
-			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL, AuthorizeBaseURL: d.x.AuthorizeURL,
+			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL,
 			HTTPClient: &http.Client{Transport: xapi.NewTransport()},
 		},
 		Importer: d.Importer(), Tokens: d.Ledger, Announce: d.announcer, Log: d.log,
