@@ -57,10 +57,10 @@ type connecting struct {
 }
 
 // connect starts one. Its port is a free one, and no browser is opened.
-func (s *site) connect(env []string, args ...string) *connecting {
-	s.t.Helper()
-	c := startConnect(s.t, env, append([]string{"--callback", "127.0.0.1:0", "--no-browser"}, args...)...)
-	eventually(s.t, "the address of X's page", func() bool {
+func (s *site) connect(t *testing.T, env []string, args ...string) *connecting {
+	t.Helper()
+	c := startConnect(t, env, append([]string{"--callback", "127.0.0.1:0", "--no-browser"}, args...)...)
+	eventually(t, "the address of X's page", func() bool {
 		c.page = regexp.MustCompile(`http://\S+/i/oauth2/authorize\S+`).FindString(c.stderr.String())
 		return c.page != ""
 	})
@@ -175,7 +175,7 @@ func newConnectSite(t *testing.T) (s *site, env []string, ahead *atomic.Int64) {
 func TestConnectByBrowser(t *testing.T) {
 	t.Parallel()
 	s, env, _ := newConnectSite(t)
-	c := s.connect(env, "acme")
+	c := s.connect(t, env, "acme")
 	if status, _ := get(t, strings.Split(c.redirectURI(), "?")[0]); status != http.StatusBadRequest {
 		t.Errorf("a visit without an answer: %d", status)
 	}
@@ -189,7 +189,7 @@ func TestConnectByBrowser(t *testing.T) {
 	}
 
 	// Once more, for a program.
-	c = s.connect(env, "acme", "-o", "json")
+	c = s.connect(t, env, "acme", "-o", "json")
 	c.follow("&user=alice")
 	code, stdout, _ = c.exit()
 	var connected struct {
@@ -226,7 +226,7 @@ func (s *site) wantConnected(account, user string) {
 func TestConnectByPasting(t *testing.T) {
 	t.Parallel()
 	s, env, _ := newConnectSite(t)
-	c := s.connect(env, "acme")
+	c := s.connect(t, env, "acme")
 	c.paste("yes, I did")
 	eventually(t, "a word about what was pasted", func() bool { return strings.Contains(c.stderr.String(), "That is not the address") })
 	c.paste(" '" + c.redirect("&user=alice").String() + "' ")
@@ -236,7 +236,7 @@ func TestConnectByPasting(t *testing.T) {
 	s.wantConnected("acme", "alice")
 
 	// An input that ends only means that nothing is pasted.
-	c = s.connect(env, "acme")
+	c = s.connect(t, env, "acme")
 	must(t, c.stdin.Close())
 	c.follow("&user=alice")
 	if code, stdout, _ := c.exit(); code != exitOK || !strings.HasPrefix(stdout, "connected acme again, which is @alice: ") {
@@ -276,7 +276,7 @@ func TestConnectOpensBrowser(t *testing.T) {
 func TestConnectErrors(t *testing.T) {
 	t.Parallel()
 	s, env, ahead := newConnectSite(t)
-	alice := s.connect(env, "alice")
+	alice := s.connect(t, env, "alice")
 	alice.follow("&user=alice")
 	alice.exit()
 	s.wantConnected("alice", "alice")
@@ -290,20 +290,20 @@ func TestConnectErrors(t *testing.T) {
 		env  []string
 		// answer is what becomes of the page; the error is of the command line where
 		// it is nil.
-		answer func(t *testing.T, c *connecting)
+		answer func(c *connecting)
 		code   int
 		want   string // %REDIRECT% stands for the redirect URI
 		do     string
 	}{
 		{
 			name: "app's secret wrong", args: []string{"carol"}, env: []string{"X_CLIENT_SECRET=wrong"},
-			answer: func(t *testing.T, c *connecting) { c.wantPage(t, "&user=carol", "carol is not connected") },
+			answer: func(c *connecting) { c.wantPage("&user=carol", "carol is not connected") },
 			code:   exitFailed, want: "connect carol: app not accepted: POST /2/oauth2/token: 401 Unauthorized: Missing valid authorization header",
 			do: "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, then start again with: jetpost accounts connect carol",
 		},
 		{
 			name: "code expired", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) {
+			answer: func(c *connecting) {
 				address := c.redirect("&user=carol")
 				ahead.Add(int64(30 * time.Second))
 				c.paste(address.String())
@@ -312,21 +312,21 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "code used before", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) {
+			answer: func(c *connecting) {
 				address := c.redirect("&user=carol")
-				s.spend(t, address.Query().Get("code"))
+				s.spend(c.t, address.Query().Get("code"))
 				c.paste(address.String())
 			},
 			code: exitFailed, want: spent, do: "a code works once, and for 30 seconds: start again with: jetpost accounts connect carol",
 		},
 		{
 			name: "consent denied", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) { c.wantPage(t, "&deny=true", "carol is not connected") },
+			answer: func(c *connecting) { c.wantPage("&deny=true", "carol is not connected") },
 			code:   exitFailed, want: "connect carol: the consent was denied on X's page", do: "start again, and let the app in: jetpost accounts connect carol",
 		},
 		{
 			name: "interrupted", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) { must(t, c.cmd.Process.Signal(syscall.SIGINT)) },
+			answer: func(c *connecting) { must(c.t, c.cmd.Process.Signal(syscall.SIGINT)) },
 			code:   exitInterrupted, want: "interrupted: nothing has changed",
 		},
 		{
@@ -335,7 +335,7 @@ func TestConnectErrors(t *testing.T) {
 			do: "correct the environment or the flags; both are explained by: jetpost --help",
 		},
 		{
-			name: "no consent in time", args: []string{"carol", "--timeout", "1s"}, answer: func(*testing.T, *connecting) {},
+			name: "no consent in time", args: []string{"carol", "--timeout", "1s"}, answer: func(*connecting) {},
 			code: exitWaiting, want: "connect carol: no consent came within 1s",
 			do: "if X's page said that something went wrong, check X_CLIENT_ID, and register %REDIRECT% in X's developer console; then start again",
 		},
@@ -346,8 +346,8 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "scope missing", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) {
-				c.wantPage(t, "&user=carol&grant=tweet.read+tweet.write+users.read", "carol is not connected")
+			answer: func(c *connecting) {
+				c.wantPage("&user=carol&grant=tweet.read+tweet.write+users.read", "carol is not connected")
 			},
 			code: exitFailed, want: "connect carol: the consent lacks offline.access (to renew its tokens), media.write (to upload images): nothing was stored, and the consent was taken back",
 			do: "X may have ended the tokens that it had before: give the app the permission to read and write in X's developer console, then connect it again with: jetpost accounts connect carol",
@@ -358,16 +358,16 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "user wrong", args: []string{"alice"},
-			answer: func(t *testing.T, c *connecting) { c.wantPage(t, "&user=carol", "alice is not connected") },
+			answer: func(c *connecting) { c.wantPage("&user=carol", "alice is not connected") },
 			code:   exitFailed, want: "connect alice: the consent is of @carol, but alice is @alice: nothing was stored, and the consent was taken back",
 			do: "log in to X as @alice, then connect it again with: jetpost accounts connect alice",
 		},
 		{
 			name: "state wrong", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) {
-				status, page := get(t, c.redirectURI()+"?code=stolen&state=other")
+			answer: func(c *connecting) {
+				status, page := get(c.t, c.redirectURI()+"?code=stolen&state=other")
 				if status != http.StatusBadRequest || !strings.Contains(page, "carol is not connected") {
-					t.Errorf("the browser ends at %d:\n%s", status, page)
+					c.t.Errorf("the browser ends at %d:\n%s", status, page)
 				}
 			},
 			code: exitFailed, want: "connect carol: the answer belongs to another attempt: its state is not the one that was sent",
@@ -375,15 +375,15 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "X cannot be reached", args: []string{"carol", "--authorize-url", s.cfg.X.URL}, env: []string{"X_API_URL=http://" + closed},
-			answer: func(t *testing.T, c *connecting) { c.wantPage(t, "&user=carol", "carol is not connected") },
+			answer: func(c *connecting) { c.wantPage("&user=carol", "carol is not connected") },
 			code:   exitFailed, want: "connect carol: not sent: POST /2/oauth2/token: dial tcp " + closed + ": connect: connection refused",
 			do: "nothing has changed; once X can be reached, start again with: jetpost accounts connect carol",
 		},
 		{
 			name: "X fails", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) {
+			answer: func(c *connecting) {
 				address := c.redirect("&user=carol")
-				must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultOutage}}))
+				must(c.t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultOutage}}))
 				c.paste(address.String())
 			},
 			code: exitFailed, want: "connect carol: outcome unknown: POST /2/oauth2/token: 503 Service Unavailable: Service Unavailable",
@@ -391,11 +391,11 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "X's page fails", args: []string{"carol"},
-			answer: func(t *testing.T, c *connecting) {
+			answer: func(c *connecting) {
 				q := c.redirect("&deny=true").Query()
 				q.Set("error", "server_error")
 				q.Set("error_description", "Something\nbroke.")
-				get(t, c.redirectURI()+"?"+q.Encode())
+				get(c.t, c.redirectURI()+"?"+q.Encode())
 			},
 			code: exitFailed, want: "connect carol: X answered with an error: server_error Something broke.",
 			do: "check the app's settings in X's developer console, then start again",
@@ -408,9 +408,9 @@ func TestConnectErrors(t *testing.T) {
 			if test.answer == nil {
 				code, stdout, stderr = runCommand(t, env, "jetpost", append([]string{"accounts", "connect", "--no-browser"}, test.args...)...)
 			} else {
-				c := s.connect(env, test.args...)
+				c := s.connect(t, env, test.args...)
 				redirect = c.redirectURI()
-				test.answer(t, c)
+				test.answer(c)
 				code, stdout, stderr = c.exit()
 			}
 			want := "jetpost: " + test.want + "\n"
@@ -431,10 +431,10 @@ func TestConnectErrors(t *testing.T) {
 }
 
 // wantPage follows the page and checks what the browser shows at last.
-func (c *connecting) wantPage(t *testing.T, more, want string) {
-	t.Helper()
+func (c *connecting) wantPage(more, want string) {
+	c.t.Helper()
 	if status, page := c.follow(more); status != http.StatusBadRequest || !strings.Contains(page, want) || !strings.Contains(page, "What to do: ") {
-		t.Errorf("the browser ends at %d:\n%s\nwant %q", status, page, want)
+		c.t.Errorf("the browser ends at %d:\n%s\nwant %q", status, page, want)
 	}
 }
 
@@ -489,7 +489,7 @@ func TestConnectAfterLostGrant(t *testing.T) {
 	}
 	jobs = append(jobs, &job{account: "alice", id: "late", posts: 1, sequence: jobs[len(jobs)-1].sequence + 1})
 
-	c := s.connect(s.settings(), "alice")
+	c := s.connect(t, s.settings(), "alice")
 	c.follow("&user=alice")
 	if code, stdout, _ := c.exit(); code != exitOK || !strings.HasPrefix(stdout, "connected alice again, which is @alice: ") {
 		t.Errorf("connect: exit code %d, %q", code, stdout)

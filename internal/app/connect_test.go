@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/internal/app"
+	appsecret "github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -485,5 +486,113 @@ func TestConnectorAuthorizeURL(t *testing.T) {
 	b.must(err)
 	if want := "tweet.read tweet.write users.read offline.access media.write"; page.Query().Get("scope") != want || page.Query().Get("client_id") != "simulator" {
 		t.Errorf("got %s", page)
+	}
+}
+
+func TestReportAccount(t *testing.T) {
+	t.Parallel()
+	const lease = time.Hour
+	claim := func(b *connectBundle, lease time.Duration) store.Token {
+		b.Helper()
+		token, claimed, err := b.desk.Ledger.ClaimToken(b.Context(), store.TokenClaim{
+			Account: "alice", UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease, Backoff: time.Hour}, Now: time.Now(),
+		})
+		if err != nil || !claimed {
+			b.Fatalf("claim: %t, %v", claimed, err)
+		}
+		return token
+	}
+	fail := func(b *connectBundle, outcome store.ExchangeOutcome) {
+		b.Helper()
+		b.must(b.desk.Ledger.SaveTokenFailure(b.Context(), claim(b, lease),
+			store.TokenFailure{Error: "no luck", Outcome: outcome, NextAttempt: time.Now().Add(time.Minute), Now: time.Now()}))
+	}
+	for state, test := range map[string]struct {
+		act  func(b *connectBundle)
+		do   string
+		next bool // there is a next attempt
+	}{
+		app.TokenDisconnected: {func(b *connectBundle) {
+			_, err := b.c.Disconnect(b.Context(), "alice")
+			b.must(err)
+		}, "connect it again with: jetpost accounts connect alice", false},
+		app.TokenFailing: {func(b *connectBundle) { fail(b, store.ExchangeNothing) }, "wait, or try now with jetpost refresh alice --force", true},
+		app.TokenInDoubt: {func(b *connectBundle) { claim(b, -time.Second) }, "wait: the account goes on with its access token; near its end X is asked once more", true},
+		app.TokenOK:      {func(*connectBundle) {}, "", false},
+		app.TokenReauthRequired: {
+			func(b *connectBundle) { fail(b, store.ExchangeRefused) }, "connect it again with: jetpost accounts connect alice", false,
+		},
+		app.TokenRenewing: {func(b *connectBundle) { claim(b, lease) }, "", false},
+	} {
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+			b := setupConnect(t)
+			test.act(b)
+			r, err := app.ReportAccount(t.Context(), b.desk.Ledger, "alice")
+			b.must(err)
+			if r.State != state || r.Do != test.do || r.NextAttemptAt.IsZero() == test.next || r.Name != "alice" {
+				t.Errorf("got %+v", r)
+			}
+			if r.InDoubtSince.IsZero() == (state == app.TokenInDoubt) {
+				t.Errorf("in doubt since %s", r.InDoubtSince)
+			}
+		})
+	}
+	t.Run(app.TokenUnreadable, func(t *testing.T) {
+		t.Parallel()
+		b := setupConnect(t)
+		r, err := app.ReportAccount(t.Context(), unreadable{b.desk.Ledger}, "alice")
+		if err != nil || r.State != app.TokenUnreadable || !strings.Contains(r.Do, "HUB_ENCRYPTION_KEY") {
+			t.Errorf("got %+v, %v", r, err)
+		}
+		if _, err := app.ReportAccount(t.Context(), b.desk.Ledger, "nobody"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("nobody: %v", err)
+		}
+	})
+}
+
+// unreadable is a ledger whose tokens no configured key opens.
+type unreadable struct{ store.Store }
+
+func (unreadable) Token(context.Context, string) (store.Token, error) {
+	return store.Token{}, &store.KeyError{KeyID: "another"}
+}
+
+// Whoever joins what runs must know the app's secret where that does, and uses no
+// other app's where it does not.
+func TestConnectorSecret(t *testing.T) {
+	t.Parallel()
+	up := func(secret string) string {
+		dir := t.TempDir()
+		h, err := app.Up(t.Context(), app.HouseConfig{
+			Config: app.Config{X: app.XConfig{ClientID: "app", ClientSecret: appsecret.New(secret)}},
+			Data:   dir, NATSListen: "127.0.0.1:0", NoWorker: true,
+		}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(h.Close)
+		return dir
+	}
+	connector := func(dir, secret string) (*app.Connector, error) {
+		cfg, running, err := app.Config{X: app.XConfig{ClientID: "another", ClientSecret: appsecret.New(secret)}}.Running(dir)
+		if err != nil || !running {
+			t.Fatalf("running: %t, %v", running, err)
+		}
+		desk, err := cfg.OpenDesk(t.Context(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(desk.Close)
+		return desk.Connector()
+	}
+	confidential := up("right")
+	_, err := connector(confidential, "")
+	wantError(t, err, "configuration: X_CLIENT_SECRET: is missing, but the jetpost that runs here has one; set it here too")
+	if c, err := connector(confidential, "right"); err != nil || c.OAuth.ClientID != "app" || c.OAuth.ClientSecret != "right" {
+		t.Errorf("with the secret: %+v, %v", c, err)
+	}
+	if c, err := connector(up(""), "another's"); err != nil || c.OAuth.ClientID != "app" || c.OAuth.ClientSecret != "" {
+		t.Errorf("of a public app: %+v, %v", c, err)
 	}
 }
