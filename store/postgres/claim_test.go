@@ -22,7 +22,7 @@ const (
 	// touch.
 	flatness = 3
 	// claims is how many claims of a batch are measured.
-	claims = 9
+	claims = 7
 )
 
 // fillTokens makes so many tokens as long as real ones, of which one in churnRounds
@@ -47,14 +47,15 @@ SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + interval '30
 WHERE NOT requires_reauth AND due_at < $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())`
 
 // saveClaimed is SaveToken for every token that is claimed, but for one in
-// fifty: its exchange came to nothing, and it waits.
+// fifty: its exchange came to nothing, and it waits, also when the ledger is
+// measured.
 const saveClaimed = `
 UPDATE oauth_tokens
 SET access_token = access_token, refresh_token = refresh_token, version = version + 1, lease_id = NULL, lease_until = NULL,
     refresh_started_at = NULL,
     refresh_after = CASE WHEN substr(user_id, 2)::int % 50 = 0 THEN refresh_after ELSE $1::timestamptz + interval '570 minutes' END,
     expires_at = CASE WHEN substr(user_id, 2)::int % 50 = 0 THEN expires_at ELSE $1::timestamptz + interval '11 hours' END,
-    next_attempt_at = CASE WHEN substr(user_id, 2)::int % 50 = 0 THEN $1::timestamptz + interval '90 minutes' END,
+    next_attempt_at = CASE WHEN substr(user_id, 2)::int % 50 = 0 THEN $1::timestamptz + interval '150 minutes' END,
     attempts = CASE WHEN substr(user_id, 2)::int % 50 = 0 THEN attempts ELSE 0 END
 WHERE lease_id IS NOT NULL`
 
