@@ -100,7 +100,7 @@ func (c *upCmd) welcome(e *env, h *app.House) {
 	program := filepath.Base(os.Args[0])
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
 	if !c.Sim {
-		fmt.Fprintf(e.stdout, "next: %s accounts import < accounts.jsonl\n", program)
+		fmt.Fprintf(e.stdout, "next: %s accounts connect NAME\n", program)
 		return
 	}
 	fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts %s\n", h.SimURL, listed(h.SimAccounts))

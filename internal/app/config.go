@@ -85,6 +85,9 @@ type XConfig struct {
 	URL          string // xapi.DefaultBaseURL where empty
 	ClientID     string
 	ClientSecret secret.String
+	// NeedsSecret tells that what runs uses a client secret, so that who joins it
+	// must have it too.
+	NeedsSecret bool
 }
 
 // RefreshConfig tunes token care.
@@ -171,6 +174,9 @@ func (c Config) validate(n needs) error {
 	if n.x {
 		if c.X.ClientID == "" {
 			wrong("X_CLIENT_ID: is missing; it is the OAuth 2.0 client id of your app in X's developer console")
+		}
+		if c.X.NeedsSecret && c.X.ClientSecret.Empty() {
+			wrong("X_CLIENT_SECRET: is missing, but the jetpost that runs here has one; set it here too")
 		}
 		if c.X.URL != "" {
 			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")

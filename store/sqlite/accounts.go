@@ -96,10 +96,10 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 		return "", err
 	case again:
 		return store.TokenUnchanged, nil
-	case busy:
+	case busy && !in.Consented:
 		return "", store.ErrTokenBusy
 	}
-	if err := s.sealer.MayReplace(there); err != nil {
+	if err := s.sealer.MayReplace(there); err != nil && !in.Consented {
 		return "", err
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)
