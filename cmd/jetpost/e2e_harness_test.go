@@ -477,19 +477,8 @@ type process struct {
 
 func start(t *testing.T, name string, env []string, program string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, name: name, log: filepath.Join(t.TempDir(), name+".log"), done: make(chan struct{})}
-	out, err := os.Create(p.log)
+	p, err := launch(t, name, filepath.Join(t.TempDir(), name+".log"), env, program, args...)
 	must(t, err)
-	p.cmd = exec.CommandContext(t.Context(), program, args...) // killed when the test ends
-	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
-	_, err = p.cmd.StdinPipe() // its end is the end of this process
-	must(t, err)
-	must(t, p.cmd.Start())
-	go func() {
-		_ = p.cmd.Wait() // the exit code tells the same
-		_ = out.Close()
-		close(p.done)
-	}()
 	t.Cleanup(func() {
 		<-p.done
 		text := p.output()
@@ -503,6 +492,30 @@ func start(t *testing.T, name string, env []string, program string, args ...stri
 		}
 	})
 	return p
+}
+
+// launch is start without a look at the output, for any goroutine.
+func launch(t *testing.T, name, log string, env []string, program string, args ...string) (*process, error) {
+	p := &process{t: t, name: name, log: log, done: make(chan struct{})}
+	out, err := os.Create(p.log)
+	if err != nil {
+		return nil, err
+	}
+	p.cmd = exec.CommandContext(t.Context(), program, args...) // killed when the test ends
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
+	_, err = p.cmd.StdinPipe() // its end is the end of this process
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
+	go func() {
+		_ = p.cmd.Wait() // the exit code tells the same
+		_ = out.Close()
+		close(p.done)
+	}()
+	return p, nil
 }
 
 func (p *process) output() string {

@@ -75,7 +75,7 @@ func (b *books) record(c *call, a answer) {
 	if call.Fault == FaultLostAnswer {
 		call.Status = 0
 	}
-	b.calls.add(call)
+	b.calls.add(call, maxRecords)
 	if b.counts == nil {
 		b.counts = map[string]map[string]int{}
 	}
@@ -87,7 +87,7 @@ func (b *books) record(c *call, a answer) {
 
 // violate books a broken promise. The caller holds the lock.
 func (s *Server) violate(c *call, kind, detail string) {
-	s.w.books.violations.add(Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived})
+	s.w.books.violations.add(Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived}, maxRecords)
 	if s.Logger != nil {
 		s.Logger.Warn("xsim.violation", "kind", kind, "account", c.accountID(), "detail", detail)
 	}
@@ -119,19 +119,19 @@ func (s *Server) Violations() []Violation {
 	return w.books.violations.list()
 }
 
-// ring keeps the last maxRecords entries.
+// ring keeps the last entries, up to the limit that each add names.
 type ring[T any] struct {
 	entries []T
 	next    int // where the oldest entry stands once the ring is full
 }
 
-func (r *ring[T]) add(v T) {
-	if len(r.entries) < maxRecords {
+func (r *ring[T]) add(v T, limit int) {
+	if len(r.entries) < limit {
 		r.entries = append(r.entries, v)
 		return
 	}
 	r.entries[r.next] = v
-	r.next = (r.next + 1) % maxRecords
+	r.next = (r.next + 1) % limit
 }
 
 func (r *ring[T]) list() []T {

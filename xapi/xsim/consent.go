@@ -79,6 +79,7 @@ type authCode struct {
 	redirectURI string
 	challenge   string
 	expires     time.Time
+	used        bool
 }
 
 // authorize is the page that asks for consent. What a client or its operator got
@@ -119,7 +120,9 @@ func (s *Server) giveCode(c *call, a *account, q url.Values, granted string) str
 		g.scope = strings.Join(slices.DeleteFunc(asked, func(s string) bool { return !slices.Contains(part, s) }), " ")
 	}
 	code := s.secret("code", g)
-	s.w.codes[code] = &authCode{g, q.Get("client_id"), q.Get("redirect_uri"), q.Get("code_challenge"), c.now.Add(codeTTL)}
+	s.w.codes[code] = &authCode{
+		grant: g, clientID: q.Get("client_id"), redirectURI: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), expires: c.now.Add(codeTTL),
+	}
 	c.account, c.effect = a, true
 	return code
 }
@@ -186,15 +189,18 @@ func (s *Server) exchangeCode(c *call, form url.Values) answer {
 		return s.badGrant(c, fmt.Sprintf("The code_verifier must have %d to %d characters.", minVerifierChars, maxVerifierChars))
 	}
 	code := s.w.codes[form.Get("code")]
-	delete(s.w.codes, form.Get("code"))
+	good := code != nil && !code.used && c.now.Before(code.expires) && clientOf(c, form) == code.clientID
+	if code != nil {
+		code.used = true // by the first who presents it, and be it for nothing
+	}
 	sum := sha256.Sum256([]byte(form.Get("code_verifier")))
 	switch {
-	case code == nil || !c.now.Before(code.expires) || clientOf(c, form) != code.clientID:
-		return oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the authorization code was invalid.")
+	case !good:
+		return c.refuse(oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the authorization code was invalid."))
 	case form.Get("redirect_uri") != code.redirectURI:
-		return oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the redirect uri did not match the uri of the authorization code.")
+		return c.refuse(oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the redirect uri did not match the uri of the authorization code."))
 	case base64.RawURLEncoding.EncodeToString(sum[:]) != code.challenge:
-		return oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the code verifier did not match the code challenge.")
+		return c.refuse(oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the code verifier did not match the code challenge."))
 	}
 	c.effect, c.account, c.grant = true, code.grant.account, code.grant
 	s.enforce(code.grant)

@@ -31,6 +31,8 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 		return s.forUser(user, func() any { return s.Media(user) })
 	case "GET /_sim/calls":
 		return jsonAnswer(http.StatusOK, s.Calls())
+	case "GET /_sim/exchanges":
+		return s.forUser(user, func() any { return s.Exchanges(user) })
 	case "GET /_sim/counts":
 		return jsonAnswer(http.StatusOK, s.Counts())
 	case "GET /_sim/violations":

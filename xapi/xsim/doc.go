@@ -48,7 +48,8 @@
 //
 // # Books
 //
-// Every call is recorded ([Call]), and so is everything a correct client never
+// Every call is recorded ([Call]), every presentation of a refresh token or code with
+// which one it was and whether its client knows the outcome ([Exchange]), and everything a correct client never
 // does ([Violation]); see the Violation constants for exactly when. A program that ends
 // with no violations has posted nothing twice, has replayed no refresh token and
 // has knocked at no closed window.
@@ -64,6 +65,7 @@
 //	GET    /_sim/posts?user=       [Post] in order of creation, deleted ones left out
 //	GET    /_sim/media?user=       [Media]
 //	GET    /_sim/calls             [Call], oldest first, the last 10,000
+//	GET    /_sim/exchanges?user=   [Exchange], oldest first, the last 1,000 of each account
 //	GET    /_sim/counts            {"POST /2/tweets": {"201": 5, "0": 1}}; 0 is a cut or lost answer
 //	GET    /_sim/violations        [Violation]
 //	GET    /_sim/faults            [Fault] with what each has seen and done

@@ -218,9 +218,9 @@ func (p plan) bare() bool {
 	return p.fault != nil && (p.fault.Bare || p.fault.Kind == FaultOutage)
 }
 
-// hidesAnswer says that the client could not read what the effect gave it.
+// hidesAnswer says that the client could not read what X answered.
 func (p plan) hidesAnswer() bool {
-	return p.kind() == FaultGarbage || p.kind() == FaultStatus
+	return p.kind() == FaultGarbage || p.kind() == FaultStatus && p.fault.After
 }
 
 // strike gives the answer of a fault that comes instead of the effect.

@@ -88,11 +88,15 @@ type account struct {
 	texts  map[string]time.Time // when each text was last posted, for the duplicate filter
 	places map[[32]byte]*post   // the account's existing posts by place, for the books
 	grant  *grant               // the newest consent
+
+	families  int // consents so far
+	exchanges ring[*Exchange]
 }
 
 // grant is one consent: a family of pairs of which one is in force.
 type grant struct {
 	account   *account
+	family    int // the account's nth consent
 	scope     string
 	ttl       time.Duration
 	dead      bool
@@ -110,6 +114,7 @@ type accessToken struct {
 
 type refreshToken struct {
 	grant    *grant
+	rotation int // of its family, 0 for the first
 	expires  time.Time
 	used     bool
 	answered bool  // the client has the successor
@@ -219,7 +224,8 @@ func (s *Server) newGrant(a *account, scope string, ttl time.Duration) *grant {
 	if ttl == 0 {
 		ttl = cmp.Or(s.AccessTokenTTL, accessTTLDefault)
 	}
-	return &grant{account: a, scope: scope, ttl: ttl}
+	a.families++
+	return &grant{account: a, family: a.families, scope: scope, ttl: ttl}
 }
 
 // enforce puts the grant in place of the account's earlier one.
@@ -245,7 +251,7 @@ func (s *Server) issue(g *grant, access, refresh string) {
 		refresh = s.secret("refresh", g)
 	}
 	g.refresh = refresh
-	s.w.refresh[refresh] = &refreshToken{grant: g, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
+	s.w.refresh[refresh] = &refreshToken{grant: g, rotation: g.refreshes, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
 }
 
 func (s *Server) secret(kind string, g *grant) string {
@@ -348,7 +354,7 @@ func (s *Server) clientForm(c *call) (url.Values, answer, bool) {
 func (s *Server) rotate(c *call, value string) answer {
 	t := s.w.refresh[value]
 	if t == nil {
-		return invalidToken()
+		return c.refuse(invalidToken())
 	}
 	if t.used {
 		if t.answered || t.by != nil && t.by.r.Context().Err() == nil {
@@ -357,10 +363,10 @@ func (s *Server) rotate(c *call, value string) answer {
 		if !s.KeepFamilyOnReplay {
 			t.grant.dead = true
 		}
-		return invalidToken()
+		return c.refuse(invalidToken())
 	}
 	if t.grant.dead || !c.now.Before(t.expires) {
-		return invalidToken()
+		return c.refuse(invalidToken())
 	}
 	t.used, t.by, c.effect = true, c, true
 	c.finished = func(delivered bool) { t.answered, t.by = delivered, nil }
@@ -370,6 +376,12 @@ func (s *Server) rotate(c *call, value string) answer {
 	t.grant.refreshes++
 	s.issue(t.grant, "", "")
 	return pairAnswer(t.grant)
+}
+
+// refuse notes that the token or code is at fault, not the way in which it was presented.
+func (c *call) refuse(a answer) answer {
+	c.refused = true
+	return a
 }
 
 func pairAnswer(g *grant) answer {

@@ -212,6 +212,8 @@ type call struct {
 	windows  []*window
 	shut     []*window // those of which the answer's headers say that nothing is left
 	effect   bool
+	refused  bool      // the refresh token or code is not accepted
+	exchange *Exchange // the call in the account's books, if it presents a token of X's
 	// finished, if set, runs under the lock at the call's end and learns whether
 	// the client got a readable answer.
 	finished func(delivered bool)
@@ -379,6 +381,7 @@ func (s *Server) arrive(r *http.Request, body []byte) *call {
 	}
 	s.identify(c)
 	c.plan = w.plan(c, s.rand)
+	w.present(c)
 	return c
 }
 
@@ -392,6 +395,7 @@ func (s *Server) perform(c *call) answer {
 	a = c.plan.spoil(c, a)
 	a.header = s.headers(c, a)
 	w.books.record(c, a)
+	c.exchange.decided(c, a)
 	if s.Logger != nil {
 		s.Logger.Debug("xsim.call", "endpoint", c.endpoint, "path", c.r.URL.Path, "account", c.accountID(),
 			"status", a.status, "effect", c.effect, "fault", c.plan.kind())
@@ -410,6 +414,7 @@ func (s *Server) leave(c *call, a answer) {
 			win.tell(now)
 		}
 	}
+	c.exchange.left(delivered && !c.plan.hidesAnswer())
 	if c.finished != nil {
 		c.finished(delivered && !c.plan.hidesAnswer())
 	}

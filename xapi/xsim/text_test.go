@@ -35,7 +35,7 @@ func TestRingKeepsTheLast(t *testing.T) {
 	t.Parallel()
 	var r ring[int]
 	for i := range maxRecords + 3 {
-		r.add(i)
+		r.add(i, maxRecords)
 	}
 	list := r.list()
 	if len(list) != maxRecords || list[0] != 3 || list[maxRecords-1] != maxRecords+2 {
