@@ -58,6 +58,9 @@ func (c *accountsConnectCmd) check() error {
 		// X knows no localhost, and elsewhere the code would go through a network.
 		wrong = append(wrong, fmt.Sprintf("--callback: %q is not 127.0.0.1:PORT", c.Callback))
 	}
+	if page, err := url.Parse(c.AuthorizeURL); c.AuthorizeURL != "" && (err != nil || page.Host == "" || page.Scheme != "https" && page.Scheme != "http") {
+		wrong = append(wrong, fmt.Sprintf("--authorize-url: %q is no URL like https://x.com", c.AuthorizeURL))
+	}
 	if c.Timeout <= 0 {
 		wrong = append(wrong, fmt.Sprintf("--timeout: %s, want a time above 0", c.Timeout))
 	}

@@ -353,8 +353,8 @@ func TestConnectErrors(t *testing.T) {
 			do: "X may have ended the tokens that it had before: give the app the permission to read and write in X's developer console, then connect it again with: jetpost accounts connect carol",
 		},
 		{
-			name: "usage", args: []string{"No Name", "--callback", "localhost:1", "--timeout=-1s"},
-			code: exitUsage, want: "cannot connect:\n  name \"No Name\": use 1 to 63 of a-z 0-9 _ -\n  --callback: \"localhost:1\" is not 127.0.0.1:PORT\n  --timeout: -1s, want a time above 0",
+			name: "usage", args: []string{"No Name", "--callback", "localhost:1", "--authorize-url", "x.com", "--timeout=-1s"},
+			code: exitUsage, want: "cannot connect:\n  name \"No Name\": use 1 to 63 of a-z 0-9 _ -\n  --callback: \"localhost:1\" is not 127.0.0.1:PORT\n  --authorize-url: \"x.com\" is no URL like https://x.com\n  --timeout: -1s, want a time above 0",
 		},
 		{
 			name: "user wrong", args: []string{"alice"},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,7 +85,10 @@ func (c *upCmd) Run(e *env) error {
 		},
 	}
 	if c.Sim {
-		house.Sim, house.SimListen, house.SimAccounts = &xsim.Server{}, c.SimListen, []string{"alice", "bob"}
+		// Each start gives tokens of its own: those of the last one may be spent, and
+		// an import would know them again.
+		house.Sim = &xsim.Server{Seed: rand.Uint64()}
+		house.SimListen, house.SimAccounts = c.SimListen, []string{"alice", "bob"}
 	}
 	h, err := app.Up(e.ctx, house, e.log)
 	if err != nil {

@@ -76,7 +76,7 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 	ctx = context.WithoutCancel(ctx)
 	pair, err := c.OAuth.Exchange(ctx, code, verifier, redirectURI)
 	if err != nil {
-		return Connected{}, exchangeError(account, err)
+		return Connected{}, exchangeError(account, redirectURI, err)
 	}
 	if missing := missingScopes(pair); len(missing) > 0 {
 		return Connected{}, &MissingScopesError{Account: account, Missing: missing, NotRevoked: c.revoke(ctx, pair.RefreshToken, pair.AccessToken)}
@@ -202,7 +202,7 @@ func notStored(account string, err error) error {
 }
 
 // exchangeError says what to do where X gave no tokens for a code.
-func exchangeError(account string, err error) error {
+func exchangeError(account, redirectURI string, err error) error {
 	var (
 		refused   *xapi.CodeRefusedError
 		app       *xapi.AppAuthError
@@ -212,6 +212,8 @@ func exchangeError(account string, err error) error {
 		help      = "nothing has changed; once X can be reached, " + again
 	)
 	switch {
+	case errors.As(err, &refused) && strings.Contains(strings.ToLower(refused.Err.Words()), "redirect uri"):
+		help = "register " + redirectURI + " in X's developer console, to the letter, then " + again
 	case errors.As(err, &refused):
 		help = "a code works once, and for 30 seconds: " + again
 	case errors.As(err, &app):

@@ -2,6 +2,7 @@ package app_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -258,6 +259,7 @@ func TestConnectRefused(t *testing.T) {
 		fault      xsim.Fault
 		secret     string // of the app
 		reuse      bool
+		redirect   string // testRedirect where empty
 		want, help string
 	}{
 		"app unknown": {
@@ -265,6 +267,11 @@ func TestConnectRefused(t *testing.T) {
 			help: "correct X_CLIENT_ID and X_CLIENT_SECRET",
 		},
 		"code used before": {reuse: true, want: spent, help: "a code works once, and for 30 seconds: start again with: jetpost accounts connect alice"},
+		"another redirect URI": {
+			redirect: "http://127.0.0.1:1/callback",
+			want:     "connect alice: authorization code not accepted: POST /2/oauth2/token: 400 Bad Request: Value passed for the redirect uri did not match the uri of the authorization code.",
+			help:     "register http://127.0.0.1:1/callback in X's developer console, to the letter, then start again with: jetpost accounts connect alice",
+		},
 		"not enrolled": {
 			fault: xsim.Fault{Kind: xsim.FaultStatus, Status: 403, Variant: "client-not-enrolled", Endpoint: xsim.EndpointToken},
 			want:  "connect alice: app stopped (client_not_enrolled): POST /2/oauth2/token: 403 Forbidden: When authenticating requests to the Twitter API v2 endpoints, you must use keys and tokens from a Twitter developer App that is attached to a Project.",
@@ -293,7 +300,7 @@ func TestConnectRefused(t *testing.T) {
 			}
 			before, err := b.desk.Ledger.Token(t.Context(), "alice")
 			b.must(err)
-			_, err = b.c.Connect(t.Context(), "alice", code, verifier, testRedirect)
+			_, err = b.c.Connect(t.Context(), "alice", code, verifier, cmp.Or(test.redirect, testRedirect))
 			b.hidden(err)
 			wantError(t, err, test.want)
 			if !strings.Contains(app.Hint(err), test.help) {
