@@ -127,9 +127,11 @@ type Accounts interface {
 	// (EndHolds with account_reauth_required). A pair with the refresh token
 	// that was imported last replaces nothing, even where the account requires
 	// re-authorising: a spent token cannot help. ErrNameTaken, ErrUserTaken;
-	// ErrTokenBusy while a live lease holds a token that would be replaced, and
-	// *KeyError where no configured key opens it, since it opens again once the
-	// key is back; neither keeps out a pair that is Consented.
+	// ErrTokenBusy while a live lease holds a token that would be replaced, unless
+	// in is Consented; *KeyError where no configured key opens what is there,
+	// since it opens again once the key is back; *DamagedError where the pair that
+	// was imported last comes again for a row that is damaged. Another pair
+	// replaces that.
 	ImportAccount(ctx context.Context, in Import) (ImportResult, error)
 	// Account returns one account, or ErrNotFound.
 	Account(ctx context.Context, name string) (Account, error)
@@ -272,8 +274,8 @@ type Tokens interface {
 	// skipping rows that others hold, those that have been due for longest
 	// first. It writes what a lost answer would leave, and an entry in the
 	// journal for each that is in doubt. Those that do not open (*KeyError,
-	// *DamagedError) stay claimed until the lease ends; the error tells of them
-	// beside the tokens that do.
+	// *DamagedError) are given back with that as their failure, for another round:
+	// they were not presented. The error tells of them beside the tokens that do.
 	ClaimDue(ctx context.Context, claim DueClaim) ([]Token, error)
 	// ClaimToken claims one account's token for one exchange, as ClaimDue does.
 	// It returns the row as it is, claimed or not.
@@ -314,7 +316,7 @@ type Tokens interface {
 // KeyUse is how many token rows are sealed with which keys; one row may be
 // sealed with two.
 type KeyUse struct {
-	AccessKey, RefreshKey string // key ids
+	AccessKey, RefreshKey string // key ids; "" for a value that names none
 	Rows                  int
 }
 
@@ -327,17 +329,16 @@ type Resealed struct {
 // Keys is what changing encryption keys needs of the database. It sees
 // ciphertext alone.
 type Keys interface {
-	// KeyUses counts the token rows by their keys.
+	// KeyUses counts the token rows by their keys. Two entries may have the same.
 	KeyUses(ctx context.Context) ([]KeyUse, error)
-	// CanaryKey is the id of the key that must be configured at a start, "" on a
-	// ledger that was never checked.
-	CanaryKey(ctx context.Context) (string, error)
+	// Canary returns the ledger's id and its canary, "" where it was never checked.
+	Canary(ctx context.Context) (ledgerID, canary string, err error)
 	// SealedTokens returns up to limit token rows in the order of their ids, those
 	// behind after; "" begins.
 	SealedTokens(ctx context.Context, after string, limit int) ([]SealedToken, error)
-	// Reseal replaces ciphertext by ciphertext where it is still what was read,
-	// and returns how many rows that were. Nothing else of a row changes: it is
-	// the same pair.
+	// Reseal replaces ciphertext by ciphertext where it is still what was read and
+	// nobody holds the row, and returns how many rows that were. Nothing else of a
+	// row changes: it is the same pair.
 	Reseal(ctx context.Context, rows []Resealed) (int, error)
 }
 

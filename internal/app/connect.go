@@ -73,6 +73,11 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 	if err := CheckAccountName(account); err != nil {
 		return Connected{}, err
 	}
+	// What would keep the pair from the database is found out while the code is
+	// whole: X ends the earlier tokens only as it gives new ones.
+	if _, err := c.Tokens.Token(ctx, account); err != nil && !errors.Is(err, store.ErrNotFound) && !errors.As(err, new(*store.DamagedError)) {
+		return Connected{}, notYetConnected(account, err)
+	}
 	ctx = context.WithoutCancel(ctx)
 	pair, err := c.OAuth.Exchange(ctx, code, verifier, redirectURI)
 	if err != nil {
@@ -192,6 +197,15 @@ func CheckAccountName(name string) error {
 		return fmt.Errorf("name %q: use 1 to 63 of a-z 0-9 _ -", name)
 	}
 	return nil
+}
+
+// notYetConnected says why the code of a consent was not exchanged.
+func notYetConnected(account string, err error) error {
+	help := "nothing has changed; once the database works, connect it again with: " + connectCommand(account)
+	if missing := new(store.KeyError); errors.As(err, &missing) {
+		help = missing.Hint() + "; nothing has changed"
+	}
+	return &HintError{Err: fmt.Errorf("connect %s: look at its tokens: %w", account, err), Help: help}
 }
 
 func notStored(account string, err error) error {

@@ -269,7 +269,7 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeAccountReauthRequired:
 		return "connect it again with: jetpost accounts connect ACCOUNT"
 	case jetpost.CodeKeyUnavailable:
-		return "add the old key behind the new one in HUB_ENCRYPTION_KEY and restart the workers"
+		return "see which key is missing with jetpost keys status, add it to HUB_ENCRYPTION_KEY, behind the first, and restart the workers"
 	case jetpost.CodePoison:
 		return "read the workers' logs, remove the cause, then jetpost replay ID or jetpost requests cancel ID"
 	case jetpost.CodeRefusedByX:

@@ -109,15 +109,16 @@ WITH picked AS (
     ORDER BY due_at, id LIMIT $6 FOR UPDATE SKIP LOCKED
 )` + claimPicked
 
-// ClaimDue implements store.Tokens. Tokens that do not open stay claimed until
-// their lease ends and come back as the error, beside the ones that do.
+// ClaimDue implements store.Tokens.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
 	rows, err := collect(ctx, s.pool, scanToken, sqlClaimDue,
 		claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Round, claim.Limit)
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
 	}
-	tokens, err := s.sealer.OpenTokens(rows)
+	tokens, err := s.sealer.OpenTokens(rows, func(token store.Token, why error) error {
+		return s.SaveTokenFailure(ctx, token, store.TokenFailure{Error: why.Error(), NextAttempt: claim.Now, Now: claim.Now})
+	})
 	return tokens, s.wrap("claim due tokens", err)
 }
 

@@ -144,7 +144,9 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := s.sealer.OpenTokens(rows)
+	tokens, err := s.sealer.OpenTokens(rows, func(token store.Token, why error) error {
+		return s.SaveTokenFailure(ctx, token, store.TokenFailure{Error: why.Error(), NextAttempt: claim.Now, Now: claim.Now})
+	})
 	return tokens, s.wrap("claim due tokens", err)
 }
 
