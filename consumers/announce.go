@@ -17,7 +17,12 @@ type announced interface {
 	Request(ctx context.Context, key store.Key) (store.Record, error)
 	MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error)
 	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
+	Notices(ctx context.Context, account string, limit int) ([]store.Notice, error)
+	MarkNoticed(ctx context.Context, notice store.Notice) error
 }
+
+// maxNotices bounds the accounts that are told of at once.
+const maxNotices = 1000
 
 // records publishes events and failed records.
 type records interface {
@@ -75,6 +80,34 @@ func (a *Announcer) try(ctx context.Context, key store.Key) {
 	if err := a.Announce(ctx, key); err != nil {
 		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 	}
+}
+
+// AnnounceAccounts publishes that an account must be connected again, or need
+// no more: of one account or, with "", of all whose latest change is not told.
+func (a *Announcer) AnnounceAccounts(ctx context.Context, account string) error {
+	notices, err := a.Ledger.Notices(ctx, account, maxNotices)
+	if err != nil {
+		return fmt.Errorf("announce accounts: %w", err)
+	}
+	for _, notice := range notices {
+		event := jetpost.Event{
+			EventID: eventID(fmt.Sprintf("account/%s/%d/%t", notice.Account, notice.Version, notice.Required)),
+			Type:    jetpost.EventAccountRecovered, Time: notice.At,
+			Account: &jetpost.AccountStatus{Account: notice.Account},
+		}
+		if notice.Required {
+			event.Type = jetpost.EventAccountReauthRequired
+			event.Account.Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: notice.Error}
+		}
+		err := a.Records.Event(ctx, a.Names.EventSubject(event.Type, notice.Account, ""), event)
+		if err == nil {
+			err = a.Ledger.MarkNoticed(ctx, notice)
+		}
+		if err != nil {
+			return fmt.Errorf("announce account %s: %w", notice.Account, err)
+		}
+	}
+	return nil
 }
 
 // eventID makes the same id of the same change, on whatever worker.

@@ -38,20 +38,25 @@ func TestMain(m *testing.M) {
 
 // testBundle is an installation: a ledger in a file, a NATS server, and X.
 type testBundle struct {
-	names   jetpost.Names
-	server  *server.Server
-	js      jetstream.JetStream
-	path    string // of the database
-	sealer  *store.Sealer
-	ledger  store.Store
-	x       *xsim.Server
-	hc      *http.Client // goes to x
-	bells   *publishers.Bells
-	records *publishers.Records
-	stops   *publishers.Stops
-	pub     *publishers.Publisher
-	log     *slog.Logger
-	seq     atomic.Uint64 // of deliveries made by hand
+	names  jetpost.Names
+	server *server.Server
+	js     jetstream.JetStream
+	path   string // of the database
+	sealer *store.Sealer
+	ledger store.Store
+	// lifeboat is that of the machine of all workers.
+	lifeboat *store.Lifeboat
+	x        *xsim.Server
+	hc       *http.Client // goes to x
+	bells    *publishers.Bells
+	records  *publishers.Records
+	stops    *publishers.Stops
+	pub      *publishers.Publisher
+	log      *slog.Logger
+	seq      atomic.Uint64 // of deliveries made by hand
+	// reuse: X's books may hold a refresh token that came again, since they
+	// cannot tell a client that was killed from a careless one.
+	reuse bool
 }
 
 // setup starts everything that is real. When the test ends, X's books must
@@ -84,9 +89,15 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	check(t, err)
 	check(t, sqlite.Migrate(t.Context(), b.path))
 	b.ledger = b.open(t, b.sealer)
+	id, err := b.ledger.LedgerID(t.Context())
+	check(t, err)
+	b.lifeboat = store.NewLifeboat(t.TempDir(), id, b.sealer)
 	t.Cleanup(func() {
 		b.x.Wait()
 		for _, v := range b.x.Violations() {
+			if b.reuse && v.Kind == xsim.ViolationRefreshTokenReused {
+				continue
+			}
 			t.Errorf("violation at X: %s: %s", v.Kind, v.Detail)
 		}
 	})
@@ -118,7 +129,7 @@ func (b *testBundle) reconnect(t *testing.T, name string) {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
 	check(t, err)
-	b.importGrant(t, grant, time.Now().Add(exchangeLease+time.Second))
+	b.importGrant(t, grant, time.Now().Add(DefaultExchangeLease+time.Second))
 }
 
 func (b *testBundle) importGrant(t *testing.T, grant xsim.Grant, now time.Time) {
@@ -144,7 +155,8 @@ func (b *testBundle) intake() *IntakeHandler {
 func (b *testBundle) refresher() *Refresher {
 	return &Refresher{
 		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
-		Gate: NewGate(b.stops, 0, b.log), Records: b.records, Names: b.names, Health: &Health{}, Log: b.log,
+		Gate: NewGate(b.stops, 0, b.log), Records: b.records, Announce: b.announcer(), Lifeboat: b.lifeboat,
+		Names: b.names, Health: &Health{}, Log: b.log,
 	}
 }
 

@@ -29,6 +29,7 @@ type laneLedger interface {
 	Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error
 	Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
 	Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
+	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
 }
 
 // laneBells are the bells of a lane: one that rings now, one that wakes it.
@@ -39,7 +40,7 @@ type laneBells interface {
 
 // tokenSource is the one way to a token on the publish path.
 type tokenSource interface {
-	Fresh(ctx context.Context, account string, usedVersion int64) (store.Token, error)
+	EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error)
 }
 
 // PublishHandler runs the lane of the account whose doorbell rang: it claims
@@ -111,6 +112,9 @@ func (r *laneRun) run(ctx context.Context) error {
 			if head != nil {
 				wakeAt = now
 			}
+			if err := r.holdLine(ctx, look, now); err != nil {
+				return err
+			}
 			free, err := r.release(ctx, look, wakeAt, now)
 			if err != nil || free {
 				return err
@@ -139,6 +143,28 @@ func runnable(look store.Look, now time.Time) (head *store.Record, wakeAt time.T
 		}
 	}
 	return look.Head, time.Time{}
+}
+
+// holdLine lets each request of an account that must be connected again say so:
+// not only the head, for whoever waits for another one asks about that.
+func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) error {
+	if look.Head == nil || look.Head.Status.State != jetpost.StateHeld || look.Head.Status.Reason.Code != jetpost.CodeAccountReauthRequired {
+		return nil
+	}
+	for {
+		held, err := persist(ctx, r, "hold line", func() ([]store.Key, error) {
+			return r.h.Ledger.HoldLine(ctx, r.lane, *look.Head.Status.Reason, look.Rings, now)
+		})
+		if err != nil {
+			return err
+		}
+		for _, key := range held {
+			r.h.Announce.try(ctx, key)
+		}
+		if len(held) < store.MaxHoldLine {
+			return nil
+		}
+	}
 }
 
 // release frees the lane. Its wake-up is set first, while nobody else may
@@ -188,22 +214,22 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	if v, stopped := r.h.stopped(now); stopped {
 		return r.settled(v)
 	}
-	token, err := r.h.Tokens.Fresh(ctx, head.Account, 0)
+	token, err := r.h.Tokens.EnsureFresh(ctx, head.Account, 0)
 	if err != nil {
 		return r.settled(judge(err, situation{now: time.Now(), holds: head.Holds}))
 	}
 	t := &threadRun{r: r, head: head, request: request, client: r.h.Clients.For(head.Account, token), begun: -1}
 	a := t.post(ctx, from, parent)
 	var unauthorized *xapi.UnauthorizedError
-	if errors.As(a.err, &unauthorized) && !r.renewed && time.Since(token.LastRefreshAt) > renewAgain {
+	if errors.As(a.err, &unauthorized) && !r.renewed {
 		// The token may have been replaced, or revoked: it is renewed once, and
-		// the head is taken again at once. Not so one that was just renewed:
-		// each exchange is a chance to lose the account, and X has answered 401
-		// to everybody for hours.
+		// the head is taken again at once.
 		r.renewed = true
-		if _, err := r.h.Tokens.Fresh(ctx, head.Account, token.Version); err != nil {
+		fresh, err := r.h.Tokens.EnsureFresh(ctx, head.Account, token.Version)
+		switch {
+		case err != nil:
 			a.Verdict = judge(err, situation{now: time.Now(), holds: head.Holds})
-		} else {
+		case fresh.Version != token.Version:
 			a.Verdict = Hold(jetpost.CodeXUnavailable, time.Now(), "X refused the token; it was renewed")
 		}
 	}

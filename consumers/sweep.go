@@ -84,7 +84,7 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var failures []error
+	failures := []error{s.Announce.AnnounceAccounts(ctx, "")}
 	for _, key := range keys {
 		if err := s.Announce.Announce(ctx, key); err != nil {
 			if failures = append(failures, err); len(failures) >= sweepFailures {

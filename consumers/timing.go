@@ -1,6 +1,10 @@
 package consumers
 
-import "time"
+import (
+	"time"
+
+	"github.com/jetpost/jetpost/store"
+)
 
 // DefaultLease is how long a lane belongs to a worker that gives no more
 // signs of life.
@@ -38,23 +42,70 @@ func (t Timing) extendEvery() time.Duration { return t.lease() / 4 }
 // sweepEvery is how often one worker looks for lanes that nobody rang.
 func (t Timing) sweepEvery() time.Duration { return t.lease() / 12 }
 
+// DefaultExchangeLease is how long a token belongs to a worker that exchanges
+// it and gives no more signs of life.
+const DefaultExchangeLease = 30 * time.Second
+
+// TokenTiming holds every margin of token care. All derive from the lease of
+// one exchange, as those of a lane do from its own:
+//
+//	the claim is asked for .......................... 0
+//	latest byte to X (write guard) .................. lease * 1/3   10 s
+//	latest answer from X (the call's timeout more) .. lease * 2/3   20 s
+//	end of the lease ................................ lease         30 s
+//
+//	a token is used while it is renewed elsewhere, if it lives for .. lease       30 s
+//	first wait after a failure that was none of X's words ........... lease * 2    1 min
+//	a token in doubt is tried again, before its end ................. lease * 4    2 min
+//	a lane renews a token that ends within .......................... lease * 10   5 min
+//	a 401 renews no token that is younger than ...................... lease * 30  15 min
+//	refreshes stop when X does not know the app ..................... lease * 30  15 min
+type TokenTiming struct{ Lease time.Duration }
+
+func (t TokenTiming) lease() time.Duration {
+	if t.Lease == 0 {
+		return DefaultExchangeLease
+	}
+	return max(t.Lease, MinLease)
+}
+
+// sendWithin is how long after its claim was asked for an exchange may be sent.
+func (t TokenTiming) sendWithin() time.Duration { return t.lease() / 3 }
+
+// CallTimeout bounds one exchange.
+func (t TokenTiming) CallTimeout() time.Duration { return t.lease() / 3 }
+
+func (t TokenTiming) usable() time.Duration   { return t.lease() }
+func (t TokenTiming) nearEnd() time.Duration  { return 4 * t.lease() }
+func (t TokenTiming) fresh() time.Duration    { return 10 * t.lease() }
+func (t TokenTiming) coolDown() time.Duration { return 30 * t.lease() }
+func (t TokenTiming) appFault() time.Duration { return 30 * t.lease() }
+
+// firstBackoff is the wait after the first exchange that came to nothing.
+func (t TokenTiming) firstBackoff() time.Duration { return 2 * t.lease() }
+
+// maxRefreshDoublings bounds the wait between exchanges of one token that come
+// to nothing: to about an hour, of a first one of a minute.
+const maxRefreshDoublings = 6
+
+// backoff is the wait after so many attempts in a row, 1 at least.
+func (t TokenTiming) backoff(attempts int) time.Duration {
+	return t.firstBackoff() << min(max(attempts, 1)-1, maxRefreshDoublings)
+}
+
+// pace is that of every claim.
+func (t TokenTiming) pace() store.Pace {
+	return store.Pace{Lease: t.lease(), NearEnd: t.nearEnd(), Backoff: t.firstBackoff()}
+}
+
 // Waits that do not depend on the lease.
 const (
 	// laneBudget is how long one delivery may keep a slot while others wait.
 	laneBudget = 60 * time.Second
 	// newerWorkerRetry is how often a request of a later version is looked at.
 	newerWorkerRetry = 5 * time.Minute
-	// renewAgain is how young a renewed token must not be for a 401 to have it
-	// renewed once more.
-	renewAgain = 15 * time.Minute
 	// undatedStop is how long the app stops where X names no end.
 	undatedStop = 15 * time.Minute
-	// freshMargin is how long an access token must still live to be used
-	// without renewing it first.
-	freshMargin = 5 * time.Minute
-	// usableMargin is how long it must live to be used while another worker
-	// renews it.
-	usableMargin = 30 * time.Second
 )
 
 // backoffs are the waits after the first, second, ... failure in a row that

@@ -145,29 +145,102 @@ type Token struct {
 	Version     int64
 	RefreshedAt time.Time
 	// LeaseID is set while a claim holds the row: what a failure is fenced by.
-	LeaseID       string
-	LeaseUntil    time.Time
+	LeaseID    string
+	LeaseUntil time.Time
+	// StartedAt is the start of the latest exchange, until its outcome is known.
+	// Once the lease is over, the exchange is in doubt: the refresh token may be
+	// spent, and the pair that it bought lost.
+	StartedAt time.Time
+	// InDoubtSince is set in a claim of a token in doubt: the StartedAt before.
+	// Such a claim is a retry.
+	InDoubtSince time.Time
+	// Attempts counts the claims since the pair was stored, with the present one.
+	Attempts int
+	// NextAttemptAt is the earliest next exchange; in a claim, of the one that
+	// follows if nothing more is heard of this one.
 	NextAttemptAt time.Time
 	TokenMeta
 }
 
-// DueClaim asks for tokens of a round.
-type DueClaim struct {
-	Round  string
-	Window time.Duration // due when the token expires within it
-	Limit  int
-	Lease  time.Duration
-	Now    time.Time
+// Pace is how long a claim of a token holds, and what follows if nothing more
+// is heard of it: the claim itself writes the next attempt.
+type Pace struct {
+	Lease time.Duration
+	// NearEnd is how long before its access token ends a token in doubt is
+	// tried once more; until then the access token serves.
+	NearEnd time.Duration
+	// Backoff is the wait after the lease of a retry, doubled with each attempt
+	// up to MaxBackoffDoublings times.
+	Backoff time.Duration
 }
 
-// TokenFailure is a refresh that brought no new pair.
+// MaxBackoffDoublings bounds the wait between retries.
+const MaxBackoffDoublings = 8
+
+// DueClaim asks for tokens of a round.
+type DueClaim struct {
+	Round string
+	Limit int
+	Pace  Pace
+	Now   time.Time
+}
+
+// TokenClaim asks for the token of one account.
+type TokenClaim struct {
+	Account string
+	// UsedVersion is the version that the caller knows; a newer one is not
+	// claimed.
+	UsedVersion int64
+	// Refused tells that X has refused the access token: the first attempt then
+	// need not wait for its end.
+	Refused bool
+	// Force does not wait for the next attempt, unless the token is in doubt.
+	Force bool
+	Pace  Pace
+	Now   time.Time
+}
+
+// ExchangeOutcome is what is known of an exchange that brought no new pair.
+type ExchangeOutcome int
+
+const (
+	// ExchangeNothing: X did nothing, or was not reached. A doubt of before stays.
+	ExchangeNothing ExchangeOutcome = iota
+	// ExchangeUnknown: the answer was lost. The next attempt stays as the claim
+	// wrote it.
+	ExchangeUnknown
+	// ExchangeRefused: X does not take the refresh token. Nothing but connecting
+	// the account again helps.
+	ExchangeRefused
+)
+
+// TokenFailure is an exchange that brought no new pair.
 type TokenFailure struct {
-	Error string // one line, never a token value
-	// Reauth sets requiresReauth.
-	Reauth bool
-	// NextAttempt is the earliest next exchange.
+	Error   string // one line, never a token value
+	Outcome ExchangeOutcome
+	// NextAttempt is the earliest next exchange after ExchangeNothing; Now where
+	// that is later, so that a round claims no token twice.
 	NextAttempt time.Time
 	Now         time.Time
+}
+
+// Notice is what is to be told of an account: that it requires re-authorising,
+// or does no more.
+type Notice struct {
+	Account  string
+	Required bool
+	Error    string // why it is required
+	Version  int64
+	At       time.Time
+}
+
+// Retry is an entry of the journal: the exchange of a token in doubt, written
+// before the token was presented again.
+type Retry struct {
+	Version      int64     `json:"version"`
+	Attempt      int       `json:"attempt"`
+	InDoubtSince time.Time `json:"in_doubt_since"`
+	StartedAt    time.Time `json:"started_at"`
 }
 
 // Round is one refresh round.
@@ -181,37 +254,47 @@ type Round struct {
 // Tokens keeps sealed tokens. Every token enters and leaves opened; only
 // ciphertext reaches the database.
 //
-// A token is due when it expires within the window, its last success is older
-// than half of the token's lifetime, its next attempt is not ahead, no live
-// lease holds it, it does not require re-authorising and, for a round, no
-// batch of that round has claimed it: so a round of n tokens makes at most n
-// exchanges.
+// A token is due when it expires within the round's window, its last success is
+// older than half of the token's lifetime, its next attempt is not ahead, no
+// live lease holds it and it does not require re-authorising. All but the lease
+// is judged as of the moment at which the round was opened, and a claim moves
+// the next attempt behind it: so a round of n tokens makes at most n exchanges.
 type Tokens interface {
 	// Token returns the account's token, or ErrNotFound.
 	Token(ctx context.Context, account string) (Token, error)
 	// OpenRound counts the due tokens and creates a round of batches of at
 	// most batchSize. It forgets the rounds that are older than
-	// RoundRetention; what is told of those later fails with ErrNotFound.
+	// RoundRetention, and the journal of that time; what is told of those rounds
+	// later fails with ErrNotFound.
 	OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (Round, error)
-	// ClaimDue claims up to Limit due tokens in one short statement,
-	// skipping rows that others hold, the ones that expire first first. Those
-	// that do not open (*KeyError, *DamagedError) stay claimed until the lease
-	// ends; the error tells of them beside the tokens that do.
+	// ClaimDue claims up to Limit tokens of a round in one short statement,
+	// skipping rows that others hold, those that have been due for longest
+	// first. It writes what a lost answer would leave, and an entry in the
+	// journal for each that is in doubt. Those that do not open (*KeyError,
+	// *DamagedError) stay claimed until the lease ends; the error tells of them
+	// beside the tokens that do.
 	ClaimDue(ctx context.Context, claim DueClaim) ([]Token, error)
-	// ClaimToken claims the account's token for one exchange, if its version
-	// is still usedVersion, no live lease holds it and it does not require
-	// re-authorising; before its next attempt only with force. It returns the
-	// row as it is, claimed or not.
-	ClaimToken(ctx context.Context, account string, usedVersion int64, force bool, lease time.Duration, now time.Time) (Token, bool, error)
+	// ClaimToken claims one account's token for one exchange, as ClaimDue does.
+	// It returns the row as it is, claimed or not.
+	ClaimToken(ctx context.Context, claim TokenClaim) (Token, bool, error)
 	// SaveToken commits both tokens of a fresh pair in one statement fenced by
 	// the claim's version alone, since a pair that X gave is the truth even if
-	// the lease ran out. It ends the lease and clears every failure; where the
-	// account required re-authorising, it ends its requests' wait for that, as
-	// an import does. ErrFenced.
+	// the lease ran out. It ends the lease and every doubt and failure; where
+	// the account required re-authorising, it ends its requests' wait for that,
+	// as an import does. ErrFenced.
 	SaveToken(ctx context.Context, claim Token, pair Pair, now time.Time) error
 	// SaveTokenFailure records a failure, fenced by version and lease, and
 	// ends the lease. ErrFenced.
 	SaveTokenFailure(ctx context.Context, claim Token, failure TokenFailure) error
+	// Retries returns the journal of the account: when it was tried again while
+	// its token was in doubt, oldest first.
+	Retries(ctx context.Context, account string) ([]Retry, error)
+	// Notices returns up to limit changes of what an account requires that are
+	// not told yet; of one account, or with "" of all.
+	Notices(ctx context.Context, account string, limit int) ([]Notice, error)
+	// MarkNoticed remembers that a notice was published. A change in between
+	// becomes a notice of its own.
+	MarkNoticed(ctx context.Context, notice Notice) error
 	// BatchDone counts a batch once, however often it is told, and returns the
 	// round.
 	BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (Round, error)
@@ -341,6 +424,9 @@ type Filter struct {
 	Limit   int       // default DefaultListLimit
 }
 
+// MaxHoldLine is how many requests one call of HoldLine holds.
+const MaxHoldLine = 500
+
 // DefaultListLimit is how many requests a Filter without a limit lets through.
 const DefaultListLimit = 100
 
@@ -420,6 +506,11 @@ type Requests interface {
 	// queue. Everything else fails with ErrFenced.
 	Conclude(ctx context.Context, lane Lane, id string, out Outcome) error
 
+	// HoldLine holds every due request of the lane that waits behind its head,
+	// for the head's reason, and returns those that it holds newly: up to
+	// MaxHoldLine, the first ones first. As with Conclude, a hold without an end
+	// is over at once if anything rang since the look.
+	HoldLine(ctx context.Context, lane Lane, reason jetpost.Reason, rings int64, now time.Time) ([]Key, error)
 	// EndHolds makes the account's requests that are held for the code due
 	// now and rings its lane. It returns how many there were.
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)

@@ -79,9 +79,10 @@ func (p Pair) Digest() []byte {
 }
 
 // RefreshAfter is when half of the lifetime is over of a pair that came at
-// that time.
+// that time; never before it came, or it could slip into a round that was
+// opened before.
 func (p Pair) RefreshAfter(came time.Time) time.Time {
-	return came.Add(p.ExpiresAt.Sub(came) / 2)
+	return latest(came, came.Add(p.ExpiresAt.Sub(came)/2))
 }
 
 // RefreshedMeta is the whole metadata of a token that was just refreshed:
@@ -92,8 +93,43 @@ func RefreshedMeta(now time.Time) TokenMeta { return TokenMeta{LastRefreshAt: st
 // unset is not encoded, so the latest success and an earlier refusal stay on
 // record.
 func (f TokenFailure) MetaPatch() TokenMeta {
-	return TokenMeta{RefreshError: f.Error, RefreshFailedAt: storedTime(f.Now), RequiresReauth: f.Reauth}
+	return TokenMeta{RefreshError: f.Error, RefreshFailedAt: storedTime(f.Now), RequiresReauth: f.Outcome == ExchangeRefused}
+}
+
+// Leaves is what a failure leaves of its claim: the start of the exchange whose
+// outcome is not known, and the next attempt. Zero is none.
+func (f TokenFailure) Leaves(claim Token) (startedAt, nextAttempt time.Time) {
+	switch f.Outcome {
+	case ExchangeUnknown:
+		return claim.StartedAt, claim.NextAttemptAt
+	case ExchangeRefused:
+		return time.Time{}, time.Time{}
+	default:
+		// That nothing happened this time says nothing of the time before.
+		return claim.InDoubtSince, latest(f.NextAttempt, f.Now)
+	}
 }
 
 // storedTime is exact to the microsecond, as columns of time are.
 func storedTime(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
+// About completes a notice by the token's metadata; its time is that of the
+// pair until then.
+func (n Notice) About(meta TokenMeta) Notice {
+	if n.Required {
+		n.Error, n.At = meta.RefreshError, meta.RefreshFailedAt
+	}
+	return n
+}
+
+// String is for logs.
+func (o ExchangeOutcome) String() string {
+	switch o {
+	case ExchangeUnknown:
+		return "unknown"
+	case ExchangeRefused:
+		return "refused"
+	default:
+		return "nothing"
+	}
+}

@@ -25,6 +25,7 @@ import (
 //	 before      unknown, not made      queued                    next       now
 //	             unfinished, refused    failed                    next       now
 //	             any other, not made    the same                  no         now
+//	HoldBehind   scheduled, queued      held                      next       no
 //	Replay       failed, held           queued                    next       now
 //	Cancel       unfinished             cancelled                 next       now
 //	Resolve      unknown                queued; last: published   next       now
@@ -309,6 +310,12 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 		r.HoldUntil = out.Now
 	}
 	return news
+}
+
+// HoldBehind is the rule of [Requests.HoldLine], for a request that waits
+// behind the head.
+func (r *Row) HoldBehind(line Line, claim Lane, reason jetpost.Reason, rings int64, now time.Time) (Change, error) {
+	return r.Conclude(line, claim, Outcome{State: jetpost.StateHeld, Reason: reason, Post: -1, Rings: rings, Now: now})
 }
 
 // Replay is the rule of [Requests.Replay].

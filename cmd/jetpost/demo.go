@@ -454,7 +454,8 @@ func (d *demo) startWorker() error {
 	defer func() { _ = logs.Close() }() // the worker has its own handle
 	cfg := d.house.Config
 	// It lives as long as the demo, not only as the act that starts it.
-	worker := exec.CommandContext(d.env.ctx, self, "worker", "--lease", demoLease.String(), "--worker-name", name, "--log-level", "debug", "--log-format", "json")
+	worker := exec.CommandContext(d.env.ctx, self, "worker", "--lease", demoLease.String(), "--worker-name", name,
+		"--lifeboat", filepath.Join(d.dir, "lifeboat"), "--log-level", "debug", "--log-format", "json")
 	worker.Stdout, worker.Stderr = logs, logs
 	worker.Env = append(withoutSettings(os.Environ()),
 		"NATS_URL="+cfg.NATS.URL, "NATS_USER="+cfg.NATS.User, "NATS_PASSWORD="+cfg.NATS.Password.Reveal(),

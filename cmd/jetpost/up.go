@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +21,9 @@ type workFlags struct {
 	HealthListen  string        `placeholder:"ADDR" help:"Serve /healthz and /readyz here."`
 	RefreshWindow time.Duration `default:"24h" help:"Refresh tokens that end within it."`
 	RefreshBatch  int           `default:"10" help:"Tokens of one batch."`
+	BatchTime     time.Duration `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
+	ExchangeLease time.Duration `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no sign of life. Every margin of token care derives from it."`
+	Lifeboat      string        `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
 	PrivateMedia  bool          `help:"Let media urls reach private networks. Any producer can then read what this machine can reach."`
 	WorkerName    string        `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
@@ -33,15 +37,20 @@ func (f *workFlags) Validate() error {
 	if f.RefreshWindow <= 0 {
 		wrong = append(wrong, fmt.Errorf("--refresh-window: %s, want a time above 0", f.RefreshWindow))
 	}
+	if f.BatchTime <= 0 {
+		wrong = append(wrong, fmt.Errorf("--refresh-batch-time: %s, want a time above 0", f.BatchTime))
+	}
 	if f.RefreshBatch < 1 {
 		wrong = append(wrong, fmt.Errorf("--refresh-batch: %d, want 1 at least", f.RefreshBatch))
 	}
 	return errors.Join(wrong...)
 }
 
-func (f workFlags) apply(cfg *app.Config) {
+func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Roles, cfg.Slots, cfg.Lease, cfg.HealthListen = f.Roles, f.Slots, f.Lease, f.HealthListen
 	cfg.Refresh.Window, cfg.Refresh.Batch = f.RefreshWindow, f.RefreshBatch
+	cfg.Refresh.BatchTime, cfg.Refresh.Lease = f.BatchTime, f.ExchangeLease
+	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
 	cfg.AllowPrivateMedia, cfg.Worker = f.PrivateMedia, f.WorkerName
 }
 
@@ -66,7 +75,7 @@ func (c *upCmd) Run(e *env) error {
 			Err: fmt.Errorf("'up' brings its own NATS, but NATS_URL is set"), Help: "unset NATS_URL, or run: jetpost worker",
 		}}
 	}
-	c.apply(&cfg)
+	c.apply(&cfg, e.data(c.Sim))
 	cfg.Refresh.Cron = c.RefreshCron
 	house := app.HouseConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,

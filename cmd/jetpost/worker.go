@@ -24,7 +24,7 @@ func (c *workerCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	c.apply(&cfg)
+	c.apply(&cfg, e.data(false))
 	w, err := app.NewWorker(e.ctx, cfg, e.log)
 	if err != nil {
 		return err

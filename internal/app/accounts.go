@@ -9,9 +9,6 @@ import (
 	"regexp"
 	"time"
 
-	"github.com/google/uuid"
-
-	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -64,7 +61,7 @@ type Imported struct {
 
 // Import asks X whose tokens these are, keeps them, and rings the account's
 // lane, which may have waited for them. Tokens that were imported before change
-// nothing, and so nobody is told of them.
+// nothing. That an account has recovered is told by the workers.
 func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, error) {
 	if err := line.validate(); err != nil {
 		return Imported{}, err
@@ -80,10 +77,6 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 			}
 		}
 		return Imported{}, fmt.Errorf("ask X whose token this is: %w", err)
-	}
-	before, err := im.Ledger.Account(ctx, line.Name)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return Imported{}, fmt.Errorf("look for account %s: %w", line.Name, err)
 	}
 	result, err := im.Ledger.ImportAccount(ctx, store.Import{
 		Name: line.Name, XUserID: me.ID, Username: me.Username, Now: time.Now(),
@@ -115,19 +108,5 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, line.Name); err != nil {
 		return Imported{}, fmt.Errorf("ring lane of %s: %w", line.Name, err)
 	}
-	if before.RequiresReauth {
-		if err := im.tellRecovered(ctx, line.Name); err != nil {
-			return Imported{}, fmt.Errorf("tell that %s has recovered: %w", line.Name, err)
-		}
-	}
 	return imported, nil
-}
-
-// tellRecovered publishes that an account which had to be authorised again was.
-func (im *Importer) tellRecovered(ctx context.Context, account string) error {
-	names := im.NATS.Names
-	return publishers.NewRecords(im.NATS.JS, names).Event(ctx, names.EventSubject(jetpost.EventAccountRecovered, account, ""), jetpost.Event{
-		EventID: uuid.NewString(), Type: jetpost.EventAccountRecovered, Time: time.Now().UTC(),
-		Account: &jetpost.AccountStatus{Account: account},
-	})
 }

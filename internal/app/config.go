@@ -59,6 +59,9 @@ type Config struct {
 	// HealthListen serves /healthz and /readyz; nothing where empty.
 	HealthListen string
 	Refresh      RefreshConfig
+	// Lifeboat is the directory for token pairs that X gave while the database
+	// was away. It should outlive the process.
+	Lifeboat string
 	// AllowPrivateMedia lets media urls reach private networks.
 	AllowPrivateMedia bool
 	// Worker names this worker in leases and logs; made up where empty.
@@ -89,6 +92,13 @@ type RefreshConfig struct {
 	Cron   string        // publishers' default where empty
 	Window time.Duration // consumers.DefaultRefreshWindow where zero
 	Batch  int           // consumers.DefaultRefreshBatch where zero
+	// BatchTime is how long one batch may begin exchanges;
+	// consumers.DefaultRefreshBatchTime where zero.
+	BatchTime time.Duration
+	// Lease is how long a token belongs to a worker that exchanges it; every
+	// margin of token care derives from it. consumers.DefaultExchangeLease where
+	// zero.
+	Lease time.Duration
 }
 
 // HintError is an error that tells what to try.
@@ -179,6 +189,12 @@ func (c Config) validate(n needs) error {
 	}
 	if c.Refresh.Batch < 0 {
 		wrong("refresh batch: %d is negative", c.Refresh.Batch)
+	}
+	if c.Refresh.BatchTime < 0 {
+		wrong("refresh batch time: %s is negative", c.Refresh.BatchTime)
+	}
+	if c.Refresh.Lease != 0 && c.Refresh.Lease < consumers.MinLease {
+		wrong("exchange lease: %s is shorter than %s", c.Refresh.Lease, consumers.MinLease)
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)

@@ -36,6 +36,7 @@ const (
 	lockFile       = "lock"
 	databaseFile   = "jetpost.db"
 	natsDir        = "nats"
+	lifeboatDir    = "lifeboat"
 	connectionFile = "connection.json"
 	// simulatedFile marks a directory whose accounts are of a simulated X.
 	simulatedFile = "simulated"

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -76,6 +77,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	if h.Config.DatabaseURL.Empty() {
 		h.Config.DatabaseURL = h.dir.DatabaseURL()
 	}
+	h.Config.Lifeboat = cmp.Or(h.Config.Lifeboat, filepath.Join(cfg.Data, lifeboatDir))
 	if cfg.Sim != nil {
 		if err := h.startSim(ctx, cfg); err != nil {
 			return nil, err

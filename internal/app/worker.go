@@ -41,6 +41,7 @@ type Worker struct {
 	conn   *Connection
 	ledger store.Store
 	gate   *consumers.Gate
+	tokens *consumers.Refresher
 	runner *consumers.Runner
 	sweep  *consumers.Sweeper
 	stops  *publishers.Stops
@@ -85,7 +86,38 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	if err := publishers.Check(ctx, w.conn.JS, cfg.Topology(w.conn.Names, id)); err != nil {
 		return nil, err
 	}
-	return w, w.wire(ctx)
+	lifeboat, err := w.lifeboat(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.wire(ctx, lifeboat); err != nil {
+		return nil, err
+	}
+	if err := w.tokens.Recover(ctx); err != nil {
+		return nil, lifeboatError(err)
+	}
+	return w, nil
+}
+
+// lifeboat makes sure that there is a place for token pairs that the database
+// does not take.
+func (w *Worker) lifeboat(ledgerID string) (*store.Lifeboat, error) {
+	if w.cfg.Lifeboat == "" {
+		return nil, &ConfigError{Mistakes: []string{"lifeboat: no directory is given"}}
+	}
+	sealer, err := store.NewSealer(w.cfg.Keys.Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("read encryption keys: %w", err)
+	}
+	lifeboat := store.NewLifeboat(w.cfg.Lifeboat, ledgerID, sealer)
+	return lifeboat, lifeboatError(lifeboat.Prepare())
+}
+
+func lifeboatError(err error) error {
+	if err == nil || Hint(err) != "" {
+		return err
+	}
+	return &HintError{Err: err, Help: "let this user write there, or choose another directory with --lifeboat"}
 }
 
 // workerName tells workers apart in leases and logs.
@@ -115,7 +147,7 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 }
 
 // wire puts the parts together.
-func (w *Worker) wire(ctx context.Context) error {
+func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
 	timing := consumers.Timing{Lease: cfg.Lease}
 	objects, err := js.ObjectStore(ctx, names.MediaBucket())
@@ -132,13 +164,17 @@ func (w *Worker) wire(ctx context.Context) error {
 	w.stops = publishers.NewStops(js, names)
 	w.gate = consumers.NewGate(w.stops, cfg.Lease/2, w.log)
 	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
-	refresher := &consumers.Refresher{
-		Tokens: w.ledger, Gate: w.gate, Records: records, Names: names, Health: w.health, Log: w.log,
-		X: &xapi.OAuth{ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc},
+	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease}
+	w.tokens = &consumers.Refresher{
+		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: lifeboat,
+		Names: names, Health: w.health, Timing: care, Log: w.log,
+		X: &xapi.OAuth{
+			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
+		},
 	}
 	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Names: names, Log: w.log}
 	publish := &consumers.PublishHandler{
-		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: refresher, Gate: w.gate,
+		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
 		Clients: consumers.NewClients(func(token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()))
 		}),
@@ -146,7 +182,8 @@ func (w *Worker) wire(ctx context.Context) error {
 		Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
-		Refresher: refresher, Bells: bells, Names: names, Window: cfg.Refresh.Window, BatchSize: cfg.Refresh.Batch, Log: w.log,
+		Refresher: w.tokens, Bells: bells, Names: names,
+		Window: cfg.Refresh.Window, BatchSize: cfg.Refresh.Batch, BatchTime: cfg.Refresh.BatchTime, Log: w.log,
 	}
 	w.runner = &consumers.Runner{JetStream: js, Health: w.health, Log: w.log}
 	if w.has(RolePublish) {

@@ -33,7 +33,7 @@ WHERE user_id = $1 FOR UPDATE`
 	sqlReplaceToken = `
 UPDATE oauth_tokens
 SET access_token = $2, refresh_token = $3, expires_at = $4, refresh_after = $5, scope = $6, refreshed_at = $7, imported = $8,
-    version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL,
+    version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
     metadata = metadata - '{refreshError,refreshFailedAt,requiresReauth}'::text[]
 WHERE id = $1`
 )

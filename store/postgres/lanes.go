@@ -132,3 +132,37 @@ func (s *Store) Conclude(ctx context.Context, claim store.Lane, id string, out s
 	})
 	return err
 }
+
+// sqlBehind reads what waits in a line, behind a head that is held.
+const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
+WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= $2 ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
+
+// HoldLine implements store.Requests.
+func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
+	err = s.change(ctx, "hold line", func(tx pgx.Tx) error {
+		held = nil
+		line, err := lockLane(ctx, tx, claim.Account)
+		if err == nil && !line.HeldBy(claim) {
+			err = store.ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, now, store.MaxHoldLine)
+		if err != nil {
+			return err
+		}
+		for _, r := range behind {
+			change, err := r.HoldBehind(line, claim, reason, rings, now)
+			if err == nil {
+				err = save(ctx, tx, line, r, change)
+			}
+			if err != nil {
+				return err
+			}
+			held = append(held, r.Key)
+		}
+		return nil
+	})
+	return held, err
+}

@@ -28,6 +28,7 @@ func queries() map[string]string {
 		"sqlAddRound":         sqlAddRound,
 		"sqlAddToken":         sqlAddToken,
 		"sqlBeginAttempt":     sqlBeginAttempt,
+		"sqlBehind":           sqlBehind,
 		"sqlClaimDue":         sqlClaimDue,
 		"sqlClaimLane":        sqlClaimLane,
 		"sqlClaimToken":       sqlClaimToken,
@@ -41,6 +42,7 @@ func queries() map[string]string {
 		"sqlForgetBatches":    sqlForgetBatches,
 		"sqlForgetLinks":      sqlForgetLinks,
 		"sqlForgetRefusals":   sqlForgetRefusals,
+		"sqlForgetRetries":    sqlForgetRetries,
 		"sqlForgetRounds":     sqlForgetRounds,
 		"sqlGiveUpAttempt":    sqlGiveUpAttempt,
 		"sqlHead":             sqlHead,
@@ -55,8 +57,10 @@ func queries() map[string]string {
 		"sqlLockRequest":      sqlLockRequest,
 		"sqlLockToken":        sqlLockToken,
 		"sqlMarkAnnounced":    sqlMarkAnnounced,
+		"sqlMarkNoticed":      sqlMarkNoticed,
 		"sqlNextDue":          sqlNextDue,
 		"sqlOtherKeys":        sqlOtherKeys,
+		"sqlNotices":          sqlNotices,
 		"sqlPlaced":           sqlPlaced,
 		"sqlPosts":            sqlPosts,
 		"sqlProgress":         sqlProgress,
@@ -67,6 +71,7 @@ func queries() map[string]string {
 		"sqlRenameUser":       sqlRenameUser,
 		"sqlReplaceToken":     sqlReplaceToken,
 		"sqlRequest":          sqlRequest,
+		"sqlRetries":          sqlRetries,
 		"sqlRing":             sqlRing,
 		"sqlRings":            sqlRings,
 		"sqlRound":            sqlRound,
@@ -132,6 +137,8 @@ INSERT INTO lanes (account, wake_at) SELECT name, CASE WHEN x_user_id::int % 100
 INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
 SELECT gen_random_uuid(), name, 'jp1.', 'jp1.', now() + x_user_id::int * interval '1 minute', now() + (x_user_id::int - 60) * interval '1 minute', '', 1, now(), sha256('')
 FROM accounts;
+INSERT INTO refresh_rounds (id, total, batches, opened_at, expires_by)
+SELECT CASE n WHEN 1 THEN 'r' ELSE 'r' || n END, 1, 1, now(), now() + interval '1 day' FROM generate_series(1, 1000) AS n;
 INSERT INTO requests (account, id, seq, state, revision, announced, event, began_at, accepted_at, due_at, updated_at, body, digest)
 SELECT 'a' || n % 10 + 1, n, n, CASE WHEN n % 50 < 10 THEN 'queued' ELSE 'published' END, 1, CASE WHEN n % 500 = 0 THEN 0 ELSE 1 END, 'request.published',
     CASE WHEN n % 50 >= 10 THEN now() END, t, t, t, '', ''
@@ -152,8 +159,9 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		indexes                []string
 		anew                   bool // planned anew for each call, with its arguments
 	}{
-		{"claim due tokens", sqlClaimDue, `now(), now() + interval '2 hours', 'r', 10, '30s'`, []string{"oauth_tokens_due"}, false},
-		{"claim token", sqlClaimToken, `'a1', 1, now(), '30s', false`, []string{"oauth_tokens_user_id_key"}, false},
+		{"behind", sqlBehind, `'a1', now(), 100`, []string{"requests_line"}, false},
+		{"claim due tokens", sqlClaimDue, `now(), '30s', '2m', '1m', 'r', 10`, []string{"oauth_tokens_due", "oauth_tokens_pkey"}, false},
+		{"claim token", sqlClaimToken, `now(), '30s', '2m', '1m', 'a1', 1, false, false`, []string{"oauth_tokens_user_id_key", "oauth_tokens_pkey"}, false},
 		{"due lanes", sqlDueLanes, `now(), 100`, []string{"lanes_due"}, false},
 		{"end holds", sqlEndHolds, `'a1', 'poison', now()`, []string{"requests_"}, false},
 		{"forget links", sqlForgetLinks, `now() - interval '7 days', 100`, []string{"connect_links_expired"}, false},
@@ -165,6 +173,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100`, []string{"requests_pkey"}, true},
 		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100`, []string{"requests_state"}, true},
 		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
+		{"notices", sqlNotices, `'', 10`, []string{"oauth_tokens_untold"}, false},
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
 		{"unannounced", sqlUnannounced, `now(), 10`, []string{"requests_unannounced"}, false},

@@ -14,14 +14,16 @@ import (
 
 const (
 	tokenColumns = `t.id::text, t.user_id, t.access_token, t.refresh_token, t.expires_at, t.scope, t.version, t.refreshed_at,
-    coalesce(t.lease_id::text, ''), t.lease_until, t.next_attempt_at, t.metadata`
+    coalesce(t.lease_id::text, ''), t.lease_until, t.refresh_started_at, t.attempts, t.next_attempt_at, t.metadata`
 
-	sqlToken = `SELECT ` + tokenColumns + ` FROM oauth_tokens AS t WHERE t.user_id = $1`
+	sqlToken = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens AS t WHERE t.user_id = $1`
 )
 
+// scanToken reads the columns of a token and the start of the exchange that
+// was in doubt as it was claimed.
 func scanToken(row scanner) (t store.SealedToken, err error) {
 	err = row.Scan(&t.ID, &t.Account, &t.SealedAccess, &t.SealedRefresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
-		&t.LeaseID, at{&t.LeaseUntil}, at{&t.NextAttemptAt}, &t.TokenMeta)
+		&t.LeaseID, at{&t.LeaseUntil}, at{&t.StartedAt}, &t.Attempts, at{&t.NextAttemptAt}, &t.TokenMeta, at{&t.InDoubtSince})
 	return t, err
 }
 
@@ -40,22 +42,17 @@ func (s *Store) readToken(ctx context.Context, q querier, account string) (store
 }
 
 const (
-	// isDue takes now as $1, the latest expiry as $2 and the round as $3; an
-	// empty round claims whatever is due.
-	isDue = `NOT requires_reauth AND expires_at <= $2 AND refresh_after <= $1
-  AND (next_attempt_at IS NULL OR next_attempt_at <= $1)
-  AND (lease_until IS NULL OR lease_until <= clock_timestamp())
-  AND ($3 = '' OR last_round IS NULL OR last_round < $3)`
-
-	sqlCountDue = `SELECT count(*) FROM oauth_tokens WHERE ` + isDue
-	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, total, batches) VALUES ($1, $2, $3, $4)`
+	sqlCountDue = `
+SELECT count(*) FROM oauth_tokens
+WHERE NOT requires_reauth AND due_at < $1 AND expires_at <= $2 AND (lease_until IS NULL OR lease_until <= clock_timestamp())`
+	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES ($1, $2, $3, $4, $5)`
 
 	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE opened_at < $1)`
 	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE opened_at < $1`
+	sqlForgetRetries = `DELETE FROM refresh_journal WHERE started_at < $1`
 )
 
-// OpenRound implements store.Tokens. Ids of rounds are UUIDs of version 7,
-// since a token's last round is compared by order.
+// OpenRound implements store.Tokens.
 func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
 	err = s.change(ctx, "open round", func(tx pgx.Tx) error {
 		if batchSize < 1 {
@@ -66,14 +63,16 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 			return err
 		}
 		var total int
-		if err := tx.QueryRow(ctx, sqlCountDue, now, now.Add(window), id.String()).Scan(&total); err != nil {
+		if err := tx.QueryRow(ctx, sqlCountDue, now, now.Add(window)).Scan(&total); err != nil {
 			return err
 		}
 		batches := (total + batchSize - 1) / batchSize
-		if err := forgetRounds(ctx, tx, now.Add(-store.RoundRetention)); err != nil {
-			return err
+		for _, forget := range []string{sqlForgetBatches, sqlForgetRounds, sqlForgetRetries} {
+			if _, err := tx.Exec(ctx, forget, now.Add(-store.RoundRetention)); err != nil {
+				return err
+			}
 		}
-		if _, err := tx.Exec(ctx, sqlAddRound, id.String(), now, total, batches); err != nil {
+		if _, err := tx.Exec(ctx, sqlAddRound, id.String(), now, now.Add(window), total, batches); err != nil {
 			return err
 		}
 		round, err = readRound(ctx, tx, id.String())
@@ -82,31 +81,39 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 	return round, err
 }
 
-func forgetRounds(ctx context.Context, tx pgx.Tx, before time.Time) error {
-	_, err := tx.Exec(ctx, sqlForgetBatches, before)
-	if err == nil {
-		_, err = tx.Exec(ctx, sqlForgetRounds, before)
-	}
-	return err
-}
-
-// sqlClaimDue picks the rows as an array, which is made exactly once. As a
-// plain subquery the planner may run it again and again, and claim more than
-// the limit.
-const sqlClaimDue = `
+// claimPicked claims the rows that a CTE "picked" has locked, with now as $1
+// and the pace as $2, $3 and $4, and journals those in doubt. The ids come as an
+// array, which is made exactly once: a join the planner may turn round.
+const claimPicked = `, journalled AS (
+    INSERT INTO refresh_journal (token_id, version, attempt, in_doubt_since, started_at)
+    SELECT id, version, attempts + 1, refresh_started_at, $1 FROM picked WHERE refresh_started_at IS NOT NULL
+)
 UPDATE oauth_tokens AS t
-SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + $5::interval, refresh_started_at = $1,
-    last_round = coalesce(nullif($3, ''), last_round)
-WHERE id = ANY (ARRAY(
-    SELECT id FROM oauth_tokens WHERE ` + isDue + `
-    ORDER BY expires_at, id LIMIT $4 FOR UPDATE SKIP LOCKED))
-RETURNING ` + tokenColumns
+SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + $2::interval, refresh_started_at = $1, attempts = t.attempts + 1,
+    next_attempt_at = CASE
+        WHEN t.refresh_started_at IS NULL THEN greatest($1 + $2::interval, t.expires_at - $3::interval)
+        ELSE $1 + $2::interval + $4::interval * (1 << least(t.attempts, ` + maxDoublings + `)) END
+FROM picked AS p
+WHERE t.id = ANY (ARRAY(SELECT id FROM picked)) AND t.id = p.id
+RETURNING ` + tokenColumns + `, p.refresh_started_at`
+
+const maxDoublings = "8" // store.MaxBackoffDoublings
+
+// sqlClaimDue judges the tokens as of the opening of the round, $5.
+const sqlClaimDue = `
+WITH picked AS (
+    SELECT id, version, attempts, refresh_started_at FROM oauth_tokens
+    WHERE NOT requires_reauth AND due_at < (SELECT opened_at FROM refresh_rounds WHERE id = $5)
+      AND expires_at <= (SELECT expires_by FROM refresh_rounds WHERE id = $5)
+      AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+    ORDER BY due_at, id LIMIT $6 FOR UPDATE SKIP LOCKED
+)` + claimPicked
 
 // ClaimDue implements store.Tokens. Tokens that do not open stay claimed until
 // their lease ends and come back as the error, beside the ones that do.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
 	rows, err := collect(ctx, s.pool, scanToken, sqlClaimDue,
-		claim.Now, claim.Now.Add(claim.Window), claim.Round, claim.Limit, claim.Lease)
+		claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Round, claim.Limit)
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
 	}
@@ -115,22 +122,27 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 }
 
 const sqlClaimToken = `
-UPDATE oauth_tokens
-SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + $4::interval, refresh_started_at = $3
-WHERE user_id = $1 AND version = $2 AND NOT requires_reauth
-  AND (lease_until IS NULL OR lease_until <= clock_timestamp())
-  AND ($5 OR next_attempt_at IS NULL OR next_attempt_at <= $3)`
+WITH picked AS (
+    SELECT id, version, attempts, refresh_started_at FROM oauth_tokens
+    WHERE user_id = $5 AND version = $6 AND NOT requires_reauth
+      AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+      AND (next_attempt_at IS NULL OR next_attempt_at <= $1 OR ($7 AND refresh_started_at IS NULL) OR ($8 AND attempts <= 1))
+    FOR UPDATE
+)` + claimPicked
 
 // ClaimToken implements store.Tokens. A token that does not open is not
 // claimed: the transaction is rolled back.
-func (s *Store) ClaimToken(ctx context.Context, account string, usedVersion int64, force bool, lease time.Duration, now time.Time) (token store.Token, claimed bool, err error) {
+func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
 	err = s.change(ctx, "claim token", func(tx pgx.Tx) error {
-		n, err := changed(ctx, tx, sqlClaimToken, account, usedVersion, now, lease, force)
-		if err != nil {
-			return err
+		sealed, err := scanToken(tx.QueryRow(ctx, sqlClaimToken,
+			claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Account, claim.UsedVersion, claim.Force, claim.Refused))
+		switch {
+		case err == nil:
+			claimed = true
+			token, err = s.sealer.OpenToken(sealed)
+		case missing(err, nil) == nil:
+			token, err = s.readToken(ctx, tx, claim.Account)
 		}
-		token, err = s.readToken(ctx, tx, account)
-		claimed = n > 0
 		return err
 	})
 	return token, claimed && err == nil, err
@@ -141,7 +153,8 @@ const (
 	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = $3, refresh_token = $4, expires_at = $5, refresh_after = $6, scope = $7, refreshed_at = $8,
-    version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL, metadata = $9
+    version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
+    metadata = $9
 WHERE id = $1 AND version = $2`
 )
 
@@ -170,14 +183,52 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 
 const sqlSaveTokenFailure = `
 UPDATE oauth_tokens
-SET lease_id = NULL, lease_until = NULL, next_attempt_at = $4, metadata = metadata || $5
+SET lease_id = NULL, lease_until = NULL, refresh_started_at = $4, next_attempt_at = $5, metadata = metadata || $6
 WHERE id = $1 AND version = $2 AND lease_id = nullif($3, '')::uuid`
 
 // SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
 	failure.Error = storable(failure.Error)
+	startedAt, nextAttempt := failure.Leaves(claim)
 	return s.wrap("save token failure", fenced(changed(ctx, s.pool, sqlSaveTokenFailure,
-		claim.ID, claim.Version, claim.LeaseID, moment(failure.NextAttempt), failure.MetaPatch())))
+		claim.ID, claim.Version, claim.LeaseID, moment(startedAt), moment(nextAttempt), failure.MetaPatch())))
+}
+
+const sqlRetries = `
+SELECT j.version, j.attempt, j.in_doubt_since, j.started_at
+FROM refresh_journal AS j JOIN oauth_tokens AS t ON t.id = j.token_id
+WHERE t.user_id = $1 ORDER BY j.version, j.attempt`
+
+// Retries implements store.Tokens.
+func (s *Store) Retries(ctx context.Context, account string) ([]store.Retry, error) {
+	retries, err := collect(ctx, s.pool, func(row scanner) (r store.Retry, err error) {
+		err = row.Scan(&r.Version, &r.Attempt, at{&r.InDoubtSince}, at{&r.StartedAt})
+		return r, err
+	}, sqlRetries, account)
+	return retries, s.wrap("read journal", err)
+}
+
+const (
+	sqlNotices = `
+SELECT user_id, requires_reauth, metadata, version, refreshed_at FROM oauth_tokens
+WHERE requires_reauth <> reauth_told AND ($1 = '' OR user_id = $1) ORDER BY user_id LIMIT $2`
+	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = $2 WHERE user_id = $1`
+)
+
+// Notices implements store.Tokens.
+func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
+	notices, err := collect(ctx, s.pool, func(row scanner) (n store.Notice, err error) {
+		var meta store.TokenMeta
+		err = row.Scan(&n.Account, &n.Required, &meta, &n.Version, at{&n.At})
+		return n.About(meta), err
+	}, sqlNotices, account, limit)
+	return notices, s.wrap("read notices", err)
+}
+
+// MarkNoticed implements store.Tokens.
+func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
+	n, err := changed(ctx, s.pool, sqlMarkNoticed, notice.Account, notice.Required)
+	return s.wrap("mark notice", orNone(n, err, store.ErrNotFound))
 }
 
 const (

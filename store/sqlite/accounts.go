@@ -25,7 +25,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?9)`
 	sqlReplaceToken = `
 UPDATE oauth_tokens
 SET access_token = ?2, refresh_token = ?3, expires_at = ?4, refresh_after = ?5, scope = ?6, refreshed_at = ?7, imported = ?8,
-    version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL,
+    version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
     metadata = json_remove(metadata, '$.refreshError', '$.refreshFailedAt', '$.requiresReauth')
 WHERE id = ?1`
 )

@@ -15,15 +15,17 @@ import (
 
 const (
 	tokenColumns = `id, user_id, access_token, refresh_token, expires_at, scope, version, refreshed_at,
-    coalesce(lease_id, ''), lease_until, next_attempt_at, metadata`
+    coalesce(lease_id, ''), lease_until, refresh_started_at, attempts, next_attempt_at, metadata`
 
-	sqlToken = `SELECT ` + tokenColumns + ` FROM oauth_tokens WHERE user_id = ?1`
+	sqlToken = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens WHERE user_id = ?1`
 )
 
+// scanToken reads the columns of a token and the start of the exchange that
+// was in doubt as it was claimed.
 func scanToken(row scanner) (t store.SealedToken, err error) {
 	var meta []byte
 	err = row.Scan(&t.ID, &t.Account, &t.SealedAccess, &t.SealedRefresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
-		&t.LeaseID, at{&t.LeaseUntil}, at{&t.NextAttemptAt}, &meta)
+		&t.LeaseID, at{&t.LeaseUntil}, at{&t.StartedAt}, &t.Attempts, at{&t.NextAttemptAt}, &meta, at{&t.InDoubtSince})
 	if err != nil {
 		return store.SealedToken{}, err
 	}
@@ -44,22 +46,17 @@ func (s *Store) Token(ctx context.Context, account string) (store.Token, error) 
 }
 
 const (
-	// isDue takes now as ?1, the latest expiry as ?2 and the round as ?3; an
-	// empty round claims whatever is due.
-	isDue = `requires_reauth = 0 AND expires_at <= ?2 AND refresh_after <= ?1
-  AND (next_attempt_at IS NULL OR next_attempt_at <= ?1)
-  AND (lease_until IS NULL OR lease_until <= ?1)
-  AND (?3 = '' OR last_round IS NULL OR last_round < ?3)`
+	sqlCountDue = `
+SELECT count(*) FROM oauth_tokens
+WHERE requires_reauth = 0 AND due_at < ?1 AND expires_at <= ?2 AND (lease_until IS NULL OR lease_until <= ?1)`
+	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES (?1, ?2, ?3, ?4, ?5)`
 
-	sqlCountDue = `SELECT count(*) FROM oauth_tokens WHERE ` + isDue
-	sqlAddRound = `INSERT INTO refresh_rounds (id, created_at, total, batches) VALUES (?1, ?2, ?3, ?4)`
-
-	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE created_at < ?1)`
-	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE created_at < ?1`
+	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE opened_at < ?1)`
+	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE opened_at < ?1`
+	sqlForgetRetries = `DELETE FROM refresh_journal WHERE started_at < ?1`
 )
 
-// OpenRound implements store.Tokens. Round ids are version 7 UUIDs, since a
-// token's last round is compared by order.
+// OpenRound implements store.Tokens.
 func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
 	err = s.change(ctx, "open round", func(tx *sql.Tx) error {
 		if batchSize < 1 {
@@ -70,14 +67,16 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 			return err
 		}
 		var total int
-		if err := tx.QueryRowContext(ctx, sqlCountDue, micros(now), micros(now.Add(window)), id.String()).Scan(&total); err != nil {
+		if err := tx.QueryRowContext(ctx, sqlCountDue, micros(now), micros(now.Add(window))).Scan(&total); err != nil {
 			return err
 		}
 		batches := (total + batchSize - 1) / batchSize
-		if err := forgetRounds(ctx, tx, now.Add(-store.RoundRetention)); err != nil {
-			return err
+		for _, forget := range []string{sqlForgetBatches, sqlForgetRounds, sqlForgetRetries} {
+			if _, err := tx.ExecContext(ctx, forget, micros(now.Add(-store.RoundRetention))); err != nil {
+				return err
+			}
 		}
-		if _, err := tx.ExecContext(ctx, sqlAddRound, id.String(), micros(now), total, batches); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlAddRound, id.String(), micros(now), micros(now.Add(window)), total, batches); err != nil {
 			return err
 		}
 		round, err = readRound(ctx, tx, id.String())
@@ -86,26 +85,60 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 	return round, err
 }
 
-func forgetRounds(ctx context.Context, tx *sql.Tx, before time.Time) error {
-	_, err := tx.ExecContext(ctx, sqlForgetBatches, micros(before))
-	if err == nil {
-		_, err = tx.ExecContext(ctx, sqlForgetRounds, micros(before))
-	}
-	return err
-}
-
-const sqlClaimDue = `
+const (
+	// picked are the rows that match, at most so many. Both statements of a
+	// claim pick the same ones, since nobody else writes in between.
+	journal = `
+INSERT INTO refresh_journal (token_id, version, attempt, in_doubt_since, started_at)
+SELECT id, version, attempts + 1, refresh_started_at, ?1 FROM oauth_tokens
+WHERE refresh_started_at IS NOT NULL AND id IN `
+	claimRows = `
 UPDATE oauth_tokens
-SET lease_id = ?4, lease_until = ?5, refresh_started_at = ?1, last_round = coalesce(nullif(?3, ''), last_round)
-WHERE id IN (SELECT id FROM oauth_tokens WHERE ` + isDue + ` ORDER BY expires_at, id LIMIT ?6)
-RETURNING ` + tokenColumns
+SET lease_id = ?2, lease_until = ?1 + ?3, refresh_started_at = ?1, attempts = attempts + 1,
+    next_attempt_at = CASE
+        WHEN refresh_started_at IS NULL THEN max(?1 + ?3, expires_at - ?4)
+        ELSE ?1 + ?3 + ?5 * (1 << min(attempts, ` + maxDoublings + `)) END
+WHERE id IN `
+	// returning tells of the doubt by the journal, as the row has forgotten it.
+	returning = `
+RETURNING ` + tokenColumns + `,
+    (SELECT in_doubt_since FROM refresh_journal AS j
+     WHERE j.token_id = oauth_tokens.id AND j.version = oauth_tokens.version AND j.attempt = oauth_tokens.attempts)`
+
+	maxDoublings = "8" // store.MaxBackoffDoublings
+
+	// pickDue judges the tokens as of the opening of the round, ?6.
+	pickDue = `(
+    SELECT id FROM oauth_tokens
+    WHERE requires_reauth = 0 AND due_at < (SELECT opened_at FROM refresh_rounds WHERE id = ?6)
+      AND expires_at <= (SELECT expires_by FROM refresh_rounds WHERE id = ?6)
+      AND (lease_until IS NULL OR lease_until <= ?1)
+    ORDER BY due_at, id LIMIT ?7)`
+	sqlJournalDue = journal + pickDue
+	sqlClaimDue   = claimRows + pickDue + returning
+
+	pickToken = `(
+    SELECT id FROM oauth_tokens
+    WHERE user_id = ?6 AND version = ?7 AND requires_reauth = 0 AND (lease_until IS NULL OR lease_until <= ?1)
+      AND (next_attempt_at IS NULL OR next_attempt_at <= ?1 OR (?8 AND refresh_started_at IS NULL) OR (?9 AND attempts <= 1)))`
+	sqlJournalToken = journal + pickToken
+	sqlClaimToken   = claimRows + pickToken + returning
+)
+
+// claimArgs are the arguments of every claim and its entries in the journal.
+func claimArgs(now time.Time, pace store.Pace, args ...any) []any {
+	return append([]any{micros(now), uuid.NewString(), pace.Lease.Microseconds(), pace.NearEnd.Microseconds(), pace.Backoff.Microseconds()}, args...)
+}
 
 // ClaimDue implements store.Tokens.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
 	var rows []store.SealedToken
+	args := claimArgs(claim.Now, claim.Pace, claim.Round, claim.Limit)
 	err := s.change(ctx, "claim due tokens", func(tx *sql.Tx) (err error) {
-		rows, err = collect(ctx, tx, scanToken, sqlClaimDue, micros(claim.Now), micros(claim.Now.Add(claim.Window)), claim.Round,
-			uuid.NewString(), micros(claim.Now.Add(claim.Lease)), claim.Limit)
+		if _, err := tx.ExecContext(ctx, sqlJournalDue, args...); err != nil {
+			return err
+		}
+		rows, err = collect(ctx, tx, scanToken, sqlClaimDue, args...)
 		return err
 	})
 	if err != nil {
@@ -115,27 +148,23 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	return tokens, s.wrap("claim due tokens", err)
 }
 
-const sqlClaimToken = `
-UPDATE oauth_tokens
-SET lease_id = ?2, lease_until = ?3, refresh_started_at = ?4
-WHERE user_id = ?1 AND version = ?5 AND requires_reauth = 0
-  AND (lease_until IS NULL OR lease_until <= ?4)
-  AND (?6 OR next_attempt_at IS NULL OR next_attempt_at <= ?4)`
-
 // ClaimToken implements store.Tokens. A token that does not open is not
 // claimed: the transaction is rolled back.
-func (s *Store) ClaimToken(ctx context.Context, account string, usedVersion int64, force bool, lease time.Duration, now time.Time) (token store.Token, claimed bool, err error) {
+func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
+	args := claimArgs(claim.Now, claim.Pace, claim.Account, claim.UsedVersion, claim.Force, claim.Refused)
 	err = s.change(ctx, "claim token", func(tx *sql.Tx) error {
-		n, err := changed(ctx, tx, sqlClaimToken, account, uuid.NewString(), micros(now.Add(lease)), micros(now), usedVersion, force)
-		if err != nil {
+		if _, err := tx.ExecContext(ctx, sqlJournalToken, args...); err != nil {
 			return err
 		}
-		sealed, err := scanToken(tx.QueryRowContext(ctx, sqlToken, account))
+		sealed, err := scanToken(tx.QueryRowContext(ctx, sqlClaimToken, args...))
+		claimed = err == nil
+		if missing(err, nil) == nil && !claimed {
+			sealed, err = scanToken(tx.QueryRowContext(ctx, sqlToken, claim.Account))
+		}
 		if err != nil {
 			return missing(err, store.ErrNotFound)
 		}
 		token, err = s.sealer.OpenToken(sealed)
-		claimed = n > 0
 		return err
 	})
 	return token, claimed && err == nil, err
@@ -146,7 +175,8 @@ const (
 	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = ?3, refresh_token = ?4, expires_at = ?5, refresh_after = ?6, scope = ?7, refreshed_at = ?8,
-    version = version + 1, lease_id = NULL, lease_until = NULL, next_attempt_at = NULL, metadata = ?9
+    version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
+    metadata = ?9
 WHERE id = ?1 AND version = ?2`
 )
 
@@ -179,7 +209,7 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 
 const sqlSaveTokenFailure = `
 UPDATE oauth_tokens
-SET lease_id = NULL, lease_until = NULL, next_attempt_at = ?4, metadata = json_patch(metadata, ?5)
+SET lease_id = NULL, lease_until = NULL, refresh_started_at = ?4, next_attempt_at = ?5, metadata = json_patch(metadata, ?6)
 WHERE id = ?1 AND version = ?2 AND lease_id = ?3`
 
 // SaveTokenFailure implements store.Tokens.
@@ -189,8 +219,65 @@ func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure
 		if err != nil {
 			return err
 		}
+		startedAt, nextAttempt := failure.Leaves(claim)
 		return fenced(changed(ctx, tx, sqlSaveTokenFailure, claim.ID, claim.Version, claim.LeaseID,
-			micros(failure.NextAttempt), string(patch)))
+			micros(startedAt), micros(nextAttempt), string(patch)))
+	})
+}
+
+const sqlRetries = `
+SELECT j.version, j.attempt, j.in_doubt_since, j.started_at
+FROM refresh_journal AS j JOIN oauth_tokens AS t ON t.id = j.token_id
+WHERE t.user_id = ?1 ORDER BY j.version, j.attempt`
+
+// Retries implements store.Tokens.
+func (s *Store) Retries(ctx context.Context, account string) ([]store.Retry, error) {
+	var retries []store.Retry
+	err := s.view(ctx, "read journal", func(tx *sql.Tx) (err error) {
+		retries, err = collect(ctx, tx, func(row scanner) (r store.Retry, err error) {
+			err = row.Scan(&r.Version, &r.Attempt, at{&r.InDoubtSince}, at{&r.StartedAt})
+			return r, err
+		}, sqlRetries, account)
+		return err
+	})
+	return retries, err
+}
+
+const (
+	sqlNotices = `
+SELECT user_id, requires_reauth, metadata, version, refreshed_at FROM oauth_tokens
+WHERE requires_reauth <> reauth_told AND (?1 = '' OR user_id = ?1) ORDER BY user_id LIMIT ?2`
+	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = ?2 WHERE user_id = ?1`
+)
+
+// Notices implements store.Tokens.
+func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
+	var notices []store.Notice
+	err := s.view(ctx, "read notices", func(tx *sql.Tx) (err error) {
+		notices, err = collect(ctx, tx, scanNotice, sqlNotices, account, limit)
+		return err
+	})
+	return notices, err
+}
+
+func scanNotice(row scanner) (n store.Notice, err error) {
+	var text []byte
+	if err = row.Scan(&n.Account, &n.Required, &text, &n.Version, at{&n.At}); err != nil {
+		return n, err
+	}
+	var meta store.TokenMeta
+	err = json.Unmarshal(text, &meta)
+	return n.About(meta), err
+}
+
+// MarkNoticed implements store.Tokens.
+func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
+	return s.change(ctx, "mark notice", func(tx *sql.Tx) error {
+		n, err := changed(ctx, tx, sqlMarkNoticed, notice.Account, notice.Required)
+		if err == nil && n == 0 {
+			return store.ErrNotFound
+		}
+		return err
 	})
 }
 

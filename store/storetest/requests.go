@@ -251,6 +251,49 @@ func endHolds(t *testing.T, b *bundle) {
 	}
 }
 
+// holdLine: what holds the head holds all that wait behind it, and each of
+// them says so.
+func holdLine(t *testing.T, b *bundle) {
+	b.acceptAll(t, "head", "second", "limited", "third")
+	later := b.acceptance("later", 1)
+	later.Request.PublishAt = b.now.Add(time.Hour)
+	b.accept(t, later)
+	lane := b.claim(t)
+	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
+	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
+	reason := jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: "refused"}
+	hold := func(now time.Time) (ids []string) {
+		keys, err := b.st.HoldLine(t.Context(), lane, reason, b.look(t, lane, now).Rings, now)
+		check(t, err)
+		for _, key := range keys {
+			ids = append(ids, key.ID)
+		}
+		return ids
+	}
+	equal(t, "held", hold(b.now), []string{"second", "third"})
+	for _, id := range []string{"second", "third"} {
+		record := b.state(t, id, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, jetpost.EventRequestHeld)
+		equal(t, "end of the hold of "+id, record.HoldUntil, time.Time{})
+	}
+	b.state(t, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, jetpost.EventRequestHeld)
+	b.state(t, "later", jetpost.StateScheduled, "", jetpost.EventRequestScheduled)
+	equal(t, "held again", len(hold(b.now)), 0)
+	equal(t, "held once it is due", hold(b.now.Add(2*time.Hour)), []string{"later"})
+
+	n, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
+	check(t, err)
+	equal(t, "holds ended", n, 4)
+	// What rang since the look ends the hold that rests on it.
+	b.acceptAll(t, "new")
+	keys, err := b.st.HoldLine(t.Context(), lane, reason, 0, b.now)
+	check(t, err)
+	equal(t, "held by an old look", len(keys), 1)
+	equal(t, "end of its hold", b.request(t, "new").HoldUntil, b.now)
+	lane.Fence++
+	_, err = b.st.HoldLine(t.Context(), lane, reason, 0, b.now)
+	fails(t, "another fence", err, store.ErrFenced)
+}
+
 // fail publishes the first post of a thread and lets the second one fail.
 func (b *bundle) fail(t *testing.T, lane store.Lane, id string) {
 	t.Helper()

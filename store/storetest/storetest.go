@@ -34,6 +34,9 @@ const (
 	shortLease = time.Microsecond
 	// patience is how long a fact is waited for.
 	patience = 10 * time.Second
+	// nearEnd and backoff pace the claims of tokens.
+	nearEnd = 2 * time.Minute
+	backoff = time.Minute
 )
 
 // Run runs the suite. It calls fresh for every test.
@@ -62,6 +65,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"ClaimDueOrder", claimDueOrder},
 		{"ClaimDueRule", claimDueRule},
 		{"ClaimDueUnopenable", claimDueUnopenable},
+		{"ClaimInDoubt", claimInDoubt},
+		{"ClaimInDoubtAgain", claimInDoubtAgain},
 		{"ClaimLane", claimLane},
 		{"ClaimLaneConcurrently", claimLaneConcurrently},
 		{"ClaimLaneCountsLostClaims", claimLaneCountsLostClaims},
@@ -79,6 +84,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"EndHolds", endHolds},
 		{"ExtendLane", extendLane},
 		{"Fences", fences},
+		{"HoldLine", holdLine},
 		{"Identity", identity},
 		{"ImportAccount", importAccount},
 		{"ImportAccountAgain", importAccountAgain},
@@ -96,6 +102,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"Links", links},
 		{"ListRequests", listRequests},
 		{"LookHead", lookHead},
+		{"Notices", notices},
 		{"OpenRound", openRound},
 		{"OpenRoundForgets", openRoundForgets},
 		{"Posted", posted},
@@ -111,6 +118,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"ReplayNeverBegun", replayNeverBegun},
 		{"ReplayNothing", replayNothing},
 		{"Resolve", resolve},
+		{"Rounds", rounds},
 		{"SaveToken", saveToken},
 		{"SaveTokenAfterLease", saveTokenAfterLease},
 		{"SaveTokenEndsHolds", saveTokenEndsHolds},
@@ -337,11 +345,24 @@ func (b *bundle) token(t *testing.T, account string) store.Token {
 	return token
 }
 
+// pace is that of a claim with the given lease.
+func pace(lease time.Duration) store.Pace {
+	return store.Pace{Lease: lease, NearEnd: nearEnd, Backoff: backoff}
+}
+
+// tokenClaim asks for an account's token, whatever was before.
+func (b *bundle) tokenClaim(t *testing.T, account string, lease time.Duration) store.TokenClaim {
+	t.Helper()
+	return store.TokenClaim{
+		Account: account, UsedVersion: b.token(t, account).Version, Force: true, Refused: true, Pace: pace(lease), Now: b.clock(t),
+	}
+}
+
 // claimOne claims an account's token for an exchange, by force.
 func (b *bundle) claimOne(t *testing.T, account string, lease time.Duration) (claim store.Token) {
 	t.Helper()
 	eventually(t, "claim of the token", func() bool {
-		token, ok, err := b.st.ClaimToken(t.Context(), account, b.token(t, account).Version, true, lease, b.clock(t))
+		token, ok, err := b.st.ClaimToken(t.Context(), b.tokenClaim(t, account, lease))
 		check(t, err)
 		claim = token
 		return ok

@@ -51,7 +51,7 @@ func checkKeysAfterRotation(t *testing.T, b *bundle) {
 	if err := b.open(t, newer).CheckKeys(t.Context()); !errors.As(err, &wrong) {
 		t.Fatalf("a token needs the old key: error is %v, want a KeyError", err)
 	}
-	claim, _, err := both.ClaimToken(t.Context(), acme, 1, true, longLease, b.clock(t))
+	claim, _, err := both.ClaimToken(t.Context(), b.tokenClaim(t, acme, longLease))
 	check(t, err)
 	check(t, both.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
 	check(t, both.CheckKeys(t.Context()))
@@ -108,7 +108,7 @@ func importAccountAgain(t *testing.T, b *bundle) {
 	check(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
 	claim = b.claimOne(t, acme, longLease)
 	check(t, b.st.SaveTokenFailure(t.Context(), claim,
-		store.TokenFailure{Error: "refused", Reauth: true, NextAttempt: b.now.Add(time.Hour), Now: b.now}))
+		store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, NextAttempt: b.now.Add(time.Hour), Now: b.now}))
 	b.acceptAll(t, "waiting", "other")
 	lane := b.claim(t)
 	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
@@ -150,7 +150,7 @@ func (b *bundle) importPair(t *testing.T, pair store.Pair, now time.Time) (store
 // requireReauth has X refuse acme's token, and puts a request on hold for it.
 func (b *bundle) requireReauth(t *testing.T, claim store.Token) {
 	t.Helper()
-	check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Reauth: true, Now: b.now}))
+	check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}))
 	b.acceptAll(t, "waiting")
 	lane := b.claim(t)
 	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
@@ -251,7 +251,7 @@ func tokenUnopenable(t *testing.T, b *bundle) {
 	if _, err := stranger.Token(t.Context(), acme); !errors.As(err, &wrong) {
 		t.Errorf("another key: error is %v, want a KeyError", err)
 	}
-	if _, _, err := stranger.ClaimToken(t.Context(), acme, 1, true, longLease, b.clock(t)); !errors.As(err, &wrong) {
+	if _, _, err := stranger.ClaimToken(t.Context(), b.tokenClaim(t, acme, longLease)); !errors.As(err, &wrong) {
 		t.Errorf("claim with another key: error is %v, want a KeyError", err)
 	}
 	equal(t, "lease", b.token(t, acme).LeaseID, "")
@@ -267,7 +267,8 @@ func claimDueRule(t *testing.T, b *bundle) {
 	fail := func(failure store.TokenFailure) func(*testing.T, string) {
 		return func(t *testing.T, name string) {
 			failure.Error, failure.Now = "failed", b.now
-			check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, name, longLease), failure))
+			// The claim's lease is so short that only its outcome holds the token.
+			check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, name, shortLease), failure))
 		}
 	}
 	lease := func(d time.Duration) func(*testing.T, string) {
@@ -281,13 +282,16 @@ func claimDueRule(t *testing.T, b *bundle) {
 		due     bool
 	}{
 		{"backoff", 5 * hour, hour, fail(store.TokenFailure{NextAttempt: b.now.Add(hour)}), false},
-		{"backoff_over", 5 * hour, hour, fail(store.TokenFailure{NextAttempt: b.now.Add(-hour)}), true},
+		{"backoff_over", 5 * hour, hour, fail(store.TokenFailure{NextAttempt: b.now}), true},
 		{"beyond_window", 100 * hour, window + hour, nil, false},
 		{"expired", 5 * hour, -3 * hour, nil, true},
 		{"leased", 5 * hour, hour, lease(longLease), false},
-		{"lease_over", 5 * hour, hour, lease(shortLease), true},
+		{"lost_answer", 5 * hour, hour, fail(store.TokenFailure{Outcome: store.ExchangeUnknown}), false},
+		{"lost_answer_near_end", 5 * hour, nearEnd, fail(store.TokenFailure{Outcome: store.ExchangeUnknown}), true},
+		{"lost_worker", 5 * hour, hour, lease(shortLease), false},
+		{"lost_worker_near_end", 5 * hour, nearEnd, lease(shortLease), true},
 		{"old", hour + time.Minute, hour - time.Minute, nil, true},
-		{"reauth", 5 * hour, hour, fail(store.TokenFailure{Reauth: true, NextAttempt: b.now.Add(-hour)}), false},
+		{"reauth", 5 * hour, hour, fail(store.TokenFailure{Outcome: store.ExchangeRefused, NextAttempt: b.now.Add(-hour)}), false},
 		{"young", hour - time.Minute, hour + time.Minute, nil, false},
 	}
 	var want []string
@@ -304,7 +308,7 @@ func claimDueRule(t *testing.T, b *bundle) {
 	round, err := b.st.OpenRound(t.Context(), window, 3, now)
 	check(t, err)
 	equal(t, "tokens of the round", round.Total, len(want))
-	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round.Round, Window: window, Limit: 100, Lease: longLease, Now: now})
+	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round.Round, Limit: 100, Pace: pace(longLease), Now: now})
 	check(t, err)
 	equal(t, "due tokens", namesOf(tokens), want)
 	for _, token := range tokens {
@@ -333,7 +337,7 @@ func (b *bundle) addDue(t *testing.T, n int) {
 
 func (b *bundle) claimDue(t *testing.T, round string, limit int) []store.Token {
 	t.Helper()
-	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round, Window: window, Limit: limit, Lease: longLease, Now: b.clock(t)})
+	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round, Limit: limit, Pace: pace(longLease), Now: b.clock(t)})
 	check(t, err)
 	return tokens
 }
@@ -363,19 +367,22 @@ func claimDueOnceARound(t *testing.T, b *bundle) {
 	b.addDue(t, 1)
 	failAll := func(tokens []store.Token) {
 		for _, token := range tokens {
-			check(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", NextAttempt: b.now, Now: b.now}))
+			check(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", Now: b.clock(t)}))
 		}
 	}
 	first, second := b.openRound(t, 10).Round, b.openRound(t, 10).Round
-	steps := []struct {
-		round string
-		want  int
-	}{{first, 1}, {first, 0}, {second, 1}, {first, 0}, {second, 0}}
-	for i, step := range steps {
-		tokens := b.claimDue(t, step.round, 10)
-		equal(t, fmt.Sprintf("tokens of claim %d", i), len(tokens), step.want)
+	claims := func(what, round string, want int) {
+		tokens := b.claimDue(t, round, 10)
+		equal(t, what, len(tokens), want)
 		failAll(tokens)
 	}
+	claims("tokens of the first round", first, 1)
+	claims("tokens of it again", first, 0)
+	claims("tokens of a round that was open meanwhile", second, 0)
+	third := b.openRound(t, 10).Round
+	claims("tokens of a late batch", first, 0)
+	claims("tokens of a new round", third, 1)
+	claims("tokens of no round", uuid.NewString(), 0)
 }
 
 func claimDueConcurrently(t *testing.T, b *bundle) {
@@ -389,7 +396,7 @@ func claimDueConcurrently(t *testing.T, b *bundle) {
 	atOnce(t, workers, func(i int) (bool, error) {
 		for {
 			got, err := stores[i%2].ClaimDue(t.Context(),
-				store.DueClaim{Round: round, Window: window, Limit: 2, Lease: longLease, Now: now})
+				store.DueClaim{Round: round, Limit: 2, Pace: pace(longLease), Now: now})
 			if err != nil || len(got) == 0 {
 				return true, err
 			}
@@ -412,7 +419,7 @@ func claimDueUnopenable(t *testing.T, b *bundle) {
 	b.addDue(t, 3)
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = refresh_token WHERE user_id = 'due-01'")
 	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{
-		Round: b.openRound(t, 10).Round, Window: window, Limit: 10, Lease: longLease, Now: b.clock(t),
+		Round: b.openRound(t, 10).Round, Limit: 10, Pace: pace(longLease), Now: b.clock(t),
 	})
 	var damaged *store.DamagedError
 	if !errors.As(err, &damaged) {
@@ -423,11 +430,13 @@ func claimDueUnopenable(t *testing.T, b *bundle) {
 
 func claimToken(t *testing.T, b *bundle) {
 	claim := func(version int64, force bool) bool {
-		token, ok, err := b.st.ClaimToken(t.Context(), acme, version, force, longLease, b.clock(t))
+		token, ok, err := b.st.ClaimToken(t.Context(), store.TokenClaim{
+			Account: acme, UsedVersion: version, Force: force, Pace: pace(longLease), Now: b.clock(t),
+		})
 		check(t, err)
 		equal(t, "account of the row", token.Account, acme)
-		if ok && token.LeaseID == "" {
-			t.Fatal("a claim without a lease")
+		if ok && (token.LeaseID == "" || token.StartedAt.IsZero() || token.Attempts == 0) {
+			t.Fatalf("a claim with lease %q, started at %v, attempt %d", token.LeaseID, token.StartedAt, token.Attempts)
 		}
 		return ok
 	}
@@ -440,16 +449,89 @@ func claimToken(t *testing.T, b *bundle) {
 	equal(t, "before the next attempt", claim(1, false), false)
 	equal(t, "before the next attempt, by force", claim(1, true), true)
 	held = b.token(t, acme)
-	check(t, b.st.SaveTokenFailure(t.Context(), held, store.TokenFailure{Error: "x", Reauth: true, Now: b.now}))
+	equal(t, "attempts", held.Attempts, 2)
+	equal(t, "doubt after nothing happened", held.InDoubtSince, time.Time{})
+	check(t, b.st.SaveTokenFailure(t.Context(), held, store.TokenFailure{Error: "x", Outcome: store.ExchangeRefused, Now: b.now}))
 	equal(t, "in need of re-authorising", claim(1, true), false)
-	_, _, err := b.st.ClaimToken(t.Context(), "nobody", 1, true, longLease, b.now)
+	_, _, err := b.st.ClaimToken(t.Context(), store.TokenClaim{Account: "nobody", UsedVersion: 1, Force: true, Pace: pace(longLease), Now: b.now})
 	fails(t, "no such account", err, store.ErrNotFound)
+	retries, err := b.st.Retries(t.Context(), acme)
+	check(t, err)
+	equal(t, "journal", len(retries), 0)
+}
+
+// A worker that is lost and an answer that is lost leave the same: a token in
+// doubt, whose next exchange comes near its end and is journalled first.
+func claimInDoubt(t *testing.T, b *bundle) {
+	for _, name := range []string{"lost_worker", "lost_answer"} {
+		b.addToken(t, name, b.now.Add(-5*time.Hour), b.now.Add(time.Hour))
+		claim := b.claimOne(t, name, shortLease)
+		equal(t, "next attempt of "+name, claim.NextAttemptAt, claim.ExpiresAt.Add(-nearEnd))
+		if name == "lost_answer" {
+			check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "x", Outcome: store.ExchangeUnknown, NextAttempt: b.now, Now: b.now}))
+		}
+		left := b.token(t, name)
+		equal(t, "start of the exchange of "+name, left.StartedAt, claim.StartedAt)
+		equal(t, "next attempt left by "+name, left.NextAttemptAt, claim.NextAttemptAt)
+
+		ask := store.TokenClaim{Account: name, UsedVersion: 1, Pace: pace(longLease), Now: b.clock(t)}
+		try := func(what string, change func(*store.TokenClaim), want bool) (token store.Token) {
+			one := ask
+			change(&one)
+			token, ok, err := b.st.ClaimToken(t.Context(), one)
+			check(t, err)
+			equal(t, name+" claimed "+what, ok, want)
+			return token
+		}
+		try("while its access token serves", func(*store.TokenClaim) {}, false)
+		try("by force", func(c *store.TokenClaim) { c.Force = true }, false)
+		retry := try("near its end", func(c *store.TokenClaim) { c.Now = left.NextAttemptAt }, true)
+		equal(t, "doubt of the retry of "+name, retry.InDoubtSince, claim.StartedAt)
+		retries, err := b.st.Retries(t.Context(), name)
+		check(t, err)
+		equal(t, "journal of "+name, retries, []store.Retry{{Version: 1, Attempt: 2, InDoubtSince: claim.StartedAt, StartedAt: left.NextAttemptAt}})
+
+		// Nothing happened this time: that is no news of the time before.
+		check(t, b.st.SaveTokenFailure(t.Context(), retry, store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Minute), Now: b.now}))
+		equal(t, "doubt that stays of "+name, b.token(t, name).StartedAt, claim.StartedAt)
+		again := try("after its backoff", func(c *store.TokenClaim) { c.Now = b.now.Add(time.Minute) }, true)
+		check(t, b.st.SaveToken(t.Context(), again, pair("next-"+name, b.now.Add(2*time.Hour)), b.now))
+		saved := b.token(t, name)
+		equal(t, "doubt after a success of "+name, saved.StartedAt, time.Time{})
+		equal(t, "attempts after a success of "+name, saved.Attempts, 0)
+	}
+}
+
+// X refuses the access token of a token in doubt: then it need not wait for
+// its end, but what follows is paced all the same.
+func claimInDoubtAgain(t *testing.T, b *bundle) {
+	first := b.claimOne(t, acme, shortLease)
+	now := b.clock(t)
+	ask := store.TokenClaim{Account: acme, UsedVersion: 1, Refused: true, Pace: pace(shortLease), Now: now}
+	retry, ok, err := b.st.ClaimToken(t.Context(), ask)
+	check(t, err)
+	equal(t, "claimed", ok, true)
+	equal(t, "in doubt since", retry.InDoubtSince, first.StartedAt)
+	equal(t, "next attempt", retry.NextAttemptAt, retry.StartedAt.Add(shortLease+2*backoff))
+	ask.Now = b.clock(t)
+	_, ok, err = b.st.ClaimToken(t.Context(), ask)
+	check(t, err)
+	equal(t, "claimed before the next attempt", ok, false)
+	for attempt := 3; attempt < 12; attempt++ {
+		ask.Now = b.token(t, acme).NextAttemptAt
+		again, ok, err := b.st.ClaimToken(t.Context(), ask)
+		check(t, err)
+		equal(t, "claimed at the next attempt", ok, true)
+		equal(t, "attempt", again.Attempts, attempt)
+		wait := backoff << min(attempt-1, store.MaxBackoffDoublings)
+		equal(t, "next attempt", again.NextAttemptAt, again.StartedAt.Add(shortLease+wait))
+	}
 }
 
 func claimTokenConcurrently(t *testing.T, b *bundle) {
 	stores := []store.Store{b.st, b.open(t, b.keys)}
 	winners := atOnce(t, 8, func(i int) (bool, error) {
-		_, ok, err := stores[i%2].ClaimToken(t.Context(), acme, 1, false, longLease, b.now)
+		_, ok, err := stores[i%2].ClaimToken(t.Context(), store.TokenClaim{Account: acme, UsedVersion: 1, Pace: pace(longLease), Now: b.now})
 		return ok, err
 	})
 	equal(t, "winners", winners, 1)
@@ -481,7 +563,7 @@ func saveTokenAfterLease(t *testing.T, b *bundle) {
 	fails(t, "success of an older version",
 		b.st.SaveToken(t.Context(), second, pair("second", b.now.Add(time.Hour)), b.now), store.ErrFenced)
 	fails(t, "failure of an older version",
-		b.st.SaveTokenFailure(t.Context(), second, store.TokenFailure{Error: "x", Reauth: true, Now: b.now}), store.ErrFenced)
+		b.st.SaveTokenFailure(t.Context(), second, store.TokenFailure{Error: "x", Outcome: store.ExchangeRefused, Now: b.now}), store.ErrFenced)
 	token := b.token(t, acme)
 	equal(t, "stored pair", token.Refresh.Reveal(), "refresh-of-first-in-the-clear")
 	equal(t, "requires re-authorising", token.RequiresReauth, false)
@@ -521,7 +603,7 @@ func saveTokenFailure(t *testing.T, b *bundle) {
 	equal(t, "version", token.Version, int64(2))
 
 	check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
-		store.TokenFailure{Error: "refused", Reauth: true, Now: later}))
+		store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: later}))
 	equal(t, "metadata of the account", b.account(t, acme).TokenMeta,
 		store.TokenMeta{LastRefreshAt: b.now, RefreshError: "refused", RefreshFailedAt: later, RequiresReauth: true})
 }
@@ -549,13 +631,22 @@ func openRoundForgets(t *testing.T, b *bundle) {
 		_, err := b.st.OpenRound(t.Context(), window, 1, b.now.Add(age))
 		check(t, err)
 	}
+	b.claimOne(t, acme, shortLease)
+	b.claimOne(t, acme, shortLease) // a retry
+	retries := func() int {
+		list, err := b.st.Retries(t.Context(), acme)
+		check(t, err)
+		return len(list)
+	}
 	openAfter(store.RoundRetention - time.Hour)
+	equal(t, "journal of that time", retries(), 1)
 	kept, err := done()
 	check(t, err)
 	equal(t, "batches of a round that is not old yet", kept.Refreshed, 1)
 	openAfter(store.RoundRetention + time.Hour)
 	_, err = done()
 	fails(t, "batch of an old round", err, store.ErrNotFound)
+	equal(t, "journal that is old", retries(), 0)
 	fails(t, "summary of an old round", b.st.RoundAnnounced(t.Context(), old.Round), store.ErrNotFound)
 }
 
@@ -578,4 +669,42 @@ func batchDone(t *testing.T, b *bundle) {
 	equal(t, "told again after the end", done(0, 0, 0, 1), whole)
 	_, err := b.st.BatchDone(t.Context(), uuid.NewString(), 0, 1, 0, 0, b.now)
 	fails(t, "no such round", err, store.ErrNotFound)
+}
+
+func notices(t *testing.T, b *bundle) {
+	told := func(account string) []store.Notice {
+		list, err := b.st.Notices(t.Context(), account, 10)
+		check(t, err)
+		return append([]store.Notice{}, list...)
+	}
+	none := []store.Notice{}
+	refuse := func() {
+		check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
+			store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}))
+	}
+	renew := func(name string) store.Token {
+		claim := b.claimOne(t, acme, longLease)
+		check(t, b.st.SaveToken(t.Context(), claim, pair(name, b.now.Add(time.Hour)), b.now))
+		return claim
+	}
+	equal(t, "notices of nothing", told(""), none)
+	renew("second")
+	equal(t, "notices of a success", told(""), none)
+	refuse()
+	required := store.Notice{Account: acme, Required: true, Error: "refused", Version: 2, At: b.now}
+	equal(t, "notices of a refusal", told(""), []store.Notice{required})
+	equal(t, "notices of it alone", told(acme), []store.Notice{required})
+	equal(t, "notices of another", told("nobody"), none)
+	check(t, b.st.MarkNoticed(t.Context(), required))
+	equal(t, "notices once told", told(""), none)
+
+	_, err := b.importPair(t, pair("third", b.now.Add(time.Hour)), b.now)
+	check(t, err)
+	recovered := store.Notice{Account: acme, Version: 3, At: b.now}
+	equal(t, "notices of the recovery", told(""), []store.Notice{recovered})
+	// Somebody who is late tells the old state: the present one is told again.
+	check(t, b.st.MarkNoticed(t.Context(), recovered))
+	check(t, b.st.MarkNoticed(t.Context(), required))
+	equal(t, "notices after a late word", told(""), []store.Notice{recovered})
+	fails(t, "notice of nobody", b.st.MarkNoticed(t.Context(), store.Notice{Account: "nobody"}), store.ErrNotFound)
 }

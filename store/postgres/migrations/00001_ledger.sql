@@ -43,11 +43,15 @@ CREATE TABLE oauth_tokens (
     refreshed_at       timestamptz NOT NULL,
     lease_id           uuid,
     lease_until        timestamptz,
+    -- The exchange that was begun last, until its outcome is known. With the
+    -- lease over, the refresh token may be spent: the exchange is in doubt.
     refresh_started_at timestamptz,
+    -- Claims since the pair was stored: what paces the next one.
+    attempts           integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    -- A claim writes here what a lost answer would leave, so that a worker which
+    -- is killed after it leaves just that.
     next_attempt_at    timestamptz,
-    -- The round that claimed it last. Ids of rounds grow with time, and only a
-    -- later round claims again, however late a batch of an earlier one comes.
-    last_round         text COLLATE "C",
+    due_at             timestamptz NOT NULL GENERATED ALWAYS AS (greatest(refresh_after, next_attempt_at)) STORED,
     -- The SHA-256 of the refresh token that was imported last: an import that
     -- comes again is known by it, even after the token was spent. A hash of
     -- such a long random value is safe to keep in the clear, for it cannot be
@@ -56,16 +60,36 @@ CREATE TABLE oauth_tokens (
     metadata           jsonb NOT NULL DEFAULT '{}',
     requires_reauth    boolean NOT NULL GENERATED ALWAYS AS
         (coalesce((metadata ->> 'requiresReauth')::boolean, false)) STORED,
-    CHECK ((lease_id IS NULL) = (lease_until IS NULL))
-) WITH (fillfactor = 70);
-CREATE INDEX oauth_tokens_due ON oauth_tokens (expires_at, id) WHERE NOT requires_reauth;
+    -- What the latest published event says of requires_reauth.
+    reauth_told        boolean NOT NULL DEFAULT false,
+    CHECK ((lease_id IS NULL) = (lease_until IS NULL)),
+    CHECK (lease_id IS NULL OR refresh_started_at IS NOT NULL)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+-- A claim takes from its front; what was claimed moves behind the present, so
+-- that nothing that may not be claimed gathers there.
+CREATE INDEX oauth_tokens_due ON oauth_tokens (due_at, id) WHERE NOT requires_reauth;
+CREATE INDEX oauth_tokens_untold ON oauth_tokens (user_id) WHERE requires_reauth <> reauth_told;
 
+-- Every exchange of a token whose earlier exchange has no known outcome. The
+-- entry is committed before the token is presented again.
+CREATE TABLE refresh_journal (
+    token_id       uuid NOT NULL REFERENCES oauth_tokens (id),
+    version        bigint NOT NULL,
+    attempt        integer NOT NULL,
+    in_doubt_since timestamptz NOT NULL, -- the start of the exchange before
+    started_at     timestamptz NOT NULL,
+    PRIMARY KEY (token_id, version, attempt)
+);
+CREATE INDEX refresh_journal_started ON refresh_journal (started_at);
+
+-- A round takes the tokens that were due as it was opened, and no others.
 CREATE TABLE refresh_rounds (
-    id        text PRIMARY KEY,
-    total     integer NOT NULL CHECK (total >= 0),
-    batches   integer NOT NULL CHECK (batches >= 0),
-    opened_at timestamptz NOT NULL,
-    announced boolean NOT NULL DEFAULT false
+    id         text PRIMARY KEY,
+    total      integer NOT NULL CHECK (total >= 0),
+    batches    integer NOT NULL CHECK (batches >= 0),
+    opened_at  timestamptz NOT NULL,
+    expires_by timestamptz NOT NULL, -- the latest expiry that was due
+    announced  boolean NOT NULL DEFAULT false
 );
 
 -- A batch is a row, so that counting it twice is impossible.
@@ -203,4 +227,5 @@ CREATE INDEX connect_links_expired ON connect_links (expires_at);
 
 -- +goose Down
 
-DROP TABLE connect_links, leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, oauth_tokens, accounts, ledger;
+DROP TABLE connect_links, leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, refresh_journal, oauth_tokens, accounts,
+    ledger;

@@ -47,11 +47,15 @@ CREATE TABLE oauth_tokens (
     refreshed_at       INTEGER NOT NULL,
     lease_id           TEXT,
     lease_until        INTEGER,
+    -- When the latest exchange began, until its outcome is known. Once the lease
+    -- is over too, nobody knows whether the refresh token is spent.
     refresh_started_at INTEGER,
+    -- Claims since the pair was stored: what paces the next one.
+    attempts           INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    -- A claim sets it to what a lost answer would leave: a worker that dies
+    -- after its claim then leaves just that.
     next_attempt_at    INTEGER,
-    -- The latest round that claimed the token. Round ids grow with time, and
-    -- only a later round may claim again: so none claims a token twice.
-    last_round         TEXT,
+    due_at             INTEGER NOT NULL GENERATED ALWAYS AS (max(refresh_after, coalesce(next_attempt_at, refresh_after))) VIRTUAL,
     -- The SHA-256 of the refresh token that was imported last, so that the same
     -- import is known again although refreshes have spent the token. It needs
     -- no sealing: what it hashes is random and too long to be guessed.
@@ -59,11 +63,27 @@ CREATE TABLE oauth_tokens (
     -- lastRefreshAt, refreshError, refreshFailedAt, requiresReauth
     metadata           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(metadata)),
     requires_reauth    INTEGER NOT NULL GENERATED ALWAYS AS (coalesce(metadata ->> '$.requiresReauth', 0)) VIRTUAL,
-    CHECK ((lease_id IS NULL) = (lease_until IS NULL))
+    -- What the latest published event says of requires_reauth.
+    reauth_told        INTEGER NOT NULL DEFAULT 0,
+    CHECK ((lease_id IS NULL) = (lease_until IS NULL)),
+    CHECK (lease_id IS NULL OR refresh_started_at IS NOT NULL)
 ) STRICT;
 
--- Due tokens, the ones that expire first first.
-CREATE INDEX oauth_tokens_due ON oauth_tokens (expires_at, id) WHERE requires_reauth = 0;
+-- Due tokens, the ones that have been due for longest first.
+CREATE INDEX oauth_tokens_due ON oauth_tokens (due_at, id) WHERE requires_reauth = 0;
+CREATE INDEX oauth_tokens_untold ON oauth_tokens (user_id) WHERE requires_reauth <> reauth_told;
+
+-- Exchanges of tokens whose exchange before has no known outcome, each written
+-- before the token is presented again.
+CREATE TABLE refresh_journal (
+    token_id       TEXT    NOT NULL REFERENCES oauth_tokens (id),
+    version        INTEGER NOT NULL,
+    attempt        INTEGER NOT NULL,
+    in_doubt_since INTEGER NOT NULL,
+    started_at     INTEGER NOT NULL,
+    PRIMARY KEY (token_id, version, attempt)
+) STRICT;
+CREATE INDEX refresh_journal_started ON refresh_journal (started_at);
 
 CREATE TABLE lanes (
     account     TEXT    NOT NULL PRIMARY KEY REFERENCES accounts (name),
@@ -168,7 +188,8 @@ CREATE TABLE refusals (
 
 CREATE TABLE refresh_rounds (
     id         TEXT    NOT NULL PRIMARY KEY,
-    created_at INTEGER NOT NULL,
+    opened_at  INTEGER NOT NULL,
+    expires_by INTEGER NOT NULL, -- the latest expiry that was due
     total      INTEGER NOT NULL,
     batches    INTEGER NOT NULL,
     announced  INTEGER NOT NULL DEFAULT 0 CHECK (announced IN (0, 1))

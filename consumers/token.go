@@ -1,0 +1,381 @@
+package consumers
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// saveBound is how long a pair that X gave is still carried to the database
+// once the worker has to end; before, as long as it takes.
+const saveBound = 25 * time.Second
+
+// exchanger trades a refresh token, which X takes only once.
+type exchanger interface {
+	Refresh(ctx context.Context, refreshToken string) (xapi.TokenPair, error)
+}
+
+// refreshRecords publishes what became of refreshes.
+type refreshRecords interface {
+	Event(ctx context.Context, subject string, e jetpost.Event) error
+	RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error
+}
+
+// accountNews tells what the ledger says an account requires.
+type accountNews interface {
+	AnnounceAccounts(ctx context.Context, account string) error
+}
+
+// lifeboat keeps pairs that the database does not take just now.
+type lifeboat interface {
+	Keep(claim store.Token, pair store.Pair, now time.Time) error
+	Drop(claim store.Token) error
+	Load() ([]store.Rescued, error)
+}
+
+// Refresher exchanges tokens, each at most once a claim. It is the one way to
+// a token: a tick, a request by hand and a lane all come through it.
+type Refresher struct {
+	Tokens   store.Tokens
+	X        exchanger
+	Gate     *Gate
+	Records  refreshRecords
+	Announce accountNews
+	Lifeboat lifeboat
+	Names    jetpost.Names
+	Health   *Health
+	Timing   TokenTiming
+	Log      *slog.Logger
+}
+
+// EnsureFresh returns a token that X should take. With usedVersion 0 it renews
+// one that ends soon; with the version of a token that X has just refused, it
+// renews that one, unless another worker already did. One that was renewed only
+// a while ago comes back as it is: each exchange is a chance to lose the
+// account, and X has answered 401 to everybody for hours. Where there is no
+// token to use, its error holds the request.
+func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
+	now := time.Now()
+	token, err := r.Tokens.Token(ctx, account)
+	if err != nil {
+		return store.Token{}, tokenHold(err, now)
+	}
+	refused := usedVersion != 0 && token.Version == usedVersion
+	switch {
+	case token.RequiresReauth:
+		return store.Token{}, reauthHold()
+	case usedVersion == 0 && token.ExpiresAt.After(now.Add(r.Timing.fresh())):
+		return token, nil
+	case usedVersion != 0 && !refused:
+		return token, nil
+	case refused && now.Sub(token.LastRefreshAt) < r.Timing.coolDown():
+		return token, nil
+	}
+	if stop, stopped := r.Gate.Stopped(ScopeRefresh, now); stopped {
+		return r.useOrHold(token, refused, jetpost.CodeAppStopped, stop.Reason.Until, stopDetail(stop.Reason, stop.Reason.Until))
+	}
+	return r.renew(ctx, token, refused)
+}
+
+// renew exchanges a token, unless somebody else does or did.
+func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) (store.Token, error) {
+	asked := time.Now()
+	current, claimed, err := r.Tokens.ClaimToken(ctx, store.TokenClaim{
+		Account: token.Account, UsedVersion: token.Version, Refused: refused, Pace: r.Timing.pace(), Now: asked,
+	})
+	switch {
+	case err != nil:
+		return store.Token{}, tokenHold(err, asked)
+	case !claimed && current.RequiresReauth:
+		return store.Token{}, reauthHold()
+	case !claimed && current.Version != token.Version:
+		return current, nil
+	case !claimed && current.LeaseUntil.After(time.Now()):
+		return r.useOrHold(current, refused, jetpost.CodeTokenRefreshFailed, current.LeaseUntil, "the token is being renewed")
+	case !claimed:
+		detail := cmp.Or(current.RefreshError, "a worker was lost while it renewed the token")
+		return r.useOrHold(current, refused, jetpost.CodeTokenRefreshFailed, current.NextAttemptAt, detail)
+	}
+	outcome := r.exchange(ctx, current, asked)
+	switch {
+	case outcome.err == nil:
+		return outcome.token, nil
+	case outcome.reauth:
+		return store.Token{}, reauthHold()
+	default:
+		return r.useOrHold(current, refused, jetpost.CodeTokenRefreshFailed, outcome.next, outcome.err.Error())
+	}
+}
+
+// useOrHold lets a token serve that still lives and that X has not refused. A
+// hold lasts until a next try is possible.
+func (r *Refresher) useOrHold(token store.Token, refused bool, code jetpost.Code, until time.Time, detail string) (store.Token, error) {
+	now := time.Now()
+	if !refused && token.ExpiresAt.After(now.Add(r.Timing.usable())) {
+		return token, nil
+	}
+	if !until.After(now) {
+		until = now.Add(backoff(1))
+	}
+	return store.Token{}, &holdError{Hold(code, until, detail)}
+}
+
+func reauthHold() error {
+	return &holdError{Hold(jetpost.CodeAccountReauthRequired, time.Time{}, "X no longer accepts the account's tokens; import it again")}
+}
+
+// tokenHold tells a key that is missing from a database that cannot be asked.
+func tokenHold(err error, now time.Time) error {
+	switch {
+	case unreadable(err):
+		return &holdError{Hold(jetpost.CodeKeyUnavailable, now.Add(undatedStop), err.Error())}
+	case errors.Is(err, store.ErrNotFound):
+		return reauthHold()
+	default:
+		return &holdError{Hold(jetpost.CodeTokenRefreshFailed, now.Add(backoff(1)), err.Error())}
+	}
+}
+
+// unreadable tells tokens that no configured key opens.
+func unreadable(err error) bool {
+	var key *store.KeyError
+	var damaged *store.DamagedError
+	return errors.As(err, &key) || errors.As(err, &damaged)
+}
+
+// exchanged is what came of one exchange.
+type exchanged struct {
+	token  store.Token // the new one, where err is nil
+	err    error
+	reauth bool
+	next   time.Time // of the next try, where there is one
+}
+
+// exchange trades a claimed token and commits what X said. It runs on a
+// context of its own: once the request is on its way, neither a worker that
+// stops nor a lane that is lost may keep its answer from the database.
+//
+// asked is when the claim was asked for. The lease began after it, so a worker
+// that was frozen meanwhile never sends a token which another one has claimed.
+func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.Time) exchanged {
+	log := r.Log.With("account", claim.Account, "token", claim.ID, "version", claim.Version, "attempt", claim.Attempts)
+	if !claim.InDoubtSince.IsZero() {
+		log = log.With("in_doubt_since", claim.InDoubtSince)
+	}
+	done, err := r.Gate.Allow(time.Now())
+	if err != nil {
+		return r.fail(ctx, log, claim, err)
+	}
+	answer, err := r.X.Refresh(xapi.WithNotAfter(context.WithoutCancel(ctx), asked.Add(r.Timing.sendWithin())), claim.Refresh.Reveal())
+	done(err)
+	if err != nil {
+		return r.fail(ctx, log, claim, err)
+	}
+	now := time.Now()
+	pair := store.Pair{
+		Access: secret.New(answer.AccessToken), Refresh: secret.New(answer.RefreshToken),
+		ExpiresAt: answer.ExpiresAt, Scope: answer.Scope,
+	}
+	if pair.Scope == "" {
+		pair.Scope = claim.Scope
+	}
+	log.Debug("token.answered")
+	if err := r.keep(ctx, log, claim, pair, now); err != nil {
+		log.Error("token.save_failed", "error", err)
+		return exchanged{err: fmt.Errorf("save token: %w", err), next: time.Now().Add(backoff(1))}
+	}
+	log.Info("token.refreshed", "expires_at", pair.ExpiresAt)
+	token := claim
+	token.Pair, token.Version, token.RefreshedAt = pair, claim.Version+1, now
+	token.TokenMeta = store.TokenMeta{LastRefreshAt: now}
+	return exchanged{token: token}
+}
+
+// keep commits a pair. It is the only one that X takes now, so a database that
+// does not answer is asked for as long as the worker lives, and meanwhile the
+// pair lies in the lifeboat, where a worker that is killed leaves it to the
+// next one. store.ErrFenced says that a newer pair is there.
+func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
+	afloat := false
+	err := r.save(ctx, func(ctx context.Context) error {
+		err := r.Tokens.SaveToken(ctx, claim, pair, now)
+		switch {
+		case errors.Is(err, store.ErrFenced):
+			return r.fenced(ctx, claim.Account, pair)
+		case !settled(err) && !afloat && r.Lifeboat != nil:
+			if lost := r.Lifeboat.Keep(claim, pair, now); lost != nil {
+				log.Error("token.not_in_lifeboat", "error", lost)
+				break
+			}
+			afloat = true
+			log.Warn("token.in_lifeboat", "error", err)
+		}
+		return err
+	})
+	if afloat && settled(err) {
+		if err := r.Lifeboat.Drop(claim); err != nil {
+			log.Warn("token.lifeboat_not_emptied", "error", err) // the next start finds that it is not needed
+		}
+	}
+	return err
+}
+
+// fenced tells whether it was this very pair that came first: the database may
+// have taken it, and only its answer was lost.
+func (r *Refresher) fenced(ctx context.Context, account string, pair store.Pair) error {
+	token, err := r.Tokens.Token(ctx, account)
+	switch {
+	case err == nil && token.Refresh == pair.Refresh && token.Access == pair.Access:
+		return nil
+	case err == nil, unreadable(err):
+		return store.ErrFenced
+	default:
+		return err
+	}
+}
+
+// Recover commits the pairs that earlier workers of this machine had to leave
+// in the lifeboat. One that is older than what is stored is let go.
+func (r *Refresher) Recover(ctx context.Context) error {
+	rescued, err := r.Lifeboat.Load()
+	if err != nil {
+		return fmt.Errorf("load lifeboat: %w", err)
+	}
+	for _, one := range rescued {
+		log := r.Log.With("account", one.Claim.Account, "token", one.Claim.ID, "version", one.Claim.Version)
+		err := r.Tokens.SaveToken(ctx, one.Claim, one.Pair, one.At)
+		switch {
+		case err == nil:
+			log.Info("token.rescued", "expires_at", one.Pair.ExpiresAt)
+		case errors.Is(err, store.ErrFenced):
+			log.Info("token.rescue_not_needed")
+		default:
+			return fmt.Errorf("save token of %s from the lifeboat: %w", one.Claim.Account, err)
+		}
+		if err := r.Lifeboat.Drop(one.Claim); err != nil {
+			return fmt.Errorf("empty lifeboat: %w", err)
+		}
+	}
+	return nil
+}
+
+// fail records an exchange that brought no pair, and tells of it.
+func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.Token, err error) exchanged {
+	ctx := context.WithoutCancel(worker)
+	now := time.Now()
+	failure, stop := r.judge(err, claim, now)
+	if stop.Code != "" {
+		if err := r.Gate.Stop(ctx, ScopeRefresh, stop, now); err != nil {
+			log.Error("app.stop_not_shared", "error", err)
+		}
+	}
+	if saveErr := r.save(worker, func(ctx context.Context) error { return r.Tokens.SaveTokenFailure(ctx, claim, failure) }); saveErr != nil {
+		if errors.Is(saveErr, store.ErrFenced) {
+			// Another worker, or an import, brought a newer pair: this failure
+			// is about a token that no longer matters.
+			log.Info("token.failure_outdated", "error", err)
+			return exchanged{err: err, next: now}
+		}
+		log.Error("token.failure_not_saved", "error", saveErr)
+	}
+	_, next := failure.Leaves(claim)
+	reauth := failure.Outcome == store.ExchangeRefused
+	log.Warn("token.refresh_failed", "error", err, "outcome", failure.Outcome, "next_attempt", next)
+	r.tell(ctx, log, claim.Account, failure, next)
+	return exchanged{err: err, reauth: reauth, next: next}
+}
+
+// judge is the one table from what the token endpoint said to what is left of
+// the claim. docs/x-errors.md has every answer with what becomes of it.
+//
+//	error ........................... outcome   next attempt          stop
+//	grant refused ................... refused   never                 no
+//	answer lost, 5xx, no pair in it . unknown   near the token's end  no
+//	app not accepted ................ nothing   after the stop        15 minutes
+//	usage cap, credits, enrolment ... nothing   after the stop        X's date, else 15 minutes
+//	429 ............................. nothing   at the reset          no
+//	our own wait (breaker) .......... nothing   at its end            no
+//	not sent, X says: not now ....... nothing   backoff               no
+func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.TokenFailure, jetpost.Reason) {
+	failure := store.TokenFailure{Error: err.Error(), NextAttempt: now.Add(jitter(r.Timing.backoff(claim.Attempts))), Now: now}
+	var (
+		grant     *xapi.GrantRefusedError
+		ambiguous *xapi.AmbiguousError
+		app       *xapi.AppAuthError
+		appStop   *xapi.AppStopError
+		limit     *xapi.RateLimitError
+		hold      *holdError
+		stop      jetpost.Reason
+	)
+	switch {
+	case errors.As(err, &grant):
+		failure.Outcome = store.ExchangeRefused
+	case errors.As(err, &ambiguous):
+		failure.Outcome = store.ExchangeUnknown
+	case errors.As(err, &app):
+		stop = jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "X does not accept the app's client id or secret: " + app.Err.Words()}
+	case errors.As(err, &appStop):
+		stop = jetpost.Reason{Code: jetpost.Code(appStop.Reason), Until: appStop.Until, Detail: appStop.Err.Words()}
+	case errors.As(err, &limit) && limit.Until.After(now):
+		failure.NextAttempt = limit.Until.Add(rand.N(r.Timing.lease()))
+	case errors.As(err, &hold):
+		failure.NextAttempt = hold.verdict.reason.Until
+	}
+	if stop.Code != "" {
+		if !stop.Until.After(now) {
+			stop.Until = now.Add(r.Timing.appFault())
+		}
+		failure.NextAttempt = stop.Until
+	}
+	return failure, stop
+}
+
+// tell publishes the failure for operators and, where the user must act, the
+// event that says so.
+func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, failure store.TokenFailure, next time.Time) {
+	reason := jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed, Detail: failure.Error, Until: next}
+	if failure.Outcome == store.ExchangeRefused {
+		reason.Code = jetpost.CodeAccountReauthRequired
+		if err := r.Announce.AnnounceAccounts(ctx, account); err != nil {
+			log.Warn("event.delayed", "error", err) // the sweeper tells it
+		}
+	}
+	if err := r.Records.RefreshFailed(ctx, account, reason); err != nil {
+		log.Warn("event.delayed", "error", err)
+	}
+}
+
+// save tries a commit until it succeeds or is refused, and gives up only when
+// saveBound is over after the worker's context has ended.
+func (r *Refresher) save(worker context.Context, commit func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(worker))
+	defer cancel()
+	defer context.AfterFunc(worker, func() { time.AfterFunc(saveBound, cancel) })()
+	wait := stallMin
+	for {
+		err := commit(ctx)
+		if settled(err) {
+			r.Health.Set("ledger", nil)
+			return err
+		}
+		r.Health.Set("ledger", err)
+		if ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, wait)
+		wait = min(2*wait, stallMax)
+	}
+}
+
+// jitter spreads d over d to 1.5 d, so that tokens that failed together are
+// not tried together.
+func jitter(d time.Duration) time.Duration { return d + rand.N(d/2+1) }

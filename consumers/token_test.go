@@ -1,0 +1,429 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// tokensHook is a ledger in which a test can step in before and after each
+// step of an exchange. A hook may panic, which is a worker that dies there.
+type tokensHook struct {
+	store.Tokens
+	save, saved, count func() error
+	claim, claimed     func()
+}
+
+func (h *tokensHook) ClaimToken(ctx context.Context, claim store.TokenClaim) (store.Token, bool, error) {
+	step(h.claim)
+	token, claimed, err := h.Tokens.ClaimToken(ctx, claim)
+	if claimed {
+		step(h.claimed)
+	}
+	return token, claimed, err
+}
+
+func (h *tokensHook) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
+	if h.save != nil {
+		if err := h.save(); err != nil {
+			return err
+		}
+	}
+	if err := h.Tokens.SaveToken(ctx, claim, pair, now); err != nil || h.saved == nil {
+		return err
+	}
+	return h.saved()
+}
+
+func step(hook func()) {
+	if hook != nil {
+		hook()
+	}
+}
+
+func (h *tokensHook) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (store.Round, error) {
+	if h.count != nil {
+		if err := h.count(); err != nil {
+			return store.Round{}, err
+		}
+	}
+	return h.Tokens.BatchDone(ctx, round, batch, refreshed, failed, skipped, now)
+}
+
+// TestRefreshSaveFails: the pair in hand is the only one that X takes, so it
+// is carried to the database for as long as the worker lives.
+func TestRefreshSaveFails(t *testing.T) {
+	t.Parallel()
+	t.Run("for long", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := offline(t)
+			b.due(t, "acme", time.Minute)
+			r := b.bubble()
+			back := time.Now().Add(10 * time.Minute)
+			r.Tokens = &tokensHook{Tokens: b.ledger, save: func() error {
+				if time.Now().Before(back) {
+					return errAway
+				}
+				if err := r.Health.Err(); !errors.Is(err, errAway) {
+					t.Errorf("health is %v", err)
+				}
+				return nil
+			}}
+			token, err := r.EnsureFresh(t.Context(), "acme", 0)
+			check(t, err)
+			equal(t, "version", token.Version, 2)
+			b.stored(t, "acme", 1)
+			check(t, r.Health.Err())
+			equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+		})
+	})
+	t.Run("longer than the worker lives", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := offline(t)
+			b.due(t, "acme", time.Minute)
+			r := b.bubble()
+			ctx, cancel := context.WithCancel(t.Context())
+			var ended time.Time
+			r.Tokens = &tokensHook{Tokens: b.ledger, save: func() error {
+				if ended.IsZero() {
+					cancel()
+					ended = time.Now()
+				}
+				return errAway
+			}}
+			if _, err := r.EnsureFresh(ctx, "acme", 1); err == nil {
+				t.Error("a pair that was not stored was given out")
+			}
+			equal(t, "pairs in the lifeboat", b.afloat(t), 1)
+			check(t, b.bubble().Recover(t.Context()))
+			b.stored(t, "acme", 1)
+			equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+			if took := time.Since(ended); took < saveBound || took > saveBound+2*stallMax {
+				t.Errorf("given up after %v", took)
+			}
+		})
+	})
+}
+
+// afloat counts the pairs in the lifeboat.
+func (b *testBundle) afloat(t *testing.T) int {
+	t.Helper()
+	pairs, err := b.lifeboat.Load()
+	check(t, err)
+	return len(pairs)
+}
+
+// dies runs a worker that is to die on the way.
+func dies(t *testing.T, work func()) {
+	t.Helper()
+	defer func() {
+		if recover() == nil {
+			t.Error("the worker did not die")
+		}
+	}()
+	work()
+}
+
+// TestExchangeGaps: a worker dies in each gap of an exchange. What it leaves
+// keeps the account going for as long as its access token lives, and X then
+// decides; no token is presented twice without an entry in the journal.
+func TestExchangeGaps(t *testing.T) {
+	t.Parallel()
+	die := func() { panic("killed") }
+	died := func() error { panic("killed") }
+	type hooks struct {
+		tokens tokensHook
+		// before and after X does what it is asked for.
+		before, after func()
+		// away: the database does not answer when the pair is to be saved.
+		away bool
+	}
+	for _, gap := range []struct {
+		name  string
+		hooks hooks
+		// doubt: the token is in doubt after the death.
+		doubt bool
+		// heard is how many exchanges X has seen by then.
+		heard int
+		// rescued: the next worker brings the pair in.
+		rescued bool
+		// lost: the account has to be connected again in the end.
+		lost bool
+		// renewed: the pair is stored already.
+		renewed bool
+	}{
+		{name: "before the claim", hooks: hooks{tokens: tokensHook{claim: die}}},
+		{name: "claimed, not sent", hooks: hooks{tokens: tokensHook{claimed: die}}, doubt: true},
+		{name: "sent, not arrived", hooks: hooks{before: die}, doubt: true},
+		{name: "sent, answered to nobody", hooks: hooks{after: die}, doubt: true, heard: 1, lost: true},
+		{name: "answered, not committed", hooks: hooks{tokens: tokensHook{save: died}}, doubt: true, heard: 1, lost: true},
+		{name: "answered, database away", hooks: hooks{away: true}, doubt: true, heard: 1, rescued: true},
+		{name: "committed", hooks: hooks{tokens: tokensHook{saved: died}}, heard: 1, renewed: true},
+	} {
+		t.Run(gap.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := offline(t, func(s *xsim.Server) { s.KeepFamilyOnReplay = true })
+				b.reuse = gap.lost // X's books take a killed client for a careless one
+				b.due(t, "acme", time.Hour)
+				before := b.token(t, "acme")
+				victim, hook := b.bubble(), gap.hooks.tokens
+				if gap.hooks.away {
+					tries := 0
+					hook.save = func() error {
+						if tries++; tries > 1 {
+							panic("killed")
+						}
+						return errAway
+					}
+				}
+				hook.Tokens = b.ledger
+				victim.Tokens = &hook
+				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+					step(gap.hooks.before)
+					answer, err := b.x.RoundTrip(r)
+					step(gap.hooks.after)
+					return answer, err
+				})
+				dies(t, func() { _, _ = victim.EnsureFresh(t.Context(), "acme", before.Version) })
+				b.hc.Transport = b.x
+
+				left := b.token(t, "acme")
+				equal(t, "in doubt", !left.StartedAt.IsZero(), gap.doubt)
+				equal(t, "requires re-authorising", left.RequiresReauth, false)
+				equal(t, "exchanges by then", b.calls(xsim.EndpointToken), gap.heard)
+				if gap.renewed {
+					equal(t, "version", left.Version, before.Version+1)
+					b.stored(t, "acme", 1)
+					return
+				}
+				equal(t, "version", left.Version, before.Version)
+
+				next := b.bubble()
+				check(t, next.Recover(t.Context()))
+				if gap.rescued {
+					b.stored(t, "acme", 1)
+					equal(t, "in doubt", b.token(t, "acme").StartedAt, time.Time{})
+					return
+				}
+				if !gap.doubt {
+					b.round(t, b.refresh(next))
+					b.stored(t, "acme", 1)
+					return
+				}
+				b.outlivesDoubt(t, next, before, gap.heard, gap.lost)
+			})
+		})
+	}
+}
+
+// outlivesDoubt follows a token in doubt to its end.
+func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Token, heard int, lost bool) {
+	t.Helper()
+	h := b.refresh(r)
+	for time.Now().Before(before.ExpiresAt.Add(-r.Timing.nearEnd() - time.Second)) {
+		token, err := r.EnsureFresh(t.Context(), "acme", 0)
+		check(t, err)
+		equal(t, "version that serves", token.Version, before.Version)
+		b.round(t, h)
+		sleep(10 * time.Second)
+	}
+	equal(t, "exchanges while the access token lives", b.calls(xsim.EndpointToken), heard)
+	sleep(2 * time.Second)
+	b.round(t, h)
+	equal(t, "exchanges near its end", b.calls(xsim.EndpointToken), heard+1)
+	retries, err := b.ledger.Retries(t.Context(), "acme")
+	check(t, err)
+	equal(t, "entries in the journal", len(retries), 1)
+	if !lost {
+		b.stored(t, "acme", 1)
+		return
+	}
+	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
+	_, err = r.EnsureFresh(t.Context(), "acme", 0)
+	equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	b.round(t, h)
+	equal(t, "exchanges of what X refuses", b.calls(xsim.EndpointToken), heard+1)
+}
+
+// TestExchangeCommitAnswerLost: the database takes the pair and its answer is
+// lost. The second try is refused by the fence, and yet nothing is lost.
+func TestExchangeCommitAnswerLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := offline(t)
+		b.due(t, "acme", time.Minute)
+		r := b.bubble()
+		lost := false
+		r.Tokens = &tokensHook{Tokens: b.ledger, saved: func() error {
+			if lost {
+				return nil
+			}
+			lost = true
+			return errAway
+		}}
+		token, err := r.EnsureFresh(t.Context(), "acme", 0)
+		check(t, err)
+		equal(t, "version", token.Version, 2)
+		b.stored(t, "acme", 1)
+		equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+	})
+}
+
+// TestExchangeLateSuccess: a worker freezes with X's answer on its way to it.
+// Another one tries the token near its end, is refused and tells the user. Then
+// the first thaws: its pair is good, and the account recovers by itself.
+func TestExchangeLateSuccess(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(s *xsim.Server) { s.KeepFamilyOnReplay = true })
+	b.reuse = true // the books cannot know that the answer lies unread
+	b.due(t, "acme", time.Minute)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	frozen := b.refresher()
+	frozen.Tokens = &tokensHook{Tokens: b.ledger, save: func() error {
+		other := b.refresher()
+		other.Tokens = &aheadTokens{Tokens: b.ledger, by: 2 * DefaultExchangeLease}
+		_, err := other.EnsureFresh(t.Context(), "acme", 1)
+		equal(t, "code of the other", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+		equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
+		b.run(t, b.lane(), "acme")
+		b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
+		return nil
+	}}
+	_, err := frozen.EnsureFresh(t.Context(), "acme", 0)
+	check(t, err)
+	b.stored(t, "acme", 1)
+	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
+	b.run(t, b.lane(), "acme")
+	b.want(t, key, jetpost.StatePublished, "", 1)
+	check(t, b.announcer().AnnounceAccounts(t.Context(), ""))
+	for _, event := range []jetpost.EventType{jetpost.EventAccountReauthRequired, jetpost.EventAccountRecovered} {
+		equal(t, string(event), b.last(t, b.names.EventsStream(), b.names.EventSubject(event, "acme", "")) != nil, true)
+	}
+}
+
+// aheadTokens is a ledger as a worker sees it after some time.
+type aheadTokens struct {
+	store.Tokens
+	by time.Duration
+}
+
+func (a *aheadTokens) ClaimToken(ctx context.Context, claim store.TokenClaim) (store.Token, bool, error) {
+	claim.Now = claim.Now.Add(a.by)
+	return a.Tokens.ClaimToken(ctx, claim)
+}
+
+// TestAccountNewsIsToldOnce: the event of an account comes when it changes, not
+// each time that somebody finds it so, and also if it could not be told at once.
+func TestAccountNewsIsToldOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	b.x.RevokeConsent("acme")
+	r := b.refresher()
+	away := &silentRecords{fail: errAway}
+	r.Announce = &Announcer{Ledger: b.ledger, Records: away, Names: b.names, Log: b.log}
+	told := func(event jetpost.EventType) uint64 {
+		subject := b.names.EventSubject(event, "acme", "")
+		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
+		check(t, err)
+		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(subject))
+		check(t, err)
+		return info.State.Subjects[subject]
+	}
+	for range 3 {
+		_, err := r.EnsureFresh(t.Context(), "acme", 0)
+		equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	}
+	equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
+	sweeper := &Sweeper{Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Health: &Health{}, Worker: "w", Log: b.log}
+	for range 3 {
+		check(t, sweeper.Sweep(t.Context()))
+	}
+	equal(t, "events of what it requires", told(jetpost.EventAccountReauthRequired), 1)
+	b.reconnect(t, "acme")
+	for range 3 {
+		check(t, sweeper.Sweep(t.Context()))
+	}
+	equal(t, "events of the recovery", told(jetpost.EventAccountRecovered), 1)
+	equal(t, "events of what it required", told(jetpost.EventAccountReauthRequired), 1)
+}
+
+// TestEveryHeldJobSaysWhy: not only the head of the line.
+func TestEveryHeldJobSaysWhy(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.due(t, "acme", time.Minute)
+	b.x.RevokeConsent("acme")
+	ids := []string{"one", "two", "three"}
+	var keys []store.Key
+	for _, id := range ids {
+		keys = append(keys, b.accept(t, jetpost.Request{ID: id, Posts: thread(id)}))
+	}
+	b.run(t, b.lane(), "acme")
+	keys = append(keys, b.accept(t, jetpost.Request{ID: "four", Posts: thread("four")}))
+	b.run(t, b.lane(), "acme")
+	for _, key := range keys {
+		b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
+		event := b.lastEvent(t, key)
+		equal(t, "event of "+key.ID, event.Type, jetpost.EventRequestHeld)
+		equal(t, "reason told of "+key.ID, event.Request.Reason.Code, jetpost.CodeAccountReauthRequired)
+	}
+	b.account(t, "acme", 0) // connected again
+	b.run(t, b.lane(), "acme")
+	b.texts(t, "acme", "one", "two", "three", "four")
+}
+
+// TestCoolDown: X refuses a token that was only just renewed, as it has done to
+// everybody for hours. It is not renewed again and again.
+func TestCoolDown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := offline(t)
+		b.due(t, "acme", time.Minute)
+		r := b.bubble()
+		token, err := r.EnsureFresh(t.Context(), "acme", 1)
+		check(t, err)
+		for range 3 {
+			same, err := r.EnsureFresh(t.Context(), "acme", token.Version)
+			check(t, err)
+			equal(t, "version", same.Version, token.Version)
+		}
+		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		sleep(r.Timing.coolDown())
+		other, err := r.EnsureFresh(t.Context(), "acme", token.Version)
+		check(t, err)
+		equal(t, "version", other.Version, token.Version+1)
+		b.stored(t, "acme", 2)
+	})
+}
+
+// TestBatchTime: a batch whose time is over begins no exchange; what it leaves
+// is skipped, and due in the next round.
+func TestBatchTime(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const accounts = 2 * exchangesAtOnce
+	for i := range accounts {
+		b.due(t, fmt.Sprint("acme", i), time.Hour)
+	}
+	h := b.refresh(b.refresher())
+	h.BatchSize, h.BatchTime = accounts, time.Nanosecond
+	b.round(t, h)
+	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Skipped: accounts})
+	h.BatchTime = 0
+	b.round(t, h)
+	equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
+}
