@@ -87,10 +87,16 @@ type TokenMeta struct {
 	LastRefreshAt   time.Time `json:"lastRefreshAt,omitzero"`
 	RefreshError    string    `json:"refreshError,omitempty"`
 	RefreshFailedAt time.Time `json:"refreshFailedAt,omitzero"`
-	// RequiresReauth is set by a refused grant alone: nothing but connecting
-	// the account again helps.
+	// RequiresReauth is set by a refused grant, and by Disconnect: nothing but
+	// connecting the account again helps.
 	RequiresReauth bool `json:"requiresReauth,omitempty"`
 }
+
+// Disconnected is the RefreshError of an account that a person has disconnected.
+const Disconnected = "disconnected"
+
+// Disconnected tells whether a person has disconnected the account.
+func (m TokenMeta) Disconnected() bool { return m.RequiresReauth && m.RefreshError == Disconnected }
 
 // Pair is a token pair as X gives it.
 type Pair struct {
@@ -106,7 +112,11 @@ type Import struct {
 	XUserID  string
 	Username string
 	Pair     Pair
-	Now      time.Time
+	// Consented tells that the pair comes of a consent given a moment ago, which
+	// ends earlier pairs at X: nothing that an exchange under way may bring is
+	// worth as much, so it does not keep this one out.
+	Consented bool
+	Now       time.Time
 }
 
 // ImportResult is what became of an Import.
@@ -128,7 +138,8 @@ type Accounts interface {
 	// (EndHolds with account_reauth_required). A pair with the refresh token
 	// that was imported last replaces nothing, even where the account requires
 	// re-authorising: a spent token cannot help. ErrNameTaken, ErrUserTaken;
-	// ErrTokenBusy while a live lease holds a token that would be replaced.
+	// ErrTokenBusy while a live lease holds a token that would be replaced,
+	// unless in is Consented.
 	ImportAccount(ctx context.Context, in Import) (ImportResult, error)
 	// Account returns one account, or ErrNotFound.
 	Account(ctx context.Context, name string) (Account, error)
@@ -286,6 +297,14 @@ type Tokens interface {
 	// SaveTokenFailure records a failure, fenced by version and lease, and
 	// ends the lease. ErrFenced.
 	SaveTokenFailure(ctx context.Context, claim Token, failure TokenFailure) error
+	// Disconnect makes the account require re-authorising at once, whatever its
+	// pair is worth, and returns the token with that pair. A pair that comes of
+	// an earlier claim is refused from then on. ErrNotFound; ErrTokenBusy while
+	// a live lease holds the token.
+	Disconnect(ctx context.Context, account string, now time.Time) (Token, error)
+	// ForgetPair overwrites the pair of a token that was disconnected, fenced by
+	// its version. ErrFenced.
+	ForgetPair(ctx context.Context, token Token) error
 	// Retries returns the journal of the account: when it was tried again while
 	// its token was in doubt, oldest first.
 	Retries(ctx context.Context, account string) ([]Retry, error)

@@ -89,6 +89,11 @@ func (p Pair) RefreshAfter(came time.Time) time.Time {
 // every failure before is forgotten.
 func RefreshedMeta(now time.Time) TokenMeta { return TokenMeta{LastRefreshAt: storedTime(now)} }
 
+// DisconnectedMeta is what Disconnect adds to the token's metadata.
+func DisconnectedMeta(now time.Time) TokenMeta {
+	return TokenMeta{RefreshError: Disconnected, RefreshFailedAt: storedTime(now), RequiresReauth: true}
+}
+
 // MetaPatch is what a failure adds to the token's metadata. What it leaves
 // unset is not encoded, so the latest success and an earlier refusal stay on
 // record.

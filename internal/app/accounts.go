@@ -27,8 +27,8 @@ var accountName = regexp.MustCompile(`^[a-z0-9_-]{1,63}$`)
 
 func (l ImportLine) validate() error {
 	var errs []error
-	if !accountName.MatchString(l.Name) {
-		errs = append(errs, fmt.Errorf("name %q: use 1 to 63 of a-z 0-9 _ -", l.Name))
+	if err := CheckAccountName(l.Name); err != nil {
+		errs = append(errs, err)
 	}
 	if l.AccessToken == "" {
 		errs = append(errs, errors.New("access_token: is missing"))
@@ -66,47 +66,58 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	if err := line.validate(); err != nil {
 		return Imported{}, err
 	}
-	client := xapi.New(line.AccessToken, xapi.WithBaseURL(cmp.Or(im.XURL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
-	me, err := client.Me(ctx)
+	me, err := im.whose(ctx, line.AccessToken)
 	if err != nil {
 		var unauthorized *xapi.UnauthorizedError
 		if errors.As(err, &unauthorized) {
 			return Imported{}, &HintError{
 				Err:  fmt.Errorf("X does not accept the access token of %s: %w", line.Name, err),
-				Help: "it may have expired: import an account while its access token is alive (two hours), or authorise it again",
+				Help: "it may have expired: import an account while its access token is alive (two hours), or connect it with: " + connectCommand(line.Name),
 			}
 		}
 		return Imported{}, fmt.Errorf("ask X whose token this is: %w", err)
 	}
-	result, err := im.Ledger.ImportAccount(ctx, store.Import{
+	imported, err := im.store(ctx, store.Import{
 		Name: line.Name, XUserID: me.ID, Username: me.Username, Now: time.Now(),
 		Pair: store.Pair{Access: secret.New(line.AccessToken), Refresh: secret.New(line.RefreshToken), ExpiresAt: line.ExpiresAt},
 	})
+	help := ""
 	switch {
+	case err == nil && imported.Result == store.TokenUnchanged:
+		return imported, nil
+	case err == nil:
+		return imported, im.ring(ctx, line.Name)
 	case errors.Is(err, store.ErrTokenBusy):
-		return Imported{}, &HintError{
-			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
-			Help: "import it again in a moment",
-		}
+		help = "import it again in a moment"
 	case errors.Is(err, store.ErrNameTaken):
-		return Imported{}, &HintError{
-			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
-			Help: "choose another name; jetpost accounts list shows who has it",
-		}
+		help = "choose another name; jetpost accounts list shows who has it"
 	case errors.Is(err, store.ErrUserTaken):
-		return Imported{}, &HintError{
-			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
-			Help: "use the name that it has; jetpost accounts list shows it",
-		}
-	case err != nil:
+		help = "use the name that it has; jetpost accounts list shows it"
+	default:
 		return Imported{}, fmt.Errorf("store account %s: %w", line.Name, err)
 	}
-	imported := Imported{Name: line.Name, XUserID: me.ID, Username: me.Username, Result: result}
-	if result == store.TokenUnchanged {
-		return imported, nil
+	return Imported{}, &HintError{Err: fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err), Help: help}
+}
+
+// whose asks X whose access token this is.
+func (im *Importer) whose(ctx context.Context, accessToken string) (xapi.User, error) {
+	client := xapi.New(accessToken, xapi.WithBaseURL(cmp.Or(im.XURL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
+	return client.Me(ctx)
+}
+
+// store keeps the tokens of an account.
+func (im *Importer) store(ctx context.Context, in store.Import) (Imported, error) {
+	result, err := im.Ledger.ImportAccount(ctx, in)
+	if err != nil {
+		return Imported{}, err
 	}
-	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, line.Name); err != nil {
-		return Imported{}, fmt.Errorf("ring lane of %s: %w", line.Name, err)
+	return Imported{Name: in.Name, XUserID: in.XUserID, Username: in.Username, Result: result}, nil
+}
+
+// ring has a worker look at the account's line, which may have waited for tokens.
+func (im *Importer) ring(ctx context.Context, account string) error {
+	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, account); err != nil {
+		return fmt.Errorf("ring lane of %s: %w", account, err)
 	}
-	return imported, nil
+	return nil
 }

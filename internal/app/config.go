@@ -85,6 +85,9 @@ type XConfig struct {
 	URL          string // xapi.DefaultBaseURL where empty
 	ClientID     string
 	ClientSecret secret.String
+	// AuthorizeURL is where people are asked for their consent: x.com where it is
+	// empty, or URL where that is another one.
+	AuthorizeURL string
 }
 
 // RefreshConfig tunes token care.

@@ -223,8 +223,5 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 
 func (d *Desk) account(ctx context.Context, name string) (store.Account, error) {
 	account, err := d.Ledger.Account(ctx, name)
-	if errors.Is(err, store.ErrNotFound) {
-		return account, fmt.Errorf("account %s: %w", name, store.ErrNotFound)
-	}
-	return account, databaseError(err)
+	return account, accountError(name, err)
 }

@@ -91,7 +91,7 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 		return "", err
 	case again:
 		return store.TokenUnchanged, nil
-	case busy:
+	case busy && !in.Consented:
 		return "", store.ErrTokenBusy
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)

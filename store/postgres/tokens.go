@@ -194,6 +194,38 @@ func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure
 		claim.ID, claim.Version, claim.LeaseID, moment(startedAt), moment(nextAttempt), failure.MetaPatch())))
 }
 
+const (
+	sqlDisconnect = `
+UPDATE oauth_tokens
+SET version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
+    metadata = metadata || $2
+WHERE user_id = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())`
+	sqlForgetPair = `UPDATE oauth_tokens SET access_token = $3, refresh_token = $4 WHERE id = $1 AND version = $2 AND requires_reauth`
+)
+
+// Disconnect implements store.Tokens. A token that does not open stays as it is:
+// the transaction is rolled back.
+func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
+	err = s.change(ctx, "disconnect account", func(tx pgx.Tx) error {
+		n, err := changed(ctx, tx, sqlDisconnect, account, store.DisconnectedMeta(now))
+		if err != nil {
+			return err
+		}
+		token, err = s.readToken(ctx, tx, account)
+		return orNone(n, err, store.ErrTokenBusy)
+	})
+	return token, err
+}
+
+// ForgetPair implements store.Tokens.
+func (s *Store) ForgetPair(ctx context.Context, token store.Token) error {
+	access, refresh, err := s.sealer.SealPair(token.ID, store.Pair{})
+	if err != nil {
+		return s.wrap("forget token", err)
+	}
+	return s.wrap("forget token", fenced(changed(ctx, s.pool, sqlForgetPair, token.ID, token.Version, access, refresh)))
+}
+
 const sqlRetries = `
 SELECT j.version, j.attempt, j.in_doubt_since, j.started_at
 FROM refresh_journal AS j JOIN oauth_tokens AS t ON t.id = j.token_id

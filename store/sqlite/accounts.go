@@ -95,7 +95,7 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 		return "", err
 	case again:
 		return store.TokenUnchanged, nil
-	case busy:
+	case busy && !in.Consented:
 		return "", store.ErrTokenBusy
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)

@@ -175,6 +175,25 @@ func importAccountBusy(t *testing.T, b *bundle) {
 	equal(t, "result after the exchange", result, store.TokenReplaced)
 }
 
+// A pair that comes of a new consent is the one that lives, whatever an exchange
+// of the old one still brings.
+func importAccountConsented(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, longLease)
+	result, err := b.st.ImportAccount(t.Context(), store.Import{
+		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("second", b.now.Add(3*time.Hour)), Consented: true, Now: b.now,
+	})
+	check(t, err)
+	equal(t, "result", result, store.TokenReplaced)
+	fails(t, "what the exchange brought", b.st.SaveToken(t.Context(), claim, pair("late", b.now), b.now), store.ErrFenced)
+	fails(t, "that X refused it",
+		b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}), store.ErrFenced)
+	token := b.token(t, acme)
+	equal(t, "stored pair", token.Refresh.Reveal(), "refresh-of-second-in-the-clear")
+	equal(t, "lease", token.LeaseID, "")
+	equal(t, "start of an exchange", token.StartedAt, time.Time{})
+	equal(t, "requires re-authorising", token.RequiresReauth, false)
+}
+
 func importAccountUnchanged(t *testing.T, b *bundle) {
 	same := func(what, imported string) {
 		before := b.token(t, acme)
@@ -535,6 +554,87 @@ func claimTokenConcurrently(t *testing.T, b *bundle) {
 		return ok, err
 	})
 	equal(t, "winners", winners, 1)
+}
+
+func disconnect(t *testing.T, b *bundle) {
+	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("second", b.now.Add(time.Hour)), b.now))
+	later := b.now.Add(time.Minute)
+	token, err := b.st.Disconnect(t.Context(), acme, later)
+	check(t, err)
+	equal(t, "pair to revoke", token.Refresh.Reveal(), "refresh-of-second-in-the-clear")
+	want := store.TokenMeta{LastRefreshAt: b.now, RefreshError: store.Disconnected, RefreshFailedAt: later, RequiresReauth: true}
+	equal(t, "metadata", token.TokenMeta, want)
+	account := b.account(t, acme)
+	equal(t, "metadata of the account", account.TokenMeta, want)
+	equal(t, "disconnected", account.Disconnected(), true)
+	_, claimed, err := b.st.ClaimToken(t.Context(), b.tokenClaim(t, acme, longLease))
+	check(t, err)
+	equal(t, "claimed", claimed, false)
+	told, err := b.st.Notices(t.Context(), acme, 10)
+	check(t, err)
+	equal(t, "notices", told, []store.Notice{{Account: acme, Required: true, Error: store.Disconnected, Version: 3, At: later}})
+
+	again, err := b.st.Disconnect(t.Context(), acme, later)
+	check(t, err)
+	equal(t, "pair to revoke once more", again.Refresh.Reveal(), "refresh-of-second-in-the-clear")
+	b.acceptAll(t, "waiting")
+	lane := b.claim(t)
+	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
+	b.release(t, lane, time.Time{})
+	result, err := b.importPair(t, pair("third", later.Add(time.Hour)), later)
+	check(t, err)
+	equal(t, "connected again", result, store.TokenReplaced)
+	equal(t, "metadata then", b.account(t, acme).TokenMeta, store.TokenMeta{LastRefreshAt: b.now})
+	equal(t, "hold ended", b.request(t, "waiting").HoldUntil, later)
+
+	_, err = b.st.Disconnect(t.Context(), "nobody", later)
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+// An exchange under way would bring a pair that nobody revokes.
+func disconnectBusy(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, longLease)
+	before := b.token(t, acme)
+	_, err := b.st.Disconnect(t.Context(), acme, b.clock(t))
+	fails(t, "disconnecting while the token is exchanged", err, store.ErrTokenBusy)
+	if diff := cmp.Diff(before, b.token(t, acme), secrets()); diff != "" {
+		t.Errorf("token (-before +after):\n%s", diff)
+	}
+	check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
+	_, err = b.st.Disconnect(t.Context(), acme, b.clock(t))
+	check(t, err)
+}
+
+// What a worker brings that was believed dead does not connect the account again.
+func disconnectInDoubt(t *testing.T, b *bundle) {
+	claim := b.claimOne(t, acme, shortLease)
+	eventually(t, "disconnecting after a lease that ran out", func() bool {
+		_, err := b.st.Disconnect(t.Context(), acme, b.clock(t))
+		if !errors.Is(err, store.ErrTokenBusy) {
+			check(t, err)
+		}
+		return err == nil
+	})
+	fails(t, "what the exchange brought", b.st.SaveToken(t.Context(), claim, pair("late", b.now), b.now), store.ErrFenced)
+	token := b.token(t, acme)
+	equal(t, "disconnected", token.Disconnected(), true)
+	equal(t, "lease", token.LeaseID, "")
+	equal(t, "start of an exchange", token.StartedAt, time.Time{})
+	equal(t, "next attempt", token.NextAttemptAt, time.Time{})
+}
+
+func forgetPair(t *testing.T, b *bundle) {
+	fails(t, "of an account that is connected", b.st.ForgetPair(t.Context(), b.token(t, acme)), store.ErrFenced)
+	equal(t, "pair of an account that is connected", b.token(t, acme).Access.Empty(), false)
+	token, err := b.st.Disconnect(t.Context(), acme, b.now)
+	check(t, err)
+	newer, err := b.st.Disconnect(t.Context(), acme, b.now)
+	check(t, err)
+	fails(t, "of an earlier version", b.st.ForgetPair(t.Context(), token), store.ErrFenced)
+	check(t, b.st.ForgetPair(t.Context(), newer))
+	got := b.token(t, acme)
+	equal(t, "pair is empty", got.Access.Empty() && got.Refresh.Empty(), true)
+	equal(t, "disconnected", got.Disconnected(), true)
 }
 
 func saveToken(t *testing.T, b *bundle) {
