@@ -16,11 +16,11 @@ const (
 	// attemptLife is how long a person may take on X, with signing in there.
 	attemptLife = 15 * time.Minute
 	// finishTimeout bounds the exchange of a code and the keeping of what it
-	// brings. The link is busy for as long, and a margin for clocks more.
-	finishTimeout = 45 * time.Second
-	finishLease   = time.Minute
-	// closeTimeout bounds what is written after that.
-	closeTimeout = 10 * time.Second
+	// brings, for which a connector may wait for its database, and closeTimeout
+	// what is written after that. The link is busy for as long, and a margin more.
+	finishTimeout = 90 * time.Second
+	closeTimeout  = 10 * time.Second
+	finishLease   = 2 * time.Minute
 
 	// The prefix makes browsers refuse the cookie from other hosts, below or
 	// above this one, and without TLS. On a loopback address there is none.
@@ -29,6 +29,10 @@ const (
 
 	maxCodeBytes = 1024
 )
+
+// MaxAnswerTime is how long the longest request takes: a server must not cut it
+// off before.
+const MaxAnswerTime = finishLease
 
 // showLink shows what a link is for. It spends nothing: mail programs and chats
 // look into links before people do.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/jetpost/jetpost/store"
@@ -48,30 +49,34 @@ type result struct {
 	Back, BackHost string
 }
 
-// words are what people read for a scope.
-func words(scope string) string {
-	switch scope {
-	case "tweet.read":
-		return "See your posts, and those that you can see"
-	case "tweet.write":
-		return "Publish posts for you, and delete them"
-	case "users.read":
-		return "See your profile, and those that you can see"
-	case "offline.access":
-		return "Stay connected until you end it, also while you are away"
-	case "media.write":
-		return "Upload pictures and videos for these posts"
-	default:
-		return scope
+// permissions are what people read for scopes, the most important first.
+func permissions() [][2]string {
+	return [][2]string{
+		{"tweet.write", "Publish posts in your name, and delete them"},
+		{"media.write", "Upload pictures and videos for these posts"},
+		{"tweet.read", "See your posts, and others that your account can see"},
+		{"users.read", "See your profile, and others that your account can see"},
+		{"offline.access", "Stay connected while you are away, until you end it"},
 	}
 }
 
-func (h *Handler) showForm(w http.ResponseWriter, link store.Link, action string) {
-	f := form{Base: h.base, Action: action, Account: link.Account, Until: link.ExpiresAt, Left: left(link.ExpiresAt.Sub(h.cfg.Now()))}
-	for _, scope := range xapi.ConsentScopes() {
-		f.Allowed = append(f.Allowed, words(scope))
+// allowed puts scopes into words. One without words is shown as it is: nobody
+// shall consent to what was not said.
+func allowed(scopes []string) (lines []string) {
+	for _, known := range permissions() {
+		if at := slices.Index(scopes, known[0]); at >= 0 {
+			lines = append(lines, known[1])
+			scopes = slices.Delete(slices.Clone(scopes), at, at+1)
+		}
 	}
-	h.render(w, http.StatusOK, formPage, f)
+	return append(lines, scopes...)
+}
+
+func (h *Handler) showForm(w http.ResponseWriter, link store.Link, action string) {
+	h.render(w, http.StatusOK, formPage, form{
+		Base: h.base, Action: action, Account: link.Account, Allowed: allowed(xapi.ConsentScopes()),
+		Until: link.ExpiresAt, Left: left(link.ExpiresAt.Sub(h.cfg.Now())),
+	})
 }
 
 // left says roughly how long something lasts, never too long.
@@ -217,22 +222,11 @@ func failedPage() result {
 func connectPage(account string, err error) result {
 	p := result{Title: "Nothing was connected", Explain: true}
 	var late *xapi.CodeRefusedError
-	var incomplete *IncompleteError
+	var refused *RefusedError
 	switch {
-	case errors.Is(err, store.ErrNameTaken):
-		p.Status, p.Code = http.StatusConflict, "other_user"
-		p.Text = fmt.Sprintf("The name %s belongs to another X account than the one that you are signed in to on X.", account)
-		p.Do = "Sign in to the right account on X, then open your link again."
-	case errors.Is(err, store.ErrUserTaken):
-		p.Status, p.Code = http.StatusConflict, "other_name"
-		p.Text = fmt.Sprintf("This X account is connected already, under another name than %s.", account)
-		p.Do = "Sign in to the right account on X, then open your link again."
-	case errors.Is(err, store.ErrTokenBusy):
-		p.Status, p.Code = http.StatusServiceUnavailable, "busy"
-		p.Text, p.Do = "The account is being renewed at this very moment.", "Open your link again in a minute."
-	case errors.As(err, &incomplete):
-		p.Status, p.Code = http.StatusForbidden, "incomplete"
-		p.Text, p.Do = "X did not give everything that the page asked for.", "Open your link again, and allow all of it."
+	case errors.As(err, &refused):
+		p.Status, p.Code = http.StatusConflict, string(refused.Reason)
+		p.Text, p.Do = refused.Reason.words(account)
 	case errors.As(err, &late):
 		p.Status, p.Code = http.StatusBadRequest, "late"
 		p.Text, p.Do = "X does not accept the answer that it sent with you, which it does for half a minute only.", openAgain
@@ -241,4 +235,17 @@ func connectPage(account string, err error) result {
 		p.Text, p.Do = "X did not answer as it should.", "Open your link again in a few minutes."
 	}
 	return p
+}
+
+// words say what the refusal is, and what to do.
+func (r Refusal) words(account string) (text, do string) {
+	const otherAccount = "Sign in to the right account on X, then open your link again."
+	switch r {
+	case OtherUser:
+		return "The name " + account + " belongs to another X account than the one that you are signed in to on X.", otherAccount
+	case OtherName:
+		return "This X account is connected already, under another name than " + account + ".", otherAccount
+	default:
+		return "X did not give everything that the page asked for.", "Open your link again, and allow all of it."
+	}
 }

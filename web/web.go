@@ -38,9 +38,8 @@ type Connector interface {
 	// there to redirectURI with the state.
 	AuthorizeURL(state, verifier, redirectURI string) string
 	// Connect exchanges the code of a consent and keeps the account under the
-	// name. Its errors repeat neither code nor verifier. These are told to
-	// people apart from all others: store.ErrNameTaken, store.ErrUserTaken,
-	// store.ErrTokenBusy, *xapi.CodeRefusedError, *IncompleteError.
+	// name. Its errors repeat neither code nor verifier. Two are explained to
+	// people apart from all others: *RefusedError and *xapi.CodeRefusedError.
 	Connect(ctx context.Context, account, code, verifier, redirectURI string) (Connected, error)
 }
 
@@ -49,12 +48,26 @@ type Connected struct {
 	Username string // on X, without the @
 }
 
-// IncompleteError says that somebody consented to less than was asked for, so
-// that nothing was connected.
-type IncompleteError struct{ Err error }
+// RefusedError says that a person consented on X, but that it connects nothing
+// under the name of the link.
+type RefusedError struct {
+	Reason Refusal
+	Err    error
+}
 
-func (e *IncompleteError) Error() string { return e.Err.Error() }
-func (e *IncompleteError) Unwrap() error { return e.Err }
+func (e *RefusedError) Error() string { return e.Err.Error() }
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Refusal is why a consent connects nothing. Products are told it in the
+// address that they get people back at.
+type Refusal string
+
+// The refusals.
+const (
+	OtherUser  Refusal = "other_user" // the name belongs to another X user
+	OtherName  Refusal = "other_name" // the X user is connected under another name
+	Incomplete Refusal = "incomplete" // less was consented to than was asked for
+)
 
 // Config says what a Handler needs; everything but Now must be there.
 type Config struct {

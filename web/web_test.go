@@ -114,6 +114,12 @@ func (c *connector) Connect(ctx context.Context, account, code, verifier, redire
 			Access: secret.New(pair.AccessToken), Refresh: secret.New(pair.RefreshToken), ExpiresAt: pair.ExpiresAt, Scope: pair.Scope,
 		},
 	})
+	switch {
+	case errors.Is(err, store.ErrNameTaken):
+		err = &web.RefusedError{Reason: web.OtherUser, Err: err}
+	case errors.Is(err, store.ErrUserTaken):
+		err = &web.RefusedError{Reason: web.OtherName, Err: err}
+	}
 	return web.Connected{Username: me.Username}, err
 }
 
@@ -317,7 +323,7 @@ func TestConnect(t *testing.T) {
 	b := setup(t)
 	link, person := b.link(""), b.browser()
 	page := person.get(link)
-	b.wantPage(page, http.StatusOK, `<html lang="en">`, acme, "Publish posts for you", "Upload pictures", `<button>`, "another 60 minutes",
+	b.wantPage(page, http.StatusOK, `<html lang="en">`, acme, "Publish posts in your name", "Upload pictures", `<button>`, "another 60 minutes",
 		`<form method="post" action="`+strings.TrimPrefix(link, b.site.Public.String())+`">`)
 	x := person.begin(link)
 	for name, want := range map[string]string{
@@ -542,10 +548,10 @@ func TestFailures(t *testing.T) {
 	b.wantPage(person.connect(again, "alice"), http.StatusBadGateway, "did not answer as it should", "error=failed", "Back to app.example")
 	check(t, b.sim.SetFaults(nil))
 
-	b.x.before = func(context.Context) error { return store.ErrTokenBusy }
-	b.wantPage(person.connect(link, "alice"), http.StatusServiceUnavailable, "in a minute")
-	b.x.before = func(context.Context) error { return &web.IncompleteError{Err: errors.New("no media.write")} }
-	b.wantPage(person.connect(link, "alice"), http.StatusForbidden, "allow all of it")
+	b.x.before = func(context.Context) error {
+		return &web.RefusedError{Reason: web.Incomplete, Err: errors.New("no media.write")}
+	}
+	b.wantPage(person.connect(link, "alice"), http.StatusConflict, "allow all of it")
 	b.x.before = nil
 
 	b.wantAccount("")

@@ -21,6 +21,7 @@ const maxImportLine = 64 << 10 // bytes
 // accountsCmd is 'jetpost accounts'.
 type accountsCmd struct {
 	Import accountsImportCmd `cmd:"" help:"Bring in accounts with their tokens, or new tokens of known accounts."`
+	Link   accountsLinkCmd   `cmd:"" help:"Make a one-time link with which a customer connects an account."`
 	List   accountsListCmd   `cmd:"" help:"List accounts and the state of their tokens."`
 }
 

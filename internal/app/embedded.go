@@ -169,6 +169,9 @@ type connection struct {
 	Database string `json:"database_url"`
 	X        string `json:"x_api_url"`
 	ClientID string `json:"x_client_id"`
+	// The pages for people, where they are served.
+	PublicURL   string   `json:"public_url,omitempty"`
+	ReturnHosts []string `json:"return_hosts,omitempty"`
 }
 
 func (d *DataDir) announce(c connection) error {
@@ -259,6 +262,7 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	c.NATS = NATSConfig{URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix}
 	c.DatabaseURL = secret.New(found.Database)
 	c.X.URL, c.X.ClientID = found.X, found.ClientID
+	c.Web.PublicURL, c.Web.ReturnHosts = found.PublicURL, found.ReturnHosts
 	if c.Keys.Empty() {
 		if key, err := os.ReadFile(filepath.Join(dir.Path, keyFile)); err == nil {
 			c.Keys = secret.New(strings.TrimSpace(string(key)))
