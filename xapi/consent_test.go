@@ -136,7 +136,7 @@ func TestExchangeAnswers(t *testing.T) {
 		{"200 empty", 200, "", "Ambiguous"},
 		{"200 garbage", 200, testCode + "{", "Ambiguous"},
 		{"200 refresh token alone", 200, `{"refresh_token":"` + testRefresh + `"}`, "Ambiguous"},
-		{"307", 307, "", "Unavailable"},
+		{"307", 307, "", "Ambiguous"},
 		{"400 client", 400, oauthError("invalid_client", "Unknown client."), "AppAuth"},
 		{"400 code", 400, oauthError("invalid_request", "Value passed for the authorization code was invalid."), "CodeRefused"},
 		{"400 code echoed", 400, oauthError("invalid_grant", "unknown "+testCode+" with "+testVerifier+" of "+testSecret), "CodeRefused"},
@@ -192,7 +192,7 @@ func TestRevoke(t *testing.T) {
 	}{
 		{"confidential", testSecret, 200, `{"revoked":true}`, "nil"},
 		{"public", "", 200, `{"revoked":true}`, "nil"},
-		{"307", "", 307, "", "Unavailable"},
+		{"307", "", 307, "", "Ambiguous"},
 		{"400 client", "", 400, oauthError("invalid_client", "Unknown client."), "AppAuth"},
 		{"400 parameter", "", 400, oauthError("invalid_request", "Missing required parameter [client_id]."), "AppAuth"},
 		{"400 token", "", 400, oauthError("invalid_request", "Value passed for the token was invalid."), "nil"},

@@ -200,12 +200,12 @@ func classifyExchange(e *APIError, ans answer, refused func(*APIError) error) er
 		return &AppAuthError{Err: e}
 	case e.Status == http.StatusServiceUnavailable && e.Title == "temporarily_unavailable":
 		return &UnavailableError{Err: e} // the endpoint's own word that it did nothing
-	case e.Status >= http.StatusInternalServerError, e.Status == http.StatusRequestTimeout:
-		// A gateway that fails says nothing about what happened behind it: the
-		// token may be spent.
-		return &AmbiguousError{Err: e}
-	default:
+	case e.refusal():
 		return &UnavailableError{Err: e}
+	default:
+		// A gateway that fails or points elsewhere says nothing about what happened
+		// behind it: the token may be spent.
+		return &AmbiguousError{Err: e}
 	}
 }
 

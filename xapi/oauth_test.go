@@ -83,7 +83,7 @@ func TestRefreshAnswers(t *testing.T) {
 		{"200 error", 200, oauthError("invalid_request", "x"), "Ambiguous"},
 		{"200 garbage", 200, testRefresh + "{", "Ambiguous"},
 		{"200 half a pair", 200, `{"refresh_token":"` + testRefresh + `"}`, "Ambiguous"},
-		{"307", 307, "", "Unavailable"},
+		{"307", 307, "", "Ambiguous"},
 		{"400 client", 400, oauthError("invalid_client", "Unknown client."), "AppAuth"},
 		{"400 grant", 400, oauthError("invalid_grant", ""), "GrantRefused"},
 		{"400 html", 400, "<html>", "Unavailable"},

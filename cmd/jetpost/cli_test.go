@@ -31,7 +31,10 @@ import (
 
 // The scripts run the commands as processes of their own, as people do.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"jetpost": main, natsServerCommand: natsServer})
+	testscript.Main(m, map[string]func(){
+		"jetpost": main, natsServerCommand: natsServer,
+		"open": browserCommand, "xdg-open": browserCommand,
+	})
 }
 
 func TestScript(t *testing.T) {
@@ -43,17 +46,18 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"doubt":  withHouse((*house).doubt),
-			"exits":  exits,
-			"grant":  withHouse((*house).grant),
-			"house":  withHouse((*house).start),
-			"media":  withHouse((*house).media),
-			"png":    writePNG,
-			"posts":  withHouse((*house).posts),
-			"refuse": withHouse((*house).refuse),
-			"answer": withHouse((*house).answer),
-			"revoke": withHouse((*house).revoke),
-			"halt":   withHouse((*house).halt),
+			"doubt":   withHouse((*house).doubt),
+			"exits":   exits,
+			"grant":   withHouse((*house).grant),
+			"house":   withHouse((*house).start),
+			"media":   withHouse((*house).media),
+			"png":     writePNG,
+			"posts":   withHouse((*house).posts),
+			"refuse":  withHouse((*house).refuse),
+			"answer":  withHouse((*house).answer),
+			"consent": withHouse((*house).consent),
+			"revoke":  withHouse((*house).revoke),
+			"halt":    withHouse((*house).halt),
 		},
 	})
 }
@@ -150,16 +154,31 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 	ts.Setenv("HOUSE_PASSWORD", up.Config.NATS.Password.Reveal())
 }
 
-// answer has X answer every post with that status: answer [STATUS]. Without
-// one X is itself again.
+// answer has X answer every post, or every call to another endpoint, with that
+// status: answer [STATUS [ENDPOINT]]. Without one X is itself again.
 func (h *house) answer(ts *testscript.TestScript, args []string) {
 	var faults []xsim.Fault
-	if len(args) == 1 {
+	if len(args) > 0 {
 		status, err := strconv.Atoi(args[0])
 		ts.Check(err)
-		faults = append(faults, xsim.Fault{Kind: xsim.FaultStatus, Status: status, Endpoint: xsim.EndpointCreatePost})
+		fault := xsim.Fault{Kind: xsim.FaultStatus, Status: status, Endpoint: xsim.EndpointCreatePost}
+		if len(args) > 1 {
+			fault.Endpoint = args[1]
+		}
+		faults = append(faults, fault)
 	}
 	ts.Check(h.sim.SetFaults(faults))
+}
+
+// consent has a user sit before the browser who lets the app in; a new one is
+// made: consent USER
+func (h *house) consent(ts *testscript.TestScript, args []string) {
+	known := slices.ContainsFunc(h.sim.Accounts(), func(a xsim.Account) bool { return a.Handle == args[0] })
+	if !known {
+		_, err := h.sim.AddAccount(xsim.NewAccount{Handle: args[0]})
+		ts.Check(err)
+	}
+	ts.Check(h.sim.SetConsent(xsim.Consent{User: args[0]}))
 }
 
 // refuse has X refuse every post that contains a text, until it is called
@@ -281,6 +300,18 @@ func TestDecodeImportRepeatsNoValue(t *testing.T) {
 				t.Errorf("error repeats the token: %v", err)
 			}
 		})
+	}
+}
+
+// What runs without a terminal mostly reads from the null device, which looks
+// like one.
+func TestNobodyIsNoTerminal(t *testing.T) {
+	t.Parallel()
+	nobody, err := os.Open(os.DevNull)
+	must(t, err)
+	defer nobody.Close()
+	if isTerminal(nobody) || isTerminal(strings.NewReader("y\n")) {
+		t.Error("it is taken for a person")
 	}
 }
 

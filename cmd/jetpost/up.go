@@ -106,7 +106,7 @@ func (c *upCmd) welcome(e *env, h *app.House) {
 		fmt.Fprintln(e.stdout, siteText(site))
 	}
 	if !c.Sim {
-		fmt.Fprintf(e.stdout, "next: %s accounts import < accounts.jsonl\n", program)
+		fmt.Fprintf(e.stdout, "next: %s accounts connect NAME\n", program)
 		return
 	}
 	fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts %s\n", h.SimURL, listed(h.SimAccounts))

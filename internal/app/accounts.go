@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -120,4 +121,112 @@ func (im *Importer) ring(ctx context.Context, account string) error {
 		return fmt.Errorf("ring lane of %s: %w", account, err)
 	}
 	return nil
+}
+
+// The states of an account's token, as AccountReport has them.
+const (
+	TokenOK             = "ok"
+	TokenRenewing       = "renewing"        // a worker exchanges it just now
+	TokenFailing        = "refresh_failing" // the last exchange came to nothing
+	TokenInDoubt        = "in_doubt"        // the answer to an exchange was lost
+	TokenUnreadable     = "key_unavailable" // no configured key opens it
+	TokenReauthRequired = "reauth_required"
+	TokenDisconnected   = "disconnected"
+)
+
+// AccountReport is what is known of an account and its token.
+type AccountReport struct {
+	store.Account
+	State string `json:"state"`
+	// Do is what a person can do, where there is something.
+	Do    string `json:"do,omitempty"`
+	Scope string `json:"scope,omitempty"`
+	// Attempts counts the exchanges since the pair was stored.
+	Attempts int `json:"attempts,omitempty"`
+	// NextAttemptAt is the earliest next exchange after a failure or a doubt.
+	NextAttemptAt time.Time     `json:"next_attempt_at,omitzero"`
+	InDoubtSince  time.Time     `json:"in_doubt_since,omitzero"`
+	Retries       []store.Retry `json:"retries,omitempty"`
+}
+
+// ReportAccount reads an account, its token and its journal. store.ErrNotFound.
+func ReportAccount(ctx context.Context, ledger store.Store, name string) (AccountReport, error) {
+	account, err := ledger.Account(ctx, name)
+	if err != nil {
+		return AccountReport{}, accountError(name, err)
+	}
+	r := AccountReport{Account: account}
+	token, err := ledger.Token(ctx, name)
+	var key *store.KeyError
+	var damaged *store.DamagedError
+	if unreadable := errors.As(err, &key) || errors.As(err, &damaged); err != nil && !unreadable {
+		return AccountReport{}, accountError(name, err)
+	} else if unreadable {
+		r.State, r.Do = TokenUnreadable, Advice(jetpost.CodeKeyUnavailable)
+		return r, nil
+	}
+	r.Scope, r.Attempts = token.Scope, token.Attempts
+	if r.Retries, err = ledger.Retries(ctx, name); err != nil {
+		return AccountReport{}, accountError(name, err)
+	}
+	now, err := ledger.Clock(ctx) // the one that leases are judged by
+	if err != nil {
+		return AccountReport{}, accountError(name, err)
+	}
+	r.judge(token, now)
+	return r, nil
+}
+
+// judge finds the state of a token, and what to do about it.
+func (r *AccountReport) judge(token store.Token, now time.Time) {
+	leased := token.LeaseUntil.After(now)
+	if !leased {
+		r.NextAttemptAt, r.InDoubtSince = token.NextAttemptAt, token.StartedAt
+	}
+	switch {
+	case r.Disconnected():
+		r.State, r.Do = TokenDisconnected, AdviceFor(jetpost.CodeAccountReauthRequired, r.Name, "")
+	case r.RequiresReauth:
+		r.State, r.Do = TokenReauthRequired, AdviceFor(jetpost.CodeAccountReauthRequired, r.Name, "")
+	case leased:
+		r.State = TokenRenewing
+	case !r.InDoubtSince.IsZero():
+		r.State, r.Do = TokenInDoubt, "wait: the account goes on with its access token; near its end X is asked once more"
+	case r.RefreshError != "":
+		r.State, r.Do = TokenFailing, AdviceFor(jetpost.CodeTokenRefreshFailed, r.Name, "")
+	default:
+		r.State = TokenOK
+	}
+}
+
+// reauthLook bounds the look at whether an account has to be connected again.
+const reauthLook = 2 * time.Second
+
+// ReauthRequired tells why an account must be connected again before anything is
+// published for it, nil where it need not, or where nobody can tell just now. The
+// ledger says so where it is configured, else the last event, for as long as
+// events are kept.
+func (c Config) ReauthRequired(ctx context.Context, conn *Connection, account string) *jetpost.Reason {
+	ctx, stop := context.WithTimeout(ctx, reauthLook)
+	defer stop()
+	if c.validate(needs{database: true, keys: true}) == nil {
+		if ledger, err := c.OpenStore(ctx); err == nil {
+			defer func() { _ = ledger.Close() }() // only read from
+			if found, err := ledger.Account(ctx, account); err == nil {
+				return reauthReason(found.RequiresReauth, found.RefreshError)
+			}
+		}
+	}
+	event, known, err := publishers.New(conn.JS, conn.Names).LastAccountEvent(ctx, account)
+	if err != nil || !known || event.Account == nil || event.Account.Reason == nil {
+		return nil
+	}
+	return reauthReason(event.Type == jetpost.EventAccountReauthRequired, event.Account.Reason.Detail)
+}
+
+func reauthReason(required bool, detail string) *jetpost.Reason {
+	if !required {
+		return nil
+	}
+	return &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: detail}
 }

@@ -86,9 +86,9 @@ type XConfig struct {
 	URL          string // xapi.DefaultBaseURL where empty
 	ClientID     string
 	ClientSecret secret.String
-	// AuthorizeURL is where people are asked for their consent: x.com where it is
-	// empty, or URL where that is another one.
-	AuthorizeURL string
+	// NeedsSecret tells that what runs uses a client secret, so that who joins it
+	// must have it too.
+	NeedsSecret bool
 }
 
 // RefreshConfig tunes token care.
@@ -175,6 +175,9 @@ func (c Config) validate(n needs) error {
 	if n.x {
 		if c.X.ClientID == "" {
 			wrong("X_CLIENT_ID: is missing; it is the OAuth 2.0 client id of your app in X's developer console")
+		}
+		if c.X.NeedsSecret && c.X.ClientSecret.Empty() {
+			wrong("X_CLIENT_SECRET: is missing, but the jetpost that runs here has one; set it here too")
 		}
 		if c.X.URL != "" {
 			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")

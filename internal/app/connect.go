@@ -40,7 +40,7 @@ func (d *Desk) Connector() (*Connector, error) {
 	}
 	return &Connector{
 		OAuth: &xapi.OAuth{
-			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL, AuthorizeBaseURL: d.x.AuthorizeURL,
+			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL,
 			HTTPClient: &http.Client{Transport: xapi.NewTransport()},
 		},
 		Importer: d.Importer(), Tokens: d.Ledger, Announce: d.announcer, Log: d.log,
@@ -170,13 +170,17 @@ func (c *Connector) wrongUser(ctx context.Context, in store.Import) error {
 
 // revoke takes tokens back, the one that could bring new ones first.
 func (c *Connector) revoke(ctx context.Context, refresh, access string) error {
-	var errs []error
+	var failure error
 	for _, token := range []string{refresh, access} {
-		if token != "" {
-			errs = append(errs, c.OAuth.Revoke(ctx, token))
+		if token == "" {
+			continue
+		}
+		// What is wrong is mostly wrong with both, and told once.
+		if err := c.OAuth.Revoke(ctx, token); err != nil && (failure == nil || failure.Error() != err.Error()) {
+			failure = errors.Join(failure, err)
 		}
 	}
-	return errors.Join(errs...)
+	return failure
 }
 
 // connectCommand is what connects an account.
@@ -361,7 +365,7 @@ func (c *Connector) Disconnect(ctx context.Context, name string) (Disconnected, 
 	token, err := c.Tokens.Disconnect(ctx, name, time.Now())
 	switch {
 	case errors.Is(err, store.ErrTokenBusy):
-		return Disconnected{}, &HintError{Err: fmt.Errorf("disconnect %s: %w", name, err), Help: "try again in a moment"}
+		return Disconnected{}, &HintError{Err: fmt.Errorf("disconnect %s: %w", name, store.ErrTokenBusy), Help: "try again in a moment"}
 	case err != nil:
 		return Disconnected{}, accountError(name, err)
 	}

@@ -122,6 +122,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	running := connection{
 		NATSURL: natsConfig.URL, User: natsConfig.User, Password: natsConfig.Password.Reveal(), Prefix: cfg.NATS.Prefix,
 		Database: h.Config.DatabaseURL.Reveal(), X: h.Config.X.URL, ClientID: h.Config.X.ClientID,
+		Confidential: !h.Config.X.ClientSecret.Empty(),
 	}
 	if site, ok := h.Site(); ok {
 		running.PublicURL, running.ReturnHosts = site.Public.String(), site.ReturnHosts
@@ -191,7 +192,9 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 	}
 	wanted := make([]xsim.NewAccount, 0, len(known)+len(cfg.SimAccounts))
 	names := map[string]string{} // by handle
+	disconnected := map[string]bool{}
 	for _, a := range known {
+		disconnected[a.Name] = a.Disconnected()
 		wanted = append(wanted, xsim.NewAccount{Handle: a.Username, ID: a.XUserID})
 		names[a.Username] = a.Name
 	}
@@ -216,6 +219,9 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 		line := ImportLine{
 			Name: names[account.Handle], AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
 			ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
+		}
+		if disconnected[line.Name] {
+			continue // and stays so until somebody connects it
 		}
 		if _, err := importer.Import(ctx, line); err != nil {
 			return err

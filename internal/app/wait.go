@@ -183,9 +183,9 @@ func (e *RefreshFailedError) Error() string {
 // Hint tells the operator what to do.
 func (e *RefreshFailedError) Hint() string {
 	if e.Reauth {
-		return Advice(jetpost.CodeAccountReauthRequired)
+		return AdviceFor(jetpost.CodeAccountReauthRequired, e.Account, "")
 	}
-	return Advice(jetpost.CodeTokenRefreshFailed)
+	return AdviceFor(jetpost.CodeTokenRefreshFailed, e.Account, "")
 }
 
 // RefreshAccount asks for the refresh of one account's token and waits until a
