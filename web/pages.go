@@ -242,7 +242,7 @@ func (r Refusal) words(account string) (text, do string) {
 	const otherAccount = "Sign in to the right account on X, then open your link again."
 	switch r {
 	case OtherUser:
-		return "The name " + account + " belongs to another X account than the one that you are signed in to on X.", otherAccount
+		return "The name " + account + " belongs to another X account, not to the one that you signed in with.", otherAccount
 	case OtherName:
 		return "This X account is connected already, under another name than " + account + ".", otherAccount
 	default:
