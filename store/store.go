@@ -28,6 +28,17 @@ var (
 	// ErrPostTaken says that the post on X is recorded for another post of
 	// ours already.
 	ErrPostTaken = errors.New("post is recorded for another request")
+	// ErrLinkUsed says that an account was connected by the link.
+	ErrLinkUsed = errors.New("link was used")
+	// ErrLinkExpired says that the link's time is over.
+	ErrLinkExpired = errors.New("link has expired")
+	// ErrLinkBusy says that an account is being connected by the link just
+	// now: whether that works is not known yet.
+	ErrLinkBusy = errors.New("link is being used just now")
+	// ErrAttemptOver says that the attempt was finished, or has expired.
+	ErrAttemptOver = errors.New("attempt is over")
+	// ErrOtherBrowser says that another browser began the attempt.
+	ErrOtherBrowser = errors.New("attempt was begun by another browser")
 )
 
 // Store is everything a database offers. Handlers take one of the smaller
@@ -38,6 +49,7 @@ type Store interface {
 	Tokens
 	Keys
 	Requests
+	Links
 }
 
 // Ledger is the database as a whole.
@@ -582,4 +594,68 @@ type Requests interface {
 	// returns false where the request has moved on since: then the newer one
 	// must be published.
 	MarkAnnounced(ctx context.Context, key Key, revision int64) (bool, error)
+}
+
+// Link is a one-time link by which a person connects an X account.
+type Link struct {
+	// ID names the link in logs and calls; nobody can open the link with it.
+	ID        string
+	Account   string // the name under which the account is connected; it may not exist yet
+	ReturnTo  string // where to send the person afterwards; "" shows a page
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    time.Time // zero while no account was connected by it
+}
+
+// NewLink is a link to keep. Its token is 256 random bits at least: what is
+// stored of it is a hash alone.
+type NewLink struct {
+	Token     secret.String
+	Account   string
+	ReturnTo  string
+	ExpiresAt time.Time
+	Now       time.Time
+}
+
+// LinkAttempt is one try to connect by a link: a way to X and back. State and
+// Browser are 256 random bits at least; they are stored as hashes, the verifier
+// is sealed.
+type LinkAttempt struct {
+	State     secret.String // goes to X and back through the browser's address bar
+	Browser   secret.String // stays with the browser that began
+	Verifier  secret.String // of PKCE
+	ExpiresAt time.Time
+	Now       time.Time
+}
+
+const (
+	// LinkRetention is how long an expired link is still known as such.
+	LinkRetention = 7 * 24 * time.Hour
+	// MaxForgottenLinks is how many older ones one call of AddLink forgets. As
+	// each call adds one, any backlog melts away.
+	MaxForgottenLinks = 100 // rows
+)
+
+// Links keeps one-time links. One connects one account, once; until then the
+// person may try again, also in another tab: the newest attempt is the only one.
+type Links interface {
+	// AddLink keeps a link, and forgets those that expired LinkRetention ago.
+	AddLink(ctx context.Context, link NewLink) error
+	// Link returns the link with that token, whatever became of it, or
+	// ErrNotFound.
+	Link(ctx context.Context, token secret.String) (Link, error)
+	// BeginAttempt replaces the link's attempt by a new one. ErrNotFound,
+	// ErrLinkUsed, ErrLinkExpired; ErrLinkBusy while one is being finished.
+	BeginAttempt(ctx context.Context, token secret.String, attempt LinkAttempt) (Link, error)
+	// TakeAttempt hands out the attempt with that state, once, to the browser
+	// that began it; it may outlive its link, as it began in time. For the
+	// length of the lease the link is busy, so that two attempts are never
+	// finished at once. ErrNotFound, ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver.
+	TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (Link, secret.String, error)
+	// GiveUpAttempt says that the attempt which was taken connected nothing,
+	// and so ends its lease.
+	GiveUpAttempt(ctx context.Context, id string, state secret.String) error
+	// UseLink says that an account was connected by the link: it opens nothing
+	// more. The first time counts. ErrNotFound.
+	UseLink(ctx context.Context, id string, now time.Time) error
 }

@@ -24,6 +24,7 @@ type accountsCmd struct {
 	Connect    accountsConnectCmd    `cmd:"" help:"Connect an account: its owner consents on X's page, in a browser."`
 	Disconnect accountsDisconnectCmd `cmd:"" help:"Take back an account's consent; its jobs wait until it is connected again."`
 	Import     accountsImportCmd     `cmd:"" help:"Bring in accounts with tokens that were obtained elsewhere."`
+	Link       accountsLinkCmd       `cmd:"" help:"Make a one-time link with which a customer connects an account."`
 	List       accountsListCmd       `cmd:"" help:"List accounts and the state of their tokens."`
 	Show       accountsShowCmd       `cmd:"" help:"Show one account: its user on X, its token, and what to do."`
 }

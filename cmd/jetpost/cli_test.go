@@ -119,16 +119,21 @@ func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) fun
 	}
 }
 
-// start opens the house, with the accounts alice and bob: house [idle]. An idle
-// one has no worker. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its
+// start opens the house, with the accounts alice and bob: house [idle] [web]. An
+// idle one has no worker; with web it has pages for people. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its
 // NATS. At the end of the script the simulator's books must show
 // nothing that a correct client never does.
 func (h *house) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 	data := ts.MkAbs("data")
+	var cfg app.Config
+	if slices.Contains(args, "web") {
+		cfg.Web = app.WebConfig{Listen: "127.0.0.1:0", ReturnHosts: []string{"app.example"}}
+	}
 	up, err := app.Up(ctx, app.HouseConfig{
-		Data: data, NATSListen: "127.0.0.1:0", Sim: &h.sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
+		Config: cfg,
+		Data:   data, NATSListen: "127.0.0.1:0", Sim: &h.sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
 		NoWorker: slices.Contains(args, "idle"),
 	}, log)
 	if err != nil {

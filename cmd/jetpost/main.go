@@ -49,6 +49,7 @@ type cli struct {
 	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
 	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
 	Worker   workerCmd   `cmd:"" help:"Run a worker on a NATS and a database that are there."`
+	Web      webCmd      `cmd:"" help:"Serve the pages with which customers connect their accounts."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
 	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
 	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`

@@ -62,6 +62,7 @@ type Config struct {
 	// Lifeboat is the directory for token pairs that X gave while the database
 	// was away. It should outlive the process.
 	Lifeboat string
+	Web      WebConfig
 	// AllowPrivateMedia lets media urls reach private networks.
 	AllowPrivateMedia bool
 	// Worker names this worker in leases and logs; made up where empty.
@@ -136,7 +137,7 @@ func (e *ConfigError) Hint() string {
 }
 
 // needs are the parts of a Config that a command uses.
-type needs struct{ nats, database, keys, x bool }
+type needs struct{ nats, database, keys, x, web bool }
 
 // Validate checks what a worker needs.
 func (c Config) Validate() error {
@@ -181,6 +182,9 @@ func (c Config) validate(n needs) error {
 		if c.X.URL != "" {
 			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")
 		}
+	}
+	if n.web {
+		c.Web.check(wrong)
 	}
 	for _, role := range c.Roles {
 		if role != RolePublish && role != RoleRefresh {

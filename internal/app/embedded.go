@@ -169,6 +169,9 @@ type connection struct {
 	Database string `json:"database_url"`
 	X        string `json:"x_api_url"`
 	ClientID string `json:"x_client_id"`
+	// The pages for people, where they are served.
+	PublicURL   string   `json:"public_url,omitempty"`
+	ReturnHosts []string `json:"return_hosts,omitempty"`
 	// Confidential tells that X knows the app by a secret, which is not kept here.
 	Confidential bool `json:"x_confidential,omitempty"`
 }
@@ -264,6 +267,7 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	if !found.Confidential {
 		c.X.ClientSecret = secret.String{} // it is another app's
 	}
+	c.Web.PublicURL, c.Web.ReturnHosts = found.PublicURL, found.ReturnHosts
 	if c.Keys.Empty() {
 		if key, err := os.ReadFile(filepath.Join(dir.Path, keyFile)); err == nil {
 			c.Keys = secret.New(strings.TrimSpace(string(key)))
