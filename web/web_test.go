@@ -857,6 +857,7 @@ func TestCheckReturn(t *testing.T) {
 		"https://app.example:", "https://app.example:1", "https://app.example@evil.example", "https://user@app.example", "https://user:pass@app.example",
 		"https://evil.example#@app.example", "https://evil.example?@app.example", "https://evil.example/@app.example",
 		`https://evil.example\@app.example`, `https://app.example\@evil.example`, `https:\\evil.example`, `\\evil.example`, `/\evil.example`, `https://app.example\.evil.example`,
+		`https://app.example/\evil.example`, `https://app.example/"x`, "https://app.example/<x>",
 		"https://app.example\t.evil.example", "https://app.example\n", " https://app.example", "https://app.example/ x", "https://app.example/\x00",
 		"https://app.example%2eevil.example", "https://app%2eexample", "https://app.exämple", "https://ａpp.example", "https://app.example/ü",
 		"http://127.0.0.1", "http://127.0.0.1:3001", "http://127.1:3000", "http://localhost", "http://0.0.0.0:3000", "http://2130706433:3000",
