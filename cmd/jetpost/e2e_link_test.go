@@ -13,22 +13,22 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// customer is somebody with a link and a browser without a screen, which
+// visitor is somebody with a link and a browser without a screen, which
 // follows every redirect.
-type customer struct {
+type visitor struct {
 	s *site
 	http.Client
 }
 
-func (s *site) customer() *customer {
+func (s *site) visitor() *visitor {
 	s.t.Helper()
 	jar, err := cookiejar.New(nil)
 	must(s.t, err)
-	return &customer{s: s, Client: http.Client{Jar: jar}}
+	return &visitor{s: s, Client: http.Client{Jar: jar}}
 }
 
 // press presses the button of a link, and returns X's page.
-func (c *customer) press(link string) (page string) {
+func (c *visitor) press(link string) (page string) {
 	c.s.t.Helper()
 	follow := c.CheckRedirect
 	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -41,14 +41,14 @@ func (c *customer) press(link string) (page string) {
 }
 
 // sees opens an address and checks the page that it leads to.
-func (c *customer) sees(address string, status int, words string) {
+func (c *visitor) sees(address string, status int, words string) {
 	c.s.t.Helper()
 	if resp, page := c.ask(http.MethodGet, address); resp.StatusCode != status || !strings.Contains(page, words) {
 		c.s.t.Errorf("%s, want %d and %q:\n%s", resp.Status, status, words, page)
 	}
 }
 
-func (c *customer) ask(method, address string) (*http.Response, string) {
+func (c *visitor) ask(method, address string) (*http.Response, string) {
 	c.s.t.Helper()
 	req, err := http.NewRequestWithContext(c.s.t.Context(), method, address, nil)
 	must(c.s.t, err)
@@ -79,7 +79,7 @@ func TestLink(t *testing.T) {
 		}
 		return strings.Split(stdout, "\n")[0]
 	}
-	first, c, acme := serve("web-1"), s.customer(), link("acme")
+	first, c, acme := serve("web-1"), s.visitor(), link("acme")
 	page := c.press(acme)
 	first.kill()
 	second := serve("web-2")
@@ -123,7 +123,7 @@ func TestLinkReconnects(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
-	c := s.customer()
+	c := s.visitor()
 	c.sees(c.press(strings.Split(stdout, "\n")[0])+"&user=alice", http.StatusOK, "@alice is now connected under the name alice")
 	s.allPublished(len(jobs))
 	stop(w, pages)
