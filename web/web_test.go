@@ -123,6 +123,21 @@ func (c *connector) Connect(ctx context.Context, account, code, verifier, redire
 	return web.Connected{Username: me.Username}, err
 }
 
+// stall has the first Connect wait until finish is called, or the test ends.
+func (c *connector) stall(t *testing.T) (began <-chan struct{}, finish func()) {
+	t.Helper()
+	started, wait := make(chan struct{}), make(chan struct{})
+	start := sync.OnceFunc(func() { close(started) })
+	finish = sync.OnceFunc(func() { close(wait) })
+	t.Cleanup(finish)
+	c.before = func(context.Context) error {
+		start()
+		<-wait
+		return nil
+	}
+	return started, finish
+}
+
 func setup(t *testing.T) *testBundle {
 	t.Helper()
 	b := &testBundle{t: t, sim: &xsim.Server{ClientID: "app"}, log: &logs{}, clock: clock{now: time.Now().Truncate(time.Second)}}
@@ -596,12 +611,7 @@ func TestManyProcesses(t *testing.T) {
 	b := setup(t)
 	person := b.browser()
 	back := person.consent(person.begin(b.link("")), "alice")
-	began, finish := make(chan struct{}), make(chan struct{})
-	b.x.before = func(context.Context) error {
-		close(began)
-		<-finish
-		return nil
-	}
+	began, finish := b.x.stall(t)
 	cookies := person.jar.Cookies(b.site.Public)
 	other := b.handler(b.site)
 	ask := func(method, path string) *httptest.ResponseRecorder {
@@ -617,7 +627,7 @@ func TestManyProcesses(t *testing.T) {
 	go func() { result <- ask(http.MethodGet, back) }()
 	<-began
 	b.wantPage(person.get(back), http.StatusBadRequest, "is over")
-	close(finish)
+	finish()
 	if got := <-result; got.Code != http.StatusOK || !strings.Contains(got.Body.String(), "@alice") {
 		t.Errorf("status %d:\n%s", got.Code, got.Body)
 	}
@@ -630,18 +640,13 @@ func TestBusy(t *testing.T) {
 	b := setup(t)
 	link, person := b.link(""), b.browser()
 	back := person.consent(person.begin(link), "alice")
-	began, finish := make(chan struct{}), make(chan struct{})
-	b.x.before = func(context.Context) error {
-		close(began)
-		<-finish
-		return nil
-	}
+	began, finish := b.x.stall(t)
 	result := make(chan answer)
 	go func() { result <- person.get(back) }()
 	<-began
 	b.wantPage(b.browser().do(http.MethodPost, link), http.StatusConflict, "just now")
 	b.wantPage(b.browser().get(link), http.StatusOK, "Connect your X account")
-	close(finish)
+	finish()
 	b.wantPage(<-result, http.StatusOK, "@alice")
 }
 
