@@ -229,7 +229,7 @@ func (c *chaos) calm(ctx context.Context) {
 		round, whole := c.summary(ctx, opened, chaosPatience)
 		starved, err := c.view.names(c.t.Context(), c.view.starved, opened.UnixMicro())
 		must(c.t, err)
-		c.say("calm round %d: %s, whole %t, %d tokens left out", n+1, round, whole, len(starved))
+		c.say("calm round %d: %s, whole %t, after %s, %d tokens left out", n+1, round, whole, time.Since(opened).Round(lookEvery), len(starved))
 		if whole && len(starved) == 0 {
 			return
 		}
