@@ -197,9 +197,19 @@ func splitSealed(sealed string) (id, text string, ok bool) {
 		return "", "", false
 	}
 	id, text, ok = strings.Cut(rest, ".")
-	if !ok || len(id) != keyIDDigits {
-		return "", "", false
+	return id, text, ok && isKeyID(id)
+}
+
+func isKeyID(id string) bool {
+	return len(id) == keyIDDigits && strings.Trim(id, "0123456789abcdef") == ""
+}
+
+// KeyIDOf is the id of the key that a value was sealed with, or "" for what is
+// no sealed value.
+func KeyIDOf(sealed string) string {
+	id, _, ok := splitSealed(sealed)
+	if !ok {
+		return ""
 	}
-	isHex := strings.Trim(id, "0123456789abcdef") == ""
-	return id, text, isHex
+	return id
 }

@@ -36,6 +36,7 @@ type Store interface {
 	Ledger
 	Accounts
 	Tokens
+	Keys
 	Requests
 }
 
@@ -116,7 +117,9 @@ type Accounts interface {
 	// (EndHolds with account_reauth_required). A pair with the refresh token
 	// that was imported last replaces nothing, even where the account requires
 	// re-authorising: a spent token cannot help. ErrNameTaken, ErrUserTaken;
-	// ErrTokenBusy while a live lease holds a token that would be replaced.
+	// ErrTokenBusy while a live lease holds a token that would be replaced;
+	// *KeyError where no configured key opens what would be replaced, since it
+	// opens again once the key is back.
 	ImportAccount(ctx context.Context, in Import) (ImportResult, error)
 	// Account returns one account, or ErrNotFound.
 	Account(ctx context.Context, name string) (Account, error)
@@ -288,6 +291,36 @@ type Tokens interface {
 	BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (Round, error)
 	// RoundAnnounced remembers that the round's summary was published.
 	RoundAnnounced(ctx context.Context, round string) error
+}
+
+// KeyUse is how many token rows are sealed with which keys; one row may be
+// sealed with two.
+type KeyUse struct {
+	AccessKey, RefreshKey string // key ids
+	Rows                  int
+}
+
+// Resealed is a token row whose pair was sealed anew.
+type Resealed struct {
+	Old             SealedToken
+	Access, Refresh string
+}
+
+// Keys is what changing encryption keys needs of the database. It sees
+// ciphertext alone.
+type Keys interface {
+	// KeyUses counts the token rows by their keys.
+	KeyUses(ctx context.Context) ([]KeyUse, error)
+	// CanaryKey is the id of the key that must be configured at a start, "" on a
+	// ledger that was never checked.
+	CanaryKey(ctx context.Context) (string, error)
+	// SealedTokens returns up to limit token rows in the order of their ids, those
+	// behind after; "" begins.
+	SealedTokens(ctx context.Context, after string, limit int) ([]SealedToken, error)
+	// Reseal replaces ciphertext by ciphertext where it is still what was read,
+	// and returns how many rows that were. Nothing else of a row changes: it is
+	// the same pair.
+	Reseal(ctx context.Context, rows []Resealed) (int, error)
 }
 
 // Key is a request's identity.

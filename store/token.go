@@ -61,6 +61,17 @@ func (s *Sealer) OpenTokens(sealed []SealedToken) (tokens []Token, err error) {
 	return tokens, errors.Join(failures...)
 }
 
+// MayReplace fails with *KeyError for a row that opens again once its key is
+// back. One that is damaged may be replaced: nothing else helps it.
+func (s *Sealer) MayReplace(row SealedToken) error {
+	for _, sealed := range []string{row.SealedAccess, row.SealedRefresh} {
+		if id := KeyIDOf(sealed); id != "" && s.aeads[id] == nil {
+			return &KeyError{KeyID: id}
+		}
+	}
+	return nil
+}
+
 // SealPair seals a pair for the token row of that id.
 func (s *Sealer) SealPair(id string, pair Pair) (access, refresh string, err error) {
 	if access, err = s.Seal(pair.Access, id+accessColumn); err != nil {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -47,6 +48,7 @@ func TestScript(t *testing.T) {
 			"exits":  exits,
 			"grant":  withHouse((*house).grant),
 			"house":  withHouse((*house).start),
+			"keys":   withHouse((*house).keys),
 			"media":  withHouse((*house).media),
 			"png":    writePNG,
 			"posts":  withHouse((*house).posts),
@@ -99,6 +101,8 @@ type houseKey struct{}
 type house struct {
 	sim xsim.Server
 	cfg app.Config
+	// fresh is an encryption key beside that of the house.
+	fresh secret.String
 }
 
 // withHouse gives a script command its script's house.
@@ -170,6 +174,19 @@ func (h *house) refuse(ts *testscript.TestScript, args []string) {
 		faults = []xsim.Fault{{Kind: xsim.FaultRefuseText, Text: args[0], Detail: args[1]}}
 	}
 	ts.Check(h.sim.SetFaults(faults))
+}
+
+// keys configures keys from here on, the one that seals first: keys NAME...,
+// where house is that of the house and fresh another one.
+func (h *house) keys(ts *testscript.TestScript, args []string) {
+	if h.fresh.Empty() {
+		h.fresh = store.GenerateKey()
+	}
+	keys := make([]string, len(args))
+	for i, name := range args {
+		keys[i] = map[string]secret.String{"house": h.cfg.Keys, "fresh": h.fresh}[name].Reveal()
+	}
+	ts.Setenv("HUB_ENCRYPTION_KEY", strings.Join(keys, ","))
 }
 
 // revoke has the user withdraw consent: revoke USER

@@ -177,9 +177,10 @@ func environment(t *testing.T, settings map[string]string) []string {
 }
 
 // worker starts a worker process and waits until it works.
-func (s *site) worker(name string) *process {
+func (s *site) worker(name string, flags ...string) *process {
 	s.t.Helper()
-	p := start(s.t, name, s.settings(), "jetpost", "worker", "--worker-name", name, "--lease", s.lease.String(), "--log-level", "debug", "--log-format", "json")
+	args := []string{"worker", "--worker-name", name, "--lease", s.lease.String(), "--log-level", "debug", "--log-format", "json"}
+	p := start(s.t, name, s.settings(), "jetpost", append(args, flags...)...)
 	p.until("worker.started")
 	return p
 }

@@ -60,7 +60,7 @@ type cli struct {
 		connectFlags `embed:""`
 	} `cmd:"" help:"Import and list accounts."`
 	Resume  resumeCmd  `cmd:"" help:"Go on after a stop of the whole app, before its time."`
-	Keys    keysCmd    `cmd:"" help:"Make an encryption key."`
+	Keys    keysCmd    `cmd:"" help:"Make, look at and change encryption keys."`
 	Status  statusCmd  `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
 	Health  healthCmd  `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -240,6 +240,20 @@ func databaseKind(address string) (kind, target string, err error) {
 
 // OpenStore opens the ledger and makes sure that the keys are its keys.
 func (c Config) OpenStore(ctx context.Context) (store.Store, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	ledger, err := c.openUnchecked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := ledger.CheckKeys(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("check encryption keys: %w", err), ledger.Close())
+	}
+	return ledger, nil
+}
+
+// openUnchecked opens the ledger with whatever keys there are.
+func (c Config) openUnchecked(ctx context.Context) (store.Store, error) {
 	if err := c.validate(needs{database: true, keys: true}); err != nil {
 		return nil, err
 	}
@@ -251,8 +265,6 @@ func (c Config) OpenStore(ctx context.Context) (store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
 	var ledger store.Store
 	if kind == "postgres" {
 		ledger, err = postgres.Open(ctx, target, sealer)
@@ -262,9 +274,6 @@ func (c Config) OpenStore(ctx context.Context) (store.Store, error) {
 	}
 	if err != nil {
 		return nil, databaseError(err)
-	}
-	if err := ledger.CheckKeys(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("check encryption keys: %w", err), ledger.Close())
 	}
 	return ledger, nil
 }

@@ -28,7 +28,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8, $9)`
 	sqlRenameUser = `UPDATE accounts SET username = $3 WHERE name = $1 AND x_user_id = $2`
 	// sqlLockToken waits for a claim or a save that is under way.
 	sqlLockToken = `
-SELECT id::text, imported = $2, coalesce(lease_until > clock_timestamp(), false) FROM oauth_tokens
+SELECT id::text, imported = $2, coalesce(lease_until > clock_timestamp(), false), access_token, refresh_token FROM oauth_tokens
 WHERE user_id = $1 FOR UPDATE`
 	sqlReplaceToken = `
 UPDATE oauth_tokens
@@ -85,7 +85,8 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 	}
 	var id string
 	var again, busy bool
-	err = tx.QueryRow(ctx, sqlLockToken, in.Name, in.Pair.Digest()).Scan(&id, &again, &busy)
+	var there store.SealedToken
+	err = tx.QueryRow(ctx, sqlLockToken, in.Name, in.Pair.Digest()).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
 	switch {
 	case err != nil:
 		return "", err
@@ -93,6 +94,9 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 		return store.TokenUnchanged, nil
 	case busy:
 		return "", store.ErrTokenBusy
+	}
+	if err := s.sealer.MayReplace(there); err != nil {
+		return "", err
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {

@@ -37,6 +37,32 @@ func TestStore(t *testing.T) {
 	})
 }
 
+// TestRotationUnderLoad seals a hundred thousand rows anew while workers
+// renew tokens.
+func TestRotationUnderLoad(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Migrated(t, Migrate)
+	ledger := storetest.Ledger{Open: func(t *testing.T, sealer *store.Sealer) store.Store { t.Helper(); return open(t, url, sealer) }}
+	storetest.RunRotationUnderLoad(t, ledger, 100_000, func(t *testing.T, rows []storetest.LoadRow) {
+		t.Helper()
+		conn := connect(t, url)
+		copied := func(table string, columns []string, row func(storetest.LoadRow) []any) {
+			_, err := conn.CopyFrom(t.Context(), pgx.Identifier{table}, columns,
+				pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) { return row(rows[i]), nil }))
+			check(t, err)
+		}
+		copied("accounts", []string{"name", "x_user_id", "username", "created_at"}, func(r storetest.LoadRow) []any {
+			return []any{r.Account, r.Account, "", r.ExpiresAt}
+		})
+		copied("lanes", []string{"account"}, func(r storetest.LoadRow) []any { return []any{r.Account} })
+		copied("oauth_tokens", []string{
+			"id", "user_id", "access_token", "refresh_token", "expires_at", "refresh_after", "scope", "version", "refreshed_at", "imported",
+		}, func(r storetest.LoadRow) []any {
+			return []any{r.TokenID, r.Account, r.Access, r.Refresh, r.ExpiresAt, r.ExpiresAt, "", 1, r.ExpiresAt, make([]byte, 32)}
+		})
+	})
+}
+
 type testBundle struct {
 	url string
 	st  *Store

@@ -21,7 +21,7 @@ const (
 INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?9)`
 	sqlRenameUser   = `UPDATE accounts SET username = ?2 WHERE name = ?1`
-	sqlStoredToken  = `SELECT id, imported = ?2, coalesce(lease_until > ?3, 0) FROM oauth_tokens WHERE user_id = ?1`
+	sqlStoredToken  = `SELECT id, imported = ?2, coalesce(lease_until > ?3, 0), access_token, refresh_token FROM oauth_tokens WHERE user_id = ?1`
 	sqlReplaceToken = `
 UPDATE oauth_tokens
 SET access_token = ?2, refresh_token = ?3, expires_at = ?4, refresh_after = ?5, scope = ?6, refreshed_at = ?7, imported = ?8,
@@ -89,7 +89,8 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 	}
 	var id string
 	var again, busy bool
-	err := tx.QueryRowContext(ctx, sqlStoredToken, in.Name, in.Pair.Digest(), micros(in.Now)).Scan(&id, &again, &busy)
+	var there store.SealedToken
+	err := tx.QueryRowContext(ctx, sqlStoredToken, in.Name, in.Pair.Digest(), micros(in.Now)).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
 	switch {
 	case err != nil:
 		return "", err
@@ -97,6 +98,9 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 		return store.TokenUnchanged, nil
 	case busy:
 		return "", store.ErrTokenBusy
+	}
+	if err := s.sealer.MayReplace(there); err != nil {
+		return "", err
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {

@@ -3,6 +3,7 @@ package sqlite_test
 import (
 	"bytes"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -33,6 +34,26 @@ func TestStore(t *testing.T) {
 			Dump: func(t *testing.T) []byte { return dump(t, path) },
 			Exec: func(t *testing.T, statement string) { exec(t, path, statement) },
 		}
+	})
+}
+
+func TestRotationUnderLoad(t *testing.T) {
+	t.Parallel()
+	path := migrated(t, "ledger.db")
+	ledger := storetest.Ledger{Open: func(t *testing.T, sealer *store.Sealer) store.Store { return open(t, path, sealer) }}
+	storetest.RunRotationUnderLoad(t, ledger, 4_000, func(t *testing.T, rows []storetest.LoadRow) {
+		values, err := json.Marshal(rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exec(t, path, `
+INSERT INTO accounts (name, x_user_id, username, created_at)
+SELECT value ->> 'Account', value ->> 'Account', '', 0 FROM json_each('`+string(values)+`');
+INSERT INTO lanes (account) SELECT name FROM accounts;
+INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
+SELECT value ->> 'TokenID', value ->> 'Account', value ->> 'Access', value ->> 'Refresh',
+       CAST(unixepoch(value ->> 'ExpiresAt') * 1000000 AS INTEGER), 0, '', 1, 0, zeroblob(32)
+FROM json_each('`+string(values)+`');`)
 	})
 }
 

@@ -165,8 +165,8 @@ func rounds(t *testing.T, b *bundle) {
 		for range rapid.IntRange(1, 5).Draw(rt, "accounts") {
 			c.account(rt)
 		}
-		for range rapid.IntRange(minSteps, maxSteps).Draw(rt, "steps") {
-			rapid.SampledFrom([]func(*rapid.T){c.account, c.open, c.claim, c.claim, c.claim, c.one, c.end, c.end, c.pass}).Draw(rt, "step")(rt)
+		for range rapid.IntRange(minSteps, 2*maxSteps).Draw(rt, "steps") {
+			rapid.SampledFrom([]func(*rapid.T){c.account, c.open, c.open, c.claim, c.claim, c.claim, c.one, c.end, c.end, c.pass, c.pass}).Draw(rt, "step")(rt)
 		}
 		c.check(rt)
 	})

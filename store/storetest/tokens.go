@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -312,6 +313,10 @@ func claimDueRule(t *testing.T, b *bundle) {
 	check(t, err)
 	equal(t, "due tokens", namesOf(tokens), want)
 	for _, token := range tokens {
+		retries, err := b.st.Retries(t.Context(), token.Account)
+		check(t, err)
+		lost := strings.HasPrefix(token.Account, "lost_")
+		equal(t, token.Account+" is retried, and in the journal", []bool{!token.InDoubtSince.IsZero(), len(retries) == 1}, []bool{lost, lost})
 		if token.LeaseID == "" || !token.LeaseUntil.After(now) || token.Access.Reveal() != "access-of-"+token.Account+"-in-the-clear" {
 			t.Errorf("token of %s is claimed with lease %q until %s", token.Account, token.LeaseID, token.LeaseUntil)
 		}
@@ -707,4 +712,157 @@ func notices(t *testing.T, b *bundle) {
 	check(t, b.st.MarkNoticed(t.Context(), required))
 	equal(t, "notices after a late word", told(""), []store.Notice{recovered})
 	fails(t, "notice of nobody", b.st.MarkNoticed(t.Context(), store.Notice{Account: "nobody"}), store.ErrNotFound)
+}
+
+// importOverMissingKey: what no configured key opens is not overwritten, since
+// it opens again once the key is back; what is damaged may be.
+func importOverMissingKey(t *testing.T, b *bundle) {
+	other := store.GenerateKey().Reveal()
+	stranger := b.open(t, other)
+	in := store.Import{Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("second", b.now.Add(time.Hour)), Now: b.clock(t)}
+	var missing *store.KeyError
+	if _, err := stranger.ImportAccount(t.Context(), in); !errors.As(err, &missing) {
+		t.Errorf("import over a row of another key: error is %v, want a KeyError", err)
+	}
+	equal(t, "pair", b.token(t, acme).Access.Reveal(), "access-of-acme-in-the-clear")
+	equal(t, "user name", b.account(t, acme).Username, "user_acme")
+
+	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = refresh_token")
+	result, err := b.st.ImportAccount(t.Context(), in)
+	check(t, err)
+	equal(t, "import over a damaged row", result, store.TokenReplaced)
+	equal(t, "pair", b.token(t, acme).Access.Reveal(), "access-of-second-in-the-clear")
+}
+
+// rotation returns one that seals with the first of the keys.
+func (b *bundle) rotation(t *testing.T, keys string) store.Rotation {
+	t.Helper()
+	sealer, err := store.NewSealer(keys)
+	check(t, err)
+	return store.Rotation{Rows: b.open(t, keys), Sealer: sealer}
+}
+
+func quietly(store.RotationProgress) {}
+
+func rotate(t *testing.T, b *bundle) {
+	check(t, b.st.CheckKeys(t.Context()))
+	b.addDue(t, 5)
+	newer, older := store.GenerateKey().Reveal(), b.keys
+	r := b.rotation(t, newer+","+older)
+	claim := b.claimOne(t, "due-00", longLease)
+	b.requireReauth(t, b.claimOne(t, acme, longLease))
+	before := map[string]store.Token{}
+	for _, name := range []string{acme, "due-00", "due-01"} {
+		before[name] = b.token(t, name)
+	}
+	state, err := r.State(t.Context())
+	check(t, err)
+	equal(t, "state before", state, store.KeyState{Rows: 6, Canary: keyID(t, older), Keys: []store.KeyCount{
+		{ID: keyID(t, newer), Configured: true, Seals: true}, {ID: keyID(t, older), Configured: true, Rows: 6},
+	}})
+	told := 0
+	done, err := r.Run(t.Context(), func(store.RotationProgress) { told++ })
+	check(t, err)
+	equal(t, "done", done, store.RotationProgress{Total: 6, Seen: 6, Resealed: 6})
+	equal(t, "progress was told", told > 0, true)
+	done, err = r.Run(t.Context(), quietly)
+	check(t, err)
+	equal(t, "done again", done, store.RotationProgress{Total: 6, Seen: 6})
+
+	both := b.open(t, newer+","+older)
+	check(t, both.CheckKeys(t.Context()))
+	alone := b.open(t, newer)
+	check(t, alone.CheckKeys(t.Context()))
+	for name, want := range before {
+		got, err := alone.Token(t.Context(), name)
+		check(t, err)
+		if diff := cmp.Diff(want, got, secrets()); diff != "" {
+			t.Errorf("token of %s (-before +after):\n%s", name, diff)
+		}
+	}
+	check(t, alone.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
+	var wrong *store.KeyError
+	if err := b.st.CheckKeys(t.Context()); !errors.As(err, &wrong) {
+		t.Errorf("the old key alone: error is %v, want a KeyError", err)
+	}
+}
+
+// rotateRaced: a worker saves a pair between the read of a row and its new
+// seal. The pair wins, and its row is sealed anew after all.
+func rotateRaced(t *testing.T, b *bundle) {
+	newer := store.GenerateKey().Reveal()
+	claim := b.claimOne(t, acme, longLease)
+	r := b.rotation(t, newer+","+b.keys)
+	r.Rows = &racedRows{Keys: r.Rows, between: func() {
+		check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now)) // with the old key
+	}}
+	done, err := r.Run(t.Context(), quietly)
+	check(t, err)
+	equal(t, "rows sealed anew", done.Resealed, 1)
+	token, err := b.open(t, newer).Token(t.Context(), acme)
+	check(t, err)
+	equal(t, "pair", token.Refresh.Reveal(), "refresh-of-fresh-in-the-clear")
+	equal(t, "version", token.Version, int64(2))
+}
+
+// racedRows lets something happen between the first read and what follows.
+type racedRows struct {
+	store.Keys
+	between func()
+}
+
+func (r *racedRows) SealedTokens(ctx context.Context, after string, limit int) ([]store.SealedToken, error) {
+	rows, err := r.Keys.SealedTokens(ctx, after, limit)
+	if r.between != nil && len(rows) > 0 {
+		r.between()
+		r.between = nil
+	}
+	return rows, err
+}
+
+// rotateUnopenable: rows that do not open stay as they are, and are named; a
+// key that is missing is told from damage.
+func rotateUnopenable(t *testing.T, b *bundle) {
+	b.addDue(t, 3)
+	lost := store.GenerateKey().Reveal()
+	strange := b.open(t, lost)
+	_, err := strange.ImportAccount(t.Context(), store.Import{
+		Name: "locked", XUserID: "id-locked", Pair: pair("locked", b.now.Add(time.Hour)), Now: b.now,
+	})
+	check(t, err)
+	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = refresh_token WHERE user_id = 'due-01'")
+	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = 'jp1.nonsense' WHERE user_id = 'due-02'")
+	sealed := func(name string) string {
+		rows, err := b.st.SealedTokens(t.Context(), "", 100)
+		check(t, err)
+		for _, row := range rows {
+			if row.Account == name {
+				return row.SealedAccess + " " + row.SealedRefresh
+			}
+		}
+		t.Fatalf("no row of %s", name)
+		return ""
+	}
+	want := map[string]string{"locked": sealed("locked"), "due-01": sealed("due-01"), "due-02": sealed("due-02")}
+	newer := store.GenerateKey().Reveal()
+	r := b.rotation(t, newer+","+b.keys)
+	done, err := r.Run(t.Context(), quietly)
+	check(t, err)
+	equal(t, "rows sealed anew", done.Resealed, 2)
+	equal(t, "rows left", done.Left, 3)
+	missing := map[string]string{}
+	for _, row := range done.Unopened {
+		missing[row.Account] = row.MissingKey
+	}
+	equal(t, "their keys", missing, map[string]string{"locked": keyID(t, lost), "due-01": "", "due-02": ""})
+	for name, text := range want {
+		equal(t, "ciphertext of "+name, sealed(name), text)
+	}
+	state, err := r.State(t.Context())
+	check(t, err)
+	equal(t, "keys that are missing", state.Missing(), []string{keyID(t, lost)})
+	equal(t, "damaged rows", state.Damaged, 1)
+	verified, err := r.Verify(t.Context())
+	check(t, err)
+	equal(t, "rows that do not open", []int{verified.Total, verified.Left}, []int{5, 3})
 }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"os"
+	"testing"
+
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/store"
+)
+
+const tokenPath = "/2/oauth2/token"
+
+// wantCurrent fails unless the ledger holds the very pair that X takes.
+func (s *site) wantCurrent(account string) store.Token {
+	s.t.Helper()
+	stored, err := s.ledger.Token(s.t.Context(), account)
+	must(s.t, err)
+	current, _ := s.sim.CurrentToken(account)
+	if stored.Access.Reveal() != current.AccessToken || stored.Refresh.Reveal() != current.RefreshToken || current.Revoked {
+		s.t.Errorf("the ledger's pair of %s is not the one that X takes", account)
+	}
+	return stored
+}
+
+// force asks for the refresh of an account's token, however young.
+func (s *site) force(account string) {
+	s.t.Helper()
+	if code, stdout, stderr := s.run("refresh", account, "--force"); code != exitOK {
+		s.t.Fatalf("refresh: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// TestPairSurvivesDatabaseAndWorker: X gives a pair, the database is gone, and
+// then the worker is killed. The pair lies in the lifeboat, and the next worker
+// of that machine brings it in.
+func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.Start(t)
+	s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+	lifeboat := t.TempDir()
+	w := s.worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+	s.force("alice")
+	wait(t, "the exchange", reached)
+	w.until("token.in_lifeboat")
+	w.kill()
+	if entries, err := os.ReadDir(lifeboat); err != nil || len(entries) != 1 {
+		t.Fatalf("the lifeboat holds %v, %v", entries, err)
+	}
+	cluster.Restart(t)
+	w = s.worker("worker-2", "--lifeboat", lifeboat)
+	w.until("token.rescued")
+	if token := s.wantCurrent("alice"); token.Version != 2 || !token.StartedAt.IsZero() {
+		t.Errorf("the token has version %d, and its exchange began at %v", token.Version, token.StartedAt)
+	}
+	if entries, err := os.ReadDir(lifeboat); err != nil || len(entries) != 0 {
+		t.Errorf("the lifeboat still holds %v, %v", entries, err)
+	}
+	s.force("alice")
+	eventually(t, "the rescued token is exchanged", func() bool {
+		token, err := s.ledger.Token(t.Context(), "alice")
+		return err == nil && token.Version == 3
+	})
+	s.wantCurrent("alice")
+	stop(w)
+	for _, v := range s.sim.Violations() {
+		t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
+	}
+}
+
+// TestPairOutlastsDatabase: the same, but the worker lives until the database
+// is back.
+func TestPairOutlastsDatabase(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.Start(t)
+	s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+	lifeboat := t.TempDir()
+	w := s.worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+	s.force("alice")
+	wait(t, "the exchange", reached)
+	w.until("token.in_lifeboat")
+	cluster.Restart(t)
+	w.until("token.refreshed")
+	s.wantCurrent("alice")
+	if entries, err := os.ReadDir(lifeboat); err != nil || len(entries) != 0 {
+		t.Errorf("the lifeboat still holds %v, %v", entries, err)
+	}
+	stop(w)
+}

@@ -1,0 +1,157 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/jetpost/jetpost/internal/secret"
+)
+
+func lifeboatPair() (Token, Pair, time.Time) {
+	at := time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
+	claim := Token{ID: "0d2f8a9e-33d3-4a11-9b77-8b6a0a6f1c11", Account: "acme", Version: 7}
+	pair := Pair{Access: secret.New("fresh-access"), Refresh: secret.New("fresh-refresh"), ExpiresAt: at.Add(2 * time.Hour), Scope: "tweet.read"}
+	return claim, pair, at
+}
+
+func lifeboatSealer(t *testing.T) *Sealer {
+	t.Helper()
+	sealer, err := NewSealer(GenerateKey().Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sealer
+}
+
+func TestLifeboat(t *testing.T) {
+	t.Parallel()
+	dir, sealer := filepath.Join(t.TempDir(), "new", "lifeboat"), lifeboatSealer(t)
+	boat := NewLifeboat(dir, "ledger", sealer)
+	claim, pair, at := lifeboatPair()
+	load := func() []Rescued {
+		t.Helper()
+		rescued, err := boat.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rescued
+	}
+	if found := load(); len(found) != 0 {
+		t.Fatalf("a lifeboat that was never made holds %v", found)
+	}
+	if err := boat.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the same again replaces it
+		if err := boat.Keep(claim, pair, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []Rescued{{Claim: claim, Pair: pair, At: at}}
+	if diff := cmp.Diff(want, load(), cmp.Comparer(func(a, b secret.String) bool { return a == b })); diff != "" {
+		t.Errorf("rescued (-want +got):\n%s", diff)
+	}
+	other := NewLifeboat(dir, "another ledger", sealer)
+	if found, err := other.Load(); err != nil || len(found) != 0 {
+		t.Errorf("another ledger finds %v, %v", found, err)
+	}
+	for range 2 {
+		if err := boat.Drop(claim); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found := load(); len(found) != 0 {
+		t.Errorf("the emptied lifeboat holds %v", found)
+	}
+}
+
+func TestLifeboatIsSealedAndPrivate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	boat := NewLifeboat(dir, "ledger", lifeboatSealer(t))
+	claim, pair, at := lifeboatPair()
+	if err := boat.Keep(claim, pair, at); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("the directory holds %v, %v", entries, err)
+	}
+	path := filepath.Join(dir, entries[0].Name())
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("the file is %v, %v", info.Mode(), err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(text, []byte("acme")) {
+		t.Fatalf("the file is %s, %v", text, err)
+	}
+	for _, token := range []string{"fresh-access", "fresh-refresh"} {
+		if bytes.Contains(text, []byte(token)) {
+			t.Errorf("%s lies in the file in clear", token)
+		}
+	}
+}
+
+// A pair that cannot be opened stays where it is, whatever the reason.
+func TestLifeboatUnopenable(t *testing.T) {
+	t.Parallel()
+	claim, pair, at := lifeboatPair()
+	sealer := lifeboatSealer(t)
+	for name, test := range map[string]struct {
+		sealer *Sealer
+		damage func([]byte) []byte
+		want   any
+	}{
+		"another key": {sealer: lifeboatSealer(t), want: new(*KeyError)},
+		"half a file": {sealer: sealer, damage: func(b []byte) []byte { return b[:len(b)/2] }, want: new(*DamagedError)},
+		"another row": {sealer: sealer, damage: func(b []byte) []byte { return bytes.Replace(b, []byte("0d2f8a9e"), []byte("1d2f8a9e"), 1) }, want: new(*DamagedError)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			if err := NewLifeboat(dir, "ledger", sealer).Keep(claim, pair, at); err != nil {
+				t.Fatal(err)
+			}
+			boat := NewLifeboat(dir, "ledger", test.sealer)
+			text, err := os.ReadFile(boat.path(claim))
+			if err == nil && test.damage != nil {
+				text = test.damage(text)
+				err = os.WriteFile(boat.path(claim), text, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := boat.Load(); !errors.As(err, test.want) {
+				t.Errorf("error is %v, want a %T", err, test.want)
+			}
+			after, err := os.ReadFile(boat.path(claim))
+			if err != nil || !bytes.Equal(after, text) {
+				t.Errorf("the file has changed: %v", err)
+			}
+		})
+	}
+}
+
+func TestLifeboatNowhereToWrite(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	boat := NewLifeboat(filepath.Join(file, "lifeboat"), "ledger", lifeboatSealer(t))
+	if err := boat.Prepare(); err == nil {
+		t.Error("a directory within a file was made")
+	}
+	claim, pair, at := lifeboatPair()
+	if err := boat.Keep(claim, pair, at); err == nil || errors.Is(err, fs.ErrExist) {
+		t.Errorf("a pair was kept nowhere: %v", err)
+	}
+}

@@ -1,0 +1,57 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const sqlKeyUses = `
+SELECT split_part(access_token, '.', 2), split_part(refresh_token, '.', 2), count(*) FROM oauth_tokens GROUP BY 1, 2`
+
+// KeyUses implements store.Keys.
+func (s *Store) KeyUses(ctx context.Context) ([]store.KeyUse, error) {
+	uses, err := collect(ctx, s.pool, func(row scanner) (u store.KeyUse, err error) {
+		err = row.Scan(&u.AccessKey, &u.RefreshKey, &u.Rows)
+		return u, err
+	}, sqlKeyUses)
+	return uses, s.wrap("count keys", err)
+}
+
+const sqlCanary = `SELECT coalesce(canary, '') FROM ledger`
+
+// CanaryKey implements store.Keys.
+func (s *Store) CanaryKey(ctx context.Context) (string, error) {
+	var canary string
+	err := s.pool.QueryRow(ctx, sqlCanary).Scan(&canary)
+	return store.KeyIDOf(canary), s.wrap("read canary", err)
+}
+
+const sqlSealedTokens = `
+SELECT ` + tokenColumns + `, NULL FROM oauth_tokens AS t
+WHERE id > coalesce(nullif($1, ''), '00000000-0000-0000-0000-000000000000')::uuid ORDER BY t.id LIMIT $2`
+
+// SealedTokens implements store.Keys.
+func (s *Store) SealedTokens(ctx context.Context, after string, limit int) ([]store.SealedToken, error) {
+	rows, err := collect(ctx, s.pool, scanToken, sqlSealedTokens, after, limit)
+	return rows, s.wrap("read sealed tokens", err)
+}
+
+// sqlReseal changes no row that is not what was read: what a worker has saved
+// since is newer. It waits for no lock longer than that of one save.
+const sqlReseal = `
+UPDATE oauth_tokens AS t SET access_token = n.access, refresh_token = n.refresh
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[]) AS n (id, old_access, old_refresh, access, refresh)
+WHERE t.id = n.id AND t.access_token = n.old_access AND t.refresh_token = n.old_refresh`
+
+// Reseal implements store.Keys.
+func (s *Store) Reseal(ctx context.Context, rows []store.Resealed) (int, error) {
+	var columns [5][]string
+	for _, r := range rows {
+		for i, value := range []string{r.Old.ID, r.Old.SealedAccess, r.Old.SealedRefresh, r.Access, r.Refresh} {
+			columns[i] = append(columns[i], value)
+		}
+	}
+	n, err := changed(ctx, s.pool, sqlReseal, columns[0], columns[1], columns[2], columns[3], columns[4])
+	return n, s.wrap("seal tokens anew", err)
+}

@@ -1,0 +1,62 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const sqlKeyUses = `
+SELECT substr(access_token, 5, 8), substr(refresh_token, 5, 8), count(*) FROM oauth_tokens GROUP BY 1, 2`
+
+// KeyUses implements store.Keys.
+func (s *Store) KeyUses(ctx context.Context) (uses []store.KeyUse, err error) {
+	err = s.view(ctx, "count keys", func(tx *sql.Tx) (err error) {
+		uses, err = collect(ctx, tx, func(row scanner) (u store.KeyUse, err error) {
+			err = row.Scan(&u.AccessKey, &u.RefreshKey, &u.Rows)
+			return u, err
+		}, sqlKeyUses)
+		return err
+	})
+	return uses, err
+}
+
+// CanaryKey implements store.Keys.
+func (s *Store) CanaryKey(ctx context.Context) (string, error) {
+	var id, canary string
+	err := s.read.QueryRowContext(ctx, sqlReadCanary).Scan(&id, &canary)
+	return store.KeyIDOf(canary), s.wrap("read canary", err)
+}
+
+const sqlSealedTokens = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens WHERE id > ?1 ORDER BY id LIMIT ?2`
+
+// SealedTokens implements store.Keys.
+func (s *Store) SealedTokens(ctx context.Context, after string, limit int) (rows []store.SealedToken, err error) {
+	err = s.view(ctx, "read sealed tokens", func(tx *sql.Tx) (err error) {
+		rows, err = collect(ctx, tx, scanToken, sqlSealedTokens, after, limit)
+		return err
+	})
+	return rows, err
+}
+
+// sqlReseal leaves a row alone that is not what was read: what a worker has
+// saved since is newer.
+const sqlReseal = `
+UPDATE oauth_tokens SET access_token = ?4, refresh_token = ?5 WHERE id = ?1 AND access_token = ?2 AND refresh_token = ?3`
+
+// Reseal implements store.Keys.
+func (s *Store) Reseal(ctx context.Context, rows []store.Resealed) (done int, err error) {
+	err = s.change(ctx, "seal tokens anew", func(tx *sql.Tx) error {
+		done = 0
+		for _, r := range rows {
+			n, err := changed(ctx, tx, sqlReseal, r.Old.ID, r.Old.SealedAccess, r.Old.SealedRefresh, r.Access, r.Refresh)
+			if err != nil {
+				return err
+			}
+			done += n
+		}
+		return nil
+	})
+	return done, err
+}
