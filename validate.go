@@ -28,6 +28,14 @@ var (
 	objectPattern  = pattern{regexp.MustCompile(`^[!-~]{1,255}$`), "1 to 255 printable ASCII characters, no space"}
 )
 
+// CheckAccount tells what is wrong with the name of an account, or nil.
+func CheckAccount(name string) error {
+	if !accountPattern.MatchString(name) {
+		return fmt.Errorf("name %s: use %s", quote(name), accountPattern.words)
+	}
+	return nil
+}
+
 // Years that a time may lie in. Time zero means "absent" in Go, and RFC 3339
 // has no year after 9999.
 const (

@@ -77,7 +77,7 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 	case errors.Is(err, store.ErrNotFound):
 		return h.refuse(ctx, d, subject, jetpost.Refusal{
 			Account: key.Account, ID: key.ID, Code: jetpost.CodeAccountUnknown,
-			Problems: []jetpost.Problem{{Pointer: "/account", Message: fmt.Sprintf("no account %q is known; import it, then replay this job", key.Account)}},
+			Problems: []jetpost.Problem{{Pointer: "/account", Message: fmt.Sprintf("no account %q is known; connect it, then replay this job", key.Account)}},
 		})
 	case err != nil:
 		return Stall(err)

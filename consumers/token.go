@@ -133,7 +133,7 @@ func (r *Refresher) useOrHold(token store.Token, refused bool, code jetpost.Code
 }
 
 func reauthHold() error {
-	return &holdError{Hold(jetpost.CodeAccountReauthRequired, time.Time{}, "X no longer accepts the account's tokens; import it again")}
+	return &holdError{Hold(jetpost.CodeAccountReauthRequired, time.Time{}, "the account has no tokens that X accepts: connect it again")}
 }
 
 // tokenHold tells a key that is missing from a database that cannot be asked.

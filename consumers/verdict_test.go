@@ -50,6 +50,7 @@ func TestJudge(t *testing.T) {
 			want{kindStop, jetpost.CodeUsageCapped, stop}, want{kindStop, jetpost.CodeUsageCapped, stop}, true},
 		{"AppStopError, undated", &xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: said(402)},
 			want{kindStop, jetpost.CodeCreditsDepleted, stop}, want{kindStop, jetpost.CodeCreditsDepleted, stop}, true},
+		{"CodeRefusedError", &xapi.CodeRefusedError{Err: said(400)}, refused, refused, true},
 		{"GrantRefusedError", &xapi.GrantRefusedError{Err: said(400)}, refused, refused, true},
 		{"NotSentError", &xapi.NotSentError{Err: ended}, held, held, false},
 		{"RateLimitError, account", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.WindowUser24h}, Until: reset, Err: said(429)},

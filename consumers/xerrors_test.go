@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -256,4 +257,67 @@ func wantLeft(t *testing.T, left, before store.Token, outcome, name string) {
 	if life := left.ExpiresAt.Sub(left.RefreshedAt); life < 2*time.Hour-time.Minute || life > 2*time.Hour {
 		t.Errorf("the pair lives for %v", life)
 	}
+}
+
+// TestAuthorizationCodeAnswers runs every row of the other table. What a person
+// is told of each is for the commands and pages to test.
+func TestAuthorizationCodeAnswers(t *testing.T) {
+	t.Parallel()
+	cases := tokenAnswers(time.Now())
+	for name, words := range map[string]string{
+		"code-invalid":   "Value passed for the authorization code was invalid.",
+		"verifier-wrong": "Value passed for the code verifier did not match the code challenge.",
+		"redirect-wrong": "Value passed for the redirect uri did not match the uri of the authorization code.",
+	} {
+		cases[name] = answers(400, `{"error":"invalid_request","error_description":"`+words+`"}`)
+	}
+	seen := map[string]bool{}
+	for _, row := range errorTable(t, "Authorization code") {
+		name := row["case"]
+		if seen[name] = true; cases[name] == nil {
+			t.Errorf("row %q has no case", name)
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				x := &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: &http.Client{Transport: cases[name]}}
+				pair, err := x.Exchange(t.Context(), "the-code-of-this-consent", xapi.NewVerifier(), "http://127.0.0.1:8484/callback")
+				equal(t, "outcome", codeOutcome(pair, err), row["outcome"])
+			})
+		})
+	}
+	for _, name := range []string{"code-invalid", "verifier-wrong", "redirect-wrong", "pair", "pair-no-refresh-token", "unavailable"} {
+		if !seen[name] {
+			t.Errorf("case %q has no row", name)
+		}
+	}
+}
+
+func codeOutcome(pair xapi.TokenPair, err error) string {
+	var (
+		code        *xapi.CodeRefusedError
+		app         *xapi.AppAuthError
+		stop        *xapi.AppStopError
+		ambiguous   *xapi.AmbiguousError
+		limit       *xapi.RateLimitError
+		unavailable *xapi.UnavailableError
+	)
+	switch {
+	case err == nil && pair.AccessToken != "" && pair.RefreshToken != "":
+		return "tokens"
+	case err == nil && pair.AccessToken != "":
+		return "tokens, refused by the check of scopes"
+	case errors.As(err, &code):
+		return "code refused"
+	case errors.As(err, &app):
+		return "app refused"
+	case errors.As(err, &stop):
+		return "app stopped"
+	case errors.As(err, &ambiguous):
+		return "unknown"
+	case errors.As(err, &limit), errors.As(err, &unavailable):
+		return "not now"
+	}
+	return err.Error()
 }

@@ -206,6 +206,17 @@ func (p *Publisher) LastEvent(ctx context.Context, account, id string) (jetpost.
 	return event, err == nil, err
 }
 
+// LastAccountEvent returns the latest event that is kept of what an account
+// requires; false where none is.
+func (p *Publisher) LastAccountEvent(ctx context.Context, account string) (jetpost.Event, bool, error) {
+	msg, err := lastMessage(ctx, p.js, p.names.EventsStream(), p.names.EventSubject("account.*", account, ""))
+	if err != nil || msg == nil {
+		return jetpost.Event{}, false, err
+	}
+	event, err := decodeEvent(msg.Subject, msg.Data)
+	return event, err == nil, err
+}
+
 func decodeEvent(subject string, data []byte) (jetpost.Event, error) {
 	var e jetpost.Event
 	if err := json.Unmarshal(data, &e); err != nil {

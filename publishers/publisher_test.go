@@ -202,6 +202,34 @@ func TestPublisher(t *testing.T) {
 		}
 	})
 
+	t.Run("LastAccountEvent the newest of the account alone", func(t *testing.T) {
+		t.Parallel()
+		tb := setup(t)
+		p, records := New(tb.js, tb.names), NewRecords(tb.js, tb.names)
+		want := func(eventID string) {
+			t.Helper()
+			last, ok, err := p.LastAccountEvent(t.Context(), "acme")
+			if err != nil || ok != (eventID != "") || last.EventID != eventID {
+				t.Errorf("last event is %+v, %v, %v, want %q", last, ok, err, eventID)
+			}
+		}
+		for eventID, subject := range map[string]string{
+			"1": tb.names.EventSubject(jetpost.EventAccountReauthRequired, "other", ""),
+			"2": tb.names.EventSubject(jetpost.EventRequestHeld, "acme", "a"),
+		} {
+			if err := records.Event(t.Context(), subject, jetpost.Event{EventID: eventID}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want("")
+		for eventID, typ := range map[string]jetpost.EventType{"3": jetpost.EventAccountReauthRequired, "4": jetpost.EventAccountRecovered} {
+			if err := records.Event(t.Context(), tb.names.EventSubject(typ, "acme", ""), jetpost.Event{EventID: eventID, Type: typ}); err != nil {
+				t.Fatal(err)
+			}
+			want(eventID)
+		}
+	})
+
 	t.Run("Events survive a restart of the server without a gap", func(t *testing.T) {
 		t.Parallel()
 		first := natstest.Server(t, natstest.Listen)

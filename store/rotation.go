@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 )
 
 const (
@@ -12,8 +14,9 @@ const (
 	// enough that no refresh waits for it.
 	resealRows = 200
 	// maxPasses bounds the passes of one rotation. A further one is for rows that
-	// changed while they were sealed anew, which are hours apart for each token.
-	maxPasses = 10
+	// changed while they were sealed anew; but a worker that still has another
+	// first key seals with that one for as long as it runs.
+	maxPasses = 3
 	// maxUnopened bounds the rows that are named.
 	maxUnopened = 20
 )
@@ -26,15 +29,24 @@ type Rotation struct {
 	Sealer *Sealer
 }
 
-// RotationProgress is how far a rotation has come.
+// RotationProgress is how far a rotation has come, and what it found.
 type RotationProgress struct {
 	Total    int `json:"total"`    // token rows, as counted at the start
 	Seen     int `json:"seen"`     // of the present pass
 	Resealed int `json:"resealed"` // of all passes
-	// Left counts the rows that do not open; the first ones are named.
-	Left     int           `json:"left"`
+	// Behind counts the rows that open and are not sealed with the first key. At
+	// the end of a rotation these are what workers have sealed meanwhile that
+	// still have another key first.
+	Behind int `json:"behind"`
+	// Locked counts the rows that need a key which is not configured, Damaged
+	// those that need no other one and do not open. The first ones are named.
+	Locked   int           `json:"locked"`
+	Damaged  int           `json:"damaged"`
 	Unopened []UnopenedRow `json:"unopened,omitempty"`
 }
+
+// Left counts the rows that do not open.
+func (p RotationProgress) Left() int { return p.Locked + p.Damaged }
 
 // UnopenedRow is a row that no configured key opens, or that is damaged.
 type UnopenedRow struct {
@@ -45,9 +57,9 @@ type UnopenedRow struct {
 }
 
 // Run seals all rows anew, and tells its progress after each statement. It may
-// be ended and run again at any time.
-func (r Rotation) Run(ctx context.Context, tell func(RotationProgress)) (RotationProgress, error) {
-	var done RotationProgress
+// be ended and run again at any time. Only where Behind and Left are zero does
+// no row need another key.
+func (r Rotation) Run(ctx context.Context, tell func(RotationProgress)) (done RotationProgress, err error) {
 	uses, err := r.Rows.KeyUses(ctx)
 	if err != nil {
 		return done, err
@@ -56,21 +68,39 @@ func (r Rotation) Run(ctx context.Context, tell func(RotationProgress)) (Rotatio
 		done.Total += use.Rows
 	}
 	for range maxPasses {
-		raced, err := r.pass(ctx, &done, tell)
-		if err != nil || raced == 0 {
+		if err := r.pass(ctx, &done, tell); err != nil {
 			return done, err
 		}
+		// What a pass has seen says nothing of the rows behind it.
+		others, err := r.others(ctx)
+		if err != nil {
+			return done, err
+		}
+		if done.Behind = max(0, others-done.Left()); done.Behind == 0 {
+			break
+		}
 	}
-	return done, errors.New("rows change as fast as they are sealed: is a worker still running with another first key?")
+	return done, nil
 }
 
-// pass goes through all rows once, and returns how many changed meanwhile.
-func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(RotationProgress)) (raced int, err error) {
-	done.Seen, done.Left, done.Unopened = 0, 0, nil
+// others counts the rows that are not sealed with the first key alone.
+func (r Rotation) others(ctx context.Context) (rows int, err error) {
+	uses, err := r.Rows.KeyUses(ctx)
+	for _, use := range uses {
+		if use.AccessKey != r.Sealer.KeyID() || use.RefreshKey != r.Sealer.KeyID() {
+			rows += use.Rows
+		}
+	}
+	return rows, err
+}
+
+// pass goes through all rows once.
+func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(RotationProgress)) error {
+	done.Seen, done.Locked, done.Damaged, done.Unopened = 0, 0, 0, nil
 	for after := ""; ; {
 		rows, err := r.Rows.SealedTokens(ctx, after, resealRows)
 		if err != nil || len(rows) == 0 {
-			return raced, err
+			return err
 		}
 		after = rows[len(rows)-1].ID
 		changed := make([]Resealed, 0, len(rows))
@@ -87,9 +117,8 @@ func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(Ro
 		}
 		n, err := r.Rows.Reseal(ctx, changed)
 		if err != nil {
-			return raced, err
+			return err
 		}
-		raced += len(changed) - n
 		done.Seen += len(rows)
 		done.Resealed += n
 		tell(*done)
@@ -108,6 +137,8 @@ func (r Rotation) Verify(ctx context.Context) (RotationProgress, error) {
 		for _, row := range rows {
 			if _, err := r.Sealer.OpenToken(row); err != nil {
 				done.leave(row.Account, err)
+			} else if !r.Sealer.sealedFirst(row) {
+				done.Behind++
 			}
 		}
 		done.Seen += len(rows)
@@ -115,16 +146,18 @@ func (r Rotation) Verify(ctx context.Context) (RotationProgress, error) {
 	}
 }
 
+// leave counts a row that does not open, and names it among the first ones.
 func (p *RotationProgress) leave(account string, err error) {
-	p.Left++
-	if len(p.Unopened) >= maxUnopened {
-		return
-	}
 	row := UnopenedRow{Account: account, Error: err.Error()}
 	if missing := new(KeyError); errors.As(err, &missing) {
+		p.Locked++
 		row.MissingKey = missing.KeyID
+	} else {
+		p.Damaged++
 	}
-	p.Unopened = append(p.Unopened, row)
+	if len(p.Unopened) < maxUnopened {
+		p.Unopened = append(p.Unopened, row)
+	}
 }
 
 // sealedFirst tells whether both values are sealed with the first key.
@@ -148,16 +181,23 @@ func (s *Sealer) reseal(row SealedToken) (Resealed, error) {
 	return Resealed{Old: row, Access: access, Refresh: refresh}, err
 }
 
-// KeyState is where a ledger stands with its keys.
+// KeyState is where a ledger stands with its keys. Each of its rows is sealed
+// with the first key, or behind, locked or damaged.
 type KeyState struct {
 	// Keys are the configured ones, the one that seals first, and then those
 	// that are missing.
-	Keys   []KeyCount `json:"keys"`
-	Rows   int        `json:"rows"`
-	Canary string     `json:"canary_key,omitempty"`
-	// Damaged counts rows that name no key. Whether the others open is for
-	// Verify to say.
+	Keys []KeyCount `json:"keys"`
+	Rows int        `json:"rows"`
+	// Behind counts rows that are to be sealed with the first key yet, Locked
+	// those that need a key which is not configured, and Damaged those of which
+	// a value names no key. Whether the others open is for Verify to say.
+	Behind  int `json:"behind"`
+	Locked  int `json:"locked"`
 	Damaged int `json:"damaged"`
+	// Canary is the key that must be configured at a start; "" where the canary is
+	// damaged, and on a ledger that was never checked.
+	Canary        string `json:"canary_key,omitempty"`
+	CanaryDamaged bool   `json:"canary_damaged,omitempty"`
 }
 
 // KeyCount is one key and what needs it.
@@ -168,39 +208,61 @@ type KeyCount struct {
 	Rows       int    `json:"rows"` // that need it
 }
 
-// State counts which keys are needed, and opens nothing.
+// State counts which keys are needed. It opens the canary alone, as a start
+// does.
 func (r Rotation) State(ctx context.Context) (state KeyState, err error) {
 	uses, err := r.Rows.KeyUses(ctx)
 	if err != nil {
 		return state, err
 	}
-	if state.Canary, err = r.Rows.CanaryKey(ctx); err != nil {
+	needed := map[string]int{}
+	for _, use := range uses {
+		state.count(use, r.Sealer)
+		needed[use.AccessKey] += use.Rows
+		if use.RefreshKey != use.AccessKey {
+			needed[use.RefreshKey] += use.Rows
+		}
+	}
+	delete(needed, "") // what names no key
+	ledger, canary, err := r.Rows.Canary(ctx)
+	if err != nil {
 		return state, err
 	}
-	rows := map[string]int{}
-	for _, use := range uses {
-		state.Rows += use.Rows
-		if !isKeyID(use.AccessKey) || !isKeyID(use.RefreshKey) {
-			state.Damaged += use.Rows
-			continue
-		}
-		rows[use.AccessKey] += use.Rows
-		if use.RefreshKey != use.AccessKey {
-			rows[use.RefreshKey] += use.Rows
-		}
+	if canary != "" {
+		_, err := r.Sealer.CheckCanary(ledger, canary, true)
+		state.CanaryDamaged = errors.As(err, new(*DamagedError))
+	}
+	if state.Canary = KeyIDOf(canary); state.Canary != "" {
+		needed[state.Canary] += 0 // at a start, if by nothing else
 	}
 	for i, id := range r.Sealer.KeyIDs() {
-		state.Keys = append(state.Keys, KeyCount{ID: id, Configured: true, Seals: i == 0, Rows: rows[id]})
-		delete(rows, id)
+		state.Keys = append(state.Keys, KeyCount{ID: id, Configured: true, Seals: i == 0, Rows: needed[id]})
+		delete(needed, id)
 	}
-	if id := state.Canary; id != "" && !slices.Contains(r.Sealer.KeyIDs(), id) {
-		rows[id] += 0 // it is needed at a start, if by nothing else
+	for _, id := range slices.Sorted(maps.Keys(needed)) {
+		state.Keys = append(state.Keys, KeyCount{ID: id, Rows: needed[id]})
 	}
-	for id, n := range rows {
-		state.Keys = append(state.Keys, KeyCount{ID: id, Rows: n})
-	}
-	slices.SortFunc(state.Keys[len(r.Sealer.KeyIDs()):], func(a, b KeyCount) int { return b.Rows - a.Rows })
 	return state, nil
+}
+
+// count adds the rows of one use of keys.
+func (s *KeyState) count(use KeyUse, sealer *Sealer) {
+	s.Rows += use.Rows
+	ids := [...]string{use.AccessKey, use.RefreshKey}
+	switch {
+	case slices.ContainsFunc(ids[:], sealer.lacks):
+		s.Locked += use.Rows
+	case slices.Contains(ids[:], ""):
+		s.Damaged += use.Rows
+	case use.AccessKey != sealer.KeyID() || use.RefreshKey != sealer.KeyID():
+		s.Behind += use.Rows
+	}
+}
+
+// Verified is the state with what Verify has found out about the rows.
+func (s KeyState) Verified(found RotationProgress) KeyState {
+	s.Rows, s.Behind, s.Locked, s.Damaged = found.Total, found.Behind, found.Locked, found.Damaged
+	return s
 }
 
 // Missing are the keys that something needs and nobody has configured.
@@ -215,20 +277,23 @@ func (s KeyState) Missing() (ids []string) {
 
 // Next says in one sentence what to do.
 func (s KeyState) Next() string {
-	first := s.Keys[0]
-	others := len(s.Keys) > 1
+	const sealed = "every row is sealed with the first key"
 	switch missing := s.Missing(); {
-	case len(missing) > 0:
-		return fmt.Sprintf("the key %s is missing: add it to %s, behind the first, and restart the workers", missing[0], KeyVariable)
+	case len(missing) == 1:
+		return fmt.Sprintf("key %s is missing: add it to %s, behind the first, and restart the workers", missing[0], KeyVariable)
+	case len(missing) > 1:
+		return fmt.Sprintf("keys %s are missing: add them to %s, behind the first, and restart the workers", strings.Join(missing, ", "), KeyVariable)
+	case s.CanaryDamaged:
+		return "the canary, which is opened at every start, is damaged: restore the table ledger from a backup"
+	case s.Behind > 0:
+		return "not every row is sealed with the first key: once all workers have it first, run jetpost keys rotate"
 	case s.Damaged > 0:
 		return "some rows are damaged: restore them from a backup, or connect their accounts again"
-	case first.Rows < s.Rows:
-		return "not every row is sealed with the first key: once all workers have it, run jetpost keys rotate"
-	case others && s.Canary != first.ID && s.Canary != "":
-		return "every row is sealed with the first key; run jetpost keys rotate once more to finish"
-	case others:
-		return "every row is sealed with the first key: the others can be removed from " + KeyVariable
+	case s.Canary != "" && s.Canary != s.Keys[0].ID:
+		return sealed + ", but the canary is not: run jetpost keys rotate to finish"
+	case len(s.Keys) > 1:
+		return sealed + ": the others can be removed from " + KeyVariable
 	default:
-		return "every row is sealed with the one key"
+		return sealed + ", which is the only one"
 	}
 }

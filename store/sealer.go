@@ -25,6 +25,8 @@ const (
 	maxKeys      = 16 // keys of one Sealer; rotation needs two
 	sealedPrefix = "jp1."
 	canaryColumn = "/canary"
+	// SealedPrefixBytes is how much of a sealed value tells its key.
+	SealedPrefixBytes = len(sealedPrefix) + keyIDDigits + len(".")
 	// keyIDDomain keeps the key id, which is printed, apart from any other use
 	// of a hash of the key.
 	keyIDDomain = "jetpost key id 1\x00"
@@ -204,8 +206,11 @@ func isKeyID(id string) bool {
 	return len(id) == keyIDDigits && strings.Trim(id, "0123456789abcdef") == ""
 }
 
+// lacks tells whether an id is of a key that is not configured.
+func (s *Sealer) lacks(id string) bool { return id != "" && s.aeads[id] == nil }
+
 // KeyIDOf is the id of the key that a value was sealed with, or "" for what is
-// no sealed value.
+// no sealed value. The first SealedPrefixBytes of the value are enough.
 func KeyIDOf(sealed string) string {
 	id, _, ok := splitSealed(sealed)
 	if !ok {

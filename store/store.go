@@ -28,6 +28,17 @@ var (
 	// ErrPostTaken says that the post on X is recorded for another post of
 	// ours already.
 	ErrPostTaken = errors.New("post is recorded for another request")
+	// ErrLinkUsed says that an account was connected by the link.
+	ErrLinkUsed = errors.New("link was used")
+	// ErrLinkExpired says that the link's time is over.
+	ErrLinkExpired = errors.New("link has expired")
+	// ErrLinkBusy says that an account is being connected by the link just
+	// now: whether that works is not known yet.
+	ErrLinkBusy = errors.New("link is being used just now")
+	// ErrAttemptOver says that the attempt was finished, or has expired.
+	ErrAttemptOver = errors.New("attempt is over")
+	// ErrOtherBrowser says that another browser began the attempt.
+	ErrOtherBrowser = errors.New("attempt was begun by another browser")
 )
 
 // Store is everything a database offers. Handlers take one of the smaller
@@ -38,6 +49,7 @@ type Store interface {
 	Tokens
 	Keys
 	Requests
+	Links
 }
 
 // Ledger is the database as a whole.
@@ -76,10 +88,16 @@ type TokenMeta struct {
 	LastRefreshAt   time.Time `json:"lastRefreshAt,omitzero"`
 	RefreshError    string    `json:"refreshError,omitempty"`
 	RefreshFailedAt time.Time `json:"refreshFailedAt,omitzero"`
-	// RequiresReauth is set by a refused grant alone: nothing but connecting
-	// the account again helps.
+	// RequiresReauth is set by a refused grant, and by Disconnect: nothing but
+	// connecting the account again helps.
 	RequiresReauth bool `json:"requiresReauth,omitempty"`
 }
+
+// Disconnected is the RefreshError of an account that a person has disconnected.
+const Disconnected = "disconnected"
+
+// Disconnected tells whether a person has disconnected the account.
+func (m TokenMeta) Disconnected() bool { return m.RequiresReauth && m.RefreshError == Disconnected }
 
 // Pair is a token pair as X gives it.
 type Pair struct {
@@ -95,7 +113,11 @@ type Import struct {
 	XUserID  string
 	Username string
 	Pair     Pair
-	Now      time.Time
+	// Consented tells that the pair comes of a consent given a moment ago, which
+	// ends earlier pairs at X: nothing that an exchange under way may bring is
+	// worth as much, so it does not keep this one out.
+	Consented bool
+	Now       time.Time
 }
 
 // ImportResult is what became of an Import.
@@ -117,9 +139,11 @@ type Accounts interface {
 	// (EndHolds with account_reauth_required). A pair with the refresh token
 	// that was imported last replaces nothing, even where the account requires
 	// re-authorising: a spent token cannot help. ErrNameTaken, ErrUserTaken;
-	// ErrTokenBusy while a live lease holds a token that would be replaced;
-	// *KeyError where no configured key opens what would be replaced, since it
-	// opens again once the key is back.
+	// ErrTokenBusy while a live lease holds a token that would be replaced, unless
+	// in is Consented; *KeyError where no configured key opens what is there,
+	// since it opens again once the key is back; *DamagedError where the pair that
+	// was imported last comes again for a row that is damaged. Another pair
+	// replaces that.
 	ImportAccount(ctx context.Context, in Import) (ImportResult, error)
 	// Account returns one account, or ErrNotFound.
 	Account(ctx context.Context, name string) (Account, error)
@@ -263,8 +287,8 @@ type Tokens interface {
 	// skipping rows that others hold, those that have been due for longest
 	// first. It writes what a lost answer would leave, and an entry in the
 	// journal for each that is in doubt. Those that do not open (*KeyError,
-	// *DamagedError) stay claimed until the lease ends; the error tells of them
-	// beside the tokens that do.
+	// *DamagedError) are given back with that as their failure, for another round:
+	// they were not presented. The error tells of them beside the tokens that do.
 	ClaimDue(ctx context.Context, claim DueClaim) ([]Token, error)
 	// ClaimToken claims one account's token for one exchange, as ClaimDue does.
 	// It returns the row as it is, claimed or not.
@@ -278,6 +302,14 @@ type Tokens interface {
 	// SaveTokenFailure records a failure, fenced by version and lease, and
 	// ends the lease. ErrFenced.
 	SaveTokenFailure(ctx context.Context, claim Token, failure TokenFailure) error
+	// Disconnect makes the account require re-authorising at once, whatever its
+	// pair is worth, and returns the token with that pair. A pair that comes of
+	// an earlier claim is refused from then on. ErrNotFound; ErrTokenBusy while
+	// a live lease holds the token.
+	Disconnect(ctx context.Context, account string, now time.Time) (Token, error)
+	// ForgetPair overwrites the pair of a token that was disconnected, fenced by
+	// its version. ErrFenced.
+	ForgetPair(ctx context.Context, token Token) error
 	// Retries returns the journal of the account: when it was tried again while
 	// its token was in doubt, oldest first.
 	Retries(ctx context.Context, account string) ([]Retry, error)
@@ -297,7 +329,7 @@ type Tokens interface {
 // KeyUse is how many token rows are sealed with which keys; one row may be
 // sealed with two.
 type KeyUse struct {
-	AccessKey, RefreshKey string // key ids
+	AccessKey, RefreshKey string // key ids; "" for a value that names none
 	Rows                  int
 }
 
@@ -310,17 +342,16 @@ type Resealed struct {
 // Keys is what changing encryption keys needs of the database. It sees
 // ciphertext alone.
 type Keys interface {
-	// KeyUses counts the token rows by their keys.
+	// KeyUses counts the token rows by their keys. Two entries may have the same.
 	KeyUses(ctx context.Context) ([]KeyUse, error)
-	// CanaryKey is the id of the key that must be configured at a start, "" on a
-	// ledger that was never checked.
-	CanaryKey(ctx context.Context) (string, error)
+	// Canary returns the ledger's id and its canary, "" where it was never checked.
+	Canary(ctx context.Context) (ledgerID, canary string, err error)
 	// SealedTokens returns up to limit token rows in the order of their ids, those
 	// behind after; "" begins.
 	SealedTokens(ctx context.Context, after string, limit int) ([]SealedToken, error)
-	// Reseal replaces ciphertext by ciphertext where it is still what was read,
-	// and returns how many rows that were. Nothing else of a row changes: it is
-	// the same pair.
+	// Reseal replaces ciphertext by ciphertext where it is still what was read and
+	// nobody holds the row, and returns how many rows that were. Nothing else of a
+	// row changes: it is the same pair.
 	Reseal(ctx context.Context, rows []Resealed) (int, error)
 }
 
@@ -564,4 +595,68 @@ type Requests interface {
 	// returns false where the request has moved on since: then the newer one
 	// must be published.
 	MarkAnnounced(ctx context.Context, key Key, revision int64) (bool, error)
+}
+
+// Link is a one-time link by which a person connects an X account.
+type Link struct {
+	// ID names the link in logs and calls; nobody can open the link with it.
+	ID        string
+	Account   string // the name under which the account is connected; it may not exist yet
+	ReturnTo  string // where to send the person afterwards; "" shows a page
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    time.Time // zero while no account was connected by it
+}
+
+// NewLink is a link to keep. Its token is 256 random bits at least: what is
+// stored of it is a hash alone.
+type NewLink struct {
+	Token     secret.String
+	Account   string
+	ReturnTo  string
+	ExpiresAt time.Time
+	Now       time.Time
+}
+
+// LinkAttempt is one try to connect by a link: a way to X and back. State and
+// Browser are 256 random bits at least; they are stored as hashes, the verifier
+// is sealed.
+type LinkAttempt struct {
+	State     secret.String // goes to X and back through the browser's address bar
+	Browser   secret.String // stays with the browser that began
+	Verifier  secret.String // of PKCE
+	ExpiresAt time.Time
+	Now       time.Time
+}
+
+const (
+	// LinkRetention is how long an expired link is still known as such.
+	LinkRetention = 7 * 24 * time.Hour
+	// MaxForgottenLinks is how many older ones one call of AddLink forgets. As
+	// each call adds one, any backlog melts away.
+	MaxForgottenLinks = 100 // rows
+)
+
+// Links keeps one-time links. One connects one account, once; until then the
+// person may try again, also in another tab: the newest attempt is the only one.
+type Links interface {
+	// AddLink keeps a link, and forgets those that expired LinkRetention ago.
+	AddLink(ctx context.Context, link NewLink) error
+	// Link returns the link with that token, whatever became of it, or
+	// ErrNotFound.
+	Link(ctx context.Context, token secret.String) (Link, error)
+	// BeginAttempt replaces the link's attempt by a new one. ErrNotFound,
+	// ErrLinkUsed, ErrLinkExpired; ErrLinkBusy while one is being finished.
+	BeginAttempt(ctx context.Context, token secret.String, attempt LinkAttempt) (Link, error)
+	// TakeAttempt hands out the attempt with that state, once, to the browser
+	// that began it; it may outlive its link, as it began in time. For the
+	// length of the lease the link is busy, so that two attempts are never
+	// finished at once. ErrNotFound, ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver.
+	TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (Link, secret.String, error)
+	// GiveUpAttempt says that the attempt which was taken connected nothing,
+	// and so ends its lease.
+	GiveUpAttempt(ctx context.Context, id string, state secret.String) error
+	// UseLink says that an account was connected by the link: it opens nothing
+	// more. The first time counts. ErrNotFound.
+	UseLink(ctx context.Context, id string, now time.Time) error
 }

@@ -30,12 +30,16 @@ type SealedToken struct {
 	SealedAccess, SealedRefresh string
 }
 
-// OpenToken opens the pair. It fails with *KeyError or *DamagedError.
+// OpenToken opens the pair. It fails with *KeyError or *DamagedError; where
+// both are true with the former, as one of its tokens can be had again.
 func (s *Sealer) OpenToken(sealed SealedToken) (Token, error) {
 	t := sealed.Token
 	var errAccess, errRefresh error
 	t.Access, errAccess = s.Open(sealed.SealedAccess, t.ID+accessColumn)
 	t.Refresh, errRefresh = s.Open(sealed.SealedRefresh, t.ID+refreshColumn)
+	if errors.As(errRefresh, new(*KeyError)) {
+		errAccess, errRefresh = errRefresh, errAccess
+	}
 	if err := cmp.Or(errAccess, errRefresh); err != nil {
 		return Token{}, fmt.Errorf("open token of %s: %w", t.Account, err)
 	}
@@ -43,9 +47,9 @@ func (s *Sealer) OpenToken(sealed SealedToken) (Token, error) {
 }
 
 // OpenTokens opens what a statement claimed, in the order in which the tokens
-// expire: RETURNING keeps none. The error tells of those that do not open, and
-// comes beside the ones that do.
-func (s *Sealer) OpenTokens(sealed []SealedToken) (tokens []Token, err error) {
+// expire: RETURNING keeps none. giveBack is called for each that does not open.
+// The error tells of those, and comes beside the ones that do.
+func (s *Sealer) OpenTokens(sealed []SealedToken, giveBack func(claim Token, why error) error) (tokens []Token, err error) {
 	slices.SortFunc(sealed, func(a, b SealedToken) int {
 		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), cmp.Compare(a.ID, b.ID))
 	})
@@ -53,7 +57,7 @@ func (s *Sealer) OpenTokens(sealed []SealedToken) (tokens []Token, err error) {
 	for _, one := range sealed {
 		token, err := s.OpenToken(one)
 		if err != nil {
-			failures = append(failures, err)
+			failures = append(failures, err, giveBack(one.Token, err))
 			continue
 		}
 		tokens = append(tokens, token)
@@ -61,13 +65,15 @@ func (s *Sealer) OpenTokens(sealed []SealedToken) (tokens []Token, err error) {
 	return tokens, errors.Join(failures...)
 }
 
-// MayReplace fails with *KeyError for a row that opens again once its key is
-// back. One that is damaged may be replaced: nothing else helps it.
-func (s *Sealer) MayReplace(row SealedToken) error {
-	for _, sealed := range []string{row.SealedAccess, row.SealedRefresh} {
-		if id := KeyIDOf(sealed); id != "" && s.aeads[id] == nil {
-			return &KeyError{KeyID: id}
-		}
+// MayReplace tells whether an import may take the place of a row. It fails with
+// *KeyError for one that opens again once its key is back. A damaged one may be
+// replaced, as nothing else helps it; but where the pair comes again that was
+// imported last, which a refresh may have spent since, it fails with
+// *DamagedError: that pair might end what a backup of the row still has.
+func (s *Sealer) MayReplace(row SealedToken, again bool) error {
+	_, err := s.OpenToken(row)
+	if again || errors.As(err, new(*KeyError)) {
+		return err
 	}
 	return nil
 }
@@ -99,6 +105,11 @@ func (p Pair) RefreshAfter(came time.Time) time.Time {
 // RefreshedMeta is the whole metadata of a token that was just refreshed:
 // every failure before is forgotten.
 func RefreshedMeta(now time.Time) TokenMeta { return TokenMeta{LastRefreshAt: storedTime(now)} }
+
+// DisconnectedMeta is what Disconnect adds to the token's metadata.
+func DisconnectedMeta(now time.Time) TokenMeta {
+	return TokenMeta{RefreshError: Disconnected, RefreshFailedAt: storedTime(now), RequiresReauth: true}
+}
 
 // MetaPatch is what a failure adds to the token's metadata. What it leaves
 // unset is not encoded, so the latest success and an earlier refusal stay on

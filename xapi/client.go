@@ -42,6 +42,7 @@ const (
 	EndpointMe            Endpoint = "GET /2/users/me"
 	EndpointUserPosts     Endpoint = "GET /2/users/:id/tweets"
 	EndpointToken         Endpoint = "POST /2/oauth2/token"
+	EndpointRevoke        Endpoint = "POST /2/oauth2/revoke"
 )
 
 // method returns the HTTP method, the first word of the endpoint.

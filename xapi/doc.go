@@ -11,6 +11,7 @@
 //	UnauthorizedError  the access token was not accepted
 //	RefusedError       this request will never be accepted as it is
 //	GrantRefusedError  a refresh token was not accepted
+//	CodeRefusedError   the code of a consent was not accepted
 //	AppAuthError       the app's own credentials were not accepted
 //
 // The package never retries, waits, follows a redirect, stores a token or logs.

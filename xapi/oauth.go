@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// DefaultExchangeTimeout bounds one exchange of a refresh token.
+	// DefaultExchangeTimeout bounds one exchange of a code or a refresh token, and
+	// one revocation.
 	DefaultExchangeTimeout = 10 * time.Second
 	// accessTokenLifetime is X's, for an answer that leaves it out.
 	accessTokenLifetime = 2 * time.Hour
@@ -25,15 +26,19 @@ const (
 	redacted = "REDACTED"
 )
 
-// OAuth exchanges refresh tokens for one X app. Its zero BaseURL is DefaultBaseURL.
-// Its HTTPClient should be on a transport from NewTransport and be shared; nil
-// opens new connections.
+// OAuth is one X app: it asks accounts for their consent, exchanges what comes of
+// it, and revokes. Its zero BaseURL is DefaultBaseURL. Its HTTPClient should be on a
+// transport from NewTransport and be shared; nil opens new connections.
 type OAuth struct {
 	ClientID     string
 	ClientSecret string // "" for a public client
 	BaseURL      string
-	HTTPClient   *http.Client
-	// Timeout bounds one exchange; DefaultExchangeTimeout where zero.
+	// AuthorizeBaseURL is where people are asked for their consent. Where it is
+	// empty, that is DefaultAuthorizeBaseURL for X's own BaseURL, and BaseURL for
+	// any other: a simulator is all of X at one address.
+	AuthorizeBaseURL string
+	HTTPClient       *http.Client
+	// Timeout bounds one request; DefaultExchangeTimeout where zero.
 	Timeout time.Duration
 }
 
@@ -46,12 +51,14 @@ func (o OAuth) GoString() string { return o.String() }
 // LogValue is String.
 func (o OAuth) LogValue() slog.Value { return slog.StringValue(o.String()) }
 
-// TokenPair is what an exchange brought. The refresh token that was exchanged is
-// dead by now: both tokens must be stored before either is used. However a pair is
-// printed or encoded, its tokens read REDACTED.
+// TokenPair is what an exchange brought. What was exchanged for it is dead by now:
+// both tokens must be stored before either is used. However a pair is printed or
+// encoded, its tokens read REDACTED.
 type TokenPair struct {
-	AccessToken  string
-	RefreshToken string // the one exchanged, where X sent no new one
+	AccessToken string
+	// RefreshToken is the one exchanged where a refresh brought no new one, and ""
+	// where a consent brought none: offline.access was not granted then.
+	RefreshToken string
 	ExpiresAt    time.Time
 	Scope        string // separated by spaces, "" where X does not say
 }
@@ -93,14 +100,25 @@ func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, er
 		// x/oauth2 would refuse as well; nothing is sent.
 		return TokenPair{}, &NotSentError{Err: fmt.Errorf("%s: %w: no refresh token", EndpointToken, errRequest)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(o.Timeout, DefaultExchangeTimeout))
+	return o.grant(ctx, refusedRefresh, []string{refreshToken}, func(ctx context.Context, conf oauth2.Config) (*oauth2.Token, error) {
+		return conf.TokenSource(ctx, &oauth2.Token{RefreshToken: refreshToken}).Token()
+	})
+}
+
+// grant has the library make one request of the token endpoint, and types what
+// came of it. refused tells a 400 that is about what was exchanged, or is nil;
+// none of the secrets is repeated in an error.
+func (o *OAuth) grant(ctx context.Context, refused func(*APIError) error, secrets []string,
+	ask func(context.Context, oauth2.Config) (*oauth2.Token, error),
+) (TokenPair, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout())
 	defer cancel()
 
 	exchange := &exchange{hc: o.httpClient(), err: errNotTried}
 	conf := oauth2.Config{
 		ClientID:     o.ClientID,
 		ClientSecret: o.ClientSecret,
-		Endpoint:     oauth2.Endpoint{TokenURL: strings.TrimRight(firstOf(o.BaseURL, DefaultBaseURL), "/") + "/2/oauth2/token"},
+		Endpoint:     oauth2.Endpoint{TokenURL: o.base() + "/2/oauth2/token"},
 	}
 	// The style is set, since the library would otherwise find it out by sending a
 	// refused request, and with it the token, a second time.
@@ -110,10 +128,10 @@ func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, er
 	}
 	start := time.Now()
 	ctx = context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: exchange})
-	token, err := conf.TokenSource(ctx, &oauth2.Token{RefreshToken: refreshToken}).Token()
+	token, err := ask(ctx, conf)
 	if err != nil {
 		// The library's own errors quote the body: only what exchange saw counts.
-		return TokenPair{}, o.refreshError(exchange, refreshToken)
+		return TokenPair{}, o.grantError(exchange, refused, secrets)
 	}
 	lifetime := accessTokenLifetime
 	if token.ExpiresIn > 0 {
@@ -128,6 +146,11 @@ func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, er
 	}, nil
 }
 
+func (o *OAuth) timeout() time.Duration { return cmp.Or(o.Timeout, DefaultExchangeTimeout) }
+
+// base is the address that requests go to.
+func (o *OAuth) base() string { return strings.TrimRight(firstOf(o.BaseURL, DefaultBaseURL), "/") }
+
 func (o *OAuth) httpClient() *http.Client {
 	if o.HTTPClient != nil {
 		return withoutRedirects(o.HTTPClient)
@@ -135,40 +158,45 @@ func (o *OAuth) httpClient() *http.Client {
 	return withoutRedirects(&http.Client{Transport: NewTransport()})
 }
 
-// refreshError types a failed exchange.
-func (o *OAuth) refreshError(x *exchange, refreshToken string) error {
+// grantError types a failed exchange.
+func (o *OAuth) grantError(x *exchange, refused func(*APIError) error, secrets []string) error {
 	if x.err != nil {
-		err := fmt.Errorf("%s: %w", EndpointToken, x.err)
-		if !x.sent {
-			return &NotSentError{Err: err}
-		}
-		return &AmbiguousError{Err: err}
+		return unanswered(EndpointToken, x.sent, x.err)
 	}
 	if x.ans.ok() {
 		// Such a body may hold half a pair of live tokens: it goes no further.
 		x.ans.body = nil
 		return &AmbiguousError{Err: newAPIError(EndpointToken, x.ans)}
 	}
-	apiErr := newAPIError(EndpointToken, x.ans, refreshToken, o.ClientSecret)
-	if rateLimited(apiErr) {
-		closed := closeWindow(EndpointToken, x.ans, readWindows(EndpointToken, x.ans))
-		return &RateLimitError{Window: closed.Window, Until: closed.Reset, Err: apiErr}
-	}
-	return classifyExchange(apiErr)
+	return classifyExchange(newAPIError(EndpointToken, x.ans, append(secrets, o.ClientSecret)...), x.ans, refused)
 }
 
-// classifyExchange types an answer of the token endpoint that is neither a success
-// nor a rate limit.
-func classifyExchange(e *APIError) error {
+// unanswered types a request that brought no answer.
+func unanswered(endpoint Endpoint, sent bool, err error) error {
+	err = fmt.Errorf("%s: %w", endpoint, err)
+	if !sent {
+		return &NotSentError{Err: err}
+	}
+	return &AmbiguousError{Err: err}
+}
+
+// classifyExchange types an answer of the app's own endpoints that is no success.
+// What refused says of a 400 goes before the rest.
+func classifyExchange(e *APIError, ans answer, refused func(*APIError) error) error {
+	if rateLimited(e) {
+		closed := closeWindow(e.Endpoint, ans, readWindows(e.Endpoint, ans))
+		return &RateLimitError{Window: closed.Window, Until: closed.Reset, Err: e}
+	}
 	if stop := appStop(e); stop != nil {
 		return stop
 	}
+	if e.Status == http.StatusBadRequest {
+		if err := refused(e); err != nil {
+			return err
+		}
+	}
 	switch {
-	case e.Status == http.StatusUnauthorized:
-		return &AppAuthError{Err: e}
-	case e.Status == http.StatusBadRequest && refusedGrant(e):
-		return &GrantRefusedError{Err: e}
-	case e.refusal() && e.spoken():
+	case e.Status == http.StatusUnauthorized, e.refusal() && e.spoken():
 		return &AppAuthError{Err: e}
 	case e.Status == http.StatusServiceUnavailable && e.Title == "temporarily_unavailable":
 		return &UnavailableError{Err: e} // the endpoint's own word that it did nothing
@@ -181,10 +209,18 @@ func classifyExchange(e *APIError) error {
 	}
 }
 
-// refusedGrant reports whether a 400 is about the token. X says invalid_request for
+// refusedRefresh types a 400 that is about the refresh token.
+func refusedRefresh(e *APIError) error {
+	if deadToken(e) {
+		return &GrantRefusedError{Err: e}
+	}
+	return nil
+}
+
+// deadToken reports whether a 400 is about the token. X says invalid_request for
 // that, not OAuth's invalid_grant, and invalid_request also for a request that is
 // wrong for any token: then the sentence beside it tells.
-func refusedGrant(e *APIError) bool {
+func deadToken(e *APIError) bool {
 	words := strings.ToLower(e.Detail)
 	return e.Title == "invalid_grant" ||
 		e.Title == "invalid_request" && strings.Contains(words, "token") && strings.Contains(words, "invalid")

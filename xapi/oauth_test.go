@@ -73,9 +73,6 @@ func TestRefresh(t *testing.T) {
 func TestRefreshAnswers(t *testing.T) {
 	t.Parallel()
 
-	oauthError := func(code, description string) string {
-		return fmt.Sprintf(`{"error":%q,"error_description":%q}`, code, description)
-	}
 	for _, tc := range []struct {
 		name   string
 		status int

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/jetpost/jetpost/internal/app"
@@ -20,8 +21,12 @@ const maxImportLine = 64 << 10 // bytes
 
 // accountsCmd is 'jetpost accounts'.
 type accountsCmd struct {
-	Import accountsImportCmd `cmd:"" help:"Bring in accounts with their tokens, or new tokens of known accounts."`
-	List   accountsListCmd   `cmd:"" help:"List accounts and the state of their tokens."`
+	Connect    accountsConnectCmd    `cmd:"" help:"Connect an account: its owner consents on X's page, in a browser."`
+	Disconnect accountsDisconnectCmd `cmd:"" help:"Take back an account's consent; its jobs wait until it is connected again."`
+	Import     accountsImportCmd     `cmd:"" help:"Bring in accounts with tokens that were obtained elsewhere."`
+	Link       accountsLinkCmd       `cmd:"" help:"Make a one-time link with which a customer connects an account."`
+	List       accountsListCmd       `cmd:"" help:"List accounts and the state of their tokens."`
+	Show       accountsShowCmd       `cmd:"" help:"Show one account: its user on X, its token, and what to do."`
 }
 
 type accountsImportCmd struct {
@@ -158,6 +163,8 @@ func (c *accountsListCmd) Run(e *env) error {
 
 func tokenState(a store.Account) string {
 	switch {
+	case a.Disconnected():
+		return "DISCONNECTED"
 	case a.RequiresReauth:
 		return "RE-AUTHORISE: " + a.RefreshError
 	case a.RefreshError != "":
@@ -165,4 +172,50 @@ func tokenState(a store.Account) string {
 	default:
 		return "ok"
 	}
+}
+
+type accountsShowCmd struct {
+	Name string `arg:"" help:"Account."`
+}
+
+// Run shows one account.
+func (c *accountsShowCmd) Run(e *env) error {
+	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
+		report, err := app.ReportAccount(ctx, ledger, c.Name)
+		if err != nil {
+			return err
+		}
+		return e.show(report, accountText(report))
+	})
+}
+
+func accountText(r app.AccountReport) string {
+	var rows []string
+	line := func(name, value string) {
+		if value != "" && value != "-" {
+			rows = append(rows, name+":\t"+value)
+		}
+	}
+	line("account", r.Name)
+	line("user", fmt.Sprintf("@%s, X id %s", r.Username, r.XUserID))
+	line("state", r.State)
+	line("do", r.Do)
+	if r.Disconnected() {
+		line("disconnected", localTime(r.RefreshFailedAt))
+	} else {
+		line("token ends", localTime(r.TokenExpiresAt))
+		line("scope", r.Scope)
+	}
+	line("last refresh", localTime(r.LastRefreshAt))
+	if r.RefreshError != "" && !r.Disconnected() {
+		line("last failure", localTime(r.RefreshFailedAt)+"  "+excerpt(r.RefreshError))
+	}
+	line("in doubt since", localTime(r.InDoubtSince))
+	if n := len(r.Retries); n > 0 {
+		line("tried again", fmt.Sprintf("%d times while in doubt, last %s", n, localTime(r.Retries[n-1].StartedAt)))
+	}
+	line("next attempt", localTime(r.NextAttemptAt))
+	line("open requests", strconv.Itoa(r.Open))
+	line("added", localTime(r.CreatedAt))
+	return align(rows)
 }

@@ -32,7 +32,10 @@ import (
 
 // The scripts run the commands as processes of their own, as people do.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"jetpost": main, natsServerCommand: natsServer})
+	testscript.Main(m, map[string]func(){
+		"jetpost": main, natsServerCommand: natsServer,
+		"open": browserCommand, "xdg-open": browserCommand,
+	})
 }
 
 func TestScript(t *testing.T) {
@@ -44,18 +47,19 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"doubt":  withHouse((*house).doubt),
-			"exits":  exits,
-			"grant":  withHouse((*house).grant),
-			"house":  withHouse((*house).start),
-			"keys":   withHouse((*house).keys),
-			"media":  withHouse((*house).media),
-			"png":    writePNG,
-			"posts":  withHouse((*house).posts),
-			"refuse": withHouse((*house).refuse),
-			"answer": withHouse((*house).answer),
-			"revoke": withHouse((*house).revoke),
-			"halt":   withHouse((*house).halt),
+			"doubt":   withHouse((*house).doubt),
+			"exits":   exits,
+			"grant":   withHouse((*house).grant),
+			"house":   withHouse((*house).start),
+			"keys":    withHouse((*house).keys),
+			"media":   withHouse((*house).media),
+			"png":     writePNG,
+			"posts":   withHouse((*house).posts),
+			"refuse":  withHouse((*house).refuse),
+			"answer":  withHouse((*house).answer),
+			"consent": withHouse((*house).consent),
+			"revoke":  withHouse((*house).revoke),
+			"halt":    withHouse((*house).halt),
 		},
 	})
 }
@@ -115,16 +119,21 @@ func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) fun
 	}
 }
 
-// start opens the house, with the accounts alice and bob: house [idle]. An idle
-// one has no worker. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its
+// start opens the house, with the accounts alice and bob: house [idle] [web]. An
+// idle one has no worker; with web it has pages for people. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its
 // NATS. At the end of the script the simulator's books must show
 // nothing that a correct client never does.
 func (h *house) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 	data := ts.MkAbs("data")
+	var cfg app.Config
+	if slices.Contains(args, "web") {
+		cfg.Web = app.WebConfig{Listen: "127.0.0.1:0", ReturnHosts: []string{"app.example"}}
+	}
 	up, err := app.Up(ctx, app.HouseConfig{
-		Data: data, NATSListen: "127.0.0.1:0", Sim: &h.sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
+		Config: cfg,
+		Data:   data, NATSListen: "127.0.0.1:0", Sim: &h.sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
 		NoWorker: slices.Contains(args, "idle"),
 	}, log)
 	if err != nil {
@@ -154,16 +163,31 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 	ts.Setenv("HOUSE_PASSWORD", up.Config.NATS.Password.Reveal())
 }
 
-// answer has X answer every post with that status: answer [STATUS]. Without
-// one X is itself again.
+// answer has X answer every post, or every call to another endpoint, with that
+// status: answer [STATUS [ENDPOINT]]. Without one X is itself again.
 func (h *house) answer(ts *testscript.TestScript, args []string) {
 	var faults []xsim.Fault
-	if len(args) == 1 {
+	if len(args) > 0 {
 		status, err := strconv.Atoi(args[0])
 		ts.Check(err)
-		faults = append(faults, xsim.Fault{Kind: xsim.FaultStatus, Status: status, Endpoint: xsim.EndpointCreatePost})
+		fault := xsim.Fault{Kind: xsim.FaultStatus, Status: status, Endpoint: xsim.EndpointCreatePost}
+		if len(args) > 1 {
+			fault.Endpoint = args[1]
+		}
+		faults = append(faults, fault)
 	}
 	ts.Check(h.sim.SetFaults(faults))
+}
+
+// consent has a user sit before the browser who lets the app in; a new one is
+// made: consent USER
+func (h *house) consent(ts *testscript.TestScript, args []string) {
+	known := slices.ContainsFunc(h.sim.Accounts(), func(a xsim.Account) bool { return a.Handle == args[0] })
+	if !known {
+		_, err := h.sim.AddAccount(xsim.NewAccount{Handle: args[0]})
+		ts.Check(err)
+	}
+	ts.Check(h.sim.SetConsent(xsim.Consent{User: args[0]}))
 }
 
 // refuse has X refuse every post that contains a text, until it is called
@@ -298,6 +322,18 @@ func TestDecodeImportRepeatsNoValue(t *testing.T) {
 				t.Errorf("error repeats the token: %v", err)
 			}
 		})
+	}
+}
+
+// What runs without a terminal mostly reads from the null device, which looks
+// like one.
+func TestNobodyIsNoTerminal(t *testing.T) {
+	t.Parallel()
+	nobody, err := os.Open(os.DevNull)
+	must(t, err)
+	defer nobody.Close()
+	if isTerminal(nobody) || isTerminal(strings.NewReader("y\n")) {
+		t.Error("it is taken for a person")
 	}
 }
 

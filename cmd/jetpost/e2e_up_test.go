@@ -248,6 +248,9 @@ func TestUpSimulatedByDefault(t *testing.T) {
 	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello", "--id", "hello", "--wait"); code != exitOK {
 		t.Fatalf("publish: exit code %d\n%s", code, stderr)
 	}
+	if code, _, stderr := runCommand(t, env, "jetpost", "refresh", "alice", "--force", "--wait"); code != exitOK {
+		t.Fatalf("refresh: exit code %d\n%s", code, stderr)
+	}
 	// The simulated X does not know carol; the one that X_API_URL names, which
 	// nobody listens at, was not asked.
 	code, stdout, _ := runCommand(t, append(env, "X_API_URL=http://127.0.0.1:1"), "sh", "-c", "echo '"+grant+"' | jetpost accounts import")
@@ -268,6 +271,11 @@ func TestUpSimulatedByDefault(t *testing.T) {
 	}
 	if code, stdout, _ := runCommand(t, env, "jetpost", "status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
 		t.Errorf("status: exit code %d\n%s", code, stdout)
+	}
+	// The new simulated X gives tokens of its own, not those of the one before,
+	// which a refresh has spent.
+	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello again", "--wait"); code != exitOK {
+		t.Errorf("publish to what came back: exit code %d\n%s", code, stderr)
 	}
 	stop(second)
 }

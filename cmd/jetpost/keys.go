@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -47,31 +48,37 @@ type keysStatusCmd struct {
 // keyStatus is what 'jetpost keys status' finds.
 type keyStatus struct {
 	store.KeyState
-	Next   string                  `json:"next"`
-	Verify *store.RotationProgress `json:"verify,omitempty"`
+	Next string `json:"next"`
+	// Verified tells that every row was opened; else they are counted by the key
+	// ids that they carry.
+	Verified bool                `json:"verified"`
+	Unopened []store.UnopenedRow `json:"unopened,omitempty"`
 }
 
 // Run tells which keys are needed. Exit code 1: one is missing, or a row does
 // not open.
 func (c *keysStatusCmd) Run(e *env) error {
-	return e.withKeyRing(func(ring *app.KeyRing) error {
-		state, err := ring.State(e.ctx)
+	return e.withKeyRing(func(ring *app.KeyRing) error { return c.look(e, ring) })
+}
+
+func (c *keysStatusCmd) look(e *env, ring *app.KeyRing) error {
+	state, err := ring.State(e.ctx)
+	if err != nil {
+		return err
+	}
+	found := keyStatus{KeyState: state}
+	if c.Verify {
+		opened, err := ring.Verify(e.ctx)
 		if err != nil {
 			return err
 		}
-		found := keyStatus{KeyState: state, Next: state.Next()}
-		if c.Verify {
-			verified, err := ring.Verify(e.ctx)
-			if err != nil {
-				return err
-			}
-			found.Verify = &verified
-		}
-		if err := e.show(found, found.text()); err != nil {
-			return err
-		}
-		return found.problem()
-	})
+		found.KeyState, found.Verified, found.Unopened = state.Verified(opened), true, opened.Unopened
+	}
+	found.Next = found.KeyState.Next()
+	if err := e.show(found, found.text()); err != nil {
+		return err
+	}
+	return found.problem()
 }
 
 func (s keyStatus) text() string {
@@ -91,11 +98,22 @@ func (s keyStatus) text() string {
 		rows = append(rows, fmt.Sprintf("%s\t%s\t%d\t%s", key.ID, configured, key.Rows, strings.Join(use, ", ")))
 	}
 	text := align(rows)
-	if s.Damaged > 0 {
-		text += fmt.Sprintf("%d rows are damaged\n", s.Damaged)
+	for _, line := range []struct {
+		n    int
+		what string
+	}{
+		{s.Behind, "not sealed with the first key"},
+		{s.Locked, "in need of a key that is missing"},
+		{s.Damaged, "damaged"},
+	} {
+		if line.n > 0 {
+			text += fmt.Sprintf("rows %s: %d\n", line.what, line.n)
+		}
 	}
-	if s.Verify != nil {
-		text += fmt.Sprintf("opened %d of %d rows\n", s.Verify.Seen-s.Verify.Left, s.Verify.Total) + unopened(*s.Verify)
+	if s.Verified {
+		text += fmt.Sprintf("opened %d of %d rows\n", s.Rows-s.Locked-s.Damaged, s.Rows) + unopened(s.Unopened, s.Locked+s.Damaged)
+	} else {
+		text += fmt.Sprintf("%d rows, counted by the key ids that they carry; --verify opens them\n", s.Rows)
 	}
 	return text + s.Next + "\n"
 }
@@ -105,7 +123,9 @@ func (s keyStatus) problem() error {
 	switch {
 	case len(s.Missing()) > 0:
 		return fmt.Errorf("%d of the keys that are needed are missing", len(s.Missing()))
-	case s.Damaged > 0, s.Verify != nil && s.Verify.Left > 0:
+	case s.CanaryDamaged:
+		return errors.New("the canary is damaged")
+	case s.Locked+s.Damaged > 0:
 		return errors.New("there are rows that do not open")
 	default:
 		return nil
@@ -116,61 +136,132 @@ type keysRotateCmd struct {
 	connectFlags `embed:""`
 }
 
+// Help is for --help.
+func (c *keysRotateCmd) Help() string {
+	return `A new key comes in like this, while workers run:
+
+1. Add it behind the old one, HUB_ENCRYPTION_KEY=old,new, and restart all workers, so that each can open what another seals. One worker alone needs no such step.
+
+2. Put it first, new,old, and restart all workers.
+
+3. Run jetpost keys rotate with new,old. It may be ended by ctrl-C and run again.
+
+4. Once it says so, remove the old key and restart.`
+}
+
+// rotation is what 'jetpost keys rotate' did.
+type rotation struct {
+	store.RotationProgress
+	// Completed is false where a signal ended it.
+	Completed bool   `json:"completed"`
+	Next      string `json:"next"`
+}
+
+// Run seals everything with the first key. Exit code 1: there are rows that
+// are not; 130: a signal ended it.
+func (c *keysRotateCmd) Run(e *env) error {
+	p := &rotationLine{out: e.stderr, terminal: isTerminal(e.stderr), told: time.Now()}
+	if e.asJSON() {
+		p.out = io.Discard
+	}
+	return e.withKeyRing(func(ring *app.KeyRing) error { return rotate(e, ring, p) })
+}
+
+func rotate(e *env, ring *app.KeyRing, p *rotationLine) error {
+	done, err := ring.Rotate(e.ctx, p.tell)
+	p.end()
+	switch {
+	case e.ctx.Err() != nil:
+		return interrupted(e, done)
+	case err != nil:
+		return err
+	}
+	state, err := ring.State(e.ctx)
+	if err != nil {
+		return err
+	}
+	r := rotation{RotationProgress: done, Completed: true, Next: state.Verified(done).Next()}
+	text := fmt.Sprintf("%d rows, %d sealed anew\n", r.Total, r.Resealed) + unopened(r.Unopened, r.Left()) + r.Next + "\n"
+	if err := e.show(r, text); err != nil {
+		return err
+	}
+	return r.problem()
+}
+
+// interrupted says how far a rotation came that a signal ended.
+func interrupted(e *env, done store.RotationProgress) error {
+	const next = "run jetpost keys rotate again: it goes on with what is left"
+	if err := e.show(rotation{RotationProgress: done, Next: next}, ""); err != nil {
+		return err
+	}
+	return &exitError{code: exitInterrupted, err: &app.HintError{
+		Err:  fmt.Errorf("ended after %d of %d rows, %d sealed anew", done.Seen, done.Total, done.Resealed),
+		Help: next,
+	}}
+}
+
+// problem tells of the rows that are not sealed with the first key.
+func (r rotation) problem() error {
+	switch {
+	case r.Locked > 0:
+		return &app.HintError{
+			Err:  fmt.Errorf("%d rows do not open, and were left as they are", r.Left()),
+			Help: "add the keys that they need to " + store.KeyVariable + " and run jetpost keys rotate again",
+		}
+	case r.Damaged > 0:
+		return &app.HintError{
+			Err:  fmt.Errorf("%d rows are damaged, and were left as they are", r.Damaged),
+			Help: "restore them from a backup or connect their accounts again; keep the old keys until jetpost keys status says that they can go",
+		}
+	case r.Behind > 0:
+		return &app.HintError{
+			Err:  fmt.Errorf("%d rows have been sealed with another key meanwhile", r.Behind),
+			Help: "a worker still has that key first: restart all workers with the new one first, then run jetpost keys rotate again",
+		}
+	default:
+		return nil
+	}
+}
+
 // progressEvery is how often a rotation says how far it is.
 const progressEvery = 2 * time.Second
 
-// Run seals everything with the first key. It may be interrupted and run again.
-func (c *keysRotateCmd) Run(e *env) error {
-	return e.withKeyRing(func(ring *app.KeyRing) error {
-		told := time.Now()
-		done, err := ring.Rotate(e.ctx, func(p store.RotationProgress) {
-			if time.Since(told) >= progressEvery {
-				told = time.Now()
-				fmt.Fprintf(e.stderr, "%d of %d rows, %d sealed anew\n", p.Seen, p.Total, p.Resealed)
-			}
-		})
-		if err != nil {
-			return rotationEnded(done, err)
-		}
-		if err := e.show(done, rotated(done)); err != nil {
-			return err
-		}
-		if done.Left > 0 {
-			return &app.HintError{
-				Err:  fmt.Errorf("%d rows do not open, and were left as they are", done.Left),
-				Help: "see jetpost keys status --verify; keep the old keys until it finds nothing",
-			}
-		}
-		return nil
-	})
+// rotationLine tells how far a rotation is: on a terminal in one line that is
+// written over, else in a line every progressEvery.
+type rotationLine struct {
+	out      io.Writer
+	terminal bool
+	told     time.Time // for the last time
+	midLine  bool
 }
 
-// rotationEnded says how far a rotation came that did not come to its end.
-func rotationEnded(done store.RotationProgress, err error) error {
-	if done.Total == 0 || app.Hint(err) != "" {
-		return err
-	}
-	return &app.HintError{
-		Err:  fmt.Errorf("ended after %d of %d rows, %d sealed anew: %w", done.Seen, done.Total, done.Resealed, err),
-		Help: "run jetpost keys rotate again: it goes on where rows are left",
+func (p *rotationLine) tell(done store.RotationProgress) {
+	line := fmt.Sprintf("%d of %d rows, %d sealed anew", done.Seen, done.Total, done.Resealed)
+	switch {
+	case p.terminal:
+		fmt.Fprintf(p.out, "\r\x1b[K%s", line)
+		p.midLine = true
+	case time.Since(p.told) >= progressEvery:
+		fmt.Fprintln(p.out, line)
+		p.told = time.Now()
 	}
 }
 
-func rotated(p store.RotationProgress) string {
-	text := fmt.Sprintf("%d rows, %d sealed anew\n", p.Total, p.Resealed) + unopened(p)
-	if p.Left == 0 {
-		text += "every row is sealed with the first key: the others can be removed from " + store.KeyVariable + "\n"
+// end leaves the line, for what is said next.
+func (p *rotationLine) end() {
+	if p.midLine {
+		fmt.Fprintln(p.out)
+		p.midLine = false
 	}
-	return text
 }
 
-// unopened names the rows that do not open.
-func unopened(p store.RotationProgress) string {
+// unopened names rows that do not open, the first ones of so many.
+func unopened(rows []store.UnopenedRow, all int) string {
 	var text strings.Builder
-	for _, row := range p.Unopened {
-		fmt.Fprintf(&text, "%s: %s\n", row.Account, row.Error)
+	for _, row := range rows {
+		fmt.Fprintln(&text, row.Error)
 	}
-	if more := p.Left - len(p.Unopened); more > 0 {
+	if more := all - len(rows); more > 0 {
 		fmt.Fprintf(&text, "and %d more\n", more)
 	}
 	return text.String()

@@ -36,7 +36,7 @@ const (
 	exitWaiting  = 5 // the request is still waiting
 	exitUnknown  = 6 // nobody knows whether a post is live
 
-	exitInterrupted = 130 // the demo was ended by a signal, as shells have it
+	exitInterrupted = 130 // the demo or a rotation was ended by a signal, as shells have it
 )
 
 // cli is the command line: flags, environment and help in one place. Each flag
@@ -49,6 +49,7 @@ type cli struct {
 	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
 	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
 	Worker   workerCmd   `cmd:"" help:"Run a worker on a NATS and a database that are there."`
+	Web      webCmd      `cmd:"" help:"Serve the pages with which customers connect their accounts."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
 	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
 	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
@@ -58,7 +59,7 @@ type cli struct {
 	Accounts struct {
 		accountsCmd  `embed:""`
 		connectFlags `embed:""`
-	} `cmd:"" help:"Import and list accounts."`
+	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
 	Resume  resumeCmd  `cmd:"" help:"Go on after a stop of the whole app, before its time."`
 	Keys    keysCmd    `cmd:"" help:"Make, look at and change encryption keys."`
 	Status  statusCmd  `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
@@ -184,13 +185,18 @@ func logger(c *cli, w io.Writer) *slog.Logger {
 	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal}))
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+// isTerminal tells whether one end of a stream is a person.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	nobody, err := os.Stat(os.DevNull) // a character device as well
+	return err != nil || !os.SameFile(info, nobody)
 }
 
 // defaultData is where 'up' keeps everything unless told otherwise.
@@ -229,15 +235,13 @@ func (e *env) config() (app.Config, error) {
 		X:    app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
 	}
 	var mistakes []string
-	for name, field := range map[string]*secret.String{
-		"DATABASE_URL": &cfg.DatabaseURL, "HUB_ENCRYPTION_KEY": &cfg.Keys,
-		"X_CLIENT_SECRET": &cfg.X.ClientSecret, "NATS_PASSWORD": &cfg.NATS.Password,
-	} {
+	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password}
+	for i, name := range secretNames() {
 		value, err := secretFromEnv(name)
 		if err != nil {
 			mistakes = append(mistakes, err.Error())
 		}
-		*field = value
+		*fields[i] = value
 	}
 	if len(mistakes) > 0 {
 		return app.Config{}, &app.ConfigError{Mistakes: mistakes}
@@ -283,6 +287,11 @@ func (e *env) natsConfig() (app.Config, error) {
 		Err:  fmt.Errorf("no jetpost runs on %s, and neither NATS_URL nor DATABASE_URL is set", strings.Join(dirs, " or ")),
 		Help: "start one with: jetpost up --sim    or set NATS_URL, DATABASE_URL and HUB_ENCRYPTION_KEY",
 	}}
+}
+
+// secretNames are the variables of the environment that hold secrets.
+func secretNames() []string {
+	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD"}
 }
 
 // secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.

@@ -21,7 +21,7 @@ const maxRequestBytes = 8 << 20
 // publishCmd is 'jetpost publish'. Its flags are read from the command line
 // alone: an id from the environment would make all requests one.
 type publishCmd struct {
-	Account string `arg:"" optional:"" help:"Account, by the name it was imported under."`
+	Account string `arg:"" optional:"" help:"Account, by the name it was connected under."`
 	Text    string `arg:"" optional:"" help:"Text of the first post."`
 
 	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
@@ -55,14 +55,53 @@ func (c *publishCmd) Run(e *env) error {
 	if err := c.attach(e, publisher, &request); err != nil {
 		return err
 	}
+	warnings := warn(e, request.Account, cfg.ReauthRequired(e.ctx, conn, request.Account))
 	if c.Wait {
-		return c.wait(e, conn, request)
+		return c.wait(e, conn, request, warnings)
 	}
 	receipt, err := publisher.Publish(e.ctx, request)
 	if err != nil {
 		return sendAgain(receipt, err)
 	}
-	return e.say(receipt, "%s  %s\nstored; follow it with: jetpost requests show %s", receipt.Account, receipt.ID, receipt.ID)
+	return e.say(with(warnings, &receipt), "%s  %s\nstored; follow it with: jetpost requests show %s", receipt.Account, receipt.ID, receipt.ID)
+}
+
+// warning is what a job will meet that is accepted all the same.
+type warning struct {
+	jetpost.Reason
+	Do string `json:"do,omitempty"`
+}
+
+// warn says at once that the account has to be connected again: whoever
+// publishes for it need not wait to find out.
+func warn(e *env, account string, reason *jetpost.Reason) []warning {
+	if reason == nil {
+		return nil
+	}
+	w := warning{Reason: *reason, Do: app.AdviceFor(reason.Code, account, "")}
+	fmt.Fprintf(e.stderr, "warning: %s must be connected again, and its jobs wait until then: %s\n  do: %s\n", account, reason.Detail, w.Do)
+	return []warning{w}
+}
+
+// with adds warnings to what is printed as JSON.
+func with(warnings []warning, value any) any {
+	if len(warnings) == 0 {
+		return value
+	}
+	switch v := value.(type) {
+	case *publishers.Receipt:
+		return struct {
+			*publishers.Receipt
+			Warnings []warning `json:"warnings"`
+		}{v, warnings}
+	case *jetpost.RequestStatus:
+		return struct {
+			*jetpost.RequestStatus
+			Warnings []warning `json:"warnings"`
+		}{v, warnings}
+	default:
+		return value // a refusal, which never was a job
+	}
 }
 
 // sendAgain names the id under which a request that may be stored can be
@@ -246,7 +285,7 @@ func putFile(e *env, publisher *publishers.Publisher, path string) (string, erro
 }
 
 // wait publishes and follows the request until it is settled.
-func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request) error {
+func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request, warnings []warning) error {
 	p := &progress{out: e.stdout}
 	if e.asJSON() {
 		p.out = io.Discard
@@ -256,7 +295,7 @@ func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request)
 		return sendAgain(w.Receipt, err)
 	}
 	if e.asJSON() {
-		if err := e.show(outcome(w), ""); err != nil {
+		if err := e.show(with(warnings, outcome(w)), ""); err != nil {
 			return err
 		}
 	}
@@ -274,7 +313,7 @@ func outcome(w app.Waited) any {
 	case w.Request != nil:
 		return w.Request
 	default:
-		return w.Receipt
+		return &w.Receipt
 	}
 }
 
@@ -286,7 +325,7 @@ func verdict(w app.Waited, timeout time.Duration) error {
 	}
 	switch {
 	case w.Refusal != nil:
-		return fail(exitRequest, app.AdviceFor(w.Refusal.Code, w.Receipt.ID), "%s was refused: %s: %s",
+		return fail(exitRequest, app.AdviceFor(w.Refusal.Code, w.Receipt.Account, w.Receipt.ID), "%s was refused: %s: %s",
 			name, w.Refusal.Code, strings.Join(problems(w.Refusal.Problems), "; "))
 	case w.Request == nil:
 		return fail(exitWaiting, "see what works with: jetpost status, and what is known with: jetpost requests show "+w.Receipt.ID, "%s: no worker told of it within %s", name, timeout)
@@ -300,11 +339,11 @@ func verdict(w app.Waited, timeout time.Duration) error {
 	case jetpost.StatePublished:
 		return nil
 	case jetpost.StateFailed, jetpost.StateCancelled:
-		return fail(exitRequest, app.AdviceFor(code, w.Receipt.ID), "%s", state)
+		return fail(exitRequest, app.AdviceFor(code, w.Receipt.Account, w.Receipt.ID), "%s", state)
 	case jetpost.StateUnknown:
-		return fail(exitUnknown, app.AdviceFor(code, w.Receipt.ID), "%s", state)
+		return fail(exitUnknown, app.AdviceFor(code, w.Receipt.Account, w.Receipt.ID), "%s", state)
 	default:
-		return fail(exitWaiting, app.AdviceFor(code, w.Receipt.ID), "%s, after waiting %s", state, timeout)
+		return fail(exitWaiting, app.AdviceFor(code, w.Receipt.Account, w.Receipt.ID), "%s, after waiting %s", state, timeout)
 	}
 }
 
@@ -335,13 +374,13 @@ func (p *progress) see(event jetpost.Event) {
 	case jetpost.StateScheduled:
 		p.say("scheduled for %s", localTime(r.PublishAt))
 	case jetpost.StateHeld:
-		p.held(r.ID, r.Reason)
+		p.held(r.Account, r.ID, r.Reason)
 	case jetpost.StatePublished, jetpost.StateCancelled:
 		p.say("%s", r.State)
 	}
 }
 
-func (p *progress) held(id string, reason *jetpost.Reason) {
+func (p *progress) held(account, id string, reason *jetpost.Reason) {
 	if reason == nil {
 		p.say("held")
 		return
@@ -351,7 +390,7 @@ func (p *progress) held(id string, reason *jetpost.Reason) {
 		when = " until " + localTime(reason.Until)
 	}
 	p.say("held%s: %s", when, reasonText(reason))
-	if advice := app.AdviceFor(reason.Code, id); advice != "" {
+	if advice := app.AdviceFor(reason.Code, account, id); advice != "" {
 		p.say("  do: %s", advice)
 	}
 }

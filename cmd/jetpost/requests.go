@@ -186,7 +186,7 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, ledger store.Requests
 		if r.ID == c.ID && (c.Account == "" || c.Account == r.Account) {
 			return &app.HintError{
 				Err:  fmt.Errorf("%w: a message of that id was refused: %s", notFound, r.Code),
-				Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.ID),
+				Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.Account, r.ID),
 			}
 		}
 	}
@@ -207,7 +207,7 @@ func requestText(found store.Record) string {
 	line("reason", reasonText(s.Reason))
 	if s.Reason != nil {
 		line("until", localTime(s.Reason.Until))
-		line("do", app.AdviceFor(s.Reason.Code, s.ID))
+		line("do", app.AdviceFor(s.Reason.Code, s.Account, s.ID))
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
 	line("attempts", strconv.Itoa(s.Attempts))

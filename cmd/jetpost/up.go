@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +61,8 @@ type upCmd struct {
 	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
 	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own: nothing leaves this machine."`
 	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where the simulated X listens (${default})."`
+	WebListen    string `placeholder:"ADDR" help:"Serve the pages with which customers connect their accounts here, for example on 127.0.0.1:8088."`
+	siteFlags    `embed:""`
 	workFlags    `embed:""`
 	connectFlags `embed:""`
 }
@@ -75,7 +78,8 @@ func (c *upCmd) Run(e *env) error {
 			Err: fmt.Errorf("'up' brings its own NATS, but NATS_URL is set"), Help: "unset NATS_URL, or run: jetpost worker",
 		}}
 	}
-	c.apply(&cfg, e.data(c.Sim))
+	c.workFlags.apply(&cfg, e.data(c.Sim))
+	c.siteFlags.apply(&cfg, c.WebListen)
 	cfg.Refresh.Cron = c.RefreshCron
 	house := app.HouseConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
@@ -84,7 +88,10 @@ func (c *upCmd) Run(e *env) error {
 		},
 	}
 	if c.Sim {
-		house.Sim, house.SimListen, house.SimAccounts = &xsim.Server{}, c.SimListen, []string{"alice", "bob"}
+		// Each start gives tokens of its own: those of the last one may be spent, and
+		// an import would know them again.
+		house.Sim = &xsim.Server{Seed: rand.Uint64()}
+		house.SimListen, house.SimAccounts = c.SimListen, []string{"alice", "bob"}
 	}
 	h, err := app.Up(e.ctx, house, e.log)
 	if err != nil {
@@ -99,8 +106,11 @@ func (c *upCmd) Run(e *env) error {
 func (c *upCmd) welcome(e *env, h *app.House) {
 	program := filepath.Base(os.Args[0])
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
+	if site, ok := h.Site(); ok {
+		fmt.Fprintln(e.stdout, siteText(site))
+	}
 	if !c.Sim {
-		fmt.Fprintf(e.stdout, "next: %s accounts import < accounts.jsonl\n", program)
+		fmt.Fprintf(e.stdout, "next: %s accounts connect NAME\n", program)
 		return
 	}
 	fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts %s\n", h.SimURL, listed(h.SimAccounts))

@@ -81,7 +81,7 @@ func (c *simCmd) Run(e *env) error {
 	url := "http://" + listener.Addr().String()
 	fmt.Fprintf(e.stdout, "simulated X on %s; jetpost uses it with X_API_URL=%s X_CLIENT_ID=simulator\n", url, url)
 	fmt.Fprintf(e.stdout, "make an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
-	fmt.Fprintln(e.stdout, `then import it:  echo '{"name":"acme","access_token":"...","refresh_token":"...","expires_at":"..."}' | jetpost accounts import`)
+	fmt.Fprintln(e.stdout, "then connect it: jetpost accounts connect acme")
 	return app.Serve(e.ctx, listener, &xsim.Server{Logger: e.log})
 }
 

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -27,8 +28,8 @@ var accountName = regexp.MustCompile(`^[a-z0-9_-]{1,63}$`)
 
 func (l ImportLine) validate() error {
 	var errs []error
-	if !accountName.MatchString(l.Name) {
-		errs = append(errs, fmt.Errorf("name %q: use 1 to 63 of a-z 0-9 _ -", l.Name))
+	if err := CheckAccountName(l.Name); err != nil {
+		errs = append(errs, err)
 	}
 	if l.AccessToken == "" {
 		errs = append(errs, errors.New("access_token: is missing"))
@@ -66,47 +67,166 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	if err := line.validate(); err != nil {
 		return Imported{}, err
 	}
-	client := xapi.New(line.AccessToken, xapi.WithBaseURL(cmp.Or(im.XURL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
-	me, err := client.Me(ctx)
+	me, err := im.whose(ctx, line.AccessToken)
 	if err != nil {
 		var unauthorized *xapi.UnauthorizedError
 		if errors.As(err, &unauthorized) {
 			return Imported{}, &HintError{
 				Err:  fmt.Errorf("X does not accept the access token of %s: %w", line.Name, err),
-				Help: "it may have expired: import an account while its access token is alive (two hours), or authorise it again",
+				Help: "it may have expired: import an account while its access token is alive (two hours), or connect it with: " + connectCommand(line.Name),
 			}
 		}
 		return Imported{}, fmt.Errorf("ask X whose token this is: %w", err)
 	}
-	result, err := im.Ledger.ImportAccount(ctx, store.Import{
+	imported, err := im.store(ctx, store.Import{
 		Name: line.Name, XUserID: me.ID, Username: me.Username, Now: time.Now(),
 		Pair: store.Pair{Access: secret.New(line.AccessToken), Refresh: secret.New(line.RefreshToken), ExpiresAt: line.ExpiresAt},
 	})
+	help := ""
 	switch {
+	case err == nil && imported.Result == store.TokenUnchanged:
+		return imported, nil
+	case err == nil:
+		return imported, im.ring(ctx, line.Name)
 	case errors.Is(err, store.ErrTokenBusy):
-		return Imported{}, &HintError{
-			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
-			Help: "import it again in a moment",
-		}
+		help = "import it again in a moment"
 	case errors.Is(err, store.ErrNameTaken):
-		return Imported{}, &HintError{
-			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
-			Help: "choose another name; jetpost accounts list shows who has it",
-		}
+		help = "choose another name; jetpost accounts list shows who has it"
 	case errors.Is(err, store.ErrUserTaken):
-		return Imported{}, &HintError{
-			Err:  fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err),
-			Help: "use the name that it has; jetpost accounts list shows it",
-		}
-	case err != nil:
+		help = "use the name that it has; jetpost accounts list shows it"
+	default:
 		return Imported{}, fmt.Errorf("store account %s: %w", line.Name, err)
 	}
-	imported := Imported{Name: line.Name, XUserID: me.ID, Username: me.Username, Result: result}
-	if result == store.TokenUnchanged {
-		return imported, nil
+	return Imported{}, &HintError{Err: fmt.Errorf("import %s as @%s: %w", line.Name, me.Username, err), Help: help}
+}
+
+// whose asks X whose access token this is.
+func (im *Importer) whose(ctx context.Context, accessToken string) (xapi.User, error) {
+	client := xapi.New(accessToken, xapi.WithBaseURL(cmp.Or(im.XURL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
+	return client.Me(ctx)
+}
+
+// store keeps the tokens of an account.
+func (im *Importer) store(ctx context.Context, in store.Import) (Imported, error) {
+	result, err := im.Ledger.ImportAccount(ctx, in)
+	if err != nil {
+		return Imported{}, err
 	}
-	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, line.Name); err != nil {
-		return Imported{}, fmt.Errorf("ring lane of %s: %w", line.Name, err)
+	return Imported{Name: in.Name, XUserID: in.XUserID, Username: in.Username, Result: result}, nil
+}
+
+// ring has a worker look at the account's line, which may have waited for tokens.
+func (im *Importer) ring(ctx context.Context, account string) error {
+	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, account); err != nil {
+		return fmt.Errorf("ring lane of %s: %w", account, err)
 	}
-	return imported, nil
+	return nil
+}
+
+// The states of an account's token, as AccountReport has them.
+const (
+	TokenOK             = "ok"
+	TokenRenewing       = "renewing"        // a worker exchanges it just now
+	TokenFailing        = "refresh_failing" // the last exchange came to nothing
+	TokenInDoubt        = "in_doubt"        // the answer to an exchange was lost
+	TokenUnreadable     = "key_unavailable" // no configured key opens it
+	TokenReauthRequired = "reauth_required"
+	TokenDisconnected   = "disconnected"
+)
+
+// AccountReport is what is known of an account and its token.
+type AccountReport struct {
+	store.Account
+	State string `json:"state"`
+	// Do is what a person can do, where there is something.
+	Do    string `json:"do,omitempty"`
+	Scope string `json:"scope,omitempty"`
+	// Attempts counts the exchanges since the pair was stored.
+	Attempts int `json:"attempts,omitempty"`
+	// NextAttemptAt is the earliest next exchange after a failure or a doubt.
+	NextAttemptAt time.Time     `json:"next_attempt_at,omitzero"`
+	InDoubtSince  time.Time     `json:"in_doubt_since,omitzero"`
+	Retries       []store.Retry `json:"retries,omitempty"`
+}
+
+// ReportAccount reads an account, its token and its journal. store.ErrNotFound.
+func ReportAccount(ctx context.Context, ledger store.Store, name string) (AccountReport, error) {
+	account, err := ledger.Account(ctx, name)
+	if err != nil {
+		return AccountReport{}, accountError(name, err)
+	}
+	r := AccountReport{Account: account}
+	token, err := ledger.Token(ctx, name)
+	var key *store.KeyError
+	var damaged *store.DamagedError
+	if unreadable := errors.As(err, &key) || errors.As(err, &damaged); err != nil && !unreadable {
+		return AccountReport{}, accountError(name, err)
+	} else if unreadable {
+		r.State, r.Do = TokenUnreadable, Advice(jetpost.CodeKeyUnavailable)
+		return r, nil
+	}
+	r.Scope, r.Attempts = token.Scope, token.Attempts
+	if r.Retries, err = ledger.Retries(ctx, name); err != nil {
+		return AccountReport{}, accountError(name, err)
+	}
+	now, err := ledger.Clock(ctx) // the one that leases are judged by
+	if err != nil {
+		return AccountReport{}, accountError(name, err)
+	}
+	r.judge(token, now)
+	return r, nil
+}
+
+// judge finds the state of a token, and what to do about it.
+func (r *AccountReport) judge(token store.Token, now time.Time) {
+	leased := token.LeaseUntil.After(now)
+	if !leased {
+		r.NextAttemptAt, r.InDoubtSince = token.NextAttemptAt, token.StartedAt
+	}
+	switch {
+	case r.Disconnected():
+		r.State, r.Do = TokenDisconnected, AdviceFor(jetpost.CodeAccountReauthRequired, r.Name, "")
+	case r.RequiresReauth:
+		r.State, r.Do = TokenReauthRequired, AdviceFor(jetpost.CodeAccountReauthRequired, r.Name, "")
+	case leased:
+		r.State = TokenRenewing
+	case !r.InDoubtSince.IsZero():
+		r.State, r.Do = TokenInDoubt, "wait: the account goes on with its access token; near its end X is asked once more"
+	case r.RefreshError != "":
+		r.State, r.Do = TokenFailing, AdviceFor(jetpost.CodeTokenRefreshFailed, r.Name, "")
+	default:
+		r.State = TokenOK
+	}
+}
+
+// reauthLook bounds the look at whether an account has to be connected again.
+const reauthLook = 2 * time.Second
+
+// ReauthRequired tells why an account must be connected again before anything is
+// published for it, nil where it need not, or where nobody can tell just now. The
+// ledger says so where it is configured, else the last event, for as long as
+// events are kept.
+func (c Config) ReauthRequired(ctx context.Context, conn *Connection, account string) *jetpost.Reason {
+	ctx, stop := context.WithTimeout(ctx, reauthLook)
+	defer stop()
+	if c.validate(needs{database: true, keys: true}) == nil {
+		if ledger, err := c.OpenStore(ctx); err == nil {
+			defer func() { _ = ledger.Close() }() // only read from
+			if found, err := ledger.Account(ctx, account); err == nil {
+				return reauthReason(found.RequiresReauth, found.RefreshError)
+			}
+		}
+	}
+	event, known, err := publishers.New(conn.JS, conn.Names).LastAccountEvent(ctx, account)
+	if err != nil || !known || event.Account == nil || event.Account.Reason == nil {
+		return nil
+	}
+	return reauthReason(event.Type == jetpost.EventAccountReauthRequired, event.Account.Reason.Detail)
+}
+
+func reauthReason(required bool, detail string) *jetpost.Reason {
+	if !required {
+		return nil
+	}
+	return &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: detail}
 }

@@ -62,6 +62,7 @@ type Config struct {
 	// Lifeboat is the directory for token pairs that X gave while the database
 	// was away. It should outlive the process.
 	Lifeboat string
+	Web      WebConfig
 	// AllowPrivateMedia lets media urls reach private networks.
 	AllowPrivateMedia bool
 	// Worker names this worker in leases and logs; made up where empty.
@@ -85,6 +86,9 @@ type XConfig struct {
 	URL          string // xapi.DefaultBaseURL where empty
 	ClientID     string
 	ClientSecret secret.String
+	// NeedsSecret tells that what runs uses a client secret, so that who joins it
+	// must have it too.
+	NeedsSecret bool
 }
 
 // RefreshConfig tunes token care.
@@ -133,7 +137,7 @@ func (e *ConfigError) Hint() string {
 }
 
 // needs are the parts of a Config that a command uses.
-type needs struct{ nats, database, keys, x bool }
+type needs struct{ nats, database, keys, x, web bool }
 
 // Validate checks what a worker needs.
 func (c Config) Validate() error {
@@ -172,9 +176,15 @@ func (c Config) validate(n needs) error {
 		if c.X.ClientID == "" {
 			wrong("X_CLIENT_ID: is missing; it is the OAuth 2.0 client id of your app in X's developer console")
 		}
+		if c.X.NeedsSecret && c.X.ClientSecret.Empty() {
+			wrong("X_CLIENT_SECRET: is missing, but the jetpost that runs here has one; set it here too")
+		}
 		if c.X.URL != "" {
 			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")
 		}
+	}
+	if n.web {
+		c.Web.check(wrong)
 	}
 	for _, role := range c.Roles {
 		if role != RolePublish && role != RoleRefresh {

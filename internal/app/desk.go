@@ -28,7 +28,7 @@ type Desk struct {
 
 	publisher *publishers.Publisher
 	announcer *consumers.Announcer
-	xURL      string
+	x         XConfig
 	log       *slog.Logger
 }
 
@@ -38,7 +38,7 @@ func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err er
 	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
 		return nil, err
 	}
-	d := &Desk{xURL: c.X.URL, log: log}
+	d := &Desk{x: c.X, log: log}
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -66,7 +66,7 @@ func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err er
 
 // Importer brings accounts into the desk's ledger.
 func (d *Desk) Importer() *Importer {
-	return &Importer{Ledger: d.Ledger, NATS: d.Conn, XURL: d.xURL}
+	return &Importer{Ledger: d.Ledger, NATS: d.Conn, XURL: d.x.URL}
 }
 
 // Close frees what OpenDesk opened.

@@ -169,6 +169,11 @@ type connection struct {
 	Database string `json:"database_url"`
 	X        string `json:"x_api_url"`
 	ClientID string `json:"x_client_id"`
+	// The pages for people, where they are served.
+	PublicURL   string   `json:"public_url,omitempty"`
+	ReturnHosts []string `json:"return_hosts,omitempty"`
+	// Confidential tells that X knows the app by a secret, which is not kept here.
+	Confidential bool `json:"x_confidential,omitempty"`
 }
 
 func (d *DataDir) announce(c connection) error {
@@ -258,7 +263,11 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	}
 	c.NATS = NATSConfig{URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix}
 	c.DatabaseURL = secret.New(found.Database)
-	c.X.URL, c.X.ClientID = found.X, found.ClientID
+	c.X.URL, c.X.ClientID, c.X.NeedsSecret = found.X, found.ClientID, found.Confidential
+	if !found.Confidential {
+		c.X.ClientSecret = secret.String{} // it is another app's
+	}
+	c.Web.PublicURL, c.Web.ReturnHosts = found.PublicURL, found.ReturnHosts
 	if c.Keys.Empty() {
 		if key, err := os.ReadFile(filepath.Join(dir.Path, keyFile)); err == nil {
 			c.Keys = secret.New(strings.TrimSpace(string(key)))

@@ -46,15 +46,19 @@ func (k *KeyRing) Verify(ctx context.Context) (store.RotationProgress, error) {
 }
 
 // Rotate seals every row with the first key and, where none needs another one,
-// has the next start ask for the first key alone.
+// has the next start ask for the first key alone. Ended by its context, it says
+// how far it came.
 func (k *KeyRing) Rotate(ctx context.Context, tell func(store.RotationProgress)) (store.RotationProgress, error) {
 	// A key that belongs to another ledger must not become this one's.
 	if err := k.ledger.CheckKeys(ctx); err != nil {
-		return store.RotationProgress{}, fmt.Errorf("check encryption keys: %w", err)
+		return store.RotationProgress{}, fmt.Errorf("check encryption keys: %w", databaseError(err))
 	}
 	done, err := k.rotation.Run(ctx, tell)
-	if err != nil {
-		return done, databaseError(err)
+	if err == nil {
+		err = k.ledger.CheckKeys(ctx)
 	}
-	return done, databaseError(k.ledger.CheckKeys(ctx))
+	if ctx.Err() != nil {
+		return done, ctx.Err()
+	}
+	return done, databaseError(err)
 }

@@ -11,6 +11,45 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
+// An account that was disconnected stays so, although the simulated X forgets
+// everything with its process.
+func TestUpKeepsDisconnected(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open := func(seed uint64) (*app.House, *app.Desk) {
+		h, err := app.Up(t.Context(), app.HouseConfig{
+			Data: dir, NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", NoWorker: true,
+			Sim: &xsim.Server{Seed: seed}, SimAccounts: []string{"alice", "bob"},
+		}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		desk, err := h.Config.OpenDesk(t.Context(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h, desk
+	}
+	first, desk := open(1)
+	connector, err := desk.Connector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connector.Disconnect(t.Context(), "alice"); err != nil {
+		t.Fatal(err)
+	}
+	desk.Close()
+	first.Close()
+	second, desk := open(2)
+	defer second.Close()
+	defer desk.Close()
+	for name, want := range map[string]bool{"alice": true, "bob": false} {
+		if account, err := desk.Ledger.Account(t.Context(), name); err != nil || account.Disconnected() != want {
+			t.Errorf("%s is disconnected: %t, %v", name, account.Disconnected(), err)
+		}
+	}
+}
+
 // What runs is told from what has died by more than a file that is there, and
 // of two that run the first one counts, unless the other's NATS is named.
 func TestRunning(t *testing.T) {

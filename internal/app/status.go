@@ -149,7 +149,7 @@ func (s *Status) readBlocked(ctx context.Context, ledger store.Requests) error {
 			}
 			s.Blocked = append(s.Blocked, Blocked{
 				Account: r.Account, ID: r.ID, State: r.Status.State, Code: code,
-				Do: AdviceFor(code, r.ID),
+				Do: AdviceFor(code, r.Account, r.ID),
 			})
 		}
 	}
@@ -239,9 +239,16 @@ func notSetUp(what string, err error) error {
 	return fmt.Errorf("look at %s: %w", what, err)
 }
 
-// AdviceFor is Advice about the request of that id.
-func AdviceFor(code jetpost.Code, id string) string {
-	return strings.ReplaceAll(Advice(code), " ID", " "+id)
+// AdviceFor is Advice about an account and the request of that id, either of
+// which may be empty.
+func AdviceFor(code jetpost.Code, account, id string) string {
+	advice := Advice(code)
+	for placeholder, name := range map[string]string{" ACCOUNT": account, " ID": id} {
+		if name != "" {
+			advice = strings.ReplaceAll(advice, placeholder, " "+name)
+		}
+	}
+	return advice
 }
 
 // Advice is what a person can do about a reason, or "" where waiting is all.
@@ -250,7 +257,7 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeInvalidRequest:
 		return "correct the message and send it again"
 	case jetpost.CodeAccountUnknown:
-		return "see the names with jetpost accounts list; import it, then: jetpost replay ID"
+		return "see the names with jetpost accounts list, or add it with jetpost accounts connect ACCOUNT; then: jetpost replay ID"
 	case jetpost.CodeIdentityConflict:
 		return "send it with an id of its own"
 	case jetpost.CodeMediaUnavailable:
@@ -260,9 +267,9 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeNeedsNewerWorker:
 		return "finish the upgrade of the workers"
 	case jetpost.CodeAccountReauthRequired:
-		return "authorise the app again and bring in the new tokens with jetpost accounts import"
+		return "connect it again with: jetpost accounts connect ACCOUNT"
 	case jetpost.CodeKeyUnavailable:
-		return "add the old key behind the new one in HUB_ENCRYPTION_KEY and restart the workers"
+		return "see which key is missing with jetpost keys status, add it to HUB_ENCRYPTION_KEY, behind the first, and restart the workers"
 	case jetpost.CodePoison:
 		return "read the workers' logs, remove the cause, then jetpost replay ID or jetpost requests cancel ID"
 	case jetpost.CodeRefusedByX:

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/web"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -38,7 +40,7 @@ type HouseConfig struct {
 }
 
 // House is everything on one machine: an embedded NATS, an embedded database,
-// a worker and, if asked for, a simulated X.
+// a worker and, if asked for, the pages for people and a simulated X.
 type House struct {
 	Config Config // of what runs: for further processes and commands
 	SimURL string
@@ -49,6 +51,7 @@ type House struct {
 	dir    *DataDir
 	nats   *server.Server
 	worker *Worker
+	web    *Web
 	// stopSim ends the simulated X, after everything that calls it.
 	stopSim context.CancelFunc
 }
@@ -84,7 +87,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 		}
 	}
 	// Everything that can be found wrong is found before NATS starts.
-	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker}); err != nil {
+	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker || cfg.Web.Listen != "", web: cfg.Web.Listen != ""}); err != nil {
 		return nil, hintSim(h.Config, err)
 	}
 	names, err := jetpost.NewNames(cfg.NATS.Prefix)
@@ -111,10 +114,20 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 			return nil, err
 		}
 	}
-	return h, h.dir.announce(connection{
+	if cfg.Web.Listen != "" {
+		if h.web, err = NewWeb(ctx, h.Config, log); err != nil {
+			return nil, err
+		}
+	}
+	running := connection{
 		NATSURL: natsConfig.URL, User: natsConfig.User, Password: natsConfig.Password.Reveal(), Prefix: cfg.NATS.Prefix,
 		Database: h.Config.DatabaseURL.Reveal(), X: h.Config.X.URL, ClientID: h.Config.X.ClientID,
-	})
+		Confidential: !h.Config.X.ClientSecret.Empty(),
+	}
+	if site, ok := h.Site(); ok {
+		running.PublicURL, running.ReturnHosts = site.Public.String(), site.ReturnHosts
+	}
+	return h, h.dir.announce(running)
 }
 
 // findKeys takes the directory's key where the configuration has none.
@@ -179,7 +192,9 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 	}
 	wanted := make([]xsim.NewAccount, 0, len(known)+len(cfg.SimAccounts))
 	names := map[string]string{} // by handle
+	disconnected := map[string]bool{}
 	for _, a := range known {
+		disconnected[a.Name] = a.Disconnected()
 		wanted = append(wanted, xsim.NewAccount{Handle: a.Username, ID: a.XUserID})
 		names[a.Username] = a.Name
 	}
@@ -205,6 +220,9 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 			Name: names[account.Handle], AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
 			ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
 		}
+		if disconnected[line.Name] {
+			continue // and stays so until somebody connects it
+		}
 		if _, err := importer.Import(ctx, line); err != nil {
 			return err
 		}
@@ -212,17 +230,35 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 	return nil
 }
 
+// Site is where the pages for people are, if there are any.
+func (h *House) Site() (web.Site, bool) {
+	if h.web == nil {
+		return web.Site{}, false
+	}
+	return h.web.Site, true
+}
+
 // Run works until the context ends.
 func (h *House) Run(ctx context.Context) error {
-	if h.worker == nil {
+	parts, ctx := errgroup.WithContext(ctx)
+	if h.worker != nil {
+		parts.Go(func() error { return h.worker.Run(ctx) })
+	}
+	if h.web != nil {
+		parts.Go(func() error { return h.web.Run(ctx) })
+	}
+	parts.Go(func() error {
 		<-ctx.Done()
 		return nil
-	}
-	return h.worker.Run(ctx)
+	})
+	return parts.Wait()
 }
 
 // Close stops what Up started, in the order that loses nothing.
 func (h *House) Close() {
+	if h.web != nil {
+		h.web.Close()
+	}
 	if h.worker != nil {
 		h.worker.Close()
 	}

@@ -183,9 +183,9 @@ func (e *RefreshFailedError) Error() string {
 // Hint tells the operator what to do.
 func (e *RefreshFailedError) Hint() string {
 	if e.Reauth {
-		return Advice(jetpost.CodeAccountReauthRequired)
+		return AdviceFor(jetpost.CodeAccountReauthRequired, e.Account, "")
 	}
-	return Advice(jetpost.CodeTokenRefreshFailed)
+	return AdviceFor(jetpost.CodeTokenRefreshFailed, e.Account, "")
 }
 
 // RefreshAccount asks for the refresh of one account's token and waits until a
@@ -223,8 +223,5 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 
 func (d *Desk) account(ctx context.Context, name string) (store.Account, error) {
 	account, err := d.Ledger.Account(ctx, name)
-	if errors.Is(err, store.ErrNotFound) {
-		return account, fmt.Errorf("account %s: %w", name, store.ErrNotFound)
-	}
-	return account, databaseError(err)
+	return account, accountError(name, err)
 }

@@ -85,18 +85,18 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 	}
 	var id string
 	var again, busy bool
-	var there store.SealedToken
+	there := store.SealedToken{Token: store.Token{Account: in.Name}}
 	err = tx.QueryRow(ctx, sqlLockToken, in.Name, in.Pair.Digest()).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
+	if there.ID = id; err == nil {
+		err = s.sealer.MayReplace(there, again)
+	}
 	switch {
 	case err != nil:
 		return "", err
 	case again:
 		return store.TokenUnchanged, nil
-	case busy:
+	case busy && !in.Consented:
 		return "", store.ErrTokenBusy
-	}
-	if err := s.sealer.MayReplace(there); err != nil {
-		return "", err
 	}
 	access, refresh, err := s.sealer.SealPair(id, in.Pair)
 	if err != nil {

@@ -7,24 +7,25 @@ import (
 )
 
 const sqlKeyUses = `
-SELECT split_part(access_token, '.', 2), split_part(refresh_token, '.', 2), count(*) FROM oauth_tokens GROUP BY 1, 2`
+SELECT left(access_token, $1), left(refresh_token, $1), count(*) FROM oauth_tokens GROUP BY 1, 2`
 
 // KeyUses implements store.Keys.
 func (s *Store) KeyUses(ctx context.Context) ([]store.KeyUse, error) {
 	uses, err := collect(ctx, s.pool, func(row scanner) (u store.KeyUse, err error) {
-		err = row.Scan(&u.AccessKey, &u.RefreshKey, &u.Rows)
+		var access, refresh string
+		err = row.Scan(&access, &refresh, &u.Rows)
+		u.AccessKey, u.RefreshKey = store.KeyIDOf(access), store.KeyIDOf(refresh)
 		return u, err
-	}, sqlKeyUses)
+	}, sqlKeyUses, store.SealedPrefixBytes)
 	return uses, s.wrap("count keys", err)
 }
 
-const sqlCanary = `SELECT coalesce(canary, '') FROM ledger`
+const sqlCanary = `SELECT id::text, coalesce(canary, '') FROM ledger`
 
-// CanaryKey implements store.Keys.
-func (s *Store) CanaryKey(ctx context.Context) (string, error) {
-	var canary string
-	err := s.pool.QueryRow(ctx, sqlCanary).Scan(&canary)
-	return store.KeyIDOf(canary), s.wrap("read canary", err)
+// Canary implements store.Keys.
+func (s *Store) Canary(ctx context.Context) (ledgerID, canary string, err error) {
+	err = s.pool.QueryRow(ctx, sqlCanary).Scan(&ledgerID, &canary)
+	return ledgerID, canary, s.wrap("read canary", err)
 }
 
 const sqlSealedTokens = `
@@ -38,11 +39,13 @@ func (s *Store) SealedTokens(ctx context.Context, after string, limit int) ([]st
 }
 
 // sqlReseal changes no row that is not what was read: what a worker has saved
-// since is newer. It waits for no lock longer than that of one save.
+// since is newer. It waits for nobody who holds a row, and so cannot deadlock
+// with another rotation either; such a row is looked at again.
 const sqlReseal = `
 UPDATE oauth_tokens AS t SET access_token = n.access, refresh_token = n.refresh
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[]) AS n (id, old_access, old_refresh, access, refresh)
-WHERE t.id = n.id AND t.access_token = n.old_access AND t.refresh_token = n.old_refresh`
+WHERE t.id = ANY (ARRAY(SELECT id FROM oauth_tokens WHERE id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED))
+  AND t.id = n.id AND t.access_token = n.old_access AND t.refresh_token = n.old_refresh`
 
 // Reseal implements store.Keys.
 func (s *Store) Reseal(ctx context.Context, rows []store.Resealed) (int, error) {

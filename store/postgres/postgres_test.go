@@ -65,6 +65,7 @@ func TestRotationUnderLoad(t *testing.T) {
 
 type testBundle struct {
 	url string
+	key string
 	st  *Store
 	now time.Time
 }
@@ -74,8 +75,10 @@ const acme = "acme"
 // setup opens a fresh ledger with one account.
 func setup(t *testing.T) *testBundle {
 	t.Helper()
-	b := &testBundle{url: pgtest.Migrated(t, Migrate), now: time.Now()}
-	b.st = open(t, b.url, newSealer(t))
+	b := &testBundle{url: pgtest.Migrated(t, Migrate), key: store.GenerateKey().Reveal(), now: time.Now()}
+	sealer, err := store.NewSealer(b.key)
+	check(t, err)
+	b.st = open(t, b.url, sealer)
 	check(t, b.add(t.Context()))
 	return b
 }
@@ -334,6 +337,36 @@ func TestURLErrorsNameThePlaceButNoPassword(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Whoever holds a row, an import or a second rotation, does not hold up a
+// rotation: it comes back to that row.
+func TestRotationWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.st.ImportAccount(t.Context(), store.Import{
+		Name: "free", XUserID: "2", Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New("r"), ExpiresAt: b.now}, Now: b.now,
+	})
+	check(t, err)
+	holder := connect(t, b.url)
+	tx, err := holder.Begin(t.Context())
+	check(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM oauth_tokens WHERE user_id = $1 FOR UPDATE", acme)
+	check(t, err)
+	sealer, err := store.NewSealer(store.GenerateKey().Reveal() + "," + b.key)
+	check(t, err)
+	r := store.Rotation{Rows: open(t, b.url, sealer), Sealer: sealer}
+	done, err := r.Run(t.Context(), func(store.RotationProgress) {})
+	check(t, err)
+	if done.Resealed != 1 || done.Behind != 1 {
+		t.Errorf("%d rows sealed anew and %d behind while one is held, want one each", done.Resealed, done.Behind)
+	}
+	check(t, tx.Rollback(t.Context()))
+	done, err = r.Run(t.Context(), func(store.RotationProgress) {})
+	check(t, err)
+	if done.Resealed != 1 || done.Behind != 0 {
+		t.Errorf("%d rows sealed anew and %d behind after that, want 1 and 0", done.Resealed, done.Behind)
 	}
 }
 

@@ -22,10 +22,12 @@ func queries() map[string]string {
 		"sqlAddAccount":       sqlAddAccount,
 		"sqlAddBatch":         sqlAddBatch,
 		"sqlAddLane":          sqlAddLane,
+		"sqlAddLink":          sqlAddLink,
 		"sqlAddPosts":         sqlAddPosts,
 		"sqlAddRequest":       sqlAddRequest,
 		"sqlAddRound":         sqlAddRound,
 		"sqlAddToken":         sqlAddToken,
+		"sqlBeginAttempt":     sqlBeginAttempt,
 		"sqlBehind":           sqlBehind,
 		"sqlCanary":           sqlCanary,
 		"sqlClaimDue":         sqlClaimDue,
@@ -34,21 +36,28 @@ func queries() map[string]string {
 		"sqlClock":            sqlClock,
 		"sqlCountDue":         sqlCountDue,
 		"sqlCountRequests":    sqlCountRequests,
+		"sqlDisconnect":       sqlDisconnect,
 		"sqlDueLanes":         sqlDueLanes,
 		"sqlEndHolds":         sqlEndHolds,
 		"sqlExtendLane":       sqlExtendLane,
 		"sqlFromAccounts":     sqlFromAccounts,
 		"sqlForgetBatches":    sqlForgetBatches,
+		"sqlForgetLinks":      sqlForgetLinks,
+		"sqlForgetPair":       sqlForgetPair,
 		"sqlForgetRefusals":   sqlForgetRefusals,
 		"sqlForgetRetries":    sqlForgetRetries,
 		"sqlForgetRounds":     sqlForgetRounds,
+		"sqlGiveUpAttempt":    sqlGiveUpAttempt,
 		"sqlHead":             sqlHead,
 		"sqlKeyUses":          sqlKeyUses,
 		"sqlLaneExists":       sqlLaneExists,
 		"sqlLedgerID":         sqlLedgerID,
+		"sqlLink":             sqlLink,
 		"sqlListRequests":     sqlListRequests,
+		"sqlLockAttempt":      sqlLockAttempt,
 		"sqlLockClaim":        sqlLockClaim,
 		"sqlLockLane":         sqlLockLane,
+		"sqlLockLink":         sqlLockLink,
 		"sqlLockRequest":      sqlLockRequest,
 		"sqlLockToken":        sqlLockToken,
 		"sqlMarkAnnounced":    sqlMarkAnnounced,
@@ -80,8 +89,10 @@ func queries() map[string]string {
 		"sqlSealedTokens":     sqlSealedTokens,
 		"sqlSetCanary":        sqlSetCanary,
 		"sqlToken":            sqlToken,
+		"sqlTakeAttempt":      sqlTakeAttempt,
 		"sqlTryLease":         sqlTryLease,
 		"sqlUnannounced":      sqlUnannounced,
+		"sqlUseLink":          sqlUseLink,
 		"sqlVersion":          sqlVersion,
 	}
 }
@@ -141,6 +152,8 @@ FROM generate_series(1, 5000) AS n, LATERAL (SELECT now() - n * interval '1 minu
 INSERT INTO posts (account, request_id, idx) SELECT account, id, 0 FROM requests;
 INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', convert_to(repeat('x', 1000), 'UTF8')
 FROM generate_series(1, 1000) AS n;
+INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at, attempt_state, attempt_browser, attempt_expires_at)
+SELECT sha256(n::text::bytea), 'a', '', now(), now(), sha256(n::text::bytea), sha256(''), now() FROM generate_series(1, 1000) AS n;
 ANALYZE;`
 
 // The queries that run all the time must not grow slower with the ledger's
@@ -157,8 +170,11 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"claim token", sqlClaimToken, `now(), '30s', '2m', '1m', 'a1', 1, false, false`, []string{"oauth_tokens_user_id_key", "oauth_tokens_pkey"}, false},
 		{"due lanes", sqlDueLanes, `now(), 100`, []string{"lanes_due"}, false},
 		{"end holds", sqlEndHolds, `'a1', 'poison', now()`, []string{"requests_"}, false},
+		{"forget links", sqlForgetLinks, `now() - interval '7 days', 100`, []string{"connect_links_expired"}, false},
 		{"forget refusals", sqlForgetRefusals, `now() - interval '30 days', 100`, []string{"refusals_latest"}, false},
 		{"head", sqlHead, `'a1', now()`, []string{"requests_begun", "requests_line", "requests_pkey"}, false},
+		{"link", sqlLockLink, `sha256('1')`, []string{"connect_links_pkey"}, false},
+		{"link's attempt", sqlLockAttempt, `sha256('1')`, []string{"connect_links_state"}, false},
 		{"list all", sqlListRequests, `'', '', '', '', NULL, 100`, []string{"requests_accepted"}, true},
 		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100`, []string{"requests_pkey"}, true},
 		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100`, []string{"requests_state"}, true},

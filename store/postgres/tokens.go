@@ -104,15 +104,16 @@ WITH picked AS (
     ORDER BY due_at, id LIMIT $6 FOR UPDATE SKIP LOCKED
 )` + claimPicked
 
-// ClaimDue implements store.Tokens. Tokens that do not open stay claimed until
-// their lease ends and come back as the error, beside the ones that do.
+// ClaimDue implements store.Tokens.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
 	rows, err := collect(ctx, s.pool, scanToken, sqlClaimDue,
 		claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Round, claim.Limit)
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
 	}
-	tokens, err := s.sealer.OpenTokens(rows)
+	tokens, err := s.sealer.OpenTokens(rows, func(token store.Token, why error) error {
+		return s.SaveTokenFailure(ctx, token, store.TokenFailure{Error: why.Error(), NextAttempt: claim.Now, Now: claim.Now})
+	})
 	return tokens, s.wrap("claim due tokens", err)
 }
 
@@ -187,6 +188,38 @@ func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure
 	startedAt, nextAttempt := failure.Leaves(claim)
 	return s.wrap("save token failure", fenced(changed(ctx, s.pool, sqlSaveTokenFailure,
 		claim.ID, claim.Version, claim.LeaseID, moment(startedAt), moment(nextAttempt), failure.MetaPatch())))
+}
+
+const (
+	sqlDisconnect = `
+UPDATE oauth_tokens
+SET version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
+    metadata = metadata || $2
+WHERE user_id = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())`
+	sqlForgetPair = `UPDATE oauth_tokens SET access_token = $3, refresh_token = $4 WHERE id = $1 AND version = $2 AND requires_reauth`
+)
+
+// Disconnect implements store.Tokens. A token that does not open stays as it is:
+// the transaction is rolled back.
+func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
+	err = s.change(ctx, "disconnect account", func(tx pgx.Tx) error {
+		n, err := changed(ctx, tx, sqlDisconnect, account, store.DisconnectedMeta(now))
+		if err != nil {
+			return err
+		}
+		token, err = s.readToken(ctx, tx, account)
+		return orNone(n, err, store.ErrTokenBusy)
+	})
+	return token, err
+}
+
+// ForgetPair implements store.Tokens.
+func (s *Store) ForgetPair(ctx context.Context, token store.Token) error {
+	access, refresh, err := s.sealer.SealPair(token.ID, store.Pair{})
+	if err != nil {
+		return s.wrap("forget token", err)
+	}
+	return s.wrap("forget token", fenced(changed(ctx, s.pool, sqlForgetPair, token.ID, token.Version, access, refresh)))
 }
 
 const sqlRetries = `

@@ -8,25 +8,26 @@ import (
 )
 
 const sqlKeyUses = `
-SELECT substr(access_token, 5, 8), substr(refresh_token, 5, 8), count(*) FROM oauth_tokens GROUP BY 1, 2`
+SELECT substr(access_token, 1, ?1), substr(refresh_token, 1, ?1), count(*) FROM oauth_tokens GROUP BY 1, 2`
 
 // KeyUses implements store.Keys.
 func (s *Store) KeyUses(ctx context.Context) (uses []store.KeyUse, err error) {
 	err = s.view(ctx, "count keys", func(tx *sql.Tx) (err error) {
 		uses, err = collect(ctx, tx, func(row scanner) (u store.KeyUse, err error) {
-			err = row.Scan(&u.AccessKey, &u.RefreshKey, &u.Rows)
+			var access, refresh string
+			err = row.Scan(&access, &refresh, &u.Rows)
+			u.AccessKey, u.RefreshKey = store.KeyIDOf(access), store.KeyIDOf(refresh)
 			return u, err
-		}, sqlKeyUses)
+		}, sqlKeyUses, store.SealedPrefixBytes)
 		return err
 	})
 	return uses, err
 }
 
-// CanaryKey implements store.Keys.
-func (s *Store) CanaryKey(ctx context.Context) (string, error) {
-	var id, canary string
-	err := s.read.QueryRowContext(ctx, sqlReadCanary).Scan(&id, &canary)
-	return store.KeyIDOf(canary), s.wrap("read canary", err)
+// Canary implements store.Keys.
+func (s *Store) Canary(ctx context.Context) (ledgerID, canary string, err error) {
+	err = s.read.QueryRowContext(ctx, sqlReadCanary).Scan(&ledgerID, &canary)
+	return ledgerID, canary, s.wrap("read canary", err)
 }
 
 const sqlSealedTokens = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens WHERE id > ?1 ORDER BY id LIMIT ?2`

@@ -140,7 +140,9 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := s.sealer.OpenTokens(rows)
+	tokens, err := s.sealer.OpenTokens(rows, func(token store.Token, why error) error {
+		return s.SaveTokenFailure(ctx, token, store.TokenFailure{Error: why.Error(), NextAttempt: claim.Now, Now: claim.Now})
+	})
 	return tokens, s.wrap("claim due tokens", err)
 }
 
@@ -218,6 +220,51 @@ func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure
 		startedAt, nextAttempt := failure.Leaves(claim)
 		return fenced(changed(ctx, tx, sqlSaveTokenFailure, claim.ID, claim.Version, claim.LeaseID,
 			micros(startedAt), micros(nextAttempt), string(patch)))
+	})
+}
+
+const (
+	sqlDisconnect = `
+UPDATE oauth_tokens
+SET version = version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0, next_attempt_at = NULL,
+    metadata = json_patch(metadata, ?3)
+WHERE user_id = ?1 AND (lease_until IS NULL OR lease_until <= ?2)`
+	sqlForgetPair = `UPDATE oauth_tokens SET access_token = ?3, refresh_token = ?4 WHERE id = ?1 AND version = ?2 AND requires_reauth = 1`
+)
+
+// Disconnect implements store.Tokens. A token that does not open stays as it is:
+// the transaction is rolled back.
+func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
+	err = s.change(ctx, "disconnect account", func(tx *sql.Tx) error {
+		patch, err := json.Marshal(store.DisconnectedMeta(now))
+		if err != nil {
+			return err
+		}
+		n, err := changed(ctx, tx, sqlDisconnect, account, micros(now), string(patch))
+		if err != nil {
+			return err
+		}
+		sealed, err := scanToken(tx.QueryRowContext(ctx, sqlToken, account))
+		switch {
+		case err != nil:
+			return missing(err, store.ErrNotFound)
+		case n == 0:
+			return store.ErrTokenBusy
+		}
+		token, err = s.sealer.OpenToken(sealed)
+		return err
+	})
+	return token, err
+}
+
+// ForgetPair implements store.Tokens.
+func (s *Store) ForgetPair(ctx context.Context, token store.Token) error {
+	return s.change(ctx, "forget token", func(tx *sql.Tx) error {
+		access, refresh, err := s.sealer.SealPair(token.ID, store.Pair{})
+		if err != nil {
+			return err
+		}
+		return fenced(changed(ctx, tx, sqlForgetPair, token.ID, token.Version, access, refresh))
 	})
 }
 

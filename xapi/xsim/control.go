@@ -56,6 +56,10 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 			return noSuchUser(user)
 		}
 		return jsonAnswer(http.StatusOK, map[string]bool{"revoked": true})
+	case "GET /_sim/consent":
+		return jsonAnswer(http.StatusOK, s.ConsentInForce())
+	case "PUT /_sim/consent":
+		return s.controlConsent(body)
 	case "POST /_sim/reset":
 		s.Reset()
 		return jsonAnswer(http.StatusOK, map[string]bool{"reset": true})
@@ -73,6 +77,17 @@ func (s *Server) controlAddAccount(body []byte) answer {
 		return controlError(http.StatusBadRequest, err)
 	}
 	return jsonAnswer(http.StatusCreated, grant)
+}
+
+func (s *Server) controlConsent(body []byte) answer {
+	var consent Consent
+	if err := decodeStrict(body, &consent); err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	if err := s.SetConsent(consent); err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	return jsonAnswer(http.StatusOK, consent)
 }
 
 // replace reads a list and sets it; the answer repeats it.

@@ -11,9 +11,12 @@
 // # What is modelled
 //
 //   - POST /2/oauth2/token (authorization_code with PKCE S256, refresh_token) and
-//     POST /2/oauth2/revoke, GET /i/oauth2/authorize (consent is given at once).
-//     Refresh tokens are single use: a used one is refused and takes its whole
-//     family, access tokens included, with it.
+//     POST /2/oauth2/revoke. Refresh tokens are single use: a used one is refused
+//     and takes its whole family, access tokens included, with it.
+//   - GET /i/oauth2/authorize: a page with a button for each account, for a person
+//     with a browser, or an answer at once ([Consent]). A code can be exchanged
+//     once, within 30 seconds, by the client that asked for it, with its verifier
+//     and the same redirect_uri; the exchange ends earlier pairs of the user.
 //   - POST /2/tweets, DELETE and GET /2/tweets/{id}, GET /2/tweets: schema with
 //     additionalProperties false, weighted length, links of 23 characters,
 //     duplicate filter, reply and quote rules, cashtag rule, media ownership and
@@ -71,6 +74,8 @@
 //	PUT    /_sim/limits            [Limit]; laid over the defaults, all windows start anew
 //	GET    /_sim/tokens?user=      Token: the pair in force
 //	DELETE /_sim/tokens?user=      the user withdraws consent
+//	GET    /_sim/consent           Consent in force
+//	PUT    /_sim/consent           Consent: what the next visitor of the authorize page does
 //	POST   /_sim/reset             forgets everything, faults and limits included
 //	GET    /_sim/healthz           {"status":"ok"}
 package xsim

@@ -124,7 +124,8 @@ func TestExchangeUnderWay(t *testing.T) {
 
 func TestExchangesOfCodes(t *testing.T) {
 	t.Parallel()
-	b, form := setupCode(t)
+	b := setup(t)
+	form := b.consent()
 	code := form.Get("code")
 	for range 2 {
 		b.do(xsim.Grant{}, "POST", "/2/oauth2/token", formType, form.Encode())

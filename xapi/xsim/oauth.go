@@ -2,8 +2,6 @@ package xsim
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"mime"
@@ -18,9 +16,6 @@ import (
 const (
 	accessTTLDefault  = 2 * time.Hour
 	refreshTTLDefault = 180 * 24 * time.Hour
-
-	// codeTTL is how long an authorization code can be exchanged.
-	codeTTL = 30 * time.Second
 
 	// DefaultScope is what an account grants unless NewAccount says otherwise.
 	DefaultScope = "tweet.read tweet.write users.read media.write offline.access"
@@ -124,14 +119,6 @@ type refreshToken struct {
 	used     bool
 	answered bool  // the client has the successor
 	by       *call // the exchange, while it is under way
-}
-
-type authCode struct {
-	grant       *grant // not in force until the code is exchanged
-	redirectURI string
-	challenge   string
-	expires     time.Time
-	used        bool
 }
 
 // AddAccount adds an account and consents in its name. If the handle exists,
@@ -282,14 +269,14 @@ func (g *grant) allows(scopes []string) bool {
 }
 
 // identify finds the account behind the call's token, if the token is good. On
-// the token endpoint a refresh token names its account even when it is refused,
-// so that faults and books can tell.
+// the app's own endpoints a token or code names its account even when it is
+// refused, so that faults and books can tell.
 func (s *Server) identify(c *call) {
 	c.account, c.grant = nil, nil
-	if c.endpoint == EndpointToken {
+	if c.endpoint == EndpointToken || c.endpoint == EndpointRevoke {
 		form, _ := url.ParseQuery(string(c.body))
-		if t := s.w.refresh[form.Get("refresh_token")]; t != nil {
-			c.account, c.grant = t.grant.account, t.grant
+		if g := s.w.grantOf(form); g != nil {
+			c.account, c.grant = g.account, g
 		}
 		return
 	}
@@ -302,35 +289,20 @@ func (s *Server) identify(c *call) {
 	}
 }
 
-// authorize gives consent at once, in the name of the user of the extra
-// parameter "user", or else of the newest account, and redirects with a code.
-func (s *Server) authorize(c *call) answer {
-	q := c.r.URL.Query()
-	redirect, err := url.Parse(q.Get("redirect_uri"))
-	a := s.w.user(q.Get("user"))
-	if q.Get("user") == "" && len(s.w.order) > 0 {
-		a = s.w.order[len(s.w.order)-1]
+// grantOf finds the grant whose token or code is in a form, nil for none.
+func (w *world) grantOf(form url.Values) *grant {
+	for _, name := range []string{"refresh_token", "token"} {
+		if t := w.refresh[form.Get(name)]; t != nil {
+			return t.grant
+		}
 	}
-	switch {
-	case err != nil || redirect.Host == "" || redirect.Hostname() == "localhost":
-		return s.badGrant(c, "Value passed for the redirect uri did not match the uri of the authorization code.")
-	case q.Get("response_type") != "code" || q.Get("code_challenge_method") != "S256" || q.Get("code_challenge") == "":
-		return s.badGrant(c, "response_type must be code, with a code_challenge of method S256.")
-	case q.Get("state") == "" || len(q.Get("state")) > 500 || q.Get("client_id") == "" || s.ClientID != "" && q.Get("client_id") != s.ClientID:
-		return s.badGrant(c, "Missing or invalid client_id or state.")
-	case a == nil:
-		return s.badGrant(c, "No such user.")
+	if t := w.access[form.Get("token")]; t != nil {
+		return t.grant
 	}
-	g := s.newGrant(a, q.Get("scope"), 0)
-	code := s.secret("code", g)
-	s.w.codes[code] = &authCode{
-		grant: g, redirectURI: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), expires: c.now.Add(codeTTL),
+	if code := w.codes[form.Get("code")]; code != nil {
+		return code.grant
 	}
-	back := redirect.Query()
-	back.Set("code", code)
-	back.Set("state", q.Get("state"))
-	redirect.RawQuery = back.Encode()
-	return answer{status: http.StatusFound, location: redirect.String()}
+	return nil
 }
 
 func (s *Server) badGrant(c *call, description string) answer {
@@ -404,23 +376,6 @@ func (s *Server) rotate(c *call, value string) answer {
 	t.grant.refreshes++
 	s.issue(t.grant, "", "")
 	return pairAnswer(t.grant)
-}
-
-func (s *Server) exchangeCode(c *call, form url.Values) answer {
-	code := s.w.codes[form.Get("code")]
-	sum := sha256.Sum256([]byte(form.Get("code_verifier")))
-	good := code != nil && !code.used && c.now.Before(code.expires)
-	if code != nil {
-		code.used = true // by the first who presents it, and be it for nothing
-	}
-	if !good || form.Get("redirect_uri") != code.redirectURI ||
-		base64.RawURLEncoding.EncodeToString(sum[:]) != code.challenge {
-		return c.refuse(oauthRefusal(http.StatusBadRequest, "invalid_request", "Value passed for the authorization code was invalid."))
-	}
-	c.effect, c.account, c.grant = true, code.grant.account, code.grant
-	s.enforce(code.grant)
-	s.issue(code.grant, "", "")
-	return pairAnswer(code.grant)
 }
 
 // refuse notes that the token or code is at fault, not the way in which it was presented.

@@ -2,8 +2,6 @@ package xsim_test
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"net/http"
 	"net/url"
 	"strings"
@@ -182,71 +180,6 @@ func TestRevoke(t *testing.T) {
 	revoke(b.grant.RefreshToken)
 	b.want(b.refresh(b.grant.RefreshToken), 400, badToken)
 	b.wantViolations()
-}
-
-// setupCode is setup with a code that ann's consent gave; the form exchanges it.
-func setupCode(t *testing.T) (*testBundle, url.Values) {
-	t.Helper()
-	const verifier = "a-verifier-of-some-length"
-	sum := sha256.Sum256([]byte(verifier))
-	b := setup(t)
-	q := url.Values{
-		"response_type": {"code"}, "client_id": {"app"}, "redirect_uri": {redirect}, "state": {"s"}, "user": {"ann"},
-		"scope":          {xsim.DefaultScope},
-		"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
-	}
-	req, _ := http.NewRequestWithContext(t.Context(), "GET", "https://x.com/i/oauth2/authorize?"+q.Encode(), nil)
-	resp, err := b.x.RoundTrip(req)
-	if err != nil || resp.StatusCode != 302 {
-		t.Fatal(resp, err)
-	}
-	back, err := resp.Location()
-	if err != nil || back.Query().Get("state") != "s" {
-		t.Fatal(back, err)
-	}
-	return b, url.Values{"grant_type": {"authorization_code"}, "code": back.Query()["code"], "redirect_uri": {redirect}, "code_verifier": {verifier}}
-}
-
-const redirect = "http://127.0.0.1:1/callback"
-
-func TestAuthorizationCode(t *testing.T) {
-	t.Parallel()
-	exchange := func(b *testBundle, form url.Values) result {
-		return b.do(xsim.Grant{}, "POST", "/2/oauth2/token", "application/x-www-form-urlencoded", form.Encode())
-	}
-	refused := `{"error":"invalid_request","error_description":"Value passed for the authorization code was invalid."}`
-
-	t.Run("bad_requests", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		good := "response_type=code&client_id=app&state=s&code_challenge=c&code_challenge_method=S256&user=ann&redirect_uri=" + url.QueryEscape(redirect)
-		for from, to := range map[string]string{
-			"127.0.0.1": "localhost", "S256": "plain", "state=s": "state=", "user=ann": "user=nobody", "response_type=code": "response_type=token",
-		} {
-			b.want(b.do(xsim.Grant{}, "GET", "/i/oauth2/authorize?"+strings.Replace(good, from, to, 1), "", ""), 400, "")
-		}
-	})
-	t.Run("late", func(t *testing.T) {
-		t.Parallel()
-		b, form := setupCode(t)
-		b.clock.pass(30 * time.Second)
-		b.want(exchange(b, form), 400, refused)
-	})
-	t.Run("once", func(t *testing.T) {
-		t.Parallel()
-		b, form := setupCode(t)
-		r := exchange(b, form)
-		b.want(r, 200, "")
-		b.want(b.do(xsim.Grant{AccessToken: field(t, r.body, "access_token")}, "GET", "/2/users/me", "", ""), 200, "")
-		b.want(b.do(b.grant, "GET", "/2/users/me", "", ""), 401, unauthorized) // the earlier consent has ended
-		b.want(exchange(b, form), 400, refused)
-	})
-	t.Run("wrong_verifier", func(t *testing.T) {
-		t.Parallel()
-		b, form := setupCode(t)
-		form.Set("code_verifier", "another")
-		b.want(exchange(b, form), 400, refused)
-	})
 }
 
 func TestAddAccountWithID(t *testing.T) {

@@ -69,6 +69,10 @@ type Server struct {
 	ClientID     string
 	ClientSecret string
 
+	// RedirectURIs are registered with the app: the authorize page takes these
+	// alone, to the letter. Without any it takes all but localhost.
+	RedirectURIs []string
+
 	// AccessTokenTTL is the life of an access token; 0 means two hours.
 	AccessTokenTTL time.Duration
 
@@ -130,6 +134,7 @@ type world struct {
 	access  map[string]*accessToken
 	refresh map[string]*refreshToken
 	codes   map[string]*authCode
+	consent Consent // on the authorize page
 
 	posts     map[string]*post
 	postOrder []*post

@@ -204,6 +204,28 @@ CREATE TABLE leases (
     until timestamptz NOT NULL
 );
 
+-- One-time links by which people connect accounts. Of token, state and browser,
+-- each random and long, it holds the SHA-256 alone. The attempt is the newest
+-- one; taking it removes its verifier.
+CREATE TABLE connect_links (
+    token_hash         bytea PRIMARY KEY CHECK (octet_length(token_hash) = 32),
+    account            text NOT NULL CHECK (account <> ''), -- may not exist yet
+    return_to          text NOT NULL,
+    created_at         timestamptz NOT NULL,
+    expires_at         timestamptz NOT NULL,
+    used_at            timestamptz, -- when an account was connected by it
+    attempt_state      bytea CONSTRAINT connect_links_state UNIQUE CHECK (octet_length(attempt_state) = 32),
+    attempt_browser    bytea CHECK (octet_length(attempt_browser) = 32),
+    attempt_verifier   text CHECK (attempt_verifier LIKE 'jp1.%'), -- sealed
+    attempt_expires_at timestamptz,
+    busy_until         timestamptz, -- while the attempt is being finished
+    CHECK ((attempt_state IS NULL) = (attempt_browser IS NULL)),
+    CHECK ((attempt_state IS NULL) = (attempt_expires_at IS NULL)),
+    CHECK (attempt_verifier IS NULL OR attempt_state IS NOT NULL)
+);
+CREATE INDEX connect_links_expired ON connect_links (expires_at);
+
 -- +goose Down
 
-DROP TABLE leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, refresh_journal, oauth_tokens, accounts, ledger;
+DROP TABLE connect_links, leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, refresh_journal, oauth_tokens, accounts,
+    ledger;

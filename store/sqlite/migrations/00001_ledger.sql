@@ -213,3 +213,25 @@ CREATE TABLE leases (
     owner TEXT    NOT NULL,
     until INTEGER NOT NULL
 ) STRICT;
+
+-- One-time links by which people connect accounts. Token, state and browser are
+-- random and long: of each there is only its SHA-256. The columns of the attempt
+-- are of the newest; its verifier goes when it is taken.
+CREATE TABLE connect_links (
+    token_hash         BLOB    NOT NULL PRIMARY KEY CHECK (length(token_hash) = 32),
+    account            TEXT    NOT NULL CHECK (account <> ''), -- it need not exist yet
+    return_to          TEXT    NOT NULL,
+    created_at         INTEGER NOT NULL,
+    expires_at         INTEGER NOT NULL,
+    used_at            INTEGER, -- when an account was connected
+    attempt_state      BLOB    UNIQUE CHECK (length(attempt_state) = 32),
+    attempt_browser    BLOB    CHECK (length(attempt_browser) = 32),
+    attempt_verifier   TEXT    CHECK (attempt_verifier GLOB 'jp1.*'), -- sealed
+    attempt_expires_at INTEGER,
+    busy_until         INTEGER, -- while the attempt is being finished
+    CHECK ((attempt_state IS NULL) = (attempt_browser IS NULL)),
+    CHECK ((attempt_state IS NULL) = (attempt_expires_at IS NULL)),
+    CHECK (attempt_verifier IS NULL OR attempt_state IS NOT NULL)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX connect_links_expired ON connect_links (expires_at);

@@ -1,0 +1,406 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// storeBound is how long the database is asked to take the pair of a consent,
+// which is the only one that X takes from then on.
+const storeBound = 30 * time.Second
+
+// Connector makes a consent that an account's owner gave into tokens, and takes
+// the tokens back.
+type Connector struct {
+	OAuth    *xapi.OAuth
+	Importer *Importer
+	Tokens   store.Tokens
+	// Announce tells what an account requires; nil leaves that to the workers.
+	Announce interface {
+		AnnounceAccounts(ctx context.Context, account string) error
+	}
+	Log *slog.Logger
+}
+
+// Connector connects accounts in the desk's ledger.
+func (d *Desk) Connector() (*Connector, error) {
+	if err := (Config{X: d.x}).validate(needs{x: true}); err != nil {
+		return nil, err
+	}
+	return &Connector{
+		OAuth: &xapi.OAuth{
+			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL,
+			HTTPClient: &http.Client{Transport: xapi.NewTransport()},
+		},
+		Importer: d.Importer(), Tokens: d.Ledger, Announce: d.announcer, Log: d.log,
+	}, nil
+}
+
+// AuthorizeURL is the page on which X asks for the consent that Connect takes.
+func (c *Connector) AuthorizeURL(state, verifier, redirectURI string) string {
+	return c.OAuth.AuthorizeURL(state, verifier, redirectURI, xapi.ConsentScopes())
+}
+
+// Connected is an account whose tokens came of a consent.
+type Connected struct {
+	Imported
+	Scope     string    `json:"scope"`
+	ExpiresAt time.Time `json:"token_expires_at"`
+}
+
+// Connect trades the code of a consent for the tokens of the account and stores
+// them. An account that had to be connected again goes on.
+//
+// X ends the user's earlier tokens as it gives new ones, so from then on nothing
+// may keep these from the database: the end of ctx counts only before. It fails
+// with *MissingScopesError, with *WrongUserError, or with an error of xapi inside;
+// each has a Hint.
+func (c *Connector) Connect(ctx context.Context, account, code, verifier, redirectURI string) (Connected, error) {
+	if err := ctx.Err(); err != nil {
+		return Connected{}, err
+	}
+	if err := CheckAccountName(account); err != nil {
+		return Connected{}, err
+	}
+	// What would keep the pair from the database is found out while the code is
+	// whole: X ends the earlier tokens only as it gives new ones.
+	if _, err := c.Tokens.Token(ctx, account); err != nil && !errors.Is(err, store.ErrNotFound) && !errors.As(err, new(*store.DamagedError)) {
+		return Connected{}, notYetConnected(account, err)
+	}
+	ctx = context.WithoutCancel(ctx)
+	pair, err := c.OAuth.Exchange(ctx, code, verifier, redirectURI)
+	if err != nil {
+		return Connected{}, exchangeError(account, redirectURI, err)
+	}
+	if missing := missingScopes(pair); len(missing) > 0 {
+		return Connected{}, &MissingScopesError{Account: account, Missing: missing, NotRevoked: c.revoke(ctx, pair.RefreshToken, pair.AccessToken)}
+	}
+	me, err := c.Importer.whose(ctx, pair.AccessToken)
+	if err != nil {
+		return Connected{}, &HintError{
+			Err: fmt.Errorf("connect %s: X does not say whose consent this is: nothing was stored%s: %w",
+				account, takenBack(c.revoke(ctx, pair.RefreshToken, pair.AccessToken)), err),
+			Help: "once X answers, connect it again with: " + connectCommand(account),
+		}
+	}
+	in := store.Import{
+		Name: account, XUserID: me.ID, Username: me.Username, Consented: true, Now: time.Now(),
+		Pair: store.Pair{
+			Access: secret.New(pair.AccessToken), Refresh: secret.New(pair.RefreshToken), ExpiresAt: pair.ExpiresAt, Scope: pair.Scope,
+		},
+	}
+	imported, err := c.save(ctx, in)
+	switch {
+	case errors.Is(err, store.ErrNameTaken), errors.Is(err, store.ErrUserTaken):
+		return Connected{}, c.wrongUser(ctx, in)
+	case err != nil:
+		return Connected{}, notStored(account, err)
+	}
+	return Connected{Imported: imported, Scope: pair.Scope, ExpiresAt: pair.ExpiresAt}, nil
+}
+
+// save stores the pair of a consent, and has the account go on. A database that
+// does not answer is asked again until storeBound is over.
+func (c *Connector) save(ctx context.Context, in store.Import) (imported Imported, err error) {
+	waiting, stop := context.WithTimeout(ctx, storeBound)
+	defer stop()
+	tries := 0
+	_, _ = until(waiting, func() (bool, error) { // err tells
+		imported, err = c.Importer.store(waiting, in)
+		final := err == nil || errors.Is(err, store.ErrNameTaken) || errors.Is(err, store.ErrUserTaken)
+		if tries++; tries == 1 && !final {
+			c.Log.Warn("ledger.unavailable", "account", in.Name, "error", err, "given_up_in", storeBound)
+		}
+		return final, nil
+	})
+	if err != nil {
+		return Imported{}, err
+	}
+	if imported.Result == store.TokenUnchanged {
+		// Each code brings a pair of its own: an earlier try stored this one, and
+		// the database's answer to it was lost.
+		imported.Result = store.TokenReplaced
+	}
+	c.tell(ctx, in.Name, c.Importer.ring(ctx, in.Name))
+	return imported, nil
+}
+
+// tell announces what a change that is committed means for the account. Workers
+// find out by themselves what cannot be told now.
+func (c *Connector) tell(ctx context.Context, account string, err error) {
+	if c.Announce != nil {
+		err = errors.Join(err, c.Announce.AnnounceAccounts(ctx, account))
+	}
+	if err != nil {
+		c.Log.Warn("event.delayed", "account", account, "error", err)
+	}
+}
+
+// wrongUser settles a consent of another X user than the account's. Where that
+// user is an account of its own, X has ended the tokens that it had: the new ones
+// are stored there, so that nobody loses anything by a mistaken login.
+func (c *Connector) wrongUser(ctx context.Context, in store.Import) error {
+	wrong := &WrongUserError{Account: in.Name, Username: in.Username}
+	accounts, err := c.Importer.Ledger.Accounts(ctx)
+	if err != nil {
+		return notStored(in.Name, err)
+	}
+	for _, a := range accounts {
+		switch {
+		case a.XUserID == in.XUserID:
+			wrong.KnownAs = a.Name
+		case a.Name == in.Name:
+			wrong.Owner = a.Username
+		}
+	}
+	if wrong.KnownAs == "" {
+		wrong.NotRevoked = c.revoke(ctx, in.Pair.Refresh.Reveal(), in.Pair.Access.Reveal())
+		return wrong
+	}
+	in.Name = wrong.KnownAs
+	_, wrong.NotStored = c.save(ctx, in)
+	return wrong
+}
+
+// revoke takes tokens back, the one that could bring new ones first.
+func (c *Connector) revoke(ctx context.Context, refresh, access string) error {
+	var failure error
+	for _, token := range []string{refresh, access} {
+		if token == "" {
+			continue
+		}
+		// What is wrong is mostly wrong with both, and told once.
+		if err := c.OAuth.Revoke(ctx, token); err != nil && (failure == nil || failure.Error() != err.Error()) {
+			failure = errors.Join(failure, err)
+		}
+	}
+	return failure
+}
+
+// connectCommand is what connects an account.
+func connectCommand(account string) string { return "jetpost accounts connect " + account }
+
+// CheckAccountName tells why a name is none for an account.
+func CheckAccountName(name string) error {
+	if !accountName.MatchString(name) {
+		return fmt.Errorf("name %q: use 1 to 63 of a-z 0-9 _ -", name)
+	}
+	return nil
+}
+
+// notYetConnected says why the code of a consent was not exchanged.
+func notYetConnected(account string, err error) error {
+	help := "nothing has changed; once the database works, connect it again with: " + connectCommand(account)
+	if missing := new(store.KeyError); errors.As(err, &missing) {
+		help = missing.Hint() + "; nothing has changed"
+	}
+	return &HintError{Err: fmt.Errorf("connect %s: look at its tokens: %w", account, err), Help: help}
+}
+
+func notStored(account string, err error) error {
+	return &HintError{
+		Err:  fmt.Errorf("connect %s: store its tokens: %w", account, err),
+		Help: "X has ended the tokens that it had before: once the database works, connect it again with: " + connectCommand(account),
+	}
+}
+
+// exchangeError says what to do where X gave no tokens for a code.
+func exchangeError(account, redirectURI string, err error) error {
+	var (
+		refused   *xapi.CodeRefusedError
+		app       *xapi.AppAuthError
+		stop      *xapi.AppStopError
+		ambiguous *xapi.AmbiguousError
+		again     = "start again with: " + connectCommand(account)
+		help      = "nothing has changed; once X can be reached, " + again
+	)
+	switch {
+	case errors.As(err, &refused) && strings.Contains(strings.ToLower(refused.Err.Words()), "redirect uri"):
+		help = "register " + redirectURI + " in X's developer console, to the letter, then " + again
+	case errors.As(err, &refused):
+		help = "a code works once, and for 30 seconds: " + again
+	case errors.As(err, &app):
+		help = "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, then " + again
+	case errors.As(err, &stop):
+		help = Advice(jetpost.Code(stop.Reason)) + "; then " + again
+	case errors.As(err, &ambiguous):
+		help = "X may have ended the tokens that it had before: as soon as X answers, " + again
+	}
+	return &HintError{Err: fmt.Errorf("connect %s: %w", account, err), Help: help}
+}
+
+// missingScopes are those that a consent lacks.
+func missingScopes(pair xapi.TokenPair) []string {
+	granted := strings.Fields(pair.Scope)
+	if len(granted) == 0 { // OAuth: then it is what was asked for
+		granted = xapi.ConsentScopes()
+	}
+	return slices.DeleteFunc(xapi.ConsentScopes(), func(scope string) bool {
+		return slices.Contains(granted, scope) && (scope != "offline.access" || pair.RefreshToken != "")
+	})
+}
+
+// scopePurpose is what jetpost needs a scope for.
+func scopePurpose(scope string) string {
+	switch scope {
+	case "tweet.read", "users.read":
+		return "to see whose account it is"
+	case "tweet.write":
+		return "to post"
+	case "offline.access":
+		return "to renew its tokens"
+	case "media.write":
+		return "to upload images"
+	default:
+		return "to work"
+	}
+}
+
+// MissingScopesError says that a consent lacks what jetpost needs. Nothing was
+// stored.
+type MissingScopesError struct {
+	Account string
+	Missing []string
+	// NotRevoked is why X did not confirm that the consent was taken back.
+	NotRevoked error
+}
+
+func (e *MissingScopesError) Error() string {
+	missing := make([]string, len(e.Missing))
+	for i, scope := range e.Missing {
+		missing[i] = scope + " (" + scopePurpose(scope) + ")"
+	}
+	return fmt.Sprintf("connect %s: the consent lacks %s: nothing was stored%s", e.Account, strings.Join(missing, ", "), takenBack(e.NotRevoked))
+}
+
+// takenBack goes on with what became of a consent that was not wanted.
+func takenBack(notRevoked error) string {
+	if notRevoked != nil {
+		return ", and X did not confirm that the consent was taken back: " + oneLine(notRevoked)
+	}
+	return ", and the consent was taken back"
+}
+
+// Hint tells the operator what to do.
+func (e *MissingScopesError) Hint() string {
+	return "X may have ended the tokens that it had before: give the app the permission to read and write in X's developer console, then connect it again with: " +
+		connectCommand(e.Account)
+}
+
+// WrongUserError says that the consent was given by another X user than the one
+// whose account was to be connected.
+type WrongUserError struct {
+	Account  string
+	Owner    string // username of the account, "" where there is none of that name
+	Username string // who consented
+	// KnownAs is the account that this user is: the new tokens are stored there,
+	// unless NotStored says why they are not.
+	KnownAs   string
+	NotStored error
+	// NotRevoked is why X did not confirm that the consent of an unknown user was
+	// taken back.
+	NotRevoked error
+}
+
+func (e *WrongUserError) Error() string {
+	whose := fmt.Sprintf("connect %s: the consent is of @%s", e.Account, e.Username)
+	if e.Owner != "" {
+		whose += fmt.Sprintf(", but %s is @%s", e.Account, e.Owner)
+	}
+	switch {
+	case e.KnownAs == "":
+		return whose + ": nothing was stored" + takenBack(e.NotRevoked)
+	case e.NotStored != nil:
+		return fmt.Sprintf("%s: @%s is account %s, whose new tokens could not be stored: %s", whose, e.Username, e.KnownAs, oneLine(e.NotStored))
+	default:
+		return fmt.Sprintf("%s: @%s is account %s, where the new tokens are stored", whose, e.Username, e.KnownAs)
+	}
+}
+
+// Hint tells the operator what to do.
+func (e *WrongUserError) Hint() string {
+	switch {
+	case e.NotStored != nil:
+		return "once the database works, connect that one again with: " + connectCommand(e.KnownAs)
+	case e.Owner != "":
+		return "log in to X as @" + e.Owner + ", then connect it again with: " + connectCommand(e.Account)
+	default:
+		return "go on with the name that it has; for another account log in to X as that one, then: " + connectCommand(e.Account)
+	}
+}
+
+// Disconnected is an account that was disconnected.
+type Disconnected struct {
+	Name     string `json:"name"`
+	XUserID  string `json:"x_user_id"`
+	Username string `json:"username"`
+	// Open counts its unfinished requests: they wait until it is connected again.
+	Open int `json:"open_requests"`
+	// Revoked tells that X confirmed that it takes the tokens no more.
+	Revoked bool `json:"revoked"`
+}
+
+// NotRevokedError says that an account is disconnected, and its requests wait, but
+// that X did not confirm that its tokens are dead.
+type NotRevokedError struct {
+	Account string
+	Err     error
+}
+
+func (e *NotRevokedError) Error() string {
+	return fmt.Sprintf("%s is disconnected here, but X did not confirm that its tokens were revoked: %s", e.Account, oneLine(e.Err))
+}
+func (e *NotRevokedError) Unwrap() error { return e.Err }
+
+// Hint tells the operator what to do.
+func (e *NotRevokedError) Hint() string {
+	return "try once more with: jetpost accounts disconnect " + e.Account +
+		"    or withdraw the app's access on X: Settings, Security and account access, Apps and sessions, Connected apps"
+}
+
+// Disconnect ends the use of an account: first here, so that whatever happens
+// next its requests wait and nobody uses its tokens, then at X. It fails with
+// store.ErrNotFound, with *NotRevokedError once it is disconnected here, and with
+// store.ErrTokenBusy inside while its token is being renewed.
+func (c *Connector) Disconnect(ctx context.Context, name string) (Disconnected, error) {
+	account, err := c.Importer.Ledger.Account(ctx, name)
+	if err != nil {
+		return Disconnected{}, accountError(name, err)
+	}
+	token, err := c.Tokens.Disconnect(ctx, name, time.Now())
+	switch {
+	case errors.Is(err, store.ErrTokenBusy):
+		return Disconnected{}, &HintError{Err: fmt.Errorf("disconnect %s: %w", name, store.ErrTokenBusy), Help: "try again in a moment"}
+	case err != nil:
+		return Disconnected{}, accountError(name, err)
+	}
+	ctx = context.WithoutCancel(ctx)
+	c.tell(ctx, name, nil)
+	done := Disconnected{Name: name, XUserID: account.XUserID, Username: account.Username, Open: account.Open}
+	if err := c.revoke(ctx, token.Refresh.Reveal(), token.Access.Reveal()); err != nil {
+		return done, &NotRevokedError{Account: name, Err: err}
+	}
+	done.Revoked = true
+	if err := c.Tokens.ForgetPair(ctx, token); err != nil && !errors.Is(err, store.ErrFenced) {
+		c.Log.Warn("token.not_forgotten", "account", name, "error", err) // it is dead at X
+	}
+	return done, nil
+}
+
+func accountError(name string, err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("account %s: %w", name, store.ErrNotFound)
+	}
+	return databaseError(err)
+}

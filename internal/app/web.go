@@ -1,0 +1,210 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/jetpost/jetpost/web"
+)
+
+const (
+	// maxWebHeader bounds the headers of a request for a page: a link, a cookie
+	// and what browsers add.
+	maxWebHeader = 32 << 10 // bytes
+	// webReadTime bounds the reading of a request, whose body is empty.
+	webReadTime = 15 * time.Second
+	webIdleTime = 2 * time.Minute
+)
+
+// WebConfig says where the pages for people are served.
+type WebConfig struct {
+	Listen string // nothing is served where empty
+	// PublicURL is the address of the pages for people, the base of links and of
+	// the redirect URI. On a loopback address it is the one listened on where
+	// empty.
+	PublicURL string
+	// ReturnHosts are where links may return to.
+	ReturnHosts []string
+}
+
+// check lists what is wrong with the pages' addresses.
+func (c WebConfig) check(wrong func(string, ...any)) {
+	switch {
+	case c.PublicURL != "":
+		if _, err := web.ParsePublicURL(c.PublicURL); err != nil {
+			wrong("--public-url: %v", err)
+		}
+	case c.Listen == "" || !listensOnLoopback(c.Listen):
+		wrong("--public-url: is missing; it is the address of the pages for people, for example https://connect.example.com")
+	}
+	for _, host := range c.ReturnHosts {
+		if _, err := web.ParseReturnHost(host); err != nil {
+			wrong("--return-hosts: %v", err)
+		}
+	}
+}
+
+func listensOnLoopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// site is what the pages and the links to them have in common.
+func (c WebConfig) site() (web.Site, error) {
+	var mistakes []string
+	c.check(func(format string, args ...any) { mistakes = append(mistakes, fmt.Sprintf(format, args...)) })
+	if len(mistakes) > 0 {
+		return web.Site{}, &ConfigError{Mistakes: mistakes}
+	}
+	public, err := web.ParsePublicURL(c.PublicURL)
+	if err != nil {
+		return web.Site{}, err
+	}
+	site := web.Site{Public: public}
+	for _, text := range c.ReturnHosts {
+		host, err := web.ParseReturnHost(text)
+		if err != nil {
+			return web.Site{}, err
+		}
+		site.ReturnHosts = append(site.ReturnHosts, host)
+	}
+	return site, nil
+}
+
+// LinkSite is where the links lead that a command makes: to the pages of the
+// installation that runs here, with which the command's own words must agree, or
+// to those that these name.
+func (c Config) LinkSite(said WebConfig) (web.Site, error) {
+	runs := c.Web
+	if runs.PublicURL == "" {
+		return WebConfig{PublicURL: said.PublicURL, ReturnHosts: said.ReturnHosts}.site()
+	}
+	site, err := WebConfig{PublicURL: cmp.Or(said.PublicURL, runs.PublicURL), ReturnHosts: said.ReturnHosts}.site()
+	if err != nil {
+		return web.Site{}, err
+	}
+	var mistakes []string
+	if site.Public.String() != runs.PublicURL {
+		mistakes = append(mistakes, fmt.Sprintf("--public-url: is %s, but the jetpost that runs here has its pages on %s", site.Public, runs.PublicURL))
+	}
+	for _, host := range site.ReturnHosts {
+		if !slices.Contains(runs.ReturnHosts, host) {
+			mistakes = append(mistakes, fmt.Sprintf("--return-hosts: names %s, but the jetpost that runs here does not", host))
+		}
+	}
+	if len(mistakes) > 0 {
+		return web.Site{}, &ConfigError{Mistakes: mistakes}
+	}
+	if len(site.ReturnHosts) == 0 {
+		site.ReturnHosts = runs.ReturnHosts
+	}
+	return site, nil
+}
+
+// Web serves the pages for people.
+type Web struct {
+	Site   web.Site
+	log    *slog.Logger
+	desk   *Desk
+	listen net.Listener
+	pages  http.Handler
+}
+
+// NewWeb checks everything that the pages depend on. It serves nothing yet;
+// whatever is wrong is an error here.
+func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err error) {
+	if err := cfg.validate(needs{nats: true, database: true, keys: true, x: true, web: true}); err != nil {
+		return nil, err
+	}
+	w := &Web{log: log}
+	defer func() {
+		if err != nil {
+			w.Close()
+		}
+	}()
+	if w.listen, err = Listen(ctx, cfg.Web.Listen, "--web-listen"); err != nil {
+		return nil, err
+	}
+	if cfg.Web.PublicURL == "" {
+		cfg.Web.PublicURL = (&url.URL{Scheme: "http", Host: w.listen.Addr().String()}).String()
+	}
+	if w.Site, err = cfg.Web.site(); err != nil {
+		return nil, err
+	}
+	if w.desk, err = cfg.OpenDesk(ctx, log); err != nil {
+		return nil, err
+	}
+	if err := checkClock(ctx, w.desk.Ledger); err != nil {
+		return nil, err
+	}
+	connector, err := w.desk.Connector()
+	if err != nil {
+		return nil, err
+	}
+	w.pages, err = web.New(web.Config{Site: w.Site, Links: w.desk.Ledger, Connector: visit{connector}, Log: log})
+	return w, err
+}
+
+// Run serves until the context ends, and lets those finish who are on their way
+// back from X: what X gives them must be stored.
+func (w *Web) Run(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, http.StatusOK, "ok") })
+	mux.Handle("/", w.pages)
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: webReadTime, IdleTimeout: webIdleTime,
+		WriteTimeout: web.MaxAnswerTime, MaxHeaderBytes: maxWebHeader, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		finishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), web.MaxAnswerTime)
+		defer cancel()
+		ended <- server.Shutdown(finishing)
+	})
+	w.log.Info("web.started", "listen", w.listen.Addr().String(), "public_url", w.Site.Public.String(), "redirect_uri", w.Site.RedirectURI())
+	if err := server.Serve(w.listen); !errors.Is(err, http.ErrServerClosed) {
+		stop()
+		return fmt.Errorf("serve pages on %s: %w", w.listen.Addr(), err)
+	}
+	err := <-ended
+	w.log.Info("web.stopped")
+	return err
+}
+
+// Close frees what NewWeb opened.
+func (w *Web) Close() {
+	if w.listen != nil {
+		_ = w.listen.Close() // closed already by a run
+	}
+	if w.desk != nil {
+		w.desk.Close()
+	}
+}
+
+// visit is a Connector for the people on the pages.
+type visit struct{ *Connector }
+
+// Connect implements web.Connector.
+func (v visit) Connect(ctx context.Context, account, code, verifier, redirectURI string) (web.Connected, error) {
+	connected, err := v.Connector.Connect(ctx, account, code, verifier, redirectURI)
+	var wrong *WrongUserError
+	var missing *MissingScopesError
+	switch {
+	case errors.As(err, &wrong) && wrong.Owner != "":
+		err = &web.RefusedError{Reason: web.OtherUser, Err: err}
+	case errors.As(err, &wrong):
+		err = &web.RefusedError{Reason: web.OtherName, Err: err}
+	case errors.As(err, &missing):
+		err = &web.RefusedError{Reason: web.Incomplete, Err: err}
+	}
+	return web.Connected{Username: connected.Username}, err
+}

@@ -1,0 +1,87 @@
+package store
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"time"
+
+	"github.com/jetpost/jetpost/internal/secret"
+)
+
+// This file is for the drivers: what is the same of links in every database.
+
+// verifierColumn is sealed for its own place.
+const verifierColumn = "/attempt_verifier"
+
+// LinkDigest is what is stored of a link's token, state or browser. Each is
+// random and too long to be guessed, so a plain hash hides it; and who looks
+// one up by its hash learns nothing from how long the comparing takes.
+func LinkDigest(value secret.String) []byte {
+	sum := sha256.Sum256([]byte(value.Reveal()))
+	return sum[:]
+}
+
+// LinkID is the id of the link whose token has that digest.
+func LinkID(digest []byte) string { return hex.EncodeToString(digest) }
+
+// ParseLinkID returns the digest of an id. What is no id is of no link.
+func ParseLinkID(id string) ([]byte, error) {
+	digest, err := hex.DecodeString(id)
+	if err != nil || len(digest) != sha256.Size {
+		return nil, ErrNotFound
+	}
+	return digest, nil
+}
+
+// Over tells why the link opens nothing any more, or nil while it does.
+func (l Link) Over(now time.Time) error {
+	switch {
+	case !l.UsedAt.IsZero():
+		return ErrLinkUsed
+	case !now.Before(l.ExpiresAt):
+		return ErrLinkExpired
+	default:
+		return nil
+	}
+}
+
+// MayBegin tells why no attempt may begin now, or nil.
+func (l Link) MayBegin(busy bool, now time.Time) error {
+	if err := l.Over(now); err != nil {
+		return err
+	}
+	if busy {
+		return ErrLinkBusy
+	}
+	return nil
+}
+
+// StoredAttempt is an attempt as it is stored, with its link.
+type StoredAttempt struct {
+	Link
+	Browser   []byte // digest
+	Verifier  string // sealed; "" once the attempt was taken
+	ExpiresAt time.Time
+}
+
+// Take tells whether a browser may take the attempt now, and opens its
+// verifier. It fails with ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver, *KeyError
+// or *DamagedError.
+func (a StoredAttempt) Take(s *Sealer, browser secret.String, now time.Time) (verifier secret.String, err error) {
+	switch {
+	case subtle.ConstantTimeCompare(a.Browser, LinkDigest(browser)) != 1:
+		return secret.String{}, ErrOtherBrowser
+	case !a.UsedAt.IsZero():
+		return secret.String{}, ErrLinkUsed
+	case a.Verifier == "" || !now.Before(a.ExpiresAt):
+		return secret.String{}, ErrAttemptOver
+	default:
+		return s.Open(a.Verifier, a.ID+verifierColumn)
+	}
+}
+
+// SealVerifier seals a verifier for the row of the link of that id.
+func (s *Sealer) SealVerifier(id string, verifier secret.String) (string, error) {
+	return s.Seal(verifier, id+verifierColumn)
+}

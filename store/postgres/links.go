@@ -1,0 +1,146 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	sqlAddLink = `
+INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)`
+	// sqlForgetLinks leaves alone what another call is forgetting just now.
+	sqlForgetLinks = `
+DELETE FROM connect_links WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM connect_links WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))`
+)
+
+// AddLink implements store.Links.
+func (s *Store) AddLink(ctx context.Context, link store.NewLink) error {
+	return s.change(ctx, "add link", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sqlAddLink, store.LinkDigest(link.Token), link.Account, link.ReturnTo, link.Now, link.ExpiresAt)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, sqlForgetLinks, link.Now.Add(-store.LinkRetention), store.MaxForgottenLinks)
+		return err
+	})
+}
+
+const (
+	linkColumns = `token_hash, account, return_to, created_at, expires_at, used_at`
+
+	sqlLink = `SELECT ` + linkColumns + ` FROM connect_links WHERE token_hash = $1`
+)
+
+// Link implements store.Links.
+func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, error) {
+	link, err := scanLink(s.pool.QueryRow(ctx, sqlLink, store.LinkDigest(token)))
+	return link, s.wrap("read link", missing(err, store.ErrNotFound))
+}
+
+// scanLink scans the columns of a link, and those that follow them.
+func scanLink(row scanner, more ...any) (l store.Link, err error) {
+	var digest []byte
+	err = row.Scan(append([]any{&digest, &l.Account, &l.ReturnTo, at{&l.CreatedAt}, at{&l.ExpiresAt}, at{&l.UsedAt}}, more...)...)
+	l.ID = store.LinkID(digest)
+	return l, err
+}
+
+const (
+	// sqlLockLink waits for whoever takes or begins an attempt just now.
+	sqlLockLink = `
+SELECT ` + linkColumns + `, coalesce(busy_until > clock_timestamp(), false) FROM connect_links
+WHERE token_hash = $1 FOR UPDATE`
+	sqlBeginAttempt = `
+UPDATE connect_links
+SET attempt_state = $2, attempt_browser = $3, attempt_verifier = $4, attempt_expires_at = $5, busy_until = NULL
+WHERE token_hash = $1`
+)
+
+// BeginAttempt implements store.Links.
+func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt store.LinkAttempt) (link store.Link, err error) {
+	err = s.change(ctx, "begin attempt", func(tx pgx.Tx) error {
+		digest := store.LinkDigest(token)
+		var busy bool
+		link, err = scanLink(tx.QueryRow(ctx, sqlLockLink, digest), &busy)
+		if err != nil {
+			return missing(err, store.ErrNotFound)
+		}
+		if err := link.MayBegin(busy, attempt.Now); err != nil {
+			return err
+		}
+		verifier, err := s.sealer.SealVerifier(link.ID, attempt.Verifier)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, sqlBeginAttempt, digest,
+			store.LinkDigest(attempt.State), store.LinkDigest(attempt.Browser), verifier, attempt.ExpiresAt)
+		return err
+	})
+	if err != nil {
+		return store.Link{}, err
+	}
+	return link, nil
+}
+
+const (
+	sqlLockAttempt = `
+SELECT ` + linkColumns + `, attempt_browser, coalesce(attempt_verifier, ''), attempt_expires_at
+FROM connect_links WHERE attempt_state = $1 FOR UPDATE`
+	sqlTakeAttempt = `
+UPDATE connect_links SET attempt_verifier = NULL, busy_until = clock_timestamp() + $2::interval WHERE attempt_state = $1`
+)
+
+// TakeAttempt implements store.Links.
+func (s *Store) TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
+	err = s.change(ctx, "take attempt", func(tx pgx.Tx) error {
+		digest := store.LinkDigest(state)
+		var a store.StoredAttempt
+		a.Link, err = scanLink(tx.QueryRow(ctx, sqlLockAttempt, digest), &a.Browser, &a.Verifier, at{&a.ExpiresAt})
+		if err != nil {
+			return missing(err, store.ErrNotFound)
+		}
+		link = a.Link
+		if verifier, err = a.Take(s.sealer, browser, now); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, sqlTakeAttempt, digest, lease)
+		return err
+	})
+	if err != nil {
+		return store.Link{}, secret.String{}, err
+	}
+	return link, verifier, nil
+}
+
+const (
+	sqlGiveUpAttempt = `
+UPDATE connect_links SET busy_until = NULL WHERE token_hash = $1 AND attempt_state = $2 AND attempt_verifier IS NULL`
+	sqlUseLink = `
+UPDATE connect_links SET used_at = coalesce(used_at, $2), attempt_verifier = NULL, busy_until = NULL WHERE token_hash = $1`
+)
+
+// GiveUpAttempt implements store.Links.
+func (s *Store) GiveUpAttempt(ctx context.Context, id string, state secret.String) error {
+	digest, err := store.ParseLinkID(id)
+	if err == nil {
+		_, err = s.pool.Exec(ctx, sqlGiveUpAttempt, digest, store.LinkDigest(state))
+	}
+	return s.wrap("give up attempt", err)
+}
+
+// UseLink implements store.Links.
+func (s *Store) UseLink(ctx context.Context, id string, now time.Time) error {
+	digest, err := store.ParseLinkID(id)
+	if err == nil {
+		var n int
+		n, err = changed(ctx, s.pool, sqlUseLink, digest, now)
+		err = orNone(n, err, store.ErrNotFound)
+	}
+	return s.wrap("use link", err)
+}

@@ -1,0 +1,13 @@
+// Package web holds the pages that jetpost shows to people, as one http.Handler
+// to be mounted anywhere: [New]. So far these are the pages of one-time links,
+// with which a customer connects an X account without being a user of anything
+// of ours: [Site.MakeLink] makes a link.
+//
+// Pages are rendered here, whole, from templates and assets in the binary. They
+// need no JavaScript, and load nothing from elsewhere. What lasts stands in the
+// ledger, so that any number of processes may serve them.
+//
+// The package never talks to X, and it never shows, logs or keeps a token, a
+// code, a state or a verifier, but for a link's own token, which stands in the
+// address of its page.
+package web

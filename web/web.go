@@ -1,0 +1,192 @@
+package web
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// maxBodyBytes bounds the body of a request. No form here has a field.
+	maxBodyBytes = 4 << 10
+	// maxQueryBytes bounds what X may send back.
+	maxQueryBytes = 4 << 10
+	// requestTimeout bounds a request that only asks the ledger.
+	requestTimeout = 15 * time.Second
+	// assetSeconds is how long a browser keeps an asset.
+	assetSeconds = 600
+)
+
+//go:embed assets
+var assets embed.FS
+
+// Connector is the way to X and into the ledger.
+type Connector interface {
+	// AuthorizeURL is the page on which X asks for consent; X sends people from
+	// there to redirectURI with the state.
+	AuthorizeURL(state, verifier, redirectURI string) string
+	// Connect exchanges the code of a consent and keeps the account under the
+	// name. Its errors repeat neither code nor verifier. Two are explained to
+	// people apart from all others: *RefusedError and *xapi.CodeRefusedError.
+	Connect(ctx context.Context, account, code, verifier, redirectURI string) (Connected, error)
+}
+
+// Connected is an account that was connected.
+type Connected struct {
+	Username string // on X, without the @
+}
+
+// RefusedError says that a person consented on X, but that it connects nothing
+// under the name of the link.
+type RefusedError struct {
+	Reason Refusal
+	Err    error
+}
+
+func (e *RefusedError) Error() string { return e.Err.Error() }
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Refusal is why a consent connects nothing. Products are told it in the
+// address that they get people back at.
+type Refusal string
+
+// The refusals.
+const (
+	OtherUser  Refusal = "other_user" // the name belongs to another X user
+	OtherName  Refusal = "other_name" // the X user is connected under another name
+	Incomplete Refusal = "incomplete" // less was consented to than was asked for
+)
+
+// Config says what a Handler needs; everything but Now must be there.
+type Config struct {
+	Site      Site
+	Links     store.Links
+	Connector Connector
+	Log       *slog.Logger
+	Now       func() time.Time // time.Now where nil
+}
+
+// Handler serves the pages. It is safe for concurrent use, and keeps nothing
+// between requests.
+type Handler struct {
+	cfg       Config
+	mux       *http.ServeMux
+	crossSite *http.CrossOriginProtection
+	pages     map[string]*template.Template
+	base      string // path of the public address, "" or /like/this
+	// consent lists the sources to which the way through X may lead.
+	consent []string
+}
+
+// New makes a handler. Where the public address has a path, the handler is to be
+// mounted on that path, and takes it away itself.
+func New(cfg Config) (*Handler, error) {
+	if cfg.Links == nil || cfg.Connector == nil || cfg.Log == nil || cfg.Site.Public == nil {
+		return nil, errors.New("make web handler: want links, a connector, a log and a public address")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	asks, err := url.Parse(cfg.Connector.AuthorizeURL("state", "verifier", cfg.Site.RedirectURI()))
+	if err != nil || asks.Host == "" {
+		return nil, errors.New("make web handler: X's page of consent has no address")
+	}
+	pages, err := readPages()
+	if err != nil {
+		return nil, fmt.Errorf("make web handler: %w", err)
+	}
+	h := &Handler{
+		cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(),
+		base: cfg.Site.Public.Path, consent: sources(asks),
+	}
+	if err := h.crossSite.AddTrustedOrigin(origin(cfg.Site.Public)); err != nil {
+		return nil, fmt.Errorf("make web handler: %w", err)
+	}
+	h.mux.HandleFunc("GET "+h.base+"/connect/{token}", h.showLink)
+	h.mux.HandleFunc("POST "+h.base+"/connect/{token}", h.begin)
+	h.mux.HandleFunc("GET "+h.base+callbackPath, h.finish)
+	h.mux.HandleFunc("GET "+h.base+"/assets/{file}", h.serveAsset)
+	h.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { h.show(w, unknownPage()) })
+	return h, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.guard(w.Header())
+	switch {
+	case r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost:
+		w.Header().Set("Allow", "GET, HEAD, POST")
+		h.show(w, methodPage())
+	case r.ContentLength > maxBodyBytes:
+		h.show(w, tooLargePage(http.StatusRequestEntityTooLarge))
+	case len(r.URL.RawQuery) > maxQueryBytes:
+		h.show(w, tooLargePage(http.StatusRequestURITooLong))
+	default:
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+		h.mux.ServeHTTP(w, r)
+	}
+}
+
+// guard sets what goes for every answer: nothing is kept on the way, nothing is
+// told to other sites, nobody frames a page, and a page that somebody managed to
+// put something into could still load and send nothing.
+func (h *Handler) guard(header http.Header) {
+	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Security-Policy", policy())
+	header.Set("Cross-Origin-Opener-Policy", "same-origin")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("X-Frame-Options", "DENY")
+	header.Set("X-Robots-Tag", "noindex")
+}
+
+// policy is the content security policy of a page whose form may lead to those
+// sources. Browsers hold a form's whole way to it, with every redirect.
+func policy(formSources ...string) string {
+	action := "'none'"
+	if len(formSources) > 0 {
+		action = strings.Join(formSources, " ")
+	}
+	return "default-src 'none'; style-src 'self'; img-src 'self'; form-action " + action + "; frame-ancestors 'none'; base-uri 'none'"
+}
+
+// sources are an address's host and, where it has a name, the hosts below it:
+// X may send people on to one of those, for instance on a phone.
+func sources(u *url.URL) []string {
+	list := []string{origin(u)}
+	if u.Scheme == "https" && net.ParseIP(u.Hostname()) == nil {
+		list = append(list, "https://*."+u.Host)
+	}
+	return list
+}
+
+func origin(u *url.URL) string { return u.Scheme + "://" + u.Host }
+
+func (h *Handler) serveAsset(w http.ResponseWriter, r *http.Request) {
+	name := path.Join("assets", r.PathValue("file"))
+	if !fs.ValidPath(name) {
+		h.show(w, unknownPage())
+		return
+	}
+	if info, err := fs.Stat(assets, name); err != nil || info.IsDir() {
+		h.show(w, unknownPage())
+		return
+	}
+	w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", assetSeconds))
+	http.ServeFileFS(w, r, assets, name)
+}
