@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -74,7 +75,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	subject := h.Names.Trim(d.Subject)
 	switch subject[strings.LastIndexByte(subject, '.')+1:] {
 	case "tick":
-		return h.tick(ctx)
+		return h.tick(ctx, d)
 	case "batch":
 		var batch jetpost.RefreshBatch
 		if err := json.Unmarshal(d.Data, &batch); err != nil {
@@ -97,15 +98,17 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	}
 }
 
-// tick opens a round. A tick that comes twice opens two; the second finds
-// nothing due.
-func (h *RefreshHandler) tick(ctx context.Context) Verdict {
+// tick opens a round and publishes its batches. A tick that comes again, since its
+// worker was lost in between, goes on with its round: all batches come again, and
+// each is counted once. Were it a round of its own, the first would miss batches,
+// and nobody would ever be told of it.
+func (h *RefreshHandler) tick(ctx context.Context, d Delivery) Verdict {
 	now := time.Now()
 	if stop, stopped := h.Refresher.Gate.Stopped(ScopeRefresh, now); stopped {
 		h.Log.Warn("refresh.skipped", "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return Done()
 	}
-	round, err := h.Refresher.Tokens.OpenRound(ctx, h.window(), h.batchSize(), now)
+	round, err := h.Refresher.Tokens.OpenRound(ctx, roundID(d), h.window(), h.batchSize(), now)
 	if err != nil {
 		return Stall(err)
 	}
@@ -119,6 +122,12 @@ func (h *RefreshHandler) tick(ctx context.Context) Verdict {
 		return h.complete(ctx, round)
 	}
 	return Done()
+}
+
+// roundID names the round of a tick. The place alone does not do: the stream may
+// have been made anew.
+func roundID(d Delivery) string {
+	return eventID(fmt.Sprintf("tick/%d/%d", d.Sequence, d.Stored.UnixNano()))
 }
 
 // batch refreshes one batch, some tokens at once, until it is full, nothing is

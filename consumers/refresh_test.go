@@ -168,16 +168,56 @@ func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
 	t.Helper()
 	bells := &batches{}
 	h.Bells = bells
-	equal(t, "verdict", h.Handle(t.Context(), Delivery{Subject: b.names.RefreshTick()}).kind, kindDone)
+	equal(t, "verdict", h.Handle(t.Context(), b.tick()).kind, kindDone)
 	for _, batch := range bells.all {
 		equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)).kind, kindDone)
 	}
 }
 
-// batches are bells that keep what they carry.
-type batches struct{ all []jetpost.RefreshBatch }
+func (b *testBundle) tick() Delivery {
+	return Delivery{Subject: b.names.RefreshTick(), Sequence: b.seq.Add(1)}
+}
+
+// TestTickAgain: the worker of a tick is lost after it has opened the round and
+// published some of its batches. The tick comes again, and it is one round.
+func TestTickAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const accounts = 6
+	for i := range accounts {
+		b.due(t, fmt.Sprint("acme", i), time.Hour)
+	}
+	h := b.refresh(b.refresher())
+	bells := &batches{room: 1}
+	h.Bells, h.BatchSize = bells, 2
+	tick := b.tick()
+	equal(t, "verdict", h.Handle(t.Context(), tick).kind, kindStall)
+	bells.room = 10
+	equal(t, "verdict", h.Handle(t.Context(), tick).kind, kindDone)
+	for _, batch := range bells.all {
+		equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)).kind, kindDone)
+	}
+	summary := b.summary(t, 1)
+	equal(t, "tokens of the round", summary.Total, accounts)
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts)
+	rounds := map[string]bool{}
+	for _, batch := range bells.all {
+		rounds[batch.Round] = true
+	}
+	equal(t, "rounds", len(rounds), 1)
+	equal(t, "batches", len(bells.all), 4)
+}
+
+// batches are bells that keep what they carry, up to so many where there is a limit.
+type batches struct {
+	all  []jetpost.RefreshBatch
+	room int
+}
 
 func (b *batches) Batch(_ context.Context, batch jetpost.RefreshBatch) error {
+	if b.room > 0 && len(b.all) >= b.room {
+		return errAway
+	}
 	b.all = append(b.all, batch)
 	return nil
 }

@@ -15,6 +15,9 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
+// errStoodStill tells of a call that was over long before it could be ended.
+var errStoodStill = errors.New("this process stood still meanwhile")
+
 // saveBound is how long a pair that X gave is still carried to the database
 // once the worker has to end; before, as long as it takes.
 const saveBound = 25 * time.Second
@@ -175,8 +178,9 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 	if err != nil {
 		return r.fail(ctx, log, claim, err)
 	}
+	began := time.Now()
 	answer, err := r.X.Refresh(xapi.WithNotAfter(context.WithoutCancel(ctx), asked.Add(r.Timing.sendWithin())), claim.Refresh.Reveal())
-	done(err)
+	done(r.evidence(err, time.Since(began)))
 	if err != nil {
 		return r.fail(ctx, log, claim, err)
 	}
@@ -198,6 +202,17 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 	token.Pair, token.Version, token.RefreshedAt = pair, claim.Version+1, now
 	token.TokenMeta = store.TokenMeta{LastRefreshAt: now}
 	return exchanged{token: token}
+}
+
+// evidence is what an exchange says about X. One that took much longer than it
+// may says nothing: this process stood still, and as it goes on all its calls
+// have failed. Were X blamed for that, a worker that was frozen would skip the
+// batches of the whole round in no time, which others could have refreshed.
+func (r *Refresher) evidence(err error, took time.Duration) error {
+	if err != nil && took > r.Timing.CallTimeout()*5/4 {
+		return errStoodStill
+	}
+	return err
 }
 
 // keep commits a pair. It is the only one that X takes now, so a database that

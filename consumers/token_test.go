@@ -427,3 +427,56 @@ func TestBatchTime(t *testing.T) {
 	b.round(t, h)
 	equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
 }
+
+// TestRefreshStoodStill: a worker that was frozen finds all its calls failed. That
+// says nothing about X, and the rest of the round is refreshed.
+func TestRefreshStoodStill(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		stood time.Duration // beyond the time of a call
+		want  jetpost.RefreshSummary
+	}{
+		"frozen":      {time.Minute, jetpost.RefreshSummary{Total: 9, Refreshed: 4, Failed: 5}},
+		"X is silent": {0, jetpost.RefreshSummary{Total: 9, Failed: 5, Skipped: 4}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := offline(t)
+				for i := range breakerThreshold + 4 {
+					b.due(t, fmt.Sprint("acme", i), time.Hour)
+				}
+				r := b.bubble()
+				calls := 0
+				b.hc.Transport = transport(func(req *http.Request) (*http.Response, error) {
+					if calls++; calls > breakerThreshold {
+						return b.x.RoundTrip(req)
+					}
+					<-req.Context().Done()
+					sleep(test.stood)
+					return nil, req.Context().Err()
+				})
+				var told jetpost.RefreshSummary
+				r.Records = &summaries{silentRecords: &silentRecords{}, last: &told}
+				h := b.refresh(r)
+				h.BatchSize = 1
+				b.round(t, h)
+				told.Round = ""
+				equal(t, "summary", told, test.want)
+			})
+		})
+	}
+}
+
+// summaries are records that keep the last summary of a round.
+type summaries struct {
+	*silentRecords
+	last *jetpost.RefreshSummary
+}
+
+func (s *summaries) Event(_ context.Context, _ string, event jetpost.Event) error {
+	if event.Refresh != nil {
+		*s.last = *event.Refresh
+	}
+	return nil
+}

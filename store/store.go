@@ -278,10 +278,11 @@ type Tokens interface {
 	// Token returns the account's token, or ErrNotFound.
 	Token(ctx context.Context, account string) (Token, error)
 	// OpenRound counts the due tokens and creates a round of batches of at
-	// most batchSize. It forgets the rounds that are older than
-	// RoundRetention, and the journal of that time; what is told of those rounds
-	// later fails with ErrNotFound.
-	OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (Round, error)
+	// most batchSize, under an id of the caller's; one that is there stays as it
+	// is. It forgets the rounds that are older than RoundRetention, and the
+	// journal of that time; what is told of those rounds later fails with
+	// ErrNotFound.
+	OpenRound(ctx context.Context, id string, window time.Duration, batchSize int, now time.Time) (Round, error)
 	// ClaimDue claims up to Limit tokens of a round in one short statement,
 	// skipping rows that others hold, those that have been due for longest
 	// first. It writes what a lost answer would leave, and an entry in the

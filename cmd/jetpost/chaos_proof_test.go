@@ -511,6 +511,17 @@ func (v *ledgerView) stall(ctx context.Context, d time.Duration) error {
 	return nil
 }
 
+// vacuumByItself has the server do what it does everywhere but in tests, for a run
+// in which each row is rewritten many times.
+func (v *ledgerView) vacuumByItself(ctx context.Context) error {
+	for _, statement := range []string{"ALTER SYSTEM SET autovacuum = on", "ALTER SYSTEM SET autovacuum_naptime = '5s'", "SELECT pg_reload_conf()"} {
+		if _, err := v.db.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("switch on the vacuum: %w", err)
+		}
+	}
+	return nil
+}
+
 // brokenGuards are the statements that have the database itself undo what a guard
 // writes, so that the program needs no place for it.
 var brokenGuards = map[string][]string{

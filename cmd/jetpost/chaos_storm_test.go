@@ -569,9 +569,9 @@ func (p *people) reconnect(ctx context.Context, random *rand.Rand, names []strin
 			continue
 		}
 		p.busy(name, func() error {
-			token, err := p.ledger.Token(ctx, name)
-			if err != nil || !token.RequiresReauth {
-				return nil // later, or a late answer has come
+			token, ok := p.token(ctx, name)
+			if !ok || !token.RequiresReauth {
+				return nil // a late answer has come
 			}
 			p.lose(name, token)
 			return p.connect(ctx, name)
@@ -690,16 +690,21 @@ func (p *people) connect(ctx context.Context, name string) error {
 	return p.noteBase(ctx, name)
 }
 
-// noteBase learns which version the first pair of the newest family has.
-func (p *people) noteBase(ctx context.Context, name string) error {
-	var token store.Token
-	p.until(ctx, chaosPatience, func() (ok bool) {
+// token reads what the ledger holds, once it can be asked.
+func (p *people) token(ctx context.Context, name string) (token store.Token, ok bool) {
+	ok = p.until(ctx, chaosPatience, func() bool {
 		var err error
 		token, err = p.ledger.Token(ctx, name)
 		return err == nil
 	})
-	if ctx.Err() != nil {
-		return nil
+	return token, ok
+}
+
+// noteBase learns which version the first pair of the newest family has.
+func (p *people) noteBase(ctx context.Context, name string) error {
+	token, ok := p.token(ctx, name)
+	if !ok {
+		return nil // the run is over
 	}
 	family, rotation, known := p.sim.Locate(token.Refresh.Reveal())
 	p.mu.Lock()

@@ -95,7 +95,7 @@ func chaosArguments(t *testing.T, args []string) chaosConfig {
 	flags.IntVar(&c.workers, "workers", 8, "worker processes")
 	flags.IntVar(&c.rounds, "rounds", 5, "rounds of all tokens while things go wrong")
 	flags.DurationVar(&c.claimFor, "lease", 2*time.Second, "lease of one exchange")
-	flags.DurationVar(&c.life, "life", time.Minute, "life of an access token")
+	flags.DurationVar(&c.life, "life", 40*time.Second, "life of an access token")
 	flags.Float64Var(&c.faults, "faults", 1, "how often X fails: 1 is some percent of the exchanges")
 	flags.DurationVar(&c.harm, "harm", 12*time.Second, "between two harms of one worker, on average")
 	flags.StringVar(&c.logs, "logs", "", "directory of the workers' logs")
@@ -162,6 +162,9 @@ func newChaos(t *testing.T, cfg chaosConfig) *chaos {
 	}
 	c.people = c.newPeople()
 	c.fleet = c.newFleet()
+	if c.cluster != nil {
+		must(t, c.view.vacuumByItself(t.Context()))
+	}
 	must(t, c.importAll())
 	must(t, c.view.breakGuard(t.Context(), cfg.guard))
 	return c
@@ -194,8 +197,8 @@ func (c *chaos) importAll() error {
 // storm runs the rounds while everything goes wrong. The actors go on without
 // harm when it returns.
 func (c *chaos) storm(ctx context.Context, actors *errgroup.Group) {
-	stormy, clear := context.WithCancel(ctx)
-	defer clear()
+	stormy, clearUp := context.WithCancel(ctx)
+	defer clearUp()
 	for i := range c.workers {
 		actors.Go(func() error { return c.fleet.keep(ctx, stormy, i) })
 	}
@@ -229,7 +232,7 @@ func (c *chaos) calm(ctx context.Context) {
 		round, whole := c.summary(ctx, opened, chaosPatience)
 		starved, err := c.view.names(c.t.Context(), c.view.starved, opened.UnixMicro())
 		must(c.t, err)
-		c.say("calm round %d: %s, whole %t, %d tokens left out", n+1, round, whole, len(starved))
+		c.say("calm round %d: %s, whole %t, after %s, %d tokens left out", n+1, round, whole, time.Since(opened).Round(lookEvery), len(starved))
 		if whole && len(starved) == 0 {
 			return
 		}

@@ -496,6 +496,7 @@ func start(t *testing.T, name string, env []string, program string, args ...stri
 
 // launch is start without a look at the output, for any goroutine.
 func launch(t *testing.T, name, log string, env []string, program string, args ...string) (*process, error) {
+	t.Helper()
 	p := &process{t: t, name: name, log: log, done: make(chan struct{})}
 	out, err := os.Create(p.log)
 	if err != nil {

@@ -603,3 +603,34 @@ func TestConnectorSecret(t *testing.T) {
 		t.Errorf("of a public app: %+v, %v", c, err)
 	}
 }
+
+// A row that no configured key opens keeps its pair, and the person a code that
+// can still be used once the key is back.
+func TestConnectOverMissingKey(t *testing.T) {
+	t.Parallel()
+	b := setupConnect(t)
+	before := b.wantTokens("alice", "alice")
+	tokens := b.c.Tokens
+	b.c.Tokens = lockedTokens{tokens}
+	code, verifier := b.consent("alice")
+	_, err := b.c.Connect(t.Context(), "alice", code, verifier, testRedirect)
+	b.hidden(err)
+	if missing := new(store.KeyError); !errors.As(err, &missing) || !strings.Contains(app.Hint(err), "HUB_ENCRYPTION_KEY") {
+		t.Errorf("error is %v with advice %q, want a KeyError", err, app.Hint(err))
+	}
+	if after := b.wantTokens("alice", "alice"); after.Refresh != before.Refresh {
+		t.Error("the pair was replaced")
+	}
+	b.c.Tokens = tokens
+	_, err = b.c.Connect(t.Context(), "alice", code, verifier, testRedirect)
+	b.must(err)
+	b.wantTokens("alice", "alice")
+	b.wantBooks()
+}
+
+// lockedTokens are tokens whose key is missing.
+type lockedTokens struct{ store.Tokens }
+
+func (lockedTokens) Token(context.Context, string) (store.Token, error) {
+	return store.Token{}, &store.KeyError{KeyID: "0a1b2c3d"}
+}

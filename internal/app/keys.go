@@ -46,8 +46,8 @@ func (k *KeyRing) Verify(ctx context.Context) (store.RotationProgress, error) {
 }
 
 // Rotate seals every row with the first key and, where none needs another one,
-// has the next start ask for the first key alone. Ended by its context, it says
-// how far it came.
+// has the next start ask for the first key alone. With an error, it says how far
+// it came.
 func (k *KeyRing) Rotate(ctx context.Context, tell func(store.RotationProgress)) (store.RotationProgress, error) {
 	// A key that belongs to another ledger must not become this one's.
 	if err := k.ledger.CheckKeys(ctx); err != nil {
@@ -56,9 +56,6 @@ func (k *KeyRing) Rotate(ctx context.Context, tell func(store.RotationProgress))
 	done, err := k.rotation.Run(ctx, tell)
 	if err == nil {
 		err = k.ledger.CheckKeys(ctx)
-	}
-	if ctx.Err() != nil {
-		return done, ctx.Err()
 	}
 	return done, databaseError(err)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost"
@@ -45,7 +44,7 @@ const (
 	sqlCountDue = `
 SELECT count(*) FROM oauth_tokens
 WHERE NOT requires_reauth AND due_at < $1 AND expires_at <= $2 AND (lease_until IS NULL OR lease_until <= clock_timestamp())`
-	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES ($1, $2, $3, $4, $5)`
+	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO NOTHING`
 
 	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE opened_at < $1)`
 	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE opened_at < $1`
@@ -53,14 +52,10 @@ WHERE NOT requires_reauth AND due_at < $1 AND expires_at <= $2 AND (lease_until 
 )
 
 // OpenRound implements store.Tokens.
-func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
-	err = s.change(ctx, "open round", func(tx pgx.Tx) error {
+func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
+	err = s.change(ctx, "open round", func(tx pgx.Tx) (err error) {
 		if batchSize < 1 {
 			return fmt.Errorf("batch size is %d, want at least 1", batchSize)
-		}
-		id, err := uuid.NewV7()
-		if err != nil {
-			return err
 		}
 		var total int
 		if err := tx.QueryRow(ctx, sqlCountDue, now, now.Add(window)).Scan(&total); err != nil {
@@ -72,10 +67,10 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 				return err
 			}
 		}
-		if _, err := tx.Exec(ctx, sqlAddRound, id.String(), now, now.Add(window), total, batches); err != nil {
+		if _, err := tx.Exec(ctx, sqlAddRound, id, now, now.Add(window), total, batches); err != nil {
 			return err
 		}
-		round, err = readRound(ctx, tx, id.String())
+		round, err = readRound(ctx, tx, id)
 		return err
 	})
 	return round, err

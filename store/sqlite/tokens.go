@@ -49,7 +49,7 @@ const (
 	sqlCountDue = `
 SELECT count(*) FROM oauth_tokens
 WHERE requires_reauth = 0 AND due_at < ?1 AND expires_at <= ?2 AND (lease_until IS NULL OR lease_until <= ?1)`
-	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES (?1, ?2, ?3, ?4, ?5)`
+	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING`
 
 	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE opened_at < ?1)`
 	sqlForgetRounds  = `DELETE FROM refresh_rounds WHERE opened_at < ?1`
@@ -57,14 +57,10 @@ WHERE requires_reauth = 0 AND due_at < ?1 AND expires_at <= ?2 AND (lease_until 
 )
 
 // OpenRound implements store.Tokens.
-func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
-	err = s.change(ctx, "open round", func(tx *sql.Tx) error {
+func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
+	err = s.change(ctx, "open round", func(tx *sql.Tx) (err error) {
 		if batchSize < 1 {
 			return fmt.Errorf("batch size is %d, want at least 1", batchSize)
-		}
-		id, err := uuid.NewV7()
-		if err != nil {
-			return err
 		}
 		var total int
 		if err := tx.QueryRowContext(ctx, sqlCountDue, micros(now), micros(now.Add(window))).Scan(&total); err != nil {
@@ -76,10 +72,10 @@ func (s *Store) OpenRound(ctx context.Context, window time.Duration, batchSize i
 				return err
 			}
 		}
-		if _, err := tx.ExecContext(ctx, sqlAddRound, id.String(), micros(now), micros(now.Add(window)), total, batches); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlAddRound, id, micros(now), micros(now.Add(window)), total, batches); err != nil {
 			return err
 		}
-		round, err = readRound(ctx, tx, id.String())
+		round, err = readRound(ctx, tx, id)
 		return err
 	})
 	return round, err

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
 	"github.com/jetpost/jetpost"
@@ -197,7 +198,7 @@ func (c *care) account(rt *rapid.T) {
 }
 
 func (c *care) open(rt *rapid.T) {
-	round, err := c.b.st.OpenRound(c.t.Context(), window, rapid.IntRange(1, 3).Draw(rt, "batch"), c.now)
+	round, err := c.b.st.OpenRound(c.t.Context(), uuid.NewString(), window, rapid.IntRange(1, 3).Draw(rt, "batch"), c.now)
 	if err != nil {
 		rt.Fatalf("open round: %v", err)
 	}

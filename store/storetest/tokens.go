@@ -335,7 +335,7 @@ func claimDueRule(t *testing.T, b *bundle) {
 		}
 	}
 	now := b.clock(t)
-	round, err := b.st.OpenRound(t.Context(), window, 3, now)
+	round, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, 3, now)
 	check(t, err)
 	equal(t, "tokens of the round", round.Total, len(want))
 	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round.Round, Limit: 100, Pace: pace(longLease), Now: now})
@@ -378,7 +378,7 @@ func (b *bundle) claimDue(t *testing.T, round string, limit int) []store.Token {
 
 func (b *bundle) openRound(t *testing.T, batchSize int) store.Round {
 	t.Helper()
-	round, err := b.st.OpenRound(t.Context(), window, batchSize, b.clock(t))
+	round, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, batchSize, b.clock(t))
 	check(t, err)
 	return round
 }
@@ -760,9 +760,16 @@ func openRound(t *testing.T, b *bundle) {
 	b.addDue(t, 5)
 	round := b.openRound(t, 2)
 	equal(t, "round", round, store.Round{RefreshSummary: jetpost.RefreshSummary{Round: round.Round, Total: 5}, Batches: 3})
-	if _, err := b.st.OpenRound(t.Context(), window, 0, b.now); err == nil {
+	if _, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, 0, b.now); err == nil {
 		t.Error("a round of batches of nothing was opened")
 	}
+	_, err := b.st.BatchDone(t.Context(), round.Round, 1, 2, 0, 0, b.now)
+	check(t, err)
+	b.addToken(t, "late", b.now.Add(-5*time.Hour), b.now)
+	again, err := b.st.OpenRound(t.Context(), round.Round, window, 1, b.now)
+	check(t, err)
+	round.Refreshed = 2
+	equal(t, "round that is opened again", again, round)
 }
 
 func openRoundForgets(t *testing.T, b *bundle) {
@@ -774,7 +781,7 @@ func openRoundForgets(t *testing.T, b *bundle) {
 	_, err := done()
 	check(t, err)
 	openAfter := func(age time.Duration) {
-		_, err := b.st.OpenRound(t.Context(), window, 1, b.now.Add(age))
+		_, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, 1, b.now.Add(age))
 		check(t, err)
 	}
 	b.claimOne(t, acme, shortLease)
