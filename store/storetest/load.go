@@ -56,7 +56,7 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 		work.Go(func() { l.read(t, st, i) })
 	}
 	r := b.rotation(t, newer+","+older)
-	first, err := r.Run(t.Context(), quietly)
+	first, err := l.rotate(t, r)
 	if err != nil {
 		t.Errorf("rotate: %v", err)
 	}
@@ -67,7 +67,7 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 	}
 	// The workers with the old key first are gone now: what they have sealed since
 	// is sealed anew.
-	last, err := r.Run(t.Context(), quietly)
+	last, err := l.rotate(t, r)
 	check(t, err)
 	t.Logf("%d rows sealed anew while %d were renewed and %d opened; %d of them behind then, %d sealed anew in the end",
 		first.Resealed, l.renewed.Load(), l.opened.Load(), first.Behind, last.Resealed)
@@ -110,6 +110,28 @@ type loaded struct {
 	renewed, opened, failed atomic.Int64
 }
 
+// rotate runs the rotation, again where the database was too busy for it.
+func (l *loaded) rotate(t *testing.T, r store.Rotation) (done store.RotationProgress, err error) {
+	t.Helper()
+	err = asked(func() (err error) {
+		before := done.Resealed
+		done, err = r.Run(t.Context(), quietly)
+		done.Resealed += before
+		return err
+	})
+	return done, err
+}
+
+// asked asks a database that is too busy to answer again, as workers do.
+func asked(ask func() error) error {
+	for end := time.Now().Add(patience); ; {
+		err := ask()
+		if err == nil || errors.Is(err, store.ErrFenced) || errors.As(err, new(*store.KeyError)) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
 func (l *loaded) stopped() bool {
 	select {
 	case <-l.stop:
@@ -125,8 +147,13 @@ func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
 	for n := worker; !l.stopped(); n += 7919 * refreshers {
 		account := n % l.rows
 		name := fmt.Sprintf(loadAccount, account)
-		claim, ok, err := st.ClaimToken(t.Context(), store.TokenClaim{
-			Account: name, UsedVersion: l.pairs[account].Load() + 1, Force: true, Pace: pace(longLease), Now: l.b.now,
+		var claim store.Token
+		ok := false
+		err := asked(func() (err error) {
+			claim, ok, err = st.ClaimToken(t.Context(), store.TokenClaim{
+				Account: name, UsedVersion: l.pairs[account].Load() + 1, Force: true, Pace: pace(longLease), Now: l.b.now,
+			})
+			return err
 		})
 		if err != nil || !ok {
 			l.fail(t, name, err)
@@ -135,7 +162,7 @@ func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
 		next := l.pairs[account].Load() + 1
 		pair := loadPair(account, int(next))
 		pair.ExpiresAt = l.b.now.Add(time.Hour)
-		if err := st.SaveToken(t.Context(), claim, pair, l.b.now); err != nil {
+		if err := asked(func() error { return st.SaveToken(t.Context(), claim, pair, l.b.now) }); err != nil {
 			l.fail(t, name, err)
 			return
 		}
