@@ -4,9 +4,11 @@ import (
 	"errors"
 	"html"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/jetpost/jetpost"
@@ -96,9 +98,23 @@ func TestLink(t *testing.T) {
 	if _, err := s.ledger.Account(t.Context(), "other"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("account other: %v", err)
 	}
-	s.wantBooks(nil)
 	c.sees("http://"+listen+"/healthz", http.StatusOK, `{"status":"ok"}`)
-	stop(second)
+
+	// Whoever is on the way back while the pages are stopped still arrives.
+	last := c.press(link("other")) + "&user=carol"
+	s.atCall(http.MethodPost, "/2/oauth2/token", 1, true, func() {
+		second.signal(syscall.SIGTERM)
+		eventually(t, "the pages to take no more requests", func() bool {
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", listen)
+			return err != nil || conn.Close() != nil
+		})
+	})
+	c.sees(last, http.StatusOK, "@carol is now connected under the name other")
+	s.wantConnected("other", "carol")
+	if code := second.exit(); code != exitOK {
+		t.Errorf("the pages ended with code %d", code)
+	}
+	s.wantBooks(nil)
 	for _, p := range []*process{first, second} {
 		if log := p.output(); strings.Contains(log, "xsim-") || strings.Contains(log, acme[strings.LastIndex(acme, "/")+1:]) {
 			t.Errorf("a code, a token or a link is logged:\n%s", log)
