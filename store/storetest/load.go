@@ -22,6 +22,9 @@ const (
 	refreshers = 4
 	// readers open tokens meanwhile, as lanes do.
 	readers = 2
+	// Each step of the rotation gives out so much work for them. Were it given out
+	// by the clock, the faster side would starve the other one on a slow machine.
+	renewalsAStep, readsAStep = 16, 64
 )
 
 // LoadRow is one account for a bulk load.
@@ -40,34 +43,33 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 	b.now = b.clock(t)
 	load(t, b.loadRows(t, rows))
 
-	stop := make(chan struct{})
+	l := &loaded{
+		b: b, rows: rows, pairs: make([]atomic.Int64, rows),
+		renewals: make(chan struct{}, renewalsAStep), reads: make(chan struct{}, readsAStep),
+	}
 	var work sync.WaitGroup
-	l := &loaded{b: b, rows: rows, stop: stop, pairs: make([]atomic.Int64, rows)}
+	stores := []store.Store{b.open(t, older+","+newer), b.open(t, newer+","+older)}
 	for i := range refreshers {
-		keys := newer + "," + older
-		if i%2 == 0 {
-			keys = older + "," + newer
-		}
-		st := b.open(t, keys)
-		work.Go(func() { l.renew(t, st, i) })
+		work.Go(func() { l.renew(t, stores[i%2], i) })
 	}
 	for i := range readers {
-		st := b.open(t, older+","+newer)
-		work.Go(func() { l.read(t, st, i) })
+		work.Go(func() { l.read(t, stores[i%2], i) })
 	}
 	r := b.rotation(t, newer+","+older)
-	first, err := l.rotate(t, r)
+	l.step(store.RotationProgress{Seen: 1})
+	first, err := r.Run(t.Context(), l.step)
 	if err != nil {
 		t.Errorf("rotate: %v", err)
 	}
-	close(stop)
+	close(l.renewals)
+	close(l.reads)
 	work.Wait()
 	if l.renewed.Load() == 0 || l.opened.Load() == 0 {
 		t.Errorf("%d tokens were renewed and %d opened meanwhile: this shows nothing", l.renewed.Load(), l.opened.Load())
 	}
 	// The workers with the old key first are gone now: what they have sealed since
 	// is sealed anew.
-	last, err := l.rotate(t, r)
+	last, err := r.Run(t.Context(), quietly)
 	check(t, err)
 	t.Logf("%d rows sealed anew while %d were renewed and %d opened; %d of them behind then, %d sealed anew in the end",
 		first.Resealed, l.renewed.Load(), l.opened.Load(), first.Behind, last.Resealed)
@@ -104,56 +106,45 @@ func loadPair(account, n int) store.Pair {
 type loaded struct {
 	b     *bundle
 	rows  int
-	stop  chan struct{}
 	pairs []atomic.Int64 // how many each account has had, by number
+	seen  int            // rows of the rotation's first pass
 
+	renewals, reads         chan struct{} // what may be done yet
 	renewed, opened, failed atomic.Int64
 }
 
-// rotate runs the rotation, again where the database was too busy for it.
-func (l *loaded) rotate(t *testing.T, r store.Rotation) (done store.RotationProgress, err error) {
-	t.Helper()
-	err = asked(func() (err error) {
-		before := done.Resealed
-		done, err = r.Run(t.Context(), quietly)
-		done.Resealed += before
-		return err
-	})
-	return done, err
-}
-
-// asked asks a database that is too busy to answer again, as workers do.
-func asked(ask func() error) error {
-	for end := time.Now().Add(patience); ; {
-		err := ask()
-		if err == nil || errors.Is(err, store.ErrFenced) || errors.As(err, new(*store.KeyError)) || time.Now().After(end) {
-			return err
-		}
+// step gives out work for a step of the rotation's first pass. The passes after
+// it find what was done until then.
+func (l *loaded) step(p store.RotationProgress) {
+	if p.Seen <= l.seen {
+		return
 	}
+	l.seen = p.Seen
+	fill(l.renewals)
+	fill(l.reads)
 }
 
-func (l *loaded) stopped() bool {
-	select {
-	case <-l.stop:
-		return true
-	default:
-		return false
+// fill fills up a channel, and waits for nobody.
+func fill(work chan<- struct{}) {
+	for {
+		select {
+		case work <- struct{}{}:
+		default:
+			return
+		}
 	}
 }
 
 // renew renews accounts of its own, each a long step from the last, so that
 // they lie before and behind the rotation.
 func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
-	for n := worker; !l.stopped(); n += 7919 * refreshers {
+	n := worker
+	for range l.renewals {
 		account := n % l.rows
+		n += 7919 * refreshers
 		name := fmt.Sprintf(loadAccount, account)
-		var claim store.Token
-		ok := false
-		err := asked(func() (err error) {
-			claim, ok, err = st.ClaimToken(t.Context(), store.TokenClaim{
-				Account: name, UsedVersion: l.pairs[account].Load() + 1, Force: true, Pace: pace(longLease), Now: l.b.now,
-			})
-			return err
+		claim, ok, err := st.ClaimToken(t.Context(), store.TokenClaim{
+			Account: name, UsedVersion: l.pairs[account].Load() + 1, Force: true, Pace: pace(longLease), Now: l.b.now,
 		})
 		if err != nil || !ok {
 			l.fail(t, name, err)
@@ -162,7 +153,7 @@ func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
 		next := l.pairs[account].Load() + 1
 		pair := loadPair(account, int(next))
 		pair.ExpiresAt = l.b.now.Add(time.Hour)
-		if err := asked(func() error { return st.SaveToken(t.Context(), claim, pair, l.b.now) }); err != nil {
+		if err := st.SaveToken(t.Context(), claim, pair, l.b.now); err != nil {
 			l.fail(t, name, err)
 			return
 		}
@@ -172,8 +163,10 @@ func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
 }
 
 func (l *loaded) read(t *testing.T, st store.Store, reader int) {
-	for n := reader; !l.stopped(); n += 104729 {
+	n := reader
+	for range l.reads {
 		name := fmt.Sprintf(loadAccount, n%l.rows)
+		n += 104729
 		if _, err := st.Token(t.Context(), name); err != nil {
 			l.fail(t, name, err)
 			return
