@@ -58,6 +58,7 @@ func TestScript(t *testing.T) {
 			"refuse":  withHouse((*house).refuse),
 			"answer":  withHouse((*house).answer),
 			"consent": withHouse((*house).consent),
+			"lose":    withHouse((*house).lose),
 			"revoke":  withHouse((*house).revoke),
 			"halt":    withHouse((*house).halt),
 		},
@@ -211,6 +212,11 @@ func (h *house) keys(ts *testscript.TestScript, args []string) {
 		keys[i] = map[string]secret.String{"house": h.cfg.Keys, "fresh": h.fresh}[name].Reveal()
 	}
 	ts.Setenv("HUB_ENCRYPTION_KEY", strings.Join(keys, ","))
+}
+
+// lose has the answer to the user's next exchange of a token be lost: lose USER
+func (h *house) lose(ts *testscript.TestScript, args []string) {
+	ts.Check(h.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultCut, After: true, Endpoint: xsim.EndpointToken, Account: args[0], Times: 1}}))
 }
 
 // revoke has the user withdraw consent: revoke USER

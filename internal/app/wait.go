@@ -174,6 +174,7 @@ type RefreshFailedError struct {
 	Account string
 	Words   string // what the refresh said
 	Reauth  bool   // nothing but connecting the account again helps
+	Doubt   bool   // X's answer was lost: nobody tries before the access token ends
 }
 
 func (e *RefreshFailedError) Error() string {
@@ -182,6 +183,9 @@ func (e *RefreshFailedError) Error() string {
 
 // Hint tells the operator what to do.
 func (e *RefreshFailedError) Hint() string {
+	if e.Doubt {
+		return "wait: its posts go out meanwhile, and jetpost accounts show " + e.Account + " tells more"
+	}
 	if e.Reauth {
 		return AdviceFor(jetpost.CodeAccountReauthRequired, e.Account, "")
 	}
@@ -198,6 +202,9 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 	}
 	if before.RequiresReauth { // no worker would try
 		return before, &RefreshFailedError{Account: name, Words: before.RefreshError, Reauth: true}
+	}
+	if err := d.doubt(ctx, name); err != nil {
+		return before, err
 	}
 	if err := d.publisher.RefreshAccount(ctx, name, force); err != nil || timeout == 0 {
 		return before, err
@@ -219,6 +226,18 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 		return after, &RefreshFailedError{Account: name, Words: after.RefreshError, Reauth: after.RequiresReauth}
 	}
 	return after, nil
+}
+
+// doubt says so where no worker would present the account's refresh token now.
+func (d *Desk) doubt(ctx context.Context, name string) error {
+	token, err := d.Ledger.Token(ctx, name)
+	now := time.Now()
+	if err != nil || token.StartedAt.IsZero() || token.LeaseUntil.After(now) || !token.NextAttemptAt.After(now) {
+		return nil // a worker finds out
+	}
+	return &RefreshFailedError{Account: name, Doubt: true, Words: fmt.Sprintf(
+		"X's answer to its last exchange was lost, and its token may be spent; it is tried again near its end, at %s",
+		token.NextAttemptAt.Local().Format(time.RFC3339))}
 }
 
 func (d *Desk) account(ctx context.Context, name string) (store.Account, error) {
