@@ -45,6 +45,7 @@ func TestLinkInBrowser(t *testing.T) {
 	addUser(t, cfg.X.URL, "carol")
 	browser := newBrowser(t)
 	link := func(t *testing.T, account string) string {
+		t.Helper()
 		code, stdout, stderr := runCommand(t, env, "jetpost", "accounts", "link", account, "--return-to", product.URL+"/done?tab=x")
 		if code != exitOK {
 			t.Fatalf("exit code %d\n%s", code, stderr)
