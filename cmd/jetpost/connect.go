@@ -204,10 +204,10 @@ func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout tim
 			}
 			return a.settle(ctx, query)
 		case <-timer.C:
-			return app.Connected{}, &exitError{code: exitWaiting, err: a.hint(
-				fmt.Errorf("connect %s: no consent came within %s", a.account, timeout),
-				"if X's page said that something went wrong, check X_CLIENT_ID, and register "+a.redirectURI+" in X's developer console; then start again",
-			)}
+			return app.Connected{}, &exitError{code: exitWaiting, err: &app.HintError{
+				Err:  fmt.Errorf("connect %s: no consent came within %s", a.account, timeout),
+				Help: "if X's page said that something went wrong, check X_CLIENT_ID, and register " + a.redirectURI + " in X's developer console; then start again",
+			}}
 		case <-ctx.Done():
 			return app.Connected{}, &exitError{code: exitInterrupted, err: errors.New("interrupted: nothing has changed")}
 		}
@@ -216,24 +216,21 @@ func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout tim
 
 // settle makes the answer into a connected account.
 func (a *connectAttempt) settle(ctx context.Context, query url.Values) (app.Connected, error) {
+	fail := func(help, format string, args ...any) (app.Connected, error) {
+		return app.Connected{}, &app.HintError{Err: fmt.Errorf("connect "+a.account+": "+format, args...), Help: help}
+	}
 	refused := query.Get("error")
 	switch {
 	case subtle.ConstantTimeCompare([]byte(query.Get("state")), []byte(a.state)) != 1:
-		return app.Connected{}, a.hint(fmt.Errorf("connect %s: the answer belongs to another attempt: its state is not the one that was sent", a.account),
-			"close the pages of earlier attempts, start again, and use the page that is printed then")
+		return fail("close the pages of earlier attempts, start again, and use the page that is printed then",
+			"the answer belongs to another attempt: its state is not the one that was sent")
 	case refused == consentDenied:
-		return app.Connected{}, a.hint(fmt.Errorf("connect %s: the consent was denied on X's page", a.account),
-			"start again, and let the app in: jetpost accounts connect "+a.account)
+		return fail("start again, and let the app in: jetpost accounts connect "+a.account, "the consent was denied on X's page")
 	case refused != "":
 		words := strings.TrimSpace(refused + " " + query.Get("error_description"))
-		return app.Connected{}, a.hint(fmt.Errorf("connect %s: X answered with an error: %s", a.account, excerpt(words)),
-			"check the app's settings in X's developer console, then start again")
+		return fail("check the app's settings in X's developer console, then start again", "X answered with an error: %s", excerpt(words))
 	}
 	return a.connector.Connect(ctx, a.account, query.Get("code"), a.verifier, a.redirectURI)
-}
-
-func (a *connectAttempt) hint(err error, help string) error {
-	return &app.HintError{Err: err, Help: help}
 }
 
 // answered tells whether parameters are an answer of X.

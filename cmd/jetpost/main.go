@@ -36,7 +36,7 @@ const (
 	exitWaiting  = 5 // the request is still waiting
 	exitUnknown  = 6 // nobody knows whether a post is live
 
-	exitInterrupted = 130 // the demo or a rotation was ended by a signal, as shells have it
+	exitInterrupted = 130 // the demo, a rotation or a wait for a consent was ended by a signal, as shells have it
 )
 
 // cli is the command line: flags, environment and help in one place. Each flag

@@ -22,6 +22,9 @@ const (
 	refreshers = 4
 	// readers open tokens meanwhile, as lanes do.
 	readers = 2
+	// Each step of the rotation gives out so much work for them. Were it given out
+	// by the clock, the faster side would starve the other one on a slow machine.
+	renewalsAStep, readsAStep = 16, 64
 )
 
 // LoadRow is one account for a bulk load.
@@ -40,27 +43,26 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 	b.now = b.clock(t)
 	load(t, b.loadRows(t, rows))
 
-	stop := make(chan struct{})
+	l := &loaded{
+		b: b, rows: rows, pairs: make([]atomic.Int64, rows),
+		renewals: make(chan struct{}, renewalsAStep), reads: make(chan struct{}, readsAStep),
+	}
 	var work sync.WaitGroup
-	l := &loaded{b: b, rows: rows, stop: stop, pairs: make([]atomic.Int64, rows)}
+	stores := []store.Store{b.open(t, older+","+newer), b.open(t, newer+","+older)}
 	for i := range refreshers {
-		keys := newer + "," + older
-		if i%2 == 0 {
-			keys = older + "," + newer
-		}
-		st := b.open(t, keys)
-		work.Go(func() { l.renew(t, st, i) })
+		work.Go(func() { l.renew(t, stores[i%2], i) })
 	}
 	for i := range readers {
-		st := b.open(t, older+","+newer)
-		work.Go(func() { l.read(t, st, i) })
+		work.Go(func() { l.read(t, stores[i%2], i) })
 	}
 	r := b.rotation(t, newer+","+older)
-	first, err := r.Run(t.Context(), quietly)
+	l.step(store.RotationProgress{Seen: 1})
+	first, err := r.Run(t.Context(), l.step)
 	if err != nil {
 		t.Errorf("rotate: %v", err)
 	}
-	close(stop)
+	close(l.renewals)
+	close(l.reads)
 	work.Wait()
 	if l.renewed.Load() == 0 || l.opened.Load() == 0 {
 		t.Errorf("%d tokens were renewed and %d opened meanwhile: this shows nothing", l.renewed.Load(), l.opened.Load())
@@ -104,26 +106,42 @@ func loadPair(account, n int) store.Pair {
 type loaded struct {
 	b     *bundle
 	rows  int
-	stop  chan struct{}
 	pairs []atomic.Int64 // how many each account has had, by number
+	seen  int            // rows of the rotation's first pass
 
+	renewals, reads         chan struct{} // what may be done yet
 	renewed, opened, failed atomic.Int64
 }
 
-func (l *loaded) stopped() bool {
-	select {
-	case <-l.stop:
-		return true
-	default:
-		return false
+// step gives out work for a step of the rotation's first pass. The passes after
+// it find what was done until then.
+func (l *loaded) step(p store.RotationProgress) {
+	if p.Seen <= l.seen {
+		return
+	}
+	l.seen = p.Seen
+	fill(l.renewals)
+	fill(l.reads)
+}
+
+// fill fills up a channel, and waits for nobody.
+func fill(work chan<- struct{}) {
+	for {
+		select {
+		case work <- struct{}{}:
+		default:
+			return
+		}
 	}
 }
 
 // renew renews accounts of its own, each a long step from the last, so that
 // they lie before and behind the rotation.
 func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
-	for n := worker; !l.stopped(); n += 7919 * refreshers {
+	n := worker
+	for range l.renewals {
 		account := n % l.rows
+		n += 7919 * refreshers
 		name := fmt.Sprintf(loadAccount, account)
 		claim, ok, err := st.ClaimToken(t.Context(), store.TokenClaim{
 			Account: name, UsedVersion: l.pairs[account].Load() + 1, Force: true, Pace: pace(longLease), Now: l.b.now,
@@ -145,8 +163,10 @@ func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
 }
 
 func (l *loaded) read(t *testing.T, st store.Store, reader int) {
-	for n := reader; !l.stopped(); n += 104729 {
+	n := reader
+	for range l.reads {
 		name := fmt.Sprintf(loadAccount, n%l.rows)
+		n += 104729
 		if _, err := st.Token(t.Context(), name); err != nil {
 			l.fail(t, name, err)
 			return
