@@ -664,3 +664,17 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestCheckAccount(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"a", "acme-2_b", strings.Repeat("x", 63)} {
+		if err := jetpost.CheckAccount(name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "Acme", "a b", "a.b", "a\n", "é", strings.Repeat("x", 64)} {
+		if err := jetpost.CheckAccount(name); err == nil {
+			t.Errorf("%q is taken", name)
+		}
+	}
+}

@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -50,7 +51,7 @@ type accountsConnectCmd struct {
 // check lists what is wrong with the command line.
 func (c *accountsConnectCmd) check() error {
 	var wrong []string
-	if err := app.CheckAccountName(c.Name); err != nil {
+	if err := jetpost.CheckAccount(c.Name); err != nil {
 		wrong = append(wrong, err.Error())
 	}
 	host, _, err := net.SplitHostPort(c.Callback)

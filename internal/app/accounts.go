@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -24,11 +23,9 @@ type ImportLine struct {
 	ExpiresAt    time.Time `json:"expires_at"`
 }
 
-var accountName = regexp.MustCompile(`^[a-z0-9_-]{1,63}$`)
-
 func (l ImportLine) validate() error {
 	var errs []error
-	if err := CheckAccountName(l.Name); err != nil {
+	if err := jetpost.CheckAccount(l.Name); err != nil {
 		errs = append(errs, err)
 	}
 	if l.AccessToken == "" {

@@ -70,7 +70,7 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 	if err := ctx.Err(); err != nil {
 		return Connected{}, err
 	}
-	if err := CheckAccountName(account); err != nil {
+	if err := jetpost.CheckAccount(account); err != nil {
 		return Connected{}, err
 	}
 	// What would keep the pair from the database is found out while the code is
@@ -190,14 +190,6 @@ func (c *Connector) revoke(ctx context.Context, refresh, access string) error {
 
 // connectCommand is what connects an account.
 func connectCommand(account string) string { return "jetpost accounts connect " + account }
-
-// CheckAccountName tells why a name is none for an account.
-func CheckAccountName(name string) error {
-	if !accountName.MatchString(name) {
-		return fmt.Errorf("name %q: use 1 to 63 of a-z 0-9 _ -", name)
-	}
-	return nil
-}
 
 // notYetConnected says why the code of a consent was not exchanged.
 func notYetConnected(account string, err error) error {
