@@ -28,8 +28,9 @@ var accountName = regexp.MustCompile(`^[a-z0-9_-]{1,63}$`)
 
 func (l ImportLine) validate() error {
 	var errs []error
-	if err := CheckAccountName(l.Name); err != nil {
-		errs = append(errs, err)
+	if CheckAccountName(l.Name) != nil {
+		// It is not repeated: it may be a token in the wrong place.
+		errs = append(errs, errors.New("name: use 1 to 63 of a-z 0-9 _ -"))
 	}
 	if l.AccessToken == "" {
 		errs = append(errs, errors.New("access_token: is missing"))
