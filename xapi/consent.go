@@ -103,7 +103,7 @@ func (o *OAuth) Revoke(ctx context.Context, token string) error {
 	if ans.ok() {
 		return nil
 	}
-	e := newAPIError(EndpointRevoke, ans, token, o.ClientSecret)
+	e := newAPIError(EndpointRevoke, ans, append(o.appSecrets(), token)...)
 	if e.Status == http.StatusBadRequest && deadToken(e) {
 		return nil
 	}

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -168,7 +170,18 @@ func (o *OAuth) grantError(x *exchange, refused func(*APIError) error, secrets [
 		x.ans.body = nil
 		return &AmbiguousError{Err: newAPIError(EndpointToken, x.ans)}
 	}
-	return classifyExchange(newAPIError(EndpointToken, x.ans, append(secrets, o.ClientSecret)...), x.ans, refused)
+	return classifyExchange(newAPIError(EndpointToken, x.ans, append(secrets, o.appSecrets()...)...), x.ans, refused)
+}
+
+// appSecrets is the app's secret in every form in which a request carries it, none
+// of which an error repeats.
+func (o *OAuth) appSecrets() []string {
+	if o.ClientSecret == "" {
+		return nil
+	}
+	escaped := url.QueryEscape(o.ClientSecret)
+	basic := base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(o.ClientID) + ":" + escaped))
+	return []string{o.ClientSecret, escaped, basic}
 }
 
 // unanswered types a request that brought no answer.

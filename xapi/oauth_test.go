@@ -18,6 +18,7 @@ import (
 const (
 	testRefresh = "refresh-token-that-must-not-leak"
 	testSecret  = "client-secret-that-must-not-leak"
+	testBasic   = "YXBwOmNsaWVudC1zZWNyZXQtdGhhdC1tdXN0LW5vdC1sZWFr" // of the app and its secret
 )
 
 func (b *testBundle) oauth(secret string) *OAuth {
@@ -90,6 +91,7 @@ func TestRefreshAnswers(t *testing.T) {
 		{"400 parameter", 400, oauthError("invalid_request", "Missing required parameter [client_id]."), "AppAuth"},
 		{"400 token", 400, oauthError("invalid_request", "Value passed for the token was invalid."), "GrantRefused"},
 		{"400 token echoed", 400, oauthError("invalid_grant", "unknown "+testRefresh+" of "+testSecret), "GrantRefused"},
+		{"400 header echoed", 400, oauthError("invalid_grant", "unknown, with "+testBasic), "GrantRefused"},
 		{"401", 401, oauthError("unauthorized_client", "Missing valid authorization header"), "AppAuth"},
 		{"401 client", 401, oauthError("invalid_client", ""), "AppAuth"},
 		{"401 empty", 401, "", "AppAuth"},
@@ -111,7 +113,7 @@ func TestRefreshAnswers(t *testing.T) {
 			apiErr := wantAs[*APIError](t, err)
 			for e := err; e != nil; e = errors.Unwrap(e) {
 				shown := fmt.Sprintf("%v %+v %s", e, e, apiErr.Body)
-				if strings.Contains(shown, testRefresh) || strings.Contains(shown, testSecret) {
+				if strings.Contains(shown, testRefresh) || strings.Contains(shown, testSecret) || strings.Contains(shown, testBasic) {
 					t.Errorf("a secret shows in %s", shown)
 				}
 			}

@@ -71,7 +71,7 @@ type life struct {
 	read  int64 // how much of the log is known
 	// What the log tells, by account and version of the token.
 	committed map[tokenAt]bool
-	failed    map[tokenAt]string // the error of the last exchange whose answer was lost
+	failed    map[tokenAt]string // the errors of its exchanges that brought no pair
 	outdated  int                // pairs that came too late
 	started   bool
 	bad       string // what no log should have
@@ -438,7 +438,7 @@ func (l *life) note(line string) {
 	case "token.refreshed", "token.rescued":
 		l.committed[about] = true
 	case "token.refresh_failed":
-		l.failed[about] = e.Error
+		l.failed[about] += e.Error + "; " // one text may follow on another, of a retry
 	case "token.save_failed", "token.rescue_not_needed":
 		l.outdated++
 	case "delivery.panic":

@@ -212,7 +212,7 @@ func (c *chaos) storm(ctx context.Context, actors *errgroup.Group) {
 			c.cluster.Restart(c.t)
 			c.say("PostgreSQL was restarted")
 		}
-		round, whole := c.summary(ctx, opened, c.life/2)
+		round, whole := c.summary(ctx, opened, 2*c.life)
 		c.say("round %d: %s, whole %t, after %s", n, round, whole, time.Since(began).Round(lookEvery))
 	}
 }

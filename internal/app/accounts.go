@@ -25,8 +25,9 @@ type ImportLine struct {
 
 func (l ImportLine) validate() error {
 	var errs []error
-	if err := jetpost.CheckAccount(l.Name); err != nil {
-		errs = append(errs, err)
+	if jetpost.CheckAccount(l.Name) != nil {
+		// It is not repeated: it may be a token in the wrong place.
+		errs = append(errs, errors.New("name: use 1 to 63 of a-z 0-9 _ -"))
 	}
 	if l.AccessToken == "" {
 		errs = append(errs, errors.New("access_token: is missing"))
