@@ -63,13 +63,16 @@ func (c *chaos) prove(name string, family int, token store.Token) (cause, error)
 	if !ok {
 		return 0, fmt.Errorf("X has never exchanged the token that the ledger holds, rotation %d at version %d", rotation, token.Version)
 	}
-	version := token.Version - int64(rotation-taken.Rotation)
-	return c.excuse(taken, tokenAt{name, version})
+	at := tokenAt{name, token.Version - int64(rotation-taken.Rotation)}
+	if l := c.fleet.of(taken.Host); taken.Rotation == rotation && l != nil && l.stored(at) {
+		return 0, fmt.Errorf("%s stored the successor of version %d, which is gone: %s", l.name, at.version, seenOf(taken))
+	}
+	return c.excuse(taken, at)
 }
 
 // takenBy finds the exchange that took the token away. Where an earlier token of
 // the family was presented again, which ends the whole family at X, that is the
-// one whose exchange went wrong.
+// one whose exchange went wrong: its pair came after all, but too late.
 func (c *chaos) takenBy(name string, family, rotation int) (xsim.Exchange, bool) {
 	seen := c.sim.Exchanges(name)
 	took := func(rotation int) (xsim.Exchange, bool) {
@@ -92,7 +95,8 @@ func (c *chaos) takenBy(name string, family, rotation int) (xsim.Exchange, bool)
 	return xsim.Exchange{}, false
 }
 
-// excuse says why the pair that an exchange made never reached the ledger.
+// excuse says why the pair that an exchange made did not reach the ledger, or not
+// in time.
 func (c *chaos) excuse(e xsim.Exchange, at tokenAt) (cause, error) {
 	l := c.fleet.of(e.Host)
 	if l == nil {
@@ -101,9 +105,6 @@ func (c *chaos) excuse(e xsim.Exchange, at tokenAt) (cause, error) {
 	l.learn()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.committed[at] {
-		return 0, fmt.Errorf("%s stored the successor of version %d, which is gone: %s", l.name, at.version, seenOf(e))
-	}
 	if e.Fault != "" && !e.Answered && !e.Open {
 		return answerLost, nil
 	}

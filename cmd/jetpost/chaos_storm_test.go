@@ -424,6 +424,15 @@ func (l *life) learn() {
 	}
 }
 
+// stored tells whether the process says that it has stored the pair that comes
+// after another one.
+func (l *life) stored(after tokenAt) bool {
+	l.learn()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.committed[after]
+}
+
 func (l *life) note(line string) {
 	var e entry
 	if json.Unmarshal([]byte(line), &e) != nil {
