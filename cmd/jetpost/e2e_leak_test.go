@@ -635,6 +635,7 @@ func dump(t *testing.T, address string) []byte {
 // leaksOnOneMachine is 'jetpost up --sim' inside the test, so that all that its X
 // gives out is known: SQLite, an embedded NATS, and X's own log.
 func leaksOnOneMachine(t *testing.T) {
+	t.Helper()
 	s := &search{secrets: map[string]string{}}
 	var log lockedBuffer
 	logger := slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -231,9 +231,12 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 // doubt says so where no worker would present the account's refresh token now.
 func (d *Desk) doubt(ctx context.Context, name string) error {
 	token, err := d.Ledger.Token(ctx, name)
+	if err != nil {
+		return databaseError(err)
+	}
 	now := time.Now()
-	if err != nil || token.StartedAt.IsZero() || token.LeaseUntil.After(now) || !token.NextAttemptAt.After(now) {
-		return nil // a worker finds out
+	if token.StartedAt.IsZero() || token.LeaseUntil.After(now) || !token.NextAttemptAt.After(now) {
+		return nil
 	}
 	return &RefreshFailedError{Account: name, Doubt: true, Words: fmt.Sprintf(
 		"X's answer to its last exchange was lost, and its token may be spent; it is tried again near its end, at %s",
