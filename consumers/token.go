@@ -293,7 +293,16 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 			log.Error("app.stop_not_shared", "error", err)
 		}
 	}
-	if saveErr := r.save(worker, func(ctx context.Context) error { return r.Tokens.SaveTokenFailure(ctx, claim, failure) }); saveErr != nil {
+	saveErr := r.save(worker, func(ctx context.Context) error {
+		// A database that was away may take it long after: a round that was opened
+		// meanwhile did not count this token, and must not find it due.
+		failure.Now = time.Now()
+		if soonest := failure.Now.Add(r.Timing.lease()); failure.NextAttempt.Before(soonest) {
+			failure.NextAttempt = soonest
+		}
+		return r.Tokens.SaveTokenFailure(ctx, claim, failure)
+	})
+	if saveErr != nil {
 		if errors.Is(saveErr, store.ErrFenced) {
 			// Another worker, or an import, brought a newer pair: this failure
 			// is about a token that no longer matters.

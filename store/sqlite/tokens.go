@@ -46,9 +46,10 @@ func (s *Store) Token(ctx context.Context, account string) (store.Token, error) 
 }
 
 const (
+	// A token whose lease ends while the round goes on may be claimed by it, and so
+	// it counts.
 	sqlCountDue = `
-SELECT count(*) FROM oauth_tokens
-WHERE requires_reauth = 0 AND due_at < ?1 AND expires_at <= ?2 AND (lease_until IS NULL OR lease_until <= ?1)`
+SELECT count(*) FROM oauth_tokens WHERE requires_reauth = 0 AND due_at < ?1 AND expires_at <= ?2`
 	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING`
 
 	sqlForgetBatches = `DELETE FROM refresh_batches WHERE round IN (SELECT id FROM refresh_rounds WHERE opened_at < ?1)`

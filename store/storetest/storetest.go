@@ -115,6 +115,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"LostKey", lostKey},
 		{"Notices", notices},
 		{"OpenRound", openRound},
+		{"OpenRoundCountsLeased", openRoundCountsLeased},
 		{"OpenRoundForgets", openRoundForgets},
 		{"Posted", posted},
 		{"PostedAdopted", postedAdopted},

@@ -772,6 +772,20 @@ func openRound(t *testing.T, b *bundle) {
 	equal(t, "round that is opened again", again, round)
 }
 
+// openRoundCountsLeased: a token that somebody holds, and that is due once the
+// lease is over, may be claimed by the round, and so it is counted.
+func openRoundCountsLeased(t *testing.T, b *bundle) {
+	b.addToken(t, "held", b.now.Add(-5*time.Hour), b.now.Add(-time.Hour))
+	now := b.clock(t)
+	claim, ok, err := b.st.ClaimToken(t.Context(), store.TokenClaim{
+		Account: "held", UsedVersion: 1, Pace: pace(time.Hour), Now: now.Add(-61 * time.Minute), // its answer came late
+	})
+	check(t, err)
+	equal(t, "claimed", ok, true)
+	equal(t, "next attempt is over", claim.NextAttemptAt.Before(now), true)
+	equal(t, "tokens of the round", b.openRound(t, 10).Total, 1)
+}
+
 func openRoundForgets(t *testing.T, b *bundle) {
 	b.addDue(t, 1)
 	old := b.openRound(t, 1)
