@@ -209,7 +209,7 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 // have failed. Were X blamed for that, a worker that was frozen would skip the
 // batches of the whole round in no time, which others could have refreshed.
 func (r *Refresher) evidence(err error, took time.Duration) error {
-	if err != nil && took > r.Timing.CallTimeout()*5/4 {
+	if err != nil && took > r.Timing.CallTimeout()*21/20 {
 		return errStoodStill
 	}
 	return err

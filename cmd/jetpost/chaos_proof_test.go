@@ -288,40 +288,61 @@ func (c *chaos) excuseReuse(name string, v xsim.Violation) error {
 }
 
 // judgeRounds wants each round to have made no more exchanges than it had tokens,
-// and its summary to be told, with sums that are right.
+// one of each at most, and its summary to be told, with sums that are right.
 func (c *chaos) judgeRounds(ctx context.Context, seen []xsim.Exchange) {
 	rounds, err := c.view.rounds(ctx, c.began)
 	must(c.t, err)
 	told := c.summaries(ctx)
 	slices.SortFunc(seen, func(a, b xsim.Exchange) int { return a.At.Compare(b.At) })
-	// Rounds that overlap are judged together: of their exchanges nobody can tell
-	// which was whose.
-	var total, made int
-	var end time.Time
+	var g roundGroup
 	for i, r := range rounds {
-		if !r.opened.Before(end) {
-			total, made = 0, 0
+		if !r.opened.Before(g.end) {
+			g = roundGroup{began: r.opened.Add(c.claimFor / 2), accounts: map[string]int{}}
 		}
-		total += r.total
-		end = latestOf(end, r.done)
+		g.rounds++
+		g.total += r.total
+		g.end = latestOf(g.end, r.done)
 		next := time.Now()
 		if i+1 < len(rounds) {
 			next = rounds[i+1].opened
 		}
 		for len(seen) > 0 && seen[0].At.Before(next) {
-			seen, made = seen[1:], made+1
+			g.add(seen[0])
+			seen = seen[1:]
 		}
-		if made > total {
-			c.findings.add("round", "%d exchanges, in rounds of %d tokens up to %s", made, total, r)
+		if g.made > g.total || g.most > g.rounds {
+			c.findings.add("round", "%d exchanges, %d of one token, in %d rounds of %d tokens up to %s", g.made, g.most, g.rounds, g.total, r)
 		}
-		events := told[r.id]
-		switch {
-		case len(events) != 1:
-			c.findings.add("round", "%d summaries of %s, want one", len(events), r)
-		case events[0].Refreshed != r.refreshed || events[0].Failed != r.failed || events[0].Total != r.total,
-			events[0].Refreshed+events[0].Failed+events[0].Skipped != r.total:
-			c.findings.add("round", "the summary of %s says %+v", r, events[0])
-		}
+		c.judgeSummary(r, told[r.id])
+	}
+}
+
+// roundGroup are rounds that overlap, and so are judged together: of their
+// exchanges nobody can tell which was whose.
+type roundGroup struct {
+	began         time.Time // what was claimed before reaches X no later
+	end           time.Time
+	rounds, total int
+	made, most    int // exchanges, and those of one account
+	accounts      map[string]int
+}
+
+func (g *roundGroup) add(e xsim.Exchange) {
+	if e.At.Before(g.began) || e.Code {
+		return
+	}
+	g.made++
+	g.accounts[e.Account]++
+	g.most = max(g.most, g.accounts[e.Account])
+}
+
+func (c *chaos) judgeSummary(r roundRow, events []jetpost.RefreshSummary) {
+	switch {
+	case len(events) != 1:
+		c.findings.add("round", "%d summaries of %s, want one", len(events), r)
+	case events[0].Refreshed != r.refreshed || events[0].Failed != r.failed || events[0].Total != r.total,
+		events[0].Refreshed+events[0].Failed+events[0].Skipped != r.total:
+		c.findings.add("round", "the summary of %s says %+v", r, events[0])
 	}
 }
 

@@ -488,7 +488,7 @@ func (c *chaos) badDay(random *rand.Rand) []xsim.Fault {
 		fault(xsim.Fault{Kind: xsim.FaultGarbage}, 0.1),
 		fault(xsim.Fault{Kind: xsim.FaultLostAnswer, DelayMS: c.claimFor.Milliseconds()}, 0.1),
 	}
-	if random.IntN(20) == 0 {
+	if random.IntN(40) == 0 {
 		faults = append(faults, xsim.Fault{Kind: xsim.FaultOutage, Endpoint: xsim.EndpointToken})
 	}
 	return faults
