@@ -29,7 +29,7 @@ lint: ## run the linters
 	scripts/lint
 
 test: ## run all tests
-	scripts/test unit
+	scripts/test unit chaos
 
 tidy: ## tidy the module files
 	go mod tidy

@@ -40,10 +40,25 @@ const (
 	// or frozen for longer than its call may take, before it had stored the pair.
 	workerKilled
 	workerFrozen
-	// clientGaveUp: the answer took longer than the call may take, since the
-	// machine is too slow for times that are shrunk so far.
+	// clientGaveUp: the answer took longer than the call may take; storedLate: the
+	// pair was stored, or was to be, when the lease had long ended. In both the
+	// machine was too slow for times that are shrunk so far.
 	clientGaveUp
+	storedLate
 )
+
+// causes are the words for the causes.
+var causes = [...]string{
+	answerLost: "answer lost", workerKilled: "killed", workerFrozen: "frozen", clientGaveUp: "gave up", storedLate: "late",
+}
+
+// loss is an account as it was found lost.
+type loss struct {
+	name   string
+	family int // of the consent in force
+	token  store.Token
+	seen   time.Time
+}
 
 // storedWithin is how long after a call has reached X an unharmed worker may take
 // to store the pair, beside three leases: a restart of the database is survived.
@@ -51,20 +66,21 @@ const storedWithin = 10 * time.Second
 
 // prove finds out by X's books why the pair that the ledger holds is not accepted
 // any more. The error says what is wrong where there is no good reason.
-func (c *chaos) prove(name string, family int, token store.Token) (cause, error) {
+func (c *chaos) prove(lost loss) (cause, error) {
+	name, token := lost.name, lost.token
 	held, rotation, ok := c.sim.Locate(token.Refresh.Reveal())
 	switch {
 	case !ok:
 		return 0, fmt.Errorf("the ledger holds a refresh token that X never gave out, at version %d", token.Version)
-	case held != family:
-		return 0, fmt.Errorf("the ledger holds a pair of consent %d at version %d, but the account was connected again: %d is in force", held, token.Version, family)
+	case held != lost.family:
+		return 0, fmt.Errorf("the ledger holds a pair of consent %d at version %d, but the account was connected again: %d is in force", held, token.Version, lost.family)
 	}
 	taken, ok := c.takenBy(name, held, rotation)
 	if !ok {
 		return 0, fmt.Errorf("X has never exchanged the token that the ledger holds, rotation %d at version %d", rotation, token.Version)
 	}
 	at := tokenAt{name, token.Version - int64(rotation-taken.Rotation)}
-	if l := c.fleet.of(taken.Host); taken.Rotation == rotation && l != nil && l.stored(at) {
+	if l := c.fleet.of(taken.Host); taken.Rotation == rotation && l != nil && l.stored(at, lost.seen) {
 		return 0, fmt.Errorf("%s stored the successor of version %d, which is gone: %s", l.name, at.version, seenOf(taken))
 	}
 	return c.excuse(taken, at)
@@ -122,6 +138,9 @@ func (c *chaos) excuse(e xsim.Exchange, at tokenAt) (cause, error) {
 	if text := l.failed[at]; strings.Contains(text, "deadline exceeded") || strings.Contains(text, "timeout") {
 		return clientGaveUp, nil
 	}
+	if stored, ok := l.saved[at]; ok && stored.at.Sub(e.At) > c.claimFor {
+		return storedLate, nil
+	}
 	return 0, fmt.Errorf("%s was neither killed nor frozen, and got an answer to %s; it logged %q", l.name, seenOf(e), l.failed[at])
 }
 
@@ -156,6 +175,7 @@ func (c *chaos) judge() {
 		seen = append(seen, exchanges...)
 	}
 	c.exchanges = len(seen)
+	c.judgeLosses()
 	c.judgeBooks(seen)
 	c.judgeRounds(ctx, seen)
 	stuck, err := c.view.names(ctx, c.view.leased)
@@ -183,18 +203,33 @@ func (c *chaos) endFleet() {
 	}
 }
 
-// judgePair wants the ledger to hold the pair that X calls current.
+// judgePair wants the ledger to hold the pair that X calls current, or to know that
+// it may not.
 func (c *chaos) judgePair(name string, token store.Token) {
 	current, _ := c.sim.CurrentToken(name)
+	differ := token.Refresh.Reveal() != current.RefreshToken || token.Access.Reveal() != current.AccessToken
 	switch {
-	case token.RequiresReauth:
+	case token.RequiresReauth, differ && !token.InDoubtSince.IsZero():
 		c.people.lose(name, token)
-	case token.Refresh.Reveal() != current.RefreshToken || token.Access.Reveal() != current.AccessToken:
+	case differ:
 		family, rotation, _ := c.sim.Locate(token.Refresh.Reveal())
 		c.findings.add("wrong pair", "%s: the ledger holds rotation %d of consent %d at version %d, X has rotation %d of consent %d",
 			name, rotation, family, token.Version, current.Refreshes, c.people.customers[name].consents)
 	case current.Revoked:
 		c.people.lose(name, token)
+	}
+}
+
+// judgeLosses wants a proven cause for each account that was lost. Only now do the
+// logs tell everything: one that lags behind would leave a loss without its reason.
+func (c *chaos) judgeLosses() {
+	for _, lost := range c.people.losses {
+		why, err := c.prove(lost)
+		if err != nil {
+			c.findings.add(unexplained, "%s: %v", lost.name, err)
+			continue
+		}
+		c.lost[why]++
 	}
 }
 
@@ -369,13 +404,9 @@ func (c *chaos) summaries(ctx context.Context) map[string][]jetpost.RefreshSumma
 
 // judgeSight wants the run to have seen something.
 func (c *chaos) judgeSight() {
-	lost := 0
-	for _, n := range c.people.lost {
-		lost += n
-	}
 	for what, n := range map[string]int{
 		"kills": int(c.fleet.kills.Load()), "freezes": int(c.fleet.freezes.Load()), "doubts": len(c.people.doubts),
-		"retries": c.retries, "losses": lost, "lost answers": c.people.lost[answerLost],
+		"retries": c.retries, "losses": len(c.people.losses), "lost answers": c.lost[answerLost],
 	} {
 		if n == 0 {
 			c.findings.add("blind", "the run has seen no %s", what)

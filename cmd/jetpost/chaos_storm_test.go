@@ -70,17 +70,23 @@ type life struct {
 	harms []harm
 	read  int64 // how much of the log is known
 	// What the log tells, by account and version of the token.
-	committed map[tokenAt]bool
-	failed    map[tokenAt]string // the errors of its exchanges that brought no pair
-	outdated  int                // pairs that came too late
-	started   bool
-	bad       string // what no log should have
+	saved    map[tokenAt]saved
+	failed   map[tokenAt]string // the errors of its exchanges that brought no pair
+	outdated int                // pairs that came too late
+	started  bool
+	bad      string // what no log should have
 }
 
 // tokenAt is a pair of the ledger.
 type tokenAt struct {
 	account string
 	version int64
+}
+
+// saved is how the attempt to store the next pair ended, and when.
+type saved struct {
+	stored bool
+	at     time.Time
 }
 
 // harm is what was done to a process. A kill has no end.
@@ -182,7 +188,7 @@ func (f *fleet) begin(ctx context.Context, worker int) (*life, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &life{process: p, host: host, calls: make(chan struct{}, 1), committed: map[tokenAt]bool{}, failed: map[tokenAt]string{}}
+	l := &life{process: p, host: host, calls: make(chan struct{}, 1), saved: map[tokenAt]saved{}, failed: map[tokenAt]string{}}
 	f.lives[host] = l
 	go func() { _ = f.server.Serve(listener) }() // until the run is over
 	go func() {
@@ -398,10 +404,11 @@ func (l *life) wasKilled() bool {
 
 // entry is a line of a worker's log, as far as the run reads it.
 type entry struct {
-	Msg     string `json:"msg"`
-	Account string `json:"account"`
-	Version any    `json:"version"` // a token's is a number, a program's is not
-	Error   string `json:"error"`
+	Time    time.Time `json:"time"`
+	Msg     string    `json:"msg"`
+	Account string    `json:"account"`
+	Version any       `json:"version"` // a token's is a number, a program's is not
+	Error   string    `json:"error"`
 }
 
 // learn reads what the log has got since the last time.
@@ -424,13 +431,14 @@ func (l *life) learn() {
 	}
 }
 
-// stored tells whether the process says that it has stored the pair that comes
-// after another one.
-func (l *life) stored(after tokenAt) bool {
+// stored tells whether the process says that until then it had stored the pair
+// that comes after another one.
+func (l *life) stored(after tokenAt, until time.Time) bool {
 	l.learn()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.committed[after]
+	end := l.saved[after]
+	return end.stored && end.at.Before(until)
 }
 
 func (l *life) note(line string) {
@@ -445,10 +453,11 @@ func (l *life) note(line string) {
 	case "worker.started":
 		l.started, l.bad = true, ""
 	case "token.refreshed", "token.rescued":
-		l.committed[about] = true
+		l.saved[about] = saved{stored: true, at: e.Time}
 	case "token.refresh_failed":
 		l.failed[about] += e.Error + "; " // one text may follow on another, of a retry
 	case "token.save_failed", "token.rescue_not_needed":
+		l.saved[about] = saved{at: e.Time}
 		l.outdated++
 	case "delivery.panic":
 		l.bad = line
@@ -508,7 +517,7 @@ type people struct {
 
 	mu        sync.Mutex
 	customers map[string]*customer // by name of the account
-	lost      map[cause]int
+	losses    []loss
 	doubts    map[tokenAt]bool
 }
 
@@ -533,7 +542,7 @@ const (
 func (c *chaos) newPeople() *people {
 	p := &people{
 		chaos: c, importer: app.Importer{Ledger: c.ledger, NATS: c.conn, XURL: c.cfg.X.URL},
-		customers: map[string]*customer{}, lost: map[cause]int{}, doubts: map[tokenAt]bool{},
+		customers: map[string]*customer{}, doubts: map[tokenAt]bool{},
 	}
 	p.connects.SetLimit(maxConnects)
 	for i := range c.tokens {
@@ -659,19 +668,11 @@ func (p *people) content() bool {
 	return true
 }
 
-// lose counts a lost account, once the books have proved why.
+// lose notes a lost account as the ledger has it, for judgeLosses.
 func (p *people) lose(name string, token store.Token) {
 	p.mu.Lock()
-	family := p.customers[name].consents
-	p.mu.Unlock()
-	why, err := p.prove(name, family, token)
-	if err != nil {
-		p.findings.add(unexplained, "%s: %v", name, err)
-		return
-	}
-	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.lost[why]++
+	p.losses = append(p.losses, loss{name: name, family: p.customers[name].consents, token: token, seen: time.Now()})
 }
 
 // connect consents at X once more and imports what it gave, which must be in the

@@ -51,9 +51,8 @@ const (
 	minLeasesPerLife = 20
 	// chaosPatience bounds each wait beyond what the life of a token explains.
 	chaosPatience = 3 * time.Minute
-	// calmRounds is how many rounds may be tried until one refreshes every token:
-	// where the machine itself is too slow for the shrunk times, one more helps.
-	calmRounds = 3
+	// longestWait is, in leases, more than the longest wait for a token's next attempt.
+	longestWait = 200
 	// lookEvery is how often the ledger is asked how far things are.
 	lookEvery = 200 * time.Millisecond
 )
@@ -124,6 +123,7 @@ type chaos struct {
 	findings findings
 	// exchanges and retries are what the books and the journal count at the end.
 	exchanges, retries int
+	lost               [len(causes)]int // accounts, by the proven cause
 }
 
 func runChaos(t *testing.T, cfg chaosConfig) {
@@ -217,11 +217,13 @@ func (c *chaos) storm(ctx context.Context, actors *errgroup.Group) {
 	}
 }
 
-// calm waits until every doubt has ended, and then has all tokens refreshed
-// once more.
+// calm waits until every doubt has ended, and then has rounds go on until one has
+// refreshed every token: where the machine itself is too slow for the shrunk times,
+// another one helps.
 func (c *chaos) calm(ctx context.Context) {
 	must(c.t, c.sim.SetFaults(nil))
-	for n := range calmRounds {
+	end := time.Now().Add(2*c.life + chaosPatience)
+	for n := 1; ; n++ {
 		if !c.settle(ctx) {
 			c.findings.add("not settled", "all workers at work %t, all customers content %t, in doubt or waiting: %s",
 				c.fleet.well(), c.people.content(), c.view.stragglers(c.t.Context()))
@@ -232,12 +234,13 @@ func (c *chaos) calm(ctx context.Context) {
 		round, whole := c.summary(ctx, opened, chaosPatience)
 		starved, err := c.view.names(c.t.Context(), c.view.starved, opened.UnixMicro())
 		must(c.t, err)
-		c.say("calm round %d: %s, whole %t, after %s, %d tokens left out", n+1, round, whole, time.Since(opened).Round(lookEvery), len(starved))
-		if whole && len(starved) == 0 {
+		c.say("calm round %d: %s, whole %t, after %s, %d tokens left out", n, round, whole, time.Since(opened).Round(lookEvery), len(starved))
+		switch {
+		case whole && len(starved) == 0:
 			return
-		}
-		if n == calmRounds-1 {
+		case time.Now().After(end) || ctx.Err() != nil:
 			c.findings.add("starved", "%d tokens were not refreshed in the last calm round: %s", len(starved), firstOf(starved))
+			return
 		}
 	}
 }
@@ -245,7 +248,7 @@ func (c *chaos) calm(ctx context.Context) {
 // settle has rounds go on until no token is in doubt or waits for its next
 // attempt, and nobody has to connect again.
 func (c *chaos) settle(ctx context.Context) bool {
-	end := time.Now().Add(2*c.life + chaosPatience)
+	end := time.Now().Add(2*c.life + longestWait*c.claimFor)
 	for time.Now().Before(end) && ctx.Err() == nil {
 		c.summary(ctx, c.tick(), c.life)
 		waiting, err := c.view.count(ctx, c.view.unsettled)
@@ -367,12 +370,16 @@ func (c *chaos) conclude() {
 	if violations > 0 {
 		word = "FAIL"
 	}
-	lost := c.people.lost
+	var losses []string
+	for why, n := range c.lost {
+		if causes[why] != "" {
+			losses = append(losses, fmt.Sprintf("%s %d", causes[why], n))
+		}
+	}
 	line := fmt.Sprintf("chaos tokens: %s seed=%d tokens=%d workers=%d rounds=%d exchanges=%d kills=%d freezes=%d doubts=%d retries=%d outdated=%d "+
-		"lost=%d (answer lost %d, killed %d, frozen %d, gave up %d) unexplained=%d violations=%d in %.0fs",
+		"lost=%d (%s) unexplained=%d violations=%d in %.0fs",
 		word, c.seed, c.tokens, c.workers, c.rounds, c.exchanges, c.fleet.kills.Load(), c.fleet.freezes.Load(), len(c.people.doubts), c.retries, c.fleet.outdated(),
-		lost[answerLost]+lost[workerKilled]+lost[workerFrozen]+lost[clientGaveUp], lost[answerLost], lost[workerKilled], lost[workerFrozen], lost[clientGaveUp],
-		c.findings.counts[unexplained], violations, time.Since(c.began).Seconds())
+		len(c.people.losses), strings.Join(losses, ", "), c.findings.counts[unexplained], violations, time.Since(c.began).Seconds())
 	if violations > 0 {
 		line += ": " + c.findings.String()
 	}
