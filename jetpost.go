@@ -161,6 +161,7 @@ const (
 	CodeMediaUnavailable   Code = "media_unavailable"    // a media source cannot be read just now
 	CodeTokenRefreshFailed Code = "token_refresh_failed" // X did not renew the account's token just now
 	CodeNeedsNewerWorker   Code = "needs_newer_worker"   // the request's version is later than this worker's
+	CodeReconciling        Code = "reconciling"          // X's answer to a post was lost; the account's posts are looked at
 
 	// Held until a person acts.
 	CodeAccountReauthRequired Code = "account_reauth_required" // the account must be connected again
@@ -174,7 +175,7 @@ const (
 	CodeExpired      Code = "expired"       // expires_at passed before the first post was begun
 
 	// Unknown.
-	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost
+	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost, and X does not show what it was
 
 	// Reasons of an app stop.
 	CodeAppRateLimited    Code = "app_rate_limited"    // the app's own window at X is used up
@@ -192,7 +193,7 @@ func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict,
 		CodeRateLimited, CodeAppStopped, CodeXUnavailable, CodeMediaUnavailable, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
-		CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
+		CodeReconciling, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
 		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeExpired,
 		CodeOutcomeUnknown,
 		CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeXOutage, CodeAppMisconfigured,

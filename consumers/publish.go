@@ -30,6 +30,8 @@ type laneLedger interface {
 	Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
 	Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
 	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
+	Witness(ctx context.Context, account string) (store.Witness, error)
+	Owned(ctx context.Context, postIDs []string) ([]string, error)
 }
 
 // laneBells are the bells of a lane: one that rings now, one that wakes it.
@@ -207,9 +209,12 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	case len(head.Posts) == 0:
 		return r.read(ctx, head, request)
 	}
-	from, parent, verdict := resume(head, request, now)
-	if verdict != nil {
-		return *verdict
+	from, parent, doubt := resume(head)
+	switch {
+	case doubt >= 0 && now.Before(r.lookFrom(head.Posts[doubt])):
+		return r.doubtful(head, doubt, "the worker that sent it was lost")
+	case doubt < 0 && parent == "" && expired(request, now):
+		return r.settled(Failed(jetpost.CodeExpired, lateDetail))
 	}
 	if v, stopped := r.h.stopped(now); stopped {
 		return r.settled(v)
@@ -218,8 +223,14 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	if err != nil {
 		return r.settled(judge(err, situation{now: time.Now(), holds: head.Holds}))
 	}
-	t := &threadRun{r: r, head: head, request: request, client: r.h.Clients.For(head.Account, token), begun: -1}
-	a := t.post(ctx, from, parent)
+	client := r.h.Clients.For(head.Account, token)
+	var a attempt
+	if doubt >= 0 {
+		a = r.reconcile(ctx, client, head, doubt, request.Posts[doubt])
+	} else {
+		t := &threadRun{r: r, head: head, request: request, client: client, begun: -1}
+		a = t.post(ctx, from, parent)
+	}
 	var unauthorized *xapi.UnauthorizedError
 	if errors.As(a.err, &unauthorized) && !r.renewed {
 		// The token may have been replaced, or revoked: it is renewed once, and
@@ -259,30 +270,26 @@ type attempt struct {
 	Verdict
 	post int // the post that it is about, whose intent was committed; else -1
 	err  error
+	// What is to be remembered of a doubtful post.
+	looks    int
+	absentAt time.Time
 }
 
 func (r *laneRun) settled(v Verdict) attempt { return attempt{Verdict: v, post: -1} }
 
-// resume finds the first post that is not proven posted, and what it replies
-// to. Where a post is doubtful, or the request is too late, it says so.
-func resume(head *store.Record, request jetpost.Request, now time.Time) (from int, parent string, stop *attempt) {
-	begun := false
+// resume finds the first post that is not proven posted, and what it replies to;
+// or the one that is in doubt, else -1.
+func resume(head *store.Record) (from int, parent string, doubt int) {
 	for i, post := range head.Posts {
 		switch post.State {
 		case jetpost.PostPosted:
-			begun, parent = true, post.PostID
+			parent = post.PostID
 			from = i + 1
 		case jetpost.PostSending:
-			return 0, "", &attempt{
-				Verdict: Unknown(fmt.Sprintf("post %d of %d was being sent when its worker was lost; it may be live", i+1, len(head.Posts))),
-				post:    i,
-			}
+			return 0, "", i
 		}
 	}
-	if !begun && expired(request, now) {
-		return 0, "", &attempt{Verdict: Failed(jetpost.CodeExpired, lateDetail), post: -1}
-	}
-	return from, parent, nil
+	return from, parent, -1
 }
 
 const lateDetail = "expires_at passed before the first post was begun"
@@ -297,7 +304,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		return a.err
 	}
 	now := time.Now()
-	out := store.Outcome{Reason: a.reason, Post: a.post, Rings: rings, Now: now}
+	out := store.Outcome{Reason: a.reason, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, Rings: rings, Now: now}
 	switch a.kind {
 	case kindStop:
 		if err := r.h.Gate.Stop(ctx, a.scope, a.reason, now); err != nil {
@@ -309,6 +316,8 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindFailed:
 		out.State, out.PostState = jetpost.StateFailed, jetpost.PostFailed
+	case kindDoubtful:
+		out.State, out.PostState = jetpost.StateHeld, jetpost.PostSending
 	case kindUnknown:
 		out.State, out.PostState = jetpost.StateUnknown, jetpost.PostSending
 	default:
@@ -369,6 +378,7 @@ type threadRun struct {
 	request jetpost.Request
 	client  *xapi.Client
 	begun   int         // index of the post whose intent is committed and whose outcome is not; else -1
+	intent  time.Time   // until when that intent may be sent
 	called  func(error) // tells the breaker how the call in flight ended
 }
 
@@ -392,8 +402,14 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 			t.r.log.Error("app.stop_not_shared", "error", err)
 		}
 	}
-	verdict := judge(err, situation{now: now, begun: t.begun >= 0, holds: t.head.Holds})
-	return attempt{Verdict: verdict, post: t.begun, err: err}
+	s := situation{now: now, begun: t.begun >= 0, holds: t.head.Holds}
+	a := attempt{post: t.begun, err: err}
+	if s.begun {
+		post := t.head.Posts[t.begun]
+		s.doubted, s.lookFrom, a.looks = !post.DoubtSince.IsZero(), t.r.h.Timing.lookFrom(t.intent), post.Looks
+	}
+	a.Verdict = judge(err, s)
+	return a
 }
 
 // before commits the intent to send post i, unless something says to wait.
@@ -432,14 +448,14 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		case errors.Is(err, store.ErrNotRunnable) && tries > 1:
 			// An earlier try may have been committed, and its answer lost. The
 			// intent, if it is there, is this worker's, and nothing was sent.
-			t.begun = i
+			t.begun, t.intent = i, notAfter
 			return time.Time{}, &holdError{Hold(jetpost.CodeXUnavailable, time.Now(), "the database lost an answer; nothing was sent")}
 		case errors.Is(err, store.ErrNotRunnable):
 			return time.Time{}, &holdError{Done()} // cancelled: look again
 		}
 		return time.Time{}, err
 	}
-	t.begun = i
+	t.begun, t.intent = i, notAfter
 	return notAfter, nil
 }
 

@@ -120,7 +120,7 @@ func TestLaneDiesAnywhere(t *testing.T) {
 			for range 2 {
 				b.run(t, next, "acme")
 				if test.doubt {
-					b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 1)
+					b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 1)
 					b.texts(t, "acme", test.before...)
 				}
 			}
@@ -159,7 +159,7 @@ func TestLaneLateAnswer(t *testing.T) {
 	hook.expire(t)
 	next := b.lane(func(h *PublishHandler) { h.Worker = "next" })
 	b.run(t, next, "acme")
-	b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	close(goOn)
 	<-old
 	b.want(t, key, jetpost.StateQueued, "", 1)
@@ -199,7 +199,7 @@ func TestLaneFenced(t *testing.T) {
 			if op == "conclude" {
 				// X refused it, and the next worker found it in doubt: what X
 				// said is true whoever brings it.
-				equal(t, "state before", before.Status.State, jetpost.StateUnknown)
+				equal(t, "state before", before.Status.State, jetpost.StateHeld)
 				equal(t, "posts", len(b.x.Posts("acme")), 0)
 				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
 				return
@@ -472,7 +472,7 @@ func TestLaneLostAnswer(t *testing.T) {
 			h := b.lane()
 			for range 2 {
 				b.run(t, h, "acme")
-				b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 1)
+				b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 1)
 			}
 			b.want(t, behind, jetpost.StateQueued, "", 0)
 			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
@@ -705,7 +705,7 @@ func TestLanePostTaken(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { return fmt.Errorf("post 1: %w", store.ErrPostTaken) })}
 	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
-	b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 }
 
 // TestLaneStopping: a worker that is told to stop finishes the call in flight,
@@ -764,7 +764,7 @@ func TestLaneOutage(t *testing.T) {
 		b.run(t, h, account)
 	}
 	for _, key := range keys[:breakerThreshold] {
-		b.want(t, key, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0)
+		b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	}
 	b.want(t, keys[breakerThreshold], jetpost.StateHeld, jetpost.CodeAppStopped, 0)
 	equal(t, "consumer paused", b.paused(t), true)
@@ -928,8 +928,8 @@ func TestLaneKnownRefusalIsNoDoubt(t *testing.T) {
 	two := b.lane()
 	hook.before = nth("conclude", 1, func() error { hook.expire(t); b.run(t, two, "acme"); return nil })
 	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
-	if r := b.record(t, key); r.Status.State == jetpost.StateUnknown {
-		t.Errorf("unknown though X's 429 proved that nothing was posted: %+v", r.Status.Reason)
+	if r := b.record(t, key); r.Status.Reason != nil && r.Status.Reason.Code == jetpost.CodeReconciling {
+		t.Errorf("in doubt though X's 429 proved that nothing was posted: %+v", r.Status.Reason)
 	}
 }
 

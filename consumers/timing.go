@@ -21,6 +21,9 @@ const MinLease = time.Second
 //	latest byte to X (write guard) .................. lease * 1/3   20 s
 //	latest answer from X (the call's timeout more) .. lease * 7/12  35 s
 //	end of the lease, another worker may take over .. lease         60 s
+//	first look for a post whose answer was lost ..... lease * 19/12 95 s
+//	second look, which confirms that it is absent ... lease * 1/2   30 s later
+//	the same where no earlier post is known ......... lease * 10    10 min later
 type Timing struct{ Lease time.Duration }
 
 func (t Timing) lease() time.Duration {
@@ -35,6 +38,31 @@ func (t Timing) sendWithin() time.Duration { return t.lease() / 3 }
 
 // CallTimeout bounds one call to X.
 func (t Timing) CallTimeout() time.Duration { return t.lease() / 4 }
+
+// lookFrom is when a post that may have been sent until notAfter is looked for: X
+// has answered by then, or will not, and for a whole lease more its timelines may
+// lag behind.
+func (t Timing) lookFrom(notAfter time.Time) time.Time {
+	return notAfter.Add(t.CallTimeout() + t.lease())
+}
+
+// confirmAfter is how long after a look that did not find a post another one has to
+// confirm that. Where X has no earlier post to show, nothing but time tells a
+// timeline that lags from one without the post.
+func (t Timing) confirmAfter(control bool) time.Duration {
+	if control {
+		return t.lease() / 2
+	}
+	return 10 * t.lease()
+}
+
+// lookAgain is the wait after a number of looks that did not settle a doubt.
+//
+//	looks  1     2     3     4     5 and on
+//	wait   30 s  30 s  1 min 2 min 4 min
+func (t Timing) lookAgain(looks int) time.Duration {
+	return t.lease() / 2 << min(max(looks-2, 0), 3)
+}
 
 // extendEvery is how often a lane at work prolongs its lease.
 func (t Timing) extendEvery() time.Duration { return t.lease() / 4 }
@@ -107,6 +135,10 @@ const (
 	// undatedStop is how long the app stops where X names no end.
 	undatedStop = 15 * time.Minute
 )
+
+// maxLooks is how many looks may leave a post in doubt until a person has to say;
+// with a lease of a minute, in about a quarter of an hour.
+const maxLooks = 6
 
 // backoffs are the waits after the first, second, ... failure in a row that
 // is X's or the network's; the last one repeats.

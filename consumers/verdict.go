@@ -24,6 +24,7 @@ const (
 	kindDone kind = iota
 	kindHold
 	kindFailed
+	kindDoubtful
 	kindUnknown
 	kindStop
 	kindStall
@@ -53,7 +54,13 @@ func Failed(code jetpost.Code, detail string) Verdict {
 	return Verdict{kind: kindFailed, reason: jetpost.Reason{Code: code, Detail: detail}}
 }
 
-// Unknown says that a post may be live, and that nobody knows.
+// Doubtful says that a post may be live: until then nothing more is sent, and then
+// X is asked.
+func Doubtful(until time.Time, detail string) Verdict {
+	return Verdict{kind: kindDoubtful, reason: jetpost.Reason{Code: jetpost.CodeReconciling, Detail: detail, Until: until}}
+}
+
+// Unknown says that a post may be live, and that X does not show whether it is.
 func Unknown(detail string) Verdict {
 	return Verdict{kind: kindUnknown, reason: jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: detail}}
 }
@@ -77,6 +84,8 @@ func (v Verdict) String() string {
 		return "hold"
 	case kindFailed:
 		return "failed"
+	case kindDoubtful:
+		return "doubtful"
 	case kindUnknown:
 		return "unknown"
 	case kindStop:
@@ -92,6 +101,10 @@ type situation struct {
 	// begun tells that the intent of a post was committed: a doubt is then
 	// about that post. Before, nothing that fails can have made a post.
 	begun bool
+	// doubted tells that an earlier attempt of that post was in doubt.
+	doubted bool
+	// lookFrom is when a doubt about that post can be looked into.
+	lookFrom time.Time
 	// holds counts the holds in a row so far; it paces the next one.
 	holds int
 }
@@ -102,13 +115,13 @@ type situation struct {
 //	our wait (holdError) ............ as it says
 //	nothing left this machine ....... Hold, backoff
 //	answer lost, before the intent .. Hold, backoff
-//	answer lost, of a post .......... Unknown
+//	answer lost, of a post .......... Doubtful
 //	429, the account's window ....... Hold until the reset
 //	429, the app's window ........... Stop until the reset
 //	usage cap, credits, spend cap,
 //	client not enrolled ............. Stop until X's date, else 15 minutes
 //	401 ............................. Hold; the lane renews the token first
-//	refused: duplicate .............. Failed
+//	refused: duplicate .............. Failed; Doubtful where an earlier attempt was
 //	refused: media, rule, text ...... Failed with X's own words
 //	routing fault (empty 404, 413),
 //	5xx of a read or an upload ...... Hold, backoff
@@ -141,7 +154,7 @@ func judge(err error, s situation) Verdict {
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &ambiguous):
 		if s.begun {
-			return Unknown(err.Error())
+			return Doubtful(s.lookFrom, err.Error())
 		}
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &limit):
@@ -161,6 +174,10 @@ func judge(err error, s situation) Verdict {
 		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, stop.Err.Words())
 	case errors.As(err, &unauthorized):
 		return Hold(jetpost.CodeXUnavailable, later, "X does not accept the account's token: "+err.Error())
+	case errors.As(err, &refused) && refused.Kind == xapi.RefusedDuplicate && s.doubted:
+		// It is one more reason to look, but no proof: X does not say of what
+		// it is a duplicate.
+		return Doubtful(s.lookFrom, refused.Err.Words())
 	case errors.As(err, &refused):
 		if refused.Kind == xapi.RefusedDuplicate {
 			return Failed(jetpost.CodeDuplicate, refused.Err.Words())
@@ -172,7 +189,7 @@ func judge(err error, s situation) Verdict {
 		return Failed(jetpost.CodeRefusedByX, answer.Words())
 	case s.begun:
 		// An error that no rule knows is no proof that nothing was posted.
-		return Unknown(err.Error())
+		return Doubtful(s.lookFrom, err.Error())
 	default:
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	}

@@ -23,6 +23,7 @@ func TestJudge(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	reset, tomorrow, later, stop := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3)), now.Add(undatedStop)
+	lookFrom := now.Add(time.Hour)
 	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
 	ended := errors.New("connection reset")
 	hold := Hold(jetpost.CodePoison, tomorrow, "ours")
@@ -32,7 +33,7 @@ func TestJudge(t *testing.T) {
 		until time.Time
 	}
 	held := want{kindHold, jetpost.CodeXUnavailable, later}
-	unknown := want{kindUnknown, jetpost.CodeOutcomeUnknown, time.Time{}}
+	doubtful := want{kindDoubtful, jetpost.CodeReconciling, lookFrom}
 	refused := want{kindFailed, jetpost.CodeRefusedByX, time.Time{}}
 	tests := []struct {
 		name          string
@@ -41,8 +42,8 @@ func TestJudge(t *testing.T) {
 		words         bool // the detail is what X said, and nothing more
 	}{
 		{"APIError", said(418), refused, refused, true},
-		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: said(503)}, held, unknown, false},
-		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: ended}, held, unknown, false},
+		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: said(503)}, held, doubtful, false},
+		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: ended}, held, doubtful, false},
 		{"AppAuthError", &xapi.AppAuthError{Err: said(401)}, refused, refused, true},
 		{"AppStopError, dated", &xapi.AppStopError{Reason: xapi.StopSpendCapReached, Until: tomorrow, Err: said(403)},
 			want{kindStop, jetpost.CodeSpendCapReached, tomorrow}, want{kindStop, jetpost.CodeSpendCapReached, tomorrow}, true},
@@ -62,7 +63,7 @@ func TestJudge(t *testing.T) {
 		{"RefusedError", &xapi.RefusedError{Kind: xapi.RefusedRule, Err: said(403)}, refused, refused, true},
 		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
 			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
-		{"ThreadError", &xapi.ThreadError{Err: ended}, held, unknown, false},
+		{"ThreadError", &xapi.ThreadError{Err: ended}, held, doubtful, false},
 		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
 		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
 		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},
@@ -70,8 +71,8 @@ func TestJudge(t *testing.T) {
 		{"our hold", &holdError{hold}, want{kindHold, jetpost.CodePoison, tomorrow}, want{kindHold, jetpost.CodePoison, tomorrow}, false},
 		{"our media, for now", &mediaError{err: ended}, want{kindHold, jetpost.CodeMediaUnavailable, later}, want{kindHold, jetpost.CodeMediaUnavailable, later}, false},
 		{"our media, for good", &mediaError{permanent: true, err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
-		{"any other", ended, held, unknown, false},
-		{"post taken", store.ErrPostTaken, held, unknown, false},
+		{"any other", ended, held, doubtful, false},
+		{"post taken", store.ErrPostTaken, held, doubtful, false},
 	}
 	rows := map[string]bool{}
 	for _, test := range tests {
@@ -81,7 +82,7 @@ func TestJudge(t *testing.T) {
 			for _, err := range []error{test.err, &xapi.ThreadError{Index: 1, Err: fmt.Errorf("before post: %w", test.err)}} {
 				t.Run(fmt.Sprintf("%s, begun %t, %T", test.name, begun, err), func(t *testing.T) {
 					t.Parallel()
-					v := judge(err, situation{now: now, begun: begun, holds: 2})
+					v := judge(err, situation{now: now, begun: begun, lookFrom: lookFrom, holds: 2})
 					expect := test.before
 					if begun {
 						expect = test.begun
@@ -102,6 +103,15 @@ func TestJudge(t *testing.T) {
 			t.Errorf("xapi.%s has no row", name)
 		}
 	}
+}
+
+// TestJudgeDuplicate: that X has such a post already is a refusal of a first
+// attempt, and a trace of one that was in doubt.
+func TestJudgeDuplicate(t *testing.T) {
+	t.Parallel()
+	duplicate := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
+	equal(t, "first attempt", judge(duplicate, situation{begun: true}).kind, kindFailed)
+	equal(t, "after a doubt", judge(duplicate, situation{begun: true, doubted: true}).kind, kindDoubtful)
 }
 
 // TestJudgeLeavesTheErrorAlone: a verdict is made of an error, not of it.

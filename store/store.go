@@ -428,6 +428,20 @@ type PostRecord struct {
 	SentAt   time.Time // commit of the latest intent
 	NotAfter time.Time // the latest moment at which that intent may be sent
 	Attempt  int64     // fence of the latest intent
+	// DoubtSince is the SentAt of the first intent whose outcome was in doubt. Looks
+	// counts the looks at the account's posts on X that did not settle it, and
+	// AbsentAt is the first of the latest ones that did not find it there.
+	DoubtSince time.Time
+	Looks      int
+	AbsentAt   time.Time
+}
+
+// Witness is what the ledger knows of an account's posts on X.
+type Witness struct {
+	XUserID string
+	// PostID is the latest post that is known to be live, "" where there is none.
+	PostID string
+	SentAt time.Time // of its intent
 }
 
 // Intent says that a post is about to be sent.
@@ -451,6 +465,9 @@ type Outcome struct {
 	// failed, or sending (doubtful). Post is -1 where it is about none.
 	Post      int
 	PostState jetpost.PostState
+	// Looks, where it is more than before, and AbsentAt are the post's new ones.
+	Looks    int
+	AbsentAt time.Time
 	// Rings is the look that the outcome rests on. A hold without an end is
 	// over at once if anything rang since, so that what ends it is never
 	// missed.
@@ -575,11 +592,19 @@ type Requests interface {
 	// and ErrNotRunnable for one that is finished. A post on its way is still
 	// recorded.
 	Cancel(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
-	// Resolve settles the doubtful post of an unknown request by a person's
-	// word: live with that id or, with an empty one, not live. The request
+	// Resolve settles the doubtful post of an unknown or held request by a
+	// person's word: live with that id or, with an empty one, not live. The request
 	// returns to its line or is published. ErrNotRunnable: nothing of it is
 	// doubtful. ErrPostTaken.
 	Resolve(ctx context.Context, key Key, postID string, now time.Time) (jetpost.State, error)
+	// Reconcile has the account's posts looked at again for the doubtful post of
+	// a request, from now on and as often as the first time. ErrNotRunnable:
+	// nothing of it is doubtful.
+	Reconcile(ctx context.Context, key Key, now time.Time) error
+	// Witness returns what is known of the account's posts, or ErrNotFound.
+	Witness(ctx context.Context, account string) (Witness, error)
+	// Owned returns those of the posts on X that are recorded for a post of ours.
+	Owned(ctx context.Context, postIDs []string) ([]string, error)
 
 	// Request returns one request, or ErrNotFound.
 	Request(ctx context.Context, key Key) (Record, error)

@@ -16,19 +16,22 @@ import (
 //	Enter        (new)                  queued, scheduled, held   first      when due
 //	AcceptAgain  held, as unreadable    queued, scheduled         next       when due
 //	Begin        unfinished, no doubt   publishing                next       no
-//	Posted       unknown                queued; last: published   next       now
+//	Posted       in doubt               queued; last: published   next       now
 //	             cancelled              the same                  next       after a takeover
 //	             any other              the same; last: published next       after a takeover
 //	Conclude     unfinished             held, failed, unknown     if news    no
 //	             cancelled              the same                  if a post  no
 //	 by the one  finished               the same                  next       now
-//	 before      unknown, not made      queued                    next       now
+//	 before      in doubt, not made     queued                    next       now
 //	             unfinished, refused    failed                    next       now
 //	             any other, not made    the same                  no         now
 //	HoldBehind   scheduled, queued      held                      next       no
 //	Replay       failed, held           queued                    next       now
 //	Cancel       unfinished             cancelled                 next       now
-//	Resolve      unknown                queued; last: published   next       now
+//	Resolve      in doubt               queued; last: published   next       now
+//	Reconcile    in doubt               held                      next       now
+//
+// In doubt is an unknown or a held request with a post that is still sending.
 
 // sameHold is how far the ends of two holds for the same reason may differ
 // before people are told of the second one.
@@ -192,7 +195,8 @@ func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Ti
 		return Change{}, ErrFenced
 	}
 	change := Change{Request: true, Posts: []int{post}, Progress: true}
-	if r.Status.State == jetpost.StateUnknown || line.Fence != claim.Fence {
+	inDoubt := r.doubtful() != nil
+	if inDoubt || line.Fence != claim.Fence {
 		change.RingAt = now // whoever runs the lane does not know it yet
 	}
 	p.State, p.PostID = jetpost.PostPosted, postID
@@ -202,7 +206,7 @@ func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Ti
 	case state == jetpost.StateCancelled:
 	case r.left() == 0:
 		r.move(jetpost.StatePublished, jetpost.EventRequestPublished, nil)
-	case state == jetpost.StateUnknown:
+	case inDoubt:
 		r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
 	case state != jetpost.StateFailed:
 		r.Event = jetpost.EventRequestProgress
@@ -221,7 +225,7 @@ func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
 		if p.outdates(out) {
 			return Change{}, nil
 		}
-		r.settle(p, out.PostState)
+		r.settle(p, out)
 		change.Posts = []int{out.Post}
 	}
 	if r.conclude(out, line.Rings) {
@@ -245,11 +249,15 @@ func (p *PostRecord) outdates(out Outcome) bool {
 
 // settle keeps what is known of a post. An attempt by which X made nothing
 // does not count.
-func (r *Row) settle(p *PostRecord, state jetpost.PostState) {
-	if p.State == jetpost.PostSending && state == jetpost.PostPending {
+func (r *Row) settle(p *PostRecord, out Outcome) {
+	p.Looks, p.AbsentAt = max(p.Looks, out.Looks), out.AbsentAt
+	switch {
+	case out.PostState == jetpost.PostSending && p.DoubtSince.IsZero():
+		p.DoubtSince = p.SentAt
+	case p.State == jetpost.PostSending && out.PostState == jetpost.PostPending:
 		r.Status.Attempts--
 	}
-	p.State = state
+	p.State = out.PostState
 }
 
 // concludeLate takes from a worker that has lost the lane what only it can
@@ -263,13 +271,14 @@ func (r *Row) concludeLate(claim Lane, out Outcome) (Change, error) {
 	if !fact || p == nil || p.State != jetpost.PostSending || p.Attempt != claim.Fence {
 		return Change{}, ErrFenced
 	}
-	r.settle(p, out.PostState)
+	inDoubt := r.doubtful() != nil
+	r.settle(p, out)
 	news := true
 	switch state := r.Status.State; {
 	case state.Finished():
 	case out.PostState == jetpost.PostFailed:
 		r.move(jetpost.StateFailed, jetpost.EventRequestFailed, &out.Reason)
-	case state == jetpost.StateUnknown:
+	case inDoubt:
 		r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
 	default:
 		news = false
@@ -434,9 +443,26 @@ func (r *Row) left() (n int) {
 	return n
 }
 
-// doubtful returns the post of an unknown request that may be live, or nil.
+// Reconcile is the rule of [Requests.Reconcile].
+func (r *Row) Reconcile(now time.Time) (Change, error) {
+	p := r.doubtful()
+	if p == nil {
+		return Change{}, ErrNotRunnable
+	}
+	p.Looks, p.AbsentAt = 0, time.Time{}
+	r.Holds = 0
+	r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &jetpost.Reason{
+		Code: jetpost.CodeReconciling, Detail: "somebody asked to look at X again", Until: now,
+	})
+	r.HoldUntil = now
+	r.revise(now)
+	return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
+}
+
+// doubtful returns the post of an unknown or held request that may be live, or
+// nil.
 func (r *Row) doubtful() *PostRecord {
-	if r.Status.State != jetpost.StateUnknown {
+	if r.Status.State != jetpost.StateUnknown && r.Status.State != jetpost.StateHeld {
 		return nil
 	}
 	for i := range r.Posts {

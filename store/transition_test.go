@@ -114,6 +114,8 @@ func replay(r *store.Row) (store.Change, error) {
 
 func cancel(r *store.Row) (store.Change, error) { return r.Cancel(now) }
 
+func reconcile(r *store.Row) (store.Change, error) { return r.Reconcile(now) }
+
 func resolve(postID string) rule {
 	return func(r *store.Row) (store.Change, error) { return r.Resolve(postID, now) }
 }
@@ -159,7 +161,7 @@ func TestRules(t *testing.T) {
 
 		{"posted, more to come", row(publishing, "sp"), posted(line, 0, "a"), result{publishing, isProgress, "lp", 6, 0, 2, live(0, none)}},
 		{"posted, the last", row(publishing, "ls"), posted(line, 1, "a"), result{published, isPublished, "ll", 6, 0, 2, live(1, none)}},
-		{"posted while held", row(held, "sp"), posted(line, 0, "a"), result{held, isProgress, "lp", 6, 0, 2, live(0, none)}},
+		{"posted while in doubt", row(held, "sp"), posted(line, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
 		{"posted after a takeover", row(queued, "sp"), posted(taken, 0, "a"), result{queued, isProgress, "lp", 6, 0, 2, live(0, now)}},
 		{"posted after unknown", row(unknown, "sp"), posted(line, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
 		{"posted after unknown, the last", row(unknown, "s"), posted(line, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, now)}},
@@ -184,7 +186,7 @@ func TestRules(t *testing.T) {
 		{"held after cancelled", row(cancelled, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{cancelled, "before", "p", 5, 0, 2, saved}},
 
 		{"not made, after a takeover", row(publishing, "ls"), concludeLate(about(held, 1, jetpost.PostPending)), result{publishing, "before", "lp", 5, 0, 1, of(rung, 1)}},
-		{"not made, while held by another", row(held, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{held, "before", "p", 5, 1, 1, of(rung, 0)}},
+		{"not made, while in doubt", row(held, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 1, 1, of(rung, 0)}},
 		{"not made, after unknown", row(unknown, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 0, 1, of(rung, 0)}},
 		{"not made, after cancelled", row(cancelled, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{cancelled, "before", "p", 6, 0, 1, of(rung, 0)}},
 		{"refused, after a takeover", row(publishing, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 0, 2, of(rung, 0)}},
@@ -203,7 +205,10 @@ func TestRules(t *testing.T) {
 
 		{"resolve as not live", row(unknown, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
 		{"resolve as live", row(unknown, "sp"), resolve("a"), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 0)}},
+		{"resolve a held one", row(held, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
 		{"resolve the last as live", row(unknown, "ls"), resolve("a"), result{published, isPublished, "ll", 6, 0, 2, of(rung, 1)}},
+		{"reconcile unknown", row(unknown, "ls"), reconcile, result{held, isHeld, "ls", 6, 0, 2, of(rung, 1)}},
+		{"reconcile held", row(held, "s"), reconcile, result{held, isHeld, "s", 6, 0, 2, of(rung, 0)}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -133,7 +133,7 @@ func (d *Desk) Cancel(ctx context.Context, account, id string) (jetpost.RequestS
 	return d.status(ctx, found.Key)
 }
 
-// Resolve settles the doubtful post of an unknown request: it is live on X
+// Resolve settles the doubtful post of a request: it is live on X
 // with that id or, where that is empty, it is not live. It returns the request
 // as it is then.
 func (d *Desk) Resolve(ctx context.Context, account, id, postID string) (jetpost.RequestStatus, error) {
@@ -144,7 +144,7 @@ func (d *Desk) Resolve(ctx context.Context, account, id, postID string) (jetpost
 	_, err = d.Ledger.Resolve(ctx, found.Key, postID, time.Now())
 	switch {
 	case errors.Is(err, store.ErrNotRunnable):
-		return jetpost.RequestStatus{}, fmt.Errorf("request %s of account %s is %s: none of its posts is in doubt", id, found.Account, found.Status.State)
+		return jetpost.RequestStatus{}, noDoubt(found)
 	case errors.Is(err, store.ErrPostTaken):
 		return jetpost.RequestStatus{}, &HintError{
 			Err:  fmt.Errorf("resolve request %s of account %s with post %s: %w", id, found.Account, postID, err),
@@ -155,6 +155,28 @@ func (d *Desk) Resolve(ctx context.Context, account, id, postID string) (jetpost
 	}
 	d.tell(ctx, found.Key)
 	return d.status(ctx, found.Key)
+}
+
+// Reconcile has the account's posts looked at at once for the doubtful post of a
+// request, also where that was given up. It returns the request as it is then.
+func (d *Desk) Reconcile(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
+	found, err := FindRequest(ctx, d.Ledger, account, id)
+	if err != nil {
+		return jetpost.RequestStatus{}, err
+	}
+	err = d.Ledger.Reconcile(ctx, found.Key, time.Now())
+	switch {
+	case errors.Is(err, store.ErrNotRunnable):
+		return jetpost.RequestStatus{}, noDoubt(found)
+	case err != nil:
+		return jetpost.RequestStatus{}, databaseError(err)
+	}
+	d.tell(ctx, found.Key)
+	return d.status(ctx, found.Key)
+}
+
+func noDoubt(r store.Record) error {
+	return fmt.Errorf("request %s of account %s is %s: none of its posts is in doubt", r.ID, r.Account, r.Status.State)
 }
 
 func (d *Desk) status(ctx context.Context, key store.Key) (jetpost.RequestStatus, error) {

@@ -266,6 +266,8 @@ func Advice(code jetpost.Code) string {
 		return "wait, or try now with jetpost refresh ACCOUNT --force"
 	case jetpost.CodeNeedsNewerWorker:
 		return "finish the upgrade of the workers"
+	case jetpost.CodeReconciling:
+		return "wait, or say what you see on X with jetpost requests resolve ID"
 	case jetpost.CodeAccountReauthRequired:
 		return "connect it again with: jetpost accounts connect ACCOUNT"
 	case jetpost.CodeKeyUnavailable:

@@ -183,6 +183,38 @@ func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now t
 	})
 }
 
+// Reconcile implements store.Requests.
+func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
+	_, err := s.move(ctx, "reconcile request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+		return r.Reconcile(now)
+	})
+	return err
+}
+
+const (
+	sqlWitness = `
+SELECT a.x_user_id, coalesce(p.post_id, ''), p.sent_at
+FROM accounts AS a LEFT JOIN LATERAL (
+    SELECT post_id, sent_at FROM posts WHERE account = a.name AND state = 'posted' ORDER BY sent_at DESC, post_id DESC LIMIT 1
+) AS p ON true
+WHERE a.name = $1`
+	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`
+)
+
+// Witness implements store.Requests.
+func (s *Store) Witness(ctx context.Context, account string) (w store.Witness, err error) {
+	err = s.pool.QueryRow(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
+	return w, s.wrap("find latest post", missing(err, store.ErrNotFound))
+}
+
+// Owned implements store.Requests.
+func (s *Store) Owned(ctx context.Context, postIDs []string) ([]string, error) {
+	owned, err := collect(ctx, s.pool, func(row scanner) (id string, err error) {
+		return id, row.Scan(&id)
+	}, sqlOwned, postIDs)
+	return owned, s.wrap("find owned posts", err)
+}
+
 // Request implements store.Requests.
 func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record, err error) {
 	err = s.view(ctx, "read request", func(tx pgx.Tx) error {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -214,6 +215,47 @@ func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now t
 	return s.move(ctx, "resolve request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
 		return r.Resolve(postID, now)
 	})
+}
+
+// Reconcile implements store.Requests.
+func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
+	_, err := s.move(ctx, "reconcile request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+		return r.Reconcile(now)
+	})
+	return err
+}
+
+const (
+	sqlWitness = `
+SELECT a.x_user_id, coalesce(p.post_id, ''), p.sent_at
+FROM accounts AS a LEFT JOIN posts AS p ON (p.account, p.request_id, p.idx) = (
+    SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' ORDER BY sent_at DESC, post_id DESC LIMIT 1)
+WHERE a.name = ?1`
+	sqlOwned = `SELECT post_id FROM posts WHERE post_id IN (SELECT value FROM json_each(?1))`
+)
+
+// Witness implements store.Requests.
+func (s *Store) Witness(ctx context.Context, account string) (w store.Witness, err error) {
+	err = s.view(ctx, "find latest post", func(tx *sql.Tx) error {
+		err := tx.QueryRowContext(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
+		return missing(err, store.ErrNotFound)
+	})
+	return w, err
+}
+
+// Owned implements store.Requests.
+func (s *Store) Owned(ctx context.Context, postIDs []string) (owned []string, err error) {
+	ids, err := json.Marshal(append([]string{}, postIDs...))
+	if err != nil {
+		return nil, fmt.Errorf("find owned posts: %w", err)
+	}
+	err = s.view(ctx, "find owned posts", func(tx *sql.Tx) error {
+		owned, err = collect(ctx, tx, func(row scanner) (id string, err error) {
+			return id, row.Scan(&id)
+		}, sqlOwned, string(ids))
+		return err
+	})
+	return owned, err
 }
 
 // Request implements store.Requests.

@@ -26,7 +26,7 @@ SELECT account, id, seq, state, revision, announced, event, coalesce(reason_code
 FROM requests`
 	sqlRequest = sqlFromRequests + ` WHERE account = ?1 AND id = ?2`
 	sqlPosts   = `
-SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_at, not_after, coalesce(attempt, 0)
+SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_at, not_after, coalesce(attempt, 0), doubt_since, looks, absent_at
 FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 )
 
@@ -92,7 +92,8 @@ func scanRequest(row scanner) (*store.Row, error) {
 
 func scanPost(row scanner) (p store.PostRecord, err error) {
 	var media []byte
-	err = row.Scan(&p.Index, &p.State, &p.ParentID, &p.PostID, &media, &p.TextHash, at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt)
+	err = row.Scan(&p.Index, &p.State, &p.ParentID, &p.PostID, &media, &p.TextHash, at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt,
+		at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt})
 	if err != nil {
 		return store.PostRecord{}, err
 	}
@@ -111,7 +112,7 @@ WHERE account = ?1 AND id = ?2`
 	sqlSavePost = `
 UPDATE posts
 SET state = ?4, parent_id = ?5, post_id = nullif(?6, ''), media_ids = ?7, text_hash = ?8, sent_at = ?9, not_after = ?10,
-    attempt = nullif(?11, 0)
+    attempt = nullif(?11, 0), doubt_since = ?12, looks = ?13, absent_at = ?14
 WHERE account = ?1 AND request_id = ?2 AND idx = ?3`
 )
 
@@ -171,7 +172,7 @@ func savePost(ctx context.Context, tx *sql.Tx, key store.Key, p *store.PostRecor
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlSavePost, key.Account, key.ID, p.Index, string(p.State), p.ParentID, p.PostID,
-		string(media), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt)
+		string(media), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Looks, micros(p.AbsentAt))
 	if violatesUnique(err) && p.State == jetpost.PostPosted {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)
 	}

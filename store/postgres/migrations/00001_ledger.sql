@@ -174,6 +174,11 @@ CREATE TABLE posts (
     sent_at    timestamptz,
     not_after  timestamptz,
     attempt    bigint NOT NULL DEFAULT 0,
+    -- Of a post whose answer was lost: the first such intent, how often its account's
+    -- timeline was looked at in vain, and when it was not there for the first time.
+    doubt_since timestamptz,
+    looks      integer NOT NULL DEFAULT 0,
+    absent_at  timestamptz,
     PRIMARY KEY (account, request_id, idx),
     FOREIGN KEY (account, request_id) REFERENCES requests (account, id),
     CHECK ((state = 'posted') = (post_id IS NOT NULL)),
@@ -183,6 +188,9 @@ CREATE TABLE posts (
 
 -- A thread is sent one post at a time.
 CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = 'sending';
+
+-- The latest posts of an account that are known to be live.
+CREATE INDEX posts_live ON posts (account, sent_at) WHERE state = 'posted';
 
 -- A message that never became a request, by its place in the job stream. Its
 -- body is kept whole: NATS bounds its size, and the row goes after 30 days.

@@ -164,6 +164,10 @@ CREATE TABLE posts (
     sent_at    INTEGER, -- commit of the latest intent
     not_after  INTEGER, -- the latest moment at which it may be sent
     attempt    INTEGER, -- fence of the latest intent
+    -- Of a post whose answer was lost:
+    doubt_since INTEGER, -- the first such intent
+    looks      INTEGER NOT NULL DEFAULT 0, -- at the account's timeline, in vain
+    absent_at  INTEGER, -- the first look that did not show it
     PRIMARY KEY (account, request_id, idx),
     FOREIGN KEY (account, request_id) REFERENCES requests (account, id),
     CHECK ((state = 'posted') = (post_id IS NOT NULL)),
@@ -172,6 +176,9 @@ CREATE TABLE posts (
 
 -- An account posts one thing at a time: the lane's promise, held here too.
 CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = 'sending';
+
+-- The latest posts of an account that are known to be live.
+CREATE INDEX posts_live ON posts (account, sent_at) WHERE state = 'posted';
 
 -- Messages that never became requests, once per place in the stream, for 30
 -- days. The body is whole: NATS bounds its size.

@@ -1,0 +1,314 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/text/unicode/norm"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+const (
+	// clockMargin is how much earlier than its intent a post may seem to be made,
+	// since the database's clock and X's differ.
+	clockMargin = 5 * time.Second
+	// strangerMargin is the same for posts that keep a doubt alive: those are not
+	// taken for ours, but ours is not called absent beside them.
+	strangerMargin = time.Minute
+	// pagePosts and maxPages bound one look: what X is asked for has its price.
+	pagePosts = 100
+	maxPages  = 5
+)
+
+// lookFrom is when a post in doubt may be looked for.
+func (r *laneRun) lookFrom(post store.PostRecord) time.Time {
+	return r.h.Timing.lookFrom(post.NotAfter)
+}
+
+// doubtful holds a request for the post that is in doubt, until it can be looked
+// for.
+func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
+	post := head.Posts[i]
+	detail := fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), why)
+	return attempt{Verdict: Doubtful(r.lookFrom(post), detail), post: i, looks: post.Looks, absentAt: post.AbsentAt}
+}
+
+// reconcile settles a post in doubt by what the account shows on X. It is live if
+// one post there can be it and nothing else can; it is not if two looks, some time
+// apart, show all posts of that time, with the last one known before, and none that
+// could be it. A look that tells neither is followed by another one, and in the end
+// a person has to say.
+func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *store.Record, i int, ours jetpost.Post) attempt {
+	post := head.Posts[i]
+	now := time.Now()
+	if until, limited := client.RateLimited(xapi.EndpointUserPosts); limited && until.After(now) {
+		return r.settled(Hold(jetpost.CodeRateLimited, until, "reads of the account's posts are used up"))
+	}
+	witness, err := persist(ctx, r, "witness", func() (store.Witness, error) { return r.h.Ledger.Witness(ctx, head.Account) })
+	if err != nil {
+		return attempt{Verdict: Done(), post: -1, err: err}
+	}
+	confirm := r.h.Timing.confirmAfter(witness.PostID != "")
+	if again := post.AbsentAt.Add(confirm); !post.AbsentAt.IsZero() && now.Before(again) {
+		return attempt{Verdict: Doubtful(again, notYetSeen(i)), post: i, looks: post.Looks, absentAt: post.AbsentAt}
+	}
+	search := newSearch(post, ours, witness)
+	if err := r.look(ctx, client, search); err != nil {
+		return attempt{Verdict: judgeRead(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
+	}
+	owned, err := persist(ctx, r, "owned", func() ([]string, error) { return r.h.Ledger.Owned(ctx, search.ids()) })
+	if err != nil {
+		return attempt{Verdict: Done(), post: -1, err: err}
+	}
+	found := search.judge(owned)
+	log := r.log.With("request", head.ID, "post", i, "look", post.Looks+1, "found", found.verdict, "seen", search.seen)
+	if found.verdict == foundLive {
+		return r.adopt(ctx, head, i, found.postID)
+	}
+	log.Info("post.looked_for", "why", found.why)
+	a := attempt{post: i, looks: post.Looks + 1}
+	switch {
+	case found.verdict == foundAbsent && !post.AbsentAt.IsZero():
+		// Twice: it is sent as if it had never been.
+		a.Verdict = Hold(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1))
+	case a.looks >= maxLooks:
+		a.Verdict = Unknown(fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), found.why))
+	case found.verdict == foundAbsent:
+		a.absentAt = now
+		a.Verdict = Doubtful(now.Add(confirm), notYetSeen(i))
+	default:
+		a.Verdict = Doubtful(now.Add(r.h.Timing.lookAgain(a.looks)), fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), found.why))
+	}
+	return a
+}
+
+// judgeRead is the verdict of a look that failed. Whatever X said of the read, it
+// said nothing of the post, which stays in doubt: the request waits.
+func judgeRead(err error, s situation) Verdict {
+	v := judge(err, s)
+	switch v.kind {
+	case kindHold, kindStop, kindDone:
+		return v
+	default:
+		return Hold(jetpost.CodeReconciling, s.now.Add(backoff(s.holds+1)), "X does not show the account's posts: "+v.reason.Detail)
+	}
+}
+
+func notYetSeen(i int) string {
+	return fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1)
+}
+
+// adopt commits that a post on X is ours.
+func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID string) attempt {
+	state, err := persist(ctx, r, "posted", func() (jetpost.State, error) {
+		return r.h.Ledger.Posted(ctx, r.lane, head.ID, i, postID, time.Now())
+	})
+	if err != nil {
+		return attempt{Verdict: Done(), post: -1, err: err}
+	}
+	r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
+	r.h.Announce.try(ctx, head.Key)
+	return attempt{Verdict: Done(), post: -1}
+}
+
+// look reads the account's posts, the newest first, as far back as the search
+// goes.
+func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) error {
+	query := xapi.UserPostsQuery{StartTime: s.from, MaxResults: pagePosts}
+	for range maxPages {
+		done, err := r.h.Gate.Allow(time.Now())
+		if err != nil {
+			return err
+		}
+		page, err := client.UserPosts(ctx, s.witness.XUserID, query)
+		done(err)
+		if err != nil {
+			return err
+		}
+		if s.add(page) {
+			return nil
+		}
+		query.PaginationToken = page.NextToken
+	}
+	return nil // incomplete, which tells nothing
+}
+
+// search is one look for one post.
+type search struct {
+	post    store.PostRecord
+	quoted  string // id of the post that ours quotes
+	text    string
+	witness store.Witness
+	since   time.Time // of the first intent that may have made it
+	from    time.Time // how far back the look goes
+
+	seen     int // posts
+	control  bool
+	complete bool
+	partly   bool // X left something out
+	matches  []xapi.UserPost
+	similar  []xapi.UserPost // that could be it all the same
+}
+
+func newSearch(post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
+	s := &search{post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), witness: witness, since: post.SentAt}
+	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
+		s.since = post.DoubtSince
+	}
+	s.from = s.since
+	if witness.PostID != "" && witness.SentAt.Before(s.from) {
+		s.from = witness.SentAt
+	}
+	s.from = s.from.Add(-strangerMargin)
+	s.control = witness.PostID == "" // nothing is known that X must show
+	return s
+}
+
+// add takes a page, and tells whether it was the last one needed.
+func (s *search) add(page xapi.UserPostsPage) bool {
+	s.partly = s.partly || page.Incomplete
+	old := false
+	for _, p := range page.Posts {
+		s.seen++
+		if p.ID == s.witness.PostID {
+			s.control = true
+			continue
+		}
+		if p.CreatedAt.IsZero() {
+			s.partly = true
+			continue
+		}
+		old = old || p.CreatedAt.Before(s.since.Add(-strangerMargin))
+		s.weigh(p)
+	}
+	if page.NextToken == "" || old && s.control && s.witness.PostID != "" {
+		s.complete = !s.partly
+		return true
+	}
+	return false
+}
+
+// weigh keeps a post that is the one looked for, or could be. X gives times in
+// whole seconds.
+func (s *search) weigh(p xapi.UserPost) {
+	switch {
+	case p.CreatedAt.Before(s.since.Add(-strangerMargin).Truncate(time.Second)):
+	case s.matchesFully(p) && !p.CreatedAt.Before(s.since.Add(-clockMargin).Truncate(time.Second)):
+		s.matches = append(s.matches, p)
+	case s.resembles(p):
+		s.similar = append(s.similar, p)
+	}
+}
+
+func (s *search) matchesFully(p xapi.UserPost) bool {
+	switch {
+	case p.InReplyToPostID != s.post.ParentID, p.QuotedPostID != s.quoted, shownText(p) != s.text:
+		return false
+	default:
+		return s.text != "" || s.sameMedia(p)
+	}
+}
+
+// sameMedia compares by media alone: the key of a media is its kind and its id.
+func (s *search) sameMedia(p xapi.UserPost) bool {
+	if len(p.MediaKeys) != len(s.post.MediaIDs) {
+		return false
+	}
+	for _, key := range p.MediaKeys {
+		_, id, _ := strings.Cut(key, "_")
+		if !slices.Contains(s.post.MediaIDs, id) {
+			return false
+		}
+	}
+	return true
+}
+
+// resembles tells posts beside which ours is not called absent: the same letters
+// in another form, or media without a text.
+func (s *search) resembles(p xapi.UserPost) bool {
+	ours, theirs := letters(s.text), letters(shownText(p))
+	if ours == "" || theirs == "" {
+		return ours == theirs && (len(p.MediaKeys) > 0) == (len(s.post.MediaIDs) > 0)
+	}
+	return ours == theirs
+}
+
+func (s *search) ids() []string {
+	var ids []string
+	for _, p := range slices.Concat(s.matches, s.similar) {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+// finding is what a look tells.
+type finding struct {
+	verdict string
+	postID  string // of foundLive
+	why     string // of the others
+}
+
+const (
+	foundLive    = "live"
+	foundAbsent  = "absent"
+	foundNothing = "nothing certain"
+)
+
+// judge draws the conclusion, without the posts that are recorded for others.
+func (s *search) judge(owned []string) finding {
+	foreign := func(p xapi.UserPost) bool { return slices.Contains(owned, p.ID) }
+	matches := slices.DeleteFunc(slices.Clone(s.matches), foreign)
+	similar := slices.DeleteFunc(slices.Clone(s.similar), foreign)
+	switch {
+	case len(matches) == 1 && len(similar) == 0 && s.complete:
+		return finding{verdict: foundLive, postID: matches[0].ID}
+	case len(matches) > 1:
+		return finding{verdict: foundNothing, why: fmt.Sprintf("%d posts on X could be it, among them %s", len(matches), matches[0].ID)}
+	case len(similar) > 0:
+		return finding{verdict: foundNothing, why: "post " + similar[0].ID + " on X resembles it"}
+	case !s.complete:
+		return finding{verdict: foundNothing, why: "X did not show all posts of that time"}
+	case !s.control:
+		return finding{verdict: foundNothing, why: "X does not show post " + s.witness.PostID + ", which was live before"}
+	default:
+		return finding{verdict: foundAbsent, why: "no post on X could be it"}
+	}
+}
+
+// plainText brings a text as its author wrote it, and as X gives it back, into one
+// form: X adds the scheme of a link that has none, and may add a slash to a host.
+func plainText(text string) string {
+	words := strings.Fields(norm.NFC.String(text))
+	for i, word := range words {
+		word = strings.NewReplacer("https://", "", "http://", "").Replace(word)
+		words[i] = strings.TrimSuffix(word, "/")
+	}
+	return strings.Join(words, " ")
+}
+
+// shownText is the plain text of a post on X. A link to the post that it quotes
+// may be appended to what its author wrote.
+func shownText(p xapi.UserPost) string {
+	text := plainText(p.ExpandedText())
+	if i := strings.LastIndexByte(text, ' '); p.QuotedPostID != "" && strings.HasSuffix(text, "/status/"+p.QuotedPostID) {
+		return text[:max(i, 0)]
+	}
+	return text
+}
+
+// letters are the letters and digits of a text, in one case.
+func letters(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) || unicode.IsDigit(r) {
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, text)
+}

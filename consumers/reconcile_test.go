@@ -1,0 +1,391 @@
+package consumers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// muteBells are doorbells without a bell: the test itself runs the lane.
+type muteBells struct{}
+
+func (muteBells) Ring(context.Context, string) error              { return nil }
+func (muteBells) WakeAt(context.Context, string, time.Time) error { return nil }
+
+// doubtBundle is an installation in a bubble, whose account "acme" has a request
+// with a post that gets into doubt.
+type doubtBundle struct {
+	*testBundle
+	h   *PublishHandler
+	key store.Key
+}
+
+func doubt(t *testing.T, opts ...func(*xsim.Server)) *doubtBundle {
+	t.Helper()
+	b := &doubtBundle{testBundle: offline(t, opts...)}
+	b.account(t, "acme", 0)
+	r := b.bubble()
+	b.h = b.lane(func(h *PublishHandler) {
+		h.Bells, h.Tokens, h.Gate, h.Media = muteBells{}, r, r.Gate, &MediaSource{}
+		h.Announce = &Announcer{Ledger: b.ledger, Records: &silentRecords{}, Names: b.names, Log: b.log}
+	})
+	return b
+}
+
+// publish accepts a request and runs its lane once.
+func (b *doubtBundle) publish(t *testing.T, id string, posts ...jetpost.Post) {
+	t.Helper()
+	r := jetpost.Request{Account: "acme", ID: id, Posts: posts}
+	check(t, r.Validate())
+	body, err := json.Marshal(r)
+	check(t, err)
+	_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
+	check(t, err)
+	b.key = store.Key{Account: "acme", ID: id}
+	b.run(t, b.h, "acme")
+}
+
+// settle lets time pass until the request does not go on by itself. It returns how
+// long that took.
+func (b *doubtBundle) settle(t *testing.T) (store.Record, time.Duration) {
+	t.Helper()
+	began := time.Now()
+	for time.Since(began) < 12*time.Hour {
+		r := b.record(t, b.key)
+		switch {
+		case r.Status.State.Finished(), r.Status.State == jetpost.StateUnknown:
+			return r, time.Since(began)
+		case r.HoldUntil.After(time.Now()):
+			sleep(time.Until(r.HoldUntil))
+		}
+		b.run(t, b.h, "acme")
+		sleep(time.Second) // an endless loop comes to an end
+	}
+	t.Fatalf("nothing is settled: %+v", b.record(t, b.key).Status.Reason)
+	return store.Record{}, 0
+}
+
+// byHand posts as the account's owner, past jetpost.
+func (b *doubtBundle) byHand(t *testing.T, p xapi.Post) {
+	t.Helper()
+	token, _ := b.x.CurrentToken("acme")
+	_, err := xapi.New(token.AccessToken, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc)).CreatePost(t.Context(), p)
+	check(t, err)
+}
+
+func (b *doubtBundle) deleteByHand(t *testing.T, id string) {
+	t.Helper()
+	token, _ := b.x.CurrentToken("acme")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "https://x.test/2/tweets/"+id, nil)
+	check(t, err)
+	req.Header.Set("Authorization", "Bearer "+token.AccessToken)
+	resp, err := b.hc.Do(req)
+	check(t, err)
+	check(t, resp.Body.Close())
+	equal(t, "delete", resp.StatusCode, http.StatusOK)
+}
+
+// allowEqual has X take the same text twice.
+func allowEqual(x *xsim.Server) { x.DuplicateWindow, x.AllowEqualPosts = -1, true }
+
+// lost is a fault of the nth post: the answer is lost, before or after the effect.
+func lost(n int, made bool) xsim.Fault {
+	return xsim.Fault{Kind: xsim.FaultCut, After: made, Endpoint: xsim.EndpointCreatePost, Skip: n - 1, Times: 1}
+}
+
+// TestReconcile: every doubt ends by itself where X shows what became of the post.
+func TestReconcile(t *testing.T) {
+	t.Parallel()
+	image := jetpost.Media{Data: picture(t)}
+	tests := []struct {
+		name  string
+		opt   func(*xsim.Server)
+		posts []jetpost.Post
+		nth   int
+	}{
+		{"single post", nil, thread("one"), 1},
+		{"first of a thread", nil, thread("one", "two"), 1},
+		{"middle of a thread", nil, thread("one", "two", "three"), 2},
+		{"last of a thread", nil, thread("one", "two", "three"), 3},
+		{"equal text twice in a thread", allowEqual, thread("same", "other", "same"), 3},
+		{"equal texts in a row", allowEqual, thread("same", "same", "same"), 2},
+		{"links and escapes", nil, thread("a & b <c> \"d\" e\u0301 example.com, https://example.org/x?a=1&b=2 http://example.net/"), 1},
+		{"white space", nil, thread("one\n\n  two\tthree "), 1},
+		{"long text", nil, thread(strings.Repeat("many words, ", 60)), 1},
+		{"image and text", nil, []jetpost.Post{{Text: "look", Media: []jetpost.Media{image}}}, 1},
+		{"image alone", nil, []jetpost.Post{{Text: "one"}, {Media: []jetpost.Media{image, image}}}, 2},
+		{"poll", nil, []jetpost.Post{{Text: "which?", Poll: &jetpost.Poll{Options: []string{"a", "b"}, DurationMinutes: 60}}}, 1},
+	}
+	for _, test := range tests {
+		for _, made := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, made %t", test.name, made), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var opts []func(*xsim.Server)
+					if test.opt != nil {
+						opts = append(opts, test.opt)
+					}
+					b := doubt(t, opts...)
+					_, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", SubscriptionType: xsim.SubscriptionPremium})
+					check(t, err)
+					b.reconnect(t, "acme")
+					b.faults(t, lost(test.nth, made))
+					b.publish(t, "r", test.posts...)
+					b.want(t, b.key, jetpost.StateHeld, jetpost.CodeReconciling, test.nth-1)
+					calls := b.calls(xsim.EndpointCreatePost)
+					equal(t, "calls at the doubt", calls, test.nth)
+
+					r, took := b.settle(t)
+					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					want := len(test.posts)
+					if !made {
+						want++
+					}
+					equal(t, "calls", b.calls(xsim.EndpointCreatePost), want)
+					limit := 5 * time.Minute
+					if test.nth == 1 {
+						limit = 15 * time.Minute // the account's first post ever
+					}
+					equal(t, "soon", took < limit, true)
+					posts := b.x.Posts("acme")
+					equal(t, "posts", len(posts), len(test.posts))
+					for i, p := range posts {
+						equal(t, "id", r.Posts[i].PostID, p.ID)
+						if i > 0 {
+							equal(t, "parent", p.InReplyTo, posts[i-1].ID)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestReconcileByHand: posts of the account that jetpost did not make are neither
+// taken for its own nor keep it from going on, but where nobody could tell them
+// apart.
+func TestReconcileByHand(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		before string // posted by hand an hour before
+		during string // posted by hand while the post is in doubt
+		made   bool
+		state  jetpost.State
+		posts  int // on X in the end
+	}{
+		{"equal post earlier that day, not made", "hello", "", false, jetpost.StatePublished, 2},
+		{"equal post earlier that day, made", "hello", "", true, jetpost.StatePublished, 2},
+		{"another post at that minute, not made", "", "good morning", false, jetpost.StatePublished, 2},
+		{"another post at that minute, made", "", "good morning", true, jetpost.StatePublished, 2},
+		{"equal post at that minute, not made", "", "hello", false, jetpost.StatePublished, 1}, // it is what was wanted
+		{"equal post at that minute, made", "", "hello", true, jetpost.StateUnknown, 2},
+		{"similar post at that minute, not made", "", "Hello!", false, jetpost.StateUnknown, 1},
+		{"similar post at that minute, made", "", "Hello!", true, jetpost.StateUnknown, 2},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t, allowEqual)
+				b.publish(t, "control", thread("control")...)
+				if test.before != "" {
+					b.byHand(t, xapi.Post{Text: test.before})
+				}
+				sleep(time.Hour)
+				b.faults(t, lost(1, test.made))
+				b.publish(t, "r", thread("hello")...)
+				if test.during != "" {
+					b.byHand(t, xapi.Post{Text: test.during})
+				}
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, test.state)
+				equal(t, "posts", len(b.x.Posts("acme")), 1+test.posts)
+				if test.state == jetpost.StateUnknown {
+					equal(t, "code", r.Status.Reason.Code, jetpost.CodeOutcomeUnknown)
+				}
+			})
+		})
+	}
+}
+
+// TestReconcileDeletedParent: X shows that the doubtful reply is not there, and
+// then refuses it for good.
+func TestReconcileDeletedParent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		b.publish(t, "control", thread("control")...)
+		b.faults(t, lost(2, false))
+		b.publish(t, "r", thread("one", "two")...)
+		b.deleteByHand(t, b.record(t, b.key).Posts[0].PostID)
+		r, _ := b.settle(t)
+		// The deleted post was the latest one known, which X had to show.
+		equal(t, "state", r.Status.State, jetpost.StateUnknown)
+		equal(t, "why", strings.Contains(r.Status.Reason.Detail, "which was live before"), true)
+		_, err := b.ledger.Resolve(t.Context(), b.key, "", time.Now())
+		check(t, err)
+		r, _ = b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StateFailed)
+		equal(t, "code", r.Status.Reason.Code, jetpost.CodeRefusedByX)
+		equal(t, "posted", r.Status.Posted, 1)
+	})
+}
+
+// TestReconcileLag: a timeline that lags behind hides the post, with the last one
+// known: nothing is concluded from it.
+func TestReconcileLag(t *testing.T) {
+	t.Parallel()
+	for _, lag := range []time.Duration{50 * time.Second, 4 * time.Minute} {
+		for _, made := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%v, made %t", lag, made), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := doubt(t, func(x *xsim.Server) { x.TimelineLag = lag })
+					b.faults(t, lost(2, made))
+					b.publish(t, "r", thread("one", "two")...)
+					r, _ := b.settle(t)
+					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					equal(t, "posts", len(b.x.Posts("acme")), 2)
+				})
+			})
+		}
+	}
+}
+
+// TestReconcileFirstPostEver: of an account that never posted nothing is known that
+// X must show, so that its timeline gets more time.
+func TestReconcileFirstPostEver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) { x.TimelineLag = 9 * time.Minute })
+		b.faults(t, lost(1, true))
+		b.publish(t, "r", thread("one")...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+	})
+}
+
+// TestReconcileReadsRefused: while X refuses reads, doubtful posts wait and nothing
+// is sent; when reads return, they settle.
+func TestReconcileReadsRefused(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []xsim.Fault{
+		{Kind: xsim.FaultStatus, Status: http.StatusPaymentRequired},
+		{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "spend-cap"},
+		{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests},
+		{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable},
+		{Kind: xsim.FaultStatus, Status: http.StatusForbidden},
+		{Kind: xsim.FaultStatus, Status: http.StatusNotFound},
+		{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized},
+		{Kind: xsim.FaultCut},
+		{Kind: xsim.FaultGarbage},
+	} {
+		for _, made := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s %d %s, made %t", fault.Kind, fault.Status, fault.Variant, made), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := doubt(t)
+					fault.Endpoint = xsim.EndpointTimeline
+					b.faults(t, lost(2, made), fault)
+					b.publish(t, "r", thread("one", "two")...)
+					calls := b.calls(xsim.EndpointCreatePost)
+					for range 40 {
+						r := b.record(t, b.key)
+						equal(t, "state", r.Status.State, jetpost.StateHeld)
+						equal(t, "post", r.Posts[1].State, jetpost.PostSending)
+						sleep(max(time.Until(r.HoldUntil), time.Minute))
+						b.run(t, b.h, "acme")
+					}
+					equal(t, "calls while reads are refused", b.calls(xsim.EndpointCreatePost), calls)
+					b.faults(t)
+					r, _ := b.settle(t)
+					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					equal(t, "posts", len(b.x.Posts("acme")), 2)
+				})
+			})
+		}
+	}
+}
+
+// truncated leaves out of each answer of a timeline what a test wants.
+func truncated(x http.RoundTripper, spoil func(page map[string]any)) transport {
+	return func(req *http.Request) (*http.Response, error) {
+		resp, err := x.RoundTrip(req)
+		if err != nil || !strings.HasSuffix(req.URL.Path, "/tweets") || req.Method != http.MethodGet {
+			return resp, err
+		}
+		var page map[string]any
+		if err := json.NewDecoder(resp.Body).Decode(&page); err != nil {
+			return nil, err
+		}
+		_ = resp.Body.Close()
+		spoil(page)
+		body, err := json.Marshal(page)
+		if err != nil {
+			return nil, err
+		}
+		resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		resp.Header.Del("Content-Length")
+		return resp, nil
+	}
+}
+
+// TestReconcileTruncated: a read that X cut short, in whatever way, proves
+// nothing.
+func TestReconcileTruncated(t *testing.T) {
+	t.Parallel()
+	spoils := map[string]func(page map[string]any){
+		"errors beside the posts": func(page map[string]any) {
+			page["errors"] = []any{map[string]any{"title": "Not Found Error", "type": "resource-not-found", "detail": "gone"}}
+			page["data"] = []any{}
+		},
+		"no meta":          func(page map[string]any) { delete(page, "meta"); delete(page, "data") },
+		"more pages ahead": func(page map[string]any) { page["data"] = []any{}; page["meta"].(map[string]any)["next_token"] = "n0" },
+		"no times": func(page map[string]any) {
+			for _, p := range page["data"].([]any) {
+				delete(p.(map[string]any), "created_at")
+			}
+		},
+	}
+	for name, spoil := range spoils {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				whole := false
+				b.hc.Transport = truncated(b.x, func(page map[string]any) {
+					if !whole {
+						spoil(page)
+					}
+				})
+				b.faults(t, lost(2, true))
+				b.publish(t, "r", thread("one", "two")...)
+				for range maxLooks - 1 {
+					r := b.record(t, b.key)
+					equal(t, "state", r.Status.State, jetpost.StateHeld)
+					sleep(time.Until(r.HoldUntil))
+					b.run(t, b.h, "acme")
+				}
+				equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
+				whole = true
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, jetpost.StatePublished)
+				equal(t, "posts", len(b.x.Posts("acme")), 2)
+			})
+		})
+	}
+}
