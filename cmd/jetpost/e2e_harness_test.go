@@ -38,16 +38,13 @@ import (
 
 const (
 	// patience bounds each wait for a fact; a loaded machine needs much of it.
-	patience = 90 * time.Second
+	patience = 3 * time.Minute
 	// askAgain is how often a fact is asked for.
 	askAgain = 20 * time.Millisecond
 	// maxLogBytes is how much of the end of a process's log a failure shows.
 	maxLogBytes = 32 << 10
 	// commandTime bounds a command that does not stay.
 	commandTime = 60 * time.Second
-	// settledFor is how old a doubt is before the test settles it, as a person
-	// would: a call that X still works on has ended by then.
-	settledFor = 2 * time.Second
 )
 
 // site is an installation whose workers are real processes: this test binary
@@ -330,51 +327,6 @@ func (s *site) status(account, id string) jetpost.RequestStatus {
 	record, err := s.ledger.Request(s.t.Context(), store.Key{Account: account, ID: id})
 	must(s.t, err)
 	return record.Status
-}
-
-// settleAll waits until all jobs are published. What is unknown it settles by
-// the books of X, with the command that a person would use. It returns how many
-// doubts there were.
-func (s *site) settleAll(jobs []*job) (doubts int) {
-	s.t.Helper()
-	eventually(s.t, "all requests settled", func() bool {
-		for _, j := range jobs {
-			record, err := s.ledger.Request(s.t.Context(), store.Key{Account: j.account, ID: j.id})
-			if err != nil { // not there yet, or its connection was one to a server that was stopped
-				return false
-			}
-			if record.Status.State == jetpost.StateUnknown && time.Since(record.Status.UpdatedAt) > settledFor {
-				doubts++
-				s.resolve(j, record.Status)
-			}
-		}
-		return s.counts()[jetpost.StatePublished] == len(jobs)
-	})
-	return doubts
-}
-
-// resolve settles the doubt about one post, once it has made sure that no
-// other post is in doubt.
-func (s *site) resolve(j *job, status jetpost.RequestStatus) {
-	s.t.Helper()
-	live := s.live(j)
-	// A worker that was thawed may tell the ledger at any moment.
-	overtaken := func() bool { return s.status(j.account, j.id).Revision != status.Revision }
-	args := []string{"requests", "resolve", j.id, "--account", j.account}
-	switch {
-	case overtaken():
-		return
-	case len(live) == status.Posted:
-		args = append(args, "--not-posted")
-	case len(live) == status.Posted+1:
-		args = append(args, "--posted", live[status.Posted].ID)
-	default:
-		s.t.Fatalf("job %s of %s: X has %d of its posts, the ledger knows of %d: more than one is in doubt", j.id, j.account, len(live), status.Posted)
-	}
-	if code, stdout, stderr := s.run(args...); code != exitOK && !overtaken() {
-		s.t.Fatalf("%v: exit code %d\n%s%s", args, code, stdout, stderr)
-	}
-	s.t.Logf("%s of %s settled: %s", j.id, j.account, args[len(args)-1])
 }
 
 // live are the posts of a job that X has, which must be its first ones, in

@@ -23,10 +23,11 @@ const maxRefusals = 10_000
 
 // requestsCmd is 'jetpost requests'.
 type requestsCmd struct {
-	List         requestsListCmd    `cmd:"" help:"List requests, the latest first."`
-	Show         requestsShowCmd    `cmd:"" help:"Show one request: its posts with links, its reason, its times."`
-	Cancel       requestsCancelCmd  `cmd:"" help:"Take a request back; what is live stays live."`
-	Resolve      requestsResolveCmd `cmd:"" help:"Say whether the doubtful post of an unknown request is on X: --posted POST_ID or --not-posted."`
+	List         requestsListCmd      `cmd:"" help:"List requests, the latest first."`
+	Show         requestsShowCmd      `cmd:"" help:"Show one request: its posts with links, its reason, its times."`
+	Cancel       requestsCancelCmd    `cmd:"" help:"Take a request back; what is live stays live."`
+	Reconcile    requestsReconcileCmd `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
+	Resolve      requestsResolveCmd   `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
 	connectFlags `embed:""`
 }
 
@@ -252,6 +253,22 @@ func (c *requestsCancelCmd) Run(e *env) error {
 			return err
 		}
 		return e.say(status, "%s  %s  %s, %d of %d posts live", status.Account, status.ID, status.State, status.Posted, status.Total)
+	})
+}
+
+type requestsReconcileCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+}
+
+// Run has X asked again about the doubtful post of a request.
+func (c *requestsReconcileCmd) Run(e *env) error {
+	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+		status, err := desk.Reconcile(ctx, c.Account, c.ID)
+		if err != nil {
+			return err
+		}
+		return e.say(status, "%s  %s  %s, %d of %d posts live: X is asked as soon as a worker is free", status.Account, status.ID, status.State, status.Posted, status.Total)
 	})
 }
 

@@ -74,6 +74,7 @@ func queries() map[string]string {
 		"sqlReleaseLane":      sqlReleaseLane,
 		"sqlRenameUser":       sqlRenameUser,
 		"sqlReplaceToken":     sqlReplaceToken,
+		"sqlOwned":            sqlOwned,
 		"sqlRequest":          sqlRequest,
 		"sqlReseal":           sqlReseal,
 		"sqlRetries":          sqlRetries,
@@ -94,6 +95,7 @@ func queries() map[string]string {
 		"sqlUnannounced":      sqlUnannounced,
 		"sqlUseLink":          sqlUseLink,
 		"sqlVersion":          sqlVersion,
+		"sqlWitness":          sqlWitness,
 	}
 }
 
@@ -149,7 +151,8 @@ INSERT INTO requests (account, id, seq, state, revision, announced, event, began
 SELECT 'a' || n % 10 + 1, n, n, CASE WHEN n % 50 < 10 THEN 'queued' ELSE 'published' END, 1, CASE WHEN n % 500 = 0 THEN 0 ELSE 1 END, 'request.published',
     CASE WHEN n % 50 >= 10 THEN now() END, t, t, t, '', ''
 FROM generate_series(1, 5000) AS n, LATERAL (SELECT now() - n * interval '1 minute' AS t) AS times;
-INSERT INTO posts (account, request_id, idx) SELECT account, id, 0 FROM requests;
+INSERT INTO posts (account, request_id, idx, state, post_id, sent_at)
+SELECT account, id, 0, CASE state WHEN 'published' THEN 'posted' ELSE 'pending' END, CASE state WHEN 'published' THEN id END, began_at FROM requests;
 INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', convert_to(repeat('x', 1000), 'UTF8')
 FROM generate_series(1, 1000) AS n;
 INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at, attempt_state, attempt_browser, attempt_expires_at)
@@ -180,11 +183,13 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100`, []string{"requests_state"}, true},
 		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
 		{"notices", sqlNotices, `'', 10`, []string{"oauth_tokens_untold"}, false},
+		{"owned", sqlOwned, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
 		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, true},
 		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
 		{"unannounced", sqlUnannounced, `now(), 10`, []string{"requests_unannounced"}, false},
+		{"witness", sqlWitness, `'a1'`, []string{"posts_live", "accounts_pkey"}, false},
 	}
 	conn := connect(t, pgtest.Migrated(t, Migrate))
 	_, err := conn.Exec(t.Context(), fillTables)

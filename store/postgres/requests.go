@@ -195,7 +195,7 @@ const (
 	sqlWitness = `
 SELECT a.x_user_id, coalesce(p.post_id, ''), p.sent_at
 FROM accounts AS a LEFT JOIN LATERAL (
-    SELECT post_id, sent_at FROM posts WHERE account = a.name AND state = 'posted' ORDER BY sent_at DESC, post_id DESC LIMIT 1
+    SELECT post_id, sent_at FROM posts WHERE account = a.name AND state = 'posted' ORDER BY sent_at DESC LIMIT 1
 ) AS p ON true
 WHERE a.name = $1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`

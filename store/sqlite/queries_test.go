@@ -131,6 +131,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlLedgerID":       true, // one row
 		"sqlListRequests":   true, // in the order of the index, up to the limit
 		"sqlNotices":        true, // over an index that holds just what is to be told
+		"sqlOwned":          true, // the ids that are asked for
 		"sqlReadCanary":     true, // one row
 		"sqlRefusals":       true, // in the order of the key, up to the limit
 		"sqlSetCanary":      true, // one row

@@ -229,7 +229,7 @@ const (
 	sqlWitness = `
 SELECT a.x_user_id, coalesce(p.post_id, ''), p.sent_at
 FROM accounts AS a LEFT JOIN posts AS p ON (p.account, p.request_id, p.idx) = (
-    SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' ORDER BY sent_at DESC, post_id DESC LIMIT 1)
+    SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' ORDER BY sent_at DESC LIMIT 1)
 WHERE a.name = ?1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id IN (SELECT value FROM json_each(?1))`
 )

@@ -3,6 +3,7 @@ package storetest
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -460,6 +461,93 @@ func resolve(t *testing.T, b *bundle) {
 	equal(t, "posted", record.Status.Posted, 2)
 	_, err = b.st.Resolve(t.Context(), store.Key{Account: acme, ID: "none"}, "", b.now)
 	fails(t, "no such request", err, store.ErrNotFound)
+}
+
+// reconcile: what a lane has learnt of a doubtful post is kept, until somebody wants
+// it learnt anew.
+func reconcile(t *testing.T, b *bundle) {
+	key := store.Key{Account: acme, ID: "thread"}
+	b.accept(t, b.acceptance("thread", 2))
+	lane := b.claim(t)
+	b.begin(t, lane, "thread", 0)
+	first := b.request(t, "thread").Posts[0].SentAt
+	absent := b.now.Add(time.Minute)
+	until := b.now.Add(time.Hour)
+	doubtful := func(looks int, absentAt time.Time) {
+		t.Helper()
+		check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
+			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
+			PostState: jetpost.PostSending, Looks: looks, AbsentAt: absentAt, Now: b.now,
+		}))
+	}
+	want := func(state jetpost.PostState, looks int, absentAt time.Time) {
+		t.Helper()
+		p := b.request(t, "thread").Posts[0]
+		equal(t, "state", p.State, state)
+		equal(t, "looks", p.Looks, looks)
+		equal(t, "absent at", p.AbsentAt.Equal(absentAt), true)
+		equal(t, "in doubt since the first intent", p.DoubtSince.Equal(first), true)
+	}
+	doubtful(0, time.Time{})
+	want(jetpost.PostSending, 0, time.Time{})
+	doubtful(1, absent)
+	want(jetpost.PostSending, 1, absent)
+
+	look, err := b.st.Look(t.Context(), lane, b.now)
+	check(t, err)
+	check(t, b.st.Reconcile(t.Context(), key, b.now))
+	want(jetpost.PostSending, 0, time.Time{})
+	b.state(t, "thread", jetpost.StateHeld, jetpost.CodeReconciling, jetpost.EventRequestHeld)
+	equal(t, "hold is over", b.request(t, "thread").HoldUntil.After(b.now), false)
+	free, err := b.st.ReleaseLane(t.Context(), lane, look.Rings, time.Time{}, b.now)
+	check(t, err)
+	equal(t, "the lane goes free though it rang", free, false)
+
+	// It is not on X: it is sent again, and a doubt about that is one about both.
+	check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now}, PostState: jetpost.PostPending, Looks: 2, Now: b.now,
+	}))
+	want(jetpost.PostPending, 2, time.Time{})
+	b.now = b.now.Add(time.Minute)
+	b.begin(t, lane, "thread", 0)
+	doubtful(2, time.Time{})
+	want(jetpost.PostSending, 2, time.Time{})
+	b.posted(t, lane, "thread", 0, "p0")
+	fails(t, "nothing is in doubt", b.st.Reconcile(t.Context(), key, b.now), store.ErrNotRunnable)
+	fails(t, "no such request", b.st.Reconcile(t.Context(), store.Key{Account: acme, ID: "none"}, b.now), store.ErrNotFound)
+}
+
+// witness: the latest post of the account that is known to be live, and which posts
+// are ours.
+func witness(t *testing.T, b *bundle) {
+	read := func() store.Witness {
+		t.Helper()
+		w, err := b.st.Witness(t.Context(), acme)
+		check(t, err)
+		return w
+	}
+	none := read()
+	equal(t, "X user is known", none.XUserID != "", true)
+	equal(t, "no post yet", none.PostID, "")
+	b.acceptAll(t, "one", "two")
+	lane := b.claim(t)
+	for i, id := range []string{"one", "two"} {
+		b.now = b.now.Add(time.Minute)
+		b.begin(t, lane, id, 0)
+		b.posted(t, lane, id, 0, fmt.Sprint("p", i))
+		w := read()
+		equal(t, "latest", w.PostID, fmt.Sprint("p", i))
+		equal(t, "sent at", w.SentAt.Equal(b.request(t, id).Posts[0].SentAt), true)
+	}
+	owned, err := b.st.Owned(t.Context(), []string{"p1", "foreign", "p0"})
+	check(t, err)
+	slices.Sort(owned)
+	equal(t, "owned", fmt.Sprint(owned), "[p0 p1]")
+	owned, err = b.st.Owned(t.Context(), nil)
+	check(t, err)
+	equal(t, "owned of none", len(owned), 0)
+	_, err = b.st.Witness(t.Context(), "nobody")
+	fails(t, "no such account", err, store.ErrNotFound)
 }
 
 func listRequests(t *testing.T, b *bundle) {

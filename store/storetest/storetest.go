@@ -122,6 +122,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"PostedAfterTakeover", postedAfterTakeover},
 		{"PostedAfterUnknown", postedAfterUnknown},
 		{"PostedTaken", postedTaken},
+		{"Reconcile", reconcile},
 		{"Refuse", refuse},
 		{"RefuseForgets", refuseForgets},
 		{"ReleaseLane", releaseLane},
@@ -143,6 +144,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"TokensAreSealed", tokensAreSealed},
 		{"TryLease", tryLease},
 		{"Unannounced", unannounced},
+		{"Witness", witness},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
