@@ -392,7 +392,9 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 			t.r.log.Error("app.stop_not_shared", "error", err)
 		}
 	}
-	verdict := judge(err, situation{now: now, begun: t.begun >= 0, holds: t.head.Holds})
+	verdict := judge(err, situation{
+		now: now, begun: t.begun >= 0, doubted: doubtedBefore(t.head, t.begun), holds: t.head.Holds,
+	})
 	return attempt{Verdict: verdict, post: t.begun, err: err}
 }
 

@@ -1,8 +1,10 @@
 package consumers
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -92,11 +94,25 @@ type situation struct {
 	// begun tells that the intent of a post was committed: a doubt is then
 	// about that post. Before, nothing that fails can have made a post.
 	begun bool
+	// doubted tells that an earlier attempt at this post may have made it.
+	doubted bool
 	// holds counts the holds in a row so far; it paces the next one.
 	holds int
 }
 
-// judge is the one table from errors to verdicts.
+// doubtedBefore tells whether an attempt at the post, before the present one,
+// was left in doubt: somebody then said that it is not on X, and may be wrong.
+// Attempts are counted unless X is known to have made nothing, so that a post
+// which was begun without being live, in a request with more attempts than live
+// posts, was refused or is in doubt. What was refused went on by a replay, which
+// takes the request's beginning away.
+func doubtedBefore(head *store.Record, post int) bool {
+	return post >= 0 && post < len(head.Posts) && head.Posts[post].Attempt != 0 &&
+		!head.BeganAt.IsZero() && head.Status.Attempts > head.Status.Posted
+}
+
+// judge is the one table from errors to verdicts. docs/x-errors.md has every
+// answer of X with what becomes of it.
 //
 //	error ........................... verdict
 //	our wait (holdError) ............ as it says
@@ -108,9 +124,9 @@ type situation struct {
 //	usage cap, credits, spend cap,
 //	client not enrolled ............. Stop until X's date, else 15 minutes
 //	401 ............................. Hold; the lane renews the token first
-//	refused: duplicate .............. Failed
+//	refused: duplicate .............. Failed; Unknown after a doubt
 //	refused: media, rule, text ...... Failed with X's own words
-//	routing fault (empty 404, 413),
+//	routing fault (empty 404, 413) .. Hold, backoff; Failed after a day
 //	5xx of a read or an upload ...... Hold, backoff
 //	no media source just now ........ Hold, backoff; Failed after some hours
 //	anything else of X .............. Failed with X's own words
@@ -158,18 +174,18 @@ func judge(err error, s situation) Verdict {
 		if !until.After(s.now) {
 			until = s.now.Add(undatedStop)
 		}
-		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, stop.Err.Words())
+		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, said(stop.Err))
 	case errors.As(err, &unauthorized):
 		return Hold(jetpost.CodeXUnavailable, later, "X does not accept the account's token: "+err.Error())
 	case errors.As(err, &refused):
-		if refused.Kind == xapi.RefusedDuplicate {
-			return Failed(jetpost.CodeDuplicate, refused.Err.Words())
-		}
-		return Failed(jetpost.CodeRefusedByX, refused.Err.Words())
+		return judgeRefusal(refused, s)
 	case errors.As(err, &unavailable):
+		if errors.As(err, &answer) && answer.Status < http.StatusInternalServerError && s.holds >= edgeTries {
+			return Failed(jetpost.CodeRefusedByX, fmt.Sprintf("given up after %d tries in a row: %s", s.holds+1, err))
+		}
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &answer):
-		return Failed(jetpost.CodeRefusedByX, answer.Words())
+		return Failed(jetpost.CodeRefusedByX, said(answer))
 	case s.begun:
 		// An error that no rule knows is no proof that nothing was posted.
 		return Unknown(err.Error())
@@ -177,6 +193,24 @@ func judge(err error, s situation) Verdict {
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	}
 }
+
+// judgeRefusal is judge for what X will not do. That equal content was posted
+// before says of a first attempt that it is in vain; after one in doubt it says
+// that this one may be live.
+func judgeRefusal(refused *xapi.RefusedError, s situation) Verdict {
+	switch {
+	case refused.Kind == xapi.RefusedDuplicate && s.doubted:
+		return Unknown("an earlier attempt may be live, since X refuses this one as its repeat: " + said(refused.Err))
+	case refused.Kind == xapi.RefusedDuplicate:
+		return Failed(jetpost.CodeDuplicate, said(refused.Err))
+	default:
+		return Failed(jetpost.CodeRefusedByX, said(refused.Err))
+	}
+}
+
+// said is X's own words, or the status where X sent none: a reason is never
+// empty.
+func said(e *xapi.APIError) string { return cmp.Or(e.Words(), e.Error()) }
 
 // holdError carries a verdict out of a chain of calls.
 type holdError struct{ verdict Verdict }

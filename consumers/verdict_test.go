@@ -136,6 +136,70 @@ func exportedErrors(t *testing.T) (names []string) {
 	return names
 }
 
+// TestJudgeDuplicateAfterDoubt: that X knows the text may come from the attempt
+// of which nobody knew what became of it. Failing the request then would have
+// its author write the post a second time.
+func TestJudgeDuplicateAfterDoubt(t *testing.T) {
+	t.Parallel()
+	err := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
+	v := judge(err, situation{now: time.Now(), begun: true, doubted: true})
+	if v.kind != kindUnknown || !strings.Contains(v.reason.Detail, "X's own words") {
+		t.Errorf("verdict is %s: %s", v, v.reason.Detail)
+	}
+	err.Kind = xapi.RefusedRule
+	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: true}).kind, kindFailed)
+}
+
+// TestDoubtedBefore: a doubt is about the post that was tried, and no other.
+func TestDoubtedBefore(t *testing.T) {
+	t.Parallel()
+	head := func(attempts, posted int) *store.Record {
+		return &store.Record{
+			BeganAt: time.Now(), Posts: []store.PostRecord{{Attempt: 1}, {Attempt: 2}, {}},
+			Status: jetpost.RequestStatus{Attempts: attempts, Posted: posted},
+		}
+	}
+	equal(t, "the post that was tried", doubtedBefore(head(2, 1), 1), true)
+	equal(t, "a post by whose attempt X made nothing", doubtedBefore(head(1, 1), 1), false)
+	equal(t, "a post that was never tried", doubtedBefore(head(3, 2), 2), false)
+	equal(t, "no post", doubtedBefore(head(2, 1), -1), false)
+	replayed := head(2, 1)
+	replayed.BeganAt = time.Time{}
+	equal(t, "a post that was refused", doubtedBefore(replayed, 1), false)
+}
+
+// TestJudgeEdgeGivesUp: a routing fault passes, and what lasts for a day is no
+// such fault. An outage may last.
+func TestJudgeEdgeGivesUp(t *testing.T) {
+	t.Parallel()
+	edge := &xapi.UnavailableError{Err: &xapi.APIError{Endpoint: xapi.EndpointUploadMedia, Status: 404}}
+	equal(t, "before the last try", judge(edge, situation{holds: edgeTries - 1}).kind, kindHold)
+	v := judge(edge, situation{holds: edgeTries})
+	if v.kind != kindFailed || v.reason.Code != jetpost.CodeRefusedByX || !strings.Contains(v.reason.Detail, "404") {
+		t.Errorf("after the last try it is %s (%s: %s)", v, v.reason.Code, v.reason.Detail)
+	}
+	for _, outage := range []error{errors.New("reset"), &xapi.APIError{Status: 503}} {
+		equal(t, "outage", judge(&xapi.UnavailableError{Err: outage}, situation{holds: 10 * edgeTries}).kind, kindHold)
+	}
+	wait := time.Duration(0)
+	for n := range edgeTries {
+		wait += backoff(n + 1)
+	}
+	equal(t, "days of tries", wait.Round(24*time.Hour), 24*time.Hour)
+}
+
+// TestJudgeWordless: a reason says something even where X does not.
+func TestJudgeWordless(t *testing.T) {
+	t.Parallel()
+	bare := &xapi.APIError{Endpoint: xapi.EndpointCreatePost, Status: 400}
+	for _, err := range []error{
+		bare, &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: bare}, &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: bare},
+		&xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: bare},
+	} {
+		equal(t, fmt.Sprintf("detail of %T", err), judge(err, situation{}).reason.Detail, "POST /2/tweets: 400 Bad Request")
+	}
+}
+
 func TestSettled(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]bool{

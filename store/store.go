@@ -407,6 +407,9 @@ type Record struct {
 	Body      []byte
 	DueAt     time.Time // max(accepted, publish_at); never before an earlier acceptance's
 	HoldUntil time.Time // zero where a hold has no end of its own
+	// BeganAt is when the first intent was committed; zero before, and again
+	// once a request that failed was replayed.
+	BeganAt time.Time
 	// Holds counts the holds in a row since the last progress.
 	Holds int
 	Posts []PostRecord

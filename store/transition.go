@@ -51,8 +51,7 @@ func (l Line) HeldBy(claim Lane) bool { return l.Held && l.Fence == claim.Fence 
 // Row is a request with its posts, as a driver loads and saves it.
 type Row struct {
 	Record
-	BeganAt time.Time // of the first intent; zero before
-	Digest  []byte
+	Digest []byte
 }
 
 // Change names what a rule wants written; the zero value is nothing at all.
