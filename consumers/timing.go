@@ -154,6 +154,11 @@ var backoffs = [...]time.Duration{
 // given, some five hours, before it stops holding up its account's line.
 const mediaTries = 14
 
+// edgeTries is how many holds in a row a call is given, about a day, that X's
+// edge refuses without a word of X. Routing faults pass; a request that is itself
+// the cause must not hold up its account's line for ever.
+const edgeTries = 52
+
 // backoff returns the wait after failures failures in a row, 1 at least.
 func backoff(failures int) time.Duration {
 	return backoffs[min(max(failures, 1), len(backoffs))-1]

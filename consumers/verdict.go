@@ -1,8 +1,10 @@
 package consumers
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -109,7 +111,8 @@ type situation struct {
 	holds int
 }
 
-// judge is the one table from errors to verdicts.
+// judge is the one table from errors to verdicts. docs/x-errors.md has every
+// answer of X with what becomes of it.
 //
 //	error ........................... verdict
 //	our wait (holdError) ............ as it says
@@ -123,7 +126,7 @@ type situation struct {
 //	401 ............................. Hold; the lane renews the token first
 //	refused: duplicate .............. Failed; Doubtful where an earlier attempt was
 //	refused: media, rule, text ...... Failed with X's own words
-//	routing fault (empty 404, 413),
+//	routing fault (empty 404, 413) .. Hold, backoff; Failed after a day
 //	5xx of a read or an upload ...... Hold, backoff
 //	no media source just now ........ Hold, backoff; Failed after some hours
 //	anything else of X .............. Failed with X's own words
@@ -171,22 +174,18 @@ func judge(err error, s situation) Verdict {
 		if !until.After(s.now) {
 			until = s.now.Add(undatedStop)
 		}
-		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, stop.Err.Words())
+		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, said(stop.Err))
 	case errors.As(err, &unauthorized):
 		return Hold(jetpost.CodeXUnavailable, later, "X does not accept the account's token: "+err.Error())
-	case errors.As(err, &refused) && refused.Kind == xapi.RefusedDuplicate && s.doubted:
-		// It is one more reason to look, but no proof: X does not say of what
-		// it is a duplicate.
-		return Doubtful(s.lookFrom, refused.Err.Words())
 	case errors.As(err, &refused):
-		if refused.Kind == xapi.RefusedDuplicate {
-			return Failed(jetpost.CodeDuplicate, refused.Err.Words())
-		}
-		return Failed(jetpost.CodeRefusedByX, refused.Err.Words())
+		return judgeRefusal(refused, s)
 	case errors.As(err, &unavailable):
+		if errors.As(err, &answer) && answer.Status < http.StatusInternalServerError && s.holds >= edgeTries {
+			return Failed(jetpost.CodeRefusedByX, fmt.Sprintf("given up after %d tries in a row: %s", s.holds+1, err))
+		}
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &answer):
-		return Failed(jetpost.CodeRefusedByX, answer.Words())
+		return Failed(jetpost.CodeRefusedByX, said(answer))
 	case s.begun:
 		// An error that no rule knows is no proof that nothing was posted.
 		return Doubtful(s.lookFrom, err.Error())
@@ -194,6 +193,24 @@ func judge(err error, s situation) Verdict {
 		return Hold(jetpost.CodeXUnavailable, later, err.Error())
 	}
 }
+
+// judgeRefusal is judge for what X will not do. That equal content was posted
+// before says of a first attempt that it is in vain; after one in doubt it says
+// that this one may be live.
+func judgeRefusal(refused *xapi.RefusedError, s situation) Verdict {
+	switch {
+	case refused.Kind == xapi.RefusedDuplicate && s.doubted:
+		return Doubtful(s.lookFrom, "an earlier attempt may be live, since X refuses this one as its repeat: "+said(refused.Err))
+	case refused.Kind == xapi.RefusedDuplicate:
+		return Failed(jetpost.CodeDuplicate, said(refused.Err))
+	default:
+		return Failed(jetpost.CodeRefusedByX, said(refused.Err))
+	}
+}
+
+// said is X's own words, or the status where X sent none: a reason is never
+// empty.
+func said(e *xapi.APIError) string { return cmp.Or(e.Words(), e.Error()) }
 
 // holdError carries a verdict out of a chain of calls.
 type holdError struct{ verdict Verdict }

@@ -105,15 +105,6 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestJudgeDuplicate: that X has such a post already is a refusal of a first
-// attempt, and a trace of one that was in doubt.
-func TestJudgeDuplicate(t *testing.T) {
-	t.Parallel()
-	duplicate := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
-	equal(t, "first attempt", judge(duplicate, situation{begun: true}).kind, kindFailed)
-	equal(t, "after a doubt", judge(duplicate, situation{begun: true, doubted: true}).kind, kindDoubtful)
-}
-
 // TestJudgeLeavesTheErrorAlone: a verdict is made of an error, not of it.
 func TestJudgeLeavesTheErrorAlone(t *testing.T) {
 	t.Parallel()
@@ -144,6 +135,52 @@ func exportedErrors(t *testing.T) (names []string) {
 		t.Fatalf("xapi has but %d errors: %v", len(names), names)
 	}
 	return names
+}
+
+// TestJudgeDuplicateAfterDoubt: that X knows the text may come from the attempt
+// of which nobody knew what became of it. Failing the request then would have
+// its author write the post a second time.
+func TestJudgeDuplicateAfterDoubt(t *testing.T) {
+	t.Parallel()
+	err := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
+	v := judge(err, situation{now: time.Now(), begun: true, doubted: true})
+	if v.kind != kindDoubtful || !strings.Contains(v.reason.Detail, "X's own words") {
+		t.Errorf("verdict is %s: %s", v, v.reason.Detail)
+	}
+	err.Kind = xapi.RefusedRule
+	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: true}).kind, kindFailed)
+}
+
+// TestJudgeEdgeGivesUp: a routing fault passes, and what lasts for a day is no
+// such fault. An outage may last.
+func TestJudgeEdgeGivesUp(t *testing.T) {
+	t.Parallel()
+	edge := &xapi.UnavailableError{Err: &xapi.APIError{Endpoint: xapi.EndpointUploadMedia, Status: 404}}
+	equal(t, "before the last try", judge(edge, situation{holds: edgeTries - 1}).kind, kindHold)
+	v := judge(edge, situation{holds: edgeTries})
+	if v.kind != kindFailed || v.reason.Code != jetpost.CodeRefusedByX || !strings.Contains(v.reason.Detail, "404") {
+		t.Errorf("after the last try it is %s (%s: %s)", v, v.reason.Code, v.reason.Detail)
+	}
+	for _, outage := range []error{errors.New("reset"), &xapi.APIError{Status: 503}} {
+		equal(t, "outage", judge(&xapi.UnavailableError{Err: outage}, situation{holds: 10 * edgeTries}).kind, kindHold)
+	}
+	wait := time.Duration(0)
+	for n := range edgeTries {
+		wait += backoff(n + 1)
+	}
+	equal(t, "days of tries", wait.Round(24*time.Hour), 24*time.Hour)
+}
+
+// TestJudgeWordless: a reason says something even where X does not.
+func TestJudgeWordless(t *testing.T) {
+	t.Parallel()
+	bare := &xapi.APIError{Endpoint: xapi.EndpointCreatePost, Status: 400}
+	for _, err := range []error{
+		bare, &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: bare}, &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: bare},
+		&xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: bare},
+	} {
+		equal(t, fmt.Sprintf("detail of %T", err), judge(err, situation{}).reason.Detail, "POST /2/tweets: 400 Bad Request")
+	}
 }
 
 func TestSettled(t *testing.T) {

@@ -2,14 +2,20 @@ package consumers
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -320,4 +326,523 @@ func codeOutcome(pair xapi.TokenPair, err error) string {
 		return "not now"
 	}
 	return err.Error()
+}
+
+// says answers a request that was read whole; header is names and values in turn.
+func says(status int, body string, header ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// hangsUp resets the connection once the request was read.
+func hangsUp(w http.ResponseWriter, _ *http.Request) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	_ = conn.(*net.TCPConn).SetLinger(0)
+	_ = conn.Close()
+}
+
+// cuts ends the connection in the middle of an answer.
+func cuts(status int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		says(status, body[:len(body)/2])(w, r)
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// unheard stands for what is decided before X has read anything: see postScene.
+func unheard(http.ResponseWriter, *http.Request) { panic("X has heard of it") }
+
+const (
+	oldProblems = "https://api.twitter.com/2/problems/"
+	problems    = "https://api.x.com/2/problems/"
+	liveMedia   = `{"data":{"id":"1888888888888888888","media_key":"3_1888888888888888888","size":70,"expires_after_secs":86400}}`
+)
+
+// livePost is X's answer to a post that it made.
+func livePost(id string) string {
+	return `{"data":{"id":"` + id + `","text":"one","edit_history_tweet_ids":[""]}}`
+}
+
+// problem is a document of X about what went wrong.
+func problem(status int, title, detail, kind string, more ...string) string {
+	return fmt.Sprintf(`{"title":%q,"detail":%q,"type":%q,"status":%d%s}`, title, detail, kind, status, strings.Join(more, ""))
+}
+
+// invalid is X's form for what it does not take in a request.
+func invalid(message string) http.HandlerFunc {
+	return says(400, `{"errors":[{"parameters":{"x":["1"]},"message":"`+message+`"}],`+
+		`"title":"Invalid Request","detail":"One or more parameters to your request was invalid.","type":"`+oldProblems+`invalid-request"}`)
+}
+
+func forbidden(detail string) http.HandlerFunc {
+	return says(403, problem(403, "Forbidden", detail, "about:blank"))
+}
+
+// commonAnswers are those that X gives to any call that changes something, by
+// the names of their cases.
+func commonAnswers(now time.Time) map[string]http.HandlerFunc {
+	reset := strconv.FormatInt(now.Add(7*time.Minute).Unix(), 10)
+	limited := func(body string, header ...string) http.HandlerFunc { return says(429, body, header...) }
+	ordinary := problem(429, "Too Many Requests", "Too Many Requests", "about:blank")
+	plenty := []string{"X-Rate-Limit-Limit", "100", "X-Rate-Limit-Remaining", "99", "X-Rate-Limit-Reset", reset}
+	used := func(window string) []string {
+		return append(plenty[:len(plenty):len(plenty)], window+"Limit", "100", window+"Remaining", "0", window+"Reset", reset)
+	}
+	const usage = `{"title":"UsageCapExceeded","detail":"Usage cap exceeded: Monthly product cap",`
+	return map[string]http.HandlerFunc{
+		"redirect":                 says(302, "", "Location", "/elsewhere"),
+		"bad-request-empty":        says(400, ""),
+		"bad-request-html":         says(400, page, "Content-Type", "text/html"),
+		"bad-request-list":         says(400, `{"errors":[{"message":"Something in the request is wrong."}]}`),
+		"bad-request-legacy":       says(400, `{"errors":[{"code":214,"message":"Bad request."}]}`),
+		"bad-request-code":         says(400, `{"code":214,"message":"Bad request."}`),
+		"bad-request-oauth":        says(400, `{"error":"invalid_request","error_description":"The request is not valid."}`),
+		"bad-request-problem":      says(400, problem(400, "Invalid Request", "The request is not valid.", problems+"invalid-request"), "Content-Type", "application/problem+json"),
+		"unauthorized":             says(401, problem(401, "Unauthorized", "Unauthorized", "about:blank")),
+		"unauthorized-legacy":      says(401, `{"errors":[{"code":89,"message":"Invalid or expired token."}]}`),
+		"unauthorized-empty":       says(401, ""),
+		"credits":                  says(402, `{"title":"CreditsDepleted","detail":"Your enrolled account [1] does not have any credits to fulfill this request.","type":"`+oldProblems+`credits"}`),
+		"credits-2026":             says(402, problem(402, "Payment Required", "credits depleted", problems+"credits-depleted")),
+		"credits-empty":            says(402, ""),
+		"spend-cap":                says(403, `{"title":"SpendCapReached","detail":"Your enrolled account [1] has reached its billing cycle spend cap.","reset_date":"2099-01-01","type":"`+oldProblems+`credits"}`),
+		"spend-cap-undated":        says(403, `{"title":"SpendCapReached","detail":"Your enrolled account [1] has reached its billing cycle spend cap.","type":"`+oldProblems+`credits"}`),
+		"not-permitted":            forbidden("You are not permitted to perform this action."),
+		"token-kind":               says(403, problem(403, "Unsupported Authentication", "Authenticating with OAuth 2.0 Application-Only is forbidden for this endpoint.", oldProblems+"unsupported-authentication")),
+		"not-enrolled":             says(403, problem(403, "Client Forbidden", "Enrol the app.", oldProblems+"client-forbidden", `,"reason":"client-not-enrolled"`)),
+		"forbidden-new":            forbidden("Something that X never said before."),
+		"forbidden-oauth":          says(403, `{"error":"forbidden","error_description":"Not this, please."}`),
+		"forbidden-empty":          says(403, ""),
+		"forbidden-html":           says(403, page, "Content-Type", "text/html"),
+		"forbidden-cut":            cuts(403, problem(403, "Forbidden", "You are not permitted to perform this action.", "about:blank")),
+		"not-found-empty":          says(404, ""),
+		"not-found-for-long":       says(404, ""),
+		"not-found-problem":        says(404, problem(404, "Not Found Error", "There is nothing of that name.", problems+"resource-not-found")),
+		"request-timeout":          says(408, ""),
+		"too-large-empty":          says(413, ""),
+		"unprocessable":            says(422, problem(422, "Unprocessable", "It cannot be processed.", "about:blank")),
+		"rate-limited":             limited(ordinary),
+		"rate-limited-legacy":      limited(`{"errors":[{"code":88,"message":"Rate limit exceeded"}]}`),
+		"rate-limited-problem":     limited(problem(429, "Too Many", "Rate limit exceeded", problems+"rate-limit-exceeded")),
+		"rate-limited-problem-old": limited(problem(429, "Too Many", "Rate limit exceeded", oldProblems+"rate-limit-exceeded")),
+		"rate-limited-oauth":       limited(`{"error":"rate_limited","error_description":"Not so fast."}`),
+		"rate-limited-empty":       limited(""),
+		"rate-limited-html":        limited(page, "Content-Type", "text/html"),
+		"rate-limited-reset":       limited(ordinary, "X-Rate-Limit-Limit", "100", "X-Rate-Limit-Remaining", "0", "X-Rate-Limit-Reset", reset),
+		"rate-limited-plenty":      limited(ordinary, plenty...),
+		"rate-limited-retry-after": limited(ordinary, "Retry-After", "420"),
+		"rate-limited-day":         limited(ordinary, used("X-User-Limit-24hour-")...),
+		"rate-limited-app":         limited(ordinary, used("X-App-Limit-24hour-")...),
+		"usage-capped":             limited(usage+`"type":"`+problems+`usage-capped","period":"Monthly","scope":"Product"}`, plenty...),
+		"usage-capped-old":         limited(usage + `"type":"` + oldProblems + `usage-capped","period":"Daily","scope":"Account"}`),
+		"internal":                 says(500, problem(500, "Internal Server Error", "Something is broken. This is usually a temporary error.", "about:blank")),
+		"internal-empty":           says(500, ""),
+		"bad-gateway":              says(502, page, "Content-Type", "text/html"),
+		"unavailable":              says(503, problem(503, "Service Unavailable", "Service Unavailable", "about:blank")),
+		"unavailable-legacy":       says(503, `{"errors":[{"code":130,"message":"Over capacity"}]}`),
+		"temporarily-unavailable":  says(503, `{"error":"temporarily_unavailable","error_description":"Try again later."}`),
+		"gateway-timeout":          says(504, page, "Content-Type", "text/html"),
+		"reset":                    hangsUp,
+		"timeout":                  func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"dial":                     unheard,
+		"no-such-host":             unheard,
+		"tls":                      unheard,
+	}
+}
+
+// postingAnswers are the cases of the posting table. Where X makes a post, it has
+// that id.
+func postingAnswers(now time.Time, id string) map[string]http.HandlerFunc {
+	const duplicate = "You are not allowed to create a Tweet with duplicate content."
+	const tooLong = "Your Tweet text is too long. For more information on how Twitter determines text length see https://github.com/twitter/twitter-text."
+	const cashtags = "Posts are limited to a maximum of one cashtag ($SYMBOL)"
+	live := livePost(id)
+	cases := commonAnswers(now)
+	maps.Copy(cases, map[string]http.HandlerFunc{
+		"created":                says(201, live),
+		"created-2026":           says(201, `{"data":{"id":"`+id+`","text":"one","edit_history_post_ids":["`+id+`"]}}`),
+		"created-as-text":        says(201, live, "Content-Type", "text/plain"),
+		"created-ok":             says(200, live),
+		"created-with-errors":    says(201, strings.TrimSuffix(live, "}")+`,"errors":[{"title":"Field Hydration Failure","detail":"A field is missing.","type":"`+problems+`field-hydration-failure"}]}`),
+		"created-odd":            says(201, `{"data":{"id":"`+id+`","text":7}}`),
+		"no-id":                  says(201, `{"data":{"text":"one"}}`),
+		"no-data":                says(201, `{}`),
+		"errors-only":            says(201, `{"errors":[{"title":"Internal","detail":"Something is broken."}]}`),
+		"empty":                  says(201, ""),
+		"garbage":                says(201, live[:40]),
+		"garbage-ok":             says(200, live[:40]),
+		"html":                   says(200, page, "Content-Type", "text/html"),
+		"no-content":             says(204, ""),
+		"media-ids":              invalid("Your media IDs are invalid."),
+		"exclusive":              invalid("You can only provide one of poll or quote_tweet_id or direct_message_deep_link or media or card_uri."),
+		"reply-id":               invalid("Your reply tweet ID is invalid."),
+		"quote-id":               invalid("Your quote tweet ID is invalid."),
+		"tagged-ids":             invalid("Your tagged user IDs are invalid."),
+		"no-object":              invalid("Request body must be a JSON object."),
+		"too-long":               invalid(tooLong),
+		"too-long-forbidden":     forbidden(tooLong),
+		"duplicate":              forbidden(duplicate),
+		"duplicate-legacy":       says(403, `{"errors":[{"code":187,"message":"Status is a duplicate."}]}`),
+		"duplicate-after-doubt":  forbidden(duplicate),
+		"duplicate-after-hold":   forbidden(duplicate),
+		"duplicate-after-replay": forbidden(duplicate),
+		"reply-rule":             forbidden("Reply to this conversation is not allowed because you have not been mentioned or otherwise engaged by the author of the post you are replying to."),
+		"quote-rule":             forbidden("Quoting this post is not allowed because you have not been mentioned or are not part of the conversation thread of the post you are quoting."),
+		"cashtags":               forbidden(cashtags),
+		"cashtags-authorization": says(403, problem(403, "Authorization Error", cashtags, "about:blank")),
+		"video-too-long":         forbidden("This user is not allowed to post a video longer than 2 minutes."),
+		"parent-gone":            forbidden("You attempted to reply to a Tweet that is deleted or not visible to you."),
+		"cut-body":               cuts(201, live),
+		"late":                   unheard,
+	})
+	return cases
+}
+
+// mediaAnswers are the cases of the media table.
+func mediaAnswers(now time.Time) map[string]http.HandlerFunc {
+	cases := commonAnswers(now)
+	maps.Copy(cases, map[string]http.HandlerFunc{
+		"uploaded":             says(200, liveMedia),
+		"uploaded-created":     says(201, liveMedia),
+		"uploaded-with-errors": says(200, strings.TrimSuffix(liveMedia, "}")+`,"errors":[{"title":"Field Hydration Failure","detail":"A field is missing."}]}`),
+		"described":            says(200, `{"data":{"id":"1888888888888888888","associated_metadata":{"alt_text":{"text":"x"}}}}`),
+		"no-id":                says(200, `{"data":{"media_key":"3_1888888888888888888"}}`),
+		"errors-only":          says(200, `{"errors":[{"title":"Internal","detail":"Something is broken."}]}`),
+		"empty":                says(200, ""),
+		"garbage":              says(200, liveMedia[:30]),
+		"html":                 says(200, page, "Content-Type", "text/html"),
+		"no-content":           says(204, ""),
+		"cut-body":             cuts(200, liveMedia),
+		"media-invalid":        invalid("media type unrecognized."),
+	})
+	return cases
+}
+
+// runRows runs each row of a table that has a case, and misses no one's other half.
+func runRows(t *testing.T, heading string, cases map[string]http.HandlerFunc, run func(*testing.T, errorRow)) {
+	t.Helper()
+	seen := map[string]bool{}
+	for _, row := range errorTable(t, heading) {
+		name := row["case"]
+		if seen[name] {
+			t.Errorf("row %q is there twice", name)
+		}
+		if seen[name] = true; cases[name] == nil {
+			t.Errorf("row %q has no case", name)
+			continue
+		}
+		t.Run(name, func(t *testing.T) { t.Parallel(); run(t, row) })
+	}
+	for name := range cases {
+		if !seen[name] {
+			t.Errorf("case %q has no row", name)
+		}
+	}
+}
+
+// TestPostingAnswers runs every row of the posting table.
+func TestPostingAnswers(t *testing.T) {
+	t.Parallel()
+	b := offline(t) // one ledger, with an account for each row
+	runRows(t, "Posting", postingAnswers(time.Now(), "1"), func(t *testing.T, row errorRow) {
+		t.Helper()
+		if row["case"] == "late" { // nothing uses a socket, so time may jump
+			synctest.Test(t, func(t *testing.T) { newScene(t, offline(t), row, xapi.EndpointCreatePost).freeze(t) })
+			return
+		}
+		s := newScene(t, b, row, xapi.EndpointCreatePost)
+		s.answer = postingAnswers(time.Now(), s.postID)[row["case"]]
+		s.connect(t)
+		attempts := 0
+		switch row["case"] {
+		case "duplicate-after-doubt":
+			s.earlier(t, says(503, ""), jetpost.StateHeld)
+			_, err := s.ledger.Resolve(t.Context(), s.key, "", time.Now())
+			check(t, err)
+			attempts = 1
+		case "duplicate-after-hold":
+			s.earlier(t, says(404, ""), jetpost.StateHeld)
+			s.endHold(t, s.key, jetpost.CodeXUnavailable)
+		case "duplicate-after-replay":
+			s.earlier(t, s.answer, jetpost.StateFailed)
+			_, err := s.ledger.Replay(t.Context(), s.key, time.Now())
+			check(t, err)
+			attempts = 1
+		}
+		if row["counts"] == "yes" {
+			attempts++
+		}
+		equal(t, "attempts", s.advance(t).Status.Attempts, attempts)
+	})
+}
+
+// TestMediaAnswers runs every row of the media table, at each call it is about.
+func TestMediaAnswers(t *testing.T) {
+	t.Parallel()
+	calls := map[string][]xapi.Endpoint{
+		"upload": {xapi.EndpointUploadMedia}, "metadata": {xapi.EndpointMediaMetadata},
+		"both": {xapi.EndpointUploadMedia, xapi.EndpointMediaMetadata},
+	}
+	b := offline(t)
+	runRows(t, "Media", mediaAnswers(time.Now()), func(t *testing.T, row errorRow) {
+		t.Helper()
+		if len(calls[row["call"]]) == 0 {
+			t.Errorf("no call is named %q", row["call"])
+		}
+		for _, call := range calls[row["call"]] {
+			t.Run(string(call), func(t *testing.T) {
+				t.Parallel()
+				s := newScene(t, b, row, call)
+				s.answer = mediaAnswers(time.Now())[row["case"]]
+				s.connect(t)
+				r := s.advance(t)
+				equal(t, "attempt is counted", r.Status.Attempts == 1, r.Status.State == jetpost.StatePublished)
+			})
+		}
+	})
+}
+
+// postScene is one account with one request whose lane meets the answer of a row.
+type postScene struct {
+	*testBundle
+	row    errorRow
+	call   xapi.Endpoint    // that gets the answer; X takes the others
+	answer http.HandlerFunc // of X, to that call
+	silent chan struct{}    // closed when X heard it, and says nothing
+	postID string           // of the post that X makes
+	key    store.Key
+	stops  *board
+	lane   *PublishHandler
+
+	heard, strayed atomic.Int64 // calls of that kind, and calls to nowhere
+}
+
+func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *postScene {
+	t.Helper()
+	s := &postScene{
+		testBundle: b, row: row, call: call, silent: make(chan struct{}),
+		stops: &board{}, key: store.Key{Account: row["case"] + "-" + path.Base(string(call)), ID: "one"},
+	}
+	s.postID = s.account(t, s.key.Account, 0).ID // any number that no other row has
+	request := jetpost.Request{Account: s.key.Account, ID: s.key.ID, Posts: thread("one")}
+	if call != xapi.EndpointCreatePost {
+		request.Posts[0].Media = []jetpost.Media{{Data: picture(t), Alt: "x"}}
+	}
+	body, err := json.Marshal(request)
+	check(t, err)
+	_, err = s.ledger.Accept(t.Context(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: time.Now()})
+	check(t, err)
+	tokens := s.bubble()
+	tokens.Gate = newGate(s.stops)
+	s.lane = s.testBundle.lane(func(h *PublishHandler) {
+		h.Tokens, h.Gate, h.Bells = tokens, tokens.Gate, deafBells{}
+		h.Announce = &Announcer{Ledger: s.ledger, Records: &silentRecords{}, Names: s.names, Log: s.log}
+	})
+	return s
+}
+
+// deafBells ring nobody.
+type deafBells struct{}
+
+func (deafBells) Ring(context.Context, string) error              { return nil }
+func (deafBells) WakeAt(context.Context, string, time.Time) error { return nil }
+
+// ServeHTTP is X.
+func (s *postScene) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	switch call := xapi.Endpoint(r.Method + " " + r.URL.Path); call {
+	case s.call:
+		s.heard.Add(1)
+		if s.row["case"] == "timeout" {
+			close(s.silent)
+		}
+		s.answer(w, r)
+	case xapi.EndpointUploadMedia, xapi.EndpointMediaMetadata:
+		says(200, liveMedia)(w, r)
+	case xapi.EndpointCreatePost:
+		says(201, livePost(s.postID))(w, r)
+	default:
+		s.strayed.Add(1)
+	}
+}
+
+// connect lets the lane's calls go to X, by real sockets. Some rows are about
+// calls that do not arrive there.
+func (s *postScene) connect(t *testing.T) {
+	t.Helper()
+	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	x, secured := httptest.NewUnstartedServer(s), httptest.NewUnstartedServer(http.HandlerFunc(unheard))
+	x.Config.ErrorLog, secured.Config.ErrorLog = quiet, quiet
+	x.Start()
+	secured.StartTLS() // by a certificate that nobody trusts
+	wire := xapi.NewTransport()
+	t.Cleanup(func() { wire.CloseIdleConnections(); x.Close(); secured.Close() })
+	s.through(func(r *http.Request) (*http.Response, error) {
+		r.URL.Scheme, r.URL.Host = "http", x.Listener.Addr().String()
+		if xapi.Endpoint(r.Method+" "+r.URL.Path) == s.call {
+			switch s.row["case"] {
+			case "dial":
+				r.URL.Host = "127.0.0.1:1"
+			case "no-such-host":
+				r.URL.Host = "no..such..host"
+			case "tls":
+				r.URL.Scheme, r.URL.Host = "https", secured.Listener.Addr().String()
+			case "timeout":
+				r = r.WithContext(&outOfTime{Context: r.Context(), over: s.silent})
+			}
+		}
+		return wire.RoundTrip(r)
+	})
+}
+
+// through has the lane's calls made by that transport.
+func (s *postScene) through(wire transport) {
+	s.lane.Clients = NewClients(func(token string) *xapi.Client {
+		return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(&http.Client{Transport: wire}))
+	})
+}
+
+// outOfTime is a context whose time runs out once X has read the request.
+type outOfTime struct {
+	context.Context
+	over chan struct{}
+}
+
+func (c *outOfTime) Done() <-chan struct{} { return c.over }
+
+func (c *outOfTime) Err() error {
+	select {
+	case <-c.over:
+		return context.DeadlineExceeded
+	default:
+		return c.Context.Err()
+	}
+}
+
+// earlier is an attempt before the one that the row is about.
+func (s *postScene) earlier(t *testing.T, answer http.HandlerFunc, leaves jetpost.State) {
+	t.Helper()
+	row := s.answer
+	s.answer = answer
+	s.run(t, s.lane, s.key.Account)
+	s.answer = row
+	equal(t, "state before", s.record(t, s.key).Status.State, leaves)
+	s.heard.Store(0)
+}
+
+// freeze stops the worker between the commit of its intent and the call, for
+// longer than that may be sent.
+func (s *postScene) freeze(t *testing.T) {
+	t.Helper()
+	s.through(func(*http.Request) (*http.Response, error) { s.heard.Add(1); return nil, io.EOF })
+	s.lane.Ledger = &ledgerHook{Store: s.ledger, after: nth("begin", 1, func() error {
+		sleep(s.lane.Timing.sendWithin() + time.Second)
+		return nil
+	})}
+	equal(t, "attempts", s.advance(t).Status.Attempts, 0)
+}
+
+// advance runs the lane, and compares what became of the request with the row.
+func (s *postScene) advance(t *testing.T) store.Record {
+	t.Helper()
+	heard := int64(1)
+	switch s.row["case"] {
+	case "dial", "no-such-host", "tls", "late":
+		heard = 0
+	case "unauthorized", "unauthorized-legacy", "unauthorized-empty":
+		heard = 2 // the second time with a new token
+	case "not-found-for-long":
+		for range edgeTries {
+			s.run(t, s.lane, s.key.Account)
+			s.endHold(t, s.key, jetpost.CodeXUnavailable)
+		}
+		s.heard.Store(0)
+	}
+	asked := time.Now()
+	s.run(t, s.lane, s.key.Account)
+	r := s.record(t, s.key)
+	equal(t, "calls", s.heard.Load(), heard)
+	equal(t, "calls to elsewhere", s.strayed.Load(), 0)
+
+	became := became(r, s.stops.stop)
+	equal(t, "verdict", became.verdict, s.row["verdict"])
+	equal(t, "code", became.code, s.row["code"])
+	equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
+	equal(t, "post", r.Posts[0].State, map[string]jetpost.PostState{
+		"published": jetpost.PostPosted, "failed": s.failedPost(), "doubtful": jetpost.PostSending,
+		"held": jetpost.PostPending, "stop": jetpost.PostPending,
+	}[became.verdict])
+	if r.Status.Reason == nil {
+		equal(t, "id of the post", r.Posts[0].PostID, s.postID)
+		return r
+	}
+	detail := strings.TrimPrefix(r.Status.Reason.Detail, became.code)
+	for i, words := range strings.Split(s.row["answer"], `"`) {
+		if i%2 == 1 && !strings.Contains(detail, words) {
+			t.Errorf("X's words %q are not in the reason: %s", words, detail)
+		}
+	}
+	if len(detail) < len("401") {
+		t.Errorf("the reason says nothing: %q", detail)
+	}
+	return r
+}
+
+// failedPost is what a post is whose request failed: refused itself, or never begun.
+func (s *postScene) failedPost() jetpost.PostState {
+	if s.call == xapi.EndpointCreatePost {
+		return jetpost.PostFailed
+	}
+	return jetpost.PostPending
+}
+
+// outcome is what became of a request, in a row's words.
+type outcome struct {
+	verdict, code string
+	until         time.Time
+}
+
+func became(r store.Record, stop publishers.Stop) outcome {
+	o := outcome{verdict: string(r.Status.State), until: r.HoldUntil}
+	if r.Status.Reason != nil {
+		o.code = string(r.Status.Reason.Code)
+	}
+	switch {
+	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeReconciling:
+		o.verdict = "doubtful"
+	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppStopped && stop.Scope == string(ScopePublish):
+		o = outcome{"stop", string(stop.Reason.Code), stop.Reason.Until}
+	}
+	return o
+}
+
+// untilWhat names the end of a wait that began after asked.
+func untilWhat(until, asked time.Time, holds int) string {
+	now := time.Now().Add(2 * time.Second) // X's times are rounded up
+	within := func(wait time.Duration) bool { return !until.Before(asked.Add(wait)) && !until.After(now.Add(wait)) }
+	switch {
+	case until.IsZero():
+		return ""
+	case until.Equal(time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)):
+		return "X's date"
+	case until.Sub(asked) > 6*time.Minute && until.Sub(asked) < 8*time.Minute:
+		return "reset"
+	case within(Timing{}.lookFrom(time.Time{}.Add(Timing{}.sendWithin())).Sub(time.Time{})):
+		return "look"
+	case within(15 * time.Minute):
+		return "15 minutes"
+	case within(backoff(holds)):
+		return "backoff"
+	}
+	return until.Sub(asked).String()
 }
