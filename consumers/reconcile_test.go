@@ -77,11 +77,18 @@ func (b *doubtBundle) settle(t *testing.T) (store.Record, time.Duration) {
 	return store.Record{}, 0
 }
 
-// byHand posts as the account's owner, past jetpost.
-func (b *doubtBundle) byHand(t *testing.T, p xapi.Post) {
+// byHand posts as the account's owner, past jetpost; with pictures, if there are.
+func (b *doubtBundle) byHand(t *testing.T, text string, pictures ...[]byte) {
 	t.Helper()
 	token, _ := b.x.CurrentToken("acme")
-	_, err := xapi.New(token.AccessToken, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc)).CreatePost(t.Context(), p)
+	client := xapi.New(token.AccessToken, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc))
+	p := xapi.Post{Text: text}
+	for _, data := range pictures {
+		media, err := client.UploadMedia(t.Context(), bytes.NewReader(data), "image/png")
+		check(t, err)
+		p.MediaIDs = append(p.MediaIDs, media.ID)
+	}
+	_, err := client.CreatePost(t.Context(), p)
 	check(t, err)
 }
 
@@ -202,13 +209,13 @@ func TestReconcileByHand(t *testing.T) {
 				b := doubt(t, allowEqual)
 				b.publish(t, "control", thread("control")...)
 				if test.before != "" {
-					b.byHand(t, xapi.Post{Text: test.before})
+					b.byHand(t, test.before)
 				}
 				sleep(time.Hour)
 				b.faults(t, lost(1, test.made))
 				b.publish(t, "r", thread("hello")...)
 				if test.during != "" {
-					b.byHand(t, xapi.Post{Text: test.during})
+					b.byHand(t, test.during)
 				}
 				r, _ := b.settle(t)
 				equal(t, "state", r.Status.State, test.state)
@@ -216,6 +223,42 @@ func TestReconcileByHand(t *testing.T) {
 				if test.state == jetpost.StateUnknown {
 					equal(t, "code", r.Status.Reason.Code, jetpost.CodeOutcomeUnknown)
 				}
+			})
+		})
+	}
+}
+
+// TestReconcileAlikeByHand: a post with the same words in another place, or with
+// other media, is not ours.
+func TestReconcileAlikeByHand(t *testing.T) {
+	t.Parallel()
+	image := picture(t)
+	tests := []struct {
+		name   string
+		posts  []jetpost.Post
+		byHand func(t *testing.T, b *doubtBundle)
+	}{
+		{"a reply, and the same words alone", thread("one", "two"), func(t *testing.T, b *doubtBundle) { b.byHand(t, "two") }},
+		{"two pictures, and one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}, {Data: image}}}}, func(t *testing.T, b *doubtBundle) {
+			b.byHand(t, "", image)
+		}},
+		{"a picture, and another one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}}}}, func(t *testing.T, b *doubtBundle) {
+			b.byHand(t, "", image)
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t, allowEqual)
+				b.publish(t, "control", thread("control")...)
+				b.faults(t, lost(len(test.posts), false))
+				b.publish(t, "r", test.posts...)
+				test.byHand(t, b)
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, jetpost.StateUnknown)
+				equal(t, "posted", r.Status.Posted, len(test.posts)-1)
+				equal(t, "posts", len(b.x.Posts("acme")), 1+len(test.posts))
 			})
 		})
 	}
