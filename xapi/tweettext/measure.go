@@ -46,11 +46,10 @@ func (m Measurement) Fits(limit int) bool {
 }
 
 // Measure counts a text. It takes time in proportion to the text's length
-// whatever is in it, and no memory for an ordinary text in ASCII.
+// whatever is in it, and no memory for a text in NFC without links.
 func Measure(text string) Measurement {
 	text = norm.NFC.String(text)
-	var buffer [4]Range // spares most texts with links an allocation
-	urls := appendURLs(buffer[:0], text)
+	urls := findURLs(text)
 	m := Measurement{URLs: len(urls), Cashtags: cashtags(text), Invalid: invalid(text)}
 	for w := (walker{text: text, urls: urls}); w.next(); {
 		m.Weight += w.weight

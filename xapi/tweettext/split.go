@@ -28,7 +28,7 @@ func Split(text string, limit int) ([]string, error) {
 		return nil, errors.New("split text: it is not UTF-8, or holds U+FEFF, U+FFFE or U+FFFF, which X refuses")
 	}
 	text = norm.NFC.String(text)
-	c := cutter{text: text, urls: appendURLs(nil, text), limit: limit}
+	c := cutter{text: text, urls: findURLs(text), limit: limit}
 	var parts []string
 	for c.skipSpace(); c.at < len(text); {
 		cut, err := c.next()
@@ -61,10 +61,11 @@ type cut struct {
 
 // A cutter cuts one part after another off the beginning of a text in NFC.
 type cutter struct {
-	text  string
-	urls  []Range // of the whole text
-	at    int     // where the next part begins
-	limit int
+	text   string
+	urls   []Range // of the whole text
+	at     int     // where the next part begins
+	limit  int
+	looked int // bytes walked or measured, which a test holds to the text's length
 }
 
 // skipSpace goes to the first character that is no white space.
@@ -90,6 +91,7 @@ func (c *cutter) next() (cut, error) {
 		if !best.ok {
 			break
 		}
+		c.looked += best.end - c.at
 		excess := Measure(c.text[c.at:best.end]).Weight - c.limit
 		if excess <= 0 {
 			return best, nil
@@ -104,6 +106,7 @@ func (c *cutter) next() (cut, error) {
 func (c *cutter) best(weight int) cut {
 	var last [endOfParagraph + 1]cut // that ends so strongly, or more so
 	s := scan{walker: walker{text: c.text, end: c.at, urls: c.urls}}
+	defer func() { c.looked += s.walker.end - c.at }()
 	for s.next() && s.cut.weight <= weight {
 		for kind := range s.strength + 1 {
 			last[kind] = s.cut

@@ -30,9 +30,9 @@ type Range struct {
 // as it is given, although X looks at its form NFC.
 func URLs(text string) []Range {
 	if norm.NFC.IsNormalString(text) {
-		return appendURLs(nil, text)
+		return findURLs(text)
 	}
-	return denormalize(text, appendURLs(nil, norm.NFC.String(text)))
+	return denormalize(text, findURLs(norm.NFC.String(text)))
 }
 
 // denormalize turns ranges of a text's form NFC into ranges of the text. A range
@@ -62,10 +62,9 @@ func denormalize(text string, urls []Range) []Range {
 	return urls
 }
 
-// appendURLs adds the links of a text in NFC.
-func appendURLs(urls []Range, text string) []Range {
-	var buffer [8]label // spares texts with ordinary hosts an allocation
-	f := finder{text: text, labels: buffer[:0], urls: urls}
+// findURLs finds the links of a text in NFC.
+func findURLs(text string) []Range {
+	f := finder{text: text}
 	f.find()
 	return f.urls
 }
@@ -77,6 +76,7 @@ type finder struct {
 	taken  int     // where the last match ended: nothing before it is part of another
 	labels []label // of the run that is looked at
 	urls   []Range
+	looked int // characters looked at, which a test holds to the text's length
 }
 
 // A label is a part of a run of host characters, which dots divide.
@@ -103,14 +103,14 @@ func (f *finder) find() {
 		start, end := at+dot, at+dot
 		for start > at {
 			r, size := utf8.DecodeLastRuneInString(f.text[at:start])
-			if !inHost(r, size) {
+			if f.looked++; !inHost(r, size) {
 				break
 			}
 			start -= size
 		}
 		for end < len(f.text) {
 			r, size := utf8.DecodeRuneInString(f.text[end:])
-			if !inHost(r, size) {
+			if f.looked++; !inHost(r, size) {
 				break
 			}
 			end += size
@@ -121,6 +121,9 @@ func (f *finder) find() {
 
 // run takes the hosts in one run of host characters, and returns where to go on.
 func (f *finder) run(start, end int) int {
+	if !strings.Contains(strings.TrimRight(f.text[start:end], "."), ".") {
+		return end // the end of a sentence, as most dots are
+	}
 	f.divide(start, end)
 	for i, at := 0, start; i+1 < len(f.labels); {
 		place, last, ok := f.first(i, at)
@@ -141,7 +144,8 @@ func (f *finder) run(start, end int) int {
 
 // divide finds the labels of a run, and what they are good for.
 func (f *finder) divide(start, end int) {
-	f.labels = f.labels[:0]
+	f.looked += end - start
+	f.labels = slices.Grow(f.labels[:0], 1+strings.Count(f.text[start:end], "."))
 	for at := start; at <= end; {
 		size := strings.IndexByte(f.text[at:end], '.')
 		if size < 0 {
@@ -186,6 +190,7 @@ func (f *finder) first(i, at int) (place, last int, ok bool) {
 		return 0, 0, false
 	}
 	for at < l.end {
+		f.looked++
 		r, size := utf8.DecodeRuneInString(f.text[at:])
 		if r != '-' && r != '_' && f.mayBegin(at) {
 			return at, last, true
@@ -256,6 +261,7 @@ func (f *finder) take(place, first, last, stop int) {
 func (f *finder) bare(place, first, last, stop, end int) {
 	begin := -1    // of the Latin part at the end of the label, or -1
 	var link Range // in that part, as far as it is known
+	f.looked += stop - place
 	for i := first; i < last; i++ {
 		from, to := max(place, link.End, f.labels[i].start), f.labels[i].end
 		if foreign := strings.LastIndexFunc(f.text[from:to], isForeign); foreign >= 0 {
@@ -306,7 +312,9 @@ func (f *finder) add(start, host, stop, end int) {
 // hostBytes is the length of a host in punycode; ok tells that no label is too
 // long.
 func hostBytes(host string) (n int, ok bool) {
-	for name := range strings.SplitSeq(host, ".") {
+	for more := true; more; {
+		var name string
+		name, host, more = strings.Cut(host, ".")
 		size := len(name)
 		if !isASCII(name) {
 			// No encoding is shorter than what it encodes. Looking first keeps
@@ -350,30 +358,36 @@ func (f *finder) cutShort(start, host, stop, end int) int {
 
 // tail finds where the port, path and query behind a host end.
 func (f *finder) tail(stop int) (end int, hasPath bool) {
-	text, end := f.text, stop
-	if end+1 < len(text) && text[end] == ':' && isASCIIDigit(rune(text[end+1])) {
-		for end++; end < len(text) && isASCIIDigit(rune(text[end])); {
-			end++
+	end = stop
+	if f.has(':', end) {
+		port := end + 1
+		for port < len(f.text) && isASCIIDigit(rune(f.text[port])) {
+			port++
+		}
+		if port > end+1 {
+			end = port
 		}
 	}
-	if end < len(text) && text[end] == '/' {
-		end, hasPath = end+pathBytes(text[end:]), true
+	if f.has('/', end) {
+		end, hasPath = f.path(end), true
 	}
-	if end < len(text) && text[end] == '?' {
-		end += queryBytes(text[end:])
+	if f.has('?', end) {
+		end = f.query(end)
 	}
 	return end, hasPath
 }
 
-// pathBytes is the length of the path with which s begins: a slash and what may
-// follow it, up to the last character that may be the end of one.
-func pathBytes(s string) int {
-	end := len("/")
-	for at := end; at < len(s); {
-		r, size := utf8.DecodeRuneInString(s[at:])
+// path is where the path ends that begins at a slash: at the last character that
+// may be the end of one.
+func (f *finder) path(at int) int {
+	at += len("/")
+	end := at
+	for at < len(f.text) {
+		f.looked++
+		r, size := utf8.DecodeRuneInString(f.text[at:])
 		switch {
 		case r == '(':
-			if size = parenthesized(s[at:]); size == 0 {
+			if size = f.parentheses(at) - at; size < 0 {
 				return end
 			}
 			end = at + size
@@ -387,41 +401,45 @@ func pathBytes(s string) int {
 	return end
 }
 
-// parenthesized is the length of the parentheses with which s begins, if they
-// hold something and are balanced. They may hold one other pair.
-func parenthesized(s string) int {
-	at := 1 + pathRun(s[1:])
-	if at < len(s) && s[at] == '(' {
-		inner := pathRun(s[at+1:])
-		at += 1 + inner
-		if inner == 0 || at == len(s) || s[at] != ')' {
-			return 0
+// parentheses is where the parentheses end that begin at a place in a path, or
+// -1 where they hold nothing or are not balanced. They may hold one other pair.
+func (f *finder) parentheses(open int) int {
+	at := f.pathRun(open + 1)
+	isEmpty := at == open+1
+	if f.has('(', at) {
+		inner := f.pathRun(at + 1)
+		if inner == at+1 || !f.has(')', inner) {
+			return -1
 		}
-		at++
-		at += pathRun(s[at:])
-	} else if at == 1 {
-		return 0
+		at, isEmpty = f.pathRun(inner+1), false
 	}
-	if at == len(s) || s[at] != ')' {
-		return 0
+	if isEmpty || !f.has(')', at) {
+		return -1
 	}
 	return at + 1
 }
 
-// pathRun is the length of the characters of a path with which s begins.
-func pathRun(s string) int {
-	if n := strings.IndexFunc(s, func(r rune) bool { return !inPath(r) }); n >= 0 {
-		return n
+func (f *finder) has(c byte, at int) bool { return at < len(f.text) && f.text[at] == c }
+
+// pathRun is where a run of characters that may stand in a path ends.
+func (f *finder) pathRun(at int) int {
+	for at < len(f.text) {
+		f.looked++
+		r, size := utf8.DecodeRuneInString(f.text[at:])
+		if !inPath(r) {
+			break
+		}
+		at += size
 	}
-	return len(s)
+	return at
 }
 
-// queryBytes is the length of the query with which s begins, its question mark
-// included, or 0 where nothing follows that may be the end of one.
-func queryBytes(s string) int {
-	end := 0
-	for at := 1; at < len(s) && inQuery(s[at]); at++ {
-		if endsQuery(s[at]) {
+// query is where the query ends that begins at a question mark: where it begins,
+// if nothing follows that may be the end of one.
+func (f *finder) query(at int) int {
+	end := at
+	for at++; at < len(f.text) && inQuery(f.text[at]); at++ {
+		if f.looked++; endsQuery(f.text[at]) {
 			end = at + 1
 		}
 	}
