@@ -50,10 +50,11 @@ func FuzzMeasure(f *testing.F) {
 
 func FuzzSplit(f *testing.F) {
 	for _, seed := range seeds() {
-		f.Add(seed, tweettext.URLWeight)
-		f.Add(seed, tweettext.MaxWeight)
+		f.Add(seed, byte(0))
+		f.Add(seed, byte(255))
 	}
-	f.Fuzz(func(t *testing.T, text string, limit int) {
+	f.Fuzz(func(t *testing.T, text string, above byte) {
+		limit := tweettext.URLWeight + int(above)
 		parts, err := tweettext.Split(text, limit)
 		if err != nil {
 			if len(parts) > 0 {

@@ -190,6 +190,7 @@ func TestMeasureEmoji(t *testing.T) {
 		{"🏃🏽‍♂️", 2},
 		{"🕵️‍♀️", 2},
 		{"🕵🏿‍♀️", 2},
+		{"🕵\u200D♀️", 2 + 1 + 2}, // without a style the detective is text
 		{"🤷‍♂️🤷", 4},
 		{"🧟‍♂️", 2},
 		{"👯‍♀️", 2},
@@ -204,6 +205,26 @@ func TestMeasureEmoji(t *testing.T) {
 		{"👋 hi 👋🏿", 2 + 4 + 2},
 		{"http://example.com/1️⃣", link + 2 + 2}, // the path takes the digit
 	})
+}
+
+// Of the 676 pairs of letters, 258 are the flag of a region.
+func TestMeasureFlags(t *testing.T) {
+	t.Parallel()
+	flags := 0
+	for a := '🇦'; a <= '🇿'; a++ {
+		for b := '🇦'; b <= '🇿'; b++ {
+			switch n := tweettext.Measure(string([]rune{a, b})).Weight; n {
+			case 2:
+				flags++
+			case 4:
+			default:
+				t.Errorf("%c%c weighs %d, want 2 or 4", a, b, n)
+			}
+		}
+	}
+	if flags != 258 {
+		t.Errorf("%d pairs weigh as one emoji, want 258", flags)
+	}
 }
 
 func TestMeasureURLsWithProtocol(t *testing.T) {
@@ -251,6 +272,7 @@ func TestMeasureURLsWithProtocol(t *testing.T) {
 		{"http://example.com/a_(b(c)d)/e", link},
 		{"http://example.com/a_(b", link + 2}, // the underscore may end a path
 		{"http://example.com/a()", link + 2},
+		{"http://example.com/a(b())", link + 5},
 		{"(http://example.com/a)", link + 2},
 		{"http://example.com/(a(b(c)))", link + 9}, // one pair too deep
 		{"http://example.com/a\u2013b", link},
@@ -271,6 +293,7 @@ func TestMeasureURLsWithProtocol(t *testing.T) {
 		{"/http://example.com", 1 + link},
 		{"\u200Ehttp://example.com\u200E", 2 + link + 2},
 		{"\u202Ahttp://example.com\u202C", 2 + link + 2},
+		{"http://example.com\u200Eexample.org", link + 2 + link},
 		{"http://example.com@x.de", 23}, // no host ends before @
 		{"http://user:pass@example.com", 28},
 		{"http://example.com http://example.com", 2*link + 1},
@@ -516,6 +539,7 @@ func TestURLs(t *testing.T) {
 		"a.com/x語b.com":                   {"a.com/x", "b.com"},
 		"https://t.co/abc/x.com":          {"https://t.co/abc"},
 		"x.y.z.com.nosuch a.com":          {"x.y.z.com", "a.com"},
+		"http://a.com/語b.com":             {"http://a.com/", "b.com"},
 		"語_foo.com":                       nil,
 		"語_a.foo.com":                     {"a.foo.com"},
 		"cafe\u0301 a.com":                {"a.com"}, // ranges of the text as it is given

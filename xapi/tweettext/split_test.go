@@ -27,6 +27,7 @@ func TestSplit(t *testing.T) {
 		{"at sentences", "First one here. The second one is long.", 30, []string{"First one here.", "The second one is long."}},
 		{"at sentences, closed", "He said: \"So it is!\" And then he went.", 30, []string{"He said: \"So it is!\"", "And then he went."}},
 		{"at sentences, East Asian", "これは文です。これも文です。これは三つ目の文です。", 30, []string{"これは文です。これも文です。", "これは三つ目の文です。"}},
+		{"never before a closing quote", "「これはね長い文です。」と言った", 23, []string{"「これはね長い文で", "す。」と言った"}},
 		{"at lines", "roses are reddish\nviolets are blue and so", 30, []string{"roses are reddish", "violets are blue and so"}},
 		{"at words", "these are some words without an end", 24, []string{"these are some words", "without an end"}},
 		{"at words, East Asian", strings.Repeat("漢", 20), 23, []string{strings.Repeat("漢", 11), strings.Repeat("漢", 9)}},
@@ -45,6 +46,8 @@ func TestSplit(t *testing.T) {
 		{"marks stay with their letter", strings.Repeat("q\u0323", 12), 23, []string{strings.Repeat("q\u0323", 11), "q\u0323"}},
 		{"a full no-break line", "aaaaaaaaaaaa\u00A0bbbbbbbbbbb", 23, []string{"aaaaaaaaaaaa\u00A0bbbbbbbbbb", "b"}},
 		{"space around", "  a b \n", 280, []string{"a b"}},
+		{"space under a mark is something", " \u0301a", 280, []string{" \u0301a"}},
+		{"space under a mark ends no word", strings.Repeat("a", 20) + " \u0301bbbb", 23, []string{strings.Repeat("a", 20) + " \u0301b", "bbb"}},
 		{"fits", "a  b\n\nc", 280, []string{"a  b\n\nc"}},
 		{"nothing", "", 280, nil},
 		{"only space", " \n\t\u3000", 280, nil},
@@ -149,7 +152,7 @@ func TestSplitLosesNothing(t *testing.T) {
 func TestSplitKeepsCharacters(t *testing.T) {
 	t.Parallel()
 	for _, character := range []string{
-		"é", "e\u0323\u0302", "क्षि", "नि", "กำ", "각", "\u1100\u1161\u11A8\u11A8", "🇩🇪", "🇦🇦", "👩🏽‍🚒", "👨‍👩‍👧‍👦", "🧑🏽‍🤝‍🧑🏿",
+		"é", "e\u0323\u0302", "क्षि", "नि", "กำ", "각", "\u1100\u1161\u11A8\u11A8", "\u1100가", "🇩🇪", "🇦🇦", "👩🏽‍🚒", "👨‍👩‍👧‍👦", "🧑🏽‍🤝‍🧑🏿",
 		"1️⃣", "❤️", "🏴\U000E0067\U000E0062\U000E0065\U000E006E\U000E0067\U000E007F", "\u0600\u0661", "☺\uFE0E", "ｶﾞ", "🤏🏽",
 	} {
 		t.Run(fmt.Sprintf("%+q", character), func(t *testing.T) {
