@@ -13,6 +13,7 @@ import (
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
 // maxRequestBytes bounds a request that is read from a file.
@@ -25,6 +26,7 @@ type publishCmd struct {
 	Text    string `arg:"" optional:"" help:"Text of the first post."`
 
 	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
+	Split        bool          `env:"-" help:"Cut texts of more than 280, as X counts, into the posts of a thread. Without it they are published as they are, which X allows some accounts."`
 	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Image of the first post, JPEG, PNG or WebP of up to 5 MB; may be repeated, up to 4."`
 	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
 	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
@@ -51,6 +53,7 @@ func (c *publishCmd) Run(e *env) error {
 		return err
 	}
 	defer conn.Close()
+	c.tellSplit(e, len(request.Posts))
 	publisher := publishers.New(conn.JS, conn.Names)
 	if err := c.attach(e, publisher, &request); err != nil {
 		return err
@@ -130,7 +133,9 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time) (jetpost.Request, e
 		r, err = c.fromFile(stdin)
 		note("--file: ", err)
 	} else {
-		r = c.fromFlags()
+		var notSplit error // the texts are whole then, and can be checked all the same
+		r, notSplit = c.fromFlags()
+		note("", notSplit)
 		note("", c.checkMedia())
 	}
 	readFile := err == nil
@@ -151,12 +156,36 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time) (jetpost.Request, e
 	return r, mistakes("the request is not valid", wrong...)
 }
 
-func (c *publishCmd) fromFlags() jetpost.Request {
-	r := jetpost.Request{Account: c.Account, Posts: []jetpost.Post{{Text: c.Text}}}
-	for _, text := range c.Then {
-		r.Posts = append(r.Posts, jetpost.Post{Text: text})
+// fromFlags makes a request of the texts. It is complete even where a text
+// cannot be cut.
+func (c *publishCmd) fromFlags() (jetpost.Request, error) {
+	r := jetpost.Request{Account: c.Account}
+	var wrong error
+	for _, text := range append([]string{c.Text}, c.Then...) {
+		parts := []string{text}
+		if c.Split {
+			cut, err := tweettext.Split(text, tweettext.MaxWeight)
+			wrong = errors.Join(wrong, err)
+			if len(cut) > 0 { // else it is empty, for which there is a message
+				parts = cut
+			}
+		}
+		for _, part := range parts {
+			r.Posts = append(r.Posts, jetpost.Post{Text: part})
+		}
 	}
-	return r
+	return r, wrong
+}
+
+// tellSplit says what a thread has become, beside the output that programs read.
+func (c *publishCmd) tellSplit(e *env, posts int) {
+	switch given := 1 + len(c.Then); {
+	case !c.Split:
+	case posts == given:
+		fmt.Fprintln(e.stderr, "nothing is cut: each text fits into one post")
+	default:
+		fmt.Fprintf(e.stderr, "cut into %d posts\n", posts)
+	}
 }
 
 // withStandIns lets a request be checked before its media are uploaded.
@@ -228,8 +257,8 @@ func checkImage(path string) error {
 }
 
 func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
-	if c.Text != "" || len(c.Then)+len(c.Media)+len(c.Alt) > 0 {
-		return jetpost.Request{}, errors.New("the file holds the whole request: leave out TEXT, --then, --media and --alt")
+	if c.Text != "" || c.Split || len(c.Then)+len(c.Media)+len(c.Alt) > 0 {
+		return jetpost.Request{}, errors.New("the file holds the whole request: leave out TEXT, --then, --split, --media and --alt")
 	}
 	from := stdin
 	if c.File != "-" {

@@ -1,0 +1,25 @@
+package tweettext
+
+import "golang.org/x/text/unicode/norm"
+
+// URLWork is how many characters the search for links looks at, each time that
+// it does.
+func URLWork(text string) int {
+	f := finder{text: norm.NFC.String(text)}
+	f.find()
+	return f.looked
+}
+
+// SplitWork is how many bytes Split walks over and measures.
+func SplitWork(text string, limit int) int {
+	text = norm.NFC.String(text)
+	c := cutter{text: text, urls: findURLs(text), limit: limit}
+	for c.skipSpace(); c.at < len(text); {
+		cut, err := c.next()
+		if err != nil {
+			break
+		}
+		c.at = cut.resume
+	}
+	return c.looked
+}
