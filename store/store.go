@@ -441,7 +441,7 @@ type Witness struct {
 	XUserID string
 	// PostID is the latest post that is known to be live, "" where there is none.
 	PostID string
-	SentAt time.Time // of its intent
+	SentAt time.Time // of the first intent that may have made it
 }
 
 // Intent says that a post is about to be sent.

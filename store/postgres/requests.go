@@ -193,9 +193,9 @@ func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) err
 
 const (
 	sqlWitness = `
-SELECT a.x_user_id, coalesce(p.post_id, ''), p.sent_at
+SELECT a.x_user_id, coalesce(p.post_id, ''), coalesce(p.doubt_since, p.sent_at)
 FROM accounts AS a LEFT JOIN LATERAL (
-    SELECT post_id, sent_at FROM posts WHERE account = a.name AND state = 'posted' ORDER BY sent_at DESC LIMIT 1
+    SELECT post_id, sent_at, doubt_since FROM posts WHERE account = a.name AND state = 'posted' ORDER BY sent_at DESC LIMIT 1
 ) AS p ON true
 WHERE a.name = $1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`

@@ -227,7 +227,7 @@ func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) err
 
 const (
 	sqlWitness = `
-SELECT a.x_user_id, coalesce(p.post_id, ''), p.sent_at
+SELECT a.x_user_id, coalesce(p.post_id, ''), coalesce(p.doubt_since, p.sent_at)
 FROM accounts AS a LEFT JOIN posts AS p ON (p.account, p.request_id, p.idx) = (
     SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' ORDER BY sent_at DESC LIMIT 1)
 WHERE a.name = ?1`
