@@ -2,7 +2,9 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
 const (
@@ -93,8 +96,12 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 // said nothing of the post, which stays in doubt: the request waits.
 func judgeRead(err error, s situation) Verdict {
 	v := judge(err, s)
-	switch v.kind {
-	case kindHold, kindStop, kindDone:
+	var limit *xapi.RateLimitError
+	switch {
+	case v.kind == kindStop && errors.As(err, &limit):
+		// The window of the reads alone is used up: all may go on posting.
+		return Hold(jetpost.CodeRateLimited, v.reason.Until, v.reason.Detail)
+	case v.kind == kindHold, v.kind == kindStop, v.kind == kindDone:
 		return v
 	default:
 		return Hold(jetpost.CodeReconciling, s.now.Add(backoff(s.holds+1)), "X does not show the account's posts: "+v.reason.Detail)
@@ -110,12 +117,15 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 	state, err := persist(ctx, r, "posted", func() (jetpost.State, error) {
 		return r.h.Ledger.Posted(ctx, r.lane, head.ID, i, postID, time.Now())
 	})
-	if err != nil {
-		return attempt{Verdict: Done(), post: -1, err: err}
+	if errors.Is(err, store.ErrFenced) {
+		// The lane is another's, or a person has named another post: the next look
+		// tells.
+		err = nil
+	} else if err == nil {
+		r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
+		r.h.Announce.try(ctx, head.Key)
 	}
-	r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
-	r.h.Announce.try(ctx, head.Key)
-	return attempt{Verdict: Done(), post: -1}
+	return attempt{Verdict: Done(), post: -1, err: err}
 }
 
 // look reads the account's posts, the newest first, as far back as the search
@@ -145,20 +155,22 @@ type search struct {
 	post    store.PostRecord
 	quoted  string // id of the post that ours quotes
 	text    string
+	bare    string // text without its links
 	witness store.Witness
 	since   time.Time // of the first intent that may have made it
 	from    time.Time // how far back the look goes
 
 	seen     int // posts
 	control  bool
-	complete bool
+	covered  bool // X showed all since the first intent
+	complete bool // and all with the witness
 	partly   bool // X left something out
 	matches  []xapi.UserPost
 	similar  []xapi.UserPost // that could be it all the same
 }
 
 func newSearch(post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
-	s := &search{post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), witness: witness, since: post.SentAt}
+	s := &search{post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt}
 	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
 		s.since = post.DoubtSince
 	}
@@ -174,7 +186,6 @@ func newSearch(post store.PostRecord, ours jetpost.Post, witness store.Witness) 
 // add takes a page, and tells whether it was the last one needed.
 func (s *search) add(page xapi.UserPostsPage) bool {
 	s.partly = s.partly || page.Incomplete
-	old := false
 	for _, p := range page.Posts {
 		s.seen++
 		if p.ID == s.witness.PostID {
@@ -185,20 +196,20 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 			s.partly = true
 			continue
 		}
-		old = old || p.CreatedAt.Before(s.since.Add(-strangerMargin))
+		s.covered = s.covered || p.CreatedAt.Before(s.since.Add(-strangerMargin))
 		s.weigh(p)
 	}
-	if page.NextToken == "" || old && s.control && s.witness.PostID != "" {
-		s.complete = !s.partly
-		return true
-	}
-	return false
+	last := page.NextToken == ""
+	s.covered = s.covered || last
+	s.complete = last || s.covered && s.control
+	return s.complete
 }
 
 // weigh keeps a post that is the one looked for, or could be. X gives times in
-// whole seconds.
+// whole seconds, and may show a post on two pages.
 func (s *search) weigh(p xapi.UserPost) {
 	switch {
+	case slices.Contains(s.ids(), p.ID):
 	case p.CreatedAt.Before(s.since.Add(-strangerMargin).Truncate(time.Second)):
 	case s.matchesFully(p) && !p.CreatedAt.Before(s.since.Add(-clockMargin).Truncate(time.Second)):
 		s.matches = append(s.matches, p)
@@ -208,12 +219,35 @@ func (s *search) weigh(p xapi.UserPost) {
 }
 
 func (s *search) matchesFully(p xapi.UserPost) bool {
+	// A link to a post, at the end of a text, quotes it.
+	quotes := p.QuotedPostID == s.quoted || s.quoted == "" && linksTo(lastWord(s.text), p.QuotedPostID)
+	ours, theirs := s.texts(p)
 	switch {
-	case p.InReplyToPostID != s.post.ParentID, p.QuotedPostID != s.quoted, shownText(p) != s.text:
+	case p.InReplyToPostID != s.post.ParentID, !quotes, ours != theirs:
 		return false
 	default:
 		return s.text != "" || s.sameMedia(p)
 	}
+}
+
+// texts are the plain texts of both, without what X may have added to either: the
+// link to the post that it quotes, and the mentions with which a reply begins.
+func (s *search) texts(p xapi.UserPost) (ours, theirs string) {
+	ours, theirs = s.text, plainText(p.ExpandedText())
+	if p.QuotedPostID != "" {
+		ours, theirs = withoutLinkTo(ours, p.QuotedPostID), withoutLinkTo(theirs, p.QuotedPostID)
+	}
+	return s.withoutMentions(ours, theirs, p)
+}
+
+func (s *search) withoutMentions(ours, theirs string, p xapi.UserPost) (string, string) {
+	if s.post.ParentID != "" {
+		ours = leadingMentions.ReplaceAllString(ours, "")
+	}
+	if p.InReplyToPostID != "" {
+		theirs = leadingMentions.ReplaceAllString(theirs, "")
+	}
+	return ours, theirs
 }
 
 // sameMedia compares by media alone: the key of a media is its kind and its id.
@@ -231,13 +265,26 @@ func (s *search) sameMedia(p xapi.UserPost) bool {
 }
 
 // resembles tells posts beside which ours is not called absent: the same letters
-// in another form, or media without a text.
+// in another form, with other links, or only the first of them where X cuts a long
+// text; or media or a link without a text.
 func (s *search) resembles(p xapi.UserPost) bool {
-	ours, theirs := letters(s.text), letters(shownText(p))
-	if ours == "" || theirs == "" {
-		return ours == theirs && (len(p.MediaKeys) > 0) == (len(s.post.MediaIDs) > 0)
+	if ours, theirs := s.texts(p); letters(ours) != "" && letters(ours) == letters(theirs) {
+		return true
 	}
-	return ours == theirs
+	linked := p
+	linked.URLs = nil
+	text := linked.ExpandedText()
+	shown := plainText(shortLink.ReplaceAllString(text, ""))
+	ours, theirs := s.withoutMentions(s.bare, shown, p)
+	ours, theirs = letters(ours), letters(theirs)
+	switch {
+	case ours == "" && theirs == "":
+		return (len(s.post.MediaIDs) > 0 || s.bare != s.text) == (len(p.MediaKeys) > 0 || shortLink.MatchString(text))
+	case strings.HasSuffix(shown, "…") && tweettext.Measure(s.text).Weight > tweettext.MaxWeight:
+		return theirs != "" && strings.HasPrefix(ours, theirs)
+	default:
+		return ours == theirs
+	}
 }
 
 func (s *search) ids() []string {
@@ -267,13 +314,13 @@ func (s *search) judge(owned []string) finding {
 	matches := slices.DeleteFunc(slices.Clone(s.matches), foreign)
 	similar := slices.DeleteFunc(slices.Clone(s.similar), foreign)
 	switch {
-	case len(matches) == 1 && len(similar) == 0 && s.complete:
+	case len(matches) == 1 && len(similar) == 0 && s.covered && !s.partly:
 		return finding{verdict: foundLive, postID: matches[0].ID}
 	case len(matches) > 1:
 		return finding{verdict: foundNothing, why: fmt.Sprintf("%d posts on X could be it, among them %s", len(matches), matches[0].ID)}
 	case len(similar) > 0:
 		return finding{verdict: foundNothing, why: "post " + similar[0].ID + " on X resembles it"}
-	case !s.complete:
+	case !s.complete, s.partly:
 		return finding{verdict: foundNothing, why: "X did not show all posts of that time"}
 	case !s.control:
 		return finding{verdict: foundNothing, why: "X does not show post " + s.witness.PostID + ", which was live before"}
@@ -282,25 +329,59 @@ func (s *search) judge(owned []string) finding {
 	}
 }
 
+var (
+	scheme          = regexp.MustCompile(`(?i)https?://`)
+	shortLink       = regexp.MustCompile(`(?i)https?://t\.co/[a-z0-9]*`)
+	leadingMentions = regexp.MustCompile(`^(?:@\w+ )+`)
+)
+
 // plainText brings a text as its author wrote it, and as X gives it back, into one
-// form: X adds the scheme of a link that has none, and may add a slash to a host.
+// form: X adds the scheme of a link that has none, and may add a slash to a host or
+// write it in small letters.
 func plainText(text string) string {
 	words := strings.Fields(norm.NFC.String(text))
 	for i, word := range words {
-		word = strings.NewReplacer("https://", "", "http://", "").Replace(word)
-		words[i] = strings.TrimSuffix(word, "/")
+		words[i] = plainWord(scheme.ReplaceAllString(word, ""))
 	}
 	return strings.Join(words, " ")
 }
 
-// shownText is the plain text of a post on X. A link to the post that it quotes
-// may be appended to what its author wrote.
-func shownText(p xapi.UserPost) string {
-	text := plainText(p.ExpandedText())
-	if i := strings.LastIndexByte(text, ' '); p.QuotedPostID != "" && strings.HasSuffix(text, "/status/"+p.QuotedPostID) {
-		return text[:max(i, 0)]
+func plainWord(word string) string {
+	link := strings.TrimRight(word, `.,:;!?'")]`)
+	mark := word[len(link):]
+	link = strings.TrimSuffix(link, "/")
+	host := len(link)
+	if i := strings.IndexAny(link, "/?#"); i >= 0 {
+		host = i
+	}
+	if strings.Contains(link[:host], ".") {
+		link = strings.ToLower(link[:host]) + link[host:]
+	}
+	return link + mark
+}
+
+// withoutLinks is the plain text without what X makes a link of.
+func withoutLinks(text string) string {
+	for _, link := range slices.Backward(tweettext.URLs(text)) {
+		text = text[:link.Start] + text[link.End:]
+	}
+	return plainText(text)
+}
+
+func lastWord(text string) string { return text[strings.LastIndexByte(text, ' ')+1:] }
+
+// withoutLinkTo takes a link to a post off the end of a plain text.
+func withoutLinkTo(text, postID string) string {
+	if last := lastWord(text); linksTo(last, postID) {
+		return strings.TrimSuffix(text[:len(text)-len(last)], " ")
 	}
 	return text
+}
+
+// linksTo tells whether a word is a link to the post.
+func linksTo(word, postID string) bool {
+	_, rest, found := strings.Cut(word, "/status/"+postID)
+	return found && (rest == "" || !unicode.IsDigit(rune(rest[0])))
 }
 
 // letters are the letters and digits of a text, in one case.

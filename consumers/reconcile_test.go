@@ -432,3 +432,134 @@ func TestReconcileTruncated(t *testing.T) {
 		})
 	}
 }
+
+// during does something while the answer to the nth read of a timeline is on its way.
+func during(x http.RoundTripper, n int, do func()) transport {
+	reads := 0
+	return func(req *http.Request) (*http.Response, error) {
+		resp, err := x.RoundTrip(req)
+		if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, "/tweets") {
+			if reads++; reads == n {
+				do()
+			}
+		}
+		return resp, err
+	}
+}
+
+// TestReconcileOvertaken: what happens between a look and its commit counts more
+// than what the look showed. The lane goes on at once, if it is still the worker's.
+func TestReconcileOvertaken(t *testing.T) {
+	t.Parallel()
+	resolve := func(id string) func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
+		return func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
+			_, err := b.ledger.Resolve(t.Context(), b.key, id, time.Now())
+			check(t, err)
+		}
+	}
+	cancel := func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
+		_, err := b.ledger.Cancel(t.Context(), b.key, time.Now())
+		check(t, err)
+	}
+	takeOver := func(t *testing.T, b *doubtBundle, hook *ledgerHook) {
+		hook.expire(t)
+		_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "another", time.Second, time.Now())
+		check(t, err)
+		equal(t, "claimed", claimed, true)
+	}
+	tests := []struct {
+		name  string
+		made  bool
+		look  int
+		do    func(t *testing.T, b *doubtBundle, hook *ledgerHook)
+		state jetpost.State
+		post  jetpost.PostState
+		posts int // on X
+	}{
+		{"resolved as another post, made", true, 1, resolve("77"), jetpost.StatePublished, jetpost.PostPosted, 1},
+		{"resolved as not live, made", true, 1, resolve(""), jetpost.StatePublished, jetpost.PostPosted, 1},
+		{"resolved as a post, not made", false, 2, resolve("77"), jetpost.StatePublished, jetpost.PostPosted, 0},
+		{"resolved as not live, not made", false, 1, resolve(""), jetpost.StatePublished, jetpost.PostPosted, 1},
+		{"cancelled, made", true, 1, cancel, jetpost.StateCancelled, jetpost.PostPosted, 1},
+		{"cancelled, not made", false, 2, cancel, jetpost.StateCancelled, jetpost.PostPending, 0},
+		{"taken over, made", true, 1, takeOver, jetpost.StatePublished, jetpost.PostPosted, 1},
+		{"taken over, not made", false, 2, takeOver, jetpost.StatePublished, jetpost.PostPosted, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				hook := &ledgerHook{Store: b.ledger}
+				b.h.Ledger = hook
+				b.hc.Transport = during(b.x, test.look, func() { test.do(t, b, hook) })
+				b.publish(t, "control", thread("control")...)
+				b.faults(t, lost(1, test.made))
+				b.publish(t, "r", thread("one")...)
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, test.state)
+				equal(t, "post", r.Posts[0].State, test.post)
+				equal(t, "posts", len(b.x.Posts("acme")), 1+test.posts)
+				b.publish(t, "next", thread("next")...)
+				b.want(t, b.key, jetpost.StatePublished, "", 1)
+			})
+		})
+	}
+}
+
+// TestReconcileLateAnswer: X's answer arrives at last, at a worker that has lost the
+// lane, while another one looks and does not find the post.
+func TestReconcileLateAnswer(t *testing.T) {
+	t.Parallel()
+	for _, look := range []int{1, 2} {
+		for _, made := range []bool{false, true} {
+			t.Run(fmt.Sprintf("look %d, made %t", look, made), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := doubt(t)
+					hook := &ledgerHook{Store: b.ledger}
+					b.h.Ledger = hook
+					var sender store.Lane
+					b.hc.Transport = during(b.x, look, func() {
+						if made {
+							_, err := b.ledger.Posted(t.Context(), sender, "r", 0, b.x.Posts("acme")[1].ID, time.Now())
+							check(t, err)
+							return
+						}
+						check(t, b.ledger.Conclude(t.Context(), sender, "r", store.Outcome{State: jetpost.StateHeld, PostState: jetpost.PostPending, Now: time.Now()}))
+					})
+					b.publish(t, "control", thread("control")...)
+					sleep(30 * time.Minute)
+					b.faults(t, lost(1, made), xsim.Fault{Kind: xsim.FaultTimelineLag, DelayMS: 180_000})
+					b.publish(t, "r", thread("one", "two")...)
+					sender = hook.lane
+					r, _ := b.settle(t)
+					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					b.texts(t, "acme", "control", "one", "two")
+				})
+			})
+		}
+	}
+}
+
+// TestReconcileEarlierAttempt: a post that turns out to be of an attempt before the
+// latest is older than the intent beside it, and X has to show it all the same the
+// next time.
+func TestReconcileEarlierAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		// X shows it late and refuses to take it again.
+		b := doubt(t, func(x *xsim.Server) { x.AllowEqualPosts = true })
+		b.publish(t, "control", thread("control")...)
+		sleep(time.Hour)
+		b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultTimelineLag, DelayMS: 140_000})
+		b.publish(t, "r", thread("one")...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		b.faults(t, lost(1, false))
+		b.publish(t, "r2", thread("two")...)
+		r, _ = b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		b.texts(t, "acme", "control", "one", "two")
+	})
+}
