@@ -405,8 +405,10 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 	s := situation{now: now, begun: t.begun >= 0, holds: t.head.Holds}
 	a := attempt{post: t.begun, err: err}
 	if s.begun {
-		post := t.head.Posts[t.begun]
-		s.doubted, s.lookFrom, a.looks = !post.DoubtSince.IsZero(), t.r.h.Timing.lookFrom(t.intent), post.Looks
+		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
+		if since := t.head.Posts[t.begun].DoubtSince; !since.IsZero() {
+			s.doubted = since.Add(t.r.h.Timing.repeatsFor())
+		}
 	}
 	a.Verdict = judge(err, s)
 	return a

@@ -58,10 +58,6 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	if err != nil {
 		return attempt{Verdict: Done(), post: -1, err: err}
 	}
-	confirm := r.h.Timing.confirmAfter(witness.PostID != "")
-	if again := post.AbsentAt.Add(confirm); !post.AbsentAt.IsZero() && now.Before(again) {
-		return attempt{Verdict: Doubtful(again, notYetSeen(i)), post: i, looks: post.Looks, absentAt: post.AbsentAt}
-	}
 	search := newSearch(post, ours, witness)
 	if err := r.look(ctx, client, search); err != nil {
 		return attempt{Verdict: judgeRead(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
@@ -76,40 +72,47 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 		return r.adopt(ctx, head, i, found.postID)
 	}
 	log.Info("post.looked_for", "why", found.why)
+	if found.verdict == foundAbsent {
+		return r.absent(post, i, now, search.fresh(r.h.Timing.lease()))
+	}
 	a := attempt{post: i, looks: post.Looks + 1}
 	switch {
-	case found.verdict == foundAbsent && !post.AbsentAt.IsZero():
-		// Twice: it is sent as if it had never been.
-		a.Verdict = Hold(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1))
 	case a.looks >= maxLooks:
 		a.Verdict = Unknown(fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), found.why))
-	case found.verdict == foundAbsent:
-		a.absentAt = now
-		a.Verdict = Doubtful(now.Add(confirm), notYetSeen(i))
 	default:
 		a.Verdict = Doubtful(now.Add(r.h.Timing.lookAgain(a.looks)), fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), found.why))
 	}
 	return a
 }
 
+// absent is what follows on a look that did not find the post: another one has to
+// confirm it, and then the post is sent as if it had never been. Neither is a look
+// in vain.
+func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool) attempt {
+	first := post.AbsentAt
+	if first.IsZero() {
+		first = now
+	}
+	if confirm := first.Add(r.h.Timing.confirmAfter(fresh)); now.Before(confirm) {
+		verdict := Doubtful(confirm, fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1))
+		return attempt{Verdict: verdict, post: i, looks: post.Looks, absentAt: first}
+	}
+	return attempt{Verdict: Hold(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1)), post: i}
+}
+
 // judgeRead is the verdict of a look that failed. Whatever X said of the read, it
 // said nothing of the post, which stays in doubt: the request waits.
 func judgeRead(err error, s situation) Verdict {
 	v := judge(err, s)
-	var limit *xapi.RateLimitError
 	switch {
-	case v.kind == kindStop && errors.As(err, &limit):
-		// The window of the reads alone is used up: all may go on posting.
+	case v.kind == kindStop && (v.reason.Code == jetpost.CodeAppRateLimited || v.reason.Code == jetpost.CodeUsageCapped):
+		// The reads alone are used up: all may go on posting.
 		return Hold(jetpost.CodeRateLimited, v.reason.Until, v.reason.Detail)
 	case v.kind == kindHold, v.kind == kindStop, v.kind == kindDone:
 		return v
 	default:
 		return Hold(jetpost.CodeReconciling, s.now.Add(backoff(s.holds+1)), "X does not show the account's posts: "+v.reason.Detail)
 	}
-}
-
-func notYetSeen(i int) string {
-	return fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1)
 }
 
 // adopt commits that a post on X is ours.
@@ -160,8 +163,11 @@ type search struct {
 	since   time.Time // of the first intent that may have made it
 	from    time.Time // how far back the look goes
 
+	community bool // ours goes to a community, which a timeline may leave out
+
 	seen     int // posts
 	control  bool
+	later    bool // X showed a post made after the first intent
 	covered  bool // X showed all since the first intent
 	complete bool // and all with the witness
 	partly   bool // X left something out
@@ -170,7 +176,7 @@ type search struct {
 }
 
 func newSearch(post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
-	s := &search{post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt}
+	s := &search{post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt, community: ours.CommunityID != ""}
 	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
 		s.since = post.DoubtSince
 	}
@@ -196,6 +202,7 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 			s.partly = true
 			continue
 		}
+		s.later = s.later || p.CreatedAt.After(s.since.Add(clockMargin))
 		s.covered = s.covered || p.CreatedAt.Before(s.since.Add(-strangerMargin))
 		s.weigh(p)
 	}
@@ -295,6 +302,12 @@ func (s *search) ids() []string {
 	return ids
 }
 
+// fresh tells whether what X showed is so new that a timeline which lagged behind
+// ours would have lacked it.
+func (s *search) fresh(within time.Duration) bool {
+	return s.later || s.witness.PostID != "" && s.since.Sub(s.witness.SentAt) < within
+}
+
 // finding is what a look tells.
 type finding struct {
 	verdict string
@@ -322,6 +335,8 @@ func (s *search) judge(owned []string) finding {
 		return finding{verdict: foundNothing, why: "post " + similar[0].ID + " on X resembles it"}
 	case !s.complete, s.partly:
 		return finding{verdict: foundNothing, why: "X did not show all posts of that time"}
+	case s.community:
+		return finding{verdict: foundNothing, why: "X may leave a community's post out of what it shows"}
 	case !s.control:
 		return finding{verdict: foundNothing, why: "X does not show post " + s.witness.PostID + ", which was live before"}
 	default:

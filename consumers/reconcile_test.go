@@ -322,6 +322,74 @@ func TestReconcileFirstPostEver(t *testing.T) {
 	})
 }
 
+// TestReconcileOldWitness: the account's last post, an hour old, says nothing of a
+// timeline that lags by minutes.
+func TestReconcileOldWitness(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, allowEqual, func(x *xsim.Server) { x.TimelineLag = 4 * time.Minute })
+		b.publish(t, "control", thread("control")...)
+		sleep(time.Hour)
+		b.faults(t, lost(1, true))
+		b.publish(t, "r", thread("one")...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		b.texts(t, "acme", "control", "one")
+	})
+}
+
+// TestReconcileLostAgain: absence is proven as often as it takes, and a look that
+// proves it is not one in vain.
+func TestReconcileLostAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		fault := lost(2, false)
+		fault.Times = maxLooks + 1
+		b.faults(t, fault)
+		b.publish(t, "r", thread("one", "two")...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		b.texts(t, "acme", "one", "two")
+	})
+}
+
+// TestReconcileHiddenForLong: X refuses as a repeat what it never shows. That ends
+// with a person, not with endless tries.
+func TestReconcileHiddenForLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) { x.AllowEqualPosts, x.TimelineLag = true, 24*time.Hour })
+		b.publish(t, "control", thread("control")...)
+		sleep(25 * time.Hour)
+		b.faults(t, lost(1, true))
+		b.publish(t, "r", thread("one")...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StateUnknown)
+		equal(t, "X's words", strings.Contains(r.Status.Reason.Detail, "duplicate content"), true)
+		b.texts(t, "acme", "control", "one")
+	})
+}
+
+// TestReconcileCommunity: a timeline may leave a community's posts out, so that a
+// post which is not there may be live.
+func TestReconcileCommunity(t *testing.T) {
+	t.Parallel()
+	for made, want := range map[bool]jetpost.State{false: jetpost.StateUnknown, true: jetpost.StatePublished} {
+		t.Run(fmt.Sprintf("made %t", made), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				b.faults(t, lost(1, made))
+				b.publish(t, "r", jetpost.Post{Text: "one", CommunityID: "1"})
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, want)
+				equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+			})
+		})
+	}
+}
+
 // TestReconcileReadsRefused: while X refuses reads, doubtful posts wait and nothing
 // is sent; when reads return, they settle.
 func TestReconcileReadsRefused(t *testing.T) {
@@ -330,6 +398,7 @@ func TestReconcileReadsRefused(t *testing.T) {
 		{Kind: xsim.FaultStatus, Status: http.StatusPaymentRequired},
 		{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "spend-cap"},
 		{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests},
+		{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Variant: "usage-capped"},
 		{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable},
 		{Kind: xsim.FaultStatus, Status: http.StatusForbidden},
 		{Kind: xsim.FaultStatus, Status: http.StatusNotFound},
@@ -549,10 +618,10 @@ func TestReconcileEarlierAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		// X shows it late and refuses to take it again.
-		b := doubt(t, func(x *xsim.Server) { x.AllowEqualPosts = true })
+		b := doubt(t, func(x *xsim.Server) { x.AllowEqualPosts, x.TimelineLag = true, 13*time.Minute })
 		b.publish(t, "control", thread("control")...)
 		sleep(time.Hour)
-		b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultTimelineLag, DelayMS: 140_000})
+		b.faults(t, lost(1, true))
 		b.publish(t, "r", thread("one")...)
 		r, _ := b.settle(t)
 		equal(t, "state", r.Status.State, jetpost.StatePublished)

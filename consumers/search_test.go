@@ -117,4 +117,9 @@ func TestJudgeReadWindow(t *testing.T) {
 	equal(t, "verdict", v.String(), "hold")
 	equal(t, "code", v.reason.Code, jetpost.CodeRateLimited)
 	equal(t, "until", v.reason.Until, limit.Until)
+
+	capped := judgeRead(&xapi.AppStopError{Reason: xapi.StopUsageCapped, Err: &xapi.APIError{Status: http.StatusTooManyRequests}}, situation{now: now})
+	equal(t, "verdict of a cap of reads", capped.String(), "hold")
+	credits := judgeRead(&xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: &xapi.APIError{Status: http.StatusPaymentRequired}}, situation{now: now})
+	equal(t, "verdict without credits, which posts need too", credits.String(), "stop")
 }

@@ -23,7 +23,7 @@ const MinLease = time.Second
 //	end of the lease, another worker may take over .. lease         60 s
 //	first look for a post whose answer was lost ..... lease * 19/12 95 s
 //	second look, which confirms that it is absent ... lease * 1/2   30 s later
-//	the same where no earlier post is known ......... lease * 10    10 min later
+//	the same where X shows no post of that minute ... lease * 10    10 min later
 type Timing struct{ Lease time.Duration }
 
 func (t Timing) lease() time.Duration {
@@ -47,14 +47,18 @@ func (t Timing) lookFrom(notAfter time.Time) time.Time {
 }
 
 // confirmAfter is how long after a look that did not find a post another one has to
-// confirm that. Where X has no earlier post to show, nothing but time tells a
+// confirm that. Where X shows no post that is about as new, nothing but time tells a
 // timeline that lags from one without the post.
-func (t Timing) confirmAfter(control bool) time.Duration {
-	if control {
+func (t Timing) confirmAfter(fresh bool) time.Duration {
+	if fresh {
 		return t.lease() / 2
 	}
 	return 10 * t.lease()
 }
+
+// repeatsFor is for how long after the first doubt about a post X's refusal of it as
+// a duplicate leads to another look.
+func (t Timing) repeatsFor() time.Duration { return 30 * t.lease() }
 
 // lookAgain is the wait after a number of looks that did not settle a doubt.
 //
@@ -136,8 +140,8 @@ const (
 	undatedStop = 15 * time.Minute
 )
 
-// maxLooks is how many looks may leave a post in doubt until a person has to say;
-// with a lease of a minute, in about a quarter of an hour.
+// maxLooks is how many looks in vain may leave a post in doubt until a person has to
+// say; with a lease of a minute, in about a quarter of an hour.
 const maxLooks = 6
 
 // backoffs are the waits after the first, second, ... failure in a row that

@@ -103,8 +103,9 @@ type situation struct {
 	// begun tells that the intent of a post was committed: a doubt is then
 	// about that post. Before, nothing that fails can have made a post.
 	begun bool
-	// doubted tells that an earlier attempt of that post was in doubt.
-	doubted bool
+	// doubted tells that an earlier attempt of that post was in doubt, and for how
+	// long that is worth another look.
+	doubted time.Time
 	// lookFrom is when a doubt about that post can be looked into.
 	lookFrom time.Time
 	// holds counts the holds in a row so far; it paces the next one.
@@ -124,7 +125,8 @@ type situation struct {
 //	usage cap, credits, spend cap,
 //	client not enrolled ............. Stop until X's date, else 15 minutes
 //	401 ............................. Hold; the lane renews the token first
-//	refused: duplicate .............. Failed; Doubtful where an earlier attempt was
+//	refused: duplicate .............. Failed; Doubtful where an earlier attempt was,
+//	                                  Unknown where looks have not ended that
 //	refused: media, rule, text ...... Failed with X's own words
 //	routing fault (empty 404, 413) .. Hold, backoff; Failed after a day
 //	5xx of a read or an upload ...... Hold, backoff
@@ -199,7 +201,9 @@ func judge(err error, s situation) Verdict {
 // that this one may be live.
 func judgeRefusal(refused *xapi.RefusedError, s situation) Verdict {
 	switch {
-	case refused.Kind == xapi.RefusedDuplicate && s.doubted:
+	case refused.Kind == xapi.RefusedDuplicate && !s.doubted.IsZero() && s.now.After(s.doubted):
+		return Unknown("X refuses it as the repeat of a post that it does not show: " + said(refused.Err))
+	case refused.Kind == xapi.RefusedDuplicate && !s.doubted.IsZero():
 		return Doubtful(s.lookFrom, "an earlier attempt may be live, since X refuses this one as its repeat: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedDuplicate:
 		return Failed(jetpost.CodeDuplicate, said(refused.Err))

@@ -143,12 +143,12 @@ func exportedErrors(t *testing.T) (names []string) {
 func TestJudgeDuplicateAfterDoubt(t *testing.T) {
 	t.Parallel()
 	err := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
-	v := judge(err, situation{now: time.Now(), begun: true, doubted: true})
+	v := judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)})
 	if v.kind != kindDoubtful || !strings.Contains(v.reason.Detail, "X's own words") {
 		t.Errorf("verdict is %s: %s", v, v.reason.Detail)
 	}
 	err.Kind = xapi.RefusedRule
-	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: true}).kind, kindFailed)
+	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)}).kind, kindFailed)
 }
 
 // TestJudgeEdgeGivesUp: a routing fault passes, and what lasts for a day is no

@@ -465,7 +465,7 @@ type Outcome struct {
 	// failed, or sending (doubtful). Post is -1 where it is about none.
 	Post      int
 	PostState jetpost.PostState
-	// Looks, where it is more than before, and AbsentAt are the post's new ones.
+	// Looks and AbsentAt are the post's new ones.
 	Looks    int
 	AbsentAt time.Time
 	// Rings is the look that the outcome rests on. A hold without an end is

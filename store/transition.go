@@ -250,7 +250,7 @@ func (p *PostRecord) outdates(out Outcome) bool {
 // settle keeps what is known of a post. An attempt by which X made nothing
 // does not count.
 func (r *Row) settle(p *PostRecord, out Outcome) {
-	p.Looks, p.AbsentAt = max(p.Looks, out.Looks), out.AbsentAt
+	p.Looks, p.AbsentAt = out.Looks, out.AbsentAt
 	switch {
 	case out.PostState == jetpost.PostSending && p.DoubtSince.IsZero():
 		p.DoubtSince = p.SentAt
