@@ -238,11 +238,16 @@ func TestReconcileAlikeByHand(t *testing.T) {
 		posts  []jetpost.Post
 		byHand func(t *testing.T, b *doubtBundle)
 	}{
-		{"a reply, and the same words alone", thread("one", "two"), func(t *testing.T, b *doubtBundle) { b.byHand(t, "two") }},
+		{"a reply, and the same words alone", thread("one", "two"), func(t *testing.T, b *doubtBundle) {
+			t.Helper()
+			b.byHand(t, "two")
+		}},
 		{"two pictures, and one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}, {Data: image}}}}, func(t *testing.T, b *doubtBundle) {
+			t.Helper()
 			b.byHand(t, "", image)
 		}},
 		{"a picture, and another one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}}}}, func(t *testing.T, b *doubtBundle) {
+			t.Helper()
 			b.byHand(t, "", image)
 		}},
 	}
@@ -521,16 +526,20 @@ func during(x http.RoundTripper, n int, do func()) transport {
 func TestReconcileOvertaken(t *testing.T) {
 	t.Parallel()
 	resolve := func(id string) func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
+		t.Helper()
 		return func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
+			t.Helper()
 			_, err := b.ledger.Resolve(t.Context(), b.key, id, time.Now())
 			check(t, err)
 		}
 	}
 	cancel := func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
+		t.Helper()
 		_, err := b.ledger.Cancel(t.Context(), b.key, time.Now())
 		check(t, err)
 	}
 	takeOver := func(t *testing.T, b *doubtBundle, hook *ledgerHook) {
+		t.Helper()
 		hook.expire(t)
 		_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "another", time.Second, time.Now())
 		check(t, err)
