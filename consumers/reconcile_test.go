@@ -526,7 +526,6 @@ func during(x http.RoundTripper, n int, do func()) transport {
 func TestReconcileOvertaken(t *testing.T) {
 	t.Parallel()
 	resolve := func(id string) func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
-		t.Helper()
 		return func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
 			t.Helper()
 			_, err := b.ledger.Resolve(t.Context(), b.key, id, time.Now())
