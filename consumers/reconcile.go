@@ -39,8 +39,11 @@ func (r *laneRun) lookFrom(post store.PostRecord) time.Time {
 // for.
 func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
 	post := head.Posts[i]
-	detail := fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), why)
-	return attempt{Verdict: Doubtful(r.lookFrom(post), detail), post: i, looks: post.Looks, absentAt: post.AbsentAt}
+	return attempt{Verdict: Doubtful(r.lookFrom(post), maybeLive(head, i, why)), post: i, looks: post.Looks, absentAt: post.AbsentAt}
+}
+
+func maybeLive(head *store.Record, i int, why string) string {
+	return fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), why)
 }
 
 // reconcile settles a post in doubt by what the account shows on X. It is live if
@@ -67,22 +70,18 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 		return attempt{Verdict: Done(), post: -1, err: err}
 	}
 	found := search.judge(owned)
-	log := r.log.With("request", head.ID, "post", i, "look", post.Looks+1, "found", found.verdict, "seen", search.seen)
 	if found.verdict == foundLive {
 		return r.adopt(ctx, head, i, found.postID)
 	}
-	log.Info("post.looked_for", "why", found.why)
+	r.log.Info("post.looked_for", "request", head.ID, "post", i, "look", post.Looks+1, "found", found.verdict, "seen", search.seen, "why", found.why)
 	if found.verdict == foundAbsent {
 		return r.absent(post, i, now, search.fresh(r.h.Timing.lease()))
 	}
-	a := attempt{post: i, looks: post.Looks + 1}
-	switch {
-	case a.looks >= maxLooks:
-		a.Verdict = Unknown(fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), found.why))
-	default:
-		a.Verdict = Doubtful(now.Add(r.h.Timing.lookAgain(a.looks)), fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), found.why))
+	looks, detail := post.Looks+1, maybeLive(head, i, found.why)
+	if looks >= maxLooks {
+		return attempt{Verdict: Unknown(detail), post: i, looks: looks}
 	}
-	return a
+	return attempt{Verdict: Doubtful(now.Add(r.h.Timing.lookAgain(looks)), detail), post: i, looks: looks}
 }
 
 // absent is what follows on a look that did not find the post: another one has to

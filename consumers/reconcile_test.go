@@ -327,22 +327,6 @@ func TestReconcileFirstPostEver(t *testing.T) {
 	})
 }
 
-// TestReconcileOldWitness: the account's last post, an hour old, says nothing of a
-// timeline that lags by minutes.
-func TestReconcileOldWitness(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := doubt(t, allowEqual, func(x *xsim.Server) { x.TimelineLag = 4 * time.Minute })
-		b.publish(t, "control", thread("control")...)
-		sleep(time.Hour)
-		b.faults(t, lost(1, true))
-		b.publish(t, "r", thread("one")...)
-		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		b.texts(t, "acme", "control", "one")
-	})
-}
-
 // TestReconcileLostAgain: absence is proven as often as it takes, and a look that
 // proves it is not one in vain.
 func TestReconcileLostAgain(t *testing.T) {
@@ -359,21 +343,39 @@ func TestReconcileLostAgain(t *testing.T) {
 	})
 }
 
-// TestReconcileHiddenForLong: X refuses as a repeat what it never shows. That ends
-// with a person, not with endless tries.
-func TestReconcileHiddenForLong(t *testing.T) {
+// TestReconcileOldWitness: an old last post says nothing of a timeline that lags by
+// minutes. Where X refuses as a repeat what it does not show for long, that ends with
+// a person, not with endless tries.
+func TestReconcileOldWitness(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := doubt(t, func(x *xsim.Server) { x.AllowEqualPosts, x.TimelineLag = true, 24*time.Hour })
-		b.publish(t, "control", thread("control")...)
-		sleep(25 * time.Hour)
-		b.faults(t, lost(1, true))
-		b.publish(t, "r", thread("one")...)
-		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StateUnknown)
-		equal(t, "X's words", strings.Contains(r.Status.Reason.Detail, "duplicate content"), true)
-		b.texts(t, "acme", "control", "one")
-	})
+	tests := []struct {
+		name     string
+		opt      func(*xsim.Server)
+		lag, age time.Duration
+		state    jetpost.State
+		words    string
+	}{
+		{"minutes", allowEqual, 4 * time.Minute, time.Hour, jetpost.StatePublished, ""},
+		{"a day", func(x *xsim.Server) { x.AllowEqualPosts = true }, 24 * time.Hour, 25 * time.Hour, jetpost.StateUnknown, "duplicate content"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t, test.opt, func(x *xsim.Server) { x.TimelineLag = test.lag })
+				b.publish(t, "control", thread("control")...)
+				sleep(test.age)
+				b.faults(t, lost(1, true))
+				b.publish(t, "r", thread("one")...)
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, test.state)
+				if test.words != "" {
+					equal(t, "X's words", strings.Contains(r.Status.Reason.Detail, test.words), true)
+				}
+				b.texts(t, "acme", "control", "one")
+			})
+		})
+	}
 }
 
 // TestReconcileCommunity: a timeline may leave a community's posts out, so that a
