@@ -159,6 +159,7 @@ const (
 	CodeAppStopped         Code = "app_stopped"          // the whole app is stopped; detail says by what
 	CodeXUnavailable       Code = "x_unavailable"        // X cannot be reached, or fails
 	CodeMediaUnavailable   Code = "media_unavailable"    // a media source cannot be read just now
+	CodeMediaProcessing    Code = "media_processing"     // X works on a media file, or has it uploaded again
 	CodeTokenRefreshFailed Code = "token_refresh_failed" // X did not renew the account's token just now
 	CodeNeedsNewerWorker   Code = "needs_newer_worker"   // the request's version is later than this worker's
 	CodeReconciling        Code = "reconciling"          // X's answer to a post was lost; the account's posts are looked at
@@ -172,6 +173,7 @@ const (
 	CodeRefusedByX   Code = "refused_by_x"  // X will not have this post; detail holds X's own words
 	CodeDuplicate    Code = "duplicate"     // X refused the post as a repeat of an earlier one
 	CodeMediaInvalid Code = "media_invalid" // a media file is of no kind that X takes, or too large
+	CodeMediaChanged Code = "media_changed" // a media file is not the one that was accepted
 	CodeExpired      Code = "expired"       // expires_at passed before the first post was begun
 
 	// Unknown.
@@ -192,9 +194,9 @@ const (
 func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict,
-		CodeRateLimited, CodeAppStopped, CodeXUnavailable, CodeMediaUnavailable, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
+		CodeRateLimited, CodeAppStopped, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
 		CodeReconciling, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
-		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeExpired,
+		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeExpired,
 		CodeOutcomeUnknown,
 		CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeXOutage, CodeAppMisconfigured,
 	}

@@ -43,6 +43,7 @@ type testBundle struct {
 	js     jetstream.JetStream
 	path   string // of the database
 	sealer *store.Sealer
+	media  *MediaSource
 	ledger store.Store
 	// lifeboat is that of the machine of all workers.
 	lifeboat *store.Lifeboat
@@ -72,6 +73,8 @@ func setup(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	check(t, err)
 	b.bells, b.records = publishers.NewBells(b.js, b.names), publishers.NewRecords(b.js, b.names)
 	b.stops, b.pub = publishers.NewStops(b.js, b.names), publishers.New(b.js, b.names)
+	b.media.Objects, err = b.js.ObjectStore(t.Context(), b.names.MediaBucket())
+	check(t, err)
 	return b
 }
 
@@ -79,7 +82,7 @@ func setup(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 // in a bubble with a clock of its own.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
-	b := &testBundle{x: &xsim.Server{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
+	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
 	for _, opt := range opts {
 		opt(b.x)
 	}
@@ -149,7 +152,7 @@ func (b *testBundle) announcer() *Announcer {
 }
 
 func (b *testBundle) intake() *IntakeHandler {
-	return &IntakeHandler{Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Names: b.names, Log: b.log}
+	return &IntakeHandler{Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Media: b.media, Names: b.names, Log: b.log}
 }
 
 func (b *testBundle) refresher() *Refresher {
@@ -168,7 +171,7 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 		Clients: NewClients(func(token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc))
 		}),
-		Media: &MediaSource{}, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
+		Media: b.media, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
 	}
 	for _, opt := range opts {
 		opt(h)

@@ -50,12 +50,16 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 	}
 
 	var names jetpost.Names // no prefix
+	objects, err := js.ObjectStore(ctx, names.MediaBucket())
+	if err != nil {
+		return err
+	}
 	intake := &consumers.IntakeHandler{
 		Ledger: ledger,
 		Announce: &consumers.Announcer{
 			Ledger: ledger, Records: publishers.NewRecords(js, names), Names: names, Log: log,
 		},
-		Bells: publishers.NewBells(js, names), Names: names, Log: log,
+		Bells: publishers.NewBells(js, names), Media: &consumers.MediaSource{Objects: objects}, Names: names, Log: log,
 	}
 	runner := &consumers.Runner{JetStream: js, Health: &consumers.Health{}, Log: log}
 	for partition := range jetpost.Partitions {

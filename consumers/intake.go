@@ -25,6 +25,11 @@ type ringer interface {
 	Ring(ctx context.Context, account string) error
 }
 
+// pinner tells which bytes a request's media have now.
+type pinner interface {
+	Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error)
+}
+
 // IntakeHandler turns a job into a request in the ledger and rings its
 // account's lane. It never calls X, so that a slow account does not delay the
 // acceptance of another's jobs.
@@ -32,6 +37,7 @@ type IntakeHandler struct {
 	Ledger   intakeLedger
 	Announce *Announcer
 	Bells    ringer
+	Media    pinner
 	Names    jetpost.Names
 	Log      *slog.Logger
 }
@@ -66,6 +72,9 @@ func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	}
 	if in.Request.ID == "" {
 		in.Request.ID = fmt.Sprintf("m-%d-%d", d.Sequence, d.Stored.UnixNano())
+	}
+	if in.Media, err = h.Media.Pin(ctx, in.Request); err != nil {
+		return Stall(err)
 	}
 	return h.accept(ctx, d, subject, in)
 }

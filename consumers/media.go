@@ -3,8 +3,11 @@ package consumers
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,20 +15,27 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
 
 const (
-	// fetchTimeout bounds the fetch of one media url.
+	// fetchTimeout bounds the wait for the first byte of a media source, and
+	// slowestFetch, in bytes a second, what follows.
 	fetchTimeout = 30 * time.Second
+	slowestFetch = 64 << 10
 	// fetchRedirects bounds the redirects of one fetch.
 	fetchRedirects = 3
+	// sniffBytes are enough to tell a file's type.
+	sniffBytes = 512
 )
 
 // MediaSource reads media from where a request names it. Bytes reach X as they
@@ -33,78 +43,170 @@ const (
 type MediaSource struct {
 	// Objects is the media object store.
 	Objects jetstream.ObjectStore
-	// AllowPrivate lets urls reach addresses of private networks. It is for
-	// tests and trusted installations only: any producer can name any url.
-	AllowPrivate bool
+	// Allow are private networks that urls may reach all the same. It is for tests
+	// and trusted installations: any producer can name any url.
+	Allow []netip.Prefix
 
-	// For tests, which have no server on the Internet.
-	roots  *x509.CertPool // trusted instead of the system's
-	public netip.Addr     // counts as public
+	roots *x509.CertPool // trusted instead of the system's, in tests
 }
 
-// blob is one media, read whole.
+// blob is one media, read whole: in memory where it came with the request, else in
+// a file without a name, that is gone with its last reader.
 type blob struct {
-	data []byte
-	mime string
+	io.ReaderAt
+	io.Closer
+	size   int64
+	mime   string
+	digest string // SHA-256, in hex
 }
 
-func (b blob) reader() io.Reader { return bytes.NewReader(b.data) }
+func (b *blob) reader() io.Reader { return io.NewSectionReader(b, 0, b.size) }
+
+func (b *blob) isImage() bool { return strings.HasPrefix(b.mime, "image/") && b.mime != "image/gif" }
 
 // mediaError says why a media cannot be had.
 type mediaError struct {
-	permanent bool // waiting does not help
-	err       error
+	code jetpost.Code // of a failure that waiting does not help; else ""
+	err  error
 }
 
 func (e *mediaError) Error() string { return e.err.Error() }
 func (e *mediaError) Unwrap() error { return e.err }
 
-// Open reads one media. Its error is a *mediaError.
-func (s *MediaSource) Open(ctx context.Context, m jetpost.Media) (blob, error) {
-	data, err := s.read(ctx, m)
-	if err != nil {
-		return blob{}, err
-	}
-	b := blob{data: data, mime: http.DetectContentType(data)}
-	switch b.mime {
-	case "image/jpeg", "image/png", "image/webp":
-		return b, nil
-	default:
-		return blob{}, &mediaError{permanent: true, err: fmt.Errorf("media is %s; this version posts JPEG, PNG and WebP images", b.mime)}
-	}
+// invalidMedia is a file that X does not take, whenever it is read.
+func invalidMedia(format string, args ...any) *mediaError {
+	return &mediaError{code: jetpost.CodeMediaInvalid, err: fmt.Errorf(format, args...)}
 }
 
-func (s *MediaSource) read(ctx context.Context, m jetpost.Media) ([]byte, error) {
+// Pin returns the digests of the media that a request names and others could
+// replace before they are read: what is posted is what there was as the request was
+// accepted. A url is pinned when it is first read.
+func (s *MediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error) {
+	pins := make([][]store.Media, len(request.Posts))
+	for i, p := range request.Posts {
+		for n, m := range p.Media {
+			if m.Object == "" {
+				continue
+			}
+			info, err := s.Objects.GetInfo(ctx, m.Object)
+			if errors.Is(err, jetstream.ErrObjectNotFound) {
+				continue // it may come in time
+			}
+			if err != nil {
+				return nil, fmt.Errorf("look up media object %q: %w", m.Object, err)
+			}
+			if pins[i] == nil {
+				pins[i] = make([]store.Media, len(p.Media))
+			}
+			pins[i][n].Digest = objectDigest(info)
+		}
+	}
+	return pins, nil
+}
+
+// objectDigest brings an object's own digest into our form; "" if it has none.
+func objectDigest(info *jetstream.ObjectInfo) string {
+	sum, err := base64.URLEncoding.DecodeString(strings.TrimPrefix(info.Digest, "SHA-256="))
+	if err != nil {
+		return ""
+	}
+	return hex.EncodeToString(sum)
+}
+
+// Open reads one media, whose bytes must have the digest if it is known. Its error
+// is a *mediaError.
+func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) (*blob, error) {
+	b, err := s.read(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if digest != "" && digest != b.digest {
+		_ = b.Close()
+		return nil, &mediaError{code: jetpost.CodeMediaChanged, err: fmt.Errorf("it has other bytes than before: SHA-256 %s, was %s", b.digest, digest)}
+	}
+	return b, nil
+}
+
+func (s *MediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) {
 	switch {
 	case m.URL != "":
 		return s.fetch(ctx, m.URL)
 	case m.Object != "":
 		return s.object(ctx, m.Object)
 	default:
-		return m.Data, nil
+		b := &blob{ReaderAt: bytes.NewReader(m.Data), Closer: io.NopCloser(nil)}
+		return b, b.fill(bytes.NewReader(m.Data), io.Discard)
 	}
 }
 
-func (s *MediaSource) object(ctx context.Context, name string) ([]byte, error) {
+func (s *MediaSource) object(ctx context.Context, name string) (*blob, error) {
 	object, err := s.Objects.Get(ctx, name)
-	if err != nil {
-		missing := errors.Is(err, jetstream.ErrObjectNotFound)
-		return nil, &mediaError{permanent: missing, err: fmt.Errorf("read media object %q: %w", name, err)}
+	switch {
+	case errors.Is(err, jetstream.ErrObjectNotFound):
+		return nil, invalidMedia("no media object %q is there", name)
+	case err != nil:
+		return nil, &mediaError{err: fmt.Errorf("read media object %q: %w", name, err)}
 	}
 	defer func() { _ = object.Close() }() // only read from
-	return readBounded(object)
+	return spool(object)
 }
 
-// readBounded reads one image, or says that it is too large.
-func readBounded(r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, xapi.MaxImageBytes+1))
+// spool reads a media into a file without a name.
+func spool(r io.Reader) (*blob, error) {
+	file, err := os.CreateTemp("", "jetpost-media-*")
 	if err != nil {
-		return nil, &mediaError{err: fmt.Errorf("read media: %w", err)}
+		return nil, &mediaError{err: fmt.Errorf("make room for media: %w", err)}
 	}
-	if len(data) > xapi.MaxImageBytes {
-		return nil, &mediaError{permanent: true, err: fmt.Errorf("media is larger than %d bytes", xapi.MaxImageBytes)}
+	_ = os.Remove(file.Name()) // where an open file cannot be removed, it stays
+	b := &blob{ReaderAt: file, Closer: file}
+	if err := b.fill(r, file); err != nil {
+		_ = file.Close()
+		return nil, err
 	}
-	return data, nil
+	return b, nil
+}
+
+// fill reads what r has into w, and tells its size, type and digest. It stops where
+// X would not take it.
+func (b *blob) fill(r io.Reader, w io.Writer) error {
+	head := make([]byte, sniffBytes)
+	n, err := io.ReadFull(r, head)
+	head = head[:n]
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return &mediaError{err: fmt.Errorf("read media: %w", err)}
+	}
+	b.mime = mediaType(head)
+	limit := xapi.MediaLimit(b.mime)
+	if limit == 0 {
+		return invalidMedia("it is %s; X takes JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos", b.mime)
+	}
+	sum := sha256.New()
+	whole := io.LimitReader(io.MultiReader(bytes.NewReader(head), r), limit+1)
+	b.size, err = io.Copy(io.MultiWriter(w, sum), whole)
+	switch {
+	case err != nil:
+		return &mediaError{err: fmt.Errorf("read media: %w", err)}
+	case b.size > limit:
+		return invalidMedia("it is larger than the %d bytes that X takes of %s", limit, b.mime)
+	}
+	b.digest = hex.EncodeToString(sum.Sum(nil))
+	return nil
+}
+
+// mediaType tells a file by its first bytes. Beside what net/http knows, it takes
+// every file of the MP4 family for a video but pictures in it.
+func mediaType(head []byte) string {
+	if len(head) >= 12 && string(head[4:8]) == "ftyp" {
+		switch brand := string(head[8:12]); brand {
+		case "qt  ":
+			return "video/quicktime"
+		case "avif", "avis", "heic", "heix", "hevc", "mif1", "msf1":
+			return "image/" + strings.TrimSpace(brand)
+		default:
+			return "video/mp4"
+		}
+	}
+	return http.DetectContentType(head)
 }
 
 var (
@@ -112,49 +214,80 @@ var (
 	errPrivate = errors.New("address is not public")
 	// errRedirect refuses to go where an answer points.
 	errRedirect = errors.New("redirect is not followed")
+	// errSlow ends a fetch that takes too long.
+	errSlow = fmt.Errorf("nothing for %s, or slower than %d KiB a second", fetchTimeout, slowestFetch>>10)
 )
 
 // fetch reads a url that a producer named. Since that is anybody, the address
 // is checked after it was resolved, when the connection is made: a name that
 // points inside, or begins to point there later, reaches nothing.
-func (s *MediaSource) fetch(ctx context.Context, address string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
-	defer cancel()
+func (s *MediaSource) fetch(ctx context.Context, address string) (*blob, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(fetchTimeout, func() { cancel(errSlow) })
+	defer late.Stop()
 	dialer := &net.Dialer{Control: s.admit}
 	transport := &http.Transport{
 		DialContext: dialer.DialContext, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
 	}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, CheckRedirect: s.follow}
+	client := &http.Client{Transport: transport, CheckRedirect: follow}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, &mediaError{permanent: true, err: fmt.Errorf("fetch media: %w", err)}
+		return nil, invalidMedia("fetch media: %w", err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		refused := errors.Is(err, errPrivate) || errors.Is(err, errRedirect)
-		return nil, &mediaError{permanent: refused, err: fmt.Errorf("fetch media: %w", withoutQuery(err))}
+		if cause := context.Cause(ctx); errors.Is(cause, errSlow) {
+			err = cause
+		}
+		fault := &mediaError{err: fmt.Errorf("fetch media: %w", withoutQuery(err))}
+		if errors.Is(err, errPrivate) || errors.Is(err, errRedirect) {
+			fault.code = jetpost.CodeMediaInvalid
+		}
+		return nil, fault
 	}
 	defer func() { _ = resp.Body.Close() }() // only read from
 	if resp.StatusCode != http.StatusOK {
-		gone := resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
-		return nil, &mediaError{permanent: gone, err: fmt.Errorf("fetch media from %s: %s", req.URL.Host, resp.Status)}
+		fault := &mediaError{err: fmt.Errorf("fetch media from %s: %s", req.URL.Host, resp.Status)}
+		if s := resp.StatusCode; s >= 400 && s < 500 && s != http.StatusTooManyRequests && s != http.StatusRequestTimeout {
+			fault.code = jetpost.CodeMediaInvalid
+		}
+		return nil, fault
 	}
-	return readBounded(resp.Body)
+	return spool(&paced{ctx: ctx, r: resp.Body, late: late, began: time.Now()})
+}
+
+// paced reads what must come at slowestFetch at least, or ends late.
+type paced struct {
+	ctx   context.Context // ends late
+	r     io.Reader
+	late  *time.Timer
+	began time.Time
+	n     int64
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.n += int64(n)
+	if cause := context.Cause(p.ctx); errors.Is(cause, errSlow) {
+		err = cause
+	}
+	p.late.Reset(time.Until(p.began.Add(fetchTimeout + time.Duration(p.n/slowestFetch)*time.Second)))
+	return n, err
 }
 
 // admit refuses to connect to anything but public addresses.
 func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
-	if s.AllowPrivate {
-		return nil
-	}
 	addr, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("read address %s: %w", address, err)
 	}
 	ip := addr.Addr().Unmap()
-	if ip == s.public {
-		return nil
+	for _, allowed := range s.Allow {
+		if allowed.Contains(ip) {
+			return nil
+		}
 	}
 	if !ip.IsGlobalUnicast() || ip.IsPrivate() || sharedRange(ip) {
 		return fmt.Errorf("%s: %w", ip, errPrivate)
@@ -178,11 +311,11 @@ func sharedRange(ip netip.Addr) bool {
 }
 
 // follow bounds redirects and keeps them on https.
-func (s *MediaSource) follow(req *http.Request, via []*http.Request) error {
+func follow(req *http.Request, via []*http.Request) error {
 	if len(via) > fetchRedirects {
 		return fmt.Errorf("%w: more than %d", errRedirect, fetchRedirects)
 	}
-	if req.URL.Scheme != "https" && !s.AllowPrivate {
+	if req.URL.Scheme != "https" {
 		return fmt.Errorf("%w: it leaves https", errRedirect)
 	}
 	return nil

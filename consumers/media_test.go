@@ -3,10 +3,13 @@ package consumers
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"image"
 	"image/png"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -42,11 +45,13 @@ func website(t *testing.T, address string, h http.HandlerFunc) *httptest.Server 
 	return s
 }
 
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+
 // trusting is a source that trusts the certificate of website.
 func trusting(s *httptest.Server) *MediaSource {
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
-	return &MediaSource{roots: roots, AllowPrivate: true}
+	return &MediaSource{roots: roots, Allow: loopback}
 }
 
 // TestMediaReachesX posts one image from each place that a request can name.
@@ -62,27 +67,29 @@ func TestMediaReachesX(t *testing.T) {
 		_, _ = w.Write(data)
 	})
 	source := trusting(site)
-	source.Objects, err = b.js.ObjectStore(t.Context(), b.names.MediaBucket())
-	check(t, err)
+	source.Objects = b.media.Objects
+	b.media = source
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: []jetpost.Post{
 		{Text: "one", Media: []jetpost.Media{{Data: data, Alt: "a grey square"}, {Object: object}}},
 		{Media: []jetpost.Media{{URL: site.URL + "/picture"}}},
 	}})
-	b.run(t, b.lane(func(h *PublishHandler) { h.Media = source }), "acme")
+	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
-	posts, media := b.x.Posts("acme"), b.x.Media("acme")
-	if len(media) != 3 || len(posts[0].MediaIDs) != 2 || posts[0].MediaIDs[1] != media[1].ID || posts[1].MediaIDs[0] != media[2].ID {
-		t.Fatalf("posts are %+v, media %+v", posts, media)
+	media := map[string]xsim.Media{}
+	for _, m := range b.x.Media("acme") {
+		media[m.ID] = m
 	}
-	equal(t, "alternative text", media[0].AltText, "a grey square")
-	equal(t, "size", media[2].Size, len(data))
+	equal(t, "uploads", len(media), 3)
+	posts := b.x.Posts("acme")
+	equal(t, "media of the posts", fmt.Sprint(len(posts[0].MediaIDs), len(posts[1].MediaIDs)), "2 1")
+	equal(t, "alternative text", media[posts[0].MediaIDs[0]].AltText, "a grey square")
+	equal(t, "alternative text of another one", media[posts[0].MediaIDs[1]].AltText, "")
+	equal(t, "digest", media[posts[1].MediaIDs[0]].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
 }
 
 func TestMediaSource(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	objects, err := b.js.ObjectStore(t.Context(), b.names.MediaBucket())
-	check(t, err)
 	put := func(data []byte) jetpost.Media {
 		object, err := b.pub.PutMedia(t.Context(), bytes.NewReader(data))
 		check(t, err)
@@ -113,7 +120,7 @@ func TestMediaSource(t *testing.T) {
 		}
 	})
 	source := trusting(site)
-	source.Objects = objects
+	source.Objects = b.media.Objects
 	url := func(path string) jetpost.Media { return jetpost.Media{URL: site.URL + path + "?signature=secret"} }
 	const fine, gone, later = 0, 1, 2
 	tests := []struct {
@@ -122,7 +129,8 @@ func TestMediaSource(t *testing.T) {
 		want  int
 	}{
 		{"data", jetpost.Media{Data: data}, fine},
-		{"data of a GIF", jetpost.Media{Data: []byte("GIF89a......")}, gone},
+		{"data of a bitmap", jetpost.Media{Data: []byte("BM..............")}, gone},
+		{"data of a picture that X does not take", jetpost.Media{Data: []byte("....ftypavif....")}, gone},
 		{"data of text", jetpost.Media{Data: []byte("<html>")}, gone},
 		{"object", put(data), fine},
 		{"object missing", jetpost.Media{Object: "none"}, gone},
@@ -140,24 +148,28 @@ func TestMediaSource(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := source.Open(t.Context(), test.media)
+			got, err := source.Open(t.Context(), test.media, "")
 			var fault *mediaError
 			switch {
-			case test.want == fine && (err != nil || got.mime != "image/png" || !bytes.Equal(got.data, data)):
-				t.Errorf("got %d bytes of %s: %v", len(got.data), got.mime, err)
-			case test.want != fine && (!errors.As(err, &fault) || fault.permanent != (test.want == gone)):
+			case test.want != fine && (!errors.As(err, &fault) || (fault.code == jetpost.CodeMediaInvalid) != (test.want == gone)):
 				t.Errorf("error is %v (%+v)", err, fault)
-			case err != nil && strings.Contains(err.Error(), "secret"):
+			case test.want != fine && strings.Contains(err.Error(), "secret"):
 				t.Errorf("error tells a secret: %v", err)
+			case test.want == fine:
+				check(t, err)
+				bytes, err := io.ReadAll(got.reader())
+				check(t, errors.Join(err, got.Close()))
+				equal(t, "type", got.mime, "image/png")
+				equal(t, "bytes", string(bytes), string(data))
+				equal(t, "size", got.size, int64(len(data)))
+				equal(t, "digest", got.digest, fmt.Sprintf("%x", sha256.Sum256(data)))
 			}
 		})
 	}
 	t.Run("url leaves https", func(t *testing.T) {
 		t.Parallel()
-		careful := trusting(site)
-		careful.AllowPrivate, careful.public = false, netip.MustParseAddr("127.0.0.1")
 		var fault *mediaError
-		if _, err := careful.Open(t.Context(), url("/http")); !errors.Is(err, errRedirect) || !errors.As(err, &fault) || !fault.permanent {
+		if _, err := source.Open(t.Context(), url("/http"), ""); !errors.Is(err, errRedirect) || !errors.As(err, &fault) || fault.code == "" {
 			t.Errorf("error is %v", err)
 		}
 	})
@@ -173,20 +185,20 @@ func TestMediaPrivateAddress(t *testing.T) {
 		http.Redirect(w, r, inside.URL+"/by-redirect", http.StatusFound)
 	})
 	source := trusting(outside)
-	source.AllowPrivate = false
+	source.Allow = nil
 	_, port, err := net.SplitHostPort(outside.Listener.Addr().String())
 	check(t, err)
 	refused := func(url string) {
 		t.Helper()
-		_, err := source.Open(t.Context(), jetpost.Media{URL: url})
+		_, err := source.Open(t.Context(), jetpost.Media{URL: url}, "")
 		var fault *mediaError
-		if !errors.Is(err, errPrivate) || !errors.As(err, &fault) || !fault.permanent {
+		if !errors.Is(err, errPrivate) || !errors.As(err, &fault) || fault.code != jetpost.CodeMediaInvalid {
 			t.Errorf("%s: error is %v", url, err)
 		}
 	}
 	refused("https://localhost:" + port) // known only after the name was resolved
 	refused(outside.URL)
-	source.public = netip.MustParseAddr("127.0.0.1")
+	source.Allow = loopback
 	refused(outside.URL)
 	select {
 	case path := <-reached:
@@ -208,14 +220,18 @@ func TestMediaAdmits(t *testing.T) {
 	} {
 		err := (&MediaSource{}).admit("tcp", net.JoinHostPort(address, "443"), nil)
 		equal(t, address, err == nil, want)
-		check(t, (&MediaSource{AllowPrivate: true}).admit("tcp", net.JoinHostPort(address, "443"), nil))
+	}
+	within := &MediaSource{Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16")}}
+	for address, want := range map[string]bool{"10.1.2.3:443": true, "10.2.0.1:443": false, "[fd12::1]:443": true, "[::ffff:10.1.0.1]:443": true, "127.0.0.1:443": false} {
+		equal(t, address+" beside what is allowed", within.admit("tcp", address, nil) == nil, want)
 	}
 	if err := (&MediaSource{}).admit("unix", "/run/socket", nil); err == nil {
 		t.Error("an address that is none was admitted")
 	}
 }
 
-// TestLaneMediaTroubles: no post is begun before its media are at X.
+// TestLaneMediaTroubles: no post is begun before its media are at X, and no thread
+// before all its media were read.
 func TestLaneMediaTroubles(t *testing.T) {
 	t.Parallel()
 	upload := func(f xsim.Fault) xsim.Fault { f.Endpoint = xsim.EndpointUpload; return f }
@@ -225,15 +241,16 @@ func TestLaneMediaTroubles(t *testing.T) {
 		media jetpost.Media
 		state jetpost.State
 		code  jetpost.Code
+		live  int // of the thread, before it ended
 	}{
-		{"alternative text fails", xsim.Fault{Kind: xsim.FaultStatus, Status: 503, Endpoint: xsim.EndpointMetadata}, jetpost.Media{Alt: "x"}, jetpost.StateHeld, jetpost.CodeXUnavailable},
-		{"answer lost", upload(xsim.Fault{Kind: xsim.FaultCut, After: true}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable},
-		{"limited", upload(xsim.Fault{Kind: xsim.FaultStatus, Status: 429}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeRateLimited},
-		{"object store away", xsim.Fault{}, jetpost.Media{Object: "x"}, jetpost.StateHeld, jetpost.CodeMediaUnavailable},
-		{"outage", upload(xsim.Fault{Kind: xsim.FaultOutage}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable},
-		{"refused", upload(xsim.Fault{Kind: xsim.FaultStatus, Status: 400}), jetpost.Media{}, jetpost.StateFailed, jetpost.CodeRefusedByX},
-		{"unauthorized", upload(xsim.Fault{Kind: xsim.FaultStatus, Status: 401}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable},
-		{"wrong type", xsim.Fault{}, jetpost.Media{Data: []byte("GIF89a......")}, jetpost.StateFailed, jetpost.CodeMediaInvalid},
+		{"alternative text fails", xsim.Fault{Kind: xsim.FaultStatus, Status: 503, Endpoint: xsim.EndpointMetadata}, jetpost.Media{Alt: "x"}, jetpost.StateHeld, jetpost.CodeXUnavailable, 1},
+		{"answer lost", upload(xsim.Fault{Kind: xsim.FaultCut, After: true}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable, 1},
+		{"limited", upload(xsim.Fault{Kind: xsim.FaultStatus, Status: 429}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeRateLimited, 1},
+		{"object store away", xsim.Fault{}, jetpost.Media{Object: "x"}, jetpost.StateHeld, jetpost.CodeMediaUnavailable, 0},
+		{"outage", upload(xsim.Fault{Kind: xsim.FaultOutage}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable, 1},
+		{"refused", upload(xsim.Fault{Kind: xsim.FaultStatus, Status: 400}), jetpost.Media{}, jetpost.StateFailed, jetpost.CodeRefusedByX, 1},
+		{"unauthorized", upload(xsim.Fault{Kind: xsim.FaultStatus, Status: 401}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable, 1},
+		{"wrong type", xsim.Fault{}, jetpost.Media{Data: []byte("<html>")}, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -249,10 +266,10 @@ func TestLaneMediaTroubles(t *testing.T) {
 			key := b.accept(t, jetpost.Request{ID: "thread", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{test.media}}}})
 			h := b.lane(func(h *PublishHandler) { h.Media = &MediaSource{Objects: awayObjects{}} })
 			b.run(t, h, "acme")
-			r := b.want(t, key, test.state, test.code, 1)
+			r := b.want(t, key, test.state, test.code, test.live)
 			equal(t, "second post", r.Posts[1].State, jetpost.PostPending)
-			equal(t, "attempts", r.Status.Attempts, 1)
-			equal(t, "posts", len(b.x.Posts("acme")), 1)
+			equal(t, "attempts", r.Status.Attempts, test.live)
+			equal(t, "posts", len(b.x.Posts("acme")), test.live)
 		})
 	}
 }

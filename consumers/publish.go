@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,7 @@ type laneLedger interface {
 	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
 	Witness(ctx context.Context, account string) (store.Witness, error)
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
+	Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error
 }
 
 // laneBells are the bells of a lane: one that rings now, one that wakes it.
@@ -250,7 +252,11 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 // read fills in a request that an older worker has accepted without being able
 // to read it; the lane then looks again.
 func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.Request) attempt {
-	in := store.Acceptance{Request: request, Body: head.Body, Digest: request.Digest()}
+	pins, err := r.h.Media.Pin(ctx, request)
+	if err != nil {
+		return r.settled(Hold(jetpost.CodeMediaUnavailable, time.Now().Add(backoff(head.Holds+1)), err.Error()))
+	}
+	in := store.Acceptance{Request: request, Body: head.Body, Digest: request.Digest(), Media: pins}
 	in.Request.ID = head.ID
 	decision, err := persist(ctx, r, "read at last", func() (store.Decision, error) {
 		in.Now = time.Now()
@@ -273,6 +279,8 @@ type attempt struct {
 	// What is to be remembered of a doubtful post.
 	looks    int
 	absentAt time.Time
+	// renewMedia tells that X did not take the ids of its media.
+	renewMedia bool
 }
 
 func (r *laneRun) settled(v Verdict) attempt { return attempt{Verdict: v, post: -1} }
@@ -304,7 +312,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		return a.err
 	}
 	now := time.Now()
-	out := store.Outcome{Reason: a.reason, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, Rings: rings, Now: now}
+	out := store.Outcome{Reason: a.reason, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: now}
 	switch a.kind {
 	case kindStop:
 		if err := r.h.Gate.Stop(ctx, a.scope, a.reason, now); err != nil {
@@ -377,6 +385,7 @@ type threadRun struct {
 	head    *store.Record
 	request jetpost.Request
 	client  *xapi.Client
+	uploads *uploads
 	begun   int         // index of the post whose intent is committed and whose outcome is not; else -1
 	intent  time.Time   // until when that intent may be sent
 	called  func(error) // tells the breaker how the call in flight ended
@@ -389,9 +398,17 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 	for i, p := range t.request.Posts {
 		posts[i] = wirePost(p)
 	}
+	err := t.check(from, time.Now())
+	if err == nil {
+		t.uploads, err = t.prepare(ctx, from)
+	}
+	if err != nil {
+		return attempt{Verdict: judge(err, situation{now: time.Now(), holds: t.head.Holds}), post: -1, err: err}
+	}
+	defer t.uploads.end()
 	// A panic in between must not leave the breaker waiting for an answer.
 	defer t.ended(errNotCalled)
-	_, err := t.client.PostThread(ctx, posts, xapi.ThreadOptions{From: from, Parent: parent, Before: t.before, After: t.after})
+	_, err = t.client.PostThread(ctx, posts, xapi.ThreadOptions{From: from, Parent: parent, Before: t.before, After: t.after})
 	if err == nil {
 		return attempt{Verdict: Done(), post: -1}
 	}
@@ -405,6 +422,10 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 	s := situation{now: now, begun: t.begun >= 0, holds: t.head.Holds}
 	a := attempt{post: t.begun, err: err}
 	if s.begun {
+		s.renewable = len(t.request.Posts[t.begun].Media) > 0 &&
+			!slices.ContainsFunc(t.head.Posts[t.begun].Media, func(m store.Media) bool { return m.Renewed })
+		var refused *xapi.RefusedError
+		a.renewMedia = errors.As(err, &refused) && refused.Kind == xapi.RefusedMediaInvalid
 		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
 		if since := t.head.Posts[t.begun].DoubtSince; !since.IsZero() {
 			s.doubted = since.Add(t.r.h.Timing.repeatsFor())
@@ -420,7 +441,7 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 	if err := t.check(i, time.Now()); err != nil {
 		return time.Time{}, err
 	}
-	ids, err := t.upload(ctx, i)
+	ids, err := t.uploads.ids(ctx, i)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -513,32 +534,6 @@ func (t *threadRun) limited(now time.Time) (Verdict, bool) {
 		return Stop(ScopePublish, jetpost.CodeAppRateLimited, until, detail), true
 	}
 	return Hold(jetpost.CodeRateLimited, until, detail), true
-}
-
-// upload brings the media of post i to X. It happens before the intent, since
-// an upload that nobody uses does no harm.
-func (t *threadRun) upload(ctx context.Context, i int) ([]string, error) {
-	var ids []string
-	for n, m := range t.request.Posts[i].Media {
-		blob, err := t.r.h.Media.Open(ctx, m)
-		if err != nil {
-			return nil, fmt.Errorf("media %d: %w", n, err)
-		}
-		done, err := t.r.h.Gate.Allow(time.Now())
-		if err != nil {
-			return nil, err
-		}
-		media, err := t.client.UploadMedia(ctx, blob.reader(), blob.mime)
-		if err == nil && m.Alt != "" {
-			err = t.client.SetAltText(ctx, media.ID, m.Alt)
-		}
-		done(err)
-		if err != nil {
-			return nil, fmt.Errorf("media %d: %w", n, err)
-		}
-		ids = append(ids, media.ID)
-	}
-	return ids, nil
 }
 
 // errNotCalled tells the breaker that the call it allowed was not made.

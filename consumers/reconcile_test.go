@@ -84,7 +84,7 @@ func (b *doubtBundle) byHand(t *testing.T, text string, pictures ...[]byte) {
 	client := xapi.New(token.AccessToken, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc))
 	p := xapi.Post{Text: text}
 	for _, data := range pictures {
-		media, err := client.UploadMedia(t.Context(), bytes.NewReader(data), "image/png")
+		media, err := client.UploadMedia(t.Context(), bytes.NewReader(data), int64(len(data)), "image/png")
 		check(t, err)
 		p.MediaIDs = append(p.MediaIDs, media.ID)
 	}

@@ -106,6 +106,8 @@ type situation struct {
 	// doubted tells that an earlier attempt of that post was in doubt, and for how
 	// long that is worth another look.
 	doubted time.Time
+	// renewable tells that the post has media, whose ids X has not refused before.
+	renewable bool
 	// lookFrom is when a doubt about that post can be looked into.
 	lookFrom time.Time
 	// holds counts the holds in a row so far; it paces the next one.
@@ -130,6 +132,8 @@ type situation struct {
 //	refused: media, rule, text ...... Failed with X's own words
 //	routing fault (empty 404, 413) .. Hold, backoff; Failed after a day
 //	5xx of a read or an upload ...... Hold, backoff
+//	refused: media ids, once ........ Hold for a moment, then another upload
+//	processing of media failed ...... Failed with X's own words
 //	no media source just now ........ Hold, backoff; Failed after some hours
 //	anything else of X .............. Failed with X's own words
 func judge(err error, s situation) Verdict {
@@ -143,13 +147,16 @@ func judge(err error, s situation) Verdict {
 		refused      *xapi.RefusedError
 		unavailable  *xapi.UnavailableError
 		media        *mediaError
+		processing   *xapi.ProcessingError
 		answer       *xapi.APIError
 	)
 	later := s.now.Add(backoff(s.holds + 1))
 	switch {
 	case errors.As(err, &hold):
 		return hold.verdict
-	case errors.As(err, &media) && media.permanent:
+	case errors.As(err, &media) && media.code != "":
+		return Failed(media.code, err.Error())
+	case errors.As(err, &processing):
 		return Failed(jetpost.CodeMediaInvalid, err.Error())
 	case errors.As(err, &media) && s.holds >= mediaTries:
 		return Failed(jetpost.CodeMediaUnavailable, err.Error())
@@ -207,6 +214,8 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) Verdict {
 		return Doubtful(s.lookFrom, "an earlier attempt may be live, since X refuses this one as its repeat: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedDuplicate:
 		return Failed(jetpost.CodeDuplicate, said(refused.Err))
+	case refused.Kind == xapi.RefusedMediaInvalid && s.renewable:
+		return Hold(jetpost.CodeMediaProcessing, s.now.Add(renewAfter), "the media are uploaded once more, since X said: "+said(refused.Err))
 	default:
 		return Failed(jetpost.CodeRefusedByX, said(refused.Err))
 	}

@@ -63,6 +63,7 @@ func TestJudge(t *testing.T) {
 		{"RefusedError", &xapi.RefusedError{Kind: xapi.RefusedRule, Err: said(403)}, refused, refused, true},
 		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
 			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
+		{"ProcessingError", &xapi.ProcessingError{Err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
 		{"ThreadError", &xapi.ThreadError{Err: ended}, held, doubtful, false},
 		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
 		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
@@ -70,7 +71,7 @@ func TestJudge(t *testing.T) {
 
 		{"our hold", &holdError{hold}, want{kindHold, jetpost.CodePoison, tomorrow}, want{kindHold, jetpost.CodePoison, tomorrow}, false},
 		{"our media, for now", &mediaError{err: ended}, want{kindHold, jetpost.CodeMediaUnavailable, later}, want{kindHold, jetpost.CodeMediaUnavailable, later}, false},
-		{"our media, for good", &mediaError{permanent: true, err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
+		{"our media, for good", &mediaError{code: jetpost.CodeMediaInvalid, err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
 		{"any other", ended, held, doubtful, false},
 		{"post taken", store.ErrPostTaken, held, doubtful, false},
 	}

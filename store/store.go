@@ -366,7 +366,9 @@ type Acceptance struct {
 	// Hold is set for a request that this worker cannot read yet; it is
 	// accepted as held, without posts.
 	Hold *jetpost.Reason
-	Now  time.Time
+	// Media are the digests that are known of the posts' media, by post.
+	Media [][]Media
+	Now   time.Time
 }
 
 // Decision is what became of an Acceptance.
@@ -423,7 +425,8 @@ type PostRecord struct {
 	State    jetpost.PostState
 	ParentID string // set with the first intent
 	PostID   string
-	MediaIDs []string
+	Media    []Media  // in the request's order; of those behind the last one nothing is known
+	MediaIDs []string // of the latest intent
 	TextHash []byte
 	SentAt   time.Time // commit of the latest intent
 	NotAfter time.Time // the latest moment at which that intent may be sent
@@ -434,6 +437,24 @@ type PostRecord struct {
 	DoubtSince time.Time
 	Looks      int
 	AbsentAt   time.Time
+}
+
+// Media is what is known of one medium of a post.
+type Media struct {
+	// Digest is the SHA-256 of its bytes in hex, once they are known; other bytes
+	// are not posted from then on.
+	Digest string `json:"digest,omitempty"`
+	// ID is X's, "" while it is not there, and can be posted until ExpiresAt.
+	ID        string    `json:"id,omitempty"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// UploadedAt is when X had all of it. While X processes it, CheckAt is when to
+	// ask again.
+	UploadedAt time.Time `json:"uploaded_at,omitzero"`
+	CheckAt    time.Time `json:"check_at,omitzero"`
+	// Described tells that X has its alternative text.
+	Described bool `json:"described,omitempty"`
+	// Renewed tells that X did not take the id of an earlier upload.
+	Renewed bool `json:"renewed,omitempty"`
 }
 
 // Witness is what the ledger knows of an account's posts on X.
@@ -468,6 +489,9 @@ type Outcome struct {
 	// Looks and AbsentAt are the post's new ones.
 	Looks    int
 	AbsentAt time.Time
+	// RenewMedia tells that X does not take the ids of the post's media: they are
+	// forgotten, once.
+	RenewMedia bool
 	// Rings is the look that the outcome rests on. A hold without an end is
 	// over at once if anything rang since, so that what ends it is never
 	// missed.
@@ -575,6 +599,11 @@ type Requests interface {
 	// unfinished one fails; with a pending post an unknown one returns to the
 	// queue. Everything else fails with ErrFenced.
 	Conclude(ctx context.Context, lane Lane, id string, out Outcome) error
+
+	// Uploaded keeps what is known of the media of a post that is still to be sent.
+	// It is no change that people are told of. ErrNotRunnable: that post is not
+	// pending.
+	Uploaded(ctx context.Context, lane Lane, id string, post int, media []Media) error
 
 	// HoldLine holds every due request of the lane that waits behind its head,
 	// for the head's reason, and returns those that it holds newly: up to

@@ -116,6 +116,9 @@ func (r *Row) read(in Acceptance) {
 	r.Posts = make([]PostRecord, len(in.Request.Posts))
 	for i := range r.Posts {
 		r.Posts[i] = PostRecord{Index: i, State: jetpost.PostPending}
+		if i < len(in.Media) {
+			r.Posts[i].Media = in.Media[i]
+		}
 	}
 }
 
@@ -251,6 +254,9 @@ func (p *PostRecord) outdates(out Outcome) bool {
 // does not count.
 func (r *Row) settle(p *PostRecord, out Outcome) {
 	p.Looks, p.AbsentAt = out.Looks, out.AbsentAt
+	if out.RenewMedia {
+		p.renewMedia()
+	}
 	switch {
 	case out.PostState == jetpost.PostSending && p.DoubtSince.IsZero():
 		p.DoubtSince = p.SentAt
@@ -258,6 +264,26 @@ func (r *Row) settle(p *PostRecord, out Outcome) {
 		r.Status.Attempts--
 	}
 	p.State = out.PostState
+}
+
+// renewMedia forgets what X does not take, but not what the bytes must be.
+func (p *PostRecord) renewMedia() {
+	for i, m := range p.Media {
+		p.Media[i] = Media{Digest: m.Digest, Renewed: true}
+	}
+}
+
+// Uploaded is the rule of [Requests.Uploaded].
+func (r *Row) Uploaded(line Line, claim Lane, post int, media []Media) (Change, error) {
+	p := r.post(post)
+	switch {
+	case !line.HeldBy(claim):
+		return Change{}, ErrFenced
+	case p == nil || p.State != jetpost.PostPending:
+		return Change{}, ErrNotRunnable
+	}
+	p.Media = media
+	return Change{Posts: []int{post}}, nil
 }
 
 // concludeLate takes from a worker that has lost the lane what only it can

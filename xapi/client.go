@@ -36,13 +36,17 @@ type Endpoint string
 
 // The endpoints this package calls.
 const (
-	EndpointCreatePost    Endpoint = "POST /2/tweets"
-	EndpointUploadMedia   Endpoint = "POST /2/media/upload"
-	EndpointMediaMetadata Endpoint = "POST /2/media/metadata"
-	EndpointMe            Endpoint = "GET /2/users/me"
-	EndpointUserPosts     Endpoint = "GET /2/users/:id/tweets"
-	EndpointToken         Endpoint = "POST /2/oauth2/token"
-	EndpointRevoke        Endpoint = "POST /2/oauth2/revoke"
+	EndpointCreatePost      Endpoint = "POST /2/tweets"
+	EndpointUploadMedia     Endpoint = "POST /2/media/upload"
+	EndpointInitializeMedia Endpoint = "POST /2/media/upload/initialize"
+	EndpointAppendMedia     Endpoint = "POST /2/media/upload/:id/append"
+	EndpointFinalizeMedia   Endpoint = "POST /2/media/upload/:id/finalize"
+	EndpointMediaStatus     Endpoint = "GET /2/media/upload"
+	EndpointMediaMetadata   Endpoint = "POST /2/media/metadata"
+	EndpointMe              Endpoint = "GET /2/users/me"
+	EndpointUserPosts       Endpoint = "GET /2/users/:id/tweets"
+	EndpointToken           Endpoint = "POST /2/oauth2/token"
+	EndpointRevoke          Endpoint = "POST /2/oauth2/revoke"
 )
 
 // method returns the HTTP method, the first word of the endpoint.

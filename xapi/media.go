@@ -10,60 +10,173 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/textproto"
+	"net/url"
+	"strconv"
 	"time"
 )
 
 const (
-	// MaxImageBytes is the largest image X takes.
+	// MaxImageBytes and MaxGIFBytes are the largest that X takes, MaxVideoBytes the
+	// largest that a thousand segments hold, which is as many as X counts.
 	MaxImageBytes = 5 << 20
+	MaxGIFBytes   = 15 << 20
+	MaxVideoBytes = 1000 * segmentBytes
+	// segmentBytes is a segment of an upload in parts. X's edge refuses larger ones.
+	segmentBytes = 1 << 20
 	// defaultMediaLifetime is how long an upload can be posted, where the answer
 	// does not say.
 	defaultMediaLifetime = 24 * time.Hour
+	// defaultCheckAfter is how long to wait for X's processing where it does not
+	// say, and maxCheckAfter bounds what it says.
+	defaultCheckAfter = 5 * time.Second
+	maxCheckAfter     = 5 * time.Minute
 	// uploadTime and slowestUpload, in bytes a second, bound an upload by its
 	// size: on a slow uplink the largest image takes minutes.
 	uploadTime    = 5 * time.Second
 	slowestUpload = 64 << 10
+	// segmentTries is how often one segment is sent, and segmentWait the first of
+	// the doubling waits in between.
+	segmentTries = 4
+	segmentWait  = time.Second
 )
 
 // Errors of UploadMedia about what it was given. Nothing was sent.
 var (
 	ErrMediaType     = errors.New("media type not supported")
-	ErrMediaTooLarge = errors.New("media larger than 5 MiB")
+	ErrMediaTooLarge = errors.New("media larger than X takes")
 )
 
-// Media is an uploaded image. Post.MediaIDs takes its ID; a read post names it by
-// its Key. It can be posted until ExpiresAt.
-type Media struct {
-	ID, Key   string
-	ExpiresAt time.Time
+// ProcessingError says that X took the bytes and cannot make a medium of them. Err
+// is what X said.
+type ProcessingError struct {
+	ID  string
+	Err error
 }
 
-// UploadMedia uploads one image of at most MaxImageBytes in one request: JPEG,
-// PNG, WEBP, BMP or TIFF. GIFs and videos need an upload in parts, which it does
-// not do. An AmbiguousError is harmless here: an upload that nobody posts expires.
-func (c *Client) UploadMedia(ctx context.Context, r io.Reader, mimeType string) (Media, error) {
-	if !imageType(mimeType) {
-		return Media{}, fmt.Errorf("upload media: %w: %q", ErrMediaType, mimeType)
+func (e *ProcessingError) Error() string { return fmt.Sprintf("media %s: %v", e.ID, e.Err) }
+func (e *ProcessingError) Unwrap() error { return e.Err }
+
+// Media is an uploaded file. Post.MediaIDs takes its ID; a read post names it by
+// its Key. It can be posted until ExpiresAt, and not before X has processed it:
+// while CheckAfter is not zero, MediaStatus tells more, after so long.
+type Media struct {
+	ID, Key    string
+	ExpiresAt  time.Time
+	CheckAfter time.Duration
+}
+
+// MediaLimit is the largest size, in bytes, of a media type that UploadMedia
+// takes, or 0 for any other type.
+func MediaLimit(mimeType string) int64 {
+	switch category(mimeType) {
+	case "tweet_image":
+		return MaxImageBytes
+	case "tweet_gif":
+		return MaxGIFBytes
+	case "tweet_video":
+		return MaxVideoBytes
+	default:
+		return 0
 	}
-	image, err := io.ReadAll(io.LimitReader(r, MaxImageBytes+1))
+}
+
+// category is X's word for what a file of that type becomes in a post.
+func category(mimeType string) string {
+	base, _, err := mime.ParseMediaType(mimeType)
 	if err != nil {
+		return ""
+	}
+	switch base {
+	case "image/jpeg", "image/png", "image/webp":
+		return "tweet_image"
+	case "image/gif":
+		return "tweet_gif"
+	case "video/mp4", "video/quicktime", "video/webm", "video/mp2t":
+		return "tweet_video"
+	}
+	return ""
+}
+
+// UploadEndpoints are the endpoints that UploadMedia calls for a media type.
+func UploadEndpoints(mimeType string) []Endpoint {
+	if category(mimeType) == "tweet_image" {
+		return []Endpoint{EndpointUploadMedia}
+	}
+	return []Endpoint{EndpointInitializeMedia, EndpointAppendMedia, EndpointFinalizeMedia}
+}
+
+// UploadMedia uploads one file of size bytes: an image in one request, a GIF or a
+// video in segments, each of which is sent again where its answer is lost. What
+// fails leaves nothing but an upload that nobody posts, and that X forgets.
+func (c *Client) UploadMedia(ctx context.Context, r io.Reader, size int64, mimeType string) (Media, error) {
+	limit := MediaLimit(mimeType)
+	switch {
+	case limit == 0:
+		return Media{}, fmt.Errorf("upload media: %w: %q", ErrMediaType, mimeType)
+	case size > limit:
+		return Media{}, fmt.Errorf("upload media: %w: %d bytes of %s, at most %d", ErrMediaTooLarge, size, mimeType, limit)
+	case limit == MaxImageBytes:
+		return c.uploadImage(ctx, r, size, mimeType)
+	default:
+		return c.uploadSegments(ctx, r, size, mimeType)
+	}
+}
+
+// wireUpload is how X answers every step of an upload. Only the id is sure to be
+// there.
+type wireUpload struct {
+	Data struct {
+		ID               string `json:"id"`
+		MediaKey         string `json:"media_key"`
+		ExpiresAfterSecs int64  `json:"expires_after_secs"`
+		ProcessingInfo   *struct {
+			State          string `json:"state"`
+			CheckAfterSecs int64  `json:"check_after_secs"`
+			Error          struct {
+				Name    string `json:"name"`
+				Message string `json:"message"`
+			} `json:"error"`
+		} `json:"processing_info"`
+	} `json:"data"`
+}
+
+func (w *wireUpload) complete() bool { return w.Data.ID != "" }
+
+// media reads an answer to a request that was made at start: counted from then,
+// the lifetime errs on the short side.
+func (w *wireUpload) media(start time.Time) (Media, error) {
+	m := Media{ID: w.Data.ID, Key: w.Data.MediaKey, ExpiresAt: start.Add(defaultMediaLifetime)}
+	if secs := w.Data.ExpiresAfterSecs; secs > 0 && secs < int64(30*defaultMediaLifetime/time.Second) {
+		m.ExpiresAt = start.Add(time.Duration(secs) * time.Second)
+	}
+	info := w.Data.ProcessingInfo
+	switch {
+	case info == nil || info.State == "succeeded":
+	case info.State == "failed":
+		words := "X could not process it"
+		if said := firstOf(info.Error.Message, info.Error.Name); said != "" {
+			words += ": " + said
+		}
+		return m, &ProcessingError{ID: m.ID, Err: errors.New(words)}
+	case info.CheckAfterSecs <= 0:
+		m.CheckAfter = defaultCheckAfter
+	default:
+		m.CheckAfter = min(time.Duration(min(info.CheckAfterSecs, 1<<20))*time.Second, maxCheckAfter)
+	}
+	return m, nil
+}
+
+func (c *Client) uploadImage(ctx context.Context, r io.Reader, size int64, mimeType string) (Media, error) {
+	image := make([]byte, size)
+	if _, err := io.ReadFull(r, image); err != nil {
 		return Media{}, fmt.Errorf("read media: %w", err)
 	}
-	if len(image) > MaxImageBytes {
-		return Media{}, fmt.Errorf("upload media: %w", ErrMediaTooLarge)
-	}
-	body, contentType, err := encodeUpload(image, mimeType)
+	// It has these two fields only: X refuses a media_type beside them.
+	body, contentType, err := encodeForm("media_category", "tweet_image", image, mimeType)
 	if err != nil {
-		return Media{}, fmt.Errorf("encode media: %w", err)
+		return Media{}, err
 	}
-	var out struct {
-		Data struct {
-			ID               string `json:"id"`
-			MediaKey         string `json:"media_key"`
-			ExpiresAfterSecs int64  `json:"expires_after_secs"`
-		} `json:"data"`
-	}
-	// Counted from before the request, the lifetime errs on the short side.
+	var out wireUpload
 	start := time.Now()
 	err = c.do(ctx, call{
 		endpoint:    EndpointUploadMedia,
@@ -71,56 +184,156 @@ func (c *Client) UploadMedia(ctx context.Context, r io.Reader, mimeType string) 
 		contentType: contentType,
 		body:        body,
 		effect:      true,
-		atLeast:     uploadTime + time.Duration(len(body))*time.Second/slowestUpload,
-	}, &out, func() bool { return out.Data.ID != "" })
+		atLeast:     uploadBound(len(body)),
+	}, &out, out.complete)
 	if err != nil {
 		return Media{}, err
 	}
-	lifetime := defaultMediaLifetime
-	if secs := out.Data.ExpiresAfterSecs; secs > 0 && secs < int64(30*defaultMediaLifetime/time.Second) {
-		lifetime = time.Duration(secs) * time.Second
-	}
-	return Media{ID: out.Data.ID, Key: out.Data.MediaKey, ExpiresAt: start.Add(lifetime)}, nil
+	return out.media(start)
 }
 
-// imageType reports whether X takes the type in a single upload.
-func imageType(mimeType string) bool {
-	base, _, err := mime.ParseMediaType(mimeType)
+func (c *Client) uploadSegments(ctx context.Context, r io.Reader, size int64, mimeType string) (Media, error) {
+	id, err := c.initializeUpload(ctx, size, mimeType)
 	if err != nil {
-		return false
+		return Media{}, err
 	}
-	switch base {
-	case "image/jpeg", "image/pjpeg", "image/png", "image/webp", "image/bmp", "image/tiff":
-		return true
+	segment := make([]byte, segmentBytes)
+	for i := 0; size > 0; i++ {
+		part := segment[:min(size, segmentBytes)]
+		if _, err := io.ReadFull(r, part); err != nil {
+			return Media{}, fmt.Errorf("read media: %w", err)
+		}
+		if err := c.appendSegment(ctx, id, i, part); err != nil {
+			return Media{}, fmt.Errorf("segment %d: %w", i, err)
+		}
+		size -= int64(len(part))
 	}
-	return false
+	return c.finalizeUpload(ctx, id)
 }
 
-// encodeUpload writes the form. It has these two fields only: X refuses a
-// media_type beside them.
-func encodeUpload(image []byte, mimeType string) (body []byte, contentType string, err error) {
+func (c *Client) initializeUpload(ctx context.Context, size int64, mimeType string) (id string, err error) {
+	base, _, _ := mime.ParseMediaType(mimeType)
+	body, err := json.Marshal(struct {
+		Category string `json:"media_category"`
+		Type     string `json:"media_type"`
+		Total    int64  `json:"total_bytes"`
+	}{category(mimeType), base, size})
+	if err != nil {
+		return "", fmt.Errorf("encode upload: %w", err)
+	}
+	var out wireUpload
+	err = c.do(ctx, call{
+		endpoint:    EndpointInitializeMedia,
+		path:        "/2/media/upload/initialize",
+		contentType: "application/json",
+		body:        body,
+		effect:      true,
+	}, &out, out.complete)
+	return out.Data.ID, err
+}
+
+// appendSegment sends a segment until X has it: sent twice, it is the same one.
+func (c *Client) appendSegment(ctx context.Context, id string, index int, part []byte) error {
+	body, contentType, err := encodeForm("segment_index", strconv.Itoa(index), part, "application/octet-stream")
+	if err != nil {
+		return err
+	}
+	wait := segmentWait
+	for try := 1; ; try++ {
+		err := c.do(ctx, call{
+			endpoint:    EndpointAppendMedia,
+			path:        "/2/media/upload/" + url.PathEscape(id) + "/append",
+			contentType: contentType,
+			body:        body,
+			atLeast:     uploadBound(len(body)),
+		}, nil, nil)
+		if !mayPass(err) || try == segmentTries {
+			return err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+		wait *= 2
+	}
+}
+
+// mayPass tells a failure that the next try may not meet.
+func mayPass(err error) bool {
+	var notSent *NotSentError
+	var unavailable *UnavailableError
+	return errors.As(err, &notSent) || errors.As(err, &unavailable)
+}
+
+// finalizeUpload asks for the upload's status where the answer is lost.
+func (c *Client) finalizeUpload(ctx context.Context, id string) (Media, error) {
+	var out wireUpload
+	start := time.Now()
+	err := c.do(ctx, call{
+		endpoint: EndpointFinalizeMedia,
+		path:     "/2/media/upload/" + url.PathEscape(id) + "/finalize",
+		effect:   true,
+	}, &out, out.complete)
+	var doubtful *AmbiguousError
+	switch {
+	case errors.As(err, &doubtful):
+		var processing *ProcessingError
+		if m, asked := c.MediaStatus(ctx, id); asked == nil || errors.As(asked, &processing) {
+			return m, asked
+		}
+		return Media{}, err
+	case err != nil:
+		return Media{}, err
+	}
+	return out.media(start)
+}
+
+// MediaStatus asks how far X is with an upload in parts. It fails with a
+// *ProcessingError where X cannot make a medium of it.
+func (c *Client) MediaStatus(ctx context.Context, id string) (Media, error) {
+	var out wireUpload
+	start := time.Now()
+	err := c.do(ctx, call{
+		endpoint: EndpointMediaStatus,
+		path:     "/2/media/upload",
+		query:    url.Values{"command": {"STATUS"}, "media_id": {id}},
+	}, &out, out.complete)
+	if err != nil {
+		return Media{}, err
+	}
+	return out.media(start)
+}
+
+// uploadBound is the time that an upload of so many bytes may take.
+func uploadBound(bytes int) time.Duration {
+	return uploadTime + time.Duration(bytes)*time.Second/slowestUpload
+}
+
+// encodeForm writes a form of one field and the bytes.
+func encodeForm(field, value string, media []byte, mimeType string) (body []byte, contentType string, err error) {
 	var buf bytes.Buffer
 	form := multipart.NewWriter(&buf)
-	if err := form.WriteField("media_category", "tweet_image"); err != nil {
-		return nil, "", err
+	err = form.WriteField(field, value)
+	if err == nil {
+		var part io.Writer
+		part, err = form.CreatePart(textproto.MIMEHeader{
+			"Content-Disposition": {`form-data; name="media"; filename="media"`},
+			"Content-Type":        {mimeType},
+		})
+		if err == nil {
+			_, err = part.Write(media)
+		}
 	}
-	part, err := form.CreatePart(textproto.MIMEHeader{
-		"Content-Disposition": {`form-data; name="media"; filename="media"`},
-		"Content-Type":        {mimeType},
-	})
-	if err != nil {
-		return nil, "", err
-	}
-	if _, err := part.Write(image); err != nil {
-		return nil, "", err
-	}
-	if err := form.Close(); err != nil {
-		return nil, "", err
+	if err = errors.Join(err, form.Close()); err != nil {
+		return nil, "", fmt.Errorf("encode media: %w", err)
 	}
 	return buf.Bytes(), form.FormDataContentType(), nil
 }
 
-// SetAltText describes an uploaded image for people who cannot see it, in at most
+// SetAltText describes an uploaded file for people who cannot see it, in at most
 // 1,000 characters. Setting it again does no harm.
 func (c *Client) SetAltText(ctx context.Context, mediaID, text string) error {
 	type altText struct {

@@ -42,7 +42,7 @@ func TestUploadMedia(t *testing.T) {
 				_, _ = io.WriteString(w, tc.body)
 			})
 			start := time.Now()
-			got, err := b.client.UploadMedia(t.Context(), bytes.NewReader(image), "image/png")
+			got, err := b.client.UploadMedia(t.Context(), bytes.NewReader(image), int64(len(image)), "image/png")
 			if err != nil || got.ID != "1" || got.Key != "3_1" {
 				t.Fatalf("got %+v, %v", got, err)
 			}
@@ -60,16 +60,19 @@ func TestUploadMediaRefusedBeforeSending(t *testing.T) {
 	boom := errors.New("boom")
 	for _, tc := range []struct {
 		r    io.Reader
+		size int64
 		mime string
 		want error
 	}{
-		{bytes.NewReader(make([]byte, MaxImageBytes+1)), "image/jpeg", ErrMediaTooLarge},
-		{bytes.NewReader(nil), "image/gif", ErrMediaType},
-		{bytes.NewReader(nil), "text/html", ErrMediaType},
-		{bytes.NewReader(nil), "", ErrMediaType},
-		{iotest.ErrReader(boom), "image/jpeg", boom},
+		{nil, MaxImageBytes + 1, "image/jpeg", ErrMediaTooLarge},
+		{nil, MaxGIFBytes + 1, "image/gif", ErrMediaTooLarge},
+		{nil, MaxVideoBytes + 1, "video/mp4", ErrMediaTooLarge},
+		{nil, 1, "text/html", ErrMediaType},
+		{nil, 1, "", ErrMediaType},
+		{iotest.ErrReader(boom), 1, "image/jpeg", boom},
+		{bytes.NewReader([]byte{1}), 2, "image/jpeg", io.ErrUnexpectedEOF},
 	} {
-		if _, err := b.client.UploadMedia(t.Context(), tc.r, tc.mime); !errors.Is(err, tc.want) {
+		if _, err := b.client.UploadMedia(t.Context(), tc.r, tc.size, tc.mime); !errors.Is(err, tc.want) {
 			t.Errorf("%s: got %v, want %v", tc.mime, err, tc.want)
 		}
 	}
@@ -83,7 +86,7 @@ func TestUploadMediaDoubtful(t *testing.T) {
 
 	for _, status := range []int{http.StatusOK, http.StatusServiceUnavailable} {
 		b := setup(t, reply(status, `{"data":{}}`))
-		_, err := b.client.UploadMedia(t.Context(), bytes.NewReader([]byte("x")), "image/jpeg")
+		_, err := b.client.UploadMedia(t.Context(), bytes.NewReader([]byte("x")), 1, "image/jpeg")
 		wantAs[*AmbiguousError](t, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,17 +17,17 @@ import (
 
 // workFlags tune a worker, in 'up' and in 'worker'.
 type workFlags struct {
-	Roles         []string      `enum:"publish,refresh" default:"publish,refresh" help:"What this worker does: ${enum}."`
-	Slots         int           `default:"16" help:"Accounts worked on at once."`
-	Lease         time.Duration `default:"60s" help:"How long an account stays with a worker that gives no sign of life. Every margin of the publish path derives from it."`
-	HealthListen  string        `placeholder:"ADDR" help:"Serve /healthz and /readyz here."`
-	RefreshWindow time.Duration `default:"24h" help:"Refresh tokens that end within it."`
-	RefreshBatch  int           `default:"10" help:"Tokens of one batch."`
-	BatchTime     time.Duration `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
-	ExchangeLease time.Duration `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no sign of life. Every margin of token care derives from it."`
-	Lifeboat      string        `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
-	PrivateMedia  bool          `help:"Let media urls reach private networks. Any producer can then read what this machine can reach."`
-	WorkerName    string        `placeholder:"NAME" help:"Name of this worker in leases and logs."`
+	Roles         []string       `enum:"publish,refresh" default:"publish,refresh" help:"What this worker does: ${enum}."`
+	Slots         int            `default:"16" help:"Accounts worked on at once."`
+	Lease         time.Duration  `default:"60s" help:"How long an account stays with a worker that gives no sign of life. Every margin of the publish path derives from it."`
+	HealthListen  string         `placeholder:"ADDR" help:"Serve /healthz and /readyz here."`
+	RefreshWindow time.Duration  `default:"24h" help:"Refresh tokens that end within it."`
+	RefreshBatch  int            `default:"10" help:"Tokens of one batch."`
+	BatchTime     time.Duration  `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
+	ExchangeLease time.Duration  `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no sign of life. Every margin of token care derives from it."`
+	Lifeboat      string         `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
+	MediaAllow    []netip.Prefix `placeholder:"CIDR,..." help:"Private networks that media urls may reach all the same. Any producer can then read what is there."`
+	WorkerName    string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
 
 // Validate refuses what is no default but looks like one to the parts below.
@@ -52,7 +53,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Refresh.Window, cfg.Refresh.Batch = f.RefreshWindow, f.RefreshBatch
 	cfg.Refresh.BatchTime, cfg.Refresh.Lease = f.BatchTime, f.ExchangeLease
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
-	cfg.AllowPrivateMedia, cfg.Worker = f.PrivateMedia, f.WorkerName
+	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
 }
 
 // upCmd is 'jetpost up'.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -63,8 +64,8 @@ type Config struct {
 	// was away. It should outlive the process.
 	Lifeboat string
 	Web      WebConfig
-	// AllowPrivateMedia lets media urls reach private networks.
-	AllowPrivateMedia bool
+	// MediaAllow are private networks that media urls may reach all the same.
+	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.
 	Worker string
 }

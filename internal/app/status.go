@@ -279,7 +279,9 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeDuplicate:
 		return "change the text and send it under another id, or jetpost replay ID later"
 	case jetpost.CodeMediaInvalid:
-		return "replace the file at its place and jetpost replay ID, or send a new request"
+		return "send a new request with another file, or replace the one at its URL and jetpost replay ID"
+	case jetpost.CodeMediaChanged:
+		return "put the first file back and jetpost replay ID, or send a new request with the new one"
 	case jetpost.CodeExpired:
 		return "send a new request"
 	case jetpost.CodeOutcomeUnknown:

@@ -133,6 +133,14 @@ func (s *Store) Conclude(ctx context.Context, claim store.Lane, id string, out s
 	return err
 }
 
+// Uploaded implements store.Requests.
+func (s *Store) Uploaded(ctx context.Context, claim store.Lane, id string, post int, media []store.Media) error {
+	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.Uploaded(line, claim, post, media)
+	})
+	return err
+}
+
 // sqlBehind reads what waits in a line, behind a head that is held.
 const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
 WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= $2 ORDER BY due_at, seq LIMIT $3 FOR UPDATE`

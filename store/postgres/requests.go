@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -16,7 +17,7 @@ const (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
     holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest)
 VALUES ($1, $2, $3, $4, $18, $5, nullif($6, ''), $7, $8, $9, $10, $11, $12, $13, $14, $11, $15, $16, $17)`
-	sqlAddPosts = `INSERT INTO posts (account, request_id, idx) SELECT $1, $2, generate_series(0, $3::integer - 1)`
+	sqlAddPosts = `INSERT INTO posts (account, request_id, idx, media) SELECT $1, $2, n - 1, m FROM unnest($3::json[]) WITH ORDINALITY AS list (m, n)`
 	sqlPlaced   = `UPDATE lanes SET next_seq = $2, last_due = $3 WHERE account = $1`
 	// sqlRing counts a change and brings the lane's next run forward to $2.
 	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, $2) WHERE account = $1`
@@ -61,7 +62,7 @@ func enter(ctx context.Context, tx pgx.Tx, line store.Line, in store.Acceptance)
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, sqlAddPosts, r.Account, r.ID, len(r.Posts)); err != nil {
+	if err := addPosts(ctx, tx, r); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, sqlPlaced, r.Account, line.NextSeq, moment(line.LastDue)); err != nil {
@@ -79,8 +80,21 @@ func saveContents(ctx context.Context, tx pgx.Tx, r *store.Row) error {
 	_, err := tx.Exec(ctx, sqlSaveContents, r.Account, r.ID,
 		moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Digest))
 	if err == nil {
-		_, err = tx.Exec(ctx, sqlAddPosts, r.Account, r.ID, len(r.Posts))
+		err = addPosts(ctx, tx, r)
 	}
+	return err
+}
+
+func addPosts(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+	lists := make([]string, len(r.Posts)) // a list of lists would be an array of two dimensions
+	for i, p := range r.Posts {
+		list, err := json.Marshal(media(p.Media))
+		if err != nil {
+			return err
+		}
+		lists[i] = string(list)
+	}
+	_, err := tx.Exec(ctx, sqlAddPosts, r.Account, r.ID, lists)
 	return err
 }
 

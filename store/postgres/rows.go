@@ -32,7 +32,7 @@ const (
 	// account.
 	sqlPosts = `
 SELECT p.account, p.request_id, p.idx, p.state, p.parent_id, coalesce(p.post_id, ''), p.media_ids, p.text_hash,
-       p.sent_at, p.not_after, p.attempt, p.doubt_since, p.looks, p.absent_at
+       p.sent_at, p.not_after, p.attempt, p.doubt_since, p.looks, p.absent_at, p.media
 FROM unnest($1::text[], $2::text[]) AS r (account, id) JOIN posts AS p ON p.account = r.account AND p.request_id = r.id
 ORDER BY p.idx`
 )
@@ -132,7 +132,7 @@ type keyedPost struct {
 
 func scanPost(row scanner) (p keyedPost, err error) {
 	err = row.Scan(&p.Account, &p.ID, &p.Index, &p.State, &p.ParentID, &p.PostID, &p.MediaIDs, &p.TextHash,
-		at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt, at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt})
+		at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt, at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &p.Media)
 	return p, err
 }
 
@@ -145,7 +145,7 @@ WHERE account = $1 AND id = $2`
 	sqlSavePost = `
 UPDATE posts
 SET state = $4, parent_id = $5, post_id = nullif($6, ''), media_ids = coalesce($7::text[], '{}'), text_hash = $8, sent_at = $9, not_after = $10,
-    attempt = $11, doubt_since = $12, looks = $13, absent_at = $14
+    attempt = $11, doubt_since = $12, looks = $13, absent_at = $14, media = $15
 WHERE account = $1 AND request_id = $2 AND idx = $3`
 )
 
@@ -197,10 +197,13 @@ func saveRequest(ctx context.Context, tx pgx.Tx, r *store.Row) error {
 // ours.
 const postConstraint = "posts_post_id"
 
+// media is a list in JSON, if an empty one.
+func media(list []store.Media) []store.Media { return append([]store.Media{}, list...) }
+
 // savePost fails with store.ErrPostTaken.
 func savePost(ctx context.Context, tx pgx.Tx, key store.Key, p *store.PostRecord) error {
 	_, err := tx.Exec(ctx, sqlSavePost, key.Account, key.ID, p.Index, p.State, p.ParentID, p.PostID,
-		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Looks, moment(p.AbsentAt))
+		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Looks, moment(p.AbsentAt), media(p.Media))
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.ConstraintName == postConstraint {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)

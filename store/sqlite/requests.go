@@ -20,7 +20,7 @@ const (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until, holds,
                       accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?16, ?17, ?18)`
-	sqlAddPost = `INSERT INTO posts (account, request_id, idx) VALUES (?1, ?2, ?3)`
+	sqlAddPost = `INSERT INTO posts (account, request_id, idx, media) VALUES (?1, ?2, ?3, ?4)`
 )
 
 // Accept implements store.Requests.
@@ -73,7 +73,11 @@ func enter(ctx context.Context, tx *sql.Tx, line store.Line, in store.Acceptance
 
 func addPosts(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	for _, p := range r.Posts {
-		if _, err := tx.ExecContext(ctx, sqlAddPost, r.Account, r.ID, p.Index); err != nil {
+		list, err := mediaColumn(p.Media)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, sqlAddPost, r.Account, r.ID, p.Index, list); err != nil {
 			return err
 		}
 	}

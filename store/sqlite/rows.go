@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/jetpost/jetpost"
@@ -26,7 +27,7 @@ SELECT account, id, seq, state, revision, announced, event, coalesce(reason_code
 FROM requests`
 	sqlRequest = sqlFromRequests + ` WHERE account = ?1 AND id = ?2`
 	sqlPosts   = `
-SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_at, not_after, coalesce(attempt, 0), doubt_since, looks, absent_at
+SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_at, not_after, coalesce(attempt, 0), doubt_since, looks, absent_at, media
 FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 )
 
@@ -91,13 +92,13 @@ func scanRequest(row scanner) (*store.Row, error) {
 }
 
 func scanPost(row scanner) (p store.PostRecord, err error) {
-	var media []byte
-	err = row.Scan(&p.Index, &p.State, &p.ParentID, &p.PostID, &media, &p.TextHash, at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt,
-		at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt})
+	var ids, media []byte
+	err = row.Scan(&p.Index, &p.State, &p.ParentID, &p.PostID, &ids, &p.TextHash, at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt,
+		at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &media)
 	if err != nil {
 		return store.PostRecord{}, err
 	}
-	if err := json.Unmarshal(media, &p.MediaIDs); err != nil {
+	if err := errors.Join(json.Unmarshal(ids, &p.MediaIDs), json.Unmarshal(media, &p.Media)); err != nil {
 		return store.PostRecord{}, fmt.Errorf("read media of post %d: %w", p.Index, err)
 	}
 	return p, nil
@@ -112,7 +113,7 @@ WHERE account = ?1 AND id = ?2`
 	sqlSavePost = `
 UPDATE posts
 SET state = ?4, parent_id = ?5, post_id = nullif(?6, ''), media_ids = ?7, text_hash = ?8, sent_at = ?9, not_after = ?10,
-    attempt = nullif(?11, 0), doubt_since = ?12, looks = ?13, absent_at = ?14
+    attempt = nullif(?11, 0), doubt_since = ?12, looks = ?13, absent_at = ?14, media = ?15
 WHERE account = ?1 AND request_id = ?2 AND idx = ?3`
 )
 
@@ -165,14 +166,24 @@ func columns(of *jetpost.Reason) (code any, reason jetpost.Reason) {
 	return string(of.Code), *of
 }
 
+// mediaColumn is a list in JSON, if an empty one.
+func mediaColumn(list []store.Media) (string, error) {
+	column, err := json.Marshal(append([]store.Media{}, list...))
+	return string(column), err
+}
+
 // savePost fails with store.ErrPostTaken.
 func savePost(ctx context.Context, tx *sql.Tx, key store.Key, p *store.PostRecord) error {
-	media, err := json.Marshal(append([]string{}, p.MediaIDs...))
+	ids, err := json.Marshal(append([]string{}, p.MediaIDs...))
+	if err != nil {
+		return err
+	}
+	media, err := mediaColumn(p.Media)
 	if err != nil {
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlSavePost, key.Account, key.ID, p.Index, string(p.State), p.ParentID, p.PostID,
-		string(media), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Looks, micros(p.AbsentAt))
+		string(ids), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Looks, micros(p.AbsentAt), media)
 	if violatesUnique(err) && p.State == jetpost.PostPosted {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)
 	}

@@ -192,12 +192,43 @@ func begin(t *testing.T, b *bundle) {
 	check(t, b.st.Begin(t.Context(), lane, "one", intent))
 	record := b.state(t, "one", jetpost.StatePublishing, "", jetpost.EventRequestAccepted)
 	equal(t, "post", record.Posts[0], store.PostRecord{
-		Index: 0, State: jetpost.PostSending, ParentID: "parent-0", MediaIDs: []string{"m1", "m2"}, TextHash: []byte{1, 0},
+		Index: 0, State: jetpost.PostSending, ParentID: "parent-0", Media: []store.Media{}, MediaIDs: []string{"m1", "m2"}, TextHash: []byte{1, 0},
 		SentAt: b.now, NotAfter: b.now.Add(15 * time.Second), Attempt: lane.Fence,
 	})
 	equal(t, "attempts", record.Status.Attempts, 1)
 	equal(t, "status of the post", record.Status.Posts[0].State, jetpost.PostSending)
 	b.claim(t) // the lease has the length that the intent gave it
+}
+
+// uploaded keeps what is known of a post's media until it is sent, and forgets the
+// ids that X does not take.
+func uploaded(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	before := b.request(t, "one").Status
+	media := []store.Media{
+		{Digest: "d", ID: "m1", ExpiresAt: b.now.Add(time.Hour), UploadedAt: b.now, CheckAt: b.now.Add(time.Second), Described: true},
+		{ID: "m2"},
+	}
+	check(t, b.st.Uploaded(t.Context(), lane, "one", 1, media))
+	record := b.request(t, "one")
+	equal(t, "media", record.Posts[1].Media, media)
+	equal(t, "of another post", record.Posts[0].Media, []store.Media{})
+	equal(t, "what people are told", record.Status, before)
+	fails(t, "no such post", b.st.Uploaded(t.Context(), lane, "one", 2, media), store.ErrNotRunnable)
+	b.begin(t, lane, "one", 0)
+	fails(t, "sent already", b.st.Uploaded(t.Context(), lane, "one", 0, media), store.ErrNotRunnable)
+	b.posted(t, lane, "one", 0, "p0")
+	b.begin(t, lane, "one", 1)
+	equal(t, "media of a post on its way", b.request(t, "one").Posts[1].Media, media)
+	check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeMediaProcessing}, Post: 1, PostState: jetpost.PostPending,
+		RenewMedia: true, Now: b.now,
+	}))
+	equal(t, "media that X does not take", b.request(t, "one").Posts[1].Media, []store.Media{{Digest: "d", Renewed: true}, {Renewed: true}})
+	b.release(t, lane, time.Time{})
+	b.claim(t)
+	fails(t, "fenced", b.st.Uploaded(t.Context(), lane, "one", 1, media), store.ErrFenced)
 }
 
 func beginIsNoNews(t *testing.T, b *bundle) {

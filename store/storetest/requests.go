@@ -16,11 +16,13 @@ func acceptRecord(t *testing.T, b *bundle) {
 	in.Request.PublishAt = b.now.Add(-time.Hour) // past: due now, not before what came first
 	in.Request.ExpiresAt = b.now.Add(time.Hour)
 	in.Request.Metadata = map[string]string{"campaign": "42"}
+	in.Media = [][]store.Media{nil, {{}, {Digest: "d"}}}
 	b.accept(t, in)
 	equal(t, "record", b.request(t, "full"), store.Record{
 		Key: store.Key{Account: acme, ID: "full"}, Seq: 1, Body: in.Body, DueAt: b.now, Event: jetpost.EventRequestAccepted,
 		Posts: []store.PostRecord{
-			{Index: 0, State: jetpost.PostPending, MediaIDs: []string{}}, {Index: 1, State: jetpost.PostPending, MediaIDs: []string{}},
+			{Index: 0, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{}},
+			{Index: 1, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{{}, {Digest: "d"}}},
 		},
 		Status: jetpost.RequestStatus{
 			Account: acme, ID: "full", Revision: 1, State: jetpost.StateQueued, Total: 2,

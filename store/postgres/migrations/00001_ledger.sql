@@ -170,6 +170,7 @@ CREATE TABLE posts (
     -- could both be explained by it.
     post_id    text CONSTRAINT posts_post_id UNIQUE CHECK (post_id <> ''),
     media_ids  text[] NOT NULL DEFAULT '{}',
+    media      json NOT NULL DEFAULT '[]', -- what is known of each, as store.Media
     text_hash  bytea,
     sent_at    timestamptz,
     not_after  timestamptz,

@@ -160,6 +160,7 @@ CREATE TABLE posts (
     -- Unique: no post on X is ever taken for two of ours.
     post_id    TEXT    UNIQUE CHECK (post_id <> ''),
     media_ids  TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(media_ids)),
+    media      TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(media)), -- what is known of each, as store.Media
     text_hash  BLOB,
     sent_at    INTEGER, -- commit of the latest intent
     not_after  INTEGER, -- the latest moment at which it may be sent
