@@ -38,7 +38,7 @@ func doubt(t *testing.T, opts ...func(*xsim.Server)) *doubtBundle {
 	b.account(t, "acme", 0)
 	r := b.bubble()
 	b.h = b.lane(func(h *PublishHandler) {
-		h.Bells, h.Tokens, h.Gate, h.Media = muteBells{}, r, r.Gate, &MediaSource{}
+		h.Bells, h.Tokens, h.Gate = muteBells{}, r, r.Gate
 		h.Announce = &Announcer{Ledger: b.ledger, Records: &silentRecords{}, Names: b.names, Log: b.log}
 	})
 	return b

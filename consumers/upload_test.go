@@ -1,0 +1,370 @@
+package consumers
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+const (
+	mp4Head = "\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isommp41"
+	gifHead = "GIF89a\x01\x00\x01\x00\x80\x00\x00"
+)
+
+// file is so many bytes that begin like a file of some kind; the same each time.
+func file(head string, size int) []byte {
+	data := make([]byte, size)
+	random := rand.NewChaCha8([32]byte{1})
+	_, _ = random.Read(data) // never fails
+	copy(data, head)
+	return data
+}
+
+// object is a medium in the object store under a name of ours.
+func (b *testBundle) object(t *testing.T, name string, data []byte) jetpost.Media {
+	t.Helper()
+	_, err := b.media.Objects.Put(t.Context(), jetstream.ObjectMeta{Name: name}, bytes.NewReader(data))
+	check(t, err)
+	return jetpost.Media{Object: name}
+}
+
+// TestVideoInSegments brings a video of 20 MB to X, while connections are cut before
+// and behind a segment, and X needs its time.
+func TestVideoInSegments(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(x *xsim.Server) { x.MediaProcessing = 1500 * time.Millisecond })
+	b.account(t, "acme", 0)
+	video := file(mp4Head, 20_000_000)
+	b.faults(t,
+		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Skip: 6, Times: 1},
+		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Skip: 12, Times: 1, After: true},
+		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointFinalize, Times: 1, After: true},
+	)
+	key := b.accept(t, jetpost.Request{ID: "video", Posts: []jetpost.Post{{Text: "look", Media: []jetpost.Media{b.object(t, "video", video)}}}})
+	h := b.lane()
+	b.run(t, h, "acme")
+	held := b.want(t, key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
+	equal(t, "attempts", held.Status.Attempts, 0)
+	b.work(t, h)
+	eventually(t, "the video is live", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	media, posts := b.x.Media("acme"), b.x.Posts("acme")
+	equal(t, "uploads", len(media), 1)
+	equal(t, "bytes", media[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(video)))
+	equal(t, "segments", media[0].Segments, 20)
+	equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 22)
+	equal(t, "posts", len(posts), 1)
+	equal(t, "media of the post", fmt.Sprint(posts[0].MediaIDs), fmt.Sprint([]string{media[0].ID}))
+}
+
+// TestSegmentsGivenUp: a line that stays cut costs no attempt; the upload is made
+// anew later.
+func TestSegmentsGivenUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Times: 5})
+		b.publish(t, "gif", jetpost.Post{Media: []jetpost.Media{{Data: file(gifHead, 1000), Alt: "a flicker"}}})
+		held := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
+		equal(t, "attempts", held.Status.Attempts, 0)
+		equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 4)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		media := b.x.Media("acme")
+		equal(t, "uploads", len(media), 2)
+		equal(t, "alternative text", media[1].AltText, "a flicker")
+	})
+}
+
+// TestProcessing: X's processing is waited for without a worker, and is not waited
+// for where it does not end.
+func TestProcessing(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		takes time.Duration
+		fault xsim.Fault
+		state jetpost.State
+		code  jetpost.Code
+		says  string
+	}{
+		{name: "some minutes", takes: 10 * time.Minute, state: jetpost.StatePublished},
+		{name: "too long", takes: 5 * time.Hour, state: jetpost.StateFailed, code: jetpost.CodeMediaInvalid, says: "within 1h"},
+		{
+			name: "failure", takes: time.Minute, fault: xsim.Fault{Kind: xsim.FaultMediaFailed, Endpoint: xsim.EndpointFinalize, Times: 1},
+			state: jetpost.StateFailed, code: jetpost.CodeMediaInvalid, says: "could not process",
+		},
+		{
+			name: "failure with words", takes: time.Minute, state: jetpost.StateFailed, code: jetpost.CodeMediaInvalid, says: "file is invalid",
+			fault: xsim.Fault{Kind: xsim.FaultMediaFailed, Endpoint: xsim.EndpointFinalize, Times: 1, Detail: "file is invalid"},
+		},
+		{
+			name: "status away for a while", takes: time.Minute, state: jetpost.StatePublished,
+			fault: xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Endpoint: xsim.EndpointStatus, Times: 3},
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t, func(x *xsim.Server) { x.MediaProcessing = test.takes })
+				if test.fault.Kind != "" {
+					b.faults(t, test.fault)
+				}
+				b.publish(t, "video", jetpost.Post{Text: "look", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
+				r, _ := b.settle(t)
+				b.want(t, b.key, test.state, test.code, len(b.x.Posts("acme")))
+				equal(t, "uploads", len(b.x.Media("acme")), 1)
+				if test.state == jetpost.StatePublished {
+					return
+				}
+				equal(t, "attempts", r.Status.Attempts, 0)
+				if !strings.Contains(r.Status.Reason.Detail, test.says) {
+					t.Errorf("the reason is %q", r.Status.Reason.Detail)
+				}
+				// A replay uploads it afresh.
+				b.x.MediaProcessing = time.Second
+				_, err := b.ledger.Replay(t.Context(), b.key, time.Now())
+				check(t, err)
+				b.run(t, b.h, "acme")
+				r, _ = b.settle(t)
+				equal(t, "state after the replay", r.Status.State, jetpost.StatePublished)
+				equal(t, "uploads", len(b.x.Media("acme")), 2)
+			})
+		})
+	}
+}
+
+// TestUploadsExpire: a thread is held before its last post for longer than the media
+// of that live. Where we know it they are uploaded again before they are used, else
+// once X refuses them.
+func TestUploadsExpire(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{true, false} {
+		t.Run(fmt.Sprintf("known %t", known), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t, func(x *xsim.Server) {
+					x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 2, WindowMS: (15 * time.Minute).Milliseconds()}}
+					if known {
+						x.MediaTTL = 10 * time.Minute
+					}
+				})
+				posts := thread("one", "two", "three")
+				posts[2].Media = []jetpost.Media{{Data: picture(t)}}
+				b.publish(t, "thread", posts...)
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 2)
+				equal(t, "uploads ahead", len(b.x.Media("acme")), 1)
+				b.x.ExpireMedia("acme")
+				r, _ := b.settle(t)
+				equal(t, "state", r.Status.State, jetpost.StatePublished)
+				b.texts(t, "acme", "one", "two", "three")
+				equal(t, "uploads", len(b.x.Media("acme")), 2)
+				refused := 0
+				if !known {
+					refused = 1
+				}
+				equal(t, "posts refused", b.x.Counts()[xsim.EndpointCreatePost]["400"], refused)
+				equal(t, "attempts", r.Status.Attempts, 3)
+			})
+		})
+	}
+}
+
+// TestMediaIDsRefusedAgain: one more upload is all that X gets.
+func TestMediaIDsRefusedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost, Times: 3})
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
+		r, _ := b.settle(t)
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+		equal(t, "attempts", r.Status.Attempts, 1)
+		equal(t, "uploads", len(b.x.Media("acme")), 2)
+		// A replay is a new beginning, with other ids.
+		_, err := b.ledger.Replay(t.Context(), b.key, time.Now())
+		check(t, err)
+		b.run(t, b.h, "acme")
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+		equal(t, "uploads", len(b.x.Media("acme")), 3)
+		_, err = b.ledger.Replay(t.Context(), b.key, time.Now())
+		check(t, err)
+		b.run(t, b.h, "acme")
+		b.want(t, b.key, jetpost.StatePublished, "", 1)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t) // X says so of a post without any
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost})
+		b.publish(t, "one", thread("one")...)
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+	})
+}
+
+// TestFourImages: each keeps its place and its description.
+func TestFourImages(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Endpoint: xsim.EndpointMetadata, Skip: 2, Times: 1})
+		var media []jetpost.Media
+		for i := range 4 {
+			media = append(media, jetpost.Media{Data: append(picture(t), byte(i)), Alt: fmt.Sprintf("picture %d", i)})
+		}
+		b.publish(t, "four", jetpost.Post{Text: "look", Media: media})
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		uploads := map[string]xsim.Media{}
+		for _, m := range b.x.Media("acme") {
+			uploads[m.ID] = m
+		}
+		equal(t, "uploads", len(uploads), 4) // the hold kept those that were made
+		equal(t, "descriptions", b.calls(xsim.EndpointMetadata), 5)
+		for i, id := range b.x.Posts("acme")[0].MediaIDs {
+			equal(t, "description", uploads[id].AltText, fmt.Sprintf("picture %d", i))
+			equal(t, "bytes", uploads[id].SHA256, fmt.Sprintf("%x", sha256.Sum256(media[i].Data)))
+		}
+	})
+}
+
+// TestMediaChanged: what is posted is what was there at acceptance, or nothing.
+func TestMediaChanged(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	data, other := picture(t), append(picture(t), 1)
+	medium := b.object(t, "logo", data)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{medium}}}})
+	b.object(t, "logo", other)
+	h := b.lane()
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateFailed, jetpost.CodeMediaChanged, 0)
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	b.object(t, "logo", data)
+	_, err := b.ledger.Replay(t.Context(), key, time.Now())
+	check(t, err)
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 2)
+	equal(t, "bytes", b.x.Media("acme")[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
+}
+
+// TestURLChanged: a url is pinned once it was read, so that an upload made again is
+// the same one.
+func TestURLChanged(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	data := atomic.Pointer[[]byte]{}
+	first, other := picture(t), append(picture(t), 1)
+	data.Store(&first)
+	site := website(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(*data.Load()) })
+	b.media.Allow, b.media.roots = loopback, trusting(site).roots
+	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{{URL: site.URL}}}}})
+	h := b.lane()
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 1)
+	data.Store(&other)
+	b.endHold(t, key, jetpost.CodeMediaProcessing)
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateFailed, jetpost.CodeMediaChanged, 1)
+}
+
+// TestMediaTogether: what X does not take together is not begun.
+func TestMediaTogether(t *testing.T) {
+	t.Parallel()
+	image, gif, video := jetpost.Media{Data: picture(t)}, jetpost.Media{Data: file(gifHead, 100)}, jetpost.Media{Data: file(mp4Head, 100)}
+	for name, media := range map[string][]jetpost.Media{
+		"image and GIF": {image, gif}, "GIF and image": {gif, image}, "two GIFs": {gif, gif}, "image and video": {image, video}, "two videos": {video, video},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: media})
+				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
+				equal(t, "uploads", len(b.x.Media("acme")), 0)
+			})
+		})
+	}
+}
+
+// TestUploadsAhead: the media of later posts are on their way while earlier posts
+// are sent, ten posts at once and no more.
+func TestUploadsAhead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		var posts []jetpost.Post
+		for i := range 13 {
+			p := jetpost.Post{Text: fmt.Sprint("post ", i)}
+			if i > 0 {
+				p.Media = []jetpost.Media{{Data: append(picture(t), byte(i))}}
+			}
+			posts = append(posts, p)
+		}
+		var mu sync.Mutex
+		uploading, most, sent := 0, 0, make(chan struct{})
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			switch r.URL.Path {
+			case "/2/media/upload":
+				mu.Lock()
+				uploading++
+				most = max(most, uploading)
+				full := uploading == uploadsAtOnce
+				mu.Unlock()
+				if full {
+					close(sent) // only now the first post goes through
+				}
+				<-sent
+				defer func() { mu.Lock(); uploading--; mu.Unlock() }()
+			case "/2/tweets":
+				<-sent
+			}
+			return b.x.RoundTrip(r)
+		})
+		b.publish(t, "thread", posts...)
+		b.want(t, b.key, jetpost.StatePublished, "", len(posts))
+		equal(t, "uploads at once", most, uploadsAtOnce)
+		equal(t, "uploads", len(b.x.Media("acme")), 12)
+	})
+}
+
+// TestUploadOutlivesItsWorker: a worker that dies between an upload and its post has
+// its successor use that upload.
+func TestUploadOutlivesItsWorker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		died := fmt.Errorf("dead")
+		hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic(died) })}
+		h := *b.h
+		h.Ledger = hook
+		func() {
+			defer func() { equal(t, "died of", recover(), any(died)) }()
+			first := b.h
+			b.h = &h
+			defer func() { b.h = first }()
+			b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: picture(t)}}})
+		}()
+		hook.expire(t)
+		b.run(t, b.h, "acme")
+		b.want(t, b.key, jetpost.StatePublished, "", 1)
+		equal(t, "uploads", len(b.x.Media("acme")), 1)
+	})
+}
