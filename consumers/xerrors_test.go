@@ -529,7 +529,7 @@ func mediaAnswers(now time.Time) map[string]http.HandlerFunc {
 }
 
 // runRows runs each row of a table that has a case, and misses no one's other half.
-func runRows(t *testing.T, heading string, cases map[string]http.HandlerFunc, run func(*testing.T, errorRow)) {
+func runRows[C any](t *testing.T, heading string, cases map[string]C, run func(*testing.T, errorRow)) {
 	t.Helper()
 	seen := map[string]bool{}
 	for _, row := range errorTable(t, heading) {
@@ -537,7 +537,8 @@ func runRows(t *testing.T, heading string, cases map[string]http.HandlerFunc, ru
 		if seen[name] {
 			t.Errorf("row %q is there twice", name)
 		}
-		if seen[name] = true; cases[name] == nil {
+		_, there := cases[name]
+		if seen[name] = true; !there {
 			t.Errorf("row %q has no case", name)
 			continue
 		}
@@ -609,6 +610,98 @@ func TestMediaAnswers(t *testing.T) {
 				equal(t, "attempt is counted", r.Status.Attempts == 1, r.Status.State == jetpost.StatePublished)
 			})
 		}
+	})
+}
+
+// segmentAnswers are the cases of the table of segments: X's answers to each step, in
+// turn, the last one for good. Other steps succeed.
+func segmentAnswers() map[string]map[xapi.Endpoint][]http.HandlerFunc {
+	const (
+		initialize, segment, finalize = xapi.EndpointInitializeMedia, xapi.EndpointAppendMedia, xapi.EndpointFinalizeMedia
+		status, post                  = xapi.EndpointMediaStatus, xapi.EndpointCreatePost
+	)
+	type steps = map[xapi.Endpoint][]http.HandlerFunc
+	answers := func(list ...http.HandlerFunc) []http.HandlerFunc { return list }
+	info := func(info string) http.HandlerFunc {
+		return says(200, `{"data":{"id":"1","media_key":"13_1","size":9,"expires_after_secs":86400,"processing_info":`+info+`}}`)
+	}
+	pending := info(`{"state":"pending","check_after_secs":7}`)
+	failed, words := info(`{"state":"failed","progress_percent":9}`), info(`{"state":"failed","error":{"code":1,"name":"InvalidMedia","message":"file is invalid"}}`)
+	away, limited := says(503, problem(503, "Service Unavailable", "Service Unavailable", "about:blank")), says(429, "")
+	return map[string]steps{
+		"plain":                    {},
+		"initialize-refused":       {initialize: answers(invalid("media type unrecognized."))},
+		"initialize-unavailable":   {initialize: answers(away)},
+		"initialize-limited":       {initialize: answers(limited)},
+		"initialize-no-id":         {initialize: answers(says(200, `{"data":{}}`))},
+		"append-no-content":        {segment: answers(says(204, ""))},
+		"append-once-unavailable":  {segment: answers(away, says(200, `{}`))},
+		"append-unavailable":       {segment: answers(away, away, away, away, says(200, `{}`))},
+		"append-too-large":         {segment: answers(says(413, ""))},
+		"append-refused":           {segment: answers(invalid("The segment is not valid."))},
+		"append-limited":           {segment: answers(limited)},
+		"finalize-lost":            {finalize: answers(away)},
+		"finalize-lost-processing": {finalize: answers(away), status: answers(pending)},
+		"finalize-lost-twice":      {finalize: answers(away), status: answers(away)},
+		"finalize-refused":         {finalize: answers(invalid("Segments do not add up to provided total file size."))},
+		"processing":               {finalize: answers(pending)},
+		"processing-untimed":       {finalize: answers(info(`{"state":"in_progress"}`))},
+		"processing-failed":        {finalize: answers(failed)},
+		"processing-failed-words":  {finalize: answers(words)},
+		"status-ready":             {finalize: answers(pending)},
+		"status-succeeded":         {finalize: answers(pending), status: answers(info(`{"state":"succeeded","progress_percent":100}`))},
+		"status-in-progress":       {finalize: answers(pending), status: answers(info(`{"state":"in_progress","check_after_secs":7}`))},
+		"status-failed":            {finalize: answers(pending), status: answers(failed)},
+		"status-unavailable":       {finalize: answers(pending), status: answers(away)},
+		"status-limited":           {finalize: answers(pending), status: answers(limited)},
+		"status-gone":              {finalize: answers(pending), status: answers(says(404, problem(404, "Not Found", "There is nothing of that name.", problems+"resource-not-found")))},
+		"media-ids":                {post: answers(invalid("Your media IDs are invalid."))},
+		"media-ids-again":          {post: answers(invalid("Your media IDs are invalid."))},
+	}
+}
+
+// TestSegmentAnswers runs every row of the table of segments.
+func TestSegmentAnswers(t *testing.T) {
+	t.Parallel()
+	runRows(t, "Media in segments", segmentAnswers(), func(t *testing.T, row errorRow) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			b := doubt(t)
+			answers := segmentAnswers()[row["case"]]
+			b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+				call := xapi.Endpoint(r.Method + " " + strings.Replace(r.URL.Path, "/1/", "/:id/", 1))
+				answer := says(200, liveMedia)
+				switch left := answers[call]; {
+				case len(left) > 1:
+					answer, answers[call] = left[0], left[1:]
+				case len(left) == 1:
+					answer = left[0]
+				case call == xapi.EndpointInitializeMedia, call == xapi.EndpointFinalizeMedia, call == xapi.EndpointMediaStatus:
+					answer = says(200, `{"data":{"id":"1","media_key":"13_1"}}`)
+				case call == xapi.EndpointCreatePost:
+					answer = says(201, livePost("7"))
+				}
+				w := httptest.NewRecorder()
+				answer(w, r)
+				return w.Result(), nil
+			})
+			b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: file(mp4Head, 100)}}})
+			if strings.HasPrefix(row["case"], "status-") || row["case"] == "media-ids-again" {
+				held := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
+				sleep(time.Until(held.HoldUntil))
+				b.run(t, b.h, "acme")
+			}
+			r := b.record(t, b.key)
+			became := became(r, publishers.Stop{})
+			equal(t, "verdict", became.verdict, row["verdict"])
+			equal(t, "code", became.code, row["code"])
+			equal(t, "until", untilWhat(became.until, time.Now(), r.Holds), row["until"])
+			for i, words := range strings.Split(row["answer"], `"`) {
+				if i%2 == 1 && !strings.Contains(r.Status.Reason.Detail, words) {
+					t.Errorf("X's words %q are not in the reason: %s", words, r.Status.Reason.Detail)
+				}
+			}
+		})
 	})
 }
 

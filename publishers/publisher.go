@@ -15,8 +15,8 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// MaxMediaBytes is the largest medium that PutMedia takes: 512 MiB.
-const MaxMediaBytes = 512 << 20
+// MaxMediaBytes is the largest medium that PutMedia takes: 1000 MiB, a video.
+const MaxMediaBytes = 1000 << 20
 
 // readerIdle is how long the server keeps the place of an event reader that
 // is gone, or that lost its connection.

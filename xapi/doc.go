@@ -1,6 +1,7 @@
 // Package xapi turns one call into one HTTP request to X and one typed result.
 //
-// Every method sends its request at most once. What comes back is the value, or
+// Every method sends its request at most once, but for the segments of an upload:
+// each is the same one however often X gets it. What comes back is the value, or
 // an error whose type says what is known about the world:
 //
 //	NotSentError       no byte of the request left this process
@@ -14,6 +15,6 @@
 //	CodeRefusedError   the code of a consent was not accepted
 //	AppAuthError       the app's own credentials were not accepted
 //
-// The package never retries, waits, follows a redirect, stores a token or logs.
+// Else the package never retries, waits, follows a redirect, stores a token or logs.
 // A Client remembers nothing but the rate windows that X's answers reported.
 package xapi

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"path"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -108,4 +110,65 @@ func TestSetAltText(t *testing.T) {
 	}
 	failing := setup(t, reply(http.StatusServiceUnavailable, ""))
 	wantAs[*UnavailableError](t, failing.client.SetAltText(t.Context(), "1", "a cat"))
+}
+
+// TestUploadSegments: each segment but the last is whole, and what X hears is the
+// file.
+func TestUploadSegments(t *testing.T) {
+	t.Parallel()
+	video := make([]byte, 2*segmentBytes+7)
+	for i := range video {
+		video[i] = byte(i / 1000)
+	}
+	var got []byte
+	var steps []string
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		switch step := path.Base(r.URL.Path); step {
+		case "initialize":
+			body, _ := io.ReadAll(r.Body)
+			steps = append(steps, step+" "+string(body))
+			_, _ = io.WriteString(w, `{"data":{"id":"1","media_key":"13_1","expires_after_secs":1295999}}`)
+		case "append":
+			file, _, err := r.FormFile("media")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			part, _ := io.ReadAll(file)
+			got = append(got, part...)
+			steps = append(steps, fmt.Sprintf("%s %s %v %d", step, r.URL.Path, r.MultipartForm.Value, len(part)))
+			w.WriteHeader(http.StatusNoContent)
+		case "finalize":
+			steps = append(steps, step+" "+r.URL.Path)
+			_, _ = io.WriteString(w, `{"data":{"id":"1","media_key":"13_1","expires_after_secs":60,"processing_info":{"state":"pending","check_after_secs":3}}}`)
+		default:
+			steps = append(steps, r.Method+" "+r.URL.String())
+			_, _ = io.WriteString(w, `{"data":{"id":"1","media_key":"13_1","processing_info":{"state":"succeeded"}}}`)
+		}
+	})
+	start := time.Now()
+	m, err := b.client.UploadMedia(t.Context(), bytes.NewReader(video), int64(len(video)), "video/mp4")
+	if err != nil || m.ID != "1" || m.Key != "13_1" || m.CheckAfter != 3*time.Second {
+		t.Fatalf("got %+v, %v", m, err)
+	}
+	if m.ExpiresAt.Before(start.Add(time.Minute)) || m.ExpiresAt.After(time.Now().Add(time.Minute)) {
+		t.Errorf("lives %v", m.ExpiresAt.Sub(start))
+	}
+	if m, err := b.client.MediaStatus(t.Context(), "1"); err != nil || m.CheckAfter != 0 {
+		t.Errorf("status: %+v, %v", m, err)
+	}
+	want := []string{
+		`initialize {"media_category":"tweet_video","media_type":"video/mp4","total_bytes":2097159}`,
+		"append /2/media/upload/1/append map[segment_index:[0]] 1048576",
+		"append /2/media/upload/1/append map[segment_index:[1]] 1048576",
+		"append /2/media/upload/1/append map[segment_index:[2]] 7",
+		"finalize /2/media/upload/1/finalize",
+		"GET /2/media/upload?command=STATUS&media_id=1",
+	}
+	if diff := cmp.Diff(want, steps); diff != "" {
+		t.Error(diff)
+	}
+	if !bytes.Equal(got, video) {
+		t.Error("X has other bytes")
+	}
 }
