@@ -29,6 +29,11 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 		return s.forUser(user, func() any { return s.Posts(user) })
 	case "GET /_sim/media":
 		return s.forUser(user, func() any { return s.Media(user) })
+	case "DELETE /_sim/media":
+		if !s.ExpireMedia(user) {
+			return noSuchUser(user)
+		}
+		return jsonAnswer(http.StatusOK, map[string]bool{"expired": true})
 	case "GET /_sim/calls":
 		return jsonAnswer(http.StatusOK, s.Calls())
 	case "GET /_sim/exchanges":

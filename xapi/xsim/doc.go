@@ -25,6 +25,14 @@
 //   - GET /2/users/{id}/tweets with paging, time and id bounds, and an indexing
 //     lag; GET /2/users/me.
 //   - POST /2/media/upload in one shot (images) and POST /2/media/metadata.
+//   - Chunked uploads of images, GIFs and video: initialize, append, finalize and
+//     GET /2/media/upload for STATUS. Segments come in any order; one that comes
+//     twice must be equal. Finalize refuses gaps, another size than was announced
+//     and bytes that are not of the announced type, and it works once: a client that
+//     lost its answer asks STATUS. GIFs and video are then processed, and until
+//     they are ready a post with them is refused.
+//   - A post takes four images, one GIF or one video. Ids that are unknown, another
+//     user's, expired, failed or not ready are all refused in the same words.
 //   - Fixed rate windows per endpoint that open at the first call and end on a
 //     whole second, since the reset header can say no more. A refused call
 //     consumes quota like any other. Scopes of the token are enforced.
@@ -33,17 +41,19 @@
 //
 // # What is not modelled
 //
-// Chunked uploads, video, polls' votes, editing, communities, quoting by
-// enterprise clients, application-only tokens, prices and credit balances (their
-// refusals are faults), the complete list of top-level domains, and entities
+// What is in a video (codec, length, frames), subtitles and 3D models, media shared
+// with other owners, larger files for subscribers, polls' votes, editing, communities,
+// quoting by enterprise clients, application-only tokens, prices and credit balances
+// (their refusals are faults), the complete list of top-level domains, and entities
 // other than links. Emoji sequences are recognised by shape rather than by X's
 // list. Entity indices are code points of the returned text.
 //
 // # Faults
 //
 // [Fault] describes one: latency, a status, a cut connection, an unreadable
-// answer, an answer without id, a lost answer, an outage, a refused text, or an
-// index that lags. A client that gives up does not stop an effect that is under
+// answer, an answer without id, a lost answer, an outage, a refused text, a medium
+// whose processing fails, or an index that lags. A medium that X calls ready and yet
+// refuses in a post is the status 400 with variant media-ids. A client that gives up does not stop an effect that is under
 // way: X would not stop either.
 //
 // # Books
@@ -64,6 +74,7 @@
 //	GET    /_sim/accounts          [Account]
 //	GET    /_sim/posts?user=       [Post] in order of creation, deleted ones left out
 //	GET    /_sim/media?user=       [Media]
+//	DELETE /_sim/media?user=       the user's media and uploads expire at once
 //	GET    /_sim/calls             [Call], oldest first, the last 10,000
 //	GET    /_sim/exchanges?user=   [Exchange], oldest first, the last 1,000 of each account
 //	GET    /_sim/counts            {"POST /2/tweets": {"201": 5, "0": 1}}; 0 is a cut or lost answer

@@ -33,6 +33,9 @@ const (
 	FaultOutage = "outage"
 	// FaultRefuseText answers 403 with Detail to posts that contain Text.
 	FaultRefuseText = "refuse_text"
+	// FaultMediaFailed lets a medium be finalized and its processing fail. With Detail,
+	// its status tells the error that X's API v1.1 told; v2 has none in its schema.
+	FaultMediaFailed = "media_failed"
 	// FaultTimelineLag hides posts younger than DelayMS from timelines.
 	FaultTimelineLag = "timeline_lag"
 )
@@ -77,7 +80,8 @@ type Fault struct {
 	// account's window for real, unless Bare or usage-capped.
 	Variant string `json:"variant,omitempty"`
 
-	// Detail replaces the words of a 403, and is required of refuse_text.
+	// Detail replaces the words of a 403 or of a failure of processing, and is
+	// required of refuse_text.
 	Detail string `json:"detail,omitempty"`
 
 	// Bare leaves the rate headers out, as answers of the edge do.
@@ -140,6 +144,11 @@ func (f *Fault) validate() error {
 			return fmt.Errorf("a fault of kind %q needs delay_ms", f.Kind)
 		}
 		return nil
+	case FaultMediaFailed:
+		if f.Endpoint != "" && f.Endpoint != EndpointFinalize {
+			return fmt.Errorf("media_failed is for %q alone", EndpointFinalize)
+		}
+		return nil
 	case FaultRefuseText:
 		if f.Text == "" || f.Detail == "" {
 			return errors.New("refuse_text needs text and detail")
@@ -155,7 +164,7 @@ func (f *Fault) validate() error {
 }
 
 func (f *Fault) matches(c *call) bool {
-	if f.Endpoint != "" && f.Endpoint != c.endpoint {
+	if f.Endpoint != "" && f.Endpoint != c.endpoint || f.Kind == FaultMediaFailed && c.endpoint != EndpointFinalize {
 		return false
 	}
 	if f.Account != "" && (c.account == nil || f.Account != c.account.ID && !strings.EqualFold(f.Account, c.account.Handle)) {

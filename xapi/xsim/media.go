@@ -3,41 +3,62 @@ package xsim
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"image"
-	_ "image/gif"  // for the size of GIFs
-	_ "image/jpeg" // for the size of JPEGs
-	_ "image/png"  // for the size of PNGs
 	"io"
 	"mime"
 	"mime/multipart"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
 const (
 	maxImageBytes   = 5 << 20
 	maxGIFBytes     = 15 << 20
+	maxVideoBytes   = int64(8 << 30)
+	maxDMVideoBytes = int64(512 << 20)
 	mediaTTLDefault = 24 * time.Hour
 )
 
-// Media is an uploaded medium.
+// The states of a medium.
+const (
+	MediaUploading  = "uploading"   // initialized, but not finalized
+	MediaPending    = "pending"     // finalized; processing has not begun
+	MediaInProgress = "in_progress" // being processed
+	MediaSucceeded  = "succeeded"   // ready for a post
+	MediaFailed     = "failed"      // of no use
+)
+
+// Media is a medium, uploaded or on its way.
 type Media struct {
 	ID        string    `json:"id"`
 	MediaKey  string    `json:"media_key"`
 	UserID    string    `json:"user_id"`
 	Category  string    `json:"category"` // as given: tweet_image, ...
-	Type      string    `json:"type"`     // as sniffed: image/png, ...
-	Size      int       `json:"size"`     // bytes
-	SHA256    string    `json:"sha256"`   // of the bytes, in hex
+	Type      string    `json:"type"`     // as sniffed: image/png, ...; "" while it uploads
+	Size      int       `json:"size"`     // bytes; those that have come, while it uploads
+	SHA256    string    `json:"sha256"`   // of the bytes, in hex; "" while it uploads
 	AltText   string    `json:"alt_text"`
 	ExpiresAt time.Time `json:"expires_at"`
+
+	State       string `json:"state"`        // one of the Media constants
+	Segments    int    `json:"segments"`     // that have come, each counted once; 0 for one shot
+	StatusAsked int    `json:"status_asked"` // how often STATUS was answered
+}
+
+type medium struct {
+	Media
+	width, height int     // pixels, of an image
+	upload        *upload // nil once finalized
+
+	finalized  time.Time
+	processing time.Duration // 0: none
+	failed     bool          // when processing ends
+	failure    string        // the words of it, if they are told
 }
 
 // Media returns what was uploaded, in order: by the user, named by id or
@@ -45,17 +66,36 @@ type Media struct {
 func (s *Server) Media(user string) []Media {
 	w := s.lock()
 	defer s.mu.Unlock()
-	a := w.user(user)
+	a, now := w.user(user), s.now()
 	list := []Media{}
 	for _, m := range w.mediaList {
 		if user == "" || a != nil && m.UserID == a.ID {
-			list = append(list, *m)
+			shown := m.Media
+			shown.State = m.state(now)
+			list = append(list, shown)
 		}
 	}
 	return list
 }
 
-func mediaKeys(media []*Media) []string {
+// ExpireMedia ends the life of all media of the user, and the uploads under way.
+// It returns false for an unknown user.
+func (s *Server) ExpireMedia(user string) bool {
+	w := s.lock()
+	defer s.mu.Unlock()
+	a, now := w.user(user), s.now()
+	if a == nil {
+		return false
+	}
+	for _, m := range w.mediaList {
+		if m.UserID == a.ID && now.Before(m.ExpiresAt) {
+			m.ExpiresAt = now
+		}
+	}
+	return true
+}
+
+func mediaKeys(media []*medium) []string {
 	keys := make([]string, 0, len(media))
 	for _, m := range media {
 		keys = append(keys, m.MediaKey)
@@ -63,55 +103,116 @@ func mediaKeys(media []*Media) []string {
 	return keys
 }
 
-// upload takes an image in one shot.
-func (s *Server) upload(c *call) answer {
-	data, category, err := readUpload(c)
-	if err != nil {
-		return s.malformed(c, mistake{message: err.Error()})
-	}
-	kind := http.DetectContentType(data)
-	images, most := []string{"image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"}, maxImageBytes
+// accepts says which types a category takes, and how many bytes. Subtitles are
+// not modelled.
+func accepts(category string) (types []string, most int64) {
+	video := []string{"video/mp4", "video/quicktime", "video/mp2t", "video/webm"}
 	switch category {
 	case "tweet_image", "dm_image":
+		return []string{"image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"}, maxImageBytes
 	case "tweet_gif", "dm_gif":
-		images, most = []string{"image/gif"}, maxGIFBytes
-	default:
-		return invalid(mistake{"media_category", category, "one shot uploads are for images"})
+		return []string{"image/gif"}, maxGIFBytes
+	case "tweet_video", "amplify_video":
+		return video, maxVideoBytes
+	case "dm_video":
+		return video, maxDMVideoBytes
 	}
-	if !slices.Contains(images, kind) || len(data) > most {
-		return invalid(mistake{"media", kind, fmt.Sprintf("media type or size is not accepted for %s (%d bytes, %d at most)", category, len(data), most)})
-	}
-	ttl := cmp.Or(s.MediaTTL, mediaTTLDefault)
-	sum := sha256.Sum256(data)
-	id := s.nextID()
-	m := &Media{
-		ID: id, MediaKey: "3_" + id, UserID: c.account.ID, Category: category, Type: kind, Size: len(data),
-		SHA256: hex.EncodeToString(sum[:]), ExpiresAt: c.now.Add(ttl),
-	}
-	s.w.media[id], s.w.mediaList, c.effect = m, append(s.w.mediaList, m), true
+	return nil, 0
+}
 
+// fits checks type and size against the category's.
+func fits(category, kind string, size int64) (mistake, bool) {
+	types, most := accepts(category)
+	if !slices.Contains(types, kind) || size > most {
+		return mistake{"media", kind, fmt.Sprintf("media type or size is not accepted for %s (%d bytes, %d at most)", category, size, most)}, false
+	}
+	return mistake{}, true
+}
+
+// addMedium makes a medium of the caller's.
+func (s *Server) addMedium(c *call, category string, life time.Duration) *medium {
+	key := "3_"
+	switch category {
+	case "tweet_video", "dm_video":
+		key = "7_"
+	case "amplify_video":
+		key = "13_"
+	case "tweet_gif", "dm_gif":
+		key = "16_"
+	}
+	id := s.nextID()
+	m := &medium{Media: Media{ID: id, MediaKey: key + id, UserID: c.account.ID, Category: category, ExpiresAt: c.now.Add(life)}}
+	s.w.media[id], s.w.mediaList, c.effect = m, append(s.w.mediaList, m), true
+	return m
+}
+
+// mediumOf finds a medium of the caller's that has not expired, whatever its state.
+func (s *Server) mediumOf(c *call, id string) *medium {
+	m := s.w.media[id]
+	if m == nil || m.UserID != c.account.ID || !c.now.Before(m.ExpiresAt) {
+		return nil
+	}
+	return m
+}
+
+// page is the last but one part of the address of a post's media.
+func (m *medium) page() string {
+	if strings.HasSuffix(m.Category, "_video") {
+		return "video"
+	}
+	return "photo"
+}
+
+// answer is what one shot, FINALIZE and STATUS tell of a medium.
+func (m *medium) answer(now time.Time) answer {
 	type size struct {
 		W    int    `json:"w"`
 		H    int    `json:"h"`
 		Type string `json:"image_type"`
 	}
-	shown := size{Type: kind}
-	if config, _, err := image.DecodeConfig(bytes.NewReader(data)); err == nil {
-		shown.W, shown.H = config.Width, config.Height
+	type video struct {
+		Type string `json:"video_type"`
 	}
-	return jsonAnswer(http.StatusOK, map[string]any{"data": struct {
-		ID       string `json:"id"`
-		MediaKey string `json:"media_key"`
-		Size     int    `json:"size"`
-		Expires  int64  `json:"expires_after_secs"`
-		Image    size   `json:"image"`
-	}{m.ID, m.MediaKey, m.Size, int64(ttl / time.Second), shown}})
+	shown := struct {
+		ID         string          `json:"id"`
+		MediaKey   string          `json:"media_key"`
+		Size       int             `json:"size"`
+		Expires    int64           `json:"expires_after_secs"`
+		Image      *size           `json:"image,omitempty"`
+		Video      *video          `json:"video,omitempty"`
+		Processing *processingInfo `json:"processing_info,omitempty"`
+	}{ID: m.ID, MediaKey: m.MediaKey, Size: m.Size, Expires: int64(m.ExpiresAt.Sub(now) / time.Second), Processing: m.processingInfo(now)}
+	if m.page() == "video" {
+		shown.Video = &video{m.Type}
+	} else {
+		shown.Image = &size{m.width, m.height, m.Type}
+	}
+	return jsonAnswer(http.StatusOK, map[string]any{"data": shown})
 }
 
-// readUpload takes both forms of the body. Its errors are X's answers.
-func readUpload(c *call) (data []byte, category string, err error) {
+// upload takes an image in one shot.
+func (s *Server) upload(c *call) answer {
+	object, data, err := readMedia(c, uploadSchema())
+	if err != nil {
+		return s.malformed(c, mistake{message: err.Error()})
+	}
+	category := object["media_category"].(string)
+	if !strings.HasSuffix(category, "_image") && !strings.HasSuffix(category, "_gif") {
+		return invalid(mistake{"media_category", category, "one shot uploads are for images"})
+	}
+	found := inspect([][]byte{data})
+	if m, ok := fits(category, found.kind, int64(len(data))); !ok {
+		return invalid(m)
+	}
+	m := s.addMedium(c, category, cmp.Or(s.MediaTTL, mediaTTLDefault))
+	m.Size, m.finalized = len(data), c.now
+	m.take(found)
+	return m.answer(c.now)
+}
+
+// readMedia takes both forms of a body with bytes in it. Its errors are X's answers.
+func readMedia(c *call, sc schema) (object map[string]any, data []byte, err error) {
 	kind, params, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	object := map[string]any{}
 	switch kind {
 	case "multipart/form-data":
 		object, err = readForm(c.body, params["boundary"])
@@ -121,19 +222,24 @@ func readUpload(c *call) (data []byte, category string, err error) {
 		err = fmt.Errorf("content type %q is not supported", kind)
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
-	if m, ok := uploadSchema().check("", object); !ok {
-		return nil, "", errors.New(m.message)
+	for name, value := range object {
+		if text, ok := value.(string); ok && kind != "application/json" && sc.fields[name].kind == "integer" {
+			object[name] = json.Number(text)
+		}
 	}
-	data, category = []byte(object["media"].(string)), object["media_category"].(string)
+	if m, ok := sc.check("", object); !ok {
+		return nil, nil, errors.New(m.message)
+	}
+	data = []byte(object["media"].(string))
 	if kind == "application/json" {
 		data, err = base64.StdEncoding.DecodeString(string(data))
 	}
 	if err == nil && len(data) == 0 {
 		err = errors.New("$.media: is empty")
 	}
-	return data, category, err
+	return object, data, err
 }
 
 // readForm reads a multipart body as the object it stands for.
@@ -157,20 +263,15 @@ func readForm(body []byte, boundary string) (map[string]any, error) {
 		if _, twice := object[part.FormName()]; twice {
 			return nil, fmt.Errorf("part %q is given twice", part.FormName())
 		}
+		if part.FormName() == "media" && part.FileName() == "" {
+			return nil, errors.New(`part "media" has no filename, so it is no file`)
+		}
 		object[part.FormName()] = string(value)
 	}
 }
 
 // describe serves the metadata of a medium; alt text is what is kept.
 func (s *Server) describe(c *call) answer {
-	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	object, err := decodeObject(c.body)
-	if err != nil || kind != "application/json" {
-		return s.malformed(c, mistake{message: messageNotObject})
-	}
-	if m, ok := metadataSchema().check("", object); !ok {
-		return s.malformed(c, m)
-	}
 	var req struct {
 		ID       string `json:"id"`
 		Metadata struct {
@@ -179,11 +280,11 @@ func (s *Server) describe(c *call) answer {
 			} `json:"alt_text"`
 		} `json:"metadata"`
 	}
-	if err := json.Unmarshal(c.body, &req); err != nil {
-		return s.malformed(c, mistake{message: messageNotObject})
+	if _, m, ok := c.readJSON(metadataSchema(), &req); !ok {
+		return s.malformed(c, m)
 	}
-	m := s.w.media[req.ID]
-	if m == nil || m.UserID != c.account.ID || !c.now.Before(m.ExpiresAt) {
+	m := s.mediumOf(c, req.ID)
+	if m == nil || m.upload != nil || m.state(c.now) == MediaFailed {
 		return invalid(mistake{"id", req.ID, messageMediaIDs})
 	}
 	shown := map[string]any{}

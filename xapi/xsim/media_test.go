@@ -28,12 +28,17 @@ var pngBytes, gifBytes = func() ([]byte, []byte) {
 	return p.Bytes(), g.Bytes()
 }()
 
-// form is a multipart body of name and value pairs.
+// form is a multipart body of name and value pairs; media is sent as a file.
 func form(pairs ...string) (contentType, body string) {
 	var buf bytes.Buffer
 	w := multipart.NewWriter(&buf)
 	for i := 0; i < len(pairs); i += 2 {
-		_ = w.WriteField(pairs[i], pairs[i+1])
+		if pairs[i] != "media" {
+			_ = w.WriteField(pairs[i], pairs[i+1])
+			continue
+		}
+		part, _ := w.CreateFormFile(pairs[i], "blob")
+		_, _ = part.Write([]byte(pairs[i+1]))
 	}
 	_ = w.Close()
 	return w.FormDataContentType(), buf.String()

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
-	"mime"
 	"net/http"
 	"slices"
 	"strings"
@@ -28,7 +27,7 @@ type Post struct {
 type post struct {
 	Post
 	author       *account
-	media        []*Media
+	media        []*medium
 	conversation string   // id of the thread's first post
 	place        [32]byte // see placeOf
 	deleted      bool
@@ -113,16 +112,9 @@ func (s *Server) createPost(c *call) answer {
 // go together.
 func readPost(c *call) (postRequest, mistake, bool) {
 	var req postRequest
-	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	object, err := decodeObject(c.body)
-	if err != nil || kind != "application/json" {
-		return req, mistake{message: messageNotObject}, false
-	}
-	if m, ok := createPostSchema().check("", object); !ok {
+	object, m, ok := c.readJSON(createPostSchema(), &req)
+	if !ok {
 		return req, m, false
-	}
-	if err := json.Unmarshal(c.body, &req); err != nil {
-		return req, mistake{message: messageNotObject}, false
 	}
 	exclusive := 0
 	for _, name := range []string{"poll", "quote_tweet_id", "direct_message_deep_link", "media", "card_uri"} {
@@ -192,18 +184,14 @@ func (s *Server) attachMedia(c *call, p *post, req postRequest) (answer, bool) {
 	if req.Media == nil {
 		return answer{}, true
 	}
-	gifs := 0
 	for _, id := range req.Media.IDs {
-		m := s.w.media[id]
-		if m == nil || m.UserID != c.account.ID || !c.now.Before(m.ExpiresAt) || !strings.HasPrefix(m.Category, "tweet_") || slices.Contains(p.media, m) {
+		m := s.mediumOf(c, id)
+		if m == nil || m.state(c.now) != MediaSucceeded || strings.HasPrefix(m.Category, "dm_") || slices.Contains(p.media, m) {
 			return invalid(mistake{"media.media_ids", id, messageMediaIDs}), false
-		}
-		if m.Category == "tweet_gif" {
-			gifs++
 		}
 		p.media = append(p.media, m)
 	}
-	if gifs > 0 && len(p.media) > 1 {
+	if len(p.media) > 1 && slices.ContainsFunc(p.media, func(m *medium) bool { return m.Category != "tweet_image" }) {
 		return invalid(mistake{"media.media_ids", strings.Join(req.Media.IDs, ","), messageMediaIDs}), false
 	}
 	p.MediaIDs = req.Media.IDs

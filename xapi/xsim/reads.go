@@ -54,7 +54,7 @@ func render(text string, p *post) (string, []urlEntity) {
 	if b.Len() > 0 {
 		b.WriteByte(' ')
 	}
-	page := fmt.Sprintf("https://x.com/%s/status/%s/photo/1", p.author.Handle, p.ID)
+	page := fmt.Sprintf("https://x.com/%s/status/%s/%s/1", p.author.Handle, p.ID, p.media[0].page())
 	short, start := shorten(page), length()
 	b.WriteString(short)
 	for _, m := range p.media {
@@ -110,18 +110,26 @@ func (f fields) view(p *post, w *world) map[string]any {
 	return v
 }
 
+// checkQuery refuses parameters that are unknown, empty or given twice.
+func checkQuery(q url.Values, known []string) (mistake, bool) {
+	for name, values := range q {
+		if !slices.Contains(known, name) {
+			slices.Sort(known)
+			return mistake{name, values[0], fmt.Sprintf("The query parameter [%s] is not one of [%s]", name, strings.Join(known, ","))}, false
+		}
+		if len(values) != 1 || values[0] == "" {
+			return mistake{name, strings.Join(values, ","), "The query parameter [" + name + "] must be given once, and not empty"}, false
+		}
+	}
+	return mistake{}, true
+}
+
 // readFields takes post.fields or tweet.fields. Parameters other than these, those
 // every read has, and the extra ones are refused.
 func readFields(q url.Values, extra ...string) (fields, mistake, bool) {
 	known := slices.Concat(extra, []string{"tweet.fields", "post.fields", "expansions", "user.fields", "media.fields", "poll.fields", "place.fields"})
-	for name, values := range q {
-		if !slices.Contains(known, name) {
-			slices.Sort(known)
-			return fields{}, mistake{name, values[0], fmt.Sprintf("The query parameter [%s] is not one of [%s]", name, strings.Join(known, ","))}, false
-		}
-		if len(values) != 1 || values[0] == "" {
-			return fields{}, mistake{name, strings.Join(values, ","), "The query parameter [" + name + "] must be given once, and not empty"}, false
-		}
+	if m, ok := checkQuery(q, known); !ok {
+		return fields{}, m, false
 	}
 	f, param := fields{modern: q.Has("post.fields")}, "tweet.fields"
 	if f.modern {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"slices"
 	"strconv"
 	"unicode/utf8"
@@ -21,7 +22,7 @@ type schema struct {
 	items    *schema
 	id       bool // the pattern of all ids: 1 to 19 digits
 	enum     []string
-	min, max int    // of an integer, or of the length of an array or string; max 0 is none
+	min, max int64  // of an integer, or of the length of an array or string; max 0 is none
 	message  string // X's own words for a bad value, if known
 }
 
@@ -40,6 +41,22 @@ func decodeObject(body []byte) (map[string]any, error) {
 		return nil, errors.New("more than one JSON value")
 	}
 	return v, nil
+}
+
+// readJSON reads a JSON body that fits the schema, also as the object it is.
+func (c *call) readJSON(sc schema, into any) (map[string]any, mistake, bool) {
+	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	object, err := decodeObject(c.body)
+	if err != nil || kind != "application/json" {
+		return nil, mistake{message: messageNotObject}, false
+	}
+	if m, ok := sc.check("", object); !ok {
+		return nil, m, false
+	}
+	if err := json.Unmarshal(c.body, into); err != nil {
+		return nil, mistake{message: messageNotObject}, false
+	}
+	return object, mistake{}, true
 }
 
 // check returns the first mistake, in a stable order.
@@ -61,7 +78,7 @@ func (sc schema) check(path string, v any) (mistake, bool) {
 			return sc.checkArray(path, v)
 		}
 	case string:
-		n := utf8.RuneCountInString(v)
+		n := int64(utf8.RuneCountInString(v))
 		switch {
 		case sc.kind != "string":
 		case sc.id && !isID(v):
@@ -80,7 +97,7 @@ func (sc schema) check(path string, v any) (mistake, bool) {
 	case json.Number:
 		n, err := v.Int64()
 		if sc.kind == "integer" && err == nil {
-			if n < int64(sc.min) || n > int64(sc.max) {
+			if n < sc.min || n > sc.max {
 				return bad("must be %d to %d", sc.min, sc.max)
 			}
 			return mistake{}, true
@@ -123,7 +140,7 @@ func (sc schema) checkObject(path string, object map[string]any) (mistake, bool)
 }
 
 func (sc schema) checkArray(path string, array []any) (mistake, bool) {
-	if len(array) < sc.min || sc.max > 0 && len(array) > sc.max {
+	if n := int64(len(array)); n < sc.min || sc.max > 0 && n > sc.max {
 		return mistake{path, strconv.Itoa(len(array)), fmt.Sprintf("$.%s: must have %d to %d items", path, sc.min, sc.max)}, false
 	}
 	for _, v := range array {
@@ -151,7 +168,7 @@ func isID(v string) bool {
 func createPostSchema() schema {
 	text, flag := schema{kind: "string"}, schema{kind: "boolean"}
 	id := func(message string) schema { return schema{kind: "string", id: true, message: message} }
-	list := func(items schema, least, most int) schema {
+	list := func(items schema, least, most int64) schema {
 		return schema{kind: "array", items: &items, min: least, max: most}
 	}
 	link := schema{kind: "object", required: []string{"url"}, fields: map[string]schema{"url": text}}
@@ -211,5 +228,30 @@ func uploadSchema() schema {
 		"media_category": {kind: "string", enum: []string{
 			"tweet_image", "tweet_video", "tweet_gif", "dm_image", "dm_video", "dm_gif", "subtitles",
 		}},
+	}}
+}
+
+// initializeSchema is InitializeMediaUploadRequest, which requires nothing. Here the
+// three that say what will come are required: nobody has seen X do without.
+func initializeSchema() schema {
+	return schema{kind: "object", required: []string{"media_category", "media_type", "total_bytes"}, fields: map[string]schema{
+		"additional_owners": {kind: "array", items: &schema{kind: "string", id: true}},
+		"shared":            {kind: "boolean"},
+		"total_bytes":       {kind: "integer", max: 17_179_869_184},
+		"media_category": {kind: "string", enum: []string{
+			"amplify_video", "tweet_gif", "tweet_image", "tweet_video", "dm_gif", "dm_image", "dm_video", "subtitles",
+		}},
+		"media_type": {kind: "string", enum: []string{
+			"video/mp4", "video/webm", "video/mp2t", "video/quicktime", "text/srt", "text/vtt", "image/jpeg", "image/gif", "image/bmp",
+			"image/png", "image/webp", "image/pjpeg", "image/tiff", "model/gltf-binary", "model/vnd.usdz+zip",
+		}},
+	}}
+}
+
+// appendSchema is AppendMediaUploadRequest.
+func appendSchema() schema {
+	return schema{kind: "object", required: []string{"media", "segment_index"}, fields: map[string]schema{
+		"media":         {kind: "string"},
+		"segment_index": {kind: "integer", max: 999},
 	}}
 }

@@ -31,6 +31,10 @@ const (
 	EndpointTimeline   = "GET /2/users/:id/tweets"
 	EndpointMe         = "GET /2/users/me"
 	EndpointUpload     = "POST /2/media/upload"
+	EndpointInitialize = "POST /2/media/upload/initialize"
+	EndpointAppend     = "POST /2/media/upload/:id/append"
+	EndpointFinalize   = "POST /2/media/upload/:id/finalize"
+	EndpointStatus     = "GET /2/media/upload"
 	EndpointMetadata   = "POST /2/media/metadata"
 )
 
@@ -106,8 +110,17 @@ type Server struct {
 	// Lookups by id see it at once.
 	TimelineLag time.Duration
 
-	// MediaTTL is the life of an uploaded medium; 0 means 24 hours.
+	// MediaTTL is the life of an uploaded medium; 0 means 24 hours. A chunked upload
+	// has fifteen days to be finalized, and its medium this life from then on.
 	MediaTTL time.Duration
+
+	// MediaProcessing is how long a finalized GIF or video is not ready, a third of it
+	// pending and the rest in progress; 0 means 3 seconds, negative none.
+	MediaProcessing time.Duration
+
+	// MaxAppendBytes is the largest media part of an append, as it is sent; 0 means
+	// 4 MiB. The edge answers 413 without a body to more, as X's does to 5 MiB.
+	MaxAppendBytes int
 
 	// AllowReplies and AllowQuotes lift the rules against replying to, and
 	// quoting, posts of others.
@@ -138,8 +151,8 @@ type world struct {
 
 	posts     map[string]*post
 	postOrder []*post
-	media     map[string]*Media
-	mediaList []*Media
+	media     map[string]*medium
+	mediaList []*medium
 
 	limits  []Limit
 	windows map[windowKey]*window
@@ -162,7 +175,7 @@ func (s *Server) lock() *world {
 			refresh:  map[string]*refreshToken{},
 			codes:    map[string]*authCode{},
 			posts:    map[string]*post{},
-			media:    map[string]*Media{},
+			media:    map[string]*medium{},
 			limits:   overlay(DefaultLimits(), s.Limits),
 			windows:  map[windowKey]*window{},
 		}
@@ -428,7 +441,7 @@ func (s *Server) decide(c *call) answer {
 		return problemAnswer(http.StatusServiceUnavailable, "")
 	case c.plan.kind() == FaultCut && !c.plan.fault.After:
 		return answer{cut: true}
-	case len(c.body) > maxBodyBytes:
+	case len(c.body) > maxBodyBytes, c.endpoint == EndpointAppend && s.tooLarge(c):
 		return answer{status: http.StatusRequestEntityTooLarge}
 	case c.endpoint == "":
 		s.violate(c, ViolationMalformedRequest, "no such endpoint: "+c.r.Method+" "+c.r.URL.Path)
@@ -479,10 +492,24 @@ func (s *Server) handler(endpoint string) (func(*call) answer, []string) {
 		return s.timeline, read
 	case EndpointMe:
 		return s.me, read
+	}
+	return s.mediaHandler(endpoint), []string{"media.write"}
+}
+
+func (s *Server) mediaHandler(endpoint string) func(*call) answer {
+	switch endpoint {
 	case EndpointUpload:
-		return s.upload, []string{"media.write"}
+		return s.upload
+	case EndpointInitialize:
+		return s.initialize
+	case EndpointAppend:
+		return s.appendSegment
+	case EndpointFinalize:
+		return s.finalize
+	case EndpointStatus:
+		return s.status
 	default:
-		return s.describe, []string{"media.write"}
+		return s.describe
 	}
 }
 
@@ -498,6 +525,8 @@ func route(method, path string) (endpoint, id string) {
 		name, id = method+" /2/tweets/:id", seg[3]
 	case len(seg) == 5 && seg[1] == "2" && seg[2] == "users" && seg[4] == "tweets":
 		name, id = method+" /2/users/:id/tweets", seg[3]
+	case len(seg) == 6 && strings.HasPrefix(path, "/2/media/upload/"):
+		name, id = method+" /2/media/upload/:id/"+seg[5], seg[4]
 	}
 	if id == "" || !isEndpoint(name) {
 		return "", ""
@@ -508,7 +537,8 @@ func route(method, path string) (endpoint, id string) {
 func isEndpoint(name string) bool {
 	switch name {
 	case EndpointAuthorize, EndpointToken, EndpointRevoke, EndpointCreatePost, EndpointDeletePost, EndpointPosts,
-		EndpointPost, EndpointTimeline, EndpointMe, EndpointUpload, EndpointMetadata:
+		EndpointPost, EndpointTimeline, EndpointMe, EndpointUpload, EndpointInitialize, EndpointAppend,
+		EndpointFinalize, EndpointStatus, EndpointMetadata:
 		return true
 	}
 	return false
