@@ -92,7 +92,6 @@ func (s *Server) ExpireMedia(user string) bool {
 			m.ExpiresAt = now
 		}
 	}
-	w.sweep(now)
 	return true
 }
 

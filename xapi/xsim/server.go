@@ -153,7 +153,6 @@ type world struct {
 	postOrder []*post
 	media     map[string]*medium
 	mediaList []*medium
-	uploads   map[string]*medium // those of media that are not finalized
 
 	limits  []Limit
 	windows map[windowKey]*window
@@ -177,7 +176,6 @@ func (s *Server) lock() *world {
 			codes:    map[string]*authCode{},
 			posts:    map[string]*post{},
 			media:    map[string]*medium{},
-			uploads:  map[string]*medium{},
 			limits:   overlay(DefaultLimits(), s.Limits),
 			windows:  map[windowKey]*window{},
 		}

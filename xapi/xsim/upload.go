@@ -25,22 +25,12 @@ const (
 	maxCheckAfter          = 5 * time.Second
 )
 
-// upload is a chunked upload that is not finalized. Its bytes are forgotten
-// when it is.
+// upload is a chunked upload that is not finalized. When it is, only what its
+// bytes tell is kept of them; those of one that is given up stay until Reset.
 type upload struct {
 	announced string // its media_type
 	total     int64  // bytes
 	segments  map[int][]byte
-}
-
-// sweep forgets the bytes of uploads that can no longer be finalized.
-func (w *world) sweep(now time.Time) {
-	for id, m := range w.uploads {
-		if !now.Before(m.ExpiresAt) {
-			m.upload.segments = nil
-			delete(w.uploads, id)
-		}
-	}
 }
 
 // initialize begins a chunked upload.
@@ -62,10 +52,8 @@ func (s *Server) initialize(c *call) answer {
 	if req.Total == 0 {
 		return invalid(mistake{"total_bytes", "0", "the media is empty"})
 	}
-	s.w.sweep(c.now)
 	m := s.addMedium(c, req.Category, uploadTTL)
 	m.upload = &upload{announced: req.Type, total: req.Total, segments: map[int][]byte{}}
-	s.w.uploads[m.ID] = m
 	return jsonAnswer(http.StatusOK, map[string]any{"data": struct {
 		ID       string `json:"id"`
 		MediaKey string `json:"media_key"`
@@ -147,7 +135,6 @@ func (s *Server) finalize(c *call) answer {
 	}
 	m.take(found)
 	m.upload, m.finalized, m.ExpiresAt, c.effect = nil, c.now, c.now.Add(cmp.Or(s.MediaTTL, mediaTTLDefault)), true
-	delete(s.w.uploads, m.ID)
 	return m.answer(c.now)
 }
 

@@ -377,7 +377,7 @@ func TestStatusRefused(t *testing.T) {
 	open := b.initialize(b.grant, "tweet_video", "video/mp4", 9)
 	b.wantInvalidMedia(b.status(b.grant, open), "media_id", open)
 	b.wantViolations()
-	for _, query := range []string{"", "?media_id=", "?media_id=7_" + id, "?media_id=" + id + "&command=status", "?media_id=" + id + "&media_id=" + id, "?id=" + id} {
+	for _, query := range []string{"", "?media_id=", "?media_id=7_" + id, "?media_id=" + id + "&command=status", "?media_id=" + id + "&media_id=" + id, "?media_id=" + id + "&id=12"} {
 		if r := b.do(b.grant, "GET", "/2/media/upload"+query, "", ""); r.status != 400 {
 			t.Errorf("%q: %d %s", query, r.status, r.body)
 		}
