@@ -34,8 +34,6 @@ const (
 	slowestFetch = 64 << 10
 	// fetchRedirects bounds the redirects of one fetch.
 	fetchRedirects = 3
-	// sniffBytes are enough to tell a file's type.
-	sniffBytes = 512
 )
 
 // MediaSource reads media from where a request names it. Bytes reach X as they
@@ -61,8 +59,6 @@ type blob struct {
 }
 
 func (b *blob) reader() io.Reader { return io.NewSectionReader(b, 0, b.size) }
-
-func (b *blob) isImage() bool { return strings.HasPrefix(b.mime, "image/") && b.mime != "image/gif" }
 
 // mediaError says why a media cannot be had.
 type mediaError struct {
@@ -169,13 +165,13 @@ func spool(r io.Reader) (*blob, error) {
 // fill reads what r has into w, and tells its size, type and digest. It stops where
 // X would not take it.
 func (b *blob) fill(r io.Reader, w io.Writer) error {
-	head := make([]byte, sniffBytes)
+	head := make([]byte, xapi.SniffBytes)
 	n, err := io.ReadFull(r, head)
 	head = head[:n]
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return &mediaError{err: fmt.Errorf("read media: %w", err)}
 	}
-	b.mime = mediaType(head)
+	b.mime = xapi.MediaType(head)
 	limit := xapi.MediaLimit(b.mime)
 	if limit == 0 {
 		return invalidMedia("it is %s; X takes JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos", b.mime)
@@ -191,22 +187,6 @@ func (b *blob) fill(r io.Reader, w io.Writer) error {
 	}
 	b.digest = hex.EncodeToString(sum.Sum(nil))
 	return nil
-}
-
-// mediaType tells a file by its first bytes. Beside what net/http knows, it takes
-// every file of the MP4 family for a video but pictures in it.
-func mediaType(head []byte) string {
-	if len(head) >= 12 && string(head[4:8]) == "ftyp" {
-		switch brand := string(head[8:12]); brand {
-		case "qt  ":
-			return "video/quicktime"
-		case "avif", "avis", "heic", "heix", "hevc", "mif1", "msf1":
-			return "image/" + strings.TrimSpace(brand)
-		default:
-			return "video/mp4"
-		}
-	}
-	return http.DetectContentType(head)
 }
 
 var (

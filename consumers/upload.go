@@ -158,7 +158,7 @@ func (u *uploads) read(ctx context.Context, p *postMedia) error {
 			return p.failure(n, err)
 		}
 		p.blobs[n] = b
-		if len(p.asked) > 1 && !b.isImage() {
+		if len(p.asked) > 1 && !xapi.IsImage(b.mime) {
 			return p.failure(n, invalidMedia("it is %s, which X takes alone: up to %d images, or one GIF, or one video", b.mime, jetpost.MaxImages))
 		}
 	}
@@ -249,7 +249,8 @@ func (u *uploads) processed(ctx context.Context, m *store.Media) error {
 		*m = store.Media{Digest: m.Digest, Renewed: m.Renewed}
 		return invalidMedia("X has not processed it within %s", maxProcessing)
 	default:
-		m.CheckAt = later(got.CheckAfter)
+		// What takes long is asked for less often.
+		m.CheckAt = later(max(got.CheckAfter, time.Since(m.UploadedAt)/8))
 		return processing(m)
 	}
 }

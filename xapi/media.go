@@ -9,9 +9,11 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"net/http"
 	"net/textproto"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -80,6 +82,25 @@ func MediaLimit(mimeType string) int64 {
 	}
 }
 
+// SniffBytes is as much of a file as MediaType looks at.
+const SniffBytes = 512
+
+// MediaType tells a file's type by its first bytes, SniffBytes at most. Beside what net/http knows, it takes
+// every file of the MP4 family for a video but pictures in it.
+func MediaType(head []byte) string {
+	if len(head) >= 12 && string(head[4:8]) == "ftyp" {
+		switch brand := string(head[8:12]); brand {
+		case "qt  ":
+			return "video/quicktime"
+		case "avif", "avis", "heic", "heix", "hevc", "mif1", "msf1":
+			return "image/" + strings.TrimSpace(brand)
+		default:
+			return "video/mp4"
+		}
+	}
+	return http.DetectContentType(head)
+}
+
 // category is X's word for what a file of that type becomes in a post.
 func category(mimeType string) string {
 	base, _, err := mime.ParseMediaType(mimeType)
@@ -97,9 +118,12 @@ func category(mimeType string) string {
 	return ""
 }
 
+// IsImage tells the types of which a post takes several.
+func IsImage(mimeType string) bool { return category(mimeType) == "tweet_image" }
+
 // UploadEndpoints are the endpoints that UploadMedia calls for a media type.
 func UploadEndpoints(mimeType string) []Endpoint {
-	if category(mimeType) == "tweet_image" {
+	if IsImage(mimeType) {
 		return []Endpoint{EndpointUploadMedia}
 	}
 	return []Endpoint{EndpointInitializeMedia, EndpointAppendMedia, EndpointFinalizeMedia}
@@ -115,7 +139,7 @@ func (c *Client) UploadMedia(ctx context.Context, r io.Reader, size int64, mimeT
 		return Media{}, fmt.Errorf("upload media: %w: %q", ErrMediaType, mimeType)
 	case size > limit:
 		return Media{}, fmt.Errorf("upload media: %w: %d bytes of %s, at most %d", ErrMediaTooLarge, size, mimeType, limit)
-	case limit == MaxImageBytes:
+	case IsImage(mimeType):
 		return c.uploadImage(ctx, r, size, mimeType)
 	default:
 		return c.uploadSegments(ctx, r, size, mimeType)

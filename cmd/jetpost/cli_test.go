@@ -53,6 +53,7 @@ func TestScript(t *testing.T) {
 			"house":   withHouse((*house).start),
 			"keys":    withHouse((*house).keys),
 			"media":   withHouse((*house).media),
+			"mp4":     writeMP4,
 			"png":     writePNG,
 			"posts":   withHouse((*house).posts),
 			"refuse":  withHouse((*house).refuse),
@@ -98,6 +99,15 @@ func writePNG(ts *testscript.TestScript, _ bool, args []string) {
 	f, err := os.Create(ts.MkAbs(args[0]))
 	ts.Check(err)
 	ts.Check(errors.Join(png.Encode(f, picture), f.Close()))
+}
+
+// writeMP4 writes what looks like a video, for all that anybody looks at: mp4 FILE BYTES
+func writeMP4(ts *testscript.TestScript, _ bool, args []string) {
+	size, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	video := make([]byte, size)
+	copy(video, "\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isommp41")
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), video, 0o600))
 }
 
 type houseKey struct{}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -27,7 +26,7 @@ type publishCmd struct {
 
 	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
 	Split        bool          `env:"-" help:"Cut texts of more than 280, as X counts, into the posts of a thread. Without it they are published as they are, which X allows some accounts."`
-	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Image of the first post, JPEG, PNG or WebP of up to 5 MB; may be repeated, up to 4."`
+	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media file of the first post: an image (JPEG, PNG, WebP, up to 5 MiB; may be repeated, up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
 	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
 	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
 	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
@@ -215,8 +214,12 @@ func (c *publishCmd) checkMedia() error {
 		errs = append(errs, fmt.Sprintf("--alt: there are %d for %d --media; give one for each, --alt '' for none", len(c.Alt), len(c.Media)))
 	}
 	for _, path := range c.Media {
-		if err := checkImage(path); err != nil {
+		kind, err := checkFile(path)
+		switch {
+		case err != nil:
 			errs = append(errs, "--media: "+err.Error())
+		case len(c.Media) > 1 && !xapi.IsImage(kind):
+			errs = append(errs, fmt.Sprintf("--media: %s is %s, which X takes alone: up to %d images, or one GIF, or one video", path, kind, jetpost.MaxImages))
 		}
 	}
 	if len(errs) == 0 {
@@ -225,35 +228,32 @@ func (c *publishCmd) checkMedia() error {
 	return errors.New(strings.Join(errs, "\n  "))
 }
 
-// sniffBytes is how much http.DetectContentType looks at.
-const sniffBytes = 512
-
-// checkImage makes sure that a file is of a kind and size that X takes.
-func checkImage(path string) error {
+// checkFile makes sure that a file is of a kind and size that X takes.
+func checkFile(path string) (kind string, err error) {
 	info, err := os.Stat(path) // before opening, which waits where it is a pipe
-	switch {
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular() || info.Size() == 0:
-		return fmt.Errorf("%s is empty or no file", path)
-	case info.Size() > xapi.MaxImageBytes:
-		return fmt.Errorf("%s has %d bytes, more than the %d that X takes", path, info.Size(), xapi.MaxImageBytes)
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() || info.Size() == 0 {
+		return "", fmt.Errorf("%s is empty or no file", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() { _ = f.Close() }() // only read from
-	head, err := io.ReadAll(io.LimitReader(f, sniffBytes))
+	head, err := io.ReadAll(io.LimitReader(f, xapi.SniffBytes))
 	if err != nil {
-		return err
+		return "", err
 	}
-	switch kind := http.DetectContentType(head); kind {
-	case "image/jpeg", "image/png", "image/webp":
-		return nil
-	default:
-		return fmt.Errorf("%s is %s, not JPEG, PNG or WebP", path, kind)
+	kind = xapi.MediaType(head)
+	switch limit := xapi.MediaLimit(kind); {
+	case limit == 0:
+		return "", fmt.Errorf("%s is %s; X takes JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos", path, kind)
+	case info.Size() > limit:
+		return "", fmt.Errorf("%s has %d bytes, more than the %d that X takes of %s", path, info.Size(), limit, kind)
 	}
+	return kind, nil
 }
 
 func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
