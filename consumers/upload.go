@@ -259,12 +259,13 @@ func processing(m *store.Media) error {
 	return &holdError{Hold(jetpost.CodeMediaProcessing, m.CheckAt, "X is still processing media "+m.ID)}
 }
 
-// later is the time after a wait; zero for none.
+// later is the time after a wait; zero for none. A database keeps no nanoseconds, so
+// that a hold until then would be over before it.
 func later(wait time.Duration) time.Time {
 	if wait == 0 {
 		return time.Time{}
 	}
-	return time.Now().Add(wait).UTC()
+	return time.Now().Add(wait).UTC().Truncate(time.Millisecond)
 }
 
 // keep tells the ledger what is known of a medium.
