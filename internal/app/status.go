@@ -280,6 +280,10 @@ func Advice(code jetpost.Code) string {
 		return "change the text and send it under another id, or jetpost replay ID later"
 	case jetpost.CodeMediaInvalid:
 		return "replace the file at its place and jetpost replay ID, or send a new request"
+	case jetpost.CodeTextTooLong:
+		return "shorten it, or cut it with jetpost publish --split, and send it under another id; or subscribe the account and jetpost replay ID"
+	case jetpost.CodeSameText:
+		return "change the text and send it under another id; jetpost replay ID sends it all the same"
 	case jetpost.CodeExpired:
 		return "send a new request"
 	case jetpost.CodeOutcomeUnknown:
