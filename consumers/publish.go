@@ -56,6 +56,7 @@ type PublishHandler struct {
 	Gate     *Gate
 	Clients  *Clients
 	Media    *MediaSource
+	Rules    Rules
 	Health   *Health
 	Names    jetpost.Names
 	Timing   Timing
@@ -227,6 +228,8 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	var a attempt
 	if doubt >= 0 {
 		a = r.reconcile(ctx, client, head, doubt, request.Posts[doubt])
+	} else if v, refused := r.tooLong(ctx, client, request.Posts, from); refused {
+		a = r.settled(v)
 	} else {
 		t := &threadRun{r: r, head: head, request: request, client: client, begun: -1}
 		a = t.post(ctx, from, parent)
@@ -250,7 +253,10 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 // read fills in a request that an older worker has accepted without being able
 // to read it; the lane then looks again.
 func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.Request) attempt {
-	in := store.Acceptance{Request: request, Body: head.Body, Digest: request.Digest()}
+	if err := r.h.Rules.Check(request); err != nil {
+		return r.settled(Failed(jetpost.CodeInvalidRequest, err.Error()))
+	}
+	in := r.h.Rules.acceptance(request, head.Body)
 	in.Request.ID = head.ID
 	decision, err := persist(ctx, r, "read at last", func() (store.Decision, error) {
 		in.Now = time.Now()

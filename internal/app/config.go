@@ -63,6 +63,8 @@ type Config struct {
 	// was away. It should outlive the process.
 	Lifeboat string
 	Web      WebConfig
+	// Rules are those of X that requests must keep to.
+	Rules consumers.Rules
 	// AllowPrivateMedia lets media urls reach private networks.
 	AllowPrivateMedia bool
 	// Worker names this worker in leases and logs; made up where empty.

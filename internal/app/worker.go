@@ -172,13 +172,14 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
 		},
 	}
-	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Names: names, Log: w.log}
+	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Rules: cfg.Rules, Names: names, Log: w.log}
 	publish := &consumers.PublishHandler{
 		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
 		Clients: consumers.NewClients(func(token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()))
 		}),
 		Media:  &consumers.MediaSource{Objects: objects, AllowPrivate: cfg.AllowPrivateMedia},
+		Rules:  cfg.Rules,
 		Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
