@@ -66,9 +66,9 @@ type Request struct {
 
 // Post is one post on X. The words are X's own.
 type Post struct {
-	// Text is at most MaxTextChars characters, with one cashtag at most; X's own
-	// weighted limit, shorter for most accounts, is checked later. It may be empty
-	// only where Media is not.
+	// Text is at most MaxTextChars characters; X's own weighted limit, shorter for
+	// most accounts, is checked later. X allows one cashtag, and more to Enterprise
+	// apps. It may be empty only where Media is not.
 	Text string `json:"text,omitempty"`
 	// Media is up to MaxImages images, or one GIF, or one video.
 	Media []Media `json:"media,omitempty"`
@@ -250,7 +250,7 @@ type RequestStatus struct {
 	CostEstimateUSD float64 `json:"cost_estimate_usd,omitempty"`
 	// AcceptedAt is when a worker first stored the request.
 	AcceptedAt time.Time `json:"accepted_at"`
-	// PublishAt is the request's own.
+	// PublishAt is the request's own, or the one that it was moved to.
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	// ExpiresAt is the request's own.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`

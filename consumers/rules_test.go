@@ -266,3 +266,27 @@ func TestSameTextIsAnothersText(t *testing.T) {
 	}
 	equal(t, "log", strings.Contains(log.String(), "same_text"), false)
 }
+
+// TestRescheduledWhileWorkedOn: a request that is moved while a worker has it at
+// hand goes out at its new time, and once.
+func TestRescheduledWhileWorkedOn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "moved", Posts: thread("one", "two")})
+	b.accept(t, jetpost.Request{ID: "behind", Posts: thread("three")})
+	move := func(at time.Time) error {
+		_, err := b.ledger.Reschedule(t.Context(), key, at, time.Now())
+		return err
+	}
+	hook := &ledgerHook{Store: b.ledger}
+	hook.before = nth("begin", 1, func() error { return move(time.Now().Add(time.Hour)) })
+	h := b.lane(func(h *PublishHandler) { h.Ledger = hook })
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateScheduled, "", 0)
+	b.texts(t, "acme", "three")
+	check(t, move(time.Now()))
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 2)
+	b.texts(t, "acme", "three", "one", "two")
+}
