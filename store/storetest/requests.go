@@ -691,6 +691,7 @@ func sameText(t *testing.T, b *bundle) {
 		{"live since the day after tomorrow", "beta", "late", 3*day - time.Second, "of late"},
 		{"none", "beta", "", 0, ""},
 		{"of one's own", acme, "waits", 0, ""},
+		{"of one's own, live", acme, "live", 0, ""},
 		{"of nobody", "beta", "new", 0, ""},
 		{"later, and asked for now", "beta", "later", 0, ""},
 		{"later, and asked for a day before", "beta", "later", day, ""},
@@ -721,22 +722,25 @@ func sameText(t *testing.T, b *bundle) {
 
 // sameTextConcurrently: of accounts that come with one thread at once, one posts it.
 func sameTextConcurrently(t *testing.T, b *bundle) {
-	const n = 6
+	const accounts, rounds = 6, 20
 	stores := []store.Store{b.st, b.open(t, b.keys)}
-	for i := range n {
+	for i := range accounts {
 		b.add(t, fmt.Sprint("a", i))
 	}
-	queued := atOnce(t, n, func(i int) (bool, error) {
-		texts := []string{"one", "two", "three"}
-		slices.Reverse(texts[:1+i%3]) // in any order
-		in := b.texts(fmt.Sprint("a", i), "same", texts...)
-		if _, err := stores[i%2].Accept(t.Context(), in); err != nil {
-			return false, err
-		}
-		record, err := b.st.Request(t.Context(), store.Key{Account: in.Request.Account, ID: "same"})
-		return record.Status.State == jetpost.StateQueued, err
-	})
-	equal(t, "requests that go on", queued, 1)
+	for round := range rounds {
+		id := fmt.Sprint(round)
+		queued := atOnce(t, accounts, func(i int) (bool, error) {
+			texts := []string{"one " + id, "two " + id, "three " + id}
+			slices.Reverse(texts[:1+i%3]) // in any order
+			in := b.texts(fmt.Sprint("a", i), id, texts...)
+			if _, err := stores[i%2].Accept(t.Context(), in); err != nil {
+				return false, err
+			}
+			record, err := b.st.Request(t.Context(), store.Key{Account: in.Request.Account, ID: id})
+			return record.Status.State == jetpost.StateQueued, err
+		})
+		equal(t, "requests that go on in round "+id, queued, 1)
+	}
 }
 
 func sameTextReadAtLast(t *testing.T, b *bundle) {
