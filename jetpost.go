@@ -66,16 +66,17 @@ type Request struct {
 
 // Post is one post on X. The words are X's own.
 type Post struct {
-	// Text is at most MaxTextChars characters; X's own weighted limit, shorter
-	// for most accounts, is checked later. It may be empty only where Media is
-	// not.
+	// Text is at most MaxTextChars characters; X's own weighted limit, shorter for
+	// most accounts, is checked later. X allows one cashtag, and more to Enterprise
+	// apps. It may be empty only where Media is not.
 	Text string `json:"text,omitempty"`
 	// Media is up to MaxImages images, or one GIF, or one video.
 	Media []Media `json:"media,omitempty"`
 	// InReplyToPostID makes the first post of a request a reply; X allows it
 	// to self-serve apps only below posts that mention or quote the account.
 	InReplyToPostID string `json:"in_reply_to_post_id,omitempty"`
-	// QuotePostID quotes a post; X reserves it to Enterprise apps.
+	// QuotePostID quotes a post, which X reserves to Enterprise apps. It excludes
+	// Media and Poll.
 	QuotePostID string `json:"quote_post_id,omitempty"`
 	// ReplySettings is one of following, mentionedUsers, subscribers, verified;
 	// absent lets everyone reply.
@@ -174,6 +175,8 @@ const (
 	CodeDuplicate    Code = "duplicate"     // X refused the post as a repeat of an earlier one
 	CodeMediaInvalid Code = "media_invalid" // a media file is of no kind that X takes, or too large
 	CodeMediaChanged Code = "media_changed" // a media file is not the one that was accepted
+	CodeTextTooLong  Code = "text_too_long" // a post further on in the thread is too long for an account without a subscription
+	CodeSameText     Code = "same_text"     // another account posts the same text within a day, and workers are told to refuse that
 	CodeExpired      Code = "expired"       // expires_at passed before the first post was begun
 
 	// Unknown.
@@ -196,7 +199,7 @@ func Codes() []Code {
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict,
 		CodeRateLimited, CodeAppStopped, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
 		CodeReconciling, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
-		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeExpired,
+		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
 		CodeOutcomeUnknown,
 		CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeXOutage, CodeAppMisconfigured,
 	}
@@ -244,9 +247,12 @@ type RequestStatus struct {
 	Total int `json:"total"`
 	// Attempts counts posts sent to X, answered or not.
 	Attempts int `json:"attempts"`
+	// CostEstimateUSD is what X will charge for all its posts, in US dollars, by
+	// the prices that were known as it was accepted; absent where nobody knows.
+	CostEstimateUSD float64 `json:"cost_estimate_usd,omitempty"`
 	// AcceptedAt is when a worker first stored the request.
 	AcceptedAt time.Time `json:"accepted_at"`
-	// PublishAt is the request's own.
+	// PublishAt is the request's own, or the one that it was moved to.
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	// ExpiresAt is the request's own.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`

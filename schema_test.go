@@ -182,7 +182,7 @@ func limit(types map[string]*jsonschema.Schema) {
 	}
 	if post, ok := types["Post"]; ok {
 		post.AnyOf = []*jsonschema.Schema{has("text"), has("media")}
-		post.Not = &jsonschema.Schema{AnyOf: []*jsonschema.Schema{has("poll", "media"), has("poll", "quote_post_id")}}
+		post.Not = &jsonschema.Schema{AnyOf: []*jsonschema.Schema{has("poll", "media"), has("poll", "quote_post_id"), has("quote_post_id", "media")}}
 	}
 }
 

@@ -36,6 +36,14 @@ func CheckAccount(name string) error {
 	return nil
 }
 
+// CheckID tells what is wrong with the id of a request, or nil.
+func CheckID(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("id %s: use %s", quote(id), idPattern.words)
+	}
+	return nil
+}
+
 // Years that a time may lie in. Time zero means "absent" in Go, and RFC 3339
 // has no year after 9999.
 const (
@@ -74,8 +82,9 @@ func (e *InvalidError) Error() string {
 // Validate tells whether a worker would take the request, by the rules that
 // [Decode] has for its JSON. It fails with *InvalidError.
 //
-// What only X or a clock can tell is not checked: the weighted length of a
-// text, the kind of a media file, a time that has passed.
+// What only X, a clock or a count by weight can tell is not checked: the weighted
+// length of a text and its cashtags, the kind of a media file, a time that has
+// passed. Workers look at the first two before they accept a request.
 func (r Request) Validate() error {
 	var f findings
 	r.check(&f)
@@ -136,10 +145,17 @@ func (r Request) checkMetadata(f *findings) {
 	}
 }
 
+// refusedChars are in no text that X takes: the byte order mark, and two that
+// are no characters.
+const refusedChars = "\uFEFF\uFFFE\uFFFF"
+
 // check looks at one post. first tells that it opens the thread; every other
 // post's parent is the one before it.
 func (p Post) check(f *findings, at string, first bool) {
 	f.text(at+"/text", p.Text, MaxTextChars)
+	if strings.ContainsAny(p.Text, refusedChars) {
+		f.refuse(at+"/text", "holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post")
+	}
 	if strings.TrimSpace(p.Text) == "" && len(p.Media) == 0 && !f.spoilt(at+"/media") {
 		f.refuse(at+"/text", "is missing or empty, which only a post with media may be")
 	}
@@ -154,6 +170,9 @@ func (p Post) check(f *findings, at string, first bool) {
 	}
 	f.match(at+"/in_reply_to_post_id", p.InReplyToPostID, postIDPattern)
 	f.match(at+"/quote_post_id", p.QuotePostID, postIDPattern)
+	if len(p.Media) > 0 && p.QuotePostID != "" {
+		f.refuse(at+"/quote_post_id", "cannot stand together with media")
+	}
 	f.match(at+"/community_id", p.CommunityID, postIDPattern)
 	if p.ReplySettings != "" && !slices.Contains(replySettings(), p.ReplySettings) {
 		f.refuse(at+"/reply_settings", "is %s, want one of %s", quote(p.ReplySettings), strings.Join(replySettings(), ", "))

@@ -17,6 +17,7 @@ import (
 // intakeLedger is the ledger's part at the door.
 type intakeLedger interface {
 	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
+	SameText(ctx context.Context, q store.TextQuery) (store.Key, bool, error)
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
@@ -38,6 +39,7 @@ type IntakeHandler struct {
 	Announce *Announcer
 	Bells    ringer
 	Media    pinner
+	Rules    Rules
 	Names    jetpost.Names
 	Log      *slog.Logger
 }
@@ -46,7 +48,11 @@ type IntakeHandler struct {
 func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	account, subject := h.origin(d.Subject)
 	request, err := jetpost.Decode(account, d.Data)
-	in := store.Acceptance{Request: request, Body: d.Data, Now: time.Now()}
+	if err == nil {
+		err = h.Rules.Check(request)
+	}
+	in := h.Rules.acceptance(request, d.Data)
+	in.Now = time.Now()
 
 	var invalid *jetpost.InvalidError
 	var newer *jetpost.NewerVersionError
@@ -64,7 +70,6 @@ func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	case err != nil:
 		return Stall(fmt.Errorf("decode job: %w", err))
 	}
-	in.Digest = in.Request.Digest()
 	if in.Hold != nil {
 		// What a later version means by equal is not known here: the bytes.
 		sum := sha256.Sum256(d.Data)
@@ -108,8 +113,24 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 	}
 	if decision == store.Repeated {
 		log.Info("request.repeated")
-	} else {
-		log.Info("request.accepted")
+		return Done()
+	}
+	log.Info("request.accepted")
+	return h.sameText(ctx, key, in)
+}
+
+// sameText warns of a text that another account posts too. It looks once the
+// request is there to be seen: of two that come at once, one at least is told of.
+func (h *IntakeHandler) sameText(ctx context.Context, key store.Key, in store.Acceptance) Verdict {
+	if h.Rules.SameText != SameTextWarn && h.Rules.SameText != "" {
+		return Done()
+	}
+	other, found, err := h.Ledger.SameText(ctx, store.TextsOf(in.Request, in.Now))
+	if err != nil {
+		h.Log.Warn("request.same_text_unknown", "account", key.Account, "request", key.ID, "error", err)
+	}
+	if found {
+		h.Log.Warn("request.same_text", "account", key.Account, "request", key.ID, "other_account", other.Account, "other_request", other.ID)
 	}
 	return Done()
 }

@@ -2,7 +2,6 @@ package consumers
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -58,6 +57,7 @@ type PublishHandler struct {
 	Gate     *Gate
 	Clients  *Clients
 	Media    *MediaSource
+	Rules    Rules
 	Health   *Health
 	Names    jetpost.Names
 	Timing   Timing
@@ -229,6 +229,8 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	var a attempt
 	if doubt >= 0 {
 		a = r.reconcile(ctx, client, head, doubt, request.Posts[doubt])
+	} else if v, refused := r.tooLong(ctx, client, request.Posts, from); refused {
+		a = r.settled(v)
 	} else {
 		t := &threadRun{r: r, head: head, request: request, client: client, begun: -1}
 		a = t.post(ctx, from, parent)
@@ -252,11 +254,15 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 // read fills in a request that an older worker has accepted without being able
 // to read it; the lane then looks again.
 func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.Request) attempt {
+	if err := r.h.Rules.Check(request); err != nil {
+		return r.settled(Failed(jetpost.CodeInvalidRequest, err.Error()))
+	}
 	pins, err := r.h.Media.Pin(ctx, request)
 	if err != nil {
 		return r.settled(Hold(jetpost.CodeMediaUnavailable, time.Now().Add(backoff(head.Holds+1)), err.Error()))
 	}
-	in := store.Acceptance{Request: request, Body: head.Body, Digest: request.Digest(), Media: pins}
+	in := r.h.Rules.acceptance(request, head.Body)
+	in.Media = pins
 	in.Request.ID = head.ID
 	decision, err := persist(ctx, r, "read at last", func() (store.Decision, error) {
 		in.Now = time.Now()
@@ -451,7 +457,6 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 	}
 	var notAfter time.Time
 	tries := 0
-	text := sha256.Sum256([]byte(p.Text))
 	_, err = persist(ctx, t.r, "begin", func() (struct{}, error) {
 		tries++
 		now := time.Now()
@@ -461,7 +466,7 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		}
 		notAfter = now.Add(h.Timing.sendWithin())
 		return struct{}{}, h.Ledger.Begin(ctx, t.r.lane, t.head.ID, store.Intent{
-			Post: i, ParentID: p.InReplyToPostID, TextHash: text[:], MediaIDs: ids,
+			Post: i, ParentID: p.InReplyToPostID, TextHash: store.TextHash(p.Text), MediaIDs: ids,
 			NotAfter: notAfter, Now: now, Lease: h.Timing.lease(),
 		})
 	})

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -18,6 +20,8 @@ var (
 	// ErrNotRunnable says that the request is no longer one that may be
 	// posted, for instance because it was cancelled.
 	ErrNotRunnable = errors.New("request is not runnable")
+	// ErrExpired says that the request expires before it would be published.
+	ErrExpired = errors.New("request expires before that time")
 	// ErrNameTaken says that the account name belongs to another X user.
 	ErrNameTaken = errors.New("account name belongs to another X user")
 	// ErrUserTaken says that the X user is known under another account name.
@@ -368,7 +372,52 @@ type Acceptance struct {
 	Hold *jetpost.Reason
 	// Media are the digests that are known of the posts' media, by post.
 	Media [][]Media
-	Now   time.Time
+	// CostMicros is what X will charge for the request, as an estimate in
+	// millionths of a US dollar; zero where it is not known.
+	CostMicros int64
+	// RefuseSameText has a new request fail, with CodeSameText, where another
+	// account posts one of its texts within SameTextWithin.
+	RefuseSameText bool
+	Now            time.Time
+}
+
+// SameTextWithin is how near in time two accounts' posts of one text are the same
+// content to X.
+const SameTextWithin = 24 * time.Hour
+
+// TextQuery asks for another account's posts of one of these texts.
+type TextQuery struct {
+	Account string   // whose posts do not count
+	Hashes  [][]byte // TextHash of each
+	DueAt   time.Time
+	Now     time.Time
+}
+
+// TextsOf asks for others of the request's texts.
+func TextsOf(r jetpost.Request, now time.Time) TextQuery {
+	q := TextQuery{Account: r.Account, DueAt: r.PublishAt, Now: now}
+	for _, p := range r.Posts {
+		if hash := TextHash(p.Text); hash != nil {
+			q.Hashes = append(q.Hashes, hash)
+		}
+	}
+	return q
+}
+
+// Span is when a post of the same text is too near.
+func (q TextQuery) Span() (from, to time.Time) {
+	due := latest(q.DueAt, q.Now)
+	return due.Add(-SameTextWithin), due.Add(SameTextWithin)
+}
+
+// TextHash is what is kept of a post's text: its SHA-256, nil of none. White space
+// alone is none.
+func TextHash(text string) []byte {
+	if strings.TrimSpace(text) == "" {
+		return nil
+	}
+	sum := sha256.Sum256([]byte(text))
+	return sum[:]
 }
 
 // Decision is what became of an Acceptance.
@@ -425,9 +474,9 @@ type PostRecord struct {
 	State    jetpost.PostState
 	ParentID string // set with the first intent
 	PostID   string
-	Media    []Media  // in the request's order; of those behind the last one nothing is known
-	MediaIDs []string // of the latest intent
-	TextHash []byte
+	Media    []Media   // in the request's order; of those behind the last one nothing is known
+	MediaIDs []string  // of the latest intent
+	TextHash []byte    // nil where it has no text
 	SentAt   time.Time // commit of the latest intent
 	NotAfter time.Time // the latest moment at which that intent may be sent
 	Attempt  int64     // fence of the latest intent
@@ -553,6 +602,9 @@ type Requests interface {
 	// a request that was accepted with Hold is read at last by accepting its
 	// body again without: it keeps its place. ErrNotFound: no such account.
 	Accept(ctx context.Context, in Acceptance) (Decision, error)
+	// SameText returns a request of another account that posts one of the texts
+	// too near in time: a post of it is live, may be live, or is still to be sent.
+	SameText(ctx context.Context, q TextQuery) (Key, bool, error)
 	// Refuse records a message that never became a request, once per place in
 	// the stream. It forgets those that the stream took RefusalRetention before
 	// this one.
@@ -576,8 +628,8 @@ type Requests interface {
 	Look(ctx context.Context, lane Lane, now time.Time) (Look, error)
 
 	// Begin commits the intent to send one pending post, makes the request
-	// publishing and extends the lease. ErrNotRunnable: it was cancelled, or
-	// that post is not pending.
+	// publishing and extends the lease. ErrNotRunnable: it was cancelled or put
+	// off, or that post is not pending.
 	Begin(ctx context.Context, lane Lane, id string, intent Intent) error
 	// Posted commits that X made the post. It holds for whoever wrote the
 	// latest intent, even after the lane was taken over: what X answered is
@@ -589,8 +641,8 @@ type Requests interface {
 	Posted(ctx context.Context, lane Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
 	// Conclude moves the request. Where it was finished meanwhile, it stays so
 	// and only the post's state is kept; where that post turned out to be live
-	// meanwhile, or is known not to be although the outcome doubts it, the
-	// outcome is out of date and nothing changes.
+	// meanwhile, or is known not to be although the outcome doubts it, or the
+	// request was put off, the outcome is out of date and nothing changes.
 	//
 	// After the lane was taken over it still takes one thing: that X did not
 	// make a post (pending or failed), from whoever wrote the post's latest
@@ -621,6 +673,11 @@ type Requests interface {
 	// and ErrNotRunnable for one that is finished. A post on its way is still
 	// recorded.
 	Cancel(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
+	// Reschedule moves an unfinished request of which nothing was sent to another
+	// time, or with a time that is not ahead to now, behind what was accepted
+	// before. ErrNotRunnable: it has begun, is finished or unread, as the state
+	// tells that is returned with it. ErrExpired.
+	Reschedule(ctx context.Context, key Key, at, now time.Time) (jetpost.State, error)
 	// Resolve settles the doubtful post of an unknown or held request by a
 	// person's word: live with that id or, with an empty one, not live. The request
 	// returns to its line or is published. ErrNotRunnable: nothing of it is

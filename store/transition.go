@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -15,6 +16,7 @@ import (
 //	rule         from                   to                        revision   rings
 //	Enter        (new)                  queued, scheduled, held   first      when due
 //	AcceptAgain  held, as unreadable    queued, scheduled         next       when due
+//	RefuseText   just accepted          failed                    the same   when due
 //	Begin        unfinished, no doubt   publishing                next       no
 //	Posted       in doubt               queued; last: published   next       now
 //	             cancelled              the same                  next       after a takeover
@@ -28,10 +30,15 @@ import (
 //	HoldBehind   scheduled, queued      held                      next       no
 //	Replay       failed, held           queued                    next       now
 //	Cancel       unfinished             cancelled                 next       now
+//	Reschedule   nothing sent           queued, scheduled         next       when due
 //	Resolve      in doubt               queued; last: published   next       now
 //	Reconcile    in doubt               held                      next       now
 //
 // In doubt is an unknown or a held request with a post that is still sending.
+// Nothing sent is a scheduled, queued or held request whose posts are all pending.
+
+// MicrosPerDollar is how costs are kept: as whole numbers.
+const MicrosPerDollar = 1_000_000
 
 // sameHold is how far the ends of two holds for the same reason may differ
 // before people are told of the second one.
@@ -56,6 +63,8 @@ type Row struct {
 	Record
 	BeganAt time.Time // of the first intent; zero before
 	Digest  []byte
+	// CostMicros is in millionths of a US dollar; zero where it is not known.
+	CostMicros int64
 }
 
 // Change names what a rule wants written; the zero value is nothing at all.
@@ -109,17 +118,25 @@ func entry(in Acceptance) (jetpost.State, jetpost.EventType) {
 // worker cannot read has no posts yet.
 func (r *Row) read(in Acceptance) {
 	r.Status.PublishAt, r.Status.ExpiresAt = in.Request.PublishAt, in.Request.ExpiresAt
-	r.Status.Metadata, r.Digest = in.Request.Metadata, in.Digest
+	r.Status.Metadata, r.Digest, r.CostMicros = in.Request.Metadata, in.Digest, in.CostMicros
 	if in.Hold != nil {
 		return
 	}
 	r.Posts = make([]PostRecord, len(in.Request.Posts))
 	for i := range r.Posts {
-		r.Posts[i] = PostRecord{Index: i, State: jetpost.PostPending}
+		r.Posts[i] = PostRecord{Index: i, State: jetpost.PostPending, TextHash: TextHash(in.Request.Posts[i].Text)}
 		if i < len(in.Media) {
 			r.Posts[i].Media = in.Media[i]
 		}
 	}
+}
+
+// RefuseText fails a request that was accepted just now, since another one posts
+// the same text. It was told to nobody yet.
+func (r *Row) RefuseText(other Key) {
+	r.move(jetpost.StateFailed, jetpost.EventRequestFailed, &jetpost.Reason{
+		Code: jetpost.CodeSameText, Detail: "request " + other.ID + " of account " + other.Account + " has a post of the same text within a day",
+	})
 }
 
 // AcceptAgain judges a request whose identity is known. Equal bytes are the
@@ -150,7 +167,7 @@ func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
 	switch {
 	case !line.HeldBy(claim):
 		return Change{}, ErrFenced
-	case !r.runnable(intent.Post):
+	case !r.runnable(intent.Post), r.putOff(intent.Now):
 		return Change{}, ErrNotRunnable
 	}
 	p := &r.Posts[intent.Post]
@@ -222,6 +239,9 @@ func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Ti
 func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
 	if !line.HeldBy(claim) {
 		return r.concludeLate(claim, out)
+	}
+	if r.putOff(out.Now) {
+		return Change{}, nil
 	}
 	change := Change{Request: true}
 	if p := r.post(out.Post); p != nil {
@@ -389,6 +409,44 @@ func (r *Row) Cancel(now time.Time) (Change, error) {
 	return Change{Request: true, RingAt: now}, nil
 }
 
+// Reschedule is the rule of [Requests.Reschedule]. What was found of the request
+// until then, such as a hold, is found anew when it is due.
+func (r *Row) Reschedule(line Line, at, now time.Time) (Change, error) {
+	if !r.unsent() {
+		return Change{}, ErrNotRunnable
+	}
+	ahead := at.After(now)
+	if expires := r.Status.ExpiresAt; !expires.IsZero() && !latest(at, now).Before(expires) {
+		return Change{}, ErrExpired
+	}
+	r.BeganAt, r.Holds = time.Time{}, 0
+	if ahead {
+		r.DueAt, r.Status.PublishAt = at, at
+		r.move(jetpost.StateScheduled, jetpost.EventRequestScheduled, nil)
+	} else {
+		r.DueAt, r.Status.PublishAt = latest(now, line.LastDue), time.Time{}
+		r.move(jetpost.StateQueued, jetpost.EventRequestAccepted, nil)
+	}
+	r.revise(now)
+	return Change{Request: true, RingAt: r.DueAt}, nil
+}
+
+// unsent tells whether the request still waits, and no post of it was sent or may
+// have been.
+func (r *Row) unsent() bool {
+	switch r.Status.State {
+	case jetpost.StateScheduled, jetpost.StateQueued, jetpost.StateHeld:
+		sent := func(p PostRecord) bool { return p.State != jetpost.PostPending }
+		return len(r.Posts) > 0 && !slices.ContainsFunc(r.Posts, sent)
+	default:
+		return false
+	}
+}
+
+// putOff tells whether the request was rescheduled while a worker was at it: what
+// has not begun is worked on only once it is due.
+func (r *Row) putOff(now time.Time) bool { return r.BeganAt.IsZero() && r.DueAt.After(now) }
+
 // Resolve is the rule of [Requests.Resolve].
 func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 	p := r.doubtful()
@@ -413,6 +471,7 @@ func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 func (r *Row) Told() Record {
 	st := &r.Status
 	st.Account, st.ID = r.Account, r.ID
+	st.CostEstimateUSD = float64(r.CostMicros) / MicrosPerDollar
 	if len(st.Metadata) == 0 {
 		st.Metadata = nil
 	}

@@ -116,6 +116,10 @@ func cancel(r *store.Row) (store.Change, error) { return r.Cancel(now) }
 
 func reconcile(r *store.Row) (store.Change, error) { return r.Reconcile(now) }
 
+func reschedule(at time.Time) rule {
+	return func(r *store.Row) (store.Change, error) { return r.Reschedule(line, at, now) }
+}
+
 func resolve(postID string) rule {
 	return func(r *store.Row) (store.Change, error) { return r.Resolve(postID, now) }
 }
@@ -125,6 +129,7 @@ func TestRules(t *testing.T) {
 	const (
 		cancelled, failed, held, published  = jetpost.StateCancelled, jetpost.StateFailed, jetpost.StateHeld, jetpost.StatePublished
 		publishing, queued, unknown         = jetpost.StatePublishing, jetpost.StateQueued, jetpost.StateUnknown
+		scheduled, isScheduled, isAccepted  = jetpost.StateScheduled, jetpost.EventRequestScheduled, jetpost.EventRequestAccepted
 		isHeld, isFailed, isUnknown         = jetpost.EventRequestHeld, jetpost.EventRequestFailed, jetpost.EventRequestUnknown
 		isResumed, isPublished, isCancelled = jetpost.EventRequestResumed, jetpost.EventRequestPublished, jetpost.EventRequestCancelled
 		isProgress                          = jetpost.EventRequestProgress
@@ -203,6 +208,10 @@ func TestRules(t *testing.T) {
 		{"cancel queued", row(queued, "p"), cancel, result{cancelled, isCancelled, "p", 6, 0, 2, rung}},
 		{"cancel unknown", row(unknown, "s"), cancel, result{cancelled, isCancelled, "s", 6, 0, 2, rung}},
 
+		{"reschedule queued", row(queued, "pp"), reschedule(until), result{scheduled, isScheduled, "pp", 6, 0, 2, store.Change{Request: true, RingAt: until}}},
+		{"reschedule held", row(held, "p"), reschedule(until), result{scheduled, isScheduled, "p", 6, 0, 2, store.Change{Request: true, RingAt: until}}},
+		{"reschedule to now", row(scheduled, "p"), reschedule(now), result{queued, isAccepted, "p", 6, 0, 2, rung}},
+
 		{"resolve as not live", row(unknown, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
 		{"resolve as live", row(unknown, "sp"), resolve("a"), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 0)}},
 		{"resolve a held one", row(held, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
@@ -273,6 +282,11 @@ func TestRulesRefuse(t *testing.T) {
 		{"posted never begun", row(queued, "p"), posted(line, 0, "a"), store.ErrFenced},
 		{"posted with another id", row(publishing, "lp"), posted(line, 0, "a"), store.ErrFenced},
 		{"posted no post of it", row(publishing, "s"), posted(line, 1, "a"), store.ErrFenced},
+		{"reschedule a begun one", row(publishing, "s"), reschedule(until), store.ErrNotRunnable},
+		{"reschedule a failed one", row(jetpost.StateFailed, "p"), reschedule(until), store.ErrNotRunnable},
+		{"reschedule a live one", row(jetpost.StateHeld, "lp"), reschedule(until), store.ErrNotRunnable},
+		{"reschedule an unread one", row(jetpost.StateHeld, ""), reschedule(until), store.ErrNotRunnable},
+		{"reschedule one in doubt", row(jetpost.StateHeld, "sp"), reschedule(until), store.ErrNotRunnable},
 		{"resolve what is in no doubt", row(publishing, "s"), resolve("a"), store.ErrNotRunnable},
 	}
 	for _, test := range tests {
@@ -380,6 +394,42 @@ func TestReplayTakesAPlace(t *testing.T) {
 		result, _ := test.row.Replay(test.line, now)
 		if !result.Queued || result.Left != 1 || !test.row.DueAt.Equal(test.want) || test.row.BeganAt.IsZero() != failed {
 			t.Errorf("%s: %+v, due %s, began %s, want due %s", test.name, result, test.row.DueAt, test.row.BeganAt, test.want)
+		}
+	}
+}
+
+// What was put off has not begun, even if a worker sent it once and X made nothing.
+func TestRescheduleTakesAPlace(t *testing.T) {
+	t.Parallel()
+	busy := line
+	busy.LastDue = until
+	for _, test := range []struct {
+		name           string
+		at, due, wants time.Time
+	}{
+		{"ahead", until.Add(time.Hour), until.Add(time.Hour), until.Add(time.Hour)},
+		{"now, behind what was accepted since", now, until, time.Time{}},
+	} {
+		r := row(jetpost.StateHeld, "p")
+		r.BeganAt, r.Status.PublishAt = start, start
+		if _, err := r.Reschedule(busy, test.at, now); err != nil {
+			t.Fatal(err)
+		}
+		if !r.BeganAt.IsZero() || !r.DueAt.Equal(test.due) || !r.Status.PublishAt.Equal(test.wants) {
+			t.Errorf("%s: began %s, due %s, publish at %s", test.name, r.BeganAt, r.DueAt, r.Status.PublishAt)
+		}
+		// A worker that had it at hand writes nothing more before its time.
+		early := store.Intent{Now: now, Lease: time.Minute}
+		if _, err := r.Begin(line, claim, early); !errors.Is(err, store.ErrNotRunnable) {
+			t.Errorf("%s: begin before its time: %v", test.name, err)
+		}
+		change, err := r.Conclude(line, claim, store.Outcome{State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: now})
+		if diff := cmp.Diff(store.Change{}, change); diff != "" || err != nil || r.Status.State == jetpost.StateFailed {
+			t.Errorf("%s: conclude before its time: %v %s", test.name, err, diff)
+		}
+		early.Now = test.due
+		if _, err := r.Begin(line, claim, early); err != nil {
+			t.Errorf("%s: begin in time: %v", test.name, err)
 		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
@@ -56,7 +57,9 @@ func TestScript(t *testing.T) {
 			"mp4":     writeMP4,
 			"png":     writePNG,
 			"posts":   withHouse((*house).posts),
+			"reader":  withHouse((*house).reader),
 			"refuse":  withHouse((*house).refuse),
+			"accept":  withHouse((*house).accept),
 			"answer":  withHouse((*house).answer),
 			"consent": withHouse((*house).consent),
 			"lose":    withHouse((*house).lose),
@@ -130,9 +133,10 @@ func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) fun
 	}
 }
 
-// start opens the house, with the accounts alice and bob: house [idle] [web]. An
-// idle one has no worker; with web it has pages for people. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its
-// NATS. At the end of the script the simulator's books must show
+// start opens the house, with the accounts alice and bob: house [idle] [web]
+// [enterprise] [distinct]. An idle one has no worker; with web it has pages for
+// people; X knows an enterprise one as such; a distinct one refuses a text that
+// another account has. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its NATS. At the end of the script the simulator's books must show
 // nothing that a correct client never does.
 func (h *house) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -141,6 +145,12 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 	var cfg app.Config
 	if slices.Contains(args, "web") {
 		cfg.Web = app.WebConfig{Listen: "127.0.0.1:0", ReturnHosts: []string{"app.example"}}
+	}
+	if slices.Contains(args, "enterprise") {
+		cfg.Rules.Enterprise, h.sim.AllowQuotes = true, true
+	}
+	if slices.Contains(args, "distinct") {
+		cfg.Rules.SameText = consumers.SameTextRefuse
 	}
 	up, err := app.Up(ctx, app.HouseConfig{
 		Config: cfg,
@@ -174,6 +184,19 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 	ts.Setenv("HOUSE_PASSWORD", up.Config.NATS.Password.Reveal())
 }
 
+// accept waits until a worker has accepted a request: accept ACCOUNT ID
+func (h *house) accept(ts *testscript.TestScript, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	ledger, err := h.cfg.OpenStore(ctx)
+	ts.Check(err)
+	defer func() { ts.Check(ledger.Close()) }()
+	for err = store.ErrNotFound; errors.Is(err, store.ErrNotFound); {
+		_, err = ledger.Request(ctx, store.Key{Account: args[0], ID: args[1]})
+	}
+	ts.Check(err)
+}
+
 // answer has X answer every post, or every call to another endpoint, with that
 // status: answer [STATUS [ENDPOINT]]. Without one X is itself again.
 func (h *house) answer(ts *testscript.TestScript, args []string) {
@@ -199,6 +222,28 @@ func (h *house) consent(ts *testscript.TestScript, args []string) {
 		ts.Check(err)
 	}
 	ts.Check(h.sim.SetConsent(xsim.Consent{User: args[0]}))
+}
+
+// reader waits until somebody reads events of a subject that ends so: reader END
+func (h *house) reader(ts *testscript.TestScript, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := h.cfg.Connect(ctx, slog.New(slog.DiscardHandler), "test")
+	ts.Check(err)
+	defer conn.Close()
+	stream, err := conn.JS.Stream(ctx, conn.Names.EventsStream())
+	ts.Check(err)
+	for {
+		consumers := stream.ListConsumers(ctx)
+		for info := range consumers.Info() {
+			for _, subject := range append(info.Config.FilterSubjects, info.Config.FilterSubject) {
+				if strings.HasSuffix(subject, args[0]) {
+					return
+				}
+			}
+		}
+		ts.Check(consumers.Err())
+	}
 }
 
 // refuse has X refuse every post that contains a text, until it is called

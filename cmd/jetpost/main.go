@@ -21,6 +21,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/lmittmann/tint"
 
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
@@ -53,7 +54,7 @@ type cli struct {
 	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
 	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
 	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
-	Requests requestsCmd `cmd:"" help:"Look at requests, cancel or settle them."`
+	Requests requestsCmd `cmd:"" help:"Look at requests, watch, move, cancel or settle them."`
 	Replay   replayCmd   `cmd:"" help:"Send failed requests back; what is live is never posted again."`
 	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: those that are due, or one account's."`
 	Accounts struct {
@@ -78,6 +79,7 @@ type connectFlags struct {
 	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
 	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
 	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
+	XTier    string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Kind of your app at X, ${enum}: only an Enterprise app may quote posts."`
 }
 
 // AfterApply hands the flags of the command that was chosen to env.
@@ -231,8 +233,9 @@ func (e *env) data(simulated bool) string {
 func (e *env) config() (app.Config, error) {
 	f := e.connect
 	cfg := app.Config{
-		NATS: app.NATSConfig{URL: f.NATS, User: f.NATSUser, Creds: f.Creds, Prefix: f.Prefix},
-		X:    app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
+		NATS:  app.NATSConfig{URL: f.NATS, User: f.NATSUser, Creds: f.Creds, Prefix: f.Prefix},
+		X:     app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
+		Rules: consumers.Rules{Enterprise: f.XTier == "enterprise"},
 	}
 	var mistakes []string
 	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password}

@@ -70,6 +70,9 @@ func localTime(t time.Time) string {
 	return t.Local().Format(time.RFC3339)
 }
 
+// dollars is an amount as X's price list has it.
+func dollars(usd float64) string { return fmt.Sprintf("$%.3f", usd) }
+
 // reasonText is a reason on one line, or "" where there is none.
 func reasonText(r *jetpost.Reason) string {
 	if r == nil {

@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
@@ -32,6 +34,7 @@ type publishCmd struct {
 	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
 	At           string        `env:"-" placeholder:"TIME" help:"Publish then: a time like 2026-12-01T09:00:00Z, or +10m from now."`
 	Expires      string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
+	DryRun       bool          `env:"-" help:"Send nothing; check the request and say what it would cost and when it would go."`
 	Wait         bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
 	Timeout      time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
 	connectFlags `embed:""`
@@ -39,13 +42,16 @@ type publishCmd struct {
 
 // Run publishes, and prints the account and the id.
 func (c *publishCmd) Run(e *env) error {
-	request, err := c.request(e.stdin, time.Now())
+	cfg, missing := e.natsConfig()
+	request, err := c.request(e.stdin, time.Now(), cfg.Rules)
 	if err != nil {
 		return err
 	}
-	cfg, err := e.natsConfig()
-	if err != nil {
-		return err
+	if c.DryRun {
+		return c.forecast(e, cfg, missing, request)
+	}
+	if missing != nil {
+		return missing
 	}
 	conn, err := cfg.Connect(e.ctx, e.log, "jetpost publish")
 	if err != nil {
@@ -117,7 +123,7 @@ func sendAgain(receipt publishers.Receipt, err error) error {
 }
 
 // request builds the request without its media, and lists every mistake.
-func (c *publishCmd) request(stdin io.Reader, now time.Time) (jetpost.Request, error) {
+func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rules) (jetpost.Request, error) {
 	var wrong []string
 	note := func(prefix string, err error) {
 		if invalid := new(jetpost.InvalidError); errors.As(err, &invalid) {
@@ -151,6 +157,10 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time) (jetpost.Request, e
 	}
 	if readFile { // else the file's mistakes would be told twice
 		note("", c.withStandIns(r).Validate())
+		note("", rules.Check(r))
+	}
+	if c.DryRun && c.Wait {
+		wrong = append(wrong, "--dry-run: sends nothing to --wait for")
 	}
 	return r, mistakes("the request is not valid", wrong...)
 }
@@ -348,7 +358,10 @@ func outcome(w app.Waited) any {
 
 // verdict turns what became of a request into an exit code and says why.
 func verdict(w app.Waited, timeout time.Duration) error {
-	name := fmt.Sprintf("request %s of account %s", w.Receipt.ID, w.Receipt.Account)
+	name := "request " + w.Receipt.ID
+	if w.Receipt.Account != "" {
+		name += " of account " + w.Receipt.Account
+	}
 	fail := func(code int, advice, format string, args ...any) error {
 		return &exitError{code: code, err: &app.HintError{Err: fmt.Errorf(format, args...), Help: advice}}
 	}
@@ -380,12 +393,15 @@ func verdict(w app.Waited, timeout time.Duration) error {
 // left out or come twice, so posts are told by what is live, not by event.
 type progress struct {
 	out   io.Writer
+	name  string // begins each line where several requests are watched
 	begun bool
 	live  int // posts told
 }
 
 // say prints a line. A standard output that is closed stops no publication.
-func (p *progress) say(format string, args ...any) { _, _ = fmt.Fprintf(p.out, format+"\n", args...) }
+func (p *progress) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(p.out, p.name+format+"\n", args...)
+}
 
 func (p *progress) see(event jetpost.Event) {
 	r := event.Request
@@ -394,7 +410,10 @@ func (p *progress) see(event jetpost.Event) {
 	}
 	if !p.begun {
 		p.begun = true
-		p.say("%s  %s\naccepted", r.Account, r.ID)
+		if p.name == "" {
+			p.say("%s  %s", r.Account, r.ID)
+		}
+		p.say("accepted")
 	}
 	for ; p.live < len(r.Posts) && r.Posts[p.live].State == jetpost.PostPosted; p.live++ {
 		p.say("posted %d/%d  %s", p.live+1, r.Total, r.Posts[p.live].URL)
@@ -403,23 +422,110 @@ func (p *progress) see(event jetpost.Event) {
 	case jetpost.StateScheduled:
 		p.say("scheduled for %s", localTime(r.PublishAt))
 	case jetpost.StateHeld:
-		p.held(r.Account, r.ID, r.Reason)
+		p.waits("held", r.Account, r.ID, r.Reason)
+	case jetpost.StateFailed, jetpost.StateUnknown:
+		if p.name != "" { // else the end tells
+			p.waits(string(r.State), r.Account, r.ID, r.Reason)
+		}
 	case jetpost.StatePublished, jetpost.StateCancelled:
 		p.say("%s", r.State)
 	}
 }
 
-func (p *progress) held(account, id string, reason *jetpost.Reason) {
+// waits says why a request does not go on, until when, and what to do.
+func (p *progress) waits(state, account, id string, reason *jetpost.Reason) {
 	if reason == nil {
-		p.say("held")
+		p.say("%s", state)
 		return
 	}
 	when := ""
 	if !reason.Until.IsZero() {
 		when = " until " + localTime(reason.Until)
 	}
-	p.say("held%s: %s", when, reasonText(reason))
+	p.say("%s%s: %s", state, when, reasonText(reason))
 	if advice := app.AdviceFor(reason.Code, account, id); advice != "" {
 		p.say("  do: %s", advice)
 	}
+}
+
+// forecast says what would become of the request, and sends nothing. missing is
+// why neither the ledger nor NATS can be asked.
+func (c *publishCmd) forecast(e *env, cfg app.Config, missing error, request jetpost.Request) error {
+	request = c.withStandIns(request)
+	var f app.Forecast
+	switch wrong := new(app.ConfigError); {
+	case errors.As(missing, &wrong):
+		return missing
+	case missing != nil:
+		f = app.NewForecast(request)
+		f.NotAsked = []string{"the account's line, and whether the app is stopped: " + missing.Error()}
+	default:
+		f = cfg.Forecast(e.ctx, e.log, request)
+	}
+	if err := e.show(f, forecastText(f)); err != nil {
+		return err
+	}
+	if f.Line != nil && f.Line.State == "" {
+		return &app.HintError{Err: fmt.Errorf("account %s: %w", f.Account, store.ErrNotFound), Help: f.Line.Do}
+	}
+	return nil
+}
+
+func forecastText(f app.Forecast) string {
+	var rows []string
+	line := func(name, format string, args ...any) { rows = append(rows, name+":\t"+fmt.Sprintf(format, args...)) }
+	for _, p := range f.Posts {
+		words := []string{fmt.Sprintf("weighs %d of %d", p.Weight, tweettext.MaxWeight)}
+		if p.Weight > tweettext.MaxWeight {
+			words[0] += ", which only an account with a subscription may post"
+		}
+		if p.URLs > 0 {
+			words = append(words, counted(p.URLs, "link", "links"))
+		}
+		if p.Media > 0 {
+			words = append(words, counted(p.Media, "medium", "media"))
+		}
+		line(fmt.Sprintf("post %d", p.Index+1), "%s", strings.Join(append(words, dollars(p.CostEstimateUSD)), ", "))
+	}
+	line("cost", "about %s", dollars(f.CostEstimateUSD))
+	line("when", "%s", whenText(f))
+	if l := f.Line; l != nil && l.State != "" {
+		line("account", "%s, its token: %s", f.Account, l.State)
+		if l.Do != "" {
+			line("do", "%s", l.Do)
+		}
+		line("before it", "%s", counted(l.Before, "request", "requests"))
+		if l.Request != "" {
+			line("id", "%s is %s: sent again it changes nothing, and with another body it is refused", f.ID, l.Request)
+		}
+		if l.SameText != nil {
+			line("same text", "request %s of account %s has it within a day, which X forbids", l.SameText.ID, l.SameText.Account)
+		}
+	}
+	if f.Stop != nil {
+		line("app", "stopped: %s", reasonText(&f.Stop.Reason))
+	}
+	for _, what := range f.NotAsked {
+		line("not asked", "%s", what)
+	}
+	return align(rows) + "nothing was sent\n"
+}
+
+func whenText(f app.Forecast) string {
+	when := "now"
+	if f.PublishAt.After(time.Now()) {
+		when = localTime(f.PublishAt)
+	}
+	if !f.ExpiresAt.IsZero() {
+		when += ", or never after " + localTime(f.ExpiresAt)
+	}
+	return when
+}
+
+// counted is a number of things.
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }

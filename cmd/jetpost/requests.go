@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,11 +24,13 @@ const maxRefusals = 10_000
 
 // requestsCmd is 'jetpost requests'.
 type requestsCmd struct {
-	List         requestsListCmd      `cmd:"" help:"List requests, the latest first."`
-	Show         requestsShowCmd      `cmd:"" help:"Show one request: its posts with links, its reason, its times."`
-	Cancel       requestsCancelCmd    `cmd:"" help:"Take a request back; what is live stays live."`
-	Reconcile    requestsReconcileCmd `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
-	Resolve      requestsResolveCmd   `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
+	List         requestsListCmd       `cmd:"" help:"List requests, the latest first."`
+	Show         requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, its reason, its times, its cost."`
+	Watch        requestsWatchCmd      `cmd:"" help:"Show what happens to requests, as it happens: until those named are settled, else until Ctrl-C."`
+	Reschedule   requestsRescheduleCmd `cmd:"" help:"Move a request that has not begun to another time: --at TIME or --at now."`
+	Cancel       requestsCancelCmd     `cmd:"" help:"Take a request back; what is live stays live."`
+	Reconcile    requestsReconcileCmd  `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
+	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
 	connectFlags `embed:""`
 }
 
@@ -212,6 +215,9 @@ func requestText(found store.Record) string {
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
 	line("attempts", strconv.Itoa(s.Attempts))
+	if s.CostEstimateUSD > 0 {
+		line("cost", "about "+dollars(s.CostEstimateUSD))
+	}
 	line("accepted", localTime(s.AcceptedAt))
 	line("publish at", localTime(s.PublishAt))
 	line("expires at", localTime(s.ExpiresAt))
@@ -238,6 +244,170 @@ func postTexts(r store.Record) []string {
 		texts[i] = p.Text
 	}
 	return texts
+}
+
+type requestsWatchCmd struct {
+	IDs     []string      `arg:"" optional:"" name:"id" help:"Ids of the requests; else all of them."`
+	Account string        `env:"-" placeholder:"NAME" help:"Only of this account; needed where several accounts have a request of that id."`
+	Timeout time.Duration `env:"-" placeholder:"DURATION" help:"Watch no longer than this."`
+}
+
+// Run shows events. With ids it ends as 'publish --wait' does.
+func (c *requestsWatchCmd) Run(e *env) error {
+	slices.Sort(c.IDs)
+	c.IDs = slices.Compact(c.IDs)
+	var wrong []string
+	if err := jetpost.CheckAccount(c.Account); c.Account != "" && err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	for _, id := range c.IDs {
+		if err := jetpost.CheckID(id); err != nil {
+			wrong = append(wrong, err.Error())
+		}
+	}
+	if c.Timeout < 0 {
+		wrong = append(wrong, "--timeout: is negative")
+	}
+	if err := mistakes("cannot watch", wrong...); err != nil {
+		return err
+	}
+	cfg, err := e.natsConfig()
+	if err != nil {
+		return err
+	}
+	conn, err := cfg.Connect(e.ctx, e.log, "jetpost requests watch")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx := e.ctx
+	if c.Timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, c.Timeout)
+		defer stop()
+	}
+	began := time.Now()
+	named, err := conn.Watch(ctx, app.WatchQuery{Account: c.Account, IDs: c.IDs}, (&watcher{e: e, told: map[store.Key]*told{}}).see)
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	return verdicts(named, time.Since(began).Round(time.Second))
+}
+
+// verdicts is the verdict on each request; the exit code is that of the one that
+// most needs a person.
+func verdicts(named []app.Waited, waited time.Duration) error {
+	var all []error
+	code := exitOK
+	urgent := []int{exitOK, exitWaiting, exitRequest, exitUnknown}
+	for _, w := range named {
+		err := verdict(w, waited)
+		var exit *exitError
+		if !errors.As(err, &exit) {
+			continue
+		}
+		all = append(all, err)
+		if slices.Index(urgent, exit.code) > slices.Index(urgent, code) {
+			code = exit.code
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return &exitError{code: code, err: errors.Join(all...)}
+}
+
+// maxTold bounds the requests of which a watcher remembers what it has told.
+const maxTold = 10_000
+
+// watcher prints what happens to several requests.
+type watcher struct {
+	e    *env
+	told map[store.Key]*told
+}
+
+// told is what was printed of a request.
+type told struct {
+	progress
+	revision int64
+}
+
+func (w *watcher) see(event jetpost.Event) {
+	switch r := event.Request; {
+	case w.e.asJSON():
+		_ = w.e.show(event, "") // a standard output that is closed ends nothing
+	case r != nil:
+		w.request(event.Type, r).see(event)
+	case event.Refusal != nil:
+		f := event.Refusal
+		fmt.Fprintf(w.e.stdout, "%s  %s  refused: %s: %s\n", dash(f.Account), dash(f.ID), f.Code, strings.Join(problems(f.Problems), "; "))
+	}
+}
+
+// request returns what is left to tell of a request at this event, which may come
+// twice.
+func (w *watcher) request(event jetpost.EventType, r *jetpost.RequestStatus) *progress {
+	key := store.Key{Account: r.Account, ID: r.ID}
+	p := w.told[key]
+	if p == nil {
+		if len(w.told) >= maxTold {
+			clear(w.told)
+		}
+		p = &told{progress: progress{out: w.e.stdout, name: r.Account + "  " + r.ID + "  "}}
+		w.told[key] = p
+	}
+	if r.Revision <= p.revision {
+		return &progress{out: io.Discard}
+	}
+	p.revision = r.Revision
+	p.begun = event != jetpost.EventRequestAccepted // only then is that news
+	if event == jetpost.EventRequestResumed {
+		p.say("resumed")
+	}
+	return &p.progress
+}
+
+type requestsRescheduleCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+	At string `env:"-" required:"" placeholder:"TIME" help:"Publish then: now, a time like 2026-12-01T09:00:00Z, or +10m from now."`
+}
+
+// Run moves a request to another time.
+func (c *requestsRescheduleCmd) Run(e *env) error {
+	at, err := rescheduleTime(c.At, time.Now())
+	if err != nil {
+		return mistakes("cannot reschedule", "--at: "+err.Error())
+	}
+	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+		status, err := desk.Reschedule(ctx, c.Account, c.ID, at)
+		if err != nil {
+			return err
+		}
+		when := ""
+		if status.State == jetpost.StateScheduled {
+			when = " for " + localTime(status.PublishAt)
+		}
+		return e.say(status, "%s  %s  %s%s", status.Account, status.ID, status.State, when)
+	})
+}
+
+// rescheduleTime reads a time that a request can be moved to: one that has passed
+// is a slip, and "now" is not.
+func rescheduleTime(s string, now time.Time) (time.Time, error) {
+	if s == "now" {
+		return now, nil
+	}
+	at, err := moment(s, false, now)
+	switch {
+	case s == "":
+		return at, errors.New("is empty")
+	case err != nil:
+		return at, fmt.Errorf("%w, nor now", err)
+	case !at.After(now):
+		return at, fmt.Errorf("%s has passed; use now to publish at once", localTime(at))
+	}
+	return at, nil
 }
 
 type requestsCancelCmd struct {

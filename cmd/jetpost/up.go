@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -26,6 +27,7 @@ type workFlags struct {
 	BatchTime     time.Duration  `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
 	ExchangeLease time.Duration  `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no sign of life. Every margin of token care derives from it."`
 	Lifeboat      string         `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
+	SameText      string         `enum:"allow,warn,refuse" default:"warn" help:"What becomes of a request with a text that another account posts within a day, which X forbids: ${enum}."`
 	MediaAllow    []netip.Prefix `placeholder:"CIDR,..." help:"Private networks that media urls may reach all the same. Any producer can then read what is there."`
 	WorkerName    string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
@@ -54,6 +56,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Refresh.BatchTime, cfg.Refresh.Lease = f.BatchTime, f.ExchangeLease
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
 	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
+	cfg.Rules.SameText = consumers.SameText(f.SameText)
 }
 
 // upCmd is 'jetpost up'.

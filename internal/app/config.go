@@ -64,6 +64,8 @@ type Config struct {
 	// was away. It should outlive the process.
 	Lifeboat string
 	Web      WebConfig
+	// Rules are those of X that requests must keep to.
+	Rules consumers.Rules
 	// MediaAllow are private networks that media urls may reach all the same.
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.

@@ -133,6 +133,47 @@ func (d *Desk) Cancel(ctx context.Context, account, id string) (jetpost.RequestS
 	return d.status(ctx, found.Key)
 }
 
+// Reschedule moves a request of which nothing was sent to another time, or to now
+// with one that is not ahead, and returns it as it is then.
+func (d *Desk) Reschedule(ctx context.Context, account, id string, at time.Time) (jetpost.RequestStatus, error) {
+	found, err := FindRequest(ctx, d.Ledger, account, id)
+	if err != nil {
+		return jetpost.RequestStatus{}, err
+	}
+	state, err := d.Ledger.Reschedule(ctx, found.Key, at, time.Now())
+	switch {
+	case errors.Is(err, store.ErrNotRunnable):
+		return jetpost.RequestStatus{}, notRescheduled(found.Key, state)
+	case errors.Is(err, store.ErrExpired):
+		return jetpost.RequestStatus{}, &HintError{
+			Err: fmt.Errorf("reschedule request %s of account %s: its expires_at is %s, and it would fail then",
+				id, found.Account, found.Status.ExpiresAt.Local().Format(time.RFC3339)),
+			Help: "choose an earlier time, or cancel it and send it under another id",
+		}
+	case err != nil:
+		return jetpost.RequestStatus{}, databaseError(err)
+	}
+	d.tell(ctx, found.Key)
+	return d.status(ctx, found.Key)
+}
+
+// notRescheduled says what can be done instead.
+func notRescheduled(key store.Key, state jetpost.State) error {
+	help := "cancel what is not live yet with: jetpost requests cancel " + key.ID
+	switch state {
+	case jetpost.StateFailed:
+		help = "send back what is not live with: jetpost replay " + key.ID
+	case jetpost.StatePublished, jetpost.StateCancelled:
+		help = "send a new request"
+	case jetpost.StateUnknown:
+		help = "settle it first with: jetpost requests resolve " + key.ID
+	}
+	return &HintError{
+		Err:  fmt.Errorf("reschedule request %s of account %s: it is %s, and only what waits and has not begun can be moved", key.ID, key.Account, state),
+		Help: help,
+	}
+}
+
 // Resolve settles the doubtful post of a request: it is live on X
 // with that id or, where that is empty, it is not live. It returns the request
 // as it is then.

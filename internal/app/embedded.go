@@ -169,6 +169,8 @@ type connection struct {
 	Database string `json:"database_url"`
 	X        string `json:"x_api_url"`
 	ClientID string `json:"x_client_id"`
+	// Enterprise tells of which kind the app is.
+	Enterprise bool `json:"x_enterprise,omitempty"`
 	// The pages for people, where they are served.
 	PublicURL   string   `json:"public_url,omitempty"`
 	ReturnHosts []string `json:"return_hosts,omitempty"`
@@ -264,6 +266,7 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	c.NATS = NATSConfig{URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix}
 	c.DatabaseURL = secret.New(found.Database)
 	c.X.URL, c.X.ClientID, c.X.NeedsSecret = found.X, found.ClientID, found.Confidential
+	c.Rules.Enterprise = found.Enterprise
 	if !found.Confidential {
 		c.X.ClientSecret = secret.String{} // it is another app's
 	}

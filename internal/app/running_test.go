@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -64,7 +65,7 @@ func TestRunning(t *testing.T) {
 		t.Cleanup(h.Close)
 		return h
 	}
-	one := open(oneDir, app.HouseConfig{})
+	one := open(oneDir, app.HouseConfig{Config: app.Config{Rules: consumers.Rules{Enterprise: true}}})
 	other := open(otherDir, app.HouseConfig{Sim: &xsim.Server{}, SimAccounts: []string{"alice"}})
 	dirs := []string{filepath.Join(t.TempDir(), "empty"), oneDir, otherDir}
 
@@ -81,7 +82,8 @@ func TestRunning(t *testing.T) {
 			t.Errorf("%s: running = %t, %v", name, running, err)
 		}
 		if test.want != nil && (cfg.NATS.URL != test.want.Config.NATS.URL || cfg.X.URL != test.want.Config.X.URL ||
-			cfg.NATS.Password != test.want.Config.NATS.Password || cfg.Keys != test.want.Config.Keys) {
+			cfg.NATS.Password != test.want.Config.NATS.Password || cfg.Keys != test.want.Config.Keys ||
+			cfg.Rules.Enterprise != test.want.Config.Rules.Enterprise) {
 			t.Errorf("%s: the configuration is not that of what runs", name)
 		}
 	}

@@ -282,6 +282,10 @@ func Advice(code jetpost.Code) string {
 		return "send a new request with another file, or replace the one at its URL and jetpost replay ID"
 	case jetpost.CodeMediaChanged:
 		return "put the first file back and jetpost replay ID, or send a new request with the new one"
+	case jetpost.CodeTextTooLong:
+		return "shorten it, or cut it with jetpost publish --split, and send it under another id; or subscribe the account and jetpost replay ID"
+	case jetpost.CodeSameText:
+		return "change the text and send it under another id; jetpost replay ID sends it all the same"
 	case jetpost.CodeExpired:
 		return "send a new request"
 	case jetpost.CodeOutcomeUnknown:

@@ -122,7 +122,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	running := connection{
 		NATSURL: natsConfig.URL, User: natsConfig.User, Password: natsConfig.Password.Reveal(), Prefix: cfg.NATS.Prefix,
 		Database: h.Config.DatabaseURL.Reveal(), X: h.Config.X.URL, ClientID: h.Config.X.ClientID,
-		Confidential: !h.Config.X.ClientSecret.Empty(),
+		Confidential: !h.Config.X.ClientSecret.Empty(), Enterprise: h.Config.Rules.Enterprise,
 	}
 	if site, ok := h.Site(); ok {
 		running.PublicURL, running.ReturnHosts = site.Public.String(), site.ReturnHosts

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -98,6 +99,94 @@ func (w *Waited) learn(event jetpost.Event, see func(jetpost.Event)) {
 		return
 	}
 	see(event)
+}
+
+// WatchQuery picks requests: those of the ids, or all; of the account, or of any.
+type WatchQuery struct {
+	Account string
+	IDs     []string
+}
+
+// subjects are those of the events that the query is about. Ids stand once.
+func (q WatchQuery) subjects(names jetpost.Names) []string {
+	account := cmp.Or(q.Account, "*")
+	if len(q.IDs) == 0 {
+		return []string{names.EventSubject("request.*", account, ">")}
+	}
+	subjects := []string{names.EventSubject(jetpost.EventRequestRefused, account, "sequence.*")}
+	for _, id := range q.IDs {
+		subjects = append(subjects, names.RequestEvents(account, id))
+	}
+	return subjects
+}
+
+// Watch shows the events of requests to see as they happen, of those that are named
+// by their ids what is known of them first. It ends once these are all settled, and
+// else with ctx, which is no error; it returns what is known of them then. It
+// needs no database. An id without an account is of the first one that an event
+// tells of.
+func (c *Connection) Watch(ctx context.Context, q WatchQuery, see func(jetpost.Event)) ([]Waited, error) {
+	publisher := publishers.New(c.JS, c.Names)
+	events, err := publisher.Events(ctx, q.subjects(c.Names)...)
+	if err != nil {
+		return nil, err
+	}
+	named := make([]Waited, len(q.IDs))
+	for i, id := range q.IDs {
+		named[i].Receipt = publishers.Receipt{Account: q.Account, ID: id}
+		event, known, err := publisher.LastEvent(ctx, cmp.Or(q.Account, "*"), id)
+		if err != nil {
+			return nil, err
+		}
+		if known {
+			named[i].hear(event, see)
+		}
+	}
+	settled := func() bool {
+		return len(named) > 0 && !slices.ContainsFunc(named, func(w Waited) bool { return !w.Settled() })
+	}
+	if settled() {
+		return named, nil
+	}
+	for event, err := range events {
+		if err != nil {
+			return named, err
+		}
+		if len(named) == 0 {
+			see(event)
+		}
+		for i := range named {
+			named[i].hear(event, see)
+		}
+		if settled() {
+			break
+		}
+	}
+	return named, nil
+}
+
+// hear learns from an event of any request, if it is this one's. A refusal counts
+// where nothing else is known: one that repeats the id says nothing of the first.
+func (w *Waited) hear(event jetpost.Event, see func(jetpost.Event)) {
+	var about publishers.Receipt
+	switch {
+	case event.Request != nil:
+		about = publishers.Receipt{Account: event.Request.Account, ID: event.Request.ID}
+	case event.Refusal != nil:
+		about = publishers.Receipt{Account: event.Refusal.Account, ID: event.Refusal.ID, Sequence: event.Refusal.Sequence}
+	}
+	if about.ID != w.Receipt.ID || (w.Receipt.Account != "" && about.Account != w.Receipt.Account) {
+		return
+	}
+	if event.Refusal != nil && w.Request != nil {
+		see(event)
+		return
+	}
+	w.Receipt = about
+	if event.Request != nil {
+		w.Refusal = nil // a later message of that id was taken
+	}
+	w.learn(event, see)
 }
 
 // confirm waits until a worker has taken the message, and learns whether it

@@ -173,13 +173,13 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 		},
 	}
 	media := &consumers.MediaSource{Objects: objects, Allow: cfg.MediaAllow}
-	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Media: media, Names: names, Log: w.log}
+	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Media: media, Rules: cfg.Rules, Names: names, Log: w.log}
 	publish := &consumers.PublishHandler{
 		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
 		Clients: consumers.NewClients(func(token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()))
 		}),
-		Media: media, Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Media: media, Rules: cfg.Rules, Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
 		Refresher: w.tokens, Bells: bells, Names: names,

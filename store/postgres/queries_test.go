@@ -59,6 +59,7 @@ func queries() map[string]string {
 		"sqlLockLane":         sqlLockLane,
 		"sqlLockLink":         sqlLockLink,
 		"sqlLockRequest":      sqlLockRequest,
+		"sqlLockTexts":        sqlLockTexts,
 		"sqlLockToken":        sqlLockToken,
 		"sqlMarkAnnounced":    sqlMarkAnnounced,
 		"sqlMarkNoticed":      sqlMarkNoticed,
@@ -82,6 +83,7 @@ func queries() map[string]string {
 		"sqlRings":            sqlRings,
 		"sqlRound":            sqlRound,
 		"sqlRoundAnnounced":   sqlRoundAnnounced,
+		"sqlSameText":         sqlSameText,
 		"sqlSaveContents":     sqlSaveContents,
 		"sqlSavePost":         sqlSavePost,
 		"sqlSaveRequest":      sqlSaveRequest,
@@ -151,8 +153,8 @@ INSERT INTO requests (account, id, seq, state, revision, announced, event, began
 SELECT 'a' || n % 10 + 1, n, n, CASE WHEN n % 50 < 10 THEN 'queued' ELSE 'published' END, 1, CASE WHEN n % 500 = 0 THEN 0 ELSE 1 END, 'request.published',
     CASE WHEN n % 50 >= 10 THEN now() END, t, t, t, '', ''
 FROM generate_series(1, 5000) AS n, LATERAL (SELECT now() - n * interval '1 minute' AS t) AS times;
-INSERT INTO posts (account, request_id, idx, state, post_id, sent_at)
-SELECT account, id, 0, CASE state WHEN 'published' THEN 'posted' ELSE 'pending' END, CASE state WHEN 'published' THEN id END, began_at FROM requests;
+INSERT INTO posts (account, request_id, idx, state, post_id, sent_at, text_hash)
+SELECT account, id, 0, CASE state WHEN 'published' THEN 'posted' ELSE 'pending' END, CASE state WHEN 'published' THEN id END, began_at, sha256(id::bytea) FROM requests;
 INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', convert_to(repeat('x', 1000), 'UTF8')
 FROM generate_series(1, 1000) AS n;
 INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at, attempt_state, attempt_browser, attempt_expires_at)
@@ -187,6 +189,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
 		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, true},
+		{"same text", sqlSameText, `'a1', ARRAY[sha256('1'), sha256('2')], now() - interval '1 day', now() + interval '1 day', now()`, []string{"posts_text", "requests_pkey"}, false},
 		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
 		{"unannounced", sqlUnannounced, `now(), 10`, []string{"requests_unannounced"}, false},
 		{"witness", sqlWitness, `'a1'`, []string{"posts_live", "accounts_pkey"}, false},

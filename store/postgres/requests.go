@@ -2,8 +2,10 @@ package postgres
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,10 +17,12 @@ import (
 const (
 	sqlAddRequest = `
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
-    holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest)
-VALUES ($1, $2, $3, $4, $18, $5, nullif($6, ''), $7, $8, $9, $10, $11, $12, $13, $14, $11, $15, $16, $17)`
-	sqlAddPosts = `INSERT INTO posts (account, request_id, idx, media) SELECT $1, $2, n - 1, m FROM unnest($3::json[]) WITH ORDINALITY AS list (m, n)`
-	sqlPlaced   = `UPDATE lanes SET next_seq = $2, last_due = $3 WHERE account = $1`
+    holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
+VALUES ($1, $2, $3, $4, $18, $5, nullif($6, ''), $7, $8, $9, $10, $11, $12, $13, $14, $11, $15, $16, $17, $19)`
+	sqlAddPosts = `
+INSERT INTO posts (account, request_id, idx, text_hash, media)
+SELECT $1, $2, idx - 1, hash, media FROM unnest($3::bytea[], $4::json[]) WITH ORDINALITY AS p (hash, media, idx)`
+	sqlPlaced = `UPDATE lanes SET next_seq = $2, last_due = $3 WHERE account = $1`
 	// sqlRing counts a change and brings the lane's next run forward to $2.
 	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, $2) WHERE account = $1`
 )
@@ -41,6 +45,11 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store
 		}
 		var change store.Change
 		decision, change = r.AcceptAgain(in)
+		if decision == store.Accepted {
+			if err := refuseText(ctx, tx, r, in); err != nil {
+				return err
+			}
+		}
 		return save(ctx, tx, line, r, change)
 	})
 	if err != nil {
@@ -51,6 +60,9 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store
 
 func enter(ctx context.Context, tx pgx.Tx, line store.Line, in store.Acceptance) error {
 	r := line.Enter(in)
+	if err := refuseText(ctx, tx, r, in); err != nil {
+		return err
+	}
 	st := &r.Status
 	var reason jetpost.Reason
 	if st.Reason != nil {
@@ -58,7 +70,7 @@ func enter(ctx context.Context, tx pgx.Tx, line store.Line, in store.Acceptance)
 	}
 	_, err := tx.Exec(ctx, sqlAddRequest, r.Account, r.ID, r.Seq, st.State, r.Event,
 		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds,
-		st.AcceptedAt, r.DueAt, moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Body), blob(r.Digest), st.Revision)
+		st.AcceptedAt, r.DueAt, moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Body), blob(r.Digest), st.Revision, r.CostMicros)
 	if err != nil {
 		return err
 	}
@@ -71,31 +83,89 @@ func enter(ctx context.Context, tx pgx.Tx, line store.Line, in store.Acceptance)
 	return ring(ctx, tx, r.Account, r.DueAt)
 }
 
-const sqlSaveContents = `
-UPDATE requests SET publish_at = $3, expires_at = $4, metadata = $5, digest = $6 WHERE account = $1 AND id = $2`
-
-// saveContents completes a request that was accepted unread.
-func saveContents(ctx context.Context, tx pgx.Tx, r *store.Row) error {
-	st := &r.Status
-	_, err := tx.Exec(ctx, sqlSaveContents, r.Account, r.ID,
-		moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Digest))
-	if err == nil {
-		err = addPosts(ctx, tx, r)
-	}
-	return err
-}
-
 func addPosts(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+	hashes := make([][]byte, len(r.Posts))
 	lists := make([]string, len(r.Posts)) // a list of lists would be an array of two dimensions
 	for i, p := range r.Posts {
 		list, err := json.Marshal(media(p.Media))
 		if err != nil {
 			return err
 		}
-		lists[i] = string(list)
+		hashes[i], lists[i] = p.TextHash, string(list)
 	}
-	_, err := tx.Exec(ctx, sqlAddPosts, r.Account, r.ID, lists)
+	_, err := tx.Exec(ctx, sqlAddPosts, r.Account, r.ID, hashes, lists)
 	return err
+}
+
+const (
+	// sqlLockTexts has whoever accepts one of the same texts wait until this one is
+	// there to be seen. The keys are sorted, so that no two wait for each other.
+	sqlLockTexts = `SELECT count(pg_advisory_xact_lock(key)) FROM unnest($1::bigint[]) AS key`
+	sqlSameText  = `
+SELECT found.account, found.request_id FROM unnest($2::bytea[]) AS t (hash) CROSS JOIN LATERAL (
+    (SELECT account, request_id FROM posts
+     WHERE text_hash = t.hash AND account <> $1 AND state IN ('sending', 'posted') AND sent_at > $3 AND sent_at < $4 LIMIT 1)
+    UNION ALL
+    (SELECT p.account, p.request_id FROM posts AS p JOIN requests AS r ON r.account = p.account AND r.id = p.request_id
+     WHERE p.text_hash = t.hash AND p.account <> $1 AND p.state = 'pending' AND r.` + unfinished + `
+       AND greatest(r.due_at, $5) > $3 AND greatest(r.due_at, $5) < $4 LIMIT 1)
+) AS found LIMIT 1`
+)
+
+// refuseText fails a request whose text another account posts, where that is
+// asked for. Two that come at once see each other: the second one fails.
+func refuseText(ctx context.Context, tx pgx.Tx, r *store.Row, in store.Acceptance) error {
+	texts := store.TextsOf(in.Request, in.Now)
+	if !in.RefuseSameText || len(texts.Hashes) == 0 {
+		return nil
+	}
+	keys := make([]int64, len(texts.Hashes))
+	for i, hash := range texts.Hashes {
+		keys[i] = int64(binary.BigEndian.Uint64(hash))
+	}
+	slices.Sort(keys)
+	if _, err := tx.Exec(ctx, sqlLockTexts, keys); err != nil {
+		return err
+	}
+	other, found, err := findText(ctx, tx, texts)
+	if found {
+		r.RefuseText(other)
+	}
+	return err
+}
+
+func findText(ctx context.Context, q querier, texts store.TextQuery) (other store.Key, found bool, err error) {
+	if len(texts.Hashes) == 0 {
+		return store.Key{}, false, nil
+	}
+	from, to := texts.Span()
+	keys, err := collect(ctx, q, func(row scanner) (key store.Key, err error) {
+		return key, row.Scan(&key.Account, &key.ID)
+	}, sqlSameText, texts.Account, texts.Hashes, from, to, texts.Now)
+	if err != nil || len(keys) == 0 {
+		return store.Key{}, false, err
+	}
+	return keys[0], true, nil
+}
+
+// SameText implements store.Requests.
+func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
+	other, found, err = findText(ctx, s.pool, q)
+	return other, found, s.wrap("look for the same text", err)
+}
+
+const sqlSaveContents = `
+UPDATE requests SET publish_at = $3, expires_at = $4, metadata = $5, digest = $6, cost_micros = $7 WHERE account = $1 AND id = $2`
+
+// saveContents completes a request that was accepted unread.
+func saveContents(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+	st := &r.Status
+	_, err := tx.Exec(ctx, sqlSaveContents, r.Account, r.ID,
+		moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Digest), r.CostMicros)
+	if err != nil {
+		return err
+	}
+	return addPosts(ctx, tx, r)
 }
 
 // blob keeps an empty value from being stored as NULL.
@@ -188,6 +258,16 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 		return r.Cancel(now)
 	})
 	return before, err
+}
+
+// Reschedule implements store.Requests.
+func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
+	_, err = s.move(ctx, "reschedule request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
+		change, err = r.Reschedule(line, at, now)
+		state = r.Status.State
+		return change, err
+	})
+	return state, err
 }
 
 // Resolve implements store.Requests.

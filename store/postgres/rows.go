@@ -24,7 +24,7 @@ func lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err
 
 const (
 	requestColumns = `account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
-    hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest`
+    hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros`
 
 	sqlRequest     = `SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = $2`
 	sqlLockRequest = sqlRequest + ` FOR UPDATE`
@@ -114,7 +114,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.Digest)
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.Digest, &r.CostMicros)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ const (
 	sqlSaveRequest = `
 UPDATE requests
 SET state = $3, revision = $4, announced = $5, event = $6, reason_code = nullif($7, ''), reason_detail = $8, reason_until = $9,
-    hold_until = $10, holds = $11, attempts = $12, began_at = $13, due_at = $14, updated_at = $15
+    hold_until = $10, holds = $11, attempts = $12, began_at = $13, due_at = $14, updated_at = $15, publish_at = $16
 WHERE account = $1 AND id = $2`
 	sqlSavePost = `
 UPDATE posts
@@ -189,7 +189,7 @@ func saveRequest(ctx context.Context, tx pgx.Tx, r *store.Row) error {
 	}
 	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Announced, r.Event,
 		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds, r.Status.Attempts,
-		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt)
+		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt, moment(r.Status.PublishAt))
 	return err
 }
 

@@ -18,9 +18,9 @@ const (
 	sqlRing       = `UPDATE lanes SET rings = rings + 1, wake_at = min(coalesce(wake_at, ?2), ?2) WHERE account = ?1`
 	sqlAddRequest = `
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until, holds,
-                      accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?16, ?17, ?18)`
-	sqlAddPost = `INSERT INTO posts (account, request_id, idx, media) VALUES (?1, ?2, ?3, ?4)`
+                      accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?16, ?17, ?18, ?19)`
+	sqlAddPost = `INSERT INTO posts (account, request_id, idx, text_hash, media) VALUES (?1, ?2, ?3, ?4, ?5)`
 )
 
 // Accept implements store.Requests.
@@ -40,6 +40,11 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store
 		}
 		var change store.Change
 		decision, change = r.AcceptAgain(in)
+		if decision == store.Accepted {
+			if err := refuseText(ctx, tx, r, in); err != nil {
+				return err
+			}
+		}
 		return save(ctx, tx, line, r, change)
 	})
 	if err != nil {
@@ -50,6 +55,9 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store
 
 func enter(ctx context.Context, tx *sql.Tx, line store.Line, in store.Acceptance) error {
 	r := line.Enter(in)
+	if err := refuseText(ctx, tx, r, in); err != nil {
+		return err
+	}
 	st := &r.Status
 	code, reason := columns(st.Reason)
 	meta, err := metadata(st.Metadata)
@@ -58,7 +66,7 @@ func enter(ctx context.Context, tx *sql.Tx, line store.Line, in store.Acceptance
 	}
 	_, err = tx.ExecContext(ctx, sqlAddRequest, r.Account, r.ID, r.Seq, string(st.State), st.Revision, string(r.Event),
 		code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, micros(st.AcceptedAt), micros(r.DueAt),
-		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Body), blob(r.Digest))
+		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Body), blob(r.Digest), r.CostMicros)
 	if err != nil {
 		return err
 	}
@@ -77,15 +85,58 @@ func addPosts(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 		if err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, sqlAddPost, r.Account, r.ID, p.Index, list); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlAddPost, r.Account, r.ID, p.Index, p.TextHash, list); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// sqlSameText finds a post that is live or may be, or one that is still to be sent.
+const sqlSameText = `
+SELECT account, request_id FROM posts
+WHERE text_hash = ?2 AND account <> ?1 AND state IN ('sending', 'posted') AND sent_at > ?3 AND sent_at < ?4
+UNION ALL
+SELECT p.account, p.request_id FROM posts AS p JOIN requests AS r ON r.account = p.account AND r.id = p.request_id
+WHERE p.text_hash = ?2 AND p.account <> ?1 AND p.state = 'pending' AND r.` + unfinished + `
+  AND max(r.due_at, ?5) > ?3 AND max(r.due_at, ?5) < ?4
+LIMIT 1`
+
+// refuseText fails a request whose text another account posts, where that is
+// asked for. As one connection writes, of two that come at once the second fails.
+func refuseText(ctx context.Context, tx *sql.Tx, r *store.Row, in store.Acceptance) error {
+	if !in.RefuseSameText {
+		return nil
+	}
+	other, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
+	if found {
+		r.RefuseText(other)
+	}
+	return err
+}
+
+func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other store.Key, found bool, err error) {
+	from, to := texts.Span()
+	for _, hash := range texts.Hashes {
+		err := tx.QueryRowContext(ctx, sqlSameText, texts.Account, hash, micros(from), micros(to), micros(texts.Now)).Scan(&other.Account, &other.ID)
+		if found = err == nil; found || !errors.Is(err, sql.ErrNoRows) {
+			return other, found, err
+		}
+	}
+	return store.Key{}, false, nil
+}
+
+// SameText implements store.Requests.
+func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
+	err = s.view(ctx, "look for the same text", func(tx *sql.Tx) error {
+		other, found, err = findText(ctx, tx, q)
+		return err
+	})
+	return other, found, err
+}
+
 const sqlSaveContents = `
-UPDATE requests SET publish_at = ?3, expires_at = ?4, metadata = ?5, digest = ?6 WHERE account = ?1 AND id = ?2`
+UPDATE requests SET publish_at = ?3, expires_at = ?4, metadata = ?5, digest = ?6, cost_micros = ?7 WHERE account = ?1 AND id = ?2`
 
 // saveContents completes a request that was accepted unread.
 func saveContents(ctx context.Context, tx *sql.Tx, r *store.Row) error {
@@ -95,7 +146,7 @@ func saveContents(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlSaveContents, r.Account, r.ID,
-		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Digest))
+		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Digest), r.CostMicros)
 	if err != nil {
 		return err
 	}
@@ -212,6 +263,16 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 		return r.Cancel(now)
 	})
 	return before, err
+}
+
+// Reschedule implements store.Requests.
+func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
+	_, err = s.move(ctx, "reschedule request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
+		change, err = r.Reschedule(line, at, now)
+		state = r.Status.State
+		return change, err
+	})
+	return state, err
 }
 
 // Resolve implements store.Requests.

@@ -23,7 +23,7 @@ func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.Line, er
 const (
 	sqlFromRequests = `
 SELECT account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
-       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest
+       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros
 FROM requests`
 	sqlRequest = sqlFromRequests + ` WHERE account = ?1 AND id = ?2`
 	sqlPosts   = `
@@ -78,7 +78,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest)
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest, &r.CostMicros)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ const (
 	sqlSaveRequest = `
 UPDATE requests
 SET state = ?3, revision = ?4, announced = ?5, event = ?6, reason_code = ?7, reason_detail = ?8, reason_until = ?9,
-    hold_until = ?10, holds = ?11, attempts = ?12, began_at = ?13, due_at = ?14, updated_at = ?15
+    hold_until = ?10, holds = ?11, attempts = ?12, began_at = ?13, due_at = ?14, updated_at = ?15, publish_at = ?16
 WHERE account = ?1 AND id = ?2`
 	sqlSavePost = `
 UPDATE posts
@@ -154,7 +154,7 @@ func saveRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	code, reason := columns(r.Status.Reason)
 	_, err := tx.ExecContext(ctx, sqlSaveRequest, r.Account, r.ID, string(r.Status.State), r.Status.Revision, r.Announced,
 		string(r.Event), code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, r.Status.Attempts,
-		micros(r.BeganAt), micros(r.DueAt), micros(r.Status.UpdatedAt))
+		micros(r.BeganAt), micros(r.DueAt), micros(r.Status.UpdatedAt), micros(r.Status.PublishAt))
 	return err
 }
 

@@ -121,7 +121,9 @@ func (m *machine) look(rt *rapid.T) *store.Record {
 
 func (m *machine) publish(rt *rapid.T) {
 	head := m.look(rt)
-	if err := m.worker(rt).Begin(m.t.Context(), m.lane(), head.ID, m.b.intent(0)); err != nil {
+	intent := m.b.intent(0)
+	intent.Now = m.now
+	if err := m.worker(rt).Begin(m.t.Context(), m.lane(), head.ID, intent); err != nil {
 		rt.Fatalf("begin: %v", err)
 	}
 	state, err := m.worker(rt).Posted(m.t.Context(), m.lane(), head.ID, 0, m.account+"-"+head.ID, m.now)

@@ -17,15 +17,18 @@ func acceptRecord(t *testing.T, b *bundle) {
 	in.Request.ExpiresAt = b.now.Add(time.Hour)
 	in.Request.Metadata = map[string]string{"campaign": "42"}
 	in.Media = [][]store.Media{nil, {{}, {Digest: "d"}}}
+	in.Request.Posts[1].Text = "text"
+	in.CostMicros = 215_000
 	b.accept(t, in)
 	equal(t, "record", b.request(t, "full"), store.Record{
 		Key: store.Key{Account: acme, ID: "full"}, Seq: 1, Body: in.Body, DueAt: b.now, Event: jetpost.EventRequestAccepted,
 		Posts: []store.PostRecord{
 			{Index: 0, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{}},
-			{Index: 1, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{{}, {Digest: "d"}}},
+			{Index: 1, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{{}, {Digest: "d"}}, TextHash: store.TextHash("text")},
 		},
 		Status: jetpost.RequestStatus{
-			Account: acme, ID: "full", Revision: 1, State: jetpost.StateQueued, Total: 2,
+			CostEstimateUSD: 0.215,
+			Account:         acme, ID: "full", Revision: 1, State: jetpost.StateQueued, Total: 2,
 			Posts:      []jetpost.PostStatus{{Index: 0, State: jetpost.PostPending}, {Index: 1, State: jetpost.PostPending}},
 			AcceptedAt: b.now, UpdatedAt: b.now, PublishAt: in.Request.PublishAt, ExpiresAt: in.Request.ExpiresAt,
 			Metadata: in.Request.Metadata,
@@ -156,10 +159,12 @@ func acceptHeld(t *testing.T, b *bundle) {
 	read := b.acceptance("new", 2)
 	read.Now = b.now.Add(time.Minute)
 	read.Request.Metadata = map[string]string{"k": "v"}
+	read.CostMicros = 30_000
 	b.accept(t, read)
 	record = b.state(t, "new", jetpost.StateQueued, "", jetpost.EventRequestResumed)
 	equal(t, "posts", len(record.Posts), 2)
 	equal(t, "metadata", record.Status.Metadata, read.Request.Metadata)
+	equal(t, "cost", record.Status.CostEstimateUSD, 0.03)
 	equal(t, "revision", record.Status.Revision, int64(2))
 	equal(t, "head after", b.head(t, lane, b.now), "new")
 	for _, in := range []store.Acceptance{read, unread} {
@@ -627,4 +632,231 @@ func unannounced(t *testing.T, b *bundle) {
 	equal(t, "the newer one", mark("b", 2), true)
 	equal(t, "an older one told late", mark("b", 1), false)
 	equal(t, "unannounced at the end", len(list(later, 10)), 0)
+}
+
+// texts is an acceptance of an account's thread, which refuses the text of another's.
+func (b *bundle) texts(account, id string, texts ...string) store.Acceptance {
+	in := b.acceptance(id, len(texts))
+	in.Request.Account = account
+	for i, text := range texts {
+		in.Request.Posts[i].Text = text
+	}
+	in.RefuseSameText = true
+	return in
+}
+
+// sameText: what counts is a text of another account that is live, may be, or is
+// still to be sent, less than a day before or after.
+func sameText(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	const day = store.SameTextWithin
+	asked := func(account, text string, due time.Duration) string {
+		in := b.texts(account, "new", "", "else "+text, text)
+		in.Request.PublishAt = b.now.Add(due)
+		key, found, err := b.st.SameText(t.Context(), store.TextsOf(in.Request, b.now))
+		check(t, err)
+		equal(t, "found", found, key != store.Key{})
+		return key.ID
+	}
+	later := b.texts(acme, "later", "later")
+	later.Request.PublishAt = b.now.Add(2 * day)
+	b.accept(t, later)
+	for _, id := range []string{"live", "late", "doubt", "waits", "failed", "cancelled", ""} {
+		b.accept(t, b.texts(acme, "of "+id, id))
+	}
+	lane := b.claim(t)
+	begin := func(text string, now time.Time) {
+		intent := b.intent(0)
+		intent.Now, intent.TextHash = now, store.TextHash(text)
+		check(t, b.st.Begin(t.Context(), lane, "of "+text, intent))
+	}
+	begin("live", b.now)
+	b.posted(t, lane, "of live", 0, "1")
+	begin("late", b.now.Add(2*day))
+	b.posted(t, lane, "of late", 0, "2")
+	begin("doubt", b.now)
+	begin("failed", b.now)
+	b.concludePost(t, lane, "of failed", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "of cancelled"}, b.now)
+	check(t, err)
+	for _, q := range []struct {
+		name, account, text string
+		due                 time.Duration
+		want                string
+	}{
+		{"cancelled", "beta", "cancelled", 0, ""},
+		{"doubt", "beta", "doubt", 0, "of doubt"},
+		{"failed", "beta", "failed", 0, ""},
+		{"live", "beta", "live", day - time.Second, "of live"},
+		{"live, and asked for a day after", "beta", "live", day, ""},
+		{"live since the day after tomorrow, and asked for now", "beta", "late", 0, ""},
+		{"live since the day after tomorrow", "beta", "late", 3*day - time.Second, "of late"},
+		{"none", "beta", "", 0, ""},
+		{"of one's own", acme, "waits", 0, ""},
+		{"of one's own, live", acme, "live", 0, ""},
+		{"of nobody", "beta", "new", 0, ""},
+		{"later, and asked for now", "beta", "later", 0, ""},
+		{"later, and asked for a day before", "beta", "later", day, ""},
+		{"later, and asked for less than a day before", "beta", "later", day + time.Second, "later"},
+		{"later, and asked for less than a day after", "beta", "later", 3*day - time.Second, "later"},
+		{"later, and asked for a day after", "beta", "later", 3 * day, ""},
+		{"waits", "beta", "waits", -time.Hour, "of waits"},
+		{"waits, and asked for tomorrow", "beta", "waits", day - time.Minute, "of waits"},
+	} {
+		equal(t, q.name, asked(q.account, q.text, q.due), q.want)
+	}
+	twin := b.texts("beta", "twin", "mine", "waits")
+	b.accept(t, twin)
+	record, err := b.st.Request(t.Context(), store.Key{Account: "beta", ID: "twin"})
+	check(t, err)
+	equal(t, "reason", record.Status.Reason, &jetpost.Reason{
+		Code: jetpost.CodeSameText, Detail: "request of waits of account acme has a post of the same text within a day",
+	})
+	equal(t, "state and event", fmt.Sprint(record.Status.State, record.Event, record.Status.Revision), fmt.Sprint(jetpost.StateFailed, jetpost.EventRequestFailed, 1))
+	equal(t, "what was refused is nobody's twin", asked(acme, "mine", 0), "")
+	twin.RefuseSameText = false
+	twin.Request.ID = "allowed"
+	b.accept(t, twin)
+	record, err = b.st.Request(t.Context(), store.Key{Account: "beta", ID: "allowed"})
+	check(t, err)
+	equal(t, "state where it is allowed", record.Status.State, jetpost.StateQueued)
+}
+
+// sameTextConcurrently: of accounts that come with one thread at once, one posts it.
+func sameTextConcurrently(t *testing.T, b *bundle) {
+	const accounts, rounds = 6, 20
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	for i := range accounts {
+		b.add(t, fmt.Sprint("a", i))
+	}
+	for round := range rounds {
+		id := fmt.Sprint(round)
+		queued := atOnce(t, accounts, func(i int) (bool, error) {
+			texts := []string{"one " + id, "two " + id, "three " + id}
+			slices.Reverse(texts[:1+i%3]) // in any order
+			in := b.texts(fmt.Sprint("a", i), id, texts...)
+			if _, err := stores[i%2].Accept(t.Context(), in); err != nil {
+				return false, err
+			}
+			record, err := b.st.Request(t.Context(), store.Key{Account: in.Request.Account, ID: id})
+			return record.Status.State == jetpost.StateQueued, err
+		})
+		equal(t, "requests that go on in round "+id, queued, 1)
+	}
+}
+
+func sameTextReadAtLast(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	b.accept(t, b.texts("beta", "first", "same"))
+	read := b.texts(acme, "new", "same")
+	unread := read
+	unread.Hold = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker}
+	unread.Request.Posts = nil
+	b.accept(t, unread)
+	b.accept(t, read)
+	b.state(t, "new", jetpost.StateFailed, jetpost.CodeSameText, jetpost.EventRequestFailed)
+}
+
+func (b *bundle) reschedule(t *testing.T, id string, at, now time.Time) {
+	t.Helper()
+	_, err := b.st.Reschedule(t.Context(), store.Key{Account: acme, ID: id}, at, now)
+	check(t, err)
+}
+
+// reschedule: a request that waits goes out at its new time, and lets those behind
+// it go first.
+func reschedule(t *testing.T, b *bundle) {
+	b.acceptAll(t, "queued", "held", "behind")
+	lane := b.claim(t)
+	// X made nothing of it: it has begun, and nothing was sent.
+	b.begin(t, lane, "held", 0)
+	b.concludePost(t, lane, "held", jetpost.StateHeld, jetpost.CodeRateLimited, 0, jetpost.PostPending)
+	b.release(t, lane, time.Time{})
+	at := b.now.Add(time.Hour)
+	for i, id := range []string{"queued", "held"} {
+		b.reschedule(t, id, at.Add(time.Duration(-i)*time.Minute), b.now.Add(time.Second))
+		record := b.state(t, id, jetpost.StateScheduled, "", jetpost.EventRequestScheduled)
+		equal(t, "publish at", record.Status.PublishAt, at.Add(time.Duration(-i)*time.Minute))
+		equal(t, "due at", record.DueAt, record.Status.PublishAt)
+		equal(t, "holds", record.Holds, 0)
+	}
+	lane = b.claim(t)
+	equal(t, "order now", b.drain(t, lane, b.now), []string{"behind"})
+	equal(t, "order then", b.drain(t, lane, at), []string{"held", "queued"})
+}
+
+func rescheduleEarlier(t *testing.T, b *bundle) {
+	for _, id := range []string{"now", "sooner"} {
+		in := b.acceptance(id, 1)
+		in.Request.PublishAt = b.now.Add(time.Hour)
+		in.Request.ExpiresAt = b.now.Add(2 * time.Hour)
+		b.accept(t, in)
+	}
+	equal(t, "lane is due", b.due(t, b.now.Add(time.Minute)), false)
+	b.reschedule(t, "sooner", b.now.Add(time.Minute), b.now)
+	equal(t, "lane is due at the new time", b.due(t, b.now.Add(time.Minute)), true)
+	equal(t, "lane is due before", b.due(t, b.now), false)
+	b.reschedule(t, "now", b.now.Add(-time.Hour), b.now)
+	record := b.state(t, "now", jetpost.StateQueued, "", jetpost.EventRequestAccepted)
+	equal(t, "publish at", record.Status.PublishAt, time.Time{})
+	equal(t, "revision", record.Status.Revision, int64(2))
+	equal(t, "lane is due now", b.due(t, b.now), true)
+	b.acceptAll(t, "after")
+	equal(t, "order", b.drain(t, b.claim(t), b.now.Add(time.Minute)), []string{"now", "after", "sooner"})
+}
+
+func rescheduleNothing(t *testing.T, b *bundle) {
+	expiring := b.acceptance("expiring", 1)
+	expiring.Request.ExpiresAt = b.now.Add(time.Hour)
+	unread := b.acceptance("unread", 1)
+	unread.Hold = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker}
+	b.accept(t, expiring)
+	b.accept(t, unread)
+	b.acceptAll(t, "begun", "live", "doubt", "failed", "cancelled")
+	b.accept(t, b.acceptance("half", 2))
+	lane := b.claim(t)
+	b.begin(t, lane, "begun", 0)
+	b.publish(t, lane, "live", 0)
+	b.publish(t, lane, "half", 0)
+	b.conclude(t, lane, "half", jetpost.StateHeld, jetpost.CodeRateLimited, time.Time{})
+	b.doubt(t, lane, "doubt", 0)
+	b.conclude(t, lane, "failed", jetpost.StateFailed, jetpost.CodeMediaInvalid, time.Time{})
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	for id, want := range map[string]jetpost.State{
+		"begun": jetpost.StatePublishing, "live": jetpost.StatePublished, "half": jetpost.StateHeld, "doubt": jetpost.StateUnknown,
+		"failed": jetpost.StateFailed, "cancelled": jetpost.StateCancelled, "unread": jetpost.StateHeld,
+	} {
+		before := b.request(t, id)
+		state, err := b.st.Reschedule(t.Context(), store.Key{Account: acme, ID: id}, b.now.Add(time.Minute), b.now)
+		fails(t, id, err, store.ErrNotRunnable)
+		equal(t, "state of "+id, state, want)
+		equal(t, id, b.request(t, id), before)
+	}
+	for _, at := range []time.Duration{time.Hour, 2 * time.Hour} {
+		_, err := b.st.Reschedule(t.Context(), store.Key{Account: acme, ID: "expiring"}, b.now.Add(at), b.now)
+		fails(t, "past its end", err, store.ErrExpired)
+	}
+	_, err = b.st.Reschedule(t.Context(), store.Key{Account: acme, ID: "expiring"}, b.now, b.now.Add(time.Hour))
+	fails(t, "now, past its end", err, store.ErrExpired)
+	b.reschedule(t, "expiring", b.now.Add(time.Hour-time.Microsecond), b.now)
+	_, err = b.st.Reschedule(t.Context(), store.Key{Account: acme, ID: "nowhere"}, b.now, b.now)
+	fails(t, "no such request", err, store.ErrNotFound)
+}
+
+// rescheduleWhileWorkedOn: a worker that has seen the request at the front, and
+// uploads its media, does not send it now, nor does what it found count.
+func rescheduleWhileWorkedOn(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	equal(t, "head", b.head(t, lane, b.now), "one")
+	at := b.now.Add(time.Hour)
+	b.reschedule(t, "one", at, b.now)
+	fails(t, "begin", b.st.Begin(t.Context(), lane, "one", b.intent(0)), store.ErrNotRunnable)
+	check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeMediaUnavailable, Until: b.now}, Post: -1, Now: b.now,
+	}))
+	b.state(t, "one", jetpost.StateScheduled, "", jetpost.EventRequestScheduled)
+	equal(t, "head then", b.head(t, lane, b.now), "")
+	equal(t, "what is published in time", b.drain(t, lane, at), []string{"one"})
 }

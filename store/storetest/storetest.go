@@ -130,12 +130,19 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"ReplayHeld", replayHeld},
 		{"ReplayNeverBegun", replayNeverBegun},
 		{"ReplayNothing", replayNothing},
+		{"Reschedule", reschedule},
+		{"RescheduleEarlier", rescheduleEarlier},
+		{"RescheduleNothing", rescheduleNothing},
+		{"RescheduleWhileWorkedOn", rescheduleWhileWorkedOn},
 		{"Resolve", resolve},
 		{"Rotate", rotate},
 		{"RotateBehind", rotateBehind},
 		{"RotateRaced", rotateRaced},
 		{"RotateUnopenable", rotateUnopenable},
 		{"Rounds", rounds},
+		{"SameText", sameText},
+		{"SameTextConcurrently", sameTextConcurrently},
+		{"SameTextReadAtLast", sameTextReadAtLast},
 		{"SaveToken", saveToken},
 		{"SaveTokenAfterLease", saveTokenAfterLease},
 		{"SaveTokenEndsHolds", saveTokenEndsHolds},
@@ -292,7 +299,18 @@ func (b *bundle) intent(post int) store.Intent {
 
 func (b *bundle) begin(t *testing.T, lane store.Lane, id string, post int) {
 	t.Helper()
-	check(t, b.st.Begin(t.Context(), lane, id, b.intent(post)))
+	intent := b.intent(post)
+	intent.Now = b.turn(t, id)
+	check(t, b.st.Begin(t.Context(), lane, id, intent))
+}
+
+// turn is when a worker may be at a request: not before it is due.
+func (b *bundle) turn(t *testing.T, id string) time.Time {
+	t.Helper()
+	if due := b.request(t, id).DueAt; due.After(b.now) {
+		return due
+	}
+	return b.now
 }
 
 func (b *bundle) posted(t *testing.T, lane store.Lane, id string, post int, postID string) jetpost.State {
@@ -316,7 +334,7 @@ func (b *bundle) conclude(t *testing.T, lane store.Lane, id string, state jetpos
 	t.Helper()
 	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code, Until: until}, Post: -1,
-		Rings: b.look(t, lane, b.now).Rings, Now: b.now,
+		Rings: b.look(t, lane, b.now).Rings, Now: b.turn(t, id),
 	}))
 }
 
@@ -325,7 +343,7 @@ func (b *bundle) concludePost(t *testing.T, lane store.Lane, id string, state je
 	t.Helper()
 	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState,
-		Rings: b.look(t, lane, b.now).Rings, Now: b.now,
+		Rings: b.look(t, lane, b.now).Rings, Now: b.turn(t, id),
 	}))
 }
 

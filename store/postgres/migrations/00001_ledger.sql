@@ -143,6 +143,7 @@ CREATE TABLE requests (
     metadata      json, -- not jsonb, which refuses the escape of a zero character
     body          bytea NOT NULL,
     digest        bytea NOT NULL,
+    cost_micros   bigint NOT NULL DEFAULT 0 CHECK (cost_micros >= 0), -- estimated, in millionths of a US dollar
     PRIMARY KEY (account, id),
     UNIQUE (account, seq),
     CHECK (announced <= revision),
@@ -171,7 +172,7 @@ CREATE TABLE posts (
     post_id    text CONSTRAINT posts_post_id UNIQUE CHECK (post_id <> ''),
     media_ids  text[] NOT NULL DEFAULT '{}',
     media      json NOT NULL DEFAULT '[]', -- what is known of each, as store.Media
-    text_hash  bytea,
+    text_hash  bytea, -- SHA-256; null where there is no text
     sent_at    timestamptz,
     not_after  timestamptz,
     attempt    bigint NOT NULL DEFAULT 0,
@@ -192,6 +193,9 @@ CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = '
 
 -- The latest posts of an account that are known to be live.
 CREATE INDEX posts_live ON posts (account, sent_at) WHERE state = 'posted';
+
+-- Who else posts the same text, and when.
+CREATE INDEX posts_text ON posts (text_hash, state, sent_at) WHERE text_hash IS NOT NULL;
 
 -- A message that never became a request, by its place in the job stream. Its
 -- body is kept whole: NATS bounds its size, and the row goes after 30 days.

@@ -131,6 +131,7 @@ CREATE TABLE requests (
     metadata      TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(metadata)),
     body          BLOB    NOT NULL,
     digest        BLOB    NOT NULL,
+    cost_micros   INTEGER NOT NULL DEFAULT 0 CHECK (cost_micros >= 0), -- estimated, in millionths of a US dollar
     PRIMARY KEY (account, id),
     UNIQUE (account, seq),
     CHECK (announced BETWEEN 0 AND revision),
@@ -161,7 +162,7 @@ CREATE TABLE posts (
     post_id    TEXT    UNIQUE CHECK (post_id <> ''),
     media_ids  TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(media_ids)),
     media      TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(media)), -- what is known of each, as store.Media
-    text_hash  BLOB,
+    text_hash  BLOB, -- SHA-256; NULL where there is no text
     sent_at    INTEGER, -- commit of the latest intent
     not_after  INTEGER, -- the latest moment at which it may be sent
     attempt    INTEGER, -- fence of the latest intent
@@ -180,6 +181,9 @@ CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = '
 
 -- The latest posts of an account that are known to be live.
 CREATE INDEX posts_live ON posts (account, sent_at) WHERE state = 'posted';
+
+-- Who else posts the same text, and when.
+CREATE INDEX posts_text ON posts (text_hash, state, sent_at) WHERE text_hash IS NOT NULL;
 
 -- Messages that never became requests, once per place in the stream, for 30
 -- days. The body is whole: NATS bounds its size.

@@ -1,0 +1,292 @@
+package consumers
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+func TestRules(t *testing.T) {
+	t.Parallel()
+	quote := jetpost.Post{Text: "look", QuotePostID: "1"}
+	tests := []struct {
+		name       string
+		enterprise bool
+		posts      []jetpost.Post
+		want       []string
+	}{
+		{"a cashtag", false, thread("$TWTR is up", "$5 for $TWTR"), nil},
+		{"cashtag twice", false, thread("fine", "$TWTR, or $TWTR"), []string{"/posts/1/text has 2 cashtags, such as $TWTR; X allows 1 in a post"}},
+		{"cashtags of an Enterprise app", true, thread("$TWTR or $BRK.B"), nil},
+		{"heavy", false, thread("fine", strings.Repeat("文", 12_501)), []string{"/posts/1/text weighs 25002 as X counts, at most 25000 are allowed"}},
+		{"just not too heavy", false, thread(strings.Repeat("文", 12_500)), nil},
+		{"quote", false, []jetpost.Post{quote}, []string{"/posts/0/quote_post_id is for Enterprise apps, X says; where yours is one, set JETPOST_X_TIER=enterprise"}},
+		{"quote of an Enterprise app", true, []jetpost.Post{quote}, nil},
+		{"reply, which X judges", false, []jetpost.Post{{Text: "yes", InReplyToPostID: "1"}}, nil},
+		{"several mistakes", false, []jetpost.Post{{Text: "$A $B", QuotePostID: "1"}}, []string{
+			"/posts/0/text has 2 cashtags, such as $TWTR; X allows 1 in a post",
+			"/posts/0/quote_post_id is for Enterprise apps, X says; where yours is one, set JETPOST_X_TIER=enterprise",
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			err := Rules{Enterprise: test.enterprise}.Check(jetpost.Request{Posts: test.posts})
+			want := "<nil>"
+			if test.want != nil {
+				want = "invalid request: " + strings.Join(test.want, "; ")
+			}
+			equal(t, "mistakes", fmt.Sprint(err), want)
+		})
+	}
+}
+
+func TestCost(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		post jetpost.Post
+		want int64
+	}{
+		{"alt text", jetpost.Post{Text: "see", Media: []jetpost.Media{{Object: "a", Alt: "A cat"}, {Object: "b"}, {Object: "c", Alt: "A dog"}}}, 25_000},
+		{"link", jetpost.Post{Text: "see https://example.com/a"}, 200_000},
+		{"link without a protocol, twice", jetpost.Post{Text: "see three.ws and readme.md"}, 200_000},
+		{"link with a picture", jetpost.Post{Text: "example.com", Media: []jetpost.Media{{Object: "a", Alt: "A cat"}}}, 205_000},
+		{"media alone", jetpost.Post{Media: []jetpost.Media{{Object: "a"}}}, 15_000},
+		{"text", jetpost.Post{Text: "no link.at/all"}, 200_000},
+		{"text without a link", jetpost.Post{Text: "e.g. this, i.e. nothing"}, 15_000},
+	}
+	for _, test := range tests {
+		equal(t, test.name, CostMicros(test.post), test.want)
+	}
+}
+
+// TestIntakeRefusesByRule: what X would refuse never becomes a request.
+func TestIntakeRefusesByRule(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	quote := []byte(`{"id":"quote","posts":[{"text":"one"},{"text":"look","quote_post_id":"1"}]}`)
+	tags := []byte(`{"id":"tags","posts":[{"text":"$A $B"}]}`)
+	for _, body := range [][]byte{quote, tags} {
+		equal(t, "verdict", b.intake().Handle(t.Context(), b.job("acme", body)).kind, kindDone)
+	}
+	equal(t, "requests", len(b.counts(t)), 0)
+	refusals, err := b.ledger.Refusals(t.Context(), 10)
+	check(t, err)
+	for _, r := range refusals {
+		if r.Code != jetpost.CodeInvalidRequest || r.Account != "acme" || (r.ID != "quote" && r.ID != "tags") || len(r.Problems) != 1 {
+			t.Errorf("refusal is %+v", r)
+		}
+	}
+	equal(t, "refusals", len(refusals), 2)
+
+	h := b.intake()
+	h.Rules.Enterprise = true
+	equal(t, "verdict", h.Handle(t.Context(), b.job("acme", quote)).kind, kindDone)
+	b.want(t, store.Key{Account: "acme", ID: "quote"}, jetpost.StateQueued, "", 0)
+}
+
+// TestReadAtLastByRule: a request that no worker could read before keeps to the
+// same rules.
+func TestReadAtLastByRule(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	for id, post := range map[string]string{"fine": `{"text":"see example.com"}`, "tags": `{"text":"$A $B"}`} {
+		body := fmt.Appendf(nil, `{"id":%q,"posts":[%s]}`, id, post)
+		_, err := b.ledger.Accept(t.Context(), store.Acceptance{
+			Request: jetpost.Request{Version: 99, Account: "acme", ID: id}, Body: body, Digest: []byte("of what could be read"),
+			Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: time.Now().Add(-time.Minute)}, Now: time.Now().Add(-time.Hour),
+		})
+		check(t, err)
+	}
+	b.run(t, b.lane(), "acme")
+	tags := b.want(t, store.Key{Account: "acme", ID: "tags"}, jetpost.StateFailed, jetpost.CodeInvalidRequest, 0)
+	equal(t, "why", strings.Contains(tags.Status.Reason.Detail, "2 cashtags"), true)
+	fine := b.want(t, store.Key{Account: "acme", ID: "fine"}, jetpost.StatePublished, "", 1)
+	equal(t, "cost", fine.Status.CostEstimateUSD, 0.2)
+}
+
+// TestThreadTooLong: nothing of a thread is sent where a later post is too long
+// for its account, as far as X tells of that.
+func TestThreadTooLong(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("long ", 60)
+	tests := []struct {
+		name         string
+		subscription string
+		texts        []string
+		fault        bool // X does not tell
+		state        jetpost.State
+		code         jetpost.Code
+		posted, asks int
+	}{
+		{"none", xsim.SubscriptionNone, []string{"one", "two", long}, false, jetpost.StateFailed, jetpost.CodeTextTooLong, 0, 1},
+		{"none, all short", xsim.SubscriptionNone, []string{"one", "two"}, false, jetpost.StatePublished, "", 2, 0},
+		{"none, the first, of which X says in time", xsim.SubscriptionNone, []string{long, "two"}, false, jetpost.StateFailed, jetpost.CodeRefusedByX, 0, 0},
+		{"premium", xsim.SubscriptionPremium, []string{"one", "two", long}, false, jetpost.StatePublished, "", 3, 1},
+		{"unknown", xsim.SubscriptionNone, []string{"one", "two", long}, true, jetpost.StateFailed, jetpost.CodeRefusedByX, 2, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", SubscriptionType: test.subscription})
+			check(t, err)
+			b.importGrant(t, grant, time.Now())
+			if test.fault {
+				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Endpoint: xsim.EndpointMe})
+			}
+			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread(test.texts...)})
+			b.run(t, b.lane(), "acme")
+			r := b.want(t, key, test.state, test.code, test.posted)
+			equal(t, "posts at X", len(b.x.Posts("acme")), test.posted)
+			equal(t, "questions", b.calls(xsim.EndpointMe), test.asks)
+			if test.code == jetpost.CodeTextTooLong {
+				equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+				equal(t, "attempts", r.Status.Attempts, 0)
+				equal(t, "reason", r.Status.Reason.Detail,
+					"post 3 weighs 300 as X counts, and @acme has no subscription, with which more than 280 are allowed; nothing more was sent")
+			}
+		})
+	}
+}
+
+// TestThreadTooLongReplayed: an account that has subscribed meanwhile is asked anew.
+func TestThreadTooLongReplayed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", strings.Repeat("long ", 60))})
+	b.run(t, b.lane(), "acme")
+	b.want(t, key, jetpost.StateFailed, jetpost.CodeTextTooLong, 0)
+	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", SubscriptionType: xsim.SubscriptionPremium})
+	check(t, err)
+	b.importGrant(t, grant, time.Now())
+	_, err = b.ledger.Replay(t.Context(), key, time.Now())
+	check(t, err)
+	b.run(t, b.lane(), "acme")
+	b.want(t, key, jetpost.StatePublished, "", 2)
+}
+
+// intakeBy is a door with a rule about the same text, and what it logs.
+func (b *testBundle) intakeBy(rule SameText) (*IntakeHandler, *bytes.Buffer) {
+	var log bytes.Buffer
+	h := b.intake()
+	h.Rules.SameText = rule
+	h.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	return h, &log
+}
+
+func TestSameText(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		rule    SameText
+		warned  bool
+		state   jetpost.State
+		code    jetpost.Code
+		event   jetpost.EventType
+		records int
+	}{
+		{SameTextAllow, false, jetpost.StateQueued, "", jetpost.EventRequestAccepted, 0},
+		{SameTextRefuse, false, jetpost.StateFailed, jetpost.CodeSameText, jetpost.EventRequestFailed, 1},
+		{SameTextWarn, true, jetpost.StateQueued, "", jetpost.EventRequestAccepted, 0},
+		{"", true, jetpost.StateQueued, "", jetpost.EventRequestAccepted, 0},
+	}
+	for _, test := range tests {
+		t.Run(string(test.rule), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			b.account(t, "bolt", 0)
+			b.accept(t, jetpost.Request{ID: "first", Posts: thread("one", "same")})
+			h, log := b.intakeBy(test.rule)
+			body, err := json.Marshal(jetpost.Request{Account: "bolt", ID: "second", Posts: thread("other", "same")})
+			check(t, err)
+			d := b.job("bolt", body)
+			for range 2 { // the second time it is a repeat, and told no more
+				equal(t, "verdict", h.Handle(t.Context(), d).kind, kindDone)
+			}
+			key := store.Key{Account: "bolt", ID: "second"}
+			r := b.want(t, key, test.state, test.code, 0)
+			equal(t, "event", b.lastEvent(t, key).Type, test.event)
+			equal(t, "records", int(b.messages(t, b.names.FailedStream())), test.records)
+			line := `"level":"WARN","msg":"request.same_text","account":"bolt","request":"second","other_account":"acme","other_request":"first"`
+			warned := 0
+			if test.warned {
+				warned = 1
+			}
+			equal(t, "warnings in "+log.String(), strings.Count(log.String(), line), warned)
+			equal(t, "lines of that kind", strings.Count(log.String(), "same_text"), warned)
+			b.run(t, b.lane(), "acme")
+			b.run(t, b.lane(), "bolt")
+			if test.code == "" {
+				b.want(t, key, jetpost.StatePublished, "", 2)
+				return
+			}
+			equal(t, "reason", r.Status.Reason.Detail, "request first of account acme has a post of the same text within a day")
+			equal(t, "posts of bolt", len(b.x.Posts("bolt")), 0)
+
+			// A person may want it all the same.
+			_, err = b.ledger.Replay(t.Context(), key, time.Now())
+			check(t, err)
+			b.run(t, b.lane(), "bolt")
+			b.want(t, key, jetpost.StatePublished, "", 2)
+		})
+	}
+}
+
+// Its own account's texts, and posts without text, are no twins.
+func TestSameTextIsAnothersText(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.account(t, "bolt", 0)
+	h, log := b.intakeBy(SameTextRefuse)
+	picture := []jetpost.Post{{Media: []jetpost.Media{{Object: "a"}}}}
+	for i, r := range []jetpost.Request{
+		{Account: "acme", Posts: thread("mine", "mine")}, {Account: "acme", Posts: thread("mine")},
+		{Account: "acme", Posts: picture}, {Account: "bolt", Posts: picture}, {Account: "bolt", Posts: thread("Mine")},
+	} {
+		r.ID = fmt.Sprint(i)
+		body, err := json.Marshal(r)
+		check(t, err)
+		equal(t, "verdict", h.Handle(t.Context(), b.job(r.Account, body)).kind, kindDone)
+		b.want(t, store.Key{Account: r.Account, ID: r.ID}, jetpost.StateQueued, "", 0)
+	}
+	equal(t, "log", strings.Contains(log.String(), "same_text"), false)
+}
+
+// TestRescheduledWhileWorkedOn: a request that is moved while a worker has it at
+// hand goes out at its new time, and once.
+func TestRescheduledWhileWorkedOn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "moved", Posts: thread("one", "two")})
+	b.accept(t, jetpost.Request{ID: "behind", Posts: thread("three")})
+	move := func(at time.Time) error {
+		_, err := b.ledger.Reschedule(t.Context(), key, at, time.Now())
+		return err
+	}
+	hook := &ledgerHook{Store: b.ledger}
+	hook.before = nth("begin", 1, func() error { return move(time.Now().Add(time.Hour)) })
+	h := b.lane(func(h *PublishHandler) { h.Ledger = hook })
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateScheduled, "", 0)
+	b.texts(t, "acme", "three")
+	check(t, move(time.Now()))
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StatePublished, "", 2)
+	b.texts(t, "acme", "three", "one", "two")
+}
