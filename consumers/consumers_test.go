@@ -63,7 +63,16 @@ type testBundle struct {
 // hold no violation.
 func setup(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
+	return setupOn(t, nil, opts...)
+}
+
+// setupOn is setup on another ledger than a file.
+func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opts ...func(*xsim.Server)) *testBundle {
+	t.Helper()
 	b := offline(t, opts...)
+	if open != nil {
+		b.ledger = open(t, b.sealer)
+	}
 	id, err := b.ledger.LedgerID(t.Context())
 	check(t, err)
 	b.server = natstest.Server(t)

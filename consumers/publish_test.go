@@ -57,11 +57,17 @@ func TestWorkersPublishInOrder(t *testing.T) {
 // work runs a worker's intake and lanes until the test ends.
 func (b *testBundle) work(t *testing.T, h *PublishHandler) (stop func()) {
 	t.Helper()
-	bindings := []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h}}
-	for p := range jetpost.Partitions {
-		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Slots: 1, Handler: b.intake()})
-	}
+	bindings := append(b.intakes(b.intake()), Binding{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h})
 	return b.start(t, &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: bindings})
+}
+
+// intakes binds every partition's consumer.
+func (b *testBundle) intakes(h *IntakeHandler) []Binding {
+	var bindings []Binding
+	for p := range jetpost.Partitions {
+		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Slots: 1, Handler: h})
+	}
+	return bindings
 }
 
 func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {

@@ -1,0 +1,708 @@
+package consumers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+const (
+	// gapLease is that of all workers here: short, since each gap waits for a
+	// dead worker's lease, and for what follows on a doubt.
+	gapLease = 2 * time.Second
+	// gapsAtOnce bounds how many gaps of one database are tried at a time. They
+	// wait most of the time.
+	gapsAtOnce = 24
+	// gapAckWait is when the server gives the message of a dead worker to another.
+	gapAckWait = 3 * time.Second
+)
+
+// gapRun is what a worker does until it dies.
+type gapRun struct {
+	name  string
+	posts []jetpost.Post // of the one request
+	// work is the part of the worker that runs: its lanes, where it is nil.
+	work func(b *testBundle, m *mortal) func(context.Context) error
+	// bring has the request arrive: it is accepted already, where it is nil.
+	bring func(t *testing.T, b *testBundle, r jetpost.Request)
+	// upset brings up what goes wrong at X.
+	upset func(t *testing.T, b *testBundle)
+	// state is how the request ends: published, where it is empty. A refused job
+	// never becomes one.
+	state   jetpost.State
+	refused bool
+	// steps must be among those that the worker takes, in this order, so that the
+	// run is what its name says.
+	steps string
+}
+
+func gapRuns(t *testing.T) []gapRun {
+	t.Helper()
+	limit := func(t *testing.T, b *testBundle, posts int) {
+		t.Helper()
+		check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: posts, WindowMS: 1000}}))
+	}
+	strike := func(faults ...xsim.Fault) func(*testing.T, *testBundle) {
+		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
+	}
+	const post = "begin, POST /2/tweets, posted, read, jetpost.event.request.#, announced"
+	const hold = "conclude, read, jetpost.event.request.held.#, announced, look, schedule.wake.acme, release, ack"
+	const turn = "claim, look, token"
+	return []gapRun{
+		{
+			name: "a single post", posts: thread("one"),
+			steps: turn + ", " + post + ", look, release, ack",
+		}, {
+			name:  "a thread of three",
+			posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{{Data: picture(t)}}}, {Text: "three"}},
+			steps: turn + ", " + post + ", POST /2/media/upload, " + post + ", " + post + ", look, release, ack",
+		}, {
+			name: "a window is used up", posts: thread("one", "two"),
+			upset: func(t *testing.T, b *testBundle) { t.Helper(); limit(t, b, 1) },
+			steps: turn + ", " + post + ", " + hold + ", " + turn + ", " + post + ", look, release, ack",
+		}, {
+			name: "a 429", posts: thread("one", "two"),
+			upset: func(t *testing.T, b *testBundle) {
+				t.Helper()
+				limit(t, b, 100)
+				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Times: 1})
+			},
+			steps: turn + ", begin, POST /2/tweets, " + hold + ", " + turn + ", " + post + ", " + post + ", look, release, ack",
+		}, {
+			name: "a lost answer of a post that is live", posts: thread("one", "two"),
+			upset: strike(lost(1, true)),
+			steps: turn + ", begin, POST /2/tweets, " + hold + ", " + turn + ", witness, GET /2/users/:id/tweets, owned, posted, read, " +
+				"jetpost.event.request.progress.#, announced, " + turn[len("claim, "):] + ", " + post + ", look, release, ack",
+		}, {
+			name: "a lost answer of a post that is not", posts: thread("one", "two"),
+			upset: strike(lost(1, false)),
+			steps: turn + ", begin, POST /2/tweets, " + hold + ", " +
+				turn + ", witness, GET /2/users/:id/tweets, owned, " + hold + ", " +
+				turn + ", witness, GET /2/users/:id/tweets, owned, conclude, look, token, " + post + ", " + post + ", look, release, ack",
+		}, {
+			name: "reads are refused", posts: thread("one"),
+			upset: strike(lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Endpoint: xsim.EndpointTimeline, Times: 1}),
+			steps: turn + ", begin, POST /2/tweets, " + hold + ", " +
+				turn + ", witness, GET /2/users/:id/tweets, " + hold + ", " +
+				turn + ", witness, GET /2/users/:id/tweets, owned, posted, read, jetpost.event.request.published.#, announced, look, release, ack",
+		}, {
+			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
+			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
+			steps: turn + ", " + post + ", begin, POST /2/tweets, conclude, read, publish.failed.acme.gap, " +
+				"jetpost.event.request.failed.#, announced, look, release, ack",
+		}, {
+			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
+			steps: "accept, read, jetpost.event.request.accepted.#, announced, publish.wake.acme, ack",
+		}, {
+			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
+			steps: "refuse, publish.refused.acme.1, jetpost.event.request.refused.#, ack",
+		}, {
+			name: "the sweeper", posts: thread("one"),
+			work: func(b *testBundle, m *mortal) func(context.Context) error {
+				s := b.sweeper("victim")
+				s.Ledger, s.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
+				return s.Sweep
+			},
+			bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // whose worker died before it told anybody
+				t.Helper()
+				body, err := json.Marshal(r)
+				check(t, err)
+				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
+				check(t, err)
+			},
+			steps: "lease, due, publish.wake.acme, untold, notices, read, jetpost.event.request.accepted.#, announced",
+		},
+	}
+}
+
+func gapIntake(b *testBundle, m *mortal) func(context.Context) error {
+	h := b.intake()
+	h.Ledger, h.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
+	return b.gapRunner(b.intakes(h)).Run
+}
+
+func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
+	t.Helper()
+	body, err := json.Marshal(r)
+	check(t, err)
+	_, err = b.pub.PublishRaw(t.Context(), r.Account, body)
+	check(t, err)
+}
+
+func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
+	h := b.lane(func(h *PublishHandler) {
+		h.Ledger, h.Tokens, h.Worker = mortalLedger{m, b.ledger}, mortalTokens{m, h.Tokens}, "victim"
+		h.Announce.Ledger, h.Timing.Lease = mortalLedger{m, b.ledger}, gapLease
+	})
+	return b.gapRunner([]Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: h}}).Run
+}
+
+func (b *testBundle) gapRunner(bindings []Binding) *Runner {
+	return &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: bindings, StopGrace: time.Nanosecond}
+}
+
+// TestWorkerDiesInAnyGap kills a worker between any two of its steps: whatever it
+// asks of the ledger, tells NATS or X. A run without a death counts them, so that no
+// step is forgotten that somebody adds. Another worker takes over, and in the end
+// each post is on X once and in order, its request told to be published, and nothing
+// is left over.
+func TestWorkerDiesInAnyGap(t *testing.T) {
+	t.Parallel()
+	databases := map[string]func(*testing.T, *store.Sealer) store.Store{
+		"SQLite": nil, // the file of every test
+		"PostgreSQL": func(t *testing.T, sealer *store.Sealer) store.Store {
+			t.Helper()
+			s, err := postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer)
+			check(t, err)
+			t.Cleanup(func() { check(t, s.Close()) })
+			return s
+		},
+	}
+	for name, open := range databases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// Not by t.Parallel, which counts processors: gaps wait, mostly.
+			free := make(chan struct{}, gapsAtOnce)
+			var all sync.WaitGroup
+			try := func(run gapRun, gap gap) (steps []string) {
+				free <- struct{}{}
+				defer func() { <-free }()
+				t.Run(run.name+"/"+gap.String(), func(t *testing.T) { steps = run.diesIn(t, open, gap) })
+				return steps
+			}
+			for _, run := range gapRuns(t) {
+				all.Go(func() {
+					steps := try(run, gap{})
+					run.wantSteps(t, steps)
+					for _, step := range steps {
+						all.Go(func() { try(run, gap{before: step}) })
+						if strings.HasPrefix(step, "POST /2/tweets ") {
+							all.Go(func() { try(run, gap{before: step, onItsWay: true}) })
+						}
+					}
+				})
+			}
+			all.Wait()
+		})
+	}
+}
+
+// gap is where a worker dies. The moment after a step is that before the next one:
+// nobody can tell them apart from outside.
+type gap struct {
+	before   string // the step that is not taken; "" is after the last one
+	onItsWay bool   // a call that X takes all the same, when its caller is dead
+}
+
+func (g gap) String() string {
+	switch {
+	case g.onItsWay:
+		return "X takes " + g.before
+	case g.before == "":
+		return "after the last step"
+	default:
+		return "before " + g.before
+	}
+}
+
+// wantSteps fails unless the steps have those of the run among them, in order.
+func (run gapRun) wantSteps(t *testing.T, steps []string) {
+	t.Helper()
+	rest := steps
+	for want := range strings.SplitSeq(run.steps, ", ") {
+		at := slices.IndexFunc(rest, func(step string) bool {
+			name := step[:strings.LastIndexByte(step, ' ')]
+			prefix, open := strings.CutSuffix(want, "#")
+			return name == want || open && strings.HasPrefix(name, prefix)
+		})
+		if at < 0 {
+			t.Errorf("%s: no step %s in %q, all are %q", run.name, want, rest, steps)
+			return
+		}
+		rest = rest[at+1:]
+	}
+}
+
+// diesIn has a worker die in the gap and another one go on. It returns the steps
+// that the first one took.
+func (run gapRun) diesIn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, gap gap) []string {
+	t.Helper()
+	b := setupOn(t, open)
+	b.log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	b.account(t, "acme", 0)
+	b.hurry(t, b.names.JobsStream(), b.names.LanesStream())
+	control := b.accept(t, jetpost.Request{ID: "control", Posts: thread("control")}) // X shows it to those who look
+	b.run(t, b.lane(), "acme")
+	b.want(t, control, jetpost.StatePublished, "", 1)
+	b.purge(t, b.names.LanesStream())
+	if run.upset != nil {
+		run.upset(t, b)
+	}
+	request := jetpost.Request{Account: "acme", ID: "gap", Posts: run.posts}
+	if run.bring == nil {
+		b.accept(t, request)
+	} else {
+		run.bring(t, b, request)
+	}
+
+	steps := run.victim(t, b, gap)
+	if t.Failed() {
+		return steps
+	}
+
+	next := b.lane(func(h *PublishHandler) { h.Worker, h.Timing.Lease = "next", gapLease })
+	sweeper := b.sweeper("next")
+	sweeper.Timing.Lease = gapLease
+	b.sweep(t, sweeper)
+	stop := b.work(t, next)
+	gapJob(t, b, jetpost.Request{Account: "acme", ID: "behind", Posts: thread("behind")})
+	run.wantEnd(t, b)
+	stop()
+	_, free, err := b.ledger.ClaimLane(t.Context(), "acme", "test", time.Minute, time.Now())
+	check(t, err)
+	equal(t, "the lane is free", free, true)
+	return steps
+}
+
+// victim runs a worker until it dies in the gap, and returns the steps that it took.
+func (run gapRun) victim(t *testing.T, b *testBundle, gap gap) []string {
+	t.Helper()
+	m := newMortal(gap)
+	nc, err := nats.Connect("", nats.InProcessServer(mortalWire{m, b.server}), nats.NoReconnect())
+	check(t, err)
+	js, err := jetstream.New(nc)
+	check(t, err)
+	worker := &testBundle{
+		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, log: b.log,
+		hc:    &http.Client{Transport: mortalX{m, b.x}},
+		bells: publishers.NewBells(js, b.names), records: publishers.NewRecords(js, b.names), stops: publishers.NewStops(js, b.names),
+	}
+	work := run.work
+	if work == nil {
+		work = gapLanes
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := work(worker, m)(ctx); err != nil && !m.isDead() {
+			t.Errorf("the worker ended: %v", err)
+		}
+	}()
+	alive := true
+	eventually(t, "the worker's death or the end of its work", func() bool {
+		select {
+		case <-m.dead:
+			alive = false
+			return true
+		case <-ended:
+			return true
+		default:
+			return b.messages(t, b.names.JobsStream()) == 0 && run.work != nil && b.messages(t, b.names.LanesStream()) == 1 ||
+				run.work == nil && b.rests(t, run.last())
+		}
+	})
+	if alive {
+		m.die()
+	}
+	cancel()
+	nc.Close()
+	<-ended
+	if alive != (gap.before == "") {
+		t.Fatalf("the worker lived %t, its steps were %q", alive, m.taken)
+	}
+	return m.taken
+}
+
+func (run gapRun) last() jetpost.EventType {
+	if run.state == jetpost.StateFailed {
+		return jetpost.EventRequestFailed
+	}
+	return jetpost.EventRequestPublished
+}
+
+// rests tells whether the request has come to its end, all is told, and nothing is
+// left over on the streams.
+func (b *testBundle) rests(t *testing.T, last jetpost.EventType) bool {
+	t.Helper()
+	r := b.record(t, store.Key{Account: "acme", ID: "gap"})
+	return r.Status.State.Finished() && r.Announced == r.Status.Revision && b.idle(t)
+}
+
+// idle tells whether no job, no doorbell and no wake-up is left.
+func (b *testBundle) idle(t *testing.T) bool {
+	t.Helper()
+	const cron = 1 // the schedule of refreshes
+	return b.messages(t, b.names.JobsStream()) == 0 && b.messages(t, b.names.LanesStream()) == 0 && b.messages(t, b.names.ScheduleStream()) == cron
+}
+
+// wantEnd waits for the end and fails unless it is the one that the run must have.
+func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
+	t.Helper()
+	behind := store.Key{Account: "acme", ID: "behind"}
+	eventually(t, "the request behind is accepted", func() bool {
+		_, err := b.ledger.Request(t.Context(), behind)
+		return err == nil
+	})
+	texts := []string{"control"}
+	defer func() {
+		eventually(t, "the request behind is published", func() bool {
+			return b.record(t, behind).Status.State == jetpost.StatePublished && b.idle(t)
+		})
+		b.texts(t, "acme", append(texts, "behind")...)
+	}()
+	if run.refused {
+		run.wantRefusal(t, b)
+		return
+	}
+	key := store.Key{Account: "acme", ID: "gap"}
+	eventually(t, "the request comes to its end", func() bool { return b.rests(t, run.last()) })
+	parent, posted := "", 0
+	want := jetpost.StatePublished
+	if run.state != "" {
+		want = run.state
+	}
+	r := b.record(t, key)
+	equal(t, "state", r.Status.State, want)
+	live := b.x.Posts("acme")
+	for i, p := range r.Posts {
+		if p.State != jetpost.PostPosted {
+			continue
+		}
+		texts = append(texts, run.posts[i].Text)
+		posted++
+		equal(t, "id of "+run.posts[i].Text, live[posted].ID, p.PostID)
+		equal(t, "parent of "+run.posts[i].Text, live[posted].InReplyTo, parent)
+		parent = p.PostID
+	}
+	if want == jetpost.StatePublished {
+		equal(t, "posts that are live", posted, len(run.posts))
+	}
+	event := b.lastEvent(t, key)
+	equal(t, "last event", event.Type, run.last())
+	equal(t, "posts that it tells of", event.Request.Posted, posted)
+	for state, n := range b.counts(t) {
+		if !state.Finished() {
+			equal(t, "requests that are "+string(state), n, 0)
+		}
+	}
+}
+
+func (run gapRun) wantRefusal(t *testing.T, b *testBundle) {
+	t.Helper()
+	eventually(t, "the job is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	refusals, err := b.ledger.Refusals(t.Context(), 10)
+	check(t, err)
+	equal(t, "refusals", len(refusals), 1)
+	equal(t, "records", b.messages(t, b.names.FailedStream()), 1)
+	equal(t, "told", b.last(t, b.names.EventsStream(), b.names.RefusedEvent("acme", refusals[0].Sequence)) != nil, true)
+}
+
+// hurry has the server give a dead worker's messages to another one soon.
+func (b *testBundle) hurry(t *testing.T, streams ...string) {
+	t.Helper()
+	for _, name := range streams {
+		stream, err := b.js.Stream(t.Context(), name)
+		check(t, err)
+		consumers := stream.ListConsumers(t.Context())
+		for info := range consumers.Info() {
+			info.Config.AckWait = gapAckWait
+			_, err := stream.UpdateConsumer(t.Context(), info.Config)
+			check(t, err)
+		}
+		check(t, consumers.Err())
+	}
+}
+
+// mortal is a worker that dies before one of its steps. From then on nothing of it
+// reaches the ledger, NATS or X, and each of its goroutines ends where it tries.
+type mortal struct {
+	gap  gap
+	dead chan struct{}
+
+	mu    sync.Mutex
+	taken []string       // the steps
+	count map[string]int // of each
+	conns []net.Conn     // to NATS
+}
+
+func newMortal(gap gap) *mortal {
+	return &mortal{gap: gap, dead: make(chan struct{}), count: map[string]int{}}
+}
+
+func (m *mortal) isDead() bool {
+	select {
+	case <-m.dead:
+		return true
+	default:
+		return false
+	}
+}
+
+func (m *mortal) die() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.isDead() {
+		return
+	}
+	close(m.dead)
+	for _, conn := range m.conns {
+		_ = conn.Close() // nothing that the client still buffers gets out
+	}
+}
+
+// may tells whether the step is taken. An unnamed one is a sign of life, which comes
+// with time alone.
+func (m *mortal) may(name string) bool {
+	m.mu.Lock()
+	if name != "" && !m.isDead() {
+		m.count[name]++
+		name = fmt.Sprintf("%s %d", name, m.count[name])
+		if name == m.gap.before {
+			m.mu.Unlock()
+			m.die()
+			return false
+		}
+		m.taken = append(m.taken, name)
+	}
+	defer m.mu.Unlock()
+	return !m.isDead()
+}
+
+func (m *mortal) step(name string) {
+	if !m.may(name) {
+		runtime.Goexit()
+	}
+}
+
+// mortalX is the worker's way to X.
+type mortalX struct {
+	m *mortal
+	x *xsim.Server
+}
+
+var idInPath = regexp.MustCompile(`\b\d{6,}\b`)
+
+func (x mortalX) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !x.m.may(r.Method + " " + idInPath.ReplaceAllString(r.URL.Path, ":id")) {
+		if x.m.gap.onItsWay {
+			answer, err := x.x.RoundTrip(r.WithContext(context.WithoutCancel(r.Context())))
+			if err == nil {
+				_ = answer.Body.Close()
+			}
+		}
+		runtime.Goexit()
+	}
+	return x.x.RoundTrip(r)
+}
+
+// mortalWire is the worker's way to NATS. It reads the protocol itself, so that no
+// message gets past it, whatever interface it was sent by.
+type mortalWire struct {
+	m      *mortal
+	server *server.Server
+}
+
+func (w mortalWire) InProcessConn() (net.Conn, error) {
+	conn, err := w.server.InProcessConn()
+	if err != nil {
+		return nil, err
+	}
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	w.m.conns = append(w.m.conns, conn)
+	return &mortalConn{conn, w.m}, nil
+}
+
+type mortalConn struct {
+	net.Conn
+	m *mortal
+}
+
+// Write lets each operation through, or dies. The client writes whole ones.
+func (c *mortalConn) Write(b []byte) (n int, err error) {
+	for len(b) > 0 {
+		line, _, _ := bytes.Cut(b, []byte("\r\n"))
+		size, name := len(line)+2, ""
+		fields := strings.Fields(string(line))
+		if fields[0] == "PUB" || fields[0] == "HPUB" {
+			payload, err := strconv.Atoi(fields[len(fields)-1])
+			if err != nil {
+				return n, err
+			}
+			name = wireStep(fields[1], string(b[size:size+payload]))
+			size += payload + 2
+		}
+		if !c.m.may(name) {
+			return n, net.ErrClosed
+		}
+		written, err := c.Conn.Write(b[:size])
+		n += written
+		if err != nil {
+			return n, err
+		}
+		b = b[size:]
+	}
+	return n, nil
+}
+
+// wireStep names what a message does; "" where it asks, or is a sign of life.
+func wireStep(subject, payload string) string {
+	for _, asks := range []string{"CONSUMER.MSG.NEXT.", "CONSUMER.INFO.", "STREAM.INFO.", "STREAM.MSG.GET.", "DIRECT.GET."} {
+		if strings.HasPrefix(subject, "$JS.API."+asks) {
+			return ""
+		}
+	}
+	switch {
+	case payload == "+WPI":
+		return ""
+	case strings.HasPrefix(subject, "$JS.ACK."):
+		return "ack"
+	default:
+		return subject
+	}
+}
+
+// mortalTokens is the worker's way to its tokens. TestExchangeGaps has the gaps of an
+// exchange.
+type mortalTokens struct {
+	m  *mortal
+	to tokenSource
+}
+
+func (s mortalTokens) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
+	s.m.step("token")
+	return s.to.EnsureFresh(ctx, account, usedVersion)
+}
+
+// mortalLedger is the worker's way to the ledger. It embeds nothing, so that each
+// method which the handlers' interfaces gain must be a step here.
+type mortalLedger struct {
+	m  *mortal
+	to store.Store
+}
+
+var _ interface {
+	laneLedger
+	intakeLedger
+	sweepLedger
+	announced
+} = mortalLedger{}
+
+func (l mortalLedger) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+	l.m.step("accept")
+	return l.to.Accept(ctx, in)
+}
+
+func (l mortalLedger) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
+	l.m.step("refuse")
+	return l.to.Refuse(ctx, refusal, body)
+}
+
+func (l mortalLedger) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error) {
+	l.m.step("claim")
+	return l.to.ClaimLane(ctx, account, worker, lease, now)
+}
+
+func (l mortalLedger) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error {
+	l.m.step("") // comes with time
+	return l.to.ExtendLane(ctx, lane, lease, now)
+}
+
+func (l mortalLedger) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
+	l.m.step("release")
+	return l.to.ReleaseLane(ctx, lane, rings, wakeAt, now)
+}
+
+func (l mortalLedger) Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error) {
+	l.m.step("look")
+	return l.to.Look(ctx, lane, now)
+}
+
+func (l mortalLedger) Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error {
+	l.m.step("begin")
+	return l.to.Begin(ctx, lane, id, intent)
+}
+
+func (l mortalLedger) Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+	l.m.step("posted")
+	return l.to.Posted(ctx, lane, id, post, postID, now)
+}
+
+func (l mortalLedger) Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+	l.m.step("conclude")
+	return l.to.Conclude(ctx, lane, id, out)
+}
+
+func (l mortalLedger) HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error) {
+	l.m.step("hold line")
+	return l.to.HoldLine(ctx, lane, reason, rings, now)
+}
+
+func (l mortalLedger) Witness(ctx context.Context, account string) (store.Witness, error) {
+	l.m.step("witness")
+	return l.to.Witness(ctx, account)
+}
+
+func (l mortalLedger) Owned(ctx context.Context, postIDs []string) ([]string, error) {
+	l.m.step("owned")
+	return l.to.Owned(ctx, postIDs)
+}
+
+func (l mortalLedger) TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error) {
+	l.m.step("lease")
+	return l.to.TryLease(ctx, name, owner, d, now)
+}
+
+func (l mortalLedger) DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error) {
+	l.m.step("due")
+	return l.to.DueLanes(ctx, now, limit)
+}
+
+func (l mortalLedger) Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
+	l.m.step("untold")
+	return l.to.Unannounced(ctx, before, limit)
+}
+
+func (l mortalLedger) Request(ctx context.Context, key store.Key) (store.Record, error) {
+	l.m.step("read")
+	return l.to.Request(ctx, key)
+}
+
+func (l mortalLedger) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error) {
+	l.m.step("announced")
+	return l.to.MarkAnnounced(ctx, key, revision)
+}
+
+func (l mortalLedger) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
+	l.m.step("notices")
+	return l.to.Notices(ctx, account, limit)
+}
+
+func (l mortalLedger) MarkNoticed(ctx context.Context, notice store.Notice) error {
+	l.m.step("noticed")
+	return l.to.MarkNoticed(ctx, notice)
+}
