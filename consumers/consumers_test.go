@@ -385,14 +385,20 @@ func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f
 // eventually waits for a fact.
 func eventually(t *testing.T, what string, fact func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
+	within(t, patience, 5*time.Millisecond, what, fact)
+}
+
+// within waits for a fact that is looked for every so often.
+func within(t *testing.T, limit, every time.Duration, what string, fact func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
-	again := time.NewTicker(5 * time.Millisecond)
+	again := time.NewTicker(every)
 	defer again.Stop()
 	for !fact() {
 		select {
 		case <-deadline.C:
-			t.Fatalf("%s: not within %v", what, patience)
+			t.Fatalf("%s: not within %v", what, limit)
 		case <-again.C:
 		}
 	}
