@@ -69,10 +69,14 @@ type gapRun struct {
 
 func gapRuns(t *testing.T) []gapRun {
 	t.Helper()
-	limit := func(t *testing.T, b *testBundle, posts int) {
-		t.Helper()
-		check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: posts, WindowMS: 1000}}))
+	limit := func(scope xsim.Scope, posts int) func(*testing.T, *testBundle) {
+		return func(t *testing.T, b *testBundle) {
+			t.Helper()
+			check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: 1000}}))
+		}
 	}
+	// What X said of a window dies with the worker that heard it.
+	forget := []func(*xsim.Server){func(x *xsim.Server) { x.ClosedWindowGrace = time.Hour }}
 	strike := func(faults ...xsim.Fault) func(*testing.T, *testBundle) {
 		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
 	}
@@ -81,12 +85,12 @@ func gapRuns(t *testing.T) []gapRun {
 		last = "look, release, ack"
 		hold = "conclude, read, jetpost.event.request.held, announced, look, schedule.wake, release, ack"
 		seen = "witness, GET /2/users/:id/tweets"
+		stop = "$KV.JETPOST_LIMITS.stop.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.stopped"
 
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
 	)
-	live := func(event jetpost.EventType) string {
-		return "posted, read, jetpost.event." + string(event) + ", announced"
-	}
+	told := func(event jetpost.EventType) string { return "read, jetpost.event." + string(event) + ", announced" }
+	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
 	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
 	steps := func(parts ...string) string { return strings.Join(parts, ", ") }
 	return []gapRun{
@@ -99,15 +103,17 @@ func gapRuns(t *testing.T) []gapRun {
 			steps: steps(turn, post(progress), "POST /2/media/upload", post(progress), post(published), last),
 		}, {
 			name: "a window is used up", posts: thread("one", "two"),
-			upset: func(t *testing.T, b *testBundle) { t.Helper(); limit(t, b, 1) },
-			// What X said of a window dies with the worker that heard it.
-			opts:  []func(*xsim.Server){func(x *xsim.Server) { x.ClosedWindowGrace = time.Hour }},
+			upset: limit(xsim.ScopeUser, 1), opts: forget,
 			steps: steps(turn, post(progress), hold, turn, post(published), last),
+		}, {
+			name: "the app's window is used up", posts: thread("one", "two"),
+			upset: limit(xsim.ScopeApp24h, 1), opts: forget,
+			steps: steps(turn, "begin, POST /2/tweets, posted", stop, told(progress), hold, turn, "begin, POST /2/tweets, posted", stop, told(published), last),
 		}, {
 			name: "a 429", posts: thread("one", "two"),
 			upset: func(t *testing.T, b *testBundle) {
 				t.Helper()
-				limit(t, b, 100)
+				limit(xsim.ScopeUser, 100)(t, b)
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Times: 1})
 			},
 			steps: steps(turn, "begin, POST /2/tweets", hold, turn, post(progress), post(published), last),
