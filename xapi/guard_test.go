@@ -201,7 +201,7 @@ func publisherProcess(base, place string, guarded bool) {
 	client := New(testToken, WithBaseURL(base), WithTimeout(sendWithin*3/4))
 	notAfter := time.Now().Add(sendWithin)
 	text, _ := json.Marshal(notAfter)
-	ctx := context.Background() //nolint:forbidigo // this is a command
+	ctx := context.Background()
 	if guarded {
 		ctx = WithNotAfter(ctx, notAfter)
 	}

@@ -33,7 +33,7 @@ func TestReadsRefused(t *testing.T) {
 	others := accountNames(4)
 	accounts := slices.Clone(others)
 	var faults []xsim.Fault
-	var threads, singles []*job
+	var threads []*job
 	for _, d := range doubts {
 		accounts = append(accounts, d.account)
 		threads = append(threads, &job{account: d.account, id: "thread", posts: 3})
@@ -73,7 +73,7 @@ func TestReadsRefused(t *testing.T) {
 	})
 	second.kill()
 	fourth := s.worker("worker-4")
-	singles = makeJobs(20, others, one)
+	singles := makeJobs(20, others, one)
 	s.publish(deal(singles, 3)...)
 	eventually(t, "the others to be published", func() bool { return s.counts()[jetpost.StatePublished] == len(singles) })
 	for _, d := range doubts {
@@ -89,7 +89,7 @@ func TestReadsRefused(t *testing.T) {
 	}
 
 	must(t, s.sim.SetFaults(nil))
-	jobs := append(threads, singles...)
+	jobs := slices.Concat(threads, singles)
 	s.allPublished(len(jobs))
 	s.wantBooks(jobs)
 	for _, d := range doubts {
