@@ -44,12 +44,14 @@ type Announcer struct {
 // The last message of a request's subjects is its state: where the request
 // moved on meanwhile, the newer one is published after it.
 func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
-	for {
+	for overtaken := false; ; overtaken = true {
 		rec, err := a.Ledger.Request(ctx, key)
 		if err != nil {
 			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
 		}
-		if rec.Announced >= rec.Status.Revision {
+		// Whoever told the newer one may have done so before the older one came
+		// from here: then it is told again, as the last.
+		if rec.Announced >= rec.Status.Revision && !overtaken {
 			return nil
 		}
 		if rec.Status.State == jetpost.StateFailed {

@@ -64,7 +64,16 @@ type testBundle struct {
 // hold no violation.
 func setup(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
+	return setupOn(t, nil, opts...)
+}
+
+// setupOn is setup on another ledger than a file.
+func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opts ...func(*xsim.Server)) *testBundle {
+	t.Helper()
 	b := offline(t, opts...)
+	if open != nil {
+		b.ledger = open(t, b.sealer)
+	}
 	id, err := b.ledger.LedgerID(t.Context())
 	check(t, err)
 	b.server = natstest.Server(t)
@@ -379,14 +388,20 @@ func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f
 // eventually waits for a fact.
 func eventually(t *testing.T, what string, fact func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
+	within(t, patience, 5*time.Millisecond, what, fact)
+}
+
+// within waits for a fact that is looked for every so often.
+func within(t *testing.T, limit, every time.Duration, what string, fact func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
-	again := time.NewTicker(5 * time.Millisecond)
+	again := time.NewTicker(every)
 	defer again.Stop()
 	for !fact() {
 		select {
 		case <-deadline.C:
-			t.Fatalf("%s: not within %v", what, patience)
+			t.Fatalf("%s: not within %v", what, limit)
 		case <-again.C:
 		}
 	}

@@ -57,11 +57,17 @@ func TestWorkersPublishInOrder(t *testing.T) {
 // work runs a worker's intake and lanes until the test ends.
 func (b *testBundle) work(t *testing.T, h *PublishHandler) (stop func()) {
 	t.Helper()
-	bindings := []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h}}
-	for p := range jetpost.Partitions {
-		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Slots: 1, Handler: b.intake()})
-	}
+	bindings := append(b.intakes(b.intake()), Binding{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h})
 	return b.start(t, &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: bindings})
+}
+
+// intakes binds every partition's consumer.
+func (b *testBundle) intakes(h *IntakeHandler) []Binding {
+	var bindings []Binding
+	for p := range jetpost.Partitions {
+		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Slots: 1, Handler: h})
+	}
+	return bindings
 }
 
 func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
@@ -69,75 +75,6 @@ func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
 	counts, err := b.ledger.CountRequests(t.Context())
 	check(t, err)
 	return counts
-}
-
-// TestLaneDiesAnywhere kills the worker at each step of the second post of
-// three. Wherever the post may be live, nothing more is sent until a person
-// says; everywhere else the next worker goes on.
-func TestLaneDiesAnywhere(t *testing.T) {
-	t.Parallel()
-	died := errors.New("the worker died here")
-	die := func() error { panic(died) }
-	tests := []struct {
-		name   string
-		hook   func(*ledgerHook)
-		before []string // on X when the worker dies
-		doubt  bool     // whether the second post is
-		live   bool     // whether it is live all the same
-	}{
-		{name: "after Begin", hook: func(l *ledgerHook) { l.after = nth("begin", 2, die) }, before: []string{"one"}, doubt: true},
-		{name: "after Posted", hook: func(l *ledgerHook) { l.after = nth("posted", 2, die) }, before: []string{"one", "two"}},
-		{name: "after claim", hook: func(l *ledgerHook) { l.after = nth("claim", 1, die) }},
-		{name: "after release", hook: func(l *ledgerHook) { l.after = nth("release", 1, die) }, before: []string{"one", "two", "three"}},
-		{name: "before Begin", hook: func(l *ledgerHook) { l.before = nth("begin", 2, die) }, before: []string{"one"}},
-		{name: "before Posted", hook: func(l *ledgerHook) { l.before = nth("posted", 2, die) }, before: []string{"one", "two"}, doubt: true, live: true},
-		{name: "before release", hook: func(l *ledgerHook) { l.before = nth("release", 1, die) }, before: []string{"one", "two", "three"}},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			b := setup(t)
-			b.account(t, "acme", 0)
-			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
-			hook := &ledgerHook{Store: b.ledger}
-			test.hook(hook)
-			func() {
-				defer func() {
-					if p := recover(); p != died { //nolint:errorlint // this very panic
-						t.Errorf("the worker did not die: %v", p)
-					}
-				}()
-				b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
-			}()
-			b.texts(t, "acme", test.before...)
-
-			next := b.lane(func(h *PublishHandler) { h.Worker = "next" })
-			if test.name != "after release" {
-				b.run(t, next, "acme") // the dead worker's lease still stands
-				b.texts(t, "acme", test.before...)
-				hook.expire(t)
-			}
-			for range 2 {
-				b.run(t, next, "acme")
-				if test.doubt {
-					b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 1)
-					b.texts(t, "acme", test.before...)
-				}
-			}
-			if test.doubt {
-				id := ""
-				if test.live {
-					id = b.x.Posts("acme")[1].ID
-				}
-				_, err := b.ledger.Resolve(t.Context(), key, id, time.Now())
-				check(t, err)
-				b.run(t, next, "acme")
-			}
-			b.want(t, key, jetpost.StatePublished, "", 3)
-			b.texts(t, "acme", "one", "two", "three")
-			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
-		})
-	}
 }
 
 // TestLaneLateAnswer: a worker that lost its lane while X took its time still

@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -97,6 +98,42 @@ func (l blindLedger) Request(ctx context.Context, key store.Key) (store.Record, 
 		return store.Record{}, errAway
 	}
 	return l.announced.Request(ctx, key)
+}
+
+// TestAnnounceOvertaken: while one worker tells where a request stood, another moves
+// it on and tells that. The state at which it stands is still the last one told.
+func TestAnnounceOvertaken(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	ctx, now := t.Context(), time.Now()
+	_, err := b.ledger.Accept(ctx, store.Acceptance{
+		Request: jetpost.Request{Account: "acme", ID: "one", Posts: thread("one")}, Body: []byte("one"), Digest: []byte("one"), Now: now,
+	})
+	check(t, err)
+	key := store.Key{Account: "acme", ID: "one"}
+	slow := b.announcer()
+	slow.Records = overtakenRecords{slow.Records, func() {
+		_, err := b.ledger.Cancel(ctx, key, now)
+		if errors.Is(err, store.ErrNotRunnable) {
+			return
+		}
+		check(t, err)
+		check(t, b.announcer().Announce(ctx, key))
+	}}
+	check(t, slow.Announce(ctx, key))
+	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
+}
+
+// overtakenRecords lets another worker go first with each event.
+type overtakenRecords struct {
+	records
+	first func()
+}
+
+func (r overtakenRecords) Event(ctx context.Context, subject string, e jetpost.Event) error {
+	r.first()
+	return r.records.Event(ctx, subject, e)
 }
 
 // countedBell counts rings.

@@ -4,14 +4,20 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
+	"os"
+	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -151,6 +157,160 @@ func TestNotAfterStricterWins(t *testing.T) {
 			t.Errorf("got %v, want %v", got, soon)
 		}
 	}
+}
+
+// TestMain is a publisher in a process of its own where the environment says so.
+func TestMain(m *testing.M) {
+	if base := os.Getenv(publisherBase); base != "" {
+		publisherProcess(base, os.Getenv(publisherStops), os.Getenv(publisherGuarded) != "")
+		return
+	}
+	m.Run()
+}
+
+const (
+	publisherBase    = "XAPI_TEST_PUBLISHER_BASE"
+	publisherStops   = "XAPI_TEST_PUBLISHER_STOPS"
+	publisherGuarded = "XAPI_TEST_PUBLISHER_GUARDED"
+
+	// sendWithin is how long after its intent a publisher may send.
+	sendWithin = 600 * time.Millisecond
+)
+
+// stops are the places at which a publisher is stopped: each after the intent, and
+// before a byte has left.
+var stops = map[string]func(stop func()) *httptrace.ClientTrace{
+	"before the call": nil,
+	"before the connection": func(stop func()) *httptrace.ClientTrace {
+		return &httptrace.ClientTrace{GetConn: func(string) { stop() }}
+	},
+	"on the connection": func(stop func()) *httptrace.ClientTrace {
+		return &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { stop() }}
+	},
+	"between header and body": func(stop func()) *httptrace.ClientTrace { return &httptrace.ClientTrace{WroteHeaders: stop} },
+}
+
+// publisherProcess does what a worker does: it says until when it may send, and
+// sends, with the timeout that a worker has. On the way it says that it can be
+// stopped, and goes on when it reads a line.
+func publisherProcess(base, place string, guarded bool) {
+	stop := sync.OnceFunc(func() {
+		fmt.Println("stop") //nolint:forbidigo // to the parent
+		_, _ = os.Stdin.Read(make([]byte, 1))
+	})
+	client := New(testToken, WithBaseURL(base), WithTimeout(sendWithin*3/4))
+	notAfter := time.Now().Add(sendWithin)
+	text, _ := json.Marshal(notAfter)
+	ctx := context.Background()
+	if guarded {
+		ctx = WithNotAfter(ctx, notAfter)
+	}
+	if trace := stops[place]; trace != nil {
+		ctx = httptrace.WithClientTrace(ctx, trace(stop))
+	} else {
+		stop()
+	}
+	_, err := client.CreatePost(ctx, Post{Text: string(text)})
+	var notSent *NotSentError
+	fmt.Println(errors.As(err, &notSent)) //nolint:forbidigo // to the parent
+}
+
+// TestStoppedProcessIsNeverLate stops real processes between their intent and the
+// write, and lets them go on when it is too late. With the guard no post arrives
+// late. Without it some do, for all their timeouts: so it is the guard that holds.
+func TestStoppedProcessIsNeverLate(t *testing.T) {
+	t.Parallel()
+	const each = 10 // processes stopped at each place
+	for name, guarded := range map[string]bool{"guarded": true, "unguarded": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var arrived, late, notSent, stopped atomic.Int64
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				at := time.Now()
+				var post struct{ Text string }
+				var notAfter time.Time
+				if err := errors.Join(json.NewDecoder(r.Body).Decode(&post), json.Unmarshal([]byte(post.Text), &notAfter)); err != nil {
+					t.Errorf("read post: %v", err)
+				}
+				arrived.Add(1)
+				if at.After(notAfter) {
+					late.Add(1)
+				}
+				reply(http.StatusCreated, created)(w, r)
+			}))
+			t.Cleanup(server.Close)
+			atOnce := make(chan struct{}, 10)
+			var all sync.WaitGroup
+			for place := range stops {
+				for range each {
+					atOnce <- struct{}{}
+					all.Go(func() {
+						defer func() { <-atOnce }()
+						wasStopped, sent := stopPublisher(t, server.URL, place, guarded)
+						if wasStopped {
+							stopped.Add(1)
+						}
+						if !sent {
+							notSent.Add(1)
+						}
+					})
+				}
+			}
+			all.Wait()
+			total := int64(each * len(stops))
+			t.Logf("of %d processes %d were stopped, %d posts arrived, %d of them late", total, stopped.Load(), arrived.Load(), late.Load())
+			switch {
+			case stopped.Load() < total*3/4: // a loaded machine may be too slow for some
+				t.Errorf("only %d were stopped on their way", stopped.Load())
+			case guarded && (late.Load() > 0 || notSent.Load() != total-arrived.Load()):
+				t.Errorf("%d arrived late, %d were said not to be sent; want none late, and all %d that did not arrive not sent",
+					late.Load(), notSent.Load(), total-arrived.Load())
+			case !guarded && late.Load() == 0:
+				t.Error("no post came late: this test sees nothing")
+			}
+		})
+	}
+}
+
+// stopPublisher runs a publisher, stops it where it says so, and lets it go on when
+// it may send no more. It tells whether it was stopped in time, and what it says of
+// its post.
+func stopPublisher(t *testing.T, base, place string, guarded bool) (stopped, sent bool) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), publisherBase+"="+base, publisherStops+"="+place)
+	if guarded {
+		cmd.Env = append(cmd.Env, publisherGuarded+"=yes")
+	}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	out, outErr := cmd.StdoutPipe()
+	if err := errors.Join(err, outErr, cmd.Start()); err != nil {
+		t.Errorf("start publisher: %v", err)
+		return false, false
+	}
+	lines := bufio.NewScanner(out)
+	answer := ""
+	for lines.Scan() {
+		if answer = lines.Text(); answer != "stop" {
+			continue
+		}
+		stopped = true
+		var status syscall.WaitStatus
+		err := cmd.Process.Signal(syscall.SIGSTOP)
+		if err == nil {
+			_, err = syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil)
+		}
+		_, writeErr := io.WriteString(in, "\n") // it reads this when it goes on
+		<-time.After(sendWithin)                // since it said so: its time was up before
+		if err := errors.Join(err, writeErr, cmd.Process.Signal(syscall.SIGCONT)); err != nil || !status.Stopped() {
+			t.Errorf("stop publisher: %v, %v", status, err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("publisher: %v", err)
+	}
+	return stopped, answer != "true"
 }
 
 // rawServer answers each connection with serve, below HTTP.

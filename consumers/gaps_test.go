@@ -1,0 +1,735 @@
+package consumers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+const (
+	// gapLease is that of all workers here: short, since each gap waits for a
+	// dead worker's lease, and for what follows on a doubt.
+	gapLease = 2 * time.Second
+	// gapsAtOnce bounds how many gaps of one database are tried at a time. They
+	// wait most of the time.
+	gapsAtOnce = 24
+	// gapPatience bounds each wait: on a loaded machine a write guard may refuse a
+	// post, and the next try of the same request then takes minutes.
+	gapPatience = 4 * time.Minute
+	gapPoll     = 50 * time.Millisecond
+	// gapTries is how often a gap is tried to be reached: on a loaded machine a worker
+	// may be too late for a step, and take another way.
+	gapTries = 5
+	// gapAckWait is when the server gives the message of a dead worker to another.
+	gapAckWait = 3 * time.Second
+)
+
+// gapRun is what a worker does until it dies.
+type gapRun struct {
+	name  string
+	posts []jetpost.Post // of the one request
+	// work is the part of the worker that runs: its lanes, where it is nil.
+	work func(b *testBundle, m *mortal) func(context.Context) error
+	once bool // the work ends by itself
+	// bring has the request arrive: it is accepted already, where it is nil.
+	bring func(t *testing.T, b *testBundle, r jetpost.Request)
+	// upset brings up what goes wrong at X.
+	upset func(t *testing.T, b *testBundle)
+	opts  []func(*xsim.Server)
+	// state is how the request ends: published, where it is empty. A refused job
+	// never becomes one.
+	state   jetpost.State
+	refused bool
+	// steps are all that the worker takes, up to its end.
+	steps string
+}
+
+func gapRuns(t *testing.T) []gapRun {
+	t.Helper()
+	limit := func(scope xsim.Scope, posts int) func(*testing.T, *testBundle) {
+		return func(t *testing.T, b *testBundle) {
+			t.Helper()
+			check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: 1000}}))
+		}
+	}
+	// What X said of a window dies with the worker that heard it.
+	forget := []func(*xsim.Server){func(x *xsim.Server) { x.ClosedWindowGrace = time.Hour }}
+	strike := func(faults ...xsim.Fault) func(*testing.T, *testBundle) {
+		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
+	}
+	const (
+		turn = "claim, look, token"
+		last = "look, release, ack"
+		hold = "conclude, read, jetpost.event.request.held, announced, look, schedule.wake, release, ack"
+		seen = "witness, GET /2/users/:id/tweets"
+		stop = "$KV.JETPOST_LIMITS.stop.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.stopped"
+
+		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
+	)
+	told := func(event jetpost.EventType) string { return "read, jetpost.event." + string(event) + ", announced" }
+	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
+	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
+	steps := func(parts ...string) string { return strings.Join(parts, ", ") }
+	return []gapRun{
+		{
+			name: "a single post", posts: thread("one"),
+			steps: steps(turn, post(published), last),
+		}, {
+			name:  "a thread of three",
+			posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{{Data: picture(t)}}}, {Text: "three"}},
+			steps: steps(turn, post(progress), "POST /2/media/upload", post(progress), post(published), last),
+		}, {
+			name: "a window is used up", posts: thread("one", "two"),
+			upset: limit(xsim.ScopeUser, 1), opts: forget,
+			steps: steps(turn, post(progress), hold, turn, post(published), last),
+		}, {
+			name: "the app's window is used up", posts: thread("one", "two"),
+			upset: limit(xsim.ScopeApp24h, 1), opts: forget,
+			steps: steps(turn, "begin, POST /2/tweets, posted", stop, told(progress), hold, turn, "begin, POST /2/tweets, posted", stop, told(published), last),
+		}, {
+			name: "a 429", posts: thread("one", "two"),
+			upset: func(t *testing.T, b *testBundle) {
+				t.Helper()
+				limit(xsim.ScopeUser, 100)(t, b)
+				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Times: 1})
+			},
+			steps: steps(turn, "begin, POST /2/tweets", hold, turn, post(progress), post(published), last),
+		}, {
+			name: "a lost answer of a post that is live", posts: thread("one", "two"),
+			upset: strike(lost(1, true)),
+			steps: steps(turn, "begin, POST /2/tweets", hold, turn, seen, "owned", live(resumed), "look, token", post(published), last),
+		}, {
+			name: "a lost answer of a post that is not", posts: thread("one", "two"),
+			upset: strike(lost(1, false)),
+			steps: steps(turn, "begin, POST /2/tweets", hold, turn, seen, "owned", hold, turn, seen, "owned, conclude, read, look, token",
+				post(progress), post(published), last),
+		}, {
+			name: "a look is refused", posts: thread("one"),
+			upset: func(t *testing.T, b *testBundle) {
+				t.Helper()
+				check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
+				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
+			},
+			steps: steps(turn, "begin, POST /2/tweets", hold, turn, seen, hold, turn, seen, "owned", live(published), last),
+		}, {
+			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
+			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
+			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, read, publish.failed, jetpost.event.request.failed, announced", last),
+		}, {
+			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
+			steps: "accept, read, jetpost.event.request.accepted, announced, publish.wake, ack",
+		}, {
+			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
+			steps: "refuse, publish.refused, jetpost.event.request.refused, ack",
+		}, {
+			name: "the sweeper", posts: thread("one"), once: true,
+			work: func(b *testBundle, m *mortal) func(context.Context) error {
+				s := b.sweeper("victim")
+				s.Ledger, s.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
+				return s.Sweep
+			},
+			bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // whose worker died before it told anybody
+				t.Helper()
+				body, err := json.Marshal(r)
+				check(t, err)
+				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
+				check(t, err)
+			},
+			steps: "lease, due, publish.wake, untold, notices, read, jetpost.event.request.accepted, announced",
+		},
+	}
+}
+
+func gapIntake(b *testBundle, m *mortal) func(context.Context) error {
+	h := b.intake()
+	h.Ledger, h.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
+	return b.gapRunner(b.intakes(h)).Run
+}
+
+func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
+	t.Helper()
+	body, err := json.Marshal(r)
+	check(t, err)
+	_, err = b.pub.PublishRaw(t.Context(), r.Account, body)
+	check(t, err)
+}
+
+func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
+	h := b.lane(func(h *PublishHandler) {
+		h.Ledger, h.Tokens, h.Worker = mortalLedger{m, b.ledger}, mortalTokens{m, h.Tokens}, "victim"
+		h.Announce.Ledger, h.Timing.Lease = mortalLedger{m, b.ledger}, gapLease
+	})
+	return b.gapRunner([]Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: h}}).Run
+}
+
+func (b *testBundle) gapRunner(bindings []Binding) *Runner {
+	return &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: bindings, StopGrace: time.Nanosecond}
+}
+
+// TestWorkerDiesInAnyGap kills a worker between any two of its steps: whatever it
+// asks of the ledger, tells NATS or asks of X. No step is forgotten: those of a worker
+// that does not die must be the ones listed. Another worker takes over, and in the end
+// each post is on X once and in order, its request is told to be published, and nothing
+// is left over.
+func TestWorkerDiesInAnyGap(t *testing.T) {
+	t.Parallel()
+	databases := map[string]func(*testing.T, *store.Sealer) store.Store{
+		"SQLite": nil, // the file of every test
+		"PostgreSQL": func(t *testing.T, sealer *store.Sealer) store.Store {
+			t.Helper()
+			s, err := postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer)
+			check(t, err)
+			t.Cleanup(func() { check(t, s.Close()) })
+			return s
+		},
+	}
+	for name, open := range databases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// Not by t.Parallel, which counts processors: gaps wait, mostly.
+			free := make(chan struct{}, gapsAtOnce)
+			var all sync.WaitGroup
+			try := func(run gapRun, g gap) {
+				free <- struct{}{}
+				all.Go(func() {
+					defer func() { <-free }()
+					t.Run(run.name+"/"+g.in(run.taken()), func(t *testing.T) { run.diesIn(t, open, g) })
+				})
+			}
+			for _, run := range gapRuns(t) {
+				for at := range len(run.taken()) + 1 {
+					try(run, gap{at: at})
+				}
+				for at, step := range run.taken() {
+					if step == "POST /2/tweets" {
+						try(run, gap{at: at, onItsWay: true})
+					}
+				}
+			}
+			all.Wait()
+		})
+	}
+}
+
+// taken are the steps of a worker that does not die.
+func (run gapRun) taken() []string { return strings.Split(run.steps, ", ") }
+
+// gap is where a worker dies. The moment after a step is that before the next one:
+// nobody can tell them apart from outside.
+type gap struct {
+	at       int  // the step that is not taken
+	onItsWay bool // but that X takes all the same, when its caller is dead
+}
+
+// in names the gap.
+func (g gap) in(steps []string) string {
+	switch {
+	case g.at == len(steps):
+		return "after all"
+	case g.onItsWay:
+		return fmt.Sprintf("%02d in %s", g.at, steps[g.at])
+	default:
+		return fmt.Sprintf("%02d before %s", g.at, steps[g.at])
+	}
+}
+
+// diesIn has a worker die in the gap and another one go on.
+func (run gapRun) diesIn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, g gap) {
+	t.Helper()
+	want, got := run.taken()[:g.at], []string(nil)
+	for range gapTries {
+		b := run.begin(t, open)
+		if got = run.victim(t, b, g); slices.Equal(got, want) {
+			run.goesOn(t, b)
+			return
+		}
+	}
+	t.Fatalf("the steps up to the gap are\n%q, want\n%q", got, want)
+}
+
+// gapStarts bounds how many installations are made at once, which takes a processor,
+// while workers elsewhere have margins to keep.
+var gapStarts = make(chan struct{}, 3)
+
+// begin brings the request to a worker.
+func (run gapRun) begin(t *testing.T, open func(*testing.T, *store.Sealer) store.Store) *testBundle {
+	t.Helper()
+	gapStarts <- struct{}{}
+	defer func() { <-gapStarts }()
+	b := setupOn(t, open, run.opts...)
+	b.log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	b.account(t, "acme", 0)
+	b.hurry(t, b.names.JobsStream(), b.names.LanesStream())
+	control := b.accept(t, jetpost.Request{ID: "control", Posts: thread("control")}) // X shows it to those who look
+	b.run(t, b.lane(), "acme")
+	b.want(t, control, jetpost.StatePublished, "", 1)
+	b.purge(t, b.names.LanesStream())
+	if run.upset != nil {
+		run.upset(t, b)
+	}
+	request := jetpost.Request{Account: "acme", ID: "gap", Posts: run.posts}
+	if run.bring == nil {
+		b.accept(t, request)
+	} else {
+		run.bring(t, b, request)
+	}
+	return b
+}
+
+// goesOn has another worker take over from a dead one.
+func (run gapRun) goesOn(t *testing.T, b *testBundle) {
+	t.Helper()
+	next := b.lane(func(h *PublishHandler) { h.Worker, h.Timing.Lease = "next", gapLease })
+	sweeper := b.sweeper("next")
+	sweeper.Timing.Lease = 3 * gapLease // it need not hurry that much
+	b.sweep(t, sweeper)
+	stop := b.work(t, next)
+	gapJob(t, b, jetpost.Request{Account: "acme", ID: "behind", Posts: thread("behind")})
+	run.wantEnd(t, b)
+	stop()
+	_, free, err := b.ledger.ClaimLane(t.Context(), "acme", "test", time.Minute, time.Now())
+	check(t, err)
+	equal(t, "the lane is free", free, true)
+}
+
+// victim runs a worker until it dies in the gap, and returns the steps that it took.
+func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
+	t.Helper()
+	m := &mortal{gap: g, dead: make(chan struct{})}
+	nc, err := nats.Connect("", nats.InProcessServer(mortalWire{m, b.server}), nats.NoReconnect())
+	check(t, err)
+	js, err := jetstream.New(nc)
+	check(t, err)
+	worker := &testBundle{
+		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, log: b.log,
+		hc:    &http.Client{Transport: mortalX{m, b.x}},
+		bells: publishers.NewBells(js, b.names), records: publishers.NewRecords(js, b.names), stops: publishers.NewStops(js, b.names),
+	}
+	work := run.work
+	if work == nil {
+		work = gapLanes
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := work(worker, m)(ctx); err != nil && !m.isDead() {
+			t.Errorf("the worker ended: %v", err)
+		}
+	}()
+	within(t, gapPatience, gapPoll, "the worker's death or the end of its work", func() bool {
+		select {
+		case <-m.dead:
+			return true
+		case <-ended:
+			return true
+		default:
+			return run.done(t, b)
+		}
+	})
+	m.die()
+	cancel()
+	nc.Close()
+	<-ended
+	return m.taken
+}
+
+// done tells whether nothing is left to do for the worker.
+func (run gapRun) done(t *testing.T, b *testBundle) bool {
+	t.Helper()
+	if run.work != nil {
+		return b.messages(t, b.names.JobsStream()) == 0 && !run.once
+	}
+	return b.rests(t)
+}
+
+func (run gapRun) last() jetpost.EventType {
+	if run.state == jetpost.StateFailed {
+		return jetpost.EventRequestFailed
+	}
+	return jetpost.EventRequestPublished
+}
+
+// rests tells whether the request has come to its end, all is told, and nothing is
+// left over on the streams.
+func (b *testBundle) rests(t *testing.T) bool {
+	t.Helper()
+	r := b.record(t, store.Key{Account: "acme", ID: "gap"})
+	return r.Status.State.Finished() && r.Announced == r.Status.Revision && b.idle(t)
+}
+
+// idle tells whether no job, no doorbell and no wake-up is left.
+func (b *testBundle) idle(t *testing.T) bool {
+	t.Helper()
+	const cron = 1 // the schedule of refreshes
+	return b.messages(t, b.names.JobsStream()) == 0 && b.messages(t, b.names.LanesStream()) == 0 && b.messages(t, b.names.ScheduleStream()) == cron
+}
+
+// wantEnd waits for the end and fails unless it is the one that the run must have.
+func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
+	t.Helper()
+	behind := store.Key{Account: "acme", ID: "behind"}
+	within(t, gapPatience, gapPoll, "the request behind is accepted", func() bool {
+		_, err := b.ledger.Request(t.Context(), behind)
+		return err == nil
+	})
+	texts := []string{"control"}
+	defer func() {
+		within(t, gapPatience, gapPoll, "the request behind is published", func() bool {
+			return b.record(t, behind).Status.State == jetpost.StatePublished && b.idle(t)
+		})
+		b.texts(t, "acme", append(texts, "behind")...)
+		for state, n := range b.counts(t) {
+			if !state.Finished() {
+				equal(t, "requests that are "+string(state), n, 0)
+			}
+		}
+	}()
+	if run.refused {
+		run.wantRefusal(t, b)
+		return
+	}
+	key := store.Key{Account: "acme", ID: "gap"}
+	within(t, gapPatience, gapPoll, "the request comes to its end", func() bool { return b.rests(t) })
+	parent, posted := "", 0
+	want := jetpost.StatePublished
+	if run.state != "" {
+		want = run.state
+	}
+	r := b.record(t, key)
+	equal(t, "state", r.Status.State, want)
+	live := b.x.Posts("acme")
+	for i, p := range r.Posts {
+		if p.State != jetpost.PostPosted {
+			continue
+		}
+		texts = append(texts, run.posts[i].Text)
+		posted++
+		equal(t, "id of "+run.posts[i].Text, live[posted].ID, p.PostID)
+		equal(t, "parent of "+run.posts[i].Text, live[posted].InReplyTo, parent)
+		parent = p.PostID
+	}
+	if want == jetpost.StatePublished {
+		equal(t, "posts that are live", posted, len(run.posts))
+	}
+	event := b.lastEvent(t, key)
+	equal(t, "last event", event.Type, run.last())
+	equal(t, "posts that it tells of", event.Request.Posted, posted)
+}
+
+func (run gapRun) wantRefusal(t *testing.T, b *testBundle) {
+	t.Helper()
+	within(t, gapPatience, gapPoll, "the job is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	refusals, err := b.ledger.Refusals(t.Context(), 10)
+	check(t, err)
+	equal(t, "refusals", len(refusals), 1)
+	equal(t, "records", b.messages(t, b.names.FailedStream()), 1)
+	equal(t, "told", b.last(t, b.names.EventsStream(), b.names.RefusedEvent("acme", refusals[0].Sequence)) != nil, true)
+}
+
+// hurry has the server give a dead worker's messages to another one soon.
+func (b *testBundle) hurry(t *testing.T, streams ...string) {
+	t.Helper()
+	for _, name := range streams {
+		stream, err := b.js.Stream(t.Context(), name)
+		check(t, err)
+		consumers := stream.ListConsumers(t.Context())
+		for info := range consumers.Info() {
+			info.Config.AckWait = gapAckWait
+			_, err := stream.UpdateConsumer(t.Context(), info.Config)
+			check(t, err)
+		}
+		check(t, consumers.Err())
+	}
+}
+
+// mortal is a worker that dies before one of its steps. From then on nothing of it
+// reaches the ledger, NATS or X, and each of its goroutines ends where it tries.
+type mortal struct {
+	gap  gap
+	dead chan struct{}
+
+	mu    sync.Mutex
+	taken []string   // the steps
+	conns []net.Conn // to NATS
+}
+
+func (m *mortal) isDead() bool {
+	select {
+	case <-m.dead:
+		return true
+	default:
+		return false
+	}
+}
+
+func (m *mortal) die() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.isDead() {
+		m.end()
+	}
+}
+
+// end is for those who have the lock.
+func (m *mortal) end() {
+	close(m.dead)
+	for _, conn := range m.conns {
+		_ = conn.Close() // nothing that the client still buffers gets out
+	}
+}
+
+// may tells whether the step is taken. An unnamed one is a sign of life, which comes
+// with time alone.
+func (m *mortal) may(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if name == "" || m.isDead() {
+		return !m.isDead()
+	}
+	if len(m.taken) == m.gap.at {
+		m.end()
+		return false
+	}
+	m.taken = append(m.taken, name)
+	return true
+}
+
+func (m *mortal) step(name string) {
+	if !m.may(name) {
+		runtime.Goexit()
+	}
+}
+
+// mortalX is the worker's way to X.
+type mortalX struct {
+	m *mortal
+	x *xsim.Server
+}
+
+var idInPath = regexp.MustCompile(`\b\d{6,}\b`)
+
+func (x mortalX) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !x.m.may(r.Method + " " + idInPath.ReplaceAllString(r.URL.Path, ":id")) {
+		if x.m.gap.onItsWay {
+			answer, err := x.x.RoundTrip(r.WithContext(context.WithoutCancel(r.Context())))
+			if err == nil {
+				_ = answer.Body.Close()
+			}
+		}
+		runtime.Goexit()
+	}
+	return x.x.RoundTrip(r)
+}
+
+// mortalWire is the worker's way to NATS. It reads the protocol itself, so that no
+// message gets past it, whatever interface it was sent by.
+type mortalWire struct {
+	m      *mortal
+	server *server.Server
+}
+
+func (w mortalWire) InProcessConn() (net.Conn, error) {
+	conn, err := w.server.InProcessConn()
+	if err != nil {
+		return nil, err
+	}
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	w.m.conns = append(w.m.conns, conn)
+	return &mortalConn{conn, w.m}, nil
+}
+
+type mortalConn struct {
+	net.Conn
+	m *mortal
+}
+
+// Write lets each operation through, or dies. The client writes whole ones.
+func (c *mortalConn) Write(b []byte) (n int, err error) {
+	for len(b) > 0 {
+		line, _, _ := bytes.Cut(b, []byte("\r\n"))
+		size, name := len(line)+2, ""
+		fields := strings.Fields(string(line))
+		if fields[0] == "PUB" || fields[0] == "HPUB" {
+			payload, err := strconv.Atoi(fields[len(fields)-1])
+			if err != nil {
+				return n, err
+			}
+			name = wireStep(fields[1], string(b[size:size+payload]))
+			size += payload + 2
+		}
+		if !c.m.may(name) {
+			return n, net.ErrClosed
+		}
+		written, err := c.Conn.Write(b[:size])
+		n += written
+		if err != nil {
+			return n, err
+		}
+		b = b[size:]
+	}
+	return n, nil
+}
+
+// wireStep names what a message does; "" where it asks, or is a sign of life.
+func wireStep(subject, payload string) string {
+	for _, asks := range []string{"CONSUMER.MSG.NEXT.", "CONSUMER.INFO.", "STREAM.INFO.", "STREAM.MSG.GET.", "DIRECT.GET."} {
+		if strings.HasPrefix(subject, "$JS.API."+asks) {
+			return ""
+		}
+	}
+	switch {
+	case payload == "+WPI":
+		return ""
+	case strings.HasPrefix(subject, "$JS.ACK."):
+		return "ack"
+	default:
+		kind, _, _ := strings.Cut(subject, ".acme")
+		return kind
+	}
+}
+
+// mortalTokens is the worker's way to its tokens. TestExchangeGaps has the gaps of an
+// exchange.
+type mortalTokens struct {
+	m  *mortal
+	to tokenSource
+}
+
+func (s mortalTokens) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
+	s.m.step("token")
+	return s.to.EnsureFresh(ctx, account, usedVersion)
+}
+
+// mortalLedger is the worker's way to the ledger. It embeds nothing, so that each
+// method which the handlers' interfaces gain must be a step here.
+type mortalLedger struct {
+	m  *mortal
+	to store.Store
+}
+
+var _ interface {
+	laneLedger
+	intakeLedger
+	sweepLedger
+	announced
+} = mortalLedger{}
+
+func (l mortalLedger) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+	l.m.step("accept")
+	return l.to.Accept(ctx, in)
+}
+
+func (l mortalLedger) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
+	l.m.step("refuse")
+	return l.to.Refuse(ctx, refusal, body)
+}
+
+func (l mortalLedger) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error) {
+	l.m.step("claim")
+	return l.to.ClaimLane(ctx, account, worker, lease, now)
+}
+
+func (l mortalLedger) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error {
+	l.m.step("") // comes with time
+	return l.to.ExtendLane(ctx, lane, lease, now)
+}
+
+func (l mortalLedger) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
+	l.m.step("release")
+	return l.to.ReleaseLane(ctx, lane, rings, wakeAt, now)
+}
+
+func (l mortalLedger) Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error) {
+	l.m.step("look")
+	return l.to.Look(ctx, lane, now)
+}
+
+func (l mortalLedger) Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error {
+	l.m.step("begin")
+	return l.to.Begin(ctx, lane, id, intent)
+}
+
+func (l mortalLedger) Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+	l.m.step("posted")
+	return l.to.Posted(ctx, lane, id, post, postID, now)
+}
+
+func (l mortalLedger) Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+	l.m.step("conclude")
+	return l.to.Conclude(ctx, lane, id, out)
+}
+
+func (l mortalLedger) HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error) {
+	l.m.step("hold line")
+	return l.to.HoldLine(ctx, lane, reason, rings, now)
+}
+
+func (l mortalLedger) Witness(ctx context.Context, account string) (store.Witness, error) {
+	l.m.step("witness")
+	return l.to.Witness(ctx, account)
+}
+
+func (l mortalLedger) Owned(ctx context.Context, postIDs []string) ([]string, error) {
+	l.m.step("owned")
+	return l.to.Owned(ctx, postIDs)
+}
+
+func (l mortalLedger) TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error) {
+	l.m.step("lease")
+	return l.to.TryLease(ctx, name, owner, d, now)
+}
+
+func (l mortalLedger) DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error) {
+	l.m.step("due")
+	return l.to.DueLanes(ctx, now, limit)
+}
+
+func (l mortalLedger) Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
+	l.m.step("untold")
+	return l.to.Unannounced(ctx, before, limit)
+}
+
+func (l mortalLedger) Request(ctx context.Context, key store.Key) (store.Record, error) {
+	l.m.step("read")
+	return l.to.Request(ctx, key)
+}
+
+func (l mortalLedger) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error) {
+	l.m.step("announced")
+	return l.to.MarkAnnounced(ctx, key, revision)
+}
+
+func (l mortalLedger) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
+	l.m.step("notices")
+	return l.to.Notices(ctx, account, limit)
+}
+
+func (l mortalLedger) MarkNoticed(ctx context.Context, notice store.Notice) error {
+	l.m.step("noticed")
+	return l.to.MarkNoticed(ctx, notice)
+}
