@@ -99,8 +99,8 @@ func gapRuns(t *testing.T) []gapRun {
 			steps: steps(turn, post(published), last),
 		}, {
 			name:  "a thread of three",
-			posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{{Data: picture(t)}}}, {Text: "three"}},
-			steps: steps(turn, post(progress), "POST /2/media/upload", post(progress), post(published), last),
+			posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{{Data: picture(t), Alt: "grey"}}}, {Text: "two"}, {Text: "three"}},
+			steps: steps(turn, "POST /2/media/upload, uploaded, POST /2/media/metadata, uploaded", post(progress), post(progress), post(published), last),
 		}, {
 			name: "a window is used up", posts: thread("one", "two"),
 			upset: limit(xsim.ScopeUser, 1), opts: forget,
@@ -140,7 +140,7 @@ func gapRuns(t *testing.T) []gapRun {
 			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, read, publish.failed, jetpost.event.request.failed, announced", last),
 		}, {
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
-			steps: "accept, read, jetpost.event.request.accepted, announced, publish.wake, ack",
+			steps: "accept, read, jetpost.event.request.accepted, announced, publish.wake, same text, ack",
 		}, {
 			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
 			steps: "refuse, publish.refused, jetpost.event.request.refused, ack",
@@ -324,7 +324,7 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	js, err := jetstream.New(nc)
 	check(t, err)
 	worker := &testBundle{
-		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, log: b.log,
+		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, media: b.media, log: b.log,
 		hc:    &http.Client{Transport: mortalX{m, b.x}},
 		bells: publishers.NewBells(js, b.names), records: publishers.NewRecords(js, b.names), stops: publishers.NewStops(js, b.names),
 	}
@@ -697,6 +697,16 @@ func (l mortalLedger) Witness(ctx context.Context, account string) (store.Witnes
 func (l mortalLedger) Owned(ctx context.Context, postIDs []string) ([]string, error) {
 	l.m.step("owned")
 	return l.to.Owned(ctx, postIDs)
+}
+
+func (l mortalLedger) Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error {
+	l.m.step("uploaded")
+	return l.to.Uploaded(ctx, lane, id, post, media)
+}
+
+func (l mortalLedger) SameText(ctx context.Context, q store.TextQuery) (store.Key, bool, error) {
+	l.m.step("same text")
+	return l.to.SameText(ctx, q)
 }
 
 func (l mortalLedger) TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error) {
