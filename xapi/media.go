@@ -97,14 +97,6 @@ func category(mimeType string) string {
 	return ""
 }
 
-// UploadEndpoints are the endpoints that UploadMedia calls for a media type.
-func UploadEndpoints(mimeType string) []Endpoint {
-	if category(mimeType) == "tweet_image" {
-		return []Endpoint{EndpointUploadMedia}
-	}
-	return []Endpoint{EndpointInitializeMedia, EndpointAppendMedia, EndpointFinalizeMedia}
-}
-
 // UploadMedia uploads one file of size bytes: an image in one request, a GIF or a
 // video in segments, each of which is sent again where its answer is lost. What
 // fails leaves nothing but an upload that nobody posts, and that X forgets.
