@@ -203,7 +203,7 @@ func begin(t *testing.T, b *bundle) {
 // uploaded keeps what is known of a post's media until it is sent, and forgets the
 // ids that X does not take.
 func uploaded(t *testing.T, b *bundle) {
-	b.acceptAll(t, "one")
+	b.accept(t, b.acceptance("one", 2))
 	lane := b.claim(t)
 	before := b.request(t, "one").Status
 	media := []store.Media{
