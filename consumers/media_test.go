@@ -212,6 +212,12 @@ func TestMediaSource(t *testing.T) {
 			}
 		})
 	}
+	t.Run("empty says so", func(t *testing.T) {
+		t.Parallel()
+		if _, err := source.Open(t.Context(), url("/empty"), ""); err == nil || !strings.Contains(err.Error(), "empty") {
+			t.Errorf("error is %v", err)
+		}
+	})
 	t.Run("url leaves https", func(t *testing.T) {
 		t.Parallel()
 		var fault *mediaError
@@ -354,8 +360,13 @@ func (*slowObjects) GetInfo(context.Context, string, ...jetstream.GetObjectInfoO
 }
 
 func (o *slowObjects) Get(ctx context.Context, _ string, _ ...jetstream.GetObjectOpt) (jetstream.ObjectResult, error) {
+	cancel := func() {}
+	if _, ok := ctx.Deadline(); !ok {
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+	}
 	r, w := net.Pipe()
 	go func() {
+		defer cancel()
 		defer w.Close()
 		data := file(mp4Head, o.pieces*o.size)
 		for range o.pieces {
@@ -380,10 +391,7 @@ type slowObject struct {
 }
 
 func (o *slowObject) Read(b []byte) (int, error) {
-	until, ok := o.ctx.Deadline()
-	if !ok {
-		until = time.Now().Add(5 * time.Second) // the store's own
-	}
+	until, _ := o.ctx.Deadline()
 	if err := o.ctx.Err(); err != nil {
 		return 0, err
 	}
