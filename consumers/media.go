@@ -14,8 +14,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -124,19 +124,29 @@ func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) 
 }
 
 func (s *MediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) {
-	switch {
-	case m.URL != "":
-		return s.fetch(ctx, m.URL)
-	case m.Object != "":
-		return s.object(ctx, m.Object)
-	default:
+	if m.URL == "" && m.Object == "" {
 		b := &blob{ReaderAt: bytes.NewReader(m.Data), Closer: io.NopCloser(nil)}
 		return b, b.fill(bytes.NewReader(m.Data), io.Discard)
 	}
+	p := startPace(ctx)
+	defer p.end()
+	if m.URL != "" {
+		return s.fetch(p, m.URL)
+	}
+	return s.object(p, m.Object)
 }
 
-func (s *MediaSource) object(ctx context.Context, name string) (*blob, error) {
-	object, err := s.Objects.Get(ctx, name)
+// object reads from the object store. A link is not followed: it can lead to any
+// bucket that the worker may read, or to itself.
+func (s *MediaSource) object(p *pace, name string) (*blob, error) {
+	info, err := s.Objects.GetInfo(p.ctx, name)
+	var object jetstream.ObjectResult
+	if err == nil {
+		if info.Opts != nil && info.Opts.Link != nil {
+			return nil, invalidMedia("media object %q is a link; put the file itself there", name)
+		}
+		object, err = s.Objects.Get(untimed{p.ctx}, name)
+	}
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
 		return nil, invalidMedia("no media object %q is there", name)
@@ -144,8 +154,15 @@ func (s *MediaSource) object(ctx context.Context, name string) (*blob, error) {
 		return nil, &mediaError{err: fmt.Errorf("read media object %q: %w", name, err)}
 	}
 	defer func() { _ = object.Close() }() // only read from
-	return spool(object)
+	return spool(p.reader(object))
 }
+
+// untimed keeps the object store from giving up a whole object after the few seconds
+// of its default. Each of its reads lasts for a moment at most, since nothing else
+// interrupts one.
+type untimed struct{ context.Context }
+
+func (untimed) Deadline() (time.Time, bool) { return time.Now().Add(time.Second), true }
 
 // spool reads a media into a file without a name.
 func spool(r io.Reader) (*blob, error) {
@@ -170,6 +187,9 @@ func (b *blob) fill(r io.Reader, w io.Writer) error {
 	head = head[:n]
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return &mediaError{err: fmt.Errorf("read media: %w", err)}
+	}
+	if n == 0 {
+		return invalidMedia("it is empty")
 	}
 	b.mime = xapi.MediaType(head)
 	limit := xapi.MediaLimit(b.mime)
@@ -201,27 +221,20 @@ var (
 // fetch reads a url that a producer named. Since that is anybody, the address
 // is checked after it was resolved, when the connection is made: a name that
 // points inside, or begins to point there later, reaches nothing.
-func (s *MediaSource) fetch(ctx context.Context, address string) (*blob, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	late := time.AfterFunc(fetchTimeout, func() { cancel(errSlow) })
-	defer late.Stop()
+func (s *MediaSource) fetch(p *pace, address string) (*blob, error) {
 	dialer := &net.Dialer{Control: s.admit}
 	transport := &http.Transport{
-		DialContext: dialer.DialContext, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
+		DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
 	}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, CheckRedirect: follow}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	req, err := http.NewRequestWithContext(p.ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, invalidMedia("fetch media: %w", err)
+		return nil, invalidMedia("fetch media: %w", quiet{err})
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errSlow) {
-			err = cause
-		}
-		fault := &mediaError{err: fmt.Errorf("fetch media: %w", withoutQuery(err))}
+		fault := &mediaError{err: fmt.Errorf("fetch media: %w", quiet{p.cause(err)})}
 		if errors.Is(err, errPrivate) || errors.Is(err, errRedirect) {
 			fault.code = jetpost.CodeMediaInvalid
 		}
@@ -235,25 +248,58 @@ func (s *MediaSource) fetch(ctx context.Context, address string) (*blob, error) 
 		}
 		return nil, fault
 	}
-	return spool(&paced{ctx: ctx, r: resp.Body, late: late, began: time.Now()})
+	return spool(p.reader(resp.Body))
 }
 
-// paced reads what must come at slowestFetch at least, or ends late.
-type paced struct {
-	ctx   context.Context // ends late
-	r     io.Reader
-	late  *time.Timer
-	began time.Time
-	n     int64
+// pace ends a read of which nothing comes for fetchTimeout, or less than
+// slowestFetch.
+type pace struct {
+	ctx    context.Context // ends late, with errSlow for its cause
+	cancel context.CancelCauseFunc
+	late   *time.Timer
+	r      io.Reader
+	began  time.Time
+	n      int64
 }
 
-func (p *paced) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	p.n += int64(n)
+func startPace(ctx context.Context) *pace {
+	p := &pace{}
+	p.ctx, p.cancel = context.WithCancelCause(ctx)
+	p.late = time.AfterFunc(fetchTimeout, func() { p.cancel(errSlow) })
+	return p
+}
+
+func (p *pace) end() {
+	p.late.Stop()
+	p.cancel(nil)
+}
+
+// cause is why a read failed.
+func (p *pace) cause(err error) error {
 	if cause := context.Cause(p.ctx); errors.Is(cause, errSlow) {
-		err = cause
+		return cause
 	}
-	p.late.Reset(time.Until(p.began.Add(fetchTimeout + time.Duration(p.n/slowestFetch)*time.Second)))
+	return err
+}
+
+// reader reads what must come in time.
+func (p *pace) reader(r io.Reader) io.Reader {
+	p.r, p.began = r, time.Now()
+	return p
+}
+
+func (p *pace) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	for errors.Is(err, os.ErrDeadlineExceeded) && n == 0 && p.ctx.Err() == nil { // see untimed
+		n, err = p.r.Read(b)
+	}
+	p.n += int64(n)
+	if err == nil {
+		p.late.Reset(time.Until(p.began.Add(fetchTimeout + time.Duration(p.n/slowestFetch)*time.Second)))
+	}
+	if p.ctx.Err() != nil {
+		err = p.cause(p.ctx.Err())
+	}
 	return n, err
 }
 
@@ -263,7 +309,7 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return fmt.Errorf("read address %s: %w", address, err)
 	}
-	ip := addr.Addr().Unmap()
+	ip := addr.Addr().Unmap().WithZone("") // no prefix contains an address with a zone
 	for _, allowed := range s.Allow {
 		if allowed.Contains(ip) {
 			return nil
@@ -281,7 +327,7 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 func sharedRange(ip netip.Addr) bool {
 	for _, cidr := range [...]string{
 		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4",
-		"::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fec0::/10",
+		"::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fec0::/10",
 	} {
 		if netip.MustParsePrefix(cidr).Contains(ip) {
 			return true
@@ -290,8 +336,10 @@ func sharedRange(ip netip.Addr) bool {
 	return false
 }
 
-// follow bounds redirects and keeps them on https.
+// follow bounds redirects and keeps them on https. Where a redirect leads, nobody
+// learns the query of the url that led there.
 func follow(req *http.Request, via []*http.Request) error {
+	req.Header.Del("Referer")
 	if len(via) > fetchRedirects {
 		return fmt.Errorf("%w: more than %d", errRedirect, fetchRedirects)
 	}
@@ -301,15 +349,11 @@ func follow(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// withoutQuery takes the query off the url in an http client's error: it may
-// hold a signature.
-func withoutQuery(err error) error {
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
-		if u, parseErr := url.Parse(wrapped.URL); parseErr == nil {
-			u.RawQuery = ""
-			return &url.Error{Op: wrapped.Op, URL: u.String(), Err: wrapped.Err}
-		}
-	}
-	return err
-}
+// quiet leaves the queries of urls out of an error's words: they may hold a
+// signature.
+type quiet struct{ error }
+
+var queries = regexp.MustCompile(`[?#][^"]*`)
+
+func (e quiet) Error() string { return queries.ReplaceAllString(e.error.Error(), "") }
+func (e quiet) Unwrap() error { return e.error }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
@@ -16,6 +18,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -97,6 +101,25 @@ func TestMediaSource(t *testing.T) {
 	}
 	data := picture(t)
 	large := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes)...)
+	link := func(name, bucket, target string) jetpost.Media {
+		// As a client writes it that means harm: the usual ones refuse some of these.
+		info := jetstream.ObjectInfo{
+			ObjectMeta: jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: bucket, Name: target}}},
+			Bucket:     b.names.MediaBucket(), NUID: name,
+		}
+		body, err := json.Marshal(info)
+		check(t, err)
+		_, err = b.js.Publish(t.Context(), "$O."+b.names.MediaBucket()+".M."+base64.URLEncoding.EncodeToString([]byte(name)), body)
+		check(t, err)
+		return jetpost.Media{Object: name}
+	}
+	other, err := b.js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: "other"})
+	check(t, err)
+	_, err = other.PutBytes(t.Context(), "private", data)
+	check(t, err)
+	removed := put(append(bytes.Clone(data), 1))
+	check(t, b.media.Objects.Delete(t.Context(), removed.Object))
+	exact := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes-len(data))...)
 	var site *httptest.Server
 	site = website(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
 		switch path := r.URL.Path; path {
@@ -109,6 +132,10 @@ func TestMediaSource(t *testing.T) {
 		case "/cut":
 			w.Header().Set("Content-Length", "1000")
 			_, _ = w.Write(data)
+		case "/bad-redirect":
+			w.Header().Set("Location", "https://127.0.0.1:bad/?other=secret")
+			w.WriteHeader(http.StatusFound)
+		case "/empty":
 		case "/large":
 			_, _ = w.Write(large)
 		case "/r1", "/r2", "/r3", "/r4":
@@ -116,26 +143,41 @@ func TestMediaSource(t *testing.T) {
 		case "/http":
 			http.Redirect(w, r, strings.Replace(site.URL, "https", "http", 1), http.StatusFound)
 		default: // also /r0
+			if from := r.Referer(); from != "" {
+				http.Error(w, from, http.StatusForbidden) // nobody's business
+				return
+			}
+			if r.Header.Get("Accept-Encoding") != "" {
+				w.Header().Set("Content-Encoding", "gzip") // its digest is another one
+			}
 			_, _ = w.Write(data)
 		}
 	})
 	source := trusting(site)
 	source.Objects = b.media.Objects
 	url := func(path string) jetpost.Media { return jetpost.Media{URL: site.URL + path + "?signature=secret"} }
-	const fine, gone, later = 0, 1, 2
+	const fine, gone, later, whole = 0, 1, 2, 3
 	tests := []struct {
 		name  string
 		media jetpost.Media
 		want  int
 	}{
 		{"data", jetpost.Media{Data: data}, fine},
+		{"data empty", jetpost.Media{}, gone},
 		{"data of a bitmap", jetpost.Media{Data: []byte("BM..............")}, gone},
 		{"data of a picture that X does not take", jetpost.Media{Data: []byte("....ftypavif....")}, gone},
 		{"data of text", jetpost.Media{Data: []byte("<html>")}, gone},
 		{"object", put(data), fine},
 		{"object missing", jetpost.Media{Object: "none"}, gone},
+		{"object deleted", removed, gone},
+		{"object is a link", link("link", b.names.MediaBucket(), put(data).Object), gone},
+		{"object is a link elsewhere", link("elsewhere", "other", "private"), gone},
+		{"object is a link to itself", link("itself", b.names.MediaBucket(), "itself"), gone},
+		{"object as large as can be", put(exact), whole},
 		{"object too large", put(large), gone},
 		{"url", url("/x"), fine},
+		{"url empty", url("/empty"), gone},
+		{"url redirects nowhere", url("/bad-redirect"), later},
 		{"url cut", url("/cut"), later},
 		{"url fails", url("/500"), later},
 		{"url gone", url("/404"), gone},
@@ -151,6 +193,10 @@ func TestMediaSource(t *testing.T) {
 			got, err := source.Open(t.Context(), test.media, "")
 			var fault *mediaError
 			switch {
+			case test.want == whole:
+				check(t, err)
+				equal(t, "size", got.size, xapi.MaxImageBytes)
+				check(t, got.Close())
 			case test.want != fine && (!errors.As(err, &fault) || (fault.code == jetpost.CodeMediaInvalid) != (test.want == gone)):
 				t.Errorf("error is %v (%+v)", err, fault)
 			case test.want != fine && strings.Contains(err.Error(), "secret"):
@@ -166,6 +212,12 @@ func TestMediaSource(t *testing.T) {
 			}
 		})
 	}
+	t.Run("empty says so", func(t *testing.T) {
+		t.Parallel()
+		if _, err := source.Open(t.Context(), url("/empty"), ""); err == nil || !strings.Contains(err.Error(), "empty") {
+			t.Errorf("error is %v", err)
+		}
+	})
 	t.Run("url leaves https", func(t *testing.T) {
 		t.Parallel()
 		var fault *mediaError
@@ -216,6 +268,7 @@ func TestMediaAdmits(t *testing.T) {
 		"224.0.0.1": false, "240.0.0.1": false, "255.255.255.255": false,
 		"::": false, "::1": false, "::127.0.0.1": false, "::ffff:10.0.0.1": false, "::ffff:127.0.0.1": false,
 		"2001::1": false, "2002:7f00:1::": false, "64:ff9b::7f00:1": false, "64:ff9b:1::a00:1": false,
+		"::ffff:0:7f00:1": false, "64:ff9b::7f00:1%1": false, "2002:7f00:1::%lo": false, "fd12::1%lo": false, "::127.0.0.1%lo": false,
 		"fc00::1": false, "fd12::1": false, "fe80::1": false, "fec0::1": false, "ff02::1": false,
 	} {
 		err := (&MediaSource{}).admit("tcp", net.JoinHostPort(address, "443"), nil)
@@ -229,6 +282,124 @@ func TestMediaAdmits(t *testing.T) {
 		t.Error("an address that is none was admitted")
 	}
 }
+
+func TestMediaType(t *testing.T) {
+	t.Parallel()
+	for head, want := range map[string]string{
+		"....ftypqt  ....": "video/quicktime", "....ftypisom....": "video/mp4", "....ftypM4V ....": "video/mp4", "....ftypM4A ....": "audio/mp4",
+		"....ftypheic....": "image/heic", "....ftyphevx....": "image/hevx",
+		"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm": "video/webm", "\x1a\x45\xdf\xa3\x9f\x42\x82\x88matroska": "video/x-matroska",
+		gifHead: "image/gif", "\x89PNG\x0d\x0a\x1a\x0a": "image/png", "\xff\xd8\xff": "image/jpeg", "RIFF....WEBPVP": "image/webp", "RIFF....AVI ": "video/avi",
+	} {
+		equal(t, fmt.Sprintf("type of %q", head), xapi.MediaType([]byte(head)), want)
+	}
+}
+
+// TestMediaPace: a source is given its time while something comes of it, and is not
+// waited for where nothing does.
+func TestMediaPace(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name         string
+		every        time.Duration // a piece comes
+		pieces, size int
+		slow         bool
+	}{
+		{name: "minutes", every: 10 * time.Second, pieces: 20, size: 10 * slowestFetch},
+		{name: "a long silence", every: fetchTimeout - time.Second, pieces: 1, size: 1000},
+		{name: "never", every: time.Hour, pieces: 1, size: 1000, slow: true},
+		{name: "drop by drop", every: 10 * time.Second, pieces: 20, size: slowestFetch, slow: true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				source := &MediaSource{Objects: &slowObjects{every: test.every, pieces: test.pieces, size: test.size}}
+				began := time.Now()
+				b, err := source.Open(t.Context(), jetpost.Media{Object: "x"}, "")
+				if test.slow {
+					var fault *mediaError
+					if !errors.Is(err, errSlow) || !errors.As(err, &fault) || fault.code != "" {
+						t.Errorf("error is %v", err)
+					}
+					if waited := time.Since(began); waited < fetchTimeout || waited > 2*fetchTimeout {
+						t.Errorf("waited %s", waited)
+					}
+					return
+				}
+				check(t, err)
+				equal(t, "size", b.size, int64(test.pieces*test.size))
+				check(t, b.Close())
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // nor is it once nobody wants it any more
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		source := &MediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
+		began := time.Now()
+		if _, err := source.Open(ctx, jetpost.Media{Object: "x"}, ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error is %v", err)
+		}
+		if waited := time.Since(began); waited > 10*time.Second {
+			t.Errorf("waited %s", waited)
+		}
+	})
+}
+
+// slowObjects gives an object of a video piece by piece, and as the object store does
+// it: a read lasts until the deadline of its context, and nothing else ends it.
+type slowObjects struct {
+	jetstream.ObjectStore
+	every        time.Duration
+	pieces, size int
+}
+
+func (*slowObjects) GetInfo(context.Context, string, ...jetstream.GetObjectInfoOpt) (*jetstream.ObjectInfo, error) {
+	return &jetstream.ObjectInfo{}, nil
+}
+
+func (o *slowObjects) Get(ctx context.Context, _ string, _ ...jetstream.GetObjectOpt) (jetstream.ObjectResult, error) {
+	cancel := func() {}
+	if _, ok := ctx.Deadline(); !ok {
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+	}
+	r, w := net.Pipe()
+	go func() {
+		defer cancel()
+		defer w.Close()
+		data := file(mp4Head, o.pieces*o.size)
+		for range o.pieces {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(o.every):
+			}
+			if _, err := w.Write(data[:o.size]); err != nil {
+				return
+			}
+			data = data[o.size:]
+		}
+	}()
+	return &slowObject{ctx: ctx, r: r}, nil
+}
+
+type slowObject struct {
+	jetstream.ObjectResult
+	ctx context.Context
+	r   net.Conn
+}
+
+func (o *slowObject) Read(b []byte) (int, error) {
+	until, _ := o.ctx.Deadline()
+	if err := o.ctx.Err(); err != nil {
+		return 0, err
+	}
+	_ = o.r.SetReadDeadline(until)
+	return o.r.Read(b)
+}
+
+func (o *slowObject) Close() error { return o.r.Close() }
 
 // TestLaneMediaTroubles: no post is begun before its media are at X, and no thread
 // before all its media were read.
@@ -277,6 +448,6 @@ func TestLaneMediaTroubles(t *testing.T) {
 // awayObjects is an object store that does not answer.
 type awayObjects struct{ jetstream.ObjectStore }
 
-func (awayObjects) Get(context.Context, string, ...jetstream.GetObjectOpt) (jetstream.ObjectResult, error) {
+func (awayObjects) GetInfo(context.Context, string, ...jetstream.GetObjectInfoOpt) (*jetstream.ObjectInfo, error) {
 	return nil, errAway
 }

@@ -79,7 +79,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	case !claimed:
 		return Done()
 	}
-	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget)}
+	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	stop := run.keepLease(ctx)
 	defer stop()
 	if err := run.run(ctx); err != nil {
@@ -95,7 +95,8 @@ type laneRun struct {
 	d     Delivery
 	lane  store.Lane
 	log   *slog.Logger
-	until time.Time // end of this claim's budget
+	until time.Time     // end of this claim's budget
+	lost  chan struct{} // closed once another worker is known to have the lane
 	// renewed tells that a 401 already made this run renew the token once.
 	renewed bool
 	// filled is the request that this run has filled in (see read).
@@ -447,7 +448,7 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 	if err := t.check(i, time.Now()); err != nil {
 		return time.Time{}, err
 	}
-	ids, err := t.uploads.ids(ctx, i)
+	ids, err := t.uploads.ids(i)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -515,6 +516,7 @@ func (t *threadRun) after(ctx context.Context, i int, created xapi.Created) erro
 		return err
 	}
 	t.begun = -1
+	t.head.Holds = 0 // as in the ledger
 	now := time.Now()
 	if v, limited := t.limited(now); limited && v.kind == kindStop {
 		// The app's window is used up: the others must not find out by a 429.
@@ -565,8 +567,8 @@ func wirePost(p jetpost.Post) xapi.Post {
 	return out
 }
 
-// keepLease prolongs the lane's lease while it is worked on. A lease that is
-// lost is found out by the next write, which is refused.
+// keepLease prolongs the lane's lease while it is worked on. That it was lost ends
+// uploads, and else is found out by the next write, which is refused.
 func (r *laneRun) keepLease(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
@@ -580,6 +582,7 @@ func (r *laneRun) keepLease(ctx context.Context) (stop func()) {
 			case <-every.C:
 				err := r.h.Ledger.ExtendLane(ctx, r.lane, r.h.Timing.lease(), time.Now())
 				if errors.Is(err, store.ErrFenced) {
+					close(r.lost)
 					return
 				}
 			}

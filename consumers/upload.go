@@ -29,10 +29,16 @@ const (
 // It happens before the intent of each post, since an upload that nobody uses does
 // no harm; what is at X is kept in the ledger, for a hold or another worker.
 type uploads struct {
-	t     *threadRun
-	posts map[int]*postMedia // by index; those with media
-	stop  context.CancelFunc
-	work  sync.WaitGroup
+	t      *threadRun
+	client *xapi.Client
+	posts  map[int]*postMedia // by index; those with media
+	ctx    context.Context    // ends with the lane's claim, or once the worker is asked to stop
+	stop   context.CancelFunc
+	work   sync.WaitGroup
+	idle   chan struct{} // closed once all is done that can be done now
+
+	mu     sync.Mutex
+	flying map[xapi.Endpoint]int // calls without an answer yet
 }
 
 // postMedia is what one post needs of X.
@@ -49,7 +55,8 @@ type postMedia struct {
 // the first is: a thread does not begin that some file would end. Then their way to
 // X begins.
 func (t *threadRun) prepare(ctx context.Context, from int) (*uploads, error) {
-	u := &uploads{t: t, posts: map[int]*postMedia{}, stop: func() {}}
+	u := &uploads{t: t, posts: map[int]*postMedia{}, idle: make(chan struct{}), flying: map[xapi.Endpoint]int{}}
+	u.client = t.client.Guarded(u.call)
 	for i := from; i < len(t.request.Posts); i++ {
 		asked := t.request.Posts[i].Media
 		if len(asked) == 0 {
@@ -59,46 +66,86 @@ func (t *threadRun) prepare(ctx context.Context, from int) (*uploads, error) {
 		p.known = append(slices.Clone(t.head.Posts[i].Media), make([]store.Media, len(asked))...)[:len(asked)]
 		u.posts[i] = p
 	}
-	u.each(func(p *postMedia) { p.err = u.read(ctx, p) })
+	u.ctx, u.stop = context.WithCancel(ctx)
+	u.work.Go(u.watch)
+	u.each(uploadsAtOnce, func(*postMedia) bool { return true }, func(p *postMedia) {
+		p.err = caught(func() error { return u.read(p) })
+	})
 	for i := from; i < len(t.request.Posts); i++ {
 		if p := u.posts[i]; p != nil && p.err != nil {
-			u.end()
-			return nil, p.err
+			defer u.end()
+			return nil, u.outcome(p.err)
 		}
 	}
-	ctx, u.stop = context.WithCancel(ctx)
-	u.work.Go(func() {
-		u.each(func(p *postMedia) {
-			defer close(p.done)
-			p.err = u.upload(ctx, p)
-		})
-	})
+	u.work.Go(u.ahead)
 	return u, nil
 }
 
-// each does something for every post with media, for the first ones first and for
+// watch ends the uploads where another worker is to go on with them.
+func (u *uploads) watch() {
+	select {
+	case <-u.t.r.d.Stopping:
+	case <-u.t.r.lost:
+	case <-u.ctx.Done():
+	}
+	u.stop()
+}
+
+// ahead uploads what can be uploaded now: images of some posts at a time, and the rest
+// one by one. X allows about two large videos in a window, which several at once would
+// only ever begin.
+func (u *uploads) ahead() {
+	defer close(u.idle)
+	upload := func(p *postMedia) {
+		defer close(p.done)
+		p.err = caught(func() error { return u.upload(p) })
+	}
+	var rest sync.WaitGroup
+	rest.Go(func() { u.each(1, (*postMedia).inSegments, upload) })
+	u.each(uploadsAtOnce, func(p *postMedia) bool { return !p.inSegments() }, upload)
+	rest.Wait()
+}
+
+// inSegments tells a post whose media take long to upload.
+func (p *postMedia) inSegments() bool {
+	return slices.ContainsFunc(p.blobs, func(b *blob) bool { return b != nil && !xapi.IsImage(b.mime) })
+}
+
+// each does something for every such post with media, for the first ones first and for
 // some at a time.
-func (u *uploads) each(do func(*postMedia)) {
-	free := make(chan struct{}, uploadsAtOnce)
+func (u *uploads) each(atOnce int, which func(*postMedia) bool, do func(*postMedia)) {
+	free := make(chan struct{}, atOnce)
 	var group sync.WaitGroup
 	for i := range u.t.request.Posts {
 		p := u.posts[i]
-		if p == nil {
+		if p == nil || !which(p) {
 			continue
 		}
 		free <- struct{}{}
 		group.Go(func() {
 			defer func() { <-free }()
-			// Nobody else looks after a panic in here.
-			defer func() {
-				if cause := recover(); cause != nil {
-					p.err = fmt.Errorf("media of post %d: panic: %v\n%s", p.index, cause, debug.Stack())
-				}
-			}()
 			do(p)
 		})
 	}
 	group.Wait()
+}
+
+// panicError is a panic on its way to the goroutine of the lane, where the Runner
+// looks after it.
+type panicError struct {
+	cause any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.cause, e.stack) }
+
+func caught(do func() error) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = &panicError{cause, debug.Stack()}
+		}
+	}()
+	return do()
 }
 
 // end stops what is under way, and closes what was read.
@@ -114,26 +161,40 @@ func (u *uploads) end() {
 	}
 }
 
+// outcome is what an error of the uploads means to the lane: nothing where it ended
+// them itself, for another worker.
+func (u *uploads) outcome(err error) error {
+	var thrown *panicError
+	switch {
+	case u.ctx.Err() != nil:
+		return &holdError{Done()}
+	case errors.As(err, &thrown):
+		panic(thrown)
+	default:
+		return err
+	}
+}
+
 // ids waits until the media of a post can be posted, and returns their ids.
-func (u *uploads) ids(ctx context.Context, i int) ([]string, error) {
+func (u *uploads) ids(i int) ([]string, error) {
 	p := u.posts[i]
 	if p == nil {
 		return nil, nil
 	}
 	select {
 	case <-p.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	case <-u.ctx.Done():
+		return nil, &holdError{Done()}
 	}
-	var hold *holdError
-	if errors.As(p.err, &hold) && hold.verdict.reason.Code == jetpost.CodeMediaProcessing && !time.Now().Before(hold.verdict.reason.Until) {
-		p.err = nil // earlier posts have taken that long
+	for p.err != nil {
+		until, waits := processedAt(p.err)
+		if !waits || !u.wait(until) {
+			return nil, u.outcome(p.err)
+		}
+		p.err = u.upload(p)
 	}
-	if p.err == nil {
-		p.err = u.upload(ctx, p) // which does nothing where all is there
-	}
-	if p.err != nil {
-		return nil, p.err
+	if err := u.upload(p); err != nil { // which does nothing where all is there
+		return nil, u.outcome(err)
 	}
 	ids := make([]string, len(p.known))
 	for n, m := range p.known {
@@ -142,18 +203,45 @@ func (u *uploads) ids(ctx context.Context, i int) ([]string, error) {
 	return ids, nil
 }
 
+// processedAt is when to ask again whether X has processed a medium, if that is what
+// an error says.
+func processedAt(err error) (until time.Time, waits bool) {
+	var hold *holdError
+	if !errors.As(err, &hold) || hold.verdict.reason.Code != jetpost.CodeMediaProcessing {
+		return time.Time{}, false
+	}
+	return hold.verdict.reason.Until, true
+}
+
+// wait waits for X's processing while others are uploaded, which a hold would cut
+// short. Where none is, that is a hold.
+func (u *uploads) wait(until time.Time) bool {
+	if !time.Now().Before(until) {
+		return true // earlier posts have taken that long
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-u.idle:
+	case <-u.ctx.Done():
+	}
+	return false
+}
+
 // usable tells whether an upload outlasts the post that is to be made of it.
 func (u *uploads) usable(m store.Media) bool {
 	return m.ID != "" && time.Now().Add(u.t.r.h.Timing.lease()).Before(m.ExpiresAt)
 }
 
 // read opens what has to be uploaded, and checks that X takes it, together.
-func (u *uploads) read(ctx context.Context, p *postMedia) error {
+func (u *uploads) read(p *postMedia) error {
 	for n, m := range p.asked {
 		if u.usable(p.known[n]) {
 			continue
 		}
-		b, err := u.t.r.h.Media.Open(ctx, m, p.known[n].Digest)
+		b, err := u.t.r.h.Media.Open(u.ctx, m, p.known[n].Digest)
 		if err != nil {
 			return p.failure(n, err)
 		}
@@ -170,10 +258,10 @@ func (p *postMedia) failure(n int, err error) error {
 }
 
 // upload takes each medium of a post as far as it goes now.
-func (u *uploads) upload(ctx context.Context, p *postMedia) error {
+func (u *uploads) upload(p *postMedia) error {
 	var waits error
 	for n := range p.asked {
-		err := u.advance(ctx, p, n)
+		err := u.advance(p, n)
 		var hold *holdError
 		switch {
 		case errors.As(err, &hold):
@@ -186,28 +274,30 @@ func (u *uploads) upload(ctx context.Context, p *postMedia) error {
 }
 
 // advance brings one medium to X, waits for its processing, and describes it.
-func (u *uploads) advance(ctx context.Context, p *postMedia, n int) error {
+func (u *uploads) advance(p *postMedia, n int) error {
 	m := p.known[n]
 	if !u.usable(m) {
+		lifetime := m.ExpiresAt.Sub(m.UploadedAt)
 		b := p.blobs[n]
-		if b == nil { // it has expired since the sources were read
-			return &holdError{Hold(jetpost.CodeMediaProcessing, time.Now(), "an upload has expired")}
+		switch {
+		case !m.CheckAt.IsZero() && lifetime < maxProcessing: // nor will another one be
+			err := invalidMedia("X has not processed it within the %s for which it keeps it", lifetime)
+			return errors.Join(err, u.keep(p, n, forgotten(m)))
+		case b == nil: // it has expired since the sources were read: look again
+			return &holdError{Done()}
 		}
-		err := u.call(xapi.UploadEndpoints(b.mime), func() error {
-			got, err := u.t.client.UploadMedia(ctx, b.reader(), b.size, b.mime)
-			m = store.Media{Digest: b.digest, ID: got.ID, ExpiresAt: got.ExpiresAt.UTC(), UploadedAt: time.Now().UTC(), CheckAt: later(got.CheckAfter), Renewed: m.Renewed}
-			return err
-		})
+		got, err := u.client.UploadMedia(u.ctx, b.reader(), b.size, b.mime)
 		if err != nil {
 			return err
 		}
-		if err := u.keep(ctx, p, n, m); err != nil {
+		m = store.Media{Digest: b.digest, ID: got.ID, ExpiresAt: got.ExpiresAt.UTC(), UploadedAt: time.Now().UTC(), CheckAt: later(got.CheckAfter), Renewed: m.Renewed}
+		if err := u.keep(p, n, m); err != nil {
 			return err
 		}
 	}
 	if !m.CheckAt.IsZero() {
-		waits := u.processed(ctx, &m)
-		if err := u.keep(ctx, p, n, m); err != nil {
+		waits := u.processed(&m)
+		if err := u.keep(p, n, m); err != nil {
 			return err
 		}
 		if waits != nil {
@@ -215,30 +305,29 @@ func (u *uploads) advance(ctx context.Context, p *postMedia, n int) error {
 		}
 	}
 	if alt := p.asked[n].Alt; alt != "" && !m.Described {
-		err := u.call([]xapi.Endpoint{xapi.EndpointMediaMetadata}, func() error { return u.t.client.SetAltText(ctx, m.ID, alt) })
-		if err != nil {
+		if err := u.client.SetAltText(u.ctx, m.ID, alt); err != nil {
 			return err
 		}
 		m.Described = true
-		return u.keep(ctx, p, n, m)
+		return u.keep(p, n, m)
 	}
 	return nil
 }
 
+// forgotten is a medium of which X has nothing that can be posted: a replay uploads it
+// afresh.
+func forgotten(m store.Media) store.Media { return store.Media{Digest: m.Digest, Renewed: m.Renewed} }
+
 // processed asks whether X has processed a medium, once it is time.
-func (u *uploads) processed(ctx context.Context, m *store.Media) error {
+func (u *uploads) processed(m *store.Media) error {
 	if time.Now().Before(m.CheckAt) {
 		return processing(m)
 	}
-	var got xapi.Media
-	err := u.call([]xapi.Endpoint{xapi.EndpointMediaStatus}, func() (err error) {
-		got, err = u.t.client.MediaStatus(ctx, m.ID)
-		return err
-	})
+	got, err := u.client.MediaStatus(u.ctx, m.ID)
 	var failed *xapi.ProcessingError
 	switch {
 	case errors.As(err, &failed):
-		*m = store.Media{Digest: m.Digest, Renewed: m.Renewed} // a replay uploads it afresh
+		*m = forgotten(*m)
 		return err
 	case err != nil:
 		return err
@@ -246,7 +335,7 @@ func (u *uploads) processed(ctx context.Context, m *store.Media) error {
 		m.CheckAt = time.Time{}
 		return nil
 	case time.Since(m.UploadedAt) > maxProcessing:
-		*m = store.Media{Digest: m.Digest, Renewed: m.Renewed}
+		*m = forgotten(*m)
 		return invalidMedia("X has not processed it within %s", maxProcessing)
 	default:
 		// What takes long is asked for less often.
@@ -269,14 +358,14 @@ func later(wait time.Duration) time.Time {
 }
 
 // keep tells the ledger what is known of a medium.
-func (u *uploads) keep(ctx context.Context, p *postMedia, n int, m store.Media) error {
+func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 	if p.known[n] == m {
 		return nil
 	}
 	p.known[n] = m
 	r := u.t.r
-	_, err := persist(ctx, r, "keep media", func() (struct{}, error) {
-		return struct{}{}, r.h.Ledger.Uploaded(ctx, r.lane, u.t.head.ID, p.index, slices.Clone(p.known))
+	_, err := persist(u.ctx, r, "keep media", func() (struct{}, error) {
+		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, p.index, slices.Clone(p.known))
 	})
 	if errors.Is(err, store.ErrNotRunnable) {
 		return &holdError{Done()} // cancelled: look again
@@ -284,19 +373,39 @@ func (u *uploads) keep(ctx context.Context, p *postMedia, n int, m store.Media) 
 	return err
 }
 
-// call makes one call to X, unless a window that it needs is used up or the breaker
-// is open.
-func (u *uploads) call(endpoints []xapi.Endpoint, do func() error) error {
-	for _, e := range endpoints {
-		if until, limited := u.t.client.RateLimited(e); limited {
-			return &holdError{Hold(jetpost.CodeRateLimited, until, string(e)+" is used up")}
-		}
-	}
-	done, err := u.t.r.h.Gate.Allow(time.Now())
-	if err != nil {
+// call makes one call to X, unless the window that it needs is used up, by calls in
+// flight if need be, or the breaker is open. An upload under way goes on all the same
+// where the breaker is: it would have to begin anew.
+func (u *uploads) call(e xapi.Endpoint, do func() error) (err error) {
+	if err := u.reserve(e); err != nil {
 		return err
 	}
-	defer func() { done(err) }()
+	defer u.free(e)
+	done, err := u.t.r.h.Gate.Allow(time.Now())
+	switch {
+	case err == nil:
+		err = errNotCalled // said of a panic
+		defer func() { done(err) }()
+	case e != xapi.EndpointAppendMedia && e != xapi.EndpointFinalizeMedia:
+		return err
+	}
 	err = do()
 	return err
+}
+
+func (u *uploads) reserve(e xapi.Endpoint) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	w, known := u.client.RateLimit(e)
+	if known && w.Remaining <= u.flying[e] && time.Now().Before(w.Reset) {
+		return &holdError{Hold(jetpost.CodeRateLimited, w.Reset, string(e)+" is used up")}
+	}
+	u.flying[e]++
+	return nil
+}
+
+func (u *uploads) free(e xapi.Endpoint) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.flying[e]--
 }

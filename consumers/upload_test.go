@@ -3,6 +3,7 @@ package consumers
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -16,6 +17,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -345,6 +348,269 @@ func TestUploadsAhead(t *testing.T) {
 		b.want(t, b.key, jetpost.StatePublished, "", len(posts))
 		equal(t, "uploads at once", most, uploadsAtOnce)
 		equal(t, "uploads", len(b.x.Media("acme")), 12)
+	})
+}
+
+// TestUploadsInterrupted: a worker that is asked to stop, or has lost the lane, does
+// not go on with uploads. The request is not held for it, and the next worker posts it.
+func TestUploadsInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"stop", "stop while a source is read", "lane lost"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				stopping, ended := make(chan struct{}), make(chan struct{})
+				var healed atomic.Bool
+				hook := &ledgerHook{Store: b.ledger}
+				h := *b.h
+				h.Ledger = hook
+				media := jetpost.Media{Data: file(mp4Head, 100_000)}
+				if how == "stop while a source is read" {
+					h.Media = &MediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
+				}
+				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+					if !healed.Load() && strings.HasSuffix(r.URL.Path, "/append") {
+						<-r.Context().Done() // it never ends
+						return nil, r.Context().Err()
+					}
+					return b.x.RoundTrip(r)
+				})
+				request := jetpost.Request{Account: "acme", ID: "one", Posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{media}}}}
+				if how == "stop while a source is read" {
+					request.Posts[0].Media[0] = jetpost.Media{Object: "x"}
+				}
+				b.queue(t, request)
+				go func() {
+					defer close(ended)
+					d := b.ring("acme")
+					d.Stopping = stopping
+					h.Handle(t.Context(), d)
+				}()
+				synctest.Wait()
+				began := time.Now()
+				if how == "lane lost" {
+					hook.expire(t)
+					_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "another", time.Millisecond, time.Now())
+					check(t, err)
+					equal(t, "taken over", claimed, true)
+				} else {
+					close(stopping)
+				}
+				<-ended
+				if took := time.Since(began); took > DefaultLease {
+					t.Errorf("it took %s", took)
+				}
+				r := b.record(t, b.key)
+				equal(t, "state", r.Status.State, jetpost.StateQueued)
+				equal(t, "attempts", r.Status.Attempts, 0)
+				if how == "stop while a source is read" {
+					return
+				}
+				healed.Store(true)
+				sleep(time.Second)
+				b.run(t, b.h, "acme")
+				r, _ = b.settle(t)
+				equal(t, "state in the end", r.Status.State, jetpost.StatePublished)
+			})
+		})
+	}
+}
+
+// queue accepts a request.
+func (b *doubtBundle) queue(t *testing.T, r jetpost.Request) {
+	t.Helper()
+	check(t, r.Validate())
+	body, err := json.Marshal(r)
+	check(t, err)
+	_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
+	check(t, err)
+	b.key = store.Key{Account: r.Account, ID: r.ID}
+}
+
+// TestUploadPanics: a panic beside the lane is one of the lane, for which the Runner
+// and the count of lost claims are there.
+func TestUploadPanics(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"read", "upload"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				media := jetpost.Media{Data: picture(t)}
+				if where == "read" {
+					media = jetpost.Media{Object: "x"} // there is no object store at all
+				}
+				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+					if r.URL.Path == "/2/media/upload" {
+						panic("upload")
+					}
+					return b.x.RoundTrip(r)
+				})
+				b.queue(t, jetpost.Request{Account: "acme", ID: "one", Posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{media}}}})
+				func() {
+					defer func() {
+						if _, ok := recover().(*panicError); !ok {
+							t.Error("the lane did not panic")
+						}
+					}()
+					b.run(t, b.h, "acme")
+				}()
+				b.want(t, b.key, jetpost.StateQueued, "", 0)
+				done, err := b.h.Gate.Allow(time.Now())
+				check(t, err)
+				done(nil)
+			})
+		})
+	}
+}
+
+// TestVideosOneByOne: videos share a window that several at once would use up without
+// an end of any, and one that X processes does not cut short another one's upload.
+func TestVideosOneByOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) { x.MediaProcessing = 6 * time.Second })
+		var mu sync.Mutex
+		uploading, most := 0, 0
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(r.URL.Path, "/append") {
+				mu.Lock()
+				uploading++
+				most = max(most, uploading)
+				mu.Unlock()
+				sleep(2 * time.Second)
+				defer func() { mu.Lock(); uploading--; mu.Unlock() }()
+			}
+			return b.x.RoundTrip(r)
+		})
+		var posts []jetpost.Post
+		for i := range 3 {
+			source := &MediaSource{Objects: &slowObjects{pieces: 1, size: 12 << 20}}
+			b.h.Media = source
+			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Object: fmt.Sprint("video", i)}}})
+		}
+		b.publish(t, "thread", posts...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "segments at once", most, 1)
+		equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 3)
+		equal(t, "segments", b.calls(xsim.EndpointAppend), 36)
+	})
+}
+
+// TestUploadWindow: uploads side by side do not run into the end of a window that is
+// known.
+func TestUploadWindow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) {
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointUpload, Scope: xsim.ScopeUser, Max: 5, WindowMS: (15 * time.Minute).Milliseconds()}}
+		})
+		b.publish(t, "first", jetpost.Post{Media: []jetpost.Media{{Data: picture(t)}}})
+		b.want(t, b.key, jetpost.StatePublished, "", 1)
+		var posts []jetpost.Post
+		for i := range 8 {
+			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(picture(t), byte(i))}}})
+		}
+		b.publish(t, "thread", posts...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "uploads refused", b.x.Counts()[xsim.EndpointUpload]["429"], 0)
+		equal(t, "uploads", len(b.x.Media("acme")), 9)
+	})
+}
+
+// TestUploadsAndBreaker: an upload that takes long does not keep the breaker waiting,
+// nor does an open one cut it short.
+func TestUploadsAndBreaker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		trip := func() {
+			for range breakerThreshold {
+				done, err := b.h.Gate.Allow(time.Now())
+				check(t, err)
+				done(&xapi.UnavailableError{Err: &xapi.APIError{Status: http.StatusServiceUnavailable}})
+			}
+		}
+		trip()
+		sleep(breakerOpen + time.Second)
+		appended := false
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			if !appended && strings.HasSuffix(r.URL.Path, "/append") {
+				appended = true
+				done, err := b.h.Gate.Allow(time.Now())
+				if err != nil {
+					t.Errorf("the breaker waits for the upload: %v", err)
+				} else {
+					done(nil)
+				}
+				trip()
+			}
+			return b.x.RoundTrip(r)
+		})
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
+	})
+}
+
+// TestUploadsForgotten: uploads that X forgets at once are posted at once, or not at
+// all.
+func TestUploadsForgotten(t *testing.T) {
+	t.Parallel()
+	for _, processing := range []time.Duration{0, 2 * time.Minute} {
+		t.Run(processing.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t, func(x *xsim.Server) { x.MediaTTL, x.MediaProcessing = 20*time.Second, processing })
+				data := file(mp4Head, 100_000)
+				if processing == 0 {
+					data = picture(t)
+				}
+				b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: data}}})
+				r, _ := b.settle(t)
+				if processing == 0 {
+					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					return
+				}
+				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
+				equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
+				equal(t, "kept", r.Posts[0].Media[0].ID, "")
+			})
+		})
+	}
+}
+
+// TestTriesAfterProgress: what failed before a post that went through does not count
+// against the next one.
+func TestTriesAfterProgress(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		left, seen := edgeTries, 0
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Path == "/2/tweets" && r.Method == http.MethodPost {
+				if seen++; seen <= left || seen == left+2 {
+					return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody, Header: http.Header{}, Request: r}, nil
+				}
+			}
+			return b.x.RoundTrip(r)
+		})
+		b.publish(t, "thread", thread("one", "two")...)
+		for range 3 { // settle gives up after half a day
+			for r := b.record(t, b.key); seen <= left && r.Status.State == jetpost.StateHeld; r = b.record(t, b.key) {
+				sleep(time.Until(r.HoldUntil))
+				b.run(t, b.h, "acme")
+			}
+		}
+		r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 1)
+		equal(t, "holds", r.Holds, 1)
+		r, _ = b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
 	})
 }
 

@@ -123,7 +123,8 @@ type situation struct {
 //	answer lost, before the intent .. Hold, backoff
 //	answer lost, of a post .......... Doubtful
 //	429, the account's window ....... Hold until the reset
-//	429, the app's window ........... Stop until the reset
+//	429, the app's window of posts .. Stop until the reset
+//	429, the app's other windows .... Hold until the reset
 //	usage cap, credits, spend cap,
 //	client not enrolled ............. Stop until X's date, else 15 minutes
 //	401 ............................. Hold; the lane renews the token first
@@ -174,7 +175,7 @@ func judge(err error, s situation) Verdict {
 		if !until.After(s.now) {
 			until = later
 		}
-		if limit.AppWide() {
+		if limit.AppWide() && limit.Endpoint == xapi.EndpointCreatePost {
 			return Stop(ScopePublish, jetpost.CodeAppRateLimited, until, limit.Error())
 		}
 		return Hold(jetpost.CodeRateLimited, until, limit.Error())

@@ -458,7 +458,8 @@ type Record struct {
 	Body      []byte
 	DueAt     time.Time // max(accepted, publish_at); never before an earlier acceptance's
 	HoldUntil time.Time // zero where a hold has no end of its own
-	// Holds counts the holds in a row since the last progress.
+	// Holds counts the holds since the last progress, but those that only wait for
+	// X: for its processing of media, a window's reset or the end of a stop.
 	Holds int
 	Posts []PostRecord
 	// Event is the type of the latest change.
@@ -654,7 +655,7 @@ type Requests interface {
 
 	// Uploaded keeps what is known of the media of a post that is still to be sent.
 	// It is no change that people are told of. ErrNotRunnable: that post is not
-	// pending.
+	// pending, or its request finished.
 	Uploaded(ctx context.Context, lane Lane, id string, post int, media []Media) error
 
 	// HoldLine holds every due request of the lane that waits behind its head,

@@ -299,7 +299,7 @@ func (r *Row) Uploaded(line Line, claim Lane, post int, media []Media) (Change, 
 	switch {
 	case !line.HeldBy(claim):
 		return Change{}, ErrFenced
-	case p == nil || p.State != jetpost.PostPending:
+	case p == nil || p.State != jetpost.PostPending || r.Status.State.Finished():
 		return Change{}, ErrNotRunnable
 	}
 	p.Media = media
@@ -359,12 +359,25 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 	if news {
 		r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &out.Reason)
 	}
-	r.Holds++
+	if !patient(out.Reason.Code) {
+		r.Holds++
+	}
 	r.HoldUntil = out.Reason.Until
 	if r.HoldUntil.IsZero() && rings != out.Rings {
 		r.HoldUntil = out.Now
 	}
 	return news
+}
+
+// patient tells the holds in which nothing fails: their number says nothing of how
+// often something was tried.
+func patient(code jetpost.Code) bool {
+	switch code {
+	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped:
+		return true
+	default:
+		return false
+	}
 }
 
 // HoldBehind is the rule of [Requests.HoldLine], for a request that waits

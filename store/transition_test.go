@@ -176,8 +176,8 @@ func TestRules(t *testing.T) {
 		{"posted again", row(publishing, "lp"), posted(line, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, store.Change{}}},
 
 		{"held", row(queued, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{held, isHeld, "p", 6, 1, 2, saved}},
-		{"held, the same again", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Millisecond))), result{held, "before", "p", 5, 2, 2, saved}},
-		{"held, longer", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Second))), result{held, isHeld, "p", 6, 2, 2, saved}},
+		{"held, the same again", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Millisecond))), result{held, "before", "p", 5, 1, 2, saved}},
+		{"held, longer", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Second))), result{held, isHeld, "p", 6, 1, 2, saved}},
 		{"held for another reason", row(held, "p"), conclude(outcome(held, jetpost.CodePoison, until)), result{held, isHeld, "p", 6, 2, 2, saved}},
 		{"held, not sent", row(publishing, "s"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 1, of(saved, 0)}},
 		{"held, in doubt", row(publishing, "s"), conclude(about(held, 0, jetpost.PostSending)), result{held, isHeld, "s", 6, 1, 2, of(saved, 0)}},

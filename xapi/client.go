@@ -64,6 +64,7 @@ type Client struct {
 	timeout time.Duration
 	http    *http.Client
 	limits  *limits
+	guard   func(Endpoint, func() error) error
 }
 
 // Option changes a Client that New is making.
@@ -119,6 +120,15 @@ func (c *Client) WithToken(accessToken string) *Client {
 	return &next
 }
 
+// Guarded returns a Client of which guard makes each call to X, by calling do; or does
+// not, and returns an error that says why. What is known about the account's rate
+// windows is shared.
+func (c *Client) Guarded(guard func(e Endpoint, do func() error) error) *Client {
+	next := *c
+	next.guard = guard
+	return &next
+}
+
 // String names the server and keeps the access token out of logs.
 func (c *Client) String() string { return "xapi.Client(" + c.base + ")" }
 
@@ -148,10 +158,18 @@ type call struct {
 	atLeast time.Duration
 }
 
-// do makes the call, notes the rate windows of the answer and decodes it into
+// do makes the call, if the guard lets it.
+func (c *Client) do(ctx context.Context, cl call, out any, complete func() bool) error {
+	if c.guard == nil {
+		return c.perform(ctx, cl, out, complete)
+	}
+	return c.guard(cl.endpoint, func() error { return c.perform(ctx, cl, out, complete) })
+}
+
+// perform makes the call, notes the rate windows of the answer and decodes it into
 // out. A 2xx counts only when complete, asked after decoding, agrees; without an
 // out, any 2xx will do.
-func (c *Client) do(ctx context.Context, cl call, out any, complete func() bool) error {
+func (c *Client) perform(ctx context.Context, cl call, out any, complete func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, max(c.timeout, cl.atLeast))
 	defer cancel()
 

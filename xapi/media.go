@@ -86,19 +86,26 @@ func MediaLimit(mimeType string) int64 {
 const SniffBytes = 512
 
 // MediaType tells a file's type by its first bytes, SniffBytes at most. Beside what net/http knows, it takes
-// every file of the MP4 family for a video but pictures in it.
+// every file of the MP4 family for a video but pictures and sound in it, and not every
+// file of Matroska's form for WebM.
 func MediaType(head []byte) string {
 	if len(head) >= 12 && string(head[4:8]) == "ftyp" {
 		switch brand := string(head[8:12]); brand {
 		case "qt  ":
 			return "video/quicktime"
-		case "avif", "avis", "heic", "heix", "hevc", "mif1", "msf1":
+		case "avif", "avis", "heic", "heim", "heis", "heix", "hevc", "hevm", "hevs", "hevx", "mif1", "msf1":
 			return "image/" + strings.TrimSpace(brand)
+		case "F4A ", "F4B ", "M4A ", "M4B ", "M4P ":
+			return "audio/mp4"
 		default:
 			return "video/mp4"
 		}
 	}
-	return http.DetectContentType(head)
+	told := http.DetectContentType(head)
+	if told == "video/webm" && !bytes.Contains(head, []byte("webm")) {
+		return "video/x-matroska"
+	}
+	return told
 }
 
 // category is X's word for what a file of that type becomes in a post.
@@ -120,14 +127,6 @@ func category(mimeType string) string {
 
 // IsImage tells the types of which a post takes several.
 func IsImage(mimeType string) bool { return category(mimeType) == "tweet_image" }
-
-// UploadEndpoints are the endpoints that UploadMedia calls for a media type.
-func UploadEndpoints(mimeType string) []Endpoint {
-	if IsImage(mimeType) {
-		return []Endpoint{EndpointUploadMedia}
-	}
-	return []Endpoint{EndpointInitializeMedia, EndpointAppendMedia, EndpointFinalizeMedia}
-}
 
 // UploadMedia uploads one file of size bytes: an image in one request, a GIF or a
 // video in segments, each of which is sent again where its answer is lost. What

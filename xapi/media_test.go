@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"slices"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -170,5 +171,31 @@ func TestUploadSegments(t *testing.T) {
 	}
 	if !bytes.Equal(got, video) {
 		t.Error("X has other bytes")
+	}
+}
+
+// TestGuarded: each call goes through the guard, or is not made.
+func TestGuarded(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		if path.Base(r.URL.Path) == "finalize" {
+			t.Error("a refused call was made")
+		}
+		_, _ = io.WriteString(w, `{"data":{"id":"1"}}`)
+	})
+	refused := errors.New("refused")
+	var asked []Endpoint
+	guarded := b.client.Guarded(func(e Endpoint, do func() error) error {
+		if asked = append(asked, e); len(asked) == 3 {
+			return refused
+		}
+		return do()
+	})
+	_, err := guarded.UploadMedia(t.Context(), bytes.NewReader([]byte("video")), 5, "video/mp4")
+	if !errors.Is(err, refused) {
+		t.Errorf("error is %v", err)
+	}
+	if want := []Endpoint{EndpointInitializeMedia, EndpointAppendMedia, EndpointFinalizeMedia}; !slices.Equal(asked, want) {
+		t.Errorf("asked of %v", asked)
 	}
 }

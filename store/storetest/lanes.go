@@ -203,7 +203,7 @@ func begin(t *testing.T, b *bundle) {
 // uploaded keeps what is known of a post's media until it is sent, and forgets the
 // ids that X does not take.
 func uploaded(t *testing.T, b *bundle) {
-	b.acceptAll(t, "one")
+	b.accept(t, b.acceptance("one", 2))
 	lane := b.claim(t)
 	before := b.request(t, "one").Status
 	media := []store.Media{
@@ -227,8 +227,11 @@ func uploaded(t *testing.T, b *bundle) {
 	}))
 	equal(t, "media that X does not take", b.request(t, "one").Posts[1].Media, []store.Media{{Digest: "d", Renewed: true}, {Renewed: true}})
 	b.release(t, lane, time.Time{})
-	b.claim(t)
+	next := b.claim(t)
 	fails(t, "fenced", b.st.Uploaded(t.Context(), lane, "one", 1, media), store.ErrFenced)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "one"}, b.now)
+	check(t, err)
+	fails(t, "taken back", b.st.Uploaded(t.Context(), next, "one", 1, media), store.ErrNotRunnable)
 }
 
 func beginIsNoNews(t *testing.T, b *bundle) {
@@ -359,21 +362,25 @@ func concludeHeld(t *testing.T, b *bundle) {
 		code     jetpost.Code
 		until    time.Time
 		revision int64
+		holds    int // those in which something failed
 	}{
-		{"first", jetpost.CodeRateLimited, until, 2},
-		{"just the same", jetpost.CodeRateLimited, until, 2},
-		{"the same but for a moment", jetpost.CodeRateLimited, until.Add(900 * time.Millisecond), 2},
-		{"longer", jetpost.CodeRateLimited, until.Add(time.Minute), 3},
-		{"for another reason", jetpost.CodeXUnavailable, until.Add(time.Minute), 4},
-		{"without an end", jetpost.CodeXUnavailable, time.Time{}, 5},
-		{"without an end again", jetpost.CodeXUnavailable, time.Time{}, 5},
+		{"first", jetpost.CodeXUnavailable, until, 2, 1},
+		{"just the same", jetpost.CodeXUnavailable, until, 2, 2},
+		{"the same but for a moment", jetpost.CodeXUnavailable, until.Add(900 * time.Millisecond), 2, 3},
+		{"longer", jetpost.CodeXUnavailable, until.Add(time.Minute), 3, 4},
+		{"for a window", jetpost.CodeRateLimited, until.Add(time.Minute), 4, 4},
+		{"for a stop", jetpost.CodeAppStopped, until.Add(time.Minute), 5, 4},
+		{"for X's processing", jetpost.CodeMediaProcessing, until.Add(time.Minute), 6, 4},
+		{"for a source", jetpost.CodeMediaUnavailable, until.Add(time.Minute), 7, 5},
+		{"without an end", jetpost.CodeMediaUnavailable, time.Time{}, 8, 6},
+		{"without an end again", jetpost.CodeMediaUnavailable, time.Time{}, 8, 7},
 	}
-	for i, step := range steps {
+	for _, step := range steps {
 		b.conclude(t, lane, "one", jetpost.StateHeld, step.code, step.until)
 		record := b.state(t, "one", jetpost.StateHeld, step.code, jetpost.EventRequestHeld)
 		equal(t, step.name+": revision", record.Status.Revision, step.revision)
 		equal(t, step.name+": end", record.HoldUntil, step.until)
-		equal(t, step.name+": holds", record.Holds, i+1)
+		equal(t, step.name+": holds", record.Holds, step.holds)
 	}
 	b.begin(t, lane, "one", 0)
 	equal(t, "end of the hold", b.request(t, "one").HoldUntil, time.Time{})

@@ -151,6 +151,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"TokensAreSealed", tokensAreSealed},
 		{"TryLease", tryLease},
 		{"Unannounced", unannounced},
+		{"Uploaded", uploaded},
 		{"Witness", witness},
 	}
 	for _, test := range tests {
