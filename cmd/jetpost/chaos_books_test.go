@@ -113,7 +113,7 @@ func (c *publishRun) judgeAccount(account string, jobs []*thread, posts []xsim.P
 			c.findings.add(unruly, "job %s of %s was accepted before the one before it", j.id, account)
 		}
 		lastSeq = row.seq
-		i := bestChain(found, j.texts)
+		i := bestChain(found, j.texts, row.postIDs)
 		var chain []xsim.Post
 		if i >= 0 {
 			chain = found[i]
@@ -166,17 +166,24 @@ func chains(posts []xsim.Post) (list [][]xsim.Post) {
 	return list
 }
 
-// bestChain finds the thread on X that is a job's: the first with just its texts, or
-// else the longest that begins with them.
-func bestChain(list [][]xsim.Post, texts []string) int {
+// bestChain finds the thread on X that is a job's: the longest that begins with its
+// texts, one without more before others, and of equal ones that which the ledger says.
+func bestChain(list [][]xsim.Post, texts, ids []string) int {
 	best, most := -1, 0
 	for i, chain := range list {
 		n := agree(chain, texts)
-		if n == len(texts) && n == len(chain) {
-			return i
+		if n == 0 {
+			continue
 		}
-		if n > most {
-			best, most = i, n
+		worth := 4 * n
+		if n == len(chain) {
+			worth += 2
+		}
+		if len(ids) > 0 && chain[0].ID == ids[0] {
+			worth++
+		}
+		if worth > most {
+			best, most = i, worth
 		}
 	}
 	return best

@@ -287,21 +287,21 @@ func (c *publishRun) storm(ctx context.Context, actors *errgroup.Group) {
 	}
 	random := c.chance(actorServers)
 	part := func(p float64) int64 { return int64(p * float64(c.threads)) }
-	c.stormUntil(ctx, part(stormPart/3))
-	if c.nats != nil {
+	if c.stormUntil(ctx, part(stormPart/3)) && c.nats != nil {
 		c.restartNATS(ctx, random)
 	}
-	c.stormUntil(ctx, part(stormPart*2/3))
-	if c.cluster != nil {
+	if c.stormUntil(ctx, part(stormPart*2/3)) && c.cluster != nil {
 		c.restartPostgres(ctx, random)
 	}
 	c.stormUntil(ctx, part(stormPart))
 }
 
-// stormUntil waits until so many jobs are finished, or nothing moves any more.
-func (c *publishRun) stormUntil(ctx context.Context, finished int64) {
+// stormUntil waits until so many jobs are finished. It returns false if nothing moves
+// any more, or a broken guard was seen.
+func (c *publishRun) stormUntil(ctx context.Context, finished int64) bool {
 	c.moving(ctx, func() bool { return c.finished.Load() >= finished || c.broken() })
 	c.say("%d jobs sent, %d finished; %d kills, %d freezes", c.sent.Load(), c.finished.Load(), c.fleet.kills.Load(), c.fleet.freezes.Load())
+	return c.finished.Load() >= finished
 }
 
 // moving waits for a fact for as long as jobs get finished.
@@ -387,7 +387,7 @@ func (c *publishRun) produce(ctx context.Context, producer int) error {
 			for c.sent.Load() > c.finished.Load()+int64(jobsAhead*c.accounts) && ctx.Err() == nil {
 				pause(ctx, lookEvery)
 			}
-			if err := c.send(ctx, c.jobs[a][n]); err != nil {
+			if err := c.send(ctx, c.jobs[a][n]); err != nil || ctx.Err() != nil {
 				return err
 			}
 			c.sent.Add(1)
@@ -495,15 +495,17 @@ func (c *publishRun) badDay(random *rand.Rand) []xsim.Fault {
 		faults = append(faults, f)
 	}
 	if random.IntN(3) == 0 {
-		spell := xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Account: c.names[random.IntN(len(c.names))]}
-		faults = append(faults, spell)
+		who := c.names[random.IntN(len(c.names))]
+		for _, endpoint := range []string{xsim.EndpointCreatePost, xsim.EndpointTimeline} {
+			faults = append(faults, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Account: who, Endpoint: endpoint})
+		}
 	}
 	if random.IntN(30) == 0 {
 		faults = append(faults, xsim.Fault{Kind: xsim.FaultOutage})
 	}
 	for endpoint, more := range map[string]float64{xsim.EndpointCreatePost: 1, xsim.EndpointTimeline: 6, xsim.EndpointUpload: 3} {
 		for _, after := range []bool{false, true} {
-			faults = append(faults, xsim.Fault{Kind: xsim.FaultLatency, Endpoint: endpoint, Probability: 0.3, DelayMS: 1 + lease/100, After: after})
+			faults = append(faults, xsim.Fault{Kind: xsim.FaultLatency, Endpoint: endpoint, Probability: 0.3, DelayMS: 1 + int64(more)*lease/100, After: after})
 			add(endpoint, 0.5*more, xsim.Fault{Kind: xsim.FaultLatency, DelayMS: lease / 12, After: after})
 			add(endpoint, 0.2*more, xsim.Fault{Kind: xsim.FaultCut, After: after})
 			add(endpoint, 0.2*more, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, After: after})
