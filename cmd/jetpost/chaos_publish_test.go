@@ -503,7 +503,11 @@ func (c *publishRun) badDay(random *rand.Rand) []xsim.Fault {
 	if random.IntN(30) == 0 {
 		faults = append(faults, xsim.Fault{Kind: xsim.FaultOutage})
 	}
-	for endpoint, more := range map[string]float64{xsim.EndpointCreatePost: 1, xsim.EndpointTimeline: 6, xsim.EndpointUpload: 3} {
+	for _, at := range []struct {
+		endpoint string
+		more     float64 // than a post, of which there are more
+	}{{xsim.EndpointCreatePost, 1}, {xsim.EndpointTimeline, 6}, {xsim.EndpointUpload, 3}} {
+		endpoint, more := at.endpoint, at.more
 		for _, after := range []bool{false, true} {
 			faults = append(faults, xsim.Fault{Kind: xsim.FaultLatency, Endpoint: endpoint, Probability: 0.3, DelayMS: 1 + int64(more)*lease/100, After: after})
 			add(endpoint, 0.5*more, xsim.Fault{Kind: xsim.FaultLatency, DelayMS: lease / 12, After: after})
