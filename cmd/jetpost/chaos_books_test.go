@@ -20,6 +20,7 @@ const (
 	lost    = "lost"       // accepted jobs that X does not have, and nobody says why
 	unclear = "unknown"    // requests that a person would have to settle
 	failed  = "failed"
+	differs = "ledger" // what the ledger says of a post or a request, and X does not
 )
 
 // publishCounts is what a run has seen.
@@ -89,7 +90,7 @@ func (c *publishRun) surplus(jobs []*thread, posts []xsim.Post) (extra []xsim.Po
 
 // judgeAccount compares one account.
 func (c *publishRun) judgeAccount(account string, jobs []*thread, posts []xsim.Post, rows map[string]*requestRow) {
-	extra, _ := c.surplus(jobs, posts)
+	extra, short := c.surplus(jobs, posts)
 	for _, p := range extra {
 		c.findings.add(twice, "%s has %q once too often, as %s below %q, since %s", account, p.Text, p.ID, p.InReplyTo, p.CreatedAt.Format(time.TimeOnly+".000"))
 	}
@@ -122,7 +123,7 @@ func (c *publishRun) judgeAccount(account string, jobs []*thread, posts []xsim.P
 			begun = append(begun, row)
 			c.judgeScattered(row, chain, place)
 		}
-		c.judgeThread(row, chain)
+		c.judgeThread(row, chain, short)
 	}
 	for _, chain := range found {
 		// What is there too often was told already.
@@ -198,33 +199,40 @@ func agree(chain []xsim.Post, texts []string) (n int) {
 }
 
 // judgeThread wants the thread of a job to be whole, at its time, and known to the
-// ledger by the same ids.
-func (c *publishRun) judgeThread(row *requestRow, chain []xsim.Post) {
+// ledger by the same ids. Short is how often X lacks each text.
+func (c *publishRun) judgeThread(row *requestRow, chain []xsim.Post, short map[string]int) {
 	j := row.thread
 	n := agree(chain, j.texts)
+	later := slices.IndexFunc(j.texts[n:], func(text string) bool { return short[text] == 0 })
 	switch {
 	case row.state == string(jetpost.StateUnknown):
 		c.findings.add(unclear, "job %s of %s: %s", j.id, j.account, row.why)
 	case row.state == string(jetpost.StateFailed):
 		c.findings.add(failed, "job %s of %s: %s", j.id, j.account, row.why)
-	case n < len(j.texts) && len(chain) > n:
-		c.findings.add(unruly, "job %s of %s: X has %q as post %d, want %q", j.id, j.account, chain[n].Text, n+1, j.texts[n])
+	case later > 0:
+		c.findings.add(missing, "job %s of %s: X has post %d, and not the %d before it", j.id, j.account, n+later+1, later)
+	case later == 0 || len(chain) > n:
+		c.findings.add(unruly, "job %s of %s: X has %d of its posts at their place, of %d, and more elsewhere", j.id, j.account, n, len(j.texts))
 	case n < len(j.texts):
 		c.findings.add(lost, "job %s of %s: X has %d of %d posts, the ledger says %s %s", j.id, j.account, n, len(j.texts), row.state, row.why)
 	case row.state != string(jetpost.StatePublished):
-		c.findings.add("ledger", "job %s of %s is on X, the ledger says %s", j.id, j.account, row.state)
+		c.findings.add(differs, "job %s of %s is on X, the ledger says %s", j.id, j.account, row.state)
 	}
 	for i, id := range row.postIDs {
-		switch {
-		case i < n && id != chain[i].ID:
-			c.findings.add("ledger", "post %d of job %s of %s is %s on X, the ledger says %q", i+1, j.id, j.account, chain[i].ID, id)
-		case i >= n && id != "":
-			c.findings.add(missing, "post %d of job %s of %s is not on X below the one before it, the ledger says %s", i+1, j.id, j.account, id)
+		if i >= n && id != "" || i < n && id != chain[i].ID {
+			c.findings.add(differs, "post %d of job %s of %s is %q, says the ledger; X has %d posts of that thread: %s", i+1, j.id, j.account, id, n, idsOf(chain))
 		}
 	}
 	if n > 0 && chain[0].CreatedAt.Before(j.at) {
 		c.findings.add(unruly, "job %s of %s came %s before its time", j.id, j.account, j.at.Sub(chain[0].CreatedAt))
 	}
+}
+
+func idsOf(posts []xsim.Post) (ids []string) {
+	for _, p := range posts {
+		ids = append(ids, p.ID)
+	}
+	return ids
 }
 
 // judgeScattered wants no other thread between the posts of one.

@@ -88,6 +88,7 @@ func (f *fleet) serveX(w http.ResponseWriter, r *http.Request) {
 // stormy.
 func (f *fleet) keep(ctx, stormy context.Context, worker int) error {
 	random := f.chance(uint64(worker))
+	strikes := worker // a worker is killed and frozen in turn, and not all begin with the same
 	for vain := 0; ctx.Err() == nil; {
 		l, err := f.begin(ctx, worker)
 		if err != nil {
@@ -95,7 +96,8 @@ func (f *fleet) keep(ctx, stormy context.Context, worker int) error {
 		}
 		for f.set(worker, l); l.alive() && ctx.Err() == nil; {
 			if l.wait(stormy, time.Duration(random.ExpFloat64()*float64(f.harm))) && l.called(stormy, random) {
-				f.strike(stormy, random, l)
+				f.strike(stormy, random, l, strikes%2 == 0)
+				strikes++
 			} else if stormy.Err() != nil {
 				l.wait(ctx, chaosPatience)
 			}
@@ -184,16 +186,16 @@ func (f *fleet) well() bool {
 	return true
 }
 
-// strike does one harm to a worker: it kills it, or freezes it for less than a
-// lease or for more, and then thaws or kills it.
-func (f *fleet) strike(ctx context.Context, random *rand.Rand, l *life) {
-	kind := random.IntN(10)
-	if kind < 4 {
+// strike does one harm to a worker: it kills it, or freezes it for less than a lease or
+// for more, and then thaws or kills it.
+func (f *fleet) strike(ctx context.Context, random *rand.Rand, l *life, deadly bool) {
+	if deadly {
 		f.kill(l)
 		return
 	}
+	kind := random.IntN(6)
 	d := between(random, f.claimFor/5, f.claimFor*9/10)
-	if kind >= 6 {
+	if kind >= 2 {
 		d = between(random, f.claimFor*6/5, f.claimFor*4)
 		if random.IntN(2) == 0 {
 			// With the database stalled, answers pile up that are not stored yet:
@@ -209,7 +211,7 @@ func (f *fleet) strike(ctx context.Context, random *rand.Rand, l *life) {
 	}
 	f.freeze(l)
 	pause(f.t.Context(), d)
-	if kind == 9 {
+	if kind == 5 {
 		f.kill(l)
 	}
 	f.thaw(l)

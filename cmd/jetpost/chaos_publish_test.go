@@ -33,7 +33,8 @@ import (
 type publishPlan struct {
 	threads  int
 	accounts int
-	slots    int // of one worker
+	slots    int           // of one worker
+	over     time.Duration // at least, in which the jobs are sent
 }
 
 const (
@@ -47,9 +48,10 @@ const (
 	maxLag = 0.7
 	// stormPart is how much of the jobs is published while things go wrong.
 	stormPart = 0.9
-	// operatorWaits is how many leases a request may have to wait before an operator
-	// sends it back: the waits between failures do not shrink with the lease.
-	operatorWaits = 12
+	// operatorWaits and operatorWaitsForLook are how many leases a request may have to
+	// wait before an operator sends it back: the waits between failures, unlike those
+	// for a look, do not shrink with the lease.
+	operatorWaits, operatorWaitsForLook = 5, 12
 	// handmade is how the posts begin that owners make by hand.
 	handmade = "By hand: "
 	// laneTable is the table that is stalled.
@@ -67,17 +69,17 @@ func TestChaosPublish(t *testing.T) {
 		return
 	}
 	short := chaosConfig{
-		seed: uint64(time.Now().UnixNano()), workers: 3, faults: 2, restart: true, claimFor: 2 * time.Second, harm: 5 * time.Second,
+		seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, restart: true, claimFor: 2 * time.Second, harm: 6 * time.Second,
 	}
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
-		runPublishChaos(t, short, publishPlan{threads: 400, accounts: 20, slots: 16})
+		runPublishChaos(t, short, publishPlan{threads: 250, accounts: 20, slots: 16, over: 20 * time.Second})
 	})
 	t.Run("SQLite", func(t *testing.T) {
 		t.Parallel()
 		onSQLite := short
-		onSQLite.sqlite, onSQLite.workers = true, 2
-		runPublishChaos(t, onSQLite, publishPlan{threads: 150, accounts: 15, slots: 8})
+		onSQLite.sqlite, onSQLite.workers, onSQLite.faults = true, 2, 6
+		runPublishChaos(t, onSQLite, publishPlan{threads: 120, accounts: 15, slots: 8, over: 20 * time.Second})
 	})
 }
 
@@ -89,6 +91,7 @@ func publishArguments(t *testing.T, args []string) (c chaosConfig, plan publishP
 	flags.IntVar(&plan.threads, "threads", 10_000, "jobs, each a thread of 1 to 8 posts")
 	flags.IntVar(&plan.accounts, "accounts", 100, "accounts that they are for, in turn")
 	flags.IntVar(&plan.slots, "slots", 32, "accounts that one worker works on at once")
+	flags.DurationVar(&plan.over, "over", 5*time.Minute, "in which the jobs are sent, at least")
 	c.parse(t, flags, runPublish, args)
 	if plan.threads < 1 || plan.accounts < 1 {
 		t.Fatalf("--threads %d, --accounts %d, want 1 at least of each", plan.threads, plan.accounts)
@@ -158,7 +161,7 @@ func newPublishRun(t *testing.T, cfg chaosConfig, plan publishPlan) *publishRun 
 	}
 	c.fleet.flags = []string{
 		"--roles", "publish", "--slots", fmt.Sprint(c.slots), "--lease", c.claimFor.String(),
-		"--exchange-lease", longestExchange.String(), // so that no token is renewed
+		"--exchange-lease", longExchange.String(),
 	}
 	c.fleet.table = laneTable
 	must(t, c.importAccounts())
@@ -167,7 +170,8 @@ func newPublishRun(t *testing.T, cfg chaosConfig, plan publishPlan) *publishRun 
 	return c
 }
 
-const longestExchange = 2 * time.Minute
+// longExchange keeps tokens from being renewed for longer than a run lasts.
+const longExchange = 2 * time.Minute
 
 func (c *publishRun) importAccounts() error {
 	for i := range c.accounts {
@@ -189,7 +193,9 @@ func (c *publishRun) importAccounts() error {
 		}
 		c.names = append(c.names, name)
 	}
-	return nil
+	// As if just renewed, so that no 401 renews them: that is the other run's matter.
+	_, err := c.view.db.ExecContext(c.t.Context(), `UPDATE oauth_tokens SET metadata = '{"lastRefreshAt":"`+time.Now().UTC().Format(time.RFC3339)+`"}'`)
+	return err
 }
 
 // writeThreads writes all jobs by the seed.
@@ -294,6 +300,9 @@ func (c *publishRun) storm(ctx context.Context, actors *errgroup.Group) {
 		c.restartPostgres(ctx, random)
 	}
 	c.stormUntil(ctx, part(stormPart))
+	if c.guard == "" {
+		c.until(ctx, chaosPatience, func() bool { return c.fleet.kills.Load() > 0 && c.fleet.freezes.Load() > 0 })
+	}
 }
 
 // stormUntil waits until so many jobs are finished. It returns false if nothing moves
@@ -384,7 +393,7 @@ func (c *publishRun) produce(ctx context.Context, producer int) error {
 				continue
 			}
 			left = true
-			for c.sent.Load() > c.finished.Load()+int64(jobsAhead*c.accounts) && ctx.Err() == nil {
+			for c.tooSoon() && ctx.Err() == nil {
 				pause(ctx, lookEvery)
 			}
 			if err := c.send(ctx, c.jobs[a][n]); err != nil || ctx.Err() != nil {
@@ -412,6 +421,13 @@ func (c *publishRun) produce(ctx context.Context, producer int) error {
 	return nil
 }
 
+// tooSoon tells whether the next job has time: it would only make the line longer, or
+// the storm shorter.
+func (c *publishRun) tooSoon() bool {
+	sent := c.sent.Load()
+	return sent > c.finished.Load()+int64(jobsAhead*c.accounts) || float64(sent)/float64(c.threads) > float64(time.Since(c.began))/float64(c.over+1)
+}
+
 // send publishes a job until NATS says that it has it.
 func (c *publishRun) send(ctx context.Context, j *thread) error {
 	body, err := j.bytes()
@@ -430,10 +446,11 @@ func (c *publishRun) send(ctx context.Context, j *thread) error {
 // operator sends back requests that would wait for long, until the context ends.
 func (c *publishRun) operator(ctx context.Context) error {
 	for ctx.Err() == nil {
+		now := time.Now()
 		waiting, err := rowsOf(ctx, c.view.db, "SELECT account, id FROM requests WHERE state = 'held' AND (hold_until IS NULL OR "+
-			c.view.micros("hold_until")+" > $1)", func(scan scanFunc) (key store.Key, err error) {
+			c.view.micros("hold_until")+" > CASE reason_code WHEN 'reconciling' THEN $2 ELSE $1 END)", func(scan scanFunc) (key store.Key, err error) {
 			return key, scan(&key.Account, &key.ID)
-		}, time.Now().Add(operatorWaits*c.claimFor).UnixMicro())
+		}, now.Add(operatorWaits*c.claimFor).UnixMicro(), now.Add(operatorWaitsForLook*c.claimFor).UnixMicro())
 		if err != nil {
 			waiting = nil // a database that is away
 		}
