@@ -448,7 +448,7 @@ func (c *publishRun) operator(ctx context.Context) error {
 	for ctx.Err() == nil {
 		now := time.Now()
 		waiting, err := rowsOf(ctx, c.view.db, "SELECT account, id FROM requests WHERE state = 'held' AND (hold_until IS NULL OR "+
-			c.view.micros("hold_until")+" > CASE reason_code WHEN 'reconciling' THEN $2 ELSE $1 END)", func(scan scanFunc) (key store.Key, err error) {
+			"reason_code <> 'reconciling' AND "+c.view.micros("hold_until")+" > $1 OR "+c.view.micros("hold_until")+" > $2)", func(scan scanFunc) (key store.Key, err error) {
 			return key, scan(&key.Account, &key.ID)
 		}, now.Add(operatorWaits*c.claimFor).UnixMicro(), now.Add(operatorWaitsForLook*c.claimFor).UnixMicro())
 		if err != nil {
