@@ -78,7 +78,7 @@ func TestChaosPublish(t *testing.T) {
 	t.Run("SQLite", func(t *testing.T) {
 		t.Parallel()
 		onSQLite := short
-		onSQLite.sqlite, onSQLite.workers, onSQLite.faults = true, 2, 6
+		onSQLite.sqlite, onSQLite.workers, onSQLite.faults = true, 2, 4
 		runPublishChaos(t, onSQLite, publishPlan{threads: 120, accounts: 15, slots: 8, over: 20 * time.Second})
 	})
 }
