@@ -18,14 +18,8 @@ import (
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
+// pagePosts and maxPages bound one look: what X is asked for has its price.
 const (
-	// clockMargin is how much earlier than its intent a post may seem to be made,
-	// since the database's clock and X's differ.
-	clockMargin = 5 * time.Second
-	// strangerMargin is the same for posts that keep a doubt alive: those are not
-	// taken for ours, but ours is not called absent beside them.
-	strangerMargin = time.Minute
-	// pagePosts and maxPages bound one look: what X is asked for has its price.
 	pagePosts = 100
 	maxPages  = 5
 )
@@ -61,7 +55,7 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	if err != nil {
 		return attempt{Verdict: Done(), post: -1, err: err}
 	}
-	search := newSearch(post, ours, witness)
+	search := newSearch(r.h.Timing, post, ours, witness)
 	if err := r.look(ctx, client, search); err != nil {
 		return attempt{Verdict: judgeRead(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
 	}
@@ -154,6 +148,7 @@ func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) erro
 
 // search is one look for one post.
 type search struct {
+	timing  Timing
 	post    store.PostRecord
 	quoted  string // id of the post that ours quotes
 	text    string
@@ -174,8 +169,8 @@ type search struct {
 	similar  []xapi.UserPost // that could be it all the same
 }
 
-func newSearch(post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
-	s := &search{post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt, community: ours.CommunityID != ""}
+func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
+	s := &search{timing: timing, post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt, community: ours.CommunityID != ""}
 	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
 		s.since = post.DoubtSince
 	}
@@ -183,7 +178,7 @@ func newSearch(post store.PostRecord, ours jetpost.Post, witness store.Witness) 
 	if witness.PostID != "" && witness.SentAt.Before(s.from) {
 		s.from = witness.SentAt
 	}
-	s.from = s.from.Add(-strangerMargin)
+	s.from = s.from.Add(-timing.strangerMargin())
 	s.control = witness.PostID == "" // nothing is known that X must show
 	return s
 }
@@ -201,8 +196,8 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 			s.partly = true
 			continue
 		}
-		s.later = s.later || p.CreatedAt.After(s.since.Add(clockMargin))
-		s.covered = s.covered || p.CreatedAt.Before(s.since.Add(-strangerMargin))
+		s.later = s.later || p.CreatedAt.After(s.since.Add(s.timing.clockMargin()))
+		s.covered = s.covered || p.CreatedAt.Before(s.since.Add(-s.timing.strangerMargin()))
 		s.weigh(p)
 	}
 	last := page.NextToken == ""
@@ -216,8 +211,8 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 func (s *search) weigh(p xapi.UserPost) {
 	switch {
 	case slices.Contains(s.ids(), p.ID):
-	case p.CreatedAt.Before(s.since.Add(-strangerMargin).Truncate(time.Second)):
-	case s.matchesFully(p) && !p.CreatedAt.Before(s.since.Add(-clockMargin).Truncate(time.Second)):
+	case p.CreatedAt.Before(s.since.Add(-s.timing.strangerMargin()).Truncate(time.Second)):
+	case s.matchesFully(p) && !p.CreatedAt.Before(s.since.Add(-s.timing.clockMargin()).Truncate(time.Second)):
 		s.matches = append(s.matches, p)
 	case s.resembles(p):
 		s.similar = append(s.similar, p)

@@ -24,6 +24,9 @@ const MinLease = time.Second
 //	first look for a post whose answer was lost ..... lease * 19/12 95 s
 //	second look, which confirms that it is absent ... lease * 1/2   30 s later
 //	the same where X shows no post of that minute ... lease * 10    10 min later
+//
+//	a post found may seem older than its intent by .. lease * 1/12  5 s
+//	one that keeps a doubt alive by ................. lease         1 min
 type Timing struct{ Lease time.Duration }
 
 func (t Timing) lease() time.Duration {
@@ -55,6 +58,14 @@ func (t Timing) confirmAfter(fresh bool) time.Duration {
 	}
 	return 10 * t.lease()
 }
+
+// clockMargin is how much earlier than its intent a post may seem to be made,
+// since the database's clock and X's differ.
+func (t Timing) clockMargin() time.Duration { return t.lease() / 12 }
+
+// strangerMargin is the same for posts that keep a doubt alive: those are not
+// taken for ours, but ours is not called absent beside them.
+func (t Timing) strangerMargin() time.Duration { return t.lease() }
 
 // repeatsFor is for how long after the first doubt about a post X's refusal of it as
 // a duplicate leads to another look.

@@ -19,6 +19,9 @@ func TestTimingOrder(t *testing.T) {
 				t.Errorf("lease is %v, a sweep every %v", timing.lease(), timing.sweepEvery())
 			}
 			steps := []time.Duration{0, timing.sendWithin(), timing.sendWithin() + timing.CallTimeout(), timing.lease()}
+			if timing.clockMargin() <= 0 || timing.clockMargin() >= timing.strangerMargin() {
+				t.Errorf("a post may seem older than its intent by %v, one that keeps a doubt alive by %v", timing.clockMargin(), timing.strangerMargin())
+			}
 			for i := range steps[1:] {
 				if steps[i] >= steps[i+1] {
 					t.Errorf("margins are %v, want each after the one before", steps)
@@ -30,6 +33,8 @@ func TestTimingOrder(t *testing.T) {
 		})
 	}
 	equal(t, "default", Timing{}.lease(), DefaultLease)
+	equal(t, "clock margin by default", Timing{}.clockMargin(), 5*time.Second)
+	equal(t, "margin of strangers by default", Timing{}.strangerMargin(), time.Minute)
 }
 
 func TestBackoff(t *testing.T) {

@@ -2,20 +2,15 @@ package main
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
-	"testing"
 	"time"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -66,7 +61,7 @@ const storedWithin = 10 * time.Second
 
 // prove finds out by X's books why the pair that the ledger holds is not accepted
 // any more. The error says what is wrong where there is no good reason.
-func (c *chaos) prove(lost loss) (cause, error) {
+func (c *tokenRun) prove(lost loss) (cause, error) {
 	name, token := lost.name, lost.token
 	held, rotation, ok := c.sim.Locate(token.Refresh.Reveal())
 	switch {
@@ -89,7 +84,7 @@ func (c *chaos) prove(lost loss) (cause, error) {
 // takenBy finds the exchange that took the token away. Where an earlier token of
 // the family was presented again, which ends the whole family at X, that is the
 // one whose exchange went wrong: its pair came after all, but too late.
-func (c *chaos) takenBy(name string, family, rotation int) (xsim.Exchange, bool) {
+func (c *tokenRun) takenBy(name string, family, rotation int) (xsim.Exchange, bool) {
 	seen := c.sim.Exchanges(name)
 	took := func(rotation int) (xsim.Exchange, bool) {
 		i := slices.IndexFunc(seen, func(e xsim.Exchange) bool {
@@ -113,7 +108,7 @@ func (c *chaos) takenBy(name string, family, rotation int) (xsim.Exchange, bool)
 
 // excuse says why the pair that an exchange made did not reach the ledger, or not
 // in time.
-func (c *chaos) excuse(e xsim.Exchange, at tokenAt) (cause, error) {
+func (c *tokenRun) excuse(e xsim.Exchange, at tokenAt) (cause, error) {
 	l := c.fleet.of(e.Host)
 	if l == nil {
 		return 0, fmt.Errorf("nobody of ours made this call: %s", seenOf(e))
@@ -151,7 +146,7 @@ func seenOf(e xsim.Exchange) string {
 }
 
 // judge compares everything with everything.
-func (c *chaos) judge() {
+func (c *tokenRun) judge() {
 	ctx := c.t.Context()
 	c.until(ctx, chaosPatience, func() bool {
 		rounds, err := c.view.rounds(ctx, c.began)
@@ -186,26 +181,9 @@ func (c *chaos) judge() {
 	c.judgeSight()
 }
 
-// endFleet stops the workers as an operator would, and looks at their logs.
-func (c *chaos) endFleet() {
-	for _, l := range c.fleet.all() {
-		if !l.alive() {
-			continue
-		}
-		if l.signal(syscall.SIGTERM); l.exit() != exitOK {
-			c.findings.add("worker ended", "%s ended with code %d when it was told to stop; see %s", l.name, l.exit(), l.log)
-		}
-	}
-	for _, l := range c.fleet.all() {
-		if l.learn(); l.started && l.bad != "" {
-			c.findings.add("worker broke", "%s logged %q; see %s", l.name, l.bad, l.log)
-		}
-	}
-}
-
 // judgePair wants the ledger to hold the pair that X calls current, or to know that
 // it may not.
-func (c *chaos) judgePair(name string, token store.Token) {
+func (c *tokenRun) judgePair(name string, token store.Token) {
 	current, _ := c.sim.CurrentToken(name)
 	differ := token.Refresh.Reveal() != current.RefreshToken || token.Access.Reveal() != current.AccessToken
 	switch {
@@ -222,7 +200,7 @@ func (c *chaos) judgePair(name string, token store.Token) {
 
 // judgeLosses wants a proven cause for each account that was lost. Only now do the
 // logs tell everything: one that lags behind would leave a loss without its reason.
-func (c *chaos) judgeLosses() {
+func (c *tokenRun) judgeLosses() {
 	for _, lost := range c.people.losses {
 		why, err := c.prove(lost)
 		if err != nil {
@@ -235,7 +213,7 @@ func (c *chaos) judgeLosses() {
 
 // judgePresentations wants no token to be presented twice but as the journal
 // says: once before the first retry, and once after each.
-func (c *chaos) judgePresentations(name string, token store.Token, seen []xsim.Exchange, retries []retryRow) {
+func (c *tokenRun) judgePresentations(name string, token store.Token, seen []xsim.Exchange, retries []retryRow) {
 	base := c.people.customers[name].base
 	if _, rotation, _ := c.sim.Locate(token.Refresh.Reveal()); token.Version-int64(rotation) != base[c.people.customers[name].consents] {
 		c.judgeTotals(name, seen, retries)
@@ -260,7 +238,7 @@ func (c *chaos) judgePresentations(name string, token store.Token, seen []xsim.E
 }
 
 // judgeTotals is the same where versions do not tell which token is meant.
-func (c *chaos) judgeTotals(name string, seen []xsim.Exchange, retries []retryRow) {
+func (c *tokenRun) judgeTotals(name string, seen []xsim.Exchange, retries []retryRow) {
 	tokens := map[[2]int]bool{}
 	again := 0
 	for i, e := range seen {
@@ -282,7 +260,7 @@ func saysNothing(e xsim.Exchange) bool {
 
 // judgeBooks wants nothing in X's books that a correct client never does, but for
 // tokens that came again since a process with their successor was harmed.
-func (c *chaos) judgeBooks(seen []xsim.Exchange) {
+func (c *tokenRun) judgeBooks(seen []xsim.Exchange) {
 	names := map[string]string{}
 	for _, a := range c.sim.Accounts() {
 		names[a.ID] = a.Handle
@@ -306,7 +284,7 @@ func (c *chaos) judgeBooks(seen []xsim.Exchange) {
 }
 
 // excuseReuse finds the process that had the successor of a token that came again.
-func (c *chaos) excuseReuse(name string, v xsim.Violation) error {
+func (c *tokenRun) excuseReuse(name string, v xsim.Violation) error {
 	seen := c.sim.Exchanges(name)
 	i := slices.IndexFunc(seen, func(e xsim.Exchange) bool { return e.Refused && e.At.Equal(v.At) })
 	if i < 0 {
@@ -324,7 +302,7 @@ func (c *chaos) excuseReuse(name string, v xsim.Violation) error {
 
 // judgeRounds wants each round to have made no more exchanges than it had tokens,
 // one of each at most, and its summary to be told, with sums that are right.
-func (c *chaos) judgeRounds(ctx context.Context, seen []xsim.Exchange) {
+func (c *tokenRun) judgeRounds(ctx context.Context, seen []xsim.Exchange) {
 	rounds, err := c.view.rounds(ctx, c.began)
 	must(c.t, err)
 	told := c.summaries(ctx)
@@ -371,7 +349,7 @@ func (g *roundGroup) add(e xsim.Exchange) {
 	g.most = max(g.most, g.accounts[e.Account])
 }
 
-func (c *chaos) judgeSummary(r roundRow, events []jetpost.RefreshSummary) {
+func (c *tokenRun) judgeSummary(r roundRow, events []jetpost.RefreshSummary) {
 	switch {
 	case len(events) != 1:
 		c.findings.add("round", "%d summaries of %s, want one", len(events), r)
@@ -389,7 +367,7 @@ func latestOf(a, b time.Time) time.Time {
 }
 
 // summaries are what the events tell of each round, each event once by its id.
-func (c *chaos) summaries(ctx context.Context) map[string][]jetpost.RefreshSummary {
+func (c *tokenRun) summaries(ctx context.Context) map[string][]jetpost.RefreshSummary {
 	told := map[string][]jetpost.RefreshSummary{}
 	ids := map[string]bool{}
 	for _, event := range c.events(ctx, c.conn.Names.EventSubject(jetpost.EventRefreshCompleted, "", "")) {
@@ -403,7 +381,7 @@ func (c *chaos) summaries(ctx context.Context) map[string][]jetpost.RefreshSumma
 }
 
 // judgeSight wants the run to have seen something.
-func (c *chaos) judgeSight() {
+func (c *tokenRun) judgeSight() {
 	for what, n := range map[string]int{
 		"kills": int(c.fleet.kills.Load()), "freezes": int(c.fleet.freezes.Load()), "doubts": len(c.people.doubts),
 		"retries": c.retries, "losses": len(c.people.losses), "lost answers": c.lost[answerLost],
@@ -414,71 +392,46 @@ func (c *chaos) judgeSight() {
 	}
 }
 
-// ledgerView is the ledger as no worker sees it: its tables.
-type ledgerView struct {
-	db     *sql.DB
-	sqlite bool
+// tokenView is the ledger's tokens.
+type tokenView struct {
+	*ledgerView
 	// Conditions on the tokens, of which the first takes a time in microseconds.
 	starved, reauth, doubt, young, leased, unsettled string
 }
 
-// openView opens the database beside the workers.
-func openView(t *testing.T, address secret.String, sqlite bool) *ledgerView {
-	t.Helper()
-	driver, source := "pgx", address.Reveal()
-	if sqlite {
-		driver, source = "sqlite", "file:"+strings.TrimPrefix(source, "sqlite:")+"?_pragma=busy_timeout(10000)&_txlock=immediate"
-	}
-	db, err := sql.Open(driver, source)
-	must(t, err)
-	t.Cleanup(func() { _ = db.Close() })
-	v := &ledgerView{db: db, sqlite: sqlite}
+func newTokenView(v *ledgerView) *tokenView {
 	now := v.now()
-	v.starved = v.micros("refreshed_at") + " < $1"
-	v.reauth = "requires_reauth"
-	v.leased = "lease_id IS NOT NULL"
-	v.doubt = "NOT requires_reauth AND refresh_started_at IS NOT NULL AND (lease_until IS NULL OR lease_until <= " + now + ")"
-	v.young = "NOT requires_reauth AND next_attempt_at IS NULL AND due_at > " + now
-	v.unsettled = "requires_reauth OR refresh_started_at IS NOT NULL OR next_attempt_at IS NOT NULL"
-	return v
-}
-
-// now is the time as the ledger's columns have it.
-func (v *ledgerView) now() string {
-	if v.sqlite {
-		return "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"
+	return &tokenView{
+		ledgerView: v,
+		starved:    v.micros("refreshed_at") + " < $1",
+		reauth:     "requires_reauth",
+		leased:     "lease_id IS NOT NULL",
+		doubt:      "NOT requires_reauth AND refresh_started_at IS NOT NULL AND (lease_until IS NULL OR lease_until <= " + now + ")",
+		young:      "NOT requires_reauth AND next_attempt_at IS NULL AND due_at > " + now,
+		unsettled:  "requires_reauth OR refresh_started_at IS NOT NULL OR next_attempt_at IS NOT NULL",
 	}
-	return "clock_timestamp()"
-}
-
-// micros is a column of time in microseconds.
-func (v *ledgerView) micros(column string) string {
-	if v.sqlite {
-		return column
-	}
-	return "(extract(epoch FROM " + column + ") * 1000000)::bigint"
 }
 
 // names are the accounts whose tokens fulfil a condition.
-func (v *ledgerView) names(ctx context.Context, condition string, args ...any) ([]string, error) {
+func (v *tokenView) names(ctx context.Context, condition string, args ...any) ([]string, error) {
 	return rowsOf(ctx, v.db, "SELECT user_id FROM oauth_tokens WHERE "+condition+" ORDER BY user_id", func(scan scanFunc) (name string, err error) {
 		return name, scan(&name)
 	}, args...)
 }
 
-func (v *ledgerView) count(ctx context.Context, condition string) (n int, err error) {
+func (v *tokenView) count(ctx context.Context, condition string) (n int, err error) {
 	err = v.db.QueryRowContext(ctx, "SELECT count(*) FROM oauth_tokens WHERE "+condition).Scan(&n)
 	return n, err
 }
 
-func (v *ledgerView) doubtful(ctx context.Context) ([]tokenAt, error) {
+func (v *tokenView) doubtful(ctx context.Context) ([]tokenAt, error) {
 	return rowsOf(ctx, v.db, "SELECT user_id, version FROM oauth_tokens WHERE "+v.doubt+" ORDER BY user_id", func(scan scanFunc) (at tokenAt, err error) {
 		return at, scan(&at.account, &at.version)
 	})
 }
 
 // stragglers describes what does not settle.
-func (v *ledgerView) stragglers(ctx context.Context) string {
+func (v *tokenView) stragglers(ctx context.Context) string {
 	found, err := rowsOf(ctx, v.db, "SELECT user_id || ' at version ' || version || ', next attempt ' || coalesce(CAST(next_attempt_at AS TEXT), 'none') || ', ' || metadata FROM oauth_tokens WHERE "+
 		v.unsettled+" ORDER BY user_id", func(scan scanFunc) (text string, err error) { return text, scan(&text) })
 	if err != nil {
@@ -494,7 +447,7 @@ type retryRow struct {
 	started int64 // microseconds
 }
 
-func (v *ledgerView) journal(ctx context.Context) ([]retryRow, error) {
+func (v *tokenView) journal(ctx context.Context) ([]retryRow, error) {
 	return rowsOf(ctx, v.db, "SELECT t.user_id, j.version, "+v.micros("j.started_at")+
 		" FROM refresh_journal AS j JOIN oauth_tokens AS t ON t.id = j.token_id", func(scan scanFunc) (r retryRow, err error) {
 		return r, scan(&r.account, &r.version, &r.started)
@@ -515,7 +468,7 @@ func (r roundRow) String() string {
 }
 
 // rounds are those that were opened since, oldest first.
-func (v *ledgerView) rounds(ctx context.Context, since time.Time) ([]roundRow, error) {
+func (v *tokenView) rounds(ctx context.Context, since time.Time) ([]roundRow, error) {
 	opened := v.micros("r.opened_at")
 	return rowsOf(ctx, v.db, `
 SELECT r.id, r.total, r.batches, r.announced, `+opened+`, count(b.batch), coalesce(sum(b.refreshed), 0), coalesce(sum(b.failed), 0),
@@ -529,55 +482,7 @@ WHERE `+opened+` >= $1 GROUP BY r.id, r.total, r.batches, r.announced, r.opened_
 	}, since.UnixMicro())
 }
 
-type scanFunc func(dest ...any) error
-
-func rowsOf[T any](ctx context.Context, db *sql.DB, query string, read func(scan scanFunc) (T, error), args ...any) ([]T, error) {
-	rows, err := db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // rows.Err has told everything
-	var all []T
-	for rows.Next() {
-		one, err := read(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, one)
-	}
-	return all, rows.Err()
-}
-
-// stall keeps everybody else from writing tokens for a while.
-func (v *ledgerView) stall(ctx context.Context, d time.Duration) error {
-	tx, err := v.db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = tx.Rollback() }() // nothing was changed
-	if !v.sqlite {                       // where a transaction is the lock
-		if _, err := tx.ExecContext(ctx, "LOCK TABLE oauth_tokens IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-			return err
-		}
-	}
-	pause(ctx, d)
-	return nil
-}
-
-// vacuumByItself has the server do what it does everywhere but in tests, for a run
-// in which each row is rewritten many times.
-func (v *ledgerView) vacuumByItself(ctx context.Context) error {
-	for _, statement := range []string{"ALTER SYSTEM SET autovacuum = on", "ALTER SYSTEM SET autovacuum_naptime = '5s'", "SELECT pg_reload_conf()"} {
-		if _, err := v.db.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("switch on the vacuum: %w", err)
-		}
-	}
-	return nil
-}
-
-// brokenGuards are the statements that have the database itself undo what a guard
-// writes, so that the program needs no place for it.
-var brokenGuards = map[string][]string{
+var brokenTokenGuards = map[string][]string{
 	// A claim leaves the row as if nothing had begun.
 	guardJournal: {`ALTER TABLE oauth_tokens DROP CONSTRAINT oauth_tokens_check1`, `
 CREATE FUNCTION break_guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -597,17 +502,8 @@ END $$`, breakOnUpdate},
 
 const breakOnUpdate = `CREATE TRIGGER break_guard BEFORE UPDATE ON oauth_tokens FOR EACH ROW EXECUTE FUNCTION break_guard()`
 
-func (v *ledgerView) breakGuard(ctx context.Context, guard string) error {
-	for _, statement := range brokenGuards[guard] {
-		if _, err := v.db.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("switch off the %s: %w", guard, err)
-		}
-	}
-	return nil
-}
-
 // events are all events that match, as the stream has them.
-func (c *chaos) events(ctx context.Context, subject string) []jetpost.Event {
+func (c *tokenRun) events(ctx context.Context, subject string) []jetpost.Event {
 	c.t.Helper()
 	stream, err := c.conn.JS.Stream(ctx, c.conn.Names.EventsStream())
 	must(c.t, err)
