@@ -19,7 +19,7 @@ func TestTimingOrder(t *testing.T) {
 				t.Errorf("lease is %v, a sweep every %v", timing.lease(), timing.sweepEvery())
 			}
 			steps := []time.Duration{0, timing.sendWithin(), timing.sendWithin() + timing.CallTimeout(), timing.lease()}
-			if timing.clockMargin() <= 0 || timing.clockMargin() >= timing.strangerMargin() {
+			if timing.clockMargin() <= 0 || timing.clockMargin() >= timing.strangerMargin() || timing.strangerMargin() > timing.lease() {
 				t.Errorf("a post may seem older than its intent by %v, one that keeps a doubt alive by %v", timing.clockMargin(), timing.strangerMargin())
 			}
 			for i := range steps[1:] {

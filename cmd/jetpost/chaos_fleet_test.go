@@ -193,9 +193,9 @@ func (f *fleet) strike(ctx context.Context, random *rand.Rand, l *life, deadly b
 		f.kill(l)
 		return
 	}
-	kind := random.IntN(6)
+	kind := random.IntN(5)
 	d := between(random, f.claimFor/5, f.claimFor*9/10)
-	if kind >= 2 {
+	if kind >= 1 {
 		d = between(random, f.claimFor*6/5, f.claimFor*4)
 		if random.IntN(2) == 0 {
 			// With the database stalled, answers pile up that are not stored yet:
@@ -211,7 +211,7 @@ func (f *fleet) strike(ctx context.Context, random *rand.Rand, l *life, deadly b
 	}
 	f.freeze(l)
 	pause(f.t.Context(), d)
-	if kind == 5 {
+	if kind == 4 {
 		f.kill(l)
 	}
 	f.thaw(l)
