@@ -5,6 +5,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -45,7 +46,9 @@ func TestReadsRefused(t *testing.T) {
 		}
 	}
 	s := newSite(t, siteConfig{lease: shortLease, accounts: accounts})
-	// A 429 closes the window of reads for as long as this.
+	// A 429 closes the window of reads for two seconds. The worker that is killed may
+	// take it with it, and the next one learn it anew.
+	s.sim.ClosedWindowGrace = 4 * time.Second
 	must(t, s.sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 900, WindowMS: 2000}}))
 	must(t, s.sim.SetFaults(faults))
 
