@@ -189,6 +189,7 @@ func (u *uploads) ids(i int) ([]string, error) {
 	for p.err != nil {
 		until, waits := processedAt(p.err)
 		if !waits || !u.wait(until) {
+			u.finish(p.err)
 			return nil, u.outcome(p.err)
 		}
 		p.err = u.upload(p)
@@ -201,6 +202,18 @@ func (u *uploads) ids(i int) ([]string, error) {
 		ids[n] = m.ID
 	}
 	return ids, nil
+}
+
+// finish lets the others' uploads come to their end where an error only holds the
+// request: what is whole need not be uploaded again.
+func (u *uploads) finish(err error) {
+	if judge(err, situation{now: time.Now()}).kind != kindHold {
+		return
+	}
+	select {
+	case <-u.idle:
+	case <-u.ctx.Done():
+	}
 }
 
 // processedAt is when to ask again whether X has processed a medium, if that is what

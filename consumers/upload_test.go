@@ -2,11 +2,14 @@ package consumers
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -326,17 +329,17 @@ func TestUploadsAhead(t *testing.T) {
 		}
 		var mu sync.Mutex
 		uploading, most, sent := 0, 0, make(chan struct{})
+		full := sync.OnceFunc(func() { close(sent) })
 		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 			switch r.URL.Path {
 			case "/2/media/upload":
 				mu.Lock()
 				uploading++
 				most = max(most, uploading)
-				full := uploading == uploadsAtOnce
-				mu.Unlock()
-				if full {
-					close(sent) // only now the first post goes through
+				if uploading == uploadsAtOnce {
+					full() // only now the first post goes through
 				}
+				mu.Unlock()
 				<-sent
 				defer func() { mu.Lock(); uploading--; mu.Unlock() }()
 			case "/2/tweets":
@@ -441,6 +444,8 @@ func TestUploadPanics(t *testing.T) {
 				if where == "read" {
 					media = jetpost.Media{Object: "x"} // there is no object store at all
 				}
+				b.trip(t)
+				sleep(breakerOpen + time.Second)
 				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 					if r.URL.Path == "/2/media/upload" {
 						panic("upload")
@@ -459,9 +464,22 @@ func TestUploadPanics(t *testing.T) {
 				b.want(t, b.key, jetpost.StateQueued, "", 0)
 				done, err := b.h.Gate.Allow(time.Now())
 				check(t, err)
+				if _, err := b.h.Gate.Allow(time.Now()); err == nil {
+					t.Error("the breaker took a panic for an answer")
+				}
 				done(nil)
 			})
 		})
+	}
+}
+
+// trip opens the breaker.
+func (b *doubtBundle) trip(t *testing.T) {
+	t.Helper()
+	for range breakerThreshold {
+		done, err := b.h.Gate.Allow(time.Now())
+		check(t, err)
+		done(&xapi.UnavailableError{Err: &xapi.APIError{Status: http.StatusServiceUnavailable}})
 	}
 }
 
@@ -505,19 +523,23 @@ func TestUploadWindow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t, func(x *xsim.Server) {
-			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointUpload, Scope: xsim.ScopeUser, Max: 5, WindowMS: (15 * time.Minute).Milliseconds()}}
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointUpload, Scope: xsim.ScopeUser, Max: 8, WindowMS: (15 * time.Minute).Milliseconds()}}
+		})
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			sleep(time.Second) // so that several are on their way at once
+			return b.x.RoundTrip(r)
 		})
 		b.publish(t, "first", jetpost.Post{Media: []jetpost.Media{{Data: picture(t)}}})
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 		var posts []jetpost.Post
-		for i := range 8 {
+		for i := range 10 {
 			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(picture(t), byte(i))}}})
 		}
 		b.publish(t, "thread", posts...)
 		r, _ := b.settle(t)
 		equal(t, "state", r.Status.State, jetpost.StatePublished)
 		equal(t, "uploads refused", b.x.Counts()[xsim.EndpointUpload]["429"], 0)
-		equal(t, "uploads", len(b.x.Media("acme")), 9)
+		equal(t, "uploads", len(b.x.Media("acme")), 11)
 	})
 }
 
@@ -527,14 +549,7 @@ func TestUploadsAndBreaker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
-		trip := func() {
-			for range breakerThreshold {
-				done, err := b.h.Gate.Allow(time.Now())
-				check(t, err)
-				done(&xapi.UnavailableError{Err: &xapi.APIError{Status: http.StatusServiceUnavailable}})
-			}
-		}
-		trip()
+		b.trip(t)
 		sleep(breakerOpen + time.Second)
 		appended := false
 		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
@@ -546,7 +561,7 @@ func TestUploadsAndBreaker(t *testing.T) {
 				} else {
 					done(nil)
 				}
-				trip()
+				b.trip(t)
 			}
 			return b.x.RoundTrip(r)
 		})
@@ -575,6 +590,7 @@ func TestUploadsForgotten(t *testing.T) {
 				r, _ := b.settle(t)
 				if processing == 0 {
 					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					equal(t, "uploads", len(b.x.Media("acme")), 2) // the first would end within a lease
 					return
 				}
 				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
@@ -613,6 +629,74 @@ func TestTriesAfterProgress(t *testing.T) {
 		equal(t, "state", r.Status.State, jetpost.StatePublished)
 	})
 }
+
+// TestMediaRoom: files are let go of in whatever way a thread ends, and where there is
+// no room for one the request waits and says so.
+func TestMediaRoom(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	open := func() (n int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("the system does not show open files")
+		}
+		for _, fd := range fds {
+			if target, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(target, dir) && strings.Contains(target, "jetpost-media") {
+				n++
+			}
+		}
+		return n
+	}
+	picture := picture(t)
+	for _, media := range [][]jetpost.Media{
+		{{Object: "picture"}, {Object: "picture"}},
+		{{Object: "picture"}, {Object: "text"}}, {{Object: "picture"}, {Object: "none"}}, {{Object: "picture"}, {Object: "gif"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := doubt(t)
+			b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"picture": picture, "text": []byte("text"), "gif": []byte(gifHead)}}}
+			b.publish(t, "one", jetpost.Post{Text: "one", Media: media})
+			equal(t, "files open after "+media[1].Object, open(), 0)
+		})
+	}
+	outer := t
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		outer.Setenv("TMPDIR", filepath.Join(dir, "none"))
+		b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"picture": picture}}}
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "picture"}}})
+		r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaUnavailable, 0)
+		if !strings.Contains(r.Status.Reason.Detail, "room") {
+			t.Errorf("the reason is %q", r.Status.Reason.Detail)
+		}
+	})
+}
+
+// fewObjects is an object store in memory.
+type fewObjects struct {
+	jetstream.ObjectStore
+	files map[string][]byte
+}
+
+func (o fewObjects) GetInfo(_ context.Context, name string, _ ...jetstream.GetObjectInfoOpt) (*jetstream.ObjectInfo, error) {
+	if _, ok := o.files[name]; !ok {
+		return nil, jetstream.ErrObjectNotFound
+	}
+	return &jetstream.ObjectInfo{}, nil
+}
+
+func (o fewObjects) Get(_ context.Context, name string, _ ...jetstream.GetObjectOpt) (jetstream.ObjectResult, error) {
+	return memoryObject{Reader: bytes.NewReader(o.files[name])}, nil
+}
+
+// memoryObject is one of them.
+type memoryObject struct {
+	jetstream.ObjectResult
+	*bytes.Reader
+}
+
+func (o memoryObject) Read(b []byte) (int, error) { return o.Reader.Read(b) }
+func (o memoryObject) Close() error               { return nil }
 
 // TestUploadOutlivesItsWorker: a worker that dies between an upload and its post has
 // its successor use that upload.
