@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"regexp"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,9 +36,6 @@ const (
 	// gapsAtOnce bounds how many gaps of one database are tried at a time. They
 	// wait most of the time.
 	gapsAtOnce = 24
-	// gapSample is how many of the gaps, one of so many, are tried where the race
-	// detector slows everything down; others each time.
-	gapSample = 8
 	// gapPatience bounds each wait: on a loaded machine a write guard may refuse a
 	// post, and the next try of the same request then takes minutes.
 	gapPatience = 4 * time.Minute
@@ -216,16 +211,8 @@ func TestWorkerDiesInAnyGap(t *testing.T) {
 			t.Parallel()
 			// Not by t.Parallel, which counts processors: gaps wait, mostly.
 			free := make(chan struct{}, gapsAtOnce)
-			sample, turn := 1, 0
-			if raceDetector() {
-				free, sample = make(chan struct{}, gapsAtOnce/4), gapSample
-				turn = rand.N(sample)
-			}
 			var all sync.WaitGroup
 			try := func(run gapRun, g gap) {
-				if turn++; turn%sample != 0 {
-					return
-				}
 				free <- struct{}{}
 				all.Go(func() {
 					defer func() { <-free }()
@@ -245,11 +232,6 @@ func TestWorkerDiesInAnyGap(t *testing.T) {
 			all.Wait()
 		})
 	}
-}
-
-func raceDetector() bool {
-	info, ok := debug.ReadBuildInfo()
-	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // taken are the steps of a worker that does not die.
