@@ -563,6 +563,28 @@ func TestUploadWindow(t *testing.T) {
 	})
 }
 
+// TestHoldLetsUploadsEnd: what is on its way while a later post is held is not sent
+// again.
+func TestHoldLetsUploadsEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) {
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 1, WindowMS: (15 * time.Minute).Milliseconds()}}
+		})
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Path == "/2/media/upload" {
+				sleep(5 * time.Second)
+			}
+			return b.x.RoundTrip(r)
+		})
+		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "uploads", b.calls(xsim.EndpointUpload), 1)
+	})
+}
+
 // TestUploadsAndBreaker: an upload that takes long does not keep the breaker waiting,
 // nor does an open one cut it short.
 func TestUploadsAndBreaker(t *testing.T) {
