@@ -573,7 +573,7 @@ func TestHoldLetsUploadsEnd(t *testing.T) {
 		})
 		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Path == "/2/media/upload" {
-				sleep(5 * time.Second)
+				defer sleep(5 * time.Second) // the answer is long on its way
 			}
 			return b.x.RoundTrip(r)
 		})
