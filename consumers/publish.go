@@ -439,6 +439,9 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 		}
 	}
 	a.Verdict = judge(err, s)
+	if a.kind == kindHold && a.reason.Code != jetpost.CodeAppStopped && !s.begun {
+		t.uploads.finish() // a begun post's end is to be committed at once
+	}
 	return a
 }
 

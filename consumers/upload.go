@@ -189,7 +189,6 @@ func (u *uploads) ids(i int) ([]string, error) {
 	for p.err != nil {
 		until, waits := processedAt(p.err)
 		if !waits || !u.wait(until) {
-			u.finish(p.err)
 			return nil, u.outcome(p.err)
 		}
 		p.err = u.upload(p)
@@ -204,12 +203,8 @@ func (u *uploads) ids(i int) ([]string, error) {
 	return ids, nil
 }
 
-// finish lets the others' uploads come to their end where an error only holds the
-// request: what is whole need not be uploaded again.
-func (u *uploads) finish(err error) {
-	if judge(err, situation{now: time.Now()}).kind != kindHold {
-		return
-	}
+// finish lets uploads come to their end: what is whole need not be uploaded again.
+func (u *uploads) finish() {
 	select {
 	case <-u.idle:
 	case <-u.ctx.Done():

@@ -217,6 +217,14 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 	})
 	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t) // a hold for the second upload's processing is none for a third one
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost, Times: 4})
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
+		b.settle(t)
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+		equal(t, "uploads", len(b.x.Media("acme")), 2)
+	})
+	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t) // X says so of a post without any
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost})
 		b.publish(t, "one", thread("one")...)
@@ -540,6 +548,40 @@ func TestUploadWindow(t *testing.T) {
 		equal(t, "state", r.Status.State, jetpost.StatePublished)
 		equal(t, "uploads refused", b.x.Counts()[xsim.EndpointUpload]["429"], 0)
 		equal(t, "uploads", len(b.x.Media("acme")), 11)
+		equal(t, "calls for them", b.calls(xsim.EndpointUpload), 11)
+	})
+	synctest.Test(t, func(t *testing.T) { // calls that were answered stand in the window alone
+		b := doubt(t, func(x *xsim.Server) {
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointUpload, Scope: xsim.ScopeUser, Max: 30, WindowMS: (15 * time.Minute).Milliseconds()}}
+		})
+		var posts []jetpost.Post
+		for i := range 20 {
+			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(picture(t), byte(i))}}})
+		}
+		b.publish(t, "thread", posts...)
+		b.want(t, b.key, jetpost.StatePublished, "", 20)
+	})
+}
+
+// TestHoldLetsUploadsEnd: what is on its way while a later post is held is not sent
+// again.
+func TestHoldLetsUploadsEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) {
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 1, WindowMS: (15 * time.Minute).Milliseconds()}}
+		})
+		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Path == "/2/media/upload" {
+				defer sleep(5 * time.Second) // the answer is long on its way
+			}
+			return b.x.RoundTrip(r)
+		})
+		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "uploads", b.calls(xsim.EndpointUpload), 1)
 	})
 }
 
@@ -565,7 +607,8 @@ func TestUploadsAndBreaker(t *testing.T) {
 			}
 			return b.x.RoundTrip(r)
 		})
-		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
+		b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"video": file(mp4Head, 2_500_000)}}}
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "video"}}})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
 		r, _ := b.settle(t)
 		equal(t, "state", r.Status.State, jetpost.StatePublished)
