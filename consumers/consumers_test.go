@@ -58,6 +58,8 @@ type testBundle struct {
 	// reuse: X's books may hold a refresh token that came again, since they
 	// cannot tell a client that was killed from a careless one.
 	reuse bool
+	// hurried: the test brought a hold to its end, whose wake-up is still to come.
+	hurried bool
 }
 
 // setup starts everything that is real. When the test ends, X's books must
