@@ -359,7 +359,7 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 	if news {
 		r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &out.Reason)
 	}
-	if !patient(out.Reason.Code) {
+	if !out.patient() {
 		r.Holds++
 	}
 	r.HoldUntil = out.Reason.Until
@@ -370,11 +370,13 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 }
 
 // patient tells the holds in which nothing fails: their number says nothing of how
-// often something was tried.
-func patient(code jetpost.Code) bool {
-	switch code {
+// often something was tried. Looks for a post in doubt have a count of their own.
+func (o Outcome) patient() bool {
+	switch o.Reason.Code {
 	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped:
 		return true
+	case jetpost.CodeReconciling:
+		return o.Post >= 0
 	default:
 		return false
 	}

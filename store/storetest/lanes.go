@@ -384,6 +384,16 @@ func concludeHeld(t *testing.T, b *bundle) {
 	}
 	b.begin(t, lane, "one", 0)
 	equal(t, "end of the hold", b.request(t, "one").HoldUntil, time.Time{})
+	for _, look := range []struct {
+		name        string
+		post, holds int
+	}{{"a look that tells nothing", 0, 7}, {"a look that is refused", -1, 8}} {
+		check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
+			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
+			Post: look.post, PostState: jetpost.PostSending, Now: b.now,
+		}))
+		equal(t, look.name+": holds", b.request(t, "one").Holds, look.holds)
+	}
 }
 
 func concludeEndlessHold(t *testing.T, b *bundle) {
