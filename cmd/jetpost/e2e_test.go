@@ -201,12 +201,12 @@ func TestWorkerFrozen(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, siteConfig{lease: shortLease, accounts: []string{"alice"}})
 			frozen := s.worker("worker-1")
-			nth := 1
+			nth, picture := 1, 1 // before anything is sent
 			if test.path == postPath {
-				nth = 2
+				nth, picture = 2, 2
 			}
 			reached := s.atCall("POST", test.path, nth, test.made, func() { frozen.signal(syscall.SIGSTOP) })
-			thread := &job{account: "alice", id: "thread", posts: 3, picture: 2}
+			thread := &job{account: "alice", id: "thread", posts: 3, picture: picture}
 			s.publish([]*job{thread})
 			wait(t, "the call to freeze in", reached)
 
