@@ -116,14 +116,15 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 		return Done()
 	}
 	log.Info("request.accepted")
-	return h.sameText(ctx, key, in)
+	h.warnOfText(ctx, key, in)
+	return Done()
 }
 
-// sameText warns of a text that another account posts too. It looks once the
+// warnOfText warns of a text that another account posts too. It looks once the
 // request is there to be seen: of two that come at once, one at least is told of.
-func (h *IntakeHandler) sameText(ctx context.Context, key store.Key, in store.Acceptance) Verdict {
+func (h *IntakeHandler) warnOfText(ctx context.Context, key store.Key, in store.Acceptance) {
 	if h.Rules.SameText != SameTextWarn && h.Rules.SameText != "" {
-		return Done()
+		return
 	}
 	other, found, err := h.Ledger.SameText(ctx, store.TextsOf(in.Request, in.Now))
 	if err != nil {
@@ -132,7 +133,6 @@ func (h *IntakeHandler) sameText(ctx context.Context, key store.Key, in store.Ac
 	if found {
 		h.Log.Warn("request.same_text", "account", key.Account, "request", key.ID, "other_account", other.Account, "other_request", other.ID)
 	}
-	return Done()
 }
 
 // refuse records a job that nothing will be sent of, in the ledger, in the

@@ -194,7 +194,7 @@ func (b *blob) fill(r io.Reader, w io.Writer) error {
 	b.mime = xapi.MediaType(head)
 	limit := xapi.MediaLimit(b.mime)
 	if limit == 0 {
-		return invalidMedia("it is %s; X takes JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos", b.mime)
+		return invalidMedia("it is %s; X takes %s", b.mime, xapi.MediaKinds)
 	}
 	sum := sha256.New()
 	whole := io.LimitReader(io.MultiReader(bytes.NewReader(head), r), limit+1)

@@ -230,7 +230,7 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	var a attempt
 	if doubt >= 0 {
 		a = r.reconcile(ctx, client, head, doubt, request.Posts[doubt])
-	} else if v, refused := r.tooLong(ctx, client, request.Posts, from); refused {
+	} else if v, ends := r.tooLong(ctx, client, request.Posts, from); ends {
 		a = r.settled(v)
 	} else {
 		t := &threadRun{r: r, head: head, request: request, client: client, begun: -1}

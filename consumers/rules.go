@@ -2,8 +2,10 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
@@ -93,14 +95,18 @@ const noSubscription = "None"
 
 // tooLong refuses a thread before anything of it is sent where a later post of it
 // is one that X would refuse its account for its length. Of the first post X itself
-// says so in time, and an account of which X does not say is not judged.
-func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetpost.Post, from int) (Verdict, bool) {
+// says so in time, and an account of which X does not say is not judged. Where X must
+// not be asked just now, the thread waits.
+func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetpost.Post, from int) (v Verdict, ends bool) {
 	for i := from + 1; i < len(posts); i++ {
 		weight := tweettext.Measure(posts[i].Text).Weight
 		if weight <= tweettext.MaxWeight {
 			continue
 		}
-		me, err := client.Me(ctx)
+		me, err := r.me(ctx, client)
+		if hold := new(holdError); errors.As(err, &hold) {
+			return hold.verdict, true
+		}
 		if err != nil || me.SubscriptionType != noSubscription {
 			return Verdict{}, false
 		}
@@ -109,4 +115,18 @@ func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetp
 			i+1, weight, me.Username, tweettext.MaxWeight)), true
 	}
 	return Verdict{}, false
+}
+
+// me asks X who the account is, as the gate and the window allow.
+func (r *laneRun) me(ctx context.Context, client *xapi.Client) (xapi.User, error) {
+	if until, limited := client.RateLimited(xapi.EndpointMe); limited {
+		return xapi.User{}, &holdError{Hold(jetpost.CodeRateLimited, until, "reads of the account are used up")}
+	}
+	done, err := r.h.Gate.Allow(time.Now())
+	if err != nil {
+		return xapi.User{}, err
+	}
+	me, err := client.Me(ctx)
+	done(err)
+	return me, err
 }

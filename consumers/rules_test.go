@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -177,6 +178,37 @@ func TestThreadTooLongReplayed(t *testing.T) {
 	check(t, err)
 	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
+}
+
+// TestThreadTooLongWaits: where X must not be asked just now, the thread waits.
+func TestThreadTooLongWaits(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("long ", 60)
+	t.Run("window", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, func(x *xsim.Server) {
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointMe, Scope: xsim.ScopeUser, Max: 1, WindowMS: time.Hour.Milliseconds()}}
+		})
+		b.account(t, "acme", 0)
+		h := b.lane()
+		first := b.accept(t, jetpost.Request{ID: "first", Posts: thread("one", long)})
+		b.run(t, h, "acme")
+		b.want(t, first, jetpost.StateFailed, jetpost.CodeTextTooLong, 0)
+		second := b.accept(t, jetpost.Request{ID: "second", Posts: thread("two", long)})
+		b.run(t, h, "acme")
+		b.want(t, second, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
+		equal(t, "questions", b.calls(xsim.EndpointMe), 1)
+	})
+	t.Run("breaker", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := doubt(t)
+			b.trip(t)
+			b.publish(t, "thread", thread("one", long)...)
+			b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
+			equal(t, "questions", b.calls(xsim.EndpointMe), 0)
+		})
+	})
 }
 
 // intakeBy is a door with a rule about the same text, and what it logs.

@@ -458,8 +458,9 @@ type Record struct {
 	Body      []byte
 	DueAt     time.Time // max(accepted, publish_at); never before an earlier acceptance's
 	HoldUntil time.Time // zero where a hold has no end of its own
-	// Holds counts the holds since the last progress, but those that only wait for
-	// X: for its processing of media, a window's reset or the end of a stop.
+	// Holds counts the holds since the last progress, but those in which nothing
+	// fails: for X's processing of media, a window's reset, the end of a stop, or the
+	// next look for a post in doubt.
 	Holds int
 	Posts []PostRecord
 	// Event is the type of the latest change.

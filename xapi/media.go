@@ -82,12 +82,15 @@ func MediaLimit(mimeType string) int64 {
 	}
 }
 
+// MediaKinds are in words the types that UploadMedia takes and MediaType tells.
+const MediaKinds = "JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos"
+
 // SniffBytes is as much of a file as MediaType looks at.
 const SniffBytes = 512
 
-// MediaType tells a file's type by its first bytes, SniffBytes at most. Beside what net/http knows, it takes
-// every file of the MP4 family for a video but pictures and sound in it, and not every
-// file of Matroska's form for WebM.
+// MediaType tells a file's type by its first bytes, SniffBytes at most. Beside what
+// net/http knows, it takes every file of the MP4 family for a video but pictures and
+// sound in it, and not every file of Matroska's form for WebM.
 func MediaType(head []byte) string {
 	if len(head) >= 12 && string(head[4:8]) == "ftyp" {
 		switch brand := string(head[8:12]); brand {

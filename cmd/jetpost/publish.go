@@ -259,7 +259,7 @@ func checkFile(path string) (kind string, err error) {
 	kind = xapi.MediaType(head)
 	switch limit := xapi.MediaLimit(kind); {
 	case limit == 0:
-		return "", fmt.Errorf("%s is %s; X takes JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos", path, kind)
+		return "", fmt.Errorf("%s is %s; X takes %s", path, kind, xapi.MediaKinds)
 	case info.Size() > limit:
 		return "", fmt.Errorf("%s has %d bytes, more than the %d that X takes of %s", path, info.Size(), limit, kind)
 	}
