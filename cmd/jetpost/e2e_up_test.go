@@ -204,6 +204,13 @@ func (s *upSite) denied(t *testing.T) {
 	}
 	// What is not denied to the user is refused by the stream.
 	refusal := regexp.MustCompile(`Permissions Violation|rollup not permitted|message schedules is disabled`)
+	// The last job's refusal is told before its message is acknowledged.
+	for _, name := range []string{s.conn.Names.JobsStream(), s.conn.Names.LanesStream()} {
+		eventually(t, name+" to be empty", func() bool {
+			stream, err := s.conn.JS.Stream(t.Context(), name)
+			return err == nil && stream.CachedInfo().State.Msgs == 0
+		})
+	}
 	before := streams()
 	t.Run("each", func(t *testing.T) {
 		at := time.Now().Add(time.Hour).Format(time.RFC3339)
