@@ -63,7 +63,8 @@ type Client struct {
 	agent   string
 	timeout time.Duration
 	http    *http.Client
-	limits  *limits
+	limits  *Limits
+	account string // in limits
 }
 
 // Option changes a Client that New is making.
@@ -92,6 +93,12 @@ func WithTimeout(d time.Duration) Option {
 	return func(c *Client) { c.timeout = d }
 }
 
+// WithLimits shares what is known of rate windows with other clients. The account is
+// a name of the caller's for whom the token is of.
+func WithLimits(l *Limits, account string) Option {
+	return func(c *Client) { c.limits, c.account = l, account }
+}
+
 // New makes a Client that calls X with a user's OAuth 2.0 access token. Without
 // WithHTTPClient it opens connections of its own.
 func New(accessToken string, opts ...Option) *Client {
@@ -100,7 +107,7 @@ func New(accessToken string, opts ...Option) *Client {
 		base:    DefaultBaseURL,
 		agent:   defaultUserAgent,
 		timeout: DefaultTimeout,
-		limits:  newLimits(),
+		limits:  NewLimits(nil),
 	}
 	for _, opt := range opts {
 		opt(c)
@@ -164,7 +171,7 @@ func (c *Client) do(ctx context.Context, cl call, out any, complete func() bool)
 		return lost(cl, sent, err)
 	}
 	windows := readWindows(cl.endpoint, ans)
-	c.limits.merge(windows, ans.at)
+	c.limits.note(c.account, cl.endpoint, windows, ans.at)
 
 	if !ans.ok() {
 		return c.failure(cl, ans, windows)
@@ -188,14 +195,13 @@ func (c *Client) do(ctx context.Context, cl call, out any, complete func() bool)
 
 // failure types an answer that is not a 2xx. A 429 closes a window even where
 // the headers claim that something is left, so that window is noted here.
-func (c *Client) failure(cl call, ans answer, windows []window) error {
+func (c *Client) failure(cl call, ans answer, windows []Window) error {
 	apiErr := newAPIError(cl.endpoint, ans, c.token)
 	if !rateLimited(apiErr) {
 		return classify(apiErr, cl.effect)
 	}
-	closed := closeWindow(cl.endpoint, ans, windows)
-	c.limits.close(closed)
-	return &RateLimitError{Window: closed.Window, Until: closed.Reset, Err: apiErr}
+	closed := c.limits.close(c.account, closeWindow(cl.endpoint, ans, windows))
+	return &RateLimitError{Window: closed, Until: closed.Reset, Err: apiErr}
 }
 
 // lost types a request without an answer.

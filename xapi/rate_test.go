@@ -45,13 +45,11 @@ func TestReadWindows(t *testing.T) {
 		setWindow(h, "x-user-limit-24hour", 50, 49, reset)
 		setWindow(h, "x-app-limit-24hour", 10, 9, reset)
 		var got []Window
-		for _, w := range readWindows(EndpointCreatePost, testAnswer(200, h)) {
-			got = append(got, w.Window)
-		}
+		got = append(got, readWindows(EndpointCreatePost, testAnswer(200, h))...)
 		want := []Window{
-			{EndpointCreatePost, Window15Min, 100, 99, reset},
-			{EndpointCreatePost, WindowUser24h, 50, 49, reset},
-			{EndpointCreatePost, WindowApp24h, 10, 9, reset},
+			{Endpoint: EndpointCreatePost, Kind: Window15Min, Limit: 100, Remaining: 99, Reset: reset, XReset: reset.Unix()},
+			{Endpoint: EndpointCreatePost, Kind: WindowUser24h, Limit: 50, Remaining: 49, Reset: reset, XReset: reset.Unix()},
+			{Endpoint: EndpointCreatePost, Kind: WindowApp24h, Limit: 10, Remaining: 9, Reset: reset, XReset: reset.Unix()},
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
@@ -92,13 +90,13 @@ func TestMergeKeepsNewerState(t *testing.T) {
 	t.Parallel()
 
 	now := testNow()
-	at := func(remaining int, reset time.Duration) window {
+	at := func(remaining int, reset time.Duration) Window {
 		r := now.Truncate(time.Second).Add(reset)
-		return window{Window{EndpointMe, Window15Min, 100, remaining, r}, r.Unix()}
+		return Window{Endpoint: EndpointMe, Kind: Window15Min, Limit: 100, Remaining: remaining, Reset: r, XReset: r.Unix()}
 	}
 	const soon, later = time.Minute, 16 * time.Minute
 	for name, tc := range map[string]struct {
-		old, new, want window
+		old, new, want Window
 	}{
 		"expired gives way":        {at(0, -soon), at(9, soon), at(9, soon)},
 		"later reset wins":         {at(1, soon), at(99, later), at(99, later)},
@@ -106,10 +104,10 @@ func TestMergeKeepsNewerState(t *testing.T) {
 		"same window counts down":  {at(5, soon), at(4, soon), at(4, soon)},
 		"same window, older count": {at(4, soon), at(5, soon), at(4, soon)},
 	} {
-		l := newLimits()
-		l.merge([]window{tc.old}, now)
-		l.merge([]window{tc.new}, now)
-		if diff := cmp.Diff([]Window{tc.want.Window}, l.of(EndpointMe)); diff != "" {
+		l := NewLimits(nil)
+		l.merge(tc.old, now)
+		l.merge(tc.new, now)
+		if diff := cmp.Diff([]Window{tc.want}, l.All()); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
@@ -119,12 +117,12 @@ func TestMergeIsOneWindowDespiteJitter(t *testing.T) {
 	t.Parallel()
 
 	now := testNow()
-	first := window{Window{EndpointMe, Window15Min, 100, 5, now.Add(time.Minute)}, 7}
-	second := window{Window{EndpointMe, Window15Min, 100, 4, now.Add(time.Minute + time.Second)}, 7}
-	l := newLimits()
-	l.merge([]window{first}, now)
-	l.merge([]window{second}, now)
-	if got := l.of(EndpointMe); len(got) != 1 || got[0].Remaining != 4 || !got[0].Reset.Equal(first.Reset) {
+	first := Window{Endpoint: EndpointMe, Kind: Window15Min, Limit: 100, Remaining: 5, Reset: now.Add(time.Minute), XReset: 7}
+	second := Window{Endpoint: EndpointMe, Kind: Window15Min, Limit: 100, Remaining: 4, Reset: now.Add(time.Minute + time.Second), XReset: 7}
+	l := NewLimits(nil)
+	l.merge(first, now)
+	l.merge(second, now)
+	if got := l.All(); len(got) != 1 || got[0].Remaining != 4 || !got[0].Reset.Equal(first.Reset) {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -174,7 +172,7 @@ func TestCloseWindow(t *testing.T) {
 		ans := testAnswer(429, h)
 		got := closeWindow(EndpointMe, ans, readWindows(EndpointMe, ans))
 		if got.Kind != tc.kind || !got.Reset.Equal(tc.until) || !got.Exhausted(now) {
-			t.Errorf("%s: got %+v, want %s until %v", name, got.Window, tc.kind, tc.until)
+			t.Errorf("%s: got %+v, want %s until %v", name, got, tc.kind, tc.until)
 		}
 	}
 }
@@ -184,7 +182,7 @@ func TestRateLimitGoverns(t *testing.T) {
 
 	now := testNow()
 	w := func(kind WindowKind, remaining int, reset time.Duration) Window {
-		return Window{EndpointMe, kind, 100, remaining, now.Add(reset)}
+		return Window{Endpoint: EndpointMe, Kind: kind, Limit: 100, Remaining: remaining, Reset: now.Add(reset)}
 	}
 	for name, tc := range map[string]struct {
 		windows []Window
@@ -264,17 +262,17 @@ func TestUsageCapLeavesWindowsOpen(t *testing.T) {
 func TestWindowsConcurrently(t *testing.T) {
 	t.Parallel()
 
-	l := newLimits()
+	l := NewLimits(nil)
 	now := testNow()
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
-			l.merge([]window{{Window{EndpointMe, Window15Min, 50, 50 - i, now.Add(time.Minute)}, 1}}, now)
-			_ = fmt.Sprint(l.of(""))
+			l.note("a", EndpointMe, []Window{{Endpoint: EndpointMe, Kind: Window15Min, Limit: 50, Remaining: 50 - i, Reset: now.Add(time.Minute), XReset: 1}}, now)
+			_ = fmt.Sprint(l.All())
 		})
 	}
 	wg.Wait()
-	if got := l.of(EndpointMe); len(got) != 1 || got[0].Remaining != 1 {
+	if got := l.All(); len(got) != 1 || got[0].Remaining != 1 {
 		t.Errorf("got %+v", got)
 	}
 }
