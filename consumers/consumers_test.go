@@ -52,6 +52,7 @@ type testBundle struct {
 	bells    *publishers.Bells
 	records  *publishers.Records
 	stops    *publishers.Stops
+	windows  windowBoard
 	pub      *publishers.Publisher
 	log      *slog.Logger
 	seq      atomic.Uint64 // of deliveries made by hand
@@ -83,6 +84,7 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 	_, err = publishers.Setup(t.Context(), b.js, publishers.TopologyConfig{Names: b.names, LedgerID: id})
 	check(t, err)
 	b.bells, b.records = publishers.NewBells(b.js, b.names), publishers.NewRecords(b.js, b.names)
+	b.windows = publishers.NewWindows(b.js, b.names)
 	b.stops, b.pub = publishers.NewStops(b.js, b.names), publishers.New(b.js, b.names)
 	b.media.Objects, err = b.js.ObjectStore(t.Context(), b.names.MediaBucket())
 	check(t, err)
@@ -93,7 +95,7 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 // in a bubble with a clock of its own.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
-	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
+	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, windows: noBoard{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
 	for _, opt := range opts {
 		opt(b.x)
 	}
@@ -117,6 +119,13 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	})
 	return b
 }
+
+// noBoard is a windowBoard for one worker alone.
+type noBoard struct{}
+
+func (noBoard) Put(context.Context, string, []publishers.Window) error { return nil }
+
+func (noBoard) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
 
 // open opens the ledger as one more worker would.
 func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
@@ -169,7 +178,7 @@ func (b *testBundle) intake() *IntakeHandler {
 func (b *testBundle) refresher() *Refresher {
 	return &Refresher{
 		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
-		Gate: NewGate(b.stops, 0, b.log), Records: b.records, Announce: b.announcer(), Lifeboat: b.lifeboat,
+		Gate: NewGate(b.stops, "worker", 0, b.log), Records: b.records, Announce: b.announcer(), Lifeboat: b.lifeboat,
 		Names: b.names, Health: &Health{}, Log: b.log,
 	}
 }
@@ -179,10 +188,11 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 	r := b.refresher()
 	h := &PublishHandler{
 		Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Tokens: r, Gate: r.Gate,
-		Clients: NewClients(func(token string) *xapi.Client {
-			return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc))
-		}),
-		Media: b.media, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
+		Windows: NewWindows(b.windows, b.log),
+		Media:   b.media, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
+	}
+	h.Client = func(account, token string) *xapi.Client {
+		return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc), xapi.WithLimits(h.Windows.Limits, account))
 	}
 	for _, opt := range opts {
 		opt(h)

@@ -157,7 +157,7 @@ func gapRuns(t *testing.T) []gapRun {
 				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
 				check(t, err)
 			},
-			steps: "lease, due, publish.wake, untold, notices, read, jetpost.event.request.accepted, announced",
+			steps: "lease, due, publish.wake, held, untold, notices, read, jetpost.event.request.accepted, announced",
 		},
 	}
 }
@@ -325,7 +325,7 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	worker := &testBundle{
 		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, media: b.media, log: b.log,
 		hc:    &http.Client{Transport: mortalX{m, b.x}},
-		bells: publishers.NewBells(js, b.names), records: publishers.NewRecords(js, b.names), stops: publishers.NewStops(js, b.names),
+		bells: publishers.NewBells(js, b.names), records: publishers.NewRecords(js, b.names), stops: publishers.NewStops(js, b.names), windows: publishers.NewWindows(js, b.names),
 	}
 	work := run.work
 	if work == nil {
@@ -711,6 +711,21 @@ func (l mortalLedger) Owned(ctx context.Context, postIDs []string) ([]string, er
 func (l mortalLedger) Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error {
 	l.m.step("uploaded")
 	return l.to.Uploaded(ctx, lane, id, post, media)
+}
+
+func (l mortalLedger) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error) {
+	l.m.step("reserve")
+	return l.to.Reserve(ctx, lane, r)
+}
+
+func (l mortalLedger) ListRequests(ctx context.Context, filter store.Filter) ([]store.Record, error) {
+	l.m.step("held")
+	return l.to.ListRequests(ctx, filter)
+}
+
+func (l mortalLedger) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error) {
+	l.m.step("end holds")
+	return l.to.EndHolds(ctx, account, code, now)
 }
 
 func (l mortalLedger) SameText(ctx context.Context, q store.TextQuery) (store.Key, bool, error) {

@@ -19,8 +19,10 @@ const (
 	// breakerThreshold is how many calls in a row must fail, all by X's or the
 	// network's fault, before the whole app stops calling.
 	breakerThreshold = 5
-	// breakerOpen is how long it then leaves X alone before one call probes.
+	// breakerOpen is how long it then leaves X alone before one call probes, at first.
 	breakerOpen = 30 * time.Second
+	// maxOpen bounds how often that is doubled, while X stays away: 16 times as long.
+	maxOpen = 16
 	// probeWait holds a lane that comes while another one probes.
 	probeWait = 2 * time.Second
 	// pictureWithin is how long the watch of the stops may take to show a stop
@@ -31,6 +33,8 @@ const (
 // stopBoard is where stops are kept for all workers.
 type stopBoard interface {
 	Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error)
+	Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Stop, bool, error)
+	Clear(ctx context.Context, scope string) error
 }
 
 // Gate is the one place that stops the app. The stop itself stands in NATS for
@@ -41,13 +45,19 @@ type stopBoard interface {
 // Round X stands a circuit breaker that counts outages (5xx, timeouts, dial
 // failures; never 4xx or 429) and asks for a stop when it opens. Limits do not
 // open it: their end is known, and kept beside it.
+//
+// A stop whose end nobody knows is ended by the first lane that comes when it is time
+// to probe: it may call, and the rest wait for what X answers.
 type Gate struct {
-	board   stopBoard
-	log     *slog.Logger
-	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	open    time.Duration
+	board  stopBoard
+	worker string
+	log    *slog.Logger
+	open   time.Duration
+	// ended tells that a stop was over before its time.
+	ended chan struct{}
 
-	mu sync.Mutex
+	mu      sync.Mutex
+	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	// learned is the latest picture of the stops that stand in NATS.
 	learned map[Scope]publishers.Stop
 	// own is what this worker has set and no picture has shown yet. A picture
@@ -61,23 +71,27 @@ type ownStop struct {
 	until time.Time
 }
 
-// NewGate makes a gate that opens its breaker for open after an outage;
+// NewGate makes a worker's gate, which opens its breaker for open after an outage;
 // 30 seconds where zero.
-func NewGate(board stopBoard, open time.Duration, log *slog.Logger) *Gate {
+func NewGate(board stopBoard, worker string, open time.Duration, log *slog.Logger) *Gate {
 	if open == 0 {
 		open = breakerOpen
 	}
 	return &Gate{
-		board: board, log: log, open: open, own: map[Scope]ownStop{},
-		breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-			Name:         "x",
-			MaxRequests:  1,
-			Timeout:      open,
-			ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerThreshold },
-			IsExcluded:   saysNothing,
-			IsSuccessful: func(err error) bool { return !xapi.IsOutage(err) },
-		}),
+		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
+		ended: make(chan struct{}, 1), own: map[Scope]ownStop{},
 	}
+}
+
+func newBreaker(open time.Duration) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:         "x",
+		MaxRequests:  1,
+		Timeout:      open,
+		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerThreshold },
+		IsExcluded:   saysNothing,
+		IsSuccessful: func(err error) bool { return !xapi.IsOutage(err) },
+	})
 }
 
 // saysNothing tells errors of calls that X never saw, such as one that was
@@ -93,6 +107,7 @@ func saysNothing(err error) bool {
 func (g *Gate) Learn(stops []publishers.Stop) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	before := g.learned
 	g.learned = make(map[Scope]publishers.Stop, len(stops))
 	for _, s := range stops {
 		scope := Scope(s.Scope)
@@ -101,7 +116,28 @@ func (g *Gate) Learn(stops []publishers.Stop) {
 			delete(g.own, scope)
 		}
 	}
+	for scope, was := range before {
+		if _, there := g.learned[scope]; !there {
+			g.over(was)
+		}
+	}
 }
+
+// over notes that a stop is no more.
+func (g *Gate) over(was publishers.Stop) {
+	if was.Reason.Code == jetpost.CodeXOutage {
+		// X is back, as another worker has found out: this one need not.
+		g.breaker = newBreaker(g.open)
+	}
+	select {
+	case g.ended <- struct{}{}:
+	default: // which is still to be noticed
+	}
+}
+
+// Ended yields after a stop was ended by a probe or a person: then those that wait
+// for its end need not.
+func (g *Gate) Ended() <-chan struct{} { return g.ended }
 
 // Stopped returns the stop that holds for the scope now. One whose end has
 // passed holds no more, whether or not anybody has cleared it away.
@@ -118,10 +154,17 @@ func (g *Gate) Stopped(scope Scope, now time.Time) (publishers.Stop, bool) {
 	return stop, true
 }
 
-// Stop stops the scope for all workers until reason.Until, or until somebody
-// resumes it. The latest end wins.
+// Stop stops the scope for all workers until reason.Until. The latest end wins. Where
+// reason names no end the stop is probed, each time after twice as long.
 func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
-	wanted := publishers.Stop{Scope: string(scope), Reason: reason, Since: now}
+	wanted := publishers.Stop{Scope: string(scope), Reason: reason, Since: now, Worker: g.worker}
+	if reason.Until.IsZero() {
+		wanted.Probe, wanted.Wait, wanted.MaxWait = true, undatedStop, maxUndatedStop
+		if reason.Code == jetpost.CodeXOutage {
+			wanted.Wait, wanted.MaxWait = g.open, maxOpen*g.open
+		}
+		wanted.Reason.Until = now.Add(wanted.Wait)
+	}
 	// This worker stops at once, and to the end if NATS cannot be told.
 	g.keep(wanted, now)
 	holds, changed, err := g.board.Set(ctx, wanted)
@@ -130,21 +173,59 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 	}
 	g.share(holds, time.Now())
 	if changed {
-		g.log.Warn("app.stopped", "scope", scope, "code", reason.Code, "until", holds.Reason.Until, "detail", reason.Detail)
+		g.log.Warn("app.stopped", "scope", scope, "code", reason.Code, "until", holds.Reason.Until, "probe", holds.Probe, "detail", reason.Detail)
 	}
+	return nil
+}
+
+// Probe asks to be the one that finds out whether a stop is over which is due; the
+// answer counts for a while. Where it is another one, or NATS cannot be asked, the
+// stop holds.
+func (g *Gate) Probe(ctx context.Context, stop publishers.Stop, within time.Duration, now time.Time) (mine bool) {
+	scope := Scope(stop.Scope)
+	g.mu.Lock()
+	own, unshared := g.own[scope]
+	g.mu.Unlock()
+	if unshared && own.Outlasts(stop) {
+		return false
+	}
+	is, mine, err := g.board.Probe(ctx, stop.Scope, g.worker, now, now.Add(within))
+	if err != nil {
+		g.log.Warn("app.probe_failed", "scope", scope, "error", err)
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if is.Scope != "" {
+		g.own[scope] = ownStop{Stop: is, until: time.Now().Add(pictureWithin)}
+	}
+	return mine
+}
+
+// Resume ends a stop for all workers: a probe has found that X takes calls again.
+func (g *Gate) Resume(ctx context.Context, scope Scope) error {
+	if err := g.board.Clear(ctx, string(scope)); err != nil {
+		return fmt.Errorf("resume %s: %w", scope, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := g.learned[scope]
+	if own, ok := g.own[scope]; ok {
+		was = own.Stop
+	}
+	delete(g.own, scope)
+	delete(g.learned, scope)
+	g.over(was)
+	g.log.Info("app.resumed", "scope", scope, "code", was.Reason.Code, "since", was.Since)
 	return nil
 }
 
 func (g *Gate) keep(stop publishers.Stop, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	until := stop.Reason.Until
-	if until.IsZero() {
-		until = now.Add(undatedStop)
-	}
 	old, ok := g.own[Scope(stop.Scope)]
 	if !ok || !now.Before(old.until) || stop.Outlasts(old.Stop) {
-		g.own[Scope(stop.Scope)] = ownStop{Stop: stop, until: until}
+		g.own[Scope(stop.Scope)] = ownStop{Stop: stop, until: stop.Reason.Until}
 	}
 }
 
@@ -162,7 +243,10 @@ func (g *Gate) share(holds publishers.Stop, now time.Time) {
 // Allow asks for one call to X. The caller tells done how it ended. Where the
 // breaker is open, or another call probes, it returns a hold instead.
 func (g *Gate) Allow(now time.Time) (done func(error), err error) {
-	done, err = g.breaker.Allow()
+	g.mu.Lock()
+	breaker := g.breaker
+	g.mu.Unlock()
+	done, err = breaker.Allow()
 	switch {
 	case errors.Is(err, gobreaker.ErrOpenState):
 		return nil, &holdError{Hold(jetpost.CodeXUnavailable, now.Add(g.open), "X fails call after call")}
@@ -175,9 +259,8 @@ func (g *Gate) Allow(now time.Time) (done func(error), err error) {
 }
 
 // Outage tells whether the breaker is open: then the app should stop.
-func (g *Gate) Outage(now time.Time) (jetpost.Reason, bool) {
-	if g.breaker.State() != gobreaker.StateOpen {
-		return jetpost.Reason{}, false
-	}
-	return jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "X fails call after call", Until: now.Add(g.open)}, true
+func (g *Gate) Outage() (jetpost.Reason, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "X fails call after call"}, g.breaker.State() == gobreaker.StateOpen
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,17 +16,21 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// board is a stopBoard in memory, which merges as the real one does.
+// board is a stopBoard in memory, of one scope.
 type board struct {
+	mu   sync.Mutex
 	stop publishers.Stop
 	set  func() error // what comes before the answer
+	// watch learns of each change, as all workers do.
+	watch func([]publishers.Stop)
 }
 
 func (b *board) Set(_ context.Context, stop publishers.Stop) (publishers.Stop, bool, error) {
-	changed := b.stop.Scope == "" || stop.Outlasts(b.stop)
-	if changed {
-		b.stop = stop
-	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var changed bool
+	b.stop, changed = stop.Upon(b.stop)
+	b.tell()
 	if b.set != nil {
 		if err := b.set(); err != nil {
 			return publishers.Stop{}, false, err
@@ -34,7 +39,36 @@ func (b *board) Set(_ context.Context, stop publishers.Stop) (publishers.Stop, b
 	return b.stop, changed, nil
 }
 
-func newGate(b stopBoard) *Gate { return NewGate(b, 0, slog.New(slog.DiscardHandler)) }
+func (b *board) Probe(_ context.Context, _, worker string, now, until time.Time) (publishers.Stop, bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.stop.Due(now) {
+		return b.stop, false, nil
+	}
+	b.stop.Worker, b.stop.Reason.Until = worker, until
+	b.tell()
+	return b.stop, true, nil
+}
+
+func (b *board) Clear(context.Context, string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stop = publishers.Stop{}
+	b.tell()
+	return nil
+}
+
+func (b *board) tell() {
+	switch {
+	case b.watch == nil:
+	case b.stop.Scope == "":
+		b.watch(nil)
+	default:
+		b.watch([]publishers.Stop{b.stop})
+	}
+}
+
+func newGate(b stopBoard) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
 
 func stopped(g *Gate, scope Scope) bool {
 	_, ok := g.Stopped(scope, time.Now())
@@ -70,8 +104,12 @@ func TestGateMergesStops(t *testing.T) {
 						equal(t, "failed", g.Stop(t.Context(), ScopePublish, reason(end(minutes)), now) != nil, !shared)
 					}
 					stop, ok := g.Stopped(ScopePublish, now)
-					if !ok || !stop.Reason.Until.Equal(end(test.want)) {
-						t.Errorf("stopped is %t until %v, want %v", ok, stop.Reason.Until, end(test.want))
+					until := end(test.want)
+					if until.IsZero() {
+						until = now.Add(undatedStop) // to be probed then
+					}
+					if !ok || !stop.Reason.Until.Equal(until) || stop.Probe != (test.want == none) {
+						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, stop.Probe, stop.Reason.Until, until)
 					}
 					equal(t, "another scope is stopped", stopped(g, ScopeRefresh), false)
 					g.Learn([]publishers.Stop{b.stop})
@@ -160,7 +198,7 @@ func TestGateOldPicture(t *testing.T) {
 func TestGateWatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	one, two := NewGate(b.stops, 0, b.log), NewGate(b.stops, 0, b.log)
+	one, two := NewGate(b.stops, "one", 0, b.log), NewGate(b.stops, "two", 0, b.log)
 	pictures, err := b.stops.Watch(t.Context())
 	check(t, err)
 	check(t, one.Stop(t.Context(), ScopePublish, reason(time.Now().Add(time.Hour)), time.Now()))
@@ -190,10 +228,10 @@ func call(t *testing.T, g *Gate, err error) {
 }
 
 // trip opens the breaker.
-func trip(t *testing.T, g *Gate, now time.Time) {
+func trip(t *testing.T, g *Gate) {
 	t.Helper()
 	for range breakerThreshold {
-		if _, out := g.Outage(now); out {
+		if _, out := g.Outage(); out {
 			t.Fatal("the breaker opened too early")
 		}
 		call(t, g, &xapi.AmbiguousError{Err: answer(http.StatusServiceUnavailable)})
@@ -205,9 +243,9 @@ func TestGateBreakerOpens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(&board{})
 		now := time.Now()
-		trip(t, g, now)
-		reason, out := g.Outage(now)
-		if !out || reason.Code != jetpost.CodeXOutage || !reason.Until.Equal(now.Add(breakerOpen)) {
+		trip(t, g)
+		reason, out := g.Outage()
+		if !out || reason.Code != jetpost.CodeXOutage {
 			t.Errorf("outage is %t: %+v", out, reason)
 		}
 		_, err := g.Allow(now)
@@ -240,7 +278,7 @@ func TestGateBreakerNeverCounts(t *testing.T) {
 			for range 3 * breakerThreshold {
 				call(t, g, err)
 			}
-			_, out := g.Outage(time.Now())
+			_, out := g.Outage()
 			equal(t, "outage", out, false)
 		})
 	}
@@ -265,7 +303,7 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				g := newGate(&board{})
-				trip(t, g, time.Now())
+				trip(t, g)
 				sleep(breakerOpen + time.Second)
 				done, err := g.Allow(time.Now())
 				check(t, err)
@@ -275,7 +313,7 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 					t.Fatalf("a second call beside the probe: %v", err)
 				}
 				done(test.probe)
-				_, out := g.Outage(time.Now())
+				_, out := g.Outage()
 				equal(t, "outage", out, test.out)
 				_, err = g.Allow(time.Now())
 				equal(t, "another call is let through", err == nil, test.admits)

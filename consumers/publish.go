@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -33,6 +34,7 @@ type laneLedger interface {
 	Witness(ctx context.Context, account string) (store.Witness, error)
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
 	Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error
+	Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error)
 }
 
 // laneBells are the bells of a lane: one that rings now, one that wakes it.
@@ -55,7 +57,8 @@ type PublishHandler struct {
 	Bells    laneBells
 	Tokens   tokenSource
 	Gate     *Gate
-	Clients  *Clients
+	Windows  *Windows
+	Client   func(account, accessToken string) *xapi.Client
 	Media    *MediaSource
 	Rules    Rules
 	Health   *Health
@@ -82,6 +85,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) Verdict {
 	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	stop := run.keepLease(ctx)
 	defer stop()
+	h.Windows.arrive(ctx, lane)
 	if err := run.run(ctx); err != nil {
 		// Another worker has the lane: everything is in its hands.
 		run.log.Warn("lane.lost", "error", err)
@@ -99,6 +103,8 @@ type laneRun struct {
 	lost  chan struct{} // closed once another worker is known to have the lane
 	// renewed tells that a 401 already made this run renew the token once.
 	renewed bool
+	// pass is until when this run may call in spite of a stop, to probe.
+	pass time.Time
 	// filled is the request that this run has filled in (see read).
 	filled string
 }
@@ -176,6 +182,7 @@ func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) 
 // write it, so that the account's one schedule is never an older one's.
 func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time.Time) (bool, error) {
 	account := r.lane.Account
+	r.h.Windows.handOver(ctx, account)
 	if wakeAt.After(now) {
 		if err := r.h.Bells.WakeAt(ctx, account, wakeAt); err != nil {
 			r.log.Warn("lane.wake_delayed", "until", wakeAt, "error", err) // the sweeper rings instead
@@ -219,16 +226,18 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	case doubt < 0 && parent == "" && expired(request, now):
 		return r.settled(Failed(jetpost.CodeExpired, lateDetail))
 	}
-	if v, stopped := r.h.stopped(now); stopped {
+	if v, stopped := r.stopped(ctx, now); stopped {
 		return r.settled(v)
 	}
 	token, err := r.h.Tokens.EnsureFresh(ctx, head.Account, 0)
 	if err != nil {
 		return r.settled(judge(err, situation{now: time.Now(), holds: head.Holds}))
 	}
-	client := r.h.Clients.For(head.Account, token)
+	client := r.h.Client(head.Account, token.Access.Reveal())
 	var a attempt
-	if doubt >= 0 {
+	if v, fails := r.probe(ctx, client, doubt); fails {
+		a = r.settled(v)
+	} else if doubt >= 0 {
 		a = r.reconcile(ctx, client, head, doubt, request.Posts[doubt])
 	} else if v, ends := r.tooLong(ctx, client, request.Posts, from); ends {
 		a = r.settled(v)
@@ -322,11 +331,12 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	out := store.Outcome{Reason: a.reason, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: now}
 	switch a.kind {
 	case kindStop:
-		if err := r.h.Gate.Stop(ctx, a.scope, a.reason, now); err != nil {
-			r.log.Error("app.stop_not_shared", "error", err)
-		}
+		r.stop(ctx, a.scope, a.reason, now)
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 		out.Reason = stopReason(a.reason, now)
+		if stop, stopped := r.h.Gate.Stopped(a.scope, now); stopped {
+			out.Reason = stopReason(stop.Reason, now)
+		}
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindFailed:
@@ -353,14 +363,87 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	return nil
 }
 
-// stopped tells whether the app must not post now, and what that makes of a
-// head.
-func (h *PublishHandler) stopped(now time.Time) (Verdict, bool) {
-	stop, stopped := h.Gate.Stopped(ScopePublish, now)
-	if !stopped {
+// stop stops the app.
+func (r *laneRun) stop(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) {
+	if err := r.h.Gate.Stop(ctx, scope, reason, now); err != nil {
+		r.log.Error("app.stop_not_shared", "error", err)
+	}
+}
+
+// stopped tells whether the app must not call X now, and what that makes of a head.
+// Where it is time to find out whether a stop is over, one lane of all may call.
+func (r *laneRun) stopped(ctx context.Context, now time.Time) (Verdict, bool) {
+	gate := r.h.Gate
+	stop, stopped := gate.Stopped(ScopePublish, now)
+	if stopped && stop.Due(now) {
+		if within := 2 * r.h.Timing.CallTimeout(); gate.Probe(ctx, stop, within, now) {
+			r.pass = now.Add(within)
+			r.log.Info("app.probed", "code", stop.Reason.Code, "since", stop.Since)
+		}
+		stop, stopped = gate.Stopped(ScopePublish, now)
+	}
+	if !stopped || r.probes(stop, now) {
 		return Verdict{}, false
 	}
 	return Verdict{kind: kindHold, reason: stopReason(stop.Reason, now)}, true
+}
+
+// probes tells whether this run finds out whether a stop is over.
+func (r *laneRun) probes(stop publishers.Stop, now time.Time) bool {
+	return stop.Probe && stop.Worker == r.h.Worker && now.Before(r.pass)
+}
+
+// allow asks for one call to X. The caller tells done how it ended.
+func (r *laneRun) allow(ctx context.Context, e xapi.Endpoint) (done func(error), err error) {
+	now := time.Now()
+	if v, stopped := r.stopped(ctx, now); stopped {
+		return nil, &holdError{v}
+	}
+	ended, err := r.h.Gate.Allow(now)
+	if err != nil {
+		return nil, err
+	}
+	return func(err error) {
+		ended(err)
+		r.heard(ctx, e, err)
+	}, nil
+}
+
+// heard makes of what came of a call what it says of X as a whole: that it fails, or
+// that a stop which was probed is over. Of an outage each answer tells that; of what
+// X refuses the app, only that to a post.
+func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
+	now := time.Now()
+	stop, stopped := r.h.Gate.Stopped(ScopePublish, now)
+	probes := stopped && r.probes(stop, now)
+	reason, out := r.h.Gate.Outage()
+	var refused *xapi.AppStopError
+	switch {
+	case xapi.IsOutage(err):
+		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
+			r.stop(ctx, ScopePublish, reason, now)
+		}
+	case !probes || saysNothing(err) || errors.As(err, &refused):
+	case e == xapi.EndpointCreatePost || stop.Reason.Code == jetpost.CodeXOutage:
+		r.pass = time.Time{}
+		if err := r.h.Gate.Resume(ctx, ScopePublish); err != nil {
+			r.log.Error("app.resume_not_shared", "error", err)
+		}
+	}
+}
+
+// probe asks X for something that changes nothing, where it is to be found out whether
+// X is back: a post that X does not answer would be in doubt.
+func (r *laneRun) probe(ctx context.Context, client *xapi.Client, doubt int) (v Verdict, fails bool) {
+	now := time.Now()
+	stop, stopped := r.h.Gate.Stopped(ScopePublish, now)
+	if !stopped || !r.probes(stop, now) || stop.Reason.Code != jetpost.CodeXOutage || doubt >= 0 {
+		return Verdict{}, false // one in doubt is looked for first
+	}
+	if _, err := r.me(ctx, client); !xapi.IsOutage(err) {
+		return Verdict{}, false
+	}
+	return r.stopped(ctx, time.Now())
 }
 
 // stopReason is why a stop holds a head. The head is looked at again at the
@@ -393,9 +476,12 @@ type threadRun struct {
 	request jetpost.Request
 	client  *xapi.Client
 	uploads *uploads
+	from    int         // index of the first post that is sent
 	begun   int         // index of the post whose intent is committed and whose outcome is not; else -1
 	intent  time.Time   // until when that intent may be sent
-	called  func(error) // tells the breaker how the call in flight ended
+	called  func(error) // tells the gate how the call in flight ended
+	// reserved tells that posts of the app's window are set aside.
+	reserved bool
 }
 
 // post runs the one sequential loop with the ledger before and after each
@@ -405,7 +491,8 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 	for i, p := range t.request.Posts {
 		posts[i] = wirePost(p)
 	}
-	err := t.check(from, time.Now())
+	t.from = from
+	err := t.check(ctx, from, time.Now())
 	if err == nil {
 		t.uploads, err = t.prepare(ctx, from)
 	}
@@ -415,17 +502,13 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 	defer t.uploads.end()
 	// A panic in between must not leave the breaker waiting for an answer.
 	defer t.ended(errNotCalled)
+	defer t.unreserve(ctx)
 	_, err = t.client.PostThread(ctx, posts, xapi.ThreadOptions{From: from, Parent: parent, Before: t.before, After: t.after})
 	if err == nil {
 		return attempt{Verdict: Done(), post: -1}
 	}
 	now := time.Now()
 	t.ended(err)
-	if reason, out := t.r.h.Gate.Outage(now); out {
-		if err := t.r.h.Gate.Stop(ctx, ScopePublish, reason, now); err != nil {
-			t.r.log.Error("app.stop_not_shared", "error", err)
-		}
-	}
 	s := situation{now: now, begun: t.begun >= 0, holds: t.head.Holds}
 	a := attempt{post: t.begun, err: err}
 	if s.begun {
@@ -448,7 +531,7 @@ func (t *threadRun) post(ctx context.Context, from int, parent string) attempt {
 // before commits the intent to send post i, unless something says to wait.
 func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time, error) {
 	h := t.r.h
-	if err := t.check(i, time.Now()); err != nil {
+	if err := t.check(ctx, i, time.Now()); err != nil {
 		return time.Time{}, err
 	}
 	ids, err := t.uploads.ids(i)
@@ -456,7 +539,12 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		return time.Time{}, err
 	}
 	p.MediaIDs = ids
-	if t.called, err = h.Gate.Allow(time.Now()); err != nil {
+	if i == t.from {
+		if err := t.reserve(ctx, i); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if t.called, err = t.r.allow(ctx, xapi.EndpointCreatePost); err != nil {
 		return time.Time{}, err
 	}
 	var notAfter time.Time
@@ -465,7 +553,7 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		tries++
 		now := time.Now()
 		// An upload, or a database that was away, may have taken minutes.
-		if err := t.check(i, now); err != nil {
+		if err := t.check(ctx, i, now); err != nil {
 			return struct{}{}, err
 		}
 		notAfter = now.Add(h.Timing.sendWithin())
@@ -488,21 +576,26 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 		return time.Time{}, err
 	}
 	t.begun, t.intent = i, notAfter
+	// The commit may have taken longer than others needed to stop the app.
+	if v, stopped := t.r.stopped(ctx, time.Now()); stopped {
+		t.ended(errNotCalled)
+		return time.Time{}, &holdError{v}
+	}
 	return notAfter, nil
 }
 
 // check says why post i must not be begun now, if it must not.
-func (t *threadRun) check(i int, now time.Time) error {
+func (t *threadRun) check(ctx context.Context, i int, now time.Time) error {
 	if t.r.d.stopping() {
 		return &holdError{Done()}
 	}
 	if i == 0 && expired(t.request, now) {
 		return &holdError{Failed(jetpost.CodeExpired, lateDetail)}
 	}
-	if v, stopped := t.r.h.stopped(now); stopped {
+	if v, stopped := t.r.stopped(ctx, now); stopped {
 		return &holdError{v}
 	}
-	if v, limited := t.limited(now); limited {
+	if v, limited := t.limited(t.need(i), now); limited {
 		return &holdError{v}
 	}
 	return nil
@@ -521,35 +614,104 @@ func (t *threadRun) after(ctx context.Context, i int, created xapi.Created) erro
 	t.begun = -1
 	t.head.Holds = 0 // as in the ledger
 	now := time.Now()
-	if v, limited := t.limited(now); limited && v.kind == kindStop {
+	if v, limited := t.limited(1, now); limited && v.kind == kindStop {
 		// The app's window is used up: the others must not find out by a 429.
-		if err := t.r.h.Gate.Stop(ctx, v.scope, v.reason, now); err != nil {
-			t.r.log.Error("app.stop_not_shared", "error", err)
-		}
+		t.r.stop(ctx, v.scope, v.reason, now)
 	}
 	t.r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", created.ID, "of", len(t.request.Posts), "state", state)
 	t.r.h.Announce.try(ctx, t.head.Key)
 	return nil
 }
 
-// limited tells whether a window that a post needs is used up.
-func (t *threadRun) limited(now time.Time) (Verdict, bool) {
-	until, limited := t.client.RateLimited(xapi.EndpointCreatePost)
-	if !limited || !until.After(now) {
+// need is how many calls must be left for post i. A thread is begun only where all of
+// it goes out, or as much as a window ever takes; once it is begun it goes on.
+func (t *threadRun) need(i int) int {
+	if i > 0 {
+		return 1
+	}
+	return len(t.request.Posts)
+}
+
+// limited tells whether a window of posts has too few calls left.
+func (t *threadRun) limited(need int, now time.Time) (Verdict, bool) {
+	w, short := t.client.RateShort(xapi.EndpointCreatePost, need)
+	if !short {
 		return Verdict{}, false
 	}
-	window, _ := t.client.RateLimit(xapi.EndpointCreatePost)
-	detail := fmt.Sprintf("%d posts in a window of %s are used up", window.Limit, window.Kind)
-	if window.Scope() == xapi.ScopeApp {
-		return Stop(ScopePublish, jetpost.CodeAppRateLimited, until, detail), true
+	detail := fmt.Sprintf("%d of %d posts are left in a window of %s", w.Remaining, w.Limit, w.Kind)
+	if w.Exhausted(now) {
+		detail = fmt.Sprintf("%d posts in a window of %s are used up", w.Limit, w.Kind)
+		if w.Scope() == xapi.ScopeApp {
+			return Stop(ScopePublish, jetpost.CodeAppRateLimited, w.Reset, detail), true
+		}
+	} else if need > 1 {
+		detail += fmt.Sprintf(", and the thread has %d", need)
 	}
-	return Hold(jetpost.CodeRateLimited, until, detail), true
+	return Hold(jetpost.CodeRateLimited, w.Reset, detail), true
+}
+
+// reserve sets aside what the thread needs of the app's window, where that comes to its
+// end: all lanes together must not begin more than it has left.
+func (t *threadRun) reserve(ctx context.Context, i int) error {
+	r, posts := t.r, len(t.request.Posts)-i
+	patience := time.Now().Add(r.h.Timing.CallTimeout())
+	for {
+		now := time.Now()
+		w, scarce := r.h.Windows.scarce(now)
+		if !scarce {
+			return nil
+		}
+		need := min(posts, w.Limit)
+		got, err := persist(ctx, r, "reserve", func() (store.Reserved, error) {
+			return r.h.Ledger.Reserve(ctx, r.lane, store.Reservation{
+				Window: string(w.Endpoint), XReset: w.XReset, Left: w.Remaining, Need: need, Now: now,
+			})
+		})
+		if err != nil || got.Granted {
+			t.reserved = err == nil
+			return err
+		}
+		if now.Before(w.Reset) {
+			w.Remaining = got.Left
+			r.h.Windows.Learn(w)
+		}
+		switch err := t.check(ctx, i, now); {
+		case err != nil:
+			return err
+		case got.Left < need:
+			until := now.Add(probeWait)
+			if w.Reset.After(until) {
+				until = w.Reset
+			}
+			return &holdError{Hold(jetpost.CodeRateLimited, until, fmt.Sprintf(
+				"%d of %d posts are left in the app's window, and %d are needed", got.Left, w.Limit, need))}
+		case now.After(patience):
+			return &holdError{Hold(jetpost.CodeRateLimited, now.Add(probeWait), "what is left of the app's window is set aside for others")}
+		}
+		pause(ctx, reserveAgain) // calls are in flight
+	}
+}
+
+// unreserve gives back what was set aside and not used.
+func (t *threadRun) unreserve(ctx context.Context) {
+	if !t.reserved {
+		return
+	}
+	w, _ := t.r.h.Windows.scarce(time.Now())
+	_, err := persist(ctx, t.r, "give back", func() (store.Reserved, error) {
+		return t.r.h.Ledger.Reserve(ctx, t.r.lane, store.Reservation{
+			Window: string(w.Endpoint), XReset: w.XReset, Left: w.Remaining, Now: time.Now(),
+		})
+	})
+	if err != nil {
+		t.r.log.Debug("lane.reservation_kept", "error", err) // its lease ends it
+	}
 }
 
 // errNotCalled tells the breaker that the call it allowed was not made.
 var errNotCalled = errors.New("not called")
 
-// ended tells the breaker how the call in flight ended, once.
+// ended tells the gate how the call in flight ended, once.
 func (t *threadRun) ended(err error) {
 	if t.called != nil {
 		t.called(err)
@@ -613,32 +775,4 @@ func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T,
 		pause(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
-}
-
-// Clients keeps one X client an account, since what X said of an account's
-// rate limits must outlive its tokens.
-type Clients struct {
-	newClient func(accessToken string) *xapi.Client
-
-	mu      sync.Mutex
-	clients map[string]*xapi.Client
-}
-
-// NewClients makes clients with newClient.
-func NewClients(newClient func(accessToken string) *xapi.Client) *Clients {
-	return &Clients{newClient: newClient, clients: map[string]*xapi.Client{}}
-}
-
-// For returns the account's client with that token.
-func (c *Clients) For(account string, token store.Token) *xapi.Client {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	client, ok := c.clients[account]
-	if !ok {
-		client = c.newClient(token.Access.Reveal())
-	} else {
-		client = client.WithToken(token.Access.Reveal())
-	}
-	c.clients[account] = client
-	return client
 }

@@ -714,8 +714,8 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	h := b.lane(func(h *PublishHandler) { h.Gate = NewGate(b.stops, time.Nanosecond, b.log) })
-	trip(t, h.Gate, time.Now())
+	h := b.lane(func(h *PublishHandler) { h.Gate = NewGate(b.stops, "worker", time.Nanosecond, b.log) })
+	trip(t, h.Gate)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic("here") })}
 	h.Ledger = hook

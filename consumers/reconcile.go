@@ -100,7 +100,11 @@ func judgeRead(err error, s situation) Verdict {
 	switch {
 	case v.kind == kindStop && (v.reason.Code == jetpost.CodeAppRateLimited || v.reason.Code == jetpost.CodeUsageCapped):
 		// The reads alone are used up: all may go on posting.
-		return Hold(jetpost.CodeRateLimited, v.reason.Until, v.reason.Detail)
+		until := v.reason.Until
+		if until.IsZero() {
+			until = s.now.Add(undatedStop)
+		}
+		return Hold(jetpost.CodeRateLimited, until, v.reason.Detail)
 	case v.kind == kindHold, v.kind == kindStop, v.kind == kindDone:
 		return v
 	default:
@@ -129,7 +133,7 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) error {
 	query := xapi.UserPostsQuery{StartTime: s.from, MaxResults: pagePosts}
 	for range maxPages {
-		done, err := r.h.Gate.Allow(time.Now())
+		done, err := r.allow(ctx, xapi.EndpointUserPosts)
 		if err != nil {
 			return err
 		}

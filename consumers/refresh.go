@@ -193,7 +193,7 @@ func (h *RefreshHandler) exchange(ctx context.Context, tokens []store.Token, ask
 func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, limit int) ([]store.Token, error) {
 	r := h.Refresher
 	now := time.Now()
-	reason, held := r.Gate.Outage(now)
+	reason, held := r.Gate.Outage()
 	if stop, stopped := r.Gate.Stopped(ScopeRefresh, now); stopped {
 		reason, held = stop.Reason, true
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
@@ -122,7 +121,7 @@ func (r *laneRun) me(ctx context.Context, client *xapi.Client) (xapi.User, error
 	if until, limited := client.RateLimited(xapi.EndpointMe); limited {
 		return xapi.User{}, &holdError{Hold(jetpost.CodeRateLimited, until, "reads of the account are used up")}
 	}
-	done, err := r.h.Gate.Allow(time.Now())
+	done, err := r.allow(ctx, xapi.EndpointMe)
 	if err != nil {
 		return xapi.User{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -27,6 +28,8 @@ type sweepLedger interface {
 	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
 	DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error)
 	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
+	ListRequests(ctx context.Context, filter store.Filter) ([]store.Record, error)
+	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
 }
 
 // Sweeper makes doorbells, schedules and events mere hints: one worker at a
@@ -37,10 +40,13 @@ type Sweeper struct {
 	Ledger   sweepLedger
 	Bells    ringer
 	Announce *Announcer
+	Gate     *Gate
 	Health   *Health
 	Timing   Timing
 	Worker   string
 	Log      *slog.Logger
+	// free tells that what a stop held was let go since the last stop.
+	free bool
 }
 
 // Run sweeps until the context ends.
@@ -52,14 +58,16 @@ func (s *Sweeper) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-every.C:
-			err := s.Sweep(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			s.Health.Set("sweep", err)
-			if err != nil {
-				s.Log.Warn("sweep.failed", "error", err)
-			}
+		case <-s.Gate.Ended():
+			s.free = false
+		}
+		err := s.Sweep(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		s.Health.Set("sweep", err)
+		if err != nil {
+			s.Log.Warn("sweep.failed", "error", err)
 		}
 	}
 }
@@ -80,6 +88,9 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.release(ctx, now); err != nil {
+		return err
+	}
 	keys, err := s.Ledger.Unannounced(ctx, now.Add(-eventPatience), sweepEvents)
 	if err != nil {
 		return err
@@ -96,4 +107,32 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 		s.Log.Debug("sweep.done", "rung", len(accounts), "told", len(keys))
 	}
 	return errors.Join(failures...)
+}
+
+// release lets go what was held by a stop that was ended before its time. Whoever
+// waits in the queue goes on by itself.
+func (s *Sweeper) release(ctx context.Context, now time.Time) error {
+	if _, stopped := s.Gate.Stopped(ScopePublish, now); stopped || s.free {
+		s.free = s.free && !stopped
+		return nil
+	}
+	held, err := s.Ledger.ListRequests(ctx, store.Filter{State: jetpost.StateHeld, Code: jetpost.CodeAppStopped, Limit: sweepLanes})
+	if err != nil {
+		return err
+	}
+	rung := map[string]bool{}
+	for _, r := range held {
+		if rung[r.Account] {
+			continue
+		}
+		rung[r.Account] = true
+		if _, err := s.Ledger.EndHolds(ctx, r.Account, jetpost.CodeAppStopped, now); err != nil {
+			return err
+		}
+		if err := s.Bells.Ring(ctx, r.Account); err != nil {
+			return err
+		}
+	}
+	s.free = len(held) < sweepLanes
+	return nil
 }

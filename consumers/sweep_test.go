@@ -12,7 +12,7 @@ import (
 
 func (b *testBundle) sweeper(worker string) *Sweeper {
 	return &Sweeper{
-		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Health: &Health{},
+		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: NewGate(b.stops, worker, 0, b.log), Health: &Health{},
 		Timing: Timing{Lease: MinLease}, Worker: worker, Log: b.log,
 	}
 }
@@ -168,7 +168,7 @@ func TestSweepOneOfTwo(t *testing.T) {
 	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
 	check(t, first.Sweep(t.Context())) // its last one
 	b.sweep(t, &Sweeper{
-		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
+		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: NewGate(b.stops, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
 	})
 	b.purge(t, b.names.LanesStream())
 	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })

@@ -348,7 +348,7 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 		equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	}
 	equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
-	sweeper := &Sweeper{Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Health: &Health{}, Worker: "w", Log: b.log}
+	sweeper := &Sweeper{Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: r.Gate, Health: &Health{}, Worker: "w", Log: b.log}
 	for range 3 {
 		check(t, sweeper.Sweep(t.Context()))
 	}

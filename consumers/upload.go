@@ -389,7 +389,7 @@ func (u *uploads) call(e xapi.Endpoint, do func() error) (err error) {
 		return err
 	}
 	defer u.free(e)
-	done, err := u.t.r.h.Gate.Allow(time.Now())
+	done, err := u.t.r.allow(u.ctx, e)
 	switch {
 	case err == nil:
 		err = errNotCalled // said of a panic

@@ -126,7 +126,7 @@ type situation struct {
 //	429, the app's window of posts .. Stop until the reset
 //	429, the app's other windows .... Hold until the reset
 //	usage cap, credits, spend cap,
-//	client not enrolled ............. Stop until X's date, else 15 minutes
+//	client not enrolled ............. Stop until X's date, else probed
 //	401 ............................. Hold; the lane renews the token first
 //	refused: duplicate .............. Failed; Doubtful where an earlier attempt was,
 //	                                  Unknown where looks have not ended that
@@ -182,7 +182,7 @@ func judge(err error, s situation) Verdict {
 	case errors.As(err, &stop):
 		until := stop.Until
 		if !until.After(s.now) {
-			until = s.now.Add(undatedStop)
+			until = time.Time{}
 		}
 		return Stop(ScopePublish, jetpost.Code(stop.Reason), until, said(stop.Err))
 	case errors.As(err, &unauthorized):

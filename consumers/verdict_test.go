@@ -22,7 +22,8 @@ import (
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	reset, tomorrow, later, stop := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3)), now.Add(undatedStop)
+	reset, tomorrow, later := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3))
+	var stop time.Time // none that is known: it is probed
 	lookFrom := now.Add(time.Hour)
 	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
 	ended := errors.New("connection reset")

@@ -800,9 +800,9 @@ func (s *postScene) connect(t *testing.T) {
 
 // through has the lane's calls made by that transport.
 func (s *postScene) through(wire transport) {
-	s.lane.Clients = NewClients(func(token string) *xapi.Client {
-		return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(&http.Client{Transport: wire}))
-	})
+	s.lane.Client = func(account, token string) *xapi.Client {
+		return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(&http.Client{Transport: wire}), xapi.WithLimits(s.lane.Windows.Limits, account))
+	}
 }
 
 // outOfTime is a context whose time runs out once X has read the request.

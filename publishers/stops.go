@@ -34,15 +34,57 @@ const stopPrefix = "stop."
 // Stop keeps all workers from one kind of calls to X.
 type Stop struct {
 	Scope string `json:"scope"`
-	// Reason.Until is when the stop ends by itself; zero: when somebody resumes.
+	// Reason.Until is when the stop ends by itself; zero: when somebody resumes. Of a
+	// stop with Probe it is when X is asked again.
 	Reason jetpost.Reason `json:"reason"`
 	Since  time.Time      `json:"since"`
+	// Probe says that nobody knows the end. At Reason.Until one worker may call, and
+	// ends the stop where X takes that; else it lasts twice as long.
+	Probe bool `json:"probe,omitempty"`
+	// Wait is how long it is until then: Set gives the first, and keeps the present one.
+	// MaxWait bounds what comes of doubling it.
+	Wait    time.Duration `json:"wait_ns,omitempty"`
+	MaxWait time.Duration `json:"-"`
+	// Worker is who probes, until Reason.Until; in Set, who did.
+	Worker string `json:"worker,omitempty"`
 }
 
 // Active tells whether the stop holds at a time. A stop that ended by itself
 // stays on record until the next one or Clear.
 func (s Stop) Active(at time.Time) bool {
-	return s.Reason.Until.IsZero() || at.Before(s.Reason.Until)
+	return s.Probe || s.Reason.Until.IsZero() || at.Before(s.Reason.Until)
+}
+
+// Due tells that it is time to probe.
+func (s Stop) Due(at time.Time) bool { return s.Probe && !at.Before(s.Reason.Until) }
+
+// Upon is the stop that stands once s is set upon the one on record, and whether that
+// is another one; a Stop without a scope is none. The stop that ends last stands, with the Since of the one that it
+// prolongs; what a probe has brought lasts twice as long as the stop before.
+func (s Stop) Upon(was Stop) (holds Stop, changed bool) {
+	next, goesOn := s, was.Probe && was.Reason.Code == s.Reason.Code
+	probed := was.Probe && was.Worker != "" && was.Worker == s.Worker
+	if s.Probe {
+		switch {
+		case goesOn && probed:
+			next.Wait = 2 * was.Wait
+		case goesOn && s.Since.Before(was.Reason.Until):
+			return was, false // others have met the same, and told of it first
+		}
+		next.Wait = min(next.Wait, max(s.MaxWait, s.Wait))
+		next.Reason.Until = s.Since.Add(next.Wait).UTC().Truncate(time.Millisecond)
+	}
+	next.Worker = ""
+	switch {
+	case was.Scope == "":
+		return next, true
+	case !next.Outlasts(was) && !probed:
+		return was, false
+	}
+	if was.Active(s.Since) {
+		next.Since = was.Since
+	}
+	return next, true
 }
 
 // Outlasts tells whether s ends later than o. Nothing outlasts a stop without
@@ -127,6 +169,32 @@ func (s *Stops) Clear(ctx context.Context, scope string) error {
 	return nil
 }
 
+// Probe lets a worker find out, until then, whether a stop is over. Of several that
+// ask at once one may. It tells of the stop as it is now.
+func (s *Stops) Probe(ctx context.Context, scope, worker string, now, until time.Time) (stop Stop, mine bool, err error) {
+	kv, err := s.bucket(ctx)
+	var revision uint64
+	if err == nil {
+		stop, revision, err = read(ctx, kv, scope)
+	}
+	if err == nil && revision > 0 && stop.Due(now) {
+		claimed := stop
+		claimed.Worker, claimed.Reason.Until = worker, until.UTC().Truncate(time.Millisecond)
+		_, err = put(ctx, kv, claimed, revision)
+		switch {
+		case err == nil:
+			stop, mine = claimed, true
+			err = s.align(ctx, kv, scope)
+		case lostRace(err):
+			stop, _, err = read(ctx, kv, scope)
+		}
+	}
+	if err != nil {
+		return Stop{}, false, fmt.Errorf("probe %s: %w", scope, err)
+	}
+	return stop, mine, nil
+}
+
 // Get is the stop of a scope, also where it has ended by itself; false where
 // there is none.
 func (s *Stops) Get(ctx context.Context, scope string) (Stop, bool, error) {
@@ -200,38 +268,38 @@ func apply(stops map[string]Stop, entry jetstream.KeyValueEntry) {
 	stops[scope] = decodeStop(scope, entry.Value())
 }
 
-// write stores the stop unless one that ends no earlier is there.
+// write stores the stop that stands once it is set.
 func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, changed bool, err error) {
 	for range maxRaces {
 		current, revision, err := read(ctx, kv, stop.Scope)
 		if err != nil {
 			return Stop{}, false, err
 		}
-		next := stop
-		if revision > 0 {
-			if !stop.Outlasts(current) {
-				return current, false, nil
-			}
-			if current.Active(stop.Since) {
-				next.Since = current.Since
-			}
+		next, changed := stop.Upon(current)
+		if !changed {
+			return current, false, nil
 		}
-		value, err := json.Marshal(next)
-		if err != nil {
-			return Stop{}, false, err
-		}
-		_, err = ask(ctx, func(ctx context.Context) (uint64, error) {
-			if revision == 0 {
-				return kv.Create(ctx, stopPrefix+stop.Scope, value)
-			}
-			return kv.Update(ctx, stopPrefix+stop.Scope, value, revision)
-		})
+		_, err = put(ctx, kv, next, revision)
 		if lostRace(err) {
 			continue
 		}
 		return next, err == nil, err
 	}
 	return Stop{}, false, fmt.Errorf("stop changed %d times meanwhile", maxRaces)
+}
+
+// put stores a stop in place of the one of that revision, 0 for none.
+func put(ctx context.Context, kv jetstream.KeyValue, stop Stop, revision uint64) (uint64, error) {
+	value, err := json.Marshal(stop)
+	if err != nil {
+		return 0, fmt.Errorf("encode stop: %w", err)
+	}
+	return ask(ctx, func(ctx context.Context) (uint64, error) {
+		if revision == 0 {
+			return kv.Create(ctx, stopPrefix+stop.Scope, value)
+		}
+		return kv.Update(ctx, stopPrefix+stop.Scope, value, revision)
+	})
 }
 
 // align makes the lanes' consumer pause as the stop on record says. The last

@@ -569,6 +569,21 @@ type Filter struct {
 	Limit   int       // default DefaultListLimit
 }
 
+// Reservation asks for calls of one of X's windows that all accounts share.
+type Reservation struct {
+	Window string // names it
+	XReset int64  // its end by X's clock in epoch seconds, which tells it from the next
+	Left   int    // the calls that X says are left
+	Need   int    // those that are wanted; 0 gives back what is set aside
+	Now    time.Time
+}
+
+// Reserved is what came of a Reservation.
+type Reserved struct {
+	Granted bool
+	Left    int // the calls that X says are left, as far as any worker has told
+}
+
 // MaxHoldLine is how many requests one call of HoldLine holds.
 const MaxHoldLine = 500
 
@@ -658,6 +673,12 @@ type Requests interface {
 	// It is no change that people are told of. ErrNotRunnable: that post is not
 	// pending, or its request finished.
 	Uploaded(ctx context.Context, lane Lane, id string, post int, media []Media) error
+
+	// Reserve sets calls of a window that all accounts share aside for the lane, in
+	// place of those that it had, until it sets others aside, is released or its lease
+	// ends. They are granted only where all that are set aside fit into what is left.
+	// ErrFenced.
+	Reserve(ctx context.Context, lane Lane, r Reservation) (Reserved, error)
 
 	// HoldLine holds every due request of the lane that waits behind its head,
 	// for the head's reason, and returns those that it holds newly: up to

@@ -63,7 +63,8 @@ type Client struct {
 	agent   string
 	timeout time.Duration
 	http    *http.Client
-	limits  *limits
+	limits  *Limits
+	account string // in limits
 	guard   func(Endpoint, func() error) error
 }
 
@@ -93,6 +94,12 @@ func WithTimeout(d time.Duration) Option {
 	return func(c *Client) { c.timeout = d }
 }
 
+// WithLimits shares what is known of rate windows with other clients. The account is
+// a name of the caller's for whom the token is of.
+func WithLimits(l *Limits, account string) Option {
+	return func(c *Client) { c.limits, c.account = l, account }
+}
+
 // New makes a Client that calls X with a user's OAuth 2.0 access token. Without
 // WithHTTPClient it opens connections of its own.
 func New(accessToken string, opts ...Option) *Client {
@@ -101,7 +108,7 @@ func New(accessToken string, opts ...Option) *Client {
 		base:    DefaultBaseURL,
 		agent:   defaultUserAgent,
 		timeout: DefaultTimeout,
-		limits:  newLimits(),
+		limits:  NewLimits(nil),
 	}
 	for _, opt := range opts {
 		opt(c)
@@ -181,8 +188,9 @@ func (c *Client) perform(ctx context.Context, cl call, out any, complete func() 
 	if err != nil {
 		return lost(cl, sent, err)
 	}
+	ans.skew = c.limits.skew(ans)
 	windows := readWindows(cl.endpoint, ans)
-	c.limits.merge(windows, ans.at)
+	c.limits.note(c.account, cl.endpoint, windows, ans.at)
 
 	if !ans.ok() {
 		return c.failure(cl, ans, windows)
@@ -206,14 +214,13 @@ func (c *Client) perform(ctx context.Context, cl call, out any, complete func() 
 
 // failure types an answer that is not a 2xx. A 429 closes a window even where
 // the headers claim that something is left, so that window is noted here.
-func (c *Client) failure(cl call, ans answer, windows []window) error {
+func (c *Client) failure(cl call, ans answer, windows []Window) error {
 	apiErr := newAPIError(cl.endpoint, ans, c.token)
 	if !rateLimited(apiErr) {
 		return classify(apiErr, cl.effect)
 	}
-	closed := closeWindow(cl.endpoint, ans, windows)
-	c.limits.close(closed)
-	return &RateLimitError{Window: closed.Window, Until: closed.Reset, Err: apiErr}
+	closed := c.limits.close(c.account, closeWindow(cl.endpoint, ans, windows))
+	return &RateLimitError{Window: closed, Until: closed.Reset, Err: apiErr}
 }
 
 // lost types a request without an answer.
@@ -259,6 +266,7 @@ type answer struct {
 	header http.Header
 	body   []byte
 	at     time.Time
+	skew   time.Duration // our clock minus X's, as far as is known
 }
 
 func (a answer) ok() bool { return a.status >= 200 && a.status <= 299 }
@@ -291,5 +299,7 @@ func send(hc *http.Client, req *http.Request, maxBody int64) (ans answer, sent b
 	defer func() { _ = res.Body.Close() }()
 	at := time.Now()
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxBody))
-	return answer{status: res.StatusCode, header: res.Header, body: body, at: at}, true, nil
+	ans = answer{status: res.StatusCode, header: res.Header, body: body, at: at}
+	ans.skew, _ = dateSkew(ans)
+	return ans, true, nil
 }

@@ -198,7 +198,7 @@ func unanswered(endpoint Endpoint, sent bool, err error) error {
 func classifyExchange(e *APIError, ans answer, refused func(*APIError) error) error {
 	if rateLimited(e) {
 		closed := closeWindow(e.Endpoint, ans, readWindows(e.Endpoint, ans))
-		return &RateLimitError{Window: closed.Window, Until: closed.Reset, Err: e}
+		return &RateLimitError{Window: closed, Until: closed.Reset, Err: e}
 	}
 	if stop := appStop(e); stop != nil {
 		return stop

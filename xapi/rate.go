@@ -1,6 +1,7 @@
 package xapi
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -57,13 +58,25 @@ const (
 
 // Window is one rate window as X last reported it.
 type Window struct {
+	// Account is whose calls it counts, by the name that WithLimits was given; ""
+	// where it counts all of the app.
+	Account   string
 	Endpoint  Endpoint
 	Kind      WindowKind
 	Limit     int // 0 when X did not say
 	Remaining int
 	// Reset is when the window opens again by this machine's clock, in whole
-	// seconds and rounded up: X's time, corrected by its Date header.
+	// milliseconds and rounded up: X's time, corrected by its Date header.
 	Reset time.Time
+	// XReset is the reset by X's clock, in epoch seconds. It tells a window from the
+	// next one: the corrected time differs a little from answer to answer.
+	XReset int64
+	// Length is how long such a window lasts, where one was seen from its first call
+	// on; else 0.
+	Length time.Duration
+	// Estimated tells that X did not say: Limit is the one that it documents, and
+	// the calls were counted by us.
+	Estimated bool
 }
 
 // Scope is the app for its 24-hour window, else the account: all calls are made
@@ -84,22 +97,38 @@ func (w Window) Exhausted(now time.Time) bool {
 // the latest reset, else the one with the fewest calls left. A window past its
 // reset counts only where no other is known. It is false before the first answer.
 func (c *Client) RateLimit(e Endpoint) (Window, bool) {
-	return governing(c.limits.of(e), time.Now())
+	return governing(c.limits.of(c.account, e), time.Now())
 }
 
 // RateLimits returns every known window, ordered by endpoint and kind.
 func (c *Client) RateLimits() []Window {
-	all := c.limits.of("")
+	all := c.limits.of(c.account, "")
 	slices.SortFunc(all, func(a, b Window) int {
 		return strings.Compare(string(a.Endpoint)+" "+string(a.Kind), string(b.Endpoint)+" "+string(b.Kind))
 	})
 	return all
 }
 
+// RateShort returns the window of e in which fewer calls are left than are needed, or
+// than it ever takes: of several the one with the latest reset.
+func (c *Client) RateShort(e Endpoint, need int) (short Window, is bool) {
+	now := time.Now()
+	for _, w := range c.limits.of(c.account, e) {
+		wanted := need
+		if w.Limit > 0 {
+			wanted = min(need, w.Limit)
+		}
+		if now.Before(w.Reset) && w.Remaining < wanted && (!is || w.Reset.After(short.Reset)) {
+			short, is = w, true
+		}
+	}
+	return short, is
+}
+
 // RateLimited reports whether a window of e is exhausted, and until when.
 func (c *Client) RateLimited(e Endpoint) (until time.Time, limited bool) {
 	now := time.Now()
-	w, ok := governing(c.limits.of(e), now)
+	w, ok := governing(c.limits.of(c.account, e), now)
 	if !ok || !w.Exhausted(now) {
 		return time.Time{}, false
 	}
@@ -126,73 +155,184 @@ func governs(a, b Window, now time.Time) bool {
 	return a.Remaining < b.Remaining
 }
 
-// window is a Window with its reset by X's clock in epoch seconds. That number is
-// the window's identity: the corrected time differs a little from answer to answer.
-type window struct {
-	Window
-	xReset int64
-}
-
+// windowKey is a window among those of its account.
 type windowKey struct {
 	endpoint Endpoint
 	kind     WindowKind
 }
 
-// limits keeps the last known state of each window of one account.
-type limits struct {
+func (w Window) key() windowKey { return windowKey{w.Endpoint, w.Kind} }
+
+// Limits is what is known of X's rate windows, of one app with all its accounts.
+// The clients of a process share one (WithLimits), so that what X tells one account
+// of the app's own windows holds for the others.
+type Limits struct {
+	changed func(Window)
+
 	mu      sync.Mutex
-	windows map[windowKey]window
+	windows map[string]map[windowKey]Window // by account
+	clock   clock
 }
 
-func newLimits() *limits { return &limits{windows: make(map[windowKey]window)} }
+// NewLimits makes one that knows nothing yet. Where changed is not nil, it is told
+// of each window that an answer of X has changed, and must return at once.
+func NewLimits(changed func(Window)) *Limits {
+	return &Limits{changed: changed, windows: make(map[string]map[windowKey]Window)}
+}
 
-// of returns the windows of e, or all of them for "".
-func (l *limits) of(e Endpoint) []Window {
+// Learn notes what another process knows of a window.
+func (l *Limits) Learn(w Window) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.merge(w, time.Now())
+}
+
+// All returns every known window, in no order.
+func (l *Limits) All() []Window {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []Window
+	for _, windows := range l.windows {
+		all = slices.AppendSeq(all, maps.Values(windows))
+	}
+	return all
+}
+
+// Of returns the windows that count calls of the account and of nobody else, or with
+// "" those of the app, in no order.
+func (l *Limits) Of(account string) []Window {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Values(l.windows[account]))
+}
+
+// of returns the windows that count the account's calls to e, or to any for "".
+func (l *Limits) of(account string, e Endpoint) []Window {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []Window
-	for key, w := range l.windows {
-		if e == "" || key.endpoint == e {
-			out = append(out, w.Window)
+	for _, whose := range slices.Compact([]string{"", account}) {
+		for key, w := range l.windows[whose] {
+			if e == "" || key.endpoint == e {
+				out = append(out, w)
+			}
 		}
 	}
 	return out
 }
 
-// merge notes what an answer said. Answers may arrive out of order: a later reset
-// belongs to a newer window, and within one window calls only get fewer.
-func (l *limits) merge(windows []window, now time.Time) {
+// documented are X's limits of calls an account may make in 15 minutes, which are
+// counted where an answer has no headers.
+var documented = map[Endpoint]int{
+	EndpointCreatePost:      100,
+	EndpointUploadMedia:     500,
+	EndpointInitializeMedia: 1875,
+	EndpointAppendMedia:     1875,
+	EndpointFinalizeMedia:   1875,
+	EndpointMediaStatus:     1000,
+	EndpointMediaMetadata:   500,
+	EndpointMe:              75,
+	EndpointUserPosts:       900,
+}
+
+// estimate counts one more call in a window that X does not tell of.
+func (l *Limits) estimate(account string, e Endpoint, now time.Time) (Window, bool) {
+	limit, known := documented[e]
+	if !known {
+		return Window{}, false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	w := l.windows[account][windowKey{e, Window15Min}]
+	if !now.Before(w.Reset) {
+		reset := ceil(now.Add(fallbackClosed))
+		w = Window{Endpoint: e, Kind: Window15Min, Limit: limit, Remaining: limit, Reset: reset, XReset: reset.Unix(), Estimated: true}
+	}
+	w.Remaining = max(w.Remaining-1, 0)
+	return w, true
+}
+
+// note takes what an answer said. Where it did not say anything of the account's
+// window, the call is counted.
+func (l *Limits) note(account string, e Endpoint, windows []Window, now time.Time) {
+	said := func(w Window) bool { return w.Kind == Window15Min }
+	if !slices.ContainsFunc(windows, said) {
+		if w, ok := l.estimate(account, e, now); ok {
+			windows = append(windows, w)
+		}
+	}
 	for _, w := range windows {
-		key := windowKey{w.Endpoint, w.Kind}
-		old, known := l.windows[key]
-		switch {
-		case !known, w.xReset > old.xReset, !now.Before(old.Reset) && now.Before(w.Reset):
-			l.windows[key] = w
-		case w.xReset == old.xReset:
-			old.Remaining = min(old.Remaining, w.Remaining)
-			if old.Remaining > 0 && w.Reset.Sub(old.Reset).Abs() > resetJitter {
-				old.Reset = w.Reset
-			}
-			l.windows[key] = old
+		w = w.of(account)
+		l.mu.Lock()
+		changed := l.merge(w, now)
+		w = l.windows[w.Account][w.key()]
+		l.mu.Unlock()
+		if changed && l.changed != nil {
+			l.changed(w)
 		}
 	}
 }
 
-// close notes a window that a 429 proved closed. It replaces what was known, since
-// the refusal is stronger than any count.
-func (l *limits) close(w window) {
+// merge tells whether it knew less before. Answers may arrive out of order: a later
+// reset belongs to a newer window, and within one window calls only get fewer.
+func (l *Limits) merge(w Window, now time.Time) bool {
+	old, known := l.windows[w.Account][w.key()]
+	next := old
+	switch {
+	case !known, w.XReset > old.XReset, !now.Before(old.Reset) && now.Before(w.Reset), old.Estimated && !w.Estimated:
+		next = w
+		if next.Length == 0 {
+			next.Length = old.Length
+		}
+	case w.XReset != old.XReset:
+		return false
+	default:
+		next.Remaining = min(old.Remaining, w.Remaining)
+		// What is known of X's clock gets better with each answer.
+		if d := w.Reset.Sub(old.Reset); d < 0 || old.Remaining > 0 && d > resetJitter {
+			next.Reset = w.Reset
+		}
+	}
+	if next == old {
+		return false
+	}
+	l.set(next)
+	return true
+}
+
+func (l *Limits) set(w Window) {
+	if l.windows[w.Account] == nil {
+		l.windows[w.Account] = make(map[windowKey]Window)
+	}
+	l.windows[w.Account][w.key()] = w
+}
+
+// close notes a window that a 429 proved closed, and returns it. It replaces what was
+// known, since the refusal is stronger than any count.
+func (l *Limits) close(account string, w Window) Window {
+	w = w.of(account)
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	key := windowKey{w.Endpoint, w.Kind}
-	w.xReset = max(w.xReset, l.windows[key].xReset)
-	l.windows[key] = w
+	old := l.windows[w.Account][w.key()]
+	w.XReset, w.Length = max(w.XReset, old.XReset), old.Length
+	l.set(w)
+	l.mu.Unlock()
+	if l.changed != nil {
+		l.changed(w)
+	}
+	return w
+}
+
+// of is the window as that account's client has read it.
+func (w Window) of(account string) Window {
+	if w.Scope() == ScopeAccount {
+		w.Account = account
+	}
+	return w
 }
 
 // readWindows reads every window that the answer's headers state in full.
-func readWindows(e Endpoint, ans answer) []window {
-	var out []window
+func readWindows(e Endpoint, ans answer) []Window {
+	var out []Window
 	for _, f := range families() {
 		remaining, ok := headerInt(ans.header, f.prefix+"Remaining")
 		reset, ok2 := headerInt(ans.header, f.prefix+"Reset")
@@ -204,10 +344,11 @@ func readWindows(e Endpoint, ans answer) []window {
 			continue
 		}
 		limit, _ := headerInt(ans.header, f.prefix+"Limit")
-		out = append(out, window{
-			Window: Window{Endpoint: e, Kind: f.kind, Limit: int(limit), Remaining: int(remaining), Reset: at},
-			xReset: reset,
-		})
+		w := Window{Endpoint: e, Kind: f.kind, Limit: int(limit), Remaining: int(remaining), Reset: at, XReset: reset}
+		if limit > 0 && remaining == limit-1 && at.After(ans.at) { // this call has opened it
+			w.Length = at.Sub(ans.at).Round(time.Second)
+		}
+		out = append(out, w)
 	}
 	return out
 }
@@ -217,11 +358,11 @@ func readWindows(e Endpoint, ans answer) []window {
 // window is exhausted the 15-minute one takes the blame, so that an unexplained
 // refusal never costs a day. Retry-After is not documented but honoured; without
 // any time the window closes for fallbackClosed.
-func closeWindow(e Endpoint, ans answer, windows []window) window {
+func closeWindow(e Endpoint, ans answer, windows []Window) Window {
 	best := Window{Endpoint: e, Kind: Window15Min}
 	for i, w := range windows {
-		if i == 0 || governs(w.Window, best, ans.at) && w.Exhausted(ans.at) {
-			best = w.Window
+		if i == 0 || governs(w, best, ans.at) && w.Exhausted(ans.at) {
+			best = w
 		}
 	}
 	retryAt := retryAfter(ans)
@@ -231,10 +372,11 @@ func closeWindow(e Endpoint, ans answer, windows []window) window {
 	case !retryAt.IsZero():
 		best.Reset = retryAt
 	case !best.Reset.After(ans.at):
-		best.Reset = ceilSecond(ans.at.Add(fallbackClosed))
+		best.Reset = ceil(ans.at.Add(fallbackClosed))
 	}
 	best.Remaining = 0
-	return window{Window: best, xReset: best.Reset.Add(-skew(ans)).Unix()}
+	best.XReset = best.Reset.Add(-ans.skew).Unix()
+	return best
 }
 
 // retryAfter returns the local time of a Retry-After header, in seconds or as a
@@ -242,7 +384,7 @@ func closeWindow(e Endpoint, ans answer, windows []window) window {
 func retryAfter(ans answer) time.Time {
 	var at time.Time
 	if secs, ok := headerInt(ans.header, "Retry-After"); ok && secs <= int64(maxClosed/time.Second) {
-		at = ceilSecond(ans.at.Add(time.Duration(secs) * time.Second))
+		at = ceil(ans.at.Add(time.Duration(secs) * time.Second))
 	} else if date, err := http.ParseTime(ans.header.Get("Retry-After")); err == nil {
 		at = localTime(date.Unix(), ans)
 	}
@@ -255,21 +397,53 @@ func retryAfter(ans answer) time.Time {
 // localTime turns a time of X's clock into one of ours. Rounding up errs on the
 // side of calling a little late.
 func localTime(epoch int64, ans answer) time.Time {
-	return ceilSecond(time.Unix(epoch, 0).Add(skew(ans)))
+	return ceil(time.Unix(epoch, 0).Add(ans.skew))
 }
 
-// skew is our clock minus X's, or zero where the answer has no date.
-func skew(ans answer) time.Duration {
-	date, err := http.ParseTime(ans.header.Get("Date"))
-	if err != nil {
+// clockMemory is for how long an answer tells of X's clock, at least.
+const clockMemory = 5 * time.Minute
+
+// clock is what is known of X's clock: ours minus X's, at most. An answer's date has
+// whole seconds and has been on its way, so each answer alone claims up to a second
+// too much; the least of many comes near the truth, and never below it.
+type clock struct {
+	since       time.Time // of now
+	now, before time.Duration
+}
+
+// skew notes an answer's date, and returns how far our clock is ahead of X's.
+func (l *Limits) skew(ans answer) time.Duration {
+	claimed, dated := dateSkew(ans)
+	if !dated {
 		return 0
 	}
-	return ans.at.Round(0).Sub(date)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := &l.clock
+	switch age := ans.at.Sub(c.since); {
+	case age < 0 || age > 2*clockMemory:
+		*c = clock{ans.at, claimed, claimed}
+	case age > clockMemory:
+		*c = clock{ans.at, claimed, c.now}
+	default:
+		c.now = min(c.now, claimed)
+	}
+	return min(c.now, c.before)
 }
 
-func ceilSecond(t time.Time) time.Time {
-	if whole := t.Round(0).Truncate(time.Second); !whole.Equal(t) {
-		return whole.Add(time.Second)
+// dateSkew is our clock minus X's as one answer's date tells it.
+func dateSkew(ans answer) (skew time.Duration, dated bool) {
+	date, err := http.ParseTime(ans.header.Get("Date"))
+	if err != nil {
+		return 0, false
+	}
+	return ans.at.Round(0).Sub(date), true
+}
+
+// ceil rounds up to whole milliseconds, which is what others keep of a time.
+func ceil(t time.Time) time.Time {
+	if whole := t.Round(0).Truncate(time.Millisecond); !whole.Equal(t) {
+		return whole.Add(time.Millisecond)
 	}
 	return t.Round(0)
 }

@@ -30,7 +30,9 @@ func testAnswer(status int, header http.Header) answer {
 	if header == nil {
 		header = http.Header{}
 	}
-	return answer{status: status, header: header, at: testNow()}
+	ans := answer{status: status, header: header, at: testNow()}
+	ans.skew, _ = dateSkew(ans)
+	return ans
 }
 
 func TestReadWindows(t *testing.T) {
@@ -45,13 +47,11 @@ func TestReadWindows(t *testing.T) {
 		setWindow(h, "x-user-limit-24hour", 50, 49, reset)
 		setWindow(h, "x-app-limit-24hour", 10, 9, reset)
 		var got []Window
-		for _, w := range readWindows(EndpointCreatePost, testAnswer(200, h)) {
-			got = append(got, w.Window)
-		}
+		got = append(got, readWindows(EndpointCreatePost, testAnswer(200, h))...)
 		want := []Window{
-			{EndpointCreatePost, Window15Min, 100, 99, reset},
-			{EndpointCreatePost, WindowUser24h, 50, 49, reset},
-			{EndpointCreatePost, WindowApp24h, 10, 9, reset},
+			{Endpoint: EndpointCreatePost, Kind: Window15Min, Limit: 100, Remaining: 99, Reset: reset, XReset: reset.Unix(), Length: 10 * time.Minute},
+			{Endpoint: EndpointCreatePost, Kind: WindowUser24h, Limit: 50, Remaining: 49, Reset: reset, XReset: reset.Unix(), Length: 10 * time.Minute},
+			{Endpoint: EndpointCreatePost, Kind: WindowApp24h, Limit: 10, Remaining: 9, Reset: reset, XReset: reset.Unix(), Length: 10 * time.Minute},
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
@@ -68,7 +68,7 @@ func TestReadWindows(t *testing.T) {
 		setWindow(h, "x-rate-limit", 100, 99, reset)
 		h.Set("Date", now.Add(-time.Hour).Format(http.TimeFormat))
 		got := readWindows(EndpointMe, testAnswer(200, h))
-		if want := reset.Add(time.Hour + time.Second); len(got) != 1 || !got[0].Reset.Equal(want) {
+		if want := reset.Add(time.Hour + time.Second/2); len(got) != 1 || !got[0].Reset.Equal(want) {
 			t.Errorf("got %+v, want a reset at %v", got, want)
 		}
 	})
@@ -92,13 +92,13 @@ func TestMergeKeepsNewerState(t *testing.T) {
 	t.Parallel()
 
 	now := testNow()
-	at := func(remaining int, reset time.Duration) window {
+	at := func(remaining int, reset time.Duration) Window {
 		r := now.Truncate(time.Second).Add(reset)
-		return window{Window{EndpointMe, Window15Min, 100, remaining, r}, r.Unix()}
+		return Window{Endpoint: EndpointMe, Kind: Window15Min, Limit: 100, Remaining: remaining, Reset: r, XReset: r.Unix()}
 	}
 	const soon, later = time.Minute, 16 * time.Minute
 	for name, tc := range map[string]struct {
-		old, new, want window
+		old, new, want Window
 	}{
 		"expired gives way":        {at(0, -soon), at(9, soon), at(9, soon)},
 		"later reset wins":         {at(1, soon), at(99, later), at(99, later)},
@@ -106,10 +106,10 @@ func TestMergeKeepsNewerState(t *testing.T) {
 		"same window counts down":  {at(5, soon), at(4, soon), at(4, soon)},
 		"same window, older count": {at(4, soon), at(5, soon), at(4, soon)},
 	} {
-		l := newLimits()
-		l.merge([]window{tc.old}, now)
-		l.merge([]window{tc.new}, now)
-		if diff := cmp.Diff([]Window{tc.want.Window}, l.of(EndpointMe)); diff != "" {
+		l := NewLimits(nil)
+		l.merge(tc.old, now)
+		l.merge(tc.new, now)
+		if diff := cmp.Diff([]Window{tc.want}, l.All()); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
@@ -119,12 +119,12 @@ func TestMergeIsOneWindowDespiteJitter(t *testing.T) {
 	t.Parallel()
 
 	now := testNow()
-	first := window{Window{EndpointMe, Window15Min, 100, 5, now.Add(time.Minute)}, 7}
-	second := window{Window{EndpointMe, Window15Min, 100, 4, now.Add(time.Minute + time.Second)}, 7}
-	l := newLimits()
-	l.merge([]window{first}, now)
-	l.merge([]window{second}, now)
-	if got := l.of(EndpointMe); len(got) != 1 || got[0].Remaining != 4 || !got[0].Reset.Equal(first.Reset) {
+	first := Window{Endpoint: EndpointMe, Kind: Window15Min, Limit: 100, Remaining: 5, Reset: now.Add(time.Minute), XReset: 7}
+	second := Window{Endpoint: EndpointMe, Kind: Window15Min, Limit: 100, Remaining: 4, Reset: now.Add(time.Minute + time.Second), XReset: 7}
+	l := NewLimits(nil)
+	l.merge(first, now)
+	l.merge(second, now)
+	if got := l.All(); len(got) != 1 || got[0].Remaining != 4 || !got[0].Reset.Equal(first.Reset) {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -155,15 +155,15 @@ func TestCloseWindow(t *testing.T) {
 		"healthy headers and retry": {func(h http.Header) {
 			setWindow(h, "x-rate-limit", 100, 50, in(time.Minute))
 			h.Set("Retry-After", "5")
-		}, Window15Min, in(6 * time.Second)},
-		"no headers": {func(http.Header) {}, Window15Min, in(fallbackClosed + time.Second)},
+		}, Window15Min, in(5*time.Second + time.Second/2)},
+		"no headers": {func(http.Header) {}, Window15Min, in(fallbackClosed + time.Second/2)},
 		"passed reset": {func(h http.Header) {
 			setWindow(h, "x-rate-limit", 100, 0, in(-time.Minute))
-		}, Window15Min, in(fallbackClosed + time.Second)},
+		}, Window15Min, in(fallbackClosed + time.Second/2)},
 		"retry date": {func(h http.Header) {
 			h.Set("Retry-After", in(time.Minute).Format(http.TimeFormat))
 		}, Window15Min, in(time.Minute)},
-		"retry too far": {func(h http.Header) { h.Set("Retry-After", "999999999") }, Window15Min, in(fallbackClosed + time.Second)},
+		"retry too far": {func(h http.Header) { h.Set("Retry-After", "999999999") }, Window15Min, in(fallbackClosed + time.Second/2)},
 		"two exhausted": {func(h http.Header) {
 			setWindow(h, "x-rate-limit", 100, 0, in(time.Minute))
 			setWindow(h, "x-user-limit-24hour", 100, 0, in(time.Hour))
@@ -174,7 +174,7 @@ func TestCloseWindow(t *testing.T) {
 		ans := testAnswer(429, h)
 		got := closeWindow(EndpointMe, ans, readWindows(EndpointMe, ans))
 		if got.Kind != tc.kind || !got.Reset.Equal(tc.until) || !got.Exhausted(now) {
-			t.Errorf("%s: got %+v, want %s until %v", name, got.Window, tc.kind, tc.until)
+			t.Errorf("%s: got %+v, want %s until %v", name, got, tc.kind, tc.until)
 		}
 	}
 }
@@ -184,7 +184,7 @@ func TestRateLimitGoverns(t *testing.T) {
 
 	now := testNow()
 	w := func(kind WindowKind, remaining int, reset time.Duration) Window {
-		return Window{EndpointMe, kind, 100, remaining, now.Add(reset)}
+		return Window{Endpoint: EndpointMe, Kind: kind, Limit: 100, Remaining: remaining, Reset: now.Add(reset)}
 	}
 	for name, tc := range map[string]struct {
 		windows []Window
@@ -264,17 +264,95 @@ func TestUsageCapLeavesWindowsOpen(t *testing.T) {
 func TestWindowsConcurrently(t *testing.T) {
 	t.Parallel()
 
-	l := newLimits()
+	l := NewLimits(nil)
 	now := testNow()
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
-			l.merge([]window{{Window{EndpointMe, Window15Min, 50, 50 - i, now.Add(time.Minute)}, 1}}, now)
-			_ = fmt.Sprint(l.of(""))
+			l.note("a", EndpointMe, []Window{{Endpoint: EndpointMe, Kind: Window15Min, Limit: 50, Remaining: 50 - i, Reset: now.Add(time.Minute), XReset: 1}}, now)
+			_ = fmt.Sprint(l.All())
 		})
 	}
 	wg.Wait()
-	if got := l.of(EndpointMe); len(got) != 1 || got[0].Remaining != 1 {
+	if got := l.All(); len(got) != 1 || got[0].Remaining != 1 {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// X's clock is known to a second by one answer, and better by many; what another
+// clock claims counts no longer once this one was set.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	l := NewLimits(nil)
+	const ms = time.Millisecond
+	second := testNow().Truncate(time.Second)
+	for i, tc := range []struct{ after, claims, want time.Duration }{
+		{0, 900 * ms, 900 * ms},
+		{time.Second, 300 * ms, 300 * ms},
+		{time.Second, 700 * ms, 300 * ms},
+		{clockMemory, 800 * ms, 300 * ms},
+		{time.Second, 400 * ms, 300 * ms},
+		{clockMemory + time.Second, 700 * ms, 400 * ms},
+		{2*clockMemory + time.Second, 500 * ms, 500 * ms},
+		{-time.Hour, 600 * ms, 600 * ms}, // our clock was set back
+		{time.Second, -time.Hour + 400*ms, -time.Hour + 400*ms},
+	} {
+		second = second.Add(tc.after)
+		h := http.Header{}
+		h.Set("Date", second.Format(http.TimeFormat))
+		if got := l.skew(answer{header: h, at: second.Add(tc.claims)}); got != tc.want {
+			t.Errorf("answer %d: got %s, want %s", i, got, tc.want)
+		}
+		second = second.Add(min(tc.claims, 0).Truncate(time.Second))
+	}
+	undated := testAnswer(200, nil)
+	if got := l.skew(undated); got != 0 {
+		t.Errorf("an answer without a date: %s", got)
+	}
+}
+
+func TestRateShort(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	l := NewLimits(nil)
+	a, b := New("t", WithLimits(l, "a")), New("t", WithLimits(l, "b"))
+	l.Learn(Window{Account: "a", Endpoint: EndpointMe, Kind: Window15Min, Limit: 10, Remaining: 4, Reset: now.Add(time.Minute), XReset: 1})
+	l.Learn(Window{Endpoint: EndpointMe, Kind: WindowApp24h, Limit: 3, Remaining: 2, Reset: now.Add(time.Hour), XReset: 1})
+	for name, tc := range map[string]struct {
+		client *Client
+		need   int
+		kind   WindowKind // "": none is short
+	}{
+		"enough in each":                   {a, 2, ""},
+		"short of the app's":               {a, 3, WindowApp24h},
+		"of two the one that lasts longer": {a, 5, WindowApp24h},
+		"another account's is not its own": {b, 2, ""},
+		"the app's is everybody's":         {b, 3, WindowApp24h},
+	} {
+		short, is := tc.client.RateShort(EndpointMe, tc.need)
+		if is != (tc.kind != "") || short.Kind != tc.kind {
+			t.Errorf("%s: got %+v, %t", name, short, is)
+		}
+	}
+	// No window ever has more than its limit: a need beyond that waits for a full one.
+	l.Learn(Window{Account: "b", Endpoint: EndpointMe, Kind: Window15Min, Limit: 10, Remaining: 10, Reset: now.Add(time.Minute), XReset: 1})
+	l.Learn(Window{Endpoint: EndpointMe, Kind: WindowApp24h, Limit: 30, Remaining: 30, Reset: now.Add(2 * time.Hour), XReset: 2})
+	if short, is := b.RateShort(EndpointMe, 25); is {
+		t.Errorf("a full window is short: %+v", short)
+	}
+}
+
+func TestWindowLength(t *testing.T) {
+	t.Parallel()
+	now := testNow()
+	l := NewLimits(nil)
+	at := func(remaining int, xReset int64, length time.Duration) Window {
+		return Window{Account: "a", Endpoint: EndpointMe, Kind: Window15Min, Limit: 10, Remaining: remaining, Reset: now.Add(time.Minute), XReset: xReset, Length: length}
+	}
+	for _, w := range []Window{at(5, 1, 0), at(9, 2, time.Minute), at(8, 2, 0), at(4, 3, 0)} {
+		l.note("a", EndpointMe, []Window{w}, now)
+	}
+	if got := l.Of("a"); len(got) != 1 || got[0].Length != time.Minute || got[0].Remaining != 4 {
+		t.Errorf("got %+v, want the length of the window that was seen from its beginning", got)
 	}
 }

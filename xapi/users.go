@@ -63,7 +63,7 @@ func (q UserPostsQuery) values() url.Values {
 		set("start_time", q.StartTime.UTC().Truncate(time.Second).Format(time.RFC3339))
 	}
 	if !q.EndTime.IsZero() {
-		set("end_time", ceilSecond(q.EndTime).UTC().Format(time.RFC3339))
+		set("end_time", q.EndTime.Add(time.Second-1).Truncate(time.Second).UTC().Format(time.RFC3339))
 	}
 	if q.MaxResults > 0 {
 		set("max_results", strconv.Itoa(q.MaxResults))

@@ -41,12 +41,15 @@ type Worker struct {
 	conn   *Connection
 	ledger store.Store
 	gate   *consumers.Gate
-	tokens *consumers.Refresher
-	runner *consumers.Runner
-	sweep  *consumers.Sweeper
-	stops  *publishers.Stops
-	health *consumers.Health
-	listen net.Listener
+	// windows are X's, as told to all workers by board.
+	windows *consumers.Windows
+	board   *publishers.Windows
+	tokens  *consumers.Refresher
+	runner  *consumers.Runner
+	sweep   *consumers.Sweeper
+	stops   *publishers.Stops
+	health  *consumers.Health
+	listen  net.Listener
 }
 
 // NewWorker checks everything that a worker depends on and binds to it. It
@@ -162,7 +165,9 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	bells := publishers.NewBells(js, names)
 	records := publishers.NewRecords(js, names)
 	w.stops = publishers.NewStops(js, names)
-	w.gate = consumers.NewGate(w.stops, cfg.Lease/2, w.log)
+	w.gate = consumers.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
+	w.board = publishers.NewWindows(js, names)
+	w.windows = consumers.NewWindows(w.board, w.log)
 	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease}
 	w.tokens = &consumers.Refresher{
@@ -176,9 +181,11 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Media: media, Rules: cfg.Rules, Names: names, Log: w.log}
 	publish := &consumers.PublishHandler{
 		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
-		Clients: consumers.NewClients(func(token string) *xapi.Client {
-			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()))
-		}),
+		Windows: w.windows,
+		Client: func(account, token string) *xapi.Client {
+			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
+				xapi.WithLimits(w.windows.Limits, account))
+		},
 		Media: media, Rules: cfg.Rules, Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
@@ -197,7 +204,7 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 		}
 		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, publish)
 		w.sweep = &consumers.Sweeper{
-			Ledger: w.ledger, Bells: bells, Announce: announcer, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
+			Ledger: w.ledger, Bells: bells, Announce: announcer, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
 		}
 	}
 	if w.has(RoleRefresh) {
@@ -230,6 +237,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	case known := <-stops:
 		w.gate.Learn(known)
 	}
+	if err := w.board.FollowApp(background, w.windows.Learned); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	parts.Go(func() { w.windows.Run(background) })
 	parts.Go(func() {
 		for known := range stops {
 			w.gate.Learn(known)

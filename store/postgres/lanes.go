@@ -15,7 +15,7 @@ const (
 	// the first one's lease.
 	sqlClaimLane = `
 UPDATE lanes
-SET fence = fence + 1, lost_claims = lost_claims + 1, lease_owner = $2, lease_until = clock_timestamp() + $3::interval
+SET fence = fence + 1, lost_claims = lost_claims + 1, reserved = 0, lease_owner = $2, lease_until = clock_timestamp() + $3::interval
 WHERE account = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 RETURNING account, fence, lost_claims - 1`
 	sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
@@ -50,6 +50,7 @@ UPDATE lanes
 SET lease_owner = CASE WHEN rings = $3 THEN NULL ELSE lease_owner END,
     lease_until = CASE WHEN rings = $3 THEN NULL ELSE lease_until END,
     lost_claims = CASE WHEN rings = $3 THEN 0 ELSE lost_claims END,
+    reserved    = CASE WHEN rings = $3 THEN 0 ELSE reserved END,
     wake_at     = CASE WHEN rings = $3 THEN $4 ELSE wake_at END
 WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL
 RETURNING rings = $3`
@@ -139,6 +140,41 @@ func (s *Store) Uploaded(ctx context.Context, claim store.Lane, id string, post 
 		return r.Uploaded(line, claim, post, media)
 	})
 	return err
+}
+
+const (
+	// Its row is what reservations wait for one another at.
+	sqlAppWindow = `
+INSERT INTO app_windows AS w (name, x_reset, remaining) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET
+    x_reset   = greatest(w.x_reset, excluded.x_reset),
+    remaining = CASE WHEN excluded.x_reset > w.x_reset THEN excluded.remaining
+                     WHEN excluded.x_reset < w.x_reset THEN w.remaining
+                     ELSE least(w.remaining, excluded.remaining) END
+RETURNING remaining`
+	sqlSetAside = `
+SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> $1 AND lease_until > clock_timestamp()`
+	sqlReserve = `UPDATE lanes SET reserved = $3 WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+)
+
+// Reserve implements store.Requests.
+func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
+	err = s.change(ctx, "reserve calls", func(tx pgx.Tx) error {
+		out = store.Reserved{}
+		if err := tx.QueryRow(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&out.Left); err != nil {
+			return err
+		}
+		var others int
+		if err := tx.QueryRow(ctx, sqlSetAside, lane.Account).Scan(&others); err != nil {
+			return err
+		}
+		take := r.Need
+		if out.Granted = others+r.Need <= out.Left || r.Need == 0; !out.Granted {
+			take = 0
+		}
+		return fenced(changed(ctx, tx, sqlReserve, lane.Account, lane.Fence, take))
+	})
+	return out, err
 }
 
 // sqlBehind reads what waits in a line, behind a head that is held.

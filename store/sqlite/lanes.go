@@ -12,7 +12,7 @@ import (
 
 const sqlClaimLane = `
 UPDATE lanes
-SET fence = fence + 1, lease_owner = ?2, lease_until = ?3, lost_claims = lost_claims + 1
+SET fence = fence + 1, lease_owner = ?2, lease_until = ?3, lost_claims = lost_claims + 1, reserved = 0
 WHERE account = ?1 AND (lease_until IS NULL OR lease_until <= ?4)
 RETURNING fence, lost_claims - 1`
 
@@ -46,7 +46,7 @@ func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Dura
 
 const (
 	sqlReleaseLane = `
-UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0
+UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0, reserved = 0
 WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
 	sqlRings = `SELECT rings FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
@@ -151,6 +151,39 @@ func (s *Store) Uploaded(ctx context.Context, claim store.Lane, id string, post 
 		return r.Uploaded(line, claim, post, media)
 	})
 	return err
+}
+
+const (
+	sqlAppWindow = `
+INSERT INTO app_windows AS w (name, x_reset, remaining) VALUES (?1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET
+    x_reset   = max(w.x_reset, excluded.x_reset),
+    remaining = CASE WHEN excluded.x_reset > w.x_reset THEN excluded.remaining
+                     WHEN excluded.x_reset < w.x_reset THEN w.remaining
+                     ELSE min(w.remaining, excluded.remaining) END
+RETURNING remaining`
+	sqlSetAside = `
+SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> ?1 AND lease_until > ?2`
+	sqlReserve = `UPDATE lanes SET reserved = ?3 WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
+)
+
+// Reserve implements store.Requests.
+func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
+	err = s.change(ctx, "reserve calls", func(tx *sql.Tx) error {
+		if err := tx.QueryRowContext(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&out.Left); err != nil {
+			return err
+		}
+		var others int
+		if err := tx.QueryRowContext(ctx, sqlSetAside, lane.Account, micros(r.Now)).Scan(&others); err != nil {
+			return err
+		}
+		take := r.Need
+		if out.Granted = others+r.Need <= out.Left || r.Need == 0; !out.Granted {
+			take = 0
+		}
+		return fenced(changed(ctx, tx, sqlReserve, lane.Account, lane.Fence, take))
+	})
+	return out, err
 }
 
 // sqlBehind reads what waits in a line, behind a head that is held.

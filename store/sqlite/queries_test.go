@@ -134,6 +134,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlOwned":          true, // the ids that are asked for
 		"sqlReadCanary":     true, // one row
 		"sqlRefusals":       true, // in the order of the key, up to the limit
+		"sqlSetAside":       true, // over an index that holds just those
 		"sqlSetCanary":      true, // one row
 		"sqlVersion":        true, // one row a migration
 	}

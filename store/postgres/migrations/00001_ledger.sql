@@ -115,9 +115,19 @@ CREATE TABLE lanes (
     -- Claims since the last that was released or posted something, with the
     -- present one.
     lost_claims integer NOT NULL DEFAULT 0,
+    -- Calls of the app's window that its holder may still make.
+    reserved    integer NOT NULL DEFAULT 0 CHECK (reserved >= 0),
     CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX lanes_due ON lanes (wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX lanes_reserved ON lanes (account) WHERE reserved > 0;
+
+-- X's windows that all accounts share, near their end, as X told them last.
+CREATE TABLE app_windows (
+    name      text PRIMARY KEY,
+    x_reset   bigint NOT NULL, -- the end by X's clock, in epoch seconds
+    remaining integer NOT NULL
+);
 
 CREATE TABLE requests (
     account       text NOT NULL REFERENCES lanes (account),
@@ -240,5 +250,5 @@ CREATE INDEX connect_links_expired ON connect_links (expires_at);
 
 -- +goose Down
 
-DROP TABLE connect_links, leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, refresh_journal, oauth_tokens, accounts,
+DROP TABLE connect_links, app_windows, leases, refusals, posts, requests, lanes, refresh_batches, refresh_rounds, refresh_journal, oauth_tokens, accounts,
     ledger;

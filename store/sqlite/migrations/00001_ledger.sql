@@ -102,10 +102,20 @@ CREATE TABLE lanes (
     -- Claims since the last one that was released or posted something, the
     -- present one included.
     lost_claims INTEGER NOT NULL DEFAULT 0 CHECK (lost_claims >= 0),
+    -- Calls of the app's window that its holder may still make.
+    reserved    INTEGER NOT NULL DEFAULT 0 CHECK (reserved >= 0),
     CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
 ) STRICT;
 
 CREATE INDEX lanes_wake ON lanes (wake_at, account) WHERE wake_at IS NOT NULL;
+CREATE INDEX lanes_reserved ON lanes (account) WHERE reserved > 0;
+
+-- X's windows that all accounts share, near their end, as X told them last.
+CREATE TABLE app_windows (
+    name      TEXT    NOT NULL PRIMARY KEY,
+    x_reset   INTEGER NOT NULL, -- the end by X's clock, in epoch seconds
+    remaining INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE requests (
     account       TEXT    NOT NULL REFERENCES lanes (account),

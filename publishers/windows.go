@@ -1,0 +1,209 @@
+package publishers
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+const (
+	// The keys of rate windows in the limits bucket: one an account, and one for those
+	// that count all of the app.
+	appWindows     = "window.app"
+	accountWindows = "window.account."
+	// windowStays is how long windows are kept after their last reset, so that people
+	// can still see them.
+	windowStays = time.Hour
+)
+
+// Window is one of X's rate windows, as the last answer told it.
+type Window struct {
+	// Account is whose calls it counts; "" where it counts all of the app.
+	Account  string `json:"account,omitempty"`
+	Endpoint string `json:"endpoint"` // method and path pattern
+	Kind     string `json:"kind"`     // 15min, user_24h or app_24h
+	Limit    int    `json:"limit"`    // calls; 0 where X did not say
+	// Remaining are the calls left until Reset.
+	Remaining int       `json:"remaining"`
+	Reset     time.Time `json:"reset"`
+	// XReset is the reset by X's own clock, in epoch seconds, which tells a window
+	// from the next one.
+	XReset int64 `json:"x_reset"`
+	// Length is how long such a window was seen to last; 0 where it was not.
+	Length time.Duration `json:"length_ns,omitempty"`
+	// Estimated tells that X did not say: the limit is the documented one, and the
+	// calls are counted by us.
+	Estimated bool `json:"estimated,omitempty"`
+}
+
+// Windows are X's rate windows, which all workers share: one that has not called X
+// itself knows by them what is left. Whoever reads them merges them with what it
+// knows, since two workers may put those of the app out of order.
+//
+// Windows are safe for concurrent use, from any number of processes.
+type Windows struct {
+	js    jetstream.JetStream
+	names jetpost.Names
+}
+
+// NewWindows reads and writes through js in the installation of that name.
+func NewWindows(js jetstream.JetStream, names jetpost.Names) *Windows {
+	return &Windows{js: js, names: names}
+}
+
+func windowsKey(account string) string {
+	if account == "" {
+		return appWindows
+	}
+	return accountWindows + account
+}
+
+// Put shares all windows of an account, or with "" those of the app. They are
+// forgotten some time after the last reset.
+func (s *Windows) Put(ctx context.Context, account string, windows []Window) error {
+	value, err := json.Marshal(windows)
+	if err != nil {
+		return fmt.Errorf("encode windows: %w", err)
+	}
+	var until time.Time
+	for _, w := range windows {
+		if w.Reset.After(until) {
+			until = w.Reset
+		}
+	}
+	ttl := windowStays + max(time.Until(until), 0).Round(time.Second)
+	// A key-value client cannot give a key a life of its own with an update.
+	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + "." + windowsKey(account), Data: value}
+	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(ttl)); err != nil {
+		return fmt.Errorf("share windows of %s: %w", whose(account), err)
+	}
+	return nil
+}
+
+func whose(account string) string {
+	if account == "" {
+		return "the app"
+	}
+	return account
+}
+
+// Get returns the windows of an account, or with "" those of the app, as they were
+// put last; also those that are over.
+func (s *Windows) Get(ctx context.Context, account string) ([]Window, error) {
+	kv, err := s.bucket(ctx)
+	var entry jetstream.KeyValueEntry
+	if err == nil {
+		entry, err = ask(ctx, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
+			return kv.Get(ctx, windowsKey(account))
+		})
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("read windows of %s: %w", whose(account), err)
+	}
+	return decodeWindows(entry), nil
+}
+
+// decodeWindows takes what is no list of windows for none: X will tell again.
+func decodeWindows(entry jetstream.KeyValueEntry) (windows []Window) {
+	if entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &windows) != nil {
+		return nil
+	}
+	return windows
+}
+
+func (s *Windows) bucket(ctx context.Context) (jetstream.KeyValue, error) {
+	return ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
+		return s.js.KeyValue(ctx, s.names.LimitsBucket())
+	})
+}
+
+// All returns the windows of everybody, those that are over too, by account and
+// endpoint.
+func (s *Windows) All(ctx context.Context) ([]Window, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watcher, err := s.watch(ctx, "window.>")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	var all []Window
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("read windows: %w", ctx.Err())
+		case entry, ok := <-watcher.Updates():
+			switch {
+			case !ok:
+				return nil, errors.New("read windows: the connection is closed")
+			case entry == nil: // all that there is has been told
+				slices.SortFunc(all, compareWindows)
+				return all, nil
+			}
+			all = append(all, decodeWindows(entry)...)
+		}
+	}
+}
+
+func compareWindows(a, b Window) int {
+	return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Endpoint, b.Endpoint), cmp.Compare(a.Kind, b.Kind))
+}
+
+func (s *Windows) watch(ctx context.Context, keys string) (jetstream.KeyWatcher, error) {
+	kv, err := s.bucket(ctx)
+	var watcher jetstream.KeyWatcher
+	if err == nil {
+		watcher, err = kv.Watch(ctx, keys, jetstream.IgnoreDeletes())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watch windows: %w", explain(err))
+	}
+	return watcher, nil
+}
+
+// FollowApp calls learn with the windows of the app, if any are kept, and returns
+// then. It goes on with each change until the context ends or the connection is
+// closed for good.
+func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
+	watcher, err := s.watch(ctx, appWindows)
+	if err != nil {
+		return err
+	}
+	known := make(chan struct{})
+	go func() {
+		defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case entry, ok := <-watcher.Updates():
+				switch {
+				case !ok:
+					return
+				case entry == nil: // all that there was has been told
+					close(known)
+				default:
+					learn(decodeWindows(entry))
+				}
+			}
+		}
+	}()
+	select {
+	case <-known:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("watch windows: %w", ctx.Err())
+	}
+}
