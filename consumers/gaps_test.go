@@ -80,11 +80,14 @@ func gapRuns(t *testing.T) []gapRun {
 		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
 	}
 	const (
-		turn = "claim, look, token"
-		last = "look, release, ack"
-		hold = "conclude, read, jetpost.event.request.held, announced, look, schedule.wake, release, ack"
-		seen = "witness, GET /2/users/:id/tweets"
-		stop = "$KV.JETPOST_LIMITS.stop.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.stopped"
+		turn    = "claim, look, token"
+		tell    = "$KV.JETPOST_LIMITS.window.account"
+		last    = "look, " + tell + ", release, ack"
+		held    = "conclude, read, jetpost.event.request.held, announced, look"
+		hold    = held + ", " + tell + ", schedule.wake, release, ack"
+		unheard = held + ", schedule.wake, release, ack" // where X has told nothing
+		seen    = "witness, GET /2/users/:id/tweets"
+		stop    = "$KV.JETPOST_LIMITS.stop.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.stopped"
 
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
 	)
@@ -119,11 +122,11 @@ func gapRuns(t *testing.T) []gapRun {
 		}, {
 			name: "a lost answer of a post that is live", posts: thread("one", "two"),
 			upset: strike(lost(1, true)),
-			steps: steps(turn, "begin, POST /2/tweets", hold, turn, seen, "owned", live(resumed), "look, token", post(published), last),
+			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, "owned", live(resumed), "look, token", post(published), last),
 		}, {
 			name: "a lost answer of a post that is not", posts: thread("one", "two"),
 			upset: strike(lost(1, false)),
-			steps: steps(turn, "begin, POST /2/tweets", hold, turn, seen, "owned", hold, turn, seen, "owned, conclude, read, look, token",
+			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, "owned", hold, turn, seen, "owned, conclude, read, look, token",
 				post(progress), post(published), last),
 		}, {
 			name: "a look is refused", posts: thread("one"),
@@ -132,7 +135,7 @@ func gapRuns(t *testing.T) []gapRun {
 				check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
 				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
 			},
-			steps: steps(turn, "begin, POST /2/tweets", hold, turn, seen, hold, turn, seen, "owned", live(published), last),
+			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, hold, turn, seen, "owned", live(published), last),
 		}, {
 			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
 			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
@@ -627,6 +630,11 @@ func wireStep(subject, payload string) string {
 type mortalTokens struct {
 	m  *mortal
 	to tokenSource
+}
+
+func (s mortalTokens) Stored(ctx context.Context, account string) (store.Token, error) {
+	s.m.step("token as it is")
+	return s.to.Stored(ctx, account)
 }
 
 func (s mortalTokens) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {

@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // board is a stopBoard in memory, of one scope.
@@ -323,4 +326,147 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 			})
 		})
 	}
+}
+
+// wakes are doorbells and wake-ups that a test rings itself.
+type wakes struct {
+	muteBells
+	due map[string]time.Time
+}
+
+func (w *wakes) Ring(_ context.Context, account string) error {
+	w.due[account] = time.Now()
+	return nil
+}
+
+func (w *wakes) WakeAt(_ context.Context, account string, at time.Time) error {
+	w.due[account] = at
+	return nil
+}
+
+// next is the account whose bell rings first, and when.
+func (w *wakes) next() (account string, at time.Time) {
+	for a, t := range w.due {
+		if account == "" || t.Before(at) || t.Equal(at) && a < account {
+			account, at = a, t
+		}
+	}
+	return account, at
+}
+
+// outage is an installation in a bubble, with accounts whose lines are full and two
+// workers.
+type outage struct {
+	*testBundle
+	board   *board
+	bells   *wakes
+	workers []*PublishHandler
+	sweeper *Sweeper
+	turn    int
+	keys    []store.Key
+}
+
+func newOutage(t *testing.T, accounts, requests int) *outage {
+	t.Helper()
+	o := &outage{testBundle: offline(t), board: &board{}, bells: &wakes{due: map[string]time.Time{}}}
+	records := &silentRecords{}
+	for _, name := range []string{"one", "two"} {
+		r := o.refresher()
+		r.Gate, r.Records, r.Announce = NewGate(o.board, name, 0, o.log), records, records
+		o.workers = append(o.workers, o.lane(func(h *PublishHandler) {
+			h.Bells, h.Tokens, h.Gate, h.Worker = o.bells, r, r.Gate, name
+			h.Announce = &Announcer{Ledger: o.ledger, Records: records, Names: o.names, Log: o.log}
+		}))
+	}
+	o.sweeper = &Sweeper{Ledger: o.ledger, Bells: o.bells, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
+	o.board.watch = func(stops []publishers.Stop) {
+		for _, h := range o.workers {
+			h.Gate.Learn(stops)
+		}
+	}
+	for a := range accounts {
+		account := fmt.Sprintf("acme%d", a)
+		o.account(t, account, 0)
+		for i := range requests {
+			r := jetpost.Request{Account: account, ID: fmt.Sprint(i), Posts: thread(fmt.Sprint(i, "a"), fmt.Sprint(i, "b"))}
+			body, err := json.Marshal(r)
+			check(t, err)
+			_, err = o.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
+			check(t, err)
+			o.keys = append(o.keys, store.Key{Account: account, ID: r.ID})
+		}
+		o.bells.due[account] = time.Now()
+	}
+	return o
+}
+
+// until lets time pass, and whoever's bell rings run, until then or the fact.
+func (o *outage) until(t *testing.T, end time.Time, fact func() bool) {
+	t.Helper()
+	for !fact() {
+		account, at := o.bells.next()
+		if account == "" || at.After(end) {
+			sleep(time.Until(end))
+			return
+		}
+		sleep(time.Until(at))
+		delete(o.bells.due, account)
+		o.turn++
+		o.run(t, o.workers[o.turn%2], account)
+		select {
+		case <-o.workers[0].Gate.Ended():
+			o.sweeper.free = false
+			check(t, o.sweeper.Sweep(t.Context()))
+		default:
+		}
+	}
+}
+
+func never() bool { return false }
+
+// TestOutageOfADay: while X is away no attempt is spent and X is asked rarely, and
+// once it is back all goes on within one wait, in order.
+func TestOutageOfADay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const accounts, requests = 14, 3 // more than can be in doubt
+		o := newOutage(t, accounts, requests)
+		o.faults(t, xsim.Fault{Kind: xsim.FaultOutage})
+		posts := func() int { return o.calls(xsim.EndpointCreatePost) }
+		attempts := func() (n int) {
+			for _, key := range o.keys {
+				n += o.record(t, key).Status.Attempts
+			}
+			return n
+		}
+		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, ScopePublish) })
+		tried := posts()
+		if tried >= 2*breakerThreshold { // each worker counts by itself
+			t.Errorf("%d posts tried before the stop", tried)
+		}
+		before, probes := attempts(), o.calls(xsim.EndpointMe)
+		back := time.Now().Add(24 * time.Hour)
+		o.until(t, back, never)
+		equal(t, "posts tried during the outage", posts(), tried)
+		equal(t, "attempts spent during the outage", attempts(), before)
+		equal(t, "tokens exchanged during the outage", o.calls(xsim.EndpointToken), 0)
+		// One a wait: 30 s, 1, 2, 4 min, then one in 8 min.
+		probes = o.calls(xsim.EndpointMe) - probes
+		if most := 4 + int(24*time.Hour/(maxOpen*breakerOpen)) + 1; probes > most || probes < most*9/10 {
+			t.Errorf("%d probes, want %d", probes, most)
+		}
+		equal(t, "requests that failed", o.counts(t)[jetpost.StateFailed], 0)
+
+		o.faults(t)
+		o.until(t, back.Add(time.Hour), func() bool { return len(o.x.Posts("")) > 0 })
+		if took := time.Since(back); took > maxOpen*breakerOpen {
+			t.Errorf("the first post came %s after X was back, want %s at most", took, maxOpen*breakerOpen)
+		}
+		o.until(t, back.Add(time.Hour), func() bool { return o.counts(t)[jetpost.StatePublished] == accounts*requests })
+		equal(t, "published", o.counts(t)[jetpost.StatePublished], accounts*requests)
+		equal(t, "attempts in all", attempts(), 2*accounts*requests)
+		for a := range accounts {
+			o.texts(t, fmt.Sprintf("acme%d", a), "0a", "0b", "1a", "1b", "2a", "2b")
+		}
+	})
 }

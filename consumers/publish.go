@@ -45,6 +45,8 @@ type laneBells interface {
 
 // tokenSource is the one way to a token on the publish path.
 type tokenSource interface {
+	// Stored is the token as it is, even where it has ended.
+	Stored(ctx context.Context, account string) (store.Token, error)
 	EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error)
 }
 
@@ -229,15 +231,16 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	if v, stopped := r.stopped(ctx, now); stopped {
 		return r.settled(v)
 	}
+	if v, fails := r.probe(ctx, head.Account); fails {
+		return r.settled(v)
+	}
 	token, err := r.h.Tokens.EnsureFresh(ctx, head.Account, 0)
 	if err != nil {
 		return r.settled(judge(err, situation{now: time.Now(), holds: head.Holds}))
 	}
 	client := r.h.Client(head.Account, token.Access.Reveal())
 	var a attempt
-	if v, fails := r.probe(ctx, client, doubt); fails {
-		a = r.settled(v)
-	} else if doubt >= 0 {
+	if doubt >= 0 {
 		a = r.reconcile(ctx, client, head, doubt, request.Posts[doubt])
 	} else if v, ends := r.tooLong(ctx, client, request.Posts, from); ends {
 		a = r.settled(v)
@@ -433,14 +436,19 @@ func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
 }
 
 // probe asks X for something that changes nothing, where it is to be found out whether
-// X is back: a post that X does not answer would be in doubt.
-func (r *laneRun) probe(ctx context.Context, client *xapi.Client, doubt int) (v Verdict, fails bool) {
+// X is back: a post or a token exchange that X does not answer would be in doubt. Any
+// answer will do, even that the token has ended.
+func (r *laneRun) probe(ctx context.Context, account string) (v Verdict, fails bool) {
 	now := time.Now()
 	stop, stopped := r.h.Gate.Stopped(ScopePublish, now)
-	if !stopped || !r.probes(stop, now) || stop.Reason.Code != jetpost.CodeXOutage || doubt >= 0 {
-		return Verdict{}, false // one in doubt is looked for first
+	if !stopped || !r.probes(stop, now) || stop.Reason.Code != jetpost.CodeXOutage {
+		return Verdict{}, false
 	}
-	if _, err := r.me(ctx, client); !xapi.IsOutage(err) {
+	token, err := r.h.Tokens.Stored(ctx, account)
+	if err != nil {
+		return Verdict{}, false // which EnsureFresh makes something of
+	}
+	if _, err := r.me(ctx, r.h.Client(account, token.Access.Reveal())); !xapi.IsOutage(err) {
 		return Verdict{}, false
 	}
 	return r.stopped(ctx, time.Now())

@@ -60,6 +60,11 @@ type Refresher struct {
 	Log      *slog.Logger
 }
 
+// Stored returns the account's token as it is.
+func (r *Refresher) Stored(ctx context.Context, account string) (store.Token, error) {
+	return r.Tokens.Token(ctx, account)
+}
+
 // EnsureFresh returns a token that X should take. With usedVersion 0 it renews
 // one that ends soon; with the version of a token that X has just refused, it
 // renews that one, unless another worker already did. One that was renewed only

@@ -284,8 +284,10 @@ func (l *Limits) merge(w Window, now time.Time) bool {
 		if next.Length == 0 {
 			next.Length = old.Length
 		}
-	case w.XReset != old.XReset:
-		return false
+	case w.XReset != old.XReset && (!now.Before(w.Reset) || old.Exhausted(now)):
+		return false // it is older
+	case w.XReset != old.XReset: // X has changed its windows
+		next = w
 	default:
 		next.Remaining = min(old.Remaining, w.Remaining)
 		// What is known of X's clock gets better with each answer.

@@ -102,7 +102,9 @@ func TestMergeKeepsNewerState(t *testing.T) {
 	}{
 		"expired gives way":        {at(0, -soon), at(9, soon), at(9, soon)},
 		"later reset wins":         {at(1, soon), at(99, later), at(99, later)},
-		"older answer is ignored":  {at(99, later), at(1, soon), at(99, later)},
+		"older answer is ignored":  {at(99, later), at(1, -soon), at(99, later)},
+		"shorter window":           {at(99, later), at(1, soon), at(1, soon)},
+		"closed window stays":      {at(0, later), at(1, soon), at(0, later)},
 		"same window counts down":  {at(5, soon), at(4, soon), at(4, soon)},
 		"same window, older count": {at(4, soon), at(5, soon), at(4, soon)},
 	} {
