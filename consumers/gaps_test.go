@@ -71,7 +71,11 @@ func gapRuns(t *testing.T) []gapRun {
 	limit := func(scope xsim.Scope, posts int) func(*testing.T, *testBundle) {
 		return func(t *testing.T, b *testBundle) {
 			t.Helper()
-			check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: 1000}}))
+			check(t, b.x.SetLimits([]xsim.Limit{
+				// Other than what X told of the post before.
+				{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 50, WindowMS: 60_000},
+				{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: 1000},
+			}))
 		}
 	}
 	// What X said of a window dies with the worker that heard it.
@@ -110,7 +114,7 @@ func gapRuns(t *testing.T) []gapRun {
 		}, {
 			name: "the app's window is used up", posts: thread("one", "two"),
 			upset: limit(xsim.ScopeApp24h, 1), opts: forget,
-			steps: steps(turn, "begin, POST /2/tweets, posted", stop, told(progress), hold, turn, "begin, POST /2/tweets, posted", stop, told(published), last),
+			steps: steps(turn, "begin, POST /2/tweets, posted", stop, told(progress), hold, turn, "reserve, begin, POST /2/tweets, posted", stop, told(published), "reserve", last),
 		}, {
 			name: "a 429", posts: thread("one", "two"),
 			upset: func(t *testing.T, b *testBundle) {
