@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -234,4 +235,24 @@ func (r movingRecords) Event(ctx context.Context, subject string, e jetpost.Even
 	err := r.records.Event(ctx, subject, e)
 	r.move()
 	return err
+}
+
+// TestSweepFreesWhatAStopHeld: who was held by a stop that is ended before its time goes
+// on at once, whatever the hold says, and nobody is freed while it stands.
+func TestSweepFreesWhatAStopHeld(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	s := b.sweeper("one")
+	b.learn(t, s.Gate)
+	b.sweep(t, s)
+	h := b.lane(func(h *PublishHandler) { h.Gate = s.Gate })
+	check(t, s.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
+	b.run(t, h, "acme")
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.purge(t, b.names.LanesStream())
+	b.work(t, h)
+	check(t, b.stops.Clear(t.Context(), publishers.ScopePublish)) // by another process
+	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }
