@@ -317,3 +317,73 @@ func TestStopsHoldPublishing(t *testing.T) {
 		t.Errorf("got %s after %v", msg.Subject(), time.Since(asked))
 	}
 }
+
+// TestStopsProbe: of all workers one may find out whether a stop is over, and what it
+// finds makes the next wait twice as long.
+func TestStopsProbe(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	stops := NewStops(tb.js, tb.names)
+	start := time.Now().UTC().Truncate(time.Millisecond)
+	set := func(worker string, since time.Time) Stop {
+		t.Helper()
+		holds, _, err := stops.Set(t.Context(), Stop{
+			Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "why"}, Since: since,
+			Probe: true, Wait: time.Minute, MaxWait: 3 * time.Minute, Worker: worker,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return holds
+	}
+	probe := func(worker string, now time.Time) bool {
+		t.Helper()
+		stop, mine, err := stops.Probe(t.Context(), ScopePublish, worker, now, now.Add(30*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !stop.Active(now) || mine != (stop.Worker == worker) {
+			t.Errorf("probe by %s: %t, the stop is %+v", worker, mine, stop)
+		}
+		return mine
+	}
+	until := func(what string, stop Stop, at time.Time) {
+		t.Helper()
+		if !stop.Reason.Until.Equal(at) || !stop.Since.Equal(start) || !stop.Active(at.Add(time.Hour)) {
+			t.Errorf("%s: the stop is since %v until %v, want %v until %v", what, stop.Since, stop.Reason.Until, start, at)
+		}
+	}
+	until("at first", set("one", start), start.Add(time.Minute))
+	until("others have met it too", set("two", start.Add(time.Second)), start.Add(time.Minute))
+	if probe("one", start.Add(59*time.Second)) {
+		t.Error("a probe before its time")
+	}
+	due := start.Add(time.Minute)
+	if !probe("one", due) || probe("two", due) {
+		t.Error("want a probe by the first that asks, and by nobody else")
+	}
+	until("a late answer of another one", set("two", due.Add(time.Second)), due.Add(30*time.Second))
+	until("the probe has failed", set("one", due.Add(2*time.Second)), due.Add(2*time.Minute+2*time.Second))
+	due = due.Add(2*time.Minute + 2*time.Second)
+	if !probe("two", due) || probe("one", due.Add(29*time.Second)) || !probe("one", due.Add(30*time.Second)) {
+		t.Error("want a probe of which nothing is heard to be another worker's later")
+	}
+	due = due.Add(30 * time.Second)
+	until("as long as it ever gets", set("one", due), due.Add(3*time.Minute))
+
+	if err := stops.Clear(t.Context(), ScopePublish); err != nil {
+		t.Fatal(err)
+	}
+	if _, mine, err := stops.Probe(t.Context(), ScopePublish, "one", due.Add(time.Hour), due.Add(2*time.Hour)); mine || err != nil {
+		t.Errorf("a probe of no stop: %t, %v", mine, err)
+	}
+	start = start.Add(time.Hour)
+	until("a new one begins anew", set("one", start), start.Add(time.Minute))
+	// A stop that ends later than the next probe replaces it; another one does not.
+	for at, want := range map[time.Duration]time.Duration{30 * time.Second: time.Minute, time.Hour: time.Hour} {
+		holds, _, err := stops.Set(t.Context(), Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
+		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probe && at == time.Hour {
+			t.Errorf("a stop for %s: holds until %v, %v", at, holds.Reason.Until, err)
+		}
+	}
+}

@@ -554,3 +554,67 @@ func concludeOutOfDate(t *testing.T, b *bundle) {
 	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostFailed})
 	equal(t, "attempts", record.Status.Attempts, 1)
 }
+
+// reserve sets calls of a window aside that all accounts share.
+func reserve(t *testing.T, b *bundle) {
+	ask := func(lane store.Lane, xReset int64, left, need int) store.Reserved {
+		t.Helper()
+		got, err := b.st.Reserve(t.Context(), lane, store.Reservation{Window: "posts", XReset: xReset, Left: left, Need: need, Now: b.clock(t)})
+		check(t, err)
+		return got
+	}
+	want := func(what string, got store.Reserved, granted bool, left int) {
+		t.Helper()
+		equal(t, what, got, store.Reserved{Granted: granted, Left: left})
+	}
+	other := b.claimOther(t, "bolt")
+	lane := b.claim(t)
+	want("four of ten", ask(lane, 1, 10, 4), true, 10)
+	want("more than is free", ask(other, 1, 10, 7), false, 10)
+	want("all that is free", ask(other, 1, 10, 6), true, 10)
+	want("others instead of those it had", ask(other, 1, 10, 5), true, 10)
+	want("what X has told anybody", ask(lane, 1, 9, 4), true, 9)
+	want("an older count", ask(other, 1, 10, 6), false, 9) // and gives up what it had
+	want("more, as the other has none", ask(lane, 1, 9, 9), true, 9)
+	want("given back", ask(lane, 1, 9, 0), true, 9)
+	want("all that is left", ask(other, 1, 9, 9), true, 9)
+	want("a newer window", ask(other, 2, 20, 1), true, 20)
+	want("of an older one", ask(lane, 1, 3, 1), true, 20)
+
+	want("before its release", ask(lane, 2, 20, 19), true, 20)
+	want("beside it", ask(other, 2, 20, 2), false, 20)
+	b.release(t, lane, time.Time{})
+	want("after its release", ask(other, 2, 20, 2), true, 20)
+	_, err := b.st.Reserve(t.Context(), lane, store.Reservation{Window: "posts", XReset: 2, Left: 20, Need: 1, Now: b.now})
+	fails(t, "by a lane that was released", err, store.ErrFenced)
+
+	dead := b.claim(t)
+	want("before its death", ask(dead, 2, 20, 18), true, 20)
+	check(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
+	b.claim(t)
+	want("after its death", ask(other, 2, 20, 20), true, 20)
+}
+
+// reserveConcurrently lets many lanes ask at once: no more is granted than is left.
+func reserveConcurrently(t *testing.T, b *bundle) {
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	var lanes []store.Lane
+	for i := range 8 {
+		lanes = append(lanes, b.claimOther(t, fmt.Sprint("bolt", i)))
+	}
+	granted := atOnce(t, len(lanes), func(i int) (bool, error) {
+		got, err := stores[i%2].Reserve(t.Context(), lanes[i], store.Reservation{Window: "posts", XReset: 1, Left: 5, Need: 1, Now: b.now})
+		return got.Granted, err
+	})
+	equal(t, "granted", granted, 5)
+}
+
+// claimOther claims the lane of another account, which it adds.
+func (b *bundle) claimOther(t *testing.T, account string) store.Lane {
+	t.Helper()
+	b.add(t, account)
+	lane, ok, err := b.st.ClaimLane(t.Context(), account, "worker", longLease, b.clock(t))
+	check(t, err)
+	equal(t, "claim of "+account, ok, true)
+	return lane
+}

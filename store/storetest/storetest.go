@@ -134,6 +134,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"RescheduleEarlier", rescheduleEarlier},
 		{"RescheduleNothing", rescheduleNothing},
 		{"RescheduleWhileWorkedOn", rescheduleWhileWorkedOn},
+		{"Reserve", reserve},
+		{"ReserveConcurrently", reserveConcurrently},
 		{"Resolve", resolve},
 		{"Rotate", rotate},
 		{"RotateBehind", rotateBehind},

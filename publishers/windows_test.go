@@ -1,0 +1,71 @@
+package publishers
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+func TestWindows(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	windows := NewWindows(tb.js, tb.names)
+	reset := time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)
+	app := []Window{{Endpoint: "POST /2/tweets", Kind: "app_24h", Limit: 100, Remaining: 3, Reset: reset, XReset: 9, Length: time.Hour}}
+	acme := []Window{{Account: "acme", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 10, Remaining: 2, Reset: reset, XReset: 7, Estimated: true}}
+	told := make(chan []Window, 10)
+	follow := func() {
+		t.Helper()
+		if err := windows.FollowApp(t.Context(), func(w []Window) { told <- w }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, got, want any) {
+		t.Helper()
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: got %+v, want %+v", what, got, want)
+		}
+	}
+	get := func(account string) []Window {
+		t.Helper()
+		got, err := windows.Get(t.Context(), account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	follow()
+	want("told where there are none", len(told), 0)
+	want("windows of nobody", get("acme"), []Window(nil))
+	for account, put := range map[string][]Window{"": app, "acme": acme} {
+		if err := windows.Put(t.Context(), account, put); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("told of the app", <-told, app)
+	want("windows of the app", get(""), app)
+	want("windows of acme", get("acme"), acme)
+	all, err := windows.All(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("all", all, append(app, acme...))
+	follow()
+	want("told at first, before it returns", len(told), 1)
+
+	// What is over is forgotten, an hour after its reset.
+	stream, err := tb.js.Stream(t.Context(), "KV_"+tb.names.LimitsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := stream.GetLastMsgForSubject(t.Context(), "$KV."+tb.names.LimitsBucket()+".window.account.acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ttl, err := time.ParseDuration(msg.Header.Get(jetstream.MsgTTLHeader))
+	if err != nil || ttl < 2*time.Hour-time.Minute || ttl > 2*time.Hour {
+		t.Errorf("it is kept for %s, %v", ttl, err)
+	}
+}
