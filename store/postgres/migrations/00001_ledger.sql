@@ -115,7 +115,12 @@ CREATE TABLE lanes (
     -- Claims since the last that was released or posted something, with the
     -- present one.
     lost_claims integer NOT NULL DEFAULT 0,
-    CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
+    -- The account's latest pause; one that has ended by itself stays.
+    paused_at    timestamptz,
+    paused_until timestamptz, -- null: until somebody resumes it
+    pause_reason text NOT NULL DEFAULT '',
+    CHECK ((lease_owner IS NULL) = (lease_until IS NULL)),
+    CHECK (paused_at IS NOT NULL OR (paused_until IS NULL AND pause_reason = ''))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX lanes_due ON lanes (wake_at) WHERE wake_at IS NOT NULL;
 
