@@ -85,6 +85,7 @@ func TestFuseMinInterval(t *testing.T) {
 		b.publish(t, "thread", thread("a1", "a2", "a3")...)
 		b.published(t, "thread", 3) // its posts wait for nothing
 		last := b.sentAt(t, "thread", 2)
+		sleep(70 * time.Minute) // beyond the hour
 		b.publish(t, "next", thread("b")...)
 		b.held(t, "next", jetpost.CodeFuse, last.Add(interval),
 			fmt.Sprintf("the account's latest post was sent at %s, and the next request is begun 1h30m0s after it", last.UTC().Format(time.RFC3339)))
@@ -121,6 +122,19 @@ func TestFuseSparesThreads(t *testing.T) {
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			_, waited := b.settle(t)
 			b.published(t, "thread", 3)
+			equal(t, "went on in time", waited < interval, true)
+		})
+	})
+	t.Run("in doubt from the first post on", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := fused(t, Fuses{})
+			b.publish(t, "before", thread("before")...)
+			b.faults(t, lost(1, true))
+			b.publish(t, "thread", thread("one", "two")...)
+			b.h.Fuses = Fuses{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
+			_, waited := b.settle(t)
+			b.published(t, "thread", 2)
 			equal(t, "went on in time", waited < interval, true)
 		})
 	})
@@ -172,6 +186,34 @@ func TestFuseExpireAfter(t *testing.T) {
 		b.run(t, b.h, "acme")
 		b.published(t, "late", 1)
 		b.texts(t, "acme", "one", "two", "in time", "late")
+	})
+}
+
+// TestFuseExpireAfterStop: who is too late need not wait for the end of a stop.
+func TestFuseExpireAfterStop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b.h.Gate.Learn([]publishers.Stop{{
+			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
+		}})
+		b.publish(t, "late", thread("late")...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+		r, waited := b.settle(t)
+		equal(t, "reason", r.Status.Reason.Code, jetpost.CodeExpired)
+		equal(t, "before the stop ends", waited < 2*time.Hour, true)
+	})
+}
+
+// TestFuseExpireAfterSparesSlowThreads: its first post was in time, the others take
+// as long as they take.
+func TestFuseExpireAfterSparesSlowThreads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b.h.Ledger = &ledgerHook{Store: b.ledger, after: nth("posted", 1, func() error { sleep(90 * time.Minute); return nil })}
+		b.publish(t, "slow", thread("one", "two")...)
+		b.published(t, "slow", 2)
 	})
 }
 

@@ -133,6 +133,7 @@ func expireLate(t *testing.T, b *bundle) {
 	b.begin(t, lane, "tried", 0)
 	b.concludePost(t, lane, "tried", jetpost.StateHeld, jetpost.CodeRateLimited, 0, jetpost.PostPending)
 	b.publish(t, lane, "half", 0)
+	b.conclude(t, lane, "half", jetpost.StateHeld, jetpost.CodeRateLimited, time.Time{})
 	b.doubt(t, lane, "doubt", 0)
 	b.publish(t, lane, "done", 0)
 	b.publish(t, lane, "done", 1)
