@@ -47,13 +47,14 @@ func setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause,
 const unsent = `r.state IN ('scheduled', 'queued', 'held') AND
     coalesce((SELECT bool_and(state = 'pending') FROM posts WHERE account = r.account AND request_id = r.id), false)`
 
-// sqlLate goes by the lines, so that what is due later is not looked at.
+// sqlLate reads the front of the index of unfinished requests, and looks at the posts
+// of each late one once.
 const sqlLate = `
+WITH late AS MATERIALIZED (
+    SELECT account, due_at, ` + unsent + ` AS unsent FROM requests AS r
+    WHERE r.` + unfinished + ` AND due_at < $2 AND ($1 = '' OR account = $1))
 SELECT account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
-FROM (SELECT r.account, r.due_at, ` + unsent + ` AS unsent
-      FROM lanes AS l JOIN requests AS r ON r.account = l.account
-      WHERE r.` + unfinished + ` AND r.due_at < $2 AND ($1 = '' OR l.account = $1)) AS late
-GROUP BY account ORDER BY account COLLATE "C"`
+FROM late GROUP BY account ORDER BY account COLLATE "C"`
 
 // Late implements store.Requests.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) ([]store.LateLine, error) {
