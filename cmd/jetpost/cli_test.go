@@ -458,6 +458,15 @@ func TestStatusTextCountsWhatItDoesNotName(t *testing.T) {
 	}
 }
 
+func TestResumeTextSaysWhatGoesOut(t *testing.T) {
+	t.Parallel()
+	c := resumeCmd{whomFlags: whomFlags{App: true}, ExpireOlderThan: 6 * time.Hour}
+	want := "0 requests, due more than 6h0m0s ago, failed as expired\n2 requests, as late, had begun: left alone\nnothing was stopped\n"
+	if text := c.text(app.Resumed{Begun: 2}); text != want {
+		t.Errorf("text = %q, want %q", text, want)
+	}
+}
+
 func TestMoment(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
