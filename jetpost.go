@@ -157,7 +157,9 @@ const (
 
 	// Held, with an end that is known or estimated.
 	CodeRateLimited        Code = "rate_limited"         // the account's own window at X is used up
+	CodeFuse               Code = "fuse"                 // a limit that the operator has set for each account
 	CodeAppStopped         Code = "app_stopped"          // the whole app is stopped; detail says by what
+	CodeAccountPaused      Code = "account_paused"       // somebody has paused the account; detail says why
 	CodeXUnavailable       Code = "x_unavailable"        // X cannot be reached, or fails
 	CodeMediaUnavailable   Code = "media_unavailable"    // a media source cannot be read just now
 	CodeMediaProcessing    Code = "media_processing"     // X works on a media file, or has it uploaded again
@@ -177,12 +179,13 @@ const (
 	CodeMediaChanged Code = "media_changed" // a media file is not the one that was accepted
 	CodeTextTooLong  Code = "text_too_long" // a post further on in the thread is too long for an account without a subscription
 	CodeSameText     Code = "same_text"     // another account posts the same text within a day, and workers are told to refuse that
-	CodeExpired      Code = "expired"       // expires_at passed before the first post was begun
+	CodeExpired      Code = "expired"       // it was too late for the first post: expires_at passed, or the operator lets nothing that late go out
 
 	// Unknown.
 	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost, and X does not show what it was
 
 	// Reasons of an app stop.
+	CodeAppPaused         Code = "app_paused"          // somebody has paused it; detail says why
 	CodeAppRateLimited    Code = "app_rate_limited"    // the app's own window at X is used up
 	CodeUsageCapped       Code = "usage_capped"        // X's usage cap
 	CodeCreditsDepleted   Code = "credits_depleted"    // the prepaid credits are used up
@@ -197,11 +200,11 @@ const (
 func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict,
-		CodeRateLimited, CodeAppStopped, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
+		CodeRateLimited, CodeFuse, CodeAppStopped, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
 		CodeReconciling, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
 		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
 		CodeOutcomeUnknown,
-		CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeXOutage, CodeAppMisconfigured,
+		CodeAppPaused, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeXOutage, CodeAppMisconfigured,
 	}
 }
 
@@ -294,6 +297,8 @@ const (
 
 	EventAccountReauthRequired EventType = "account.reauth_required"
 	EventAccountRecovered      EventType = "account.recovered"
+	EventAccountPaused         EventType = "account.paused"
+	EventAccountResumed        EventType = "account.resumed" // before the end of its pause
 
 	EventAppStopped EventType = "app.stopped"
 	EventAppResumed EventType = "app.resumed"
@@ -306,7 +311,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventRequestAccepted, EventRequestScheduled, EventRequestHeld, EventRequestResumed, EventRequestProgress,
 		EventRequestPublished, EventRequestFailed, EventRequestRefused, EventRequestUnknown, EventRequestCancelled,
-		EventAccountReauthRequired, EventAccountRecovered, EventAppStopped, EventAppResumed, EventRefreshCompleted,
+		EventAccountReauthRequired, EventAccountRecovered, EventAccountPaused, EventAccountResumed, EventAppStopped, EventAppResumed, EventRefreshCompleted,
 	}
 }
 

@@ -740,6 +740,11 @@ func (l mortalLedger) EndHolds(ctx context.Context, account string, code jetpost
 	return l.to.EndHolds(ctx, account, code, now)
 }
 
+func (l mortalLedger) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
+	l.m.step("sent")
+	return l.to.Sent(ctx, account, after, limit)
+}
+
 func (l mortalLedger) SameText(ctx context.Context, q store.TextQuery) (store.Key, bool, error) {
 	l.m.step("same text")
 	return l.to.SameText(ctx, q)

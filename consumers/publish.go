@@ -35,6 +35,7 @@ type laneLedger interface {
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
 	Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error
 	Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error)
+	Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error)
 }
 
 // laneBells are the bells of a lane: one that rings now, one that wakes it.
@@ -63,6 +64,7 @@ type PublishHandler struct {
 	Client   func(account, accessToken string) *xapi.Client
 	Media    *MediaSource
 	Rules    Rules
+	Fuses    Fuses
 	Health   *Health
 	Names    jetpost.Names
 	Timing   Timing
@@ -103,6 +105,7 @@ type laneRun struct {
 	log   *slog.Logger
 	until time.Time     // end of this claim's budget
 	lost  chan struct{} // closed once another worker is known to have the lane
+	pause store.Pause   // as of the latest look
 	// renewed tells that a 401 already made this run renew the token once.
 	renewed bool
 	// pass is until when this run may call in spite of a stop, to probe.
@@ -120,6 +123,7 @@ func (r *laneRun) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		r.pause = look.Pause
 		head, wakeAt := runnable(look, now)
 		if yield := r.d.stopping() || now.After(r.until); head == nil || yield {
 			if head != nil {
@@ -227,6 +231,9 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 		return r.doubtful(head, doubt, "the worker that sent it was lost")
 	case doubt < 0 && parent == "" && expired(request, now):
 		return r.settled(Failed(jetpost.CodeExpired, lateDetail))
+	}
+	if a, fused := r.fused(ctx, head, now); fused {
+		return a
 	}
 	if v, stopped := r.stopped(ctx, now); stopped {
 		return r.settled(v)
@@ -579,7 +586,7 @@ func (t *threadRun) before(ctx context.Context, i int, p *xapi.Post) (time.Time,
 			t.begun, t.intent = i, notAfter
 			return time.Time{}, &holdError{Hold(jetpost.CodeXUnavailable, time.Now(), "the database lost an answer; nothing was sent")}
 		case errors.Is(err, store.ErrNotRunnable):
-			return time.Time{}, &holdError{Done()} // cancelled: look again
+			return time.Time{}, &holdError{Done()} // cancelled or paused: look again
 		}
 		return time.Time{}, err
 	}
@@ -599,6 +606,9 @@ func (t *threadRun) check(ctx context.Context, i int, now time.Time) error {
 	}
 	if i == 0 && expired(t.request, now) {
 		return &holdError{Failed(jetpost.CodeExpired, lateDetail)}
+	}
+	if v, late := t.r.late(t.head, now); i == 0 && late {
+		return &holdError{v}
 	}
 	if v, stopped := t.r.stopped(ctx, now); stopped {
 		return &holdError{v}

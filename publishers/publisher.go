@@ -207,13 +207,22 @@ func (p *Publisher) LastEvent(ctx context.Context, account, id string) (jetpost.
 }
 
 // LastAccountEvent returns the latest event that is kept of what an account
-// requires; false where none is.
+// requires; false where none is. That it was paused or resumed says nothing of that.
 func (p *Publisher) LastAccountEvent(ctx context.Context, account string) (jetpost.Event, bool, error) {
-	msg, err := lastMessage(ctx, p.js, p.names.EventsStream(), p.names.EventSubject("account.*", account, ""))
-	if err != nil || msg == nil {
-		return jetpost.Event{}, false, err
+	var last *jetstream.RawStreamMsg
+	for _, t := range []jetpost.EventType{jetpost.EventAccountReauthRequired, jetpost.EventAccountRecovered} {
+		msg, err := lastMessage(ctx, p.js, p.names.EventsStream(), p.names.EventSubject(t, account, ""))
+		if err != nil {
+			return jetpost.Event{}, false, err
+		}
+		if last == nil || msg != nil && msg.Sequence > last.Sequence {
+			last = msg
+		}
 	}
-	event, err := decodeEvent(msg.Subject, msg.Data)
+	if last == nil {
+		return jetpost.Event{}, false, nil
+	}
+	event, err := decodeEvent(last.Subject, last.Data)
 	return event, err == nil, err
 }
 

@@ -228,6 +228,16 @@ func TestPublisher(t *testing.T) {
 			}
 			want(eventID)
 		}
+		last, _, err := p.LastAccountEvent(t.Context(), "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, typ := range []jetpost.EventType{jetpost.EventAccountPaused, jetpost.EventAccountResumed} {
+			if err := records.Event(t.Context(), tb.names.EventSubject(typ, "acme", ""), jetpost.Event{EventID: "5", Type: typ}); err != nil {
+				t.Fatal(err)
+			}
+			want(last.EventID)
+		}
 	})
 
 	t.Run("Events survive a restart of the server without a gap", func(t *testing.T) {

@@ -83,7 +83,24 @@ type Account struct {
 	// Open counts its unfinished requests.
 	Open           int       `json:"open_requests"`
 	TokenExpiresAt time.Time `json:"token_expires_at"`
+	// Pause is the latest one, also where it has ended by itself.
+	Pause Pause `json:"pause,omitzero"`
 	TokenMeta
+}
+
+// Pause keeps an account from posting, since somebody wants that. The zero value
+// is none.
+type Pause struct {
+	Since time.Time `json:"since"`
+	// Until is when it ends by itself; zero: when somebody resumes the account.
+	Until  time.Time `json:"until,omitzero"`
+	Reason string    `json:"reason,omitempty"` // for people, one line
+}
+
+// Active tells whether the pause holds at a time. One that ended by itself stays
+// on record until the next one or a resume.
+func (p Pause) Active(at time.Time) bool {
+	return !p.Since.IsZero() && (p.Until.IsZero() || at.Before(p.Until))
 }
 
 // TokenMeta is what is remembered of a token's refreshes, as the row's
@@ -443,6 +460,8 @@ type Lane struct {
 type Look struct {
 	// Rings is the lane's counter of changes, as of this look.
 	Rings int64
+	// Pause is the account's latest one, also where it has ended by itself.
+	Pause Pause
 	// Head is the first due unfinished request, whatever its state; nil where
 	// none is due. Order: the request that has begun, then the earlier of
 	// due time and acceptance, then the sequence of acceptance.
@@ -458,9 +477,11 @@ type Record struct {
 	Body      []byte
 	DueAt     time.Time // max(accepted, publish_at); never before an earlier acceptance's
 	HoldUntil time.Time // zero where a hold has no end of its own
+	// BeganAt is the first intent since it joined its line; zero before.
+	BeganAt time.Time
 	// Holds counts the holds since the last progress, but those in which nothing
-	// fails: for X's processing of media, a window's reset, the end of a stop, or the
-	// next look for a post in doubt.
+	// fails: for X's processing of media, a window's reset, the end of a stop or a
+	// pause, a fuse, or the next look for a post in doubt.
 	Holds int
 	Posts []PostRecord
 	// Event is the type of the latest change.
@@ -587,6 +608,18 @@ type Reserved struct {
 // MaxHoldLine is how many requests one call of HoldLine holds.
 const MaxHoldLine = 500
 
+// LateLine is what of an account's line was due before a time and is not done.
+type LateLine struct {
+	Account string
+	// Unsent counts the requests of which nothing was sent, and Since is when the
+	// first of them was due.
+	Unsent int
+	Since  time.Time
+	// Begun counts the others: a post of them is live, or may be, or no worker could
+	// read them so far.
+	Begun int
+}
+
 // DefaultListLimit is how many requests a Filter without a limit lets through.
 const DefaultListLimit = 100
 
@@ -646,7 +679,7 @@ type Requests interface {
 
 	// Begin commits the intent to send one pending post, makes the request
 	// publishing and extends the lease. ErrNotRunnable: it was cancelled or put
-	// off, or that post is not pending.
+	// off, its account was paused, or that post is not pending.
 	Begin(ctx context.Context, lane Lane, id string, intent Intent) error
 	// Posted commits that X made the post. It holds for whoever wrote the
 	// latest intent, even after the lane was taken over: what X answered is
@@ -688,6 +721,25 @@ type Requests interface {
 	// EndHolds makes the account's requests that are held for the code due
 	// now and rings its lane. It returns how many there were.
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
+	// PauseAccount has the account post nothing more, from its commit on: a thread
+	// stops before its next post. It replaces an earlier pause, ends the holds for
+	// that (EndHolds with account_paused), and rings the lane. ErrNotFound.
+	PauseAccount(ctx context.Context, account string, pause Pause) error
+	// ResumeAccount ends the account's pause, the holds for it, and rings the lane.
+	// It returns the pause that there was, the zero one where there was none.
+	// ErrNotFound.
+	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
+	// Late returns, by account, what is unfinished though it was due before a time:
+	// of one account or, with "", of all that have such requests.
+	Late(ctx context.Context, account string, dueBefore time.Time) ([]LateLine, error)
+	// ExpireLate fails, with CodeExpired, up to limit requests of an account of which
+	// nothing was sent and that were due before a time, the first in the line first,
+	// and rings its lane. A worker that is at one of them sends nothing of it: of its
+	// Begin and this, the first wins. ErrNotFound: no such account.
+	ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) ([]Key, error)
+	// Sent returns when the account's posts were sent that are live and were sent
+	// after a time, the latest first, up to limit.
+	Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error)
 	// Replay puts a failed request back into its line, behind what was accepted
 	// before, and a held one back to work where it stands: failed posts become
 	// pending, those that are live or doubtful stay. ErrNotFound.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 //	Replay       failed, held           queued                    next       now
 //	Cancel       unfinished             cancelled                 next       now
 //	Reschedule   nothing sent           queued, scheduled         next       when due
+//	Expire       nothing sent           failed                    next       now, by the driver
 //	Resolve      in doubt               queued; last: published   next       now
 //	Reconcile    in doubt               held                      next       now
 //
@@ -52,6 +54,7 @@ type Line struct {
 	NextSeq int64 // of the next acceptance
 	// LastDue is the latest due time given to a request that was due at once.
 	LastDue time.Time
+	Pause   Pause
 }
 
 // HeldBy tells whether nobody has claimed the lane since, and it was not
@@ -61,8 +64,7 @@ func (l Line) HeldBy(claim Lane) bool { return l.Held && l.Fence == claim.Fence 
 // Row is a request with its posts, as a driver loads and saves it.
 type Row struct {
 	Record
-	BeganAt time.Time // of the first intent; zero before
-	Digest  []byte
+	Digest []byte
 	// CostMicros is in millionths of a US dollar; zero where it is not known.
 	CostMicros int64
 }
@@ -162,12 +164,13 @@ func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 }
 
 // Begin is the rule of [Requests.Begin]. It also refuses a post before whose
-// predecessor is live: a thread is in order or it stops.
+// predecessor is live: a thread is in order or it stops. That the account is paused
+// is looked at here, since nothing may be sent once a pause was committed.
 func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
 	switch {
 	case !line.HeldBy(claim):
 		return Change{}, ErrFenced
-	case !r.runnable(intent.Post), r.putOff(intent.Now):
+	case !r.runnable(intent.Post), r.putOff(intent.Now), line.Pause.Active(intent.Now):
 		return Change{}, ErrNotRunnable
 	}
 	p := &r.Posts[intent.Post]
@@ -373,7 +376,7 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 // often something was tried. Looks for a post in doubt have a count of their own.
 func (o Outcome) patient() bool {
 	switch o.Reason.Code {
-	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped:
+	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped, jetpost.CodeAccountPaused, jetpost.CodeFuse:
 		return true
 	case jetpost.CodeReconciling:
 		return o.Post >= 0
@@ -444,6 +447,19 @@ func (r *Row) Reschedule(line Line, at, now time.Time) (Change, error) {
 	}
 	r.revise(now)
 	return Change{Request: true, RingAt: r.DueAt}, nil
+}
+
+// Expire is the rule of [Requests.ExpireLate]. The posts stay pending, so that a
+// replay sends them.
+func (r *Row) Expire(dueBefore, now time.Time) (Change, error) {
+	if !r.unsent() || !r.DueAt.Before(dueBefore) {
+		return Change{}, ErrNotRunnable
+	}
+	r.move(jetpost.StateFailed, jetpost.EventRequestFailed, &jetpost.Reason{
+		Code: jetpost.CodeExpired, Detail: fmt.Sprintf("it was due at %s, and somebody found that too late to send it", r.DueAt.UTC().Format(time.RFC3339)),
+	})
+	r.revise(now)
+	return Change{Request: true}, nil
 }
 
 // unsent tells whether the request still waits, and no post of it was sent or may

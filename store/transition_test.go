@@ -92,6 +92,15 @@ func begin(post int) rule {
 	}
 }
 
+// beginPaused begins the post that is next, of an account with that pause.
+func beginPaused(pause store.Pause) rule {
+	return func(r *store.Row) (store.Change, error) {
+		paused := line
+		paused.Pause = pause
+		return r.Begin(paused, claim, store.Intent{Post: len(r.Posts) - 1, Now: now})
+	}
+}
+
 func posted(line store.Line, post int, postID string) rule {
 	return func(r *store.Row) (store.Change, error) { return r.Posted(line, claim, post, postID, now) }
 }
@@ -113,6 +122,11 @@ func replay(r *store.Row) (store.Change, error) {
 }
 
 func cancel(r *store.Row) (store.Change, error) { return r.Cancel(now) }
+
+// expire takes what was due before the given time for late.
+func expire(dueBefore time.Time) rule {
+	return func(r *store.Row) (store.Change, error) { return r.Expire(dueBefore, now) }
+}
 
 func reconcile(r *store.Row) (store.Change, error) { return r.Reconcile(now) }
 
@@ -181,6 +195,8 @@ func TestRules(t *testing.T) {
 		{"held for another reason", row(held, "p"), conclude(outcome(held, jetpost.CodePoison, until)), result{held, isHeld, "p", 6, 2, 2, saved}},
 		{"held, not sent", row(publishing, "s"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 1, of(saved, 0)}},
 		{"held, in doubt", row(publishing, "s"), conclude(about(held, 0, jetpost.PostSending)), result{held, isHeld, "s", 6, 1, 2, of(saved, 0)}},
+		{"held by a fuse", row(queued, "p"), conclude(outcome(held, jetpost.CodeFuse, until)), result{held, isHeld, "p", 6, 0, 2, saved}},
+		{"held by a pause", row(queued, "p"), conclude(outcome(held, jetpost.CodeAccountPaused, none)), result{held, isHeld, "p", 6, 0, 2, saved}},
 		{"held, not even begun", row(queued, "p"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 2, of(saved, 0)}},
 		{"failed", row(publishing, "lsp"), conclude(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(saved, 1)}},
 		{"unknown", row(held, "s"), conclude(about(unknown, 0, jetpost.PostSending)), result{unknown, isUnknown, "s", 6, 1, 2, of(saved, 0)}},
@@ -207,6 +223,10 @@ func TestRules(t *testing.T) {
 
 		{"cancel queued", row(queued, "p"), cancel, result{cancelled, isCancelled, "p", 6, 0, 2, rung}},
 		{"cancel unknown", row(unknown, "s"), cancel, result{cancelled, isCancelled, "s", 6, 0, 2, rung}},
+
+		{"expire queued", row(queued, "pp"), expire(now), result{failed, isFailed, "pp", 6, 0, 2, saved}},
+		{"expire held", row(held, "p"), expire(now), result{failed, isFailed, "p", 6, 1, 2, saved}},
+		{"expire scheduled", row(scheduled, "p"), expire(now), result{failed, isFailed, "p", 6, 0, 2, saved}},
 
 		{"reschedule queued", row(queued, "pp"), reschedule(until), result{scheduled, isScheduled, "pp", 6, 0, 2, store.Change{Request: true, RingAt: until}}},
 		{"reschedule held", row(held, "p"), reschedule(until), result{scheduled, isScheduled, "p", 6, 0, 2, store.Change{Request: true, RingAt: until}}},
@@ -263,6 +283,8 @@ func TestRulesRefuse(t *testing.T) {
 		{"begin after the release", row(queued, "p"), func(r *store.Row) (store.Change, error) {
 			return r.Begin(released, claim, store.Intent{Now: now})
 		}, store.ErrFenced},
+		{"begin while the account is paused", row(queued, "p"), beginPaused(store.Pause{Since: start}), store.ErrNotRunnable},
+		{"begin before the end of a pause", row(publishing, "lp"), beginPaused(store.Pause{Since: start, Until: now.Add(1)}), store.ErrNotRunnable},
 		{"cancel a published one", row(jetpost.StatePublished, "l"), cancel, store.ErrNotRunnable},
 		{"conclude after a takeover, about no post", row(publishing, "s"), concludeLate(store.Outcome{
 			State: jetpost.StateFailed, Post: -1, PostState: jetpost.PostFailed,
@@ -276,6 +298,12 @@ func TestRulesRefuse(t *testing.T) {
 		{"conclude after a takeover, about another's intent", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
 			return r.Conclude(taken, store.Lane{Fence: fence - 1}, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
 		}, store.ErrFenced},
+		{"expire a begun one", row(publishing, "s"), expire(now), store.ErrNotRunnable},
+		{"expire a failed one", row(jetpost.StateFailed, "p"), expire(now), store.ErrNotRunnable},
+		{"expire a live one", row(jetpost.StateHeld, "lp"), expire(now), store.ErrNotRunnable},
+		{"expire an unread one", row(jetpost.StateHeld, ""), expire(now), store.ErrNotRunnable},
+		{"expire one in doubt", row(jetpost.StateHeld, "sp"), expire(now), store.ErrNotRunnable},
+		{"expire one that is in time", row(queued, "p"), expire(start), store.ErrNotRunnable},
 		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
 			return r.Posted(taken, store.Lane{Fence: fence - 1}, 0, "a", now)
 		}, store.ErrFenced},
@@ -301,6 +329,27 @@ func TestRulesRefuse(t *testing.T) {
 				t.Errorf("a refused rule changed the row (-before +after):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestPauseEndsByItself(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		pause store.Pause
+		want  bool
+	}{
+		{"none", store.Pause{}, false},
+		{"without an end", store.Pause{Since: start}, true},
+		{"before its end", store.Pause{Since: start, Until: now.Add(1)}, true},
+		{"at its end", store.Pause{Since: start, Until: now}, false},
+	} {
+		if got := test.pause.Active(now); got != test.want {
+			t.Errorf("%s: active is %t, want %t", test.name, got, test.want)
+		}
+	}
+	if _, err := beginPaused(store.Pause{Since: start, Until: now})(row(jetpost.StateQueued, "p")); err != nil {
+		t.Errorf("begin at the end of a pause: %v", err)
 	}
 }
 

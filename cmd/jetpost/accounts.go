@@ -155,10 +155,29 @@ func (c *accountsListCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
+		now := time.Now()
+		for i := range accounts {
+			if !accounts[i].Pause.Active(now) {
+				accounts[i].Pause = store.Pause{}
+			}
+		}
 		return list(e, accounts, "ACCOUNT\tUSER\tTOKEN ENDS\tREFRESHED\tOPEN\tSTATE", func(a store.Account) string {
-			return fmt.Sprintf("%s\t@%s\t%s\t%s\t%d\t%s", a.Name, a.Username, localTime(a.TokenExpiresAt), localTime(a.LastRefreshAt), a.Open, tokenState(a))
+			return fmt.Sprintf("%s\t@%s\t%s\t%s\t%d\t%s", a.Name, a.Username, localTime(a.TokenExpiresAt), localTime(a.LastRefreshAt), a.Open, accountState(a))
 		})
 	})
+}
+
+// accountState is that of an account's token and, before it, its pause.
+func accountState(a store.Account) string {
+	token := tokenState(a)
+	switch {
+	case a.Pause.Since.IsZero():
+		return token
+	case token == app.TokenOK:
+		return "paused " + pauseText(a.Pause)
+	default:
+		return "paused " + pauseText(a.Pause) + "; " + token
+	}
 }
 
 func tokenState(a store.Account) string {
@@ -170,7 +189,7 @@ func tokenState(a store.Account) string {
 	case a.RefreshError != "":
 		return "refresh failing: " + a.RefreshError
 	default:
-		return "ok"
+		return app.TokenOK
 	}
 }
 
@@ -199,6 +218,9 @@ func accountText(r app.AccountReport) string {
 	line("account", r.Name)
 	line("user", fmt.Sprintf("@%s, X id %s", r.Username, r.XUserID))
 	line("state", r.State)
+	if !r.Pause.Since.IsZero() {
+		line("paused", pauseText(r.Pause))
+	}
 	line("do", r.Do)
 	if r.Disconnected() {
 		line("disconnected", localTime(r.RefreshFailedAt))

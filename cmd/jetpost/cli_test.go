@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,6 +54,7 @@ func TestScript(t *testing.T) {
 			"grant":   withHouse((*house).grant),
 			"house":   withHouse((*house).start),
 			"keys":    withHouse((*house).keys),
+			"late":    withHouse((*house).late),
 			"media":   withHouse((*house).media),
 			"mp4":     writeMP4,
 			"png":     writePNG,
@@ -64,6 +66,7 @@ func TestScript(t *testing.T) {
 			"consent": withHouse((*house).consent),
 			"lose":    withHouse((*house).lose),
 			"revoke":  withHouse((*house).revoke),
+			"told":    withHouse((*house).told),
 			"halt":    withHouse((*house).halt),
 		},
 	})
@@ -134,9 +137,9 @@ func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) fun
 }
 
 // start opens the house, with the accounts alice and bob: house [idle] [web]
-// [enterprise] [distinct]. An idle one has no worker; with web it has pages for
+// [enterprise] [distinct] [slow]. An idle one has no worker; with web it has pages for
 // people; X knows an enterprise one as such; a distinct one refuses a text that
-// another account has. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its NATS. At the end of the script the simulator's books must show
+// another account has; a slow one posts a request an hour for an account. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its NATS. At the end of the script the simulator's books must show
 // nothing that a correct client never does.
 func (h *house) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -151,6 +154,9 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 	}
 	if slices.Contains(args, "distinct") {
 		cfg.Rules.SameText = consumers.SameTextRefuse
+	}
+	if slices.Contains(args, "slow") {
+		cfg.Fuses.MinInterval = time.Hour
 	}
 	up, err := app.Up(ctx, app.HouseConfig{
 		Config: cfg,
@@ -331,6 +337,37 @@ func (h *house) halt(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 }
 
+// late has a request of one post, its id, wait since some time ago: late ACCOUNT ID AGO
+func (h *house) late(ts *testscript.TestScript, args []string) {
+	ago, err := time.ParseDuration(args[2])
+	ts.Check(err)
+	ledger, err := h.cfg.OpenStore(context.Background())
+	ts.Check(err)
+	defer func() { ts.Check(ledger.Close()) }()
+	body := fmt.Appendf(nil, `{"id":%q,"posts":[{"text":%q}]}`, args[1], args[1])
+	request, err := jetpost.Decode(args[0], body)
+	ts.Check(err)
+	then := time.Now().Add(-ago)
+	request.PublishAt = then // in a line, what comes later is not due before
+	_, err = ledger.Accept(context.Background(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then.Add(-time.Minute)})
+	ts.Check(err)
+}
+
+// told wants the last event of a type and an account to say so: told TYPE ACCOUNT PATTERN
+func (h *house) told(ts *testscript.TestScript, args []string) {
+	ctx := context.Background()
+	conn, err := h.cfg.Connect(ctx, slog.New(slog.DiscardHandler), "test")
+	ts.Check(err)
+	defer conn.Close()
+	stream, err := conn.JS.Stream(ctx, conn.Names.EventsStream())
+	ts.Check(err)
+	msg, err := stream.GetLastMsgForSubject(ctx, conn.Names.EventSubject(jetpost.EventType(args[0]), args[1], ""))
+	ts.Check(err)
+	if !regexp.MustCompile(args[2]).Match(msg.Data) {
+		ts.Fatalf("the event is %s", msg.Data)
+	}
+}
+
 // doubt puts a thread of two into the ledger whose first post may be live:
 // doubt ACCOUNT ID
 func (h *house) doubt(ts *testscript.TestScript, args []string) {
@@ -417,6 +454,15 @@ func TestStatusTextCountsWhatItDoesNotName(t *testing.T) {
 	blocked := app.Blocked{Account: "alice", ID: "a1", State: jetpost.StateUnknown, Do: "look"}
 	text := statusText(app.Status{Summary: "PUBLISHING", Blocked: []app.Blocked{blocked}, BlockedTotal: 3})
 	if want := "PUBLISHING\nblocked: alice by unknown request a1: look\nblocked: and 2 more\n"; text != want {
+		t.Errorf("text = %q, want %q", text, want)
+	}
+}
+
+func TestResumeTextSaysWhatGoesOut(t *testing.T) {
+	t.Parallel()
+	c := resumeCmd{whomFlags: whomFlags{App: true}, ExpireOlderThan: 6 * time.Hour}
+	want := "0 requests, due more than 6h0m0s ago, failed as expired\n2 requests, as late, had begun: left alone\nnothing was stopped\n"
+	if text := c.text(app.Resumed{Begun: 2}); text != want {
 		t.Errorf("text = %q, want %q", text, want)
 	}
 }

@@ -61,7 +61,8 @@ type cli struct {
 		accountsCmd  `embed:""`
 		connectFlags `embed:""`
 	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
-	Resume  resumeCmd  `cmd:"" help:"Go on after a stop of the whole app, before its time."`
+	Pause   pauseCmd   `cmd:"" help:"Have an account, or all of them, post nothing until a time or until resumed."`
+	Resume  resumeCmd  `cmd:"" help:"Go on after a pause, or after a stop of the whole app, before its time."`
 	Keys    keysCmd    `cmd:"" help:"Make, look at and change encryption keys."`
 	Status  statusCmd  `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
 	Health  healthCmd  `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`

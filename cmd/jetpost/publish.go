@@ -491,6 +491,9 @@ func forecastText(f app.Forecast) string {
 	line("when", "%s", whenText(f))
 	if l := f.Line; l != nil && l.State != "" {
 		line("account", "%s, its token: %s", f.Account, l.State)
+		if !l.Pause.Since.IsZero() {
+			line("paused", "%s", pauseText(l.Pause))
+		}
 		if l.Do != "" {
 			line("do", "%s", l.Do)
 		}

@@ -176,7 +176,11 @@ func (c *requestsShowCmd) Run(e *env) error {
 		if err != nil {
 			return whichRequest(err)
 		}
-		return e.show(found.Status, requestText(found))
+		account, err := ledger.Account(ctx, found.Account)
+		if err != nil {
+			return err
+		}
+		return e.show(found.Status, requestText(found, account.Pause))
 	})
 }
 
@@ -197,7 +201,8 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, ledger store.Requests
 	return notFound
 }
 
-func requestText(found store.Record) string {
+// requestText is a request of an account with that pause.
+func requestText(found store.Record, pause store.Pause) string {
 	s, texts := found.Status, postTexts(found)
 	var rows []string
 	line := func(name, value string) {
@@ -212,6 +217,9 @@ func requestText(found store.Record) string {
 	if s.Reason != nil {
 		line("until", localTime(s.Reason.Until))
 		line("do", app.AdviceFor(s.Reason.Code, s.Account, s.ID))
+	}
+	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != jetpost.CodeAccountPaused) {
+		line("paused", "its account, "+pauseText(pause))
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
 	line("attempts", strconv.Itoa(s.Attempts))

@@ -66,6 +66,16 @@ func statusText(s app.Status) string {
 		}
 		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), app.AdviceFor(jetpost.CodeAccountReauthRequired, one, ""))
 	}
+	for _, p := range s.Paused[:min(len(s.Paused), maxNamed)] {
+		tell(fmt.Sprintf("%s is paused %s", p.Account, pauseText(p.Pause)), app.AdviceFor(jetpost.CodeAccountPaused, p.Account, ""))
+	}
+	if more := len(s.Paused) - maxNamed; more > 0 {
+		tell(fmt.Sprintf("and %d more accounts are paused", more), "jetpost accounts list")
+	}
+	if l := s.Late; l != nil {
+		tell(fmt.Sprintf("late: %s not begun, the latest %s after its time", counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
+			"to fail those that are too late, before the others go out: jetpost resume --app --expire-older-than 6h")
+	}
 	for _, b := range s.Blocked {
 		fmt.Fprintf(&out, "blocked: %s by %s request %s: %s\n", b.Account, b.State, b.ID, b.Do)
 	}

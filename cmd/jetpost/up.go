@@ -28,6 +28,9 @@ type workFlags struct {
 	ExchangeLease time.Duration  `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no sign of life. Every margin of token care derives from it."`
 	Lifeboat      string         `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
 	SameText      string         `enum:"allow,warn,refuse" default:"warn" help:"What becomes of a request with a text that another account posts within a day, which X forbids: ${enum}."`
+	PostsPerHour  int            `name:"max-posts-per-hour" placeholder:"N" help:"Let no account have more live posts within an hour; what is more waits. A longer thread goes out alone."`
+	MinInterval   time.Duration  `placeholder:"DURATION" help:"Wait so long after an account's latest post before its next request is begun; posts of one thread do not wait."`
+	ExpireAfter   time.Duration  `placeholder:"DURATION" help:"Fail a request that has not begun so long after it was due."`
 	MediaAllow    []netip.Prefix `placeholder:"CIDR,..." help:"Private networks that media urls may reach all the same. Any producer can then read what is there."`
 	WorkerName    string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
@@ -57,6 +60,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
 	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
 	cfg.Rules.SameText = consumers.SameText(f.SameText)
+	cfg.Fuses = consumers.Fuses{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
 }
 
 // upCmd is 'jetpost up'.

@@ -154,6 +154,11 @@ func ReportAccount(ctx context.Context, ledger store.Store, name string) (Accoun
 		return AccountReport{}, accountError(name, err)
 	}
 	r := AccountReport{Account: account}
+	if r.Pause.Active(time.Now()) {
+		r.Do = AdviceFor(jetpost.CodeAccountPaused, name, "")
+	} else {
+		r.Pause = store.Pause{}
+	}
 	token, err := ledger.Token(ctx, name)
 	var key *store.KeyError
 	var damaged *store.DamagedError

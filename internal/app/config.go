@@ -64,8 +64,9 @@ type Config struct {
 	// was away. It should outlive the process.
 	Lifeboat string
 	Web      WebConfig
-	// Rules are those of X that requests must keep to.
+	// Rules are those of X that requests must keep to, and Fuses the operator's own.
 	Rules consumers.Rules
+	Fuses consumers.Fuses
 	// MediaAllow are private networks that media urls may reach all the same.
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.
@@ -208,6 +209,15 @@ func (c Config) validate(n needs) error {
 	}
 	if c.Refresh.Lease != 0 && c.Refresh.Lease < consumers.MinLease {
 		wrong("exchange lease: %s is shorter than %s", c.Refresh.Lease, consumers.MinLease)
+	}
+	if n := c.Fuses.PostsPerHour; n < 0 || n > consumers.MaxPostsPerHour {
+		wrong("max posts per hour: %d is not within 1 and %d, nor 0, which is no limit", n, consumers.MaxPostsPerHour)
+	}
+	if c.Fuses.MinInterval < 0 {
+		wrong("min interval: %s is negative", c.Fuses.MinInterval)
+	}
+	if d := c.Fuses.ExpireAfter; d != 0 && d < consumers.MinExpireAfter {
+		wrong("expire after: %s is shorter than %s", d, consumers.MinExpireAfter)
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)

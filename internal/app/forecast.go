@@ -47,6 +47,8 @@ type LineForecast struct {
 	// account of that name is known.
 	State string `json:"account_state,omitempty"`
 	Do    string `json:"do,omitempty"`
+	// Pause keeps the account from posting.
+	Pause store.Pause `json:"pause,omitzero"`
 	// Before counts the account's unfinished requests that are due no later.
 	Before int `json:"requests_before"`
 	// Request is the state of the request that has the id already.
@@ -108,7 +110,7 @@ func (c Config) lineForecast(ctx context.Context, r jetpost.Request) (*LineForec
 	case err != nil:
 		return nil, err
 	}
-	line.State, line.Do = report.State, report.Do
+	line.State, line.Do, line.Pause = report.State, report.Do, report.Pause
 	if line.Before, err = requestsBefore(ctx, ledger, r.Account, later(r.PublishAt, now)); err != nil {
 		return nil, err
 	}

@@ -29,6 +29,10 @@ type Status struct {
 	Requests map[jetpost.State]int `json:"requests,omitempty"`
 	// Reauth names the accounts that must be connected again.
 	Reauth []string `json:"reauth_required,omitempty"`
+	// Paused are the accounts that somebody has paused.
+	Paused []Paused `json:"paused,omitempty"`
+	// Late is what would go out late; nil where nothing would.
+	Late *Late `json:"late,omitempty"`
 	// Blocked are requests that hold up their account's line until a person
 	// acts: maxBlocked at most, of BlockedTotal.
 	Blocked      []Blocked `json:"blocked,omitempty"`
@@ -116,10 +120,17 @@ func (s *Status) readLedger(ctx context.Context, c Config) (id string, err error
 	if err != nil {
 		return "", databaseError(err)
 	}
+	now := time.Now()
 	for _, a := range accounts {
 		if a.RequiresReauth {
 			s.Reauth = append(s.Reauth, a.Name)
 		}
+		if a.Pause.Active(now) {
+			s.Paused = append(s.Paused, Paused{Account: a.Name, Pause: a.Pause})
+		}
+	}
+	if s.Late, err = readLate(ctx, ledger, now); err != nil {
+		return "", databaseError(err)
 	}
 	if err := s.readBlocked(ctx, ledger); err != nil {
 		return "", databaseError(err)
@@ -202,14 +213,17 @@ func (s *Status) judgeLanes(info *jetstream.ConsumerInfo, now time.Time) {
 }
 
 func stopSentence(reason jetpost.Reason) string {
-	words := reason.Detail
+	words, verb := reason.Detail, "STOPPED"
 	if words == "" {
 		words = string(reason.Code)
 	}
-	if reason.Until.IsZero() {
-		return "STOPPED: " + words
+	if reason.Code == jetpost.CodeAppPaused {
+		verb = "PAUSED"
 	}
-	return "STOPPED until " + reason.Until.Local().Format(time.RFC3339) + ": " + words
+	if reason.Until.IsZero() {
+		return verb + ": " + words
+	}
+	return verb + " until " + reason.Until.Local().Format(time.RFC3339) + ": " + words
 }
 
 func (s *Status) readLastRefresh(ctx context.Context, conn *Connection) error {
@@ -287,7 +301,7 @@ func Advice(code jetpost.Code) string {
 	case jetpost.CodeSameText:
 		return "change the text and send it under another id; jetpost replay ID sends it all the same"
 	case jetpost.CodeExpired:
-		return "send a new request"
+		return "send a new request; jetpost replay ID sends it late, unless its expires_at has passed"
 	case jetpost.CodeOutcomeUnknown:
 		return "look at the account on X, then say with jetpost requests resolve ID whether the post is there"
 	case jetpost.CodeUsageCapped:
@@ -300,6 +314,10 @@ func Advice(code jetpost.Code) string {
 		return "enrol the app in X's developer console, then jetpost resume --app"
 	case jetpost.CodeAppMisconfigured:
 		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, restart the workers, then jetpost resume --app"
+	case jetpost.CodeAccountPaused:
+		return "go on before its end with: jetpost resume ACCOUNT"
+	case jetpost.CodeAppPaused:
+		return "go on before its end with: jetpost resume --app"
 	case jetpost.CodeAppStopped:
 		return "see what stopped it with jetpost status"
 	default: // rate limits and outages of X end by themselves

@@ -186,7 +186,7 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account))
 		},
-		Media: media, Rules: cfg.Rules, Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Media: media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
 		Refresher: w.tokens, Bells: bells, Names: names,

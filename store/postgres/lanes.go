@@ -76,7 +76,7 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 }
 
 const (
-	sqlRings = `SELECT rings FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 	// sqlHead runs two short index scans. What has begun goes first, and once
 	// it has it is due, whatever this worker's clock says.
 	sqlHead = `
@@ -92,7 +92,8 @@ SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce
 func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
 	err = s.view(ctx, "look at lane", func(tx pgx.Tx) error {
 		look = store.Look{}
-		err := tx.QueryRow(ctx, sqlRings, lane.Account, lane.Fence).Scan(&look.Rings)
+		err := tx.QueryRow(ctx, sqlRings, lane.Account, lane.Fence).
+			Scan(&look.Rings, at{&look.Pause.Since}, at{&look.Pause.Until}, &look.Pause.Reason)
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}

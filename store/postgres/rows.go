@@ -13,12 +13,13 @@ import (
 )
 
 const sqlLockLane = `
-SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due FROM lanes WHERE account = $1 FOR UPDATE`
+SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason FROM lanes WHERE account = $1 FOR UPDATE`
 
 // lockLane fails with store.ErrNotFound. Who has locked a lane may change its
 // requests and posts; only an account and its token are ever locked before it.
 func lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
-	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue})
+	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
+		at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason)
 	return l, missing(err, store.ErrNotFound)
 }
 

@@ -121,9 +121,9 @@ const (
 	unfinished = `state NOT IN ('published', 'failed', 'cancelled')`
 
 	sqlFromAccounts = `
-SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata,
+SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason,
        (SELECT count(*) FROM requests WHERE account = a.name AND ` + unfinished + `)
-FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name`
+FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = ?1`
 	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name`
 )
@@ -145,7 +145,8 @@ func (s *Store) Accounts(ctx context.Context) (accounts []store.Account, err err
 
 func scanAccount(row scanner) (a store.Account, err error) {
 	var meta []byte
-	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &meta, &a.Open)
+	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &meta,
+		at{&a.Pause.Since}, at{&a.Pause.Until}, &a.Pause.Reason, &a.Open)
 	if err != nil {
 		return store.Account{}, err
 	}

@@ -48,7 +48,7 @@ const (
 	sqlReleaseLane = `
 UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0, reserved = 0
 WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
-	sqlRings = `SELECT rings FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
+	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
 // ReleaseLane implements store.Requests.
@@ -58,16 +58,16 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 		if released = n > 0; released || err != nil {
 			return err
 		}
-		_, err = readRings(ctx, tx, lane)
+		_, _, err = readRings(ctx, tx, lane)
 		return err
 	})
 	return released && err == nil, err
 }
 
 // readRings fails with store.ErrFenced where the lane is no longer held.
-func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (rings int64, err error) {
-	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings)
-	return rings, missing(err, store.ErrFenced)
+func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (rings int64, pause store.Pause, err error) {
+	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings, at{&pause.Since}, at{&pause.Until}, &pause.Reason)
+	return rings, pause, missing(err, store.ErrFenced)
 }
 
 const sqlDueLanes = `
@@ -100,7 +100,7 @@ SELECT coalesce(
 func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
 	err = s.view(ctx, "look at lane", func(tx *sql.Tx) error {
 		look = store.Look{}
-		if look.Rings, err = readRings(ctx, tx, lane); err != nil {
+		if look.Rings, look.Pause, err = readRings(ctx, tx, lane); err != nil {
 			return err
 		}
 		var head string

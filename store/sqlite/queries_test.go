@@ -128,6 +128,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlForgetRounds":   true, // the same
 		"sqlHasVersions":    true, // the catalogue
 		"sqlKeyUses":        true, // all of them are counted, for a person
+		"sqlLate":           true, // the lanes, and of each what is late: for a person
 		"sqlLedgerID":       true, // one row
 		"sqlListRequests":   true, // in the order of the index, up to the limit
 		"sqlNotices":        true, // over an index that holds just what is to be told

@@ -117,7 +117,12 @@ CREATE TABLE lanes (
     lost_claims integer NOT NULL DEFAULT 0,
     -- Calls of the app's window that its holder may still make.
     reserved    integer NOT NULL DEFAULT 0 CHECK (reserved >= 0),
-    CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
+    -- The account's latest pause; one that has ended by itself stays.
+    paused_at    timestamptz,
+    paused_until timestamptz, -- null: until somebody resumes it
+    pause_reason text NOT NULL DEFAULT '',
+    CHECK ((lease_owner IS NULL) = (lease_until IS NULL)),
+    CHECK (paused_at IS NOT NULL OR (paused_until IS NULL AND pause_reason = ''))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX lanes_due ON lanes (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX lanes_reserved ON lanes (account) WHERE reserved > 0;

@@ -104,7 +104,13 @@ CREATE TABLE lanes (
     lost_claims INTEGER NOT NULL DEFAULT 0 CHECK (lost_claims >= 0),
     -- Calls of the app's window that its holder may still make.
     reserved    INTEGER NOT NULL DEFAULT 0 CHECK (reserved >= 0),
-    CHECK ((lease_owner IS NULL) = (lease_until IS NULL))
+    -- The account's latest pause, also once it has ended by itself; paused_until
+    -- is NULL for one that somebody has to end.
+    paused_at    INTEGER,
+    paused_until INTEGER,
+    pause_reason TEXT    NOT NULL DEFAULT '',
+    CHECK ((lease_owner IS NULL) = (lease_until IS NULL)),
+    CHECK (paused_at IS NOT NULL OR (paused_until IS NULL AND pause_reason = ''))
 ) STRICT;
 
 CREATE INDEX lanes_wake ON lanes (wake_at, account) WHERE wake_at IS NOT NULL;

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/store"
+)
+
+// maxPauseReason bounds the words that everything which waits for a pause shows.
+const maxPauseReason = 200 // characters
+
+// whomFlags pick one account, or all of them.
+type whomFlags struct {
+	Account string `arg:"" optional:"" help:"Account; or give --app."`
+	App     bool   `env:"-" help:"All accounts."`
+}
+
+func (f whomFlags) mistake() string {
+	switch {
+	case f.App && f.Account != "":
+		return "give either an ACCOUNT or --app"
+	case !f.App && f.Account == "":
+		return "give an ACCOUNT, or --app for all of them"
+	default:
+		return ""
+	}
+}
+
+// pauseCmd is 'jetpost pause'.
+type pauseCmd struct {
+	whomFlags
+	Until        string `env:"-" placeholder:"TIME" help:"Go on by itself then: a time like 2026-12-01T09:00:00Z, or +10m from now. Without it somebody has to resume."`
+	Reason       string `env:"-" placeholder:"TEXT" help:"Why, for those who wonder what their requests wait for."`
+	connectFlags `embed:""`
+}
+
+// Run pauses an account, or the whole app.
+func (c *pauseCmd) Run(e *env) error {
+	until, reason, err := c.read(time.Now())
+	if err != nil {
+		return err
+	}
+	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+		if c.App {
+			return c.app(ctx, e, desk, until, reason)
+		}
+		paused, err := desk.PauseAccount(ctx, c.Account, until, reason)
+		if err != nil {
+			return err
+		}
+		return e.say(paused, "%s is paused %s\n  do: %s", c.Account, pauseText(paused.Pause), app.AdviceFor(jetpost.CodeAccountPaused, c.Account, ""))
+	})
+}
+
+func (c *pauseCmd) app(ctx context.Context, e *env, desk *app.Desk, until time.Time, reason string) error {
+	stop, changed, err := desk.PauseApp(ctx, until, reason)
+	if err != nil {
+		return err
+	}
+	text := "the app is paused " + pauseText(store.Pause{Until: stop.Reason.Until, Reason: stop.Reason.Detail})
+	if !changed { // it holds at least as long as what was asked for
+		text = "the app was stopped already, " + untilText(stop.Reason.Until) + ": " + reasonText(&stop.Reason)
+	}
+	return e.say(stop, "%s\n  do: %s", text, app.Advice(jetpost.CodeAppPaused))
+}
+
+// read refuses a time that has passed, and words that would spoil a line.
+func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err error) {
+	var wrong []string
+	if mistake := c.mistake(); mistake != "" {
+		wrong = append(wrong, mistake)
+	}
+	until, err = moment(c.Until, false, now)
+	switch {
+	case err != nil:
+		wrong = append(wrong, "--until: "+err.Error())
+	case !until.IsZero() && !until.After(now):
+		wrong = append(wrong, fmt.Sprintf("--until: %s has passed", localTime(until)))
+	}
+	reason = strings.Join(strings.Fields(c.Reason), " ")
+	if n := utf8.RuneCountInString(reason); n > maxPauseReason {
+		wrong = append(wrong, fmt.Sprintf("--reason: has %d characters, at most %d are allowed", n, maxPauseReason))
+	}
+	if !utf8.ValidString(reason) || strings.ContainsFunc(reason, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		wrong = append(wrong, "--reason: holds characters that cannot be printed")
+	}
+	return until, reason, mistakes("cannot pause", wrong...)
+}
+
+// pauseText says how long a pause lasts, and why.
+func pauseText(p store.Pause) string {
+	text := untilText(p.Until)
+	if p.Reason != "" {
+		text += ": " + p.Reason
+	}
+	return text
+}
+
+func untilText(until time.Time) string {
+	if until.IsZero() {
+		return "until somebody resumes it"
+	}
+	return "until " + localTime(until)
+}
+
+// resumeCmd is 'jetpost resume'.
+type resumeCmd struct {
+	whomFlags
+	ExpireOlderThan time.Duration `env:"-" placeholder:"DURATION" help:"First fail, as expired, what was due longer ago than this and has not begun; jetpost replay sends it all the same."`
+	connectFlags    `embed:""`
+}
+
+// Help is what the lines of the flags have no room for.
+func (c *resumeCmd) Help() string {
+	return "With an ACCOUNT it ends what jetpost pause ACCOUNT has begun. With --app it ends that of jetpost pause --app, " +
+		"and the stops of X: it was topped up, its cap raised, its settings corrected."
+}
+
+// Run ends a pause or the stops, and says what there was.
+func (c *resumeCmd) Run(e *env) error {
+	var wrong []string
+	if mistake := c.mistake(); mistake != "" {
+		wrong = append(wrong, mistake)
+	}
+	if c.ExpireOlderThan < 0 {
+		wrong = append(wrong, "--expire-older-than: is negative")
+	}
+	if err := mistakes("cannot resume", wrong...); err != nil {
+		return err
+	}
+	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+		var done app.Resumed
+		var err error
+		if c.App {
+			done, err = desk.ResumeApp(ctx, c.ExpireOlderThan)
+		} else {
+			done, err = desk.ResumeAccount(ctx, c.Account, c.ExpireOlderThan)
+		}
+		if err != nil && done.Expired > 0 {
+			err = errors.Join(err, fmt.Errorf("%s failed before that as expired", counted(done.Expired, "request", "requests")))
+		}
+		if err != nil {
+			return err
+		}
+		return e.show(done, c.text(done))
+	})
+}
+
+func (c *resumeCmd) text(done app.Resumed) string {
+	var text strings.Builder
+	if c.ExpireOlderThan > 0 {
+		fmt.Fprintf(&text, "%s, due more than %s ago, failed as expired\n", counted(done.Expired, "request", "requests"), c.ExpireOlderThan)
+	}
+	if done.Expired > 0 {
+		text.WriteString("  do: see them with jetpost requests list --state failed --code expired; send one late with jetpost replay ID\n")
+	}
+	if done.Begun > 0 {
+		fmt.Fprintf(&text, "%s, as late, had begun: left alone\n", counted(done.Begun, "request", "requests"))
+	}
+	switch {
+	case !c.App && done.Pause.Since.IsZero():
+		fmt.Fprintf(&text, "%s was not paused\n", c.Account)
+	case !c.App:
+		fmt.Fprintf(&text, "resumed %s, which was paused %s\n", c.Account, pauseText(done.Pause))
+	case len(done.Stops) == 0:
+		text.WriteString("nothing was stopped\n")
+	}
+	for _, stop := range done.Stops {
+		fmt.Fprintf(&text, "resumed %s, which was stopped: %s\n", stop.Scope, reasonText(&stop.Reason))
+	}
+	return text.String()
+}

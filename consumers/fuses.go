@@ -1,0 +1,127 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// MaxPostsPerHour bounds Fuses.PostsPerHour: so many rows are read before each
+	// request of an account that has posted as much.
+	MaxPostsPerHour = 1000
+	// MinExpireAfter bounds Fuses.ExpireAfter: a request has to get to its turn.
+	MinExpireAfter = time.Minute
+)
+
+// Fuses are limits that the operator sets for every account, so that what was
+// queued by mistake, or piled up during an outage, does not go out all at once. The
+// zero value has none. They are looked at before a request is begun; a thread that
+// has begun goes on to its end.
+type Fuses struct {
+	// PostsPerHour is how many posts of an account may be live that were sent within
+	// the last hour, those of the request that is begun included. A longer thread
+	// goes out alone.
+	PostsPerHour int
+	// MinInterval is the least time from an account's latest live post to the begin
+	// of the next request.
+	MinInterval time.Duration
+	// ExpireAfter fails a request of which nothing was sent so long after it was due.
+	ExpireAfter time.Duration
+}
+
+// hour is what PostsPerHour looks back on.
+const hour = time.Hour
+
+// fused tells what becomes of a head that may not go on now, though X may well take
+// it: it is too late for it, its account is paused, or a fuse holds it.
+func (r *laneRun) fused(ctx context.Context, head *store.Record, now time.Time) (attempt, bool) {
+	if v, late := r.late(head, now); late {
+		return r.settled(v), true
+	}
+	if r.pause.Active(now) {
+		return r.settled(Hold(jetpost.CodeAccountPaused, r.pause.Until, r.pause.Reason)), true
+	}
+	f := r.h.Fuses
+	if f.PostsPerHour == 0 && f.MinInterval == 0 || !begins(head) {
+		return attempt{}, false
+	}
+	sent, err := persist(ctx, r, "sent", func() ([]time.Time, error) {
+		return r.h.Ledger.Sent(ctx, head.Account, now.Add(-f.looksBack()), max(f.PostsPerHour, 1))
+	})
+	if err != nil {
+		return attempt{Verdict: Done(), post: -1, err: err}, true
+	}
+	left := len(head.Posts) - head.Status.Posted
+	until, detail := f.hold(sent, left, now)
+	return r.settled(Hold(jetpost.CodeFuse, until, detail)), until.After(now)
+}
+
+// late tells whether nothing of the request was sent, and that it is too late for
+// it by now.
+func (r *laneRun) late(head *store.Record, now time.Time) (Verdict, bool) {
+	after := r.h.Fuses.ExpireAfter
+	sent := func(p store.PostRecord) bool { return p.State != jetpost.PostPending }
+	if after == 0 || slices.ContainsFunc(head.Posts, sent) || !now.After(head.DueAt.Add(after)) {
+		return Verdict{}, false
+	}
+	return Failed(jetpost.CodeExpired, fmt.Sprintf("it was due at %s, and workers begin nothing later than %s after its time",
+		head.DueAt.UTC().Format(time.RFC3339), after)), true
+}
+
+// begins tells whether the next post is the request's first, or the first since
+// somebody has sent it back. A doubt is none: it is looked into.
+func begins(head *store.Record) bool {
+	live := false
+	for _, p := range head.Posts {
+		if p.State == jetpost.PostSending {
+			return false
+		}
+		live = live || p.State == jetpost.PostPosted
+	}
+	return !live || head.BeganAt.IsZero()
+}
+
+// looksBack is how old a live post can be and still matter.
+func (f Fuses) looksBack() time.Duration {
+	if f.PostsPerHour == 0 {
+		return f.MinInterval
+	}
+	return max(hour, f.MinInterval)
+}
+
+// hold is until when a request with so many posts left has to wait, and why, by when
+// the account's latest live posts were sent, the newest first. An end that is not
+// ahead is no wait.
+func (f Fuses) hold(sent []time.Time, left int, now time.Time) (until time.Time, detail string) {
+	if len(sent) == 0 {
+		return time.Time{}, ""
+	}
+	if end := sent[0].Add(f.MinInterval); end.After(now) {
+		until = end
+		detail = fmt.Sprintf("the account's latest post was sent at %s, and the next request is begun %s after it",
+			sent[0].UTC().Format(time.RFC3339), f.MinInterval)
+	}
+	if f.PostsPerHour == 0 {
+		return until, detail
+	}
+	// All but this many must be older than an hour by then.
+	needed := min(left, f.PostsPerHour)
+	room := f.PostsPerHour - needed
+	used := len(sent)
+	for used > 0 && !sent[used-1].After(now.Add(-hour)) {
+		used--
+	}
+	if used <= room {
+		return until, detail
+	}
+	if end := sent[room].Add(hour); end.After(until) {
+		until = end
+		detail = fmt.Sprintf("%d of %d posts an hour are used, and it needs %d", used, f.PostsPerHour, needed)
+	}
+	return until, detail
+}

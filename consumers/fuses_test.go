@@ -1,0 +1,366 @@
+package consumers
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// fused is an installation in a bubble whose lanes have these fuses.
+func fused(t *testing.T, fuses Fuses, opts ...func(*xsim.Server)) *doubtBundle {
+	t.Helper()
+	b := doubt(t, opts...)
+	b.h.Fuses = fuses
+	return b
+}
+
+// held fails unless the request waits for that reason until then, and nothing of it
+// was tried.
+func (b *doubtBundle) held(t *testing.T, id string, code jetpost.Code, until time.Time, detail string) {
+	t.Helper()
+	r := b.record(t, store.Key{Account: "acme", ID: id})
+	equal(t, "state of "+id, r.Status.State, jetpost.StateHeld)
+	equal(t, "reason of "+id, fmt.Sprint(r.Status.Reason.Code, ": ", r.Status.Reason.Detail), fmt.Sprint(code, ": ", detail))
+	equal(t, "end told of "+id, r.Status.Reason.Until.Equal(until), true)
+	equal(t, "end of "+id, r.HoldUntil.Equal(until), true)
+	equal(t, "failures of "+id, r.Holds, 0)
+}
+
+// sentAt is when a post was sent, as the ledger knows it.
+func (b *doubtBundle) sentAt(t *testing.T, id string, post int) time.Time {
+	t.Helper()
+	return b.record(t, store.Key{Account: "acme", ID: id}).Posts[post].SentAt
+}
+
+func (b *doubtBundle) published(t *testing.T, id string, posts int) {
+	t.Helper()
+	b.want(t, store.Key{Account: "acme", ID: id}, jetpost.StatePublished, "", posts)
+}
+
+func TestFusePostsPerHour(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{PostsPerHour: 3})
+		b.publish(t, "two", thread("a1", "a2")...)
+		sleep(10 * time.Minute)
+		b.publish(t, "one", thread("b")...)
+		b.published(t, "one", 1)
+		first, last := b.sentAt(t, "two", 0), b.sentAt(t, "one", 0)
+		b.publish(t, "more", thread("c")...)
+		until := first.Add(time.Hour)
+		b.held(t, "more", jetpost.CodeFuse, until, "3 of 3 posts an hour are used, and it needs 1")
+		b.publish(t, "long", thread("d1", "d2", "d3", "d4")...)
+		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
+		sleep(time.Until(until) - time.Microsecond)
+		b.run(t, b.h, "acme")
+		b.held(t, "more", jetpost.CodeFuse, until, "3 of 3 posts an hour are used, and it needs 1")
+		sleep(time.Microsecond)
+		b.run(t, b.h, "acme")
+		b.published(t, "more", 1)
+
+		// What is longer than an hour allows goes out alone, and whole.
+		b.held(t, "long", jetpost.CodeFuse, b.sentAt(t, "more", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 3")
+		sleep(time.Until(last.Add(time.Hour)))
+		b.run(t, b.h, "acme")
+		equal(t, "calls while it waits", b.calls(xsim.EndpointCreatePost), 4)
+		b.settle(t)
+		b.published(t, "long", 4)
+		b.texts(t, "acme", "a1", "a2", "b", "c", "d1", "d2", "d3", "d4")
+	})
+}
+
+func TestFuseMinInterval(t *testing.T) {
+	t.Parallel()
+	const interval = 90 * time.Minute
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{MinInterval: interval, PostsPerHour: 100})
+		b.publish(t, "thread", thread("a1", "a2", "a3")...)
+		b.published(t, "thread", 3) // its posts wait for nothing
+		last := b.sentAt(t, "thread", 2)
+		sleep(70 * time.Minute) // beyond the hour
+		b.publish(t, "next", thread("b")...)
+		b.held(t, "next", jetpost.CodeFuse, last.Add(interval),
+			fmt.Sprintf("the account's latest post was sent at %s, and the next request is begun 1h30m0s after it", last.UTC().Format(time.RFC3339)))
+		b.settle(t)
+		b.published(t, "next", 1)
+		if gap := b.sentAt(t, "next", 0).Sub(last); gap < interval || gap > interval+time.Second {
+			t.Errorf("it was sent %s after the last one", gap)
+		}
+	})
+}
+
+// TestFuseSparesThreads: what has begun goes on as soon as it can; what somebody
+// sends back begins anew.
+func TestFuseSparesThreads(t *testing.T) {
+	t.Parallel()
+	const interval = 5 * time.Hour
+	t.Run("interrupted", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := fused(t, Fuses{MinInterval: interval, PostsPerHour: 1})
+			b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
+			b.publish(t, "thread", thread("one", "two", "three")...)
+			b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
+			_, waited := b.settle(t)
+			b.published(t, "thread", 3)
+			equal(t, "went on in time", waited < interval, true)
+		})
+	})
+	t.Run("in doubt", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := fused(t, Fuses{MinInterval: interval, PostsPerHour: 1})
+			b.faults(t, lost(2, true))
+			b.publish(t, "thread", thread("one", "two", "three")...)
+			_, waited := b.settle(t)
+			b.published(t, "thread", 3)
+			equal(t, "went on in time", waited < interval, true)
+		})
+	})
+	t.Run("in doubt from the first post on", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := fused(t, Fuses{})
+			b.publish(t, "before", thread("before")...)
+			b.faults(t, lost(1, true))
+			b.publish(t, "thread", thread("one", "two")...)
+			b.h.Fuses = Fuses{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
+			_, waited := b.settle(t)
+			b.published(t, "thread", 2)
+			equal(t, "went on in time", waited < interval, true)
+		})
+	})
+	t.Run("replayed", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := fused(t, Fuses{PostsPerHour: 3})
+			b.faults(t, xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "No.", Times: 1})
+			b.publish(t, "thread", thread("one", "two", "three")...)
+			b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 1)
+			b.publish(t, "other", thread("other")...)
+			b.published(t, "other", 1)
+			_, err := b.ledger.Replay(t.Context(), store.Key{Account: "acme", ID: "thread"}, time.Now())
+			check(t, err)
+			b.run(t, b.h, "acme")
+			b.held(t, "thread", jetpost.CodeFuse, b.sentAt(t, "thread", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 2")
+			b.key.ID = "thread"
+			b.settle(t)
+			b.published(t, "thread", 3)
+			b.texts(t, "acme", "one", "other", "two", "three")
+		})
+	})
+}
+
+func TestFuseExpireAfter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
+		b.publish(t, "begun", thread("one", "two")...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
+		pause := store.Pause{Since: time.Now(), Until: time.Now().Add(90 * time.Minute).Truncate(time.Second)}
+		check(t, b.ledger.PauseAccount(t.Context(), "acme", pause))
+		b.publish(t, "late", thread("late")...)
+		sleep(time.Until(pause.Until.Add(-time.Hour)))
+		b.publish(t, "in-time", thread("in time")...)
+		due := b.record(t, store.Key{Account: "acme", ID: "late"}).DueAt
+		sleep(time.Until(pause.Until))
+		b.run(t, b.h, "acme")
+		b.published(t, "begun", 2) // what has begun goes on, however late
+		key := store.Key{Account: "acme", ID: "late"}
+		r := b.want(t, key, jetpost.StateFailed, jetpost.CodeExpired, 0)
+		equal(t, "detail", r.Status.Reason.Detail,
+			"it was due at "+due.UTC().Format(time.RFC3339)+", and workers begin nothing later than 1h0m0s after its time")
+		equal(t, "attempts", r.Status.Attempts, 0)
+		b.published(t, "in-time", 1)
+		_, err := b.ledger.Replay(t.Context(), key, time.Now())
+		check(t, err)
+		b.run(t, b.h, "acme")
+		b.published(t, "late", 1)
+		b.texts(t, "acme", "one", "two", "in time", "late")
+	})
+}
+
+// TestFuseExpireAfterStop: who is too late need not wait for the end of a stop.
+func TestFuseExpireAfterStop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b.h.Gate.Learn([]publishers.Stop{{
+			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
+		}})
+		b.publish(t, "late", thread("late")...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+		r, waited := b.settle(t)
+		equal(t, "reason", r.Status.Reason.Code, jetpost.CodeExpired)
+		equal(t, "before the stop ends", waited < 2*time.Hour, true)
+	})
+}
+
+// TestFuseExpireAfterSparesSlowThreads: its first post was in time, the others take
+// as long as they take.
+func TestFuseExpireAfterSparesSlowThreads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b.h.Ledger = &ledgerHook{Store: b.ledger, after: nth("posted", 1, func() error { sleep(90 * time.Minute); return nil })}
+		b.publish(t, "slow", thread("one", "two")...)
+		b.published(t, "slow", 2)
+	})
+}
+
+// TestFuseExpireAfterOutage: the database comes back with the request at the front
+// of the worker's mind, hours late.
+func TestFuseExpireAfterOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b.h.Ledger = &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { sleep(2 * time.Hour); return errAway })}
+		b.publish(t, "late", thread("late")...)
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeExpired, 0)
+		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	})
+}
+
+func TestFuseHolds(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+	ago := func(minutes ...int) (times []time.Time) {
+		for _, m := range minutes {
+			times = append(times, now.Add(-time.Duration(m)*time.Minute))
+		}
+		return times
+	}
+	for _, test := range []struct {
+		name  string
+		fuses Fuses
+		sent  []time.Time
+		left  int
+		want  time.Duration // from now
+	}{
+		{"both, the hour is longer", Fuses{PostsPerHour: 2, MinInterval: 10 * time.Minute}, ago(5, 20), 1, 40 * time.Minute},
+		{"both, the interval is longer", Fuses{PostsPerHour: 2, MinInterval: time.Hour}, ago(5, 20), 1, 55 * time.Minute},
+		{"nothing sent", Fuses{PostsPerHour: 1, MinInterval: time.Hour}, nil, 25, 0},
+		{"older than an hour", Fuses{PostsPerHour: 2, MinInterval: time.Minute}, ago(60, 90), 2, 0},
+		{"room for it", Fuses{PostsPerHour: 3}, ago(1), 2, 0},
+		{"room for less", Fuses{PostsPerHour: 3}, ago(1), 3, 59 * time.Minute},
+		{"room once the second is old", Fuses{PostsPerHour: 3}, ago(1, 2, 3), 2, 58 * time.Minute},
+		{"more than an hour's, once all are old", Fuses{PostsPerHour: 3}, ago(1, 2, 3), 25, 59 * time.Minute},
+		{"the interval has just passed", Fuses{MinInterval: time.Minute}, ago(1), 1, 0},
+	} {
+		until, detail := test.fuses.hold(test.sent, test.left, now)
+		if wait := max(until.Sub(now), 0); wait != test.want || (wait > 0) != (detail != "") {
+			t.Errorf("%s: waits %s, want %s: %s", test.name, wait, test.want, detail)
+		}
+	}
+}
+
+// TestPausedAccount: nothing of it is tried, and it goes on by itself in time.
+func TestPausedAccount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, Fuses{})
+		until := time.Now().Add(time.Hour).Truncate(time.Second)
+		check(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Until: until, Reason: "for an audit"}))
+		b.publish(t, "one", thread("one")...)
+		b.publish(t, "two", thread("two")...)
+		b.held(t, "one", jetpost.CodeAccountPaused, until, "for an audit")
+		b.want(t, store.Key{Account: "acme", ID: "two"}, jetpost.StateQueued, "", 0)
+		for endpoint := range b.x.Counts() {
+			equal(t, "calls to "+endpoint, b.calls(endpoint), 0)
+		}
+		sleep(time.Until(until) - time.Millisecond)
+		b.run(t, b.h, "acme")
+		b.held(t, "one", jetpost.CodeAccountPaused, until, "for an audit")
+		sleep(time.Millisecond)
+		b.run(t, b.h, "acme")
+		b.texts(t, "acme", "one", "two")
+
+		check(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now()}))
+		b.publish(t, "three", thread("three")...)
+		b.held(t, "three", jetpost.CodeAccountPaused, time.Time{}, "")
+		sleep(100 * time.Hour)
+		b.run(t, b.h, "acme")
+		b.texts(t, "acme", "one", "two")
+		b.account(t, "acme", 0) // whose token has ended meanwhile
+		_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+		check(t, err)
+		b.run(t, b.h, "acme")
+		b.texts(t, "acme", "one", "two", "three")
+	})
+}
+
+// TestPausedInMidThread: once a pause is committed no further post is sent, wherever
+// the worker is.
+func TestPausedInMidThread(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name   string
+		hook   func(*ledgerHook, func() error)
+		posted int
+	}{
+		{"before an intent", func(l *ledgerHook, do func() error) { l.before = nth("begin", 2, do) }, 1},
+		{"before the first intent", func(l *ledgerHook, do func() error) { l.before = nth("begin", 1, do) }, 0},
+		{"while a post is on its way", func(l *ledgerHook, do func() error) { l.before = nth("posted", 1, do) }, 1},
+		{"after a post", func(l *ledgerHook, do func() error) { l.after = nth("posted", 2, do) }, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := fused(t, Fuses{})
+				hook := &ledgerHook{Store: b.ledger}
+				test.hook(hook, func() error {
+					return b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Reason: "stop"})
+				})
+				b.h.Ledger = hook
+				b.publish(t, "thread", thread("one", "two", "three")...)
+				r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountPaused, test.posted)
+				equal(t, "attempts", r.Status.Attempts, test.posted)
+				equal(t, "calls", b.calls(xsim.EndpointCreatePost), test.posted)
+				b.held(t, "thread", jetpost.CodeAccountPaused, time.Time{}, "stop")
+				_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+				check(t, err)
+				b.run(t, b.h, "acme")
+				b.published(t, "thread", 3)
+				b.texts(t, "acme", "one", "two", "three")
+			})
+		})
+	}
+}
+
+// TestPausedApp: a pause by hand outlasts X's stops, and tokens are kept meanwhile.
+func TestPausedApp(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", time.Minute) // whose token is to be renewed
+	now := time.Now()
+	pause := publishers.Stop{Scope: publishers.ScopePublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "for an audit"}}
+	_, _, err := b.stops.Set(t.Context(), pause)
+	check(t, err)
+	equal(t, "consumer paused", b.paused(t), true)
+	h := b.lane()
+	h.Gate.Learn([]publishers.Stop{pause})
+	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+	holds, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, err)
+	equal(t, "what stops the app", holds.Reason, pause.Reason)
+
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	b.run(t, h, "acme") // a message that was on its way
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	if !strings.Contains(r.Status.Reason.Detail, "app_paused: for an audit") {
+		t.Errorf("detail is %q", r.Status.Reason.Detail)
+	}
+	_, err = h.Tokens.EnsureFresh(t.Context(), "acme", 0)
+	check(t, err)
+	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
+}

@@ -1,0 +1,205 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+// expireBatch is how many late requests are failed in one transaction.
+const expireBatch = 500
+
+// Paused is an account that somebody has paused.
+type Paused struct {
+	Account string      `json:"account"`
+	Pause   store.Pause `json:"pause"`
+}
+
+// PauseAccount has an account post nothing more until a time or, where that is zero,
+// until somebody resumes it. It replaces an earlier pause. store.ErrNotFound.
+func (d *Desk) PauseAccount(ctx context.Context, name string, until time.Time, reason string) (Paused, error) {
+	p := Paused{Account: name, Pause: store.Pause{Since: wholeMillis(time.Now()), Until: wholeMillis(until), Reason: reason}}
+	if err := d.Ledger.PauseAccount(ctx, name, p.Pause); err != nil {
+		return Paused{}, accountError(name, err)
+	}
+	why := &jetpost.Reason{Code: jetpost.CodeAccountPaused, Detail: reason, Until: p.Pause.Until}
+	return p, d.turned(ctx, jetpost.EventAccountPaused, name, why, "paused")
+}
+
+// turned tells that an account was paused or resumed, and has a worker look at it.
+func (d *Desk) turned(ctx context.Context, event jetpost.EventType, name string, reason *jetpost.Reason, what string) error {
+	err := errors.Join(
+		d.Records.Event(ctx, d.Conn.Names.EventSubject(event, name, ""), jetpost.Event{
+			EventID: uuid.NewString(), Type: event, Time: time.Now().UTC(),
+			Account: &jetpost.AccountStatus{Account: name, Reason: reason},
+		}),
+		d.ring(ctx, name))
+	if err != nil {
+		return &HintError{Err: fmt.Errorf("tell that account %s is %s: %w", name, what, err), Help: "it is " + what + "; to have it told, do it once more"}
+	}
+	return nil
+}
+
+func (d *Desk) ring(ctx context.Context, account string) error {
+	if err := d.Bells.Ring(ctx, account); err != nil {
+		return fmt.Errorf("ring lane of %s: %w", account, err)
+	}
+	return nil
+}
+
+// PauseApp has no account post anything until a time or, where that is zero, until
+// somebody resumes the app. It returns the stop that holds then: where the app was
+// stopped already, and for longer, that one, and false.
+func (d *Desk) PauseApp(ctx context.Context, until time.Time, reason string) (publishers.Stop, bool, error) {
+	return publishers.NewStops(d.Conn.JS, d.Conn.Names).Set(ctx, publishers.Stop{
+		Scope: publishers.ScopePublish, Since: time.Now(),
+		Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: reason, Until: wholeMillis(until)},
+	})
+}
+
+// wholeMillis is a time as every part can keep it.
+func wholeMillis(t time.Time) time.Time { return t.Truncate(time.Millisecond) }
+
+// Resumed tells what a resume has ended.
+type Resumed struct {
+	// Stops of the app that were in force.
+	Stops []publishers.Stop `json:"stops,omitempty"`
+	// Account is the one that was resumed, and Pause the one that was in force.
+	Account string      `json:"account,omitempty"`
+	Pause   store.Pause `json:"pause,omitzero"`
+	// Expired counts the requests that were failed since they were too late, and
+	// Begun those that are as late and go on.
+	Expired int `json:"expired"`
+	Begun   int `json:"late_and_begun"`
+}
+
+// ResumeApp ends every stop of the app before its time, and the waits of those that
+// it held. Before that, requests that were due longer ago than olderThan and of
+// which nothing was sent fail, unless it is zero.
+func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (Resumed, error) {
+	var r Resumed
+	if err := d.expireLate(ctx, "", olderThan, &r); err != nil {
+		return r, err
+	}
+	stops := publishers.NewStops(d.Conn.JS, d.Conn.Names)
+	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
+		stop, ok, err := stops.Get(ctx, scope)
+		if err != nil {
+			return r, err
+		}
+		if !ok {
+			continue
+		}
+		if err := stops.Clear(ctx, scope); err != nil {
+			return r, err
+		}
+		if stop.Active(time.Now()) {
+			r.Stops = append(r.Stops, stop)
+		}
+	}
+	accounts, err := d.Ledger.Accounts(ctx)
+	if err != nil {
+		return r, databaseError(err)
+	}
+	for _, account := range accounts {
+		held, err := d.Ledger.EndHolds(ctx, account.Name, jetpost.CodeAppStopped, time.Now())
+		if err != nil {
+			return r, databaseError(err)
+		}
+		if held == 0 {
+			continue
+		}
+		if err := d.ring(ctx, account.Name); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// ResumeAccount ends an account's pause, and the wait of what it held. Before that,
+// late requests fail as in ResumeApp. store.ErrNotFound.
+func (d *Desk) ResumeAccount(ctx context.Context, name string, olderThan time.Duration) (Resumed, error) {
+	r := Resumed{Account: name}
+	if err := d.expireLate(ctx, name, olderThan, &r); err != nil {
+		return r, err
+	}
+	now := time.Now()
+	pause, err := d.Ledger.ResumeAccount(ctx, name, now)
+	if err != nil {
+		return r, accountError(name, err)
+	}
+	if !pause.Active(now) {
+		return r, nil
+	}
+	r.Pause = pause
+	return r, d.turned(ctx, jetpost.EventAccountResumed, name, nil, "resumed")
+}
+
+// expireLate fails what is too late, of one account or, with "", of all, and tells
+// so.
+func (d *Desk) expireLate(ctx context.Context, account string, olderThan time.Duration, r *Resumed) error {
+	if olderThan == 0 {
+		return nil
+	}
+	dueBefore := time.Now().Add(-olderThan)
+	lines, err := d.Ledger.Late(ctx, account, dueBefore)
+	if err != nil {
+		return databaseError(err)
+	}
+	for _, line := range lines {
+		r.Begun += line.Begun
+		for more := line.Unsent > 0; more; {
+			keys, err := d.Ledger.ExpireLate(ctx, line.Account, dueBefore, expireBatch, time.Now())
+			if err != nil {
+				return databaseError(err)
+			}
+			for _, key := range keys {
+				if err := d.announcer.Announce(ctx, key); err != nil {
+					d.log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+				}
+			}
+			r.Expired += len(keys)
+			more = len(keys) == expireBatch
+		}
+		if err := d.ring(ctx, line.Account); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lateAfter is how long after its time a request that has not begun is late.
+const lateAfter = 15 * time.Minute
+
+// Late is what would go out late, as far as nothing of it was sent.
+type Late struct {
+	Requests int `json:"requests"`
+	// Since is when the first of them was due.
+	Since time.Time `json:"since"`
+}
+
+// readLate finds what would go out late, nil where nothing would.
+func readLate(ctx context.Context, ledger store.Requests, now time.Time) (*Late, error) {
+	lines, err := ledger.Late(ctx, "", now.Add(-lateAfter))
+	var late *Late
+	for _, line := range lines {
+		if line.Unsent == 0 {
+			continue
+		}
+		if late == nil {
+			late = &Late{Since: line.Since}
+		}
+		late.Requests += line.Unsent
+		if line.Since.Before(late.Since) {
+			late.Since = line.Since
+		}
+	}
+	return late, err
+}

@@ -1,0 +1,112 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_reason = $4 WHERE account = $1`
+
+// PauseAccount implements store.Requests.
+func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
+	return s.change(ctx, "pause account", func(tx pgx.Tx) error {
+		_, err := setPause(ctx, tx, account, pause, pause.Since)
+		return err
+	})
+}
+
+// ResumeAccount implements store.Requests.
+func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
+	err = s.change(ctx, "resume account", func(tx pgx.Tx) error {
+		before, err = setPause(ctx, tx, account, store.Pause{}, now)
+		return err
+	})
+	return before, err
+}
+
+// setPause has the lane look at once: what holds its head may be out of date.
+func setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
+	line, err := lockLane(ctx, tx, account)
+	if err != nil {
+		return store.Pause{}, err
+	}
+	if _, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Until), storable(pause.Reason)); err != nil {
+		return store.Pause{}, err
+	}
+	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, now)
+	return line.Pause, err
+}
+
+// unsent tells of a request r whether nothing of it was sent. One without posts
+// could not be read so far.
+const unsent = `r.state IN ('scheduled', 'queued', 'held') AND
+    coalesce((SELECT bool_and(state = 'pending') FROM posts WHERE account = r.account AND request_id = r.id), false)`
+
+// sqlLate reads the front of the index of unfinished requests, and looks at the posts
+// of each late one once.
+const sqlLate = `
+WITH late AS MATERIALIZED (
+    SELECT account, due_at, ` + unsent + ` AS unsent FROM requests AS r
+    WHERE r.` + unfinished + ` AND due_at < $2 AND ($1 = '' OR account = $1))
+SELECT account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
+FROM late GROUP BY account ORDER BY account COLLATE "C"`
+
+// Late implements store.Requests.
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) ([]store.LateLine, error) {
+	lines, err := collect(ctx, s.pool, func(row scanner) (l store.LateLine, err error) {
+		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
+		return l, err
+	}, sqlLate, account, dueBefore)
+	return lines, s.wrap("look for late requests", err)
+}
+
+const sqlLateUnsent = `
+SELECT ` + requestColumns + ` FROM requests AS r
+WHERE account = $1 AND due_at < $2 AND ` + unsent + ` ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
+
+// ExpireLate implements store.Requests.
+func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
+	err = s.change(ctx, "expire late requests", func(tx pgx.Tx) error {
+		expired = nil
+		line, err := lockLane(ctx, tx, account)
+		if err != nil {
+			return err
+		}
+		late, err := readRequests(ctx, tx, sqlLateUnsent, account, dueBefore, limit)
+		if err != nil || len(late) == 0 {
+			return err
+		}
+		for _, r := range late {
+			change, err := r.Expire(dueBefore, now)
+			if err == nil {
+				err = save(ctx, tx, line, r, change)
+			}
+			if err != nil {
+				return err
+			}
+			expired = append(expired, r.Key)
+		}
+		return ring(ctx, tx, account, now)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return expired, nil
+}
+
+const sqlSent = `
+SELECT sent_at FROM posts WHERE account = $1 AND state = 'posted' AND sent_at > $2 ORDER BY sent_at DESC LIMIT $3`
+
+// Sent implements store.Requests.
+func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
+	sent, err := collect(ctx, s.pool, func(row scanner) (t time.Time, err error) {
+		err = row.Scan(at{&t})
+		return t, err
+	}, sqlSent, account, after, limit)
+	return sent, s.wrap("look for sent posts", err)
+}

@@ -1,0 +1,122 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+const sqlSetPause = `UPDATE lanes SET paused_at = ?2, paused_until = ?3, pause_reason = ?4 WHERE account = ?1`
+
+// PauseAccount implements store.Requests.
+func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
+	return s.change(ctx, "pause account", func(tx *sql.Tx) error {
+		_, err := setPause(ctx, tx, account, pause, pause.Since)
+		return err
+	})
+}
+
+// ResumeAccount implements store.Requests.
+func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
+	err = s.change(ctx, "resume account", func(tx *sql.Tx) error {
+		before, err = setPause(ctx, tx, account, store.Pause{}, now)
+		return err
+	})
+	return before, err
+}
+
+// setPause has the lane look at once: what holds its head may be out of date.
+func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
+	line, err := readLane(ctx, tx, account)
+	if err != nil {
+		return store.Pause{}, err
+	}
+	if _, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Until), pause.Reason); err != nil {
+		return store.Pause{}, err
+	}
+	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, now)
+	return line.Pause, err
+}
+
+// unsent tells of a request whether nothing of it was sent. One without posts
+// could not be read so far.
+const unsent = `(requests.state IN ('scheduled', 'queued', 'held') AND
+    coalesce((SELECT min(state = 'pending') FROM posts WHERE account = requests.account AND request_id = requests.id), 0))`
+
+// sqlLate goes by the lines, so that what is due later is not looked at.
+const sqlLate = `
+SELECT account, sum(unsent), min(CASE WHEN unsent THEN due_at END), sum(NOT unsent)
+FROM (SELECT requests.account, due_at, ` + unsent + ` AS unsent
+      FROM lanes CROSS JOIN requests
+      WHERE requests.account = lanes.account AND ` + unfinished + ` AND due_at < ?2 AND (?1 = '' OR lanes.account = ?1))
+GROUP BY account ORDER BY account`
+
+// Late implements store.Requests.
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) (lines []store.LateLine, err error) {
+	err = s.view(ctx, "look for late requests", func(tx *sql.Tx) error {
+		lines, err = collect(ctx, tx, func(row scanner) (l store.LateLine, err error) {
+			err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
+			return l, err
+		}, sqlLate, account, micros(dueBefore))
+		return err
+	})
+	return lines, err
+}
+
+const sqlLateUnsent = sqlFromRequests + `
+WHERE account = ?1 AND due_at < ?2 AND ` + unfinished + ` AND ` + unsent + ` ORDER BY due_at, seq LIMIT ?3`
+
+// ExpireLate implements store.Requests.
+func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
+	err = s.change(ctx, "expire late requests", func(tx *sql.Tx) error {
+		expired = nil
+		line, err := readLane(ctx, tx, account)
+		if err != nil {
+			return err
+		}
+		late, err := collect(ctx, tx, scanRequest, sqlLateUnsent, account, micros(dueBefore), limit)
+		if err != nil || len(late) == 0 {
+			return err
+		}
+		for _, r := range late {
+			if err := expire(ctx, tx, line, r, dueBefore, now); err != nil {
+				return err
+			}
+			expired = append(expired, r.Key)
+		}
+		return ring(ctx, tx, account, now)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return expired, nil
+}
+
+func expire(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, dueBefore, now time.Time) error {
+	if err := readPosts(ctx, tx, r); err != nil {
+		return err
+	}
+	change, err := r.Expire(dueBefore, now)
+	if err != nil {
+		return err
+	}
+	return save(ctx, tx, line, r, change)
+}
+
+const sqlSent = `
+SELECT sent_at FROM posts WHERE account = ?1 AND state = 'posted' AND sent_at > ?2 ORDER BY sent_at DESC LIMIT ?3`
+
+// Sent implements store.Requests.
+func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) (sent []time.Time, err error) {
+	err = s.view(ctx, "look for sent posts", func(tx *sql.Tx) error {
+		sent, err = collect(ctx, tx, func(row scanner) (t time.Time, err error) {
+			err = row.Scan(at{&t})
+			return t, err
+		}, sqlSent, account, micros(after), limit)
+		return err
+	})
+	return sent, err
+}

@@ -1,0 +1,289 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// pauseAccount: from its commit on nothing more is begun, whoever is at work; what
+// is on its way is still recorded.
+func pauseAccount(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	b.accept(t, b.acceptance("thread", 3))
+	lane := b.claim(t)
+	b.publish(t, lane, "thread", 0)
+	b.begin(t, lane, "thread", 1)
+	look := b.look(t, lane, b.now)
+	equal(t, "pause before", look.Pause, store.Pause{})
+	equal(t, "account's before", b.account(t, acme).Pause, store.Pause{})
+
+	pause := store.Pause{Since: b.now, Until: b.now.Add(time.Hour), Reason: "a word\nof ours"}
+	check(t, b.st.PauseAccount(t.Context(), acme, pause))
+	after := b.look(t, lane, b.now)
+	equal(t, "pause", after.Pause, pause)
+	equal(t, "account's", b.account(t, acme).Pause, pause)
+	equal(t, "another account's", b.account(t, "beta").Pause, store.Pause{})
+	all, err := b.st.Accounts(t.Context())
+	check(t, err)
+	equal(t, "in the list", all[0].Pause, pause)
+	if after.Rings == look.Rings {
+		t.Error("the lane did not ring, so its holder goes on with what it saw before")
+	}
+	equal(t, "post on its way", b.posted(t, lane, "thread", 1, "p1"), jetpost.StatePublishing)
+	before := b.request(t, "thread")
+	fails(t, "next post", b.st.Begin(t.Context(), lane, "thread", b.intent(2)), store.ErrNotRunnable)
+	equal(t, "request", b.request(t, "thread"), before)
+	intent := b.intent(2)
+	intent.Now = pause.Until
+	check(t, b.st.Begin(t.Context(), lane, "thread", intent)) // it has ended by itself
+	equal(t, "pause that has ended", b.account(t, acme).Pause, pause)
+
+	fails(t, "no such account", b.st.PauseAccount(t.Context(), "nobody", pause), store.ErrNotFound)
+	_, err = b.st.ResumeAccount(t.Context(), "nobody", b.now)
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+// pauseReplaced: a pause holds until the end that was said last, and no longer.
+func pauseReplaced(t *testing.T, b *bundle) {
+	b.acceptAll(t, "head", "limited")
+	lane := b.claim(t)
+	long, short := b.now.Add(time.Hour), b.now.Add(time.Minute)
+	check(t, b.st.PauseAccount(t.Context(), acme, store.Pause{Since: b.now, Until: long, Reason: "long"}))
+	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, long)
+	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, long)
+	b.release(t, lane, long)
+	equal(t, "lane is due before", b.due(t, b.now), false)
+	check(t, b.st.PauseAccount(t.Context(), acme, store.Pause{Since: b.now, Until: short}))
+	equal(t, "pause", b.account(t, acme).Pause, store.Pause{Since: b.now, Until: short})
+	equal(t, "the hold for the first one ends", b.request(t, "head").HoldUntil, b.now)
+	equal(t, "another hold", b.request(t, "limited").HoldUntil, long)
+	equal(t, "lane is due", b.due(t, b.now), true)
+}
+
+func resumeAccount(t *testing.T, b *bundle) {
+	resume := func() store.Pause {
+		before, err := b.st.ResumeAccount(t.Context(), acme, b.now)
+		check(t, err)
+		return before
+	}
+	equal(t, "pause where there is none", resume(), store.Pause{})
+	b.acceptAll(t, "head", "limited")
+	lane := b.claim(t)
+	pause := store.Pause{Since: b.now, Reason: "for now"}
+	check(t, b.st.PauseAccount(t.Context(), acme, pause))
+	rings := b.look(t, lane, b.now).Rings
+	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, time.Time{})
+	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
+	b.release(t, lane, time.Time{})
+	equal(t, "lane is due before", b.due(t, b.now), false)
+	equal(t, "pause", resume(), pause)
+	equal(t, "the second time", resume(), store.Pause{})
+	equal(t, "account's", b.account(t, acme).Pause, store.Pause{})
+	equal(t, "end of the hold", b.request(t, "head").HoldUntil, b.now)
+	equal(t, "another hold", b.request(t, "limited").HoldUntil, b.now.Add(time.Hour))
+	equal(t, "lane is due", b.due(t, b.now), true)
+
+	// A worker that saw the pause before it ended holds for a moment only.
+	lane = b.claim(t)
+	check(t, b.st.Conclude(t.Context(), lane, "head", store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}, Post: -1, Rings: rings, Now: b.now,
+	}))
+	equal(t, "end of a hold by an old look", b.request(t, "head").HoldUntil, b.now)
+	equal(t, "what goes out", b.publish(t, lane, "head", 0), jetpost.StatePublished)
+}
+
+// lateLines reads what of acme's line was due before now.
+func (b *bundle) lateLines(t *testing.T, account string) []store.LateLine {
+	t.Helper()
+	lines, err := b.st.Late(t.Context(), account, b.now)
+	check(t, err)
+	return lines
+}
+
+// expireLate: what nothing was sent of, and was due too long ago, fails; all else
+// goes on.
+func expireLate(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	b.add(t, "idle")
+	dayAgo := b.now.Add(-24 * time.Hour)
+	accept := func(account, id string, due time.Time, posts int) {
+		in := b.acceptance(id, posts)
+		in.Request.Account = account
+		in.Now = due.Add(-time.Hour)
+		in.Request.PublishAt = due
+		b.accept(t, in)
+	}
+	for i, id := range []string{"scheduled", "held", "tried", "sending", "half", "doubt", "done", "cancelled"} {
+		accept(acme, id, dayAgo.Add(time.Duration(i)*time.Minute), 2)
+	}
+	unread := b.acceptance("unread", 1)
+	unread.Now, unread.Hold = dayAgo, &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker}
+	b.accept(t, unread)
+	accept(acme, "in time", b.now, 1)
+	accept(acme, "ahead", b.now.Add(time.Hour), 1)
+	accept("beta", "other", dayAgo.Add(-time.Hour), 1)
+
+	lane := b.claim(t) // and it is held all the time
+	b.conclude(t, lane, "held", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
+	b.begin(t, lane, "tried", 0)
+	b.concludePost(t, lane, "tried", jetpost.StateHeld, jetpost.CodeRateLimited, 0, jetpost.PostPending)
+	b.publish(t, lane, "half", 0)
+	b.conclude(t, lane, "half", jetpost.StateHeld, jetpost.CodeRateLimited, time.Time{})
+	b.doubt(t, lane, "doubt", 0)
+	b.publish(t, lane, "done", 0)
+	b.publish(t, lane, "done", 1)
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
+	check(t, err)
+	b.begin(t, lane, "sending", 0)
+
+	want := store.LateLine{Account: acme, Unsent: 3, Since: dayAgo, Begun: 4}
+	other := store.LateLine{Account: "beta", Unsent: 1, Since: dayAgo.Add(-time.Hour)}
+	equal(t, "late", b.lateLines(t, ""), []store.LateLine{want, other})
+	equal(t, "late of one", b.lateLines(t, acme), []store.LateLine{want})
+	equal(t, "late of one without any", len(b.lateLines(t, "idle")), 0)
+
+	before := map[string]store.Record{}
+	for _, id := range []string{"sending", "half", "doubt", "done", "cancelled", "unread", "in time", "ahead"} {
+		before[id] = b.request(t, id)
+	}
+	rings := b.look(t, lane, b.now).Rings
+	expire := func(limit int) (ids []string) {
+		keys, err := b.st.ExpireLate(t.Context(), acme, b.now, limit, b.now.Add(time.Second))
+		check(t, err)
+		for _, key := range keys {
+			ids = append(ids, key.ID)
+		}
+		return ids
+	}
+	equal(t, "expired first", expire(2), []string{"scheduled", "held"})
+	if b.look(t, lane, b.now).Rings == rings {
+		t.Error("the lane did not ring, though its head may be gone")
+	}
+	equal(t, "expired then", expire(2), []string{"tried"})
+	rings = b.look(t, lane, b.now).Rings
+	equal(t, "expired at last", len(expire(2)), 0)
+	equal(t, "rings where nothing expires", b.look(t, lane, b.now).Rings, rings)
+	for id, record := range before {
+		equal(t, "request "+id, b.request(t, id), record)
+	}
+	equal(t, "late after that", b.lateLines(t, ""), []store.LateLine{{Account: acme, Begun: 4}, other})
+	record := b.state(t, "held", jetpost.StateFailed, jetpost.CodeExpired, jetpost.EventRequestFailed)
+	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPending, jetpost.PostPending})
+	equal(t, "revision", record.Status.Revision, int64(3))
+	untold, err := b.st.Unannounced(t.Context(), b.now.Add(time.Minute), 100)
+	check(t, err)
+	told := true
+	for _, key := range untold {
+		told = told && key.ID != "held"
+	}
+	equal(t, "its event is told already", told, false)
+
+	// Whoever wants it all the same sends it now: it is late no more.
+	b.replay(t, "held", b.now)
+	equal(t, "late after the replay", b.lateLines(t, acme), []store.LateLine{{Account: acme, Begun: 4}})
+	equal(t, "expired after the replay", len(expire(10)), 0)
+	_, err = b.st.ExpireLate(t.Context(), "nobody", b.now, 1, b.now)
+	fails(t, "no such account", err, store.ErrNotFound)
+}
+
+// expireWhileWorkedOn: a worker that has seen the request at the front, and uploads
+// its media, does not send it, nor does what it found count.
+func expireWhileWorkedOn(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one", "behind")
+	lane := b.claim(t)
+	equal(t, "head", b.head(t, lane, b.now), "one")
+	keys, err := b.st.ExpireLate(t.Context(), acme, b.now.Add(time.Microsecond), 1, b.now)
+	check(t, err)
+	equal(t, "expired", fmt.Sprint(keys), "[{acme one}]")
+	fails(t, "begin", b.st.Begin(t.Context(), lane, "one", b.intent(0)), store.ErrNotRunnable)
+	b.conclude(t, lane, "one", jetpost.StateHeld, jetpost.CodeMediaUnavailable, b.now.Add(time.Hour))
+	b.state(t, "one", jetpost.StateFailed, jetpost.CodeExpired, jetpost.EventRequestFailed)
+	equal(t, "head then", b.head(t, lane, b.now), "behind")
+	equal(t, "next", b.publish(t, lane, "behind", 0), jetpost.StatePublished)
+}
+
+// expireConcurrently: each request is sent or expires, never both.
+func expireConcurrently(t *testing.T, b *bundle) {
+	const requests = 24
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	ids := make([]string, requests)
+	for i := range ids {
+		ids[i] = fmt.Sprint(i)
+	}
+	b.acceptAll(t, ids...)
+	lane := b.claim(t)
+	var sent, expired [requests]bool
+	atOnce(t, 2, func(i int) (bool, error) {
+		if i == 0 {
+			for n := requests - 1; n >= 0; n-- { // from the end, to meet the other one
+				err := stores[0].Begin(t.Context(), lane, ids[n], b.intent(0))
+				if err == nil {
+					sent[n] = true
+					_, err = stores[0].Posted(t.Context(), lane, ids[n], 0, "x-"+ids[n], b.now)
+				}
+				if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+					return false, err
+				}
+			}
+			return true, nil
+		}
+		for {
+			keys, err := stores[1].ExpireLate(t.Context(), acme, b.now.Add(time.Second), 1, b.now)
+			if err != nil || len(keys) == 0 {
+				return true, err
+			}
+			for _, key := range keys {
+				var n int
+				if _, err := fmt.Sscan(key.ID, &n); err != nil {
+					return false, err
+				}
+				expired[n] = true
+			}
+		}
+	})
+	for n, id := range ids {
+		if sent[n] == expired[n] {
+			t.Errorf("request %s: that it was sent and that it expired are both %t", id, sent[n])
+		}
+		want := jetpost.StatePublished
+		if expired[n] {
+			want = jetpost.StateFailed
+		}
+		equal(t, "state of "+id, b.request(t, id).Status.State, want)
+	}
+}
+
+func sent(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	b.accept(t, b.acceptance("thread", 2))
+	b.acceptAll(t, "one", "refused", "doubt")
+	lane := b.claim(t)
+	start := b.now
+	for i, post := range []struct {
+		id    string
+		index int
+	}{{"thread", 0}, {"thread", 1}, {"one", 0}} {
+		b.now = start.Add(time.Duration(i) * time.Minute)
+		b.publish(t, lane, post.id, post.index)
+	}
+	b.begin(t, lane, "refused", 0)
+	b.concludePost(t, lane, "refused", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
+	b.doubt(t, lane, "doubt", 0)
+	read := func(account string, after time.Time, limit int) (minutes []int) {
+		times, err := b.st.Sent(t.Context(), account, after, limit)
+		check(t, err)
+		for _, at := range times {
+			minutes = append(minutes, int(at.Sub(start)/time.Minute))
+		}
+		return minutes
+	}
+	equal(t, "all", read(acme, start.Add(-time.Hour), 10), []int{2, 1, 0})
+	equal(t, "limit", read(acme, start.Add(-time.Hour), 2), []int{2, 1})
+	equal(t, "after", read(acme, start, 10), []int{2, 1})
+	equal(t, "another account's", len(read("beta", start.Add(-time.Hour), 10)), 0)
+}
