@@ -60,11 +60,7 @@ func statusText(s app.Status) string {
 		}
 	}
 	if len(s.Reauth) > 0 {
-		one := ""
-		if len(s.Reauth) == 1 {
-			one = s.Reauth[0]
-		}
-		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), app.AdviceFor(jetpost.CodeAccountReauthRequired, one, ""))
+		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), s.ReauthAdvice())
 	}
 	for _, b := range s.Blocked {
 		fmt.Fprintf(&out, "blocked: %s by %s request %s: %s\n", b.Account, b.State, b.ID, b.Do)
