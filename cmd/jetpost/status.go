@@ -60,7 +60,11 @@ func statusText(s app.Status) string {
 		}
 	}
 	if len(s.Reauth) > 0 {
-		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), s.ReauthAdvice())
+		do := s.ReauthAdvice()
+		if do == s.Do { // which stands above
+			do = ""
+		}
+		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), do)
 	}
 	for _, b := range s.Blocked {
 		fmt.Fprintf(&out, "blocked: %s by %s request %s: %s\n", b.Account, b.State, b.ID, b.Do)

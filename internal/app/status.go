@@ -76,7 +76,7 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 	}
 	ledgerID, err := s.readLedger(ctx, c)
 	if err != nil {
-		s.say("NOT PUBLISHING: the database cannot be reached: "+oneLine(err), Hint(err))
+		s.say("NOT PUBLISHING: the database cannot be reached: "+oneLine(err), databaseAdvice(ctx, conn, err))
 	}
 	if conn != nil && ledgerID != "" {
 		if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, ledgerID)); err != nil {
@@ -95,6 +95,20 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 		s.Publishing, s.Summary = true, "PUBLISHING"
 	}
 	return s, ctx.Err()
+}
+
+// databaseAdvice is the error's own, but for a database that is empty beside a
+// NATS that is set up: it is another one than it was, and setup would only
+// make that last.
+func databaseAdvice(ctx context.Context, conn *Connection, err error) string {
+	var schema *store.SchemaError
+	if conn == nil || !errors.As(err, &schema) || schema.Found != 0 {
+		return Hint(err)
+	}
+	if _, err := conn.JS.Stream(ctx, conn.Names.JobsStream()); err != nil {
+		return Hint(err)
+	}
+	return "check DATABASE_URL: NATS was set up with a database that has its schema"
 }
 
 // say sets the one sentence. The first one stays: it is the cause, what

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// events are those of the stream on a subject, oldest first.
+func (s *site) events(subject string) []jetpost.Event {
+	s.t.Helper()
+	stream, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.EventsStream())
+	must(s.t, err)
+	var found []jetpost.Event
+	for next := uint64(1); ; {
+		msg, err := stream.GetMsg(s.t.Context(), next, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return found
+		}
+		must(s.t, err)
+		var event jetpost.Event
+		must(s.t, json.Unmarshal(msg.Data, &event))
+		found = append(found, event)
+		next = msg.Sequence + 1
+	}
+}
+
+// appEvents are those that tell what became of a scope.
+func (s *site) appEvents(t jetpost.EventType, scope string) []jetpost.Event {
+	s.t.Helper()
+	return slices.DeleteFunc(s.events(s.conn.Names.EventSubject(t, "", "")), func(e jetpost.Event) bool {
+		return e.App == nil || e.App.Scope != scope
+	})
+}
+
+// stopped waits until the app is stopped, and returns the event that tells it.
+func (s *site) stopped() jetpost.Event {
+	s.t.Helper()
+	var told []jetpost.Event
+	eventually(s.t, "the app to be stopped", func() bool {
+		told = s.appEvents(jetpost.EventAppStopped, publishers.ScopePublish)
+		return len(told) > 0
+	})
+	return told[len(told)-1]
+}
+
+// ownStopFor is how long a worker that has set a stop keeps it to itself.
+const ownStopFor = 5 * time.Second
+
+// lastCall is when X was last asked for a post, with that answer.
+func (s *site) lastCall(status string) (at time.Time) {
+	for _, call := range s.sim.Calls() {
+		if call.Endpoint == xsim.EndpointCreatePost && strconv.Itoa(call.Status) == status {
+			at = call.At
+		}
+	}
+	return at
+}
+
+// posts counts the calls that would create one, by status.
+func (s *site) posts() map[string]int { return s.sim.Counts()[xsim.EndpointCreatePost] }
+
+// The spend cap is met in the middle of a queue: everything waits, tokens are
+// kept alive meanwhile, and what waited goes out once the cap is raised.
+func TestSpendCapInMidQueue(t *testing.T) {
+	t.Parallel()
+	const before = 100 // posts, until the cap is met
+	accounts := accountNames(10)
+	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: accounts, refreshCron: "* * * * * *"})
+	must(t, s.sim.SetFaults([]xsim.Fault{
+		{Kind: xsim.FaultStatus, Endpoint: xsim.EndpointCreatePost, Skip: before, Status: http.StatusForbidden, Variant: "spend-cap"},
+	}))
+	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
+	jobs := makeJobs(500, accounts, one)
+	s.publish(byAccount(jobs)...)
+	told := s.stopped()
+	s.accepted(len(jobs))
+	// Calls that were on their way as the first one met the cap.
+	eventually(t, "the calls in flight to be settled", func() bool { return s.counts()[jetpost.StatePublishing] == 0 })
+
+	// Token care goes on: a token that falls due now is exchanged by a round,
+	// and one of an account that waits when it is asked for.
+	s.account("idle", 2*time.Second)
+	eventually(t, "a round that exchanges a token", func() bool {
+		return slices.ContainsFunc(s.events(s.conn.Names.EventSubject(jetpost.EventRefreshCompleted, "", "")), func(e jetpost.Event) bool {
+			return e.Time.After(told.Time) && e.Refresh.Refreshed > 0
+		})
+	})
+	if code, stdout, stderr := s.run("refresh", accounts[0], "--force", "--wait"); code != exitOK {
+		t.Errorf("refresh: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	for _, name := range []string{"idle", accounts[0]} {
+		if n := len(s.sim.Exchanges(name)); n != 1 {
+			t.Errorf("%d exchanges of %s during the stop, want 1", n, name)
+		}
+		s.wantCurrent(name)
+	}
+
+	// Nobody has asked X for a post meanwhile.
+	posts, counts := s.posts(), s.counts()
+	if posts["201"] != before || posts["403"] == 0 || posts["403"] > len(accounts) || len(posts) != 2 {
+		t.Errorf("calls to post by status: %v, want %d of 201 and one of 403 for each account at most", posts, before)
+	}
+	if counts[jetpost.StatePublished] != before || counts[jetpost.StateHeld]+counts[jetpost.StateQueued] != len(jobs)-before {
+		t.Errorf("requests by state: %v, want %d published, the others held or queued", counts, before)
+	}
+	s.wantAttempts(jobs, map[jetpost.State]int{jetpost.StatePublished: 1})
+	s.wantUntil(told)
+
+	// A worker counts what it has set itself for a while, whatever others say.
+	eventually(t, "the workers to know of the stop by NATS alone", func() bool { return time.Since(s.lastCall("403")) > ownStopFor })
+	must(t, s.sim.SetFaults(nil))
+	s.wantHelp([]string{"resume", "--app"}, "resume --app")
+	s.allPublished(len(jobs))
+	s.wantAttempts(jobs, map[jetpost.State]int{jetpost.StatePublished: 1})
+	s.wantBooks(jobs)
+	if now := s.posts(); now["403"] != posts["403"] || now["201"] != len(jobs) {
+		t.Errorf("calls to post by status: %v, want no 403 beyond those of %v", now, posts)
+	}
+	if resumed := s.appEvents(jetpost.EventAppResumed, publishers.ScopePublish); len(resumed) != 1 {
+		t.Errorf("%d events tell that the app was resumed, want 1", len(resumed))
+	}
+	stop(workers...)
+}
+
+// wantAttempts checks how many attempts each job has cost, by its state.
+func (s *site) wantAttempts(jobs []*job, want map[jetpost.State]int) {
+	s.t.Helper()
+	for _, j := range jobs {
+		if status := s.status(j.account, j.id); status.Attempts != want[status.State] {
+			s.t.Errorf("job %s of %s is %s after %d attempts, want %d", j.id, j.account, status.State, status.Attempts, want[status.State])
+		}
+	}
+}
+
+// wantUntil checks that the stop and each request that it holds tell until when.
+func (s *site) wantUntil(stopped jetpost.Event) {
+	s.t.Helper()
+	if stopped.App.Reason == nil || !stopped.App.Reason.Until.After(stopped.Time) {
+		s.t.Errorf("the event of the stop has the reason %+v, want an until ahead of %s", stopped.App.Reason, stopped.Time)
+		return
+	}
+	held := s.events(s.conn.Names.EventSubject(jetpost.EventRequestHeld, "*", "*"))
+	if len(held) == 0 {
+		s.t.Error("no event tells of a request that is held")
+	}
+	for _, e := range held {
+		reason := e.Request.Reason
+		if reason == nil || reason.Code != jetpost.CodeAppStopped || !reason.Until.After(e.Time) || reason.Until.After(stopped.App.Reason.Until) {
+			s.t.Errorf("the event of job %s has the reason %+v, want an until ahead of %s, at %s at the latest", e.Request.ID, reason, e.Time, stopped.App.Reason.Until)
+		}
+	}
+}
+
+// NATS is killed in the middle of a stop and comes back on its data, another
+// worker joins, and the one that has set the stop goes: nothing forgets it.
+func TestStopOutlivesNATS(t *testing.T) {
+	t.Parallel()
+	const window, most = 12 * time.Second, 10 // posts of the whole app
+	dir, address := t.TempDir(), closedAddress(t)
+	server := startNATS(t, dir, address)
+	accounts := accountNames(4)
+	s := newSite(t, siteConfig{nats: "nats://" + address, database: sqliteURL(t), lease: longLease, accounts: accounts, refreshCron: never})
+	s.sim.ClosedWindowGrace = time.Second // for calls that were on their way
+	must(t, s.sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeApp24h, Max: most, WindowMS: window.Milliseconds()}}))
+	first := s.worker("worker-1")
+	jobs := makeJobs(most+8, accounts, one)
+	s.publish(byAccount(jobs)...)
+	told := s.stopped()
+	s.accepted(len(jobs))
+	until := told.App.Reason.Until
+	eventually(t, "the calls in flight to be settled", func() bool { return s.counts()[jetpost.StatePublishing] == 0 })
+	s.wantUntil(told)
+	calls := len(s.sim.Calls())
+
+	server.kill()
+	startNATS(t, dir, address)
+	second := s.worker("worker-2")
+	stop(first)
+	if code, stdout, stderr := s.run("status"); code != exitFailed || !strings.HasPrefix(stdout, "STOPPED until ") || !strings.Contains(stdout, "paused\n") {
+		t.Errorf("status: exit code %d, want %d, STOPPED and the lanes paused\n%s%s", code, exitFailed, stdout, stderr)
+	}
+	// Doorbells that come all the same must not make it call.
+	_, err := s.conn.JS.ResumeConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes)
+	must(t, err)
+	if late := time.Since(until); late > 0 {
+		t.Fatalf("the machine is too slow: the stop has ended %s ago, and nothing is shown", late)
+	}
+	s.allPublished(len(jobs))
+	s.wantBooks(jobs)
+	later := s.sim.Calls()[calls:]
+	if len(later) != len(jobs)-most {
+		t.Errorf("%d calls after the stop began, want %d", len(later), len(jobs)-most)
+	}
+	for _, call := range later {
+		if call.At.Before(until) {
+			t.Errorf("%s %s came %s before the end of the stop", call.Method, call.Path, until.Sub(call.At))
+		}
+	}
+	stop(second)
+}
