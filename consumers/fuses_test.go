@@ -194,9 +194,9 @@ func TestFuseExpireAfterStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := fused(t, Fuses{ExpireAfter: time.Hour})
-		b.h.Gate.Learn([]publishers.Stop{{
+		b.h.Gate.Learn(publishers.Picture{Stops: []publishers.Stop{{
 			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
-		}})
+		}}})
 		b.publish(t, "late", thread("late")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
 		r, waited := b.settle(t)
@@ -347,7 +347,7 @@ func TestPausedApp(t *testing.T) {
 	check(t, err)
 	equal(t, "consumer paused", b.paused(t), true)
 	h := b.lane()
-	h.Gate.Learn([]publishers.Stop{pause})
+	h.Gate.Learn(publishers.Picture{Stops: []publishers.Stop{pause}})
 	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 	holds, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
 	check(t, err)

@@ -25,16 +25,13 @@ const (
 	maxOpen = 16
 	// probeWait holds a lane that comes while another one probes.
 	probeWait = 2 * time.Second
-	// pictureWithin is how long the watch of the stops may take to show a stop
-	// that this worker has set.
-	pictureWithin = 5 * time.Second
 )
 
 // stopBoard is where stops are kept for all workers.
 type stopBoard interface {
 	Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error)
 	Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Stop, bool, error)
-	Clear(ctx context.Context, scope string) error
+	End(ctx context.Context, stop publishers.Stop) (bool, error)
 }
 
 // Gate is the one place that stops the app. The stop itself stands in NATS for
@@ -58,17 +55,12 @@ type Gate struct {
 
 	mu      sync.Mutex
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	// learned is the latest picture of the stops that stand in NATS.
+	// learned is the latest picture of the stops that stand in NATS, as of a revision.
 	learned map[Scope]publishers.Stop
-	// own is what this worker has set and no picture has shown yet. A picture
-	// that was on its way meanwhile does not know of it.
-	own map[Scope]ownStop
-}
-
-// ownStop counts beside the pictures until alone.
-type ownStop struct {
-	publishers.Stop
-	until time.Time
+	seen    uint64
+	// own is what this worker has set and no picture has shown yet; until it stands in
+	// NATS it has no revision, and holds to its end.
+	own map[Scope]publishers.Stop
 }
 
 // NewGate makes a worker's gate, which opens its breaker for open after an outage;
@@ -79,7 +71,7 @@ func NewGate(board stopBoard, worker string, open time.Duration, log *slog.Logge
 	}
 	return &Gate{
 		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
-		ended: make(chan struct{}, 1), own: map[Scope]ownStop{},
+		ended: make(chan struct{}, 1), own: map[Scope]publishers.Stop{},
 	}
 }
 
@@ -104,15 +96,16 @@ func saysNothing(err error) bool {
 
 // Learn replaces what the gate knows by the stops that stand in NATS. A stop
 // of its own that they do not show yet is kept.
-func (g *Gate) Learn(stops []publishers.Stop) {
+func (g *Gate) Learn(picture publishers.Picture) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before := g.learned
-	g.learned = make(map[Scope]publishers.Stop, len(stops))
-	for _, s := range stops {
-		scope := Scope(s.Scope)
-		g.learned[scope] = s
-		if own, ok := g.own[scope]; ok && !own.Outlasts(s) {
+	g.seen, g.learned = picture.Revision, make(map[Scope]publishers.Stop, len(picture.Stops))
+	for _, s := range picture.Stops {
+		g.learned[Scope(s.Scope)] = s
+	}
+	for scope, own := range g.own {
+		if shown := own.Revision > 0 && own.Revision <= g.seen; shown || own.Revision == 0 && g.learned[scope].Scope != "" && !own.Outlasts(g.learned[scope]) {
 			delete(g.own, scope)
 		}
 	}
@@ -144,14 +137,21 @@ func (g *Gate) Ended() <-chan struct{} { return g.ended }
 func (g *Gate) Stopped(scope Scope, now time.Time) (publishers.Stop, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	stop, ok := g.learned[scope]
-	if own, mine := g.own[scope]; mine && now.Before(own.until) && (!ok || own.Outlasts(stop)) {
-		stop, ok = own.Stop, true
+	stop, ok := g.stands(scope, now)
+	return stop, ok && stop.Active(now)
+}
+
+// stands is the stop on record, or what this worker knows better.
+func (g *Gate) stands(scope Scope, now time.Time) (stop publishers.Stop, ok bool) {
+	stop, ok = g.learned[scope]
+	own, mine := g.own[scope]
+	switch {
+	case mine && own.Revision > 0:
+		return own, true
+	case mine && now.Before(own.Reason.Until) && (!ok || own.Outlasts(stop)):
+		return own, true
 	}
-	if !ok || !stop.Active(now) {
-		return publishers.Stop{}, false
-	}
-	return stop, true
+	return stop, ok
 }
 
 // Stop stops the scope for all workers until reason.Until. The latest end wins. Where
@@ -171,7 +171,7 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 	if err != nil {
 		return fmt.Errorf("stop %s: %w", scope, err)
 	}
-	g.share(holds, time.Now())
+	g.share(holds)
 	if changed {
 		g.log.Warn("app.stopped", "scope", scope, "code", reason.Code, "until", holds.Reason.Until, "probe", holds.Probe, "detail", reason.Detail)
 	}
@@ -182,61 +182,61 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 // answer counts for a while. Where it is another one, or NATS cannot be asked, the
 // stop holds.
 func (g *Gate) Probe(ctx context.Context, stop publishers.Stop, within time.Duration, now time.Time) (mine bool) {
-	scope := Scope(stop.Scope)
-	g.mu.Lock()
-	own, unshared := g.own[scope]
-	g.mu.Unlock()
-	if unshared && own.Outlasts(stop) {
-		return false
-	}
 	is, mine, err := g.board.Probe(ctx, stop.Scope, g.worker, now, now.Add(within))
 	if err != nil {
-		g.log.Warn("app.probe_failed", "scope", scope, "error", err)
+		g.log.Warn("app.probe_failed", "scope", stop.Scope, "error", err)
 		return false
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if is.Scope != "" {
-		g.own[scope] = ownStop{Stop: is, until: time.Now().Add(pictureWithin)}
+		g.share(is)
 	}
 	return mine
 }
 
-// Resume ends a stop for all workers: a probe has found that X takes calls again.
-func (g *Gate) Resume(ctx context.Context, scope Scope) error {
-	if err := g.board.Clear(ctx, string(scope)); err != nil {
-		return fmt.Errorf("resume %s: %w", scope, err)
+// End ends a stop for all workers, unless another one stands by now: a probe has found
+// that X takes calls again, or its time is over.
+func (g *Gate) End(ctx context.Context, stop publishers.Stop) error {
+	ended, err := g.board.End(ctx, stop)
+	if err != nil || !ended {
+		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	was := g.learned[scope]
-	if own, ok := g.own[scope]; ok {
-		was = own.Stop
-	}
+	scope := Scope(stop.Scope)
 	delete(g.own, scope)
-	delete(g.learned, scope)
-	g.over(was)
-	g.log.Info("app.resumed", "scope", scope, "code", was.Reason.Code, "since", was.Since)
+	if g.learned[scope].Revision <= stop.Revision {
+		delete(g.learned, scope)
+		g.over(stop)
+	}
+	g.log.Info("app.resumed", "scope", scope, "code", stop.Reason.Code, "since", stop.Since)
 	return nil
+}
+
+// Over returns a stop that is on record though its time has come.
+func (g *Gate) Over(scope Scope, now time.Time) (publishers.Stop, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	stop, ok := g.learned[scope]
+	return stop, ok && !stop.Active(now)
 }
 
 func (g *Gate) keep(stop publishers.Stop, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	old, ok := g.own[Scope(stop.Scope)]
-	if !ok || !now.Before(old.until) || stop.Outlasts(old.Stop) {
-		g.own[Scope(stop.Scope)] = ownStop{Stop: stop, until: stop.Reason.Until}
+	if old, ok := g.stands(Scope(stop.Scope), now); !ok || !old.Active(now) || stop.Outlasts(old) {
+		g.own[Scope(stop.Scope)] = stop
 	}
 }
 
-// share notes what stands in NATS after a stop of ours was set there. From now
-// on the pictures count, which show it unless they have done so already: then
+// share notes what stands in NATS, unless a picture has shown that already: then
 // somebody may even have ended it.
-func (g *Gate) share(holds publishers.Stop, now time.Time) {
+func (g *Gate) share(holds publishers.Stop) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, ok := g.own[Scope(holds.Scope)]; ok {
-		g.own[Scope(holds.Scope)] = ownStop{Stop: holds, until: now.Add(pictureWithin)}
+	if holds.Revision > g.seen {
+		g.own[Scope(holds.Scope)] = holds
+	} else {
+		delete(g.own, Scope(holds.Scope))
 	}
 }
 

@@ -21,19 +21,21 @@ import (
 
 // board is a stopBoard in memory, of one scope.
 type board struct {
-	mu   sync.Mutex
-	stop publishers.Stop
-	set  func() error // what comes before the answer
+	mu       sync.Mutex
+	stop     publishers.Stop
+	revision uint64
+	set      func() error // what comes before the answer
 	// watch learns of each change, as all workers do.
-	watch func([]publishers.Stop)
+	watch func(publishers.Picture)
 }
 
 func (b *board) Set(_ context.Context, stop publishers.Stop) (publishers.Stop, bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var changed bool
-	b.stop, changed = stop.Upon(b.stop)
-	b.tell()
+	next, changed := stop.Upon(b.stop)
+	if changed {
+		b.put(next)
+	}
 	if b.set != nil {
 		if err := b.set(); err != nil {
 			return publishers.Stop{}, false, err
@@ -48,27 +50,45 @@ func (b *board) Probe(_ context.Context, _, worker string, now, until time.Time)
 	if !b.stop.Due(now) {
 		return b.stop, false, nil
 	}
-	b.stop.Worker, b.stop.Reason.Until = worker, until
-	b.tell()
+	claimed := b.stop
+	claimed.Worker, claimed.Reason.Until = worker, until
+	b.put(claimed)
 	return b.stop, true, nil
 }
 
-func (b *board) Clear(context.Context, string) error {
+func (b *board) End(_ context.Context, stop publishers.Stop) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.stop = publishers.Stop{}
-	b.tell()
-	return nil
+	if stop.Revision != b.stop.Revision {
+		return false, nil
+	}
+	b.put(publishers.Stop{})
+	return true, nil
 }
 
-func (b *board) tell() {
-	switch {
-	case b.watch == nil:
-	case b.stop.Scope == "":
-		b.watch(nil)
-	default:
-		b.watch([]publishers.Stop{b.stop})
+func (b *board) put(stop publishers.Stop) {
+	b.revision++
+	if b.stop = stop; stop.Scope != "" {
+		b.stop.Revision = b.revision
 	}
+	if b.watch != nil {
+		b.watch(b.picture())
+	}
+}
+
+// picture is what a watch shows now.
+func (b *board) picture() publishers.Picture {
+	p := publishers.Picture{Revision: b.revision}
+	if b.stop.Scope != "" {
+		p.Stops = []publishers.Stop{b.stop}
+	}
+	return p
+}
+
+// clear is a person who resumes.
+func (b *board) clear() publishers.Picture {
+	b.put(publishers.Stop{})
+	return b.picture()
 }
 
 func newGate(b stopBoard) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
@@ -115,7 +135,7 @@ func TestGateMergesStops(t *testing.T) {
 						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, stop.Probe, stop.Reason.Until, until)
 					}
 					equal(t, "another scope is stopped", stopped(g, ScopeRefresh), false)
-					g.Learn([]publishers.Stop{b.stop})
+					g.Learn(b.picture())
 					sleep(time.Minute + time.Second)
 					equal(t, "stopped later", stopped(g, ScopePublish), test.want != 1)
 				})
@@ -135,12 +155,15 @@ func TestGateOldPicture(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := &board{}
 			g := newGate(b)
+			old := b.picture()
 			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn(nil)
+			g.Learn(old)
 			equal(t, "stopped", stopped(g, ScopePublish), true)
-			g.Learn([]publishers.Stop{b.stop})
+			g.Learn(b.picture())
 			equal(t, "stopped", stopped(g, ScopePublish), true)
-			g.Learn(nil) // somebody has resumed
+			// A lane that meets the same later changes nothing.
+			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			g.Learn(b.clear())
 			equal(t, "stopped after the end", stopped(g, ScopePublish), false)
 		})
 	})
@@ -149,10 +172,11 @@ func TestGateOldPicture(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := &board{}
 			g := newGate(b)
-			old := publishers.Stop{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()}
-			g.Learn([]publishers.Stop{old})
+			b.put(publishers.Stop{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
+			old := b.picture()
+			g.Learn(old)
 			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn([]publishers.Stop{old})
+			g.Learn(old)
 			stop, _ := g.Stopped(ScopePublish, time.Now())
 			equal(t, "end", stop.Reason.Until, b.stop.Reason.Until)
 		})
@@ -163,8 +187,8 @@ func TestGateOldPicture(t *testing.T) {
 			b := &board{}
 			g := newGate(b)
 			b.set = func() error {
-				g.Learn([]publishers.Stop{b.stop})
-				g.Learn(nil)
+				g.Learn(b.picture())
+				g.Learn(publishers.Picture{Revision: b.revision + 1}) // which somebody has resumed
 				return nil
 			}
 			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
@@ -174,10 +198,10 @@ func TestGateOldPicture(t *testing.T) {
 	t.Run("resumed in the same picture", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			g := newGate(&board{})
+			b := &board{}
+			g := newGate(b)
 			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn(nil)
-			sleep(pictureWithin)
+			g.Learn(b.clear())
 			equal(t, "stopped", stopped(g, ScopePublish), false)
 		})
 	})
@@ -188,7 +212,7 @@ func TestGateOldPicture(t *testing.T) {
 			if err := g.Stop(t.Context(), ScopePublish, hour(), time.Now()); !errors.Is(err, errAway) {
 				t.Errorf("error is %v", err)
 			}
-			g.Learn(nil)
+			g.Learn(publishers.Picture{Revision: 7})
 			sleep(59 * time.Minute)
 			equal(t, "stopped", stopped(g, ScopePublish), true)
 			sleep(2 * time.Minute)
@@ -379,9 +403,9 @@ func newOutage(t *testing.T, accounts, requests int) *outage {
 		}))
 	}
 	o.sweeper = &Sweeper{Ledger: o.ledger, Bells: o.bells, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
-	o.board.watch = func(stops []publishers.Stop) {
+	o.board.watch = func(p publishers.Picture) {
 		for _, h := range o.workers {
-			h.Gate.Learn(stops)
+			h.Gate.Learn(p)
 		}
 	}
 	for a := range accounts {

@@ -436,7 +436,7 @@ func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	case !probes || saysNothing(err) || errors.As(err, &refused):
 	case e == xapi.EndpointCreatePost || stop.Reason.Code == jetpost.CodeXOutage:
 		r.pass = time.Time{}
-		if err := r.h.Gate.Resume(ctx, ScopePublish); err != nil {
+		if err := r.h.Gate.End(ctx, stop); err != nil {
 			r.log.Error("app.resume_not_shared", "error", err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -431,6 +432,7 @@ func TestReconcileReadsRefused(t *testing.T) {
 					}
 					equal(t, "calls while reads are refused", b.calls(xsim.EndpointCreatePost), calls)
 					b.faults(t)
+					b.h.Gate.Learn(publishers.Picture{Revision: 1 << 20}) // a person resumes
 					r, _ := b.settle(t)
 					equal(t, "state", r.Status.State, jetpost.StatePublished)
 					equal(t, "posts", len(b.x.Posts("acme")), 2)

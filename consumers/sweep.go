@@ -109,9 +109,16 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// release lets go what was held by a stop that was ended before its time. Whoever
-// waits in the queue goes on by itself.
+// release tells that a stop is over, and lets go what was held by one that was ended
+// before its time. Whoever waits in the queue goes on by itself.
 func (s *Sweeper) release(ctx context.Context, now time.Time) error {
+	for _, scope := range []Scope{ScopePublish, ScopeRefresh} {
+		if stop, over := s.Gate.Over(scope, now); over {
+			if err := s.Gate.End(ctx, stop); err != nil {
+				return err
+			}
+		}
+	}
 	if _, stopped := s.Gate.Stopped(ScopePublish, now); stopped || s.free {
 		s.free = s.free && !stopped
 		return nil

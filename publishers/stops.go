@@ -47,6 +47,14 @@ type Stop struct {
 	MaxWait time.Duration `json:"-"`
 	// Worker is who probes, until Reason.Until; in Set, who did.
 	Worker string `json:"worker,omitempty"`
+	// Revision is that of the bucket, where the stop was read from it or stored there.
+	Revision uint64 `json:"-"`
+}
+
+// Picture is what stops there are, as of a revision of the bucket.
+type Picture struct {
+	Stops    []Stop // sorted by scope
+	Revision uint64
 }
 
 // Active tells whether the stop holds at a time. A stop that ended by itself
@@ -59,9 +67,12 @@ func (s Stop) Active(at time.Time) bool {
 func (s Stop) Due(at time.Time) bool { return s.Probe && !at.Before(s.Reason.Until) }
 
 // Upon is the stop that stands once s is set upon the one on record, and whether that
-// is another one; a Stop without a scope is none. The stop that ends last stands, with the Since of the one that it
-// prolongs; what a probe has brought lasts twice as long as the stop before.
+// is another one; a Stop without a scope is none. The stop that ends last stands, with
+// the Since of the one that it prolongs; what a probe has brought lasts twice as long as
+// the stop before. A person's word counts more than what X may have said meanwhile,
+// which X will say again.
 func (s Stop) Upon(was Stop) (holds Stop, changed bool) {
+	const byHand = jetpost.CodeAppPaused
 	next, goesOn := s, was.Probe && was.Reason.Code == s.Reason.Code
 	probed := was.Probe && was.Worker != "" && was.Worker == s.Worker
 	if s.Probe {
@@ -75,13 +86,14 @@ func (s Stop) Upon(was Stop) (holds Stop, changed bool) {
 		next.Reason.Until = s.Since.Add(next.Wait).UTC().Truncate(time.Millisecond)
 	}
 	next.Worker = ""
+	there := was.Scope != "" && was.Active(s.Since)
 	switch {
-	case was.Scope == "":
-		return next, true
-	case !next.Outlasts(was) && !probed:
+	case !there, probed:
+	case s.Reason.Code == byHand && (was.Probe || was.Reason.Code == byHand):
+	case was.Reason.Code == byHand, !next.Outlasts(was):
 		return was, false
 	}
-	if was.Active(s.Since) {
+	if there {
 		next.Since = was.Since
 	}
 	return next, true
@@ -148,25 +160,46 @@ func (s *Stops) tell(ctx context.Context, t jetpost.EventType, scope string, rea
 func (s *Stops) Clear(ctx context.Context, scope string) error {
 	kv, err := s.bucket(ctx)
 	var was Stop
-	var revision uint64 // 0 where there is none
 	if err == nil {
-		was, revision, err = read(ctx, kv, scope)
+		was, _, err = read(ctx, kv, scope)
 	}
 	if err == nil {
-		_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, kv.Delete(ctx, stopPrefix+scope)
-		})
-	}
-	if err == nil {
-		err = s.align(ctx, kv, scope)
-	}
-	if err == nil && revision > 0 && was.Active(time.Now()) {
-		err = s.tell(ctx, jetpost.EventAppResumed, scope, nil)
+		err = s.end(ctx, kv, scope, was)
 	}
 	if err != nil {
 		return fmt.Errorf("resume %s: %w", scope, err)
 	}
 	return nil
+}
+
+// End ends this very stop, which was read before. It returns false where another one
+// stands by now, or none.
+func (s *Stops) End(ctx context.Context, stop Stop) (bool, error) {
+	kv, err := s.bucket(ctx)
+	if err == nil {
+		err = s.end(ctx, kv, stop.Scope, stop, jetstream.LastRevision(stop.Revision))
+	}
+	switch {
+	case lostRace(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("resume %s: %w", stop.Scope, err)
+	}
+	return true, nil
+}
+
+// end removes a stop, and tells that it is over.
+func (s *Stops) end(ctx context.Context, kv jetstream.KeyValue, scope string, was Stop, opts ...jetstream.KVDeleteOpt) error {
+	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, kv.Delete(ctx, stopPrefix+scope, opts...)
+	})
+	if err == nil {
+		err = s.align(ctx, kv, scope)
+	}
+	if err == nil && was.Scope != "" {
+		err = s.tell(ctx, jetpost.EventAppResumed, scope, &was.Reason)
+	}
+	return err
 }
 
 // Probe lets a worker find out, until then, whether a stop is over. Of several that
@@ -180,7 +213,7 @@ func (s *Stops) Probe(ctx context.Context, scope, worker string, now, until time
 	if err == nil && revision > 0 && stop.Due(now) {
 		claimed := stop
 		claimed.Worker, claimed.Reason.Until = worker, until.UTC().Truncate(time.Millisecond)
-		_, err = put(ctx, kv, claimed, revision)
+		claimed.Revision, err = put(ctx, kv, claimed, revision)
 		switch {
 		case err == nil:
 			stop, mine = claimed, true
@@ -209,11 +242,11 @@ func (s *Stops) Get(ctx context.Context, scope string) (Stop, bool, error) {
 	return stop, revision > 0, nil
 }
 
-// Watch yields all stops, sorted by scope: once as they are, complete, and
+// Watch yields all stops: once as they are, complete, and
 // again after every change. A slow reader misses pictures, but never the
 // newest. The channel is closed when ctx ends or the connection is closed for
 // good.
-func (s *Stops) Watch(ctx context.Context) (<-chan []Stop, error) {
+func (s *Stops) Watch(ctx context.Context) (<-chan Picture, error) {
 	kv, err := s.bucket(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("watch stops: %w", err)
@@ -222,19 +255,19 @@ func (s *Stops) Watch(ctx context.Context) (<-chan []Stop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch stops: %w", explain(err))
 	}
-	pictures := make(chan []Stop)
+	pictures := make(chan Picture)
 	go watch(ctx, watcher, pictures)
 	return pictures, nil
 }
 
-func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- []Stop) {
+func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- Picture) {
 	defer close(pictures)
 	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
 
 	stops := make(map[string]Stop)
 	complete := false
-	var picture []Stop
-	var out chan<- []Stop // nil, which blocks, while there is nothing new to tell
+	var picture Picture
+	var out chan<- Picture // nil, which blocks, while there is nothing new to tell
 	for {
 		select {
 		case <-ctx.Done():
@@ -250,10 +283,11 @@ func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- []
 				complete = true
 			} else {
 				apply(stops, entry)
+				picture.Revision = max(picture.Revision, entry.Revision())
 			}
 		}
 		if complete {
-			picture = slices.SortedFunc(maps.Values(stops), func(a, b Stop) int { return cmp.Compare(a.Scope, b.Scope) })
+			picture.Stops = slices.SortedFunc(maps.Values(stops), func(a, b Stop) int { return cmp.Compare(a.Scope, b.Scope) })
 			out = pictures
 		}
 	}
@@ -265,7 +299,7 @@ func apply(stops map[string]Stop, entry jetstream.KeyValueEntry) {
 		delete(stops, scope)
 		return
 	}
-	stops[scope] = decodeStop(scope, entry.Value())
+	stops[scope] = decodeStop(scope, entry)
 }
 
 // write stores the stop that stands once it is set.
@@ -279,7 +313,7 @@ func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, c
 		if !changed {
 			return current, false, nil
 		}
-		_, err = put(ctx, kv, next, revision)
+		next.Revision, err = put(ctx, kv, next, revision)
 		if lostRace(err) {
 			continue
 		}
@@ -351,17 +385,17 @@ func read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint6
 	if err != nil {
 		return Stop{}, 0, err
 	}
-	return decodeStop(scope, entry.Value()), entry.Revision(), nil
+	return decodeStop(scope, entry), entry.Revision(), nil
 }
 
 // decodeStop takes a value that cannot be read for a stop without an end:
 // somebody wanted to stop something, and a person can resume.
-func decodeStop(scope string, value []byte) Stop {
+func decodeStop(scope string, entry jetstream.KeyValueEntry) Stop {
 	var stop Stop
-	if err := json.Unmarshal(value, &stop); err != nil {
+	if err := json.Unmarshal(entry.Value(), &stop); err != nil {
 		stop = Stop{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: "unreadable stop: " + err.Error()}}
 	}
-	stop.Scope = scope
+	stop.Scope, stop.Revision = scope, entry.Revision()
 	return stop
 }
 

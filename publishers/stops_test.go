@@ -209,6 +209,7 @@ func TestStops(t *testing.T) {
 			if err != nil || changed != tt.changed {
 				t.Fatalf("%d: changed is %v, %v", i, changed, err)
 			}
+			want.Revision = got.Revision
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%d: %s", i, diff)
 			}
@@ -225,7 +226,7 @@ func TestStops(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := <-empty; len(got) != 0 {
+		if got := <-empty; len(got.Stops) != 0 {
 			t.Errorf("the first picture is %v, want none", got)
 		}
 		for _, scope := range []string{ScopePublish, ScopeRefresh, ScopeMedia} {
@@ -237,9 +238,9 @@ func TestStops(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		scopes := func(stops []Stop) string {
+		scopes := func(p Picture) string {
 			var s []string
-			for _, stop := range stops {
+			for _, stop := range p.Stops {
 				s = append(s, stop.Scope)
 			}
 			return fmt.Sprint(s)
@@ -267,7 +268,7 @@ func TestStops(t *testing.T) {
 		if _, err := kv.PutString(ctx, stopPrefix+ScopePublish, "{"); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-pictures; len(got) != 3 || !got[1].Active(hours(1000)) {
+		if got := <-pictures; len(got.Stops) != 3 || !got.Stops[1].Active(hours(1000)) {
 			t.Errorf("an unreadable stop does not stop: %+v", got)
 		}
 		cancel()
@@ -277,13 +278,13 @@ func TestStops(t *testing.T) {
 }
 
 // awaitPicture reads on until a picture has n stops.
-func awaitPicture(t *testing.T, pictures <-chan []Stop, n int) []Stop {
+func awaitPicture(t *testing.T, pictures <-chan Picture, n int) Picture {
 	t.Helper()
 	deadline := time.After(patience)
 	for {
 		select {
 		case got := <-pictures:
-			if len(got) == n {
+			if len(got.Stops) == n {
 				return got
 			}
 		case <-deadline:
@@ -384,6 +385,48 @@ func TestStopsProbe(t *testing.T) {
 		holds, _, err := stops.Set(t.Context(), Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
 		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probe && at == time.Hour {
 			t.Errorf("a stop for %s: holds until %v, %v", at, holds.Reason.Until, err)
+		}
+	}
+}
+
+// TestPauseByHand: a person's pause counts more than what X says meanwhile, and than a
+// stop that would be probed before its end.
+func TestPauseByHand(t *testing.T) {
+	t.Parallel()
+	now := time.Now().UTC().Truncate(time.Second)
+	stop := func(code jetpost.Code, hours int, probe bool) Stop {
+		s := Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: code}, Since: now, Probe: probe, Wait: time.Hour}
+		if hours > 0 {
+			s.Reason.Until = now.Add(time.Duration(hours) * time.Hour)
+		}
+		return s
+	}
+	pause := func(hours int) Stop { return stop(jetpost.CodeAppPaused, hours, false) }
+	outage, window := stop(jetpost.CodeXOutage, 0, true), stop(jetpost.CodeAppRateLimited, 3, false)
+	outage.Reason.Until = now.Add(2 * time.Hour)
+	over := pause(1)
+	over.Since, over.Reason.Until = now.Add(-time.Hour), now
+	for name, tc := range map[string]struct {
+		s, was  Stop
+		changed bool
+	}{
+		"on nothing":                 {pause(1), Stop{}, true},
+		"X says more":                {window, pause(1), false},
+		"X fails":                    {outage, pause(1), false},
+		"on an outage":               {pause(1), outage, true},
+		"on a longer limit":          {pause(1), window, false},
+		"on a shorter limit":         {pause(4), window, true},
+		"for ever, on a limit":       {pause(0), window, true},
+		"shortened":                  {pause(1), pause(2), true},
+		"X says more once it's over": {window, over, true},
+	} {
+		holds, changed := tc.s.Upon(tc.was)
+		want := tc.was
+		if tc.changed {
+			want = tc.s
+		}
+		if changed != tc.changed || holds.Reason.Code != want.Reason.Code {
+			t.Errorf("%s: %t, holds %+v", name, changed, holds)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,6 +54,7 @@ const (
 type site struct {
 	t      *testing.T
 	sim    *xsim.Server
+	x      *httptest.Server // where the simulator listens
 	cfg    app.Config
 	lease  time.Duration
 	conn   *app.Connection
@@ -68,13 +70,15 @@ type siteConfig struct {
 	database string // URL of a database that the test may stop; empty of tables
 	lease    time.Duration
 	accounts []string
+	// refreshCron is when refresh rounds begin; every six hours where empty.
+	refreshCron string
 }
 
 func newSite(t *testing.T, c siteConfig) *site {
 	t.Helper()
 	s := &site{t: t, sim: &xsim.Server{}, lease: c.lease}
-	x := httptest.NewServer(s)
-	t.Cleanup(x.Close)
+	s.x = httptest.NewServer(s)
+	t.Cleanup(func() { s.x.Close() })
 	if c.nats == "" {
 		c.nats = natstest.Server(t, natstest.Listen).ClientURL()
 	}
@@ -83,7 +87,7 @@ func newSite(t *testing.T, c siteConfig) *site {
 	}
 	s.cfg = app.Config{
 		NATS: app.NATSConfig{URL: c.nats, Replicas: 1}, DatabaseURL: secret.New(c.database),
-		Keys: store.GenerateKey(), X: app.XConfig{URL: x.URL, ClientID: "e2e"},
+		Keys: store.GenerateKey(), X: app.XConfig{URL: s.x.URL, ClientID: "e2e"}, Refresh: app.RefreshConfig{Cron: c.refreshCron},
 	}
 	ctx, log := t.Context(), slog.New(slog.DiscardHandler)
 	_, err := s.cfg.Setup(ctx, log)
@@ -94,17 +98,35 @@ func newSite(t *testing.T, c siteConfig) *site {
 	s.ledger, err = s.cfg.OpenStore(ctx)
 	must(t, err)
 	t.Cleanup(func() { _ = s.ledger.Close() })
-	importer := app.Importer{Ledger: s.ledger, NATS: s.conn, XURL: x.URL}
 	for _, name := range c.accounts {
-		grant, err := s.sim.AddAccount(xsim.NewAccount{Handle: name})
-		must(t, err)
-		_, err = importer.Import(ctx, app.ImportLine{
-			Name: name, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
-			ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
-		})
-		must(t, err)
+		s.account(name, 0)
 	}
 	return s
+}
+
+// account makes an account at X and imports it. Its access token lives as long
+// as X's do, or the shorter life given: then it is soon due for a refresh.
+func (s *site) account(name string, life time.Duration) {
+	s.t.Helper()
+	grant, err := s.sim.AddAccount(xsim.NewAccount{Handle: name})
+	must(s.t, err)
+	importer := app.Importer{Ledger: s.ledger, NATS: s.conn, XURL: s.cfg.X.URL}
+	_, err = importer.Import(s.t.Context(), app.ImportLine{
+		Name: name, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
+		ExpiresAt: time.Now().Add(cmp.Or(life, time.Duration(grant.ExpiresIn)*time.Second)),
+	})
+	must(s.t, err)
+}
+
+// xBack has X listen again where it did before it was closed.
+func (s *site) xBack() {
+	s.t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(s.t.Context(), "tcp", s.x.Listener.Addr().String())
+	must(s.t, err)
+	s.x = httptest.NewUnstartedServer(s)
+	must(s.t, s.x.Listener.Close())
+	s.x.Listener = l
+	s.x.Start()
 }
 
 // ServeHTTP is X, with a look at each call.

@@ -60,11 +60,11 @@ func statusText(s app.Status) string {
 		}
 	}
 	if len(s.Reauth) > 0 {
-		one := ""
-		if len(s.Reauth) == 1 {
-			one = s.Reauth[0]
+		do := s.ReauthAdvice()
+		if do == s.Do { // which stands above
+			do = ""
 		}
-		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), app.AdviceFor(jetpost.CodeAccountReauthRequired, one, ""))
+		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), do)
 	}
 	for _, p := range s.Paused[:min(len(s.Paused), maxNamed)] {
 		tell(fmt.Sprintf("%s is paused %s", p.Account, pauseText(p.Pause)), app.AdviceFor(jetpost.CodeAccountPaused, p.Account, ""))

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,8 @@ type Status struct {
 	// Paused are the accounts that somebody has paused.
 	Paused []Paused `json:"paused,omitempty"`
 	// Late is what would go out late; nil where nothing would.
-	Late *Late `json:"late,omitempty"`
+	Late     *Late `json:"late,omitempty"`
+	accounts int   // of the ledger
 	// Blocked are requests that hold up their account's line until a person
 	// acts: maxBlocked at most, of BlockedTotal.
 	Blocked      []Blocked `json:"blocked,omitempty"`
@@ -78,7 +80,7 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 	}
 	ledgerID, err := s.readLedger(ctx, c)
 	if err != nil {
-		s.say("NOT PUBLISHING: the database cannot be reached: "+oneLine(err), Hint(err))
+		s.say("NOT PUBLISHING: the database cannot be reached: "+oneLine(err), databaseAdvice(ctx, conn, err))
 	}
 	if conn != nil && ledgerID != "" {
 		if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, ledgerID)); err != nil {
@@ -90,10 +92,27 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 			s.say("NOT PUBLISHING: "+oneLine(err), Hint(err))
 		}
 	}
+	if len(s.Reauth) > 0 && len(s.Reauth) == s.accounts {
+		s.say("NOT PUBLISHING: every account must be connected again", s.ReauthAdvice())
+	}
 	if s.Summary == "" {
 		s.Publishing, s.Summary = true, "PUBLISHING"
 	}
 	return s, ctx.Err()
+}
+
+// databaseAdvice is the error's own, but for a database that is empty beside a
+// NATS that is set up: it is another one than it was, and setup would only
+// make that last.
+func databaseAdvice(ctx context.Context, conn *Connection, err error) string {
+	var schema *store.SchemaError
+	if conn == nil || !errors.As(err, &schema) || schema.Found != 0 {
+		return Hint(err)
+	}
+	if _, err := conn.JS.Stream(ctx, conn.Names.JobsStream()); err != nil {
+		return Hint(err)
+	}
+	return "check DATABASE_URL: NATS was set up with a database that has its schema"
 }
 
 // say sets the one sentence. The first one stays: it is the cause, what
@@ -102,6 +121,15 @@ func (s *Status) say(sentence, do string) {
 	if s.Summary == "" {
 		s.Summary, s.Do = sentence, do
 	}
+}
+
+// ReauthAdvice is what a person can do about the accounts in Reauth.
+func (s *Status) ReauthAdvice() string {
+	name := ""
+	if len(s.Reauth) == 1 {
+		name = s.Reauth[0]
+	}
+	return AdviceFor(jetpost.CodeAccountReauthRequired, name, "")
 }
 
 // oneLine keeps the one sentence one line.
@@ -121,6 +149,7 @@ func (s *Status) readLedger(ctx context.Context, c Config) (id string, err error
 		return "", databaseError(err)
 	}
 	now := time.Now()
+	s.accounts = len(accounts)
 	for _, a := range accounts {
 		if a.RequiresReauth {
 			s.Reauth = append(s.Reauth, a.Name)
@@ -184,31 +213,62 @@ func (s *Status) readNATS(ctx context.Context, conn *Connection, now time.Time) 
 			s.Stops = append(s.Stops, stop)
 		}
 	}
-	consumer, err := conn.JS.Consumer(ctx, conn.Names.LanesStream(), jetpost.ConsumerLanes)
+	lanes, err := consumerInfo(ctx, conn, conn.Names.LanesStream(), jetpost.ConsumerLanes)
 	if err != nil {
-		return notSetUp("consumer "+jetpost.ConsumerLanes, err)
+		return err
 	}
-	s.judgeLanes(consumer.CachedInfo(), now)
+	s.judgeLanes(lanes, now)
+	alive, err := workerAlive(ctx, conn, lanes)
+	if err != nil {
+		return err
+	}
+	if !alive {
+		s.say("NOT PUBLISHING: no worker is alive", "start one: jetpost worker, or jetpost up")
+	}
 	return s.readLastRefresh(ctx, conn)
 }
 
-// judgeLanes tells by the consumer of doorbells whether anybody works: a
-// worker that is idle has pull requests waiting there, a busy one deliveries
-// that it has not acknowledged.
+// workerAlive tells by the pull requests that wait at the server whether
+// anybody works: they end with their worker. One whose slots for doorbells are
+// all taken still asks for jobs. What is delivered and not acknowledged proves
+// nothing, since a worker that was killed leaves just that.
+func workerAlive(ctx context.Context, conn *Connection, lanes *jetstream.ConsumerInfo) (bool, error) {
+	if lanes.NumWaiting > 0 {
+		return true, nil
+	}
+	intakes := []string{jetpost.ConsumerIntakeAny}
+	for p := range jetpost.Partitions {
+		intakes = append(intakes, jetpost.ConsumerIntake(p))
+	}
+	for _, name := range intakes {
+		info, err := consumerInfo(ctx, conn, conn.Names.JobsStream(), name)
+		if err != nil || info.NumWaiting > 0 {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+func consumerInfo(ctx context.Context, conn *Connection, stream, name string) (*jetstream.ConsumerInfo, error) {
+	consumer, err := conn.JS.Consumer(ctx, stream, name)
+	if err != nil {
+		return nil, notSetUp("consumer "+name, err)
+	}
+	return consumer.CachedInfo(), nil
+}
+
+// judgeLanes says what keeps NATS from handing out doorbells.
 func (s *Status) judgeLanes(info *jetstream.ConsumerInfo, now time.Time) {
 	s.LanesPaused = info.Paused
 	for _, stop := range s.Stops {
 		if stop.Scope == publishers.ScopePublish {
-			s.say(stopSentence(stop.Reason), Advice(stop.Reason.Code))
+			s.say(stopSentence(stop.Reason), cmp.Or(Advice(stop.Reason.Code), "wait: posts go on by themselves then"))
 		}
 	}
 	if info.Paused {
 		s.say(stopSentence(jetpost.Reason{
 			Until: now.Add(info.PauseRemaining), Detail: "the consumer " + info.Name + " of stream " + info.Stream + " is paused in NATS",
 		}), "resume it with: nats consumer resume "+info.Stream+" "+info.Name)
-	}
-	if info.NumWaiting == 0 && info.NumAckPending == 0 {
-		s.say("NOT PUBLISHING: no worker is alive", "start one: jetpost worker, or jetpost up")
 	}
 }
 
