@@ -431,6 +431,7 @@ func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	switch {
 	case xapi.IsOutage(err):
 		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
+			reason.Detail += ", last: " + cause(err)
 			r.stop(ctx, ScopePublish, reason, now)
 		}
 	case !probes || saysNothing(err) || errors.As(err, &refused):

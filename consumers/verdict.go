@@ -226,6 +226,22 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) Verdict {
 // empty.
 func said(e *xapi.APIError) string { return cmp.Or(e.Words(), e.Error()) }
 
+// cause is why a call failed, in X's own words or the network's.
+func cause(err error) string {
+	var answer *xapi.APIError
+	var notSent *xapi.NotSentError
+	var lost *xapi.AmbiguousError
+	switch {
+	case errors.As(err, &answer):
+		return said(answer)
+	case errors.As(err, &notSent):
+		return notSent.Err.Error()
+	case errors.As(err, &lost):
+		return lost.Err.Error()
+	}
+	return err.Error()
+}
+
 // holdError carries a verdict out of a chain of calls.
 type holdError struct{ verdict Verdict }
 

@@ -70,6 +70,9 @@ func (s *site) normal(text string) string {
 		}
 		return "TIME"
 	})
+	if u, err := url.Parse(s.cfg.X.URL); err == nil {
+		text = strings.ReplaceAll(text, u.Host, "X")
+	}
 	if u, err := url.Parse(s.cfg.NATS.URL); err == nil {
 		text = strings.ReplaceAll(text, u.Host, "NATS")
 	}

@@ -262,28 +262,30 @@ func (s *Status) judgeLanes(info *jetstream.ConsumerInfo, now time.Time) {
 	s.LanesPaused = info.Paused
 	for _, stop := range s.Stops {
 		if stop.Scope == publishers.ScopePublish {
-			s.say(stopSentence(stop.Reason), cmp.Or(Advice(stop.Reason.Code), "wait: posts go on by themselves then"))
+			s.say(stopSentence(stop, now), cmp.Or(Advice(stop.Reason.Code), "wait: posts go on by themselves then"))
 		}
 	}
 	if info.Paused {
-		s.say(stopSentence(jetpost.Reason{
+		s.say(stopSentence(publishers.Stop{Reason: jetpost.Reason{
 			Until: now.Add(info.PauseRemaining), Detail: "the consumer " + info.Name + " of stream " + info.Stream + " is paused in NATS",
-		}), "resume it with: nats consumer resume "+info.Stream+" "+info.Name)
+		}}, now), "resume it with: nats consumer resume "+info.Stream+" "+info.Name)
 	}
 }
 
-func stopSentence(reason jetpost.Reason) string {
-	words, verb := reason.Detail, "STOPPED"
-	if words == "" {
-		words = string(reason.Code)
-	}
+func stopSentence(stop publishers.Stop, now time.Time) string {
+	reason := stop.Reason
+	words, verb := cmp.Or(reason.Detail, string(reason.Code)), "STOPPED"
 	if reason.Code == jetpost.CodeAppPaused {
 		verb = "PAUSED"
 	}
-	if reason.Until.IsZero() {
+	switch {
+	case stop.Due(now):
+		return verb + " until the next post finds out whether it is over: " + words
+	case reason.Until.IsZero():
 		return verb + ": " + words
+	default:
+		return verb + " until " + reason.Until.Local().Format(time.RFC3339) + ": " + words
 	}
-	return verb + " until " + reason.Until.Local().Format(time.RFC3339) + ": " + words
 }
 
 func (s *Status) readLastRefresh(ctx context.Context, conn *Connection) error {
