@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -77,8 +78,38 @@ func (t *threadRun) prepare(ctx context.Context, from int) (*uploads, error) {
 			return nil, u.outcome(p.err)
 		}
 	}
+	if err := u.fits(); from == 0 && err != nil {
+		u.end()
+		return nil, err
+	}
 	u.work.Go(u.ahead)
 	return u, nil
+}
+
+// fits tells whether X's windows leave the uploads enough calls: a thread is not begun
+// that they would hold halfway. What needs more than a window ever takes waits for a
+// full one.
+func (u *uploads) fits() error {
+	need := map[xapi.Endpoint]int{}
+	for _, p := range u.posts {
+		for n, b := range p.blobs {
+			if b != nil {
+				for e, calls := range xapi.UploadCalls(b.size, b.mime) {
+					need[e] += calls
+				}
+			}
+			if p.asked[n].Alt != "" && !p.known[n].Described {
+				need[xapi.EndpointMediaMetadata]++
+			}
+		}
+	}
+	for _, e := range slices.Sorted(maps.Keys(need)) {
+		if w, short := u.client.RateShort(e, need[e]); short {
+			return &holdError{Hold(jetpost.CodeRateLimited, w.Reset, fmt.Sprintf(
+				"%d of %d calls are left in a window of %s, and %d are needed: %s", w.Remaining, w.Limit, w.Kind, need[e], e))}
+		}
+	}
+	return nil
 }
 
 // watch ends the uploads where another worker is to go on with them.
@@ -404,9 +435,15 @@ func (u *uploads) call(e xapi.Endpoint, do func() error) (err error) {
 func (u *uploads) reserve(e xapi.Endpoint) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	w, known := u.client.RateLimit(e)
-	if known && w.Remaining <= u.flying[e] && time.Now().Before(w.Reset) {
-		return &holdError{Hold(jetpost.CodeRateLimited, w.Reset, string(e)+" is used up")}
+	now := time.Now()
+	for _, w := range u.client.RateLimits() {
+		left, until := w.Remaining, w.Reset
+		if !now.Before(w.Reset) { // nothing is known of the next one but its size
+			left, until = w.Limit, now.Add(renewAfter)
+		}
+		if w.Endpoint == e && left <= u.flying[e] && (left > 0 || now.Before(w.Reset)) {
+			return &holdError{Hold(jetpost.CodeRateLimited, until, string(e)+" is used up")}
+		}
 	}
 	u.flying[e]++
 	return nil

@@ -563,6 +563,36 @@ func TestUploadWindow(t *testing.T) {
 	})
 }
 
+// TestThreadWaitsForUploads: a thread is not begun whose uploads do not fit into what is
+// left, and one that needs more than a window has waits for a full one.
+func TestThreadWaitsForUploads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t, func(x *xsim.Server) {
+			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointMetadata, Scope: xsim.ScopeUser, Max: 3, WindowMS: (15 * time.Minute).Milliseconds()}}
+		})
+		pictured := func(n int) (posts []jetpost.Post) {
+			for i := range n {
+				posts = append(posts, jetpost.Post{Text: fmt.Sprint(n, i), Media: []jetpost.Media{{Data: append(picture(t), byte(i)), Alt: "grey"}}})
+			}
+			return posts
+		}
+		b.publish(t, "first", pictured(2)...)
+		b.want(t, b.key, jetpost.StatePublished, "", 2)
+		b.publish(t, "second", pictured(3)...)
+		r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
+		if want := "1 of 3 calls are left in a window of 15min, and 3 are needed: POST /2/media/metadata"; r.Status.Reason.Detail != want {
+			t.Errorf("held: %s, want: %s", r.Status.Reason.Detail, want)
+		}
+		r, _ = b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		b.publish(t, "long", pictured(5)...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
+		r, _ = b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+	})
+}
+
 // TestHoldLetsUploadsEnd: what is on its way while a later post is held is not sent
 // again.
 func TestHoldLetsUploadsEnd(t *testing.T) {

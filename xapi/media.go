@@ -131,6 +131,15 @@ func category(mimeType string) string {
 // IsImage tells the types of which a post takes several.
 func IsImage(mimeType string) bool { return category(mimeType) == "tweet_image" }
 
+// UploadCalls counts the calls that UploadMedia makes for a file if none fails.
+func UploadCalls(size int64, mimeType string) map[Endpoint]int {
+	if IsImage(mimeType) {
+		return map[Endpoint]int{EndpointUploadMedia: 1}
+	}
+	segments := int((size + segmentBytes - 1) / segmentBytes)
+	return map[Endpoint]int{EndpointInitializeMedia: 1, EndpointAppendMedia: segments, EndpointFinalizeMedia: 1}
+}
+
 // UploadMedia uploads one file of size bytes: an image in one request, a GIF or a
 // video in segments, each of which is sent again where its answer is lost. What
 // fails leaves nothing but an upload that nobody posts, and that X forgets.
