@@ -13,8 +13,12 @@ const tokenPath = "/2/oauth2/token"
 // wantCurrent fails unless the ledger holds the very pair that X takes.
 func (s *site) wantCurrent(account string) store.Token {
 	s.t.Helper()
-	stored, err := s.ledger.Token(s.t.Context(), account)
-	must(s.t, err)
+	var stored store.Token
+	eventually(s.t, "the token of "+account, func() bool { // a database that was restarted has ended connections
+		token, err := s.ledger.Token(s.t.Context(), account)
+		stored = token
+		return err == nil
+	})
 	current, _ := s.sim.CurrentToken(account)
 	if stored.Access.Reveal() != current.AccessToken || stored.Refresh.Reveal() != current.RefreshToken || current.Revoked {
 		s.t.Errorf("the ledger's pair of %s is not the one that X takes", account)
