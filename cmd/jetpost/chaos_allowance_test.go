@@ -135,6 +135,7 @@ func useOf(windows []rateWindow, l xsim.Limit, d demand, ours callerFunc) usage 
 		last = d.until
 	}
 	cycles := float64(last.Sub(start)) / float64(cycleOf(l))
+	rest = slices.Concat(slices.Repeat([]int{1}, foreign), rest) // which the best client gets no room of
 	u.allowed = callsUpTo(wholeThreads(begun, rest, l.Max), cycles) - float64(foreign)
 	return u
 }

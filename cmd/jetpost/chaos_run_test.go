@@ -166,8 +166,8 @@ type findings struct {
 	lines  []string
 }
 
-// maxFindingsTold bounds what is told of one run beside the counts.
-const maxFindingsTold = 12
+// maxFindingsTold bounds what is told of each kind beside the counts.
+const maxFindingsTold = 5
 
 func (f *findings) add(kind, format string, args ...any) {
 	f.mu.Lock()
@@ -176,7 +176,7 @@ func (f *findings) add(kind, format string, args ...any) {
 		f.counts = map[string]int{}
 	}
 	f.counts[kind]++
-	if len(f.lines) < maxFindingsTold {
+	if f.counts[kind] <= maxFindingsTold {
 		f.lines = append(f.lines, kind+": "+fmt.Sprintf(format, args...))
 	}
 }
