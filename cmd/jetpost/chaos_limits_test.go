@@ -53,7 +53,8 @@ type limitPlan struct {
 	acts     []string
 	accounts int // of each kind of job, in the first two acts
 	singles  int // jobs of one post, in each of them
-	threads  int // jobs of 1 to 8 posts, an account
+	cycles   int // windows that the threads of an account fill
+	thefts   int // windows of a shared account that others use up
 
 	windowMS   int64 // milliseconds
 	accountMax int   // posts of an account in a window
@@ -73,7 +74,8 @@ const (
 
 	// sharedOneIn is how many accounts there are for one whose token others use, too:
 	// such an account is judged by its 429s alone. They use up its window at one in
-	// every so many of its calls.
+	// every so many of its calls, a few times. It has less to post for it, so that the
+	// others need not be waited for.
 	sharedOneIn, othersOneIn = 6, 4
 	// stopAccounts and joinAccounts are those of the last acts.
 	stopAccounts, joinAccounts = 16, 8
@@ -95,7 +97,7 @@ const (
 	joinAhead = 500 * time.Millisecond
 	// resumesWithin is when an app that does not go on is given up.
 	resumesWithin = 20 * time.Second
-	// jobTime is what it takes to have a job accepted, at most.
+	// jobTime is about what it takes to have a job accepted.
 	jobTime = 6 * time.Millisecond
 )
 
@@ -111,29 +113,32 @@ func TestChaosLimits(t *testing.T) {
 	}
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
 	plan := limitPlan{
-		accounts: 6, singles: 84, threads: 3, windowMS: 3500, accountMax: 4, appMax: 24, stops: 5, closedMS: 5500, want: 0.9, slots: 16,
+		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3500, accountMax: 4, appMax: 24, stops: 5, closedMS: 5500, want: 0.9, slots: 16,
 	}
+	var together sync.WaitGroup // they wait most of the time: more at once than processors
 	for _, database := range []string{"PostgreSQL", "SQLite"} {
 		for _, half := range [][]string{{actAccounts, actApp}, {actStops, actJoins}} {
-			t.Run(database+" "+strings.Join(half, " "), func(t *testing.T) {
-				t.Parallel()
-				cfg, plan := short, plan
-				cfg.sqlite, plan.acts = database == "SQLite", half
-				runLimitsChaos(t, cfg, plan)
+			together.Go(func() {
+				t.Run(database+" "+strings.Join(half, " "), func(t *testing.T) {
+					cfg, plan := short, plan
+					cfg.sqlite, plan.acts = database == "SQLite", half
+					runLimitsChaos(t, cfg, plan)
+				})
 			})
 		}
 	}
+	together.Wait()
 }
 
 // limitArguments are the defaults of a long run, and what is said otherwise.
 func limitArguments(t *testing.T, args []string) (c chaosConfig, plan limitPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 4, 12*time.Second
-	plan = limitPlan{windowMS: 4500, closedMS: 8500, want: 0.97, slots: 32}
+	plan = limitPlan{thefts: 3, windowMS: 4500, closedMS: 8500, want: 0.97, slots: 32}
 	flags := c.chaosFlags(runLimits, "lease of a lane")
 	flags.IntVar(&plan.accounts, "accounts", 30, "accounts of each kind of job")
 	flags.IntVar(&plan.singles, "singles", 2000, "jobs of one post, queued at once")
-	flags.IntVar(&plan.threads, "threads", 11, "jobs of 1 to 8 posts, an account")
+	flags.IntVar(&plan.cycles, "cycles", 11, "windows that the threads of an account fill")
 	flags.IntVar(&plan.accountMax, "account-max", 6, "posts of an account in a window")
 	flags.IntVar(&plan.appMax, "app-max", 280, "posts of all accounts in a window")
 	flags.IntVar(&plan.stops, "stops", 20, "stops of the app")
@@ -340,28 +345,45 @@ func (c *limitsRun) accountsAct(ctx context.Context) bool {
 	limit := c.accountLimit()
 	c.limit(limit)
 	single, long := c.part("single", 0, c.accounts), c.part("thread", c.accounts, c.accounts)
-	at := time.Now().Add(time.Second + time.Duration(c.singles+c.threads*c.accounts)*jobTime)
-	var jobs []*thread
-	for i := range c.singles {
-		jobs = append(jobs, c.write(single, i%c.accounts, 1, at))
-	}
-	cycles := c.singles / c.accounts / c.accountMax
-	for a := range c.accounts {
-		var lengths []int
-		for range c.threads {
-			lengths = append(lengths, 1+random.IntN(longestThread))
-			jobs = append(jobs, c.write(long, a, lengths[len(lengths)-1], at))
-		}
-		cycles = max(cycles, len(wholeThreads(0, lengths, c.accountMax)))
-	}
 	shared := slices.Concat(sharedOf(single), sharedOf(long))
-	c.others.share(c.tokensOf(shared))
-	ok := c.queue(ctx, jobs, at, single, long) && c.drain(ctx, inTime(cycles, limit)+time.Until(at), single, long)
-	c.others.share(nil)
+	stolen := c.thefts * c.accountMax // of a shared account
+	quota := (c.singles + stolen*len(sharedOf(single)) + c.accounts - 1) / c.accounts
+	at := time.Now().Add(time.Second + time.Duration(c.singles+c.cycles*c.accounts)*jobTime)
+	var jobs []*thread
+	for n := range quota {
+		for a, name := range single.names {
+			if n < quota-stolen || !slices.Contains(shared, name) {
+				jobs = append(jobs, c.write(single, a, 1, at))
+			}
+		}
+	}
+	for a, name := range long.names {
+		cycles := c.cycles
+		if slices.Contains(shared, name) {
+			cycles -= c.thefts
+		}
+		for _, n := range filling(random, cycles, c.accountMax) {
+			jobs = append(jobs, c.write(long, a, n, at))
+		}
+	}
+	c.others.share(c.tokensOf(shared), c.thefts)
+	ok := c.queue(ctx, jobs, at, single, long) && c.drain(ctx, inTime(max(c.cycles, quota/c.accountMax), limit)+time.Until(at), single, long)
+	c.others.share(nil, 0)
 	c.judgeShare("singles", c.judgeAccounts(single, limit))
 	c.judgeShare("threads", c.judgeAccounts(long, limit))
 	c.judgeClosed(single.began)
 	return ok
+}
+
+// filling are the lengths of threads that fill so many windows, in the best order.
+func filling(random *rand.Rand, windows, limit int) (lengths []int) {
+	for {
+		more := append(slices.Clone(lengths), 1+random.IntN(longestThread))
+		if len(wholeThreads(0, more, limit)) > windows {
+			return lengths
+		}
+		lengths = more
+	}
 }
 
 // sharedOf are the accounts of a part that others use, too.
@@ -832,9 +854,9 @@ type others struct {
 	random *rand.Rand
 
 	mu     sync.Mutex
-	shared map[string]bool // access tokens of the accounts that it posts for, too
-	calls  int             // of workers, until it strikes once
-	token  string          // with which it then uses up the app's window
+	shared map[string]int // access tokens of accounts that it posts for, too, and how often
+	calls  int            // of workers, until it strikes once
+	token  string         // with which it then uses up the app's window
 	pardon map[callKey]bool
 	posts  int
 }
@@ -845,12 +867,13 @@ type callKey struct {
 	at      time.Time
 }
 
-func (o *others) share(tokens []string) {
+// share has windows of these accounts be used up, so many of each.
+func (o *others) share(tokens []string, thefts int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.shared = map[string]bool{}
+	o.shared = map[string]int{}
 	for _, token := range tokens {
-		o.shared[token] = true
+		o.shared[token] = thefts
 	}
 }
 
@@ -886,7 +909,8 @@ func (o *others) strikes(token string) (with, header string) {
 			return o.token, "X-App-Limit-24hour-Remaining"
 		}
 	}
-	if o.shared[token] && o.random.IntN(othersOneIn) == 0 {
+	if o.shared[token] > 0 && o.random.IntN(othersOneIn) == 0 {
+		o.shared[token]--
 		return token, "X-Rate-Limit-Remaining"
 	}
 	return "", ""
