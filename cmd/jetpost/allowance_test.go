@@ -197,6 +197,7 @@ func TestWholeThreads(t *testing.T) {
 		{0, nil, []int{0}},
 		{0, []int{1, 1, 1, 1, 1}, []int{4, 1}},
 		{0, []int{2, 3, 1, 4}, []int{2, 4, 4}},
+		{0, []int{9}, []int{4, 4, 1}},
 		{0, []int{1, 9, 3}, []int{1, 4, 4, 4}},
 		{0, []int{1, 9, 2, 2}, []int{1, 4, 4, 3, 2}},
 		{3, []int{1, 2}, []int{4, 2}},
@@ -238,6 +239,8 @@ func TestRefusals(t *testing.T) {
 	t.Parallel()
 	full := book(burst(0.1, 4)...)
 	disputed := slices.Concat(book(burst(0.1, 2)...), by(otherHost, book(burst(0.2, 2)...)))
+	atOnce := refused(book(1, 1.01))
+	atOnce[1].At = tick(0.99)
 	tests := []struct {
 		name                     string
 		calls                    []xsim.Call
@@ -248,8 +251,8 @@ func TestRefusals(t *testing.T) {
 		{name: "in a full window", calls: slices.Concat(full, refused(book(1))), blamed: 1},
 		{name: "in a window of others", calls: slices.Concat(disputed, refused(book(1))), windows: 1, excused: 1},
 		{name: "again in a window of others", calls: slices.Concat(disputed, refused(book(1, 2))), windows: 1, excused: 1, blamed: 1},
-		{name: "again at once, in an account's", calls: slices.Concat(disputed, refused(book(1, 1))), windows: 1, excused: 1, blamed: 1},
-		{name: "on its way, in the app's", calls: slices.Concat(disputed, refused(book(1, 1.05, 1.2))), together: stopsWithin, windows: 1, excused: 2, blamed: 1},
+		{name: "again at once, in an account's", calls: slices.Concat(disputed, atOnce), windows: 1, excused: 1, blamed: 1},
+		{name: "on its way, in the app's", calls: slices.Concat(disputed, refused(book(1, 1.05, 1.15))), together: stopsWithin, windows: 1, excused: 2, blamed: 1},
 		{name: "in the window after that", calls: slices.Concat(disputed, book(burst(4.1, 4)...), refused(book(5))), windows: 1, blamed: 1},
 		{name: "of others", calls: slices.Concat(full, by(otherHost, refused(book(1))))},
 		{name: "at a reset, in vain", calls: slices.Concat(full, refused(book(3.99))), blamed: 1},

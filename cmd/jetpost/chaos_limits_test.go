@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -80,7 +81,7 @@ const (
 	// stopAccounts and joinAccounts are those of the last acts.
 	stopAccounts, joinAccounts = 16, 8
 	// stopPosts is how many posts are queued for each stop, and before the first one.
-	stopPosts, stopPostsFirst = 120, 400
+	stopPosts, stopPostsFirst = 120, 200
 	// stopCallMS is how long, in milliseconds, X takes for a call then, so that the
 	// jobs last.
 	stopCallMS = 100
@@ -88,17 +89,17 @@ const (
 	stopWindowMax = 1000
 	// stopLasts is how long a stop lasts whose end the run can choose, and
 	// restartLasts one in which NATS is killed.
-	stopLasts, restartLasts = time.Second, 4 * time.Second
+	stopLasts, restartLasts = time.Second, 3 * time.Second
 	// stopCalls is how many calls have to come between two stops.
 	stopCalls = 30
 	// joinPosts is how many posts use up a window that workers come into, of an account.
 	joinPosts = 2
 	// joinAhead is how long before its reset they have to be at work.
 	joinAhead = 500 * time.Millisecond
+	// booksEnd is how many calls X's books keep.
+	booksEnd = 10_000
 	// resumesWithin is when an app that does not go on is given up.
 	resumesWithin = 20 * time.Second
-	// jobTime is about what it takes to have a job accepted.
-	jobTime = 6 * time.Millisecond
 )
 
 // TestChaosLimits runs short as a test of the suite, like TestChaosTokens: on each
@@ -113,7 +114,7 @@ func TestChaosLimits(t *testing.T) {
 	}
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
 	plan := limitPlan{
-		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3500, accountMax: 4, appMax: 24, stops: 5, closedMS: 5500, want: 0.9, slots: 16,
+		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3500, accountMax: 4, appMax: 24, stops: 5, closedMS: 4500, want: 0.9, slots: 16,
 	}
 	var together sync.WaitGroup // they wait most of the time: more at once than processors
 	for _, database := range []string{"PostgreSQL", "SQLite"} {
@@ -161,6 +162,9 @@ type limitsRun struct {
 	keeper *errgroup.Group
 	others others
 	stops  stopBook
+	// The workers' calls so far, and when the last one came, in nanoseconds: asking X's
+	// books again and again would keep X busy.
+	arrived, lastCall atomic.Int64
 
 	jobsSent          int
 	figures           []string // of the verdict, by act
@@ -264,21 +268,18 @@ func (c *limitsRun) appLimit() xsim.Limit {
 }
 
 // write writes one job of a part's account.
-func (c *limitsRun) write(p *part, account, posts int, at time.Time) *thread {
+func (c *limitsRun) write(p *part, account, posts int) *thread {
 	a := p.first + account
 	j := &thread{account: c.names[a], id: fmt.Sprintf("%s-%d", p.name, len(c.jobs[a]))}
 	for k := range posts {
 		j.texts = append(j.texts, fmt.Sprintf("%s of %s, post %d of %d", j.id, j.account, k+1, posts))
-	}
-	if !at.IsZero() {
-		j.later = time.Until(at)
 	}
 	c.jobs[a] = append(c.jobs[a], j)
 	return j
 }
 
 // queue sends jobs, and waits until all are accepted.
-func (c *limitsRun) queue(ctx context.Context, jobs []*thread, at time.Time, parts ...*part) bool {
+func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 	for _, j := range jobs {
 		body, err := j.bytes()
 		must(c.t, err)
@@ -286,10 +287,6 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread, at time.Time, par
 		must(c.t, err)
 	}
 	c.jobsSent += len(jobs)
-	select {
-	case <-c.conn.JS.PublishAsyncComplete():
-	case <-time.After(chaosPatience):
-	}
 	accepted := c.until(ctx, chaosPatience, func() bool {
 		total := 0
 		for _, n := range c.counts() {
@@ -300,14 +297,34 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread, at time.Time, par
 	if !accepted {
 		c.findings.add("not finished", "of %d jobs not all were accepted: %v", c.jobsSent, c.counts())
 	}
-	now := time.Now()
-	for _, p := range parts {
-		p.queued = now
-	}
-	if !at.IsZero() && at.Before(now) {
-		c.say("the jobs were queued %s after they were due: windows until then do not count", inMS(now.Sub(at)))
-	}
 	return accepted
+}
+
+// queueAtOnce has jobs be accepted while the app is stopped, so that all are there when
+// the first is posted.
+func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*part) bool {
+	_, _, err := publishers.NewStops(c.conn.JS, c.conn.Names).Set(ctx, publishers.Stop{
+		Scope: publishers.ScopePublish, Since: time.Now(),
+		Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Detail: "jobs are queued", Until: time.Now().Add(chaosPatience)},
+	})
+	must(c.t, err)
+	if !c.queue(ctx, jobs) {
+		return false
+	}
+	for _, p := range parts {
+		p.queued = time.Now()
+	}
+	c.say("%d jobs are queued", len(jobs))
+	must(c.t, c.resume())
+	return true
+}
+
+// resume ends the stop of the app, as an operator would.
+func (c *limitsRun) resume() error {
+	if code, _, stderr := c.run("resume", "--app"); code != exitOK {
+		return fmt.Errorf("resume ended with code %d: %s", code, stderr)
+	}
+	return nil
 }
 
 // drain waits until all jobs are finished, for so long at most.
@@ -321,6 +338,9 @@ func (c *limitsRun) drain(ctx context.Context, atMost time.Duration, parts ...*p
 	}
 	calls := c.sim.Calls()
 	for _, p := range parts {
+		if len(calls) >= booksEnd && calls[0].At.After(p.began) {
+			c.findings.add("run", "X's books do not reach back to %s: too many calls for one act", clock(p.began))
+		}
 		p.calls = slices.DeleteFunc(slices.Clone(calls), func(call xsim.Call) bool {
 			return call.At.Before(p.began) || call.Endpoint != xsim.EndpointCreatePost
 		})
@@ -348,12 +368,11 @@ func (c *limitsRun) accountsAct(ctx context.Context) bool {
 	shared := slices.Concat(sharedOf(single), sharedOf(long))
 	stolen := c.thefts * c.accountMax // of a shared account
 	quota := (c.singles + stolen*len(sharedOf(single)) + c.accounts - 1) / c.accounts
-	at := time.Now().Add(time.Second + time.Duration(c.singles+c.cycles*c.accounts)*jobTime)
 	var jobs []*thread
 	for n := range quota {
 		for a, name := range single.names {
 			if n < quota-stolen || !slices.Contains(shared, name) {
-				jobs = append(jobs, c.write(single, a, 1, at))
+				jobs = append(jobs, c.write(single, a, 1))
 			}
 		}
 	}
@@ -363,11 +382,11 @@ func (c *limitsRun) accountsAct(ctx context.Context) bool {
 			cycles -= c.thefts
 		}
 		for _, n := range filling(random, cycles, c.accountMax) {
-			jobs = append(jobs, c.write(long, a, n, at))
+			jobs = append(jobs, c.write(long, a, n))
 		}
 	}
 	c.others.share(c.tokensOf(shared), c.thefts)
-	ok := c.queue(ctx, jobs, at, single, long) && c.drain(ctx, inTime(max(c.cycles, quota/c.accountMax), limit)+time.Until(at), single, long)
+	ok := c.queueAtOnce(ctx, jobs, single, long) && c.drain(ctx, inTime(max(c.cycles, quota/c.accountMax), limit), single, long)
 	c.others.share(nil, 0)
 	c.judgeShare("singles", c.judgeAccounts(single, limit))
 	c.judgeShare("threads", c.judgeAccounts(long, limit))
@@ -506,18 +525,18 @@ func (c *limitsRun) appAct(ctx context.Context) bool {
 	limit := c.appLimit()
 	c.limit(limit)
 	p := c.part("app", 2*c.accounts, c.accounts)
-	at := time.Now().Add(time.Second + time.Duration(c.singles)*jobTime)
 	var jobs []*thread
 	for i := range c.singles {
-		jobs = append(jobs, c.write(p, i%c.accounts, 1, at))
+		jobs = append(jobs, c.write(p, i%c.accounts, 1))
 	}
 	// Others use up the second window half-way.
 	c.others.strikeAt(c.appMax+c.appMax/2, c.stranger())
-	ok := c.queue(ctx, jobs, at, p) && c.drain(ctx, inTime(c.singles/c.appMax, limit)+time.Until(at), p)
+	ok := c.queueAtOnce(ctx, jobs, p) && c.drain(ctx, inTime(c.singles/c.appMax, limit), p)
 	c.others.strikeAt(0, "")
 	windows := windowsIn(p.calls, limit)
 	c.checkWindows("the app", windows, limit)
-	c.judgeRefusals("the app", windows, stopsWithin)
+	// Those on their way, until the stop is stored and known.
+	c.judgeRefusals("the app", windows, 2*stopsWithin)
 	c.judgeClosed(p.began)
 	d := demand{threads: slices.Repeat([]int{1}, c.singles), queued: p.queued, until: time.Now()}
 	c.judgeShare("app", useOf(windows, limit, d, c.ours))
@@ -534,10 +553,10 @@ func (c *limitsRun) stopsAct(ctx context.Context) bool {
 	var jobs []*thread
 	for range (stopPostsFirst+stopPosts*(c.limitPlan.stops+1))/(stopAccounts*longestThread) + 1 {
 		for a := range p.names {
-			jobs = append(jobs, c.write(p, a, longestThread, time.Time{}))
+			jobs = append(jobs, c.write(p, a, longestThread))
 		}
 	}
-	c.queue(ctx, jobs, time.Time{}, p)
+	c.queue(ctx, jobs)
 	since := p.began
 	kinds := []func(context.Context, *part, xsim.Limit) (stopSeen, error){
 		c.stopByFault("credits depleted", xsim.Fault{Status: http.StatusPaymentRequired}),
@@ -574,8 +593,8 @@ func (c *limitsRun) callsSince(t time.Time) []xsim.Call {
 // oneStop waits for load, stops the app in one way, and waits until it goes on. It
 // returns when the stop ended, and false if the app does not go on.
 func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since time.Time, stop func(context.Context, *part, xsim.Limit) (stopSeen, error)) (time.Time, bool) {
-	loaded := c.soon(ctx, func() bool { return countOf(c.callsSince(since), c.ours) >= stopCalls })
-	if !loaded {
+	before := c.arrived.Load()
+	if !c.soon(ctx, func() bool { return c.arrived.Load() >= before+stopCalls }) {
 		c.findings.add("not resumed", "%d calls since %s", countOf(c.callsSince(since), c.ours), clock(since))
 		return since, false
 	}
@@ -585,9 +604,8 @@ func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since ti
 		c.findings.add("stop", "%v", err)
 		return since, false
 	}
-	c.soon(ctx, func() bool {
-		return !time.Now().Before(seen.end) && countOf(c.callsSince(seen.end), c.ours) > 0
-	})
+	c.soon(ctx, func() bool { return c.lastCall.Load() >= seen.end.UnixNano() })
+	c.soon(ctx, func() bool { return countOf(c.callsSince(seen.end), c.ours) > 0 }) // X books it at its end
 	shown := seen.shown(c.callsSince(began), c.ours, stopsWithin)
 	c.shown = append(c.shown, shown)
 	c.say("stop %d, %s: lasted %s, last call %s after it was known, first %s after its end", len(c.shown), seen.kind,
@@ -636,8 +654,8 @@ func (c *limitsRun) stopByFault(kind string, fault xsim.Fault) func(context.Cont
 			return stopSeen{}, err
 		}
 		pause(ctx, stopLasts)
-		if code, _, stderr := c.run("resume", "--app"); code != exitOK {
-			return stopSeen{}, fmt.Errorf("%s: resume ended with code %d: %s", kind, code, stderr)
+		if err := c.resume(); err != nil {
+			return stopSeen{}, fmt.Errorf("%s: %w", kind, err)
 		}
 		var over stopRevision
 		var ok bool
@@ -735,12 +753,12 @@ func (c *limitsRun) join(ctx context.Context, p *part, l xsim.Limit, killNATS bo
 	jobs := func() (jobs []*thread) {
 		for range joinPosts {
 			for a := range p.names {
-				jobs = append(jobs, c.write(p, a, 1, time.Time{}))
+				jobs = append(jobs, c.write(p, a, 1))
 			}
 		}
 		return jobs
 	}
-	if !c.queue(ctx, jobs(), time.Time{}, p) || !c.drain(ctx, inTime(1, l), p) {
+	if !c.queue(ctx, jobs()) || !c.drain(ctx, inTime(1, l), p) {
 		return false
 	}
 	c.dismiss()
@@ -748,7 +766,7 @@ func (c *limitsRun) join(ctx context.Context, p *part, l xsim.Limit, killNATS bo
 		c.bounceNATS()
 	}
 	c.man(ctx)
-	if !c.queue(ctx, jobs(), time.Time{}, p) {
+	if !c.queue(ctx, jobs()) {
 		return false
 	}
 	joined := time.Now()
@@ -925,6 +943,8 @@ func (o *others) text() string {
 
 // onCall sees each call of a worker before X does.
 func (c *limitsRun) onCall(r *http.Request) {
+	c.arrived.Add(1)
+	c.lastCall.Store(time.Now().UnixNano())
 	if r.Method != http.MethodPost || r.URL.Path != postPath {
 		return
 	}
