@@ -81,7 +81,7 @@ const (
 	// stopAccounts and joinAccounts are those of the last acts.
 	stopAccounts, joinAccounts = 16, 8
 	// stopPosts is how many posts are queued for each stop, and before the first one.
-	stopPosts, stopPostsFirst = 120, 200
+	stopPosts, stopPostsFirst = 120, 100
 	// stopCallMS is how long, in milliseconds, X takes for a call then, so that the
 	// jobs last.
 	stopCallMS = 100
@@ -556,8 +556,10 @@ func (c *limitsRun) stopsAct(ctx context.Context) bool {
 			jobs = append(jobs, c.write(p, a, longestThread))
 		}
 	}
-	c.queue(ctx, jobs)
-	since := p.began
+	if !c.queueAtOnce(ctx, jobs, p) {
+		return false
+	}
+	since := p.queued
 	kinds := []func(context.Context, *part, xsim.Limit) (stopSeen, error){
 		c.stopByFault("credits depleted", xsim.Fault{Status: http.StatusPaymentRequired}),
 		c.stopByFault("usage cap", xsim.Fault{Status: http.StatusTooManyRequests, Variant: "usage-capped"}),
@@ -595,7 +597,7 @@ func (c *limitsRun) callsSince(t time.Time) []xsim.Call {
 func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since time.Time, stop func(context.Context, *part, xsim.Limit) (stopSeen, error)) (time.Time, bool) {
 	before := c.arrived.Load()
 	if !c.soon(ctx, func() bool { return c.arrived.Load() >= before+stopCalls }) {
-		c.findings.add("not resumed", "%d calls since %s", countOf(c.callsSince(since), c.ours), clock(since))
+		c.findings.add("not resumed", "%d calls since %s, and then fewer than %d in %s; %v", countOf(c.callsSince(since), c.ours), clock(since), stopCalls, resumesWithin, c.counts())
 		return since, false
 	}
 	began := time.Now()
