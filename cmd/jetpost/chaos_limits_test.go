@@ -87,6 +87,8 @@ const (
 	stopCallMS = 100
 	// stopWindowMax is more than all accounts can post in a window then.
 	stopWindowMax = 1000
+	// windowPlenty is more than a run posts in all.
+	windowPlenty = 1_000_000
 	// stopLasts is how long a stop lasts whose end the run can choose, and
 	// restartLasts one in which NATS is killed.
 	stopLasts, restartLasts = time.Second, 3 * time.Second
@@ -254,9 +256,15 @@ func (c *limitsRun) part(name string, first, accounts int) *part {
 	return p
 }
 
-// limit puts windows in force, and none else. No window of before counts any more.
-func (c *limitsRun) limit(limits ...xsim.Limit) {
-	must(c.t, c.sim.SetLimits(append(noLimits(), limits...)))
+// limit puts one window in force that binds. X tells of the other one, too, in which
+// there is always plenty left. No window of before counts any more.
+func (c *limitsRun) limit(l xsim.Limit) {
+	other := l
+	other.Scope, other.Max = xsim.ScopeUser, windowPlenty
+	if l.Scope == xsim.ScopeUser {
+		other.Scope = xsim.ScopeApp24h
+	}
+	must(c.t, c.sim.SetLimits(append(noLimits(), l, other)))
 }
 
 func (c *limitsRun) accountLimit() xsim.Limit {
