@@ -619,8 +619,12 @@ func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since ti
 	c.soon(ctx, func() bool { return countOf(c.callsSince(seen.end), c.ours) > 0 }) // X books it at its end
 	shown := seen.shown(c.callsSince(began), c.ours, stopsWithin)
 	c.shown = append(c.shown, shown)
-	c.say("stop %d, %s: lasted %s, last call %s after it was known, first %s after its end", len(c.shown), seen.kind,
-		inMS(seen.end.Sub(seen.known)), inMS(shown.latest), inMS(shown.first))
+	first := "none"
+	if shown.first >= 0 {
+		first = "first " + inMS(shown.first).String()
+	}
+	c.say("stop %d, %s: lasted %s, last call %s after it was known, %s after its end", len(c.shown), seen.kind,
+		inMS(seen.end.Sub(seen.known)), inMS(shown.latest), first)
 	for _, call := range shown.broken {
 		c.findings.add("stop broken", "%s: %s called %s %s after the stop was known, %s before its end", seen.kind, c.nameOf(call.Host), call.Endpoint,
 			inMS(call.At.Sub(seen.known)), inMS(seen.end.Sub(call.At)))
@@ -686,10 +690,13 @@ func (c *limitsRun) stopByWindow(ctx context.Context, p *part, l xsim.Limit) (st
 		windows := windowsIn(c.callsSince(p.began), l)
 		return windows[len(windows)-1]
 	}
-	// Long enough before its reset that the stop can be seen.
-	c.soon(ctx, func() bool { now = window(); return time.Until(now.end) > cycleOf(l)/2 })
-	since := time.Now()
-	c.useUp(c.stranger(), "X-App-Limit-24hour-Remaining")
+	var since time.Time
+	for ok := false; !ok && ctx.Err() == nil; ok = time.Now().Before(now.end) {
+		// Long enough before its reset that the stop can be seen.
+		c.soon(ctx, func() bool { now = window(); return time.Until(now.end) > cycleOf(l)/2 })
+		since = time.Now()
+		c.useUp(c.stranger(), "X-App-Limit-24hour-Remaining")
+	}
 	seen := stopSeen{kind: kind, end: now.end}
 	known := func() bool {
 		// Where a worker had the last call of the window itself, it knows without a refusal.
@@ -851,13 +858,14 @@ func (c *limitsRun) judgeStops() {
 	for _, s := range c.shown {
 		broken += len(s.broken)
 		latest = max(latest, s.latest)
-		if s.first >= 0 {
-			firsts = append(firsts, s.first)
+		if s.first < 0 {
+			s.first = resumesWithin // at least
 		}
+		firsts = append(firsts, s.first)
 	}
 	against := func(is, goal time.Duration) string {
 		word := "met"
-		if is > goal {
+		if is > goal || len(firsts) == 0 {
 			word = "missed"
 		}
 		return fmt.Sprintf("%s (goal %s %s)", inMS(is), goal, word)
