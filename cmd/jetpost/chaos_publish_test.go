@@ -89,7 +89,7 @@ func TestChaosPublish(t *testing.T) {
 func publishArguments(t *testing.T, args []string) (c chaosConfig, plan publishPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 4, 3*time.Second
-	flags := c.chaosFlags(runPublish, "lease of a lane")
+	flags := c.stormFlags(runPublish, "lease of a lane")
 	flags.IntVar(&plan.threads, "threads", 10_000, "jobs, each a thread of 1 to 8 posts")
 	flags.IntVar(&plan.accounts, "accounts", 100, "accounts that they are for, in turn")
 	flags.IntVar(&plan.slots, "slots", 32, "accounts that one worker works on at once")
@@ -143,32 +143,46 @@ func runPublishChaos(t *testing.T, cfg chaosConfig, plan publishPlan) {
 	c.tell()
 }
 
-// newPublishRun makes an installation with its accounts, and breaks what shall be
-// broken.
+// newPublishRun makes an installation with its accounts and jobs, and breaks what shall
+// be broken.
 func newPublishRun(t *testing.T, cfg chaosConfig, plan publishPlan) *publishRun {
+	t.Helper()
+	c := newPublisher(t, runPublish, cfg, plan, cfg.restart)
+	c.writeThreads()
+	must(t, c.breakGuard(t.Context()))
+	return c
+}
+
+// newPublisher makes an installation that publishes, with its accounts, and NATS in a
+// process of its own where that is to be killed.
+func newPublisher(t *testing.T, run string, cfg chaosConfig, plan publishPlan, ownNATS bool) *publishRun {
 	t.Helper()
 	c := &publishRun{publishPlan: plan}
 	var where siteConfig
-	if cfg.restart {
+	if ownNATS {
 		c.natsDir, c.address = t.TempDir(), closedAddress(t)
 		c.nats = startNATS(t, c.natsDir, c.address)
 		where.nats = "nats://" + c.address
 	}
-	c.chaos = newChaos(t, runPublish, cfg, where)
+	c.chaos = newChaos(t, run, cfg, where)
 	c.sim.DuplicateWindow, c.sim.AllowEqualPosts = -1, true
-	for _, l := range xsim.DefaultLimits() {
-		l.Max = -1
-		c.sim.Limits = append(c.sim.Limits, l)
-	}
+	c.sim.Limits = noLimits()
 	c.fleet.flags = []string{
 		"--roles", "publish", "--slots", fmt.Sprint(c.slots), "--lease", c.claimFor.String(),
 		"--exchange-lease", longExchange.String(),
 	}
 	c.fleet.table = laneTable
 	must(t, c.importAccounts())
-	c.writeThreads()
-	must(t, c.breakGuard(t.Context()))
 	return c
+}
+
+// noLimits takes all of X's windows away.
+func noLimits() []xsim.Limit {
+	limits := xsim.DefaultLimits()
+	for i := range limits {
+		limits[i].Max = -1
+	}
+	return limits
 }
 
 // longExchange keeps tokens from being renewed for longer than a run lasts.

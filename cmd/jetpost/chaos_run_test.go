@@ -52,15 +52,21 @@ const (
 func (c *chaosConfig) chaosFlags(run, lease string) *flag.FlagSet {
 	flags := flag.NewFlagSet("chaos "+run, flag.ContinueOnError)
 	flags.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano()), "of everything that is left to chance")
-	flags.StringVar(&c.guard, "break", "", "guard to switch off: "+strings.Join(slices.Sorted(maps.Keys(brokenGuards[run])), ", "))
 	flags.BoolVar(&c.sqlite, "sqlite", false, "on SQLite instead of PostgreSQL")
-	flags.BoolVar(&c.restart, "restart", true, "restart the servers once")
 	flags.IntVar(&c.workers, "workers", c.workers, "worker processes")
 	flags.DurationVar(&c.claimFor, "lease", c.claimFor, lease)
-	flags.Float64Var(&c.faults, "faults", 1, "how often X fails: 1 is some percent of the calls")
-	flags.DurationVar(&c.harm, "harm", 12*time.Second, "between two harms of one worker, on average")
 	flags.StringVar(&c.logs, "logs", "", "directory of the workers' logs")
 	flags.StringVar(&c.verdict, "verdict", os.DevNull, "file for the verdict line")
+	return flags
+}
+
+// stormFlags are those of the runs in which things go wrong at random.
+func (c *chaosConfig) stormFlags(run, lease string) *flag.FlagSet {
+	flags := c.chaosFlags(run, lease)
+	flags.StringVar(&c.guard, "break", "", "guard to switch off: "+strings.Join(slices.Sorted(maps.Keys(brokenGuards[run])), ", "))
+	flags.BoolVar(&c.restart, "restart", true, "restart the servers once")
+	flags.Float64Var(&c.faults, "faults", 1, "how often X fails: 1 is some percent of the calls")
+	flags.DurationVar(&c.harm, "harm", 12*time.Second, "between two harms of one worker, on average")
 	return flags
 }
 
@@ -160,8 +166,8 @@ type findings struct {
 	lines  []string
 }
 
-// maxFindingsTold bounds what is told of one run beside the counts.
-const maxFindingsTold = 12
+// maxFindingsTold bounds what is told of each kind beside the counts.
+const maxFindingsTold = 5
 
 func (f *findings) add(kind, format string, args ...any) {
 	f.mu.Lock()
@@ -170,7 +176,7 @@ func (f *findings) add(kind, format string, args ...any) {
 		f.counts = map[string]int{}
 	}
 	f.counts[kind]++
-	if len(f.lines) < maxFindingsTold {
+	if f.counts[kind] <= maxFindingsTold {
 		f.lines = append(f.lines, kind+": "+fmt.Sprintf(format, args...))
 	}
 }
@@ -316,6 +322,7 @@ var brokenGuards = map[string]map[string][]string{runTokens: brokenTokenGuards, 
 const (
 	runTokens  = "tokens"
 	runPublish = "publish"
+	runLimits  = "limits"
 )
 
 func (c *chaos) breakGuard(ctx context.Context) error {

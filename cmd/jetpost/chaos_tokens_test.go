@@ -67,7 +67,7 @@ func TestChaosTokens(t *testing.T) {
 func tokenArguments(t *testing.T, args []string) (c chaosConfig, plan tokenPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 8, 2*time.Second
-	flags := c.chaosFlags(runTokens, "lease of one exchange")
+	flags := c.stormFlags(runTokens, "lease of one exchange")
 	flags.IntVar(&plan.tokens, "tokens", 10_000, "accounts, each with one token")
 	flags.IntVar(&plan.rounds, "rounds", 5, "rounds of all tokens while things go wrong")
 	flags.DurationVar(&plan.life, "life", 40*time.Second, "life of an access token")

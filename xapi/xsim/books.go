@@ -4,6 +4,7 @@ import (
 	"maps"
 	"strconv"
 	"time"
+	"unique"
 )
 
 // The kinds of violation: what a correct client never does.
@@ -51,6 +52,10 @@ type Call struct {
 	Effect   bool      `json:"effect"`          // something was created, changed or removed
 	Fault    string    `json:"fault,omitempty"` // the kind of fault that struck
 	At       time.Time `json:"at"`              // when the call arrived
+	// Counted is when X looked at the call: windows open, end and count by this moment,
+	// which latency sets apart from At, and it is a post's CreatedAt.
+	Counted time.Time `json:"counted"`
+	Host    string    `json:"host"` // the address that the client called
 }
 
 // Violation is one broken promise.
@@ -71,6 +76,7 @@ func (b *books) record(c *call, a answer) {
 	call := Call{
 		Endpoint: c.endpoint, Method: c.r.Method, Path: c.r.URL.Path, Account: c.accountID(),
 		Status: a.status, Effect: c.effect, Fault: c.plan.kind(), At: c.arrived,
+		Counted: c.now, Host: unique.Make(c.r.Host).Value(),
 	}
 	if call.Fault == FaultLostAnswer {
 		call.Status = 0

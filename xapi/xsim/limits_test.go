@@ -140,3 +140,20 @@ func TestSetLimits(t *testing.T) {
 		t.Errorf("limits are %s, want the defaults %s", got, want)
 	}
 }
+
+// The books tell which window a call was counted in, also where latency lies between
+// its arrival and that, and which address was called.
+func TestCallCounted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.x.Now = func() time.Time {
+		b.clock.pass(time.Millisecond)
+		return b.clock.now()
+	}
+	b.faults(xsim.Fault{Kind: xsim.FaultLatency, DelayMS: 1})
+	b.post(b.grant, "a", "")
+	call, post := b.x.Calls()[0], b.x.Posts("")[0]
+	if !call.Counted.Equal(post.CreatedAt) || !call.Counted.After(call.At) || call.Host != "api.x.com" {
+		t.Errorf("the books say %+v of the post %+v", call, post)
+	}
+}

@@ -385,9 +385,10 @@ func hang(ctx context.Context, limit time.Duration) {
 
 // arrive says who calls what, and which faults will meet the call.
 func (s *Server) arrive(r *http.Request, body []byte) *call {
+	arrived := s.now() // before the lock, for which it may have to wait
 	w := s.lock()
 	defer s.mu.Unlock()
-	c := &call{r: r, body: body, arrived: s.now()}
+	c := &call{r: r, body: body, arrived: arrived}
 	c.endpoint, c.id = route(r.Method, r.URL.Path)
 	if c.endpoint == EndpointCreatePost {
 		c.text = textOf(body)
