@@ -100,6 +100,7 @@ func queries() map[string]string {
 		"sqlUnannounced":      sqlUnannounced,
 		"sqlUseLink":          sqlUseLink,
 		"sqlVersion":          sqlVersion,
+		"sqlWaiting":          sqlWaiting,
 		"sqlWitness":          sqlWitness,
 	}
 }
@@ -195,6 +196,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"same text", sqlSameText, `'a1', ARRAY[sha256('1'), sha256('2')], now() - interval '1 day', now() + interval '1 day', now()`, []string{"posts_text", "requests_pkey"}, false},
 		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
 		{"unannounced", sqlUnannounced, `now(), 10`, []string{"requests_unannounced"}, false},
+		{"waiting", sqlWaiting, `'a1', now(), 1, 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"witness", sqlWitness, `'a1'`, []string{"posts_live", "accounts_pkey"}, false},
 	}
 	conn := connect(t, pgtest.Migrated(t, Migrate))
