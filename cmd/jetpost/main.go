@@ -61,11 +61,13 @@ type cli struct {
 		accountsCmd  `embed:""`
 		connectFlags `embed:""`
 	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
-	Resume  resumeCmd  `cmd:"" help:"Go on after a stop of the whole app, before its time."`
-	Keys    keysCmd    `cmd:"" help:"Make, look at and change encryption keys."`
-	Status  statusCmd  `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
-	Health  healthCmd  `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Resume   resumeCmd   `cmd:"" help:"Go on after a stop of the whole app, before its time."`
+	Keys     keysCmd     `cmd:"" help:"Make, look at and change encryption keys."`
+	Forecast forecastCmd `cmd:"" help:"Say when everything that waits is out, also with more posts."`
+	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the stops in force, as the workers know them."`
+	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
+	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 // connectFlags say where things are, for the commands that connect to any.

@@ -15,9 +15,9 @@ import (
 
 // DryRun is what would become of a request that is not published.
 type DryRun struct {
-	Account string         `json:"account"`
-	ID      string         `json:"id,omitempty"`
-	DryRun  bool           `json:"dry_run"`
+	Account string       `json:"account"`
+	ID      string       `json:"id,omitempty"`
+	DryRun  bool         `json:"dry_run"`
 	Posts   []DryRunPost `json:"posts"`
 	// CostEstimateUSD is that of all posts.
 	CostEstimateUSD float64 `json:"cost_estimate_usd"`
