@@ -264,6 +264,7 @@ func TestForecastIsWhatHappens(t *testing.T) {
 func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops []publishers.Stop) {
 	draw := func(low, high int, what string) int { return rapid.IntRange(low, high).Draw(t, what) }
 	maybe := func(what string) bool { return draw(0, 3, what) == 0 }
+	shared := draw(0, 1, "app window") == 0
 	account := func(name string) {
 		l := app.Line{Account: name}
 		for range draw(1, 5, "requests") {
@@ -274,7 +275,8 @@ func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops
 			if len(l.Queue) == 0 && q.Posts > 1 && maybe("begun") {
 				q.Live, q.Begun = draw(1, q.Posts-1, "live"), true
 			}
-			if maybe("expires") {
+			// Of a line that waits for the app's window it is noticed with its turn.
+			if !shared && maybe("expires") {
 				q.Expires = in(draw(0, 60, "expiry"))
 			}
 			switch {
@@ -300,7 +302,7 @@ func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops
 			draws(name, "user_24h", 9)
 		}
 	}
-	if draw(0, 1, "app window") == 0 {
+	if shared {
 		draws("", "app_24h", 12)
 	}
 	if maybe("stop") {
