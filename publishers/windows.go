@@ -43,6 +43,8 @@ type Window struct {
 	// Estimated tells that X did not say: the limit is the documented one, and the
 	// calls are counted by us.
 	Estimated bool `json:"estimated,omitempty"`
+	// ToldAt is when a worker has told it; set where it is read.
+	ToldAt time.Time `json:"-"`
 }
 
 // Windows are X's rate windows, which all workers share: one that has not called X
@@ -119,6 +121,9 @@ func (s *Windows) Get(ctx context.Context, account string) ([]Window, error) {
 func decodeWindows(entry jetstream.KeyValueEntry) (windows []Window) {
 	if entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &windows) != nil {
 		return nil
+	}
+	for i := range windows {
+		windows[i].ToldAt = entry.Created().UTC()
 	}
 	return windows
 }

@@ -590,6 +590,23 @@ type Filter struct {
 	Limit   int       // default DefaultListLimit
 }
 
+// Waiting is an unfinished request as its account's line has it, without what is in
+// it.
+type Waiting struct {
+	Key
+	Seq       int64
+	State     jetpost.State
+	Code      jetpost.Code // why it is held or unknown; else ""
+	DueAt     time.Time
+	HoldUntil time.Time
+	ExpiresAt time.Time
+	// Begun tells that it goes before all that have not.
+	Begun bool
+	// Posts counts its posts, 0 where no worker could read it yet, and Live those of
+	// them that are live.
+	Posts, Live int
+}
+
 // Reservation asks for calls of one of X's windows that all accounts share.
 type Reservation struct {
 	Window string // names it
@@ -771,6 +788,9 @@ type Requests interface {
 	Request(ctx context.Context, key Key) (Record, error)
 	// ListRequests returns requests, the latest accepted first.
 	ListRequests(ctx context.Context, filter Filter) ([]Record, error)
+	// Waiting returns up to limit unfinished requests, by account, due time and
+	// sequence of acceptance: those behind another one; the zero value begins.
+	Waiting(ctx context.Context, after Waiting, limit int) ([]Waiting, error)
 	// CountRequests counts requests by state.
 	CountRequests(ctx context.Context) (map[jetpost.State]int, error)
 

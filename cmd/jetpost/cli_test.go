@@ -491,3 +491,32 @@ func TestMoment(t *testing.T) {
 		t.Errorf("moment(tomorrow) = %v, want an error", got)
 	}
 }
+
+func TestLimitsTextTellsOfAnOutage(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	text := limitsText(app.Limits{
+		Now: at, X: app.Breaker{State: "open", Since: at, AskedAgain: at.Add(time.Minute)},
+		Stops: []app.LimitStop{{Scope: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
+	}, "")
+	since, again := localTime(at), localTime(at.Add(time.Minute))
+	want := "X: open since " + since + ", asked again at " + again + "\n" +
+		"stop of publish since " + since + ", asked again at " + again + ", a wait of 1m0s: x_outage\n" +
+		"no rate window is known: X has told of none in the last hour\n"
+	if text != want {
+		t.Errorf("text = %q, want %q", text, want)
+	}
+}
+
+func TestForecastTextListsTheLast(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	f := app.Forecast{Now: at, Posts: 2000, Windows: 12, DoneAt: at, AtEarliest: true, Accounts: make([]app.AccountForecast, 30)}
+	text := forecastText(f, 20)
+	if want := "2,000 posts of 30 accounts are out by " + localTime(at) + " at the earliest, after 12 windows\n"; !strings.HasPrefix(text, want) {
+		t.Errorf("text = %q, want %q first", text, want)
+	}
+	if lines := strings.Count(text, "\n"); lines != 23 || !strings.HasSuffix(text, "and 10 accounts, done before; see them with --all\n") {
+		t.Errorf("%d lines, want the sentence, a header, 20 accounts and how to see the rest:\n%s", lines, text)
+	}
+}

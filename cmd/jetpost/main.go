@@ -61,12 +61,14 @@ type cli struct {
 		accountsCmd  `embed:""`
 		connectFlags `embed:""`
 	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
-	Pause   pauseCmd   `cmd:"" help:"Have an account, or all of them, post nothing until a time or until resumed."`
-	Resume  resumeCmd  `cmd:"" help:"Go on after a pause, or after a stop of the whole app, before its time."`
-	Keys    keysCmd    `cmd:"" help:"Make, look at and change encryption keys."`
-	Status  statusCmd  `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
-	Health  healthCmd  `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Pause    pauseCmd    `cmd:"" help:"Have an account, or all of them, post nothing until a time or until resumed."`
+	Resume   resumeCmd   `cmd:"" help:"Go on after a pause, or after a stop of the whole app, before its time."`
+	Keys     keysCmd     `cmd:"" help:"Make, look at and change encryption keys."`
+	Forecast forecastCmd `cmd:"" help:"Say when everything that waits is out, also with more posts."`
+	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the stops in force, as the workers know them."`
+	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
+	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 // connectFlags say where things are, for the commands that connect to any.

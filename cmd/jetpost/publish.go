@@ -48,7 +48,7 @@ func (c *publishCmd) Run(e *env) error {
 		return err
 	}
 	if c.DryRun {
-		return c.forecast(e, cfg, missing, request)
+		return c.dryRun(e, cfg, missing, request)
 	}
 	if missing != nil {
 		return missing
@@ -448,21 +448,21 @@ func (p *progress) waits(state, account, id string, reason *jetpost.Reason) {
 	}
 }
 
-// forecast says what would become of the request, and sends nothing. missing is
+// dryRun says what would become of the request, and sends nothing. missing is
 // why neither the ledger nor NATS can be asked.
-func (c *publishCmd) forecast(e *env, cfg app.Config, missing error, request jetpost.Request) error {
+func (c *publishCmd) dryRun(e *env, cfg app.Config, missing error, request jetpost.Request) error {
 	request = c.withStandIns(request)
-	var f app.Forecast
+	var f app.DryRun
 	switch wrong := new(app.ConfigError); {
 	case errors.As(missing, &wrong):
 		return missing
 	case missing != nil:
-		f = app.NewForecast(request)
+		f = app.NewDryRun(request)
 		f.NotAsked = []string{"the account's line, and whether the app is stopped: " + missing.Error()}
 	default:
-		f = cfg.Forecast(e.ctx, e.log, request)
+		f = cfg.DryRun(e.ctx, e.log, request)
 	}
-	if err := e.show(f, forecastText(f)); err != nil {
+	if err := e.show(f, dryRunText(f)); err != nil {
 		return err
 	}
 	if f.Line != nil && f.Line.State == "" {
@@ -471,7 +471,7 @@ func (c *publishCmd) forecast(e *env, cfg app.Config, missing error, request jet
 	return nil
 }
 
-func forecastText(f app.Forecast) string {
+func dryRunText(f app.DryRun) string {
 	var rows []string
 	line := func(name, format string, args ...any) { rows = append(rows, name+":\t"+fmt.Sprintf(format, args...)) }
 	for _, p := range f.Posts {
@@ -514,7 +514,7 @@ func forecastText(f app.Forecast) string {
 	return align(rows) + "nothing was sent\n"
 }
 
-func whenText(f app.Forecast) string {
+func whenText(f app.DryRun) string {
 	when := "now"
 	if f.PublishAt.After(time.Now()) {
 		when = localTime(f.PublishAt)

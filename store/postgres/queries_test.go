@@ -104,6 +104,7 @@ func queries() map[string]string {
 		"sqlUnannounced":      sqlUnannounced,
 		"sqlUseLink":          sqlUseLink,
 		"sqlVersion":          sqlVersion,
+		"sqlWaiting":          sqlWaiting,
 		"sqlWitness":          sqlWitness,
 	}
 }
@@ -202,6 +203,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"sent", sqlSent, `'a1', now() - interval '1 hour', 10`, []string{"posts_live"}, false},
 		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
 		{"unannounced", sqlUnannounced, `now(), 10`, []string{"requests_unannounced"}, false},
+		{"waiting", sqlWaiting, `'a1', now(), 1, 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"witness", sqlWitness, `'a1'`, []string{"posts_live", "accounts_pkey"}, false},
 	}
 	conn := connect(t, pgtest.Migrated(t, Migrate))

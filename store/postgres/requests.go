@@ -342,6 +342,23 @@ func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.
 	return list, err
 }
 
+const sqlWaiting = `
+SELECT account, id, seq, state, coalesce(reason_code, ''), due_at, hold_until, expires_at, began_at IS NOT NULL, p.posts, p.live
+FROM requests AS r CROSS JOIN LATERAL (
+    SELECT count(*) AS posts, count(*) FILTER (WHERE p.state = 'posted') AS live
+    FROM posts AS p WHERE p.account = r.account AND p.request_id = r.id) AS p
+WHERE (account, due_at, seq) > ($1, $2::timestamptz, $3) AND ` + unfinished + `
+ORDER BY account, due_at, seq LIMIT $4`
+
+// Waiting implements store.Requests.
+func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) ([]store.Waiting, error) {
+	list, err := collect(ctx, s.pool, func(row scanner) (w store.Waiting, err error) {
+		err = row.Scan(&w.Account, &w.ID, &w.Seq, &w.State, &w.Code, at{&w.DueAt}, at{&w.HoldUntil}, at{&w.ExpiresAt}, &w.Begun, &w.Posts, &w.Live)
+		return w, err
+	}, sqlWaiting, after.Account, moment(after.DueAt), after.Seq, limit)
+	return list, s.wrap("list waiting requests", err)
+}
+
 const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
 
 // CountRequests implements store.Requests.

@@ -359,6 +359,26 @@ func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []sto
 	return records, err
 }
 
+const sqlWaiting = `
+SELECT account, id, seq, state, coalesce(reason_code, ''), due_at, hold_until, expires_at, began_at IS NOT NULL,
+       (SELECT count(*) FROM posts AS p WHERE p.account = r.account AND p.request_id = r.id),
+       (SELECT count(*) FROM posts AS p WHERE p.account = r.account AND p.request_id = r.id AND p.state = 'posted')
+FROM requests AS r
+WHERE (account, due_at, seq) > (?1, ?2, ?3) AND ` + unfinished + `
+ORDER BY account, due_at, seq LIMIT ?4`
+
+// Waiting implements store.Requests.
+func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) (list []store.Waiting, err error) {
+	err = s.view(ctx, "list waiting requests", func(tx *sql.Tx) error {
+		list, err = collect(ctx, tx, func(row scanner) (w store.Waiting, err error) {
+			err = row.Scan(&w.Account, &w.ID, &w.Seq, &w.State, &w.Code, at{&w.DueAt}, at{&w.HoldUntil}, at{&w.ExpiresAt}, &w.Begun, &w.Posts, &w.Live)
+			return w, err
+		}, sqlWaiting, after.Account, micros(after.DueAt), after.Seq, limit)
+		return err
+	})
+	return list, err
+}
+
 const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
 
 // CountRequests implements store.Requests.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -598,6 +599,67 @@ func listRequests(t *testing.T, b *bundle) {
 	counts, err := b.st.CountRequests(t.Context())
 	check(t, err)
 	equal(t, "counts", counts, map[jetpost.State]int{jetpost.StateQueued: 3, jetpost.StateHeld: 1})
+}
+
+func waiting(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	equal(t, "waiting of nothing", len(b.waiting(t, 10)), 0)
+	b.acceptAll(t, "done", "begun", "held", "next")
+	late := b.acceptance("late", 1)
+	late.Request.PublishAt = b.now.Add(time.Hour)
+	b.accept(t, late)
+	thread := b.acceptance("thread", 3)
+	thread.Request.Account, thread.Request.ExpiresAt = "beta", b.now.Add(time.Minute)
+	b.accept(t, thread)
+
+	lane := b.claim(t)
+	b.publish(t, lane, "done", 0)
+	b.begin(t, lane, "begun", 0)
+	until := b.now.Add(time.Second)
+	b.conclude(t, lane, "held", jetpost.StateHeld, jetpost.CodeXUnavailable, until)
+
+	want := []string{
+		"acme/begun publishing, begun true, 0 of 1 live",
+		"acme/held held x_unavailable, begun false, 0 of 1 live",
+		"acme/next queued, begun false, 0 of 1 live",
+		"acme/late scheduled, begun false, 0 of 1 live",
+		"beta/thread queued, begun false, 0 of 3 live",
+	}
+	for _, page := range []int{1, 2, 10} {
+		list := b.waiting(t, page)
+		var got []string
+		for _, w := range list {
+			state := strings.TrimSpace(fmt.Sprintf("%s %s", w.State, w.Code))
+			got = append(got, fmt.Sprintf("%s/%s %s, begun %t, %d of %d live", w.Account, w.ID, state, w.Begun, w.Live, w.Posts))
+		}
+		equal(t, fmt.Sprintf("waiting in pages of %d", page), got, want)
+		equal(t, "due", list[3].DueAt.Equal(late.Request.PublishAt), true)
+		equal(t, "held until", list[1].HoldUntil.Equal(until), true)
+		equal(t, "held, if not", list[2].HoldUntil.IsZero(), true)
+		equal(t, "expires", list[4].ExpiresAt.Equal(thread.Request.ExpiresAt), true)
+	}
+
+	other, _, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.now)
+	check(t, err)
+	check(t, b.st.Begin(t.Context(), other, "thread", b.intent(0)))
+	_, err = b.st.Posted(t.Context(), other, "thread", 0, "p-thread", b.now)
+	check(t, err)
+	equal(t, "live posts of a thread", b.waiting(t, 10)[4].Live, 1)
+}
+
+// waiting reads the unfinished requests of all accounts, page by page.
+func (b *bundle) waiting(t *testing.T, page int) (all []store.Waiting) {
+	t.Helper()
+	var last store.Waiting
+	for {
+		found, err := b.st.Waiting(t.Context(), last, page)
+		check(t, err)
+		if len(found) == 0 {
+			return all
+		}
+		all = append(all, found...)
+		last = found[len(found)-1]
+	}
 }
 
 func unannounced(t *testing.T, b *bundle) {

@@ -161,6 +161,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"TryLease", tryLease},
 		{"Unannounced", unannounced},
 		{"Uploaded", uploaded},
+		{"Waiting", waiting},
 		{"Witness", witness},
 	}
 	for _, test := range tests {

@@ -13,27 +13,27 @@ import (
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
-// Forecast is what would become of a request that is not published.
-type Forecast struct {
-	Account string         `json:"account"`
-	ID      string         `json:"id,omitempty"`
-	DryRun  bool           `json:"dry_run"`
-	Posts   []PostForecast `json:"posts"`
+// DryRun is what would become of a request that is not published.
+type DryRun struct {
+	Account string       `json:"account"`
+	ID      string       `json:"id,omitempty"`
+	DryRun  bool         `json:"dry_run"`
+	Posts   []DryRunPost `json:"posts"`
 	// CostEstimateUSD is that of all posts.
 	CostEstimateUSD float64 `json:"cost_estimate_usd"`
 	// PublishAt is the request's own; absent means at once.
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 	// Line is what the ledger tells; nil where it cannot be asked.
-	Line *LineForecast `json:"line,omitempty"`
+	Line *DryRunLine `json:"line,omitempty"`
 	// Stop keeps all accounts from posting now.
 	Stop *publishers.Stop `json:"stop,omitempty"`
 	// NotAsked says what could not be asked, and why.
 	NotAsked []string `json:"not_asked,omitempty"`
 }
 
-// PostForecast is one post of a Forecast.
-type PostForecast struct {
+// DryRunPost is one post of a DryRun.
+type DryRunPost struct {
 	Index           int     `json:"index"`
 	Weight          int     `json:"weight"` // as X counts
 	URLs            int     `json:"urls"`
@@ -41,8 +41,8 @@ type PostForecast struct {
 	CostEstimateUSD float64 `json:"cost_estimate_usd"`
 }
 
-// LineForecast is where a request would stand.
-type LineForecast struct {
+// DryRunLine is where a request would stand.
+type DryRunLine struct {
 	// State is that of the account's token, as AccountReport has it; "" where no
 	// account of that name is known.
 	State string `json:"account_state,omitempty"`
@@ -63,15 +63,15 @@ type RequestName struct {
 	ID      string `json:"id"`
 }
 
-// NewForecast tells what a request alone shows.
-func NewForecast(r jetpost.Request) Forecast {
-	f := Forecast{Account: r.Account, ID: r.ID, DryRun: true, PublishAt: r.PublishAt, ExpiresAt: r.ExpiresAt}
+// NewDryRun tells what a request alone shows.
+func NewDryRun(r jetpost.Request) DryRun {
+	f := DryRun{Account: r.Account, ID: r.ID, DryRun: true, PublishAt: r.PublishAt, ExpiresAt: r.ExpiresAt}
 	var micros int64
 	for i, p := range r.Posts {
 		cost := consumers.CostMicros(p)
 		micros += cost
 		m := tweettext.Measure(p.Text)
-		f.Posts = append(f.Posts, PostForecast{
+		f.Posts = append(f.Posts, DryRunPost{
 			Index: i, Weight: m.Weight, URLs: m.URLs, Media: len(p.Media), CostEstimateUSD: float64(cost) / store.MicrosPerDollar,
 		})
 	}
@@ -79,11 +79,11 @@ func NewForecast(r jetpost.Request) Forecast {
 	return f
 }
 
-// Forecast asks the ledger and NATS what a request would meet, and changes
+// DryRun asks the ledger and NATS what a request would meet, and changes
 // nothing. What cannot be asked is part of its answer.
-func (c Config) Forecast(ctx context.Context, log *slog.Logger, r jetpost.Request) Forecast {
-	f := NewForecast(r)
-	line, err := c.lineForecast(ctx, r)
+func (c Config) DryRun(ctx context.Context, log *slog.Logger, r jetpost.Request) DryRun {
+	f := NewDryRun(r)
+	line, err := c.dryRunLine(ctx, r)
 	if err != nil {
 		f.NotAsked = append(f.NotAsked, "the account's line: "+oneLine(err))
 	}
@@ -94,14 +94,14 @@ func (c Config) Forecast(ctx context.Context, log *slog.Logger, r jetpost.Reques
 	return f
 }
 
-func (c Config) lineForecast(ctx context.Context, r jetpost.Request) (*LineForecast, error) {
+func (c Config) dryRunLine(ctx context.Context, r jetpost.Request) (*DryRunLine, error) {
 	ledger, err := c.OpenStore(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = ledger.Close() }() // only read from
 	now := time.Now()
-	line := &LineForecast{}
+	line := &DryRunLine{}
 	report, err := ReportAccount(ctx, ledger, r.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

@@ -1,0 +1,509 @@
+package app
+
+import (
+	"cmp"
+	"container/heap"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// What X documents of the windows of posts, for those that it has not told of.
+const (
+	documentedPosts = 100 // of an account in 15 minutes
+	documentedQuart = 15 * time.Minute
+	documentedDay   = 24 * time.Hour
+)
+
+// Forecast is when the lines of all accounts are out.
+type Forecast struct {
+	// Now is when it was made.
+	Now time.Time `json:"now"`
+	// Posts go out, without a person, until DoneAt.
+	Posts  int       `json:"posts"`
+	DoneAt time.Time `json:"done_at,omitzero"`
+	// Windows is the most of X's rate windows of one kind that the posts of an
+	// account, or of the app, fall into; the present one is the first.
+	Windows int `json:"windows"`
+	// AtEarliest tells that a stop whose end nobody knows is in the way: DoneAt counts
+	// on the next try.
+	AtEarliest bool `json:"at_the_earliest"`
+	// Estimated tells that DoneAt rests on windows that X has not told of.
+	Estimated bool `json:"estimated"`
+	// BlockedPosts wait for a person, BlockedAccounts have such.
+	BlockedPosts    int `json:"blocked_posts"`
+	BlockedAccounts int `json:"blocked_accounts"`
+	// Expired counts requests whose expires_at passes before their turn.
+	Expired int `json:"expired_requests"`
+	// Notes are what else there is to know of it, a sentence each.
+	Notes []string `json:"notes,omitempty"`
+	// Accounts are those that have something to send, the last to be done first.
+	Accounts []AccountForecast `json:"accounts"`
+}
+
+// AccountForecast is when an account's line is out.
+type AccountForecast struct {
+	Account  string `json:"account"`
+	Requests int    `json:"requests"` // unfinished
+	Posts    int    `json:"posts"`    // of them that are still to be sent
+	// Windows counts X's windows of 15 minutes that its posts fall into.
+	Windows int `json:"windows"`
+	// DoneAt is when its last post goes out; absent where the line is blocked.
+	DoneAt time.Time `json:"done_at,omitzero"`
+	// WaitsFor is the first window that the line has to wait for, as it stands now;
+	// absent where it waits for none.
+	WaitsFor *RateWindow `json:"waits_for,omitempty"`
+	// Held is why its first request does not go on before a time.
+	Held *jetpost.Reason `json:"held,omitempty"`
+	// Blocked is why the line does not move until a person acts.
+	Blocked *LineBlock `json:"blocked,omitempty"`
+	Expired int        `json:"expired_requests,omitempty"`
+	// Estimated tells that the line waits for a window that X has not told of.
+	Estimated bool `json:"estimated"`
+}
+
+// LineBlock is what a line waits for a person about.
+type LineBlock struct {
+	Code jetpost.Code `json:"code"`
+	ID   string       `json:"id,omitempty"` // the request, where it is about one
+	Do   string       `json:"do"`
+	// Posts wait with it: its own, and those behind it.
+	Posts int `json:"posts"`
+}
+
+// Line is what an account has to send, in the order of its line.
+type Line struct {
+	Account string
+	// Reason keeps the whole account from posting: until its Until or, where that is
+	// zero, until a person acts. Nil is none.
+	Reason *jetpost.Reason
+	Queue  []Queued
+}
+
+// Queued is an unfinished request, or several in a row that are equal.
+type Queued struct {
+	ID    string
+	Count int // 1 at least
+	Posts int
+	Live  int // of the posts; 0 where Count is more than 1
+	// Begun tells that it is due, whatever its time.
+	Begun   bool
+	Due     time.Time
+	Expires time.Time // before its first post is live; zero is never
+	State   jetpost.State
+	Code    jetpost.Code // why it is held or unknown
+	Until   time.Time    // the end of its hold; zero where that has none
+}
+
+// NewForecast tells when the lines are out, by the rules of the publish path: each
+// line strictly in its order, a request begun only where each window takes all of it,
+// or as much as it ever takes, and a stop is a stop for all. What the calls
+// themselves take is left out, and of windows that all accounts share each account
+// gets the same part.
+func NewForecast(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Stop) Forecast {
+	d := &drain{f: Forecast{Now: now}, from: now}
+	for _, s := range stops {
+		if s.Scope == publishers.ScopePublish && s.Active(now) {
+			d.stop(s)
+		}
+	}
+	of := map[string][]publishers.Window{}
+	for _, w := range windows {
+		if w.Endpoint == string(xapi.EndpointCreatePost) {
+			of[w.Account] = append(of[w.Account], w)
+		}
+	}
+	for _, w := range of[""] {
+		d.app = newMeter(w, now)
+	}
+	d.lines = make([]lineDrain, 0, len(lines))
+	for _, l := range lines {
+		if len(l.Queue) > 0 {
+			d.lines = append(d.lines, d.line(l, of[l.Account], now))
+			d.act(len(d.lines) - 1)
+			d.push(len(d.lines)-1, d.from)
+		}
+	}
+	d.run()
+	return d.sum()
+}
+
+// meter is a rate window, and the ones that follow it.
+type meter struct {
+	told publishers.Window // as it was at first
+	// left calls are left until end, of limit in each window of length.
+	limit, left int
+	end         time.Time
+	length      time.Duration
+	// guessed tells that limit or length is not X's, and guess that the present
+	// window's end is not.
+	guessed, guess bool
+	windows        int // into which posts have fallen
+	counted        bool
+}
+
+func newMeter(w publishers.Window, now time.Time) *meter {
+	m := &meter{told: w, limit: w.Limit, left: w.Remaining, end: w.Reset, length: w.Length, guessed: w.Estimated, guess: w.Estimated}
+	quarter := w.Kind == string(xapi.Window15Min)
+	if m.limit <= 0 {
+		m.limit, m.guessed = math.MaxInt, true
+		if quarter {
+			m.limit = documentedPosts
+		}
+	}
+	if m.length <= 0 {
+		m.length, m.guessed = documentedDay, true
+		if quarter {
+			m.length = documentedQuart
+		}
+	}
+	if !now.Before(m.end) {
+		m.left = m.limit
+	}
+	return m
+}
+
+// documentedMeter is the window of an account that X has not told of.
+func documentedMeter(account string) *meter {
+	return newMeter(publishers.Window{
+		Account: account, Endpoint: string(xapi.EndpointCreatePost), Kind: string(xapi.Window15Min),
+		Limit: documentedPosts, Remaining: documentedPosts, Estimated: true,
+	}, time.Time{})
+}
+
+// over tells that the next call begins a new window.
+func (m *meter) over(t time.Time) bool { return !t.Before(m.end) }
+
+// calls are how many it takes at a time.
+func (m *meter) calls(t time.Time) int {
+	if m.over(t) {
+		return m.limit
+	}
+	return m.left
+}
+
+// short tells that it takes fewer than are needed, or than it ever takes.
+func (m *meter) short(need int, t time.Time) bool { return m.calls(t) < min(need, m.limit) }
+
+func (m *meter) take(n int, t time.Time) {
+	if m.over(t) {
+		m.end, m.left, m.counted, m.guess = t.Add(m.length), m.limit, false, m.guessed
+	}
+	m.left -= n
+	if !m.counted {
+		m.windows, m.counted = m.windows+1, true
+	}
+}
+
+// drain lets the lines run out.
+type drain struct {
+	f       Forecast
+	from    time.Time       // before it nothing goes out
+	blocked *jetpost.Reason // a stop that a person has to end
+	app     *meter          // nil where X has told of none
+	lines   []lineDrain
+	ready   tickets
+	// parked wait for the app's window, by how many calls they need of it, so that
+	// nobody is looked at in vain.
+	parked  [jetpost.MaxPosts + 1]tickets
+	nParked int
+	turns   int
+}
+
+// lineDrain is an account's line as it runs out.
+type lineDrain struct {
+	out    AccountForecast
+	reason *jetpost.Reason
+	queue  []Queued
+	left   int // posts of the queue
+	meters []*meter
+	last   time.Time // of its posts
+	turn   int       // of several that may go on, the one that did so longest ago does
+}
+
+// ticket is a line's turn.
+type ticket struct {
+	at   time.Time
+	turn int
+	line int
+}
+
+func (a ticket) before(b ticket) bool {
+	if !a.at.Equal(b.at) {
+		return a.at.Before(b.at)
+	}
+	return a.turn < b.turn
+}
+
+type tickets []ticket
+
+func (t tickets) Len() int           { return len(t) }
+func (t tickets) Less(i, j int) bool { return t[i].before(t[j]) }
+func (t tickets) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
+func (t *tickets) Push(x any)        { *t = append(*t, x.(ticket)) }
+func (t *tickets) Pop() any {
+	old := *t
+	last := old[len(old)-1]
+	*t = old[:len(old)-1]
+	return last
+}
+
+func (d *drain) stop(s publishers.Stop) {
+	switch {
+	case !s.Probe && s.Reason.Until.IsZero():
+		d.blocked = &s.Reason
+	case s.Reason.Until.After(d.from):
+		d.from = s.Reason.Until
+	}
+	d.f.AtEarliest = d.f.AtEarliest || s.Probe
+}
+
+func (d *drain) line(l Line, windows []publishers.Window, now time.Time) lineDrain {
+	line := lineDrain{out: AccountForecast{Account: l.Account}, reason: l.Reason, queue: slices.Clone(l.Queue)}
+	if d.blocked != nil {
+		line.reason = d.blocked
+	}
+	for _, q := range l.Queue {
+		line.out.Requests += q.Count
+		line.left += q.Count*q.Posts - q.Live
+	}
+	line.out.Posts = line.left
+	// That of 15 minutes is the first one.
+	line.meters = []*meter{documentedMeter(l.Account)}
+	for _, w := range windows {
+		if w.Kind == string(xapi.Window15Min) {
+			line.meters[0] = newMeter(w, now)
+		} else {
+			line.meters = append(line.meters, newMeter(w, now))
+		}
+	}
+	if d.app != nil {
+		line.meters = append(line.meters, d.app)
+	}
+	if q := l.Queue[0]; q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppStopped && q.Until.After(now) && !needsPerson(q) {
+		line.out.Held = &jetpost.Reason{Code: q.Code, Until: q.Until}
+	}
+	return line
+}
+
+// act notes that a line goes on.
+func (d *drain) act(line int) {
+	d.turns++
+	d.lines[line].turn = d.turns
+}
+
+func (d *drain) push(line int, at time.Time) {
+	heap.Push(&d.ready, ticket{at: at, turn: d.lines[line].turn, line: line})
+}
+
+func (d *drain) park(line, need int) {
+	d.nParked++
+	heap.Push(&d.parked[need], ticket{turn: d.lines[line].turn, line: line})
+}
+
+func (d *drain) run() {
+	now := d.from
+	for {
+		next, found := d.next(now)
+		if !found {
+			return
+		}
+		now = next.at
+		d.step(next.line, now)
+	}
+}
+
+// next takes the first turn: of those that are ready at their time, and of those that
+// wait for the app's window once that takes what they need.
+func (d *drain) next(now time.Time) (first ticket, found bool) {
+	from := -1
+	if len(d.ready) > 0 {
+		first, found = d.ready[0], true
+	}
+	if d.nParked > 0 {
+		for need, line := range d.parked {
+			if len(line) == 0 {
+				continue
+			}
+			t := line[0]
+			t.at = now
+			if d.app.short(need, now) {
+				t.at = d.app.end
+			}
+			if !found || t.before(first) {
+				first, found, from = t, true, need
+			}
+		}
+	}
+	switch {
+	case !found:
+	case from < 0:
+		heap.Pop(&d.ready)
+	default:
+		d.nParked--
+		heap.Pop(&d.parked[from])
+	}
+	return first, found
+}
+
+// step lets a line go on with its head for as long as nothing keeps it.
+func (d *drain) step(i int, now time.Time) {
+	l := &d.lines[i]
+	if len(l.queue) == 0 {
+		return
+	}
+	q := &l.queue[0]
+	switch {
+	case l.reason != nil && l.reason.Until.IsZero():
+		l.block(l.reason.Code, "")
+		return
+	case needsPerson(*q):
+		l.block(q.Code, q.ID)
+		return
+	}
+	need := 1
+	if q.Live == 0 {
+		need = q.Posts
+	}
+	if at := l.notBefore(q); at.After(now) {
+		if m := l.shortest(need, now); m != nil && q.Code == jetpost.CodeRateLimited {
+			l.waits(m, d.f.Now)
+		}
+		d.push(i, at)
+		return
+	}
+	if q.Live == 0 && !q.Expires.IsZero() && !now.Before(q.Expires) {
+		l.out.Expired += q.Count
+		l.out.Posts -= q.Count * q.Posts
+		l.left -= q.Count * q.Posts
+		l.queue = l.queue[1:]
+		d.push(i, now)
+		return
+	}
+	if m := l.shortest(need, now); m != nil {
+		l.waits(m, d.f.Now)
+		if m == d.app {
+			d.park(i, min(need, m.limit))
+		} else {
+			d.push(i, m.end)
+		}
+		return
+	}
+	n := q.Posts - q.Live
+	if q.Posts == 1 && d.app == nil { // nobody has to have a turn in between
+		n = q.Count
+	}
+	for _, m := range l.meters {
+		n = min(n, m.calls(now))
+	}
+	for _, m := range l.meters {
+		m.take(n, now)
+	}
+	l.left -= n
+	l.last = now
+	if q.Posts == 1 {
+		q.Count -= n
+	} else if q.Live += n; q.Live == q.Posts {
+		q.Live, q.Begun = 0, false
+		q.Count--
+	}
+	if q.Count == 0 {
+		l.queue = l.queue[1:]
+	}
+	d.act(i)
+	d.push(i, now)
+}
+
+// needsPerson tells that a request does not move by itself.
+func needsPerson(q Queued) bool {
+	switch {
+	case q.State == jetpost.StateUnknown:
+		return true
+	case q.State != jetpost.StateHeld:
+		return false
+	}
+	switch q.Code {
+	case jetpost.CodeAccountReauthRequired, jetpost.CodeKeyUnavailable, jetpost.CodePoison, jetpost.CodeNeedsNewerWorker:
+		return true // some of them are looked at now and then, and found as they were
+	case jetpost.CodeAppStopped:
+		return false // the stop tells
+	default:
+		return q.Until.IsZero()
+	}
+}
+
+// notBefore is when a request may go on, but for windows.
+func (l *lineDrain) notBefore(q *Queued) (at time.Time) {
+	if l.reason != nil {
+		at = l.reason.Until
+	}
+	if !q.Begun {
+		at = later(at, q.Due)
+	}
+	if q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppStopped {
+		at = later(at, q.Until)
+	}
+	return at
+}
+
+func (l *lineDrain) block(code jetpost.Code, id string) {
+	l.out.Blocked = &LineBlock{Code: code, ID: id, Do: AdviceFor(code, l.out.Account, id), Posts: l.left}
+}
+
+// shortest returns the window that is short of calls; of several the one that lasts
+// longest.
+func (l *lineDrain) shortest(need int, now time.Time) (found *meter) {
+	for _, m := range l.meters {
+		if m.short(need, now) && (found == nil || m.end.After(found.end)) {
+			found = m
+		}
+	}
+	return found
+}
+
+// waits notes that the line waits for a window.
+func (l *lineDrain) waits(m *meter, at time.Time) {
+	if l.out.WaitsFor == nil {
+		w := newRateWindow(m.told, at)
+		l.out.WaitsFor = &w
+	}
+	l.out.Estimated = l.out.Estimated || m.guess
+}
+
+func (d *drain) sum() Forecast {
+	f := &d.f
+	f.Accounts = make([]AccountForecast, 0, len(d.lines))
+	for i := range d.lines {
+		l := &d.lines[i]
+		l.out.Windows = l.meters[0].windows
+		if l.out.Blocked == nil {
+			l.out.DoneAt = l.last
+		} else {
+			f.BlockedAccounts++
+			f.BlockedPosts += l.out.Blocked.Posts
+		}
+		f.Posts += l.out.Posts - l.left
+		f.Expired += l.out.Expired
+		f.DoneAt = later(f.DoneAt, l.last)
+		f.Windows = max(f.Windows, l.out.Windows)
+		f.Estimated = f.Estimated || l.out.Estimated
+		f.Accounts = append(f.Accounts, l.out)
+	}
+	if d.app != nil {
+		f.Windows = max(f.Windows, d.app.windows)
+	}
+	slices.SortFunc(f.Accounts, func(a, b AccountForecast) int {
+		if a, b := a.Blocked != nil, b.Blocked != nil; a != b {
+			if a {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(b.DoneAt.Compare(a.DoneAt), cmp.Compare(a.Account, b.Account))
+	})
+	return *f
+}

@@ -1,0 +1,466 @@
+package app_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
+)
+
+var noon = time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+
+// in is so many seconds after noon.
+func in(seconds int) time.Time { return noon.Add(time.Duration(seconds) * time.Second) }
+
+// window is one of posts that X has told of, which ends so many seconds after noon.
+func window(account, kind string, limit, left, end, length int) publishers.Window {
+	return publishers.Window{
+		Account: account, Endpoint: "POST /2/tweets", Kind: kind, Limit: limit, Remaining: left, Reset: in(end),
+		Length: time.Duration(length) * time.Second,
+	}
+}
+
+func singles(n int) app.Queued {
+	return app.Queued{Count: n, Posts: 1, Due: noon, State: jetpost.StateQueued}
+}
+
+func thread(posts, live int) app.Queued {
+	return app.Queued{Count: 1, Posts: posts, Live: live, Begun: live > 0, Due: noon, State: jetpost.StateQueued}
+}
+
+func held(q app.Queued, code jetpost.Code, until time.Time) app.Queued {
+	q.ID, q.State, q.Code, q.Until = "held", jetpost.StateHeld, code, until
+	return q
+}
+
+func line(account string, queue ...app.Queued) app.Line {
+	return app.Line{Account: account, Queue: queue}
+}
+
+// told is a forecast on a line for each thing that it tells, in seconds after noon.
+func told(f app.Forecast) string {
+	seconds := func(t time.Time) string {
+		if t.IsZero() {
+			return "never"
+		}
+		return fmt.Sprint(t.Sub(noon).Seconds())
+	}
+	lines := []string{fmt.Sprintf("%d posts, %d windows, %s", f.Posts, f.Windows, seconds(f.DoneAt))}
+	note := func(is bool, words string) {
+		if is {
+			lines[len(lines)-1] += ", " + words
+		}
+	}
+	note(f.AtEarliest, "at the earliest")
+	note(f.Estimated, "estimated")
+	note(f.BlockedPosts > 0, fmt.Sprintf("%d blocked of %d", f.BlockedPosts, f.BlockedAccounts))
+	note(f.Expired > 0, fmt.Sprintf("%d expired", f.Expired))
+	for _, a := range f.Accounts {
+		lines = append(lines, fmt.Sprintf("%s: %d/%d, %d, %s", a.Account, a.Requests, a.Posts, a.Windows, seconds(a.DoneAt)))
+		if w := a.WaitsFor; w != nil {
+			note(true, fmt.Sprintf("%s %d/%d", w.Kind, w.Remaining, w.Limit))
+			note(!w.Open, "until "+seconds(w.Reset))
+		}
+		if a.Held != nil {
+			note(true, fmt.Sprintf("%s until %s", a.Held.Code, seconds(a.Held.Until)))
+		}
+		if a.Blocked != nil {
+			note(true, fmt.Sprintf("%s %q blocks %d", a.Blocked.Code, a.Blocked.ID, a.Blocked.Posts))
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestForecast(t *testing.T) {
+	t.Parallel()
+	due := func(q app.Queued, seconds int) app.Queued {
+		q.Due, q.State = in(seconds), jetpost.StateScheduled
+		return q
+	}
+	expires := func(q app.Queued, seconds int) app.Queued { q.Expires = in(seconds); return q }
+	reason := func(l app.Line, code jetpost.Code, until time.Time) app.Line {
+		l.Reason = &jetpost.Reason{Code: code, Until: until}
+		return l
+	}
+	stop := func(code jetpost.Code, until time.Time, probe bool) publishers.Stop {
+		return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60), Probe: probe}
+	}
+	none := time.Time{}
+	for _, test := range []struct {
+		name    string
+		lines   []app.Line
+		windows []publishers.Window
+		stops   []publishers.Stop
+		want    string
+	}{
+		{"nothing", []app.Line{line("a")}, nil, nil, "0 posts, 0 windows, never"},
+		{
+			"all that fits goes at once", []app.Line{line("a", singles(5))},
+			[]publishers.Window{window("a", "15min", 10, 5, 60, 900)}, nil, "5 posts, 1 windows, 0\na: 5/5, 1, 0",
+		},
+		{
+			"what is left of the present window, then whole ones", []app.Line{line("a", singles(26))},
+			[]publishers.Window{window("a", "15min", 10, 4, 60, 900)}, nil,
+			"26 posts, 4 windows, 1860\na: 26/26, 4, 1860, 15min 4/10, until 60",
+		},
+		{
+			"a window begins with its first call", []app.Line{line("a", due(singles(11), 100))},
+			[]publishers.Window{window("a", "15min", 10, 0, 60, 900)}, nil,
+			"11 posts, 2 windows, 1000\na: 11/11, 2, 1000, 15min 0/10, until 60",
+		},
+		{
+			"a length that was not seen is the documented one", []app.Line{line("a", singles(21))},
+			[]publishers.Window{window("a", "15min", 10, 0, 60, 0)}, nil,
+			"21 posts, 3 windows, 1860, estimated\na: 21/21, 3, 1860, 15min 0/10, until 60",
+		},
+		{
+			"a window that X has not told of", []app.Line{line("a", singles(250))}, nil, nil,
+			"250 posts, 3 windows, 1800, estimated\na: 250/250, 3, 1800, 15min 100/100",
+		},
+		{
+			"a limit that X has not told of", []app.Line{line("a", singles(150))},
+			[]publishers.Window{window("a", "15min", 0, 0, 60, 900)}, nil,
+			"150 posts, 2 windows, 960, estimated\na: 150/150, 2, 960, 15min 0/0, until 60",
+		},
+		{
+			"windows of other endpoints do not count", []app.Line{line("a", singles(1))},
+			[]publishers.Window{{Account: "a", Endpoint: "GET /2/users/me", Kind: "15min", Limit: 1, Reset: in(60)}}, nil,
+			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
+		},
+		{
+			"a thread is begun where all of it goes out", []app.Line{line("a", thread(4, 0), singles(1))},
+			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
+			"5 posts, 1 windows, 60\na: 2/5, 1, 60, 15min 3/10, until 60",
+		},
+		{
+			"a begun one needs one", []app.Line{line("a", thread(5, 1))},
+			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
+			"4 posts, 2 windows, 60\na: 1/4, 2, 60, 15min 3/10, until 60",
+		},
+		{
+			"one that no window takes goes over several", []app.Line{line("a", thread(25, 0))},
+			[]publishers.Window{window("a", "15min", 10, 9, 60, 900)}, nil,
+			"25 posts, 3 windows, 1860\na: 1/25, 3, 1860, 15min 9/10, until 60",
+		},
+		{
+			"an account has several windows", []app.Line{line("a", singles(21))},
+			[]publishers.Window{window("a", "15min", 10, 10, 60, 900), window("a", "user_24h", 15, 15, 5000, 86400)}, nil,
+			"21 posts, 3 windows, 5000\na: 21/21, 3, 5000, 15min 10/10, until 60",
+		},
+		{
+			"the app's window is shared, each gets the same part", []app.Line{line("a", singles(4)), line("b", singles(2)), line("c", singles(1))},
+			[]publishers.Window{window("", "app_24h", 100, 5, 60, 86400)}, nil,
+			"7 posts, 2 windows, 60\na: 4/4, 1, 60, app_24h 5/100, until 60\nb: 2/2, 1, 0\nc: 1/1, 1, 0",
+		},
+		{
+			"what does not fit into the app's window lets others by", []app.Line{line("a", thread(3, 0)), line("b", singles(1), singles(1))},
+			[]publishers.Window{window("", "app_24h", 5, 2, 60, 86400)}, nil,
+			"5 posts, 2 windows, 60\na: 1/3, 1, 60, app_24h 2/5, until 60\nb: 2/2, 1, 0",
+		},
+		{
+			"a time that lies ahead", []app.Line{line("a", singles(1), due(singles(1), 30))},
+			nil, nil, "2 posts, 1 windows, 30\na: 2/2, 1, 30",
+		},
+		{
+			"what waits holds up what is due behind it", []app.Line{line("a", held(singles(1), jetpost.CodeXUnavailable, in(40)), due(singles(1), 30))},
+			nil, nil, "2 posts, 1 windows, 40\na: 2/2, 1, 40, x_unavailable until 40",
+		},
+		{
+			"a hold for a window names it", []app.Line{line("a", held(singles(1), jetpost.CodeRateLimited, in(60)))},
+			[]publishers.Window{window("a", "15min", 10, 0, 60, 900)}, nil,
+			"1 posts, 1 windows, 60\na: 1/1, 1, 60, 15min 0/10, until 60, rate_limited until 60",
+		},
+		{
+			"a stop that is over holds nobody", []app.Line{line("a", held(singles(1), jetpost.CodeAppStopped, in(40)))},
+			nil, []publishers.Stop{stop(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
+		},
+		{
+			"a stop holds all until its end", []app.Line{line("a", singles(1)), line("b", due(singles(1), 600))},
+			nil, []publishers.Stop{stop(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
+		},
+		{
+			"a probed one until its next probe", []app.Line{line("a", singles(1))},
+			nil, []publishers.Stop{stop(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
+		},
+		{
+			"one that a person must end", []app.Line{line("a", singles(1))},
+			nil, []publishers.Stop{stop(jetpost.CodeUsageCapped, none, false)},
+			"0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, usage_capped \"\" blocks 1",
+		},
+		{
+			"a stop of refreshes stops no posts", []app.Line{line("a", singles(1))},
+			nil, []publishers.Stop{{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
+			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
+		},
+		{
+			"an account that must be connected again", []app.Line{reason(line("a", singles(3)), jetpost.CodeAccountReauthRequired, none), line("b", singles(1))},
+			nil, nil, "1 posts, 1 windows, 0, 3 blocked of 1\na: 3/3, 0, never, account_reauth_required \"\" blocks 3\nb: 1/1, 1, 0",
+		},
+		{
+			"an account that is held until a time", []app.Line{reason(line("a", singles(3)), jetpost.CodeXUnavailable, in(9))},
+			nil, nil, "3 posts, 1 windows, 9\na: 3/3, 1, 9",
+		},
+		{
+			"what is before a block goes out", []app.Line{line("a", singles(2), held(thread(3, 0), jetpost.CodePoison, none), singles(1))},
+			nil, nil, "2 posts, 1 windows, 0, 4 blocked of 1\na: 4/6, 1, never, poison \"held\" blocks 4",
+		},
+		{
+			"a hold that is only looked at needs a person too", []app.Line{line("a", held(singles(1), jetpost.CodeKeyUnavailable, in(900)))},
+			nil, nil, "0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, key_unavailable \"held\" blocks 1",
+		},
+		{
+			"an outcome that nobody knows", []app.Line{line("a", app.Queued{
+				ID: "u", Count: 1, Posts: 2, Live: 1, Begun: true, Due: noon, State: jetpost.StateUnknown, Code: jetpost.CodeOutcomeUnknown,
+			}, singles(1))},
+			nil, nil, "0 posts, 0 windows, never, 2 blocked of 1\na: 2/2, 0, never, outcome_unknown \"u\" blocks 2",
+		},
+		{
+			"what expires before its turn takes no call", []app.Line{line("a", singles(1), expires(thread(2, 0), 60), expires(singles(1), 61))},
+			[]publishers.Window{window("a", "15min", 2, 1, 60, 900)}, nil,
+			"2 posts, 2 windows, 60, 1 expired\na: 3/2, 2, 60, 15min 1/2, until 60",
+		},
+		{
+			"what has begun does not expire", []app.Line{line("a", expires(thread(3, 1), 30))},
+			[]publishers.Window{window("a", "15min", 2, 0, 60, 900)}, nil,
+			"2 posts, 1 windows, 60\na: 1/2, 1, 60, 15min 0/2, until 60",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			if got := told(app.NewForecast(noon, test.lines, test.windows, test.stops)); got != test.want {
+				t.Errorf("forecast:\n%s\nwant:\n%s", got, test.want)
+			}
+		})
+	}
+}
+
+// The forecast says what comes of looking each second who may go on.
+func TestForecastIsWhatHappens(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		lines, windows, stops := drawLines(t)
+		f := app.NewForecast(noon, lines, windows, stops)
+		want := simulate(lines, windows, stops)
+		for _, a := range f.Accounts {
+			got := outcome{posts: a.Posts, windows: a.Windows, done: a.DoneAt, expired: a.Expired}
+			if a.Blocked != nil {
+				got.posts -= a.Blocked.Posts
+				got.blocked = true
+			}
+			if got != *want[a.Account] {
+				t.Errorf("%s: forecast %+v, what happens %+v", a.Account, got, *want[a.Account])
+			}
+		}
+	})
+}
+
+func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops []publishers.Stop) {
+	draw := func(low, high int, what string) int { return rapid.IntRange(low, high).Draw(t, what) }
+	maybe := func(what string) bool { return draw(0, 3, what) == 0 }
+	shared := draw(0, 1, "app window") == 0
+	account := func(name string) {
+		l := app.Line{Account: name}
+		for range draw(1, 5, "requests") {
+			q := app.Queued{Count: 1, Posts: draw(1, 6, "posts"), Due: in(-draw(0, 5, "due before")), State: jetpost.StateQueued}
+			if q.Posts == 1 {
+				q.Count = draw(1, 7, "count")
+			}
+			if len(l.Queue) == 0 && q.Posts > 1 && maybe("begun") {
+				q.Live, q.Begun = draw(1, q.Posts-1, "live"), true
+			}
+			// Of a line that waits for the app's window it is noticed with its turn.
+			if !shared && maybe("expires") {
+				q.Expires = in(draw(0, 60, "expiry"))
+			}
+			switch {
+			case maybe("scheduled"):
+				q.Due = in(draw(0, 40, "due"))
+			case maybe("held"):
+				q = held(q, jetpost.CodeXUnavailable, in(draw(0, 30, "hold")))
+			case draw(0, 30, "blocked") == 0:
+				q = held(q, jetpost.CodePoison, time.Time{})
+			}
+			l.Queue = append(l.Queue, q)
+		}
+		lines = append(lines, l)
+	}
+	draws := func(account, kind string, most int) {
+		limit := draw(1, most, "limit")
+		windows = append(windows, window(account, kind, limit, draw(0, limit, "left"), draw(-3, 20, "reset"), draw(1, 15, "length")))
+	}
+	for _, name := range []string{"a", "b", "c", "d"}[:draw(1, 4, "accounts")] {
+		account(name)
+		draws(name, "15min", 8)
+		if maybe("user window") {
+			draws(name, "user_24h", 9)
+		}
+	}
+	if shared {
+		draws("", "app_24h", 12)
+	}
+	if maybe("stop") {
+		stops = []publishers.Stop{{
+			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(draw(1, 30, "stop"))}, Since: noon,
+		}}
+	}
+	return lines, windows, stops
+}
+
+// outcome is what becomes of a line.
+type outcome struct {
+	posts, windows int
+	done           time.Time
+	expired        int
+	blocked        bool
+}
+
+// naive is an account as it is simulated.
+type naive struct {
+	outcome
+	requests []app.Queued
+	turn     int
+	windows  []*naiveWindow
+	until    time.Time // it is held for a window
+}
+
+type naiveWindow struct {
+	publishers.Window
+	used bool
+}
+
+// simulate looks each second who may go on, and lets the one that waits for longest
+// send one post more.
+func simulate(lines []app.Line, told []publishers.Window, stops []publishers.Stop) map[string]*outcome {
+	accounts := map[string]*naive{}
+	var order []*naive
+	var shared []*naiveWindow
+	for _, w := range told {
+		if w.Account == "" {
+			shared = append(shared, &naiveWindow{Window: w})
+		}
+	}
+	for _, l := range lines {
+		n := &naive{windows: slices.Clone(shared), turn: len(order)}
+		for _, q := range l.Queue {
+			for range q.Count {
+				q.Count = 1
+				n.requests = append(n.requests, q)
+			}
+		}
+		for _, w := range told {
+			if w.Account == l.Account {
+				n.windows = append(n.windows, &naiveWindow{Window: w})
+			}
+		}
+		accounts[l.Account], order = n, append(order, n)
+	}
+	turn := len(order)
+	for second := range 5000 {
+		now := in(second)
+		if len(stops) > 0 && now.Before(stops[0].Reason.Until) {
+			continue
+		}
+		for {
+			slices.SortFunc(order, func(a, b *naive) int { return a.turn - b.turn })
+			i := slices.IndexFunc(order, func(n *naive) bool { return n.goOn(now) })
+			if i < 0 {
+				break
+			}
+			turn++
+			order[i].turn = turn
+		}
+	}
+	out := map[string]*outcome{}
+	for name, n := range accounts {
+		if len(n.requests) > 0 {
+			n.blocked, n.done = true, time.Time{}
+		}
+		out[name] = &n.outcome
+	}
+	return out
+}
+
+// goOn lets an account begin its head or go on with it, if it may.
+func (n *naive) goOn(now time.Time) bool {
+	if len(n.requests) == 0 || now.Before(n.until) {
+		return false
+	}
+	q := &n.requests[0]
+	switch {
+	case q.State == jetpost.StateHeld && (q.Until.IsZero() || now.Before(q.Until)):
+		return false
+	case !q.Begun && now.Before(q.Due):
+		return false
+	case q.Live == 0 && !q.Expires.IsZero() && !now.Before(q.Expires):
+		n.expired++
+		n.requests = n.requests[1:]
+		return n.goOn(now)
+	}
+	need := 1
+	if q.Live == 0 {
+		need = q.Posts
+	}
+	for _, w := range n.windows {
+		if now.Before(w.Reset) && w.Remaining < min(need, w.Limit) && w.Reset.After(n.until) {
+			n.until = w.Reset
+		}
+	}
+	if now.Before(n.until) {
+		return false
+	}
+	for left := true; left && q.Live < q.Posts; {
+		for _, w := range n.windows {
+			if !now.Before(w.Reset) {
+				w.Reset, w.Remaining, w.used = now.Add(w.Length), w.Limit, false
+			}
+			if w.Remaining--; w.Remaining == 0 {
+				left = false
+			}
+			if w.Kind == "15min" && !w.used {
+				n.outcome.windows++
+			}
+			w.used = true
+		}
+		q.Live++
+		n.posts++
+	}
+	n.done = now
+	if q.Live == q.Posts {
+		n.requests = n.requests[1:]
+	}
+	return true
+}
+
+// BenchmarkForecast is of 100,000 requests of 10,000 accounts, with a window that all
+// of them share and one that nobody does.
+func BenchmarkForecast(b *testing.B) {
+	const accounts, requests = 10_000, 100_000
+	lines := make([]app.Line, accounts)
+	windows := []publishers.Window{window("", "app_24h", 10_000, 500, 600, 86400)}
+	for i := range lines {
+		lines[i].Account = fmt.Sprintf("account-%d", i)
+		windows = append(windows, window(lines[i].Account, "15min", 100, i%100, 600, 900))
+		for n := range requests / accounts {
+			lines[i].Queue = append(lines[i].Queue, thread(1+(i+n)%25, 0))
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		windows []publishers.Window
+	}{{"shared", windows}, {"apart", windows[1:]}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				if f := app.NewForecast(noon, lines, c.windows, nil); f.Posts == 0 {
+					b.Fatal("nothing goes out")
+				}
+			}
+		})
+	}
+}

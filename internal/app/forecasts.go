@@ -1,0 +1,100 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// waitingPage is how many unfinished requests are read at once.
+const waitingPage = 2000
+
+// Forecast tells when everything that waits is out, if so many single posts were sent
+// now for each of those accounts, and changes nothing.
+func (d *Desk) Forecast(ctx context.Context, added map[string]int) (Forecast, error) {
+	accounts, err := d.Ledger.Accounts(ctx)
+	if err != nil {
+		return Forecast{}, databaseError(err)
+	}
+	now := time.Now().UTC()
+	lines, err := readLines(ctx, d.Ledger, now, accounts, added)
+	if err != nil {
+		return Forecast{}, err
+	}
+	windows, stops, err := d.Conn.limits(ctx)
+	if err != nil {
+		return Forecast{}, err
+	}
+	var status Status
+	if err := status.readNATS(ctx, d.Conn, now); err != nil {
+		return Forecast{}, err
+	}
+	f := NewForecast(now, lines, windows, stops)
+	if status.Summary != "" {
+		f.Notes = append(f.Notes, status.Summary)
+	}
+	if n := status.QueuedJobs; n != nil && *n > 0 {
+		f.Notes = append(f.Notes, fmt.Sprintf("not in it: %d jobs that no worker has accepted yet", *n))
+	}
+	return f, nil
+}
+
+// readLines reads what each account has to send, as its lane would take it.
+func readLines(ctx context.Context, ledger store.Requests, now time.Time, accounts []store.Account, added map[string]int) ([]Line, error) {
+	lines := make([]Line, len(accounts))
+	byName := make(map[string]*Line, len(accounts))
+	for i, a := range accounts {
+		lines[i].Account = a.Name
+		if a.RequiresReauth {
+			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
+		}
+		byName[a.Name] = &lines[i]
+	}
+	var last store.Waiting
+	for {
+		page, err := ledger.Waiting(ctx, last, waitingPage)
+		if err != nil {
+			return nil, databaseError(err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		for _, w := range page {
+			if line := byName[w.Account]; line != nil { // else it was connected this moment
+				line.Queue = append(line.Queue, queued(w))
+			}
+		}
+		last = page[len(page)-1]
+	}
+	for account, n := range added {
+		line := byName[account]
+		if line == nil {
+			return nil, &HintError{Err: fmt.Errorf("account %s: %w", account, store.ErrNotFound), Help: AdviceFor(jetpost.CodeAccountUnknown, account, "")}
+		}
+		// As a job that is sent now, they stand before what is due later.
+		line.Queue = append(line.Queue, Queued{Count: n, Posts: 1, Due: now, State: jetpost.StateQueued})
+	}
+	for i := range lines {
+		slices.SortStableFunc(lines[i].Queue, func(a, b Queued) int {
+			switch {
+			case a.Begun && !b.Begun:
+				return -1
+			case b.Begun && !a.Begun:
+				return 1
+			}
+			return a.Due.Compare(b.Due)
+		})
+	}
+	return lines, nil
+}
+
+func queued(w store.Waiting) Queued {
+	return Queued{
+		ID: w.ID, Count: 1, Posts: w.Posts, Live: w.Live, Begun: w.Begun, Due: w.DueAt, Expires: w.ExpiresAt,
+		State: w.State, Code: w.Code, Until: w.HoldUntil,
+	}
+}

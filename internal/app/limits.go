@@ -1,0 +1,146 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+)
+
+// Limits are what keeps calls from X now, as far as the workers have told.
+type Limits struct {
+	// Now is when they were read.
+	Now time.Time `json:"now"`
+	// X tells whether the workers leave it alone since it fails.
+	X       Breaker      `json:"x"`
+	Stops   []LimitStop  `json:"stops"`
+	Windows []RateWindow `json:"windows"`
+}
+
+// Breaker is what the workers together make of X's health.
+type Breaker struct {
+	State string `json:"state"` // closed, or open: X is left alone
+	// Since, and AskedAgain, when one call finds out whether X is back, are those of
+	// an open one.
+	Since      time.Time `json:"since,omitzero"`
+	AskedAgain time.Time `json:"asked_again,omitzero"`
+}
+
+// LimitStop is a stop in force.
+type LimitStop struct {
+	Scope  string       `json:"scope"`
+	Code   jetpost.Code `json:"code"`
+	Detail string       `json:"detail,omitempty"`
+	Since  time.Time    `json:"since"`
+	// Until is its end; absent where a person has to end it, or where X is asked.
+	Until time.Time `json:"until,omitzero"`
+	// AskedAgain is when one worker finds out whether it is over, if nobody knows its
+	// end. If it is not, the next wait is twice as long as WaitSeconds.
+	AskedAgain  time.Time `json:"asked_again,omitzero"`
+	WaitSeconds float64   `json:"wait_seconds,omitempty"`
+	Do          string    `json:"do,omitempty"`
+}
+
+// RateWindow is a rate window of X, as a worker told it last.
+type RateWindow struct {
+	// Account is whose calls it counts; absent where it counts all of the app.
+	Account  string `json:"account,omitempty"`
+	Endpoint string `json:"endpoint"` // method and path pattern
+	Kind     string `json:"kind"`     // 15min, user_24h or app_24h
+	// Limit and Remaining are calls. A limit of 0 is not known.
+	Limit     int `json:"limit"`
+	Remaining int `json:"remaining"`
+	// Open tells that the last window is over: the next call begins one.
+	Open  bool      `json:"open"`
+	Reset time.Time `json:"reset,omitzero"` // absent where Open
+	// LengthSeconds is how long such a window was seen to last; absent where it was not.
+	LengthSeconds float64 `json:"length_seconds,omitempty"`
+	// Source is x where X has said so, and estimated where it did not: then the limit
+	// is the documented one, and the workers have counted.
+	Source string `json:"source"`
+	// ToldAt is when a worker told it to the others; absent where none has.
+	ToldAt time.Time `json:"told_at,omitzero"`
+}
+
+// The sources of a RateWindow.
+const (
+	sourceX         = "x"
+	sourceEstimated = "estimated"
+)
+
+func newRateWindow(w publishers.Window, now time.Time) RateWindow {
+	r := RateWindow{
+		Account: w.Account, Endpoint: w.Endpoint, Kind: w.Kind, Limit: w.Limit, Remaining: w.Remaining,
+		Reset: w.Reset.UTC(), LengthSeconds: w.Length.Seconds(), Source: sourceX, ToldAt: w.ToldAt,
+	}
+	if w.Estimated {
+		r.Source = sourceEstimated
+	}
+	if !now.Before(w.Reset) {
+		r.Open, r.Remaining, r.Reset = true, w.Limit, time.Time{}
+	}
+	return r
+}
+
+// NewLimits tells of windows and of those stops that are in force: with an account, of
+// its windows and the app's.
+func NewLimits(now time.Time, account string, windows []publishers.Window, stops []publishers.Stop) Limits {
+	l := Limits{Now: now, X: Breaker{State: "closed"}, Stops: []LimitStop{}, Windows: []RateWindow{}}
+	for _, s := range stops {
+		if !s.Active(now) {
+			continue
+		}
+		stop := LimitStop{
+			Scope: s.Scope, Code: s.Reason.Code, Detail: s.Reason.Detail, Since: s.Since.UTC(), Until: s.Reason.Until.UTC(),
+			Do: Advice(s.Reason.Code),
+		}
+		if s.Probe {
+			stop.Until, stop.AskedAgain, stop.WaitSeconds = time.Time{}, s.Reason.Until.UTC(), s.Wait.Seconds()
+		}
+		if s.Scope == publishers.ScopePublish && s.Reason.Code == jetpost.CodeXOutage {
+			l.X = Breaker{State: "open", Since: s.Since.UTC(), AskedAgain: s.Reason.Until.UTC()}
+		}
+		l.Stops = append(l.Stops, stop)
+	}
+	for _, w := range windows {
+		if account == "" || w.Account == "" || w.Account == account {
+			l.Windows = append(l.Windows, newRateWindow(w, now))
+		}
+	}
+	return l
+}
+
+// Limits reads what the workers have told of X's windows and stops.
+func (c Config) Limits(ctx context.Context, log *slog.Logger, account string) (Limits, error) {
+	if err := c.validate(needs{nats: true}); err != nil {
+		return Limits{}, err
+	}
+	conn, err := c.Connect(ctx, log, "jetpost limits")
+	if err != nil {
+		return Limits{}, err
+	}
+	defer conn.Close()
+	windows, stops, err := conn.limits(ctx)
+	if err != nil {
+		return Limits{}, err
+	}
+	return NewLimits(time.Now().UTC(), account, windows, stops), nil
+}
+
+// limits are all windows, and the stops on record.
+func (c *Connection) limits(ctx context.Context) (windows []publishers.Window, stops []publishers.Stop, err error) {
+	all := publishers.NewStops(c.JS, c.Names)
+	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
+		stop, there, err := all.Get(ctx, scope)
+		if err != nil {
+			return nil, nil, err
+		}
+		if there {
+			stops = append(stops, stop)
+		}
+	}
+	windows, err = publishers.NewWindows(c.JS, c.Names).All(ctx)
+	return windows, stops, err
+}
