@@ -49,8 +49,11 @@ func readLines(ctx context.Context, ledger store.Requests, now time.Time, accoun
 	byName := make(map[string]*Line, len(accounts))
 	for i, a := range accounts {
 		lines[i].Account = a.Name
-		if a.RequiresReauth {
+		switch {
+		case a.RequiresReauth:
 			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
+		case a.Pause.Active(now):
+			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountPaused, Until: a.Pause.Until}
 		}
 		byName[a.Name] = &lines[i]
 	}
