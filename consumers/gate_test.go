@@ -354,7 +354,6 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 
 // wakes are doorbells and wake-ups that a test rings itself.
 type wakes struct {
-	muteBells
 	due map[string]time.Time
 }
 
