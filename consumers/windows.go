@@ -21,6 +21,9 @@ const (
 	// together.
 	scarcePart  = 4
 	scarceCalls = 1000
+	// shareEvery is how often the app's windows are told though little of them was used,
+	// for people who look at them.
+	shareEvery = 5 * time.Second
 	// shareWithin bounds how long a lane is kept for telling the next worker.
 	shareWithin = 2 * time.Second
 )
@@ -99,10 +102,14 @@ func (s *Windows) Learned(windows []publishers.Window) {
 
 // Run shares what is due until the context ends.
 func (s *Windows) Run(ctx context.Context) {
+	every := time.NewTicker(shareEvery)
+	defer every.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-every.C:
+			s.share(ctx, "")
 		case <-s.wake:
 		}
 		s.mu.Lock()
