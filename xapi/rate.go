@@ -281,7 +281,8 @@ func (l *Limits) merge(w Window, now time.Time) bool {
 	switch {
 	case !known, w.XReset > old.XReset, !now.Before(old.Reset) && now.Before(w.Reset), old.Estimated && !w.Estimated:
 		next = w
-		if next.Length == 0 {
+		// The first answers place X's clock up to a second off.
+		if longer := w.Length - old.Length; w.Length == 0 || old.Length > 0 && longer > 0 && longer <= time.Second {
 			next.Length = old.Length
 		}
 	case w.XReset != old.XReset && (!now.Before(w.Reset) || old.Exhausted(now)):

@@ -351,7 +351,7 @@ func TestWindowLength(t *testing.T) {
 	at := func(remaining int, xReset int64, length time.Duration) Window {
 		return Window{Account: "a", Endpoint: EndpointMe, Kind: Window15Min, Limit: 10, Remaining: remaining, Reset: now.Add(time.Minute), XReset: xReset, Length: length}
 	}
-	for _, w := range []Window{at(5, 1, 0), at(9, 2, time.Minute), at(8, 2, 0), at(4, 3, 0)} {
+	for _, w := range []Window{at(5, 1, 0), at(9, 2, time.Minute), at(8, 2, 0), at(9, 3, time.Minute+time.Second), at(4, 4, 0)} {
 		l.note("a", EndpointMe, []Window{w}, now)
 	}
 	if got := l.Of("a"); len(got) != 1 || got[0].Length != time.Minute || got[0].Remaining != 4 {
