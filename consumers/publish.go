@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -108,8 +109,9 @@ type laneRun struct {
 	pause store.Pause   // as of the latest look
 	// renewed tells that a 401 already made this run renew the token once.
 	renewed bool
-	// pass is until when this run may call in spite of a stop, to probe.
-	pass time.Time
+	// pass is until when this run may call in spite of a stop, to probe; nil for not
+	// at all. Uploads look at it beside the lane.
+	pass atomic.Pointer[time.Time]
 	// filled is the request that this run has filled in (see read).
 	filled string
 }
@@ -387,7 +389,8 @@ func (r *laneRun) stopped(ctx context.Context, now time.Time) (Verdict, bool) {
 	stop, stopped := gate.Stopped(ScopePublish, now)
 	if stopped && stop.Due(now) {
 		if within := 2 * r.h.Timing.CallTimeout(); gate.Probe(ctx, stop, within, now) {
-			r.pass = now.Add(within)
+			until := now.Add(within)
+			r.pass.Store(&until)
 			r.log.Info("app.probed", "code", stop.Reason.Code, "since", stop.Since)
 		}
 		stop, stopped = gate.Stopped(ScopePublish, now)
@@ -400,7 +403,8 @@ func (r *laneRun) stopped(ctx context.Context, now time.Time) (Verdict, bool) {
 
 // probes tells whether this run finds out whether a stop is over.
 func (r *laneRun) probes(stop publishers.Stop, now time.Time) bool {
-	return stop.Probe && stop.Worker == r.h.Worker && now.Before(r.pass)
+	pass := r.pass.Load()
+	return stop.Probe && stop.Worker == r.h.Worker && pass != nil && now.Before(*pass)
 }
 
 // allow asks for one call to X. The caller tells done how it ended.
@@ -431,12 +435,13 @@ func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	switch {
 	case xapi.IsOutage(err):
 		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
+			r.pass.Store(nil) // though NATS may not be told what the probe has brought
 			reason.Detail += ", last: " + cause(err)
 			r.stop(ctx, ScopePublish, reason, now)
 		}
 	case !probes || saysNothing(err) || errors.As(err, &refused):
 	case e == xapi.EndpointCreatePost || stop.Reason.Code == jetpost.CodeXOutage:
-		r.pass = time.Time{}
+		r.pass.Store(nil)
 		if err := r.h.Gate.End(ctx, stop); err != nil {
 			r.log.Error("app.resume_not_shared", "error", err)
 		}
@@ -456,7 +461,12 @@ func (r *laneRun) probe(ctx context.Context, account string) (v Verdict, fails b
 	if err != nil {
 		return Verdict{}, false // which EnsureFresh makes something of
 	}
-	if _, err := r.me(ctx, r.h.Client(account, token.Access.Reveal())); !xapi.IsOutage(err) {
+	_, err = r.me(ctx, r.h.Client(account, token.Access.Reveal()))
+	var hold *holdError
+	switch {
+	case errors.As(err, &hold): // X was not asked, so nothing is known yet
+		return hold.verdict, true
+	case !xapi.IsOutage(err):
 		return Verdict{}, false
 	}
 	return r.stopped(ctx, time.Now())

@@ -414,18 +414,20 @@ func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 
 // call makes one call to X, unless the window that it needs is used up, by calls in
 // flight if need be, or the breaker is open. An upload under way goes on all the same
-// where the breaker is: it would have to begin anew.
+// where only the breaker is: it would have to begin anew.
 func (u *uploads) call(e xapi.Endpoint, do func() error) (err error) {
 	if err := u.reserve(e); err != nil {
 		return err
 	}
 	defer u.free(e)
 	done, err := u.t.r.allow(u.ctx, e)
+	var hold *holdError
 	switch {
 	case err == nil:
 		err = errNotCalled // said of a panic
 		defer func() { done(err) }()
-	case e != xapi.EndpointAppendMedia && e != xapi.EndpointFinalizeMedia:
+	case e != xapi.EndpointAppendMedia && e != xapi.EndpointFinalizeMedia,
+		errors.As(err, &hold) && hold.verdict.reason.Code == jetpost.CodeAppStopped:
 		return err
 	}
 	err = do()
