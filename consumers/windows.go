@@ -52,6 +52,8 @@ type Windows struct {
 	told map[xapi.Endpoint]xapi.Window
 	// fences are those of the lanes as this worker has held them last.
 	fences map[string]int64
+	// sharing are those that are being told, until the channel is closed.
+	sharing map[string]chan struct{}
 }
 
 // NewWindows shares windows by the board.
@@ -59,6 +61,7 @@ func NewWindows(board windowBoard, log *slog.Logger) *Windows {
 	s := &Windows{
 		board: board, log: log, wake: make(chan struct{}, 1),
 		behind: map[string]bool{}, due: map[string]bool{}, told: map[xapi.Endpoint]xapi.Window{}, fences: map[string]int64{},
+		sharing: map[string]chan struct{}{},
 	}
 	s.Limits = xapi.NewLimits(s.changed)
 	return s
@@ -152,21 +155,40 @@ func (s *Windows) handOver(ctx context.Context, account string) {
 // change: a worker that does not know of it is corrected by X.
 func (s *Windows) share(ctx context.Context, account string) {
 	s.mu.Lock()
+	for s.sharing[account] != nil { // what is told last is the newest, and told once this returns
+		other := s.sharing[account]
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return
+		}
+		s.mu.Lock()
+	}
 	behind := s.behind[account]
-	delete(s.behind, account)
-	s.mu.Unlock()
 	if !behind {
+		s.mu.Unlock()
 		return
 	}
+	delete(s.behind, account)
+	told := make(chan struct{})
+	s.sharing[account] = told
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.sharing, account)
+		s.mu.Unlock()
+		close(told)
+	}()
 	known := s.Of(account)
 	windows := make([]publishers.Window, len(known))
-	told := map[xapi.Endpoint]xapi.Window{}
+	news := map[xapi.Endpoint]xapi.Window{}
 	for i, w := range known {
 		windows[i] = publishers.Window{
 			Account: w.Account, Endpoint: string(w.Endpoint), Kind: string(w.Kind), Limit: w.Limit,
 			Remaining: w.Remaining, Reset: w.Reset, XReset: w.XReset, Length: w.Length, Estimated: w.Estimated,
 		}
-		told[w.Endpoint] = w
+		news[w.Endpoint] = w
 	}
 	if err := s.board.Put(ctx, account, windows); err != nil {
 		s.log.Warn("windows.not_shared", "account", account, "error", err)
@@ -177,7 +199,7 @@ func (s *Windows) share(ctx context.Context, account string) {
 	}
 	if account == "" {
 		s.mu.Lock()
-		maps.Copy(s.told, told)
+		maps.Copy(s.told, news)
 		s.mu.Unlock()
 	}
 }

@@ -3,6 +3,7 @@ package consumers
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"sync"
 	"testing"
@@ -182,4 +183,49 @@ func TestWindowsTold(t *testing.T) {
 	all, err := publishers.NewWindows(b.js, b.names).All(t.Context())
 	check(t, err)
 	equal(t, "all windows", len(all), 1)
+}
+
+// slowBoard holds up each put until it is let go.
+type slowBoard struct {
+	noBoard
+	puts chan []publishers.Window
+	free chan struct{}
+}
+
+func (b slowBoard) Put(_ context.Context, _ string, windows []publishers.Window) error {
+	b.puts <- windows
+	<-b.free
+	return nil
+}
+
+// TestHandOverWaits: a lane is not given away while what is known of its windows is on
+// its way, and what is told last is the newest.
+func TestHandOverWaits(t *testing.T) {
+	t.Parallel()
+	board := slowBoard{puts: make(chan []publishers.Window), free: make(chan struct{})}
+	s := NewWindows(board, slog.New(slog.DiscardHandler))
+	learn := func(remaining int) {
+		w := xapi.Window{Account: "acme", Endpoint: xapi.EndpointCreatePost, Kind: xapi.Window15Min, Limit: 9, Remaining: remaining, Reset: time.Now().Add(time.Hour), XReset: 7}
+		s.Learn(w)
+		s.changed(w)
+	}
+	learn(1)
+	var first, second sync.WaitGroup
+	first.Go(func() { s.share(t.Context(), "acme") })
+	equal(t, "told first", (<-board.puts)[0].Remaining, 1)
+	given := make(chan struct{})
+	second.Go(func() { s.handOver(t.Context(), "acme"); close(given) })
+	learn(0)
+	select {
+	case <-given:
+		t.Fatal("the lane is given away while its windows are on their way")
+	case <-board.puts:
+		t.Fatal("two are on their way")
+	case <-time.After(50 * time.Millisecond): // which proves nothing where it is too short
+	}
+	board.free <- struct{}{}
+	first.Wait()
+	equal(t, "told last", (<-board.puts)[0].Remaining, 0)
+	board.free <- struct{}{}
+	second.Wait()
 }

@@ -190,7 +190,7 @@ func (c *Client) perform(ctx context.Context, cl call, out any, complete func() 
 	}
 	ans.skew = c.limits.skew(ans)
 	windows := readWindows(cl.endpoint, ans)
-	c.limits.note(c.account, cl.endpoint, windows, ans.at)
+	c.limits.note(c.account, cl.endpoint, windows, ans.status, ans.at)
 
 	if !ans.ok() {
 		return c.failure(cl, ans, windows)

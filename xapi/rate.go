@@ -244,6 +244,9 @@ func (l *Limits) estimate(account string, e Endpoint, now time.Time) (Window, bo
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := l.windows[account][windowKey{e, Window15Min}]
+	if now.Before(w.Reset) && !w.Estimated {
+		return Window{}, false // the next answer of X tells
+	}
 	if !now.Before(w.Reset) {
 		reset := ceil(now.Add(fallbackClosed))
 		w = Window{Endpoint: e, Kind: Window15Min, Limit: limit, Remaining: limit, Reset: reset, XReset: reset.Unix(), Estimated: true}
@@ -252,11 +255,11 @@ func (l *Limits) estimate(account string, e Endpoint, now time.Time) (Window, bo
 	return w, true
 }
 
-// note takes what an answer said. Where it did not say anything of the account's
-// window, the call is counted.
-func (l *Limits) note(account string, e Endpoint, windows []Window, now time.Time) {
+// note takes what an answer said. Where X answered and did not say anything of the
+// account's window, the call is counted.
+func (l *Limits) note(account string, e Endpoint, windows []Window, status int, now time.Time) {
 	said := func(w Window) bool { return w.Kind == Window15Min }
-	if !slices.ContainsFunc(windows, said) {
+	if status < http.StatusInternalServerError && !slices.ContainsFunc(windows, said) {
 		if w, ok := l.estimate(account, e, now); ok {
 			windows = append(windows, w)
 		}
@@ -279,7 +282,8 @@ func (l *Limits) merge(w Window, now time.Time) bool {
 	old, known := l.windows[w.Account][w.key()]
 	next := old
 	switch {
-	case !known, w.XReset > old.XReset, !now.Before(old.Reset) && now.Before(w.Reset), old.Estimated && !w.Estimated:
+	case !known, w.XReset > old.XReset, !now.Before(old.Reset) && now.Before(w.Reset), old.Estimated && !w.Estimated,
+		w.XReset == old.XReset && w.Limit > 0 && w.Limit != old.Limit && !w.Estimated: // X has changed it
 		next = w
 		// The first answers place X's clock up to a second off.
 		if longer := w.Length - old.Length; w.Length == 0 || old.Length > 0 && longer > 0 && longer <= time.Second {

@@ -271,7 +271,7 @@ func TestWindowsConcurrently(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
-			l.note("a", EndpointMe, []Window{{Endpoint: EndpointMe, Kind: Window15Min, Limit: 50, Remaining: 50 - i, Reset: now.Add(time.Minute), XReset: 1}}, now)
+			l.note("a", EndpointMe, []Window{{Endpoint: EndpointMe, Kind: Window15Min, Limit: 50, Remaining: 50 - i, Reset: now.Add(time.Minute), XReset: 1}}, http.StatusOK, now)
 			_ = fmt.Sprint(l.All())
 		})
 	}
@@ -352,9 +352,39 @@ func TestWindowLength(t *testing.T) {
 		return Window{Account: "a", Endpoint: EndpointMe, Kind: Window15Min, Limit: 10, Remaining: remaining, Reset: now.Add(time.Minute), XReset: xReset, Length: length}
 	}
 	for _, w := range []Window{at(5, 1, 0), at(9, 2, time.Minute), at(8, 2, 0), at(9, 3, time.Minute+time.Second), at(4, 4, 0)} {
-		l.note("a", EndpointMe, []Window{w}, now)
+		l.note("a", EndpointMe, []Window{w}, http.StatusOK, now)
 	}
 	if got := l.Of("a"); len(got) != 1 || got[0].Length != time.Minute || got[0].Remaining != 4 {
 		t.Errorf("got %+v, want the length of the window that was seen from its beginning", got)
 	}
+}
+
+// TestEstimate: where X tells nothing its documented limit is counted, and only then.
+func TestEstimate(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	said := Window{Endpoint: EndpointCreatePost, Kind: Window15Min, Limit: 7, Remaining: 5, Reset: now.Add(time.Minute), XReset: now.Add(time.Minute).Unix()}
+	l := NewLimits(nil)
+	want := func(what string, estimated bool, limit, remaining int) {
+		t.Helper()
+		got := l.Of("a")
+		if len(got) != 1 || got[0].Estimated != estimated || got[0].Limit != limit || got[0].Remaining != remaining {
+			t.Errorf("%s: got %+v", what, got)
+		}
+	}
+	for range 2 {
+		l.note("a", EndpointCreatePost, nil, http.StatusCreated, now)
+	}
+	want("nothing said, twice", true, 100, 98)
+	l.note("a", EndpointCreatePost, nil, http.StatusBadGateway, now)
+	want("not by X", true, 100, 98)
+	l.note("a", EndpointCreatePost, []Window{said}, http.StatusCreated, now)
+	want("said", false, 7, 5)
+	l.note("a", EndpointCreatePost, nil, http.StatusForbidden, now)
+	want("nothing said once", false, 7, 5)
+	said.Limit, said.Remaining = 20, 17
+	l.note("a", EndpointCreatePost, []Window{said}, http.StatusCreated, now)
+	want("more allowed in the same window", false, 20, 17)
+	l.note("a", EndpointCreatePost, nil, http.StatusCreated, now.Add(2*time.Minute))
+	want("nothing said of the next", true, 100, 99)
 }
