@@ -196,6 +196,9 @@ func (g *Gate) Probe(ctx context.Context, stop publishers.Stop, within time.Dura
 // End ends a stop for all workers, unless another one stands by now: a probe has found
 // that X takes calls again, or its time is over.
 func (g *Gate) End(ctx context.Context, stop publishers.Stop) error {
+	if stop.Revision == 0 { // NATS was never told of it
+		return nil
+	}
 	ended, err := g.board.End(ctx, stop)
 	if err != nil || !ended {
 		return err
@@ -203,7 +206,9 @@ func (g *Gate) End(ctx context.Context, stop publishers.Stop) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	scope := Scope(stop.Scope)
-	delete(g.own, scope)
+	if own := g.own[scope].Revision; own > 0 && own <= stop.Revision {
+		delete(g.own, scope)
+	}
 	if g.learned[scope].Revision <= stop.Revision {
 		delete(g.learned, scope)
 		g.over(stop)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -96,4 +97,64 @@ func TestStopEndsSegments(t *testing.T) {
 		_ = u.call(xapi.EndpointAppendMedia, func() error { called = true; return nil })
 		equal(t, "called", called, !stops)
 	}
+}
+
+// TestProbeOfCredits: of what X refuses the app, only a post that X took, or refused for
+// what it says, tells that it is over.
+func TestProbeOfCredits(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		err  error
+		ends bool
+	}{
+		"taken":           {nil, true},
+		"refused":         {&xapi.RefusedError{Kind: xapi.RefusedRule, Err: answer(403)}, true},
+		"token refused":   {&xapi.UnauthorizedError{Err: answer(401)}, false},
+		"account limited": {&xapi.RateLimitError{Err: answer(429)}, false},
+		"edge":            {&xapi.UnavailableError{Err: answer(413)}, false},
+		"the same again":  {&xapi.AppStopError{Err: answer(402)}, false},
+		"not called":      {errNotCalled, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := &board{}
+				r := stoppedRun(t, b, 0)
+				b.put(publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Until: time.Now()}, Probe: true, Wait: undatedStop})
+				done, err := r.allow(t.Context(), xapi.EndpointCreatePost)
+				check(t, err)
+				done(tc.err)
+				equal(t, "ended", b.stop.Scope == "", tc.ends)
+			})
+		})
+	}
+}
+
+// TestDueStopWithoutNATS: where nobody can be asked who probes, a head waits until a time
+// that is ahead.
+func TestDueStopWithoutNATS(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{}
+		r := stoppedRun(t, b, 0)
+		b.probe = func() error { return errAway }
+		v, stopped := r.stopped(t.Context(), time.Now())
+		if !stopped || !v.reason.Until.After(time.Now()) {
+			t.Errorf("stopped %t until %v, now is %v", stopped, v.reason.Until, time.Now())
+		}
+	})
+}
+
+// TestEndOfUnsharedStop: a stop that NATS was not told of is not on record, and its end
+// removes nothing there.
+func TestEndOfUnsharedStop(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, _, err := b.stops.Set(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused}, Since: time.Now()})
+	check(t, err)
+	g := NewGate(b.stops, "worker", 0, b.log)
+	check(t, g.End(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
+	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, err)
+	equal(t, "the pause stands", there, true)
 }

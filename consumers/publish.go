@@ -425,13 +425,13 @@ func (r *laneRun) allow(ctx context.Context, e xapi.Endpoint) (done func(error),
 
 // heard makes of what came of a call what it says of X as a whole: that it fails, or
 // that a stop which was probed is over. Of an outage each answer tells that; of what
-// X refuses the app, only that to a post.
+// X refuses the app, only a post that it takes, or refuses for what that says.
 func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	now := time.Now()
 	stop, stopped := r.h.Gate.Stopped(ScopePublish, now)
 	probes := stopped && r.probes(stop, now)
 	reason, out := r.h.Gate.Outage()
-	var refused *xapi.AppStopError
+	var refused *xapi.RefusedError
 	switch {
 	case xapi.IsOutage(err):
 		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
@@ -439,8 +439,8 @@ func (r *laneRun) heard(ctx context.Context, e xapi.Endpoint, err error) {
 			reason.Detail += ", last: " + cause(err)
 			r.stop(ctx, ScopePublish, reason, now)
 		}
-	case !probes || saysNothing(err) || errors.As(err, &refused):
-	case e == xapi.EndpointCreatePost || stop.Reason.Code == jetpost.CodeXOutage:
+	case !probes || saysNothing(err):
+	case stop.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)):
 		r.pass.Store(nil)
 		if err := r.h.Gate.End(ctx, stop); err != nil {
 			r.log.Error("app.resume_not_shared", "error", err)
@@ -476,7 +476,11 @@ func (r *laneRun) probe(ctx context.Context, account string) (v Verdict, fails b
 // stop's end, but soon enough to notice that somebody has ended it before.
 func stopReason(stop jetpost.Reason, now time.Time) jetpost.Reason {
 	look := now.Add(undatedStop)
-	if !stop.Until.IsZero() && stop.Until.Before(look) {
+	switch {
+	case stop.Until.IsZero():
+	case !stop.Until.After(now): // it is to be probed, but nobody can
+		look = now.Add(probeWait)
+	case stop.Until.Before(look):
 		look = stop.Until
 	}
 	return jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: stopDetail(stop, look), Until: look}

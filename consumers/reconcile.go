@@ -48,8 +48,8 @@ func maybeLive(head *store.Record, i int, why string) string {
 func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *store.Record, i int, ours jetpost.Post) attempt {
 	post := head.Posts[i]
 	now := time.Now()
-	if until, limited := client.RateLimited(xapi.EndpointUserPosts); limited && until.After(now) {
-		return r.settled(Hold(jetpost.CodeRateLimited, until, "reads of the account's posts are used up"))
+	if w, short := client.RateShort(xapi.EndpointUserPosts, 1); short {
+		return r.settled(Hold(jetpost.CodeRateLimited, w.Reset, "reads of the account's posts are used up"))
 	}
 	witness, err := persist(ctx, r, "witness", func() (store.Witness, error) { return r.h.Ledger.Witness(ctx, head.Account) })
 	if err != nil {

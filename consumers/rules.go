@@ -118,8 +118,8 @@ func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetp
 
 // me asks X who the account is, as the gate and the window allow.
 func (r *laneRun) me(ctx context.Context, client *xapi.Client) (xapi.User, error) {
-	if until, limited := client.RateLimited(xapi.EndpointMe); limited {
-		return xapi.User{}, &holdError{Hold(jetpost.CodeRateLimited, until, "reads of the account are used up")}
+	if w, short := client.RateShort(xapi.EndpointMe, 1); short {
+		return xapi.User{}, &holdError{Hold(jetpost.CodeRateLimited, w.Reset, "reads of the account are used up")}
 	}
 	done, err := r.allow(ctx, xapi.EndpointMe)
 	if err != nil {

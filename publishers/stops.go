@@ -24,6 +24,8 @@ const (
 	ScopeMedia   = "media"   // no media uploads
 )
 
+var scopes = [...]string{ScopePublish, ScopeRefresh, ScopeMedia}
+
 // pauseForever is how long the lanes' consumer pauses for a stop without an
 // end: longer than any installation lives.
 const pauseForever = 100 * 365 * 24 * time.Hour
@@ -129,7 +131,7 @@ func NewStops(js jetstream.JetStream, names jetpost.Names) *Stops {
 // A stop that is new, or ends later than before, is told as an event. On an
 // error the stop may be set: Set it again.
 func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, err error) {
-	if !slices.Contains([]string{ScopePublish, ScopeRefresh, ScopeMedia}, stop.Scope) {
+	if !slices.Contains(scopes[:], stop.Scope) {
 		return Stop{}, false, fmt.Errorf("stop %q: want scope %s, %s or %s", stop.Scope, ScopePublish, ScopeRefresh, ScopeMedia)
 	}
 	kv, err := s.bucket(ctx)
@@ -226,6 +228,20 @@ func (s *Stops) Probe(ctx context.Context, scope, worker string, now, until time
 		return Stop{}, false, fmt.Errorf("probe %s: %w", scope, err)
 	}
 	return stop, mine, nil
+}
+
+// All are the stops on record, also those that have ended by themselves.
+func (s *Stops) All(ctx context.Context) (all []Stop, err error) {
+	for _, scope := range scopes {
+		stop, there, err := s.Get(ctx, scope)
+		if err != nil {
+			return nil, err
+		}
+		if there {
+			all = append(all, stop)
+		}
+	}
+	return all, nil
 }
 
 // Get is the stop of a scope, also where it has ended by itself; false where

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -55,6 +56,9 @@ type Window struct {
 type Windows struct {
 	js    jetstream.JetStream
 	names jetpost.Names
+
+	mu sync.Mutex
+	kv jetstream.KeyValue // once it was found, so that each read is one call
 }
 
 // NewWindows reads and writes through js in the installation of that name.
@@ -129,9 +133,21 @@ func decodeWindows(entry jetstream.KeyValueEntry) (windows []Window) {
 }
 
 func (s *Windows) bucket(ctx context.Context) (jetstream.KeyValue, error) {
-	return ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
+	s.mu.Lock()
+	kv := s.kv
+	s.mu.Unlock()
+	if kv != nil {
+		return kv, nil
+	}
+	kv, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
 		return s.js.KeyValue(ctx, s.names.LimitsBucket())
 	})
+	if err == nil {
+		s.mu.Lock()
+		s.kv = kv
+		s.mu.Unlock()
+	}
+	return kv, err
 }
 
 // All returns the windows of everybody, those that are over too, by account and

@@ -622,6 +622,16 @@ type Reserved struct {
 	Left    int // the calls that X says are left, as far as any worker has told
 }
 
+// Grant is the rule of reservations: what becomes of r where that many calls are left
+// and others have set some of them aside, and how many are then the lane's.
+func (r Reservation) Grant(left, others int) (out Reserved, take int) {
+	out = Reserved{Granted: r.Need == 0 || others+r.Need <= left, Left: left}
+	if out.Granted {
+		take = r.Need
+	}
+	return out, take
+}
+
 // MaxHoldLine is how many requests one call of HoldLine holds.
 const MaxHoldLine = 500
 

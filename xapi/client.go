@@ -119,14 +119,6 @@ func New(accessToken string, opts ...Option) *Client {
 	return c
 }
 
-// WithToken returns a Client for the same account with a newer access token. Both
-// share what is known about the account's rate windows.
-func (c *Client) WithToken(accessToken string) *Client {
-	next := *c
-	next.token = accessToken
-	return &next
-}
-
 // Guarded returns a Client of which guard makes each call to X, by calling do; or does
 // not, and returns an error that says why. What is known about the account's rate
 // windows is shared.

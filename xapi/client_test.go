@@ -220,27 +220,6 @@ func TestMe(t *testing.T) {
 	}
 }
 
-func TestWithTokenSharesWindows(t *testing.T) {
-	t.Parallel()
-
-	var token atomic.Value
-	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
-		token.Store(r.Header.Get("Authorization"))
-		setWindow(w.Header(), "x-rate-limit", 100, 5, ahead(t))
-		reply(http.StatusCreated, `{"data":{"id":"1","text":""}}`)(w, r)
-	})
-	next := b.client.WithToken("second")
-	if _, err := next.CreatePost(t.Context(), Post{}); err != nil {
-		t.Fatal(err)
-	}
-	if token.Load() != "Bearer second" || b.client.token != testToken {
-		t.Errorf("sent %v", token.Load())
-	}
-	if w, ok := b.client.RateLimit(EndpointCreatePost); !ok || w.Remaining != 5 {
-		t.Errorf("got %+v, %v", w, ok)
-	}
-}
-
 func TestCallerCancelled(t *testing.T) {
 	t.Parallel()
 

@@ -93,13 +93,6 @@ func (w Window) Exhausted(now time.Time) bool {
 	return w.Remaining <= 0 && now.Before(w.Reset)
 }
 
-// RateLimit returns the window that governs e: of the exhausted ones the one with
-// the latest reset, else the one with the fewest calls left. A window past its
-// reset counts only where no other is known. It is false before the first answer.
-func (c *Client) RateLimit(e Endpoint) (Window, bool) {
-	return governing(c.limits.of(c.account, e), time.Now())
-}
-
 // RateLimits returns every known window, ordered by endpoint and kind.
 func (c *Client) RateLimits() []Window {
 	all := c.limits.of(c.account, "")
@@ -123,36 +116,6 @@ func (c *Client) RateShort(e Endpoint, need int) (short Window, is bool) {
 		}
 	}
 	return short, is
-}
-
-// RateLimited reports whether a window of e is exhausted, and until when.
-func (c *Client) RateLimited(e Endpoint) (until time.Time, limited bool) {
-	now := time.Now()
-	w, ok := governing(c.limits.of(c.account, e), now)
-	if !ok || !w.Exhausted(now) {
-		return time.Time{}, false
-	}
-	return w.Reset, true
-}
-
-func governing(windows []Window, now time.Time) (best Window, ok bool) {
-	for _, w := range windows {
-		if !ok || governs(w, best, now) {
-			best, ok = w, true
-		}
-	}
-	return best, ok
-}
-
-// governs reports whether a limits more than b does.
-func governs(a, b Window, now time.Time) bool {
-	if x, y := a.Exhausted(now), b.Exhausted(now); x || y {
-		return x && (!y || a.Reset.After(b.Reset))
-	}
-	if x, y := now.Before(a.Reset), now.Before(b.Reset); x != y {
-		return x
-	}
-	return a.Remaining < b.Remaining
 }
 
 // windowKey is a window among those of its account.
@@ -368,7 +331,7 @@ func readWindows(e Endpoint, ans answer) []Window {
 func closeWindow(e Endpoint, ans answer, windows []Window) Window {
 	best := Window{Endpoint: e, Kind: Window15Min}
 	for i, w := range windows {
-		if i == 0 || governs(w, best, ans.at) && w.Exhausted(ans.at) {
+		if i == 0 || w.Exhausted(ans.at) && (!best.Exhausted(ans.at) || w.Reset.After(best.Reset)) {
 			best = w
 		}
 	}

@@ -181,39 +181,6 @@ func TestCloseWindow(t *testing.T) {
 	}
 }
 
-func TestRateLimitGoverns(t *testing.T) {
-	t.Parallel()
-
-	now := testNow()
-	w := func(kind WindowKind, remaining int, reset time.Duration) Window {
-		return Window{Endpoint: EndpointMe, Kind: kind, Limit: 100, Remaining: remaining, Reset: now.Add(reset)}
-	}
-	for name, tc := range map[string]struct {
-		windows []Window
-		want    WindowKind
-	}{
-		"exhausted, latest reset":  {[]Window{w(Window15Min, 0, time.Minute), w(WindowApp24h, 0, time.Hour), w(WindowUser24h, 0, time.Second)}, WindowApp24h},
-		"exhausted, then the rest": {[]Window{w(Window15Min, 1, time.Minute), w(WindowApp24h, 0, time.Second)}, WindowApp24h},
-		"fewest remaining":         {[]Window{w(Window15Min, 9, time.Minute), w(WindowUser24h, 3, time.Hour)}, WindowUser24h},
-		"passed counts last":       {[]Window{w(Window15Min, 0, -time.Minute), w(WindowUser24h, 3, time.Hour)}, WindowUser24h},
-	} {
-		for _, backwards := range []bool{false, true} {
-			windows := append([]Window(nil), tc.windows...)
-			if backwards {
-				for i, j := 0, len(windows)-1; i < j; i, j = i+1, j-1 {
-					windows[i], windows[j] = windows[j], windows[i]
-				}
-			}
-			if got, ok := governing(windows, now); !ok || got.Kind != tc.want {
-				t.Errorf("%s: got %+v", name, got)
-			}
-		}
-	}
-	if _, ok := governing(nil, now); ok {
-		t.Error("a window out of nothing")
-	}
-}
-
 // TestRateLimitError follows a 429 with healthy headers to the end: it closes the
 // window, an older answer does not open it, and other endpoints stay open.
 func TestRateLimitError(t *testing.T) {
@@ -230,18 +197,18 @@ func TestRateLimitError(t *testing.T) {
 	if limited.AppWide() || limited.Kind != Window15Min || limited.Until.Before(reset.Truncate(time.Second)) {
 		t.Errorf("got %+v", limited)
 	}
-	until, closed := b.client.RateLimited(EndpointCreatePost)
-	if !closed || !until.Equal(limited.Until) {
-		t.Errorf("got %v, %v", until, closed)
+	w, closed := b.client.RateShort(EndpointCreatePost, 1)
+	if !closed || !w.Reset.Equal(limited.Until) {
+		t.Errorf("got %v, %v", w, closed)
 	}
 	status = http.StatusOK
 	if _, err := b.client.CreatePost(t.Context(), Post{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, closed := b.client.RateLimited(EndpointCreatePost); !closed {
+	if _, closed := b.client.RateShort(EndpointCreatePost, 1); !closed {
 		t.Error("an answer of the same window opened it")
 	}
-	if _, closed := b.client.RateLimited(EndpointMe); closed {
+	if _, closed := b.client.RateShort(EndpointMe, 1); closed {
 		t.Error("another endpoint is closed too")
 	}
 	if got := b.client.RateLimits(); len(got) != 1 || got[0].Limit != 100 {
@@ -258,7 +225,7 @@ func TestUsageCapLeavesWindowsOpen(t *testing.T) {
 	})
 	_, err := b.client.CreatePost(t.Context(), Post{})
 	wantAs[*AppStopError](t, err)
-	if _, closed := b.client.RateLimited(EndpointCreatePost); closed {
+	if _, closed := b.client.RateShort(EndpointCreatePost, 1); closed {
 		t.Error("window closed")
 	}
 }

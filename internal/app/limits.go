@@ -131,15 +131,8 @@ func (c Config) Limits(ctx context.Context, log *slog.Logger, account string) (L
 
 // limits are all windows, and the stops on record.
 func (c *Connection) limits(ctx context.Context) (windows []publishers.Window, stops []publishers.Stop, err error) {
-	all := publishers.NewStops(c.JS, c.Names)
-	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
-		stop, there, err := all.Get(ctx, scope)
-		if err != nil {
-			return nil, nil, err
-		}
-		if there {
-			stops = append(stops, stop)
-		}
+	if stops, err = publishers.NewStops(c.JS, c.Names).All(ctx); err != nil {
+		return nil, nil, err
 	}
 	windows, err = publishers.NewWindows(c.JS, c.Names).All(ctx)
 	return windows, stops, err

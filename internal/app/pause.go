@@ -80,8 +80,8 @@ type Resumed struct {
 	Begun   int `json:"late_and_begun"`
 }
 
-// ResumeApp ends every stop of the app before its time, and the waits of those that
-// it held. Before that, requests that were due longer ago than olderThan and of
+// ResumeApp ends every stop of the app before its time; the workers let go what it
+// held. Before that, requests that were due longer ago than olderThan and of
 // which nothing was sent fail, unless it is zero.
 func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (Resumed, error) {
 	var r Resumed
@@ -89,35 +89,16 @@ func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (Resumed,
 		return r, err
 	}
 	stops := publishers.NewStops(d.Conn.JS, d.Conn.Names)
-	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
-		stop, ok, err := stops.Get(ctx, scope)
-		if err != nil {
-			return r, err
-		}
-		if !ok {
-			continue
-		}
-		if err := stops.Clear(ctx, scope); err != nil {
+	all, err := stops.All(ctx)
+	if err != nil {
+		return r, err
+	}
+	for _, stop := range all {
+		if err := stops.Clear(ctx, stop.Scope); err != nil {
 			return r, err
 		}
 		if stop.Active(time.Now()) {
 			r.Stops = append(r.Stops, stop)
-		}
-	}
-	accounts, err := d.Ledger.Accounts(ctx)
-	if err != nil {
-		return r, databaseError(err)
-	}
-	for _, account := range accounts {
-		held, err := d.Ledger.EndHolds(ctx, account.Name, jetpost.CodeAppStopped, time.Now())
-		if err != nil {
-			return r, databaseError(err)
-		}
-		if held == 0 {
-			continue
-		}
-		if err := d.ring(ctx, account.Name); err != nil {
-			return r, err
 		}
 	}
 	return r, nil

@@ -203,13 +203,12 @@ func (s *Status) readNATS(ctx context.Context, conn *Connection, now time.Time) 
 		return notSetUp("stream "+conn.Names.JobsStream(), err)
 	}
 	s.QueuedJobs = &jobs.CachedInfo().State.Msgs
-	stops := publishers.NewStops(conn.JS, conn.Names)
-	for _, scope := range []string{publishers.ScopePublish, publishers.ScopeRefresh, publishers.ScopeMedia} {
-		stop, there, err := stops.Get(ctx, scope)
-		if err != nil {
-			return err
-		}
-		if there && stop.Active(now) {
+	stops, err := publishers.NewStops(conn.JS, conn.Names).All(ctx)
+	if err != nil {
+		return err
+	}
+	for _, stop := range stops {
+		if stop.Active(now) {
 			s.Stops = append(s.Stops, stop)
 		}
 	}

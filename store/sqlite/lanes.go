@@ -170,17 +170,14 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> ?
 // Reserve implements store.Requests.
 func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
 	err = s.change(ctx, "reserve calls", func(tx *sql.Tx) error {
-		if err := tx.QueryRowContext(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&out.Left); err != nil {
+		var left, others, take int
+		if err := tx.QueryRowContext(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&left); err != nil {
 			return err
 		}
-		var others int
 		if err := tx.QueryRowContext(ctx, sqlSetAside, lane.Account, micros(r.Now)).Scan(&others); err != nil {
 			return err
 		}
-		take := r.Need
-		if out.Granted = others+r.Need <= out.Left || r.Need == 0; !out.Granted {
-			take = 0
-		}
+		out, take = r.Grant(left, others)
 		return fenced(changed(ctx, tx, sqlReserve, lane.Account, lane.Fence, take))
 	})
 	return out, err
