@@ -236,8 +236,17 @@ func TestStatusWithoutWorker(t *testing.T) {
 			if killed {
 				// It leaves a doorbell that nobody acknowledges.
 				w := s.worker("worker-1")
-				reached := s.atCall("POST", postPath, 1, true, func() { w.signal(syscall.SIGKILL) })
+				accepted := make(chan struct{})
+				reached := s.atCall("POST", postPath, 1, true, func() {
+					select {
+					case <-accepted: // the post may be on its way before the job is acknowledged
+					case <-t.Context().Done():
+					}
+					w.signal(syscall.SIGKILL)
+				})
 				s.publish(jobs)
+				s.accepted(1)
+				close(accepted)
 				wait(t, "a post to kill the worker at", reached)
 				w.exit()
 			} else {
