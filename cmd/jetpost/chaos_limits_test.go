@@ -674,7 +674,8 @@ func (c *limitsRun) stopByFault(kind string, fault xsim.Fault) func(context.Cont
 		}
 		var over stopRevision
 		var ok bool
-		if !c.soon(ctx, func() bool { over, ok = c.stops.first(since, true); return ok }) {
+		// The sweeper may have tidied away the stop before meanwhile.
+		if !c.soon(ctx, func() bool { over, ok = c.stops.first(revision.at, true); return ok }) {
 			return stopSeen{}, fmt.Errorf("%s: NATS has not stored that the stop is over", kind)
 		}
 		return stopSeen{kind: kind, known: revision.at, end: over.at}, nil
