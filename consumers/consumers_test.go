@@ -203,9 +203,7 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 // run rings the account at the worker, by hand.
 func (b *testBundle) run(t *testing.T, h *PublishHandler, account string) {
 	t.Helper()
-	if v := h.Handle(t.Context(), b.ring(account)); v.kind != kindDone {
-		t.Fatalf("lane of %s: %s: %v", account, v, v.err)
-	}
+	check(t, h.Handle(t.Context(), b.ring(account)))
 }
 
 func (b *testBundle) ring(account string) Delivery {
@@ -228,9 +226,7 @@ func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 	}
 	body, err := json.Marshal(r)
 	check(t, err)
-	if v := b.intake().Handle(t.Context(), b.job(r.Account, body)); v.kind != kindDone {
-		t.Fatalf("intake: %s: %v", v, v.err)
-	}
+	check(t, b.intake().Handle(t.Context(), b.job(r.Account, body)))
 	key := store.Key{Account: r.Account, ID: r.ID}
 	b.record(t, key) // it is there
 	return key
@@ -391,6 +387,14 @@ func nth(op string, n int, do func() error) func(string) error {
 
 // errAway is a database that does not answer.
 var errAway = errors.New("database is away")
+
+// wantAway fails unless the handler gives the delivery back for errAway.
+func wantAway(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, errAway) {
+		t.Errorf("the handler returns %v, want %v", err, errAway)
+	}
+}
 
 // transport is an http.RoundTripper made of a function.
 type transport func(*http.Request) (*http.Response, error)

@@ -1,7 +1,7 @@
 // Package consumers is what is read from NATS and what comes of it.
 //
 // [Runner] takes deliveries and is the one place that acknowledges them. A
-// handler steers it by the [Verdict] that it returns: [IntakeHandler] turns a
+// handler steers it by the error that it returns: [IntakeHandler] turns a
 // job into a request in the ledger, [PublishHandler] runs an account's lane,
 // [RefreshHandler] keeps tokens alive. [Gate] knows when the whole app must
 // not call X, and [Sweeper] rings again whatever was not heard.

@@ -45,7 +45,7 @@ type IntakeHandler struct {
 }
 
 // Handle accepts, recognises or refuses one job.
-func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
+func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) error {
 	account, subject := h.origin(d.Subject)
 	request, err := jetpost.Decode(account, d.Data)
 	if err == nil {
@@ -68,7 +68,7 @@ func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
 			Detail: fmt.Sprintf("the request is of version %d, this worker knows %d", newer.Version, jetpost.Version),
 		}
 	case err != nil:
-		return Stall(fmt.Errorf("decode job: %w", err))
+		return fmt.Errorf("decode job: %w", err)
 	}
 	if in.Hold != nil {
 		// What a later version means by equal is not known here: the bytes.
@@ -79,12 +79,12 @@ func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) Verdict {
 		in.Request.ID = fmt.Sprintf("m-%d-%d", d.Sequence, d.Stored.UnixNano())
 	}
 	if in.Media, err = h.Media.Pin(ctx, in.Request); err != nil {
-		return Stall(err)
+		return err
 	}
 	return h.accept(ctx, d, subject, in)
 }
 
-func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, in store.Acceptance) Verdict {
+func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, in store.Acceptance) error {
 	key := store.Key{Account: in.Request.Account, ID: in.Request.ID}
 	decision, err := h.Ledger.Accept(ctx, in)
 	switch {
@@ -94,7 +94,7 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 			Problems: []jetpost.Problem{{Pointer: "/account", Message: fmt.Sprintf("no account %q is known; connect it, then replay this job", key.Account)}},
 		})
 	case err != nil:
-		return Stall(err)
+		return err
 	case decision == store.Conflict:
 		return h.refuse(ctx, d, subject, jetpost.Refusal{
 			Account: key.Account, ID: key.ID, Code: jetpost.CodeIdentityConflict,
@@ -105,7 +105,7 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 	// between its commit and here. Both are no-ops where it did not.
 	h.Announce.try(ctx, key)
 	if err := h.Bells.Ring(ctx, key.Account); err != nil {
-		return Stall(err)
+		return err
 	}
 	log := h.Log.With("account", key.Account, "request", key.ID, "posts", len(in.Request.Posts))
 	if at := in.Request.PublishAt; !at.IsZero() {
@@ -113,11 +113,11 @@ func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, 
 	}
 	if decision == store.Repeated {
 		log.Info("request.repeated")
-		return Done()
+		return nil
 	}
 	log.Info("request.accepted")
 	h.warnOfText(ctx, key, in)
-	return Done()
+	return nil
 }
 
 // warnOfText warns of a text that another account posts too. It looks once the
@@ -137,13 +137,13 @@ func (h *IntakeHandler) warnOfText(ctx context.Context, key store.Key, in store.
 
 // refuse records a job that nothing will be sent of, in the ledger, in the
 // failed stream and as an event.
-func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, r jetpost.Refusal) Verdict {
+func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, r jetpost.Refusal) error {
 	r.Sequence, r.Stored = d.Sequence, d.Stored
 	if err := h.Ledger.Refuse(ctx, r, d.Data); err != nil {
-		return Stall(err)
+		return err
 	}
 	if err := h.Announce.Records.Refused(ctx, r, subject, d.Data); err != nil {
-		return Stall(err)
+		return err
 	}
 	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
 	err := h.tellRefused(ctx, r)
@@ -154,9 +154,9 @@ func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, 
 		err = h.tellRefused(ctx, r)
 	}
 	if err != nil {
-		return Stall(err)
+		return err
 	}
-	return Done()
+	return nil
 }
 
 func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) error {

@@ -2,7 +2,6 @@ package consumers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -19,7 +18,7 @@ func TestIntakeAccepts(t *testing.T) {
 	b.account(t, "acme", 0)
 	d := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}],"metadata":{"k":"v"}}`))
 	for i := range 2 { // the second time it is a repeat
-		equal(t, "verdict", b.intake().Handle(t.Context(), d).kind, kindDone)
+		check(t, b.intake().Handle(t.Context(), d))
 		r := b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
 		equal(t, "revision", r.Status.Revision, 1)
 		equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
@@ -40,7 +39,7 @@ func TestIntakeNamesJobs(t *testing.T) {
 	first, second := b.job("", body), b.job("", body)
 	first.Subject, second.Subject = b.names.PublishRequest(""), b.names.PublishRequest("") // the bare subject
 	for _, d := range []Delivery{first, first, second} {
-		equal(t, "verdict", b.intake().Handle(t.Context(), d).kind, kindDone)
+		check(t, b.intake().Handle(t.Context(), d))
 	}
 	equal(t, "requests", b.counts(t)[jetpost.StateQueued], 2)
 }
@@ -71,7 +70,7 @@ func TestIntakeRefuses(t *testing.T) {
 				d.Subject = b.names.PublishRequest("")
 			}
 			for range 2 { // the second time it is told again, and kept once
-				equal(t, "verdict", b.intake().Handle(t.Context(), d).kind, kindDone)
+				check(t, b.intake().Handle(t.Context(), d))
 			}
 			b.want(t, taken, jetpost.StateQueued, "", 0)
 			equal(t, "requests", len(b.counts(t)), 1)
@@ -135,18 +134,16 @@ func TestIntakeStalls(t *testing.T) {
 	h.Ledger, h.Bells = &brokenDoor{b.ledger, 2}, &brokenBell{b.bells, 2}
 	good := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`))
 	for range 4 {
-		if v := h.Handle(t.Context(), good); v.kind != kindStall || !errors.Is(v.err, errAway) {
-			t.Errorf("verdict is %s: %v", v, v.err)
-		}
+		wantAway(t, h.Handle(t.Context(), good))
 	}
-	equal(t, "verdict", h.Handle(t.Context(), good).kind, kindDone)
+	check(t, h.Handle(t.Context(), good))
 	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
 	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
 
 	h.Ledger = &brokenDoor{b.ledger, 1}
 	bad := b.job("acme", []byte(`no`))
-	equal(t, "verdict", h.Handle(t.Context(), bad).kind, kindStall)
-	equal(t, "verdict", h.Handle(t.Context(), bad).kind, kindDone)
+	wantAway(t, h.Handle(t.Context(), bad))
+	check(t, h.Handle(t.Context(), bad))
 }
 
 func TestIntakeScheduled(t *testing.T) {
@@ -169,7 +166,7 @@ func TestIntakeNewerVersion(t *testing.T) {
 		`{"version":99,"id":"new","posts":[{"text":"one","mood":"glad"}]}`,
 		`{"version":99,"id":"new","posts":[]}`, // another body
 	} {
-		equal(t, "verdict", b.intake().Handle(t.Context(), b.job("acme", []byte(body))).kind, kindDone)
+		check(t, b.intake().Handle(t.Context(), b.job("acme", []byte(body))))
 		b.want(t, store.Key{Account: "acme", ID: "new"}, jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, 0)
 		refusals, err := b.ledger.Refusals(t.Context(), 10)
 		check(t, err)
@@ -183,7 +180,5 @@ func TestIntakeRefusalIsBounded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	body := strings.Repeat(`{"`+strings.Repeat("<", 512)+`":`, 31) + "{" + strings.Repeat(`"a":1,`, 60) + `"b":1}` + strings.Repeat("}", 31)
-	if v := b.intake().Handle(t.Context(), b.job("acme", []byte(body))); v.kind != kindDone {
-		t.Errorf("verdict %s: %v", v, v.err)
-	}
+	check(t, b.intake().Handle(t.Context(), b.job("acme", []byte(body))))
 }

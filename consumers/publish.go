@@ -75,17 +75,17 @@ type PublishHandler struct {
 
 // Handle runs one lane. A lane that another worker holds is left alone: its
 // holder sees the ring in the ledger and, should it die, the Sweeper does.
-func (h *PublishHandler) Handle(ctx context.Context, d Delivery) Verdict {
+func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	account := d.Subject[strings.LastIndexByte(d.Subject, '.')+1:]
 	lane, claimed, err := h.Ledger.ClaimLane(ctx, account, h.Worker, h.Timing.lease(), time.Now())
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		h.Log.Warn("lane.unknown", "account", account)
-		return Done()
+		return nil
 	case err != nil:
-		return Stall(err)
+		return err
 	case !claimed:
-		return Done()
+		return nil
 	}
 	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	stop := run.keepLease(ctx)
@@ -95,7 +95,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) Verdict {
 		// Another worker has the lane: everything is in its hands.
 		run.log.Warn("lane.lost", "error", err)
 	}
-	return Done()
+	return nil
 }
 
 // laneRun is one claim of a lane.

@@ -3,7 +3,6 @@ package consumers
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -495,7 +494,7 @@ func TestLaneNewerVersion(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	body := fmt.Sprintf(`{"version":%d,"id":"new","posts":["in words of tomorrow"]}`, jetpost.Version+1)
-	equal(t, "verdict", b.intake().Handle(t.Context(), b.job("acme", []byte(body))).kind, kindDone)
+	check(t, b.intake().Handle(t.Context(), b.job("acme", []byte(body))))
 	key := store.Key{Account: "acme", ID: "new"}
 	h := b.lane()
 	for range 2 {
@@ -656,7 +655,7 @@ func TestLaneStopping(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { close(stopping); return nil })}
 	d := b.ring("acme")
 	d.Stopping = stopping
-	equal(t, "verdict", b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d).kind, kindDone)
+	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d))
 	b.want(t, key, jetpost.StatePublishing, "", 1)
 	b.texts(t, "acme", "one")
 	due, err := b.ledger.DueLanes(t.Context(), time.Now(), 10)
@@ -744,7 +743,9 @@ func TestLanesAtOnce(t *testing.T) {
 		workers.Go(func() {
 			h := b.lane(func(h *PublishHandler) { h.Worker = fmt.Sprint(i) })
 			for range 5 {
-				h.Handle(t.Context(), b.ring("acme"))
+				if err := h.Handle(t.Context(), b.ring("acme")); err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}
@@ -761,9 +762,7 @@ func TestLaneUnknownAccount(t *testing.T) {
 	h := b.lane(func(h *PublishHandler) {
 		h.Ledger = &ledgerHook{Store: b.ledger, before: func(string) error { return errAway }}
 	})
-	if v := h.Handle(t.Context(), b.ring("nobody")); v.kind != kindStall || !errors.Is(v.err, errAway) {
-		t.Errorf("while the database is away the verdict is %s: %v", v, v.err)
-	}
+	wantAway(t, h.Handle(t.Context(), b.ring("nobody")))
 }
 
 // TestLaneEndsWithItsContext: a worker whose time is up leaves a ledger that
@@ -781,7 +780,7 @@ func TestLaneEndsWithItsContext(t *testing.T) {
 		}
 		return nil
 	}}
-	equal(t, "verdict", b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")).kind, kindDone)
+	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")))
 	b.texts(t, "acme", "one")
 	equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
 }
@@ -804,7 +803,7 @@ func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan
 	b.accept(t, jetpost.Request{ID: "a", Posts: []jetpost.Post{{Text: "hi", Media: []jetpost.Media{{Data: picture(t)}}}}})
 	d := b.ring("acme")
 	d.Stopping = stopping
-	h.Handle(t.Context(), d)
+	check(t, h.Handle(t.Context(), d))
 	equal(t, "posts sent after the stop", b.calls(xsim.EndpointCreatePost), 0)
 }
 

@@ -71,7 +71,7 @@ func (h *RefreshHandler) batchTime() time.Duration {
 }
 
 // Handle handles one message of the refresh stream.
-func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
+func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 	subject := h.Names.Trim(d.Subject)
 	switch subject[strings.LastIndexByte(subject, '.')+1:] {
 	case "tick":
@@ -80,7 +80,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
 		var batch jetpost.RefreshBatch
 		if err := json.Unmarshal(d.Data, &batch); err != nil {
 			h.Log.Warn("refresh.unreadable", "subject", subject, "error", err)
-			return Done()
+			return nil
 		}
 		return h.batch(ctx, d, batch)
 	case "request":
@@ -89,12 +89,12 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
 		body.DisallowUnknownFields() // a misspelt force must not be taken for none
 		if err := body.Decode(&request); err != nil {
 			h.Log.Warn("refresh.unreadable", "subject", subject, "error", err)
-			return Done()
+			return nil
 		}
 		return h.one(ctx, request)
 	default:
 		h.Log.Warn("refresh.unreadable", "subject", subject)
-		return Done()
+		return nil
 	}
 }
 
@@ -102,26 +102,26 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) Verdict {
 // worker was lost in between, goes on with its round: all batches come again, and
 // each is counted once. Were it a round of its own, the first would miss batches,
 // and nobody would ever be told of it.
-func (h *RefreshHandler) tick(ctx context.Context, d Delivery) Verdict {
+func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	now := time.Now()
 	if stop, stopped := h.Refresher.Gate.Stopped(ScopeRefresh, now); stopped {
 		h.Log.Warn("refresh.skipped", "code", stop.Reason.Code, "until", stop.Reason.Until)
-		return Done()
+		return nil
 	}
 	round, err := h.Refresher.Tokens.OpenRound(ctx, roundID(d), h.window(), h.batchSize(), now)
 	if err != nil {
-		return Stall(err)
+		return err
 	}
 	h.Log.Info("refresh.round_opened", "round", round.Round, "tokens", round.Total, "batches", round.Batches)
 	for n := range round.Batches {
 		if err := h.Bells.Batch(ctx, jetpost.RefreshBatch{Round: round.Round, Batch: n}); err != nil {
-			return Stall(err)
+			return err
 		}
 	}
 	if round.Batches == 0 {
 		return h.complete(ctx, round)
 	}
-	return Done()
+	return nil
 }
 
 // roundID names the round of a tick. The place alone does not do: the stream may
@@ -132,14 +132,14 @@ func roundID(d Delivery) string {
 
 // batch refreshes one batch, some tokens at once, until it is full, nothing is
 // due, its time is over or the worker stops.
-func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.RefreshBatch) Verdict {
+func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.RefreshBatch) error {
 	end := time.Now().Add(h.batchTime())
 	var done tally
 	for left := h.batchSize(); left > 0 && time.Now().Before(end) && !d.stopping(); {
 		asked := time.Now()
 		tokens, err := h.claim(ctx, batch, min(left, exchangesAtOnce))
 		if err != nil && left == h.batchSize() {
-			return Stall(err)
+			return err
 		}
 		if len(tokens) == 0 {
 			break
@@ -156,9 +156,9 @@ func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.Re
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		h.Log.Warn("refresh.round_unknown", "round", batch.Round)
-		return Done()
+		return nil
 	case err != nil:
-		return Stall(err)
+		return err
 	}
 	return h.complete(ctx, round)
 }
@@ -213,9 +213,9 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 // complete publishes a round's summary once its last batch is counted. What
 // was neither refreshed nor failed was skipped: somebody else had renewed it,
 // or it could not be tried.
-func (h *RefreshHandler) complete(ctx context.Context, round store.Round) Verdict {
+func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error {
 	if !round.Completed || round.Announced {
-		return Done()
+		return nil
 	}
 	round.Skipped = max(0, round.Total-round.Refreshed-round.Failed)
 	event := jetpost.Event{
@@ -223,49 +223,49 @@ func (h *RefreshHandler) complete(ctx context.Context, round store.Round) Verdic
 		Time: time.Now().UTC(), Refresh: &round.RefreshSummary,
 	}
 	if err := h.Refresher.Records.Event(ctx, h.Names.EventSubject(jetpost.EventRefreshCompleted, "", ""), event); err != nil {
-		return Stall(err)
+		return err
 	}
 	if err := h.Refresher.Tokens.RoundAnnounced(ctx, round.Round); err != nil {
-		return Stall(err)
+		return err
 	}
 	h.Log.Info("refresh.completed", "round", round.Round, "total", round.Total,
 		"refreshed", round.Refreshed, "failed", round.Failed, "skipped", round.Skipped)
-	return Done()
+	return nil
 }
 
 // one refreshes one account's token, by hand.
-func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest) Verdict {
+func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest) error {
 	r := h.Refresher
 	if stop, stopped := r.Gate.Stopped(ScopeRefresh, time.Now()); stopped {
 		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
-		return Done()
+		return nil
 	}
 	token, err := r.Tokens.Token(ctx, request.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		h.Log.Warn("refresh.unknown", "account", request.Account)
-		return Done()
+		return nil
 	case unreadable(err):
 		h.Log.Error("token.unreadable", "account", request.Account, "error", err)
-		return Done()
+		return nil
 	case err != nil:
-		return Stall(err)
+		return err
 	}
 	now := time.Now()
 	if young := now.Before(token.RefreshAfter(token.RefreshedAt)) || token.ExpiresAt.After(now.Add(h.window())); young && !request.Force {
 		h.Log.Info("refresh.not_due", "account", request.Account)
-		return Done()
+		return nil
 	}
 	claim, claimed, err := r.Tokens.ClaimToken(ctx, store.TokenClaim{
 		Account: request.Account, UsedVersion: token.Version, Force: request.Force, Pace: r.Timing.pace(), Now: now,
 	})
 	switch {
 	case err != nil:
-		return Stall(err)
+		return err
 	case claimed:
 		r.exchange(ctx, claim, now)
 	default:
 		h.Log.Info("refresh.not_due", "account", request.Account, "next_attempt", claim.NextAttemptAt)
 	}
-	return Done()
+	return nil
 }

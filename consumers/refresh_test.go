@@ -168,9 +168,9 @@ func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
 	t.Helper()
 	bells := &batches{}
 	h.Bells = bells
-	equal(t, "verdict", h.Handle(t.Context(), b.tick()).kind, kindDone)
+	check(t, h.Handle(t.Context(), b.tick()))
 	for _, batch := range bells.all {
-		equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)).kind, kindDone)
+		check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)))
 	}
 }
 
@@ -191,11 +191,11 @@ func TestTickAgain(t *testing.T) {
 	bells := &batches{room: 1}
 	h.Bells, h.BatchSize = bells, 2
 	tick := b.tick()
-	equal(t, "verdict", h.Handle(t.Context(), tick).kind, kindStall)
+	wantAway(t, h.Handle(t.Context(), tick))
 	bells.room = 10
-	equal(t, "verdict", h.Handle(t.Context(), tick).kind, kindDone)
+	check(t, h.Handle(t.Context(), tick))
 	for _, batch := range bells.all {
-		equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)).kind, kindDone)
+		check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)))
 	}
 	summary := b.summary(t, 1)
 	equal(t, "tokens of the round", summary.Total, accounts)
@@ -250,7 +250,7 @@ func TestRefreshAppRefused(t *testing.T) {
 		equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, account, "")) == nil, true)
 	}
 	b.round(t, h)
-	h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true}))
+	check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
 	token, err := r.EnsureFresh(t.Context(), "acme0", 0)
 	check(t, err) // it lives
 	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); verdictOf(err).reason.Code != jetpost.CodeAppStopped {
@@ -299,7 +299,7 @@ func TestRefreshBackoff(t *testing.T) {
 			equal(t, "record", b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme")) != nil, true)
 			b.faults(t)
 			b.hc.Transport = b.x
-			h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme", Force: true}))
+			check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme", Force: true})))
 			b.stored(t, "acme", 1)
 			if token := b.token(t, "acme"); token.RefreshError != "" || !token.RefreshFailedAt.IsZero() || !token.NextAttemptAt.IsZero() || token.LastRefreshAt.IsZero() {
 				t.Errorf("after a success the token is %+v, next attempt at %v", token.TokenMeta, token.NextAttemptAt)
@@ -522,7 +522,7 @@ func TestRefreshUnreadable(t *testing.T) {
 	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 2, Skipped: 1})
 	b.stored(t, "acme", 1)
 	b.stored(t, "bolt", 1)
-	equal(t, "verdict", h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})).kind, kindDone)
+	check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})))
 
 	key := b.accept(t, jetpost.Request{Account: "locked", ID: "one", Posts: thread("one")})
 	b.run(t, b.lane(), "locked")
@@ -559,7 +559,7 @@ func TestRefreshStrangeMessages(t *testing.T) {
 	h := b.refresh(b.refresher())
 	for _, subject := range []string{b.names.RefreshBatch(), b.names.RefreshRequest(), "refresh.other"} {
 		for _, body := range []string{"", "{", `{"account":"nobody","round":"none"}`, "[]"} {
-			equal(t, subject+" "+body, h.Handle(t.Context(), Delivery{Subject: subject, Data: []byte(body)}).kind, kindDone)
+			check(t, h.Handle(t.Context(), Delivery{Subject: subject, Data: []byte(body)}))
 		}
 	}
 	equal(t, "events", b.messages(t, b.names.EventsStream()), 0)

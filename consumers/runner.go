@@ -19,10 +19,13 @@ const (
 	heartbeats = 3
 	// ackTimeout bounds one confirmed acknowledgement.
 	ackTimeout = 5 * time.Second
-	// stallMin and stallMax bound the wait before a stalled delivery is tried
-	// again; it doubles in between.
+	// stallMin and stallMax bound the wait before what could not be done is tried
+	// again: a delivery that was given back, a subscription, a call of the ledger.
+	// It doubles in between.
 	stallMin = 250 * time.Millisecond
 	stallMax = 5 * time.Second
+	// stallDoublings keeps the doubling from overflowing.
+	stallDoublings = 10
 	// DefaultStopGrace is how long a stop waits for calls in flight. It is
 	// longer than any one call to X.
 	DefaultStopGrace = 30 * time.Second
@@ -48,10 +51,26 @@ func (d Delivery) stopping() bool {
 	}
 }
 
-// Handler makes a verdict of a delivery. It must be safe for concurrent use
-// and must return soon after its context ends.
+// Handler handles a delivery. Nil says that all of it is done: only then is it
+// acknowledged. A *SetAsideError sets it aside; any other error, and a panic,
+// gives it back, to be handled again here or elsewhere.
+//
+// It must be safe for concurrent use and must return soon after its context ends.
 type Handler interface {
-	Handle(ctx context.Context, d Delivery) Verdict
+	Handle(ctx context.Context, d Delivery) error
+}
+
+// SetAsideError says that a delivery will never be handled, and why not.
+type SetAsideError struct{ Err error }
+
+func (e *SetAsideError) Error() string { return "set aside: " + e.Err.Error() }
+
+func (e *SetAsideError) Unwrap() error { return e.Err }
+
+// Shelf is a Handler whose deliveries hold what stands nowhere else: it keeps
+// what is set aside. Without one they were hints, and are dropped.
+type Shelf interface {
+	SetAside(ctx context.Context, d Delivery, why *SetAsideError) error
 }
 
 // Binding ties a consumer that exists on the server to its handler.
@@ -168,37 +187,53 @@ func (r *Runner) deliver(ctx, work context.Context, b Binding, msg jetstream.Msg
 	defer stopBeat()
 
 	began := time.Now()
-	wait := stallMin
-	for {
-		verdict := r.handle(work, b.Handler, d)
-		if verdict.kind != kindStall {
-			r.ack(work, msg, b, d, verdict, meta.NumDelivered, time.Since(began))
-			return
+	err = r.handle(work, b.Handler, d)
+	var aside *SetAsideError
+	if errors.As(err, &aside) {
+		r.Log.Error("delivery.set_aside", "subject", d.Subject, "sequence", d.Sequence, "error", aside.Err)
+		err = nil
+		if shelf, keeps := b.Handler.(Shelf); keeps {
+			err = r.guard(d, func() error { return shelf.SetAside(work, d, aside) })
 		}
-		r.Health.Set("handler "+b.Consumer, verdict.err)
-		if ctx.Err() != nil {
-			r.Log.Warn("delivery.left", "subject", d.Subject, "sequence", d.Sequence, "error", verdict.err)
-			return // not acknowledged: somebody else gets it
-		}
-		r.Log.Warn("delivery.stalled", "subject", d.Subject, "sequence", d.Sequence, "error", verdict.err, "retry_in", wait)
-		pause(ctx, wait)
-		wait = min(2*wait, stallMax)
 	}
+	if err != nil {
+		r.giveBack(ctx, msg, b, d, err, meta.NumDelivered)
+		return
+	}
+	r.ack(work, msg, b, d, meta.NumDelivered, time.Since(began))
 }
 
-// handle calls the handler; a panic is an error of ours, kept as a stall so
-// that the message is not lost, and loud.
-func (r *Runner) handle(ctx context.Context, h Handler, d Delivery) (v Verdict) {
+// handle calls the handler.
+func (r *Runner) handle(ctx context.Context, h Handler, d Delivery) error {
+	return r.guard(d, func() error { return h.Handle(ctx, d) })
+}
+
+// guard makes an error of a panic, so that the message is not lost, and is loud.
+func (r *Runner) guard(d Delivery, do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			r.Log.Error("delivery.panic", "subject", d.Subject, "panic", p, "stack", string(debug.Stack()))
-			v = Stall(fmt.Errorf("handler panicked: %v", p))
+			err = fmt.Errorf("handler panicked: %v", p)
 		}
 	}()
-	return h.Handle(ctx, d)
+	return do()
 }
 
-func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, v Verdict, deliveries uint64, took time.Duration) {
+// giveBack has the server deliver the message again: after a wait that grows, or at
+// once to somebody else where this worker stops.
+func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, cause error, deliveries uint64) {
+	r.Health.Set("handler "+b.Consumer, cause)
+	wait := min(stallMin<<min(deliveries-1, stallDoublings), stallMax)
+	if ctx.Err() != nil {
+		wait = 0
+	}
+	r.Log.Warn("delivery.given_back", "subject", d.Subject, "sequence", d.Sequence, "delivery", deliveries, "error", cause, "again_in", wait)
+	if err := msg.NakWithDelay(wait); err != nil {
+		r.Log.Warn("delivery.nak_failed", "subject", d.Subject, "sequence", d.Sequence, "error", err) // AckWait ends it
+	}
+}
+
+func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, deliveries uint64, took time.Duration) {
 	r.Health.Set("handler "+b.Consumer, nil)
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
@@ -209,7 +244,7 @@ func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delive
 		r.Log.Warn("delivery.ack_failed", "subject", d.Subject, "sequence", d.Sequence, "error", err)
 	}
 	r.Log.Debug("delivery.done", "consumer", b.Consumer, "subject", d.Subject, "sequence", d.Sequence,
-		"delivery", deliveries, "verdict", v.String(), "duration", took)
+		"delivery", deliveries, "duration", took)
 }
 
 // heartbeat tells the server that the message is at work until stop is called.

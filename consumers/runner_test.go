@@ -17,12 +17,13 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/store"
 )
 
 // handlerFunc is a Handler made of a function.
-type handlerFunc func(context.Context, Delivery) Verdict
+type handlerFunc func(context.Context, Delivery) error
 
-func (f handlerFunc) Handle(ctx context.Context, d Delivery) Verdict { return f(ctx, d) }
+func (f handlerFunc) Handle(ctx context.Context, d Delivery) error { return f(ctx, d) }
 
 // start runs a runner until stop is called, or the test ends. Both wait for
 // what is in flight.
@@ -95,58 +96,124 @@ func (q *queue) runner(slots int, h handlerFunc) *Runner {
 	}
 }
 
-func TestRunnerAcks(t *testing.T) {
+// shelf is a handler with a place for what is set aside.
+type shelf struct {
+	handlerFunc
+	setAside func(Delivery, *SetAsideError) error
+}
+
+func (s shelf) SetAside(_ context.Context, d Delivery, why *SetAsideError) error {
+	return s.setAside(d, why)
+}
+
+// TestRunnerAcksNilAlone: whatever else a handler comes to, its delivery comes
+// again until it returns nil.
+func TestRunnerAcksNilAlone(t *testing.T) {
 	t.Parallel()
-	verdicts := []Verdict{
-		Done(), Failed(jetpost.CodeExpired, ""), Hold(jetpost.CodeRateLimited, time.Time{}, ""),
-		Stop(ScopePublish, jetpost.CodeUsageCapped, time.Time{}, ""), Unknown(""),
+	results := map[string]func() error{
+		"error":           func() error { return errAway },
+		"wrapped":         func() error { return fmt.Errorf("claim: %w", errAway) },
+		"joined":          func() error { return errors.Join(nil, errAway) },
+		"cancelled":       func() error { return context.Canceled },
+		"nil of a type":   func() error { return (*holdError)(nil) },
+		"hold":            func() error { return &holdError{Hold(jetpost.CodeRateLimited, time.Time{}, "")} },
+		"done of a lane":  func() error { return &holdError{Done()} },
+		"fenced":          func() error { return store.ErrFenced },
+		"panic":           func() error { panic("a bug") },
+		"panic of nil":    func() error { panic(nil) }, //nolint:govet // what a bug may do
+		"set aside, full": func() error { return &SetAsideError{errAway} },
 	}
-	for _, verdict := range verdicts {
-		t.Run(verdict.String(), func(t *testing.T) {
+	for name, result := range results {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, js := natstest.Connect(t, natstest.Server(t))
 			q := newQueue(t, js, time.Minute)
-			(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) Verdict { return verdict }))
 			q.publish(t, "one", "two")
+			seen := map[string]int{}
+			r := q.runner(1, nil)
+			r.Bindings[0].Handler = shelf{
+				handlerFunc: func(_ context.Context, d Delivery) error {
+					equal(t, "acknowledged", q.empty(t), false)
+					if seen[string(d.Data)]++; seen[string(d.Data)] < 3 {
+						return result()
+					}
+					return nil
+				},
+				setAside: func(Delivery, *SetAsideError) error { return errAway },
+			}
+			stop := (&testBundle{}).start(t, r)
 			eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+			stop()
+			equal(t, "handled", fmt.Sprint(seen), "map[one:3 two:3]")
+			check(t, r.Health.Err())
 		})
 	}
 }
 
-// TestRunnerStalls: a delivery whose handler cannot work is kept and handled
-// again, for much longer than the server waits for a sign of life, and nobody
-// else gets it.
-func TestRunnerStalls(t *testing.T) {
+// TestRunnerSetsAside: a delivery that will never be handled is kept by its handler,
+// or dropped as a hint where that keeps nothing, and those behind it go on.
+func TestRunnerSetsAside(t *testing.T) {
+	t.Parallel()
+	for _, keeps := range []bool{true, false} {
+		t.Run(fmt.Sprint(keeps), func(t *testing.T) {
+			t.Parallel()
+			_, js := natstest.Connect(t, natstest.Server(t))
+			q := newQueue(t, js, time.Minute)
+			q.publish(t, "one", "two")
+			var kept []string
+			var handle handlerFunc = func(_ context.Context, d Delivery) error {
+				if string(d.Data) == "one" {
+					return fmt.Errorf("handle: %w", &SetAsideError{errAway})
+				}
+				return nil
+			}
+			r := q.runner(1, handle)
+			if keeps {
+				r.Bindings[0].Handler = shelf{handle, func(d Delivery, why *SetAsideError) error {
+					equal(t, "not acknowledged", q.empty(t), false)
+					kept = append(kept, fmt.Sprintf("%s: %v", d.Data, why.Err))
+					return nil
+				}}
+			}
+			stop := (&testBundle{}).start(t, r)
+			eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+			stop()
+			equal(t, "kept", len(kept) == 1 && kept[0] == "one: "+errAway.Error(), keeps)
+		})
+	}
+}
+
+// TestRunnerGivesBack: a delivery whose handler cannot work comes again, and health
+// tells meanwhile what is wrong.
+func TestRunnerGivesBack(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
-	q := newQueue(t, js, 300*time.Millisecond)
+	q := newQueue(t, js, time.Hour)
 	var calls, together atomic.Int64
 	var r *Runner
-	r = q.runner(3, func(_ context.Context, d Delivery) Verdict {
+	r = q.runner(3, func(_ context.Context, d Delivery) error {
 		if together.Add(1) > 1 {
 			t.Error("the delivery was handled twice at once")
 		}
 		defer together.Add(-1)
 		equal(t, "body", string(d.Data), "one")
-		equal(t, "not acknowledged", q.empty(t), false)
 		switch calls.Add(1) {
 		case 1:
 			check(t, r.Health.Err())
-			return Stall(errAway)
+			return errAway
 		case 2, 3:
 			if err := r.Health.Err(); !errors.Is(err, errAway) {
-				t.Errorf("health is %v while a delivery is stalled", err)
+				t.Errorf("health is %v while a delivery cannot be handled", err)
 			}
-			return Stall(errAway)
+			return errAway
 		default:
-			return Done()
+			return nil
 		}
 	})
 	(&testBundle{}).start(t, r)
 	q.publish(t, "one")
 	eventually(t, "it is acknowledged", func() bool { return q.empty(t) })
 	equal(t, "calls", calls.Load(), 4)
-	equal(t, "redelivered", q.info(t).Delivered.Consumer, 1)
 	eventually(t, "health is back", func() bool { return r.Health.Err() == nil })
 }
 
@@ -155,16 +222,16 @@ func TestRunnerPanics(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Minute)
 	var calls atomic.Int64
-	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) Verdict {
+	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) error {
 		if calls.Add(1) == 1 {
 			panic("a bug")
 		}
-		return Done()
+		return nil
 	}))
 	q.publish(t, "one", "two")
 	eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
 	equal(t, "calls", calls.Load(), 3)
-	equal(t, "deliveries", q.info(t).Delivered.Consumer, 2)
+	equal(t, "deliveries", q.info(t).Delivered.Consumer, 3)
 }
 
 // TestRunnerDrains stops worker after worker in the middle of a queue. What a
@@ -186,7 +253,7 @@ func TestRunnerDrains(t *testing.T) {
 		}
 		var handled, inFlight atomic.Int64
 		enough := make(chan struct{})
-		stop := (&testBundle{}).start(t, q.runner(4, func(ctx context.Context, d Delivery) Verdict {
+		stop := (&testBundle{}).start(t, q.runner(4, func(ctx context.Context, d Delivery) error {
 			inFlight.Add(1)
 			defer inFlight.Add(-1)
 			if handled.Add(1) == batch {
@@ -196,7 +263,7 @@ func TestRunnerDrains(t *testing.T) {
 			defer mu.Unlock()
 			seen[string(d.Data)]++
 			check(t, ctx.Err())
-			return Done()
+			return nil
 		}))
 		eventually(t, "some are handled", func() bool { return handled.Load() >= batch || q.empty(t) })
 		stop()
@@ -214,12 +281,12 @@ func TestRunnerStops(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Hour)
 	began := make(chan struct{})
-	stop := (&testBundle{}).start(t, q.runner(1, func(ctx context.Context, d Delivery) Verdict {
+	stop := (&testBundle{}).start(t, q.runner(1, func(ctx context.Context, d Delivery) error {
 		equal(t, "stopping at first", d.stopping(), false)
 		close(began)
 		<-d.Stopping
 		check(t, ctx.Err()) // the call in flight goes on
-		return Done()
+		return nil
 	}))
 	q.publish(t, "one", "two")
 	<-began
@@ -237,10 +304,10 @@ func TestRunnerStopGrace(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Hour)
 	began := make(chan struct{})
-	r := q.runner(1, func(ctx context.Context, _ Delivery) Verdict {
+	r := q.runner(1, func(ctx context.Context, _ Delivery) error {
 		close(began)
 		<-ctx.Done()
-		return Stall(ctx.Err())
+		return ctx.Err()
 	})
 	r.StopGrace = time.Millisecond
 	stop := (&testBundle{}).start(t, r)
@@ -266,7 +333,7 @@ func TestRunnerConsumerDeleted(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Minute)
 	var calls atomic.Int64
-	r := q.runner(2, func(context.Context, Delivery) Verdict { calls.Add(1); return Done() })
+	r := q.runner(2, func(context.Context, Delivery) error { calls.Add(1); return nil })
 	(&testBundle{}).start(t, r)
 	q.publish(t, "one")
 	eventually(t, "the first is handled", func() bool { return calls.Load() == 1 && q.empty(t) })
@@ -294,11 +361,11 @@ func TestRunnerServerRestarts(t *testing.T) {
 	q := newQueue(t, js, time.Minute)
 	began, goOn := make(chan struct{}, 1), make(chan struct{})
 	var calls atomic.Int64
-	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) Verdict {
+	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) error {
 		calls.Add(1)
 		began <- struct{}{}
 		<-goOn
-		return Done()
+		return nil
 	}))
 	q.publish(t, "one")
 	<-began
@@ -327,10 +394,10 @@ func TestRunnerReplacedBell(t *testing.T) {
 	began, goOn := make(chan struct{}, 2), make(chan struct{})
 	r := &Runner{
 		JetStream: b.js, Health: &Health{}, Log: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		Bindings: []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: handlerFunc(func(context.Context, Delivery) Verdict {
+		Bindings: []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: handlerFunc(func(context.Context, Delivery) error {
 			began <- struct{}{}
 			<-goOn
-			return Done()
+			return nil
 		})}},
 	}
 	stop := b.start(t, r)

@@ -396,7 +396,7 @@ func TestUploadsInterrupted(t *testing.T) {
 					defer close(ended)
 					d := b.ring("acme")
 					d.Stopping = stopping
-					h.Handle(t.Context(), d)
+					_ = h.Handle(t.Context(), d) // the worker dies in it
 				}()
 				synctest.Wait()
 				began := time.Now()

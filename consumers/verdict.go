@@ -29,17 +29,14 @@ const (
 	kindDoubtful
 	kindUnknown
 	kindStop
-	kindStall
 )
 
-// Verdict is what a handler makes of a delivery, or a lane of its head. It is
-// a value: only the Runner acknowledges, only the lane writes the ledger, only
-// the Gate stops the app.
+// Verdict is what a lane makes of its head. It is a value: only the lane writes
+// the ledger, only the Gate stops the app.
 type Verdict struct {
 	kind   kind
 	scope  Scope
 	reason jetpost.Reason
-	err    error
 }
 
 // Done says that nothing is left to do.
@@ -73,10 +70,6 @@ func Stop(scope Scope, code jetpost.Code, until time.Time, detail string) Verdic
 	return Verdict{kind: kindStop, scope: scope, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
-// Stall says that a dependency of ours is down: the delivery is kept and
-// handled again, as often as it takes.
-func Stall(err error) Verdict { return Verdict{kind: kindStall, err: err} }
-
 // String is for logs.
 func (v Verdict) String() string {
 	switch v.kind {
@@ -90,10 +83,8 @@ func (v Verdict) String() string {
 		return "doubtful"
 	case kindUnknown:
 		return "unknown"
-	case kindStop:
-		return "stop"
 	default:
-		return "stall"
+		return "stop"
 	}
 }
 
