@@ -52,7 +52,15 @@ func layers() []layer {
 			tests: []string{"store/storetest", "internal/pgtest"},
 		},
 
-		{dir: "consumers", use: handlers, tests: parts},
+		{
+			dir: "consumers", use: slices.Concat(handlers, []string{"consumers/admission"}),
+			tests: slices.Concat(parts, []string{"consumers/admission/admissiontest"}),
+		},
+		{
+			dir: "consumers/admission", use: []string{".", "publishers", "store", "xapi"},
+			tests: []string{"consumers/admission/admissiontest", "internal/natstest"},
+		},
+		{dir: "consumers/admission/admissiontest", use: []string{"publishers"}},
 		{dir: "web", use: handlers, tests: parts},
 
 		{dir: "internal/secret"},
@@ -130,7 +138,9 @@ func TestImportsSeesViolations(t *testing.T) {
 		{name: "app imports everything else", dir: "internal/app", use: append(ours("web", "xapi/xsim", "."), nats, server)},
 		{name: "command imports everything", dir: "cmd/jetpost", use: append(ours("internal/app", "xapi/xsim"), nats)},
 		{name: "command imports the server", dir: "cmd/jetpost", use: []string{server}, want: 1},
-		{name: "consumers import down", dir: "consumers", use: append(ours(".", "publishers", "store", "xapi"), nats)},
+		{name: "admission imports consumers", dir: "consumers/admission", use: ours("consumers"), want: 1},
+		{name: "admission's helper is for tests", dir: "consumers", use: ours("consumers/admission/admissiontest"), want: 1},
+		{name: "consumers import down", dir: "consumers", use: append(ours(".", "publishers", "store", "xapi", "consumers/admission"), nats)},
 		{name: "consumers import the simulator", dir: "consumers", use: ours("xapi/xsim"), want: 2},
 		{name: "consumers import web", dir: "consumers", use: ours("web"), want: 1},
 		{name: "consumers' tests import the simulator", dir: "consumers", test: ours("consumers", "xapi/xsim", "store/sqlite")},
@@ -387,4 +397,111 @@ func processViolations(file string, source any) ([]string, error) {
 		return true
 	})
 	return violations, nil
+}
+
+// admissionAsked are the questions whether X may be called now, and who asks them. All but
+// the first three belong to package admission, which alone knows their order: whoever wants
+// to call X asks for a permit.
+func admissionAsked() map[string][]string {
+	return map[string][]string{
+		"Ask":    {"consumers laneRun.reconcile", "consumers threadRun.post", "consumers uploads.fits", "consumers/admission Pass.Permit", "consumers/admission Pass.reserve"},
+		"Open":   {"consumers laneRun.advance"},
+		"Permit": {"consumers threadRun.intend", "consumers/admission Call"},
+
+		"Active":     {"consumers/admission Gate.Over", "consumers/admission Gate.Stopped", "consumers/admission Gate.keep", "consumers/admission Pass.Open"},
+		"Counting":   {"consumers/admission Pass.short"},
+		"Exhausted":  {"consumers/admission usedUpByApp", "consumers/admission windowReason"},
+		"RateLimits": nil,
+		"RateShort":  nil,
+		"Short":      {"consumers/admission Pass.short"},
+		"Reserve":    {"consumers patientLedger.Reserve", "consumers/admission Pass.GiveBack", "consumers/admission Pass.reserve"},
+		"Sent":       {"consumers patientLedger.Sent", "consumers/admission Pass.fuse"},
+
+		// Token care has no windows and no account's pause: it asks the gate.
+		"Allow":  {"consumers Refresher.exchange", "consumers/admission Gate.Allow", "consumers/admission Pass.Permit"},
+		"Outage": {"consumers RefreshHandler.claim", "consumers/admission Pass.heard"},
+		"Stopped": {
+			"consumers RefreshHandler.claim", "consumers RefreshHandler.one", "consumers RefreshHandler.tick", "consumers Refresher.EnsureFresh",
+			"consumers Sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Stop", "consumers/admission Pass.heard",
+			"consumers/admission Pass.stopped",
+		},
+	}
+}
+
+func TestAdmissionIsAskedInOnePlace(t *testing.T) {
+	t.Parallel()
+	got := map[string][]string{}
+	for _, file := range productionFiles(t) {
+		if !within(path.Dir(file), []string{"consumers", "consumers/..."}) || within(path.Dir(file), []string{"consumers/admission/admissiontest"}) {
+			continue
+		}
+		if err := findCallers(file, nil, got); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for question, want := range admissionAsked() {
+		slices.Sort(want)
+		if callers := slices.Compact(slices.Sorted(slices.Values(got[question]))); !slices.Equal(callers, want) {
+			t.Errorf("%s is asked by %q, want %q", question, callers, want)
+		}
+	}
+}
+
+// TestAdmissionIsAskedInOnePlaceSeesCallers asks once more.
+func TestAdmissionIsAskedInOnePlaceSeesCallers(t *testing.T) {
+	t.Parallel()
+	got := map[string][]string{}
+	source := `package p; func (r *run) f() { go func() { _, _ = r.gate.Stopped(now) }() }; func g(c *Client) { ask := c.RateShort; ask() }`
+	if err := findCallers("consumers/p.go", source, got); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got["Stopped"], []string{"consumers run.f"}) || !slices.Equal(got["RateShort"], []string{"consumers g"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// findCallers adds to callers, by question, who asks it in the source or, where that is
+// nil, the file.
+func findCallers(file string, source any, callers map[string][]string) error {
+	tree, err := parser.ParseFile(token.NewFileSet(), file, source, parser.SkipObjectResolution)
+	if err != nil {
+		return fmt.Errorf("parse %s: %w", file, err)
+	}
+	questions := admissionAsked()
+	for _, decl := range tree.Decls {
+		caller := path.Dir(file) + " "
+		if f, ok := decl.(*ast.FuncDecl); ok {
+			if f.Recv != nil {
+				of := f.Recv.List[0].Type
+				if pointer, ok := of.(*ast.StarExpr); ok {
+					of = pointer.X
+				}
+				caller += fmt.Sprint(of) + "."
+			}
+			caller += f.Name.Name
+		}
+		ast.Inspect(decl, func(node ast.Node) bool {
+			selector, ok := node.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			name, of := selector.Sel.Name, ""
+			switch x := selector.X.(type) {
+			case *ast.Ident:
+				of = x.Name
+			case *ast.SelectorExpr:
+				of = x.Sel.Name
+			}
+			_, watched := questions[name]
+			// The type, and what media sources have of these names.
+			if slices.Contains([]string{"admission.Permit", "Media.Open", "s.Allow", "s.Open"}, of+"."+name) {
+				watched = false
+			}
+			if watched {
+				callers[name] = append(callers[name], caller)
+			}
+			return true
+		})
+	}
+	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
@@ -52,7 +53,7 @@ type testBundle struct {
 	bells    *publishers.Bells
 	records  *publishers.Records
 	stops    *publishers.Stops
-	windows  windowBoard
+	windows  admission.WindowBoard
 	pub      *publishers.Publisher
 	log      *slog.Logger
 	seq      atomic.Uint64 // of deliveries made by hand
@@ -120,7 +121,7 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	return b
 }
 
-// noBoard is a windowBoard for one worker alone.
+// noBoard is a admission.WindowBoard for one worker alone.
 type noBoard struct{}
 
 func (noBoard) Put(context.Context, string, []publishers.Window) error { return nil }
@@ -178,7 +179,7 @@ func (b *testBundle) intake() *IntakeHandler {
 func (b *testBundle) refresher() *Refresher {
 	return &Refresher{
 		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
-		Gate: NewGate(b.stops, "worker", 0, b.log), Records: b.records, Announce: b.announcer(), Lifeboat: b.lifeboat,
+		Gate: admission.NewGate(b.stops, "worker", 0, b.log), Records: b.records, Announce: b.announcer(), Lifeboat: b.lifeboat,
 		Names: b.names, Health: &Health{}, Log: b.log,
 	}
 }
@@ -188,7 +189,7 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 	r := b.refresher()
 	h := &PublishHandler{
 		Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Tokens: r, Gate: r.Gate,
-		Windows: NewWindows(b.windows, b.log),
+		Windows: admission.NewWindows(b.windows, b.log),
 		Media:   b.media, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
 	}
 	h.Client = func(account, token string) *xapi.Client {

@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // fused is an installation in a bubble whose lanes have these fuses.
-func fused(t *testing.T, fuses Fuses, opts ...func(*xsim.Server)) *doubtBundle {
+func fused(t *testing.T, fuses admission.Fuses, opts ...func(*xsim.Server)) *doubtBundle {
 	t.Helper()
 	b := doubt(t, opts...)
 	b.h.Fuses = fuses
@@ -48,7 +49,7 @@ func (b *doubtBundle) published(t *testing.T, id string, posts int) {
 func TestFusePostsPerHour(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{PostsPerHour: 3})
+		b := fused(t, admission.Fuses{PostsPerHour: 3})
 		b.publish(t, "two", thread("a1", "a2")...)
 		sleep(10 * time.Minute)
 		b.publish(t, "one", thread("b")...)
@@ -81,7 +82,7 @@ func TestFuseMinInterval(t *testing.T) {
 	t.Parallel()
 	const interval = 90 * time.Minute
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{MinInterval: interval, PostsPerHour: 100})
+		b := fused(t, admission.Fuses{MinInterval: interval, PostsPerHour: 100})
 		b.publish(t, "thread", thread("a1", "a2", "a3")...)
 		b.published(t, "thread", 3) // its posts wait for nothing
 		last := b.sentAt(t, "thread", 2)
@@ -105,7 +106,7 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("interrupted", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, Fuses{MinInterval: interval, PostsPerHour: 1})
+			b := fused(t, admission.Fuses{MinInterval: interval, PostsPerHour: 1})
 			b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
@@ -117,7 +118,7 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("in doubt", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, Fuses{MinInterval: interval, PostsPerHour: 1})
+			b := fused(t, admission.Fuses{MinInterval: interval, PostsPerHour: 1})
 			b.faults(t, lost(2, true))
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			_, waited := b.settle(t)
@@ -128,11 +129,11 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("in doubt from the first post on", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, Fuses{})
+			b := fused(t, admission.Fuses{})
 			b.publish(t, "before", thread("before")...)
 			b.faults(t, lost(1, true))
 			b.publish(t, "thread", thread("one", "two")...)
-			b.h.Fuses = Fuses{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
+			b.h.Fuses = admission.Fuses{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
 			_, waited := b.settle(t)
 			b.published(t, "thread", 2)
 			equal(t, "went on in time", waited < interval, true)
@@ -141,7 +142,7 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("replayed", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, Fuses{PostsPerHour: 3})
+			b := fused(t, admission.Fuses{PostsPerHour: 3})
 			b.faults(t, xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "No.", Times: 1})
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 1)
@@ -162,7 +163,7 @@ func TestFuseSparesThreads(t *testing.T) {
 func TestFuseExpireAfter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
 		b.publish(t, "begun", thread("one", "two")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
@@ -193,7 +194,7 @@ func TestFuseExpireAfter(t *testing.T) {
 func TestFuseExpireAfterStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
 		b.h.Gate.Learn(publishers.Picture{Stops: []publishers.Stop{{
 			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
 		}}})
@@ -210,7 +211,7 @@ func TestFuseExpireAfterStop(t *testing.T) {
 func TestFuseExpireAfterSparesSlowThreads(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
 		b.h.Ledger = &ledgerHook{Store: b.ledger, after: nth("posted", 1, func() error { sleep(90 * time.Minute); return nil })}
 		b.publish(t, "slow", thread("one", "two")...)
 		b.published(t, "slow", 2)
@@ -222,7 +223,7 @@ func TestFuseExpireAfterSparesSlowThreads(t *testing.T) {
 func TestFuseExpireAfterOutage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{ExpireAfter: time.Hour})
+		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
 		b.h.Ledger = &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { sleep(2 * time.Hour); return errAway })}
 		b.publish(t, "late", thread("late")...)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeExpired, 0)
@@ -230,44 +231,11 @@ func TestFuseExpireAfterOutage(t *testing.T) {
 	})
 }
 
-func TestFuseHolds(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
-	ago := func(minutes ...int) (times []time.Time) {
-		for _, m := range minutes {
-			times = append(times, now.Add(-time.Duration(m)*time.Minute))
-		}
-		return times
-	}
-	for _, test := range []struct {
-		name  string
-		fuses Fuses
-		sent  []time.Time
-		left  int
-		want  time.Duration // from now
-	}{
-		{"both, the hour is longer", Fuses{PostsPerHour: 2, MinInterval: 10 * time.Minute}, ago(5, 20), 1, 40 * time.Minute},
-		{"both, the interval is longer", Fuses{PostsPerHour: 2, MinInterval: time.Hour}, ago(5, 20), 1, 55 * time.Minute},
-		{"nothing sent", Fuses{PostsPerHour: 1, MinInterval: time.Hour}, nil, 25, 0},
-		{"older than an hour", Fuses{PostsPerHour: 2, MinInterval: time.Minute}, ago(60, 90), 2, 0},
-		{"room for it", Fuses{PostsPerHour: 3}, ago(1), 2, 0},
-		{"room for less", Fuses{PostsPerHour: 3}, ago(1), 3, 59 * time.Minute},
-		{"room once the second is old", Fuses{PostsPerHour: 3}, ago(1, 2, 3), 2, 58 * time.Minute},
-		{"more than an hour's, once all are old", Fuses{PostsPerHour: 3}, ago(1, 2, 3), 25, 59 * time.Minute},
-		{"the interval has just passed", Fuses{MinInterval: time.Minute}, ago(1), 1, 0},
-	} {
-		until, detail := test.fuses.hold(test.sent, test.left, now)
-		if wait := max(until.Sub(now), 0); wait != test.want || (wait > 0) != (detail != "") {
-			t.Errorf("%s: waits %s, want %s: %s", test.name, wait, test.want, detail)
-		}
-	}
-}
-
 // TestPausedAccount: nothing of it is tried, and it goes on by itself in time.
 func TestPausedAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, Fuses{})
+		b := fused(t, admission.Fuses{})
 		until := time.Now().Add(time.Hour).Truncate(time.Second)
 		check(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Until: until, Reason: "for an audit"}))
 		b.publish(t, "one", thread("one")...)
@@ -315,7 +283,7 @@ func TestPausedInMidThread(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := fused(t, Fuses{})
+				b := fused(t, admission.Fuses{})
 				hook := &ledgerHook{Store: b.ledger}
 				test.hook(hook, func() error {
 					return b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Reason: "stop"})
@@ -348,7 +316,7 @@ func TestPausedApp(t *testing.T) {
 	equal(t, "consumer paused", b.paused(t), true)
 	h := b.lane()
 	h.Gate.Learn(publishers.Picture{Stops: []publishers.Stop{pause}})
-	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+	check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 	holds, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
 	check(t, err)
 	equal(t, "what stops the app", holds.Reason, pause.Reason)

@@ -3,357 +3,76 @@ package consumers
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// board is a stopBoard in memory, of one scope.
-type board struct {
-	mu       sync.Mutex
-	stop     publishers.Stop
-	revision uint64
-	set      func() error // what comes before the answer
-	probe    func() error // the same
-	// watch learns of each change, as all workers do.
-	watch func(publishers.Picture)
+func newGate(b admission.Board) *admission.Gate {
+	return admission.NewGate(b, "worker", 0, slog.New(slog.DiscardHandler))
 }
 
-func (b *board) Set(_ context.Context, stop publishers.Stop) (publishers.Stop, bool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	next, changed := stop.Upon(b.stop)
-	if changed {
-		b.put(next)
-	}
-	if b.set != nil {
-		if err := b.set(); err != nil {
-			return publishers.Stop{}, false, err
-		}
-	}
-	return b.stop, changed, nil
-}
-
-func (b *board) Probe(_ context.Context, _, worker string, now, until time.Time) (publishers.Stop, bool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.probe != nil {
-		return publishers.Stop{}, false, b.probe()
-	}
-	if !b.stop.Due(now) {
-		return b.stop, false, nil
-	}
-	claimed := b.stop
-	claimed.Worker, claimed.Reason.Until = worker, until
-	b.put(claimed)
-	return b.stop, true, nil
-}
-
-func (b *board) End(_ context.Context, stop publishers.Stop) (bool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if stop.Revision != b.stop.Revision {
-		return false, nil
-	}
-	b.put(publishers.Stop{})
-	return true, nil
-}
-
-func (b *board) put(stop publishers.Stop) {
-	b.revision++
-	if b.stop = stop; stop.Scope != "" {
-		b.stop.Revision = b.revision
-	}
-	if b.watch != nil {
-		b.watch(b.picture())
-	}
-}
-
-// picture is what a watch shows now.
-func (b *board) picture() publishers.Picture {
-	p := publishers.Picture{Revision: b.revision}
-	if b.stop.Scope != "" {
-		p.Stops = []publishers.Stop{b.stop}
-	}
-	return p
-}
-
-// clear is a person who resumes.
-func (b *board) clear() publishers.Picture {
-	b.put(publishers.Stop{})
-	return b.picture()
-}
-
-func newGate(b stopBoard) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
-
-func stopped(g *Gate, scope Scope) bool {
+func stopped(g *admission.Gate, scope admission.Scope) bool {
 	_, ok := g.Stopped(scope, time.Now())
 	return ok
 }
 
-func reason(until time.Time) jetpost.Reason {
-	return jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: until}
-}
-
-func TestGateMergesStops(t *testing.T) {
-	t.Parallel()
-	const none = -1 // a stop without an end
-	tests := []struct{ first, second, want int }{{1, 2, 2}, {2, 1, 2}, {1, none, none}, {none, 1, none}, {1, 1, 1}}
-	for _, shared := range []bool{true, false} {
-		for _, test := range tests {
-			t.Run(fmt.Sprintf("%d then %d, shared %t", test.first, test.second, shared), func(t *testing.T) {
-				t.Parallel()
-				synctest.Test(t, func(t *testing.T) {
-					now := time.Now()
-					end := func(minutes int) time.Time {
-						if minutes == none {
-							return time.Time{}
-						}
-						return now.Add(time.Duration(minutes) * time.Minute)
-					}
-					b := &board{}
-					if !shared {
-						b.set = func() error { return errAway }
-					}
-					g := newGate(b)
-					for _, minutes := range []int{test.first, test.second} {
-						equal(t, "failed", g.Stop(t.Context(), ScopePublish, reason(end(minutes)), now) != nil, !shared)
-					}
-					stop, ok := g.Stopped(ScopePublish, now)
-					until := end(test.want)
-					if until.IsZero() {
-						until = now.Add(undatedStop) // to be probed then
-					}
-					if !ok || !stop.Reason.Until.Equal(until) || stop.Probe != (test.want == none) {
-						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, stop.Probe, stop.Reason.Until, until)
-					}
-					equal(t, "another scope is stopped", stopped(g, ScopeRefresh), false)
-					g.Learn(b.picture())
-					sleep(time.Minute + time.Second)
-					equal(t, "stopped later", stopped(g, ScopePublish), test.want != 1)
-				})
-			})
-		}
+// trip opens the breaker.
+func trip(t *testing.T, g *admission.Gate) {
+	t.Helper()
+	for range admission.BreakerThreshold {
+		done, err := g.Allow(time.Now())
+		check(t, err)
+		done(&xapi.UnavailableError{Err: &xapi.APIError{Status: http.StatusServiceUnavailable}})
 	}
-}
-
-// TestGateOldPicture: a picture of the stops that was on its way when this
-// worker set one does not know of it.
-func TestGateOldPicture(t *testing.T) {
-	t.Parallel()
-	hour := func() jetpost.Reason { return reason(time.Now().Add(time.Hour)) }
-
-	t.Run("after the stop", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			b := &board{}
-			g := newGate(b)
-			old := b.picture()
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn(old)
-			equal(t, "stopped", stopped(g, ScopePublish), true)
-			g.Learn(b.picture())
-			equal(t, "stopped", stopped(g, ScopePublish), true)
-			// A lane that meets the same later changes nothing.
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn(b.clear())
-			equal(t, "stopped after the end", stopped(g, ScopePublish), false)
-		})
-	})
-	t.Run("of a shorter stop", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			b := &board{}
-			g := newGate(b)
-			b.put(publishers.Stop{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
-			old := b.picture()
-			g.Learn(old)
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn(old)
-			stop, _ := g.Stopped(ScopePublish, time.Now())
-			equal(t, "end", stop.Reason.Until, b.stop.Reason.Until)
-		})
-	})
-	t.Run("resumed before the answer", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			b := &board{}
-			g := newGate(b)
-			b.set = func() error {
-				g.Learn(b.picture())
-				g.Learn(publishers.Picture{Revision: b.revision + 1}) // which somebody has resumed
-				return nil
-			}
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			equal(t, "stopped", stopped(g, ScopePublish), false)
-		})
-	})
-	t.Run("resumed in the same picture", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			b := &board{}
-			g := newGate(b)
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			g.Learn(b.clear())
-			equal(t, "stopped", stopped(g, ScopePublish), false)
-		})
-	})
-	t.Run("while NATS is away", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			g := newGate(&board{set: func() error { return errAway }})
-			if err := g.Stop(t.Context(), ScopePublish, hour(), time.Now()); !errors.Is(err, errAway) {
-				t.Errorf("error is %v", err)
-			}
-			g.Learn(publishers.Picture{Revision: 7})
-			sleep(59 * time.Minute)
-			equal(t, "stopped", stopped(g, ScopePublish), true)
-			sleep(2 * time.Minute)
-			equal(t, "stopped after its end", stopped(g, ScopePublish), false)
-		})
-	})
 }
 
 // TestGateWatch has a real watch carry one worker's stop to another's gate.
 func TestGateWatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	one, two := NewGate(b.stops, "one", 0, b.log), NewGate(b.stops, "two", 0, b.log)
+	one, two := admission.NewGate(b.stops, "one", 0, b.log), admission.NewGate(b.stops, "two", 0, b.log)
 	pictures, err := b.stops.Watch(t.Context())
 	check(t, err)
-	check(t, one.Stop(t.Context(), ScopePublish, reason(time.Now().Add(time.Hour)), time.Now()))
+	check(t, one.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
 	for picture := range pictures {
-		if two.Learn(picture); stopped(two, ScopePublish) {
+		if two.Learn(picture); stopped(two, admission.ScopePublish) {
 			break
 		}
 	}
 	equal(t, "consumer paused", b.paused(t), true)
 	check(t, b.stops.Clear(t.Context(), publishers.ScopePublish))
 	for picture := range pictures {
-		if two.Learn(picture); !stopped(two, ScopePublish) {
+		if two.Learn(picture); !stopped(two, admission.ScopePublish) {
 			break
 		}
 	}
 	equal(t, "consumer paused", b.paused(t), false)
 }
 
-func answer(status int) *xapi.APIError { return &xapi.APIError{Status: status} }
-
-// call has X answer one call through the gate.
-func call(t *testing.T, g *Gate, err error) {
-	t.Helper()
-	done, refused := g.Allow(time.Now())
-	check(t, refused)
-	done(err)
-}
-
-// trip opens the breaker.
-func trip(t *testing.T, g *Gate) {
-	t.Helper()
-	for range breakerThreshold {
-		if _, out := g.Outage(); out {
-			t.Fatal("the breaker opened too early")
-		}
-		call(t, g, &xapi.AmbiguousError{Err: answer(http.StatusServiceUnavailable)})
-	}
-}
-
-func TestGateBreakerOpens(t *testing.T) {
+// TestEndOfUnsharedStop: a stop that NATS was not told of is not on record, and its end
+// removes nothing there.
+func TestEndOfUnsharedStop(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(&board{})
-		now := time.Now()
-		trip(t, g)
-		reason, out := g.Outage()
-		if !out || reason.Code != jetpost.CodeXOutage {
-			t.Errorf("outage is %t: %+v", out, reason)
-		}
-		_, err := g.Allow(now)
-		if v := judge(err, situation{now: now}); v.kind != kindHold || v.reason.Code != jetpost.CodeXUnavailable || !v.reason.Until.After(now) {
-			t.Errorf("an open breaker makes %s of a call: %+v", v, v.reason)
-		}
-	})
-}
-
-// TestGateBreakerNeverCounts: what X answered is no outage, and what X never
-// saw says nothing.
-func TestGateBreakerNeverCounts(t *testing.T) {
-	t.Parallel()
-	for name, err := range map[string]error{
-		"400":            &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: answer(400)},
-		"401":            &xapi.UnauthorizedError{Err: answer(401)},
-		"402":            &xapi.AppStopError{Err: answer(402)},
-		"403":            &xapi.RefusedError{Kind: xapi.RefusedRule, Err: answer(403)},
-		"429":            &xapi.RateLimitError{Err: answer(429)},
-		"grant refused":  &xapi.GrantRefusedError{Err: answer(400)},
-		"no id":          &xapi.AmbiguousError{Err: answer(201)},
-		"not called":     errNotCalled,
-		"success":        nil,
-		"too late":       &xapi.NotSentError{Err: xapi.ErrNotAfter},
-		"worker stopped": &xapi.AmbiguousError{Err: context.Canceled},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			g := newGate(&board{})
-			for range 3 * breakerThreshold {
-				call(t, g, err)
-			}
-			_, out := g.Outage()
-			equal(t, "outage", out, false)
-		})
-	}
-}
-
-func TestGateBreakerHalfOpen(t *testing.T) {
-	t.Parallel()
-	outage := &xapi.UnavailableError{Err: answer(http.StatusBadGateway)}
-	tests := []struct {
-		name   string
-		probe  error
-		admits bool // another call, after the probe
-		out    bool
-	}{
-		{"fails", outage, false, true},
-		{"finds a refusal", &xapi.RefusedError{Err: answer(403)}, true, false},
-		{"is not made", errNotCalled, true, false},
-		{"succeeds", nil, true, false},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				g := newGate(&board{})
-				trip(t, g)
-				sleep(breakerOpen + time.Second)
-				done, err := g.Allow(time.Now())
-				check(t, err)
-				_, err = g.Allow(time.Now())
-				var hold *holdError
-				if !errors.As(err, &hold) || hold.verdict.kind != kindHold {
-					t.Fatalf("a second call beside the probe: %v", err)
-				}
-				done(test.probe)
-				_, out := g.Outage()
-				equal(t, "outage", out, test.out)
-				_, err = g.Allow(time.Now())
-				equal(t, "another call is let through", err == nil, test.admits)
-				if _, err := g.Allow(time.Now()); errors.Is(test.probe, errNotCalled) && err == nil {
-					t.Error("a probe that was not made proved that X is back")
-				}
-			})
-		})
-	}
+	b := setup(t)
+	_, _, err := b.stops.Set(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused}, Since: time.Now()})
+	check(t, err)
+	g := admission.NewGate(b.stops, "worker", 0, b.log)
+	check(t, g.End(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
+	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, err)
+	equal(t, "the pause stands", there, true)
 }
 
 // wakes are doorbells and wake-ups that a test rings itself.
@@ -385,7 +104,7 @@ func (w *wakes) next() (account string, at time.Time) {
 // workers.
 type outage struct {
 	*testBundle
-	board   *board
+	board   *admissiontest.Board
 	bells   *wakes
 	workers []*PublishHandler
 	sweeper *Sweeper
@@ -395,18 +114,18 @@ type outage struct {
 
 func newOutage(t *testing.T, accounts, requests int) *outage {
 	t.Helper()
-	o := &outage{testBundle: offline(t), board: &board{}, bells: &wakes{due: map[string]time.Time{}}}
+	o := &outage{testBundle: offline(t), board: &admissiontest.Board{}, bells: &wakes{due: map[string]time.Time{}}}
 	records := &silentRecords{}
 	for _, name := range []string{"one", "two"} {
 		r := o.refresher()
-		r.Gate, r.Records, r.Announce = NewGate(o.board, name, 0, o.log), records, records
+		r.Gate, r.Records, r.Announce = admission.NewGate(o.board, name, 0, o.log), records, records
 		o.workers = append(o.workers, o.lane(func(h *PublishHandler) {
 			h.Bells, h.Tokens, h.Gate, h.Worker = o.bells, r, r.Gate, name
 			h.Announce = &Announcer{Ledger: o.ledger, Records: records, Names: o.names, Log: o.log}
 		}))
 	}
 	o.sweeper = &Sweeper{Ledger: o.ledger, Bells: o.bells, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
-	o.board.watch = func(p publishers.Picture) {
+	o.board.Watch = func(p publishers.Picture) {
 		for _, h := range o.workers {
 			h.Gate.Learn(p)
 		}
@@ -466,9 +185,9 @@ func TestOutageOfADay(t *testing.T) {
 			}
 			return n
 		}
-		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, ScopePublish) })
+		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, admission.ScopePublish) })
 		tried := posts()
-		if tried >= 2*breakerThreshold { // each worker counts by itself
+		if tried >= 2*admission.BreakerThreshold { // each worker counts by itself
 			t.Errorf("%d posts tried before the stop", tried)
 		}
 		before, probes := attempts(), o.calls(xsim.EndpointMe)
@@ -479,15 +198,15 @@ func TestOutageOfADay(t *testing.T) {
 		equal(t, "tokens exchanged during the outage", o.calls(xsim.EndpointToken), 0)
 		// One a wait: 30 s, 1, 2, 4 min, then one in 8 min.
 		probes = o.calls(xsim.EndpointMe) - probes
-		if most := 4 + int(24*time.Hour/(maxOpen*breakerOpen)) + 1; probes > most || probes < most*9/10 {
+		if most := 4 + int(24*time.Hour/(admission.MaxOpen*admission.BreakerOpen)) + 1; probes > most || probes < most*9/10 {
 			t.Errorf("%d probes, want %d", probes, most)
 		}
 		equal(t, "requests that failed", o.counts(t)[jetpost.StateFailed], 0)
 
 		o.faults(t)
 		o.until(t, back.Add(time.Hour), func() bool { return len(o.x.Posts("")) > 0 })
-		if took := time.Since(back); took > maxOpen*breakerOpen {
-			t.Errorf("the first post came %s after X was back, want %s at most", took, maxOpen*breakerOpen)
+		if took := time.Since(back); took > admission.MaxOpen*admission.BreakerOpen {
+			t.Errorf("the first post came %s after X was back, want %s at most", took, admission.MaxOpen*admission.BreakerOpen)
 		}
 		o.until(t, back.Add(time.Hour), func() bool { return o.counts(t)[jetpost.StatePublished] == accounts*requests })
 		equal(t, "published", o.counts(t)[jetpost.StatePublished], accounts*requests)

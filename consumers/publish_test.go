@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -309,7 +310,7 @@ func TestLaneStopWithoutEnd(t *testing.T) {
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	h := b.lane()
-	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeAppStopped}, time.Now()))
+	check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppStopped}, time.Now()))
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
 	if !r.HoldUntil.After(time.Now()) {
@@ -693,18 +694,18 @@ func TestLaneOutage(t *testing.T) {
 	h := b.lane()
 	b.faults(t, xsim.Fault{Kind: xsim.FaultOutage})
 	var keys []store.Key
-	for i := range breakerThreshold + 1 {
+	for i := range admission.BreakerThreshold + 1 {
 		account := fmt.Sprintf("acme%d", i)
 		b.account(t, account, 0)
 		keys = append(keys, b.accept(t, jetpost.Request{Account: account, ID: "one", Posts: thread("one")}))
 		b.run(t, h, account)
 	}
-	for _, key := range keys[:breakerThreshold] {
+	for _, key := range keys[:admission.BreakerThreshold] {
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	}
-	b.want(t, keys[breakerThreshold], jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.want(t, keys[admission.BreakerThreshold], jetpost.StateHeld, jetpost.CodeAppStopped, 0)
 	equal(t, "consumer paused", b.paused(t), true)
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), breakerThreshold)
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), admission.BreakerThreshold)
 }
 
 // TestLanePanicInHalfOpen: a worker that panics in the call which probes
@@ -713,7 +714,7 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	h := b.lane(func(h *PublishHandler) { h.Gate = NewGate(b.stops, "worker", time.Nanosecond, b.log) })
+	h := b.lane(func(h *PublishHandler) { h.Gate = admission.NewGate(b.stops, "worker", time.Nanosecond, b.log) })
 	trip(t, h.Gate)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic("here") })}
@@ -813,7 +814,7 @@ func TestLaneStopsDuringUpload(t *testing.T) {
 		t.Parallel()
 		stopDuringUpload(t, func(h *PublishHandler, _ chan struct{}) {
 			now := time.Now()
-			check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+			check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 		})
 	})
 	t.Run("worker", func(t *testing.T) {
@@ -877,10 +878,10 @@ func TestLaneNoticesClearedStop(t *testing.T) {
 	b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
 	h := b.lane()
 	now := time.Now()
-	check(t, h.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
+	check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
 	b.run(t, h, "acme")
-	check(t, b.stops.Clear(t.Context(), string(ScopePublish)))
-	due, err := b.ledger.DueLanes(t.Context(), now.Add(undatedStop+time.Minute), 10)
+	check(t, b.stops.Clear(t.Context(), string(admission.ScopePublish)))
+	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedStop+time.Minute), 10)
 	check(t, err)
 	equal(t, "lanes that look again", len(due), 1)
 }

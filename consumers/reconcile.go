@@ -13,6 +13,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/tweettext"
@@ -33,7 +34,7 @@ func (r *laneRun) lookFrom(post store.PostRecord) time.Time {
 // for.
 func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
 	post := head.Posts[i]
-	return attempt{Verdict: Doubtful(r.lookFrom(post), maybeLive(head, i, why)), post: i, looks: post.Looks, absentAt: post.AbsentAt}
+	return attempt{decision: doubtUntil(r.lookFrom(post), maybeLive(head, i, why)), post: i, looks: post.Looks, absentAt: post.AbsentAt}
 }
 
 func maybeLive(head *store.Record, i int, why string) string {
@@ -48,20 +49,20 @@ func maybeLive(head *store.Record, i int, why string) string {
 func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *store.Record, i int, ours jetpost.Post) attempt {
 	post := head.Posts[i]
 	now := time.Now()
-	if w, short := client.RateShort(xapi.EndpointUserPosts, 1); short {
-		return r.settled(Hold(jetpost.CodeRateLimited, w.Reset, "reads of the account's posts are used up"))
+	if err := r.pass.Ask(ctx, admission.Calls{Endpoint: xapi.EndpointUserPosts, N: 1}); err != nil {
+		return r.left(head, err)
 	}
 	witness, err := persist(ctx, r, "witness", func() (store.Witness, error) { return r.h.Ledger.Witness(ctx, head.Account) })
 	if err != nil {
-		return attempt{Verdict: Done(), post: -1, err: err}
+		return attempt{decision: goOn(), post: -1, err: err}
 	}
 	search := newSearch(r.h.Timing, post, ours, witness)
 	if err := r.look(ctx, client, search); err != nil {
-		return attempt{Verdict: judgeRead(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
+		return attempt{decision: judgeRead(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
 	}
 	owned, err := persist(ctx, r, "owned", func() ([]string, error) { return r.h.Ledger.Owned(ctx, search.ids()) })
 	if err != nil {
-		return attempt{Verdict: Done(), post: -1, err: err}
+		return attempt{decision: goOn(), post: -1, err: err}
 	}
 	found := search.judge(owned)
 	if found.verdict == foundLive {
@@ -73,9 +74,9 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	}
 	looks, detail := post.Looks+1, maybeLive(head, i, found.why)
 	if looks >= maxLooks {
-		return attempt{Verdict: Unknown(detail), post: i, looks: looks}
+		return attempt{decision: unknown(detail), post: i, looks: looks}
 	}
-	return attempt{Verdict: Doubtful(now.Add(r.h.Timing.lookAgain(looks)), detail), post: i, looks: looks}
+	return attempt{decision: doubtUntil(now.Add(r.h.Timing.lookAgain(looks)), detail), post: i, looks: looks}
 }
 
 // absent is what follows on a look that did not find the post: another one has to
@@ -87,28 +88,28 @@ func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool
 		first = now
 	}
 	if confirm := first.Add(r.h.Timing.confirmAfter(fresh)); now.Before(confirm) {
-		verdict := Doubtful(confirm, fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1))
-		return attempt{Verdict: verdict, post: i, looks: post.Looks, absentAt: first}
+		again := doubtUntil(confirm, fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1))
+		return attempt{decision: again, post: i, looks: post.Looks, absentAt: first}
 	}
-	return attempt{Verdict: Hold(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1)), post: i}
+	return attempt{decision: holdUntil(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1)), post: i}
 }
 
-// judgeRead is the verdict of a look that failed. Whatever X said of the read, it
+// judgeRead is the decision on a look that failed. Whatever X said of the read, it
 // said nothing of the post, which stays in doubt: the request waits.
-func judgeRead(err error, s situation) Verdict {
+func judgeRead(err error, s situation) decision {
 	v := judge(err, s)
 	switch {
 	case v.kind == kindStop && (v.reason.Code == jetpost.CodeAppRateLimited || v.reason.Code == jetpost.CodeUsageCapped):
 		// The reads alone are used up: all may go on posting.
 		until := v.reason.Until
 		if until.IsZero() {
-			until = s.now.Add(undatedStop)
+			until = s.now.Add(readsCapped)
 		}
-		return Hold(jetpost.CodeRateLimited, until, v.reason.Detail)
-	case v.kind == kindHold, v.kind == kindStop, v.kind == kindDone:
+		return holdUntil(jetpost.CodeRateLimited, until, v.reason.Detail)
+	case v.kind == kindHold, v.kind == kindStop, v.kind == kindGoOn:
 		return v
 	default:
-		return Hold(jetpost.CodeReconciling, s.now.Add(backoff(s.holds+1)), "X does not show the account's posts: "+v.reason.Detail)
+		return holdUntil(jetpost.CodeReconciling, s.now.Add(backoff(s.holds+1)), "X does not show the account's posts: "+v.reason.Detail)
 	}
 }
 
@@ -125,7 +126,7 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 		r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
 		r.h.Announce.try(ctx, head.Key)
 	}
-	return attempt{Verdict: Done(), post: -1, err: err}
+	return attempt{decision: goOn(), post: -1, err: err}
 }
 
 // look reads the account's posts, the newest first, as far back as the search
@@ -133,12 +134,9 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) error {
 	query := xapi.UserPostsQuery{StartTime: s.from, MaxResults: pagePosts}
 	for range maxPages {
-		done, err := r.allow(ctx, xapi.EndpointUserPosts)
-		if err != nil {
-			return err
-		}
-		page, err := client.UserPosts(ctx, s.witness.XUserID, query)
-		done(err)
+		page, err := admission.Call(ctx, r.pass, admission.Calls{Endpoint: xapi.EndpointUserPosts, N: 1}, func() (xapi.UserPostsPage, error) {
+			return client.UserPosts(ctx, s.witness.XUserID, query)
+		})
 		if err != nil {
 			return err
 		}

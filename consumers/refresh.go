@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -104,7 +105,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 // and nobody would ever be told of it.
 func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	now := time.Now()
-	if stop, stopped := h.Refresher.Gate.Stopped(ScopeRefresh, now); stopped {
+	if stop, stopped := h.Refresher.Gate.Stopped(admission.ScopeRefresh, now); stopped {
 		h.Log.Warn("refresh.skipped", "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil
 	}
@@ -194,7 +195,7 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 	r := h.Refresher
 	now := time.Now()
 	reason, held := r.Gate.Outage()
-	if stop, stopped := r.Gate.Stopped(ScopeRefresh, now); stopped {
+	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, now); stopped {
 		reason, held = stop.Reason, true
 	}
 	if held {
@@ -236,7 +237,7 @@ func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error 
 // one refreshes one account's token, by hand.
 func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest) error {
 	r := h.Refresher
-	if stop, stopped := r.Gate.Stopped(ScopeRefresh, time.Now()); stopped {
+	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, time.Now()); stopped {
 		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil
 	}

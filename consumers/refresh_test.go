@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -253,7 +254,7 @@ func TestRefreshAppRefused(t *testing.T) {
 	check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
 	token, err := r.EnsureFresh(t.Context(), "acme0", 0)
 	check(t, err) // it lives
-	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); verdictOf(err).reason.Code != jetpost.CodeAppStopped {
+	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); decisionOf(err).reason.Code != jetpost.CodeAppStopped {
 		t.Errorf("a refused token during the stop: %v", err)
 	}
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
@@ -339,7 +340,7 @@ func (r *silentRecords) RefreshFailed(context.Context, string, jetpost.Reason) e
 func (b *testBundle) bubble() *Refresher {
 	r := b.refresher()
 	records := &silentRecords{}
-	r.Gate, r.Records, r.Announce = newGate(&board{}), records, records
+	r.Gate, r.Records, r.Announce = newGate(&admissiontest.Board{}), records, records
 	return r
 }
 
@@ -372,7 +373,7 @@ func TestRefreshAnswerLost(t *testing.T) {
 				token, err := r.EnsureFresh(t.Context(), "acme", 0)
 				equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 				if made {
-					equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+					equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 					equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
 					return
 				}
@@ -408,7 +409,7 @@ func TestRefreshOnceForAll(t *testing.T) {
 			token, err := r.EnsureFresh(t.Context(), "acme", old.Version)
 			if err == nil && token.Version == old.Version {
 				t.Error("the token that X has refused came back")
-			} else if v := verdictOf(err); err != nil && v.kind != kindHold {
+			} else if v := decisionOf(err); err != nil && v.kind != kindHold {
 				t.Errorf("a lane that cannot wait gets %v", err)
 			}
 		})
@@ -420,10 +421,10 @@ func TestRefreshOnceForAll(t *testing.T) {
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 }
 
-// verdictOf is what a lane makes of the error of a token.
-func verdictOf(err error) Verdict {
+// decisionOf is what a lane makes of the error of a token.
+func decisionOf(err error) decision {
 	if err == nil {
-		return Done()
+		return goOn()
 	}
 	return judge(err, situation{now: time.Now()})
 }
@@ -456,7 +457,7 @@ func TestRefreshFenced(t *testing.T) {
 		return answer, err
 	})
 	_, err := b.refresher().EnsureFresh(t.Context(), "acme", 1)
-	if v := verdictOf(err); v.kind != kindHold {
+	if v := decisionOf(err); v.kind != kindHold {
 		t.Errorf("error is %v", err)
 	}
 	b.stored(t, "acme", 0)
@@ -476,7 +477,7 @@ func TestRefreshFailureFenced(t *testing.T) {
 		return b.x.RoundTrip(r)
 	})
 	_, err := b.refresher().EnsureFresh(t.Context(), "acme", 1)
-	equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeTokenRefreshFailed)
+	equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeTokenRefreshFailed)
 	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
 	equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")) == nil, true)
 }
@@ -499,7 +500,7 @@ func TestRefreshFreshEnough(t *testing.T) {
 		equal(t, "version", token.Version, 2)
 	}
 	b.stored(t, "acme", 1)
-	if _, err := r.EnsureFresh(t.Context(), "nobody", 0); verdictOf(err).reason.Code != jetpost.CodeAccountReauthRequired {
+	if _, err := r.EnsureFresh(t.Context(), "nobody", 0); decisionOf(err).reason.Code != jetpost.CodeAccountReauthRequired {
 		t.Errorf("an account without a token: %v", err)
 	}
 }
@@ -576,7 +577,7 @@ func TestRefreshTellsNoToken(t *testing.T) {
 		return &http.Response{StatusCode: http.StatusBadRequest, Header: http.Header{}, Body: io.NopCloser(bytes.NewBufferString(body)), Request: r}, nil
 	})
 	_, err := b.refresher().EnsureFresh(t.Context(), "acme", 0)
-	equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	record := b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme"))
 	for _, text := range []string{err.Error(), b.token(t, "acme").RefreshError, fmt.Sprint(record.Header)} {
 		if text == "" || bytes.Contains([]byte(text), []byte(old)) {

@@ -1,14 +1,11 @@
 package consumers
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
@@ -87,45 +84,4 @@ func (r Rules) acceptance(request jetpost.Request, body []byte) store.Acceptance
 		in.CostMicros += CostMicros(p)
 	}
 	return in
-}
-
-// noSubscription is X's word for an account that may not post more than 280.
-const noSubscription = "None"
-
-// tooLong refuses a thread before anything of it is sent where a later post of it
-// is one that X would refuse its account for its length. Of the first post X itself
-// says so in time, and an account of which X does not say is not judged. Where X must
-// not be asked just now, the thread waits.
-func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetpost.Post, from int) (v Verdict, ends bool) {
-	for i := from + 1; i < len(posts); i++ {
-		weight := tweettext.Measure(posts[i].Text).Weight
-		if weight <= tweettext.MaxWeight {
-			continue
-		}
-		me, err := r.me(ctx, client)
-		if hold := new(holdError); errors.As(err, &hold) {
-			return hold.verdict, true
-		}
-		if err != nil || me.SubscriptionType != noSubscription {
-			return Verdict{}, false
-		}
-		return Failed(jetpost.CodeTextTooLong, fmt.Sprintf(
-			"post %d weighs %d as X counts, and @%s has no subscription, with which more than %d are allowed; nothing more was sent",
-			i+1, weight, me.Username, tweettext.MaxWeight)), true
-	}
-	return Verdict{}, false
-}
-
-// me asks X who the account is, as the gate and the window allow.
-func (r *laneRun) me(ctx context.Context, client *xapi.Client) (xapi.User, error) {
-	if w, short := client.RateShort(xapi.EndpointMe, 1); short {
-		return xapi.User{}, &holdError{Hold(jetpost.CodeRateLimited, w.Reset, "reads of the account are used up")}
-	}
-	done, err := r.allow(ctx, xapi.EndpointMe)
-	if err != nil {
-		return xapi.User{}, err
-	}
-	me, err := client.Me(ctx)
-	done(err)
-	return me, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/store"
 )
@@ -115,9 +116,9 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 		"wrapped":         func() error { return fmt.Errorf("claim: %w", errAway) },
 		"joined":          func() error { return errors.Join(nil, errAway) },
 		"cancelled":       func() error { return context.Canceled },
-		"nil of a type":   func() error { return (*holdError)(nil) },
-		"hold":            func() error { return &holdError{Hold(jetpost.CodeRateLimited, time.Time{}, "")} },
-		"done of a lane":  func() error { return &holdError{Done()} },
+		"nil of a type":   func() error { return (*decidedError)(nil) },
+		"hold":            func() error { return admission.Wait(jetpost.CodeRateLimited, time.Time{}, "") },
+		"done of a lane":  func() error { return &decidedError{goOn()} },
 		"fenced":          func() error { return store.ErrFenced },
 		"panic":           func() error { panic("a bug") },
 		"panic of nil":    func() error { panic(nil) }, //nolint:govet // what a bug may do

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -40,7 +41,7 @@ type Sweeper struct {
 	Ledger   sweepLedger
 	Bells    ringer
 	Announce *Announcer
-	Gate     *Gate
+	Gate     *admission.Gate
 	Health   *Health
 	Timing   Timing
 	Worker   string
@@ -112,14 +113,14 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 // release tells that a stop is over, and lets go what was held by one that was ended
 // before its time. Whoever waits in the queue goes on by itself.
 func (s *Sweeper) release(ctx context.Context, now time.Time) error {
-	for _, scope := range []Scope{ScopePublish, ScopeRefresh} {
+	for _, scope := range []admission.Scope{admission.ScopePublish, admission.ScopeRefresh} {
 		if stop, over := s.Gate.Over(scope, now); over {
 			if err := s.Gate.End(ctx, stop); err != nil {
 				return err
 			}
 		}
 	}
-	if _, stopped := s.Gate.Stopped(ScopePublish, now); stopped || s.free {
+	if _, stopped := s.Gate.Stopped(admission.ScopePublish, now); stopped || s.free {
 		s.free = s.free && !stopped
 		return nil
 	}

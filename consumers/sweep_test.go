@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
 func (b *testBundle) sweeper(worker string) *Sweeper {
 	return &Sweeper{
-		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: NewGate(b.stops, worker, 0, b.log), Health: &Health{},
+		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: admission.NewGate(b.stops, worker, 0, b.log), Health: &Health{},
 		Timing: Timing{Lease: MinLease}, Worker: worker, Log: b.log,
 	}
 }
@@ -169,7 +170,7 @@ func TestSweepOneOfTwo(t *testing.T) {
 	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
 	check(t, first.Sweep(t.Context())) // its last one
 	b.sweep(t, &Sweeper{
-		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: NewGate(b.stops, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
+		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: admission.NewGate(b.stops, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
 	})
 	b.purge(t, b.names.LanesStream())
 	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
@@ -248,7 +249,7 @@ func TestSweepFreesWhatAStopHeld(t *testing.T) {
 	b.learn(t, s.Gate)
 	b.sweep(t, s)
 	h := b.lane(func(h *PublishHandler) { h.Gate = s.Gate })
-	check(t, s.Gate.Stop(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
+	check(t, s.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
 	b.purge(t, b.names.LanesStream())

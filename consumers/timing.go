@@ -147,13 +147,11 @@ const (
 	laneBudget = 60 * time.Second
 	// newerWorkerRetry is how often a request of a later version is looked at.
 	newerWorkerRetry = 5 * time.Minute
-	// undatedStop is how long the app stops at first where X names no end.
-	undatedStop = 15 * time.Minute
-	// maxUndatedStop bounds what comes of doubling that.
-	maxUndatedStop = 6 * time.Hour
-	// reserveAgain is how often a lane looks whether calls that others had set aside
-	// are free.
-	reserveAgain = 50 * time.Millisecond
+	// keyRetry is how often a request is looked at whose account's tokens no key opens.
+	keyRetry = 15 * time.Minute
+	// readsCapped is how long X is not asked for posts once a cap of them is reached, where
+	// X names no end.
+	readsCapped = 15 * time.Minute
 )
 
 // maxLooks is how many looks in vain may leave a post in doubt until a person has to

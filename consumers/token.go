@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -50,7 +51,7 @@ type lifeboat interface {
 type Refresher struct {
 	Tokens   store.Tokens
 	X        exchanger
-	Gate     *Gate
+	Gate     *admission.Gate
 	Records  refreshRecords
 	Announce accountNews
 	Lifeboat lifeboat
@@ -88,8 +89,8 @@ func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion
 	case refused && now.Sub(token.LastRefreshAt) < r.Timing.coolDown():
 		return token, nil
 	}
-	if stop, stopped := r.Gate.Stopped(ScopeRefresh, now); stopped {
-		return r.useOrHold(token, refused, jetpost.CodeAppStopped, stop.Reason.Until, stopDetail(stop.Reason, stop.Reason.Until))
+	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, now); stopped {
+		return r.useOrHold(token, refused, jetpost.CodeAppStopped, stop.Reason.Until, admission.StopDetail(stop.Reason, stop.Reason.Until))
 	}
 	return r.renew(ctx, token, refused)
 }
@@ -134,22 +135,22 @@ func (r *Refresher) useOrHold(token store.Token, refused bool, code jetpost.Code
 	if !until.After(now) {
 		until = now.Add(backoff(1))
 	}
-	return store.Token{}, &holdError{Hold(code, until, detail)}
+	return store.Token{}, admission.Wait(code, until, detail)
 }
 
 func reauthHold() error {
-	return &holdError{Hold(jetpost.CodeAccountReauthRequired, time.Time{}, "the account has no tokens that X accepts: connect it again")}
+	return admission.Wait(jetpost.CodeAccountReauthRequired, time.Time{}, "the account has no tokens that X accepts: connect it again")
 }
 
 // tokenHold tells a key that is missing from a database that cannot be asked.
 func tokenHold(err error, now time.Time) error {
 	switch {
 	case unreadable(err):
-		return &holdError{Hold(jetpost.CodeKeyUnavailable, now.Add(undatedStop), err.Error())}
+		return admission.Wait(jetpost.CodeKeyUnavailable, now.Add(keyRetry), err.Error())
 	case errors.Is(err, store.ErrNotFound):
 		return reauthHold()
 	default:
-		return &holdError{Hold(jetpost.CodeTokenRefreshFailed, now.Add(backoff(1)), err.Error())}
+		return admission.Wait(jetpost.CodeTokenRefreshFailed, now.Add(backoff(1)), err.Error())
 	}
 }
 
@@ -294,7 +295,7 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	now := time.Now()
 	failure, stop := r.judge(err, claim, now)
 	if stop.Code != "" {
-		if err := r.Gate.Stop(ctx, ScopeRefresh, stop, now); err != nil {
+		if err := r.Gate.Stop(ctx, admission.ScopeRefresh, stop, now); err != nil {
 			log.Error("app.stop_not_shared", "error", err)
 		}
 	}
@@ -342,7 +343,7 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 		app       *xapi.AppAuthError
 		appStop   *xapi.AppStopError
 		limit     *xapi.RateLimitError
-		hold      *holdError
+		wait      *admission.WaitError
 		stop      jetpost.Reason
 	)
 	switch {
@@ -356,8 +357,8 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 		stop = jetpost.Reason{Code: jetpost.Code(appStop.Reason), Until: appStop.Until, Detail: appStop.Err.Words()}
 	case errors.As(err, &limit) && limit.Until.After(now):
 		failure.NextAttempt = limit.Until.Add(rand.N(r.Timing.lease()))
-	case errors.As(err, &hold):
-		failure.NextAttempt = hold.verdict.reason.Until
+	case errors.As(err, &wait):
+		failure.NextAttempt = wait.Reason.Until
 	}
 	if stop.Code != "" {
 		if !stop.Until.After(now) {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -253,7 +254,7 @@ func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Toke
 	}
 	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
 	_, err = r.EnsureFresh(t.Context(), "acme", 0)
-	equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	b.round(t, h)
 	equal(t, "exchanges of what X refuses", b.calls(xsim.EndpointToken), heard+1)
 }
@@ -296,7 +297,7 @@ func TestExchangeLateSuccess(t *testing.T) {
 		other := b.refresher()
 		other.Tokens = &aheadTokens{Tokens: b.ledger, by: 2 * DefaultExchangeLease}
 		_, err := other.EnsureFresh(t.Context(), "acme", 1)
-		equal(t, "code of the other", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+		equal(t, "code of the other", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 		equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
 		b.run(t, b.lane(), "acme")
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
@@ -345,7 +346,7 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 	}
 	for range 3 {
 		_, err := r.EnsureFresh(t.Context(), "acme", 0)
-		equal(t, "code", verdictOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+		equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	}
 	equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
 	sweeper := &Sweeper{Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: r.Gate, Health: &Health{}, Worker: "w", Log: b.log}
@@ -443,13 +444,13 @@ func TestRefreshStoodStill(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b := offline(t)
-				for i := range breakerThreshold + 4 {
+				for i := range admission.BreakerThreshold + 4 {
 					b.due(t, fmt.Sprint("acme", i), time.Hour)
 				}
 				r := b.bubble()
 				calls := 0
 				b.hc.Transport = transport(func(req *http.Request) (*http.Response, error) {
-					if calls++; calls > breakerThreshold {
+					if calls++; calls > admission.BreakerThreshold {
 						return b.x.RoundTrip(req)
 					}
 					<-req.Context().Done()

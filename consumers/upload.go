@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -37,9 +38,6 @@ type uploads struct {
 	stop   context.CancelFunc
 	work   sync.WaitGroup
 	idle   chan struct{} // closed once all is done that can be done now
-
-	mu     sync.Mutex
-	flying map[xapi.Endpoint]int // calls without an answer yet
 }
 
 // postMedia is what one post needs of X.
@@ -55,10 +53,10 @@ type postMedia struct {
 // prepare reads the media of the posts that are still to be sent, all of them before
 // the first is: a thread does not begin that some file would end. Then their way to
 // X begins.
-func (t *threadRun) prepare(ctx context.Context, from int) (*uploads, error) {
-	u := &uploads{t: t, posts: map[int]*postMedia{}, idle: make(chan struct{}), flying: map[xapi.Endpoint]int{}}
+func (t *threadRun) prepare(ctx context.Context) (*uploads, error) {
+	u := &uploads{t: t, posts: map[int]*postMedia{}, idle: make(chan struct{})}
 	u.client = t.client.Guarded(u.call)
-	for i := from; i < len(t.request.Posts); i++ {
+	for i := t.from; i < len(t.request.Posts); i++ {
 		asked := t.request.Posts[i].Media
 		if len(asked) == 0 {
 			continue
@@ -72,13 +70,13 @@ func (t *threadRun) prepare(ctx context.Context, from int) (*uploads, error) {
 	u.each(uploadsAtOnce, func(*postMedia) bool { return true }, func(p *postMedia) {
 		p.err = caught(func() error { return u.read(p) })
 	})
-	for i := from; i < len(t.request.Posts); i++ {
+	for i := t.from; i < len(t.request.Posts); i++ {
 		if p := u.posts[i]; p != nil && p.err != nil {
 			defer u.end()
 			return nil, u.outcome(p.err)
 		}
 	}
-	if err := u.fits(); from == 0 && err != nil {
+	if err := u.fits(); t.from == 0 && err != nil {
 		u.end()
 		return nil, err
 	}
@@ -104,9 +102,8 @@ func (u *uploads) fits() error {
 		}
 	}
 	for _, e := range slices.Sorted(maps.Keys(need)) {
-		if w, short := u.client.RateShort(e, need[e]); short {
-			return &holdError{Hold(jetpost.CodeRateLimited, w.Reset, fmt.Sprintf(
-				"%d of %d calls are left in a window of %s, and %d are needed: %s", w.Remaining, w.Limit, w.Kind, need[e], e))}
+		if err := u.t.r.pass.Ask(u.ctx, admission.Calls{Endpoint: e, N: need[e]}); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -198,7 +195,7 @@ func (u *uploads) outcome(err error) error {
 	var thrown *panicError
 	switch {
 	case u.ctx.Err() != nil:
-		return &holdError{Done()}
+		return &decidedError{goOn()}
 	case errors.As(err, &thrown):
 		panic(thrown)
 	default:
@@ -215,7 +212,7 @@ func (u *uploads) ids(i int) ([]string, error) {
 	select {
 	case <-p.done:
 	case <-u.ctx.Done():
-		return nil, &holdError{Done()}
+		return nil, &decidedError{goOn()}
 	}
 	for p.err != nil {
 		until, waits := processedAt(p.err)
@@ -245,11 +242,11 @@ func (u *uploads) finish() {
 // processedAt is when to ask again whether X has processed a medium, if that is what
 // an error says.
 func processedAt(err error) (until time.Time, waits bool) {
-	var hold *holdError
-	if !errors.As(err, &hold) || hold.verdict.reason.Code != jetpost.CodeMediaProcessing {
+	var wait *admission.WaitError
+	if !errors.As(err, &wait) || wait.Reason.Code != jetpost.CodeMediaProcessing {
 		return time.Time{}, false
 	}
-	return hold.verdict.reason.Until, true
+	return wait.Reason.Until, true
 }
 
 // wait waits for X's processing while others are uploaded, which a hold would cut
@@ -301,9 +298,8 @@ func (u *uploads) upload(p *postMedia) error {
 	var waits error
 	for n := range p.asked {
 		err := u.advance(p, n)
-		var hold *holdError
 		switch {
-		case errors.As(err, &hold):
+		case ours(err):
 			waits = err // the others need not wait for it
 		case err != nil:
 			return p.failure(n, err)
@@ -323,7 +319,7 @@ func (u *uploads) advance(p *postMedia, n int) error {
 			err := invalidMedia("X has not processed it within the %s for which it keeps it", lifetime)
 			return errors.Join(err, u.keep(p, n, forgotten(m)))
 		case b == nil: // it has expired since the sources were read: look again
-			return &holdError{Done()}
+			return &decidedError{goOn()}
 		}
 		got, err := u.client.UploadMedia(u.ctx, b.reader(), b.size, b.mime)
 		if err != nil {
@@ -384,7 +380,7 @@ func (u *uploads) processed(m *store.Media) error {
 }
 
 func processing(m *store.Media) error {
-	return &holdError{Hold(jetpost.CodeMediaProcessing, m.CheckAt, "X is still processing media "+m.ID)}
+	return admission.Wait(jetpost.CodeMediaProcessing, m.CheckAt, "X is still processing media "+m.ID)
 }
 
 // later is the time after a wait; zero for none. A database keeps no nanoseconds, so
@@ -407,52 +403,13 @@ func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, p.index, slices.Clone(p.known))
 	})
 	if errors.Is(err, store.ErrNotRunnable) {
-		return &holdError{Done()} // cancelled: look again
+		return &decidedError{goOn()} // cancelled: look again
 	}
 	return err
 }
 
-// call makes one call to X, unless the window that it needs is used up, by calls in
-// flight if need be, or the breaker is open. An upload under way goes on all the same
-// where only the breaker is: it would have to begin anew.
-func (u *uploads) call(e xapi.Endpoint, do func() error) (err error) {
-	if err := u.reserve(e); err != nil {
-		return err
-	}
-	defer u.free(e)
-	done, err := u.t.r.allow(u.ctx, e)
-	var hold *holdError
-	switch {
-	case err == nil:
-		err = errNotCalled // said of a panic
-		defer func() { done(err) }()
-	case e != xapi.EndpointAppendMedia && e != xapi.EndpointFinalizeMedia,
-		errors.As(err, &hold) && hold.verdict.reason.Code == jetpost.CodeAppStopped:
-		return err
-	}
-	err = do()
+// call makes one call to X, if it is admitted.
+func (u *uploads) call(e xapi.Endpoint, do func() error) error {
+	_, err := admission.Call(u.ctx, u.t.r.pass, admission.Calls{Endpoint: e, N: 1}, func() (struct{}, error) { return struct{}{}, do() })
 	return err
-}
-
-func (u *uploads) reserve(e xapi.Endpoint) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	now := time.Now()
-	for _, w := range u.client.RateLimits() {
-		left, until := w.Remaining, w.Reset
-		if !now.Before(w.Reset) { // nothing is known of the next one but its size
-			left, until = w.Limit, now.Add(renewAfter)
-		}
-		if w.Endpoint == e && left <= u.flying[e] && (left > 0 || now.Before(w.Reset)) {
-			return &holdError{Hold(jetpost.CodeRateLimited, until, string(e)+" is used up")}
-		}
-	}
-	u.flying[e]++
-	return nil
-}
-
-func (u *uploads) free(e xapi.Endpoint) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.flying[e]--
 }

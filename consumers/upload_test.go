@@ -20,8 +20,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -453,7 +453,7 @@ func TestUploadPanics(t *testing.T) {
 					media = jetpost.Media{Object: "x"} // there is no object store at all
 				}
 				b.trip(t)
-				sleep(breakerOpen + time.Second)
+				sleep(admission.BreakerOpen + time.Second)
 				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 					if r.URL.Path == "/2/media/upload" {
 						panic("upload")
@@ -484,11 +484,7 @@ func TestUploadPanics(t *testing.T) {
 // trip opens the breaker.
 func (b *doubtBundle) trip(t *testing.T) {
 	t.Helper()
-	for range breakerThreshold {
-		done, err := b.h.Gate.Allow(time.Now())
-		check(t, err)
-		done(&xapi.UnavailableError{Err: &xapi.APIError{Status: http.StatusServiceUnavailable}})
-	}
+	trip(t, b.h.Gate)
 }
 
 // TestVideosOneByOne: videos share a window that several at once would use up without
@@ -622,7 +618,7 @@ func TestUploadsAndBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		b.trip(t)
-		sleep(breakerOpen + time.Second)
+		sleep(admission.BreakerOpen + time.Second)
 		appended := false
 		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 			if !appended && strings.HasSuffix(r.URL.Path, "/append") {

@@ -3,15 +3,14 @@ package consumers
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
-	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -58,7 +57,7 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t, limited(xsim.ScopeUser, 4, time.Minute))
 	b.account(t, "acme", 0)
-	one, two := b.lane(), b.lane(func(h *PublishHandler) { h.Windows = NewWindows(b.windows, b.log) })
+	one, two := b.lane(), b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
 	for i, h := range []*PublishHandler{one, two, one} {
 		key := b.accept(t, jetpost.Request{ID: fmt.Sprint(i), Posts: thread(fmt.Sprint(i))})
 		b.run(t, h, "acme")
@@ -67,7 +66,7 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("a", "b")})
 	b.run(t, two, "acme") // to which one call seems to be left, and two did before
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
-	third := b.lane(func(h *PublishHandler) { h.Windows = NewWindows(b.windows, b.log) })
+	third := b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
 	_, err := b.ledger.EndHolds(t.Context(), r.Account, r.Status.Reason.Code, time.Now())
 	check(t, err)
 	b.run(t, third, "acme")
@@ -76,7 +75,7 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 }
 
 // share has windows told while the test runs.
-func (b *testBundle) share(t *testing.T, w *Windows) (stop func()) {
+func (b *testBundle) share(t *testing.T, w *admission.Windows) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
@@ -88,7 +87,7 @@ func (b *testBundle) share(t *testing.T, w *Windows) (stop func()) {
 }
 
 // learn has a gate watch the stops while the test runs.
-func (b *testBundle) learn(t *testing.T, g *Gate) {
+func (b *testBundle) learn(t *testing.T, g *admission.Gate) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	stops, err := b.stops.Watch(ctx)
@@ -126,7 +125,7 @@ func TestWindowUsedUpIsKnownAtOnce(t *testing.T) {
 	})
 	stop()
 	hook.expire(t)
-	b.run(t, b.lane(func(h *PublishHandler) { h.Windows = NewWindows(b.windows, b.log) }), "acme")
+	b.run(t, b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) }), "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 }
@@ -148,8 +147,8 @@ func TestAppWindowShared(t *testing.T) {
 	for name := range 2 {
 		h := b.lane(func(h *PublishHandler) {
 			h.Worker = fmt.Sprint(name)
-			h.Windows = NewWindows(b.windows, b.log)
-			h.Gate = NewGate(b.stops, h.Worker, 0, b.log)
+			h.Windows = admission.NewWindows(b.windows, b.log)
+			h.Gate = admission.NewGate(b.stops, h.Worker, 0, b.log)
 		})
 		b.share(t, h.Windows)
 		b.learn(t, h.Gate)
@@ -159,73 +158,4 @@ func TestAppWindowShared(t *testing.T) {
 	if refused := b.x.Counts()[xsim.EndpointCreatePost][fmt.Sprint(http.StatusTooManyRequests)]; refused > 0 {
 		t.Errorf("%d calls were refused", refused)
 	}
-}
-
-// TestWindowsTold: what one worker tells is what the other one learns.
-func TestWindowsTold(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	one, two := NewWindows(b.windows, b.log), NewWindows(b.windows, b.log)
-	w := xapi.Window{
-		Endpoint: xapi.EndpointCreatePost, Kind: xapi.WindowApp24h, Limit: 10, Remaining: 3,
-		Reset: time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond), XReset: 1234, Length: 24 * time.Hour,
-	}
-	one.Learn(w)
-	one.changed(w)
-	one.share(t.Context(), "")
-	known, err := b.windows.Get(t.Context(), "")
-	check(t, err)
-	two.Learned(known)
-	equal(t, "windows", fmt.Sprint(two.Of("")), fmt.Sprint([]xapi.Window{w}))
-	none, err := b.windows.Get(t.Context(), "nobody")
-	check(t, err)
-	equal(t, "windows of nobody", len(none), 0)
-	all, err := publishers.NewWindows(b.js, b.names).All(t.Context())
-	check(t, err)
-	equal(t, "all windows", len(all), 1)
-}
-
-// slowBoard holds up each put until it is let go.
-type slowBoard struct {
-	noBoard
-	puts chan []publishers.Window
-	free chan struct{}
-}
-
-func (b slowBoard) Put(_ context.Context, _ string, windows []publishers.Window) error {
-	b.puts <- windows
-	<-b.free
-	return nil
-}
-
-// TestHandOverWaits: a lane is not given away while what is known of its windows is on
-// its way, and what is told last is the newest.
-func TestHandOverWaits(t *testing.T) {
-	t.Parallel()
-	board := slowBoard{puts: make(chan []publishers.Window), free: make(chan struct{})}
-	s := NewWindows(board, slog.New(slog.DiscardHandler))
-	learn := func(remaining int) {
-		w := xapi.Window{Account: "acme", Endpoint: xapi.EndpointCreatePost, Kind: xapi.Window15Min, Limit: 9, Remaining: remaining, Reset: time.Now().Add(time.Hour), XReset: 7}
-		s.Learn(w)
-		s.changed(w)
-	}
-	learn(1)
-	var first, second sync.WaitGroup
-	first.Go(func() { s.share(t.Context(), "acme") })
-	equal(t, "told first", (<-board.puts)[0].Remaining, 1)
-	given := make(chan struct{})
-	second.Go(func() { s.handOver(t.Context(), "acme"); close(given) })
-	learn(0)
-	select {
-	case <-given:
-		t.Fatal("the lane is given away while its windows are on their way")
-	case <-board.puts:
-		t.Fatal("two are on their way")
-	case <-time.After(50 * time.Millisecond): // which proves nothing where it is too short
-	}
-	board.free <- struct{}{}
-	first.Wait()
-	equal(t, "told last", (<-board.puts)[0].Remaining, 0)
-	board.free <- struct{}{}
-	second.Wait()
 }

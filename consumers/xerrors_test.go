@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -179,7 +181,7 @@ func tokenAnswer(t *testing.T, row errorRow) {
 	b.due(t, "acme", time.Hour)
 	before := b.token(t, "acme")
 	r := b.bubble()
-	stops := &board{}
+	stops := &admissiontest.Board{}
 	r.Gate = newGate(stops)
 	asked := time.Now()
 	b.hc.Transport = tokenAnswers(asked)[row["case"]]
@@ -206,10 +208,10 @@ func tokenAnswer(t *testing.T, row errorRow) {
 		outcome = "unknown"
 	}
 	equal(t, "outcome", outcome, row["outcome"])
-	stop := stops.stop.Reason.Code
+	stop := stops.Stop.Reason.Code
 	if stop != "" {
-		equal(t, "scope of the stop", stops.stop.Scope, publishers.ScopeRefresh)
-		equal(t, "stop holds", stopped(r.Gate, ScopeRefresh), true)
+		equal(t, "scope of the stop", stops.Stop.Scope, publishers.ScopeRefresh)
+		equal(t, "stop holds", stopped(r.Gate, admission.ScopeRefresh), true)
 	}
 	equal(t, "stop", string(stop), row["stop"])
 	equal(t, "next try", nextTry(left, before, r, asked, stop), row["next try"])
@@ -714,7 +716,7 @@ type postScene struct {
 	silent chan struct{}    // closed when X heard it, and says nothing
 	postID string           // of the post that X makes
 	key    store.Key
-	stops  *board
+	stops  *admissiontest.Board
 	lane   *PublishHandler
 
 	heard, strayed atomic.Int64 // calls of that kind, and calls to nowhere
@@ -724,7 +726,7 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	t.Helper()
 	s := &postScene{
 		testBundle: b, row: row, call: call, silent: make(chan struct{}),
-		stops: &board{}, key: store.Key{Account: row["case"] + "-" + path.Base(string(call)), ID: "one"},
+		stops: &admissiontest.Board{}, key: store.Key{Account: row["case"] + "-" + path.Base(string(call)), ID: "one"},
 	}
 	s.postID = s.account(t, s.key.Account, 0).ID // any number that no other row has
 	request := jetpost.Request{Account: s.key.Account, ID: s.key.ID, Posts: thread("one")}
@@ -867,7 +869,7 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	equal(t, "calls", s.heard.Load(), heard)
 	equal(t, "calls to elsewhere", s.strayed.Load(), 0)
 
-	became := became(r, s.stops.stop)
+	became := became(r, s.stops.Stop)
 	equal(t, "verdict", became.verdict, s.row["verdict"])
 	equal(t, "code", became.code, s.row["code"])
 	equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
@@ -913,7 +915,7 @@ func became(r store.Record, stop publishers.Stop) outcome {
 	switch {
 	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeReconciling:
 		o.verdict = "doubtful"
-	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppStopped && stop.Scope == string(ScopePublish):
+	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppStopped && stop.Scope == string(admission.ScopePublish):
 		o = outcome{"stop", string(stop.Reason.Code), stop.Reason.Until}
 	}
 	return o

@@ -93,9 +93,18 @@ func (w Window) Exhausted(now time.Time) bool {
 	return w.Remaining <= 0 && now.Before(w.Reset)
 }
 
+// Short reports whether the window has fewer calls left than are needed, or than it ever
+// takes. One that is over is not: the next call begins another.
+func (w Window) Short(need int, now time.Time) bool {
+	if w.Limit > 0 {
+		need = min(need, w.Limit)
+	}
+	return now.Before(w.Reset) && w.Remaining < need
+}
+
 // RateLimits returns every known window, ordered by endpoint and kind.
 func (c *Client) RateLimits() []Window {
-	all := c.limits.of(c.account, "")
+	all := c.limits.Counting(c.account, "")
 	slices.SortFunc(all, func(a, b Window) int {
 		return strings.Compare(string(a.Endpoint)+" "+string(a.Kind), string(b.Endpoint)+" "+string(b.Kind))
 	})
@@ -106,12 +115,8 @@ func (c *Client) RateLimits() []Window {
 // than it ever takes: of several the one with the latest reset.
 func (c *Client) RateShort(e Endpoint, need int) (short Window, is bool) {
 	now := time.Now()
-	for _, w := range c.limits.of(c.account, e) {
-		wanted := need
-		if w.Limit > 0 {
-			wanted = min(need, w.Limit)
-		}
-		if now.Before(w.Reset) && w.Remaining < wanted && (!is || w.Reset.After(short.Reset)) {
+	for _, w := range c.limits.Counting(c.account, e) {
+		if w.Short(need, now) && (!is || w.Reset.After(short.Reset)) {
 			short, is = w, true
 		}
 	}
@@ -169,8 +174,9 @@ func (l *Limits) Of(account string) []Window {
 	return slices.Collect(maps.Values(l.windows[account]))
 }
 
-// of returns the windows that count the account's calls to e, or to any for "".
-func (l *Limits) of(account string, e Endpoint) []Window {
+// Counting returns the windows that count the account's calls to e, or to any for "",
+// those of the app among them.
+func (l *Limits) Counting(account string, e Endpoint) []Window {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []Window

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -60,7 +61,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
 	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
 	cfg.Rules.SameText = consumers.SameText(f.SameText)
-	cfg.Fuses = consumers.Fuses{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
+	cfg.Fuses = admission.Fuses{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
 }
 
 // upCmd is 'jetpost up'.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -66,7 +67,7 @@ type Config struct {
 	Web      WebConfig
 	// Rules are those of X that requests must keep to, and Fuses the operator's own.
 	Rules consumers.Rules
-	Fuses consumers.Fuses
+	Fuses admission.Fuses
 	// MediaAllow are private networks that media urls may reach all the same.
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.
@@ -210,14 +211,14 @@ func (c Config) validate(n needs) error {
 	if c.Refresh.Lease != 0 && c.Refresh.Lease < consumers.MinLease {
 		wrong("exchange lease: %s is shorter than %s", c.Refresh.Lease, consumers.MinLease)
 	}
-	if n := c.Fuses.PostsPerHour; n < 0 || n > consumers.MaxPostsPerHour {
-		wrong("max posts per hour: %d is not within 1 and %d, nor 0, which is no limit", n, consumers.MaxPostsPerHour)
+	if n := c.Fuses.PostsPerHour; n < 0 || n > admission.MaxPostsPerHour {
+		wrong("max posts per hour: %d is not within 1 and %d, nor 0, which is no limit", n, admission.MaxPostsPerHour)
 	}
 	if c.Fuses.MinInterval < 0 {
 		wrong("min interval: %s is negative", c.Fuses.MinInterval)
 	}
-	if d := c.Fuses.ExpireAfter; d != 0 && d < consumers.MinExpireAfter {
-		wrong("expire after: %s is shorter than %s", d, consumers.MinExpireAfter)
+	if d := c.Fuses.ExpireAfter; d != 0 && d < admission.MinExpireAfter {
+		wrong("expire after: %s is shorter than %s", d, admission.MinExpireAfter)
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -40,9 +41,9 @@ type Worker struct {
 	log    *slog.Logger
 	conn   *Connection
 	ledger store.Store
-	gate   *consumers.Gate
+	gate   *admission.Gate
 	// windows are X's, as told to all workers by board.
-	windows *consumers.Windows
+	windows *admission.Windows
 	board   *publishers.Windows
 	tokens  *consumers.Refresher
 	runner  *consumers.Runner
@@ -165,9 +166,9 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	bells := publishers.NewBells(js, names)
 	records := publishers.NewRecords(js, names)
 	w.stops = publishers.NewStops(js, names)
-	w.gate = consumers.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
+	w.gate = admission.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
 	w.board = publishers.NewWindows(js, names)
-	w.windows = consumers.NewWindows(w.board, w.log)
+	w.windows = admission.NewWindows(w.board, w.log)
 	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease}
 	w.tokens = &consumers.Refresher{

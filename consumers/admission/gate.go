@@ -1,4 +1,4 @@
-package consumers
+package admission
 
 import (
 	"context"
@@ -16,19 +16,34 @@ import (
 )
 
 const (
-	// breakerThreshold is how many calls in a row must fail, all by X's or the
+	// BreakerThreshold is how many calls in a row must fail, all by X's or the
 	// network's fault, before the whole app stops calling.
-	breakerThreshold = 5
-	// breakerOpen is how long it then leaves X alone before one call probes, at first.
-	breakerOpen = 30 * time.Second
-	// maxOpen bounds how often that is doubled, while X stays away: 16 times as long.
-	maxOpen = 16
+	BreakerThreshold = 5
+	// BreakerOpen is how long it then leaves X alone before one call probes, at first.
+	BreakerOpen = 30 * time.Second
+	// MaxOpen bounds how often that is doubled, while X stays away: 16 times as long.
+	MaxOpen = 16
 	// probeWait holds a lane that comes while another one probes.
 	probeWait = 2 * time.Second
+	// UndatedStop is how long the app stops at first where X names no end.
+	UndatedStop = 15 * time.Minute
+	// maxUndatedStop bounds what comes of doubling that.
+	maxUndatedStop = 6 * time.Hour
 )
 
-// stopBoard is where stops are kept for all workers.
-type stopBoard interface {
+// Scope is what a stop of the app stops.
+type Scope string
+
+const (
+	ScopePublish Scope = publishers.ScopePublish
+	ScopeRefresh Scope = publishers.ScopeRefresh
+)
+
+// ErrNotCalled tells the breaker that the call it allowed was not made.
+var ErrNotCalled = errors.New("not called")
+
+// Board is where stops are kept for all workers.
+type Board interface {
 	Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error)
 	Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Stop, bool, error)
 	End(ctx context.Context, stop publishers.Stop) (bool, error)
@@ -46,7 +61,7 @@ type stopBoard interface {
 // A stop whose end nobody knows is ended by the first lane that comes when it is time
 // to probe: it may call, and the rest wait for what X answers.
 type Gate struct {
-	board  stopBoard
+	board  Board
 	worker string
 	log    *slog.Logger
 	open   time.Duration
@@ -65,9 +80,9 @@ type Gate struct {
 
 // NewGate makes a worker's gate, which opens its breaker for open after an outage;
 // 30 seconds where zero.
-func NewGate(board stopBoard, worker string, open time.Duration, log *slog.Logger) *Gate {
+func NewGate(board Board, worker string, open time.Duration, log *slog.Logger) *Gate {
 	if open == 0 {
-		open = breakerOpen
+		open = BreakerOpen
 	}
 	return &Gate{
 		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
@@ -80,7 +95,7 @@ func newBreaker(open time.Duration) *gobreaker.TwoStepCircuitBreaker[struct{}] {
 		Name:         "x",
 		MaxRequests:  1,
 		Timeout:      open,
-		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerThreshold },
+		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= BreakerThreshold },
 		IsExcluded:   saysNothing,
 		IsSuccessful: func(err error) bool { return !xapi.IsOutage(err) },
 	})
@@ -159,9 +174,9 @@ func (g *Gate) stands(scope Scope, now time.Time) (stop publishers.Stop, ok bool
 func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
 	wanted := publishers.Stop{Scope: string(scope), Reason: reason, Since: now, Worker: g.worker}
 	if reason.Until.IsZero() {
-		wanted.Probe, wanted.Wait, wanted.MaxWait = true, undatedStop, maxUndatedStop
+		wanted.Probe, wanted.Wait, wanted.MaxWait = true, UndatedStop, maxUndatedStop
 		if reason.Code == jetpost.CodeXOutage {
-			wanted.Wait, wanted.MaxWait = g.open, maxOpen*g.open
+			wanted.Wait, wanted.MaxWait = g.open, MaxOpen*g.open
 		}
 		wanted.Reason.Until = now.Add(wanted.Wait)
 	}
@@ -246,7 +261,7 @@ func (g *Gate) share(holds publishers.Stop) {
 }
 
 // Allow asks for one call to X. The caller tells done how it ended. Where the
-// breaker is open, or another call probes, it returns a hold instead.
+// breaker is open, or another call probes, it returns a *WaitError instead.
 func (g *Gate) Allow(now time.Time) (done func(error), err error) {
 	g.mu.Lock()
 	breaker := g.breaker
@@ -254,9 +269,9 @@ func (g *Gate) Allow(now time.Time) (done func(error), err error) {
 	done, err = breaker.Allow()
 	switch {
 	case errors.Is(err, gobreaker.ErrOpenState):
-		return nil, &holdError{Hold(jetpost.CodeXUnavailable, now.Add(g.open), "X fails call after call")}
+		return nil, Wait(jetpost.CodeXUnavailable, now.Add(g.open), "X fails call after call")
 	case errors.Is(err, gobreaker.ErrTooManyRequests): // half-open: not an answer of X
-		return nil, &holdError{Hold(jetpost.CodeXUnavailable, now.Add(probeWait), "another call finds out whether X is back")}
+		return nil, Wait(jetpost.CodeXUnavailable, now.Add(probeWait), "another call finds out whether X is back")
 	case err != nil:
 		return nil, fmt.Errorf("ask breaker: %w", err)
 	}

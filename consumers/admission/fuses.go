@@ -1,4 +1,4 @@
-package consumers
+package admission
 
 import (
 	"context"
@@ -37,40 +37,32 @@ type Fuses struct {
 // hour is what PostsPerHour looks back on.
 const hour = time.Hour
 
-// fused tells what becomes of a head that may not go on now, though X may well take
-// it: it is too late for it, its account is paused, or a fuse holds it.
-func (r *laneRun) fused(ctx context.Context, head *store.Record, now time.Time) (attempt, bool) {
-	if v, late := r.late(head, now); late {
-		return r.settled(v), true
+// TooLate tells whether nothing of the request was sent, and that it is too late for it
+// by now.
+func (f Fuses) TooLate(head *store.Record, now time.Time) (detail string, late bool) {
+	sent := func(p store.PostRecord) bool { return p.State != jetpost.PostPending }
+	if f.ExpireAfter == 0 || slices.ContainsFunc(head.Posts, sent) || !now.After(head.DueAt.Add(f.ExpireAfter)) {
+		return "", false
 	}
-	if r.pause.Active(now) {
-		return r.settled(Hold(jetpost.CodeAccountPaused, r.pause.Until, r.pause.Reason)), true
-	}
-	f := r.h.Fuses
-	if f.PostsPerHour == 0 && f.MinInterval == 0 || !begins(head) {
-		return attempt{}, false
-	}
-	sent, err := persist(ctx, r, "sent", func() ([]time.Time, error) {
-		return r.h.Ledger.Sent(ctx, head.Account, now.Add(-f.looksBack()), max(f.PostsPerHour, 1))
-	})
-	if err != nil {
-		return attempt{Verdict: Done(), post: -1, err: err}, true
-	}
-	left := len(head.Posts) - head.Status.Posted
-	until, detail := f.hold(sent, left, now)
-	return r.settled(Hold(jetpost.CodeFuse, until, detail)), until.After(now)
+	return fmt.Sprintf("it was due at %s, and workers begin nothing later than %s after its time",
+		head.DueAt.UTC().Format(time.RFC3339), f.ExpireAfter), true
 }
 
-// late tells whether nothing of the request was sent, and that it is too late for
-// it by now.
-func (r *laneRun) late(head *store.Record, now time.Time) (Verdict, bool) {
-	after := r.h.Fuses.ExpireAfter
-	sent := func(p store.PostRecord) bool { return p.State != jetpost.PostPending }
-	if after == 0 || slices.ContainsFunc(head.Posts, sent) || !now.After(head.DueAt.Add(after)) {
-		return Verdict{}, false
+// fuse says how long the operator's fuses hold a request that has not begun.
+func (p *Pass) fuse(ctx context.Context, head *store.Record, now time.Time) error {
+	f := p.Fuses
+	if f.PostsPerHour == 0 && f.MinInterval == 0 || !begins(head) {
+		return nil
 	}
-	return Failed(jetpost.CodeExpired, fmt.Sprintf("it was due at %s, and workers begin nothing later than %s after its time",
-		head.DueAt.UTC().Format(time.RFC3339), after)), true
+	sent, err := p.Ledger.Sent(ctx, head.Account, now.Add(-f.looksBack()), max(f.PostsPerHour, 1))
+	if err != nil {
+		return err
+	}
+	left := len(head.Posts) - head.Status.Posted
+	if until, detail := f.hold(sent, left, now); until.After(now) {
+		return Wait(jetpost.CodeFuse, until, detail)
+	}
+	return nil
 }
 
 // begins tells whether the next post is the request's first, or the first since

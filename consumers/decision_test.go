@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -27,7 +28,6 @@ func TestJudge(t *testing.T) {
 	lookFrom := now.Add(time.Hour)
 	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
 	ended := errors.New("connection reset")
-	hold := Hold(jetpost.CodePoison, tomorrow, "ours")
 	type want struct {
 		kind  kind
 		code  jetpost.Code
@@ -72,7 +72,8 @@ func TestJudge(t *testing.T) {
 		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
 		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},
 
-		{"our hold", &holdError{hold}, want{kindHold, jetpost.CodePoison, tomorrow}, want{kindHold, jetpost.CodePoison, tomorrow}, false},
+		{"our hold", admission.Wait(jetpost.CodePoison, tomorrow, "ours"), want{kindHold, jetpost.CodePoison, tomorrow}, want{kindHold, jetpost.CodePoison, tomorrow}, false},
+		{"our decision", &decidedError{failWith(jetpost.CodeExpired, "ours")}, want{kindFailed, jetpost.CodeExpired, time.Time{}}, want{kindFailed, jetpost.CodeExpired, time.Time{}}, false},
 		{"our media, for now", &mediaError{err: ended}, want{kindHold, jetpost.CodeMediaUnavailable, later}, want{kindHold, jetpost.CodeMediaUnavailable, later}, false},
 		{"our media, for good", &mediaError{code: jetpost.CodeMediaInvalid, err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
 		{"any other", ended, held, doubtful, false},
@@ -92,12 +93,11 @@ func TestJudge(t *testing.T) {
 						expect = test.begun
 					}
 					if v.kind != expect.kind || v.reason.Code != expect.code || !v.reason.Until.Equal(expect.until) {
-						t.Errorf("verdict is %s, %+v; want kind %d, code %s, until %v", v, v.reason, expect.kind, expect.code, expect.until)
+						t.Errorf("decision is %s, %+v; want kind %d, code %s, until %v", v, v.reason, expect.kind, expect.code, expect.until)
 					}
 					if v.reason.Detail == "" || test.words && v.reason.Detail != "X's own words" {
 						t.Errorf("detail is %q", v.reason.Detail)
 					}
-					equal(t, "scope", v.scope == ScopePublish, v.kind == kindStop)
 				})
 			}
 		}
@@ -109,7 +109,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestJudgeLeavesTheErrorAlone: a verdict is made of an error, not of it.
+// TestJudgeLeavesTheErrorAlone: a decision is made of an error, not of it.
 func TestJudgeLeavesTheErrorAlone(t *testing.T) {
 	t.Parallel()
 	limit := &xapi.RateLimitError{Err: &xapi.APIError{Status: 429}}
@@ -149,7 +149,7 @@ func TestJudgeDuplicateAfterDoubt(t *testing.T) {
 	err := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
 	v := judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)})
 	if v.kind != kindDoubtful || !strings.Contains(v.reason.Detail, "X's own words") {
-		t.Errorf("verdict is %s: %s", v, v.reason.Detail)
+		t.Errorf("decision is %s: %s", v, v.reason.Detail)
 	}
 	err.Kind = xapi.RefusedRule
 	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)}).kind, kindFailed)

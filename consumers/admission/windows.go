@@ -1,4 +1,4 @@
-package consumers
+package admission
 
 import (
 	"context"
@@ -28,8 +28,8 @@ const (
 	shareWithin = 2 * time.Second
 )
 
-// windowBoard is where windows are kept for all workers.
-type windowBoard interface {
+// WindowBoard is where windows are kept for all workers.
+type WindowBoard interface {
 	Put(ctx context.Context, account string, windows []publishers.Window) error
 	Get(ctx context.Context, account string) ([]publishers.Window, error)
 }
@@ -40,7 +40,7 @@ type windowBoard interface {
 // are told as they are used, and watched by all.
 type Windows struct {
 	*xapi.Limits
-	board windowBoard
+	board WindowBoard
 	log   *slog.Logger
 	wake  chan struct{}
 
@@ -57,7 +57,7 @@ type Windows struct {
 }
 
 // NewWindows shares windows by the board.
-func NewWindows(board windowBoard, log *slog.Logger) *Windows {
+func NewWindows(board WindowBoard, log *slog.Logger) *Windows {
 	s := &Windows{
 		board: board, log: log, wake: make(chan struct{}, 1),
 		behind: map[string]bool{}, due: map[string]bool{}, told: map[xapi.Endpoint]xapi.Window{}, fences: map[string]int64{},
@@ -125,9 +125,9 @@ func (s *Windows) Run(ctx context.Context) {
 	}
 }
 
-// arrive learns what other workers know of the account's windows, where one of them
+// Arrive learns what other workers know of the account's windows, where one of them
 // has had the lane since this one.
-func (s *Windows) arrive(ctx context.Context, lane store.Lane) {
+func (s *Windows) Arrive(ctx context.Context, lane store.Lane) {
 	s.mu.Lock()
 	last, known := s.fences[lane.Account]
 	s.fences[lane.Account] = lane.Fence
@@ -143,9 +143,9 @@ func (s *Windows) arrive(ctx context.Context, lane store.Lane) {
 	s.Learned(windows)
 }
 
-// handOver tells the others of the account's windows, before one of them takes the
+// HandOver tells the others of the account's windows, before one of them takes the
 // lane.
-func (s *Windows) handOver(ctx context.Context, account string) {
+func (s *Windows) HandOver(ctx context.Context, account string) {
 	ctx, cancel := context.WithTimeout(ctx, shareWithin)
 	defer cancel()
 	s.share(ctx, account)

@@ -1,0 +1,280 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// errAway is a server that does not answer.
+var errAway = errors.New("it is away")
+
+// sleep lets time pass in a bubble, whose clock jumps ahead.
+func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // never called outside of one
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func equal[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+func newGate(b Board) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
+
+func stopped(g *Gate, scope Scope) bool {
+	_, ok := g.Stopped(scope, time.Now())
+	return ok
+}
+
+func reason(until time.Time) jetpost.Reason {
+	return jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: until}
+}
+
+func TestGateMergesStops(t *testing.T) {
+	t.Parallel()
+	const none = -1 // a stop without an end
+	tests := []struct{ first, second, want int }{{1, 2, 2}, {2, 1, 2}, {1, none, none}, {none, 1, none}, {1, 1, 1}}
+	for _, shared := range []bool{true, false} {
+		for _, test := range tests {
+			t.Run(fmt.Sprintf("%d then %d, shared %t", test.first, test.second, shared), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					now := time.Now()
+					end := func(minutes int) time.Time {
+						if minutes == none {
+							return time.Time{}
+						}
+						return now.Add(time.Duration(minutes) * time.Minute)
+					}
+					b := &admissiontest.Board{}
+					if !shared {
+						b.OnSet = func() error { return errAway }
+					}
+					g := newGate(b)
+					for _, minutes := range []int{test.first, test.second} {
+						equal(t, "failed", g.Stop(t.Context(), ScopePublish, reason(end(minutes)), now) != nil, !shared)
+					}
+					stop, ok := g.Stopped(ScopePublish, now)
+					until := end(test.want)
+					if until.IsZero() {
+						until = now.Add(UndatedStop) // to be probed then
+					}
+					if !ok || !stop.Reason.Until.Equal(until) || stop.Probe != (test.want == none) {
+						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, stop.Probe, stop.Reason.Until, until)
+					}
+					equal(t, "another scope is stopped", stopped(g, ScopeRefresh), false)
+					g.Learn(b.Picture())
+					sleep(time.Minute + time.Second)
+					equal(t, "stopped later", stopped(g, ScopePublish), test.want != 1)
+				})
+			})
+		}
+	}
+}
+
+// TestGateOldPicture: a picture of the stops that was on its way when this
+// worker set one does not know of it.
+func TestGateOldPicture(t *testing.T) {
+	t.Parallel()
+	hour := func() jetpost.Reason { return reason(time.Now().Add(time.Hour)) }
+
+	t.Run("after the stop", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := &admissiontest.Board{}
+			g := newGate(b)
+			old := b.Picture()
+			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			g.Learn(old)
+			equal(t, "stopped", stopped(g, ScopePublish), true)
+			g.Learn(b.Picture())
+			equal(t, "stopped", stopped(g, ScopePublish), true)
+			// A lane that meets the same later changes nothing.
+			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			g.Learn(b.Clear())
+			equal(t, "stopped after the end", stopped(g, ScopePublish), false)
+		})
+	})
+	t.Run("of a shorter stop", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := &admissiontest.Board{}
+			g := newGate(b)
+			b.Put(publishers.Stop{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
+			old := b.Picture()
+			g.Learn(old)
+			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			g.Learn(old)
+			stop, _ := g.Stopped(ScopePublish, time.Now())
+			equal(t, "end", stop.Reason.Until, b.Stop.Reason.Until)
+		})
+	})
+	t.Run("resumed before the answer", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := &admissiontest.Board{}
+			g := newGate(b)
+			b.OnSet = func() error {
+				g.Learn(b.Picture())
+				g.Learn(publishers.Picture{Revision: b.Picture().Revision + 1}) // which somebody has resumed
+				return nil
+			}
+			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			equal(t, "stopped", stopped(g, ScopePublish), false)
+		})
+	})
+	t.Run("resumed in the same picture", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := &admissiontest.Board{}
+			g := newGate(b)
+			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			g.Learn(b.Clear())
+			equal(t, "stopped", stopped(g, ScopePublish), false)
+		})
+	})
+	t.Run("while NATS is away", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			g := newGate(&admissiontest.Board{OnSet: func() error { return errAway }})
+			if err := g.Stop(t.Context(), ScopePublish, hour(), time.Now()); !errors.Is(err, errAway) {
+				t.Errorf("error is %v", err)
+			}
+			g.Learn(publishers.Picture{Revision: 7})
+			sleep(59 * time.Minute)
+			equal(t, "stopped", stopped(g, ScopePublish), true)
+			sleep(2 * time.Minute)
+			equal(t, "stopped after its end", stopped(g, ScopePublish), false)
+		})
+	})
+}
+
+func answer(status int) *xapi.APIError { return &xapi.APIError{Status: status} }
+
+// call has X answer one call through the gate.
+func call(t *testing.T, g *Gate, err error) {
+	t.Helper()
+	done, refused := g.Allow(time.Now())
+	check(t, refused)
+	done(err)
+}
+
+// trip opens the breaker.
+func trip(t *testing.T, g *Gate) {
+	t.Helper()
+	for range BreakerThreshold {
+		if _, out := g.Outage(); out {
+			t.Fatal("the breaker opened too early")
+		}
+		call(t, g, &xapi.AmbiguousError{Err: answer(http.StatusServiceUnavailable)})
+	}
+}
+
+func TestGateBreakerOpens(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(&admissiontest.Board{})
+		now := time.Now()
+		trip(t, g)
+		reason, out := g.Outage()
+		if !out || reason.Code != jetpost.CodeXOutage {
+			t.Errorf("outage is %t: %+v", out, reason)
+		}
+		_, err := g.Allow(now)
+		var wait *WaitError
+		if !errors.As(err, &wait) || wait.Reason.Code != jetpost.CodeXUnavailable || !wait.Reason.Until.After(now) {
+			t.Errorf("an open breaker makes this of a call: %v", err)
+		}
+	})
+}
+
+// TestGateBreakerNeverCounts: what X answered is no outage, and what X never
+// saw says nothing.
+func TestGateBreakerNeverCounts(t *testing.T) {
+	t.Parallel()
+	for name, err := range map[string]error{
+		"400":            &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: answer(400)},
+		"401":            &xapi.UnauthorizedError{Err: answer(401)},
+		"402":            &xapi.AppStopError{Err: answer(402)},
+		"403":            &xapi.RefusedError{Kind: xapi.RefusedRule, Err: answer(403)},
+		"429":            &xapi.RateLimitError{Err: answer(429)},
+		"grant refused":  &xapi.GrantRefusedError{Err: answer(400)},
+		"no id":          &xapi.AmbiguousError{Err: answer(201)},
+		"not called":     ErrNotCalled,
+		"success":        nil,
+		"too late":       &xapi.NotSentError{Err: xapi.ErrNotAfter},
+		"worker stopped": &xapi.AmbiguousError{Err: context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newGate(&admissiontest.Board{})
+			for range 3 * BreakerThreshold {
+				call(t, g, err)
+			}
+			_, out := g.Outage()
+			equal(t, "outage", out, false)
+		})
+	}
+}
+
+func TestGateBreakerHalfOpen(t *testing.T) {
+	t.Parallel()
+	outage := &xapi.UnavailableError{Err: answer(http.StatusBadGateway)}
+	tests := []struct {
+		name   string
+		probe  error
+		admits bool // another call, after the probe
+		out    bool
+	}{
+		{"fails", outage, false, true},
+		{"finds a refusal", &xapi.RefusedError{Err: answer(403)}, true, false},
+		{"is not made", ErrNotCalled, true, false},
+		{"succeeds", nil, true, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g := newGate(&admissiontest.Board{})
+				trip(t, g)
+				sleep(BreakerOpen + time.Second)
+				done, err := g.Allow(time.Now())
+				check(t, err)
+				_, err = g.Allow(time.Now())
+				var wait *WaitError
+				if !errors.As(err, &wait) {
+					t.Fatalf("a second call beside the probe: %v", err)
+				}
+				done(test.probe)
+				_, out := g.Outage()
+				equal(t, "outage", out, test.out)
+				_, err = g.Allow(time.Now())
+				equal(t, "another call is let through", err == nil, test.admits)
+				if _, err := g.Allow(time.Now()); errors.Is(test.probe, ErrNotCalled) && err == nil {
+					t.Error("a probe that was not made proved that X is back")
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,97 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/store"
+)
+
+// laneLedger is the ledger's part in running a lane.
+type laneLedger interface {
+	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
+	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error)
+	ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error
+	ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error)
+	Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error)
+	Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error
+	Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
+	Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
+	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
+	Witness(ctx context.Context, account string) (store.Witness, error)
+	Owned(ctx context.Context, postIDs []string) ([]string, error)
+	Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error
+	admission.Ledger
+}
+
+// keepLease prolongs the lane's lease while it is worked on. That it was lost ends
+// uploads, and else is found out by the next write, which is refused.
+func (r *laneRun) keepLease(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		every := time.NewTicker(r.h.Timing.extendEvery())
+		defer every.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-every.C:
+				err := r.h.Ledger.ExtendLane(ctx, r.lane, r.h.Timing.lease(), time.Now())
+				if errors.Is(err, store.ErrFenced) {
+					close(r.lost)
+					return
+				}
+			}
+		}
+	})
+	return func() { cancel(); done.Wait() }
+}
+
+// persist asks the ledger until it answers. What X said must not be forgotten
+// because the database is away for a while, and nothing more may be sent
+// before it is back.
+func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T, error)) (T, error) {
+	wait := stallMin
+	for {
+		out, err := ask()
+		if settled(err) {
+			r.h.Health.Set("ledger", nil)
+			return out, err
+		}
+		r.h.Health.Set("ledger", err)
+		if ctx.Err() != nil {
+			return out, fmt.Errorf("%s: %w", what, err)
+		}
+		r.log.Warn("ledger.unavailable", "what", what, "error", err, "retry_in", wait)
+		pause(ctx, wait)
+		wait = min(2*wait, stallMax)
+	}
+}
+
+// settled tells errors of the store that say how things are from those that
+// say that the database cannot be asked.
+func settled(err error) bool {
+	for _, known := range [...]error{store.ErrFenced, store.ErrNotFound, store.ErrNotRunnable, store.ErrPostTaken} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return err == nil || ours(err)
+}
+
+// patientLedger is the ledger to admission, which is to get an answer.
+type patientLedger struct{ r *laneRun }
+
+func (l patientLedger) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error) {
+	return persist(ctx, l.r, "reserve", func() (store.Reserved, error) { return l.r.h.Ledger.Reserve(ctx, lane, r) })
+}
+
+func (l patientLedger) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
+	return persist(ctx, l.r, "sent", func() ([]time.Time, error) { return l.r.h.Ledger.Sent(ctx, account, after, limit) })
+}

@@ -1,0 +1,55 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/tweettext"
+)
+
+// noSubscription is X's word for an account that may not post more than 280.
+const noSubscription = "None"
+
+// tooLong refuses a thread before anything of it is sent where a later post of it
+// is one that X would refuse its account for its length. Of the first post X itself
+// says so in time, and an account of which X does not say is not judged. Where X must
+// not be asked just now, the thread waits.
+func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetpost.Post, from int) error {
+	for i := from + 1; i < len(posts); i++ {
+		weight := tweettext.Measure(posts[i].Text).Weight
+		if weight <= tweettext.MaxWeight {
+			continue
+		}
+		me, err := r.me(ctx, client)
+		if wait := new(admission.WaitError); errors.As(err, &wait) {
+			return err
+		}
+		if err != nil || me.SubscriptionType != noSubscription {
+			return nil
+		}
+		return &decidedError{failWith(jetpost.CodeTextTooLong, fmt.Sprintf(
+			"post %d weighs %d as X counts, and @%s has no subscription, with which more than %d are allowed; nothing more was sent",
+			i+1, weight, me.Username, tweettext.MaxWeight))}
+	}
+	return nil
+}
+
+// me asks X who the account is.
+func (r *laneRun) me(ctx context.Context, client *xapi.Client) (xapi.User, error) {
+	return admission.Call(ctx, r.pass, admission.Calls{Endpoint: xapi.EndpointMe, N: 1}, func() (xapi.User, error) { return client.Me(ctx) })
+}
+
+// harmless asks X for something that changes nothing, with the token as it is.
+func (r *laneRun) harmless(account string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		token, err := r.h.Tokens.Stored(ctx, account)
+		if err == nil { // else EnsureFresh makes something of it
+			_, err = r.me(ctx, r.h.Client(account, token.Access.Reveal()))
+		}
+		return err
+	}
+}
