@@ -117,6 +117,23 @@ func TestRefreshSaveFails(t *testing.T) {
 	})
 }
 
+// TestRefreshKeptBeforeCommit: the database neither takes the pair nor fails. A worker
+// that is killed at that moment leaves the pair to the next one.
+func TestRefreshKeptBeforeCommit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := offline(t)
+		b.due(t, "acme", time.Minute)
+		r := b.bubble()
+		r.Tokens = &tokensHook{Tokens: b.ledger, save: func() error { panic("killed while the database hangs") }}
+		dies(t, func() { _, _ = r.EnsureFresh(t.Context(), "acme", 0) })
+		equal(t, "pairs in the lifeboat", b.afloat(t), 1)
+		check(t, b.bubble().Recover(t.Context()))
+		b.stored(t, "acme", 1)
+		equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+	})
+}
+
 // afloat counts the pairs in the lifeboat.
 func (b *testBundle) afloat(t *testing.T) int {
 	t.Helper()

@@ -146,7 +146,9 @@ func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token s
 }
 
 const (
-	sqlLockClaim = `SELECT user_id, requires_reauth FROM oauth_tokens WHERE id = $1 AND version = $2 FOR UPDATE`
+	// The lock of a row whose pair is there already is a write of its own: its commit
+	// waits for a synchronous standby to have that pair too.
+	sqlLockClaim = `SELECT user_id, requires_reauth, version, access_token, refresh_token FROM oauth_tokens WHERE id = $1 FOR UPDATE`
 	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = $3, refresh_token = $4, expires_at = $5, refresh_after = $6, scope = $7, refreshed_at = $8,
@@ -162,18 +164,24 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		return s.wrap("save token", err)
 	}
 	return s.change(ctx, "save token", func(tx pgx.Tx) error {
-		var account string
+		there := store.SealedToken{Token: store.Token{ID: claim.ID}}
 		var reauth bool
-		err := tx.QueryRow(ctx, sqlLockClaim, claim.ID, claim.Version).Scan(&account, &reauth)
-		if err != nil {
+		err := tx.QueryRow(ctx, sqlLockClaim, claim.ID).
+			Scan(&there.Account, &reauth, &there.Version, &there.SealedAccess, &there.SealedRefresh)
+		switch {
+		case err != nil:
 			return missing(err, store.ErrFenced)
+		case s.sealer.Saved(there, claim, pair):
+			return nil
+		case there.Version != claim.Version:
+			return store.ErrFenced
 		}
 		_, err = tx.Exec(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
 			pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, store.RefreshedMeta(now))
 		if err != nil || !reauth {
 			return err
 		}
-		_, err = endHolds(ctx, tx, account, jetpost.CodeAccountReauthRequired, now)
+		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, now)
 		return err
 	})
 }

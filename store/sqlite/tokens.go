@@ -170,7 +170,7 @@ func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token s
 }
 
 const (
-	sqlClaimed   = `SELECT user_id, requires_reauth FROM oauth_tokens WHERE id = ?1 AND version = ?2`
+	sqlClaimed   = `SELECT user_id, requires_reauth, version, access_token, refresh_token FROM oauth_tokens WHERE id = ?1`
 	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = ?3, refresh_token = ?4, expires_at = ?5, refresh_after = ?6, scope = ?7, refreshed_at = ?8,
@@ -190,18 +190,24 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		if err != nil {
 			return err
 		}
-		var account string
+		there := store.SealedToken{Token: store.Token{ID: claim.ID}}
 		var reauth bool
-		err = tx.QueryRowContext(ctx, sqlClaimed, claim.ID, claim.Version).Scan(&account, &reauth)
-		if err != nil {
+		err = tx.QueryRowContext(ctx, sqlClaimed, claim.ID).
+			Scan(&there.Account, &reauth, &there.Version, &there.SealedAccess, &there.SealedRefresh)
+		switch {
+		case err != nil:
 			return missing(err, store.ErrFenced)
+		case s.sealer.Saved(there, claim, pair):
+			return nil
+		case there.Version != claim.Version:
+			return store.ErrFenced
 		}
 		_, err = tx.ExecContext(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
 			micros(pair.ExpiresAt), micros(pair.RefreshAfter(now)), pair.Scope, micros(now), string(meta))
 		if err != nil || !reauth {
 			return err
 		}
-		_, err = endHolds(ctx, tx, account, jetpost.CodeAccountReauthRequired, now)
+		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, now)
 		return err
 	})
 }

@@ -697,7 +697,11 @@ func saveToken(t *testing.T, b *bundle) {
 	if diff := cmp.Diff(want, b.token(t, acme), secrets()); diff != "" {
 		t.Errorf("token (-want +got):\n%s", diff)
 	}
-	fails(t, "saving twice", b.st.SaveToken(t.Context(), claim, next, later), store.ErrFenced)
+	check(t, b.st.SaveToken(t.Context(), claim, next, later.Add(time.Second))) // its answer may have been lost
+	if diff := cmp.Diff(want, b.token(t, acme), secrets()); diff != "" {
+		t.Errorf("token after the same again (-want +got):\n%s", diff)
+	}
+	fails(t, "saving another pair", b.st.SaveToken(t.Context(), claim, pair("other", later.Add(2*time.Hour)), later), store.ErrFenced)
 }
 
 func saveTokenAfterLease(t *testing.T, b *bundle) {
