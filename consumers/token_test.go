@@ -117,23 +117,6 @@ func TestRefreshSaveFails(t *testing.T) {
 	})
 }
 
-// TestRefreshKeptBeforeCommit: the database neither takes the pair nor fails. A worker
-// that is killed at that moment leaves the pair to the next one.
-func TestRefreshKeptBeforeCommit(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := offline(t)
-		b.due(t, "acme", time.Minute)
-		r := b.bubble()
-		r.Tokens = &tokensHook{Tokens: b.ledger, save: func() error { panic("killed while the database hangs") }}
-		dies(t, func() { _, _ = r.EnsureFresh(t.Context(), "acme", 0) })
-		equal(t, "pairs in the lifeboat", b.afloat(t), 1)
-		check(t, b.bubble().Recover(t.Context()))
-		b.stored(t, "acme", 1)
-		equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
-	})
-}
-
 // afloat counts the pairs in the lifeboat.
 func (b *testBundle) afloat(t *testing.T) int {
 	t.Helper()
@@ -185,7 +168,7 @@ func TestExchangeGaps(t *testing.T) {
 		{name: "claimed, not sent", hooks: hooks{tokens: tokensHook{claimed: die}}, doubt: true},
 		{name: "sent, not arrived", hooks: hooks{before: die}, doubt: true},
 		{name: "sent, answered to nobody", hooks: hooks{after: die}, doubt: true, heard: 1, lost: true},
-		{name: "answered, not committed", hooks: hooks{tokens: tokensHook{save: died}}, doubt: true, heard: 1, lost: true},
+		{name: "answered, database hangs", hooks: hooks{tokens: tokensHook{save: died}}, doubt: true, heard: 1, rescued: true},
 		{name: "answered, database away", hooks: hooks{away: true}, doubt: true, heard: 1, rescued: true},
 		{name: "committed", hooks: hooks{tokens: tokensHook{saved: died}}, heard: 1, renewed: true},
 	} {
@@ -276,7 +259,7 @@ func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Toke
 }
 
 // TestExchangeCommitAnswerLost: the database takes the pair and its answer is
-// lost. The second try is refused by the fence, and yet nothing is lost.
+// lost. The second try finds its own pair there, and nothing is lost.
 func TestExchangeCommitAnswerLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
