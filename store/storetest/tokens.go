@@ -877,6 +877,14 @@ func notices(t *testing.T, b *bundle) {
 	check(t, b.st.MarkNoticed(t.Context(), recovered))
 	check(t, b.st.MarkNoticed(t.Context(), required))
 	equal(t, "notices after a late word", told(""), []store.Notice{recovered})
+	check(t, b.st.MarkNoticed(t.Context(), recovered))
+
+	// The same where the account is refused once more: the old word is not taken for
+	// the new one.
+	refuse()
+	again := store.Notice{Account: acme, Required: true, Error: "refused", Version: 3, At: b.now}
+	check(t, b.st.MarkNoticed(t.Context(), required))
+	equal(t, "notices after a late word of the same", told(""), []store.Notice{again})
 	fails(t, "notice of nobody", b.st.MarkNoticed(t.Context(), store.Notice{Account: "nobody"}), store.ErrNotFound)
 }
 
