@@ -70,7 +70,7 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	}
 	r.log.Info("post.looked_for", "request", head.ID, "post", i, "look", post.Looks+1, "found", found.verdict, "seen", search.seen, "why", found.why)
 	if found.verdict == foundAbsent {
-		return r.absent(post, i, now, search.fresh(r.h.Timing.lease()))
+		return r.absent(post, i, now, search.later)
 	}
 	looks, detail := post.Looks+1, maybeLive(head, i, found.why)
 	if looks >= maxLooks {
@@ -81,7 +81,8 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 
 // absent is what follows on a look that did not find the post: another one has to
 // confirm it, and then the post is sent as if it had never been. Neither is a look
-// in vain.
+// in vain. Where X shows a post that was made later, its timeline would show this one
+// too, and the two looks need not be far apart.
 func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool) attempt {
 	first := post.AbsentAt
 	if first.IsZero() {
@@ -157,13 +158,14 @@ type search struct {
 	bare    string // text without its links
 	witness store.Witness
 	since   time.Time // of the first intent that may have made it
+	until   time.Time // when the latest one was answered, or never is
 	from    time.Time // how far back the look goes
 
 	community bool // ours goes to a community, which a timeline may leave out
 
 	seen     int // posts
 	control  bool
-	later    bool // X showed a post made after the first intent
+	later    bool // X showed a post made after any that may be ours
 	covered  bool // X showed all since the first intent
 	complete bool // and all with the witness
 	partly   bool // X left something out
@@ -172,7 +174,7 @@ type search struct {
 }
 
 func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
-	s := &search{timing: timing, post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt, community: ours.CommunityID != ""}
+	s := &search{timing: timing, post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt, until: timing.answeredBy(post.NotAfter), community: ours.CommunityID != ""}
 	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
 		s.since = post.DoubtSince
 	}
@@ -198,7 +200,7 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 			s.partly = true
 			continue
 		}
-		s.later = s.later || p.CreatedAt.After(s.since.Add(s.timing.clockMargin()))
+		s.later = s.later || p.CreatedAt.After(s.until.Add(s.timing.clockMargin()))
 		s.covered = s.covered || p.CreatedAt.Before(s.since.Add(-s.timing.strangerMargin()))
 		s.weigh(p)
 	}
@@ -296,12 +298,6 @@ func (s *search) ids() []string {
 		ids = append(ids, p.ID)
 	}
 	return ids
-}
-
-// fresh tells whether what X showed is so new that a timeline which lagged behind
-// ours would have lacked it.
-func (s *search) fresh(within time.Duration) bool {
-	return s.later || s.witness.PostID != "" && s.since.Sub(s.witness.SentAt) < within
 }
 
 // finding is what a look tells.

@@ -163,8 +163,8 @@ func TestReconcile(t *testing.T) {
 					}
 					equal(t, "calls", b.calls(xsim.EndpointCreatePost), want)
 					limit := 5 * time.Minute
-					if test.nth == 1 {
-						limit = 15 * time.Minute // the account's first post ever
+					if !made {
+						limit = 15 * time.Minute // no later post tells that X shows all
 					}
 					equal(t, "soon", took < limit, true)
 					posts := b.x.Posts("acme")
@@ -308,6 +308,34 @@ func TestReconcileLag(t *testing.T) {
 					r, _ := b.settle(t)
 					equal(t, "state", r.Status.State, jetpost.StatePublished)
 					equal(t, "posts", len(b.x.Posts("acme")), 2)
+				})
+			})
+		}
+	}
+}
+
+// TestReconcileUniformLag: whatever the lease, and however far up to nine minutes X's
+// timelines lag behind, a post that is live is not sent again: also where the post
+// before it is shown by then, and this one not yet.
+func TestReconcileUniformLag(t *testing.T) {
+	t.Parallel()
+	lags := []time.Duration{13 * time.Second, 130 * time.Second}
+	for lag := time.Duration(0); lag <= 9*time.Minute; lag += 45 * time.Second {
+		lags = append(lags, lag)
+	}
+	for _, lease := range []time.Duration{6 * time.Second, DefaultLease} {
+		for _, lag := range lags {
+			t.Run(fmt.Sprintf("lease %v, lag %v", lease, lag), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := doubt(t, allowEqual, func(x *xsim.Server) { x.TimelineLag = lag })
+					b.h.Timing.Lease = lease
+					b.publish(t, "control", thread("control")...)
+					sleep(lease * 2 / 3)
+					b.faults(t, lost(1, true))
+					b.publish(t, "r", thread("one")...)
+					b.settle(t)
+					b.texts(t, "acme", "control", "one")
 				})
 			})
 		}

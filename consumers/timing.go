@@ -13,21 +13,69 @@ const DefaultLease = 60 * time.Second
 // MinLease keeps the margins that are cut from a lease measurable.
 const MinLease = time.Second
 
-// Timing holds every margin of the publish path. All derive from the length
-// of the lane's lease, so that a test or a demo can shrink them together and
-// their order stays:
+// Timing holds every margin of the publish path. Those that are between workers
+// derive from the length of the lane's lease, so that their order stays whatever it
+// is:
 //
 //	commit of the intent ............................ 0
 //	latest byte to X (write guard) .................. lease * 1/3   20 s
 //	latest answer from X (the call's timeout more) .. lease * 7/12  35 s
 //	end of the lease, another worker may take over .. lease         60 s
-//	first look for a post whose answer was lost ..... lease * 19/12 95 s
-//	second look, which confirms that it is absent ... lease * 1/2   30 s later
-//	the same where X shows no post of that minute ... lease * 10    10 min later
 //
-//	a post found may seem older than its intent by .. lease * 1/12  5 s
-//	one that keeps a doubt alive by ................. lease         1 min
-type Timing struct{ Lease time.Duration }
+// Those that belong to X are its own, since X knows nothing of our lease:
+//
+//	first look for a post whose answer was lost ..... 60 s after the latest answer
+//	second look, which confirms that it is absent ... 30 s later, or
+//	where X shows no post made after it ............. 10 min later
+//
+//	a post found may seem older than its intent by .. 5 s
+//	one that keeps a doubt alive by ................. 1 min
+type Timing struct {
+	Lease time.Duration
+	Scale
+}
+
+// Scale makes what belongs to X pass faster, for tests and the demo: against the
+// real X it is the zero value, which is true to life.
+type Scale struct {
+	// Minute is how long a minute of X takes.
+	Minute time.Duration
+}
+
+// of is how long something of X takes.
+func (s Scale) of(d time.Duration) time.Duration {
+	if s.Minute == 0 {
+		return d
+	}
+	return time.Duration(float64(d) * (float64(s.Minute) / float64(time.Minute)))
+}
+
+// The margins that belong to X, before they are scaled.
+const (
+	// timelineLag is for how long X's timelines may lag behind without a doubt
+	// taking any harm: no look comes before.
+	timelineLag = time.Minute
+	// confirmFresh is the distance of two looks of which the first has shown a post
+	// made after the one in doubt, confirmStale of others: where X shows no post that
+	// is newer, nothing but time tells a timeline that lags from one without the post.
+	// README promises the latter.
+	confirmFresh = 30 * time.Second
+	confirmStale = 10 * time.Minute
+	// clockMargin is how much earlier than its intent a post may seem to be made,
+	// since the database's clock and X's differ.
+	clockMargin = 5 * time.Second
+	// strangerMargin is the same for posts that keep a doubt alive: those are not
+	// taken for ours, but ours is not called absent beside them.
+	strangerMargin = time.Minute
+	// repeatsFor is for how long after the first doubt about a post X's refusal of it
+	// as a duplicate leads to another look.
+	repeatsFor = 30 * time.Minute
+	// firstLookAgain is the wait after the first look that did not settle a doubt.
+	firstLookAgain = 30 * time.Second
+	// appFault is how long the app stops at first where X names no end of what is
+	// wrong with it, and for how long a 401 renews no token that is younger.
+	appFault = 15 * time.Minute
+)
 
 func (t Timing) lease() time.Duration {
 	if t.Lease == 0 {
@@ -42,41 +90,34 @@ func (t Timing) sendWithin() time.Duration { return t.lease() / 3 }
 // CallTimeout bounds one call to X.
 func (t Timing) CallTimeout() time.Duration { return t.lease() / 4 }
 
-// lookFrom is when a post that may have been sent until notAfter is looked for: X
-// has answered by then, or will not, and for a whole lease more its timelines may
-// lag behind.
+// answeredBy is when X has answered to a post that may have been sent until notAfter,
+// or will not any more.
+func (t Timing) answeredBy(notAfter time.Time) time.Time { return notAfter.Add(t.CallTimeout()) }
+
+// lookFrom is when such a post is looked for.
 func (t Timing) lookFrom(notAfter time.Time) time.Time {
-	return notAfter.Add(t.CallTimeout() + t.lease())
+	return t.answeredBy(notAfter).Add(t.of(timelineLag))
 }
 
 // confirmAfter is how long after a look that did not find a post another one has to
-// confirm that. Where X shows no post that is about as new, nothing but time tells a
-// timeline that lags from one without the post.
+// confirm that.
 func (t Timing) confirmAfter(fresh bool) time.Duration {
 	if fresh {
-		return t.lease() / 2
+		return t.of(confirmFresh)
 	}
-	return 10 * t.lease()
+	return t.of(confirmStale)
 }
 
-// clockMargin is how much earlier than its intent a post may seem to be made,
-// since the database's clock and X's differ.
-func (t Timing) clockMargin() time.Duration { return t.lease() / 12 }
-
-// strangerMargin is the same for posts that keep a doubt alive: those are not
-// taken for ours, but ours is not called absent beside them.
-func (t Timing) strangerMargin() time.Duration { return t.lease() }
-
-// repeatsFor is for how long after the first doubt about a post X's refusal of it as
-// a duplicate leads to another look.
-func (t Timing) repeatsFor() time.Duration { return 30 * t.lease() }
+func (t Timing) clockMargin() time.Duration    { return t.of(clockMargin) }
+func (t Timing) strangerMargin() time.Duration { return t.of(strangerMargin) }
+func (t Timing) repeatsFor() time.Duration     { return t.of(repeatsFor) }
 
 // lookAgain is the wait after a number of looks that did not settle a doubt.
 //
 //	looks  1     2     3     4     5 and on
 //	wait   30 s  30 s  1 min 2 min 4 min
 func (t Timing) lookAgain(looks int) time.Duration {
-	return t.lease() / 2 << min(max(looks-2, 0), 3)
+	return t.of(firstLookAgain) << min(max(looks-2, 0), 3)
 }
 
 // extendEvery is how often a lane at work prolongs its lease.
@@ -89,8 +130,8 @@ func (t Timing) sweepEvery() time.Duration { return t.lease() / 12 }
 // it and gives no more signs of life.
 const DefaultExchangeLease = 30 * time.Second
 
-// TokenTiming holds every margin of token care. All derive from the lease of
-// one exchange, as those of a lane do from its own:
+// TokenTiming holds every margin of token care. Those between workers derive from the
+// lease of one exchange, as those of a lane do from its own:
 //
 //	the claim is asked for .......................... 0
 //	latest byte to X (write guard) .................. lease * 1/3   10 s
@@ -101,9 +142,15 @@ const DefaultExchangeLease = 30 * time.Second
 //	first wait after a failure that was none of X's words ........... lease * 2    1 min
 //	a token in doubt is tried again, before its end ................. lease * 4    2 min
 //	a lane renews a token that ends within .......................... lease * 10   5 min
-//	a 401 renews no token that is younger than ...................... lease * 30  15 min
-//	refreshes stop when X does not know the app ..................... lease * 30  15 min
-type TokenTiming struct{ Lease time.Duration }
+//
+// Those that belong to X are its own:
+//
+//	a 401 renews no token that is younger than ...................... 15 min
+//	refreshes stop when X does not know the app ..................... 15 min
+type TokenTiming struct {
+	Lease time.Duration
+	Scale
+}
 
 func (t TokenTiming) lease() time.Duration {
 	if t.Lease == 0 {
@@ -121,8 +168,8 @@ func (t TokenTiming) CallTimeout() time.Duration { return t.lease() / 3 }
 func (t TokenTiming) usable() time.Duration   { return t.lease() }
 func (t TokenTiming) nearEnd() time.Duration  { return 4 * t.lease() }
 func (t TokenTiming) fresh() time.Duration    { return 10 * t.lease() }
-func (t TokenTiming) coolDown() time.Duration { return 30 * t.lease() }
-func (t TokenTiming) appFault() time.Duration { return 30 * t.lease() }
+func (t TokenTiming) coolDown() time.Duration { return t.of(appFault) }
+func (t TokenTiming) appFault() time.Duration { return t.of(appFault) }
 
 // firstBackoff is the wait after the first exchange that came to nothing.
 func (t TokenTiming) firstBackoff() time.Duration { return 2 * t.lease() }
@@ -155,7 +202,7 @@ const (
 )
 
 // maxLooks is how many looks in vain may leave a post in doubt until a person has to
-// say; with a lease of a minute, in about a quarter of an hour.
+// say, in about a quarter of an hour.
 const maxLooks = 6
 
 // backoffs are the waits after the first, second, ... failure in a row that

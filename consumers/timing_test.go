@@ -19,7 +19,7 @@ func TestTimingOrder(t *testing.T) {
 				t.Errorf("lease is %v, a sweep every %v", timing.lease(), timing.sweepEvery())
 			}
 			steps := []time.Duration{0, timing.sendWithin(), timing.sendWithin() + timing.CallTimeout(), timing.lease()}
-			if timing.clockMargin() <= 0 || timing.clockMargin() >= timing.strangerMargin() || timing.strangerMargin() > timing.lease() {
+			if timing.clockMargin() <= 0 || timing.clockMargin() >= timing.strangerMargin() {
 				t.Errorf("a post may seem older than its intent by %v, one that keeps a doubt alive by %v", timing.clockMargin(), timing.strangerMargin())
 			}
 			for i := range steps[1:] {
@@ -33,8 +33,26 @@ func TestTimingOrder(t *testing.T) {
 		})
 	}
 	equal(t, "default", Timing{}.lease(), DefaultLease)
-	equal(t, "clock margin by default", Timing{}.clockMargin(), 5*time.Second)
-	equal(t, "margin of strangers by default", Timing{}.strangerMargin(), time.Minute)
+}
+
+// TestTimingOfX: how short a lease may be, X's timelines lag no less, and its clock
+// is no better. Only a simulated X is faster.
+func TestTimingOfX(t *testing.T) {
+	t.Parallel()
+	sent := time.Now()
+	for _, lease := range []time.Duration{MinLease, 6 * time.Second, DefaultLease} {
+		timing := Timing{Lease: lease}
+		equal(t, "first look", timing.lookFrom(sent).Sub(timing.answeredBy(sent)), time.Minute)
+		equal(t, "second look", timing.confirmAfter(false), 10*time.Minute)
+		equal(t, "second look beside a later post", timing.confirmAfter(true), 30*time.Second)
+		equal(t, "clock margin", timing.clockMargin(), 5*time.Second)
+		equal(t, "margin of strangers", timing.strangerMargin(), time.Minute)
+		equal(t, "repeats", timing.repeatsFor(), 30*time.Minute)
+		equal(t, "third look", timing.lookAgain(3), time.Minute)
+		equal(t, "age of a token", TokenTiming{Lease: lease}.coolDown(), 15*time.Minute)
+		timing.Minute = time.Second
+		equal(t, "second look at a simulated X", timing.confirmAfter(false), 10*time.Second)
+	}
 }
 
 func TestBackoff(t *testing.T) {

@@ -39,7 +39,7 @@ type accountNews interface {
 	AnnounceAccounts(ctx context.Context, account string) error
 }
 
-// lifeboat keeps pairs that the database does not take just now.
+// lifeboat keeps pairs that the database has not taken yet.
 type lifeboat interface {
 	Keep(claim store.Token, pair store.Pair, now time.Time) error
 	Drop(claim store.Token) error
@@ -221,23 +221,24 @@ func (r *Refresher) evidence(err error, took time.Duration) error {
 	return err
 }
 
-// keep commits a pair. It is the only one that X takes now, so a database that
-// does not answer is asked for as long as the worker lives, and meanwhile the
-// pair lies in the lifeboat, where a worker that is killed leaves it to the
-// next one. store.ErrFenced says that a newer pair is there.
+// keep commits a pair. It is the only one that X takes now, so it goes into the
+// lifeboat before the database is asked, which may neither answer nor fail: a worker
+// that is killed meanwhile leaves it to the next one. The database is asked for as
+// long as the worker lives. store.ErrFenced says that a newer pair is there.
 func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
 	afloat := false
+	if r.Lifeboat != nil {
+		if err := r.Lifeboat.Keep(claim, pair, now); err != nil {
+			log.Error("token.not_in_lifeboat", "error", err)
+		} else {
+			afloat = true
+		}
+	}
+	told := false
 	err := r.save(ctx, func(ctx context.Context) error {
 		err := r.Tokens.SaveToken(ctx, claim, pair, now)
-		switch {
-		case errors.Is(err, store.ErrFenced):
-			return r.fenced(ctx, claim.Account, pair)
-		case !settled(err) && !afloat && r.Lifeboat != nil:
-			if lost := r.Lifeboat.Keep(claim, pair, now); lost != nil {
-				log.Error("token.not_in_lifeboat", "error", lost)
-				break
-			}
-			afloat = true
+		if !settled(err) && afloat && !told {
+			told = true
 			log.Warn("token.in_lifeboat", "error", err)
 		}
 		return err
@@ -248,20 +249,6 @@ func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Toke
 		}
 	}
 	return err
-}
-
-// fenced tells whether it was this very pair that came first: the database may
-// have taken it, and only its answer was lost.
-func (r *Refresher) fenced(ctx context.Context, account string, pair store.Pair) error {
-	token, err := r.Tokens.Token(ctx, account)
-	switch {
-	case err == nil && token.Refresh == pair.Refresh && token.Access == pair.Access:
-		return nil
-	case err == nil, unreadable(err):
-		return store.ErrFenced
-	default:
-		return err
-	}
 }
 
 // Recover commits the pairs that earlier workers of this machine had to leave

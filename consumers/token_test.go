@@ -169,7 +169,7 @@ func TestExchangeGaps(t *testing.T) {
 		{name: "claimed, not sent", hooks: hooks{tokens: tokensHook{claimed: die}}, doubt: true},
 		{name: "sent, not arrived", hooks: hooks{before: die}, doubt: true},
 		{name: "sent, answered to nobody", hooks: hooks{after: die}, doubt: true, heard: 1, lost: true},
-		{name: "answered, not committed", hooks: hooks{tokens: tokensHook{save: died}}, doubt: true, heard: 1, lost: true},
+		{name: "answered, database hangs", hooks: hooks{tokens: tokensHook{save: died}}, doubt: true, heard: 1, rescued: true},
 		{name: "answered, database away", hooks: hooks{away: true}, doubt: true, heard: 1, rescued: true},
 		{name: "committed", hooks: hooks{tokens: tokensHook{saved: died}}, heard: 1, renewed: true},
 	} {
@@ -260,7 +260,7 @@ func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Toke
 }
 
 // TestExchangeCommitAnswerLost: the database takes the pair and its answer is
-// lost. The second try is refused by the fence, and yet nothing is lost.
+// lost. The second try finds its own pair there, and nothing is lost.
 func TestExchangeCommitAnswerLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,10 +14,10 @@ import (
 // lifeboatSuffix ends the name of every file of a Lifeboat.
 const lifeboatSuffix = ".pair.json"
 
-// Lifeboat keeps token pairs that X gave while the database did not take them,
-// one sealed pair a file. X takes no other pair of the account, so a process
-// that ends before the database is back leaves it to the next one. It is safe
-// for concurrent use, also by several processes.
+// Lifeboat keeps token pairs that X gave until the database has taken them, one
+// sealed pair a file. X takes no other pair of the account, so a process that ends
+// before leaves it to the next one. It is safe for concurrent use, also by several
+// processes.
 type Lifeboat struct {
 	dir      string
 	ledgerID string

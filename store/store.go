@@ -318,7 +318,8 @@ type Tokens interface {
 	// the claim's version alone, since a pair that X gave is the truth even if
 	// the lease ran out. It ends the lease and every doubt and failure; where
 	// the account required re-authorising, it ends its requests' wait for that,
-	// as an import does. ErrFenced.
+	// as an import does. The pair that the row has by an earlier call is saved, so
+	// that a call whose answer was lost may be repeated. ErrFenced.
 	SaveToken(ctx context.Context, claim Token, pair Pair, now time.Time) error
 	// SaveTokenFailure records a failure, fenced by version and lease, and
 	// ends the lease. ErrFenced.

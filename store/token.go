@@ -78,6 +78,16 @@ func (s *Sealer) MayReplace(row SealedToken, again bool) error {
 	return nil
 }
 
+// Saved tells whether the row has the pair that came of a claim already: it was
+// committed, and the answer was lost.
+func (s *Sealer) Saved(row SealedToken, claim Token, pair Pair) bool {
+	if row.Version <= claim.Version {
+		return false
+	}
+	there, err := s.OpenToken(row)
+	return err == nil && there.Access == pair.Access && there.Refresh == pair.Refresh
+}
+
 // SealPair seals a pair for the token row of that id.
 func (s *Sealer) SealPair(id string, pair Pair) (access, refresh string, err error) {
 	if access, err = s.Seal(pair.Access, id+accessColumn); err != nil {

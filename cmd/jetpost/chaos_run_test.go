@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"flag"
@@ -105,6 +106,7 @@ func newChaos(t *testing.T, run string, cfg chaosConfig, where siteConfig) *chao
 		c.cluster = pgtest.Start(t)
 		where.database = c.cluster.URL()
 	}
+	where.minute = cmp.Or(where.minute, cfg.claimFor/leaseMinutes)
 	c.site = newSite(t, where)
 	c.sim.Seed = cfg.seed
 	c.view = openView(t, c.cfg.DatabaseURL, cfg.sqlite)

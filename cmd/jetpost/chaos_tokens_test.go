@@ -108,7 +108,7 @@ func runTokenChaos(t *testing.T, cfg chaosConfig, plan tokenPlan) {
 // broken.
 func newTokenRun(t *testing.T, cfg chaosConfig, plan tokenPlan) *tokenRun {
 	t.Helper()
-	c := &tokenRun{chaos: newChaos(t, runTokens, cfg, siteConfig{}), tokenPlan: plan}
+	c := &tokenRun{chaos: newChaos(t, runTokens, cfg, siteConfig{minute: 2 * cfg.claimFor}), tokenPlan: plan}
 	c.sim.AccessTokenTTL = c.life
 	c.view = newTokenView(c.chaos.view)
 	c.fleet.flags = []string{"--roles", "refresh", "--lease", (2 * c.claimFor).String(), "--exchange-lease", c.claimFor.String()}

@@ -28,6 +28,7 @@ const (
 	demoLimit   = 10 * time.Minute // of the whole demo; far more than it needs
 	demoActTime = 90 * time.Second // of one act, on a machine that is busy with other things
 	demoLease   = 4 * time.Second
+	demoMinute  = time.Second     // of the simulated X
 	demoWindow  = 5 * time.Second // of X's rate limit
 	demoPosts   = 5               // posts an account may make in a window
 	demoAhead   = 3 * time.Second // of the scheduled post
@@ -460,7 +461,7 @@ func (d *demo) startWorker() error {
 	worker.Env = append(withoutSettings(os.Environ()),
 		"NATS_URL="+cfg.NATS.URL, "NATS_USER="+cfg.NATS.User, "NATS_PASSWORD="+cfg.NATS.Password.Reveal(),
 		"DATABASE_URL="+cfg.DatabaseURL.Reveal(), "HUB_ENCRYPTION_KEY="+cfg.Keys.Reveal(),
-		"X_API_URL="+cfg.X.URL, "X_CLIENT_ID="+cfg.X.ClientID)
+		"X_API_URL="+cfg.X.URL, "X_CLIENT_ID="+cfg.X.ClientID, app.SimMinuteVariable+"="+demoMinute.String())
 	if err := worker.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}

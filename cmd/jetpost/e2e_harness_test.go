@@ -57,12 +57,16 @@ type site struct {
 	x      *httptest.Server // where the simulator listens
 	cfg    app.Config
 	lease  time.Duration
+	minute time.Duration // of the simulated X
 	conn   *app.Connection
 	ledger store.Store
 	// onCall, where it is set, sees each call twice: as it arrives, and when
 	// its effect is made and the answer has not left yet.
 	onCall atomic.Pointer[func(r *http.Request, made bool)]
 }
+
+// leaseMinutes is how many minutes of the simulated X pass in a lease, by default.
+const leaseMinutes = 4
 
 // siteConfig says what differs from a server and a database of the test's own.
 type siteConfig struct {
@@ -72,11 +76,14 @@ type siteConfig struct {
 	accounts []string
 	// refreshCron is when refresh rounds begin; every six hours where empty.
 	refreshCron string
+	// minute is how long a minute of the simulated X takes; a quarter of the lease
+	// where zero.
+	minute time.Duration
 }
 
 func newSite(t *testing.T, c siteConfig) *site {
 	t.Helper()
-	s := &site{t: t, sim: &xsim.Server{}, lease: c.lease}
+	s := &site{t: t, sim: &xsim.Server{}, lease: c.lease, minute: cmp.Or(c.minute, c.lease/leaseMinutes)}
 	s.x = httptest.NewServer(s)
 	t.Cleanup(func() { s.x.Close() })
 	if c.nats == "" {
@@ -178,7 +185,7 @@ func (s *site) slow(d time.Duration) {
 func (s *site) settings() []string {
 	return environment(s.t, map[string]string{
 		"NATS_URL": s.cfg.NATS.URL, "DATABASE_URL": s.cfg.DatabaseURL.Reveal(), "HUB_ENCRYPTION_KEY": s.cfg.Keys.Reveal(),
-		"X_API_URL": s.cfg.X.URL, "X_CLIENT_ID": s.cfg.X.ClientID,
+		"X_API_URL": s.cfg.X.URL, "X_CLIENT_ID": s.cfg.X.ClientID, app.SimMinuteVariable: s.minute.String(),
 	})
 }
 

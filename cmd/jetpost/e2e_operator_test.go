@@ -84,6 +84,7 @@ func TestOperatorErrors(t *testing.T) {
 			{"port of health in use", attempt{args: []string{"worker", "--health-listen", holdPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--health-listen"}},
 			{"port of NATS in use", up("--data", t.TempDir(), "--nats-listen", holdPort(t).Addr().String()), exitFailed, []string{"address already in use", "--nats-listen"}},
 			{"port of the simulator in use", attempt{args: []string{"sim", "--listen", holdPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
+			{"real X made faster", attempt{args: worker, settings: map[string]string{"X_API_URL": "", app.SimMinuteVariable: "1s"}}, exitUsage, []string{app.SimMinuteVariable + ": is for a simulated X"}},
 			{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
 		} {
 			t.Run(test.name, func(t *testing.T) {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
 )
 
 const tokenPath = "/2/oauth2/token"
@@ -70,6 +72,32 @@ func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 	for _, v := range s.sim.Violations() {
 		t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
 	}
+}
+
+// TestPairSurvivesHangAndWorker: X gives a pair, the database neither takes it nor
+// fails, and the worker is killed. The next one of that machine has the pair.
+func TestPairSurvivesHangAndWorker(t *testing.T) {
+	t.Parallel()
+	proxy := pgtest.NewProxy(t, pgtest.Migrated(t, postgres.Migrate))
+	s := newSite(t, siteConfig{database: proxy.URL(), lease: longLease, accounts: []string{"alice"}})
+	lifeboat := t.TempDir()
+	w := s.worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.atCall("POST", tokenPath, 1, true, proxy.Hang)
+	s.force("alice")
+	wait(t, "the exchange", reached)
+	eventually(t, "the pair is in the lifeboat", func() bool {
+		entries, err := filepath.Glob(filepath.Join(lifeboat, "*.json"))
+		return err == nil && len(entries) == 1
+	})
+	w.kill()
+	proxy.Cut() // what the worker had sent is lost with it
+	proxy.Heal()
+	w = s.worker("worker-2", "--lifeboat", lifeboat)
+	w.until("token.rescued")
+	if token := s.wantCurrent("alice"); token.Version != 2 {
+		t.Errorf("the token has version %d", token.Version)
+	}
+	stop(w)
 }
 
 // TestPairOutlastsDatabase: the same, but the worker lives until the database

@@ -241,6 +241,12 @@ func (e *env) config() (app.Config, error) {
 		Rules: consumers.Rules{Enterprise: f.XTier == "enterprise"},
 	}
 	var mistakes []string
+	if minute := os.Getenv(app.SimMinuteVariable); minute != "" {
+		var err error
+		if cfg.X.Minute, err = time.ParseDuration(minute); err != nil {
+			mistakes = append(mistakes, app.SimMinuteVariable+": "+err.Error())
+		}
+	}
 	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password}
 	for i, name := range secretNames() {
 		value, err := secretFromEnv(name)

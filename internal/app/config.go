@@ -94,6 +94,9 @@ type XConfig struct {
 	// NeedsSecret tells that what runs uses a client secret, so that who joins it
 	// must have it too.
 	NeedsSecret bool
+	// Minute is how long a minute of a simulated X takes (consumers.Scale), for
+	// tests and the demo. Beside the real X it is a mistake.
+	Minute time.Duration
 }
 
 // RefreshConfig tunes token care.
@@ -187,6 +190,9 @@ func (c Config) validate(n needs) error {
 		if c.X.URL != "" {
 			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")
 		}
+		if c.X.Minute != 0 && !c.X.simulated() {
+			wrong("%s: is for a simulated X on this machine, whose time passes as fast as one likes; unset it", SimMinuteVariable)
+		}
 	}
 	if n.web {
 		c.Web.check(wrong)
@@ -245,6 +251,20 @@ func checkURL(wrong func(string, ...any), name, value, example string, schemes .
 		}
 	}
 	wrong("%s: begins with %q; for example %s", name, u.Scheme, example)
+}
+
+// SimMinuteVariable is the one switch that scales the margins which belong to X. It is
+// no flag, and does nothing but with a simulated X.
+const SimMinuteVariable = "JETPOST_SIM_MINUTE"
+
+// simulated tells whether X is one of this machine.
+func (x XConfig) simulated() bool {
+	u, err := url.Parse(x.URL)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return err == nil && ip.IsLoopback()
 }
 
 // databaseKind tells which store a URL is for, and what to open.

@@ -165,7 +165,7 @@ func (h *House) startSim(ctx context.Context, cfg HouseConfig) error {
 		}
 	}()
 	h.SimURL = "http://" + reachable(listener.Addr())
-	h.Config.X = XConfig{URL: h.SimURL, ClientID: simClientID}
+	h.Config.X = XConfig{URL: h.SimURL, ClientID: simClientID, Minute: h.Config.X.Minute}
 	return nil
 }
 

@@ -153,7 +153,8 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 // wire puts the parts together.
 func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
-	timing := consumers.Timing{Lease: cfg.Lease}
+	scale := consumers.Scale{Minute: cfg.X.Minute}
+	timing := consumers.Timing{Lease: cfg.Lease, Scale: scale}
 	objects, err := js.ObjectStore(ctx, names.MediaBucket())
 	if err != nil {
 		return fmt.Errorf("open media store: %w", err)
@@ -170,7 +171,7 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	w.board = publishers.NewWindows(js, names)
 	w.windows = admission.NewWindows(w.board, w.log)
 	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
-	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease}
+	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
 		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: lifeboat,
 		Names: names, Health: w.health, Timing: care, Log: w.log,

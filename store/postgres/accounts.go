@@ -40,7 +40,7 @@ WHERE id = $1`
 
 // ImportAccount implements store.Accounts.
 func (s *Store) ImportAccount(ctx context.Context, in store.Import) (result store.ImportResult, err error) {
-	err = s.change(ctx, "import account", func(tx pgx.Tx) error {
+	err = s.change(ctx, "import account", func(ctx context.Context, tx pgx.Tx) error {
 		n, err := changed(ctx, tx, sqlAddAccount, in.Name, in.XUserID, in.Username, in.Now)
 		var refused *pgconn.PgError
 		switch {
@@ -125,14 +125,13 @@ FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l 
 
 // Account implements store.Accounts.
 func (s *Store) Account(ctx context.Context, name string) (store.Account, error) {
-	account, err := scanAccount(s.pool.QueryRow(ctx, sqlAccount, name))
+	account, err := scanAccount(s.db.QueryRow(ctx, sqlAccount, name))
 	return account, s.wrap("read account", missing(err, store.ErrNotFound))
 }
 
 // Accounts implements store.Accounts.
 func (s *Store) Accounts(ctx context.Context) ([]store.Account, error) {
-	accounts, err := collect(ctx, s.pool, scanAccount, sqlAccounts)
-	return accounts, s.wrap("list accounts", err)
+	return reportAll(ctx, s, "list accounts", scanAccount, sqlAccounts)
 }
 
 func scanAccount(row scanner) (a store.Account, err error) {

@@ -11,20 +11,19 @@ SELECT left(access_token, $1), left(refresh_token, $1), count(*) FROM oauth_toke
 
 // KeyUses implements store.Keys.
 func (s *Store) KeyUses(ctx context.Context) ([]store.KeyUse, error) {
-	uses, err := collect(ctx, s.pool, func(row scanner) (u store.KeyUse, err error) {
+	return reportAll(ctx, s, "count keys", func(row scanner) (u store.KeyUse, err error) {
 		var access, refresh string
 		err = row.Scan(&access, &refresh, &u.Rows)
 		u.AccessKey, u.RefreshKey = store.KeyIDOf(access), store.KeyIDOf(refresh)
 		return u, err
 	}, sqlKeyUses, store.SealedPrefixBytes)
-	return uses, s.wrap("count keys", err)
 }
 
 const sqlCanary = `SELECT id::text, coalesce(canary, '') FROM ledger`
 
 // Canary implements store.Keys.
 func (s *Store) Canary(ctx context.Context) (ledgerID, canary string, err error) {
-	err = s.pool.QueryRow(ctx, sqlCanary).Scan(&ledgerID, &canary)
+	err = s.db.QueryRow(ctx, sqlCanary).Scan(&ledgerID, &canary)
 	return ledgerID, canary, s.wrap("read canary", err)
 }
 
@@ -34,7 +33,7 @@ WHERE id > coalesce(nullif($1, ''), '00000000-0000-0000-0000-000000000000')::uui
 
 // SealedTokens implements store.Keys.
 func (s *Store) SealedTokens(ctx context.Context, after string, limit int) ([]store.SealedToken, error) {
-	rows, err := collect(ctx, s.pool, scanToken, sqlSealedTokens, after, limit)
+	rows, err := collect(ctx, s.db, scanToken, sqlSealedTokens, after, limit)
 	return rows, s.wrap("read sealed tokens", err)
 }
 
@@ -55,6 +54,6 @@ func (s *Store) Reseal(ctx context.Context, rows []store.Resealed) (int, error) 
 			columns[i] = append(columns[i], value)
 		}
 	}
-	n, err := changed(ctx, s.pool, sqlReseal, columns[0], columns[1], columns[2], columns[3], columns[4])
+	n, err := changed(ctx, s.db, sqlReseal, columns[0], columns[1], columns[2], columns[3], columns[4])
 	return n, s.wrap("seal tokens anew", err)
 }

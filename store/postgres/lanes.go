@@ -2,8 +2,10 @@ package postgres
 
 import (
 	"context"
+	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost"
@@ -12,24 +14,61 @@ import (
 
 const (
 	// Of two that claim at once, the second waits for the row and then sees
-	// the first one's lease.
+	// the first one's lease. A claim of $4 was this worker's, which never heard of it:
+	// it is no lost one.
 	sqlClaimLane = `
 UPDATE lanes
-SET fence = fence + 1, lost_claims = lost_claims + 1, reserved = 0, lease_owner = $2, lease_until = clock_timestamp() + $3::interval
-WHERE account = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+SET fence = fence + 1, lost_claims = CASE WHEN lease_owner = ANY ($4::text[]) THEN lost_claims ELSE lost_claims + 1 END,
+    reserved = 0, lease_owner = $2, lease_until = clock_timestamp() + $3::interval
+WHERE account = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp() OR lease_owner = ANY ($4::text[]))
 RETURNING account, fence, lost_claims - 1`
 	sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
 )
 
-// ClaimLane implements store.Requests.
-func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, _ time.Time) (store.Lane, bool, error) {
-	var lane store.Lane
-	err := s.pool.QueryRow(ctx, sqlClaimLane, account, worker, lease).Scan(&lane.Account, &lane.Fence, &lane.LostClaims)
+// maxGivenUp bounds the claims of one lane that are remembered since they were given
+// up: it takes as many in a row without an answer to forget the first.
+const maxGivenUp = 8
+
+// givenUp remembers the owners of claims whose answer never came, by lane. Each may
+// have taken effect, and would keep its lane from everybody for a lease.
+type givenUp struct {
+	mu     sync.Mutex
+	owners map[string][]string
+}
+
+func (g *givenUp) take(account string) []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	owners := g.owners[account]
+	delete(g.owners, account)
+	return owners
+}
+
+func (g *givenUp) keep(account string, owners []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.owners == nil {
+		g.owners = map[string][]string{}
+	}
+	owners = append(owners, g.owners[account]...)
+	g.owners[account] = owners[max(0, len(owners)-maxGivenUp):]
+}
+
+// ClaimLane implements store.Requests. Each claim has an owner of its own, so that
+// one which takes effect long after it was given up takes no lane from a later one.
+func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, _ time.Time) (lane store.Lane, claimed bool, err error) {
+	owner, before := worker+" "+uuid.NewString(), s.givenUp.take(account)
+	defer func() {
+		if store.Unavailable(err) {
+			s.givenUp.keep(account, append(before, owner))
+		}
+	}()
+	err = s.db.QueryRow(ctx, sqlClaimLane, account, owner, lease, append([]string{}, before...)).Scan(&lane.Account, &lane.Fence, &lane.LostClaims)
 	if err == nil {
 		return lane, true, nil
 	}
 	if missing(err, nil) == nil { // somebody holds it, or there is no such lane
-		err = missing(s.pool.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
+		err = missing(s.db.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
 	}
 	return store.Lane{}, false, s.wrap("claim lane", err)
 }
@@ -40,7 +79,7 @@ WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 
 // ExtendLane implements store.Requests.
 func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, _ time.Time) error {
-	return s.wrap("extend lane", fenced(changed(ctx, s.pool, sqlExtendLane, lane.Account, lane.Fence, lease)))
+	return s.wrap("extend lane", fenced(changed(ctx, s.db, sqlExtendLane, lane.Account, lane.Fence, lease)))
 }
 
 // sqlReleaseLane leaves a lane that rang since the look as it is, and only
@@ -57,7 +96,7 @@ RETURNING rings = $3`
 
 // ReleaseLane implements store.Requests.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, _ time.Time) (released bool, err error) {
-	err = s.pool.QueryRow(ctx, sqlReleaseLane, lane.Account, lane.Fence, rings, moment(wakeAt)).Scan(&released)
+	err = s.db.QueryRow(ctx, sqlReleaseLane, lane.Account, lane.Fence, rings, moment(wakeAt)).Scan(&released)
 	return released, s.wrap("release lane", missing(err, store.ErrFenced))
 }
 
@@ -68,7 +107,7 @@ ORDER BY wake_at, account LIMIT $2`
 
 // DueLanes implements store.Requests.
 func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error) {
-	accounts, err := collect(ctx, s.pool, func(row scanner) (account string, err error) {
+	accounts, err := collect(ctx, s.db, func(row scanner) (account string, err error) {
 		err = row.Scan(&account)
 		return account, err
 	}, sqlDueLanes, now, limit)
@@ -90,7 +129,7 @@ SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce
 
 // Look implements store.Requests.
 func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
-	err = s.view(ctx, "look at lane", func(tx pgx.Tx) error {
+	err = s.view(ctx, "look at lane", func(ctx context.Context, tx pgx.Tx) error {
 		look = store.Look{}
 		err := tx.QueryRow(ctx, sqlRings, lane.Account, lane.Fence).
 			Scan(&look.Rings, at{&look.Pause.Since}, at{&look.Pause.Until}, &look.Pause.Reason)
@@ -160,7 +199,7 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> $
 
 // Reserve implements store.Requests.
 func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
-	err = s.change(ctx, "reserve calls", func(tx pgx.Tx) error {
+	err = s.change(ctx, "reserve calls", func(ctx context.Context, tx pgx.Tx) error {
 		var left, others, take int
 		if err := tx.QueryRow(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&left); err != nil {
 			return err
@@ -180,7 +219,7 @@ WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= $2 ORDER B
 
 // HoldLine implements store.Requests.
 func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
-	err = s.change(ctx, "hold line", func(tx pgx.Tx) error {
+	err = s.change(ctx, "hold line", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
 		line, err := lockLane(ctx, tx, claim.Account)
 		if err == nil && !line.HeldBy(claim) {

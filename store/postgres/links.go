@@ -21,7 +21,7 @@ DELETE FROM connect_links WHERE ctid = ANY (ARRAY(
 
 // AddLink implements store.Links.
 func (s *Store) AddLink(ctx context.Context, link store.NewLink) error {
-	return s.change(ctx, "add link", func(tx pgx.Tx) error {
+	return s.change(ctx, "add link", func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, sqlAddLink, store.LinkDigest(link.Token), link.Account, link.ReturnTo, link.Now, link.ExpiresAt)
 		if err != nil {
 			return err
@@ -39,7 +39,7 @@ const (
 
 // Link implements store.Links.
 func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, error) {
-	link, err := scanLink(s.pool.QueryRow(ctx, sqlLink, store.LinkDigest(token)))
+	link, err := scanLink(s.db.QueryRow(ctx, sqlLink, store.LinkDigest(token)))
 	return link, s.wrap("read link", missing(err, store.ErrNotFound))
 }
 
@@ -64,7 +64,7 @@ WHERE token_hash = $1`
 
 // BeginAttempt implements store.Links.
 func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt store.LinkAttempt) (link store.Link, err error) {
-	err = s.change(ctx, "begin attempt", func(tx pgx.Tx) error {
+	err = s.change(ctx, "begin attempt", func(ctx context.Context, tx pgx.Tx) error {
 		digest := store.LinkDigest(token)
 		var busy bool
 		link, err = scanLink(tx.QueryRow(ctx, sqlLockLink, digest), &busy)
@@ -98,7 +98,7 @@ UPDATE connect_links SET attempt_verifier = NULL, busy_until = clock_timestamp()
 
 // TakeAttempt implements store.Links.
 func (s *Store) TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
-	err = s.change(ctx, "take attempt", func(tx pgx.Tx) error {
+	err = s.change(ctx, "take attempt", func(ctx context.Context, tx pgx.Tx) error {
 		digest := store.LinkDigest(state)
 		var a store.StoredAttempt
 		a.Link, err = scanLink(tx.QueryRow(ctx, sqlLockAttempt, digest), &a.Browser, &a.Verifier, at{&a.ExpiresAt})
@@ -129,7 +129,7 @@ UPDATE connect_links SET used_at = coalesce(used_at, $2), attempt_verifier = NUL
 func (s *Store) GiveUpAttempt(ctx context.Context, id string, state secret.String) error {
 	digest, err := store.ParseLinkID(id)
 	if err == nil {
-		_, err = s.pool.Exec(ctx, sqlGiveUpAttempt, digest, store.LinkDigest(state))
+		_, err = s.db.Exec(ctx, sqlGiveUpAttempt, digest, store.LinkDigest(state))
 	}
 	return s.wrap("give up attempt", err)
 }
@@ -139,7 +139,7 @@ func (s *Store) UseLink(ctx context.Context, id string, now time.Time) error {
 	digest, err := store.ParseLinkID(id)
 	if err == nil {
 		var n int
-		n, err = changed(ctx, s.pool, sqlUseLink, digest, now)
+		n, err = changed(ctx, s.db, sqlUseLink, digest, now)
 		err = orNone(n, err, store.ErrNotFound)
 	}
 	return s.wrap("use link", err)

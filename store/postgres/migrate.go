@@ -68,13 +68,13 @@ const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WH
 
 func (s *Store) checkSchema(ctx context.Context) error {
 	var version int64
-	err := s.pool.QueryRow(ctx, sqlVersion).Scan(&version)
+	err := s.db.QueryRow(ctx, sqlVersion).Scan(&version)
 	var refused *pgconn.PgError
 	switch {
 	case errors.As(err, &refused) && refused.Code == undefinedTable:
 		version = 0
 	case err != nil:
-		return fmt.Errorf("open database %s: %w", s.name, err)
+		return s.wrap("open", err)
 	}
 	if version != schemaVersion {
 		return &store.SchemaError{Database: s.name, Found: version, Want: schemaVersion}

@@ -14,7 +14,7 @@ const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_r
 
 // PauseAccount implements store.Requests.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
-	return s.change(ctx, "pause account", func(tx pgx.Tx) error {
+	return s.change(ctx, "pause account", func(ctx context.Context, tx pgx.Tx) error {
 		_, err := setPause(ctx, tx, account, pause, pause.Since)
 		return err
 	})
@@ -22,7 +22,7 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 
 // ResumeAccount implements store.Requests.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
-	err = s.change(ctx, "resume account", func(tx pgx.Tx) error {
+	err = s.change(ctx, "resume account", func(ctx context.Context, tx pgx.Tx) error {
 		before, err = setPause(ctx, tx, account, store.Pause{}, now)
 		return err
 	})
@@ -58,11 +58,10 @@ FROM late GROUP BY account ORDER BY account COLLATE "C"`
 
 // Late implements store.Requests.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) ([]store.LateLine, error) {
-	lines, err := collect(ctx, s.pool, func(row scanner) (l store.LateLine, err error) {
+	return reportAll(ctx, s, "look for late requests", func(row scanner) (l store.LateLine, err error) {
 		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 		return l, err
 	}, sqlLate, account, dueBefore)
-	return lines, s.wrap("look for late requests", err)
 }
 
 const sqlLateUnsent = `
@@ -71,7 +70,7 @@ WHERE account = $1 AND due_at < $2 AND ` + unsent + ` ORDER BY due_at, seq LIMIT
 
 // ExpireLate implements store.Requests.
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
-	err = s.change(ctx, "expire late requests", func(tx pgx.Tx) error {
+	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx pgx.Tx) error {
 		expired = nil
 		line, err := lockLane(ctx, tx, account)
 		if err != nil {
@@ -104,7 +103,7 @@ SELECT sent_at FROM posts WHERE account = $1 AND state = 'posted' AND sent_at > 
 
 // Sent implements store.Requests.
 func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
-	sent, err := collect(ctx, s.pool, func(row scanner) (t time.Time, err error) {
+	sent, err := collect(ctx, s.db, func(row scanner) (t time.Time, err error) {
 		err = row.Scan(at{&t})
 		return t, err
 	}, sqlSent, account, after, limit)

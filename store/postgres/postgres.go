@@ -15,27 +15,17 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// The settings of a connection. Whatever the URL says goes first.
-const (
-	// defaultMaxConns is the size of the pool without pool_max_conns.
-	defaultMaxConns = 10
-	// defaultConnectTimeout bounds one attempt to connect.
-	defaultConnectTimeout = 5 * time.Second
-	// statementTimeout bounds a statement together with its wait for locks.
-	statementTimeout = "10s"
-	// idleTimeout ends a transaction whose worker was frozen in the middle of
-	// it, so that its locks do not stand in everybody's way.
-	idleTimeout = "10s"
-
-	applicationName = "jetpost"
-)
-
 // Store is a ledger in a PostgreSQL database. It is safe for concurrent use by
 // any number of processes.
 type Store struct {
 	name   string // of the database and its host, for errors
 	sealer *store.Sealer
-	pool   *pgxpool.Pool
+	pool   *pgxpool.Pool // for transactions
+	db     bounded       // for statements on their own
+
+	patience patience
+	givenUp  givenUp
+	sessions sessions
 }
 
 var _ store.Store = (*Store)(nil)
@@ -47,13 +37,13 @@ func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error)
 	if err != nil {
 		return nil, err
 	}
-	setDefault(config.ConnConfig.RuntimeParams, "statement_timeout", statementTimeout)
-	setDefault(config.ConnConfig.RuntimeParams, "idle_in_transaction_session_timeout", idleTimeout)
+	sessions := sessionsOf(config.ConnConfig)
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", databaseName(config.ConnConfig), err)
 	}
-	s := &Store{name: databaseName(config.ConnConfig), sealer: sealer, pool: pool}
+	s := &Store{name: databaseName(config.ConnConfig), sealer: sealer, pool: pool, sessions: sessions}
+	s.bound(patience{call: callTimeout, report: reportTimeout})
 	if err := s.checkSchema(ctx); err != nil {
 		pool.Close()
 		return nil, err
@@ -79,20 +69,13 @@ func parseURL(text string) (*pgxpool.Config, error) {
 		}
 		return nil, fmt.Errorf("read database URL: %s", text)
 	}
-	if !parsed.Query().Has("pool_max_conns") {
-		config.MaxConns = defaultMaxConns
-	}
-	if config.ConnConfig.ConnectTimeout == 0 {
-		config.ConnConfig.ConnectTimeout = defaultConnectTimeout
-	}
-	setDefault(config.ConnConfig.RuntimeParams, "application_name", applicationName)
+	configure(config, parsed.Query().Has)
 	return config, nil
 }
 
-func setDefault(params map[string]string, name, value string) {
-	if params[name] == "" {
-		params[name] = value
-	}
+// bound sets how long calls are waited for.
+func (s *Store) bound(p patience) {
+	s.patience, s.db = p, bounded{pool: s.pool, timeout: p.call}
 }
 
 // databaseName says which database it is, without user and password.
@@ -108,27 +91,6 @@ func databaseName(config *pgx.ConnConfig) string {
 func (s *Store) Close() error {
 	s.pool.Close()
 	return nil
-}
-
-// change runs a transaction at READ COMMITTED: each statement sees what was
-// committed before it, so that one behind a lock sees what the lock protects.
-func (s *Store) change(ctx context.Context, what string, f func(pgx.Tx) error) error {
-	return s.wrap(what, pgx.BeginFunc(ctx, s.pool, f))
-}
-
-// view runs a read-only transaction, in which everything is as of one moment.
-// A snapshot that only reads can never fail to serialise.
-func (s *Store) view(ctx context.Context, what string, f func(pgx.Tx) error) error {
-	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return s.wrap(what, pgx.BeginTxFunc(ctx, s.pool, options, f))
-}
-
-// wrap says what failed, and where.
-func (s *Store) wrap(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s in database %s: %w", what, s.name, err)
 }
 
 // missing turns "no rows" into the given error.
@@ -209,7 +171,7 @@ const sqlLedgerID = `SELECT id::text FROM ledger`
 
 // LedgerID implements store.Ledger.
 func (s *Store) LedgerID(ctx context.Context) (id string, err error) {
-	err = s.pool.QueryRow(ctx, sqlLedgerID).Scan(&id)
+	err = s.db.QueryRow(ctx, sqlLedgerID).Scan(&id)
 	return id, s.wrap("read ledger id", err)
 }
 
@@ -217,7 +179,7 @@ const sqlClock = `SELECT clock_timestamp()`
 
 // Clock implements store.Ledger: the server's clock.
 func (s *Store) Clock(ctx context.Context) (now time.Time, err error) {
-	err = s.pool.QueryRow(ctx, sqlClock).Scan(at{&now})
+	err = s.db.QueryRow(ctx, sqlClock).Scan(at{&now})
 	return now, s.wrap("read clock", err)
 }
 
@@ -232,13 +194,16 @@ WHERE split_part(access_token, '.', 2) <> $1 OR split_part(refresh_token, '.', 2
 
 // CheckKeys implements store.Ledger.
 func (s *Store) CheckKeys(ctx context.Context) error {
-	return s.change(ctx, "check keys", func(tx pgx.Tx) error {
+	var others bool
+	err := s.report(ctx, "check keys", func(ctx context.Context, tx pgx.Tx) error {
+		return tx.QueryRow(ctx, sqlOtherKeys, s.sealer.KeyID()).Scan(&others)
+	})
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, "check keys", func(ctx context.Context, tx pgx.Tx) error {
 		var id, canary string
 		if err := tx.QueryRow(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
-			return err
-		}
-		var others bool
-		if err := tx.QueryRow(ctx, sqlOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
 			return err
 		}
 		sealed, err := s.sealer.CheckCanary(id, canary, others)
@@ -257,6 +222,6 @@ WHERE leases.owner = excluded.owner OR leases.until <= clock_timestamp()`
 
 // TryLease implements store.Ledger.
 func (s *Store) TryLease(ctx context.Context, name, owner string, d time.Duration, _ time.Time) (bool, error) {
-	n, err := changed(ctx, s.pool, sqlTryLease, name, owner, d)
+	n, err := changed(ctx, s.db, sqlTryLease, name, owner, d)
 	return n > 0, s.wrap("take lease", err)
 }

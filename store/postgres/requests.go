@@ -30,7 +30,7 @@ SELECT $1, $2, idx - 1, hash, media FROM unnest($3::bytea[], $4::json[]) WITH OR
 // Accept implements store.Requests. The lock on the lane puts acceptances of
 // an account into one order.
 func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store.Decision, err error) {
-	err = s.change(ctx, "accept request", func(tx pgx.Tx) error {
+	err = s.change(ctx, "accept request", func(ctx context.Context, tx pgx.Tx) error {
 		line, err := lockLane(ctx, tx, in.Request.Account)
 		if err != nil {
 			return err
@@ -150,7 +150,7 @@ func findText(ctx context.Context, q querier, texts store.TextQuery) (other stor
 
 // SameText implements store.Requests.
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
-	other, found, err = findText(ctx, s.pool, q)
+	other, found, err = findText(ctx, s.db, q)
 	return other, found, s.wrap("look for the same text", err)
 }
 
@@ -197,7 +197,7 @@ ORDER BY stored DESC, sequence DESC LIMIT $1`
 // Refuse implements store.Requests.
 func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
 	problems := append([]jetpost.Problem{}, refusal.Problems...) // a list, if an empty one
-	return s.change(ctx, "record refusal", func(tx pgx.Tx) error {
+	return s.change(ctx, "record refusal", func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, sqlRefuse, int64(refusal.Sequence), refusal.Stored,
 			storable(refusal.Account), storable(refusal.ID), refusal.Code, problems, blob(body))
 		if err != nil {
@@ -210,7 +210,7 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 
 // Refusals implements store.Requests.
 func (s *Store) Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error) {
-	refusals, err := collect(ctx, s.pool, func(row scanner) (r jetpost.Refusal, err error) {
+	refusals, err := collect(ctx, s.db, func(row scanner) (r jetpost.Refusal, err error) {
 		var sequence int64
 		err = row.Scan(&sequence, at{&r.Stored}, &r.Account, &r.ID, &r.Code, &r.Problems)
 		r.Sequence = uint64(sequence)
@@ -225,7 +225,7 @@ WHERE account = $1 AND state = 'held' AND reason_code = $2 AND (hold_until IS NU
 
 // EndHolds implements store.Requests.
 func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (n int, err error) {
-	err = s.change(ctx, "end holds", func(tx pgx.Tx) error {
+	err = s.change(ctx, "end holds", func(ctx context.Context, tx pgx.Tx) error {
 		n, err = endHolds(ctx, tx, account, code, now)
 		return err
 	})
@@ -297,13 +297,13 @@ WHERE a.name = $1`
 
 // Witness implements store.Requests.
 func (s *Store) Witness(ctx context.Context, account string) (w store.Witness, err error) {
-	err = s.pool.QueryRow(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
+	err = s.db.QueryRow(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
 	return w, s.wrap("find latest post", missing(err, store.ErrNotFound))
 }
 
 // Owned implements store.Requests.
 func (s *Store) Owned(ctx context.Context, postIDs []string) ([]string, error) {
-	owned, err := collect(ctx, s.pool, func(row scanner) (id string, err error) {
+	owned, err := collect(ctx, s.db, func(row scanner) (id string, err error) {
 		return id, row.Scan(&id)
 	}, sqlOwned, postIDs)
 	return owned, s.wrap("find owned posts", err)
@@ -311,7 +311,7 @@ func (s *Store) Owned(ctx context.Context, postIDs []string) ([]string, error) {
 
 // Request implements store.Requests.
 func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record, err error) {
-	err = s.view(ctx, "read request", func(tx pgx.Tx) error {
+	err = s.view(ctx, "read request", func(ctx context.Context, tx pgx.Tx) error {
 		found, err := readRecords(ctx, tx, sqlRequest, key.Account, key.ID)
 		switch {
 		case err != nil:
@@ -334,7 +334,7 @@ ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 // ListRequests implements store.Requests. The statement is planned anew for
 // each call, since the best index depends on which filters are set.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.Record, err error) {
-	err = s.view(ctx, "list requests", func(tx pgx.Tx) error {
+	err = s.report(ctx, "list requests", func(ctx context.Context, tx pgx.Tx) error {
 		list, err = readRecords(ctx, tx, sqlListRequests, pgx.QueryExecModeCacheDescribe,
 			f.Account, f.ID, f.State, f.Code, moment(f.Since), f.Rows())
 		return err
@@ -352,11 +352,10 @@ ORDER BY account, due_at, seq LIMIT $4`
 
 // Waiting implements store.Requests.
 func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) ([]store.Waiting, error) {
-	list, err := collect(ctx, s.pool, func(row scanner) (w store.Waiting, err error) {
+	return reportAll(ctx, s, "list waiting requests", func(row scanner) (w store.Waiting, err error) {
 		err = row.Scan(&w.Account, &w.ID, &w.Seq, &w.State, &w.Code, at{&w.DueAt}, at{&w.HoldUntil}, at{&w.ExpiresAt}, &w.Begun, &w.Posts, &w.Live)
 		return w, err
 	}, sqlWaiting, after.Account, moment(after.DueAt), after.Seq, limit)
-	return list, s.wrap("list waiting requests", err)
 }
 
 const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
@@ -367,7 +366,7 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 		state jetpost.State
 		n     int
 	}
-	counts, err := collect(ctx, s.pool, func(row scanner) (c count, err error) {
+	counts, err := reportAll(ctx, s, "count requests", func(row scanner) (c count, err error) {
 		err = row.Scan(&c.state, &c.n)
 		return c, err
 	}, sqlCountRequests)
@@ -375,7 +374,7 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 	for _, c := range counts {
 		byState[c.state] = c.n
 	}
-	return byState, s.wrap("count requests", err)
+	return byState, err
 }
 
 const sqlUnannounced = `
@@ -384,7 +383,7 @@ ORDER BY updated_at LIMIT $2`
 
 // Unannounced implements store.Requests.
 func (s *Store) Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
-	keys, err := collect(ctx, s.pool, func(row scanner) (key store.Key, err error) {
+	keys, err := collect(ctx, s.db, func(row scanner) (key store.Key, err error) {
 		err = row.Scan(&key.Account, &key.ID)
 		return key, err
 	}, sqlUnannounced, before, limit)
@@ -397,6 +396,6 @@ RETURNING revision = $3`
 
 // MarkAnnounced implements store.Requests.
 func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
-	err = s.pool.QueryRow(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&latest)
+	err = s.db.QueryRow(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&latest)
 	return latest, s.wrap("mark request announced", missing(err, store.ErrNotFound))
 }

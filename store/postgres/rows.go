@@ -41,7 +41,7 @@ ORDER BY p.idx`
 // move applies a rule to a request and returns the state that it is in then.
 // It fails with store.ErrNotFound.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
-	err = s.change(ctx, what, func(tx pgx.Tx) error {
+	err = s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
 		line, err := lockLane(ctx, tx, key.Account)
 		if err != nil {
 			return err

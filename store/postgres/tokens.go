@@ -28,7 +28,7 @@ func scanToken(row scanner) (t store.SealedToken, err error) {
 
 // Token implements store.Tokens.
 func (s *Store) Token(ctx context.Context, account string) (store.Token, error) {
-	token, err := s.readToken(ctx, s.pool, account)
+	token, err := s.readToken(ctx, s.db, account)
 	return token, s.wrap("read token", err)
 }
 
@@ -54,7 +54,7 @@ SELECT count(*) FROM oauth_tokens WHERE NOT requires_reauth AND due_at < $1 AND 
 
 // OpenRound implements store.Tokens.
 func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
-	err = s.change(ctx, "open round", func(tx pgx.Tx) (err error) {
+	err = s.change(ctx, "open round", func(ctx context.Context, tx pgx.Tx) (err error) {
 		if batchSize < 1 {
 			return fmt.Errorf("batch size is %d, want at least 1", batchSize)
 		}
@@ -107,7 +107,7 @@ WITH picked AS (
 
 // ClaimDue implements store.Tokens.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
-	rows, err := collect(ctx, s.pool, scanToken, sqlClaimDue,
+	rows, err := collect(ctx, s.db, scanToken, sqlClaimDue,
 		claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Round, claim.Limit)
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
@@ -130,7 +130,7 @@ WITH picked AS (
 // ClaimToken implements store.Tokens. A token that does not open is not
 // claimed: the transaction is rolled back.
 func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
-	err = s.change(ctx, "claim token", func(tx pgx.Tx) error {
+	err = s.change(ctx, "claim token", func(ctx context.Context, tx pgx.Tx) error {
 		sealed, err := scanToken(tx.QueryRow(ctx, sqlClaimToken,
 			claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Account, claim.UsedVersion, claim.Force, claim.Refused))
 		switch {
@@ -146,7 +146,9 @@ func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token s
 }
 
 const (
-	sqlLockClaim = `SELECT user_id, requires_reauth FROM oauth_tokens WHERE id = $1 AND version = $2 FOR UPDATE`
+	// The lock of a row whose pair is there already is a write of its own: its commit
+	// waits for a synchronous standby to have that pair too.
+	sqlLockClaim = `SELECT user_id, requires_reauth, version, access_token, refresh_token FROM oauth_tokens WHERE id = $1 FOR UPDATE`
 	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = $3, refresh_token = $4, expires_at = $5, refresh_after = $6, scope = $7, refreshed_at = $8,
@@ -161,19 +163,25 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 	if err != nil {
 		return s.wrap("save token", err)
 	}
-	return s.change(ctx, "save token", func(tx pgx.Tx) error {
-		var account string
+	return s.change(ctx, "save token", func(ctx context.Context, tx pgx.Tx) error {
+		there := store.SealedToken{Token: store.Token{ID: claim.ID}}
 		var reauth bool
-		err := tx.QueryRow(ctx, sqlLockClaim, claim.ID, claim.Version).Scan(&account, &reauth)
-		if err != nil {
+		err := tx.QueryRow(ctx, sqlLockClaim, claim.ID).
+			Scan(&there.Account, &reauth, &there.Version, &there.SealedAccess, &there.SealedRefresh)
+		switch {
+		case err != nil:
 			return missing(err, store.ErrFenced)
+		case s.sealer.Saved(there, claim, pair):
+			return nil
+		case there.Version != claim.Version:
+			return store.ErrFenced
 		}
 		_, err = tx.Exec(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
 			pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, store.RefreshedMeta(now))
 		if err != nil || !reauth {
 			return err
 		}
-		_, err = endHolds(ctx, tx, account, jetpost.CodeAccountReauthRequired, now)
+		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, now)
 		return err
 	})
 }
@@ -187,7 +195,7 @@ WHERE id = $1 AND version = $2 AND lease_id = nullif($3, '')::uuid`
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
 	failure.Error = storable(failure.Error)
 	startedAt, nextAttempt := failure.Leaves(claim)
-	return s.wrap("save token failure", fenced(changed(ctx, s.pool, sqlSaveTokenFailure,
+	return s.wrap("save token failure", fenced(changed(ctx, s.db, sqlSaveTokenFailure,
 		claim.ID, claim.Version, claim.LeaseID, moment(startedAt), moment(nextAttempt), failure.MetaPatch())))
 }
 
@@ -203,7 +211,7 @@ WHERE user_id = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 // Disconnect implements store.Tokens. A token that does not open stays as it is:
 // the transaction is rolled back.
 func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
-	err = s.change(ctx, "disconnect account", func(tx pgx.Tx) error {
+	err = s.change(ctx, "disconnect account", func(ctx context.Context, tx pgx.Tx) error {
 		n, err := changed(ctx, tx, sqlDisconnect, account, store.DisconnectedMeta(now))
 		if err != nil {
 			return err
@@ -220,7 +228,7 @@ func (s *Store) ForgetPair(ctx context.Context, token store.Token) error {
 	if err != nil {
 		return s.wrap("forget token", err)
 	}
-	return s.wrap("forget token", fenced(changed(ctx, s.pool, sqlForgetPair, token.ID, token.Version, access, refresh)))
+	return s.wrap("forget token", fenced(changed(ctx, s.db, sqlForgetPair, token.ID, token.Version, access, refresh)))
 }
 
 const sqlRetries = `
@@ -230,7 +238,7 @@ WHERE t.user_id = $1 ORDER BY j.version, j.attempt`
 
 // Retries implements store.Tokens.
 func (s *Store) Retries(ctx context.Context, account string) ([]store.Retry, error) {
-	retries, err := collect(ctx, s.pool, func(row scanner) (r store.Retry, err error) {
+	retries, err := collect(ctx, s.db, func(row scanner) (r store.Retry, err error) {
 		err = row.Scan(&r.Version, &r.Attempt, at{&r.InDoubtSince}, at{&r.StartedAt})
 		return r, err
 	}, sqlRetries, account)
@@ -241,12 +249,13 @@ const (
 	sqlNotices = `
 SELECT user_id, requires_reauth, metadata, version, refreshed_at FROM oauth_tokens
 WHERE requires_reauth <> reauth_told AND ($1 = '' OR user_id = $1) ORDER BY user_id LIMIT $2`
-	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = $2 WHERE user_id = $1`
+	// A word about an older pair may come in any order: the present state is told again.
+	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = CASE WHEN version = $3 THEN $2 ELSE NOT requires_reauth END WHERE user_id = $1`
 )
 
 // Notices implements store.Tokens.
 func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
-	notices, err := collect(ctx, s.pool, func(row scanner) (n store.Notice, err error) {
+	notices, err := collect(ctx, s.db, func(row scanner) (n store.Notice, err error) {
 		var meta store.TokenMeta
 		err = row.Scan(&n.Account, &n.Required, &meta, &n.Version, at{&n.At})
 		return n.About(meta), err
@@ -256,7 +265,7 @@ func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store
 
 // MarkNoticed implements store.Tokens.
 func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
-	n, err := changed(ctx, s.pool, sqlMarkNoticed, notice.Account, notice.Required)
+	n, err := changed(ctx, s.db, sqlMarkNoticed, notice.Account, notice.Required, notice.Version)
 	return s.wrap("mark notice", orNone(n, err, store.ErrNotFound))
 }
 
@@ -275,12 +284,12 @@ WHERE r.id = $1 GROUP BY r.id`
 // committed: of two workers that count the last batches at once, the later one
 // sees both.
 func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (store.Round, error) {
-	r, err := readRound(ctx, s.pool, round)
+	r, err := readRound(ctx, s.db, round)
 	if err == nil {
-		_, err = s.pool.Exec(ctx, sqlAddBatch, round, batch, refreshed, failed, skipped, now)
+		_, err = s.db.Exec(ctx, sqlAddBatch, round, batch, refreshed, failed, skipped, now)
 	}
 	if err == nil {
-		r, err = readRound(ctx, s.pool, round)
+		r, err = readRound(ctx, s.db, round)
 	}
 	return r, s.wrap("count batch", err)
 }
@@ -295,6 +304,6 @@ const sqlRoundAnnounced = `UPDATE refresh_rounds SET announced = true WHERE id =
 
 // RoundAnnounced implements store.Tokens.
 func (s *Store) RoundAnnounced(ctx context.Context, round string) error {
-	n, err := changed(ctx, s.pool, sqlRoundAnnounced, round)
+	n, err := changed(ctx, s.db, sqlRoundAnnounced, round)
 	return s.wrap("mark round announced", orNone(n, err, store.ErrNotFound))
 }

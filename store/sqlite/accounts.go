@@ -32,7 +32,7 @@ WHERE id = ?1`
 
 // ImportAccount implements store.Accounts.
 func (s *Store) ImportAccount(ctx context.Context, in store.Import) (result store.ImportResult, err error) {
-	err = s.change(ctx, "import account", func(tx *sql.Tx) error {
+	err = s.change(ctx, "import account", func(ctx context.Context, tx *sql.Tx) error {
 		user, err := lookUp(ctx, tx, sqlUserOfAccount, in.Name)
 		switch {
 		case err != nil:
@@ -130,13 +130,13 @@ FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l 
 
 // Account implements store.Accounts.
 func (s *Store) Account(ctx context.Context, name string) (account store.Account, err error) {
-	account, err = scanAccount(s.read.QueryRowContext(ctx, sqlAccount, name))
+	account, err = scanAccount(s.row(ctx, sqlAccount, name))
 	return account, s.wrap("read account", missing(err, store.ErrNotFound))
 }
 
 // Accounts implements store.Accounts.
 func (s *Store) Accounts(ctx context.Context) (accounts []store.Account, err error) {
-	err = s.view(ctx, "list accounts", func(tx *sql.Tx) error {
+	err = s.report(ctx, "list accounts", func(ctx context.Context, tx *sql.Tx) error {
 		accounts, err = collect(ctx, tx, scanAccount, sqlAccounts)
 		return err
 	})

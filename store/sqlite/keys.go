@@ -12,7 +12,7 @@ SELECT substr(access_token, 1, ?1), substr(refresh_token, 1, ?1), count(*) FROM 
 
 // KeyUses implements store.Keys.
 func (s *Store) KeyUses(ctx context.Context) (uses []store.KeyUse, err error) {
-	err = s.view(ctx, "count keys", func(tx *sql.Tx) (err error) {
+	err = s.report(ctx, "count keys", func(ctx context.Context, tx *sql.Tx) (err error) {
 		uses, err = collect(ctx, tx, func(row scanner) (u store.KeyUse, err error) {
 			var access, refresh string
 			err = row.Scan(&access, &refresh, &u.Rows)
@@ -26,7 +26,7 @@ func (s *Store) KeyUses(ctx context.Context) (uses []store.KeyUse, err error) {
 
 // Canary implements store.Keys.
 func (s *Store) Canary(ctx context.Context) (ledgerID, canary string, err error) {
-	err = s.read.QueryRowContext(ctx, sqlReadCanary).Scan(&ledgerID, &canary)
+	err = s.row(ctx, sqlReadCanary).Scan(&ledgerID, &canary)
 	return ledgerID, canary, s.wrap("read canary", err)
 }
 
@@ -34,7 +34,7 @@ const sqlSealedTokens = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens WHE
 
 // SealedTokens implements store.Keys.
 func (s *Store) SealedTokens(ctx context.Context, after string, limit int) (rows []store.SealedToken, err error) {
-	err = s.view(ctx, "read sealed tokens", func(tx *sql.Tx) (err error) {
+	err = s.view(ctx, "read sealed tokens", func(ctx context.Context, tx *sql.Tx) (err error) {
 		rows, err = collect(ctx, tx, scanToken, sqlSealedTokens, after, limit)
 		return err
 	})
@@ -48,7 +48,7 @@ UPDATE oauth_tokens SET access_token = ?4, refresh_token = ?5 WHERE id = ?1 AND 
 
 // Reseal implements store.Keys.
 func (s *Store) Reseal(ctx context.Context, rows []store.Resealed) (done int, err error) {
-	err = s.change(ctx, "seal tokens anew", func(tx *sql.Tx) error {
+	err = s.change(ctx, "seal tokens anew", func(ctx context.Context, tx *sql.Tx) error {
 		done = 0
 		for _, r := range rows {
 			n, err := changed(ctx, tx, sqlReseal, r.Old.ID, r.Old.SealedAccess, r.Old.SealedRefresh, r.Access, r.Refresh)

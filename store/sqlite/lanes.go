@@ -18,7 +18,7 @@ RETURNING fence, lost_claims - 1`
 
 // ClaimLane implements store.Requests.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Lane, claimed bool, err error) {
-	err = s.change(ctx, "claim lane", func(tx *sql.Tx) error {
+	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) error {
 		lane = store.Lane{Account: account}
 		err := tx.QueryRowContext(ctx, sqlClaimLane, account, worker, micros(now.Add(lease)), micros(now)).
 			Scan(&lane.Fence, &lane.LostClaims)
@@ -39,7 +39,7 @@ UPDATE lanes SET lease_until = ?3 WHERE account = ?1 AND fence = ?2 AND lease_ow
 
 // ExtendLane implements store.Requests.
 func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error {
-	return s.change(ctx, "extend lane", func(tx *sql.Tx) error {
+	return s.change(ctx, "extend lane", func(ctx context.Context, tx *sql.Tx) error {
 		return fenced(changed(ctx, tx, sqlExtendLane, lane.Account, lane.Fence, micros(now.Add(lease))))
 	})
 }
@@ -53,7 +53,7 @@ WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
 
 // ReleaseLane implements store.Requests.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, _ time.Time) (released bool, err error) {
-	err = s.change(ctx, "release lane", func(tx *sql.Tx) error {
+	err = s.change(ctx, "release lane", func(ctx context.Context, tx *sql.Tx) error {
 		n, err := changed(ctx, tx, sqlReleaseLane, lane.Account, lane.Fence, rings, micros(wakeAt))
 		if released = n > 0; released || err != nil {
 			return err
@@ -77,7 +77,7 @@ ORDER BY wake_at, account LIMIT ?2`
 
 // DueLanes implements store.Requests.
 func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) (accounts []string, err error) {
-	err = s.view(ctx, "list due lanes", func(tx *sql.Tx) error {
+	err = s.view(ctx, "list due lanes", func(ctx context.Context, tx *sql.Tx) error {
 		accounts, err = collect(ctx, tx, scanText, sqlDueLanes, micros(now), limit)
 		return err
 	})
@@ -98,7 +98,7 @@ SELECT coalesce(
 
 // Look implements store.Requests.
 func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
-	err = s.view(ctx, "look at lane", func(tx *sql.Tx) error {
+	err = s.view(ctx, "look at lane", func(ctx context.Context, tx *sql.Tx) error {
 		look = store.Look{}
 		if look.Rings, look.Pause, err = readRings(ctx, tx, lane); err != nil {
 			return err
@@ -169,7 +169,7 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> ?
 
 // Reserve implements store.Requests.
 func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
-	err = s.change(ctx, "reserve calls", func(tx *sql.Tx) error {
+	err = s.change(ctx, "reserve calls", func(ctx context.Context, tx *sql.Tx) error {
 		var left, others, take int
 		if err := tx.QueryRowContext(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&left); err != nil {
 			return err
@@ -189,7 +189,7 @@ WHERE account = ?1 AND state IN ('scheduled', 'queued') AND ` + unfinished + ` A
 
 // HoldLine implements store.Requests.
 func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
-	err = s.change(ctx, "hold line", func(tx *sql.Tx) error {
+	err = s.change(ctx, "hold line", func(ctx context.Context, tx *sql.Tx) error {
 		held = nil
 		line, err := readLane(ctx, tx, claim.Account)
 		if err == nil && !line.HeldBy(claim) {

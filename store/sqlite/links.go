@@ -19,7 +19,7 @@ DELETE FROM connect_links WHERE token_hash IN
 
 // AddLink implements store.Links.
 func (s *Store) AddLink(ctx context.Context, link store.NewLink) error {
-	return s.change(ctx, "add link", func(tx *sql.Tx) error {
+	return s.change(ctx, "add link", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, sqlAddLink, store.LinkDigest(link.Token), link.Account, link.ReturnTo, micros(link.Now), micros(link.ExpiresAt))
 		if err != nil {
 			return err
@@ -37,7 +37,7 @@ const (
 
 // Link implements store.Links.
 func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, error) {
-	link, err := scanLink(s.read.QueryRowContext(ctx, sqlLink, store.LinkDigest(token)))
+	link, err := scanLink(s.row(ctx, sqlLink, store.LinkDigest(token)))
 	return link, s.wrap("read link", missing(err, store.ErrNotFound))
 }
 
@@ -60,7 +60,7 @@ WHERE token_hash = ?1`
 
 // BeginAttempt implements store.Links.
 func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt store.LinkAttempt) (link store.Link, err error) {
-	err = s.change(ctx, "begin attempt", func(tx *sql.Tx) error {
+	err = s.change(ctx, "begin attempt", func(ctx context.Context, tx *sql.Tx) error {
 		digest := store.LinkDigest(token)
 		var busy bool
 		link, err = scanLink(tx.QueryRowContext(ctx, sqlLinkBusy, digest, micros(attempt.Now)), &busy)
@@ -93,7 +93,7 @@ FROM connect_links WHERE attempt_state = ?1`
 
 // TakeAttempt implements store.Links.
 func (s *Store) TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
-	err = s.change(ctx, "take attempt", func(tx *sql.Tx) error {
+	err = s.change(ctx, "take attempt", func(ctx context.Context, tx *sql.Tx) error {
 		digest := store.LinkDigest(state)
 		var a store.StoredAttempt
 		a.Link, err = scanLink(tx.QueryRowContext(ctx, sqlAttempt, digest), &a.Browser, &a.Verifier, at{&a.ExpiresAt})
@@ -122,7 +122,7 @@ UPDATE connect_links SET used_at = coalesce(used_at, ?2), attempt_verifier = NUL
 
 // GiveUpAttempt implements store.Links.
 func (s *Store) GiveUpAttempt(ctx context.Context, id string, state secret.String) error {
-	return s.change(ctx, "give up attempt", func(tx *sql.Tx) error {
+	return s.change(ctx, "give up attempt", func(ctx context.Context, tx *sql.Tx) error {
 		digest, err := store.ParseLinkID(id)
 		if err != nil {
 			return err
@@ -134,7 +134,7 @@ func (s *Store) GiveUpAttempt(ctx context.Context, id string, state secret.Strin
 
 // UseLink implements store.Links.
 func (s *Store) UseLink(ctx context.Context, id string, now time.Time) error {
-	return s.change(ctx, "use link", func(tx *sql.Tx) error {
+	return s.change(ctx, "use link", func(ctx context.Context, tx *sql.Tx) error {
 		digest, err := store.ParseLinkID(id)
 		if err != nil {
 			return err

@@ -13,7 +13,7 @@ const sqlSetPause = `UPDATE lanes SET paused_at = ?2, paused_until = ?3, pause_r
 
 // PauseAccount implements store.Requests.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
-	return s.change(ctx, "pause account", func(tx *sql.Tx) error {
+	return s.change(ctx, "pause account", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := setPause(ctx, tx, account, pause, pause.Since)
 		return err
 	})
@@ -21,7 +21,7 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 
 // ResumeAccount implements store.Requests.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
-	err = s.change(ctx, "resume account", func(tx *sql.Tx) error {
+	err = s.change(ctx, "resume account", func(ctx context.Context, tx *sql.Tx) error {
 		before, err = setPause(ctx, tx, account, store.Pause{}, now)
 		return err
 	})
@@ -56,7 +56,7 @@ GROUP BY account ORDER BY account`
 
 // Late implements store.Requests.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) (lines []store.LateLine, err error) {
-	err = s.view(ctx, "look for late requests", func(tx *sql.Tx) error {
+	err = s.report(ctx, "look for late requests", func(ctx context.Context, tx *sql.Tx) error {
 		lines, err = collect(ctx, tx, func(row scanner) (l store.LateLine, err error) {
 			err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 			return l, err
@@ -71,7 +71,7 @@ WHERE account = ?1 AND due_at < ?2 AND ` + unfinished + ` AND ` + unsent + ` ORD
 
 // ExpireLate implements store.Requests.
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
-	err = s.change(ctx, "expire late requests", func(tx *sql.Tx) error {
+	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx *sql.Tx) error {
 		expired = nil
 		line, err := readLane(ctx, tx, account)
 		if err != nil {
@@ -111,7 +111,7 @@ SELECT sent_at FROM posts WHERE account = ?1 AND state = 'posted' AND sent_at > 
 
 // Sent implements store.Requests.
 func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) (sent []time.Time, err error) {
-	err = s.view(ctx, "look for sent posts", func(tx *sql.Tx) error {
+	err = s.view(ctx, "look for sent posts", func(ctx context.Context, tx *sql.Tx) error {
 		sent, err = collect(ctx, tx, func(row scanner) (t time.Time, err error) {
 			err = row.Scan(at{&t})
 			return t, err

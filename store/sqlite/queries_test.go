@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -225,7 +226,7 @@ func TestWritersNeverMeetHalfWay(t *testing.T) {
 	for i, one := range []*Store{s, other} {
 		go func() {
 			for n := range each {
-				err := one.change(t.Context(), "test", func(tx *sql.Tx) error { return readThenWrite(t.Context(), tx, i*each+n) })
+				err := one.change(t.Context(), "test", func(_ context.Context, tx *sql.Tx) error { return readThenWrite(t.Context(), tx, i*each+n) })
 				if err != nil {
 					failures <- err
 					return
@@ -260,5 +261,41 @@ func TestFullDiskNamesThePath(t *testing.T) {
 	err := s.Refuse(t.Context(), jetpost.Refusal{Sequence: 1, Stored: time.Now()}, make([]byte, 1<<20))
 	if err == nil || !strings.Contains(err.Error(), s.path) || !strings.Contains(err.Error(), "full") {
 		t.Errorf("error is %v, want one that names the path and says that it is full", err)
+	}
+}
+
+// TestWaitIsBounded: who waits for a lock is told so, also where another process
+// holds it, and what was given up takes no effect later.
+func TestWaitIsBounded(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"in this process", "in another"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := openFresh(t)
+				holder := s
+				if where == "in another" {
+					var err error
+					holder, err = Open(t.Context(), s.path, s.sealer)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer func() { _ = holder.Close() }()
+				}
+				err := transact(t.Context(), time.Hour, holder.write, nil, func(context.Context, *sql.Tx) error {
+					took, err := s.TryLease(t.Context(), "name", "late", time.Hour, time.Now())
+					if took || !store.Unavailable(err) {
+						t.Errorf("took the lease: %t, %v; want an UnavailableError", took, err)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if took, err := s.TryLease(t.Context(), "name", "next", time.Hour, time.Now()); !took || err != nil {
+					t.Errorf("the lease was taken by what was given up: %v", err)
+				}
+			})
+		})
 	}
 }

@@ -25,7 +25,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?
 
 // Accept implements store.Requests.
 func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store.Decision, err error) {
-	err = s.change(ctx, "accept request", func(tx *sql.Tx) error {
+	err = s.change(ctx, "accept request", func(ctx context.Context, tx *sql.Tx) error {
 		line, err := readLane(ctx, tx, in.Request.Account)
 		if err != nil {
 			return err
@@ -128,7 +128,7 @@ func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other sto
 
 // SameText implements store.Requests.
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
-	err = s.view(ctx, "look for the same text", func(tx *sql.Tx) error {
+	err = s.view(ctx, "look for the same text", func(ctx context.Context, tx *sql.Tx) error {
 		other, found, err = findText(ctx, tx, q)
 		return err
 	})
@@ -187,7 +187,7 @@ SELECT stored, sequence, account, id, code, problems FROM refusals ORDER BY stor
 
 // Refuse implements store.Requests.
 func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
-	return s.change(ctx, "record refusal", func(tx *sql.Tx) error {
+	return s.change(ctx, "record refusal", func(ctx context.Context, tx *sql.Tx) error {
 		problems, err := json.Marshal(append([]jetpost.Problem{}, refusal.Problems...)) // a list, if an empty one
 		if err != nil {
 			return err
@@ -206,7 +206,7 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 
 // Refusals implements store.Requests.
 func (s *Store) Refusals(ctx context.Context, limit int) (refusals []jetpost.Refusal, err error) {
-	err = s.view(ctx, "list refusals", func(tx *sql.Tx) error {
+	err = s.view(ctx, "list refusals", func(ctx context.Context, tx *sql.Tx) error {
 		refusals, err = collect(ctx, tx, scanRefusal, sqlRefusals, limit)
 		return err
 	})
@@ -229,7 +229,7 @@ WHERE account = ?1 AND state = 'held' AND reason_code = ?2 AND (hold_until IS NU
 
 // EndHolds implements store.Requests.
 func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (n int, err error) {
-	err = s.change(ctx, "end holds", func(tx *sql.Tx) error {
+	err = s.change(ctx, "end holds", func(ctx context.Context, tx *sql.Tx) error {
 		n, err = endHolds(ctx, tx, account, code, now)
 		return err
 	})
@@ -301,7 +301,7 @@ WHERE a.name = ?1`
 
 // Witness implements store.Requests.
 func (s *Store) Witness(ctx context.Context, account string) (w store.Witness, err error) {
-	err = s.view(ctx, "find latest post", func(tx *sql.Tx) error {
+	err = s.view(ctx, "find latest post", func(ctx context.Context, tx *sql.Tx) error {
 		err := tx.QueryRowContext(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
 		return missing(err, store.ErrNotFound)
 	})
@@ -314,7 +314,7 @@ func (s *Store) Owned(ctx context.Context, postIDs []string) (owned []string, er
 	if err != nil {
 		return nil, fmt.Errorf("find owned posts: %w", err)
 	}
-	err = s.view(ctx, "find owned posts", func(tx *sql.Tx) error {
+	err = s.view(ctx, "find owned posts", func(ctx context.Context, tx *sql.Tx) error {
 		owned, err = collect(ctx, tx, func(row scanner) (id string, err error) {
 			return id, row.Scan(&id)
 		}, sqlOwned, string(ids))
@@ -325,7 +325,7 @@ func (s *Store) Owned(ctx context.Context, postIDs []string) (owned []string, er
 
 // Request implements store.Requests.
 func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record, err error) {
-	err = s.view(ctx, "read request", func(tx *sql.Tx) error {
+	err = s.view(ctx, "read request", func(ctx context.Context, tx *sql.Tx) error {
 		r, err := readRequest(ctx, tx, key)
 		if err == nil {
 			record = r.Told()
@@ -342,7 +342,7 @@ ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
 
 // ListRequests implements store.Requests.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []store.Record, err error) {
-	err = s.view(ctx, "list requests", func(tx *sql.Tx) error {
+	err = s.report(ctx, "list requests", func(ctx context.Context, tx *sql.Tx) error {
 		rows, err := collect(ctx, tx, scanRequest, sqlListRequests,
 			f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows())
 		if err != nil {
@@ -369,7 +369,7 @@ ORDER BY account, due_at, seq LIMIT ?4`
 
 // Waiting implements store.Requests.
 func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) (list []store.Waiting, err error) {
-	err = s.view(ctx, "list waiting requests", func(tx *sql.Tx) error {
+	err = s.report(ctx, "list waiting requests", func(ctx context.Context, tx *sql.Tx) error {
 		list, err = collect(ctx, tx, func(row scanner) (w store.Waiting, err error) {
 			err = row.Scan(&w.Account, &w.ID, &w.Seq, &w.State, &w.Code, at{&w.DueAt}, at{&w.HoldUntil}, at{&w.ExpiresAt}, &w.Begun, &w.Posts, &w.Live)
 			return w, err
@@ -384,7 +384,7 @@ const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
 // CountRequests implements store.Requests.
 func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int, err error) {
 	counts = make(map[jetpost.State]int)
-	err = s.view(ctx, "count requests", func(tx *sql.Tx) error {
+	err = s.report(ctx, "count requests", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var state jetpost.State
 			var n int
@@ -402,7 +402,7 @@ SELECT account, id FROM requests WHERE announced < revision AND updated_at < ?1 
 
 // Unannounced implements store.Requests.
 func (s *Store) Unannounced(ctx context.Context, before time.Time, limit int) (keys []store.Key, err error) {
-	err = s.view(ctx, "list unannounced requests", func(tx *sql.Tx) error {
+	err = s.view(ctx, "list unannounced requests", func(ctx context.Context, tx *sql.Tx) error {
 		keys, err = collect(ctx, tx, func(row scanner) (key store.Key, err error) {
 			err = row.Scan(&key.Account, &key.ID)
 			return key, err
@@ -417,7 +417,7 @@ UPDATE requests SET announced = max(announced, min(?3, revision)) WHERE account 
 
 // MarkAnnounced implements store.Requests.
 func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
-	err = s.change(ctx, "mark request announced", func(tx *sql.Tx) error {
+	err = s.change(ctx, "mark request announced", func(ctx context.Context, tx *sql.Tx) error {
 		var current int64
 		err := tx.QueryRowContext(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&current)
 		latest = err == nil && current == revision

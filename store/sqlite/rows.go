@@ -36,7 +36,7 @@ FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 // As one connection writes, nobody else changes a row between its read and its
 // save. It fails with store.ErrNotFound.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
-	err = s.change(ctx, what, func(tx *sql.Tx) error {
+	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) error {
 		line, err := readLane(ctx, tx, key.Account)
 		if err != nil {
 			return err

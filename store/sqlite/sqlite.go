@@ -21,9 +21,15 @@ import (
 const (
 	// schemaVersion is the version of the newest migration.
 	schemaVersion = 1
+	// callTimeout bounds each call, from the wait for a connection on: a worker whose
+	// database does not answer has to notice and give back what it holds within 10 s.
+	// Only a disk that does not answer the kernel is waited for beyond that.
+	callTimeout = 5 * time.Second
+	// reportTimeout bounds a call that reads much, for a person who waits for it.
+	reportTimeout = time.Minute
 	// busyTimeoutMillis is how long a statement waits for a lock that another
-	// process holds.
-	busyTimeoutMillis = 10_000
+	// process holds: less than callTimeout, so that SQLite says why.
+	busyTimeoutMillis = 4_000
 	maxReaders        = 4 // connections of the read pool
 )
 
@@ -145,25 +151,51 @@ func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close
 // change runs a write transaction. All errors of a method are wrapped here:
 // what names the method, and what SQLite itself reports (a full disk, a file
 // that is no database) also names the path.
-func (s *Store) change(ctx context.Context, what string, f func(*sql.Tx) error) error {
-	return s.wrap(what, transact(ctx, s.write, nil, f))
+func (s *Store) change(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
+	return s.wrap(what, transact(ctx, callTimeout, s.write, nil, f))
 }
 
 // view runs a read transaction: everything in it is read as of one moment.
-func (s *Store) view(ctx context.Context, what string, f func(*sql.Tx) error) error {
-	return s.wrap(what, transact(ctx, s.read, &sql.TxOptions{ReadOnly: true}, f))
+func (s *Store) view(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
+	return s.wrap(what, transact(ctx, callTimeout, s.read, &sql.TxOptions{ReadOnly: true}, f))
 }
 
-func transact(ctx context.Context, db *sql.DB, options *sql.TxOptions, f func(*sql.Tx) error) error {
+// report is view for what reads much.
+func (s *Store) report(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
+	return s.wrap(what, transact(ctx, reportTimeout, s.read, &sql.TxOptions{ReadOnly: true}, f))
+}
+
+// transact ends with what became of the transaction: one that is given up is rolled
+// back, and takes no effect later.
+func transact(ctx context.Context, timeout time.Duration, db *sql.DB, options *sql.TxOptions, f func(context.Context, *sql.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	tx, err := db.BeginTx(ctx, options)
 	if err != nil {
 		return err
 	}
-	if err := f(tx); err != nil {
+	if err := f(ctx, tx); err != nil {
 		_ = tx.Rollback() // the first error is the one that tells
 		return err
 	}
 	return tx.Commit()
+}
+
+// row reads one row outside of a transaction.
+func (s *Store) row(ctx context.Context, query string, args ...any) boundedRow {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	return boundedRow{s.read.QueryRowContext(ctx, query, args...), cancel}
+}
+
+// boundedRow ends its deadline as it is read.
+type boundedRow struct {
+	row    *sql.Row
+	cancel context.CancelFunc
+}
+
+func (r boundedRow) Scan(dest ...any) error {
+	defer r.cancel()
+	return r.row.Scan(dest...)
 }
 
 func (s *Store) wrap(what string, err error) error {
@@ -171,10 +203,30 @@ func (s *Store) wrap(what string, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case unavailable(err):
+		return fmt.Errorf("%s: %w", what, &store.UnavailableError{Database: s.path, Err: err})
 	case errors.As(err, &own):
 		return fmt.Errorf("%s: database %s: %w", what, s.path, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// primaryCode is the part of an error's code that is the same for all errors of a kind.
+const primaryCode = 0xff
+
+// unavailable tells a database that is locked, or whose disk is full or fails, from
+// one that answers.
+func unavailable(err error) bool {
+	var own *driver.Error
+	if !errors.As(err, &own) {
+		return errors.Is(err, context.DeadlineExceeded)
+	}
+	switch own.Code() & primaryCode {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN:
+		return true
+	default:
+		return false
+	}
 }
 
 // missing turns "no rows" into the given error.
@@ -257,7 +309,7 @@ const sqlLedgerID = `SELECT id FROM ledger`
 
 // LedgerID implements store.Ledger.
 func (s *Store) LedgerID(ctx context.Context) (id string, err error) {
-	err = s.read.QueryRowContext(ctx, sqlLedgerID).Scan(&id)
+	err = s.row(ctx, sqlLedgerID).Scan(&id)
 	return id, s.wrap("read ledger id", err)
 }
 
@@ -277,7 +329,7 @@ WHERE substr(access_token, 5, 8) <> ?1 OR substr(refresh_token, 5, 8) <> ?1`
 
 // CheckKeys implements store.Ledger.
 func (s *Store) CheckKeys(ctx context.Context) error {
-	return s.change(ctx, "check keys", func(tx *sql.Tx) error {
+	return s.change(ctx, "check keys", func(ctx context.Context, tx *sql.Tx) error {
 		var id, canary string
 		if err := tx.QueryRowContext(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
 			return err
@@ -302,7 +354,7 @@ WHERE leases.owner = excluded.owner OR leases.until <= ?4`
 
 // TryLease implements store.Ledger.
 func (s *Store) TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (ok bool, err error) {
-	err = s.change(ctx, "take lease", func(tx *sql.Tx) error {
+	err = s.change(ctx, "take lease", func(ctx context.Context, tx *sql.Tx) error {
 		n, err := changed(ctx, tx, sqlTryLease, name, owner, micros(now.Add(d)), micros(now))
 		ok = n > 0
 		return err

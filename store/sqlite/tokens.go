@@ -37,7 +37,7 @@ func scanToken(row scanner) (t store.SealedToken, err error) {
 
 // Token implements store.Tokens.
 func (s *Store) Token(ctx context.Context, account string) (store.Token, error) {
-	sealed, err := scanToken(s.read.QueryRowContext(ctx, sqlToken, account))
+	sealed, err := scanToken(s.row(ctx, sqlToken, account))
 	if err != nil {
 		return store.Token{}, s.wrap("read token", missing(err, store.ErrNotFound))
 	}
@@ -59,7 +59,7 @@ SELECT count(*) FROM oauth_tokens WHERE requires_reauth = 0 AND due_at < ?1 AND 
 
 // OpenRound implements store.Tokens.
 func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, batchSize int, now time.Time) (round store.Round, err error) {
-	err = s.change(ctx, "open round", func(tx *sql.Tx) (err error) {
+	err = s.change(ctx, "open round", func(ctx context.Context, tx *sql.Tx) (err error) {
 		if batchSize < 1 {
 			return fmt.Errorf("batch size is %d, want at least 1", batchSize)
 		}
@@ -131,7 +131,7 @@ func claimArgs(now time.Time, pace store.Pace, args ...any) []any {
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
 	var rows []store.SealedToken
 	args := claimArgs(claim.Now, claim.Pace, claim.Round, claim.Limit)
-	err := s.change(ctx, "claim due tokens", func(tx *sql.Tx) (err error) {
+	err := s.change(ctx, "claim due tokens", func(ctx context.Context, tx *sql.Tx) (err error) {
 		if _, err := tx.ExecContext(ctx, sqlJournalDue, args...); err != nil {
 			return err
 		}
@@ -151,7 +151,7 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 // claimed: the transaction is rolled back.
 func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
 	args := claimArgs(claim.Now, claim.Pace, claim.Account, claim.UsedVersion, claim.Force, claim.Refused)
-	err = s.change(ctx, "claim token", func(tx *sql.Tx) error {
+	err = s.change(ctx, "claim token", func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, sqlJournalToken, args...); err != nil {
 			return err
 		}
@@ -170,7 +170,7 @@ func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token s
 }
 
 const (
-	sqlClaimed   = `SELECT user_id, requires_reauth FROM oauth_tokens WHERE id = ?1 AND version = ?2`
+	sqlClaimed   = `SELECT user_id, requires_reauth, version, access_token, refresh_token FROM oauth_tokens WHERE id = ?1`
 	sqlSaveToken = `
 UPDATE oauth_tokens
 SET access_token = ?3, refresh_token = ?4, expires_at = ?5, refresh_after = ?6, scope = ?7, refreshed_at = ?8,
@@ -181,7 +181,7 @@ WHERE id = ?1 AND version = ?2`
 
 // SaveToken implements store.Tokens.
 func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
-	return s.change(ctx, "save token", func(tx *sql.Tx) error {
+	return s.change(ctx, "save token", func(ctx context.Context, tx *sql.Tx) error {
 		access, refresh, err := s.sealer.SealPair(claim.ID, pair)
 		if err != nil {
 			return err
@@ -190,18 +190,24 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		if err != nil {
 			return err
 		}
-		var account string
+		there := store.SealedToken{Token: store.Token{ID: claim.ID}}
 		var reauth bool
-		err = tx.QueryRowContext(ctx, sqlClaimed, claim.ID, claim.Version).Scan(&account, &reauth)
-		if err != nil {
+		err = tx.QueryRowContext(ctx, sqlClaimed, claim.ID).
+			Scan(&there.Account, &reauth, &there.Version, &there.SealedAccess, &there.SealedRefresh)
+		switch {
+		case err != nil:
 			return missing(err, store.ErrFenced)
+		case s.sealer.Saved(there, claim, pair):
+			return nil
+		case there.Version != claim.Version:
+			return store.ErrFenced
 		}
 		_, err = tx.ExecContext(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
 			micros(pair.ExpiresAt), micros(pair.RefreshAfter(now)), pair.Scope, micros(now), string(meta))
 		if err != nil || !reauth {
 			return err
 		}
-		_, err = endHolds(ctx, tx, account, jetpost.CodeAccountReauthRequired, now)
+		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, now)
 		return err
 	})
 }
@@ -213,7 +219,7 @@ WHERE id = ?1 AND version = ?2 AND lease_id = ?3`
 
 // SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
-	return s.change(ctx, "save token failure", func(tx *sql.Tx) error {
+	return s.change(ctx, "save token failure", func(ctx context.Context, tx *sql.Tx) error {
 		patch, err := json.Marshal(failure.MetaPatch())
 		if err != nil {
 			return err
@@ -236,7 +242,7 @@ WHERE user_id = ?1 AND (lease_until IS NULL OR lease_until <= ?2)`
 // Disconnect implements store.Tokens. A token that does not open stays as it is:
 // the transaction is rolled back.
 func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
-	err = s.change(ctx, "disconnect account", func(tx *sql.Tx) error {
+	err = s.change(ctx, "disconnect account", func(ctx context.Context, tx *sql.Tx) error {
 		patch, err := json.Marshal(store.DisconnectedMeta(now))
 		if err != nil {
 			return err
@@ -260,7 +266,7 @@ func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (
 
 // ForgetPair implements store.Tokens.
 func (s *Store) ForgetPair(ctx context.Context, token store.Token) error {
-	return s.change(ctx, "forget token", func(tx *sql.Tx) error {
+	return s.change(ctx, "forget token", func(ctx context.Context, tx *sql.Tx) error {
 		access, refresh, err := s.sealer.SealPair(token.ID, store.Pair{})
 		if err != nil {
 			return err
@@ -277,7 +283,7 @@ WHERE t.user_id = ?1 ORDER BY j.version, j.attempt`
 // Retries implements store.Tokens.
 func (s *Store) Retries(ctx context.Context, account string) ([]store.Retry, error) {
 	var retries []store.Retry
-	err := s.view(ctx, "read journal", func(tx *sql.Tx) (err error) {
+	err := s.view(ctx, "read journal", func(ctx context.Context, tx *sql.Tx) (err error) {
 		retries, err = collect(ctx, tx, func(row scanner) (r store.Retry, err error) {
 			err = row.Scan(&r.Version, &r.Attempt, at{&r.InDoubtSince}, at{&r.StartedAt})
 			return r, err
@@ -291,13 +297,14 @@ const (
 	sqlNotices = `
 SELECT user_id, requires_reauth, metadata, version, refreshed_at FROM oauth_tokens
 WHERE requires_reauth <> reauth_told AND (?1 = '' OR user_id = ?1) ORDER BY user_id LIMIT ?2`
-	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = ?2 WHERE user_id = ?1`
+	// A word about an older pair may come in any order: the present state is told again.
+	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = CASE WHEN version = ?3 THEN ?2 ELSE NOT requires_reauth END WHERE user_id = ?1`
 )
 
 // Notices implements store.Tokens.
 func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
 	var notices []store.Notice
-	err := s.view(ctx, "read notices", func(tx *sql.Tx) (err error) {
+	err := s.view(ctx, "read notices", func(ctx context.Context, tx *sql.Tx) (err error) {
 		notices, err = collect(ctx, tx, scanNotice, sqlNotices, account, limit)
 		return err
 	})
@@ -316,8 +323,8 @@ func scanNotice(row scanner) (n store.Notice, err error) {
 
 // MarkNoticed implements store.Tokens.
 func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
-	return s.change(ctx, "mark notice", func(tx *sql.Tx) error {
-		n, err := changed(ctx, tx, sqlMarkNoticed, notice.Account, notice.Required)
+	return s.change(ctx, "mark notice", func(ctx context.Context, tx *sql.Tx) error {
+		n, err := changed(ctx, tx, sqlMarkNoticed, notice.Account, notice.Required, notice.Version)
 		if err == nil && n == 0 {
 			return store.ErrNotFound
 		}
@@ -346,7 +353,7 @@ WHERE r.id = ?1 GROUP BY r.id`
 
 // BatchDone implements store.Tokens.
 func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (r store.Round, err error) {
-	err = s.change(ctx, "count batch", func(tx *sql.Tx) error {
+	err = s.change(ctx, "count batch", func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := readRound(ctx, tx, round); err != nil {
 			return err
 		}
@@ -369,7 +376,7 @@ const sqlRoundAnnounced = `UPDATE refresh_rounds SET announced = 1 WHERE id = ?1
 
 // RoundAnnounced implements store.Tokens.
 func (s *Store) RoundAnnounced(ctx context.Context, round string) error {
-	return s.change(ctx, "mark round announced", func(tx *sql.Tx) error {
+	return s.change(ctx, "mark round announced", func(ctx context.Context, tx *sql.Tx) error {
 		n, err := changed(ctx, tx, sqlRoundAnnounced, round)
 		if err == nil && n == 0 {
 			return store.ErrNotFound

@@ -113,6 +113,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"LinkForgets", linkForgets},
 		{"LinkSecrets", linkSecrets},
 		{"Links", links},
+		{"LateWords", lateWords},
 		{"ListRequests", listRequests},
 		{"LookHead", lookHead},
 		{"LostKey", lostKey},

@@ -1,0 +1,395 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// soon is how long calls wait in these tests for a database that does not answer.
+	soon = 300 * time.Millisecond
+	// transaction and statement are what a client sends as the last of a call: a
+	// commit, or a statement that was prepared before.
+	transaction, statement = "commit", "stmtcache_"
+	// patiently is how long a test waits for a fact.
+	patiently = 20 * time.Second
+)
+
+// proxied is a ledger behind a proxy.
+type proxied struct {
+	*testBundle
+	proxy *pgtest.Proxy
+	lane  store.Lane
+	token store.Token
+	link  secret.String
+	state secret.String
+	round string
+}
+
+// behind opens a ledger behind a proxy, by one connection that is warm: every
+// statement was prepared on it.
+func behind(t *testing.T) *proxied {
+	t.Helper()
+	p := &proxied{testBundle: setup(t)}
+	p.proxy = pgtest.NewProxy(t, p.url)
+	sealer, err := store.NewSealer(p.key)
+	check(t, err)
+	p.st = open(t, p.proxy.URL()+"&pool_max_conns=1", sealer)
+	return p
+}
+
+// lease claims everything that a worker may hold.
+func (p *proxied) hold(t *testing.T) {
+	t.Helper()
+	_, err := p.st.Accept(t.Context(), p.acceptance("r"))
+	check(t, err)
+	p.lane, _, err = p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now)
+	check(t, err)
+	p.token, _, err = p.st.ClaimToken(t.Context(), store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Refused: true, Pace: store.Pace{Lease: lease}, Now: p.now})
+	check(t, err)
+	p.link, p.state = secret.New(uuid.NewString()), secret.New(uuid.NewString())
+	check(t, p.st.AddLink(t.Context(), store.NewLink{Token: p.link, Account: "new", Now: p.now, ExpiresAt: p.now.Add(time.Hour)}))
+	_, err = p.st.BeginAttempt(t.Context(), p.link, p.attempt())
+	check(t, err)
+	id, err := uuid.NewV7()
+	check(t, err)
+	p.round = id.String()
+	_, err = p.st.OpenRound(t.Context(), p.round, 24*time.Hour, 1, p.now)
+	check(t, err)
+}
+
+func (p *proxied) attempt() store.LinkAttempt {
+	return store.LinkAttempt{State: p.state, Browser: secret.New("b"), Verifier: secret.New("v"), ExpiresAt: p.now.Add(time.Hour), Now: p.now}
+}
+
+func (p *proxied) intent() store.Intent {
+	return store.Intent{NotAfter: p.now.Add(time.Minute), Now: p.now, Lease: lease}
+}
+
+func (p *proxied) outcome() store.Outcome {
+	return store.Outcome{State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited, Until: p.now.Add(time.Hour)}, PostState: jetpost.PostPending, Now: p.now}
+}
+
+// calls is every method of a store but Close.
+func (p *proxied) calls() map[string]func(context.Context) error {
+	key := store.Key{Account: acme, ID: "r"}
+	st := p.st
+	first := func(_ any, err error) error { return err }
+	return map[string]func(ctx context.Context) error{
+		"Accept":   func(ctx context.Context) error { return first(st.Accept(ctx, p.acceptance("r"))) },
+		"Account":  func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
+		"Accounts": func(ctx context.Context) error { return first(st.Accounts(ctx)) },
+		"AddLink": func(ctx context.Context) error {
+			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Now: p.now, ExpiresAt: p.now})
+		},
+		"BatchDone":    func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
+		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
+		"BeginAttempt": func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
+		"Cancel":       func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
+		"Canary":       func(ctx context.Context) error { _, _, err := st.Canary(ctx); return err },
+		"CheckKeys":    st.CheckKeys,
+		"ClaimDue": func(ctx context.Context) error {
+			return first(st.ClaimDue(ctx, store.DueClaim{Round: p.round, Limit: 1, Pace: store.Pace{Lease: lease}, Now: p.now}))
+		},
+		"ClaimLane": func(ctx context.Context) error {
+			_, _, err := st.ClaimLane(ctx, acme, "worker", lease, p.now)
+			return err
+		},
+		"ClaimToken": func(ctx context.Context) error {
+			_, _, err := st.ClaimToken(ctx, store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease}, Now: p.now})
+			return err
+		},
+		"Clock":         func(ctx context.Context) error { return first(st.Clock(ctx)) },
+		"Conclude":      func(ctx context.Context) error { return st.Conclude(ctx, p.lane, "r", p.outcome()) },
+		"CountRequests": func(ctx context.Context) error { return first(st.CountRequests(ctx)) },
+		"Disconnect":    func(ctx context.Context) error { return first(st.Disconnect(ctx, acme, p.now)) },
+		"DueLanes":      func(ctx context.Context) error { return first(st.DueLanes(ctx, p.now, 1)) },
+		"EndHolds":      func(ctx context.Context) error { return first(st.EndHolds(ctx, acme, jetpost.CodeFuse, p.now)) },
+		"ExpireLate": func(ctx context.Context) error {
+			return first(st.ExpireLate(ctx, acme, p.now.Add(time.Hour), 1, p.now))
+		},
+		"ExtendLane": func(ctx context.Context) error { return st.ExtendLane(ctx, p.lane, lease, p.now) },
+		"ForgetPair": func(ctx context.Context) error { return st.ForgetPair(ctx, p.token) },
+		"GiveUpAttempt": func(ctx context.Context) error {
+			return st.GiveUpAttempt(ctx, store.LinkID(store.LinkDigest(p.link)), p.state)
+		},
+		"HoldLine": func(ctx context.Context) error {
+			return first(st.HoldLine(ctx, p.lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, 0, p.now))
+		},
+		"ImportAccount": func(ctx context.Context) error {
+			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
+		},
+		"KeyUses":       func(ctx context.Context) error { return first(st.KeyUses(ctx)) },
+		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now)) },
+		"LedgerID":      func(ctx context.Context) error { return first(st.LedgerID(ctx)) },
+		"Link":          func(ctx context.Context) error { return first(st.Link(ctx, p.link)) },
+		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
+		"Look":          func(ctx context.Context) error { return first(st.Look(ctx, p.lane, p.now)) },
+		"MarkAnnounced": func(ctx context.Context) error { return first(st.MarkAnnounced(ctx, key, 1)) },
+		"MarkNoticed":   func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme}) },
+		"Notices":       func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
+		"OpenRound":     func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
+		"Owned":         func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
+		"PauseAccount":  func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
+		"Posted":        func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
+		"Reconcile":     func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
+		"Refusals":      func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
+		"Refuse":        func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
+		"ReleaseLane":   func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
+		"Replay":        func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
+		"Request":       func(ctx context.Context) error { return first(st.Request(ctx, key)) },
+		"Reschedule":    func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
+		"Reseal":        func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
+		"Reserve": func(ctx context.Context) error {
+			return first(st.Reserve(ctx, p.lane, store.Reservation{Window: "w", Left: 5, Need: 1, Now: p.now}))
+		},
+		"Resolve":        func(ctx context.Context) error { return first(st.Resolve(ctx, key, "1", p.now)) },
+		"ResumeAccount":  func(ctx context.Context) error { return first(st.ResumeAccount(ctx, acme, p.now)) },
+		"Retries":        func(ctx context.Context) error { return first(st.Retries(ctx, acme)) },
+		"RoundAnnounced": func(ctx context.Context) error { return st.RoundAnnounced(ctx, p.round) },
+		"SameText": func(ctx context.Context) error {
+			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
+			return err
+		},
+		"SaveToken": func(ctx context.Context) error {
+			return st.SaveToken(ctx, p.token, store.Pair{Refresh: secret.New("r3")}, p.now)
+		},
+		"SaveTokenFailure": func(ctx context.Context) error {
+			return st.SaveTokenFailure(ctx, p.token, store.TokenFailure{Now: p.now})
+		},
+		"SealedTokens": func(ctx context.Context) error { return first(st.SealedTokens(ctx, "", 1)) },
+		"Sent":         func(ctx context.Context) error { return first(st.Sent(ctx, acme, p.now, 1)) },
+		"TakeAttempt": func(ctx context.Context) error {
+			_, _, err := st.TakeAttempt(ctx, p.state, secret.New("b"), lease, p.now)
+			return err
+		},
+		"Token":       func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
+		"TryLease":    func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
+		"Unannounced": func(ctx context.Context) error { return first(st.Unannounced(ctx, p.now, 1)) },
+		"Uploaded":    func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
+		"UseLink":     func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
+		"Waiting":     func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
+		"Witness":     func(ctx context.Context) error { return first(st.Witness(ctx, acme)) },
+	}
+}
+
+// TestEveryCallIsBounded: where packets are dropped, each call ends and says why, and
+// nothing is left of its connection once the database answers again.
+func TestEveryCallIsBounded(t *testing.T) {
+	t.Parallel()
+	p := behind(t)
+	p.hold(t)
+	calls := p.calls()
+	for method := range reflect.TypeFor[store.Store]().Methods() {
+		if calls[method.Name] == nil && method.Name != "Close" {
+			t.Errorf("%s is not tried", method.Name)
+		}
+	}
+	p.st.bound(patience{call: soon, report: soon})
+	p.proxy.Hang()
+	for name, call := range calls {
+		ended := make(chan error, 1)
+		go func() { ended <- call(t.Context()) }()
+		select {
+		case err := <-ended:
+			if !store.Unavailable(err) {
+				t.Errorf("%s: error is %v, want an UnavailableError", name, err)
+			}
+		case <-time.After(patiently):
+			t.Fatalf("%s waits without bound", name)
+		}
+	}
+	p.proxy.Heal()
+	p.answers(t)
+}
+
+// answers waits until the ledger answers again, with calls that are waited for as
+// long as they are in earnest.
+func (p *proxied) answers(t *testing.T) {
+	t.Helper()
+	p.st.bound(patience{call: callTimeout, report: reportTimeout})
+	ctx, stop := context.WithTimeout(t.Context(), patiently)
+	defer stop()
+	for {
+		_, err := p.st.LedgerID(ctx)
+		switch {
+		case err == nil:
+			return
+		case ctx.Err() != nil:
+			t.Fatalf("the ledger does not answer again: %v", err)
+		}
+	}
+}
+
+// TestGivenUpTakesEffect: a write whose answer is lost has taken effect. The same call
+// again does no harm, and says what its caller can go on with.
+func TestGivenUpTakesEffect(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		word  string // what the client sends as its last
+		again error
+	}{
+		{"Accept", transaction, nil},
+		{"Begin", transaction, store.ErrNotRunnable},
+		{"BeginAttempt", transaction, nil},
+		{"Cancel", transaction, store.ErrNotRunnable},
+		{"ClaimLane", statement, nil},
+		{"ClaimToken", transaction, nil},
+		{"Conclude", transaction, nil},
+		{"Disconnect", transaction, nil},
+		{"EndHolds", transaction, nil},
+		{"ExpireLate", transaction, nil},
+		{"ExtendLane", statement, nil},
+		{"ForgetPair", statement, nil},
+		{"GiveUpAttempt", statement, nil},
+		{"HoldLine", transaction, nil},
+		{"ImportAccount", transaction, nil},
+		{"MarkAnnounced", statement, nil},
+		{"MarkNoticed", statement, nil},
+		{"OpenRound", transaction, nil},
+		{"PauseAccount", transaction, nil},
+		{"Posted", transaction, nil},
+		{"Reconcile", transaction, nil},
+		{"Refuse", transaction, nil},
+		{"ReleaseLane", statement, store.ErrFenced},
+		{"Replay", transaction, nil},
+		{"Reschedule", transaction, nil},
+		{"Reserve", transaction, nil},
+		{"Resolve", transaction, store.ErrNotRunnable},
+		{"ResumeAccount", transaction, nil},
+		{"RoundAnnounced", statement, nil},
+		{"SaveToken", transaction, nil},
+		{"SaveTokenFailure", statement, store.ErrFenced},
+		{"TakeAttempt", transaction, store.ErrAttemptOver},
+		{"TryLease", statement, nil},
+		{"Uploaded", transaction, nil},
+		{"UseLink", statement, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := behind(t)
+			p.ready(t, test.name, test.word)
+			call := p.calls()[test.name]
+			before := dump(t, p.url)
+			noted := p.proxy.LoseAnswers(test.word)
+			p.st.bound(patience{call: soon, report: soon})
+			if err := call(t.Context()); !store.Unavailable(err) {
+				t.Fatalf("error is %v, want an UnavailableError", err)
+			}
+			<-noted
+			p.proxy.Heal()
+			p.answers(t)
+			after := dump(t, p.url)
+			if string(before) == string(after) {
+				t.Fatal("the call took no effect, so that this test shows nothing")
+			}
+			if err := call(t.Context()); !errors.Is(err, test.again) {
+				t.Errorf("the same again: error is %v, want %v", err, test.again)
+			}
+		})
+	}
+}
+
+// TestClaimGivenUp: a claim whose answer is lost neither keeps the lane from its own
+// worker nor counts as a worker that died on it.
+func TestClaimGivenUp(t *testing.T) {
+	t.Parallel()
+	p := behind(t)
+	p.ready(t, "ClaimLane", statement)
+	claim := func() (store.Lane, bool, error) { return p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now) }
+	for range 3 {
+		noted := p.proxy.LoseAnswers(statement)
+		p.st.bound(patience{call: soon, report: soon})
+		if _, _, err := claim(); !store.Unavailable(err) {
+			t.Fatalf("error is %v, want an UnavailableError", err)
+		}
+		<-noted
+		p.proxy.Heal()
+		p.answers(t)
+		p.warm(t, "ClaimLane")
+	}
+	lane, claimed, err := claim()
+	if err != nil || !claimed || lane.LostClaims != 0 {
+		t.Errorf("claimed: %t, %v; lost claims: %d", claimed, err, lane.LostClaims)
+	}
+	if _, claimed, _ := claim(); claimed {
+		t.Error("a claim that is known was taken from its worker")
+	}
+}
+
+// ready has what the call is about in the state that it changes, and its statement
+// prepared.
+func (p *proxied) ready(t *testing.T, name, word string) {
+	t.Helper()
+	if name != "Accept" {
+		p.hold(t)
+	}
+	do := func(names ...string) {
+		for _, name := range names {
+			check(t, p.calls()[name](t.Context()))
+		}
+	}
+	switch name {
+	case "Posted":
+		do("Begin")
+	case "Resolve", "Reconcile":
+		do("Begin")
+		out := p.outcome()
+		out.PostState = jetpost.PostSending
+		check(t, p.st.Conclude(t.Context(), p.lane, "r", out))
+	case "ForgetPair":
+		check(t, p.st.SaveTokenFailure(t.Context(), p.token, store.TokenFailure{Outcome: store.ExchangeRefused, Now: p.now}))
+	case "Disconnect", "ClaimToken":
+		check(t, p.st.SaveTokenFailure(t.Context(), p.token, store.TokenFailure{Now: p.now}))
+	case "Replay":
+		do("ExpireLate")
+	case "ResumeAccount":
+		do("PauseAccount")
+	case "GiveUpAttempt":
+		do("TakeAttempt")
+	case "HoldLine":
+		_, err := p.st.Accept(t.Context(), p.acceptance("behind"))
+		check(t, err)
+	case "ClaimLane":
+		do("ReleaseLane")
+	case "OpenRound":
+		p.round = "01900000-0000-7000-8000-000000000000"
+	case "MarkNoticed":
+		execute(t, p.url, "UPDATE oauth_tokens SET reauth_told = true")
+	}
+	if word == statement {
+		p.warm(t, name)
+	}
+}
+
+// warm prepares a statement by calls that change nothing.
+func (p *proxied) warm(t *testing.T, name string) {
+	t.Helper()
+	q := *p
+	q.lane.Fence, q.token.Version, q.round, q.link, q.state = -1, -1, uuid.NewString(), secret.New("another"), secret.New("another")
+	switch name {
+	case "ClaimLane":
+		_, _, _ = p.st.ClaimLane(t.Context(), "nobody", "worker", lease, p.now)
+	case "MarkAnnounced":
+		_, _ = p.st.MarkAnnounced(t.Context(), store.Key{}, 1)
+	case "MarkNoticed":
+		_ = p.st.MarkNoticed(t.Context(), store.Notice{})
+	case "TryLease":
+		_, err := p.st.TryLease(t.Context(), "another", "owner", lease, p.now)
+		check(t, err)
+	default:
+		_ = q.calls()[name](t.Context())
+	}
+}

@@ -1,0 +1,269 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+// The settings of a connection. Whatever the URL says goes first.
+const (
+	// defaultMaxConns is the size of the pool without pool_max_conns.
+	defaultMaxConns = 10
+	// defaultConnectTimeout bounds one attempt to connect to one host: less than
+	// callTimeout, so that a second host is tried.
+	defaultConnectTimeout = 3 * time.Second
+	// defaultConnLifetime is for how long a connection is used at most, so that
+	// after the database has moved none is left that leads to its old place.
+	defaultConnLifetime = 10 * time.Minute
+	// lifetimeJitter keeps connections that were made together from ending together.
+	lifetimeJitter = time.Minute
+	// pingTimeout bounds the question to a connection that was idle whether it is
+	// alive: of those that lead nowhere, some can be asked in one callTimeout.
+	pingTimeout = time.Second
+	// A peer that is gone without a word is noticed on an idle connection after
+	// keepAliveIdle and keepAliveCount times keepAliveInterval.
+	keepAliveIdle     = 10 * time.Second
+	keepAliveInterval = 5 * time.Second
+	keepAliveCount    = 3
+
+	// callTimeout bounds each call, from the wait for a connection to the last
+	// answer of its commit: a worker whose database does not answer has to notice
+	// and give back what it holds within 10 s.
+	callTimeout = 5 * time.Second
+	// reportTimeout bounds a call that reads much, for a person who waits for it.
+	reportTimeout = time.Minute
+	// statementTimeout bounds a statement together with its wait for locks: less
+	// than callTimeout, so that the database says that it did nothing, and does not
+	// finish what its caller has given up.
+	statementTimeout = "4s"
+	// reportStatementTimeout is the same for reports.
+	reportStatementTimeout = "55s"
+	// idleTimeout ends a transaction whose worker was frozen in the middle of
+	// it, so that its locks do not stand in everybody's way.
+	idleTimeout = "5s"
+
+	applicationName = "jetpost"
+)
+
+// configure completes what the URL says of the pool and its connections.
+func configure(config *pgxpool.Config, given func(setting string) bool) {
+	if !given("pool_max_conns") {
+		config.MaxConns = defaultMaxConns
+	}
+	if !given("pool_max_conn_lifetime") {
+		config.MaxConnLifetime = defaultConnLifetime
+		config.MaxConnLifetimeJitter = lifetimeJitter
+	}
+	if !given("pool_ping_timeout") {
+		config.PingTimeout = pingTimeout
+	}
+	conn := config.ConnConfig
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = defaultConnectTimeout
+	}
+	conn.DialFunc = (&net.Dialer{
+		Timeout:         conn.ConnectTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount},
+	}).DialContext
+	conn.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) bool {
+		return !leads(nowhere, err) && err.Severity != "FATAL"
+	}
+	setDefault(conn.RuntimeParams, "application_name", applicationName)
+}
+
+func setDefault(params map[string]string, name, value string) {
+	if params[name] == "" {
+		params[name] = value
+	}
+}
+
+// patience bounds the calls of a store. Tests have less of it.
+type patience struct{ call, report time.Duration }
+
+// bounded is the pool with a deadline for each call: also for the wait for a
+// connection. A connection whose answer did not come is never used again.
+type bounded struct {
+	pool    *pgxpool.Pool
+	timeout time.Duration
+}
+
+func (b bounded) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.timeout)
+	defer cancel()
+	return b.pool.Exec(ctx, sql, args...)
+}
+
+func (b bounded) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.timeout)
+	rows, err := b.pool.Query(ctx, sql, args...)
+	return boundedRows{rows, cancel}, err
+}
+
+func (b bounded) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	ctx, cancel := context.WithTimeout(ctx, b.timeout)
+	return boundedRow{b.pool.QueryRow(ctx, sql, args...), cancel}
+}
+
+// boundedRows end their deadline as they are closed, and a boundedRow as it is read.
+type (
+	boundedRows struct {
+		pgx.Rows
+		cancel context.CancelFunc
+	}
+	boundedRow struct {
+		pgx.Row
+		cancel context.CancelFunc
+	}
+)
+
+func (r boundedRows) Close() {
+	r.Rows.Close()
+	r.cancel()
+}
+
+func (r boundedRow) Scan(dest ...any) error {
+	defer r.cancel()
+	return r.Row.Scan(dest...)
+}
+
+// change runs a transaction at READ COMMITTED: each statement sees what was
+// committed before it, so that one behind a lock sees what the lock protects.
+// It holds its locks until its end, whoever waits for that: where the answer to the
+// commit is lost, what comes after sees all of it or nothing.
+func (s *Store) change(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
+	return s.transact(ctx, what, s.patience.call, s.sessions.begin("begin"), f)
+}
+
+// view runs a read-only transaction, in which everything is as of one moment.
+// A snapshot that only reads can never fail to serialise.
+func (s *Store) view(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
+	return s.transact(ctx, what, s.patience.call, s.sessions.begin(beginView), f)
+}
+
+// report is view for what reads much.
+func (s *Store) report(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
+	settings := sessions{statement: reportStatementTimeout, idle: s.sessions.idle, pooled: true}
+	return s.transact(ctx, what, s.patience.report, settings.begin(beginView), f)
+}
+
+// reportAll is a report of the rows of one query.
+func reportAll[T any](ctx context.Context, s *Store, what string, scan func(scanner) (T, error), query string, args ...any) (all []T, err error) {
+	err = s.report(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
+		all, err = collect(ctx, tx, scan, query, args...)
+		return err
+	})
+	return all, err
+}
+
+const beginView = "begin isolation level repeatable read read only"
+
+func (s *Store) transact(ctx context.Context, what string, timeout time.Duration, begin string, f func(context.Context, pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	options := pgx.TxOptions{BeginQuery: begin}
+	return s.wrap(what, pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error { return f(ctx, tx) }))
+}
+
+// sessions are the settings of each session.
+type sessions struct {
+	statement, idle string // timeouts
+	// pooled tells that a pooler stands before the database, which gives a session
+	// to another client after each transaction: settings then have to end with it.
+	pooled bool
+}
+
+// sessionsOf takes the settings out of the URL's, which go first, or puts them there.
+// Whoever has pgx not name its prepared statements has a pooler.
+func sessionsOf(conn *pgx.ConnConfig) sessions {
+	s := sessions{
+		statement: cmp.Or(conn.RuntimeParams[paramStatement], statementTimeout),
+		idle:      cmp.Or(conn.RuntimeParams[paramIdle], idleTimeout),
+		pooled:    conn.DefaultQueryExecMode != pgx.QueryExecModeCacheStatement,
+	}
+	if s.pooled {
+		delete(conn.RuntimeParams, paramStatement)
+		delete(conn.RuntimeParams, paramIdle)
+	} else {
+		conn.RuntimeParams[paramStatement], conn.RuntimeParams[paramIdle] = s.statement, s.idle
+	}
+	return s
+}
+
+const paramStatement, paramIdle = "statement_timeout", "idle_in_transaction_session_timeout"
+
+// begin adds the settings to the statement that begins a transaction, where the
+// session does not have them. They go in one message.
+func (s sessions) begin(statement string) string {
+	if !s.pooled {
+		return statement
+	}
+	quoted := func(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
+	return statement + "; set local " + paramStatement + " = " + quoted(s.statement) + "; set local " + paramIdle + " = " + quoted(s.idle)
+}
+
+// wrap says what failed, and where. What did not answer becomes a
+// *store.UnavailableError.
+func (s *Store) wrap(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case unavailable(err):
+		return fmt.Errorf("%s: %w", what, &store.UnavailableError{Database: s.name, Err: err})
+	}
+	return fmt.Errorf("%s in database %s: %w", what, s.name, err)
+}
+
+// Codes of PostgreSQL's errors, or how they begin.
+var (
+	// nowhere are those after which a connection is of no use: it is lost, its
+	// server ends or starts, or is not the one that takes writes any more.
+	nowhere = []string{"08", "57P", "25006"}
+	// away are those of a database that does nothing just now.
+	away = append([]string{
+		"57014", // statement_timeout
+		"55P03", // lock_timeout
+		"25P03", // idle_in_transaction_session_timeout
+		"53",    // no connection, memory or disk left
+		"58",    // a fault of its machine
+	}, nowhere...)
+)
+
+// leads tells whether an error has one of the codes.
+func leads(codes []string, err *pgconn.PgError) bool {
+	for _, code := range codes {
+		if strings.HasPrefix(err.Code, code) {
+			return true
+		}
+	}
+	return false
+}
+
+// unavailable tells an error of a database that did not answer, or did not do what
+// it does at other times, from all others.
+func unavailable(err error) bool {
+	var refused *pgconn.PgError
+	var network net.Error
+	switch {
+	case errors.As(err, &refused):
+		return leads(away, refused)
+	case errors.Is(err, context.Canceled):
+		return false // the caller's own end
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		errors.As(err, &network), errors.As(err, new(*pgconn.ConnectError)):
+		return true
+	default:
+		return pgconn.SafeToRetry(err) // the connection was closed before anything was sent
+	}
+}

@@ -1,0 +1,72 @@
+package storetest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// lateWords: a call that was given up may take effect minutes later, after its worker
+// or another one has gone on. Whatever it finds then, it does no harm: it is refused,
+// changes nothing, or only makes somebody look once more.
+func lateWords(t *testing.T, b *bundle) {
+	t.Run("Lane", func(t *testing.T) { b.lateLane(t) })
+	t.Run("Token", func(t *testing.T) { b.lateToken(t) })
+}
+
+func (b *bundle) lateLane(t *testing.T) {
+	t.Helper()
+	b.acceptAll(t, "first", "second")
+	lane := b.claim(t)
+	rings := b.look(t, lane, b.now).Rings
+	b.publish(t, lane, "first", 0)
+	b.begin(t, lane, "second", 0)
+
+	// The lane's own words of before the post.
+	fails(t, "late intent", b.st.Begin(t.Context(), lane, "first", b.intent(0)), store.ErrNotRunnable)
+	check(t, b.st.Conclude(t.Context(), lane, "first", store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited}, Post: 0, PostState: jetpost.PostPending, Rings: rings, Now: b.now,
+	}))
+	b.state(t, "first", jetpost.StatePublished, "", jetpost.EventRequestPublished)
+	fails(t, "late media", b.st.Uploaded(t.Context(), lane, "second", 0, []store.Media{{ID: "m"}}), store.ErrNotRunnable)
+	latest, err := b.st.MarkAnnounced(t.Context(), store.Key{Account: acme, ID: "first"}, 1)
+	check(t, err)
+	equal(t, "an old revision is the latest", latest, false)
+
+	// A release of before the second post frees the lane, and what it would take for
+	// lost stays the writer's.
+	released, err := b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, b.now)
+	check(t, err)
+	equal(t, "released", released, true)
+	next := b.claim(t)
+	fails(t, "late sign of life", b.st.ExtendLane(t.Context(), lane, longLease, b.now), store.ErrFenced)
+	_, err = b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, b.now)
+	fails(t, "late release", err, store.ErrFenced)
+	_, err = b.st.Reserve(t.Context(), lane, store.Reservation{Window: "w", Left: 1, Need: 1, Now: b.now})
+	fails(t, "late reservation", err, store.ErrFenced)
+	_, err = b.st.HoldLine(t.Context(), lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, rings, b.now)
+	fails(t, "late hold of the line", err, store.ErrFenced)
+	equal(t, "what X answered is told after all", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
+	equal(t, "and told again", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
+	equal(t, "head", b.head(t, next, b.now), "")
+}
+
+func (b *bundle) lateToken(t *testing.T) {
+	t.Helper()
+	old := b.claimOne(t, acme, longLease)
+	failure := store.TokenFailure{Error: "late", Outcome: store.ExchangeRefused, Now: b.now}
+	fresh := pair("fresh", b.now.Add(time.Hour))
+	check(t, b.st.SaveToken(t.Context(), old, fresh, b.now))
+	check(t, b.st.SaveToken(t.Context(), old, fresh, b.now)) // its answer was lost
+	fails(t, "late failure", b.st.SaveTokenFailure(t.Context(), old, failure), store.ErrFenced)
+	claim := b.claimOne(t, acme, longLease)
+	fails(t, "late failure under another's lease", b.st.SaveTokenFailure(t.Context(), old, failure), store.ErrFenced)
+	fails(t, "late end of a pair", b.st.ForgetPair(t.Context(), old), store.ErrFenced)
+	check(t, b.st.SaveToken(t.Context(), old, fresh, b.now)) // an answer that was lost, once more
+	fails(t, "late pair of another exchange", b.st.SaveToken(t.Context(), old, pair("stale", b.now.Add(time.Hour)), b.now), store.ErrFenced)
+	check(t, b.st.SaveToken(t.Context(), claim, pair("fresher", b.now.Add(time.Hour)), b.now))
+	fails(t, "late pair", b.st.SaveToken(t.Context(), old, fresh, b.now), store.ErrFenced)
+	equal(t, "stored pair", b.token(t, acme).Refresh.Reveal(), "refresh-of-fresher-in-the-clear")
+}
