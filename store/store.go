@@ -71,7 +71,21 @@ type Ledger interface {
 	// TryLease takes or renews a named lease for its owner, for work that one
 	// worker should do for all.
 	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
+	// TakeLeases takes or renews for the owner those of the named leases that
+	// nobody else holds, and returns which of them are the owner's then. A name
+	// that changes hands, or that its owner let run out, gets a new fence.
+	TakeLeases(ctx context.Context, names []string, owner string, d time.Duration, now time.Time) ([]Lease, error)
+	// DropLeases ends the owner's leases of those names, so that others need not
+	// wait for them to run out.
+	DropLeases(ctx context.Context, names []string, owner string, now time.Time) error
 	Close() error
+}
+
+// Lease is a claim of a name: at most one owner holds it, and each gets another
+// fence, by which a write of an earlier owner is known.
+type Lease struct {
+	Name, Owner string
+	Fence       int64
 }
 
 // Account is an X account and the state of its token.
@@ -399,6 +413,9 @@ type Acceptance struct {
 	Now            time.Time
 }
 
+// Key is the identity of the request.
+func (a Acceptance) Key() Key { return Key{Account: a.Request.Account, ID: a.Request.ID} }
+
 // SameTextWithin is how near in time two accounts' posts of one text are the same
 // content to X.
 const SameTextWithin = 24 * time.Hour
@@ -442,10 +459,32 @@ func TextHash(text string) []byte {
 type Decision int
 
 const (
-	Accepted Decision = iota + 1 // a new request
-	Repeated                     // the same again: nothing was done
-	Conflict                     // the same identity with another body: nothing was done
+	Accepted  Decision = iota + 1 // a new request
+	Repeated                      // the same again: nothing was done
+	Conflict                      // the same identity with another body: nothing was done
+	NoAccount                     // no such account: nothing was done
 )
+
+// Received is what became of one of many acceptances.
+type Received struct {
+	Decision Decision
+	// Record is the request as it stands, unless the account is unknown.
+	Record Record
+}
+
+// JobFailure is a failure of a job that is its own: everything that it depends on
+// answered. Sequence and Stored are its place in the stream.
+type JobFailure struct {
+	Sequence uint64
+	Stored   time.Time
+	Error    string
+}
+
+// Revision names one state of a request.
+type Revision struct {
+	Key
+	Number int64
+}
 
 // Lane is a claim of an account's line: at most one worker holds it.
 type Lane struct {
@@ -680,6 +719,15 @@ type Requests interface {
 	// a request that was accepted with Hold is read at last by accepting its
 	// body again without: it keeps its place. ErrNotFound: no such account.
 	Accept(ctx context.Context, in Acceptance) (Decision, error)
+	// AcceptMany accepts requests in their order in one transaction, each with its
+	// own decision, for the holder of the lease. ErrFenced: somebody else took it,
+	// and nothing was accepted. The zero lease is not asked for.
+	AcceptMany(ctx context.Context, lease Lease, in []Acceptance) ([]Received, error)
+	// JobFailed counts a failure of a job and returns how many it has had. What is
+	// older than RefusalRetention is forgotten.
+	JobFailed(ctx context.Context, f JobFailure) (int, error)
+	// SameTexts is SameText of many at once; keys are by the place of the query.
+	SameTexts(ctx context.Context, q []TextQuery) (map[int]Key, error)
 	// SameText returns a request of another account that posts one of the texts
 	// too near in time: a post of it is live, may be live, or is still to be sent.
 	SameText(ctx context.Context, q TextQuery) (Key, bool, error)
@@ -812,6 +860,9 @@ type Requests interface {
 	// returns false where the request has moved on since: then the newer one
 	// must be published.
 	MarkAnnounced(ctx context.Context, key Key, revision int64) (bool, error)
+	// MarkManyAnnounced is MarkAnnounced for many. It returns those which may not
+	// be the latest: they moved on, or somebody is changing them.
+	MarkManyAnnounced(ctx context.Context, told []Revision) (rest []Key, err error)
 }
 
 // Link is a one-time link by which a person connects an X account.

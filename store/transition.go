@@ -163,6 +163,86 @@ func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 	}
 }
 
+// Batch is the rule of [Requests.AcceptMany]: what a driver has read of the
+// lines and requests that the acceptances name, and then what it is to write.
+type Batch struct {
+	Lines map[string]*Line // of the accounts that exist
+	Rows  map[Key]*Row     // of the requests that exist; those that enter join them
+
+	Entered []*Row           // in the order of their sequences
+	Changes map[*Row]Change  // of requests that were there
+	Rung    map[string]*Rung // of accounts with something new in their line
+}
+
+// Rung is what many acceptances do to a lane: how often it rings, and when it
+// should run.
+type Rung struct {
+	Rings  int
+	WakeAt time.Time
+}
+
+// NewBatch is a batch of which nothing is read yet.
+func NewBatch() *Batch {
+	return &Batch{Lines: map[string]*Line{}, Rows: map[Key]*Row{}, Changes: map[*Row]Change{}, Rung: map[string]*Rung{}}
+}
+
+// Judge judges the acceptances in their order.
+func (b *Batch) Judge(in []Acceptance) []Decision {
+	decisions := make([]Decision, len(in))
+	for i := range in {
+		decisions[i] = b.judge(in[i])
+	}
+	return decisions
+}
+
+// Received is what became of the acceptances, in the end.
+func (b *Batch) Received(in []Acceptance, decisions []Decision) []Received {
+	out := make([]Received, len(in))
+	for i := range in {
+		out[i].Decision = decisions[i]
+		if r := b.Rows[in[i].Key()]; r != nil {
+			out[i].Record = r.Told()
+		}
+	}
+	return out
+}
+
+func (b *Batch) judge(in Acceptance) Decision {
+	line := b.Lines[in.Request.Account]
+	if line == nil {
+		return NoAccount
+	}
+	r := b.Rows[in.Key()]
+	if r == nil {
+		r = line.Enter(in)
+		b.Rows[r.Key] = r
+		b.Entered = append(b.Entered, r)
+		b.ring(r)
+		return Accepted
+	}
+	decision, change := r.AcceptAgain(in)
+	if decision != Accepted {
+		return decision
+	}
+	if !slices.Contains(b.Entered, r) {
+		b.Changes[r] = change
+	}
+	b.ring(r)
+	return decision
+}
+
+func (b *Batch) ring(r *Row) {
+	rung := b.Rung[r.Account]
+	if rung == nil {
+		rung = &Rung{WakeAt: r.DueAt}
+		b.Rung[r.Account] = rung
+	}
+	rung.Rings++
+	if r.DueAt.Before(rung.WakeAt) {
+		rung.WakeAt = r.DueAt
+	}
+}
+
 // Begin is the rule of [Requests.Begin]. It also refuses a post before whose
 // predecessor is live: a thread is in order or it stops. That the account is paused
 // is looked at here, since nothing may be sent once a pause was committed.

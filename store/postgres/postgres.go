@@ -225,3 +225,50 @@ func (s *Store) TryLease(ctx context.Context, name, owner string, d time.Duratio
 	n, err := changed(ctx, s.db, sqlTryLease, name, owner, d)
 	return n > 0, s.wrap("take lease", err)
 }
+
+const (
+	// sqlTakeLeases leaves alone what is being held by an acceptance just now,
+	// which prolongs it too.
+	sqlTakeLeases = `
+UPDATE leases AS l SET owner = $2, until = clock_timestamp() + $3::interval,
+    fence = CASE WHEN l.owner = $2 AND l.until > clock_timestamp() THEN l.fence ELSE l.fence + 1 END
+FROM (SELECT name FROM leases WHERE name = ANY ($1::text[]) AND (owner = $2 OR until <= clock_timestamp())
+      ORDER BY name FOR UPDATE SKIP LOCKED) AS mine
+WHERE l.name = mine.name`
+	sqlAddLeases = `
+INSERT INTO leases (name, owner, until) SELECT name, $2, clock_timestamp() + $3::interval FROM unnest($1::text[]) AS name
+ON CONFLICT DO NOTHING`
+	sqlLeases = `SELECT name, owner, fence FROM leases WHERE name = ANY ($1::text[]) AND owner = $2 AND until > clock_timestamp()`
+	// sqlDropLeases keeps the row, and with it the fence.
+	sqlDropLeases = `UPDATE leases SET until = clock_timestamp() WHERE name = ANY ($1::text[]) AND owner = $2 AND until > clock_timestamp()`
+	// sqlHoldLease has whoever would take the lease wait until this transaction has
+	// ended. It is the holder's as long as nobody else took it.
+	sqlHoldLease = `
+UPDATE leases SET until = greatest(until, clock_timestamp() + '1s') WHERE name = $1 AND owner = $2 AND fence = $3`
+)
+
+// TakeLeases implements store.Ledger.
+func (s *Store) TakeLeases(ctx context.Context, names []string, owner string, d time.Duration, _ time.Time) (held []store.Lease, err error) {
+	err = s.change(ctx, "take leases", func(ctx context.Context, tx pgx.Tx) error {
+		n, err := changed(ctx, tx, sqlTakeLeases, names, owner, d)
+		if err != nil {
+			return err
+		}
+		if n < len(names) {
+			if _, err := tx.Exec(ctx, sqlAddLeases, names, owner, d); err != nil {
+				return err
+			}
+		}
+		held, err = collect(ctx, tx, func(row scanner) (l store.Lease, err error) {
+			return l, row.Scan(&l.Name, &l.Owner, &l.Fence)
+		}, sqlLeases, names, owner)
+		return err
+	})
+	return held, err
+}
+
+// DropLeases implements store.Ledger.
+func (s *Store) DropLeases(ctx context.Context, names []string, owner string, _ time.Time) error {
+	_, err := s.db.Exec(ctx, sqlDropLeases, names, owner)
+	return s.wrap("drop leases", err)
+}

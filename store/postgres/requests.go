@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -15,85 +15,221 @@ import (
 )
 
 const (
-	sqlAddRequest = `
+	// sqlLockLanes locks in one order, so that no two batches wait for each other.
+	sqlLockLanes = `
+SELECT account, fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason
+FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
+	sqlLockRequests = `SELECT ` + requestColumns + ` FROM requests
+WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY account, id FOR UPDATE`
+	sqlAddRequests = `
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
     holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
-VALUES ($1, $2, $3, $4, $18, $5, nullif($6, ''), $7, $8, $9, $10, $11, $12, $13, $14, $11, $15, $16, $17, $19)`
+SELECT account, id, seq, state, revision, event, nullif(code, ''), detail, until, hold_until,
+    holds, accepted_at, due_at, publish_at, expires_at, accepted_at, metadata::json, body, digest, cost
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::timestamptz[],
+    $10::timestamptz[], $11::integer[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::text[],
+    $17::bytea[], $18::bytea[], $19::bigint[])
+    AS r (account, id, seq, state, revision, event, code, detail, until, hold_until, holds, accepted_at, due_at, publish_at, expires_at,
+          metadata, body, digest, cost)`
 	sqlAddPosts = `
 INSERT INTO posts (account, request_id, idx, text_hash, media)
-SELECT $1, $2, idx - 1, hash, media FROM unnest($3::bytea[], $4::json[]) WITH ORDINALITY AS p (hash, media, idx)`
-	sqlPlaced = `UPDATE lanes SET next_seq = $2, last_due = $3 WHERE account = $1`
+SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::bytea[], $5::json[])`
+	// sqlPlaced gives lanes what entered their lines: the next place, a ring for
+	// each change, and a run that comes forward.
+	sqlPlaced = `
+UPDATE lanes AS l SET next_seq = v.next_seq, last_due = v.last_due, rings = l.rings + v.rings, wake_at = least(l.wake_at, v.wake_at)
+FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[]) AS v (account, next_seq, last_due, rings, wake_at)
+WHERE l.account = v.account`
 	// sqlRing counts a change and brings the lane's next run forward to $2.
 	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, $2) WHERE account = $1`
 )
 
-// Accept implements store.Requests. The lock on the lane puts acceptances of
+// Accept implements store.Requests.
+func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+	out, err := s.AcceptMany(ctx, store.Lease{}, []store.Acceptance{in})
+	switch {
+	case err != nil:
+		return 0, err
+	case out[0].Decision == store.NoAccount:
+		return 0, s.wrap("accept request", store.ErrNotFound)
+	}
+	return out[0].Decision, nil
+}
+
+// AcceptMany implements store.Requests. The locks on the lanes put acceptances of
 // an account into one order.
-func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store.Decision, err error) {
-	err = s.change(ctx, "accept request", func(ctx context.Context, tx pgx.Tx) error {
-		line, err := lockLane(ctx, tx, in.Request.Account)
-		if err != nil {
-			return err
-		}
-		r, err := lockRequest(ctx, tx, store.Key{Account: in.Request.Account, ID: in.Request.ID})
-		if errors.Is(err, store.ErrNotFound) {
-			decision = store.Accepted
-			return enter(ctx, tx, line, in)
-		}
-		if err != nil {
-			return err
-		}
-		var change store.Change
-		decision, change = r.AcceptAgain(in)
-		if decision == store.Accepted {
-			if err := refuseText(ctx, tx, r, in); err != nil {
+func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
+	err = s.change(ctx, "accept requests", func(ctx context.Context, tx pgx.Tx) error {
+		out = nil
+		if lease.Name != "" {
+			if err := fenced(changed(ctx, tx, sqlHoldLease, lease.Name, lease.Owner, lease.Fence)); err != nil {
 				return err
 			}
 		}
-		return save(ctx, tx, line, r, change)
-	})
-	if err != nil {
-		return 0, err
-	}
-	return decision, nil
-}
-
-func enter(ctx context.Context, tx pgx.Tx, line store.Line, in store.Acceptance) error {
-	r := line.Enter(in)
-	if err := refuseText(ctx, tx, r, in); err != nil {
-		return err
-	}
-	st := &r.Status
-	var reason jetpost.Reason
-	if st.Reason != nil {
-		reason = *st.Reason
-	}
-	_, err := tx.Exec(ctx, sqlAddRequest, r.Account, r.ID, r.Seq, st.State, r.Event,
-		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds,
-		st.AcceptedAt, r.DueAt, moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Body), blob(r.Digest), st.Revision, r.CostMicros)
-	if err != nil {
-		return err
-	}
-	if err := addPosts(ctx, tx, r); err != nil {
-		return err
-	}
-	if _, err := tx.Exec(ctx, sqlPlaced, r.Account, line.NextSeq, moment(line.LastDue)); err != nil {
-		return err
-	}
-	return ring(ctx, tx, r.Account, r.DueAt)
-}
-
-func addPosts(ctx context.Context, tx pgx.Tx, r *store.Row) error {
-	hashes := make([][]byte, len(r.Posts))
-	lists := make([]string, len(r.Posts)) // a list of lists would be an array of two dimensions
-	for i, p := range r.Posts {
-		list, err := json.Marshal(media(p.Media))
+		// One that may fail for the text of another must see all before it.
+		step := len(in)
+		if slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }) {
+			step = 1
+			if err := lockTexts(ctx, tx, in); err != nil {
+				return err
+			}
+		}
+		lines, err := lockLanes(ctx, tx, in)
 		if err != nil {
 			return err
 		}
-		hashes[i], lists[i] = p.TextHash, string(list)
+		for part := range slices.Chunk(in, max(step, 1)) {
+			received, err := acceptPart(ctx, tx, lines, part)
+			if err != nil {
+				return err
+			}
+			out = append(out, received...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	_, err := tx.Exec(ctx, sqlAddPosts, r.Account, r.ID, hashes, lists)
+	return out, nil
+}
+
+func acceptPart(ctx context.Context, tx pgx.Tx, lines map[string]*store.Line, in []store.Acceptance) ([]store.Received, error) {
+	b := store.NewBatch()
+	b.Lines = lines
+	accounts, ids := make([]string, len(in)), make([]string, len(in))
+	for i := range in {
+		accounts[i], ids[i] = in[i].Request.Account, in[i].Request.ID
+	}
+	found, err := readRequests(ctx, tx, sqlLockRequests, accounts, ids)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range found {
+		b.Rows[r.Key] = r
+	}
+	decisions := b.Judge(in)
+	for i := range in {
+		if in[i].RefuseSameText && decisions[i] == store.Accepted { // then it is the only one
+			if err := refuseText(ctx, tx, b.Rows[in[i].Key()], in[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := addRequests(ctx, tx, b.Entered); err != nil {
+		return nil, err
+	}
+	for r, change := range b.Changes {
+		change.RingAt = time.Time{} // with the others, below
+		if err := save(ctx, tx, *lines[r.Account], r, change); err != nil {
+			return nil, err
+		}
+	}
+	if err := place(ctx, tx, b); err != nil {
+		return nil, err
+	}
+	return b.Received(in, decisions), nil
+}
+
+// lockLanes reads the lanes of the accounts that exist.
+func lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance) (map[string]*store.Line, error) {
+	lines := map[string]*store.Line{}
+	for i := range in {
+		lines[in[i].Request.Account] = nil
+	}
+	_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
+		var account string
+		l := &store.Line{}
+		err = row.Scan(&account, &l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
+			at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason)
+		lines[account] = l
+		return none, err
+	}, sqlLockLanes, slices.Sorted(maps.Keys(lines)))
+	return lines, err
+}
+
+// place gives the lanes what entered their lines.
+func place(ctx context.Context, tx pgx.Tx, b *store.Batch) error {
+	n := len(b.Rung)
+	if n == 0 {
+		return nil
+	}
+	next, rings := make([]int64, n), make([]int, n)
+	last, wake := make([]*time.Time, n), make([]*time.Time, n)
+	accounts := slices.Sorted(maps.Keys(b.Rung))
+	for i, account := range accounts {
+		line, rung := b.Lines[account], b.Rung[account]
+		next[i], rings[i], last[i], wake[i] = line.NextSeq, rung.Rings, instant(line.LastDue), instant(rung.WakeAt)
+	}
+	_, err := tx.Exec(ctx, sqlPlaced, accounts, next, last, rings, wake)
+	return err
+}
+
+// instant is moment for the elements of a list.
+func instant(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func addRequests(ctx context.Context, tx pgx.Tx, rows []*store.Row) error {
+	n := len(rows)
+	if n == 0 {
+		return nil
+	}
+	var (
+		accounts, ids, states, events   = make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+		codes, details, metadata        = make([]string, n), make([]string, n), make([]*string, n)
+		seqs, revisions, costs          = make([]int64, n), make([]int64, n), make([]int64, n)
+		holds                           = make([]int, n)
+		bodies, digests                 = make([][]byte, n), make([][]byte, n)
+		untils, holdUntils, acceptedAts = make([]*time.Time, n), make([]*time.Time, n), make([]*time.Time, n)
+		dueAts, publishAts, expiresAts  = make([]*time.Time, n), make([]*time.Time, n), make([]*time.Time, n)
+	)
+	for i, r := range rows {
+		st := &r.Status
+		accounts[i], ids[i], states[i], events[i] = r.Account, r.ID, string(st.State), string(r.Event)
+		if st.Reason != nil {
+			codes[i], details[i], untils[i] = string(st.Reason.Code), storable(st.Reason.Detail), instant(st.Reason.Until)
+		}
+		if len(st.Metadata) > 0 {
+			text, err := json.Marshal(st.Metadata)
+			if err != nil {
+				return err
+			}
+			metadata[i] = new(string(text))
+		}
+		seqs[i], revisions[i], costs[i], holds[i] = r.Seq, st.Revision, r.CostMicros, r.Holds
+		bodies[i], digests[i] = blob(r.Body), blob(r.Digest)
+		holdUntils[i], acceptedAts[i] = instant(r.HoldUntil), instant(st.AcceptedAt)
+		dueAts[i], publishAts[i], expiresAts[i] = instant(r.DueAt), instant(st.PublishAt), instant(st.ExpiresAt)
+	}
+	_, err := tx.Exec(ctx, sqlAddRequests, accounts, ids, seqs, states, revisions, events, codes, details, untils, holdUntils,
+		holds, acceptedAts, dueAts, publishAts, expiresAts, metadata, bodies, digests, costs)
+	if err != nil {
+		return err
+	}
+	return addPosts(ctx, tx, rows...)
+}
+
+func addPosts(ctx context.Context, tx pgx.Tx, rows ...*store.Row) error {
+	var accounts, ids, lists []string // a list of lists would be an array of two dimensions
+	var places []int
+	var hashes [][]byte
+	for _, r := range rows {
+		for _, p := range r.Posts {
+			list, err := json.Marshal(media(p.Media))
+			if err != nil {
+				return err
+			}
+			accounts, ids, places = append(accounts, r.Account), append(ids, r.ID), append(places, p.Index)
+			hashes, lists = append(hashes, p.TextHash), append(lists, string(list))
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, sqlAddPosts, accounts, ids, places, hashes, lists)
 	return err
 }
 
@@ -112,22 +248,29 @@ SELECT found.account, found.request_id FROM unnest($2::bytea[]) AS t (hash) CROS
 ) AS found LIMIT 1`
 )
 
+// lockTexts locks all texts of a batch, before it locks a lane.
+func lockTexts(ctx context.Context, tx pgx.Tx, in []store.Acceptance) error {
+	var keys []int64
+	for i := range in {
+		if !in[i].RefuseSameText {
+			continue
+		}
+		for _, hash := range store.TextsOf(in[i].Request, in[i].Now).Hashes {
+			keys = append(keys, int64(binary.BigEndian.Uint64(hash)))
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	slices.Sort(keys)
+	_, err := tx.Exec(ctx, sqlLockTexts, slices.Compact(keys))
+	return err
+}
+
 // refuseText fails a request whose text another account posts, where that is
 // asked for. Two that come at once see each other: the second one fails.
 func refuseText(ctx context.Context, tx pgx.Tx, r *store.Row, in store.Acceptance) error {
-	texts := store.TextsOf(in.Request, in.Now)
-	if !in.RefuseSameText || len(texts.Hashes) == 0 {
-		return nil
-	}
-	keys := make([]int64, len(texts.Hashes))
-	for i, hash := range texts.Hashes {
-		keys[i] = int64(binary.BigEndian.Uint64(hash))
-	}
-	slices.Sort(keys)
-	if _, err := tx.Exec(ctx, sqlLockTexts, keys); err != nil {
-		return err
-	}
-	other, found, err := findText(ctx, tx, texts)
+	other, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
 	if found {
 		r.RefuseText(other)
 	}
@@ -152,6 +295,46 @@ func findText(ctx context.Context, q querier, texts store.TextQuery) (other stor
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
 	other, found, err = findText(ctx, s.db, q)
 	return other, found, s.wrap("look for the same text", err)
+}
+
+const sqlSameTexts = `
+SELECT q.n, found.account, found.request_id
+FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[])
+    AS q (n, account, hash, from_at, to_at, now_at)
+CROSS JOIN LATERAL (
+    (SELECT account, request_id FROM posts
+     WHERE text_hash = q.hash AND account <> q.account AND state IN ('sending', 'posted') AND sent_at > q.from_at AND sent_at < q.to_at LIMIT 1)
+    UNION ALL
+    (SELECT p.account, p.request_id FROM posts AS p JOIN requests AS r ON r.account = p.account AND r.id = p.request_id
+     WHERE p.text_hash = q.hash AND p.account <> q.account AND p.state = 'pending' AND r.` + unfinished + `
+       AND greatest(r.due_at, q.now_at) > q.from_at AND greatest(r.due_at, q.now_at) < q.to_at LIMIT 1)
+) AS found`
+
+// SameTexts implements store.Requests.
+func (s *Store) SameTexts(ctx context.Context, queries []store.TextQuery) (map[int]store.Key, error) {
+	var places []int
+	var accounts []string
+	var hashes [][]byte
+	var froms, tos, nows []time.Time
+	for i, q := range queries {
+		from, to := q.Span()
+		for _, hash := range q.Hashes {
+			places, accounts, hashes = append(places, i), append(accounts, q.Account), append(hashes, hash)
+			froms, tos, nows = append(froms, from), append(tos, to), append(nows, q.Now)
+		}
+	}
+	found := map[int]store.Key{}
+	if len(places) == 0 {
+		return found, nil
+	}
+	_, err := collect(ctx, s.db, func(row scanner) (none struct{}, err error) {
+		var place int
+		var key store.Key
+		err = row.Scan(&place, &key.Account, &key.ID)
+		found[place] = key
+		return none, err
+	}, sqlSameTexts, places, accounts, hashes, froms, tos, nows)
+	return found, s.wrap("look for the same texts", err)
 }
 
 const sqlSaveContents = `
@@ -206,6 +389,24 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 		_, err = tx.Exec(ctx, sqlForgetRefusals, refusal.Stored.Add(-store.RefusalRetention), store.MaxForgottenRefusals)
 		return err
 	})
+}
+
+const (
+	sqlJobFailed = `
+INSERT INTO intake_failures AS f (sequence, stored, failures, error) VALUES ($1, $2, 1, $3)
+ON CONFLICT (stored, sequence) DO UPDATE SET failures = f.failures + 1, error = excluded.error RETURNING failures`
+	sqlForgetFailures = `DELETE FROM intake_failures WHERE stored < $1`
+)
+
+// JobFailed implements store.Requests.
+func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int, err error) {
+	err = s.change(ctx, "count failure of job", func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sqlForgetFailures, f.Stored.Add(-store.RefusalRetention)); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, sqlJobFailed, int64(f.Sequence), f.Stored, storable(f.Error)).Scan(&failures)
+	})
+	return failures, err
 }
 
 // Refusals implements store.Requests.
@@ -398,4 +599,37 @@ RETURNING revision = $3`
 func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
 	err = s.db.QueryRow(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&latest)
 	return latest, s.wrap("mark request announced", missing(err, store.ErrNotFound))
+}
+
+// sqlMarkManyAnnounced passes over what somebody is changing, since that moves on.
+const sqlMarkManyAnnounced = `
+WITH told AS (
+    SELECT r.account, r.id, v.revision
+    FROM unnest($1::text[], $2::text[], $3::bigint[]) AS v (account, id, revision)
+    JOIN requests AS r ON r.account = v.account AND r.id = v.id
+    ORDER BY r.account, r.id FOR NO KEY UPDATE OF r SKIP LOCKED)
+UPDATE requests AS r SET announced = greatest(r.announced, least(told.revision, r.revision))
+FROM told WHERE r.account = told.account AND r.id = told.id
+RETURNING r.account, r.id, r.revision = told.revision`
+
+// MarkManyAnnounced implements store.Requests.
+func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
+	accounts, ids, revisions := make([]string, len(told)), make([]string, len(told)), make([]int64, len(told))
+	for i, r := range told {
+		accounts[i], ids[i], revisions[i] = r.Account, r.ID, r.Number
+	}
+	latest := map[store.Key]bool{}
+	_, err = collect(ctx, s.db, func(row scanner) (none struct{}, err error) {
+		var key store.Key
+		var is bool
+		err = row.Scan(&key.Account, &key.ID, &is)
+		latest[key] = is
+		return none, err
+	}, sqlMarkManyAnnounced, accounts, ids, revisions)
+	for _, r := range told {
+		if !latest[r.Key] {
+			rest = append(rest, r.Key)
+		}
+	}
+	return rest, s.wrap("mark requests announced", err)
 }

@@ -13,7 +13,10 @@ import (
 )
 
 const (
-	sqlPlaced = `UPDATE lanes SET next_seq = ?2, last_due = ?3 WHERE account = ?1`
+	// sqlPlaced gives a lane what entered its line: the next place, a ring for each
+	// change, and a run that comes forward.
+	sqlPlaced = `
+UPDATE lanes SET next_seq = ?2, last_due = ?3, rings = rings + ?4, wake_at = min(coalesce(wake_at, ?5), ?5) WHERE account = ?1`
 	// sqlRing counts a change and brings the lane's next run forward to ?2.
 	sqlRing       = `UPDATE lanes SET rings = rings + 1, wake_at = min(coalesce(wake_at, ?2), ?2) WHERE account = ?1`
 	sqlAddRequest = `
@@ -24,40 +27,95 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?
 )
 
 // Accept implements store.Requests.
-func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store.Decision, err error) {
-	err = s.change(ctx, "accept request", func(ctx context.Context, tx *sql.Tx) error {
-		line, err := readLane(ctx, tx, in.Request.Account)
-		if err != nil {
-			return err
-		}
-		r, err := readRequest(ctx, tx, store.Key{Account: in.Request.Account, ID: in.Request.ID})
-		if errors.Is(err, store.ErrNotFound) {
-			decision = store.Accepted
-			return enter(ctx, tx, line, in)
-		}
-		if err != nil {
-			return err
-		}
-		var change store.Change
-		decision, change = r.AcceptAgain(in)
-		if decision == store.Accepted {
-			if err := refuseText(ctx, tx, r, in); err != nil {
+func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+	out, err := s.AcceptMany(ctx, store.Lease{}, []store.Acceptance{in})
+	switch {
+	case err != nil:
+		return 0, err
+	case out[0].Decision == store.NoAccount:
+		return 0, s.wrap("accept request", store.ErrNotFound)
+	}
+	return out[0].Decision, nil
+}
+
+// AcceptMany implements store.Requests.
+func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
+	err = s.change(ctx, "accept requests", func(ctx context.Context, tx *sql.Tx) error {
+		out = nil
+		if lease.Name != "" {
+			if err := fenced(changed(ctx, tx, sqlHoldLease, lease.Name, lease.Owner, lease.Fence)); err != nil {
 				return err
 			}
 		}
-		return save(ctx, tx, line, r, change)
+		b := store.NewBatch()
+		for i := range in {
+			if err := acceptOne(ctx, tx, b, &in[i], &out); err != nil {
+				return err
+			}
+		}
+		for account, rung := range b.Rung {
+			line := b.Lines[account]
+			_, err := tx.ExecContext(ctx, sqlPlaced, account, line.NextSeq, micros(line.LastDue), rung.Rings, micros(rung.WakeAt))
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return decision, nil
+	return out, nil
 }
 
-func enter(ctx context.Context, tx *sql.Tx, line store.Line, in store.Acceptance) error {
-	r := line.Enter(in)
-	if err := refuseText(ctx, tx, r, in); err != nil {
-		return err
+// acceptOne writes one request of a batch, but for its lane. It is read again where
+// it comes twice, since the first may have been written already.
+func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Acceptance, out *[]store.Received) error {
+	key := in.Key()
+	line, known := b.Lines[key.Account]
+	if !known {
+		read, err := readLane(ctx, tx, key.Account)
+		switch {
+		case err == nil:
+			line = &read
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+		b.Lines[key.Account] = line
 	}
+	part := &store.Batch{Lines: b.Lines, Rows: map[store.Key]*store.Row{}, Changes: map[*store.Row]store.Change{}, Rung: b.Rung}
+	if line != nil {
+		r, err := readRequest(ctx, tx, key)
+		switch {
+		case err == nil:
+			part.Rows[key] = r
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+	}
+	one := []store.Acceptance{*in}
+	decisions := part.Judge(one)
+	if decisions[0] == store.Accepted {
+		if err := refuseText(ctx, tx, part.Rows[key], *in); err != nil {
+			return err
+		}
+	}
+	for _, r := range part.Entered {
+		if err := addRequest(ctx, tx, r); err != nil {
+			return err
+		}
+	}
+	for r, change := range part.Changes {
+		change.RingAt = time.Time{} // with the others of its lane
+		if err := save(ctx, tx, *line, r, change); err != nil {
+			return err
+		}
+	}
+	*out = append(*out, part.Received(one, decisions)...)
+	return nil
+}
+
+func addRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	st := &r.Status
 	code, reason := columns(st.Reason)
 	meta, err := metadata(st.Metadata)
@@ -70,13 +128,7 @@ func enter(ctx context.Context, tx *sql.Tx, line store.Line, in store.Acceptance
 	if err != nil {
 		return err
 	}
-	if err := addPosts(ctx, tx, r); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, sqlPlaced, r.Account, line.NextSeq, micros(line.LastDue)); err != nil {
-		return err
-	}
-	return ring(ctx, tx, r.Account, r.DueAt)
+	return addPosts(ctx, tx, r)
 }
 
 func addPosts(ctx context.Context, tx *sql.Tx, r *store.Row) error {
@@ -124,6 +176,24 @@ func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other sto
 		}
 	}
 	return store.Key{}, false, nil
+}
+
+// SameTexts implements store.Requests.
+func (s *Store) SameTexts(ctx context.Context, queries []store.TextQuery) (found map[int]store.Key, err error) {
+	found = map[int]store.Key{}
+	err = s.view(ctx, "look for the same texts", func(ctx context.Context, tx *sql.Tx) error {
+		for i, q := range queries {
+			other, is, err := findText(ctx, tx, q)
+			if err != nil {
+				return err
+			}
+			if is {
+				found[i] = other
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 // SameText implements store.Requests.
@@ -202,6 +272,24 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 		_, err = tx.ExecContext(ctx, sqlForgetRefusals, refusal.Stored.Add(-store.RefusalRetention).UnixMicro(), store.MaxForgottenRefusals)
 		return err
 	})
+}
+
+const (
+	sqlJobFailed = `
+INSERT INTO intake_failures (stored, sequence, failures, error) VALUES (?1, ?2, 1, ?3)
+ON CONFLICT (stored, sequence) DO UPDATE SET failures = failures + 1, error = excluded.error RETURNING failures`
+	sqlForgetFailures = `DELETE FROM intake_failures WHERE stored < ?1`
+)
+
+// JobFailed implements store.Requests.
+func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int, err error) {
+	err = s.change(ctx, "count failure of job", func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, sqlForgetFailures, f.Stored.Add(-store.RefusalRetention).UnixMicro()); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, sqlJobFailed, f.Stored.UnixMicro(), int64(f.Sequence), f.Error).Scan(&failures)
+	})
+	return failures, err
 }
 
 // Refusals implements store.Requests.
@@ -424,4 +512,23 @@ func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64
 		return missing(err, store.ErrNotFound)
 	})
 	return latest, err
+}
+
+// MarkManyAnnounced implements store.Requests.
+func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
+	err = s.change(ctx, "mark requests announced", func(ctx context.Context, tx *sql.Tx) error {
+		rest = nil
+		for _, r := range told {
+			var revision int64
+			err := tx.QueryRowContext(ctx, sqlMarkAnnounced, r.Account, r.ID, r.Number).Scan(&revision)
+			switch {
+			case errors.Is(err, sql.ErrNoRows), err == nil && revision != r.Number:
+				rest = append(rest, r.Key)
+			case err != nil:
+				return err
+			}
+		}
+		return nil
+	})
+	return rest, err
 }

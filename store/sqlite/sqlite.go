@@ -20,7 +20,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 1
+	schemaVersion = 2
 	// callTimeout bounds each call, from the wait for a connection on: a worker whose
 	// database does not answer has to notice and give back what it holds within 10 s.
 	// Only a disk that does not answer the kernel is waited for beyond that.
@@ -360,4 +360,49 @@ func (s *Store) TryLease(ctx context.Context, name, owner string, d time.Duratio
 		return err
 	})
 	return ok, err
+}
+
+const (
+	sqlTakeLease = `
+INSERT INTO leases (name, owner, until) VALUES (?1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until,
+    fence = CASE WHEN leases.owner = excluded.owner AND leases.until > ?4 THEN leases.fence ELSE leases.fence + 1 END
+WHERE leases.owner = excluded.owner OR leases.until <= ?4
+RETURNING name, owner, fence`
+	// sqlDropLease keeps the row, and with it the fence.
+	sqlDropLease = `UPDATE leases SET until = ?3 WHERE name = ?1 AND owner = ?2 AND until > ?3`
+	// sqlHoldLease finds out whose the lease is: the holder's as long as nobody
+	// else took it.
+	sqlHoldLease = `UPDATE leases SET owner = owner WHERE name = ?1 AND owner = ?2 AND fence = ?3`
+)
+
+// TakeLeases implements store.Ledger.
+func (s *Store) TakeLeases(ctx context.Context, names []string, owner string, d time.Duration, now time.Time) (held []store.Lease, err error) {
+	err = s.change(ctx, "take leases", func(ctx context.Context, tx *sql.Tx) error {
+		held = nil
+		for _, name := range names {
+			var l store.Lease
+			err := tx.QueryRowContext(ctx, sqlTakeLease, name, owner, micros(now.Add(d)), micros(now)).Scan(&l.Name, &l.Owner, &l.Fence)
+			switch {
+			case err == nil:
+				held = append(held, l)
+			case !errors.Is(err, sql.ErrNoRows):
+				return err
+			}
+		}
+		return nil
+	})
+	return held, err
+}
+
+// DropLeases implements store.Ledger.
+func (s *Store) DropLeases(ctx context.Context, names []string, owner string, now time.Time) error {
+	return s.change(ctx, "drop leases", func(ctx context.Context, tx *sql.Tx) error {
+		for _, name := range names {
+			if _, err := changed(ctx, tx, sqlDropLease, name, owner, micros(now)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

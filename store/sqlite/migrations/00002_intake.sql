@@ -1,0 +1,20 @@
+-- A partition of the job stream is read by one worker at a time: a lease with a
+-- fence says by whom. A job that fails by itself is counted by its place in the
+-- stream, so that the count outlives the worker and its delivery.
+
+-- +goose Up
+
+ALTER TABLE leases ADD COLUMN fence INTEGER NOT NULL DEFAULT 1;
+
+CREATE TABLE intake_failures (
+    stored   INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    failures INTEGER NOT NULL CHECK (failures > 0),
+    error    TEXT    NOT NULL, -- the latest
+    PRIMARY KEY (stored, sequence)
+) STRICT;
+
+-- +goose Down
+
+DROP TABLE intake_failures;
+ALTER TABLE leases DROP COLUMN fence;

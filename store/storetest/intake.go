@@ -1,0 +1,238 @@
+package storetest
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// partition is the name of a lease.
+const partition = "intake-0"
+
+// lease waits for the lease of the partition.
+func (b *bundle) lease(t *testing.T, owner string, d time.Duration) (lease store.Lease) {
+	t.Helper()
+	eventually(t, "lease of "+owner, func() bool {
+		held, err := b.st.TakeLeases(t.Context(), []string{partition}, owner, d, b.clock(t))
+		check(t, err)
+		if len(held) > 0 {
+			lease = held[0]
+		}
+		return len(held) > 0
+	})
+	return lease
+}
+
+// leases are held by one owner; each owner, and each time, has another fence.
+func leases(t *testing.T, b *bundle) {
+	names := []string{"a", "b", "c"}
+	take := func(owner string, d time.Duration, names ...string) []store.Lease {
+		held, err := b.st.TakeLeases(t.Context(), names, owner, d, b.clock(t))
+		check(t, err)
+		slices.SortFunc(held, func(x, y store.Lease) int { return int(x.Name[0]) - int(y.Name[0]) })
+		return held
+	}
+	first := take("one", longLease, "a", "b")
+	equal(t, "taken", len(first), 2)
+	equal(t, "lease", first[0], store.Lease{Name: "a", Owner: "one", Fence: 1})
+	equal(t, "renewed", take("one", longLease, "a", "b"), first)
+	equal(t, "what is free", take("two", longLease, names...), []store.Lease{{Name: "c", Owner: "two", Fence: 1}})
+	check(t, b.st.DropLeases(t.Context(), names, "two", b.clock(t)))
+	equal(t, "the dropped one alone", take("three", longLease, names...), []store.Lease{{Name: "c", Owner: "three", Fence: 2}})
+	check(t, b.st.DropLeases(t.Context(), []string{"a"}, "one", b.clock(t)))
+	equal(t, "the owner's own, anew", take("one", longLease, "a"), []store.Lease{{Name: "a", Owner: "one", Fence: 2}})
+
+	take("one", shortLease, "a")
+	eventually(t, "taking over one that ran out", func() bool { return len(take("two", longLease, "a")) == 1 })
+
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	winners := atOnce(t, 8, func(i int) (bool, error) {
+		held, err := stores[i%2].TakeLeases(t.Context(), []string{"raced"}, fmt.Sprint(i), longLease, b.now)
+		return len(held) == 1, err
+	})
+	equal(t, "winners of a race", winners, 1)
+}
+
+// acceptMany gives each its own decision, and all of an account their order.
+func acceptMany(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	b.acceptAll(t, "old")
+	beta, nobody, later, held := b.acceptance("1", 1), b.acceptance("1", 1), b.acceptance("3", 2), b.acceptance("held", 0)
+	beta.Request.Account, nobody.Request.Account = "beta", "nobody"
+	later.Request.PublishAt = b.now.Add(time.Hour)
+	later.Request.Metadata = map[string]string{"zero": "\x00", "quote": `"{}`}
+	later.Media = [][]store.Media{nil, {{}, {Digest: "d"}}}
+	held.Hold = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: b.now.Add(time.Minute), Detail: "later"}
+	other := b.acceptance("1", 1)
+	other.Body, other.Digest = []byte("else"), []byte("else")
+	in := []store.Acceptance{
+		b.acceptance("1", 1), nobody, beta, b.acceptance("old", 1), b.acceptance("1", 1), other, later, held, b.acceptance("2", 3),
+	}
+	want := []store.Decision{
+		store.Accepted, store.NoAccount, store.Accepted, store.Repeated, store.Repeated, store.Conflict, store.Accepted, store.Accepted, store.Accepted,
+	}
+	lease := b.lease(t, "one", longLease)
+	for again := range 2 { // the worker died before it could acknowledge them
+		out, err := b.st.AcceptMany(t.Context(), lease, in)
+		check(t, err)
+		for i, r := range out {
+			decision := want[i]
+			if again == 1 && decision == store.Accepted {
+				decision = store.Repeated
+			}
+			equal(t, fmt.Sprintf("decision on %d, try %d", i, again), r.Decision, decision)
+			if decision != store.NoAccount {
+				record := b.record(t, in[i].Key())
+				equal(t, fmt.Sprintf("record of %d", i), r.Record.Status.Revision, record.Status.Revision)
+				equal(t, fmt.Sprintf("state of %d", i), r.Record.Status.State, record.Status.State)
+				equal(t, fmt.Sprintf("posts of %d", i), len(r.Record.Posts), len(record.Posts))
+			}
+		}
+	}
+	for seq, id := range []string{"old", "1", "3", "held", "2"} {
+		equal(t, "sequence of "+id, b.request(t, id).Seq, int64(seq+1))
+	}
+	equal(t, "metadata", b.request(t, "3").Status.Metadata, later.Request.Metadata)
+	equal(t, "media", b.request(t, "3").Posts[1].Media, later.Media[1])
+	equal(t, "due", b.request(t, "3").DueAt, later.Request.PublishAt)
+	equal(t, "hold", b.request(t, "held").Status.Reason.Detail, "later")
+	equal(t, "sequence of another account", b.record(t, beta.Key()).Seq, int64(1))
+	due, err := b.st.DueLanes(t.Context(), b.now, 10)
+	check(t, err)
+	equal(t, "rung", slices.Contains(due, "beta"), true)
+	eventually(t, "it rang", func() bool {
+		lane, ok, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.clock(t))
+		check(t, err)
+		return ok && b.look(t, lane, b.now).Rings == 1
+	})
+	empty, err := b.st.AcceptMany(t.Context(), lease, nil)
+	check(t, err)
+	equal(t, "none", len(empty), 0)
+}
+
+func (b *bundle) record(t *testing.T, key store.Key) store.Record {
+	t.Helper()
+	record, err := b.st.Request(t.Context(), key)
+	check(t, err)
+	return record
+}
+
+// acceptManyFenced: a worker that lost its lease accepts nothing more, and whoever
+// has it finds what was accepted before.
+func acceptManyFenced(t *testing.T, b *bundle) {
+	first := b.lease(t, "one", longLease)
+	check(t, b.st.DropLeases(t.Context(), []string{partition}, "one", b.clock(t)))
+	_, err := b.st.AcceptMany(t.Context(), first, []store.Acceptance{b.acceptance("1", 1)})
+	check(t, err) // it is over, but nobody else has it
+	second := b.lease(t, "two", longLease)
+	_, err = b.st.AcceptMany(t.Context(), first, []store.Acceptance{b.acceptance("1", 1), b.acceptance("2", 1)})
+	fails(t, "the owner before", err, store.ErrFenced)
+	_, err = b.st.Request(t.Context(), store.Key{Account: acme, ID: "2"})
+	fails(t, "nothing of it", err, store.ErrNotFound)
+	out, err := b.st.AcceptMany(t.Context(), second, []store.Acceptance{b.acceptance("1", 1), b.acceptance("2", 1)})
+	check(t, err)
+	equal(t, "first", out[0].Decision, store.Repeated)
+	equal(t, "second", out[1].Decision, store.Accepted)
+	check(t, b.st.DropLeases(t.Context(), []string{partition}, "two", b.clock(t).Add(-time.Microsecond)))
+	third := b.lease(t, "two", longLease) // the same worker, but it may have been another's meanwhile
+	_, err = b.st.AcceptMany(t.Context(), second, []store.Acceptance{b.acceptance("3", 1)})
+	fails(t, "its lease before", err, store.ErrFenced)
+	_, err = b.st.AcceptMany(t.Context(), third, []store.Acceptance{b.acceptance("3", 1)})
+	check(t, err)
+}
+
+// acceptManyAtOnce: batches that meet in the same accounts, in other orders, neither
+// stop each other nor accept anything twice.
+func acceptManyAtOnce(t *testing.T, b *bundle) {
+	const accounts, batches = 8, 8
+	var in []store.Acceptance
+	for i := range accounts {
+		name := fmt.Sprint("at-once-", i)
+		b.add(t, name)
+		one := b.acceptance("one", 2)
+		one.Request.Account = name
+		in = append(in, one)
+	}
+	stores := []store.Store{b.st, b.open(t, b.keys)}
+	accepted := make([]int, batches)
+	atOnce(t, batches, func(i int) (bool, error) {
+		mine := slices.Clone(in)
+		if i%2 == 0 {
+			slices.Reverse(mine)
+		}
+		out, err := stores[i%2].AcceptMany(t.Context(), store.Lease{}, mine)
+		for _, r := range out {
+			if r.Decision == store.Accepted {
+				accepted[i]++
+			}
+		}
+		return err == nil, err
+	})
+	sum := 0
+	for _, n := range accepted {
+		sum += n
+	}
+	equal(t, "accepted", sum, accounts)
+}
+
+// acceptManyRefusesTexts: of two with the same text in one batch the second fails.
+func acceptManyRefusesTexts(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	first, second, third := b.texts(acme, "first", "same"), b.texts("beta", "second", "same"), b.texts("beta", "third", "other")
+	in := []store.Acceptance{first, second, third}
+	for i := range in {
+		in[i].RefuseSameText = true
+	}
+	out, err := b.st.AcceptMany(t.Context(), store.Lease{}, in)
+	check(t, err)
+	for i, want := range []jetpost.State{jetpost.StateQueued, jetpost.StateFailed, jetpost.StateQueued} {
+		equal(t, fmt.Sprint("decision ", i), out[i].Decision, store.Accepted)
+		equal(t, fmt.Sprint("state ", i), out[i].Record.Status.State, want)
+		equal(t, fmt.Sprint("stored state ", i), b.record(t, in[i].Key()).Status.State, want)
+	}
+	found, err := b.st.SameTexts(t.Context(), []store.TextQuery{
+		store.TextsOf(third.Request, b.now), store.TextsOf(second.Request, b.now), {},
+	})
+	check(t, err)
+	equal(t, "same texts", found, map[int]store.Key{1: first.Key()})
+}
+
+// jobFailed counts by the place of a job, whoever asks, and forgets.
+func jobFailed(t *testing.T, b *bundle) {
+	failed := func(st store.Store, sequence uint64, stored time.Time) int {
+		n, err := st.JobFailed(t.Context(), store.JobFailure{Sequence: sequence, Stored: stored, Error: "panic\x00"})
+		check(t, err)
+		return n
+	}
+	other := b.open(t, b.keys)
+	equal(t, "first", failed(b.st, 7, b.now), 1)
+	equal(t, "of another worker", failed(other, 7, b.now), 2)
+	equal(t, "of another job", failed(b.st, 8, b.now), 1)
+	equal(t, "of a stream that was made anew", failed(b.st, 7, b.now.Add(time.Second)), 1)
+	equal(t, "a sequence beyond 63 bits", failed(b.st, 1<<63+7, b.now), 1)
+	failed(b.st, 9, b.now.Add(store.RefusalRetention+time.Minute))
+	equal(t, "forgotten", failed(b.st, 7, b.now), 1)
+}
+
+// markManyAnnounced marks what is as it was told, and returns the others.
+func markManyAnnounced(t *testing.T, b *bundle) {
+	b.acceptAll(t, "1", "2", "3")
+	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "2"}, b.now)
+	check(t, err)
+	told := func(ids ...string) (all []store.Revision) {
+		for _, id := range ids {
+			all = append(all, store.Revision{Key: store.Key{Account: acme, ID: id}, Number: 1})
+		}
+		return all
+	}
+	rest, err := b.st.MarkManyAnnounced(t.Context(), told("3", "2", "1", "none"))
+	check(t, err)
+	equal(t, "the rest", rest, []store.Key{{Account: acme, ID: "2"}, {Account: acme, ID: "none"}})
+	for id, want := range map[string]int64{"1": 1, "2": 1, "3": 1} {
+		equal(t, "announced of "+id, b.request(t, id).Announced, want)
+	}
+}
