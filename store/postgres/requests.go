@@ -359,7 +359,10 @@ func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) ([]
 	return list, s.wrap("list waiting requests", err)
 }
 
-const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
+const sqlCountRequests = `
+SELECT s.state, n.n FROM unnest($1::text[]) AS s (state) CROSS JOIN LATERAL (
+    SELECT count(*) AS n FROM (SELECT FROM requests WHERE state = s.state LIMIT $2) AS few) AS n
+WHERE n.n > 0`
 
 // CountRequests implements store.Requests.
 func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error) {
@@ -370,7 +373,7 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 	counts, err := collect(ctx, s.pool, func(row scanner) (c count, err error) {
 		err = row.Scan(&c.state, &c.n)
 		return c, err
-	}, sqlCountRequests)
+	}, sqlCountRequests, jetpost.States(), store.MaxCounted)
 	byState := make(map[jetpost.State]int, len(counts))
 	for _, c := range counts {
 		byState[c.state] = c.n

@@ -20,7 +20,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 1
+	schemaVersion = 2
 	// busyTimeoutMillis is how long a statement waits for a lock that another
 	// process holds.
 	busyTimeoutMillis = 10_000
