@@ -421,8 +421,25 @@ func (c Config) Setup(ctx context.Context, log *slog.Logger) (publishers.Report,
 		return publishers.Report{}, err
 	}
 	defer conn.Close()
-	report, err := publishers.Setup(ctx, conn.JS, c.Topology(conn.Names, id))
+	topology := c.Topology(conn.Names, id)
+	report, err := publishers.Setup(ctx, conn.JS, topology)
+	if err == nil {
+		err = keepCron(ctx, conn, ledger, topology)
+	}
 	return report, c.setupError(err)
+}
+
+// keepCron notes the refresh schedule, by which workers put it right. One of them may
+// have put back the one before, as that was still noted.
+func keepCron(ctx context.Context, conn *Connection, ledger store.Store, topology publishers.TopologyConfig) error {
+	cron, err := topology.Cron()
+	if err == nil {
+		err = consumers.KeepCron(ctx, ledger, cron)
+	}
+	if err == nil {
+		_, err = publishers.SetCron(ctx, conn.JS, topology)
+	}
+	return err
 }
 
 // What nats-server says of settings that it cannot take.

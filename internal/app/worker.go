@@ -47,9 +47,12 @@ type Worker struct {
 	tokens  *consumers.Refresher
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
-	stops   *publishers.Stops
+	stops   *consumers.StopBook
+	signs   *publishers.Signs
+	lanes   *counted // which knows how many slots are used
 	health  *consumers.Health
 	listen  net.Listener
+	started time.Time
 }
 
 // NewWorker checks everything that a worker depends on and binds to it. It
@@ -86,14 +89,15 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	if err != nil {
 		return nil, databaseError(err)
 	}
-	if err := publishers.Check(ctx, w.conn.JS, cfg.Topology(w.conn.Names, id)); err != nil {
+	topology := cfg.Topology(w.conn.Names, id)
+	if err := publishers.Check(ctx, w.conn.JS, topology); err != nil {
 		return nil, err
 	}
 	lifeboat, err := w.lifeboat(id)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.wire(ctx, lifeboat); err != nil {
+	if err := w.wire(ctx, lifeboat, topology); err != nil {
 		return nil, err
 	}
 	if err := w.tokens.Recover(ctx); err != nil {
@@ -150,7 +154,7 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 }
 
 // wire puts the parts together.
-func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
+func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat, topology publishers.TopologyConfig) error {
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
 	timing := consumers.Timing{Lease: cfg.Lease}
 	objects, err := js.ObjectStore(ctx, names.MediaBucket())
@@ -164,7 +168,8 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	}
 	bells := publishers.NewBells(js, names)
 	records := publishers.NewRecords(js, names)
-	w.stops = publishers.NewStops(js, names)
+	w.stops = stopBook(w.conn, w.ledger, w.log)
+	w.signs = publishers.NewSigns(js, names)
 	w.gate = consumers.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
 	w.board = publishers.NewWindows(js, names)
 	w.windows = consumers.NewWindows(w.board, w.log)
@@ -202,9 +207,11 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 		if slots == 0 {
 			slots = DefaultSlots
 		}
-		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, publish)
+		w.lanes = &counted{Handler: publish}
+		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, w.lanes)
 		w.sweep = &consumers.Sweeper{
 			Ledger: w.ledger, Bells: bells, Announce: announcer, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
+			Upkeep: &consumers.Upkeep{Stops: w.stops, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
 		}
 	}
 	if w.has(RoleRefresh) {
@@ -224,18 +231,16 @@ func (w *Worker) has(role string) bool {
 // Run works until the context ends, then finishes the calls in flight.
 func (w *Worker) Run(ctx context.Context) error {
 	background, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stops, err := w.stops.Watch(background)
-	if err != nil {
-		return err
-	}
+	w.started = time.Now()
 	var parts sync.WaitGroup
-	// The stops that stand are known before the first delivery.
+	defer parts.Wait()
+	defer cancel()
+	parts.Go(func() { w.stops.Follow(background, w.gate, w.health) })
+	// The stops that stand are known before the first delivery, and the windows.
 	select {
 	case <-ctx.Done():
 		return nil
-	case known := <-stops:
-		w.gate.Learn(known)
+	case <-w.gate.Informed():
 	}
 	if err := w.board.FollowApp(background, w.windows.Learned); err != nil {
 		if ctx.Err() != nil {
@@ -244,11 +249,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	parts.Go(func() { w.windows.Run(background) })
-	parts.Go(func() {
-		for known := range stops {
-			w.gate.Learn(known)
-		}
-	})
+	parts.Go(func() { w.giveSigns(background) })
 	if w.sweep != nil {
 		parts.Go(func() { w.sweep.Run(background) })
 	}
@@ -256,7 +257,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		parts.Go(func() { w.serveHealth(background) })
 	}
 	w.log.Info("worker.started", "version", Version(), "slots", w.cfg.Slots, "roles", w.cfg.Roles)
-	err = w.runner.Run(ctx)
+	err := w.runner.Run(ctx)
 	cancel()
 	parts.Wait()
 	w.log.Info("worker.stopped")
