@@ -459,7 +459,7 @@ func MendCron(ctx context.Context, js jetstream.JetStream, ledger keeper, cfg pu
 		return false, err
 	}
 	if is == nil {
-		if is, err = publishers.ReadCron(ctx, js, cfg.Names); err != nil {
+		if is, _, err = publishers.ReadCron(ctx, js, cfg.Names); err != nil {
 			return false, err
 		}
 		if is == nil {

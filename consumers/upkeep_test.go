@@ -325,7 +325,7 @@ func TestUpkeepMendsCron(t *testing.T) {
 	b := setup(t)
 	u := b.upkeep(t)
 	stands := func() publishers.Cron { // the zero value where none does
-		cron, err := publishers.ReadCron(t.Context(), b.js, b.names)
+		cron, _, err := publishers.ReadCron(t.Context(), b.js, b.names)
 		check(t, err)
 		if cron == nil {
 			return publishers.Cron{}

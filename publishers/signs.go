@@ -78,6 +78,18 @@ func (s *Signs) Put(ctx context.Context, sign Sign) error {
 	return nil
 }
 
+// probeStays is how long the message of a Probe is kept.
+const probeStays = time.Minute
+
+// Probe finds out whether NATS stores what it is sent.
+func (s *Signs) Probe(ctx context.Context) error {
+	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + ".probe"}
+	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(probeStays)); err != nil {
+		return fmt.Errorf("store a message: %w", err)
+	}
+	return nil
+}
+
 // Remove takes a worker's sign away: it was told to stop.
 func (s *Signs) Remove(ctx context.Context, worker string) error {
 	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
@@ -105,7 +117,9 @@ func (s *Signs) All(ctx context.Context) ([]Sign, error) {
 		return nil, fmt.Errorf("read signs of life: %w", err)
 	}
 	now := stream.CachedInfo().TimeStamp
-	kv, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, s.names.LimitsBucket()) })
+	kv, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
+		return s.js.KeyValue(ctx, s.names.LimitsBucket())
+	})
 	var watcher jetstream.KeyWatcher
 	if err == nil {
 		watcher, err = kv.Watch(ctx, signPrefix+"*", jetstream.IgnoreDeletes())

@@ -103,18 +103,18 @@ func (c TopologyConfig) WithCron(cron Cron) TopologyConfig {
 	return c
 }
 
-// ReadCron reads the schedule as it stands in NATS; nil where there is none that
-// opens refresh rounds.
-func ReadCron(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (*Cron, error) {
+// ReadCron reads the schedule as it stands in NATS, and since when; nil where there is
+// none that opens refresh rounds.
+func ReadCron(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (*Cron, time.Time, error) {
 	msg, err := lastMessage(ctx, js, names.ScheduleStream(), names.ScheduleRefresh())
 	if err != nil || msg == nil || msg.Header.Get(jetstream.ScheduleTargetHeader) != names.DueRefresh("tick") {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	ttl, err := time.ParseDuration(msg.Header.Get(jetstream.ScheduleTTLHeader))
-	if err != nil {
-		return nil, nil // it is none of ours
+	cron := Cron{Cron: msg.Header.Get(jetstream.ScheduleHeader), TimeZone: msg.Header.Get(jetstream.ScheduleTimeZoneHeader)}
+	if cron.TTL, err = time.ParseDuration(msg.Header.Get(jetstream.ScheduleTTLHeader)); err != nil {
+		return nil, time.Time{}, nil // it is none of ours
 	}
-	return &Cron{Cron: msg.Header.Get(jetstream.ScheduleHeader), TimeZone: msg.Header.Get(jetstream.ScheduleTimeZoneHeader), TTL: ttl}, nil
+	return &cron, msg.Time, nil
 }
 
 // SetCron makes the schedule in NATS that of the configuration, and tells whether it

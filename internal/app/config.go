@@ -57,9 +57,11 @@ type Config struct {
 	// Lease is how long a lane belongs to a worker that gives no sign of life;
 	// every margin derives from it. consumers.DefaultLease where zero.
 	Lease time.Duration
-	// HealthListen serves /healthz and /readyz; nothing where empty.
+	// HealthListen serves /healthz, /readyz and /statusz; nothing where empty.
 	HealthListen string
-	Refresh      RefreshConfig
+	// Notify is where each change of the verdict is posted; nowhere where empty.
+	Notify  string
+	Refresh RefreshConfig
 	// Lifeboat is the directory for token pairs that X gave while the database
 	// was away. It should outlive the process.
 	Lifeboat string
@@ -71,6 +73,8 @@ type Config struct {
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.
 	Worker string
+	// house names the 'jetpost up' that it is about, "" where it is none.
+	house string
 }
 
 // NATSConfig says how to reach NATS.
@@ -221,6 +225,9 @@ func (c Config) validate(n needs) error {
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)
+	}
+	if c.Notify != "" && CheckNotify(c.Notify) != nil {
+		wrong("notify: is no http or https URL")
 	}
 	if len(mistakes) > 0 {
 		return &ConfigError{Mistakes: mistakes}

@@ -169,22 +169,3 @@ type Late struct {
 	// Since is when the first of them was due.
 	Since time.Time `json:"since"`
 }
-
-// readLate finds what would go out late, nil where nothing would.
-func readLate(ctx context.Context, ledger store.Requests, now time.Time) (*Late, error) {
-	lines, err := ledger.Late(ctx, "", now.Add(-lateAfter))
-	var late *Late
-	for _, line := range lines {
-		if line.Unsent == 0 {
-			continue
-		}
-		if late == nil {
-			late = &Late{Since: line.Since}
-		}
-		late.Requests += line.Unsent
-		if line.Since.Before(late.Since) {
-			late.Since = line.Since
-		}
-	}
-	return late, err
-}

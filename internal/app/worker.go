@@ -51,6 +51,7 @@ type Worker struct {
 	signs   *publishers.Signs
 	lanes   *counted // which knows how many slots are used
 	health  *consumers.Health
+	status  *sharedStatus
 	listen  net.Listener
 	started time.Time
 }
@@ -89,6 +90,7 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	if err != nil {
 		return nil, databaseError(err)
 	}
+	w.status = &sharedStatus{place: place{cfg: cfg, conn: w.conn, ledger: w.ledger}}
 	topology := cfg.Topology(w.conn.Names, id)
 	if err := publishers.Check(ctx, w.conn.JS, topology); err != nil {
 		return nil, err
@@ -250,6 +252,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	parts.Go(func() { w.windows.Run(background) })
 	parts.Go(func() { w.giveSigns(background) })
+	if w.cfg.Notify != "" {
+		n := &Notifier{URL: w.cfg.Notify, Status: w.status.get, Ledger: w.ledger, Log: w.log}
+		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
+	}
 	if w.sweep != nil {
 		parts.Go(func() { w.sweep.Run(background) })
 	}
@@ -279,31 +285,46 @@ func (w *Worker) Close() {
 	}
 }
 
-// serveHealth answers /healthz while the process lives, and /readyz with 200
-// while nothing is wrong, else with 503 and what it is.
+// serveHealth answers /healthz while the process lives; /readyz with 200 while nothing
+// keeps this worker from its work, else with 503 and what it is; and /statusz with what
+// 'jetpost status' says of the whole installation, with 200 only where that is
+// PUBLISHING.
 func (w *Worker) serveHealth(ctx context.Context) {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
+		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
+	})
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
 		err := w.health.Err()
 		if !w.conn.Conn.IsConnected() {
 			err = errors.Join(errors.New("NATS is not connected"), err)
 		}
 		if err != nil {
-			answer(rw, http.StatusServiceUnavailable, err.Error())
+			answer(rw, http.StatusServiceUnavailable, map[string]string{"status": err.Error()})
 			return
 		}
-		answer(rw, http.StatusOK, "ready")
+		answer(rw, http.StatusOK, map[string]string{"status": "ready"})
+	})
+	mux.HandleFunc("GET /statusz", func(rw http.ResponseWriter, r *http.Request) {
+		s, err := w.status.get(r.Context())
+		if err != nil {
+			return // the caller hung up
+		}
+		code := http.StatusOK
+		if !s.Publishing {
+			code = http.StatusServiceUnavailable
+		}
+		answer(rw, code, s)
 	})
 	if err := Serve(ctx, w.listen, mux); err != nil {
 		w.log.Error("health.failed", "error", err)
 	}
 }
 
-func answer(rw http.ResponseWriter, status int, text string) {
+func answer(rw http.ResponseWriter, status int, value any) {
 	rw.Header().Set("Content-Type", "application/json")
 	rw.WriteHeader(status)
-	_ = json.NewEncoder(rw).Encode(map[string]string{"status": text}) // the caller hung up
+	_ = json.NewEncoder(rw).Encode(value) // the caller hung up
 }
 
 // Listen opens a port, or says by which flag to choose another.
