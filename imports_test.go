@@ -64,6 +64,7 @@ func layers() []layer {
 		{dir: "web", use: handlers, tests: parts},
 
 		{dir: "internal/secret"},
+		{dir: "internal/health"},
 		{dir: "internal/telemetry", use: []string{"."}},
 		{dir: "internal/natstest"},
 		{dir: "internal/pgtest"},

@@ -46,6 +46,8 @@ type Sweeper struct {
 	Timing   Timing
 	Worker   string
 	Log      *slog.Logger
+	// Upkeep, where it is set, comes first in each sweep.
+	Upkeep *Upkeep
 	// free tells that what a stop held was let go since the last stop.
 	free bool
 }
@@ -76,9 +78,14 @@ func (s *Sweeper) Run(ctx context.Context) {
 // Sweep sweeps once, if no other worker does.
 func (s *Sweeper) Sweep(ctx context.Context) error {
 	now := time.Now()
+	told := s.Gate.Retell(ctx, now)
 	mine, err := s.Ledger.TryLease(ctx, "sweep", s.Worker, 3*s.Timing.sweepEvery(), now)
 	if err != nil || !mine {
-		return err
+		return errors.Join(told, err)
+	}
+	failures := []error{told}
+	if s.Upkeep != nil { // what keeps it from its work keeps nobody from theirs
+		failures = append(failures, s.Upkeep.Run(ctx, now))
 	}
 	accounts, err := s.Ledger.DueLanes(ctx, now, sweepLanes)
 	if err != nil {
@@ -96,10 +103,12 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failures := []error{s.Announce.AnnounceAccounts(ctx, "")}
+	failures = append(failures, s.Announce.AnnounceAccounts(ctx, ""))
+	failed := 0
 	for _, key := range keys {
 		if err := s.Announce.Announce(ctx, key); err != nil {
-			if failures = append(failures, err); len(failures) >= sweepFailures {
+			failures = append(failures, err)
+			if failed++; failed >= sweepFailures {
 				break
 			}
 		}

@@ -194,30 +194,27 @@ func (s *Windows) watch(ctx context.Context, keys string) (jetstream.KeyWatcher,
 	return watcher, nil
 }
 
+// watchAgain is how often the watch of the app's windows is begun again: one whose
+// bucket was deleted says nothing.
+const watchAgain = time.Minute
+
 // FollowApp calls learn with the windows of the app, if any are kept, and returns
-// then. It goes on with each change until the context ends or the connection is
-// closed for good.
+// then. It goes on with each change until the context ends.
 func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
+	known := make(chan struct{})
 	watcher, err := s.watch(ctx, appWindows)
 	if err != nil {
 		return err
 	}
-	known := make(chan struct{})
 	go func() {
-		defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case entry, ok := <-watcher.Updates():
-				switch {
-				case !ok:
-					return
-				case entry == nil: // all that there was has been told
-					close(known)
-				default:
-					learn(decodeWindows(entry))
-				}
+		told := sync.OnceFunc(func() { close(known) })
+		for ctx.Err() == nil {
+			if watcher != nil {
+				followFor(ctx, watcher, watchAgain, learn, told)
+			}
+			if watcher, err = s.watch(ctx, appWindows); err != nil { // what X answers counts anyway
+				watcher = nil
+				rest(ctx, answerWithin)
 			}
 		}
 	}()
@@ -226,5 +223,40 @@ func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("watch windows: %w", ctx.Err())
+	}
+}
+
+// followFor passes on what a watcher tells for so long, or until it is closed.
+func followFor(ctx context.Context, watcher jetstream.KeyWatcher, d time.Duration, learn func([]Window), told func()) {
+	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	again := time.NewTimer(d)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+			return
+		case entry, ok := <-watcher.Updates():
+			switch {
+			case !ok:
+				rest(ctx, time.Second)
+				return
+			case entry == nil: // all that there was has been told
+				told()
+			default:
+				learn(decodeWindows(entry))
+			}
+		}
+	}
+}
+
+// rest waits, or returns early when the context ends.
+func rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
 	}
 }

@@ -54,6 +54,7 @@ type Store interface {
 	Keys
 	Requests
 	Links
+	Upkeep
 }
 
 // Ledger is the database as a whole.
@@ -850,7 +851,7 @@ type Requests interface {
 	// Waiting returns up to limit unfinished requests, by account, due time and
 	// sequence of acceptance: those behind another one; the zero value begins.
 	Waiting(ctx context.Context, after Waiting, limit int) ([]Waiting, error)
-	// CountRequests counts requests by state.
+	// CountRequests counts requests by state, up to MaxCounted of each.
 	CountRequests(ctx context.Context) (map[jetpost.State]int, error)
 
 	// Unannounced returns up to limit requests whose latest revision is older

@@ -67,6 +67,7 @@ type cli struct {
 	Forecast forecastCmd `cmd:"" help:"Say when everything that waits is out, also with more posts."`
 	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the stops in force, as the workers know them."`
 	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
+	Workers  workersCmd  `cmd:"" help:"List the workers that live, and those that fell silent within the hour."`
 	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
@@ -287,6 +288,9 @@ func (e *env) natsConfig() (app.Config, error) {
 	}
 	cfg, running, err := cfg.Running(dirs...)
 	named := cfg.NATS.URL != "" || !cfg.DatabaseURL.Empty()
+	if several := new(app.SeveralError); errors.As(err, &several) {
+		return cfg, &exitError{code: exitUsage, err: err}
+	}
 	switch died := new(app.DiedError); {
 	case running || (err != nil && !errors.As(err, &died)):
 		return cfg, err

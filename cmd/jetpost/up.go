@@ -22,7 +22,8 @@ type workFlags struct {
 	Roles         []string       `enum:"publish,refresh" default:"publish,refresh" help:"What this worker does: ${enum}."`
 	Slots         int            `default:"16" help:"Accounts worked on at once."`
 	Lease         time.Duration  `default:"60s" help:"How long an account stays with a worker that gives no sign of life. Every margin of the publish path derives from it."`
-	HealthListen  string         `placeholder:"ADDR" help:"Serve /healthz and /readyz here."`
+	HealthListen  string         `placeholder:"ADDR" help:"Serve /healthz, /readyz and /statusz here."`
+	Notify        string         `placeholder:"URL" help:"Post each change of what jetpost status says to this webhook, as JSON with a text. Give it to every worker: one of them tells."`
 	RefreshWindow time.Duration  `default:"24h" help:"Refresh tokens that end within it."`
 	RefreshBatch  int            `default:"10" help:"Tokens of one batch."`
 	BatchTime     time.Duration  `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
@@ -56,6 +57,7 @@ func (f *workFlags) Validate() error {
 
 func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Roles, cfg.Slots, cfg.Lease, cfg.HealthListen = f.Roles, f.Slots, f.Lease, f.HealthListen
+	cfg.Notify = f.Notify
 	cfg.Refresh.Window, cfg.Refresh.Batch = f.RefreshWindow, f.RefreshBatch
 	cfg.Refresh.BatchTime, cfg.Refresh.Lease = f.BatchTime, f.ExchangeLease
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))

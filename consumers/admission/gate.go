@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -67,6 +68,8 @@ type Gate struct {
 	open   time.Duration
 	// ended tells that a stop was over before its time.
 	ended chan struct{}
+	// informed is closed once the stops that stand were learned.
+	informed chan struct{}
 
 	mu      sync.Mutex
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
@@ -86,7 +89,7 @@ func NewGate(board Board, worker string, open time.Duration, log *slog.Logger) *
 	}
 	return &Gate{
 		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
-		ended: make(chan struct{}, 1), own: map[Scope]publishers.Stop{},
+		ended: make(chan struct{}, 1), informed: make(chan struct{}), own: map[Scope]publishers.Stop{},
 	}
 }
 
@@ -115,6 +118,12 @@ func (g *Gate) Learn(picture publishers.Picture) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before := g.learned
+	if before == nil {
+		close(g.informed)
+	}
+	if picture.Revision < g.seen { // of a bucket that was made anew
+		maps.DeleteFunc(g.own, func(_ Scope, s publishers.Stop) bool { return s.Revision > 0 })
+	}
 	g.seen, g.learned = picture.Revision, make(map[Scope]publishers.Stop, len(picture.Stops))
 	for _, s := range picture.Stops {
 		g.learned[Scope(s.Scope)] = s
@@ -142,6 +151,9 @@ func (g *Gate) over(was publishers.Stop) {
 	default: // which is still to be noticed
 	}
 }
+
+// Informed is closed once the gate has learned what stops stand.
+func (g *Gate) Informed() <-chan struct{} { return g.informed }
 
 // Ended yields after a stop was ended by a probe or a person: then those that wait
 // for its end need not.
@@ -189,6 +201,29 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 	g.share(holds)
 	if changed {
 		g.log.Warn("app.stopped", "scope", scope, "code", reason.Code, "until", holds.Reason.Until, "probe", holds.Probe, "detail", reason.Detail)
+	}
+	return nil
+}
+
+// Retell tells NATS of the stops that it could not be told before.
+func (g *Gate) Retell(ctx context.Context, now time.Time) error {
+	g.mu.Lock()
+	var untold []publishers.Stop
+	for _, stop := range g.own {
+		if stop.Revision == 0 && stop.Active(now) {
+			untold = append(untold, stop)
+		}
+	}
+	g.mu.Unlock()
+	for _, stop := range untold {
+		holds, _, err := g.board.Set(ctx, stop)
+		if err != nil {
+			return fmt.Errorf("tell of stop %s: %w", stop.Scope, err)
+		}
+		if holds.Scope == "" { // the app was resumed since
+			holds.Scope = stop.Scope
+		}
+		g.share(holds)
 	}
 	return nil
 }

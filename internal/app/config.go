@@ -58,9 +58,11 @@ type Config struct {
 	// Lease is how long a lane belongs to a worker that gives no sign of life;
 	// every margin derives from it. consumers.DefaultLease where zero.
 	Lease time.Duration
-	// HealthListen serves /healthz and /readyz; nothing where empty.
+	// HealthListen serves /healthz, /readyz and /statusz; nothing where empty.
 	HealthListen string
-	Refresh      RefreshConfig
+	// Notify is where each change of the verdict is posted; nowhere where empty.
+	Notify  string
+	Refresh RefreshConfig
 	// Lifeboat is the directory for token pairs that X gave while the database
 	// was away. It should outlive the process.
 	Lifeboat string
@@ -72,6 +74,8 @@ type Config struct {
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.
 	Worker string
+	// house names the 'jetpost up' that it is about, "" where it is none.
+	house string
 }
 
 // NATSConfig says how to reach NATS.
@@ -228,6 +232,9 @@ func (c Config) validate(n needs) error {
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)
+	}
+	if c.Notify != "" && CheckNotify(c.Notify) != nil {
+		wrong("notify: is no http or https URL")
 	}
 	if len(mistakes) > 0 {
 		return &ConfigError{Mistakes: mistakes}
@@ -442,8 +449,25 @@ func (c Config) Setup(ctx context.Context, log *slog.Logger) (publishers.Report,
 		return publishers.Report{}, err
 	}
 	defer conn.Close()
-	report, err := publishers.Setup(ctx, conn.JS, c.Topology(conn.Names, id))
+	topology := c.Topology(conn.Names, id)
+	report, err := publishers.Setup(ctx, conn.JS, topology)
+	if err == nil {
+		err = keepCron(ctx, conn, ledger, topology)
+	}
 	return report, c.setupError(err)
+}
+
+// keepCron notes the refresh schedule, by which workers put it right. One of them may
+// have put back the one before, as that was still noted.
+func keepCron(ctx context.Context, conn *Connection, ledger store.Store, topology publishers.TopologyConfig) error {
+	cron, err := topology.Cron()
+	if err == nil {
+		err = consumers.KeepCron(ctx, ledger, cron)
+	}
+	if err == nil {
+		_, err = publishers.SetCron(ctx, conn.JS, topology)
+	}
+	return err
 }
 
 // What nats-server says of settings that it cannot take.

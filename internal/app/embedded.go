@@ -227,13 +227,32 @@ func (d *DataDir) readConnection() (connection, error) {
 	return found, json.NewDecoder(f).Decode(&found)
 }
 
+// SeveralError says that several installations run here, and that nothing tells which
+// one is meant.
+type SeveralError struct {
+	Dirs  []string
+	Names []string // what runs on each
+}
+
+func (e *SeveralError) Error() string {
+	return "several run on this machine: " + strings.Join(e.Names, "; ")
+}
+
+// Hint tells the operator how to say which.
+func (e *SeveralError) Hint() string {
+	return "say which one with --data " + strings.Join(e.Dirs, " or --data ")
+}
+
 // Running replaces what a configuration says of NATS, database and X by the
-// installation that runs on the first of those directories and tells whether
-// one is there. One that does not listen at the NATS which the configuration
-// names is passed over. It fails with *DiedError where one should run, and with
-// *ConfigError where the configuration is for another one.
+// installation that runs on one of those directories and tells whether one is there.
+// One that does not listen at the NATS which the configuration names is passed over.
+// It fails with *SeveralError where more than one may be meant, with *DiedError where
+// one should run, and with *ConfigError where the configuration is for another one.
 func (c Config) Running(paths ...string) (Config, bool, error) {
 	var died error
+	var dirs []*DataDir
+	var several SeveralError
+	var joined connection
 	for _, path := range paths {
 		dir := &DataDir{Path: path}
 		found, err := dir.readConnection()
@@ -244,11 +263,26 @@ func (c Config) Running(paths ...string) (Config, bool, error) {
 		case err != nil:
 			return c, false, fmt.Errorf("read connection of the jetpost on %s: %w", path, err)
 		case c.NATS.URL == "" || sameServer(c.NATS.URL, found.NATSURL):
-			c, err = c.join(dir, found)
-			return c, true, err
+			dirs, joined = append(dirs, dir), found
+			several.Dirs, several.Names = append(several.Dirs, path), append(several.Names, dir.installation())
 		}
 	}
-	return c, false, died
+	switch len(dirs) {
+	case 0:
+		return c, false, died
+	case 1:
+		c, err := c.join(dirs[0], joined)
+		return c, true, err
+	}
+	return c, false, &several
+}
+
+// installation names what runs on the directory.
+func (d *DataDir) installation() string {
+	if d.has(simulatedFile) {
+		return "jetpost up on " + d.Path + ", with a simulated X"
+	}
+	return "jetpost up on " + d.Path + ", with X"
 }
 
 // join points a configuration at an installation that runs.
@@ -263,6 +297,7 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	if len(mistakes) > 0 {
 		return c, &ConfigError{Mistakes: mistakes}
 	}
+	c.house = dir.installation()
 	c.NATS = NATSConfig{URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix}
 	c.DatabaseURL = secret.New(found.Database)
 	c.X.URL, c.X.ClientID, c.X.NeedsSecret = found.X, found.ClientID, found.Confidential

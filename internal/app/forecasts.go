@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -29,13 +30,16 @@ func (d *Desk) Forecast(ctx context.Context, added map[string]int) (Forecast, er
 	if err != nil {
 		return Forecast{}, err
 	}
-	var status Status
-	if err := status.readNATS(ctx, d.Conn, now); err != nil {
-		return Forecast{}, err
+	fromNATS := factsOfNATS{now: now}
+	if fromNATS.read(ctx, d.Conn); fromNATS.err != nil {
+		return Forecast{}, fromNATS.err
 	}
+	var status Status
+	facts := health.Facts{Now: now, Accounts: max(len(accounts), 1)}
+	fromNATS.tell(&status, &facts)
 	f := NewForecast(now, lines, windows, stops)
-	if status.Summary != "" {
-		f.Notes = append(f.Notes, status.Summary)
+	if verdict := health.Judge(facts); verdict.State != health.Publishing {
+		f.Notes = append(f.Notes, verdict.Sentence())
 	}
 	if n := status.QueuedJobs; n != nil && *n > 0 {
 		f.Notes = append(f.Notes, fmt.Sprintf("not in it: %d jobs that no worker has accepted yet", *n))

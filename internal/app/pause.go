@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
@@ -58,7 +61,7 @@ func (d *Desk) ring(ctx context.Context, account string) error {
 // somebody resumes the app. It returns the stop that holds then: where the app was
 // stopped already, and for longer, that one, and false.
 func (d *Desk) PauseApp(ctx context.Context, until time.Time, reason string) (publishers.Stop, bool, error) {
-	return publishers.NewStops(d.Conn.JS, d.Conn.Names).Set(ctx, publishers.Stop{
+	return stopBook(d.Conn, d.Ledger, d.log).Set(ctx, publishers.Stop{
 		Scope: publishers.ScopePublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: reason, Until: wholeMillis(until)},
 	})
@@ -88,20 +91,22 @@ func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (Resumed,
 	if err := d.expireLate(ctx, "", olderThan, &r); err != nil {
 		return r, err
 	}
-	stops := publishers.NewStops(d.Conn.JS, d.Conn.Names)
-	all, err := stops.All(ctx)
-	if err != nil {
-		return r, err
-	}
-	for _, stop := range all {
-		if err := stops.Clear(ctx, stop.Scope); err != nil {
+	book, now := stopBook(d.Conn, d.Ledger, d.log), time.Now()
+	for _, scope := range publishers.Scopes() {
+		stop, err := book.Clear(ctx, admission.Scope(scope))
+		if err != nil {
 			return r, err
 		}
-		if stop.Active(time.Now()) {
+		if stop.Scope != "" && stop.Active(now) {
 			r.Stops = append(r.Stops, stop)
 		}
 	}
 	return r, nil
+}
+
+// stopBook is where the app is stopped and resumed.
+func stopBook(conn *Connection, ledger store.Store, log *slog.Logger) *consumers.StopBook {
+	return &consumers.StopBook{Board: publishers.NewStops(conn.JS, conn.Names), Ledger: ledger, Log: log}
 }
 
 // ResumeAccount ends an account's pause, and the wait of what it held. Before that,
@@ -164,23 +169,4 @@ type Late struct {
 	Requests int `json:"requests"`
 	// Since is when the first of them was due.
 	Since time.Time `json:"since"`
-}
-
-// readLate finds what would go out late, nil where nothing would.
-func readLate(ctx context.Context, ledger store.Requests, now time.Time) (*Late, error) {
-	lines, err := ledger.Late(ctx, "", now.Add(-lateAfter))
-	var late *Late
-	for _, line := range lines {
-		if line.Unsent == 0 {
-			continue
-		}
-		if late == nil {
-			late = &Late{Since: line.Since}
-		}
-		late.Requests += line.Unsent
-		if line.Since.Before(late.Since) {
-			late.Since = line.Since
-		}
-	}
-	return late, err
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/jetpost/jetpost/consumers"
@@ -52,7 +53,7 @@ func TestUpKeepsDisconnected(t *testing.T) {
 }
 
 // What runs is told from what has died by more than a file that is there, and
-// of two that run the first one counts, unless the other's NATS is named.
+// of two that run none is taken unless one's NATS is named.
 func TestRunning(t *testing.T) {
 	t.Parallel()
 	oneDir, otherDir := t.TempDir(), t.TempDir()
@@ -74,7 +75,7 @@ func TestRunning(t *testing.T) {
 		want *app.House // nil for none
 	}{
 		"a stranger's NATS": {"nats://127.0.0.1:1", nil},
-		"no NATS named":     {"", one},
+		"one's NATS":        {one.Config.NATS.URL, one},
 		"the other's NATS":  {other.Config.NATS.URL, other},
 	} {
 		cfg, running, err := app.Config{NATS: app.NATSConfig{URL: test.nats}, X: app.XConfig{URL: "http://elsewhere"}}.Running(dirs...)
@@ -86,6 +87,15 @@ func TestRunning(t *testing.T) {
 			cfg.Rules.Enterprise != test.want.Config.Rules.Enterprise) {
 			t.Errorf("%s: the configuration is not that of what runs", name)
 		}
+	}
+
+	several := new(app.SeveralError)
+	if _, running, err := (app.Config{}).Running(dirs...); running || !errors.As(err, &several) ||
+		!slices.Equal(several.Dirs, dirs[1:]) || several.Names[0] != "jetpost up on "+oneDir+", with X" || several.Names[1] != "jetpost up on "+otherDir+", with a simulated X" {
+		t.Errorf("of two: running = %t, %v", running, err)
+	}
+	if cfg, running, err := (app.Config{}).Running(oneDir); !running || err != nil || cfg.Installation() != "jetpost up on "+oneDir+", with X" {
+		t.Errorf("of one that is named: running = %t, %s, %v", running, cfg.Installation(), err)
 	}
 
 	// A copy of the file that nobody holds is what a killed process leaves.

@@ -101,6 +101,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	h.nats = nats
 	natsConfig.Prefix = cfg.NATS.Prefix
 	h.Config.NATS = natsConfig
+	h.Config.house = h.dir.installation()
 	if _, err := h.Config.Setup(ctx, log); err != nil {
 		return nil, err
 	}

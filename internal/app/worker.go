@@ -48,9 +48,13 @@ type Worker struct {
 	tokens  *consumers.Refresher
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
-	stops   *publishers.Stops
+	stops   *consumers.StopBook
+	signs   *publishers.Signs
+	lanes   *counted // which knows how many slots are used
 	health  *consumers.Health
+	status  *sharedStatus
 	listen  net.Listener
+	started time.Time
 }
 
 // NewWorker checks everything that a worker depends on and binds to it. It
@@ -87,14 +91,16 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	if err != nil {
 		return nil, databaseError(err)
 	}
-	if err := publishers.Check(ctx, w.conn.JS, cfg.Topology(w.conn.Names, id)); err != nil {
+	w.status = &sharedStatus{place: place{cfg: cfg, conn: w.conn, ledger: w.ledger}}
+	topology := cfg.Topology(w.conn.Names, id)
+	if err := publishers.Check(ctx, w.conn.JS, topology); err != nil {
 		return nil, err
 	}
 	lifeboat, err := w.lifeboat(id)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.wire(ctx, lifeboat); err != nil {
+	if err := w.wire(ctx, lifeboat, topology); err != nil {
 		return nil, err
 	}
 	if err := w.tokens.Recover(ctx); err != nil {
@@ -151,7 +157,7 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 }
 
 // wire puts the parts together.
-func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
+func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat, topology publishers.TopologyConfig) error {
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
 	scale := consumers.Scale{Minute: cfg.X.Minute}
 	timing := consumers.Timing{Lease: cfg.Lease, Scale: scale}
@@ -166,7 +172,8 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	}
 	bells := publishers.NewBells(js, names)
 	records := publishers.NewRecords(js, names)
-	w.stops = publishers.NewStops(js, names)
+	w.stops = stopBook(w.conn, w.ledger, w.log)
+	w.signs = publishers.NewSigns(js, names)
 	w.gate = admission.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
 	w.board = publishers.NewWindows(js, names)
 	w.windows = admission.NewWindows(w.board, w.log)
@@ -204,9 +211,11 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 		if slots == 0 {
 			slots = DefaultSlots
 		}
-		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, publish)
+		w.lanes = &counted{Handler: publish}
+		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, w.lanes)
 		w.sweep = &consumers.Sweeper{
 			Ledger: w.ledger, Bells: bells, Announce: announcer, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
+			Upkeep: &consumers.Upkeep{Stops: w.stops, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
 		}
 	}
 	if w.has(RoleRefresh) {
@@ -226,18 +235,16 @@ func (w *Worker) has(role string) bool {
 // Run works until the context ends, then finishes the calls in flight.
 func (w *Worker) Run(ctx context.Context) error {
 	background, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stops, err := w.stops.Watch(background)
-	if err != nil {
-		return err
-	}
+	w.started = time.Now()
 	var parts sync.WaitGroup
-	// The stops that stand are known before the first delivery.
+	defer parts.Wait()
+	defer cancel()
+	parts.Go(func() { w.stops.Follow(background, w.gate, w.health) })
+	// The stops that stand are known before the first delivery, and the windows.
 	select {
 	case <-ctx.Done():
 		return nil
-	case known := <-stops:
-		w.gate.Learn(known)
+	case <-w.gate.Informed():
 	}
 	if err := w.board.FollowApp(background, w.windows.Learned); err != nil {
 		if ctx.Err() != nil {
@@ -246,11 +253,11 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	parts.Go(func() { w.windows.Run(background) })
-	parts.Go(func() {
-		for known := range stops {
-			w.gate.Learn(known)
-		}
-	})
+	parts.Go(func() { w.giveSigns(background) })
+	if w.cfg.Notify != "" {
+		n := &Notifier{URL: w.cfg.Notify, Status: w.status.get, Ledger: w.ledger, Log: w.log}
+		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
+	}
 	if w.sweep != nil {
 		parts.Go(func() { w.sweep.Run(background) })
 	}
@@ -258,7 +265,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		parts.Go(func() { w.serveHealth(background) })
 	}
 	w.log.Info("worker.started", "version", Version(), "slots", w.cfg.Slots, "roles", w.cfg.Roles)
-	err = w.runner.Run(ctx)
+	err := w.runner.Run(ctx)
 	cancel()
 	parts.Wait()
 	w.log.Info("worker.stopped")
@@ -280,31 +287,46 @@ func (w *Worker) Close() {
 	}
 }
 
-// serveHealth answers /healthz while the process lives, and /readyz with 200
-// while nothing is wrong, else with 503 and what it is.
+// serveHealth answers /healthz while the process lives; /readyz with 200 while nothing
+// keeps this worker from its work, else with 503 and what it is; and /statusz with what
+// 'jetpost status' says of the whole installation, with 200 only where that is
+// PUBLISHING.
 func (w *Worker) serveHealth(ctx context.Context) {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
+		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
+	})
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
 		err := w.health.Err()
 		if !w.conn.Conn.IsConnected() {
 			err = errors.Join(errors.New("NATS is not connected"), err)
 		}
 		if err != nil {
-			answer(rw, http.StatusServiceUnavailable, err.Error())
+			answer(rw, http.StatusServiceUnavailable, map[string]string{"status": err.Error()})
 			return
 		}
-		answer(rw, http.StatusOK, "ready")
+		answer(rw, http.StatusOK, map[string]string{"status": "ready"})
+	})
+	mux.HandleFunc("GET /statusz", func(rw http.ResponseWriter, r *http.Request) {
+		s, err := w.status.get(r.Context())
+		if err != nil {
+			return // the caller hung up
+		}
+		code := http.StatusOK
+		if !s.Publishing {
+			code = http.StatusServiceUnavailable
+		}
+		answer(rw, code, s)
 	})
 	if err := Serve(ctx, w.listen, mux); err != nil {
 		w.log.Error("health.failed", "error", err)
 	}
 }
 
-func answer(rw http.ResponseWriter, status int, text string) {
+func answer(rw http.ResponseWriter, status int, value any) {
 	rw.Header().Set("Content-Type", "application/json")
 	rw.WriteHeader(status)
-	_ = json.NewEncoder(rw).Encode(map[string]string{"status": text}) // the caller hung up
+	_ = json.NewEncoder(rw).Encode(value) // the caller hung up
 }
 
 // Listen opens a port, or says by which flag to choose another.

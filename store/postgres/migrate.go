@@ -18,7 +18,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 2
+	schemaVersion = 3
 
 	// A process that finds another one migrating looks again every
 	// lockPeriodSeconds, at most lockTries times.

@@ -559,7 +559,10 @@ func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) ([]
 	}, sqlWaiting, after.Account, moment(after.DueAt), after.Seq, limit)
 }
 
-const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
+const sqlCountRequests = `
+SELECT s.state, n.n FROM unnest($1::text[]) AS s (state) CROSS JOIN LATERAL (
+    SELECT count(*) AS n FROM (SELECT FROM requests WHERE state = s.state LIMIT $2) AS few) AS n
+WHERE n.n > 0`
 
 // CountRequests implements store.Requests.
 func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error) {
@@ -570,7 +573,7 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 	counts, err := reportAll(ctx, s, "count requests", func(row scanner) (c count, err error) {
 		err = row.Scan(&c.state, &c.n)
 		return c, err
-	}, sqlCountRequests)
+	}, sqlCountRequests, jetpost.States(), store.MaxCounted)
 	byState := make(map[jetpost.State]int, len(counts))
 	for _, c := range counts {
 		byState[c.state] = c.n

@@ -123,21 +123,27 @@ func TestQueriesNeverScan(t *testing.T) {
 	t.Parallel()
 	mayScan := map[string]bool{
 		"sqlAccounts":       true, // all of them are wanted
+		"sqlBlocked":        true, // the accounts, and of each the first such request
+		"sqlCountBlocked":   true, // the same
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
 		"sqlForgetBatches":  true, // the rounds: few, as this forgets old ones
 		"sqlForgetRounds":   true, // the same
 		"sqlHasVersions":    true, // the catalogue
 		"sqlKeyUses":        true, // all of them are counted, for a person
+		"sqlKept":           true, // a handful
 		"sqlLate":           true, // the lanes, and of each what is late: for a person
+		"sqlLateSum":        true, // the accounts, and of each what is late, up to a limit
 		"sqlLedgerID":       true, // one row
 		"sqlListRequests":   true, // in the order of the index, up to the limit
+		"sqlMoved":          true, // the accounts, and of each the latest post
 		"sqlNotices":        true, // over an index that holds just what is to be told
 		"sqlOwned":          true, // the ids that are asked for
 		"sqlReadCanary":     true, // one row
 		"sqlRefusals":       true, // in the order of the key, up to the limit
 		"sqlSetAside":       true, // over an index that holds just those
 		"sqlSetCanary":      true, // one row
+		"sqlStanding":       true, // the accounts
 		"sqlVersion":        true, // one row a migration
 	}
 	scan := regexp.MustCompile(`^SCAN [a-z]`)

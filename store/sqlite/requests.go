@@ -467,11 +467,18 @@ func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) (li
 	return list, err
 }
 
-const sqlCountRequests = `SELECT state, count(*) FROM requests GROUP BY state`
+const sqlCountRequests = `
+SELECT value, n FROM (
+    SELECT value, (SELECT count(*) FROM (SELECT 1 FROM requests WHERE state = value LIMIT ?2)) AS n FROM json_each(?1))
+WHERE n > 0`
 
 // CountRequests implements store.Requests.
 func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int, err error) {
 	counts = make(map[jetpost.State]int)
+	states, err := json.Marshal(jetpost.States())
+	if err != nil {
+		return nil, err
+	}
 	err = s.report(ctx, "count requests", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var state jetpost.State
@@ -479,7 +486,7 @@ func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int
 			err = row.Scan(&state, &n)
 			counts[state] = n
 			return none, err
-		}, sqlCountRequests)
+		}, sqlCountRequests, string(states), store.MaxCounted)
 		return err
 	})
 	return counts, err

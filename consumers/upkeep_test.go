@@ -1,0 +1,384 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+func (b *testBundle) book() *StopBook {
+	return &StopBook{Board: b.stops, Ledger: b.ledger, Log: b.log, Silence: time.Second}
+}
+
+func (b *testBundle) topology(t *testing.T) publishers.TopologyConfig {
+	t.Helper()
+	id, err := b.ledger.LedgerID(t.Context())
+	check(t, err)
+	return publishers.TopologyConfig{Names: b.names, LedgerID: id}
+}
+
+func (b *testBundle) upkeep(t *testing.T) *Upkeep {
+	t.Helper()
+	return &Upkeep{Stops: b.book(), Ledger: b.ledger, JS: b.js, Topology: b.topology(t), Health: &Health{}, Log: b.log}
+}
+
+// follow has a gate follow the book while the test runs.
+func (b *testBundle) follow(t *testing.T, book *StopBook, g *admission.Gate) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	group.Go(func() { book.Follow(ctx, g, &Health{}) })
+	t.Cleanup(func() { cancel(); group.Wait() })
+}
+
+// lanesPaused tells whether NATS hands out no doorbells.
+func (b *testBundle) lanesPaused(t *testing.T) bool {
+	t.Helper()
+	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
+	check(t, err)
+	return lanes.CachedInfo().Paused
+}
+
+func (b *testBundle) mend(t *testing.T, book *StopBook) string {
+	t.Helper()
+	mended, err := book.Mend(t.Context(), time.Now())
+	check(t, err)
+	return strings.Join(mended, "; ")
+}
+
+// remake deletes the bucket of stops and has it set up again, empty.
+func (b *testBundle) remake(t *testing.T) {
+	t.Helper()
+	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
+	_, err := publishers.Setup(t.Context(), b.js, b.topology(t))
+	check(t, err)
+}
+
+func byHand(now time.Time) publishers.Stop {
+	return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "by hand"}, Since: now}
+}
+
+// TestStopOutlivesBucket: a bucket that was deleted and comes back empty forgets no
+// stop, and leaves no worker deaf: what is stopped and resumed after that reaches all.
+func TestStopOutlivesBucket(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	book := b.book()
+	g := admission.NewGate(book, "worker", 0, b.log)
+	other := publishers.Stop{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Probe: true, Wait: time.Hour}
+	for range 3 { // so that the revisions of the new bucket are behind
+		_, _, err := book.Set(t.Context(), byHand(time.Now()))
+		check(t, err)
+		_, err = book.Clear(t.Context(), admission.ScopePublish)
+		check(t, err)
+	}
+	for _, stop := range []publishers.Stop{byHand(time.Now()), other} {
+		_, _, err := book.Set(t.Context(), stop)
+		check(t, err)
+	}
+	b.follow(t, book, g)
+	eventually(t, "the gate knows of both", func() bool { return stopped(g, admission.ScopePublish) && stopped(g, admission.ScopeRefresh) })
+
+	b.remake(t)
+	forgot := make(chan struct{})
+	var once sync.Once
+	ctx, cancel := context.WithCancel(t.Context())
+	var watched sync.WaitGroup
+	watched.Go(func() {
+		for ctx.Err() == nil {
+			if !stopped(g, admission.ScopePublish) {
+				once.Do(func() { close(forgot) })
+			}
+			pause(ctx, time.Millisecond)
+		}
+	})
+	equal(t, "mended", b.mend(t, book), "the stop of publish was lost; the stop of refresh was lost")
+	equal(t, "mended again", b.mend(t, book), "")
+	eventually(t, "the gate watches the new bucket", func() bool {
+		stop, is := g.Stopped(admission.ScopePublish, time.Now())
+		return is && stop.Revision > 0
+	})
+	cancel()
+	watched.Wait()
+	select {
+	case <-forgot:
+		t.Error("the gate forgot the stop meanwhile")
+	default:
+	}
+	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	_, err := book.Clear(t.Context(), admission.ScopePublish)
+	check(t, err)
+	eventually(t, "the gate hears of the resume", func() bool { return !stopped(g, admission.ScopePublish) })
+	equal(t, "another scope is stopped", stopped(g, admission.ScopeRefresh), true)
+	_, _, err = book.Set(t.Context(), byHand(time.Now()))
+	check(t, err)
+	eventually(t, "the gate hears of the next stop", func() bool { return stopped(g, admission.ScopePublish) })
+}
+
+// TestStopWithoutBucket: while there is no bucket the ledger tells.
+func TestStopWithoutBucket(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	book := b.book()
+	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
+	if _, _, err := book.Set(t.Context(), byHand(time.Now())); err == nil {
+		t.Error("a stop that NATS was not told of has no error")
+	}
+	g := admission.NewGate(book, "worker", 0, b.log)
+	b.follow(t, book, g)
+	eventually(t, "the gate knows of it", func() bool { return stopped(g, admission.ScopePublish) })
+	if _, err := book.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
+		t.Errorf("what Mend says without a bucket is %v, with the hint %q", err, publishers.Hint(err))
+	}
+	_, err := publishers.Setup(t.Context(), b.js, b.topology(t))
+	check(t, err)
+	equal(t, "mended", b.mend(t, book), "the stop of publish had not been told")
+	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+}
+
+// TestResumeThatDied: at whatever point a resume ends, the rest is done.
+func TestResumeThatDied(t *testing.T) {
+	t.Parallel()
+	died := errors.New("died")
+	for name, dies := range map[string]struct {
+		die    func(b *testBundle, book *StopBook)
+		mended string
+	}{
+		"before the bucket": {
+			func(_ *testBundle, book *StopBook) { book.Board = dyingBoard{book.Board, died} },
+			"the stop of publish had been resumed, and was not ended",
+		},
+		"before the lanes go on": {
+			func(b *testBundle, book *StopBook) { book.Board = deletingBoard{book.Board, b.js, b.names, died} },
+			"the pause of the consumer lanes: it is paused, and nothing is stopped",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			book := b.book()
+			_, _, err := book.Set(t.Context(), byHand(time.Now()))
+			check(t, err)
+			dying := b.book()
+			dies.die(b, dying)
+			if _, err := dying.Clear(t.Context(), admission.ScopePublish); !errors.Is(err, died) {
+				t.Fatalf("resume: %v", err)
+			}
+			equal(t, "the lanes are paused", b.lanesPaused(t), true)
+			equal(t, "mended", b.mend(t, book), dies.mended)
+			equal(t, "the lanes are paused", b.lanesPaused(t), false)
+			_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+			check(t, err)
+			equal(t, "a stop stands", there, false)
+			equal(t, "mended again", b.mend(t, book), "")
+		})
+	}
+}
+
+// dyingBoard fails before it resumes anything.
+type dyingBoard struct {
+	stopBucket
+	err error
+}
+
+func (d dyingBoard) Clear(context.Context, string) error { return d.err }
+
+// deletingBoard fails between the end of a stop and that of its effect.
+type deletingBoard struct {
+	stopBucket
+	js    jetstream.JetStream
+	names jetpost.Names
+	err   error
+}
+
+func (d deletingBoard) Clear(ctx context.Context, scope string) error {
+	kv, err := d.js.KeyValue(ctx, d.names.LimitsBucket())
+	return errors.Join(d.err, err, kv.Delete(ctx, "stop."+scope))
+}
+
+// awayBoard is NATS while it is away.
+type awayBoard struct {
+	stopBucket
+	away *bool
+}
+
+func (a awayBoard) Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error) {
+	if *a.away {
+		return publishers.Stop{}, false, errAway
+	}
+	return a.stopBucket.Set(ctx, stop)
+}
+
+// awayKeeper is a ledger while it is away.
+type awayKeeper struct {
+	keeper
+	away *bool
+}
+
+func (a awayKeeper) Kept(ctx context.Context) ([]store.Kept, error) {
+	if *a.away {
+		return nil, errAway
+	}
+	return a.keeper.Kept(ctx)
+}
+
+// TestStopToldLater: a stop that NATS could not be told is told later, by whoever
+// knows of it; one that was resumed meanwhile is not.
+func TestStopToldLater(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	natsAway, ledgerAway := true, true
+	book := &StopBook{Board: awayBoard{b.stops, &natsAway}, Ledger: awayKeeper{b.ledger, &ledgerAway}, Log: b.log}
+	g := admission.NewGate(book, "worker", 0, b.log)
+	stop := func() error {
+		return g.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(time.Hour)}, time.Now().Add(-time.Minute))
+	}
+	if err := stop(); !errors.Is(err, errAway) {
+		t.Fatalf("stop: %v", err)
+	}
+	natsAway, ledgerAway = false, false
+	check(t, g.Retell(t.Context(), time.Now()))
+	told, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, err)
+	equal(t, "told", there && told.Reason.Code == jetpost.CodeUsageCapped, true)
+	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	check(t, err)
+
+	// The ledger alone hears of it, and its worker dies.
+	natsAway = true
+	g = admission.NewGate(book, "worker", 0, b.log)
+	if _, _, err := book.Set(t.Context(), byHand(time.Now())); !errors.Is(err, errAway) {
+		t.Fatalf("stop: %v", err)
+	}
+	natsAway = false
+	equal(t, "mended", b.mend(t, book), "the stop of publish had not been told")
+	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+
+	// Somebody resumes before the worker that has set it tells.
+	natsAway = true
+	if err := stop(); !errors.Is(err, errAway) {
+		t.Fatalf("stop: %v", err)
+	}
+	natsAway = false
+	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	check(t, err)
+	check(t, g.Retell(t.Context(), time.Now()))
+	equal(t, "the lanes are paused", b.lanesPaused(t), false)
+	equal(t, "the worker is stopped", stopped(g, admission.ScopePublish), false)
+}
+
+// TestUpkeepCopiesStops: what a worker has set while it could not reach the ledger is
+// kept, and so outlives the bucket.
+func TestUpkeepCopiesStops(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	book := b.book()
+	_, _, err := b.stops.Set(t.Context(), byHand(time.Now()))
+	check(t, err)
+	equal(t, "mended", b.mend(t, book), "")
+	b.remake(t)
+	equal(t, "mended", b.mend(t, book), "the stop of publish was lost")
+	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	check(t, err)
+	b.remake(t)
+	equal(t, "mended after the resume", b.mend(t, book), "")
+}
+
+// TestPauseUndone: whoever unpauses the lanes' consumer beside a stop, or pauses it
+// without one, is put right.
+func TestPauseUndone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	book := b.book()
+	_, err := b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
+	check(t, err)
+	equal(t, "mended", b.mend(t, book), "the pause of the consumer lanes: it is paused, and nothing is stopped")
+	equal(t, "the lanes are paused", b.lanesPaused(t), false)
+	dated := byHand(time.Now())
+	dated.Reason.Until = time.Now().Add(time.Hour)
+	for _, stop := range []publishers.Stop{byHand(time.Now()), dated} {
+		_, _, err = book.Set(t.Context(), stop)
+		check(t, err)
+		equal(t, "mended", b.mend(t, book), "")
+		_, err = b.js.ResumeConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
+		check(t, err)
+		equal(t, "mended", b.mend(t, book), "the pause of the consumer lanes: it is not paused, and publish is stopped")
+		_, err = b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Minute))
+		check(t, err)
+		equal(t, "mended", b.mend(t, book), "the pause of the consumer lanes: its pause does not end with the stop")
+		equal(t, "mended again", b.mend(t, book), "")
+	}
+}
+
+// TestUpkeepMendsCron: the refresh schedule that was set up is put back where it was
+// replaced or lost, and the one that the ledger does not know yet is taken over.
+func TestUpkeepMendsCron(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	u := b.upkeep(t)
+	stands := func() publishers.Cron { // the zero value where none does
+		cron, _, err := publishers.ReadCron(t.Context(), b.js, b.names)
+		check(t, err)
+		if cron == nil {
+			return publishers.Cron{}
+		}
+		return *cron
+	}
+	was := stands()
+	check(t, u.Run(t.Context(), time.Now())) // takes it over
+	for name, spoil := range map[string]func(){
+		"replaced": func() {
+			msg := nats.NewMsg(b.names.ScheduleRefresh())
+			msg.Header.Set(jetstream.ScheduleHeader, "0 0 0 29 2 *")
+			msg.Header.Set(jetstream.ScheduleTargetHeader, b.names.DueRefresh("nowhere"))
+			_, err := b.js.PublishMsg(t.Context(), msg)
+			check(t, err)
+		},
+		"lost": func() { b.purge(t, b.names.ScheduleStream()) },
+	} {
+		spoil()
+		equal(t, "schedule that was "+name, stands(), publishers.Cron{})
+		check(t, u.Run(t.Context(), time.Now())) // the last look is too near
+		u.checked = time.Time{}
+		check(t, u.Run(t.Context(), time.Now()))
+		equal(t, "schedule once more", stands(), was)
+	}
+	another := publishers.Cron{Cron: "0 30 * * * *", TTL: time.Hour}
+	check(t, KeepCron(t.Context(), b.ledger, another))
+	u.checked = time.Time{}
+	check(t, u.Run(t.Context(), time.Now()))
+	equal(t, "the one that is kept", stands(), another)
+}
+
+// TestUpkeepReports: what only jetpost setup may make is told, and left alone.
+func TestUpkeepReports(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	u := b.upkeep(t)
+	check(t, b.js.DeleteConsumer(t.Context(), b.names.JobsStream(), jetpost.ConsumerIntake(3)))
+	check(t, u.Run(t.Context(), time.Now()))
+	err := u.Health.Err()
+	if err == nil || !strings.Contains(err.Error(), "intake-3 is missing") || publishers.Hint(err) != "run: jetpost setup" {
+		t.Errorf("health is %v, with the hint %q", err, publishers.Hint(err))
+	}
+	if _, err := b.js.Consumer(t.Context(), b.names.JobsStream(), jetpost.ConsumerIntake(3)); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		t.Errorf("the consumer was made: %v", err)
+	}
+	_, err = publishers.Setup(t.Context(), b.js, u.Topology)
+	check(t, err)
+	u.checked = time.Time{}
+	check(t, u.Run(t.Context(), time.Now()))
+	check(t, u.Health.Err())
+}

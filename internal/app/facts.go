@@ -1,0 +1,443 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/internal/health"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// lookWithin bounds the look at NATS, and that at the database, which run beside
+	// each other: a server that takes connections and answers nothing costs no more.
+	lookWithin = 6 * time.Second
+	// roomForOne is what a stream must have left to count as one that takes more.
+	roomForOne = 1 << 20 // bytes
+)
+
+// place is where facts are gathered: NATS and a ledger, each nil with the reason where
+// it cannot be reached.
+type place struct {
+	cfg       Config
+	conn      *Connection
+	ledger    store.Store
+	connErr   error
+	ledgerErr error
+}
+
+// Status looks at NATS, the database and the workers' signs of life. Whatever is wrong
+// there is its content; an error says that the configuration is.
+func (p place) status(ctx context.Context) Status {
+	now := time.Now()
+	s := Status{Installation: p.cfg.Installation()}
+	f := health.Facts{Now: now}
+	fromLedger := factsOfLedger{now: now}
+	fromNATS := factsOfNATS{now: now}
+	var looks sync.WaitGroup
+	looks.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, lookWithin)
+		defer cancel()
+		if err := p.ledgerErr; err != nil {
+			fromLedger.err = err
+		} else {
+			fromLedger.read(ctx, p.ledger)
+		}
+	})
+	looks.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, lookWithin)
+		defer cancel()
+		if err := p.connErr; err != nil {
+			fromNATS.err = err
+		} else {
+			fromNATS.read(ctx, p.conn)
+		}
+	})
+	looks.Wait()
+	fromNATS.tell(&s, &f)
+	fromLedger.tell(&s, &f)
+	if err := fromLedger.err; err != nil {
+		f.Database = &health.Fault{Reason: "the database cannot be reached: " + oneLine(err), Do: databaseAdvice(ctx, p.conn, err)}
+	}
+	if f.NATS == nil && f.Database == nil {
+		if err := p.checkSetup(ctx, fromLedger.id); err != nil {
+			f.Setup = &health.Fault{Reason: oneLine(err), Do: Hint(err)}
+		}
+		f.CronDiffers = fromLedger.cron != nil && (fromNATS.cron == nil || *fromNATS.cron != *fromLedger.cron)
+	}
+	for _, d := range p.cfg.disks() {
+		f.Disks = append(f.Disks, health.Disk{What: d.What, Path: d.Path, Free: d.Free, Total: d.Total})
+	}
+	s.Verdict = health.Judge(f)
+	s.Publishing, s.Summary = s.State == health.Publishing, s.Sentence()
+	return s
+}
+
+// statusStays is how long a status is given to all who ask, rather than gathered anew.
+const statusStays = 2 * time.Second
+
+// sharedStatus gathers the status for any number of callers at once.
+type sharedStatus struct {
+	place place
+
+	mu   sync.Mutex
+	last Status
+	at   time.Time
+}
+
+func (s *sharedStatus) get(ctx context.Context) (Status, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at.IsZero() || time.Since(s.at) > statusStays {
+		p := s.place
+		if !p.conn.Conn.IsConnected() {
+			p.connErr = natsError(p.cfg.NATS.URL, nats.ErrDisconnected)
+		}
+		s.last, s.at = p.status(context.WithoutCancel(ctx)), time.Now()
+	}
+	return s.last, ctx.Err()
+}
+
+func (p place) checkSetup(ctx context.Context, ledgerID string) error {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	return publishers.Check(ctx, p.conn.JS, p.cfg.Topology(p.conn.Names, ledgerID))
+}
+
+// factsOfLedger is what the database tells.
+type factsOfLedger struct {
+	now    time.Time
+	id     string
+	counts map[jetpost.State]int
+	pulse  store.Pulse
+	cron   *publishers.Cron
+	// full is why it takes nothing.
+	full error
+	err  error
+}
+
+func (f *factsOfLedger) read(ctx context.Context, ledger store.Store) {
+	var clock time.Time
+	for _, step := range []func() error{
+		func() (err error) { f.id, err = ledger.LedgerID(ctx); return err },
+		func() (err error) { clock, err = ledger.Clock(ctx); return err },
+		func() (err error) { f.counts, err = ledger.CountRequests(ctx); return err },
+		func() (err error) {
+			f.pulse, err = ledger.Pulse(ctx, store.PulseQuery{Now: clock, LateBefore: clock.Add(-lateAfter), Blocked: maxBlocked})
+			return err
+		},
+		func() (err error) { f.cron, _, err = consumers.KeptCron(ctx, ledger); return err },
+	} {
+		if err := step(); err != nil {
+			f.err = databaseError(err)
+			return
+		}
+	}
+	_, f.full = ledger.TryLease(ctx, "status", "status", time.Second, clock)
+	ahead := f.now.Sub(clock)
+	for _, t := range []*time.Time{&f.pulse.DueSince, &f.pulse.AcceptedAt, &f.pulse.PostedAt, &f.pulse.UntoldSince, &f.pulse.LateSince} {
+		shift(t, ahead)
+	}
+}
+
+// shift makes a time of another clock one of this machine's.
+func shift(t *time.Time, d time.Duration) {
+	if !t.IsZero() {
+		*t = t.Add(d)
+	}
+}
+
+func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
+	if f.err != nil {
+		return
+	}
+	p := f.pulse
+	s.Requests = f.counts
+	s.Refused, s.BlockedTotal, s.LastPost, s.LastAccepted = p.Refused, p.BlockedAccounts, p.PostedAt, p.AcceptedAt
+	for _, one := range p.Standing {
+		if one.Reauth {
+			s.Reauth = append(s.Reauth, one.Account)
+		}
+		if !one.Pause.Since.IsZero() {
+			s.Paused = append(s.Paused, Paused{Account: one.Account, Pause: one.Pause})
+		}
+	}
+	if p.LateRequests > 0 {
+		s.Late = &Late{Requests: p.LateRequests, Since: p.LateSince}
+	}
+	for _, b := range p.Blocked {
+		s.Blocked = append(s.Blocked, Blocked{Account: b.Account, ID: b.ID, State: b.State, Code: b.Code, Waiting: b.Waiting, Do: AdviceFor(b.Code, b.Account, b.ID)})
+	}
+	facts.Accounts, facts.Reauth, facts.ReauthDo = p.Accounts, len(s.Reauth), s.ReauthAdvice()
+	facts.DueAccount, facts.DueSince, facts.PostedAt = p.DueAccount, p.DueSince, p.PostedAt
+	facts.AcceptedAt, facts.UntoldSince = p.AcceptedAt, p.UntoldSince
+	if f.full != nil {
+		facts.Writes = append(facts.Writes, health.Fault{
+			Reason: "the database takes no writes: " + oneLine(f.full), Do: "make room on its disk, or see that it is no standby",
+		})
+	}
+}
+
+// factsOfNATS is what NATS tells.
+type factsOfNATS struct {
+	now   time.Time
+	jobs  *jetstream.StreamInfo
+	first string // subject of the oldest job
+	// intake are the consumers of jobs.
+	intake []*jetstream.ConsumerInfo
+	lanes  *jetstream.ConsumerInfo
+	stops  []publishers.Stop
+	signs  []publishers.Sign
+	store  jetstream.AccountInfo
+	full   error
+	cron   *publishers.Cron
+	// cronSet is since when the schedule stands.
+	cronSet time.Time
+	round   *jetpost.Event
+	names   jetpost.Names
+	err     error
+}
+
+// read reads everything that it can: where a stream is missing, the others still tell.
+func (f *factsOfNATS) read(ctx context.Context, conn *Connection) {
+	f.names = conn.Names
+	for _, step := range []func() error{
+		func() error {
+			info, err := conn.JS.AccountInfo(ctx)
+			if err == nil {
+				f.store = *info
+			}
+			return err
+		},
+		func() error { return f.readJobs(ctx, conn) },
+		func() error {
+			consumer, err := conn.JS.Consumer(ctx, conn.Names.LanesStream(), jetpost.ConsumerLanes)
+			if err == nil {
+				f.lanes = consumer.CachedInfo()
+			}
+			return err
+		},
+		func() (err error) { f.stops, err = publishers.NewStops(conn.JS, conn.Names).All(ctx); return err },
+		func() (err error) { f.signs, err = publishers.NewSigns(conn.JS, conn.Names).All(ctx); return err },
+		func() (err error) {
+			f.cron, f.cronSet, err = publishers.ReadCron(ctx, conn.JS, conn.Names)
+			return err
+		},
+		func() (err error) { f.round, err = lastRound(ctx, conn); return err },
+	} {
+		if err := step(); err != nil && !missingInNATS(err) {
+			f.err = err
+			return
+		}
+	}
+	if err := publishers.NewSigns(conn.JS, conn.Names).Probe(ctx); err != nil && !missingInNATS(err) {
+		f.full = err
+	}
+}
+
+// missingInNATS tells whether something is not there, which the check of everything
+// tells.
+func missingInNATS(err error) bool {
+	return errors.As(err, new(*publishers.NotSetUpError)) || errors.Is(err, jetstream.ErrStreamNotFound) ||
+		errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrBucketNotFound)
+}
+
+func (f *factsOfNATS) readJobs(ctx context.Context, conn *Connection) error {
+	jobs, err := conn.JS.Stream(ctx, conn.Names.JobsStream())
+	if err != nil {
+		return err
+	}
+	f.jobs = jobs.CachedInfo()
+	list := jobs.ListConsumers(ctx)
+	for info := range list.Info() {
+		f.intake = append(f.intake, info)
+	}
+	if list.Err() != nil || f.jobs.State.Msgs == 0 {
+		return list.Err()
+	}
+	oldest, err := jobs.GetMsg(ctx, f.jobs.State.FirstSeq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) { // it was accepted this moment
+		return nil
+	}
+	if err == nil {
+		f.first = oldest.Subject
+	}
+	return err
+}
+
+// lastRound is the event of the last refresh round that was completed; nil where none
+// is known.
+func lastRound(ctx context.Context, conn *Connection) (*jetpost.Event, error) {
+	stream, err := conn.JS.Stream(ctx, conn.Names.EventsStream())
+	if err != nil {
+		return nil, err
+	}
+	msg, err := stream.GetLastMsgForSubject(ctx, conn.Names.EventSubject(jetpost.EventRefreshCompleted, "", ""))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read last refresh round: %w", err)
+	}
+	var event jetpost.Event
+	if err := json.Unmarshal(msg.Data, &event); err != nil {
+		return nil, nil // it is none of ours
+	}
+	return &event, nil
+}
+
+func (f *factsOfNATS) tell(s *Status, facts *health.Facts) {
+	if f.err != nil {
+		facts.NATS = &health.Fault{Reason: "NATS cannot be reached: " + oneLine(f.err), Do: Hint(f.err)}
+		return
+	}
+	if f.full != nil {
+		facts.Writes = append(facts.Writes, health.Fault{Reason: "NATS takes no writes: " + oneLine(f.full), Do: "make room on the disk of nats-server, or raise its limits"})
+	}
+	if limit := f.store.Limits.MaxStore; limit > 0 {
+		facts.StoreUsed, facts.StoreMax = f.store.Store, uint64(limit)
+	}
+	f.tellJobs(s, facts)
+	if f.lanes != nil {
+		s.LanesPaused, facts.LanesPaused = f.lanes.Paused, f.lanes.Paused
+	}
+	for _, stop := range f.stops {
+		if !stop.Active(f.now) {
+			continue
+		}
+		s.Stops = append(s.Stops, stop)
+		facts.Stops = append(facts.Stops, stopFact(stop, f.now))
+	}
+	for _, sign := range f.signs {
+		w := newWorkerSign(sign)
+		s.Workers = append(s.Workers, w)
+		facts.Workers = append(facts.Workers, w.fact())
+	}
+	f.tellRound(s, facts)
+}
+
+func stopFact(stop publishers.Stop, now time.Time) health.Stop {
+	words, do := stop.Reason.Detail, Advice(stop.Reason.Code)
+	if words == "" {
+		words = string(stop.Reason.Code)
+	}
+	if do == "" {
+		do = "wait: posts go on by themselves then"
+	}
+	return health.Stop{
+		Scope: stop.Scope, ByHand: stop.Reason.Code == jetpost.CodeAppPaused, Words: words, Until: stop.Reason.Until, Due: stop.Due(now), Do: do,
+	}
+}
+
+func (f *factsOfNATS) tellJobs(s *Status, facts *health.Facts) {
+	if f.jobs == nil {
+		return
+	}
+	state, ahead := f.jobs.State, f.now.Sub(f.jobs.TimeStamp)
+	s.QueuedJobs = &state.Msgs
+	facts.Jobs = health.Jobs{Waiting: state.Msgs}
+	if state.Msgs > 0 {
+		facts.Jobs.Oldest = state.FirstTime
+		shift(&facts.Jobs.Oldest, ahead)
+		if tokens := strings.Split(f.names.Trim(f.first), "."); len(tokens) == len(strings.Split(jetpost.Names{}.PublishIntake("0", "a"), ".")) {
+			facts.Jobs.Account = tokens[len(tokens)-1]
+		}
+	}
+	room := f.jobs.Config.MaxBytes
+	facts.Jobs.Full = room > 0 && state.Bytes+min(roomForOne, uint64(room)/2) > uint64(room)
+	for _, info := range f.intake {
+		facts.Pulling = facts.Pulling || info.NumWaiting > 0
+		facts.Resting = facts.Resting || info.NumPending == 0 && info.NumAckPending == 0 && info.NumWaiting == 0
+		if at := info.AckFloor.Last; at != nil {
+			t := *at
+			shift(&t, ahead)
+			if t.After(facts.Jobs.TakenAt) {
+				facts.Jobs.TakenAt = t
+			}
+		}
+	}
+	facts.Pulling = facts.Pulling || f.lanes != nil && f.lanes.NumWaiting > 0
+}
+
+// tellRound finds out when the next refresh round should have been.
+func (f *factsOfNATS) tellRound(s *Status, facts *health.Facts) {
+	since := f.cronSet
+	if f.round != nil {
+		s.LastRefresh, s.LastRefreshAt = f.round.Refresh, f.round.Time
+		if f.round.Time.After(since) {
+			since = f.round.Time
+		}
+	} else if f.now.Sub(since) > publishers.DefaultEventsMaxAge/2 {
+		return // the last one may be forgotten
+	}
+	if f.cron == nil || f.jobs == nil {
+		return
+	}
+	if due, ok := health.NextRound(f.cron.Cron, f.cron.TimeZone, since); ok {
+		facts.RoundDue = due.Add(f.now.Sub(f.jobs.TimeStamp))
+	}
+}
+
+// WorkerSign is a worker by its last sign of life.
+type WorkerSign struct {
+	publishers.Sign
+	Alive      bool    `json:"alive"`
+	AgeSeconds float64 `json:"last_sign_seconds"` // how long ago it was
+}
+
+func newWorkerSign(sign publishers.Sign) WorkerSign {
+	return WorkerSign{Sign: sign, Alive: sign.Age <= health.AliveWithin, AgeSeconds: sign.Age.Seconds()}
+}
+
+func (w WorkerSign) fact() health.Worker {
+	fact := health.Worker{
+		Name: w.Worker, Host: w.Host, Publishes: slices.Contains(w.Roles, RolePublish), Refreshes: slices.Contains(w.Roles, RoleRefresh),
+		Age: w.Age, StartedAt: w.StartedAt, Faults: w.Faults,
+	}
+	for _, d := range w.Disks {
+		fact.Disks = append(fact.Disks, health.Disk{What: d.What, Path: d.Path, Free: d.Free, Total: d.Total})
+	}
+	return fact
+}
+
+// Installation names what a configuration is for, without any secret.
+func (c Config) Installation() string {
+	if c.house != "" {
+		return c.house
+	}
+	var hosts []string
+	for _, address := range strings.Split(c.NATS.URL, ",") {
+		if u, err := url.Parse(strings.TrimSpace(address)); err == nil && u.Host != "" {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	name := "NATS at " + strings.Join(hosts, ", ")
+	kind, target, err := databaseKind(c.DatabaseURL.Reveal())
+	switch {
+	case err != nil:
+		return name
+	case kind == "sqlite":
+		return name + ", database " + target
+	}
+	u, err := url.Parse(target)
+	if err != nil {
+		return name
+	}
+	if host := u.Host; host != "" {
+		return name + ", database " + strings.TrimPrefix(u.Path, "/") + " at " + host
+	}
+	return name + ", database " + strings.TrimPrefix(u.Path, "/") + " at " + u.Query().Get("host")
+}

@@ -1,0 +1,115 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/publishers"
+)
+
+const (
+	// signEvery is how often a worker gives a sign of life; three may be lost before
+	// it counts as silent.
+	signEvery = 5 * time.Second
+	// signWithin bounds the giving of one, and the last word of a worker that stops.
+	signWithin = 3 * time.Second
+)
+
+// counted counts the deliveries at work.
+type counted struct {
+	consumers.Handler
+	used atomic.Int64
+}
+
+// Handle implements consumers.Handler.
+func (c *counted) Handle(ctx context.Context, d consumers.Delivery) error {
+	c.used.Add(1)
+	defer c.used.Add(-1)
+	return c.Handler.Handle(ctx, d)
+}
+
+// giveSigns gives signs of life until the context ends, and then takes the last one
+// away: who stops as told has not fallen silent.
+func (w *Worker) giveSigns(ctx context.Context) {
+	every := time.NewTicker(signEvery)
+	defer every.Stop()
+	for {
+		once, cancel := context.WithTimeout(ctx, signWithin)
+		err := w.signs.Put(once, w.sign())
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			w.log.Warn("sign.failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), signWithin)
+			defer cancel()
+			if err := w.signs.Remove(last, w.cfg.Worker); err != nil {
+				w.log.Debug("sign.left", "error", err)
+			}
+			return
+		case <-every.C:
+		}
+	}
+}
+
+func (w *Worker) sign() publishers.Sign {
+	s := publishers.Sign{
+		Worker: w.cfg.Worker, Version: Version(), Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(),
+	}
+	s.Host, _ = os.Hostname() // else it has none
+	if len(s.Roles) == 0 {
+		s.Roles = []string{RolePublish, RoleRefresh}
+	}
+	if slices.Contains(s.Roles, RolePublish) {
+		s.Slots = cmp.Or(w.cfg.Slots, DefaultSlots)
+		s.Used = int(w.lanes.used.Load())
+	}
+	if err := w.health.Err(); err != nil {
+		s.Faults = oneLine(err)
+	}
+	return s
+}
+
+// disks measures the room where this process keeps something.
+func (c Config) disks() (found []publishers.Disk) {
+	places := []struct{ what, path string }{{"lifeboat", c.Lifeboat}}
+	if path, is := strings.CutPrefix(c.DatabaseURL.Reveal(), "sqlite:"); is {
+		places = append(places, struct{ what, path string }{"database", filepath.Dir(path)})
+	}
+	for _, place := range places {
+		if place.path == "" {
+			continue
+		}
+		if disk, err := room(place.what, place.path); err == nil {
+			found = append(found, disk)
+		}
+	}
+	return found
+}
+
+// room measures a file system by a directory on it, or by the nearest above it that is
+// there.
+func room(what, path string) (publishers.Disk, error) {
+	var s syscall.Statfs_t
+	for {
+		err := syscall.Statfs(path, &s)
+		if err == nil {
+			return publishers.Disk{What: what, Path: path, Free: s.Bavail * uint64(s.Bsize), Total: s.Blocks * uint64(s.Bsize)}, nil
+		}
+		if up := filepath.Dir(path); errors.Is(err, syscall.ENOENT) && up != path {
+			path = up
+			continue
+		}
+		return publishers.Disk{}, err
+	}
+}

@@ -1,0 +1,151 @@
+package publishers
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+const (
+	// signPrefix begins the keys of workers in the limits bucket.
+	signPrefix = "worker."
+	// SignStays is how long the last sign of a worker that fell silent is kept.
+	SignStays = time.Hour
+)
+
+// Sign is a worker's sign of life. The last one is kept for SignStays.
+type Sign struct {
+	Worker    string    `json:"worker"`
+	Host      string    `json:"host"`
+	Version   string    `json:"version"`
+	Roles     []string  `json:"roles"`
+	Slots     int       `json:"slots"`      // accounts that it works on at once
+	Used      int       `json:"slots_used"` // accounts that it works on now
+	StartedAt time.Time `json:"started_at"`
+	// Faults is what keeps it from its work, "" where nothing does.
+	Faults string `json:"faults,omitempty"`
+	Disks  []Disk `json:"disks,omitempty"`
+	// Age is how long ago NATS stored the sign, by its own clock; set where it is read.
+	Age time.Duration `json:"-"`
+}
+
+// Disk is the room on which something of the installation lies.
+type Disk struct {
+	What  string `json:"what"` // "database", "lifeboat"
+	Path  string `json:"path"`
+	Free  uint64 `json:"free_bytes"`
+	Total uint64 `json:"total_bytes"`
+}
+
+// Signs are the workers' signs of life, in the limits bucket.
+//
+// Signs are safe for concurrent use, from any number of processes.
+type Signs struct {
+	js    jetstream.JetStream
+	names jetpost.Names
+}
+
+// NewSigns reads and writes through js in the installation of that name.
+func NewSigns(js jetstream.JetStream, names jetpost.Names) *Signs {
+	return &Signs{js: js, names: names}
+}
+
+// signKey holds any name that a worker may have.
+func signKey(worker string) string {
+	return signPrefix + base64.RawURLEncoding.EncodeToString([]byte(worker))
+}
+
+// Put gives a sign of life.
+func (s *Signs) Put(ctx context.Context, sign Sign) error {
+	value, err := json.Marshal(sign)
+	if err != nil {
+		return fmt.Errorf("encode sign of life: %w", err)
+	}
+	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + "." + signKey(sign.Worker), Data: value}
+	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(SignStays)); err != nil {
+		return fmt.Errorf("give sign of life: %w", err)
+	}
+	return nil
+}
+
+// probeStays is how long the message of a Probe is kept.
+const probeStays = time.Minute
+
+// Probe finds out whether NATS stores what it is sent.
+func (s *Signs) Probe(ctx context.Context) error {
+	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + ".probe"}
+	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(probeStays)); err != nil {
+		return fmt.Errorf("store a message: %w", err)
+	}
+	return nil
+}
+
+// Remove takes a worker's sign away: it was told to stop.
+func (s *Signs) Remove(ctx context.Context, worker string) error {
+	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
+		kv, err := s.js.KeyValue(ctx, s.names.LimitsBucket())
+		if err == nil {
+			err = kv.Delete(ctx, signKey(worker))
+		}
+		return struct{}{}, err
+	})
+	if err != nil {
+		return fmt.Errorf("take sign of life away: %w", err)
+	}
+	return nil
+}
+
+// All are the last signs of all workers, by name.
+func (s *Signs) All(ctx context.Context) ([]Sign, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The clock of the server that has stamped the signs.
+	stream, err := ask(ctx, func(ctx context.Context) (jetstream.Stream, error) {
+		return s.js.Stream(ctx, "KV_"+s.names.LimitsBucket())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read signs of life: %w", err)
+	}
+	now := stream.CachedInfo().TimeStamp
+	kv, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
+		return s.js.KeyValue(ctx, s.names.LimitsBucket())
+	})
+	var watcher jetstream.KeyWatcher
+	if err == nil {
+		watcher, err = kv.Watch(ctx, signPrefix+"*", jetstream.IgnoreDeletes())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read signs of life: %w", explain(err))
+	}
+	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	var all []Sign
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("read signs of life: %w", explain(ctx.Err()))
+		case entry, ok := <-watcher.Updates():
+			switch {
+			case !ok:
+				return nil, errors.New("read signs of life: the connection is closed")
+			case entry == nil: // all that there is has been told
+				slices.SortFunc(all, func(a, b Sign) int { return cmp.Compare(a.Worker, b.Worker) })
+				return all, nil
+			}
+			var sign Sign
+			if json.Unmarshal(entry.Value(), &sign) == nil { // else it is none
+				sign.Age = max(now.Sub(entry.Created()), 0)
+				all = append(all, sign)
+			}
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	sqlKept = `SELECT name, value, version FROM kept ORDER BY name COLLATE "C"`
+	sqlKeep = `
+INSERT INTO kept AS k (name, value, version) SELECT $1, $2, $3 + 1
+WHERE $3 = 0 OR EXISTS (SELECT FROM kept WHERE name = $1)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.version WHERE k.version = $3`
+)
+
+// Kept implements store.Upkeep.
+func (s *Store) Kept(ctx context.Context) ([]store.Kept, error) {
+	all, err := collect(ctx, s.db, func(row scanner) (k store.Kept, err error) {
+		err = row.Scan(&k.Name, &k.Value, &k.Version)
+		return k, err
+	}, sqlKept)
+	return all, s.wrap("read what is kept", err)
+}
+
+// Keep implements store.Upkeep.
+func (s *Store) Keep(ctx context.Context, k store.Kept) (bool, error) {
+	n, err := changed(ctx, s.db, sqlKeep, k.Name, blob(k.Value), k.Version)
+	return n > 0, s.wrap("keep "+k.Name, err)
+}
+
+// blocked is what the index requests_blocked covers.
+const blocked = `(state = 'unknown' OR (state = 'held' AND reason_code IN ('poison', 'key_unavailable', 'account_reauth_required')))`
+
+// Each statement looks once into an index for each account, or reads the front of
+// one. Counts end at a limit.
+const (
+	sqlStanding = `
+SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > $1)
+FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name
+ORDER BY a.name COLLATE "C"`
+	sqlOldestDue = `
+SELECT coalesce(min(account), ''), min(wake_at) FROM (
+    SELECT account, wake_at FROM lanes WHERE wake_at <= $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+    ORDER BY wake_at LIMIT 1) AS oldest`
+	sqlMoved = `
+SELECT (SELECT max(accepted_at) FROM requests),
+    (SELECT max(p.sent_at) FROM lanes AS l CROSS JOIN LATERAL (
+        SELECT sent_at FROM posts WHERE account = l.account AND state = 'posted' ORDER BY sent_at DESC LIMIT 1) AS p),
+    (SELECT min(updated_at) FROM requests WHERE announced < revision),
+    (SELECT count(*) FROM (SELECT FROM refusals WHERE stored > $1 ORDER BY stored DESC LIMIT $2) AS few)`
+	sqlLateSum = `
+WITH late AS MATERIALIZED (
+    SELECT r.* FROM lanes AS l CROSS JOIN LATERAL (
+        SELECT account, id, state, due_at FROM requests WHERE account = l.account AND ` + unfinished + ` AND due_at < $1
+        ORDER BY due_at, seq LIMIT $2) AS r
+    LIMIT $2)
+SELECT count(*), min(due_at) FROM late AS r WHERE ` + unsent
+	sqlCountBlocked = `
+SELECT count(*) FROM lanes AS l WHERE EXISTS (SELECT FROM requests WHERE account = l.account AND ` + blocked + `)`
+	sqlBlocked = `
+SELECT l.account, b.id, b.state, b.reason_code,
+    (SELECT count(*) FROM (SELECT FROM requests WHERE account = l.account AND due_at <= $1 AND ` + unfinished + ` LIMIT $3) AS few)
+FROM lanes AS l CROSS JOIN LATERAL (
+    SELECT id, state, reason_code FROM requests WHERE account = l.account AND ` + blocked + ` ORDER BY due_at, seq LIMIT 1) AS b
+ORDER BY b.state <> 'unknown', l.account COLLATE "C" LIMIT $2`
+)
+
+// Pulse implements store.Upkeep.
+func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, err error) {
+	err = s.view(ctx, "read pulse", func(ctx context.Context, tx pgx.Tx) error {
+		p = store.Pulse{}
+		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
+			var one store.Standing
+			var paused bool
+			err = row.Scan(&one.Account, &one.Reauth, at{&one.Pause.Since}, at{&one.Pause.Until}, &one.Pause.Reason, &paused)
+			p.Count(one, paused)
+			return none, err
+		}, sqlStanding, q.Now)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, sqlOldestDue, q.Now).Scan(&p.DueAccount, at{&p.DueSince}); err != nil {
+			return err
+		}
+		err = tx.QueryRow(ctx, sqlMoved, q.Now.Add(-store.PulseRefusals), store.MaxPulse).
+			Scan(at{&p.AcceptedAt}, at{&p.PostedAt}, at{&p.UntoldSince}, &p.Refused)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, sqlLateSum, q.LateBefore, store.MaxPulse).Scan(&p.LateRequests, at{&p.LateSince}); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, sqlCountBlocked).Scan(&p.BlockedAccounts); err != nil || p.BlockedAccounts == 0 {
+			return err
+		}
+		p.Blocked, err = collect(ctx, tx, func(row scanner) (b store.BlockedLine, err error) {
+			err = row.Scan(&b.Account, &b.ID, &b.State, &b.Code, &b.Waiting)
+			return b, err
+		}, sqlBlocked, q.Now, q.Blocked, store.MaxPulse)
+		return err
+	})
+	return p, err
+}

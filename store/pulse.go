@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jetpost/jetpost"
+)
+
+const (
+	// MaxCounted bounds what CountRequests counts of one state, so that it takes no
+	// longer the longer the ledger is.
+	MaxCounted = 100_000 // requests
+	// MaxPulse bounds each count of a Pulse.
+	MaxPulse = 1000
+	// PulseRefusals is how far back a Pulse counts refused messages.
+	PulseRefusals = time.Hour
+)
+
+// Kept is something of which NATS holds a copy that may be lost, or replaced by
+// others: a stop of the app, the refresh schedule. What stands here is the truth.
+type Kept struct {
+	Name    string
+	Value   []byte
+	Version int64 // grows with every change; 0 in what is to be kept for the first time
+}
+
+// Standing is an account that posts nothing as it stands.
+type Standing struct {
+	Account string
+	Reauth  bool  // it must be connected again
+	Pause   Pause // in force, else the zero value
+}
+
+// BlockedLine is an account whose line does not move until a person acts.
+type BlockedLine struct {
+	Key     // the first such request
+	State   jetpost.State
+	Code    jetpost.Code
+	Waiting int // what is due in the line, with that one; MaxPulse at most
+}
+
+// Pulse is what has moved in the ledger, and what has not. Reading it takes a time
+// that grows with the accounts, and with no backlog.
+type Pulse struct {
+	Accounts int
+	Standing []Standing // by name
+	// DueSince is when the oldest lane fell due of those that are due and that no
+	// worker holds, and DueAccount is whose; zero where there is none.
+	DueAccount string
+	DueSince   time.Time
+	// AcceptedAt, PostedAt: the latest request, the intent of the latest live post.
+	AcceptedAt time.Time
+	PostedAt   time.Time
+	// UntoldSince is the oldest change whose event is not known to be published.
+	UntoldSince time.Time
+	// Refused counts the messages refused within PulseRefusals, up to MaxPulse.
+	Refused int
+	// LateRequests counts those of which nothing was sent though they were due at
+	// lateBefore, up to MaxPulse, and LateSince is when the first of them was.
+	LateRequests int
+	LateSince    time.Time
+	// Blocked are the accounts that wait for a person, up to the limit asked for,
+	// those with a post in doubt first; BlockedAccounts counts all.
+	Blocked         []BlockedLine
+	BlockedAccounts int
+}
+
+// Count takes one account in; paused tells whether its pause is in force.
+func (p *Pulse) Count(one Standing, paused bool) {
+	p.Accounts++
+	if !paused {
+		one.Pause = Pause{}
+	}
+	if one.Reauth || paused {
+		p.Standing = append(p.Standing, one)
+	}
+}
+
+// PulseQuery asks for a Pulse.
+type PulseQuery struct {
+	Now        time.Time
+	LateBefore time.Time
+	Blocked    int // how many accounts to name
+}
+
+// Upkeep is what looking after an installation needs of the ledger.
+type Upkeep interface {
+	// Kept returns everything that is kept, by name.
+	Kept(ctx context.Context) ([]Kept, error)
+	// Keep stores a value in place of the one with its version. It returns false
+	// where another one stands there by now.
+	Keep(ctx context.Context, k Kept) (bool, error)
+	// Pulse returns what has moved and what has not.
+	Pulse(ctx context.Context, q PulseQuery) (Pulse, error)
+}

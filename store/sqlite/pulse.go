@@ -1,0 +1,109 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	sqlKept = `SELECT name, value, version FROM kept ORDER BY name`
+	sqlKeep = `
+INSERT INTO kept (name, value, version) SELECT ?1, ?2, ?3 + 1
+WHERE ?3 = 0 OR EXISTS (SELECT 1 FROM kept WHERE name = ?1)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.version WHERE kept.version = ?3`
+)
+
+// Kept implements store.Upkeep.
+func (s *Store) Kept(ctx context.Context) (all []store.Kept, err error) {
+	err = s.view(ctx, "read what is kept", func(ctx context.Context, tx *sql.Tx) error {
+		all, err = collect(ctx, tx, func(row scanner) (k store.Kept, err error) {
+			err = row.Scan(&k.Name, &k.Value, &k.Version)
+			return k, err
+		}, sqlKept)
+		return err
+	})
+	return all, err
+}
+
+// Keep implements store.Upkeep.
+func (s *Store) Keep(ctx context.Context, k store.Kept) (kept bool, err error) {
+	err = s.change(ctx, "keep "+k.Name, func(ctx context.Context, tx *sql.Tx) error {
+		n, err := changed(ctx, tx, sqlKeep, k.Name, blob(k.Value), k.Version)
+		kept = n > 0
+		return err
+	})
+	return kept && err == nil, err
+}
+
+// blocked is what the index requests_blocked covers.
+const blocked = `(state = 'unknown' OR (state = 'held' AND reason_code IN ('poison', 'key_unavailable', 'account_reauth_required')))`
+
+// Each statement looks once into an index for each account, or reads the front of
+// one. Counts end at a limit.
+const (
+	sqlStanding = `
+SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > ?1)
+FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name
+ORDER BY a.name`
+	sqlOldestDue = `
+SELECT coalesce(min(account), ''), min(wake_at) FROM (
+    SELECT account, wake_at FROM lanes WHERE wake_at <= ?1 AND (lease_until IS NULL OR lease_until <= ?1)
+    ORDER BY wake_at, account LIMIT 1)`
+	sqlMoved = `
+SELECT (SELECT max(accepted_at) FROM requests),
+    (SELECT max((SELECT max(sent_at) FROM posts WHERE account = lanes.account AND state = 'posted')) FROM lanes),
+    (SELECT min(updated_at) FROM requests WHERE announced < revision),
+    (SELECT count(*) FROM (SELECT 1 FROM refusals WHERE stored > ?1 LIMIT ?2))`
+	sqlLateSum = `
+SELECT count(*), min(due_at) FROM (
+    SELECT due_at FROM lanes CROSS JOIN requests
+    WHERE requests.account = lanes.account AND ` + unfinished + ` AND due_at < ?1 AND ` + unsent + `
+    LIMIT ?2)`
+	sqlCountBlocked = `
+SELECT count(*) FROM lanes WHERE EXISTS (SELECT 1 FROM requests WHERE account = lanes.account AND ` + blocked + `)`
+	sqlBlocked = `
+SELECT b.account, b.id, b.state, b.reason_code,
+    (SELECT count(*) FROM (SELECT 1 FROM requests WHERE account = b.account AND due_at <= ?1 AND ` + unfinished + ` LIMIT ?3))
+FROM lanes CROSS JOIN requests AS b ON b.rowid = (
+    SELECT rowid FROM requests WHERE account = lanes.account AND ` + blocked + ` ORDER BY due_at, seq LIMIT 1)
+ORDER BY b.state <> 'unknown', b.account LIMIT ?2`
+)
+
+// Pulse implements store.Upkeep.
+func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, err error) {
+	err = s.view(ctx, "read pulse", func(ctx context.Context, tx *sql.Tx) error {
+		p = store.Pulse{}
+		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
+			var one store.Standing
+			var paused bool
+			err = row.Scan(&one.Account, &one.Reauth, at{&one.Pause.Since}, at{&one.Pause.Until}, &one.Pause.Reason, &paused)
+			p.Count(one, paused)
+			return none, err
+		}, sqlStanding, micros(q.Now))
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRowContext(ctx, sqlOldestDue, micros(q.Now)).Scan(&p.DueAccount, at{&p.DueSince}); err != nil {
+			return err
+		}
+		err = tx.QueryRowContext(ctx, sqlMoved, micros(q.Now.Add(-store.PulseRefusals)), store.MaxPulse).
+			Scan(at{&p.AcceptedAt}, at{&p.PostedAt}, at{&p.UntoldSince}, &p.Refused)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRowContext(ctx, sqlLateSum, micros(q.LateBefore), store.MaxPulse).Scan(&p.LateRequests, at{&p.LateSince}); err != nil {
+			return err
+		}
+		if err := tx.QueryRowContext(ctx, sqlCountBlocked).Scan(&p.BlockedAccounts); err != nil || p.BlockedAccounts == 0 {
+			return err
+		}
+		p.Blocked, err = collect(ctx, tx, func(row scanner) (b store.BlockedLine, err error) {
+			err = row.Scan(&b.Account, &b.ID, &b.State, &b.Code, &b.Waiting)
+			return b, err
+		}, sqlBlocked, micros(q.Now), q.Blocked, store.MaxPulse)
+		return err
+	})
+	return p, err
+}

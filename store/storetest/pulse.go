@@ -1,0 +1,125 @@
+package storetest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// keep: a value is replaced by whoever knows the one that stands there.
+func keep(t *testing.T, b *bundle) {
+	kept := func() []store.Kept {
+		all, err := b.st.Kept(t.Context())
+		check(t, err)
+		return all
+	}
+	put := func(k store.Kept) bool {
+		ok, err := b.st.Keep(t.Context(), k)
+		check(t, err)
+		return ok
+	}
+	equal(t, "kept at first", len(kept()), 0)
+	equal(t, "a version that was never there", put(store.Kept{Name: "stop.publish", Value: []byte("x"), Version: 3}), false)
+	equal(t, "the first", put(store.Kept{Name: "stop.publish", Value: []byte("one")}), true)
+	equal(t, "a second first", put(store.Kept{Name: "stop.publish", Value: []byte("two")}), false)
+	equal(t, "the next", put(store.Kept{Name: "stop.publish", Value: []byte{0, 1}, Version: 1}), true)
+	equal(t, "one behind", put(store.Kept{Name: "stop.publish", Value: []byte("old"), Version: 1}), false)
+	equal(t, "another name", put(store.Kept{Name: "cron", Value: []byte("c")}), true)
+	equal(t, "kept", kept(), []store.Kept{{Name: "cron", Value: []byte("c"), Version: 1}, {Name: "stop.publish", Value: []byte{0, 1}, Version: 2}})
+}
+
+func keepConcurrently(t *testing.T, b *bundle) {
+	for version := range int64(3) {
+		won := atOnce(t, 10, func(i int) (bool, error) {
+			return b.st.Keep(t.Context(), store.Kept{Name: "cron", Value: []byte{byte(i)}, Version: version})
+		})
+		equal(t, "of ten that replace the same", won, 1)
+	}
+}
+
+func (b *bundle) pulse(t *testing.T) store.Pulse {
+	t.Helper()
+	p, err := b.st.Pulse(t.Context(), store.PulseQuery{Now: b.now, LateBefore: b.now.Add(-time.Hour), Blocked: 2})
+	check(t, err)
+	return p
+}
+
+func pulseEmpty(t *testing.T, b *bundle) {
+	equal(t, "pulse", b.pulse(t), store.Pulse{Accounts: 1})
+}
+
+// pulse: what has moved last, and what should have.
+func pulse(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	early := func(id string, ago time.Duration, posts int) store.Acceptance {
+		in := b.acceptance(id, posts)
+		in.Now = b.now.Add(-ago)
+		return in
+	}
+	b.accept(t, early("first", 3*time.Hour, 2))
+	b.accept(t, early("second", 2*time.Hour, 1))
+	b.accept(t, early("now", time.Minute, 1))
+	other := early("other", 10*time.Minute, 1)
+	other.Request.Account = "beta"
+	b.accept(t, other)
+	p := b.pulse(t)
+	equal(t, "lane that is due", p.DueAccount, acme)
+	equal(t, "since", p.DueSince, b.now.Add(-3*time.Hour))
+	equal(t, "untold since", p.UntoldSince, b.now.Add(-3*time.Hour))
+	equal(t, "accepted", p.AcceptedAt, b.now.Add(-time.Minute))
+	equal(t, "posted", p.PostedAt, time.Time{})
+	equal(t, "late", []any{p.LateRequests, p.LateSince}, []any{2, b.now.Add(-3 * time.Hour)})
+
+	lane := b.claim(t)
+	b.publish(t, lane, "first", 0)
+	p = b.pulse(t)
+	equal(t, "lane that nobody holds", []any{p.DueAccount, p.DueSince}, []any{"beta", b.now.Add(-10 * time.Minute)})
+	equal(t, "posted", p.PostedAt, b.request(t, "first").Posts[0].SentAt)
+	equal(t, "late, and not begun", []any{p.LateRequests, p.LateSince}, []any{1, b.now.Add(-2 * time.Hour)})
+
+	for i, stored := range []time.Time{b.now, b.now.Add(-time.Minute), b.now.Add(-store.PulseRefusals)} {
+		check(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(i), Stored: stored}, nil))
+	}
+	equal(t, "refused within the hour", b.pulse(t).Refused, 2)
+}
+
+// pulseStanding: which accounts post nothing as they stand.
+func pulseStanding(t *testing.T, b *bundle) {
+	for _, name := range []string{"beta", "gamma", "over"} {
+		b.add(t, name)
+	}
+	paused := store.Pause{Since: b.now, Until: b.now.Add(time.Hour), Reason: "why"}
+	check(t, b.st.PauseAccount(t.Context(), "beta", paused))
+	check(t, b.st.PauseAccount(t.Context(), "over", store.Pause{Since: b.now.Add(-time.Hour), Until: b.now}))
+	_, err := b.st.Disconnect(t.Context(), "gamma", b.now)
+	check(t, err)
+	p := b.pulse(t)
+	equal(t, "accounts", p.Accounts, 4)
+	equal(t, "standing", p.Standing, []store.Standing{{Account: "beta", Pause: paused}, {Account: "gamma", Reauth: true}})
+}
+
+// pulseBlocked: an account that waits for a person is one line, however much waits.
+func pulseBlocked(t *testing.T, b *bundle) {
+	for _, name := range []string{"beta", "gamma"} {
+		lane := b.claimOther(t, name)
+		in := b.acceptance("only", 1)
+		in.Request.Account = name
+		b.accept(t, in)
+		check(t, b.st.Conclude(t.Context(), lane, "only", store.Outcome{
+			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Now: b.now,
+		}))
+	}
+	b.acceptAll(t, "first", "second", "third")
+	lane := b.claim(t)
+	b.conclude(t, lane, "first", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
+	equal(t, "a hold that ends by itself blocks nobody", b.pulse(t).BlockedAccounts, 2)
+	b.doubt(t, lane, "first", 0)
+	p := b.pulse(t)
+	equal(t, "accounts", p.BlockedAccounts, 3)
+	equal(t, "blocked", p.Blocked, []store.BlockedLine{
+		{Key: store.Key{Account: acme, ID: "first"}, State: jetpost.StateUnknown, Code: jetpost.CodeOutcomeUnknown, Waiting: 3},
+		{Key: store.Key{Account: "beta", ID: "only"}, State: jetpost.StateHeld, Code: jetpost.CodeAccountReauthRequired, Waiting: 1},
+	})
+}
