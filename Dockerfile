@@ -1,7 +1,7 @@
 # One static binary in an otherwise empty image: no shell, no package manager,
 # nothing to patch but the binary. Its health check is `jetpost health`.
 
-FROM golang:1.26 AS build
+FROM golang:1.26.8 AS build
 WORKDIR /src
 
 # The modules come first: they change more rarely than the code.
@@ -11,9 +11,9 @@ RUN go mod download
 COPY . .
 RUN CGO_ENABLED=0 go build -trimpath -tags timetzdata -ldflags="-s -w" -o /out/jetpost ./cmd/jetpost
 
-# An empty image has no place to write. These two belong to the user below, and
-# a volume mounted on /data for the first time takes over its owner.
-RUN mkdir -p /out/data /out/tmp && chown -R 65532:65532 /out/data /out/tmp
+# An empty image has no place to write. This one belongs to the user below, and a
+# volume mounted on it for the first time takes over its owner.
+RUN mkdir -p /out/data && chown -R 65532:65532 /out/data
 
 FROM scratch
 ARG VERSION=dev
@@ -28,5 +28,8 @@ COPY --from=build /out/ /
 
 # Numeric, so that Kubernetes can see that it is not root.
 USER 65532:65532
+# That user has no home. The lifeboat is /data/jetpost/lifeboat, and media on their
+# way lie in /data, each gone with its worker.
+ENV XDG_DATA_HOME=/data TMPDIR=/data
 WORKDIR /data
 ENTRYPOINT ["/jetpost"]

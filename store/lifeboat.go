@@ -8,18 +8,31 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
-// lifeboatSuffix ends the name of every file of a Lifeboat.
-const lifeboatSuffix = ".pair.json"
+// The names in a lifeboat's directory: a berth for each process, in it a lock and
+// its pairs.
+const (
+	berthPrefix    = "berth-"
+	berthLock      = "lock"
+	lifeboatSuffix = ".pair.json"
+	halfSuffix     = ".tmp" // of a file that is not whole yet
+)
 
 // Lifeboat keeps token pairs that X gave until the database has taken them, one
 // sealed pair a file. X takes no other pair of the account, so a process that ends
-// before leaves it to the next one. It is safe for concurrent use, also by several
-// processes.
+// before leaves it to the next one.
+//
+// Any number of processes share a directory, also from several containers. Each
+// has a berth of its own in it, a directory whose lock it holds for as long as it
+// lives; what lies in a berth that nobody holds is taken over by whoever looks
+// first. It is safe for concurrent use.
 type Lifeboat struct {
 	dir      string
+	berth    string // dir itself until Prepare has made one
+	lock     *os.File
 	ledgerID string
 	sealer   *Sealer
 }
@@ -27,7 +40,7 @@ type Lifeboat struct {
 // NewLifeboat uses a directory, which Prepare makes. Pairs
 // belong to one ledger: those of others in the same directory are left alone.
 func NewLifeboat(dir, ledgerID string, sealer *Sealer) *Lifeboat {
-	return &Lifeboat{dir: dir, ledgerID: ledgerID, sealer: sealer}
+	return &Lifeboat{dir: dir, berth: dir, ledgerID: ledgerID, sealer: sealer}
 }
 
 // Rescued is a pair from a lifeboat.
@@ -51,20 +64,146 @@ type stored struct {
 }
 
 func (l *Lifeboat) path(claim Token) string {
-	return filepath.Join(l.dir, fmt.Sprintf("%s-%d%s", claim.ID, claim.Version, lifeboatSuffix))
+	return filepath.Join(l.berth, fmt.Sprintf("%s-%d%s", claim.ID, claim.Version, lifeboatSuffix))
 }
 
-// Prepare makes the directory, and tries whether it can be written to: on the
-// day that it is needed it is too late to find out.
+// Prepare makes the directory and a berth in it, which shows too that it can be
+// written to: on the day that it is needed it is too late to find out.
 func (l *Lifeboat) Prepare() error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("make lifeboat: %w", err)
 	}
-	probe, err := os.CreateTemp(l.dir, ".*.tmp")
+	made, err := os.MkdirTemp(l.dir, "."+berthPrefix)
 	if err != nil {
 		return fmt.Errorf("write to lifeboat: %w", err)
 	}
-	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+	lock, err := os.OpenFile(filepath.Join(made, berthLock), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("write to lifeboat: %w", err)
+	}
+	// Others see the berth only once it is locked.
+	berth := filepath.Join(l.dir, strings.TrimPrefix(filepath.Base(made), "."))
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("lock lifeboat %s: %w", made, err), lock.Close())
+	}
+	if err := os.Rename(made, berth); err != nil {
+		return errors.Join(fmt.Errorf("write to lifeboat: %w", err), lock.Close())
+	}
+	l.berth, l.lock = berth, lock
+	return nil
+}
+
+// Close leaves the berth, with the pairs in it, to others.
+func (l *Lifeboat) Close() error {
+	if l.lock == nil {
+		return nil
+	}
+	return errors.Join(l.clear(l.berth), l.lock.Close())
+}
+
+// takeOver brings what lies in berths that nobody holds any more into this one.
+func (l *Lifeboat) takeOver() error {
+	if l.lock == nil {
+		return nil
+	}
+	if err := l.move(l.dir); err != nil { // where pairs lay before there were berths
+		return err
+	}
+	berths, err := list(l.dir, berthPrefix, "")
+	if err != nil {
+		return err
+	}
+	for _, berth := range berths {
+		if berth == l.berth {
+			continue
+		}
+		if err := l.board(berth); err != nil {
+			return fmt.Errorf("take over %s: %w", berth, err)
+		}
+	}
+	return nil
+}
+
+// board empties a berth, if nobody holds it, and removes it.
+func (l *Lifeboat) board(berth string) error {
+	lock, err := os.OpenFile(filepath.Join(berth, berthLock), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(berth) // what a process left that was killed in clear
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }() // nothing was written
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.move(berth), l.clear(berth))
+}
+
+// move has this ledger's pairs of a directory in the own berth. A crash leaves each
+// in one of the two. A pair of a claim that lies in the own berth already waits
+// until that one is saved.
+func (l *Lifeboat) move(from string) error {
+	pairs, err := list(from, "", lifeboatSuffix)
+	if err != nil {
+		return err
+	}
+	for _, old := range pairs {
+		now := filepath.Join(l.berth, filepath.Base(old))
+		if l.foreign(old) || exists(now) {
+			continue
+		}
+		if err := os.Rename(old, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// foreign tells a pair of another ledger. What cannot be read is none: Load names it.
+func (l *Lifeboat) foreign(path string) bool {
+	var s stored
+	text, err := os.ReadFile(path)
+	return err == nil && json.Unmarshal(text, &s) == nil && s.Ledger != l.ledgerID
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// list has the paths of what is named so in a directory: nothing where there is none.
+func list(dir, prefix, suffix string) (paths []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), prefix) && strings.HasSuffix(entry.Name(), suffix) {
+			paths = append(paths, filepath.Join(dir, entry.Name()))
+		}
+	}
+	return paths, nil
+}
+
+// clear removes a berth whose lock is held, unless pairs lie in it.
+func (l *Lifeboat) clear(berth string) error {
+	left, err := list(berth, "", lifeboatSuffix)
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	halves, err := list(berth, ".", halfSuffix)
+	for _, path := range append(halves, filepath.Join(berth, berthLock), berth) {
+		if lost := os.Remove(path); lost != nil && !errors.Is(lost, fs.ErrNotExist) {
+			err = errors.Join(err, lost)
+		}
+	}
+	return err
 }
 
 // Keep has the pair on disk when it returns.
@@ -89,7 +228,7 @@ func (l *Lifeboat) Keep(claim Token, pair Pair, at time.Time) error {
 // writeWhole writes a file under its name only once it is on disk, and has the
 // name on disk too when it returns.
 func writeWhole(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".*.tmp") // made with 0600
+	f, err := os.CreateTemp(filepath.Dir(path), ".*"+halfSuffix) // made with 0600
 	if err != nil {
 		return err
 	}
@@ -116,18 +255,18 @@ func (l *Lifeboat) Drop(claim Token) error {
 	return nil
 }
 
-// Load opens every pair of this ledger. It fails with *KeyError or
-// *DamagedError, and leaves every file as it is.
+// Load opens every pair of this ledger, but for those that another process still
+// sees to. It fails with *KeyError or *DamagedError, and leaves the files' content
+// as it is.
 func (l *Lifeboat) Load() (rescued []Rescued, err error) {
-	entries, err := os.ReadDir(l.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := l.takeOver(); err != nil {
 		return nil, err
 	}
-	for _, entry := range entries {
-		if !strings.HasSuffix(entry.Name(), lifeboatSuffix) {
-			continue
-		}
-		path := filepath.Join(l.dir, entry.Name())
+	pairs, err := list(l.berth, "", lifeboatSuffix)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range pairs {
 		text, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // another process has saved it meanwhile

@@ -100,6 +100,60 @@ func TestLifeboatIsSealedAndPrivate(t *testing.T) {
 	}
 }
 
+// TestLifeboatShared: workers that live keep their pairs to themselves, and what one
+// leaves that is gone is another's.
+func TestLifeboatShared(t *testing.T) {
+	t.Parallel()
+	dir, sealer := t.TempDir(), lifeboatSealer(t)
+	claim, pair, at := lifeboatPair()
+	boat := func(ledger string) *Lifeboat {
+		t.Helper()
+		made := NewLifeboat(dir, ledger, sealer)
+		if err := made.Prepare(); err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	want := func(whose string, l *Lifeboat, n int) {
+		t.Helper()
+		if found, err := l.Load(); err != nil || len(found) != n {
+			t.Errorf("%s finds %d pairs, %v, want %d", whose, len(found), err, n)
+		}
+	}
+	before := NewLifeboat(dir, "ledger", sealer) // as one without berths has it
+	if err := before.Keep(claim, pair, at); err != nil {
+		t.Fatal(err)
+	}
+	first, second, foreign := boat("ledger"), boat("ledger"), boat("another ledger")
+	want("a ledger whose pair it is not", foreign, 0)
+	want("who looks first", first, 1)
+	want("who looks while the first lives", second, 0)
+	// A process that is killed closes its lock, and no more.
+	if err := first.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want("another ledger", foreign, 0)
+	want("who looks after the first is gone", second, 1)
+	want("the same again", second, 1)
+	if exists(first.berth) {
+		t.Error("the emptied berth is still there")
+	}
+	if err := errors.Join(second.Close(), foreign.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if exists(foreign.berth) {
+		t.Error("the berth of one that ended in order is still there")
+	}
+	third := boat("ledger")
+	want("the next start", third, 1)
+	if err := errors.Join(third.Drop(claim), third.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("at the end there is %v, %v", left, err)
+	}
+}
+
 // A pair that cannot be opened stays where it is, whatever the reason.
 func TestLifeboatUnopenable(t *testing.T) {
 	t.Parallel()

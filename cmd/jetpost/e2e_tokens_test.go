@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -50,8 +49,8 @@ func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 	wait(t, "the exchange", reached)
 	w.until("token.in_lifeboat")
 	w.kill()
-	if entries, err := os.ReadDir(lifeboat); err != nil || len(entries) != 1 {
-		t.Fatalf("the lifeboat holds %v, %v", entries, err)
+	if pairs := afloat(t, lifeboat); len(pairs) != 1 {
+		t.Fatalf("the lifeboat holds %v", pairs)
 	}
 	cluster.Restart(t)
 	w = s.worker("worker-2", "--lifeboat", lifeboat)
@@ -59,8 +58,8 @@ func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 	if token := s.wantCurrent("alice"); token.Version != 2 || !token.StartedAt.IsZero() {
 		t.Errorf("the token has version %d, and its exchange began at %v", token.Version, token.StartedAt)
 	}
-	if entries, err := os.ReadDir(lifeboat); err != nil || len(entries) != 0 {
-		t.Errorf("the lifeboat still holds %v, %v", entries, err)
+	if pairs := afloat(t, lifeboat); len(pairs) != 0 {
+		t.Errorf("the lifeboat still holds %v", pairs)
 	}
 	s.force("alice")
 	eventually(t, "the rescued token is exchanged", func() bool {
@@ -86,8 +85,7 @@ func TestPairSurvivesHangAndWorker(t *testing.T) {
 	s.force("alice")
 	wait(t, "the exchange", reached)
 	eventually(t, "the pair is in the lifeboat", func() bool {
-		entries, err := filepath.Glob(filepath.Join(lifeboat, "*.json"))
-		return err == nil && len(entries) == 1
+		return len(afloat(t, lifeboat)) == 1
 	})
 	w.kill()
 	proxy.Cut() // what the worker had sent is lost with it
@@ -98,6 +96,14 @@ func TestPairSurvivesHangAndWorker(t *testing.T) {
 		t.Errorf("the token has version %d", token.Version)
 	}
 	stop(w)
+}
+
+// afloat lists the pairs in a lifeboat.
+func afloat(t *testing.T, lifeboat string) []string {
+	t.Helper()
+	pairs, err := filepath.Glob(filepath.Join(lifeboat, "*", "*.pair.json"))
+	must(t, err)
+	return pairs
 }
 
 // TestPairOutlastsDatabase: the same, but the worker lives until the database
@@ -115,8 +121,8 @@ func TestPairOutlastsDatabase(t *testing.T) {
 	cluster.Restart(t)
 	w.until("token.refreshed")
 	s.wantCurrent("alice")
-	if entries, err := os.ReadDir(lifeboat); err != nil || len(entries) != 0 {
-		t.Errorf("the lifeboat still holds %v, %v", entries, err)
+	if pairs := afloat(t, lifeboat); len(pairs) != 0 {
+		t.Errorf("the lifeboat still holds %v", pairs)
 	}
 	stop(w)
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -125,7 +126,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		kong.Description("Keeps the tokens of many X accounts alive and publishes posts and threads for them from NATS JetStream.\n\n"+
 			"Begin with: jetpost demo\n\n"+
 			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
-			"DATABASE_URL, HUB_ENCRYPTION_KEY, X_CLIENT_SECRET, NATS_PASSWORD."),
+			strings.Join(secretNames(), ", ")+". DATABASE_PASSWORD is the password of a DATABASE_URL that names none."),
 		kong.Vars{"data": defaultData(), "simdata": simData()},
 		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
@@ -248,7 +249,8 @@ func (e *env) config() (app.Config, error) {
 			mistakes = append(mistakes, app.SimMinuteVariable+": "+err.Error())
 		}
 	}
-	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password}
+	var password secret.String
+	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password, &password}
 	for i, name := range secretNames() {
 		value, err := secretFromEnv(name)
 		if err != nil {
@@ -259,7 +261,22 @@ func (e *env) config() (app.Config, error) {
 	if len(mistakes) > 0 {
 		return app.Config{}, &app.ConfigError{Mistakes: mistakes}
 	}
+	cfg.DatabaseURL = withPassword(cfg.DatabaseURL, password)
 	return cfg, nil
+}
+
+// withPassword puts a password into a URL with a user that has none. Any other URL,
+// also one that cannot be read, stays as it is.
+func withPassword(address, password secret.String) secret.String {
+	u, err := url.Parse(address.Reveal())
+	if err != nil || password.Empty() || u.User == nil {
+		return address
+	}
+	if _, has := u.User.Password(); has {
+		return address
+	}
+	u.User = url.UserPassword(u.User.Username(), password.Reveal())
+	return secret.New(u.String())
 }
 
 // clientConfig is the configuration of a command that talks to something that
@@ -307,7 +324,7 @@ func (e *env) natsConfig() (app.Config, error) {
 
 // secretNames are the variables of the environment that hold secrets.
 func secretNames() []string {
-	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD"}
+	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD", "DATABASE_PASSWORD"}
 }
 
 // secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.

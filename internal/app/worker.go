@@ -33,6 +33,9 @@ const (
 	refreshSlots = 2
 	// headerTimeout bounds the headers of a request to a server of ours.
 	headerTimeout = 10 * time.Second
+	// rescueInterval is how often a worker looks for what others that are gone left
+	// in the lifeboat: sooner than their leases of tokens end.
+	rescueInterval = 10 * time.Second
 )
 
 // Worker is a running worker: it accepts jobs, runs lanes and keeps tokens.
@@ -46,6 +49,7 @@ type Worker struct {
 	windows *admission.Windows
 	board   *publishers.Windows
 	tokens  *consumers.Refresher
+	boat    *store.Lifeboat
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
 	stops   *consumers.StopBook
@@ -96,11 +100,10 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	if err := publishers.Check(ctx, w.conn.JS, topology); err != nil {
 		return nil, err
 	}
-	lifeboat, err := w.lifeboat(id)
-	if err != nil {
+	if err := w.prepareLifeboat(id); err != nil {
 		return nil, err
 	}
-	if err := w.wire(ctx, lifeboat, topology); err != nil {
+	if err := w.wire(ctx, topology); err != nil {
 		return nil, err
 	}
 	if err := w.tokens.Recover(ctx); err != nil {
@@ -109,25 +112,42 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	return w, nil
 }
 
-// lifeboat makes sure that there is a place for token pairs that the database
-// does not take.
-func (w *Worker) lifeboat(ledgerID string) (*store.Lifeboat, error) {
+// prepareLifeboat makes sure that there is a place for token pairs that the
+// database does not take.
+func (w *Worker) prepareLifeboat(ledgerID string) error {
 	if w.cfg.Lifeboat == "" {
-		return nil, &ConfigError{Mistakes: []string{"lifeboat: no directory is given"}}
+		return &ConfigError{Mistakes: []string{"--lifeboat: no directory is given"}}
 	}
 	sealer, err := store.NewSealer(w.cfg.Keys.Reveal())
 	if err != nil {
-		return nil, fmt.Errorf("read encryption keys: %w", err)
+		return fmt.Errorf("read encryption keys: %w", err)
 	}
-	lifeboat := store.NewLifeboat(w.cfg.Lifeboat, ledgerID, sealer)
-	return lifeboat, lifeboatError(lifeboat.Prepare())
+	w.boat = store.NewLifeboat(w.cfg.Lifeboat, ledgerID, sealer)
+	return lifeboatError(w.boat.Prepare())
 }
 
 func lifeboatError(err error) error {
 	if err == nil || Hint(err) != "" {
 		return err
 	}
-	return &HintError{Err: err, Help: "let this user write there, or choose another directory with --lifeboat"}
+	return &HintError{Err: err, Help: "let this user write there, or choose with --lifeboat a directory that outlives the worker"}
+}
+
+// rescue brings in what workers that are gone left in the lifeboat, again and again
+// until the context ends.
+func (w *Worker) rescue(ctx context.Context) {
+	ticker := time.NewTicker(rescueInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := w.tokens.Recover(ctx); err != nil && ctx.Err() == nil {
+			w.log.Warn("lifeboat.not_emptied", "error", err)
+		}
+	}
 }
 
 // workerName tells workers apart in leases and logs.
@@ -157,7 +177,7 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 }
 
 // wire puts the parts together.
-func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat, topology publishers.TopologyConfig) error {
+func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) error {
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
 	scale := consumers.Scale{Minute: cfg.X.Minute}
 	timing := consumers.Timing{Lease: cfg.Lease, Scale: scale}
@@ -180,7 +200,7 @@ func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat, topology pu
 	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
-		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: lifeboat,
+		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: w.boat,
 		Names: names, Health: w.health, Timing: care, Log: w.log,
 		X: &xapi.OAuth{
 			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
@@ -258,6 +278,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		n := &Notifier{URL: w.cfg.Notify, Status: w.status.get, Ledger: w.ledger, Log: w.log}
 		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
 	}
+	parts.Go(func() { w.rescue(background) })
 	if w.sweep != nil {
 		parts.Go(func() { w.sweep.Run(background) })
 	}
@@ -280,6 +301,11 @@ func (w *Worker) Close() {
 	if w.ledger != nil {
 		if err := w.ledger.Close(); err != nil {
 			w.log.Warn("ledger.close_failed", "error", err)
+		}
+	}
+	if w.boat != nil {
+		if err := w.boat.Close(); err != nil {
+			w.log.Warn("lifeboat.close_failed", "error", err)
 		}
 	}
 	if w.listen != nil {
