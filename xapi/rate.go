@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -128,9 +129,10 @@ func (w Window) key() windowKey { return windowKey{w.Endpoint, w.Kind} }
 
 // Limits is what is known of X's rate windows, of one app with all its accounts.
 // The clients of a process share one (WithLimits), so that what X tells one account
-// of the app's own windows holds for the others.
+// of the app's own windows holds for the others; and so does which names it takes.
 type Limits struct {
-	changed func(Window)
+	changed    func(Window)
+	olderNames atomic.Bool // X takes those from before its version 2.167 in reads
 
 	mu      sync.Mutex
 	windows map[string]map[windowKey]Window // by account
