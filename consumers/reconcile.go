@@ -58,7 +58,11 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	}
 	search := newSearch(r.h.Timing, post, ours, witness)
 	if err := r.look(ctx, client, search); err != nil {
-		return attempt{decision: judgeRead(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
+		decided := judgeRead(err, situation{now: time.Now(), holds: head.Holds})
+		if decided.kind == kindUnknown {
+			return attempt{decision: decided, post: i, looks: post.Looks, absentAt: post.AbsentAt}
+		}
+		return attempt{decision: decided, post: -1, err: err}
 	}
 	owned, err := persist(ctx, r, "owned", func() ([]string, error) { return r.h.Ledger.Owned(ctx, search.ids()) })
 	if err != nil {
@@ -96,7 +100,8 @@ func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool
 }
 
 // judgeRead is the decision on a look that failed. Whatever X said of the read, it
-// said nothing of the post, which stays in doubt: the request waits.
+// said nothing of the post, which stays in doubt: the request waits, but not for ever
+// where X refuses the read itself.
 func judgeRead(err error, s situation) decision {
 	v := judge(err, s)
 	switch {
@@ -109,6 +114,8 @@ func judgeRead(err error, s situation) decision {
 		return holdUntil(jetpost.CodeRateLimited, until, v.reason.Detail)
 	case v.kind == kindHold, v.kind == kindStop, v.kind == kindGoOn:
 		return v
+	case s.holds >= readTries:
+		return unknown("X does not show the account's posts: " + v.reason.Detail)
 	default:
 		return holdUntil(jetpost.CodeReconciling, s.now.Add(backoff(s.holds+1)), "X does not show the account's posts: "+v.reason.Detail)
 	}

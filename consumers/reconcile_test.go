@@ -436,7 +436,6 @@ func TestReconcileReadsRefused(t *testing.T) {
 		{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests},
 		{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Variant: "usage-capped"},
 		{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable},
-		{Kind: xsim.FaultStatus, Status: http.StatusForbidden},
 		{Kind: xsim.FaultStatus, Status: http.StatusNotFound},
 		{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized},
 		{Kind: xsim.FaultCut},
@@ -468,6 +467,53 @@ func TestReconcileReadsRefused(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestReconcileReadsRefusedForGood: a read that X keeps refusing does not block its
+// account for ever: a person says, who is told X's words.
+func TestReconcileReadsRefusedForGood(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]xsim.Fault{
+		"not permitted": {Kind: xsim.FaultStatus, Status: http.StatusForbidden, Detail: "Not for you."},
+		"bad request":   {Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Type: "https://api.x.com/2/problems/invalid-request", Detail: "Not for you."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := doubt(t)
+				fault.Endpoint = xsim.EndpointTimeline
+				b.faults(t, lost(1, true), fault)
+				b.publish(t, "r", thread("one")...)
+				r, took := b.settle(t)
+				equal(t, "state", r.Status.State, jetpost.StateUnknown)
+				equal(t, "post", r.Posts[0].State, jetpost.PostSending)
+				if detail := r.Status.Reason.Detail; !strings.Contains(detail, "Not for you.") {
+					t.Errorf("the reason is without X's words: %q", detail)
+				}
+				if took < time.Hour || took > 4*time.Hour {
+					t.Errorf("it took %v", took)
+				}
+				b.faults(t)
+				check(t, b.ledger.Reconcile(t.Context(), b.key, time.Now()))
+				r, _ = b.settle(t)
+				equal(t, "state", r.Status.State, jetpost.StatePublished)
+			})
+		})
+	}
+}
+
+// TestReconcileOlderNames: an X that knows the names from before 2.167 alone is
+// asked in those.
+func TestReconcileOlderNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		b.faults(t, lost(2, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Endpoint: xsim.EndpointTimeline, Query: "post.fields"})
+		b.publish(t, "r", thread("one", "two")...)
+		r, _ := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		equal(t, "posts", len(b.x.Posts("acme")), 2)
+	})
 }
 
 // truncated leaves out of each answer of a timeline what a test wants.

@@ -219,6 +219,10 @@ var backoffs = [...]time.Duration{
 // given, some five hours, before it stops holding up its account's line.
 const mediaTries = 14
 
+// readTries is how many holds in a row a post in doubt is given, some three hours,
+// while X refuses to show the account's posts. Then a person has to say.
+const readTries = 10
+
 // edgeTries is how many holds in a row a call is given, about a day, that X's
 // edge refuses without a word of X. Routing faults pass; a request that is itself
 // the cause must not hold up its account's line for ever.

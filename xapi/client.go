@@ -155,6 +155,8 @@ type call struct {
 	effect bool
 	// atLeast is the time that the call needs whatever the client's timeout is.
 	atLeast time.Duration
+	// told, if set, gets the rate windows that the answer tells.
+	told *[]Window
 }
 
 // do makes the call, if the guard lets it.
@@ -183,6 +185,12 @@ func (c *Client) perform(ctx context.Context, cl call, out any, complete func() 
 	ans.skew = c.limits.skew(ans)
 	windows := readWindows(cl.endpoint, ans)
 	c.limits.note(c.account, cl.endpoint, windows, ans.status, ans.at)
+	for i, w := range windows {
+		windows[i] = w.of(c.account)
+	}
+	if cl.told != nil {
+		*cl.told = windows
+	}
 
 	if !ans.ok() {
 		return c.failure(cl, ans, windows)
@@ -198,6 +206,7 @@ func (c *Client) perform(ctx context.Context, cl call, out any, complete func() 
 		return nil
 	}
 	apiErr := newAPIError(cl.endpoint, ans, c.token)
+	apiErr.Windows = windows
 	if cl.effect {
 		return &AmbiguousError{Err: apiErr}
 	}
@@ -208,6 +217,7 @@ func (c *Client) perform(ctx context.Context, cl call, out any, complete func() 
 // the headers claim that something is left, so that window is noted here.
 func (c *Client) failure(cl call, ans answer, windows []Window) error {
 	apiErr := newAPIError(cl.endpoint, ans, c.token)
+	apiErr.Windows = windows
 	if !rateLimited(apiErr) {
 		return classify(apiErr, cl.effect)
 	}

@@ -92,7 +92,7 @@ func TestCreatePostSendsXsNames(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if want := (Created{ID: "42", Text: "a &lt;b&gt;"}); created != want {
+			if want := (Created{ID: "42", Text: "a &lt;b&gt;"}); !cmp.Equal(created, want) {
 				t.Errorf("got %+v, want %+v", created, want)
 			}
 			if err := json.Unmarshal([]byte(tc.want), &want); err != nil {

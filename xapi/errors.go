@@ -37,6 +37,8 @@ type APIError struct {
 	TransactionID string
 	// Body is the answer as it came, cut at 64 KiB, without this request's secrets.
 	Body []byte
+	// Windows are the rate windows that the answer told.
+	Windows []Window
 }
 
 func (e *APIError) Error() string {

@@ -65,6 +65,8 @@ type Media struct {
 	ID, Key    string
 	ExpiresAt  time.Time
 	CheckAfter time.Duration
+	// Windows are the rate windows that X's last answer about it told.
+	Windows []Window
 }
 
 // MediaLimit is the largest size, in bytes, of a media type that UploadMedia
@@ -160,6 +162,7 @@ func (c *Client) UploadMedia(ctx context.Context, r io.Reader, size int64, mimeT
 // wireUpload is how X answers every step of an upload. Only the id is sure to be
 // there.
 type wireUpload struct {
+	told []Window
 	Data struct {
 		ID               string `json:"id"`
 		MediaKey         string `json:"media_key"`
@@ -180,7 +183,7 @@ func (w *wireUpload) complete() bool { return w.Data.ID != "" }
 // media reads an answer to a request that was made at start: counted from then,
 // the lifetime errs on the short side.
 func (w *wireUpload) media(start time.Time) (Media, error) {
-	m := Media{ID: w.Data.ID, Key: w.Data.MediaKey, ExpiresAt: start.Add(defaultMediaLifetime)}
+	m := Media{ID: w.Data.ID, Key: w.Data.MediaKey, ExpiresAt: start.Add(defaultMediaLifetime), Windows: w.told}
 	if secs := w.Data.ExpiresAfterSecs; secs > 0 && secs < int64(30*defaultMediaLifetime/time.Second) {
 		m.ExpiresAt = start.Add(time.Duration(secs) * time.Second)
 	}
@@ -220,6 +223,7 @@ func (c *Client) uploadImage(ctx context.Context, r io.Reader, size int64, mimeT
 		body:        body,
 		effect:      true,
 		atLeast:     uploadBound(len(body)),
+		told:        &out.told,
 	}, &out, out.complete)
 	if err != nil {
 		return Media{}, err
@@ -311,6 +315,7 @@ func (c *Client) finalizeUpload(ctx context.Context, id string) (Media, error) {
 		endpoint: EndpointFinalizeMedia,
 		path:     "/2/media/upload/" + url.PathEscape(id) + "/finalize",
 		effect:   true,
+		told:     &out.told,
 	}, &out, out.complete)
 	var doubtful *AmbiguousError
 	switch {
@@ -335,6 +340,7 @@ func (c *Client) MediaStatus(ctx context.Context, id string) (Media, error) {
 		endpoint: EndpointMediaStatus,
 		path:     "/2/media/upload",
 		query:    url.Values{"command": {"STATUS"}, "media_id": {id}},
+		told:     &out.told,
 	}, &out, out.complete)
 	if err != nil {
 		return Media{}, err

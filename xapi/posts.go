@@ -29,6 +29,8 @@ type Poll struct {
 // Created is a post that exists. Text is as X stores it: links are shortened.
 type Created struct {
 	ID, Text string
+	// Windows are the rate windows that the answer told.
+	Windows []Window
 }
 
 type wirePost struct {
@@ -85,15 +87,17 @@ func (c *Client) CreatePost(ctx context.Context, p Post) (Created, error) {
 			Text string `json:"text"`
 		} `json:"data"`
 	}
+	var told []Window
 	err = c.do(ctx, call{
 		endpoint:    EndpointCreatePost,
 		path:        "/2/tweets",
 		contentType: "application/json",
 		body:        body,
 		effect:      true,
+		told:        &told,
 	}, &out, func() bool { return out.Data.ID != "" })
 	if err != nil {
 		return Created{}, err
 	}
-	return Created{ID: out.Data.ID, Text: out.Data.Text}, nil
+	return Created{ID: out.Data.ID, Text: out.Data.Text, Windows: told}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -111,6 +112,33 @@ func (c *Client) RateLimits() []Window {
 	return all
 }
 
+// RateLimit returns the window that governs calls to e now: of those that are closed the
+// one with the latest reset, else the one with the fewest calls left. It is false where
+// X has told of none that has not ended.
+func (c *Client) RateLimit(e Endpoint) (Window, bool) {
+	now := time.Now()
+	var governs Window
+	known := false
+	for _, w := range c.limits.Counting(c.account, e) {
+		if !now.Before(w.Reset) {
+			continue
+		}
+		closed := governs.Exhausted(now)
+		switch {
+		case !known, w.Exhausted(now) && (!closed || w.Reset.After(governs.Reset)), !closed && w.Remaining < governs.Remaining:
+			governs, known = w, true
+		}
+	}
+	return governs, known
+}
+
+// RateLimited tells whether X would refuse a call to e now, since a window has nothing
+// left and its reset lies ahead.
+func (c *Client) RateLimited(e Endpoint) bool {
+	w, known := c.RateLimit(e)
+	return known && w.Exhausted(time.Now())
+}
+
 // RateShort returns the window of e in which fewer calls are left than are needed, or
 // than it ever takes: of several the one with the latest reset.
 func (c *Client) RateShort(e Endpoint, need int) (short Window, is bool) {
@@ -133,9 +161,10 @@ func (w Window) key() windowKey { return windowKey{w.Endpoint, w.Kind} }
 
 // Limits is what is known of X's rate windows, of one app with all its accounts.
 // The clients of a process share one (WithLimits), so that what X tells one account
-// of the app's own windows holds for the others.
+// of the app's own windows holds for the others; and so does which names it takes.
 type Limits struct {
-	changed func(Window)
+	changed    func(Window)
+	olderNames atomic.Bool // X takes those from before its version 2.167 in reads
 
 	mu      sync.Mutex
 	windows map[string]map[windowKey]Window // by account

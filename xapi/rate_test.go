@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,6 +34,85 @@ func testAnswer(status int, header http.Header) answer {
 	ans := answer{status: status, header: header, at: testNow()}
 	ans.skew, _ = dateSkew(ans)
 	return ans
+}
+
+// TestRateLimit: the window that governs is the closed one that opens last, else the
+// one with the fewest calls left; what has ended governs nothing.
+func TestRateLimit(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	window := func(kind WindowKind, remaining int, in time.Duration) Window {
+		return Window{Endpoint: EndpointCreatePost, Kind: kind, Limit: 10, Remaining: remaining, Reset: now.Add(in), XReset: now.Add(in).Unix()}
+	}
+	for name, tc := range map[string]struct {
+		windows []Window
+		governs WindowKind // "" for none
+		limited bool
+	}{
+		"nothing known":      {},
+		"ended":              {windows: []Window{window(Window15Min, 0, -time.Second)}},
+		"fewest left":        {windows: []Window{window(Window15Min, 5, time.Hour), window(WindowUser24h, 3, 2*time.Hour), window(WindowApp24h, 9, time.Hour)}, governs: WindowUser24h},
+		"closed before few":  {windows: []Window{window(Window15Min, 1, time.Hour), window(WindowApp24h, 0, time.Minute)}, governs: WindowApp24h, limited: true},
+		"closed, opens last": {windows: []Window{window(Window15Min, 0, time.Minute), window(WindowUser24h, 0, time.Hour), window(WindowApp24h, 4, 2*time.Hour)}, governs: WindowUser24h, limited: true},
+	} {
+		limits := NewLimits(nil)
+		for _, w := range tc.windows {
+			limits.Learn(w)
+		}
+		client := New("t", WithLimits(limits, ""))
+		got, known := client.RateLimit(EndpointCreatePost)
+		if known != (tc.governs != "") || got.Kind != tc.governs || client.RateLimited(EndpointCreatePost) != tc.limited {
+			t.Errorf("%s: got %+v, %t, limited %t", name, got, known, client.RateLimited(EndpointCreatePost))
+		}
+		if _, known := client.RateLimit(EndpointMe); known {
+			t.Errorf("%s: another endpoint's window is known", name)
+		}
+	}
+}
+
+// TestAnswersCarryWindows: every result and every error has the windows of the answer
+// that it came with.
+func TestAnswersCarryWindows(t *testing.T) {
+	t.Parallel()
+	left, status := 10, http.StatusOK
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		left--
+		setWindow(w.Header(), "x-rate-limit", 10, left, ahead(t))
+		reply(status, `{"data":{"id":"1","text":"t"},"title":"Forbidden","detail":"no"}`)(w, r)
+	})
+	want := func(what string, got []Window, remaining int) {
+		t.Helper()
+		if len(got) != 1 || got[0].Remaining != remaining || got[0].Limit != 10 || got[0].Kind != Window15Min {
+			t.Errorf("%s: got %+v, want one with %d left", what, got, remaining)
+		}
+	}
+	done, err := b.client.PostThread(t.Context(), []Post{{Text: "a"}, {Text: "b"}}, ThreadOptions{})
+	if err != nil || len(done) != 2 {
+		t.Fatalf("got %+v, %v", done, err)
+	}
+	want("first post", done[0].Windows, 9)
+	want("second post", done[1].Windows, 8)
+	for i, kind := range []string{"image/png", "image/gif"} {
+		media, err := b.client.UploadMedia(t.Context(), strings.NewReader("x"), 1, kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(kind, media.Windows, []int{7, 4}[i])
+	}
+	media, err := b.client.MediaStatus(t.Context(), "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("status", media.Windows, 3)
+	for i, s := range []int{http.StatusForbidden, http.StatusInternalServerError, http.StatusTooManyRequests} {
+		status = s
+		_, err := b.client.CreatePost(t.Context(), Post{Text: "a"})
+		apiErr := wantAs[*APIError](t, err)
+		want(http.StatusText(s), apiErr.Windows, 2-i)
+		if apiErr.Status != s || len(apiErr.Body) == 0 {
+			t.Errorf("got %+v", apiErr)
+		}
+	}
 }
 
 func TestReadWindows(t *testing.T) {

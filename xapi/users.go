@@ -2,6 +2,8 @@ package xapi
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -46,10 +48,12 @@ type UserPostsQuery struct {
 	MaxResults         int    // 5 to 100, 0 for X's default
 }
 
-func (q UserPostsQuery) values() url.Values {
-	v := url.Values{
-		// The names of the current version; answers in the older one are read too.
-		"post.fields": {"attachments,conversation_id,created_at,entities,note_post,referenced_posts"},
+// values are the query in the names of X's version 2.167, in which what a post refers
+// to is an expansion, or in the older ones.
+func (q UserPostsQuery) values(older bool) url.Values {
+	v := url.Values{"post.fields": {"attachments,conversation_id,created_at,entities,note_post"}, "expansions": {"referenced_posts"}}
+	if older {
+		v = url.Values{"tweet.fields": {"attachments,conversation_id,created_at,entities,note_tweet,referenced_tweets"}}
 	}
 	set := func(name, value string) {
 		if value != "" {
@@ -122,13 +126,37 @@ func (p UserPost) ExpandedText() string {
 }
 
 // UserPosts reads one page of a user's posts. It never asks X to leave out replies,
-// since all of a thread but its first post are replies.
+// since all of a thread but its first post are replies. Where X answers 400 it is asked
+// once more in its other names; the clients that share Limits remember which it took.
 func (c *Client) UserPosts(ctx context.Context, userID string, q UserPostsQuery) (UserPostsPage, error) {
+	older := c.limits.olderNames.Load()
+	page, err := c.userPosts(ctx, userID, q, older)
+	if _, short := c.RateShort(EndpointUserPosts, 1); short || !badRequest(err) {
+		return page, err
+	}
+	other, otherErr := c.userPosts(ctx, userID, q, !older)
+	switch {
+	case otherErr == nil:
+		c.limits.olderNames.Store(!older)
+		return other, nil
+	case badRequest(otherErr):
+		return page, err // it was not the names
+	default:
+		return other, otherErr
+	}
+}
+
+func badRequest(err error) bool {
+	var refused *RefusedError
+	return errors.As(err, &refused) && refused.Err.Status == http.StatusBadRequest
+}
+
+func (c *Client) userPosts(ctx context.Context, userID string, q UserPostsQuery, older bool) (UserPostsPage, error) {
 	var out wirePage
 	err := c.do(ctx, call{
 		endpoint: EndpointUserPosts,
 		path:     "/2/users/" + url.PathEscape(userID) + "/tweets",
-		query:    q.values(),
+		query:    q.values(older),
 		maxBody:  maxPageBytes,
 	}, &out, out.complete)
 	if err != nil {

@@ -27,7 +27,7 @@ func TestUserPostsQuery(t *testing.T) {
 	want := url.Values{
 		"since_id": {"1"}, "until_id": {"9"}, "pagination_token": {"p"}, "max_results": {"5"},
 		"start_time": {"2026-03-01T11:00:00Z"}, "end_time": {"2026-03-01T11:00:01Z"},
-		"post.fields": {"attachments,conversation_id,created_at,entities,note_post,referenced_posts"},
+		"post.fields": {"attachments,conversation_id,created_at,entities,note_post"}, "expansions": {"referenced_posts"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -35,8 +35,50 @@ func TestUserPostsQuery(t *testing.T) {
 	if path != "/2/users/7%2F../tweets" {
 		t.Errorf("got path %s", path)
 	}
-	if _, err := b.client.UserPosts(t.Context(), "7", UserPostsQuery{}); err != nil || len(got) != 1 {
+	if _, err := b.client.UserPosts(t.Context(), "7", UserPostsQuery{}); err != nil || len(got) != 2 {
 		t.Errorf("a zero query sent %v, %v", got, err)
+	}
+}
+
+// TestUserPostsOtherNames: an X that answers 400 to one vocabulary is asked in the
+// other one, and from then on in that alone, by every client of the process.
+func TestUserPostsOtherNames(t *testing.T) {
+	t.Parallel()
+	const bad = `{"errors":[{"message":"invalid value"}],"title":"Invalid Request","detail":"d","type":"https://api.x.com/2/problems/invalid-request"}`
+	var takes string
+	var asked []string
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"post.fields", "tweet.fields"} {
+			if r.URL.Query().Has(name) {
+				asked = append(asked, name)
+			}
+		}
+		if r.URL.Query().Has(takes) {
+			reply(http.StatusOK, `{"meta":{"result_count":0}}`)(w, r)
+			return
+		}
+		reply(http.StatusBadRequest, bad)(w, r)
+	})
+	for _, step := range []struct {
+		takes string
+		asked []string
+		fails bool
+	}{
+		{"post.fields", []string{"post.fields"}, false},
+		{"tweet.fields", []string{"post.fields", "tweet.fields"}, false},
+		{"tweet.fields", []string{"tweet.fields"}, false},
+		{"neither", []string{"tweet.fields", "post.fields"}, true},
+		{"post.fields", []string{"tweet.fields", "post.fields"}, false},
+		{"post.fields", []string{"post.fields"}, false},
+	} {
+		takes, asked = step.takes, nil
+		again := b.client.Guarded(func(_ Endpoint, do func() error) error { return do() })
+		if _, err := again.UserPosts(t.Context(), "7", UserPostsQuery{}); (err != nil) != step.fails {
+			t.Errorf("X takes %s: got %v", step.takes, err)
+		}
+		if diff := cmp.Diff(step.asked, asked); diff != "" {
+			t.Errorf("X takes %s: %s", step.takes, diff)
+		}
 	}
 }
 

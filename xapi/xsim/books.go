@@ -66,7 +66,17 @@ type Violation struct {
 	At      time.Time `json:"at"`
 }
 
+// Leniency is something that X's specification does not have and that X is believed
+// to take all the same, since clients that are widely used send it.
+type Leniency struct {
+	Endpoint string    `json:"endpoint"`
+	Account  string    `json:"account"` // the account's id, "" if unknown
+	What     string    `json:"what"`
+	At       time.Time `json:"at"`
+}
+
 type books struct {
+	leniencies ring[Leniency]
 	calls      ring[Call]
 	violations ring[Violation]
 	counts     map[string]map[string]int
@@ -97,6 +107,23 @@ func (s *Server) violate(c *call, kind, detail string) {
 	if s.Logger != nil {
 		s.Logger.Warn("xsim.violation", "kind", kind, "account", c.accountID(), "detail", detail)
 	}
+}
+
+// lenient books what the specification does not have, and tells whether it is let
+// pass. The caller holds the lock.
+func (s *Server) lenient(c *call, what string) bool {
+	if s.Strict {
+		return false
+	}
+	s.w.books.leniencies.add(Leniency{Endpoint: c.endpoint, Account: c.accountID(), What: what, At: c.arrived}, maxRecords)
+	return true
+}
+
+// Leniencies returns the last 10,000, oldest first.
+func (s *Server) Leniencies() []Leniency {
+	w := s.lock()
+	defer s.mu.Unlock()
+	return w.books.leniencies.list()
 }
 
 // Calls returns the last 10,000 calls, oldest first.

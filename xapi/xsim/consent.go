@@ -61,15 +61,9 @@ func (s *Server) ConsentInForce() Consent {
 	return w.consent
 }
 
-// scopes are all that an app of X can ask for.
-func scopes() []string {
-	return strings.Fields(`tweet.read tweet.write tweet.moderate.write users.email users.read follows.read follows.write
-		offline.access space.read mute.read mute.write like.read like.write list.read list.write block.read block.write
-		bookmark.read bookmark.write dm.read dm.write media.write`)
-}
-
+// unknownScopes are those among the scopes that no app of X can ask for.
 func unknownScopes(scope string) []string {
-	known := scopes()
+	known := slices.Concat(published().scopes, published().older["scopes"])
 	return slices.DeleteFunc(strings.Fields(scope), func(s string) bool { return slices.Contains(known, s) })
 }
 
@@ -87,7 +81,7 @@ type authCode struct {
 // with it.
 func (s *Server) authorize(c *call) answer {
 	q := c.r.URL.Query()
-	if mistake := s.checkAuthorize(q); mistake != "" {
+	if mistake := s.checkAuthorize(c, q); mistake != "" {
 		s.violate(c, ViolationMalformedRequest, c.endpoint+": "+mistake)
 		return page(http.StatusBadRequest, authorizePage{Mistake: mistake})
 	}
@@ -128,19 +122,21 @@ func (s *Server) giveCode(c *call, a *account, q url.Values, granted string) str
 }
 
 // checkAuthorize returns what breaks the protocol, "" for nothing.
-func (s *Server) checkAuthorize(q url.Values) string {
+func (s *Server) checkAuthorize(c *call, q url.Values) string {
 	target, err := url.Parse(q.Get("redirect_uri"))
 	state := q.Get("state")
 	switch {
 	case q.Get("response_type") != "code":
 		return "response_type must be code."
-	case q.Get("code_challenge_method") != "S256" || !regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`).MatchString(q.Get("code_challenge")):
+	case q.Get("code_challenge_method") != "S256" && (q.Get("code_challenge_method") != "s256" || !s.lenient(c, "code_challenge_method in lower case")),
+		!regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`).MatchString(q.Get("code_challenge")):
 		return "There must be a code_challenge of method S256: 43 characters."
-	case state == "" || len(state) > maxStateChars:
+	case state == "" && !s.lenient(c, "a login without state"), len(state) > maxStateChars:
 		return fmt.Sprintf("There must be a state of 1 to %d characters.", maxStateChars)
 	case q.Get("client_id") == "":
 		return "The client_id is missing."
-	case err != nil || target.Host == "" || target.Fragment != "" || target.Hostname() == "localhost":
+	case err != nil || target.Host == "" || target.Fragment != "",
+		target.Hostname() == "localhost" && (target.Port() == "" || target.Scheme != "http" || !s.lenient(c, "a redirect to localhost")):
 		return "The redirect_uri must be a whole address without a fragment; on a machine of your own it is http://127.0.0.1, not localhost."
 	case len(strings.Fields(q.Get("scope"))) == 0:
 		return "The scope is missing."
@@ -172,7 +168,9 @@ func redirect(q url.Values, name, value string) answer {
 	}
 	back := target.Query()
 	back.Set(name, value)
-	back.Set("state", q.Get("state"))
+	if q.Has("state") {
+		back.Set("state", q.Get("state"))
+	}
 	target.RawQuery = back.Encode()
 	return answer{status: http.StatusFound, location: target.String()}
 }

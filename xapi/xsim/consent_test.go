@@ -89,6 +89,7 @@ func TestAuthorizeRefuses(t *testing.T) {
 			t.Run(name+"_"+value[:min(len(value), 9)], func(t *testing.T) {
 				t.Parallel()
 				b := setup(t)
+				b.x.Strict = true
 				q := asking()
 				q.Set("user", "ann")
 				q.Set(name, value)

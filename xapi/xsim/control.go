@@ -25,6 +25,8 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 		return s.controlAddAccount(body)
 	case "GET /_sim/accounts":
 		return jsonAnswer(http.StatusOK, s.Accounts())
+	case "PUT /_sim/accounts":
+		return s.controlChangeAccount(user, body)
 	case "GET /_sim/posts":
 		return s.forUser(user, func() any { return s.Posts(user) })
 	case "GET /_sim/media":
@@ -42,6 +44,8 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 		return jsonAnswer(http.StatusOK, s.Counts())
 	case "GET /_sim/violations":
 		return jsonAnswer(http.StatusOK, s.Violations())
+	case "GET /_sim/leniencies":
+		return jsonAnswer(http.StatusOK, s.Leniencies())
 	case "GET /_sim/faults":
 		return jsonAnswer(http.StatusOK, append([]Fault{}, s.Faults()...))
 	case "PUT /_sim/faults":
@@ -82,6 +86,21 @@ func (s *Server) controlAddAccount(body []byte) answer {
 		return controlError(http.StatusBadRequest, err)
 	}
 	return jsonAnswer(http.StatusCreated, grant)
+}
+
+func (s *Server) controlChangeAccount(user string, body []byte) answer {
+	if _, ok := s.CurrentToken(user); !ok {
+		return noSuchUser(user)
+	}
+	var change AccountChange
+	if err := decodeStrict(body, &change); err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	account, err := s.ChangeAccount(user, change)
+	if err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	return jsonAnswer(http.StatusOK, account)
 }
 
 func (s *Server) controlConsent(body []byte) answer {

@@ -23,7 +23,8 @@
 //     expiry. Texts are read back as X gives them: NFC, links as t.co, &, < and >
 //     escaped, a link appended for media, long texts cut with a note beside them.
 //   - GET /2/users/{id}/tweets with paging, time and id bounds, and an indexing
-//     lag; GET /2/users/me.
+//     lag; GET /2/users/me, /2/users/{id} and /2/users/by/username/{username}.
+//     Parameters and their values are those of openapi.json, X's own lists.
 //   - POST /2/media/upload in one shot (images) and POST /2/media/metadata.
 //   - Chunked uploads of images, GIFs and video: initialize, append, finalize and
 //     GET /2/media/upload for STATUS. Segments come in any order; one that comes
@@ -37,7 +38,10 @@
 //     whole second, since the reset header can say no more. A refused call
 //     consumes quota like any other. Scopes of the token are enforced.
 //   - Old and new vocabulary: tweet.fields is answered with referenced_tweets and
-//     note_tweet, post.fields with referenced_posts and note_post.
+//     note_tweet, post.fields with note_post; referenced_posts is an expansion.
+//   - Accounts that are suspended, locked or protected ([AccountChange]).
+//
+// Any other path is answered 501, in words.
 //
 // # What is not modelled
 //
@@ -52,7 +56,8 @@
 //
 // [Fault] describes one: latency, a status, a cut connection, an unreadable
 // answer, an answer without id, a lost answer, an outage, a refused text, a medium
-// whose processing fails, or an index that lags. A medium that X calls ready and yet
+// whose processing fails, an index or replicas that lag, a post that vanishes, a slow
+// upload; or any answer that a test writes itself. A medium that X calls ready and yet
 // refuses in a post is the status 400 with variant media-ids. A client that gives up does not stop an effect that is under
 // way: X would not stop either.
 //
@@ -62,7 +67,8 @@
 // which one it was and whether its client knows the outcome ([Exchange]), and everything a correct client never
 // does ([Violation]); see the Violation constants for exactly when. A program that ends
 // with no violations has posted nothing twice, has replayed no refresh token and
-// has knocked at no closed window.
+// has knocked at no closed window. What X is believed to take beside its specification
+// is a [Leniency]; [Server.Strict] refuses it.
 //
 // # Control API
 //
@@ -72,6 +78,7 @@
 //
 //	POST   /_sim/accounts          NewAccount -> 201 Grant
 //	GET    /_sim/accounts          [Account]
+//	PUT    /_sim/accounts?user=    AccountChange -> Account
 //	GET    /_sim/posts?user=       [Post] in order of creation, deleted ones left out
 //	GET    /_sim/media?user=       [Media]
 //	DELETE /_sim/media?user=       the user's media and uploads expire at once
@@ -79,6 +86,7 @@
 //	GET    /_sim/exchanges?user=   [Exchange], oldest first, the last 1,000 of each account
 //	GET    /_sim/counts            {"POST /2/tweets": {"201": 5, "0": 1}}; 0 is a cut or lost answer
 //	GET    /_sim/violations        [Violation]
+//	GET    /_sim/leniencies        [Leniency]
 //	GET    /_sim/faults            [Fault] with what each has seen and done
 //	PUT    /_sim/faults            [Fault]; replaces all
 //	GET    /_sim/limits            [Limit] in force

@@ -2,7 +2,6 @@ package xsim
 
 import (
 	"maps"
-	"net/url"
 	"slices"
 	"time"
 	"unique"
@@ -90,7 +89,7 @@ func (w *world) present(c *call) {
 	if c.endpoint != EndpointToken {
 		return
 	}
-	form, _ := url.ParseQuery(string(c.body))
+	form := c.form()
 	// The request's own string would keep its whole header in memory.
 	e := &Exchange{At: c.arrived, Host: unique.Make(c.r.Host).Value(), Fault: c.plan.kind(), Open: true}
 	if e.Fault == "" && c.plan.before+c.plan.after > 0 {

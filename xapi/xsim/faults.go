@@ -2,11 +2,13 @@ package xsim
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -38,6 +40,13 @@ const (
 	FaultMediaFailed = "media_failed"
 	// FaultTimelineLag hides posts younger than DelayMS from timelines.
 	FaultTimelineLag = "timeline_lag"
+	// FaultReplicaLag has posts younger than DelayMS be "deleted or not visible" to
+	// replies, its author's own too.
+	FaultReplicaLag = "replica_lag"
+	// FaultVanish has X take a post away by itself, DelayMS after its 201: at once for 0.
+	FaultVanish = "vanish"
+	// FaultSlowUpload delays a call by its body's size over BytesPerSecond.
+	FaultSlowUpload = "slow_upload"
 )
 
 const (
@@ -56,6 +65,7 @@ type Fault struct {
 	Account  string `json:"account,omitempty"`  // id or handle
 	Endpoint string `json:"endpoint,omitempty"` // one of the Endpoint constants
 	Text     string `json:"text,omitempty"`     // the post's text contains it
+	Query    string `json:"query,omitempty"`    // the address's query, unescaped, contains it
 
 	// How often: after Skip matching calls, Times calls (0: all), each with
 	// Probability (0: always), drawn from the server's seeded generator.
@@ -66,19 +76,31 @@ type Fault struct {
 	// What: see the kinds.
 	After   bool  `json:"after,omitempty"`
 	DelayMS int64 `json:"delay_ms,omitempty"` // milliseconds, ten minutes at most
-	Status  int   `json:"status,omitempty"`
+	Status  int   `json:"status,omitempty"`   // 200 to 599
+
+	BytesPerSecond int64 `json:"bytes_per_second,omitempty"` // of slow_upload
 
 	// Variant names a body other than the status's ordinary one:
 	//
 	//	400  media-ids
 	//	402  legacy
-	//	403  cashtag client-not-enrolled duplicate parent-gone quote-rule reply-rule spend-cap
+	//	403  app-read-only app-suspended automated cashtag client-forbidden client-not-enrolled
+	//	     duplicate locked parent-gone quote-rule reply-rule spend-cap suspended user-suspended
 	//	429  legacy problem usage-capped
 	//	503  empty
 	//
 	// 404 and 413 have no body, 502 and 504 an HTML one. A 429 before the effect closes the
 	// account's window for real, unless Bare or usage-capped.
 	Variant string `json:"variant,omitempty"`
+
+	// Type, Title and Code choose a body of one's own: a problem of that type (with
+	// Detail), and the list of errors with a code. Body is the whole of it, as JSON or
+	// as ContentType says. Each takes the place of a variant.
+	Type        string `json:"type,omitempty"`
+	Title       string `json:"title,omitempty"`
+	Code        int    `json:"code,omitempty"`
+	Body        string `json:"body,omitempty"`
+	ContentType string `json:"content_type,omitempty"`
 
 	// Detail replaces the words of a 403 or of a failure of processing, and is
 	// required of refuse_text.
@@ -139,7 +161,14 @@ func (f *Fault) validate() error {
 	switch f.Kind {
 	case FaultCut, FaultGarbage, FaultNoID, FaultLostAnswer, FaultOutage:
 		return nil
-	case FaultLatency, FaultTimelineLag:
+	case FaultVanish:
+		return nil
+	case FaultSlowUpload:
+		if f.BytesPerSecond <= 0 {
+			return errors.New("slow_upload needs bytes_per_second")
+		}
+		return nil
+	case FaultLatency, FaultTimelineLag, FaultReplicaLag:
 		if f.DelayMS == 0 {
 			return fmt.Errorf("a fault of kind %q needs delay_ms", f.Kind)
 		}
@@ -155,6 +184,9 @@ func (f *Fault) validate() error {
 		}
 		return nil
 	case FaultStatus:
+		if f.ownBody() {
+			return f.validateBody()
+		}
 		if problemAnswer(f.Status, f.Variant).status == 0 {
 			return fmt.Errorf("no body is known for status %d, variant %q", f.Status, f.Variant)
 		}
@@ -167,10 +199,61 @@ func (f *Fault) matches(c *call) bool {
 	if f.Endpoint != "" && f.Endpoint != c.endpoint || f.Kind == FaultMediaFailed && c.endpoint != EndpointFinalize {
 		return false
 	}
+	if (f.Kind == FaultVanish || f.Kind == FaultReplicaLag) && c.endpoint != EndpointCreatePost {
+		return false
+	}
+	if f.Query != "" {
+		if query, err := url.QueryUnescape(c.r.URL.RawQuery); err != nil || !strings.Contains(query, f.Query) {
+			return false
+		}
+	}
 	if f.Account != "" && (c.account == nil || f.Account != c.account.ID && !strings.EqualFold(f.Account, c.account.Handle)) {
 		return false
 	}
 	return f.Text == "" || strings.Contains(c.text, f.Text)
+}
+
+// strikes tells a fault that comes instead of X's answer from one that only changes
+// when X does things.
+func (f *Fault) strikes() bool {
+	switch f.Kind {
+	case FaultLatency, FaultTimelineLag, FaultReplicaLag, FaultVanish, FaultSlowUpload:
+		return false
+	}
+	return true
+}
+
+func (f *Fault) ownBody() bool { return f.Type != "" || f.Title != "" || f.Code != 0 || f.Body != "" }
+
+func (f *Fault) validateBody() error {
+	switch {
+	case f.Status < 200 || f.Status > 599:
+		return fmt.Errorf("status is %d, want 200 to 599", f.Status)
+	case f.Variant != "":
+		return errors.New("a variant has a body already")
+	case f.Body != "" && (f.Type != "" || f.Title != "" || f.Code != 0 || f.Detail != ""):
+		return errors.New("body is the whole of it: leave type, title, code and detail out")
+	}
+	return nil
+}
+
+// written is the body that the fault chooses.
+func (f *Fault) written() answer {
+	if f.Body != "" {
+		return answer{status: f.Status, contentType: cmp.Or(f.ContentType, jsonType), body: []byte(f.Body)}
+	}
+	detail := cmp.Or(f.Detail, http.StatusText(f.Status))
+	if f.Code != 0 {
+		a := jsonAnswer(f.Status, map[string]any{"errors": []map[string]any{{"code": f.Code, "message": detail}}})
+		if f.Type == "" && f.Title == "" {
+			return a
+		}
+	}
+	problem := map[string]any{"title": cmp.Or(f.Title, http.StatusText(f.Status)), "detail": detail, "type": cmp.Or(f.Type, "about:blank"), "status": f.Status}
+	if f.Code != 0 {
+		problem["code"] = f.Code
+	}
+	return answer{status: f.Status, contentType: cmp.Or(f.ContentType, problemType), body: encode(problem)}
 }
 
 func (f *Fault) delay() time.Duration {
@@ -184,6 +267,8 @@ func (f *Fault) delay() time.Duration {
 type plan struct {
 	before, after time.Duration
 	lag           time.Duration
+	replicaLag    time.Duration
+	vanish        *Fault
 	fault         *Fault // the one that strikes; nil for none
 }
 
@@ -191,7 +276,7 @@ func (w *world) plan(c *call, rnd *rand.Rand) plan {
 	var p plan
 	for i := range w.faults {
 		f := &w.faults[i]
-		strikes := f.Kind != FaultLatency && f.Kind != FaultTimelineLag
+		strikes := f.strikes()
 		if strikes && p.fault != nil || !f.matches(c) {
 			continue
 		}
@@ -203,6 +288,13 @@ func (w *world) plan(c *call, rnd *rand.Rand) plan {
 		switch {
 		case f.Kind == FaultTimelineLag:
 			p.lag = max(p.lag, f.delay())
+		case f.Kind == FaultReplicaLag:
+			p.replicaLag = max(p.replicaLag, f.delay())
+		case f.Kind == FaultVanish:
+			chosen := *f
+			p.vanish = &chosen
+		case f.Kind == FaultSlowUpload:
+			p.before += min(time.Duration(len(c.body))*time.Second/time.Duration(f.BytesPerSecond), time.Duration(maxDelayMS)*time.Millisecond)
 		case strikes:
 			chosen := *f
 			p.fault = &chosen
@@ -254,6 +346,8 @@ func (s *Server) strike(c *call) (answer, bool) {
 func (f *Fault) answer(c *call) answer {
 	oauth := (c.endpoint == EndpointToken || c.endpoint == EndpointRevoke) && f.Variant == ""
 	switch {
+	case f.ownBody():
+		return f.written()
 	case oauth && f.Status == http.StatusBadRequest:
 		return invalidToken()
 	case oauth && f.Status == http.StatusUnauthorized:

@@ -87,7 +87,7 @@ func TestFaultBodies(t *testing.T) {
 		{429, "legacy", `{"errors":[{"code":88,"message":"Rate limit exceeded"}]}`},
 		{429, "problem", `/rate-limit-exceeded"`},
 		{429, "usage-capped", `"period":"Monthly","scope":"Product"`},
-		{503, "", `{"title":"Service Unavailable","detail":"Service Unavailable","type":"about:blank","status":503}`},
+		{503, "", `{"title":"Service Unavailable","detail":"Service Unavailable","type":"https://api.x.com/2/problems/internal-error","status":503}`},
 		{504, "", `<html>`},
 	} {
 		t.Run(fmt.Sprintf("%d_%s", test.status, test.variant), func(t *testing.T) {

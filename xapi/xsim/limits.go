@@ -48,6 +48,8 @@ func DefaultLimits() []Limit {
 		{EndpointPost, ScopeUser, 900, quarterMS},
 		{EndpointTimeline, ScopeUser, 900, quarterMS},
 		{EndpointMe, ScopeUser, 75, quarterMS},
+		{EndpointUser, ScopeUser, 900, quarterMS},
+		{EndpointUserByName, ScopeUser, 900, quarterMS},
 		{EndpointUpload, ScopeUser, 500, quarterMS},
 		{EndpointUpload, ScopeApp24h, 50_000, dayMS},
 		{EndpointInitialize, ScopeUser, 1_875, quarterMS},

@@ -192,7 +192,7 @@ func (m *medium) answer(now time.Time) answer {
 
 // upload takes an image in one shot.
 func (s *Server) upload(c *call) answer {
-	object, data, err := readMedia(c, uploadSchema())
+	object, data, err := s.readMedia(c, uploadSchema())
 	if err != nil {
 		return s.malformed(c, mistake{message: err.Error()})
 	}
@@ -211,11 +211,11 @@ func (s *Server) upload(c *call) answer {
 }
 
 // readMedia takes both forms of a body with bytes in it. Its errors are X's answers.
-func readMedia(c *call, sc schema) (object map[string]any, data []byte, err error) {
+func (s *Server) readMedia(c *call, sc schema) (object map[string]any, data []byte, err error) {
 	kind, params, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
 	switch kind {
 	case "multipart/form-data":
-		object, err = readForm(c.body, params["boundary"])
+		object, err = s.readForm(c, params["boundary"])
 	case "application/json":
 		object, err = decodeObject(c.body)
 	default:
@@ -243,12 +243,12 @@ func readMedia(c *call, sc schema) (object map[string]any, data []byte, err erro
 }
 
 // readForm reads a multipart body as the object it stands for.
-func readForm(body []byte, boundary string) (map[string]any, error) {
+func (s *Server) readForm(c *call, boundary string) (map[string]any, error) {
 	object := map[string]any{}
 	if boundary == "" {
 		return nil, errors.New("the multipart body has no boundary")
 	}
-	for reader := multipart.NewReader(bytes.NewReader(body), boundary); ; {
+	for reader := multipart.NewReader(bytes.NewReader(c.body), boundary); ; {
 		part, err := reader.NextPart()
 		if errors.Is(err, io.EOF) {
 			return object, nil
@@ -263,7 +263,7 @@ func readForm(body []byte, boundary string) (map[string]any, error) {
 		if _, twice := object[part.FormName()]; twice {
 			return nil, fmt.Errorf("part %q is given twice", part.FormName())
 		}
-		if part.FormName() == "media" && part.FileName() == "" {
+		if part.FormName() == "media" && part.FileName() == "" && !s.lenient(c, "a media part without a file name") {
 			return nil, errors.New(`part "media" has no filename, so it is no file`)
 		}
 		object[part.FormName()] = string(value)

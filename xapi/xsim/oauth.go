@@ -2,6 +2,7 @@ package xsim
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
@@ -80,6 +81,7 @@ type Account struct {
 	Handle           string    `json:"handle"`
 	CreatedAt        time.Time `json:"created_at"`
 	SubscriptionType string    `json:"subscription_type"`
+	State            string    `json:"state,omitempty"` // one of the Account constants
 }
 
 type account struct {
@@ -165,9 +167,7 @@ func (n NewAccount) validate() error {
 	if n.AccessTokenTTL < 0 {
 		errs = append(errs, errors.New("access_token_ttl cannot be negative"))
 	}
-	switch n.SubscriptionType {
-	case "", SubscriptionNone, SubscriptionBasic, SubscriptionPremium, SubscriptionPremiumPlus:
-	default:
+	if n.SubscriptionType != "" && !isSubscription(n.SubscriptionType) {
 		errs = append(errs, fmt.Errorf("unknown subscription_type %q", n.SubscriptionType))
 	}
 	return errors.Join(errs...)
@@ -274,8 +274,7 @@ func (g *grant) allows(scopes []string) bool {
 func (s *Server) identify(c *call) {
 	c.account, c.grant = nil, nil
 	if c.endpoint == EndpointToken || c.endpoint == EndpointRevoke {
-		form, _ := url.ParseQuery(string(c.body))
-		if g := s.w.grantOf(form); g != nil {
+		if g := s.w.grantOf(c.form()); g != nil {
 			c.account, c.grant = g.account, g
 		}
 		return
@@ -328,11 +327,38 @@ func (s *Server) token(c *call) answer {
 	return oauthRefusal(http.StatusBadRequest, "unsupported_grant_type", "The grant type is not supported.")
 }
 
+const formType = "application/x-www-form-urlencoded"
+
+func (c *call) contentType() string {
+	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	return kind
+}
+
+// form is the body as a form, of which some clients send the like in JSON; nil where
+// it is neither.
+func (c *call) form() url.Values {
+	if c.contentType() != "application/json" {
+		form, err := url.ParseQuery(string(c.body))
+		if err != nil {
+			return nil
+		}
+		return form
+	}
+	var members map[string]string
+	if json.Unmarshal(c.body, &members) != nil {
+		return nil
+	}
+	form := url.Values{}
+	for name, value := range members {
+		form.Set(name, value)
+	}
+	return form
+}
+
 // clientForm reads the form and checks the client behind it.
 func (s *Server) clientForm(c *call) (url.Values, answer, bool) {
-	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	form, err := url.ParseQuery(string(c.body))
-	if kind != "application/x-www-form-urlencoded" || err != nil {
+	form := c.form()
+	if kind := c.contentType(); form == nil || kind != formType && (kind != "application/json" || !s.lenient(c, "a body in JSON instead of a form")) {
 		return nil, s.badGrant(c, "The body must be application/x-www-form-urlencoded."), false
 	}
 	if s.ClientSecret != "" {

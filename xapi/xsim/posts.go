@@ -31,6 +31,8 @@ type post struct {
 	conversation string   // id of the thread's first post
 	place        [32]byte // see placeOf
 	deleted      bool
+	stored       string    // the text as X keeps it: NFC, and lines ended by LF
+	vanishes     time.Time // when X takes it away by itself; zero for never
 }
 
 // Posts returns what exists, in order of creation: of the user, named by id or
@@ -47,7 +49,7 @@ func (s *Server) Posts(user string) []Post {
 	}
 	list := make([]Post, 0, len(from))
 	for _, p := range from {
-		if !p.deleted {
+		if !p.gone(s.now()) {
 			list = append(list, p.Post)
 		}
 	}
@@ -85,6 +87,10 @@ func (s *Server) createPost(c *call) answer {
 	}
 	p := &post{author: c.account}
 	p.Text, p.AuthorID, p.CreatedAt, p.MediaIDs = req.Text, c.account.ID, c.now, []string{}
+	p.stored = stored(req.Text)
+	if c.plan.vanish != nil {
+		p.vanishes = c.now.Add(c.plan.vanish.delay())
+	}
 	if refused, ok := s.checkText(c, req); !ok {
 		return refused
 	}
@@ -100,12 +106,22 @@ func (s *Server) createPost(c *call) answer {
 	}
 	s.keep(c, p)
 
-	text, _ := render(norm.NFC.String(p.Text), p)
+	text, _ := render(p.stored, p)
 	return jsonAnswer(http.StatusCreated, map[string]any{"data": struct {
 		ID      string   `json:"id"`
 		Text    string   `json:"text"`
-		History []string `json:"edit_history_tweet_ids"`
-	}{p.ID, text, []string{""}}})
+		History []string `json:"edit_history_post_ids"`
+	}{p.ID, text, []string{p.ID}}})
+}
+
+// stored is a text as X keeps it.
+func stored(text string) string {
+	return norm.NFC.String(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(text))
+}
+
+// gone tells whether the post was deleted, by its author or by X.
+func (p *post) gone(now time.Time) bool {
+	return p.deleted || !p.vanishes.IsZero() && !now.Before(p.vanishes)
 }
 
 // readPost checks the body against the schema and the rules about which fields
@@ -141,7 +157,7 @@ func (s *Server) checkText(c *call, req postRequest) (answer, bool) {
 		most = maxLongWeight
 	}
 	switch {
-	case weigh(norm.NFC.String(req.Text)) > most:
+	case weigh(stored(req.Text)) > most:
 		return refusal(cmp.Or(s.TooLongStatus, http.StatusForbidden), detailTooLong), false
 	case countCashtags(req.Text) > 1:
 		return forbidden(detailCashtags), false
@@ -157,7 +173,7 @@ func (a *account) premium() bool { return a.SubscriptionType != SubscriptionNone
 func (s *Server) attachParent(c *call, p *post, req postRequest) (answer, bool) {
 	if req.QuoteID != "" {
 		quoted := s.w.posts[req.QuoteID]
-		if quoted == nil || quoted.deleted {
+		if quoted == nil || quoted.gone(c.now) || quoted.author.hides(c.account) {
 			return invalid(mistake{"quote_tweet_id", req.QuoteID, messageQuoteID}), false
 		}
 		if !s.AllowQuotes {
@@ -169,7 +185,8 @@ func (s *Server) attachParent(c *call, p *post, req postRequest) (answer, bool) 
 	}
 	parent := s.w.posts[req.Reply.To]
 	switch {
-	case parent == nil || parent.deleted:
+	case parent == nil, parent.gone(c.now), parent.author.hides(c.account),
+		c.now.Sub(parent.CreatedAt) < max(s.ReplicaLag, c.plan.replicaLag):
 		return forbidden(detailParentGone), false
 	case parent.author != c.account && !s.AllowReplies && !mentions(parent.Text, c.account.Handle):
 		return forbidden(detailReplyRule), false
@@ -207,7 +224,7 @@ func placeOf(p *post, parent *post) [32]byte {
 	if parent != nil {
 		h.Write(parent.place[:])
 	}
-	h.Write(encode([]string{p.AuthorID, norm.NFC.String(p.Text)}))
+	h.Write(encode([]string{p.AuthorID, p.stored}))
 	for _, m := range p.media {
 		h.Write([]byte(m.SHA256))
 	}
@@ -233,12 +250,12 @@ func (p *post) repeatKey() string {
 	if p.Text == "" {
 		return "media " + strings.Join(p.MediaIDs, " ")
 	}
-	return "text " + norm.NFC.String(p.Text)
+	return "text " + p.stored
 }
 
 // keep makes the post exist.
 func (s *Server) keep(c *call, p *post) {
-	if first := c.account.places[p.place]; first == nil {
+	if first := c.account.places[p.place]; first == nil || first.gone(c.now) {
 		c.account.places[p.place] = p
 	} else if !s.AllowEqualPosts {
 		s.violate(c, ViolationDoublePost, "the new post equals "+first.ID)
@@ -260,9 +277,9 @@ func (s *Server) deletePost(c *call) answer {
 	}
 	p := s.w.posts[c.id]
 	if p != nil && p.author != c.account {
-		return forbidden("Forbidden")
+		return forbidden("You are not authorized to delete this post.")
 	}
-	if p != nil && !p.deleted {
+	if p != nil && !p.gone(c.now) {
 		p.deleted, c.effect = true, true
 		if c.account.places[p.place] == p {
 			delete(c.account.places, p.place)

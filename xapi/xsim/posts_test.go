@@ -15,7 +15,7 @@ func invalidRequest(parameters, message string) string {
 		parameters = `"parameters":{` + parameters + `},`
 	}
 	return `{"errors":[{` + parameters + `"message":"` + message + `"}],"title":"Invalid Request",` +
-		`"detail":"One or more parameters to your request was invalid.","type":"https://api.twitter.com/2/problems/invalid-request"}`
+		`"detail":"One or more parameters to your request was invalid.","type":"https://api.x.com/2/problems/invalid-request"}`
 }
 
 func TestCreatePost(t *testing.T) {
@@ -26,7 +26,7 @@ func TestCreatePost(t *testing.T) {
 	if len(posts) != 1 || posts[0].Text != "Hello" || posts[0].AuthorID != b.grant.ID || len(posts[0].ID) != 19 {
 		t.Fatalf("%+v", posts)
 	}
-	b.want(r, 201, `{"data":{"id":"`+posts[0].ID+`","text":"Hello","edit_history_tweet_ids":[""]}}`)
+	b.want(r, 201, `{"data":{"id":"`+posts[0].ID+`","text":"Hello","edit_history_post_ids":["`+posts[0].ID+`"]}}`)
 	b.wantViolations()
 }
 
@@ -136,7 +136,7 @@ func TestDelete(t *testing.T) {
 	b := setup(t)
 	bob := b.account(xsim.NewAccount{Handle: "bob"})
 	id := b.post(b.grant, "a", "")
-	b.want(b.do(bob, "DELETE", "/2/tweets/"+id, "", ""), 403, problem403("Forbidden"))
+	b.want(b.do(bob, "DELETE", "/2/tweets/"+id, "", ""), 403, problem403("You are not authorized to delete this post."))
 	b.want(b.do(b.grant, "DELETE", "/2/tweets/"+id, "", ""), 200, `{"data":{"deleted":true}}`)
 	b.want(b.do(b.grant, "DELETE", "/2/tweets/"+id, "", ""), 200, `{"data":{"deleted":false}}`)
 	b.want(b.do(b.grant, "DELETE", "/2/tweets/x", "", ""), 400, "")

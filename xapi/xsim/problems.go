@@ -24,8 +24,10 @@ const (
 	messageQuoteID      = "Your quote tweet ID is invalid."
 	messageTaggedIDs    = "Your tagged user IDs are invalid."
 	messageNotObject    = "Request body must be a JSON object."
-	typeInvalidRequest  = "https://api.twitter.com/2/problems/invalid-request"
-	typeResourceMissing = "https://api.twitter.com/2/problems/resource-not-found"
+	typeInvalidRequest  = "https://api.x.com/2/problems/invalid-request"
+	typeResourceMissing = "https://api.x.com/2/problems/resource-not-found"
+	typeNotAuthorized   = "https://api.x.com/2/problems/not-authorized-for-resource"
+	typeInternalError   = "https://api.x.com/2/problems/internal-error"
 )
 
 const (
@@ -59,9 +61,28 @@ func forbidden(detail string) answer {
 	return refusal(http.StatusForbidden, detail)
 }
 
+// refusal is the problem of 2.167 that fits a rule which was broken.
 func refusal(status int, detail string) answer {
-	return rawProblem(status, fmt.Sprintf(`{"detail":%s,"type":"about:blank","title":%s,"status":%d}`,
-		encode(detail), encode(http.StatusText(status)), status))
+	return rawProblem(status, fmt.Sprintf(`{"detail":%s,"type":%s,"title":%s,"status":%d,"resource_type":"post"}`,
+		encode(detail), encode(typeNotAuthorized), encode(http.StatusText(status)), status))
+}
+
+func internalError(status int, detail string) answer {
+	return rawProblem(status, fmt.Sprintf(`{"title":%s,"detail":%s,"type":%s,"status":%d}`,
+		encode(http.StatusText(status)), encode(detail), encode(typeInternalError), status))
+}
+
+// coded is the older form of an error, with a number.
+func coded(status, code int, message string) answer {
+	return jsonAnswer(status, map[string]any{"errors": []map[string]any{{"code": code, "message": message}}})
+}
+
+// notModelled says so of an endpoint that is X's, or nobody's.
+func notModelled(r *http.Request) answer {
+	return jsonAnswer(http.StatusNotImplemented, map[string]any{
+		"title": "Not Modelled", "status": http.StatusNotImplemented, "type": "about:blank",
+		"detail": "The simulator does not model " + r.Method + " " + r.URL.Path + "; docs/SIMULATOR.md has what it models.",
+	})
 }
 
 // mistake is one broken parameter of a request.
@@ -132,6 +153,20 @@ func problemAnswer(status int, variant string) answer {
 		return a
 	case "403/":
 		return forbidden(detailNotPermitted)
+	case "403/user-suspended":
+		return rawProblem(status, `{"title":"Forbidden","detail":"The user used for authentication is suspended","type":"https://api.twitter.com/2/problems/user-suspended","status":403}`)
+	case "403/suspended":
+		return coded(status, 64, "Your account is suspended and is not permitted to access this feature.")
+	case "403/locked":
+		return coded(status, 326, "To protect our users from spam and other malicious activity, this account is temporarily locked. Please log in to https://x.com to unlock your account.")
+	case "403/automated":
+		return coded(status, 226, "This request looks like it might be automated. To protect our users from spam and other malicious activity, we can't complete this action right now. Please try again later.")
+	case "403/app-read-only":
+		return coded(status, 261, "Application cannot perform write actions. Contact X Platform Operations for assistance.")
+	case "403/app-suspended":
+		return coded(status, 416, "Invalid / suspended application")
+	case "403/client-forbidden":
+		return rawProblem(status, `{"client_id":"1","detail":"This endpoint is for official clients alone.","title":"Client Forbidden","reason":"official-client-forbidden","type":"https://api.twitter.com/2/problems/client-forbidden"}`)
 	case "403/cashtag":
 		return forbidden(detailCashtags)
 	case "403/client-not-enrolled":
@@ -159,11 +194,11 @@ func problemAnswer(status int, variant string) answer {
 	case "429/usage-capped":
 		return rawProblem(status, `{"title":"UsageCapExceeded","detail":"Usage cap exceeded: Monthly product cap","type":"https://api.twitter.com/2/problems/usage-capped","period":"Monthly","scope":"Product"}`)
 	case "500/":
-		return rawProblem(status, `{"title":"Internal Server Error","detail":"Something is broken. This is usually a temporary error, for example in a high load situation or if an endpoint is temporarily having issues.","type":"about:blank","status":500}`)
+		return internalError(status, "Something is broken. This is usually a temporary error, for example in a high load situation or if an endpoint is temporarily having issues.")
 	case "502/", "504/":
 		return answer{status: status, contentType: htmlType, body: []byte("<html><body><h1>" + http.StatusText(status) + "</h1></body></html>")}
 	case "503/":
-		return rawProblem(status, `{"title":"Service Unavailable","detail":"Service Unavailable","type":"about:blank","status":503}`)
+		return internalError(status, http.StatusText(status))
 	case "503/empty":
 		return answer{status: status}
 	}

@@ -9,13 +9,10 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"golang.org/x/text/unicode/norm"
 )
 
 const (
-	pageDefault, pageMin, pageMax = 10, 5, 100 // posts
-	maxLookupIDs                  = 100
+	pageDefault = 10 // posts
 
 	// createdFormat is X's: whole seconds, with milliseconds that are always zero.
 	createdFormat = "2006-01-02T15:04:05.000Z"
@@ -65,93 +62,145 @@ func render(text string, p *post) (string, []urlEntity) {
 
 // fields are what a read asked for, and in which vocabulary.
 type fields struct {
-	names  []string
-	modern bool // post.fields: referenced_posts instead of referenced_tweets, and so on
+	posts, users, media []string // names of the fields
+	expansions          []string
+	older               bool // tweet.fields: referenced_tweets instead of referenced_posts, and so on
 }
 
 func (f fields) word(old, modern string) string {
-	if f.modern {
-		return modern
+	if f.older {
+		return old
 	}
-	return old
+	return modern
+}
+
+// readFields takes what a query that was checked asks for.
+func readFields(q url.Values) fields {
+	list := func(name string) []string {
+		return strings.FieldsFunc(q.Get(name), func(r rune) bool { return r == ',' })
+	}
+	f := fields{posts: list("post.fields"), users: list("user.fields"), media: list("media.fields"), expansions: list("expansions")}
+	if q.Has("tweet.fields") || !q.Has("post.fields") && slices.ContainsFunc(f.expansions, func(e string) bool { return strings.Contains(e, "tweet") && !strings.HasPrefix(e, "attachments.") }) {
+		f.older, f.posts = true, append(list("tweet.fields"), f.posts...)
+	}
+	return f
 }
 
 // view is the post as a read shows it.
 func (f fields) view(p *post, w *world) map[string]any {
-	source := norm.NFC.String(p.Text)
-	short, long := source, weigh(source) > maxWeight
+	short, long := p.stored, weigh(p.stored) > maxWeight
 	if long {
-		runes := []rune(source)
+		runes := []rune(p.stored)
 		short = string(runes[:min(len(runes), maxWeight/2-1)]) + "…"
 	}
 	text, urls := render(short, p)
-	v := map[string]any{"id": p.ID, "text": text, f.word("edit_history_tweet_ids", "edit_history_post_ids"): []string{p.ID}}
-	for _, name := range f.names {
+	v := map[string]any{"id": p.ID, "text": text}
+	if f.older {
+		v["edit_history_tweet_ids"] = []string{p.ID}
+	}
+	// In the older vocabulary the ids of others are fields, in 2.167 they come with
+	// the expansion alone.
+	for _, name := range slices.Concat(f.posts, f.expansions) {
 		switch {
 		case name == "author_id":
 			v[name] = p.AuthorID
+		case name == "username":
+			v[name] = p.author.Handle
 		case name == "conversation_id":
 			v[name] = p.conversation
 		case name == "created_at":
 			v[name] = p.CreatedAt.UTC().Truncate(time.Second).Format(createdFormat)
+		case name == "edit_history_post_ids":
+			v[name] = []string{p.ID}
 		case name == "entities" && len(urls) > 0:
 			v[name] = map[string]any{"urls": urls}
-		case name == "attachments" && len(p.media) > 0:
-			v[name] = map[string]any{"media_keys": mediaKeys(p.media)}
+		case (name == "attachments" || name == "attachments.media_keys") && len(p.media) > 0:
+			v["attachments"] = map[string]any{"media_keys": mediaKeys(p.media)}
 		case name == "in_reply_to_user_id" && p.InReplyTo != "":
 			v[name] = w.posts[p.InReplyTo].AuthorID
-		case name == f.word("referenced_tweets", "referenced_posts") && p.InReplyTo != "":
-			v[name] = []map[string]string{{"type": "replied_to", "id": p.InReplyTo}}
+		case strings.HasPrefix(name, f.word("referenced_tweets", "referenced_posts")) && p.InReplyTo != "":
+			v[f.word("referenced_tweets", "referenced_posts")] = []map[string]string{{"type": "replied_to", "id": p.InReplyTo}}
 		case name == f.word("note_tweet", "note_post") && long:
-			full, fullURLs := render(source, p)
+			full, fullURLs := render(p.stored, p)
 			v[name] = map[string]any{"text": full, "entities": map[string]any{"urls": fullURLs}}
+		case name == "lang":
+			v[name] = "en"
+		case name == "public_metrics":
+			v[name] = map[string]int{f.word("retweet_count", "repost_count"): 0, "reply_count": 0, "like_count": 0, "quote_count": 0, "bookmark_count": 0, "impression_count": 0}
+		case name == "possibly_sensitive":
+			v[name] = false
 		}
 	}
 	return v
 }
 
-// checkQuery refuses parameters that are unknown, empty or given twice.
-func checkQuery(q url.Values, known []string) (mistake, bool) {
-	for name, values := range q {
-		if !slices.Contains(known, name) {
-			slices.Sort(known)
-			return mistake{name, values[0], fmt.Sprintf("The query parameter [%s] is not one of [%s]", name, strings.Join(known, ","))}, false
-		}
-		if len(values) != 1 || values[0] == "" {
-			return mistake{name, strings.Join(values, ","), "The query parameter [" + name + "] must be given once, and not empty"}, false
+// includes are the objects that the expansions of the posts name, each once.
+func (f fields) includes(posts []*post, w *world, now time.Time) map[string]any {
+	var users []*account
+	var related []*post
+	var media []*medium
+	for _, p := range posts {
+		parent := w.posts[p.InReplyTo]
+		for _, name := range f.expansions {
+			switch {
+			case name == "author_id":
+				users = append(users, p.author)
+			case name == "in_reply_to_user_id" && parent != nil:
+				users = append(users, parent.author)
+			case (name == "referenced_posts" || strings.HasPrefix(name, "referenced_tweets.id")) && parent != nil && !parent.gone(now):
+				related = append(related, parent)
+				if name == "referenced_tweets.id.author_id" {
+					users = append(users, parent.author)
+				}
+			case name == "attachments.media_keys":
+				media = append(media, p.media...)
+			}
 		}
 	}
-	return mistake{}, true
+	included := map[string]any{}
+	if users = distinct(users); len(users) > 0 {
+		included["users"] = mapped(users, func(a *account) map[string]any { return a.view(f.users) })
+	}
+	if related = distinct(related); len(related) > 0 {
+		included[f.word("tweets", "posts")] = mapped(related, func(p *post) map[string]any { return f.view(p, w) })
+	}
+	if media = distinct(media); len(media) > 0 {
+		included["media"] = mapped(media, func(m *medium) map[string]any { return m.view(f.media) })
+	}
+	return included
 }
 
-// readFields takes post.fields or tweet.fields. Parameters other than these, those
-// every read has, and the extra ones are refused.
-func readFields(q url.Values, extra ...string) (fields, mistake, bool) {
-	known := slices.Concat(extra, []string{"tweet.fields", "post.fields", "expansions", "user.fields", "media.fields", "poll.fields", "place.fields"})
-	if m, ok := checkQuery(q, known); !ok {
-		return fields{}, m, false
-	}
-	f, param := fields{modern: q.Has("post.fields")}, "tweet.fields"
-	if f.modern {
-		param = "post.fields"
-	}
-	if !q.Has(param) {
-		return f, mistake{}, true
-	}
-	allowed := []string{
-		"article", "attachments", "author_id", "card_uri", "community_id", "context_annotations", "conversation_id",
-		"created_at", "display_text_range", "edit_controls", "entities", "geo", "id", "in_reply_to_user_id", "lang",
-		"media_metadata", "non_public_metrics", "organic_metrics", "paid_partnership", "possibly_sensitive",
-		"promoted_metrics", "public_metrics", "reply_settings", "scopes", "source", "text", "withheld",
-		f.word("edit_history_tweet_ids", "edit_history_post_ids"), f.word("note_tweet", "note_post"), f.word("referenced_tweets", "referenced_posts"),
-	}
-	f.names = strings.Split(q.Get(param), ",")
-	for _, name := range f.names {
-		if !slices.Contains(allowed, name) {
-			return f, mistake{param, name, fmt.Sprintf("The `%s` query parameter value [%s] is not one of [%s]", param, name, strings.Join(allowed, ","))}, false
+func distinct[T comparable](list []T) []T {
+	var once []T
+	for _, v := range list {
+		if !slices.Contains(once, v) {
+			once = append(once, v)
 		}
 	}
-	return f, mistake{}, true
+	return once
+}
+
+func mapped[T, V any](list []T, view func(T) V) []V {
+	views := make([]V, 0, len(list))
+	for _, v := range list {
+		views = append(views, view(v))
+	}
+	return views
+}
+
+// answerPosts is what a read of posts answers; one says that it was about one.
+func (s *Server) answerPosts(c *call, f fields, posts []*post, one bool, body map[string]any) answer {
+	views := mapped(posts, func(p *post) map[string]any { return f.view(p, s.w) })
+	switch {
+	case len(views) > 0 && one:
+		body["data"] = views[0]
+	case len(views) > 0:
+		body["data"] = views
+	}
+	if included := f.includes(posts, s.w, c.now); len(included) > 0 {
+		body["includes"] = included
+	}
+	return jsonAnswer(http.StatusOK, body)
 }
 
 // missing is how a read that is otherwise fine tells of what does not exist.
@@ -162,45 +211,49 @@ func missing(kind, parameter, id string) map[string]string {
 	}
 }
 
+// hidden is how a read tells of what another account protects.
+func hidden(kind, parameter, id string) map[string]string {
+	return map[string]string{
+		"value": id, "resource_id": id, "parameter": parameter, "resource_type": kind, "title": "Authorization Error",
+		"detail": fmt.Sprintf("Sorry, you are not authorized to see the %s with %s: [%s].", kind, parameter, id), "type": typeNotAuthorized,
+	}
+}
+
 // lookUp serves one post by path or many by ids. What is missing is an error
 // inside a 200.
 func (s *Server) lookUp(c *call) answer {
-	q := c.r.URL.Query()
-	ids, parameter, extra := []string{c.id}, "id", []string(nil)
-	if c.endpoint == EndpointPosts {
-		ids, parameter, extra = strings.Split(q.Get("ids"), ","), "ids", []string{"ids"}
-	}
-	f, m, ok := readFields(q, extra...)
-	if !ok {
+	if m, ok := s.checkQuery(c); !ok {
 		return s.malformed(c, m)
 	}
-	if len(ids) > maxLookupIDs {
-		return s.malformed(c, mistake{parameter, strconv.Itoa(len(ids)), "The number of values in the `ids` query parameter list is not between 1 and 100"})
+	q := c.r.URL.Query()
+	ids, parameter := []string{c.id}, "id"
+	if c.endpoint == EndpointPosts {
+		ids, parameter = strings.Split(q.Get("ids"), ","), "ids"
 	}
-	var found []map[string]any
+	var found []*post
 	var errs []map[string]string
 	for _, id := range ids {
 		if !isID(id) {
 			return s.malformed(c, mistake{parameter, id, fmt.Sprintf("The `%s` query parameter value [%s] is not valid", parameter, id)})
 		}
-		if p := s.w.posts[id]; p != nil && !p.deleted {
-			found = append(found, f.view(p, s.w))
-		} else {
-			errs = append(errs, missing("tweet", parameter, id))
+		switch p := s.w.posts[id]; {
+		case p == nil || p.gone(c.now):
+			errs = append(errs, missing("post", parameter, id))
+		case p.author.hides(c.account):
+			errs = append(errs, hidden("post", parameter, id))
+		default:
+			found = append(found, p)
 		}
 	}
 	body := map[string]any{}
-	switch {
-	case len(found) > 0 && c.endpoint == EndpointPost:
-		body["data"] = found[0]
-	case len(found) > 0:
-		body["data"] = found
-	}
 	if len(errs) > 0 {
 		body["errors"] = errs
 	}
-	return jsonAnswer(http.StatusOK, body)
+	return s.answerPosts(c, readFields(q), found, c.endpoint == EndpointPost, body)
 }
+
+// firstPostTime is the earliest that a timeline can be asked for.
+func firstPostTime() time.Time { return time.Date(2010, time.November, 6, 0, 0, 0, 0, time.UTC) }
 
 // timelineQuery is which posts of a timeline were asked for.
 type timelineQuery struct {
@@ -213,12 +266,11 @@ type timelineQuery struct {
 
 // timeline serves a user's posts, newest first.
 func (s *Server) timeline(c *call) answer {
-	q := c.r.URL.Query()
-	f, m, ok := readFields(q, "max_results", "pagination_token", "since_id", "until_id", "start_time", "end_time", "exclude")
-	if !ok {
+	if m, ok := s.checkQuery(c); !ok {
 		return s.malformed(c, m)
 	}
-	t, m, ok := readTimelineQuery(q)
+	q := c.r.URL.Query()
+	t, m, ok := readTimelineQuery(q, c.now)
 	if !ok {
 		return s.malformed(c, m)
 	}
@@ -226,63 +278,44 @@ func (s *Server) timeline(c *call) answer {
 	if a == nil {
 		return jsonAnswer(http.StatusOK, map[string]any{"errors": []map[string]string{missing("user", "id", c.id)}})
 	}
+	if a.hides(c.account) {
+		return jsonAnswer(http.StatusOK, map[string]any{"errors": []map[string]string{hidden("user", "id", c.id)}})
+	}
 	lag := max(s.TimelineLag, c.plan.lag)
 	var visible []*post
 	for _, p := range slices.Backward(a.posts) {
-		if !p.deleted && !p.CreatedAt.After(c.now.Add(-lag)) && t.shows(p) {
+		if !p.gone(c.now) && !p.CreatedAt.After(c.now.Add(-lag)) && t.shows(p) {
 			visible = append(visible, p)
 		}
 	}
 	page, meta := t.page(visible)
-	body := map[string]any{"meta": meta}
-	if len(page) > 0 {
-		views := make([]map[string]any, 0, len(page))
-		for _, p := range page {
-			views = append(views, f.view(p, s.w))
-		}
-		body["data"] = views
-	}
-	return jsonAnswer(http.StatusOK, body)
+	return s.answerPosts(c, readFields(q), page, false, map[string]any{"meta": meta})
 }
 
-func readTimelineQuery(q url.Values) (timelineQuery, mistake, bool) {
+func readTimelineQuery(q url.Values, now time.Time) (timelineQuery, mistake, bool) {
 	t := timelineQuery{max: pageDefault}
 	bad := func(name string) (timelineQuery, mistake, bool) {
 		return t, mistake{name, q.Get(name), fmt.Sprintf("The `%s` query parameter value [%s] is not valid", name, q.Get(name))}, false
 	}
 	if v := q.Get("max_results"); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < pageMin || n > pageMax {
-			return bad("max_results")
-		}
-		t.max = n
+		t.max, _ = strconv.Atoi(v) // checked, as all the others
 	}
 	for name, into := range map[string]*int64{"since_id": &t.since, "until_id": &t.until} {
-		if v := q.Get(name); v != "" {
-			n, err := strconv.ParseInt(v, 10, 64)
-			if err != nil || !isID(v) {
-				return bad(name)
-			}
-			*into = n
-		}
+		*into, _ = strconv.ParseInt(q.Get(name), 10, 64)
 	}
 	for name, into := range map[string]*time.Time{"start_time": &t.start, "end_time": &t.end} {
-		if v := q.Get(name); v != "" {
-			at, err := time.Parse(time.RFC3339, v)
-			if err != nil {
-				return bad(name)
-			}
-			*into = at
+		*into, _ = time.Parse(time.RFC3339, q.Get(name))
+		if q.Has(name) && into.Before(firstPostTime()) && now.After(firstPostTime()) { // a fake clock may stand before it
+			return bad(name)
 		}
 	}
-	if v := q.Get("exclude"); v != "" {
-		for _, word := range strings.Split(v, ",") {
-			if word != "replies" && word != "retweets" {
-				return bad("exclude")
-			}
-			t.excludeReplies = t.excludeReplies || word == "replies"
-		}
+	switch {
+	case q.Has("start_time") && q.Has("end_time") && !t.start.Before(t.end):
+		return bad("start_time")
+	case q.Has("since_id") && q.Has("until_id") && t.since >= t.until:
+		return bad("since_id")
 	}
+	t.excludeReplies = named(q, "exclude", "replies")
 	if v := q.Get("pagination_token"); v != "" && !t.readToken(v) {
 		return bad("pagination_token")
 	}
@@ -364,18 +397,28 @@ func (t *timelineQuery) page(visible []*post) ([]*post, pageMeta) {
 	return page, meta
 }
 
-// me serves the account behind the token.
-func (s *Server) me(c *call) answer {
-	q := c.r.URL.Query()
-	if _, m, ok := readFields(q); !ok {
+// users serves the account behind the token, or the one that the path names.
+func (s *Server) users(c *call) answer {
+	if m, ok := s.checkQuery(c); !ok {
 		return s.malformed(c, m)
 	}
-	a := c.account
-	data := map[string]any{"id": a.ID, "name": a.Handle, "username": a.Handle}
-	if !q.Has("user.fields") {
-		return jsonAnswer(http.StatusOK, map[string]any{"data": data})
+	a, parameter := c.account, "id"
+	switch c.endpoint {
+	case EndpointUser:
+		a = s.w.accounts[c.id]
+	case EndpointUserByName:
+		a, parameter = s.w.handles[strings.ToLower(c.id)], "username"
 	}
-	for _, name := range strings.Split(q.Get("user.fields"), ",") {
+	if a == nil {
+		return jsonAnswer(http.StatusOK, map[string]any{"errors": []map[string]string{missing("user", parameter, c.id)}})
+	}
+	return jsonAnswer(http.StatusOK, map[string]any{"data": a.view(readFields(c.r.URL.Query()).users)})
+}
+
+// view is the account as a read shows it.
+func (a *account) view(names []string) map[string]any {
+	data := map[string]any{"id": a.ID, "name": a.Handle, "username": a.Handle}
+	for _, name := range names {
 		switch name {
 		case "created_at":
 			data[name] = a.CreatedAt.UTC().Format(createdFormat)
@@ -386,15 +429,36 @@ func (s *Server) me(c *call) answer {
 		case "verified_type":
 			data[name] = map[bool]string{true: "blue", false: "none"}[a.premium()]
 		case "protected":
-			data[name] = false
-		case "affiliation", "confirmed_email", "connection_status", "description", "entities", "id", "is_identity_verified",
-			"location", "most_recent_post_id", "most_recent_tweet_id", "name", "parody", "pinned_post_id", "pinned_tweet_id",
-			"profile_banner_url", "profile_image_url", "public_metrics", "receives_your_dm", "subscribes_to_you", "subscription",
-			"url", "username", "verified_followers_count", "withheld":
-			// X's, but nothing to tell here.
-		default:
-			return s.malformed(c, mistake{"user.fields", name, "The `user.fields` query parameter value [" + name + "] is not valid"})
+			data[name] = a.State == AccountProtected
+		case "description":
+			data[name] = ""
+		case "public_metrics":
+			data[name] = map[string]int{"followers_count": 0, "following_count": 0, "post_count": len(a.posts), "tweet_count": len(a.posts), "listed_count": 0}
 		}
 	}
-	return jsonAnswer(http.StatusOK, map[string]any{"data": data})
+	return data
+}
+
+// view is the medium as a read shows it.
+func (m *medium) view(names []string) map[string]any {
+	kind := map[string]string{"tweet_gif": "animated_gif"}[m.Category]
+	switch {
+	case kind != "":
+	case m.page() == "video":
+		kind = "video"
+	default:
+		kind = "photo"
+	}
+	data := map[string]any{"media_key": m.MediaKey, "type": kind}
+	for _, name := range names {
+		switch {
+		case name == "width" && m.width > 0:
+			data[name] = m.width
+		case name == "height" && m.height > 0:
+			data[name] = m.height
+		case name == "alt_text" && m.AltText != "":
+			data[name] = m.AltText
+		}
+	}
+	return data
 }

@@ -30,6 +30,8 @@ const (
 	EndpointPost       = "GET /2/tweets/:id"
 	EndpointTimeline   = "GET /2/users/:id/tweets"
 	EndpointMe         = "GET /2/users/me"
+	EndpointUser       = "GET /2/users/:id"
+	EndpointUserByName = "GET /2/users/by/username/:username"
 	EndpointUpload     = "POST /2/media/upload"
 	EndpointInitialize = "POST /2/media/upload/initialize"
 	EndpointAppend     = "POST /2/media/upload/:id/append"
@@ -126,6 +128,14 @@ type Server struct {
 	// quoting, posts of others.
 	AllowReplies bool
 	AllowQuotes  bool
+
+	// ReplicaLag is for how long a new post is "deleted or not visible" to a reply,
+	// its author's own too.
+	ReplicaLag time.Duration
+
+	// Strict refuses what X's specification does not have although X is believed to
+	// take it from clients that are widely used; see [Leniency].
+	Strict bool
 
 	// TooLongStatus is the status for a text over the limit: 0 means 403. Both
 	// 403 and 400 have been seen.
@@ -446,7 +456,7 @@ func (s *Server) decide(c *call) answer {
 		return answer{status: http.StatusRequestEntityTooLarge}
 	case c.endpoint == "":
 		s.violate(c, ViolationMalformedRequest, "no such endpoint: "+c.r.Method+" "+c.r.URL.Path)
-		return answer{status: http.StatusNotFound}
+		return notModelled(c.r)
 	}
 	if c.r.Header.Get("Idempotency-Key") != "" || c.r.Header.Get("X-Idempotency-Key") != "" {
 		s.violate(c, ViolationMalformedRequest, "an idempotency key means nothing to X, but makes some transports replay")
@@ -458,6 +468,9 @@ func (s *Server) decide(c *call) answer {
 		}
 		if !s.admit(c) {
 			return problemAnswer(http.StatusTooManyRequests, "")
+		}
+		if a, barred := c.account.barred(); barred {
+			return a
 		}
 		if !c.grant.allows(scopes) {
 			return forbidden(detailNotPermitted)
@@ -491,8 +504,8 @@ func (s *Server) handler(endpoint string) (func(*call) answer, []string) {
 		return s.lookUp, read
 	case EndpointTimeline:
 		return s.timeline, read
-	case EndpointMe:
-		return s.me, read
+	case EndpointMe, EndpointUser, EndpointUserByName:
+		return s.users, read
 	}
 	return s.mediaHandler(endpoint), []string{"media.write"}
 }
@@ -516,6 +529,9 @@ func (s *Server) mediaHandler(endpoint string) func(*call) answer {
 
 // route finds the endpoint of a path exactly: X forgives no trailing slash.
 func route(method, path string) (endpoint, id string) {
+	if path == "/2/oauth2/authorize" { // as the specification has it
+		path = "/i/oauth2/authorize"
+	}
 	name := method + " " + path
 	if isEndpoint(name) && !strings.Contains(name, ":") {
 		return name, ""
@@ -524,6 +540,10 @@ func route(method, path string) (endpoint, id string) {
 	switch {
 	case len(seg) == 4 && seg[1] == "2" && seg[2] == "tweets":
 		name, id = method+" /2/tweets/:id", seg[3]
+	case len(seg) == 4 && seg[1] == "2" && seg[2] == "users":
+		name, id = method+" /2/users/:id", seg[3]
+	case len(seg) == 6 && strings.HasPrefix(path, "/2/users/by/username/"):
+		name, id = method+" /2/users/by/username/:username", seg[5]
 	case len(seg) == 5 && seg[1] == "2" && seg[2] == "users" && seg[4] == "tweets":
 		name, id = method+" /2/users/:id/tweets", seg[3]
 	case len(seg) == 6 && strings.HasPrefix(path, "/2/media/upload/"):
@@ -538,7 +558,7 @@ func route(method, path string) (endpoint, id string) {
 func isEndpoint(name string) bool {
 	switch name {
 	case EndpointAuthorize, EndpointToken, EndpointRevoke, EndpointCreatePost, EndpointDeletePost, EndpointPosts,
-		EndpointPost, EndpointTimeline, EndpointMe, EndpointUpload, EndpointInitialize, EndpointAppend,
+		EndpointPost, EndpointTimeline, EndpointMe, EndpointUser, EndpointUserByName, EndpointUpload, EndpointInitialize, EndpointAppend,
 		EndpointFinalize, EndpointStatus, EndpointMetadata:
 		return true
 	}

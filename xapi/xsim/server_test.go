@@ -178,7 +178,7 @@ const (
 )
 
 func problem403(detail string) string {
-	return `{"detail":"` + detail + `","type":"about:blank","title":"Forbidden","status":403}`
+	return `{"detail":"` + detail + `","type":"https://api.x.com/2/problems/not-authorized-for-resource","title":"Forbidden","status":403,"resource_type":"post"}`
 }
 
 func TestBearer(t *testing.T) {
@@ -208,8 +208,8 @@ func TestUnknownPath(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for _, path := range []string{"/2/tweets/", "/1.1/statuses/update.json", "/2/users/1/tweets/2"} {
-		if r := b.do(b.grant, "GET", path, "", ""); r.status != 404 || r.body != "" {
-			t.Errorf("%s: %d %q, want an empty 404", path, r.status, r.body)
+		if r := b.do(b.grant, "GET", path, "", ""); r.status != 501 || !strings.Contains(r.body, "does not model GET "+path) {
+			t.Errorf("%s: %d %q, want a 501 that says so", path, r.status, r.body)
 		}
 	}
 	b.wantViolations("malformed_request", "malformed_request", "malformed_request")

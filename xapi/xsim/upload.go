@@ -79,14 +79,14 @@ func (s *Server) tooLarge(c *call) bool {
 	if len(c.body) <= most {
 		return false
 	}
-	object, _, err := readMedia(c, appendSchema())
+	object, _, err := s.readMedia(c, appendSchema())
 	return err == nil && len(object["media"].(string)) > most
 }
 
 // appendSegment takes one segment, in any order. The same one may come again,
 // which is all that a client can do whose answer was lost.
 func (s *Server) appendSegment(c *call) answer {
-	object, data, err := readMedia(c, appendSchema())
+	object, data, err := s.readMedia(c, appendSchema())
 	if err != nil {
 		return s.malformed(c, mistake{message: err.Error()})
 	}
@@ -112,7 +112,7 @@ func (s *Server) appendSegment(c *call) answer {
 // finalize puts the segments together. What is missing may still be appended after
 // a refusal.
 func (s *Server) finalize(c *call) answer {
-	if len(c.body) > 0 {
+	if len(c.body) > 0 && (strings.TrimSpace(string(c.body)) != "{}" || !s.lenient(c, "a body {} at finalize")) {
 		return s.malformed(c, mistake{message: "finalize takes no body"})
 	}
 	m, refused := s.uploadOf(c)
@@ -207,16 +207,10 @@ func sniff(head []byte) string {
 // an upload that is not finalized has none.
 func (s *Server) status(c *call) answer {
 	q := c.r.URL.Query()
-	if m, ok := checkQuery(q, []string{"command", "media_id"}); !ok {
+	if m, ok := s.checkQuery(c); !ok {
 		return s.malformed(c, m)
 	}
 	id := q.Get("media_id")
-	switch {
-	case q.Has("command") && q.Get("command") != "STATUS":
-		return s.malformed(c, mistake{"command", q.Get("command"), "$.command: does not have a value in the enumeration [STATUS]"})
-	case !isID(id):
-		return s.malformed(c, mistake{"media_id", id, "$.media_id: does not match the regex pattern ^[0-9]{1,19}$"})
-	}
 	m := s.mediumOf(c, id)
 	if m == nil || m.upload != nil {
 		return invalid(mistake{"media_id", id, messageMediaIDs})

@@ -248,6 +248,7 @@ func TestAppendRefused(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
+			b.x.Strict = true
 			id := b.initialize(b.grant, "tweet_video", "video/mp4", 9)
 			b.want(b.segment(b.grant, id, 0, "film"), 200, "")
 			if test.id != "" {
@@ -327,7 +328,7 @@ func TestFinalizeRefused(t *testing.T) {
 	b.wantInvalidMedia(b.finalize(b.grant, theirs), "id", theirs)
 	b.wantViolations()
 
-	b.want(b.do(bob, "POST", path(theirs), "application/json", `{}`), 400, "")
+	b.want(b.do(bob, "POST", path(theirs), "application/json", `{"a":1}`), 400, "")
 	b.want(b.finalize(bob, "7_"+theirs), 400, "")
 	b.wantViolations("malformed_request", "malformed_request")
 	b.want(b.finalize(bob, theirs), 200, "")
