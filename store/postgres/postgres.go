@@ -36,6 +36,7 @@ type Store struct {
 	name   string // of the database and its host, for errors
 	sealer *store.Sealer
 	pool   *pgxpool.Pool
+	steps  *steps
 }
 
 var _ store.Store = (*Store)(nil)
@@ -54,6 +55,7 @@ func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error)
 		return nil, fmt.Errorf("open database %s: %w", databaseName(config.ConnConfig), err)
 	}
 	s := &Store{name: databaseName(config.ConnConfig), sealer: sealer, pool: pool}
+	s.steps = &steps{s: s}
 	if err := s.checkSchema(ctx); err != nil {
 		pool.Close()
 		return nil, err
