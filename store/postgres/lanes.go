@@ -123,7 +123,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Lane, id str
 	if known {
 		before := row.Status
 		change, err := rule(line, row)
-		if plain := change.Request && change.RingAt.IsZero(); err == nil && plain {
+		if plain := change.Request && change.RingAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
 			out, err := s.steps.do(ctx, step{
 				act: actWrite, account: claim.Account, fence: claim.Fence, lease: change.Lease, now: now,
 				row: row, revision: before.Revision, post: post, pause: line.Pause, progress: change.Progress,
