@@ -104,9 +104,13 @@ type laneRun struct {
 func (r *laneRun) run(ctx context.Context) error {
 	for {
 		now := time.Now()
-		look, err := persist(ctx, r, "look", func() (store.Look, error) { return r.h.Ledger.Look(ctx, r.lane, now) })
-		if err != nil {
-			return err
+		look, read := r.lane.Next()
+		if !read {
+			var err error
+			look, err = persist(ctx, r, "look", func() (store.Look, error) { return r.h.Ledger.Look(ctx, r.lane, now) })
+			if err != nil {
+				return err
+			}
 		}
 		r.pause = look.Pause
 		head, wakeAt := runnable(look, now)

@@ -495,6 +495,8 @@ type Lane struct {
 	// LostClaims counts the claims in a row, up to now, that ended by the
 	// lease running out and brought nothing.
 	LostClaims int
+	// Snapshot is the driver's, see there; nil in a claim that was made by hand.
+	Snapshot *Snapshot
 }
 
 // Look is what stands at the front of a lane.
@@ -739,8 +741,8 @@ type Requests interface {
 	// Refusals returns the latest refusals, newest first.
 	Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error)
 
-	// ClaimLane takes the lane if no live lease holds it. ErrNotFound: no such
-	// account.
+	// ClaimLane takes the lane if no live lease holds it, and looks at its front
+	// (see [Lane.Next]). ErrNotFound: no such account.
 	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (Lane, bool, error)
 	// ExtendLane gives the lease its full length again.
 	ExtendLane(ctx context.Context, lane Lane, lease time.Duration, now time.Time) error
@@ -762,7 +764,8 @@ type Requests interface {
 	// latest intent, even after the lane was taken over: what X answered is
 	// true; and for the lane's present holder, who may have found on X what
 	// another worker sent. With the last post the request is published; an unknown request
-	// returns to the queue and its lane rings. Telling it again is a no-op.
+	// returns to the queue and its lane rings. Telling it again is a no-op. Where the
+	// request is done, the front of the lane is looked at (see [Lane.Next]).
 	// ErrFenced: the post's latest intent is another's, and so is the lane.
 	// ErrPostTaken.
 	Posted(ctx context.Context, lane Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)

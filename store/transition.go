@@ -77,6 +77,7 @@ type Change struct {
 	Contents bool
 	Posts    []int         // indexes of the posts that changed
 	Lease    time.Duration // from the row's UpdatedAt on; zero leaves the lane's lease alone
+	Quiet    bool          // people need not be told of the new revision
 	Progress bool          // forgives the lane the claims that it lost
 	RingAt   time.Time     // brings the lane's next run forward; zero does not ring
 }
@@ -259,8 +260,8 @@ func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
 
 	// That a request is being published is not worth an event, only the end of
 	// a hold is; an event that is still to be published stays so.
-	event := r.Event
-	if r.Status.State == jetpost.StateHeld {
+	event, quiet := r.Event, r.Status.State != jetpost.StateHeld
+	if !quiet {
 		event = jetpost.EventRequestResumed
 	} else if r.Announced == r.Status.Revision {
 		r.Announced++
@@ -269,7 +270,7 @@ func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
 	r.Status.Attempts++
 	r.begun(intent.Now)
 	r.revise(intent.Now)
-	return Change{Request: true, Posts: []int{intent.Post}, Lease: intent.Lease}, nil
+	return Change{Request: true, Posts: []int{intent.Post}, Lease: intent.Lease, Quiet: quiet}, nil
 }
 
 // runnable tells whether that post is the next one to be sent.

@@ -154,6 +154,10 @@ func TestRules(t *testing.T) {
 		change.Posts = posts
 		return change
 	}
+	quietly := func(change store.Change) store.Change {
+		change.Quiet = true
+		return change
+	}
 	begun := func(post int) store.Change {
 		return store.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
 	}
@@ -174,8 +178,8 @@ func TestRules(t *testing.T) {
 		rule rule
 		want result
 	}{
-		{"begin queued", row(queued, "pp"), begin(0), result{publishing, "before", "sp", 6, 0, 3, begun(0)}},
-		{"begin the next", row(publishing, "lp"), begin(1), result{publishing, "before", "ls", 6, 0, 3, begun(1)}},
+		{"begin queued", row(queued, "pp"), begin(0), result{publishing, "before", "sp", 6, 0, 3, quietly(begun(0))}},
+		{"begin the next", row(publishing, "lp"), begin(1), result{publishing, "before", "ls", 6, 0, 3, quietly(begun(1))}},
 		{"begin held", row(held, "lp"), begin(1), result{publishing, isResumed, "ls", 6, 1, 3, begun(1)}},
 
 		{"posted, more to come", row(publishing, "sp"), posted(line, 0, "a"), result{publishing, isProgress, "lp", 6, 0, 2, live(0, none)}},

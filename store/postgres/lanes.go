@@ -12,18 +12,7 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-const (
-	// Of two that claim at once, the second waits for the row and then sees
-	// the first one's lease. A claim of $4 was this worker's, which never heard of it:
-	// it is no lost one.
-	sqlClaimLane = `
-UPDATE lanes
-SET fence = fence + 1, lost_claims = CASE WHEN lease_owner = ANY ($4::text[]) THEN lost_claims ELSE lost_claims + 1 END,
-    reserved = 0, lease_owner = $2, lease_until = clock_timestamp() + $3::interval
-WHERE account = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp() OR lease_owner = ANY ($4::text[]))
-RETURNING account, fence, lost_claims - 1`
-	sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
-)
+const sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
 
 // maxGivenUp bounds the claims of one lane that are remembered since they were given
 // up: it takes as many in a row without an answer to forget the first.
@@ -54,20 +43,25 @@ func (g *givenUp) keep(account string, owners []string) {
 	g.owners[account] = owners[max(0, len(owners)-maxGivenUp):]
 }
 
-// ClaimLane implements store.Requests. Each claim has an owner of its own, so that
-// one which takes effect long after it was given up takes no lane from a later one.
-func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, _ time.Time) (lane store.Lane, claimed bool, err error) {
+// ClaimLane implements store.Requests. Of two that claim at once, the second waits for
+// the row and then sees the first one's lease. Each claim has an owner of its own, so
+// that one which takes effect long after it was given up takes no lane from a later one.
+func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Lane, claimed bool, err error) {
 	owner, before := worker+" "+uuid.NewString(), s.givenUp.take(account)
 	defer func() {
 		if store.Unavailable(err) {
 			s.givenUp.keep(account, append(before, owner))
 		}
 	}()
-	err = s.db.QueryRow(ctx, sqlClaimLane, account, owner, lease, append([]string{}, before...)).Scan(&lane.Account, &lane.Fence, &lane.LostClaims)
-	if err == nil {
+	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: owner, before: before, lease: lease, now: now, next: true})
+	if err == nil && out.found {
+		lane := store.Lane{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Snapshot: &store.Snapshot{}}
+		if out.looked {
+			lane.Snapshot.Saw(out.line, out.look, out.head, true)
+		}
 		return lane, true, nil
 	}
-	if missing(err, nil) == nil { // somebody holds it, or there is no such lane
+	if err == nil { // somebody holds it, or there is no such lane
 		err = missing(s.db.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
 	}
 	return store.Lane{}, false, s.wrap("claim lane", err)
@@ -82,22 +76,13 @@ func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Dura
 	return s.wrap("extend lane", fenced(changed(ctx, s.db, sqlExtendLane, lane.Account, lane.Fence, lease)))
 }
 
-// sqlReleaseLane leaves a lane that rang since the look as it is, and only
-// tells so.
-const sqlReleaseLane = `
-UPDATE lanes
-SET lease_owner = CASE WHEN rings = $3 THEN NULL ELSE lease_owner END,
-    lease_until = CASE WHEN rings = $3 THEN NULL ELSE lease_until END,
-    lost_claims = CASE WHEN rings = $3 THEN 0 ELSE lost_claims END,
-    reserved    = CASE WHEN rings = $3 THEN 0 ELSE reserved END,
-    wake_at     = CASE WHEN rings = $3 THEN $4 ELSE wake_at END
-WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL
-RETURNING rings = $3`
-
 // ReleaseLane implements store.Requests.
-func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, _ time.Time) (released bool, err error) {
-	err = s.db.QueryRow(ctx, sqlReleaseLane, lane.Account, lane.Fence, rings, moment(wakeAt)).Scan(&released)
-	return released, s.wrap("release lane", missing(err, store.ErrFenced))
+func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
+	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, rings: rings, wakeAt: wakeAt, now: now})
+	if err == nil && !out.found {
+		err = store.ErrFenced
+	}
+	return out.released, s.wrap("release lane", err)
 }
 
 const sqlDueLanes = `
@@ -136,13 +121,18 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}
-		head, err := readRecords(ctx, tx, sqlHead, lane.Account, now)
+		found, err := readRequests(ctx, tx, sqlHead, lane.Account, now)
 		if err != nil {
 			return err
 		}
-		if len(head) > 0 {
-			look.Head = &head[0]
+		var head *store.Row
+		if len(found) > 0 {
+			head = found[0]
+			told := head.Told()
+			look.Head = &told
 		}
+		line := store.Line{Fence: lane.Fence, Held: true, Rings: look.Rings, Pause: look.Pause}
+		lane.Snapshot.Saw(line, look, head, false)
 		return tx.QueryRow(ctx, sqlNextDue, lane.Account, now).Scan(at{&look.NextDue})
 	})
 	return look, err
@@ -150,24 +140,58 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 
 // Begin implements store.Requests.
 func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent store.Intent) error {
-	_, err := s.move(ctx, "begin post", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+	_, err := s.write(ctx, "begin post", claim, id, intent.Post, intent.Now, func(line store.Line, r *store.Row) (store.Change, error) {
 		return r.Begin(line, claim, intent)
 	})
 	return err
 }
 
-const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = $1`
-
 // Posted implements store.Requests. The holder of the lane may tell it too:
 // it may have found the post of an earlier one at X.
 func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "record post", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+	return s.write(ctx, "record post", claim, id, post, now, func(line store.Line, r *store.Row) (store.Change, error) {
 		return r.Posted(line, claim, post, postID, now)
 	})
 }
 
+// write applies a rule to the head as the holder of the lane knows it and, where the
+// ledger knows it otherwise by now, to what is there.
+func (s *Store) write(ctx context.Context, what string, claim store.Lane, id string, post int, now time.Time, rule func(store.Line, *store.Row) (store.Change, error)) (jetpost.State, error) {
+	line, row, known := claim.Snapshot.Head(id)
+	if known {
+		before := row.Status
+		change, err := rule(line, row)
+		if plain := change.Request && change.RingAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
+			out, err := s.steps.do(ctx, step{
+				act: actWrite, account: claim.Account, fence: claim.Fence, lease: change.Lease, now: now,
+				row: row, revision: before.Revision, post: post, pause: line.Pause, progress: change.Progress,
+				quiet: change.Quiet, next: row.Status.State.Finished(),
+			})
+			if violates(err, postConstraint) {
+				err = store.ErrPostTaken
+			}
+			if err != nil {
+				claim.Snapshot.Forget()
+				return "", s.wrap(what, err)
+			}
+			if out.wrote {
+				claim.Snapshot.Wrote(row)
+				if out.looked {
+					claim.Snapshot.Saw(out.line, out.look, out.head, true)
+				}
+				return row.Status.State, nil
+			}
+		}
+	}
+	claim.Snapshot.Forget()
+	return s.move(ctx, what, store.Key{Account: claim.Account, ID: id}, rule)
+}
+
+const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = $1`
+
 // Conclude implements store.Requests.
 func (s *Store) Conclude(ctx context.Context, claim store.Lane, id string, out store.Outcome) error {
+	claim.Snapshot.Forget()
 	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
 		return r.Conclude(line, claim, out)
 	})
@@ -219,6 +243,7 @@ WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= $2 ORDER B
 
 // HoldLine implements store.Requests.
 func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
+	claim.Snapshot.Forget()
 	err = s.change(ctx, "hold line", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
 		line, err := lockLane(ctx, tx, claim.Account)

@@ -26,6 +26,7 @@ type Store struct {
 	patience patience
 	givenUp  givenUp
 	sessions sessions
+	steps    *steps
 }
 
 var _ store.Store = (*Store)(nil)
@@ -44,6 +45,7 @@ func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error)
 	}
 	s := &Store{name: databaseName(config.ConnConfig), sealer: sealer, pool: pool, sessions: sessions}
 	s.bound(patience{call: callTimeout, report: reportTimeout})
+	s.steps = &steps{s: s}
 	if err := s.checkSchema(ctx); err != nil {
 		pool.Close()
 		return nil, err

@@ -19,13 +19,15 @@ RETURNING fence, lost_claims - 1`
 // ClaimLane implements store.Requests.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Lane, claimed bool, err error) {
 	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) error {
-		lane = store.Lane{Account: account}
+		lane = store.Lane{Account: account, Snapshot: &store.Snapshot{}}
 		err := tx.QueryRowContext(ctx, sqlClaimLane, account, worker, micros(now.Add(lease)), micros(now)).
 			Scan(&lane.Fence, &lane.LostClaims)
-		if claimed = err == nil; claimed || !errors.Is(err, sql.ErrNoRows) {
-			return err
+		if claimed = err == nil; claimed {
+			return lookAhead(ctx, tx, lane, now)
 		}
-		_, err = readLane(ctx, tx, account)
+		if errors.Is(err, sql.ErrNoRows) {
+			_, err = readLane(ctx, tx, account)
+		}
 		return err
 	})
 	if err != nil || !claimed {
@@ -99,24 +101,39 @@ SELECT coalesce(
 // Look implements store.Requests.
 func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
 	err = s.view(ctx, "look at lane", func(ctx context.Context, tx *sql.Tx) error {
-		look = store.Look{}
-		if look.Rings, look.Pause, err = readRings(ctx, tx, lane); err != nil {
-			return err
-		}
-		var head string
-		err := tx.QueryRowContext(ctx, sqlFront, lane.Account, micros(now)).Scan(&head, at{&look.NextDue})
-		if err != nil || head == "" {
-			return err
-		}
-		r, err := readRequest(ctx, tx, store.Key{Account: lane.Account, ID: head})
-		if err != nil {
-			return err
-		}
-		record := r.Told()
-		look.Head = &record
-		return nil
+		look, err = readFront(ctx, tx, lane, now)
+		return err
 	})
 	return look, err
+}
+
+// readFront fails with store.ErrFenced.
+func readFront(ctx context.Context, tx *sql.Tx, lane store.Lane, now time.Time) (look store.Look, err error) {
+	if look.Rings, look.Pause, err = readRings(ctx, tx, lane); err != nil {
+		return look, err
+	}
+	var head string
+	err = tx.QueryRowContext(ctx, sqlFront, lane.Account, micros(now)).Scan(&head, at{&look.NextDue})
+	if err != nil || head == "" {
+		return look, err
+	}
+	r, err := readRequest(ctx, tx, store.Key{Account: lane.Account, ID: head})
+	if err != nil {
+		return look, err
+	}
+	record := r.Told()
+	look.Head = &record
+	return look, nil
+}
+
+// lookAhead reads the front of a lane for [store.Lane.Next], in the transaction that
+// claimed it or finished what stood there.
+func lookAhead(ctx context.Context, tx *sql.Tx, lane store.Lane, now time.Time) error {
+	look, err := readFront(ctx, tx, lane, now)
+	if err == nil {
+		lane.Snapshot.Saw(store.Line{}, look, nil, true)
+	}
+	return err
 }
 
 // Begin implements store.Requests.
@@ -132,9 +149,25 @@ const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 // Posted implements store.Requests. The holder of the lane may tell it too:
 // it may have found the post of an earlier one at X.
 func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "record post", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Posted(line, claim, post, postID, now)
+	var state jetpost.State
+	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
+		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+			return r.Posted(line, claim, post, postID, now)
+		})
+		if err != nil || claim.Snapshot == nil || !state.Finished() {
+			return err
+		}
+		// An earlier holder tells of its post too, and looks no more.
+		if err := lookAhead(ctx, tx, claim, now); !errors.Is(err, store.ErrFenced) {
+			return err
+		}
+		return nil
 	})
+	if err != nil {
+		claim.Snapshot.Forget()
+		return "", err
+	}
+	return state, nil
 }
 
 // Conclude implements store.Requests.

@@ -36,26 +36,31 @@ FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 // As one connection writes, nobody else changes a row between its read and its
 // save. It fails with store.ErrNotFound.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
-	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) error {
-		line, err := readLane(ctx, tx, key.Account)
-		if err != nil {
-			return err
-		}
-		r, err := readRequest(ctx, tx, key)
-		if err != nil {
-			return err
-		}
-		change, err := rule(line, r)
-		if err != nil {
-			return err
-		}
-		state = r.Status.State
-		return save(ctx, tx, line, r, change)
+	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) (err error) {
+		state, err = apply(ctx, tx, key, rule)
+		return err
 	})
 	if err != nil {
 		return "", err
 	}
 	return state, nil
+}
+
+// apply is move within a transaction.
+func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (jetpost.State, error) {
+	line, err := readLane(ctx, tx, key.Account)
+	if err != nil {
+		return "", err
+	}
+	r, err := readRequest(ctx, tx, key)
+	if err != nil {
+		return "", err
+	}
+	change, err := rule(line, r)
+	if err != nil {
+		return "", err
+	}
+	return r.Status.State, save(ctx, tx, line, r, change)
 }
 
 // readRequest fails with store.ErrNotFound.

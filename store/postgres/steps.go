@@ -1,0 +1,359 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// maxGroup is how many steps one statement takes: more than there are slots.
+const maxGroup = 256
+
+// act is what a step does to its lane.
+type act string
+
+const (
+	actClaim   act = "claim"   // takes a lane that nobody holds, and reads its front
+	actWrite   act = "write"   // writes the head and one post of it, for the holder
+	actRelease act = "release" // frees the lane, unless something rang
+)
+
+// step is one act of a worker on one lane. The steps of many lanes are sent as one
+// statement, so that they share its start, its round trip and its synced commit.
+type step struct {
+	act     act
+	account string
+	now     time.Time
+	fence   int64 // of the holder; not of a claim
+	owner   string
+	before  []string      // owners of claims of this worker that never heard of it
+	lease   time.Duration // zero leaves it
+
+	// Of a write: the row that the head becomes where the ledger still has it in that
+	// revision and the account is still paused or not as the holder knows it.
+	row      *store.Row
+	revision int64
+	post     int
+	pause    store.Pause
+	progress bool // forgives the lane the claims that it lost
+	quiet    bool // the new revision is no news where the one before was told
+	next     bool // reads the front of the lane behind the head
+
+	// Of a release.
+	rings  int64
+	wakeAt time.Time
+}
+
+// stepped is what came of a step; the zero value of one that the ledger refused.
+type stepped struct {
+	found    bool // there is such a lane, and it was to be had, or is the holder's
+	fence    int64
+	lost     int // claims
+	released bool
+	wrote    bool
+	line     store.Line
+	looked   bool
+	look     store.Look
+	head     *store.Row
+}
+
+// steps sends what gathers while the statement before is on its way.
+type steps struct {
+	s       *Store
+	mu      sync.Mutex
+	waiting []*waitingStep
+	busy    bool
+}
+
+type waitingStep struct {
+	step
+	out  stepped
+	err  error
+	done chan struct{}
+}
+
+// do takes one step, within the time of a call. One that was given up while it was on
+// its way may take effect all the same, as any statement whose answer is lost.
+func (q *steps) do(ctx context.Context, st step) (stepped, error) {
+	ctx, cancel := context.WithTimeout(ctx, q.s.patience.call)
+	defer cancel()
+	w := &waitingStep{step: st, done: make(chan struct{})}
+	q.mu.Lock()
+	q.waiting = append(q.waiting, w)
+	if !q.busy {
+		q.busy = true
+		go q.run()
+	}
+	q.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.out, w.err
+	case <-ctx.Done():
+		q.giveUp(w)
+		return stepped{}, ctx.Err()
+	}
+}
+
+// giveUp takes back a step that was not sent yet.
+func (q *steps) giveUp(w *waitingStep) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = slices.DeleteFunc(q.waiting, func(other *waitingStep) bool { return other == w })
+}
+
+// run sends group after group until nothing waits.
+func (q *steps) run() {
+	for {
+		group := q.take()
+		if group == nil {
+			return
+		}
+		q.send(group)
+		for _, w := range group {
+			close(w.done)
+		}
+	}
+}
+
+// take returns the steps of one statement, in the order in which every transaction
+// locks lanes. A lane's second step waits for the next one.
+func (q *steps) take() (group []*waitingStep) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	lanes := map[string]bool{}
+	var rest []*waitingStep
+	for _, w := range q.waiting {
+		if len(group) == maxGroup || lanes[w.account] {
+			rest = append(rest, w)
+			continue
+		}
+		lanes[w.account] = true
+		group = append(group, w)
+	}
+	q.waiting = rest
+	q.busy = len(group) > 0
+	slices.SortFunc(group, func(a, b *waitingStep) int { return strings.Compare(a.account, b.account) })
+	return group
+}
+
+// send takes the steps together or, where the ledger refuses them, each alone: one
+// lane's failure is never another's. A ledger that does not answer is asked once.
+func (q *steps) send(group []*waitingStep) {
+	err := q.exec(group)
+	if err == nil {
+		return
+	}
+	alone := len(group) > 1 && !unavailable(err)
+	for _, w := range group {
+		if w.err = err; alone {
+			w.err = q.exec([]*waitingStep{w})
+		}
+	}
+}
+
+// sqlStep takes a step on each of many lanes. What is read is as of the statement's
+// beginning. The lanes are locked in one order, and each is then judged as it is by
+// then: "fresh" tells that nothing happened to it in between, and only then is what
+// was read of its front handed out.
+const sqlStep = `
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::text[], $6::bigint[],
+        $7::text[], $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::boolean[], $12::boolean[], $13::boolean[], $14::text[],
+        $15::bigint[], $16::timestamptz[],
+        $17::text[], $18::bigint[], $19::text[], $20::integer[], $21::integer[], $22::timestamptz[],
+        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::timestamptz[], $30::timestamptz[], $31::bigint[], $32::text[])
+    AS t (account, act, at, fence, owner, lease,
+        id, was, pause_since, pause_until, progress, quiet, next, done,
+        want_rings, wake,
+        state, revision, event, holds, attempts, began,
+        idx, post_state, parent, post, media_ids, hash, sent, not_after, attempt, before)
+), seen AS MATERIALIZED (
+    SELECT i.*, l.rings, l.fence AS lane_fence, f.id AS head, d.due AS next_due,
+        i.act <> 'write' OR EXISTS (SELECT FROM requests AS r WHERE r.account = i.account AND r.id = i.id AND r.revision = i.was) AS matches
+    FROM input AS i
+    CROSS JOIN LATERAL (SELECT rings, fence FROM lanes WHERE account = i.account LIMIT 1) AS l
+    LEFT JOIN LATERAL (SELECT coalesce(
+        (SELECT id FROM requests WHERE account = i.account AND id <> i.done AND began_at IS NOT NULL AND ` + unfinished + `
+         ORDER BY due_at, seq LIMIT 1),
+        (SELECT id FROM requests WHERE account = i.account AND id <> i.done AND due_at <= i.at AND ` + unfinished + `
+         ORDER BY due_at, seq LIMIT 1)) AS id WHERE i.next) AS f ON true
+    LEFT JOIN LATERAL (SELECT min(due_at) AS due FROM requests
+        WHERE account = i.account AND due_at > i.at AND ` + unfinished + ` AND i.next) AS d ON true
+), locked AS MATERIALIZED (
+    SELECT account, rings, fence FROM lanes WHERE account = ANY ($1) ORDER BY account FOR NO KEY UPDATE
+), lane AS (
+    UPDATE lanes AS l SET
+        fence       = CASE WHEN s.act = 'claim' THEN l.fence + 1 ELSE l.fence END,
+        lost_claims = CASE WHEN s.act = 'claim' AND l.lease_owner = ANY (string_to_array(s.before, chr(10))) THEN l.lost_claims
+                           WHEN s.act = 'claim' THEN l.lost_claims + 1
+                           WHEN s.progress OR s.act = 'release' AND l.rings = s.want_rings THEN 0 ELSE l.lost_claims END,
+        reserved    = CASE WHEN s.act = 'claim' OR s.act = 'release' AND l.rings = s.want_rings THEN 0 ELSE l.reserved END,
+        lease_owner = CASE WHEN s.act = 'claim' THEN s.owner
+                           WHEN s.act = 'release' AND l.rings = s.want_rings THEN NULL ELSE l.lease_owner END,
+        lease_until = CASE WHEN s.act = 'release' AND l.rings = s.want_rings THEN NULL
+                           WHEN s.lease > 0 THEN clock_timestamp() + s.lease * interval '1 microsecond' ELSE l.lease_until END,
+        wake_at     = CASE WHEN s.act = 'release' AND l.rings = s.want_rings THEN s.wake ELSE l.wake_at END
+    FROM seen AS s JOIN locked AS k ON k.account = s.account
+    WHERE l.account = s.account AND CASE s.act
+        WHEN 'claim' THEN l.lease_until IS NULL OR l.lease_until <= clock_timestamp() OR l.lease_owner = ANY (string_to_array(s.before, chr(10)))
+        WHEN 'write' THEN l.fence = s.fence AND l.lease_owner IS NOT NULL AND s.matches
+            AND l.paused_at IS NOT DISTINCT FROM s.pause_since AND l.paused_until IS NOT DISTINCT FROM s.pause_until
+        ELSE l.fence = s.fence AND l.lease_owner IS NOT NULL END
+    RETURNING s.*, l.fence AS new_fence, l.lost_claims AS lost, l.lease_owner IS NULL AS released,
+        l.paused_at, l.paused_until, l.pause_reason, k.rings = s.rings AND k.fence = s.lane_fence AS fresh
+), wrote AS (
+    UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
+        announced = CASE WHEN lane.quiet AND r.announced = r.revision THEN lane.revision ELSE r.announced END,
+        reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = lane.holds,
+        attempts = lane.attempts, began_at = lane.began, updated_at = lane.at
+    FROM lane WHERE lane.act = 'write' AND r.account = lane.account AND r.id = lane.id AND r.revision = lane.was
+    RETURNING r.account
+), post AS (
+    UPDATE posts AS p SET state = lane.post_state, parent_id = lane.parent, post_id = nullif(lane.post, ''), text_hash = lane.hash,
+        media_ids = ARRAY(SELECT json_array_elements_text(lane.media_ids)),
+        sent_at = lane.sent, not_after = lane.not_after, attempt = lane.attempt
+    FROM lane JOIN wrote ON wrote.account = lane.account
+    WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
+)
+SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.next AND lane.fresh,
+    lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.next_due, h.id IS NOT NULL, h.posts,
+    ` + headColumns + `
+FROM lane LEFT JOIN wrote ON wrote.account = lane.account
+LEFT JOIN LATERAL (SELECT r.*,
+    (SELECT json_agg(json_build_object('Index', p.idx, 'State', p.state, 'ParentID', p.parent_id, 'PostID', coalesce(p.post_id, ''),
+        'MediaIDs', p.media_ids, 'TextHash', encode(p.text_hash, 'base64'), 'SentAt', p.sent_at, 'NotAfter', p.not_after, 'Attempt', p.attempt,
+        'DoubtSince', p.doubt_since, 'Looks', p.looks, 'AbsentAt', p.absent_at, 'Media', p.media) ORDER BY p.idx)
+     FROM posts AS p WHERE p.account = r.account AND p.request_id = r.id) AS posts
+    FROM requests AS r WHERE lane.next AND lane.fresh AND r.account = lane.account AND r.id = lane.head) AS h ON true`
+
+// headColumns are requestColumns of a head that may not be there.
+const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq, 0), coalesce(h.state, ''), coalesce(h.revision, 0), coalesce(h.announced, 0),
+    coalesce(h.event, ''), coalesce(h.reason_code, ''), coalesce(h.reason_detail, ''), h.reason_until, h.hold_until, coalesce(h.holds, 0),
+    coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0)`
+
+// exec sends one statement and shares out what it returns.
+func (q *steps) exec(group []*waitingStep) error {
+	byLane := make(map[string]*waitingStep, len(group))
+	for _, w := range group {
+		byLane[w.account] = w
+		w.out, w.err = stepped{}, nil
+	}
+	// The steps of many outlive each one's own context, and no call outlives its time.
+	rows, err := q.s.db.Query(context.Background(), sqlStep, columns(group)...)
+	if err != nil {
+		return err
+	}
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
+		account, out, err := scanStep(row)
+		if err == nil {
+			byLane[account].out = out
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// columns turns steps into the arrays of sqlStep.
+func columns(group []*waitingStep) []any {
+	var (
+		accounts, acts, owners, before, ids, dones, states, events []string
+		postStates, parents, posts, mediaIDs                       []string
+		at                                                         []time.Time
+		since, until, wakes, began, sent, notAfter                 []*time.Time
+		fences, leases, was, rings, revisions, attempt             []int64
+		holds, attempts, idx                                       []int32
+		progress, quiet, next                                      []bool
+		hashes                                                     [][]byte
+	)
+	for _, w := range group {
+		accounts, acts, at, fences, owners = append(accounts, w.account), append(acts, string(w.act)), append(at, w.now), append(fences, w.fence), append(owners, w.owner)
+		before = append(before, strings.Join(w.before, "\n"))
+		leases, was = append(leases, w.lease.Microseconds()), append(was, w.revision)
+		since, until = append(since, instant(w.pause.Since)), append(until, instant(w.pause.Until))
+		progress, quiet, next = append(progress, w.progress), append(quiet, w.quiet), append(next, w.next)
+		rings, wakes = append(rings, w.rings), append(wakes, instant(w.wakeAt))
+		row, post, done := w.row, store.PostRecord{}, ""
+		if row == nil {
+			row = &store.Row{}
+		} else {
+			post = row.Posts[w.post]
+			if row.Status.State.Finished() {
+				done = row.ID
+			}
+		}
+		ids, dones = append(ids, row.ID), append(dones, done)
+		states, revisions, events = append(states, string(row.Status.State)), append(revisions, row.Status.Revision), append(events, string(row.Event))
+		holds, attempts, began = append(holds, int32(row.Holds)), append(attempts, int32(row.Status.Attempts)), append(began, instant(row.BeganAt))
+		idx, postStates, parents = append(idx, int32(post.Index)), append(postStates, string(post.State)), append(parents, post.ParentID)
+		list, _ := json.Marshal(append([]string{}, post.MediaIDs...)) // which cannot fail
+		posts, mediaIDs, hashes = append(posts, post.PostID), append(mediaIDs, string(list)), append(hashes, post.TextHash)
+		sent, notAfter, attempt = append(sent, instant(post.SentAt)), append(notAfter, instant(post.NotAfter)), append(attempt, post.Attempt)
+	}
+	return []any{
+		accounts, acts, at, fences, owners, leases,
+		ids, was, since, until, progress, quiet, next, dones,
+		rings, wakes,
+		states, revisions, events, holds, attempts, began,
+		idx, postStates, parents, posts, mediaIDs, hashes, sent, notAfter, attempt, before,
+	}
+}
+
+func scanStep(row scanner) (account string, out stepped, err error) {
+	out.found = true
+	var there bool
+	var posts []byte
+	head := &store.Row{}
+	var reason jetpost.Reason
+	st := &head.Status
+	pause := &out.line.Pause
+	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.looked,
+		&out.look.Rings, at{&pause.Since}, at{&pause.Until}, &pause.Reason, at{&out.look.NextDue}, &there, &posts,
+		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Announced, &head.Event,
+		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
+		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros)
+	if err != nil {
+		return "", stepped{}, err
+	}
+	out.line.Fence, out.line.Held, out.line.Rings = out.fence, !out.released, out.look.Rings
+	out.look.Pause = out.line.Pause
+	if !there {
+		return account, out, nil
+	}
+	if reason.Code != "" {
+		st.Reason = &reason
+	}
+	if posts != nil {
+		if err := json.Unmarshal(posts, &head.Posts); err != nil {
+			return "", stepped{}, err
+		}
+		for i := range head.Posts {
+			toUTC(&head.Posts[i])
+		}
+	}
+	told := head.Told()
+	out.head, out.look.Head = head, &told
+	return account, out, nil
+}
+
+// toUTC gives a post that came as JSON the form of one that came as columns.
+func toUTC(p *store.PostRecord) {
+	for _, t := range []*time.Time{&p.SentAt, &p.NotAfter, &p.DoubtSince, &p.AbsentAt} {
+		*t = t.UTC()
+	}
+}
+
+// violates tells whether a constraint of that name refused a row.
+func violates(err error, constraint string) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && refused.ConstraintName == constraint
+}

@@ -1,0 +1,71 @@
+package store
+
+import "slices"
+
+// Snapshot is what the holder of a lane knows of it without asking: the account's pause
+// and the head's row as of the latest step that read or wrote them. A driver keeps it
+// with the claim, so that the next step need not read again what the holder has read,
+// and compares it with the ledger inside the statement that writes: a snapshot that is
+// out of date costs a second look, never a wrong write.
+//
+// It belongs to the goroutine that runs the lane.
+type Snapshot struct {
+	line Line
+	head *Row
+	look *Look
+}
+
+// Saw keeps what a look has read. Unread, the look is handed out by [Lane.Next].
+func (s *Snapshot) Saw(line Line, look Look, head *Row, unread bool) {
+	if s == nil {
+		return
+	}
+	s.line, s.head, s.look = line, nil, nil
+	if head != nil {
+		s.head = head.clone()
+	}
+	if unread {
+		s.look = &look
+	}
+}
+
+// Head returns a copy of the head's row, where it is that request and was read.
+func (s *Snapshot) Head(id string) (Line, *Row, bool) {
+	if s == nil || s.head == nil || s.head.ID != id {
+		return Line{}, nil, false
+	}
+	return s.line, s.head.clone(), true
+}
+
+// Wrote keeps the head as a step has written it.
+func (s *Snapshot) Wrote(head *Row) {
+	if s != nil {
+		s.head, s.look = head, nil
+	}
+}
+
+// Forget has the next step read everything anew.
+func (s *Snapshot) Forget() {
+	if s != nil {
+		s.head, s.look = nil, nil
+	}
+}
+
+// Next hands out, once, the look that was read together with the claim or with the
+// outcome of the last post. It is as of that moment: a release that rests on it is
+// refused if anything rang since.
+func (l Lane) Next() (Look, bool) {
+	if l.Snapshot == nil || l.Snapshot.look == nil {
+		return Look{}, false
+	}
+	look := *l.Snapshot.look
+	l.Snapshot.look = nil
+	return look, true
+}
+
+// clone copies what the rules write to.
+func (r *Row) clone() *Row {
+	c := *r
+	c.Posts = slices.Clone(r.Posts)
+	return &c
+}

@@ -1,0 +1,196 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+func nextAfterClaim(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one", "two")
+	later := b.acceptance("later", 1)
+	later.Request.PublishAt = b.now.Add(time.Hour)
+	b.accept(t, later)
+	lane := b.claim(t)
+	next, ok := lane.Next()
+	equal(t, "a claim looks", ok, true)
+	equal(t, "what it sees", next, b.look(t, lane, b.now))
+	_, ok = lane.Next()
+	equal(t, "it is handed out twice", ok, false)
+}
+
+func nextAfterPosted(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	b.acceptAll(t, "last")
+	lane := b.claim(t)
+	_, _ = lane.Next()
+	b.publish(t, lane, "thread", 0)
+	_, ok := lane.Next()
+	equal(t, "a thread that goes on looks ahead", ok, false)
+	b.publish(t, lane, "thread", 1)
+	next, ok := lane.Next()
+	equal(t, "a thread that is done looks ahead", ok, true)
+	equal(t, "what it sees", next, b.look(t, lane, b.now))
+	equal(t, "the next head", next.Head.ID, "last")
+	b.publish(t, lane, "last", 0)
+	next, ok = lane.Next()
+	if !ok || next.Head != nil {
+		t.Errorf("behind the last one stands %+v, %t", next.Head, ok)
+	}
+	b.acceptAll(t, "meanwhile")
+	released, err := b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.clock(t))
+	check(t, err)
+	equal(t, "released though something rang since", released, false)
+}
+
+// snapshotOutOfDate changes what a holder has read, before it writes.
+func snapshotOutOfDate(t *testing.T, b *bundle) {
+	other := b.open(t, b.keys)
+	act := map[string]func(id string) error{
+		"cancelled": func(id string) error {
+			_, err := other.Cancel(t.Context(), store.Key{Account: acme, ID: id}, b.now)
+			return err
+		},
+		"paused": func(string) error {
+			return other.PauseAccount(t.Context(), acme, store.Pause{Since: b.now, Reason: "test"})
+		},
+		"rescheduled": func(id string) error {
+			_, err := other.Reschedule(t.Context(), store.Key{Account: acme, ID: id}, b.now.Add(time.Hour), b.now)
+			return err
+		},
+	}
+	for what, change := range act {
+		b.acceptAll(t, what)
+		lane := b.claim(t)
+		equal(t, "head", b.head(t, lane, b.now), what)
+		check(t, change(what))
+		fails(t, "begin of what was "+what, b.st.Begin(t.Context(), lane, what, b.intent(0)), store.ErrNotRunnable)
+		equal(t, what, b.request(t, what).Posts[0].State, jetpost.PostPending)
+		_, err := other.ResumeAccount(t.Context(), acme, b.now)
+		check(t, err)
+		b.release(t, lane, time.Time{})
+		_, err = other.Cancel(t.Context(), store.Key{Account: acme, ID: what}, b.now)
+		if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+			t.Fatal(err)
+		}
+	}
+
+	b.acceptAll(t, "in flight") // a cancelled request has one more post told
+	lane := b.claim(t)
+	b.begin(t, lane, "in flight", 0)
+	check(t, act["cancelled"]("in flight"))
+	equal(t, "state", b.posted(t, lane, "in flight", 0, "x-in-flight"), jetpost.StateCancelled)
+	equal(t, "post", b.request(t, "in flight").Posts[0].State, jetpost.PostPosted)
+}
+
+// stepsTogether has many lanes write at once, one of which must fail.
+func stepsTogether(t *testing.T, b *bundle) {
+	const accounts = 20
+	lanes := make([]store.Lane, accounts)
+	for i := range lanes {
+		name := fmt.Sprintf("account-%02d", i)
+		b.add(t, name)
+		for n := range 3 {
+			in := b.acceptance(fmt.Sprint(n), 1)
+			in.Request.Account = name
+			b.accept(t, in)
+		}
+	}
+	errs := make([]error, accounts)
+	var group sync.WaitGroup
+	for i := range lanes {
+		group.Go(func() { errs[i] = publishThree(t, b, fmt.Sprintf("account-%02d", i), i == accounts/2) })
+	}
+	group.Wait()
+	for i, err := range errs {
+		if taken := i == accounts/2; errors.Is(err, store.ErrPostTaken) != taken || !taken && err != nil {
+			t.Errorf("account %d: %v", i, err)
+		}
+	}
+	posted := 0
+	for i := range accounts {
+		for n := range 3 {
+			r, err := b.st.Request(t.Context(), store.Key{Account: fmt.Sprintf("account-%02d", i), ID: fmt.Sprint(n)})
+			check(t, err)
+			if r.Status.State == jetpost.StatePublished && r.Posts[0].State == jetpost.PostPosted && r.Status.Attempts == 1 {
+				posted++
+			}
+		}
+	}
+	equal(t, "published", posted, accounts*3-2)
+}
+
+// publishThree publishes an account's three requests; with taken, the second with the
+// id of the first.
+func publishThree(t *testing.T, b *bundle, account string, taken bool) error {
+	lane, ok, err := b.st.ClaimLane(t.Context(), account, "worker", longLease, b.now)
+	if err != nil || !ok {
+		return fmt.Errorf("claimed %t: %w", ok, err)
+	}
+	for n := range 3 {
+		next, ok := lane.Next()
+		if !ok || next.Head == nil || next.Head.ID != fmt.Sprint(n) {
+			return fmt.Errorf("request %d is not next: %+v", n, next.Head)
+		}
+		intent := b.intent(0)
+		if err := b.st.Begin(t.Context(), lane, next.Head.ID, intent); err != nil {
+			return err
+		}
+		id := fmt.Sprintf("x-%s-%d", account, n)
+		if taken {
+			id = "x-" + account + "-0"
+		}
+		if _, err := b.st.Posted(t.Context(), lane, next.Head.ID, 0, id, b.now); err != nil {
+			return err
+		}
+	}
+	next, _ := lane.Next()
+	released, err := b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.now)
+	if err == nil && (!released || next.Head != nil) {
+		return fmt.Errorf("released %t, with %+v left", released, next.Head)
+	}
+	return err
+}
+
+// nextMissesNothing accepts while a holder posts and releases: whatever is accepted is
+// seen by its next look, or the release is refused, or the lane is due.
+func nextMissesNothing(t *testing.T, b *bundle) {
+	const rounds = 40
+	other := b.open(t, b.keys)
+	for n := range rounds {
+		b.acceptAll(t, fmt.Sprintf("first-%d", n))
+		lane := b.claim(t)
+		next, _ := lane.Next()
+		check(t, b.st.Begin(t.Context(), lane, next.Head.ID, b.intent(0)))
+		var group sync.WaitGroup
+		group.Go(func() {
+			if _, err := other.Accept(t.Context(), b.acceptance(fmt.Sprintf("second-%d", n), 1)); err != nil {
+				t.Error(err)
+			}
+		})
+		_, err := b.st.Posted(t.Context(), lane, next.Head.ID, 0, fmt.Sprintf("x-%d", n), b.now)
+		check(t, err)
+		next, ok := lane.Next()
+		if !ok {
+			next = b.look(t, lane, b.now)
+		}
+		released := false
+		if next.Head == nil {
+			released, err = b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.clock(t))
+			check(t, err)
+		}
+		group.Wait()
+		if released {
+			equal(t, "a lane that rang after its release is due", b.due(t, b.clock(t)), true)
+			lane = b.claim(t)
+		}
+		equal(t, "head", b.head(t, lane, b.now), fmt.Sprintf("second-%d", n))
+		b.publish(t, lane, fmt.Sprintf("second-%d", n), 0)
+		b.release(t, lane, time.Time{})
+	}
+}
