@@ -1,5 +1,7 @@
 package store
 
+import "errors"
+
 // SchemaError says that a database's schema does not fit this program.
 type SchemaError struct {
 	Database string // what was opened, without any password
@@ -25,3 +27,20 @@ func (e *SchemaError) Hint() string {
 	}
 	return "run jetpost setup"
 }
+
+// UnavailableError says that a database did not answer in time, could not be reached,
+// or takes nothing just now. What was asked of it may have taken effect all the same,
+// or may yet: every write of this package may be asked for again.
+type UnavailableError struct {
+	Database string // which one, without any password
+	Err      error
+}
+
+func (e *UnavailableError) Error() string {
+	return "database " + e.Database + " does not answer: " + e.Err.Error()
+}
+
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// Unavailable tells a database that does not answer from every other error.
+func Unavailable(err error) bool { return errors.As(err, new(*UnavailableError)) }

@@ -166,11 +166,24 @@ func transact(ctx context.Context, db *sql.DB, options *sql.TxOptions, f func(*s
 	return tx.Commit()
 }
 
+// primaryCode masks what SQLite adds to a code to tell its cause.
+const primaryCode = 0xff
+
+// away are SQLite's codes that say nothing of what was asked of it: the file is
+// locked, full, damaged or cannot be reached.
+var away = map[int]bool{
+	sqlite3.SQLITE_BUSY: true, sqlite3.SQLITE_LOCKED: true, sqlite3.SQLITE_NOMEM: true, sqlite3.SQLITE_READONLY: true,
+	sqlite3.SQLITE_INTERRUPT: true, sqlite3.SQLITE_IOERR: true, sqlite3.SQLITE_CORRUPT: true, sqlite3.SQLITE_FULL: true,
+	sqlite3.SQLITE_CANTOPEN: true, sqlite3.SQLITE_PROTOCOL: true, sqlite3.SQLITE_NOTADB: true,
+}
+
 func (s *Store) wrap(what string, err error) error {
 	var own *driver.Error
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &own) && away[own.Code()&primaryCode]:
+		return fmt.Errorf("%s: %w", what, &store.UnavailableError{Database: s.path, Err: err})
 	case errors.As(err, &own):
 		return fmt.Errorf("%s: database %s: %w", what, s.path, err)
 	}

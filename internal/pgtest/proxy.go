@@ -1,0 +1,199 @@
+//go:build unix
+
+package pgtest
+
+import (
+	"bytes"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Proxy stands between clients and a server, and fails as networks do: it does not
+// answer, or loses answers, while each side believes in its connection.
+type Proxy struct {
+	t        testing.TB
+	listener net.Listener
+	target   string // URL behind it
+
+	mu      sync.Mutex
+	healed  chan struct{} // closed while bytes pass
+	word    string        // what a client sends before answers are lost
+	losing  bool          // answers are lost once the word was sent
+	lost    bool          // answers are lost
+	noted   chan struct{} // closed once the word was sent
+	delay   time.Duration // of each answer
+	refuses bool          // connections are refused
+	conns   map[net.Conn]bool
+}
+
+// NewProxy stands before the server of a database.
+func NewProxy(t testing.TB, database string) *Proxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{t: t, listener: listener, target: database, healed: make(chan struct{}), conns: map[net.Conn]bool{}}
+	close(p.healed)
+	t.Cleanup(func() {
+		_ = listener.Close()
+		p.Heal()
+		p.Cut()
+	})
+	go p.serve()
+	return p
+}
+
+// URL is that of the same database, behind the proxy.
+func (p *Proxy) URL() string {
+	u, err := url.Parse(p.target)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	query := u.Query()
+	query.Del("host")
+	query.Set("sslmode", "disable")
+	u.Host, u.RawQuery = p.listener.Addr().String(), query.Encode()
+	return u.String()
+}
+
+// Hang has nothing pass in either direction, as where packets are dropped. What is
+// sent meanwhile arrives once it is healed, even if its sender is gone.
+func (p *Proxy) Hang() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.healed = make(chan struct{})
+}
+
+// LoseAnswers has no answer reach a client from the moment at which one sends the
+// word; "" for at once. The channel is closed then.
+func (p *Proxy) LoseAnswers(word string) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.word, p.losing, p.lost, p.noted = word, true, word == "", make(chan struct{})
+	return p.noted
+}
+
+// Delay has each answer come that much later.
+func (p *Proxy) Delay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
+}
+
+// Refuse cuts all connections and refuses others.
+func (p *Proxy) Refuse() {
+	p.mu.Lock()
+	p.refuses = true
+	p.mu.Unlock()
+	p.Cut()
+}
+
+// Heal ends every fault. What hung arrives.
+func (p *Proxy) Heal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.losing, p.lost, p.refuses, p.delay = false, false, false, 0
+	select {
+	case <-p.healed:
+	default:
+		close(p.healed)
+	}
+}
+
+// Cut ends all connections.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.conns {
+		_ = conn.Close()
+	}
+}
+
+func (p *Proxy) serve() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		go p.join(client)
+	}
+}
+
+// join connects a client to the server.
+func (p *Proxy) join(client net.Conn) {
+	p.pass(0)
+	config, err := pgconn.ParseConfig(p.target)
+	var server net.Conn
+	if err == nil {
+		server, err = net.Dial(pgconn.NetworkAddress(config.Host, config.Port))
+	}
+	p.mu.Lock()
+	refuses := p.refuses || err != nil
+	if !refuses {
+		p.conns[client], p.conns[server] = true, true
+	}
+	p.mu.Unlock()
+	if refuses {
+		_ = client.Close()
+		return
+	}
+	go p.carry(server, client, p.request)
+	p.carry(client, server, p.answer)
+}
+
+// carry copies one direction, until its source ends.
+func (p *Proxy) carry(to, from net.Conn, let func([]byte) bool) {
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 && let(buffer[:n]) {
+			_, _ = to.Write(buffer[:n])
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = to.Close()
+	p.mu.Lock()
+	delete(p.conns, to)
+	p.mu.Unlock()
+}
+
+// request lets what a client sends pass.
+func (p *Proxy) request(data []byte) bool {
+	p.mu.Lock()
+	if p.losing && !p.lost && bytes.Contains(bytes.ToLower(data), []byte(strings.ToLower(p.word))) {
+		p.lost = true
+		close(p.noted)
+	}
+	p.mu.Unlock()
+	p.pass(0)
+	return true
+}
+
+// answer lets what the server sends pass, unless it is lost.
+func (p *Proxy) answer([]byte) bool {
+	p.mu.Lock()
+	lost, delay := p.lost, p.delay
+	p.mu.Unlock()
+	p.pass(delay)
+	return !lost
+}
+
+// pass waits until bytes may pass.
+func (p *Proxy) pass(delay time.Duration) {
+	p.mu.Lock()
+	healed := p.healed
+	p.mu.Unlock()
+	<-healed
+	if delay > 0 {
+		<-time.After(delay)
+	}
+}
