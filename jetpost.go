@@ -154,6 +154,7 @@ const (
 	CodeInvalidRequest   Code = "invalid_request"   // the body breaks the contract; every mistake is listed
 	CodeAccountUnknown   Code = "account_unknown"   // no account of that name was imported
 	CodeIdentityConflict Code = "identity_conflict" // the same id arrived before with another body
+	CodeSetAside         Code = "set_aside"         // workers failed on it again and again, by no fault of what they depend on
 
 	// Held, with an end that is known or estimated.
 	CodeRateLimited        Code = "rate_limited"         // the account's own window at X is used up
@@ -199,7 +200,7 @@ const (
 // them.
 func Codes() []Code {
 	return []Code{
-		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict,
+		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside,
 		CodeRateLimited, CodeFuse, CodeAppStopped, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
 		CodeReconciling, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
 		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
@@ -342,7 +343,7 @@ type Refusal struct {
 	Account string `json:"account,omitempty"`
 	// ID is absent where it could not be read.
 	ID string `json:"id,omitempty"`
-	// Code is invalid_request, account_unknown or identity_conflict.
+	// Code is invalid_request, account_unknown, identity_conflict or set_aside.
 	Code Code `json:"code"`
 	// Problems are the mistakes in the message.
 	Problems []Problem `json:"problems"`

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -16,6 +17,7 @@ import (
 type announced interface {
 	Request(ctx context.Context, key store.Key) (store.Record, error)
 	MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error)
+	MarkManyAnnounced(ctx context.Context, told []store.Revision) ([]store.Key, error)
 	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
 	Notices(ctx context.Context, account string, limit int) ([]store.Notice, error)
 	MarkNoticed(ctx context.Context, notice store.Notice) error
@@ -27,6 +29,7 @@ const maxNotices = 1000
 // records publishes events and failed records.
 type records interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
+	Events(ctx context.Context, events []publishers.Told) []error
 	Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error
 	Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error
 }
@@ -59,12 +62,8 @@ func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
 				return fmt.Errorf("record failure of %s/%s: %w", key.Account, key.ID, err)
 			}
 		}
-		event := jetpost.Event{
-			// The same change has the same id, however often it is told.
-			EventID: eventID(fmt.Sprintf("request/%s/%s/%d", key.Account, key.ID, rec.Status.Revision)),
-			Type:    rec.Event, Time: rec.Status.UpdatedAt, Request: &rec.Status,
-		}
-		if err := a.Records.Event(ctx, a.Names.EventSubject(rec.Event, key.Account, key.ID), event); err != nil {
+		told := a.event(&rec)
+		if err := a.Records.Event(ctx, told.Subject, told.Event); err != nil {
 			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
 		}
 		latest, err := a.Ledger.MarkAnnounced(ctx, key, rec.Status.Revision)
@@ -74,6 +73,54 @@ func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
 		if latest {
 			return nil
 		}
+	}
+}
+
+// event says where a request stands.
+func (a *Announcer) event(rec *store.Record) publishers.Told {
+	return publishers.Told{Subject: a.Names.EventSubject(rec.Event, rec.Account, rec.ID), Event: jetpost.Event{
+		// The same change has the same id, however often it is told.
+		EventID: eventID(fmt.Sprintf("request/%s/%s/%d", rec.Account, rec.ID, rec.Status.Revision)),
+		Type:    rec.Event, Time: rec.Status.UpdatedAt, Request: &rec.Status,
+	}}
+}
+
+// announceAll announces what was just read of many requests, and leaves a failure to
+// the sweeper. One that moved on meanwhile, or may have, is told again as it stands
+// then: the last message of a request's subjects is its state.
+func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
+	var events []publishers.Told
+	var revisions []store.Revision
+	for i := range records {
+		rec := &records[i]
+		switch {
+		case rec.Announced >= rec.Status.Revision:
+		case rec.Status.State == jetpost.StateFailed: // with its record
+			a.try(ctx, rec.Key)
+		default:
+			events, revisions = append(events, a.event(rec)), append(revisions, store.Revision{Key: rec.Key, Number: rec.Status.Revision})
+		}
+	}
+	if len(events) == 0 {
+		return
+	}
+	told := revisions[:0]
+	for i, err := range a.Records.Events(ctx, events) {
+		if err == nil {
+			told = append(told, revisions[i])
+			continue
+		}
+		a.Log.Warn("event.delayed", "account", revisions[i].Account, "request", revisions[i].ID, "error", err)
+	}
+	if len(told) == 0 {
+		return
+	}
+	rest, err := a.Ledger.MarkManyAnnounced(ctx, told)
+	if err != nil {
+		a.Log.Warn("event.delayed", "requests", len(told), "error", err)
+	}
+	for _, key := range rest {
+		a.try(ctx, key)
 	}
 }
 

@@ -227,10 +227,18 @@ func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 	}
 	body, err := json.Marshal(r)
 	check(t, err)
-	check(t, b.intake().Handle(t.Context(), b.job(r.Account, body)))
+	take(t, b.intake(), b.job(r.Account, body))
 	key := store.Key{Account: r.Account, ID: r.ID}
 	b.record(t, key) // it is there
 	return key
+}
+
+// take has the handler take deliveries as one batch.
+func take(t *testing.T, h *IntakeHandler, batch ...Delivery) {
+	t.Helper()
+	done, err := h.HandleBatch(t.Context(), store.Lease{}, batch)
+	check(t, err)
+	equal(t, "done", done, len(batch))
 }
 
 func (b *testBundle) job(account string, body []byte) Delivery {

@@ -61,12 +61,11 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 		},
 		Bells: publishers.NewBells(js, names), Media: &consumers.MediaSource{Objects: objects}, Names: names, Log: log,
 	}
-	runner := &consumers.Runner{JetStream: js, Health: &consumers.Health{}, Log: log}
+	runner := &consumers.Runner{Leases: ledger, Worker: "worker-1", JetStream: js, Health: &consumers.Health{}, Log: log}
 	for partition := range jetpost.Partitions {
 		runner.Bindings = append(runner.Bindings, consumers.Binding{
 			Stream: names.JobsStream(), Consumer: jetpost.ConsumerIntake(partition),
-			Slots:   1, // keeps an account's jobs in order
-			Handler: intake,
+			Batch: intake, // of one worker at a time: keeps an account's jobs in order
 		})
 	}
 	return runner.Run(ctx)

@@ -6,18 +6,40 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
+const (
+	// acceptWithin bounds each attempt to accept a batch, and pinWithin the look at
+	// one object.
+	acceptWithin = 5 * time.Second
+	pinWithin    = 2 * time.Second
+	// batchBudget is when a batch begins nothing more: before the server takes it
+	// for lost.
+	batchBudget = 5 * time.Second
+	// ownFailures is how often a job may fail by itself before it is set aside, and
+	// ownFailureWait the wait in between.
+	ownFailures    = 5
+	ownFailureWait = 100 * time.Millisecond
+)
+
 // intakeLedger is the ledger's part at the door.
 type intakeLedger interface {
-	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
-	SameText(ctx context.Context, q store.TextQuery) (store.Key, bool, error)
+	Account(ctx context.Context, name string) (store.Account, error)
+	AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error)
+	JobFailed(ctx context.Context, f store.JobFailure) (int, error)
+	SameTexts(ctx context.Context, q []store.TextQuery) (map[int]store.Key, error)
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
@@ -26,123 +48,299 @@ type ringer interface {
 	Ring(ctx context.Context, account string) error
 }
 
+// manyRinger rings many at once.
+type manyRinger interface {
+	RingAll(ctx context.Context, accounts []string) error
+}
+
 // pinner tells which bytes a request's media have now.
 type pinner interface {
 	Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error)
 }
 
-// IntakeHandler turns a job into a request in the ledger and rings its
-// account's lane. It never calls X, so that a slow account does not delay the
-// acceptance of another's jobs.
+// IntakeHandler turns jobs into requests in the ledger and rings their accounts'
+// lanes. It never calls X, so that a slow account does not delay the acceptance of
+// another's jobs.
 type IntakeHandler struct {
 	Ledger   intakeLedger
 	Announce *Announcer
-	Bells    ringer
+	Bells    manyRinger
 	Media    pinner
 	Rules    Rules
 	Names    jetpost.Names
-	Log      *slog.Logger
+	// Answers asks database, NATS and object store: only while all of them answer is
+	// a failure a job's own. Nil: they do.
+	Answers func(context.Context) error
+	Log     *slog.Logger
 }
 
-// Handle accepts, recognises or refuses one job.
-func (h *IntakeHandler) Handle(ctx context.Context, d Delivery) error {
+// job is a delivery on its way into the ledger.
+type job struct {
+	Delivery
+	subject string // that its producer used
+	in      store.Acceptance
+	refusal *jetpost.Refusal // where it is no request
+}
+
+func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {
+	j.refusal = &jetpost.Refusal{Account: j.in.Request.Account, ID: j.in.Request.ID, Code: code,
+		Problems: []jetpost.Problem{{Pointer: pointer, Message: fmt.Sprintf(format, args...)}}}
+}
+
+// HandleBatch accepts, recognises or refuses each job, in their order. As long as
+// all goes well they are accepted in one transaction; from the first on that fails by
+// itself, one after the other.
+func (h *IntakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error) {
+	end := time.Now().Add(batchBudget)
+	for done < len(batch) && time.Now().Before(end) {
+		jobs, err := h.prepareAll(ctx, batch[done:])
+		if len(jobs) > 0 {
+			n, err := h.guarded(jobs[0].Delivery, func() (int, error) { return h.accept(ctx, lease, jobs) })
+			if done += n; err == nil {
+				continue
+			} else if dependency(err) {
+				return done, err
+			}
+		} else if dependency(err) {
+			return done, err
+		}
+		// One of them cannot be accepted as it is: those that were meant to be
+		// accepted together find out which.
+		for range max(len(jobs), 1) {
+			if err := h.alone(ctx, lease, batch[done]); err != nil {
+				return done, err
+			}
+			if done++; done == len(batch) || time.Now().After(end) {
+				break
+			}
+		}
+	}
+	return done, nil
+}
+
+func (h *IntakeHandler) guarded(d Delivery, do func() (int, error)) (n int, err error) {
+	err = guard(h.Log, d, func() (err error) {
+		n, err = do()
+		return err
+	})
+	return n, err
+}
+
+// alone accepts one job. Where it fails again and again by itself, it is set aside.
+func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery) error {
+	for {
+		_, err := h.guarded(d, func() (int, error) {
+			jobs, err := h.prepareAll(ctx, []Delivery{d})
+			if err != nil {
+				return 0, err
+			}
+			return h.accept(ctx, lease, jobs)
+		})
+		if err == nil || dependency(err) {
+			return err
+		}
+		if h.Answers != nil {
+			if away := h.Answers(ctx); away != nil {
+				return away
+			}
+		}
+		failures, countErr := h.Ledger.JobFailed(ctx, store.JobFailure{Sequence: d.Sequence, Stored: d.Stored, Error: err.Error()})
+		if countErr != nil {
+			return countErr
+		}
+		h.Log.Error("job.failed", "subject", d.Subject, "sequence", d.Sequence, "failures", failures, "of", ownFailures, "error", err)
+		if failures >= ownFailures {
+			return h.setAside(ctx, d, err)
+		}
+		if pause(ctx, ownFailureWait); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// setAside refuses a job that no worker can handle, with what it failed by.
+func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) error {
+	j := &job{Delivery: d}
+	j.in.Request.Account, j.subject = h.origin(d.Subject)
+	if request, err := jetpost.Decode(j.in.Request.Account, d.Data); err == nil {
+		j.in.Request.Account, j.in.Request.ID = request.Account, request.ID
+	}
+	j.refuse(jetpost.CodeSetAside, "", "workers failed on it %d times: %v", ownFailures, cause)
+	return h.refuse(ctx, j)
+}
+
+// prepareAll prepares jobs up to the first that cannot be. The error is that one's.
+func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery) (jobs []*job, err error) {
+	for _, d := range batch {
+		var j *job
+		err := guard(h.Log, d, func() (err error) {
+			j, err = h.prepare(ctx, d)
+			return err
+		})
+		if err != nil {
+			return jobs, err
+		}
+		jobs = append(jobs, j)
+	}
+	return jobs, nil
+}
+
+// prepare reads a job and whatever the ledger is to know of it.
+func (h *IntakeHandler) prepare(ctx context.Context, d Delivery) (*job, error) {
 	account, subject := h.origin(d.Subject)
 	request, err := jetpost.Decode(account, d.Data)
 	if err == nil {
 		err = h.Rules.Check(request)
 	}
-	in := h.Rules.acceptance(request, d.Data)
-	in.Now = time.Now()
+	j := &job{Delivery: d, subject: subject, in: h.Rules.acceptance(request, d.Data)}
+	j.in.Now = time.Now()
 
 	var invalid *jetpost.InvalidError
 	var newer *jetpost.NewerVersionError
 	switch {
 	case errors.As(err, &invalid):
-		return h.refuse(ctx, d, subject, jetpost.Refusal{
-			Account: invalid.Account, ID: invalid.ID, Code: jetpost.CodeInvalidRequest, Problems: invalid.Problems,
-		})
+		j.refusal = &jetpost.Refusal{Account: invalid.Account, ID: invalid.ID, Code: jetpost.CodeInvalidRequest, Problems: invalid.Problems}
+		return j, nil
 	case errors.As(err, &newer):
-		in.Request = jetpost.Request{Version: newer.Version, Account: newer.Account, ID: newer.ID}
-		in.Hold = &jetpost.Reason{
-			Code: jetpost.CodeNeedsNewerWorker, Until: in.Now.Add(newerWorkerRetry),
+		j.in.Request = jetpost.Request{Version: newer.Version, Account: newer.Account, ID: newer.ID}
+		j.in.Hold = &jetpost.Reason{
+			Code: jetpost.CodeNeedsNewerWorker, Until: j.in.Now.Add(newerWorkerRetry),
 			Detail: fmt.Sprintf("the request is of version %d, this worker knows %d", newer.Version, jetpost.Version),
 		}
-	case err != nil:
-		return fmt.Errorf("decode job: %w", err)
-	}
-	if in.Hold != nil {
 		// What a later version means by equal is not known here: the bytes.
 		sum := sha256.Sum256(d.Data)
-		in.Digest = sum[:]
+		j.in.Digest = sum[:]
+	case err != nil:
+		return nil, fmt.Errorf("decode job: %w", err)
 	}
-	if in.Request.ID == "" {
-		in.Request.ID = fmt.Sprintf("m-%d-%d", d.Sequence, d.Stored.UnixNano())
+	if j.in.Request.ID == "" {
+		j.in.Request.ID = fmt.Sprintf("m-%d-%d", d.Sequence, d.Stored.UnixNano())
 	}
-	if in.Media, err = h.Media.Pin(ctx, in.Request); err != nil {
-		return err
-	}
-	return h.accept(ctx, d, subject, in)
+	return j, h.pin(ctx, j)
 }
 
-func (h *IntakeHandler) accept(ctx context.Context, d Delivery, subject string, in store.Acceptance) error {
-	key := store.Key{Account: in.Request.Account, ID: in.Request.ID}
-	decision, err := h.Ledger.Accept(ctx, in)
+// pin looks at the objects that a job names, once its account is known.
+func (h *IntakeHandler) pin(ctx context.Context, j *job) (err error) {
+	if !namesObject(j.in.Request) {
+		return nil
+	}
+	_, err = h.Ledger.Account(ctx, j.in.Request.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return h.refuse(ctx, d, subject, jetpost.Refusal{
-			Account: key.Account, ID: key.ID, Code: jetpost.CodeAccountUnknown,
-			Problems: []jetpost.Problem{{Pointer: "/account", Message: fmt.Sprintf("no account %q is known; connect it, then replay this job", key.Account)}},
-		})
+		return nil // as the ledger will say
 	case err != nil:
 		return err
-	case decision == store.Conflict:
-		return h.refuse(ctx, d, subject, jetpost.Refusal{
-			Account: key.Account, ID: key.ID, Code: jetpost.CodeIdentityConflict,
-			Problems: []jetpost.Problem{{Pointer: "/id", Message: fmt.Sprintf("id %q arrived before with another body; use a new id for a new job", key.ID)}},
-		})
 	}
-	// A repeat is rung and told again: the first delivery may have died
-	// between its commit and here. Both are no-ops where it did not.
-	h.Announce.try(ctx, key)
-	if err := h.Bells.Ring(ctx, key.Account); err != nil {
-		return err
+	j.in.Media, err = h.Media.Pin(ctx, j.in.Request)
+	return err
+}
+
+func namesObject(r jetpost.Request) bool {
+	return slices.ContainsFunc(r.Posts, func(p jetpost.Post) bool {
+		return slices.ContainsFunc(p.Media, func(m jetpost.Media) bool { return m.Object != "" })
+	})
+}
+
+// accept brings jobs into the ledger and tells of it. It returns how many are done.
+func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*job) (int, error) {
+	var in []store.Acceptance
+	var of []*job // whose acceptance that is
+	for _, j := range jobs {
+		if j.refusal == nil {
+			in, of = append(in, j.in), append(of, j)
+		}
 	}
-	log := h.Log.With("account", key.Account, "request", key.ID, "posts", len(in.Request.Posts))
-	if at := in.Request.PublishAt; !at.IsZero() {
+	if len(in) > 0 {
+		bounded, cancel := context.WithTimeout(ctx, acceptWithin)
+		received, err := h.Ledger.AcceptMany(bounded, lease, in)
+		cancel()
+		if err != nil {
+			return 0, err
+		}
+		h.accepted(ctx, of, received)
+	}
+	for i, j := range jobs {
+		if j.refusal == nil {
+			continue
+		}
+		if err := h.refuse(ctx, j); err != nil {
+			return i, err
+		}
+	}
+	return len(jobs), nil
+}
+
+// accepted tells what was committed. What cannot be told is left to the sweeper. A
+// repeat is rung and told again: the worker that accepted it may have died between
+// its commit and here.
+func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
+	var records []store.Record
+	var texts []store.TextQuery
+	var fresh []*job
+	rung := map[string]bool{}
+	for i, j := range jobs {
+		key := j.in.Key()
+		switch received[i].Decision {
+		case store.NoAccount:
+			j.refuse(jetpost.CodeAccountUnknown, "/account", "no account %q is known; connect it, then replay this job", key.Account)
+			continue
+		case store.Conflict:
+			j.refuse(jetpost.CodeIdentityConflict, "/id", "id %q arrived before with another body; use a new id for a new job", key.ID)
+			continue
+		case store.Accepted:
+			fresh, texts = append(fresh, j), append(texts, store.TextsOf(j.in.Request, j.in.Now))
+		}
+		records = append(records, received[i].Record)
+		rung[key.Account] = true
+		h.log(j, received[i].Decision)
+	}
+	if len(records) == 0 {
+		return
+	}
+	h.Announce.announceAll(ctx, records)
+	if err := h.Bells.RingAll(ctx, slices.Collect(maps.Keys(rung))); err != nil {
+		h.Log.Warn("lane.ring_delayed", "error", err)
+	}
+	h.warnOfTexts(ctx, fresh, texts)
+}
+
+func (h *IntakeHandler) log(j *job, decision store.Decision) {
+	log := h.Log.With("account", j.in.Request.Account, "request", j.in.Request.ID, "posts", len(j.in.Request.Posts))
+	if at := j.in.Request.PublishAt; !at.IsZero() {
 		log = log.With("publish_at", at)
 	}
 	if decision == store.Repeated {
 		log.Info("request.repeated")
-		return nil
-	}
-	log.Info("request.accepted")
-	h.warnOfText(ctx, key, in)
-	return nil
-}
-
-// warnOfText warns of a text that another account posts too. It looks once the
-// request is there to be seen: of two that come at once, one at least is told of.
-func (h *IntakeHandler) warnOfText(ctx context.Context, key store.Key, in store.Acceptance) {
-	if h.Rules.SameText != SameTextWarn && h.Rules.SameText != "" {
 		return
 	}
-	other, found, err := h.Ledger.SameText(ctx, store.TextsOf(in.Request, in.Now))
-	if err != nil {
-		h.Log.Warn("request.same_text_unknown", "account", key.Account, "request", key.ID, "error", err)
+	log.Info("request.accepted")
+}
+
+// warnOfTexts warns of texts that another account posts too. It looks once the
+// requests are there to be seen: of two that come at once, one at least is told of.
+func (h *IntakeHandler) warnOfTexts(ctx context.Context, jobs []*job, texts []store.TextQuery) {
+	if len(jobs) == 0 || h.Rules.SameText != SameTextWarn && h.Rules.SameText != "" {
+		return
 	}
-	if found {
-		h.Log.Warn("request.same_text", "account", key.Account, "request", key.ID, "other_account", other.Account, "other_request", other.ID)
+	found, err := h.Ledger.SameTexts(ctx, texts)
+	if err != nil {
+		h.Log.Warn("request.same_text_unknown", "error", err)
+	}
+	for i, other := range found {
+		h.Log.Warn("request.same_text", "account", jobs[i].in.Request.Account, "request", jobs[i].in.Request.ID,
+			"other_account", other.Account, "other_request", other.ID)
 	}
 }
 
 // refuse records a job that nothing will be sent of, in the ledger, in the
 // failed stream and as an event.
-func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, r jetpost.Refusal) error {
-	r.Sequence, r.Stored = d.Sequence, d.Stored
-	if err := h.Ledger.Refuse(ctx, r, d.Data); err != nil {
+func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
+	r := *j.refusal
+	r.Sequence, r.Stored = j.Sequence, j.Stored
+	if err := h.Ledger.Refuse(ctx, r, j.Data); err != nil {
 		return err
 	}
-	if err := h.Announce.Records.Refused(ctx, r, subject, d.Data); err != nil {
+	if err := h.Announce.Records.Refused(ctx, r, j.subject, j.Data); err != nil {
 		return err
 	}
 	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
@@ -153,10 +351,7 @@ func (h *IntakeHandler) refuse(ctx context.Context, d Delivery, subject string, 
 		r.Problems = r.Problems[:1]
 		err = h.tellRefused(ctx, r)
 	}
-	if err != nil {
-		return err
-	}
-	return nil
+	return err
 }
 
 func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) error {
@@ -174,4 +369,29 @@ func (h *IntakeHandler) origin(stored string) (account, subject string) {
 		account = tokens[3]
 	}
 	return account, h.Names.PublishRequest(account)
+}
+
+// dependency tells a fault of what jobs depend on from one of a job's own.
+func dependency(err error) bool {
+	for _, fault := range [...]error{
+		context.DeadlineExceeded, context.Canceled, store.ErrFenced,
+		nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrConnectionReconnecting, nats.ErrConnectionDraining, nats.ErrDisconnected,
+		nats.ErrStaleConnection, nats.ErrNoServers, jetstream.ErrNoStreamResponse, jetstream.ErrStreamNotFound, jetstream.ErrBucketNotFound,
+		jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount, jetstream.ErrTooManyStalledMsgs,
+	} {
+		if errors.Is(err, fault) {
+			return true
+		}
+	}
+	var (
+		full     *publishers.QueueFullError
+		unset    *publishers.NotSetUpError
+		answer   *publishers.NoAnswerError
+		none     *publishers.NoJetStreamError
+		foreign  *publishers.ForeignStreamError
+		api      *jetstream.APIError
+		overload = func() bool { return errors.As(err, &api) && api.Code == http.StatusServiceUnavailable }
+	)
+	return store.Unavailable(err) || errors.As(err, &full) || errors.As(err, &unset) || errors.As(err, &answer) ||
+		errors.As(err, &none) || errors.As(err, &foreign) || overload()
 }

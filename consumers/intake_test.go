@@ -18,7 +18,7 @@ func TestIntakeAccepts(t *testing.T) {
 	b.account(t, "acme", 0)
 	d := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}],"metadata":{"k":"v"}}`))
 	for i := range 2 { // the second time it is a repeat
-		check(t, b.intake().Handle(t.Context(), d))
+		take(t, b.intake(), d)
 		r := b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
 		equal(t, "revision", r.Status.Revision, 1)
 		equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
@@ -39,7 +39,7 @@ func TestIntakeNamesJobs(t *testing.T) {
 	first, second := b.job("", body), b.job("", body)
 	first.Subject, second.Subject = b.names.PublishRequest(""), b.names.PublishRequest("") // the bare subject
 	for _, d := range []Delivery{first, first, second} {
-		check(t, b.intake().Handle(t.Context(), d))
+		take(t, b.intake(), d)
 	}
 	equal(t, "requests", b.counts(t)[jetpost.StateQueued], 2)
 }
@@ -70,7 +70,7 @@ func TestIntakeRefuses(t *testing.T) {
 				d.Subject = b.names.PublishRequest("")
 			}
 			for range 2 { // the second time it is told again, and kept once
-				check(t, b.intake().Handle(t.Context(), d))
+				take(t, b.intake(), d)
 			}
 			b.want(t, taken, jetpost.StateQueued, "", 0)
 			equal(t, "requests", len(b.counts(t)), 1)
@@ -90,19 +90,10 @@ func TestIntakeRefuses(t *testing.T) {
 	}
 }
 
-// brokenBell rings nobody for a while.
-type brokenBell struct {
-	ringer
-	broken int
-}
+// brokenBells ring nobody.
+type brokenBells struct{}
 
-func (r *brokenBell) Ring(ctx context.Context, account string) error {
-	if r.broken > 0 {
-		r.broken--
-		return errAway
-	}
-	return r.ringer.Ring(ctx, account)
-}
+func (brokenBells) RingAll(context.Context, []string) error { return errAway }
 
 // brokenDoor is a ledger that cannot be asked for a while.
 type brokenDoor struct {
@@ -110,40 +101,64 @@ type brokenDoor struct {
 	broken int
 }
 
-func (l *brokenDoor) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
+var errNoDatabase = &store.UnavailableError{Database: "test", Err: errAway}
+
+func (l *brokenDoor) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
 	if l.broken--; l.broken >= 0 {
-		return 0, errAway
+		return nil, errNoDatabase
 	}
-	return l.intakeLedger.Accept(ctx, in)
+	return l.intakeLedger.AcceptMany(ctx, lease, in)
 }
 
 func (l *brokenDoor) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
 	if l.broken--; l.broken >= 0 {
-		return errAway
+		return errNoDatabase
 	}
 	return l.intakeLedger.Refuse(ctx, refusal, body)
 }
 
-// TestIntakeStalls: while something of ours is away the job is kept, and then
-// accepted once.
-func TestIntakeStalls(t *testing.T) {
+// TestIntakeGivesBack: while something of ours is away jobs are given back, as often
+// as it takes, and then accepted once.
+func TestIntakeGivesBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	h := b.intake()
-	h.Ledger, h.Bells = &brokenDoor{b.ledger, 2}, &brokenBell{b.bells, 2}
+	const times = ownFailures + 2
+	h.Ledger = &brokenDoor{b.ledger, times}
 	good := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`))
-	for range 4 {
-		wantAway(t, h.Handle(t.Context(), good))
+	for range times {
+		done, err := h.HandleBatch(t.Context(), store.Lease{}, []Delivery{good})
+		wantAway(t, err)
+		equal(t, "done", done, 0)
 	}
-	check(t, h.Handle(t.Context(), good))
+	take(t, h, good)
 	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
 	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
 
-	h.Ledger = &brokenDoor{b.ledger, 1}
-	bad := b.job("acme", []byte(`no`))
-	wantAway(t, h.Handle(t.Context(), bad))
-	check(t, h.Handle(t.Context(), bad))
+	// The good one of both is accepted, but the bad one is not refused yet.
+	h.Ledger = &brokenDoor{b.ledger, 0}
+	refusing := &brokenDoor{h.Ledger, 0}
+	h.Ledger = refusing
+	bad, next := b.job("acme", []byte(`no`)), b.job("acme", []byte(`{"id":"two","posts":[{"text":"two"}]}`))
+	take(t, h, next)
+	refusing.broken = 1
+	done, err := h.HandleBatch(t.Context(), store.Lease{}, []Delivery{bad, next})
+	wantAway(t, err)
+	equal(t, "done", done, 0)
+	take(t, h, bad, next)
+}
+
+// TestIntakeNeedsNoBell: a bell that does not ring is left to the sweeper.
+func TestIntakeNeedsNoBell(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	h := b.intake()
+	h.Bells = brokenBells{}
+	take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)))
+	check(t, b.sweeper("sweeper").Sweep(t.Context()))
+	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
 }
 
 func TestIntakeScheduled(t *testing.T) {
@@ -166,7 +181,7 @@ func TestIntakeNewerVersion(t *testing.T) {
 		`{"version":99,"id":"new","posts":[{"text":"one","mood":"glad"}]}`,
 		`{"version":99,"id":"new","posts":[]}`, // another body
 	} {
-		check(t, b.intake().Handle(t.Context(), b.job("acme", []byte(body))))
+		take(t, b.intake(), b.job("acme", []byte(body)))
 		b.want(t, store.Key{Account: "acme", ID: "new"}, jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, 0)
 		refusals, err := b.ledger.Refusals(t.Context(), 10)
 		check(t, err)
@@ -180,5 +195,5 @@ func TestIntakeRefusalIsBounded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	body := strings.Repeat(`{"`+strings.Repeat("<", 512)+`":`, 31) + "{" + strings.Repeat(`"a":1,`, 60) + `"b":1}` + strings.Repeat("}", 31)
-	check(t, b.intake().Handle(t.Context(), b.job("acme", []byte(body))))
+	take(t, b.intake(), b.job("acme", []byte(body)))
 }

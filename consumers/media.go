@@ -84,7 +84,9 @@ func (s *MediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]sto
 			if m.Object == "" {
 				continue
 			}
-			info, err := s.Objects.GetInfo(ctx, m.Object)
+			bounded, cancel := context.WithTimeout(ctx, pinWithin)
+			info, err := s.Objects.GetInfo(bounded, m.Object)
+			cancel()
 			if errors.Is(err, jetstream.ErrObjectNotFound) {
 				continue // it may come in time
 			}

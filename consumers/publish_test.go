@@ -58,14 +58,14 @@ func TestWorkersPublishInOrder(t *testing.T) {
 func (b *testBundle) work(t *testing.T, h *PublishHandler) (stop func()) {
 	t.Helper()
 	bindings := append(b.intakes(b.intake()), Binding{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h})
-	return b.start(t, &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: bindings})
+	return b.start(t, &Runner{JetStream: b.js, Leases: b.ledger, Worker: h.Worker, Health: &Health{}, Log: b.log, Bindings: bindings})
 }
 
 // intakes binds every partition's consumer.
 func (b *testBundle) intakes(h *IntakeHandler) []Binding {
 	var bindings []Binding
 	for p := range jetpost.Partitions {
-		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Slots: 1, Handler: h})
+		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Batch: h})
 	}
 	return bindings
 }
@@ -495,7 +495,7 @@ func TestLaneNewerVersion(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	body := fmt.Sprintf(`{"version":%d,"id":"new","posts":["in words of tomorrow"]}`, jetpost.Version+1)
-	check(t, b.intake().Handle(t.Context(), b.job("acme", []byte(body))))
+	take(t, b.intake(), b.job("acme", []byte(body)))
 	key := store.Key{Account: "acme", ID: "new"}
 	h := b.lane()
 	for range 2 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -318,6 +319,11 @@ type silentRecords struct {
 func (r *silentRecords) Event(context.Context, string, jetpost.Event) error {
 	r.events.Add(1)
 	return r.fail
+}
+
+func (r *silentRecords) Events(_ context.Context, events []publishers.Told) []error {
+	r.events.Add(int64(len(events)))
+	return slices.Repeat([]error{r.fail}, len(events))
 }
 
 func (r *silentRecords) Failed(context.Context, jetpost.RequestStatus, []byte) error { return r.fail }

@@ -79,7 +79,7 @@ func TestIntakeRefusesByRule(t *testing.T) {
 	quote := []byte(`{"id":"quote","posts":[{"text":"one"},{"text":"look","quote_post_id":"1"}]}`)
 	tags := []byte(`{"id":"tags","posts":[{"text":"$A $B"}]}`)
 	for _, body := range [][]byte{quote, tags} {
-		check(t, b.intake().Handle(t.Context(), b.job("acme", body)))
+		take(t, b.intake(), b.job("acme", body))
 	}
 	equal(t, "requests", len(b.counts(t)), 0)
 	refusals, err := b.ledger.Refusals(t.Context(), 10)
@@ -93,7 +93,7 @@ func TestIntakeRefusesByRule(t *testing.T) {
 
 	h := b.intake()
 	h.Rules.Enterprise = true
-	check(t, h.Handle(t.Context(), b.job("acme", quote)))
+	take(t, h, b.job("acme", quote))
 	b.want(t, store.Key{Account: "acme", ID: "quote"}, jetpost.StateQueued, "", 0)
 }
 
@@ -247,7 +247,7 @@ func TestSameText(t *testing.T) {
 			check(t, err)
 			d := b.job("bolt", body)
 			for range 2 { // the second time it is a repeat, and told no more
-				check(t, h.Handle(t.Context(), d))
+				take(t, h, d)
 			}
 			key := store.Key{Account: "bolt", ID: "second"}
 			r := b.want(t, key, test.state, test.code, 0)
@@ -293,7 +293,7 @@ func TestSameTextIsAnothersText(t *testing.T) {
 		r.ID = fmt.Sprint(i)
 		body, err := json.Marshal(r)
 		check(t, err)
-		check(t, h.Handle(t.Context(), b.job(r.Account, body)))
+		take(t, h, b.job(r.Account, body))
 		b.want(t, store.Key{Account: r.Account, ID: r.ID}, jetpost.StateQueued, "", 0)
 	}
 	equal(t, "log", strings.Contains(log.String(), "same_text"), false)

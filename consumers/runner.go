@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost/store"
 )
 
 const (
@@ -60,17 +62,21 @@ type Handler interface {
 	Handle(ctx context.Context, d Delivery) error
 }
 
-// SetAsideError says that a delivery will never be handled, and why not.
+// SetAsideError says that a delivery will never be handled, and why not. What it
+// stands for is kept elsewhere: the Runner drops it as the hint that it is.
 type SetAsideError struct{ Err error }
 
 func (e *SetAsideError) Error() string { return "set aside: " + e.Err.Error() }
 
 func (e *SetAsideError) Unwrap() error { return e.Err }
 
-// Shelf is a Handler whose deliveries hold what stands nowhere else: it keeps
-// what is set aside. Without one they were hints, and are dropped.
-type Shelf interface {
-	SetAside(ctx context.Context, d Delivery, why *SetAsideError) error
+// BatchHandler handles the deliveries of one partition, in the order of the stream,
+// as the holder of its lease. It returns how many of them, from the first on, are
+// done: those are acknowledged, the others given back, with an error or without.
+//
+// It must return soon after its context ends.
+type BatchHandler interface {
+	HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error)
 }
 
 // Binding ties a consumer that exists on the server to its handler.
@@ -79,6 +85,9 @@ type Binding struct {
 	// Slots is how many deliveries are handled at once.
 	Slots   int
 	Handler Handler
+	// Batch is set, in place of Slots and Handler, for a partition: one worker at a
+	// time reads it, many deliveries at once.
+	Batch BatchHandler
 }
 
 // Runner takes deliveries, one a slot, and acknowledges them: nothing else
@@ -87,8 +96,13 @@ type Binding struct {
 type Runner struct {
 	JetStream jetstream.JetStream
 	Bindings  []Binding
-	Health    *Health
-	Log       *slog.Logger
+	// Leases says which worker reads a partition; Worker is this one.
+	Leases leaseLedger
+	Worker string
+	// Pulse may be nil, where nothing is asked whether it answers.
+	Pulse  *Pulse
+	Health *Health
+	Log    *slog.Logger
 	// StopGrace is DefaultStopGrace where zero.
 	StopGrace time.Duration
 }
@@ -114,26 +128,44 @@ func (r *Runner) Run(ctx context.Context) error {
 	stopTimer := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
 	defer stopTimer()
 
-	var slots sync.WaitGroup
+	if r.Pulse == nil {
+		r.Pulse = &Pulse{}
+	}
+	var slots, background sync.WaitGroup
+	background.Go(func() { r.Pulse.run(work) })
+	leases := newLeases(r)
+	background.Go(func() { leases.run(work) })
 	for i, b := range r.Bindings {
+		if b.Batch != nil {
+			slots.Go(func() { (&partition{r: r, leases: leases, consumer: consumers[i], b: b}).run(ctx) })
+		}
 		for range b.Slots {
 			slots.Go(func() { r.slot(ctx, work, consumers[i], b) })
 		}
 	}
 	slots.Wait()
+	cancel()
+	background.Wait()
 	return nil
 }
 
-// slot takes one message after the other until ctx ends. A consumer whose
-// subscription breaks is subscribed again.
+// slot takes one message after the other until ctx ends, while everything answers.
+// A consumer whose subscription breaks is subscribed again.
 func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding) {
 	name := b.Stream + "/" + b.Consumer
 	wait := stallMin
-	for ctx.Err() == nil {
+	for {
+		beat, ok := r.Pulse.Beat(ctx)
+		if !ok {
+			return
+		}
 		began := time.Now()
-		err := r.pull(ctx, work, c, b)
+		err := r.pull(beat, ctx, work, c, b)
 		if ctx.Err() != nil {
 			return
+		}
+		if beat.Err() != nil {
+			continue
 		}
 		if time.Since(began) > stallMax {
 			wait = stallMin
@@ -145,8 +177,8 @@ func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding
 	}
 }
 
-// pull handles messages until the subscription ends.
-func (r *Runner) pull(ctx, work context.Context, c jetstream.Consumer, b Binding) error {
+// pull handles messages until the subscription ends, or beat.
+func (r *Runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b Binding) error {
 	info, err := c.Info(ctx)
 	if err != nil {
 		return fmt.Errorf("find consumer: %w", err)
@@ -157,15 +189,20 @@ func (r *Runner) pull(ctx, work context.Context, c jetstream.Consumer, b Binding
 		return fmt.Errorf("pull: %w", err)
 	}
 	defer iter.Stop()
-	// Drain, not Stop: a message that is already on its way is still handled,
-	// where a dropped one would block its account until AckWait ends.
+	// Drain, not Stop: a message that is already on its way is still handled, or
+	// given back, where a dropped one would block its account until AckWait ends.
 	defer context.AfterFunc(ctx, iter.Drain)()
+	defer context.AfterFunc(beat, iter.Drain)()
 	for {
 		msg, err := iter.Next()
 		if err != nil {
 			return fmt.Errorf("pull: %w", err)
 		}
-		r.deliver(ctx, work, b, msg, info.Config.AckWait)
+		if beat.Err() != nil && ctx.Err() == nil {
+			r.nak(msg, 0)
+			continue
+		}
+		r.deliver(beat, ctx, work, b, msg, info.Config.AckWait)
 		if ctx.Err() != nil {
 			return nil // nothing is on its way; asking again could bring something
 		}
@@ -173,46 +210,49 @@ func (r *Runner) pull(ctx, work context.Context, c jetstream.Consumer, b Binding
 }
 
 // deliver handles one message to its end and acknowledges it.
-func (r *Runner) deliver(ctx, work context.Context, b Binding, msg jetstream.Msg, ackWait time.Duration) {
-	meta, err := msg.Metadata()
+func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstream.Msg, ackWait time.Duration) {
+	d, meta, err := delivery(ctx, msg)
 	if err != nil {
 		r.Log.Error("delivery.unreadable", "subject", msg.Subject(), "error", err)
 		return
 	}
-	d := Delivery{
-		Subject: msg.Subject(), Data: msg.Data(),
-		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Stopping: ctx.Done(),
-	}
-	stopBeat := r.heartbeat(work, msg, ackWait/heartbeats)
+	stopBeat := r.heartbeat(beat, work, msg, ackWait/heartbeats)
 	defer stopBeat()
 
 	began := time.Now()
-	err = r.handle(work, b.Handler, d)
+	err = r.guard(d, func() error { return b.Handler.Handle(work, d) })
 	var aside *SetAsideError
-	if errors.As(err, &aside) {
+	if errors.As(err, &aside) && aside != nil {
 		r.Log.Error("delivery.set_aside", "subject", d.Subject, "sequence", d.Sequence, "error", aside.Err)
 		err = nil
-		if shelf, keeps := b.Handler.(Shelf); keeps {
-			err = r.guard(d, func() error { return shelf.SetAside(work, d, aside) })
-		}
 	}
 	if err != nil {
+		r.Pulse.Doubt()
 		r.giveBack(ctx, msg, b, d, err, meta.NumDelivered)
 		return
 	}
 	r.ack(work, msg, b, d, meta.NumDelivered, time.Since(began))
 }
 
-// handle calls the handler.
-func (r *Runner) handle(ctx context.Context, h Handler, d Delivery) error {
-	return r.guard(d, func() error { return h.Handle(ctx, d) })
+// delivery is a message as handlers see it.
+func delivery(stopping context.Context, msg jetstream.Msg) (Delivery, *jetstream.MsgMetadata, error) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return Delivery{}, nil, fmt.Errorf("read metadata: %w", err)
+	}
+	return Delivery{
+		Subject: msg.Subject(), Data: msg.Data(),
+		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Stopping: stopping.Done(),
+	}, meta, nil
 }
 
 // guard makes an error of a panic, so that the message is not lost, and is loud.
-func (r *Runner) guard(d Delivery, do func() error) (err error) {
+func (r *Runner) guard(d Delivery, do func() error) error { return guard(r.Log, d, do) }
+
+func guard(log *slog.Logger, d Delivery, do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.Log.Error("delivery.panic", "subject", d.Subject, "panic", p, "stack", string(debug.Stack()))
+			log.Error("delivery.panic", "subject", d.Subject, "sequence", d.Sequence, "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("handler panicked: %v", p)
 		}
 	}()
@@ -228,8 +268,13 @@ func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d D
 		wait = 0
 	}
 	r.Log.Warn("delivery.given_back", "subject", d.Subject, "sequence", d.Sequence, "delivery", deliveries, "error", cause, "again_in", wait)
-	if err := msg.NakWithDelay(wait); err != nil {
-		r.Log.Warn("delivery.nak_failed", "subject", d.Subject, "sequence", d.Sequence, "error", err) // AckWait ends it
+	r.nak(msg, wait)
+}
+
+// nak has the server deliver the message again after a wait.
+func (r *Runner) nak(msg jetstream.Msg, wait time.Duration) {
+	if err := msg.NakWithDelay(wait); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+		r.Log.Warn("delivery.nak_failed", "subject", msg.Subject(), "error", err) // AckWait ends it
 	}
 }
 
@@ -247,8 +292,10 @@ func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delive
 		"delivery", deliveries, "duration", took)
 }
 
-// heartbeat tells the server that the message is at work until stop is called.
-func (r *Runner) heartbeat(ctx context.Context, msg jetstream.Msg, interval time.Duration) (stop func()) {
+// heartbeat tells the server that the message is at work until stop is called. What
+// cannot be worked on is given back meanwhile: whoever has it then finds out by the
+// ledger whether it still is.
+func (r *Runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interval time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -257,6 +304,10 @@ func (r *Runner) heartbeat(ctx context.Context, msg jetstream.Msg, interval time
 		for {
 			select {
 			case <-ctx.Done():
+				return
+			case <-beat.Done():
+				r.Log.Warn("delivery.given_back", "subject", msg.Subject(), "error", "the worker cannot work")
+				r.nak(msg, 0)
 				return
 			case <-every.C:
 				// A lost heartbeat at worst brings a second delivery, which

@@ -97,32 +97,22 @@ func (q *queue) runner(slots int, h handlerFunc) *Runner {
 	}
 }
 
-// shelf is a handler with a place for what is set aside.
-type shelf struct {
-	handlerFunc
-	setAside func(Delivery, *SetAsideError) error
-}
-
-func (s shelf) SetAside(_ context.Context, d Delivery, why *SetAsideError) error {
-	return s.setAside(d, why)
-}
-
 // TestRunnerAcksNilAlone: whatever else a handler comes to, its delivery comes
 // again until it returns nil.
 func TestRunnerAcksNilAlone(t *testing.T) {
 	t.Parallel()
 	results := map[string]func() error{
-		"error":           func() error { return errAway },
-		"wrapped":         func() error { return fmt.Errorf("claim: %w", errAway) },
-		"joined":          func() error { return errors.Join(nil, errAway) },
-		"cancelled":       func() error { return context.Canceled },
-		"nil of a type":   func() error { return (*decidedError)(nil) },
-		"hold":            func() error { return admission.Wait(jetpost.CodeRateLimited, time.Time{}, "") },
-		"done of a lane":  func() error { return &decidedError{goOn()} },
-		"fenced":          func() error { return store.ErrFenced },
-		"panic":           func() error { panic("a bug") },
-		"panic of nil":    func() error { panic(nil) }, //nolint:govet // what a bug may do
-		"set aside, full": func() error { return &SetAsideError{errAway} },
+		"error":          func() error { return errAway },
+		"wrapped":        func() error { return fmt.Errorf("claim: %w", errAway) },
+		"joined":         func() error { return errors.Join(nil, errAway) },
+		"cancelled":      func() error { return context.Canceled },
+		"nil of a type":  func() error { return (*decidedError)(nil) },
+		"hold":           func() error { return admission.Wait(jetpost.CodeRateLimited, time.Time{}, "") },
+		"done of a lane": func() error { return &decidedError{goOn()} },
+		"fenced":         func() error { return store.ErrFenced },
+		"panic":          func() error { panic("a bug") },
+		"panic of nil":   func() error { panic(nil) }, //nolint:govet // what a bug may do
+		"no set aside":   func() error { return (*SetAsideError)(nil) },
 	}
 	for name, result := range results {
 		t.Run(name, func(t *testing.T) {
@@ -131,17 +121,13 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 			q := newQueue(t, js, time.Minute)
 			q.publish(t, "one", "two")
 			seen := map[string]int{}
-			r := q.runner(1, nil)
-			r.Bindings[0].Handler = shelf{
-				handlerFunc: func(_ context.Context, d Delivery) error {
-					equal(t, "acknowledged", q.empty(t), false)
-					if seen[string(d.Data)]++; seen[string(d.Data)] < 3 {
-						return result()
-					}
-					return nil
-				},
-				setAside: func(Delivery, *SetAsideError) error { return errAway },
-			}
+			r := q.runner(1, func(_ context.Context, d Delivery) error {
+				equal(t, "acknowledged", q.empty(t), false)
+				if seen[string(d.Data)]++; seen[string(d.Data)] < 3 {
+					return result()
+				}
+				return nil
+			})
 			stop := (&testBundle{}).start(t, r)
 			eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
 			stop()
@@ -151,36 +137,28 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 	}
 }
 
-// TestRunnerSetsAside: a delivery that will never be handled is kept by its handler,
-// or dropped as a hint where that keeps nothing, and those behind it go on.
+// TestRunnerSetsAside: a delivery that will never be handled is dropped as the hint
+// that it is, loudly, and those behind it go on.
 func TestRunnerSetsAside(t *testing.T) {
 	t.Parallel()
-	for _, keeps := range []bool{true, false} {
-		t.Run(fmt.Sprint(keeps), func(t *testing.T) {
-			t.Parallel()
-			_, js := natstest.Connect(t, natstest.Server(t))
-			q := newQueue(t, js, time.Minute)
-			q.publish(t, "one", "two")
-			var kept []string
-			var handle handlerFunc = func(_ context.Context, d Delivery) error {
-				if string(d.Data) == "one" {
-					return fmt.Errorf("handle: %w", &SetAsideError{errAway})
-				}
-				return nil
-			}
-			r := q.runner(1, handle)
-			if keeps {
-				r.Bindings[0].Handler = shelf{handle, func(d Delivery, why *SetAsideError) error {
-					equal(t, "not acknowledged", q.empty(t), false)
-					kept = append(kept, fmt.Sprintf("%s: %v", d.Data, why.Err))
-					return nil
-				}}
-			}
-			stop := (&testBundle{}).start(t, r)
-			eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
-			stop()
-			equal(t, "kept", len(kept) == 1 && kept[0] == "one: "+errAway.Error(), keeps)
-		})
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Minute)
+	q.publish(t, "one", "two")
+	var logged strings.Builder
+	var seen []string
+	r := q.runner(1, func(_ context.Context, d Delivery) error {
+		if seen = append(seen, string(d.Data)); len(seen) == 1 {
+			return fmt.Errorf("handle: %w", &SetAsideError{errAway})
+		}
+		return nil
+	})
+	r.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelError}))
+	stop := (&testBundle{}).start(t, r)
+	eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+	stop()
+	equal(t, "handled", fmt.Sprint(seen), "[one two]")
+	if !strings.Contains(logged.String(), "delivery.set_aside") || !strings.Contains(logged.String(), errAway.Error()) {
+		t.Errorf("the log is %q", logged.String())
 	}
 }
 

@@ -138,6 +138,20 @@ func (r overtakenRecords) Event(ctx context.Context, subject string, e jetpost.E
 	return r.records.Event(ctx, subject, e)
 }
 
+// brokenBell rings nobody for a while.
+type brokenBell struct {
+	ringer
+	broken int
+}
+
+func (r *brokenBell) Ring(ctx context.Context, account string) error {
+	if r.broken > 0 {
+		r.broken--
+		return errAway
+	}
+	return r.ringer.Ring(ctx, account)
+}
+
 // countedBell counts rings.
 type countedBell struct {
 	ringer

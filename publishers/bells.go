@@ -37,6 +37,20 @@ func (b *Bells) Ring(ctx context.Context, account string) error {
 	return nil
 }
 
+// RingAll is Ring of many accounts. It returns the first error; all are tried.
+func (b *Bells) RingAll(ctx context.Context, accounts []string) error {
+	msgs := make([]*nats.Msg, len(accounts))
+	for i, account := range accounts {
+		msgs[i] = nats.NewMsg(b.names.PublishWake(account))
+	}
+	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), msgs) {
+		if err != nil {
+			return fmt.Errorf("ring account %s: %w", accounts[i], err)
+		}
+	}
+	return nil
+}
+
 // WakeAt rings the account at a time, which may be past, and replaces the
 // account's wake-up before. Only the holder of the account's lane may call it:
 // it alone knows what the next moment to look is.

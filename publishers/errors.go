@@ -176,19 +176,56 @@ func send(ctx context.Context, js jetstream.JetStream, stream string, msg *nats.
 	ack, err := ask(ctx, func(ctx context.Context) (*jetstream.PubAck, error) {
 		return js.PublishMsg(ctx, msg, opts...)
 	})
-	if hasCode(err, codeStoreFailed, codeStorageExceeded, codeResourcesExceeded) {
-		return nil, &QueueFullError{Stream: stream, Err: err}
+	if err != nil {
+		return nil, refusal(err, stream, msg)
 	}
-	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
-		return nil, &NotSetUpError{Missing: []string{"no stream takes " + msg.Subject}, Err: err}
-	}
-	if errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum) || errors.Is(err, nats.ErrMaxPayload) {
-		return nil, &TooLargeError{Bytes: len(msg.Data), Err: err}
-	}
-	if err == nil && ack.Stream != stream { // where none of ours will ever read it
+	if ack.Stream != stream { // where none of ours will ever read it
 		return nil, &ForeignStreamError{Stream: ack.Stream}
 	}
-	return ack, err
+	return ack, nil
+}
+
+// sendAll publishes messages without waiting for the answer to one before the next
+// one goes out, in their order, and returns what became of each.
+func sendAll(ctx context.Context, js jetstream.JetStream, stream string, msgs []*nats.Msg) []error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	errs := make([]error, len(msgs))
+	futures := make([]jetstream.PubAckFuture, len(msgs))
+	for i, msg := range msgs {
+		if futures[i], errs[i] = js.PublishMsgAsync(msg); errs[i] != nil {
+			errs[i] = explain(errs[i])
+		}
+	}
+	for i, future := range futures {
+		if future == nil {
+			continue
+		}
+		select {
+		case ack := <-future.Ok():
+			if ack.Stream != stream {
+				errs[i] = &ForeignStreamError{Stream: ack.Stream}
+			}
+		case err := <-future.Err():
+			errs[i] = refusal(err, stream, msgs[i])
+		case <-ctx.Done():
+			errs[i] = explain(ctx.Err())
+		}
+	}
+	return errs
+}
+
+// refusal explains why a stream did not take a message.
+func refusal(err error, stream string, msg *nats.Msg) error {
+	switch {
+	case hasCode(err, codeStoreFailed, codeStorageExceeded, codeResourcesExceeded):
+		return &QueueFullError{Stream: stream, Err: err}
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
+		return &NotSetUpError{Missing: []string{"no stream takes " + msg.Subject}, Err: err}
+	case errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum), errors.Is(err, nats.ErrMaxPayload):
+		return &TooLargeError{Bytes: len(msg.Data), Err: err}
+	}
+	return explain(err)
 }
 
 // explain gives the errors that an operator can do something about a type of

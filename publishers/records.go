@@ -58,6 +58,26 @@ func (r *Records) Event(ctx context.Context, subject string, e jetpost.Event) er
 	return nil
 }
 
+// Told is an event and the subject that jetpost.Names made for it.
+type Told struct {
+	Subject string
+	Event   jetpost.Event
+}
+
+// Events publishes many events in their order and returns what became of each.
+func (r *Records) Events(ctx context.Context, events []Told) []error {
+	msgs := make([]*nats.Msg, len(events))
+	for i, told := range events {
+		data, err := json.Marshal(told.Event)
+		if err != nil { // an Event holds nothing that JSON cannot say
+			return slices.Repeat([]error{fmt.Errorf("publish event %s: %w", told.Subject, err)}, len(events))
+		}
+		msgs[i] = nats.NewMsg(told.Subject)
+		msgs[i].Data = data
+	}
+	return sendAll(ctx, r.js, r.names.EventsStream(), msgs)
+}
+
 // Failed keeps a failed request with the body that it came with. A record of
 // the same request before it is replaced.
 func (r *Records) Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error {

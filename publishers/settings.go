@@ -33,6 +33,9 @@ const (
 	recordRoom      = 16 << 10         // bytes that a failed record may add to the message that it keeps
 	limitsMarkerTTL = time.Minute      // how long a watcher can learn that a key of the limits bucket expired
 	ackWait         = 30 * time.Second // until a message whose worker fell silent goes to another
+	// intakeAckPending is how many jobs of a partition are with the one worker that
+	// reads it: a batch that it accepts, and the next one on its way.
+	intakeAckPending = 512
 	// intakeAckWait is shorter: a worker that dies over a job holds up its whole
 	// partition for so long, and accepting one is a single transaction.
 	intakeAckWait     = 10 * time.Second
@@ -270,11 +273,11 @@ func (c TopologyConfig) consumers() []consumerSpec {
 			MaxAckPending: maxAckPending,
 		}}
 	}
-	// One intake message in flight: an account's jobs, which are all in one
-	// partition, are accepted in the order in which they were stored.
-	specs := []consumerSpec{spec(n.JobsStream(), jetpost.ConsumerIntakeAny, n.PublishRequest(""), 1, intakeAckWait)}
+	// An account's jobs are all in one partition, and one worker at a time reads it
+	// and accepts them in the order in which they were stored.
+	specs := []consumerSpec{spec(n.JobsStream(), jetpost.ConsumerIntakeAny, n.PublishRequest(""), intakeAckPending, intakeAckWait)}
 	for p := range jetpost.Partitions {
-		specs = append(specs, spec(n.JobsStream(), jetpost.ConsumerIntake(p), n.PublishIntake(strconv.Itoa(p), ">"), 1, intakeAckWait))
+		specs = append(specs, spec(n.JobsStream(), jetpost.ConsumerIntake(p), n.PublishIntake(strconv.Itoa(p), ">"), intakeAckPending, intakeAckWait))
 	}
 	return append(specs,
 		spec(n.LanesStream(), jetpost.ConsumerLanes, n.PublishWake("*"), lanesAckPending, ackWait),

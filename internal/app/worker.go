@@ -25,9 +25,6 @@ import (
 )
 
 const (
-	// intakeSlots is how many jobs of one partition a worker accepts at once.
-	// One keeps the order of an account's jobs.
-	intakeSlots = 1
 	// refreshSlots is how many messages of the refresh stream a worker handles
 	// at once; each may be a batch of tokens.
 	refreshSlots = 2
@@ -208,6 +205,12 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	media := &consumers.MediaSource{Objects: objects, Allow: cfg.MediaAllow}
 	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Media: media, Rules: cfg.Rules, Names: names, Log: w.log}
+	intake.Answers = func(ctx context.Context) error {
+		if _, err := objects.Status(ctx); err != nil {
+			return fmt.Errorf("ask media store: %w", err)
+		}
+		return w.answers(ctx)
+	}
 	publish := &consumers.PublishHandler{
 		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
 		Windows: w.windows,
@@ -221,12 +224,15 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		Refresher: w.tokens, Bells: bells, Names: names,
 		Window: cfg.Refresh.Window, BatchSize: cfg.Refresh.Batch, BatchTime: cfg.Refresh.BatchTime, Log: w.log,
 	}
-	w.runner = &consumers.Runner{JetStream: js, Health: w.health, Log: w.log}
+	w.runner = &consumers.Runner{
+		JetStream: js, Leases: w.ledger, Worker: cfg.Worker, Health: w.health, Log: w.log,
+		Pulse: &consumers.Pulse{Ask: w.answers, Health: w.health, Log: w.log},
+	}
 	if w.has(RolePublish) {
 		for p := range jetpost.Partitions {
-			w.bind(names.JobsStream(), jetpost.ConsumerIntake(p), intakeSlots, intake)
+			w.bindPartition(names.JobsStream(), jetpost.ConsumerIntake(p), intake)
 		}
-		w.bind(names.JobsStream(), jetpost.ConsumerIntakeAny, intakeSlots, intake)
+		w.bindPartition(names.JobsStream(), jetpost.ConsumerIntakeAny, intake)
 		slots := cfg.Slots
 		if slots == 0 {
 			slots = DefaultSlots
@@ -246,6 +252,21 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 
 func (w *Worker) bind(stream, consumer string, slots int, h consumers.Handler) {
 	w.runner.Bindings = append(w.runner.Bindings, consumers.Binding{Stream: stream, Consumer: consumer, Slots: slots, Handler: h})
+}
+
+func (w *Worker) bindPartition(stream, consumer string, h consumers.BatchHandler) {
+	w.runner.Bindings = append(w.runner.Bindings, consumers.Binding{Stream: stream, Consumer: consumer, Batch: h})
+}
+
+// answers asks the database and NATS for a sign of life.
+func (w *Worker) answers(ctx context.Context) error {
+	if _, err := w.ledger.LedgerID(ctx); err != nil {
+		return err
+	}
+	if err := w.conn.Conn.FlushWithContext(ctx); err != nil {
+		return fmt.Errorf("ask NATS: %w", err)
+	}
+	return nil
 }
 
 func (w *Worker) has(role string) bool {

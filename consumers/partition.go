@@ -1,0 +1,465 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// batchJobs and batchBytes bound what is accepted in one transaction, and what
+	// waits in a worker's memory for the next one.
+	batchJobs  = 256
+	batchBytes = 4 << 20
+	// pullExpiry is how long one request for jobs stands. One of a worker that the
+	// server takes for alive swallows what comes until then.
+	pullExpiry = 5 * time.Second
+	// gapWait is how often it is looked whether an earlier delivery, which somebody
+	// else has, has come back.
+	gapWait = 100 * time.Millisecond
+	// leaseFor is how long a partition belongs to a worker that gives no sign of
+	// life, and leaseEvery how often it gives one and looks for what is free.
+	leaseFor   = 6 * time.Second
+	leaseEvery = 1500 * time.Millisecond
+	// leaseWithin bounds one call about leases.
+	leaseWithin = 3 * time.Second
+)
+
+// leaseLedger is the ledger's part in who reads a partition.
+type leaseLedger interface {
+	TakeLeases(ctx context.Context, names []string, owner string, d time.Duration, now time.Time) ([]store.Lease, error)
+	DropLeases(ctx context.Context, names []string, owner string, now time.Time) error
+}
+
+// leases keeps a worker's leases of partitions, for as long as everything that it
+// depends on answers.
+type leases struct {
+	r     *Runner
+	names []string
+
+	mu      sync.Mutex
+	held    map[string]heldLease
+	changed chan struct{} // closed when a lease is won
+}
+
+// heldLease is a lease, and a context that ends with it.
+type heldLease struct {
+	store.Lease
+	ctx context.Context
+	end context.CancelFunc
+}
+
+func newLeases(r *Runner) *leases {
+	l := &leases{r: r, held: map[string]heldLease{}, changed: make(chan struct{})}
+	for _, b := range r.Bindings {
+		if b.Batch != nil {
+			l.names = append(l.names, b.Consumer)
+		}
+	}
+	return l
+}
+
+// hold waits for the lease of that name. It is false where ctx ends first.
+func (l *leases) hold(ctx context.Context, name string) (heldLease, bool) {
+	for {
+		l.mu.Lock()
+		held, ok := l.held[name]
+		changed := l.changed
+		l.mu.Unlock()
+		if ok {
+			return held, ctx.Err() == nil
+		}
+		select {
+		case <-ctx.Done():
+			return heldLease{}, false
+		case <-changed:
+		}
+	}
+}
+
+// run takes leases and renews them until ctx ends; then it drops them.
+func (l *leases) run(ctx context.Context) {
+	if len(l.names) == 0 {
+		return
+	}
+	every := time.NewTicker(leaseEvery)
+	defer every.Stop()
+	defer l.drop(ctx)
+	renewed := time.Now()
+	for {
+		beat, ok := l.r.Pulse.Beat(ctx)
+		if !ok {
+			return
+		}
+		asked := time.Now()
+		if err := l.renew(beat); err == nil {
+			renewed = asked
+		} else {
+			l.r.Log.Warn("leases.not_renewed", "error", err)
+			l.r.Pulse.Doubt()
+		}
+		if time.Since(renewed) > leaseFor { // others have them
+			l.set(ctx, nil)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-beat.Done():
+			l.drop(ctx)
+		case <-every.C:
+		}
+	}
+}
+
+func (l *leases) renew(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, leaseWithin)
+	defer cancel()
+	held, err := l.r.Leases.TakeLeases(bounded, l.names, l.r.Worker, leaseFor, time.Now())
+	if err == nil {
+		l.set(ctx, held)
+	}
+	return err
+}
+
+// set ends what is no longer held and makes known what is.
+func (l *leases) set(ctx context.Context, now []store.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, held := range l.held {
+		if !slices.Contains(now, held.Lease) {
+			held.end()
+			delete(l.held, name)
+			l.r.Log.Debug("partition.lost", "partition", name)
+		}
+	}
+	for _, lease := range now {
+		if _, known := l.held[lease.Name]; known {
+			continue
+		}
+		lasting, end := context.WithCancel(ctx)
+		l.held[lease.Name] = heldLease{lease, lasting, end}
+		close(l.changed)
+		l.changed = make(chan struct{})
+		l.r.Log.Debug("partition.taken", "partition", lease.Name, "fence", lease.Fence)
+	}
+}
+
+// drop gives all up, so that others need not wait until they run out.
+func (l *leases) drop(ctx context.Context) {
+	l.set(ctx, nil)
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseWithin)
+	defer cancel()
+	if err := l.r.Leases.DropLeases(bounded, l.names, l.r.Worker, time.Now()); err != nil {
+		l.r.Log.Debug("leases.not_dropped", "error", err)
+	}
+}
+
+// partition reads one partition of a stream, for as long as its lease is this
+// worker's. No delivery of it is handled before an earlier one is.
+type partition struct {
+	r        *Runner
+	leases   *leases
+	consumer jetstream.Consumer
+	b        Binding
+}
+
+func (p *partition) run(ctx context.Context) {
+	wait := stallMin
+	for {
+		lease, ok := p.leases.hold(ctx, p.b.Consumer)
+		if !ok {
+			return
+		}
+		err := p.read(ctx, lease)
+		if ctx.Err() != nil {
+			return
+		}
+		if lease.ctx.Err() != nil {
+			wait = stallMin
+			continue
+		}
+		p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, err)
+		p.r.Log.Warn("consumer.lost", "consumer", p.b.Consumer, "error", err, "retry_in", wait)
+		pause(ctx, wait)
+		wait = min(2*wait, stallMax)
+	}
+}
+
+// read handles what comes until the lease, ctx or the subscription ends. What it
+// holds then goes back.
+func (p *partition) read(ctx context.Context, lease heldLease) error {
+	stream, err := p.r.JetStream.Stream(ctx, p.b.Stream)
+	if err != nil {
+		return fmt.Errorf("find stream: %w", err)
+	}
+	h := &hand{consumer: p.consumer, stream: stream, held: map[uint64]*card{}}
+	if err := h.begin(ctx); err != nil {
+		return err
+	}
+	p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
+	iter, err := p.consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(batchJobs, max(batchBytes, maxMessage(stream))),
+		jetstream.PullExpiry(pullExpiry), jetstream.WithMessagesErrOnMissingHeartbeat(true))
+	if err != nil {
+		return fmt.Errorf("pull: %w", err)
+	}
+	defer iter.Stop()
+	defer context.AfterFunc(ctx, iter.Drain)()
+	defer context.AfterFunc(lease.ctx, iter.Drain)()
+	in := newInlet(iter)
+	defer func() { // while the subscription is drained, all of it comes out
+		iter.Drain()
+		for _, c := range h.held {
+			p.r.nak(c.msg, 0)
+		}
+		for msg := range in.messages {
+			p.r.nak(msg, 0)
+		}
+	}()
+	for {
+		if err := h.fill(in, gapWait); err != nil {
+			return err
+		}
+		if err := p.settle(ctx, lease, h); err != nil {
+			return err
+		}
+	}
+}
+
+// maxMessage is how many bytes a message of the stream may have, with its headers.
+func maxMessage(stream jetstream.Stream) int { return 2 * int(stream.CachedInfo().Config.MaxMsgSize) }
+
+// settle handles what may be handled of the hand.
+func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) error {
+	ready, err := h.ready(lease.ctx)
+	if err != nil || len(ready) == 0 {
+		return err
+	}
+	batch := make([]Delivery, len(ready))
+	for i, c := range ready {
+		batch[i], _, _ = delivery(ctx, c.msg) // it was read before
+	}
+	began := time.Now()
+	done, err := p.handle(lease, batch)
+	h.drop(ready)
+	p.ack(lease.ctx, ready[:done], h)
+	p.r.Log.Debug("batch.done", "consumer", p.b.Consumer, "jobs", len(batch), "done", done, "duration", time.Since(began))
+	if done == len(ready) {
+		p.r.Health.Set("handler "+p.b.Consumer, nil)
+		return nil
+	}
+	h.next = 0
+	for _, c := range ready[done:] {
+		p.r.nak(c.msg, 0)
+	}
+	if err == nil { // its time was over
+		return nil
+	}
+	p.r.Health.Set("handler "+p.b.Consumer, err)
+	p.r.Log.Warn("batch.given_back", "consumer", p.b.Consumer, "jobs", len(batch)-done, "sequence", batch[done].Sequence, "error", err)
+	p.r.Pulse.Doubt()
+	pause(lease.ctx, stallMin)
+	return nil
+}
+
+// handle calls the handler. What panics there is given back whole.
+func (p *partition) handle(lease heldLease, batch []Delivery) (done int, err error) {
+	err = p.r.guard(batch[0], func() error {
+		done, err = p.b.Batch.HandleBatch(lease.ctx, lease.Lease, batch)
+		return err
+	})
+	return done, err
+}
+
+// ack acknowledges deliveries. The server takes the acknowledgements of one
+// connection in their order, so that its answer to the last one is for all.
+func (p *partition) ack(ctx context.Context, done []*card, h *hand) {
+	for i, c := range done {
+		var err error
+		if i < len(done)-1 {
+			err = c.msg.Ack()
+		} else {
+			bounded, cancel := context.WithTimeout(ctx, ackTimeout)
+			err = c.msg.DoubleAck(bounded)
+			cancel()
+		}
+		if err != nil {
+			h.next = 0 // it comes again, and is known then
+			p.r.Log.Warn("delivery.ack_failed", "subject", c.msg.Subject(), "sequence", c.sequence, "error", err)
+		}
+	}
+}
+
+// inlet passes on what a subscription brings, so that what is there can be told
+// from what is not.
+type inlet struct {
+	messages chan jetstream.Msg
+	err      error // why messages was closed
+}
+
+func newInlet(iter jetstream.MessagesContext) *inlet {
+	in := &inlet{messages: make(chan jetstream.Msg)}
+	go func() {
+		defer close(in.messages)
+		for {
+			msg, err := iter.Next()
+			if err != nil {
+				in.err = fmt.Errorf("pull: %w", err)
+				return
+			}
+			in.messages <- msg
+		}
+	}()
+	return in
+}
+
+// card is a delivery in hand.
+type card struct {
+	msg      jetstream.Msg
+	sequence uint64 // in the stream
+	bytes    int
+}
+
+// hand holds deliveries until it is known that no earlier one is outstanding: one
+// that was given back, or that a worker has which lost the lease.
+type hand struct {
+	consumer jetstream.Consumer
+	stream   jetstream.Stream
+	held     map[uint64]*card // by sequence; a delivery that comes again replaces itself
+	// next is the place that the next delivery has if nobody else got one since all
+	// before were done; 0 where that is not known.
+	next uint64
+}
+
+// begin finds out whether everything that was delivered is done.
+func (h *hand) begin(ctx context.Context) error {
+	info, err := h.consumer.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("find consumer: %w", err)
+	}
+	if info.NumAckPending == 0 {
+		h.next = info.Delivered.Consumer + 1
+	}
+	return nil
+}
+
+// fill waits for a delivery, or for a while where some are in hand, and takes what
+// else is there.
+func (h *hand) fill(in *inlet, wait time.Duration) error {
+	var timeout <-chan time.Time
+	if len(h.held) > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	select {
+	case msg, ok := <-in.messages:
+		if !ok {
+			return in.err
+		}
+		h.take(msg)
+	case <-timeout:
+	}
+	// In doubt all of it is taken: the earlier ones may come behind it.
+	for h.next == 0 || len(h.held) < batchJobs && h.bytes() < batchBytes {
+		select {
+		case msg, ok := <-in.messages:
+			if !ok && len(h.held) == 0 {
+				return in.err
+			}
+			if !ok {
+				return nil
+			}
+			h.take(msg)
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+func (h *hand) bytes() (sum int) {
+	for _, c := range h.held {
+		sum += c.bytes
+	}
+	return sum
+}
+
+func (h *hand) take(msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil { // no message of JetStream
+		return
+	}
+	switch {
+	case h.next == 0:
+	case meta.Sequence.Consumer == h.next && meta.NumDelivered == 1:
+		h.next++
+	default:
+		h.next = 0
+	}
+	h.held[meta.Sequence.Stream] = &card{msg: msg, sequence: meta.Sequence.Stream, bytes: len(msg.Data())}
+}
+
+func (h *hand) drop(cards []*card) {
+	for _, c := range cards {
+		delete(h.held, c.sequence)
+	}
+}
+
+// ready returns what may be handled now, in the order of the stream.
+func (h *hand) ready(ctx context.Context) ([]*card, error) {
+	cards := slices.SortedFunc(maps.Values(h.held), func(a, b *card) int { return int(a.sequence) - int(b.sequence) })
+	if h.next == 0 {
+		var err error
+		if cards, err = h.sure(ctx, cards); err != nil {
+			return nil, err
+		}
+	}
+	bytes := 0
+	for i, c := range cards {
+		if bytes += c.bytes; i == batchJobs || i > 0 && bytes > batchBytes {
+			return cards[:i], nil
+		}
+	}
+	return cards, nil
+}
+
+// sure cuts the hand where the stream holds an earlier message of the partition that
+// is not in it: somebody has that one, and may give it back. What the stream no longer
+// holds is done.
+func (h *hand) sure(ctx context.Context, cards []*card) ([]*card, error) {
+	info, err := h.consumer.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find consumer: %w", err)
+	}
+	from := uint64(1)
+	for i := 0; i < len(cards); {
+		first, err := h.stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(info.Config.FilterSubject))
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			h.drop(cards[i:])
+			return cards[:i], nil
+		case err != nil:
+			return nil, fmt.Errorf("look for earlier messages: %w", err)
+		case first.Sequence > cards[i].sequence:
+			h.drop(cards[i : i+1])
+			cards = slices.Delete(cards, i, i+1)
+			continue
+		case first.Sequence < cards[i].sequence:
+			return cards[:i], nil
+		}
+		from = first.Sequence + 1
+		i++
+	}
+	if len(cards) > 0 && info.Delivered.Stream <= cards[len(cards)-1].sequence {
+		h.next = info.Delivered.Consumer + 1 // nobody else has one
+	}
+	return cards, nil
+}
