@@ -88,6 +88,7 @@ func queries() map[string]string {
 		"sqlPlaced":            sqlPlaced,
 		"sqlPosts":             sqlPosts,
 		"sqlProgress":          sqlProgress,
+		"sqlReadRequests":      sqlReadRequests,
 		"sqlReadCanary":        sqlReadCanary,
 		"sqlRefusals":          sqlRefusals,
 		"sqlRefuse":            sqlRefuse,
