@@ -54,7 +54,7 @@ func (s sample) allCPU() (ms float64) {
 
 const (
 	// mostTime bounds one round: what is not done by then is not waited for.
-	mostTime = 60 * time.Second
+	mostTime = 45 * time.Second
 	// noProgress is how long a round may stand still, after which the side is
 	// taken to have failed.
 	noProgress = 30 * time.Second

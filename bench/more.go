@@ -17,11 +17,7 @@ const (
 	half      = 0.5
 	hundredth = 0.99
 	// farAway is when jobs that only wait are due.
-	farAway = 30 * 24 * time.Hour
-	// dueAhead is how far ahead the first is that is measured, so that all of them
-	// are accepted before; dueSpread is the time that they are spread over.
-	dueAhead   = 3 * time.Second
-	dueSpread  = 5 * time.Second
+	farAway    = 30 * 24 * time.Hour
 	dueTag     = "due"
 	pendingTag = "later"
 )
@@ -36,7 +32,7 @@ type lateness struct {
 }
 
 func (b *bench) publishAt(ctx context.Context, sz size) error {
-	entries := slices.Concat(b.ours(), b.onSQLite())
+	entries := append(b.ours(), b.onSQLite()[0])
 	rows := map[string][]lateness{}
 	for _, e := range entries {
 		for _, n := range sz.pending {
@@ -49,8 +45,8 @@ func (b *bench) publishAt(ctx context.Context, sz size) error {
 			}
 			b.say("  %-28s %d pending (%s): p50 %s ms, p99 %s ms, %d early", e.name, l.pending, l.accepted.Round(time.Second/10), millis(quantile(l.late, half)), millis(quantile(l.late, hundredth)), l.early)
 			rows[e.name] = append(rows[e.name], l)
-			if l.pending < n {
-				break // more would take longer still
+			if l.accepted > sz.intake/2 {
+				break // ten times as many would not be accepted in the time that there is
 			}
 		}
 	}
@@ -73,9 +69,9 @@ func (b *bench) lateness(ctx context.Context, s side, sz size, n int) (l latenes
 		return l, err
 	}
 	jobs := makeJobs(dueTag, sz.due, 1, accountNames(sz.accounts))
-	first := time.Now().Add(dueAhead)
+	first := time.Now().Add(sz.ahead)
 	for i, j := range jobs {
-		j.At = first.Add(dueSpread * time.Duration(i) / time.Duration(len(jobs)))
+		j.At = first.Add(sz.over * time.Duration(i) / time.Duration(len(jobs)))
 	}
 	all := b.x.expect(len(jobs) + b.x.posts())
 	if err := s.submit(ctx, jobs); err != nil {
@@ -195,7 +191,7 @@ const fourImages = 4
 func (b *bench) media(ctx context.Context, sz size) error {
 	entries := slices.Concat(b.ours(), b.onSQLite())
 	rows := map[string][2][]time.Duration{}
-	for round := range sz.few {
+	for round := range b.fewer(sz) {
 		for _, e := range entries {
 			var both [2]time.Duration
 			for i, images := range []int{0, fourImages} {

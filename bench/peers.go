@@ -95,7 +95,7 @@ func (r *riverSide) start(ctx context.Context, w workload) (err error) {
 	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return fmt.Errorf("make River's schema: %w", err)
 	}
-	if r.client, err = river.NewClient(driver, &river.Config{Logger: quietLog()}); err != nil {
+	if r.client, err = river.NewClient(driver, &river.Config{Logger: quietLog(), FetchCooldown: riverCooldown}); err != nil {
 		return fmt.Errorf("make River's client: %w", err)
 	}
 	return r.peer(ctx, w, named(peerRiver, r.plain))

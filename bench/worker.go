@@ -44,7 +44,7 @@ func named(peer string, plain bool) string {
 // What each peer needs to be as fast as it can be here; their defaults are made
 // for load that is spread over minutes.
 const (
-	riverCooldown = time.Millisecond      // 100 ms by default: at most so many fetches
+	riverCooldown = time.Millisecond      // 100 ms: between fetches, and between notifications of an inserter
 	asynqCheck    = 10 * time.Millisecond // 1 s: how late an idle worker looks
 	dbosPolling   = 10 * time.Millisecond // 1 s: it looks and never listens
 )
