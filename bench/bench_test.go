@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/xml"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,7 +17,7 @@ import (
 // takes down what the tests shared.
 func TestMain(m *testing.M) {
 	if peer := os.Getenv(childVariable); peer != "" {
-		if err := runPeer(peer); err != nil {
+		if err := runPeer(context.Background(), peer); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -42,7 +43,7 @@ func fork(t *testing.T) *bench {
 	}
 	b := *all
 	b.report = report{}
-	if b.x, err = startX(); err != nil {
+	if b.x, err = startX(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -87,7 +88,7 @@ func wantPage(t *testing.T, b *bench, want []string) {
 	t.Helper()
 	dir := t.TempDir()
 	b.report.machine(t.Context(), b, options{})
-	if err := b.report.write(dir); err != nil {
+	if err := b.report.write(io.Discard, dir); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "BENCHMARKS.md"))

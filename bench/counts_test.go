@@ -50,7 +50,7 @@ func TestCostOfOnePost(t *testing.T) { //nolint:paralleltest // as above
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := s.close(); err != nil {
+		if err := s.close(ctx); err != nil {
 			t.Error(err)
 		}
 	}()

@@ -333,9 +333,9 @@ func (b *bench) latencyOf(ctx context.Context, e entry, sz size) (l latencies, e
 	s := e.make()
 	b.x.reset(0)
 	if err := s.start(ctx, w); err != nil {
-		return l, errors.Join(err, s.close())
+		return l, errors.Join(err, s.close(ctx))
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	if l.idle, err = b.stream(ctx, s, makeJobs("idle", sz.idle, 1, names), 0); err != nil {
 		return l, err
 	}

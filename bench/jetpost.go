@@ -82,7 +82,7 @@ func (j *jetpostSide) cluster(ctx context.Context, w workload) (err error) {
 
 // up starts everything in one process. Its NATS tells no counts.
 func (j *jetpostSide) up(ctx context.Context, w workload) error {
-	address, err := freeAddress()
+	address, err := freeAddress(ctx)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (j *jetpostSide) up(ctx context.Context, w workload) error {
 
 // run starts a process of jetpost's and waits until it says that it is ready.
 func (j *jetpostSide) run(ctx context.Context, w workload, args ...string) error {
-	health, err := freeAddress()
+	health, err := freeAddress(ctx)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (j *jetpostSide) run(ctx context.Context, w workload, args ...string) error
 	if w.roles != "" {
 		args = append(args, "--roles", w.roles)
 	}
-	p, err := start(j.bench.scratch, "jetpost-"+args[0], syscall.SIGTERM, func(cmd *exec.Cmd) { cmd.Env = j.env }, j.binary, args...)
+	p, err := start(ctx, j.bench.scratch, "jetpost-"+args[0], syscall.SIGTERM, func(cmd *exec.Cmd) { cmd.Env = j.env }, j.binary, args...)
 	if err != nil {
 		return err
 	}
@@ -181,13 +181,13 @@ func (j *jetpostSide) parts() map[string][]*process {
 	return j.base.parts()
 }
 
-func (j *jetpostSide) close() error {
+func (j *jetpostSide) close(ctx context.Context) error {
 	j.prod.close()
 	j.prod = nil
 	if j.sqlite {
 		j.nats = nil // it ends with its process
 	}
-	err := j.base.close()
+	err := j.base.close(ctx)
 	return errors.Join(err, os.RemoveAll(j.data))
 }
 

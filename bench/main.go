@@ -17,7 +17,7 @@ import (
 
 func main() {
 	if peer := os.Getenv(childVariable); peer != "" {
-		exit(runPeer(peer))
+		exit(runPeer(context.Background(), peer))
 	}
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "run a small part of everything, in some minutes")
@@ -62,7 +62,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	b.report.machine(ctx, b, o)
-	return errors.Join(err, b.report.write(o.out))
+	return errors.Join(err, b.report.write(os.Stdout, o.out))
 }
 
 // bench is what all experiments of a run share.
@@ -99,7 +99,7 @@ func newBench(ctx context.Context, said *os.File, against string) (b *bench, err
 	if err := b.build(ctx, against); err != nil {
 		return nil, err
 	}
-	if b.x, err = startX(); err != nil {
+	if b.x, err = startX(ctx); err != nil {
 		return nil, err
 	}
 	b.pg, err = startPostgres(ctx, b.scratch)

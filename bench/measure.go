@@ -7,7 +7,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,9 +64,9 @@ const (
 func (b *bench) burst(ctx context.Context, s side, w workload, jobs []*job) (out sample, err error) {
 	b.x.reset(0)
 	if err := s.start(ctx, w); err != nil {
-		return out, errors.Join(err, s.close())
+		return out, errors.Join(err, s.close(ctx))
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	b.x.reset(w.delay)
 	before, err := s.counts(ctx)
 	if err != nil {
@@ -318,5 +317,3 @@ func thousands(n int64) string {
 }
 
 func millis(d time.Duration) string { return number(float64(d.Microseconds()) / 1000) }
-
-func joined(parts []string) string { return strings.Join(parts, " / ") }

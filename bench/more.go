@@ -62,9 +62,9 @@ func (b *bench) lateness(ctx context.Context, s side, sz size, n int) (l latenes
 	b.x.reset(0)
 	w := workload{accounts: sz.accounts, slots: usualSlots, workers: 1}
 	if err := s.start(ctx, w); err != nil {
-		return l, errors.Join(err, s.close())
+		return l, errors.Join(err, s.close(ctx))
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	if l.pending, l.accepted, err = b.fill(ctx, s, sz, n); err != nil {
 		return l, err
 	}
@@ -162,9 +162,9 @@ func (b *bench) tokens(ctx context.Context, s *jetpostSide, sz size, workers int
 	b.x.reset(exchangeTime)
 	w := workload{accounts: sz.tokens, slots: usualSlots, workers: workers, life: shortLife, roles: "refresh"}
 	if err := s.start(ctx, w); err != nil {
-		return 0, errors.Join(err, s.close())
+		return 0, errors.Join(err, s.close(ctx))
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	if err := pause(ctx, untilDue); err != nil {
 		return 0, err
 	}
@@ -338,9 +338,9 @@ func (b *bench) footprint(ctx context.Context, sz size) error {
 func (b *bench) idle(ctx context.Context, s side, sz size) (f feet, err error) {
 	b.x.reset(0)
 	if err := s.start(ctx, workload{accounts: sz.accounts, slots: usualSlots, workers: 1}); err != nil {
-		return f, errors.Join(err, s.close())
+		return f, errors.Join(err, s.close(ctx))
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	parts := map[string][]*process{"worker": s.parts()["worker"]}
 	before := cpuNow(parts)
 	if err := pause(ctx, sz.footprint); err != nil {

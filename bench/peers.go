@@ -61,10 +61,10 @@ func (f *floorSide) submit(ctx context.Context, jobs []*job) error {
 	})
 }
 
-func (f *floorSide) close() error {
+func (f *floorSide) close(ctx context.Context) error {
 	f.prod.close()
 	f.prod = nil
-	return f.base.close()
+	return f.base.close(ctx)
 }
 
 // riverSide is River, without or with the two writes that make a crash safe.
@@ -119,11 +119,11 @@ func (r *riverSide) submit(ctx context.Context, jobs []*job) error {
 	return nil
 }
 
-func (r *riverSide) close() error {
+func (r *riverSide) close(ctx context.Context) error {
 	if r.pool != nil {
 		r.pool.Close()
 	}
-	return r.base.close()
+	return r.base.close(ctx)
 }
 
 // asynqSide is Asynq on a Redis that syncs its file each second.
@@ -160,11 +160,11 @@ func (a *asynqSide) submit(ctx context.Context, jobs []*job) error {
 	})
 }
 
-func (a *asynqSide) close() error {
+func (a *asynqSide) close(ctx context.Context) error {
 	if a.client != nil {
 		_ = a.client.Close() // nothing waits in it
 	}
-	return a.base.close()
+	return a.base.close(ctx)
 }
 
 // dbosSide is DBOS Transact: a queue of durable workflows with one step each, in
@@ -199,9 +199,9 @@ func (d *dbosSide) submit(ctx context.Context, jobs []*job) error {
 	})
 }
 
-func (d *dbosSide) close() error {
+func (d *dbosSide) close(ctx context.Context) error {
 	if d.client != nil {
-		dbos.Shutdown(d.client, stopTime)
+		_ = dbos.Shutdown(d.client, stopTime) // nothing waits in it
 	}
-	return d.base.close()
+	return d.base.close(ctx)
 }

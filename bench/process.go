@@ -30,14 +30,15 @@ type process struct {
 	stop syscall.Signal // what asks it to end
 }
 
-// start runs a program. It dies with the benchmark, whatever becomes of that.
-func start(dir, name string, stop syscall.Signal, prepare func(*exec.Cmd), program string, args ...string) (*process, error) {
+// start runs a program until it is ended. It dies with the benchmark, whatever becomes
+// of that.
+func start(ctx context.Context, dir, name string, stop syscall.Signal, prepare func(*exec.Cmd), program string, args ...string) (*process, error) {
 	log, err := os.CreateTemp(dir, name+"-*.log")
 	if err != nil {
 		return nil, fmt.Errorf("make log of %s: %w", name, err)
 	}
 	defer func() { _ = log.Close() }() // the process has its own
-	cmd := exec.CommandContext(context.Background(), program, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if prepare != nil {
@@ -80,8 +81,11 @@ func (p *process) end() error {
 	timer := time.NewTimer(stopTime)
 	defer timer.Stop()
 	select {
-	case <-p.done:
-		return nil
+	case err := <-p.done:
+		if exit := new(exec.ExitError); err == nil || errors.As(err, &exit) {
+			return nil // a signal may be its way to end
+		}
+		return err
 	case <-timer.C:
 		return errors.Join(fmt.Errorf("%s did not stop within %s", p.name, stopTime), p.cmd.Process.Kill())
 	}
@@ -171,8 +175,8 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // freeAddress is a local address that nobody listens on at the moment.
-func freeAddress() (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+func freeAddress(ctx context.Context) (string, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
@@ -180,8 +184,8 @@ func freeAddress() (string, error) {
 }
 
 // answers tells whether something listens there.
-func answers(address string) bool {
-	conn, err := net.DialTimeout("tcp", address, time.Second)
+func answers(ctx context.Context, address string) bool {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return false
 	}

@@ -19,8 +19,8 @@ type proxy struct {
 	statements, roundTrips atomic.Int64
 }
 
-func newProxy(target string) (*proxy, error) {
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+func newProxy(ctx context.Context, target string) (*proxy, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -31,16 +31,16 @@ func newProxy(target string) (*proxy, error) {
 			if err != nil {
 				return
 			}
-			go p.serve(client)
+			go p.serve(context.WithoutCancel(ctx), client)
 		}
 	}()
 	return p, nil
 }
 
 // serve carries one session. An end of either side ends the other one.
-func (p *proxy) serve(client net.Conn) {
+func (p *proxy) serve(ctx context.Context, client net.Conn) {
 	defer func() { _ = client.Close() }()
-	server, err := net.Dial("tcp", p.target)
+	server, err := new(net.Dialer).DialContext(ctx, "tcp", p.target)
 	if err != nil {
 		return
 	}

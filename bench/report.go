@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -127,10 +128,10 @@ func libraries() string {
 }
 
 // write prints the page, or writes it with its plots into a directory.
-func (r *report) write(dir string) error {
+func (r *report) write(printed io.Writer, dir string) error {
 	if dir == "" {
-		fmt.Print(r.page())
-		return nil
+		_, err := io.WriteString(printed, r.page())
+		return err
 	}
 	plots := filepath.Join(dir, plotDir)
 	if err := os.MkdirAll(plots, 0o755); err != nil { //nolint:gosec // they are to be read

@@ -62,19 +62,19 @@ func startPostgres(ctx context.Context, scratch string) (*postgres, error) {
 		return nil, fmt.Errorf("make PostgreSQL's data: %w\n%s", err, out)
 	}
 	pg := &postgres{}
-	if pg.address, err = freeAddress(); err != nil {
+	if pg.address, err = freeAddress(ctx); err != nil {
 		return nil, err
 	}
 	_, port, _ := net.SplitHostPort(pg.address)
 	args := append(strings.Fields(postgresSettings), "-D", filepath.Join(dir, "data"), "-p", port, "-c", "listen_addresses=127.0.0.1")
 	// SIGINT is PostgreSQL's fast shutdown.
-	if pg.process, err = start(scratch, "postgres", syscall.SIGINT, as, filepath.Join(bin, "postgres"), args...); err != nil {
+	if pg.process, err = start(ctx, scratch, "postgres", syscall.SIGINT, as, filepath.Join(bin, "postgres"), args...); err != nil {
 		return nil, err
 	}
 	if err := pg.until(ctx, "an answer", func() bool { return pg.exec(ctx, "SELECT 1") == nil }); err != nil {
 		return nil, errors.Join(err, pg.end())
 	}
-	pg.proxy, err = newProxy(pg.address)
+	pg.proxy, err = newProxy(ctx, pg.address)
 	return pg, err
 }
 
@@ -139,8 +139,9 @@ func (pg *postgres) database(ctx context.Context) (string, error) {
 	return name, pg.exec(ctx, "CREATE DATABASE "+name)
 }
 
-func (pg *postgres) drop(name string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+// drop removes a database, whatever has ended the run.
+func (pg *postgres) drop(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	return pg.exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
 }
@@ -167,11 +168,11 @@ type natsServer struct {
 }
 
 func startNATS(ctx context.Context, scratch, program string) (*natsServer, error) {
-	address, err := freeAddress()
+	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
-	monitor, err := freeAddress()
+	monitor, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -182,11 +183,11 @@ func startNATS(ctx context.Context, scratch, program string) (*natsServer, error
 	_, port, _ := net.SplitHostPort(address)
 	_, monitorPort, _ := net.SplitHostPort(monitor)
 	n := &natsServer{url: "nats://" + address, monitor: "http://" + monitor}
-	n.process, err = start(scratch, "nats-server", syscall.SIGTERM, nil, program, "-a", "127.0.0.1", "-p", port, "-m", monitorPort, "-js", "-sd", dir)
+	n.process, err = start(ctx, scratch, "nats-server", syscall.SIGTERM, nil, program, "-a", "127.0.0.1", "-p", port, "-m", monitorPort, "-js", "-sd", dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.until(ctx, "an answer", func() bool { return answers(address) && answers(monitor) }); err != nil {
+	if err := n.until(ctx, "an answer", func() bool { return answers(ctx, address) && answers(ctx, monitor) }); err != nil {
 		return nil, errors.Join(err, n.end())
 	}
 	return n, nil
@@ -241,7 +242,7 @@ func startRedis(ctx context.Context, scratch string) (*process, string, error) {
 	if err != nil {
 		return nil, "", errors.New("no redis-server here: apt-get install redis-server")
 	}
-	address, err := freeAddress()
+	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, "", err
 	}
@@ -250,7 +251,7 @@ func startRedis(ctx context.Context, scratch string) (*process, string, error) {
 		return nil, "", err
 	}
 	_, port, _ := net.SplitHostPort(address)
-	p, err := start(scratch, "redis-server", syscall.SIGTERM, nil, program, "--bind", "127.0.0.1", "--port", port, "--dir", dir,
+	p, err := start(ctx, scratch, "redis-server", syscall.SIGTERM, nil, program, "--bind", "127.0.0.1", "--port", port, "--dir", dir,
 		"--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
 	if err != nil {
 		return nil, "", err

@@ -35,7 +35,7 @@ type side interface {
 	// finish ends the workers in order, so that all that they count is counted.
 	finish() error
 	// close takes down what start made.
-	close() error
+	close(ctx context.Context) error
 	// parts are the processes that work, by name.
 	parts() map[string][]*process
 	counts(ctx context.Context) (counts, error)
@@ -76,14 +76,14 @@ func (b *base) finish() error {
 	return errors.Join(errs...)
 }
 
-func (b *base) close() error {
+func (b *base) close(ctx context.Context) error {
 	err := b.finish()
 	if b.nats != nil {
 		err = errors.Join(err, b.nats.end())
 	}
 	err = errors.Join(err, b.redis.end())
 	if b.database != "" {
-		err = errors.Join(err, b.bench.pg.drop(b.database))
+		err = errors.Join(err, b.bench.pg.drop(ctx, b.database))
 	}
 	*b = base{bench: b.bench}
 	return err
@@ -145,7 +145,7 @@ func (b *base) peer(ctx context.Context, w workload, name string) error {
 	if b.nats != nil {
 		env = append(env, "BENCH_NATS="+b.nats.url)
 	}
-	p, err := start(b.bench.scratch, name, syscall.SIGTERM, func(cmd *exec.Cmd) { cmd.Env = env }, self)
+	p, err := start(ctx, b.bench.scratch, name, syscall.SIGTERM, func(cmd *exec.Cmd) { cmd.Env = env }, self)
 	if err != nil {
 		return err
 	}

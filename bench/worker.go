@@ -151,8 +151,8 @@ func (h *hand) call(ctx context.Context, text string) (string, error) {
 }
 
 // runPeer is a peer's worker process, until it is asked to end.
-func runPeer(name string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+func runPeer(ctx context.Context, name string) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	slots, err := strconv.Atoi(os.Getenv("BENCH_SLOTS"))
 	if err != nil {

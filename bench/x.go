@@ -39,8 +39,8 @@ type stubX struct {
 	lastToken atomic.Int64 // when the latest exchange was answered, UnixNano
 }
 
-func startX() (*stubX, error) {
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+func startX(ctx context.Context) (*stubX, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
