@@ -51,8 +51,8 @@ func full() size {
 func quick() size {
 	return size{
 		name: "quick", rounds: 1, few: 1, jobs: 500, accounts: 100, single: 200, threads: 40, slowJobs: 5,
-		slots: []int{16, 100}, workers: []int{1, 2}, counted: 300, idle: 30, half: 3 * time.Second,
-		pending: []int{10, 1000}, due: 50, ahead: 2 * time.Second, over: 2 * time.Second, intake: 10 * time.Second, rows: []int{0, 50_000},
+		slots: []int{16, 100}, workers: []int{1, 2}, counted: 300, idle: 20, half: 2 * time.Second,
+		pending: []int{1000}, due: 50, ahead: 2 * time.Second, over: 2 * time.Second, intake: 10 * time.Second, rows: []int{0, 50_000},
 		tokens: 200, threadOf: 5, footprint: 3 * time.Second, slow: 150 * time.Millisecond, budget: 200 * time.Second,
 	}
 }

@@ -246,7 +246,7 @@ func (g *grown) start(ctx context.Context, w workload) error {
 	if err := g.jetpostSide.start(ctx, w); err != nil || g.rows == 0 {
 		return err
 	}
-	seeds := makeJobs("seed", min(g.rows, growSeeds), 1, accountNames(w.accounts))
+	seeds := makeJobs("seed", min((g.rows+1)/2, growSeeds), 1, accountNames(w.accounts))
 	all := g.bench.x.expect(len(seeds))
 	if err := g.submit(ctx, seeds); err != nil {
 		return err
@@ -288,7 +288,7 @@ func grow(ctx context.Context, url string, copies int) error {
 				from[i] = c + " || '-' || g"
 			case "seq":
 				// Behind every seq that the lanes give meanwhile.
-				from[i] = "seq + g * 1000000000"
+				from[i] = "seq + g::bigint * 1000000000"
 			case "text_hash":
 				from[i] = "sha256(text_hash || g::text::bytea)"
 			}
