@@ -61,6 +61,7 @@ func TestEveryExperiment(t *testing.T) {
 	wants := map[string][]string{
 		"singles":     {"floor", "River", "Asynq", "DBOS", "jetpost", "jetpost up, SQLite"},
 		"latency":     {"floor", "River", "Asynq", "DBOS", "jetpost", "jetpost up, SQLite"},
+		"thousand":    {"of 8 accounts"},
 		"one-account": {"of one account"},
 		"threads":     {"threads of 5"},
 		"slow-x":      {"at most 200 posts/s"},

@@ -111,7 +111,7 @@ func linePlot(file, title, xName string, lines []line) plot {
 			path = append(path, fmt.Sprintf("%.1f,%.1f", x(p.x), y(p.y)))
 			fmt.Fprintf(&body, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`+"\n", x(p.x), y(p.y), colour)
 			fmt.Fprintf(&body, `<text x="%.1f" y="%.1f" text-anchor="middle" font-size="11" fill="#0f172a">%s</text>`+"\n", x(p.x), y(p.y)-8, number(p.y))
-			fmt.Fprintf(&body, `<text x="%.1f" y="%.0f" text-anchor="middle" font-size="11" fill="#0f172a">%s</text>`+"\n", x(p.x), bottom+16, number(p.x))
+			fmt.Fprintf(&body, `<text x="%.1f" y="%.0f" text-anchor="middle" font-size="11" fill="#0f172a">%s</text>`+"\n", x(p.x), bottom+16, thousands(int64(p.x)))
 		}
 		fmt.Fprintf(&body, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2"/>`+"\n", strings.Join(path, " "), colour)
 		fmt.Fprintf(&body, `<text x="%d" y="%.0f" fill="%s">%s</text>`+"\n", plotMargin, bottom+56+float64(i*legendStep), colour, html.EscapeString(l.name))

@@ -65,7 +65,7 @@ func (r *report) machine(ctx context.Context, b *bench, o options) {
 	if len(r.skipped) > 0 {
 		lines = append(lines, "Left out, since the run had no time left: "+strings.Join(r.skipped, ", ")+".", "")
 	}
-	r.head = strings.Join(lines, "\n")
+	r.head = strings.Join(lines, "\n") + "\n"
 }
 
 func againstText(name string) string {
