@@ -2,10 +2,13 @@
 # go command, so nothing here needs make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build check demo fmt image lint test tidy up down
+.PHONY: help bench build check demo fmt image lint test tidy up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bench: ## measure, on a quiet machine, and write docs/BENCHMARKS.md
+	scripts/bench
 
 build: ## build the static binary, bin/jetpost
 	CGO_ENABLED=0 go build -trimpath -tags timetzdata -o bin/jetpost ./cmd/jetpost
@@ -34,6 +37,7 @@ test: ## run all tests
 tidy: ## tidy the module files
 	go mod tidy
 	go -C tools mod tidy
+	go -C bench mod tidy
 
 up: ## start NATS, PostgreSQL and a worker
 	docker compose up --build --detach
