@@ -107,7 +107,7 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 	if err != nil {
 		return "", err
 	}
-	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
+	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, s.now(in.Now))
 	return store.TokenReplaced, err
 }
 

@@ -102,7 +102,7 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 
 const sqlDueLanes = `
 SELECT account FROM lanes
-WHERE wake_at <= $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+WHERE wake_at <= ` + present + ` AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 ORDER BY wake_at, account LIMIT $2`
 
 // DueLanes implements store.Requests.
@@ -110,7 +110,7 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 	accounts, err := collect(ctx, s.db, func(row scanner) (account string, err error) {
 		err = row.Scan(&account)
 		return account, err
-	}, sqlDueLanes, now, limit)
+	}, sqlDueLanes, s.now(now), limit)
 	return accounts, s.wrap("list due lanes", err)
 }
 
@@ -122,9 +122,9 @@ const (
 SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce(
     (SELECT id FROM requests WHERE account = $1 AND began_at IS NOT NULL AND ` + unfinished + `
      ORDER BY due_at, seq LIMIT 1),
-    (SELECT id FROM requests WHERE account = $1 AND due_at <= $2 AND ` + unfinished + `
+    (SELECT id FROM requests WHERE account = $1 AND due_at <= coalesce($2::timestamptz, statement_timestamp()) AND ` + unfinished + `
      ORDER BY due_at, seq LIMIT 1))`
-	sqlNextDue = `SELECT min(due_at) FROM requests WHERE account = $1 AND due_at > $2 AND ` + unfinished
+	sqlNextDue = `SELECT min(due_at) FROM requests WHERE account = $1 AND due_at > coalesce($2::timestamptz, statement_timestamp()) AND ` + unfinished
 )
 
 // Look implements store.Requests.
@@ -136,14 +136,14 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}
-		head, err := readRecords(ctx, tx, sqlHead, lane.Account, now)
+		head, err := readRecords(ctx, tx, sqlHead, lane.Account, s.now(now))
 		if err != nil {
 			return err
 		}
 		if len(head) > 0 {
 			look.Head = &head[0]
 		}
-		return tx.QueryRow(ctx, sqlNextDue, lane.Account, now).Scan(at{&look.NextDue})
+		return tx.QueryRow(ctx, sqlNextDue, lane.Account, s.now(now)).Scan(at{&look.NextDue})
 	})
 	return look, err
 }
@@ -215,20 +215,20 @@ func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservatio
 
 // sqlBehind reads what waits in a line, behind a head that is held.
 const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
-WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= $2 ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
+WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= coalesce($2::timestamptz, statement_timestamp()) ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
 
 // HoldLine implements store.Requests.
 func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
 	err = s.change(ctx, "hold line", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
-		line, err := lockLane(ctx, tx, claim.Account)
+		line, err := s.lockLane(ctx, tx, claim.Account)
 		if err == nil && !line.HeldBy(claim) {
 			err = store.ErrFenced
 		}
 		if err != nil {
 			return err
 		}
-		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, now, store.MaxHoldLine)
+		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, s.now(now), store.MaxHoldLine)
 		if err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_r
 // PauseAccount implements store.Requests.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
 	return s.change(ctx, "pause account", func(ctx context.Context, tx pgx.Tx) error {
-		_, err := setPause(ctx, tx, account, pause, pause.Since)
+		_, err := s.setPause(ctx, tx, account, pause, pause.Since)
 		return err
 	})
 }
@@ -23,22 +23,22 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 // ResumeAccount implements store.Requests.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
 	err = s.change(ctx, "resume account", func(ctx context.Context, tx pgx.Tx) error {
-		before, err = setPause(ctx, tx, account, store.Pause{}, now)
+		before, err = s.setPause(ctx, tx, account, store.Pause{}, now)
 		return err
 	})
 	return before, err
 }
 
 // setPause has the lane look at once: what holds its head may be out of date.
-func setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
-	line, err := lockLane(ctx, tx, account)
+func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
+	line, err := s.lockLane(ctx, tx, account)
 	if err != nil {
 		return store.Pause{}, err
 	}
 	if _, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Until), storable(pause.Reason)); err != nil {
 		return store.Pause{}, err
 	}
-	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, now)
+	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, s.now(now))
 	return line.Pause, err
 }
 
@@ -72,7 +72,7 @@ WHERE account = $1 AND due_at < $2 AND ` + unsent + ` ORDER BY due_at, seq LIMIT
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
 	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx pgx.Tx) error {
 		expired = nil
-		line, err := lockLane(ctx, tx, account)
+		line, err := s.lockLane(ctx, tx, account)
 		if err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 			return err
 		}
 		for _, r := range late {
-			change, err := r.Expire(dueBefore, now)
+			change, err := r.Expire(dueBefore, line.At(now))
 			if err == nil {
 				err = save(ctx, tx, line, r, change)
 			}
@@ -90,7 +90,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 			}
 			expired = append(expired, r.Key)
 		}
-		return ring(ctx, tx, account, now)
+		return ring(ctx, tx, account, s.now(now))
 	})
 	if err != nil {
 		return nil, err

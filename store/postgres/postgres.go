@@ -24,15 +24,34 @@ type Store struct {
 	db     bounded       // for statements on their own
 
 	patience patience
-	givenUp  givenUp
-	sessions sessions
+	// callersClock has the times that callers tell judge, and not the server's clock.
+	callersClock bool
+	givenUp      givenUp
+	sessions     sessions
 }
 
 var _ store.Store = (*Store)(nil)
 
+// Option changes how a store works.
+type Option func(*Store)
+
+// CallersClock is for tests alone, which let time pass faster than it does: what is due
+// is judged by the time that the caller of a method tells. Leases are the server's all
+// the same.
+func CallersClock() Option { return func(s *Store) { s.callersClock = true } }
+
+// now is what a statement gets as the present time: nothing, so that it takes the
+// server's, which is coalesce($n, statement_timestamp()).
+func (s *Store) now(callers time.Time) any {
+	if s.callersClock {
+		return callers
+	}
+	return nil
+}
+
 // Open connects to a ledger that Migrate has prepared. It fails with
 // *store.SchemaError where it has not, or a newer program has.
-func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error) {
+func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Option) (*Store, error) {
 	config, err := parseURL(url)
 	if err != nil {
 		return nil, err
@@ -43,6 +62,9 @@ func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error)
 		return nil, fmt.Errorf("open database %s: %w", databaseName(config.ConnConfig), err)
 	}
 	s := &Store{name: databaseName(config.ConnConfig), sealer: sealer, pool: pool, sessions: sessions}
+	for _, option := range options {
+		option(s)
+	}
 	s.bound(patience{call: callTimeout, report: reportTimeout})
 	if err := s.checkSchema(ctx); err != nil {
 		pool.Close()

@@ -71,6 +71,7 @@ func queries() map[string]string {
 		"sqlNotices":          sqlNotices,
 		"sqlPlaced":           sqlPlaced,
 		"sqlPosts":            sqlPosts,
+		"sqlPresent":          sqlPresent,
 		"sqlProgress":         sqlProgress,
 		"sqlReadCanary":       sqlReadCanary,
 		"sqlRefusals":         sqlRefusals,

@@ -23,18 +23,20 @@ VALUES ($1, $2, $3, $4, $18, $5, nullif($6, ''), $7, $8, $9, $10, $11, $12, $13,
 INSERT INTO posts (account, request_id, idx, text_hash, media)
 SELECT $1, $2, idx - 1, hash, media FROM unnest($3::bytea[], $4::json[]) WITH ORDINALITY AS p (hash, media, idx)`
 	sqlPlaced = `UPDATE lanes SET next_seq = $2, last_due = $3 WHERE account = $1`
-	// sqlRing counts a change and brings the lane's next run forward to $2.
-	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, $2) WHERE account = $1`
+	// sqlRing counts a change and brings the lane's next run forward to $2, or to now.
+	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, coalesce($2::timestamptz, statement_timestamp())) WHERE account = $1`
 )
 
 // Accept implements store.Requests. The lock on the lane puts acceptances of
 // an account into one order.
 func (s *Store) Accept(ctx context.Context, in store.Acceptance) (decision store.Decision, err error) {
 	err = s.change(ctx, "accept request", func(ctx context.Context, tx pgx.Tx) error {
-		line, err := lockLane(ctx, tx, in.Request.Account)
+		line, err := s.lockLane(ctx, tx, in.Request.Account)
 		if err != nil {
 			return err
 		}
+		in := in
+		in.Now = line.At(in.Now)
 		r, err := lockRequest(ctx, tx, store.Key{Account: in.Request.Account, ID: in.Request.ID})
 		if errors.Is(err, store.ErrNotFound) {
 			decision = store.Accepted
@@ -176,7 +178,7 @@ func blob(b []byte) []byte {
 	return b
 }
 
-func ring(ctx context.Context, tx pgx.Tx, account string, wakeAt time.Time) error {
+func ring(ctx context.Context, tx pgx.Tx, account string, wakeAt any) error {
 	_, err := tx.Exec(ctx, sqlRing, account, wakeAt)
 	return err
 }
@@ -220,13 +222,13 @@ func (s *Store) Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, err
 }
 
 const sqlEndHolds = `
-UPDATE requests SET hold_until = $3
-WHERE account = $1 AND state = 'held' AND reason_code = $2 AND (hold_until IS NULL OR hold_until > $3)`
+UPDATE requests SET hold_until = coalesce($3::timestamptz, statement_timestamp())
+WHERE account = $1 AND state = 'held' AND reason_code = $2 AND (hold_until IS NULL OR hold_until > coalesce($3::timestamptz, statement_timestamp()))`
 
 // EndHolds implements store.Requests.
 func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (n int, err error) {
 	err = s.change(ctx, "end holds", func(ctx context.Context, tx pgx.Tx) error {
-		n, err = endHolds(ctx, tx, account, code, now)
+		n, err = endHolds(ctx, tx, account, code, s.now(now))
 		return err
 	})
 	return n, err
@@ -235,7 +237,7 @@ func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code,
 // endHolds rings even if nothing is held: a worker may be about to commit just
 // such a hold, and learns by the ring that it is over already. The requests
 // stay held until they move, so that there is nothing to announce.
-func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code, now time.Time) (int, error) {
+func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code, now any) (int, error) {
 	if err := ring(ctx, tx, account, now); err != nil { // first, for its lock
 		return 0, err
 	}
@@ -253,9 +255,9 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 
 // Cancel implements store.Requests.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "cancel request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "cancel request", key, func(line store.Line, r *store.Row) (store.Change, error) {
 		before = r.Status.State
-		return r.Cancel(now)
+		return r.Cancel(line.At(now))
 	})
 	return before, err
 }
@@ -272,15 +274,15 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 
 // Resolve implements store.Requests.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "resolve request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
-		return r.Resolve(postID, now)
+	return s.move(ctx, "resolve request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.Resolve(postID, line.At(now))
 	})
 }
 
 // Reconcile implements store.Requests.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
-	_, err := s.move(ctx, "reconcile request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
-		return r.Reconcile(now)
+	_, err := s.move(ctx, "reconcile request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.Reconcile(line.At(now))
 	})
 	return err
 }
