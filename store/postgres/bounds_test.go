@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
@@ -392,4 +393,43 @@ func (p *proxied) warm(t *testing.T, name string) {
 	default:
 		_ = q.calls()[name](t.Context())
 	}
+}
+
+// TestDemotedPrimaryIsLeft: a primary that takes no more writes keeps no connection of
+// the pool. Each finds out once.
+func TestDemotedPrimaryIsLeft(t *testing.T) {
+	t.Parallel()
+	pair := pgtest.StartPair(t)
+	check(t, Migrate(t.Context(), pair.URL()))
+	st := open(t, pair.URL(), newSealer(t))
+	const connections = 4
+	held := make([]*pgxpool.Conn, connections)
+	for i := range held {
+		var err error
+		held[i], err = st.pool.Acquire(t.Context())
+		check(t, err)
+	}
+	for _, conn := range held {
+		conn.Release()
+	}
+	write := func() error {
+		_, err := st.TryLease(t.Context(), "name", "owner", lease, time.Now())
+		return err
+	}
+	check(t, write())
+	execute(t, pair.Primary.URL(), "ALTER SYSTEM SET default_transaction_read_only = on")
+	execute(t, pair.Primary.URL(), "SELECT pg_reload_conf()")
+	for write() == nil { // until every session has heard
+	}
+	pair.Promote(t)
+	for range connections {
+		err := write()
+		if err == nil {
+			return
+		}
+		if !store.Unavailable(err) {
+			t.Fatalf("error is %v, want an UnavailableError", err)
+		}
+	}
+	check(t, write())
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,11 +105,20 @@ func (s *Store) bound(p patience) {
 
 // databaseName says which database it is, without user and password.
 func databaseName(config *pgx.ConnConfig) string {
-	host := config.Host
-	if !strings.HasPrefix(host, "/") { // a directory of a Unix socket
-		host = fmt.Sprintf("%s:%d", host, config.Port)
+	hosts := []string{hostName(config.Host, config.Port)}
+	for _, other := range config.Fallbacks {
+		if name := hostName(other.Host, other.Port); !slices.Contains(hosts, name) {
+			hosts = append(hosts, name)
+		}
 	}
-	return config.Database + " on " + host
+	return config.Database + " on " + strings.Join(hosts, " or ")
+}
+
+func hostName(host string, port uint16) string {
+	if strings.HasPrefix(host, "/") { // a directory of a Unix socket
+		return host
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
 // Close waits for calls under way and closes every connection.
