@@ -91,7 +91,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Account":  func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
 		"Accounts": func(ctx context.Context) error { return first(st.Accounts(ctx)) },
 		"AddLink": func(ctx context.Context) error {
-			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Now: p.now, ExpiresAt: p.now})
+			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
 		"BatchDone":    func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
 		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
