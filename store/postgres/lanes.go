@@ -14,13 +14,13 @@ import (
 
 const (
 	// Of two that claim at once, the second waits for the row and then sees
-	// the first one's lease. A claim of $4 was this worker's, which never heard of it:
+	// the first one's lease. A claim of $5 was this worker's, which never heard of it:
 	// it is no lost one.
 	sqlClaimLane = `
 UPDATE lanes
-SET fence = fence + 1, lost_claims = CASE WHEN lease_owner = ANY ($4::text[]) THEN lost_claims ELSE lost_claims + 1 END,
-    reserved = 0, lease_owner = $2, lease_until = clock_timestamp() + $3::interval
-WHERE account = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp() OR lease_owner = ANY ($4::text[]))
+SET fence = fence + 1, lost_claims = CASE WHEN claim_id = ANY ($5::uuid[]) THEN lost_claims ELSE lost_claims + 1 END,
+    reserved = 0, lease_owner = $2, lease_until = clock_timestamp() + $3::interval, claim_id = $4
+WHERE account = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp() OR claim_id = ANY ($5::uuid[]))
 RETURNING account, fence, lost_claims - 1`
 	sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
 )
@@ -29,41 +29,41 @@ RETURNING account, fence, lost_claims - 1`
 // up: it takes as many in a row without an answer to forget the first.
 const maxGivenUp = 8
 
-// givenUp remembers the owners of claims whose answer never came, by lane. Each may
-// have taken effect, and would keep its lane from everybody for a lease.
+// givenUp remembers the claims whose answer never came, by lane. Each may have taken
+// effect, and would keep its lane from everybody for a lease.
 type givenUp struct {
 	mu     sync.Mutex
-	owners map[string][]string
+	claims map[string][]string
 }
 
 func (g *givenUp) take(account string) []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	owners := g.owners[account]
-	delete(g.owners, account)
-	return owners
+	claims := g.claims[account]
+	delete(g.claims, account)
+	return claims
 }
 
-func (g *givenUp) keep(account string, owners []string) {
+func (g *givenUp) keep(account string, claims []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.owners == nil {
-		g.owners = map[string][]string{}
+	if g.claims == nil {
+		g.claims = map[string][]string{}
 	}
-	owners = append(owners, g.owners[account]...)
-	g.owners[account] = owners[max(0, len(owners)-maxGivenUp):]
+	claims = append(claims, g.claims[account]...)
+	g.claims[account] = claims[max(0, len(claims)-maxGivenUp):]
 }
 
-// ClaimLane implements store.Requests. Each claim has an owner of its own, so that
-// one which takes effect long after it was given up takes no lane from a later one.
+// ClaimLane implements store.Requests. Each claim has an id of its own, so that one
+// which takes effect long after it was given up takes no lane from a later one.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, _ time.Time) (lane store.Lane, claimed bool, err error) {
-	owner, before := worker+" "+uuid.NewString(), s.givenUp.take(account)
+	id, before := uuid.NewString(), s.givenUp.take(account)
 	defer func() {
 		if store.Unavailable(err) {
-			s.givenUp.keep(account, append(before, owner))
+			s.givenUp.keep(account, append(before, id))
 		}
 	}()
-	err = s.db.QueryRow(ctx, sqlClaimLane, account, owner, lease, append([]string{}, before...)).Scan(&lane.Account, &lane.Fence, &lane.LostClaims)
+	err = s.db.QueryRow(ctx, sqlClaimLane, account, worker, lease, id, append([]string{}, before...)).Scan(&lane.Account, &lane.Fence, &lane.LostClaims)
 	if err == nil {
 		return lane, true, nil
 	}
