@@ -131,7 +131,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
 		"KeyUses":       func(ctx context.Context) error { return first(st.KeyUses(ctx)) },
-		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now)) },
+		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now, 1)) },
 		"LedgerID":      func(ctx context.Context) error { return first(st.LedgerID(ctx)) },
 		"Link":          func(ctx context.Context) error { return first(st.Link(ctx, p.link)) },
 		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },

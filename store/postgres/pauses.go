@@ -47,21 +47,23 @@ func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause s
 const unsent = `r.state IN ('scheduled', 'queued', 'held') AND
     coalesce((SELECT bool_and(state = 'pending') FROM posts WHERE account = r.account AND request_id = r.id), false)`
 
-// sqlLate reads the front of the index of unfinished requests, and looks at the posts
-// of each late one once.
+// sqlLate reads the front of each line, and looks at the posts of each late request
+// of it once.
 const sqlLate = `
-WITH late AS MATERIALIZED (
-    SELECT account, due_at, ` + unsent + ` AS unsent FROM requests AS r
-    WHERE r.` + unfinished + ` AND due_at < $2 AND ($1 = '' OR account = $1))
-SELECT account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
-FROM late GROUP BY account ORDER BY account COLLATE "C"`
+SELECT l.account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
+FROM lanes AS l CROSS JOIN LATERAL (
+    SELECT due_at, ` + unsent + ` AS unsent FROM (
+        SELECT account, id, state, due_at FROM requests WHERE account = l.account AND ` + unfinished + ` AND due_at < $2
+        ORDER BY due_at, seq LIMIT $3) AS r) AS late
+WHERE $1 = '' OR l.account = $1
+GROUP BY l.account ORDER BY l.account COLLATE "C"`
 
 // Late implements store.Requests.
-func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) ([]store.LateLine, error) {
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]store.LateLine, error) {
 	return reportAll(ctx, s, "look for late requests", func(row scanner) (l store.LateLine, err error) {
 		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 		return l, err
-	}, sqlLate, account, dueBefore)
+	}, sqlLate, account, dueBefore, limit)
 }
 
 const sqlLateUnsent = `
