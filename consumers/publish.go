@@ -48,6 +48,7 @@ type PublishHandler struct {
 	Rules    Rules
 	Fuses    admission.Fuses
 	Health   *Health
+	Clocks   *Clocks
 	Names    jetpost.Names
 	Timing   Timing
 	Worker   string // names this worker in leases and logs
@@ -57,6 +58,9 @@ type PublishHandler struct {
 // Handle runs one lane. A lane that another worker holds is left alone: its
 // holder sees the ring in the ledger and, should it die, the Sweeper does.
 func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
+	if err := h.Clocks.Err(); err != nil {
+		return err
+	}
 	account := d.Subject[strings.LastIndexByte(d.Subject, '.')+1:]
 	lane, claimed, err := h.Ledger.ClaimLane(ctx, account, h.Worker, h.Timing.lease(), time.Now())
 	switch {

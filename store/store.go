@@ -95,7 +95,7 @@ type Account struct {
 	XUserID   string    `json:"x_user_id"`
 	Username  string    `json:"username"`
 	CreatedAt time.Time `json:"created_at"`
-	// Open counts its unfinished requests.
+	// Open counts its unfinished requests, up to MaxOpen.
 	Open           int       `json:"open_requests"`
 	TokenExpiresAt time.Time `json:"token_expires_at"`
 	// Pause is the latest one, also where it has ended by itself.
@@ -111,6 +111,10 @@ type Pause struct {
 	Until  time.Time `json:"until,omitzero"`
 	Reason string    `json:"reason,omitempty"` // for people, one line
 }
+
+// MaxOpen bounds what is counted of an account's unfinished requests, so that nobody
+// waits the longer for it the more there are.
+const MaxOpen = 1000
 
 // Active tells whether the pause holds at a time. One that ended by itself stays
 // on record until the next one or a resume.
@@ -810,8 +814,9 @@ type Requests interface {
 	// ErrNotFound.
 	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
 	// Late returns, by account, what is unfinished though it was due before a time:
-	// of one account or, with "", of all that have such requests.
-	Late(ctx context.Context, account string, dueBefore time.Time) ([]LateLine, error)
+	// of one account or, with "", of all that have such requests. It counts up to
+	// limit of each, the first in the line first.
+	Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]LateLine, error)
 	// ExpireLate fails, with CodeExpired, up to limit requests of an account of which
 	// nothing was sent and that were due before a time, the first in the line first,
 	// and rings its lane. A worker that is at one of them sends nothing of it: of its

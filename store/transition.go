@@ -55,6 +55,17 @@ type Line struct {
 	// LastDue is the latest due time given to a request that was due at once.
 	LastDue time.Time
 	Pause   Pause
+	// Now is the database's clock, where it has one of its own: that one judges, and
+	// not the callers'.
+	Now time.Time
+}
+
+// At is the time by which to judge.
+func (l Line) At(callers time.Time) time.Time {
+	if l.Now.IsZero() {
+		return callers
+	}
+	return l.Now
 }
 
 // HeldBy tells whether nobody has claimed the lane since, and it was not
@@ -84,6 +95,7 @@ type Change struct {
 
 // Enter makes the row of a new request and takes its place from the line.
 func (l *Line) Enter(in Acceptance) *Row {
+	in.Now = l.At(in.Now)
 	r := &Row{Record: Record{Key: Key{Account: in.Request.Account, ID: in.Request.ID}, Seq: l.NextSeq, Body: in.Body}}
 	l.NextSeq++
 	r.DueAt = in.Request.PublishAt
@@ -213,6 +225,7 @@ func (b *Batch) judge(in Acceptance) Decision {
 	if line == nil {
 		return NoAccount
 	}
+	in.Now = line.At(in.Now)
 	r := b.Rows[in.Key()]
 	if r == nil {
 		r = line.Enter(in)
@@ -248,6 +261,10 @@ func (b *Batch) ring(r *Row) {
 // predecessor is live: a thread is in order or it stops. That the account is paused
 // is looked at here, since nothing may be sent once a pause was committed.
 func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
+	now := line.At(intent.Now)
+	// The caller's guard runs from the moment before it asked. Now is later.
+	intent.NotAfter = intent.NotAfter.Add(now.Sub(intent.Now))
+	intent.Now = now
 	switch {
 	case !line.HeldBy(claim):
 		return Change{}, ErrFenced
@@ -290,6 +307,7 @@ func (r *Row) runnable(post int) bool {
 // Posted is the rule of [Requests.Posted]. A request that was taken back stays
 // so, with one more post told; so does a failed one, unless that was its last.
 func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Time) (Change, error) {
+	now = line.At(now)
 	p := r.post(post)
 	switch {
 	case p != nil && p.State == jetpost.PostPosted && p.PostID == postID:
@@ -321,6 +339,7 @@ func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Ti
 
 // Conclude is the rule of [Requests.Conclude].
 func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
+	out.Now = line.At(out.Now)
 	if !line.HeldBy(claim) {
 		return r.concludeLate(claim, out)
 	}
@@ -474,6 +493,7 @@ func (r *Row) HoldBehind(line Line, claim Lane, reason jetpost.Reason, rings int
 
 // Replay is the rule of [Requests.Replay].
 func (r *Row) Replay(line Line, now time.Time) (ReplayResult, Change) {
+	now = line.At(now)
 	result := ReplayResult{State: r.Status.State, Left: r.left()}
 	switch {
 	case r.Status.State == jetpost.StateFailed:
@@ -511,6 +531,7 @@ func (r *Row) Cancel(now time.Time) (Change, error) {
 // Reschedule is the rule of [Requests.Reschedule]. What was found of the request
 // until then, such as a hold, is found anew when it is due.
 func (r *Row) Reschedule(line Line, at, now time.Time) (Change, error) {
+	now = line.At(now)
 	if !r.unsent() {
 		return Change{}, ErrNotRunnable
 	}

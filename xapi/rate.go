@@ -414,6 +414,9 @@ const clockMemory = 5 * time.Minute
 type clock struct {
 	since       time.Time // of now
 	now, before time.Duration
+
+	at      time.Time // of the latest answer
+	claimed time.Duration
 }
 
 // skew notes an answer's date, and returns how far our clock is ahead of X's.
@@ -427,13 +430,33 @@ func (l *Limits) skew(ans answer) time.Duration {
 	c := &l.clock
 	switch age := ans.at.Sub(c.since); {
 	case age < 0 || age > 2*clockMemory:
-		*c = clock{ans.at, claimed, claimed}
+		*c = clock{since: ans.at, now: claimed, before: claimed}
 	case age > clockMemory:
-		*c = clock{ans.at, claimed, c.now}
+		*c = clock{since: ans.at, now: claimed, before: c.now}
 	default:
 		c.now = min(c.now, claimed)
 	}
+	c.at, c.claimed = ans.at, claimed
 	return min(c.now, c.before)
+}
+
+// ClockReading is by how much our clock is ahead of X's.
+type ClockReading struct{ Least, Most time.Duration }
+
+// dateSlack is how much one answer's date may claim too much: X cuts it to whole
+// seconds, and the answer has been on its way.
+const dateSlack = 3 * time.Second
+
+// Clock is what the latest answer tells of X's clock. It tells nothing any more after
+// clockMemory: the clocks may have been set since.
+func (l *Limits) Clock(now time.Time) (ClockReading, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.clock
+	if c.at.IsZero() || now.Sub(c.at) > clockMemory {
+		return ClockReading{}, false
+	}
+	return ClockReading{Least: c.claimed - dateSlack, Most: c.claimed}, true
 }
 
 // dateSkew is our clock minus X's as one answer's date tells it.

@@ -345,6 +345,31 @@ func TestPostgresRestart(t *testing.T) {
 	stop(workers...)
 }
 
+// TestDatabaseMoves: the primary is killed with its machine, its synchronous standby
+// is promoted, and jobs come meanwhile. None is lost, and none is posted twice.
+func TestDatabaseMoves(t *testing.T) {
+	t.Parallel()
+	const count = 500
+	pair := pgtest.StartPair(t)
+	accounts := accountNames(20)
+	s := newSite(t, siteConfig{database: pair.URL(), lease: longLease, accounts: accounts})
+	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
+	s.hurry(s.conn.Names.JobsStream())
+	jobs := makeJobs(count, accounts, one)
+	reached := s.atCall("POST", postPath, count/5, true, func() { pair.Primary.Kill(t) })
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		s.publish(byAccount(jobs)...)
+	}()
+	wait(t, "a post to kill the primary at", reached)
+	pair.Promote(t)
+	wait(t, "all jobs to be stored", published)
+	s.allPublished(count)
+	s.wantBooks(jobs)
+	stop(workers...)
+}
+
 // byAccount lists each account's jobs, which keep their order.
 func byAccount(jobs []*job) [][]*job {
 	var accounts []string

@@ -33,8 +33,6 @@ const (
 	MaxSlots = 1024
 	// connectTimeout bounds each first connection of a start.
 	connectTimeout = 5 * time.Second
-	// maxSkew is how far this machine's clock may be from the database's.
-	maxSkew = 2 * time.Second
 )
 
 // The roles of a worker.

@@ -135,13 +135,12 @@ func (d *Desk) expireLate(ctx context.Context, account string, olderThan time.Du
 		return nil
 	}
 	dueBefore := time.Now().Add(-olderThan)
-	lines, err := d.Ledger.Late(ctx, account, dueBefore)
+	lines, err := d.Ledger.Late(ctx, account, dueBefore, 1) // who has any
 	if err != nil {
 		return databaseError(err)
 	}
 	for _, line := range lines {
-		r.Begun += line.Begun
-		for more := line.Unsent > 0; more; {
+		for more := true; more; {
 			keys, err := d.Ledger.ExpireLate(ctx, line.Account, dueBefore, expireBatch, time.Now())
 			if err != nil {
 				return databaseError(err)
@@ -158,8 +157,18 @@ func (d *Desk) expireLate(ctx context.Context, account string, olderThan time.Du
 			return err
 		}
 	}
-	return nil
+	if len(lines) == 0 {
+		return nil
+	}
+	left, err := d.Ledger.Late(ctx, account, dueBefore, maxLate)
+	for _, line := range left {
+		r.Begun += line.Begun
+	}
+	return databaseError(err)
 }
+
+// maxLate bounds the late requests of one account that are counted.
+const maxLate = 1000
 
 // lateAfter is how long after its time a request that has not begun is late.
 const lateAfter = 15 * time.Minute

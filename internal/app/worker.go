@@ -54,6 +54,7 @@ type Worker struct {
 	signs     *publishers.Signs
 	lanes     *counted // which knows how many slots are used
 	health    *consumers.Health
+	clocks    *consumers.Clocks
 	status    *sharedStatus
 	listen    net.Listener
 	started   time.Time
@@ -159,19 +160,21 @@ func workerName() string {
 
 // checkClock refuses a clock that would hold or send at the wrong time.
 func checkClock(ctx context.Context, ledger store.Ledger) error {
-	before := time.Now()
-	there, err := ledger.Clock(ctx)
-	if err != nil {
+	if _, err := ledger.Clock(ctx); err != nil {
 		return databaseError(err)
 	}
-	after := time.Now()
-	if there.Before(before.Add(-maxSkew)) || there.After(after.Add(maxSkew)) {
-		return &HintError{
-			Err:  fmt.Errorf("this machine's clock is %s off the database's", before.Sub(there).Round(time.Millisecond)),
-			Help: "set both clocks, for instance with NTP",
-		}
+	clocks := &consumers.Clocks{Database: ledger.Clock, Health: &consumers.Health{}, Log: slog.New(slog.DiscardHandler)}
+	clocks.Compare(ctx)
+	return clocks.Err()
+}
+
+// natsClock reads the clock of the server that leads the doorbells.
+func (w *Worker) natsClock(ctx context.Context) (time.Time, error) {
+	lanes, err := w.conn.JS.Consumer(ctx, w.conn.Names.LanesStream(), jetpost.ConsumerLanes)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read clock of NATS: %w", err)
 	}
-	return nil
+	return lanes.CachedInfo().TimeStamp, nil
 }
 
 // wire puts the parts together.
@@ -195,6 +198,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	w.gate = admission.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
 	w.board = publishers.NewWindows(js, names)
 	w.windows = admission.NewWindows(w.board, w.log)
+	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
 	w.announcer = &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log, Outbox: consumers.NewOutbox()}
 	announcer := w.announcer
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
@@ -220,7 +224,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account))
 		},
-		Media: media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Media: media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Clocks: w.clocks, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
 		Refresher: w.tokens, Bells: bells, Names: names,
@@ -303,6 +307,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
 	}
 	parts.Go(func() { w.rescue(background) })
+	parts.Go(func() { w.clocks.Run(background) })
 	if w.sweep != nil {
 		parts.Go(func() { w.sweep.Run(background) })
 	}

@@ -64,6 +64,14 @@ func Start(t testing.TB) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.endWith(t)
+	c.Restart(t)
+	return c
+}
+
+// endWith ends the cluster with the test.
+func (c *Cluster) endWith(t testing.TB) {
+	t.Helper()
 	t.Cleanup(func() {
 		if c.guard != nil {
 			if err := c.lifeline.Close(); err != nil {
@@ -77,8 +85,6 @@ func Start(t testing.TB) *Cluster {
 			t.Errorf("remove cluster: %v", err)
 		}
 	})
-	c.Restart(t)
-	return c
 }
 
 // URL is the cluster's own database, which is empty at first.

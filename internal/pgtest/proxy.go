@@ -132,7 +132,8 @@ func (p *Proxy) join(client net.Conn) {
 	config, err := pgconn.ParseConfig(p.target)
 	var server net.Conn
 	if err == nil {
-		server, err = net.Dial(pgconn.NetworkAddress(config.Host, config.Port))
+		network, address := pgconn.NetworkAddress(config.Host, config.Port)
+		server, err = net.Dial(network, address)
 	}
 	p.mu.Lock()
 	refuses := p.refuses || err != nil

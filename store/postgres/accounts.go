@@ -107,7 +107,7 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 	if err != nil {
 		return "", err
 	}
-	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
+	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, s.now(in.Now))
 	return store.TokenReplaced, err
 }
 
@@ -115,9 +115,11 @@ const (
 	// unfinished is what the partial indexes of requests cover.
 	unfinished = `state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown')`
 
+	maxOpen = "1000" // store.MaxOpen
+
 	sqlFromAccounts = `
 SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason,
-       (SELECT count(*) FROM requests WHERE account = a.name AND ` + unfinished + `)
+       (SELECT count(*) FROM (SELECT FROM requests WHERE account = a.name AND ` + unfinished + ` LIMIT ` + maxOpen + `) AS few)
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = $1`
 	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name COLLATE "C"`

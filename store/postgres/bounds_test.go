@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
@@ -90,7 +91,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Account":  func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
 		"Accounts": func(ctx context.Context) error { return first(st.Accounts(ctx)) },
 		"AddLink": func(ctx context.Context) error {
-			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Now: p.now, ExpiresAt: p.now})
+			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
 		"BatchDone":    func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
 		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
@@ -130,7 +131,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
 		"KeyUses":       func(ctx context.Context) error { return first(st.KeyUses(ctx)) },
-		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now)) },
+		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now, 1)) },
 		"LedgerID":      func(ctx context.Context) error { return first(st.LedgerID(ctx)) },
 		"Link":          func(ctx context.Context) error { return first(st.Link(ctx, p.link)) },
 		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
@@ -392,4 +393,43 @@ func (p *proxied) warm(t *testing.T, name string) {
 	default:
 		_ = q.calls()[name](t.Context())
 	}
+}
+
+// TestDemotedPrimaryIsLeft: a primary that takes no more writes keeps no connection of
+// the pool. Each finds out once.
+func TestDemotedPrimaryIsLeft(t *testing.T) {
+	t.Parallel()
+	pair := pgtest.StartPair(t)
+	check(t, Migrate(t.Context(), pair.URL()))
+	st := open(t, pair.URL(), newSealer(t))
+	const connections = 4
+	held := make([]*pgxpool.Conn, connections)
+	for i := range held {
+		var err error
+		held[i], err = st.pool.Acquire(t.Context())
+		check(t, err)
+	}
+	for _, conn := range held {
+		conn.Release()
+	}
+	write := func() error {
+		_, err := st.TryLease(t.Context(), "name", "owner", lease, time.Now())
+		return err
+	}
+	check(t, write())
+	execute(t, pair.Primary.URL(), "ALTER SYSTEM SET default_transaction_read_only = on")
+	execute(t, pair.Primary.URL(), "SELECT pg_reload_conf()")
+	for write() == nil { // until every session has heard
+	}
+	pair.Promote(t)
+	for range connections {
+		err := write()
+		if err == nil {
+			return
+		}
+		if !store.Unavailable(err) {
+			t.Fatalf("error is %v, want an UnavailableError", err)
+		}
+	}
+	check(t, write())
 }

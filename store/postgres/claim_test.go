@@ -129,10 +129,15 @@ type explained struct {
 // explainClaim claims a batch and reports on it.
 func explainClaim(t *testing.T, conn *pgx.Conn, now time.Time, round string) explained {
 	t.Helper()
+	return explainQuery(t, conn, sqlClaimDue, []any{now, 30 * time.Second, 2 * time.Minute, time.Minute, round, 10})
+}
+
+// explainQuery runs a query and reports on it.
+func explainQuery(t *testing.T, conn *pgx.Conn, query string, args []any) explained {
+	t.Helper()
+	const explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
 	var text string
-	err := conn.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+sqlClaimDue,
-		now, 30*time.Second, 2*time.Minute, time.Minute, round, 10).Scan(&text)
-	check(t, err)
+	check(t, conn.QueryRow(t.Context(), explain+query, args...).Scan(&text))
 	var plans []struct {
 		Plan struct {
 			Hit  int `json:"Shared Hit Blocks"`

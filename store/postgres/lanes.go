@@ -18,42 +18,42 @@ const sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
 // up: it takes as many in a row without an answer to forget the first.
 const maxGivenUp = 8
 
-// givenUp remembers the owners of claims whose answer never came, by lane. Each may
-// have taken effect, and would keep its lane from everybody for a lease.
+// givenUp remembers the claims whose answer never came, by lane. Each may have taken
+// effect, and would keep its lane from everybody for a lease.
 type givenUp struct {
 	mu     sync.Mutex
-	owners map[string][]string
+	claims map[string][]string
 }
 
 func (g *givenUp) take(account string) []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	owners := g.owners[account]
-	delete(g.owners, account)
-	return owners
+	claims := g.claims[account]
+	delete(g.claims, account)
+	return claims
 }
 
-func (g *givenUp) keep(account string, owners []string) {
+func (g *givenUp) keep(account string, claims []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.owners == nil {
-		g.owners = map[string][]string{}
+	if g.claims == nil {
+		g.claims = map[string][]string{}
 	}
-	owners = append(owners, g.owners[account]...)
-	g.owners[account] = owners[max(0, len(owners)-maxGivenUp):]
+	claims = append(claims, g.claims[account]...)
+	g.claims[account] = claims[max(0, len(claims)-maxGivenUp):]
 }
 
 // ClaimLane implements store.Requests. Of two that claim at once, the second waits for
-// the row and then sees the first one's lease. Each claim has an owner of its own, so
-// that one which takes effect long after it was given up takes no lane from a later one.
+// the row and then sees the first one's lease. Each claim has an id of its own, so that
+// one which takes effect long after it was given up takes no lane from a later one.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Lane, claimed bool, err error) {
-	owner, before := worker+" "+uuid.NewString(), s.givenUp.take(account)
+	id, before := uuid.NewString(), s.givenUp.take(account)
 	defer func() {
 		if store.Unavailable(err) {
-			s.givenUp.keep(account, append(before, owner))
+			s.givenUp.keep(account, append(before, id))
 		}
 	}()
-	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: owner, before: before, lease: lease, now: now, next: true})
+	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: worker, claim: id, before: before, lease: lease, now: now, next: true})
 	if err == nil && out.found {
 		lane := store.Lane{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Snapshot: &store.Snapshot{}}
 		if out.looked {
@@ -87,7 +87,7 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 
 const sqlDueLanes = `
 SELECT account FROM lanes
-WHERE wake_at <= $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
+WHERE wake_at <= ` + present + ` AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 ORDER BY wake_at, account LIMIT $2`
 
 // DueLanes implements store.Requests.
@@ -95,7 +95,7 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 	accounts, err := collect(ctx, s.db, func(row scanner) (account string, err error) {
 		err = row.Scan(&account)
 		return account, err
-	}, sqlDueLanes, now, limit)
+	}, sqlDueLanes, s.now(now), limit)
 	return accounts, s.wrap("list due lanes", err)
 }
 
@@ -107,9 +107,9 @@ const (
 SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce(
     (SELECT id FROM requests WHERE account = $1 AND began_at IS NOT NULL AND ` + unfinished + `
      ORDER BY due_at, seq LIMIT 1),
-    (SELECT id FROM requests WHERE account = $1 AND due_at <= $2 AND ` + unfinished + `
+    (SELECT id FROM requests WHERE account = $1 AND due_at <= coalesce($2::timestamptz, statement_timestamp()) AND ` + unfinished + `
      ORDER BY due_at, seq LIMIT 1))`
-	sqlNextDue = `SELECT min(due_at) FROM requests WHERE account = $1 AND due_at > $2 AND ` + unfinished
+	sqlNextDue = `SELECT min(due_at) FROM requests WHERE account = $1 AND due_at > coalesce($2::timestamptz, statement_timestamp()) AND ` + unfinished
 )
 
 // Look implements store.Requests.
@@ -121,7 +121,7 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}
-		found, err := readRequests(ctx, tx, sqlHead, lane.Account, now)
+		found, err := readRequests(ctx, tx, sqlHead, lane.Account, s.now(now))
 		if err != nil {
 			return err
 		}
@@ -133,14 +133,15 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 		}
 		line := store.Line{Fence: lane.Fence, Held: true, Rings: look.Rings, Pause: look.Pause}
 		lane.Snapshot.Saw(line, look, head, false)
-		return tx.QueryRow(ctx, sqlNextDue, lane.Account, now).Scan(at{&look.NextDue})
+		return tx.QueryRow(ctx, sqlNextDue, lane.Account, s.now(now)).Scan(at{&look.NextDue})
 	})
 	return look, err
 }
 
 // Begin implements store.Requests.
 func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent store.Intent) error {
-	_, err := s.write(ctx, "begin post", claim, id, intent.Post, intent.Now, func(line store.Line, r *store.Row) (store.Change, error) {
+	guard := intent.NotAfter.Sub(intent.Now)
+	_, err := s.write(ctx, "begin post", claim, id, step{post: intent.Post, now: intent.Now, begins: guard}, func(line store.Line, r *store.Row) (store.Change, error) {
 		return r.Begin(line, claim, intent)
 	})
 	return err
@@ -149,24 +150,22 @@ func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent s
 // Posted implements store.Requests. The holder of the lane may tell it too:
 // it may have found the post of an earlier one at X.
 func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
-	return s.write(ctx, "record post", claim, id, post, now, func(line store.Line, r *store.Row) (store.Change, error) {
+	return s.write(ctx, "record post", claim, id, step{post: post, now: now}, func(line store.Line, r *store.Row) (store.Change, error) {
 		return r.Posted(line, claim, post, postID, now)
 	})
 }
 
 // write applies a rule to the head as the holder of the lane knows it and, where the
 // ledger knows it otherwise by now, to what is there.
-func (s *Store) write(ctx context.Context, what string, claim store.Lane, id string, post int, now time.Time, rule func(store.Line, *store.Row) (store.Change, error)) (jetpost.State, error) {
+func (s *Store) write(ctx context.Context, what string, claim store.Lane, id string, st step, rule func(store.Line, *store.Row) (store.Change, error)) (jetpost.State, error) {
 	line, row, known := claim.Snapshot.Head(id)
 	if known {
 		before := row.Status
 		change, err := rule(line, row)
 		if plain := change.Request && change.RingAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
-			out, err := s.steps.do(ctx, step{
-				act: actWrite, account: claim.Account, fence: claim.Fence, lease: change.Lease, now: now,
-				row: row, revision: before.Revision, post: post, pause: line.Pause, progress: change.Progress,
-				quiet: change.Quiet, next: row.Status.State.Finished(),
-			})
+			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, change.Lease, line.Pause
+			st.row, st.revision, st.progress, st.quiet, st.next = row, before.Revision, change.Progress, change.Quiet, row.Status.State.Finished()
+			out, err := s.steps.do(ctx, st)
 			if violates(err, postConstraint) {
 				err = store.ErrPostTaken
 			}
@@ -239,21 +238,21 @@ func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservatio
 
 // sqlBehind reads what waits in a line, behind a head that is held.
 const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
-WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= $2 ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
+WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= coalesce($2::timestamptz, statement_timestamp()) ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
 
 // HoldLine implements store.Requests.
 func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
 	claim.Snapshot.Forget()
 	err = s.change(ctx, "hold line", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
-		line, err := lockLane(ctx, tx, claim.Account)
+		line, err := s.lockLane(ctx, tx, claim.Account)
 		if err == nil && !line.HeldBy(claim) {
 			err = store.ErrFenced
 		}
 		if err != nil {
 			return err
 		}
-		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, now, store.MaxHoldLine)
+		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, s.now(now), store.MaxHoldLine)
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 3
+	schemaVersion = 4
 
 	// A process that finds another one migrating looks again every
 	// lockPeriodSeconds, at most lockTries times.
@@ -49,14 +50,34 @@ func migrate(ctx context.Context, config *pgx.ConnConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(lockPeriodSeconds, lockTries))
-	if err != nil {
-		return err
+	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
+	tries := 1
+	if sessionsOf(config).pooled {
+		// A lock of a session means nothing there. Each migration is one transaction,
+		// and one that lost a race fails since its tables are there: every failed try
+		// means that another process has gone at least one version further.
+		tries = schemaVersion + 2
+	} else {
+		delete(config.RuntimeParams, paramStatement) // a migration takes as long as it takes
+		delete(config.RuntimeParams, paramIdle)
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(lockPeriodSeconds, lockTries))
+		if err != nil {
+			return err
+		}
+		options = append(options, goose.WithSessionLocker(locker))
 	}
 	db := stdlib.OpenDB(*config)
 	defer func() { err = errors.Join(err, db.Close()) }()
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
-		goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true))
+	for range tries {
+		if err = migrateOnce(ctx, db, files, options); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return err
+}
+
+func migrateOnce(ctx context.Context, db *sql.DB, files fs.FS, options []goose.ProviderOption) error {
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, options...)
 	if err != nil {
 		return err
 	}

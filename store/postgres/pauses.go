@@ -15,7 +15,7 @@ const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_r
 // PauseAccount implements store.Requests.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
 	return s.change(ctx, "pause account", func(ctx context.Context, tx pgx.Tx) error {
-		_, err := setPause(ctx, tx, account, pause, pause.Since)
+		_, err := s.setPause(ctx, tx, account, pause, pause.Since)
 		return err
 	})
 }
@@ -23,22 +23,22 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 // ResumeAccount implements store.Requests.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
 	err = s.change(ctx, "resume account", func(ctx context.Context, tx pgx.Tx) error {
-		before, err = setPause(ctx, tx, account, store.Pause{}, now)
+		before, err = s.setPause(ctx, tx, account, store.Pause{}, now)
 		return err
 	})
 	return before, err
 }
 
 // setPause has the lane look at once: what holds its head may be out of date.
-func setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
-	line, err := lockLane(ctx, tx, account)
+func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
+	line, err := s.lockLane(ctx, tx, account)
 	if err != nil {
 		return store.Pause{}, err
 	}
 	if _, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Until), storable(pause.Reason)); err != nil {
 		return store.Pause{}, err
 	}
-	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, now)
+	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, s.now(now))
 	return line.Pause, err
 }
 
@@ -47,21 +47,23 @@ func setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause,
 const unsent = `r.state IN ('scheduled', 'queued', 'held') AND
     coalesce((SELECT bool_and(state = 'pending') FROM posts WHERE account = r.account AND request_id = r.id), false)`
 
-// sqlLate reads the front of the index of unfinished requests, and looks at the posts
-// of each late one once.
+// sqlLate reads the front of each line, and looks at the posts of each late request
+// of it once.
 const sqlLate = `
-WITH late AS MATERIALIZED (
-    SELECT account, due_at, ` + unsent + ` AS unsent FROM requests AS r
-    WHERE r.` + unfinished + ` AND due_at < $2 AND ($1 = '' OR account = $1))
-SELECT account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
-FROM late GROUP BY account ORDER BY account COLLATE "C"`
+SELECT l.account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
+FROM lanes AS l CROSS JOIN LATERAL (
+    SELECT due_at, ` + unsent + ` AS unsent FROM (
+        SELECT account, id, state, due_at FROM requests WHERE account = l.account AND ` + unfinished + ` AND due_at < $2
+        ORDER BY due_at, seq LIMIT $3) AS r) AS late
+WHERE $1 = '' OR l.account = $1
+GROUP BY l.account ORDER BY l.account COLLATE "C"`
 
 // Late implements store.Requests.
-func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) ([]store.LateLine, error) {
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]store.LateLine, error) {
 	return reportAll(ctx, s, "look for late requests", func(row scanner) (l store.LateLine, err error) {
 		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 		return l, err
-	}, sqlLate, account, dueBefore)
+	}, sqlLate, account, dueBefore, limit)
 }
 
 const sqlLateUnsent = `
@@ -72,7 +74,7 @@ WHERE account = $1 AND due_at < $2 AND ` + unsent + ` ORDER BY due_at, seq LIMIT
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
 	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx pgx.Tx) error {
 		expired = nil
-		line, err := lockLane(ctx, tx, account)
+		line, err := s.lockLane(ctx, tx, account)
 		if err != nil {
 			return err
 		}
@@ -81,7 +83,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 			return err
 		}
 		for _, r := range late {
-			change, err := r.Expire(dueBefore, now)
+			change, err := r.Expire(dueBefore, line.At(now))
 			if err == nil {
 				err = save(ctx, tx, line, r, change)
 			}
@@ -90,7 +92,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 			}
 			expired = append(expired, r.Key)
 		}
-		return ring(ctx, tx, account, now)
+		return ring(ctx, tx, account, s.now(now))
 	})
 	if err != nil {
 		return nil, err

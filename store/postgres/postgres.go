@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,16 +27,35 @@ type Store struct {
 	db     bounded       // for statements on their own
 
 	patience patience
-	givenUp  givenUp
-	sessions sessions
-	steps    *steps
+	// callersClock has the times that callers tell judge, and not the server's clock.
+	callersClock bool
+	givenUp      givenUp
+	sessions     sessions
+	steps        *steps
 }
 
 var _ store.Store = (*Store)(nil)
 
+// Option changes how a store works.
+type Option func(*Store)
+
+// CallersClock is for tests alone, which let time pass faster than it does: what is due
+// is judged by the time that the caller of a method tells. Leases are the server's all
+// the same.
+func CallersClock() Option { return func(s *Store) { s.callersClock = true } }
+
+// now is what a statement gets as the present time: nothing, so that it takes the
+// server's, which is coalesce($n, statement_timestamp()).
+func (s *Store) now(callers time.Time) any {
+	if s.callersClock {
+		return callers
+	}
+	return nil
+}
+
 // Open connects to a ledger that Migrate has prepared. It fails with
 // *store.SchemaError where it has not, or a newer program has.
-func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error) {
+func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Option) (*Store, error) {
 	config, err := parseURL(url)
 	if err != nil {
 		return nil, err
@@ -44,6 +66,9 @@ func Open(ctx context.Context, url string, sealer *store.Sealer) (*Store, error)
 		return nil, fmt.Errorf("open database %s: %w", databaseName(config.ConnConfig), err)
 	}
 	s := &Store{name: databaseName(config.ConnConfig), sealer: sealer, pool: pool, sessions: sessions}
+	for _, option := range options {
+		option(s)
+	}
 	s.bound(patience{call: callTimeout, report: reportTimeout})
 	s.steps = &steps{s: s}
 	if err := s.checkSchema(ctx); err != nil {
@@ -82,11 +107,20 @@ func (s *Store) bound(p patience) {
 
 // databaseName says which database it is, without user and password.
 func databaseName(config *pgx.ConnConfig) string {
-	host := config.Host
-	if !strings.HasPrefix(host, "/") { // a directory of a Unix socket
-		host = fmt.Sprintf("%s:%d", host, config.Port)
+	hosts := []string{hostName(config.Host, config.Port)}
+	for _, other := range config.Fallbacks {
+		if name := hostName(other.Host, other.Port); !slices.Contains(hosts, name) {
+			hosts = append(hosts, name)
+		}
 	}
-	return config.Database + " on " + host
+	return config.Database + " on " + strings.Join(hosts, " or ")
+}
+
+func hostName(host string, port uint16) string {
+	if strings.HasPrefix(host, "/") { // a directory of a Unix socket
+		return host
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
 // Close waits for calls under way and closes every connection.

@@ -30,7 +30,10 @@ func TestStore(t *testing.T) {
 		// A clone has the id of what it was cloned from.
 		execute(t, url, "UPDATE ledger SET id = gen_random_uuid()")
 		return storetest.Ledger{
-			Open: func(t *testing.T, sealer *store.Sealer) store.Store { t.Helper(); return open(t, url, sealer) },
+			Open: func(t *testing.T, sealer *store.Sealer) store.Store {
+				t.Helper()
+				return open(t, url, sealer, CallersClock())
+			},
 			Dump: func(t *testing.T) []byte { t.Helper(); return dump(t, url) },
 			Exec: func(t *testing.T, statement string) { t.Helper(); execute(t, url, statement) },
 		}
@@ -42,7 +45,10 @@ func TestStore(t *testing.T) {
 func TestRotationUnderLoad(t *testing.T) {
 	t.Parallel()
 	url := pgtest.Migrated(t, Migrate)
-	ledger := storetest.Ledger{Open: func(t *testing.T, sealer *store.Sealer) store.Store { t.Helper(); return open(t, url, sealer) }}
+	ledger := storetest.Ledger{Open: func(t *testing.T, sealer *store.Sealer) store.Store {
+		t.Helper()
+		return open(t, url, sealer, CallersClock())
+	}}
 	storetest.RunRotationUnderLoad(t, ledger, 100_000, func(t *testing.T, rows []storetest.LoadRow) {
 		t.Helper()
 		conn := connect(t, url)
@@ -107,9 +113,9 @@ func newSealer(t *testing.T) *store.Sealer {
 	return sealer
 }
 
-func open(t *testing.T, url string, sealer *store.Sealer) *Store {
+func open(t *testing.T, url string, sealer *store.Sealer, options ...Option) *Store {
 	t.Helper()
-	st, err := Open(t.Context(), url, sealer)
+	st, err := Open(t.Context(), url, sealer, options...)
 	check(t, err)
 	t.Cleanup(func() { check(t, st.Close()) })
 	return st
@@ -416,4 +422,59 @@ func TestZeroCharacters(t *testing.T) {
 	check(t, b.st.Refuse(t.Context(), jetpost.Refusal{
 		Account: "a\x00", ID: "\xff", Problems: []jetpost.Problem{{Message: "not \x00"}}, Stored: b.now,
 	}, []byte{0}))
+}
+
+// TestClockOfTheDatabase: what is due, and when a post was begun and may be sent, is
+// judged by the database's clock. A worker whose clock is two minutes off changes
+// nothing.
+func TestClockOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	for _, off := range []time.Duration{-2 * time.Minute, 2 * time.Minute} {
+		t.Run(off.String(), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			before, err := b.st.Clock(t.Context())
+			check(t, err)
+			wrong := time.Now().Add(off)
+			near := func(what string, at time.Time, after time.Duration) {
+				t.Helper()
+				now, err := b.st.Clock(t.Context())
+				check(t, err)
+				if at.Before(before.Add(after)) || at.After(now.Add(after)) {
+					t.Errorf("%s is %v, want it %v after a moment between %v and %v", what, at, after, before, now)
+				}
+			}
+			due, ahead := b.acceptance("due"), b.acceptance("ahead")
+			due.Now, ahead.Now, ahead.Request.PublishAt = wrong, wrong, before.Add(time.Minute)
+			for _, in := range []store.Acceptance{due, ahead} {
+				_, err := b.st.Accept(t.Context(), in)
+				check(t, err)
+			}
+			names, err := b.st.DueLanes(t.Context(), wrong, 1)
+			check(t, err)
+			if len(names) != 1 {
+				t.Error("the lane is not due")
+			}
+			lane, _, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, wrong)
+			check(t, err)
+			look, err := b.st.Look(t.Context(), lane, wrong)
+			check(t, err)
+			if look.Head == nil || look.Head.ID != "due" || !look.NextDue.Equal(ahead.Request.PublishAt.Truncate(time.Microsecond)) {
+				t.Fatalf("the head is %v, the next is due %v", look.Head, look.NextDue)
+			}
+			near("acceptance", look.Head.Status.AcceptedAt, 0)
+			near("due time", look.Head.DueAt, 0)
+			const within = 20 * time.Second
+			check(t, b.st.Begin(t.Context(), lane, "due", store.Intent{Now: wrong, NotAfter: wrong.Add(within), Lease: lease}))
+			begun, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "due"})
+			check(t, err)
+			near("intent", begun.Posts[0].SentAt, 0)
+			near("end of the intent", begun.Posts[0].NotAfter, within)
+			early, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "ahead"})
+			check(t, err)
+			if early.Status.State != jetpost.StateScheduled {
+				t.Errorf("what is due in a minute is %s", early.Status.State)
+			}
+		})
+	}
 }

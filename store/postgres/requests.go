@@ -17,7 +17,7 @@ import (
 const (
 	// sqlLockLanes locks in one order, so that no two batches wait for each other.
 	sqlLockLanes = `
-SELECT account, fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason
+SELECT account, fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, clock_timestamp()
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
 	sqlLockRequests = `SELECT ` + requestColumns + ` FROM requests
 WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY account, id FOR UPDATE`
@@ -40,8 +40,8 @@ SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::bytea[], $5::jso
 UPDATE lanes AS l SET next_seq = v.next_seq, last_due = v.last_due, rings = l.rings + v.rings, wake_at = least(l.wake_at, v.wake_at)
 FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[]) AS v (account, next_seq, last_due, rings, wake_at)
 WHERE l.account = v.account`
-	// sqlRing counts a change and brings the lane's next run forward to $2.
-	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, $2) WHERE account = $1`
+	// sqlRing counts a change and brings the lane's next run forward to $2, or to now.
+	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, coalesce($2::timestamptz, statement_timestamp())) WHERE account = $1`
 )
 
 // Accept implements store.Requests.
@@ -74,7 +74,7 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 				return err
 			}
 		}
-		lines, err := lockLanes(ctx, tx, in)
+		lines, err := s.lockLanes(ctx, tx, in)
 		if err != nil {
 			return err
 		}
@@ -131,7 +131,7 @@ func acceptPart(ctx context.Context, tx pgx.Tx, lines map[string]*store.Line, in
 }
 
 // lockLanes reads the lanes of the accounts that exist.
-func lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance) (map[string]*store.Line, error) {
+func (s *Store) lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance) (map[string]*store.Line, error) {
 	lines := map[string]*store.Line{}
 	for i := range in {
 		lines[in[i].Request.Account] = nil
@@ -140,7 +140,10 @@ func lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance) (map[strin
 		var account string
 		l := &store.Line{}
 		err = row.Scan(&account, &l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-			at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason)
+			at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason, at{&l.Now})
+		if s.callersClock {
+			l.Now = time.Time{}
+		}
 		lines[account] = l
 		return none, err
 	}, sqlLockLanes, slices.Sorted(maps.Keys(lines)))
@@ -359,7 +362,7 @@ func blob(b []byte) []byte {
 	return b
 }
 
-func ring(ctx context.Context, tx pgx.Tx, account string, wakeAt time.Time) error {
+func ring(ctx context.Context, tx pgx.Tx, account string, wakeAt any) error {
 	_, err := tx.Exec(ctx, sqlRing, account, wakeAt)
 	return err
 }
@@ -421,13 +424,13 @@ func (s *Store) Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, err
 }
 
 const sqlEndHolds = `
-UPDATE requests SET hold_until = $3
-WHERE account = $1 AND state = 'held' AND reason_code = $2 AND (hold_until IS NULL OR hold_until > $3)`
+UPDATE requests SET hold_until = coalesce($3::timestamptz, statement_timestamp())
+WHERE account = $1 AND state = 'held' AND reason_code = $2 AND (hold_until IS NULL OR hold_until > coalesce($3::timestamptz, statement_timestamp()))`
 
 // EndHolds implements store.Requests.
 func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (n int, err error) {
 	err = s.change(ctx, "end holds", func(ctx context.Context, tx pgx.Tx) error {
-		n, err = endHolds(ctx, tx, account, code, now)
+		n, err = endHolds(ctx, tx, account, code, s.now(now))
 		return err
 	})
 	return n, err
@@ -436,7 +439,7 @@ func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code,
 // endHolds rings even if nothing is held: a worker may be about to commit just
 // such a hold, and learns by the ring that it is over already. The requests
 // stay held until they move, so that there is nothing to announce.
-func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code, now time.Time) (int, error) {
+func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code, now any) (int, error) {
 	if err := ring(ctx, tx, account, now); err != nil { // first, for its lock
 		return 0, err
 	}
@@ -454,9 +457,9 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 
 // Cancel implements store.Requests.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "cancel request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "cancel request", key, func(line store.Line, r *store.Row) (store.Change, error) {
 		before = r.Status.State
-		return r.Cancel(now)
+		return r.Cancel(line.At(now))
 	})
 	return before, err
 }
@@ -473,15 +476,15 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 
 // Resolve implements store.Requests.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "resolve request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
-		return r.Resolve(postID, now)
+	return s.move(ctx, "resolve request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.Resolve(postID, line.At(now))
 	})
 }
 
 // Reconcile implements store.Requests.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
-	_, err := s.move(ctx, "reconcile request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
-		return r.Reconcile(now)
+	_, err := s.move(ctx, "reconcile request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.Reconcile(line.At(now))
 	})
 	return err
 }

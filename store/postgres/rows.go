@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -13,13 +14,17 @@ import (
 )
 
 const sqlLockLane = `
-SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason FROM lanes WHERE account = $1 FOR UPDATE`
+SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, clock_timestamp()
+FROM lanes WHERE account = $1 FOR UPDATE`
 
 // lockLane fails with store.ErrNotFound. Who has locked a lane may change its
 // requests and posts; only an account and its token are ever locked before it.
-func lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
+func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-		at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason)
+		at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason, at{&l.Now})
+	if s.callersClock {
+		l.Now = time.Time{}
+	}
 	return l, missing(err, store.ErrNotFound)
 }
 
@@ -42,7 +47,7 @@ ORDER BY p.idx`
 // It fails with store.ErrNotFound.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
-		line, err := lockLane(ctx, tx, key.Account)
+		line, err := s.lockLane(ctx, tx, key.Account)
 		if err != nil {
 			return err
 		}

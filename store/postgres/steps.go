@@ -36,7 +36,8 @@ type step struct {
 	now     time.Time
 	fence   int64 // of the holder; not of a claim
 	owner   string
-	before  []string      // owners of claims of this worker that never heard of it
+	claim   string        // its id
+	before  []string      // the ids of this worker's claims that never heard of it
 	lease   time.Duration // zero leaves it
 
 	// Of a write: the row that the head becomes where the ledger still has it in that
@@ -45,9 +46,10 @@ type step struct {
 	revision int64
 	post     int
 	pause    store.Pause
-	progress bool // forgives the lane the claims that it lost
-	quiet    bool // the new revision is no news where the one before was told
-	next     bool // reads the front of the lane behind the head
+	progress bool          // forgives the lane the claims that it lost
+	quiet    bool          // the new revision is no news where the one before was told
+	begins   time.Duration // of an intent: for how long from now its post may be sent
+	next     bool          // reads the front of the lane behind the head
 
 	// Of a release.
 	rings  int64
@@ -167,16 +169,21 @@ func (q *steps) send(group []*waitingStep) {
 // was read of its front handed out.
 const sqlStep = `
 WITH input AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::text[], $6::bigint[],
-        $7::text[], $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::boolean[], $12::boolean[], $13::boolean[], $14::text[],
-        $15::bigint[], $16::timestamptz[],
-        $17::text[], $18::bigint[], $19::text[], $20::integer[], $21::integer[], $22::timestamptz[],
-        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::timestamptz[], $30::timestamptz[], $31::bigint[], $32::text[])
-    AS t (account, act, at, fence, owner, lease,
+    SELECT t.account, act, coalesce(at, statement_timestamp()) AS at, fence, owner, claim, lease,
+        id, was, pause_since, pause_until, progress, quiet, next, done, want_rings, wake,
+        state, revision, event, holds, attempts,
+        idx, post_state, parent, post, media_ids, hash, attempt, begins * interval '1 microsecond' AS begins,
+        string_to_array(before, ' ')::uuid[] AS before
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::text[], $6::uuid[], $7::bigint[],
+        $8::text[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::boolean[], $13::boolean[], $14::boolean[], $15::text[],
+        $16::bigint[], $17::timestamptz[],
+        $18::text[], $19::bigint[], $20::text[], $21::integer[], $22::integer[],
+        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::bigint[], $30::bigint[], $31::text[])
+    AS t (account, act, at, fence, owner, claim, lease,
         id, was, pause_since, pause_until, progress, quiet, next, done,
         want_rings, wake,
-        state, revision, event, holds, attempts, began,
-        idx, post_state, parent, post, media_ids, hash, sent, not_after, attempt, before)
+        state, revision, event, holds, attempts,
+        idx, post_state, parent, post, media_ids, hash, attempt, begins, before)
 ), seen AS MATERIALIZED (
     SELECT i.*, l.rings, l.fence AS lane_fence, f.id AS head, d.due AS next_due,
         i.act <> 'write' OR EXISTS (SELECT FROM requests AS r WHERE r.account = i.account AND r.id = i.id AND r.revision = i.was) AS matches
@@ -194,20 +201,22 @@ WITH input AS MATERIALIZED (
 ), lane AS (
     UPDATE lanes AS l SET
         fence       = CASE WHEN s.act = 'claim' THEN l.fence + 1 ELSE l.fence END,
-        lost_claims = CASE WHEN s.act = 'claim' AND l.lease_owner = ANY (string_to_array(s.before, chr(10))) THEN l.lost_claims
+        lost_claims = CASE WHEN s.act = 'claim' AND l.claim_id = ANY (s.before) THEN l.lost_claims
                            WHEN s.act = 'claim' THEN l.lost_claims + 1
                            WHEN s.progress OR s.act = 'release' AND l.rings = s.want_rings THEN 0 ELSE l.lost_claims END,
         reserved    = CASE WHEN s.act = 'claim' OR s.act = 'release' AND l.rings = s.want_rings THEN 0 ELSE l.reserved END,
         lease_owner = CASE WHEN s.act = 'claim' THEN s.owner
                            WHEN s.act = 'release' AND l.rings = s.want_rings THEN NULL ELSE l.lease_owner END,
+        claim_id    = CASE WHEN s.act = 'claim' THEN s.claim ELSE l.claim_id END,
         lease_until = CASE WHEN s.act = 'release' AND l.rings = s.want_rings THEN NULL
                            WHEN s.lease > 0 THEN clock_timestamp() + s.lease * interval '1 microsecond' ELSE l.lease_until END,
         wake_at     = CASE WHEN s.act = 'release' AND l.rings = s.want_rings THEN s.wake ELSE l.wake_at END
     FROM seen AS s JOIN locked AS k ON k.account = s.account
     WHERE l.account = s.account AND CASE s.act
-        WHEN 'claim' THEN l.lease_until IS NULL OR l.lease_until <= clock_timestamp() OR l.lease_owner = ANY (string_to_array(s.before, chr(10)))
+        WHEN 'claim' THEN l.lease_until IS NULL OR l.lease_until <= clock_timestamp() OR l.claim_id = ANY (s.before)
         WHEN 'write' THEN l.fence = s.fence AND l.lease_owner IS NOT NULL AND s.matches
             AND l.paused_at IS NOT DISTINCT FROM s.pause_since AND l.paused_until IS NOT DISTINCT FROM s.pause_until
+            AND (s.begins IS NULL OR l.paused_at IS NULL OR l.paused_until <= s.at)
         ELSE l.fence = s.fence AND l.lease_owner IS NOT NULL END
     RETURNING s.*, l.fence AS new_fence, l.lost_claims AS lost, l.lease_owner IS NULL AS released,
         l.paused_at, l.paused_until, l.pause_reason, k.rings = s.rings AND k.fence = s.lane_fence AS fresh
@@ -215,13 +224,14 @@ WITH input AS MATERIALIZED (
     UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
         announced = CASE WHEN lane.quiet AND r.announced = r.revision THEN lane.revision ELSE r.announced END,
         reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = lane.holds,
-        attempts = lane.attempts, began_at = lane.began, updated_at = lane.at
+        attempts = lane.attempts, began_at = coalesce(r.began_at, lane.at), updated_at = lane.at
     FROM lane WHERE lane.act = 'write' AND r.account = lane.account AND r.id = lane.id AND r.revision = lane.was
     RETURNING r.account
 ), post AS (
     UPDATE posts AS p SET state = lane.post_state, parent_id = lane.parent, post_id = nullif(lane.post, ''), text_hash = lane.hash,
-        media_ids = ARRAY(SELECT json_array_elements_text(lane.media_ids)),
-        sent_at = lane.sent, not_after = lane.not_after, attempt = lane.attempt
+        media_ids = ARRAY(SELECT json_array_elements_text(lane.media_ids)), attempt = lane.attempt,
+        sent_at = CASE WHEN lane.begins IS NULL THEN p.sent_at ELSE lane.at END,
+        not_after = coalesce(lane.at + lane.begins, p.not_after)
     FROM lane JOIN wrote ON wrote.account = lane.account
     WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
 )
@@ -249,7 +259,7 @@ func (q *steps) exec(group []*waitingStep) error {
 		w.out, w.err = stepped{}, nil
 	}
 	// The steps of many outlive each one's own context, and no call outlives its time.
-	rows, err := q.s.db.Query(context.Background(), sqlStep, columns(group)...)
+	rows, err := q.s.db.Query(context.Background(), sqlStep, q.s.columns(group)...)
 	if err != nil {
 		return err
 	}
@@ -263,21 +273,28 @@ func (q *steps) exec(group []*waitingStep) error {
 	return err
 }
 
-// columns turns steps into the arrays of sqlStep.
-func columns(group []*waitingStep) []any {
+// columns turns steps into the arrays of sqlStep. The server's clock is the present time
+// where none is given.
+func (s *Store) columns(group []*waitingStep) []any {
 	var (
 		accounts, acts, owners, before, ids, dones, states, events []string
 		postStates, parents, posts, mediaIDs                       []string
-		at                                                         []time.Time
-		since, until, wakes, began, sent, notAfter                 []*time.Time
+		claims                                                     []*string
+		at, since, until, wakes                                    []*time.Time
 		fences, leases, was, rings, revisions, attempt             []int64
+		begins                                                     []*int64
 		holds, attempts, idx                                       []int32
 		progress, quiet, next                                      []bool
 		hashes                                                     [][]byte
 	)
 	for _, w := range group {
-		accounts, acts, at, fences, owners = append(accounts, w.account), append(acts, string(w.act)), append(at, w.now), append(fences, w.fence), append(owners, w.owner)
-		before = append(before, strings.Join(w.before, "\n"))
+		accounts, acts, fences, owners = append(accounts, w.account), append(acts, string(w.act)), append(fences, w.fence), append(owners, w.owner)
+		if s.callersClock {
+			at = append(at, instant(w.now))
+		} else {
+			at = append(at, nil)
+		}
+		claims, before = append(claims, text(w.claim)), append(before, strings.Join(w.before, " "))
 		leases, was = append(leases, w.lease.Microseconds()), append(was, w.revision)
 		since, until = append(since, instant(w.pause.Since)), append(until, instant(w.pause.Until))
 		progress, quiet, next = append(progress, w.progress), append(quiet, w.quiet), append(next, w.next)
@@ -293,19 +310,32 @@ func columns(group []*waitingStep) []any {
 		}
 		ids, dones = append(ids, row.ID), append(dones, done)
 		states, revisions, events = append(states, string(row.Status.State)), append(revisions, row.Status.Revision), append(events, string(row.Event))
-		holds, attempts, began = append(holds, int32(row.Holds)), append(attempts, int32(row.Status.Attempts)), append(began, instant(row.BeganAt))
+		holds, attempts = append(holds, int32(row.Holds)), append(attempts, int32(row.Status.Attempts))
 		idx, postStates, parents = append(idx, int32(post.Index)), append(postStates, string(post.State)), append(parents, post.ParentID)
 		list, _ := json.Marshal(append([]string{}, post.MediaIDs...)) // which cannot fail
 		posts, mediaIDs, hashes = append(posts, post.PostID), append(mediaIDs, string(list)), append(hashes, post.TextHash)
-		sent, notAfter, attempt = append(sent, instant(post.SentAt)), append(notAfter, instant(post.NotAfter)), append(attempt, post.Attempt)
+		attempt = append(attempt, post.Attempt)
+		if w.begins > 0 {
+			begins = append(begins, new(w.begins.Microseconds()))
+		} else {
+			begins = append(begins, nil)
+		}
 	}
 	return []any{
-		accounts, acts, at, fences, owners, leases,
+		accounts, acts, at, fences, owners, claims, leases,
 		ids, was, since, until, progress, quiet, next, dones,
 		rings, wakes,
-		states, revisions, events, holds, attempts, began,
-		idx, postStates, parents, posts, mediaIDs, hashes, sent, notAfter, attempt, before,
+		states, revisions, events, holds, attempts,
+		idx, postStates, parents, posts, mediaIDs, hashes, attempt, begins, before,
 	}
+}
+
+// text is how an array holds a text that may be missing.
+func text(t string) *string {
+	if t == "" {
+		return nil
+	}
+	return &t
 }
 
 func scanStep(row scanner) (account string, out stepped, err error) {

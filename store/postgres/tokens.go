@@ -41,6 +41,7 @@ func (s *Store) readToken(ctx context.Context, q querier, account string) (store
 }
 
 const (
+	sqlPresent = `SELECT ` + present
 	// A token whose lease ends while the round goes on may be claimed by it, and so
 	// it counts.
 	sqlCountDue = `
@@ -57,6 +58,9 @@ func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, 
 	err = s.change(ctx, "open round", func(ctx context.Context, tx pgx.Tx) (err error) {
 		if batchSize < 1 {
 			return fmt.Errorf("batch size is %d, want at least 1", batchSize)
+		}
+		if err := tx.QueryRow(ctx, sqlPresent, s.now(now)).Scan(&now); err != nil {
+			return err
 		}
 		var total int
 		if err := tx.QueryRow(ctx, sqlCountDue, now, now.Add(window)).Scan(&total); err != nil {
@@ -77,18 +81,21 @@ func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, 
 	return round, err
 }
 
+// present is the time that $1 tells, or now.
+const present = `coalesce($1::timestamptz, statement_timestamp())`
+
 // claimPicked claims the rows that a CTE "picked" has locked, with now as $1
 // and the pace as $2, $3 and $4, and journals those in doubt. The ids come as an
 // array, which is made exactly once: a join the planner may turn round.
 const claimPicked = `, journalled AS (
     INSERT INTO refresh_journal (token_id, version, attempt, in_doubt_since, started_at)
-    SELECT id, version, attempts + 1, refresh_started_at, $1 FROM picked WHERE refresh_started_at IS NOT NULL
+    SELECT id, version, attempts + 1, refresh_started_at, ` + present + ` FROM picked WHERE refresh_started_at IS NOT NULL
 )
 UPDATE oauth_tokens AS t
-SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + $2::interval, refresh_started_at = $1, attempts = t.attempts + 1,
+SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + $2::interval, refresh_started_at = ` + present + `, attempts = t.attempts + 1,
     next_attempt_at = CASE
-        WHEN t.refresh_started_at IS NULL THEN greatest($1 + $2::interval, t.expires_at - $3::interval)
-        ELSE $1 + $2::interval + $4::interval * (1 << least(t.attempts, ` + maxDoublings + `)) END
+        WHEN t.refresh_started_at IS NULL THEN greatest(` + present + ` + $2::interval, t.expires_at - $3::interval)
+        ELSE ` + present + ` + $2::interval + $4::interval * (1 << least(t.attempts, ` + maxDoublings + `)) END
 FROM picked AS p
 WHERE t.id = ANY (ARRAY(SELECT id FROM picked)) AND t.id = p.id
 RETURNING ` + tokenColumns + `, p.refresh_started_at`
@@ -108,7 +115,7 @@ WITH picked AS (
 // ClaimDue implements store.Tokens.
 func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Token, error) {
 	rows, err := collect(ctx, s.db, scanToken, sqlClaimDue,
-		claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Round, claim.Limit)
+		s.now(claim.Now), claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Round, claim.Limit)
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
 	}
@@ -123,7 +130,7 @@ WITH picked AS (
     SELECT id, version, attempts, refresh_started_at FROM oauth_tokens
     WHERE user_id = $5 AND version = $6 AND NOT requires_reauth
       AND (lease_until IS NULL OR lease_until <= clock_timestamp())
-      AND (next_attempt_at IS NULL OR next_attempt_at <= $1 OR ($7 AND refresh_started_at IS NULL) OR ($8 AND attempts <= 1))
+      AND (next_attempt_at IS NULL OR next_attempt_at <= ` + present + ` OR ($7 AND refresh_started_at IS NULL) OR ($8 AND attempts <= 1))
     FOR UPDATE
 )` + claimPicked
 
@@ -132,7 +139,7 @@ WITH picked AS (
 func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
 	err = s.change(ctx, "claim token", func(ctx context.Context, tx pgx.Tx) error {
 		sealed, err := scanToken(tx.QueryRow(ctx, sqlClaimToken,
-			claim.Now, claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Account, claim.UsedVersion, claim.Force, claim.Refused))
+			s.now(claim.Now), claim.Pace.Lease, claim.Pace.NearEnd, claim.Pace.Backoff, claim.Account, claim.UsedVersion, claim.Force, claim.Refused))
 		switch {
 		case err == nil:
 			claimed = true
@@ -181,7 +188,7 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		if err != nil || !reauth {
 			return err
 		}
-		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, now)
+		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, s.now(now))
 		return err
 	})
 }

@@ -120,9 +120,11 @@ const (
 	// SQLite would not use them.
 	unfinished = `state NOT IN ('published', 'failed', 'cancelled')`
 
+	maxOpen = "1000" // store.MaxOpen
+
 	sqlFromAccounts = `
 SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason,
-       (SELECT count(*) FROM requests WHERE account = a.name AND ` + unfinished + `)
+       (SELECT count(*) FROM (SELECT 1 FROM requests WHERE account = a.name AND ` + unfinished + ` LIMIT ` + maxOpen + `))
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = ?1`
 	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name`

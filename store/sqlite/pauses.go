@@ -46,21 +46,24 @@ func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause
 const unsent = `(requests.state IN ('scheduled', 'queued', 'held') AND
     coalesce((SELECT min(state = 'pending') FROM posts WHERE account = requests.account AND request_id = requests.id), 0))`
 
-// sqlLate goes by the lines, so that what is due later is not looked at.
+// sqlLate reads the front of each line: ?3 of it at most.
 const sqlLate = `
 SELECT account, sum(unsent), min(CASE WHEN unsent THEN due_at END), sum(NOT unsent)
 FROM (SELECT requests.account, due_at, ` + unsent + ` AS unsent
       FROM lanes CROSS JOIN requests
-      WHERE requests.account = lanes.account AND ` + unfinished + ` AND due_at < ?2 AND (?1 = '' OR lanes.account = ?1))
+      WHERE requests.account = lanes.account AND ` + unfinished + ` AND due_at < ?2 AND (?1 = '' OR lanes.account = ?1)
+        AND (due_at, seq) <= (SELECT due_at, seq FROM (
+            SELECT due_at, seq FROM requests WHERE account = lanes.account AND ` + unfinished + ` AND due_at < ?2
+            ORDER BY due_at, seq LIMIT ?3) ORDER BY due_at DESC, seq DESC LIMIT 1))
 GROUP BY account ORDER BY account`
 
 // Late implements store.Requests.
-func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time) (lines []store.LateLine, err error) {
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) (lines []store.LateLine, err error) {
 	err = s.report(ctx, "look for late requests", func(ctx context.Context, tx *sql.Tx) error {
 		lines, err = collect(ctx, tx, func(row scanner) (l store.LateLine, err error) {
 			err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 			return l, err
-		}, sqlLate, account, micros(dueBefore))
+		}, sqlLate, account, micros(dueBefore), limit)
 		return err
 	})
 	return lines, err

@@ -100,7 +100,7 @@ func resumeAccount(t *testing.T, b *bundle) {
 // lateLines reads what of acme's line was due before now.
 func (b *bundle) lateLines(t *testing.T, account string) []store.LateLine {
 	t.Helper()
-	lines, err := b.st.Late(t.Context(), account, b.now)
+	lines, err := b.st.Late(t.Context(), account, b.now, store.MaxOpen)
 	check(t, err)
 	return lines
 }
