@@ -77,6 +77,63 @@ func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
 	return counts
 }
 
+// TestSecondLook: while an intent was committed the app was stopped. Nothing is sent, and
+// the post is as if it had never been begun.
+func TestSecondLook(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	h := b.lane()
+	h.Ledger = &ledgerHook{Store: b.ledger, after: nth("begin", 1, func() error {
+		now := time.Now()
+		return h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now)
+	})}
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+	equal(t, "attempts", r.Status.Attempts, 0)
+}
+
+// TestThreadKeepsFirstPostsOwnParent: a thread may reply to somebody else's post.
+func TestThreadKeepsFirstPostsOwnParent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "root", Posts: thread("root")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	root := b.x.Posts("acme")[0].ID
+	posts := thread("one", "two")
+	posts[0].InReplyToPostID = root
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: posts})
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StatePublished, "", 2)
+	equal(t, "parent of the first", r.Posts[0].ParentID, root)
+	equal(t, "parent of the second", r.Posts[1].ParentID, r.Posts[0].PostID)
+}
+
+// TestThreadCommitsNoIntentAfterItsContext: an intent that nobody will act on is not
+// worth committing.
+func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+	ctx, cancel := context.WithCancel(t.Context())
+	intents := 0
+	hook := &ledgerHook{
+		Store:  b.ledger,
+		before: func(op string) error { intents += strings.Count(op, "begin"); return nil },
+		after:  nth("posted", 1, func() error { cancel(); return nil }),
+	}
+	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")))
+	equal(t, "intents", intents, 1)
+	b.texts(t, "acme", "one")
+	equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
+}
+
 // TestLaneLateAnswer: a worker that lost its lane while X took its time still
 // says what X answered, and then writes no more.
 func TestLaneLateAnswer(t *testing.T) {

@@ -11,9 +11,9 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// A thread is posted one post at a time. What must survive a crash is committed
-// before and after each of them.
-func ExampleClient_PostThread() {
+// A thread is posted one post at a time, each as a reply to the one before it. What must
+// survive a crash is committed before and after each of them.
+func ExampleClient_CreatePost() {
 	last := 1000
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		last++
@@ -28,20 +28,20 @@ func ExampleClient_PostThread() {
 		xapi.WithBaseURL(server.URL),
 		xapi.WithHTTPClient(&http.Client{Transport: transport}))
 
-	posts := []xapi.Post{{Text: "Hello"}, {Text: "second post of the thread"}}
-	_, err := client.PostThread(context.Background(), posts, xapi.ThreadOptions{
-		Before: func(_ context.Context, i int, _ *xapi.Post) (time.Time, error) {
-			fmt.Println("sending", i)
-			return time.Now().Add(time.Minute), nil
-		},
-		After: func(_ context.Context, i int, created xapi.Created) error {
-			fmt.Println("posted", i, "as", created.ID)
-			return nil
-		},
-	})
-	var ambiguous *xapi.AmbiguousError
-	if errors.As(err, &ambiguous) {
-		fmt.Println("look at X before sending again")
+	var parent string
+	for i, text := range []string{"Hello", "second post of the thread"} {
+		fmt.Println("sending", i) // the intent, with the latest moment at which it may be sent
+		ctx := xapi.WithNotAfter(context.Background(), time.Now().Add(time.Minute))
+		created, err := client.CreatePost(ctx, xapi.Post{Text: text, InReplyToPostID: parent})
+		var ambiguous *xapi.AmbiguousError
+		if errors.As(err, &ambiguous) {
+			fmt.Println("look at X before sending again")
+		}
+		if err != nil {
+			return
+		}
+		fmt.Println("posted", i, "as", created.ID)
+		parent = created.ID
 	}
 	// Output:
 	// sending 0
