@@ -442,10 +442,11 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
 	}
-	out := store.Outcome{Reason: a.reason, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: time.Now()}
+	out := store.Outcome{Reason: a.reason, LookAt: a.lookAt, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: time.Now()}
 	switch a.kind {
 	case kindStop:
-		out.Reason = r.pass.Stop(ctx, a.reason)
+		wait := r.pass.Stop(ctx, a.reason)
+		out.Reason, out.LookAt = wait.Reason, wait.LookAt
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
@@ -467,6 +468,9 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	log := r.log.With("request", head.ID, "state", out.State, "code", out.Reason.Code, "detail", out.Reason.Detail)
 	if !out.Reason.Until.IsZero() {
 		log = log.With("until", out.Reason.Until)
+	}
+	if !out.LookAt.IsZero() {
+		log = log.With("look_at", out.LookAt)
 	}
 	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
 	r.h.Announce.try(ctx, head.Key)

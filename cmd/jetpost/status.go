@@ -55,7 +55,7 @@ func statusText(s app.Status) string {
 	tell(s.Summary, s.Do)
 	for _, stop := range s.Stops {
 		if stop.Scope != publishers.ScopePublish { // which the first line tells
-			tell(fmt.Sprintf("%s is stopped until %s: %s", stop.Scope, localTime(stop.Reason.Until), reasonText(&stop.Reason)),
+			tell(fmt.Sprintf("%s is stopped %s: %s", stop.Scope, untilText(stop), reasonText(&stop.Reason)),
 				app.Advice(stop.Reason.Code))
 		}
 	}

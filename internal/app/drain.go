@@ -254,12 +254,12 @@ func (t *tickets) Pop() any {
 
 func (d *drain) stop(s publishers.Stop) {
 	switch {
-	case !s.Probe && s.Reason.Until.IsZero():
+	case s.NextAt().IsZero():
 		d.blocked = &s.Reason
-	case s.Reason.Until.After(d.from):
-		d.from = s.Reason.Until
+	case s.NextAt().After(d.from):
+		d.from = s.NextAt()
 	}
-	d.f.AtEarliest = d.f.AtEarliest || s.Probe
+	d.f.AtEarliest = d.f.AtEarliest || s.Probed()
 }
 
 func (d *drain) line(l Line, windows []publishers.Window, now time.Time) lineDrain {

@@ -53,7 +53,7 @@ func readLines(ctx context.Context, ledger store.Requests, now time.Time, accoun
 		case a.RequiresReauth:
 			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
 		case a.Pause.Active(now):
-			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountPaused, Until: a.Pause.Until}
+			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountPaused, Until: a.Pause.Reason.Until}
 		}
 		byName[a.Name] = &lines[i]
 	}

@@ -94,13 +94,10 @@ func NewLimits(now time.Time, account string, windows []publishers.Window, stops
 		}
 		stop := LimitStop{
 			Scope: s.Scope, Code: s.Reason.Code, Detail: s.Reason.Detail, Since: s.Since.UTC(), Until: s.Reason.Until.UTC(),
-			Do: Advice(s.Reason.Code),
-		}
-		if s.Probe {
-			stop.Until, stop.AskedAgain, stop.WaitSeconds = time.Time{}, s.Reason.Until.UTC(), s.Wait.Seconds()
+			AskedAgain: s.NextProbeAt.UTC(), WaitSeconds: s.Wait.Seconds(), Do: Advice(s.Reason.Code),
 		}
 		if s.Scope == publishers.ScopePublish && s.Reason.Code == jetpost.CodeXOutage {
-			l.X = Breaker{State: "open", Since: s.Since.UTC(), AskedAgain: s.Reason.Until.UTC()}
+			l.X = Breaker{State: "open", Since: s.Since.UTC(), AskedAgain: s.NextAt().UTC()}
 		}
 		l.Stops = append(l.Stops, stop)
 	}

@@ -280,6 +280,8 @@ func stopSentence(stop publishers.Stop, now time.Time) string {
 	switch {
 	case stop.Due(now):
 		return verb + " until the next post finds out whether it is over: " + words
+	case stop.Probed():
+		return verb + ", and X is asked again at " + stop.NextProbeAt.Local().Format(time.RFC3339) + ": " + words
 	case reason.Until.IsZero():
 		return verb + ": " + words
 	default:

@@ -19,7 +19,7 @@ SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, pau
 // requests and posts; only an account and its token are ever locked before it.
 func lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-		at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason)
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail)
 	return l, missing(err, store.ErrNotFound)
 }
 
