@@ -282,13 +282,9 @@ func (t *threadRun) post(ctx context.Context, parent string) attempt {
 	return t.r.settled(goOn())
 }
 
-// calls are what post i asks of X. A thread is begun only where all of it goes out, or as
-// much as a window ever takes; once it is begun it goes on.
+// calls are what post i asks of X.
 func (t *threadRun) calls(i int) admission.Calls {
-	c := admission.Calls{Endpoint: xapi.EndpointCreatePost, N: 1}
-	if i == 0 {
-		c.N = len(t.request.Posts)
-	}
+	c := admission.Calls{Endpoint: xapi.EndpointCreatePost, N: admission.Need(len(t.request.Posts), i)}
 	if i == t.from {
 		c.SetAside = len(t.request.Posts) - i
 	}

@@ -246,14 +246,18 @@ func (p *Pass) probes(stop publishers.Stop, now time.Time) bool {
 // Stop stops the app, and returns why and for how long a request waits that has met it.
 func (p *Pass) Stop(ctx context.Context, reason jetpost.Reason) *WaitError {
 	now := time.Now()
-	if err := p.Gate.Stop(ctx, ScopePublish, reason, now); err != nil {
-		p.Log.Error("app.stop_not_shared", "error", err)
-	}
+	p.stopAll(ctx, reason, now)
 	stop, stopped := p.Gate.Stopped(ScopePublish, now)
 	if !stopped {
 		stop = publishers.Stop{Reason: reason}
 	}
 	return waitForEnd(stop, now)
+}
+
+func (p *Pass) stopAll(ctx context.Context, reason jetpost.Reason, now time.Time) {
+	if err := p.Gate.Stop(ctx, ScopePublish, reason, now); err != nil {
+		p.Log.Error("app.stop_not_shared", "error", err)
+	}
 }
 
 // heard makes of what came of a call what it says of X as a whole: that it fails, that a
@@ -271,7 +275,7 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
 			p.probing.Store(nil) // though NATS may not be told what the probe has brought
 			reason.Detail += ", last: " + cause(err)
-			p.Stop(ctx, reason)
+			p.stopAll(ctx, reason, now)
 		}
 	case !probes || saysNothing(err):
 	case stop.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)):
@@ -285,9 +289,19 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 		w, short := p.short(Calls{Endpoint: e, N: 1}, now)
 		p.mu.Unlock()
 		if short && usedUpByApp(w, now) { // the others must not find out by a 429
-			p.Stop(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now))
+			p.stopAll(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now), now)
 		}
 	}
+}
+
+// Need is how many calls X's windows must have left for a request with so many posts, of
+// which some are live: a thread is begun only where all of it goes out, or as much as a
+// window ever takes; once it is begun it goes on.
+func Need(posts, live int) int {
+	if live > 0 {
+		return 1
+	}
+	return posts
 }
 
 // cause is why a call failed, in X's own words or the network's.
