@@ -367,6 +367,8 @@ type AppStatus struct {
 	Scope string `json:"scope"`
 	// Reason says why, and until when where that is known.
 	Reason *Reason `json:"reason,omitempty"`
+	// NextProbeAt is when X is asked whether it is over, where nobody knows the end.
+	NextProbeAt time.Time `json:"next_probe_at,omitzero"`
 }
 
 // RefreshSummary is the outcome of one refresh round.

@@ -28,6 +28,8 @@ const (
 type decision struct {
 	kind   kind
 	reason jetpost.Reason
+	// lookAt is when a hold is looked at again, where that is not its end.
+	lookAt time.Time
 }
 
 // goOn says that the ledger is to be looked at again: it knows what is next.
@@ -36,29 +38,29 @@ func goOn() decision { return decision{kind: kindGoOn} }
 // holdUntil says that the request waits: until then or, where that is zero, until
 // something ends the wait.
 func holdUntil(code jetpost.Code, until time.Time, detail string) decision {
-	return decision{kindHold, jetpost.Reason{Code: code, Detail: detail, Until: until}}
+	return decision{kind: kindHold, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
 // failWith says that the request will not go on by itself.
 func failWith(code jetpost.Code, detail string) decision {
-	return decision{kindFailed, jetpost.Reason{Code: code, Detail: detail}}
+	return decision{kind: kindFailed, reason: jetpost.Reason{Code: code, Detail: detail}}
 }
 
 // doubtUntil says that a post may be live: until then nothing more is sent, and then
 // X is asked.
 func doubtUntil(until time.Time, detail string) decision {
-	return decision{kindDoubtful, jetpost.Reason{Code: jetpost.CodeReconciling, Detail: detail, Until: until}}
+	return decision{kind: kindDoubtful, reason: jetpost.Reason{Code: jetpost.CodeReconciling, Detail: detail, Until: until}}
 }
 
 // unknown says that a post may be live, and that X does not show whether it is.
 func unknown(detail string) decision {
-	return decision{kindUnknown, jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: detail}}
+	return decision{kind: kindUnknown, reason: jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: detail}}
 }
 
 // stopApp says that no account may go on: until then or, where that is zero, until X is
 // found to take calls again. The request is held; it neither fails nor counts an attempt.
 func stopApp(code jetpost.Code, until time.Time, detail string) decision {
-	return decision{kindStop, jetpost.Reason{Code: code, Detail: detail, Until: until}}
+	return decision{kind: kindStop, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
 // String is for logs.
@@ -128,7 +130,7 @@ func judge(err error, s situation) decision {
 	case errors.As(err, &decided):
 		return decided.decision
 	case errors.As(err, &wait):
-		return decision{kindHold, wait.Reason}
+		return decision{kind: kindHold, reason: wait.Reason, lookAt: wait.LookAt}
 	case errors.Is(err, admission.ErrLeaving):
 		return goOn()
 	case errors.As(err, &media) && media.code != "":

@@ -67,7 +67,6 @@ func TestJudge(t *testing.T) {
 		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
 			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
 		{"ProcessingError", &xapi.ProcessingError{Err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
-		{"ThreadError", &xapi.ThreadError{Err: ended}, held, doubtful, false},
 		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
 		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
 		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},
@@ -84,7 +83,7 @@ func TestJudge(t *testing.T) {
 		name, _, _ := strings.Cut(test.name, ",")
 		rows[name] = true
 		for _, begun := range []bool{false, true} {
-			for _, err := range []error{test.err, &xapi.ThreadError{Index: 1, Err: fmt.Errorf("before post: %w", test.err)}} {
+			for _, err := range []error{test.err, fmt.Errorf("post 2 of 3: %w", test.err)} {
 				t.Run(fmt.Sprintf("%s, begun %t, %T", test.name, begun, err), func(t *testing.T) {
 					t.Parallel()
 					v := judge(err, situation{now: now, begun: begun, lookFrom: lookFrom, holds: 2})

@@ -167,13 +167,13 @@ func TestFuseExpireAfter(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
 		b.publish(t, "begun", thread("one", "two")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
-		pause := store.Pause{Since: time.Now(), Until: time.Now().Add(90 * time.Minute).Truncate(time.Second)}
+		pause := jetpost.AccountPause(time.Now(), time.Now().Add(90*time.Minute).Truncate(time.Second), "")
 		check(t, b.ledger.PauseAccount(t.Context(), "acme", pause))
 		b.publish(t, "late", thread("late")...)
-		sleep(time.Until(pause.Until.Add(-time.Hour)))
+		sleep(time.Until(pause.Reason.Until.Add(-time.Hour)))
 		b.publish(t, "in-time", thread("in time")...)
 		due := b.record(t, store.Key{Account: "acme", ID: "late"}).DueAt
-		sleep(time.Until(pause.Until))
+		sleep(time.Until(pause.Reason.Until))
 		b.run(t, b.h, "acme")
 		b.published(t, "begun", 2) // what has begun goes on, however late
 		key := store.Key{Account: "acme", ID: "late"}
@@ -237,7 +237,7 @@ func TestPausedAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := fused(t, admission.Fuses{})
 		until := time.Now().Add(time.Hour).Truncate(time.Second)
-		check(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Until: until, Reason: "for an audit"}))
+		check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), until, "for an audit")))
 		b.publish(t, "one", thread("one")...)
 		b.publish(t, "two", thread("two")...)
 		b.held(t, "one", jetpost.CodeAccountPaused, until, "for an audit")
@@ -252,7 +252,7 @@ func TestPausedAccount(t *testing.T) {
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", "one", "two")
 
-		check(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now()}))
+		check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "")))
 		b.publish(t, "three", thread("three")...)
 		b.held(t, "three", jetpost.CodeAccountPaused, time.Time{}, "")
 		sleep(100 * time.Hour)
@@ -286,7 +286,7 @@ func TestPausedInMidThread(t *testing.T) {
 				b := fused(t, admission.Fuses{})
 				hook := &ledgerHook{Store: b.ledger}
 				test.hook(hook, func() error {
-					return b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Reason: "stop"})
+					return b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "stop"))
 				})
 				b.h.Ledger = hook
 				b.publish(t, "thread", thread("one", "two", "three")...)

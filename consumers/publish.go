@@ -290,13 +290,9 @@ func (t *threadRun) post(ctx context.Context, parent string) attempt {
 	return t.r.settled(goOn())
 }
 
-// calls are what post i asks of X. A thread is begun only where all of it goes out, or as
-// much as a window ever takes; once it is begun it goes on.
+// calls are what post i asks of X.
 func (t *threadRun) calls(i int) admission.Calls {
-	c := admission.Calls{Endpoint: xapi.EndpointCreatePost, N: 1}
-	if i == 0 {
-		c.N = len(t.request.Posts)
-	}
+	c := admission.Calls{Endpoint: xapi.EndpointCreatePost, N: admission.Need(len(t.request.Posts), i)}
 	if i == t.from {
 		c.SetAside = len(t.request.Posts) - i
 	}
@@ -450,10 +446,11 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
 	}
-	out := store.Outcome{Reason: a.reason, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: time.Now()}
+	out := store.Outcome{Reason: a.reason, LookAt: a.lookAt, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: time.Now()}
 	switch a.kind {
 	case kindStop:
-		out.Reason = r.pass.Stop(ctx, a.reason)
+		wait := r.pass.Stop(ctx, a.reason)
+		out.Reason, out.LookAt = wait.Reason, wait.LookAt
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
@@ -475,6 +472,9 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	log := r.log.With("request", head.ID, "state", out.State, "code", out.Reason.Code, "detail", out.Reason.Detail)
 	if !out.Reason.Until.IsZero() {
 		log = log.With("until", out.Reason.Until)
+	}
+	if !out.LookAt.IsZero() {
+		log = log.With("look_at", out.LookAt)
 	}
 	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
 	r.h.Announce.soon(ctx, head.Key)

@@ -77,6 +77,107 @@ func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
 	return counts
 }
 
+// TestUntilIsAnEnd: an event has an until where the end of a wait is known, and nothing
+// in its place where it is not.
+func TestUntilIsAnEnd(t *testing.T) {
+	t.Parallel()
+	end := time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)
+	for name, c := range map[string]struct {
+		stop  jetpost.Reason
+		ends  bool
+		probe bool
+	}{
+		"X names the end":             {jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: end}, true, false},
+		"X names none":                {jetpost.Reason{Code: jetpost.CodeCreditsDepleted}, false, true},
+		"a person, until a time":      {jetpost.Reason{Code: jetpost.CodeAppPaused, Until: end}, true, false},
+		"a person, until they resume": {jetpost.Reason{Code: jetpost.CodeAppPaused}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			h := b.lane()
+			if c.probe || c.ends && c.stop.Code != jetpost.CodeAppPaused {
+				check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, c.stop, time.Now()))
+			} else {
+				_, _, err := b.stops.Set(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: c.stop, Since: time.Now()})
+				check(t, err)
+				b.learn(t, h.Gate)
+			}
+			key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+			b.run(t, h, "acme")
+			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+			equal(t, "it is looked at again", r.HoldUntil.After(time.Now()), true)
+
+			var told jetpost.Event
+			check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAppStopped, "", "")).Data, &told))
+			equal(t, "app.stopped says its end", told.App.Reason.Until.Equal(end), c.ends)
+			equal(t, "app.stopped says an until", !told.App.Reason.Until.IsZero(), c.ends)
+			equal(t, "app.stopped says when X is asked", told.App.NextProbeAt.After(time.Now()), c.probe)
+			held := b.lastEvent(t, key)
+			equal(t, "request.held says its end", held.Request.Reason.Until.Equal(end), c.ends)
+			equal(t, "request.held says an until", !held.Request.Reason.Until.IsZero(), c.ends)
+		})
+	}
+}
+
+// TestSecondLook: while an intent was committed the app was stopped. Nothing is sent, and
+// the post is as if it had never been begun.
+func TestSecondLook(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	h := b.lane()
+	h.Ledger = &ledgerHook{Store: b.ledger, after: nth("begin", 1, func() error {
+		now := time.Now()
+		return h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now)
+	})}
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+	equal(t, "attempts", r.Status.Attempts, 0)
+}
+
+// TestThreadKeepsFirstPostsOwnParent: a thread may reply to somebody else's post.
+func TestThreadKeepsFirstPostsOwnParent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "root", Posts: thread("root")})
+	h := b.lane()
+	b.run(t, h, "acme")
+	root := b.x.Posts("acme")[0].ID
+	posts := thread("one", "two")
+	posts[0].InReplyToPostID = root
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: posts})
+	b.run(t, h, "acme")
+	r := b.want(t, key, jetpost.StatePublished, "", 2)
+	equal(t, "parent of the first", r.Posts[0].ParentID, root)
+	equal(t, "parent of the second", r.Posts[1].ParentID, r.Posts[0].PostID)
+}
+
+// TestThreadCommitsNoIntentAfterItsContext: an intent that nobody will act on is not
+// worth committing.
+func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
+	ctx, cancel := context.WithCancel(t.Context())
+	intents := 0
+	hook := &ledgerHook{
+		Store:  b.ledger,
+		before: func(op string) error { intents += strings.Count(op, "begin"); return nil },
+		after:  nth("posted", 1, func() error { cancel(); return nil }),
+	}
+	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")))
+	equal(t, "intents", intents, 1)
+	b.texts(t, "acme", "one")
+	equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
+}
+
 // TestLaneLateAnswer: a worker that lost its lane while X took its time still
 // says what X answered, and then writes no more.
 func TestLaneLateAnswer(t *testing.T) {

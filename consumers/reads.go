@@ -2,7 +2,6 @@ package consumers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jetpost/jetpost"
@@ -25,15 +24,15 @@ func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetp
 			continue
 		}
 		me, err := r.me(ctx, client)
-		if wait := new(admission.WaitError); errors.As(err, &wait) {
+		switch {
+		case ours(err):
 			return err
+		case err == nil && me.SubscriptionType == noSubscription:
+			return &decidedError{failWith(jetpost.CodeTextTooLong, fmt.Sprintf(
+				"post %d weighs %d as X counts, and @%s has no subscription, with which more than %d are allowed; nothing more was sent",
+				i+1, weight, me.Username, tweettext.MaxWeight))}
 		}
-		if err != nil || me.SubscriptionType != noSubscription {
-			return nil
-		}
-		return &decidedError{failWith(jetpost.CodeTextTooLong, fmt.Sprintf(
-			"post %d weighs %d as X counts, and @%s has no subscription, with which more than %d are allowed; nothing more was sent",
-			i+1, weight, me.Username, tweettext.MaxWeight))}
+		break
 	}
 	return nil
 }

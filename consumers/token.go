@@ -90,7 +90,7 @@ func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion
 		return token, nil
 	}
 	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, now); stopped {
-		return r.useOrHold(token, refused, jetpost.CodeAppStopped, stop.Reason.Until, admission.StopDetail(stop.Reason, stop.Reason.Until))
+		return r.useOrHold(token, refused, jetpost.CodeAppStopped, stop.NextAt(), admission.StopDetail(stop))
 	}
 	return r.renew(ctx, token, refused)
 }

@@ -76,7 +76,7 @@ func TestStopOutlivesBucket(t *testing.T) {
 	b := setup(t)
 	book := b.book()
 	g := admission.NewGate(book, "worker", 0, b.log)
-	other := publishers.Stop{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Probe: true, Wait: time.Hour}
+	other := publishers.Stop{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
 	for range 3 { // so that the revisions of the new bucket are behind
 		_, _, err := book.Set(t.Context(), byHand(time.Now()))
 		check(t, err)

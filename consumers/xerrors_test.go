@@ -916,7 +916,7 @@ func became(r store.Record, stop publishers.Stop) outcome {
 	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeReconciling:
 		o.verdict = "doubtful"
 	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppStopped && stop.Scope == string(admission.ScopePublish):
-		o = outcome{"stop", string(stop.Reason.Code), stop.Reason.Until}
+		o = outcome{"stop", string(stop.Reason.Code), stop.NextAt()}
 	}
 	return o
 }

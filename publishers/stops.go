@@ -17,11 +17,11 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// The scopes of a stop.
+// The scopes of a stop. With the first the lanes' consumer is paused, too.
 const (
-	ScopePublish = "publish" // no posts; the lanes' consumer is paused too
-	ScopeRefresh = "refresh" // no token exchanges
-	ScopeMedia   = "media"   // no media uploads
+	ScopePublish = jetpost.ScopePublish
+	ScopeRefresh = jetpost.ScopeRefresh
+	ScopeMedia   = jetpost.ScopeMedia
 )
 
 var scopes = [...]string{ScopePublish, ScopeRefresh, ScopeMedia}
@@ -33,79 +33,13 @@ const pauseForever = 100 * 365 * 24 * time.Hour
 // stopPrefix begins the keys of stops in the limits bucket.
 const stopPrefix = "stop."
 
-// Stop keeps all workers from one kind of calls to X.
-type Stop struct {
-	Scope string `json:"scope"`
-	// Reason.Until is when the stop ends by itself; zero: when somebody resumes. Of a
-	// stop with Probe it is when X is asked again.
-	Reason jetpost.Reason `json:"reason"`
-	Since  time.Time      `json:"since"`
-	// Probe says that nobody knows the end. At Reason.Until one worker may call, and
-	// ends the stop where X takes that; else it lasts twice as long.
-	Probe bool `json:"probe,omitempty"`
-	// Wait is how long it is until then: Set gives the first, and keeps the present one.
-	// MaxWait bounds what comes of doubling it.
-	Wait    time.Duration `json:"wait_ns,omitempty"`
-	MaxWait time.Duration `json:"-"`
-	// Worker is who probes, until Reason.Until; in Set, who did.
-	Worker string `json:"worker,omitempty"`
-	// Revision is that of the bucket, where the stop was read from it or stored there.
-	Revision uint64 `json:"-"`
-}
+// Stop is a pause of the whole app.
+type Stop = jetpost.Pause
 
 // Picture is what stops there are, as of a revision of the bucket.
 type Picture struct {
 	Stops    []Stop // sorted by scope
 	Revision uint64
-}
-
-// Active tells whether the stop holds at a time. A stop that ended by itself
-// stays on record until the next one or Clear.
-func (s Stop) Active(at time.Time) bool {
-	return s.Probe || s.Reason.Until.IsZero() || at.Before(s.Reason.Until)
-}
-
-// Due tells that it is time to probe.
-func (s Stop) Due(at time.Time) bool { return s.Probe && !at.Before(s.Reason.Until) }
-
-// Upon is the stop that stands once s is set upon the one on record, and whether that
-// is another one; a Stop without a scope is none. The stop that ends last stands, with
-// the Since of the one that it prolongs; what a probe has brought lasts twice as long as
-// the stop before. A person's word counts more than what X may have said meanwhile,
-// which X will say again.
-func (s Stop) Upon(was Stop) (holds Stop, changed bool) {
-	const byHand = jetpost.CodeAppPaused
-	next, goesOn := s, was.Probe && was.Reason.Code == s.Reason.Code
-	probed := was.Probe && was.Worker != "" && was.Worker == s.Worker
-	if s.Probe {
-		switch {
-		case goesOn && probed:
-			next.Wait = 2 * was.Wait
-		case goesOn && s.Since.Before(was.Reason.Until):
-			return was, false // others have met the same, and told of it first
-		}
-		next.Wait = min(next.Wait, max(s.MaxWait, s.Wait))
-		next.Reason.Until = s.Since.Add(next.Wait).UTC().Truncate(time.Millisecond)
-	}
-	next.Worker = ""
-	there := was.Scope != "" && was.Active(s.Since)
-	switch {
-	case !there, probed:
-	case s.Reason.Code == byHand && (was.Probe || was.Reason.Code == byHand):
-	case was.Reason.Code == byHand, !next.Outlasts(was):
-		return was, false
-	}
-	if there {
-		next.Since = was.Since
-	}
-	return next, true
-}
-
-// Outlasts tells whether s ends later than o. Nothing outlasts a stop without
-// an end.
-func (s Stop) Outlasts(o Stop) bool {
-	mine, other := s.Reason.Until, o.Reason.Until
-	return !other.IsZero() && (mine.IsZero() || mine.After(other))
 }
 
 // Stops are the stops of the whole app, one a scope, which all workers share.
@@ -142,7 +76,7 @@ func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, e
 		err = s.align(ctx, kv, stop.Scope)
 	}
 	if err == nil && changed {
-		err = s.tell(ctx, jetpost.EventAppStopped, stop.Scope, &holds.Reason)
+		err = s.tell(ctx, jetpost.EventAppStopped, holds)
 	}
 	if err != nil {
 		return Stop{}, false, fmt.Errorf("stop %s: %w", stop.Scope, err)
@@ -151,10 +85,10 @@ func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, e
 }
 
 // tell publishes that a scope was stopped or resumed.
-func (s *Stops) tell(ctx context.Context, t jetpost.EventType, scope string, reason *jetpost.Reason) error {
+func (s *Stops) tell(ctx context.Context, t jetpost.EventType, stop Stop) error {
 	return NewRecords(s.js, s.names).Event(ctx, s.names.EventSubject(t, "", ""), jetpost.Event{
 		EventID: uuid.NewString(), Type: t, Time: time.Now().UTC(),
-		App: &jetpost.AppStatus{Scope: scope, Reason: reason},
+		App: &jetpost.AppStatus{Scope: stop.Scope, Reason: &stop.Reason, NextProbeAt: stop.NextProbeAt},
 	})
 }
 
@@ -199,7 +133,7 @@ func (s *Stops) end(ctx context.Context, kv jetstream.KeyValue, scope string, wa
 		err = s.align(ctx, kv, scope)
 	}
 	if err == nil && was.Scope != "" {
-		err = s.tell(ctx, jetpost.EventAppResumed, scope, &was.Reason)
+		err = s.tell(ctx, jetpost.EventAppResumed, was)
 	}
 	return err
 }
@@ -214,7 +148,7 @@ func (s *Stops) Probe(ctx context.Context, scope, worker string, now, until time
 	}
 	if err == nil && revision > 0 && stop.Due(now) {
 		claimed := stop
-		claimed.Worker, claimed.Reason.Until = worker, until.UTC().Truncate(time.Millisecond)
+		claimed.Worker, claimed.NextProbeAt = worker, until.UTC().Truncate(time.Millisecond)
 		claimed.Revision, err = put(ctx, kv, claimed, revision)
 		switch {
 		case err == nil:
@@ -381,7 +315,7 @@ func (s *Stops) pause(ctx context.Context, stop Stop, stopped bool) error {
 		if !stopped {
 			return s.js.ResumeConsumer(ctx, stream, jetpost.ConsumerLanes)
 		}
-		until := stop.Reason.Until
+		until := stop.NextAt()
 		if until.IsZero() {
 			until = time.Now().Add(pauseForever)
 		}
@@ -405,14 +339,21 @@ func read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint6
 }
 
 // decodeStop takes a value that cannot be read for a stop without an end:
-// somebody wanted to stop something, and a person can resume.
+// somebody wanted to stop something, and a person can resume. An older worker says a
+// probe in other words, which are believed.
 func decodeStop(scope string, entry jetstream.KeyValueEntry) Stop {
-	var stop Stop
-	if err := json.Unmarshal(entry.Value(), &stop); err != nil {
-		stop = Stop{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: "unreadable stop: " + err.Error()}}
+	var is struct {
+		Stop
+		Probe bool `json:"probe"`
 	}
-	stop.Scope, stop.Revision = scope, entry.Revision()
-	return stop
+	if err := json.Unmarshal(entry.Value(), &is); err != nil {
+		is.Stop = Stop{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: "unreadable stop: " + err.Error()}, Since: entry.Created()}
+	}
+	if is.Probe && is.NextProbeAt.IsZero() {
+		is.NextProbeAt, is.Reason.Until = is.Reason.Until, time.Time{}
+	}
+	is.Scope, is.Revision = scope, entry.Revision()
+	return is.Stop
 }
 
 func (s *Stops) bucket(ctx context.Context) (jetstream.KeyValue, error) {

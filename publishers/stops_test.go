@@ -330,7 +330,7 @@ func TestStopsProbe(t *testing.T) {
 		t.Helper()
 		holds, _, err := stops.Set(t.Context(), Stop{
 			Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "why"}, Since: since,
-			Probe: true, Wait: time.Minute, MaxWait: 3 * time.Minute, Worker: worker,
+			Wait: time.Minute, MaxWait: 3 * time.Minute, Worker: worker,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -350,8 +350,8 @@ func TestStopsProbe(t *testing.T) {
 	}
 	until := func(what string, stop Stop, at time.Time) {
 		t.Helper()
-		if !stop.Reason.Until.Equal(at) || !stop.Since.Equal(start) || !stop.Active(at.Add(time.Hour)) {
-			t.Errorf("%s: the stop is since %v until %v, want %v until %v", what, stop.Since, stop.Reason.Until, start, at)
+		if !stop.NextProbeAt.Equal(at) || !stop.Reason.Until.IsZero() || !stop.Since.Equal(start) || !stop.Active(at.Add(time.Hour)) {
+			t.Errorf("%s: the stop is since %v until %v, want %v until %v", what, stop.Since, stop.NextProbeAt, start, at)
 		}
 	}
 	until("at first", set("one", start), start.Add(time.Minute))
@@ -383,9 +383,29 @@ func TestStopsProbe(t *testing.T) {
 	// A stop that ends later than the next probe replaces it; another one does not.
 	for at, want := range map[time.Duration]time.Duration{30 * time.Second: time.Minute, time.Hour: time.Hour} {
 		holds, _, err := stops.Set(t.Context(), Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
-		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probe && at == time.Hour {
+		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probed() && at == time.Hour {
 			t.Errorf("a stop for %s: holds until %v, %v", at, holds.Reason.Until, err)
 		}
+	}
+}
+
+// TestStopOfOlderWorker: a probe in an older worker's words, whose end was the next probe,
+// is believed.
+func TestStopOfOlderWorker(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	kv, err := tb.js.KeyValue(t.Context(), tb.names.LimitsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := `{"scope":"publish","reason":{"code":"x_outage","until":"2026-12-01T09:00:00Z"},"since":"2026-12-01T08:59:00Z","probe":true,"wait_ns":60000000000}`
+	if _, err := kv.PutString(t.Context(), "stop.publish", older); err != nil {
+		t.Fatal(err)
+	}
+	stop, there, err := NewStops(tb.js, tb.names).Get(t.Context(), ScopePublish)
+	due := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	if err != nil || !there || !stop.Active(due.Add(time.Hour)) || !stop.Due(due) || stop.Due(due.Add(-1)) || !stop.Reason.Until.IsZero() || stop.Wait != time.Minute {
+		t.Errorf("it is read as %+v, %t, %v", stop, there, err)
 	}
 }
 
@@ -395,7 +415,10 @@ func TestPauseByHand(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC().Truncate(time.Second)
 	stop := func(code jetpost.Code, hours int, probe bool) Stop {
-		s := Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: code}, Since: now, Probe: probe, Wait: time.Hour}
+		s := Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: code}, Since: now}
+		if probe {
+			s.Wait = time.Hour
+		}
 		if hours > 0 {
 			s.Reason.Until = now.Add(time.Duration(hours) * time.Hour)
 		}
@@ -403,7 +426,7 @@ func TestPauseByHand(t *testing.T) {
 	}
 	pause := func(hours int) Stop { return stop(jetpost.CodeAppPaused, hours, false) }
 	outage, window := stop(jetpost.CodeXOutage, 0, true), stop(jetpost.CodeAppRateLimited, 3, false)
-	outage.Reason.Until = now.Add(2 * time.Hour)
+	outage.NextProbeAt = now.Add(2 * time.Hour)
 	over := pause(1)
 	over.Since, over.Reason.Until = now.Add(-time.Hour), now
 	for name, tc := range map[string]struct {

@@ -103,24 +103,12 @@ type Account struct {
 	TokenMeta
 }
 
-// Pause keeps an account from posting, since somebody wants that. The zero value
-// is none.
-type Pause struct {
-	Since time.Time `json:"since"`
-	// Until is when it ends by itself; zero: when somebody resumes the account.
-	Until  time.Time `json:"until,omitzero"`
-	Reason string    `json:"reason,omitempty"` // for people, one line
-}
+// Pause keeps an account from posting, since somebody wants that.
+type Pause = jetpost.Pause
 
 // MaxOpen bounds what is counted of an account's unfinished requests, so that nobody
 // waits the longer for it the more there are.
 const MaxOpen = 1000
-
-// Active tells whether the pause holds at a time. One that ended by itself stays
-// on record until the next one or a resume.
-func (p Pause) Active(at time.Time) bool {
-	return !p.Since.IsZero() && (p.Until.IsZero() || at.Before(p.Until))
-}
 
 // TokenMeta is what is remembered of a token's refreshes, as the row's
 // metadata holds it.
@@ -600,6 +588,8 @@ type Intent struct {
 type Outcome struct {
 	State  jetpost.State
 	Reason jetpost.Reason // Until bounds a hold; zero holds until something ends it
+	// LookAt is when a hold is looked at again, where that is not its end.
+	LookAt time.Time
 	// Post is the index of the post that it is about, and PostState what is
 	// known of it: pending (X made nothing; the attempt does not count),
 	// failed, or sending (doubtful). Post is -1 where it is about none.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -465,7 +466,7 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 	if !out.patient() {
 		r.Holds++
 	}
-	r.HoldUntil = out.Reason.Until
+	r.HoldUntil = cmp.Or(out.LookAt, out.Reason.Until)
 	if r.HoldUntil.IsZero() && rings != out.Rings {
 		r.HoldUntil = out.Now
 	}

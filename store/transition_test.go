@@ -287,8 +287,8 @@ func TestRulesRefuse(t *testing.T) {
 		{"begin after the release", row(queued, "p"), func(r *store.Row) (store.Change, error) {
 			return r.Begin(released, claim, store.Intent{Now: now})
 		}, store.ErrFenced},
-		{"begin while the account is paused", row(queued, "p"), beginPaused(store.Pause{Since: start}), store.ErrNotRunnable},
-		{"begin before the end of a pause", row(publishing, "lp"), beginPaused(store.Pause{Since: start, Until: now.Add(1)}), store.ErrNotRunnable},
+		{"begin while the account is paused", row(queued, "p"), beginPaused(jetpost.AccountPause(start, time.Time{}, "")), store.ErrNotRunnable},
+		{"begin before the end of a pause", row(publishing, "lp"), beginPaused(jetpost.AccountPause(start, now.Add(1), "")), store.ErrNotRunnable},
 		{"cancel a published one", row(jetpost.StatePublished, "l"), cancel, store.ErrNotRunnable},
 		{"conclude after a takeover, about no post", row(publishing, "s"), concludeLate(store.Outcome{
 			State: jetpost.StateFailed, Post: -1, PostState: jetpost.PostFailed,
@@ -344,15 +344,15 @@ func TestPauseEndsByItself(t *testing.T) {
 		want  bool
 	}{
 		{"none", store.Pause{}, false},
-		{"without an end", store.Pause{Since: start}, true},
-		{"before its end", store.Pause{Since: start, Until: now.Add(1)}, true},
-		{"at its end", store.Pause{Since: start, Until: now}, false},
+		{"without an end", jetpost.AccountPause(start, time.Time{}, ""), true},
+		{"before its end", jetpost.AccountPause(start, now.Add(1), ""), true},
+		{"at its end", jetpost.AccountPause(start, now, ""), false},
 	} {
 		if got := test.pause.Active(now); got != test.want {
 			t.Errorf("%s: active is %t, want %t", test.name, got, test.want)
 		}
 	}
-	if _, err := beginPaused(store.Pause{Since: start, Until: now})(row(jetpost.StateQueued, "p")); err != nil {
+	if _, err := beginPaused(jetpost.AccountPause(start, now, ""))(row(jetpost.StateQueued, "p")); err != nil {
 		t.Errorf("begin at the end of a pause: %v", err)
 	}
 }

@@ -169,7 +169,6 @@ func TestErrorText(t *testing.T) {
 		"app not accepted: POST /2/tweets: 403 Forbidden: No.":                                  &AppAuthError{apiErr},
 		"app stopped (usage_capped): POST /2/tweets: 403 Forbidden: No.":                        &AppStopError{Reason: StopUsageCapped, Err: apiErr},
 		"outcome unknown: POST /2/tweets: 403 Forbidden: No.":                                   &AmbiguousError{apiErr},
-		"post thread: posts[2]: POST /2/tweets: 403 Forbidden: No.":                             &ThreadError{2, apiErr},
 		"refresh token not accepted: POST /2/tweets: 403 Forbidden: No.":                        &GrantRefusedError{apiErr},
 		"refused (rule): POST /2/tweets: 403 Forbidden: No.":                                    &RefusedError{RefusedRule, apiErr},
 		"token not accepted: POST /2/tweets: 403 Forbidden: No.":                                &UnauthorizedError{apiErr},
@@ -189,7 +188,7 @@ func TestErrorText(t *testing.T) {
 func TestIsOutage(t *testing.T) {
 	t.Parallel()
 
-	wrap := func(err error) error { return fmt.Errorf("post: %w", &ThreadError{Err: err}) }
+	wrap := func(err error) error { return fmt.Errorf("post: %w", err) }
 	for name, tc := range map[string]struct {
 		err  error
 		want bool

@@ -34,6 +34,14 @@ const (
 	WindowApp24h  WindowKind = "app_24h"
 )
 
+// Length is how long such a window lasts.
+func (k WindowKind) Length() time.Duration {
+	if k == Window15Min {
+		return fallbackClosed
+	}
+	return 24 * time.Hour
+}
+
 // families lists each kind with the prefix of its headers.
 func families() []family {
 	return []family{
@@ -101,6 +109,15 @@ func (w Window) Short(need int, now time.Time) bool {
 		need = min(need, w.Limit)
 	}
 	return now.Before(w.Reset) && w.Remaining < need
+}
+
+// Left is how many calls it takes at a time: those that are left of it or, once it is
+// over, all of the next one.
+func (w Window) Left(now time.Time) int {
+	if now.Before(w.Reset) {
+		return w.Remaining
+	}
+	return w.Limit
 }
 
 // RateLimits returns every known window, ordered by endpoint and kind.
@@ -232,6 +249,10 @@ var documented = map[Endpoint]int{
 	EndpointMe:              75,
 	EndpointUserPosts:       900,
 }
+
+// Documented is X's limit of calls to e that an account may make in a window of 15
+// minutes; 0 where X documents none.
+func Documented(e Endpoint) int { return documented[e] }
 
 // estimate counts one more call in a window that X does not tell of.
 func (l *Limits) estimate(account string, e Endpoint, now time.Time) (Window, bool) {

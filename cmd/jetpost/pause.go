@@ -11,7 +11,6 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
-	"github.com/jetpost/jetpost/store"
 )
 
 // maxPauseReason bounds the words that everything which waits for a pause shows.
@@ -65,9 +64,9 @@ func (c *pauseCmd) app(ctx context.Context, e *env, desk *app.Desk, until time.T
 	if err != nil {
 		return err
 	}
-	text := "the app is paused " + pauseText(store.Pause{Until: stop.Reason.Until, Reason: stop.Reason.Detail})
+	text := "the app is paused " + pauseText(stop)
 	if !changed { // it holds at least as long as what was asked for
-		text = "the app was stopped already, " + untilText(stop.Reason.Until) + ": " + reasonText(&stop.Reason)
+		text = "the app was stopped already, " + untilText(stop) + ": " + reasonText(&stop.Reason)
 	}
 	return e.say(stop, "%s\n  do: %s", text, app.Advice(jetpost.CodeAppPaused))
 }
@@ -96,15 +95,19 @@ func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err erro
 }
 
 // pauseText says how long a pause lasts, and why.
-func pauseText(p store.Pause) string {
-	text := untilText(p.Until)
-	if p.Reason != "" {
-		text += ": " + p.Reason
+func pauseText(p jetpost.Pause) string {
+	text := untilText(p)
+	if p.Reason.Detail != "" {
+		text += ": " + p.Reason.Detail
 	}
 	return text
 }
 
-func untilText(until time.Time) string {
+func untilText(p jetpost.Pause) string {
+	if p.Probed() {
+		return "and X is asked again at " + localTime(p.NextProbeAt)
+	}
+	until := p.Reason.Until
 	if until.IsZero() {
 		return "until somebody resumes it"
 	}

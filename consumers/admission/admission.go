@@ -46,8 +46,12 @@ const (
 var ErrLeaving = errors.New("the worker is asked to stop")
 
 // WaitError says that something must not be done now: until when and why. Without an
-// Until it waits for somebody to act.
-type WaitError struct{ Reason jetpost.Reason }
+// Until nobody knows the end, or it waits for somebody to act.
+type WaitError struct {
+	Reason jetpost.Reason
+	// LookAt is when to look again, where that is not the end.
+	LookAt time.Time
+}
 
 func (e *WaitError) Error() string {
 	return fmt.Sprintf("hold: %s: %s", e.Reason.Code, e.Reason.Detail)
@@ -55,7 +59,7 @@ func (e *WaitError) Error() string {
 
 // Wait makes a *WaitError.
 func Wait(code jetpost.Code, until time.Time, detail string) error {
-	return &WaitError{jetpost.Reason{Code: code, Detail: detail, Until: until}}
+	return &WaitError{Reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
 // Ledger is the ledger's part in admission. It answers, however long that takes.
@@ -114,7 +118,7 @@ type Permit struct {
 func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, harmless func(context.Context) error) error {
 	now := time.Now()
 	if pause.Active(now) {
-		return Wait(jetpost.CodeAccountPaused, pause.Until, pause.Reason)
+		return &WaitError{Reason: pause.Reason}
 	}
 	if err := p.fuse(ctx, head, now); err != nil {
 		return err
@@ -230,25 +234,30 @@ func (p *Pass) stopped(ctx context.Context, now time.Time) error {
 	if !stopped || p.probes(stop, now) {
 		return nil
 	}
-	return &WaitError{stopReason(stop.Reason, now)}
+	return waitForEnd(stop, now)
 }
 
 // probes tells whether this lane finds out whether a stop is over.
 func (p *Pass) probes(stop publishers.Stop, now time.Time) bool {
 	until := p.probing.Load()
-	return stop.Probe && stop.Worker == p.Gate.worker && until != nil && now.Before(*until)
+	return stop.Probed() && stop.Worker == p.Gate.worker && until != nil && now.Before(*until)
 }
 
-// Stop stops the app, and returns why a request waits that has met it.
-func (p *Pass) Stop(ctx context.Context, reason jetpost.Reason) jetpost.Reason {
+// Stop stops the app, and returns why and for how long a request waits that has met it.
+func (p *Pass) Stop(ctx context.Context, reason jetpost.Reason) *WaitError {
 	now := time.Now()
+	p.stopAll(ctx, reason, now)
+	stop, stopped := p.Gate.Stopped(ScopePublish, now)
+	if !stopped {
+		stop = publishers.Stop{Reason: reason}
+	}
+	return waitForEnd(stop, now)
+}
+
+func (p *Pass) stopAll(ctx context.Context, reason jetpost.Reason, now time.Time) {
 	if err := p.Gate.Stop(ctx, ScopePublish, reason, now); err != nil {
 		p.Log.Error("app.stop_not_shared", "error", err)
 	}
-	if stop, stopped := p.Gate.Stopped(ScopePublish, now); stopped {
-		reason = stop.Reason
-	}
-	return stopReason(reason, now)
 }
 
 // heard makes of what came of a call what it says of X as a whole: that it fails, that a
@@ -266,7 +275,7 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
 			p.probing.Store(nil) // though NATS may not be told what the probe has brought
 			reason.Detail += ", last: " + cause(err)
-			p.Stop(ctx, reason)
+			p.stopAll(ctx, reason, now)
 		}
 	case !probes || saysNothing(err):
 	case stop.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)):
@@ -280,9 +289,19 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 		w, short := p.short(Calls{Endpoint: e, N: 1}, now)
 		p.mu.Unlock()
 		if short && usedUpByApp(w, now) { // the others must not find out by a 429
-			p.Stop(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now))
+			p.stopAll(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now), now)
 		}
 	}
+}
+
+// Need is how many calls X's windows must have left for a request with so many posts, of
+// which some are live: a thread is begun only where all of it goes out, or as much as a
+// window ever takes; once it is begun it goes on.
+func Need(posts, live int) int {
+	if live > 0 {
+		return 1
+	}
+	return posts
 }
 
 // cause is why a call failed, in X's own words or the network's.
@@ -349,9 +368,9 @@ func (p *Pass) land(e xapi.Endpoint) {
 func (p *Pass) wait(ctx context.Context, c Calls, w xapi.Window, now time.Time) error {
 	reason := windowReason(c, w, now)
 	if usedUpByApp(w, now) {
-		reason = p.Stop(ctx, reason)
+		return p.Stop(ctx, reason)
 	}
-	return &WaitError{reason}
+	return &WaitError{Reason: reason}
 }
 
 func usedUpByApp(w xapi.Window, now time.Time) bool {
@@ -444,29 +463,25 @@ func (p *Pass) GiveBack(ctx context.Context) {
 	}
 }
 
-// stopReason is why a stop holds a head. The head is looked at again at the
-// stop's end, but soon enough to notice that somebody has ended it before.
-func stopReason(stop jetpost.Reason, now time.Time) jetpost.Reason {
-	look := now.Add(UndatedStop)
-	switch {
-	case stop.Until.IsZero():
-	case !stop.Until.After(now): // it is to be probed, but nobody can
-		look = now.Add(probeWait)
-	case stop.Until.Before(look):
-		look = stop.Until
+// waitForEnd is why a stop holds a request, with the stop's end where that is known. It is
+// looked at again then, but soon enough to notice that somebody has ended it before.
+func waitForEnd(stop publishers.Stop, now time.Time) *WaitError {
+	wait := &WaitError{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: StopDetail(stop), Until: stop.Reason.Until}}
+	wait.LookAt = now.Add(UndatedStop)
+	switch next := stop.NextAt(); {
+	case next.IsZero():
+	case !next.After(now): // it is to be probed, but nobody can
+		wait.LookAt = now.Add(probeWait)
+	case next.Before(wait.LookAt):
+		wait.LookAt = next
 	}
-	return jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: StopDetail(stop, look), Until: look}
+	return wait
 }
 
-// StopDetail says what stopped the app and, where a head is looked at before
-// it, the stop's own end.
-func StopDetail(stop jetpost.Reason, look time.Time) string {
-	detail := string(stop.Code)
-	if stop.Detail != "" {
-		detail += ": " + stop.Detail
+// StopDetail says what stopped the app.
+func StopDetail(stop publishers.Stop) string {
+	if stop.Reason.Detail == "" {
+		return string(stop.Reason.Code)
 	}
-	if stop.Until.After(look) {
-		detail += " (stopped until " + stop.Until.UTC().Format(time.RFC3339) + ")"
-	}
-	return detail
+	return string(stop.Reason.Code) + ": " + stop.Reason.Detail
 }

@@ -175,7 +175,7 @@ func (g *Gate) stands(scope Scope, now time.Time) (stop publishers.Stop, ok bool
 	switch {
 	case mine && own.Revision > 0:
 		return own, true
-	case mine && now.Before(own.Reason.Until) && (!ok || own.Outlasts(stop)):
+	case mine && now.Before(own.NextAt()) && (!ok || own.Outlasts(stop)):
 		return own, true
 	}
 	return stop, ok
@@ -186,11 +186,11 @@ func (g *Gate) stands(scope Scope, now time.Time) (stop publishers.Stop, ok bool
 func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
 	wanted := publishers.Stop{Scope: string(scope), Reason: reason, Since: now, Worker: g.worker}
 	if reason.Until.IsZero() {
-		wanted.Probe, wanted.Wait, wanted.MaxWait = true, UndatedStop, maxUndatedStop
+		wanted.Wait, wanted.MaxWait = UndatedStop, maxUndatedStop
 		if reason.Code == jetpost.CodeXOutage {
 			wanted.Wait, wanted.MaxWait = g.open, MaxOpen*g.open
 		}
-		wanted.Reason.Until = now.Add(wanted.Wait)
+		wanted.NextProbeAt = now.Add(wanted.Wait)
 	}
 	// This worker stops at once, and to the end if NATS cannot be told.
 	g.keep(wanted, now)
@@ -200,7 +200,14 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 	}
 	g.share(holds)
 	if changed {
-		g.log.Warn("app.stopped", "scope", scope, "code", reason.Code, "until", holds.Reason.Until, "probe", holds.Probe, "detail", reason.Detail)
+		log := g.log.With("scope", scope, "code", reason.Code, "detail", reason.Detail)
+		switch {
+		case holds.Probed():
+			log = log.With("next_probe_at", holds.NextProbeAt)
+		case !holds.Reason.Until.IsZero():
+			log = log.With("until", holds.Reason.Until)
+		}
+		log.Warn("app.stopped")
 	}
 	return nil
 }

@@ -119,7 +119,7 @@ func TestProbeOfCredits(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := &admissiontest.Board{}
 				r := stoppedRun(t, b, 0)
-				b.Put(publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Until: time.Now()}, Probe: true, Wait: UndatedStop})
+				b.Put(publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted}, NextProbeAt: time.Now(), Wait: UndatedStop})
 				permit, err := r.Permit(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1})
 				check(t, err)
 				permit.Done(tc.err)
@@ -138,7 +138,7 @@ func TestDueStopWithoutNATS(t *testing.T) {
 		r := stoppedRun(t, b, 0)
 		b.OnProbe = func() error { return errAway }
 		var wait *WaitError
-		if err := r.stopped(t.Context(), time.Now()); !errors.As(err, &wait) || !wait.Reason.Until.After(time.Now()) {
+		if err := r.stopped(t.Context(), time.Now()); !errors.As(err, &wait) || !wait.LookAt.After(time.Now()) || !wait.Reason.Until.IsZero() {
 			t.Errorf("got %v, want a wait until a time after %v", err, time.Now())
 		}
 	})

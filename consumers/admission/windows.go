@@ -90,10 +90,7 @@ func (s *Windows) changed(w xapi.Window) {
 // Learned takes windows from the board.
 func (s *Windows) Learned(windows []publishers.Window) {
 	for _, w := range windows {
-		window := xapi.Window{
-			Account: w.Account, Endpoint: xapi.Endpoint(w.Endpoint), Kind: xapi.WindowKind(w.Kind), Limit: w.Limit,
-			Remaining: w.Remaining, Reset: w.Reset, XReset: w.XReset, Length: w.Length, Estimated: w.Estimated,
-		}
+		window := FromWire(w)
 		if w.Account == "" {
 			s.mu.Lock()
 			s.told[window.Endpoint] = window
@@ -184,10 +181,7 @@ func (s *Windows) share(ctx context.Context, account string) {
 	windows := make([]publishers.Window, len(known))
 	news := map[xapi.Endpoint]xapi.Window{}
 	for i, w := range known {
-		windows[i] = publishers.Window{
-			Account: w.Account, Endpoint: string(w.Endpoint), Kind: string(w.Kind), Limit: w.Limit,
-			Remaining: w.Remaining, Reset: w.Reset, XReset: w.XReset, Length: w.Length, Estimated: w.Estimated,
-		}
+		windows[i] = OnWire(w)
 		news[w.Endpoint] = w
 	}
 	if err := s.board.Put(ctx, account, windows); err != nil {
@@ -217,4 +211,20 @@ func (s *Windows) scarce(now time.Time) (w xapi.Window, is bool) {
 		return w, w.Remaining <= max(w.Limit/scarcePart, scarceCalls)
 	}
 	return xapi.Window{}, false
+}
+
+// OnWire is a window as workers tell it to each other.
+func OnWire(w xapi.Window) publishers.Window {
+	return publishers.Window{
+		Account: w.Account, Endpoint: string(w.Endpoint), Kind: string(w.Kind), Limit: w.Limit,
+		Remaining: w.Remaining, Reset: w.Reset, XReset: w.XReset, Length: w.Length, Estimated: w.Estimated,
+	}
+}
+
+// FromWire is a window that another worker has told.
+func FromWire(w publishers.Window) xapi.Window {
+	return xapi.Window{
+		Account: w.Account, Endpoint: xapi.Endpoint(w.Endpoint), Kind: xapi.WindowKind(w.Kind), Limit: w.Limit,
+		Remaining: w.Remaining, Reset: w.Reset, XReset: w.XReset, Length: w.Length, Estimated: w.Estimated,
+	}
 }

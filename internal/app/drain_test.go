@@ -90,7 +90,10 @@ func TestForecast(t *testing.T) {
 		return l
 	}
 	stop := func(code jetpost.Code, until time.Time, probe bool) publishers.Stop {
-		return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60), Probe: probe}
+		if probe {
+			return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
+		}
+		return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
 	}
 	none := time.Time{}
 	for _, test := range []struct {

@@ -7,9 +7,33 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/forecast"
 	"github.com/jetpost/jetpost/internal/health"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
+
+// What a forecast is made of, and what it tells.
+type (
+	Forecast        = forecast.Forecast
+	AccountForecast = forecast.AccountForecast
+	LineBlock       = forecast.LineBlock
+	Line            = forecast.Line
+	Queued          = forecast.Queued
+	RateWindow      = forecast.RateWindow
+)
+
+// NewForecast is forecast.New, with what a person can do about each line that does not
+// move.
+func NewForecast(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Stop) Forecast {
+	f := forecast.New(now, lines, windows, stops)
+	for i, a := range f.Accounts {
+		if b := a.Blocked; b != nil {
+			f.Accounts[i].Blocked.Do = AdviceFor(b.Code, a.Account, b.ID)
+		}
+	}
+	return f
+}
 
 // waitingPage is how many unfinished requests are read at once.
 const waitingPage = 2000
@@ -57,7 +81,7 @@ func readLines(ctx context.Context, ledger store.Requests, now time.Time, accoun
 		case a.RequiresReauth:
 			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
 		case a.Pause.Active(now):
-			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountPaused, Until: a.Pause.Until}
+			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountPaused, Until: a.Pause.Reason.Until}
 		}
 		byName[a.Name] = &lines[i]
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/forecast"
 	"github.com/jetpost/jetpost/publishers"
 )
 
@@ -14,9 +15,9 @@ type Limits struct {
 	// Now is when they were read.
 	Now time.Time `json:"now"`
 	// X tells whether the workers leave it alone since it fails.
-	X       Breaker      `json:"x"`
-	Stops   []LimitStop  `json:"stops"`
-	Windows []RateWindow `json:"windows"`
+	X       Breaker               `json:"x"`
+	Stops   []LimitStop           `json:"stops"`
+	Windows []forecast.RateWindow `json:"windows"`
 }
 
 // Breaker is what the workers together make of X's health.
@@ -43,70 +44,26 @@ type LimitStop struct {
 	Do          string    `json:"do,omitempty"`
 }
 
-// RateWindow is a rate window of X, as a worker told it last.
-type RateWindow struct {
-	// Account is whose calls it counts; absent where it counts all of the app.
-	Account  string `json:"account,omitempty"`
-	Endpoint string `json:"endpoint"` // method and path pattern
-	Kind     string `json:"kind"`     // 15min, user_24h or app_24h
-	// Limit and Remaining are calls. A limit of 0 is not known.
-	Limit     int `json:"limit"`
-	Remaining int `json:"remaining"`
-	// Open tells that the last window is over: the next call begins one.
-	Open  bool      `json:"open"`
-	Reset time.Time `json:"reset,omitzero"` // absent where Open
-	// LengthSeconds is how long such a window was seen to last; absent where it was not.
-	LengthSeconds float64 `json:"length_seconds,omitempty"`
-	// Source is x where X has said so, and estimated where it did not: then the limit
-	// is the documented one, and the workers have counted.
-	Source string `json:"source"`
-	// ToldAt is when a worker told it to the others; absent where none has.
-	ToldAt time.Time `json:"told_at,omitzero"`
-}
-
-// The sources of a RateWindow.
-const (
-	sourceX         = "x"
-	sourceEstimated = "estimated"
-)
-
-func newRateWindow(w publishers.Window, now time.Time) RateWindow {
-	r := RateWindow{
-		Account: w.Account, Endpoint: w.Endpoint, Kind: w.Kind, Limit: w.Limit, Remaining: w.Remaining,
-		Reset: w.Reset.UTC(), LengthSeconds: w.Length.Seconds(), Source: sourceX, ToldAt: w.ToldAt,
-	}
-	if w.Estimated {
-		r.Source = sourceEstimated
-	}
-	if !now.Before(w.Reset) {
-		r.Open, r.Remaining, r.Reset = true, w.Limit, time.Time{}
-	}
-	return r
-}
-
 // NewLimits tells of windows and of those stops that are in force: with an account, of
 // its windows and the app's.
 func NewLimits(now time.Time, account string, windows []publishers.Window, stops []publishers.Stop) Limits {
-	l := Limits{Now: now, X: Breaker{State: "closed"}, Stops: []LimitStop{}, Windows: []RateWindow{}}
+	l := Limits{Now: now, X: Breaker{State: "closed"}, Stops: []LimitStop{}, Windows: []forecast.RateWindow{}}
 	for _, s := range stops {
 		if !s.Active(now) {
 			continue
 		}
 		stop := LimitStop{
 			Scope: s.Scope, Code: s.Reason.Code, Detail: s.Reason.Detail, Since: s.Since.UTC(), Until: s.Reason.Until.UTC(),
-			Do: Advice(s.Reason.Code),
-		}
-		if s.Probe {
-			stop.Until, stop.AskedAgain, stop.WaitSeconds = time.Time{}, s.Reason.Until.UTC(), s.Wait.Seconds()
+			AskedAgain: s.NextProbeAt.UTC(), WaitSeconds: s.Wait.Seconds(), Do: Advice(s.Reason.Code),
 		}
 		if s.Scope == publishers.ScopePublish && s.Reason.Code == jetpost.CodeXOutage {
-			l.X = Breaker{State: "open", Since: s.Since.UTC(), AskedAgain: s.Reason.Until.UTC()}
+			l.X = Breaker{State: "open", Since: s.Since.UTC(), AskedAgain: s.NextAt().UTC()}
 		}
 		l.Stops = append(l.Stops, stop)
 	}
 	for _, w := range windows {
 		if account == "" || w.Account == "" || w.Account == account {
-			l.Windows = append(l.Windows, newRateWindow(w, now))
+			l.Windows = append(l.Windows, forecast.NewRateWindow(w, now))
 		}
 	}
 	return l

@@ -19,7 +19,7 @@ func TestLimits(t *testing.T) {
 	over := window("a", "15min", 100, 3, 0, 900)
 	over.ToldAt = told
 	stops := []publishers.Stop{
-		{Scope: "publish", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Until: in(0)}, Probe: true, Wait: time.Minute},
+		{Scope: "publish", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeXOutage}, NextProbeAt: in(0), Wait: time.Minute},
 		{Scope: "refresh", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "no", Until: in(9)}},
 		{Scope: "media", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(0)}}, // over
 	}

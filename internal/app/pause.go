@@ -28,12 +28,11 @@ type Paused struct {
 // PauseAccount has an account post nothing more until a time or, where that is zero,
 // until somebody resumes it. It replaces an earlier pause. store.ErrNotFound.
 func (d *Desk) PauseAccount(ctx context.Context, name string, until time.Time, reason string) (Paused, error) {
-	p := Paused{Account: name, Pause: store.Pause{Since: wholeMillis(time.Now()), Until: wholeMillis(until), Reason: reason}}
+	p := Paused{Account: name, Pause: jetpost.AccountPause(wholeMillis(time.Now()), wholeMillis(until), reason)}
 	if err := d.Ledger.PauseAccount(ctx, name, p.Pause); err != nil {
 		return Paused{}, accountError(name, err)
 	}
-	why := &jetpost.Reason{Code: jetpost.CodeAccountPaused, Detail: reason, Until: p.Pause.Until}
-	return p, d.turned(ctx, jetpost.EventAccountPaused, name, why, "paused")
+	return p, d.turned(ctx, jetpost.EventAccountPaused, name, &p.Pause.Reason, "paused")
 }
 
 // turned tells that an account was paused or resumed, and has a worker look at it.

@@ -138,6 +138,6 @@ func (s *Store) Accounts(ctx context.Context) ([]store.Account, error) {
 
 func scanAccount(row scanner) (a store.Account, err error) {
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &a.TokenMeta,
-		at{&a.Pause.Since}, at{&a.Pause.Until}, &a.Pause.Reason, &a.Open)
+		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, &a.Open)
 	return a, err
 }

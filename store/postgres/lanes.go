@@ -117,7 +117,7 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 	err = s.view(ctx, "look at lane", func(ctx context.Context, tx pgx.Tx) error {
 		look = store.Look{}
 		err := tx.QueryRow(ctx, sqlRings, lane.Account, lane.Fence).
-			Scan(&look.Rings, at{&look.Pause.Since}, at{&look.Pause.Until}, &look.Pause.Reason)
+			Scan(&look.Rings, pausedAt{&look.Pause}, at{&look.Pause.Reason.Until}, &look.Pause.Reason.Detail)
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}

@@ -140,7 +140,7 @@ func (s *Store) lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance)
 		var account string
 		l := &store.Line{}
 		err = row.Scan(&account, &l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-			at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason, at{&l.Now})
+			pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, at{&l.Now})
 		if s.callersClock {
 			l.Now = time.Time{}
 		}

@@ -21,7 +21,7 @@ FROM lanes WHERE account = $1 FOR UPDATE`
 // requests and posts; only an account and its token are ever locked before it.
 func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-		at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason, at{&l.Now})
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, at{&l.Now})
 	if s.callersClock {
 		l.Now = time.Time{}
 	}

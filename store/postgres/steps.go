@@ -296,7 +296,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		}
 		claims, before = append(claims, text(w.claim)), append(before, strings.Join(w.before, " "))
 		leases, was = append(leases, w.lease.Microseconds()), append(was, w.revision)
-		since, until = append(since, instant(w.pause.Since)), append(until, instant(w.pause.Until))
+		since, until = append(since, instant(w.pause.Since)), append(until, instant(w.pause.Reason.Until))
 		progress, quiet, next = append(progress, w.progress), append(quiet, w.quiet), append(next, w.next)
 		rings, wakes = append(rings, w.rings), append(wakes, instant(w.wakeAt))
 		row, post, done := w.row, store.PostRecord{}, ""
@@ -347,7 +347,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	st := &head.Status
 	pause := &out.line.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.looked,
-		&out.look.Rings, at{&pause.Since}, at{&pause.Until}, &pause.Reason, at{&out.look.NextDue}, &there, &posts,
+		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, at{&out.look.NextDue}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Announced, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros)

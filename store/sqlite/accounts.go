@@ -148,7 +148,7 @@ func (s *Store) Accounts(ctx context.Context) (accounts []store.Account, err err
 func scanAccount(row scanner) (a store.Account, err error) {
 	var meta []byte
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &meta,
-		at{&a.Pause.Since}, at{&a.Pause.Until}, &a.Pause.Reason, &a.Open)
+		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, &a.Open)
 	if err != nil {
 		return store.Account{}, err
 	}

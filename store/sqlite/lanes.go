@@ -68,7 +68,7 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 
 // readRings fails with store.ErrFenced where the lane is no longer held.
 func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (rings int64, pause store.Pause, err error) {
-	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings, at{&pause.Since}, at{&pause.Until}, &pause.Reason)
+	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings, pausedAt{&pause}, at{&pause.Reason.Until}, &pause.Reason.Detail)
 	return rings, pause, missing(err, store.ErrFenced)
 }
 

@@ -28,13 +28,25 @@ func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time
 	return before, err
 }
 
+// pausedAt reads since when an account is paused, if it is.
+type pausedAt struct{ pause *store.Pause }
+
+// Scan implements sql.Scanner.
+func (p pausedAt) Scan(value any) error {
+	*p.pause = store.Pause{}
+	if value != nil {
+		*p.pause = jetpost.AccountPause(time.Time{}, time.Time{}, "")
+	}
+	return at{&p.pause.Since}.Scan(value)
+}
+
 // setPause has the lane look at once: what holds its head may be out of date.
 func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
 	line, err := readLane(ctx, tx, account)
 	if err != nil {
 		return store.Pause{}, err
 	}
-	if _, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Until), pause.Reason); err != nil {
+	if _, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Reason.Until), pause.Reason.Detail); err != nil {
 		return store.Pause{}, err
 	}
 	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, now)

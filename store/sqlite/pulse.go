@@ -78,7 +78,7 @@ func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, e
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing
 			var paused bool
-			err = row.Scan(&one.Account, &one.Reauth, at{&one.Pause.Since}, at{&one.Pause.Until}, &one.Pause.Reason, &paused)
+			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, &paused)
 			p.Count(one, paused)
 			return none, err
 		}, sqlStanding, micros(q.Now))

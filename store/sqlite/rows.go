@@ -17,7 +17,7 @@ SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, pau
 // readLane fails with store.ErrNotFound.
 func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRowContext(ctx, sqlLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-		at{&l.Pause.Since}, at{&l.Pause.Until}, &l.Pause.Reason)
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail)
 	return l, missing(err, store.ErrNotFound)
 }
 

@@ -22,7 +22,7 @@ func pauseAccount(t *testing.T, b *bundle) {
 	equal(t, "pause before", look.Pause, store.Pause{})
 	equal(t, "account's before", b.account(t, acme).Pause, store.Pause{})
 
-	pause := store.Pause{Since: b.now, Until: b.now.Add(time.Hour), Reason: "a word\nof ours"}
+	pause := jetpost.AccountPause(b.now, b.now.Add(time.Hour), "a word\nof ours")
 	check(t, b.st.PauseAccount(t.Context(), acme, pause))
 	after := b.look(t, lane, b.now)
 	equal(t, "pause", after.Pause, pause)
@@ -39,7 +39,7 @@ func pauseAccount(t *testing.T, b *bundle) {
 	fails(t, "next post", b.st.Begin(t.Context(), lane, "thread", b.intent(2)), store.ErrNotRunnable)
 	equal(t, "request", b.request(t, "thread"), before)
 	intent := b.intent(2)
-	intent.Now = pause.Until
+	intent.Now = pause.Reason.Until
 	check(t, b.st.Begin(t.Context(), lane, "thread", intent)) // it has ended by itself
 	equal(t, "pause that has ended", b.account(t, acme).Pause, pause)
 
@@ -53,13 +53,13 @@ func pauseReplaced(t *testing.T, b *bundle) {
 	b.acceptAll(t, "head", "limited")
 	lane := b.claim(t)
 	long, short := b.now.Add(time.Hour), b.now.Add(time.Minute)
-	check(t, b.st.PauseAccount(t.Context(), acme, store.Pause{Since: b.now, Until: long, Reason: "long"}))
+	check(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, long, "long")))
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, long)
 	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, long)
 	b.release(t, lane, long)
 	equal(t, "lane is due before", b.due(t, b.now), false)
-	check(t, b.st.PauseAccount(t.Context(), acme, store.Pause{Since: b.now, Until: short}))
-	equal(t, "pause", b.account(t, acme).Pause, store.Pause{Since: b.now, Until: short})
+	check(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, short, "")))
+	equal(t, "pause", b.account(t, acme).Pause, jetpost.AccountPause(b.now, short, ""))
 	equal(t, "the hold for the first one ends", b.request(t, "head").HoldUntil, b.now)
 	equal(t, "another hold", b.request(t, "limited").HoldUntil, long)
 	equal(t, "lane is due", b.due(t, b.now), true)
@@ -74,7 +74,7 @@ func resumeAccount(t *testing.T, b *bundle) {
 	equal(t, "pause where there is none", resume(), store.Pause{})
 	b.acceptAll(t, "head", "limited")
 	lane := b.claim(t)
-	pause := store.Pause{Since: b.now, Reason: "for now"}
+	pause := jetpost.AccountPause(b.now, time.Time{}, "for now")
 	check(t, b.st.PauseAccount(t.Context(), acme, pause))
 	rings := b.look(t, lane, b.now).Rings
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, time.Time{})

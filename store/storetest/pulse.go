@@ -90,9 +90,9 @@ func pulseStanding(t *testing.T, b *bundle) {
 	for _, name := range []string{"beta", "gamma", "over"} {
 		b.add(t, name)
 	}
-	paused := store.Pause{Since: b.now, Until: b.now.Add(time.Hour), Reason: "why"}
+	paused := jetpost.AccountPause(b.now, b.now.Add(time.Hour), "why")
 	check(t, b.st.PauseAccount(t.Context(), "beta", paused))
-	check(t, b.st.PauseAccount(t.Context(), "over", store.Pause{Since: b.now.Add(-time.Hour), Until: b.now}))
+	check(t, b.st.PauseAccount(t.Context(), "over", jetpost.AccountPause(b.now.Add(-time.Hour), b.now, "")))
 	_, err := b.st.Disconnect(t.Context(), "gamma", b.now)
 	check(t, err)
 	p := b.pulse(t)

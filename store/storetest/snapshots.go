@@ -57,7 +57,7 @@ func snapshotOutOfDate(t *testing.T, b *bundle) {
 			return err
 		},
 		"paused": func(string) error {
-			return other.PauseAccount(t.Context(), acme, store.Pause{Since: b.now, Reason: "test"})
+			return other.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, time.Time{}, "test"))
 		},
 		"rescheduled": func(id string) error {
 			_, err := other.Reschedule(t.Context(), store.Key{Account: acme, ID: id}, b.now.Add(time.Hour), b.now)

@@ -49,7 +49,7 @@ func (b *Board) Probe(_ context.Context, _, worker string, now, until time.Time)
 		return b.Stop, false, nil
 	}
 	claimed := b.Stop
-	claimed.Worker, claimed.Reason.Until = worker, until
+	claimed.Worker, claimed.NextProbeAt = worker, until
 	b.Put(claimed)
 	return b.Stop, true, nil
 }

@@ -1,4 +1,6 @@
-package app
+// Package forecast tells when the lines of all accounts are out, by the rules of the lane
+// and of admission. It asks nobody and changes nothing.
+package forecast
 
 import (
 	"cmp"
@@ -8,15 +10,9 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi"
-)
-
-// What X documents of the windows of posts, for those that it has not told of.
-const (
-	documentedPosts = 100 // of an account in 15 minutes
-	documentedQuart = 15 * time.Minute
-	documentedDay   = 24 * time.Hour
 )
 
 // Forecast is when the lines of all accounts are out.
@@ -70,7 +66,7 @@ type AccountForecast struct {
 type LineBlock struct {
 	Code jetpost.Code `json:"code"`
 	ID   string       `json:"id,omitempty"` // the request, where it is about one
-	Do   string       `json:"do"`
+	Do   string       `json:"do"`           // which New leaves to its caller
 	// Posts wait with it: its own, and those behind it.
 	Posts int `json:"posts"`
 }
@@ -99,12 +95,12 @@ type Queued struct {
 	Until   time.Time    // the end of its hold; zero where that has none
 }
 
-// NewForecast tells when the lines are out, by the rules of the publish path: each
+// New tells when the lines are out, by the rules of the publish path: each
 // line strictly in its order, a request begun only where each window takes all of it,
 // or as much as it ever takes, and a stop is a stop for all. What the calls
 // themselves take is left out, and of windows that all accounts share each account
 // gets the same part.
-func NewForecast(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Stop) Forecast {
+func New(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Stop) Forecast {
 	d := &drain{f: Forecast{Now: now}, from: now}
 	for _, s := range stops {
 		if s.Scope == publishers.ScopePublish && s.Active(now) {
@@ -134,12 +130,9 @@ func NewForecast(now time.Time, lines []Line, windows []publishers.Window, stops
 
 // meter is a rate window, and the ones that follow it.
 type meter struct {
+	xapi.Window
 	told publishers.Window // as it was at first
-	// left calls are left until end, of limit in each window of length.
-	limit, left int
-	end         time.Time
-	length      time.Duration
-	// guessed tells that limit or length is not X's, and guess that the present
+	// guessed tells that its limit or length is not X's, and guess that the present
 	// window's end is not.
 	guessed, guess bool
 	windows        int // into which posts have fallen
@@ -147,53 +140,34 @@ type meter struct {
 }
 
 func newMeter(w publishers.Window, now time.Time) *meter {
-	m := &meter{told: w, limit: w.Limit, left: w.Remaining, end: w.Reset, length: w.Length, guessed: w.Estimated, guess: w.Estimated}
-	quarter := w.Kind == string(xapi.Window15Min)
-	if m.limit <= 0 {
-		m.limit, m.guessed = math.MaxInt, true
-		if quarter {
-			m.limit = documentedPosts
+	m := &meter{Window: admission.FromWire(w), told: w, guessed: w.Estimated, guess: w.Estimated}
+	if m.Limit <= 0 {
+		m.Limit, m.guessed = math.MaxInt, true
+		if m.Kind == xapi.Window15Min {
+			m.Limit = xapi.Documented(m.Endpoint)
 		}
 	}
-	if m.length <= 0 {
-		m.length, m.guessed = documentedDay, true
-		if quarter {
-			m.length = documentedQuart
-		}
+	if m.Length <= 0 {
+		m.Length, m.guessed = m.Kind.Length(), true
 	}
-	if !now.Before(m.end) {
-		m.left = m.limit
-	}
+	m.Remaining = m.Left(now)
 	return m
 }
 
 // documentedMeter is the window of an account that X has not told of.
 func documentedMeter(account string) *meter {
+	limit := xapi.Documented(xapi.EndpointCreatePost)
 	return newMeter(publishers.Window{
 		Account: account, Endpoint: string(xapi.EndpointCreatePost), Kind: string(xapi.Window15Min),
-		Limit: documentedPosts, Remaining: documentedPosts, Estimated: true,
+		Limit: limit, Remaining: limit, Estimated: true,
 	}, time.Time{})
 }
 
-// over tells that the next call begins a new window.
-func (m *meter) over(t time.Time) bool { return !t.Before(m.end) }
-
-// calls are how many it takes at a time.
-func (m *meter) calls(t time.Time) int {
-	if m.over(t) {
-		return m.limit
-	}
-	return m.left
-}
-
-// short tells that it takes fewer than are needed, or than it ever takes.
-func (m *meter) short(need int, t time.Time) bool { return m.calls(t) < min(need, m.limit) }
-
 func (m *meter) take(n int, t time.Time) {
-	if m.over(t) {
-		m.end, m.left, m.counted, m.guess = t.Add(m.length), m.limit, false, m.guessed
+	if !t.Before(m.Reset) { // the next call begins a new one
+		m.Reset, m.Remaining, m.counted, m.guess = t.Add(m.Length), m.Limit, false, m.guessed
 	}
-	m.left -= n
+	m.Remaining -= n
 	if !m.counted {
 		m.windows, m.counted = m.windows+1, true
 	}
@@ -254,12 +228,12 @@ func (t *tickets) Pop() any {
 
 func (d *drain) stop(s publishers.Stop) {
 	switch {
-	case !s.Probe && s.Reason.Until.IsZero():
+	case s.NextAt().IsZero():
 		d.blocked = &s.Reason
-	case s.Reason.Until.After(d.from):
-		d.from = s.Reason.Until
+	case s.NextAt().After(d.from):
+		d.from = s.NextAt()
 	}
-	d.f.AtEarliest = d.f.AtEarliest || s.Probe
+	d.f.AtEarliest = d.f.AtEarliest || s.Probed()
 }
 
 func (d *drain) line(l Line, windows []publishers.Window, now time.Time) lineDrain {
@@ -331,8 +305,8 @@ func (d *drain) next(now time.Time) (first ticket, found bool) {
 			}
 			t := line[0]
 			t.at = now
-			if d.app.short(need, now) {
-				t.at = d.app.end
+			if d.app.Short(need, now) {
+				t.at = d.app.Reset
 			}
 			if !found || t.before(first) {
 				first, found, from = t, true, need
@@ -365,10 +339,7 @@ func (d *drain) step(i int, now time.Time) {
 		l.block(q.Code, q.ID)
 		return
 	}
-	need := 1
-	if q.Live == 0 {
-		need = q.Posts
-	}
+	need := admission.Need(q.Posts, q.Live)
 	if at := l.notBefore(q); at.After(now) {
 		if m := l.shortest(need, now); m != nil && q.Code == jetpost.CodeRateLimited {
 			l.waits(m, d.f.Now)
@@ -387,9 +358,9 @@ func (d *drain) step(i int, now time.Time) {
 	if m := l.shortest(need, now); m != nil {
 		l.waits(m, d.f.Now)
 		if m == d.app {
-			d.park(i, min(need, m.limit))
+			d.park(i, min(need, m.Limit))
 		} else {
-			d.push(i, m.end)
+			d.push(i, m.Reset)
 		}
 		return
 	}
@@ -398,7 +369,7 @@ func (d *drain) step(i int, now time.Time) {
 		n = q.Count
 	}
 	for _, m := range l.meters {
-		n = min(n, m.calls(now))
+		n = min(n, m.Left(now))
 	}
 	for _, m := range l.meters {
 		m.take(n, now)
@@ -451,14 +422,14 @@ func (l *lineDrain) notBefore(q *Queued) (at time.Time) {
 }
 
 func (l *lineDrain) block(code jetpost.Code, id string) {
-	l.out.Blocked = &LineBlock{Code: code, ID: id, Do: AdviceFor(code, l.out.Account, id), Posts: l.left}
+	l.out.Blocked = &LineBlock{Code: code, ID: id, Posts: l.left}
 }
 
 // shortest returns the window that is short of calls; of several the one that lasts
 // longest.
 func (l *lineDrain) shortest(need int, now time.Time) (found *meter) {
 	for _, m := range l.meters {
-		if m.short(need, now) && (found == nil || m.end.After(found.end)) {
+		if m.Short(need, now) && (found == nil || m.Reset.After(found.Reset)) {
 			found = m
 		}
 	}
@@ -468,7 +439,7 @@ func (l *lineDrain) shortest(need int, now time.Time) (found *meter) {
 // waits notes that the line waits for a window.
 func (l *lineDrain) waits(m *meter, at time.Time) {
 	if l.out.WaitsFor == nil {
-		w := newRateWindow(m.told, at)
+		w := NewRateWindow(m.told, at)
 		l.out.WaitsFor = &w
 	}
 	l.out.Estimated = l.out.Estimated || m.guess
@@ -506,4 +477,12 @@ func (d *drain) sum() Forecast {
 		return cmp.Or(b.DoneAt.Compare(a.DoneAt), cmp.Compare(a.Account, b.Account))
 	})
 	return *f
+}
+
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
