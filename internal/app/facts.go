@@ -181,6 +181,10 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 	for _, b := range p.Blocked {
 		s.Blocked = append(s.Blocked, Blocked{Account: b.Account, ID: b.ID, State: b.State, Code: b.Code, Waiting: b.Waiting, Do: AdviceFor(b.Code, b.Account, b.ID)})
 	}
+	facts.Holders = map[string]int{}
+	for _, h := range p.Holders {
+		facts.Holders[h.Worker] = h.Lanes
+	}
 	facts.Accounts, facts.Reauth, facts.ReauthDo = p.Accounts, len(s.Reauth), s.ReauthAdvice()
 	facts.DueAccount, facts.DueSince, facts.PostedAt = p.DueAccount, p.DueSince, p.PostedAt
 	facts.AcceptedAt, facts.UntoldSince = p.AcceptedAt, p.UntoldSince

@@ -31,6 +31,7 @@ func queries() map[string]string {
 		"sqlBeginAttempt":     sqlBeginAttempt,
 		"sqlBlocked":          sqlBlocked,
 		"sqlCountBlocked":     sqlCountBlocked,
+		"sqlHolders":          sqlHolders,
 		"sqlKeep":             sqlKeep,
 		"sqlKept":             sqlKept,
 		"sqlLateSum":          sqlLateSum,

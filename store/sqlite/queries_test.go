@@ -130,6 +130,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlForgetRounds":   true, // the same
 		"sqlHasVersions":    true, // the catalogue
 		"sqlKeyUses":        true, // all of them are counted, for a person
+		"sqlHolders":        true, // the lanes
 		"sqlKept":           true, // a handful
 		"sqlLate":           true, // the lanes, and of each what is late: for a person
 		"sqlLateSum":        true, // the accounts, and of each what is late, up to a limit
