@@ -74,9 +74,9 @@ type Pulse struct {
 	BlockedAccounts int
 }
 
-// Count takes one account in; paused tells whether its pause is in force.
-func (p *Pulse) Count(one Standing, paused bool) {
-	p.Accounts++
+// Stand takes an account in that may post nothing; paused tells whether its pause is in
+// force.
+func (p *Pulse) Stand(one Standing, paused bool) {
 	if !paused {
 		one.Pause = Pause{}
 	}

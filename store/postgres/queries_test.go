@@ -30,6 +30,7 @@ func queries() map[string]string {
 		"sqlAppWindow":        sqlAppWindow,
 		"sqlBeginAttempt":     sqlBeginAttempt,
 		"sqlBlocked":          sqlBlocked,
+		"sqlCountAccounts":    sqlCountAccounts,
 		"sqlCountBlocked":     sqlCountBlocked,
 		"sqlHolders":          sqlHolders,
 		"sqlKeep":             sqlKeep,

@@ -123,6 +123,7 @@ func TestQueriesNeverScan(t *testing.T) {
 	mayScan := map[string]bool{
 		"sqlAccounts":       true, // all of them are wanted
 		"sqlBlocked":        true, // the accounts, and of each the first such request
+		"sqlCountAccounts":  true, // the accounts
 		"sqlCountBlocked":   true, // the same
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
