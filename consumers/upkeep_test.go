@@ -102,9 +102,10 @@ func TestStopOutlivesBucket(t *testing.T) {
 			pause(ctx, time.Millisecond)
 		}
 	})
+	eventually(t, "the gate watches the new bucket, while it is empty", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.seen == 0 })
 	equal(t, "mended", b.mend(t, book), "the stop of publish was lost; the stop of refresh was lost")
 	equal(t, "mended again", b.mend(t, book), "")
-	eventually(t, "the gate watches the new bucket", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.learned[ScopePublish].Revision > 0 })
+	eventually(t, "the gate knows of the stop that was put back", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.learned[ScopePublish].Revision > 0 })
 	cancel()
 	watched.Wait()
 	select {
