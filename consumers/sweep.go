@@ -81,6 +81,9 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	told := s.Gate.Retell(ctx, now)
 	mine, err := s.Ledger.TryLease(ctx, "sweep", s.Worker, 3*s.Timing.sweepEvery(), now)
 	if err != nil || !mine {
+		if s.Upkeep != nil {
+			s.Upkeep.Rest()
+		}
 		return errors.Join(told, err)
 	}
 	failures := []error{told}

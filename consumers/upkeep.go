@@ -296,27 +296,34 @@ func (b *StopBook) mendScope(ctx context.Context, scope admission.Scope, now tim
 // may be one that was made anew. Where the ledger cannot be asked, what was known
 // before stands.
 func (b *StopBook) complete(ctx context.Context, picture publishers.Picture, before []publishers.Stop) publishers.Picture {
-	now := time.Now()
-	add := func(stop publishers.Stop) {
-		if !slices.ContainsFunc(picture.Stops, func(s publishers.Stop) bool { return s.Scope == stop.Scope }) {
-			stop.Revision = 0
+	stops, err := KeptStops(ctx, b.Ledger, time.Now())
+	if err != nil {
+		b.Log.Warn("stops.not_compared", "error", err)
+		stops = before
+	}
+	return with(picture, stops)
+}
+
+// with is a picture with those of the stops in addition whose scopes it does not show.
+func with(picture publishers.Picture, stops []publishers.Stop) publishers.Picture {
+	shown := picture.Stops
+	for _, stop := range stops {
+		if !slices.ContainsFunc(shown, func(s publishers.Stop) bool { return s.Scope == stop.Scope }) {
 			picture.Stops = append(slices.Clone(picture.Stops), stop)
 		}
 	}
-	all, err := b.kept(ctx)
-	if err != nil {
-		b.Log.Warn("stops.not_compared", "error", err)
-		for _, stop := range before {
-			add(stop)
-		}
-		return picture
-	}
-	for _, is := range all {
-		if is.holds(now) {
-			add(is.Stop)
-		}
-	}
 	return picture
+}
+
+// KeptStops are the stops in force, as the ledger has them.
+func KeptStops(ctx context.Context, ledger keeper, now time.Time) (stops []publishers.Stop, err error) {
+	all, err := (&StopBook{Ledger: ledger}).kept(ctx)
+	for _, scope := range publishers.Scopes() {
+		if is := all[admission.Scope(scope)]; is.holds(now) {
+			stops = append(stops, is.Stop)
+		}
+	}
+	return stops, err
 }
 
 // Follow tells a gate of the stops, at once and with each change, until the context
@@ -325,6 +332,8 @@ func (b *StopBook) complete(ctx context.Context, picture publishers.Picture, bef
 func (b *StopBook) Follow(ctx context.Context, gate *admission.Gate, health *Health) {
 	var last publishers.Picture
 	learn := func(picture publishers.Picture) {
+		// What is new counts at once; what is missing, once the ledger says that it is over.
+		gate.Learn(with(picture, last.Stops))
 		last = b.complete(ctx, picture, last.Stops)
 		if ctx.Err() == nil {
 			gate.Learn(last)
@@ -414,6 +423,12 @@ func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 		u.Log.Error("upkeep.not_set_up", "error", checkErr, "do", publishers.Hint(checkErr))
 	}
 	return errors.Join(err, cronErr)
+}
+
+// Rest forgets what it has reported: another worker looks after everything.
+func (u *Upkeep) Rest() {
+	u.Health.Set("setup", nil)
+	u.checked = time.Time{}
 }
 
 // KeptCron is the refresh schedule that the ledger holds; nil where it holds none yet.

@@ -103,6 +103,10 @@ func TestStopOutlivesBucket(t *testing.T) {
 			pause(ctx, time.Millisecond)
 		}
 	})
+	eventually(t, "the gate watches the new bucket, while it is empty", func() bool {
+		stop, is := g.Stopped(admission.ScopePublish, time.Now())
+		return is && stop.Revision == 0
+	})
 	equal(t, "mended", b.mend(t, book), "the stop of publish was lost; the stop of refresh was lost")
 	equal(t, "mended again", b.mend(t, book), "")
 	eventually(t, "the gate watches the new bucket", func() bool {

@@ -40,6 +40,12 @@ type BlockedLine struct {
 	Waiting int // what is due in the line, with that one; MaxPulse at most
 }
 
+// Holder is a worker that holds lanes.
+type Holder struct {
+	Worker string
+	Lanes  int
+}
+
 // Pulse is what has moved in the ledger, and what has not. Reading it takes a time
 // that grows with the accounts, and with no backlog.
 type Pulse struct {
@@ -49,6 +55,8 @@ type Pulse struct {
 	// worker holds, and DueAccount is whose; zero where there is none.
 	DueAccount string
 	DueSince   time.Time
+	// Holders are the workers that hold lanes, by name.
+	Holders []Holder
 	// AcceptedAt, PostedAt: the latest request, the intent of the latest live post.
 	AcceptedAt time.Time
 	PostedAt   time.Time
@@ -66,9 +74,9 @@ type Pulse struct {
 	BlockedAccounts int
 }
 
-// Count takes one account in; paused tells whether its pause is in force.
-func (p *Pulse) Count(one Standing, paused bool) {
-	p.Accounts++
+// Stand takes an account in that may post nothing; paused tells whether its pause is in
+// force.
+func (p *Pulse) Stand(one Standing, paused bool) {
 	if !paused {
 		one.Pause = Pause{}
 	}

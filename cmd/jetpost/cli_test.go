@@ -451,9 +451,9 @@ func TestExcerptIsOneHarmlessLine(t *testing.T) {
 
 func TestStatusTextCountsWhatItDoesNotName(t *testing.T) {
 	t.Parallel()
-	blocked := app.Blocked{Account: "alice", ID: "a1", State: jetpost.StateUnknown, Do: "look"}
+	blocked := app.Blocked{Account: "alice", ID: "a1", State: jetpost.StateUnknown, Waiting: 3, Do: "look"}
 	text := statusText(app.Status{Summary: "PUBLISHING", Blocked: []app.Blocked{blocked}, BlockedTotal: 3})
-	if want := "PUBLISHING\nblocked: alice by unknown request a1: look\nblocked: and 2 more\n"; text != want {
+	if want := "PUBLISHING\nblocked: alice by unknown request a1, and 2 more behind it: look\nblocked: and 2 more accounts\n"; text != want {
 		t.Errorf("text = %q, want %q", text, want)
 	}
 }

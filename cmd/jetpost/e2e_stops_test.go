@@ -201,8 +201,8 @@ func TestStopOutlivesNATS(t *testing.T) {
 	startNATS(t, dir, address)
 	second := s.worker("worker-2")
 	stop(first)
-	if code, stdout, stderr := s.run("status"); code != exitFailed || !strings.HasPrefix(stdout, "STOPPED until ") || !strings.Contains(stdout, "paused\n") {
-		t.Errorf("status: exit code %d, want %d, STOPPED and the lanes paused\n%s%s", code, exitFailed, stdout, stderr)
+	if code, stdout, stderr := s.run("status"); code != exitFailed || !strings.HasPrefix(stdout, "NOT PUBLISHING: stopped until ") || !strings.Contains(stdout, "paused\n") {
+		t.Errorf("status: exit code %d, want %d, stopped and the lanes paused\n%s%s", code, exitFailed, stdout, stderr)
 	}
 	// A doorbell that comes all the same must not make it call, not even for an
 	// account that nobody has told to wait.

@@ -173,8 +173,11 @@ func (c *resumeCmd) text(done app.Resumed) string {
 		fmt.Fprintf(&text, "%s was not paused\n", c.Account)
 	case !c.App:
 		fmt.Fprintf(&text, "resumed %s, which was paused %s\n", c.Account, pauseText(done.Pause))
-	case len(done.Stops) == 0:
+	case len(done.Stops) == 0 && len(done.Mended) == 0:
 		text.WriteString("nothing was stopped\n")
+	}
+	for _, what := range done.Mended {
+		fmt.Fprintf(&text, "put right: %s\n", what)
 	}
 	for _, stop := range done.Stops {
 		fmt.Fprintf(&text, "resumed %s, which was stopped: %s\n", stop.Scope, reasonText(&stop.Reason))

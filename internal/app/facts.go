@@ -124,6 +124,7 @@ type factsOfLedger struct {
 	counts map[jetpost.State]int
 	pulse  store.Pulse
 	cron   *publishers.Cron
+	stops  []publishers.Stop
 	// full is why it takes nothing.
 	full error
 	err  error
@@ -140,6 +141,7 @@ func (f *factsOfLedger) read(ctx context.Context, ledger store.Store) {
 			return err
 		},
 		func() (err error) { f.cron, _, err = consumers.KeptCron(ctx, ledger); return err },
+		func() (err error) { f.stops, err = consumers.KeptStops(ctx, ledger, clock); return err },
 	} {
 		if err := step(); err != nil {
 			f.err = databaseError(err)
@@ -165,6 +167,9 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 		return
 	}
 	p := f.pulse
+	if facts.NATS != nil {
+		tellStops(s, facts, f.stops)
+	}
 	s.Requests = f.counts
 	s.Refused, s.BlockedTotal, s.LastPost, s.LastAccepted = p.Refused, p.BlockedAccounts, p.PostedAt, p.AcceptedAt
 	for _, one := range p.Standing {
@@ -180,6 +185,10 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 	}
 	for _, b := range p.Blocked {
 		s.Blocked = append(s.Blocked, Blocked{Account: b.Account, ID: b.ID, State: b.State, Code: b.Code, Waiting: b.Waiting, Do: AdviceFor(b.Code, b.Account, b.ID)})
+	}
+	facts.Holders = map[string]int{}
+	for _, h := range p.Holders {
+		facts.Holders[h.Worker] = h.Lanes
 	}
 	facts.Accounts, facts.Reauth, facts.ReauthDo = p.Accounts, len(s.Reauth), s.ReauthAdvice()
 	facts.DueAccount, facts.DueSince, facts.PostedAt = p.DueAccount, p.DueSince, p.PostedAt
@@ -314,19 +323,22 @@ func (f *factsOfNATS) tell(s *Status, facts *health.Facts) {
 	if f.lanes != nil {
 		s.LanesPaused, facts.LanesPaused = f.lanes.Paused, f.lanes.Paused
 	}
-	for _, stop := range f.stops {
-		if !stop.Active(f.now) {
-			continue
-		}
-		s.Stops = append(s.Stops, stop)
-		facts.Stops = append(facts.Stops, stopFact(stop, f.now))
-	}
+	tellStops(s, facts, f.stops)
 	for _, sign := range f.signs {
 		w := newWorkerSign(sign)
 		s.Workers = append(s.Workers, w)
 		facts.Workers = append(facts.Workers, w.fact())
 	}
 	f.tellRound(s, facts)
+}
+
+func tellStops(s *Status, facts *health.Facts, stops []publishers.Stop) {
+	for _, stop := range stops {
+		if stop.Active(facts.Now) {
+			s.Stops = append(s.Stops, stop)
+			facts.Stops = append(facts.Stops, stopFact(stop, facts.Now))
+		}
+	}
 }
 
 func stopFact(stop publishers.Stop, now time.Time) health.Stop {
@@ -338,7 +350,7 @@ func stopFact(stop publishers.Stop, now time.Time) health.Stop {
 		do = "wait: posts go on by themselves then"
 	}
 	return health.Stop{
-		Scope: stop.Scope, ByHand: stop.Reason.Code == jetpost.CodeAppPaused, Words: words, Until: stop.Reason.Until, Due: stop.Due(now), Do: do,
+		Scope: stop.Scope, ByHand: stop.Reason.Code == jetpost.CodeAppPaused, Words: words, Until: stop.Reason.Until, ProbeAt: stop.NextProbeAt, Due: stop.Due(now), Do: do,
 	}
 }
 

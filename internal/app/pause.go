@@ -73,6 +73,8 @@ func wholeMillis(t time.Time) time.Time { return t.Truncate(time.Millisecond) }
 type Resumed struct {
 	// Stops of the app that were in force.
 	Stops []publishers.Stop `json:"stops,omitempty"`
+	// Mended tells what an earlier resume has left behind, a sentence each.
+	Mended []string `json:"mended,omitempty"`
 	// Account is the one that was resumed, and Pause the one that was in force.
 	Account string      `json:"account,omitempty"`
 	Pause   store.Pause `json:"pause,omitzero"`
@@ -85,12 +87,14 @@ type Resumed struct {
 // ResumeApp ends every stop of the app before its time; the workers let go what it
 // held. Before that, requests that were due longer ago than olderThan and of
 // which nothing was sent fail, unless it is zero.
-func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (Resumed, error) {
-	var r Resumed
+func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (r Resumed, err error) {
 	if err := d.expireLate(ctx, "", olderThan, &r); err != nil {
 		return r, err
 	}
 	book, now := stopBook(d.Conn, d.Ledger, d.log), time.Now()
+	if r.Mended, err = book.Mend(ctx, now); err != nil {
+		return r, err
+	}
 	for _, scope := range publishers.Scopes() {
 		stop, err := book.Clear(ctx, admission.Scope(scope))
 		if err != nil {

@@ -37,18 +37,21 @@ func (c *counted) Handle(ctx context.Context, d consumers.Delivery) error {
 	return c.Handler.Handle(ctx, d)
 }
 
+// giveSign gives one sign of life.
+func (w *Worker) giveSign(ctx context.Context) {
+	once, cancel := context.WithTimeout(ctx, signWithin)
+	defer cancel()
+	if err := w.signs.Put(once, w.sign()); err != nil && ctx.Err() == nil {
+		w.log.Warn("sign.failed", "error", err)
+	}
+}
+
 // giveSigns gives signs of life until the context ends, and then takes the last one
 // away: who stops as told has not fallen silent.
 func (w *Worker) giveSigns(ctx context.Context) {
 	every := time.NewTicker(signEvery)
 	defer every.Stop()
 	for {
-		once, cancel := context.WithTimeout(ctx, signWithin)
-		err := w.signs.Put(once, w.sign())
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			w.log.Warn("sign.failed", "error", err)
-		}
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), signWithin)
@@ -58,6 +61,7 @@ func (w *Worker) giveSigns(ctx context.Context) {
 			}
 			return
 		case <-every.C:
+			w.giveSign(ctx)
 		}
 	}
 }

@@ -301,7 +301,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	parts.Go(func() { w.windows.Run(background) })
 	parts.Go(func() { w.announcer.Outbox.Run(background, w.announcer) })
-	parts.Go(func() { w.giveSigns(background) })
+	w.giveSign(background)
+	// It lives until its last call is finished.
+	living, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	parts.Go(func() { w.giveSigns(living) })
 	if w.cfg.Notify != "" {
 		n := &Notifier{URL: w.cfg.Notify, Status: w.status.get, Ledger: w.ledger, Log: w.log}
 		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
@@ -317,6 +321,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.log.Info("worker.started", "version", Version(), "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 	err := w.runner.Run(ctx)
 	cancel()
+	leave()
 	parts.Wait()
 	w.log.Info("worker.stopped")
 	return err

@@ -3,6 +3,7 @@ package health
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -12,9 +13,6 @@ import (
 const (
 	// AliveWithin is how old a sign of life may be: two in a row may be lost.
 	AliveWithin = 15 * time.Second
-	// fellSilent is for how long a worker that fell silent may still be what others
-	// wait for: its leases and deliveries run out within it.
-	fellSilent = 2 * time.Minute
 	// stuckAfter is how long a job or a lane may wait while nothing moves.
 	stuckAfter = 20 * time.Second
 	// slowAfter is how long one may wait while others move.
@@ -89,9 +87,11 @@ type Stop struct {
 	Scope  string // publish, refresh or media
 	ByHand bool
 	Words  string    // why
-	Until  time.Time // zero: until somebody resumes
-	Due    bool      // the next post finds out whether it is over
-	Do     string
+	Until  time.Time // zero: until somebody resumes, or X is found to take calls again
+	// ProbeAt is when X is asked next whether it is over; zero where it is not.
+	ProbeAt time.Time
+	Due     bool // the next post finds out whether it is over
+	Do      string
 }
 
 // Worker is a worker by its last sign of life.
@@ -148,6 +148,8 @@ type Facts struct {
 	CronDiffers bool
 
 	Workers []Worker
+	// Holders counts the accounts that each worker holds, by the ledger.
+	Holders map[string]int
 	// Pulling tells that a pull request for jobs or doorbells waits at NATS, and Resting
 	// that one should, as a consumer has nothing in flight.
 	Pulling, Resting bool
@@ -244,16 +246,29 @@ func setup(f Facts) []Cause {
 	return []Cause{{NotPublishing, "not_set_up", f.Setup.Reason, f.Setup.Do}}
 }
 
+func stoppedWords(when string) string {
+	switch {
+	case when == "":
+		return "stopped"
+	case strings.HasPrefix(when, "and "):
+		return "stopped, " + when
+	default:
+		return "stopped " + when
+	}
+}
+
 func stops(f Facts) (causes []Cause) {
 	for _, stop := range f.Stops {
 		when := ""
 		switch {
 		case stop.Due:
 			when = "until the next post finds out whether it is over"
+		case !stop.ProbeAt.IsZero():
+			when = "and X is asked again at " + stop.ProbeAt.Local().Format(time.RFC3339)
 		case !stop.Until.IsZero():
 			when = "until " + stop.Until.Local().Format(time.RFC3339)
 		}
-		c := Cause{State: NotPublishing, Code: "stopped", Reason: strings.TrimSuffix("stopped "+when, " ") + ": " + stop.Words, Do: stop.Do}
+		c := Cause{State: NotPublishing, Code: "stopped", Reason: stoppedWords(when) + ": " + stop.Words, Do: stop.Do}
 		switch {
 		case stop.Scope != "publish":
 			c.State, c.Code, c.Reason = Degraded, stop.Scope+"_stopped", stop.Scope+" is "+c.Reason
@@ -302,16 +317,19 @@ func workers(f Facts) (causes []Cause) {
 		}
 	}
 	switch {
+	case len(f.Workers) == 0 && f.Pulling:
+		// Those of a version that gives no signs work all the same.
+		return []Cause{{Degraded, "workers_unknown", "workers take work, and give no sign of life", "finish the upgrade of the workers"}}
 	case len(publish) == 0:
 		c := Cause{NotPublishing, "no_worker", "no worker is alive", startOne}
 		if silent != nil {
 			c.Reason += fmt.Sprintf(": %s fell silent %s ago", silent.Name, ago(silent.Age))
 		}
 		return []Cause{c}
-	case !f.Pulling && f.Resting:
+	case f.Database == nil && !f.Pulling && f.Resting:
 		w := publish[0]
 		c := Cause{
-			NotPublishing, "no_work_taken", fmt.Sprintf("no worker takes work: the last sign of life, of %s, was %s ago", w.Name, ago(w.Age)),
+			NotPublishing, "no_work_taken", fmt.Sprintf("no worker takes work: %s gave its last sign of life a moment ago", w.Name),
 			"see the workers' logs, or " + startOne,
 		}
 		if w.Faults != "" {
@@ -323,15 +341,33 @@ func workers(f Facts) (causes []Cause) {
 		causes = append(causes, Cause{Degraded, "no_refresh", "no worker renews tokens", "start one with the role refresh: jetpost worker"})
 	}
 	for _, w := range f.Workers {
-		switch {
-		case w.Alive() && w.Faults != "":
+		// Where the database is away, that is why.
+		if w.Alive() && w.Faults != "" && f.Database == nil {
 			causes = append(causes, Cause{Degraded, "worker_fault", "worker " + w.Name + ": " + w.Faults, "see its log"})
-		case !w.Alive() && w.Age < fellSilent:
-			causes = append(causes, Cause{
-				Degraded, "worker_silent", fmt.Sprintf("worker %s fell silent %s ago, and may still hold accounts", w.Name, ago(w.Age)),
-				"wait a minute for others to take them; see jetpost workers",
-			})
 		}
+	}
+	return append(causes, holders(f)...)
+}
+
+// holders are workers that hold accounts, and that nobody hears of.
+func holders(f Facts) (causes []Cause) {
+	for _, name := range slices.Sorted(maps.Keys(f.Holders)) {
+		since := "gives no sign of life"
+		at := slices.IndexFunc(f.Workers, func(w Worker) bool { return w.Name == name })
+		if at >= 0 {
+			if f.Workers[at].Alive() {
+				continue
+			}
+			since = "fell silent " + ago(f.Workers[at].Age) + " ago"
+		}
+		accounts := "1 account"
+		if n := f.Holders[name]; n != 1 {
+			accounts = fmt.Sprintf("%d accounts", n)
+		}
+		causes = append(causes, Cause{
+			Degraded, "worker_silent", fmt.Sprintf("worker %s %s, and holds %s", name, since, accounts),
+			"wait for the end of its leases, then others take them; see jetpost workers",
+		})
 	}
 	return causes
 }

@@ -40,7 +40,11 @@ const (
 	sqlStanding = `
 SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > $1)
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name
+WHERE t.requires_reauth OR l.paused_at IS NOT NULL
 ORDER BY a.name COLLATE "C"`
+	sqlCountAccounts = `SELECT count(*) FROM accounts`
+	sqlHolders       = `
+SELECT lease_owner, count(*) FROM lanes AS l WHERE lease_until > clock_timestamp() GROUP BY lease_owner ORDER BY lease_owner`
 	sqlOldestDue = `
 SELECT coalesce(min(account), ''), min(wake_at) FROM (
     SELECT account, wake_at FROM lanes WHERE wake_at <= $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
@@ -76,9 +80,19 @@ func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, e
 			var one store.Standing
 			var paused bool
 			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, &paused)
-			p.Count(one, paused)
+			p.Stand(one, paused)
 			return none, err
 		}, sqlStanding, q.Now)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, sqlCountAccounts).Scan(&p.Accounts); err != nil {
+			return err
+		}
+		p.Holders, err = collect(ctx, tx, func(row scanner) (h store.Holder, err error) {
+			err = row.Scan(&h.Worker, &h.Lanes)
+			return h, err
+		}, sqlHolders)
 		if err != nil {
 			return err
 		}

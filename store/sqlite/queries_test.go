@@ -124,6 +124,7 @@ func TestQueriesNeverScan(t *testing.T) {
 	mayScan := map[string]bool{
 		"sqlAccounts":       true, // all of them are wanted
 		"sqlBlocked":        true, // the accounts, and of each the first such request
+		"sqlCountAccounts":  true, // the accounts
 		"sqlCountBlocked":   true, // the same
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
@@ -131,6 +132,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlForgetRounds":   true, // the same
 		"sqlHasVersions":    true, // the catalogue
 		"sqlKeyUses":        true, // all of them are counted, for a person
+		"sqlHolders":        true, // the lanes
 		"sqlKept":           true, // a handful
 		"sqlLate":           true, // the lanes, and of each what is late: for a person
 		"sqlLateSum":        true, // the accounts, and of each what is late, up to a limit

@@ -47,7 +47,10 @@ func (b *bundle) pulse(t *testing.T) store.Pulse {
 }
 
 func pulseEmpty(t *testing.T, b *bundle) {
-	equal(t, "pulse", b.pulse(t), store.Pulse{Accounts: 1})
+	empty := b.pulse(t)
+	equal(t, "holders", len(empty.Holders), 0)
+	empty.Holders = nil
+	equal(t, "pulse", empty, store.Pulse{Accounts: 1})
 }
 
 // pulse: what has moved last, and what should have.
@@ -76,6 +79,7 @@ func pulse(t *testing.T, b *bundle) {
 	b.publish(t, lane, "first", 0)
 	p = b.pulse(t)
 	equal(t, "lane that nobody holds", []any{p.DueAccount, p.DueSince}, []any{"beta", b.now.Add(-10 * time.Minute)})
+	equal(t, "holders", p.Holders, []store.Holder{{Worker: "worker", Lanes: 1}})
 	equal(t, "posted", p.PostedAt, b.request(t, "first").Posts[0].SentAt)
 	equal(t, "late, and not begun", []any{p.LateRequests, p.LateSince}, []any{1, b.now.Add(-2 * time.Hour)})
 
