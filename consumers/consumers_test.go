@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/xspectest"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/sqlite"
@@ -100,8 +102,10 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	for _, opt := range opts {
 		opt(b.x)
 	}
-	b.hc = &http.Client{Transport: b.x}
-	var err error
+	proxy, err := xspectest.New("../xapi/xsim/openapi.json", b.x)
+	check(t, err)
+	proxy.Answers.Store(false) // those of faults are what they are
+	b.hc = &http.Client{Transport: proxy}
 	b.sealer, err = store.NewSealer(store.GenerateKey().Reveal())
 	check(t, err)
 	check(t, sqlite.Migrate(t.Context(), b.path))
@@ -111,6 +115,14 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	b.lifeboat = store.NewLifeboat(t.TempDir(), id, b.sealer)
 	t.Cleanup(func() {
 		b.x.Wait()
+		for _, v := range proxy.Violations() {
+			t.Errorf("not of X's specification: %s", v)
+		}
+		for _, l := range b.x.Leniencies() {
+			if !strings.Contains(l.What, "tweet.fields") { // the older names, where X refuses the others
+				t.Errorf("X had to be lenient: %s: %s", l.Endpoint, l.What)
+			}
+		}
 		for _, v := range b.x.Violations() {
 			if b.reuse && v.Kind == xsim.ViolationRefreshTokenReused {
 				continue

@@ -70,6 +70,7 @@ func (c *setupCmd) Run(e *env) error {
 // simCmd is 'jetpost sim'.
 type simCmd struct {
 	Listen string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where to listen (${default})."`
+	Strict bool   `help:"Refuse what X's specification does not have, though X is believed to take it."`
 }
 
 // Run serves the simulator until it is told to stop.
@@ -82,7 +83,7 @@ func (c *simCmd) Run(e *env) error {
 	fmt.Fprintf(e.stdout, "simulated X on %s; jetpost uses it with X_API_URL=%s X_CLIENT_ID=simulator\n", url, url)
 	fmt.Fprintf(e.stdout, "make an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
 	fmt.Fprintln(e.stdout, "then connect it: jetpost accounts connect acme")
-	return app.Serve(e.ctx, listener, &xsim.Server{Logger: e.log})
+	return app.Serve(e.ctx, listener, &xsim.Server{Logger: e.log, Strict: c.Strict})
 }
 
 // healthCmd is 'jetpost health'.

@@ -24,9 +24,9 @@
 //     link. So is what follows the slug of a t.co link.
 //   - A bare host in the middle of unspaced Chinese or Japanese is a link, no
 //     matter how long the words around it are.
-//   - Top-level domains are those of the Public Suffix List, which is newer than
-//     the library's own list, and any in punycode. One in a country's own domain
-//     needs no path.
+//   - Top-level domains are those of the Public Suffix List, those of the library's
+//     own list, which is older, and any in punycode. Where one list alone has it, both
+//     readings are weighed.
 //
 // The lower count is taken in one place: © and ® weigh 1 where no variation
 // selector makes emoji of them.

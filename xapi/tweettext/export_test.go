@@ -5,7 +5,7 @@ import "golang.org/x/text/unicode/norm"
 // URLWork is how many characters the search for links looks at, each time that
 // it does.
 func URLWork(text string) int {
-	f := finder{text: norm.NFC.String(text)}
+	f := finder{text: norm.NFC.String(text), known: frozenList | rootZone}
 	f.find()
 	return f.looked
 }

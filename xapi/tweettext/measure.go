@@ -54,6 +54,10 @@ func Measure(text string) Measurement {
 	for w := (walker{text: text, urls: urls}); w.next(); {
 		m.Weight += w.weight
 	}
+	if strings.Contains(text, ".") {
+		f := finder{text: text, known: frozenList, exact: true}
+		m.Weight = max(m.Weight, f.weigh())
+	}
 	return m
 }
 
@@ -62,6 +66,8 @@ func Measure(text string) Measurement {
 type walker struct {
 	text string
 	urls []Range // those that begin at end or later
+	// settled tells that every link weighs the same, whatever its top-level domain.
+	settled bool
 
 	// What next found: text[start:end], its first code point and its weight.
 	start, end int
@@ -77,6 +83,9 @@ func (w *walker) next() bool {
 	}
 	if len(w.urls) > 0 && w.urls[0].Start == w.start {
 		w.end, w.weight, w.isURL = w.urls[0].End, URLWeight, true
+		if !w.settled {
+			w.weight = weighURL(w.text[w.start:w.end], w.start == 0)
+		}
 		w.first, _ = utf8.DecodeRuneInString(w.text[w.start:])
 		w.urls = w.urls[1:]
 		return true

@@ -413,7 +413,8 @@ func TestMeasureLongURLs(t *testing.T) {
 		// An ü and n letters become "xn--", the letters and "-" with three more.
 		{"http://" + umlauts(56) + ".com", link}, // 63 bytes
 		{"http://" + umlauts(57) + ".com", 7 + 57 + 4},
-		{umlauts(56) + ".com", link},
+		{umlauts(56) + ".com", link + 1}, // the ü is what stands before the link
+		{"a " + umlauts(56) + ".com", 2 + link},
 		{umlauts(57) + ".com", 57 + 4},
 		{"http://" + strings.Repeat("語", 56) + ".com", link}, // 63 bytes
 		{"http://" + strings.Repeat("語", 57) + ".com", 7 + 2*57 + 4},

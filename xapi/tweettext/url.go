@@ -2,8 +2,10 @@ package tweettext
 
 import (
 	"bytes"
+	_ "embed" // tlds.txt
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -64,15 +66,68 @@ func denormalize(text string, urls []Range) []Range {
 
 // findURLs finds the links of a text in NFC.
 func findURLs(text string) []Range {
-	f := finder{text: text}
+	f := finder{text: text, known: frozenList | rootZone}
 	f.find()
 	return f.urls
 }
 
+// tldLists says which lists of top-level domains count. twitter-text has one that it
+// froze in 2018; which one X's servers go by is not known.
+type tldLists uint8
+
+const (
+	frozenList tldLists = 1 << iota // twitter-text's
+	rootZone                        // today's
+)
+
+// weighURL is the weight of a link in a text in NFC: where the lists disagree about its
+// top-level domain, that of the reading which weighs more; and so where it is the first
+// of its text, of whose first letter twitter-text makes what stands before the link,
+// unless that is one of ASCII.
+func weighURL(link string, first bool) int {
+	heaviest := URLWeight
+	readings := []finder{{known: frozenList}, {known: rootZone}, {known: frozenList, exact: true}}
+	if !first || isASCIIAlnum(rune(link[0])) {
+		readings = readings[:2]
+	}
+	for _, f := range readings {
+		f.text = link
+		heaviest = max(heaviest, f.weigh())
+	}
+	return heaviest
+}
+
+// weigh is the weight of the finder's text by what it alone takes for a link.
+func (f *finder) weigh() int {
+	f.find()
+	weight := 0
+	for w := (walker{text: f.text, urls: f.urls, settled: true}); w.next(); {
+		weight += w.weight
+	}
+	return weight
+}
+
+//go:embed tlds.txt
+var frozenNames string
+
+// frozen has the names of twitter-text's list.
+var frozen = sync.OnceValue(func() map[string]bool {
+	names := make(map[string]bool)
+	for name := range strings.Lines(frozenNames) {
+		names[strings.TrimSuffix(name, "\n")] = true
+	}
+	return names
+})
+
 // A finder looks for links from the left to the right, as twitter-text's pattern
 // does, but never at the same place more than a few times.
 type finder struct {
-	text   string
+	text  string
+	known tldLists // a top-level domain of any of these is one
+	// exact finds what twitter-text finds, also where that makes a text lighter: the
+	// first character of a text is none of a host where it can be before one, and there
+	// is no host in one with a label that is too long.
+	exact  bool
 	taken  int     // where the last match ended: nothing before it is part of another
 	labels []label // of the run that is looked at
 	urls   []Range
@@ -157,7 +212,7 @@ func (f *finder) divide(start, end int) {
 			l.begins, l.ends = s[0] != '-' && s[0] != '_', s[size-1] != '-' && s[size-1] != '_'
 			l.underscore += strings.LastIndexByte(s, '_') + 1
 			if l.begins && len(f.labels) > 0 {
-				l.tld = topLevel(f.text[at:], size)
+				l.tld = f.topLevel(f.text[at:], size)
 			}
 		}
 		f.labels = append(f.labels, l)
@@ -192,7 +247,7 @@ func (f *finder) first(i, at int) (place, last int, ok bool) {
 	for at < l.end {
 		f.looked++
 		r, size := utf8.DecodeRuneInString(f.text[at:])
-		if r != '-' && r != '_' && f.mayBegin(at) {
+		if r != '-' && r != '_' && f.mayBegin(at) && !f.eaten(at, size, l.end) {
 			return at, last, true
 		}
 		at += size
@@ -200,10 +255,27 @@ func (f *finder) first(i, at int) (place, last int, ok bool) {
 	return 0, 0, false
 }
 
+// eaten tells whether the first character of a text is the one before a host, as
+// twitter-text would have it, though it could be in it.
+func (f *finder) eaten(at, size, end int) bool {
+	if !f.exact || at > 0 || at+size >= end || !f.mayFollow(size) {
+		return false
+	}
+	next := f.text[size]
+	return next != '-' && next != '_'
+}
+
 // mayBegin tells whether what stands before a place lets a host begin there.
 func (f *finder) mayBegin(at int) bool {
 	_, ok := f.protocol(at)
-	return ok || f.mayFollow(at)
+	return ok || f.mayFollow(at) || f.splits(at)
+}
+
+// splits tells whether a character is two in UTF-16, of whose first half twitter-text
+// makes what stands before a host.
+func (f *finder) splits(at int) bool {
+	r, _ := utf8.DecodeRuneInString(f.text[at:])
+	return r > '\uFFFF' && at >= f.taken
 }
 
 // mayFollow tells whether a link may begin at a place: at the text's beginning
@@ -240,14 +312,23 @@ func (f *finder) protocol(at int) (int, bool) {
 func (f *finder) take(place, first, last, stop int) {
 	end, hasPath := f.tail(stop)
 	start, ok := f.protocol(place)
+	follows := f.mayFollow(place) // else its first half stands before the host
 	f.taken = end
+	// What becomes of it aside, the host as a whole must be one.
+	_, valid := hostBytes(f.text[place:stop])
+	switch {
+	case !valid && (ok || f.exact):
+		return
+	case strings.HasPrefix(f.text[place:stop], "xn--") && !f.hasBare(place, first, last, stop):
+		return
+	}
 	if ok {
 		if end = f.cutShort(start, place, stop, end); end > 0 {
 			f.add(start, place, stop, end)
 		}
 		return
 	}
-	if place > 0 && strings.IndexByte("-_./", f.text[place-1]) >= 0 {
+	if place > 0 && strings.IndexByte("-_./", f.text[place-1]) >= 0 && follows {
 		return
 	}
 	if !hasPath {
@@ -263,13 +344,16 @@ func (f *finder) bare(place, first, last, stop, end int) {
 	var link Range // in that part, as far as it is known
 	f.looked += stop - place
 	for i := first; i < last; i++ {
-		from, to := max(place, link.End, f.labels[i].start), f.labels[i].end
+		from, to := max(place, f.labels[i].start), f.labels[i].end
+		taken := link.End
+		// A top-level domain in other letters ends a link as well.
 		if foreign := strings.LastIndexFunc(f.text[from:to], isForeign); foreign >= 0 {
 			f.addBare(link)
 			link, begin = Range{}, -1
 			_, size := utf8.DecodeRuneInString(f.text[from+foreign:])
 			from += foreign + size
 		}
+		from = max(from, taken)
 		if begin < 0 && from < to {
 			begin = to - len(strings.TrimLeft(f.text[from:to], "-"))
 		}
@@ -285,6 +369,15 @@ func (f *finder) bare(place, first, last, stop, end int) {
 		return
 	}
 	f.addBare(link)
+}
+
+// hasBare tells whether there is a host in Latin letters in one.
+func (f *finder) hasBare(place, first, last, stop int) bool {
+	n := len(f.urls)
+	f.bare(place, first, last, stop, stop)
+	found := len(f.urls) > n
+	f.urls = f.urls[:n]
+	return found
 }
 
 func (f *finder) addBare(link Range) {
@@ -321,6 +414,11 @@ func hostBytes(host string) (n int, ok bool) {
 			// long names away from an encoder that is slow with them.
 			if utf8.RuneCountInString(name) > maxLabelBytes {
 				return 0, false
+			}
+			// What begins as punycode is encoded once more, at the same length as
+			// what only looks like it.
+			if strings.HasPrefix(strings.ToLower(name), "xn--") {
+				name = "y" + name[1:]
 			}
 			encoded, err := idna.Punycode.ToASCII(name)
 			if err != nil {
@@ -390,7 +488,9 @@ func (f *finder) path(at int) int {
 			if size = f.parentheses(at) - at; size < 0 {
 				return end
 			}
-			end = at + size
+			if end == at { // they end a path only behind what could end it as well
+				end = at + size
+			}
 		case endsPath(r):
 			end = at + size
 		case !inPath(r):
@@ -449,12 +549,12 @@ func (f *finder) query(at int) int {
 // topLevel is the length of the top-level domain with which s begins, or 0. A
 // label of that many bytes begins there, but may go on with other words: people
 // who write without spaces put them behind a host.
-func topLevel(s string, size int) int {
+func (f *finder) topLevel(s string, size int) int {
 	if n := punycodeRun(s[:size]); n > 0 {
 		return n // X takes any
 	}
 	letters := letterRun(s[:size])
-	if letters > 0 && endsTopLevel(s[letters:]) && exists(s[:letters]) {
+	if letters > 0 && endsTopLevel(s[letters:]) && f.known&listsOf(s[:letters]) != 0 {
 		return letters
 	}
 	if letters == size {
@@ -468,7 +568,7 @@ func topLevel(s string, size int) int {
 		ends[n] = at
 	}
 	for _, end := range slices.Backward(ends[:n]) {
-		if end > letters && endsTopLevel(s[end:]) && existsInUnicode(s[:end]) {
+		if end > letters && endsTopLevel(s[end:]) && f.known&listsOf(s[:end]) != 0 {
 			return end
 		}
 	}
@@ -497,9 +597,28 @@ func endsTopLevel(s string) bool {
 	return s == "" || !isASCIIAlnum(rune(s[0])) && strings.IndexByte("@+-", s[0]) < 0
 }
 
-// exists tells whether a label in ASCII is a top-level domain.
-func exists(label string) bool {
+// listsOf tells which lists have a label as a top-level domain.
+func listsOf(label string) tldLists {
 	label = strings.ToLower(label)
+	var lists tldLists
+	if frozen()[label] {
+		lists |= frozenList
+	}
+	if exists(label) {
+		lists |= rootZone
+	}
+	return lists
+}
+
+// exists tells whether a label in small letters is a top-level domain today.
+func exists(label string) bool {
+	if !isASCII(label) {
+		encoded, err := idna.Punycode.ToASCII(label)
+		if err != nil {
+			return false
+		}
+		label = encoded
+	}
 	if _, icann := publicsuffix.PublicSuffix(label); icann {
 		return true
 	}
@@ -512,22 +631,13 @@ func exists(label string) bool {
 	return icann
 }
 
-// existsInUnicode tells whether a label in other letters is a top-level domain.
-func existsInUnicode(label string) bool {
-	if isASCII(label) {
-		return false // topLevel has asked already
-	}
-	encoded, err := idna.Punycode.ToASCII(strings.ToLower(label))
-	return err == nil && exists(encoded)
-}
-
 // inHost tells whether a character of that many bytes may stand in a host: a
 // letter of any script, and nearly everything that is neither an ASCII sign nor
-// white space.
+// white space; of the signs a quotation mark and a backtick, which twitter-text forgot.
 func inHost(r rune, size int) bool {
 	switch {
 	case r < utf8.RuneSelf:
-		return isASCIIAlnum(r) || r == '.' || r == '-' || r == '_'
+		return isASCIIAlnum(r) || r == '.' || r == '-' || r == '_' || r == '"' || r == '`' || r < ' ' && !isSpace(r) || r == '\x7F'
 	case r == utf8.RuneError:
 		return size > 1 // else it is a byte that is not UTF-8
 	default:

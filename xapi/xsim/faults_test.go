@@ -165,8 +165,7 @@ func TestFaultMatch(t *testing.T) {
 func TestFaultProbabilityIsSeeded(t *testing.T) {
 	t.Parallel()
 	run := func(seed uint64) string {
-		b := setup(t)
-		b.x = &xsim.Server{Seed: seed}
+		b := with(t, &xsim.Server{Seed: seed})
 		b.grant = b.account(xsim.NewAccount{Handle: "ann"})
 		b.faults(xsim.Fault{Kind: xsim.FaultStatus, Status: 500, Probability: 0.5})
 		var got strings.Builder

@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/jetpost/jetpost/internal/xspectest"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -27,6 +28,7 @@ import (
 type testBundle struct {
 	*testing.T
 	x     *xsim.Server
+	spec  *xspectest.Proxy
 	grant xsim.Grant
 	clock *clock
 }
@@ -51,8 +53,26 @@ func (c *clock) pass(d time.Duration) {
 func setup(t *testing.T) *testBundle {
 	t.Helper()
 	c := &clock{at: time.Date(2026, 11, 23, 12, 0, 0, 300e6, time.UTC)}
-	b := &testBundle{T: t, x: &xsim.Server{Now: c.now}, clock: c}
+	b := with(t, &xsim.Server{Now: c.now})
+	b.clock = c
 	b.grant = b.account(xsim.NewAccount{Handle: "ann"})
+	return b
+}
+
+// with is an X of the test's own, without accounts.
+func with(t *testing.T, x *xsim.Server) *testBundle {
+	t.Helper()
+	b := &testBundle{T: t, x: x}
+	var err error
+	if b.spec, err = xspectest.New("openapi.json", b.x); err != nil {
+		t.Fatal(err)
+	}
+	b.spec.Requests.Store(false) // many are wrong on purpose
+	t.Cleanup(func() {
+		for _, v := range b.spec.Violations() {
+			t.Errorf("an answer is not of X's specification: %s", v)
+		}
+	})
 	return b
 }
 
@@ -82,7 +102,7 @@ func (b *testBundle) try(g xsim.Grant, method, path, contentType, body string) (
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	return send(&http.Client{Transport: b.x}, req)
+	return send(&http.Client{Transport: b.spec}, req)
 }
 
 func send(client *http.Client, req *http.Request) (result, error) {
@@ -149,6 +169,7 @@ func (b *testBundle) wantViolations(kinds ...string) {
 
 func (b *testBundle) faults(faults ...xsim.Fault) {
 	b.Helper()
+	b.spec.Answers.Store(false) // those of faults are what a test makes of them
 	if err := b.x.SetFaults(faults); err != nil {
 		b.Fatal(err)
 	}

@@ -1,0 +1,3 @@
+// Package xspectest holds requests and answers to X's own schemas. Only tests import
+// it. It never answers anything itself, and knows nothing of client or simulator.
+package xspectest
