@@ -28,7 +28,7 @@ const (
 	gapWait = 100 * time.Millisecond
 	// leaseFor is how long a partition belongs to a worker that gives no sign of
 	// life, and leaseEvery how often it gives one and looks for what is free.
-	leaseFor   = 6 * time.Second
+	leaseFor   = time.Hour
 	leaseEvery = 1500 * time.Millisecond
 	// leaseWithin bounds one call about leases.
 	leaseWithin = 3 * time.Second
@@ -183,7 +183,9 @@ func (p *partition) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if lease.ctx.Err() != nil {
+		if lease.ctx.Err() != nil { // what was wrong here is in other hands
+			p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
+			p.r.Health.Set("handler "+p.b.Consumer, nil)
 			wait = stallMin
 			continue
 		}
