@@ -80,6 +80,15 @@ type wakes struct {
 	due map[string]time.Time
 }
 
+func (w *wakes) RingAll(ctx context.Context, accounts []string) error {
+	for _, account := range accounts {
+		if err := w.Ring(ctx, account); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (w *wakes) Ring(_ context.Context, account string) error {
 	w.due[account] = time.Now()
 	return nil

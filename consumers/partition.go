@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -182,7 +183,9 @@ func (p *partition) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if lease.ctx.Err() != nil {
+		if lease.ctx.Err() != nil { // what was wrong here is in other hands
+			p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
+			p.r.Health.Set("handler "+p.b.Consumer, nil)
 			wait = stallMin
 			continue
 		}
@@ -219,16 +222,28 @@ func (p *partition) read(ctx context.Context, lease heldLease) error {
 		for _, c := range h.held {
 			p.r.nak(c.msg, 0)
 		}
-		for msg := range in.messages {
-			p.r.nak(msg, 0)
+		for {
+			<-in.there
+			messages, err := in.get(math.MaxInt, math.MaxInt)
+			for _, msg := range messages {
+				p.r.nak(msg, 0)
+			}
+			if err != nil {
+				return
+			}
 		}
 	}()
+	wait := gapWait
 	for {
-		if err := h.fill(in, gapWait); err != nil {
+		if err := h.fill(in, wait); err != nil {
 			return err
 		}
-		if err := p.settle(ctx, lease, h); err != nil {
+		settled, err := p.settle(ctx, lease, h)
+		if err != nil {
 			return err
+		}
+		if wait = gapWait; settled { // what is left of the hand may be ready too
+			wait = 0
 		}
 	}
 }
@@ -237,10 +252,10 @@ func (p *partition) read(ctx context.Context, lease heldLease) error {
 func maxMessage(stream jetstream.Stream) int { return 2 * int(stream.CachedInfo().Config.MaxMsgSize) }
 
 // settle handles what may be handled of the hand.
-func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) error {
+func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settled bool, err error) {
 	ready, err := h.ready(lease.ctx)
 	if err != nil || len(ready) == 0 {
-		return err
+		return false, err
 	}
 	batch := make([]Delivery, len(ready))
 	for i, c := range ready {
@@ -253,20 +268,20 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) error 
 	p.r.Log.Debug("batch.done", "consumer", p.b.Consumer, "jobs", len(batch), "done", done, "duration", time.Since(began))
 	if done == len(ready) {
 		p.r.Health.Set("handler "+p.b.Consumer, nil)
-		return nil
+		return true, nil
 	}
 	h.next = 0
 	for _, c := range ready[done:] {
 		p.r.nak(c.msg, 0)
 	}
 	if err == nil { // its time was over
-		return nil
+		return true, nil
 	}
 	p.r.Health.Set("handler "+p.b.Consumer, err)
 	p.r.Log.Warn("batch.given_back", "consumer", p.b.Consumer, "jobs", len(batch)-done, "sequence", batch[done].Sequence, "error", err)
 	p.r.Pulse.Doubt()
 	pause(lease.ctx, stallMin)
-	return nil
+	return false, nil
 }
 
 // handle calls the handler. What panics there is given back whole.
@@ -297,27 +312,75 @@ func (p *partition) ack(ctx context.Context, done []*card, h *hand) {
 	}
 }
 
-// inlet passes on what a subscription brings, so that what is there can be told
-// from what is not.
+// inlet gathers what a subscription brings while a batch is at work.
 type inlet struct {
-	messages chan jetstream.Msg
-	err      error // why messages was closed
+	there chan struct{} // something is, or the end
+
+	mu    sync.Mutex
+	room  sync.Cond
+	queue []jetstream.Msg
+	bytes int
+	err   error // why nothing more comes
 }
 
 func newInlet(iter jetstream.MessagesContext) *inlet {
-	in := &inlet{messages: make(chan jetstream.Msg)}
+	in := &inlet{there: make(chan struct{}, 1)}
+	in.room.L = &in.mu
 	go func() {
-		defer close(in.messages)
 		for {
 			msg, err := iter.Next()
 			if err != nil {
-				in.err = fmt.Errorf("pull: %w", err)
+				err = fmt.Errorf("pull: %w", err)
+			}
+			if in.put(msg, err); err != nil {
 				return
 			}
-			in.messages <- msg
 		}
 	}()
 	return in
+}
+
+func (in *inlet) put(msg jetstream.Msg, err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err != nil {
+		in.err = err
+	} else {
+		for in.bytes >= batchBytes {
+			in.room.Wait()
+		}
+		in.queue = append(in.queue, msg)
+		in.bytes += len(msg.Data())
+	}
+	select {
+	case in.there <- struct{}{}:
+	default:
+	}
+}
+
+// get takes up to so many messages and bytes, but one at least. Its error comes
+// after all of them.
+func (in *inlet) get(messages, bytes int) (out []jetstream.Msg, err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for len(in.queue) > 0 && len(out) < messages && (len(out) == 0 || bytes > 0) {
+		msg := in.queue[0]
+		in.queue = in.queue[1:]
+		in.bytes -= len(msg.Data())
+		bytes -= len(msg.Data())
+		out = append(out, msg)
+	}
+	in.room.Signal()
+	if len(in.queue) > 0 || in.err != nil {
+		select { // for the next call
+		case in.there <- struct{}{}:
+		default:
+		}
+	}
+	if len(out) == 0 {
+		return nil, in.err
+	}
+	return out, nil
 }
 
 // card is a delivery in hand.
@@ -350,8 +413,8 @@ func (h *hand) begin(ctx context.Context) error {
 	return nil
 }
 
-// fill waits for a delivery, or for a while where some are in hand, and takes what
-// else is there.
+// fill waits for deliveries, or for a while where some are in hand, and takes what is
+// there for one batch. In doubt it takes all: the earlier ones may come behind it.
 func (h *hand) fill(in *inlet, wait time.Duration) error {
 	var timeout <-chan time.Time
 	if len(h.held) > 0 {
@@ -360,36 +423,18 @@ func (h *hand) fill(in *inlet, wait time.Duration) error {
 		timeout = timer.C
 	}
 	select {
-	case msg, ok := <-in.messages:
-		if !ok {
-			return in.err
-		}
-		h.take(msg)
+	case <-in.there:
 	case <-timeout:
 	}
-	// In doubt all of it is taken: the earlier ones may come behind it.
-	for h.next == 0 || len(h.held) < batchJobs && h.bytes() < batchBytes {
-		select {
-		case msg, ok := <-in.messages:
-			if !ok && len(h.held) == 0 {
-				return in.err
-			}
-			if !ok {
-				return nil
-			}
-			h.take(msg)
-		default:
-			return nil
-		}
+	messages, bytes := batchJobs, batchBytes
+	if h.next == 0 {
+		messages, bytes = math.MaxInt, math.MaxInt
 	}
-	return nil
-}
-
-func (h *hand) bytes() (sum int) {
-	for _, c := range h.held {
-		sum += c.bytes
+	taken, err := in.get(messages, bytes)
+	for _, msg := range taken {
+		h.take(msg)
 	}
-	return sum
+	return err
 }
 
 func (h *hand) take(msg jetstream.Msg) {

@@ -262,7 +262,7 @@ func guard(log *slog.Logger, d Delivery, do func() error) (err error) {
 // giveBack has the server deliver the message again: after a wait that grows, or at
 // once to somebody else where this worker stops.
 func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, cause error, deliveries uint64) {
-	r.Health.Set("handler "+b.Consumer, cause)
+	r.Health.Met("handler "+b.Consumer, cause)
 	wait := min(stallMin<<min(deliveries-1, stallDoublings), stallMax)
 	if ctx.Err() != nil {
 		wait = 0
@@ -331,24 +331,40 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// faultFor is how long a fault is told that only its absence ends: what a handler
+// failed on may be in other hands.
+const faultFor = 15 * time.Second
+
 // Health collects what is wrong right now, by name. The zero value is healthy.
 type Health struct {
 	mu     sync.Mutex
-	faults map[string]error
+	faults map[string]fault
+}
+
+type fault struct {
+	err   error
+	until time.Time // zero: until it is ended
 }
 
 // Set records a fault, or with nil its end.
-func (h *Health) Set(name string, err error) {
+func (h *Health) Set(name string, err error) { h.set(name, fault{err: err}) }
+
+// Met records a fault that is over if it is not met again.
+func (h *Health) Met(name string, err error) {
+	h.set(name, fault{err: err, until: time.Now().Add(faultFor)})
+}
+
+func (h *Health) set(name string, f fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err == nil {
+	if f.err == nil {
 		delete(h.faults, name)
 		return
 	}
 	if h.faults == nil {
-		h.faults = map[string]error{}
+		h.faults = map[string]fault{}
 	}
-	h.faults[name] = err
+	h.faults[name] = f
 }
 
 // Err joins every fault, or is nil where there is none.
@@ -356,8 +372,10 @@ func (h *Health) Err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error
-	for name, err := range h.faults {
-		errs = append(errs, fmt.Errorf("%s: %w", name, err))
+	for name, f := range h.faults {
+		if f.until.IsZero() || time.Now().Before(f.until) {
+			errs = append(errs, fmt.Errorf("%s: %w", name, f.err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -403,4 +404,19 @@ func TestHealth(t *testing.T) {
 	h.Set("two", nil)
 	h.Set("three", nil)
 	check(t, h.Err())
+}
+
+// TestHealthForgets: what a handler failed on is no fault of this worker any more
+// once others have it.
+func TestHealthForgets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var h Health
+		h.Met("one", errAway)
+		if err := h.Err(); !errors.Is(err, errAway) {
+			t.Errorf("health is %v", err)
+		}
+		sleep(faultFor)
+		check(t, h.Err())
+	})
 }

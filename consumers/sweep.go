@@ -12,8 +12,11 @@ import (
 )
 
 const (
-	// sweepLanes bounds the doorbells of one sweep.
-	sweepLanes = 1000
+	// sweepLanes bounds the lanes of one sweep: those that are due for longest. A
+	// ring that nobody has heard stays where it is, so that they keep their places.
+	sweepLanes = 20_000
+	// sweepHeld bounds the requests that one sweep frees of a stop.
+	sweepHeld = 1000
 	// sweepEvents bounds the late events of one sweep.
 	sweepEvents = 1000
 	// sweepFailures is how many late events in a row may fail before a sweep
@@ -39,7 +42,7 @@ type sweepLedger interface {
 // crash, a lost schedule or a purged stream heals by itself.
 type Sweeper struct {
 	Ledger   sweepLedger
-	Bells    ringer
+	Bells    manyRinger
 	Announce *Announcer
 	Gate     *admission.Gate
 	Health   *Health
@@ -94,10 +97,8 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, account := range accounts {
-		if err := s.Bells.Ring(ctx, account); err != nil {
-			return err
-		}
+	if err := s.Bells.RingAll(ctx, accounts); err != nil {
+		return err
 	}
 	if err := s.release(ctx, now); err != nil {
 		return err
@@ -136,7 +137,7 @@ func (s *Sweeper) release(ctx context.Context, now time.Time) error {
 		s.free = s.free && !stopped
 		return nil
 	}
-	held, err := s.Ledger.ListRequests(ctx, store.Filter{State: jetpost.StateHeld, Code: jetpost.CodeAppStopped, Limit: sweepLanes})
+	held, err := s.Ledger.ListRequests(ctx, store.Filter{State: jetpost.StateHeld, Code: jetpost.CodeAppStopped, Limit: sweepHeld})
 	if err != nil {
 		return err
 	}
@@ -149,10 +150,10 @@ func (s *Sweeper) release(ctx context.Context, now time.Time) error {
 		if _, err := s.Ledger.EndHolds(ctx, r.Account, jetpost.CodeAppStopped, now); err != nil {
 			return err
 		}
-		if err := s.Bells.Ring(ctx, r.Account); err != nil {
+		if err := s.Bells.RingAll(ctx, []string{r.Account}); err != nil {
 			return err
 		}
 	}
-	s.free = len(held) < sweepLanes
+	s.free = len(held) < sweepHeld
 	return nil
 }

@@ -3,8 +3,12 @@ package consumers
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
@@ -140,27 +144,117 @@ func (r overtakenRecords) Event(ctx context.Context, subject string, e jetpost.E
 
 // brokenBell rings nobody for a while.
 type brokenBell struct {
-	ringer
+	manyRinger
 	broken int
 }
 
-func (r *brokenBell) Ring(ctx context.Context, account string) error {
+func (r *brokenBell) RingAll(ctx context.Context, accounts []string) error {
 	if r.broken > 0 {
 		r.broken--
 		return errAway
 	}
-	return r.ringer.Ring(ctx, account)
+	return r.manyRinger.RingAll(ctx, accounts)
 }
 
 // countedBell counts rings.
 type countedBell struct {
-	ringer
+	manyRinger
 	rings int
 }
 
-func (r *countedBell) Ring(ctx context.Context, account string) error {
-	r.rings++
-	return r.ringer.Ring(ctx, account)
+func (r *countedBell) RingAll(ctx context.Context, accounts []string) error {
+	r.rings += len(accounts)
+	return r.manyRinger.RingAll(ctx, accounts)
+}
+
+// served takes as many doorbells, and has the lane of each look and rest.
+func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
+	t.Helper()
+	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
+	check(t, err)
+	batch, err := lanes.FetchNoWait(n)
+	check(t, err)
+	for msg := range batch.Messages() {
+		account := msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:]
+		accounts = append(accounts, account)
+		lane, claimed, err := b.ledger.ClaimLane(t.Context(), account, "server", time.Hour, time.Now())
+		check(t, err)
+		equal(t, "claimed "+account, claimed, true)
+		look, err := b.ledger.Look(t.Context(), lane, time.Now())
+		check(t, err)
+		_, err = b.ledger.ReleaseLane(t.Context(), lane, look.Rings, time.Time{}, time.Now())
+		check(t, err)
+		check(t, msg.Ack())
+	}
+	return accounts
+}
+
+// TestSweepStarvesNobody: many lanes are due, few are served between sweeps, and new
+// jobs come for those that wait, and for others: whoever became due first is served
+// first, whatever rings.
+func TestSweepStarvesNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const lanes, atOnce = 1200, 150
+	began := time.Now().Add(-time.Hour)
+	for i := range lanes {
+		account := fmt.Sprintf("acme%04d", i)
+		b.account(t, account, 0)
+		_, err := b.ledger.Accept(t.Context(), store.Acceptance{ // and its doorbell is lost
+			Request: jetpost.Request{Account: account, ID: "first", Posts: thread("first")}, Body: []byte("first"), Digest: []byte("first"),
+			Now: began.Add(time.Duration(i) * time.Second),
+		})
+		check(t, err)
+	}
+	s := b.sweeper("sweeper")
+	s.Announce.Ledger = toldLedger{b.ledger}
+	var got []string
+	for round := 0; len(got) < lanes && round < 2*lanes/atOnce; round++ {
+		check(t, s.Sweep(t.Context()))
+		for i := range 20 { // more jobs: of those that wait longest, and of the youngest
+			for _, account := range []string{fmt.Sprintf("acme%04d", len(got)+i), fmt.Sprintf("acme%04d", lanes-1-i)} {
+				id := fmt.Sprint("more", round)
+				take(t, b.intake(), b.job(account, fmt.Appendf(nil, `{"id":%q,"posts":[{"text":%q}]}`, id, account+id)))
+			}
+		}
+		got = append(got, b.served(t, atOnce)...)
+	}
+	for i, account := range got {
+		if want := fmt.Sprintf("acme%04d", i); account != want {
+			t.Fatalf("served %d is %s, want %s", i, account, want)
+		}
+	}
+	equal(t, "served", len(got), lanes)
+}
+
+// toldLedger has nothing to be told, which is not what the test is about.
+type toldLedger struct{ announced }
+
+func (toldLedger) Unannounced(context.Context, time.Time, int) ([]store.Key, error) { return nil, nil }
+
+// TestSweepRingsWhatWasHeard: a doorbell that was delivered and is still to be
+// acknowledged may have been heard too early. What is due is rung all the same.
+func TestSweepRingsWhatWasHeard(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
+	check(t, err)
+	s := b.sweeper("sweeper")
+	var last uint64
+	for range 3 {
+		msg, err := lanes.Next(jetstream.FetchMaxWait(patience))
+		check(t, err)
+		meta, err := msg.Metadata()
+		check(t, err)
+		equal(t, "another ring", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
+		last = meta.Sequence.Stream
+		for range 3 { // of which one at most rings
+			check(t, s.Sweep(t.Context()))
+		}
+		equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+	}
 }
 
 // TestSweepOneOfTwo: one worker sweeps for all, and another takes over when it
@@ -170,7 +264,7 @@ func TestSweepOneOfTwo(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
-	one, two := &countedBell{ringer: b.bells}, &countedBell{ringer: b.bells}
+	one, two := &countedBell{manyRinger: b.bells}, &countedBell{manyRinger: b.bells}
 	first, second := b.sweeper("one"), b.sweeper("two")
 	first.Bells, second.Bells = one, two
 	first.Timing, second.Timing = Timing{Lease: time.Hour}, Timing{Lease: time.Hour}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -11,6 +13,9 @@ import (
 
 	"github.com/jetpost/jetpost"
 )
+
+// ringsAtOnce is how many rings wait for their answers together.
+const ringsAtOnce = 1000
 
 // Bells wake workers: for an account's lane now or at a time, and for a batch
 // of a refresh round. A bell carries no truth: it may ring twice, late or
@@ -27,28 +32,96 @@ func NewBells(js jetstream.JetStream, names jetpost.Names) *Bells {
 	return &Bells{js: js, names: names}
 }
 
-// Ring has some worker look at the account's lane now. A ring that no worker
-// has heard yet is replaced: an account has at most one.
+// Ring has some worker look at the account's lane. A ring that no worker has heard
+// yet stands for this one too, and keeps its place in the line: one that were
+// replaced would go to its end, and whoever is rung often would never be served.
 func (b *Bells) Ring(ctx context.Context, account string) error {
-	msg := nats.NewMsg(b.names.PublishWake(account))
-	if _, err := send(ctx, b.js, b.names.LanesStream(), msg); err != nil {
-		return fmt.Errorf("ring account %s: %w", account, err)
+	return b.RingAll(ctx, []string{account})
+}
+
+// RingAll is Ring of many accounts, in that order. It returns the first error; all
+// are tried.
+func (b *Bells) RingAll(ctx context.Context, accounts []string) error {
+	var errs []error
+	for page := range slices.Chunk(accounts, ringsAtOnce) {
+		errs = append(errs, b.ringPage(ctx, page))
+	}
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// RingAll is Ring of many accounts. It returns the first error; all are tried.
-func (b *Bells) RingAll(ctx context.Context, accounts []string) error {
+func (b *Bells) ringPage(ctx context.Context, accounts []string) error {
+	var failed error
+	fail := func(account string, err error) {
+		if err != nil && failed == nil {
+			failed = fmt.Errorf("ring account %s: %w", account, err)
+		}
+	}
+	waiting := map[string]uint64{} // sequence of the ring that is there
+	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), b.rings(accounts, true)) {
+		if lostRace(err) {
+			waiting[accounts[i]] = foundSequence(err)
+		} else {
+			fail(accounts[i], err)
+		}
+	}
+	if len(waiting) == 0 {
+		return failed
+	}
+	// A ring that was delivered may have been heard before what this one is for was
+	// there to be seen, although nobody has acknowledged it so far.
+	heard, err := b.heard(ctx, waiting)
+	if err != nil {
+		fail(accounts[0], err)
+		return failed
+	}
+	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), b.rings(heard, false)) {
+		fail(heard[i], err)
+	}
+	return failed
+}
+
+func (b *Bells) rings(accounts []string, first bool) []*nats.Msg {
 	msgs := make([]*nats.Msg, len(accounts))
 	for i, account := range accounts {
 		msgs[i] = nats.NewMsg(b.names.PublishWake(account))
-	}
-	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), msgs) {
-		if err != nil {
-			return fmt.Errorf("ring account %s: %w", accounts[i], err)
+		if first {
+			msgs[i].Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
 		}
 	}
-	return nil
+	return msgs
+}
+
+// heard returns the accounts whose ring was delivered.
+func (b *Bells) heard(ctx context.Context, waiting map[string]uint64) ([]string, error) {
+	lanes, err := ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+		return b.js.Consumer(ctx, b.names.LanesStream(), jetpost.ConsumerLanes)
+	})
+	if err != nil {
+		return nil, err
+	}
+	delivered := lanes.CachedInfo().Delivered.Stream
+	var heard []string
+	for _, account := range slices.Sorted(maps.Keys(waiting)) {
+		sequence := waiting[account]
+		if sequence == 0 { // a server of a cluster need not tell it
+			msg, err := lastMessage(ctx, b.js, b.names.LanesStream(), b.names.PublishWake(account))
+			if err != nil {
+				return nil, err
+			}
+			if msg != nil {
+				sequence = msg.Sequence
+			}
+		}
+		if sequence <= delivered {
+			heard = append(heard, account)
+		}
+	}
+	return heard, nil
 }
 
 // WakeAt rings the account at a time, which may be past, and replaces the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -261,4 +262,19 @@ func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 func lostRace(err error) bool {
 	return errors.Is(err, jetstream.ErrKeyRevisionMismatch) || errors.Is(err, jetstream.ErrKeyExists) ||
 		hasCode(err, jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
+// foundSequence is the sequence of the message that a lost race has found; 0 where
+// the server does not tell.
+func foundSequence(err error) uint64 {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	if !ok {
+		return 0
+	}
+	_, number, _ := strings.Cut(api.Description, "wrong last sequence: ")
+	sequence, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return sequence
 }

@@ -152,6 +152,8 @@ func Advice(code jetpost.Code) string {
 		return "see the names with jetpost accounts list, or add it with jetpost accounts connect ACCOUNT; then: jetpost replay ID"
 	case jetpost.CodeIdentityConflict:
 		return "send it with an id of its own"
+	case jetpost.CodeSetAside:
+		return "read the error; once its cause is gone: jetpost replay ID"
 	case jetpost.CodeMediaUnavailable:
 		return "make the file readable again, or jetpost requests cancel"
 	case jetpost.CodeTokenRefreshFailed:

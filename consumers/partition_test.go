@@ -1,0 +1,419 @@
+package consumers
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
+)
+
+// intakeHook is a ledger that lets a test step in before each acceptance.
+type intakeHook struct {
+	store.Store
+	before func(lease store.Lease, in []store.Acceptance) error
+}
+
+func (l *intakeHook) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
+	if err := l.before(lease, in); err != nil {
+		return nil, err
+	}
+	return l.Store.AcceptMany(ctx, lease, in)
+}
+
+// reader runs a worker that does nothing but read the partitions.
+func (b *testBundle) reader(t *testing.T, worker string, h *IntakeHandler, opts ...func(*Runner)) (stop func()) {
+	t.Helper()
+	r := &Runner{JetStream: b.js, Leases: b.ledger, Worker: worker, Health: &Health{}, Log: b.log, Bindings: b.intakes(h)}
+	for _, opt := range opts {
+		opt(r)
+	}
+	return b.start(t, r)
+}
+
+// publish publishes jobs of one post each.
+func (b *testBundle) publish(t *testing.T, account string, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		body, err := json.Marshal(jetpost.Request{Account: account, ID: id, Posts: thread(account + " " + id)})
+		check(t, err)
+		_, err = b.pub.PublishRaw(t.Context(), account, body)
+		check(t, err)
+	}
+}
+
+// accepted returns the ids of the account's requests in the order of acceptance.
+func (b *testBundle) accepted(t *testing.T, account string) (ids []string) {
+	t.Helper()
+	records, err := b.ledger.ListRequests(t.Context(), store.Filter{Account: account, Limit: 10_000})
+	check(t, err)
+	slices.SortFunc(records, func(x, y store.Record) int { return int(x.Seq - y.Seq) })
+	for _, r := range records {
+		ids = append(ids, r.ID)
+	}
+	return ids
+}
+
+func numbers(n int) (ids []string) {
+	for i := range n {
+		ids = append(ids, fmt.Sprint(i))
+	}
+	return ids
+}
+
+// neighbour finds an account in the same partition.
+func (b *testBundle) neighbour(t *testing.T, of string) string {
+	t.Helper()
+	want := b.partition(t, of)
+	for i := range 1000 {
+		if name := fmt.Sprint("neighbour", i); b.partition(t, name) == want {
+			return name
+		}
+	}
+	t.Fatal("no neighbour")
+	return ""
+}
+
+// partition asks the server for the partition of an account.
+func (b *testBundle) partition(t *testing.T, account string) string {
+	t.Helper()
+	sequence, err := b.pub.PublishRaw(t.Context(), account, []byte(`{}`))
+	check(t, err)
+	stream, err := b.js.Stream(t.Context(), b.names.JobsStream())
+	check(t, err)
+	msg, err := stream.GetMsg(t.Context(), sequence)
+	check(t, err)
+	check(t, stream.DeleteMsg(t.Context(), sequence))
+	return strings.Split(b.names.Trim(msg.Subject), ".")[2]
+}
+
+// TestIntakeOfABacklog: an account's first job waits for a handful of transactions,
+// however many jobs another account has before it, and each account's stay in order.
+func TestIntakeOfABacklog(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	other := b.neighbour(t, "acme")
+	b.account(t, other, 0)
+	const backlog = 4000
+	ids := numbers(backlog)
+	b.publish(t, "acme", ids...)
+	b.publish(t, other, "first")
+	var transactions atomic.Int64
+	h := b.intake()
+	h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { transactions.Add(1); return nil }}
+	b.reader(t, "reader", h)
+	eventually(t, "the other's job is accepted", func() bool { return len(b.accepted(t, other)) == 1 })
+	if n, most := transactions.Load(), int64(2*backlog/batchJobs); n > most {
+		t.Errorf("it took %d transactions, want %d at most", n, most)
+	}
+	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	equal(t, "order", slices.Equal(b.accepted(t, "acme"), ids), true)
+	equal(t, "events", b.messages(t, b.names.EventsStream()), backlog+1)
+	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 2)
+	untold, err := b.ledger.Unannounced(t.Context(), time.Now().Add(time.Hour), 1)
+	check(t, err)
+	equal(t, "untold", len(untold), 0)
+}
+
+// TestIntakeWaitsForAnEarlierDelivery: a job that somebody else has, which lost the
+// lease and may give it back, is accepted before the later ones of its partition.
+func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
+	t.Parallel()
+	for _, while := range []string{"before", "while"} {
+		t.Run(while, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			consumer, err := b.js.Consumer(t.Context(), b.names.JobsStream(), "intake-"+b.partition(t, "acme"))
+			check(t, err)
+			var batches atomic.Int64
+			h := b.intake()
+			h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { batches.Add(1); return nil }}
+			if while == "while" { // the stranger's request for a job stands before ours
+				b.publish(t, "acme", "a")
+				b.reader(t, "reader", h)
+				eventually(t, "the first is accepted", func() bool { return len(b.accepted(t, "acme")) == 1 })
+			}
+			fetched, err := consumer.Fetch(1, jetstream.FetchMaxWait(patience))
+			check(t, err)
+			var strange jetstream.Msg
+			for n := 0; strange == nil; n++ { // of both who ask, the server takes turns
+				b.publish(t, "acme", fmt.Sprint("b", n))
+				eventually(t, "somebody has it", func() bool {
+					select {
+					case strange = <-fetched.Messages():
+						return true
+					default:
+						return slices.Contains(b.accepted(t, "acme"), fmt.Sprint("b", n))
+					}
+				})
+			}
+			var job jetpost.Request
+			check(t, json.Unmarshal(strange.Data(), &job))
+			b.publish(t, "acme", "c", "d")
+			if while == "before" {
+				b.reader(t, "reader", h)
+			}
+			eventually(t, "the later ones are in hand", func() bool {
+				info, err := consumer.Info(t.Context())
+				check(t, err)
+				return info.NumPending == 0
+			})
+			got := b.accepted(t, "acme")
+			if slices.Contains(got, "c") || slices.Contains(got, job.ID) {
+				t.Errorf("accepted are %v, while another worker has %s", got, job.ID)
+			}
+			check(t, strange.Nak())
+			eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+			got = b.accepted(t, "acme")
+			at := slices.Index(got, job.ID)
+			equal(t, "order of "+fmt.Sprint(got), at >= 0 && slices.Equal(got[at:], []string{job.ID, "c", "d"}), true)
+		})
+	}
+}
+
+// TestIntakeLosesItsLease: a worker whose lease is taken in the middle of a batch
+// accepts nothing of it; whoever has the lease does.
+func TestIntakeLosesItsLease(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	ids := numbers(20)
+	b.publish(t, "acme", ids...)
+	h := b.intake()
+	var lost atomic.Bool
+	var tries atomic.Int64 // of the first job
+	h.Ledger = &intakeHook{b.ledger, func(lease store.Lease, in []store.Acceptance) error {
+		if in[0].Request.ID == "0" {
+			tries.Add(1)
+		}
+		if lost.CompareAndSwap(false, true) {
+			ctx, now := t.Context(), time.Now()
+			check(t, b.ledger.DropLeases(ctx, []string{lease.Name}, lease.Owner, now))
+			held, err := b.ledger.TakeLeases(ctx, []string{lease.Name}, "other", time.Microsecond, now)
+			check(t, err)
+			equal(t, "taken", len(held), 1)
+		}
+		return nil
+	}}
+	b.reader(t, "reader", h)
+	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	equal(t, "the first try was refused", tries.Load() > 1, true)
+	equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(ids))
+}
+
+// TestIntakeHandsOver: of two workers one reads; when it stops, the other goes on at
+// once, and nothing is accepted twice or out of order.
+func TestIntakeHandsOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	var first, second atomic.Int64
+	counted := func(n *atomic.Int64) *IntakeHandler {
+		h := b.intake()
+		h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { n.Add(1); return nil }}
+		return h
+	}
+	stop := b.reader(t, "one", counted(&first))
+	b.publish(t, "acme", "a")
+	eventually(t, "the first worker reads", func() bool { return first.Load() == 1 })
+	b.reader(t, "two", counted(&second))
+	b.publish(t, "acme", "b", "c", "d", "e")
+	stop()
+	b.publish(t, "acme", "f", "g")
+	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	equal(t, "order", strings.Join(b.accepted(t, "acme"), ""), "abcdefg")
+	equal(t, "the second one reads", second.Load() > 0, true)
+}
+
+// TestIntakeBesideASilentDatabase: a worker that reaches NATS but whose database does
+// not answer, or refuses, leaves jobs to one that is well.
+func TestIntakeBesideASilentDatabase(t *testing.T) {
+	t.Parallel()
+	faults := map[string]func(*pgtest.Proxy){"black hole": (*pgtest.Proxy).Hang, "refused": (*pgtest.Proxy).Refuse}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.Migrated(t, postgres.Migrate)
+			open := func(url string) func(*testing.T, *store.Sealer) store.Store {
+				return func(t *testing.T, sealer *store.Sealer) store.Store {
+					t.Helper()
+					s, err := postgres.Open(t.Context(), url, sealer)
+					check(t, err)
+					t.Cleanup(func() { _ = s.Close() })
+					return s
+				}
+			}
+			b := setupOn(t, open(url))
+			b.account(t, "acme", 0)
+			proxy := pgtest.NewProxy(t, url)
+			ill := open(proxy.URL())(t, b.sealer)
+			h := b.intake()
+			h.Ledger, h.Announce.Ledger = ill, ill
+			asks := func(ledger store.Store) func(*Runner) {
+				return func(r *Runner) {
+					r.Leases = ledger
+					r.Pulse = &Pulse{Health: r.Health, Log: b.log, Ask: func(ctx context.Context) error {
+						_, err := ledger.Clock(ctx)
+						return err
+					}}
+				}
+			}
+			stop := b.reader(t, "ill", h, asks(ill), func(r *Runner) { r.StopGrace = time.Second })
+			b.publish(t, "acme", "before")
+			eventually(t, "the first worker reads", func() bool { return len(b.accepted(t, "acme")) == 1 })
+			b.reader(t, "well", b.intake(), asks(b.ledger))
+			fault(proxy)
+			ids := numbers(120)
+			b.publish(t, "acme", ids...)
+			eventually(t, "the other one accepts all", func() bool { return len(b.accepted(t, "acme")) == 1+len(ids) })
+			equal(t, "order", fmt.Sprint(b.accepted(t, "acme")[1:]), fmt.Sprint(ids))
+			proxy.Heal()
+			stop()
+		})
+	}
+}
+
+// brokenObject puts an object whose metadata nobody can read.
+func (b *testBundle) brokenObject(t *testing.T, name string) {
+	t.Helper()
+	subject := "$O." + b.names.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+	_, err := b.js.Publish(t.Context(), subject, []byte(`{"name":`))
+	check(t, err)
+}
+
+// wantSetAside fails unless the job is refused as set aside, wherever it is told.
+func (b *testBundle) wantSetAside(t *testing.T, id string, body []byte, why string) {
+	t.Helper()
+	refusals, err := b.ledger.Refusals(t.Context(), 100)
+	check(t, err)
+	at := slices.IndexFunc(refusals, func(r jetpost.Refusal) bool { return r.ID == id })
+	if at < 0 || refusals[at].Code != jetpost.CodeSetAside || !strings.Contains(refusals[at].Problems[0].Message, why) {
+		t.Fatalf("refusals are %+v, want %s set aside for %q", refusals, id, why)
+	}
+	records, err := b.records.List(t.Context(), publishers.RecordFilter{ID: id})
+	check(t, err)
+	if len(records) != 1 || !records[0].Refused || records[0].Code != jetpost.CodeSetAside || string(records[0].Body) != string(body) {
+		t.Errorf("records are %+v", records)
+	}
+	raw := b.last(t, b.names.EventsStream(), b.names.RefusedEvent(refusals[at].Account, refusals[at].Sequence))
+	if raw == nil || !strings.Contains(string(raw.Data), `"set_aside"`) {
+		t.Errorf("no event tells of %s", id)
+	}
+}
+
+// TestIntakeSetsAside: a job that fails by itself, whatever by, is set aside, and the
+// later ones of its account and partition go on. Eight such jobs do not stop intake.
+func TestIntakeSetsAside(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"broken object", "panic", "refused by the database"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			h := b.intake()
+			b.brokenObject(t, "broken")
+			why, post := "media object", `{"media":[{"object":"broken"}]}`
+			switch how {
+			case "panic":
+				why, post = "a bug", `{"media":[{"object":"p"}]}`
+				h.Media = panicPinner{}
+			case "refused by the database":
+				why, post = "value too long", `{"text":"poison"}`
+				h.Ledger = &intakeHook{b.ledger, func(_ store.Lease, in []store.Acceptance) error {
+					if slices.ContainsFunc(in, func(a store.Acceptance) bool { return strings.HasPrefix(a.Request.ID, "poison") }) {
+						return errors.New("value too long")
+					}
+					return nil
+				}}
+			}
+			const poison = 8
+			bodies := map[string][]byte{}
+			for i := range poison {
+				account := fmt.Sprint("acme", i)
+				b.account(t, account, 0)
+				id := fmt.Sprint("poison", i)
+				bodies[id] = fmt.Appendf(nil, `{"id":%q,"posts":[%s]}`, id, post)
+				b.publish(t, account, "before")
+				_, err := b.pub.PublishRaw(t.Context(), account, bodies[id])
+				check(t, err)
+				b.publish(t, account, "behind")
+			}
+			b.reader(t, "reader", h)
+			eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+			for i := range poison {
+				id := fmt.Sprint("poison", i)
+				b.wantSetAside(t, id, bodies[id], why)
+				equal(t, "accepted", fmt.Sprint(b.accepted(t, fmt.Sprint("acme", i))), "[before behind]")
+			}
+		})
+	}
+}
+
+type panicPinner struct{}
+
+func (panicPinner) Pin(context.Context, jetpost.Request) ([][]store.Media, error) { panic("a bug") }
+
+// TestIntakeCountsOwnFailures: what fails while something does not answer is not the
+// job's own failure, and a worker goes on from the count of the one before.
+func TestIntakeCountsOwnFailures(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.brokenObject(t, "broken")
+	body := []byte(`{"id":"poison","posts":[{"media":[{"object":"broken"}]}]}`)
+	d := b.job("acme", body)
+	away := b.intake()
+	away.Answers = func(context.Context) error { return errAway }
+	for range 2 * ownFailures {
+		done, err := away.HandleBatch(t.Context(), store.Lease{}, []Delivery{d})
+		wantAway(t, err)
+		equal(t, "done", done, 0)
+	}
+	var asked int
+	mortal := b.intake()
+	mortal.Answers = func(context.Context) error { // it dies at the third failure
+		if asked++; asked == 3 {
+			return errAway
+		}
+		return nil
+	}
+	_, err := mortal.HandleBatch(t.Context(), store.Lease{}, []Delivery{d})
+	wantAway(t, err)
+	n, err := b.ledger.JobFailed(t.Context(), store.JobFailure{Sequence: d.Sequence, Stored: d.Stored, Error: "counted"})
+	check(t, err)
+	equal(t, "failures with this one", n, 3)
+	asked = 0
+	last := b.intake()
+	last.Answers = func(context.Context) error { asked++; return nil }
+	take(t, last, d, b.job("acme", []byte(`{"id":"behind","posts":[{"text":"one"}]}`)))
+	equal(t, "failures of the last worker", asked, ownFailures-n)
+	b.wantSetAside(t, "poison", body, "media object")
+	b.want(t, store.Key{Account: "acme", ID: "behind"}, jetpost.StateQueued, "", 0)
+}
+
+// TestIntakeLooksTheAccountUpFirst: media of an unknown account are looked at by
+// nobody.
+func TestIntakeLooksTheAccountUpFirst(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	h := b.intake()
+	h.Media = panicPinner{}
+	take(t, h, b.job("nobody", []byte(`{"id":"one","posts":[{"media":[{"object":"x"}]}]}`)))
+	refusals, err := b.ledger.Refusals(t.Context(), 10)
+	check(t, err)
+	equal(t, "refused", len(refusals) == 1 && refusals[0].Code == jetpost.CodeAccountUnknown, true)
+}
