@@ -94,11 +94,9 @@ func (p *Publisher) PutMedia(ctx context.Context, r io.Reader) (object string, e
 	if err != nil {
 		return "", fmt.Errorf("make object name: %w", err)
 	}
-	store, err := ask(ctx, func(ctx context.Context) (jetstream.ObjectStore, error) {
-		return p.js.ObjectStore(ctx, p.names.MediaBucket())
-	})
+	store, err := MediaStore(ctx, p.js, p.names)
 	if err != nil {
-		return "", fmt.Errorf("open media store: %w", err)
+		return "", err
 	}
 	if _, err := store.Put(ctx, jetstream.ObjectMeta{Name: id.String()}, &boundedReader{r: r, left: MaxMediaBytes}); err != nil {
 		return "", fmt.Errorf("store media: %w", explain(err))

@@ -153,9 +153,9 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 func (w *Worker) wire(ctx context.Context, lifeboat *store.Lifeboat) error {
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
 	timing := consumers.Timing{Lease: cfg.Lease}
-	objects, err := js.ObjectStore(ctx, names.MediaBucket())
+	objects, err := publishers.MediaStore(ctx, js, names)
 	if err != nil {
-		return fmt.Errorf("open media store: %w", err)
+		return err
 	}
 	hc := &http.Client{Transport: xapi.NewTransport()}
 	base := cfg.X.URL
