@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -29,6 +30,9 @@ const readerIdle = time.Minute
 type Publisher struct {
 	js    jetstream.JetStream
 	names jetpost.Names
+
+	mu    sync.Mutex
+	media jetstream.ObjectStore // once it was found
 }
 
 // New writes through js to the installation of that name. The connection stays
@@ -94,7 +98,7 @@ func (p *Publisher) PutMedia(ctx context.Context, r io.Reader) (object string, e
 	if err != nil {
 		return "", fmt.Errorf("make object name: %w", err)
 	}
-	store, err := MediaStore(ctx, p.js, p.names)
+	store, err := p.mediaStore(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -102,6 +106,16 @@ func (p *Publisher) PutMedia(ctx context.Context, r io.Reader) (object string, e
 		return "", fmt.Errorf("store media: %w", explain(err))
 	}
 	return id.String(), nil
+}
+
+func (p *Publisher) mediaStore(ctx context.Context) (jetstream.ObjectStore, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var err error
+	if p.media == nil {
+		p.media, err = MediaStore(ctx, p.js, p.names)
+	}
+	return p.media, err
 }
 
 // boundedReader fails where io.LimitedReader would end: half a video must not

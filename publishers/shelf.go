@@ -2,13 +2,12 @@ package publishers
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-
-	"crypto/sha256"
-	"encoding/base64"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -73,9 +72,8 @@ type mediaStore struct {
 }
 
 // Get implements [jetstream.ObjectStore]. It follows no link.
-func (s *mediaStore) Get(ctx context.Context, name string, opts ...jetstream.GetObjectOpt) (jetstream.ObjectResult, error) {
-	infoOpts := make([]jetstream.GetObjectInfoOpt, 0, len(opts))
-	info, err := s.GetInfo(ctx, name, infoOpts...)
+func (s *mediaStore) Get(ctx context.Context, name string, _ ...jetstream.GetObjectOpt) (jetstream.ObjectResult, error) {
+	info, err := s.GetInfo(ctx, name)
 	if err != nil {
 		return nil, err
 	}

@@ -283,7 +283,9 @@ func keepSizes(want, got jetstream.StreamConfig) jetstream.StreamConfig {
 
 // consumerInfo is what a consumer that is pulled from has in common with one that
 // pushes.
-type consumerInfo interface{ CachedInfo() *jetstream.ConsumerInfo }
+type consumerInfo interface {
+	CachedInfo() *jetstream.ConsumerInfo
+}
 
 func findConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpec) (*jetstream.ConsumerConfig, error) {
 	consumer, err := ask(ctx, func(ctx context.Context) (consumerInfo, error) {

@@ -76,6 +76,9 @@ func statusText(s app.Status) string {
 		tell(fmt.Sprintf("late: %s not begun, the latest %s after its time", counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
 			"to fail those that are too late, before the others go out: jetpost resume --app --expire-older-than 6h")
 	}
+	if s.Unwalled {
+		tell(app.NoWalls, app.NoWallsAdvice)
+	}
 	for _, b := range s.Blocked {
 		fmt.Fprintf(&out, "blocked: %s by %s request %s: %s\n", b.Account, b.State, b.ID, b.Do)
 	}

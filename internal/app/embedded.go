@@ -326,7 +326,7 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	if err != nil {
 		return nil, NATSConfig{}, err
 	}
-	walls := Walls{Names: names, NoLogin: true, Logins: map[string]string{
+	walls := Walls{Names: names, NoLogin: true, OneWorker: true, Logins: map[string]string{
 		workerUser: fmt.Sprintf("password: %q", worker), producerUser: `password: ""`,
 	}}
 	if err := moveBehindWalls(filepath.Join(dir, natsDir), names); err != nil {

@@ -44,6 +44,8 @@ type Status struct {
 	QueuedJobs *uint64 `json:"queued_jobs,omitempty"`
 	// LanesPaused tells that NATS hands out no doorbells.
 	LanesPaused bool `json:"lanes_paused"`
+	// Unwalled tells that producers share the workers' NATS account.
+	Unwalled bool `json:"unwalled,omitempty"`
 	// LastRefresh is the last refresh round that completed, and when.
 	LastRefresh   *jetpost.RefreshSummary `json:"last_refresh,omitempty"`
 	LastRefreshAt time.Time               `json:"last_refresh_at,omitzero"`
@@ -88,6 +90,8 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 		}
 	}
 	if conn != nil {
+		walled, err := publishers.Walled(ctx, conn.JS, conn.Names)
+		s.Unwalled = err == nil && !walled
 		if err := s.readNATS(ctx, conn, time.Now()); err != nil {
 			s.say("NOT PUBLISHING: "+oneLine(err), Hint(err))
 		}

@@ -10,10 +10,19 @@ import (
 
 // The users of the three accounts. All but the producer are in the workers' one.
 const (
-	workerUser   = "jetpost"
+	workerUser   = "worker"
 	operatorUser = "operator"
 	setupUser    = "setup"
 	producerUser = "producer"
+)
+
+// NATSUsers are the users that 'jetpost nats config' makes beside customers.
+func NATSUsers() []string { return []string{producerUser, workerUser, operatorUser, setupUser} }
+
+// What people are told of a NATS without walls.
+const (
+	NoWalls       = "warning: producers and workers share one NATS account, in which no permission keeps a producer from stopping or deleting everything"
+	NoWallsAdvice = "give nats-server the accounts that 'jetpost nats config' prints"
 )
 
 // Walls are the NATS accounts that keep producers from everything but what the
@@ -34,6 +43,8 @@ type Walls struct {
 	Customers []string
 	// NoLogin makes whoever connects without a login a producer.
 	NoLogin bool
+	// OneWorker leaves out the users operator and setup: the worker's is for all.
+	OneWorker bool
 }
 
 // export is what one account offers to others.
@@ -145,15 +156,17 @@ func (w Walls) Config() string {
 // workUsers are those who are trusted. That only one of them may change streams
 // guards against mistakes; it is no wall.
 func (w Walls) workUsers() []string {
-	if w.Logins[setupUser] == "" {
+	if w.OneWorker {
 		return []string{w.user(workerUser, "")}
 	}
 	var deny []string
 	for _, api := range []string{"$JS.API", w.Names.ShelfAPI()} {
-		for _, verb := range []string{"CREATE", "UPDATE", "DELETE", "PURGE", "RESTORE"} {
+		for _, verb := range []string{"CREATE", "UPDATE", "DELETE", "RESTORE"} {
 			deny = append(deny, fmt.Sprintf("%q", api+".STREAM."+verb+".>"))
 		}
 	}
+	// Media alone is purged, of an upload that broke off.
+	deny = append(deny, `"$JS.API.STREAM.PURGE.>"`)
 	// A worker that binds needs no consumer but those of its watches.
 	for _, stream := range []string{w.Names.JobsStream(), w.Names.LanesStream(), w.Names.RefreshStream(), w.Names.ScheduleStream()} {
 		for _, verb := range []string{"CREATE", "DURABLE.CREATE", "DELETE"} {
@@ -161,13 +174,21 @@ func (w Walls) workUsers() []string {
 		}
 	}
 	permissions := fmt.Sprintf("permissions: {publish: {deny: [%s]}}", strings.Join(deny, ", "))
-	// Media that an operator sends replace half of themselves by a purge of the rest.
 	return []string{w.user(workerUser, permissions), w.user(operatorUser, permissions), w.user(setupUser, "")}
+}
+
+// PasswordVariable is the environment variable of nats-server that holds the
+// password of a user who has no login of its own here.
+func PasswordVariable(user string) string {
+	return "NATS_" + strings.ToUpper(strings.ReplaceAll(user, "-", "_")) + "_PASSWORD"
 }
 
 // user is one line of an account. A user that has an nkey is known by it alone.
 func (w Walls) user(name, permissions string) string {
 	login := w.Logins[name]
+	if login == "" {
+		login = "password: $" + PasswordVariable(name)
+	}
 	if !strings.HasPrefix(login, "nkey:") {
 		login = fmt.Sprintf("user: %q, %s", name, login)
 	}
