@@ -176,7 +176,7 @@ func probeTargets(n jetpost.Names) []string {
 
 // attack sends everything to one target that a producer can send: as the
 // subject, as the place of an answer, and as that of a consumer's deliveries.
-func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object string) (jobs uint64) {
+func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object string) (jobs uint64, made []string, delivers bool) {
 	t.Helper()
 	events, media := n.EventsStream(), "OBJ_"+n.MediaBucket()
 	stop := []byte(`{"scope":"publish","reason":{"code":"app_stopped"}}`)
@@ -212,15 +212,23 @@ func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object 
 	} {
 		must(t, nc.PublishRequest(ask.subject, target, []byte(ask.body)))
 	}
-	for i, group := range []string{"", target} {
-		for _, deliver := range []string{target, "_INBOX.x"} {
-			config := fmt.Sprintf(`{"stream_name":%q,"config":{"name":"push%d","ack_policy":"none","deliver_subject":%q,"deliver_group":%q,"inactive_threshold":1000000000}}`, events, i, deliver, group)
-			must(t, nc.PublishRequest("$JS.API.CONSUMER.CREATE."+events+".push"+fmt.Sprint(i), target, []byte(config)))
-			must(t, nc.PublishRequest("$JS.API.CONSUMER.DURABLE.CREATE."+events+".push", target, []byte(config)))
-			must(t, nc.PublishRequest("$JS.API.CONSUMER.CREATE."+media+".push", target, []byte(config)))
+	for i, deliver := range [][2]string{{target, ""}, {"_INBOX.x", target}, {target, target}} {
+		name := fmt.Sprintf("push-%d-%s", i, strings.NewReplacer(".", "-", "$", "").Replace(target))
+		for _, stream := range []string{events, media} {
+			config := fmt.Sprintf(`{"stream_name":%q,"config":{"name":%q,"ack_policy":"none","deliver_subject":%q,"deliver_group":%q,"inactive_threshold":60000000000}}`,
+				stream, name, deliver[0], deliver[1])
+			durable := strings.Replace(config, `"name"`, `"durable_name":"durable-`+name+`","name"`, 1)
+			made = append(made, name, "durable-"+name)
+			must(t, nc.PublishRequest("$JS.API.CONSUMER.CREATE."+stream+"."+name, target, []byte(config)))
+			must(t, nc.PublishRequest("$JS.API.CONSUMER.DURABLE.CREATE."+stream+".durable-"+name, target, []byte(strings.Replace(durable, `"name":"`+name, `"name":"durable-`+name, 1))))
 		}
 	}
-	return jobs
+	// The server drops requests that pile up; this waits for those before it.
+	answer, err := nc.Request("$JS.API.CONSUMER.LIST."+events, nil, patience)
+	if err != nil {
+		t.Fatalf("after %s: %v", target, err)
+	}
+	return jobs, made, strings.Contains(string(answer.Data), fmt.Sprintf(`"deliver_subject":%q`, target))
 }
 
 // A producer can send anything to anywhere, and have any answer and any delivery
@@ -303,12 +311,33 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 	before, _, _ := settled(t, servers, n)
 	var jobs uint64
 	targets := probeTargets(n)
+	if len(servers) > 1 { // where each consumer is a Raft group of its own
+		const stride = 8
+		kept := targets[:0]
+		for i := 0; i < len(targets); i += stride {
+			kept = append(kept, targets[i])
+		}
+		targets = kept
+	}
+	var left []string
+	delivered := 0
 	for _, target := range targets {
-		jobs += attack(t, nc, n, target, object)
+		more, made, delivers := attack(t, nc, n, target, object)
+		jobs += more
+		if delivers {
+			delivered++
+		}
+		for _, name := range left { // which have delivered
+			must(t, nc.Publish("$JS.API.CONSUMER.DELETE."+n.EventsStream()+"."+name, nil))
+		}
+		left = made
 	}
 	must(t, nc.FlushTimeout(patience))
 	after, stored, media := settled(t, servers, n)
-	t.Logf("%d targets, %d jobs", len(targets), jobs)
+	t.Logf("%d targets, %d jobs, consumers that deliver onto %d of them", len(targets), jobs, delivered)
+	if delivered < len(targets)/2 {
+		t.Errorf("consumers deliver onto %d of %d targets: the attack did not take place", delivered, len(targets))
+	}
 	if stored != jobs {
 		t.Errorf("%d jobs are stored, want %d", stored, jobs)
 	}
