@@ -187,6 +187,10 @@ func (n Names) RefreshBatch() string { return n.subject("refresh", "batch") }
 // RefreshRequest asks for one account's refresh.
 func (n Names) RefreshRequest() string { return n.subject("refresh", "request") }
 
+// RefreshOrder asks for one account's refresh in the operator's name, who is not
+// held to the limit of forced ones. It is the workers' account's alone.
+func (n Names) RefreshOrder() string { return n.subject("refresh", "order") }
+
 // PublishFailed holds a failed request's record.
 func (n Names) PublishFailed(account, id string) string {
 	return n.subject("publish", "failed", account, id)

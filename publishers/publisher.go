@@ -142,9 +142,19 @@ func (p *Publisher) Tick(ctx context.Context) error {
 }
 
 // RefreshAccount asks for the refresh of one account's token, by force even of
-// a young one.
+// a young one, which workers do at most once in a while.
 func (p *Publisher) RefreshAccount(ctx context.Context, account string, force bool) error {
-	msg := nats.NewMsg(p.names.RefreshRequest())
+	return p.refresh(ctx, p.names.RefreshRequest(), account, force)
+}
+
+// OrderRefresh is RefreshAccount for an operator, without that limit. NATS takes
+// it from the workers' account alone.
+func (p *Publisher) OrderRefresh(ctx context.Context, account string, force bool) error {
+	return p.refresh(ctx, p.names.RefreshOrder(), account, force)
+}
+
+func (p *Publisher) refresh(ctx context.Context, subject, account string, force bool) error {
+	msg := nats.NewMsg(subject)
 	var err error
 	if msg.Data, err = json.Marshal(jetpost.RefreshRequest{Account: account, Force: force}); err == nil {
 		_, err = send(ctx, p.js, p.names.RefreshStream(), msg)

@@ -183,7 +183,7 @@ func (c TopologyConfig) refreshStream() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        n.RefreshStream(),
 		Description: "jetpost: ticks, batches and single requests of token refreshes, so that a full job queue never stops token care.",
-		Subjects:    []string{n.RefreshTick(), n.RefreshBatch(), n.RefreshRequest()},
+		Subjects:    []string{n.RefreshTick(), n.RefreshBatch(), n.RefreshRequest(), n.RefreshOrder()},
 		Retention:   jetstream.WorkQueuePolicy,
 		MaxMsgs:     refreshMaxMsgs,
 		AllowMsgTTL: true, // without it the ticks' RefreshTTL is ignored

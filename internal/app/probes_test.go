@@ -145,7 +145,7 @@ func probeTargets(n jetpost.Names) []string {
 	targets := []string{
 		"$KV." + n.LimitsBucket() + ".stop.publish", "$KV." + n.LimitsBucket() + ".window.app",
 		n.ScheduleRefresh(), n.ScheduleWake("acme"), n.DuePublish("acme"), n.DueRefresh("tick"), n.PublishWake("acme"),
-		n.RefreshBatch(), n.PublishFailed("acme", "1"), n.PublishRefused("", "1"), n.RefreshFailed("acme"), n.PublishIntake("0", "acme"),
+		n.RefreshBatch(), n.RefreshOrder(), n.PublishFailed("acme", "1"), n.PublishRefused("", "1"), n.RefreshFailed("acme"), n.PublishIntake("0", "acme"),
 		n.EventSubject(jetpost.EventAppStopped, "", ""), n.EventSubject(jetpost.EventRequestPublished, "acme", "1"), n.ShelfEvents(),
 		n.WorkAPI() + ".CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerShelf,
 		"$JS.FC." + n.EventsStream() + "." + jetpost.ConsumerShelf + ".1",
@@ -224,11 +224,13 @@ func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object 
 		}
 	}
 	// The server drops requests that pile up; this waits for those before it.
-	answer, err := nc.Request("$JS.API.CONSUMER.LIST."+events, nil, patience)
+	made = append(made, "last-"+made[0])
+	answer, err := nc.Request("$JS.API.CONSUMER.CREATE."+events+".last-"+made[0], []byte(fmt.Sprintf(
+		`{"stream_name":%q,"config":{"name":"last-%s","ack_policy":"none","deliver_subject":%q,"inactive_threshold":60000000000}}`, events, made[0], target)), patience)
 	if err != nil {
 		t.Fatalf("after %s: %v", target, err)
 	}
-	return jobs, made, strings.Contains(string(answer.Data), fmt.Sprintf(`"deliver_subject":%q`, target))
+	return jobs, made, !strings.Contains(string(answer.Data), `"error"`)
 }
 
 // A producer can send anything to anywhere, and have any answer and any delivery
