@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,9 +32,12 @@ const testPassword = "secret"
 // 'jetpost nats config' prints.
 func wallServers(t *testing.T, count int, walls Walls) []*server.Server {
 	t.Helper()
+	logins := map[string]string{}
 	for _, user := range append(NATSUsers(), walls.Customers...) {
-		t.Setenv(PasswordVariable(user), testPassword)
+		logins[user] = fmt.Sprintf("password: %q", testPassword)
 	}
+	maps.Copy(logins, walls.Logins)
+	walls.Logins = logins
 	var routes []string
 	for range count {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -236,6 +240,7 @@ func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object 
 // A producer can send anything to anywhere, and have any answer and any delivery
 // sent anywhere: nothing but its own jobs and media come of it.
 func TestProbes(t *testing.T) {
+	t.Parallel()
 	type installation struct {
 		name    string
 		servers int
@@ -250,6 +255,7 @@ func TestProbes(t *testing.T) {
 	}
 	for _, run := range runs {
 		t.Run(run.name, func(t *testing.T) {
+			t.Parallel()
 			names, err := jetpost.NewNames(run.prefix)
 			must(t, err)
 			walls := Walls{Names: names, NoLogin: run.login == nil, Logins: map[string]string{}}
@@ -365,9 +371,50 @@ func settled(t *testing.T, servers []*server.Server, n jetpost.Names) (found []s
 	const quiet = 500 * time.Millisecond // far longer than any answer is on its way
 	eventually(t, "everything to be quiet", func() bool {
 		first, firstJobs, _ := inventory(t, servers, n)
-		time.Sleep(quiet)
+		<-time.After(quiet)
 		found, jobs, media = inventory(t, servers, n)
 		return slices.Equal(first, found) && firstJobs == jobs
 	})
 	return found, jobs, media
+}
+
+// A customer's account knows one X account: another's jobs and events stay out.
+func TestCustomerBehindWalls(t *testing.T) {
+	const prefix = "pre"
+	names, err := jetpost.NewNames(prefix)
+	must(t, err)
+	walls := Walls{Names: names, Customers: []string{"acme"}}
+	for _, user := range append(NATSUsers(), walls.Customers...) {
+		t.Setenv(PasswordVariable(user), testPassword) // as nats-server reads them
+	}
+	var read server.Options
+	must(t, read.ProcessConfigString(walls.Config()))
+	servers := wallServers(t, 1, walls)
+	worker := setUpWalls(t, servers, names, prefix)
+	nc, err := nats.Connect(servers[0].ClientURL(), nats.UserInfo("acme", testPassword))
+	must(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	must(t, err)
+	ctx := t.Context()
+	if _, err := js.Publish(ctx, names.PublishRequest("acme"), []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
+		t.Errorf("its own job: %v", err)
+	}
+	for _, subject := range []string{names.PublishRequest("other"), names.PublishRequest(""), names.RefreshRequest()} {
+		if _, err := js.Publish(ctx, subject, []byte(`{}`), jetstream.WithRetryAttempts(0)); err == nil {
+			t.Errorf("%s: it was stored", subject)
+		}
+	}
+	live, err := nc.SubscribeSync(">")
+	must(t, err)
+	must(t, nc.Flush())
+	records := publishers.NewRecords(worker.JS, names)
+	for _, account := range []string{"other", "acme"} {
+		must(t, records.Event(ctx, names.EventSubject(jetpost.EventRequestPublished, account, "1"), jetpost.Event{Type: jetpost.EventRequestPublished}))
+	}
+	msg, err := live.NextMsg(patience)
+	must(t, err)
+	if want := names.EventSubject(jetpost.EventRequestPublished, "acme", "1"); msg.Subject != want {
+		t.Errorf("the first event is %s, want %s", msg.Subject, want)
+	}
 }
