@@ -379,7 +379,7 @@ func settled(t *testing.T, servers []*server.Server, n jetpost.Names) (found []s
 }
 
 // A customer's account knows one X account: another's jobs and events stay out.
-func TestCustomerBehindWalls(t *testing.T) {
+func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets variables of the environment
 	const prefix = "pre"
 	names, err := jetpost.NewNames(prefix)
 	must(t, err)

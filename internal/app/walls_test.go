@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -214,6 +216,64 @@ func TestProducerBehindWalls(t *testing.T) {
 	}
 }
 
+// An installation of 'up' from before there were accounts keeps its jobs and media.
+func TestUpMovesBehindWalls(t *testing.T) {
+	t.Parallel()
+	dir, log, ctx := t.TempDir(), slog.New(slog.DiscardHandler), t.Context()
+	cfg := Config{DatabaseURL: secret.New("sqlite:" + filepath.Join(dir, databaseFile)), Keys: store.GenerateKey()}
+	old, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: filepath.Join(dir, natsDir), NoLog: true, NoSigs: true,
+	})
+	must(t, err)
+	go old.Start()
+	if !old.ReadyForConnections(patience) {
+		t.Fatal("the server did not start")
+	}
+	cfg.NATS = NATSConfig{URL: old.ClientURL()}
+	report, err := cfg.Setup(ctx, log)
+	must(t, err)
+	if report.Walled {
+		t.Error("setup sees walls where there are none")
+	}
+	conn, err := cfg.Connect(ctx, log, "test")
+	must(t, err)
+	if _, err := publishers.New(conn.JS, conn.Names).PublishRaw(ctx, "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
+		t.Fatal(err)
+	}
+	bucket, err := conn.JS.ObjectStore(ctx, conn.Names.MediaBucket())
+	must(t, err)
+	_, err = bucket.PutBytes(ctx, "clip", []byte("bytes"))
+	must(t, err)
+	conn.Close()
+	old.Shutdown()
+	old.WaitForShutdown()
+
+	for range 2 { // the second start finds it done
+		s, reach, err := StartNATS(ctx, dir, "127.0.0.1:0", jetpost.Names{}, log)
+		must(t, err)
+		cfg.NATS = reach
+		_, err = cfg.Setup(ctx, log)
+		must(t, err)
+		conn, err = cfg.Connect(ctx, log, "test")
+		must(t, err)
+		jobs, err := conn.JS.Stream(ctx, conn.Names.JobsStream())
+		must(t, err)
+		if n := jobs.CachedInfo().State.Msgs; n != 1 {
+			t.Errorf("%d jobs are left of 1", n)
+		}
+		media, err := publishers.MediaStore(ctx, conn.JS, conn.Names)
+		must(t, err)
+		object, err := media.Get(ctx, "clip")
+		must(t, err)
+		if got, err := io.ReadAll(object); err != nil || string(got) != "bytes" {
+			t.Errorf("media have %q: %v", got, err)
+		}
+		conn.Close()
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+}
+
 // patience is how long a test waits for what must come.
 const patience = 20 * time.Second
 
@@ -231,5 +291,19 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Of a list of addresses no password is shown, and no token.
+func TestAddressesAreRedacted(t *testing.T) {
+	t.Parallel()
+	err := natsError("nats://a:one@h1:4222, nats://b:two@h2:4222,nats://three@h3", nats.ErrNoServers)
+	for _, secret := range []string{"one", "two", "three"} {
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("%q is in: %v", secret, err)
+		}
+	}
+	if want := "nats://a:xxxxx@h1:4222,nats://b:xxxxx@h2:4222,nats://xxxxx@h3"; !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s in it", err, want)
 	}
 }
