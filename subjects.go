@@ -26,6 +26,9 @@ const (
 	ConsumerLanes = "lanes"
 	// ConsumerRefresh takes ticks, batches and refresh requests.
 	ConsumerRefresh = "refresh"
+	// ConsumerShelf feeds the mirror of the events that producers read, where they
+	// have a NATS account of their own.
+	ConsumerShelf = "shelf"
 	// ConsumerIntakeAny takes jobs published onto the bare subject.
 	ConsumerIntakeAny = "intake-any"
 )
@@ -119,6 +122,31 @@ func (n Names) LimitsBucket() string { return n.stream(bucketLimits) }
 // for a message.
 func (n Names) MediaBucket() string { return n.stream(bucketMedia) }
 
+// WorkAccount is the NATS account of the workers and their streams, where the
+// server keeps producers apart.
+func (n Names) WorkAccount() string { return n.stream("JETPOST") }
+
+// ShelfAccount is the NATS account of what producers read and write: a mirror of
+// the events, and media.
+func (n Names) ShelfAccount() string { return n.stream("JETPOST_SHELF") }
+
+// ProducersAccount is the NATS account of producers. It has no JetStream.
+func (n Names) ProducersAccount() string { return n.stream("JETPOST_PRODUCERS") }
+
+// CustomerAccount is the NATS account of a producer that posts for one X account.
+func (n Names) CustomerAccount(account string) string {
+	return n.stream("JETPOST_CUSTOMER_" + account)
+}
+
+// ShelfAPI begins the subjects with which workers ask the shelf's JetStream.
+func (n Names) ShelfAPI() string { return n.subject("jetpost", "shelf", "api") }
+
+// WorkAPI begins those with which the shelf asks the workers' JetStream.
+func (n Names) WorkAPI() string { return n.subject("jetpost", "work", "api") }
+
+// ShelfEvents is how events reach their mirror.
+func (n Names) ShelfEvents() string { return n.subject("jetpost", "shelf", "events") }
+
 // PublishRequest is the subject that producers publish an account's jobs onto;
 // without an account, the bare one, whose jobs name theirs in the body.
 func (n Names) PublishRequest(account string) string {
@@ -158,6 +186,10 @@ func (n Names) RefreshBatch() string { return n.subject("refresh", "batch") }
 
 // RefreshRequest asks for one account's refresh.
 func (n Names) RefreshRequest() string { return n.subject("refresh", "request") }
+
+// RefreshOrder asks for one account's refresh in the operator's name, who is not
+// held to the limit of forced ones. It is the workers' account's alone.
+func (n Names) RefreshOrder() string { return n.subject("refresh", "order") }
 
 // PublishFailed holds a failed request's record.
 func (n Names) PublishFailed(account, id string) string {
@@ -203,6 +235,11 @@ func (n Names) RefusedEvent(account string, sequence uint64) string {
 // request's state.
 func (n Names) RequestEvents(account, id string) string {
 	return n.subject("jetpost", "event", "request", "*", account, id)
+}
+
+// AccountEvents matches every event of an account that is not of one request.
+func (n Names) AccountEvents(account string) string {
+	return n.subject("jetpost", "event", "*", "*", account)
 }
 
 // AllEvents matches every event.

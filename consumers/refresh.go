@@ -84,7 +84,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 			return nil
 		}
 		return h.batch(ctx, d, batch)
-	case "request":
+	case "request", "order":
 		var request jetpost.RefreshRequest
 		body := json.NewDecoder(bytes.NewReader(d.Data))
 		body.DisallowUnknownFields() // a misspelt force must not be taken for none
@@ -92,7 +92,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 			h.Log.Warn("refresh.unreadable", "subject", subject, "error", err)
 			return nil
 		}
-		return h.one(ctx, request)
+		return h.one(ctx, request, strings.HasSuffix(subject, "order"))
 	default:
 		h.Log.Warn("refresh.unreadable", "subject", subject)
 		return nil
@@ -234,8 +234,19 @@ func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error 
 	return nil
 }
 
-// one refreshes one account's token, by hand.
-func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest) error {
+// forcedPause is how long after an exchange producers cannot force another.
+const forcedPause = 10 * time.Minute
+
+// forcedLately tells that an exchange keeps producers from forcing another: each is a
+// chance to lose the account, and one that X answers with an error counts like one that
+// it grants.
+func forcedLately(token store.Token, now time.Time) bool {
+	since := now.Add(-forcedPause)
+	return token.LastRefreshAt.After(since) || token.RefreshFailedAt.After(since) || token.StartedAt.After(since)
+}
+
+// one refreshes one account's token, by hand: a producer's, or as an operator orders.
+func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest, ordered bool) error {
 	r := h.Refresher
 	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, time.Now()); stopped {
 		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
@@ -253,6 +264,10 @@ func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest
 		return err
 	}
 	now := time.Now()
+	if request.Force && !ordered && forcedLately(token, now) {
+		h.Log.Warn("refresh.forced_too_often", "account", request.Account, "pause", forcedPause)
+		request.Force = false
+	}
 	if young := now.Before(token.RefreshAfter(token.RefreshedAt)) || token.ExpiresAt.After(now.Add(h.window())); young && !request.Force {
 		h.Log.Info("refresh.not_due", "account", request.Account)
 		return nil

@@ -132,6 +132,25 @@ func TestRefreshRound(t *testing.T) {
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts+1)
 }
 
+// TestForcedRefreshesAreLimited: a producer's force counts once in a while, an
+// operator's each time.
+func TestForcedRefreshesAreLimited(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	h := b.refresh(b.refresher())
+	force := func(subject string) {
+		t.Helper()
+		h.Handle(t.Context(), b.bell(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true}))
+	}
+	for range 3 {
+		force(b.names.RefreshRequest())
+	}
+	equal(t, "exchanges of three forced by a producer", b.calls(xsim.EndpointToken), 1)
+	force(b.names.RefreshOrder())
+	equal(t, "exchanges after an operator's order", b.calls(xsim.EndpointToken), 2)
+}
+
 // TestRefreshGrantRefused: the account alone must be connected again, and its
 // token is never presented any more.
 func TestRefreshGrantRefused(t *testing.T) {
@@ -301,7 +320,7 @@ func TestRefreshBackoff(t *testing.T) {
 			equal(t, "record", b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme")) != nil, true)
 			b.faults(t)
 			b.hc.Transport = b.x
-			check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme", Force: true})))
+			check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshOrder(), jetpost.RefreshRequest{Account: "acme", Force: true})))
 			b.stored(t, "acme", 1)
 			if token := b.token(t, "acme"); token.RefreshError != "" || !token.RefreshFailedAt.IsZero() || !token.NextAttemptAt.IsZero() || token.LastRefreshAt.IsZero() {
 				t.Errorf("after a success the token is %+v, next attempt at %v", token.TokenMeta, token.NextAttemptAt)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -29,6 +30,9 @@ const readerIdle = time.Minute
 type Publisher struct {
 	js    jetstream.JetStream
 	names jetpost.Names
+
+	mu    sync.Mutex
+	media jetstream.ObjectStore // once it was found
 }
 
 // New writes through js to the installation of that name. The connection stays
@@ -94,16 +98,24 @@ func (p *Publisher) PutMedia(ctx context.Context, r io.Reader) (object string, e
 	if err != nil {
 		return "", fmt.Errorf("make object name: %w", err)
 	}
-	store, err := ask(ctx, func(ctx context.Context) (jetstream.ObjectStore, error) {
-		return p.js.ObjectStore(ctx, p.names.MediaBucket())
-	})
+	store, err := p.mediaStore(ctx)
 	if err != nil {
-		return "", fmt.Errorf("open media store: %w", err)
+		return "", err
 	}
 	if _, err := store.Put(ctx, jetstream.ObjectMeta{Name: id.String()}, &boundedReader{r: r, left: MaxMediaBytes}); err != nil {
 		return "", fmt.Errorf("store media: %w", explain(err))
 	}
 	return id.String(), nil
+}
+
+func (p *Publisher) mediaStore(ctx context.Context) (jetstream.ObjectStore, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var err error
+	if p.media == nil {
+		p.media, err = MediaStore(ctx, p.js, p.names)
+	}
+	return p.media, err
 }
 
 // boundedReader fails where io.LimitedReader would end: half a video must not
@@ -130,9 +142,19 @@ func (p *Publisher) Tick(ctx context.Context) error {
 }
 
 // RefreshAccount asks for the refresh of one account's token, by force even of
-// a young one.
+// a young one, which workers do at most once in a while.
 func (p *Publisher) RefreshAccount(ctx context.Context, account string, force bool) error {
-	msg := nats.NewMsg(p.names.RefreshRequest())
+	return p.refresh(ctx, p.names.RefreshRequest(), account, force)
+}
+
+// OrderRefresh is RefreshAccount for an operator, without that limit. NATS takes
+// it from the workers' account alone.
+func (p *Publisher) OrderRefresh(ctx context.Context, account string, force bool) error {
+	return p.refresh(ctx, p.names.RefreshOrder(), account, force)
+}
+
+func (p *Publisher) refresh(ctx context.Context, subject, account string, force bool) error {
+	msg := nats.NewMsg(subject)
 	var err error
 	if msg.Data, err = json.Marshal(jetpost.RefreshRequest{Account: account, Force: force}); err == nil {
 		_, err = send(ctx, p.js, p.names.RefreshStream(), msg)

@@ -41,7 +41,9 @@ const (
 	intakeAckWait     = 10 * time.Second
 	lanesAckPending   = 10_000 // doorbells in flight, over all workers
 	refreshAckPending = 1_000  // refresh batches in flight, over all workers
-	maxRaces          = 100    // compare-and-sets lost in a row, each to somebody who got ahead
+	mirrorHeartbeat   = time.Second
+	mirrorAckPending  = 1_000 // events on their way to the mirror
+	maxRaces          = 100   // compare-and-sets lost in a row, each to somebody who got ahead
 )
 
 // TopologyConfig says what Setup makes. Names may be zero; LedgerID must be
@@ -96,9 +98,9 @@ func (c TopologyConfig) complete() (TopologyConfig, error) {
 	return c, errors.Join(errs...)
 }
 
-// streams are the settings of all streams and of those that lie below the
-// buckets, sources before the streams that draw from them. Values are spelt as
-// the server reports them (-1 for "no limit"), so that they can be compared.
+// streams are the settings of the workers' streams and of those that lie below
+// the buckets, sources before the streams that draw from them. Values are spelt
+// as the server reports them (-1 for "no limit"), so that they can be compared.
 func (c TopologyConfig) streams(maxPayload int64) []jetstream.StreamConfig {
 	streams := []jetstream.StreamConfig{
 		c.scheduleStream(),
@@ -108,20 +110,24 @@ func (c TopologyConfig) streams(maxPayload int64) []jetstream.StreamConfig {
 		c.failedStream(),
 		c.eventsStream(),
 		c.limitsStream(),
-		c.mediaStream(),
 	}
 	for i := range streams {
-		s := &streams[i]
-		s.Storage = jetstream.FileStorage
-		s.Replicas = c.Replicas
-		s.MaxConsumers = -1
-		s.MaxMsgs = cmp.Or(s.MaxMsgs, -1)
-		s.MaxBytes = cmp.Or(s.MaxBytes, -1)
-		s.MaxMsgSize = cmp.Or(s.MaxMsgSize, -1)
-		s.MaxMsgsPerSubject = cmp.Or(s.MaxMsgsPerSubject, -1)
-		s.Metadata = map[string]string{jetpost.MetadataLedger: c.LedgerID}
+		streams[i] = c.common(streams[i])
 	}
 	return streams
+}
+
+// common adds what all streams have.
+func (c TopologyConfig) common(s jetstream.StreamConfig) jetstream.StreamConfig {
+	s.Storage = jetstream.FileStorage
+	s.Replicas = c.Replicas
+	s.MaxConsumers = -1
+	s.MaxMsgs = cmp.Or(s.MaxMsgs, -1)
+	s.MaxBytes = cmp.Or(s.MaxBytes, -1)
+	s.MaxMsgSize = cmp.Or(s.MaxMsgSize, -1)
+	s.MaxMsgsPerSubject = cmp.Or(s.MaxMsgsPerSubject, -1)
+	s.Metadata = map[string]string{jetpost.MetadataLedger: c.LedgerID}
+	return s
 }
 
 func (c TopologyConfig) scheduleStream() jetstream.StreamConfig {
@@ -180,7 +186,7 @@ func (c TopologyConfig) refreshStream() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        n.RefreshStream(),
 		Description: "jetpost: ticks, batches and single requests of token refreshes, so that a full job queue never stops token care.",
-		Subjects:    []string{n.RefreshTick(), n.RefreshBatch(), n.RefreshRequest()},
+		Subjects:    []string{n.RefreshTick(), n.RefreshBatch(), n.RefreshRequest(), n.RefreshOrder()},
 		Retention:   jetstream.WorkQueuePolicy,
 		MaxMsgs:     refreshMaxMsgs,
 		AllowMsgTTL: true, // without it the ticks' RefreshTTL is ignored
@@ -233,14 +239,14 @@ func (c TopologyConfig) limitsStream() jetstream.StreamConfig {
 // mediaStream is an object store, laid out as NATS' ADR-20 has it.
 func (c TopologyConfig) mediaStream() jetstream.StreamConfig {
 	n := c.Names
-	return jetstream.StreamConfig{
+	return c.common(jetstream.StreamConfig{
 		Name:        "OBJ_" + n.MediaBucket(),
 		Description: "jetpost: media that producers put there.",
 		Subjects:    []string{"$O." + n.MediaBucket() + ".C.>", "$O." + n.MediaBucket() + ".M.>"},
 		Discard:     jetstream.DiscardNew,
 		AllowRollup: true,
 		AllowDirect: true,
-	}
+	})
 }
 
 // drawDue takes what fell due from the schedule stream. Only workers can

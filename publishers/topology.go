@@ -19,7 +19,11 @@ import (
 )
 
 // Report lists what Setup did, one line for each thing that it looked after.
-type Report struct{ Changes []Change }
+type Report struct {
+	Changes []Change
+	// Walled tells that producers have NATS accounts of their own.
+	Walled bool
+}
 
 // Change is one line of a Report.
 type Change struct {
@@ -63,14 +67,19 @@ func Setup(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (Rep
 	if err := checkServer(ctx, js); err != nil {
 		return Report{}, fmt.Errorf("set up NATS: %w", err)
 	}
-	streams := cfg.streams(js.Conn().MaxPayload())
-	for _, want := range streams {
-		if _, err := ownStream(ctx, js, want.Name, cfg.LedgerID); err != nil {
-			return Report{}, fmt.Errorf("set up NATS: %w", err)
+	places, err := cfg.places(ctx, js)
+	if err != nil {
+		return Report{}, fmt.Errorf("set up NATS: %w", err)
+	}
+	for _, p := range places {
+		for _, want := range p.streams {
+			if _, err := ownStream(ctx, p.js, want.Name, cfg.LedgerID); err != nil {
+				return Report{}, fmt.Errorf("set up NATS: %w", err)
+			}
 		}
 	}
 
-	var report Report
+	report := Report{Walled: len(places) > 1}
 	note := func(what, action string, err error) error {
 		if err != nil {
 			return fmt.Errorf("set up %s: %w", what, err)
@@ -78,16 +87,18 @@ func Setup(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (Rep
 		report.Changes = append(report.Changes, Change{What: what, Action: action})
 		return nil
 	}
-	for _, want := range streams {
-		action, err := setupStream(ctx, js, want, cfg.LedgerID)
-		if err := note("stream "+want.Name, action, err); err != nil {
-			return report, err
+	for _, p := range places {
+		for _, want := range p.streams {
+			action, err := setupStream(ctx, p.js, want, cfg.LedgerID)
+			if err := note("stream "+want.Name+p.where, action, err); err != nil {
+				return report, err
+			}
 		}
-	}
-	for _, want := range cfg.consumers() {
-		action, err := setupConsumer(ctx, js, want)
-		if err := note("consumer "+want.String(), action, err); err != nil {
-			return report, err
+		for _, want := range p.consumers {
+			action, err := setupConsumer(ctx, p.js, want)
+			if err := note("consumer "+want.String(), action, err); err != nil {
+				return report, err
+			}
 		}
 	}
 	action, err := setupCron(ctx, js, cfg)
@@ -107,20 +118,27 @@ func Check(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) erro
 	if err := checkServer(ctx, js); err != nil {
 		return fmt.Errorf("check NATS: %w", err)
 	}
+	places, err := cfg.places(ctx, js)
+	if err != nil {
+		return fmt.Errorf("check NATS: %w", err)
+	}
 	var missing []string
-	for _, want := range cfg.streams(js.Conn().MaxPayload()) {
-		got, err := ownStream(ctx, js, want.Name, cfg.LedgerID)
-		switch {
-		case err != nil:
-			return fmt.Errorf("check NATS: %w", err)
-		case got == nil:
-			missing = append(missing, "stream "+want.Name+" is missing")
-		default:
-			missing = append(missing, differences("stream "+want.Name, *got, mergeStream(*got, keepSizes(want, *got)))...)
+	for _, p := range places {
+		for _, want := range p.streams {
+			what := "stream " + want.Name + p.where
+			got, err := ownStream(ctx, p.js, want.Name, cfg.LedgerID)
+			switch {
+			case err != nil:
+				return fmt.Errorf("check NATS: %w", err)
+			case got == nil:
+				missing = append(missing, what+" is missing")
+			default:
+				missing = append(missing, differences(what, *got, mergeStream(*got, keepSizes(want, *got)))...)
+			}
 		}
 	}
 	if len(missing) == 0 {
-		if missing, err = checkInside(ctx, js, cfg); err != nil {
+		if missing, err = checkInside(ctx, js, cfg, places); err != nil {
 			return fmt.Errorf("check NATS: %w", err)
 		}
 	}
@@ -131,8 +149,8 @@ func Check(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) erro
 }
 
 // checkInside looks for what lies inside the streams, once they are there.
-func checkInside(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (missing []string, err error) {
-	for _, want := range cfg.consumers() {
+func checkInside(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig, places []place) (missing []string, err error) {
+	for _, want := range places[0].consumers {
 		got, err := findConsumer(ctx, js, want)
 		switch {
 		case err != nil:
@@ -151,6 +169,30 @@ func checkInside(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig
 		missing = append(missing, "schedule "+cfg.Names.ScheduleRefresh()+" is missing")
 	}
 	return missing, nil
+}
+
+// place is a NATS account with what belongs there.
+type place struct {
+	js        jetstream.JetStream
+	where     string // what people are told of it beside the names
+	streams   []jetstream.StreamConfig
+	consumers []consumerSpec
+}
+
+// places are the workers' account and, where producers are kept out of it, the
+// one that they read and write.
+func (c TopologyConfig) places(ctx context.Context, js jetstream.JetStream) ([]place, error) {
+	shelf, err := findShelf(ctx, js, c.Names)
+	if err != nil {
+		return nil, err
+	}
+	work := place{js: js, streams: c.streams(js.Conn().MaxPayload()), consumers: c.consumers()}
+	if shelf == nil {
+		work.streams = append(work.streams, c.mediaStream())
+		return []place{work}, nil
+	}
+	work.consumers = append(work.consumers, c.mirrorConsumer())
+	return []place{work, {js: shelf, where: " for producers", streams: []jetstream.StreamConfig{c.eventsMirror(), c.mediaStream()}}}, nil
 }
 
 // ownStream finds a stream and makes sure that it is ours. It is nil where
@@ -239,8 +281,17 @@ func keepSizes(want, got jetstream.StreamConfig) jetstream.StreamConfig {
 	return want
 }
 
+// consumerInfo is what a consumer that is pulled from has in common with one that
+// pushes.
+type consumerInfo interface {
+	CachedInfo() *jetstream.ConsumerInfo
+}
+
 func findConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpec) (*jetstream.ConsumerConfig, error) {
-	consumer, err := ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+	consumer, err := ask(ctx, func(ctx context.Context) (consumerInfo, error) {
+		if want.DeliverSubject != "" {
+			return js.PushConsumer(ctx, want.stream, want.Durable)
+		}
 		return js.Consumer(ctx, want.stream, want.Durable)
 	})
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -265,7 +316,10 @@ func setupConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpe
 			return ActionUnchanged, nil
 		}
 	}
-	_, err = ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+	_, err = ask(ctx, func(ctx context.Context) (consumerInfo, error) {
+		if config.DeliverSubject != "" {
+			return js.CreateOrUpdatePushConsumer(ctx, want.stream, config)
+		}
 		return js.CreateOrUpdateConsumer(ctx, want.stream, config)
 	})
 	return action, err

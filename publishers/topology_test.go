@@ -154,8 +154,8 @@ func TestCheck(t *testing.T) {
 		if !ok {
 			t.Fatalf("got %v, want *NotSetUpError", err)
 		}
-		if got, want := len(notSetUp.Missing), len(tb.cfg.streams(0)); got != want {
-			t.Errorf("%d things are missing, want all %d streams: %v", got, want, notSetUp.Missing)
+		if got, want := len(notSetUp.Missing), len(tb.cfg.streams(0))+1; got != want {
+			t.Errorf("%d things are missing, want all %d streams and the bucket of media: %v", got, want, notSetUp.Missing)
 		}
 		if !strings.Contains(Hint(err), "jetpost setup") {
 			t.Errorf("hint %q does not name the command", Hint(err))

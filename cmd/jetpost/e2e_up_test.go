@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -182,6 +183,19 @@ func TestUpWithNATSCommandLine(t *testing.T) {
 
 	t.Run("denied", func(t *testing.T) { s.denied(t) })
 
+	clip := filepath.Join(t.TempDir(), "clip.mp4")
+	must(t, os.WriteFile(clip, bytes.Repeat([]byte("0123456789"), 100_000), 0o600))
+	for name, args := range map[string][]string{
+		"put media":        {"obj", "put", "--no-progress", "-f", "--name", "clip", "JETPOST_MEDIA", clip},
+		"last event":       {"stream", "get", "JETPOST_EVENTS", "--last-for", "jetpost.event.request.*.alice.hello"},
+		"pull consumer":    {"consumer", "add", "JETPOST_EVENTS", "mine", "--pull", "--defaults"},
+		"ordered consumer": {"sub", "--stream", "JETPOST_EVENTS", "--all", "--count", "1", "jetpost.event.>"},
+	} {
+		if code, output := s.natsCommand(t, args...); code != 0 {
+			t.Errorf("%s: nats %s: exit code %d\n%s", name, strings.Join(args, " "), code, output)
+		}
+	}
+
 	if violations := ask[[]xsim.Violation](s, "/_sim/violations"); len(violations) != 0 {
 		t.Errorf("violations: %+v", violations)
 	}
@@ -205,8 +219,9 @@ func (s *upSite) denied(t *testing.T) {
 		slices.Sort(found)
 		return found
 	}
-	// What is not denied to the user is refused by the stream.
-	refusal := regexp.MustCompile(`Permissions Violation|rollup not permitted|message schedules is disabled`)
+	// What a producer's NATS account has nobody for is not answered; what it has is
+	// refused by the stream.
+	refusal := regexp.MustCompile(`no responders|no Stream name supplied|deadline exceeded|timeout|not found|rollup not permitted|message schedules is disabled`)
 	// The last job's refusal is told before its message is acknowledged.
 	for _, name := range []string{s.conn.Names.JobsStream(), s.conn.Names.LanesStream()} {
 		eventually(t, name+" to be empty", func() bool {

@@ -54,6 +54,7 @@ type cli struct {
 	Web      webCmd      `cmd:"" help:"Serve the pages with which customers connect their accounts."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
 	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
+	NATS     natsCmd     `cmd:"" name:"nats" help:"Print a configuration for a nats-server of your own."`
 	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
 	Requests requestsCmd `cmd:"" help:"Look at requests, watch, move, cancel or settle them."`
 	Replay   replayCmd   `cmd:"" help:"Send failed requests back; what is live is never posted again."`
@@ -81,6 +82,10 @@ type connectFlags struct {
 	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
 	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
 	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+	NKey     string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of an NATS nkey."`
+	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"Certificates to check that of NATS against; the system's where missing."`
+	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Certificate to show NATS; its key is in --nats-key."`
+	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Key of --nats-cert."`
 	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
 	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
 	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
@@ -238,7 +243,9 @@ func (e *env) data(simulated bool) string {
 func (e *env) config() (app.Config, error) {
 	f := e.connect
 	cfg := app.Config{
-		NATS:  app.NATSConfig{URL: f.NATS, User: f.NATSUser, Creds: f.Creds, Prefix: f.Prefix},
+		NATS: app.NATSConfig{
+			URL: f.NATS, User: f.NATSUser, Creds: f.Creds, NKey: f.NKey, CA: f.CA, Cert: f.Cert, CertKey: f.CertKey, Prefix: f.Prefix,
+		},
 		X:     app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
 		Rules: consumers.Rules{Enterprise: f.XTier == "enterprise"},
 	}

@@ -83,6 +83,9 @@ func statusText(s app.Status) string {
 		tell(fmt.Sprintf("late: %s%s not begun, the latest %s after its time", atLeast(l.Requests, store.MaxPulse), counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
 			"to fail those that are too late, before the others go out: jetpost resume --app --expire-older-than 6h")
 	}
+	if s.Unwalled {
+		tell(app.NoWalls, app.NoWallsAdvice)
+	}
 	for _, b := range s.Blocked {
 		behind := ""
 		if n := b.Waiting - 1; n > 0 {

@@ -64,7 +64,11 @@ func (c *setupCmd) Run(e *env) error {
 	for i, done := range report.Changes {
 		changes[i] = change{What: done.What, Action: done.Action}
 	}
-	return e.show(changes, report.String())
+	text := report.String()
+	if !report.Walled {
+		text += app.NoWalls + "\n  do: " + app.NoWallsAdvice + "\n"
+	}
+	return e.show(changes, text)
 }
 
 // simCmd is 'jetpost sim'.

@@ -82,6 +82,10 @@ type NATSConfig struct {
 	User     string
 	Password secret.String
 	Creds    string // path of a credentials file
+	NKey     string // path of a file with an nkey's seed
+	CA       string // path of the certificates that the server's is checked against
+	Cert     string // path of our own certificate, whose key is in CertKey
+	CertKey  string
 	Prefix   string // JETPOST_PREFIX
 	Replicas int
 	// InProcess connects without a socket, to a server that this process runs.
@@ -159,16 +163,14 @@ func (c Config) validate(n needs) error {
 	wrong := func(format string, args ...any) { mistakes = append(mistakes, fmt.Sprintf(format, args...)) }
 	if n.nats {
 		if c.NATS.InProcess == nil {
-			checkURL(wrong, "NATS_URL", strings.Split(c.NATS.URL, ",")[0], "nats://host:4222", "nats", "tls", "ws", "wss")
+			for address := range strings.SplitSeq(c.NATS.URL, ",") {
+				checkURL(wrong, "NATS_URL", strings.TrimSpace(address), "nats://host:4222", "nats", "tls", "ws", "wss")
+			}
 		}
 		if _, err := jetpost.NewNames(c.NATS.Prefix); err != nil {
 			wrong("JETPOST_PREFIX: %v", err)
 		}
-		if c.NATS.Creds != "" {
-			if _, err := os.Stat(c.NATS.Creds); err != nil {
-				wrong("NATS_CREDS: %v", err)
-			}
-		}
+		c.NATS.checkFiles(wrong)
 	}
 	if n.database {
 		if _, _, err := databaseKind(c.DatabaseURL.Reveal()); err != nil {
@@ -238,6 +240,61 @@ func (c Config) validate(n needs) error {
 		return &ConfigError{Mistakes: mistakes}
 	}
 	return nil
+}
+
+// checkFiles looks for what the connection reads.
+func (c NATSConfig) checkFiles(wrong func(string, ...any)) {
+	for _, file := range []struct{ name, path string }{
+		{"NATS_CREDS", c.Creds}, {"NATS_NKEY", c.NKey}, {"NATS_CA", c.CA}, {"NATS_CERT", c.Cert}, {"NATS_KEY", c.CertKey},
+	} {
+		if file.path == "" {
+			continue
+		}
+		if _, err := os.Stat(file.path); err != nil {
+			wrong("%s: %v", file.name, err)
+		}
+	}
+	if (c.Cert == "") != (c.CertKey == "") {
+		wrong("NATS_CERT and NATS_KEY: only one is set; a certificate needs its key")
+	}
+	logins := 0
+	for _, login := range []string{c.User, c.Creds, c.NKey} {
+		if login != "" {
+			logins++
+		}
+	}
+	if logins > 1 {
+		wrong("NATS_USER, NATS_CREDS and NATS_NKEY: more than one is set; keep one")
+	}
+}
+
+// options are how a connection logs in, and what it trusts.
+func (c NATSConfig) options() ([]nats.Option, error) {
+	var opts []nats.Option
+	if c.User != "" {
+		opts = append(opts, nats.UserInfo(c.User, c.Password.Reveal()))
+	}
+	if c.Creds != "" {
+		opts = append(opts, nats.UserCredentials(c.Creds))
+	}
+	if c.NKey != "" {
+		nkey, err := nats.NkeyOptionFromSeed(c.NKey)
+		if err != nil {
+			// The library's error may hold a part of the file.
+			return nil, &ConfigError{Mistakes: []string{fmt.Sprintf("NATS_NKEY: %s holds no seed of a user's nkey", c.NKey)}}
+		}
+		opts = append(opts, nkey)
+	}
+	if c.CA != "" {
+		opts = append(opts, nats.RootCAs(c.CA))
+	}
+	if c.Cert != "" {
+		opts = append(opts, nats.ClientCert(c.Cert, c.CertKey))
+	}
+	if c.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(c.InProcess))
+	}
+	return opts, nil
 }
 
 func checkURL(wrong func(string, ...any), name, value, example string, schemes ...string) {
@@ -386,15 +443,11 @@ func (c Config) Connect(ctx context.Context, log *slog.Logger, name string) (*Co
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("nats.reconnected") }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("nats.error", "error", err) }),
 	}
-	if c.NATS.User != "" {
-		opts = append(opts, nats.UserInfo(c.NATS.User, c.NATS.Password.Reveal()))
+	login, err := c.NATS.options()
+	if err != nil {
+		return nil, err
 	}
-	if c.NATS.Creds != "" {
-		opts = append(opts, nats.UserCredentials(c.NATS.Creds))
-	}
-	if c.NATS.InProcess != nil {
-		opts = append(opts, nats.InProcessServer(c.NATS.InProcess))
-	}
+	opts = append(opts, login...)
 	conn, err := nats.Connect(c.NATS.URL, opts...)
 	if err != nil {
 		return nil, natsError(c.NATS.URL, err)
@@ -410,12 +463,26 @@ func (c Config) Connect(ctx context.Context, log *slog.Logger, name string) (*Co
 func natsError(address string, err error) error {
 	help := "check NATS_URL, and that nats-server runs there"
 	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
-		help = "NATS refuses the credentials: check NATS_USER and NATS_PASSWORD, or NATS_CREDS"
+		help = "NATS refuses the credentials: check NATS_USER and NATS_PASSWORD, NATS_NKEY or NATS_CREDS"
 	}
-	if u, parseErr := url.Parse(address); parseErr == nil {
-		address = u.Redacted()
+	return &HintError{Err: fmt.Errorf("connect to NATS at %s: %w", redacted(address), err), Help: help}
+}
+
+// redacted is a list of addresses without a password.
+func redacted(addresses string) string {
+	list := strings.Split(addresses, ",")
+	for i, address := range list {
+		u, err := url.Parse(strings.TrimSpace(address))
+		if err != nil {
+			list[i] = "(unreadable)"
+			continue
+		}
+		if _, has := u.User.Password(); u.User != nil && !has {
+			u.User = url.User("xxxxx") // a token, which NATS takes as a name
+		}
+		list[i] = u.Redacted()
 	}
-	return &HintError{Err: fmt.Errorf("connect to NATS at %s: %w", address, err), Help: help}
+	return strings.Join(list, ",")
 }
 
 // Topology is what this configuration makes of NATS for a ledger.

@@ -29,9 +29,6 @@ const (
 	// messages takes about a second.
 	natsStart = 20 * time.Second
 
-	workerUser   = "jetpost"
-	producerUser = "producer"
-
 	keyFile        = "encryption.key"
 	lockFile       = "lock"
 	databaseFile   = "jetpost.db"
@@ -97,8 +94,10 @@ func (d *DataDir) Settle(simulated bool) error {
 
 // has tells whether something of that name may be there: only what is surely
 // missing is not.
-func (d *DataDir) has(name string) bool {
-	_, err := os.Stat(filepath.Join(d.Path, name))
+func (d *DataDir) has(name string) bool { return exists(filepath.Join(d.Path, name)) }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
@@ -336,9 +335,8 @@ func sameServer(a, b string) bool {
 }
 
 // StartNATS runs a nats-server with JetStream in this process. Whoever
-// connects without credentials is a producer: it may publish jobs, ask for
-// refreshes and read events, and nothing else. The worker's password is made
-// anew at each start.
+// connects without credentials is a producer, behind the walls. The worker's
+// password is made anew at each start.
 func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*server.Server, NATSConfig, error) {
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -363,18 +361,23 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	if err != nil {
 		return nil, NATSConfig{}, err
 	}
-	s, err := server.NewServer(&server.Options{
-		ServerName: "jetpost", Host: host, Port: port, JetStream: true, StoreDir: filepath.Join(dir, natsDir),
-		// A job that was accepted survives a power cut; it costs speed that
-		// X's limits leave to spare.
-		SyncAlways: true,
-		NoSigs:     true,
-		Users: []*server.User{
-			{Username: workerUser, Password: worker},
-			{Username: producerUser, Permissions: producerPermissions(names)},
-		},
-		NoAuthUser: producerUser,
-	})
+	walls := Walls{Names: names, NoLogin: true, OneWorker: true, Logins: map[string]string{
+		workerUser: fmt.Sprintf("password: %q", worker), producerUser: `password: ""`,
+	}}
+	if err := moveBehindWalls(filepath.Join(dir, natsDir), names); err != nil {
+		return nil, NATSConfig{}, fmt.Errorf("move streams into their NATS accounts: %w", err)
+	}
+	options := &server.Options{}
+	if err := options.ProcessConfigString(walls.Config()); err != nil {
+		return nil, NATSConfig{}, fmt.Errorf("configure NATS: %w", err)
+	}
+	options.ServerName, options.Host, options.Port = "jetpost", host, port
+	options.JetStream, options.StoreDir = true, filepath.Join(dir, natsDir)
+	// A job that was accepted survives a power cut; it costs speed that X's
+	// limits leave to spare.
+	options.SyncAlways = true
+	options.NoSigs = true
+	s, err := server.NewServer(options)
 	if err != nil {
 		return nil, NATSConfig{}, fmt.Errorf("configure NATS: %w", err)
 	}
@@ -390,6 +393,26 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s}, nil
 }
 
+// moveBehindWalls gives the streams of an installation that was made before
+// there were accounts to those accounts. Its server does not run.
+func moveBehindWalls(natsDir string, names jetpost.Names) error {
+	account := func(name string) string { return filepath.Join(natsDir, "jetstream", name) }
+	media := filepath.Join("streams", "OBJ_"+names.MediaBucket())
+	old, work, shelf := account(server.DEFAULT_GLOBAL_ACCOUNT), account(names.WorkAccount()), account(names.ShelfAccount())
+	if exists(filepath.Join(old, "streams", names.JobsStream())) && !exists(work) {
+		if err := os.Rename(old, work); err != nil {
+			return err
+		}
+	}
+	if !exists(filepath.Join(work, media)) || exists(filepath.Join(shelf, media)) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Join(shelf, "streams"), 0o750); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(work, media), filepath.Join(shelf, media))
+}
+
 // hashed is how the server keeps a password. The cost is the least: the
 // passwords are 256 random bits, which nobody can guess.
 func hashed(password secret.String) (string, error) {
@@ -398,23 +421,6 @@ func hashed(password secret.String) (string, error) {
 		return "", fmt.Errorf("hash NATS password: %w", err)
 	}
 	return string(hash), nil
-}
-
-// producerPermissions are what a program without credentials may do.
-func producerPermissions(n jetpost.Names) *server.Permissions {
-	events := n.EventsStream()
-	return &server.Permissions{
-		Publish: &server.SubjectPermission{Allow: []string{
-			n.PublishRequest(""), n.PublishRequest("*"), n.RefreshTick(), n.RefreshRequest(),
-			"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*",
-			"$JS.API.CONSUMER.CREATE." + events + ".>", "$JS.API.CONSUMER.INFO." + events + ".>",
-			"$JS.API.CONSUMER.MSG.NEXT." + events + ".>", "$JS.API.CONSUMER.DELETE." + events + ".>",
-			"$JS.API.CONSUMER.NAMES." + events, "$JS.API.CONSUMER.LIST." + events,
-			"$JS.API.STREAM.MSG.GET." + events, "$JS.API.DIRECT.GET." + events, "$JS.API.DIRECT.GET." + events + ".>",
-			"$JS.ACK." + events + ".>", "$JS.FC." + events + ".>",
-		}},
-		Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>", n.AllEvents()}},
-	}
 }
 
 // natsLog passes the embedded server's log on. What it merely notes is of no

@@ -64,6 +64,8 @@ func (p place) status(ctx context.Context) Status {
 			fromNATS.err = err
 		} else {
 			fromNATS.read(ctx, p.conn)
+			walled, err := publishers.Walled(ctx, p.conn.JS, p.conn.Names)
+			s.Unwalled = err == nil && !walled
 		}
 	})
 	looks.Wait()

@@ -49,6 +49,8 @@ type Status struct {
 	// LastAccepted and LastPost are when the ledger saw one last.
 	LastAccepted time.Time `json:"last_accepted_at,omitzero"`
 	LastPost     time.Time `json:"last_post_at,omitzero"`
+	// Unwalled tells that producers share the workers' NATS account.
+	Unwalled bool `json:"unwalled,omitempty"`
 	// LastRefresh is the last refresh round that completed, and when.
 	LastRefresh   *jetpost.RefreshSummary `json:"last_refresh,omitempty"`
 	LastRefreshAt time.Time               `json:"last_refresh_at,omitzero"`

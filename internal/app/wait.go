@@ -295,7 +295,7 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 	if err := d.doubt(ctx, name); err != nil {
 		return before, err
 	}
-	if err := d.publisher.RefreshAccount(ctx, name, force); err != nil || timeout == 0 {
+	if err := d.publisher.OrderRefresh(ctx, name, force); err != nil || timeout == 0 {
 		return before, err
 	}
 	waiting, stop := context.WithTimeout(ctx, timeout)

@@ -182,9 +182,9 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	cfg, names, js := w.cfg, w.conn.Names, w.conn.JS
 	scale := consumers.Scale{Minute: cfg.X.Minute}
 	timing := consumers.Timing{Lease: cfg.Lease, Scale: scale}
-	objects, err := js.ObjectStore(ctx, names.MediaBucket())
+	objects, err := publishers.MediaStore(ctx, js, names)
 	if err != nil {
-		return fmt.Errorf("open media store: %w", err)
+		return err
 	}
 	hc := &http.Client{Transport: xapi.NewTransport()}
 	base := cfg.X.URL

@@ -1,0 +1,265 @@
+package app
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jetpost/jetpost"
+)
+
+// The users of the three accounts. All but the producer are in the workers' one.
+const (
+	workerUser   = "worker"
+	operatorUser = "operator"
+	setupUser    = "setup"
+	producerUser = "producer"
+)
+
+// NATSUsers are the users that 'jetpost nats config' makes beside customers.
+func NATSUsers() []string { return []string{producerUser, workerUser, operatorUser, setupUser} }
+
+// What people are told of a NATS without walls.
+const (
+	NoWalls       = "warning: producers and workers share one NATS account, in which no permission keeps a producer from stopping or deleting everything"
+	NoWallsAdvice = "give nats-server the accounts that 'jetpost nats config' prints"
+)
+
+// Walls are the NATS accounts that keep producers from everything but what the
+// contract gives them. Permissions would not: NATS checks none on the subject
+// that a client has its answer sent to.
+//
+//   - The workers' account has every stream.
+//   - The shelf has what producers read and write: a mirror of the events, and
+//     media. Whatever they do to its API, the answer stays there.
+//   - The producers' account has no JetStream at all, and each customer one like
+//     it that knows the subjects of one X account alone.
+type Walls struct {
+	Names jetpost.Names
+	// Logins are the user's "password: ..." or "nkey: ...", by its name.
+	Logins map[string]string
+	// Customers are accounts of producers that may post for one X account, by
+	// the name of both.
+	Customers []string
+	// NoLogin makes whoever connects without a login a producer.
+	NoLogin bool
+	// OneWorker leaves out the users operator and setup: the worker's is for all.
+	OneWorker bool
+}
+
+// export is what one account offers to others.
+type export struct {
+	subject string
+	stream  bool // messages that others may hear; else a service that they may ask
+	many    bool // a request may have more than one answer
+}
+
+// share is an export and the accounts that import it, under another name where
+// as gives one.
+type share struct {
+	from string
+	to   []string
+	as   func(subject string) string
+	list []export
+}
+
+func (w Walls) work() string      { return w.Names.WorkAccount() }
+func (w Walls) shelf() string     { return w.Names.ShelfAccount() }
+func (w Walls) producers() string { return w.Names.ProducersAccount() }
+
+func (w Walls) customer(name string) string { return w.Names.CustomerAccount(name) }
+
+// shares is the whole layout: nothing else passes between the accounts.
+func (w Walls) shares() []share {
+	n := w.Names
+	work, shelf, producers := w.work(), w.shelf(), w.producers()
+	all := []string{producers}
+	for _, c := range w.Customers {
+		all = append(all, w.customer(c))
+	}
+	underWork := func(subject string) string { return strings.Replace(subject, "$JS.API", n.WorkAPI(), 1) }
+	underShelf := func(subject string) string { return strings.Replace(subject, "$JS.API", n.ShelfAPI(), 1) }
+	events, media := n.EventsStream(), "OBJ_"+n.MediaBucket()
+
+	shares := []share{
+		// Jobs and refreshes, live events.
+		{from: work, to: []string{producers}, list: []export{
+			{subject: n.PublishRequest("")}, {subject: n.PublishRequest("*")},
+			{subject: n.RefreshRequest()}, {subject: n.RefreshTick()},
+			{subject: n.AllEvents(), stream: true},
+		}},
+		// The mirror of the events reads through one consumer that is made for it.
+		{from: work, to: []string{shelf}, as: underWork, list: []export{
+			{subject: "$JS.API.CONSUMER.RESET." + events + "." + jetpost.ConsumerShelf},
+			{subject: "$JS.FC." + events + "." + jetpost.ConsumerShelf + ".>"},
+			{subject: n.ShelfEvents(), stream: true},
+		}},
+		// Media: all that putting an object needs, and reading it message by
+		// message. No consumer: one could be told to deliver media, whose bytes
+		// are the producer's, onto any subject of the shelf.
+		{from: shelf, to: all, list: []export{
+			{subject: "$O." + n.MediaBucket() + ".>"},
+			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media},
+			{subject: "$JS.API.STREAM.MSG.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media + ".>"},
+			{subject: "$JS.API.STREAM.PURGE." + media},
+		}},
+		// Events, by the last of a subject and by every kind of consumer.
+		{from: shelf, to: []string{producers}, list: []export{
+			{subject: "$JS.API.STREAM.NAMES"}, {subject: "$JS.API.STREAM.LIST"}, {subject: "$JS.API.STREAM.INFO." + events},
+			{subject: "$JS.API.STREAM.MSG.GET." + events},
+			{subject: "$JS.API.DIRECT.GET." + events, many: true}, {subject: "$JS.API.DIRECT.GET." + events + ".>", many: true},
+			{subject: "$JS.API.CONSUMER.CREATE." + events}, {subject: "$JS.API.CONSUMER.CREATE." + events + ".>"},
+			{subject: "$JS.API.CONSUMER.DURABLE.CREATE." + events + ".*"},
+			{subject: "$JS.API.CONSUMER.INFO." + events + ".*"}, {subject: "$JS.API.CONSUMER.DELETE." + events + ".*"},
+			{subject: "$JS.API.CONSUMER.NAMES." + events}, {subject: "$JS.API.CONSUMER.LIST." + events},
+			{subject: "$JS.API.CONSUMER.MSG.NEXT." + events + ".*", many: true},
+			{subject: "$JS.ACK." + events + ".>"}, {subject: "$JS.FC." + events + ".>"},
+			{subject: "_INBOX.>", stream: true},
+		}},
+		// Workers read media there, and setup makes what lies there.
+		{from: shelf, to: []string{work}, as: underShelf, list: []export{
+			{subject: "$O." + n.MediaBucket() + ".>"},
+			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media}, {subject: "$JS.API.STREAM.INFO." + events},
+			{subject: "$JS.API.STREAM.MSG.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media + ".>"},
+			{subject: "$JS.API.STREAM.PURGE." + media},
+			{subject: "$JS.API.STREAM.CREATE." + media}, {subject: "$JS.API.STREAM.CREATE." + events},
+			{subject: "$JS.API.STREAM.UPDATE." + media}, {subject: "$JS.API.STREAM.UPDATE." + events},
+			{subject: "$JS.API.STREAM.DELETE." + media}, {subject: "$JS.API.STREAM.DELETE." + events},
+		}},
+	}
+	for _, c := range w.Customers {
+		shares = append(shares, share{from: work, to: []string{w.customer(c)}, list: []export{
+			{subject: n.PublishRequest(c)},
+			{subject: n.AccountEvents(c), stream: true}, {subject: n.RequestEvents(c, ">"), stream: true},
+		}})
+	}
+	return shares
+}
+
+// Config is the accounts in nats-server's own language.
+func (w Walls) Config() string {
+	var b strings.Builder
+	if w.NoLogin {
+		fmt.Fprintf(&b, "# Whoever connects without a login is a producer.\nno_auth_user: %s\n", producerUser)
+	}
+	b.WriteString("accounts {\n")
+	w.account(&b, w.work(), true, w.workUsers())
+	w.account(&b, w.shelf(), true, nil)
+	w.account(&b, w.producers(), false, []string{w.user(producerUser, "")})
+	for _, c := range w.Customers {
+		w.account(&b, w.customer(c), false, []string{w.user(c, "")})
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// workUsers are those who are trusted. That only one of them may change streams
+// guards against mistakes; it is no wall.
+func (w Walls) workUsers() []string {
+	if w.OneWorker {
+		return []string{w.user(workerUser, "")}
+	}
+	var deny []string
+	for _, api := range []string{"$JS.API", w.Names.ShelfAPI()} {
+		for _, verb := range []string{"CREATE", "UPDATE", "DELETE", "RESTORE"} {
+			deny = append(deny, fmt.Sprintf("%q", api+".STREAM."+verb+".>"))
+		}
+	}
+	// Media alone is purged, of an upload that broke off.
+	deny = append(deny, `"$JS.API.STREAM.PURGE.>"`)
+	// A worker that binds needs no consumer but those of its watches.
+	for _, stream := range []string{w.Names.JobsStream(), w.Names.LanesStream(), w.Names.RefreshStream(), w.Names.ScheduleStream()} {
+		for _, verb := range []string{"CREATE", "DURABLE.CREATE", "DELETE"} {
+			deny = append(deny, fmt.Sprintf("%q", "$JS.API.CONSUMER."+verb+"."+stream+".>"))
+		}
+	}
+	permissions := fmt.Sprintf("permissions: {publish: {deny: [%s]}}", strings.Join(deny, ", "))
+	return []string{w.user(workerUser, permissions), w.user(operatorUser, permissions), w.user(setupUser, "")}
+}
+
+// PasswordVariable is the environment variable of nats-server that holds the
+// password of a user who has no login of its own here.
+func PasswordVariable(user string) string {
+	return "NATS_" + strings.ToUpper(strings.ReplaceAll(user, "-", "_")) + "_PASSWORD"
+}
+
+// user is one line of an account. A user that has an nkey is known by it alone.
+func (w Walls) user(name, permissions string) string {
+	login := w.Logins[name]
+	if login == "" {
+		login = "password: $" + PasswordVariable(name)
+	}
+	if !strings.HasPrefix(login, "nkey:") {
+		login = fmt.Sprintf("user: %q, %s", name, login)
+	}
+	if permissions != "" {
+		login += ", " + permissions
+	}
+	return "{" + login + "}"
+}
+
+func (w Walls) account(b *strings.Builder, name string, jetStream bool, users []string) {
+	fmt.Fprintf(b, "  %s {\n", name)
+	if jetStream {
+		b.WriteString("    jetstream: enabled\n")
+	}
+	section := func(title string, lines []string) {
+		if len(lines) > 0 {
+			fmt.Fprintf(b, "    %s: [\n      %s\n    ]\n", title, strings.Join(lines, "\n      "))
+		}
+	}
+	section("users", users)
+	section("exports", w.exports(name))
+	section("imports", w.imports(name))
+	b.WriteString("  }\n")
+}
+
+// exports are an account's offers, each once with all who may take it.
+func (w Walls) exports(account string) []string {
+	var order []export
+	takers := map[string][]string{}
+	for _, s := range w.shares() {
+		for _, e := range s.list {
+			if s.from != account {
+				continue
+			}
+			if len(takers[e.subject]) == 0 {
+				order = append(order, e)
+			}
+			takers[e.subject] = append(takers[e.subject], s.to...)
+		}
+	}
+	lines := make([]string, len(order))
+	for i, e := range order {
+		response := ""
+		if e.many {
+			response = ", response: stream"
+		}
+		to := slices.Compact(slices.Sorted(slices.Values(takers[e.subject])))
+		lines[i] = fmt.Sprintf("{%s: %q%s, accounts: [%s]}", e.kind(), e.subject, response, strings.Join(to, ", "))
+	}
+	return lines
+}
+
+func (w Walls) imports(account string) (lines []string) {
+	for _, s := range w.shares() {
+		if !slices.Contains(s.to, account) {
+			continue
+		}
+		for _, e := range s.list {
+			as := ""
+			if s.as != nil && s.as(e.subject) != e.subject {
+				as = fmt.Sprintf(", to: %q", s.as(e.subject))
+			}
+			lines = append(lines, fmt.Sprintf("{%s: {account: %s, subject: %q}%s}", e.kind(), s.from, e.subject, as))
+		}
+	}
+	return lines
+}
+
+func (e export) kind() string {
+	if e.stream {
+		return "stream"
+	}
+	return "service"
+}

@@ -1,0 +1,309 @@
+package app
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+// answerWithin is how long a test waits for an answer that should not matter.
+const answerWithin = 200 * time.Millisecond
+
+// startHouse starts the NATS of 'up', set up for a ledger of its own.
+func startHouse(t *testing.T) (Config, *Connection) {
+	t.Helper()
+	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
+	s, reach, err := StartNATS(t.Context(), dir, "127.0.0.1:0", jetpost.Names{}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	cfg := Config{NATS: reach, DatabaseURL: secret.New("sqlite:" + filepath.Join(dir, databaseFile)), Keys: store.GenerateKey()}
+	if _, err := cfg.Setup(t.Context(), log); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := cfg.Connect(t.Context(), log, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	return cfg, conn
+}
+
+// producer connects as a program that was told nothing but the address, or
+// that says which user it is.
+func producer(t *testing.T, cfg Config, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(cfg.NATS.URL, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// NATS checks no permission on replies: the server's answer to a producer lands
+// wherever the producer says, and an empty one is a request that purges.
+func TestProducerRepliesDoNoHarm(t *testing.T) {
+	t.Parallel()
+	for name, login := range map[string][]nats.Option{
+		"without a login": nil,
+		"with a login":    {nats.UserInfo(producerUser, "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg, conn := startHouse(t)
+			nc := producer(t, cfg, login...)
+			if err := publishers.NewBells(conn.JS, conn.Names).Ring(t.Context(), "acme"); err != nil {
+				t.Fatal(err)
+			}
+			// A job whose acknowledgement is a stop.
+			must(t, nc.PublishRequest(conn.Names.PublishRequest("acme"), "$KV."+conn.Names.LimitsBucket()+".stop.publish", []byte(`{"posts":[{"text":"Hello"}]}`)))
+			// A read that finds nothing: its answer's body is empty.
+			must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.PURGE."+conn.Names.LanesStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
+			must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.DELETE."+conn.Names.FailedStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
+			must(t, nc.Flush())
+			// What was answered before this, was answered.
+			_, _ = nc.Request("$JS.API.INFO", nil, answerWithin)
+
+			stops, err := publishers.NewStops(conn.JS, conn.Names).All(t.Context())
+			must(t, err)
+			if len(stops) > 0 {
+				t.Errorf("a producer's job made the stop %+v", stops[0])
+			}
+			lanes, err := conn.JS.Stream(t.Context(), conn.Names.LanesStream())
+			must(t, err)
+			if n := lanes.CachedInfo().State.Msgs; n != 1 {
+				t.Errorf("%d doorbells are left of 1", n)
+			}
+			var names []string
+			for name := range conn.JS.StreamNames(t.Context()).Name() {
+				names = append(names, name)
+			}
+			if !slices.Contains(names, conn.Names.FailedStream()) {
+				t.Errorf("%s is gone: there are %q", conn.Names.FailedStream(), names)
+			}
+		})
+	}
+}
+
+// What a producer has, with unmodified clients: jobs, live events, the last event
+// of a subject, consumers of every kind, and media.
+func TestProducerBehindWalls(t *testing.T) {
+	t.Parallel()
+	cfg, conn := startHouse(t)
+	nc := producer(t, cfg)
+	js, err := jetstream.New(nc)
+	must(t, err)
+	ctx, n := t.Context(), conn.Names
+
+	live, err := nc.SubscribeSync(n.AllEvents())
+	must(t, err)
+	must(t, nc.Flush())
+	if _, err := publishers.New(js, n).PublishRaw(ctx, "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
+		t.Errorf("publish a job: %v", err)
+	}
+	const events = 5
+	for i := range events {
+		must(t, publishers.NewRecords(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
+			EventID: fmt.Sprint(i), Type: jetpost.EventAppResumed, Time: time.Now().UTC(), App: &jetpost.AppStatus{Scope: publishers.ScopePublish},
+		}))
+	}
+	for range events {
+		if _, err := live.NextMsg(patience); err != nil {
+			t.Fatalf("live events: %v", err)
+		}
+	}
+	stream, err := js.Stream(ctx, n.EventsStream())
+	must(t, err)
+	eventually(t, "the mirror to have the events", func() bool {
+		info, err := stream.Info(ctx)
+		return err == nil && info.State.Msgs == events
+	})
+	if msg, err := stream.GetLastMsgForSubject(ctx, n.AllEvents()); err != nil || msg.Sequence != events {
+		t.Errorf("last event: %+v, %v", msg, err)
+	}
+	for name, config := range map[string]jetstream.ConsumerConfig{
+		"durable": {Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, "ephemeral": {AckPolicy: jetstream.AckExplicitPolicy},
+	} {
+		consumer, err := stream.CreateOrUpdateConsumer(ctx, config)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		batch, err := consumer.Fetch(events, jetstream.FetchMaxWait(patience))
+		must(t, err)
+		got := 0
+		for msg := range batch.Messages() {
+			must(t, msg.DoubleAck(ctx))
+			got++
+		}
+		if got != events {
+			t.Errorf("%s: %d events, want %d: %v", name, got, events, batch.Error())
+		}
+	}
+	for _, filters := range [][]string{nil, {n.AllEvents()}, {n.EventSubject(jetpost.EventAppResumed, "", ""), n.EventSubject(jetpost.EventAppStopped, "", "")}} {
+		ordered, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: filters})
+		if err != nil {
+			t.Errorf("ordered, %d filters: %v", len(filters), err)
+			continue
+		}
+		messages, err := ordered.Messages()
+		must(t, err)
+		for i := range events {
+			msg, err := messages.Next(jetstream.NextMaxWait(patience))
+			if err != nil {
+				t.Errorf("ordered, %d filters, event %d: %v", len(filters), i, err)
+				break
+			}
+			_ = msg
+		}
+		messages.Stop()
+	}
+	old, err := nc.JetStream()
+	must(t, err)
+	pushed, err := old.SubscribeSync(n.AllEvents(), nats.BindStream(n.EventsStream()), nats.OrderedConsumer())
+	must(t, err)
+	for i := range events {
+		if _, err := pushed.NextMsg(patience); err != nil {
+			t.Fatalf("push, event %d: %v", i, err)
+		}
+	}
+
+	bucket, err := js.ObjectStore(ctx, n.MediaBucket())
+	must(t, err)
+	video := bytes.Repeat([]byte("0123456789"), 100_000)
+	for range 2 { // the second replaces the first
+		if _, err := bucket.PutBytes(ctx, "clip", video); err != nil {
+			t.Fatalf("put media: %v", err)
+		}
+	}
+	store, err := publishers.MediaStore(ctx, conn.JS, n)
+	must(t, err)
+	got, err := store.Get(ctx, "clip")
+	must(t, err)
+	if read, err := io.ReadAll(got); err != nil || !bytes.Equal(read, video) {
+		t.Errorf("a worker reads %d bytes of %d: %v", len(read), len(video), err)
+	}
+	if object, err := publishers.New(js, n).PutMedia(ctx, bytes.NewReader(video)); err != nil || object == "" {
+		t.Errorf("put media as jetpost does: %v", err)
+	}
+
+	report, err := cfg.Setup(ctx, slog.New(slog.DiscardHandler))
+	must(t, err)
+	for _, c := range report.Changes {
+		if c.Action != publishers.ActionUnchanged {
+			t.Errorf("a second setup: %s", c)
+		}
+	}
+	if !report.Walled {
+		t.Error("setup does not see the walls")
+	}
+}
+
+// An installation of 'up' from before there were accounts keeps its jobs and media.
+func TestUpMovesBehindWalls(t *testing.T) {
+	t.Parallel()
+	dir, log, ctx := t.TempDir(), slog.New(slog.DiscardHandler), t.Context()
+	cfg := Config{DatabaseURL: secret.New("sqlite:" + filepath.Join(dir, databaseFile)), Keys: store.GenerateKey()}
+	old, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: filepath.Join(dir, natsDir), NoLog: true, NoSigs: true,
+	})
+	must(t, err)
+	go old.Start()
+	if !old.ReadyForConnections(patience) {
+		t.Fatal("the server did not start")
+	}
+	cfg.NATS = NATSConfig{URL: old.ClientURL()}
+	report, err := cfg.Setup(ctx, log)
+	must(t, err)
+	if report.Walled {
+		t.Error("setup sees walls where there are none")
+	}
+	conn, err := cfg.Connect(ctx, log, "test")
+	must(t, err)
+	if _, err := publishers.New(conn.JS, conn.Names).PublishRaw(ctx, "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
+		t.Fatal(err)
+	}
+	bucket, err := conn.JS.ObjectStore(ctx, conn.Names.MediaBucket())
+	must(t, err)
+	_, err = bucket.PutBytes(ctx, "clip", []byte("bytes"))
+	must(t, err)
+	conn.Close()
+	old.Shutdown()
+	old.WaitForShutdown()
+
+	for range 2 { // the second start finds it done
+		s, reach, err := StartNATS(ctx, dir, "127.0.0.1:0", jetpost.Names{}, log)
+		must(t, err)
+		cfg.NATS = reach
+		_, err = cfg.Setup(ctx, log)
+		must(t, err)
+		conn, err = cfg.Connect(ctx, log, "test")
+		must(t, err)
+		jobs, err := conn.JS.Stream(ctx, conn.Names.JobsStream())
+		must(t, err)
+		if n := jobs.CachedInfo().State.Msgs; n != 1 {
+			t.Errorf("%d jobs are left of 1", n)
+		}
+		media, err := publishers.MediaStore(ctx, conn.JS, conn.Names)
+		must(t, err)
+		object, err := media.Get(ctx, "clip")
+		must(t, err)
+		if got, err := io.ReadAll(object); err != nil || string(got) != "bytes" {
+			t.Errorf("media have %q: %v", got, err)
+		}
+		conn.Close()
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+}
+
+// patience is how long a test waits for what must come.
+const patience = 20 * time.Second
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !done(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %s for %s", patience, what)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Of a list of addresses no password is shown, and no token.
+func TestAddressesAreRedacted(t *testing.T) {
+	t.Parallel()
+	err := natsError("nats://a:one@h1:4222, nats://b:two@h2:4222,nats://three@h3", nats.ErrNoServers)
+	for _, secret := range []string{"one", "two", "three"} {
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("%q is in: %v", secret, err)
+		}
+	}
+	if want := "nats://a:xxxxx@h1:4222,nats://b:xxxxx@h2:4222,nats://xxxxx@h3"; !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s in it", err, want)
+	}
+}
