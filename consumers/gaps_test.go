@@ -33,6 +33,8 @@ const (
 	// gapLease is that of all workers here: short, since each gap waits for a
 	// dead worker's lease, and for what follows on a doubt.
 	gapLease = 2 * time.Second
+	// gapMinute is how long a minute of X takes, for the looks after it.
+	gapMinute = gapLease / 4
 	// gapsAtOnce bounds how many gaps of one database are tried at a time. They
 	// wait most of the time.
 	gapsAtOnce = 24
@@ -183,10 +185,13 @@ func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
 	check(t, err)
 }
 
+// gapTiming is that of all lanes here.
+func gapTiming() Timing { return Timing{Lease: gapLease, Scale: Scale{Minute: gapMinute}} }
+
 func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
 	h := b.lane(func(h *PublishHandler) {
 		h.Ledger, h.Tokens, h.Worker = mortalLedger{m, b.ledger}, mortalTokens{m, h.Tokens}, "victim"
-		h.Announce.Ledger, h.Timing.Lease = mortalLedger{m, b.ledger}, gapLease
+		h.Announce.Ledger, h.Timing = mortalLedger{m, b.ledger}, gapTiming()
 	})
 	return b.gapRunner([]Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: h}}).Run
 }
@@ -309,7 +314,7 @@ func (run gapRun) begin(t *testing.T, open func(*testing.T, *store.Sealer) store
 // goesOn has another worker take over from a dead one.
 func (run gapRun) goesOn(t *testing.T, b *testBundle) {
 	t.Helper()
-	next := b.lane(func(h *PublishHandler) { h.Worker, h.Timing.Lease = "next", gapLease })
+	next := b.lane(func(h *PublishHandler) { h.Worker, h.Timing = "next", gapTiming() })
 	sweeper := b.sweeper("next")
 	sweeper.Timing.Lease = 3 * gapLease // it need not hurry that much
 	b.sweep(t, sweeper)

@@ -34,8 +34,8 @@ func StartPair(t testing.TB) *Pair {
 	}
 	standby.endWith(t)
 	bin := p.Primary.bin
-	if real, err := filepath.EvalSymlinks(filepath.Join(bin, "postgres")); err == nil {
-		bin = filepath.Dir(real) // a PATH may name some of the programs alone
+	if program, err := filepath.EvalSymlinks(filepath.Join(bin, "postgres")); err == nil {
+		bin = filepath.Dir(program) // a PATH may name some of the programs alone
 	}
 	backup := exec.Command(filepath.Join(bin, "pg_basebackup"), "--pgdata="+filepath.Join(standby.dir, "data"),
 		"--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--host="+p.Primary.dir, "--username="+superuser)

@@ -54,7 +54,7 @@ func Pooler(t testing.TB, database string) string {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	dir, err := os.MkdirTemp("", "jetpost-pooler-")
+	dir, err := os.MkdirTemp("", "jetpost-pooler-") //nolint:usetesting // whose directories the server's user may not enter
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,12 +106,19 @@ func answers(t testing.TB, database string) {
 	}
 }
 
-func freePort(t testing.TB) int {
+// listen takes a port of this machine.
+func listen(t testing.TB) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l := listen(t)
 	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port
 }

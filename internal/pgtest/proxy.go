@@ -35,10 +35,7 @@ type Proxy struct {
 // NewProxy stands before the server of a database.
 func NewProxy(t testing.TB, database string) *Proxy {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listen(t)
 	p := &Proxy{t: t, listener: listener, target: database, healed: make(chan struct{}), conns: map[net.Conn]bool{}}
 	close(p.healed)
 	t.Cleanup(func() {
@@ -133,7 +130,7 @@ func (p *Proxy) join(client net.Conn) {
 	var server net.Conn
 	if err == nil {
 		network, address := pgconn.NetworkAddress(config.Host, config.Port)
-		server, err = net.Dial(network, address)
+		server, err = (&net.Dialer{}).DialContext(p.t.Context(), network, address)
 	}
 	p.mu.Lock()
 	refuses := p.refuses || err != nil

@@ -137,7 +137,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
 		"Look":          func(ctx context.Context) error { return first(st.Look(ctx, p.lane, p.now)) },
 		"MarkAnnounced": func(ctx context.Context) error { return first(st.MarkAnnounced(ctx, key, 1)) },
-		"MarkNoticed":   func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme}) },
+		"MarkNoticed":   func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
 		"Notices":       func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
 		"OpenRound":     func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
 		"Owned":         func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },

@@ -107,7 +107,7 @@ func (b bounded) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comm
 
 func (b bounded) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.timeout)
-	rows, err := b.pool.Query(ctx, sql, args...)
+	rows, err := b.pool.Query(ctx, sql, args...) //nolint:rowserrcheck // who reads the rows checks
 	return boundedRows{rows, cancel}, err
 }
 
