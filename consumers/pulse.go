@@ -33,17 +33,17 @@ type Pulse struct {
 	changed chan struct{} // closed when it does again
 }
 
-func (p *Pulse) init() {
+func (p *Pulse) init(ctx context.Context) {
 	p.once.Do(func() {
 		p.doubted, p.changed = make(chan struct{}, 1), make(chan struct{})
-		p.beat, p.end = context.WithCancel(context.Background())
+		p.beat, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	})
 }
 
 // Beat waits until everything answers and returns a context that ends when it no
 // longer does. It is false where ctx ends first.
 func (p *Pulse) Beat(ctx context.Context) (context.Context, bool) {
-	p.init()
+	p.init(ctx)
 	for {
 		p.mu.Lock()
 		beat, changed := p.beat, p.changed
@@ -61,7 +61,6 @@ func (p *Pulse) Beat(ctx context.Context) (context.Context, bool) {
 
 // Doubt has everything be asked now, since something has failed.
 func (p *Pulse) Doubt() {
-	p.init()
 	select {
 	case p.doubted <- struct{}{}:
 	default:
@@ -70,7 +69,7 @@ func (p *Pulse) Doubt() {
 
 // run asks until the context ends.
 func (p *Pulse) run(ctx context.Context) {
-	p.init()
+	p.init(ctx)
 	if p.Ask == nil {
 		return
 	}
@@ -94,11 +93,11 @@ func (p *Pulse) run(ctx context.Context) {
 		if wait = probeEvery; err != nil {
 			wait = probeAgain
 		}
-		p.set(err)
+		p.set(ctx, err)
 	}
 }
 
-func (p *Pulse) set(err error) {
+func (p *Pulse) set(ctx context.Context, err error) {
 	p.Health.Set("dependencies", err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,7 +108,7 @@ func (p *Pulse) set(err error) {
 		p.changed = make(chan struct{})
 	case err == nil && silent:
 		p.Log.Info("worker.answers")
-		p.beat, p.end = context.WithCancel(context.Background())
+		p.beat, p.end = context.WithCancel(context.WithoutCancel(ctx))
 		close(p.changed)
 	}
 }
