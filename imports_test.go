@@ -420,7 +420,7 @@ func admissionAsked() map[string][]string {
 		"Open":   {"consumers laneRun.advance"},
 		"Permit": {"consumers threadRun.intend", "consumers/admission Call"},
 
-		"Active":     {"consumers/admission Gate.Over", "consumers/admission Gate.Stopped", "consumers/admission Gate.keep", "consumers/admission Pass.Open"},
+		"Active":     {"consumers keptStop.holds", "consumers/admission Gate.Over", "consumers/admission Gate.Retell", "consumers/admission Gate.Stopped", "consumers/admission Gate.keep", "consumers/admission Pass.Open"},
 		"Counting":   {"consumers/admission Pass.short"},
 		"Exhausted":  {"consumers/admission usedUpByApp", "consumers/admission windowReason"},
 		"RateLimits": nil,

@@ -267,7 +267,7 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 			asks := func(ledger store.Store) func(*Runner) {
 				return func(r *Runner) {
 					r.Leases = ledger
-					r.Pulse = &Pulse{Health: r.Health, Log: b.log, Ask: func(ctx context.Context) error {
+					r.Pulse = &Pulse{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
 						_, err := ledger.Clock(ctx)
 						return err
 					}}

@@ -20,8 +20,8 @@ const (
 // Pulse knows whether what a worker cannot work without answers. While it does not,
 // the worker takes nothing, and gives back what it holds, so that others have it.
 type Pulse struct {
-	// Ask asks the database and NATS. Where it is nil, all answers.
-	Ask    func(context.Context) error
+	// Answer is an error where the database or NATS gives none. Where it is nil, all do.
+	Answer func(context.Context) error
 	Health *Health
 	Log    *slog.Logger
 
@@ -70,7 +70,7 @@ func (p *Pulse) Doubt() {
 // run asks until the context ends.
 func (p *Pulse) run(ctx context.Context) {
 	p.init(ctx)
-	if p.Ask == nil {
+	if p.Answer == nil {
 		return
 	}
 	wait := probeEvery
@@ -85,7 +85,7 @@ func (p *Pulse) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		bounded, cancel := context.WithTimeout(ctx, probeWithin)
-		err := p.Ask(bounded)
+		err := p.Answer(bounded)
 		cancel()
 		if ctx.Err() != nil {
 			return

@@ -232,7 +232,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	w.runner = &consumers.Runner{
 		JetStream: js, Leases: w.ledger, Worker: cfg.Worker, Health: w.health, Log: w.log,
-		Pulse: &consumers.Pulse{Ask: w.answers, Health: w.health, Log: w.log},
+		Pulse: &consumers.Pulse{Answer: w.answers, Health: w.health, Log: w.log},
 	}
 	if w.has(RolePublish) {
 		for p := range jetpost.Partitions {

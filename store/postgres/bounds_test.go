@@ -87,7 +87,10 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 	st := p.st
 	first := func(_ any, err error) error { return err }
 	return map[string]func(ctx context.Context) error{
-		"Accept":   func(ctx context.Context) error { return first(st.Accept(ctx, p.acceptance("r"))) },
+		"Accept": func(ctx context.Context) error { return first(st.Accept(ctx, p.acceptance("r"))) },
+		"AcceptMany": func(ctx context.Context) error {
+			return first(st.AcceptMany(ctx, store.Lease{}, []store.Acceptance{p.acceptance("r")}))
+		},
 		"Account":  func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
 		"Accounts": func(ctx context.Context) error { return first(st.Accounts(ctx)) },
 		"AddLink": func(ctx context.Context) error {
@@ -114,6 +117,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Conclude":      func(ctx context.Context) error { return st.Conclude(ctx, p.lane, "r", p.outcome()) },
 		"CountRequests": func(ctx context.Context) error { return first(st.CountRequests(ctx)) },
 		"Disconnect":    func(ctx context.Context) error { return first(st.Disconnect(ctx, acme, p.now)) },
+		"DropLeases":    func(ctx context.Context) error { return st.DropLeases(ctx, []string{"name"}, "owner", p.now) },
 		"DueLanes":      func(ctx context.Context) error { return first(st.DueLanes(ctx, p.now, 1)) },
 		"EndHolds":      func(ctx context.Context) error { return first(st.EndHolds(ctx, acme, jetpost.CodeFuse, p.now)) },
 		"ExpireLate": func(ctx context.Context) error {
@@ -130,6 +134,9 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"ImportAccount": func(ctx context.Context) error {
 			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
+		"JobFailed":     func(ctx context.Context) error { return first(st.JobFailed(ctx, store.JobFailure{Stored: p.now})) },
+		"Keep":          func(ctx context.Context) error { return first(st.Keep(ctx, store.Kept{Name: "k"})) },
+		"Kept":          func(ctx context.Context) error { return first(st.Kept(ctx)) },
 		"KeyUses":       func(ctx context.Context) error { return first(st.KeyUses(ctx)) },
 		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now, 1)) },
 		"LedgerID":      func(ctx context.Context) error { return first(st.LedgerID(ctx)) },
@@ -137,20 +144,25 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
 		"Look":          func(ctx context.Context) error { return first(st.Look(ctx, p.lane, p.now)) },
 		"MarkAnnounced": func(ctx context.Context) error { return first(st.MarkAnnounced(ctx, key, 1)) },
-		"MarkNoticed":   func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
-		"Notices":       func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
-		"OpenRound":     func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
-		"Owned":         func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
-		"PauseAccount":  func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
-		"Posted":        func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
-		"Reconcile":     func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
-		"Refusals":      func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
-		"Refuse":        func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
-		"ReleaseLane":   func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
-		"Replay":        func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
-		"Request":       func(ctx context.Context) error { return first(st.Request(ctx, key)) },
-		"Reschedule":    func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
-		"Reseal":        func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
+		"MarkManyAnnounced": func(ctx context.Context) error {
+			return first(st.MarkManyAnnounced(ctx, []store.Revision{{Key: key, Number: 1}}))
+		},
+		"MarkNoticed":  func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
+		"Notices":      func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
+		"OpenRound":    func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
+		"Owned":        func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
+		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
+		"Posted":       func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
+		"Pulse":        func(ctx context.Context) error { return first(st.Pulse(ctx, store.PulseQuery{Now: p.now})) },
+		"ReadRequests": func(ctx context.Context) error { return first(st.ReadRequests(ctx, []store.Key{key})) },
+		"Reconcile":    func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
+		"Refusals":     func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
+		"Refuse":       func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
+		"ReleaseLane":  func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
+		"Replay":       func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
+		"Request":      func(ctx context.Context) error { return first(st.Request(ctx, key)) },
+		"Reschedule":   func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
+		"Reseal":       func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
 		"Reserve": func(ctx context.Context) error {
 			return first(st.Reserve(ctx, p.lane, store.Reservation{Window: "w", Left: 5, Need: 1, Now: p.now}))
 		},
@@ -161,6 +173,9 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"SameText": func(ctx context.Context) error {
 			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
 			return err
+		},
+		"SameTexts": func(ctx context.Context) error {
+			return first(st.SameTexts(ctx, []store.TextQuery{{Hashes: [][]byte{{1}}, Now: p.now}}))
 		},
 		"SaveToken": func(ctx context.Context) error {
 			return st.SaveToken(ctx, p.token, store.Pair{Refresh: secret.New("r3")}, p.now)
@@ -174,6 +189,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			_, _, err := st.TakeAttempt(ctx, p.state, secret.New("b"), lease, p.now)
 			return err
 		},
+		"TakeLeases":  func(ctx context.Context) error { return first(st.TakeLeases(ctx, []string{"name"}, "owner", lease, p.now)) },
 		"Token":       func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
 		"TryLease":    func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
 		"Unannounced": func(ctx context.Context) error { return first(st.Unannounced(ctx, p.now, 1)) },

@@ -140,8 +140,8 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 
 // Begin implements store.Requests.
 func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent store.Intent) error {
-	guard := intent.NotAfter.Sub(intent.Now)
-	_, err := s.write(ctx, "begin post", claim, id, step{post: intent.Post, now: intent.Now, begins: guard}, func(line store.Line, r *store.Row) (store.Change, error) {
+	st := step{post: intent.Post, now: intent.Now, begins: true, within: intent.NotAfter.Sub(intent.Now)}
+	_, err := s.write(ctx, "begin post", claim, id, st, func(line store.Line, r *store.Row) (store.Change, error) {
 		return r.Begin(line, claim, intent)
 	})
 	return err

@@ -210,7 +210,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"forget refusals", sqlForgetRefusals, `now() - interval '30 days', 100`, []string{"refusals_latest"}, false},
 		{"head", sqlHead, `'a1', now()`, []string{"requests_begun", "requests_line", "requests_pkey"}, false},
 		{"late", sqlLateUnsent, `'a1', now(), 100`, []string{"requests_line", "posts_pkey"}, false},
-		{"late of all", sqlLate, `'', now() - interval '1 hour'`, []string{"requests_line", "posts_pkey"}, false},
+		{"late of all", sqlLate, `'', now() - interval '1 hour', 1000`, []string{"requests_line", "posts_pkey"}, false},
 		{"late, summed up", sqlLateSum, `now() - interval '1 hour', 1000`, []string{"requests_line", "posts_pkey"}, false},
 		{"link", sqlLockLink, `sha256('1')`, []string{"connect_links_pkey"}, false},
 		{"link's attempt", sqlLockAttempt, `sha256('1')`, []string{"connect_links_state"}, false},

@@ -46,10 +46,12 @@ type step struct {
 	revision int64
 	post     int
 	pause    store.Pause
-	progress bool          // forgives the lane the claims that it lost
-	quiet    bool          // the new revision is no news where the one before was told
-	begins   time.Duration // of an intent: for how long from now its post may be sent
-	next     bool          // reads the front of the lane behind the head
+	progress bool // forgives the lane the claims that it lost
+	quiet    bool // the new revision is no news where the one before was told
+	// begins tells an intent, whose post may be sent for that long.
+	begins bool
+	within time.Duration
+	next   bool // reads the front of the lane behind the head
 
 	// Of a release.
 	rings  int64
@@ -315,8 +317,8 @@ func (s *Store) columns(group []*waitingStep) []any {
 		list, _ := json.Marshal(append([]string{}, post.MediaIDs...)) // which cannot fail
 		posts, mediaIDs, hashes = append(posts, post.PostID), append(mediaIDs, string(list)), append(hashes, post.TextHash)
 		attempt = append(attempt, post.Attempt)
-		if w.begins > 0 {
-			begins = append(begins, new(w.begins.Microseconds()))
+		if w.begins {
+			begins = append(begins, new(w.within.Microseconds()))
 		} else {
 			begins = append(begins, nil)
 		}
