@@ -67,6 +67,7 @@ func TestJudge(t *testing.T) {
 		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
 			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
 		{"ProcessingError", &xapi.ProcessingError{Err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
+		{"ThreadError", &xapi.ThreadError{Err: ended}, held, doubtful, false},
 		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
 		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
 		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},

@@ -211,7 +211,7 @@ func TestLaneLateAnswer(t *testing.T) {
 // finds its lane taken, and neither sends nor writes anything.
 func TestLaneFenced(t *testing.T) {
 	t.Parallel()
-	for _, op := range []string{"begin", "conclude", "look", "release"} {
+	for _, op := range []string{"begin", "conclude", "release"} {
 		t.Run(op, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
