@@ -30,6 +30,9 @@ const (
 	applicationName = "jetpost"
 )
 
+// closeBound is how long Close waits: a server that hangs lets no connection end.
+const closeBound = 5 * time.Second
+
 // Store is a ledger in a PostgreSQL database. It is safe for concurrent use by
 // any number of processes.
 type Store struct {
@@ -104,10 +107,19 @@ func databaseName(config *pgx.ConnConfig) string {
 	return config.Database + " on " + host
 }
 
-// Close waits for calls under way and closes every connection.
+// Close waits for calls under way and closes every connection, for closeBound at most.
 func (s *Store) Close() error {
-	s.pool.Close()
-	return nil
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.pool.Close()
+	}()
+	select {
+	case <-closed:
+		return nil
+	case <-time.After(closeBound):
+		return fmt.Errorf("close database %s: connections did not end within %s", s.name, closeBound)
+	}
 }
 
 // change runs a transaction at READ COMMITTED: each statement sees what was
