@@ -19,9 +19,14 @@ import (
 // errStoodStill tells of a call that was over long before it could be ended.
 var errStoodStill = errors.New("this process stood still meanwhile")
 
-// saveBound is how long a pair that X gave is still carried to the database
-// once the worker has to end; before, as long as it takes.
-const saveBound = 25 * time.Second
+const (
+	// saveTry bounds one try to commit what X said: a database that hangs must not
+	// keep a pair from the lifeboat.
+	saveTry = 5 * time.Second
+	// saveBound is how long that is still tried once the worker has to end; before,
+	// as long as it takes.
+	saveBound = 5 * time.Second
+)
 
 // exchanger trades a refresh token, which X takes only once.
 type exchanger interface {
@@ -59,6 +64,9 @@ type Refresher struct {
 	Health   *Health
 	Timing   TokenTiming
 	Log      *slog.Logger
+	// Stopping is closed when the worker is asked to stop: a pair that lies in the
+	// lifeboat is then left there.
+	Stopping <-chan struct{}
 }
 
 // Stored returns the account's token as it is.
@@ -223,8 +231,8 @@ func (r *Refresher) evidence(err error, took time.Duration) error {
 
 // keep commits a pair. It is the only one that X takes now, so it goes into the
 // lifeboat before the database is asked, which may neither answer nor fail: a worker
-// that is killed meanwhile leaves it to the next one. The database is asked for as
-// long as the worker lives. store.ErrFenced says that a newer pair is there.
+// that stops or is killed meanwhile leaves it there to the next one. The database is
+// asked until then. store.ErrFenced says that a newer pair is there.
 func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
 	afloat := false
 	if r.Lifeboat != nil {
@@ -235,11 +243,12 @@ func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Toke
 		}
 	}
 	told := false
-	err := r.save(ctx, func(ctx context.Context) error {
+	err := r.carry(ctx, func(ctx context.Context, leave func()) error {
 		err := r.Tokens.SaveToken(ctx, claim, pair, now)
 		if !settled(err) && afloat && !told {
 			told = true
 			log.Warn("token.in_lifeboat", "error", err)
+			leave()
 		}
 		return err
 	})
@@ -307,6 +316,8 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	_, next := failure.Leaves(claim)
 	reauth := failure.Outcome == store.ExchangeRefused
 	log.Warn("token.refresh_failed", "error", err, "outcome", failure.Outcome, "next_attempt", next)
+	ctx, over := context.WithTimeout(ctx, saveTry)
+	defer over()
 	r.tell(ctx, log, claim.Account, failure, next)
 	return exchanged{err: err, reauth: reauth, next: next}
 }
@@ -374,12 +385,29 @@ func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, 
 // save tries a commit until it succeeds or is refused, and gives up only when
 // saveBound is over after the worker's context has ended.
 func (r *Refresher) save(worker context.Context, commit func(context.Context) error) error {
+	return r.carry(worker, func(ctx context.Context, _ func()) error { return commit(ctx) })
+}
+
+// carry is save for a commit that may call leave: what it commits is safe elsewhere,
+// and is left there when the worker stops.
+func (r *Refresher) carry(worker context.Context, commit func(ctx context.Context, leave func()) error) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(worker))
 	defer cancel()
 	defer context.AfterFunc(worker, func() { time.AfterFunc(saveBound, cancel) })()
+	leave := func() {
+		go func() {
+			select {
+			case <-r.Stopping:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
 	wait := stallMin
 	for {
-		err := commit(ctx)
+		try, over := context.WithTimeout(ctx, saveTry)
+		err := commit(try, leave)
+		over()
 		if settled(err) {
 			r.Health.Set("ledger", nil)
 			return err

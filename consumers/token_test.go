@@ -23,6 +23,8 @@ type tokensHook struct {
 	store.Tokens
 	save, saved, count func() error
 	claim, claimed     func()
+	// hangs: the ledger does not answer what an exchange commits.
+	hangs bool
 }
 
 func (h *tokensHook) ClaimToken(ctx context.Context, claim store.TokenClaim) (store.Token, bool, error) {
@@ -35,6 +37,10 @@ func (h *tokensHook) ClaimToken(ctx context.Context, claim store.TokenClaim) (st
 }
 
 func (h *tokensHook) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
+	if h.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if h.save != nil {
 		if err := h.save(); err != nil {
 			return err
@@ -44,6 +50,14 @@ func (h *tokensHook) SaveToken(ctx context.Context, claim store.Token, pair stor
 		return err
 	}
 	return h.saved()
+}
+
+func (h *tokensHook) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
+	if h.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.Tokens.SaveTokenFailure(ctx, claim, failure)
 }
 
 func step(hook func()) {
@@ -116,6 +130,58 @@ func TestRefreshSaveFails(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestStopWhileDatabaseHangs: the database takes the connection and never answers. What
+// X gave is in the lifeboat soon, and a stop then waits for nothing more.
+func TestStopWhileDatabaseHangs(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name    string
+		refused bool // X refuses the exchange, instead of giving a pair
+		afloat  int
+		// after the stop, at most
+		within time.Duration
+	}{
+		{name: "a pair in hand", afloat: 1},
+		{name: "a failure in hand", refused: true, within: DefaultStopGrace + 3*saveTry},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := offline(t)
+				b.due(t, "acme", time.Minute)
+				if test.refused {
+					b.x.RevokeConsent("acme")
+				}
+				work, end := context.WithCancel(t.Context())
+				stopping := make(chan struct{})
+				r := b.bubble()
+				r.Tokens, r.Announce, r.Stopping = &tokensHook{Tokens: b.ledger, hangs: true}, hungNews{}, stopping
+				var told time.Time
+				time.AfterFunc(5*time.Minute, func() {
+					told = time.Now()
+					close(stopping)
+					time.AfterFunc(DefaultStopGrace, end)
+				})
+				if _, err := r.EnsureFresh(work, "acme", 1); err == nil {
+					t.Error("a token that was not stored was given out")
+				}
+				if took := time.Since(told); told.IsZero() || took > test.within {
+					t.Errorf("it ended %v after the stop", took)
+				}
+				equal(t, "pairs in the lifeboat", b.afloat(t), test.afloat)
+			})
+		})
+	}
+}
+
+// hungNews is a ledger that does not answer what there is to announce.
+type hungNews struct{}
+
+func (hungNews) AnnounceAccounts(ctx context.Context, _ string) error {
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // afloat counts the pairs in the lifeboat.

@@ -33,6 +33,7 @@ import (
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -49,9 +50,11 @@ const (
 type composeFile struct {
 	Name         string
 	XEnvironment any `yaml:"x-environment"`
+	XLogging     any `yaml:"x-logging"`
 	XJetpost     any `yaml:"x-jetpost"`
 	Services     map[string]composeService
 	Volumes      map[string]any
+	Secrets      map[string]struct{ File string }
 }
 
 type composeService struct {
@@ -68,9 +71,18 @@ type composeService struct {
 	StopGracePeriod time.Duration                `yaml:"stop_grace_period"`
 	HealthCheck     composeHealth                `yaml:"healthcheck"`
 	ReadOnly        bool                         `yaml:"read_only"`
-	Tmpfs           []string
+	Secrets         []string
+	Logging         composeLogging
+	MemLimit        string   `yaml:"mem_limit"`
+	CPUs            float64  `yaml:"cpus"`
+	PIDsLimit       int      `yaml:"pids_limit"`
 	CapDrop         []string `yaml:"cap_drop"`
 	SecurityOpt     []string `yaml:"security_opt"`
+}
+
+type composeLogging struct {
+	Driver  string
+	Options map[string]string
 }
 
 type composeDependency struct{ Condition string }
@@ -119,16 +131,15 @@ func interpolateNode(node *yaml.Node, variables map[string]string) (err error) {
 
 var composeVariable = regexp.MustCompile(`(?s)^([A-Z_]+)(?:(:-|:\?)(.*))?$`)
 
-// interpolate replaces ${NAME}, ${NAME:-default} and ${NAME:?message}, where a
-// default may hold variables of its own. Any other use of $ is an error: Compose
-// has more forms, and none must be misread here.
+// interpolate replaces ${NAME}, ${NAME:-default} and ${NAME:?message}. Any other use
+// of $ is an error, a variable within a default too: podman-compose does not read it.
 func interpolate(text string, variables map[string]string) (string, error) {
 	before, rest, found := strings.Cut(text, "$")
 	if !found {
 		return text, nil
 	}
-	end := closingBrace(rest)
-	if end < 1 {
+	end := strings.Index(rest, "}")
+	if end < 1 || rest[0] != '{' || strings.Contains(rest[:end], "$") {
 		return "", fmt.Errorf("unknown form of variable: $%s", rest)
 	}
 	parts := composeVariable.FindStringSubmatch(rest[1:end])
@@ -140,32 +151,8 @@ func interpolate(text string, variables map[string]string) (string, error) {
 	if value == "" && operator == ":?" {
 		return "", fmt.Errorf("required variable %s is missing a value: %s", name, word)
 	}
-	if value == "" {
-		var err error
-		if value, err = interpolate(word, variables); err != nil {
-			return "", err
-		}
-	}
 	after, err := interpolate(rest[end+1:], variables)
-	return before + value + after, err
-}
-
-// closingBrace finds the end of a text that begins with an open brace. Where
-// there is none, it is below 1.
-func closingBrace(text string) int {
-	depth := 0
-	for i, c := range text {
-		switch c {
-		case '{':
-			depth++
-		case '}':
-			depth--
-		}
-		if depth == 0 {
-			return i
-		}
-	}
-	return -1
+	return before + cmp.Or(value, word) + after, err
 }
 
 func readCompose(t *testing.T, variables map[string]string) composeFile {
@@ -182,20 +169,16 @@ func readText(t *testing.T, path string) []byte {
 	return text
 }
 
-// keyVariable is the one variable that the file insists on.
-func keyVariable() map[string]string { return map[string]string{"HUB_ENCRYPTION_KEY": "given"} }
+var composeSimLine = regexp.MustCompile(`(?m)^export COMPOSE_PROFILES=sim (.+)$`)
 
-var composeSimLine = regexp.MustCompile(`(?m)^#\s+((?:[A-Z_]+=\S+ )+)docker compose --profile sim up$`)
-
-// simVariables are those that the file's own comment says to run the simulator
-// with.
+// simVariables are those that the README says to run the simulator with.
 func simVariables(t *testing.T) map[string]string {
 	t.Helper()
-	line := composeSimLine.FindSubmatch(readText(t, composePath))
+	line := composeSimLine.FindSubmatch(readText(t, "../../README.md"))
 	if line == nil {
-		t.Fatal("no comment says how to run the simulator")
+		t.Fatal("the README does not say how to run the simulator")
 	}
-	variables := keyVariable()
+	variables := map[string]string{}
 	for _, assignment := range strings.Fields(string(line[1])) {
 		name, value, _ := strings.Cut(assignment, "=")
 		variables[name] = value
@@ -203,42 +186,93 @@ func simVariables(t *testing.T) map[string]string {
 	return variables
 }
 
-func TestComposeAsksForKey(t *testing.T) {
+// TestComposeSecrets: each secret is a file, which the README makes, and no value of it
+// stands in the environment.
+func TestComposeSecrets(t *testing.T) {
 	t.Parallel()
-	_, err := parseCompose(readText(t, composePath), nil)
-	if err == nil || !strings.Contains(err.Error(), "HUB_ENCRYPTION_KEY is missing a value: run: jetpost keys generate") {
-		t.Errorf("without a key: %v, want to be told how to make one", err)
+	file, readme := readCompose(t, nil), string(readText(t, "../../README.md"))
+	for name, secret := range file.Secrets {
+		wantEqual(t, name, secret.File, "./secrets/"+name)
+		if !strings.Contains(readme, "> secrets/"+name) {
+			t.Errorf("the README does not make secrets/%s", name)
+		}
+	}
+	for name, service := range file.Services {
+		for variable, value := range service.Environment {
+			if secret, found := strings.CutPrefix(value, "/run/secrets/"); found && !slices.Contains(service.Secrets, secret) {
+				t.Errorf("%s: %s names %s, which it is not given", name, variable, value)
+			}
+			if slices.Contains(secretNames(), variable) && variable != "DATABASE_URL" {
+				t.Errorf("%s: %s stands in the environment", name, variable)
+			}
+		}
+	}
+	for _, name := range []string{"setup", "worker"} {
+		for _, variable := range []string{"HUB_ENCRYPTION_KEY_FILE", "DATABASE_PASSWORD_FILE", "X_CLIENT_SECRET_FILE"} {
+			if file.Services[name].Environment[variable] == "" {
+				t.Errorf("%s has no %s", name, variable)
+			}
+		}
+	}
+}
+
+// TestDatabasePassword: it is put into a URL that names none, whatever is in it.
+func TestDatabasePassword(t *testing.T) {
+	t.Parallel()
+	const password = "p@ss:/?#%"
+	for address, want := range map[string]string{
+		"postgres://jetpost@host/db":     password,
+		"postgres://jetpost:own@host/db": "own",
+		"sqlite:/data/jetpost.db":        "",
+		"":                               "",
+	} {
+		got := withPassword(secret.New(address), secret.New(password)).Reveal()
+		u, err := url.Parse(got)
+		must(t, err)
+		found, _ := u.User.Password()
+		wantEqual(t, address, found, want)
+		if want != password {
+			wantEqual(t, "address", got, address)
+		}
+	}
+}
+
+// TestComposeIsBounded: no service takes all of a machine, and each image is one alone.
+func TestComposeIsBounded(t *testing.T) {
+	t.Parallel()
+	pinned := regexp.MustCompile(`:\d+\.\d+`)
+	for name, service := range readCompose(t, nil).Services {
+		if service.MemLimit == "" || service.CPUs == 0 || service.PIDsLimit == 0 || service.Logging.Options["max-size"] == "" {
+			t.Errorf("%s has no limit of memory, processors, processes or logs", name)
+		}
+		if service.Build == "" && !pinned.MatchString(service.Image) {
+			t.Errorf("%s: image %s is not pinned", name, service.Image)
+		}
 	}
 }
 
 func TestComposeDatabaseAgrees(t *testing.T) {
 	t.Parallel()
-	for _, password := range []string{"", "another1"} {
-		variables := keyVariable()
-		variables["POSTGRES_PASSWORD"] = password
-		file := readCompose(t, variables)
-		database := file.Services["postgres"]
-		for _, name := range []string{"setup", "worker"} {
-			u, err := url.Parse(file.Services[name].Environment["DATABASE_URL"])
-			must(t, err)
-			given, _ := u.User.Password()
-			wantEqual(t, name+": host", u.Host, "postgres:5432")
-			wantEqual(t, name+": user", u.User.Username(), database.Environment["POSTGRES_USER"])
-			wantEqual(t, name+": password", given, cmp.Or(password, database.Environment["POSTGRES_PASSWORD"]))
-			wantEqual(t, "postgres: password", database.Environment["POSTGRES_PASSWORD"], given)
-			wantEqual(t, name+": database", u.Path, "/"+database.Environment["POSTGRES_DB"])
-		}
-		wantEqual(t, "health check", strings.Join(database.HealthCheck.Test, " "),
-			"CMD pg_isready -U "+database.Environment["POSTGRES_USER"]+" -d "+database.Environment["POSTGRES_DB"])
-		// 5432 is the server's own choice, unless one of these makes another.
-		wantEqual(t, "PGPORT", database.Environment["PGPORT"], "")
-		wantEqual(t, "command", strings.Join(database.Command, " "), "")
+	file := readCompose(t, nil)
+	database := file.Services["postgres"]
+	for _, name := range []string{"setup", "worker"} {
+		u, err := url.Parse(file.Services[name].Environment["DATABASE_URL"])
+		must(t, err)
+		wantEqual(t, name+": host", u.Host, "postgres:5432")
+		wantEqual(t, name+": user", u.User.Username(), database.Environment["POSTGRES_USER"])
+		wantEqual(t, name+": password", file.Services[name].Environment["DATABASE_PASSWORD_FILE"], database.Environment["POSTGRES_PASSWORD_FILE"])
+		wantEqual(t, name+": database", u.Path, "/"+database.Environment["POSTGRES_DB"])
 	}
+	wantEqual(t, "health check", strings.Join(database.HealthCheck.Test, " "),
+		"CMD pg_isready -h 127.0.0.1 -U "+database.Environment["POSTGRES_USER"]+" -d "+database.Environment["POSTGRES_DB"])
+	// 5432 is the server's own choice, unless one of these makes another.
+	wantEqual(t, "PGPORT", database.Environment["PGPORT"], "")
+	wantEqual(t, "command", strings.Join(database.Command, " "), "")
 }
 
 func TestComposeOrderAndScale(t *testing.T) {
 	t.Parallel()
-	file := readCompose(t, keyVariable())
+	file := readCompose(t, nil)
 	if want := map[string]composeDependency{"nats": {"service_healthy"}, "postgres": {"service_healthy"}}; !maps.Equal(file.Services["setup"].DependsOn, want) {
 		t.Errorf("setup waits for %v, want %v", file.Services["setup"].DependsOn, want)
 	}
@@ -292,7 +326,10 @@ func TestComposeRuns(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("make a key: exit code %d\n%s", code, stderr)
 	}
-	variables["HUB_ENCRYPTION_KEY"] = strings.TrimSpace(key)
+	secrets := t.TempDir()
+	for name, text := range map[string]string{"encryption-key": key, "database-password": "unused", "x-client-secret": ""} {
+		must(t, os.WriteFile(filepath.Join(secrets, name), []byte(text), 0o600))
+	}
 	file := readCompose(t, variables)
 
 	nats, natsHealthy := composeNATS(t, file)
@@ -301,7 +338,7 @@ func TestComposeRuns(t *testing.T) {
 	}
 	simAddress := ownAddress(t)
 	network := []string{
-		"nats:4222", nats.Addr().String(), "sim:8090", simAddress,
+		"/run/secrets", secrets, "nats:4222", nats.Addr().String(), "sim:8090", simAddress,
 		file.Services["worker"].Environment["DATABASE_URL"], pgtest.New(t),
 	}
 
@@ -374,8 +411,7 @@ func composeNATS(t *testing.T, file composeFile) (*server.Server, func() bool) {
 	check := healthURL(t, service)
 	wantEqual(t, "nats: health check", check.Host, fmt.Sprintf("127.0.0.1:%d", options.HTTPPort))
 	// The flags are read here as the server that is compiled in reads them.
-	minor := strings.Join(strings.Split(server.VERSION, ".")[:2], ".")
-	wantEqual(t, "nats: image", service.Image, "nats:"+minor+"-alpine")
+	wantEqual(t, "nats: image", service.Image, "nats:"+server.VERSION+"-alpine")
 
 	running := natstest.Server(t, func(o *server.Options) {
 		*o = *options
@@ -397,6 +433,7 @@ type container struct {
 	name    string
 	service composeService
 	moved   *strings.Replacer
+	data    string
 	process *process
 }
 
@@ -404,7 +441,7 @@ type container struct {
 // on this machine.
 func newContainer(t *testing.T, file composeFile, name string, moved []string) *container {
 	t.Helper()
-	return &container{t: t, name: name, service: file.Services[name], moved: strings.NewReplacer(moved...)}
+	return &container{t: t, name: name, service: file.Services[name], moved: strings.NewReplacer(moved...), data: t.TempDir()}
 }
 
 func (c *container) move(words []string) []string {
@@ -423,6 +460,7 @@ func (c *container) environment() []string {
 	for name, value := range c.service.Environment {
 		env = append(env, name+"="+value)
 	}
+	env = append(env, "XDG_DATA_HOME="+c.data) // as the image has it
 	return c.move(env)
 }
 
@@ -586,13 +624,14 @@ func theStep(t *testing.T, verb, pattern string) []string {
 func TestDockerfileFitsCompose(t *testing.T) {
 	t.Parallel()
 	entrypoint := theStep(t, "ENTRYPOINT", `^\["([^"]+)"\]$`)[1]
-	for name, service := range readCompose(t, keyVariable()).Services {
+	for name, service := range readCompose(t, nil).Services {
 		if test := service.HealthCheck.Test; service.Build != "" && len(test) > 0 {
 			wantEqual(t, name+": health check", strings.Join(test[:2], " "), "CMD "+entrypoint)
 		}
 	}
 	user := theStep(t, "USER", `^([1-9][0-9]*:[1-9][0-9]*)$`)[1] // a number, and not root's
-	wantEqual(t, "owner of what is written", theStep(t, "RUN", `chown -R (\S+) /out/data /out/tmp$`)[1], user)
+	wantEqual(t, "owner of what is written", theStep(t, "RUN", `chown -R (\S+) /out/data$`)[1], user)
+	theStep(t, "ENV", `^XDG_DATA_HOME=/data TMPDIR=/data$`)
 	wantEqual(t, "place of the volume", theStep(t, "WORKDIR", `^/data$`)[0], "/data")
 	wantEqual(t, "place of the binary", theStep(t, "COPY", `^--from=build /out/ (\S+)$`)[1]+"jetpost", entrypoint)
 }

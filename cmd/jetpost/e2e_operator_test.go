@@ -77,6 +77,7 @@ func TestOperatorErrors(t *testing.T) {
 			{"encryption key missing", setting("HUB_ENCRYPTION_KEY", ""), exitUsage, []string{"HUB_ENCRYPTION_KEY: is missing", "jetpost keys generate"}},
 			{"encryption key of another", setting("HUB_ENCRYPTION_KEY", store.GenerateKey().Reveal()), exitFailed, []string{"encryption key", "HUB_ENCRYPTION_KEY"}},
 			{"flag misspelt", attempt{args: []string{"worker", "--leese", "5s"}}, exitUsage, []string{`did you mean "--lease"?`, "--help"}},
+			{"lifeboat cannot be made", attempt{args: []string{"worker", "--lifeboat", filepath.Join(file, "lifeboat")}}, exitFailed, []string{"make lifeboat", "--lifeboat"}},
 			{"NATS not set up", setting("NATS_URL", emptyNATS), exitFailed, []string{"not set up", "do: run: jetpost setup"}},
 			{"NATS of another database", setting("DATABASE_URL", otherDatabase), exitFailed, []string{"belongs to another database", "JETPOST_PREFIX"}},
 			{"NATS too old", setting("NATS_URL", oldNATS(t)), exitFailed, []string{`"2.10.7"`, "need 2.14", "upgrade"}},

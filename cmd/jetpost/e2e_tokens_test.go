@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"path/filepath"
 	"testing"
 
@@ -36,40 +37,64 @@ func (s *site) force(account string) {
 }
 
 // TestPairSurvivesDatabaseAndWorker: X gives a pair, the database is gone, and
-// then the worker is killed. The pair lies in the lifeboat, and the next worker
-// of that machine brings it in.
+// then the worker is killed. The pair lies in the lifeboat, and another worker that
+// shares it brings it in: the next one, or one that lives.
 func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 	t.Parallel()
-	cluster := pgtest.Start(t)
-	s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
-	lifeboat := t.TempDir()
-	w := s.worker("worker-1", "--lifeboat", lifeboat)
-	reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
-	s.force("alice")
-	wait(t, "the exchange", reached)
-	w.until("token.in_lifeboat")
-	w.kill()
-	if pairs := afloat(t, lifeboat); len(pairs) != 1 {
-		t.Fatalf("the lifeboat holds %v", pairs)
+	for _, lives := range []bool{false, true} {
+		t.Run(fmt.Sprintf("another lives %t", lives), func(t *testing.T) {
+			t.Parallel()
+			cluster := pgtest.Start(t)
+			s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+			lifeboat := t.TempDir()
+			w := s.worker("worker-1", "--lifeboat", lifeboat)
+			var other *process
+			if lives {
+				other = s.worker("worker-2", "--lifeboat", lifeboat, "--roles", "publish")
+			}
+			reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+			s.force("alice")
+			wait(t, "the exchange", reached)
+			w.until("token.in_lifeboat")
+			w.kill()
+			if pairs := afloat(t, lifeboat); len(pairs) != 1 {
+				t.Fatalf("the lifeboat holds %v", pairs)
+			}
+			cluster.Restart(t)
+			if lives {
+				other.until("token.rescued")
+			}
+			w = s.worker("worker-3", "--lifeboat", lifeboat)
+			if !lives {
+				w.until("token.rescued")
+			}
+			s.wantRescued("alice", lifeboat)
+			stop(w)
+			if lives {
+				stop(other)
+			}
+		})
 	}
-	cluster.Restart(t)
-	w = s.worker("worker-2", "--lifeboat", lifeboat)
-	w.until("token.rescued")
-	if token := s.wantCurrent("alice"); token.Version != 2 || !token.StartedAt.IsZero() {
-		t.Errorf("the token has version %d, and its exchange began at %v", token.Version, token.StartedAt)
+}
+
+// wantRescued fails unless an account's second pair was brought in from the lifeboat,
+// and X takes it.
+func (s *site) wantRescued(account, lifeboat string) {
+	s.t.Helper()
+	if token := s.wantCurrent(account); token.Version != 2 || !token.StartedAt.IsZero() {
+		s.t.Errorf("the token has version %d, and its exchange began at %v", token.Version, token.StartedAt)
 	}
-	if pairs := afloat(t, lifeboat); len(pairs) != 0 {
-		t.Errorf("the lifeboat still holds %v", pairs)
+	if pairs := afloat(s.t, lifeboat); len(pairs) != 0 {
+		s.t.Errorf("the lifeboat still holds %v", pairs)
 	}
-	s.force("alice")
-	eventually(t, "the rescued token is exchanged", func() bool {
-		token, err := s.ledger.Token(t.Context(), "alice")
+	s.force(account)
+	eventually(s.t, "the rescued token is exchanged", func() bool {
+		token, err := s.ledger.Token(s.t.Context(), account)
 		return err == nil && token.Version == 3
 	})
-	s.wantCurrent("alice")
-	stop(w)
+	s.wantCurrent(account)
 	for _, v := range s.sim.Violations() {
-		t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
+		s.t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
 	}
 }
 

@@ -158,7 +158,9 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 // back from X: what X gives them must be stored.
 func (w *Web) Run(ctx context.Context) error {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
+		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
+	})
 	mux.Handle("/", w.pages)
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: webReadTime, IdleTimeout: webIdleTime,

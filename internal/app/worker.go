@@ -281,6 +281,7 @@ func (w *Worker) has(role string) bool {
 
 // Run works until the context ends, then finishes the calls in flight.
 func (w *Worker) Run(ctx context.Context) error {
+	w.tokens.Stopping = ctx.Done()
 	background, cancel := context.WithCancel(ctx)
 	w.started = time.Now()
 	var parts sync.WaitGroup

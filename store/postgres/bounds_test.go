@@ -189,7 +189,9 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			_, _, err := st.TakeAttempt(ctx, p.state, secret.New("b"), lease, p.now)
 			return err
 		},
-		"TakeLeases":  func(ctx context.Context) error { return first(st.TakeLeases(ctx, []string{"name"}, "owner", lease, p.now)) },
+		"TakeLeases": func(ctx context.Context) error {
+			return first(st.TakeLeases(ctx, []string{"name"}, "owner", lease, p.now))
+		},
 		"Token":       func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
 		"TryLease":    func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
 		"Unannounced": func(ctx context.Context) error { return first(st.Unannounced(ctx, p.now, 1)) },

@@ -18,6 +18,9 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
+// closeBound is how long Close waits: a server that hangs lets no connection end.
+const closeBound = 5 * time.Second
+
 // Store is a ledger in a PostgreSQL database. It is safe for concurrent use by
 // any number of processes.
 type Store struct {
@@ -123,10 +126,19 @@ func hostName(host string, port uint16) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
-// Close waits for calls under way and closes every connection.
+// Close waits for calls under way and closes every connection, for closeBound at most.
 func (s *Store) Close() error {
-	s.pool.Close()
-	return nil
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.pool.Close()
+	}()
+	select {
+	case <-closed:
+		return nil
+	case <-time.After(closeBound):
+		return fmt.Errorf("close database %s: connections did not end within %s", s.name, closeBound)
+	}
 }
 
 // missing turns "no rows" into the given error.

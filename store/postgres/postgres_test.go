@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
@@ -119,6 +122,72 @@ func open(t *testing.T, url string, sealer *store.Sealer, options ...Option) *St
 	check(t, err)
 	t.Cleanup(func() { check(t, st.Close()) })
 	return st
+}
+
+// TestCloseWhileServerHangs: a server that does not answer keeps no process from its end.
+func TestCloseWhileServerHangs(t *testing.T) {
+	t.Parallel()
+	direct := pgtest.Migrated(t, Migrate)
+	address, freeze := proxy(t, direct)
+	st, err := Open(t.Context(), address, newSealer(t))
+	check(t, err)
+	_, err = st.LedgerID(t.Context())
+	check(t, err)
+	freeze()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(time.Millisecond, cancel)
+	if _, err := st.LedgerID(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a call that was given up ended with %v", err)
+	}
+	if err := st.Close(); err == nil || !strings.Contains(err.Error(), "did not end") {
+		t.Errorf("closed with %v", err)
+	}
+}
+
+// proxy stands between a pool and its server until it is frozen: then connections stay,
+// and nothing comes through.
+func proxy(t *testing.T, direct string) (address string, freeze func()) {
+	t.Helper()
+	config, err := pgx.ParseConfig(direct)
+	check(t, err)
+	network, server := pgconn.NetworkAddress(config.Host, config.Port)
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, err)
+	frozen := make(chan struct{})
+	pass := func(to, from net.Conn) {
+		defer func() { _ = from.Close() }()
+		text := make([]byte, 1<<16)
+		for {
+			n, err := from.Read(text)
+			select {
+			case <-frozen:
+				<-t.Context().Done()
+				return
+			default:
+			}
+			if _, lost := to.Write(text[:n]); err != nil || lost != nil {
+				_ = to.Close() // which ends the other direction
+				return
+			}
+		}
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			upstream, err := (&net.Dialer{}).DialContext(t.Context(), network, server)
+			if err != nil {
+				return
+			}
+			go pass(upstream, client)
+			go pass(client, upstream)
+		}
+	}()
+	u := url.URL{Scheme: "postgres", User: url.UserPassword(config.User, config.Password), Host: l.Addr().String(), Path: "/" + config.Database}
+	return u.String(), func() { close(frozen) }
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {
