@@ -57,8 +57,10 @@ type Refresher struct {
 	Lifeboat lifeboat
 	Names    jetpost.Names
 	Health   *Health
-	Timing   TokenTiming
-	Log      *slog.Logger
+	// Room is looked at before each exchange: X's answer has to be kept.
+	Room   admission.Room
+	Timing TokenTiming
+	Log    *slog.Logger
 }
 
 // Stored returns the account's token as it is.
@@ -98,6 +100,9 @@ func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion
 // renew exchanges a token, unless somebody else does or did.
 func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) (store.Token, error) {
 	asked := time.Now()
+	if err := r.Room.Err(); err != nil {
+		return r.useOrHold(token, refused, jetpost.CodeTokenRefreshFailed, asked.Add(backoff(1)), err.Error())
+	}
 	current, claimed, err := r.Tokens.ClaimToken(ctx, store.TokenClaim{
 		Account: token.Account, UsedVersion: token.Version, Refused: refused, Pace: r.Timing.pace(), Now: asked,
 	})

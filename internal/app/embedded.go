@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,14 @@ const (
 	// natsStart bounds the start of the embedded server; one with a million
 	// messages takes about a second.
 	natsStart = 20 * time.Second
+	// watchNATS is how often it is looked whether the embedded server still takes writes.
+	watchNATS = 2 * time.Second
+	// streamBroken is how nats-server says that a stream's store could not write: it
+	// refuses everything from then on, whatever becomes of the disk.
+	streamBroken = "Critical write error"
+	// natsStore bounds what the embedded server may promise its streams, in bytes. It is
+	// no limit: the room on the disk is looked at, and streams have bounds of their own.
+	natsStore = 1 << 40
 
 	workerUser   = "jetpost"
 	producerUser = "producer"
@@ -335,11 +344,47 @@ func sameServer(a, b string) bool {
 	return spell(a) == spell(b)
 }
 
+// NATSServer is the embedded nats-server.
+type NATSServer struct {
+	*server.Server
+	broken atomic.Bool
+}
+
+// BrokenError says that the embedded server takes no writes any more, though there is
+// room for them.
+type BrokenError struct{}
+
+func (BrokenError) Error() string {
+	return "NATS could not write, as on a full disk, and takes no writes until it is started again; there is room now"
+}
+
+// Hint tells the operator that a new start mends it.
+func (BrokenError) Hint() string {
+	return "start it again: what was accepted is kept, and whatever NATS did not store it has refused to its producer"
+}
+
+// watch returns when the context ends, or with BrokenError once the server takes no
+// writes and there is room for a new start.
+func (s *NATSServer) watch(ctx context.Context, room func() error) error {
+	every := time.NewTicker(watchNATS)
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-every.C:
+		}
+		if (s.broken.Load() || !s.JetStreamEnabled()) && room() == nil {
+			return BrokenError{}
+		}
+	}
+}
+
 // StartNATS runs a nats-server with JetStream in this process. Whoever
 // connects without credentials is a producer: it may publish jobs, ask for
 // refreshes and read events, and nothing else. The worker's password is made
 // anew at each start.
-func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*server.Server, NATSConfig, error) {
+func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*NATSServer, NATSConfig, error) {
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, NATSConfig{}, &ConfigError{Mistakes: []string{fmt.Sprintf("--nats-listen: %q is not host:port", listen)}}
@@ -363,8 +408,9 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	if err != nil {
 		return nil, NATSConfig{}, err
 	}
-	s, err := server.NewServer(&server.Options{
-		ServerName: "jetpost", Host: host, Port: port, JetStream: true, StoreDir: filepath.Join(dir, natsDir),
+	s := &NATSServer{}
+	s.Server, err = server.NewServer(&server.Options{
+		ServerName: "jetpost", Host: host, Port: port, JetStream: true, StoreDir: filepath.Join(dir, natsDir), JetStreamMaxStore: natsStore,
 		// A job that was accepted survives a power cut; it costs speed that
 		// X's limits leave to spare.
 		SyncAlways: true,
@@ -378,7 +424,7 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	if err != nil {
 		return nil, NATSConfig{}, fmt.Errorf("configure NATS: %w", err)
 	}
-	s.SetLoggerV2(natsLog{log}, false, false, false)
+	s.SetLoggerV2(natsLog{log, &s.broken}, false, false, false)
 	go s.Start()
 	if !s.ReadyForConnections(natsStart) {
 		s.Shutdown()
@@ -387,7 +433,7 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 			Help: "see the log above; the disk may be full, or the data directory unwritable",
 		}
 	}
-	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s}, nil
+	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s.Server}, nil
 }
 
 // hashed is how the server keeps a password. The cost is the least: the
@@ -419,7 +465,11 @@ func producerPermissions(n jetpost.Names) *server.Permissions {
 
 // natsLog passes the embedded server's log on. What it merely notes is of no
 // interest to our operator.
-type natsLog struct{ log *slog.Logger }
+type natsLog struct {
+	log *slog.Logger
+	// broken is set for good once the server has said that a stream takes no writes.
+	broken *atomic.Bool
+}
 
 func (l natsLog) Noticef(format string, v ...any) {
 	l.log.Debug("nats.server", "note", fmt.Sprintf(format, v...))
@@ -437,7 +487,11 @@ func (l natsLog) Warnf(format string, v ...any) {
 	l.log.Warn("nats.server", "warning", fmt.Sprintf(format, v...))
 }
 func (l natsLog) Errorf(format string, v ...any) {
-	l.log.Error("nats.server", "error", fmt.Sprintf(format, v...))
+	text := fmt.Sprintf(format, v...)
+	if strings.Contains(text, streamBroken) {
+		l.broken.Store(true)
+	}
+	l.log.Error("nats.server", "error", text)
 }
 func (l natsLog) Fatalf(format string, v ...any) {
 	l.log.Error("nats.server", "fatal", fmt.Sprintf(format, v...))
