@@ -1,37 +1,26 @@
 package store
 
 import (
-	"bytes"
-	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
+
+	"github.com/jetpost/jetpost/internal/disktest"
 )
 
 // A pair is kept on a disk that is full, in the room that was set aside for it, and what
 // was used is set aside anew once there is room.
 func TestLifeboatOnFullDisk(t *testing.T) {
 	t.Parallel()
-	const size = 2 << 20 // bytes
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		t.Fatalf("a disk to fill is a small tmpfs, which only root may mount: %v; run this test as root, in a container for instance", err)
+	disk := disktest.New(t, 2<<20)
+	if disk == nil {
+		return
 	}
-	defer func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	}()
-	boat := NewLifeboat(filepath.Join(dir, "boat"), "ledger", lifeboatSealer(t))
+	boat := NewLifeboat(filepath.Join(disk.Dir, "boat"), "ledger", lifeboatSealer(t))
 	if err := boat.Prepare(); err != nil {
 		t.Fatal(err)
 	}
-	filler := filepath.Join(dir, "filler")
-	if err := os.WriteFile(filler, bytes.Repeat([]byte("x"), size), 0o600); err == nil {
-		t.Fatal("the disk is not full")
-	}
+	disk.Fill(0)
 	claim, pair, at := lifeboatPair()
 	claimed := func(n int) Token {
 		claim := claim
@@ -54,9 +43,7 @@ func TestLifeboatOnFullDisk(t *testing.T) {
 	if err := boat.Keep(claimed(spares), pair, at); err == nil {
 		t.Error("one more was kept, without room")
 	}
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
+	disk.Free()
 	for _, one := range rescued {
 		if one.Pair != pair {
 			t.Errorf("pair %d came back as %+v", one.Claim.Version, one.Pair)

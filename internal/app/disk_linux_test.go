@@ -1,20 +1,18 @@
 package app_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/disktest"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -24,56 +22,10 @@ import (
 // three times the room below which it begins nothing.
 const diskSize = 3 * health.DiskFull
 
-// smallDisk is a disk of its own, which can be filled.
-type smallDisk struct {
-	t   *testing.T
-	dir string
-}
-
-// newSmallDisk mounts one, for which a test must be root on Linux.
-func newSmallDisk(t *testing.T, size int) *smallDisk {
-	t.Helper()
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		t.Fatalf("a disk to fill is a small tmpfs, which only root may mount: %v; run this test as root, in a container for instance", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return &smallDisk{t: t, dir: dir}
-}
-
-// fill leaves so much room, in bytes, and free gives all of it back.
-func (d *smallDisk) fill(left int64) {
-	d.t.Helper()
-	var s syscall.Statfs_t
-	must(d.t, syscall.Statfs(d.dir, &s))
-	f, err := os.OpenFile(d.filler(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	must(d.t, err)
-	if err := errors.Join(write(f, int64(s.Bavail)*s.Bsize-left), f.Close()); err != nil && left > 0 {
-		d.t.Fatal(err)
-	}
-}
-
-func write(f *os.File, n int64) error {
-	block := bytes.Repeat([]byte("x"), 4096)
-	for ; n > 0; n -= int64(len(block)) {
-		if _, err := f.Write(block); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *smallDisk) free()          { must(d.t, os.Remove(d.filler())) }
-func (d *smallDisk) filler() string { return filepath.Join(d.dir, "filler") }
-
 // diskHouse is 'jetpost up' with a simulated X on a small disk.
 type diskHouse struct {
 	t     *testing.T
-	disk  *smallDisk
+	disk  *disktest.Disk
 	sim   *xsim.Server
 	house *app.House
 	out   *publishers.Publisher
@@ -84,7 +36,7 @@ type diskHouse struct {
 
 func (d *diskHouse) config() app.HouseConfig {
 	return app.HouseConfig{
-		Data: filepath.Join(d.disk.dir, "data"), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", Sim: d.sim, SimAccounts: []string{"alice"},
+		Data: filepath.Join(d.disk.Dir, "data"), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", Sim: d.sim, SimAccounts: []string{"alice"},
 	}
 }
 
@@ -139,7 +91,11 @@ func posts(sims ...*xsim.Server) map[string]int {
 // producers were promised, once.
 func TestDiskRunsFull(t *testing.T) {
 	t.Parallel()
-	d := &diskHouse{t: t, disk: newSmallDisk(t, diskSize), sim: &xsim.Server{Seed: 1}}
+	disk := disktest.New(t, diskSize)
+	if disk == nil {
+		return
+	}
+	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
 	d.open()
 	promised := map[string]bool{}
 	publish := func(text string) error {
@@ -154,7 +110,7 @@ func TestDiskRunsFull(t *testing.T) {
 	must(t, publish("with room"))
 	d.until("the first is posted", gone)
 
-	d.disk.fill(health.DiskFull - 1<<20)
+	d.disk.Fill(health.DiskFull - 1<<20)
 	d.until("status tells of the disk, and the worker", func() bool {
 		status, err := d.house.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
 		must(t, err)
@@ -175,10 +131,10 @@ func TestDiskRunsFull(t *testing.T) {
 	if status.QueuedJobs == nil || *status.QueuedJobs != 20 {
 		t.Errorf("without room jobs were accepted: %+v", status)
 	}
-	d.disk.free()
+	d.disk.Free()
 	d.until("what waited is posted once there is room", gone)
 
-	d.disk.fill(0)
+	d.disk.Fill(0)
 	refused := error(nil)
 	for n := 0; refused == nil && n < 10_000; n++ {
 		refused = publish(fmt.Sprintf("full %d %s", n, strings.Repeat("x", 200)))
@@ -189,7 +145,7 @@ func TestDiskRunsFull(t *testing.T) {
 		t.Fatalf("it ended while the disk was full: %v", err)
 	case <-time.After(3 * time.Second):
 	}
-	d.disk.free()
+	d.disk.Free()
 	select {
 	case err := <-d.over:
 		if !errors.Is(err, app.BrokenError{}) {
@@ -223,7 +179,11 @@ func TestDiskRunsFull(t *testing.T) {
 // An installation does not begin where it would stop at once.
 func TestUpWithoutRoom(t *testing.T) {
 	t.Parallel()
-	d := &diskHouse{t: t, disk: newSmallDisk(t, health.DiskFull-1<<20), sim: &xsim.Server{Seed: 1}}
+	disk := disktest.New(t, health.DiskFull-1<<20)
+	if disk == nil {
+		return
+	}
+	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
 	_, err := app.Up(t.Context(), d.config(), slog.New(slog.DiscardHandler))
 	if want := "30 MiB of 31 MiB are free"; err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "32 MiB are needed") || app.Hint(err) == "" {
 		t.Errorf("up said %v, want %q with both numbers and what to do", err, want)
@@ -233,7 +193,11 @@ func TestUpWithoutRoom(t *testing.T) {
 // What an installation promises its streams is no reason not to begin.
 func TestUpWithLittleRoom(t *testing.T) {
 	t.Parallel()
-	d := &diskHouse{t: t, disk: newSmallDisk(t, 1200<<20), sim: &xsim.Server{Seed: 1}}
+	disk := disktest.New(t, 1200<<20)
+	if disk == nil {
+		return
+	}
+	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
 	d.open()
 	d.close()
 }
