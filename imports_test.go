@@ -46,7 +46,7 @@ func layers() []layer {
 		// they had in common they could be wrong about together.
 		{dir: "xapi/xsim", tests: []string{"internal/xspectest"}},
 
-		{dir: "store", use: []string{".", "internal/secret"}, tests: drivers},
+		{dir: "store", use: []string{".", "internal/secret"}, tests: slices.Concat(drivers, []string{"internal/disktest"})},
 		{
 			dir: "store/...", use: []string{".", "store", "internal/secret"},
 			tests: []string{"store/storetest", "internal/pgtest"},
@@ -69,6 +69,7 @@ func layers() []layer {
 		{dir: "internal/telemetry", use: []string{"."}},
 		{dir: "internal/natstest"},
 		{dir: "internal/pgtest"},
+		{dir: "internal/disktest"},
 		{dir: "internal/xspectest"},
 		{dir: "internal/app", use: []string{"..."}},
 		{dir: "cmd/...", use: []string{"..."}},

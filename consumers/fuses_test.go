@@ -1,9 +1,11 @@
 package consumers
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -331,4 +333,50 @@ func TestPausedApp(t *testing.T) {
 	check(t, err)
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 	equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
+}
+
+// TestRoom: without room on the disk no intent and no exchange is begun, also in
+// mid-thread, and with room everything goes on.
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := fused(t, admission.Fuses{})
+		none := errors.New("no room")
+		var full atomic.Bool
+		room := func() error {
+			if full.Load() {
+				return none
+			}
+			return nil
+		}
+		hook := &ledgerHook{Store: b.ledger}
+		hook.after = nth("posted", 1, func() error { full.Store(true); return nil })
+		b.h.Ledger, b.h.Room = hook, room
+		b.publish(t, "thread", thread("one", "two", "three")...)
+		r, err := b.ledger.Request(t.Context(), b.key)
+		check(t, err)
+		equal(t, "posted", r.Status.Posted, 1)
+		equal(t, "attempts", r.Status.Attempts, 1)
+		equal(t, "handled", b.h.Handle(t.Context(), b.ring("acme")), none)
+
+		token, err := b.ledger.Token(t.Context(), "acme")
+		check(t, err)
+		tokens := b.bubble()
+		tokens.Room = room
+		if _, err := tokens.EnsureFresh(t.Context(), "acme", token.Version); err == nil || !strings.Contains(err.Error(), none.Error()) {
+			t.Errorf("a refused token: %v", err)
+		}
+		refresh := &RefreshHandler{Refresher: tokens, Names: b.names, Log: b.log}
+		equal(t, "asked by hand", refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}), none)
+		_, err = refresh.claim(t.Context(), jetpost.RefreshBatch{}, 1)
+		equal(t, "a batch", err, none)
+		equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
+
+		full.Store(false)
+		b.run(t, b.h, "acme")
+		b.published(t, "thread", 3)
+		b.texts(t, "acme", "one", "two", "three")
+		check(t, refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}))
+		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	})
 }

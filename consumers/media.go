@@ -11,12 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +36,9 @@ const (
 	slowestFetch = 64 << 10
 	// fetchRedirects bounds the redirects of one fetch.
 	fetchRedirects = 3
+	// spoolMax is how many bytes of media one worker keeps on its disk at once: some of
+	// the largest videos. It leaves room for the database and the lifeboat beside it.
+	spoolMax = 2 << 30
 )
 
 // MediaSource reads media from where a request names it. Bytes reach X as they
@@ -46,6 +51,39 @@ type MediaSource struct {
 	Allow []netip.Prefix
 
 	roots *x509.CertPool // trusted instead of the system's, in tests
+
+	spooled atomic.Int64 // bytes that are taken of spoolMax
+}
+
+// share is a medium's part of spoolMax.
+type share struct {
+	*os.File
+	spooled *atomic.Int64
+	bytes   int64
+}
+
+// take sets bytes aside before they are read, so that of several media at least one gets
+// to its end.
+func (f *share) take(bytes int64) error {
+	if used := f.spooled.Add(bytes); used > spoolMax {
+		f.spooled.Add(-bytes)
+		return &mediaError{err: fmt.Errorf("the media of other accounts use %d MiB of this worker's disk, and with %d MiB more it were more than %d MiB",
+			(used-bytes)>>20, bytes>>20, spoolMax>>20)}
+	}
+	f.bytes = bytes
+	return nil
+}
+
+// shrink gives back what is not needed.
+func (f *share) shrink(to int64) {
+	f.spooled.Add(to - f.bytes)
+	f.bytes = to
+}
+
+// Close gives back all.
+func (f *share) Close() error {
+	f.shrink(0)
+	return f.File.Close()
 }
 
 // blob is one media, read whole: in memory where it came with the request, else in
@@ -128,7 +166,7 @@ func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) 
 func (s *MediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) {
 	if m.URL == "" && m.Object == "" {
 		b := &blob{ReaderAt: bytes.NewReader(m.Data), Closer: io.NopCloser(nil)}
-		return b, b.fill(bytes.NewReader(m.Data), io.Discard)
+		return b, b.fill(bytes.NewReader(m.Data), io.Discard, func(int64) (int64, error) { return int64(len(m.Data)), nil })
 	}
 	p := startPace(ctx)
 	defer p.end()
@@ -156,7 +194,7 @@ func (s *MediaSource) object(p *pace, name string) (*blob, error) {
 		return nil, &mediaError{err: fmt.Errorf("read media object %q: %w", name, err)}
 	}
 	defer func() { _ = object.Close() }() // only read from
-	return spool(p.reader(object))
+	return s.spool(p.reader(object), int64(min(info.Size, math.MaxInt64)))
 }
 
 // untimed keeps the object store from giving up a whole object after the few seconds
@@ -166,24 +204,33 @@ type untimed struct{ context.Context }
 
 func (untimed) Deadline() (time.Time, bool) { return time.Now().Add(time.Second), true }
 
-// spool reads a media into a file without a name.
-func spool(r io.Reader) (*blob, error) {
+// spool reads a media into a file without a name. It is told the size, 0 or less where
+// nobody knows it.
+func (s *MediaSource) spool(r io.Reader, size int64) (*blob, error) {
 	file, err := os.CreateTemp("", "jetpost-media-*")
 	if err != nil {
 		return nil, &mediaError{err: fmt.Errorf("make room for media: %w", err)}
 	}
 	_ = os.Remove(file.Name()) // where an open file cannot be removed, it stays
-	b := &blob{ReaderAt: file, Closer: file}
-	if err := b.fill(r, file); err != nil {
-		_ = file.Close()
+	room := &share{File: file, spooled: &s.spooled}
+	b := &blob{ReaderAt: file, Closer: room}
+	err = b.fill(r, file, func(limit int64) (int64, error) {
+		if size > 0 {
+			limit = min(limit, size)
+		}
+		return limit, room.take(limit)
+	})
+	if err != nil {
+		_ = room.Close()
 		return nil, err
 	}
+	room.shrink(b.size)
 	return b, nil
 }
 
 // fill reads what r has into w, and tells its size, type and digest. It stops where
-// X would not take it.
-func (b *blob) fill(r io.Reader, w io.Writer) error {
+// X would not take it, or where there is more than take has made room for.
+func (b *blob) fill(r io.Reader, w io.Writer, take func(limit int64) (int64, error)) error {
 	head := make([]byte, xapi.SniffBytes)
 	n, err := io.ReadFull(r, head)
 	head = head[:n]
@@ -198,14 +245,20 @@ func (b *blob) fill(r io.Reader, w io.Writer) error {
 	if limit == 0 {
 		return invalidMedia("it is %s; X takes %s", b.mime, xapi.MediaKinds)
 	}
+	room, err := take(limit)
+	if err != nil {
+		return err
+	}
 	sum := sha256.New()
-	whole := io.LimitReader(io.MultiReader(bytes.NewReader(head), r), limit+1)
+	whole := io.LimitReader(io.MultiReader(bytes.NewReader(head), r), room+1)
 	b.size, err = io.Copy(io.MultiWriter(w, sum), whole)
 	switch {
 	case err != nil:
 		return &mediaError{err: fmt.Errorf("read media: %w", err)}
 	case b.size > limit:
 		return invalidMedia("it is larger than the %d bytes that X takes of %s", limit, b.mime)
+	case b.size > room:
+		return invalidMedia("it is larger than the %d bytes that its source told", room)
 	}
 	b.digest = hex.EncodeToString(sum.Sum(nil))
 	return nil
@@ -250,7 +303,7 @@ func (s *MediaSource) fetch(p *pace, address string) (*blob, error) {
 		}
 		return nil, fault
 	}
-	return spool(p.reader(resp.Body))
+	return s.spool(p.reader(resp.Body), resp.ContentLength)
 }
 
 // pace ends a read of which nothing comes for fetchTimeout, or less than

@@ -17,6 +17,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -450,4 +452,39 @@ type awayObjects struct{ jetstream.ObjectStore }
 
 func (awayObjects) GetInfo(context.Context, string, ...jetstream.GetObjectInfoOpt) (*jetstream.ObjectInfo, error) {
 	return nil, errAway
+}
+
+// TestMediaSpool: the media of one worker fill no disk. What there is no room for now is
+// tried again; what was read takes no more than it is, until it is closed.
+func TestMediaSpool(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		source := &MediaSource{Objects: &slowObjects{every: time.Second, pieces: 2, size: 1000}}
+		const fit = spoolMax / xapi.MaxVideoBytes
+		var read, refused atomic.Int64
+		var all sync.WaitGroup
+		for range fit + 2 {
+			all.Go(func() {
+				b, err := source.Open(t.Context(), jetpost.Media{Object: "x"}, "")
+				var fault *mediaError
+				switch {
+				case err == nil:
+					read.Add(1)
+					defer func() { check(t, b.Close()) }()
+				case errors.As(err, &fault) && fault.code == "" && strings.Contains(err.Error(), "2048 MiB"):
+					refused.Add(1)
+				default:
+					t.Errorf("error is %v", err)
+				}
+			})
+		}
+		all.Wait()
+		equal(t, "read", read.Load(), fit)
+		equal(t, "refused", refused.Load(), 2)
+		equal(t, "left", source.spooled.Load(), 0)
+		b, err := source.Open(t.Context(), jetpost.Media{Object: "x"}, "")
+		check(t, err)
+		equal(t, "taken once it is read", source.spooled.Load(), 2000)
+		check(t, b.Close())
+	})
 }

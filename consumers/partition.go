@@ -207,6 +207,9 @@ func (p *partition) read(ctx context.Context, lease heldLease) error {
 	if err := h.begin(ctx); err != nil {
 		return err
 	}
+	if err := p.clear(ctx, lease, h); err != nil {
+		return err
+	}
 	p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
 	iter, err := p.consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(batchJobs, max(batchBytes, maxMessage(stream))),
 		jetstream.PullExpiry(pullExpiry), jetstream.WithMessagesErrOnMissingHeartbeat(true))
@@ -244,6 +247,29 @@ func (p *partition) read(ctx context.Context, lease heldLease) error {
 		}
 		if wait = gapWait; settled { // what is left of the hand may be ready too
 			wait = 0
+		}
+	}
+}
+
+// clear handles and removes what was acknowledged and is still there: a server whose
+// disk is full counts an acknowledgement and cannot remove the message, which nobody
+// gets any more. It was accepted, unless the server has lost more than that.
+func (p *partition) clear(ctx context.Context, lease heldLease, h *hand) error {
+	for {
+		msg, err := h.stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(h.subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && msg.Sequence > h.floor {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look for what is left: %w", err)
+		}
+		left := Delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Stopping: ctx.Done()}
+		if done, err := p.handle(lease, []Delivery{left}); done == 0 {
+			return fmt.Errorf("handle what is left: %w", err)
+		}
+		p.r.Log.Warn("delivery.left", "subject", msg.Subject, "sequence", msg.Sequence)
+		if err := h.stream.DeleteMsg(ctx, msg.Sequence); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return fmt.Errorf("remove what is left: %w", err)
 		}
 	}
 }
@@ -399,6 +425,10 @@ type hand struct {
 	// next is the place that the next delivery has if nobody else got one since all
 	// before were done; 0 where that is not known.
 	next uint64
+	// floor is the place in the stream up to which all was acknowledged at the beginning,
+	// and subject what the consumer reads.
+	floor   uint64
+	subject string
 }
 
 // begin finds out whether everything that was delivered is done.
@@ -407,6 +437,7 @@ func (h *hand) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find consumer: %w", err)
 	}
+	h.floor, h.subject = info.AckFloor.Stream, info.Config.FilterSubject
 	if info.NumAckPending == 0 {
 		h.next = info.Delivered.Consumer + 1
 	}
@@ -484,7 +515,7 @@ func (h *hand) sure(ctx context.Context, cards []*card) ([]*card, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find consumer: %w", err)
 	}
-	from := uint64(1)
+	from := h.floor + 1
 	for i := 0; i < len(cards); {
 		first, err := h.stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(info.Config.FilterSubject))
 		switch {

@@ -49,6 +49,7 @@ type PublishHandler struct {
 	Fuses    admission.Fuses
 	Health   *Health
 	Clocks   *Clocks
+	Room     admission.Room
 	Names    jetpost.Names
 	Timing   Timing
 	Worker   string // names this worker in leases and logs
@@ -58,7 +59,7 @@ type PublishHandler struct {
 // Handle runs one lane. A lane that another worker holds is left alone: its
 // holder sees the ring in the ledger and, should it die, the Sweeper does.
 func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
-	if err := h.Clocks.Err(); err != nil {
+	if err := cmp.Or(h.Clocks.Err(), h.Room.Err()); err != nil {
 		return err
 	}
 	account := d.Subject[strings.LastIndexByte(d.Subject, '.')+1:]
@@ -75,7 +76,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	run.pass = &admission.Pass{
 		Gate: h.Gate, Windows: h.Windows, Fuses: h.Fuses, Ledger: patientLedger{run}, Lane: lane,
-		Stopping: d.Stopping, CallTimeout: h.Timing.CallTimeout(), Log: run.log,
+		Stopping: d.Stopping, Room: h.Room, CallTimeout: h.Timing.CallTimeout(), Log: run.log,
 	}
 	stop := run.keepLease(ctx)
 	defer stop()
@@ -118,7 +119,7 @@ func (r *laneRun) run(ctx context.Context) error {
 		}
 		r.pause = look.Pause
 		head, wakeAt := runnable(look, now)
-		if head != nil && !r.d.stopping() && !now.After(r.until) {
+		if head != nil && !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil {
 			if err := r.settle(ctx, head, look.Rings, r.advance(ctx, head)); err != nil {
 				return err
 			}

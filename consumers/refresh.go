@@ -193,6 +193,9 @@ func (h *RefreshHandler) exchange(ctx context.Context, tokens []store.Token, ask
 // since what one batch has met all others would meet too.
 func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, limit int) ([]store.Token, error) {
 	r := h.Refresher
+	if err := r.Room.Err(); err != nil {
+		return nil, err
+	}
 	now := time.Now()
 	reason, held := r.Gate.Outage()
 	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, now); stopped {
@@ -248,6 +251,9 @@ func forcedLately(token store.Token, now time.Time) bool {
 // one refreshes one account's token, by hand: a producer's, or as an operator orders.
 func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest, ordered bool) error {
 	r := h.Refresher
+	if err := r.Room.Err(); err != nil {
+		return err
+	}
 	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, time.Now()); stopped {
 		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil

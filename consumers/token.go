@@ -62,6 +62,8 @@ type Refresher struct {
 	Lifeboat lifeboat
 	Names    jetpost.Names
 	Health   *Health
+	// Room is looked at before each exchange: X's answer has to be kept.
+	Room   admission.Room
 	Timing   TokenTiming
 	Log      *slog.Logger
 	// Stopping is closed when the worker is asked to stop: a pair that lies in the
@@ -106,6 +108,9 @@ func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion
 // renew exchanges a token, unless somebody else does or did.
 func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) (store.Token, error) {
 	asked := time.Now()
+	if err := r.Room.Err(); err != nil {
+		return r.useOrHold(token, refused, jetpost.CodeTokenRefreshFailed, asked.Add(backoff(1)), err.Error())
+	}
 	current, claimed, err := r.Tokens.ClaimToken(ctx, store.TokenClaim{
 		Account: token.Account, UsedVersion: token.Version, Refused: refused, Pace: r.Timing.pace(), Now: asked,
 	})

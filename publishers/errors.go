@@ -119,6 +119,24 @@ func (e *SubjectsTakenError) Hint() string {
 	return "set JETPOST_PREFIX to give this installation subjects of its own"
 }
 
+// StorageError: NATS cannot promise a stream its room.
+type StorageError struct {
+	Stream   string
+	Bytes    int64  // that the stream is to have on each server
+	Promised uint64 // bytes, to the account's streams by now
+	Err      error
+}
+
+func (e *StorageError) Error() string {
+	return fmt.Sprintf("NATS has no room of %d MiB for stream %s beside the %d MiB that it has promised to others: %v", e.Bytes>>20, e.Stream, e.Promised>>20, e.Err)
+}
+func (e *StorageError) Unwrap() error { return e.Err }
+
+// Hint implements [Hint].
+func (e *StorageError) Hint() string {
+	return "make room on the disk of nats-server, raise its max_file_store or the account's limit, or ask for less with --jobs-mib and --media-mib"
+}
+
 // OtherLedgerError: the stream was set up for another database. It was not
 // touched.
 type OtherLedgerError struct{ Stream, Want, Got string }

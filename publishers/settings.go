@@ -15,11 +15,13 @@ import (
 // Defaults of TopologyConfig.
 const (
 	DefaultReplicas     = 1
-	DefaultJobsMaxBytes = 1 << 30 // bytes: 1 GiB
-	DefaultRefreshCron  = "0 0 */6 * * *"
-	DefaultRefreshTTL   = 6 * time.Hour
-	DefaultFailedMaxAge = 30 * 24 * time.Hour
-	DefaultEventsMaxAge = 7 * 24 * time.Hour
+	DefaultJobsMaxBytes = 256 << 20 // bytes: 256 MiB
+	// DefaultMediaMaxBytes has room for some of X's largest videos: 4 GiB.
+	DefaultMediaMaxBytes = 4 << 30
+	DefaultRefreshCron   = "0 0 */6 * * *"
+	DefaultRefreshTTL    = 6 * time.Hour
+	DefaultFailedMaxAge  = 30 * 24 * time.Hour
+	DefaultEventsMaxAge  = 7 * 24 * time.Hour
 )
 
 // Limits and intervals of the topology that nobody needs to tune.
@@ -27,8 +29,17 @@ const (
 	minServerVersion = "2.14.0" // the first with cron schedules and reliable sourcing from work queues
 	minAPILevel      = 4        // what a JetStream of that version calls itself; the cluster's leader may be older than our server
 
-	maxReplicas     = 5                // nats-server's own limit
-	minRefreshTTL   = time.Second      // nats-server's own limit
+	maxReplicas   = 5           // nats-server's own limit
+	minRefreshTTL = time.Second // nats-server's own limit
+	// What is bounded by age too: room on the disk, which nats-server promises as it makes
+	// the stream, and messages, of which its memory has some 350 bytes for each subject. Of
+	// events and failed jobs the oldest go first; media are refused, as jobs are.
+	eventsMaxBytes = 512 << 20 // bytes
+	eventsMaxMsgs  = 1_000_000
+	failedMaxBytes = 256 << 20 // bytes
+	failedMaxMsgs  = 100_000
+	mediaMaxMsgs   = 200_000 // pieces of 128 KiB, and one more an object
+
 	refreshMaxMsgs  = 100_000          // ticks, batches and requests: batches of a million tokens
 	recordRoom      = 16 << 10         // bytes that a failed record may add to the message that it keeps
 	limitsMarkerTTL = time.Minute      // how long a watcher can learn that a key of the limits bucket expired
@@ -58,6 +69,9 @@ type TopologyConfig struct {
 	// JobsMaxBytes is the room for jobs that no worker has taken yet; beyond it
 	// producers are refused. Default DefaultJobsMaxBytes.
 	JobsMaxBytes int64
+	// MediaMaxBytes is the room of the media object store; beyond it producers are
+	// refused. Default DefaultMediaMaxBytes.
+	MediaMaxBytes int64
 	// RefreshCron is when refresh rounds start: six fields, the first of which
 	// is seconds. Default DefaultRefreshCron.
 	RefreshCron string
@@ -78,6 +92,7 @@ type TopologyConfig struct {
 func (c TopologyConfig) complete() (TopologyConfig, error) {
 	c.Replicas = cmp.Or(c.Replicas, DefaultReplicas)
 	c.JobsMaxBytes = cmp.Or(c.JobsMaxBytes, DefaultJobsMaxBytes)
+	c.MediaMaxBytes = cmp.Or(c.MediaMaxBytes, DefaultMediaMaxBytes)
 	c.RefreshCron = cmp.Or(c.RefreshCron, DefaultRefreshCron)
 	c.RefreshTTL = cmp.Or(c.RefreshTTL, DefaultRefreshTTL)
 	c.FailedMaxAge = cmp.Or(c.FailedMaxAge, DefaultFailedMaxAge)
@@ -92,6 +107,7 @@ func (c TopologyConfig) complete() (TopologyConfig, error) {
 	refuse(c.LedgerID == "", "ledger id: missing")
 	refuse(c.Replicas < 1 || c.Replicas > maxReplicas, "replicas: %d, want 1 to %d", c.Replicas, maxReplicas)
 	refuse(c.JobsMaxBytes < 0, "jobs max bytes: %d is negative", c.JobsMaxBytes)
+	refuse(c.MediaMaxBytes < 0, "media max bytes: %d is negative", c.MediaMaxBytes)
 	refuse(c.RefreshTTL < minRefreshTTL, "refresh ttl: %v, want at least %v", c.RefreshTTL, minRefreshTTL)
 	refuse(c.FailedMaxAge < time.Second, "failed max age: %v, want at least 1s", c.FailedMaxAge)
 	refuse(c.EventsMaxAge < time.Second, "events max age: %v, want at least 1s", c.EventsMaxAge)
@@ -203,6 +219,8 @@ func (c TopologyConfig) failedStream() jetstream.StreamConfig {
 		// A request that fails again replaces its record.
 		MaxMsgsPerSubject: 1,
 		MaxAge:            c.FailedMaxAge,
+		MaxBytes:          failedMaxBytes,
+		MaxMsgs:           failedMaxMsgs,
 		AllowDirect:       true,
 	}
 }
@@ -214,6 +232,8 @@ func (c TopologyConfig) eventsStream() jetstream.StreamConfig {
 		Description: "jetpost: what happened to requests, accounts and the app.",
 		Subjects:    []string{n.AllEvents()},
 		MaxAge:      c.EventsMaxAge,
+		MaxBytes:    eventsMaxBytes,
+		MaxMsgs:     eventsMaxMsgs,
 		AllowDirect: true,
 	}
 }
@@ -244,6 +264,8 @@ func (c TopologyConfig) mediaStream() jetstream.StreamConfig {
 		Description: "jetpost: media that producers put there.",
 		Subjects:    []string{"$O." + n.MediaBucket() + ".C.>", "$O." + n.MediaBucket() + ".M.>"},
 		Discard:     jetstream.DiscardNew,
+		MaxBytes:    c.MediaMaxBytes,
+		MaxMsgs:     mediaMaxMsgs,
 		AllowRollup: true,
 		AllowDirect: true,
 	})

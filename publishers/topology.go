@@ -233,16 +233,28 @@ func setupStream(ctx context.Context, js jetstream.JetStream, want jetstream.Str
 			if hasCode(err, codeSubjectsOverlap) {
 				err = &SubjectsTakenError{Stream: want.Name, Err: err}
 			}
-			return ActionCreated, verifyStream(made, want, err)
+			return ActionCreated, verifyStream(made, want, outOfStorage(ctx, js, want, err))
 		}
 		merged := mergeStream(*got, want)
 		if reflect.DeepEqual(*got, merged) {
 			return ActionUnchanged, nil
 		}
 		made, err := ask(ctx, func(ctx context.Context) (jetstream.Stream, error) { return js.UpdateStream(ctx, merged) })
-		return ActionUpdated, verifyStream(made, want, err)
+		return ActionUpdated, verifyStream(made, want, outOfStorage(ctx, js, want, err))
 	}
 	return "", fmt.Errorf("settings changed %d times meanwhile", maxRaces)
+}
+
+// outOfStorage tells with both numbers that there is no room for a stream.
+func outOfStorage(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig, err error) error {
+	if !hasCode(err, codeStorageExceeded, codeResourcesExceeded) {
+		return err
+	}
+	short := &StorageError{Stream: want.Name, Bytes: want.MaxBytes, Err: err}
+	if info, err := js.AccountInfo(ctx); err == nil {
+		short.Promised = info.ReservedStore
+	}
+	return short
 }
 
 // verifyStream makes sure that the server took every setting: one that is too
@@ -276,6 +288,7 @@ func keepSizes(want, got jetstream.StreamConfig) jetstream.StreamConfig {
 	want.Replicas = got.Replicas
 	want.MaxAge = got.MaxAge
 	want.MaxBytes = got.MaxBytes
+	want.MaxMsgs = got.MaxMsgs
 	want.MaxMsgSize = got.MaxMsgSize
 	want.Description = got.Description
 	return want

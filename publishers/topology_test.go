@@ -507,3 +507,22 @@ func TestSetup(t *testing.T) {
 		}
 	})
 }
+
+// A server without the room that a stream is to have is told of with both numbers, and
+// with what to do.
+func TestSetupWithoutRoom(t *testing.T) {
+	t.Parallel()
+	tb := bare(t, func(o *server.Options) { o.JetStreamMaxStore, o.JetStreamMaxMemory = 1200<<20, 1<<30 })
+	_, err := Setup(t.Context(), tb.js, tb.cfg)
+	var short *StorageError
+	if !errors.As(err, &short) || short.Bytes != DefaultMediaMaxBytes || short.Promised != DefaultJobsMaxBytes+eventsMaxBytes+failedMaxBytes || Hint(err) == "" {
+		t.Errorf("setup said %v", err)
+	}
+	tb.cfg.MediaMaxBytes = 100 << 20
+	if _, err := Setup(t.Context(), tb.js, tb.cfg); err != nil {
+		t.Errorf("with less for media: %v", err)
+	}
+	if err := Check(t.Context(), tb.js, TopologyConfig{Names: tb.names, LedgerID: testLedger}); err != nil {
+		t.Errorf("the sizes are the operator's: %v", err)
+	}
+}

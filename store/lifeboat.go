@@ -1,6 +1,8 @@
 package store
 
 import (
+	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -19,6 +22,14 @@ const (
 	berthLock      = "lock"
 	lifeboatSuffix = ".pair.json"
 	halfSuffix     = ".tmp" // of a file that is not whole yet
+	sparePrefix    = ".spare-"
+)
+
+// The room that each berth sets aside, for pairs that must be kept on a full disk: more
+// than a worker exchanges at once, each with room for the longest tokens known.
+const (
+	spares    = 64
+	spareSize = 8 << 10 // bytes
 )
 
 // Lifeboat keeps token pairs that X gave until the database has taken them, one
@@ -28,13 +39,14 @@ const (
 // Any number of processes share a directory, also from several containers. Each
 // has a berth of its own in it, a directory whose lock it holds for as long as it
 // lives; what lies in a berth that nobody holds is taken over by whoever looks
-// first. It is safe for concurrent use.
+// first. A berth has room set aside, for the day that the disk is full. It is safe for concurrent use.
 type Lifeboat struct {
 	dir      string
 	berth    string // dir itself until Prepare has made one
 	lock     *os.File
 	ledgerID string
 	sealer   *Sealer
+	spareMu  sync.Mutex // of the spare files
 }
 
 // NewLifeboat uses a directory, which Prepare makes. Pairs
@@ -90,7 +102,53 @@ func (l *Lifeboat) Prepare() error {
 		return errors.Join(fmt.Errorf("write to lifeboat: %w", err), lock.Close())
 	}
 	l.berth, l.lock = berth, lock
+	if err := l.setAside(); err != nil {
+		return errors.Join(fmt.Errorf("set room aside in lifeboat: %w", err), l.Close())
+	}
 	return nil
+}
+
+// setAside fills up the spare files. They hold random bytes, since a file system may
+// keep no room for others. Nothing is synced: a crash ends the berth too.
+func (l *Lifeboat) setAside() error {
+	l.spareMu.Lock()
+	defer l.spareMu.Unlock()
+	for n := range spares {
+		path := filepath.Join(l.berth, fmt.Sprintf("%s%d%s", sparePrefix, n, halfSuffix))
+		if exists(path) {
+			continue
+		}
+		filler := make([]byte, spareSize)
+		_, _ = rand.Read(filler) // it never fails
+		if err := os.WriteFile(path, filler, 0o600); err != nil {
+			return errors.Join(err, os.Remove(path))
+		}
+	}
+	return nil
+}
+
+// intoSpare writes a file where room was set aside for it: over a spare one, in place.
+func (l *Lifeboat) intoSpare(path string, data []byte) error {
+	l.spareMu.Lock()
+	defer l.spareMu.Unlock()
+	found, err := list(l.berth, sparePrefix, halfSuffix)
+	switch {
+	case err != nil:
+		return err
+	case len(found) == 0 || len(data) > spareSize:
+		return errors.New("no room is set aside for it")
+	}
+	spare := found[0]
+	f, err := os.OpenFile(spare, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	// White space after it covers all that was there.
+	_, err = f.Write(append(data, bytes.Repeat([]byte{' '}, spareSize-len(data))...))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return place(spare, path)
 }
 
 // Close leaves the berth, with the pairs in it, to others.
@@ -219,8 +277,11 @@ func (l *Lifeboat) Keep(claim Token, pair Pair, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := writeWhole(l.path(claim), append(text, '\n')); err != nil {
-		return fmt.Errorf("write to lifeboat: %w", err)
+	text = append(text, '\n')
+	if err := writeWhole(l.path(claim), text); err != nil {
+		if spared := l.intoSpare(l.path(claim), text); spared != nil {
+			return fmt.Errorf("write to lifeboat: %w", errors.Join(err, spared))
+		}
 	}
 	return nil
 }
@@ -233,12 +294,19 @@ func writeWhole(path string, data []byte) error {
 		return err
 	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = place(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// place gives a file that is on disk its name, and has that on disk too.
+func place(from, path string) error {
+	if err := os.Rename(from, path); err != nil {
+		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -251,6 +319,9 @@ func writeWhole(path string, data []byte) error {
 func (l *Lifeboat) Drop(claim Token) error {
 	if err := os.Remove(l.path(claim)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if l.lock != nil {
+		_ = l.setAside() // what there is no room for now is tried again at the next one
 	}
 	return nil
 }

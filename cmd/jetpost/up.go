@@ -73,6 +73,7 @@ type upCmd struct {
 	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own: nothing leaves this machine."`
 	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where the simulated X listens (${default})."`
 	WebListen    string `placeholder:"ADDR" help:"Serve the pages with which customers connect their accounts here, for example on 127.0.0.1:8088."`
+	roomFlags    `embed:""`
 	siteFlags    `embed:""`
 	workFlags    `embed:""`
 	connectFlags `embed:""`
@@ -91,7 +92,7 @@ func (c *upCmd) Run(e *env) error {
 	}
 	c.workFlags.apply(&cfg, e.data(c.Sim))
 	c.siteFlags.apply(&cfg, c.WebListen)
-	cfg.Refresh.Cron = c.RefreshCron
+	cfg.Refresh.Cron, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.RefreshCron, c.JobsMiB, c.MediaMiB
 	house := app.HouseConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
 		OnNewKey: func(path string) {

@@ -33,8 +33,23 @@ func (c *workerCmd) Run(e *env) error {
 	return w.Run(e.ctx)
 }
 
+// roomFlags say how much NATS keeps, in 'up' and in 'setup'.
+type roomFlags struct {
+	JobsMiB  int64 `name:"jobs-mib" env:"JETPOST_JOBS_MIB" default:"256" placeholder:"MIB" help:"Room for jobs that no worker has accepted yet, in MiB (${default}); beyond it producers are refused."`
+	MediaMiB int64 `name:"media-mib" env:"JETPOST_MEDIA_MIB" default:"4096" placeholder:"MIB" help:"Room for the media object store, in MiB (${default}); beyond it producers are refused."`
+}
+
+// Validate refuses no room at all.
+func (f *roomFlags) Validate() error {
+	if f.JobsMiB < 1 || f.MediaMiB < 1 {
+		return fmt.Errorf("--jobs-mib, --media-mib: %d and %d, want 1 at least", f.JobsMiB, f.MediaMiB)
+	}
+	return nil
+}
+
 // setupCmd is 'jetpost setup'.
 type setupCmd struct {
+	roomFlags    `embed:""`
 	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
 	Replicas     int    `default:"1" help:"Replicas of each stream: 1, or 3 in a cluster that must outlive one of its servers."`
 	connectFlags `embed:""`
@@ -56,6 +71,7 @@ func (c *setupCmd) Run(e *env) error {
 		return mistakes("cannot set up", fmt.Sprintf("--replicas: %d, want 1 at least", c.Replicas))
 	}
 	cfg.Refresh.Cron, cfg.NATS.Replicas = c.RefreshCron, c.Replicas
+	cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.JobsMiB, c.MediaMiB
 	report, err := cfg.Setup(e.ctx, e.log)
 	if err != nil {
 		return err

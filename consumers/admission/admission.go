@@ -3,6 +3,7 @@
 //
 //	what is asked                              asked by
 //	is the worker to stop? ................... Ask, Permit
+//	has its disk room for what comes of it? .. Ask, Permit
 //	is the account paused? ................... Open
 //	does a fuse of the operator hold it? ..... Open
 //	is the app stopped, and who finds out
@@ -42,8 +43,21 @@ const (
 	windowOpens = 5 * time.Second
 )
 
-// ErrLeaving says that the worker is asked to stop, and begins nothing more.
-var ErrLeaving = errors.New("the worker is asked to stop")
+// ErrLeaving says that the worker is asked to stop, or has no room to write down what
+// comes of a call, and begins nothing more.
+var ErrLeaving = errors.New("the worker begins nothing more")
+
+// Room tells why nothing may be begun that has to be written down, in an error, or nil
+// where there is room enough. A nil Room has enough.
+type Room func() error
+
+// Err looks once.
+func (r Room) Err() error {
+	if r == nil {
+		return nil
+	}
+	return r()
+}
 
 // WaitError says that something must not be done now: until when and why. Without an
 // Until nobody knows the end, or it waits for somebody to act.
@@ -78,6 +92,8 @@ type Pass struct {
 	Lane    store.Lane
 	// Stopping is closed once the worker is asked to stop.
 	Stopping <-chan struct{}
+	// Room is looked at before each call: without it no answer could be kept.
+	Room Room
 	// CallTimeout bounds one call to X.
 	CallTimeout time.Duration
 	Log         *slog.Logger
@@ -146,6 +162,9 @@ func (p *Pass) Ask(ctx context.Context, c Calls) error {
 	case <-p.Stopping:
 		return ErrLeaving
 	default:
+	}
+	if p.Room.Err() != nil {
+		return ErrLeaving
 	}
 	now := time.Now()
 	if err := p.stopped(ctx, now); err != nil {

@@ -74,6 +74,8 @@ type Config struct {
 	Worker string
 	// house names the 'jetpost up' that it is about, "" where it is none.
 	house string
+	// natsDir is where an embedded NATS keeps its streams, "" where there is none.
+	natsDir string
 }
 
 // NATSConfig says how to reach NATS.
@@ -88,6 +90,9 @@ type NATSConfig struct {
 	CertKey  string
 	Prefix   string // JETPOST_PREFIX
 	Replicas int
+	// JobsMiB and MediaMiB are the room for jobs that no worker has taken and for media;
+	// 0 for the defaults.
+	JobsMiB, MediaMiB int64
 	// InProcess connects without a socket, to a server that this process runs.
 	InProcess nats.InProcessConnProvider
 }
@@ -489,6 +494,7 @@ func redacted(addresses string) string {
 func (c Config) Topology(names jetpost.Names, ledgerID string) publishers.TopologyConfig {
 	return publishers.TopologyConfig{
 		Names: names, LedgerID: ledgerID, Replicas: c.NATS.Replicas, RefreshCron: c.Refresh.Cron,
+		JobsMaxBytes: c.NATS.JobsMiB << 20, MediaMaxBytes: c.NATS.MediaMiB << 20,
 	}
 }
 

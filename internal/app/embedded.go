@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,14 @@ const (
 	// natsStart bounds the start of the embedded server; one with a million
 	// messages takes about a second.
 	natsStart = 20 * time.Second
+	// watchNATS is how often it is looked whether the embedded server still takes writes.
+	watchNATS = 2 * time.Second
+	// streamBroken is how nats-server says that a stream's store could not write: it
+	// refuses everything from then on, whatever becomes of the disk.
+	streamBroken = "Critical write error"
+	// natsStore bounds what the embedded server may promise its streams, in bytes. It is
+	// no limit: the room on the disk is looked at, and streams have bounds of their own.
+	natsStore = 1 << 40
 
 	keyFile        = "encryption.key"
 	lockFile       = "lock"
@@ -334,10 +343,46 @@ func sameServer(a, b string) bool {
 	return spell(a) == spell(b)
 }
 
+// NATSServer is the embedded nats-server.
+type NATSServer struct {
+	*server.Server
+	broken atomic.Bool
+}
+
+// BrokenError says that the embedded server takes no writes any more, though there is
+// room for them.
+type BrokenError struct{}
+
+func (BrokenError) Error() string {
+	return "NATS could not write, as on a full disk, and takes no writes until it is started again; there is room now"
+}
+
+// Hint tells the operator that a new start mends it.
+func (BrokenError) Hint() string {
+	return "start it again: what was accepted is kept, and whatever NATS did not store it has refused to its producer"
+}
+
+// watch returns when the context ends, or with BrokenError once the server takes no
+// writes and there is room for a new start.
+func (s *NATSServer) watch(ctx context.Context, room func() error) error {
+	every := time.NewTicker(watchNATS)
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-every.C:
+		}
+		if (s.broken.Load() || !s.JetStreamEnabled()) && room() == nil {
+			return BrokenError{}
+		}
+	}
+}
+
 // StartNATS runs a nats-server with JetStream in this process. Whoever
 // connects without credentials is a producer, behind the walls. The worker's
 // password is made anew at each start.
-func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*server.Server, NATSConfig, error) {
+func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*NATSServer, NATSConfig, error) {
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, NATSConfig{}, &ConfigError{Mistakes: []string{fmt.Sprintf("--nats-listen: %q is not host:port", listen)}}
@@ -372,16 +417,17 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 		return nil, NATSConfig{}, fmt.Errorf("configure NATS: %w", err)
 	}
 	options.ServerName, options.Host, options.Port = "jetpost", host, port
-	options.JetStream, options.StoreDir = true, filepath.Join(dir, natsDir)
+	options.JetStream, options.StoreDir, options.JetStreamMaxStore = true, filepath.Join(dir, natsDir), natsStore
 	// A job that was accepted survives a power cut; it costs speed that X's
 	// limits leave to spare.
 	options.SyncAlways = true
 	options.NoSigs = true
-	s, err := server.NewServer(options)
+	s := &NATSServer{}
+	s.Server, err = server.NewServer(options)
 	if err != nil {
 		return nil, NATSConfig{}, fmt.Errorf("configure NATS: %w", err)
 	}
-	s.SetLoggerV2(natsLog{log}, false, false, false)
+	s.SetLoggerV2(natsLog{log, &s.broken}, false, false, false)
 	go s.Start()
 	if !s.ReadyForConnections(natsStart) {
 		s.Shutdown()
@@ -390,7 +436,7 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 			Help: "see the log above; the disk may be full, or the data directory unwritable",
 		}
 	}
-	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s}, nil
+	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s.Server}, nil
 }
 
 // moveBehindWalls gives the streams of an installation that was made before
@@ -425,7 +471,11 @@ func hashed(password secret.String) (string, error) {
 
 // natsLog passes the embedded server's log on. What it merely notes is of no
 // interest to our operator.
-type natsLog struct{ log *slog.Logger }
+type natsLog struct {
+	log *slog.Logger
+	// broken is set for good once the server has said that a stream takes no writes.
+	broken *atomic.Bool
+}
 
 func (l natsLog) Noticef(format string, v ...any) {
 	l.log.Debug("nats.server", "note", fmt.Sprintf(format, v...))
@@ -443,7 +493,11 @@ func (l natsLog) Warnf(format string, v ...any) {
 	l.log.Warn("nats.server", "warning", fmt.Sprintf(format, v...))
 }
 func (l natsLog) Errorf(format string, v ...any) {
-	l.log.Error("nats.server", "error", fmt.Sprintf(format, v...))
+	text := fmt.Sprintf(format, v...)
+	if strings.Contains(text, streamBroken) {
+		l.broken.Store(true)
+	}
+	l.log.Error("nats.server", "error", text)
 }
 func (l natsLog) Fatalf(format string, v ...any) {
 	l.log.Error("nats.server", "fatal", fmt.Sprintf(format, v...))

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
 )
 
@@ -90,6 +92,9 @@ func (c Config) disks() (found []publishers.Disk) {
 	if path, is := strings.CutPrefix(c.DatabaseURL.Reveal(), "sqlite:"); is {
 		places = append(places, struct{ what, path string }{"database", filepath.Dir(path)})
 	}
+	if c.natsDir != "" {
+		places = append(places, struct{ what, path string }{"NATS", c.natsDir})
+	}
 	for _, place := range places {
 		if place.path == "" {
 			continue
@@ -99,6 +104,28 @@ func (c Config) disks() (found []publishers.Disk) {
 		}
 	}
 	return found
+}
+
+// DiskError says that a disk has too little room for anything to be begun that must be
+// written down.
+type DiskError struct{ publishers.Disk }
+
+func (e *DiskError) Error() string {
+	return fmt.Sprintf("disk: %d MiB of %d MiB are free at %s (%s), and %d MiB are needed", e.Free>>20, e.Total>>20, e.Path, e.What, health.DiskFull>>20)
+}
+
+// Hint tells the operator what to do.
+func (*DiskError) Hint() string { return "make room, or move it to a larger disk" }
+
+// enoughRoom fails with *DiskError where less than health.DiskFull is free on a disk on
+// which this process keeps something. One that cannot be measured has enough.
+func (c Config) enoughRoom() error {
+	for _, d := range c.disks() {
+		if d.Free < health.DiskFull {
+			return &DiskError{d}
+		}
+	}
+	return nil
 }
 
 // room measures a file system by a directory on it, or by the nearest above it that is

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
@@ -49,7 +48,7 @@ type House struct {
 
 	log    *slog.Logger
 	dir    *DataDir
-	nats   *server.Server
+	nats   *NATSServer
 	worker *Worker
 	web    *Web
 	// stopSim ends the simulated X, after everything that calls it.
@@ -86,7 +85,11 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 			return nil, err
 		}
 	}
+	h.Config.natsDir = filepath.Join(cfg.Data, natsDir)
 	// Everything that can be found wrong is found before NATS starts.
+	if err := h.Config.enoughRoom(); err != nil {
+		return nil, err
+	}
 	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker || cfg.Web.Listen != "", web: cfg.Web.Listen != ""}); err != nil {
 		return nil, hintSim(h.Config, err)
 	}
@@ -99,7 +102,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 		return nil, err
 	}
 	h.nats = nats
-	natsConfig.Prefix = cfg.NATS.Prefix
+	natsConfig.Prefix, natsConfig.JobsMiB, natsConfig.MediaMiB = cfg.NATS.Prefix, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB
 	h.Config.NATS = natsConfig
 	h.Config.house = h.dir.installation()
 	if _, err := h.Config.Setup(ctx, log); err != nil {
@@ -239,7 +242,8 @@ func (h *House) Site() (web.Site, bool) {
 	return h.web.Site, true
 }
 
-// Run works until the context ends.
+// Run works until the context ends. It fails with BrokenError where NATS has to be
+// started anew.
 func (h *House) Run(ctx context.Context) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	if h.worker != nil {
@@ -248,10 +252,7 @@ func (h *House) Run(ctx context.Context) error {
 	if h.web != nil {
 		parts.Go(func() error { return h.web.Run(ctx) })
 	}
-	parts.Go(func() error {
-		<-ctx.Done()
-		return nil
-	})
+	parts.Go(func() error { return h.nats.watch(ctx, h.Config.enoughRoom) })
 	return parts.Wait()
 }
 

@@ -204,7 +204,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
 		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: w.boat,
-		Names: names, Health: w.health, Timing: care, Log: w.log,
+		Names: names, Health: w.health, Room: cfg.enoughRoom, Timing: care, Log: w.log,
 		X: &xapi.OAuth{
 			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
 		},
@@ -224,7 +224,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account))
 		},
-		Media: media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Clocks: w.clocks, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Media: media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
 		Refresher: w.tokens, Bells: bells, Names: names,
@@ -264,8 +264,12 @@ func (w *Worker) bindPartition(stream, consumer string, h consumers.BatchHandler
 	w.runner.Bindings = append(w.runner.Bindings, consumers.Binding{Stream: stream, Consumer: consumer, Batch: h})
 }
 
-// answers asks the database and NATS for a sign of life.
+// answers asks the database and NATS for a sign of life, and looks whether there is room
+// for what would be accepted.
 func (w *Worker) answers(ctx context.Context) error {
+	if err := w.cfg.enoughRoom(); err != nil {
+		return err
+	}
 	if _, err := w.ledger.LedgerID(ctx); err != nil {
 		return err
 	}

@@ -1,0 +1,203 @@
+package app_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/disktest"
+	"github.com/jetpost/jetpost/internal/health"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// diskSize is the size of the disk that a test fills: what an installation needs, and
+// three times the room below which it begins nothing.
+const diskSize = 3 * health.DiskFull
+
+// diskHouse is 'jetpost up' with a simulated X on a small disk.
+type diskHouse struct {
+	t     *testing.T
+	disk  *disktest.Disk
+	sim   *xsim.Server
+	house *app.House
+	out   *publishers.Publisher
+	conn  *app.Connection
+	over  chan error // gives what Run returned
+	stop  context.CancelFunc
+}
+
+func (d *diskHouse) config() app.HouseConfig {
+	return app.HouseConfig{
+		Data: filepath.Join(d.disk.Dir, "data"), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", Sim: d.sim, SimAccounts: []string{"alice"},
+	}
+}
+
+func (d *diskHouse) open() {
+	h, err := app.Up(d.t.Context(), d.config(), slog.New(slog.DiscardHandler))
+	must(d.t, err)
+	ctx, stop := context.WithCancel(d.t.Context())
+	d.house, d.stop, d.over = h, stop, make(chan error, 1)
+	go func() { d.over <- h.Run(ctx) }()
+	d.conn, err = h.Config.Connect(d.t.Context(), slog.New(slog.DiscardHandler), "test")
+	must(d.t, err)
+	d.out = publishers.New(d.conn.JS, d.conn.Names)
+}
+
+func (d *diskHouse) close() {
+	d.stop()
+	d.conn.Close()
+	d.house.Close()
+}
+
+// until looks every 50 ms until something holds.
+func (d *diskHouse) until(what string, holds func() bool) {
+	d.t.Helper()
+	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			d.t.Fatalf("a minute is over, and not: %s", what)
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// posts counts what X has got of each text, over all simulators.
+func posts(sims ...*xsim.Server) map[string]int {
+	count := map[string]int{}
+	for _, sim := range sims {
+		for _, p := range sim.Posts("alice") {
+			count[p.Text]++
+		}
+	}
+	return count
+}
+
+// A disk that runs full stops everything before it is full, and what waits goes on by
+// itself once there is room. One that is full to the last byte costs NATS its streams:
+// 'up' ends with an error once there is room, and the next one has everything that
+// producers were promised, once.
+func TestDiskRunsFull(t *testing.T) {
+	t.Parallel()
+	disk := disktest.New(t, diskSize)
+	if disk == nil {
+		return
+	}
+	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	d.open()
+	promised := map[string]bool{}
+	publish := func(text string) error {
+		_, err := d.out.Publish(t.Context(), jetpost.Request{Account: "alice", Posts: []jetpost.Post{{Text: text}}})
+		if err == nil {
+			promised[text] = true
+		}
+		return err
+	}
+	first := d.sim
+	gone := func() bool { return len(posts(first)) == len(promised) }
+	must(t, publish("with room"))
+	d.until("the first is posted", gone)
+
+	d.disk.Fill(health.DiskFull - 1<<20)
+	d.until("status tells of the disk, and the worker", func() bool {
+		status, err := d.house.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
+		must(t, err)
+		return status.Code == "disk_full" && len(status.Workers) > 0 && strings.Contains(status.Workers[0].Faults, "disk:")
+	})
+	for n := range 20 {
+		must(t, publish(fmt.Sprintf("without room %d", n)))
+	}
+	must(t, d.out.RefreshAccount(t.Context(), "alice", true))
+	exchanges := len(first.Exchanges("alice"))
+	time.Sleep(3 * time.Second) // nothing is to happen
+	if n, e := len(posts(first)), len(first.Exchanges("alice")); n != 1 || e != exchanges {
+		t.Errorf("without room, %d posts are live and %d tokens were exchanged, want 1 and %d", n, e, exchanges)
+	}
+	status, err := d.house.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
+	must(t, err)
+	t.Log(status.Sentence())
+	if status.QueuedJobs == nil || *status.QueuedJobs != 20 {
+		t.Errorf("without room jobs were accepted: %+v", status)
+	}
+	d.disk.Free()
+	d.until("what waited is posted once there is room", gone)
+
+	d.disk.Fill(0)
+	refused := error(nil)
+	for n := 0; refused == nil && n < 10_000; n++ {
+		refused = publish(fmt.Sprintf("full %d %s", n, strings.Repeat("x", 200)))
+	}
+	t.Logf("after %d jobs: %v", len(promised), refused)
+	select {
+	case err := <-d.over:
+		t.Fatalf("it ended while the disk was full: %v", err)
+	case <-time.After(3 * time.Second):
+	}
+	d.disk.Free()
+	select {
+	case err := <-d.over:
+		if !errors.Is(err, app.BrokenError{}) {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("with room, it neither goes on nor ends")
+	}
+	d.close()
+
+	d.sim = &xsim.Server{Seed: 2}
+	d.open()
+	defer d.close()
+	d.until("everything is posted", func() bool {
+		got := posts(first, d.sim)
+		for text := range promised {
+			if got[text] == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	for text, n := range posts(first, d.sim) {
+		if n != 1 {
+			t.Errorf("%q was posted %d times", text, n)
+		}
+	}
+	t.Logf("%d jobs were promised, %d posts are live", len(promised), len(posts(first, d.sim)))
+}
+
+// An installation does not begin where it would stop at once.
+func TestUpWithoutRoom(t *testing.T) {
+	t.Parallel()
+	disk := disktest.New(t, health.DiskFull-1<<20)
+	if disk == nil {
+		return
+	}
+	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	_, err := app.Up(t.Context(), d.config(), slog.New(slog.DiscardHandler))
+	if want := "30 MiB of 31 MiB are free"; err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "32 MiB are needed") || app.Hint(err) == "" {
+		t.Errorf("up said %v, want %q with both numbers and what to do", err, want)
+	}
+}
+
+// What an installation promises its streams is no reason not to begin.
+func TestUpWithLittleRoom(t *testing.T) {
+	t.Parallel()
+	disk := disktest.New(t, 1200<<20)
+	if disk == nil {
+		return
+	}
+	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	d.open()
+	d.close()
+}

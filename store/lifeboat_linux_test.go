@@ -1,0 +1,64 @@
+package store
+
+import (
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/jetpost/jetpost/internal/disktest"
+)
+
+// A pair is kept on a disk that is full, in the room that was set aside for it, and what
+// was used is set aside anew once there is room.
+func TestLifeboatOnFullDisk(t *testing.T) {
+	t.Parallel()
+	disk := disktest.New(t, 2<<20)
+	if disk == nil {
+		return
+	}
+	boat := NewLifeboat(filepath.Join(disk.Dir, "boat"), "ledger", lifeboatSealer(t))
+	if err := boat.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	disk.Fill(0)
+	claim, pair, at := lifeboatPair()
+	claimed := func(n int) Token {
+		claim := claim
+		claim.Version = int64(n)
+		return claim
+	}
+	var all sync.WaitGroup
+	for n := range spares {
+		all.Go(func() {
+			if err := boat.Keep(claimed(n), pair, at); err != nil {
+				t.Errorf("pair %d: %v", n, err)
+			}
+		})
+	}
+	all.Wait()
+	rescued, err := boat.Load()
+	if err != nil || len(rescued) != spares {
+		t.Fatalf("%d pairs of %d were kept: %v", len(rescued), spares, err)
+	}
+	if err := boat.Keep(claimed(spares), pair, at); err == nil {
+		t.Error("one more was kept, without room")
+	}
+	disk.Free()
+	for _, one := range rescued {
+		if one.Pair != pair {
+			t.Errorf("pair %d came back as %+v", one.Claim.Version, one.Pair)
+		}
+		if err := boat.Drop(one.Claim); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := list(boat.berth, sparePrefix, halfSuffix); err != nil || len(left) != spares {
+		t.Errorf("%d of %d are set aside again: %v", len(left), spares, err)
+	}
+	if err := boat.Close(); err != nil {
+		t.Error(err)
+	}
+	if exists(boat.berth) {
+		t.Error("the berth is still there")
+	}
+}
