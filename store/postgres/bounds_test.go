@@ -147,10 +147,13 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Refusals":      func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
 		"Refuse":        func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
 		"ReleaseLane":   func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
-		"Replay":        func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
-		"Request":       func(ctx context.Context) error { return first(st.Request(ctx, key)) },
-		"Reschedule":    func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
-		"Reseal":        func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
+		"BlockAccount": func(ctx context.Context) error {
+			return first(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
+		},
+		"Replay":     func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
+		"Request":    func(ctx context.Context) error { return first(st.Request(ctx, key)) },
+		"Reschedule": func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
+		"Reseal":     func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
 		"Reserve": func(ctx context.Context) error {
 			return first(st.Reserve(ctx, p.lane, store.Reservation{Window: "w", Left: 5, Need: 1, Now: p.now}))
 		},
