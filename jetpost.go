@@ -168,6 +168,12 @@ const (
 	CodeNeedsNewerWorker   Code = "needs_newer_worker"   // the request's version is later than this worker's
 	CodeReconciling        Code = "reconciling"          // X's answer to a post was lost; the account's posts are looked at
 
+	// Held, with the whole account, for what X says of it; looked for now and then.
+	CodeAccountSuspended    Code = "account_suspended"     // X has suspended the account
+	CodeAccountLocked       Code = "account_locked"        // X has locked the account until its owner logs in
+	CodeAccountUnauthorized Code = "account_unauthorized"  // X does not take the account's tokens, though it renews them
+	CodeAccountScopeMissing Code = "account_scope_missing" // the account was connected without a permission that is needed
+
 	// Held until a person acts.
 	CodeAccountReauthRequired Code = "account_reauth_required" // the account must be connected again
 	CodeKeyUnavailable        Code = "key_unavailable"         // no configured key opens the account's tokens
@@ -192,6 +198,9 @@ const (
 	CodeCreditsDepleted   Code = "credits_depleted"    // the prepaid credits are used up
 	CodeSpendCapReached   Code = "spend_cap_reached"   // the spending limit of the billing cycle
 	CodeClientNotEnrolled Code = "client_not_enrolled" // the X app has no package or environment
+	CodeAppReadOnly       Code = "app_read_only"       // the X app lacks the permission to write
+	CodeAppSuspended      Code = "app_suspended"       // X has suspended the app
+	CodeClientForbidden   Code = "client_forbidden"    // X does not let this app use what it calls
 	CodeXOutage           Code = "x_outage"            // X fails call after call
 	CodeAppMisconfigured  Code = "app_misconfigured"   // X does not accept the app's client id or secret
 )
@@ -202,10 +211,10 @@ func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside,
 		CodeRateLimited, CodeFuse, CodeAppStopped, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
-		CodeReconciling, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
+		CodeReconciling, CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
 		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
 		CodeOutcomeUnknown,
-		CodeAppPaused, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeXOutage, CodeAppMisconfigured,
+		CodeAppPaused, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeXOutage, CodeAppMisconfigured,
 	}
 }
 
@@ -301,6 +310,9 @@ const (
 	EventAccountPaused         EventType = "account.paused"
 	EventAccountResumed        EventType = "account.resumed" // before the end of its pause
 
+	EventAccountBlocked   EventType = "account.blocked"   // paused for what X says of it
+	EventAccountUnblocked EventType = "account.unblocked" // X takes its calls again, or somebody says so
+
 	EventAppStopped EventType = "app.stopped"
 	EventAppResumed EventType = "app.resumed"
 
@@ -312,7 +324,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventRequestAccepted, EventRequestScheduled, EventRequestHeld, EventRequestResumed, EventRequestProgress,
 		EventRequestPublished, EventRequestFailed, EventRequestRefused, EventRequestUnknown, EventRequestCancelled,
-		EventAccountReauthRequired, EventAccountRecovered, EventAccountPaused, EventAccountResumed, EventAppStopped, EventAppResumed, EventRefreshCompleted,
+		EventAccountReauthRequired, EventAccountRecovered, EventAccountPaused, EventAccountResumed, EventAccountBlocked, EventAccountUnblocked, EventAppStopped, EventAppResumed, EventRefreshCompleted,
 	}
 }
 

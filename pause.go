@@ -38,11 +38,30 @@ func AccountPause(since, until time.Time, words string) Pause {
 	return Pause{Scope: ScopeAccount, Since: since, Reason: Reason{Code: CodeAccountPaused, Detail: words, Until: until}}
 }
 
+// BlockedPause is one account's for what X has said of it: until X, asked again after a
+// wait that doubles with each such answer, takes its calls, or somebody resumes it. The
+// zero wait asks nothing of X: what ends it is found elsewhere.
+func BlockedPause(since time.Time, code Code, words string, wait, maxWait time.Duration) Pause {
+	p := Pause{Scope: ScopeAccount, Since: since, Reason: Reason{Code: code, Detail: words}, Wait: wait, MaxWait: maxWait}
+	if wait > 0 {
+		p.NextProbeAt = since.Add(wait)
+	}
+	return p
+}
+
+// ByHand tells the pauses that a person wanted.
+func (p Pause) ByHand() bool {
+	return p.Reason.Code == CodeAppPaused || p.Reason.Code == CodeAccountPaused
+}
+
 // Active tells whether the pause holds at a time. One that ended by itself stays on
 // record until the next one, or until somebody clears it away.
 func (p Pause) Active(at time.Time) bool {
 	return p.Scope != "" && (p.Reason.Until.IsZero() || at.Before(p.Reason.Until))
 }
+
+// Blocked tells whether the pause holds at a time for what X has said.
+func (p Pause) Blocked(at time.Time) bool { return !p.ByHand() && p.Active(at) }
 
 // Probed tells that X is asked whether it is over.
 func (p Pause) Probed() bool { return p.Wait > 0 || !p.NextProbeAt.IsZero() }
@@ -66,7 +85,6 @@ func (p Pause) NextAt() time.Time {
 // what a probe has brought lasts twice as long as before. A person's word counts more
 // than what X may have said meanwhile, which X will say again.
 func (p Pause) Upon(was Pause) (holds Pause, changed bool) {
-	const byHand = CodeAppPaused
 	next, goesOn := p, was.Probed() && was.Reason.Code == p.Reason.Code
 	probed := was.Probed() && was.Worker != "" && was.Worker == p.Worker
 	if p.Probed() {
@@ -83,8 +101,8 @@ func (p Pause) Upon(was Pause) (holds Pause, changed bool) {
 	there := was.Active(p.Since)
 	switch {
 	case !there, probed:
-	case p.Reason.Code == byHand && (was.Probed() || was.Reason.Code == byHand):
-	case was.Reason.Code == byHand, !next.Outlasts(was):
+	case p.ByHand() && (was.Probed() || was.ByHand()):
+	case was.ByHand(), !next.Outlasts(was):
 		return was, false
 	}
 	if there {

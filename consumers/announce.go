@@ -174,6 +174,21 @@ func (a *Announcer) AnnounceAccounts(ctx context.Context, account string) error 
 	return nil
 }
 
+// Blocked publishes that an account is blocked or, without a reason, no more. It is told
+// once: the ledger shows it to whoever missed that.
+func (a *Announcer) Blocked(ctx context.Context, account string, reason *jetpost.Reason) {
+	event := jetpost.Event{
+		EventID: uuid.NewString(), Type: jetpost.EventAccountBlocked, Time: time.Now().UTC(),
+		Account: &jetpost.AccountStatus{Account: account, Reason: reason},
+	}
+	if reason == nil {
+		event.Type = jetpost.EventAccountUnblocked
+	}
+	if err := a.Records.Event(ctx, a.Names.EventSubject(event.Type, account, ""), event); err != nil {
+		a.Log.Warn("event.lost", "type", event.Type, "account", account, "error", err)
+	}
+}
+
 // eventID makes the same id of the same change, on whatever worker.
 func eventID(about string) string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("jetpost:event:"+about)).String()

@@ -21,6 +21,7 @@ const (
 	kindDoubtful
 	kindUnknown
 	kindStop
+	kindBlock
 )
 
 // decision is what a lane makes of its head. It is a value: settle alone writes it to the
@@ -63,9 +64,15 @@ func stopApp(code jetpost.Code, until time.Time, detail string) decision {
 	return decision{kind: kindStop, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
+// blockAccount says that the account may not go on, until X is found to take its calls
+// again. The request is held, and the next ones with it.
+func blockAccount(code jetpost.Code, detail string) decision {
+	return decision{kind: kindBlock, reason: jetpost.Reason{Code: code, Detail: detail}}
+}
+
 // String is for logs.
 func (d decision) String() string {
-	return [...]string{"go on", "hold", "failed", "doubtful", "unknown", "stop"}[d.kind]
+	return [...]string{"go on", "hold", "failed", "doubtful", "unknown", "stop", "block"}[d.kind]
 }
 
 // situation is what the table may ask about beside the error.
@@ -99,8 +106,11 @@ type situation struct {
 //	429, the app's window of posts .. Stop until the reset
 //	429, the app's other windows .... Hold until the reset
 //	usage cap, credits, spend cap,
-//	client not enrolled ............. Stop until X's date, else probed
+//	client not enrolled, forbidden,
+//	suspended or without writing .... Stop until X's date, else probed
+//	account suspended or locked ..... Block, probed
 //	401 ............................. Hold; the lane renews the token first
+//	401 again and again ............. Block, probed
 //	refused: duplicate .............. Failed; Doubtful where an earlier attempt was,
 //	                                  Unknown where looks have not ended that
 //	refused: media, rule, text ...... Failed with X's own words
@@ -118,6 +128,7 @@ func judge(err error, s situation) decision {
 		ambiguous    *xapi.AmbiguousError
 		limit        *xapi.RateLimitError
 		stop         *xapi.AppStopError
+		account      *xapi.AccountError
 		unauthorized *xapi.UnauthorizedError
 		refused      *xapi.RefusedError
 		unavailable  *xapi.UnavailableError
@@ -163,6 +174,10 @@ func judge(err error, s situation) decision {
 			until = time.Time{}
 		}
 		return stopApp(jetpost.Code(stop.Reason), until, said(stop.Err))
+	case errors.As(err, &account):
+		return blockAccount(jetpost.Code(account.Reason), said(account.Err))
+	case errors.As(err, &unauthorized) && s.holds >= unauthorizedTries:
+		return blockAccount(jetpost.CodeAccountUnauthorized, fmt.Sprintf("X does not accept the account's token, after %d tries: %s", s.holds+1, err))
 	case errors.As(err, &unauthorized):
 		return holdUntil(jetpost.CodeXUnavailable, later, "X does not accept the account's token: "+err.Error())
 	case errors.As(err, &refused):

@@ -43,6 +43,8 @@ func TestJudge(t *testing.T) {
 		words         bool // the detail is what X said, and nothing more
 	}{
 		{"APIError", said(418), refused, refused, true},
+		{"AccountError", &xapi.AccountError{Reason: xapi.AccountLocked, Err: said(403)},
+			want{kindBlock, jetpost.CodeAccountLocked, time.Time{}}, want{kindBlock, jetpost.CodeAccountLocked, time.Time{}}, true},
 		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: said(503)}, held, doubtful, false},
 		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: ended}, held, doubtful, false},
 		{"AppAuthError", &xapi.AppAuthError{Err: said(401)}, refused, refused, true},
@@ -67,7 +69,7 @@ func TestJudge(t *testing.T) {
 		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
 			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
 		{"ProcessingError", &xapi.ProcessingError{Err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
-		{"ThreadError", &xapi.ThreadError{Err: ended}, held, doubtful, false},
+		{"ThreadError", &xapi.ThreadError{Err: &xapi.RefusedError{Kind: xapi.RefusedRule, Err: said(403)}}, refused, refused, true},
 		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
 		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
 		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},

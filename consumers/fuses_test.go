@@ -367,7 +367,7 @@ func TestRoom(t *testing.T) {
 			t.Errorf("a refused token: %v", err)
 		}
 		refresh := &RefreshHandler{Refresher: tokens, Names: b.names, Log: b.log}
-		equal(t, "asked by hand", refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}), none)
+		equal(t, "asked by hand", refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true), none)
 		_, err = refresh.claim(t.Context(), jetpost.RefreshBatch{}, 1)
 		equal(t, "a batch", err, none)
 		equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
@@ -376,7 +376,7 @@ func TestRoom(t *testing.T) {
 		b.run(t, b.h, "acme")
 		b.published(t, "thread", 3)
 		b.texts(t, "acme", "one", "two", "three")
-		check(t, refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}))
+		check(t, refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true))
 		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 	})
 }

@@ -711,6 +711,11 @@ func (l mortalLedger) Conclude(ctx context.Context, lane store.Lane, id string, 
 	return l.to.Conclude(ctx, lane, id, out)
 }
 
+func (l mortalLedger) BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (store.Pause, error) {
+	l.m.step("block")
+	return l.to.BlockAccount(ctx, lane, pause, now)
+}
+
 func (l mortalLedger) HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error) {
 	l.m.step("hold line")
 	return l.to.HoldLine(ctx, lane, reason, rings, now)

@@ -147,8 +147,12 @@ func runnable(look store.Look, now time.Time) (head *store.Record, wakeAt time.T
 	case jetpost.StateUnknown:
 		return nil, time.Time{}
 	case jetpost.StateHeld:
-		if look.Head.HoldUntil.IsZero() || look.Head.HoldUntil.After(now) {
-			return nil, look.Head.HoldUntil
+		until := look.Head.HoldUntil
+		if blocks(look.Head.Status.Reason.Code) { // it may have waited behind the one that met it
+			until = liftedAt(look.Pause, now)
+		}
+		if until.IsZero() || until.After(now) {
+			return nil, until
 		}
 	}
 	return look.Head, time.Time{}
@@ -179,6 +183,9 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 		return r.doubtful(head, doubt, "the worker that sent it was lost")
 	}
 	if err := t.tooLate(t.from, now); err != nil && doubt < 0 {
+		return r.left(head, err)
+	}
+	if err := r.lift(ctx, head, request); err != nil {
 		return r.left(head, err)
 	}
 	if err := r.pass.Open(ctx, head, r.pause, r.harmless(head.Account)); err != nil {
@@ -453,6 +460,13 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		wait := r.pass.Stop(ctx, a.reason)
 		out.Reason, out.LookAt = wait.Reason, wait.LookAt
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
+	case kindBlock:
+		pause, err := r.block(ctx, a.reason)
+		if err != nil {
+			return err
+		}
+		out.Reason, out.LookAt = pause.Reason, pause.NextAt()
+		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindFailed:
@@ -482,10 +496,13 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	return nil
 }
 
-// holdLine lets each request of an account that must be connected again say so:
-// not only the head, for whoever waits for another one asks about that.
+// holdLine lets each request of an account that must be connected again, or that X
+// refuses, say so: not only the head, for whoever waits for another one asks about that.
 func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) error {
-	if look.Head == nil || look.Head.Status.State != jetpost.StateHeld || look.Head.Status.Reason.Code != jetpost.CodeAccountReauthRequired {
+	if look.Head == nil || look.Head.Status.State != jetpost.StateHeld {
+		return nil
+	}
+	if code := look.Head.Status.Reason.Code; code != jetpost.CodeAccountReauthRequired && !blocks(code) {
 		return nil
 	}
 	for {

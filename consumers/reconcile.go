@@ -112,7 +112,7 @@ func judgeRead(err error, s situation) decision {
 			until = s.now.Add(readsCapped)
 		}
 		return holdUntil(jetpost.CodeRateLimited, until, v.reason.Detail)
-	case v.kind == kindHold, v.kind == kindStop, v.kind == kindGoOn:
+	case v.kind == kindHold, v.kind == kindStop, v.kind == kindBlock, v.kind == kindGoOn:
 		return v
 	case s.holds >= readTries:
 		return unknown("X does not show the account's posts: " + v.reason.Detail)

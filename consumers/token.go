@@ -64,8 +64,8 @@ type Refresher struct {
 	Health   *Health
 	// Room is looked at before each exchange: X's answer has to be kept.
 	Room   admission.Room
-	Timing   TokenTiming
-	Log      *slog.Logger
+	Timing TokenTiming
+	Log    *slog.Logger
 	// Stopping is closed when the worker is asked to stop: a pair that lies in the
 	// lifeboat is then left there.
 	Stopping <-chan struct{}

@@ -391,6 +391,11 @@ func forbidden(detail string) http.HandlerFunc {
 	return says(403, problem(403, "Forbidden", detail, "about:blank"))
 }
 
+// coded is a 403 in X's older form.
+func coded(code int, message string) http.HandlerFunc {
+	return says(403, fmt.Sprintf(`{"errors":[{"code":%d,"message":%q}]}`, code, message))
+}
+
 // commonAnswers are those that X gives to any call that changes something, by
 // the names of their cases.
 func commonAnswers(now time.Time) map[string]http.HandlerFunc {
@@ -414,6 +419,15 @@ func commonAnswers(now time.Time) map[string]http.HandlerFunc {
 		"unauthorized":             says(401, problem(401, "Unauthorized", "Unauthorized", "about:blank")),
 		"unauthorized-legacy":      says(401, `{"errors":[{"code":89,"message":"Invalid or expired token."}]}`),
 		"unauthorized-empty":       says(401, ""),
+		"unauthorized-for-long":    says(401, problem(401, "Unauthorized", "Unauthorized", "about:blank")),
+		"suspended":                says(403, problem(403, "Forbidden", "The user used for authentication is suspended", oldProblems+"user-suspended")),
+		"suspended-legacy":         coded(64, "Your account is suspended and is not permitted to access this feature."),
+		"locked":                   coded(326, "To protect our users from spam and other malicious activity, this account is temporarily locked. Please log in to https://x.com to unlock your account."),
+		"read-only":                coded(261, "Application cannot perform write actions. Contact X Platform Operations for assistance."),
+		"read-only-problem":        says(403, problem(403, "Forbidden", "Your client app is not configured with the appropriate oauth1 app permissions for this endpoint.", oldProblems+"oauth1-permissions")),
+		"read-only-level":          says(403, problem(403, "Forbidden", "You are not permitted to perform this action.", "about:blank"), "X-Access-Level", "read"),
+		"app-suspended":            coded(416, "Invalid / suspended application"),
+		"client-forbidden":         says(403, problem(403, "Client Forbidden", "This endpoint is for official clients alone.", oldProblems+"client-forbidden", `,"reason":"official-client-forbidden"`)),
 		"credits":                  says(402, `{"title":"CreditsDepleted","detail":"Your enrolled account [1] does not have any credits to fulfill this request.","type":"`+oldProblems+`credits"}`),
 		"credits-2026":             says(402, problem(402, "Payment Required", "credits depleted", problems+"credits-depleted")),
 		"credits-empty":            says(402, ""),
@@ -856,8 +870,12 @@ func (s *postScene) advance(t *testing.T) store.Record {
 		heard = 0
 	case "unauthorized", "unauthorized-legacy", "unauthorized-empty":
 		heard = 2 // the second time with a new token
-	case "not-found-for-long":
-		for range edgeTries {
+	case "not-found-for-long", "unauthorized-for-long":
+		tries := edgeTries
+		if s.row["case"] == "unauthorized-for-long" {
+			tries = unauthorizedTries - 1 // the first of which renews the token, and holds twice
+		}
+		for range tries {
 			s.run(t, s.lane, s.key.Account)
 			s.endHold(t, s.key, jetpost.CodeXUnavailable)
 		}
@@ -875,7 +893,7 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
 	equal(t, "post", r.Posts[0].State, map[string]jetpost.PostState{
 		"published": jetpost.PostPosted, "failed": s.failedPost(), "doubtful": jetpost.PostSending,
-		"held": jetpost.PostPending, "stop": jetpost.PostPending,
+		"held": jetpost.PostPending, "stop": jetpost.PostPending, "blocked": jetpost.PostPending,
 	}[became.verdict])
 	if r.Status.Reason == nil {
 		equal(t, "id of the post", r.Posts[0].PostID, s.postID)
@@ -915,6 +933,8 @@ func became(r store.Record, stop publishers.Stop) outcome {
 	switch {
 	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeReconciling:
 		o.verdict = "doubtful"
+	case r.Status.State == jetpost.StateHeld && blocks(r.Status.Reason.Code):
+		o.verdict = "blocked"
 	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppStopped && stop.Scope == string(admission.ScopePublish):
 		o = outcome{"stop", string(stop.Reason.Code), stop.NextAt()}
 	}
@@ -936,6 +956,8 @@ func untilWhat(until, asked time.Time, holds int) string {
 		return "look"
 	case within(15 * time.Minute):
 		return "15 minutes"
+	case within(blockWait):
+		return "an hour"
 	case within(backoff(holds)):
 		return "backoff"
 	}

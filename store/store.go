@@ -103,7 +103,7 @@ type Account struct {
 	TokenMeta
 }
 
-// Pause keeps an account from posting, since somebody wants that.
+// Pause keeps an account from posting, since somebody wants that, or X refuses it.
 type Pause = jetpost.Pause
 
 // MaxOpen bounds what is counted of an account's unfinished requests, so that nobody
@@ -797,12 +797,16 @@ type Requests interface {
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
 	// PauseAccount has the account post nothing more, from its commit on: a thread
 	// stops before its next post. It replaces an earlier pause, ends the holds for
-	// that (EndHolds with account_paused), and rings the lane. ErrNotFound.
+	// that (EndHolds with its code), and rings the lane. ErrNotFound.
 	PauseAccount(ctx context.Context, account string, pause Pause) error
 	// ResumeAccount ends the account's pause, the holds for it, and rings the lane.
 	// It returns the pause that there was, the zero one where there was none.
 	// ErrNotFound.
 	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
+	// BlockAccount pauses the account for what X has said of it, by [Line.Block], or
+	// with the zero pause ends that, as ResumeAccount does. What a person has paused
+	// stays so. It returns the pause that stands then. ErrFenced.
+	BlockAccount(ctx context.Context, lane Lane, pause Pause, now time.Time) (Pause, error)
 	// Late returns, by account, what is unfinished though it was due before a time:
 	// of one account or, with "", of all that have such requests. It counts up to
 	// limit of each, the first in the line first.

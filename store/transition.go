@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -72,6 +73,72 @@ func (l Line) At(callers time.Time) time.Time {
 // HeldBy tells whether nobody has claimed the lane since, and it was not
 // released.
 func (l Line) HeldBy(claim Lane) bool { return l.Held && l.Fence == claim.Fence }
+
+// Block is the rule of [Requests.BlockAccount]: the pause that stands then, and whether
+// that is another one. One that ended stays on record, so that what comes back soon is
+// asked about as rarely as before.
+func (l Line) Block(p Pause, now time.Time) (holds Pause, changed bool) {
+	was, now := l.Pause, l.At(now)
+	if p.Scope == "" {
+		if was.ByHand() || !was.Active(now) {
+			return was, false
+		}
+		was.Reason.Until = now
+		return was, true
+	}
+	shift := now.Sub(p.Since) // the caller's clock judges nothing
+	p.Since = now
+	if p.Probed() {
+		p.NextProbeAt = p.NextProbeAt.Add(shift)
+	}
+	if !was.Active(now) && now.Sub(was.Reason.Until) > was.Wait {
+		was = Pause{}
+	}
+	was.Worker, p.Worker = laneHolder, laneHolder
+	holds, changed = p.Upon(was)
+	holds.Worker = ""
+	return holds, changed
+}
+
+// CauseOf reads and writes what a pause has of X: its code, and when X is asked again.
+type CauseOf struct{ Pause *Pause }
+
+// cause is how that is stored.
+type cause struct {
+	Code        jetpost.Code  `json:"code"`
+	NextProbeAt time.Time     `json:"next_probe_at,omitzero"`
+	Wait        time.Duration `json:"wait_ns,omitempty"`
+}
+
+// String is what is stored, "" of a person's pause.
+func (c CauseOf) String() string {
+	p := c.Pause
+	if p.Scope == "" || p.ByHand() {
+		return ""
+	}
+	text, _ := json.Marshal(cause{p.Reason.Code, p.NextProbeAt, p.Wait}) // which cannot fail
+	return string(text)
+}
+
+// Scan implements sql.Scanner.
+func (c CauseOf) Scan(value any) error {
+	text, ok := value.(string)
+	if !ok {
+		return fmt.Errorf("the cause of a pause is stored as %T", value)
+	}
+	if text == "" {
+		return nil
+	}
+	var x cause
+	if err := json.Unmarshal([]byte(text), &x); err != nil {
+		return fmt.Errorf("read cause of pause: %w", err)
+	}
+	c.Pause.Reason.Code, c.Pause.NextProbeAt, c.Pause.Wait = x.Code, x.NextProbeAt, x.Wait
+	return nil
+}
+
+// laneHolder is who alone asks X whether an account's pause is over.
+const laneHolder = "lane"
 
 // Row is a request with its posts, as a driver loads and saves it.
 type Row struct {
@@ -477,7 +544,8 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 // often something was tried. Looks for a post in doubt have a count of their own.
 func (o Outcome) patient() bool {
 	switch o.Reason.Code {
-	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped, jetpost.CodeAccountPaused, jetpost.CodeFuse:
+	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped, jetpost.CodeAccountPaused, jetpost.CodeFuse,
+		jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountScopeMissing, jetpost.CodeAccountUnauthorized:
 		return true
 	case jetpost.CodeReconciling:
 		return o.Post >= 0

@@ -13,10 +13,16 @@ import (
 // DefaultAuthorizeBaseURL is where X asks people for their consent.
 const DefaultAuthorizeBaseURL = "https://x.com"
 
+// The scopes without which X refuses posts, and the uploads that go with them.
+const (
+	ScopePostWrite  = "tweet.write"
+	ScopeMediaWrite = "media.write"
+)
+
 // ConsentScopes are what an account must consent to, so that posts with media
 // can be made for it, and its tokens be renewed without it.
 func ConsentScopes() []string {
-	return []string{"tweet.read", "tweet.write", "users.read", "offline.access", "media.write"}
+	return []string{"tweet.read", ScopePostWrite, "users.read", "offline.access", ScopeMediaWrite}
 }
 
 // CodeRefusedError says that X gives no tokens for this consent: its code was used

@@ -9,6 +9,7 @@
 //	UnavailableError   nothing was changed; the same request may succeed later
 //	RateLimitError     a rate window is closed until a known time
 //	AppStopError       X refuses the whole app until somebody acts
+//	AccountError       X refuses the whole account, for as long as it says
 //	UnauthorizedError  the access token was not accepted
 //	RefusedError       this request will never be accepted as it is
 //	GrantRefusedError  a refresh token was not accepted

@@ -33,6 +33,8 @@ type APIError struct {
 	Reason string
 	// ResetDate is the day on which a spend cap ends, as X wrote it.
 	ResetDate string
+	// AccessLevel is what the app may do for this user, as X's header told it.
+	AccessLevel string
 	// TransactionID is what X's support asks for.
 	TransactionID string
 	// Body is the answer as it came, cut at 64 KiB, without this request's secrets.
@@ -112,6 +114,7 @@ func newAPIError(e Endpoint, ans answer, secrets ...string) *APIError {
 		Code:          w.Code,
 		Reason:        w.Reason,
 		ResetDate:     w.ResetDate,
+		AccessLevel:   ans.header.Get("X-Access-Level"),
 		TransactionID: ans.header.Get("X-Transaction-Id"),
 		Body:          body,
 	}
@@ -188,6 +191,12 @@ const (
 	StopCreditsDepleted   StopReason = "credits_depleted"
 	StopSpendCapReached   StopReason = "spend_cap_reached"
 	StopClientNotEnrolled StopReason = "client_not_enrolled"
+	// StopReadOnly: the app's settings give it no permission to write.
+	StopReadOnly StopReason = "app_read_only"
+	// StopSuspended: X has suspended the app.
+	StopSuspended StopReason = "app_suspended"
+	// StopClientForbidden: X keeps what is called from this app.
+	StopClientForbidden StopReason = "client_forbidden"
 )
 
 // AppStopError says that X refuses the whole app. The request is as good as
@@ -201,6 +210,28 @@ type AppStopError struct {
 
 func (e *AppStopError) Error() string { return fmt.Sprintf("app stopped (%s): %v", e.Reason, e.Err) }
 func (e *AppStopError) Unwrap() error { return e.Err }
+
+// AccountReason says why X refuses everything from one account.
+type AccountReason string
+
+// The reasons of an AccountError.
+const (
+	AccountSuspended AccountReason = "account_suspended"
+	// AccountLocked: until its owner has logged in on X.
+	AccountLocked AccountReason = "account_locked"
+)
+
+// AccountError says that X refuses the whole account. The request is as good as before
+// and blameless; such things are lifted at times.
+type AccountError struct {
+	Reason AccountReason
+	Err    *APIError
+}
+
+func (e *AccountError) Error() string {
+	return fmt.Sprintf("account refused (%s): %v", e.Reason, e.Err)
+}
+func (e *AccountError) Unwrap() error { return e.Err }
 
 // UnauthorizedError is a 401. One is no proof that the user revoked the app: a
 // token may have just been replaced, and X has answered 401 to everybody for hours.
@@ -277,6 +308,9 @@ func classify(e *APIError, effect bool) error {
 	if stop := appStop(e); stop != nil {
 		return stop
 	}
+	if account := wholeRefusal(e); account != nil {
+		return account
+	}
 	switch {
 	case e.Status == http.StatusUnauthorized:
 		return &UnauthorizedError{Err: e}
@@ -300,8 +334,8 @@ func (e *APIError) refusal() bool {
 // the edge in front.
 func (e *APIError) spoken() bool { return e.Words() != "" || e.Type != "" }
 
-// appStop returns the stop an answer stands for, or nil. Only three statuses carry
-// one, so that no text in a refused post can stop the app.
+// appStop returns the stop an answer stands for, or nil. Only three statuses carry one,
+// and only whole sentences of X's, so that no text in a refused post can stop the app.
 func appStop(e *APIError) *AppStopError {
 	title := strings.ToLower(strings.ReplaceAll(e.Title, " ", ""))
 	stop := &AppStopError{Err: e}
@@ -316,12 +350,54 @@ func appStop(e *APIError) *AppStopError {
 	case (e.Status == http.StatusPaymentRequired || e.Status == http.StatusForbidden) && spendCap:
 		stop.Reason = StopSpendCapReached
 		stop.Until = parseResetDate(e.ResetDate)
-	case e.Status == http.StatusForbidden && (e.Problem == "client-forbidden" || e.Reason == "client-not-enrolled"):
-		stop.Reason = StopClientNotEnrolled
 	default:
-		return nil
+		stop, _ = wholeRefusal(e).(*AppStopError)
 	}
 	return stop
+}
+
+// whole is one answer of X that is about all that an account or the app may do. Each
+// member that is set is a mark of it; one is enough.
+type whole struct {
+	code    int    // of the older error form
+	problem string // the last segment of the type
+	reason  string // of a client-forbidden problem
+	words   string // all of a sentence that X is known to use, in small letters
+	level   string // of access
+	account AccountReason
+	stop    StopReason
+}
+
+// wholeRefusals is the one table of them, for the status 403 alone; the first that fits
+// counts.
+var wholeRefusals = []whole{
+	{code: 64, problem: "user-suspended", words: "user used for authentication is suspended", account: AccountSuspended},
+	{code: 326, words: "this account is temporarily locked", account: AccountLocked},
+	{reason: "client-not-enrolled", stop: StopClientNotEnrolled},
+	{problem: "client-forbidden", stop: StopClientForbidden},
+	{code: 261, problem: "oauth1-permissions", words: "application cannot perform write actions", level: "read", stop: StopReadOnly},
+	{code: 416, words: "invalid / suspended application", stop: StopSuspended},
+}
+
+// wholeRefusal returns the *AccountError or *AppStopError an answer stands for, or nil.
+func wholeRefusal(e *APIError) error {
+	if e.Status != http.StatusForbidden {
+		return nil
+	}
+	words := strings.ToLower(e.Words())
+	for _, w := range wholeRefusals {
+		switch {
+		case w.code != 0 && w.code == e.Code, w.problem != "" && w.problem == e.Problem, w.reason != "" && w.reason == e.Reason,
+			w.words != "" && strings.Contains(words, w.words), w.level != "" && w.level == e.AccessLevel && e.spoken():
+		default:
+			continue
+		}
+		if w.account != "" {
+			return &AccountError{Reason: w.account, Err: e}
+		}
+		return &AppStopError{Reason: w.stop, Err: e}
+	}
+	return nil
 }
 
 // parseResetDate reads the day a billing cycle begins, in UTC.

@@ -97,6 +97,9 @@ func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err erro
 // pauseText says how long a pause lasts, and why.
 func pauseText(p jetpost.Pause) string {
 	text := untilText(p)
+	if !p.ByHand() {
+		return "for what X says of it, " + text + ": " + reasonText(&p.Reason)
+	}
 	if p.Reason.Detail != "" {
 		text += ": " + p.Reason.Detail
 	}
@@ -109,6 +112,9 @@ func untilText(p jetpost.Pause) string {
 	}
 	until := p.Reason.Until
 	if until.IsZero() {
+		if p.Reason.Code == jetpost.CodeAccountScopeMissing {
+			return "until it is connected again"
+		}
 		return "until somebody resumes it"
 	}
 	return "until " + localTime(until)

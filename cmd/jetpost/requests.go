@@ -218,7 +218,7 @@ func requestText(found store.Record, pause store.Pause) string {
 		line("until", localTime(s.Reason.Until))
 		line("do", app.AdviceFor(s.Reason.Code, s.Account, s.ID))
 	}
-	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != jetpost.CodeAccountPaused) {
+	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != pause.Reason.Code) {
 		line("paused", "its account, "+pauseText(pause))
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))

@@ -74,7 +74,7 @@ func statusText(s app.Status) string {
 		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), do)
 	}
 	for _, p := range s.Paused[:min(len(s.Paused), maxNamed)] {
-		tell(fmt.Sprintf("%s is paused %s", p.Account, pauseText(p.Pause)), app.AdviceFor(jetpost.CodeAccountPaused, p.Account, ""))
+		tell(fmt.Sprintf("%s is paused %s", p.Account, pauseText(p.Pause)), app.AdviceFor(p.Pause.Reason.Code, p.Account, ""))
 	}
 	if more := len(s.Paused) - maxNamed; more > 0 {
 		tell(fmt.Sprintf("and %d more accounts are paused", more), "jetpost accounts list")

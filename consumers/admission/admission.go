@@ -134,7 +134,7 @@ type Permit struct {
 func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, harmless func(context.Context) error) error {
 	now := time.Now()
 	if pause.Active(now) {
-		return &WaitError{Reason: pause.Reason}
+		return &WaitError{Reason: pause.Reason, LookAt: pause.NextProbeAt}
 	}
 	if err := p.fuse(ctx, head, now); err != nil {
 		return err

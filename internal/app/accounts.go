@@ -155,7 +155,7 @@ func ReportAccount(ctx context.Context, ledger store.Store, name string) (Accoun
 	}
 	r := AccountReport{Account: account}
 	if r.Pause.Active(time.Now()) {
-		r.Do = AdviceFor(jetpost.CodeAccountPaused, name, "")
+		r.Do = AdviceFor(r.Pause.Reason.Code, name, "")
 	} else {
 		r.Pause = store.Pause{}
 	}

@@ -175,8 +175,11 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 	s.Requests = f.counts
 	s.Refused, s.BlockedTotal, s.LastPost, s.LastAccepted = p.Refused, p.BlockedAccounts, p.PostedAt, p.AcceptedAt
 	for _, one := range p.Standing {
-		if one.Reauth {
+		switch {
+		case one.Reauth:
 			s.Reauth = append(s.Reauth, one.Account)
+		case !one.Pause.Since.IsZero() && !one.Pause.ByHand():
+			facts.Blocked++
 		}
 		if !one.Pause.Since.IsZero() {
 			s.Paused = append(s.Paused, Paused{Account: one.Account, Pause: one.Pause})

@@ -81,7 +81,7 @@ func readLines(ctx context.Context, ledger store.Requests, now time.Time, accoun
 		case a.RequiresReauth:
 			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
 		case a.Pause.Active(now):
-			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountPaused, Until: a.Pause.Reason.Until}
+			lines[i].Reason = &jetpost.Reason{Code: a.Pause.Reason.Code, Until: a.Pause.Reason.Until}
 		}
 		byName[a.Name] = &lines[i]
 	}

@@ -128,7 +128,11 @@ func (d *Desk) ResumeAccount(ctx context.Context, name string, olderThan time.Du
 		return r, nil
 	}
 	r.Pause = pause
-	return r, d.turned(ctx, jetpost.EventAccountResumed, name, nil, "resumed")
+	event := jetpost.EventAccountResumed
+	if !pause.ByHand() {
+		event = jetpost.EventAccountUnblocked
+	}
+	return r, d.turned(ctx, event, name, nil, "resumed")
 }
 
 // expireLate fails what is too late, of one account or, with "", of all, and tells

@@ -31,7 +31,7 @@ type Status struct {
 	Refused int `json:"refused_last_hour"`
 	// Reauth names the accounts that must be connected again.
 	Reauth []string `json:"reauth_required,omitempty"`
-	// Paused are the accounts that somebody has paused.
+	// Paused are the accounts that somebody has paused, or that X refuses.
 	Paused []Paused `json:"paused,omitempty"`
 	// Late is what would go out late; nil where nothing would.
 	Late *Late `json:"late,omitempty"`
@@ -166,6 +166,14 @@ func Advice(code jetpost.Code) string {
 		return "wait, or say what you see on X with jetpost requests resolve ID"
 	case jetpost.CodeAccountReauthRequired:
 		return "connect it again with: jetpost accounts connect ACCOUNT"
+	case jetpost.CodeAccountSuspended:
+		return "appeal on X, as the account; once it is lifted go on at once with: jetpost resume ACCOUNT"
+	case jetpost.CodeAccountLocked:
+		return "log in to x.com as the account and unlock it; then: jetpost resume ACCOUNT"
+	case jetpost.CodeAccountUnauthorized:
+		return "look at the account on X; if all is well there, connect it again with: jetpost accounts connect ACCOUNT, then: jetpost resume ACCOUNT"
+	case jetpost.CodeAccountScopeMissing:
+		return "connect it again, with every permission that is asked for: jetpost accounts connect ACCOUNT"
 	case jetpost.CodeKeyUnavailable:
 		return "see which key is missing with jetpost keys status, add it to HUB_ENCRYPTION_KEY, behind the first, and restart the workers"
 	case jetpost.CodePoison:
@@ -194,6 +202,12 @@ func Advice(code jetpost.Code) string {
 		return "raise the limit in X's developer console, then jetpost resume --app"
 	case jetpost.CodeClientNotEnrolled:
 		return "enrol the app in X's developer console, then jetpost resume --app"
+	case jetpost.CodeAppReadOnly:
+		return "give the app the permission to read and write in X's developer console, connect its accounts again, then jetpost resume --app"
+	case jetpost.CodeAppSuspended:
+		return "see in X's developer console why the app is suspended, and appeal; then jetpost resume --app"
+	case jetpost.CodeClientForbidden:
+		return "see in X's developer console what the app may use; then jetpost resume --app"
 	case jetpost.CodeAppMisconfigured:
 		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, restart the workers, then jetpost resume --app"
 	case jetpost.CodeAccountPaused:

@@ -166,6 +166,7 @@ type Facts struct {
 	Accounts int
 	Reauth   int    // of the accounts: those that must be connected again
 	ReauthDo string // what to do about them
+	Blocked  int    // of the others: those that X refuses
 
 	// RoundDue is when the first refresh round was due that is not completed; zero where
 	// nobody knows.
@@ -380,6 +381,8 @@ func accounts(f Facts) []Cause {
 		return []Cause{{NotPublishing, "no_account", "no account is connected", "connect one: jetpost accounts connect NAME"}}
 	case f.Reauth == f.Accounts:
 		return []Cause{{NotPublishing, "all_reauth", "every account must be connected again", f.ReauthDo}}
+	case f.Reauth+f.Blocked == f.Accounts:
+		return []Cause{{NotPublishing, "all_blocked", "X refuses every account that is connected", "see why: jetpost accounts list"}}
 	}
 	return nil
 }

@@ -178,6 +178,8 @@ func TestJudge(t *testing.T) {
 
 		{"no account", func(f *health.Facts) { f.Accounts = 0 }, "NOT PUBLISHING: no account is connected", "jetpost accounts connect NAME"},
 		{"all grants are lost", func(f *health.Facts) { f.Reauth, f.ReauthDo = 3, "connect" }, "NOT PUBLISHING: every account must be connected again", "connect"},
+		{"X refuses all accounts", func(f *health.Facts) { f.Reauth, f.Blocked = 1, 2 }, "NOT PUBLISHING: X refuses every account that is connected", "see why: jetpost accounts list"},
+		{"X refuses one account", func(f *health.Facts) { f.Blocked = 1 }, "PUBLISHING", ""},
 		{"one grant is lost", func(f *health.Facts) { f.Reauth = 1 }, "PUBLISHING", ""},
 
 		{

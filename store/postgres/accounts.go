@@ -118,7 +118,7 @@ const (
 	maxOpen = "1000" // store.MaxOpen
 
 	sqlFromAccounts = `
-SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason,
+SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason, l.pause_cause,
        (SELECT count(*) FROM (SELECT FROM requests WHERE account = a.name AND ` + unfinished + ` LIMIT ` + maxOpen + `) AS few)
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = $1`
@@ -138,6 +138,6 @@ func (s *Store) Accounts(ctx context.Context) ([]store.Account, error) {
 
 func scanAccount(row scanner) (a store.Account, err error) {
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &a.TokenMeta,
-		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, &a.Open)
+		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, store.CauseOf{Pause: &a.Pause}, &a.Open)
 	return a, err
 }

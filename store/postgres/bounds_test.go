@@ -144,6 +144,9 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
 		"Look":          func(ctx context.Context) error { return first(st.Look(ctx, p.lane, p.now)) },
 		"MarkAnnounced": func(ctx context.Context) error { return first(st.MarkAnnounced(ctx, key, 1)) },
+		"BlockAccount": func(ctx context.Context) error {
+			return first(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
+		},
 		"MarkManyAnnounced": func(ctx context.Context) error {
 			return first(st.MarkManyAnnounced(ctx, []store.Revision{{Key: key, Number: 1}}))
 		},

@@ -10,7 +10,7 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_reason = $4 WHERE account = $1`
+const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_reason = $4, pause_cause = $5 WHERE account = $1`
 
 // PauseAccount implements store.Requests.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
@@ -47,11 +47,44 @@ func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause s
 	if err != nil {
 		return store.Pause{}, err
 	}
-	if _, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail)); err != nil {
+	if err := writePause(ctx, tx, account, pause); err != nil {
 		return store.Pause{}, err
 	}
-	_, err = endHolds(ctx, tx, account, jetpost.CodeAccountPaused, s.now(now))
+	if code := line.Pause.Reason.Code; code != "" {
+		_, err = endHolds(ctx, tx, account, code, s.now(now))
+		return line.Pause, err
+	}
+	err = ring(ctx, tx, account, s.now(now))
 	return line.Pause, err
+}
+
+func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause) error {
+	_, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail), storable(store.CauseOf{Pause: &pause}.String()))
+	return err
+}
+
+// BlockAccount implements store.Requests. It rings only where something may go on.
+func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (holds store.Pause, err error) {
+	lane.Snapshot.Forget()
+	err = s.change(ctx, "block account", func(ctx context.Context, tx pgx.Tx) error {
+		line, err := s.lockLane(ctx, tx, lane.Account)
+		if err == nil && !line.HeldBy(lane) {
+			err = store.ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		var changed bool
+		if holds, changed = line.Block(pause, now); !changed {
+			return nil
+		}
+		if err := writePause(ctx, tx, lane.Account, holds); err != nil || holds.Active(line.At(now)) {
+			return err
+		}
+		_, err = endHolds(ctx, tx, lane.Account, holds.Reason.Code, s.now(now))
+		return err
+	})
+	return holds, err
 }
 
 // unsent tells of a request r whether nothing of it was sent. One without posts

@@ -17,7 +17,7 @@ import (
 const (
 	// sqlLockLanes locks in one order, so that no two batches wait for each other.
 	sqlLockLanes = `
-SELECT account, fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, clock_timestamp()
+SELECT account, fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
 	sqlLockRequests = `SELECT ` + requestColumns + ` FROM requests
 WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY account, id FOR UPDATE`
@@ -140,7 +140,7 @@ func (s *Store) lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance)
 		var account string
 		l := &store.Line{}
 		err = row.Scan(&account, &l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-			pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, at{&l.Now})
+			pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
 		if s.callersClock {
 			l.Now = time.Time{}
 		}

@@ -14,14 +14,14 @@ import (
 )
 
 const sqlLockLane = `
-SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, clock_timestamp()
+SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = $1 FOR UPDATE`
 
 // lockLane fails with store.ErrNotFound. Who has locked a lane may change its
 // requests and posts; only an account and its token are ever locked before it.
 func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, at{&l.Now})
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
 	if s.callersClock {
 		l.Now = time.Time{}
 	}

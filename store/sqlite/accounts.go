@@ -123,7 +123,7 @@ const (
 	maxOpen = "1000" // store.MaxOpen
 
 	sqlFromAccounts = `
-SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason,
+SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, l.paused_at, l.paused_until, l.pause_reason, l.pause_cause,
        (SELECT count(*) FROM (SELECT 1 FROM requests WHERE account = a.name AND ` + unfinished + ` LIMIT ` + maxOpen + `))
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = ?1`
@@ -148,7 +148,7 @@ func (s *Store) Accounts(ctx context.Context) (accounts []store.Account, err err
 func scanAccount(row scanner) (a store.Account, err error) {
 	var meta []byte
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &meta,
-		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, &a.Open)
+		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, store.CauseOf{Pause: &a.Pause}, &a.Open)
 	if err != nil {
 		return store.Account{}, err
 	}

@@ -50,7 +50,7 @@ const (
 	sqlReleaseLane = `
 UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0, reserved = 0
 WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
-	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
+	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
 // ReleaseLane implements store.Requests.
@@ -68,7 +68,7 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 
 // readRings fails with store.ErrFenced where the lane is no longer held.
 func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (rings int64, pause store.Pause, err error) {
-	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings, pausedAt{&pause}, at{&pause.Reason.Until}, &pause.Reason.Detail)
+	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings, pausedAt{&pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: &pause})
 	return rings, pause, missing(err, store.ErrFenced)
 }
 

@@ -44,7 +44,7 @@ const blocked = `(state = 'unknown' OR (state = 'held' AND reason_code IN ('pois
 // one. Counts end at a limit.
 const (
 	sqlStanding = `
-SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > ?1)
+SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > ?1)
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name
 WHERE t.requires_reauth OR l.paused_at IS NOT NULL
 ORDER BY a.name`
@@ -82,7 +82,7 @@ func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, e
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing
 			var paused bool
-			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, &paused)
+			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, store.CauseOf{Pause: &one.Pause}, &paused)
 			p.Stand(one, paused)
 			return none, err
 		}, sqlStanding, micros(q.Now))

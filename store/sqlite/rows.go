@@ -12,12 +12,12 @@ import (
 )
 
 const sqlLane = `
-SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason FROM lanes WHERE account = ?1`
+SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = ?1`
 
 // readLane fails with store.ErrNotFound.
 func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.Line, err error) {
 	err = tx.QueryRowContext(ctx, sqlLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
-		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail)
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause})
 	return l, missing(err, store.ErrNotFound)
 }
 

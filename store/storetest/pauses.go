@@ -97,6 +97,57 @@ func resumeAccount(t *testing.T, b *bundle) {
 	equal(t, "what goes out", b.publish(t, lane, "head", 0), jetpost.StatePublished)
 }
 
+// blockAccount: what X says pauses the account until X, asked ever more rarely, takes its
+// calls; a person's pause stays.
+func blockAccount(t *testing.T, b *bundle) {
+	b.now = b.now.Truncate(time.Millisecond) // as looks are planned
+	b.acceptAll(t, "head", "behind")
+	lane := b.claim(t)
+	block := func(at time.Time, p func(time.Time) store.Pause) store.Pause {
+		t.Helper()
+		holds, err := b.st.BlockAccount(t.Context(), lane, p(at), at)
+		check(t, err)
+		equal(t, "the account's", b.account(t, acme).Pause.Reason, holds.Reason)
+		equal(t, "the account's next look", b.account(t, acme).Pause.NextProbeAt, holds.NextProbeAt)
+		return holds
+	}
+	suspended := func(at time.Time) store.Pause {
+		return jetpost.BlockedPause(at, jetpost.CodeAccountSuspended, "X's words", time.Hour, 3*time.Hour)
+	}
+	over := func(time.Time) store.Pause { return store.Pause{} }
+	rings := b.look(t, lane, b.now).Rings
+	first := block(b.now, suspended)
+	equal(t, "code", first.Reason.Code, jetpost.CodeAccountSuspended)
+	equal(t, "first look", first.NextProbeAt, b.now.Add(time.Hour))
+	equal(t, "its own lane does not ring", b.look(t, lane, b.now).Rings, rings)
+	equal(t, "in a look", b.look(t, lane, b.now).Pause.Wait, time.Hour)
+	fails(t, "a post", b.st.Begin(t.Context(), lane, "head", b.intent(0)), store.ErrNotRunnable)
+	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountSuspended, time.Time{})
+	second := block(first.NextProbeAt, suspended)
+	equal(t, "second look", second.NextProbeAt, first.NextProbeAt.Add(2*time.Hour))
+	third := block(second.NextProbeAt, suspended)
+	equal(t, "third look", third.NextProbeAt, second.NextProbeAt.Add(3*time.Hour))
+	equal(t, "since", third.Since, first.Since)
+
+	at := third.NextProbeAt
+	ended := block(at, over)
+	equal(t, "holds", ended.Active(at), false)
+	equal(t, "end of the hold", b.request(t, "head").HoldUntil, at)
+	again := block(at.Add(time.Minute), suspended)
+	equal(t, "look after it came back", again.NextProbeAt, at.Add(time.Minute).Add(3*time.Hour))
+	before, err := b.st.ResumeAccount(t.Context(), acme, at)
+	check(t, err)
+	equal(t, "what was resumed", before.Reason.Code, jetpost.CodeAccountSuspended)
+
+	byHand := jetpost.AccountPause(b.now, time.Time{}, "a person's")
+	check(t, b.st.PauseAccount(t.Context(), acme, byHand))
+	equal(t, "a person's pause", block(at, suspended), byHand)
+	equal(t, "a person's pause", block(at, over), byHand)
+	b.release(t, lane, time.Time{})
+	_, err = b.st.BlockAccount(t.Context(), lane, suspended(at), at)
+	fails(t, "without the lane", err, store.ErrFenced)
+}
+
 // lateLines reads what of acme's line was due before now.
 func (b *bundle) lateLines(t *testing.T, account string) []store.LateLine {
 	t.Helper()

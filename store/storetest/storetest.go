@@ -135,6 +135,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"OpenRoundForgets", openRoundForgets},
 		{"PauseAccount", pauseAccount},
 		{"PauseReplaced", pauseReplaced},
+		{"BlockAccount", blockAccount},
 		{"Posted", posted},
 		{"PostedAdopted", postedAdopted},
 		{"PostedAfterTakeover", postedAfterTakeover},

@@ -1,0 +1,135 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+const (
+	// blockWait is how long an account that X refuses is left alone at first; each time
+	// that X says so again it is twice as long, up to maxBlockWait: three times a day.
+	blockWait    = time.Hour
+	maxBlockWait = 8 * time.Hour
+	// unauthorizedTries is how many holds in a row go before a 401 that blocks the
+	// account: a quarter of an hour of them.
+	unauthorizedTries = 5
+	// needsScope is what a look at the stored token ends, and nothing that X is asked.
+	needsScope = jetpost.CodeAccountScopeMissing
+)
+
+// blocks tells the reasons that keep a whole account from X, for what X has said of it.
+func blocks(code jetpost.Code) bool {
+	switch code {
+	case jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountUnauthorized, needsScope:
+		return true
+	}
+	return false
+}
+
+// liftedAt is when a request that such a pause holds is looked at again; zero is never.
+func liftedAt(pause store.Pause, now time.Time) time.Time {
+	if !pause.Blocked(now) || pause.Reason.Code == needsScope {
+		return now
+	}
+	return pause.NextAt()
+}
+
+// block pauses the account for what X has said of it, and tells so.
+func (r *laneRun) block(ctx context.Context, reason jetpost.Reason) (store.Pause, error) {
+	wait := blockWait
+	if reason.Code == needsScope {
+		wait = 0
+	}
+	return r.setBlock(ctx, jetpost.BlockedPause(time.Now(), reason.Code, reason.Detail, wait, maxBlockWait))
+}
+
+// setBlock has the ledger take a pause in, or end the one that there is.
+func (r *laneRun) setBlock(ctx context.Context, pause store.Pause) (store.Pause, error) {
+	was := r.pause
+	holds, err := persist(ctx, r, "block", func() (store.Pause, error) {
+		return r.h.Ledger.BlockAccount(ctx, r.lane, pause, time.Now())
+	})
+	if err != nil {
+		return store.Pause{}, err
+	}
+	now := time.Now()
+	r.pause = holds
+	before, after := was.Blocked(now), holds.Blocked(now)
+	switch {
+	case after && (!before || was.Reason.Code != holds.Reason.Code):
+		r.log.Warn("account.blocked", "code", holds.Reason.Code, "detail", holds.Reason.Detail, "next_probe_at", holds.NextProbeAt)
+		r.h.Announce.Blocked(ctx, r.lane.Account, &holds.Reason)
+	case before && !after:
+		r.log.Info("account.unblocked", "code", was.Reason.Code, "since", was.Since)
+		r.h.Announce.Blocked(ctx, r.lane.Account, nil)
+	}
+	return holds, nil
+}
+
+// lift ends the pause of an account that X has asked for, where that is over: X is asked
+// who the account is once the time for that has come. An answer that still blocks it
+// makes the next wait longer, and so does none.
+func (r *laneRun) lift(ctx context.Context, head *store.Record, request jetpost.Request) error {
+	now := time.Now()
+	if !r.pause.Blocked(now) {
+		return nil
+	}
+	over, err := r.over(ctx, head, request, now)
+	var wait *admission.WaitError
+	switch {
+	case errors.Is(err, store.ErrFenced), errors.As(err, &wait), errors.Is(err, admission.ErrLeaving):
+		return err
+	case err != nil:
+		reason := r.pause.Reason
+		if v := judge(err, situation{now: now}); v.kind == kindBlock {
+			reason = v.reason
+		}
+		_, err = r.block(ctx, reason)
+		return err
+	case over:
+		_, err = r.setBlock(ctx, store.Pause{})
+		return err
+	}
+	return nil
+}
+
+// over finds out whether a pause is over. Its error is what X says against that.
+func (r *laneRun) over(ctx context.Context, head *store.Record, request jetpost.Request, now time.Time) (bool, error) {
+	if r.pause.Reason.Code == needsScope {
+		token, err := r.h.Tokens.Stored(ctx, head.Account)
+		return err == nil && missingScope(token.Scope, request.Posts) == "", nil
+	}
+	if !r.pause.Due(now) {
+		return false, nil
+	}
+	token, err := r.h.Tokens.EnsureFresh(ctx, head.Account, 0)
+	if err != nil {
+		return false, err
+	}
+	_, err = r.me(ctx, r.h.Client(head.Account, token.Access.Reveal()))
+	return err == nil, err
+}
+
+// missingScope is the permission that posts need and a token does not have, "" for none.
+// Of a token without a list nothing is known.
+func missingScope(granted string, posts []jetpost.Post) string {
+	has := strings.Fields(granted)
+	media := slices.ContainsFunc(posts, func(p jetpost.Post) bool { return len(p.Media) > 0 })
+	switch {
+	case len(has) == 0:
+		return ""
+	case !slices.Contains(has, xapi.ScopePostWrite):
+		return xapi.ScopePostWrite
+	case media && !slices.Contains(has, xapi.ScopeMediaWrite):
+		return xapi.ScopeMediaWrite
+	}
+	return ""
+}

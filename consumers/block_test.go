@@ -1,0 +1,209 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// told keeps the account events.
+type told struct {
+	silentRecords
+	events []string
+}
+
+func (r *told) Event(_ context.Context, _ string, e jetpost.Event) error {
+	if e.Account != nil {
+		text := string(e.Type)
+		if e.Account.Reason != nil {
+			text += " " + string(e.Account.Reason.Code)
+		}
+		r.events = append(r.events, text)
+	}
+	return nil
+}
+
+// blockable is an account with six due jobs, of which X has seen none.
+func blockable(t *testing.T) (*doubtBundle, *told) {
+	t.Helper()
+	b, records := doubt(t), &told{}
+	b.h.Announce.Records = records
+	return b, records
+}
+
+// change has X make something else of the account.
+func (b *doubtBundle) change(t *testing.T, state, scope string) {
+	t.Helper()
+	change := xsim.AccountChange{State: &state}
+	if scope != "" {
+		change.Scope = &scope
+	}
+	_, err := b.x.ChangeAccount("acme", change)
+	check(t, err)
+}
+
+var six = []string{"j1", "j2", "j3", "j4", "j5", "j6"}
+
+// wantLine fails unless all six jobs are in that state for that reason.
+func (b *doubtBundle) wantLine(t *testing.T, state jetpost.State, code jetpost.Code, posted int) {
+	t.Helper()
+	for _, id := range six {
+		b.want(t, store.Key{Account: "acme", ID: id}, state, code, posted)
+	}
+}
+
+// TestBlockedAccount: what X says of an account fails none of its jobs. A read finds
+// out, ever more rarely, that it is over.
+func TestBlockedAccount(t *testing.T) {
+	t.Parallel()
+	for state, code := range map[string]jetpost.Code{
+		xsim.AccountSuspended: jetpost.CodeAccountSuspended, xsim.AccountLocked: jetpost.CodeAccountLocked,
+	} {
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, records := blockable(t)
+				b.change(t, state, "")
+				for _, id := range six {
+					b.publish(t, id, thread(id)...)
+				}
+				b.wantLine(t, jetpost.StateHeld, code, 0)
+				equal(t, "posts tried", b.calls(xsim.EndpointCreatePost), 1)
+				account, err := b.ledger.Account(t.Context(), "acme")
+				check(t, err)
+				equal(t, "the account's reason", account.Pause.Reason.Code, code)
+				equal(t, "X's words are kept", account.Pause.Reason.Detail != "", true)
+
+				for range 24 * 60 / 5 { // a day, looked at each five minutes
+					sleep(5 * time.Minute)
+					b.run(t, b.h, "acme")
+				}
+				equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), 1)
+				equal(t, "reads in a day", b.calls(xsim.EndpointMe), 5) // after 1, 2, 4, 8 and 8 hours
+				b.wantLine(t, jetpost.StateHeld, code, 0)
+
+				b.change(t, "", "")
+				sleep(8 * time.Hour)
+				b.run(t, b.h, "acme")
+				b.wantLine(t, jetpost.StatePublished, "", 1)
+				b.texts(t, "acme", six...)
+				equal(t, "events", fmt.Sprint(records.events), fmt.Sprintf("[account.blocked %s account.unblocked]", code))
+			})
+		})
+	}
+}
+
+// TestBlockedAccountResumed: a person need not wait for the next look, and what comes
+// back soon is asked about as rarely as before.
+func TestBlockedAccountResumed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.change(t, xsim.AccountSuspended, "")
+		for _, id := range six {
+			b.publish(t, id, thread(id)...)
+		}
+		b.change(t, "", "")
+		b.run(t, b.h, "acme")
+		b.wantLine(t, jetpost.StateHeld, jetpost.CodeAccountSuspended, 0)
+		was, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+		check(t, err)
+		equal(t, "what was resumed", was.Reason.Code, jetpost.CodeAccountSuspended)
+		b.run(t, b.h, "acme")
+		b.texts(t, "acme", six...)
+	})
+}
+
+// TestBlockedAccountCancelled: what waits behind the one that met it does not wait for
+// that one.
+func TestBlockedAccountCancelled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.change(t, xsim.AccountSuspended, "")
+		for _, id := range six {
+			b.publish(t, id, thread(id)...)
+		}
+		_, err := b.ledger.Cancel(t.Context(), store.Key{Account: "acme", ID: six[0]}, time.Now())
+		check(t, err)
+		b.run(t, b.h, "acme")
+		b.change(t, "", "")
+		sleep(time.Hour)
+		b.run(t, b.h, "acme")
+		b.texts(t, "acme", six[1:]...)
+	})
+}
+
+// TestBlockedWhilePaused: what X says takes nothing from a person's pause.
+func TestBlockedWhilePaused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.change(t, xsim.AccountSuspended, "")
+		b.h.Ledger = &ledgerHook{Store: b.ledger, after: nth("begin", 1, func() error {
+			return b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays"))
+		})}
+		b.publish(t, "j1", thread("j1")...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountPaused, 0)
+		account, err := b.ledger.Account(t.Context(), "acme")
+		check(t, err)
+		equal(t, "the pause", account.Pause.Reason.Detail, "holidays")
+	})
+}
+
+// TestUnauthorizedAtEveryTry: a token that is renewed, and refused all the same, is the
+// account's trouble and no request's.
+func TestUnauthorizedAtEveryTry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, records := blockable(t)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointCreatePost, Times: 1000},
+			xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointMe, Times: 1})
+		for _, id := range six {
+			b.publish(t, id, thread(id)...)
+		}
+		for range 24 * 60 {
+			sleep(time.Minute)
+			b.run(t, b.h, "acme")
+		}
+		b.wantLine(t, jetpost.StateHeld, jetpost.CodeAccountUnauthorized, 0)
+		if n := b.calls(xsim.EndpointCreatePost); n > 30 {
+			t.Errorf("X was asked %d times in a day", n)
+		}
+		equal(t, "is told", slices.Contains(records.events, "account.blocked account_unauthorized"), true)
+	})
+}
+
+// TestAppRefused: what X says of the app stops it, with X's words, and fails nothing.
+func TestAppRefused(t *testing.T) {
+	t.Parallel()
+	for variant, code := range map[string]jetpost.Code{
+		"app-read-only": jetpost.CodeAppReadOnly, "app-suspended": jetpost.CodeAppSuspended, "client-forbidden": jetpost.CodeClientForbidden,
+	} {
+		t.Run(variant, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, _ := blockable(t)
+				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: variant, Endpoint: xsim.EndpointCreatePost, Times: 1})
+				b.publish(t, "j1", thread("j1")...)
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+				stop, stopped := b.h.Gate.Stopped(publishers.ScopePublish, time.Now())
+				equal(t, "stopped", stopped, true)
+				equal(t, "for", stop.Reason.Code, code)
+				equal(t, "probed", stop.Probed(), true)
+				equal(t, "X's words are kept", stop.Reason.Detail != "", true)
+				b.settle(t)
+				b.texts(t, "acme", "j1")
+			})
+		})
+	}
+}

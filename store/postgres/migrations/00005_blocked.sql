@@ -1,0 +1,9 @@
+-- +goose Up
+
+-- What X said that paused an account: the code, and when it is asked again. '' where a
+-- person paused it.
+ALTER TABLE lanes ADD COLUMN pause_cause text NOT NULL DEFAULT '';
+
+-- +goose Down
+
+ALTER TABLE lanes DROP COLUMN pause_cause;
