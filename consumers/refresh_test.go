@@ -141,7 +141,7 @@ func TestForcedRefreshesAreLimited(t *testing.T) {
 	h := b.refresh(b.refresher())
 	force := func(subject string) {
 		t.Helper()
-		h.Handle(t.Context(), b.bell(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true}))
+		check(t, h.Handle(t.Context(), b.bell(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true})))
 	}
 	for range 3 {
 		force(b.names.RefreshRequest())

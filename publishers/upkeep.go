@@ -112,7 +112,7 @@ func ReadCron(ctx context.Context, js jetstream.JetStream, names jetpost.Names) 
 	}
 	cron := Cron{Cron: msg.Header.Get(jetstream.ScheduleHeader), TimeZone: msg.Header.Get(jetstream.ScheduleTimeZoneHeader)}
 	if cron.TTL, err = time.ParseDuration(msg.Header.Get(jetstream.ScheduleTTLHeader)); err != nil {
-		return nil, time.Time{}, nil // it is none of ours
+		return nil, time.Time{}, nil //nolint:nilerr // it is none of ours
 	}
 	return &cron, msg.Time, nil
 }

@@ -351,7 +351,8 @@ func appStop(e *APIError) *AppStopError {
 		stop.Reason = StopSpendCapReached
 		stop.Until = parseResetDate(e.ResetDate)
 	default:
-		stop, _ = wholeRefusal(e).(*AppStopError)
+		stop = nil
+		_ = errors.As(wholeRefusal(e), &stop) // else it is no stop
 	}
 	return stop
 }

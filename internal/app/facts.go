@@ -308,7 +308,7 @@ func lastRound(ctx context.Context, conn *Connection) (*jetpost.Event, error) {
 	}
 	var event jetpost.Event
 	if err := json.Unmarshal(msg.Data, &event); err != nil {
-		return nil, nil // it is none of ours
+		return nil, nil //nolint:nilerr // it is none of ours
 	}
 	return &event, nil
 }

@@ -81,6 +81,7 @@ type steps struct {
 
 type waitingStep struct {
 	step
+	ctx  context.Context // outlives the caller's: the steps of many go together
 	out  stepped
 	err  error
 	done chan struct{}
@@ -91,7 +92,7 @@ type waitingStep struct {
 func (q *steps) do(ctx context.Context, st step) (stepped, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.s.patience.call)
 	defer cancel()
-	w := &waitingStep{step: st, done: make(chan struct{})}
+	w := &waitingStep{step: st, ctx: context.WithoutCancel(ctx), done: make(chan struct{})}
 	q.mu.Lock()
 	q.waiting = append(q.waiting, w)
 	if !q.busy {
@@ -260,8 +261,7 @@ func (q *steps) exec(group []*waitingStep) error {
 		byLane[w.account] = w
 		w.out, w.err = stepped{}, nil
 	}
-	// The steps of many outlive each one's own context, and no call outlives its time.
-	rows, err := q.s.db.Query(context.Background(), sqlStep, q.s.columns(group)...)
+	rows, err := q.s.db.Query(group[0].ctx, sqlStep, q.s.columns(group)...)
 	if err != nil {
 		return err
 	}
