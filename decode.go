@@ -24,7 +24,7 @@ func (e *NewerVersionError) Error() string {
 
 // Decode reads a message that was published for an account, which is the last
 // token of its subject, or "" for the bare one. The request names its account
-// and version, its times are in UTC, and it is valid as [Request.Validate] has
+// and version, its times are in UTC, the lines of its texts end in LF, and it is valid as [Request.Validate] has
 // it. An id that the producer left out stays empty.
 //
 // It fails with *[InvalidError], or with *[NewerVersionError] for a request of
@@ -45,6 +45,12 @@ func Decode(account string, body []byte) (Request, error) {
 		})
 	}
 	f.fill(reflect.ValueOf(&r).Elem(), root, "")
+	for i := range r.Posts {
+		r.Posts[i].Text = LineFeeds(r.Posts[i].Text)
+		for n := range r.Posts[i].Media {
+			r.Posts[i].Media[n].Alt = LineFeeds(r.Posts[i].Media[n].Alt)
+		}
+	}
 	f.settleAccount(&r, account)
 	if version > Version {
 		if r.checkIdentity(&f); len(f.problems) > 0 {

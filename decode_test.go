@@ -696,3 +696,22 @@ func TestCheckAccount(t *testing.T) {
 		}
 	}
 }
+
+// TestDecodeAsPeopleSend: a byte order mark is skipped, and all line ends are one.
+func TestDecodeAsPeopleSend(t *testing.T) {
+	t.Parallel()
+	r, err := jetpost.Decode("acme", []byte("\uFEFF"+`{"posts": [{"text": "one\r\ntwo\rthree\n", "media": [{"object": "x", "alt": "a\r\nb"}]}]}`+"\r\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := r.Posts[0].Text+"|"+r.Posts[0].Media[0].Alt, "one\ntwo\nthree\n|a\nb"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	lf, err := jetpost.Decode("acme", []byte(`{"posts": [{"text": "one\ntwo\nthree\n", "media": [{"object": "x", "alt": "a\nb"}]}]}`))
+	if err != nil || !bytes.Equal(lf.Digest(), r.Digest()) {
+		t.Errorf("the same text with other line ends is another request: %v", err)
+	}
+	if _, err := jetpost.Decode("acme", []byte(`{"posts": [{"text": "one\ufefftwo"}]}`)); err == nil {
+		t.Error("a byte order mark within a text was taken")
+	}
+}

@@ -19,6 +19,15 @@ import (
 // leaves room for later versions, of which only the identity is read.
 const maxDepth = 32 // objects and arrays within each other
 
+// ByteOrderMark is what some editors put before a text. It says nothing here: it is
+// skipped.
+const ByteOrderMark = "\uFEFF"
+
+// LineFeeds is a text whose lines all end in LF, as X keeps it.
+func LineFeeds(s string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(s, "\r\n", "\n"), "\r", "\n")
+}
+
 // kind is what a JSON value is, in the words of a message.
 type kind string
 
@@ -59,6 +68,7 @@ func (n node) member(name string) node {
 // parse reads a body that must be one JSON object. What is wrong with the body
 // as a whole is an error; a member that comes twice is a finding.
 func parse(body []byte, f *findings) (node, error) {
+	body = bytes.TrimPrefix(body, []byte(ByteOrderMark))
 	if len(bytes.TrimSpace(body)) == 0 {
 		return node{}, errors.New("is empty, want a JSON object")
 	}

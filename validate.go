@@ -152,7 +152,7 @@ const refusedChars = "\uFEFF\uFFFE\uFFFF"
 // check looks at one post. first tells that it opens the thread; every other
 // post's parent is the one before it.
 func (p Post) check(f *findings, at string, first bool) {
-	f.text(at+"/text", p.Text, MaxTextChars)
+	f.text(at+"/text", LineFeeds(p.Text), MaxTextChars)
 	if strings.ContainsAny(p.Text, refusedChars) {
 		f.refuse(at+"/text", "holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post")
 	}
@@ -203,7 +203,7 @@ func (m Media) check(f *findings, at string) {
 		f.refuse(at+"/data", "is %d bytes decoded, at most %d are allowed: use url or object", n, MaxDataBytes)
 	}
 	f.match(at+"/object", m.Object, objectPattern)
-	f.text(at+"/alt", m.Alt, MaxAltChars)
+	f.text(at+"/alt", LineFeeds(m.Alt), MaxAltChars)
 }
 
 func (p Poll) check(f *findings, at string) {

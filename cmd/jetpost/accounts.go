@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
 )
@@ -71,7 +72,11 @@ func importLines(e *env, importer *app.Importer, from io.Reader) (done, failed i
 	lines := bufio.NewScanner(from)
 	lines.Buffer(nil, maxImportLine)
 	for n := 1; lines.Scan(); n++ {
-		text := bytes.TrimSpace(lines.Bytes())
+		text := lines.Bytes()
+		if n == 1 {
+			text = bytes.TrimPrefix(text, []byte(jetpost.ByteOrderMark))
+		}
+		text = bytes.TrimSpace(text)
 		if len(text) == 0 {
 			continue
 		}

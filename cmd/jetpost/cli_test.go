@@ -9,6 +9,7 @@ import (
 	"image/color"
 	"image/png"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"os"
@@ -481,14 +482,28 @@ func TestMoment(t *testing.T) {
 		{"24h", true, now.Add(-24 * time.Hour)},
 		{"-24h", true, now.Add(-24 * time.Hour)},
 		{"2026-12-01T12:00:00+01:00", true, now.Add(2 * time.Hour)},
+		{"+1d2h", false, now.Add(26 * time.Hour)},
+		{"1d", true, now.Add(-24 * time.Hour)},
+		{"-2d30m", false, now.Add(-48*time.Hour - 30*time.Minute)},
+		{"2026-12-01 09:00", false, now},
+		{"2026-12-01T09:00:30", false, now.Add(30 * time.Second)},
+		{"2026-12-01 11:00 Europe/Berlin", false, now.Add(time.Hour)},
+		{"2026-12-01T11:00 Europe/Berlin", false, now.Add(time.Hour)},
+		{"today 10:00", false, now.Add(time.Hour)},
+		{"tomorrow 09:00", false, now.Add(24 * time.Hour)},
+		{"tomorrow 09:00 Asia/Tokyo", false, now.Add(15 * time.Hour)},
 	} {
 		got, err := moment(test.text, test.past, now)
 		if err != nil || !got.Equal(test.want) {
 			t.Errorf("moment(%q, %t) = %v, %v, want %v", test.text, test.past, got, err, test.want)
 		}
 	}
-	if got, err := moment("tomorrow", false, now); err == nil {
-		t.Errorf("moment(tomorrow) = %v, want an error", got)
+	for _, wrong := range []string{
+		"tomorrow", "2026-12-01 25:00", "2026-12-01 09:00 Europe/Nowhere", "1d-2h", "2026-03-29 02:30 Europe/Berlin", "09:00",
+	} {
+		if got, err := moment(wrong, false, now); err == nil {
+			t.Errorf("moment(%s) = %v, want an error", wrong, got)
+		}
 	}
 }
 
@@ -518,5 +533,93 @@ func TestForecastTextListsTheLast(t *testing.T) {
 	}
 	if lines := strings.Count(text, "\n"); lines != 23 || !strings.HasSuffix(text, "and 10 accounts, done before; see them with --all\n") {
 		t.Errorf("%d lines, want the sentence, a header, 20 accounts and how to see the rest:\n%s", lines, text)
+	}
+}
+
+// What env files and shells leave around a value does no harm, and what nobody can
+// know is asked back.
+func TestTidyEnvironment(t *testing.T) {
+	t.Parallel()
+	got := map[string]string{}
+	set := func(name, value string) error { got[name] = value; return nil }
+	err := tidyEnvironment([]string{
+		`X_CLIENT_ID="abc"`, "X_CLIENT_SECRET= 'se\"cret' \r\n", "DATABASE_URL=\"postgres://x\"\r", "NATS_URL=nats://host:4222", `JETPOST_PREFIX='one'`,
+		`HUB_ENCRYPTION_KEY_FILE="/run/key"`, `HOME="mine"`, `X_API_URL="`, "NATS_PASSWORD=pass'\n",
+	}, set)
+	if err != nil {
+		t.Error(err)
+	}
+	want := map[string]string{
+		"X_CLIENT_ID": "abc", "X_CLIENT_SECRET": `se"cret`, "DATABASE_URL": "postgres://x", "JETPOST_PREFIX": "one",
+		"HUB_ENCRYPTION_KEY_FILE": "/run/key", "NATS_PASSWORD": "pass'",
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("set %q, want %q", got, want)
+	}
+	if err := tidyEnvironment([]string{`NATS_PASSWORD="pass"`}, set); err == nil || !strings.Contains(err.Error(), "NATS_PASSWORD_FILE") || strings.Contains(err.Error(), "pass\"") {
+		t.Errorf("a password in quotes: %v", err)
+	}
+}
+
+// A text may come from standard input, and from any system.
+func TestPublishTextFromInput(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"one\n": "one", "\uFEFFone\r\ntwo\r\n": "one\ntwo", "one\rtwo": "one\ntwo", "one\n\n": "one\n", "\n": "",
+	} {
+		c := publishCmd{Account: "acme", Text: "-"}
+		r, err := c.request(strings.NewReader(text), time.Now(), consumers.Rules{})
+		if len(r.Posts) != 1 || r.Posts[0].Text != want || (err == nil) != (want != "") {
+			t.Errorf("of %q came %+v, %v, want %q", text, r.Posts, err, want)
+		}
+	}
+	c := publishCmd{Account: "acme", Text: "one\r\ntwo"}
+	if r, err := c.request(nil, time.Now(), consumers.Rules{}); err != nil || r.Posts[0].Text != "one\ntwo" {
+		t.Errorf("of an argument came %+v, %v", r.Posts, err)
+	}
+	c = publishCmd{Account: "acme", File: "-"}
+	if r, err := c.request(strings.NewReader("\uFEFF{\"posts\": [{\"text\": \"a\\r\\nb\"}]}\r\n"), time.Now(), consumers.Rules{}); err != nil || r.Posts[0].Text != "a\nb" {
+		t.Errorf("of a file came %+v, %v", r.Posts, err)
+	}
+}
+
+// A time that has passed is a slip until somebody says otherwise.
+func TestPublishTimePassed(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		at  time.Time
+		opt string
+		ok  bool
+	}{
+		{time.Time{}, "", true},
+		{now.Add(time.Hour), "+1h", true},
+		{now.Add(-late), "", true},
+		{now.Add(-late - time.Second), "", false},
+		{now.Add(-time.Hour), "now", true},
+	} {
+		var stderr strings.Builder
+		c := publishCmd{At: test.opt}
+		err := c.confirm(&env{stdin: strings.NewReader("yes\n"), stderr: &stderr}, test.at, now)
+		if (err == nil) != test.ok {
+			t.Errorf("at %s: %v", test.at, err)
+		}
+		if said := strings.Contains(stderr.String(), test.at.UTC().Format(time.RFC3339)+", here "); said != (!test.at.IsZero() && test.opt != "now") {
+			t.Errorf("at %s it said %q", test.at, stderr.String())
+		}
+	}
+	c := publishCmd{At: "now"}
+	if r, err := c.request(nil, now, consumers.Rules{}); err == nil || !r.PublishAt.Equal(now) {
+		t.Errorf("--at now: %v, %v", r.PublishAt, err) // and it has no account
+	}
+}
+
+func TestImportSkipsByteOrderMark(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	e := &env{ctx: t.Context(), cli: &cli{}, stdout: &out}
+	done, failed, err := importLines(e, &app.Importer{}, strings.NewReader("\uFEFF{\"name\": \"No Name\"}\r\n"))
+	if done != 1 || failed != 1 || err != nil || !strings.Contains(out.String(), "name: use 1 to 63") {
+		t.Errorf("%d done, %d failed, %v: %s", done, failed, err, out.String())
 	}
 }

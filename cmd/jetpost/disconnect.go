@@ -73,7 +73,12 @@ func (c *accountsDisconnectCmd) confirm(e *env, account app.AccountReport) error
 	}
 	fmt.Fprintf(e.stderr, "Disconnect %s, which is @%s? X will take its tokens no more, and its %s until it is connected again. [y/N] ",
 		account.Name, account.Username, waitingJobs(account.Open))
-	line, _ := bufio.NewReader(io.LimitReader(e.stdin, maxReplyBytes)).ReadString('\n') // no line is no yes
+	return confirmed(e.stdin)
+}
+
+// confirmed reads a person's yes.
+func confirmed(stdin io.Reader) error {
+	line, _ := bufio.NewReader(io.LimitReader(stdin, maxReplyBytes)).ReadString('\n') // no line is no yes
 	if reply := strings.ToLower(strings.TrimSpace(line)); reply != "y" && reply != "yes" {
 		return &exitError{code: exitFailed, err: errors.New("not confirmed: nothing has changed")}
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -125,6 +126,9 @@ type env struct {
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	var connect connectFlags
+	if err := tidyEnvironment(os.Environ(), os.Setenv); err != nil {
+		return report(stderr, &exitError{code: exitUsage, err: err})
+	}
 	exited := -1
 	parser, err := kong.New(&c,
 		kong.Name("jetpost"),
@@ -332,6 +336,51 @@ func (e *env) natsConfig() (app.Config, error) {
 // secretNames are the variables of the environment that hold secrets.
 func secretNames() []string {
 	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD", "DATABASE_PASSWORD"}
+}
+
+// tidyEnvironment takes blanks, line ends and a pair of quotes from around the values of
+// our variables, which env files and shells leave there. A password may begin and end
+// with quotes: there nobody knows, and it fails.
+func tidyEnvironment(environ []string, set func(name, value string) error) error {
+	var wrong []string
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		ours := strings.HasPrefix(name, "JETPOST_") || slices.Contains(variables(), strings.TrimSuffix(name, "_FILE"))
+		if !ours {
+			continue
+		}
+		tidy := strings.TrimSpace(value)
+		if bare := unquoted(tidy); bare != tidy {
+			if strings.HasSuffix(name, "_PASSWORD") {
+				wrong = append(wrong, fmt.Sprintf("%s: stands in quotes; take them away or, where they are part of it, put it into the file that %s_FILE names", name, name))
+				continue
+			}
+			tidy = bare
+		}
+		if tidy == value {
+			continue
+		}
+		if err := set(name, tidy); err != nil {
+			return err
+		}
+	}
+	if len(wrong) > 0 {
+		return &app.ConfigError{Mistakes: wrong}
+	}
+	return nil
+}
+
+// unquoted is s without the pair of quotes around it.
+func unquoted(s string) string {
+	if last := len(s) - 1; last > 0 && s[0] == s[last] && (s[0] == '"' || s[0] == '\'') {
+		return strings.TrimSpace(s[1:last])
+	}
+	return s
+}
+
+// variables are those of the environment that have no prefix of ours.
+func variables() []string {
+	return append(secretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "X_API_URL", "X_CLIENT_ID")
 }
 
 // secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.

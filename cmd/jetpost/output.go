@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -129,8 +130,9 @@ func excerpt(text string) string {
 	return string(words)
 }
 
-// moment reads a time: RFC 3339, or a duration from now with its sign. Without
-// a sign it lies ahead, or back where past is set.
+// moment reads a time: RFC 3339, a day and a time of a clock with or without its
+// zone, or a duration from now with its sign. Without a sign it lies ahead, or back
+// where past is set.
 func moment(s string, past bool, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -138,14 +140,83 @@ func moment(s string, past bool, now time.Time) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339, s); err == nil {
 		return t, nil
 	}
-	d, err := time.ParseDuration(s)
+	if t, is, err := clockTime(s, now); is {
+		return t, err
+	}
+	d, err := duration(s)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time like 2026-12-01T09:00:00Z nor a duration like 10m", s)
+		return time.Time{}, fmt.Errorf("%q is neither a time like 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin' or 'tomorrow 09:00' nor a duration like 10m or 1d2h", s)
 	}
 	if past && s[0] != '+' && s[0] != '-' {
 		d = -d
 	}
 	return now.Add(d), nil
+}
+
+// duration is time.ParseDuration with days, of 24 hours, before the rest.
+func duration(s string) (time.Duration, error) {
+	sign, rest := time.Duration(1), s
+	if strings.HasPrefix(s, "+") || strings.HasPrefix(s, "-") {
+		rest = s[1:]
+	}
+	if rest != s && s[0] == '-' {
+		sign = -1
+	}
+	days, hours, found := strings.Cut(rest, "d")
+	n, err := strconv.ParseUint(days, 10, 16)
+	if !found || err != nil {
+		return time.ParseDuration(s)
+	}
+	whole := time.Duration(n) * 24 * time.Hour
+	if hours == "" {
+		return sign * whole, nil
+	}
+	if hours[0] == '+' || hours[0] == '-' {
+		return 0, fmt.Errorf("%q has two signs", s)
+	}
+	d, err := time.ParseDuration(hours)
+	return sign * (whole + d), err
+}
+
+// clockTime reads what a calendar and a clock show: today, tomorrow or a date, a time,
+// and a zone by its name, in place of this machine's. It is false for anything else.
+func clockTime(s string, now time.Time) (t time.Time, is bool, err error) {
+	words := strings.Fields(s)
+	if len(words) == 0 {
+		return t, false, nil
+	}
+	if day, clock, found := strings.Cut(words[0], "T"); found {
+		words = append([]string{day, clock}, words[1:]...)
+	}
+	zone := now.Location()
+	switch len(words) {
+	case 2:
+	case 3:
+		if zone, err = time.LoadLocation(words[2]); err != nil {
+			return t, true, fmt.Errorf("%q names no time zone like Europe/Berlin: %w", s, err)
+		}
+	default:
+		return t, false, nil
+	}
+	day, clock := words[0], words[1]
+	today := now.In(zone)
+	switch day {
+	case "today":
+		day = today.Format(time.DateOnly)
+	case "tomorrow":
+		day = today.AddDate(0, 0, 1).Format(time.DateOnly)
+	}
+	for _, layout := range []string{"2006-01-02 15:04", time.DateTime} {
+		t, err := time.ParseInLocation(layout, day+" "+clock, zone)
+		if err != nil {
+			continue
+		}
+		if t.Format(layout) != day+" "+clock {
+			return t, true, fmt.Errorf("%q does not exist in %s, whose clocks go forward then", s, zone)
+		}
+		return t, true, nil
+	}
+	return t, false, nil
 }
 
 // reasonCode checks a --code, which may be empty.

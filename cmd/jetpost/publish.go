@@ -24,7 +24,7 @@ const maxRequestBytes = 8 << 20
 // alone: an id from the environment would make all requests one.
 type publishCmd struct {
 	Account string `arg:"" optional:"" help:"Account, by the name it was connected under."`
-	Text    string `arg:"" optional:"" help:"Text of the first post."`
+	Text    string `arg:"" optional:"" help:"Text of the first post; - reads it from standard input."`
 
 	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
 	Split        bool          `env:"-" help:"Cut texts of more than 280, as X counts, into the posts of a thread. Without it they are published as they are, which X allows some accounts."`
@@ -32,7 +32,7 @@ type publishCmd struct {
 	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
 	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
 	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
-	At           string        `env:"-" placeholder:"TIME" help:"Publish then: a time like 2026-12-01T09:00:00Z, or +10m from now."`
+	At           string        `env:"-" placeholder:"TIME" help:"Publish then: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is this machine's."`
 	Expires      string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
 	DryRun       bool          `env:"-" help:"Send nothing; check the request and say what it would cost and when it would go."`
 	Wait         bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
@@ -53,6 +53,9 @@ func (c *publishCmd) Run(e *env) error {
 	if missing != nil {
 		return missing
 	}
+	if err := c.confirm(e, request.PublishAt, time.Now()); err != nil {
+		return err
+	}
 	conn, err := cfg.Connect(e.ctx, e.log, "jetpost publish")
 	if err != nil {
 		return err
@@ -72,6 +75,26 @@ func (c *publishCmd) Run(e *env) error {
 		return sendAgain(receipt, err)
 	}
 	return e.say(with(warnings, &receipt), "%s  %s\nstored; follow it with: jetpost requests show %s", receipt.Account, receipt.ID, receipt.ID)
+}
+
+// late is how far back a time to publish at may lie before somebody is asked.
+const late = 5 * time.Minute
+
+// confirm says when it will be published, and asks about a time that has passed: it
+// would go out at once, which may be a slip of the date or the zone.
+func (c *publishCmd) confirm(e *env, at, now time.Time) error {
+	if at.IsZero() || c.At == "now" {
+		return nil
+	}
+	fmt.Fprintf(e.stderr, "publish at %s, here %s\n", at.UTC().Format(time.RFC3339), at.Local().Format("2006-01-02 15:04:05 MST"))
+	if now.Sub(at) <= late {
+		return nil
+	}
+	if !isTerminal(e.stdin) {
+		return mistakes("the time to publish at has passed", fmt.Sprintf("it was %s ago: use --at now to publish at once", now.Sub(at).Round(time.Second)))
+	}
+	fmt.Fprintf(e.stderr, "That was %s ago. Publish at once? [y/N] ", now.Sub(at).Round(time.Second))
+	return confirmed(e.stdin)
 }
 
 // warning is what a job will meet that is accepted all the same.
@@ -139,6 +162,7 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 		note("--file: ", err)
 	} else {
 		var notSplit error // the texts are whole then, and can be checked all the same
+		note("TEXT: ", c.readText(stdin))
 		r, notSplit = c.fromFlags()
 		note("", notSplit)
 		note("", c.checkMedia())
@@ -148,7 +172,9 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 		r.ID = c.ID
 	}
 	if c.At != "" {
-		r.PublishAt, err = moment(c.At, false, now)
+		if r.PublishAt = now; c.At != "now" {
+			r.PublishAt, err = moment(c.At, false, now)
+		}
 		note("--at: ", err)
 	}
 	if c.Expires != "" {
@@ -165,12 +191,27 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 	return r, mistakes("the request is not valid", wrong...)
 }
 
+// readText reads the first text from standard input where it is to come from there.
+func (c *publishCmd) readText(stdin io.Reader) error {
+	if c.Text != "-" {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(stdin, maxRequestBytes+1))
+	if err == nil && len(text) > maxRequestBytes {
+		err = fmt.Errorf("is larger than %d bytes", maxRequestBytes)
+	}
+	// What ends the last line is the shell's, not the text's.
+	c.Text = strings.TrimSuffix(jetpost.LineFeeds(strings.TrimPrefix(string(text), jetpost.ByteOrderMark)), "\n")
+	return err
+}
+
 // fromFlags makes a request of the texts. It is complete even where a text
 // cannot be cut.
 func (c *publishCmd) fromFlags() (jetpost.Request, error) {
 	r := jetpost.Request{Account: c.Account}
 	var wrong error
 	for _, text := range append([]string{c.Text}, c.Then...) {
+		text = jetpost.LineFeeds(text)
 		parts := []string{text}
 		if c.Split {
 			cut, err := tweettext.Split(text, tweettext.MaxWeight)
