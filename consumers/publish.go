@@ -147,7 +147,7 @@ func runnable(look store.Look, now time.Time) (head *store.Record, wakeAt time.T
 		return nil, time.Time{}
 	case jetpost.StateHeld:
 		until := look.Head.HoldUntil
-		if blocks(look.Head.Status.Reason.Code) { // it may have waited behind the one that met it
+		if code := look.Head.Status.Reason.Code; blocks(code) && code != needsScope { // it may have waited behind the one that met it
 			until = liftedAt(look.Pause, now)
 		}
 		if until.IsZero() || until.After(now) {
@@ -197,6 +197,9 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	t.client = r.h.Client(head.Account, token.Access.Reveal())
 	if doubt >= 0 {
 		return r.renewing(ctx, head, token, r.reconcile(ctx, t.client, head, doubt, request.Posts[doubt]))
+	}
+	if scope := missingScope(token.Scope, request.Posts[t.from:]); scope != "" {
+		return r.settled(blockAccount(needsScope, "the account was connected without "+scope))
 	}
 	if err := r.tooLong(ctx, t.client, request.Posts, t.from); err != nil {
 		return r.left(head, err)
