@@ -256,3 +256,32 @@ func TestScopeMissing(t *testing.T) {
 		})
 	})
 }
+
+// TestFreshParent: a reply to a post that X has just taken is sent again until X shows
+// that one, and fails where it never does.
+func TestFreshParent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		lags := xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "parent-gone", Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 3}
+		b.faults(t, lags)
+		b.publish(t, "thread", thread("one", "two", "three")...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 1)
+		_, waited := b.settle(t)
+		b.published(t, "thread", 3)
+		b.texts(t, "acme", "one", "two", "three")
+		if waited > time.Minute {
+			t.Errorf("it waited %s", waited)
+		}
+
+		lags.Times = 1000
+		b.faults(t, lags)
+		b.publish(t, "gone", thread("four", "five")...)
+		r, waited := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StateFailed)
+		equal(t, "posted", r.Status.Posted, 1)
+		if waited < replicaLag-replicaWait || waited > replicaLag+time.Minute {
+			t.Errorf("it failed after %s", waited)
+		}
+	})
+}

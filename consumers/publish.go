@@ -391,6 +391,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	}
 	t.begun = -1
 	t.head.Holds = 0 // as in the ledger
+	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
 	r.h.Announce.soon(ctx, t.head.Key)
 	return nil
@@ -407,6 +408,7 @@ func (t *threadRun) stopped(err error) attempt {
 		var refused *xapi.RefusedError
 		a.renewMedia = errors.As(err, &refused) && refused.Kind == xapi.RefusedMediaInvalid
 		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
+		s.freshParent = t.begun > 0 && s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(replicaLag))
 		if since := post.DoubtSince; !since.IsZero() {
 			s.doubted = since.Add(t.r.h.Timing.repeatsFor())
 		}
