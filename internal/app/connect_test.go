@@ -550,7 +550,7 @@ func TestReportAccount(t *testing.T) {
 		b := setupConnect(t)
 		_, err := b.desk.Ledger.ImportAccount(t.Context(), store.Import{
 			Name: "nomedia", XUserID: "77", Username: "nomedia", Now: time.Now(),
-			Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New("r"), ExpiresAt: time.Now().Add(time.Hour), Scope: "tweet.read tweet.write users.read offline.access"},
+			Pair: store.Pair{Access: appsecret.New("a"), Refresh: appsecret.New("r"), ExpiresAt: time.Now().Add(time.Hour), Scope: "tweet.read tweet.write users.read offline.access"},
 		})
 		b.must(err)
 		r, err := app.ReportAccount(t.Context(), b.desk.Ledger, "nomedia")
