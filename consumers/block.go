@@ -21,7 +21,8 @@ const (
 	// unauthorizedTries is how many holds in a row go before a 401 that blocks the
 	// account: a quarter of an hour of them.
 	unauthorizedTries = 5
-	// needsScope is what a look at the stored token ends, and nothing that X is asked.
+	// needsScope is what a look at the stored token ends, once the account is connected
+	// again, and nothing that X is asked.
 	needsScope = jetpost.CodeAccountScopeMissing
 )
 
@@ -36,7 +37,7 @@ func blocks(code jetpost.Code) bool {
 
 // liftedAt is when a request that such a pause holds is looked at again; zero is never.
 func liftedAt(pause store.Pause, now time.Time) time.Time {
-	if !pause.Blocked(now) || pause.Reason.Code == needsScope {
+	if !pause.Blocked(now) {
 		return now
 	}
 	return pause.NextAt()
@@ -104,8 +105,9 @@ func (r *laneRun) lift(ctx context.Context, head *store.Record, request jetpost.
 // over finds out whether a pause is over. Its error is what X says against that.
 func (r *laneRun) over(ctx context.Context, head *store.Record, request jetpost.Request, now time.Time) (bool, error) {
 	if r.pause.Reason.Code == needsScope {
+		from, _, _ := resume(head)
 		token, err := r.h.Tokens.Stored(ctx, head.Account)
-		return err == nil && missingScope(token.Scope, request.Posts) == "", nil
+		return err == nil && missingScope(token.Scope, request.Posts[from:]) == "", nil
 	}
 	if !r.pause.Due(now) {
 		return false, nil

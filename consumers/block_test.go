@@ -207,3 +207,81 @@ func TestAppRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestScopeMissing: nothing begins that a permission is missing for, and connecting the
+// account again is all that it needs.
+func TestScopeMissing(t *testing.T) {
+	t.Parallel()
+	const read, write, all = "tweet.read users.read offline.access", "tweet.read tweet.write users.read offline.access", "tweet.read tweet.write users.read offline.access media.write"
+	for name, test := range map[string]struct{ scope, missing string }{
+		"nothing is written without tweet.write": {read, "tweet.write"},
+		"no media without media.write":           {write, "media.write"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, records := blockable(t)
+				connect := func(scope string) {
+					grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", Scope: scope})
+					check(t, err)
+					b.importGrant(t, grant, time.Now())
+				}
+				connect(test.scope)
+				b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two"}, jetpost.Post{Text: "three", Media: []jetpost.Media{{Data: picture(t), Alt: "x"}}})
+				r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountScopeMissing, 0)
+				equal(t, "detail", r.Status.Reason.Detail, "the account was connected without "+test.missing)
+				for endpoint := range b.x.Counts() {
+					equal(t, "calls to "+endpoint, b.calls(endpoint), 0)
+				}
+				sleep(time.Hour)
+				b.publish(t, "next", thread("next")...)
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountScopeMissing, 0)
+				connect(all)
+				b.run(t, b.h, "acme")
+				b.published(t, "thread", 3)
+				b.published(t, "next", 1)
+				equal(t, "events", fmt.Sprint(records.events), "[account.blocked account_scope_missing account.unblocked]")
+			})
+		})
+	}
+	t.Run("texts go on without media.write", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b, _ := blockable(t)
+			grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", Scope: write})
+			check(t, err)
+			b.importGrant(t, grant, time.Now())
+			b.publish(t, "thread", thread("one", "two")...)
+			b.published(t, "thread", 2)
+		})
+	})
+}
+
+// TestFreshParent: a reply to a post that X has just taken is sent again until X shows
+// that one, and fails where it never does.
+func TestFreshParent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		lags := xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "parent-gone", Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 3}
+		b.faults(t, lags)
+		b.publish(t, "thread", thread("one", "two", "three")...)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 1)
+		_, waited := b.settle(t)
+		b.published(t, "thread", 3)
+		b.texts(t, "acme", "one", "two", "three")
+		if waited > time.Minute {
+			t.Errorf("it waited %s", waited)
+		}
+
+		lags.Times = 1000
+		b.faults(t, lags)
+		b.publish(t, "gone", thread("four", "five")...)
+		r, waited := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StateFailed)
+		equal(t, "posted", r.Status.Posted, 1)
+		if waited < replicaLag-replicaWait || waited > replicaLag+time.Minute {
+			t.Errorf("it failed after %s", waited)
+		}
+	})
+}

@@ -86,6 +86,9 @@ type situation struct {
 	doubted time.Time
 	// renewable tells that the post has media, whose ids X has not refused before.
 	renewable bool
+	// freshParent tells that it replies to a post of this account which X has taken a moment
+	// ago, so that what X calls gone may just not have reached all of X.
+	freshParent bool
 	// lookFrom is when a doubt about that post can be looked into.
 	lookFrom time.Time
 	// holds counts the holds in a row so far; it paces the next one.
@@ -113,6 +116,9 @@ type situation struct {
 //	401 again and again ............. Block, probed
 //	refused: duplicate .............. Failed; Doubtful where an earlier attempt was,
 //	                                  Unknown where looks have not ended that
+//	refused: its parent is gone ..... Failed; Hold for a moment where that one is of the
+//	                                  last minutes and our own
+//	refused: try again later ........ Hold, ever longer; Failed after some hours
 //	refused: media, rule, text ...... Failed with X's own words
 //	routing fault (empty 404, 413) .. Hold, backoff; Failed after a day
 //	5xx of a read or an upload ...... Hold, backoff
@@ -210,6 +216,10 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) decision {
 		return failWith(jetpost.CodeDuplicate, said(refused.Err))
 	case refused.Kind == xapi.RefusedMediaInvalid && s.renewable:
 		return holdUntil(jetpost.CodeMediaProcessing, s.now.Add(renewAfter), "the media are uploaded once more, since X said: "+said(refused.Err))
+	case refused.Kind == xapi.RefusedParentGone && s.freshParent:
+		return holdUntil(jetpost.CodeXUnavailable, s.now.Add(replicaWait), "X does not show the post to reply to yet: "+said(refused.Err))
+	case refused.Kind == xapi.RefusedForNow && s.holds < forNowTries:
+		return holdUntil(jetpost.CodeXUnavailable, s.now.Add(forNowWait<<s.holds), said(refused.Err))
 	default:
 		return failWith(jetpost.CodeRefusedByX, said(refused.Err))
 	}

@@ -148,7 +148,7 @@ func runnable(look store.Look, now time.Time) (head *store.Record, wakeAt time.T
 		return nil, time.Time{}
 	case jetpost.StateHeld:
 		until := look.Head.HoldUntil
-		if blocks(look.Head.Status.Reason.Code) { // it may have waited behind the one that met it
+		if code := look.Head.Status.Reason.Code; blocks(code) && code != needsScope { // it may have waited behind the one that met it
 			until = liftedAt(look.Pause, now)
 		}
 		if until.IsZero() || until.After(now) {
@@ -198,6 +198,9 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	t.client = r.h.Client(head.Account, token.Access.Reveal())
 	if doubt >= 0 {
 		return r.renewing(ctx, head, token, r.reconcile(ctx, t.client, head, doubt, request.Posts[doubt]))
+	}
+	if scope := missingScope(token.Scope, request.Posts[t.from:]); scope != "" {
+		return r.settled(blockAccount(needsScope, "the account was connected without "+scope))
 	}
 	if err := r.tooLong(ctx, t.client, request.Posts, t.from); err != nil {
 		return r.left(head, err)
@@ -389,6 +392,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	}
 	t.begun = -1
 	t.head.Holds = 0 // as in the ledger
+	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
 	r.h.Announce.soon(ctx, t.head.Key)
 	return nil
@@ -405,6 +409,7 @@ func (t *threadRun) stopped(err error) attempt {
 		var refused *xapi.RefusedError
 		a.renewMedia = errors.As(err, &refused) && refused.Kind == xapi.RefusedMediaInvalid
 		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
+		s.freshParent = t.begun > 0 && s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(replicaLag))
 		if since := post.DoubtSince; !since.IsZero() {
 			s.doubted = since.Add(t.r.h.Timing.repeatsFor())
 		}

@@ -223,6 +223,17 @@ const mediaTries = 14
 // while X refuses to show the account's posts. Then a person has to say.
 const readTries = 10
 
+const (
+	// replicaWait is how long a reply waits whose parent X has just taken and does not show
+	// yet, and replicaLag for how long after that post X's word is not taken for good.
+	replicaWait = 10 * time.Second
+	replicaLag  = 5 * time.Minute
+	// forNowWait is how long an account is left alone which X asks to try again later,
+	// doubled each time up to forNowTries: 15 minutes to 4 hours, about 8 in all.
+	forNowWait  = 15 * time.Minute
+	forNowTries = 5
+)
+
 // edgeTries is how many holds in a row a call is given, about a day, that X's
 // edge refuses without a word of X. Routing faults pass; a request that is itself
 // the cause must not hold up its account's line for ever.

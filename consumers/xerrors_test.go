@@ -481,6 +481,7 @@ func commonAnswers(now time.Time) map[string]http.HandlerFunc {
 func postingAnswers(now time.Time, id string) map[string]http.HandlerFunc {
 	const duplicate = "You are not allowed to create a Tweet with duplicate content."
 	const tooLong = "Your Tweet text is too long. For more information on how Twitter determines text length see https://github.com/twitter/twitter-text."
+	const automated = "This request looks like it might be automated. To protect our users from spam and other malicious activity, we can't complete this action right now. Please try again later."
 	const cashtags = "Posts are limited to a maximum of one cashtag ($SYMBOL)"
 	live := livePost(id)
 	cases := commonAnswers(now)
@@ -517,6 +518,8 @@ func postingAnswers(now time.Time, id string) map[string]http.HandlerFunc {
 		"cashtags":               forbidden(cashtags),
 		"cashtags-authorization": says(403, problem(403, "Authorization Error", cashtags, "about:blank")),
 		"video-too-long":         forbidden("This user is not allowed to post a video longer than 2 minutes."),
+		"automated":              coded(226, automated),
+		"automated-for-long":     coded(226, automated),
 		"parent-gone":            forbidden("You attempted to reply to a Tweet that is deleted or not visible to you."),
 		"cut-body":               cuts(201, live),
 		"late":                   unheard,
@@ -870,8 +873,11 @@ func (s *postScene) advance(t *testing.T) store.Record {
 		heard = 0
 	case "unauthorized", "unauthorized-legacy", "unauthorized-empty":
 		heard = 2 // the second time with a new token
-	case "not-found-for-long", "unauthorized-for-long":
+	case "not-found-for-long", "unauthorized-for-long", "automated-for-long":
 		tries := edgeTries
+		if s.row["case"] == "automated-for-long" {
+			tries = forNowTries
+		}
 		if s.row["case"] == "unauthorized-for-long" {
 			tries = unauthorizedTries - 1 // the first of which renews the token, and holds twice
 		}

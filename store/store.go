@@ -164,7 +164,7 @@ const (
 type Accounts interface {
 	// ImportAccount creates the account with its lane and token, or replaces
 	// the token of the same X user and ends its requests' wait for that
-	// (EndHolds with account_reauth_required). A pair with the refresh token
+	// (EndHolds with account_reauth_required and account_scope_missing). A pair with the refresh token
 	// that was imported last replaces nothing, even where the account requires
 	// re-authorising: a spent token cannot help. ErrNameTaken, ErrUserTaken;
 	// ErrTokenBusy while a live lease holds a token that would be replaced, unless

@@ -253,7 +253,9 @@ const (
 	RefusedMediaInvalid RefusedKind = "media_invalid"
 	// RefusedParentGone: the post to reply to is deleted or not visible.
 	RefusedParentGone RefusedKind = "parent_gone"
-	RefusedTooLong    RefusedKind = "too_long"
+	// RefusedForNow: X takes it for automated, and asks to try again later.
+	RefusedForNow  RefusedKind = "for_now"
+	RefusedTooLong RefusedKind = "too_long"
 	// RefusedRule: replies and quotes without a mention, cashtags, video length.
 	RefusedRule RefusedKind = "rule"
 	// RefusedPermission: X's catch-all, sent among others for a missing scope, a
@@ -428,6 +430,8 @@ func refusedKind(e *APIError) RefusedKind {
 		return RefusedDuplicate
 	case e.Code == 385, has("reply to a tweet that is deleted", "reply to a post that is deleted", "reply tweet id is invalid", "reply post id is invalid"):
 		return RefusedParentGone
+	case e.Code == 226, has("looks like it might be automated"):
+		return RefusedForNow
 	case e.Code == 186, has("text is too long"):
 		return RefusedTooLong
 	case has("media ids are invalid"):

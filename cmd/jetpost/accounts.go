@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
 )
 
 // maxImportLine bounds one line of an import; tokens are far shorter.
@@ -213,6 +215,17 @@ func (c *accountsShowCmd) Run(e *env) error {
 	})
 }
 
+// missingText says what does not begin for want of a permission, "" where all does.
+func missingText(scopes []string) string {
+	switch {
+	case slices.Contains(scopes, xapi.ScopePostWrite):
+		return xapi.ScopePostWrite + ", without which nothing is posted"
+	case len(scopes) > 0:
+		return scopes[0] + ", without which no request with media begins"
+	}
+	return ""
+}
+
 func accountText(r app.AccountReport) string {
 	var rows []string
 	line := func(name, value string) {
@@ -226,6 +239,7 @@ func accountText(r app.AccountReport) string {
 	if !r.Pause.Since.IsZero() {
 		line("paused", pauseText(r.Pause))
 	}
+	line("missing", missingText(r.Missing))
 	line("do", r.Do)
 	if r.Disconnected() {
 		line("disconnected", localTime(r.RefreshFailedAt))

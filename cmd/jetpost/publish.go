@@ -535,6 +535,9 @@ func dryRunText(f app.DryRun) string {
 		if !l.Pause.Since.IsZero() {
 			line("paused", "%s", pauseText(l.Pause))
 		}
+		if missing := missingText(l.Missing); missing != "" {
+			line("missing", "%s", missing)
+		}
 		if l.Do != "" {
 			line("do", "%s", l.Do)
 		}

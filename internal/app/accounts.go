@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -139,6 +141,8 @@ type AccountReport struct {
 	// Do is what a person can do, where there is something.
 	Do    string `json:"do,omitempty"`
 	Scope string `json:"scope,omitempty"`
+	// Missing are the permissions that posts, or those with media, wait for.
+	Missing []string `json:"missing_scopes,omitempty"`
 	// Attempts counts the exchanges since the pair was stored.
 	Attempts int `json:"attempts,omitempty"`
 	// NextAttemptAt is the earliest next exchange after a failure or a doubt.
@@ -177,7 +181,22 @@ func ReportAccount(ctx context.Context, ledger store.Store, name string) (Accoun
 		return AccountReport{}, accountError(name, err)
 	}
 	r.judge(token, now)
+	if r.Missing = missingToPost(token.Scope); len(r.Missing) > 0 && r.Do == "" {
+		r.Do = AdviceFor(jetpost.CodeAccountScopeMissing, name, "")
+	}
 	return r, nil
+}
+
+// missingToPost are the permissions for posts and their media that a token with a list of
+// its own does not have.
+func missingToPost(scope string) (missing []string) {
+	has := strings.Fields(scope)
+	for _, needed := range []string{xapi.ScopePostWrite, xapi.ScopeMediaWrite} {
+		if len(has) > 0 && !slices.Contains(has, needed) {
+			missing = append(missing, needed)
+		}
+	}
+	return missing
 }
 
 // judge finds the state of a token, and what to do about it.

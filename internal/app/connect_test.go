@@ -545,6 +545,20 @@ func TestReportAccount(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a permission is missing", func(t *testing.T) {
+		t.Parallel()
+		b := setupConnect(t)
+		_, err := b.desk.Ledger.ImportAccount(t.Context(), store.Import{
+			Name: "nomedia", XUserID: "77", Username: "nomedia", Now: time.Now(),
+			Pair: store.Pair{Access: appsecret.New("a"), Refresh: appsecret.New("r"), ExpiresAt: time.Now().Add(time.Hour), Scope: "tweet.read tweet.write users.read offline.access"},
+		})
+		b.must(err)
+		r, err := app.ReportAccount(t.Context(), b.desk.Ledger, "nomedia")
+		b.must(err)
+		if len(r.Missing) != 1 || r.Missing[0] != "media.write" || !strings.Contains(r.Do, "jetpost accounts connect nomedia") {
+			t.Errorf("missing %v, do %q", r.Missing, r.Do)
+		}
+	})
 	t.Run(app.TokenUnreadable, func(t *testing.T) {
 		t.Parallel()
 		b := setupConnect(t)

@@ -49,6 +49,9 @@ type DryRunLine struct {
 	Do    string `json:"do,omitempty"`
 	// Pause keeps the account from posting.
 	Pause store.Pause `json:"pause,omitzero"`
+	// Missing are the permissions without which the account's posts, or those with media,
+	// do not begin.
+	Missing []string `json:"missing_scopes,omitempty"`
 	// Before counts the account's unfinished requests that are due no later.
 	Before int `json:"requests_before"`
 	// Request is the state of the request that has the id already.
@@ -110,7 +113,7 @@ func (c Config) dryRunLine(ctx context.Context, r jetpost.Request) (*DryRunLine,
 	case err != nil:
 		return nil, err
 	}
-	line.State, line.Do, line.Pause = report.State, report.Do, report.Pause
+	line.State, line.Do, line.Pause, line.Missing = report.State, report.Do, report.Pause, report.Missing
 	if line.Before, err = requestsBefore(ctx, ledger, r.Account, later(r.PublishAt, now)); err != nil {
 		return nil, err
 	}

@@ -107,7 +107,11 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 	if err != nil {
 		return "", err
 	}
-	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, s.now(in.Now))
+	for _, code := range []jetpost.Code{jetpost.CodeAccountReauthRequired, jetpost.CodeAccountScopeMissing} {
+		if _, err = endHolds(ctx, tx, in.Name, code, s.now(in.Now)); err != nil {
+			break
+		}
+	}
 	return store.TokenReplaced, err
 }
 

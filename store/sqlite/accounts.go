@@ -111,7 +111,11 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 	if err != nil {
 		return "", err
 	}
-	_, err = endHolds(ctx, tx, in.Name, jetpost.CodeAccountReauthRequired, in.Now)
+	for _, code := range []jetpost.Code{jetpost.CodeAccountReauthRequired, jetpost.CodeAccountScopeMissing} {
+		if _, err = endHolds(ctx, tx, in.Name, code, in.Now); err != nil {
+			break
+		}
+	}
 	return store.TokenReplaced, err
 }
 
