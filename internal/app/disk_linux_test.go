@@ -60,11 +60,13 @@ func (d *diskHouse) close() {
 // until looks every 50 ms until something holds.
 func (d *diskHouse) until(what string, holds func() bool) {
 	d.t.Helper()
-	every := time.NewTicker(50 * time.Millisecond)
-	defer every.Stop()
-	for end := time.Now().Add(time.Minute); !holds(); <-every.C {
-		if time.Now().After(end) {
+	end, look := time.After(time.Minute), time.NewTicker(50*time.Millisecond)
+	defer look.Stop()
+	for !holds() {
+		select {
+		case <-end:
 			d.t.Fatalf("a minute is over, and not: %s", what)
+		case <-look.C:
 		}
 	}
 }
@@ -123,7 +125,7 @@ func TestDiskRunsFull(t *testing.T) {
 	}
 	must(t, d.out.RefreshAccount(t.Context(), "alice", true))
 	exchanges := len(first.Exchanges("alice"))
-	<-time.After(3 * time.Second) // nothing is to happen
+	<-time.After(3 * time.Second) // in which nothing is to happen
 	if n, e := len(posts(first)), len(first.Exchanges("alice")); n != 1 || e != exchanges {
 		t.Errorf("without room, %d posts are live and %d tokens were exchanged, want 1 and %d", n, e, exchanges)
 	}
