@@ -12,6 +12,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -283,5 +284,17 @@ func TestFreshParent(t *testing.T) {
 		if waited < replicaLag-replicaWait || waited > replicaLag+time.Minute {
 			t.Errorf("it failed after %s", waited)
 		}
+	})
+}
+
+// TestSmallImagesFirst: an image that X does not take ends a thread before its first post.
+func TestSmallImagesFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Endpoint: string(xapi.EndpointUploadMedia), Times: 1})
+		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+		equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
 	})
 }
