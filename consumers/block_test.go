@@ -1,10 +1,15 @@
 package consumers
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"image"
+	"image/jpeg"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +17,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -284,4 +290,39 @@ func TestFreshParent(t *testing.T) {
 			t.Errorf("it failed after %s", waited)
 		}
 	})
+}
+
+// TestSmallImagesFirst: an image that X does not take ends a thread before its first post.
+func TestSmallImagesFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Endpoint: string(xapi.EndpointUploadMedia), Times: 1})
+		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+		equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
+	})
+}
+
+// TestCutOffImages: an image without its end is found before anything is sent; one with
+// more behind its end is whole.
+func TestCutOffImages(t *testing.T) {
+	t.Parallel()
+	var plain bytes.Buffer
+	check(t, jpeg.Encode(&plain, image.NewGray(image.Rect(0, 0, 64, 64)), nil))
+	preview := append([]byte("\xff\xd8\xff\xe1\x00\x08ab\xff\xd9cd"), plain.Bytes()[2:]...)
+	webp := append([]byte("RIFF\x14\x00\x00\x00WEBPVP8L"), make([]byte, 12)...)
+	for mime, whole := range map[string][]byte{
+		"image/png": picture(t), "image/jpeg": plain.Bytes(), "image/jpeg ": preview, "image/webp": webp,
+	} {
+		mime = strings.TrimSpace(mime)
+		equal(t, "whole "+mime, cutOff(mime, whole), false)
+		equal(t, "with more "+mime, cutOff(mime, append(slices.Clone(whole), "more"...)), false)
+		for _, n := range []int{len(whole) - 1, len(whole) - 2, len(whole) / 2, 20} {
+			equal(t, fmt.Sprintf("%s cut at %d", mime, n), cutOff(mime, whole[:n]), true)
+		}
+	}
+	_, err := spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]))
+	var fault *mediaError
+	equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -261,7 +262,48 @@ func (b *blob) fill(r io.Reader, w io.Writer, take func(limit int64) (int64, err
 		return invalidMedia("it is larger than the %d bytes that its source told", room)
 	}
 	b.digest = hex.EncodeToString(sum.Sum(nil))
+	if xapi.IsImage(b.mime) {
+		all, err := io.ReadAll(b.reader())
+		if err != nil {
+			return &mediaError{err: fmt.Errorf("read media: %w", err)}
+		}
+		if cutOff(b.mime, all) {
+			return invalidMedia("it is cut off: a file of %s with %d bytes and no end", b.mime, b.size)
+		}
+	}
 	return nil
+}
+
+// cutOff tells an image that lacks its end. What stands behind the end is the file's own
+// business: cameras and editors put much there. A file that it cannot follow is X's to judge.
+func cutOff(mime string, file []byte) bool {
+	switch mime {
+	case "image/png":
+		return !bytes.Contains(file, []byte("IEND\xaeB`\x82"))
+	case "image/jpeg":
+		scan := jpegScan(file)
+		return scan > 0 && !bytes.Contains(file[scan:], []byte("\xff\xd9"))
+	case "image/webp":
+		return len(file) >= 8 && int64(binary.LittleEndian.Uint32(file[4:]))+8 > int64(len(file))
+	}
+	return false
+}
+
+// jpegScan is where the image itself begins, behind a preview that has an end of its own;
+// 0 where that is not found, and the length where the file ends before.
+func jpegScan(file []byte) int {
+	const startOfScan = 0xda
+	for at := 2; ; {
+		switch {
+		case at+4 > len(file):
+			return len(file)
+		case file[at] != 0xff:
+			return 0
+		case file[at+1] == startOfScan:
+			return at
+		}
+		at += 2 + int(binary.BigEndian.Uint16(file[at+2:]))
+	}
 }
 
 var (

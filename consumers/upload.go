@@ -20,6 +20,9 @@ const (
 	// uploadsAtOnce bounds the posts of one thread whose media are read, or brought
 	// to X, at the same time.
 	uploadsAtOnce = 10
+	// maxSmall bounds the images of a thread that are at X before its first post; the rest
+	// is uploaded beside the earlier posts.
+	maxSmall = 20 << 20 // bytes
 	// maxProcessing is how long X may work on one file.
 	maxProcessing = time.Hour
 	// renewAfter is the wait before a file is uploaded again whose id X does not
@@ -81,7 +84,43 @@ func (t *threadRun) prepare(ctx context.Context) (*uploads, error) {
 		return nil, err
 	}
 	u.work.Go(u.ahead)
+	if t.from == 0 {
+		if err := u.small(); err != nil {
+			defer u.end()
+			return nil, u.outcome(err)
+		}
+	}
 	return u, nil
+}
+
+// small waits until the small images of the thread are at X, before its first post: what
+// X does not take of them does not end the thread halfway. What is whole need not be
+// uploaded again, so that none is cut short for another one.
+func (u *uploads) small() (first error) {
+	var bytes int64
+	for i := range u.t.request.Posts {
+		p := u.posts[i]
+		if p == nil || p.inSegments() {
+			continue
+		}
+		for _, b := range p.blobs {
+			if b != nil {
+				bytes += b.size
+			}
+		}
+		if bytes > maxSmall {
+			break
+		}
+		select {
+		case <-p.done:
+		case <-u.ctx.Done():
+			return u.ctx.Err()
+		}
+		if _, waits := processedAt(p.err); first == nil && !waits {
+			first = p.err
+		}
+	}
+	return first
 }
 
 // fits tells whether X's windows leave the uploads enough calls: a thread is not begun
