@@ -322,7 +322,7 @@ func TestCutOffImages(t *testing.T) {
 			equal(t, fmt.Sprintf("%s cut at %d", mime, n), cutOff(mime, whole[:n]), true)
 		}
 	}
-	_, err := spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]))
+	_, err := (&MediaSource{}).spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]), 0)
 	var fault *mediaError
 	equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
 }
