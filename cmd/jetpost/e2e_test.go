@@ -214,7 +214,9 @@ func TestWorkerFrozen(t *testing.T) {
 			inDoubt := func() bool {
 				status := s.status("alice", "thread")
 				held := status.Reason != nil && status.Reason.Code == jetpost.CodeReconciling
-				return held || len(other.entries("post.found")) > 0
+				return held || len(other.entries("post.found")) > 0 || slices.ContainsFunc(other.entries("request.settled"), func(e map[string]any) bool {
+					return e["code"] == string(jetpost.CodeReconciling) // which may be over by now
+				})
 			}
 			eventually(t, "worker-2 to take over", func() bool {
 				return inDoubt() || s.status("alice", "thread").State == jetpost.StatePublished
