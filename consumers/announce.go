@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,7 +16,6 @@ import (
 // announced is the ledger's part in telling what changed.
 type announced interface {
 	Request(ctx context.Context, key store.Key) (store.Record, error)
-	ReadRequests(ctx context.Context, keys []store.Key) ([]store.Record, error)
 	MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error)
 	MarkManyAnnounced(ctx context.Context, told []store.Revision) ([]store.Key, error)
 	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
@@ -44,9 +41,6 @@ type Announcer struct {
 	Records records
 	Names   jetpost.Names
 	Log     *slog.Logger
-	// Outbox has what lanes change told beside them, many changes together; without
-	// one a lane waits for each.
-	Outbox *Outbox
 }
 
 // Announce publishes the request's latest event, and its record if it failed.
@@ -130,15 +124,6 @@ func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
 	}
 }
 
-// soon has a change told that was committed just now.
-func (a *Announcer) soon(ctx context.Context, key store.Key) {
-	if a.Outbox == nil {
-		a.try(ctx, key)
-		return
-	}
-	a.Outbox.add(key)
-}
-
 // try announces and leaves a failure to the sweeper.
 func (a *Announcer) try(ctx context.Context, key store.Key) {
 	if err := a.Announce(ctx, key); err != nil {
@@ -192,73 +177,4 @@ func (a *Announcer) Blocked(ctx context.Context, account string, reason *jetpost
 // eventID makes the same id of the same change, on whatever worker.
 func eventID(about string) string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("jetpost:event:"+about)).String()
-}
-
-const (
-	// maxTold bounds the changes that are read, published and marked together.
-	maxTold = 256
-	// flushWithin bounds what a worker that stops still tells; the sweeper of another one
-	// tells the rest.
-	flushWithin = 5 * time.Second
-)
-
-// Outbox tells changes in the order in which they were committed, and all that gather
-// while the ones before are told together: the ledger is then asked twice for all of
-// them. A request that changes again meanwhile is told once, as it stands then. It
-// holds nothing that would be missed: what a crash leaves in it the Sweeper tells.
-type Outbox struct {
-	mu      sync.Mutex
-	waiting []store.Key
-	rang    chan struct{}
-}
-
-// NewOutbox makes one that is to be Run.
-func NewOutbox() *Outbox { return &Outbox{rang: make(chan struct{}, 1)} }
-
-func (o *Outbox) add(key store.Key) {
-	o.mu.Lock()
-	if !slices.Contains(o.waiting, key) {
-		o.waiting = append(o.waiting, key)
-	}
-	o.mu.Unlock()
-	select {
-	case o.rang <- struct{}{}:
-	default: // it looks anyway
-	}
-}
-
-// take returns the first ones that wait.
-func (o *Outbox) take() []store.Key {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	n := min(len(o.waiting), maxTold)
-	taken := slices.Clone(o.waiting[:n])
-	o.waiting = slices.Delete(o.waiting, 0, n)
-	return taken
-}
-
-// Run tells what is added until the context ends, and then what was added before.
-func (o *Outbox) Run(ctx context.Context, a *Announcer) {
-	for {
-		select {
-		case <-o.rang:
-			o.flush(ctx, a)
-		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushWithin)
-			defer cancel()
-			o.flush(last, a)
-			return
-		}
-	}
-}
-
-func (o *Outbox) flush(ctx context.Context, a *Announcer) {
-	for keys := o.take(); len(keys) > 0 && ctx.Err() == nil; keys = o.take() {
-		records, err := a.Ledger.ReadRequests(ctx, keys)
-		if err != nil {
-			a.Log.Warn("event.delayed", "requests", len(keys), "error", err)
-			continue
-		}
-		a.announceAll(ctx, records)
-	}
 }

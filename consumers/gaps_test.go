@@ -801,11 +801,6 @@ func (l mortalLedger) Request(ctx context.Context, key store.Key) (store.Record,
 	return l.to.Request(ctx, key)
 }
 
-func (l mortalLedger) ReadRequests(ctx context.Context, keys []store.Key) ([]store.Record, error) {
-	l.m.step("read")
-	return l.to.ReadRequests(ctx, keys)
-}
-
 func (l mortalLedger) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error) {
 	l.m.step("announced")
 	return l.to.MarkAnnounced(ctx, key, revision)

@@ -108,7 +108,7 @@ func TestIntakeOfABacklog(t *testing.T) {
 	b.account(t, "acme", 0)
 	other := b.neighbour(t, "acme")
 	b.account(t, other, 0)
-	const backlog = 4000
+	const backlog = 1500
 	ids := numbers(backlog)
 	b.publish(t, "acme", ids...)
 	b.publish(t, other, "first")

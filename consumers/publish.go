@@ -394,7 +394,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	t.head.Holds = 0 // as in the ledger
 	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
-	r.h.Announce.soon(ctx, t.head.Key)
+	r.h.Announce.try(ctx, t.head.Key)
 	return nil
 }
 
@@ -497,7 +497,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		log = log.With("look_at", out.LookAt)
 	}
 	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
-	r.h.Announce.soon(ctx, head.Key)
+	r.h.Announce.try(ctx, head.Key)
 	return nil
 }
 
@@ -518,7 +518,7 @@ func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) 
 			return err
 		}
 		for _, key := range held {
-			r.h.Announce.soon(ctx, key)
+			r.h.Announce.try(ctx, key)
 		}
 		if len(held) < store.MaxHoldLine {
 			return nil

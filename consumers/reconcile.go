@@ -132,7 +132,7 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 		err = nil
 	} else if err == nil {
 		r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
-		r.h.Announce.soon(ctx, head.Key)
+		r.h.Announce.try(ctx, head.Key)
 	}
 	return attempt{decision: goOn(), post: -1, err: err}
 }

@@ -17,7 +17,10 @@ import (
 )
 
 const (
-	// uploadsAtOnce bounds the posts of one thread whose media are read, or brought
+	// readsAtOnce bounds the posts of one thread whose media are read at the same time:
+	// the worker's room for media holds two of which nobody has told the size.
+	readsAtOnce = 2
+	// uploadsAtOnce bounds the posts of one thread whose media are brought
 	// to X, at the same time.
 	uploadsAtOnce = 10
 	// maxSmall bounds the images of a thread that are at X before its first post; the rest
@@ -70,7 +73,7 @@ func (t *threadRun) prepare(ctx context.Context) (*uploads, error) {
 	}
 	u.ctx, u.stop = context.WithCancel(ctx)
 	u.work.Go(u.watch)
-	u.each(uploadsAtOnce, func(*postMedia) bool { return true }, func(p *postMedia) {
+	u.each(readsAtOnce, func(*postMedia) bool { return true }, func(p *postMedia) {
 		p.err = caught(func() error { return u.read(p) })
 	})
 	for i := t.from; i < len(t.request.Posts); i++ {

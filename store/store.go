@@ -848,8 +848,6 @@ type Requests interface {
 
 	// Request returns one request, or ErrNotFound.
 	Request(ctx context.Context, key Key) (Record, error)
-	// ReadRequests returns those of the requests that there are, in no order.
-	ReadRequests(ctx context.Context, keys []Key) ([]Record, error)
 	// ListRequests returns requests, the latest accepted first.
 	ListRequests(ctx context.Context, filter Filter) ([]Record, error)
 	// Waiting returns up to limit unfinished requests, by account, due time and

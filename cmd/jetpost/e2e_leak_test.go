@@ -30,6 +30,7 @@ import (
 
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -456,6 +457,10 @@ func (s *leakSite) work() {
 	// X does not know the app: that becomes a stop, with X's own words.
 	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken}}))
 	s.said(s.env, "", "refresh", "daisy", "--force", "--wait", "--timeout", "2s")
+	eventually(t, "refreshes to be stopped", func() bool {
+		_, there, err := publishers.NewStops(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopeRefresh)
+		return err == nil && there
+	})
 	s.look()
 	s.natsMessages("while the app is stopped")
 	must(t, s.sim.SetFaults(nil))

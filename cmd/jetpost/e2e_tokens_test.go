@@ -81,8 +81,10 @@ func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 // and X takes it.
 func (s *site) wantRescued(account, lifeboat string) {
 	s.t.Helper()
-	if token := s.wantCurrent(account); token.Version != 2 || !token.StartedAt.IsZero() {
-		s.t.Errorf("the token has version %d, and its exchange began at %v", token.Version, token.StartedAt)
+	// The order that was given back may have been carried out since.
+	rescued := s.wantCurrent(account)
+	if rescued.Version < 2 || !rescued.StartedAt.IsZero() {
+		s.t.Errorf("the token has version %d, and its exchange began at %v", rescued.Version, rescued.StartedAt)
 	}
 	if pairs := afloat(s.t, lifeboat); len(pairs) != 0 {
 		s.t.Errorf("the lifeboat still holds %v", pairs)
@@ -90,7 +92,7 @@ func (s *site) wantRescued(account, lifeboat string) {
 	s.force(account)
 	eventually(s.t, "the rescued token is exchanged", func() bool {
 		token, err := s.ledger.Token(s.t.Context(), account)
-		return err == nil && token.Version == 3
+		return err == nil && token.Version > rescued.Version
 	})
 	s.wantCurrent(account)
 	for _, v := range s.sim.Violations() {

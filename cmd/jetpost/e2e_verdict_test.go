@@ -199,6 +199,9 @@ func TestReadyBesideStop(t *testing.T) {
 	address := "http://" + closedAddress(t)
 	w := s.worker("worker", "--health-listen", strings.TrimPrefix(address, "http://"))
 	var status app.Status
+	eventually(t, "the worker takes work", func() bool {
+		return askWorker(t, address+"/statusz", &status) == http.StatusOK
+	})
 	if code := askWorker(t, address+"/statusz", &status); code != http.StatusOK || status.State != health.Publishing || !strings.HasPrefix(status.Installation, "NATS at ") {
 		t.Errorf("/statusz: %d, %+v", code, status)
 	}

@@ -43,21 +43,20 @@ type Worker struct {
 	ledger store.Store
 	gate   *admission.Gate
 	// windows are X's, as told to all workers by board.
-	windows   *admission.Windows
-	board     *publishers.Windows
-	tokens    *consumers.Refresher
-	announcer *consumers.Announcer
-	boat      *store.Lifeboat
-	runner    *consumers.Runner
-	sweep     *consumers.Sweeper
-	stops     *consumers.StopBook
-	signs     *publishers.Signs
-	lanes     *counted // which knows how many slots are used
-	health    *consumers.Health
-	clocks    *consumers.Clocks
-	status    *sharedStatus
-	listen    net.Listener
-	started   time.Time
+	windows *admission.Windows
+	board   *publishers.Windows
+	tokens  *consumers.Refresher
+	boat    *store.Lifeboat
+	runner  *consumers.Runner
+	sweep   *consumers.Sweeper
+	stops   *consumers.StopBook
+	signs   *publishers.Signs
+	lanes   *counted // which knows how many slots are used
+	health  *consumers.Health
+	clocks  *consumers.Clocks
+	status  *sharedStatus
+	listen  net.Listener
+	started time.Time
 }
 
 // NewWorker checks everything that a worker depends on and binds to it. It
@@ -199,8 +198,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	w.board = publishers.NewWindows(js, names)
 	w.windows = admission.NewWindows(w.board, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
-	w.announcer = &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log, Outbox: consumers.NewOutbox()}
-	announcer := w.announcer
+	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
 		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: w.boat,
@@ -305,7 +303,6 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	parts.Go(func() { w.windows.Run(background) })
-	parts.Go(func() { w.announcer.Outbox.Run(background, w.announcer) })
 	w.giveSign(background)
 	// It lives until its last call is finished.
 	living, leave := context.WithCancel(context.WithoutCancel(ctx))

@@ -157,7 +157,6 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
 		"Posted":       func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
 		"Pulse":        func(ctx context.Context) error { return first(st.Pulse(ctx, store.PulseQuery{Now: p.now})) },
-		"ReadRequests": func(ctx context.Context) error { return first(st.ReadRequests(ctx, []store.Key{key})) },
 		"Reconcile":    func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
 		"Refusals":     func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
 		"Refuse":       func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },

@@ -92,7 +92,6 @@ func queries() map[string]string {
 		"sqlPresent":           sqlPresent,
 		"sqlProgress":          sqlProgress,
 		"sqlReadCanary":        sqlReadCanary,
-		"sqlReadRequests":      sqlReadRequests,
 		"sqlRefusals":          sqlRefusals,
 		"sqlRefuse":            sqlRefuse,
 		"sqlRenameUser":        sqlRenameUser,

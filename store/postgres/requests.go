@@ -529,22 +529,6 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 	return record, err
 }
 
-const sqlReadRequests = `SELECT ` + requestColumns + ` FROM requests
-WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[]))`
-
-// ReadRequests implements store.Requests.
-func (s *Store) ReadRequests(ctx context.Context, keys []store.Key) (records []store.Record, err error) {
-	accounts, ids := make([]string, len(keys)), make([]string, len(keys))
-	for i, key := range keys {
-		accounts[i], ids[i] = key.Account, key.ID
-	}
-	err = s.view(ctx, "read requests", func(ctx context.Context, tx pgx.Tx) error {
-		records, err = readRecords(ctx, tx, sqlReadRequests, accounts, ids)
-		return err
-	})
-	return records, err
-}
-
 const sqlListRequests = `
 SELECT ` + requestColumns + ` FROM requests
 WHERE ($1 = '' OR account = $1) AND ($2 = '' OR id = $2) AND ($3 = '' OR state = $3) AND ($4 = '' OR reason_code = $4)

@@ -423,24 +423,6 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 	return record, err
 }
 
-// ReadRequests implements store.Requests.
-func (s *Store) ReadRequests(ctx context.Context, keys []store.Key) (records []store.Record, err error) {
-	err = s.view(ctx, "read requests", func(ctx context.Context, tx *sql.Tx) error {
-		records = nil
-		for _, key := range keys {
-			r, err := readRequest(ctx, tx, key)
-			switch {
-			case err == nil:
-				records = append(records, r.Told())
-			case !errors.Is(err, store.ErrNotFound):
-				return err
-			}
-		}
-		return nil
-	})
-	return records, err
-}
-
 const sqlListRequests = sqlFromRequests + `
 WHERE (?1 = '' OR account = ?1) AND (?2 = '' OR id = ?2) AND (?3 = '' OR state = ?3)
   AND (?4 = '' OR reason_code = ?4) AND (?5 IS NULL OR accepted_at >= ?5)
