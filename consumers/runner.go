@@ -113,6 +113,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	var consumers []jetstream.Consumer
 	for _, b := range r.Bindings {
 		c, err := r.JetStream.Consumer(ctx, b.Stream, b.Consumer)
+		if ctx.Err() != nil {
+			return nil // it was asked to stop before it began
+		}
 		if err != nil {
 			return fmt.Errorf("bind consumer %s of %s: %w", b.Consumer, b.Stream, err)
 		}

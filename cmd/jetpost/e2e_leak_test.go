@@ -461,8 +461,8 @@ func (s *leakSite) work() {
 		_, there, err := publishers.NewStops(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopeRefresh)
 		return err == nil && there
 	})
-	s.look()
 	s.natsMessages("while the app is stopped")
+	s.look()
 	must(t, s.sim.SetFaults(nil))
 	s.command("", "", "resume", "--app")
 	s.command("heath", "", "accounts", "disconnect", "heath", "--yes")
