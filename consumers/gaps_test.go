@@ -86,9 +86,9 @@ func gapRuns(t *testing.T) []gapRun {
 		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
 	}
 	const (
-		turn    = "claim, look, token"
+		turn    = "claim, token" // a claim looks, too
 		tell    = "$KV.JETPOST_LIMITS.window.account"
-		last    = "look, " + tell + ", release, ack"
+		last    = tell + ", release, ack" // the last post has looked
 		held    = "conclude, read, jetpost.event.request.held, announced, look"
 		hold    = held + ", " + tell + ", schedule.wake, release, ack"
 		unheard = held + ", schedule.wake, release, ack" // where X has told nothing
@@ -141,11 +141,11 @@ func gapRuns(t *testing.T) []gapRun {
 				check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
 				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
 			},
-			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, hold, turn, seen, "owned", live(published), last),
+			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, hold, turn, seen, "owned", live(published), "look", last),
 		}, {
 			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
 			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
-			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, read, publish.failed, jetpost.event.request.failed, announced", last),
+			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, read, publish.failed, jetpost.event.request.failed, announced, look", last),
 		}, {
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
 			steps: "accept, jetpost.event.request.accepted, announced, publish.wake, same text, ack",
@@ -212,7 +212,7 @@ func TestWorkerDiesInAnyGap(t *testing.T) {
 		"SQLite": nil, // the file of every test
 		"PostgreSQL": func(t *testing.T, sealer *store.Sealer) store.Store {
 			t.Helper()
-			s, err := postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer)
+			s, err := postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer, postgres.CallersClock())
 			check(t, err)
 			t.Cleanup(func() { check(t, s.Close()) })
 			return s

@@ -151,10 +151,12 @@ const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
 	var state jetpost.State
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
+		var change store.Change
 		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-			return r.Posted(line, claim, post, postID, now)
+			change, err = r.Posted(line, claim, post, postID, now)
+			return change, err
 		})
-		if err != nil || claim.Snapshot == nil || !state.Finished() {
+		if rang := !change.RingAt.IsZero(); err != nil || claim.Snapshot == nil || rang || !state.Finished() {
 			return err
 		}
 		// An earlier holder tells of its post too, and looks no more.
