@@ -354,7 +354,7 @@ func newInlet(iter jetstream.MessagesContext) *inlet {
 	in.room.L = &in.mu
 	go func() {
 		for {
-			msg, err := iter.Next()
+			msg, err := next(iter)
 			if err != nil {
 				err = fmt.Errorf("pull: %w", err)
 			}

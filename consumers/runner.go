@@ -19,6 +19,8 @@ const (
 	// heartbeats is how many signs of life a delivery gives in the time after
 	// which the server would take it for lost, and give it to somebody else.
 	heartbeats = 3
+	// nextAgain is when a message that has not come is asked for a second time.
+	nextAgain = time.Second
 	// ackTimeout bounds one confirmed acknowledgement.
 	ackTimeout = 5 * time.Second
 	// stallMin and stallMax bound the wait before what could not be done is tried
@@ -197,7 +199,7 @@ func (r *Runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b B
 	defer context.AfterFunc(ctx, iter.Drain)()
 	defer context.AfterFunc(beat, iter.Drain)()
 	for {
-		msg, err := iter.Next()
+		msg, err := next(iter)
 		if err != nil {
 			return fmt.Errorf("pull: %w", err)
 		}
@@ -210,6 +212,18 @@ func (r *Runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b B
 			return nil // nothing is on its way; asking again could bring something
 		}
 	}
+}
+
+// next waits for a message, as long as it takes. The client asks the server for one
+// when Next begins, but not while it is still busy with the request before, which a
+// short handler can outrun on a busy machine: a second look asks for what the first
+// one did not.
+func next(iter jetstream.MessagesContext) (jetstream.Msg, error) {
+	msg, err := iter.Next(jetstream.NextMaxWait(nextAgain))
+	if errors.Is(err, nats.ErrTimeout) {
+		msg, err = iter.Next()
+	}
+	return msg, err //nolint:wrapcheck // the caller says what it did
 }
 
 // deliver handles one message to its end and acknowledges it.
