@@ -32,7 +32,7 @@ lint: ## run the linters
 	scripts/lint
 
 test: ## run all tests
-	scripts/test unit chaos
+	scripts/test unit e2e load chaos
 
 tidy: ## tidy the module files
 	go mod tidy

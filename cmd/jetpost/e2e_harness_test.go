@@ -533,11 +533,33 @@ func (p *process) until(message string) {
 	})
 }
 
-// signal sends a signal. It may be called on any goroutine.
+// signal sends a signal. It may be called on any goroutine. A process that is told to
+// freeze has done so when signal returns: on a busy machine its threads run on for a
+// moment, in which they could commit what is on its way.
 func (p *process) signal(sig syscall.Signal) {
 	if err := p.cmd.Process.Signal(sig); err != nil {
 		p.t.Errorf("send %s to %s: %v", sig, p.name, err)
+		return
 	}
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for late := time.After(patience); sig == syscall.SIGSTOP && p.runs(); {
+		select {
+		case <-again.C:
+		case <-late:
+			p.t.Errorf("%s does not freeze", p.name)
+			return
+		}
+	}
+}
+
+// runs tells whether a thread of the process is not frozen, as far as Linux tells.
+func (p *process) runs() bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+	return slices.ContainsFunc(threads, func(name string) bool {
+		stat, err := os.ReadFile(name)
+		return err == nil && !bytes.Contains(stat, []byte(") T "))
+	})
 }
 
 // exit waits for the end and returns the exit code, -1 after a signal.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -48,6 +50,8 @@ func TestOperatorErrors(t *testing.T) {
 	must(t, os.WriteFile(file, []byte("precious"), 0o600))
 	emptyNATS := natstest.Server(t, natstest.Listen).ClientURL()
 	guardedNATS := natstest.Server(t, natstest.Listen, func(o *server.Options) { o.Username, o.Password = "jetpost", "right" }).ClientURL()
+	notFound := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(notFound.Close)
 	otherDatabase := "sqlite:" + filepath.Join(t.TempDir(), "other.db")
 	must(t, app.Config{DatabaseURL: secret.New(otherDatabase)}.Migrate(t.Context()))
 	limited := up("--data", t.TempDir())
@@ -86,6 +90,7 @@ func TestOperatorErrors(t *testing.T) {
 			{"port of NATS in use", up("--data", t.TempDir(), "--nats-listen", holdPort(t).Addr().String()), exitFailed, []string{"address already in use", "--nats-listen"}},
 			{"port of the simulator in use", attempt{args: []string{"sim", "--listen", holdPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
 			{"real X made faster", attempt{args: worker, settings: map[string]string{"X_API_URL": "", app.SimMinuteVariable: "1s"}}, exitUsage, []string{app.SimMinuteVariable + ": is for a simulated X"}},
+			{"X made faster that is not simulated", attempt{args: worker, settings: map[string]string{"X_API_URL": notFound.URL, app.SimMinuteVariable: "1s"}}, exitFailed, []string{"404 Not Found", "no simulated X", app.SimMinuteVariable}},
 			{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
 		} {
 			t.Run(test.name, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -200,7 +201,7 @@ func (c Config) validate(n needs) error {
 			checkURL(wrong, "X_API_URL", c.X.URL, xapi.DefaultBaseURL, "http", "https")
 		}
 		if c.X.Minute != 0 && !c.X.simulated() {
-			wrong("%s: is for a simulated X on this machine, whose time passes as fast as one likes; unset it", SimMinuteVariable)
+			wrong("%s: is for a simulated X, whose time passes as fast as one likes; unset it", SimMinuteVariable)
 		}
 	}
 	if n.web {
@@ -324,14 +325,38 @@ func checkURL(wrong func(string, ...any), name, value, example string, schemes .
 // no flag, and does nothing but with a simulated X.
 const SimMinuteVariable = "JETPOST_SIM_MINUTE"
 
-// simulated tells whether X is one of this machine.
+// simulatorPath is answered by a simulated X, and not by X.
+const simulatorPath = "/_sim/healthz"
+
+// simulated tells whether X may be a simulated one: X itself is https alone.
 func (x XConfig) simulated() bool {
 	u, err := url.Parse(x.URL)
-	if err != nil {
-		return false
+	return err == nil && u.Scheme == "http"
+}
+
+// checkMinute refuses shorter minutes where X does not say that it is simulated.
+func (x XConfig) checkMinute(ctx context.Context) error {
+	if x.Minute == 0 {
+		return nil
 	}
-	ip, err := netip.ParseAddr(u.Hostname())
-	return err == nil && ip.IsLoopback()
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, x.URL+simulatorPath, nil)
+	if err != nil {
+		return fmt.Errorf("ask the simulated X: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err == nil {
+		err = resp.Body.Close()
+	}
+	switch {
+	case err != nil:
+		return &HintError{fmt.Errorf("ask the simulated X: %w", err), "start it, or unset " + SimMinuteVariable}
+	case resp.StatusCode != http.StatusOK:
+		return &HintError{fmt.Errorf("%s answers %s to GET %s, and so is no simulated X", x.URL, resp.Status, simulatorPath), "unset " + SimMinuteVariable}
+	default:
+		return nil
+	}
 }
 
 // databaseKind tells which store a URL is for, and what to open.

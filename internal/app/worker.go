@@ -65,6 +65,9 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if err := cfg.X.checkMinute(ctx); err != nil {
+		return nil, err
+	}
 	w := &Worker{cfg: cfg, health: &consumers.Health{}}
 	if w.cfg.Worker == "" {
 		w.cfg.Worker = workerName()
