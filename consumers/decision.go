@@ -9,6 +9,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
 
@@ -241,4 +242,23 @@ func ours(err error) bool {
 	var decided *decidedError
 	var wait *admission.WaitError
 	return errors.As(err, &decided) || errors.As(err, &wait) || errors.Is(err, admission.ErrLeaving)
+}
+
+// attempt is what came of advancing a head.
+type attempt struct {
+	decision
+	post int // the post that it is about, whose intent was committed; else -1
+	err  error
+	// What is to be remembered of a doubtful post.
+	looks    int
+	absentAt time.Time
+	// renewMedia tells that X did not take the ids of its media.
+	renewMedia bool
+}
+
+func (r *laneRun) settled(d decision) attempt { return attempt{decision: d, post: -1} }
+
+// left is a head that was left for an error, before the intent of a post.
+func (r *laneRun) left(head *store.Record, err error) attempt {
+	return attempt{decision: judge(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
 }

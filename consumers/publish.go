@@ -435,25 +435,6 @@ func (t *threadRun) tooLate(i int, now time.Time) error {
 	return nil
 }
 
-// attempt is what came of advancing a head.
-type attempt struct {
-	decision
-	post int // the post that it is about, whose intent was committed; else -1
-	err  error
-	// What is to be remembered of a doubtful post.
-	looks    int
-	absentAt time.Time
-	// renewMedia tells that X did not take the ids of its media.
-	renewMedia bool
-}
-
-func (r *laneRun) settled(d decision) attempt { return attempt{decision: d, post: -1} }
-
-// left is a head that was left for an error, before the intent of a post.
-func (r *laneRun) left(head *store.Record, err error) attempt {
-	return attempt{decision: judge(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
-}
-
 // settle writes what came of it: to the gate, to the ledger, to the world.
 func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a attempt) error {
 	if errors.Is(a.err, store.ErrFenced) {
