@@ -44,34 +44,38 @@ type Announcer struct {
 }
 
 // Announce publishes the request's latest event, and its record if it failed.
-// The last message of a request's subjects is its state: where the request
-// moved on meanwhile, the newer one is published after it.
 func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
-	for overtaken := false; ; overtaken = true {
-		rec, err := a.Ledger.Request(ctx, key)
-		if err != nil {
-			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
-		}
-		// Whoever told the newer one may have done so before the older one came
-		// from here: then it is told again, as the last.
-		if rec.Announced >= rec.Status.Revision && !overtaken {
-			return nil
-		}
+	rec, err := a.Ledger.Request(ctx, key)
+	if err == nil && rec.Announced < rec.Status.Revision {
+		err = a.tell(ctx, rec)
+	}
+	if err != nil {
+		return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
+	}
+	return nil
+}
+
+// tell publishes what was just read or written. The last message of a request's subjects
+// is its state: where the request moved on meanwhile, the newer one is published after
+// it, even if somebody told it before, who may have done so before the older one came
+// from here.
+func (a *Announcer) tell(ctx context.Context, rec store.Record) error {
+	for {
 		if rec.Status.State == jetpost.StateFailed {
 			if err := a.Records.Failed(ctx, rec.Status, rec.Body); err != nil {
-				return fmt.Errorf("record failure of %s/%s: %w", key.Account, key.ID, err)
+				return err
 			}
 		}
 		told := a.event(&rec)
 		if err := a.Records.Event(ctx, told.Subject, told.Event); err != nil {
-			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
+			return err
 		}
-		latest, err := a.Ledger.MarkAnnounced(ctx, key, rec.Status.Revision)
-		if err != nil {
-			return fmt.Errorf("announce %s/%s: %w", key.Account, key.ID, err)
+		latest, err := a.Ledger.MarkAnnounced(ctx, rec.Key, rec.Status.Revision)
+		if err != nil || latest {
+			return err
 		}
-		if latest {
-			return nil
+		if rec, err = a.Ledger.Request(ctx, rec.Key); err != nil {
+			return err
 		}
 	}
 }
@@ -127,6 +131,18 @@ func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
 // try announces and leaves a failure to the sweeper.
 func (a *Announcer) try(ctx context.Context, key store.Key) {
 	if err := a.Announce(ctx, key); err != nil {
+		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+	}
+}
+
+// wrote announces the request as the lane's latest step has written it.
+func (a *Announcer) wrote(ctx context.Context, lane store.Lane, key store.Key) {
+	rec, known := lane.Wrote(key.ID)
+	if !known {
+		a.try(ctx, key)
+		return
+	}
+	if err := a.tell(ctx, rec); err != nil {
 		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 	}
 }

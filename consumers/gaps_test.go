@@ -101,8 +101,9 @@ func gapRuns(t *testing.T) []gapRun {
 
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
 	)
-	told := func(event jetpost.EventType) string { return "read, jetpost.event." + string(event) + ", announced" }
+	told := func(event jetpost.EventType) string { return "jetpost.event." + string(event) + ", announced" } // as it was written
 	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
+	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) }
 	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
 	steps := func(parts ...string) string { return strings.Join(parts, ", ") }
 	return []gapRun{
@@ -132,7 +133,7 @@ func gapRuns(t *testing.T) []gapRun {
 		}, {
 			name: "a lost answer of a post that is live", posts: thread("one", "two"),
 			upset: strike(lost(1, true)),
-			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, "owned", live(resumed), "look, token", post(published), last),
+			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, "owned", found(resumed), "look, token", post(published), last),
 		}, {
 			name: "a lost answer of a post that is not", posts: thread("one", "two"),
 			upset: strike(lost(1, false)),
@@ -145,7 +146,7 @@ func gapRuns(t *testing.T) []gapRun {
 				check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
 				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
 			},
-			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, hold, turn, seen, "owned", live(published), "look", last),
+			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, hold, turn, seen, "owned", found(published), "look", last),
 		}, {
 			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
 			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),

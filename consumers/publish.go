@@ -392,9 +392,10 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	}
 	t.begun = -1
 	t.head.Holds = 0 // as in the ledger
+	t.head.Status.Posted++
 	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
-	r.h.Announce.try(ctx, t.head.Key)
+	r.h.Announce.wrote(ctx, r.lane, t.head.Key)
 	return nil
 }
 

@@ -10,9 +10,10 @@ import "slices"
 //
 // It belongs to the goroutine that runs the lane.
 type Snapshot struct {
-	line Line
-	head *Row
-	look *Look
+	line  Line
+	head  *Row
+	look  *Look
+	wrote *Record
 }
 
 // Saw keeps what a look has read. Unread, the look is handed out by [Lane.Next].
@@ -37,18 +38,30 @@ func (s *Snapshot) Head(id string) (Line, *Row, bool) {
 	return s.line, s.head.clone(), true
 }
 
-// Wrote keeps the head as a step has written it.
+// Wrote keeps the head as a step has written it, for [Lane.Wrote] too.
 func (s *Snapshot) Wrote(head *Row) {
 	if s != nil {
-		s.head, s.look = head, nil
+		record := head.clone().Told()
+		s.head, s.look, s.wrote = head, nil, &record
 	}
 }
 
 // Forget has the next step read everything anew.
 func (s *Snapshot) Forget() {
 	if s != nil {
-		s.head, s.look = nil, nil
+		s.head, s.look, s.wrote = nil, nil, nil
 	}
+}
+
+// Wrote hands out, once, that request as the latest step has written it. By now it may
+// have moved on.
+func (l Lane) Wrote(id string) (Record, bool) {
+	if l.Snapshot == nil || l.Snapshot.wrote == nil || l.Snapshot.wrote.ID != id {
+		return Record{}, false
+	}
+	record := *l.Snapshot.wrote
+	l.Snapshot.wrote = nil
+	return record, true
 }
 
 // Next hands out, once, the look that was read together with the claim or with the

@@ -174,6 +174,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Lane, id str
 				return "", s.wrap(what, err)
 			}
 			if out.wrote {
+				row.Status.UpdatedAt = out.at // by the database's clock
 				claim.Snapshot.Wrote(row)
 				if out.looked {
 					claim.Snapshot.Saw(out.line, out.look, out.head, true)

@@ -34,7 +34,9 @@ type Store struct {
 	callersClock bool
 	givenUp      givenUp
 	sessions     sessions
-	steps        *steps
+	steps        *gather[step, stepped]
+	marks        *gather[store.Revision, bool]
+	tokens       *gather[string, *store.SealedToken]
 }
 
 var _ store.Store = (*Store)(nil)
@@ -73,7 +75,9 @@ func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Opti
 		option(s)
 	}
 	s.bound(patience{call: callTimeout, report: reportTimeout})
-	s.steps = &steps{s: s}
+	s.steps = &gather[step, stepped]{patience: &s.patience.call, key: func(st step) string { return st.account }, send: s.takeSteps}
+	s.marks = &gather[store.Revision, bool]{patience: &s.patience.call, key: func(r store.Revision) string { return r.Account + "/" + r.ID }, send: s.takeMarks}
+	s.tokens = &gather[string, *store.SealedToken]{patience: &s.patience.call, key: func(account string) string { return account }, send: s.takeTokens}
 	if err := s.checkSchema(ctx); err != nil {
 		pool.Close()
 		return nil, err

@@ -121,6 +121,7 @@ func queries() map[string]string {
 		"sqlTakeAttempt":       sqlTakeAttempt,
 		"sqlTakeLeases":        sqlTakeLeases,
 		"sqlToken":             sqlToken,
+		"sqlTokens":            sqlTokens,
 		"sqlTryLease":          sqlTryLease,
 		"sqlUnannounced":       sqlUnannounced,
 		"sqlUseLink":           sqlUseLink,

@@ -603,8 +603,26 @@ RETURNING revision = $3`
 
 // MarkAnnounced implements store.Requests.
 func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
-	err = s.db.QueryRow(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&latest)
-	return latest, s.wrap("mark request announced", missing(err, store.ErrNotFound))
+	latest, err = s.marks.do(ctx, store.Revision{Key: key, Number: revision})
+	return latest, s.wrap("mark request announced", err)
+}
+
+// takeMarks marks many together, and each that somebody was changing alone: it holds one
+// row then, so that nobody waits in a circle.
+func (s *Store) takeMarks(group []*asked[store.Revision, bool]) {
+	told := make([]store.Revision, len(group))
+	for i, w := range group {
+		told[i] = w.ask
+	}
+	latest, err := s.markMany(group[0].ctx, told)
+	for _, w := range group {
+		var marked bool
+		if w.answer, marked = latest[w.ask.Key]; !marked && err == nil {
+			w.err = missing(s.db.QueryRow(w.ctx, sqlMarkAnnounced, w.ask.Account, w.ask.ID, w.ask.Number).Scan(&w.answer), store.ErrNotFound)
+		} else {
+			w.err = err
+		}
+	}
 }
 
 // sqlMarkManyAnnounced passes over what somebody is changing, since that moves on.
@@ -618,13 +636,13 @@ UPDATE requests AS r SET announced = greatest(r.announced, least(told.revision, 
 FROM told WHERE r.account = told.account AND r.id = told.id
 RETURNING r.account, r.id, r.revision = told.revision`
 
-// MarkManyAnnounced implements store.Requests.
-func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
+// markMany tells of each that it marked whether there is no newer revision.
+func (s *Store) markMany(ctx context.Context, told []store.Revision) (latest map[store.Key]bool, err error) {
 	accounts, ids, revisions := make([]string, len(told)), make([]string, len(told)), make([]int64, len(told))
 	for i, r := range told {
 		accounts[i], ids[i], revisions[i] = r.Account, r.ID, r.Number
 	}
-	latest := map[store.Key]bool{}
+	latest = map[store.Key]bool{}
 	_, err = collect(ctx, s.db, func(row scanner) (none struct{}, err error) {
 		var key store.Key
 		var is bool
@@ -632,6 +650,12 @@ func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (r
 		latest[key] = is
 		return none, err
 	}, sqlMarkManyAnnounced, accounts, ids, revisions)
+	return latest, err
+}
+
+// MarkManyAnnounced implements store.Requests.
+func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
+	latest, err := s.markMany(ctx, told)
 	for _, r := range told {
 		if !latest[r.Key] {
 			rest = append(rest, r.Key)

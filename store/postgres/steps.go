@@ -60,6 +60,7 @@ type step struct {
 
 // stepped is what came of a step; the zero value of one that the ledger refused.
 type stepped struct {
+	at       time.Time
 	found    bool // there is such a lane, and it was to be had, or is the holder's
 	fence    int64
 	lost     int // claims
@@ -71,97 +72,108 @@ type stepped struct {
 	head     *store.Row
 }
 
-// steps sends what gathers while the statement before is on its way.
-type steps struct {
-	s       *Store
+// gather sends together what many ask for while the statement before is on its way: they
+// share its start, its round trip and its synced commit.
+type gather[Q, A any] struct {
+	patience *time.Duration // of a call
+	key      func(Q) string
+	// send answers a group, whose keys differ and are in order.
+	send func(group []*asked[Q, A])
+
 	mu      sync.Mutex
-	waiting []*waitingStep
+	waiting []*asked[Q, A]
 	busy    bool
 }
 
-type waitingStep struct {
-	step
-	ctx  context.Context // outlives the caller's: the steps of many go together
-	out  stepped
-	err  error
-	done chan struct{}
+// asked is one question, and what came of it.
+type asked[Q, A any] struct {
+	ctx    context.Context // outlives the caller's: the questions of many go together
+	ask    Q
+	answer A
+	err    error
+	done   chan struct{}
 }
 
-// do takes one step, within the time of a call. One that was given up while it was on
+// do asks one question, within the time of a call. One that was given up while it was on
 // its way may take effect all the same, as any statement whose answer is lost.
-func (q *steps) do(ctx context.Context, st step) (stepped, error) {
-	ctx, cancel := context.WithTimeout(ctx, q.s.patience.call)
+func (g *gather[Q, A]) do(ctx context.Context, ask Q) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, *g.patience)
 	defer cancel()
-	w := &waitingStep{step: st, ctx: context.WithoutCancel(ctx), done: make(chan struct{})}
-	q.mu.Lock()
-	q.waiting = append(q.waiting, w)
-	if !q.busy {
-		q.busy = true
-		go q.run()
+	w := &asked[Q, A]{ask: ask, ctx: context.WithoutCancel(ctx), done: make(chan struct{})}
+	g.mu.Lock()
+	g.waiting = append(g.waiting, w)
+	if !g.busy {
+		g.busy = true
+		go g.run()
 	}
-	q.mu.Unlock()
+	g.mu.Unlock()
 	select {
 	case <-w.done:
-		return w.out, w.err
+		return w.answer, w.err
 	case <-ctx.Done():
-		q.giveUp(w)
-		return stepped{}, ctx.Err()
+		g.giveUp(w)
+		var none A
+		return none, ctx.Err()
 	}
 }
 
-// giveUp takes back a step that was not sent yet.
-func (q *steps) giveUp(w *waitingStep) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.waiting = slices.DeleteFunc(q.waiting, func(other *waitingStep) bool { return other == w })
+// giveUp takes back a question that was not sent yet.
+func (g *gather[Q, A]) giveUp(w *asked[Q, A]) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting = slices.DeleteFunc(g.waiting, func(other *asked[Q, A]) bool { return other == w })
 }
 
 // run sends group after group until nothing waits.
-func (q *steps) run() {
+func (g *gather[Q, A]) run() {
 	for {
-		group := q.take()
+		group := g.take()
 		if group == nil {
 			return
 		}
-		q.send(group)
+		g.send(group)
 		for _, w := range group {
 			close(w.done)
 		}
 	}
 }
 
-// take returns the steps of one statement, in the order in which every transaction
-// locks lanes. A lane's second step waits for the next one.
-func (q *steps) take() (group []*waitingStep) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	lanes := map[string]bool{}
-	var rest []*waitingStep
-	for _, w := range q.waiting {
-		if len(group) == maxGroup || lanes[w.account] {
+// take returns the questions of one statement, in the order in which every transaction
+// locks lanes. A second one of the same key waits for the next statement.
+func (g *gather[Q, A]) take() (group []*asked[Q, A]) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	keys := map[string]bool{}
+	var rest []*asked[Q, A]
+	for _, w := range g.waiting {
+		key := g.key(w.ask)
+		if len(group) == maxGroup || keys[key] {
 			rest = append(rest, w)
 			continue
 		}
-		lanes[w.account] = true
+		keys[key] = true
 		group = append(group, w)
 	}
-	q.waiting = rest
-	q.busy = len(group) > 0
-	slices.SortFunc(group, func(a, b *waitingStep) int { return strings.Compare(a.account, b.account) })
+	g.waiting = rest
+	g.busy = len(group) > 0
+	slices.SortFunc(group, func(a, b *asked[Q, A]) int { return strings.Compare(g.key(a.ask), g.key(b.ask)) })
 	return group
 }
 
-// send takes the steps together or, where the ledger refuses them, each alone: one
+// waitingStep is a step on its way.
+type waitingStep = asked[step, stepped]
+
+// takeSteps takes steps together or, where the ledger refuses them, each alone: one
 // lane's failure is never another's. A ledger that does not answer is asked once.
-func (q *steps) send(group []*waitingStep) {
-	err := q.exec(group)
+func (s *Store) takeSteps(group []*waitingStep) {
+	err := s.execSteps(group)
 	if err == nil {
 		return
 	}
 	alone := len(group) > 1 && !unavailable(err)
 	for _, w := range group {
 		if w.err = err; alone {
-			w.err = q.exec([]*waitingStep{w})
+			w.err = s.execSteps([]*waitingStep{w})
 		}
 	}
 }
@@ -239,7 +251,7 @@ WITH input AS MATERIALIZED (
     WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
 )
 SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.next AND lane.fresh,
-    lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.next_due, h.id IS NOT NULL, h.posts,
+    lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
 FROM lane LEFT JOIN wrote ON wrote.account = lane.account
 LEFT JOIN LATERAL (SELECT r.*,
@@ -254,21 +266,21 @@ const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq
     coalesce(h.event, ''), coalesce(h.reason_code, ''), coalesce(h.reason_detail, ''), h.reason_until, h.hold_until, coalesce(h.holds, 0),
     coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0)`
 
-// exec sends one statement and shares out what it returns.
-func (q *steps) exec(group []*waitingStep) error {
+// execSteps sends one statement and shares out what it returns.
+func (s *Store) execSteps(group []*waitingStep) error {
 	byLane := make(map[string]*waitingStep, len(group))
 	for _, w := range group {
-		byLane[w.account] = w
-		w.out, w.err = stepped{}, nil
+		byLane[w.ask.account] = w
+		w.answer, w.err = stepped{}, nil
 	}
-	rows, err := q.s.db.Query(group[0].ctx, sqlStep, q.s.columns(group)...)
+	rows, err := s.db.Query(group[0].ctx, sqlStep, s.columns(group)...)
 	if err != nil {
 		return err
 	}
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
 		account, out, err := scanStep(row)
 		if err == nil {
-			byLane[account].out = out
+			byLane[account].answer = out
 		}
 		return struct{}{}, err
 	})
@@ -289,7 +301,8 @@ func (s *Store) columns(group []*waitingStep) []any {
 		progress, quiet, next                                      []bool
 		hashes                                                     [][]byte
 	)
-	for _, w := range group {
+	for _, asked := range group {
+		w := &asked.ask
 		accounts, acts, fences, owners = append(accounts, w.account), append(acts, string(w.act)), append(fences, w.fence), append(owners, w.owner)
 		if s.callersClock {
 			at = append(at, instant(w.now))
@@ -349,7 +362,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	st := &head.Status
 	pause := &out.line.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.looked,
-		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.look.NextDue}, &there, &posts,
+		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.look.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Announced, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros)

@@ -15,7 +15,8 @@ const (
 	tokenColumns = `t.id::text, t.user_id, t.access_token, t.refresh_token, t.expires_at, t.scope, t.version, t.refreshed_at,
     coalesce(t.lease_id::text, ''), t.lease_until, t.refresh_started_at, t.attempts, t.next_attempt_at, t.metadata`
 
-	sqlToken = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens AS t WHERE t.user_id = $1`
+	sqlToken  = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens AS t WHERE t.user_id = $1`
+	sqlTokens = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens AS t WHERE t.user_id = ANY ($1)`
 )
 
 // scanToken reads the columns of a token and the start of the exchange that
@@ -28,8 +29,32 @@ func scanToken(row scanner) (t store.SealedToken, err error) {
 
 // Token implements store.Tokens.
 func (s *Store) Token(ctx context.Context, account string) (store.Token, error) {
-	token, err := s.readToken(ctx, s.db, account)
+	sealed, err := s.tokens.do(ctx, account)
+	if err == nil && sealed == nil {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return store.Token{}, s.wrap("read token", err)
+	}
+	token, err := s.sealer.OpenToken(*sealed)
 	return token, s.wrap("read token", err)
+}
+
+// takeTokens reads the tokens of many accounts.
+func (s *Store) takeTokens(group []*asked[string, *store.SealedToken]) {
+	accounts := make([]string, len(group))
+	for i, w := range group {
+		accounts[i] = w.ask
+	}
+	found, err := collect(group[0].ctx, s.db, scanToken, sqlTokens, accounts)
+	for _, w := range group {
+		w.err = err
+		for i := range found {
+			if found[i].Account == w.ask {
+				w.answer = &found[i]
+			}
+		}
+	}
 }
 
 func (s *Store) readToken(ctx context.Context, q querier, account string) (store.Token, error) {

@@ -152,10 +152,16 @@ func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post in
 	var state jetpost.State
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
 		var change store.Change
+		var row *store.Row
 		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+			row = r
 			change, err = r.Posted(line, claim, post, postID, now)
 			return change, err
 		})
+		if err == nil {
+			row.Status.UpdatedAt = row.Status.UpdatedAt.UTC().Truncate(time.Microsecond) // as it is stored
+			claim.Snapshot.Wrote(row)
+		}
 		if rang := !change.RingAt.IsZero(); err != nil || claim.Snapshot == nil || rang || !state.Finished() {
 			return err
 		}
