@@ -435,7 +435,7 @@ func admissionAsked() map[string][]string {
 		"Allow":  {"consumers Refresher.exchange", "consumers/admission Gate.Allow", "consumers/admission Pass.Permit"},
 		"Outage": {"consumers RefreshHandler.claim", "consumers/admission Pass.heard"},
 		"Stopped": {
-			"consumers RefreshHandler.claim", "consumers RefreshHandler.one", "consumers RefreshHandler.tick", "consumers Refresher.EnsureFresh",
+			"consumers RefreshHandler.claim", "consumers RefreshHandler.one", "consumers RefreshHandler.tick", "consumers Refresher.Fresh",
 			"consumers Sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Stop", "consumers/admission Pass.heard",
 			"consumers/admission Pass.stopped",
 		},

@@ -675,6 +675,11 @@ func (s mortalTokens) EnsureFresh(ctx context.Context, account string, usedVersi
 	return s.to.EnsureFresh(ctx, account, usedVersion)
 }
 
+func (s mortalTokens) Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error) {
+	s.m.step("token")
+	return s.to.Fresh(ctx, token, usedVersion)
+}
+
 // mortalLedger is the worker's way to the ledger. It embeds nothing, so that each
 // method which the handlers' interfaces gain must be a step here.
 type mortalLedger struct {

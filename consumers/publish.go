@@ -31,6 +31,8 @@ type tokenSource interface {
 	// Stored is the token as it is, even where it has ended.
 	Stored(ctx context.Context, account string) (store.Token, error)
 	EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error)
+	// Fresh is the same for one that came with the claim.
+	Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error)
 }
 
 // PublishHandler runs the lane of the account whose doorbell rang: it claims
@@ -191,7 +193,7 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	if err := r.pass.Open(ctx, head, r.pause, r.harmless(head.Account)); err != nil {
 		return r.left(head, err)
 	}
-	token, err := r.h.Tokens.EnsureFresh(ctx, head.Account, 0)
+	token, err := r.token(ctx)
 	if err != nil {
 		return r.left(head, err)
 	}
@@ -206,6 +208,14 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 		return r.left(head, err)
 	}
 	return r.renewing(ctx, head, token, t.post(ctx, parent))
+}
+
+// token is the account's: the first time as it came with the claim.
+func (r *laneRun) token(ctx context.Context) (store.Token, error) {
+	if token, known := r.lane.Token(); known {
+		return r.h.Tokens.Fresh(ctx, token, 0)
+	}
+	return r.h.Tokens.EnsureFresh(ctx, r.lane.Account, 0)
 }
 
 // read fills in a request that an older worker has accepted without being able

@@ -83,11 +83,16 @@ func (r *Refresher) Stored(ctx context.Context, account string) (store.Token, er
 // account, and X has answered 401 to everybody for hours. Where there is no
 // token to use, its error holds the request.
 func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
-	now := time.Now()
 	token, err := r.Tokens.Token(ctx, account)
 	if err != nil {
-		return store.Token{}, tokenHold(err, now)
+		return store.Token{}, tokenHold(err, time.Now())
 	}
+	return r.Fresh(ctx, token, usedVersion)
+}
+
+// Fresh is EnsureFresh for a token that was read a moment ago.
+func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error) {
+	now := time.Now()
 	refused := usedVersion != 0 && token.Version == usedVersion
 	switch {
 	case token.RequiresReauth:

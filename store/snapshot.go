@@ -14,6 +14,7 @@ type Snapshot struct {
 	head  *Row
 	look  *Look
 	wrote *Record
+	token *Token
 }
 
 // Saw keeps what a look has read. Unread, the look is handed out by [Lane.Next].
@@ -51,6 +52,24 @@ func (s *Snapshot) Forget() {
 	if s != nil {
 		s.head, s.look, s.wrote = nil, nil, nil
 	}
+}
+
+// Attach keeps the token that was read with the claim, for [Lane.Token]. One that cannot
+// be opened is left to whoever reads it again.
+func (s *Sealer) Attach(lane Lane, sealed SealedToken) {
+	if token, err := s.OpenToken(sealed); err == nil {
+		lane.Snapshot.token = &token
+	}
+}
+
+// Token hands out, once, the account's token as it was when the lane was claimed.
+func (l Lane) Token() (Token, bool) {
+	if l.Snapshot == nil || l.Snapshot.token == nil {
+		return Token{}, false
+	}
+	token := *l.Snapshot.token
+	l.Snapshot.token = nil
+	return token, true
 }
 
 // Wrote hands out, once, that request as the latest step has written it. By now it may

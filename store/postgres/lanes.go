@@ -59,6 +59,9 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 		if out.looked {
 			lane.Snapshot.Saw(out.line, out.look, out.head, true)
 		}
+		if out.token != nil {
+			s.sealer.Attach(lane, *out.token)
+		}
 		return lane, true, nil
 	}
 	if err == nil { // somebody holds it, or there is no such lane

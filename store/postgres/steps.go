@@ -70,6 +70,7 @@ type stepped struct {
 	looked   bool
 	look     store.Look
 	head     *store.Row
+	token    *store.SealedToken // of a claim
 }
 
 // gather sends together what many ask for while the statement before is on its way: they
@@ -266,25 +267,41 @@ const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq
     coalesce(h.event, ''), coalesce(h.reason_code, ''), coalesce(h.reason_detail, ''), h.reason_until, h.hold_until, coalesce(h.holds, 0),
     coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0)`
 
-// execSteps sends one statement and shares out what it returns.
-func (s *Store) execSteps(group []*waitingStep) error {
+// execSteps sends one statement and shares out what it returns. With it goes a second
+// one, for the tokens of the lanes that are claimed: one round trip and one transaction.
+func (s *Store) execSteps(group []*waitingStep) (err error) {
+	ctx, cancel := context.WithTimeout(group[0].ctx, s.patience.call)
+	defer cancel()
 	byLane := make(map[string]*waitingStep, len(group))
+	var claimed []string
 	for _, w := range group {
 		byLane[w.ask.account] = w
 		w.answer, w.err = stepped{}, nil
-	}
-	rows, err := s.db.Query(group[0].ctx, sqlStep, s.columns(group)...)
-	if err != nil {
-		return err
-	}
-	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
-		account, out, err := scanStep(row)
-		if err == nil {
-			byLane[account].answer = out
+		if w.ask.act == actClaim {
+			claimed = append(claimed, w.ask.account)
 		}
-		return struct{}{}, err
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(sqlStep, s.columns(group)...).Query(func(rows pgx.Rows) error {
+		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
+			account, out, err := scanStep(row)
+			if err == nil {
+				byLane[account].answer = out
+			}
+			return struct{}{}, err
+		})
+		return err
 	})
-	return err
+	if len(claimed) > 0 {
+		batch.Queue(sqlTokens, claimed).Query(func(rows pgx.Rows) error {
+			tokens, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (store.SealedToken, error) { return scanToken(row) })
+			for i := range tokens {
+				byLane[tokens[i].Account].answer.token = &tokens[i]
+			}
+			return err
+		})
+	}
+	return s.pool.SendBatch(ctx, batch).Close()
 }
 
 // columns turns steps into the arrays of sqlStep. The server's clock is the present time
