@@ -173,6 +173,7 @@ const (
 	CodeAccountLocked       Code = "account_locked"        // X has locked the account until its owner logs in
 	CodeAccountUnauthorized Code = "account_unauthorized"  // X does not take the account's tokens, though it renews them
 	CodeAccountScopeMissing Code = "account_scope_missing" // the account was connected without a permission that is needed
+	CodeAccountRefused      Code = "account_refused"       // X refused three requests in a row, for reasons that are not known
 
 	// Held until a person acts.
 	CodeAccountReauthRequired Code = "account_reauth_required" // the account must be connected again
@@ -201,6 +202,7 @@ const (
 	CodeAppReadOnly       Code = "app_read_only"       // the X app lacks the permission to write
 	CodeAppSuspended      Code = "app_suspended"       // X has suspended the app
 	CodeClientForbidden   Code = "client_forbidden"    // X does not let this app use what it calls
+	CodeAppRefused        Code = "app_refused"         // X refused posts of three accounts in the same words, which are not known
 	CodeXOutage           Code = "x_outage"            // X fails call after call
 	CodeAppMisconfigured  Code = "app_misconfigured"   // X does not accept the app's client id or secret
 )
@@ -211,10 +213,10 @@ func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside,
 		CodeRateLimited, CodeFuse, CodeAppStopped, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
-		CodeReconciling, CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
+		CodeReconciling, CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountRefused, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
 		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
 		CodeOutcomeUnknown,
-		CodeAppPaused, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeXOutage, CodeAppMisconfigured,
+		CodeAppPaused, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeAppRefused, CodeXOutage, CodeAppMisconfigured,
 	}
 }
 

@@ -3,6 +3,7 @@ package consumers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,12 @@ const (
 	// unauthorizedTries is how many holds in a row go before a 401 that blocks the
 	// account: a quarter of an hour of them.
 	unauthorizedTries = 5
+	// refusalsInARow are requests of an account that X may refuse in words which no rule
+	// knows, before a person is to look; refusingAccounts that hear the same words within
+	// refusalWindow say that it is about the app.
+	refusalsInARow   = 3
+	refusingAccounts = 3
+	refusalWindow    = 10 * time.Minute
 	// needsScope is what a look at the stored token ends, once the account is connected
 	// again, and nothing that X is asked.
 	needsScope = jetpost.CodeAccountScopeMissing
@@ -29,7 +36,7 @@ const (
 // blocks tells the reasons that keep a whole account from X, for what X has said of it.
 func blocks(code jetpost.Code) bool {
 	switch code {
-	case jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountUnauthorized, needsScope:
+	case jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountUnauthorized, jetpost.CodeAccountRefused, needsScope:
 		return true
 	}
 	return false
@@ -46,7 +53,7 @@ func liftedAt(pause store.Pause, now time.Time) time.Time {
 // block pauses the account for what X has said of it, and tells so.
 func (r *laneRun) block(ctx context.Context, reason jetpost.Reason) (store.Pause, error) {
 	wait := blockWait
-	if reason.Code == needsScope {
+	if reason.Code == needsScope || reason.Code == jetpost.CodeAccountRefused {
 		wait = 0
 	}
 	return r.setBlock(ctx, jetpost.BlockedPause(time.Now(), reason.Code, reason.Detail, wait, maxBlockWait))
@@ -118,6 +125,25 @@ func (r *laneRun) over(ctx context.Context, head *store.Record, request jetpost.
 	}
 	_, err = r.me(ctx, r.h.Client(head.Account, token.Access.Reveal()))
 	return err == nil, err
+}
+
+// unruled counts a failure for words that no rule knows. They may be about more than the
+// request: then the account waits for a person, or the app until X is found to answer, so
+// that no queue is burnt.
+func (r *laneRun) unruled(ctx context.Context, id, words string) error {
+	n, err := persist(ctx, r, "note refusal", func() (store.Refusals, error) {
+		return r.h.Ledger.Refused(ctx, r.lane, id, words, refusalWindow, time.Now())
+	})
+	if err != nil {
+		return err
+	}
+	if n.Accounts >= refusingAccounts {
+		_ = r.pass.Stop(ctx, jetpost.Reason{Code: jetpost.CodeAppRefused, Detail: fmt.Sprintf("X refused posts of %d accounts within %s, saying: %s", n.Accounts, refusalWindow, words)})
+	}
+	if n.InARow >= refusalsInARow {
+		_, err = r.block(ctx, jetpost.Reason{Code: jetpost.CodeAccountRefused, Detail: fmt.Sprintf("X refused %d requests in a row; of the last one it says: %s", n.InARow, words)})
+	}
+	return err
 }
 
 // missingScope is the permission that posts need and a token does not have, "" for none.

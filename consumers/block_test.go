@@ -214,6 +214,100 @@ func TestAppRefused(t *testing.T) {
 	}
 }
 
+// refuses has X refuse so many posts in words that no rule knows.
+func (b *doubtBundle) refuses(t *testing.T, words string, times int) {
+	t.Helper()
+	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Body: fmt.Sprintf(`{"title":"Forbidden","status":403,"detail":%q,"type":"about:blank"}`, words), Endpoint: xsim.EndpointCreatePost, Times: times})
+}
+
+// TestUnruledRefusals: three refusals in a row, in words that no rule knows, leave the rest
+// of the queue to a person.
+func TestUnruledRefusals(t *testing.T) {
+	t.Parallel()
+	const words = "Your mood does not allow for that today."
+	synctest.Test(t, func(t *testing.T) {
+		b, records := blockable(t)
+		b.refuses(t, words, 1000)
+		for _, id := range six {
+			b.publish(t, id, thread(id)...)
+		}
+		for range 24 {
+			sleep(time.Hour)
+			b.run(t, b.h, "acme")
+		}
+		for i, id := range six {
+			if key := (store.Key{Account: "acme", ID: id}); i < refusalsInARow {
+				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+			} else {
+				b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountRefused, 0)
+			}
+		}
+		equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), refusalsInARow)
+		equal(t, "reads in a day", b.calls(xsim.EndpointMe), 0)
+		account, err := b.ledger.Account(t.Context(), "acme")
+		check(t, err)
+		equal(t, "X's words are kept", strings.Contains(account.Pause.Reason.Detail, words), true)
+		equal(t, "events", fmt.Sprint(records.events), "[account.blocked account_refused]")
+
+		b.faults(t)
+		_, err = b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+		check(t, err)
+		b.run(t, b.h, "acme")
+		b.texts(t, "acme", six[refusalsInARow:]...)
+	})
+}
+
+// TestUnruledRefusalsApart: a post that X takes in between begins the count anew, and what
+// a rule knows does not count.
+func TestUnruledRefusalsApart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		for i := range 3 {
+			b.refuses(t, "Your mood does not allow for that.", 2)
+			b.publish(t, fmt.Sprint("a", i), thread(fmt.Sprint("a", i))...)
+			b.publish(t, fmt.Sprint("b", i), thread(fmt.Sprint("b", i))...)
+			sleep(time.Second)
+			b.publish(t, fmt.Sprint("c", i), thread(fmt.Sprint("c", i))...)
+			sleep(time.Second)
+		}
+		b.texts(t, "acme", "c0", "c1", "c2")
+		b.refuses(t, "You are not allowed to create a Tweet with duplicate content.", 4)
+		for i := range 5 {
+			b.publish(t, fmt.Sprint("d", i), thread(fmt.Sprint("d", i))...)
+		}
+		b.texts(t, "acme", "c0", "c1", "c2", "d4")
+	})
+}
+
+// TestUnruledRefusalsOfTheApp: the same words to three accounts are about the app.
+func TestUnruledRefusalsOfTheApp(t *testing.T) {
+	t.Parallel()
+	const words = "This app's mood does not allow for that today."
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.refuses(t, words, 1000)
+		accounts := []string{"acme", "bob", "cyd", "dan"}
+		for i, account := range accounts {
+			if account != "acme" {
+				b.account(t, account, 0)
+			}
+			b.publishFor(t, account, "j", thread("text of "+account)...)
+			if i < refusingAccounts {
+				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+			} else {
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+			}
+			sleep(time.Minute)
+		}
+		stop, stopped := b.h.Gate.Stopped(publishers.ScopePublish, time.Now())
+		equal(t, "stopped", stopped, true)
+		equal(t, "for", stop.Reason.Code, jetpost.CodeAppRefused)
+		equal(t, "probed", stop.Probed(), true)
+		equal(t, "X's words are kept", strings.Contains(stop.Reason.Detail, words), true)
+	})
+}
+
 // TestScopeMissing: nothing begins that a permission is missing for, and connecting the
 // account again is all that it needs.
 func TestScopeMissing(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -30,6 +31,8 @@ const (
 type decision struct {
 	kind   kind
 	reason jetpost.Reason
+	// unruled tells of a failure that it is for words of X's which no rule knows.
+	unruled bool
 	// lookAt is when a hold is looked at again, where that is not its end.
 	lookAt time.Time
 }
@@ -46,6 +49,14 @@ func holdUntil(code jetpost.Code, until time.Time, detail string) decision {
 // failWith says that the request will not go on by itself.
 func failWith(code jetpost.Code, detail string) decision {
 	return decision{kind: kindFailed, reason: jetpost.Reason{Code: code, Detail: detail}}
+}
+
+// failUnruled says that X will not have it, for a reason that no rule knows: it may be
+// about more than this request.
+func failUnruled(words string) decision {
+	d := failWith(jetpost.CodeRefusedByX, words)
+	d.unruled = true
+	return d
 }
 
 // doubtUntil says that a post may be live: until then nothing more is sent, and then
@@ -126,7 +137,9 @@ type situation struct {
 //	refused: media ids, once ........ Hold for a moment, then another upload
 //	processing of media failed ...... Failed with X's own words
 //	no media source just now ........ Hold, backoff; Failed after some hours
-//	anything else of X .............. Failed with X's own words
+//	anything else of X .............. Failed with X's own words; three in a row of one
+//	                                  account block it, and the same ones to three
+//	                                  accounts stop the app (laneRun.unruled)
 func judge(err error, s situation) decision {
 	var (
 		decided      *decidedError
@@ -195,7 +208,7 @@ func judge(err error, s situation) decision {
 		}
 		return holdUntil(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &answer):
-		return failWith(jetpost.CodeRefusedByX, said(answer))
+		return failUnruled(said(answer))
 	case s.begun:
 		// An error that no rule knows is no proof that nothing was posted.
 		return doubtUntil(s.lookFrom, err.Error())
@@ -221,9 +234,16 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) decision {
 		return holdUntil(jetpost.CodeXUnavailable, s.now.Add(replicaWait), "X does not show the post to reply to yet: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedForNow && s.holds < forNowTries:
 		return holdUntil(jetpost.CodeXUnavailable, s.now.Add(forNowWait<<s.holds), said(refused.Err))
+	case slices.Contains(unruledKinds(), refused.Kind):
+		return failUnruled(said(refused.Err))
 	default:
 		return failWith(jetpost.CodeRefusedByX, said(refused.Err))
 	}
+}
+
+// unruledKinds are those of which only X's words say what they are about.
+func unruledKinds() []xapi.RefusedKind {
+	return []xapi.RefusedKind{xapi.RefusedPermission, xapi.RefusedAuthentication, xapi.RefusedNotFound, xapi.RefusedInvalid, xapi.RefusedOther}
 }
 
 // said is X's own words, or the status where X sent none: a reason is never

@@ -744,6 +744,11 @@ func (l mortalLedger) BlockAccount(ctx context.Context, lane store.Lane, pause s
 	return l.to.BlockAccount(ctx, lane, pause, now)
 }
 
+func (l mortalLedger) Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (store.Refusals, error) {
+	l.m.step("refused")
+	return l.to.Refused(ctx, lane, id, words, within, now)
+}
+
 func (l mortalLedger) HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error) {
 	l.m.step("hold line")
 	return l.to.HoldLine(ctx, lane, reason, rings, now)

@@ -22,6 +22,7 @@ type laneLedger interface {
 	Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error
 	Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
 	Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
+	Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (store.Refusals, error)
 	BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (store.Pause, error)
 	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
 	Witness(ctx context.Context, account string) (store.Witness, error)

@@ -488,6 +488,11 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	if !out.LookAt.IsZero() {
 		log = log.With("look_at", out.LookAt)
 	}
+	if a.unruled {
+		if err := r.unruled(ctx, head.ID, a.reason.Detail); err != nil {
+			return err
+		}
+	}
 	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
 	r.h.Announce.try(ctx, head.Key)
 	return nil

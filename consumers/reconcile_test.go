@@ -45,17 +45,22 @@ func doubt(t *testing.T, opts ...func(*xsim.Server)) *doubtBundle {
 	return b
 }
 
-// publish accepts a request and runs its lane once.
+// publish accepts a request of acme's and runs its lane once.
 func (b *doubtBundle) publish(t *testing.T, id string, posts ...jetpost.Post) {
 	t.Helper()
-	r := jetpost.Request{Account: "acme", ID: id, Posts: posts}
+	b.publishFor(t, "acme", id, posts...)
+}
+
+func (b *doubtBundle) publishFor(t *testing.T, account, id string, posts ...jetpost.Post) {
+	t.Helper()
+	r := jetpost.Request{Account: account, ID: id, Posts: posts}
 	check(t, r.Validate())
 	body, err := json.Marshal(r)
 	check(t, err)
 	_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
 	check(t, err)
-	b.key = store.Key{Account: "acme", ID: id}
-	b.run(t, b.h, "acme")
+	b.key = store.Key{Account: account, ID: id}
+	b.run(t, b.h, account)
 }
 
 // settle lets time pass until the request does not go on by itself. It returns how

@@ -505,6 +505,14 @@ type Look struct {
 	NextDue time.Time
 }
 
+// Refusals count what X has refused in words that no rule knows.
+type Refusals struct {
+	// InARow are requests of the account, since X took a post of it or a person resumed it.
+	InARow int
+	// Accounts have heard the same words lately.
+	Accounts int
+}
+
 // Record is a request as the ledger holds it.
 type Record struct {
 	Key
@@ -803,6 +811,10 @@ type Requests interface {
 	// It returns the pause that there was, the zero one where there was none.
 	// ErrNotFound.
 	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
+	// Refused notes that X has refused a post of the request in words that no rule
+	// knows, and counts how often it did so lately. It fails with ErrFenced where the
+	// lane is not the caller's.
+	Refused(ctx context.Context, lane Lane, id, words string, within time.Duration, now time.Time) (Refusals, error)
 	// BlockAccount pauses the account for what X has said of it, by [Line.Block], or
 	// with the zero pause ends that, as ResumeAccount does. What a person has paused
 	// stays so. It returns the pause that stands then. ErrFenced.

@@ -545,7 +545,7 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 func (o Outcome) patient() bool {
 	switch o.Reason.Code {
 	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped, jetpost.CodeAccountPaused, jetpost.CodeFuse,
-		jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountScopeMissing, jetpost.CodeAccountUnauthorized:
+		jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountScopeMissing, jetpost.CodeAccountUnauthorized, jetpost.CodeAccountRefused:
 		return true
 	case jetpost.CodeReconciling:
 		return o.Post >= 0

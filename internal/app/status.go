@@ -174,6 +174,8 @@ func Advice(code jetpost.Code) string {
 		return "look at the account on X; if all is well there, connect it again with: jetpost accounts connect ACCOUNT, then: jetpost resume ACCOUNT"
 	case jetpost.CodeAccountScopeMissing:
 		return "connect it again, with every permission that is asked for: jetpost accounts connect ACCOUNT"
+	case jetpost.CodeAccountRefused:
+		return "read X's words and look at the account on X; then: jetpost resume ACCOUNT, and jetpost replay what failed"
 	case jetpost.CodeKeyUnavailable:
 		return "see which key is missing with jetpost keys status, add it to HUB_ENCRYPTION_KEY, behind the first, and restart the workers"
 	case jetpost.CodePoison:
@@ -208,6 +210,8 @@ func Advice(code jetpost.Code) string {
 		return "see in X's developer console why the app is suspended, and appeal; then jetpost resume --app"
 	case jetpost.CodeClientForbidden:
 		return "see in X's developer console what the app may use; then jetpost resume --app"
+	case jetpost.CodeAppRefused:
+		return "read X's words and see X's developer console; then jetpost resume --app, and jetpost replay what failed"
 	case jetpost.CodeAppMisconfigured:
 		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, restart the workers, then jetpost resume --app"
 	case jetpost.CodeAccountPaused:

@@ -147,6 +147,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"BlockAccount": func(ctx context.Context) error {
 			return first(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
 		},
+		"Refused": func(ctx context.Context) error { return first(st.Refused(ctx, p.lane, "r", "w", time.Hour, p.now)) },
 		"MarkManyAnnounced": func(ctx context.Context) error {
 			return first(st.MarkManyAnnounced(ctx, []store.Revision{{Key: key, Number: 1}}))
 		},

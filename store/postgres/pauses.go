@@ -23,7 +23,9 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 // ResumeAccount implements store.Requests.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
 	err = s.change(ctx, "resume account", func(ctx context.Context, tx pgx.Tx) error {
-		before, err = s.setPause(ctx, tx, account, store.Pause{}, now)
+		if before, err = s.setPause(ctx, tx, account, store.Pause{}, now); err == nil {
+			_, err = tx.Exec(ctx, sqlForgetUnruled, account)
+		}
 		return err
 	})
 	return before, err
@@ -85,6 +87,42 @@ func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.P
 		return err
 	})
 	return holds, err
+}
+
+const (
+	sqlUnruled = `
+INSERT INTO unruled (account, request_id, words, refused_at) VALUES ($1, $2, $3, coalesce($4::timestamptz, statement_timestamp()))
+ON CONFLICT (account, request_id) DO UPDATE SET words = excluded.words, refused_at = excluded.refused_at`
+	// A refusal says nothing any more once X took a post of the account after it.
+	sqlUnruledOver = `
+DELETE FROM unruled WHERE account = $1
+    AND refused_at < (SELECT max(sent_at) FROM posts WHERE account = $1 AND state = 'posted')`
+	sqlCountUnruled = `
+SELECT (SELECT count(*) FROM unruled WHERE account = $1),
+    (SELECT count(DISTINCT account) FROM unruled WHERE words = $2 AND refused_at > coalesce($3::timestamptz, statement_timestamp()) - $4::interval)`
+	sqlForgetUnruled = `DELETE FROM unruled WHERE account = $1`
+)
+
+// Refused implements store.Requests.
+func (s *Store) Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
+	digest := store.TextHash(words)
+	err = s.change(ctx, "note refusal", func(ctx context.Context, tx pgx.Tx) error {
+		line, err := s.lockLane(ctx, tx, lane.Account)
+		if err == nil && !line.HeldBy(lane) {
+			err = store.ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, sqlUnruledOver, lane.Account); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, sqlUnruled, lane.Account, id, digest, s.now(now)); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, sqlCountUnruled, lane.Account, digest, s.now(now), within).Scan(&n.InARow, &n.Accounts)
+	})
+	return n, err
 }
 
 // unsent tells of a request r whether nothing of it was sent. One without posts

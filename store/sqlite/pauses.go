@@ -22,7 +22,9 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 // ResumeAccount implements store.Requests.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
 	err = s.change(ctx, "resume account", func(ctx context.Context, tx *sql.Tx) error {
-		before, err = setPause(ctx, tx, account, store.Pause{}, now)
+		if before, err = setPause(ctx, tx, account, store.Pause{}, now); err == nil {
+			_, err = tx.ExecContext(ctx, sqlForgetUnruled, account)
+		}
 		return err
 	})
 	return before, err
@@ -84,6 +86,42 @@ func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.P
 		return err
 	})
 	return holds, err
+}
+
+const (
+	sqlUnruled = `
+INSERT INTO unruled (account, request_id, words, refused_at) VALUES (?1, ?2, ?3, ?4)
+ON CONFLICT (account, request_id) DO UPDATE SET words = excluded.words, refused_at = excluded.refused_at`
+	// A refusal says nothing any more once X took a post of the account after it.
+	sqlUnruledOver = `
+DELETE FROM unruled WHERE account = ?1
+    AND refused_at < (SELECT max(sent_at) FROM posts WHERE account = ?1 AND state = 'posted')`
+	sqlCountUnruled = `
+SELECT (SELECT count(*) FROM unruled WHERE account = ?1),
+    (SELECT count(DISTINCT account) FROM unruled WHERE words = ?2 AND refused_at > ?3)`
+	sqlForgetUnruled = `DELETE FROM unruled WHERE account = ?1`
+)
+
+// Refused implements store.Requests.
+func (s *Store) Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
+	digest := store.TextHash(words)
+	err = s.change(ctx, "note refusal", func(ctx context.Context, tx *sql.Tx) error {
+		line, err := readLane(ctx, tx, lane.Account)
+		if err == nil && !line.HeldBy(lane) {
+			err = store.ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, sqlUnruledOver, lane.Account); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, sqlUnruled, lane.Account, id, digest, micros(now)); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, sqlCountUnruled, lane.Account, digest, micros(now.Add(-within))).Scan(&n.InARow, &n.Accounts)
+	})
+	return n, err
 }
 
 // unsent tells of a request whether nothing of it was sent. One without posts

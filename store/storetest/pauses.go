@@ -148,6 +148,37 @@ func blockAccount(t *testing.T, b *bundle) {
 	fails(t, "without the lane", err, store.ErrFenced)
 }
 
+// refused: refusals that no rule knows count by request, until X takes a post or a person
+// resumes the account, and by their words for a while.
+func refused(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one", "two", "three")
+	lane, other := b.claim(t), b.claimOther(t, "other")
+	now := b.now
+	count := func(what string, lane store.Lane, id, words string, inARow, accounts int) {
+		t.Helper()
+		n, err := b.st.Refused(t.Context(), lane, id, words, time.Minute, now)
+		check(t, err)
+		equal(t, what, n, store.Refusals{InARow: inARow, Accounts: accounts})
+	}
+	count("the first", lane, "one", "words", 1, 1)
+	count("the same again", lane, "one", "words", 1, 1)
+	count("another", lane, "two", "other words", 2, 1)
+	count("another account's", other, "one", "words", 1, 2)
+	now = now.Add(2 * time.Minute)
+	count("after a while", lane, "three", "words", 3, 1)
+
+	b.now = now.Add(time.Second)
+	b.publish(t, lane, "one", 0)
+	now = b.now.Add(time.Second)
+	count("after a post", lane, "two", "words", 1, 1)
+	_, err := b.st.ResumeAccount(t.Context(), acme, now)
+	check(t, err)
+	count("after a person's word", lane, "three", "words", 1, 1)
+	b.release(t, lane, time.Time{})
+	_, err = b.st.Refused(t.Context(), lane, "two", "words", time.Minute, now)
+	fails(t, "without the lane", err, store.ErrFenced)
+}
+
 // lateLines reads what of acme's line was due before now.
 func (b *bundle) lateLines(t *testing.T, account string) []store.LateLine {
 	t.Helper()

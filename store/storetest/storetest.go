@@ -136,6 +136,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"PauseAccount", pauseAccount},
 		{"PauseReplaced", pauseReplaced},
 		{"BlockAccount", blockAccount},
+		{"Refused", refused},
 		{"Posted", posted},
 		{"PostedAdopted", postedAdopted},
 		{"PostedAfterTakeover", postedAfterTakeover},

@@ -1,0 +1,17 @@
+-- What X has refused lately for a reason that no rule knows, one row a request: three in
+-- a row of one account, or the same words to several accounts, are more than those posts.
+
+-- +goose Up
+
+CREATE TABLE unruled (
+    account    text NOT NULL REFERENCES lanes (account),
+    request_id text NOT NULL,
+    words      bytea NOT NULL, -- their digest
+    refused_at timestamptz NOT NULL,
+    PRIMARY KEY (account, request_id)
+);
+CREATE INDEX unruled_words ON unruled (words, refused_at);
+
+-- +goose Down
+
+DROP TABLE unruled;
