@@ -193,6 +193,7 @@ func TestDecodeTellsEveryMistake(t *testing.T) {
 		}},
 		{name: "text too long", body: post(`"text":"` + strings.Repeat("é", 25_001) + `"`), want: []string{`/posts/0/text is 25001 characters long, at most 25000 are allowed`}},
 		{name: "times", body: `{"posts":[{"text":"a"}],"publish_at":"tomorrow","expires_at":"2026-12-01T9:00:00Z"}`, want: []string{`/publish_at is "tomorrow", want a time as in RFC 3339, for example 2026-12-01T09:00:00Z`}},
+		{name: "skip if late", body: `{"posts":[{"text":"a"}],"skip_if_late":"soon"}`, want: []string{`/skip_if_late is "soon", want a duration such as 15m, from 1s to 8760h`}},
 		{name: "times out of range", body: `{"posts":[{"text":"a"}],"publish_at":"0001-01-01T00:00:00Z","expires_at":"9999-12-31T23:59:59-01:00"}`, want: []string{
 			`/publish_at is in the year 1, want 1970 to 9999`,
 			`/expires_at is in the year 10000, want 1970 to 9999`,
@@ -206,7 +207,7 @@ func TestDecodeTellsEveryMistake(t *testing.T) {
 			`/posst unknown field "posst"; did you mean "posts"?`,
 			`/acount unknown field "acount"; did you mean "account"?`,
 			`/versionn unknown field "versionn"; did you mean "version"?`,
-			` unknown field "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"; known here: version, account, id, posts, publish_at, expires_at, metadata`,
+			` unknown field "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"; known here: version, account, id, posts, publish_at, expires_at, skip_if_late, metadata`,
 		}},
 		{name: "URL not absolute", body: media(`"url":"https:///cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
 		{name: "URL not https", body: media(`"url":"http://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},

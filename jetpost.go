@@ -11,19 +11,20 @@ const Version = 1
 
 // Limits of one request. They are checked before anything is stored or sent.
 const (
-	MaxPosts         = 25          // posts of one thread
-	MaxImages        = 4           // images of one post
-	MaxDataBytes     = 512 << 10   // decoded bytes of one inline media
-	MaxURLChars      = 2048        // characters of one media URL
-	MaxAltChars      = 1000        // characters of one alternative text
-	MaxTextChars     = 25_000      // characters of one post before X's own weighted count
-	MaxMetadataKeys  = 32          // entries of Request.Metadata
-	MaxMetadataChars = 512         // characters of one metadata key or value
-	MaxPollMinutes   = 7 * 24 * 60 // minutes a poll may run: one week
-	MinPollMinutes   = 5           // minutes a poll must run
-	MaxPollChoices   = 4           // choices of one poll
-	MinPollChoices   = 2           // choices of one poll
-	MaxPollChars     = 25          // characters of one poll choice
+	MaxPosts         = 25                   // posts of one thread
+	MaxImages        = 4                    // images of one post
+	MaxDataBytes     = 512 << 10            // decoded bytes of one inline media
+	MaxURLChars      = 2048                 // characters of one media URL
+	MaxAltChars      = 1000                 // characters of one alternative text
+	MaxTextChars     = 25_000               // characters of one post before X's own weighted count
+	MaxMetadataKeys  = 32                   // entries of Request.Metadata
+	MaxMetadataChars = 512                  // characters of one metadata key or value
+	MaxSkipIfLate    = 365 * 24 * time.Hour // of Request.SkipIfLate
+	MaxPollMinutes   = 7 * 24 * 60          // minutes a poll may run: one week
+	MinPollMinutes   = 5                    // minutes a poll must run
+	MaxPollChoices   = 4                    // choices of one poll
+	MinPollChoices   = 2                    // choices of one poll
+	MaxPollChars     = 25                   // characters of one poll choice
 )
 
 // MaxProblems bounds the mistakes that one [InvalidError] lists. Where there
@@ -59,6 +60,11 @@ type Request struct {
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	// ExpiresAt fails the request if its first post was not begun by then.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// SkipIfLate fails the request if its first post was not begun by that long after
+	// PublishAt or, without one, after the request was accepted: a Go duration such as
+	// "15m", from one second to MaxSkipIfLate. A request that is moved to another time
+	// takes it along.
+	SkipIfLate string `json:"skip_if_late,omitempty"`
 	// Metadata is carried into every event unread: at most MaxMetadataKeys
 	// entries whose keys and values have at most MaxMetadataChars characters.
 	Metadata map[string]string `json:"metadata,omitempty"`
@@ -269,6 +275,8 @@ type RequestStatus struct {
 	AcceptedAt time.Time `json:"accepted_at"`
 	// PublishAt is the request's own, or the one that it was moved to.
 	PublishAt time.Time `json:"publish_at,omitzero"`
+	// LateBySeconds is by how much publish_at had passed when the request was accepted.
+	LateBySeconds int64 `json:"late_by_seconds,omitempty"`
 	// ExpiresAt is the request's own.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 	// UpdatedAt is when this revision was written.

@@ -121,10 +121,27 @@ func (r Request) checkIdentity(f *findings) {
 func (r Request) checkTimes(f *findings) {
 	f.year("/publish_at", r.PublishAt)
 	f.year("/expires_at", r.ExpiresAt)
+	if r.SkipIfLate != "" {
+		if d, err := time.ParseDuration(r.SkipIfLate); err != nil || d < time.Second || d > MaxSkipIfLate {
+			f.refuse("/skip_if_late", "is %s, want a duration such as 15m, from 1s to %gh", quote(r.SkipIfLate), MaxSkipIfLate.Hours())
+		}
+	}
 	both := !r.PublishAt.IsZero() && !r.ExpiresAt.IsZero()
 	if both && !r.ExpiresAt.After(r.PublishAt) {
 		f.refuse("/expires_at", "is not after publish_at")
 	}
+}
+
+// Latest is when it is too late for the first post of a request that is due at that time;
+// zero is never.
+func (r Request) Latest(due time.Time) time.Time {
+	end := r.ExpiresAt
+	if d, err := time.ParseDuration(r.SkipIfLate); err == nil && d > 0 {
+		if skip := due.Add(d); end.IsZero() || skip.Before(end) {
+			end = skip
+		}
+	}
+	return end
 }
 
 func (r Request) checkMetadata(f *findings) {

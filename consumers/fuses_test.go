@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -46,6 +47,44 @@ func (b *doubtBundle) sentAt(t *testing.T, id string, post int) time.Time {
 func (b *doubtBundle) published(t *testing.T, id string, posts int) {
 	t.Helper()
 	b.want(t, store.Key{Account: "acme", ID: id}, jetpost.StatePublished, "", posts)
+}
+
+// TestSkipIfLate: what asks to be skipped rather than posted late is, by its own time, and
+// counted from its acceptance where it has none.
+func TestSkipIfLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := doubt(t)
+		begin := time.Now().Truncate(time.Second)
+		pause := func() {
+			check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays")))
+		}
+		resume := func() {
+			_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+			check(t, err)
+			b.run(t, b.h, "acme")
+		}
+		send := func(id string, at time.Time, skip string) store.Key {
+			r := jetpost.Request{Account: "acme", ID: id, Posts: thread(id), PublishAt: at, SkipIfLate: skip}
+			check(t, r.Validate())
+			body, err := json.Marshal(r)
+			check(t, err)
+			_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
+			check(t, err)
+			return store.Key{Account: "acme", ID: id}
+		}
+		pause()
+		now := send("now", time.Time{}, "15m")
+		soon := send("soon", begin.Add(10*time.Minute), "15m")
+		patient := send("patient", time.Time{}, "")
+		sleep(20 * time.Minute)
+		resume()
+		b.want(t, now, jetpost.StateFailed, jetpost.CodeExpired, 0)
+		b.want(t, soon, jetpost.StatePublished, "", 1)
+		b.want(t, patient, jetpost.StatePublished, "", 1)
+		status := b.record(t, now).Status
+		equal(t, "the reason", strings.Contains(status.Reason.Detail, "15m"), true)
+	})
 }
 
 func TestFusePostsPerHour(t *testing.T) {

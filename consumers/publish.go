@@ -440,6 +440,13 @@ func (t *threadRun) tooLate(i int, now time.Time) error {
 	if end := t.request.ExpiresAt; !end.IsZero() && !now.Before(end) {
 		return &decidedError{failWith(jetpost.CodeExpired, "expires_at passed before the first post was begun")}
 	}
+	due := t.head.Status.PublishAt
+	if due.IsZero() {
+		due = t.head.Status.AcceptedAt
+	}
+	if end := t.request.Latest(due); !end.IsZero() && !now.Before(end) {
+		return &decidedError{failWith(jetpost.CodeExpired, "it would be more than "+t.request.SkipIfLate+" late, and asks to be skipped then")}
+	}
 	if detail, late := t.r.h.Fuses.TooLate(t.head, now); late {
 		return &decidedError{failWith(jetpost.CodeExpired, detail)}
 	}

@@ -685,6 +685,10 @@ func (r *Row) Told() Record {
 		}
 		st.Posts = append(st.Posts, told)
 	}
+	st.LateBySeconds = 0
+	if !st.PublishAt.IsZero() {
+		st.LateBySeconds = int64(max(0, st.AcceptedAt.Sub(st.PublishAt)) / time.Second)
+	}
 	st.Total = len(r.Posts)
 	st.Posted = st.Total - r.left()
 	return r.Record

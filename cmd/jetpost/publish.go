@@ -33,6 +33,7 @@ type publishCmd struct {
 	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
 	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
 	At           string        `env:"-" placeholder:"TIME" help:"Publish then: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is this machine's."`
+	SkipIfLate   string        `env:"-" placeholder:"DURATION" help:"Give up rather than begin so much later than --at, or than now: 15m."`
 	Expires      string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
 	DryRun       bool          `env:"-" help:"Send nothing; check the request and say what it would cost and when it would go."`
 	Wait         bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
@@ -180,6 +181,9 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 	if c.Expires != "" {
 		r.ExpiresAt, err = moment(c.Expires, false, now)
 		note("--expires: ", err)
+	}
+	if c.SkipIfLate != "" {
+		r.SkipIfLate = c.SkipIfLate
 	}
 	if readFile { // else the file's mistakes would be told twice
 		note("", c.withStandIns(r).Validate())

@@ -31,7 +31,7 @@ func acceptRecord(t *testing.T, b *bundle) {
 			CostEstimateUSD: 0.215,
 			Account:         acme, ID: "full", Revision: 1, State: jetpost.StateQueued, Total: 2,
 			Posts:      []jetpost.PostStatus{{Index: 0, State: jetpost.PostPending}, {Index: 1, State: jetpost.PostPending}},
-			AcceptedAt: b.now, UpdatedAt: b.now, PublishAt: in.Request.PublishAt, ExpiresAt: in.Request.ExpiresAt,
+			AcceptedAt: b.now, UpdatedAt: b.now, PublishAt: in.Request.PublishAt, LateBySeconds: 3600, ExpiresAt: in.Request.ExpiresAt,
 			Metadata: in.Request.Metadata,
 		},
 	})
