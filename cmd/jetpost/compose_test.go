@@ -6,16 +6,12 @@ import (
 	"bytes"
 	"cmp"
 	"debug/elf"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"go/version"
 	"io/fs"
 	"maps"
-	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -23,26 +19,18 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/jetpost/jetpost/internal/app"
-	"github.com/jetpost/jetpost/internal/natstest"
-	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
-	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 const (
 	composePath    = "../../docker-compose.yml"
 	dockerfilePath = "../../Dockerfile"
-	// composeGrace is how long Compose lets a service finish that says nothing
-	// of its own.
-	composeGrace = 10 * time.Second
 )
 
 // composeFile is docker-compose.yml. Its types have a field for each key that
@@ -62,6 +50,7 @@ type composeService struct {
 	Build           string
 	Profiles        []string
 	ContainerName   string `yaml:"container_name"`
+	Entrypoint      []string
 	Command         []string
 	Restart         string
 	Environment     map[string]string
@@ -131,12 +120,16 @@ func interpolateNode(node *yaml.Node, variables map[string]string) (err error) {
 
 var composeVariable = regexp.MustCompile(`(?s)^([A-Z_]+)(?:(:-|:\?)(.*))?$`)
 
-// interpolate replaces ${NAME}, ${NAME:-default} and ${NAME:?message}. Any other use
-// of $ is an error, a variable within a default too: podman-compose does not read it.
+// interpolate replaces ${NAME}, ${NAME:-default}, ${NAME:?message}, and $$ by $. Any
+// other use of $ is an error, a variable within a default too: podman-compose does not read it.
 func interpolate(text string, variables map[string]string) (string, error) {
 	before, rest, found := strings.Cut(text, "$")
 	if !found {
 		return text, nil
+	}
+	if after, escaped := strings.CutPrefix(rest, "$"); escaped {
+		after, err := interpolate(after, variables)
+		return before + "$" + after, err
 	}
 	end := strings.Index(rest, "}")
 	if end < 1 || rest[0] != '{' || strings.Contains(rest[:end], "$") {
@@ -193,7 +186,7 @@ func TestComposeSecrets(t *testing.T) {
 	file, readme := readCompose(t, nil), string(readText(t, "../../README.md"))
 	for name, secret := range file.Secrets {
 		wantEqual(t, name, secret.File, "./secrets/"+name)
-		if !strings.Contains(readme, "> secrets/"+name) {
+		if !strings.Contains(readme, "> secrets/"+name) && !regexp.MustCompile(`for name in [^;]*\b`+name+`[ ;].*> secrets/\$name; done`).MatchString(readme) {
 			t.Errorf("the README does not make secrets/%s", name)
 		}
 	}
@@ -315,246 +308,44 @@ func TestComposePortsAgree(t *testing.T) {
 	wantEqual(t, "sim: profile", strings.Join(sim.Profiles, " "), "sim")
 }
 
-// TestComposeRuns runs what the file runs, in the order that it says, with its
-// commands, environments and health checks. Containers have addresses of their
-// own; here each address moves to a free one of this machine, and nothing else
-// differs.
-func TestComposeRuns(t *testing.T) {
+// TestComposeNATSAgrees: the server listens where its clients look, with the version that
+// is tested here, and each of its users has a password that the server and its holder
+// are given.
+func TestComposeNATSAgrees(t *testing.T) {
 	t.Parallel()
-	variables := simVariables(t)
-	code, key, stderr := runCommand(t, environment(t, nil), "jetpost", "keys", "generate")
-	if code != exitOK {
-		t.Fatalf("make a key: exit code %d\n%s", code, stderr)
-	}
-	secrets := t.TempDir()
-	for name, text := range map[string]string{"encryption-key": key, "database-password": "unused", "x-client-secret": ""} {
-		must(t, os.WriteFile(filepath.Join(secrets, name), []byte(text), 0o600))
-	}
-	file := readCompose(t, variables)
-
-	nats, natsHealthy := composeNATS(t, file)
-	if !natsHealthy() {
-		t.Fatal("nats is not healthy")
-	}
-	simAddress := ownAddress(t)
-	network := []string{
-		"/run/secrets", secrets, "nats:4222", nats.Addr().String(), "sim:8090", simAddress,
-		file.Services["worker"].Environment["DATABASE_URL"], pgtest.New(t),
-	}
-
-	setup := newContainer(t, file, "setup", network)
-	for range 2 { // the second time there is nothing left to do
-		setup.run(file.Services["setup"].Command...)
-	}
-	sim := newContainer(t, file, "sim", append(network, "0.0.0.0:8090", simAddress, "127.0.0.1:8090", simAddress))
-	sim.start()
-	sim.wantHealth(true)
-	var workers []*container
-	for range 2 {
-		w := newContainer(t, file, "worker", append(network, "127.0.0.1:8080", ownAddress(t)))
-		w.start()
-		workers = append(workers, w)
-	}
-	for _, w := range workers {
-		w.wantHealth(true)
-	}
-
-	x := "http://" + simAddress
-	workers[0].addAccount(x, "acme")
-	_, js := natstest.Connect(t, nats)
-	for i, text := range []string{"by either worker", "by the one that is left"} {
-		_, err := js.Publish(t.Context(), "publish.request.acme", fmt.Appendf(nil, `{"version":1,"id":"job-%d","posts":[{"text":%q}]}`, i, text))
-		must(t, err)
-		eventually(t, "the post "+text, func() bool {
-			var posts []xsim.Post
-			simControl(t, http.MethodGet, x+"/_sim/posts?user=acme", nil, &posts)
-			return len(posts) == i+1 && posts[i].Text == text
-		})
-		if i == 0 {
-			workers[0].stop()
-			workers[0].wantHealth(false)
-		}
-	}
-	var violations []xsim.Violation
-	simControl(t, http.MethodGet, x+"/_sim/violations", nil, &violations)
-	if len(violations) > 0 {
-		t.Errorf("violations: %v", violations)
-	}
-
-	nats.Shutdown()
-	if natsHealthy() {
-		t.Error("nats is healthy after its end")
-	}
-	if why := workers[1].wantHealth(false); !strings.Contains(why, "NATS is not connected") {
-		t.Errorf("the worker without NATS says %q", why)
-	}
-	sim.stop()
-	sim.wantHealth(false)
-}
-
-// composeNATS runs the server on its command line, as nats-server itself reads
-// it. What it returns beside asks what the health check asks.
-func composeNATS(t *testing.T, file composeFile) (*server.Server, func() bool) {
-	t.Helper()
+	file, readme := readCompose(t, nil), string(readText(t, "../../README.md"))
 	service := file.Services["nats"]
-	printed := func() { t.Error("the command prints something instead of running") }
-	options, err := server.ConfigureOptions(flag.NewFlagSet("nats-server", flag.ContinueOnError), service.Command, printed, printed, printed)
-	must(t, err)
-
-	port := fmt.Sprint(cmp.Or(options.Port, server.DEFAULT_PORT))
-	wantEqual(t, "nats: published", strings.Join(service.Ports, " "), "127.0.0.1:"+port+":"+port)
-	wantEqual(t, "nats: host, which other containers must reach", cmp.Or(options.Host, server.DEFAULT_HOST), "0.0.0.0")
-	wantEqual(t, "nats: volume", strings.Join(service.Volumes, " "), "nats:"+options.StoreDir)
-	for _, name := range []string{"setup", "worker"} {
-		wantEqual(t, name+": NATS_URL", file.Services[name].Environment["NATS_URL"], "nats://nats:"+port)
+	wantEqual(t, "image", service.Image, "nats:"+server.VERSION+"-alpine")
+	line := regexp.MustCompile(`jetpost (nats config .*\S) +> secrets/nats\.conf`).FindStringSubmatch(readme)
+	if line == nil {
+		t.Fatal("the README does not make secrets/nats.conf")
 	}
-	check := healthURL(t, service)
-	wantEqual(t, "nats: health check", check.Host, fmt.Sprintf("127.0.0.1:%d", options.HTTPPort))
-	// The flags are read here as the server that is compiled in reads them.
-	wantEqual(t, "nats: image", service.Image, "nats:"+server.VERSION+"-alpine")
-
-	running := natstest.Server(t, func(o *server.Options) {
-		*o = *options
-		o.StoreDir, o.Host, o.Port, o.HTTPPort = t.TempDir(), "127.0.0.1", server.RANDOM_PORT, server.RANDOM_PORT
-		o.NoLog, o.NoSigs = true, true
-	})
-	check.Host = running.MonitorAddr().String()
-	return running, func() bool {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, check.String(), nil)
-		must(t, err)
-		resp, err := http.DefaultClient.Do(req)
-		return err == nil && resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
+	code, config, stderr := runCommand(t, environment(t, nil), "jetpost", strings.Fields(line[1])...)
+	if code != exitOK {
+		t.Fatalf("jetpost %s: exit code %d\n%s", line[1], code, stderr)
 	}
-}
-
-// container is a service of the image jetpost, as a process of this machine.
-type container struct {
-	t       *testing.T
-	name    string
-	service composeService
-	moved   *strings.Replacer
-	data    string
-	process *process
-}
-
-// newContainer takes pairs of addresses: what the file says, and where that is
-// on this machine.
-func newContainer(t *testing.T, file composeFile, name string, moved []string) *container {
-	t.Helper()
-	return &container{t: t, name: name, service: file.Services[name], moved: strings.NewReplacer(moved...), data: t.TempDir()}
-}
-
-func (c *container) move(words []string) []string {
-	moved := make([]string, len(words))
-	for i, word := range words {
-		moved[i] = c.moved.Replace(word)
-	}
-	return moved
-}
-
-// environment is what a container finds: the service's settings, empty ones
-// too, and nothing of whoever started it.
-func (c *container) environment() []string {
-	// A binary with the race detector would linger for a second at each exit.
-	env := []string{"HOME=/", "GORACE=atexit_sleep_ms=0"}
-	for name, value := range c.service.Environment {
-		env = append(env, name+"="+value)
-	}
-	env = append(env, "XDG_DATA_HOME="+c.data) // as the image has it
-	return c.move(env)
-}
-
-// run runs the binary to its end, which must be a good one.
-func (c *container) run(args ...string) {
-	c.t.Helper()
-	if code, stdout, stderr := runCommand(c.t, c.environment(), "jetpost", c.move(args)...); code != exitOK {
-		c.t.Fatalf("%s: %v: exit code %d\n%s%s", c.name, args, code, stdout, stderr)
-	}
-}
-
-func (c *container) start() {
-	c.t.Helper()
-	c.process = start(c.t, c.name, c.environment(), "jetpost", c.move(c.service.Command)...)
-}
-
-// wantHealth runs the health check, as Compose does again and again, until it
-// succeeds or fails as wanted. It returns what the last one said in failing.
-func (c *container) wantHealth(healthy bool) (why string) {
-	c.t.Helper()
-	defer func() {
-		if c.t.Failed() {
-			c.t.Logf("the last health check of %s said: %s", c.name, why)
+	path := filepath.Join(t.TempDir(), "nats.conf")
+	for _, user := range []string{"worker", "operator", "setup", "producer"} {
+		name := "NATS_" + strings.ToUpper(user) + "_PASSWORD"
+		if !strings.Contains(strings.Join(service.Command, ""), name+`="$(password `+user+`)"`) {
+			t.Errorf("nats is not given %s", name)
 		}
-	}()
-	eventually(c.t, fmt.Sprintf("%s to be healthy: %t", c.name, healthy), func() bool {
-		select {
-		case <-c.process.done:
-			if healthy {
-				c.t.Fatalf("%s ended with code %d", c.name, c.process.exit())
-			}
-		default:
-		}
-		var code int
-		code, _, why = runCommand(c.t, c.environment(), "jetpost", c.move(c.service.HealthCheck.Test[2:])...)
-		return (code == exitOK) == healthy
-	})
-	return why
-}
-
-// stop ends the container as Compose does, within the time that it gives.
-func (c *container) stop() {
-	c.t.Helper()
-	c.process.signal(syscall.SIGTERM)
-	grace := cmp.Or(c.service.StopGracePeriod, composeGrace)
-	select {
-	case <-c.process.done:
-		if code := c.process.exit(); code != exitOK {
-			c.t.Errorf("%s ended with code %d, want 0", c.name, code)
-		}
-	case <-time.After(grace):
-		c.t.Fatalf("%s does not end within %s: Compose would kill it", c.name, grace)
+		config = strings.ReplaceAll(config, "$"+name, `"0`+user+`"`)
 	}
-}
-
-// addAccount has a user of the simulator consent, and imports the tokens.
-func (c *container) addAccount(x, name string) {
-	c.t.Helper()
-	var grant xsim.Grant
-	simControl(c.t, http.MethodPost, x+"/_sim/accounts", xsim.NewAccount{Handle: name}, &grant)
-	line, err := json.Marshal(app.ImportLine{
-		Name: name, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
-		ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
-	})
-	must(c.t, err)
-	path := filepath.Join(c.t.TempDir(), "accounts.jsonl")
-	must(c.t, os.WriteFile(path, line, 0o600))
-	c.run("accounts", "import", "--file", path)
-}
-
-// simControl asks the simulator's control API.
-func simControl(t *testing.T, method, address string, body, result any) {
-	t.Helper()
-	var sent bytes.Buffer
-	if body != nil {
-		must(t, json.NewEncoder(&sent).Encode(body))
+	must(t, os.WriteFile(path, []byte(config), 0o600))
+	options, err := server.ProcessConfigFile(path)
+	must(t, err)
+	port := fmt.Sprint(options.Port)
+	wantEqual(t, "published", strings.Join(service.Ports, " "), "127.0.0.1:"+port+":"+port)
+	wantEqual(t, "host, which other containers must reach", options.Host, "0.0.0.0")
+	wantEqual(t, "volume", strings.Join(service.Volumes, " "), "nats:"+options.StoreDir)
+	wantEqual(t, "health check", healthURL(t, service).Host, fmt.Sprintf("127.0.0.1:%d", options.HTTPPort))
+	for name, user := range map[string]string{"setup": "setup", "worker": "worker"} {
+		env := file.Services[name].Environment
+		wantEqual(t, name+": NATS_URL", env["NATS_URL"], "nats://nats:"+port)
+		wantEqual(t, name+": NATS_USER", env["NATS_USER"], user)
+		wantEqual(t, name+": password", env["NATS_PASSWORD_FILE"], "/run/secrets/nats-"+user)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), method, address, &sent)
-	must(t, err)
-	resp, err := http.DefaultClient.Do(req)
-	must(t, err)
-	must(t, errors.Join(json.NewDecoder(resp.Body).Decode(result), resp.Body.Close()))
-}
-
-// ownAddress is a free port of a loopback host that is this container's alone,
-// like a container's own: on 127.0.0.1 any connection of another test could take
-// the port before the container listens on it.
-func ownAddress(t *testing.T) string {
-	t.Helper()
-	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(255), 1+rand.N(254))
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(host, "0"))
-	must(t, err)
-	must(t, l.Close())
-	return l.Addr().String()
 }
 
 // healthURL is what a health check asks, which its last word names.
