@@ -386,6 +386,45 @@ func TestFreshParent(t *testing.T) {
 	})
 }
 
+// TestFreshParentElsewhere: the same holds for a reply to a post of another request.
+func TestFreshParentElsewhere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := blockable(t)
+		b.publish(t, "first", thread("one")...)
+		reply := jetpost.Post{Text: "two", InReplyToPostID: b.record(t, b.key).Posts[0].PostID}
+		lags := xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "parent-gone", Endpoint: xsim.EndpointCreatePost, Times: 3}
+		b.faults(t, lags)
+		b.publish(t, "reply", reply)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
+		b.settle(t)
+		b.published(t, "reply", 1)
+		b.texts(t, "acme", "one", "two")
+
+		lags.Times = 1000
+		b.faults(t, lags)
+		reply.Text = "three"
+		b.publish(t, "late", reply)
+		r, waited := b.settle(t)
+		equal(t, "state", r.Status.State, jetpost.StateFailed)
+		if waited > replicaLag+time.Minute {
+			t.Errorf("it failed after %s", waited)
+		}
+
+		lags.Times = 1
+		b.faults(t, lags)
+		b.publish(t, "foreign", jetpost.Post{Text: "four", InReplyToPostID: "1234567890123456789"})
+		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
+	})
+}
+
+// TestMadeAt: the moment is in the id.
+func TestMadeAt(t *testing.T) {
+	t.Parallel()
+	equal(t, "a post of 2022", madeAt("1600000000000000000").UTC().Format(time.DateTime), "2022-12-06 05:31:41")
+	equal(t, "no id", madeAt("x").IsZero(), true)
+}
+
 // TestSmallImagesFirst: an image that X does not take ends a thread before its first post.
 func TestSmallImagesFirst(t *testing.T) {
 	t.Parallel()

@@ -282,3 +282,24 @@ func (r *laneRun) settled(d decision) attempt { return attempt{decision: d, post
 func (r *laneRun) left(head *store.Record, err error) attempt {
 	return attempt{decision: judge(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
 }
+
+// tooLate tells that the request is not to be begun any more, before its first post.
+func (t *threadRun) tooLate(i int, now time.Time) error {
+	if i > 0 {
+		return nil
+	}
+	if end := t.request.ExpiresAt; !end.IsZero() && !now.Before(end) {
+		return &decidedError{failWith(jetpost.CodeExpired, "expires_at passed before the first post was begun")}
+	}
+	due := t.head.Status.PublishAt
+	if due.IsZero() {
+		due = t.head.Status.AcceptedAt
+	}
+	if end := t.request.Latest(due); !end.IsZero() && !now.Before(end) {
+		return &decidedError{failWith(jetpost.CodeExpired, "it would be more than "+t.request.SkipIfLate+" late, and asks to be skipped then")}
+	}
+	if detail, late := t.r.h.Fuses.TooLate(t.head, now); late {
+		return &decidedError{failWith(jetpost.CodeExpired, detail)}
+	}
+	return nil
+}

@@ -305,7 +305,7 @@ func (t *threadRun) post(ctx context.Context, parent string) attempt {
 		p := wirePost(t.request.Posts[i])
 		p.InReplyToPostID = cmp.Or(parent, p.InReplyToPostID)
 		if parent, err = t.send(ctx, i, p); err != nil {
-			return t.stopped(fmt.Errorf("post %d of %d: %w", i+1, len(t.request.Posts), err))
+			return t.stopped(ctx, fmt.Errorf("post %d of %d: %w", i+1, len(t.request.Posts), err))
 		}
 	}
 	return t.r.settled(goOn())
@@ -410,7 +410,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 }
 
 // stopped tells what comes of a thread that did not get to its end.
-func (t *threadRun) stopped(err error) attempt {
+func (t *threadRun) stopped(ctx context.Context, err error) attempt {
 	s := situation{now: time.Now(), begun: t.begun >= 0, holds: t.head.Holds}
 	a := attempt{post: t.begun, err: err}
 	if s.begun {
@@ -420,7 +420,7 @@ func (t *threadRun) stopped(err error) attempt {
 		var refused *xapi.RefusedError
 		a.renewMedia = errors.As(err, &refused) && refused.Kind == xapi.RefusedMediaInvalid
 		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
-		s.freshParent = t.begun > 0 && s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(replicaLag))
+		s.freshParent = refused != nil && refused.Kind == xapi.RefusedParentGone && t.freshParent(ctx, s)
 		if since := post.DoubtSince; !since.IsZero() {
 			s.doubted = since.Add(t.r.h.Timing.repeatsFor())
 		}
@@ -430,27 +430,6 @@ func (t *threadRun) stopped(err error) attempt {
 		t.uploads.finish() // a begun post's end is to be committed at once
 	}
 	return a
-}
-
-// tooLate tells that the request is not to be begun any more, before its first post.
-func (t *threadRun) tooLate(i int, now time.Time) error {
-	if i > 0 {
-		return nil
-	}
-	if end := t.request.ExpiresAt; !end.IsZero() && !now.Before(end) {
-		return &decidedError{failWith(jetpost.CodeExpired, "expires_at passed before the first post was begun")}
-	}
-	due := t.head.Status.PublishAt
-	if due.IsZero() {
-		due = t.head.Status.AcceptedAt
-	}
-	if end := t.request.Latest(due); !end.IsZero() && !now.Before(end) {
-		return &decidedError{failWith(jetpost.CodeExpired, "it would be more than "+t.request.SkipIfLate+" late, and asks to be skipped then")}
-	}
-	if detail, late := t.r.h.Fuses.TooLate(t.head, now); late {
-		return &decidedError{failWith(jetpost.CodeExpired, detail)}
-	}
-	return nil
 }
 
 // settle writes what came of it: to the gate, to the ledger, to the world.

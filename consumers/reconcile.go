@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -39,6 +40,31 @@ func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
 
 func maybeLive(head *store.Record, i int, why string) string {
 	return fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), why)
+}
+
+// freshParent tells whether the begun post replies to a post of ours of the last minutes:
+// the one before it or, of the first one, that of another request.
+func (t *threadRun) freshParent(ctx context.Context, s situation) bool {
+	if t.begun > 0 {
+		return s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(replicaLag))
+	}
+	parent := t.request.Posts[0].InReplyToPostID
+	if !madeAt(parent).After(s.now.Add(-replicaLag)) || s.holds >= int(replicaLag/replicaWait) {
+		return false
+	}
+	owned, err := persist(ctx, t.r, "look for parent", func() ([]string, error) { return t.r.h.Ledger.Owned(ctx, []string{parent}) })
+	return err == nil && len(owned) > 0
+}
+
+// madeAt is when X made a post, which is in the upper bits of its id; zero where it is no
+// id of X's.
+func madeAt(postID string) time.Time {
+	id, err := strconv.ParseInt(postID, 10, 64)
+	if err != nil || id <= 0 {
+		return time.Time{}
+	}
+	const idEpochMS = 1_288_834_974_657 // the moment that X counts from, since 1970
+	return time.UnixMilli(id>>22 + idEpochMS)
 }
 
 // reconcile settles a post in doubt by what the account shows on X. It is live if
