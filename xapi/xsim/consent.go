@@ -183,7 +183,7 @@ func (s *Server) exchangeCode(c *call, form url.Values) answer {
 			return s.badGrant(c, "Missing required parameter ["+name+"].")
 		}
 	}
-	if n := len(form.Get("code_verifier")); n < minVerifierChars || n > maxVerifierChars {
+	if n := len(form.Get("code_verifier")); n < minVerifierChars || n > maxVerifierChars && !s.lenient(c, "a code_verifier of more than 128 characters") {
 		return s.badGrant(c, fmt.Sprintf("The code_verifier must have %d to %d characters.", minVerifierChars, maxVerifierChars))
 	}
 	code := s.w.codes[form.Get("code")]
