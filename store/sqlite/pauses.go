@@ -98,7 +98,7 @@ DELETE FROM unruled WHERE account = ?1
     AND refused_at < (SELECT max(sent_at) FROM posts WHERE account = ?1 AND state = 'posted')`
 	sqlCountUnruled = `
 SELECT (SELECT count(*) FROM unruled WHERE account = ?1),
-    (SELECT count(DISTINCT account) FROM unruled WHERE words = ?2 AND refused_at > ?3)`
+    (SELECT count(*) FROM (SELECT account FROM unruled WHERE words = ?2 AND refused_at > ?3 GROUP BY account))`
 	sqlForgetUnruled = `DELETE FROM unruled WHERE account = ?1`
 )
 

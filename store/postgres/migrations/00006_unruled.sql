@@ -10,7 +10,7 @@ CREATE TABLE unruled (
     refused_at timestamptz NOT NULL,
     PRIMARY KEY (account, request_id)
 );
-CREATE INDEX unruled_words ON unruled (words, refused_at);
+CREATE INDEX unruled_words ON unruled (words, account, refused_at);
 
 -- +goose Down
 

@@ -10,4 +10,4 @@ CREATE TABLE unruled (
     refused_at INTEGER NOT NULL,
     PRIMARY KEY (account, request_id)
 ) STRICT;
-CREATE INDEX unruled_words ON unruled (words, refused_at);
+CREATE INDEX unruled_words ON unruled (words, account, refused_at);
