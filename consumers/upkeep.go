@@ -3,6 +3,7 @@ package consumers
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ const (
 	// The names of what is kept.
 	keptStops = "stop." // and the scope
 	keptCron  = "cron"
+	keptSeal  = "seal"
 )
 
 // stopBucket is the bucket in NATS, with the pause of the lanes' consumer.
@@ -45,6 +47,7 @@ type stopBucket interface {
 	Clear(ctx context.Context, scope string) error
 	Restore(ctx context.Context, stop publishers.Stop) (bool, error)
 	Settle(ctx context.Context, now time.Time) (string, error)
+	Sweep(ctx context.Context) ([]string, error)
 	Watch(ctx context.Context) (<-chan publishers.Picture, error)
 }
 
@@ -234,7 +237,11 @@ func (b *StopBook) Clear(ctx context.Context, scope admission.Scope) (was publis
 // Mend compares the ledger, the bucket and the pause of the lanes' consumer, and makes
 // each what it should be. It returns a sentence for each thing that was wrong.
 func (b *StopBook) Mend(ctx context.Context, now time.Time) (mended []string, err error) {
-	var failures []error
+	forged, err := b.Board.Sweep(ctx)
+	for _, scope := range forged {
+		mended = append(mended, "what stood for a stop of "+scope+" was written by no worker")
+	}
+	failures := []error{err}
 	for _, scope := range publishers.Scopes() {
 		what, err := b.mendScope(ctx, admission.Scope(scope), now)
 		if what != "" {
@@ -429,6 +436,36 @@ func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 func (u *Upkeep) Rest() {
 	u.Health.Set("setup", nil)
 	u.checked = time.Time{}
+}
+
+// LedgerSeal is the seal of this ledger, which the first to ask makes.
+func LedgerSeal(ctx context.Context, ledger keeper) (publishers.Seal, error) {
+	for range bookRaces {
+		all, err := ledger.Kept(ctx)
+		if err != nil {
+			return publishers.Seal{}, err
+		}
+		for _, k := range all {
+			var key []byte
+			if k.Name != keptSeal {
+				continue
+			}
+			if err := json.Unmarshal(k.Value, &key); err != nil || len(key) != publishers.SealKeySize {
+				return publishers.Seal{}, errors.New("the key that stops are sealed with cannot be read in the ledger")
+			}
+			return publishers.NewSeal(key), nil
+		}
+		key := make([]byte, publishers.SealKeySize)
+		rand.Read(key)
+		value, err := json.Marshal(key)
+		if err != nil {
+			return publishers.Seal{}, fmt.Errorf("encode key: %w", err)
+		}
+		if _, err := ledger.Keep(ctx, store.Kept{Name: keptSeal, Value: value}); err != nil {
+			return publishers.Seal{}, err
+		}
+	}
+	return publishers.Seal{}, fmt.Errorf("the key that stops are sealed with changed %d times meanwhile", bookRaces)
 }
 
 // KeptCron is the refresh schedule that the ledger holds; nil where it holds none yet.

@@ -386,3 +386,43 @@ func TestUpkeepReports(t *testing.T) {
 	check(t, u.Run(t.Context(), time.Now()))
 	check(t, u.Health.Err())
 }
+
+// TestForgedStopIsPutRight: a stop that no worker wrote, in place of a true one, is
+// reported, and the true one put back.
+func TestForgedStopIsPutRight(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var seals [4]publishers.Seal
+	var group sync.WaitGroup
+	for i := range seals { // of workers that begin together
+		group.Go(func() {
+			var err error
+			seals[i], err = LedgerSeal(t.Context(), b.ledger)
+			check(t, err)
+		})
+	}
+	group.Wait()
+	forged := b.stops
+	b.stops = forged.Sealed(seals[0])
+	book := b.book()
+	_, _, err := book.Set(t.Context(), byHand(time.Now()))
+	check(t, err)
+	for _, seal := range seals {
+		_, there, err := forged.Sealed(seal).Get(t.Context(), publishers.ScopePublish)
+		check(t, err)
+		equal(t, "is believed by all", there, true)
+	}
+
+	kv, err := b.js.KeyValue(t.Context(), b.names.LimitsBucket())
+	check(t, err)
+	_, err = kv.PutString(t.Context(), "stop.publish", `{"scope":"publish","reason":{"code":"x_outage","until":"2020-01-01T00:00:00Z"}}`)
+	check(t, err)
+	_, err = kv.PutString(t.Context(), "stop.refresh", `{"scope":"refresh","reason":{"code":"app_paused"}}`)
+	check(t, err)
+	equal(t, "mended", b.mend(t, book), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
+	equal(t, "mended again", b.mend(t, book), "")
+	stops, err := KeptStops(t.Context(), b.ledger, time.Now())
+	check(t, err)
+	equal(t, "stops in the ledger", len(stops), 1)
+	equal(t, "lanes are paused", b.lanesPaused(t), true)
+}

@@ -51,12 +51,17 @@ type Picture struct {
 type Stops struct {
 	js    jetstream.JetStream
 	names jetpost.Names
+	seal  Seal
 }
 
 // NewStops writes through js to the installation of that name.
 func NewStops(js jetstream.JetStream, names jetpost.Names) *Stops {
 	return &Stops{js: js, names: names}
 }
+
+// Sealed are the same stops to whoever has the seal: one that was not sealed with it is
+// none.
+func (s *Stops) Sealed(seal Seal) *Stops { return &Stops{js: s.js, names: s.names, seal: seal} }
 
 // Set stops a scope and returns the stop that now holds. Of several the one
 // that ends last holds: a worker that saw the shorter limit must not shorten
@@ -70,7 +75,7 @@ func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, e
 	}
 	kv, err := s.bucket(ctx)
 	if err == nil {
-		holds, changed, err = write(ctx, kv, stop)
+		holds, changed, err = s.write(ctx, kv, stop)
 	}
 	if err == nil {
 		err = s.align(ctx, kv, stop.Scope)
@@ -97,7 +102,7 @@ func (s *Stops) Clear(ctx context.Context, scope string) error {
 	kv, err := s.bucket(ctx)
 	var was Stop
 	if err == nil {
-		was, _, err = read(ctx, kv, scope)
+		was, _, err = s.read(ctx, kv, scope)
 	}
 	if err == nil {
 		err = s.end(ctx, kv, scope, was)
@@ -144,18 +149,18 @@ func (s *Stops) Probe(ctx context.Context, scope, worker string, now, until time
 	kv, err := s.bucket(ctx)
 	var revision uint64
 	if err == nil {
-		stop, revision, err = read(ctx, kv, scope)
+		stop, revision, err = s.read(ctx, kv, scope)
 	}
-	if err == nil && revision > 0 && stop.Due(now) {
+	if err == nil && stop.Due(now) {
 		claimed := stop
 		claimed.Worker, claimed.NextProbeAt = worker, until.UTC().Truncate(time.Millisecond)
-		claimed.Revision, err = put(ctx, kv, claimed, revision)
+		claimed.Revision, err = s.put(ctx, kv, claimed, revision)
 		switch {
 		case err == nil:
 			stop, mine = claimed, true
 			err = s.align(ctx, kv, scope)
 		case lostRace(err):
-			stop, _, err = read(ctx, kv, scope)
+			stop, _, err = s.read(ctx, kv, scope)
 		}
 	}
 	if err != nil {
@@ -185,11 +190,11 @@ func (s *Stops) Get(ctx context.Context, scope string) (Stop, bool, error) {
 	if err != nil {
 		return Stop{}, false, fmt.Errorf("read stop %s: %w", scope, err)
 	}
-	stop, revision, err := read(ctx, kv, scope)
+	stop, _, err := s.read(ctx, kv, scope)
 	if err != nil {
 		return Stop{}, false, fmt.Errorf("read stop %s: %w", scope, err)
 	}
-	return stop, revision > 0, nil
+	return stop, stop.Scope != "", nil
 }
 
 // Watch yields all stops: once as they are, complete, and
@@ -206,11 +211,11 @@ func (s *Stops) Watch(ctx context.Context) (<-chan Picture, error) {
 		return nil, fmt.Errorf("watch stops: %w", explain(err))
 	}
 	pictures := make(chan Picture)
-	go watch(ctx, watcher, pictures)
+	go s.watch(ctx, watcher, pictures)
 	return pictures, nil
 }
 
-func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- Picture) {
+func (s *Stops) watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- Picture) {
 	defer close(pictures)
 	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
 
@@ -232,7 +237,7 @@ func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- Pi
 			if entry == nil { // all that there was has been told
 				complete = true
 			} else {
-				apply(stops, entry)
+				s.apply(stops, entry)
 				picture.Revision = max(picture.Revision, entry.Revision())
 			}
 		}
@@ -243,19 +248,21 @@ func watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- Pi
 	}
 }
 
-func apply(stops map[string]Stop, entry jetstream.KeyValueEntry) {
+func (s *Stops) apply(stops map[string]Stop, entry jetstream.KeyValueEntry) {
 	scope := strings.TrimPrefix(entry.Key(), stopPrefix)
-	if entry.Operation() != jetstream.KeyValuePut {
-		delete(stops, scope)
-		return
+	if entry.Operation() == jetstream.KeyValuePut {
+		if stop := s.decode(scope, entry); stop.Scope != "" {
+			stops[scope] = stop
+			return
+		}
 	}
-	stops[scope] = decodeStop(scope, entry)
+	delete(stops, scope)
 }
 
 // write stores the stop that stands once it is set.
-func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, changed bool, err error) {
+func (s *Stops) write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, changed bool, err error) {
 	for range maxRaces {
-		current, revision, err := read(ctx, kv, stop.Scope)
+		current, revision, err := s.read(ctx, kv, stop.Scope)
 		if err != nil {
 			return Stop{}, false, err
 		}
@@ -263,7 +270,7 @@ func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, c
 		if !changed {
 			return current, false, nil
 		}
-		next.Revision, err = put(ctx, kv, next, revision)
+		next.Revision, err = s.put(ctx, kv, next, revision)
 		if lostRace(err) {
 			continue
 		}
@@ -273,8 +280,11 @@ func write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, c
 }
 
 // put stores a stop in place of the one of that revision, 0 for none.
-func put(ctx context.Context, kv jetstream.KeyValue, stop Stop, revision uint64) (uint64, error) {
+func (s *Stops) put(ctx context.Context, kv jetstream.KeyValue, stop Stop, revision uint64) (uint64, error) {
 	value, err := json.Marshal(stop)
+	if err == nil {
+		value, err = s.seal.close(stopPrefix+stop.Scope, value)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("encode stop: %w", err)
 	}
@@ -293,16 +303,16 @@ func (s *Stops) align(ctx context.Context, kv jetstream.KeyValue, scope string) 
 	if scope != ScopePublish {
 		return nil
 	}
-	stop, revision, err := read(ctx, kv, scope)
+	stop, revision, err := s.read(ctx, kv, scope)
 	for range maxRaces {
 		if err != nil {
 			return err
 		}
-		if err := s.pause(ctx, stop, revision > 0); err != nil {
+		if err := s.pause(ctx, stop, stop.Scope != ""); err != nil {
 			return fmt.Errorf("pause consumer %s: %w", jetpost.ConsumerLanes, err)
 		}
 		applied := revision
-		if stop, revision, err = read(ctx, kv, scope); err == nil && revision == applied {
+		if stop, revision, err = s.read(ctx, kv, scope); err == nil && revision == applied {
 			return nil
 		}
 	}
@@ -324,8 +334,9 @@ func (s *Stops) pause(ctx context.Context, stop Stop, stopped bool) error {
 	return err
 }
 
-// read is the stop on record and its revision, 0 where there is none.
-func read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint64, error) {
+// read is the stop on record and the revision of what stands there, 0 where that is
+// nothing. What is not believed is the zero stop.
+func (s *Stops) read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint64, error) {
 	entry, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
 		return kv.Get(ctx, stopPrefix+scope)
 	})
@@ -335,18 +346,22 @@ func read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint6
 	if err != nil {
 		return Stop{}, 0, err
 	}
-	return decodeStop(scope, entry), entry.Revision(), nil
+	return s.decode(scope, entry), entry.Revision(), nil
 }
 
-// decodeStop takes a value that cannot be read for a stop without an end:
+// decode believes only what the seal is upon. It takes a value that cannot be read for a stop without an end:
 // somebody wanted to stop something, and a person can resume. An older worker says a
 // probe in other words, which are believed.
-func decodeStop(scope string, entry jetstream.KeyValueEntry) Stop {
+func (s *Stops) decode(scope string, entry jetstream.KeyValueEntry) Stop {
+	value, believed := s.seal.open(entry.Key(), entry.Value())
+	if !believed {
+		return Stop{}
+	}
 	var is struct {
 		Stop
 		Probe bool `json:"probe"`
 	}
-	if err := json.Unmarshal(entry.Value(), &is); err != nil {
+	if err := json.Unmarshal(value, &is); err != nil {
 		is.Stop = Stop{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: "unreadable stop: " + err.Error()}, Since: entry.Created()}
 	}
 	if is.Probe && is.NextProbeAt.IsZero() {

@@ -453,3 +453,101 @@ func TestPauseByHand(t *testing.T) {
 		}
 	}
 }
+
+// TestForgedStop: what no holder of the seal has written stops nobody, and gives way to
+// what one writes.
+func TestForgedStop(t *testing.T) {
+	t.Parallel()
+	stop := Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "why"}, Since: time.Now()}
+	forge := map[string]func(t *testing.T, tb *testBundle, kv jetstream.KeyValue){
+		"plain": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
+			t.Helper()
+			mustPut(t, kv, ScopePublish, []byte(`{"scope":"publish","reason":{"code":"app_paused"},"since":"2026-12-01T08:59:00Z"}`))
+		},
+		"no JSON": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
+			t.Helper()
+			mustPut(t, kv, ScopePublish, []byte("x"))
+		},
+		"with another key": func(t *testing.T, tb *testBundle, _ jetstream.KeyValue) {
+			t.Helper()
+			if _, _, err := NewStops(tb.js, tb.names).Sealed(NewSeal([]byte("another"))).Set(t.Context(), stop); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"another scope's": func(t *testing.T, tb *testBundle, kv jetstream.KeyValue) {
+			t.Helper()
+			other := stop
+			other.Scope = ScopeMedia
+			if _, _, err := NewStops(tb.js, tb.names).Sealed(testSeal).Set(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+			entry, err := kv.Get(t.Context(), stopPrefix+ScopeMedia)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustPut(t, kv, ScopePublish, entry.Value())
+		},
+	}
+	for name, forge := range forge {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tb := setup(t)
+			kv, err := tb.js.KeyValue(t.Context(), tb.names.LimitsBucket())
+			if err != nil {
+				t.Fatal(err)
+			}
+			stops := NewStops(tb.js, tb.names).Sealed(testSeal)
+			forge(t, tb, kv)
+			wantForged(t, stops)
+			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != ScopePublish {
+				t.Errorf("removed %q, %v", removed, err)
+			}
+			if _, err := kv.Get(t.Context(), stopPrefix+ScopePublish); err == nil {
+				t.Error("it is still there")
+			}
+			forge(t, tb, kv)
+			if _, changed, err := stops.Set(t.Context(), stop); err != nil || !changed {
+				t.Errorf("a true one is set: %t, %v", changed, err)
+			}
+			if _, there, err := stops.Get(t.Context(), ScopePublish); err != nil || !there {
+				t.Errorf("the true one is there: %t, %v", there, err)
+			}
+			forge(t, tb, kv)
+			if restored, err := stops.Restore(t.Context(), stop); err != nil || !restored {
+				t.Errorf("the true one is put back: %t, %v", restored, err)
+			}
+			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) > 0 {
+				t.Errorf("removed %q, %v", removed, err)
+			}
+		})
+	}
+}
+
+var testSeal = NewSeal([]byte("a key of the ledger's, of its own"))
+
+func mustPut(t *testing.T, kv jetstream.KeyValue, scope string, value []byte) {
+	t.Helper()
+	if _, err := kv.Put(t.Context(), stopPrefix+scope, value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantForged fails unless nobody sees a stop of all posts.
+func wantForged(t *testing.T, stops *Stops) {
+	t.Helper()
+	if stop, there, err := stops.Get(t.Context(), ScopePublish); err != nil || there {
+		t.Errorf("read: %+v, %t, %v", stop, there, err)
+	}
+	pictures, err := stops.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stop := range (<-pictures).Stops {
+		if stop.Scope == ScopePublish {
+			t.Errorf("watched: %+v", stop)
+		}
+	}
+	if wrong, err := stops.Settle(t.Context(), time.Now()); err != nil {
+		t.Errorf("settled: %q, %v", wrong, err)
+	}
+}

@@ -18,12 +18,17 @@ const pauseMargin = time.Second
 // Scopes are all that can be stopped.
 func Scopes() []string { return slices.Clone(scopes[:]) }
 
-// Restore puts a stop back that stood in the bucket and is lost, unless one stands
-// there by now. It tells nobody: that was done when the stop was set.
+// Restore puts a stop back that stood in the bucket and is lost, or was replaced by what
+// is not believed, unless one stands there by now. It tells nobody: that was done when the stop was set.
 func (s *Stops) Restore(ctx context.Context, stop Stop) (restored bool, err error) {
 	kv, err := s.bucket(ctx)
+	var is Stop
+	var revision uint64
 	if err == nil {
-		_, err = put(ctx, kv, stop, 0)
+		is, revision, err = s.read(ctx, kv, stop.Scope)
+	}
+	if err == nil && is.Scope == "" {
+		_, err = s.put(ctx, kv, stop, revision)
 		restored = err == nil
 	}
 	if lostRace(err) {
@@ -43,9 +48,8 @@ func (s *Stops) Restore(ctx context.Context, stop Stop) (restored bool, err erro
 func (s *Stops) Settle(ctx context.Context, now time.Time) (wrong string, err error) {
 	kv, err := s.bucket(ctx)
 	var stop Stop
-	var revision uint64
 	if err == nil {
-		stop, revision, err = read(ctx, kv, ScopePublish)
+		stop, _, err = s.read(ctx, kv, ScopePublish)
 	}
 	var lanes jetstream.Consumer
 	if err == nil {
@@ -55,7 +59,7 @@ func (s *Stops) Settle(ctx context.Context, now time.Time) (wrong string, err er
 	}
 	if err == nil {
 		info := lanes.CachedInfo()
-		if wrong = pauseDiffers(info, stop, revision > 0, now); wrong != "" {
+		if wrong = pauseDiffers(info, stop, stop.Scope != "", now); wrong != "" {
 			err = s.align(ctx, kv, ScopePublish)
 		}
 	}
@@ -63,6 +67,36 @@ func (s *Stops) Settle(ctx context.Context, now time.Time) (wrong string, err er
 		return "", fmt.Errorf("settle pause of consumer %s: %w", jetpost.ConsumerLanes, err)
 	}
 	return wrong, nil
+}
+
+// Sweep removes what stands in place of a stop and is not believed. It returns the
+// scopes.
+func (s *Stops) Sweep(ctx context.Context) (removed []string, err error) {
+	kv, err := s.bucket(ctx)
+	for _, scope := range scopes {
+		var stop Stop
+		var revision uint64
+		if err == nil {
+			stop, revision, err = s.read(ctx, kv, scope)
+		}
+		if err != nil {
+			return removed, fmt.Errorf("look for forged stops: %w", err)
+		}
+		if revision == 0 || stop.Scope != "" {
+			continue
+		}
+		_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, kv.Delete(ctx, stopPrefix+scope, jetstream.LastRevision(revision))
+		})
+		if lostRace(err) {
+			err = nil // somebody has set a stop there
+			continue
+		}
+		if err == nil {
+			removed = append(removed, scope)
+		}
+	}
+	return removed, err
 }
 
 // pauseDiffers tells in which way the consumer does not pause as it should.

@@ -56,6 +56,7 @@ type Window struct {
 type Windows struct {
 	js    jetstream.JetStream
 	names jetpost.Names
+	seal  Seal
 
 	mu sync.Mutex
 	kv jetstream.KeyValue // once it was found, so that each read is one call
@@ -65,6 +66,10 @@ type Windows struct {
 func NewWindows(js jetstream.JetStream, names jetpost.Names) *Windows {
 	return &Windows{js: js, names: names}
 }
+
+// Sealed are the same windows to whoever has the seal: what was not sealed with it tells
+// nothing.
+func (s *Windows) Sealed(seal Seal) *Windows { return &Windows{js: s.js, names: s.names, seal: seal} }
 
 func windowsKey(account string) string {
 	if account == "" {
@@ -77,6 +82,9 @@ func windowsKey(account string) string {
 // forgotten some time after the last reset.
 func (s *Windows) Put(ctx context.Context, account string, windows []Window) error {
 	value, err := json.Marshal(windows)
+	if err == nil {
+		value, err = s.seal.close(windowsKey(account), value)
+	}
 	if err != nil {
 		return fmt.Errorf("encode windows: %w", err)
 	}
@@ -118,12 +126,16 @@ func (s *Windows) Get(ctx context.Context, account string) ([]Window, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read windows of %s: %w", whose(account), err)
 	}
-	return decodeWindows(entry), nil
+	return s.decode(entry), nil
 }
 
-// decodeWindows takes what is no list of windows for none: X will tell again.
-func decodeWindows(entry jetstream.KeyValueEntry) (windows []Window) {
-	if entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &windows) != nil {
+// decode takes what is no list of windows, or not believed, for none: X will tell again.
+func (s *Windows) decode(entry jetstream.KeyValueEntry) (windows []Window) {
+	if entry.Operation() != jetstream.KeyValuePut {
+		return nil
+	}
+	value, believed := s.seal.open(entry.Key(), entry.Value())
+	if !believed || json.Unmarshal(value, &windows) != nil {
 		return nil
 	}
 	for i := range windows {
@@ -173,7 +185,7 @@ func (s *Windows) All(ctx context.Context) ([]Window, error) {
 				slices.SortFunc(all, compareWindows)
 				return all, nil
 			}
-			all = append(all, decodeWindows(entry)...)
+			all = append(all, s.decode(entry)...)
 		}
 	}
 }
@@ -210,7 +222,7 @@ func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
 		told := sync.OnceFunc(func() { close(known) })
 		for ctx.Err() == nil {
 			if watcher != nil {
-				followFor(ctx, watcher, watchAgain, learn, told)
+				s.followFor(ctx, watcher, watchAgain, learn, told)
 			}
 			if watcher, err = s.watch(ctx, appWindows); err != nil { // what X answers counts anyway
 				watcher = nil
@@ -227,7 +239,7 @@ func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
 }
 
 // followFor passes on what a watcher tells for so long, or until it is closed.
-func followFor(ctx context.Context, watcher jetstream.KeyWatcher, d time.Duration, learn func([]Window), told func()) {
+func (s *Windows) followFor(ctx context.Context, watcher jetstream.KeyWatcher, d time.Duration, learn func([]Window), told func()) {
 	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
 	again := time.NewTimer(d)
 	defer again.Stop()
@@ -245,7 +257,7 @@ func followFor(ctx context.Context, watcher jetstream.KeyWatcher, d time.Duratio
 			case entry == nil: // all that there was has been told
 				told()
 			default:
-				learn(decodeWindows(entry))
+				learn(s.decode(entry))
 			}
 		}
 	}

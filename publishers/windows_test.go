@@ -79,3 +79,27 @@ func TestWindows(t *testing.T) {
 		t.Errorf("it is kept for %s, %v", ttl, err)
 	}
 }
+
+// TestForgedWindows: windows that no holder of the seal has written tell nothing.
+func TestForgedWindows(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	windows, forged := NewWindows(tb.js, tb.names).Sealed(testSeal), NewWindows(tb.js, tb.names)
+	told := []Window{{Account: "acme", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 100, Reset: time.Now().Add(time.Hour)}}
+	for _, account := range []string{"acme", ""} {
+		if err := forged.Put(t.Context(), account, told); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := windows.Get(t.Context(), account); err != nil || len(got) > 0 {
+			t.Errorf("forged windows of %q: %+v, %v", account, got, err)
+		}
+		if err := windows.Put(t.Context(), account, told); err != nil {
+			t.Fatal(err)
+		}
+		for who, reader := range map[string]*Windows{"a worker": windows, "a person": forged} {
+			if got, err := reader.Get(t.Context(), account); err != nil || len(got) != 1 {
+				t.Errorf("true windows of %q to %s: %+v, %v", account, who, got, err)
+			}
+		}
+	}
+}

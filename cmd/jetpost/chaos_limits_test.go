@@ -312,7 +312,7 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 // queueAtOnce has jobs be accepted while the app is stopped, so that all are there when
 // the first is posted.
 func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*part) bool {
-	_, _, err := publishers.NewStops(c.conn.JS, c.conn.Names).Set(ctx, publishers.Stop{
+	_, _, err := sealedStops(c.t, c.conn, c.ledger).Set(ctx, publishers.Stop{
 		Scope: publishers.ScopePublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Detail: "jobs are queued", Until: time.Now().Add(chaosPatience)},
 	})
@@ -744,7 +744,7 @@ func (c *limitsRun) bounceNATS() {
 
 func (c *limitsRun) stopUntil(ctx context.Context, kind string, end time.Time) (stopSeen, error) {
 	since := time.Now()
-	_, _, err := publishers.NewStops(c.conn.JS, c.conn.Names).Set(ctx, publishers.Stop{
+	_, _, err := sealedStops(c.t, c.conn, c.ledger).Set(ctx, publishers.Stop{
 		Scope: publishers.ScopePublish, Since: since,
 		Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "a chaos run", Until: end},
 	})

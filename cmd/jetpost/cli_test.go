@@ -331,7 +331,12 @@ func (h *house) halt(ts *testscript.TestScript, args []string) {
 	conn, err := h.cfg.Connect(ctx, slog.New(slog.DiscardHandler), "test")
 	ts.Check(err)
 	defer conn.Close()
-	_, _, err = publishers.NewStops(conn.JS, conn.Names).Set(ctx, publishers.Stop{
+	ledger, err := h.cfg.OpenStore(ctx)
+	ts.Check(err)
+	defer func() { ts.Check(ledger.Close()) }()
+	seal, err := consumers.LedgerSeal(ctx, ledger)
+	ts.Check(err)
+	_, _, err = publishers.NewStops(conn.JS, conn.Names).Sealed(seal).Set(ctx, publishers.Stop{
 		Scope: publishers.ScopePublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.Code(args[0]), Detail: args[2], Until: time.Now().Add(d)},
 	})

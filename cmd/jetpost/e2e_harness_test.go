@@ -28,10 +28,12 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/postgres"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -324,6 +326,19 @@ func accountNames(n int) []string {
 }
 
 func one(int) int { return 1 }
+
+// stops are those that workers believe.
+func (s *site) stops() *publishers.Stops {
+	s.t.Helper()
+	return sealedStops(s.t, s.conn, s.ledger)
+}
+
+func sealedStops(t *testing.T, conn *app.Connection, ledger store.Store) *publishers.Stops {
+	t.Helper()
+	seal, err := consumers.LedgerSeal(t.Context(), ledger)
+	must(t, err)
+	return publishers.NewStops(conn.JS, conn.Names).Sealed(seal)
+}
 
 // counts asks the ledger how many requests are in each state; nil while it
 // cannot be asked.

@@ -138,7 +138,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 		}
 		w := s.worker("worker") // which puts it right
 		s.wantVerdict(health.Publishing, "")
-		_, _, err = publishers.NewStops(s.conn.JS, s.conn.Names).Set(t.Context(), publishers.Stop{
+		_, _, err = s.stops().Set(t.Context(), publishers.Stop{
 			Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
 		})
 		must(t, err)

@@ -60,7 +60,11 @@ func (d *Desk) ring(ctx context.Context, account string) error {
 // somebody resumes the app. It returns the stop that holds then: where the app was
 // stopped already, and for longer, that one, and false.
 func (d *Desk) PauseApp(ctx context.Context, until time.Time, reason string) (publishers.Stop, bool, error) {
-	return stopBook(d.Conn, d.Ledger, d.log).Set(ctx, publishers.Stop{
+	book, err := stopBook(ctx, d.Conn, d.Ledger, d.log)
+	if err != nil {
+		return publishers.Stop{}, false, err
+	}
+	return book.Set(ctx, publishers.Stop{
 		Scope: publishers.ScopePublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: reason, Until: wholeMillis(until)},
 	})
@@ -91,7 +95,11 @@ func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (r Resume
 	if err := d.expireLate(ctx, "", olderThan, &r); err != nil {
 		return r, err
 	}
-	book, now := stopBook(d.Conn, d.Ledger, d.log), time.Now()
+	book, err := stopBook(ctx, d.Conn, d.Ledger, d.log)
+	if err != nil {
+		return r, err
+	}
+	now := time.Now()
 	if r.Mended, err = book.Mend(ctx, now); err != nil {
 		return r, err
 	}
@@ -108,8 +116,12 @@ func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (r Resume
 }
 
 // stopBook is where the app is stopped and resumed.
-func stopBook(conn *Connection, ledger store.Store, log *slog.Logger) *consumers.StopBook {
-	return &consumers.StopBook{Board: publishers.NewStops(conn.JS, conn.Names), Ledger: ledger, Log: log}
+func stopBook(ctx context.Context, conn *Connection, ledger store.Store, log *slog.Logger) (*consumers.StopBook, error) {
+	seal, err := consumers.LedgerSeal(ctx, ledger)
+	if err != nil {
+		return nil, databaseError(err)
+	}
+	return &consumers.StopBook{Board: publishers.NewStops(conn.JS, conn.Names).Sealed(seal), Ledger: ledger, Log: log}, nil
 }
 
 // ResumeAccount ends an account's pause, and the wait of what it held. Before that,

@@ -195,10 +195,16 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	bells := publishers.NewBells(js, names)
 	records := publishers.NewRecords(js, names)
-	w.stops = stopBook(w.conn, w.ledger, w.log)
+	if w.stops, err = stopBook(ctx, w.conn, w.ledger, w.log); err != nil {
+		return err
+	}
+	seal, err := consumers.LedgerSeal(ctx, w.ledger)
+	if err != nil {
+		return databaseError(err)
+	}
 	w.signs = publishers.NewSigns(js, names)
 	w.gate = admission.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
-	w.board = publishers.NewWindows(js, names)
+	w.board = publishers.NewWindows(js, names).Sealed(seal)
 	w.windows = admission.NewWindows(w.board, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
 	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
