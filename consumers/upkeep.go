@@ -270,7 +270,7 @@ func (b *StopBook) mendScope(ctx context.Context, scope admission.Scope, now tim
 	is := all[scope]
 	name := "the stop of " + string(scope)
 	switch {
-	case there && is.Ended && same(is.Stop, stop):
+	case there && is.Ended && (same(is.Stop, stop) || stop.Since.Add(bookWithin).Before(is.EndedAt)):
 		if ended, err := b.Board.End(ctx, stop); err != nil || !ended {
 			return "", err
 		}

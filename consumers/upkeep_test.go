@@ -421,7 +421,31 @@ func TestForgedStopIsPutRight(t *testing.T) {
 	check(t, err)
 	equal(t, "mended", b.mend(t, book), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
 	equal(t, "mended again", b.mend(t, book), "")
-	stops, err := KeptStops(t.Context(), b.ledger, time.Now())
+
+	// A true one of before, of which everybody was told that it is over.
+	entry, err := kv.Get(t.Context(), "stop.publish")
+	check(t, err)
+	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	check(t, err)
+	later := byHand(time.Now().Add(time.Minute))
+	_, _, err = book.Set(t.Context(), later)
+	check(t, err)
+	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	check(t, err)
+	check(t, book.note(t.Context(), admission.ScopePublish, func(is keptStop) (keptStop, bool) {
+		is.EndedAt = is.EndedAt.Add(2 * time.Minute) // as time passes
+		return is, true
+	}))
+	_, err = kv.Put(t.Context(), "stop.publish", entry.Value())
+	check(t, err)
+	equal(t, "an old one", b.mend(t, book), "the stop of publish had been resumed, and was not ended")
+	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, err)
+	equal(t, "is there", there, false)
+
+	_, _, err = book.Set(t.Context(), byHand(time.Now().Add(3*time.Minute)))
+	check(t, err)
+	stops, err := KeptStops(t.Context(), b.ledger, time.Now().Add(4*time.Minute))
 	check(t, err)
 	equal(t, "stops in the ledger", len(stops), 1)
 	equal(t, "lanes are paused", b.lanesPaused(t), true)
