@@ -275,6 +275,10 @@ type RequestStatus struct {
 	AcceptedAt time.Time `json:"accepted_at"`
 	// PublishAt is the request's own, or the one that it was moved to.
 	PublishAt time.Time `json:"publish_at,omitzero"`
+	// NextTryAt is when a held request is tried, or looked at, again, where that is not the
+	// end of its wait: nobody knows that, or it is further off. As of this revision; later
+	// tries are not told.
+	NextTryAt time.Time `json:"next_try_at,omitzero"`
 	// LateBySeconds is by how much publish_at had passed when the request was accepted.
 	LateBySeconds int64 `json:"late_by_seconds,omitempty"`
 	// ExpiresAt is the request's own.

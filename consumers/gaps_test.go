@@ -150,7 +150,7 @@ func gapRuns(t *testing.T) []gapRun {
 		}, {
 			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
 			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
-			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, read, publish.failed, jetpost.event.request.failed, announced, look", last),
+			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, refused, read, publish.failed, jetpost.event.request.failed, announced, look", last),
 		}, {
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
 			steps: "accept, jetpost.event.request.accepted, announced, publish.wake, same text, ack",

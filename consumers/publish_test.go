@@ -121,6 +121,21 @@ func TestUntilIsAnEnd(t *testing.T) {
 	}
 }
 
+// TestNextTryIsNoEnd: of a wait that a try ends nobody knows the end; its event has when
+// the next try is.
+func TestNextTryIsNoEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.faults(t, xsim.Fault{Kind: xsim.FaultOutage})
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	b.run(t, b.lane(), "acme")
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
+	held := b.lastEvent(t, key).Request
+	equal(t, "request.held says no until", held.Reason.Until.IsZero(), true)
+	equal(t, "its next try", held.NextTryAt.Equal(r.HoldUntil) && held.NextTryAt.After(time.Now()), true)
+}
+
 // TestSecondLook: while an intent was committed the app was stopped. Nothing is sent, and
 // the post is as if it had never been begun.
 func TestSecondLook(t *testing.T) {

@@ -691,7 +691,36 @@ func (r *Row) Told() Record {
 	}
 	st.Total = len(r.Posts)
 	st.Posted = st.Total - r.left()
-	return r.Record
+	told := r.Record
+	told.Status.Reason, told.Status.NextTryAt = r.outlook()
+	return told
+}
+
+// outlook is the reason as people are told it, and when a held request is tried again
+// before that is over: only of a wait whose end is known the reason has it.
+func (r *Row) outlook() (reason *jetpost.Reason, nextTryAt time.Time) {
+	reason = r.Status.Reason
+	if r.Status.State != jetpost.StateHeld || reason == nil {
+		return reason, time.Time{}
+	}
+	next := cmp.Or(r.HoldUntil, reason.Until)
+	if slices.Contains(triedAgain(), reason.Code) {
+		without := *reason
+		without.Until = time.Time{}
+		return &without, next
+	}
+	if next.Equal(reason.Until) {
+		next = time.Time{}
+	}
+	return reason, next
+}
+
+// triedAgain are the codes of waits that end when a try succeeds, whenever that is.
+func triedAgain() []jetpost.Code {
+	return []jetpost.Code{
+		jetpost.CodeXUnavailable, jetpost.CodeMediaUnavailable, jetpost.CodeMediaProcessing, jetpost.CodeTokenRefreshFailed,
+		jetpost.CodeNeedsNewerWorker, jetpost.CodeReconciling, jetpost.CodeKeyUnavailable,
+	}
 }
 
 // move puts the request into a state. Whatever it waited for is over.

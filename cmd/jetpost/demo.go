@@ -228,6 +228,8 @@ func (d *demo) tell(r jetpost.RequestStatus) {
 		line += ": " + r.Reason.Detail
 		if !r.Reason.Until.IsZero() {
 			line += ", until " + r.Reason.Until.Local().Format("15:04:05")
+		} else if !r.NextTryAt.IsZero() {
+			line += ", tried again at " + r.NextTryAt.Local().Format("15:04:05")
 		}
 	}
 	d.say("%s", line)

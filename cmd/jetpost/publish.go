@@ -467,10 +467,10 @@ func (p *progress) see(event jetpost.Event) {
 	case jetpost.StateScheduled:
 		p.say("scheduled for %s", localTime(r.PublishAt))
 	case jetpost.StateHeld:
-		p.waits("held", r.Account, r.ID, r.Reason)
+		p.waits("held", r)
 	case jetpost.StateFailed, jetpost.StateUnknown:
 		if p.name != "" { // else the end tells
-			p.waits(string(r.State), r.Account, r.ID, r.Reason)
+			p.waits(string(r.State), r)
 		}
 	case jetpost.StatePublished, jetpost.StateCancelled:
 		p.say("%s", r.State)
@@ -478,17 +478,20 @@ func (p *progress) see(event jetpost.Event) {
 }
 
 // waits says why a request does not go on, until when, and what to do.
-func (p *progress) waits(state, account, id string, reason *jetpost.Reason) {
+func (p *progress) waits(state string, r *jetpost.RequestStatus) {
+	reason, when := r.Reason, ""
 	if reason == nil {
 		p.say("%s", state)
 		return
 	}
-	when := ""
-	if !reason.Until.IsZero() {
+	switch {
+	case !reason.Until.IsZero():
 		when = " until " + localTime(reason.Until)
+	case !r.NextTryAt.IsZero():
+		when = ", tried again at " + localTime(r.NextTryAt)
 	}
 	p.say("%s%s: %s", state, when, reasonText(reason))
-	if advice := app.AdviceFor(reason.Code, account, id); advice != "" {
+	if advice := app.AdviceFor(reason.Code, r.Account, r.ID); advice != "" {
 		p.say("  do: %s", advice)
 	}
 }

@@ -216,6 +216,7 @@ func requestText(found store.Record, pause store.Pause) string {
 	line("reason", reasonText(s.Reason))
 	if s.Reason != nil {
 		line("until", localTime(s.Reason.Until))
+		line("next try", localTime(s.NextTryAt))
 		line("do", app.AdviceFor(s.Reason.Code, s.Account, s.ID))
 	}
 	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != pause.Reason.Code) {
