@@ -1040,7 +1040,8 @@ func (b *stopBook) watch(ctx context.Context, js jetstream.JetStream, names jetp
 
 func (b *stopBook) note(entry jetstream.KeyValueEntry) {
 	r := stopRevision{at: entry.Created(), over: entry.Operation() != jetstream.KeyValuePut}
-	if !r.over && json.Unmarshal(entry.Value(), &r.stop) != nil {
+	value := struct{ Value *publishers.Stop }{&r.stop} // beside its seal
+	if !r.over && json.Unmarshal(entry.Value(), &value) != nil {
 		return // the stop is then never known, and the run says so
 	}
 	b.mu.Lock()
