@@ -9,14 +9,22 @@ COPY go.mod go.sum ./
 RUN go mod download
 
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -tags timetzdata -ldflags="-s -w" -o /out/jetpost ./cmd/jetpost
+# What `jetpost version` says: the context has no repository. They stand after the
+# modules, which they would have fetched again.
+ARG VERSION=devel
+ARG COMMIT=
+ARG DATE=
+RUN variables=github.com/jetpost/jetpost/internal/app && \
+    CGO_ENABLED=0 go build -trimpath -tags timetzdata \
+    -ldflags="-s -w -X $variables.version=$VERSION -X $variables.commit=$COMMIT -X $variables.date=$DATE" \
+    -o /out/jetpost ./cmd/jetpost
 
 # An empty image has no place to write. This one belongs to the user below, and a
 # volume mounted on it for the first time takes over its owner.
 RUN mkdir -p /out/data && chown -R 65532:65532 /out/data
 
 FROM scratch
-ARG VERSION=dev
+ARG VERSION=devel
 LABEL org.opencontainers.image.title="jetpost" \
       org.opencontainers.image.description="Publishes posts and threads on X from NATS JetStream, each exactly once" \
       org.opencontainers.image.source="https://github.com/jetpost/jetpost" \

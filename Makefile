@@ -2,7 +2,7 @@
 # go command, so nothing here needs make.
 
 .DEFAULT_GOAL := help
-.PHONY: help bench build check demo fmt image lint test tidy up down
+.PHONY: help bench build check demo fmt image lint quick release test tidy up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +26,17 @@ fmt: ## format all Go files
 	go tool -modfile=tools/go.mod golangci-lint fmt
 
 image: ## build the container image, jetpost
-	docker build --tag jetpost .
+	docker build --tag jetpost --build-arg VERSION="$$(git describe --tags --always --dirty)" \
+		--build-arg COMMIT="$$(git rev-parse HEAD)" --build-arg DATE="$$(git log -1 --format=%cI)" .
 
 lint: ## run the linters
 	scripts/lint
+
+quick: ## check what is checked in under three minutes
+	scripts/test quick
+
+release: ## build what a release consists of, into dist/
+	scripts/release
 
 test: ## run all tests
 	scripts/test unit e2e load chaos
@@ -37,6 +44,7 @@ test: ## run all tests
 tidy: ## tidy the module files
 	go mod tidy
 	go -C tools mod tidy
+	go -C tools/sbom mod tidy
 	go -C bench mod tidy
 
 up: ## start NATS, PostgreSQL and a worker

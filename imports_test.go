@@ -66,7 +66,6 @@ func layers() []layer {
 
 		{dir: "internal/secret"},
 		{dir: "internal/health"},
-		{dir: "internal/telemetry", use: []string{"."}},
 		{dir: "internal/natstest"},
 		{dir: "internal/pgtest"},
 		{dir: "internal/disktest"},

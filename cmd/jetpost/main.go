@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	kongcompletion "github.com/jotaen/kong-completion"
 	"github.com/lmittmann/tint"
 
 	"github.com/jetpost/jetpost/consumers"
@@ -49,6 +50,8 @@ type cli struct {
 	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Log from this level on: ${enum}."`
 	LogFormat string `enum:"auto,text,json" default:"auto" help:"Log format: ${enum}; auto is coloured text on a terminal, else JSON."`
 
+	PrintVersion kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
+
 	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
 	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
 	Worker   workerCmd   `cmd:"" help:"Run a worker on a NATS and a database that are there."`
@@ -73,6 +76,8 @@ type cli struct {
 	Workers  workersCmd  `cmd:"" help:"List the workers that live, and those that fell silent within the hour."`
 	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
+
+	Completion kongcompletion.Completion `cmd:"" help:"Print what makes a shell complete jetpost's commands and flags: bash, zsh or fish."`
 }
 
 // connectFlags say where things are, for the commands that connect to any.
@@ -136,7 +141,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			"Begin with: jetpost demo\n\n"+
 			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
 			strings.Join(secretNames(), ", ")+". DATABASE_PASSWORD is the password of a DATABASE_URL that names none."),
-		kong.Vars{"data": defaultData(), "simdata": simData()},
+		kong.Vars{"data": defaultData(), "simdata": simData(), "version": app.ThisBuild().String()},
 		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
 		kong.UsageOnError(),
@@ -147,11 +152,18 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err != nil {
 		return report(stderr, err)
 	}
-	if len(args) == 0 {
+	kongcompletion.Register(parser)
+	if exited >= 0 { // a shell has asked for completions
+		return exited
+	}
+	switch {
+	case len(args) == 0:
 		args = []string{"--help"}
+	case args[0] == "help":
+		args = append(args[1:], "--help")
 	}
 	parsed, err := parser.Parse(args)
-	if exited >= 0 { // --help
+	if exited >= 0 { // --help, --version
 		return exited
 	}
 	if err != nil {

@@ -144,5 +144,6 @@ type versionCmd struct{}
 
 // Run prints the version.
 func (c *versionCmd) Run(e *env) error {
-	return e.say(map[string]string{"version": app.Version()}, "%s", app.Version())
+	build := app.ThisBuild()
+	return e.say(build, "%s", build)
 }

@@ -70,7 +70,7 @@ func (w *Worker) giveSigns(ctx context.Context) {
 
 func (w *Worker) sign() publishers.Sign {
 	s := publishers.Sign{
-		Worker: w.cfg.Worker, Version: Version(), Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(),
+		Worker: w.cfg.Worker, Version: ThisBuild().Version, Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(),
 	}
 	s.Host, _ = os.Hostname() // else it has none
 	if len(s.Roles) == 0 {

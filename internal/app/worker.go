@@ -329,7 +329,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.listen != nil {
 		parts.Go(func() { w.serveHealth(background) })
 	}
-	w.log.Info("worker.started", "version", Version(), "slots", w.cfg.Slots, "roles", w.cfg.Roles)
+	w.log.Info("worker.started", "version", ThisBuild().Version, "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 	err := w.runner.Run(ctx)
 	cancel()
 	leave()
