@@ -3,9 +3,12 @@ package jetpost
 import (
 	"bytes"
 	"encoding/json"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -76,6 +79,94 @@ func TestStatesPageExplainsEverything(t *testing.T) {
 		}
 		next = at
 	}
+}
+
+// TestDocumentsNameProofs: a test, or a script, that a document names is there.
+func TestDocumentsNameProofs(t *testing.T) {
+	t.Parallel()
+	tests := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func (?:\([^)]*\) )?((?:Test|Benchmark|Fuzz)\w+)\(`)
+	for _, path := range filesLike(t, ".go") {
+		for _, name := range declared.FindAllStringSubmatch(read(t, path), -1) {
+			tests[name[1]] = true
+		}
+	}
+	named := regexp.MustCompile("`((?:Test|Benchmark|Fuzz)[A-Z]\\w*)|`\\./(scripts/\\w[\\w-]*)")
+	proofs := 0
+	for _, page := range documents(t) {
+		for _, name := range named.FindAllStringSubmatch(read(t, page), -1) {
+			proofs++
+			if name[1] != "" && !tests[name[1]] {
+				t.Errorf("%s names %s, which is no test", page, name[1])
+			}
+			if _, err := os.Stat(name[2]); name[2] != "" && err != nil {
+				t.Errorf("%s names ./%s, which is no script", page, name[2])
+			}
+		}
+	}
+	if proofs < 100 {
+		t.Errorf("found %d names of tests and scripts; are they no longer seen?", proofs)
+	}
+}
+
+// TestDocumentsLink: a link within the repository leads to a file, and to a heading of it.
+func TestDocumentsLink(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\]\(([^)\s]*)\)`)
+	links := 0
+	for _, page := range documents(t) {
+		for _, found := range link.FindAllStringSubmatch(read(t, page), -1) {
+			target, anchor, _ := strings.Cut(found[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			links++
+			to := page
+			if target != "" {
+				to = filepath.Join(filepath.Dir(page), target)
+			}
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s links to %s: %v", page, found[1], err)
+			} else if anchor != "" && !headings(t, to)[anchor] {
+				t.Errorf("%s links to %s, where no such heading is", page, found[1])
+			}
+		}
+	}
+	if links < 50 {
+		t.Errorf("found %d links; are they no longer seen?", links)
+	}
+}
+
+// headings are those of a page, as their links name them.
+func headings(t *testing.T, page string) map[string]bool {
+	t.Helper()
+	out := map[string]bool{}
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(read(t, page), -1) {
+		name := regexp.MustCompile(`[^\w\- ]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		out[strings.ReplaceAll(name, " ", "-")] = true
+	}
+	return out
+}
+
+// documents are the pages that say what holds now.
+func documents(t *testing.T) []string {
+	t.Helper()
+	return slices.DeleteFunc(filesLike(t, ".md"), func(path string) bool { return path == "CHANGELOG.md" })
+}
+
+// filesLike are the files of the repository with that ending.
+func filesLike(t *testing.T, ending string) (files []string) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() && strings.HasSuffix(path, ending) {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
 
 func read(t *testing.T, path string) string {
