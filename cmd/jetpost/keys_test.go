@@ -72,7 +72,7 @@ func (b *keysBundle) run(ctx context.Context, t *testing.T, output, keys string,
 	must(t, err)
 	defer func() { must(t, ring.Close()) }()
 	e := &env{ctx: ctx, cli: &cli{Output: output}, log: slog.New(slog.DiscardHandler), stdout: &b.stdout, stderr: &b.stderr}
-	return report(&b.stderr, command(e, ring))
+	return report(&b.stderr, command(e, ring), false)
 }
 
 // wants asserts what was printed, and that nothing secret was.

@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -131,8 +132,9 @@ type env struct {
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	var connect connectFlags
+	fail := func(err error) int { return report(stderr, err, c.Output == "json" || asksJSON(args)) }
 	if err := tidyEnvironment(os.Environ(), os.Setenv); err != nil {
-		return report(stderr, &exitError{code: exitUsage, err: err})
+		return fail(&exitError{code: exitUsage, err: err})
 	}
 	exited := -1
 	parser, err := kong.New(&c,
@@ -150,7 +152,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		kong.Exit(func(code int) { exited = code }),
 	)
 	if err != nil {
-		return report(stderr, err)
+		return fail(err)
 	}
 	kongcompletion.Register(parser)
 	if exited >= 0 { // a shell has asked for completions
@@ -167,7 +169,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exited
 	}
 	if err != nil {
-		return report(stderr, &exitError{code: exitUsage, err: &app.HintError{Err: err, Help: "see: jetpost --help"}})
+		return fail(&exitError{code: exitUsage, err: &app.HintError{Err: err, Help: "see: " + helpFor(err)}})
 	}
 	// The first signal asks everything to finish; the second one is the
 	// system's own, and ends the process.
@@ -175,18 +177,65 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	err = parsed.Run(&env{ctx: ctx, cli: &c, connect: &connect, log: logger(&c, stderr), stdin: stdin, stdout: stdout, stderr: stderr})
-	return report(stderr, err)
+	return fail(err)
 }
 
-// report says what went wrong and what to do, and picks the exit code.
-func report(stderr io.Writer, err error) int {
+// helpFor is the help of the command whose line could not be read.
+func helpFor(err error) string {
+	words := []string{"jetpost"}
+	if parse := new(kong.ParseError); errors.As(err, &parse) {
+		for _, path := range parse.Context.Path {
+			if path.Command != nil {
+				words = append(words, path.Command.Name)
+			}
+		}
+	}
+	return strings.Join(append(words, "--help"), " ")
+}
+
+// asksJSON tells whether a command line that could not be read asked for JSON.
+func asksJSON(args []string) bool {
+	for i, arg := range args {
+		if arg == "--output=json" || arg == "-ojson" || ((arg == "-o" || arg == "--output") && i+1 < len(args) && args[i+1] == "json") {
+			return true
+		}
+	}
+	return os.Getenv("JETPOST_OUTPUT") == "json"
+}
+
+// failure is an error as a program reads it.
+type failure struct {
+	Code   string `json:"code"` // by the exit code, see failureCodes
+	Detail string `json:"detail"`
+	Hint   string `json:"hint,omitempty"` // what to do
+}
+
+// failureCodes name the exit codes.
+var failureCodes = map[int]string{
+	exitFailed: "failed", exitUsage: "usage", exitNotFound: "not_found", exitRequest: "request_failed",
+	exitWaiting: "waiting", exitUnknown: "unknown", exitInterrupted: "interrupted",
+}
+
+// report says what went wrong and what to do, and returns the exit code.
+func report(stderr io.Writer, err error, asJSON bool) int {
 	if err == nil {
 		return exitOK
+	}
+	code := exitCode(err)
+	if asJSON {
+		encoder := json.NewEncoder(stderr)
+		encoder.SetEscapeHTML(false)
+		_ = encoder.Encode(map[string]failure{"error": {Code: failureCodes[code], Detail: err.Error(), Hint: app.Hint(err)}}) // nobody is left to tell
+		return code
 	}
 	fmt.Fprintf(stderr, "jetpost: %v\n", err)
 	if hint := app.Hint(err); hint != "" {
 		fmt.Fprintf(stderr, "  do: %s\n", hint)
 	}
+	return code
+}
+
+func exitCode(err error) int {
 	var exit *exitError
 	var config *app.ConfigError
 	switch {

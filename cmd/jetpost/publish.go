@@ -28,7 +28,7 @@ type publishCmd struct {
 
 	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
 	Split        bool          `env:"-" help:"Cut texts of more than 280, as X counts, into the posts of a thread. Without it they are published as they are, which X allows some accounts."`
-	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media file of the first post: an image (JPEG, PNG, WebP, up to 5 MiB; may be repeated, up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
+	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media of the first post, a file or an https:// URL that a worker fetches: an image (JPEG, PNG, WebP, up to 5 MiB; may be repeated, up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
 	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
 	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
 	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
@@ -63,6 +63,7 @@ func (c *publishCmd) Run(e *env) error {
 	}
 	defer conn.Close()
 	c.tellSplit(e, len(request.Posts))
+	tellLong(e, request)
 	publisher := publishers.New(conn.JS, conn.Names)
 	if err := c.attach(e, publisher, &request); err != nil {
 		return err
@@ -148,6 +149,9 @@ func sendAgain(receipt publishers.Receipt, err error) error {
 
 // request builds the request without its media, and lists every mistake.
 func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rules) (jetpost.Request, error) {
+	if c.File == "" && (c.Account == "" || (c.Text == "" && len(c.Media) == 0)) {
+		return jetpost.Request{}, c.missing()
+	}
 	var wrong []string
 	note := func(prefix string, err error) {
 		if invalid := new(jetpost.InvalidError); errors.As(err, &invalid) {
@@ -193,6 +197,17 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 		wrong = append(wrong, "--dry-run: sends nothing to --wait for")
 	}
 	return r, mistakes("the request is not valid", wrong...)
+}
+
+// missing says in words what every request needs.
+func (c *publishCmd) missing() error {
+	what := "say what to publish: the text is missing"
+	if c.Account == "" && c.Text == "" {
+		what = "say for which account, and what: both are missing"
+	}
+	return &exitError{code: exitUsage, err: &app.HintError{
+		Err: errors.New(what), Help: "jetpost publish ACCOUNT TEXT, jetpost publish ACCOUNT - for standard input, or --file PATH; accounts: jetpost accounts list",
+	}}
 }
 
 // readText reads the first text from standard input where it is to come from there.
@@ -242,18 +257,38 @@ func (c *publishCmd) tellSplit(e *env, posts int) {
 	}
 }
 
+// tellLong warns of texts that X takes of accounts with a subscription alone.
+func tellLong(e *env, r jetpost.Request) {
+	for i, post := range r.Posts {
+		if weight := tweettext.Measure(post.Text).Weight; weight > tweettext.MaxWeight {
+			fmt.Fprintf(e.stderr, "warning: post %d weighs %d of %d: X takes it only of an account with a subscription; with --split it becomes a thread\n",
+				i+1, weight, tweettext.MaxWeight)
+		}
+	}
+}
+
 // withStandIns lets a request be checked before its media are uploaded.
 func (c *publishCmd) withStandIns(r jetpost.Request) jetpost.Request {
 	if len(c.Media) == 0 || c.File != "" {
 		return r
 	}
 	first := r.Posts[0]
-	for i := range c.Media {
-		first.Media = append(first.Media, jetpost.Media{Object: "file", Alt: c.alt(i)})
+	for i, from := range c.Media {
+		media := jetpost.Media{Alt: c.alt(i)}
+		if isURL(from) {
+			media.URL = from
+		} else {
+			media.Object = "file"
+		}
+		first.Media = append(first.Media, media)
 	}
 	r.Posts = append([]jetpost.Post{first}, r.Posts[1:]...)
 	return r
 }
+
+// isURL tells a --media that a worker fetches from a file of this machine. Which URLs
+// it takes the contract says.
+func isURL(media string) bool { return strings.Contains(media, "://") }
 
 func (c *publishCmd) alt(i int) string {
 	if i < len(c.Alt) {
@@ -269,6 +304,9 @@ func (c *publishCmd) checkMedia() error {
 		errs = append(errs, fmt.Sprintf("--alt: there are %d for %d --media; give one for each, --alt '' for none", len(c.Alt), len(c.Media)))
 	}
 	for _, path := range c.Media {
+		if isURL(path) {
+			continue
+		}
 		kind, err := checkFile(path)
 		switch {
 		case err != nil:
@@ -341,6 +379,11 @@ func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, r *jetpost.
 	inline := 0
 	for i, path := range c.Media {
 		media := jetpost.Media{Alt: c.alt(i)}
+		if isURL(path) {
+			media.URL = path
+			r.Posts[0].Media = append(r.Posts[0].Media, media)
+			continue
+		}
 		info, err := os.Stat(path)
 		if err != nil {
 			return fmt.Errorf("read media: %w", err)
@@ -375,6 +418,12 @@ func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request,
 		p.out = io.Discard
 	}
 	w, err := conn.PublishAndWait(e.ctx, request, c.Timeout, p.see)
+	if w.Receipt.Sequence > 0 && e.ctx.Err() != nil {
+		return &exitError{code: exitInterrupted, err: &app.HintError{
+			Err:  fmt.Errorf("no longer waited for: request %s of account %s goes on", w.Receipt.ID, w.Receipt.Account),
+			Help: fmt.Sprintf("follow it with: jetpost requests watch %s --account %s; take it back with: jetpost requests cancel %s --account %s", w.Receipt.ID, w.Receipt.Account, w.Receipt.ID, w.Receipt.Account),
+		}}
+	}
 	if err != nil {
 		return sendAgain(w.Receipt, err)
 	}

@@ -102,17 +102,35 @@ func (c *requestsListCmd) Run(e *env) error {
 		return err
 	}
 	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		if c.State == stateRefused {
+		if c.State == stateRefused { // also of accounts that nobody knows
 			return c.refused(ctx, e, ledger, code, since)
 		}
+		if c.Account != "" {
+			if _, err := ledger.Account(ctx, c.Account); errors.Is(err, store.ErrNotFound) {
+				return &app.HintError{Err: fmt.Errorf("account %s: %w", c.Account, store.ErrNotFound), Help: "see: jetpost accounts list"}
+			} else if err != nil {
+				return err
+			}
+		}
 		found, err := ledger.ListRequests(ctx, store.Filter{
-			Account: c.Account, State: jetpost.State(c.State), Code: code, Since: since, Limit: c.Limit,
+			Account: c.Account, State: jetpost.State(c.State), Code: code, Since: since, Limit: c.Limit + 1,
 		})
 		if err != nil {
 			return err
 		}
-		return listRequests(e, found)
+		if err := listRequests(e, found[:min(len(found), c.Limit)]); err != nil {
+			return err
+		}
+		c.tellMore(e, len(found))
+		return nil
 	})
+}
+
+// tellMore says that a list is cut, beside the output that programs read.
+func (c *requestsListCmd) tellMore(e *env, found int) {
+	if found > c.Limit {
+		fmt.Fprintf(e.stderr, "these are the latest %d; there are more: raise --limit, or narrow the list by --account, --state, --code or --since\n", c.Limit)
+	}
 }
 
 func listRequests(e *env, found []store.Record) error {
@@ -137,7 +155,11 @@ func (c *requestsListCmd) refused(ctx context.Context, e *env, ledger store.Requ
 	found = slices.DeleteFunc(found, func(r jetpost.Refusal) bool {
 		return (c.Account != "" && r.Account != c.Account) || (code != "" && r.Code != code) || r.Stored.Before(since)
 	})
-	return listRefusals(e, found[:min(len(found), c.Limit)])
+	if err := listRefusals(e, found[:min(len(found), c.Limit)]); err != nil {
+		return err
+	}
+	c.tellMore(e, len(found))
+	return nil
 }
 
 func listRefusals(e *env, found []jetpost.Refusal) error {
