@@ -44,6 +44,7 @@ test: ## run all tests
 tidy: ## tidy the module files
 	go mod tidy
 	go -C tools mod tidy
+	go -C tools/kubernetes mod tidy
 	go -C tools/sbom mod tidy
 	go -C bench mod tidy
 
