@@ -75,6 +75,7 @@ type cli struct {
 	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the stops in force, as the workers know them."`
 	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
 	Workers  workersCmd  `cmd:"" help:"List the workers that live, and those that fell silent within the hour."`
+	Doctor   doctorCmd   `cmd:"" help:"Check everything that a worker needs, before it is started: a line each, and what to do."`
 	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 

@@ -235,6 +235,17 @@ func (s *Store) Clock(ctx context.Context) (now time.Time, err error) {
 	return now, s.wrap("read clock", err)
 }
 
+const sqlDurability = `
+SELECT name || '=' || setting FROM pg_settings
+WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off' ORDER BY name`
+
+// LosesCommits returns the settings by which a crash of PostgreSQL could lose what was
+// committed; none where it loses nothing.
+func (s *Store) LosesCommits(ctx context.Context) (settings []string, err error) {
+	settings, err = collect(ctx, s.db, func(row scanner) (setting string, err error) { return setting, row.Scan(&setting) }, sqlDurability)
+	return settings, s.wrap("read settings", err)
+}
+
 const (
 	sqlReadCanary = `SELECT id::text, coalesce(canary, '') FROM ledger FOR UPDATE`
 	sqlSetCanary  = `UPDATE ledger SET canary = $1`

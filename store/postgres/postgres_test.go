@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -353,6 +354,22 @@ func TestLeasesIgnoreTheCallersClock(t *testing.T) {
 	check(t, err)
 	if len(names) > 0 {
 		t.Errorf("%v is due under a live lease", names)
+	}
+}
+
+// TestLosesCommits: a PostgreSQL that answers before its disk has a commit is seen.
+func TestLosesCommits(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	sealer, err := store.NewSealer(b.key)
+	check(t, err)
+	const setting = "synchronous_commit=off"
+	for loose, st := range map[bool]*Store{false: b.st, true: open(t, b.url+"&options=-c%20synchronous_commit%3Doff", sealer)} {
+		got, err := st.LosesCommits(t.Context())
+		check(t, err)
+		if slices.Contains(got, setting) != loose {
+			t.Errorf("got %q, want %q in it: %t", got, setting, loose)
+		}
 	}
 }
 
