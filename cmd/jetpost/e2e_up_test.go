@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -183,26 +182,86 @@ func TestUpWithNATSCommandLine(t *testing.T) {
 
 	t.Run("denied", func(t *testing.T) { s.denied(t) })
 
+	t.Run("reads", func(t *testing.T) { s.reads(t) })
+
 	clip := filepath.Join(t.TempDir(), "clip.mp4")
-	must(t, os.WriteFile(clip, bytes.Repeat([]byte("0123456789"), 100_000), 0o600))
-	for name, args := range map[string][]string{
-		"put media":        {"obj", "put", "--no-progress", "-f", "--name", "clip", "JETPOST_MEDIA", clip},
-		"last event":       {"stream", "get", "JETPOST_EVENTS", "--last-for", "jetpost.event.request.*.alice.hello"},
-		"pull consumer":    {"consumer", "add", "JETPOST_EVENTS", "mine", "--pull", "--defaults"},
-		"ordered consumer": {"sub", "--stream", "JETPOST_EVENTS", "--all", "--count", "1", "jetpost.event.>"},
-	} {
-		if code, output := s.natsCommand(t, args...); code != 0 {
-			t.Errorf("%s: nats %s: exit code %d\n%s", name, strings.Join(args, " "), code, output)
-		}
+	must(t, os.WriteFile(clip, append([]byte("\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom"), make([]byte, 3_000_000)...), 0o600))
+	if code, output := s.natsCommand(t, "obj", "put", "--no-progress", "-f", "--name", "clip", "JETPOST_MEDIA", clip); code != 0 {
+		t.Errorf("put media: exit code %d\n%s", code, output)
 	}
+	s.pub("publish.request.bob", `{"version":1,"id":"clip","posts":[{"text":"A clip","media":[{"object":"clip"}]}]}`)
+	s.posted("bob", "Hello", "A clip")
 
 	if violations := ask[[]xsim.Violation](s, "/_sim/violations"); len(violations) != 0 {
 		t.Errorf("violations: %+v", violations)
 	}
-	if posts := ask[[]xsim.Post](s, "/_sim/posts"); len(posts) != 2 {
-		t.Errorf("X has %d posts, want 2", len(posts))
+	if posts := ask[[]xsim.Post](s, "/_sim/posts"); len(posts) != 3 {
+		t.Errorf("X has %d posts, want 3", len(posts))
 	}
 	stop(s.up)
+}
+
+// reads has a job's events read by each kind of consumer that the command makes.
+func (s *upSite) reads(t *testing.T) {
+	t.Helper()
+	const events, filter = "JETPOST_EVENTS", "jetpost.event.request.*.alice.hello"
+	want := []string{"jetpost.event.request.accepted.alice.hello", "jetpost.event.request.published.alice.hello"}
+	find := regexp.MustCompile(`jetpost\.event\.request\.\w+\.alice\.hello`)
+	check := func(t *testing.T, output string) {
+		t.Helper()
+		if got := find.FindAllString(output, -1); !slices.Equal(got, want) {
+			t.Errorf("it reads %q, want %q:\n%s", got, want, output)
+		}
+	}
+	run := func(t *testing.T, args ...string) string {
+		t.Helper()
+		code, output := s.natsCommand(t, args...)
+		if code != 0 {
+			t.Fatalf("nats %s: exit code %d\n%s", strings.Join(args, " "), code, output)
+		}
+		return output
+	}
+	eventually(t, "the last event of the job", func() bool {
+		_, output := s.natsCommand(t, "stream", "get", events, "--last-for", filter)
+		return strings.Contains(output, want[1])
+	})
+	add := []string{"consumer", "add", events, "--defaults", "--deliver", "all", "--filter", filter}
+	t.Run("pull", func(t *testing.T) {
+		t.Parallel()
+		run(t, append(add, "mine", "--pull")...)
+		check(t, run(t, "consumer", "next", events, "mine", "--count", "2", "--ack"))
+		if output := run(t, "consumer", "info", events, "mine"); !regexp.MustCompile(`Outstanding Acks: 0\b`).MatchString(output) {
+			t.Errorf("not all is acknowledged:\n%s", output)
+		}
+	})
+	t.Run("pull, ephemeral", func(t *testing.T) {
+		t.Parallel()
+		name := regexp.MustCompile(events + ` > (\S+)`).FindStringSubmatch(run(t, append(add, "--ephemeral", "--pull")...))
+		check(t, run(t, "consumer", "next", events, name[1], "--count", "2", "--ack"))
+	})
+	t.Run("push", func(t *testing.T) {
+		t.Parallel()
+		run(t, append(add, "pushed", "--target", "_INBOX.pushed", "--ack", "explicit")...)
+		sub := start(t, "sub", s.env, s.cli, "--server", s.nats, "consumer", "sub", events, "pushed", "--ack")
+		eventually(t, "both events", func() bool { return len(find.FindAllString(sub.output(), -1)) >= 2 })
+		sub.kill() // it never ends by itself
+		check(t, sub.output())
+	})
+	t.Run("ordered", func(t *testing.T) {
+		t.Parallel()
+		check(t, run(t, "sub", "--stream", events, "--all", "--count", "2", "--subjects-only", filter))
+	})
+	t.Run("live", func(t *testing.T) {
+		t.Parallel()
+		sub := start(t, "live", s.env, s.cli, "--server", s.nats, "sub", "--count", "1", "--subjects-only", "jetpost.event.request.refused.>")
+		eventually(t, "a live event", func() bool {
+			s.pub("publish.request.nobody", "{}") // nothing tells when the command listens
+			return strings.Contains(sub.output(), "jetpost.event.request.refused.nobody.")
+		})
+		if code := sub.exit(); code != 0 {
+			t.Errorf("exit code %d:\n%s", code, sub.output())
+		}
+	})
 }
 
 // denied tries what a producer may not do.
