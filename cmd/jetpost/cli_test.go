@@ -549,14 +549,14 @@ func TestTidyEnvironment(t *testing.T) {
 	set := func(name, value string) error { got[name] = value; return nil }
 	err := tidyEnvironment([]string{
 		`X_CLIENT_ID="abc"`, "X_CLIENT_SECRET= 'se\"cret' \r\n", "DATABASE_URL=\"postgres://x\"\r", "NATS_URL=nats://host:4222", `JETPOST_PREFIX='one'`,
-		`HUB_ENCRYPTION_KEY_FILE="/run/key"`, `HOME="mine"`, `X_API_URL="`, "NATS_PASSWORD=pass'\n",
+		`HUB_ENCRYPTION_KEY_FILE="/run/key"`, `HOME="mine"`, `NATS_CA="/run/ca.pem"`, `X_API_URL="`, "NATS_PASSWORD=pass'\n",
 	}, set)
 	if err != nil {
 		t.Error(err)
 	}
 	want := map[string]string{
 		"X_CLIENT_ID": "abc", "X_CLIENT_SECRET": `se"cret`, "DATABASE_URL": "postgres://x", "JETPOST_PREFIX": "one",
-		"HUB_ENCRYPTION_KEY_FILE": "/run/key", "NATS_PASSWORD": "pass'",
+		"HUB_ENCRYPTION_KEY_FILE": "/run/key", "NATS_CA": "/run/ca.pem", "NATS_PASSWORD": "pass'",
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("set %q, want %q", got, want)

@@ -642,18 +642,23 @@ func must(t *testing.T, err error) {
 }
 
 // natsServerCommand is the name under which this test binary is a NATS server
-// in a process of its own: natsServerCommand DIR PORT.
+// in a process of its own: natsServerCommand DIR PORT, or natsServerCommand CONFIG.
 const natsServerCommand = "e2e-nats-server"
 
 // natsServer runs it, until it is killed or the test process ends.
 func natsServer() {
-	port, err := strconv.Atoi(os.Args[2])
+	options := &server.Options{ServerName: "e2e", Host: "127.0.0.1", JetStream: true, StoreDir: os.Args[1]}
+	var err error
+	if len(os.Args) == 2 {
+		options, err = server.ProcessConfigFile(os.Args[1])
+	} else {
+		options.Port, err = strconv.Atoi(os.Args[2])
+	}
 	if err != nil {
 		panic(err)
 	}
-	s, err := server.NewServer(&server.Options{
-		ServerName: "e2e", Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: os.Args[1], NoSigs: true,
-	})
+	options.NoSigs = true
+	s, err := server.NewServer(options)
 	if err != nil {
 		panic(err)
 	}

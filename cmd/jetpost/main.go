@@ -442,7 +442,7 @@ func unquoted(s string) string {
 
 // variables are those of the environment that have no prefix of ours.
 func variables() []string {
-	return append(secretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "X_API_URL", "X_CLIENT_ID")
+	return append(secretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "NATS_NKEY", "NATS_CA", "NATS_CERT", "NATS_KEY", "X_API_URL", "X_CLIENT_ID")
 }
 
 // secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.

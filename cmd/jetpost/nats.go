@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/jetpost/jetpost"
@@ -117,11 +118,11 @@ func (c *natsConfigCmd) server() string {
 	}
 	if c.Cluster != "" {
 		fmt.Fprintf(&b, "cluster {\n  name: %q\n  listen: %q\n", c.Cluster, c.ClusterListen)
-		b.WriteString("  routes: [")
-		for _, route := range c.Route {
-			fmt.Fprintf(&b, "%q ", route)
+		routes := make([]string, len(c.Route))
+		for i, route := range c.Route {
+			routes[i] = strconv.Quote(route)
 		}
-		b.WriteString("]\n}\n")
+		fmt.Fprintf(&b, "  routes: [%s]\n}\n", strings.Join(routes, ", "))
 	}
 	return b.String()
 }
