@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -32,6 +34,9 @@ const (
 	// ownFailureWait the wait in between.
 	ownFailures    = 5
 	ownFailureWait = 100 * time.Millisecond
+	// objectsAgain is how long an object store that did not answer is not asked: each try
+	// can take pinWithin of everybody's time.
+	objectsAgain = 5 * time.Second
 )
 
 // intakeLedger is the ledger's part at the door.
@@ -72,6 +77,51 @@ type IntakeHandler struct {
 	// a failure a job's own. Nil: they do.
 	Answers func(context.Context) error
 	Log     *slog.Logger
+
+	away atomic.Pointer[objectsAway] // the latest fault of the object store
+}
+
+// objectsAway is a fault of the object store, which is asked again then.
+type objectsAway struct {
+	err   error
+	until time.Time
+}
+
+func (e *objectsAway) Error() string { return e.err.Error() }
+func (e *objectsAway) Unwrap() error { return e.err }
+
+// waiting is what of a batch waits for the object store: jobs that name an object, and
+// whatever their accounts sent behind them.
+type waiting struct {
+	accounts  map[string]bool
+	sequences map[uint64]bool
+	away      *objectsAway // nil while nothing waits
+	failure   error        // that ended the batch, if anything did
+}
+
+func (w *waiting) Error() string {
+	return fmt.Sprintf("%d jobs wait for the object store: %v", len(w.sequences), w.away)
+}
+func (w *waiting) Unwrap() []error { return []error{w.away, w.failure} }
+
+// has tells whether a delivery waits. On nil none does.
+func (w *waiting) has(sequence uint64) bool { return w != nil && w.sequences[sequence] }
+
+// add has a job wait.
+func (w *waiting) add(j *job, away *objectsAway) {
+	if w.away == nil {
+		*w = waiting{accounts: map[string]bool{}, sequences: map[uint64]bool{}, away: away}
+	}
+	w.accounts[j.in.Request.Account], w.sequences[j.Sequence] = true, true
+}
+
+// with is the batch's error: what ended it, and what waits.
+func (w *waiting) with(err error) error {
+	if w.away == nil {
+		return err
+	}
+	w.failure = err
+	return w
 }
 
 // job is a delivery on its way into the ledger.
@@ -80,6 +130,7 @@ type job struct {
 	subject string // that its producer used
 	in      store.Acceptance
 	refusal *jetpost.Refusal // where it is no request
+	place   int              // in its batch
 }
 
 func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {
@@ -89,33 +140,38 @@ func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {
 
 // HandleBatch accepts, recognises or refuses each job, in their order. As long as
 // all goes well they are accepted in one transaction; from the first on that fails by
-// itself, one after the other.
+// itself, one after the other. Its error is a *waiting where some of those that are done
+// are not: they wait for the object store.
 func (h *IntakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error) {
-	end := time.Now().Add(batchBudget)
+	end, waits := time.Now().Add(batchBudget), &waiting{}
 	for done < len(batch) && time.Now().Before(end) {
-		jobs, err := h.prepareAll(ctx, batch[done:])
+		jobs, next, err := h.prepareAll(ctx, batch, done, waits)
+		var n int
 		if len(jobs) > 0 {
-			n, err := h.guarded(jobs[0].Delivery, func() (int, error) { return h.accept(ctx, lease, jobs) })
-			if done += n; err == nil {
-				continue
-			} else if dependency(err) {
-				return done, err
-			}
-		} else if dependency(err) {
-			return done, err
+			n, err = h.guarded(jobs[0].Delivery, func() (int, error) { return h.accept(ctx, lease, jobs) })
+		}
+		if n == len(jobs) && next > done && (len(jobs) == 0 || err == nil) {
+			done = next
+			continue
+		}
+		if n < len(jobs) {
+			done = jobs[n].place
+		}
+		if dependency(err) {
+			return done, waits.with(err)
 		}
 		// One of them cannot be accepted as it is: those that were meant to be
 		// accepted together find out which.
-		for range max(len(jobs), 1) {
-			if err := h.alone(ctx, lease, batch[done]); err != nil {
-				return done, err
-			}
-			if done++; done == len(batch) || time.Now().After(end) {
+		for last := max(next, done+1); done < last; done++ {
+			if time.Now().After(end) {
 				break
+			}
+			if err := h.alone(ctx, lease, batch[done], waits); err != nil {
+				return done, waits.with(err)
 			}
 		}
 	}
-	return done, nil
+	return done, waits.with(nil)
 }
 
 func (h *IntakeHandler) guarded(d Delivery, do func() (int, error)) (n int, err error) {
@@ -126,11 +182,12 @@ func (h *IntakeHandler) guarded(d Delivery, do func() (int, error)) (n int, err 
 	return n, err
 }
 
-// alone accepts one job. Where it fails again and again by itself, it is set aside.
-func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery) error {
+// alone accepts one job, if it need not wait. Where it fails again and again by itself, it
+// is set aside.
+func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery, waits *waiting) error {
 	for {
 		_, err := h.guarded(d, func() (int, error) {
-			jobs, err := h.prepareAll(ctx, []Delivery{d})
+			jobs, _, err := h.prepareAll(ctx, []Delivery{d}, 0, waits)
 			if err != nil {
 				return 0, err
 			}
@@ -169,24 +226,31 @@ func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) e
 	return h.refuse(ctx, j)
 }
 
-// prepareAll prepares jobs up to the first that cannot be. The error is that one's.
-func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery) (jobs []*job, err error) {
-	for _, d := range batch {
+// prepareAll prepares jobs, from one place on, up to the first that cannot be, whose place
+// and error it returns. Those that wait it passes over.
+func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery, from int, waits *waiting) (jobs []*job, next int, err error) {
+	for next = from; next < len(batch); next++ {
 		var j *job
-		err := guard(h.Log, d, func() (err error) {
-			j, err = h.prepare(ctx, d)
+		err := guard(h.Log, batch[next], func() (err error) {
+			j, err = h.prepare(ctx, batch[next], waits)
 			return err
 		})
-		if err != nil {
-			return jobs, err
+		if away := (*objectsAway)(nil); errors.As(err, &away) {
+			waits.add(j, away)
+			continue
 		}
+		if err != nil {
+			return jobs, next, err
+		}
+		j.place = next
 		jobs = append(jobs, j)
 	}
-	return jobs, nil
+	return jobs, next, nil
 }
 
-// prepare reads a job and whatever the ledger is to know of it.
-func (h *IntakeHandler) prepare(ctx context.Context, d Delivery) (*job, error) {
+// prepare reads a job and whatever the ledger is to know of it. Its error is an
+// *objectsAway for one that waits.
+func (h *IntakeHandler) prepare(ctx context.Context, d Delivery, waits *waiting) (*job, error) {
 	account, subject := h.origin(d.Subject)
 	request, err := jetpost.Decode(account, d.Data)
 	if err == nil {
@@ -194,6 +258,10 @@ func (h *IntakeHandler) prepare(ctx context.Context, d Delivery) (*job, error) {
 	}
 	j := &job{Delivery: d, subject: subject, in: h.Rules.acceptance(request, d.Data)}
 	j.in.Now = time.Now()
+	if waits.accounts[account] || waits.accounts[request.Account] {
+		j.in.Request.Account = cmp.Or(request.Account, account)
+		return j, waits.away
+	}
 
 	var invalid *jetpost.InvalidError
 	var newer *jetpost.NewerVersionError
@@ -231,8 +299,16 @@ func (h *IntakeHandler) pin(ctx context.Context, j *job) (err error) {
 	case err != nil:
 		return err
 	}
+	if away := h.away.Load(); away != nil && time.Now().Before(away.until) {
+		return away
+	}
 	j.in.Media, err = h.Media.Pin(ctx, j.in.Request)
-	return err
+	if ctx.Err() != nil || !dependency(err) {
+		return err
+	}
+	away := &objectsAway{err: err, until: time.Now().Add(objectsAgain)}
+	h.away.Store(away)
+	return away
 }
 
 func namesObject(r jetpost.Request) bool {

@@ -20,6 +20,9 @@ const (
 	// waits in a worker's memory for the next one.
 	batchJobs  = 256
 	batchBytes = 4 << 20
+	// waitingBytes bounds what a partition keeps in hand while the object store is away, so
+	// that the jobs behind go on. The consumer bounds their number (MaxAckPending).
+	waitingBytes = 16 << 20
 	// pullExpiry is how long one request for jobs stands. One of a worker that the
 	// server takes for alive swallows what comes until then.
 	pullExpiry = 5 * time.Second
@@ -264,7 +267,7 @@ func (p *partition) clear(ctx context.Context, lease heldLease, h *hand) error {
 			return fmt.Errorf("look for what is left: %w", err)
 		}
 		left := Delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Stopping: ctx.Done()}
-		if done, err := p.handle(lease, []Delivery{left}); done == 0 {
+		if done, err := p.handle(lease, []Delivery{left}); done == 0 || err != nil {
 			return fmt.Errorf("handle what is left: %w", err)
 		}
 		p.r.Log.Warn("delivery.left", "subject", msg.Subject, "sequence", msg.Sequence)
@@ -289,11 +292,21 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	}
 	began := time.Now()
 	done, err := p.handle(lease, batch)
-	h.drop(ready)
-	p.ack(lease.ctx, ready[:done], h)
-	p.r.Log.Debug("batch.done", "consumer", p.b.Consumer, "jobs", len(batch), "done", done, "duration", time.Since(began))
+	var waits *waiting
+	health := err
+	if errors.As(err, &waits) {
+		err = waits.failure
+	}
+	finished, kept := p.keep(h, ready[:done], waits)
+	h.drop(finished)
+	h.drop(ready[done:])
+	p.ack(lease.ctx, finished, h)
+	p.r.Log.Debug("batch.done", "consumer", p.b.Consumer, "jobs", len(batch), "done", len(finished), "duration", time.Since(began))
 	if done == len(ready) {
-		p.r.Health.Set("handler "+p.b.Consumer, nil)
+		p.r.Health.Set("handler "+p.b.Consumer, health)
+		if !kept {
+			pause(lease.ctx, stallMin)
+		}
 		return true, nil
 	}
 	h.next = 0
@@ -303,11 +316,42 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	if err == nil { // its time was over
 		return true, nil
 	}
-	p.r.Health.Set("handler "+p.b.Consumer, err)
+	p.r.Health.Set("handler "+p.b.Consumer, health)
 	p.r.Log.Warn("batch.given_back", "consumer", p.b.Consumer, "jobs", len(batch)-done, "sequence", batch[done].Sequence, "error", err)
 	p.r.Pulse.Doubt()
 	pause(lease.ctx, stallMin)
 	return false, nil
+}
+
+// keep holds in hand what waits for the object store, and returns the rest. It is false
+// where that is too much for a worker's memory: then it goes back.
+func (p *partition) keep(h *hand, cards []*card, waits *waiting) (finished []*card, kept bool) {
+	var held []*card
+	bytes := 0
+	for _, c := range cards {
+		if c.waits = waits.has(c.sequence); !c.waits {
+			finished = append(finished, c)
+			continue
+		}
+		held, bytes = append(held, c), bytes+c.bytes
+	}
+	switch {
+	case len(held) == 0:
+	case bytes > waitingBytes:
+		h.next = 0
+		h.drop(held)
+		for _, c := range held {
+			p.r.nak(c.msg, 0)
+		}
+		return finished, false
+	case !h.again.Equal(waits.away.until):
+		h.again = waits.away.until
+		p.r.Log.Warn("batch.waits", "consumer", p.b.Consumer, "error", waits)
+		for _, c := range held {
+			_ = c.msg.InProgress() // else it is delivered once more, and replaces itself
+		}
+	}
+	return finished, true
 }
 
 // handle calls the handler. What panics there is given back whole.
@@ -414,6 +458,7 @@ type card struct {
 	msg      jetstream.Msg
 	sequence uint64 // in the stream
 	bytes    int
+	waits    bool // for the object store
 }
 
 // hand holds deliveries until it is known that no earlier one is outstanding: one
@@ -429,6 +474,7 @@ type hand struct {
 	// and subject what the consumer reads.
 	floor   uint64
 	subject string
+	again   time.Time // when what waits may be tried again
 }
 
 // begin finds out whether everything that was delivered is done.
@@ -489,7 +535,8 @@ func (h *hand) drop(cards []*card) {
 	}
 }
 
-// ready returns what may be handled now, in the order of the stream.
+// ready returns what may be handled now, in the order of the stream. What waits stands
+// among the others, which it keeps no place from: its account's jobs stay in order.
 func (h *hand) ready(ctx context.Context) ([]*card, error) {
 	cards := slices.SortedFunc(maps.Values(h.held), func(a, b *card) int { return int(a.sequence) - int(b.sequence) })
 	if h.next == 0 {
@@ -498,11 +545,17 @@ func (h *hand) ready(ctx context.Context) ([]*card, error) {
 			return nil, err
 		}
 	}
-	bytes := 0
+	jobs, bytes := 0, 0
 	for i, c := range cards {
-		if bytes += c.bytes; i == batchJobs || i > 0 && bytes > batchBytes {
+		if c.waits {
+			continue
+		}
+		if jobs, bytes = jobs+1, bytes+c.bytes; jobs > batchJobs || jobs > 1 && bytes > batchBytes {
 			return cards[:i], nil
 		}
+	}
+	if jobs == 0 && time.Now().Before(h.again) {
+		return nil, nil
 	}
 	return cards, nil
 }

@@ -417,3 +417,68 @@ func TestIntakeLooksTheAccountUpFirst(t *testing.T) {
 	check(t, err)
 	equal(t, "refused", len(refusals) == 1 && refusals[0].Code == jetpost.CodeAccountUnknown, true)
 }
+
+// silentObjects is an object store that does not answer.
+type silentObjects struct{ jetstream.ObjectStore }
+
+func (silentObjects) GetInfo(ctx context.Context, _ string, _ ...jetstream.GetObjectInfoOpt) (*jetstream.ObjectInfo, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestIntakeBesideAnObjectStoreAway: while the object store is away, jobs that name an
+// object wait, and what their account sent behind them; jobs of other accounts in the
+// partition do not, however many wait.
+func TestIntakeBesideAnObjectStoreAway(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"deleted", "silent"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			other := b.neighbour(t, "acme")
+			b.account(t, other, 0)
+			h := b.intake()
+			source := &MediaSource{Objects: b.media.Objects}
+			h.Media = source
+			ctx, bucket := t.Context(), b.names.MediaBucket()
+			if how == "deleted" {
+				check(t, b.js.DeleteObjectStore(ctx, bucket))
+			} else {
+				source.Objects = silentObjects{}
+			}
+			const waiting = batchJobs + 10 // more than are accepted at once
+			var want []string
+			for i := range waiting {
+				id := fmt.Sprint("clip", i)
+				_, err := b.pub.PublishRaw(ctx, "acme", fmt.Appendf(nil, `{"id":%q,"posts":[{"media":[{"object":"clip"}]}]}`, id))
+				check(t, err)
+				want = append(want, id)
+			}
+			b.publish(t, "acme", "behind")
+			want = append(want, "behind")
+			ids := numbers(20)
+			b.publish(t, other, ids...)
+			stop := b.reader(t, "reader", h)
+			eventually(t, "the other account's jobs are accepted", func() bool { return len(b.accepted(t, other)) == len(ids) })
+			equal(t, "order of the other", fmt.Sprint(b.accepted(t, other)), fmt.Sprint(ids))
+			equal(t, "accepted meanwhile", len(b.accepted(t, "acme")), 0)
+			b.publish(t, other, "later")
+			eventually(t, "a later one is accepted", func() bool { return len(b.accepted(t, other)) == len(ids)+1 })
+			equal(t, "accepted meanwhile", len(b.accepted(t, "acme")), 0)
+			stop()
+
+			if how == "deleted" {
+				_, err := publishers.Setup(ctx, b.js, b.topology(t))
+				check(t, err)
+			}
+			_, err := b.media.Objects.PutBytes(ctx, "clip", []byte(mp4Head))
+			check(t, err)
+			b.reader(t, "next", b.intake())
+			eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+			equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(want))
+			record := b.record(t, store.Key{Account: "acme", ID: "clip0"})
+			equal(t, "pinned", len(record.Posts[0].Media) == 1 && record.Posts[0].Media[0].Digest != "", true)
+		})
+	}
+}

@@ -74,7 +74,8 @@ func (e *SetAsideError) Unwrap() error { return e.Err }
 
 // BatchHandler handles the deliveries of one partition, in the order of the stream,
 // as the holder of its lease. It returns how many of them, from the first on, are
-// done: those are acknowledged, the others given back, with an error or without.
+// done: those are acknowledged, the others given back, with an error or without. Of
+// those that are done a *waiting names some that are kept, to be handled again.
 //
 // It must return soon after its context ends.
 type BatchHandler interface {
