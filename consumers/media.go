@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"regexp"
 	"strings"
@@ -51,7 +52,8 @@ type MediaSource struct {
 	// and trusted installations: any producer can name any url.
 	Allow []netip.Prefix
 
-	roots *x509.CertPool // trusted instead of the system's, in tests
+	roots *x509.CertPool                        // trusted instead of the system's, in tests
+	proxy func(*http.Request) (*url.URL, error) // http.ProxyFromEnvironment where nil
 
 	spooled atomic.Int64 // bytes that are taken of spoolMax
 }
@@ -315,16 +317,10 @@ var (
 	errSlow = fmt.Errorf("nothing for %s, or slower than %d KiB a second", fetchTimeout, slowestFetch>>10)
 )
 
-// fetch reads a url that a producer named. Since that is anybody, the address
-// is checked after it was resolved, when the connection is made: a name that
-// points inside, or begins to point there later, reaches nothing.
+// fetch reads a url that a producer named, who is anybody: nothing but public addresses
+// are reached.
 func (s *MediaSource) fetch(p *pace, address string) (*blob, error) {
-	dialer := &net.Dialer{Control: s.admit}
-	transport := &http.Transport{
-		DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
-	}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, CheckRedirect: follow}
+	client := &http.Client{Transport: roundTrip(s.roundTrip), CheckRedirect: follow}
 	req, err := http.NewRequestWithContext(p.ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, invalidMedia("fetch media: %w", quiet{err})
@@ -346,6 +342,38 @@ func (s *MediaSource) fetch(p *pace, address string) (*blob, error) {
 		return nil, fault
 	}
 	return s.spool(p.reader(resp.Body), resp.ContentLength)
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// roundTrip goes one step of a fetch. Without a proxy the address is checked after it was
+// resolved, when the connection is made: a name that points inside, or begins to point
+// there later, reaches nothing. A proxy resolves the name once more, so that its own rules
+// have to guard against the latter.
+func (s *MediaSource) roundTrip(req *http.Request) (*http.Response, error) {
+	choose := s.proxy
+	if choose == nil {
+		choose = http.ProxyFromEnvironment
+	}
+	proxy, err := choose(req)
+	if err != nil {
+		return nil, fmt.Errorf("read the setting of the proxy: %w", err)
+	}
+	dialer := &net.Dialer{}
+	transport := &http.Transport{
+		DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
+	}
+	if proxy == nil {
+		dialer.Control = s.admit
+		return transport.RoundTrip(req)
+	}
+	if err := s.admitName(req.Context(), req.URL.Hostname()); err != nil {
+		return nil, err
+	}
+	transport.Proxy, transport.OnProxyConnectResponse = http.ProxyURL(proxy), xapi.ProxyAnswer
+	return transport.RoundTrip(req)
 }
 
 // pace ends a read of which nothing comes for fetchTimeout, or less than
@@ -406,7 +434,25 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return fmt.Errorf("read address %s: %w", address, err)
 	}
-	ip := addr.Addr().Unmap().WithZone("") // no prefix contains an address with a zone
+	return s.public(addr.Addr())
+}
+
+// admitName refuses a name that has an address which is not public.
+func (s *MediaSource) admitName(ctx context.Context, name string) error {
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil {
+		return fmt.Errorf("resolve %s before the proxy does: %w", name, err)
+	}
+	for _, ip := range addresses {
+		if err := s.public(ip); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *MediaSource) public(ip netip.Addr) error {
+	ip = ip.Unmap().WithZone("") // no prefix contains an address with a zone
 	for _, allowed := range s.Allow {
 		if allowed.Contains(ip) {
 			return nil

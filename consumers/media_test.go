@@ -16,6 +16,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -258,6 +260,104 @@ func TestMediaPrivateAddress(t *testing.T) {
 	case path := <-reached:
 		t.Errorf("%s was fetched", path)
 	default:
+	}
+}
+
+// connectProxy is a proxy at an address that no medium may have. It connects to one host,
+// refuses others, refuses all with a status other than 200, and tells whom it was asked for.
+func connectProxy(t *testing.T, host string, status int) (address *url.URL, asked func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var hosts []string
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		hosts = append(hosts, r.Method+" "+r.Host)
+		mu.Unlock()
+		if status != http.StatusOK || r.Host != host {
+			w.WriteHeader(max(status, http.StatusForbidden))
+			return
+		}
+		there, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", host)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer func() { _ = there.Close() }()
+		w.WriteHeader(http.StatusOK)
+		here, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		go func() { _, _ = io.Copy(there, here) }()
+		_, _ = io.Copy(here, there)
+		_ = here.Close()
+	}))
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.3:0")
+	check(t, err)
+	check(t, s.Listener.Close())
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	address, err = url.Parse(s.URL)
+	check(t, err)
+	return address, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(hosts)
+	}
+}
+
+// TestMediaThroughProxy: a proxy may be anywhere, and what is asked of it may not.
+func TestMediaThroughProxy(t *testing.T) {
+	t.Parallel()
+	data := picture(t)
+	site := website(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/inside" {
+			http.Redirect(w, r, "https://10.0.0.1/by-redirect", http.StatusFound)
+			return
+		}
+		_, _ = w.Write(data)
+	})
+	host := site.Listener.Addr().String()
+	_, port, err := net.SplitHostPort(host)
+	check(t, err)
+	away := &url.URL{Scheme: "http", Host: "127.0.0.3:1"}
+	open := func(proxy *url.URL, address string) *mediaError {
+		source := trusting(site)
+		source.proxy = http.ProxyURL(proxy)
+		b, err := source.Open(t.Context(), jetpost.Media{URL: address}, "")
+		var fault *mediaError
+		if err == nil {
+			equal(t, "bytes", b.size, int64(len(data)))
+			check(t, b.Close())
+		} else if !errors.As(err, &fault) {
+			t.Errorf("%s: error is %v", address, err)
+		}
+		return fault
+	}
+
+	proxy, asked := connectProxy(t, host, http.StatusOK)
+	if fault := open(proxy, site.URL); fault != nil {
+		t.Errorf("through the proxy: %v", fault)
+	}
+	equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+"]")
+	for _, private := range []string{"https://10.0.0.1/", "https://[fd12::1]/", "https://169.254.169.254/latest", "https://127.0.0.2:" + port, "https://" + proxy.Host, site.URL + "/inside"} {
+		fault := open(proxy, private)
+		if fault == nil || !errors.Is(fault, errPrivate) || fault.code != jetpost.CodeMediaInvalid {
+			t.Errorf("%s: error is %v", private, fault)
+		}
+	}
+	equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+" CONNECT "+host+"]")
+	if err := (&MediaSource{}).admitName(t.Context(), "localhost"); !errors.Is(err, errPrivate) {
+		t.Errorf("localhost: error is %v", err)
+	}
+
+	refusing, _ := connectProxy(t, host, http.StatusForbidden)
+	for proxy, want := range map[*url.URL]string{refusing: "proxy " + refusing.Host + " does not connect to " + host + ": 403 Forbidden", away: "proxyconnect"} {
+		fault := open(proxy, site.URL)
+		if fault == nil || fault.code != "" || !strings.Contains(fault.Error(), want) {
+			t.Errorf("error is %v, want %q in it", fault, want)
+		}
 	}
 }
 

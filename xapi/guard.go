@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +51,7 @@ func NewTransport() *http.Transport {
 			}
 			return &guardedConn{Conn: conn}, nil
 		},
+		OnProxyConnectResponse: ProxyAnswer,
 		Protocols:              protocols,
 		TLSHandshakeTimeout:    tlsHandshakeTimeout,
 		IdleConnTimeout:        idleConnTimeout,
@@ -56,6 +59,15 @@ func NewTransport() *http.Transport {
 		MaxIdleConnsPerHost:    maxIdleConns,
 		MaxResponseHeaderBytes: maxResponseHeaderBytes,
 	}
+}
+
+// ProxyAnswer is an http.Transport's OnProxyConnectResponse that names the proxy which
+// refuses to connect: net/http gives the words of its status alone.
+func ProxyAnswer(_ context.Context, proxy *url.URL, connect *http.Request, answer *http.Response) error {
+	if answer.StatusCode == http.StatusOK {
+		return nil
+	}
+	return fmt.Errorf("proxy %s does not connect to %s: %s", proxy.Host, connect.Host, answer.Status)
 }
 
 // deadline is one moment on two clocks. The wall clock may be set back while a

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -89,6 +90,67 @@ func TestGuardRefusesWithinTheConnection(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestProxyKeepsTheGuard: through a proxy, too, nothing is written late, and what the
+// proxy was told before counts for nothing.
+func TestProxyKeepsTheGuard(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int64
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		reply(http.StatusCreated, created)(w, r)
+	}))
+	t.Cleanup(server.Close)
+	var status atomic.Int64
+	status.Store(http.StatusOK)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		there, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
+		if err != nil || status.Load() != http.StatusOK {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+		here, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		go func() {
+			_, _ = io.Copy(there, here)
+			_ = there.Close()
+		}()
+		_, _ = io.Copy(here, there)
+		_ = here.Close()
+	}))
+	t.Cleanup(proxy.Close)
+	address, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := NewTransport()
+	t.Cleanup(transport.CloseIdleConnections)
+	transport.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig
+	transport.Proxy = http.ProxyURL(address) // loopback addresses are not proxied by the environment
+	c := New(testToken, WithBaseURL(server.URL), WithHTTPClient(&http.Client{Transport: transport}))
+	send := func(ctx context.Context) error {
+		_, err := c.CreatePost(WithNotAfter(ctx, time.Now().Add(time.Hour)), Post{Text: "x"})
+		return err
+	}
+	if err := send(t.Context()); err != nil || calls.Load() != 1 {
+		t.Fatalf("%v after %d calls", err, calls.Load())
+	}
+	transport.CloseIdleConnections() // a fresh one next
+	err = send(onConnection(t.Context(), freeze))
+	wantAs[*NotSentError](t, err)
+	if !errors.Is(err, ErrNotAfter) || calls.Load() != 1 {
+		t.Errorf("late: got %v after %d calls", err, calls.Load()-1)
+	}
+	status.Store(http.StatusForbidden)
+	err = send(t.Context())
+	wantAs[*NotSentError](t, err)
+	if want := "proxy " + address.Host + " does not connect"; !strings.Contains(err.Error(), want) || !IsOutage(err) {
+		t.Errorf("refused: got %v, want %q in it", err, want)
 	}
 }
 

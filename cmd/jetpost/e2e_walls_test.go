@@ -135,9 +135,9 @@ func (o *ownNATS) bring(env settings, name string) {
 	}
 }
 
-// pki makes certificates of one authority for a server and a client, and returns the
-// variables that show them.
-func pki(t *testing.T) (client settings, serverCert, serverKey string) {
+// pki makes certificates of one authority for a server, which has more addresses than
+// 127.0.0.1, and a client. It returns the variables that show them.
+func pki(t *testing.T, more ...net.IP) (client settings, serverCert, serverKey string) {
 	t.Helper()
 	dir := t.TempDir()
 	file := func(name, kind string, der []byte) string {
@@ -152,7 +152,7 @@ func pki(t *testing.T) (client settings, serverCert, serverKey string) {
 		must(t, err)
 		c := &x509.Certificate{
 			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+			IPAddresses: append(more, net.IPv4(127, 0, 0, 1)), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 			IsCA: authority == nil, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 		}
 		if authority == nil {
