@@ -20,9 +20,8 @@ import (
 var errStoodStill = errors.New("this process stood still meanwhile")
 
 const (
-	// saveTry bounds one try to commit what X said: a database that hangs must not
-	// keep a pair from the lifeboat.
-	saveTry = 5 * time.Second
+	// tellWithin bounds telling of a failure, which the sweeper does else.
+	tellWithin = 5 * time.Second
 	// saveBound is how long that is still tried once the worker has to end; before,
 	// as long as it takes.
 	saveBound = 5 * time.Second
@@ -326,7 +325,7 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	_, next := failure.Leaves(claim)
 	reauth := failure.Outcome == store.ExchangeRefused
 	log.Warn("token.refresh_failed", "error", err, "outcome", failure.Outcome, "next_attempt", next)
-	ctx, over := context.WithTimeout(ctx, saveTry)
+	ctx, over := context.WithTimeout(ctx, tellWithin)
 	defer over()
 	r.tell(ctx, log, claim.Account, failure, next)
 	return exchanged{err: err, reauth: reauth, next: next}
@@ -415,9 +414,7 @@ func (r *Refresher) carry(worker context.Context, commit func(ctx context.Contex
 	}
 	wait := stallMin
 	for {
-		try, over := context.WithTimeout(ctx, saveTry)
-		err := commit(try, leave)
-		over()
+		err := commit(ctx, leave) // each call of the ledger ends by itself
 		if settled(err) {
 			r.Health.Set("ledger", nil)
 			return err

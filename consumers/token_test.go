@@ -23,8 +23,19 @@ type tokensHook struct {
 	store.Tokens
 	save, saved, count func() error
 	claim, claimed     func()
-	// hangs: the ledger does not answer what an exchange commits.
+	// hangs: the database does not answer what an exchange commits.
 	hangs bool
+}
+
+// callEnds is when a ledger gives up a call that its database does not answer.
+const callEnds = 5 * time.Second
+
+// hung is such a call.
+func hung(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, callEnds)
+	defer cancel()
+	<-bounded.Done()
+	return &store.UnavailableError{Database: "test", Err: bounded.Err()}
 }
 
 func (h *tokensHook) ClaimToken(ctx context.Context, claim store.TokenClaim) (store.Token, bool, error) {
@@ -38,8 +49,7 @@ func (h *tokensHook) ClaimToken(ctx context.Context, claim store.TokenClaim) (st
 
 func (h *tokensHook) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
 	if h.hangs {
-		<-ctx.Done()
-		return ctx.Err()
+		return hung(ctx)
 	}
 	if h.save != nil {
 		if err := h.save(); err != nil {
@@ -54,8 +64,7 @@ func (h *tokensHook) SaveToken(ctx context.Context, claim store.Token, pair stor
 
 func (h *tokensHook) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
 	if h.hangs {
-		<-ctx.Done()
-		return ctx.Err()
+		return hung(ctx)
 	}
 	return h.Tokens.SaveTokenFailure(ctx, claim, failure)
 }
@@ -144,7 +153,7 @@ func TestStopWhileDatabaseHangs(t *testing.T) {
 		within time.Duration
 	}{
 		{name: "a pair in hand", afloat: 1},
-		{name: "a failure in hand", refused: true, within: DefaultStopGrace + 3*saveTry},
+		{name: "a failure in hand", refused: true, within: DefaultStopGrace + saveBound + tellWithin},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
