@@ -154,24 +154,39 @@ func probeTargets(n jetpost.Names) []string {
 		n.WorkAPI() + ".CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerShelf,
 		"$JS.FC." + n.EventsStream() + "." + jetpost.ConsumerShelf + ".1",
 		"$JS.API.CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerShelf,
-		"$JS.API.CONSUMER.PAUSE." + n.LanesStream() + "." + jetpost.ConsumerLanes,
-		"$JS.API.STREAM.CREATE.STRANGER", "$JS.API.ACCOUNT.PURGE." + n.WorkAccount(), "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT." + n.WorkAccount() + ".CONNECT",
+		"$JS.API.STREAM.CREATE.STRANGER", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT." + n.WorkAccount() + ".CONNECT",
+		"$JS.API.META.LEADER.STEPDOWN", "$JS.API.META.RESCUE", "$JS.API.SERVER.REMOVE", "$JS.API.SERVER.EVACUATE",
+	}
+	for _, account := range []string{n.WorkAccount(), n.ShelfAccount()} {
+		targets = append(targets, "$JS.API.ACCOUNT.PURGE."+account,
+			"$JS.API.ACCOUNT.STREAM.MOVE."+account+"."+n.JobsStream(), "$JS.API.ACCOUNT.STREAM.CANCEL_MOVE."+account+"."+n.JobsStream())
+	}
+	for stream, consumer := range map[string]string{
+		n.LanesStream(): jetpost.ConsumerLanes, n.RefreshStream(): jetpost.ConsumerRefresh, n.JobsStream(): jetpost.ConsumerIntakeAny, n.EventsStream(): jetpost.ConsumerShelf,
+	} {
+		for _, verb := range []string{"PAUSE", "UNPIN", "RESET", "LEADER.STEPDOWN", "PEER.REMOVE", "PEER.EVACUATE"} {
+			targets = append(targets, "$JS.API.CONSUMER."+verb+"."+stream+"."+consumer)
+		}
 	}
 	for _, stream := range []string{
 		n.JobsStream(), n.LanesStream(), n.ScheduleStream(), n.RefreshStream(), n.FailedStream(), n.EventsStream(), "KV_" + n.LimitsBucket(), "OBJ_" + n.MediaBucket(),
 	} {
-		for _, verb := range []string{"DELETE", "PURGE", "UPDATE", "MSG.DELETE", "SNAPSHOT", "LEADER.STEPDOWN", "PEER.REMOVE"} {
+		for _, verb := range []string{
+			"CREATE", "DELETE", "PURGE", "UPDATE", "MSG.DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN", "PEER.REMOVE", "PEER.EVACUATE", "CANCEL_MOVE",
+		} {
 			if verb == "PURGE" && stream == "OBJ_"+n.MediaBucket() {
 				continue // of which producers are masters
 			}
 			targets = append(targets, "$JS.API.STREAM."+verb+"."+stream, n.ShelfAPI()+".STREAM."+verb+"."+stream)
 		}
-		targets = append(targets, "$JS.API.CONSUMER.CREATE."+stream+".stranger", "$JS.API.CONSUMER.DURABLE.CREATE."+stream+".stranger",
+		targets = append(targets, "$JS.API.CONSUMER.CREATE."+stream, "$JS.API.CONSUMER.CREATE."+stream+".stranger", "$JS.API.CONSUMER.DURABLE.CREATE."+stream+".stranger",
 			"$JS.ACK."+stream+".lanes.1.1.1.1.0")
 		for _, consumer := range []string{jetpost.ConsumerLanes, jetpost.ConsumerRefresh, jetpost.ConsumerIntakeAny, jetpost.ConsumerShelf} {
 			targets = append(targets, "$JS.API.CONSUMER.DELETE."+stream+"."+consumer, "$JS.API.CONSUMER.MSG.NEXT."+stream+"."+consumer)
 		}
 	}
+	slices.Sort(targets)
+	targets = slices.Compact(targets)
 	// The mirror's consumers are the producers' own.
 	return slices.DeleteFunc(targets, func(target string) bool {
 		return strings.HasPrefix(target, "$JS.API.CONSUMER.CREATE."+n.EventsStream()) || strings.HasPrefix(target, "$JS.API.CONSUMER.DURABLE.CREATE."+n.EventsStream())
@@ -247,11 +262,10 @@ func TestProbes(t *testing.T) {
 		prefix  string
 		login   []nats.Option
 	}
-	runs := []installation{{"one server", 1, "", nil}}
-	if os.Getenv("JETPOST_TEST_FULL") != "" {
-		login := []nats.Option{nats.UserInfo(producerUser, testPassword)}
-		runs = append(runs,
-			installation{"one server, with a login", 1, "", login}, installation{"three servers, with a prefix", 3, "acme", login})
+	login := []nats.Option{nats.UserInfo(producerUser, testPassword)}
+	runs := []installation{{"one server", 1, "", nil}, {"three servers, with a prefix", 3, "acme", login}}
+	if fullTest() {
+		runs = append(runs, installation{"one server, with a login", 1, "", login}, installation{"three servers", 3, "", nil})
 	}
 	for _, run := range runs {
 		t.Run(run.name, func(t *testing.T) {
@@ -267,6 +281,8 @@ func TestProbes(t *testing.T) {
 		})
 	}
 }
+
+func fullTest() bool { return os.Getenv("JETPOST_TEST_FULL") != "" }
 
 func probe(t *testing.T, servers []*server.Server, worker *Connection, login []nats.Option) {
 	t.Helper()
@@ -319,8 +335,8 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 	before, _, _ := settled(t, servers, n)
 	var jobs uint64
 	targets := probeTargets(n)
-	if len(servers) > 1 { // where each consumer is a Raft group of its own
-		const stride = 8
+	if len(servers) > 1 && !fullTest() { // where each consumer is a Raft group of its own
+		const stride = 16
 		kept := targets[:0]
 		for i := 0; i < len(targets); i += stride {
 			kept = append(kept, targets[i])
