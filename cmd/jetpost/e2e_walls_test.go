@@ -363,7 +363,7 @@ func (o *ownNATS) commands(login settings) {
 		{"publish", "acme", "Later", "--id", "later", "--at", "+1h"},
 		{"refresh", "acme", "--force", "--wait"},
 		{"pause", "acme"}, {"resume", "acme"}, {"pause", "--app"}, {"resume", "--app"},
-		{"limits"}, {"forecast"}, {"workers"}, {"status"},
+		{"limits"}, {"forecast"}, {"workers"}, {"status"}, {"doctor", "--lifeboat", o.t.TempDir()},
 	} {
 		o.want(false, out, args...)
 		o.want(true, in, args...)
