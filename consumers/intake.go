@@ -196,10 +196,8 @@ func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery
 		if err == nil || dependency(err) {
 			return err
 		}
-		if h.Answers != nil {
-			if away := h.Answers(ctx); away != nil {
-				return away
-			}
+		if away := h.answers(ctx); away != nil {
+			return away
 		}
 		failures, countErr := h.Ledger.JobFailed(ctx, store.JobFailure{Sequence: d.Sequence, Stored: d.Stored, Error: err.Error()})
 		if countErr != nil {
@@ -213,6 +211,16 @@ func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery
 			return ctx.Err()
 		}
 	}
+}
+
+// answers asks everything for a sign of life, and waits no longer for it than a Pulse.
+func (h *IntakeHandler) answers(ctx context.Context) error {
+	if h.Answers == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeWithin)
+	defer cancel()
+	return h.Answers(ctx)
 }
 
 // setAside refuses a job that no worker can handle, with what it failed by.

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -325,6 +326,8 @@ func TestIntakeSetsAside(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			h := b.intake()
+			nc, _ := natstest.Connect(t, b.server)
+			h.Answers = nc.FlushWithContext // as a worker asks, which refuses to wait for ever
 			b.brokenObject(t, "broken")
 			why, post := "media object", `{"media":[{"object":"broken"}]}`
 			switch how {
