@@ -20,6 +20,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -384,4 +385,37 @@ func TestDemoInterrupted(t *testing.T) {
 	if text := demo.output(); len(left) > 0 || !strings.HasSuffix(text, "\njetpost: interrupted\n") || strings.Contains(text, `"level"`) {
 		t.Errorf("%d directories are left; the demo printed\n%s", len(left), text)
 	}
+}
+
+// What status says to do where a stream is missing can be done beside 'up', and leaves
+// everything else as 'up' was told to have it.
+func TestSetupBesideUp(t *testing.T) {
+	t.Parallel()
+	data, env := t.TempDir(), environment(t, nil)
+	up := start(t, "up", env, "jetpost", append(up("--data", data).args, "--refresh-cron", never, "--jobs-mib", "8", "--log-format", "json")...)
+	up.until("worker.started")
+	cfg, _, err := app.Config{}.Running(data)
+	must(t, err)
+	conn, err := cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
+	must(t, err)
+	t.Cleanup(conn.Close)
+	must(t, conn.JS.DeleteStream(t.Context(), conn.Names.LanesStream()))
+	code, stdout, stderr := runCommand(t, env, "jetpost", "status", "--data", data)
+	if code != exitFailed || !strings.Contains(stdout, "do: run: jetpost setup\n") {
+		t.Errorf("status: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	code, stdout, stderr = runCommand(t, env, "jetpost", "setup", "--data", data)
+	if code != exitOK || !strings.Contains(stdout, "created    stream JETPOST_LANES\n") || strings.Contains(stdout, "updated") {
+		t.Fatalf("setup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	eventually(t, "status to be well", func() bool {
+		code, _, _ := runCommand(t, env, "jetpost", "status", "--data", data)
+		return code == exitOK
+	})
+	cron, _, err := publishers.ReadCron(t.Context(), conn.JS, conn.Names)
+	must(t, err)
+	if cron == nil || cron.Cron != never {
+		t.Errorf("the refresh schedule is %+v, want %s", cron, never)
+	}
+	stop(up)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -61,7 +62,8 @@ type change struct {
 	Action string `json:"action"` // created, updated or unchanged
 }
 
-// Run makes or updates everything, and says what it did.
+// Run makes or updates everything, and says what it did. Where no NATS is named it is for
+// the 'jetpost up' of this machine, which knows what it was told.
 func (c *setupCmd) Run(e *env) error {
 	cfg, err := e.config()
 	if err != nil {
@@ -70,8 +72,13 @@ func (c *setupCmd) Run(e *env) error {
 	if c.Replicas < 1 {
 		return mistakes("cannot set up", fmt.Sprintf("--replicas: %d, want 1 at least", c.Replicas))
 	}
-	cfg.Refresh.Cron, cfg.NATS.Replicas = c.RefreshCron, c.Replicas
-	cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.JobsMiB, c.MediaMiB
+	if cfg.NATS.URL == "" {
+		if cfg, err = e.clientConfig(); err != nil {
+			return err
+		}
+	}
+	cfg.Refresh.Cron, cfg.NATS.Replicas = cmp.Or(cfg.Refresh.Cron, c.RefreshCron), c.Replicas
+	cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = cmp.Or(cfg.NATS.JobsMiB, c.JobsMiB), cmp.Or(cfg.NATS.MediaMiB, c.MediaMiB)
 	report, err := cfg.Setup(e.ctx, e.log)
 	if err != nil {
 		return err

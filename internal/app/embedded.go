@@ -177,6 +177,10 @@ type connection struct {
 	Database string `json:"database_url"`
 	X        string `json:"x_api_url"`
 	ClientID string `json:"x_client_id"`
+	// What setup makes.
+	RefreshCron string `json:"refresh_cron,omitempty"`
+	JobsMiB     int64  `json:"jobs_mib,omitempty"`
+	MediaMiB    int64  `json:"media_mib,omitempty"`
 	// Enterprise tells of which kind the app is.
 	Enterprise bool `json:"x_enterprise,omitempty"`
 	// The pages for people, where they are served.
@@ -306,7 +310,11 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 		return c, &ConfigError{Mistakes: mistakes}
 	}
 	c.house = dir.installation()
-	c.NATS = NATSConfig{URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix}
+	c.NATS = NATSConfig{
+		URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix,
+		JobsMiB: found.JobsMiB, MediaMiB: found.MediaMiB,
+	}
+	c.Refresh.Cron = found.RefreshCron
 	c.DatabaseURL = secret.New(found.Database)
 	c.X.URL, c.X.ClientID, c.X.NeedsSecret = found.X, found.ClientID, found.Confidential
 	c.Rules.Enterprise = found.Enterprise

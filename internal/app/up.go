@@ -127,6 +127,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 		NATSURL: natsConfig.URL, User: natsConfig.User, Password: natsConfig.Password.Reveal(), Prefix: cfg.NATS.Prefix,
 		Database: h.Config.DatabaseURL.Reveal(), X: h.Config.X.URL, ClientID: h.Config.X.ClientID,
 		Confidential: !h.Config.X.ClientSecret.Empty(), Enterprise: h.Config.Rules.Enterprise,
+		RefreshCron: cfg.Refresh.Cron, JobsMiB: cfg.NATS.JobsMiB, MediaMiB: cfg.NATS.MediaMiB,
 	}
 	if site, ok := h.Site(); ok {
 		running.PublicURL, running.ReturnHosts = site.Public.String(), site.ReturnHosts
