@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,8 +25,15 @@ type fleet struct {
 	*chaos
 	settings []string
 	server   *http.Server
+	// command is what runs: "worker" where it is empty.
+	command string
 	// flags are those of the run's workers, beside name and log format.
 	flags []string
+	// own, where it is set, are settings of one worker, which go before settings.
+	own func(worker int) []string
+	// ends, where it is set, is what the last words of a process hold that ends itself, to
+	// be started again.
+	ends string
 	// table is what is stalled where harm is to come with a stalled database.
 	table string
 	// starting, where it is set, is told of each process that is about to check what
@@ -55,6 +63,8 @@ type life struct {
 	read    int64 // how much of the log is known
 	started bool
 	bad     string // what no log should have
+	ends    string // of the fleet
+	ended   bool   // with those words
 	tokenLog
 	postLog
 }
@@ -128,7 +138,7 @@ const maxVainStarts = 20
 // bury looks why a process that was at work has ended: it should carry on,
 // whatever is away.
 func (f *fleet) bury(ctx context.Context, l *life) {
-	if ctx.Err() == nil && !l.wasKilled() {
+	if ctx.Err() == nil && !l.wasKilled() && !l.hasEnded() {
 		f.findings.add("worker ended", "%s ended with code %d; see %s", l.name, l.cmd.ProcessState.ExitCode(), l.log)
 	}
 }
@@ -150,12 +160,15 @@ func (f *fleet) begin(ctx context.Context, worker int) (*life, error) {
 	defer f.mu.Unlock()
 	name := fmt.Sprintf("worker-%d-%d", worker+1, len(f.lives)+1)
 	env := append(slices.Clone(f.settings), "X_API_URL=http://"+host)
-	args := append([]string{"worker", "--worker-name", name, "--log-format", "json"}, f.flags...)
+	if f.own != nil {
+		env = append(env, f.own(worker)...)
+	}
+	args := append([]string{cmp.Or(f.command, "worker"), "--worker-name", name, "--log-format", "json"}, f.flags...)
 	p, err := launch(f.t, name, filepath.Join(f.logs, name+".log"), env, "jetpost", args...)
 	if err != nil {
 		return nil, err
 	}
-	l := &life{process: p, host: host, calls: make(chan struct{}, 1), tokenLog: newTokenLog()}
+	l := &life{process: p, host: host, calls: make(chan struct{}, 1), ends: f.ends, tokenLog: newTokenLog()}
 	f.lives[host] = l
 	go func() { _ = f.server.Serve(listener) }() // until the run is over
 	if f.starting == nil {
@@ -353,6 +366,13 @@ func (l *life) wasKilled() bool {
 	return slices.ContainsFunc(l.harms, func(h harm) bool { return h.killed })
 }
 
+// hasEnded tells whether the process has ended itself, to be started again.
+func (l *life) hasEnded() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ended
+}
+
 // entry is a line of a worker's log, as far as the run reads it.
 type entry struct {
 	Time    time.Time `json:"time"`
@@ -387,7 +407,9 @@ func (l *life) learn() {
 func (l *life) note(line string) {
 	var e entry
 	if json.Unmarshal([]byte(line), &e) != nil {
-		l.bad = line // a panic, or a hint of a start that failed
+		if l.ended = l.ended || l.ends != "" && strings.Contains(line, l.ends); !l.ended {
+			l.bad = line // a panic, or a hint of a start that failed
+		}
 		return
 	}
 	switch e.Msg {

@@ -153,6 +153,18 @@ func (c *tokenRun) judge() {
 		return err == nil && !slices.ContainsFunc(rounds, func(r roundRow) bool { return !r.announced })
 	})
 	c.endFleet()
+	seen := c.judgeTokens(ctx)
+	c.judgeRounds(ctx, seen)
+	stuck, err := c.view.names(ctx, c.view.leased)
+	must(c.t, err)
+	for _, name := range stuck {
+		c.findings.add("stuck lease", "%s", name)
+	}
+	c.judgeSight()
+}
+
+// judgeTokens compares the ledger's pairs with X's books, and returns all exchanges.
+func (c *tokenRun) judgeTokens(ctx context.Context) (seen []xsim.Exchange) {
 	journal, err := c.view.journal(ctx)
 	must(c.t, err)
 	c.retries = len(journal)
@@ -160,7 +172,6 @@ func (c *tokenRun) judge() {
 	for _, r := range journal {
 		retries[r.account] = append(retries[r.account], r)
 	}
-	var seen []xsim.Exchange
 	for _, name := range c.people.names {
 		token, err := c.ledger.Token(ctx, name)
 		must(c.t, err)
@@ -172,13 +183,7 @@ func (c *tokenRun) judge() {
 	c.exchanges = len(seen)
 	c.judgeLosses()
 	c.judgeBooks(seen)
-	c.judgeRounds(ctx, seen)
-	stuck, err := c.view.names(ctx, c.view.leased)
-	must(c.t, err)
-	for _, name := range stuck {
-		c.findings.add("stuck lease", "%s", name)
-	}
-	c.judgeSight()
+	return seen
 }
 
 // judgePair wants the ledger to hold the pair that X calls current, or to know that

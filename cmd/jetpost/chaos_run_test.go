@@ -107,17 +107,23 @@ func newChaos(t *testing.T, run string, cfg chaosConfig, where siteConfig) *chao
 		where.database = c.cluster.URL()
 	}
 	where.minute = cmp.Or(where.minute, cfg.claimFor/leaseMinutes)
-	c.site = newSite(t, where)
-	c.sim.Seed = cfg.seed
-	c.view = openView(t, c.cfg.DatabaseURL, cfg.sqlite)
-	if c.logs == "" {
-		c.logs = t.TempDir()
-	}
-	c.fleet = c.newFleet()
+	c.open(newSite(t, where))
 	if c.cluster != nil {
 		must(t, c.view.vacuumByItself(t.Context()))
 	}
 	return c
+}
+
+// open takes an installation, whose workers are the fleet's.
+func (c *chaos) open(s *site) {
+	s.t.Helper()
+	c.site = s
+	c.sim.Seed = c.seed
+	c.view = openView(c.t, c.cfg.DatabaseURL, c.sqlite)
+	if c.logs == "" {
+		c.logs = c.t.TempDir()
+	}
+	c.fleet = c.newFleet()
 }
 
 // chance is the source of one actor's decisions, so that actors at once do not
@@ -318,13 +324,14 @@ func (v *ledgerView) vacuumByItself(ctx context.Context) error {
 
 // brokenGuards are, by run and guard, the statements that have the database itself
 // undo what a guard writes, so that the program needs no place for it.
-var brokenGuards = map[string]map[string][]string{runTokens: brokenTokenGuards, runPublish: brokenPublishGuards}
+var brokenGuards = map[string]map[string][]string{runTokens: brokenTokenGuards, runPublish: brokenPublishGuards, runStandstill: brokenStandGuards}
 
 // The runs.
 const (
-	runTokens  = "tokens"
-	runPublish = "publish"
-	runLimits  = "limits"
+	runTokens     = "tokens"
+	runPublish    = "publish"
+	runLimits     = "limits"
+	runStandstill = "standstill"
 )
 
 func (c *chaos) breakGuard(ctx context.Context) error {

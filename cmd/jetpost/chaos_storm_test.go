@@ -171,7 +171,7 @@ func (c *tokenRun) badDay(random *rand.Rand) []xsim.Fault {
 type people struct {
 	*tokenRun
 	names    []string
-	importer app.Importer
+	importer func() *app.Importer
 	connects errgroup.Group
 
 	mu        sync.Mutex
@@ -198,15 +198,14 @@ const (
 	eagerFrozenOneIn = 3
 )
 
-func (c *tokenRun) newPeople() *people {
+func (c *tokenRun) newPeople(names []string) *people {
 	p := &people{
-		tokenRun: c, importer: app.Importer{Ledger: c.ledger, NATS: c.conn, XURL: c.cfg.X.URL},
+		tokenRun: c, names: names,
+		importer:  func() *app.Importer { return &app.Importer{Ledger: c.ledger, NATS: c.conn, XURL: c.cfg.X.URL} },
 		customers: map[string]*customer{}, doubts: map[tokenAt]bool{},
 	}
 	p.connects.SetLimit(maxConnects)
-	for i := range c.tokens {
-		name := fmt.Sprintf("acct%05d", i)
-		p.names = append(p.names, name)
+	for _, name := range names {
 		p.customers[name] = &customer{consents: 1, base: map[int]int64{1: 1}}
 	}
 	return p
@@ -347,7 +346,7 @@ func (p *people) connect(ctx context.Context, name string) error {
 	line := app.ImportLine{Name: name, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken, ExpiresAt: time.Now().Add(p.life)}
 	for {
 		// The claim of a worker, or a database that is away, is over soon.
-		_, err = p.importer.Import(ctx, line)
+		_, err = p.importer().Import(ctx, line)
 		if err == nil || ctx.Err() != nil {
 			break
 		}

@@ -115,7 +115,11 @@ func newTokenRun(t *testing.T, cfg chaosConfig, plan tokenPlan) *tokenRun {
 	c.fleet.table = tokenTable
 	c.fleet.starting = (&ackWaits{chaos: c.chaos}).starting
 	c.fleet.onAnswer = func(w http.ResponseWriter) http.ResponseWriter { return &withRetryAfter{w} }
-	c.people = c.newPeople()
+	names := make([]string, c.tokens)
+	for i := range names {
+		names[i] = fmt.Sprintf("acct%05d", i)
+	}
+	c.people = c.newPeople(names)
 	must(t, c.importAll())
 	must(t, c.breakGuard(t.Context()))
 	return c

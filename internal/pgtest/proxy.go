@@ -4,6 +4,7 @@ package pgtest
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/url"
 	"strings"
@@ -19,7 +20,8 @@ import (
 type Proxy struct {
 	t        testing.TB
 	listener net.Listener
-	target   string // URL behind it
+	target   string // URL behind it, of a database
+	dial     func(context.Context) (net.Conn, error)
 
 	mu      sync.Mutex
 	healed  chan struct{} // closed while bytes pass
@@ -35,8 +37,28 @@ type Proxy struct {
 // NewProxy stands before the server of a database.
 func NewProxy(t testing.TB, database string) *Proxy {
 	t.Helper()
+	return newProxy(t, &Proxy{target: database, dial: func(ctx context.Context) (net.Conn, error) {
+		config, err := pgconn.ParseConfig(database)
+		if err != nil {
+			return nil, err
+		}
+		network, address := pgconn.NetworkAddress(config.Host, config.Port)
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}})
+}
+
+// NewProxyTo stands before whatever listens at a TCP address.
+func NewProxyTo(t testing.TB, address string) *Proxy {
+	t.Helper()
+	return newProxy(t, &Proxy{dial: func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	}})
+}
+
+func newProxy(t testing.TB, p *Proxy) *Proxy {
+	t.Helper()
 	listener := listen(t)
-	p := &Proxy{t: t, listener: listener, target: database, healed: make(chan struct{}), conns: map[net.Conn]bool{}}
+	p.t, p.listener, p.healed, p.conns = t, listener, make(chan struct{}), map[net.Conn]bool{}
 	close(p.healed)
 	t.Cleanup(func() {
 		_ = listener.Close()
@@ -47,6 +69,9 @@ func NewProxy(t testing.TB, database string) *Proxy {
 	return p
 }
 
+// Address is where the proxy listens.
+func (p *Proxy) Address() string { return p.listener.Addr().String() }
+
 // URL is that of the same database, behind the proxy.
 func (p *Proxy) URL() string {
 	u, err := url.Parse(p.target)
@@ -56,7 +81,7 @@ func (p *Proxy) URL() string {
 	query := u.Query()
 	query.Del("host")
 	query.Set("sslmode", "disable")
-	u.Host, u.RawQuery = p.listener.Addr().String(), query.Encode()
+	u.Host, u.RawQuery = p.Address(), query.Encode()
 	return u.String()
 }
 
@@ -126,12 +151,7 @@ func (p *Proxy) serve() {
 // join connects a client to the server.
 func (p *Proxy) join(client net.Conn) {
 	p.pass(0)
-	config, err := pgconn.ParseConfig(p.target)
-	var server net.Conn
-	if err == nil {
-		network, address := pgconn.NetworkAddress(config.Host, config.Port)
-		server, err = (&net.Dialer{}).DialContext(p.t.Context(), network, address)
-	}
+	server, err := p.dial(p.t.Context())
 	p.mu.Lock()
 	refuses := p.refuses || err != nil
 	if !refuses {
