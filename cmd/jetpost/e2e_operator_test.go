@@ -91,6 +91,9 @@ func TestOperatorErrors(t *testing.T) {
 			{"port of the simulator in use", attempt{args: []string{"sim", "--listen", holdPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
 			{"real X made faster", attempt{args: worker, settings: map[string]string{"X_API_URL": "", app.SimMinuteVariable: "1s"}}, exitUsage, []string{app.SimMinuteVariable + ": is for a simulated X"}},
 			{"X made faster that is not simulated", attempt{args: worker, settings: map[string]string{"X_API_URL": notFound.URL, app.SimMinuteVariable: "1s"}}, exitFailed, []string{"404 Not Found", "no simulated X", app.SimMinuteVariable}},
+			{"simulator's data directory in use", s.simTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
+			{"simulator's journal broken", attempt{args: []string{"sim", "--data", brokenSim(t)}}, exitFailed, []string{"x.jsonl: line 2: invalid character 'o'", "remove it"}},
+			{"simulator on real accounts", attempt{args: []string{"sim", "--data", realData(t)}}, exitFailed, []string{"holds real accounts", "--data"}},
 			{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
 		} {
 			t.Run(test.name, func(t *testing.T) {
@@ -161,6 +164,31 @@ func (s *site) upTwice(t *testing.T) attempt {
 	first := start(t, "up", s.settingsBut(t, a.settings), "jetpost", a.args...)
 	first.until("worker.started")
 	return a
+}
+
+// simTwice runs a simulator on a directory for the attempt to run another there.
+func (s *site) simTwice(t *testing.T) attempt {
+	t.Helper()
+	data := t.TempDir()
+	startSim(t, "--data", data)
+	return attempt{args: []string{"sim", "--listen", "127.0.0.1:0", "--data", data}}
+}
+
+// brokenSim is a directory whose simulated X was written to by somebody.
+func brokenSim(t *testing.T) string {
+	t.Helper()
+	data := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(data, "simulated"), nil, 0o600))
+	must(t, os.WriteFile(filepath.Join(data, "x.jsonl"), []byte(`{"format":1}`+"\nother\n"), 0o600))
+	return data
+}
+
+// realData is a directory of accounts that X knows.
+func realData(t *testing.T) string {
+	t.Helper()
+	data := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(data, "jetpost.db"), nil, 0o600))
+	return data
 }
 
 // wrongPassword has a PostgreSQL ask for one.

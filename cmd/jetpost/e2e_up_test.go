@@ -357,12 +357,18 @@ func TestUpSimulatedByDefault(t *testing.T) {
 	if code, stdout, _ := runCommand(t, env, "jetpost", "status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
 		t.Errorf("status: exit code %d\n%s", code, stdout)
 	}
-	// The new simulated X gives tokens of its own, not those of the one before,
-	// which a refresh has spent.
 	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello again", "--wait"); code != exitOK {
 		t.Errorf("publish to what came back: exit code %d\n%s", code, stderr)
 	}
 	stop(second)
+	// A new simulated X gives tokens of its own, not those of the one before, which a
+	// refresh has spent.
+	must(t, os.Remove(filepath.Join(home, "jetpost-sim", "x.jsonl")))
+	third := begin("third")
+	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello, new X", "--wait"); code != exitOK {
+		t.Errorf("publish to an X that has forgotten: exit code %d\n%s", code, stderr)
+	}
+	stop(third)
 }
 
 func exists(path string) bool {

@@ -100,8 +100,8 @@ func (c *upCmd) Run(e *env) error {
 		},
 	}
 	if c.Sim {
-		// Each start gives tokens of its own: those of the last one may be spent, and
-		// an import would know them again.
+		// Where its memory was removed, its tokens must be none of those before: they may
+		// be spent, and an import would know them again.
 		house.Sim = &xsim.Server{Seed: rand.Uint64()}
 		house.SimListen, house.SimAccounts = c.SimListen, []string{"alice", "bob"}
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 const (
@@ -46,6 +47,8 @@ const (
 	connectionFile = "connection.json"
 	// simulatedFile marks a directory whose accounts are of a simulated X.
 	simulatedFile = "simulated"
+	// journalFile is what a simulated X keeps of what it knows.
+	journalFile = "x.jsonl"
 )
 
 // DataDir is the directory of an installation on one machine. While it is
@@ -99,6 +102,16 @@ func (d *DataDir) Settle(simulated bool) error {
 		}
 	}
 	return nil
+}
+
+// KeepSim has a simulated X go on from what the directory has of it, and keep there what
+// comes.
+func (d *DataDir) KeepSim(sim *xsim.Server) error {
+	err := sim.Keep(filepath.Join(d.Path, journalFile))
+	if errors.As(err, new(*xsim.JournalError)) {
+		return &HintError{Err: err, Help: "put the file back from a copy, or remove it: the simulated X is empty then"}
+	}
+	return err
 }
 
 // has tells whether something of that name may be there: only what is surely

@@ -52,7 +52,7 @@ type House struct {
 	worker *Worker
 	web    *Web
 	// stopSim ends the simulated X, after everything that calls it.
-	stopSim context.CancelFunc
+	stopSim func()
 }
 
 // Up opens a house. Whatever is wrong is an error here, and nothing stays
@@ -162,13 +162,23 @@ func (h *House) startSim(ctx context.Context, cfg HouseConfig) error {
 	if err != nil {
 		return err
 	}
+	if err := h.dir.KeepSim(cfg.Sim); err != nil {
+		_ = listener.Close() // nobody has called yet
+		return err
+	}
 	simCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	h.stopSim = stop
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		if err := Serve(simCtx, listener, cfg.Sim); err != nil {
 			h.log.Error("sim.failed", "error", err)
 		}
 	}()
+	h.stopSim = func() {
+		stop()
+		<-ended
+		_ = cfg.Sim.Close() // each answer was kept before it was given
+	}
 	h.SimURL = "http://" + reachable(listener.Addr())
 	h.Config.X = XConfig{URL: h.SimURL, ClientID: simClientID, Minute: h.Config.X.Minute}
 	return nil
@@ -183,8 +193,8 @@ func reachable(addr net.Addr) string {
 	return net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp.Port))
 }
 
-// peopleSim makes the simulator know the accounts of the ledger, which outlive
-// its memory, and in a new ledger the accounts that were asked for.
+// peopleSim makes the simulator know the accounts of a ledger whose X was forgotten, and
+// in a new ledger the accounts that were asked for.
 func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 	ledger, err := h.Config.OpenStore(ctx)
 	if err != nil {
@@ -200,8 +210,10 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 	disconnected := map[string]bool{}
 	for _, a := range known {
 		disconnected[a.Name] = a.Disconnected()
-		wanted = append(wanted, xsim.NewAccount{Handle: a.Username, ID: a.XUserID})
 		names[a.Username] = a.Name
+		if _, remembered := cfg.Sim.CurrentToken(a.XUserID); !remembered {
+			wanted = append(wanted, xsim.NewAccount{Handle: a.Username, ID: a.XUserID})
+		}
 	}
 	if len(known) == 0 {
 		for _, name := range cfg.SimAccounts {

@@ -31,7 +31,7 @@ type AccountChange struct {
 // mistake; then nothing has changed.
 func (s *Server) ChangeAccount(user string, change AccountChange) (Account, error) {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	a := w.user(user)
 	if a == nil {
 		return Account{}, fmt.Errorf("no such user: %q", user)
@@ -60,6 +60,7 @@ func (s *Server) ChangeAccount(user string, change AccountChange) (Account, erro
 	if change.Scope != nil {
 		a.grant.scope = *change.Scope
 	}
+	w.touch(a, a.grant)
 	return a.Account, nil
 }
 

@@ -82,7 +82,7 @@ type books struct {
 	counts     map[string]map[string]int
 }
 
-func (b *books) record(c *call, a answer) {
+func (w *world) record(c *call, a answer) {
 	call := Call{
 		Endpoint: c.endpoint, Method: c.r.Method, Path: c.r.URL.Path, Account: c.accountID(),
 		Status: a.status, Effect: c.effect, Fault: c.plan.kind(), At: c.arrived,
@@ -91,6 +91,11 @@ func (b *books) record(c *call, a answer) {
 	if call.Fault == FaultLostAnswer {
 		call.Status = 0
 	}
+	w.books.add(call)
+	w.touch(&call)
+}
+
+func (b *books) add(call Call) {
 	b.calls.add(call, maxRecords)
 	if b.counts == nil {
 		b.counts = map[string]map[string]int{}
@@ -103,7 +108,9 @@ func (b *books) record(c *call, a answer) {
 
 // violate books a broken promise. The caller holds the lock.
 func (s *Server) violate(c *call, kind, detail string) {
-	s.w.books.violations.add(Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived}, maxRecords)
+	violation := Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived}
+	s.w.books.violations.add(violation, maxRecords)
+	s.w.touch(&violation)
 	if s.Logger != nil {
 		s.Logger.Warn("xsim.violation", "kind", kind, "account", c.accountID(), "detail", detail)
 	}
@@ -115,21 +122,23 @@ func (s *Server) lenient(c *call, what string) bool {
 	if s.Strict {
 		return false
 	}
-	s.w.books.leniencies.add(Leniency{Endpoint: c.endpoint, Account: c.accountID(), What: what, At: c.arrived}, maxRecords)
+	leniency := Leniency{Endpoint: c.endpoint, Account: c.accountID(), What: what, At: c.arrived}
+	s.w.books.leniencies.add(leniency, maxRecords)
+	s.w.touch(&leniency)
 	return true
 }
 
 // Leniencies returns the last 10,000, oldest first.
 func (s *Server) Leniencies() []Leniency {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return w.books.leniencies.list()
 }
 
 // Calls returns the last 10,000 calls, oldest first.
 func (s *Server) Calls() []Call {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return w.books.calls.list()
 }
 
@@ -137,7 +146,7 @@ func (s *Server) Calls() []Call {
 // calls that got no answer.
 func (s *Server) Counts() map[string]map[string]int {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	counts := make(map[string]map[string]int, len(w.books.counts))
 	for endpoint, byStatus := range w.books.counts {
 		counts[endpoint] = maps.Clone(byStatus)
@@ -148,7 +157,7 @@ func (s *Server) Counts() map[string]map[string]int {
 // Violations returns the last 10,000 violations, oldest first.
 func (s *Server) Violations() []Violation {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return w.books.violations.list()
 }
 

@@ -43,7 +43,7 @@ type Consent struct {
 // SetConsent says what visitors of the authorize page do from now on.
 func (s *Server) SetConsent(consent Consent) error {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if consent.User != "" && w.user(consent.User) == nil {
 		return fmt.Errorf("no such user: %q", consent.User)
 	}
@@ -51,13 +51,14 @@ func (s *Server) SetConsent(consent Consent) error {
 		return fmt.Errorf("unknown scopes: %s", strings.Join(unknown, " "))
 	}
 	w.consent = consent
+	w.touch(&w.consent)
 	return nil
 }
 
 // ConsentInForce returns what visitors of the authorize page do.
 func (s *Server) ConsentInForce() Consent {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return w.consent
 }
 
@@ -68,6 +69,7 @@ func unknownScopes(scope string) []string {
 }
 
 type authCode struct {
+	value       string
 	grant       *grant // not in force until the code is exchanged
 	clientID    string
 	redirectURI string
@@ -114,9 +116,11 @@ func (s *Server) giveCode(c *call, a *account, q url.Values, granted string) str
 		g.scope = strings.Join(slices.DeleteFunc(asked, func(s string) bool { return !slices.Contains(part, s) }), " ")
 	}
 	code := s.secret("code", g)
-	s.w.codes[code] = &authCode{
-		grant: g, clientID: q.Get("client_id"), redirectURI: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), expires: c.now.Add(codeTTL),
+	given := &authCode{
+		value: code, grant: g, clientID: q.Get("client_id"), redirectURI: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), expires: c.now.Add(codeTTL),
 	}
+	s.w.codes[code] = given
+	s.w.touch(given)
 	c.account, c.effect = a, true
 	return code
 }
@@ -190,6 +194,7 @@ func (s *Server) exchangeCode(c *call, form url.Values) answer {
 	good := code != nil && !code.used && c.now.Before(code.expires) && clientOf(c, form) == code.clientID
 	if code != nil {
 		code.used = true // by the first who presents it, and be it for nothing
+		s.w.touch(code)
 	}
 	sum := sha256.Sum256([]byte(form.Get("code_verifier")))
 	switch {

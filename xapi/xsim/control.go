@@ -12,6 +12,9 @@ import (
 // control serves the control API; package doc lists it. It meets no faults.
 func (s *Server) control(r *http.Request, body []byte) answer {
 	a := s.controlAnswer(r, body)
+	if err := s.journalError(); err != nil {
+		a = controlError(http.StatusInternalServerError, err)
+	}
 	a.header = http.Header{"Content-Type": {a.contentType}}
 	return a
 }
@@ -146,13 +149,21 @@ func controlError(status int, err error) answer {
 }
 
 func decodeStrict(body []byte, into any) error {
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
+	if err := strictly(body, into); err != nil {
 		return fmt.Errorf("decode body: %w", err)
 	}
+	return nil
+}
+
+// strictly decodes one JSON value without a member that nobody knows.
+func strictly(data []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("decode body: more than one JSON value")
+		return errors.New("more than one JSON value")
 	}
 	return nil
 }

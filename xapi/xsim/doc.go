@@ -1,8 +1,8 @@
 // Package xsim is a stand-in for X: the part of its API v2 that a publisher
 // uses, served from memory. It exists for tests, demos and benchmarks, and its
 // one duty is to be at least as unforgiving as X. It never talks to the network
-// by itself, keeps nothing on disk, and shares no code with any client, so that
-// one wrong belief about X cannot hide in both.
+// by itself, keeps nothing on disk unless asked to ([Server.Keep]), and shares no code
+// with any client, so that one wrong belief about X cannot hide in both.
 //
 // The zero value of [Server] is ready. Serve it as an [http.Handler] behind a
 // listener, or hand it to an [http.Client] as its Transport: RoundTrip needs no

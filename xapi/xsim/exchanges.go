@@ -30,13 +30,19 @@ type Exchange struct {
 	Answered bool `json:"answered"`
 }
 
+// presentation is an exchange by its number among the account's, from 1.
+type presentation struct {
+	Exchange
+	number int
+}
+
 // Exchanges returns the last 1,000 presentations of the user's refresh tokens and
 // codes, oldest first; nil if there is no such user. With "" it returns those of all
 // users, one user after the other. What names no token that was ever given out is in
 // [Server.Calls] alone.
 func (s *Server) Exchanges(user string) []Exchange {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if user == "" {
 		list := []Exchange{}
 		for _, a := range w.order {
@@ -54,7 +60,7 @@ func (s *Server) Exchanges(user string) []Exchange {
 // the one after so many rotations.
 func (s *Server) Locate(refreshToken string) (family, rotation int, ok bool) {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	t := w.refresh[refreshToken]
 	if t == nil {
 		return 0, 0, false
@@ -67,7 +73,7 @@ func (s *Server) Locate(refreshToken string) (family, rotation int, ok bool) {
 // secrets; no control call returns it.
 func (s *Server) IssuedTokens() []string {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	list := make([]string, 0, len(w.access)+len(w.refresh)+len(w.codes))
 	list = slices.AppendSeq(list, maps.Keys(w.access))
 	list = slices.AppendSeq(list, maps.Keys(w.refresh))
@@ -79,7 +85,7 @@ func (s *Server) IssuedTokens() []string {
 func (a *account) presented() []Exchange {
 	list := make([]Exchange, 0, len(a.exchanges.entries))
 	for _, e := range a.exchanges.list() {
-		list = append(list, *e)
+		list = append(list, e.Exchange)
 	}
 	return list
 }
@@ -91,7 +97,7 @@ func (w *world) present(c *call) {
 	}
 	form := c.form()
 	// The request's own string would keep its whole header in memory.
-	e := &Exchange{At: c.arrived, Host: unique.Make(c.r.Host).Value(), Fault: c.plan.kind(), Open: true}
+	e := &presentation{Exchange: Exchange{At: c.arrived, Host: unique.Make(c.r.Host).Value(), Fault: c.plan.kind(), Open: true}}
 	if e.Fault == "" && c.plan.before+c.plan.after > 0 {
 		e.Fault = FaultLatency
 	}
@@ -106,11 +112,13 @@ func (w *world) present(c *call) {
 	}
 	e.Account, e.Family = g.account.ID, g.family
 	c.exchange = e
+	g.account.presentations++
+	e.number = g.account.presentations
 	g.account.exchanges.add(e, maxExchanges)
 }
 
 // decided notes what X made of the exchange, and left whether its client knows.
-func (e *Exchange) decided(c *call, a answer) {
+func (e *presentation) decided(c *call, a answer) {
 	if e == nil {
 		return
 	}
@@ -118,10 +126,12 @@ func (e *Exchange) decided(c *call, a answer) {
 	if e.Fault == FaultLostAnswer {
 		e.Status = 0
 	}
+	c.touch(e)
 }
 
-func (e *Exchange) left(answered bool) {
+func (e *presentation) left(c *call, answered bool) {
 	if e != nil {
 		e.Open, e.Answered = false, answered
+		c.touch(e)
 	}
 }

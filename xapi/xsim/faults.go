@@ -133,15 +133,16 @@ func (s *Server) SetFaults(faults []Fault) error {
 		return err
 	}
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	w.faults = faults
+	w.touch(&w.faults)
 	return nil
 }
 
 // Faults returns the faults with what they have seen and done.
 func (s *Server) Faults() []Fault {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return slices.Clone(w.faults)
 }
 
@@ -281,6 +282,7 @@ func (w *world) plan(c *call, rnd *rand.Rand) plan {
 			continue
 		}
 		f.Seen++
+		w.touch(&w.faults)
 		if f.Seen <= f.Skip || f.Times > 0 && f.Fired >= f.Times || f.Probability > 0 && rnd.Float64() >= f.Probability {
 			continue
 		}

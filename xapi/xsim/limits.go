@@ -83,16 +83,17 @@ func (s *Server) SetLimits(limits []Limit) error {
 		return err
 	}
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	w.limits = overlay(DefaultLimits(), limits)
 	w.windows = map[windowKey]*window{}
+	w.touch(&w.limits)
 	return nil
 }
 
 // LimitsInForce returns the defaults as changed by the field or SetLimits.
 func (s *Server) LimitsInForce() []Limit {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return slices.Clone(w.limits)
 }
 
@@ -115,6 +116,7 @@ type windowKey struct {
 // window counts the calls since the first one.
 type window struct {
 	limit Limit
+	key   windowKey
 	used  int
 	end   time.Time
 	told  time.Time // when an answer first said that nothing is left; zero if none has
@@ -171,6 +173,7 @@ func (s *Server) admit(c *call) bool {
 	if open {
 		for _, win := range c.windows {
 			win.used++
+			s.w.touch(win)
 		}
 	}
 	return open
@@ -193,8 +196,9 @@ func (w *world) windowsOf(c *call) []*window {
 			if whole := end.Truncate(time.Second); whole.Before(end) {
 				end = whole.Add(time.Second)
 			}
-			win = &window{limit: l, end: end}
+			win = &window{limit: l, key: key, end: end}
 			w.windows[key] = win
+			w.touch(win)
 		}
 		found = append(found, win)
 	}

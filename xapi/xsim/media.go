@@ -65,7 +65,7 @@ type medium struct {
 // handle, or by all for "".
 func (s *Server) Media(user string) []Media {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	a, now := w.user(user), s.now()
 	list := []Media{}
 	for _, m := range w.mediaList {
@@ -82,7 +82,7 @@ func (s *Server) Media(user string) []Media {
 // It returns false for an unknown user.
 func (s *Server) ExpireMedia(user string) bool {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	a, now := w.user(user), s.now()
 	if a == nil {
 		return false
@@ -90,6 +90,7 @@ func (s *Server) ExpireMedia(user string) bool {
 	for _, m := range w.mediaList {
 		if m.UserID == a.ID && now.Before(m.ExpiresAt) {
 			m.ExpiresAt = now
+			w.touch(m)
 		}
 	}
 	return true
@@ -143,6 +144,7 @@ func (s *Server) addMedium(c *call, category string, life time.Duration) *medium
 	id := s.nextID()
 	m := &medium{Media: Media{ID: id, MediaKey: key + id, UserID: c.account.ID, Category: category, ExpiresAt: c.now.Add(life)}}
 	s.w.media[id], s.w.mediaList, c.effect = m, append(s.w.mediaList, m), true
+	s.w.touch(m)
 	return m
 }
 
@@ -290,6 +292,7 @@ func (s *Server) describe(c *call) answer {
 	shown := map[string]any{}
 	if alt := req.Metadata.AltText; alt != nil {
 		m.AltText, c.effect = alt.Text, true
+		s.w.touch(m)
 		shown["alt_text"] = map[string]string{"text": alt.Text}
 	}
 	return jsonAnswer(http.StatusOK, map[string]any{"data": map[string]any{"id": m.ID, "associated_metadata": shown}})

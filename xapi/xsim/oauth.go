@@ -89,10 +89,12 @@ type account struct {
 	posts  []*post
 	texts  map[string]time.Time // when each text was last posted, for the duplicate filter
 	places map[[32]byte]*post   // the account's existing posts by place, for the books
-	grant  *grant               // the newest consent
+	grant  *grant               // the one in force
+	grants map[int]*grant       // all consents, by family
 
-	families  int // consents so far
-	exchanges ring[*Exchange]
+	families      int // consents so far
+	presentations int // exchanges so far
+	exchanges     ring[*presentation]
 }
 
 // grant is one consent: a family of pairs of which one is in force.
@@ -109,12 +111,14 @@ type grant struct {
 }
 
 type accessToken struct {
+	value   string
 	grant   *grant
 	expires time.Time
 	revoked bool
 }
 
 type refreshToken struct {
+	value    string
 	grant    *grant
 	rotation int // of its family, 0 for the first
 	expires  time.Time
@@ -130,7 +134,7 @@ func (s *Server) AddAccount(n NewAccount) (Grant, error) {
 		return Grant{}, err
 	}
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if w.access[n.AccessToken] != nil || w.refresh[n.RefreshToken] != nil {
 		return Grant{}, errors.New("the access_token or refresh_token was given out before")
 	}
@@ -143,6 +147,7 @@ func (s *Server) AddAccount(n NewAccount) (Grant, error) {
 			Account: Account{ID: cmp.Or(n.ID, s.nextID()), Handle: n.Handle, CreatedAt: s.now(), SubscriptionType: SubscriptionNone},
 			texts:   map[string]time.Time{},
 			places:  map[[32]byte]*post{},
+			grants:  map[int]*grant{},
 		}
 		w.accounts[a.ID], w.handles[strings.ToLower(n.Handle)] = a, a
 		w.order = append(w.order, a)
@@ -176,7 +181,7 @@ func (n NewAccount) validate() error {
 // Accounts returns all accounts in order of creation.
 func (s *Server) Accounts() []Account {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	list := make([]Account, 0, len(w.order))
 	for _, a := range w.order {
 		list = append(list, a.Account)
@@ -188,7 +193,7 @@ func (s *Server) Accounts() []Account {
 // false if there is no such user.
 func (s *Server) CurrentToken(user string) (Token, bool) {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	a := w.user(user)
 	if a == nil {
 		return Token{}, false
@@ -201,12 +206,13 @@ func (s *Server) CurrentToken(user string) (Token, bool) {
 // false if there is no such user.
 func (s *Server) RevokeConsent(user string) bool {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	a := w.user(user)
 	if a == nil {
 		return false
 	}
 	a.grant.dead = true
+	w.touch(a.grant)
 	return true
 }
 
@@ -225,15 +231,20 @@ func (s *Server) newGrant(a *account, scope string, ttl time.Duration) *grant {
 		ttl = cmp.Or(s.AccessTokenTTL, accessTTLDefault)
 	}
 	a.families++
-	return &grant{account: a, family: a.families, scope: scope, ttl: ttl}
+	g := &grant{account: a, family: a.families, scope: scope, ttl: ttl}
+	a.grants[g.family] = g
+	s.w.touch(a, g)
+	return g
 }
 
 // enforce puts the grant in place of the account's earlier one.
 func (s *Server) enforce(g *grant) {
 	if old := g.account.grant; old != nil {
 		old.dead = true
+		s.w.touch(old)
 	}
 	g.account.grant = g
+	s.w.touch(g.account)
 }
 
 // issue gives the family its next pair; empty values are made up.
@@ -243,7 +254,8 @@ func (s *Server) issue(g *grant, access, refresh string) {
 		access = s.secret("access", g)
 	}
 	g.access, g.expires = access, now.Add(g.ttl)
-	s.w.access[access] = &accessToken{grant: g, expires: g.expires}
+	s.w.access[access] = &accessToken{value: access, grant: g, expires: g.expires}
+	s.w.touch(g, s.w.access[access])
 	if !g.allows([]string{"offline.access"}) {
 		return
 	}
@@ -251,7 +263,8 @@ func (s *Server) issue(g *grant, access, refresh string) {
 		refresh = s.secret("refresh", g)
 	}
 	g.refresh = refresh
-	s.w.refresh[refresh] = &refreshToken{grant: g, rotation: g.refreshes, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
+	s.w.refresh[refresh] = &refreshToken{value: refresh, grant: g, rotation: g.refreshes, expires: now.Add(cmp.Or(s.RefreshTokenTTL, refreshTTLDefault))}
+	s.w.touch(s.w.refresh[refresh])
 }
 
 func (s *Server) secret(kind string, g *grant) string {
@@ -388,6 +401,7 @@ func (s *Server) rotate(c *call, value string) answer {
 		}
 		if !s.KeepFamilyOnReplay {
 			t.grant.dead = true
+			s.w.touch(t.grant)
 		}
 		return c.refuse(invalidToken())
 	}
@@ -395,9 +409,11 @@ func (s *Server) rotate(c *call, value string) answer {
 		return c.refuse(invalidToken())
 	}
 	t.used, t.by, c.effect = true, c, true
-	c.finished = func(delivered bool) { t.answered, t.by = delivered, nil }
+	c.spent = t
+	s.w.touch(t)
 	if old := s.w.access[t.grant.access]; s.RevokeAccessOnRefresh && old != nil {
 		old.revoked = true
+		s.w.touch(old)
 	}
 	t.grant.refreshes++
 	s.issue(t.grant, "", "")
@@ -432,9 +448,11 @@ func (s *Server) revoke(c *call) answer {
 	}
 	if t := s.w.access[value]; t != nil {
 		t.revoked, c.effect = true, true
+		s.w.touch(t)
 	}
 	if t := s.w.refresh[value]; t != nil {
 		t.grant.dead, c.effect = true, true
+		s.w.touch(t.grant)
 	}
 	return jsonAnswer(http.StatusOK, map[string]bool{"revoked": true})
 }

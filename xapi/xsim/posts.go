@@ -39,7 +39,7 @@ type post struct {
 // handle, or of all for "". It is empty for an unknown user.
 func (s *Server) Posts(user string) []Post {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	from := w.postOrder
 	if user != "" {
 		from = nil
@@ -255,9 +255,7 @@ func (p *post) repeatKey() string {
 
 // keep makes the post exist.
 func (s *Server) keep(c *call, p *post) {
-	if first := c.account.places[p.place]; first == nil || first.gone(c.now) {
-		c.account.places[p.place] = p
-	} else if !s.AllowEqualPosts {
+	if first := c.account.places[p.place]; first != nil && !first.gone(c.now) && !s.AllowEqualPosts {
 		s.violate(c, ViolationDoublePost, "the new post equals "+first.ID)
 	}
 	p.ID = s.nextID()
@@ -265,10 +263,20 @@ func (s *Server) keep(c *call, p *post) {
 		p.conversation = p.ID
 	}
 	c.effect = true
-	c.account.texts[p.repeatKey()] = c.now
-	c.account.posts = append(c.account.posts, p)
-	s.w.posts[p.ID] = p
-	s.w.postOrder = append(s.w.postOrder, p)
+	s.w.insert(p)
+	s.w.touch(p)
+}
+
+// insert gives a post its place in the world, be it gone by now.
+func (w *world) insert(p *post) {
+	a := p.author
+	if first := a.places[p.place]; !p.deleted && (first == nil || first.gone(p.CreatedAt)) {
+		a.places[p.place] = p
+	}
+	a.texts[p.repeatKey()] = p.CreatedAt
+	a.posts = append(a.posts, p)
+	w.posts[p.ID] = p
+	w.postOrder = append(w.postOrder, p)
 }
 
 func (s *Server) deletePost(c *call) answer {
@@ -281,6 +289,7 @@ func (s *Server) deletePost(c *call) answer {
 	}
 	if p != nil && !p.gone(c.now) {
 		p.deleted, c.effect = true, true
+		s.w.touch(p)
 		if c.account.places[p.place] == p {
 			delete(c.account.places, p.place)
 		}

@@ -146,6 +146,7 @@ type Server struct {
 	rand    *rand.Rand
 	lastID  int64
 	running sync.WaitGroup
+	journal *journal // nil where nothing outlives the process
 }
 
 // world is everything Reset forgets.
@@ -168,6 +169,8 @@ type world struct {
 	windows map[windowKey]*window
 	faults  []Fault
 	books   books
+
+	unkept *[]any // what was touched since the last line of the journal; nil without one
 }
 
 // lock takes the mutex and makes sure that there is a world.
@@ -178,19 +181,35 @@ func (s *Server) lock() *world {
 		s.lastID = firstID
 	}
 	if s.w == nil {
-		s.w = &world{
-			accounts: map[string]*account{},
-			handles:  map[string]*account{},
-			access:   map[string]*accessToken{},
-			refresh:  map[string]*refreshToken{},
-			codes:    map[string]*authCode{},
-			posts:    map[string]*post{},
-			media:    map[string]*medium{},
-			limits:   overlay(DefaultLimits(), s.Limits),
-			windows:  map[windowKey]*window{},
-		}
+		s.w = s.newWorld()
 	}
 	return s.w
+}
+
+// unlock has what was changed under the lock in the journal before anybody hears of it.
+func (s *Server) unlock() {
+	if s.journal != nil && s.w != nil {
+		s.keepChanges()
+	}
+	s.mu.Unlock()
+}
+
+func (s *Server) newWorld() *world {
+	w := &world{
+		accounts: map[string]*account{},
+		handles:  map[string]*account{},
+		access:   map[string]*accessToken{},
+		refresh:  map[string]*refreshToken{},
+		codes:    map[string]*authCode{},
+		posts:    map[string]*post{},
+		media:    map[string]*medium{},
+		limits:   overlay(DefaultLimits(), s.Limits),
+		windows:  map[windowKey]*window{},
+	}
+	if s.journal != nil {
+		w.unkept = new([]any)
+	}
+	return w
 }
 
 // Reset forgets accounts, posts, media, windows, faults and books. Limits are
@@ -198,8 +217,12 @@ func (s *Server) lock() *world {
 // be mistaken for something new.
 func (s *Server) Reset() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.w = nil
+	if s.journal != nil {
+		s.w = s.newWorld()
+		s.journal.rewrite(s.snapshot())
+	}
 }
 
 // Wait returns when no call is under way. A synctest bubble needs it at its
@@ -220,6 +243,16 @@ func (s *Server) nextID() string {
 	return strconv.FormatInt(s.lastID, 10)
 }
 
+// passID keeps the ids to come above one that was given out.
+func (s *Server) passID(id string) error {
+	n, err := strconv.ParseInt(id, 10, 64)
+	if err != nil {
+		return fmt.Errorf("id %q is no number", id)
+	}
+	s.lastID = max(s.lastID, n)
+	return nil
+}
+
 // call is one request on its way through the server.
 type call struct {
 	r        *http.Request
@@ -229,17 +262,16 @@ type call struct {
 	text     string // the post's text, for faults that look at it
 	arrived  time.Time
 	now      time.Time
+	world    *world // in which it arrived: Reset may come before its end
 	account  *account
 	grant    *grant
 	plan     plan
 	windows  []*window
 	shut     []*window // those of which the answer's headers say that nothing is left
 	effect   bool
-	refused  bool      // the refresh token or code is not accepted
-	exchange *Exchange // the call in the account's books, if it presents a token of X's
-	// finished, if set, runs under the lock at the call's end and learns whether
-	// the client got a readable answer.
-	finished func(delivered bool)
+	refused  bool          // the refresh token or code is not accepted
+	exchange *presentation // the call in the account's books, if it presents a token of X's
+	spent    *refreshToken // the one that the call exchanged
 }
 
 // answer is what the client gets: a response, or, if cut, a dead connection.
@@ -373,6 +405,10 @@ func (s *Server) exchange(r *http.Request, body []byte) answer {
 		a.cut = true
 	}
 	s.leave(c, a)
+	if err := s.journalError(); err != nil {
+		a = internalError(http.StatusInternalServerError, err.Error()) // nobody may rely on what was done
+		a.header = http.Header{"Content-Type": {a.contentType}}
+	}
 	return a
 }
 
@@ -397,8 +433,8 @@ func hang(ctx context.Context, limit time.Duration) {
 func (s *Server) arrive(r *http.Request, body []byte) *call {
 	arrived := s.now() // before the lock, for which it may have to wait
 	w := s.lock()
-	defer s.mu.Unlock()
-	c := &call{r: r, body: body, arrived: arrived}
+	defer s.unlock()
+	c := &call{r: r, body: body, arrived: arrived, world: w}
 	c.endpoint, c.id = route(r.Method, r.URL.Path)
 	if c.endpoint == EndpointCreatePost {
 		c.text = textOf(body)
@@ -412,13 +448,13 @@ func (s *Server) arrive(r *http.Request, body []byte) *call {
 // perform makes the effect and decides the answer.
 func (s *Server) perform(c *call) answer {
 	w := s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	c.now = s.now()
 	s.identify(c) // Latency may have outlived the token.
 	a := s.decide(c)
 	a = c.plan.spoil(c, a)
 	a.header = s.headers(c, a)
-	w.books.record(c, a)
+	w.record(c, a)
 	c.exchange.decided(c, a)
 	if s.Logger != nil {
 		s.Logger.Debug("xsim.call", "endpoint", c.endpoint, "path", c.r.URL.Path, "account", c.accountID(),
@@ -430,17 +466,19 @@ func (s *Server) perform(c *call) answer {
 // leave notes what the client now knows, which is nothing if it never got the answer.
 func (s *Server) leave(c *call, a answer) {
 	s.lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	delivered := !a.cut && c.r.Context().Err() == nil
 	if delivered {
 		now := s.now()
 		for _, win := range c.shut {
 			win.tell(now)
+			c.touch(win)
 		}
 	}
-	c.exchange.left(delivered && !c.plan.hidesAnswer())
-	if c.finished != nil {
-		c.finished(delivered && !c.plan.hidesAnswer())
+	c.exchange.left(c, delivered && !c.plan.hidesAnswer())
+	if c.spent != nil {
+		c.spent.answered, c.spent.by = delivered && !c.plan.hidesAnswer(), nil
+		c.touch(c.spent)
 	}
 }
 

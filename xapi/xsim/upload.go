@@ -105,6 +105,7 @@ func (s *Server) appendSegment(c *call) answer {
 	case !again:
 		m.upload.segments[index], c.effect = data, true
 		m.Segments, m.Size = m.Segments+1, m.Size+len(data)
+		s.w.touch(m, &keptSegment{m.ID, index, data})
 	}
 	return jsonAnswer(http.StatusOK, map[string]any{"data": map[string]int64{"expires_at": m.ExpiresAt.Unix()}})
 }
@@ -135,6 +136,7 @@ func (s *Server) finalize(c *call) answer {
 	}
 	m.take(found)
 	m.upload, m.finalized, m.ExpiresAt, c.effect = nil, c.now, c.now.Add(cmp.Or(s.MediaTTL, mediaTTLDefault)), true
+	s.w.touch(m)
 	return m.answer(c.now)
 }
 
@@ -216,6 +218,7 @@ func (s *Server) status(c *call) answer {
 		return invalid(mistake{"media_id", id, messageMediaIDs})
 	}
 	m.StatusAsked++
+	s.w.touch(m)
 	return m.answer(c.now)
 }
 
