@@ -123,17 +123,15 @@ func (d *demo) play(ctx context.Context, a act) error {
 
 // open sets the stage.
 func (d *demo) open(ctx context.Context) error {
-	err := d.sim.SetLimits([]xsim.Limit{{
+	d.sim.Limits = []xsim.Limit{{
 		Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: demoPosts, WindowMS: demoWindow.Milliseconds(),
-	}})
-	if err != nil {
-		return fmt.Errorf("set limits of the simulator: %w", err)
-	}
+	}}
 	cfg := app.HouseConfig{
 		Config: app.Config{Refresh: app.RefreshConfig{Cron: demoCron}, Lease: demoLease},
 		Data:   d.dir, NATSListen: "127.0.0.1:0", Sim: d.sim, SimListen: "127.0.0.1:0",
 		SimAccounts: []string{"ada", "bob", "cyd"}, NoWorker: true,
 	}
+	var err error
 	if d.house, err = app.Up(ctx, cfg, d.env.log); err != nil {
 		return err
 	}

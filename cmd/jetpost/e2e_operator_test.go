@@ -94,6 +94,8 @@ func TestOperatorErrors(t *testing.T) {
 			{"simulator's data directory in use", s.simTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
 			{"simulator's journal broken", attempt{args: []string{"sim", "--data", brokenSim(t)}}, exitFailed, []string{"x.jsonl: line 2: invalid character 'o'", "remove it"}},
 			{"simulator on real accounts", attempt{args: []string{"sim", "--data", realData(t)}}, exitFailed, []string{"holds real accounts", "--data"}},
+			{"scenario misspelt", attempt{args: []string{"sim", "--scenario", badScenario(t)}}, exitFailed, []string{"line 3: step 1: json: unknown field \"at\"", "docs/SIMULATOR.md"}},
+			{"scenario of nobody", attempt{args: []string{"sim", "--scenario", "/none.json"}}, exitFailed, []string{"read scenario: open /none.json", "--scenario"}},
 			{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
 		} {
 			t.Run(test.name, func(t *testing.T) {
@@ -181,6 +183,14 @@ func brokenSim(t *testing.T) string {
 	must(t, os.WriteFile(filepath.Join(data, "simulated"), nil, 0o600))
 	must(t, os.WriteFile(filepath.Join(data, "x.jsonl"), []byte(`{"format":1}`+"\nother\n"), 0o600))
 	return data
+}
+
+// badScenario is a file with a step that has a member too much.
+func badScenario(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "scenario.json")
+	must(t, os.WriteFile(path, []byte("{\"steps\": [\n\n{\"do\": \"POST /_sim/reset\", \"at\": \"5s\"}\n]}\n"), 0o600))
+	return path
 }
 
 // realData is a directory of accounts that X knows.

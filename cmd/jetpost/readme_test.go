@@ -18,51 +18,58 @@ import (
 // readmeTime bounds one command of the README.
 const readmeTime = 5 * time.Minute
 
-// TestREADME runs every console block of the README, in order, as a reader
-// would: in the repository, with an empty data directory. A line "..." stands for any
-// lines, and "..." within a line for anything.
+// TestREADME runs every console block of the README and of the simulator's page, in
+// order, as a reader would: in the repository, with an empty data directory. A line "..."
+// stands for any lines, and "..." within a line for anything.
 func TestREADME(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	commands := readConsole(t, string(text))
-	if len(commands) == 0 {
-		t.Fatal("the README has no console block")
-	}
 	bin := t.TempDir()
 	buildNATSCommand(t, root, bin)
-	env := append(quietEnv(), "XDG_DATA_HOME="+t.TempDir(), "GOBIN="+bin, "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"))
-	for _, c := range commands {
-		c.run(t, root, env)
+	// The README installs the program that the other page uses, and ends before, since
+	// both have the same ports.
+	for _, page := range []string{"README.md", "docs/SIMULATOR.md"} {
+		t.Run(page, func(t *testing.T) {
+			commands := readConsole(t, root, page)
+			if len(commands) == 0 {
+				t.Fatal("there is no console block")
+			}
+			env := append(quietEnv(), "XDG_DATA_HOME="+t.TempDir(), "GOBIN="+bin, "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+			for _, c := range commands {
+				c.run(t, root, env)
+			}
+		})
 	}
 }
 
 // consoleCommand is one command of a console block and what it must print.
 type consoleCommand struct {
+	page string
 	line int
 	text string
 	want []string
 }
 
-func readConsole(t *testing.T, text string) []*consoleCommand {
+func readConsole(t *testing.T, root, page string) []*consoleCommand {
 	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, page))
+	if err != nil {
+		t.Fatal(err)
+	}
 	var commands []*consoleCommand
 	inside := false
-	for i, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(string(text), "\n") {
 		switch {
 		case strings.HasPrefix(line, "```"):
 			inside = line == "```console"
 		case !inside:
 		case strings.HasPrefix(line, "$ "):
-			commands = append(commands, &consoleCommand{line: i + 1, text: strings.TrimPrefix(line, "$ ")})
+			commands = append(commands, &consoleCommand{page: page, line: i + 1, text: strings.TrimPrefix(line, "$ ")})
 		case len(commands) == 0:
-			t.Fatalf("README.md:%d: output before any command", i+1)
+			t.Fatalf("%s:%d: output before any command", page, i+1)
 		default:
 			last := commands[len(commands)-1]
 			last.want = append(last.want, line)
@@ -87,7 +94,9 @@ func (c *consoleCommand) pattern() *regexp.Regexp {
 }
 
 // serves tells a command that stays until it is stopped.
-func (c *consoleCommand) serves() bool { return strings.HasPrefix(c.text, "jetpost up") }
+func (c *consoleCommand) serves() bool {
+	return strings.HasPrefix(c.text, "jetpost up") || strings.HasPrefix(c.text, "jetpost sim")
+}
 
 // asks tells a command that only reads, and that a reader would type again if
 // what it shows is not there yet.
@@ -112,8 +121,8 @@ func (c *consoleCommand) run(t *testing.T, dir string, env []string) {
 			return
 		}
 		if !c.asks() || ctx.Err() != nil {
-			t.Fatalf("README.md:%d: %q: %v; it printed\n%s\nwant\n%s\nerrors\n%s",
-				c.line, c.text, err, out.String(), strings.Join(c.want, "\n"), logs.String())
+			t.Fatalf("%s:%d: %q: %v; it printed\n%s\nwant\n%s\nerrors\n%s",
+				c.page, c.line, c.text, err, out.String(), strings.Join(c.want, "\n"), logs.String())
 		}
 	}
 }
@@ -127,7 +136,7 @@ func (c *consoleCommand) serve(t *testing.T, dir string, env []string) {
 	cmd := c.command(ctx, dir, env, &out, &logs)
 	if err := cmd.Start(); err != nil {
 		cancel()
-		t.Fatalf("README.md:%d: %q: %v", c.line, c.text, err)
+		t.Fatalf("%s:%d: %q: %v", c.page, c.line, c.text, err)
 	}
 	var result error
 	ended := make(chan struct{})
@@ -147,7 +156,7 @@ func (c *consoleCommand) serve(t *testing.T, dir string, env []string) {
 		}
 		select {
 		case <-ended:
-			t.Fatalf("README.md:%d: %q ended: %v\n%s%s", c.line, c.text, result, out.String(), logs.String())
+			t.Fatalf("%s:%d: %q ended: %v\n%s%s", c.page, c.line, c.text, result, out.String(), logs.String())
 		case <-more:
 		}
 	}

@@ -73,6 +73,7 @@ type upCmd struct {
 	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own: nothing leaves this machine."`
 	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where the simulated X listens (${default})."`
 	WebListen    string `placeholder:"ADDR" help:"Serve the pages with which customers connect their accounts here, for example on 127.0.0.1:8088."`
+	scenarioFlag `embed:""`
 	roomFlags    `embed:""`
 	siteFlags    `embed:""`
 	workFlags    `embed:""`
@@ -90,6 +91,13 @@ func (c *upCmd) Run(e *env) error {
 			Err: fmt.Errorf("'up' brings its own NATS, but NATS_URL is set"), Help: "unset NATS_URL, or run: jetpost worker",
 		}}
 	}
+	if c.Scenario != "" && !c.Sim {
+		return mistakes("cannot play a scenario", "--scenario: is for a simulated X; add --sim")
+	}
+	scenario, err := c.read()
+	if err != nil {
+		return err
+	}
 	c.workFlags.apply(&cfg, e.data(c.Sim))
 	c.siteFlags.apply(&cfg, c.WebListen)
 	cfg.Refresh.Cron, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.RefreshCron, c.JobsMiB, c.MediaMiB
@@ -102,7 +110,7 @@ func (c *upCmd) Run(e *env) error {
 	if c.Sim {
 		// Where its memory was removed, its tokens must be none of those before: they may
 		// be spent, and an import would know them again.
-		house.Sim = &xsim.Server{Seed: rand.Uint64()}
+		house.Sim = &xsim.Server{Seed: rand.Uint64(), Logger: e.log}
 		house.SimListen, house.SimAccounts = c.SimListen, []string{"alice", "bob"}
 	}
 	h, err := app.Up(e.ctx, house, e.log)
@@ -110,6 +118,11 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	defer h.Close()
+	if c.Sim {
+		if err := house.Sim.Play(scenario); err != nil { // now that its accounts are there
+			return err
+		}
+	}
 	c.welcome(e, h)
 	return h.Run(e.ctx)
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/internal/app"
-	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // workerCmd is 'jetpost worker'.
@@ -92,49 +91,6 @@ func (c *setupCmd) Run(e *env) error {
 		text += app.NoWalls + "\n  do: " + app.NoWallsAdvice + "\n"
 	}
 	return e.show(changes, text)
-}
-
-// simCmd is 'jetpost sim'.
-type simCmd struct {
-	Listen string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where to listen (${default})."`
-	Strict bool   `help:"Refuse what X's specification does not have, though X is believed to take it."`
-	Data   string `type:"path" placeholder:"DIR" help:"Keep everything here, so that the next start goes on from it; without, it is forgotten at the end."`
-}
-
-// Run serves the simulator until it is told to stop.
-func (c *simCmd) Run(e *env) (err error) {
-	sim := &xsim.Server{Logger: e.log, Strict: c.Strict}
-	if c.Data != "" {
-		dir, err := openSim(c.Data, sim)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, sim.Close(), dir.Close()) }()
-	}
-	listener, err := app.Listen(e.ctx, c.Listen, "--listen")
-	if err != nil {
-		return err
-	}
-	url := "http://" + listener.Addr().String()
-	fmt.Fprintf(e.stdout, "simulated X on %s; jetpost uses it with X_API_URL=%s X_CLIENT_ID=simulator\n", url, url)
-	fmt.Fprintf(e.stdout, "make an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
-	fmt.Fprintln(e.stdout, "then connect it: jetpost accounts connect acme")
-	return app.Serve(e.ctx, listener, sim)
-}
-
-// openSim has the simulator go on from what the directory has of it.
-func openSim(path string, sim *xsim.Server) (*app.DataDir, error) {
-	dir, err := app.OpenDataDir(path)
-	if err != nil {
-		return nil, err
-	}
-	if err = dir.Settle(true); err == nil {
-		err = dir.KeepSim(sim)
-	}
-	if err != nil {
-		return nil, errors.Join(err, dir.Close())
-	}
-	return dir, nil
 }
 
 // healthCmd is 'jetpost health'.

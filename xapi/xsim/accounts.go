@@ -36,19 +36,7 @@ func (s *Server) ChangeAccount(user string, change AccountChange) (Account, erro
 	if a == nil {
 		return Account{}, fmt.Errorf("no such user: %q", user)
 	}
-	var errs []error
-	if change.State != nil && !isState(*change.State) {
-		errs = append(errs, fmt.Errorf("unknown state %q", *change.State))
-	}
-	if change.SubscriptionType != nil && !isSubscription(*change.SubscriptionType) {
-		errs = append(errs, fmt.Errorf("unknown subscription_type %q", *change.SubscriptionType))
-	}
-	if change.Scope != nil {
-		if unknown := unknownScopes(*change.Scope); len(unknown) > 0 {
-			errs = append(errs, fmt.Errorf("unknown scopes: %s", strings.Join(unknown, " ")))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := change.validate(); err != nil {
 		return Account{}, err
 	}
 	if change.State != nil {
@@ -62,6 +50,22 @@ func (s *Server) ChangeAccount(user string, change AccountChange) (Account, erro
 	}
 	w.touch(a, a.grant)
 	return a.Account, nil
+}
+
+func (c AccountChange) validate() error {
+	var errs []error
+	if c.State != nil && !isState(*c.State) {
+		errs = append(errs, fmt.Errorf("unknown state %q", *c.State))
+	}
+	if c.SubscriptionType != nil && !isSubscription(*c.SubscriptionType) {
+		errs = append(errs, fmt.Errorf("unknown subscription_type %q", *c.SubscriptionType))
+	}
+	if c.Scope != nil {
+		if unknown := unknownScopes(*c.Scope); len(unknown) > 0 {
+			errs = append(errs, fmt.Errorf("unknown scopes: %s", strings.Join(unknown, " ")))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func isState(state string) bool {

@@ -47,11 +47,18 @@ func (s *Server) SetConsent(consent Consent) error {
 	if consent.User != "" && w.user(consent.User) == nil {
 		return fmt.Errorf("no such user: %q", consent.User)
 	}
-	if unknown := unknownScopes(consent.Scope); len(unknown) > 0 {
-		return fmt.Errorf("unknown scopes: %s", strings.Join(unknown, " "))
+	if err := consent.validate(); err != nil {
+		return err
 	}
 	w.consent = consent
 	w.touch(&w.consent)
+	return nil
+}
+
+func (c Consent) validate() error {
+	if unknown := unknownScopes(c.Scope); len(unknown) > 0 {
+		return fmt.Errorf("unknown scopes: %s", strings.Join(unknown, " "))
+	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 // control serves the control API; package doc lists it. It meets no faults.
 func (s *Server) control(r *http.Request, body []byte) answer {
+	s.keepTime()
 	a := s.controlAnswer(r, body)
 	if err := s.journalError(); err != nil {
 		a = controlError(http.StatusInternalServerError, err)
@@ -57,6 +58,8 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 		return jsonAnswer(http.StatusOK, s.LimitsInForce())
 	case "PUT /_sim/limits":
 		return replace(body, s.SetLimits)
+	case "GET /_sim/windows":
+		return jsonAnswer(http.StatusOK, s.Windows())
 	case "GET /_sim/tokens":
 		token, ok := s.CurrentToken(user)
 		if !ok {
@@ -72,6 +75,10 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 		return jsonAnswer(http.StatusOK, s.ConsentInForce())
 	case "PUT /_sim/consent":
 		return s.controlConsent(body)
+	case "GET /_sim/scenario":
+		return jsonAnswer(http.StatusOK, s.Scenario())
+	case "PUT /_sim/scenario":
+		return s.controlScenario(body)
 	case "POST /_sim/reset":
 		s.Reset()
 		return jsonAnswer(http.StatusOK, map[string]bool{"reset": true})
@@ -115,6 +122,17 @@ func (s *Server) controlConsent(body []byte) answer {
 		return controlError(http.StatusBadRequest, err)
 	}
 	return jsonAnswer(http.StatusOK, consent)
+}
+
+func (s *Server) controlScenario(body []byte) answer {
+	scenario, err := ReadScenario(body)
+	if err == nil {
+		err = s.Play(scenario)
+	}
+	if err != nil {
+		return controlError(http.StatusBadRequest, err)
+	}
+	return jsonAnswer(http.StatusOK, scenario)
 }
 
 // replace reads a list and sets it; the answer repeats it.

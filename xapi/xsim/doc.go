@@ -91,10 +91,13 @@
 //	PUT    /_sim/faults            [Fault]; replaces all
 //	GET    /_sim/limits            [Limit] in force
 //	PUT    /_sim/limits            [Limit]; laid over the defaults, all windows start anew
+//	GET    /_sim/windows           [Window] that are open
 //	GET    /_sim/tokens?user=      Token: the pair in force
 //	DELETE /_sim/tokens?user=      the user withdraws consent
 //	GET    /_sim/consent           Consent in force
 //	PUT    /_sim/consent           Consent: what the next visitor of the authorize page does
+//	GET    /_sim/scenario          Scenario that was begun last, with what has become of its steps
+//	PUT    /_sim/scenario          Scenario; begins it
 //	POST   /_sim/reset             forgets everything, faults and limits included
 //	GET    /_sim/healthz           {"status":"ok"}
 package xsim

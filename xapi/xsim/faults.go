@@ -118,25 +118,31 @@ type Fault struct {
 // SetFaults replaces all faults. The error lists every mistake; then nothing
 // has changed.
 func (s *Server) SetFaults(faults []Fault) error {
-	errs := make([]error, 0, len(faults)+1)
-	if len(faults) > maxFaults {
-		errs = append(errs, fmt.Errorf("%d faults, want %d at most", len(faults), maxFaults))
+	if err := validateFaults(faults); err != nil {
+		return err
 	}
 	faults = slices.Clone(faults)
 	for i := range faults {
 		faults[i].Seen, faults[i].Fired = 0, 0
-		if err := faults[i].validate(); err != nil {
-			errs = append(errs, fmt.Errorf("fault %d: %w", i, err))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
 	}
 	w := s.lock()
 	defer s.unlock()
 	w.faults = faults
 	w.touch(&w.faults)
 	return nil
+}
+
+func validateFaults(faults []Fault) error {
+	errs := make([]error, 0, len(faults)+1)
+	if len(faults) > maxFaults {
+		errs = append(errs, fmt.Errorf("%d faults, want %d at most", len(faults), maxFaults))
+	}
+	for i := range faults {
+		if err := faults[i].validate(); err != nil {
+			errs = append(errs, fmt.Errorf("fault %d: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Faults returns the faults with what they have seen and done.
@@ -208,7 +214,7 @@ func (f *Fault) matches(c *call) bool {
 			return false
 		}
 	}
-	if f.Account != "" && (c.account == nil || f.Account != c.account.ID && !strings.EqualFold(f.Account, c.account.Handle)) {
+	if f.Account != "" && !c.account.named(f.Account) {
 		return false
 	}
 	return f.Text == "" || strings.Contains(c.text, f.Text)

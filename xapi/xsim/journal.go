@@ -52,13 +52,17 @@ func (e *JournalError) Unwrap() error { return e.Err }
 // Keep has the server outlive its process: it goes on from what the file holds, and from
 // then on writes every change there before it answers the call that made it. The file is
 // made if it is missing. What was answered outlives a process that is killed; a machine
-// that fails may lose the last seconds. Call it before the first call, in one process
-// alone, and Close at the end.
+// that fails may lose the last seconds. It comes before everything but the fields, in one
+// process alone, and Close at the end.
 //
 // The fields are not kept, nor is how far a scenario has come.
 func (s *Server) Keep(path string) error {
-	s.lock()
+	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.w != nil {
+		return errors.New("keep a simulated X: it has been used already")
+	}
+	s.lastID = firstID
 	s.journal = &journal{path: path}
 	s.w = s.newWorld()
 	starts, err := s.replay()

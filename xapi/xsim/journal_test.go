@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 // keeping is an X on a journal.
 func keeping(t *testing.T, c *clock, path string) *testBundle {
 	t.Helper()
-	x := &xsim.Server{Now: c.now}
+	x := &xsim.Server{Now: c.now, RevokeAccessOnRefresh: true}
 	if err := x.Keep(path); err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +30,7 @@ func (b *testBundle) told() map[string]string {
 	b.Helper()
 	answers := map[string]string{}
 	for _, path := range []string{
-		"accounts", "posts", "media", "calls", "exchanges", "counts", "violations", "leniencies", "faults", "limits",
+		"accounts", "posts", "media", "calls", "exchanges", "counts", "violations", "leniencies", "faults", "limits", "windows",
 		"tokens?user=ann", "tokens?user=bob", "consent",
 	} {
 		answers[path] = b.control("GET", path, "").body
@@ -70,23 +71,26 @@ func TestKeep(t *testing.T) {
 	b.wantViolations(xsim.ViolationDuplicateAttempt)
 
 	video := b.initialize(bob, "tweet_video", "video/mp4", len(mp4Bytes))
+	b = b.again(path)
 	b.want(b.segment(bob, video, 1, mp4Bytes[20:]), 200, "")
 	b = b.again(path)
 	b.want(b.segment(bob, video, 0, mp4Bytes[:20]), 200, "")
 	b = b.again(path)
-	b.want(b.finalize(bob, video), 200, "")
+	b.want(b.do(bob, "POST", "/2/media/upload/"+video+"/finalize", "application/json", "{}"), 200, "") // a leniency
 	b = b.again(path)
 	if state := b.x.Media("bob")[0].State; state != xsim.MediaPending {
 		t.Errorf("the video is %s, want it to be processed", state)
 	}
 	b.clock.pass(3 * time.Second)
 	b.want(b.attach(bob, video), 201, "")
+	b.want(b.do(bob, "POST", "/2/media/metadata", "application/json", `{"id":"`+video+`","metadata":{"alt_text":{"text":"A film"}}}`), 200, "")
 	b = b.again(path)
 
 	// The second of these is spent, and its use ends the family.
 	r := b.refresh(ann.RefreshToken)
 	b.want(r, 200, "")
 	b = b.again(path)
+	b.want(b.do(ann, "GET", "/2/users/me", "", ""), 401, unauthorized)
 	next := field(t, r.body, "refresh_token")
 	b.want(b.refresh(next), 200, "")
 	b = b.again(path)
@@ -98,6 +102,12 @@ func TestKeep(t *testing.T) {
 	code := b.consent()
 	b = b.again(path)
 	b.want(b.exchange(code), 200, "")
+	b = b.again(path)
+	b.want(b.exchange(code), 400, badCode)
+	older := bob
+	bob = b.account(xsim.NewAccount{Handle: "bob"})
+	b = b.again(path)
+	b.want(b.do(older, "GET", "/2/users/me", "", ""), 401, unauthorized)
 	b.limits(xsim.Limit{Endpoint: xsim.EndpointMe, Scope: xsim.ScopeUser, Max: 2, WindowMS: 60_000})
 	b.want(b.do(bob, "GET", "/2/users/me", "", ""), 200, "")
 	b = b.again(path)
@@ -110,8 +120,15 @@ func TestKeep(t *testing.T) {
 	b.want(b.create(bob, `{"text":"to vanish"}`), 201, "")
 	b.want(b.control("PUT", "accounts?user=bob", `{"state":"locked"}`), 200, "")
 	b.want(b.control("PUT", "consent", `{"deny":true}`), 200, "")
+	eve, fay := b.account(xsim.NewAccount{Handle: "eve"}), b.account(xsim.NewAccount{Handle: "fay"})
+	for _, token := range []string{eve.AccessToken, fay.RefreshToken} {
+		b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", "token="+token), 200, "")
+	}
 	b = b.again(path)
 	b.want(b.create(bob, `{"text":"more"}`), 403, "")
+	for _, revoked := range []xsim.Grant{eve, fay} {
+		b.want(b.do(revoked, "GET", "/2/users/me", "", ""), 401, unauthorized)
+	}
 	b.clock.pass(2 * time.Second)
 	b.want(b.control("DELETE", "media?user=bob", ""), 200, "")
 	b.want(b.control("DELETE", "tokens?user=bob", ""), 200, "")
@@ -123,6 +140,28 @@ func TestKeep(t *testing.T) {
 	if posts, accounts := b.x.Posts(""), b.x.Accounts(); len(posts)+len(accounts) > 0 {
 		t.Errorf("after a reset there are %v, %v", accounts, posts)
 	}
+}
+
+// TestKeepUnderWay: what X has done is kept before its client hears of it.
+func TestKeepUnderWay(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "x.jsonl")
+	b := keeping(t, &clock{at: time.Now()}, path)
+	ann := b.account(xsim.NewAccount{Handle: "ann"})
+	b.faults(xsim.Fault{Kind: xsim.FaultLostAnswer}) // which is longer than the test
+	go func() {
+		_, _ = b.try(ann, "POST", "/2/oauth2/token", "application/x-www-form-urlencoded", "grant_type=refresh_token&refresh_token="+ann.RefreshToken)
+	}()
+	for len(b.x.Exchanges("ann")) == 0 || !b.x.Exchanges("ann")[0].Effect {
+		runtime.Gosched()
+	}
+	next := keeping(t, b.clock, path)
+	next.faults()
+	next.want(next.refresh(ann.RefreshToken), 400, badToken)
+	if first := next.x.Exchanges("ann")[0]; !first.Effect || first.Open || first.Answered {
+		t.Errorf("the exchange that nobody heard of is %+v", first)
+	}
+	next.wantViolations()
 }
 
 // TestKeepTornLine: what a process was writing when it died, it had not answered.
@@ -186,6 +225,9 @@ func TestKeepNotBroken(t *testing.T) {
 				t.Errorf("the file is now %q, %v", text, err)
 			}
 		})
+	}
+	if err := setup(t).x.Keep(filepath.Join(t.TempDir(), "x.jsonl")); err == nil {
+		t.Error("an X that is in use forgets what it knew")
 	}
 	if err := (&xsim.Server{}).Keep(filepath.Join(t.TempDir(), "none", "x.jsonl")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("in no directory: %v", err)

@@ -1,6 +1,7 @@
 package xsim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -68,6 +69,18 @@ func DefaultLimits() []Limit {
 // SetLimits lays the list over the defaults and starts every window anew.
 // The error lists every mistake; then nothing has changed.
 func (s *Server) SetLimits(limits []Limit) error {
+	if err := validateLimits(limits); err != nil {
+		return err
+	}
+	w := s.lock()
+	defer s.unlock()
+	w.limits = overlay(DefaultLimits(), limits)
+	w.windows = map[windowKey]*window{}
+	w.touch(&w.limits)
+	return nil
+}
+
+func validateLimits(limits []Limit) error {
 	var errs []error
 	for i, l := range limits {
 		switch {
@@ -79,15 +92,7 @@ func (s *Server) SetLimits(limits []Limit) error {
 			errs = append(errs, fmt.Errorf("limit %d: window_ms is %d, want 1 at least", i, l.WindowMS))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	w := s.lock()
-	defer s.unlock()
-	w.limits = overlay(DefaultLimits(), limits)
-	w.windows = map[windowKey]*window{}
-	w.touch(&w.limits)
-	return nil
+	return errors.Join(errs...)
 }
 
 // LimitsInForce returns the defaults as changed by the field or SetLimits.
@@ -95,6 +100,30 @@ func (s *Server) LimitsInForce() []Limit {
 	w := s.lock()
 	defer s.unlock()
 	return slices.Clone(w.limits)
+}
+
+// Window is a rate window that is open.
+type Window struct {
+	Limit
+	Account string    `json:"account"` // the account's id, "" where all share it
+	Used    int       `json:"used"`    // calls
+	Ends    time.Time `json:"ends"`
+}
+
+// Windows returns the windows that are open, by endpoint.
+func (s *Server) Windows() []Window {
+	w := s.lock()
+	defer s.unlock()
+	list, now := []Window{}, s.now()
+	for _, win := range w.windows {
+		if now.Before(win.end) {
+			list = append(list, Window{win.limit, win.key.account, win.used, win.end})
+		}
+	}
+	slices.SortFunc(list, func(a, b Window) int {
+		return cmp.Or(cmp.Compare(a.Endpoint, b.Endpoint), cmp.Compare(a.Account, b.Account), cmp.Compare(a.Scope, b.Scope))
+	})
+	return list
 }
 
 func overlay(base, over []Limit) []Limit {

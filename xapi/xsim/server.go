@@ -147,6 +147,9 @@ type Server struct {
 	lastID  int64
 	running sync.WaitGroup
 	journal *journal // nil where nothing outlives the process
+
+	stage    sync.Mutex // taken before mu: steps come between calls
+	scenario *scenario  // nil for none
 }
 
 // world is everything Reset forgets.
@@ -431,22 +434,34 @@ func hang(ctx context.Context, limit time.Duration) {
 
 // arrive says who calls what, and which faults will meet the call.
 func (s *Server) arrive(r *http.Request, body []byte) *call {
-	arrived := s.now() // before the lock, for which it may have to wait
-	w := s.lock()
-	defer s.unlock()
-	c := &call{r: r, body: body, arrived: arrived, world: w}
+	c := &call{r: r, body: body, arrived: s.now()} // before the locks, for which it may have to wait
 	c.endpoint, c.id = route(r.Method, r.URL.Path)
 	if c.endpoint == EndpointCreatePost {
 		c.text = textOf(body)
 	}
-	s.identify(c)
+	s.stage.Lock()
+	defer s.stage.Unlock()
+	s.recognize(c)
+	s.step(c)
+	w := s.lock()
+	defer s.unlock()
+	c.world = w
+	s.identify(c) // A step may have taken its token away.
 	c.plan = w.plan(c, s.rand)
 	w.present(c)
 	return c
 }
 
+// recognize finds out who calls.
+func (s *Server) recognize(c *call) {
+	s.lock()
+	defer s.unlock()
+	s.identify(c)
+}
+
 // perform makes the effect and decides the answer.
 func (s *Server) perform(c *call) answer {
+	s.keepTime()
 	w := s.lock()
 	defer s.unlock()
 	c.now = s.now()
