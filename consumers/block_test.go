@@ -383,6 +383,15 @@ func TestFreshParent(t *testing.T) {
 		if waited < replicaLag-replicaWait || waited > replicaLag+time.Minute {
 			t.Errorf("it failed after %s", waited)
 		}
+
+		b.h.Timing.Minute = time.Second // the lag is X's, as its timelines' is
+		b.faults(t, lags)
+		b.publish(t, "gone-faster", thread("six", "seven")...)
+		r, waited = b.settle(t)
+		equal(t, "posted", r.Status.Posted, 1)
+		if waited < (replicaLag-replicaWait)/60 || waited > replicaLag/60+2*time.Second {
+			t.Errorf("where a minute of X is a second, it failed after %s", waited)
+		}
 	})
 }
 

@@ -98,9 +98,10 @@ type situation struct {
 	doubted time.Time
 	// renewable tells that the post has media, whose ids X has not refused before.
 	renewable bool
-	// freshParent tells that it replies to a post of this account which X has taken a moment
-	// ago, so that what X calls gone may just not have reached all of X.
-	freshParent bool
+	// parentFrom is when to ask again for the post that it replies to; zero unless that one
+	// is of this account, and X has taken it a moment ago: then what X calls gone may just
+	// not have reached all of X.
+	parentFrom time.Time
 	// lookFrom is when a doubt about that post can be looked into.
 	lookFrom time.Time
 	// holds counts the holds in a row so far; it paces the next one.
@@ -230,8 +231,8 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) decision {
 		return failWith(jetpost.CodeDuplicate, said(refused.Err))
 	case refused.Kind == xapi.RefusedMediaInvalid && s.renewable:
 		return holdUntil(jetpost.CodeMediaProcessing, s.now.Add(renewAfter), "the media are uploaded once more, since X said: "+said(refused.Err))
-	case refused.Kind == xapi.RefusedParentGone && s.freshParent:
-		return holdUntil(jetpost.CodeXUnavailable, s.now.Add(replicaWait), "X does not show the post to reply to yet: "+said(refused.Err))
+	case refused.Kind == xapi.RefusedParentGone && !s.parentFrom.IsZero():
+		return holdUntil(jetpost.CodeXUnavailable, s.parentFrom, "X does not show the post to reply to yet: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedForNow && s.holds < forNowTries:
 		return holdUntil(jetpost.CodeXUnavailable, s.now.Add(forNowWait<<s.holds), said(refused.Err))
 	case slices.Contains(unruledKinds(), refused.Kind):

@@ -420,7 +420,9 @@ func (t *threadRun) stopped(ctx context.Context, err error) attempt {
 		var refused *xapi.RefusedError
 		a.renewMedia = errors.As(err, &refused) && refused.Kind == xapi.RefusedMediaInvalid
 		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
-		s.freshParent = refused != nil && refused.Kind == xapi.RefusedParentGone && t.freshParent(ctx, s)
+		if refused != nil && refused.Kind == xapi.RefusedParentGone && t.freshParent(ctx, s) {
+			s.parentFrom = s.now.Add(t.r.h.Timing.replicaWait())
+		}
 		if since := post.DoubtSince; !since.IsZero() {
 			s.doubted = since.Add(t.r.h.Timing.repeatsFor())
 		}

@@ -46,10 +46,10 @@ func maybeLive(head *store.Record, i int, why string) string {
 // the one before it or, of the first one, that of another request.
 func (t *threadRun) freshParent(ctx context.Context, s situation) bool {
 	if t.begun > 0 {
-		return s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(replicaLag))
+		return s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(t.r.h.Timing.replicaLag()))
 	}
 	parent := t.request.Posts[0].InReplyToPostID
-	if !madeAt(parent).After(s.now.Add(-replicaLag)) || s.holds >= int(replicaLag/replicaWait) {
+	if !madeAt(parent).After(s.now.Add(-t.r.h.Timing.replicaLag())) || s.holds >= int(replicaLag/replicaWait) {
 		return false
 	}
 	owned, err := persist(ctx, t.r, "look for parent", func() ([]string, error) { return t.r.h.Ledger.Owned(ctx, []string{parent}) })

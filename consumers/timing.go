@@ -30,6 +30,8 @@ const MinLease = time.Second
 //
 //	a post found may seem older than its intent by .. 5 s
 //	one that keeps a doubt alive by ................. 1 min
+//
+//	a reply to a post of a moment ago waits for it .. 10 s, again and again for 5 min
 type Timing struct {
 	Lease time.Duration
 	Scale
@@ -72,6 +74,10 @@ const (
 	repeatsFor = 30 * time.Minute
 	// firstLookAgain is the wait after the first look that did not settle a doubt.
 	firstLookAgain = 30 * time.Second
+	// replicaWait is how long a reply waits whose parent X has just taken and does not show
+	// yet, and replicaLag for how long after that post X's word is not taken for good.
+	replicaWait = 10 * time.Second
+	replicaLag  = 5 * time.Minute
 	// appFault is how long the app stops at first where X names no end of what is
 	// wrong with it, and for how long a 401 renews no token that is younger.
 	appFault = 15 * time.Minute
@@ -111,6 +117,8 @@ func (t Timing) confirmAfter(fresh bool) time.Duration {
 func (t Timing) clockMargin() time.Duration    { return t.of(clockMargin) }
 func (t Timing) strangerMargin() time.Duration { return t.of(strangerMargin) }
 func (t Timing) repeatsFor() time.Duration     { return t.of(repeatsFor) }
+func (t Timing) replicaWait() time.Duration    { return t.of(replicaWait) }
+func (t Timing) replicaLag() time.Duration     { return t.of(replicaLag) }
 
 // lookAgain is the wait after a number of looks that did not settle a doubt.
 //
@@ -224,10 +232,6 @@ const mediaTries = 14
 const readTries = 10
 
 const (
-	// replicaWait is how long a reply waits whose parent X has just taken and does not show
-	// yet, and replicaLag for how long after that post X's word is not taken for good.
-	replicaWait = 10 * time.Second
-	replicaLag  = 5 * time.Minute
 	// forNowWait is how long an account is left alone which X asks to try again later,
 	// doubled each time up to forNowTries: 15 minutes to 4 hours, about 8 in all.
 	forNowWait  = 15 * time.Minute
