@@ -39,6 +39,7 @@ const (
 
 // demoCmd is 'jetpost demo'.
 type demoCmd struct {
+	All  bool `help:"Show more of what X does: a suspension, replicas that lag, a missing permission, a post that vanishes; a quarter of a minute more."`
 	Keep bool `help:"Stay up afterwards, until interrupted."`
 }
 
@@ -66,14 +67,17 @@ func (c *demoCmd) Run(e *env) (err error) {
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	for i, act := range []act{
+	acts := []act{
 		{"a thread of five posts, with a picture", d.thread},
 		{"a post at its time", d.scheduled},
 		{"a rate limit, met and waited out", d.limited},
 		{"a worker killed in mid-thread", d.crash},
 		{"a token, refreshed by the schedule", d.refreshed},
-		{"X's own books", d.books},
-	} {
+	}
+	if c.All {
+		acts = append(acts, d.bad()...)
+	}
+	for i, act := range append(acts, act{"X's own books", d.books}) {
 		d.say("")
 		d.say("%d. %s", i+1, act.title)
 		if err := d.play(ctx, act); err != nil {
