@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -16,6 +17,8 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/xapi"
+	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // phoneWidth and desktopWidth are what the pages must fit.
@@ -182,5 +185,51 @@ func (p *person) ends(host, query string) {
 	})
 	if at.RawQuery != query {
 		p.t.Errorf("the browser came with %s, want %s", at.RawQuery, query)
+	}
+}
+
+// TestSimulatorInBrowser has a real browser show the page of the simulated X, with words
+// and names that do not break by themselves, on a phone and on a desktop.
+func TestSimulatorInBrowser(t *testing.T) {
+	t.Parallel()
+	x := &xsim.Server{}
+	server := httptest.NewServer(x)
+	t.Cleanup(server.Close)
+	grant, err := x.AddAccount(xsim.NewAccount{Handle: strings.Repeat("a", 63)})
+	must(t, err)
+	picture, err := demoPicture()
+	must(t, err)
+	client := xapi.New(grant.AccessToken, xapi.WithBaseURL(server.URL))
+	var media []string
+	for range 3 {
+		uploaded, err := client.UploadMedia(t.Context(), bytes.NewReader(picture), int64(len(picture)), "image/png")
+		must(t, err)
+		media = append(media, uploaded.ID)
+	}
+	parent := ""
+	for i, text := range []string{strings.Repeat("w", 270), "<script>document.title = 'ours'</script>", "pictures"} {
+		post := xapi.Post{Text: text, InReplyToPostID: parent}
+		if i == 2 {
+			post.MediaIDs = media
+		}
+		created, err := client.CreatePost(t.Context(), post)
+		must(t, err)
+		parent = created.ID
+	}
+	must(t, x.SetFaults([]xsim.Fault{{Kind: xsim.FaultRefuseText, Text: strings.Repeat("v", 200), Detail: "no"}}))
+	must(t, x.Play(xsim.Scenario{Steps: []xsim.Step{{AtMS: 60_000, Do: "DELETE /_sim/media?user=" + strings.Repeat("a", 63)}}}))
+
+	browser := newBrowser(t)
+	for name, width := range map[string]int64{"phone": phoneWidth, "desktop": desktopWidth} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := browser.person(t, width)
+			p.open(server.URL + "/_sim/")
+			shown, err := chromedp.Run(p.ctx, chromedp.Evaluate[[]string](
+				`[document.title, ...[...document.images].map(i => i.complete + " " + i.naturalWidth), getComputedStyle(document.querySelector(".post")).display]`))
+			must(t, err)
+			wantEqual(t, "violations", fmt.Sprint(x.Violations()), "[]") // a browser asks for nothing else
+			wantEqual(t, "title, pictures and style", strings.Join(shown, ", "), "Simulated X, true 64, true 64, true 64, flex")
+		})
 	}
 }

@@ -24,7 +24,7 @@ func startSim(t *testing.T, args ...string) *simProcess {
 	s := &simProcess{t: t}
 	s.p = start(t, "sim", environment(t, nil), "jetpost", append([]string{"sim", "--listen", "127.0.0.1:0"}, args...)...)
 	s.at = &upSite{t: t, up: s.p}
-	eventually(t, "the simulator to listen", func() bool { return strings.Contains(s.p.output(), "then connect it") })
+	eventually(t, "the simulator to listen", func() bool { return strings.Contains(s.p.output(), "see what is on it") })
 	s.at.sim = s.at.printed(`simulated X on (http://[^\s;]+)`)
 	return s
 }

@@ -59,6 +59,7 @@ func (c *simCmd) Run(e *env) (err error) {
 	fmt.Fprintf(e.stdout, "simulated X on %s; jetpost uses it with X_API_URL=%s X_CLIENT_ID=simulator\n", url, url)
 	fmt.Fprintf(e.stdout, "make an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
 	fmt.Fprintln(e.stdout, "then connect it: jetpost accounts connect acme")
+	fmt.Fprintf(e.stdout, "see what is on it: %s/_sim/\n", url)
 	if err := sim.Play(scenario); err != nil {
 		return err
 	}

@@ -139,6 +139,7 @@ func (c *upCmd) welcome(e *env, h *app.House) {
 		return
 	}
 	fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts %s\n", h.SimURL, listed(h.SimAccounts))
+	fmt.Fprintf(e.stdout, "see what is on it: %s/_sim/\n", h.SimURL)
 	fmt.Fprintf(e.stdout, "try: %s publish %s 'Hello' --wait\n", program, h.SimAccounts[0])
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 )
 
 // control serves the control API; package doc lists it. It meets no faults.
@@ -16,13 +17,22 @@ func (s *Server) control(r *http.Request, body []byte) answer {
 	if err := s.journalError(); err != nil {
 		a = controlError(http.StatusInternalServerError, err)
 	}
-	a.header = http.Header{"Content-Type": {a.contentType}}
+	a.header = http.Header{"Content-Type": {a.contentType}, "Content-Security-Policy": {pagePolicy}, "X-Content-Type-Options": {"nosniff"}}
 	return a
 }
 
 func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 	user := r.URL.Query().Get("user")
+	if id, ok := strings.CutPrefix(r.URL.Path, "/_sim/media/"); ok && r.Method == http.MethodGet {
+		return s.picture(id)
+	}
 	switch r.Method + " " + r.URL.Path {
+	case "GET /_sim/":
+		return s.booksPage()
+	case "GET /_sim/page.css":
+		return answer{status: http.StatusOK, contentType: "text/css; charset=utf-8", body: pageCSS}
+	case "GET /_sim/icon.svg":
+		return answer{status: http.StatusOK, contentType: "image/svg+xml", body: []byte(pageIcon)}
 	case "GET /_sim/healthz":
 		return jsonAnswer(http.StatusOK, map[string]string{"status": "ok"})
 	case "POST /_sim/accounts":

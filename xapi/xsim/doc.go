@@ -76,6 +76,7 @@
 // decoded strictly: unknown fields are a 400 with {"error": "..."}. A user is
 // named by id or handle.
 //
+//	GET    /_sim/                  a page for people
 //	POST   /_sim/accounts          NewAccount -> 201 Grant
 //	GET    /_sim/accounts          [Account]
 //	PUT    /_sim/accounts?user=    AccountChange -> Account

@@ -24,6 +24,7 @@ type changes struct {
 	Codes      []keptCode     `json:"codes,omitempty"`
 	Media      []keptMedium   `json:"media,omitempty"`
 	Segments   []keptSegment  `json:"segments,omitempty"`
+	Pictures   []keptPicture  `json:"pictures,omitempty"`
 	Posts      []keptPost     `json:"posts,omitempty"`
 	Windows    []keptWindow   `json:"windows,omitempty"`
 	Exchanges  []keptExchange `json:"exchanges,omitempty"`
@@ -101,6 +102,11 @@ type keptSegment struct {
 	Data   []byte `json:"data"`
 }
 
+type keptPicture struct {
+	Medium string `json:"medium"`
+	Data   []byte `json:"data"`
+}
+
 type keptPost struct {
 	Post
 	Conversation string    `json:"conversation"`
@@ -162,6 +168,8 @@ func (c *changes) book(entry any) {
 	switch v := entry.(type) {
 	case *keptSegment:
 		c.Segments = append(c.Segments, *v)
+	case *keptPicture:
+		c.Pictures = append(c.Pictures, *v)
 	case *presentation:
 		c.Exchanges = append(c.Exchanges, keptExchange{v.number, v.Exchange})
 	case *Call:
@@ -228,6 +236,9 @@ func (s *Server) snapshot() *changes {
 		for index, data := range m.upload.segments {
 			c.add(&keptSegment{m.ID, index, data})
 		}
+	}
+	for _, m := range w.pictures {
+		c.add(&keptPicture{m.ID, m.picture})
 	}
 	for _, p := range w.postOrder {
 		c.add(p)
@@ -351,9 +362,9 @@ func (s *Server) redoMedia(c *changes) error {
 			m = &medium{}
 			w.media[kept.ID], w.mediaList = m, append(w.mediaList, m)
 		}
-		old := m.upload
+		old, picture := m.upload, m.picture
 		*m = medium{
-			Media: kept.Media, width: kept.Width, height: kept.Height,
+			Media: kept.Media, picture: picture, width: kept.Width, height: kept.Height,
 			finalized: kept.Finalized, processing: kept.Processing, failed: kept.Failed, failure: kept.Failure,
 		}
 		if kept.Announced != "" {
@@ -373,6 +384,13 @@ func (s *Server) redoMedia(c *changes) error {
 			return fmt.Errorf("a segment of medium %q, which is not being uploaded", kept.Medium)
 		}
 		m.upload.segments[kept.Index] = kept.Data
+	}
+	for _, kept := range c.Pictures {
+		m := w.media[kept.Medium]
+		if m == nil {
+			return fmt.Errorf("a picture of medium %q, which is not there", kept.Medium)
+		}
+		w.keepPicture(m, kept.Data)
 	}
 	return nil
 }

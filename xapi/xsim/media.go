@@ -54,6 +54,7 @@ type medium struct {
 	Media
 	width, height int     // pixels, of an image
 	upload        *upload // nil once finalized
+	picture       []byte  // for the page; nil where there is none to show
 
 	finalized  time.Time
 	processing time.Duration // 0: none
@@ -209,6 +210,7 @@ func (s *Server) upload(c *call) answer {
 	m := s.addMedium(c, category, cmp.Or(s.MediaTTL, mediaTTLDefault))
 	m.Size, m.finalized = len(data), c.now
 	m.take(found)
+	s.showPicture(m, [][]byte{data})
 	return m.answer(c.now)
 }
 

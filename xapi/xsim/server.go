@@ -168,6 +168,9 @@ type world struct {
 	media     map[string]*medium
 	mediaList []*medium
 
+	pictures     []*medium // those whose bytes are kept, the oldest first
+	pictureBytes int
+
 	limits  []Limit
 	windows map[windowKey]*window
 	faults  []Fault

@@ -135,6 +135,7 @@ func (s *Server) finalize(c *call) answer {
 		m.failed, m.failure = true, c.plan.fault.Detail
 	}
 	m.take(found)
+	s.showPicture(m, segments)
 	m.upload, m.finalized, m.ExpiresAt, c.effect = nil, c.now, c.now.Add(cmp.Or(s.MediaTTL, mediaTTLDefault)), true
 	s.w.touch(m)
 	return m.answer(c.now)
