@@ -2,6 +2,7 @@ package xapi_test
 
 import (
 	"bytes"
+	"fmt"
 	"image"
 	"image/gif"
 	"image/png"
@@ -59,6 +60,17 @@ func TestSpecification(t *testing.T) {
 	must(err)
 	if len(page.Posts) != len(done) || page.Posts[0].InReplyToPostID != done[1].ID {
 		t.Errorf("the timeline is %+v", page)
+	}
+	for range 3 {
+		_, err := client.PostThread(ctx, []xapi.Post{{Text: fmt.Sprint("more ", len(x.Posts("")))}}, xapi.ThreadOptions{})
+		must(err)
+	}
+	page, err = client.UserPosts(ctx, grant.ID, xapi.UserPostsQuery{MaxResults: 5})
+	must(err)
+	page, err = client.UserPosts(ctx, grant.ID, xapi.UserPostsQuery{MaxResults: 5, PaginationToken: page.NextToken})
+	must(err)
+	if len(page.Posts) != 1 || page.NextToken != "" {
+		t.Errorf("the second page is %+v", page)
 	}
 	for _, refused := range []xapi.Post{{Text: "one & https://example.com"}, {Text: "r", InReplyToPostID: "1"}, {Text: "m", MediaIDs: []string{"1"}}, {}} {
 		if _, err := client.CreatePost(ctx, refused); err == nil {

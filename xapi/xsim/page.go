@@ -129,12 +129,7 @@ func (s *Server) pageBooks() pageBooks {
 	defer s.unlock()
 	b := pageBooks{Now: s.now(), Steps: steps, Faults: slices.Clone(w.faults)}
 	for _, a := range w.order {
-		live := 0
-		for _, p := range a.posts {
-			if !p.gone(b.Now) {
-				live++
-			}
-		}
+		live := a.live(b.Now)
 		b.Posts += live
 		b.Accounts = append(b.Accounts, pageAccount{a.Account, live, strings.Fields(a.grant.scope), a.grant.dead, a.grant.expires})
 	}

@@ -159,7 +159,7 @@ func (f fields) includes(posts []*post, w *world, now time.Time) map[string]any 
 	}
 	included := map[string]any{}
 	if users = distinct(users); len(users) > 0 {
-		included["users"] = mapped(users, func(a *account) map[string]any { return a.view(f.users) })
+		included["users"] = mapped(users, func(a *account) map[string]any { return a.view(f.users, now) })
 	}
 	if related = distinct(related); len(related) > 0 {
 		included[f.word("tweets", "posts")] = mapped(related, func(p *post) map[string]any { return f.view(p, w) })
@@ -412,11 +412,22 @@ func (s *Server) users(c *call) answer {
 	if a == nil {
 		return jsonAnswer(http.StatusOK, map[string]any{"errors": []map[string]string{missing("user", parameter, c.id)}})
 	}
-	return jsonAnswer(http.StatusOK, map[string]any{"data": a.view(readFields(c.r.URL.Query()).users)})
+	return jsonAnswer(http.StatusOK, map[string]any{"data": a.view(readFields(c.r.URL.Query()).users, c.now)})
+}
+
+// live counts the account's posts that exist.
+func (a *account) live(now time.Time) int {
+	n := 0
+	for _, p := range a.posts {
+		if !p.gone(now) {
+			n++
+		}
+	}
+	return n
 }
 
 // view is the account as a read shows it.
-func (a *account) view(names []string) map[string]any {
+func (a *account) view(names []string, now time.Time) map[string]any {
 	data := map[string]any{"id": a.ID, "name": a.Handle, "username": a.Handle}
 	for _, name := range names {
 		switch name {
@@ -433,7 +444,7 @@ func (a *account) view(names []string) map[string]any {
 		case "description":
 			data[name] = ""
 		case "public_metrics":
-			data[name] = map[string]int{"followers_count": 0, "following_count": 0, "post_count": len(a.posts), "tweet_count": len(a.posts), "listed_count": 0}
+			data[name] = map[string]int{"followers_count": 0, "following_count": 0, "post_count": a.live(now), "tweet_count": a.live(now), "listed_count": 0}
 		}
 	}
 	return data

@@ -238,3 +238,72 @@ func TestMeFields(t *testing.T) {
 	b.want(b.do(b.grant, "GET", "/2/users/me?user.fields=age", "", ""), 400, "")
 	b.wantViolations("malformed_request")
 }
+
+// TestSpecificationOperations: each operation of the specification that is modelled answers
+// as it says, to what it asks for and to what it does not.
+func TestSpecificationOperations(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.spec.Requests.Store(true)
+	first := b.post(b.grant, "one & https://example.com", "")
+	last := b.post(b.grant, "two", first)
+	for i := range 10 {
+		last = b.post(b.grant, fmt.Sprintf("more %d", i), last)
+	}
+	picture, film := b.upload(b.grant, pngBytes), b.chunked(b.grant, "tweet_video", "video/mp4", mp4Bytes)
+	moving := b.chunked(b.grant, "tweet_gif", "image/gif", string(gifBytes))
+	b.want(b.do(b.grant, "POST", "/2/media/metadata", "application/json", `{"id":"`+picture+`","metadata":{"alt_text":{"text":"a dot"}}}`), 200, "")
+	b.clock.pass(3 * time.Second)
+	for _, id := range []string{picture, film, moving} {
+		b.want(b.status(b.grant, id), 200, "")
+		b.want(b.attach(b.grant, id), 201, "")
+	}
+	for _, path := range []string{
+		"/2/tweets/" + first, "/2/tweets?ids=" + first + "," + last + ",1", "/2/users/me", "/2/users/" + b.grant.ID, "/2/users/by/username/ann",
+		"/2/users/by/username/nobody", "/2/users/1", "/2/tweets/1", "/2/users/1/tweets", "/2/users/" + b.grant.ID + "/tweets?max_results=5&exclude=replies",
+	} {
+		b.want(b.do(b.grant, "GET", path, "", ""), 200, "")
+	}
+	const all = "&expansions=author_id,referenced_posts,attachments.media_keys,in_reply_to_user_id&post.fields=created_at,entities,conversation_id,note_post,public_metrics" +
+		"&user.fields=created_at,public_metrics,subscription_type,verified_type&media.fields=width,height,alt_text"
+	pages, token := 0, ""
+	for ; pages < 5 && (pages == 0 || token != ""); pages++ {
+		path := "/2/users/" + b.grant.ID + "/tweets?max_results=5" + all
+		if token != "" {
+			path += "&pagination_token=" + token
+		}
+		r := b.do(b.grant, "GET", path, "", "")
+		b.want(r, 200, "")
+		token = field(t, r.body, "meta", "next_token")
+	}
+	if pages != 3 {
+		t.Errorf("15 posts are on %d pages of 5, want 3", pages)
+	}
+	b.want(b.do(b.grant, "DELETE", "/2/tweets/"+first, "", ""), 200, "")
+	b.want(b.do(b.grant, "DELETE", "/2/tweets/"+first, "", ""), 200, `{"data":{"deleted":false}}`)
+	if r := b.do(b.grant, "GET", "/2/users/me?user.fields=public_metrics", "", ""); !strings.Contains(r.body, `"post_count":14`) {
+		t.Errorf("of fifteen posts one is deleted: %s", r.body)
+	}
+	b.wantViolations()
+
+	b.spec.Requests.Store(false)
+	bob := b.account(xsim.NewAccount{Handle: "bob"})
+	b.want(b.do(bob, "DELETE", "/2/tweets/"+last, "", ""), 403, "")
+	for _, wrong := range [][3]string{
+		{"POST", "/2/tweets", `{}`}, {"POST", "/2/tweets", `{"text":"a","media":{"media_ids":["1"]}}`}, {"DELETE", "/2/tweets/x", ""}, {"GET", "/2/tweets/x", ""}, {"GET", "/2/tweets", ""},
+		{"GET", "/2/users/me?user.fields=x", ""}, {"GET", "/2/users/by/username/ann?x=y", ""}, {"GET", "/2/users/1?x=y", ""}, {"GET", "/2/users/1/tweets?max_results=4", ""},
+		{"GET", "/2/media/upload?media_id=1", ""}, {"POST", "/2/media/upload", `{}`}, {"POST", "/2/media/upload/initialize", `{}`}, {"POST", "/2/media/upload/1/append", `{}`},
+		{"POST", "/2/media/upload/1/finalize", ""}, {"POST", "/2/media/metadata", `{}`},
+	} {
+		b.want(b.do(b.grant, wrong[0], wrong[1], "application/json", wrong[2]), 400, "")
+	}
+	seen := b.spec.Seen()
+	for _, operation := range []string{
+		"createPosts", "deletePosts", "getPostsById", "getPostsByIds", "getUsersMe", "getUsersById", "getUsersByUsername", "getUsersPosts", "mediaUpload",
+		"initializeMediaUpload", "appendMediaUpload", "finalizeMediaUpload", "getMediaUploadStatus", "createMediaMetadata",
+	} {
+		if seen[operation] < 2 {
+			t.Errorf("%s was held to the specification %d times: %v", operation, seen[operation], seen)
+		}
+	}
+}
