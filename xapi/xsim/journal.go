@@ -81,14 +81,16 @@ func (s *Server) Keep(path string) error {
 	return nil
 }
 
-// Close ends what Keep began, with everything on the disk.
+// Close ends what Keep began, with everything on the disk. Nothing is kept from then on.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.journal == nil || s.journal.file == nil {
+	if s.journal == nil {
 		return nil
 	}
-	return errors.Join(s.journal.file.Sync(), s.journal.file.Close())
+	file := s.journal.file
+	s.journal, s.w.unkept = nil, nil
+	return errors.Join(file.Sync(), file.Close())
 }
 
 // journalError tells why what was just answered may be forgotten.
@@ -167,10 +169,15 @@ func (j *journal) rewrite(all *changes) {
 // keepChanges writes what was touched as one line. The caller holds the lock.
 func (s *Server) keepChanges() {
 	touched := *s.w.unkept
-	if len(touched) == 0 || s.journal.err != nil {
+	if len(touched) == 0 {
 		return
 	}
 	*s.w.unkept = nil
+	if s.journal.err != nil { // with what was not kept then, once there is room again
+		s.journal.err = nil
+		s.journal.rewrite(s.snapshot())
+		return
+	}
 	var c changes
 	for _, v := range touched {
 		c.add(v)

@@ -237,21 +237,35 @@ func TestKeepNotBroken(t *testing.T) {
 // TestKeepFails: a change that is not in the journal is not said to have been made.
 func TestKeepFails(t *testing.T) {
 	t.Parallel()
-	b := keeping(t, &clock{at: time.Now()}, filepath.Join(t.TempDir(), "x.jsonl"))
+	path := filepath.Join(t.TempDir(), "x.jsonl")
+	b := keeping(t, &clock{at: time.Now()}, path)
 	b.spec.Answers.Store(false) // X has none for this
 	ann := b.account(xsim.NewAccount{Handle: "ann"})
 	b.post(ann, "kept", "")
-	if err := b.x.Close(); err != nil {
+	b.x.BreakJournal()
+	if r := b.create(ann, `{"text":"lost"}`); r.status != 500 || !strings.Contains(r.body, "write journal") {
+		t.Errorf("a post that is not kept is answered %d %s", r.status, r.body)
+	}
+	if err := os.Rename(filepath.Dir(path), filepath.Dir(path)+"-away"); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if r := b.create(ann, `{"text":"lost"}`); r.status != 500 || !strings.Contains(r.body, "write journal") {
-			t.Errorf("a post that is not kept is answered %d %s", r.status, r.body)
+		if r := b.control("PUT", "accounts?user=ann", `{"subscription_type":"Basic"}`); r.status != 500 {
+			t.Errorf("a change that is not kept is answered %d %s", r.status, r.body)
 		}
 	}
-	if r := b.control("PUT", "accounts?user=ann", `{"state":"locked"}`); r.status != 500 {
-		t.Errorf("a change that is not kept is answered %d %s", r.status, r.body)
+	if err := os.Rename(filepath.Dir(path)+"-away", filepath.Dir(path)); err != nil {
+		t.Fatal(err)
 	}
+	b.post(ann, "kept again", "")
+	b = b.again(path)
+	if posts := b.x.Posts("ann"); len(posts) != 3 {
+		t.Errorf("X has %v, want all three: that one was not kept said nothing of its effect", posts)
+	}
+	if err := b.x.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.post(ann, "after the end", "")
 }
 
 // TestKeepRewrites: a journal does not grow for ever.
