@@ -287,6 +287,22 @@ type RequestStatus struct {
 	UpdatedAt time.Time `json:"updated_at"`
 	// Metadata is the request's own.
 	Metadata map[string]string `json:"metadata,omitempty"`
+	// Unpublish is set once somebody has asked for the deletion of what is live. The
+	// state stays.
+	Unpublish *UnpublishStatus `json:"unpublish,omitempty"`
+}
+
+// UnpublishStatus tells how far the deletion of a request's posts is.
+type UnpublishStatus struct {
+	// AskedAt is when somebody asked for it last.
+	AskedAt time.Time `json:"asked_at"`
+	// DoneAt is when nothing of the request was left on X; absent before.
+	DoneAt time.Time `json:"done_at,omitzero"`
+	// Reason says why it waits, or why it does not go on.
+	Reason *Reason `json:"reason,omitempty"`
+	// NextTryAt is when it is tried, or tried again; absent once it is done, and where it
+	// does not go on by itself.
+	NextTryAt time.Time `json:"next_try_at,omitzero"`
 }
 
 // PostStatus is one post of a RequestStatus.
@@ -299,6 +315,8 @@ type PostStatus struct {
 	PostID string `json:"post_id,omitempty"`
 	// URL is where people find a live post.
 	URL string `json:"url,omitempty"`
+	// DeletedAt is when a live post was deleted on X, or found to be gone; its state stays.
+	DeletedAt time.Time `json:"deleted_at,omitzero"`
 }
 
 // PostURL is where people find a post. X redirects it to the author's page.
@@ -319,6 +337,9 @@ const (
 	EventRequestUnknown   EventType = "request.unknown"
 	EventRequestCancelled EventType = "request.cancelled"
 
+	EventRequestUnpublishing EventType = "request.unpublishing" // its posts are to be deleted: asked for, one more deleted, or waiting
+	EventRequestUnpublished  EventType = "request.unpublished"  // its posts are deleted
+
 	EventAccountReauthRequired EventType = "account.reauth_required"
 	EventAccountRecovered      EventType = "account.recovered"
 	EventAccountPaused         EventType = "account.paused"
@@ -338,6 +359,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventRequestAccepted, EventRequestScheduled, EventRequestHeld, EventRequestResumed, EventRequestProgress,
 		EventRequestPublished, EventRequestFailed, EventRequestRefused, EventRequestUnknown, EventRequestCancelled,
+		EventRequestUnpublishing, EventRequestUnpublished,
 		EventAccountReauthRequired, EventAccountRecovered, EventAccountPaused, EventAccountResumed, EventAccountBlocked, EventAccountUnblocked, EventAppStopped, EventAppResumed, EventRefreshCompleted,
 	}
 }

@@ -61,7 +61,7 @@ func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
 // from here.
 func (a *Announcer) tell(ctx context.Context, rec store.Record) error {
 	for {
-		if rec.Status.State == jetpost.StateFailed {
+		if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // what is deleted is not replayed
 			if err := a.Records.Failed(ctx, rec.Status, rec.Body); err != nil {
 				return err
 			}

@@ -764,6 +764,26 @@ func (l mortalLedger) Owned(ctx context.Context, postIDs []string) ([]string, er
 	return l.to.Owned(ctx, postIDs)
 }
 
+func (l mortalLedger) Deleted(ctx context.Context, postIDs []string) ([]string, error) {
+	l.m.step("deleted ones")
+	return l.to.Deleted(ctx, postIDs)
+}
+
+func (l mortalLedger) Unpublishing(ctx context.Context, lane store.Lane) (store.Record, bool, error) {
+	l.m.step("unpublishing")
+	return l.to.Unpublishing(ctx, lane)
+}
+
+func (l mortalLedger) PostDeleted(ctx context.Context, lane store.Lane, id string, post int, now time.Time) error {
+	l.m.step("deleted")
+	return l.to.PostDeleted(ctx, lane, id, post, now)
+}
+
+func (l mortalLedger) HoldUnpublish(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+	l.m.step("hold deletion")
+	return l.to.HoldUnpublish(ctx, lane, id, out)
+}
+
 func (l mortalLedger) Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error {
 	l.m.step("uploaded")
 	return l.to.Uploaded(ctx, lane, id, post, media)

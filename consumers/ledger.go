@@ -27,6 +27,10 @@ type laneLedger interface {
 	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
 	Witness(ctx context.Context, account string) (store.Witness, error)
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
+	Deleted(ctx context.Context, postIDs []string) ([]string, error)
+	Unpublishing(ctx context.Context, lane store.Lane) (store.Record, bool, error)
+	PostDeleted(ctx context.Context, lane store.Lane, id string, post int, now time.Time) error
+	HoldUnpublish(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
 	Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error
 	admission.Ledger
 }

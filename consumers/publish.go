@@ -120,8 +120,15 @@ func (r *laneRun) run(ctx context.Context) error {
 			}
 		}
 		r.pause = look.Pause
+		goesOn := !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
+		if at := look.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
+			if err := r.unpublish(ctx, look.Rings); err != nil {
+				return err
+			}
+			continue
+		}
 		head, wakeAt := runnable(look, now)
-		if head != nil && !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil {
+		if head != nil && goesOn {
 			if err := r.settle(ctx, head, look.Rings, r.advance(ctx, head)); err != nil {
 				return err
 			}
@@ -129,6 +136,9 @@ func (r *laneRun) run(ctx context.Context) error {
 		}
 		if head != nil {
 			wakeAt = now
+		}
+		if at := look.UnpublishAt; !at.IsZero() && (wakeAt.IsZero() || at.Before(wakeAt)) {
+			wakeAt = at
 		}
 		if err := r.holdLine(ctx, look, now); err != nil {
 			return err
@@ -439,6 +449,42 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
 	}
+	out, err := r.outcome(ctx, rings, a)
+	if err != nil || out.State == "" {
+		return err
+	}
+	_, err = persist(ctx, r, "conclude", func() (struct{}, error) {
+		return struct{}{}, r.h.Ledger.Conclude(ctx, r.lane, head.ID, out)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+		return err
+	}
+	log := outcomeLog(r.log.With("request", head.ID, "state", out.State), out)
+	if a.unruled {
+		if err := r.unruled(ctx, head.ID, a.reason.Detail); err != nil {
+			return err
+		}
+	}
+	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
+	r.h.Announce.try(ctx, head.Key)
+	return nil
+}
+
+// outcomeLog tells why something waits, and until when.
+func outcomeLog(log *slog.Logger, out store.Outcome) *slog.Logger {
+	log = log.With("code", out.Reason.Code, "detail", out.Reason.Detail)
+	if !out.Reason.Until.IsZero() {
+		log = log.With("until", out.Reason.Until)
+	}
+	if !out.LookAt.IsZero() {
+		log = log.With("look_at", out.LookAt)
+	}
+	return log
+}
+
+// outcome says to the ledger what came of it, once all that it says of the app or the
+// account is told. It has no state where there is nothing to say.
+func (r *laneRun) outcome(ctx context.Context, rings int64, a attempt) (store.Outcome, error) {
 	out := store.Outcome{Reason: a.reason, LookAt: a.lookAt, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: time.Now()}
 	switch a.kind {
 	case kindStop:
@@ -448,7 +494,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 	case kindBlock:
 		pause, err := r.block(ctx, a.reason)
 		if err != nil {
-			return err
+			return out, err
 		}
 		out.Reason, out.LookAt = pause.Reason, pause.NextAt()
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
@@ -460,30 +506,8 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostSending
 	case kindUnknown:
 		out.State, out.PostState = jetpost.StateUnknown, jetpost.PostSending
-	default:
-		return nil
 	}
-	_, err := persist(ctx, r, "conclude", func() (struct{}, error) {
-		return struct{}{}, r.h.Ledger.Conclude(ctx, r.lane, head.ID, out)
-	})
-	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
-		return err
-	}
-	log := r.log.With("request", head.ID, "state", out.State, "code", out.Reason.Code, "detail", out.Reason.Detail)
-	if !out.Reason.Until.IsZero() {
-		log = log.With("until", out.Reason.Until)
-	}
-	if !out.LookAt.IsZero() {
-		log = log.With("look_at", out.LookAt)
-	}
-	if a.unruled {
-		if err := r.unruled(ctx, head.ID, a.reason.Detail); err != nil {
-			return err
-		}
-	}
-	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
-	r.h.Announce.try(ctx, head.Key)
-	return nil
+	return out, nil
 }
 
 // holdLine lets each request of an account that must be connected again, or that X

@@ -53,7 +53,11 @@ func (t *threadRun) freshParent(ctx context.Context, s situation) bool {
 		return false
 	}
 	owned, err := persist(ctx, t.r, "look for parent", func() ([]string, error) { return t.r.h.Ledger.Owned(ctx, []string{parent}) })
-	return err == nil && len(owned) > 0
+	if err != nil || len(owned) == 0 {
+		return false
+	}
+	deleted, err := persist(ctx, t.r, "look for parent", func() ([]string, error) { return t.r.h.Ledger.Deleted(ctx, owned) })
+	return err == nil && len(deleted) == 0
 }
 
 // madeAt is when X made a post, which is in the upper bits of its id; zero where it is no

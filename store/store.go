@@ -503,6 +503,9 @@ type Look struct {
 	Head *Record
 	// NextDue is the earliest due time still ahead; zero where there is none.
 	NextDue time.Time
+	// UnpublishAt is when the lane should go on with the earliest of its deletions; zero
+	// where none waits for it.
+	UnpublishAt time.Time
 }
 
 // Refusals count what X has refused in words that no rule knows.
@@ -527,6 +530,9 @@ type Record struct {
 	// pause, a fuse, or the next look for a post in doubt.
 	Holds int
 	Posts []PostRecord
+	// Deletion is set once somebody has asked for the deletion of what is live. Such a
+	// request is finished, and stays so.
+	Deletion *Deletion
 	// Event is the type of the latest change.
 	Event jetpost.EventType
 	// Announced is the latest revision whose event is known to be published.
@@ -552,6 +558,22 @@ type PostRecord struct {
 	DoubtSince time.Time
 	Looks      int
 	AbsentAt   time.Time
+	// DeletedAt is when X was known to have the post no more; it stays posted.
+	DeletedAt time.Time
+}
+
+// Deletion is what is known of the deletion of a request's posts.
+type Deletion struct {
+	AskedAt time.Time `json:"asked_at"`
+	// DoneAt is when nothing was left to delete; zero before.
+	DoneAt time.Time `json:"done_at,omitzero"`
+	// Reason says why it waits, or why it does not go on.
+	Reason *jetpost.Reason `json:"reason,omitempty"`
+	// Holds counts the waits since the last progress in which something failed.
+	Holds int `json:"holds,omitempty"`
+	// NextAt is when a lane should go on with it; zero where none will. It has a column of
+	// its own.
+	NextAt time.Time `json:"-"`
 }
 
 // Media is what is known of one medium of a post.
@@ -709,6 +731,9 @@ type ReplayResult struct {
 	Queued bool
 	State  jetpost.State // before the replay
 	Left   int           // posts that are not live
+	// Unpublished tells that somebody asked for the deletion of its posts: it is never
+	// sent again.
+	Unpublished bool
 }
 
 // Requests keeps requests, their posts and the lanes they stand in.
@@ -853,10 +878,32 @@ type Requests interface {
 	// a request, from now on and as often as the first time. ErrNotRunnable:
 	// nothing of it is doubtful.
 	Reconcile(ctx context.Context, key Key, now time.Time) error
-	// Witness returns what is known of the account's posts, or ErrNotFound.
+	// Witness returns what is known of the account's posts, or ErrNotFound. A post that was
+	// deleted is no witness.
 	Witness(ctx context.Context, account string) (Witness, error)
-	// Owned returns those of the posts on X that are recorded for a post of ours.
+	// Owned returns those of the posts on X that are recorded for a post of ours, also
+	// those that were deleted.
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
+	// Deleted returns those of the posts on X that are ours and were deleted.
+	Deleted(ctx context.Context, postIDs []string) ([]string, error)
+
+	// Unpublish asks for the deletion of what of a request is live, or may be, and cancels
+	// the request where it is unfinished. It rings the lane, which goes on with a deletion
+	// that waits, or was given up, at once. It returns the state before, and
+	// ErrNotRunnable where nothing of a finished request is live. One that is done stays
+	// as it is. ErrNotFound.
+	Unpublish(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
+	// Unpublishing returns the request whose deletion the lane goes on with first, at
+	// [Look].UnpublishAt.
+	Unpublishing(ctx context.Context, lane Lane) (Record, bool, error)
+	// PostDeleted commits that X has the post no more. It holds for whoever found that,
+	// since it stays true after the lane was taken over; telling it again is a no-op.
+	// ErrNotRunnable: that post is not live, or nobody asked for its deletion.
+	PostDeleted(ctx context.Context, lane Lane, id string, post int, now time.Time) error
+	// HoldUnpublish has a deletion wait until out's LookAt or the end of its reason, where
+	// out's state is held, and else gives it up until somebody asks again. Of the post in
+	// doubt that out is about, if any, it keeps what is known, as Conclude does.
+	HoldUnpublish(ctx context.Context, lane Lane, id string, out Outcome) error
 
 	// Request returns one request, or ErrNotFound.
 	Request(ctx context.Context, key Key) (Record, error)

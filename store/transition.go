@@ -37,8 +37,13 @@ import (
 //	Expire       nothing sent           failed                    next       now, by the driver
 //	Resolve      in doubt               queued; last: published   next       now
 //	Reconcile    in doubt               held                      next       now
+//	Unpublish    unfinished             cancelled                 next       now
+//	             finished               the same                  next       now
+//	PostDeleted  finished               the same                  next       no
+//	HoldUnpub…   finished               the same                  if news    no
 //
-// In doubt is an unknown or a held request with a post that is still sending.
+// In doubt is an unknown or a held request with a post that is still sending, or one
+// whose deletion was asked for. That one stays finished, whatever it turns out to be.
 // Nothing sent is a scheduled, queued or held request whose posts are all pending.
 
 // MicrosPerDollar is how costs are kept: as whole numbers.
@@ -565,6 +570,9 @@ func (r *Row) Replay(line Line, now time.Time) (ReplayResult, Change) {
 	now = line.At(now)
 	result := ReplayResult{State: r.Status.State, Left: r.left()}
 	switch {
+	case r.Deletion != nil:
+		result.Unpublished = true
+		return result, Change{}
 	case r.Status.State == jetpost.StateFailed:
 		// It left the line when it failed, and joins it at the end.
 		r.DueAt = latest(latest(now, line.LastDue), r.Status.PublishAt)
@@ -659,13 +667,19 @@ func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 	if postID != "" {
 		p.State, p.PostID = jetpost.PostPosted, postID
 	}
+	change := Change{Request: true, Posts: []int{p.Index}, RingAt: now}
+	if r.Deletion != nil {
+		r.deleteAt(now)
+		r.revise(now)
+		return change, nil
+	}
 	r.Holds = 0
 	r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
 	if r.left() == 0 {
 		r.move(jetpost.StatePublished, jetpost.EventRequestPublished, nil)
 	}
 	r.revise(now)
-	return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
+	return change, nil
 }
 
 // Told completes what people are told of the request and its posts. The list
@@ -679,7 +693,7 @@ func (r *Row) Told() Record {
 	}
 	st.Posts = make([]jetpost.PostStatus, 0, len(r.Posts))
 	for _, p := range r.Posts {
-		told := jetpost.PostStatus{Index: p.Index, State: p.State, PostID: p.PostID}
+		told := jetpost.PostStatus{Index: p.Index, State: p.State, PostID: p.PostID, DeletedAt: p.DeletedAt}
 		if p.State == jetpost.PostPosted {
 			told.URL = jetpost.PostURL(p.PostID)
 		}
@@ -691,6 +705,10 @@ func (r *Row) Told() Record {
 	}
 	st.Total = len(r.Posts)
 	st.Posted = st.Total - r.left()
+	st.Unpublish = nil
+	if d := r.Deletion; d != nil {
+		st.Unpublish = &jetpost.UnpublishStatus{AskedAt: d.AskedAt, DoneAt: d.DoneAt, Reason: d.Reason, NextTryAt: d.NextAt}
+	}
 	told := r.Record
 	told.Status.Reason, told.Status.NextTryAt = r.outlook()
 	return told
@@ -731,6 +749,7 @@ func (r *Row) move(state jetpost.State, event jetpost.EventType, reason *jetpost
 
 // revise makes it a new revision, whose event is still to be published.
 func (r *Row) revise(now time.Time) {
+	r.trackDeletion(now)
 	r.Status.Revision++
 	r.Status.UpdatedAt = now
 }
@@ -770,6 +789,11 @@ func (r *Row) Reconcile(now time.Time) (Change, error) {
 		return Change{}, ErrNotRunnable
 	}
 	p.Looks, p.AbsentAt = 0, time.Time{}
+	if r.Deletion != nil {
+		r.deleteAt(now)
+		r.revise(now)
+		return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
+	}
 	r.Holds = 0
 	r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &jetpost.Reason{
 		Code: jetpost.CodeReconciling, Detail: "somebody asked to look at X again", Until: now,
@@ -779,10 +803,10 @@ func (r *Row) Reconcile(now time.Time) (Change, error) {
 	return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
 }
 
-// doubtful returns the post of an unknown or held request that may be live, or
-// nil.
+// doubtful returns the post of an unknown or held request, or of one that is being
+// deleted, that may be live, or nil.
 func (r *Row) doubtful() *PostRecord {
-	if r.Status.State != jetpost.StateUnknown && r.Status.State != jetpost.StateHeld {
+	if r.Status.State != jetpost.StateUnknown && r.Status.State != jetpost.StateHeld && r.Deletion == nil {
 		return nil
 	}
 	for i := range r.Posts {

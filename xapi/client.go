@@ -37,6 +37,7 @@ type Endpoint string
 // The endpoints this package calls.
 const (
 	EndpointCreatePost      Endpoint = "POST /2/tweets"
+	EndpointDeletePost      Endpoint = "DELETE /2/tweets/:id"
 	EndpointUploadMedia     Endpoint = "POST /2/media/upload"
 	EndpointInitializeMedia Endpoint = "POST /2/media/upload/initialize"
 	EndpointAppendMedia     Endpoint = "POST /2/media/upload/:id/append"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/url"
 )
 
 // Post is one post to create. Only Text is always sent; it may be empty only
@@ -100,4 +101,18 @@ func (c *Client) CreatePost(ctx context.Context, p Post) (Created, error) {
 		return Created{}, err
 	}
 	return Created{ID: out.Data.ID, Text: out.Data.Text, Windows: told}, nil
+}
+
+// DeletePost deletes one post of the user's. It may be repeated: X answers alike where
+// there is nothing left to delete. A *RefusedError of RefusedNotFound says that in words.
+func (c *Client) DeletePost(ctx context.Context, postID string) error {
+	var out struct {
+		Data struct {
+			Deleted *bool `json:"deleted"` // false where it was gone already
+		} `json:"data"`
+	}
+	return c.do(ctx, call{
+		endpoint: EndpointDeletePost,
+		path:     "/2/tweets/" + url.PathEscape(postID),
+	}, &out, func() bool { return out.Data.Deleted != nil })
 }

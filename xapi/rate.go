@@ -240,6 +240,7 @@ func (l *Limits) Counting(account string, e Endpoint) []Window {
 // counted where an answer has no headers.
 var documented = map[Endpoint]int{
 	EndpointCreatePost:      100,
+	EndpointDeletePost:      50,
 	EndpointUploadMedia:     500,
 	EndpointInitializeMedia: 1875,
 	EndpointAppendMedia:     1875,

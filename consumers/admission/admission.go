@@ -282,7 +282,7 @@ func (p *Pass) stopAll(ctx context.Context, reason jetpost.Reason, now time.Time
 // heard makes of what came of a call what it says of X as a whole: that it fails, that a
 // stop which was probed is over, or that the app's window is used up. Of an outage each
 // answer tells that it is over; of what X refuses the app, only a post that it takes, or
-// refuses for what that says.
+// refuses for what that says, and one that it deletes.
 func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	now := time.Now()
 	stop, stopped := p.Gate.Stopped(ScopePublish, now)
@@ -297,7 +297,7 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 			p.stopAll(ctx, reason, now)
 		}
 	case !probes || saysNothing(err):
-	case stop.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)):
+	case stop.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)), e == xapi.EndpointDeletePost && err == nil:
 		p.probing.Store(nil)
 		if err := p.Gate.End(ctx, stop); err != nil {
 			p.Log.Error("app.resume_not_shared", "error", err)

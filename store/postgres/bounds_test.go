@@ -116,6 +116,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Clock":         func(ctx context.Context) error { return first(st.Clock(ctx)) },
 		"Conclude":      func(ctx context.Context) error { return st.Conclude(ctx, p.lane, "r", p.outcome()) },
 		"CountRequests": func(ctx context.Context) error { return first(st.CountRequests(ctx)) },
+		"Deleted":       func(ctx context.Context) error { return first(st.Deleted(ctx, []string{"1"})) },
 		"Disconnect":    func(ctx context.Context) error { return first(st.Disconnect(ctx, acme, p.now)) },
 		"DropLeases":    func(ctx context.Context) error { return st.DropLeases(ctx, []string{"name"}, "owner", p.now) },
 		"DueLanes":      func(ctx context.Context) error { return first(st.DueLanes(ctx, p.now, 1)) },
@@ -131,6 +132,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"HoldLine": func(ctx context.Context) error {
 			return first(st.HoldLine(ctx, p.lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, 0, p.now))
 		},
+		"HoldUnpublish": func(ctx context.Context) error { return st.HoldUnpublish(ctx, p.lane, "r", p.outcome()) },
 		"ImportAccount": func(ctx context.Context) error {
 			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
@@ -156,6 +158,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"OpenRound":    func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
 		"Owned":        func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
 		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
+		"PostDeleted":  func(ctx context.Context) error { return st.PostDeleted(ctx, p.lane, "r", 0, p.now) },
 		"Posted":       func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
 		"Pulse":        func(ctx context.Context) error { return first(st.Pulse(ctx, store.PulseQuery{Now: p.now})) },
 		"Reconcile":    func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
@@ -198,10 +201,15 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Token":       func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
 		"TryLease":    func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
 		"Unannounced": func(ctx context.Context) error { return first(st.Unannounced(ctx, p.now, 1)) },
-		"Uploaded":    func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
-		"UseLink":     func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
-		"Waiting":     func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
-		"Witness":     func(ctx context.Context) error { return first(st.Witness(ctx, acme)) },
+		"Unpublish":   func(ctx context.Context) error { return first(st.Unpublish(ctx, key, p.now)) },
+		"Unpublishing": func(ctx context.Context) error {
+			_, _, err := st.Unpublishing(ctx, p.lane)
+			return err
+		},
+		"Uploaded": func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
+		"UseLink":  func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
+		"Waiting":  func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
+		"Witness":  func(ctx context.Context) error { return first(st.Witness(ctx, acme)) },
 	}
 }
 
@@ -276,11 +284,13 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"ForgetPair", statement, nil},
 		{"GiveUpAttempt", statement, nil},
 		{"HoldLine", transaction, nil},
+		{"HoldUnpublish", transaction, store.ErrNotRunnable},
 		{"ImportAccount", transaction, nil},
 		{"MarkAnnounced", statement, nil},
 		{"MarkNoticed", statement, nil},
 		{"OpenRound", transaction, nil},
 		{"PauseAccount", transaction, nil},
+		{"PostDeleted", transaction, nil},
 		{"Posted", transaction, nil},
 		{"Reconcile", transaction, nil},
 		{"Refuse", transaction, nil},
@@ -295,6 +305,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"SaveTokenFailure", statement, store.ErrFenced},
 		{"TakeAttempt", transaction, store.ErrAttemptOver},
 		{"TryLease", statement, nil},
+		{"Unpublish", transaction, nil},
 		{"Uploaded", transaction, nil},
 		{"UseLink", statement, nil},
 	}
@@ -366,6 +377,10 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 	switch name {
 	case "Posted":
 		do("Begin")
+	case "PostDeleted":
+		do("Begin", "Posted", "Unpublish")
+	case "HoldUnpublish":
+		do("Begin", "Unpublish")
 	case "Resolve", "Reconcile":
 		do("Begin")
 		out := p.outcome()

@@ -103,7 +103,7 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 }
 
 const (
-	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 	// sqlHead runs two short index scans. What has begun goes first, and once
 	// it has it is due, whatever this worker's clock says.
 	sqlHead = `
@@ -120,7 +120,7 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 	err = s.view(ctx, "look at lane", func(ctx context.Context, tx pgx.Tx) error {
 		look = store.Look{}
 		err := tx.QueryRow(ctx, sqlRings, lane.Account, lane.Fence).
-			Scan(&look.Rings, pausedAt{&look.Pause}, at{&look.Pause.Reason.Until}, &look.Pause.Reason.Detail, store.CauseOf{Pause: &look.Pause})
+			Scan(&look.Rings, pausedAt{&look.Pause}, at{&look.Pause.Reason.Until}, &look.Pause.Reason.Detail, store.CauseOf{Pause: &look.Pause}, at{&look.UnpublishAt})
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}

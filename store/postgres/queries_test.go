@@ -132,6 +132,11 @@ func queries() map[string]string {
 		"sqlUseLink":           sqlUseLink,
 		"sqlVersion":           sqlVersion,
 		"sqlWaiting":           sqlWaiting,
+		"sqlNextDeletion":      sqlNextDeletion,
+		"sqlRetryDeletions":    sqlRetryDeletions,
+		"sqlHeldRings":         sqlHeldRings,
+		"sqlUnpublishing":      sqlUnpublishing,
+		"sqlDeleted":           sqlDeleted,
 		"sqlWitness":           sqlWitness,
 	}
 }
@@ -228,6 +233,10 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"moved", sqlMoved, `now() - interval '1 hour', 10`, []string{"requests_accepted", "posts_live", "requests_unannounced", "refusals_latest"}, false},
 		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
 		{"notices", sqlNotices, `'', 10`, []string{"oauth_tokens_untold"}, false},
+		{"deleted", sqlDeleted, `'{1,2}'`, []string{"posts_post_id"}, false},
+		{"next deletion", sqlNextDeletion, `'a1'`, []string{"requests_unpublish", "lanes_pkey"}, false},
+		{"retry deletions", sqlRetryDeletions, `'a1', now()`, []string{"requests_unpublish"}, false},
+		{"unpublishing", sqlUnpublishing, `'a1'`, []string{"requests_unpublish"}, false},
 		{"owned", sqlOwned, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},

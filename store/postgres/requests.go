@@ -443,6 +443,9 @@ func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code,
 	if err := ring(ctx, tx, account, now); err != nil { // first, for its lock
 		return 0, err
 	}
+	if err := retryDeletions(ctx, tx, account, now); err != nil {
+		return 0, err
+	}
 	return changed(ctx, tx, sqlEndHolds, account, code, now)
 }
 
@@ -493,7 +496,7 @@ const (
 	sqlWitness = `
 SELECT a.x_user_id, coalesce(p.post_id, ''), coalesce(p.doubt_since, p.sent_at)
 FROM accounts AS a LEFT JOIN LATERAL (
-    SELECT post_id, sent_at, doubt_since FROM posts WHERE account = a.name AND state = 'posted' ORDER BY sent_at DESC LIMIT 1
+    SELECT post_id, sent_at, doubt_since FROM posts WHERE account = a.name AND state = 'posted' AND deleted_at IS NULL ORDER BY sent_at DESC LIMIT 1
 ) AS p ON true
 WHERE a.name = $1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`

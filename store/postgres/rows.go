@@ -30,7 +30,7 @@ func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l stor
 
 const (
 	requestColumns = `account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
-    hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros`
+    hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, deletion, unpublish_at`
 
 	sqlRequest     = `SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = $2`
 	sqlLockRequest = sqlRequest + ` FOR UPDATE`
@@ -38,7 +38,7 @@ const (
 	// account.
 	sqlPosts = `
 SELECT p.account, p.request_id, p.idx, p.state, p.parent_id, coalesce(p.post_id, ''), p.media_ids, p.text_hash,
-       p.sent_at, p.not_after, p.attempt, p.doubt_since, p.looks, p.absent_at, p.media
+       p.sent_at, p.not_after, p.attempt, p.doubt_since, p.looks, p.absent_at, p.media, p.deleted_at
 FROM unnest($1::text[], $2::text[]) AS r (account, id) JOIN posts AS p ON p.account = r.account AND p.request_id = r.id
 ORDER BY p.idx`
 )
@@ -117,15 +117,20 @@ func readRequests(ctx context.Context, q querier, query string, args ...any) ([]
 func scanRequest(row scanner) (*store.Row, error) {
 	var r store.Row
 	var reason jetpost.Reason
+	var unpublishAt time.Time
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.Digest, &r.CostMicros)
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.Digest, &r.CostMicros,
+		&r.Deletion, at{&unpublishAt})
 	if err != nil {
 		return nil, err
 	}
 	if reason.Code != "" {
 		st.Reason = &reason
+	}
+	if r.Deletion != nil {
+		r.Deletion.NextAt = unpublishAt
 	}
 	return &r, nil
 }
@@ -138,7 +143,7 @@ type keyedPost struct {
 
 func scanPost(row scanner) (p keyedPost, err error) {
 	err = row.Scan(&p.Account, &p.ID, &p.Index, &p.State, &p.ParentID, &p.PostID, &p.MediaIDs, &p.TextHash,
-		at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt, at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &p.Media)
+		at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt, at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &p.Media, at{&p.DeletedAt})
 	return p, err
 }
 
@@ -146,12 +151,13 @@ const (
 	sqlSaveRequest = `
 UPDATE requests
 SET state = $3, revision = $4, announced = $5, event = $6, reason_code = nullif($7, ''), reason_detail = $8, reason_until = $9,
-    hold_until = $10, holds = $11, attempts = $12, began_at = $13, due_at = $14, updated_at = $15, publish_at = $16
+    hold_until = $10, holds = $11, attempts = $12, began_at = $13, due_at = $14, updated_at = $15, publish_at = $16,
+    deletion = $17, unpublish_at = $18
 WHERE account = $1 AND id = $2`
 	sqlSavePost = `
 UPDATE posts
 SET state = $4, parent_id = $5, post_id = nullif($6, ''), media_ids = coalesce($7::text[], '{}'), text_hash = $8, sent_at = $9, not_after = $10,
-    attempt = $11, doubt_since = $12, looks = $13, absent_at = $14, media = $15
+    attempt = $11, doubt_since = $12, looks = $13, absent_at = $14, media = $15, deleted_at = $16
 WHERE account = $1 AND request_id = $2 AND idx = $3`
 )
 
@@ -195,7 +201,11 @@ func saveRequest(ctx context.Context, tx pgx.Tx, r *store.Row) error {
 	}
 	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Announced, r.Event,
 		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds, r.Status.Attempts,
-		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt, moment(r.Status.PublishAt))
+		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt, moment(r.Status.PublishAt), r.Deletion, moment(r.UnpublishAt()))
+	if err != nil || r.Deletion == nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, sqlNextDeletion, r.Account)
 	return err
 }
 
@@ -209,7 +219,7 @@ func media(list []store.Media) []store.Media { return append([]store.Media{}, li
 // savePost fails with store.ErrPostTaken.
 func savePost(ctx context.Context, tx pgx.Tx, key store.Key, p *store.PostRecord) error {
 	_, err := tx.Exec(ctx, sqlSavePost, key.Account, key.ID, p.Index, p.State, p.ParentID, p.PostID,
-		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Looks, moment(p.AbsentAt), media(p.Media))
+		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Looks, moment(p.AbsentAt), media(p.Media), moment(p.DeletedAt))
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.ConstraintName == postConstraint {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)

@@ -235,7 +235,7 @@ WITH input AS MATERIALIZED (
             AND (s.begins IS NULL OR l.paused_at IS NULL OR l.paused_until <= s.at)
         ELSE l.fence = s.fence AND l.lease_owner IS NOT NULL END
     RETURNING s.*, l.fence AS new_fence, l.lost_claims AS lost, l.lease_owner IS NULL AS released,
-        l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, k.rings = s.rings AND k.fence = s.lane_fence AS fresh
+        l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, k.rings = s.rings AND k.fence = s.lane_fence AS fresh
 ), wrote AS (
     UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
         announced = CASE WHEN lane.quiet AND r.announced = r.revision THEN lane.revision ELSE r.announced END,
@@ -252,7 +252,7 @@ WITH input AS MATERIALIZED (
     WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
 )
 SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.next AND lane.fresh,
-    lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
+    lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
 FROM lane LEFT JOIN wrote ON wrote.account = lane.account
 LEFT JOIN LATERAL (SELECT r.*,
@@ -379,7 +379,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	st := &head.Status
 	pause := &out.line.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.looked,
-		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.look.NextDue}, at{&out.at}, &there, &posts,
+		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.look.UnpublishAt}, at{&out.look.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Announced, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros)

@@ -50,7 +50,7 @@ const (
 	sqlReleaseLane = `
 UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0, reserved = 0
 WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
-	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
+	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
 // ReleaseLane implements store.Requests.
@@ -60,16 +60,19 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 		if released = n > 0; released || err != nil {
 			return err
 		}
-		_, _, err = readRings(ctx, tx, lane)
+		_, err = readRings(ctx, tx, lane)
 		return err
 	})
 	return released && err == nil, err
 }
 
-// readRings fails with store.ErrFenced where the lane is no longer held.
-func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (rings int64, pause store.Pause, err error) {
-	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).Scan(&rings, pausedAt{&pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: &pause})
-	return rings, pause, missing(err, store.ErrFenced)
+// readRings reads of a look what the lane itself has. It fails with store.ErrFenced where
+// the lane is no longer held.
+func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (look store.Look, err error) {
+	pause := &look.Pause
+	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).
+		Scan(&look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&look.UnpublishAt})
+	return look, missing(err, store.ErrFenced)
 }
 
 const sqlDueLanes = `
@@ -109,7 +112,7 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 
 // readFront fails with store.ErrFenced.
 func readFront(ctx context.Context, tx *sql.Tx, lane store.Lane, now time.Time) (look store.Look, err error) {
-	if look.Rings, look.Pause, err = readRings(ctx, tx, lane); err != nil {
+	if look, err = readRings(ctx, tx, lane); err != nil {
 		return look, err
 	}
 	var head string

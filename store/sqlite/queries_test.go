@@ -140,7 +140,8 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlListRequests":   true, // in the order of the index, up to the limit
 		"sqlMoved":          true, // the accounts, and of each the latest post
 		"sqlNotices":        true, // over an index that holds just what is to be told
-		"sqlOwned":          true, // the ids that are asked for
+		"sqlDeleted":        true, // the ids that are asked for
+		"sqlOwned":          true, // the same
 		"sqlReadCanary":     true, // one row
 		"sqlRefusals":       true, // in the order of the key, up to the limit
 		"sqlSetAside":       true, // over an index that holds just those

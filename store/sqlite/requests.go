@@ -332,6 +332,9 @@ func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code
 	if err != nil {
 		return 0, err
 	}
+	if err := retryDeletions(ctx, tx, account, now); err != nil {
+		return 0, err
+	}
 	return n, ring(ctx, tx, account, now)
 }
 
@@ -382,7 +385,7 @@ const (
 	sqlWitness = `
 SELECT a.x_user_id, coalesce(p.post_id, ''), coalesce(p.doubt_since, p.sent_at)
 FROM accounts AS a LEFT JOIN posts AS p ON (p.account, p.request_id, p.idx) = (
-    SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' ORDER BY sent_at DESC LIMIT 1)
+    SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' AND deleted_at IS NULL ORDER BY sent_at DESC LIMIT 1)
 WHERE a.name = ?1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id IN (SELECT value FROM json_each(?1))`
 )

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
@@ -24,11 +25,11 @@ func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.Line, er
 const (
 	sqlFromRequests = `
 SELECT account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
-       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros
+       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, deletion, unpublish_at
 FROM requests`
 	sqlRequest = sqlFromRequests + ` WHERE account = ?1 AND id = ?2`
 	sqlPosts   = `
-SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_at, not_after, coalesce(attempt, 0), doubt_since, looks, absent_at, media
+SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_at, not_after, coalesce(attempt, 0), doubt_since, looks, absent_at, media, deleted_at
 FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 )
 
@@ -80,11 +81,13 @@ func readPosts(ctx context.Context, tx *sql.Tx, r *store.Row) (err error) {
 func scanRequest(row scanner) (*store.Row, error) {
 	var r store.Row
 	var reason jetpost.Reason
-	var meta []byte
+	var meta, deletion []byte
+	var unpublishAt time.Time
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest, &r.CostMicros)
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest, &r.CostMicros,
+		&deletion, at{&unpublishAt})
 	if err != nil {
 		return nil, err
 	}
@@ -94,13 +97,16 @@ func scanRequest(row scanner) (*store.Row, error) {
 	if err := json.Unmarshal(meta, &st.Metadata); err != nil {
 		return nil, fmt.Errorf("read metadata of request %s/%s: %w", r.Account, r.ID, err)
 	}
+	if r.Deletion, err = readDeletion(deletion, unpublishAt); err != nil {
+		return nil, fmt.Errorf("read deletion of request %s/%s: %w", r.Account, r.ID, err)
+	}
 	return &r, nil
 }
 
 func scanPost(row scanner) (p store.PostRecord, err error) {
 	var ids, media []byte
 	err = row.Scan(&p.Index, &p.State, &p.ParentID, &p.PostID, &ids, &p.TextHash, at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt,
-		at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &media)
+		at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &media, at{&p.DeletedAt})
 	if err != nil {
 		return store.PostRecord{}, err
 	}
@@ -114,12 +120,13 @@ const (
 	sqlSaveRequest = `
 UPDATE requests
 SET state = ?3, revision = ?4, announced = ?5, event = ?6, reason_code = ?7, reason_detail = ?8, reason_until = ?9,
-    hold_until = ?10, holds = ?11, attempts = ?12, began_at = ?13, due_at = ?14, updated_at = ?15, publish_at = ?16
+    hold_until = ?10, holds = ?11, attempts = ?12, began_at = ?13, due_at = ?14, updated_at = ?15, publish_at = ?16,
+    deletion = ?17, unpublish_at = ?18
 WHERE account = ?1 AND id = ?2`
 	sqlSavePost = `
 UPDATE posts
 SET state = ?4, parent_id = ?5, post_id = nullif(?6, ''), media_ids = ?7, text_hash = ?8, sent_at = ?9, not_after = ?10,
-    attempt = nullif(?11, 0), doubt_since = ?12, looks = ?13, absent_at = ?14, media = ?15
+    attempt = nullif(?11, 0), doubt_since = ?12, looks = ?13, absent_at = ?14, media = ?15, deleted_at = ?16
 WHERE account = ?1 AND request_id = ?2 AND idx = ?3`
 )
 
@@ -158,9 +165,17 @@ func save(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, change
 
 func saveRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	code, reason := columns(r.Status.Reason)
-	_, err := tx.ExecContext(ctx, sqlSaveRequest, r.Account, r.ID, string(r.Status.State), r.Status.Revision, r.Announced,
+	deletion, err := deletionColumn(r.Deletion)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, sqlSaveRequest, r.Account, r.ID, string(r.Status.State), r.Status.Revision, r.Announced,
 		string(r.Event), code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, r.Status.Attempts,
-		micros(r.BeganAt), micros(r.DueAt), micros(r.Status.UpdatedAt), micros(r.Status.PublishAt))
+		micros(r.BeganAt), micros(r.DueAt), micros(r.Status.UpdatedAt), micros(r.Status.PublishAt), deletion, micros(r.UnpublishAt()))
+	if err != nil || r.Deletion == nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, sqlNextDeletion, r.Account)
 	return err
 }
 
@@ -189,7 +204,7 @@ func savePost(ctx context.Context, tx *sql.Tx, key store.Key, p *store.PostRecor
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlSavePost, key.Account, key.ID, p.Index, string(p.State), p.ParentID, p.PostID,
-		string(ids), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Looks, micros(p.AbsentAt), media)
+		string(ids), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Looks, micros(p.AbsentAt), media, micros(p.DeletedAt))
 	if violatesUnique(err) && p.State == jetpost.PostPosted {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)
 	}

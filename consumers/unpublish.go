@@ -1,0 +1,121 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi"
+)
+
+// unpublishRetry is the wait before a deletion is tried again whose wait has no end of its
+// own: somebody has to act, and what does not ring is found out so.
+const unpublishRetry = 15 * time.Minute
+
+// unpublish goes on with the account's earliest deletion, by one step. A step that is
+// repeated, since its worker died, does no harm.
+func (r *laneRun) unpublish(ctx context.Context, rings int64) error {
+	var found bool
+	rec, err := persist(ctx, r, "look for deletions", func() (rec store.Record, err error) {
+		rec, found, err = r.h.Ledger.Unpublishing(ctx, r.lane)
+		return rec, err
+	})
+	if err != nil || !found {
+		return err
+	}
+	rec.Holds = rec.Deletion.Holds // those of the request are over
+	a := r.deletion(ctx, &rec)
+	if errors.Is(a.err, store.ErrFenced) {
+		return a.err
+	}
+	out, err := r.outcome(ctx, rings, a)
+	if err != nil || out.State == "" {
+		return err
+	}
+	if out.LookAt.IsZero() && out.Reason.Until.IsZero() {
+		out.LookAt = out.Now.Add(unpublishRetry)
+	}
+	_, err = persist(ctx, r, "hold deletion", func() (struct{}, error) {
+		return struct{}{}, r.h.Ledger.HoldUnpublish(ctx, r.lane, rec.ID, out)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+		return err
+	}
+	outcomeLog(r.log.With("request", rec.ID), out).Info("unpublish.waits", "given_up", out.State != jetpost.StateHeld)
+	r.h.Announce.try(ctx, rec.Key)
+	return nil
+}
+
+// deletion is one step: what became of the post in doubt is found out first, and then the
+// last post that is live is deleted.
+func (r *laneRun) deletion(ctx context.Context, rec *store.Record) attempt {
+	if r.lane.LostClaims >= poisonClaims {
+		r.lane.LostClaims = 0
+		return r.settled(failWith(jetpost.CodePoison, fmt.Sprintf("%d workers in a row died on it", poisonClaims)))
+	}
+	request, err := jetpost.Decode(rec.Account, rec.Body)
+	if err != nil {
+		return r.settled(failWith(jetpost.CodeInvalidRequest, err.Error()))
+	}
+	_, _, doubt := resume(rec)
+	if doubt >= 0 && time.Now().Before(r.lookFrom(rec.Posts[doubt])) {
+		return r.doubtful(rec, doubt, "the worker that sent it was lost")
+	}
+	if err := r.lift(ctx, rec, request); err != nil {
+		return r.left(rec, err)
+	}
+	if r.pause.Blocked(time.Now()) { // a person's pause is of posts alone
+		return r.left(rec, &admission.WaitError{Reason: r.pause.Reason, LookAt: r.pause.NextAt()})
+	}
+	token, err := r.token(ctx)
+	if err != nil {
+		return r.left(rec, err)
+	}
+	if scope := missingScope(token.Scope, nil); scope != "" {
+		return r.settled(blockAccount(needsScope, "the account was connected without "+scope))
+	}
+	client := r.h.Client(rec.Account, token.Access.Reveal())
+	if doubt >= 0 {
+		return r.renewing(ctx, rec, token, r.reconcile(ctx, client, rec, doubt, request.Posts[doubt]))
+	}
+	return r.renewing(ctx, rec, token, r.deleteLast(ctx, client, rec))
+}
+
+// deleteLast deletes the last post that is live.
+func (r *laneRun) deleteLast(ctx context.Context, client *xapi.Client, rec *store.Record) attempt {
+	i := len(rec.Posts) - 1
+	for i >= 0 && (rec.Posts[i].State != jetpost.PostPosted || !rec.Posts[i].DeletedAt.IsZero()) {
+		i--
+	}
+	if i < 0 {
+		return r.settled(goOn())
+	}
+	postID := rec.Posts[i].PostID
+	_, err := admission.Call(ctx, r.pass, admission.Calls{Endpoint: xapi.EndpointDeletePost, N: 1}, func() (struct{}, error) {
+		return struct{}{}, client.DeletePost(ctx, postID)
+	})
+	if err != nil && !gone(err) {
+		a := r.left(rec, fmt.Errorf("delete post %d of %d: %w", i+1, len(rec.Posts), err))
+		a.unruled = false // it says nothing of posts that are still to be sent
+		return a
+	}
+	_, err = persist(ctx, r, "deleted", func() (struct{}, error) {
+		return struct{}{}, r.h.Ledger.PostDeleted(ctx, r.lane, rec.ID, i, time.Now())
+	})
+	if err == nil {
+		r.log.Info("post.deleted", "request", rec.ID, "post", i, "post_id", postID, "of", len(rec.Posts))
+		r.h.Announce.try(ctx, rec.Key)
+	}
+	return attempt{decision: goOn(), post: -1, err: err}
+}
+
+// gone tells that X says in words that it has no such post. A 404 without words is a
+// fault of its routing.
+func gone(err error) bool {
+	var refused *xapi.RefusedError
+	return errors.As(err, &refused) && refused.Kind == xapi.RefusedNotFound
+}

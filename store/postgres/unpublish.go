@@ -1,0 +1,82 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	sqlNextDeletion = `
+UPDATE lanes SET unpublish_at = (SELECT min(unpublish_at) FROM requests WHERE account = $1 AND unpublish_at IS NOT NULL) WHERE account = $1`
+	sqlRetryDeletions = `
+UPDATE requests SET unpublish_at = coalesce($2::timestamptz, statement_timestamp())
+WHERE account = $1 AND unpublish_at > coalesce($2::timestamptz, statement_timestamp())`
+	sqlHeldRings    = `SELECT rings FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+	sqlUnpublishing = `
+SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND unpublish_at IS NOT NULL ORDER BY unpublish_at LIMIT 1`
+	sqlDeleted = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[]) AND deleted_at IS NOT NULL`
+)
+
+// retryDeletions has the account's deletions that wait tried again: what they wait for may
+// be there.
+func retryDeletions(ctx context.Context, tx pgx.Tx, account string, now any) error {
+	n, err := changed(ctx, tx, sqlRetryDeletions, account, now)
+	if err == nil && n > 0 {
+		_, err = tx.Exec(ctx, sqlNextDeletion, account)
+	}
+	return err
+}
+
+// Unpublish implements store.Requests.
+func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
+	_, err = s.move(ctx, "unpublish request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+		before = r.Status.State
+		return r.Unpublish(line.At(now))
+	})
+	return before, err
+}
+
+// Unpublishing implements store.Requests.
+func (s *Store) Unpublishing(ctx context.Context, lane store.Lane) (record store.Record, found bool, err error) {
+	err = s.view(ctx, "look for deletions", func(ctx context.Context, tx pgx.Tx) error {
+		var rings int64
+		if err := tx.QueryRow(ctx, sqlHeldRings, lane.Account, lane.Fence).Scan(&rings); err != nil {
+			return missing(err, store.ErrFenced)
+		}
+		records, err := readRecords(ctx, tx, sqlUnpublishing, lane.Account)
+		if found = len(records) > 0; found {
+			record = records[0]
+		}
+		return err
+	})
+	return record, found, err
+}
+
+// PostDeleted implements store.Requests.
+func (s *Store) PostDeleted(ctx context.Context, claim store.Lane, id string, post int, now time.Time) error {
+	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.PostDeleted(line, post, now)
+	})
+	return err
+}
+
+// HoldUnpublish implements store.Requests.
+func (s *Store) HoldUnpublish(ctx context.Context, claim store.Lane, id string, out store.Outcome) error {
+	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+		return r.HoldUnpublish(line, claim, out)
+	})
+	return err
+}
+
+// Deleted implements store.Requests.
+func (s *Store) Deleted(ctx context.Context, postIDs []string) ([]string, error) {
+	deleted, err := collect(ctx, s.db, func(row scanner) (id string, err error) {
+		return id, row.Scan(&id)
+	}, sqlDeleted, postIDs)
+	return deleted, s.wrap("find deleted posts", err)
+}

@@ -1,0 +1,129 @@
+package store
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/jetpost/jetpost"
+)
+
+// These are the rules by which a request's posts are deleted. The wish is kept beside the
+// request, which is finished from then on: it keeps its state.
+
+// Open tells whether something is left to be deleted, or to be found out.
+func (d *Deletion) Open() bool { return d != nil && d.DoneAt.IsZero() }
+
+// UnpublishAt is when a lane goes on with the deletion, zero for never.
+func (r *Row) UnpublishAt() time.Time {
+	if r.Deletion == nil {
+		return time.Time{}
+	}
+	return r.Deletion.NextAt
+}
+
+// Unpublish is the rule of [Requests.Unpublish].
+func (r *Row) Unpublish(now time.Time) (Change, error) {
+	finished := r.Status.State.Finished()
+	switch {
+	case r.Deletion != nil && !r.Deletion.Open():
+		return Change{}, nil
+	case finished && !r.undeleted():
+		return Change{}, ErrNotRunnable
+	case !finished:
+		r.move(jetpost.StateCancelled, jetpost.EventRequestCancelled, nil)
+	}
+	if r.undeleted() {
+		r.Event = jetpost.EventRequestUnpublishing
+	}
+	r.Deletion = &Deletion{AskedAt: now, NextAt: now}
+	r.revise(now)
+	return Change{Request: true, RingAt: now}, nil
+}
+
+// PostDeleted is the rule of [Requests.PostDeleted].
+func (r *Row) PostDeleted(line Line, post int, now time.Time) (Change, error) {
+	now = line.At(now)
+	p := r.post(post)
+	switch {
+	case p == nil, p.State != jetpost.PostPosted, r.Deletion == nil:
+		return Change{}, ErrNotRunnable
+	case !p.DeletedAt.IsZero():
+		return Change{}, nil
+	}
+	p.DeletedAt = now
+	r.deleteAt(now)
+	r.revise(now)
+	return Change{Request: true, Posts: []int{post}, Progress: true}, nil
+}
+
+// HoldUnpublish is the rule of [Requests.HoldUnpublish].
+func (r *Row) HoldUnpublish(line Line, claim Lane, out Outcome) (Change, error) {
+	out.Now = line.At(out.Now)
+	switch {
+	case !line.HeldBy(claim):
+		return Change{}, ErrFenced
+	case !r.Deletion.Open():
+		return Change{}, ErrNotRunnable
+	}
+	change := Change{Request: true}
+	if p := r.post(out.Post); p != nil {
+		if p.outdates(out) {
+			return Change{}, nil
+		}
+		r.settle(p, out)
+		change.Posts = []int{out.Post}
+	}
+	d := *r.Deletion
+	news := d.Reason == nil || d.Reason.Code != out.Reason.Code || len(change.Posts) > 0
+	d.Reason, d.NextAt = &out.Reason, time.Time{}
+	if out.State == jetpost.StateHeld {
+		d.NextAt = cmp.Or(out.LookAt, out.Reason.Until)
+		if out.Reason.Until.IsZero() && line.Rings != out.Rings {
+			d.NextAt = out.Now // what it waits for may be there
+		}
+	}
+	if !out.patient() {
+		d.Holds++
+	}
+	r.Deletion = &d
+	if news {
+		r.Event = jetpost.EventRequestUnpublishing
+		r.revise(out.Now)
+	}
+	return change, nil
+}
+
+// deleteAt has the deletion go on at that time, as after progress.
+func (r *Row) deleteAt(at time.Time) {
+	d := *r.Deletion
+	d.Reason, d.Holds, d.NextAt = nil, 0, at
+	r.Deletion = &d
+	r.Event = jetpost.EventRequestUnpublishing
+}
+
+// trackDeletion ends the deletion with the last post, and takes it up again where a late
+// answer tells of one more.
+func (r *Row) trackDeletion(now time.Time) {
+	switch left := r.undeleted(); {
+	case r.Deletion == nil || left == r.Deletion.Open():
+		return
+	case left:
+		r.deleteAt(now)
+		r.Deletion.DoneAt = time.Time{}
+	default:
+		d := *r.Deletion
+		d.DoneAt, d.NextAt, d.Reason, d.Holds = now, time.Time{}, nil, 0
+		r.Deletion = &d
+		if slices.ContainsFunc(r.Posts, func(p PostRecord) bool { return !p.DeletedAt.IsZero() }) {
+			r.Event = jetpost.EventRequestUnpublished
+		}
+	}
+}
+
+// undeleted tells whether a post is live, or may be.
+func (r *Row) undeleted() bool {
+	return slices.ContainsFunc(r.Posts, func(p PostRecord) bool {
+		return p.State == jetpost.PostSending || p.State == jetpost.PostPosted && p.DeletedAt.IsZero()
+	})
+}
