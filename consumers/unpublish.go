@@ -99,9 +99,7 @@ func (r *laneRun) deleteLast(ctx context.Context, client *xapi.Client, rec *stor
 		return struct{}{}, client.DeletePost(ctx, postID)
 	})
 	if err != nil && !gone(err) {
-		a := r.left(rec, fmt.Errorf("delete post %d of %d: %w", i+1, len(rec.Posts), err))
-		a.unruled = false // it says nothing of posts that are still to be sent
-		return a
+		return r.left(rec, fmt.Errorf("delete post %d of %d: %w", i+1, len(rec.Posts), err))
 	}
 	_, err = persist(ctx, r, "deleted", func() (struct{}, error) {
 		return struct{}{}, r.h.Ledger.PostDeleted(ctx, r.lane, rec.ID, i, time.Now())

@@ -743,11 +743,11 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	t.Helper()
 	s := &postScene{
 		testBundle: b, row: row, call: call, silent: make(chan struct{}),
-		stops: &admissiontest.Board{}, key: store.Key{Account: row["case"] + "-" + path.Base(string(call)), ID: "one"},
+		stops: &admissiontest.Board{}, key: store.Key{Account: row["case"] + "-" + strings.TrimPrefix(path.Base(string(call)), ":"), ID: "one"},
 	}
 	s.postID = s.account(t, s.key.Account, 0).ID // any number that no other row has
 	request := jetpost.Request{Account: s.key.Account, ID: s.key.ID, Posts: thread("one")}
-	if call != xapi.EndpointCreatePost {
+	if call == xapi.EndpointUploadMedia || call == xapi.EndpointMediaMetadata {
 		request.Posts[0].Media = []jetpost.Media{{Data: picture(t), Alt: "x"}}
 	}
 	body, err := json.Marshal(request)
@@ -772,7 +772,7 @@ func (deafBells) WakeAt(context.Context, string, time.Time) error { return nil }
 // ServeHTTP is X.
 func (s *postScene) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body)
-	switch call := xapi.Endpoint(r.Method + " " + r.URL.Path); call {
+	switch call := endpointOf(r); call {
 	case s.call:
 		s.heard.Add(1)
 		if s.row["case"] == "timeout" {
@@ -788,6 +788,11 @@ func (s *postScene) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// endpointOf names the call by X's pattern.
+func endpointOf(r *http.Request) xapi.Endpoint {
+	return xapi.Endpoint(r.Method + " " + idInPath.ReplaceAllString(r.URL.Path, ":id"))
+}
+
 // connect lets the lane's calls go to X, by real sockets. Some rows are about
 // calls that do not arrive there.
 func (s *postScene) connect(t *testing.T) {
@@ -801,7 +806,7 @@ func (s *postScene) connect(t *testing.T) {
 	t.Cleanup(func() { wire.CloseIdleConnections(); x.Close(); secured.Close() })
 	s.through(func(r *http.Request) (*http.Response, error) {
 		r.URL.Scheme, r.URL.Host = "http", x.Listener.Addr().String()
-		if xapi.Endpoint(r.Method+" "+r.URL.Path) == s.call {
+		if endpointOf(r) == s.call {
 			switch s.row["case"] {
 			case "dial":
 				r.URL.Host = "127.0.0.1:1"
@@ -867,26 +872,7 @@ func (s *postScene) freeze(t *testing.T) {
 // advance runs the lane, and compares what became of the request with the row.
 func (s *postScene) advance(t *testing.T) store.Record {
 	t.Helper()
-	heard := int64(1)
-	switch s.row["case"] {
-	case "dial", "no-such-host", "tls", "late":
-		heard = 0
-	case "unauthorized", "unauthorized-legacy", "unauthorized-empty":
-		heard = 2 // the second time with a new token
-	case "not-found-for-long", "unauthorized-for-long", "automated-for-long":
-		tries := edgeTries
-		if s.row["case"] == "automated-for-long" {
-			tries = forNowTries
-		}
-		if s.row["case"] == "unauthorized-for-long" {
-			tries = unauthorizedTries - 1 // the first of which renews the token, and holds twice
-		}
-		for range tries {
-			s.run(t, s.lane, s.key.Account)
-			s.endHold(t, s.key, jetpost.CodeXUnavailable)
-		}
-		s.heard.Store(0)
-	}
+	heard := s.tries(t)
 	asked := time.Now()
 	s.run(t, s.lane, s.key.Account)
 	r := s.record(t, s.key)
@@ -905,7 +891,47 @@ func (s *postScene) advance(t *testing.T) store.Record {
 		equal(t, "id of the post", r.Posts[0].PostID, s.postID)
 		return r
 	}
-	detail := strings.TrimPrefix(r.Status.Reason.Detail, became.code)
+	s.wantWords(t, r.Status.Reason)
+	return r
+}
+
+// tries has X give the answer as often as the row wants it before, and returns how often
+// it hears of the call that follows.
+func (s *postScene) tries(t *testing.T) (heard int64) {
+	t.Helper()
+	heard = 1
+	switch s.row["case"] {
+	case "dial", "no-such-host", "tls", "late":
+		heard = 0
+	case "unauthorized", "unauthorized-legacy", "unauthorized-empty":
+		heard = 2 // the second time with a new token
+	case "not-found-for-long", "unauthorized-for-long", "automated-for-long":
+		tries := edgeTries
+		if s.row["case"] == "automated-for-long" {
+			tries = forNowTries
+		}
+		if s.row["case"] == "unauthorized-for-long" {
+			tries = unauthorizedTries - 1 // the first of which renews the token, and holds twice
+		}
+		for range tries {
+			s.run(t, s.lane, s.key.Account)
+			if s.call == xapi.EndpointDeletePost {
+				_, err := s.ledger.EndHolds(t.Context(), s.key.Account, jetpost.CodeXUnavailable, time.Now())
+				check(t, err)
+				s.lane.Windows = admission.NewWindows(s.windows, s.log) // a day has more of them
+				continue
+			}
+			s.endHold(t, s.key, jetpost.CodeXUnavailable)
+		}
+		s.heard.Store(0)
+	}
+	return heard
+}
+
+// wantWords fails unless X's words of the row are in the reason.
+func (s *postScene) wantWords(t *testing.T, reason *jetpost.Reason) {
+	t.Helper()
+	detail := strings.TrimPrefix(reason.Detail, string(s.stops.Stop.Reason.Code))
 	for i, words := range strings.Split(s.row["answer"], `"`) {
 		if i%2 == 1 && !strings.Contains(detail, words) {
 			t.Errorf("X's words %q are not in the reason: %s", words, detail)
@@ -914,7 +940,6 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	if len(detail) < len("401") {
 		t.Errorf("the reason says nothing: %q", detail)
 	}
-	return r
 }
 
 // failedPost is what a post is whose request failed: refused itself, or never begun.
