@@ -64,6 +64,8 @@ type gapRun struct {
 	// upset brings up what goes wrong at X.
 	upset func(t *testing.T, b *testBundle)
 	opts  []func(*xsim.Server)
+	// unpublish has the request deleted: what it had live is gone in the end.
+	unpublish bool
 	// state is how the request ends: published, where it is empty. A refused job
 	// never becomes one.
 	state   jetpost.State
@@ -100,11 +102,15 @@ func gapRuns(t *testing.T) []gapRun {
 		stop    = "$KV.JETPOST_LIMITS.stop.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.stopped"
 
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
+		unpublishing, unpublished    = jetpost.EventRequestUnpublishing, jetpost.EventRequestUnpublished
 	)
 	told := func(event jetpost.EventType) string { return "jetpost.event." + string(event) + ", announced" } // as it was written
 	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
 	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) }
 	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
+	deleted := func(event jetpost.EventType) string {
+		return "DELETE /2/tweets/:id, deleted, read, jetpost.event." + string(event) + ", announced"
+	}
 	steps := func(parts ...string) string { return strings.Join(parts, ", ") }
 	return []gapRun{
 		{
@@ -152,6 +158,14 @@ func gapRuns(t *testing.T) []gapRun {
 			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
 			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, refused, read, publish.failed, jetpost.event.request.failed, announced, look", last),
 		}, {
+			name: "a thread is deleted", posts: thread("one", "two"), unpublish: true,
+			bring: gapUnpublish(nil),
+			steps: steps("claim, unpublishing, token", deleted(unpublishing), "look, unpublishing, token", deleted(unpublished), "look", last),
+		}, {
+			name: "a thread in doubt is deleted", posts: thread("one", "two"), unpublish: true, state: jetpost.StateCancelled,
+			bring: gapUnpublish(strike(lost(2, true))),
+			steps: steps("claim, unpublishing, hold deletion, read, jetpost.event.request.unpublishing, announced, look, schedule.wake, release, ack"),
+		}, {
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
 			steps: "accept, jetpost.event.request.accepted, announced, publish.wake, same text, ack",
 		}, {
@@ -188,6 +202,23 @@ func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
 	check(t, err)
 	_, err = b.pub.PublishRaw(t.Context(), r.Account, body)
 	check(t, err)
+}
+
+// gapUnpublish brings a request that was published by another worker, after upset, and
+// whose posts are to be deleted.
+func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBundle, jetpost.Request) {
+	return func(t *testing.T, b *testBundle, r jetpost.Request) {
+		t.Helper()
+		key := b.accept(t, r)
+		if upset != nil {
+			upset(t, b)
+		}
+		b.run(t, b.lane(func(h *PublishHandler) { h.Timing = gapTiming() }), "acme")
+		b.purge(t, b.names.LanesStream())
+		_, err := b.ledger.Unpublish(t.Context(), key, time.Now())
+		check(t, err)
+		check(t, b.bells.Ring(t.Context(), "acme"))
+	}
 }
 
 // gapTiming is that of all lanes here.
@@ -402,6 +433,9 @@ func (run gapRun) done(t *testing.T, b *testBundle) bool {
 }
 
 func (run gapRun) last() jetpost.EventType {
+	if run.unpublish {
+		return jetpost.EventRequestUnpublished
+	}
 	if run.state == jetpost.StateFailed {
 		return jetpost.EventRequestFailed
 	}
@@ -421,7 +455,7 @@ func (b *testBundle) rests(t *testing.T, id string) bool {
 		check(t, err)
 		b.hurried = true
 	}
-	return r.Status.State.Finished() && r.Announced == r.Status.Revision && b.idle(t)
+	return r.Status.State.Finished() && !r.Deletion.Open() && r.Announced == r.Status.Revision && b.idle(t)
 }
 
 // idle tells whether no job, no doorbell and no wake-up is left.
@@ -469,6 +503,11 @@ func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
 	live := b.x.Posts("acme")
 	for i, p := range r.Posts {
 		if p.State != jetpost.PostPosted {
+			continue
+		}
+		if run.unpublish {
+			equal(t, run.posts[i].Text+" is deleted", p.DeletedAt.IsZero(), false)
+			posted++
 			continue
 		}
 		texts = append(texts, run.posts[i].Text)
