@@ -512,6 +512,10 @@ func (p *progress) see(event jetpost.Event) {
 	for ; p.live < len(r.Posts) && r.Posts[p.live].State == jetpost.PostPosted; p.live++ {
 		p.say("posted %d/%d  %s", p.live+1, r.Total, r.Posts[p.live].URL)
 	}
+	if r.Unpublish != nil {
+		p.say("unpublish: %s", unpublishText(*r, false))
+		return
+	}
 	switch r.State {
 	case jetpost.StateScheduled:
 		p.say("scheduled for %s", localTime(r.PublishAt))

@@ -29,6 +29,7 @@ type requestsCmd struct {
 	Watch        requestsWatchCmd      `cmd:"" help:"Show what happens to requests, as it happens: until those named are settled, else until Ctrl-C."`
 	Reschedule   requestsRescheduleCmd `cmd:"" help:"Move a request that has not begun to another time: --at TIME or --at now."`
 	Cancel       requestsCancelCmd     `cmd:"" help:"Take a request back; what is live stays live."`
+	Unpublish    requestsUnpublishCmd  `cmd:"" help:"Delete on X what of a request is live, last post first, and take back what is not."`
 	Reconcile    requestsReconcileCmd  `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
 	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
 	connectFlags `embed:""`
@@ -245,6 +246,13 @@ func requestText(found store.Record, pause store.Pause) string {
 		line("paused", "its account, "+pauseText(pause))
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
+	if u := s.Unpublish; u != nil {
+		line("unpublish", unpublishText(s, false))
+		line("next try", localTime(u.NextTryAt))
+		if u.Reason != nil {
+			line("do", app.AdviceFor(u.Reason.Code, s.Account, s.ID))
+		}
+	}
 	line("attempts", strconv.Itoa(s.Attempts))
 	if s.CostEstimateUSD > 0 {
 		line("cost", "about "+dollars(s.CostEstimateUSD))
@@ -254,7 +262,11 @@ func requestText(found store.Record, pause store.Pause) string {
 	line("expires at", localTime(s.ExpiresAt))
 	line("changed", localTime(s.UpdatedAt))
 	for _, p := range s.Posts {
-		words := strings.TrimSpace(fmt.Sprintf("%-7s  %s", p.State, p.URL))
+		state := string(p.State)
+		if !p.DeletedAt.IsZero() {
+			state = "deleted"
+		}
+		words := strings.TrimSpace(fmt.Sprintf("%-7s  %s", state, p.URL))
 		if p.Index < len(texts) {
 			words = strings.TrimSpace(words + "  " + excerpt(texts[p.Index]))
 		}
@@ -455,6 +467,57 @@ func (c *requestsCancelCmd) Run(e *env) error {
 		}
 		return e.say(status, "%s  %s  %s, %d of %d posts live", status.Account, status.ID, status.State, status.Posted, status.Total)
 	})
+}
+
+type requestsUnpublishCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+	DryRun bool `env:"-" help:"Change nothing; say what would be done."`
+}
+
+// Run asks for the deletion of a request's posts.
+func (c *requestsUnpublishCmd) Run(e *env) error {
+	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+		status, err := desk.Unpublish(ctx, c.Account, c.ID, c.DryRun)
+		if err != nil {
+			return err
+		}
+		return e.say(status, "%s  %s  %s", status.Account, status.ID, unpublishText(status, c.DryRun))
+	})
+}
+
+// unpublishText says how far a deletion is, or how far it would go.
+func unpublishText(s jetpost.RequestStatus, dry bool) string {
+	var live, deleted, doubtful int
+	for _, p := range s.Posts {
+		switch {
+		case p.State == jetpost.PostSending:
+			doubtful++
+		case !p.DeletedAt.IsZero():
+			deleted++
+		case p.State == jetpost.PostPosted:
+			live++
+		}
+	}
+	switch u := s.Unpublish; {
+	case dry:
+		text := fmt.Sprintf("would delete %d of %d posts", live, s.Total)
+		if doubtful > 0 {
+			text += ", and one more if it is live"
+		}
+		if !s.State.Finished() {
+			text += ", and send no more"
+		}
+		return text
+	case u == nil:
+		return string(s.State)
+	case u.Reason != nil:
+		return fmt.Sprintf("%s, %d of %d live posts deleted: %s", s.State, deleted, deleted+live, reasonText(u.Reason))
+	case u.DoneAt.IsZero():
+		return fmt.Sprintf("%s, %d of %d live posts deleted: a worker goes on with it", s.State, deleted, deleted+live)
+	default:
+		return fmt.Sprintf("%s, all live posts deleted: %d", s.State, deleted)
+	}
 }
 
 type requestsReconcileCmd struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,6 +132,34 @@ func (d *Desk) Cancel(ctx context.Context, account, id string) (jetpost.RequestS
 	}
 	d.tell(ctx, found.Key)
 	return d.status(ctx, found.Key)
+}
+
+// Unpublish asks for the deletion of what of a request is live, and takes it back where it
+// is unfinished. It returns the request as it is then: a worker deletes. One whose posts
+// are deleted already stays so. A dry run changes nothing.
+func (d *Desk) Unpublish(ctx context.Context, account, id string, dry bool) (jetpost.RequestStatus, error) {
+	found, err := FindRequest(ctx, d.Ledger, account, id)
+	if err != nil {
+		return jetpost.RequestStatus{}, err
+	}
+	if nothingLive(found) {
+		return jetpost.RequestStatus{}, fmt.Errorf("request %s of account %s is %s, and nothing of it is live: there is nothing to delete", id, found.Account, found.Status.State)
+	}
+	if dry {
+		return found.Status, nil
+	}
+	if _, err := d.Ledger.Unpublish(ctx, found.Key, time.Now()); err != nil {
+		return jetpost.RequestStatus{}, databaseError(err)
+	}
+	d.tell(ctx, found.Key)
+	return d.status(ctx, found.Key)
+}
+
+// nothingLive tells of a request what the ledger refuses to delete.
+func nothingLive(r store.Record) bool {
+	return r.Status.State.Finished() && r.Deletion == nil && !slices.ContainsFunc(r.Posts, func(p store.PostRecord) bool {
+		return p.State == jetpost.PostPosted || p.State == jetpost.PostSending
+	})
 }
 
 // Reschedule moves a request of which nothing was sent to another time, or to now

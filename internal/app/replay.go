@@ -200,6 +200,9 @@ func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Rep
 		if err != nil {
 			return done, databaseError(err)
 		}
+		if result.Unpublished {
+			now.Deletion = &store.Deletion{}
+		}
 		queued, done.State, done.Left = result.Queued, result.State, result.Left
 		if t.has {
 			// Before the bell: a record that is made after it is of the next failure.
@@ -212,7 +215,11 @@ func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Rep
 			return done, err
 		}
 	}
-	if !queued {
+	switch {
+	case now.Deletion != nil:
+		done.Detail = "is unpublished: its posts are deleted, or about to be; send a new request"
+		return done, nil
+	case !queued:
 		done.Detail = whyNothing(done.State)
 		return done, nil
 	}
@@ -222,7 +229,7 @@ func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Rep
 
 // replayable is what the ledger's Replay takes.
 func replayable(r store.Record) bool {
-	return r.Status.State == jetpost.StateFailed || (r.Status.State == jetpost.StateHeld && len(r.Posts) > 0)
+	return r.Deletion == nil && r.Status.State == jetpost.StateFailed || (r.Status.State == jetpost.StateHeld && len(r.Posts) > 0)
 }
 
 func whyNothing(state jetpost.State) string {

@@ -32,7 +32,13 @@ type Waited struct {
 
 // Settled tells whether nothing more happens to the request by itself.
 func (w Waited) Settled() bool {
-	return w.Refusal != nil || (w.Request != nil && (w.Request.State.Finished() || w.Request.State == jetpost.StateUnknown))
+	if w.Request == nil {
+		return w.Refusal != nil
+	}
+	if u := w.Request.Unpublish; u != nil && !u.NextTryAt.IsZero() {
+		return false
+	}
+	return w.Request.State.Finished() || w.Request.State == jetpost.StateUnknown
 }
 
 // PublishAndWait publishes a request and shows each event of it to see, until
