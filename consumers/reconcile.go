@@ -292,6 +292,18 @@ func (s *search) withoutMentions(ours, theirs string, p xapi.UserPost) (string, 
 	return ours, theirs
 }
 
+// EqualText tells whether a post on X has the text of ours, as far as X leaves a text alone.
+func EqualText(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
+	a, b := newSearch(Timing{}, record, ours, store.Witness{}).texts(theirs)
+	return a == b
+}
+
+// SamePost tells whether a post on X could be ours: the same text or, without one, the same
+// media, at the same place.
+func SamePost(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
+	return newSearch(Timing{}, record, ours, store.Witness{}).matchesFully(theirs)
+}
+
 // sameMedia compares by media alone: the key of a media is its kind and its id.
 func (s *search) sameMedia(p xapi.UserPost) bool {
 	if len(p.MediaKeys) != len(s.post.MediaIDs) {

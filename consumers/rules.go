@@ -60,6 +60,7 @@ const (
 	pricePost    = 15_000
 	pricePostURL = 200_000 // of a post with a link, bare hosts among them
 	priceAltText = 5_000
+	priceRead    = 5_000 // of a post; a fifth where its account owns the app
 )
 
 // CostMicros estimates what X charges for a post, in millionths of a US dollar.
@@ -76,6 +77,9 @@ func CostMicros(p jetpost.Post) int64 {
 	}
 	return cost
 }
+
+// ReadCostMicros estimates what X charges for showing posts, in millionths of a US dollar.
+func ReadCostMicros(posts int) int64 { return int64(posts) * priceRead }
 
 // acceptance is a request as the ledger takes it.
 func (r Rules) acceptance(request jetpost.Request, body []byte) store.Acceptance {

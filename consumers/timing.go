@@ -44,8 +44,8 @@ type Scale struct {
 	Minute time.Duration
 }
 
-// of is how long something of X takes.
-func (s Scale) of(d time.Duration) time.Duration {
+// Of is how long something of X takes.
+func (s Scale) Of(d time.Duration) time.Duration {
 	if s.Minute == 0 {
 		return d
 	}
@@ -102,30 +102,30 @@ func (t Timing) answeredBy(notAfter time.Time) time.Time { return notAfter.Add(t
 
 // lookFrom is when such a post is looked for.
 func (t Timing) lookFrom(notAfter time.Time) time.Time {
-	return t.answeredBy(notAfter).Add(t.of(timelineLag))
+	return t.answeredBy(notAfter).Add(t.Of(timelineLag))
 }
 
 // confirmAfter is how long after a look that did not find a post another one has to
 // confirm that.
 func (t Timing) confirmAfter(fresh bool) time.Duration {
 	if fresh {
-		return t.of(confirmFresh)
+		return t.Of(confirmFresh)
 	}
-	return t.of(confirmStale)
+	return t.Of(confirmStale)
 }
 
-func (t Timing) clockMargin() time.Duration    { return t.of(clockMargin) }
-func (t Timing) strangerMargin() time.Duration { return t.of(strangerMargin) }
-func (t Timing) repeatsFor() time.Duration     { return t.of(repeatsFor) }
-func (t Timing) replicaWait() time.Duration    { return t.of(replicaWait) }
-func (t Timing) replicaLag() time.Duration     { return t.of(replicaLag) }
+func (t Timing) clockMargin() time.Duration    { return t.Of(clockMargin) }
+func (t Timing) strangerMargin() time.Duration { return t.Of(strangerMargin) }
+func (t Timing) repeatsFor() time.Duration     { return t.Of(repeatsFor) }
+func (t Timing) replicaWait() time.Duration    { return t.Of(replicaWait) }
+func (t Timing) replicaLag() time.Duration     { return t.Of(replicaLag) }
 
 // lookAgain is the wait after a number of looks that did not settle a doubt.
 //
 //	looks  1     2     3     4     5 and on
 //	wait   30 s  30 s  1 min 2 min 4 min
 func (t Timing) lookAgain(looks int) time.Duration {
-	return t.of(firstLookAgain) << min(max(looks-2, 0), 3)
+	return t.Of(firstLookAgain) << min(max(looks-2, 0), 3)
 }
 
 // extendEvery is how often a lane at work prolongs its lease.
@@ -176,8 +176,8 @@ func (t TokenTiming) CallTimeout() time.Duration { return t.lease() / 3 }
 func (t TokenTiming) usable() time.Duration   { return t.lease() }
 func (t TokenTiming) nearEnd() time.Duration  { return 4 * t.lease() }
 func (t TokenTiming) fresh() time.Duration    { return 10 * t.lease() }
-func (t TokenTiming) coolDown() time.Duration { return t.of(appFault) }
-func (t TokenTiming) appFault() time.Duration { return t.of(appFault) }
+func (t TokenTiming) coolDown() time.Duration { return t.Of(appFault) }
+func (t TokenTiming) appFault() time.Duration { return t.Of(appFault) }
 
 // firstBackoff is the wait after the first exchange that came to nothing.
 func (t TokenTiming) firstBackoff() time.Duration { return 2 * t.lease() }

@@ -707,7 +707,7 @@ func (r *Row) Told() Record {
 	st.Posted = st.Total - r.left()
 	st.Unpublish = nil
 	if d := r.Deletion; d != nil {
-		st.Unpublish = &jetpost.UnpublishStatus{AskedAt: d.AskedAt, DoneAt: d.DoneAt, Reason: d.Reason, NextTryAt: d.NextAt}
+		st.Unpublish = &jetpost.UnpublishStatus{AskedAt: d.AskedAt, DoneAt: d.DoneAt, Reason: knownEnd(d.Reason), NextTryAt: d.NextAt}
 	}
 	told := r.Record
 	told.Status.Reason, told.Status.NextTryAt = r.outlook()
@@ -722,15 +722,23 @@ func (r *Row) outlook() (reason *jetpost.Reason, nextTryAt time.Time) {
 		return reason, time.Time{}
 	}
 	next := cmp.Or(r.HoldUntil, reason.Until)
-	if slices.Contains(triedAgain(), reason.Code) {
-		without := *reason
-		without.Until = time.Time{}
-		return &without, next
+	if known := knownEnd(reason); known != reason {
+		return known, next
 	}
 	if next.Equal(reason.Until) {
 		next = time.Time{}
 	}
 	return reason, next
+}
+
+// knownEnd is the reason without the time of the next try, where that is no end.
+func knownEnd(reason *jetpost.Reason) *jetpost.Reason {
+	if reason == nil || !slices.Contains(triedAgain(), reason.Code) {
+		return reason
+	}
+	without := *reason
+	without.Until = time.Time{}
+	return &without
 }
 
 // triedAgain are the codes of waits that end when a try succeeds, whenever that is.

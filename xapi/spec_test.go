@@ -72,6 +72,11 @@ func TestSpecification(t *testing.T) {
 	if len(page.Posts) != 1 || page.NextToken != "" {
 		t.Errorf("the second page is %+v", page)
 	}
+	_, err = client.UserPosts(ctx, grant.ID, xapi.UserPostsQuery{EditHistory: true})
+	must(err)
+	for range 2 { // there, and gone already
+		must(client.DeletePost(ctx, done[2].ID))
+	}
 	for _, refused := range []xapi.Post{{Text: "one & https://example.com"}, {Text: "r", InReplyToPostID: "1"}, {Text: "m", MediaIDs: []string{"1"}}, {}} {
 		if _, err := client.CreatePost(ctx, refused); err == nil {
 			t.Errorf("X takes %+v", refused)
@@ -86,7 +91,7 @@ func TestSpecification(t *testing.T) {
 		t.Error(v)
 	}
 	seen := spec.Seen()
-	for _, operation := range []string{"createPosts", "getUsersMe", "getUsersPosts", "mediaUpload", "initializeMediaUpload", "appendMediaUpload", "finalizeMediaUpload", "getMediaUploadStatus", "createMediaMetadata"} {
+	for _, operation := range []string{"createPosts", "deletePosts", "getUsersMe", "getUsersPosts", "mediaUpload", "initializeMediaUpload", "appendMediaUpload", "finalizeMediaUpload", "getMediaUploadStatus", "createMediaMetadata"} {
 		if seen[operation] == 0 {
 			t.Errorf("%s was not held to the specification: %v", operation, seen)
 		}

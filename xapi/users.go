@@ -46,6 +46,8 @@ type UserPostsQuery struct {
 	StartTime, EndTime time.Time
 	PaginationToken    string // UserPostsPage.NextToken of the page before
 	MaxResults         int    // 5 to 100, 0 for X's default
+	// EditHistory asks for UserPost.EarlierIDs too.
+	EditHistory bool
 }
 
 // values are the query in the names of X's version 2.167, in which what a post refers
@@ -54,6 +56,9 @@ func (q UserPostsQuery) values(older bool) url.Values {
 	v := url.Values{"post.fields": {"attachments,conversation_id,created_at,entities,note_post"}, "expansions": {"referenced_posts"}}
 	if older {
 		v = url.Values{"tweet.fields": {"attachments,conversation_id,created_at,entities,note_tweet,referenced_tweets"}}
+	}
+	if q.EditHistory && !older { // else X tells it unasked
+		v.Set("expansions", "referenced_posts,edit_history_post_ids")
 	}
 	set := func(name, value string) {
 		if value != "" {
@@ -97,6 +102,8 @@ type UserPost struct {
 	ConversationID  string
 	MediaKeys       []string
 	URLs            []URL
+	// EarlierIDs are those under which an edited post was known before.
+	EarlierIDs []string
 }
 
 // URL is a shortened link in a post's text and what it stands for.
@@ -208,6 +215,8 @@ type wireUserPost struct {
 	NoteTweet        *wireNote       `json:"note_tweet"`
 	ReferencedPosts  []wireReference `json:"referenced_posts"`
 	ReferencedTweets []wireReference `json:"referenced_tweets"`
+	EditHistoryPosts []string        `json:"edit_history_post_ids"`
+	EditHistory      []string        `json:"edit_history_tweet_ids"`
 }
 
 type wireNote struct {
@@ -247,6 +256,11 @@ func (w wireUserPost) post() UserPost {
 	}
 	for _, u := range urls {
 		p.URLs = append(p.URLs, URL{Short: u.URL, Expanded: u.ExpandedURL, MediaKey: u.MediaKey})
+	}
+	for _, id := range append(w.EditHistoryPosts, w.EditHistory...) {
+		if id != "" && id != w.ID {
+			p.EarlierIDs = append(p.EarlierIDs, id)
+		}
 	}
 	for _, ref := range append(w.ReferencedPosts, w.ReferencedTweets...) {
 		switch ref.Type {

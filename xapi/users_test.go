@@ -3,6 +3,7 @@ package xapi
 import (
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +38,9 @@ func TestUserPostsQuery(t *testing.T) {
 	}
 	if _, err := b.client.UserPosts(t.Context(), "7", UserPostsQuery{}); err != nil || len(got) != 2 {
 		t.Errorf("a zero query sent %v, %v", got, err)
+	}
+	if _, err := b.client.UserPosts(t.Context(), "7", UserPostsQuery{EditHistory: true}); err != nil || got.Get("expansions") != "referenced_posts,edit_history_post_ids" {
+		t.Errorf("a query of edits sent %v, %v", got, err)
 	}
 }
 
@@ -91,6 +95,7 @@ func TestUserPostsNames(t *testing.T) {
 			ID: "42", Text: "a &amp;lt; https://t.co/1 long https://t.co/2",
 			CreatedAt:       time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
 			InReplyToPostID: "41", QuotedPostID: "40", ConversationID: "39", MediaKeys: []string{"3_1"},
+			EarlierIDs: []string{"38"},
 			URLs: []URL{
 				{"https://t.co/2", "https://x.com/u/status/42/photo/1", "3_1"},
 				{"https://t.co/1", "https://example.com/?a=1&b=2", ""},
@@ -104,6 +109,7 @@ func TestUserPostsNames(t *testing.T) {
 			b := setup(t, reply(http.StatusOK, `{"data":[{"id":"42","text":"a &amp;lt; https://t.co/1","created_at":"2026-03-01T12:00:00.000Z",
 				"conversation_id":"39","attachments":{"media_keys":["3_1"]},
 				"entities":{"urls":[{"url":"https://t.co/2","expanded_url":"https://x.com/u/status/42/photo/1","media_key":"3_1"}]},
+				"edit_history_`+strings.TrimPrefix(note, "note_")+`_ids":["38","42"],
 				"`+references+`":[{"type":"replied_to","id":"41"},{"type":"quoted","id":"40"}],
 				"`+note+`":{"text":"a &amp;lt; https://t.co/1 long https://t.co/2","entities":{"urls":[{"url":"https://t.co/1","expanded_url":"https://example.com/?a=1&b=2"}]}}}],
 				"meta":{"newest_id":"42","oldest_id":"42","next_token":"n","result_count":1}}`))

@@ -32,6 +32,7 @@ type requestsCmd struct {
 	Unpublish    requestsUnpublishCmd  `cmd:"" help:"Delete on X what of a request is live, last post first, and take back what is not."`
 	Reconcile    requestsReconcileCmd  `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
 	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
+	Verify       requestsVerifyCmd     `cmd:"" help:"Compare the ledger with what X shows: missing, doubled, changed and foreign posts. X charges for that."`
 	connectFlags `embed:""`
 }
 

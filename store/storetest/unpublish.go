@@ -193,6 +193,8 @@ func unpublishHold(t *testing.T, b *bundle) {
 	b.holdUnpublish(t, lane, "one", hold(jetpost.StateHeld, jetpost.CodeXUnavailable, later))
 	record := b.request(t, "one")
 	equal(t, "the same wait again is no news", record.Status.Revision, revision)
+	equal(t, "next try", record.Status.Unpublish.NextTryAt, later)
+	equal(t, "which is no end", record.Status.Unpublish.Reason.Until.IsZero(), true)
 	equal(t, "holds", record.Deletion.Holds, 2)
 
 	b.holdUnpublish(t, lane, "two", hold(jetpost.StateFailed, jetpost.CodeRefusedByX, time.Time{}))
