@@ -255,11 +255,18 @@ func (c *standRun) begin() {
 	must(c.t, c.layBait(c.t.Context()))
 }
 
-// desk is a trusted connection to NATS.
+// desk is a trusted connection to NATS. An 'up' that was started again has another
+// password, and is connected to anew.
 func (c *standRun) desk() *app.Connection {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.conn
+	now := func() *app.Connection {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.conn
+	}
+	if c.house != nil && !now().Conn.IsConnected() {
+		c.until(c.t.Context(), standsWithin, func() bool { return c.house.connect(c) == nil })
+	}
+	return now()
 }
 
 // storm does one harm after the other. The next one comes once everything moves again.
