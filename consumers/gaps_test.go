@@ -167,7 +167,7 @@ func gapRuns(t *testing.T) []gapRun {
 			steps: steps("claim, unpublishing, hold deletion, read, jetpost.event.request.unpublishing, announced, look, schedule.wake, release, ack"),
 		}, {
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
-			steps: "accept, jetpost.event.request.accepted, announced, publish.wake, same text, ack",
+			steps: "accept, jetpost.event.request.accepted, announced, publish.wake, ack",
 		}, {
 			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
 			steps: "refuse, publish.refused, jetpost.event.request.refused, ack",
@@ -846,11 +846,6 @@ func (l mortalLedger) EndHolds(ctx context.Context, account string, code jetpost
 func (l mortalLedger) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
 	l.m.step("sent")
 	return l.to.Sent(ctx, account, after, limit)
-}
-
-func (l mortalLedger) SameTexts(ctx context.Context, q []store.TextQuery) (map[int]store.Key, error) {
-	l.m.step("same text")
-	return l.to.SameTexts(ctx, q)
 }
 
 func (l mortalLedger) Account(ctx context.Context, name string) (store.Account, error) {

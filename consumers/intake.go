@@ -44,7 +44,6 @@ type intakeLedger interface {
 	Account(ctx context.Context, name string) (store.Account, error)
 	AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error)
 	JobFailed(ctx context.Context, f store.JobFailure) (int, error)
-	SameTexts(ctx context.Context, q []store.TextQuery) (map[int]store.Key, error)
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
@@ -359,8 +358,6 @@ func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 // its commit and here.
 func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
 	var records []store.Record
-	var texts []store.TextQuery
-	var fresh []*job
 	rung := map[string]bool{}
 	for i, j := range jobs {
 		key := j.in.Key()
@@ -371,12 +368,10 @@ func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 		case store.Conflict:
 			j.refuse(jetpost.CodeIdentityConflict, "/id", "id %q arrived before with another body; use a new id for a new job", key.ID)
 			continue
-		case store.Accepted:
-			fresh, texts = append(fresh, j), append(texts, store.TextsOf(j.in.Request, j.in.Now))
 		}
 		records = append(records, received[i].Record)
 		rung[key.Account] = true
-		h.log(j, received[i].Decision)
+		h.log(j, received[i])
 	}
 	if len(records) == 0 {
 		return
@@ -385,33 +380,23 @@ func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 	if err := h.Bells.RingAll(ctx, slices.Collect(maps.Keys(rung))); err != nil {
 		h.Log.Warn("lane.ring_delayed", "error", err)
 	}
-	h.warnOfTexts(ctx, fresh, texts)
 }
 
-func (h *IntakeHandler) log(j *job, decision store.Decision) {
+func (h *IntakeHandler) log(j *job, received store.Received) {
 	log := h.Log.With("account", j.in.Request.Account, "request", j.in.Request.ID, "posts", len(j.in.Request.Posts))
 	if at := j.in.Request.PublishAt; !at.IsZero() {
 		log = log.With("publish_at", at)
 	}
-	if decision == store.Repeated {
+	if received.Decision == store.Repeated {
 		log.Info("request.repeated")
 		return
 	}
 	log.Info("request.accepted")
-}
-
-// warnOfTexts warns of texts that another account posts too. It looks once the
-// requests are there to be seen: of two that come at once, one at least is told of.
-func (h *IntakeHandler) warnOfTexts(ctx context.Context, jobs []*job, texts []store.TextQuery) {
-	if len(jobs) == 0 || h.Rules.SameText != SameTextWarn && h.Rules.SameText != "" {
-		return
+	if err := received.SameTextErr; err != nil {
+		h.Log.Warn("request.same_text_unknown", "account", j.in.Request.Account, "request", j.in.Request.ID, "error", err)
 	}
-	found, err := h.Ledger.SameTexts(ctx, texts)
-	if err != nil {
-		h.Log.Warn("request.same_text_unknown", "error", err)
-	}
-	for i, other := range found {
-		h.Log.Warn("request.same_text", "account", jobs[i].in.Request.Account, "request", jobs[i].in.Request.ID,
+	if other := received.SameText; other.ID != "" {
+		h.Log.Warn("request.same_text", "account", j.in.Request.Account, "request", j.in.Request.ID,
 			"other_account", other.Account, "other_request", other.ID)
 	}
 }

@@ -83,7 +83,8 @@ func ReadCostMicros(posts int) int64 { return int64(posts) * priceRead }
 
 // acceptance is a request as the ledger takes it.
 func (r Rules) acceptance(request jetpost.Request, body []byte) store.Acceptance {
-	in := store.Acceptance{Request: request, Body: body, Digest: request.Digest(), RefuseSameText: r.SameText == SameTextRefuse}
+	in := store.Acceptance{Request: request, Body: body, Digest: request.Digest(), RefuseSameText: r.SameText == SameTextRefuse,
+		FindSameText: r.SameText == SameTextWarn || r.SameText == ""}
 	for _, p := range request.Posts {
 		in.CostMicros += CostMicros(p)
 	}

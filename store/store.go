@@ -403,7 +403,10 @@ type Acceptance struct {
 	// RefuseSameText has a new request fail, with CodeSameText, where another
 	// account posts one of its texts within SameTextWithin.
 	RefuseSameText bool
-	Now            time.Time
+	// FindSameText has what is told of a new request name one of another account
+	// that posts one of its texts.
+	FindSameText bool
+	Now          time.Time
 }
 
 // Key is the identity of the request.
@@ -463,6 +466,11 @@ type Received struct {
 	Decision Decision
 	// Record is the request as it stands, unless the account is unknown.
 	Record Record
+	// SameText is a request of another account with one of the texts, where that was
+	// asked for and there is one. Of two that are accepted at once, one at least is
+	// told of the other. Where it could not be looked for, SameTextErr says why.
+	SameText    Key
+	SameTextErr error
 }
 
 // JobFailure is a failure of a job that is its own: everything that it depends on
@@ -756,8 +764,6 @@ type Requests interface {
 	// JobFailed counts a failure of a job and returns how many it has had. What is
 	// older than RefusalRetention is forgotten.
 	JobFailed(ctx context.Context, f JobFailure) (int, error)
-	// SameTexts is SameText of many at once; keys are by the place of the query.
-	SameTexts(ctx context.Context, q []TextQuery) (map[int]Key, error)
 	// SameText returns a request of another account that posts one of the texts
 	// too near in time: a post of it is live, may be live, or is still to be sent.
 	SameText(ctx context.Context, q TextQuery) (Key, bool, error)

@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -25,6 +27,11 @@ const (
 	// patiently is how long a test waits for a fact.
 	patiently = 20 * time.Second
 )
+
+// prepared is how the client names a statement that it has prepared.
+func prepared(statement string) string {
+	return fmt.Sprintf("stmtcache_%x", sha256.Sum256([]byte(statement)))[:len("stmtcache_")+48]
+}
 
 // proxied is a ledger behind a proxy.
 type proxied struct {
@@ -180,9 +187,6 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
 			return err
 		},
-		"SameTexts": func(ctx context.Context) error {
-			return first(st.SameTexts(ctx, []store.TextQuery{{Hashes: [][]byte{{1}}, Now: p.now}}))
-		},
 		"SaveToken": func(ctx context.Context) error {
 			return st.SaveToken(ctx, p.token, store.Pair{Refresh: secret.New("r3")}, p.now)
 		},
@@ -270,7 +274,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		word  string // what the client sends as its last
 		again error
 	}{
-		{"Accept", transaction, nil},
+		{"Accept", prepared(sqlCommit), nil},
 		{"Begin", transaction, store.ErrNotRunnable},
 		{"BeginAttempt", transaction, nil},
 		{"Cancel", transaction, store.ErrNotRunnable},
@@ -375,6 +379,9 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 		}
 	}
 	switch name {
+	case "Accept": // its statements are prepared
+		_, err := p.st.Accept(t.Context(), p.acceptance("another"))
+		check(t, err)
 	case "Posted":
 		do("Begin")
 	case "PostDeleted":

@@ -176,6 +176,55 @@ func (s *Store) transact(ctx context.Context, what string, timeout time.Duration
 	return s.wrap(what, pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error { return f(ctx, tx) }))
 }
 
+// sqlCommit is the commit of a pipeline.
+const sqlCommit = `commit`
+
+// pipeline is change in as few round trips as it has steps. The last one queues the
+// commit; what is queued behind that is a transaction of its own.
+func (s *Store) pipeline(ctx context.Context, what string, steps ...func(*pgx.Batch) error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.patience.call)
+	defer cancel()
+	return s.wrap(what, s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
+		for i, step := range steps {
+			batch := &pgx.Batch{}
+			if i == 0 {
+				for _, statement := range s.sessions.opening("begin") {
+					batch.Queue(statement)
+				}
+			}
+			if err = step(batch); err == nil {
+				err = conn.SendBatch(ctx, batch).Close()
+			}
+			if err != nil {
+				break
+			}
+		}
+		if err != nil && conn.Conn().PgConn().TxStatus() != idle {
+			_, _ = conn.Exec(ctx, "rollback") // else the pool closes the connection
+		}
+		return err
+	}))
+}
+
+// idle is the state of a connection without a transaction.
+const idle = 'I'
+
+// queue has each row of a query scanned once its answer is there.
+func queue[T any](batch *pgx.Batch, scan func(scanner) (T, error), query string, args ...any) {
+	batch.Queue(query, args...).Query(func(rows pgx.Rows) error {
+		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (T, error) { return scan(row) })
+		return err
+	})
+}
+
+// queued sends statements with the others of a batch, whose end tells their errors.
+type queued struct{ batch *pgx.Batch }
+
+func (q queued) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	q.batch.Queue(sql, args...)
+	return pgconn.CommandTag{}, nil
+}
+
 // sessions are the settings of each session.
 type sessions struct {
 	statement, idle string // timeouts
@@ -205,12 +254,15 @@ const paramStatement, paramIdle = "statement_timeout", "idle_in_transaction_sess
 
 // begin adds the settings to the statement that begins a transaction, where the
 // session does not have them. They go in one message.
-func (s sessions) begin(statement string) string {
+func (s sessions) begin(statement string) string { return strings.Join(s.opening(statement), "; ") }
+
+// opening is begin, statement by statement.
+func (s sessions) opening(statement string) []string {
 	if !s.pooled {
-		return statement
+		return []string{statement}
 	}
 	quoted := func(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
-	return statement + "; set local " + paramStatement + " = " + quoted(s.statement) + "; set local " + paramIdle + " = " + quoted(s.idle)
+	return []string{statement, "set local " + paramStatement + " = " + quoted(s.statement), "set local " + paramIdle + " = " + quoted(s.idle)}
 }
 
 // wrap says what failed, and where. What did not answer becomes a

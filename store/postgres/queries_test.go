@@ -36,6 +36,7 @@ func queries() map[string]string {
 		"sqlClaimDue":          sqlClaimDue,
 		"sqlClaimToken":        sqlClaimToken,
 		"sqlClock":             sqlClock,
+		"sqlCommit":            sqlCommit,
 		"sqlDurability":        sqlDurability,
 		"sqlCountAccounts":     sqlCountAccounts,
 		"sqlCountBlocked":      sqlCountBlocked,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
@@ -56,9 +57,101 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision
 	return out[0].Decision, nil
 }
 
-// AcceptMany implements store.Requests. The locks on the lanes put acceptances of
-// an account into one order.
-func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
+// AcceptMany implements store.Requests, in two round trips: what is read under its
+// locks, and what is written for it. The locks on the lanes put acceptances of an
+// account into one order.
+func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
+	if slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }) {
+		return s.acceptInTurn(ctx, lease, in)
+	}
+	a := &accepting{s: s, b: store.NewBatch(), lease: lease, in: in}
+	err := s.pipeline(ctx, "accept requests", a.read, a.write)
+	if err != nil && !a.committed {
+		return nil, err
+	}
+	received := a.b.Received(in, a.decisions)
+	for i, place := range a.asked { // a look that failed takes nothing back
+		received[place].SameText, received[place].SameTextErr = a.found[i], err
+	}
+	return received, nil
+}
+
+// accepting is an acceptance of many that refuses no text.
+type accepting struct {
+	s     *Store
+	b     *store.Batch
+	lease store.Lease
+	in    []store.Acceptance
+
+	decisions []store.Decision
+	committed bool
+	asked     []int             // the places of those whose texts are looked for
+	found     map[int]store.Key // what has the same text, by the place in asked
+}
+
+// read locks the lanes and reads them, and the requests that are there already.
+func (a *accepting) read(batch *pgx.Batch) error {
+	if a.lease.Name != "" {
+		batch.Queue(sqlHoldLease, a.lease.Name, a.lease.Owner, a.lease.Fence).Exec(func(tag pgconn.CommandTag) error {
+			return fenced(int(tag.RowsAffected()), nil)
+		})
+	}
+	accounts, ids := make([]string, len(a.in)), make([]string, len(a.in))
+	for i := range a.in {
+		accounts[i], ids[i] = a.in[i].Request.Account, a.in[i].Request.ID
+	}
+	queue(batch, a.s.scanLine(a.b.Lines), sqlLockLanes, accountsOf(a.in))
+	queue(batch, func(row scanner) (none struct{}, err error) {
+		r, err := scanRequest(row)
+		if err == nil {
+			a.b.Rows[r.Key] = r
+		}
+		return none, err
+	}, sqlLockRequests, accounts, ids)
+	queue(batch, func(row scanner) (none struct{}, err error) {
+		p, err := scanPost(row)
+		if r := a.b.Rows[p.Key]; err == nil && r != nil && len(r.Posts) == p.Index { // some came twice
+			r.Posts = append(r.Posts, p.PostRecord)
+		}
+		return none, err
+	}, sqlPosts, accounts, ids)
+	return nil
+}
+
+// write writes what the rules have decided. Texts are looked for once the requests are
+// there to be seen: of two that come at once, one at least is told of.
+func (a *accepting) write(batch *pgx.Batch) error {
+	ctx := context.Background() // of statements that are sent later
+	a.decisions = a.b.Judge(a.in)
+	if err := a.s.enter(ctx, queued{batch}, a.b); err != nil {
+		return err
+	}
+	batch.Queue(sqlCommit).Exec(func(pgconn.CommandTag) error {
+		a.committed = true
+		return nil
+	})
+	var texts []store.TextQuery
+	for i, in := range a.in {
+		if in.FindSameText && a.decisions[i] == store.Accepted {
+			a.asked, texts = append(a.asked, i), append(texts, store.TextsOf(in.Request, in.Now))
+		}
+	}
+	if arguments := textColumns(texts); len(arguments) > 0 {
+		a.found = map[int]store.Key{}
+		queue(batch, func(row scanner) (none struct{}, err error) {
+			var place int
+			var key store.Key
+			err = row.Scan(&place, &key.Account, &key.ID)
+			a.found[place] = key
+			return none, err
+		}, sqlSameTexts, arguments...)
+	}
+	return nil
+}
+
+// acceptInTurn accepts one after the other: one that may fail for the text of another
+// must see all before it.
+func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
 	err = s.change(ctx, "accept requests", func(ctx context.Context, tx pgx.Tx) error {
 		out = nil
 		if lease.Name != "" {
@@ -66,20 +159,15 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 				return err
 			}
 		}
-		// One that may fail for the text of another must see all before it.
-		step := len(in)
-		if slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }) {
-			step = 1
-			if err := lockTexts(ctx, tx, in); err != nil {
-				return err
-			}
-		}
-		lines, err := s.lockLanes(ctx, tx, in)
-		if err != nil {
+		if err := lockTexts(ctx, tx, in); err != nil {
 			return err
 		}
-		for part := range slices.Chunk(in, max(step, 1)) {
-			received, err := acceptPart(ctx, tx, lines, part)
+		lines := map[string]*store.Line{}
+		if _, err := collect(ctx, tx, s.scanLine(lines), sqlLockLanes, accountsOf(in)); err != nil {
+			return err
+		}
+		for i := range in {
+			received, err := s.acceptOne(ctx, tx, lines, in[i:i+1])
 			if err != nil {
 				return err
 			}
@@ -93,14 +181,10 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 	return out, nil
 }
 
-func acceptPart(ctx context.Context, tx pgx.Tx, lines map[string]*store.Line, in []store.Acceptance) ([]store.Received, error) {
+func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, lines map[string]*store.Line, in []store.Acceptance) ([]store.Received, error) {
 	b := store.NewBatch()
 	b.Lines = lines
-	accounts, ids := make([]string, len(in)), make([]string, len(in))
-	for i := range in {
-		accounts[i], ids[i] = in[i].Request.Account, in[i].Request.ID
-	}
-	found, err := readRequests(ctx, tx, sqlLockRequests, accounts, ids)
+	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID})
 	if err != nil {
 		return nil, err
 	}
@@ -108,35 +192,44 @@ func acceptPart(ctx context.Context, tx pgx.Tx, lines map[string]*store.Line, in
 		b.Rows[r.Key] = r
 	}
 	decisions := b.Judge(in)
-	for i := range in {
-		if in[i].RefuseSameText && decisions[i] == store.Accepted { // then it is the only one
-			if err := refuseText(ctx, tx, b.Rows[in[i].Key()], in[i]); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if err := addRequests(ctx, tx, b.Entered); err != nil {
-		return nil, err
-	}
-	for r, change := range b.Changes {
-		change.RingAt = time.Time{} // with the others, below
-		if err := save(ctx, tx, *lines[r.Account], r, change); err != nil {
+	if in[0].RefuseSameText && decisions[0] == store.Accepted {
+		if err := refuseText(ctx, tx, b.Rows[in[0].Key()], in[0]); err != nil {
 			return nil, err
 		}
 	}
-	if err := place(ctx, tx, b); err != nil {
+	if err := s.enter(ctx, tx, b); err != nil {
 		return nil, err
 	}
 	return b.Received(in, decisions), nil
 }
 
-// lockLanes reads the lanes of the accounts that exist.
-func (s *Store) lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance) (map[string]*store.Line, error) {
-	lines := map[string]*store.Line{}
-	for i := range in {
-		lines[in[i].Request.Account] = nil
+// enter writes what a batch has decided.
+func (s *Store) enter(ctx context.Context, tx executor, b *store.Batch) error {
+	if err := addRequests(ctx, tx, b.Entered); err != nil {
+		return err
 	}
-	_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
+	for r, change := range b.Changes {
+		change.RingAt = time.Time{} // with the others, below
+		if err := save(ctx, tx, *b.Lines[r.Account], r, change); err != nil {
+			return err
+		}
+	}
+	return place(ctx, tx, b)
+}
+
+// accountsOf are the accounts of acceptances, each once.
+func accountsOf(in []store.Acceptance) []string {
+	accounts := make([]string, len(in))
+	for i := range in {
+		accounts[i] = in[i].Request.Account
+	}
+	slices.Sort(accounts)
+	return slices.Compact(accounts)
+}
+
+// scanLine reads lanes into a map. Accounts that do not exist are not in it.
+func (s *Store) scanLine(lines map[string]*store.Line) func(scanner) (struct{}, error) {
+	return func(row scanner) (none struct{}, err error) {
 		var account string
 		l := &store.Line{}
 		err = row.Scan(&account, &l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
@@ -146,12 +239,11 @@ func (s *Store) lockLanes(ctx context.Context, tx pgx.Tx, in []store.Acceptance)
 		}
 		lines[account] = l
 		return none, err
-	}, sqlLockLanes, slices.Sorted(maps.Keys(lines)))
-	return lines, err
+	}
 }
 
 // place gives the lanes what entered their lines.
-func place(ctx context.Context, tx pgx.Tx, b *store.Batch) error {
+func place(ctx context.Context, tx executor, b *store.Batch) error {
 	n := len(b.Rung)
 	if n == 0 {
 		return nil
@@ -175,7 +267,7 @@ func instant(t time.Time) *time.Time {
 	return &t
 }
 
-func addRequests(ctx context.Context, tx pgx.Tx, rows []*store.Row) error {
+func addRequests(ctx context.Context, tx executor, rows []*store.Row) error {
 	n := len(rows)
 	if n == 0 {
 		return nil
@@ -215,7 +307,7 @@ func addRequests(ctx context.Context, tx pgx.Tx, rows []*store.Row) error {
 	return addPosts(ctx, tx, rows...)
 }
 
-func addPosts(ctx context.Context, tx pgx.Tx, rows ...*store.Row) error {
+func addPosts(ctx context.Context, tx executor, rows ...*store.Row) error {
 	var accounts, ids, lists []string // a list of lists would be an array of two dimensions
 	var places []int
 	var hashes [][]byte
@@ -313,8 +405,9 @@ CROSS JOIN LATERAL (
        AND greatest(r.due_at, q.now_at) > q.from_at AND greatest(r.due_at, q.now_at) < q.to_at LIMIT 1)
 ) AS found`
 
-// SameTexts implements store.Requests.
-func (s *Store) SameTexts(ctx context.Context, queries []store.TextQuery) (map[int]store.Key, error) {
+// textColumns turns queries into the arrays of sqlSameTexts; there are none where no
+// query has a text.
+func textColumns(queries []store.TextQuery) []any {
 	var places []int
 	var accounts []string
 	var hashes [][]byte
@@ -326,25 +419,17 @@ func (s *Store) SameTexts(ctx context.Context, queries []store.TextQuery) (map[i
 			froms, tos, nows = append(froms, from), append(tos, to), append(nows, q.Now)
 		}
 	}
-	found := map[int]store.Key{}
 	if len(places) == 0 {
-		return found, nil
+		return nil
 	}
-	_, err := collect(ctx, s.db, func(row scanner) (none struct{}, err error) {
-		var place int
-		var key store.Key
-		err = row.Scan(&place, &key.Account, &key.ID)
-		found[place] = key
-		return none, err
-	}, sqlSameTexts, places, accounts, hashes, froms, tos, nows)
-	return found, s.wrap("look for the same texts", err)
+	return []any{places, accounts, hashes, froms, tos, nows}
 }
 
 const sqlSaveContents = `
 UPDATE requests SET publish_at = $3, expires_at = $4, metadata = $5, digest = $6, cost_micros = $7 WHERE account = $1 AND id = $2`
 
 // saveContents completes a request that was accepted unread.
-func saveContents(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+func saveContents(ctx context.Context, tx executor, r *store.Row) error {
 	st := &r.Status
 	_, err := tx.Exec(ctx, sqlSaveContents, r.Account, r.ID,
 		moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Digest), r.CostMicros)
@@ -362,7 +447,7 @@ func blob(b []byte) []byte {
 	return b
 }
 
-func ring(ctx context.Context, tx pgx.Tx, account string, wakeAt any) error {
+func ring(ctx context.Context, tx executor, account string, wakeAt any) error {
 	_, err := tx.Exec(ctx, sqlRing, account, wakeAt)
 	return err
 }

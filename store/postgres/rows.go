@@ -162,7 +162,7 @@ WHERE account = $1 AND request_id = $2 AND idx = $3`
 )
 
 // save writes what the rule changed of a request, its posts and its lane.
-func save(ctx context.Context, tx pgx.Tx, line store.Line, r *store.Row, change store.Change) error {
+func save(ctx context.Context, tx executor, line store.Line, r *store.Row, change store.Change) error {
 	if change.Contents {
 		if err := saveContents(ctx, tx, r); err != nil {
 			return err
@@ -194,7 +194,7 @@ func save(ctx context.Context, tx pgx.Tx, line store.Line, r *store.Row, change 
 	return ring(ctx, tx, r.Account, change.RingAt)
 }
 
-func saveRequest(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+func saveRequest(ctx context.Context, tx executor, r *store.Row) error {
 	var reason jetpost.Reason
 	if r.Status.Reason != nil {
 		reason = *r.Status.Reason
@@ -217,7 +217,7 @@ const postConstraint = "posts_post_id"
 func media(list []store.Media) []store.Media { return append([]store.Media{}, list...) }
 
 // savePost fails with store.ErrPostTaken.
-func savePost(ctx context.Context, tx pgx.Tx, key store.Key, p *store.PostRecord) error {
+func savePost(ctx context.Context, tx executor, key store.Key, p *store.PostRecord) error {
 	_, err := tx.Exec(ctx, sqlSavePost, key.Account, key.ID, p.Index, p.State, p.ParentID, p.PostID,
 		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Looks, moment(p.AbsentAt), media(p.Media), moment(p.DeletedAt))
 	var refused *pgconn.PgError

@@ -65,7 +65,33 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 	if err != nil {
 		return nil, err
 	}
+	s.findTexts(ctx, in, out)
 	return out, nil
+}
+
+// findTexts looks for the texts of new requests, once they are there to be seen: of two
+// that come at once, one at least is told of.
+func (s *Store) findTexts(ctx context.Context, in []store.Acceptance, out []store.Received) {
+	var asked []int
+	for i := range in {
+		if in[i].FindSameText && out[i].Decision == store.Accepted {
+			asked = append(asked, i)
+		}
+	}
+	if len(asked) == 0 {
+		return
+	}
+	err := s.view(ctx, "look for the same texts", func(ctx context.Context, tx *sql.Tx) (err error) {
+		for _, i := range asked {
+			if out[i].SameText, _, err = findText(ctx, tx, store.TextsOf(in[i].Request, in[i].Now)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, i := range asked {
+		out[i].SameTextErr = err
+	}
 }
 
 // acceptOne writes one request of a batch, but for its lane. It is read again where
@@ -176,24 +202,6 @@ func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other sto
 		}
 	}
 	return store.Key{}, false, nil
-}
-
-// SameTexts implements store.Requests.
-func (s *Store) SameTexts(ctx context.Context, queries []store.TextQuery) (found map[int]store.Key, err error) {
-	found = map[int]store.Key{}
-	err = s.view(ctx, "look for the same texts", func(ctx context.Context, tx *sql.Tx) error {
-		for i, q := range queries {
-			other, is, err := findText(ctx, tx, q)
-			if err != nil {
-				return err
-			}
-			if is {
-				found[i] = other
-			}
-		}
-		return nil
-	})
-	return found, err
 }
 
 // SameText implements store.Requests.

@@ -194,11 +194,32 @@ func acceptManyRefusesTexts(t *testing.T, b *bundle) {
 		equal(t, fmt.Sprint("state ", i), out[i].Record.Status.State, want)
 		equal(t, fmt.Sprint("stored state ", i), b.record(t, in[i].Key()).Status.State, want)
 	}
-	found, err := b.st.SameTexts(t.Context(), []store.TextQuery{
-		store.TextsOf(third.Request, b.now), store.TextsOf(second.Request, b.now), {},
-	})
-	check(t, err)
-	equal(t, "same texts", found, map[int]store.Key{1: first.Key()})
+}
+
+// acceptManyFindsTexts: what is new hears of another account's request with the same
+// text, also of one that it came with; a repeat and one that does not ask hear nothing.
+func acceptManyFindsTexts(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	first, second, third := b.texts(acme, "first", "same"), b.texts("beta", "second", "else", "same"), b.texts("beta", "third", "other")
+	silent := b.texts("beta", "silent", "same")
+	in := []store.Acceptance{first, second, third, silent, b.texts(acme, "wordless", "")}
+	for i := range in {
+		in[i].RefuseSameText, in[i].FindSameText = false, in[i].Request.ID != "silent"
+	}
+	for again := range 2 {
+		out, err := b.st.AcceptMany(t.Context(), store.Lease{}, in)
+		check(t, err)
+		for i, want := range []store.Key{second.Key(), first.Key(), {}, {}, {}} {
+			if again > 0 {
+				want = store.Key{}
+			}
+			check(t, out[i].SameTextErr)
+			if other := out[i].SameText; i == 0 && again == 0 && other.ID == silent.Request.ID {
+				continue // it has the same text too
+			}
+			equal(t, fmt.Sprintf("same text as %s, try %d", in[i].Request.ID, again), out[i].SameText, want)
+		}
+	}
 }
 
 // jobFailed counts by the place of a job, whoever asks, and forgets.

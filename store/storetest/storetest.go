@@ -52,6 +52,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"AcceptManyAtOnce", acceptManyAtOnce},
 		{"AcceptManyFenced", acceptManyFenced},
 		{"AcceptManyRefusesTexts", acceptManyRefusesTexts},
+		{"AcceptManyFindsTexts", acceptManyFindsTexts},
 		{"AcceptOrder", acceptOrder},
 		{"AcceptRecord", acceptRecord},
 		{"AcceptScheduled", acceptScheduled},
