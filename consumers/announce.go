@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,7 +43,20 @@ type Announcer struct {
 	Records records
 	Names   jetpost.Names
 	Log     *slog.Logger
+	// MarkAfter is how long the marks of accepted requests gather. Those of requests that
+	// a lane of this worker has told of meanwhile are not made at all. Zero marks at once.
+	MarkAfter time.Duration
+
+	mu      sync.Mutex
+	waiting map[store.Key]int64 // revisions to be marked
 }
+
+// DefaultMarkAfter is less than the time after which the sweeper tells what is not
+// marked, and more than a request takes that goes straight through.
+const DefaultMarkAfter = eventPatience / 2
+
+// markTogether is how many are marked in one statement.
+const markTogether = 256
 
 // Announce publishes the request's latest event, and its record if it failed.
 func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
@@ -55,29 +70,37 @@ func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
 	return nil
 }
 
-// tell publishes what was just read or written. The last message of a request's subjects
+// tell publishes what was just read or written, and marks it.
+func (a *Announcer) tell(ctx context.Context, rec store.Record) error {
+	if err := a.publish(ctx, rec); err != nil {
+		return err
+	}
+	return a.mark(ctx, rec)
+}
+
+// mark remembers that the event was published. The last message of a request's subjects
 // is its state: where the request moved on meanwhile, the newer one is published after
 // it, even if somebody told it before, who may have done so before the older one came
 // from here.
-func (a *Announcer) tell(ctx context.Context, rec store.Record) error {
-	for {
-		if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // what is deleted is not replayed
-			if err := a.Records.Failed(ctx, rec.Status, rec.Body); err != nil {
-				return err
-			}
-		}
-		told := a.event(&rec)
-		if err := a.Records.Event(ctx, told.Subject, told.Event); err != nil {
-			return err
-		}
-		latest, err := a.Ledger.MarkAnnounced(ctx, rec.Key, rec.Status.Revision)
-		if err != nil || latest {
-			return err
-		}
-		if rec, err = a.Ledger.Request(ctx, rec.Key); err != nil {
+func (a *Announcer) mark(ctx context.Context, rec store.Record) error {
+	latest, err := a.Ledger.MarkAnnounced(ctx, rec.Key, rec.Status.Revision)
+	if err != nil || latest {
+		return err
+	}
+	if rec, err = a.Ledger.Request(ctx, rec.Key); err != nil {
+		return err
+	}
+	return a.tell(ctx, rec)
+}
+
+func (a *Announcer) publish(ctx context.Context, rec store.Record) error {
+	if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // what is deleted is not replayed
+		if err := a.Records.Failed(ctx, rec.Status, rec.Body); err != nil {
 			return err
 		}
 	}
+	told := a.event(&rec)
+	return a.Records.Event(ctx, told.Subject, told.Event)
 }
 
 // event says where a request stands.
@@ -119,6 +142,15 @@ func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
 	if len(told) == 0 {
 		return
 	}
+	if a.MarkAfter > 0 {
+		a.later(ctx, told)
+		return
+	}
+	a.markMany(ctx, told)
+}
+
+// markMany marks what was told together. What has moved on is told again as it stands.
+func (a *Announcer) markMany(ctx context.Context, told []store.Revision) {
 	rest, err := a.Ledger.MarkManyAnnounced(ctx, told)
 	if err != nil {
 		a.Log.Warn("event.delayed", "requests", len(told), "error", err)
@@ -128,6 +160,41 @@ func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
 	}
 }
 
+// later has marks gather. Where the worker dies meanwhile, the sweeper tells again.
+func (a *Announcer) later(ctx context.Context, told []store.Revision) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.waiting) == 0 {
+		a.waiting = map[store.Key]int64{}
+		ctx := context.WithoutCancel(ctx)
+		time.AfterFunc(a.MarkAfter, func() { a.Flush(ctx) })
+	}
+	for _, r := range told {
+		a.waiting[r.Key] = max(a.waiting[r.Key], r.Number)
+	}
+}
+
+// Flush marks what has gathered.
+func (a *Announcer) Flush(ctx context.Context) {
+	a.mu.Lock()
+	var told []store.Revision
+	for key, number := range a.waiting {
+		told = append(told, store.Revision{Key: key, Number: number})
+	}
+	a.waiting = nil
+	a.mu.Unlock()
+	for part := range slices.Chunk(told, markTogether) {
+		a.markMany(ctx, part)
+	}
+}
+
+// newer drops the mark of a request of which something newer was told.
+func (a *Announcer) newer(key store.Key) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.waiting, key)
+}
+
 // try announces and leaves a failure to the sweeper.
 func (a *Announcer) try(ctx context.Context, key store.Key) {
 	if err := a.Announce(ctx, key); err != nil {
@@ -135,15 +202,42 @@ func (a *Announcer) try(ctx context.Context, key store.Key) {
 	}
 }
 
-// wrote announces the request as the lane's latest step has written it.
-func (a *Announcer) wrote(ctx context.Context, lane store.Lane, key store.Key) {
+// wrote announces the request as the lane's latest step has written it. With soon, the
+// lane takes its next step in a moment, which marks it (see [store.Lane.Told]).
+func (a *Announcer) wrote(ctx context.Context, lane store.Lane, key store.Key, soon bool) {
 	rec, known := lane.Wrote(key.ID)
 	if !known {
-		a.try(ctx, key)
+		a.settled(ctx, lane, key)
 		return
 	}
-	if err := a.tell(ctx, rec); err != nil {
+	err := a.publish(ctx, rec)
+	if err == nil {
+		a.newer(key)
+	}
+	if err == nil && !(soon && lane.Told(store.Revision{Key: key, Number: rec.Status.Revision})) {
+		err = a.mark(ctx, rec)
+	}
+	if err != nil {
 		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+	}
+}
+
+// settled announces the request, which the lane has moved otherwise.
+func (a *Announcer) settled(ctx context.Context, lane store.Lane, key store.Key) {
+	lane.Untold(key) // a newer revision is marked here
+	a.try(ctx, key)
+}
+
+// moved tells again where requests stand that moved on while the lane told of them.
+func (a *Announcer) moved(ctx context.Context, lane store.Lane) {
+	for _, key := range lane.Moved() {
+		rec, err := a.Ledger.Request(ctx, key)
+		if err == nil {
+			err = a.tell(ctx, rec)
+		}
+		if err != nil {
+			a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+		}
 	}
 }
 

@@ -104,9 +104,9 @@ func gapRuns(t *testing.T) []gapRun {
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
 		unpublishing, unpublished    = jetpost.EventRequestUnpublishing, jetpost.EventRequestUnpublished
 	)
-	told := func(event jetpost.EventType) string { return "jetpost.event." + string(event) + ", announced" } // as it was written
+	told := func(event jetpost.EventType) string { return "jetpost.event." + string(event) } // marked with the next step
 	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
-	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) }
+	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) + ", announced" }
 	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
 	deleted := func(event jetpost.EventType) string {
 		return "DELETE /2/tweets/:id, deleted, read, jetpost.event." + string(event) + ", announced"

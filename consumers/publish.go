@@ -120,6 +120,7 @@ func (r *laneRun) run(ctx context.Context) error {
 			}
 		}
 		r.pause = look.Pause
+		r.h.Announce.moved(ctx, r.lane)
 		goesOn := !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
 		if at := look.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
 			if err := r.unpublish(ctx, look.Rings); err != nil {
@@ -415,8 +416,13 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	t.head.Status.Posted++
 	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
-	r.h.Announce.wrote(ctx, r.lane, t.head.Key)
+	r.h.Announce.wrote(ctx, r.lane, t.head.Key, !t.uploading(i+1))
 	return nil
+}
+
+// uploading tells whether media of posts from that one on may keep it waiting.
+func (t *threadRun) uploading(from int) bool {
+	return slices.ContainsFunc(t.request.Posts[from:], func(p jetpost.Post) bool { return len(p.Media) > 0 })
 }
 
 // stopped tells what comes of a thread that did not get to its end.
@@ -466,7 +472,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a
 		}
 	}
 	log.Info("request.settled", "posted", head.Status.Posted, "of", head.Status.Total)
-	r.h.Announce.try(ctx, head.Key)
+	r.h.Announce.settled(ctx, r.lane, head.Key)
 	return nil
 }
 
@@ -548,6 +554,7 @@ func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time
 	free, err := persist(ctx, r, "release", func() (bool, error) {
 		return r.h.Ledger.ReleaseLane(ctx, r.lane, look.Rings, wakeAt, now)
 	})
+	r.h.Announce.moved(ctx, r.lane)
 	if err != nil || !free {
 		return false, err
 	}

@@ -15,6 +15,8 @@ type Snapshot struct {
 	look  *Look
 	wrote *Record
 	token *Token
+	told  Revision // whose mark waits for the next step; zero for none
+	moved []Key
 }
 
 // Saw keeps what a look has read. Unread, the look is handed out by [Lane.Next].
@@ -52,6 +54,56 @@ func (s *Snapshot) Forget() {
 	if s != nil {
 		s.head, s.look, s.wrote = nil, nil, nil
 	}
+}
+
+// Mark is what the next step of the lane is to mark as told, zero for nothing.
+func (s *Snapshot) Mark() Revision {
+	if s == nil {
+		return Revision{}
+	}
+	return s.told
+}
+
+// Marked says that a step has marked it, and whether the request has no newer revision.
+func (s *Snapshot) Marked(told Revision, latest bool) {
+	if s == nil || told.Number == 0 {
+		return
+	}
+	s.told = Revision{}
+	if !latest {
+		s.moved = append(s.moved, told.Key)
+	}
+}
+
+// Told says that the event of that revision was published. The lane's next step marks it
+// together with what it writes. It is false where none can: then it is to be marked by
+// [Requests.MarkAnnounced].
+func (l Lane) Told(told Revision) bool {
+	s := l.Snapshot
+	if s == nil || s.told.Number != 0 && s.told.Key != told.Key {
+		return false
+	}
+	s.told = told
+	return true
+}
+
+// Untold takes back what waits to be marked of a request, since a newer revision of it
+// is marked otherwise.
+func (l Lane) Untold(key Key) {
+	if s := l.Snapshot; s != nil && s.told.Key == key {
+		s.told = Revision{}
+	}
+}
+
+// Moved hands out, once, the requests that had moved on by the time at which they were
+// marked: their events may be newer ones, told before, and are to be told again.
+func (l Lane) Moved() []Key {
+	if l.Snapshot == nil {
+		return nil
+	}
+	moved := l.Snapshot.moved
+	l.Snapshot.moved = nil
+	return moved
 }
 
 // Attach keeps the token that was read with the claim, for [Lane.Token]. One that cannot

@@ -926,7 +926,8 @@ type Requests interface {
 	Unannounced(ctx context.Context, before time.Time, limit int) ([]Key, error)
 	// MarkAnnounced remembers the revision whose event was published. It
 	// returns false where the request has moved on since: then the newer one
-	// must be published.
+	// must be published. That it only began to be sent, after it was accepted, is no
+	// news, and is marked too.
 	MarkAnnounced(ctx context.Context, key Key, revision int64) (bool, error)
 	// MarkManyAnnounced is MarkAnnounced for many. It returns those which may not
 	// be the latest: they moved on, or somebody is changing them.

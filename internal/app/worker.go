@@ -49,14 +49,16 @@ type Worker struct {
 	boat    *store.Lifeboat
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
-	stops   *consumers.StopBook
-	signs   *publishers.Signs
-	lanes   *counted // which knows how many slots are used
-	health  *consumers.Health
-	clocks  *consumers.Clocks
-	status  *sharedStatus
-	listen  net.Listener
-	started time.Time
+	// announcer has marks that gather.
+	announcer *consumers.Announcer
+	stops     *consumers.StopBook
+	signs     *publishers.Signs
+	lanes     *counted // which knows how many slots are used
+	health    *consumers.Health
+	clocks    *consumers.Clocks
+	status    *sharedStatus
+	listen    net.Listener
+	started   time.Time
 }
 
 // NewWorker checks everything that a worker depends on and binds to it. It
@@ -207,7 +209,8 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	w.board = publishers.NewWindows(js, names).Sealed(seal)
 	w.windows = admission.NewWindows(w.board, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
-	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log}
+	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log, MarkAfter: consumers.DefaultMarkAfter}
+	w.announcer = announcer
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
 		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: w.boat,
@@ -331,6 +334,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.log.Info("worker.started", "version", ThisBuild().Version, "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 	err := w.runner.Run(ctx)
+	w.announcer.Flush(context.WithoutCancel(ctx))
 	cancel()
 	leave()
 	parts.Wait()

@@ -81,9 +81,14 @@ func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Dura
 
 // ReleaseLane implements store.Requests.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
-	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, rings: rings, wakeAt: wakeAt, now: now})
-	if err == nil && !out.found {
+	told := lane.Snapshot.Mark()
+	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, rings: rings, wakeAt: wakeAt, now: now, told: told})
+	switch {
+	case err != nil:
+	case !out.found:
 		err = store.ErrFenced
+	default:
+		lane.Snapshot.Marked(told, out.latest)
 	}
 	return out.released, s.wrap("release lane", err)
 }
@@ -168,6 +173,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Lane, id str
 		if plain := change.Request && change.RingAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
 			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, change.Lease, line.Pause
 			st.row, st.revision, st.progress, st.quiet, st.next = row, before.Revision, change.Progress, change.Quiet, row.Status.State.Finished()
+			st.told = claim.Snapshot.Mark()
 			out, err := s.steps.do(ctx, st)
 			if violates(err, postConstraint) {
 				err = store.ErrPostTaken
@@ -178,6 +184,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Lane, id str
 			}
 			if out.wrote {
 				row.Status.UpdatedAt = out.at // by the database's clock
+				claim.Snapshot.Marked(st.told, out.latest)
 				claim.Snapshot.Wrote(row)
 				if out.looked {
 					claim.Snapshot.Saw(out.line, out.look, out.head, true)

@@ -685,9 +685,16 @@ func (s *Store) Unannounced(ctx context.Context, before time.Time, limit int) ([
 	return keys, s.wrap("list unannounced requests", err)
 }
 
-const sqlMarkAnnounced = `
-UPDATE requests SET announced = greatest(announced, least($3, revision)) WHERE account = $1 AND id = $2
-RETURNING revision = $3`
+const (
+	// begunOnly tells a request that has done nothing since revision told but begin, of
+	// which people are told nothing.
+	begunOnly        = `revision = $3 + 1 AND ` + begun
+	begunSinceTold   = `r.revision = told.revision + 1 AND r.` + begun
+	begun            = `state = 'publishing' AND event IN ('request.accepted', 'request.scheduled')`
+	sqlMarkAnnounced = `
+UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE greatest(announced, least($3, revision)) END
+WHERE account = $1 AND id = $2 RETURNING revision = $3 OR ` + begunOnly
+)
 
 // MarkAnnounced implements store.Requests.
 func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
@@ -720,9 +727,9 @@ WITH told AS (
     FROM unnest($1::text[], $2::text[], $3::bigint[]) AS v (account, id, revision)
     JOIN requests AS r ON r.account = v.account AND r.id = v.id
     ORDER BY r.account, r.id FOR NO KEY UPDATE OF r SKIP LOCKED)
-UPDATE requests AS r SET announced = greatest(r.announced, least(told.revision, r.revision))
+UPDATE requests AS r SET announced = CASE WHEN ` + begunSinceTold + ` THEN r.revision ELSE greatest(r.announced, least(told.revision, r.revision)) END
 FROM told WHERE r.account = told.account AND r.id = told.id
-RETURNING r.account, r.id, r.revision = told.revision`
+RETURNING r.account, r.id, r.revision = told.revision OR ` + begunSinceTold
 
 // markMany tells of each that it marked whether there is no newer revision.
 func (s *Store) markMany(ctx context.Context, told []store.Revision) (latest map[store.Key]bool, err error) {

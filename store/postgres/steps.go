@@ -52,6 +52,8 @@ type step struct {
 	begins bool
 	within time.Duration
 	next   bool // reads the front of the lane behind the head
+	// told is a revision of a request of the lane that is marked as told; not by a claim.
+	told store.Revision
 
 	// Of a release.
 	rings  int64
@@ -66,6 +68,7 @@ type stepped struct {
 	lost     int // claims
 	released bool
 	wrote    bool
+	latest   bool // what was told has no newer revision
 	line     store.Line
 	looked   bool
 	look     store.Look
@@ -189,17 +192,17 @@ WITH input AS MATERIALIZED (
         id, was, pause_since, pause_until, progress, quiet, next, done, want_rings, wake,
         state, revision, event, holds, attempts,
         idx, post_state, parent, post, media_ids, hash, attempt, begins * interval '1 microsecond' AS begins,
-        string_to_array(before, ' ')::uuid[] AS before
+        string_to_array(before, ' ')::uuid[] AS before, told_id, told
     FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::text[], $6::uuid[], $7::bigint[],
         $8::text[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::boolean[], $13::boolean[], $14::boolean[], $15::text[],
         $16::bigint[], $17::timestamptz[],
         $18::text[], $19::bigint[], $20::text[], $21::integer[], $22::integer[],
-        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::bigint[], $30::bigint[], $31::text[])
+        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::bigint[], $30::bigint[], $31::text[], $32::text[], $33::bigint[])
     AS t (account, act, at, fence, owner, claim, lease,
         id, was, pause_since, pause_until, progress, quiet, next, done,
         want_rings, wake,
         state, revision, event, holds, attempts,
-        idx, post_state, parent, post, media_ids, hash, attempt, begins, before)
+        idx, post_state, parent, post, media_ids, hash, attempt, begins, before, told_id, told)
 ), seen AS MATERIALIZED (
     SELECT i.*, l.rings, l.fence AS lane_fence, f.id AS head, d.due AS next_due,
         i.act <> 'write' OR EXISTS (SELECT FROM requests AS r WHERE r.account = i.account AND r.id = i.id AND r.revision = i.was) AS matches
@@ -238,7 +241,8 @@ WITH input AS MATERIALIZED (
         l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, k.rings = s.rings AND k.fence = s.lane_fence AS fresh
 ), wrote AS (
     UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
-        announced = CASE WHEN lane.quiet AND r.announced = r.revision THEN lane.revision ELSE r.announced END,
+        announced = CASE WHEN lane.quiet AND (r.announced = r.revision OR lane.told_id = lane.id AND lane.told = r.revision) THEN lane.revision
+            WHEN lane.told_id = lane.id THEN greatest(r.announced, least(lane.told, r.revision)) ELSE r.announced END,
         reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = lane.holds,
         attempts = lane.attempts, began_at = coalesce(r.began_at, lane.at), updated_at = lane.at
     FROM lane WHERE lane.act = 'write' AND r.account = lane.account AND r.id = lane.id AND r.revision = lane.was
@@ -250,11 +254,15 @@ WITH input AS MATERIALIZED (
         not_after = coalesce(lane.at + lane.begins, p.not_after)
     FROM lane JOIN wrote ON wrote.account = lane.account
     WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
+), marked AS (
+    UPDATE requests AS r SET announced = greatest(r.announced, least(lane.told, r.revision))
+    FROM lane WHERE lane.told > 0 AND lane.told_id <> lane.id AND r.account = lane.account AND r.id = lane.told_id
+    RETURNING r.account, r.revision = lane.told AS latest
 )
-SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.next AND lane.fresh,
+SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, coalesce(marked.latest, true), lane.next AND lane.fresh,
     lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
-FROM lane LEFT JOIN wrote ON wrote.account = lane.account
+FROM lane LEFT JOIN wrote ON wrote.account = lane.account LEFT JOIN marked ON marked.account = lane.account
 LEFT JOIN LATERAL (SELECT r.*,
     (SELECT json_agg(json_build_object('Index', p.idx, 'State', p.state, 'ParentID', p.parent_id, 'PostID', coalesce(p.post_id, ''),
         'MediaIDs', p.media_ids, 'TextHash', encode(p.text_hash, 'base64'), 'SentAt', p.sent_at, 'NotAfter', p.not_after, 'Attempt', p.attempt,
@@ -309,10 +317,10 @@ func (s *Store) execSteps(group []*waitingStep) (err error) {
 func (s *Store) columns(group []*waitingStep) []any {
 	var (
 		accounts, acts, owners, before, ids, dones, states, events []string
-		postStates, parents, posts, mediaIDs                       []string
+		postStates, parents, posts, mediaIDs, toldIDs              []string
 		claims                                                     []*string
 		at, since, until, wakes                                    []*time.Time
-		fences, leases, was, rings, revisions, attempt             []int64
+		fences, leases, was, rings, revisions, attempt, told       []int64
 		begins                                                     []*int64
 		holds, attempts, idx                                       []int32
 		progress, quiet, next                                      []bool
@@ -341,6 +349,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 			}
 		}
 		ids, dones = append(ids, row.ID), append(dones, done)
+		toldIDs, told = append(toldIDs, w.told.ID), append(told, w.told.Number)
 		states, revisions, events = append(states, string(row.Status.State)), append(revisions, row.Status.Revision), append(events, string(row.Event))
 		holds, attempts = append(holds, int32(row.Holds)), append(attempts, int32(row.Status.Attempts))
 		idx, postStates, parents = append(idx, int32(post.Index)), append(postStates, string(post.State)), append(parents, post.ParentID)
@@ -358,7 +367,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		ids, was, since, until, progress, quiet, next, dones,
 		rings, wakes,
 		states, revisions, events, holds, attempts,
-		idx, postStates, parents, posts, mediaIDs, hashes, attempt, begins, before,
+		idx, postStates, parents, posts, mediaIDs, hashes, attempt, begins, before, toldIDs, told,
 	}
 }
 
@@ -378,7 +387,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	var reason jetpost.Reason
 	st := &head.Status
 	pause := &out.line.Pause
-	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.looked,
+	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.looked,
 		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.look.UnpublishAt}, at{&out.look.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Announced, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},

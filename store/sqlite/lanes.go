@@ -55,7 +55,16 @@ WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
 
 // ReleaseLane implements store.Requests.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, _ time.Time) (released bool, err error) {
-	err = s.change(ctx, "release lane", func(ctx context.Context, tx *sql.Tx) error {
+	told, latest := lane.Snapshot.Mark(), true
+	defer func() {
+		if err == nil {
+			lane.Snapshot.Marked(told, latest)
+		}
+	}()
+	err = s.change(ctx, "release lane", func(ctx context.Context, tx *sql.Tx) (err error) {
+		if latest, err = markTold(ctx, tx, told); err != nil {
+			return err
+		}
 		n, err := changed(ctx, tx, sqlReleaseLane, lane.Account, lane.Fence, rings, micros(wakeAt))
 		if released = n > 0; released || err != nil {
 			return err
@@ -64,6 +73,15 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, w
 		return err
 	})
 	return released && err == nil, err
+}
+
+// markTold marks what a lane has told, in the transaction of its next step.
+func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool, err error) {
+	if told.Number == 0 {
+		return true, nil
+	}
+	err = tx.QueryRowContext(ctx, sqlMarkAnnounced, told.Account, told.ID, told.Number).Scan(&latest)
+	return latest, missing(err, store.ErrNotFound)
 }
 
 // readRings reads of a look what the lane itself has. It fails with store.ErrFenced where
@@ -141,9 +159,19 @@ func lookAhead(ctx context.Context, tx *sql.Tx, lane store.Lane, now time.Time) 
 
 // Begin implements store.Requests.
 func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent store.Intent) error {
-	_, err := s.move(ctx, "begin post", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Begin(line, claim, intent)
+	told, latest := claim.Snapshot.Mark(), true
+	err := s.change(ctx, "begin post", func(ctx context.Context, tx *sql.Tx) (err error) {
+		if latest, err = markTold(ctx, tx, told); err != nil {
+			return err
+		}
+		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+			return r.Begin(line, claim, intent)
+		})
+		return err
 	})
+	if err == nil {
+		claim.Snapshot.Marked(told, latest)
+	}
 	return err
 }
 

@@ -518,15 +518,19 @@ func (s *Store) Unannounced(ctx context.Context, before time.Time, limit int) (k
 	return keys, err
 }
 
-const sqlMarkAnnounced = `
-UPDATE requests SET announced = max(announced, min(?3, revision)) WHERE account = ?1 AND id = ?2 RETURNING revision`
+const (
+	// begunOnly tells a request that has done nothing since revision ?3 but begin, of
+	// which people are told nothing.
+	begunOnly        = `(revision = ?3 + 1 AND state = 'publishing' AND event IN ('request.accepted', 'request.scheduled'))`
+	sqlMarkAnnounced = `
+UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE max(announced, min(?3, revision)) END
+WHERE account = ?1 AND id = ?2 RETURNING revision = ?3 OR ` + begunOnly
+)
 
 // MarkAnnounced implements store.Requests.
 func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
 	err = s.change(ctx, "mark request announced", func(ctx context.Context, tx *sql.Tx) error {
-		var current int64
-		err := tx.QueryRowContext(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&current)
-		latest = err == nil && current == revision
+		err := tx.QueryRowContext(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&latest)
 		return missing(err, store.ErrNotFound)
 	})
 	return latest, err
@@ -537,10 +541,10 @@ func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (r
 	err = s.change(ctx, "mark requests announced", func(ctx context.Context, tx *sql.Tx) error {
 		rest = nil
 		for _, r := range told {
-			var revision int64
-			err := tx.QueryRowContext(ctx, sqlMarkAnnounced, r.Account, r.ID, r.Number).Scan(&revision)
+			var latest bool
+			err := tx.QueryRowContext(ctx, sqlMarkAnnounced, r.Account, r.ID, r.Number).Scan(&latest)
 			switch {
-			case errors.Is(err, sql.ErrNoRows), err == nil && revision != r.Number:
+			case errors.Is(err, sql.ErrNoRows), err == nil && !latest:
 				rest = append(rest, r.Key)
 			case err != nil:
 				return err

@@ -256,4 +256,37 @@ func markManyAnnounced(t *testing.T, b *bundle) {
 	for id, want := range map[string]int64{"1": 1, "2": 1, "3": 1} {
 		equal(t, "announced of "+id, b.request(t, id).Announced, want)
 	}
+
+	// That a request was begun is no news: not that of one which was accepted.
+	b.add(t, "beta")
+	for _, how := range []string{"many", "one"} {
+		in := b.acceptance(how, 2)
+		in.Request.Account = "beta"
+		b.accept(t, in)
+		lane, _, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.clock(t))
+		check(t, err)
+		mark := func(number int64) bool {
+			if how == "one" {
+				latest, err := b.st.MarkAnnounced(t.Context(), in.Key(), number)
+				check(t, err)
+				return latest
+			}
+			rest, err := b.st.MarkManyAnnounced(t.Context(), []store.Revision{{Key: in.Key(), Number: number}})
+			check(t, err)
+			return len(rest) == 0
+		}
+		check(t, b.st.Begin(t.Context(), lane, how, b.intent(0)))
+		equal(t, "begun only", mark(1), true)
+		equal(t, "announced", b.record(t, in.Key()).Announced, int64(2))
+		_, err = b.st.Posted(t.Context(), lane, how, 0, postID(how, 0), b.now)
+		check(t, err)
+		equal(t, "posted since", mark(2), false)
+		check(t, b.st.Begin(t.Context(), lane, how, b.intent(1)))
+		equal(t, "posted, and begun since", mark(3), false)
+		_, err = b.st.Posted(t.Context(), lane, how, 1, postID(how, 1), b.now)
+		check(t, err)
+		next, _ := lane.Next()
+		_, err = b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.clock(t))
+		check(t, err)
+	}
 }

@@ -194,3 +194,56 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 		b.release(t, lane, time.Time{})
 	}
 }
+
+// marksWithTheNextStep: what a lane has told is marked by its next begin or its release,
+// and a request that has moved on by then is told of.
+func marksWithTheNextStep(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	b.acceptAll(t, "next", "last")
+	announced := func(what, id string, want int64) {
+		t.Helper()
+		equal(t, "announced of "+id+", "+what, b.request(t, id).Announced, want)
+	}
+	told := func(lane store.Lane, id string) int64 {
+		t.Helper()
+		revision := b.request(t, id).Status.Revision
+		equal(t, "the lane takes the mark of "+id, lane.Told(store.Revision{Key: store.Key{Account: acme, ID: id}, Number: revision}), true)
+		return revision
+	}
+	lane := b.claim(t)
+	b.publish(t, lane, "thread", 0)
+	progress := told(lane, "thread")
+	announced("before the next step", "thread", 0)
+	equal(t, "the mark of another one, meanwhile", lane.Told(store.Revision{Key: store.Key{Account: acme, ID: "next"}, Number: 1}), false)
+	b.begin(t, lane, "thread", 1) // which is no news itself
+	announced("after the next intent", "thread", progress+1)
+	b.posted(t, lane, "thread", 1, postID("thread", 1))
+	published := told(lane, "thread")
+	b.begin(t, lane, "next", 0)
+	announced("after the intent of another one", "thread", published)
+	announced("which was told to nobody", "next", 0)
+	b.posted(t, lane, "next", 0, postID("next", 0))
+	published = told(lane, "next")
+	lane.Untold(store.Key{Account: acme, ID: "thread"}) // of which nothing waits
+	b.release(t, lane, time.Time{})
+	announced("after the release", "next", published)
+	equal(t, "moved", len(lane.Moved()), 0)
+
+	lane = b.claim(t)
+	b.begin(t, lane, "last", 0)
+	begun := told(lane, "last")
+	_, err := b.open(t, b.keys).Cancel(t.Context(), store.Key{Account: acme, ID: "last"}, b.now)
+	check(t, err)
+	b.release(t, lane, time.Time{})
+	announced("of which a newer revision is there", "last", begun)
+	equal(t, "moved", lane.Moved(), []store.Key{{Account: acme, ID: "last"}})
+	equal(t, "moved, again", len(lane.Moved()), 0)
+
+	b.acceptAll(t, "lost")
+	lane = b.claimAndDie(t)
+	told(lane, "lost")
+	b.claim(t)
+	_, err = b.st.ReleaseLane(t.Context(), lane, 0, time.Time{}, b.clock(t))
+	fails(t, "release of a lane that was lost", err, store.ErrFenced)
+	announced("by who has lost the lane", "lost", 0)
+}

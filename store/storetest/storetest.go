@@ -127,6 +127,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"LookHead", lookHead},
 		{"LostKey", lostKey},
 		{"MarkManyAnnounced", markManyAnnounced},
+		{"MarksWithTheNextStep", marksWithTheNextStep},
 		{"NextAfterClaim", nextAfterClaim},
 		{"NextAfterPosted", nextAfterPosted},
 		{"NextMissesNothing", nextMissesNothing},

@@ -1,0 +1,87 @@
+package consumers
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
+)
+
+// marksLedger counts the marks that are made on their own.
+type marksLedger struct {
+	store.Store
+	mu    sync.Mutex
+	marks []store.Revision
+}
+
+func (l *marksLedger) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error) {
+	l.note(store.Revision{Key: key, Number: revision})
+	return l.Store.MarkAnnounced(ctx, key, revision)
+}
+
+func (l *marksLedger) MarkManyAnnounced(ctx context.Context, told []store.Revision) ([]store.Key, error) {
+	l.note(told...)
+	return l.Store.MarkManyAnnounced(ctx, told)
+}
+
+func (l *marksLedger) note(told ...store.Revision) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.marks = append(l.marks, told...)
+}
+
+// TestMarksGather: of a request that goes straight through nothing is marked on its own.
+// One that waits is marked with others, later.
+func TestMarksGather(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	b.account(t, "bolt", 0)
+	ledger := &marksLedger{Store: b.ledger}
+	announcer := b.announcer()
+	announcer.Ledger, announcer.MarkAfter = ledger, time.Hour
+	intake := b.intake()
+	intake.Announce = announcer
+	keys := map[string]store.Key{}
+	for _, account := range []string{"acme", "bolt"} {
+		body, err := json.Marshal(jetpost.Request{Account: account, ID: "1", Posts: thread(account)})
+		check(t, err)
+		take(t, intake, b.job(account, body))
+		keys[account] = store.Key{Account: account, ID: "1"}
+		equal(t, "event of "+account, b.lastEvent(t, keys[account]).Type, jetpost.EventRequestAccepted)
+		equal(t, "announced of "+account, b.record(t, keys[account]).Announced, int64(0))
+	}
+	b.run(t, b.lane(func(h *PublishHandler) { h.Announce = announcer }), "acme")
+	r := b.want(t, keys["acme"], jetpost.StatePublished, "", 1)
+	equal(t, "announced, with the release", r.Announced, r.Status.Revision)
+	equal(t, "marks on their own", len(ledger.marks), 0)
+	announcer.Flush(t.Context())
+	equal(t, "marks that have gathered", len(ledger.marks), 1)
+	equal(t, "mark", ledger.marks[0], store.Revision{Key: keys["bolt"], Number: 1})
+	equal(t, "announced", b.record(t, keys["bolt"]).Announced, int64(1))
+	announcer.Flush(t.Context())
+	equal(t, "marks that gathered since", len(ledger.marks), 1)
+}
+
+// TestMovedOnIsToldAgain: a request is cancelled, and that is told, between two posts of a
+// thread, of which the first is told after it. The last event says that it is cancelled.
+func TestMovedOnIsToldAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "1", Posts: thread("one", "two")})
+	hook := &ledgerHook{Store: b.ledger}
+	hook.after = nth("posted", 1, func() error {
+		_, err := b.ledger.Cancel(t.Context(), key, time.Now())
+		check(t, err)
+		return b.announcer().Announce(t.Context(), key)
+	})
+	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	r := b.want(t, key, jetpost.StateCancelled, "", 1)
+	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
+	equal(t, "announced", r.Announced, r.Status.Revision)
+}
