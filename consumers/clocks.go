@@ -48,6 +48,15 @@ type Clocks struct {
 
 	mu  sync.Mutex
 	err error
+	// ahead is by how much this machine's clock is ahead of the database's.
+	ahead time.Duration
+}
+
+// Here tells when it is that time of the database's clock by this machine's.
+func (c *Clocks) Here(there time.Time) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return there.Add(c.ahead)
 }
 
 // Err is why no lane may be taken, or nil. A nil Clocks finds nothing wrong.
@@ -76,9 +85,9 @@ func (c *Clocks) Run(ctx context.Context) {
 
 // Compare compares the clocks once. One that does not answer says nothing.
 func (c *Clocks) Compare(ctx context.Context) {
-	err := skewOf(ctx, "the database", c.Database)
+	ahead, err := skewOf(ctx, "the database", c.Database)
 	if err == nil {
-		err = skewOf(ctx, "NATS", c.NATS)
+		_, err = skewOf(ctx, "NATS", c.NATS)
 	}
 	if now := time.Now(); err == nil && c.X != nil {
 		if x, known := c.X(now); known {
@@ -90,7 +99,9 @@ func (c *Clocks) Compare(ctx context.Context) {
 	}
 	c.mu.Lock()
 	before := c.err
-	c.err = err
+	if c.err = err; ahead != nil {
+		c.ahead = *ahead
+	}
 	c.mu.Unlock()
 	c.Health.Set("clock", err)
 	switch {
@@ -101,10 +112,11 @@ func (c *Clocks) Compare(ctx context.Context) {
 	}
 }
 
-// skewOf compares with a clock that tells the time.
-func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time, error)) error {
+// skewOf compares with a clock that tells the time: by how much this machine's is ahead,
+// about, and whether that is too far.
+func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time, error)) (ahead *time.Duration, err error) {
 	if ask == nil {
-		return nil
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, clockWithin)
 	defer cancel()
@@ -112,9 +124,10 @@ func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time
 	there, err := ask(ctx)
 	after := time.Now().Round(0)
 	if err != nil {
-		return nil // which others find out, and say
+		return nil, nil // which others find out, and say
 	}
-	return beyond(of, before.Sub(there), after.Sub(there))
+	least, most := before.Sub(there), after.Sub(there)
+	return new((least + most) / 2), beyond(of, least, most)
 }
 
 // beyond tells whether the clock is too far ahead for certain, or behind.

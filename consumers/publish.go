@@ -51,6 +51,7 @@ type PublishHandler struct {
 	Fuses    admission.Fuses
 	Health   *Health
 	Clocks   *Clocks
+	Alarms   *Alarms // nil: schedules alone ring
 	Room     admission.Room
 	Names    jetpost.Names
 	Timing   Timing
@@ -75,6 +76,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	case !claimed:
 		return nil
 	}
+	h.Alarms.clear(account)
 	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	run.pass = &admission.Pass{
 		Gate: h.Gate, Windows: h.Windows, Fuses: h.Fuses, Ledger: patientLedger{run}, Lane: lane,
@@ -544,10 +546,12 @@ func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) 
 // release frees the lane. Its wake-up is set first, while nobody else may
 // write it, so that the account's one schedule is never an older one's.
 func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time.Time) (bool, error) {
-	account := r.lane.Account
+	account, keeps := r.lane.Account, false
 	r.h.Windows.HandOver(ctx, account)
 	if wakeAt.After(now) {
-		if err := r.h.Bells.WakeAt(ctx, account, wakeAt); err != nil {
+		var at time.Time
+		at, keeps = r.h.Alarms.schedule(wakeAt, now)
+		if err := r.h.Bells.WakeAt(ctx, account, at); err != nil {
 			r.log.Warn("lane.wake_delayed", "until", wakeAt, "error", err) // the sweeper rings instead
 		}
 	}
@@ -557,6 +561,9 @@ func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time
 	r.h.Announce.moved(ctx, r.lane)
 	if err != nil || !free {
 		return false, err
+	}
+	if keeps {
+		r.h.Alarms.set(account, wakeAt)
 	}
 	if !wakeAt.IsZero() && !wakeAt.After(now) {
 		if err := r.h.Bells.Ring(ctx, account); err != nil {

@@ -49,6 +49,7 @@ type Worker struct {
 	boat    *store.Lifeboat
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
+	alarms  *consumers.Alarms
 	// announcer has marks that gather.
 	announcer *consumers.Announcer
 	stops     *consumers.StopBook
@@ -227,6 +228,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		}
 		return w.answers(ctx)
 	}
+	w.alarms = &consumers.Alarms{Bells: bells, Here: w.clocks.Here, Log: w.log}
 	publish := &consumers.PublishHandler{
 		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
 		Windows: w.windows,
@@ -234,7 +236,8 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account))
 		},
-		Media: media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Alarms: w.alarms,
+		Media:  media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
 		Refresher: w.tokens, Bells: bells, Names: names,
@@ -334,6 +337,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.log.Info("worker.started", "version", ThisBuild().Version, "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 	err := w.runner.Run(ctx)
+	w.alarms.Stop()
 	w.announcer.Flush(context.WithoutCancel(ctx))
 	cancel()
 	leave()

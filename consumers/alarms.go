@@ -1,0 +1,126 @@
+package consumers
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+const (
+	// alarmWithin is how far ahead a worker keeps the time itself at which a lane that
+	// it has released is to be rung. A lane that is due later is rung alarmLead before,
+	// by its schedule in NATS, so that some worker then keeps the time.
+	alarmWithin = time.Minute
+	alarmLead   = 30 * time.Second
+	// alarmGrace is how much later the schedule rings what a worker keeps the time of,
+	// for the case that the worker dies. It is not rung twice where nothing is late.
+	alarmGrace = 2 * time.Second
+)
+
+// Alarms ring lanes when they are due. The server looks at its schedules every 250 ms at
+// best; a worker that has released a lane rings it in time. An alarm decides nothing
+// but when to ask: the ledger says what is due, by its own clock.
+type Alarms struct {
+	Bells manyRinger
+	// Here tells when it is that time of the database's clock by this machine's; nil:
+	// the clocks agree.
+	Here func(time.Time) time.Time
+	Log  *slog.Logger
+
+	mu      sync.Mutex
+	timers  map[string]*time.Timer // by account
+	due     []string
+	ringing bool
+	stopped bool
+}
+
+// schedule is when NATS is to ring a lane whose next run is at that time, and whether
+// this worker keeps that time too.
+func (a *Alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
+	switch {
+	case a == nil:
+		return wakeAt, false
+	case wakeAt.Sub(now) > alarmWithin:
+		return wakeAt.Add(-alarmLead), false
+	default:
+		return wakeAt.Add(alarmGrace), true
+	}
+}
+
+// set rings the account at that time, and at no other.
+func (a *Alarms) set(account string, at time.Time) {
+	if a.Here != nil {
+		at = a.Here(at)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stopped {
+		return
+	}
+	if a.timers == nil {
+		a.timers = map[string]*time.Timer{}
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(time.Until(at), func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.timers[account] == timer { // else it was taken back
+			delete(a.timers, account)
+			a.ring(account)
+		}
+	})
+	a.drop(account)
+	a.timers[account] = timer
+}
+
+// clear rings the account no more.
+func (a *Alarms) clear(account string) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.drop(account)
+}
+
+func (a *Alarms) drop(account string) {
+	if timer := a.timers[account]; timer != nil {
+		timer.Stop()
+		delete(a.timers, account)
+	}
+}
+
+// Stop ends all alarms. Their lanes are rung by their schedules.
+func (a *Alarms) Stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopped = true
+	for account := range a.timers {
+		a.drop(account)
+	}
+}
+
+// ring has one call ring all that became due while the one before was under way.
+func (a *Alarms) ring(account string) {
+	a.due = append(a.due, account)
+	if a.ringing {
+		return
+	}
+	a.ringing = true
+	go func() {
+		for {
+			a.mu.Lock()
+			due := a.due
+			a.due = nil
+			a.ringing = len(due) > 0
+			a.mu.Unlock()
+			if len(due) == 0 {
+				return
+			}
+			if err := a.Bells.RingAll(context.Background(), due); err != nil {
+				a.Log.Warn("lane.alarm_failed", "lanes", len(due), "error", err) // their schedules ring instead
+			}
+		}
+	}()
+}

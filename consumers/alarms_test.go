@@ -1,0 +1,108 @@
+package consumers
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+)
+
+// wakeUp is when the account's schedule rings; zero where there is none.
+func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
+	t.Helper()
+	msg := b.last(t, b.names.ScheduleStream(), b.names.ScheduleWake(account))
+	if msg == nil {
+		return at
+	}
+	at, err := time.Parse("@at "+time.RFC3339Nano, msg.Header.Get(jetstream.ScheduleHeader))
+	check(t, err)
+	return at
+}
+
+// rungBy is the schedule that has rung the account last; "" where a worker did.
+func (b *testBundle) rungBy(t *testing.T, account string) string {
+	t.Helper()
+	return b.last(t, b.names.LanesStream(), b.names.PublishWake(account)).Header.Get("Nats-Scheduler")
+}
+
+// keptTime has a request of acme accepted that is due then, and its lane looked at by a worker
+// that keeps the time.
+func (b *testBundle) keptTime(t *testing.T, at time.Time) *Alarms {
+	t.Helper()
+	b.account(t, "acme", 0)
+	b.accept(t, jetpost.Request{ID: "1", Posts: thread("one"), PublishAt: at})
+	b.purge(t, b.names.LanesStream())
+	alarms := &Alarms{Bells: b.bells, Log: b.log}
+	t.Cleanup(alarms.Stop)
+	b.run(t, b.lane(func(h *PublishHandler) { h.Alarms = alarms }), "acme")
+	return alarms
+}
+
+// TestAlarmRings: a worker rings what it has released when it is due, while the schedule
+// of those that die is still ahead.
+func TestAlarmRings(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	at := time.Now().Add(500 * time.Millisecond).Round(time.Microsecond)
+	b.keptTime(t, at)
+	equal(t, "schedule", b.wakeUp(t, "acme").Sub(at), alarmGrace)
+	within(t, gapPatience, time.Millisecond, "a ring", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
+	if time.Now().Before(at) {
+		t.Errorf("it rang %s before its time", time.Until(at))
+	}
+	equal(t, "schedule that rang it", b.rungBy(t, "acme"), "")
+	b.run(t, b.lane(), "acme")
+	b.texts(t, "acme", "one")
+}
+
+// TestAlarmOfDeadWorker: where the worker is gone the schedule rings.
+func TestAlarmOfDeadWorker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.keptTime(t, time.Now().Add(time.Second)).Stop()
+	within(t, gapPatience, gapPoll, "the schedule's end", func() bool { return b.wakeUp(t, "acme").IsZero() })
+	equal(t, "schedule that rang it", b.rungBy(t, "acme"), b.names.ScheduleWake("acme"))
+	b.run(t, b.lane(), "acme")
+	b.texts(t, "acme", "one")
+}
+
+// TestAlarmTakenBack: what is due in more than a minute is rung before, so that some
+// worker keeps the time; a lane that is claimed, and rests then, is rung no more.
+func TestAlarmTakenBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	at := time.Now().Add(time.Hour).Round(time.Microsecond)
+	alarms := b.keptTime(t, at)
+	equal(t, "schedule", at.Sub(b.wakeUp(t, "acme")), alarmLead)
+	equal(t, "alarms for a later minute", len(alarms.timers), 0)
+
+	soon := time.Now().Add(alarmWithin / 2)
+	key := b.accept(t, jetpost.Request{ID: "2", Posts: thread("two"), PublishAt: soon})
+	h := b.lane(func(h *PublishHandler) { h.Alarms = alarms })
+	b.run(t, h, "acme")
+	equal(t, "alarms", len(alarms.timers), 1)
+	_, err := b.ledger.Cancel(t.Context(), key, time.Now())
+	check(t, err)
+	b.run(t, h, "acme")
+	equal(t, "alarms of what was cancelled", len(alarms.timers), 0)
+}
+
+// TestAlarmByTheDatabasesClock: an alarm is set by the clock that judges what is due.
+func TestAlarmByTheDatabasesClock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const behind = time.Second
+		there := func(context.Context) (time.Time, error) { return time.Now().Add(-behind), nil }
+		c := &Clocks{Database: there, Health: &Health{}, Log: offline(t).log}
+		c.Compare(t.Context())
+		at := time.Now()
+		equal(t, "how much later that is here", c.Here(at).Sub(at), behind)
+		c.Database = func(context.Context) (time.Time, error) { return time.Time{}, errAway }
+		c.Compare(t.Context())
+		equal(t, "while it does not answer", c.Here(at).Sub(at), behind)
+	})
+}
