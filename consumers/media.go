@@ -20,11 +20,13 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
@@ -56,6 +58,15 @@ type MediaSource struct {
 	proxy func(*http.Request) (*url.URL, error) // http.ProxyFromEnvironment where nil
 
 	spooled atomic.Int64 // bytes that are taken of spoolMax
+
+	once    sync.Once
+	uploads *semaphore.Weighted // see budget
+}
+
+// budget is what the images that are on their way to X have together, in bytes.
+func (s *MediaSource) budget() *semaphore.Weighted {
+	s.once.Do(func() { s.uploads = semaphore.NewWeighted(uploadBytes) })
+	return s.uploads
 }
 
 // share is a medium's part of spoolMax.

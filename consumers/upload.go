@@ -20,9 +20,10 @@ const (
 	// readsAtOnce bounds the posts of one thread whose media are read at the same time:
 	// the worker's room for media holds two of which nobody has told the size.
 	readsAtOnce = 2
-	// uploadsAtOnce bounds the posts of one thread whose media are brought
-	// to X, at the same time.
-	uploadsAtOnce = 10
+	// uploadBytes bounds the images that a worker brings to X at the same time: some of
+	// the largest, or many small ones, each of which counts as uploadLeast.
+	uploadBytes = 32 << 20
+	uploadLeast = 512 << 10
 	// maxSmall bounds the images of a thread that are at X before its first post; the rest
 	// is uploaded beside the earlier posts.
 	maxSmall = 20 << 20 // bytes
@@ -54,6 +55,8 @@ type postMedia struct {
 	blobs []*blob // nil where nothing has to be uploaded
 	done  chan struct{}
 	err   error // of the uploads, once done is closed
+
+	mu sync.Mutex // of known, which is kept as a whole
 }
 
 // prepare reads the media of the posts that are still to be sent, all of them before
@@ -161,9 +164,9 @@ func (u *uploads) watch() {
 	u.stop()
 }
 
-// ahead uploads what can be uploaded now: images of some posts at a time, and the rest
-// one by one. X allows about two large videos in a window, which several at once would
-// only ever begin.
+// ahead uploads what can be uploaded now: images together, as far as the worker's budget
+// goes, and the rest one by one. X allows about two large videos in a window, which
+// several at once would only ever begin.
 func (u *uploads) ahead() {
 	defer close(u.idle)
 	upload := func(p *postMedia) {
@@ -172,8 +175,42 @@ func (u *uploads) ahead() {
 	}
 	var rest sync.WaitGroup
 	rest.Go(func() { u.each(1, (*postMedia).inSegments, upload) })
-	u.each(uploadsAtOnce, func(p *postMedia) bool { return !p.inSegments() }, upload)
+	rest.Go(func() { u.images(upload) })
 	rest.Wait()
+}
+
+// images uploads those of the first posts first, each post once the budget has room for
+// all of its own.
+func (u *uploads) images(upload func(*postMedia)) {
+	budget := u.t.r.h.Media.budget()
+	var group sync.WaitGroup
+	for i := range u.t.request.Posts {
+		p := u.posts[i]
+		if p == nil || p.inSegments() {
+			continue
+		}
+		bytes := p.bytes()
+		if err := budget.Acquire(u.ctx, bytes); err != nil { // the uploads are at their end
+			p.err = err
+			close(p.done)
+			continue
+		}
+		group.Go(func() {
+			defer budget.Release(bytes)
+			upload(p)
+		})
+	}
+	group.Wait()
+}
+
+// bytes is what its images take of the budget.
+func (p *postMedia) bytes() (sum int64) {
+	for _, b := range p.blobs {
+		if b != nil {
+			sum += max(b.size, uploadLeast)
+		}
+	}
+	return min(sum, uploadBytes)
 }
 
 // inSegments tells a post whose media take long to upload.
@@ -335,11 +372,17 @@ func (p *postMedia) failure(n int, err error) error {
 	return fmt.Errorf("media %d of post %d: %w", n+1, p.index+1, err)
 }
 
-// upload takes each medium of a post as far as it goes now.
+// upload takes each medium of a post as far as it goes now, side by side. One that
+// fails cuts no other short.
 func (u *uploads) upload(p *postMedia) error {
-	var waits error
+	errs := make([]error, len(p.asked))
+	var group sync.WaitGroup
 	for n := range p.asked {
-		err := u.advance(p, n)
+		group.Go(func() { errs[n] = caught(func() error { return u.advance(p, n) }) })
+	}
+	group.Wait()
+	var waits error
+	for n, err := range errs {
 		switch {
 		case ours(err):
 			waits = err // the others need not wait for it
@@ -439,6 +482,8 @@ func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 	if p.known[n] == m {
 		return nil
 	}
+	p.mu.Lock() // until the ledger has it, or an older list would replace a newer one
+	defer p.mu.Unlock()
 	p.known[n] = m
 	r := u.t.r
 	_, err := persist(u.ctx, r, "keep media", func() (struct{}, error) {

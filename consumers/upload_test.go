@@ -322,16 +322,19 @@ func TestMediaTogether(t *testing.T) {
 }
 
 // TestUploadsAhead: the media of later posts are on their way while earlier posts
-// are sent, ten posts at once and no more.
+// are sent, the images of a post side by side, as many as the budget of bytes allows.
 func TestUploadsAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		var posts []jetpost.Post
-		for i := range 13 {
+		const count, images = 18, 4
+		for i := range count {
 			p := jetpost.Post{Text: fmt.Sprint("post ", i)}
-			if i > 0 {
-				p.Media = []jetpost.Media{{Data: append(picture(t), byte(i))}}
+			for n := range images {
+				if i > 0 {
+					p.Media = append(p.Media, jetpost.Media{Data: append(picture(t), byte(i), byte(n))})
+				}
 			}
 			posts = append(posts, p)
 		}
@@ -344,7 +347,7 @@ func TestUploadsAhead(t *testing.T) {
 				mu.Lock()
 				uploading++
 				most = max(most, uploading)
-				if uploading == uploadsAtOnce {
+				if uploading == uploadBytes/uploadLeast {
 					full() // only now the first post goes through
 				}
 				mu.Unlock()
@@ -357,8 +360,8 @@ func TestUploadsAhead(t *testing.T) {
 		})
 		b.publish(t, "thread", posts...)
 		b.want(t, b.key, jetpost.StatePublished, "", len(posts))
-		equal(t, "uploads at once", most, uploadsAtOnce)
-		equal(t, "uploads", len(b.x.Media("acme")), 12)
+		equal(t, "uploads at once", most, uploadBytes/uploadLeast)
+		equal(t, "uploads", len(b.x.Media("acme")), (count-1)*images)
 	})
 }
 
