@@ -488,6 +488,49 @@ func TestSurvivesRestartOfTheServer(t *testing.T) {
 	}
 }
 
+// TestClaimOutlivesACrash: the server crashes right after a claim, and another worker
+// takes the lane over. The first one's intent is refused as one that has lost the lane:
+// were its claim forgotten, both would have the same fence, and it would take the other
+// one's intent for its own, of which it knows that nothing was sent.
+func TestClaimOutlivesACrash(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.Start(t)
+	check(t, Migrate(t.Context(), cluster.URL()))
+	b := &testBundle{st: open(t, cluster.URL(), newSealer(t)), now: time.Now()}
+	check(t, b.add(t.Context()))
+	_, err := b.st.Accept(t.Context(), b.acceptance("r"))
+	check(t, err)
+	claim := func(worker string) (lane store.Lane) {
+		t.Helper()
+		for end := time.Now().Add(patiently); time.Now().Before(end); {
+			lane, claimed, err := b.st.ClaimLane(t.Context(), acme, worker, time.Second, b.now)
+			if err == nil && claimed {
+				return lane
+			}
+		}
+		t.Fatal("the lane was not to be had")
+		return lane
+	}
+	begin := func(lane store.Lane) error {
+		now := time.Now()
+		return b.st.Begin(t.Context(), lane, "r", store.Intent{NotAfter: now.Add(time.Minute), Now: now, Lease: lease})
+	}
+	first := claim("first")
+	cluster.Stop(t)
+	if err := begin(first); !store.Unavailable(err) {
+		t.Fatalf("begin while the server is down: %v", err)
+	}
+	cluster.Restart(t)
+	second := claim("second")
+	check(t, begin(second))
+	if err := begin(first); !errors.Is(err, store.ErrFenced) {
+		t.Errorf("begin of the worker before: error is %v, want %v", err, store.ErrFenced)
+	}
+	if _, err := b.st.Posted(t.Context(), second, "r", 0, "1", b.now); err != nil {
+		t.Error(err)
+	}
+}
+
 // PostgreSQL's text holds no zero character, but X and producers may send one.
 func TestZeroCharacters(t *testing.T) {
 	t.Parallel()
