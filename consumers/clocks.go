@@ -112,8 +112,9 @@ func (c *Clocks) Compare(ctx context.Context) {
 	}
 }
 
-// skewOf compares with a clock that tells the time: by how much this machine's is ahead,
-// about, and whether that is too far.
+// skewOf compares with a clock that tells the time: by how much this machine's is ahead
+// at least, or behind as a negative one, and whether that is too far. What the answer took
+// proves nothing.
 func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time, error)) (ahead *time.Duration, err error) {
 	if ask == nil {
 		return nil, nil
@@ -127,7 +128,7 @@ func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time
 		return nil, nil // which others find out, and say
 	}
 	least, most := before.Sub(there), after.Sub(there)
-	return new((least + most) / 2), beyond(of, least, most)
+	return new(max(least, min(most, 0))), beyond(of, least, most)
 }
 
 // beyond tells whether the clock is too far ahead for certain, or behind.
