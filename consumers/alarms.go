@@ -49,7 +49,8 @@ func (a *Alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
 }
 
 // set rings the account at that time, and at no other.
-func (a *Alarms) set(account string, at time.Time) {
+func (a *Alarms) set(ctx context.Context, account string, at time.Time) {
+	ctx = context.WithoutCancel(ctx)
 	if a.Here != nil {
 		at = a.Here(at)
 	}
@@ -67,7 +68,7 @@ func (a *Alarms) set(account string, at time.Time) {
 		defer a.mu.Unlock()
 		if a.timers[account] == timer { // else it was taken back
 			delete(a.timers, account)
-			a.ring(account)
+			a.ring(ctx, account)
 		}
 	})
 	a.drop(account)
@@ -102,7 +103,7 @@ func (a *Alarms) Stop() {
 }
 
 // ring has one call ring all that became due while the one before was under way.
-func (a *Alarms) ring(account string) {
+func (a *Alarms) ring(ctx context.Context, account string) {
 	a.due = append(a.due, account)
 	if a.ringing {
 		return
@@ -118,7 +119,7 @@ func (a *Alarms) ring(account string) {
 			if len(due) == 0 {
 				return
 			}
-			if err := a.Bells.RingAll(context.Background(), due); err != nil {
+			if err := a.Bells.RingAll(ctx, due); err != nil {
 				a.Log.Warn("lane.alarm_failed", "lanes", len(due), "error", err) // their schedules ring instead
 			}
 		}

@@ -563,7 +563,7 @@ func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time
 		return false, err
 	}
 	if keeps {
-		r.h.Alarms.set(account, wakeAt)
+		r.h.Alarms.set(ctx, account, wakeAt)
 	}
 	if !wakeAt.IsZero() && !wakeAt.After(now) {
 		if err := r.h.Bells.Ring(ctx, account); err != nil {

@@ -181,7 +181,7 @@ const sqlCommit = `commit`
 
 // pipeline is change in as few round trips as it has steps. The last one queues the
 // commit; what is queued behind that is a transaction of its own.
-func (s *Store) pipeline(ctx context.Context, what string, steps ...func(*pgx.Batch) error) error {
+func (s *Store) pipeline(ctx context.Context, what string, steps ...func(context.Context, *pgx.Batch) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.patience.call)
 	defer cancel()
 	return s.wrap(what, s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
@@ -192,7 +192,7 @@ func (s *Store) pipeline(ctx context.Context, what string, steps ...func(*pgx.Ba
 					batch.Queue(statement)
 				}
 			}
-			if err = step(batch); err == nil {
+			if err = step(ctx, batch); err == nil {
 				err = conn.SendBatch(ctx, batch).Close()
 			}
 			if err != nil {

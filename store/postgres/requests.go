@@ -90,7 +90,7 @@ type accepting struct {
 }
 
 // read locks the lanes and reads them, and the requests that are there already.
-func (a *accepting) read(batch *pgx.Batch) error {
+func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 	if a.lease.Name != "" {
 		batch.Queue(sqlHoldLease, a.lease.Name, a.lease.Owner, a.lease.Fence).Exec(func(tag pgconn.CommandTag) error {
 			return fenced(int(tag.RowsAffected()), nil)
@@ -120,8 +120,7 @@ func (a *accepting) read(batch *pgx.Batch) error {
 
 // write writes what the rules have decided. Texts are looked for once the requests are
 // there to be seen: of two that come at once, one at least is told of.
-func (a *accepting) write(batch *pgx.Batch) error {
-	ctx := context.Background() // of statements that are sent later
+func (a *accepting) write(ctx context.Context, batch *pgx.Batch) error {
 	a.decisions = a.b.Judge(a.in)
 	if err := a.s.enter(ctx, queued{batch}, a.b); err != nil {
 		return err
