@@ -850,6 +850,11 @@ type Requests interface {
 	// with the zero pause ends that, as ResumeAccount does. What a person has paused
 	// stays so. It returns the pause that stands then. ErrFenced.
 	BlockAccount(ctx context.Context, lane Lane, pause Pause, now time.Time) (Pause, error)
+	// Turns returns up to limit turns of pauses that are not told yet, of each account the
+	// last; of one account, or with "" of all.
+	Turns(ctx context.Context, account string, limit int) ([]Turn, error)
+	// MarkTurned forgets a turn that was told. A later one stays to be told.
+	MarkTurned(ctx context.Context, turn Turn) error
 	// Late returns, by account, what is unfinished though it was due before a time:
 	// of one account or, with "", of all that have such requests. It counts up to
 	// limit of each, the first in the line first.

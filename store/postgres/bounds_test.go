@@ -160,7 +160,11 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"MarkManyAnnounced": func(ctx context.Context) error {
 			return first(st.MarkManyAnnounced(ctx, []store.Revision{{Key: key, Number: 1}}))
 		},
-		"MarkNoticed":  func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
+		"MarkNoticed": func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
+		"MarkTurned": func(ctx context.Context) error {
+			return st.MarkTurned(ctx, store.Turn{Account: acme, Event: jetpost.EventAccountPaused, At: time.Unix(0, 0)})
+		},
+		"Turns":        func(ctx context.Context) error { return first(st.Turns(ctx, "", 1)) },
 		"Notices":      func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
 		"OpenRound":    func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
 		"Owned":        func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
@@ -292,6 +296,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"ImportAccount", transaction, nil},
 		{"MarkAnnounced", statement, nil},
 		{"MarkNoticed", statement, nil},
+		{"MarkTurned", statement, nil},
 		{"OpenRound", transaction, nil},
 		{"PauseAccount", transaction, nil},
 		{"PostDeleted", transaction, nil},
@@ -412,6 +417,8 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 		p.round = "01900000-0000-7000-8000-000000000000"
 	case "MarkNoticed":
 		execute(t, p.url, "UPDATE oauth_tokens SET reauth_told = true")
+	case "MarkTurned":
+		execute(t, p.url, "INSERT INTO turns VALUES ('acme', 'account.paused', 'epoch', '', '')")
 	}
 	if word == statement {
 		p.warm(t, name)
@@ -430,6 +437,8 @@ func (p *proxied) warm(t *testing.T, name string) {
 		_, _ = p.st.MarkAnnounced(t.Context(), store.Key{}, 1)
 	case "MarkNoticed":
 		_ = p.st.MarkNoticed(t.Context(), store.Notice{})
+	case "MarkTurned":
+		_ = p.st.MarkTurned(t.Context(), store.Turn{})
 	case "TryLease":
 		_, err := p.st.TryLease(t.Context(), "another", "owner", lease, p.now)
 		check(t, err)

@@ -49,7 +49,7 @@ func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause s
 	if err != nil {
 		return store.Pause{}, err
 	}
-	if err := writePause(ctx, tx, account, pause); err != nil {
+	if err := writePause(ctx, tx, account, pause, line.Turn(pause, account, now)); err != nil {
 		return store.Pause{}, err
 	}
 	if code := line.Pause.Reason.Code; code != "" {
@@ -60,9 +60,42 @@ func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause s
 	return line.Pause, err
 }
 
-func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause) error {
+// writePause writes a pause, and what is to be told of it.
+func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, turn store.Turn) error {
 	_, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail), storable(store.CauseOf{Pause: &pause}.String()))
+	if err != nil || turn.Event == "" {
+		return err
+	}
+	_, err = tx.Exec(ctx, sqlTurn, account, string(turn.Event), moment(turn.At), string(turn.Reason.Code), storable(turn.Reason.Detail), moment(turn.Reason.Until))
 	return err
+}
+
+const (
+	sqlTurn = `
+INSERT INTO turns (account, event, turned_at, reason_code, reason_detail, reason_until) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (account) DO UPDATE SET event = excluded.event, turned_at = excluded.turned_at,
+    reason_code = excluded.reason_code, reason_detail = excluded.reason_detail, reason_until = excluded.reason_until`
+	sqlTurns = `
+SELECT account, event, turned_at, reason_code, reason_detail, reason_until FROM turns
+WHERE $1 = '' OR account = $1 ORDER BY account LIMIT $2`
+	sqlMarkTurned = `DELETE FROM turns WHERE account = $1 AND event = $2 AND turned_at = $3`
+)
+
+// Turns implements store.Requests.
+func (s *Store) Turns(ctx context.Context, account string, limit int) ([]store.Turn, error) {
+	turns, err := collect(ctx, s.db, scanTurn, sqlTurns, account, limit)
+	return turns, s.wrap("read turns", err)
+}
+
+func scanTurn(row scanner) (t store.Turn, err error) {
+	err = row.Scan(&t.Account, &t.Event, at{&t.At}, &t.Reason.Code, &t.Reason.Detail, at{&t.Reason.Until})
+	return t, err
+}
+
+// MarkTurned implements store.Requests.
+func (s *Store) MarkTurned(ctx context.Context, turn store.Turn) error {
+	_, err := changed(ctx, s.db, sqlMarkTurned, turn.Account, string(turn.Event), turn.At)
+	return s.wrap("mark turn", err)
 }
 
 // BlockAccount implements store.Requests. It rings only where something may go on.
@@ -80,7 +113,7 @@ func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.P
 		if holds, changed = line.Block(pause, now); !changed {
 			return nil
 		}
-		if err := writePause(ctx, tx, lane.Account, holds); err != nil || holds.Active(line.At(now)) {
+		if err := writePause(ctx, tx, lane.Account, holds, line.Turn(holds, lane.Account, now)); err != nil || holds.Active(line.At(now)) {
 			return err
 		}
 		_, err = endHolds(ctx, tx, lane.Account, holds.Reason.Code, s.now(now))

@@ -48,7 +48,7 @@ func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause
 	if err != nil {
 		return store.Pause{}, err
 	}
-	if err := writePause(ctx, tx, account, pause); err != nil {
+	if err := writePause(ctx, tx, account, pause, line.Turn(pause, account, now)); err != nil {
 		return store.Pause{}, err
 	}
 	if code := line.Pause.Reason.Code; code != "" {
@@ -59,9 +59,47 @@ func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause
 	return line.Pause, err
 }
 
-func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause) error {
+// writePause writes a pause, and what is to be told of it.
+func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, turn store.Turn) error {
 	_, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Reason.Until), pause.Reason.Detail, store.CauseOf{Pause: &pause}.String())
+	if err != nil || turn.Event == "" {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, sqlTurn, account, string(turn.Event), micros(turn.At), string(turn.Reason.Code), turn.Reason.Detail, micros(turn.Reason.Until))
 	return err
+}
+
+const (
+	sqlTurn = `
+INSERT INTO turns (account, event, turned_at, reason_code, reason_detail, reason_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT (account) DO UPDATE SET event = excluded.event, turned_at = excluded.turned_at,
+    reason_code = excluded.reason_code, reason_detail = excluded.reason_detail, reason_until = excluded.reason_until`
+	sqlTurns = `
+SELECT account, event, turned_at, reason_code, reason_detail, reason_until FROM turns
+WHERE ?1 = '' OR account = ?1 ORDER BY account LIMIT ?2`
+	sqlMarkTurned = `DELETE FROM turns WHERE account = ?1 AND event = ?2 AND turned_at = ?3`
+)
+
+// Turns implements store.Requests.
+func (s *Store) Turns(ctx context.Context, account string, limit int) (turns []store.Turn, err error) {
+	err = s.view(ctx, "read turns", func(ctx context.Context, tx *sql.Tx) error {
+		turns, err = collect(ctx, tx, scanTurn, sqlTurns, account, limit)
+		return err
+	})
+	return turns, err
+}
+
+func scanTurn(row scanner) (t store.Turn, err error) {
+	err = row.Scan(&t.Account, &t.Event, at{&t.At}, &t.Reason.Code, &t.Reason.Detail, at{&t.Reason.Until})
+	return t, err
+}
+
+// MarkTurned implements store.Requests.
+func (s *Store) MarkTurned(ctx context.Context, turn store.Turn) error {
+	return s.change(ctx, "mark turn", func(ctx context.Context, tx *sql.Tx) error {
+		_, err := changed(ctx, tx, sqlMarkTurned, turn.Account, string(turn.Event), micros(turn.At))
+		return err
+	})
 }
 
 // BlockAccount implements store.Requests. It rings only where something may go on.
@@ -79,7 +117,7 @@ func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.P
 		if holds, changed = line.Block(pause, now); !changed {
 			return nil
 		}
-		if err := writePause(ctx, tx, lane.Account, holds); err != nil || holds.Active(line.At(now)) {
+		if err := writePause(ctx, tx, lane.Account, holds, line.Turn(holds, lane.Account, now)); err != nil || holds.Active(line.At(now)) {
 			return err
 		}
 		_, err = endHolds(ctx, tx, lane.Account, holds.Reason.Code, now)

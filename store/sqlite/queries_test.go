@@ -147,6 +147,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlSetAside":       true, // over an index that holds just those
 		"sqlSetCanary":      true, // one row
 		"sqlStanding":       true, // the accounts
+		"sqlTurns":          true, // what is to be told, and no more
 		"sqlVersion":        true, // one row a migration
 	}
 	scan := regexp.MustCompile(`^SCAN [a-z]`)

@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,6 +147,95 @@ func blockAccount(t *testing.T, b *bundle) {
 	b.release(t, lane, time.Time{})
 	_, err = b.st.BlockAccount(t.Context(), lane, suspended(at), at)
 	fails(t, "without the lane", err, store.ErrFenced)
+}
+
+// turns: of each account the last change of its pause is to be told, until that is marked.
+func turns(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	lane := b.claim(t)
+	untold := func(account string) (list []string) {
+		t.Helper()
+		all, err := b.st.Turns(t.Context(), account, 10)
+		check(t, err)
+		for _, turn := range all {
+			list = append(list, strings.TrimSpace(fmt.Sprint(turn.Account, " ", turn.Event, " ", turn.Reason.Code)))
+		}
+		return list
+	}
+	tell := func() (turn store.Turn) {
+		t.Helper()
+		all, err := b.st.Turns(t.Context(), acme, 10)
+		check(t, err)
+		equal(t, "turns of acme", len(all), 1)
+		check(t, b.st.MarkTurned(t.Context(), all[0]))
+		equal(t, "turns once told", len(untold(acme)), 0)
+		return all[0]
+	}
+	at := b.now
+	block := func(code jetpost.Code) {
+		t.Helper()
+		at = at.Add(2 * time.Hour)
+		p := store.Pause{}
+		if code != "" {
+			p = jetpost.BlockedPause(at, code, "X's words", time.Hour, time.Hour)
+		}
+		_, err := b.st.BlockAccount(t.Context(), lane, p, at)
+		check(t, err)
+	}
+	resume := func() {
+		t.Helper()
+		at = at.Add(time.Second)
+		_, err := b.st.ResumeAccount(t.Context(), acme, at)
+		check(t, err)
+	}
+	pause := func(account, words string) jetpost.Pause {
+		t.Helper()
+		at = at.Add(time.Second)
+		p := jetpost.AccountPause(at, at.Add(24*time.Hour), words)
+		check(t, b.st.PauseAccount(t.Context(), account, p))
+		return p
+	}
+	resume()
+	block("")
+	equal(t, "turns of nothing", len(untold("")), 0)
+
+	block(jetpost.CodeAccountLocked)
+	equal(t, "turns of a block", untold(""), []string{"acme account.blocked account_locked"})
+	blocked := tell()
+	equal(t, "its words", blocked.Reason.Detail, "X's words")
+	equal(t, "its time is told", blocked.At.IsZero(), false)
+	block(jetpost.CodeAccountLocked)
+	equal(t, "turns where X says it again", len(untold("")), 0)
+	block(jetpost.CodeAccountSuspended)
+	equal(t, "turns where X says another thing", untold(""), []string{"acme account.blocked account_suspended"})
+	tell()
+	block("")
+	equal(t, "turns where it is over", untold(""), []string{"acme account.unblocked"})
+	unblocked := tell()
+	equal(t, "no reason", unblocked.Reason, jetpost.Reason{})
+	block("")
+	equal(t, "turns where it was over", len(untold("")), 0)
+
+	p := pause(acme, "a word\nof ours")
+	equal(t, "turns of a pause", untold(acme), []string{"acme account.paused account_paused"})
+	equal(t, "reason of the pause", tell().Reason, p.Reason)
+	pause(acme, "another")
+	equal(t, "turns of another pause", untold(acme), []string{"acme account.paused account_paused"})
+	old, err := b.st.Turns(t.Context(), acme, 1)
+	check(t, err)
+	resume()
+	pause("beta", "")
+	both := []string{"acme account.resumed", "beta account.paused account_paused"}
+	equal(t, "the last turn of each", untold(""), both)
+	check(t, b.st.MarkTurned(t.Context(), old[0]))
+	equal(t, "the last turn of each, after a late word", untold(""), both)
+	first, err := b.st.Turns(t.Context(), "", 1)
+	check(t, err)
+	equal(t, "turns up to the limit", len(first), 1)
+	tell()
+	equal(t, "turns of another account", untold(""), both[1:])
+	resume()
+	equal(t, "turns where there is no pause", untold(""), both[1:])
 }
 
 // refused: refusals that no rule knows count by request, until X takes a post or a person

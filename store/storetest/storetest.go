@@ -182,6 +182,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"TokenUnopenable", tokenUnopenable},
 		{"TokensAreSealed", tokensAreSealed},
 		{"TryLease", tryLease},
+		{"Turns", turns},
 		{"Unannounced", unannounced},
 		{"Unpublish", unpublish},
 		{"UnpublishHold", unpublishHold},

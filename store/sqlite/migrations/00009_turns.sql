@@ -1,0 +1,13 @@
+-- How the pause of an account changed last, where that is not told yet: a row leaves with
+-- its event.
+
+-- +goose Up
+
+CREATE TABLE turns (
+    account       TEXT NOT NULL PRIMARY KEY REFERENCES lanes (account),
+    event         TEXT NOT NULL,
+    turned_at     INTEGER NOT NULL,
+    reason_code   TEXT NOT NULL, -- '' of a pause that was ended, as of the detail
+    reason_detail TEXT NOT NULL,
+    reason_until  INTEGER
+) STRICT;
