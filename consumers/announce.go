@@ -23,6 +23,8 @@ type announced interface {
 	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
 	Notices(ctx context.Context, account string, limit int) ([]store.Notice, error)
 	MarkNoticed(ctx context.Context, notice store.Notice) error
+	Turns(ctx context.Context, account string, limit int) ([]store.Turn, error)
+	MarkTurned(ctx context.Context, turn store.Turn) error
 }
 
 // maxNotices bounds the accounts that are told of at once.
@@ -267,21 +269,6 @@ func (a *Announcer) AnnounceAccounts(ctx context.Context, account string) error 
 		}
 	}
 	return nil
-}
-
-// Blocked publishes that an account is blocked or, without a reason, no more. It is told
-// once: the ledger shows it to whoever missed that.
-func (a *Announcer) Blocked(ctx context.Context, account string, reason *jetpost.Reason) {
-	event := jetpost.Event{
-		EventID: uuid.NewString(), Type: jetpost.EventAccountBlocked, Time: time.Now().UTC(),
-		Account: &jetpost.AccountStatus{Account: account, Reason: reason},
-	}
-	if reason == nil {
-		event.Type = jetpost.EventAccountUnblocked
-	}
-	if err := a.Records.Event(ctx, a.Names.EventSubject(event.Type, account, ""), event); err != nil {
-		a.Log.Warn("event.lost", "type", event.Type, "account", account, "error", err)
-	}
 }
 
 // eventID makes the same id of the same change, on whatever worker.

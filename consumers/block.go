@@ -74,12 +74,55 @@ func (r *laneRun) setBlock(ctx context.Context, pause store.Pause) (store.Pause,
 	switch {
 	case after && (!before || was.Reason.Code != holds.Reason.Code):
 		r.log.Warn("account.blocked", "code", holds.Reason.Code, "detail", holds.Reason.Detail, "next_probe_at", holds.NextProbeAt)
-		r.h.Announce.Blocked(ctx, r.lane.Account, &holds.Reason)
+		r.h.Announce.turned(ctx, r.lane.Account)
 	case before && !after:
 		r.log.Info("account.unblocked", "code", was.Reason.Code, "since", was.Since)
-		r.h.Announce.Blocked(ctx, r.lane.Account, nil)
+		r.h.Announce.turned(ctx, r.lane.Account)
 	}
 	return holds, nil
+}
+
+// turned tells how the account's pause turned, and leaves a failure to the sweeper.
+func (a *Announcer) turned(ctx context.Context, account string) {
+	if err := a.AnnounceTurns(ctx, account); err != nil {
+		a.Log.Warn("event.delayed", "account", account, "error", err)
+	}
+}
+
+// AnnounceTurns publishes how the pause of an account turned last or, with "", those of all
+// whose last turn is not told.
+func (a *Announcer) AnnounceTurns(ctx context.Context, account string) error {
+	turns, err := a.Ledger.Turns(ctx, account, maxNotices)
+	if err != nil {
+		return fmt.Errorf("announce pauses: %w", err)
+	}
+	var failures []error
+	for _, turn := range turns {
+		err := a.Records.Event(ctx, a.Names.EventSubject(turn.Event, turn.Account, ""), turnEvent(turn))
+		if err == nil {
+			err = a.Ledger.MarkTurned(ctx, turn)
+		}
+		if err == nil {
+			continue
+		}
+		failures = append(failures, fmt.Errorf("announce pause of account %s: %w", turn.Account, err))
+		if len(failures) == sweepFailures {
+			break
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// turnEvent has the same id of the same turn, however often it is told.
+func turnEvent(turn store.Turn) jetpost.Event {
+	e := jetpost.Event{
+		EventID: eventID(fmt.Sprintf("turn/%s/%s/%d/%s", turn.Account, turn.Event, turn.At.UnixMicro(), turn.Reason.Code)),
+		Type:    turn.Event, Time: turn.At, Account: &jetpost.AccountStatus{Account: turn.Account},
+	}
+	if turn.Reason.Code != "" {
+		e.Account.Reason = &turn.Reason
+	}
+	return e
 }
 
 // lift ends the pause of an account that X has asked for, where that is over: X is asked

@@ -3,6 +3,7 @@ package consumers
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
@@ -14,7 +15,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -92,6 +96,7 @@ func TestBlockedAccount(t *testing.T) {
 				for range 24 * 60 / 5 { // a day, looked at each five minutes
 					sleep(5 * time.Minute)
 					b.run(t, b.h, "acme")
+					check(t, b.h.Announce.AnnounceTurns(t.Context(), "")) // as sweeps do
 				}
 				equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), 1)
 				equal(t, "reads in a day", b.calls(xsim.EndpointMe), 5) // after 1, 2, 4, 8 and 8 hours
@@ -467,4 +472,144 @@ func TestCutOffImages(t *testing.T) {
 	_, err := (&MediaSource{}).spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]), 0)
 	var fault *mediaError
 	equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
+}
+
+// accountEvents are the events of acme as an account, each told once, in the order in
+// which they came first, and how many messages that took.
+func (b *testBundle) accountEvents(t *testing.T) (events []string, messages int) {
+	t.Helper()
+	seen := map[string]string{}
+	for at := uint64(1); ; at++ {
+		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
+		check(t, err)
+		msg, err := s.GetMsg(t.Context(), at, jetstream.WithGetMsgSubject("jetpost.event.account.*.acme"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return events, messages
+		}
+		check(t, err)
+		var e jetpost.Event
+		check(t, json.Unmarshal(msg.Data, &e))
+		text := string(e.Type)
+		if e.Account.Reason != nil {
+			text += " " + string(e.Account.Reason.Code)
+		}
+		if was, again := seen[e.EventID]; !again {
+			events, seen[e.EventID] = append(events, text), string(msg.Data)
+		} else {
+			equal(t, "an event that is told again", string(msg.Data), was)
+		}
+		at = msg.Sequence
+		messages++
+	}
+}
+
+// wantTold sweeps, and fails unless these are the account's events then. The next sweeps
+// tell nothing.
+func (b *testBundle) wantTold(t *testing.T, want ...string) {
+	t.Helper()
+	s := b.sweeper("next")
+	check(t, s.Sweep(t.Context()))
+	events, once := b.accountEvents(t)
+	equal(t, "events", fmt.Sprint(events), fmt.Sprint(want))
+	check(t, s.Sweep(t.Context()))
+	_, then := b.accountEvents(t)
+	equal(t, "messages after one more sweep", then, once)
+}
+
+// TestBlockedIsToldAtLast: that X blocks an account is told, wherever its worker dies once
+// that is written, and where NATS is away then.
+func TestBlockedIsToldAtLast(t *testing.T) {
+	t.Parallel()
+	const (
+		upToBlock = "claim, token, begin, POST /2/tweets, block"
+		toBeTold  = ", turns, jetpost.event.account.blocked, turned"
+		told      = "account.blocked account_suspended"
+	)
+	first, last := len(strings.Split(upToBlock, ", ")), len(strings.Split(upToBlock+toBeTold, ", "))
+	run := gapRun{
+		posts: thread("one"), once: true, steps: upToBlock + toBeTold,
+		work: func(b *testBundle, m *mortal) func(context.Context) error {
+			return func(ctx context.Context) error { return b.mortalLane(m).Handle(ctx, b.ring("acme")) }
+		},
+		upset: func(t *testing.T, b *testBundle) {
+			t.Helper()
+			(&doubtBundle{testBundle: b}).change(t, xsim.AccountSuspended, "")
+		},
+	}
+	for name, open := range gapDatabases() {
+		for at := first; at <= last; at++ {
+			g := gap{at: at}
+			t.Run(name+"/dies in "+g.in(run.taken()), func(t *testing.T) {
+				t.Parallel()
+				b := run.begin(t, open)
+				equal(t, "steps", fmt.Sprint(run.victim(t, b, g)), fmt.Sprint(run.taken()[:at]))
+				b.wantTold(t, told)
+			})
+		}
+		t.Run(name+"/NATS is away", func(t *testing.T) {
+			t.Parallel()
+			b := run.begin(t, open)
+			h := b.lane()
+			h.Announce.Records = b.recordsAway(t)
+			b.run(t, h, "acme")
+			b.wantTold(t, told)
+		})
+	}
+}
+
+// recordsAway cannot reach NATS.
+func (b *testBundle) recordsAway(t *testing.T) *publishers.Records {
+	t.Helper()
+	nc, js := natstest.Connect(t, b.server)
+	nc.Close()
+	return publishers.NewRecords(js, b.names)
+}
+
+// TestTurnsAreToldAtLast: what somebody makes of an account's pause is told, too, where
+// nobody told it at once; of several turns, the last.
+func TestTurnsAreToldAtLast(t *testing.T) {
+	t.Parallel()
+	for name, open := range gapDatabases() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setupOn(t, open)
+			b.account(t, "acme", 0)
+			pause := func() {
+				t.Helper()
+				check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays")))
+			}
+			resume := func() {
+				t.Helper()
+				_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+				check(t, err)
+			}
+			block := func() {
+				t.Helper()
+				lane, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Minute, time.Now())
+				check(t, err)
+				equal(t, "claimed", claimed, true)
+				_, err = b.ledger.BlockAccount(t.Context(), lane, jetpost.BlockedPause(time.Now(), jetpost.CodeAccountLocked, "X's words", time.Hour, time.Hour), time.Now())
+				check(t, err)
+			}
+			var want []string
+			next := func(event string) {
+				t.Helper()
+				want = append(want, event)
+				b.wantTold(t, want...)
+			}
+			pause()
+			next("account.paused account_paused")
+			resume()
+			next("account.resumed")
+			resume() // of nothing
+			b.wantTold(t, want...)
+			block()
+			next("account.blocked account_locked")
+			resume()
+			next("account.unblocked")
+			pause()
+			resume()
+			next("account.resumed")
+		})
+	}
 }

@@ -185,7 +185,7 @@ func gapRuns(t *testing.T) []gapRun {
 				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
 				check(t, err)
 			},
-			steps: "lease, due, publish.wake, held, untold, notices, read, jetpost.event.request.accepted, announced",
+			steps: "lease, due, publish.wake, held, untold, notices, turns, read, jetpost.event.request.accepted, announced",
 		},
 	}
 }
@@ -225,11 +225,15 @@ func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBun
 func gapTiming() Timing { return Timing{Lease: gapLease, Scale: Scale{Minute: gapMinute}} }
 
 func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
-	h := b.lane(func(h *PublishHandler) {
+	return b.gapRunner([]Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: b.mortalLane(m)}}).Run
+}
+
+// mortalLane is a lane of the worker that dies.
+func (b *testBundle) mortalLane(m *mortal) *PublishHandler {
+	return b.lane(func(h *PublishHandler) {
 		h.Ledger, h.Tokens, h.Worker = mortalLedger{m, b.ledger}, mortalTokens{m, h.Tokens}, "victim"
 		h.Announce.Ledger, h.Timing = mortalLedger{m, b.ledger}, gapTiming()
 	})
-	return b.gapRunner([]Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: h}}).Run
 }
 
 func (b *testBundle) gapRunner(bindings []Binding) *Runner {
@@ -237,14 +241,9 @@ func (b *testBundle) gapRunner(bindings []Binding) *Runner {
 	return &Runner{JetStream: b.js, Leases: b.ledger, Worker: "worker", Health: &Health{}, Log: b.log, Bindings: bindings, StopGrace: time.Nanosecond}
 }
 
-// TestWorkerDiesInAnyGap kills a worker between any two of its steps, or some of them
-// (see sample): whatever it asks of the ledger, tells NATS or asks of X. No step is
-// forgotten: those of a worker that does not die must be the ones listed. Another worker
-// takes over, and in the end each post is on X once and in order, its request is told to
-// be published, and nothing is left over.
-func TestWorkerDiesInAnyGap(t *testing.T) {
-	t.Parallel()
-	databases := map[string]func(*testing.T, *store.Sealer) store.Store{
+// gapDatabases are how the ledgers are opened that a gap is tried on.
+func gapDatabases() map[string]func(*testing.T, *store.Sealer) store.Store {
+	return map[string]func(*testing.T, *store.Sealer) store.Store{
 		"SQLite": nil, // the file of every test
 		"PostgreSQL": func(t *testing.T, sealer *store.Sealer) store.Store {
 			t.Helper()
@@ -254,7 +253,16 @@ func TestWorkerDiesInAnyGap(t *testing.T) {
 			return s
 		},
 	}
-	for name, open := range databases {
+}
+
+// TestWorkerDiesInAnyGap kills a worker between any two of its steps, or some of them
+// (see sample): whatever it asks of the ledger, tells NATS or asks of X. No step is
+// forgotten: those of a worker that does not die must be the ones listed. Another worker
+// takes over, and in the end each post is on X once and in order, its request is told to
+// be published, and nothing is left over.
+func TestWorkerDiesInAnyGap(t *testing.T) {
+	t.Parallel()
+	for name, open := range gapDatabases() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			// Not by t.Parallel, which counts processors: gaps wait, mostly.
@@ -901,4 +909,14 @@ func (l mortalLedger) Notices(ctx context.Context, account string, limit int) ([
 func (l mortalLedger) MarkNoticed(ctx context.Context, notice store.Notice) error {
 	l.m.step("noticed")
 	return l.to.MarkNoticed(ctx, notice)
+}
+
+func (l mortalLedger) Turns(ctx context.Context, account string, limit int) ([]store.Turn, error) {
+	l.m.step("turns")
+	return l.to.Turns(ctx, account, limit)
+}
+
+func (l mortalLedger) MarkTurned(ctx context.Context, turn store.Turn) error {
+	l.m.step("turned")
+	return l.to.MarkTurned(ctx, turn)
 }

@@ -107,7 +107,7 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failures = append(failures, s.Announce.AnnounceAccounts(ctx, ""))
+	failures = append(failures, s.Announce.AnnounceAccounts(ctx, ""), s.Announce.AnnounceTurns(ctx, ""))
 	failed := 0
 	for _, key := range keys {
 		if err := s.Announce.Announce(ctx, key); err != nil {

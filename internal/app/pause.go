@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/consumers/admission"
@@ -32,19 +30,13 @@ func (d *Desk) PauseAccount(ctx context.Context, name string, until time.Time, r
 	if err := d.Ledger.PauseAccount(ctx, name, p.Pause); err != nil {
 		return Paused{}, accountError(name, err)
 	}
-	return p, d.turned(ctx, jetpost.EventAccountPaused, name, &p.Pause.Reason, "paused")
+	return p, d.turned(ctx, name, "paused")
 }
 
 // turned tells that an account was paused or resumed, and has a worker look at it.
-func (d *Desk) turned(ctx context.Context, event jetpost.EventType, name string, reason *jetpost.Reason, what string) error {
-	err := errors.Join(
-		d.Records.Event(ctx, d.Conn.Names.EventSubject(event, name, ""), jetpost.Event{
-			EventID: uuid.NewString(), Type: event, Time: time.Now().UTC(),
-			Account: &jetpost.AccountStatus{Account: name, Reason: reason},
-		}),
-		d.ring(ctx, name))
-	if err != nil {
-		return &HintError{Err: fmt.Errorf("tell that account %s is %s: %w", name, what, err), Help: "it is " + what + "; to have it told, do it once more"}
+func (d *Desk) turned(ctx context.Context, name, what string) error {
+	if err := errors.Join(d.announcer.AnnounceTurns(ctx, name), d.ring(ctx, name)); err != nil {
+		return &HintError{Err: fmt.Errorf("tell that account %s is %s: %w", name, what, err), Help: "it is " + what + "; a worker tells it once NATS takes that"}
 	}
 	return nil
 }
@@ -140,11 +132,7 @@ func (d *Desk) ResumeAccount(ctx context.Context, name string, olderThan time.Du
 		return r, nil
 	}
 	r.Pause = pause
-	event := jetpost.EventAccountResumed
-	if !pause.ByHand() {
-		event = jetpost.EventAccountUnblocked
-	}
-	return r, d.turned(ctx, event, name, nil, "resumed")
+	return r, d.turned(ctx, name, "resumed")
 }
 
 // expireLate fails what is too late, of one account or, with "", of all, and tells
