@@ -613,9 +613,9 @@ func TestPublishTimePassed(t *testing.T) {
 			t.Errorf("at %s it said %q", test.at, stderr.String())
 		}
 	}
-	c := publishCmd{At: "now"}
-	if r, err := c.request(nil, now, consumers.Rules{}); err == nil || !r.PublishAt.Equal(now) {
-		t.Errorf("--at now: %v, %v", r.PublishAt, err) // and it has no account
+	c := publishCmd{Account: "acme", Text: "hello", At: "now"}
+	if r, err := c.request(nil, now, consumers.Rules{}); err != nil || !r.PublishAt.Equal(now) {
+		t.Errorf("--at now: %v, %v", r.PublishAt, err)
 	}
 }
 
