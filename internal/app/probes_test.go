@@ -77,6 +77,17 @@ func wallServers(t *testing.T, count int, walls Walls) []*server.Server {
 		eventually(t, "all servers to be in JetStream", func() bool {
 			return !slices.ContainsFunc(servers, func(s *server.Server) bool { return !s.JetStreamIsCurrent() })
 		})
+		eventually(t, "the leader to hear of all servers, on which it places streams", func() bool {
+			leader := slices.IndexFunc(servers, (*server.Server).JetStreamIsLeader)
+			if leader < 0 {
+				return false
+			}
+			info, err := servers[leader].Jsz(nil)
+			if err != nil || info.Meta == nil || len(info.Meta.Replicas) != count-1 {
+				return false
+			}
+			return !slices.ContainsFunc(info.Meta.Replicas, func(p *server.PeerInfo) bool { return p.Offline || !p.Current })
+		})
 	}
 	return servers
 }
