@@ -251,6 +251,8 @@ func refusal(err error, stream string, msg *nats.Msg) error {
 // their own.
 func explain(err error) error {
 	switch {
+	case Hint(err) != "": // by a call within this one
+		return err
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return &NoJetStreamError{Err: err}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):

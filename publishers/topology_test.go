@@ -3,6 +3,7 @@ package publishers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -524,5 +525,14 @@ func TestSetupWithoutRoom(t *testing.T) {
 	}
 	if err := Check(t.Context(), tb.js, TopologyConfig{Names: tb.names, LedgerID: testLedger}); err != nil {
 		t.Errorf("the sizes are the operator's: %v", err)
+	}
+}
+
+// TestExplainedOnce: an error that has an explanation keeps its words.
+func TestExplainedOnce(t *testing.T) {
+	t.Parallel()
+	once := explain(context.DeadlineExceeded)
+	if again := explain(fmt.Errorf("read: %w", once)); again.Error() != "read: "+once.Error() {
+		t.Errorf("it says %q", again)
 	}
 }
