@@ -312,11 +312,18 @@ func (h *house) posts(ts *testscript.TestScript, args []string) {
 	}
 }
 
-// media wants so many uploads with these descriptions: media USER ALT...
+// media wants a user's posts to have media with these descriptions, in this order:
+// media USER ALT...
 func (h *house) media(ts *testscript.TestScript, args []string) {
-	var alts []string
+	described := map[string]string{}
 	for _, m := range h.sim.Media(args[0]) {
-		alts = append(alts, m.AltText)
+		described[m.ID] = m.AltText
+	}
+	var alts []string
+	for _, post := range h.sim.Posts(args[0]) {
+		for _, id := range post.MediaIDs {
+			alts = append(alts, described[id])
+		}
 	}
 	if !slices.Equal(alts, args[1:]) {
 		ts.Fatalf("media of %s: %q, want %q", args[0], alts, args[1:])
@@ -491,6 +498,8 @@ func TestMoment(t *testing.T) {
 		{"1d", true, now.Add(-24 * time.Hour)},
 		{"-2d30m", false, now.Add(-48*time.Hour - 30*time.Minute)},
 		{"2026-12-01 09:00", false, now},
+		{"2026-12-01 9:00", false, now},
+		{"tomorrow 9:00 Asia/Tokyo", false, now.Add(15 * time.Hour)},
 		{"2026-12-01T09:00:30", false, now.Add(30 * time.Second)},
 		{"2026-12-01 11:00 Europe/Berlin", false, now.Add(time.Hour)},
 		{"2026-12-01T11:00 Europe/Berlin", false, now.Add(time.Hour)},

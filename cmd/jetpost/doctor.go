@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"github.com/jetpost/jetpost/internal/app"
 )
@@ -50,9 +52,13 @@ func (c *doctorCmd) config(e *env) (app.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
+	data := e.data(false)
 	if running, err := e.natsConfig(); err == nil && cfg.NATS.URL == "" {
 		cfg = running
+		if path, is := strings.CutPrefix(cfg.DatabaseURL.Reveal(), "sqlite:"); is {
+			data = filepath.Dir(path) // whose lifeboat is meant, too
+		}
 	}
-	c.apply(&cfg, e.data(false))
+	c.apply(&cfg, data)
 	return cfg, nil
 }

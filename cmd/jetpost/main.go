@@ -79,7 +79,23 @@ type cli struct {
 	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 
-	Completion kongcompletion.Completion `cmd:"" help:"Print what makes a shell complete jetpost's commands and flags: bash, zsh or fish."`
+	Completion completionCmd `cmd:"" help:"Print the code by which a shell completes jetpost's commands and flags: bash, zsh or fish."`
+}
+
+// completionCmd is 'jetpost completion'.
+type completionCmd struct {
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"Shell that reads the code: ${enum}."`
+}
+
+// Help says what to do with the code.
+func (*completionCmd) Help() string {
+	return "For this shell: source <(jetpost completion bash). For all: put that line into ~/.bashrc or ~/.zshrc; for fish, " +
+		"jetpost completion fish | source into ~/.config/fish/config.fish."
+}
+
+// Run prints the code.
+func (c *completionCmd) Run(ctx *kong.Context) error {
+	return (&kongcompletion.Completion{Shell: c.Shell, Code: true}).Run(ctx)
 }
 
 // connectFlags say where things are, for the commands that connect to any.
@@ -90,7 +106,7 @@ type connectFlags struct {
 	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
 	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
 	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
-	NKey     string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of an NATS nkey."`
+	NKey     string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of a NATS nkey."`
 	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"Certificates to check that of NATS against; the system's where missing."`
 	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Certificate to show NATS; its key is in --nats-key."`
 	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Key of --nats-cert."`
@@ -134,7 +150,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	var connect connectFlags
 	fail := func(err error) int { return report(stderr, err, c.Output == "json" || asksJSON(args)) }
-	if err := tidyEnvironment(os.Environ(), os.Setenv); err != nil {
+	if err := tidyEnvironment(os.Environ(), setVariable); err != nil {
 		return fail(&exitError{code: exitUsage, err: err})
 	}
 	exited := -1
@@ -400,6 +416,15 @@ func secretNames() []string {
 	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD", "DATABASE_PASSWORD"}
 }
 
+// setVariable sets a variable of the environment. An empty one is none: the flag's default
+// holds.
+func setVariable(name, value string) error {
+	if value == "" {
+		return os.Unsetenv(name)
+	}
+	return os.Setenv(name, value)
+}
+
 // tidyEnvironment takes blanks, line ends and a pair of quotes from around the values of
 // our variables, which env files and shells leave there. A password may begin and end
 // with quotes: there nobody knows, and it fails.
@@ -419,7 +444,7 @@ func tidyEnvironment(environ []string, set func(name, value string) error) error
 			}
 			tidy = bare
 		}
-		if tidy == value {
+		if tidy == value && tidy != "" {
 			continue
 		}
 		if err := set(name, tidy); err != nil {

@@ -211,12 +211,20 @@ func clockTime(s string, now time.Time) (t time.Time, is bool, err error) {
 		if err != nil {
 			continue
 		}
-		if t.Format(layout) != day+" "+clock {
-			return t, true, fmt.Errorf("%q does not exist in %s, whose clocks go forward then", s, zone)
+		// Without a zone every time of a clock exists.
+		if wall, err := time.Parse(layout, day+" "+clock); err != nil || t.Format(time.TimeOnly) != wall.Format(time.TimeOnly) {
+			return t, true, fmt.Errorf("%q does not exist in %s, whose clocks go forward then", s, zoneName(zone))
 		}
 		return t, true, nil
 	}
 	return t, false, nil
+}
+
+func zoneName(zone *time.Location) string {
+	if zone == time.Local {
+		return "this machine's zone"
+	}
+	return zone.String()
 }
 
 // reasonCode checks a --code, which may be empty.

@@ -98,7 +98,7 @@ func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err erro
 func pauseText(p jetpost.Pause) string {
 	text := untilText(p)
 	if !p.ByHand() {
-		return "for what X says of it, " + text + ": " + reasonText(&p.Reason)
+		return "since X says " + reasonText(&p.Reason) + "; " + text
 	}
 	if p.Reason.Detail != "" {
 		text += ": " + p.Reason.Detail
@@ -108,7 +108,7 @@ func pauseText(p jetpost.Pause) string {
 
 func untilText(p jetpost.Pause) string {
 	if p.Probed() {
-		return "and X is asked again at " + localTime(p.NextProbeAt)
+		return "X is asked again at " + localTime(p.NextProbeAt)
 	}
 	until := p.Reason.Until
 	if until.IsZero() {
@@ -177,6 +177,8 @@ func (c *resumeCmd) text(done app.Resumed) string {
 	switch {
 	case !c.App && done.Pause.Since.IsZero():
 		fmt.Fprintf(&text, "%s was not paused\n", c.Account)
+	case !c.App && !done.Pause.ByHand():
+		fmt.Fprintf(&text, "resumed %s, of which X had said: %s\n", c.Account, reasonText(&done.Pause.Reason))
 	case !c.App:
 		fmt.Fprintf(&text, "resumed %s, which was paused %s\n", c.Account, pauseText(done.Pause))
 	case len(done.Stops) == 0 && len(done.Mended) == 0:

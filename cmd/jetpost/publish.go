@@ -31,7 +31,7 @@ type publishCmd struct {
 	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media of the first post, a file or an https:// URL that a worker fetches: an image (JPEG, PNG, WebP, up to 5 MiB; may be repeated, up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
 	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
 	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
-	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Made up where absent."`
+	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Generated if omitted."`
 	At           string        `env:"-" placeholder:"TIME" help:"Publish then: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is this machine's."`
 	SkipIfLate   string        `env:"-" placeholder:"DURATION" help:"Give up rather than begin so much later than --at, or than now: 15m."`
 	Expires      string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`

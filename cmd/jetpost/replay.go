@@ -16,7 +16,7 @@ type replayCmd struct {
 	IDs []string `arg:"" optional:"" name:"id" help:"Requests that failed or were refused, by their ids; else give --account, --code, --since or --all."`
 	accountFlag
 	Code         string `env:"-" placeholder:"CODE" help:"Everything that failed or was refused with this reason code."`
-	Since        string `env:"-" placeholder:"TIME" help:"Everything that failed or was refused since: a time like 2026-12-01T09:00:00Z, or 24h ago."`
+	Since        string `env:"-" placeholder:"TIME" help:"Everything that failed or was refused since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h."`
 	All          bool   `env:"-" help:"Everything that failed or was refused."`
 	DryRun       bool   `env:"-" help:"Change nothing; say what would be done."`
 	connectFlags `embed:""`
@@ -84,7 +84,7 @@ func replayRow(r app.Replayed) string {
 	case app.ReplayQueued:
 		result = "queued: " + r.Detail
 	case app.ReplayRepublished:
-		result = "published again: " + r.Detail
+		result = "sent to the queue again: " + r.Detail
 	}
 	if r.DryRun && r.Action != app.ReplayNothing {
 		result = "would be " + result

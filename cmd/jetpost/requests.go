@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -78,7 +80,7 @@ type requestsListCmd struct {
 	accountFlag
 	State string `env:"-" placeholder:"STATE" help:"Only in this state; 'refused' lists messages that never became requests."`
 	Code  string `env:"-" placeholder:"CODE" help:"Only with this reason code."`
-	Since string `env:"-" placeholder:"TIME" help:"Only those accepted since: a time like 2026-12-01T09:00:00Z, or 24h ago."`
+	Since string `env:"-" placeholder:"TIME" help:"Only those accepted since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h."`
 	Limit int    `env:"-" default:"100" help:"At most so many (${default})."`
 }
 
@@ -204,7 +206,11 @@ func (c *requestsShowCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		return e.show(found.Status, requestText(found, account.Pause))
+		stops, err := consumers.KeptStops(ctx, ledger, time.Now())
+		if err != nil {
+			return err
+		}
+		return e.show(found.Status, requestText(found, account.Pause, stops))
 	})
 }
 
@@ -225,8 +231,8 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, ledger store.Requests
 	return notFound
 }
 
-// requestText is a request of an account with that pause.
-func requestText(found store.Record, pause store.Pause) string {
+// requestText is a request of an account with that pause, under those stops of the app.
+func requestText(found store.Record, pause store.Pause, stops []publishers.Stop) string {
 	s, texts := found.Status, postTexts(found)
 	var rows []string
 	line := func(name, value string) {
@@ -245,6 +251,12 @@ func requestText(found store.Record, pause store.Pause) string {
 	}
 	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != pause.Reason.Code) {
 		line("paused", "its account, "+pauseText(pause))
+	}
+	for _, stop := range stops {
+		if stop.Scope == publishers.ScopePublish && !s.State.Finished() && s.Reason == nil {
+			line("stopped", "the app, "+untilText(stop)+": "+reasonText(&stop.Reason))
+			line("do", app.AdviceFor(stop.Reason.Code, "", ""))
+		}
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
 	if u := s.Unpublish; u != nil {

@@ -13,7 +13,7 @@ import (
 type simCmd struct {
 	Listen       string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where to listen (${default})."`
 	Strict       bool   `help:"Refuse what X's specification does not have, though X is believed to take it."`
-	Data         string `type:"path" placeholder:"DIR" help:"Keep everything here, so that the next start goes on from it; without, it is forgotten at the end."`
+	Data         string `env:"JETPOST_SIM_DATA" type:"path" placeholder:"DIR" help:"Keep everything here, so that the next start goes on from it; without, it is forgotten at the end."`
 	scenarioFlag `embed:""`
 }
 

@@ -119,7 +119,7 @@ func statusRows(s app.Status) []string {
 		rows = append(rows, fmt.Sprintf("jobs not accepted yet:\t%d", *s.QueuedJobs))
 	}
 	if s.Refused > 0 {
-		rows = append(rows, fmt.Sprintf("refused in the last hour:\t%s%d", atLeast(s.Refused, store.MaxPulse), s.Refused))
+		rows = append(rows, fmt.Sprintf("refused in the last hour:\t%s%d, see: jetpost requests list --state refused", atLeast(s.Refused, store.MaxPulse), s.Refused))
 	}
 	if s.LanesPaused {
 		rows = append(rows, "lanes:\tpaused")

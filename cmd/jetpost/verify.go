@@ -12,7 +12,7 @@ import (
 
 type requestsVerifyCmd struct {
 	accountFlag
-	Since string `env:"-" placeholder:"TIME" help:"Only posts sent since: a time like 2026-12-01T09:00:00Z, or 24h ago; else all that X shows, the newest 3,200 of an account."`
+	Since string `env:"-" placeholder:"TIME" help:"Only posts sent since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h; else all that X shows, the newest 3,200 of an account."`
 	Yes   bool   `env:"-" help:"Do not ask: X charges for each post that it shows."`
 }
 

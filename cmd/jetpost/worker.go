@@ -112,7 +112,7 @@ func (c *healthCmd) Run(e *env) error {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return &app.HintError{Err: fmt.Errorf("ask worker: %w", err), Help: "is it started with --health-listen?"}
+		return &app.HintError{Err: fmt.Errorf("ask worker: %w", err), Help: "start the worker with --health-listen 127.0.0.1:8080, and name that address with --url"}
 	}
 	defer func() { _ = resp.Body.Close() }() // only read from
 	body, err := io.ReadAll(io.LimitReader(resp.Body, healthMaxBytes))

@@ -392,7 +392,7 @@ func (c *Connector) Disconnect(ctx context.Context, name string) (Disconnected, 
 
 func accountError(name string, err error) error {
 	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("account %s: %w", name, store.ErrNotFound)
+		return &HintError{Err: fmt.Errorf("account %s: %w", name, store.ErrNotFound), Help: "see the names with: jetpost accounts list"}
 	}
 	return databaseError(err)
 }

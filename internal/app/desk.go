@@ -101,9 +101,9 @@ func FindRequest(ctx context.Context, ledger store.Requests, account, id string)
 	case err != nil:
 		return store.Record{}, databaseError(err)
 	case len(found) == 0 && account != "":
-		return store.Record{}, fmt.Errorf("request %s of account %s: %w", id, account, store.ErrNotFound)
+		return store.Record{}, &HintError{Err: fmt.Errorf("request %s of account %s: %w", id, account, store.ErrNotFound), Help: "see the ids with: jetpost requests list --account " + account}
 	case len(found) == 0:
-		return store.Record{}, fmt.Errorf("request %s: %w", id, store.ErrNotFound)
+		return store.Record{}, &HintError{Err: fmt.Errorf("request %s: %w", id, store.ErrNotFound), Help: "see the ids with: jetpost requests list"}
 	case len(found) > 1:
 		ambiguous := &AmbiguousError{ID: id}
 		for _, r := range found {

@@ -108,7 +108,7 @@ func (c Config) dryRunLine(ctx context.Context, r jetpost.Request) (*DryRunLine,
 	report, err := ReportAccount(ctx, ledger, r.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		line.Do = AdviceFor(jetpost.CodeAccountUnknown, r.Account, r.ID)
+		line.Do = AdviceFor(jetpost.CodeAccountUnknown, r.Account, "")
 		return line, nil
 	case err != nil:
 		return nil, err

@@ -137,6 +137,9 @@ func oneLine(err error) string { return strings.Join(strings.Fields(err.Error())
 // which may be empty.
 func AdviceFor(code jetpost.Code, account, id string) string {
 	advice := Advice(code)
+	if code == jetpost.CodeAccountUnknown && id == "" { // nothing was sent that could be sent again
+		advice, _, _ = strings.Cut(advice, "; then:")
+	}
 	for placeholder, name := range map[string]string{" ACCOUNT": account, " ID": id} {
 		if name != "" {
 			advice = strings.ReplaceAll(advice, placeholder, " "+name)

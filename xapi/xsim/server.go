@@ -399,8 +399,13 @@ func (a answer) response(r *http.Request) *http.Response {
 // exchange answers one request. Waiting happens between the locked steps,
 // never inside them.
 func (s *Server) exchange(r *http.Request, body []byte) answer {
-	if strings.HasPrefix(r.URL.Path, "/_sim/") {
+	switch path := r.URL.Path; {
+	case strings.HasPrefix(path, "/_sim/"):
 		return s.control(r, body)
+	case r.Method == http.MethodGet && (path == "/" || path == "/_sim"): // a person who looks for the page
+		return answer{status: http.StatusSeeOther, header: http.Header{"Location": {"/_sim/"}}}
+	case path == "/favicon.ico": // a browser, not a client of X's
+		return answer{status: http.StatusNotFound}
 	}
 	c := s.arrive(r, body)
 	pause(c.plan.before)
