@@ -147,8 +147,22 @@ func listRequests(e *env, found []store.Record) error {
 		if s.State == jetpost.StateScheduled {
 			reason = "at " + localTime(s.PublishAt)
 		}
-		return fmt.Sprintf("%s\t%s\t%s\t%d/%d\t%s\t%s", s.Account, s.ID, s.State, s.Posted, s.Total, localTime(s.AcceptedAt), reason)
+		posted := fmt.Sprintf("%d/%d", s.Posted, s.Total)
+		if n := deletedPosts(s); n > 0 {
+			posted += fmt.Sprintf(", %d deleted", n)
+		}
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s", s.Account, s.ID, s.State, posted, localTime(s.AcceptedAt), reason)
 	})
+}
+
+// deletedPosts counts the posts that were deleted since.
+func deletedPosts(s jetpost.RequestStatus) (n int) {
+	for _, p := range s.Posts {
+		if !p.DeletedAt.IsZero() {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *requestsListCmd) refused(ctx context.Context, e *env, ledger store.Requests, code jetpost.Code, since time.Time) error {
@@ -525,11 +539,13 @@ func unpublishText(s jetpost.RequestStatus, dry bool) string {
 	case u == nil:
 		return string(s.State)
 	case u.Reason != nil:
-		return fmt.Sprintf("%s, %d of %d live posts deleted: %s", s.State, deleted, deleted+live, reasonText(u.Reason))
+		return fmt.Sprintf("%d of %d live posts deleted, then: %s", deleted, deleted+live, reasonText(u.Reason))
 	case u.DoneAt.IsZero():
-		return fmt.Sprintf("%s, %d of %d live posts deleted: a worker goes on with it", s.State, deleted, deleted+live)
+		return fmt.Sprintf("%d of %d live posts deleted; follow it with: jetpost requests watch %s", deleted, deleted+live, s.ID)
+	case deleted == 0:
+		return fmt.Sprintf("%s, nothing of it was live", s.State)
 	default:
-		return fmt.Sprintf("%s, all live posts deleted: %d", s.State, deleted)
+		return fmt.Sprintf("done, %s deleted", counted(deleted, "post", "posts"))
 	}
 }
 
