@@ -186,17 +186,24 @@ func (p *partition) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if lease.ctx.Err() != nil { // what was wrong here is in other hands
-			p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
-			p.r.Health.Set("handler "+p.b.Consumer, nil)
+		if lease.ctx.Err() != nil {
+			p.inOtherHands()
 			wait = stallMin
 			continue
 		}
 		p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, err)
+		context.AfterFunc(lease.ctx, p.inOtherHands)
 		p.r.Log.Warn("consumer.lost", "consumer", p.b.Consumer, "error", err, "retry_in", wait)
 		pause(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
+}
+
+// inOtherHands forgets what was wrong: the lease is lost, and whoever has it now says how
+// he fares.
+func (p *partition) inOtherHands() {
+	p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
+	p.r.Health.Set("handler "+p.b.Consumer, nil)
 }
 
 // read handles what comes until the lease, ctx or the subscription ends. What it

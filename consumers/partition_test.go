@@ -217,6 +217,29 @@ func TestIntakeLosesItsLease(t *testing.T) {
 	equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(ids))
 }
 
+// TestIntakeFaultOfALostLease: what was wrong with a partition is no longer a worker's
+// fault once another one reads it.
+func TestIntakeFaultOfALostLease(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	health := &Health{}
+	b.reader(t, "reader", b.intake(), func(r *Runner) { r.Health = health })
+	consumer := jetpost.ConsumerIntake(0)
+	eventually(t, "it reads", func() bool {
+		info, err := b.js.Consumer(t.Context(), b.names.JobsStream(), consumer)
+		check(t, err)
+		return info.CachedInfo().NumWaiting > 0
+	})
+	check(t, b.js.DeleteConsumer(t.Context(), b.names.JobsStream(), consumer))
+	eventually(t, "a fault", func() bool { return health.Err() != nil })
+	now := time.Now()
+	check(t, b.ledger.DropLeases(t.Context(), []string{consumer}, "reader", now))
+	held, err := b.ledger.TakeLeases(t.Context(), []string{consumer}, "other", time.Hour, now)
+	check(t, err)
+	equal(t, "taken", len(held), 1)
+	eventually(t, "no fault", func() bool { return health.Err() == nil })
+}
+
 // TestIntakeHandsOver: of two workers one reads; when it stops, the other goes on at
 // once, and nothing is accepted twice or out of order.
 func TestIntakeHandsOver(t *testing.T) {
