@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -94,6 +95,30 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 	return b
 }
 
+// emptyLedger is a database with its schema, which takes half a second to make under the
+// race detector.
+var emptyLedger = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "ledger")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // it was read
+	path := filepath.Join(dir, "empty.db")
+	if err := sqlite.Migrate(context.Background(), path); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
+
+// newLedger writes an empty ledger. All have one id: each test has a NATS of its own.
+func newLedger(path string) error {
+	data, err := emptyLedger()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
 // offline is setup without NATS: nothing in it uses a socket, so that it works
 // in a bubble with a clock of its own.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
@@ -108,7 +133,7 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	b.hc = &http.Client{Transport: proxy}
 	b.sealer, err = store.NewSealer(store.GenerateKey().Reveal())
 	check(t, err)
-	check(t, sqlite.Migrate(t.Context(), b.path))
+	check(t, newLedger(b.path))
 	b.ledger = b.open(t, b.sealer)
 	id, err := b.ledger.LedgerID(t.Context())
 	check(t, err)
