@@ -170,7 +170,7 @@ func (o *outage) until(t *testing.T, end time.Time, fact func() bool) {
 		o.run(t, o.workers[o.turn%2], account)
 		select {
 		case <-o.workers[0].Gate.Ended():
-			o.sweeper.free = false
+			o.sweeper.heldFrom = time.Time{}
 			check(t, o.sweeper.Sweep(t.Context()))
 		default:
 		}

@@ -17,6 +17,9 @@ const (
 	sweepLanes = 20_000
 	// sweepHeld bounds the requests that one sweep frees of a stop.
 	sweepHeld = 1000
+	// heldSweeps is after how many sweeps it looks again: a worker that hears of the end
+	// of a stop later than this one holds once more what was freed.
+	heldSweeps = 6
 	// sweepEvents bounds the late events of one sweep.
 	sweepEvents = 1000
 	// sweepFailures is how many late events in a row may fail before a sweep
@@ -51,8 +54,8 @@ type Sweeper struct {
 	Log      *slog.Logger
 	// Upkeep, where it is set, comes first in each sweep.
 	Upkeep *Upkeep
-	// free tells that what a stop held was let go since the last stop.
-	free bool
+	// heldFrom is when to look again for what a stop holds that is over.
+	heldFrom time.Time
 }
 
 // Run sweeps until the context ends.
@@ -65,7 +68,7 @@ func (s *Sweeper) Run(ctx context.Context) {
 			return
 		case <-every.C:
 		case <-s.Gate.Ended():
-			s.free = false
+			s.heldFrom = time.Time{}
 		}
 		err := s.Sweep(ctx)
 		if ctx.Err() != nil {
@@ -133,8 +136,11 @@ func (s *Sweeper) release(ctx context.Context, now time.Time) error {
 			}
 		}
 	}
-	if _, stopped := s.Gate.Stopped(admission.ScopePublish, now); stopped || s.free {
-		s.free = s.free && !stopped
+	if _, stopped := s.Gate.Stopped(admission.ScopePublish, now); stopped {
+		s.heldFrom = time.Time{}
+		return nil
+	}
+	if now.Before(s.heldFrom) {
 		return nil
 	}
 	held, err := s.Ledger.ListRequests(ctx, store.Filter{State: jetpost.StateHeld, Code: jetpost.CodeAppStopped, Limit: sweepHeld})
@@ -154,6 +160,8 @@ func (s *Sweeper) release(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	s.free = len(held) < sweepHeld
+	if len(held) < sweepHeld {
+		s.heldFrom = now.Add(heldSweeps * s.Timing.sweepEvery())
+	}
 	return nil
 }

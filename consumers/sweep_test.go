@@ -365,3 +365,23 @@ func TestSweepFreesWhatAStopHeld(t *testing.T) {
 	check(t, b.stops.Clear(t.Context(), publishers.ScopePublish)) // by another process
 	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }
+
+// TestSweepFreesWhatIsHeldLate: a worker that hears of the end of a stop later than the one
+// that sweeps holds once more what was freed, and that is freed too.
+func TestSweepFreesWhatIsHeldLate(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
+	late := admission.NewGate(b.stops, "late", 0, b.log)
+	late.Learn(publishers.Picture{Stops: []publishers.Stop{{
+		Scope: publishers.ScopePublish, Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)},
+	}}})
+	s := b.sweeper("one")
+	check(t, s.Sweep(t.Context()))
+	b.run(t, b.lane(func(h *PublishHandler) { h.Gate = late }), "acme")
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.sweep(t, s)
+	b.work(t, b.lane())
+	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+}
