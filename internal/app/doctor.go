@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -52,11 +51,10 @@ type Doctor struct {
 
 	conn   *Connection
 	ledger store.Store
-	found  []Finding
 }
 
 // Examine makes every check, in the order in which they depend on each other.
-func (d *Doctor) Examine(ctx context.Context) []Finding {
+func (d *Doctor) Examine(ctx context.Context) (found []Finding) {
 	defer d.close()
 	for _, check := range []struct {
 		name string
@@ -80,9 +78,9 @@ func (d *Doctor) Examine(ctx context.Context) []Finding {
 		f := check.make(once)
 		cancel()
 		f.Check = check.name
-		d.found = append(d.found, f)
+		found = append(found, f)
 	}
-	return d.found
+	return found
 }
 
 func (d *Doctor) close() {
@@ -197,7 +195,7 @@ func (d *Doctor) walls(ctx context.Context) Finding {
 	case err != nil:
 		return failed(err)
 	case !walled:
-		return Finding{Verdict: CheckWarning, Detail: NoWalls[len("warning: "):], Do: NoWallsAdvice}
+		return Finding{Verdict: CheckWarning, Detail: strings.TrimPrefix(NoWalls, "warning: "), Do: NoWallsAdvice}
 	case d.Config.NATS.User == setupUser:
 		return Finding{
 			Verdict: CheckWarning, Detail: "this is the user of 'jetpost setup', who may delete streams",
@@ -327,11 +325,6 @@ func (d *Doctor) x(ctx context.Context) Finding {
 func (d *Doctor) callback(context.Context) Finding {
 	if d.Config.X.simulated() {
 		return passed("nothing to register: X is simulated")
-	}
-	if public := d.Config.Web.PublicURL; public != "" {
-		if u, err := url.Parse(public); err != nil || u.Scheme != "https" {
-			return Finding{Verdict: CheckWarning, Detail: public + " is not https", Do: "X takes http for 127.0.0.1 and localhost alone"}
-		}
 	}
 	return passed("X's developer console must list http://%s/callback; nobody but X can check that", d.Callback)
 }
