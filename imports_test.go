@@ -421,22 +421,22 @@ func admissionAsked() map[string][]string {
 		"Open":   {"consumers laneRun.advance"},
 		"Permit": {"consumers threadRun.intend", "consumers/admission Call"},
 
-		"Active":     {"consumers keptStop.holds", "consumers/admission Gate.Over", "consumers/admission Gate.Retell", "consumers/admission Gate.Stopped", "consumers/admission Gate.keep", "consumers/admission Pass.Open"},
+		"Active":     {"consumers desiredPause.holds", "consumers/admission Gate.Over", "consumers/admission Gate.Retell", "consumers/admission Gate.Paused", "consumers/admission Gate.keep", "consumers/admission Pass.Open"},
 		"Counting":   {"consumers/admission Pass.short"},
 		"Exhausted":  {"consumers/admission usedUpByApp", "consumers/admission windowReason"},
 		"RateLimits": nil,
 		"RateShort":  nil,
 		"Short":      {"consumers/admission Pass.short"},
 		"Reserve":    {"consumers patientLedger.Reserve", "consumers/admission Pass.GiveBack", "consumers/admission Pass.reserve"},
-		"Sent":       {"consumers patientLedger.Sent", "consumers/admission Pass.fuse"},
+		"Sent":       {"consumers patientLedger.Sent", "consumers/admission Pass.postingLimit"},
 
 		// Token care has no windows and no account's pause: it asks the gate.
 		"Allow":  {"consumers Refresher.exchange", "consumers/admission Gate.Allow", "consumers/admission Pass.Permit"},
 		"Outage": {"consumers RefreshHandler.claim", "consumers/admission Pass.heard"},
-		"Stopped": {
+		"Paused": {
 			"consumers RefreshHandler.claim", "consumers RefreshHandler.one", "consumers RefreshHandler.tick", "consumers Refresher.Fresh",
-			"consumers Sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Stop", "consumers/admission Pass.heard",
-			"consumers/admission Pass.stopped",
+			"consumers Sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Pause", "consumers/admission Pass.heard",
+			"consumers/admission Pass.paused",
 		},
 	}
 }
@@ -469,7 +469,7 @@ func TestAdmissionIsAskedInOnePlaceSeesCallers(t *testing.T) {
 	if err := findCallers("consumers/p.go", source, got); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(got["Stopped"], []string{"consumers run.f"}) || !slices.Equal(got["RateShort"], []string{"consumers g"}) {
+	if !slices.Equal(got["Paused"], []string{"consumers run.f"}) || !slices.Equal(got["RateShort"], []string{"consumers g"}) {
 		t.Errorf("got %q", got)
 	}
 }

@@ -164,8 +164,8 @@ const (
 
 	// Held, with an end that is known or estimated.
 	CodeRateLimited        Code = "rate_limited"         // the account's own window at X is used up
-	CodeFuse               Code = "fuse"                 // a limit that the operator has set for each account
-	CodeAppStopped         Code = "app_stopped"          // the whole app is stopped; detail says by what
+	CodePostingLimit       Code = "posting_limit"        // a limit that the operator has set for each account
+	CodeAppPaused          Code = "app_paused"           // the whole app is stopped; detail says by what
 	CodeAccountPaused      Code = "account_paused"       // somebody has paused the account; detail says why
 	CodeXUnavailable       Code = "x_unavailable"        // X cannot be reached, or fails
 	CodeMediaUnavailable   Code = "media_unavailable"    // a media source cannot be read just now
@@ -198,8 +198,8 @@ const (
 	// Unknown.
 	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost, and X does not show what it was
 
-	// Reasons of an app stop.
-	CodeAppPaused         Code = "app_paused"          // somebody has paused it; detail says why
+	// Reasons of an app pause.
+	CodePausedByHand      Code = "paused_by_hand"      // somebody has paused it; detail says why
 	CodeAppRateLimited    Code = "app_rate_limited"    // the app's own window at X is used up
 	CodeUsageCapped       Code = "usage_capped"        // X's usage cap
 	CodeCreditsDepleted   Code = "credits_depleted"    // the prepaid credits are used up
@@ -218,11 +218,11 @@ const (
 func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside,
-		CodeRateLimited, CodeFuse, CodeAppStopped, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
+		CodeRateLimited, CodePostingLimit, CodeAppPaused, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
 		CodeReconciling, CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountRefused, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
 		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
 		CodeOutcomeUnknown,
-		CodeAppPaused, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeAppRefused, CodeXOutage, CodeAppMisconfigured,
+		CodePausedByHand, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeAppRefused, CodeXOutage, CodeAppMisconfigured,
 	}
 }
 
@@ -247,7 +247,7 @@ const (
 	PostFailed  PostState = "failed"  // refused by X
 )
 
-// RequestStatus is the one picture of a request: events, failed records, the
+// RequestStatus is the one picture of a request: events, dead letters, the
 // command line and the dashboard all show it.
 type RequestStatus struct {
 	// Account and ID are the request's identity.
@@ -348,7 +348,7 @@ const (
 	EventAccountBlocked   EventType = "account.blocked"   // paused for what X says of it
 	EventAccountUnblocked EventType = "account.unblocked" // X takes its calls again, or somebody says so
 
-	EventAppStopped EventType = "app.stopped"
+	EventAppPaused  EventType = "app.paused"
 	EventAppResumed EventType = "app.resumed"
 
 	EventRefreshCompleted EventType = "refresh.completed"
@@ -360,7 +360,7 @@ func EventTypes() []EventType {
 		EventRequestAccepted, EventRequestScheduled, EventRequestHeld, EventRequestResumed, EventRequestProgress,
 		EventRequestPublished, EventRequestFailed, EventRequestRefused, EventRequestUnknown, EventRequestCancelled,
 		EventRequestUnpublishing, EventRequestUnpublished,
-		EventAccountReauthRequired, EventAccountRecovered, EventAccountPaused, EventAccountResumed, EventAccountBlocked, EventAccountUnblocked, EventAppStopped, EventAppResumed, EventRefreshCompleted,
+		EventAccountReauthRequired, EventAccountRecovered, EventAccountPaused, EventAccountResumed, EventAccountBlocked, EventAccountUnblocked, EventAppPaused, EventAppResumed, EventRefreshCompleted,
 	}
 }
 

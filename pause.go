@@ -51,7 +51,7 @@ func BlockedPause(since time.Time, code Code, words string, wait, maxWait time.D
 
 // ByHand tells the pauses that a person wanted.
 func (p Pause) ByHand() bool {
-	return p.Reason.Code == CodeAppPaused || p.Reason.Code == CodeAccountPaused
+	return p.Reason.Code == CodePausedByHand || p.Reason.Code == CodeAccountPaused
 }
 
 // Active tells whether the pause holds at a time. One that ended by itself stays on

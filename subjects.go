@@ -14,21 +14,21 @@ const Partitions = 8
 // The streams, buckets and consumers, without prefix.
 const (
 	streamJobs     = "JETPOST_JOBS"     // what producers publish: a work queue that refuses when full
-	streamLanes    = "JETPOST_LANES"    // doorbells, at most one an account
+	streamLanes    = "JETPOST_LANES"    // wake-ups, at most one an account
 	streamSchedule = "JETPOST_SCHEDULE" // wake-ups and the refresh cron; workers only
 	streamRefresh  = "JETPOST_REFRESH"  // ticks, batches and single refreshes
 	streamFailed   = "JETPOST_FAILED"   // failed and refused jobs, as they came, for 30 days
 	streamEvents   = "JETPOST_EVENTS"   // what happened, for 7 days
-	bucketLimits   = "JETPOST_LIMITS"   // key-value: app stops, seen by all workers
+	bucketLimits   = "JETPOST_LIMITS"   // key-value: app pauses, seen by all workers
 	bucketMedia    = "JETPOST_MEDIA"    // object store: media that producers put there
 
-	// ConsumerLanes takes doorbells. It is the one that an app stop pauses.
+	// ConsumerLanes takes wake-ups. It is the one that an app pause pauses.
 	ConsumerLanes = "lanes"
 	// ConsumerRefresh takes ticks, batches and refresh requests.
 	ConsumerRefresh = "refresh"
-	// ConsumerShelf feeds the mirror of the events that producers read, where they
+	// ConsumerMirror feeds the mirror of the events that producers read, where they
 	// have a NATS account of their own.
-	ConsumerShelf = "shelf"
+	ConsumerMirror = "mirror"
 	// ConsumerIntakeAny takes jobs published onto the bare subject.
 	ConsumerIntakeAny = "intake-any"
 )
@@ -98,7 +98,7 @@ func (n Names) Trim(subject string) string {
 // refuses when it is full.
 func (n Names) JobsStream() string { return n.stream(streamJobs) }
 
-// LanesStream keeps the doorbells, at most one an account.
+// LanesStream keeps the wake-ups, at most one an account.
 func (n Names) LanesStream() string { return n.stream(streamLanes) }
 
 // ScheduleStream keeps one wake-up an account and the refresh cron. Whoever may
@@ -126,9 +126,9 @@ func (n Names) MediaBucket() string { return n.stream(bucketMedia) }
 // server keeps producers apart.
 func (n Names) WorkAccount() string { return n.stream("JETPOST") }
 
-// ShelfAccount is the NATS account of what producers read and write: a mirror of
+// MirrorAccount is the NATS account of what producers read and write: a mirror of
 // the events, and media.
-func (n Names) ShelfAccount() string { return n.stream("JETPOST_SHELF") }
+func (n Names) MirrorAccount() string { return n.stream("JETPOST_MIRROR") }
 
 // ProducersAccount is the NATS account of producers. It has no JetStream.
 func (n Names) ProducersAccount() string { return n.stream("JETPOST_PRODUCERS") }
@@ -138,14 +138,14 @@ func (n Names) CustomerAccount(account string) string {
 	return n.stream("JETPOST_CUSTOMER_" + account)
 }
 
-// ShelfAPI begins the subjects with which workers ask the shelf's JetStream.
-func (n Names) ShelfAPI() string { return n.subject("jetpost", "shelf", "api") }
+// MirrorAPI begins the subjects with which workers ask the mirror's JetStream.
+func (n Names) MirrorAPI() string { return n.subject("jetpost", "mirror", "api") }
 
-// WorkAPI begins those with which the shelf asks the workers' JetStream.
+// WorkAPI begins those with which the mirror asks the workers' JetStream.
 func (n Names) WorkAPI() string { return n.subject("jetpost", "work", "api") }
 
-// ShelfEvents is how events reach their mirror.
-func (n Names) ShelfEvents() string { return n.subject("jetpost", "shelf", "events") }
+// MirrorEvents is how events reach their mirror.
+func (n Names) MirrorEvents() string { return n.subject("jetpost", "mirror", "events") }
 
 // PublishRequest is the subject that producers publish an account's jobs onto;
 // without an account, the bare one, whose jobs name theirs in the body.
@@ -162,7 +162,7 @@ func (n Names) PublishIntake(partition, account string) string {
 	return n.subject("publish", "intake", partition, account)
 }
 
-// PublishWake is an account's doorbell.
+// PublishWake is an account's wake-up.
 func (n Names) PublishWake(account string) string { return n.subject("publish", "wake", account) }
 
 // ScheduleWake holds the one wake-up of an account; DuePublish is where it

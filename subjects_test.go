@@ -65,7 +65,7 @@ func TestNames(t *testing.T) {
 		{func(n jetpost.Names) string { return n.PublishRefused("", "7") }, "publish.refused._.7"},
 		{func(n jetpost.Names) string { return n.PublishRefused("acme", "7") }, "publish.refused.acme.7"},
 		{func(n jetpost.Names) string { return n.RefreshFailed("acme") }, "refresh.failed.acme"},
-		{func(n jetpost.Names) string { return n.EventSubject(jetpost.EventAppStopped, "", "") }, "jetpost.event.app.stopped"},
+		{func(n jetpost.Names) string { return n.EventSubject(jetpost.EventAppPaused, "", "") }, "jetpost.event.app.paused"},
 		{func(n jetpost.Names) string { return n.EventSubject(jetpost.EventAccountRecovered, "acme", "") }, "jetpost.event.account.recovered.acme"},
 		{func(n jetpost.Names) string { return n.EventSubject(jetpost.EventRequestHeld, "acme", "a") }, "jetpost.event.request.held.acme.a"},
 		{func(n jetpost.Names) string { return n.RefusedEvent("", 7) }, "jetpost.event.request.refused._.sequence.7"},

@@ -83,7 +83,7 @@ func (b *bench) burst(ctx context.Context, s side, w workload, jobs []*job) (out
 	if err != nil {
 		return out, err
 	}
-	out = b.books(jobs, s)
+	out = b.callLog(jobs, s)
 	out.cut = cut
 	out.wall = lastArrival(b.x).Sub(began)
 	if err := s.settle(ctx); err != nil {
@@ -137,7 +137,7 @@ func lastArrival(x *stubX) (last time.Time) {
 }
 
 // books compares what X has with what was asked for.
-func (b *bench) books(jobs []*job, s side) (out sample) {
+func (b *bench) callLog(jobs []*job, s side) (out sample) {
 	_, order, twice := b.x.arrivals()
 	out.posts, out.twice, out.ordered = len(order), len(twice), s.ordered()
 	place := map[string]int{}
@@ -192,9 +192,9 @@ func (b *bench) stream(ctx context.Context, s side, jobs []*job, gap time.Durati
 	if out.cut, err = b.await(ctx, all, time.Now()); err != nil {
 		return out, err
 	}
-	books := b.books(jobs, s)
-	books.cut = out.cut
-	out = books
+	callLog := b.callLog(jobs, s)
+	callLog.cut = out.cut
+	out = callLog
 	out.wall = time.Since(began)
 	came, _, _ := b.x.arrivals()
 	for _, j := range jobs {

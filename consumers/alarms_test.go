@@ -11,7 +11,7 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// wakeUp is when the account's schedule rings; zero where there is none.
+// wakeUp is when the account's schedule wakes; zero where there is none.
 func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
 	t.Helper()
 	msg := b.last(t, b.names.ScheduleStream(), b.names.ScheduleWake(account))
@@ -23,8 +23,8 @@ func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
 	return at
 }
 
-// rungBy is the schedule that has rung the account last; "" where a worker did.
-func (b *testBundle) rungBy(t *testing.T, account string) string {
+// wokenBy is the schedule that has woken the account last; "" where a worker did.
+func (b *testBundle) wokenBy(t *testing.T, account string) string {
 	t.Helper()
 	return b.last(t, b.names.LanesStream(), b.names.PublishWake(account)).Header.Get("Nats-Scheduler")
 }
@@ -36,15 +36,15 @@ func (b *testBundle) keptTime(t *testing.T, at time.Time) *Alarms {
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "1", Posts: thread("one"), PublishAt: at})
 	b.purge(t, b.names.LanesStream())
-	alarms := &Alarms{Bells: b.bells, Log: b.log}
+	alarms := &Alarms{Wakeups: b.wakeups, Log: b.log}
 	t.Cleanup(alarms.Stop)
 	b.run(t, b.lane(func(h *PublishHandler) { h.Alarms = alarms }), "acme")
 	return alarms
 }
 
-// TestAlarmRings: a worker rings what it has released when it is due, while the schedule
+// TestAlarmWakes: a worker wakes what it has released when it is due, while the schedule
 // of those that die is still ahead.
-func TestAlarmRings(t *testing.T) {
+func TestAlarmWakes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	at := time.Now().Add(500 * time.Millisecond).Round(time.Microsecond)
@@ -54,24 +54,24 @@ func TestAlarmRings(t *testing.T) {
 	if time.Now().Before(at) {
 		t.Errorf("it rang %s before its time", time.Until(at))
 	}
-	equal(t, "schedule that rang it", b.rungBy(t, "acme"), "")
+	equal(t, "schedule that rang it", b.wokenBy(t, "acme"), "")
 	b.run(t, b.lane(), "acme")
 	b.texts(t, "acme", "one")
 }
 
-// TestAlarmOfDeadWorker: where the worker is gone the schedule rings.
+// TestAlarmOfDeadWorker: where the worker is gone the schedule wakes.
 func TestAlarmOfDeadWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.keptTime(t, time.Now().Add(time.Second)).Stop()
 	within(t, gapPatience, gapPoll, "the schedule's end", func() bool { return b.wakeUp(t, "acme").IsZero() })
-	equal(t, "schedule that rang it", b.rungBy(t, "acme"), b.names.ScheduleWake("acme"))
+	equal(t, "schedule that rang it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
 	b.run(t, b.lane(), "acme")
 	b.texts(t, "acme", "one")
 }
 
-// TestAlarmTakenBack: what is due in more than a minute is rung before, so that some
-// worker keeps the time; a lane that is claimed, and rests then, is rung no more.
+// TestAlarmTakenBack: what is due in more than a minute is woken before, so that some
+// worker keeps the time; a lane that is claimed, and rests then, is woken no more.
 func TestAlarmTakenBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

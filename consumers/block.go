@@ -83,24 +83,24 @@ func (r *laneRun) setBlock(ctx context.Context, pause store.Pause) (store.Pause,
 }
 
 // turned tells how the account's pause turned, and leaves a failure to the sweeper.
-func (a *Announcer) turned(ctx context.Context, account string) {
-	if err := a.AnnounceTurns(ctx, account); err != nil {
+func (a *OutboxRelay) turned(ctx context.Context, account string) {
+	if err := a.AnnouncePauseChanges(ctx, account); err != nil {
 		a.Log.Warn("event.delayed", "account", account, "error", err)
 	}
 }
 
-// AnnounceTurns publishes how the pause of an account turned last or, with "", those of all
+// AnnouncePauseChanges publishes how the pause of an account turned last or, with "", those of all
 // whose last turn is not told.
-func (a *Announcer) AnnounceTurns(ctx context.Context, account string) error {
-	turns, err := a.Ledger.Turns(ctx, account, maxNotices)
+func (a *OutboxRelay) AnnouncePauseChanges(ctx context.Context, account string) error {
+	turns, err := a.Ledger.PauseChanges(ctx, account, maxNotices)
 	if err != nil {
 		return fmt.Errorf("announce pauses: %w", err)
 	}
 	var failures []error
 	for _, turn := range turns {
-		err := a.Records.Event(ctx, a.Names.EventSubject(turn.Event, turn.Account, ""), turnEvent(turn))
+		err := a.DeadLetters.Event(ctx, a.Names.EventSubject(turn.Event, turn.Account, ""), turnEvent(turn))
 		if err == nil {
-			err = a.Ledger.MarkTurned(ctx, turn)
+			err = a.Ledger.MarkPauseChangeTold(ctx, turn)
 		}
 		if err == nil {
 			continue
@@ -114,7 +114,7 @@ func (a *Announcer) AnnounceTurns(ctx context.Context, account string) error {
 }
 
 // turnEvent has the same id of the same turn, however often it is told.
-func turnEvent(turn store.Turn) jetpost.Event {
+func turnEvent(turn store.PauseChange) jetpost.Event {
 	e := jetpost.Event{
 		EventID: eventID(fmt.Sprintf("turn/%s/%s/%d/%s", turn.Account, turn.Event, turn.At.UnixMicro(), turn.Reason.Code)),
 		Type:    turn.Event, Time: turn.At, Account: &jetpost.AccountStatus{Account: turn.Account},
@@ -181,7 +181,7 @@ func (r *laneRun) unruled(ctx context.Context, id, words string) error {
 		return err
 	}
 	if n.Accounts >= refusingAccounts {
-		_ = r.pass.Stop(ctx, jetpost.Reason{Code: jetpost.CodeAppRefused, Detail: fmt.Sprintf("X refused posts of %d accounts within %s, saying: %s", n.Accounts, refusalWindow, words)})
+		_ = r.pass.Pause(ctx, jetpost.Reason{Code: jetpost.CodeAppRefused, Detail: fmt.Sprintf("X refused posts of %d accounts within %s, saying: %s", n.Accounts, refusalWindow, words)})
 	}
 	if n.InARow >= refusalsInARow {
 		_, err = r.block(ctx, jetpost.Reason{Code: jetpost.CodeAccountRefused, Detail: fmt.Sprintf("X refused %d requests in a row; of the last one it says: %s", n.InARow, words)})

@@ -27,7 +27,7 @@ import (
 
 // told keeps the account events.
 type told struct {
-	silentRecords
+	silentDeadLetters
 	events []string
 }
 
@@ -45,9 +45,9 @@ func (r *told) Event(_ context.Context, _ string, e jetpost.Event) error {
 // blockable is an account with six due jobs, of which X has seen none.
 func blockable(t *testing.T) (*doubtBundle, *told) {
 	t.Helper()
-	b, records := doubt(t), &told{}
-	b.h.Announce.Records = records
-	return b, records
+	b, deadLetters := doubt(t), &told{}
+	b.h.Announce.DeadLetters = deadLetters
+	return b, deadLetters
 }
 
 // change has X make something else of the account.
@@ -81,7 +81,7 @@ func TestBlockedAccount(t *testing.T) {
 		t.Run(state, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b, records := blockable(t)
+				b, deadLetters := blockable(t)
 				b.change(t, state, "")
 				for _, id := range six {
 					b.publish(t, id, thread(id)...)
@@ -96,7 +96,7 @@ func TestBlockedAccount(t *testing.T) {
 				for range 24 * 60 / 5 { // a day, looked at each five minutes
 					sleep(5 * time.Minute)
 					b.run(t, b.h, "acme")
-					check(t, b.h.Announce.AnnounceTurns(t.Context(), "")) // as sweeps do
+					check(t, b.h.Announce.AnnouncePauseChanges(t.Context(), "")) // as sweeps do
 				}
 				equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), 1)
 				equal(t, "reads in a day", b.calls(xsim.EndpointMe), 5) // after 1, 2, 4, 8 and 8 hours
@@ -107,7 +107,7 @@ func TestBlockedAccount(t *testing.T) {
 				b.run(t, b.h, "acme")
 				b.wantLine(t, jetpost.StatePublished, "", 1)
 				b.texts(t, "acme", six...)
-				equal(t, "events", fmt.Sprint(records.events), fmt.Sprintf("[account.blocked %s account.unblocked]", code))
+				equal(t, "events", fmt.Sprint(deadLetters.events), fmt.Sprintf("[account.blocked %s account.unblocked]", code))
 			})
 		})
 	}
@@ -176,7 +176,7 @@ func TestBlockedWhilePaused(t *testing.T) {
 func TestUnauthorizedAtEveryTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b, records := blockable(t)
+		b, deadLetters := blockable(t)
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointCreatePost, Times: 1000},
 			xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointMe, Times: 1})
 		for _, id := range six {
@@ -190,11 +190,11 @@ func TestUnauthorizedAtEveryTry(t *testing.T) {
 		if n := b.calls(xsim.EndpointCreatePost); n > 30 {
 			t.Errorf("X was asked %d times in a day", n)
 		}
-		equal(t, "is told", slices.Contains(records.events, "account.blocked account_unauthorized"), true)
+		equal(t, "is told", slices.Contains(deadLetters.events, "account.blocked account_unauthorized"), true)
 	})
 }
 
-// TestAppRefused: what X says of the app stops it, with X's words, and fails nothing.
+// TestAppRefused: what X says of the app pauses it, with X's words, and fails nothing.
 func TestAppRefused(t *testing.T) {
 	t.Parallel()
 	for variant, code := range map[string]jetpost.Code{
@@ -206,8 +206,8 @@ func TestAppRefused(t *testing.T) {
 				b, _ := blockable(t)
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: variant, Endpoint: xsim.EndpointCreatePost, Times: 1})
 				b.publish(t, "j1", thread("j1")...)
-				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
-				stop, stopped := b.h.Gate.Stopped(publishers.ScopePublish, time.Now())
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
+				stop, stopped := b.h.Gate.Paused(publishers.ScopePublish, time.Now())
 				equal(t, "stopped", stopped, true)
 				equal(t, "for", stop.Reason.Code, code)
 				equal(t, "probed", stop.Probed(), true)
@@ -231,7 +231,7 @@ func TestUnruledRefusals(t *testing.T) {
 	t.Parallel()
 	const words = "Your mood does not allow for that today."
 	synctest.Test(t, func(t *testing.T) {
-		b, records := blockable(t)
+		b, deadLetters := blockable(t)
 		b.refuses(t, words, 1000)
 		for _, id := range six {
 			b.publish(t, id, thread(id)...)
@@ -252,7 +252,7 @@ func TestUnruledRefusals(t *testing.T) {
 		account, err := b.ledger.Account(t.Context(), "acme")
 		check(t, err)
 		equal(t, "X's words are kept", strings.Contains(account.Pause.Reason.Detail, words), true)
-		equal(t, "events", fmt.Sprint(records.events), "[account.blocked account_refused]")
+		equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_refused]")
 
 		b.faults(t)
 		_, err = b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
@@ -301,11 +301,11 @@ func TestUnruledRefusalsOfTheApp(t *testing.T) {
 			if i < refusingAccounts {
 				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
 			} else {
-				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 			}
 			sleep(time.Minute)
 		}
-		stop, stopped := b.h.Gate.Stopped(publishers.ScopePublish, time.Now())
+		stop, stopped := b.h.Gate.Paused(publishers.ScopePublish, time.Now())
 		equal(t, "stopped", stopped, true)
 		equal(t, "for", stop.Reason.Code, jetpost.CodeAppRefused)
 		equal(t, "probed", stop.Probed(), true)
@@ -325,7 +325,7 @@ func TestScopeMissing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b, records := blockable(t)
+				b, deadLetters := blockable(t)
 				connect := func(scope string) {
 					grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", Scope: scope})
 					check(t, err)
@@ -345,7 +345,7 @@ func TestScopeMissing(t *testing.T) {
 				b.run(t, b.h, "acme")
 				b.published(t, "thread", 3)
 				b.published(t, "next", 1)
-				equal(t, "events", fmt.Sprint(records.events), "[account.blocked account_scope_missing account.unblocked]")
+				equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_scope_missing account.unblocked]")
 			})
 		})
 	}
@@ -529,7 +529,7 @@ func TestBlockedIsToldAtLast(t *testing.T) {
 	run := gapRun{
 		posts: thread("one"), once: true, steps: upToBlock + toBeTold,
 		work: func(b *testBundle, m *mortal) func(context.Context) error {
-			return func(ctx context.Context) error { return b.mortalLane(m).Handle(ctx, b.ring("acme")) }
+			return func(ctx context.Context) error { return b.mortalLane(m).Handle(ctx, b.wake("acme")) }
 		},
 		upset: func(t *testing.T, b *testBundle) {
 			t.Helper()
@@ -550,24 +550,24 @@ func TestBlockedIsToldAtLast(t *testing.T) {
 			t.Parallel()
 			b := run.begin(t, open)
 			h := b.lane()
-			h.Announce.Records = b.recordsAway(t)
+			h.Announce.DeadLetters = b.deadLettersAway(t)
 			b.run(t, h, "acme")
 			b.wantTold(t, told)
 		})
 	}
 }
 
-// recordsAway cannot reach NATS.
-func (b *testBundle) recordsAway(t *testing.T) *publishers.Records {
+// deadLettersAway cannot reach NATS.
+func (b *testBundle) deadLettersAway(t *testing.T) *publishers.DeadLetters {
 	t.Helper()
 	nc, js := natstest.Connect(t, b.server)
 	nc.Close()
-	return publishers.NewRecords(js, b.names)
+	return publishers.NewDeadLetters(js, b.names)
 }
 
-// TestTurnsAreToldAtLast: what somebody makes of an account's pause is told, too, where
+// TestPauseChangesAreToldAtLast: what somebody makes of an account's pause is told, too, where
 // nobody told it at once; of several turns, the last.
-func TestTurnsAreToldAtLast(t *testing.T) {
+func TestPauseChangesAreToldAtLast(t *testing.T) {
 	t.Parallel()
 	for name, open := range gapDatabases() {
 		t.Run(name, func(t *testing.T) {

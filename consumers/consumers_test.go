@@ -50,16 +50,16 @@ type testBundle struct {
 	media  *MediaSource
 	ledger store.Store
 	// lifeboat is that of the machine of all workers.
-	lifeboat *store.Lifeboat
-	x        *xsim.Server
-	hc       *http.Client // goes to x
-	bells    *publishers.Bells
-	records  *publishers.Records
-	stops    *publishers.Stops
-	windows  admission.WindowBoard
-	pub      *publishers.Publisher
-	log      *slog.Logger
-	seq      atomic.Uint64 // of deliveries made by hand
+	lifeboat    *store.Lifeboat
+	x           *xsim.Server
+	hc          *http.Client // goes to x
+	wakeups     *publishers.Wakeups
+	deadLetters *publishers.DeadLetters
+	stops       *publishers.AppPauses
+	windows     admission.WindowStore
+	pub         *publishers.Publisher
+	log         *slog.Logger
+	seq         atomic.Uint64 // of deliveries made by hand
 	// reuse: X's books may hold a refresh token that came again, since they
 	// cannot tell a client that was killed from a careless one.
 	reuse bool
@@ -87,9 +87,9 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 	_, b.js = natstest.Connect(t, b.server)
 	_, err = publishers.Setup(t.Context(), b.js, publishers.TopologyConfig{Names: b.names, LedgerID: id})
 	check(t, err)
-	b.bells, b.records = publishers.NewBells(b.js, b.names), publishers.NewRecords(b.js, b.names)
+	b.wakeups, b.deadLetters = publishers.NewWakeups(b.js, b.names), publishers.NewDeadLetters(b.js, b.names)
 	b.windows = publishers.NewWindows(b.js, b.names)
-	b.stops, b.pub = publishers.NewStops(b.js, b.names), publishers.New(b.js, b.names)
+	b.stops, b.pub = publishers.NewAppPauses(b.js, b.names), publishers.New(b.js, b.names)
 	b.media.Objects, err = b.js.ObjectStore(t.Context(), b.names.MediaBucket())
 	check(t, err)
 	return b
@@ -123,7 +123,7 @@ func newLedger(path string) error {
 // in a bubble with a clock of its own.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
-	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, windows: noBoard{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
+	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, windows: noStore{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
 	for _, opt := range opts {
 		opt(b.x)
 	}
@@ -158,12 +158,12 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	return b
 }
 
-// noBoard is a admission.WindowBoard for one worker alone.
-type noBoard struct{}
+// noStore is a admission.WindowStore for one worker alone.
+type noStore struct{}
 
-func (noBoard) Put(context.Context, string, []publishers.Window) error { return nil }
+func (noStore) Put(context.Context, string, []publishers.Window) error { return nil }
 
-func (noBoard) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
+func (noStore) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
 
 // open opens the ledger as one more worker would.
 func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
@@ -205,18 +205,18 @@ func (b *testBundle) importGrant(t *testing.T, grant xsim.Grant, now time.Time) 
 	check(t, err)
 }
 
-func (b *testBundle) announcer() *Announcer {
-	return &Announcer{Ledger: b.ledger, Records: b.records, Names: b.names, Log: b.log}
+func (b *testBundle) relay() *OutboxRelay {
+	return &OutboxRelay{Ledger: b.ledger, DeadLetters: b.deadLetters, Names: b.names, Log: b.log}
 }
 
 func (b *testBundle) intake() *IntakeHandler {
-	return &IntakeHandler{Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Media: b.media, Names: b.names, Log: b.log}
+	return &IntakeHandler{Ledger: b.ledger, Announce: b.relay(), Wakeups: b.wakeups, Media: b.media, Names: b.names, Log: b.log}
 }
 
 func (b *testBundle) refresher() *Refresher {
 	return &Refresher{
 		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
-		Gate: admission.NewGate(b.stops, "worker", 0, b.log), Records: b.records, Announce: b.announcer(), Lifeboat: b.lifeboat,
+		Gate: admission.NewGate(b.stops, "worker", 0, b.log), DeadLetters: b.deadLetters, Announce: b.relay(), Lifeboat: b.lifeboat,
 		Names: b.names, Health: &Health{}, Log: b.log,
 	}
 }
@@ -225,7 +225,7 @@ func (b *testBundle) refresher() *Refresher {
 func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 	r := b.refresher()
 	h := &PublishHandler{
-		Ledger: b.ledger, Announce: b.announcer(), Bells: b.bells, Tokens: r, Gate: r.Gate,
+		Ledger: b.ledger, Announce: b.relay(), Wakeups: b.wakeups, Tokens: r, Gate: r.Gate,
 		Windows: admission.NewWindows(b.windows, b.log),
 		Media:   b.media, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
 	}
@@ -238,13 +238,13 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 	return h
 }
 
-// run rings the account at the worker, by hand.
+// run wakes the account at the worker, by hand.
 func (b *testBundle) run(t *testing.T, h *PublishHandler, account string) {
 	t.Helper()
-	check(t, h.Handle(t.Context(), b.ring(account)))
+	check(t, h.Handle(t.Context(), b.wake(account)))
 }
 
-func (b *testBundle) ring(account string) Delivery {
+func (b *testBundle) wake(account string) Delivery {
 	return Delivery{Subject: b.names.PublishWake(account)}
 }
 
@@ -360,7 +360,7 @@ type ledgerHook struct {
 	before, after func(op string) error
 
 	mu   sync.Mutex
-	lane store.Lane // the latest claim
+	lane store.Claim // the latest claim
 }
 
 // hooked calls one commit between the hooks. A failing hook after it is an
@@ -377,9 +377,9 @@ func hooked[T any](l *ledgerHook, op string, commit func() (T, error)) (out T, e
 	return out, l.after(op)
 }
 
-func (l *ledgerHook) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error) {
+func (l *ledgerHook) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Claim, bool, error) {
 	claimed := false
-	lane, err := hooked(l, "claim", func() (lane store.Lane, err error) {
+	lane, err := hooked(l, "claim", func() (lane store.Claim, err error) {
 		if lane, claimed, err = l.Store.ClaimLane(ctx, account, worker, lease, now); claimed {
 			l.mu.Lock()
 			l.lane = lane
@@ -390,26 +390,26 @@ func (l *ledgerHook) ClaimLane(ctx context.Context, account, worker string, leas
 	return lane, claimed, err
 }
 
-func (l *ledgerHook) Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error) {
-	return hooked(l, "look", func() (store.Look, error) { return l.Store.Look(ctx, lane, now) })
+func (l *ledgerHook) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (store.Snapshot, error) {
+	return hooked(l, "look", func() (store.Snapshot, error) { return l.Store.Snapshot(ctx, lane, now) })
 }
 
-func (l *ledgerHook) Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error {
+func (l *ledgerHook) Begin(ctx context.Context, lane store.Claim, id string, intent store.Intent) error {
 	_, err := hooked(l, "begin", func() (struct{}, error) { return struct{}{}, l.Store.Begin(ctx, lane, id, intent) })
 	return err
 }
 
-func (l *ledgerHook) Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+func (l *ledgerHook) Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
 	return hooked(l, "posted", func() (jetpost.State, error) { return l.Store.Posted(ctx, lane, id, post, postID, now) })
 }
 
-func (l *ledgerHook) Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+func (l *ledgerHook) Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error {
 	_, err := hooked(l, "conclude", func() (struct{}, error) { return struct{}{}, l.Store.Conclude(ctx, lane, id, out) })
 	return err
 }
 
-func (l *ledgerHook) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
-	return hooked(l, "release", func() (bool, error) { return l.Store.ReleaseLane(ctx, lane, rings, wakeAt, now) })
+func (l *ledgerHook) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
+	return hooked(l, "release", func() (bool, error) { return l.Store.ReleaseLane(ctx, lane, generation, wakeAt, now) })
 }
 
 // expire ends the lease of the latest claim, as time would.

@@ -33,8 +33,8 @@ type decision struct {
 	reason jetpost.Reason
 	// unruled tells of a failure that it is for words of X's which no rule knows.
 	unruled bool
-	// lookAt is when a hold is looked at again, where that is not its end.
-	lookAt time.Time
+	// checkAt is when a hold is looked at again, where that is not its end.
+	checkAt time.Time
 }
 
 // goOn says that the ledger is to be looked at again: it knows what is next.
@@ -102,8 +102,8 @@ type situation struct {
 	// is of this account, and X has taken it a moment ago: then what X calls gone may just
 	// not have reached all of X.
 	parentFrom time.Time
-	// lookFrom is when a doubt about that post can be looked into.
-	lookFrom time.Time
+	// checkFrom is when a doubt about that post can be looked into.
+	checkFrom time.Time
 	// holds counts the holds in a row so far; it paces the next one.
 	holds int
 }
@@ -148,7 +148,7 @@ func judge(err error, s situation) decision {
 		notSent      *xapi.NotSentError
 		ambiguous    *xapi.AmbiguousError
 		limit        *xapi.RateLimitError
-		stop         *xapi.AppStopError
+		stop         *xapi.AppError
 		account      *xapi.AccountError
 		unauthorized *xapi.UnauthorizedError
 		refused      *xapi.RefusedError
@@ -162,7 +162,7 @@ func judge(err error, s situation) decision {
 	case errors.As(err, &decided):
 		return decided.decision
 	case errors.As(err, &wait):
-		return decision{kind: kindHold, reason: wait.Reason, lookAt: wait.LookAt}
+		return decision{kind: kindHold, reason: wait.Reason, checkAt: wait.CheckAt}
 	case errors.Is(err, admission.ErrLeaving):
 		return goOn()
 	case errors.As(err, &media) && media.code != "":
@@ -177,7 +177,7 @@ func judge(err error, s situation) decision {
 		return holdUntil(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &ambiguous):
 		if s.begun {
-			return doubtUntil(s.lookFrom, err.Error())
+			return doubtUntil(s.checkFrom, err.Error())
 		}
 		return holdUntil(jetpost.CodeXUnavailable, later, err.Error())
 	case errors.As(err, &limit):
@@ -212,7 +212,7 @@ func judge(err error, s situation) decision {
 		return failUnruled(said(answer))
 	case s.begun:
 		// An error that no rule knows is no proof that nothing was posted.
-		return doubtUntil(s.lookFrom, err.Error())
+		return doubtUntil(s.checkFrom, err.Error())
 	default:
 		return holdUntil(jetpost.CodeXUnavailable, later, err.Error())
 	}
@@ -226,7 +226,7 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) decision {
 	case refused.Kind == xapi.RefusedDuplicate && !s.doubted.IsZero() && s.now.After(s.doubted):
 		return unknown("X refuses it as the repeat of a post that it does not show: " + said(refused.Err))
 	case refused.Kind == xapi.RefusedDuplicate && !s.doubted.IsZero():
-		return doubtUntil(s.lookFrom, "an earlier attempt may be live, since X refuses this one as its repeat: "+said(refused.Err))
+		return doubtUntil(s.checkFrom, "an earlier attempt may be live, since X refuses this one as its repeat: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedDuplicate:
 		return failWith(jetpost.CodeDuplicate, said(refused.Err))
 	case refused.Kind == xapi.RefusedMediaInvalid && s.renewable:
@@ -299,7 +299,7 @@ func (t *threadRun) tooLate(i int, now time.Time) error {
 	if end := t.request.Latest(due); !end.IsZero() && !now.Before(end) {
 		return &decidedError{failWith(jetpost.CodeExpired, "it would be more than "+t.request.SkipIfLate+" late, and asks to be skipped then")}
 	}
-	if detail, late := t.r.h.Fuses.TooLate(t.head, now); late {
+	if detail, late := t.r.h.PostingLimits.TooLate(t.head, now); late {
 		return &decidedError{failWith(jetpost.CodeExpired, detail)}
 	}
 	return nil

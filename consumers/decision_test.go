@@ -25,7 +25,7 @@ func TestJudge(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	reset, tomorrow, later := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3))
 	var stop time.Time // none that is known: it is probed
-	lookFrom := now.Add(time.Hour)
+	checkFrom := now.Add(time.Hour)
 	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
 	ended := errors.New("connection reset")
 	type want struct {
@@ -34,7 +34,7 @@ func TestJudge(t *testing.T) {
 		until time.Time
 	}
 	held := want{kindHold, jetpost.CodeXUnavailable, later}
-	doubtful := want{kindDoubtful, jetpost.CodeReconciling, lookFrom}
+	doubtful := want{kindDoubtful, jetpost.CodeReconciling, checkFrom}
 	refused := want{kindFailed, jetpost.CodeRefusedByX, time.Time{}}
 	tests := []struct {
 		name          string
@@ -48,11 +48,11 @@ func TestJudge(t *testing.T) {
 		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: said(503)}, held, doubtful, false},
 		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: ended}, held, doubtful, false},
 		{"AppAuthError", &xapi.AppAuthError{Err: said(401)}, refused, refused, true},
-		{"AppStopError, dated", &xapi.AppStopError{Reason: xapi.StopSpendCapReached, Until: tomorrow, Err: said(403)},
+		{"AppError, dated", &xapi.AppError{Reason: xapi.AppSpendCapReached, Until: tomorrow, Err: said(403)},
 			want{kindStop, jetpost.CodeSpendCapReached, tomorrow}, want{kindStop, jetpost.CodeSpendCapReached, tomorrow}, true},
-		{"AppStopError, past", &xapi.AppStopError{Reason: xapi.StopUsageCapped, Until: now, Err: said(429)},
+		{"AppError, past", &xapi.AppError{Reason: xapi.AppUsageCapped, Until: now, Err: said(429)},
 			want{kindStop, jetpost.CodeUsageCapped, stop}, want{kindStop, jetpost.CodeUsageCapped, stop}, true},
-		{"AppStopError, undated", &xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: said(402)},
+		{"AppError, undated", &xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: said(402)},
 			want{kindStop, jetpost.CodeCreditsDepleted, stop}, want{kindStop, jetpost.CodeCreditsDepleted, stop}, true},
 		{"CodeRefusedError", &xapi.CodeRefusedError{Err: said(400)}, refused, refused, true},
 		{"GrantRefusedError", &xapi.GrantRefusedError{Err: said(400)}, refused, refused, true},
@@ -89,7 +89,7 @@ func TestJudge(t *testing.T) {
 			for _, err := range []error{test.err, fmt.Errorf("post 2 of 3: %w", test.err)} {
 				t.Run(fmt.Sprintf("%s, begun %t, %T", test.name, begun, err), func(t *testing.T) {
 					t.Parallel()
-					v := judge(err, situation{now: now, begun: begun, lookFrom: lookFrom, holds: 2})
+					v := judge(err, situation{now: now, begun: begun, checkFrom: checkFrom, holds: 2})
 					expect := test.before
 					if begun {
 						expect = test.begun
@@ -183,7 +183,7 @@ func TestJudgeWordless(t *testing.T) {
 	bare := &xapi.APIError{Endpoint: xapi.EndpointCreatePost, Status: 400}
 	for _, err := range []error{
 		bare, &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: bare}, &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: bare},
-		&xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: bare},
+		&xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: bare},
 	} {
 		equal(t, fmt.Sprintf("detail of %T", err), judge(err, situation{}).reason.Detail, "POST /2/tweets: 400 Bad Request")
 	}

@@ -3,7 +3,7 @@
 // [Runner] takes deliveries and is the one place that acknowledges them. A
 // handler steers it by the error that it returns: [IntakeHandler] turns a
 // job into a request in the ledger, [PublishHandler] runs an account's lane,
-// [RefreshHandler] keeps tokens alive, and [Sweeper] rings again whatever was not
+// [RefreshHandler] keeps tokens alive, and [Sweeper] wakes again whatever was not
 // heard. Whether X may be called is asked of package admission.
 //
 // A delivery is only a hint: what must be done stands in the ledger, and a

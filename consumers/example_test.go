@@ -56,10 +56,10 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 	}
 	intake := &consumers.IntakeHandler{
 		Ledger: ledger,
-		Announce: &consumers.Announcer{
-			Ledger: ledger, Records: publishers.NewRecords(js, names), Names: names, Log: log,
+		Announce: &consumers.OutboxRelay{
+			Ledger: ledger, DeadLetters: publishers.NewDeadLetters(js, names), Names: names, Log: log,
 		},
-		Bells: publishers.NewBells(js, names), Media: &consumers.MediaSource{Objects: objects}, Names: names, Log: log,
+		Wakeups: publishers.NewWakeups(js, names), Media: &consumers.MediaSource{Objects: objects}, Names: names, Log: log,
 	}
 	runner := &consumers.Runner{Leases: ledger, Worker: "worker-1", JetStream: js, Health: &consumers.Health{}, Log: log}
 	for partition := range jetpost.Partitions {

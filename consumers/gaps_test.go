@@ -98,8 +98,8 @@ func gapRuns(t *testing.T) []gapRun {
 		held    = "conclude, read, jetpost.event.request.held, announced, look"
 		hold    = held + ", " + tell + ", schedule.wake, release, ack"
 		unheard = held + ", schedule.wake, release, ack" // where X has told nothing
-		seen    = "witness, GET /2/users/:id/tweets"
-		stop    = "$KV.JETPOST_LIMITS.stop.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.stopped"
+		seen    = "anchor post, GET /2/users/:id/tweets"
+		stop    = "$KV.JETPOST_LIMITS.pause.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.paused"
 
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
 		unpublishing, unpublished    = jetpost.EventRequestUnpublishing, jetpost.EventRequestUnpublished
@@ -217,7 +217,7 @@ func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBun
 		b.purge(t, b.names.LanesStream())
 		_, err := b.ledger.Unpublish(t.Context(), key, time.Now())
 		check(t, err)
-		check(t, b.bells.Ring(t.Context(), "acme"))
+		check(t, b.wakeups.Wake(t.Context(), "acme"))
 	}
 }
 
@@ -399,8 +399,8 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	check(t, err)
 	worker := &testBundle{
 		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, media: b.media, log: b.log,
-		hc:    &http.Client{Transport: mortalX{m, b.x}},
-		bells: publishers.NewBells(js, b.names), records: publishers.NewRecords(js, b.names), stops: publishers.NewStops(js, b.names), windows: publishers.NewWindows(js, b.names),
+		hc:      &http.Client{Transport: mortalX{m, b.x}},
+		wakeups: publishers.NewWakeups(js, b.names), deadLetters: publishers.NewDeadLetters(js, b.names), stops: publishers.NewAppPauses(js, b.names), windows: publishers.NewWindows(js, b.names),
 	}
 	work := run.work
 	if work == nil {
@@ -463,10 +463,10 @@ func (b *testBundle) rests(t *testing.T, id string) bool {
 		check(t, err)
 		b.hurried = true
 	}
-	return r.Status.State.Finished() && !r.Deletion.Open() && r.Announced == r.Status.Revision && b.idle(t)
+	return r.Status.State.Finished() && !r.Deletion.Open() && r.Delivered == r.Status.Revision && b.idle(t)
 }
 
-// idle tells whether no job, no doorbell and no wake-up is left.
+// idle tells whether no job, no wake-up and no wake-up is left.
 func (b *testBundle) idle(t *testing.T) bool {
 	t.Helper()
 	const cron = 1 // the schedule of refreshes
@@ -594,7 +594,7 @@ func (m *mortal) end() {
 	}
 }
 
-// may tells whether the step is taken. An unnamed one is a sign of life, which comes
+// may tells whether the step is taken. An unnamed one is a heartbeat, which comes
 // with time alone.
 func (m *mortal) may(name string) bool {
 	m.mu.Lock()
@@ -687,7 +687,7 @@ func (c *mortalConn) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// wireStep names what a message does; "" where it asks, or is a sign of life.
+// wireStep names what a message does; "" where it asks, or is a heartbeat.
 func wireStep(subject, payload string) string {
 	for _, asks := range []string{"CONSUMER.MSG.NEXT.", "CONSUMER.INFO.", "STREAM.INFO.", "STREAM.MSG.GET.", "DIRECT.GET."} {
 		if strings.HasPrefix(subject, "$JS.API."+asks) {
@@ -751,59 +751,59 @@ func (l mortalLedger) Refuse(ctx context.Context, refusal jetpost.Refusal, body 
 	return l.to.Refuse(ctx, refusal, body)
 }
 
-func (l mortalLedger) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error) {
+func (l mortalLedger) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Claim, bool, error) {
 	l.m.step("claim")
 	return l.to.ClaimLane(ctx, account, worker, lease, now)
 }
 
-func (l mortalLedger) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error {
+func (l mortalLedger) ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, now time.Time) error {
 	l.m.step("") // comes with time
 	return l.to.ExtendLane(ctx, lane, lease, now)
 }
 
-func (l mortalLedger) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
+func (l mortalLedger) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
 	l.m.step("release")
-	return l.to.ReleaseLane(ctx, lane, rings, wakeAt, now)
+	return l.to.ReleaseLane(ctx, lane, generation, wakeAt, now)
 }
 
-func (l mortalLedger) Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error) {
+func (l mortalLedger) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (store.Snapshot, error) {
 	l.m.step("look")
-	return l.to.Look(ctx, lane, now)
+	return l.to.Snapshot(ctx, lane, now)
 }
 
-func (l mortalLedger) Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error {
+func (l mortalLedger) Begin(ctx context.Context, lane store.Claim, id string, intent store.Intent) error {
 	l.m.step("begin")
 	return l.to.Begin(ctx, lane, id, intent)
 }
 
-func (l mortalLedger) Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+func (l mortalLedger) Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
 	l.m.step("posted")
 	return l.to.Posted(ctx, lane, id, post, postID, now)
 }
 
-func (l mortalLedger) Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+func (l mortalLedger) Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error {
 	l.m.step("conclude")
 	return l.to.Conclude(ctx, lane, id, out)
 }
 
-func (l mortalLedger) BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (store.Pause, error) {
+func (l mortalLedger) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (store.Pause, error) {
 	l.m.step("block")
 	return l.to.BlockAccount(ctx, lane, pause, now)
 }
 
-func (l mortalLedger) Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (store.Refusals, error) {
+func (l mortalLedger) Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (store.Refusals, error) {
 	l.m.step("refused")
 	return l.to.Refused(ctx, lane, id, words, within, now)
 }
 
-func (l mortalLedger) HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error) {
+func (l mortalLedger) HoldQueue(ctx context.Context, lane store.Claim, reason jetpost.Reason, generation int64, now time.Time) ([]store.Key, error) {
 	l.m.step("hold line")
-	return l.to.HoldLine(ctx, lane, reason, rings, now)
+	return l.to.HoldQueue(ctx, lane, reason, generation, now)
 }
 
-func (l mortalLedger) Witness(ctx context.Context, account string) (store.Witness, error) {
-	l.m.step("witness")
-	return l.to.Witness(ctx, account)
+func (l mortalLedger) Anchor(ctx context.Context, account string) (store.Anchor, error) {
+	l.m.step("anchor post")
+	return l.to.Anchor(ctx, account)
 }
 
 func (l mortalLedger) Owned(ctx context.Context, postIDs []string) ([]string, error) {
@@ -816,27 +816,27 @@ func (l mortalLedger) Deleted(ctx context.Context, postIDs []string) ([]string, 
 	return l.to.Deleted(ctx, postIDs)
 }
 
-func (l mortalLedger) Unpublishing(ctx context.Context, lane store.Lane) (store.Record, bool, error) {
+func (l mortalLedger) Unpublishing(ctx context.Context, lane store.Claim) (store.Record, bool, error) {
 	l.m.step("unpublishing")
 	return l.to.Unpublishing(ctx, lane)
 }
 
-func (l mortalLedger) PostDeleted(ctx context.Context, lane store.Lane, id string, post int, now time.Time) error {
+func (l mortalLedger) PostDeleted(ctx context.Context, lane store.Claim, id string, post int, now time.Time) error {
 	l.m.step("deleted")
 	return l.to.PostDeleted(ctx, lane, id, post, now)
 }
 
-func (l mortalLedger) HoldUnpublish(ctx context.Context, lane store.Lane, id string, out store.Outcome) error {
+func (l mortalLedger) HoldUnpublish(ctx context.Context, lane store.Claim, id string, out store.Outcome) error {
 	l.m.step("hold deletion")
 	return l.to.HoldUnpublish(ctx, lane, id, out)
 }
 
-func (l mortalLedger) Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error {
+func (l mortalLedger) Uploaded(ctx context.Context, lane store.Claim, id string, post int, media []store.Media) error {
 	l.m.step("uploaded")
 	return l.to.Uploaded(ctx, lane, id, post, media)
 }
 
-func (l mortalLedger) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error) {
+func (l mortalLedger) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error) {
 	l.m.step("reserve")
 	return l.to.Reserve(ctx, lane, r)
 }
@@ -871,9 +871,9 @@ func (l mortalLedger) JobFailed(ctx context.Context, f store.JobFailure) (int, e
 	return l.to.JobFailed(ctx, f)
 }
 
-func (l mortalLedger) MarkManyAnnounced(ctx context.Context, told []store.Revision) ([]store.Key, error) {
+func (l mortalLedger) MarkManyDelivered(ctx context.Context, told []store.Revision) ([]store.Key, error) {
 	l.m.step("announced")
-	return l.to.MarkManyAnnounced(ctx, told)
+	return l.to.MarkManyDelivered(ctx, told)
 }
 
 func (l mortalLedger) TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error) {
@@ -886,9 +886,9 @@ func (l mortalLedger) DueLanes(ctx context.Context, now time.Time, limit int) ([
 	return l.to.DueLanes(ctx, now, limit)
 }
 
-func (l mortalLedger) Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
+func (l mortalLedger) OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
 	l.m.step("untold")
-	return l.to.Unannounced(ctx, before, limit)
+	return l.to.OutboxPending(ctx, before, limit)
 }
 
 func (l mortalLedger) Request(ctx context.Context, key store.Key) (store.Record, error) {
@@ -896,9 +896,9 @@ func (l mortalLedger) Request(ctx context.Context, key store.Key) (store.Record,
 	return l.to.Request(ctx, key)
 }
 
-func (l mortalLedger) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error) {
+func (l mortalLedger) MarkDelivered(ctx context.Context, key store.Key, revision int64) (bool, error) {
 	l.m.step("announced")
-	return l.to.MarkAnnounced(ctx, key, revision)
+	return l.to.MarkDelivered(ctx, key, revision)
 }
 
 func (l mortalLedger) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
@@ -911,12 +911,12 @@ func (l mortalLedger) MarkNoticed(ctx context.Context, notice store.Notice) erro
 	return l.to.MarkNoticed(ctx, notice)
 }
 
-func (l mortalLedger) Turns(ctx context.Context, account string, limit int) ([]store.Turn, error) {
+func (l mortalLedger) PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error) {
 	l.m.step("turns")
-	return l.to.Turns(ctx, account, limit)
+	return l.to.PauseChanges(ctx, account, limit)
 }
 
-func (l mortalLedger) MarkTurned(ctx context.Context, turn store.Turn) error {
+func (l mortalLedger) MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error {
 	l.m.step("turned")
-	return l.to.MarkTurned(ctx, turn)
+	return l.to.MarkPauseChangeTold(ctx, turn)
 }

@@ -19,12 +19,12 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-func newGate(b admission.Board) *admission.Gate {
+func newGate(b admission.PauseStore) *admission.Gate {
 	return admission.NewGate(b, "worker", 0, slog.New(slog.DiscardHandler))
 }
 
 func stopped(g *admission.Gate, scope admission.Scope) bool {
-	_, ok := g.Stopped(scope, time.Now())
+	_, ok := g.Paused(scope, time.Now())
 	return ok
 }
 
@@ -45,7 +45,7 @@ func TestGateWatch(t *testing.T) {
 	one, two := admission.NewGate(b.stops, "one", 0, b.log), admission.NewGate(b.stops, "two", 0, b.log)
 	pictures, err := b.stops.Watch(t.Context())
 	check(t, err)
-	check(t, one.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
+	check(t, one.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
 	for picture := range pictures {
 		if two.Learn(picture); stopped(two, admission.ScopePublish) {
 			break
@@ -61,35 +61,35 @@ func TestGateWatch(t *testing.T) {
 	equal(t, "consumer paused", b.paused(t), false)
 }
 
-// TestEndOfUnsharedStop: a stop that NATS was not told of is not on record, and its end
+// TestEndOfUnsharedPause: a stop that NATS was not told of is not on record, and its end
 // removes nothing there.
-func TestEndOfUnsharedStop(t *testing.T) {
+func TestEndOfUnsharedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	_, _, err := b.stops.Set(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused}, Since: time.Now()})
+	_, _, err := b.stops.Set(t.Context(), publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand}, Since: time.Now()})
 	check(t, err)
 	g := admission.NewGate(b.stops, "worker", 0, b.log)
-	check(t, g.End(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
+	check(t, g.End(t.Context(), publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
 	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
 	check(t, err)
 	equal(t, "the pause stands", there, true)
 }
 
-// wakes are doorbells and wake-ups that a test rings itself.
+// wakes are wake-ups and wake-ups that a test wakes itself.
 type wakes struct {
 	due map[string]time.Time
 }
 
-func (w *wakes) RingAll(ctx context.Context, accounts []string) error {
+func (w *wakes) WakeAll(ctx context.Context, accounts []string) error {
 	for _, account := range accounts {
-		if err := w.Ring(ctx, account); err != nil {
+		if err := w.Wake(ctx, account); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *wakes) Ring(_ context.Context, account string) error {
+func (w *wakes) Wake(_ context.Context, account string) error {
 	w.due[account] = time.Now()
 	return nil
 }
@@ -99,7 +99,7 @@ func (w *wakes) WakeAt(_ context.Context, account string, at time.Time) error {
 	return nil
 }
 
-// next is the account whose bell rings first, and when.
+// next is the account whose wake-up wakes first, and when.
 func (w *wakes) next() (account string, at time.Time) {
 	for a, t := range w.due {
 		if account == "" || t.Before(at) || t.Equal(at) && a < account {
@@ -113,8 +113,8 @@ func (w *wakes) next() (account string, at time.Time) {
 // workers.
 type outage struct {
 	*testBundle
-	board   *admissiontest.Board
-	bells   *wakes
+	board   *admissiontest.PauseStore
+	wakeups *wakes
 	workers []*PublishHandler
 	sweeper *Sweeper
 	turn    int
@@ -123,18 +123,18 @@ type outage struct {
 
 func newOutage(t *testing.T, accounts, requests int) *outage {
 	t.Helper()
-	o := &outage{testBundle: offline(t), board: &admissiontest.Board{}, bells: &wakes{due: map[string]time.Time{}}}
-	records := &silentRecords{}
+	o := &outage{testBundle: offline(t), board: &admissiontest.PauseStore{}, wakeups: &wakes{due: map[string]time.Time{}}}
+	deadLetters := &silentDeadLetters{}
 	for _, name := range []string{"one", "two"} {
 		r := o.refresher()
-		r.Gate, r.Records, r.Announce = admission.NewGate(o.board, name, 0, o.log), records, records
+		r.Gate, r.DeadLetters, r.Announce = admission.NewGate(o.board, name, 0, o.log), deadLetters, deadLetters
 		o.workers = append(o.workers, o.lane(func(h *PublishHandler) {
-			h.Bells, h.Tokens, h.Gate, h.Worker = o.bells, r, r.Gate, name
-			h.Announce = &Announcer{Ledger: o.ledger, Records: records, Names: o.names, Log: o.log}
+			h.Wakeups, h.Tokens, h.Gate, h.Worker = o.wakeups, r, r.Gate, name
+			h.Announce = &OutboxRelay{Ledger: o.ledger, DeadLetters: deadLetters, Names: o.names, Log: o.log}
 		}))
 	}
-	o.sweeper = &Sweeper{Ledger: o.ledger, Bells: o.bells, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
-	o.board.Watch = func(p publishers.Picture) {
+	o.sweeper = &Sweeper{Ledger: o.ledger, Wakeups: o.wakeups, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
+	o.board.Watch = func(p publishers.Pauses) {
 		for _, h := range o.workers {
 			h.Gate.Learn(p)
 		}
@@ -150,22 +150,22 @@ func newOutage(t *testing.T, accounts, requests int) *outage {
 			check(t, err)
 			o.keys = append(o.keys, store.Key{Account: account, ID: r.ID})
 		}
-		o.bells.due[account] = time.Now()
+		o.wakeups.due[account] = time.Now()
 	}
 	return o
 }
 
-// until lets time pass, and whoever's bell rings run, until then or the fact.
+// until lets time pass, and whoever's wake-up wakes run, until then or the fact.
 func (o *outage) until(t *testing.T, end time.Time, fact func() bool) {
 	t.Helper()
 	for !fact() {
-		account, at := o.bells.next()
+		account, at := o.wakeups.next()
 		if account == "" || at.After(end) {
 			sleep(time.Until(end))
 			return
 		}
 		sleep(time.Until(at))
-		delete(o.bells.due, account)
+		delete(o.wakeups.due, account)
 		o.turn++
 		o.run(t, o.workers[o.turn%2], account)
 		select {

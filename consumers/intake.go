@@ -47,14 +47,14 @@ type intakeLedger interface {
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
-// ringer rings an account's doorbell.
-type ringer interface {
-	Ring(ctx context.Context, account string) error
+// ringer wakes an account's wake-up.
+type waker interface {
+	Wake(ctx context.Context, account string) error
 }
 
-// manyRinger rings many at once.
-type manyRinger interface {
-	RingAll(ctx context.Context, accounts []string) error
+// manyWaker wakes many at once.
+type manyWaker interface {
+	WakeAll(ctx context.Context, accounts []string) error
 }
 
 // pinner tells which bytes a request's media have now.
@@ -62,13 +62,13 @@ type pinner interface {
 	Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error)
 }
 
-// IntakeHandler turns jobs into requests in the ledger and rings their accounts'
+// IntakeHandler turns jobs into requests in the ledger and wakes their accounts'
 // lanes. It never calls X, so that a slow account does not delay the acceptance of
 // another's jobs.
 type IntakeHandler struct {
 	Ledger   intakeLedger
-	Announce *Announcer
-	Bells    manyRinger
+	Announce *OutboxRelay
+	Wakeups  manyWaker
 	Media    pinner
 	Rules    Rules
 	Names    jetpost.Names
@@ -212,7 +212,7 @@ func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery
 	}
 }
 
-// answers asks everything for a sign of life, and waits no longer for it than a Pulse.
+// answers asks everything for a heartbeat, and waits no longer for it than a Pulse.
 func (h *IntakeHandler) answers(ctx context.Context) error {
 	if h.Answers == nil {
 		return nil
@@ -354,11 +354,11 @@ func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 }
 
 // accepted tells what was committed. What cannot be told is left to the sweeper. A
-// repeat is rung and told again: the worker that accepted it may have died between
+// repeat is woken and told again: the worker that accepted it may have died between
 // its commit and here.
 func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
-	var records []store.Record
-	rung := map[string]bool{}
+	var deadLetters []store.Record
+	woken := map[string]bool{}
 	for i, j := range jobs {
 		key := j.in.Key()
 		switch received[i].Decision {
@@ -369,15 +369,15 @@ func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 			j.refuse(jetpost.CodeIdentityConflict, "/id", "id %q arrived before with another body; use a new id for a new job", key.ID)
 			continue
 		}
-		records = append(records, received[i].Record)
-		rung[key.Account] = true
+		deadLetters = append(deadLetters, received[i].Record)
+		woken[key.Account] = true
 		h.log(j, received[i])
 	}
-	if len(records) == 0 {
+	if len(deadLetters) == 0 {
 		return
 	}
-	h.Announce.announceAll(ctx, records)
-	if err := h.Bells.RingAll(ctx, slices.Collect(maps.Keys(rung))); err != nil {
+	h.Announce.announceAll(ctx, deadLetters)
+	if err := h.Wakeups.WakeAll(ctx, slices.Collect(maps.Keys(woken))); err != nil {
 		h.Log.Warn("lane.ring_delayed", "error", err)
 	}
 }
@@ -409,7 +409,7 @@ func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
 	if err := h.Ledger.Refuse(ctx, r, j.Data); err != nil {
 		return err
 	}
-	if err := h.Announce.Records.Refused(ctx, r, j.subject, j.Data); err != nil {
+	if err := h.Announce.DeadLetters.Refused(ctx, r, j.subject, j.Data); err != nil {
 		return err
 	}
 	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
@@ -424,7 +424,7 @@ func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
 }
 
 func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) error {
-	return h.Announce.Records.Event(ctx, h.Names.RefusedEvent(r.Account, r.Sequence), jetpost.Event{
+	return h.Announce.DeadLetters.Event(ctx, h.Names.RefusedEvent(r.Account, r.Sequence), jetpost.Event{
 		EventID: eventID(fmt.Sprintf("refused/%d/%d", r.Sequence, r.Stored.UnixNano())),
 		Type:    jetpost.EventRequestRefused, Time: r.Stored, Refusal: &r,
 	})

@@ -21,7 +21,7 @@ func TestIntakeAccepts(t *testing.T) {
 		take(t, b.intake(), d)
 		r := b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
 		equal(t, "revision", r.Status.Revision, 1)
-		equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+		equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 		event := b.lastEvent(t, r.Key)
 		equal(t, "event", event.Type, jetpost.EventRequestAccepted)
 		equal(t, "metadata", event.Request.Metadata["k"], "v")
@@ -79,21 +79,21 @@ func TestIntakeRefuses(t *testing.T) {
 			if len(refusals) != 1 || refusals[0].Code != test.code || len(refusals[0].Problems) != test.problems || refusals[0].Account != test.account {
 				t.Errorf("refusals are %+v, want one for %s with %d problems", refusals, test.code, test.problems)
 			}
-			records, err := b.records.List(t.Context(), publishers.RecordFilter{})
+			deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{})
 			check(t, err)
-			if len(records) != 1 || !records[0].Refused || records[0].Code != test.code || string(records[0].Body) != test.body ||
-				records[0].Origin != b.names.PublishRequest(test.account) {
-				t.Errorf("records are %+v", records)
+			if len(deadLetters) != 1 || !deadLetters[0].Refused || deadLetters[0].Code != test.code || string(deadLetters[0].Body) != test.body ||
+				deadLetters[0].Origin != b.names.PublishRequest(test.account) {
+				t.Errorf("records are %+v", deadLetters)
 			}
 			equal(t, "event of the first one", b.lastEvent(t, taken).Type, jetpost.EventRequestAccepted)
 		})
 	}
 }
 
-// brokenBells ring nobody.
-type brokenBells struct{}
+// brokenWakeups wake nobody.
+type brokenWakeups struct{}
 
-func (brokenBells) RingAll(context.Context, []string) error { return errAway }
+func (brokenWakeups) WakeAll(context.Context, []string) error { return errAway }
 
 // brokenDoor is a ledger that cannot be asked for a while.
 type brokenDoor struct {
@@ -134,7 +134,7 @@ func TestIntakeGivesBack(t *testing.T) {
 	}
 	take(t, h, good)
 	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
-	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 
 	// The good one of both is accepted, but the bad one is not refused yet.
 	h.Ledger = &brokenDoor{b.ledger, 0}
@@ -149,16 +149,16 @@ func TestIntakeGivesBack(t *testing.T) {
 	take(t, h, bad, next)
 }
 
-// TestIntakeNeedsNoBell: a bell that does not ring is left to the sweeper.
-func TestIntakeNeedsNoBell(t *testing.T) {
+// TestIntakeNeedsNoWakeup: a wake-up that does not wake is left to the sweeper.
+func TestIntakeNeedsNoWakeup(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	h := b.intake()
-	h.Bells = brokenBells{}
+	h.Wakeups = brokenWakeups{}
 	take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)))
 	check(t, b.sweeper("sweeper").Sweep(t.Context()))
-	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 }
 
 func TestIntakeScheduled(t *testing.T) {

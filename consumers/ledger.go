@@ -15,23 +15,23 @@ import (
 // laneLedger is the ledger's part in running a lane.
 type laneLedger interface {
 	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
-	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Lane, bool, error)
-	ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error
-	ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error)
-	Look(ctx context.Context, lane store.Lane, now time.Time) (store.Look, error)
-	Begin(ctx context.Context, lane store.Lane, id string, intent store.Intent) error
-	Posted(ctx context.Context, lane store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
-	Conclude(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
-	Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (store.Refusals, error)
-	BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (store.Pause, error)
-	HoldLine(ctx context.Context, lane store.Lane, reason jetpost.Reason, rings int64, now time.Time) ([]store.Key, error)
-	Witness(ctx context.Context, account string) (store.Witness, error)
+	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Claim, bool, error)
+	ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, now time.Time) error
+	ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error)
+	Snapshot(ctx context.Context, lane store.Claim, now time.Time) (store.Snapshot, error)
+	Begin(ctx context.Context, lane store.Claim, id string, intent store.Intent) error
+	Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error)
+	Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error
+	Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (store.Refusals, error)
+	BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (store.Pause, error)
+	HoldQueue(ctx context.Context, lane store.Claim, reason jetpost.Reason, generation int64, now time.Time) ([]store.Key, error)
+	Anchor(ctx context.Context, account string) (store.Anchor, error)
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
 	Deleted(ctx context.Context, postIDs []string) ([]string, error)
-	Unpublishing(ctx context.Context, lane store.Lane) (store.Record, bool, error)
-	PostDeleted(ctx context.Context, lane store.Lane, id string, post int, now time.Time) error
-	HoldUnpublish(ctx context.Context, lane store.Lane, id string, out store.Outcome) error
-	Uploaded(ctx context.Context, lane store.Lane, id string, post int, media []store.Media) error
+	Unpublishing(ctx context.Context, lane store.Claim) (store.Record, bool, error)
+	PostDeleted(ctx context.Context, lane store.Claim, id string, post int, now time.Time) error
+	HoldUnpublish(ctx context.Context, lane store.Claim, id string, out store.Outcome) error
+	Uploaded(ctx context.Context, lane store.Claim, id string, post int, media []store.Media) error
 	admission.Ledger
 }
 
@@ -94,7 +94,7 @@ func settled(err error) bool {
 // patientLedger is the ledger to admission, which is to get an answer.
 type patientLedger struct{ r *laneRun }
 
-func (l patientLedger) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error) {
+func (l patientLedger) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error) {
 	return persist(ctx, l.r, "reserve", func() (store.Reserved, error) { return l.r.h.Ledger.Reserve(ctx, lane, r) })
 }
 

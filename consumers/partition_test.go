@@ -59,10 +59,10 @@ func (b *testBundle) publish(t *testing.T, account string, ids ...string) {
 // accepted returns the ids of the account's requests in the order of acceptance.
 func (b *testBundle) accepted(t *testing.T, account string) (ids []string) {
 	t.Helper()
-	records, err := b.ledger.ListRequests(t.Context(), store.Filter{Account: account, Limit: 10_000})
+	deadLetters, err := b.ledger.ListRequests(t.Context(), store.Filter{Account: account, Limit: 10_000})
 	check(t, err)
-	slices.SortFunc(records, func(x, y store.Record) int { return int(x.Seq - y.Seq) })
-	for _, r := range records {
+	slices.SortFunc(deadLetters, func(x, y store.Record) int { return int(x.Seq - y.Seq) })
+	for _, r := range deadLetters {
 		ids = append(ids, r.ID)
 	}
 	return ids
@@ -124,8 +124,8 @@ func TestIntakeOfABacklog(t *testing.T) {
 	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
 	equal(t, "order", slices.Equal(b.accepted(t, "acme"), ids), true)
 	equal(t, "events", b.messages(t, b.names.EventsStream()), backlog+1)
-	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 2)
-	untold, err := b.ledger.Unannounced(t.Context(), time.Now().Add(time.Hour), 1)
+	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 2)
+	untold, err := b.ledger.OutboxPending(t.Context(), time.Now().Add(time.Hour), 1)
 	check(t, err)
 	equal(t, "untold", len(untold), 0)
 }
@@ -291,7 +291,7 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 			asks := func(ledger store.Store) func(*Runner) {
 				return func(r *Runner) {
 					r.Leases = ledger
-					r.Pulse = &Pulse{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
+					r.Progress = &Progress{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
 						_, err := ledger.Clock(ctx)
 						return err
 					}}
@@ -329,10 +329,10 @@ func (b *testBundle) wantSetAside(t *testing.T, id string, body []byte, why stri
 	if at < 0 || refusals[at].Code != jetpost.CodeSetAside || !strings.Contains(refusals[at].Problems[0].Message, why) {
 		t.Fatalf("refusals are %+v, want %s set aside for %q", refusals, id, why)
 	}
-	records, err := b.records.List(t.Context(), publishers.RecordFilter{ID: id})
+	deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{ID: id})
 	check(t, err)
-	if len(records) != 1 || !records[0].Refused || records[0].Code != jetpost.CodeSetAside || string(records[0].Body) != string(body) {
-		t.Errorf("records are %+v", records)
+	if len(deadLetters) != 1 || !deadLetters[0].Refused || deadLetters[0].Code != jetpost.CodeSetAside || string(deadLetters[0].Body) != string(body) {
+		t.Errorf("records are %+v", deadLetters)
 	}
 	raw := b.last(t, b.names.EventsStream(), b.names.RefusedEvent(refusals[at].Account, refusals[at].Sequence))
 	if raw == nil || !strings.Contains(string(raw.Data), `"set_aside"`) {

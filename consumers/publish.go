@@ -20,9 +20,9 @@ import (
 // before its head is taken to be the cause.
 const poisonClaims = 5
 
-// laneBells are the bells of a lane: one that rings now, one that wakes it.
-type laneBells interface {
-	ringer
+// laneWakeups are the wake-ups of a lane: one that wakes now, one that wakes it.
+type laneWakeups interface {
+	waker
 	WakeAt(ctx context.Context, account string, at time.Time) error
 }
 
@@ -35,32 +35,32 @@ type tokenSource interface {
 	Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error)
 }
 
-// PublishHandler runs the lane of the account whose doorbell rang: it claims
+// PublishHandler runs the lane of the account whose wake-up woke: it claims
 // it, posts what is due, strictly in order, and frees it when nothing is left
-// to do now. Whatever rang, the ledger alone says what is next.
+// to do now. Whatever woke, the ledger alone says what is next.
 type PublishHandler struct {
-	Ledger   laneLedger
-	Announce *Announcer
-	Bells    laneBells
-	Tokens   tokenSource
-	Gate     *admission.Gate
-	Windows  *admission.Windows
-	Client   func(account, accessToken string) *xapi.Client
-	Media    *MediaSource
-	Rules    Rules
-	Fuses    admission.Fuses
-	Health   *Health
-	Clocks   *Clocks
-	Alarms   *Alarms // nil: schedules alone ring
-	Room     admission.Room
-	Names    jetpost.Names
-	Timing   Timing
-	Worker   string // names this worker in leases and logs
-	Log      *slog.Logger
+	Ledger        laneLedger
+	Announce      *OutboxRelay
+	Wakeups       laneWakeups
+	Tokens        tokenSource
+	Gate          *admission.Gate
+	Windows       *admission.Windows
+	Client        func(account, accessToken string) *xapi.Client
+	Media         *MediaSource
+	Rules         Rules
+	PostingLimits admission.PostingLimits
+	Health        *Health
+	Clocks        *Clocks
+	Alarms        *Alarms // nil: schedules alone wake
+	Room          admission.Room
+	Names         jetpost.Names
+	Timing        Timing
+	Worker        string // names this worker in leases and logs
+	Log           *slog.Logger
 }
 
 // Handle runs one lane. A lane that another worker holds is left alone: its
-// holder sees the ring in the ledger and, should it die, the Sweeper does.
+// holder sees the wake in the ledger and, should it die, the Sweeper does.
 func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	if err := cmp.Or(h.Clocks.Err(), h.Room.Err()); err != nil {
 		return err
@@ -79,7 +79,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	h.Alarms.clear(account)
 	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	run.pass = &admission.Pass{
-		Gate: h.Gate, Windows: h.Windows, Fuses: h.Fuses, Ledger: patientLedger{run}, Lane: lane,
+		Gate: h.Gate, Windows: h.Windows, PostingLimits: h.PostingLimits, Ledger: patientLedger{run}, Lane: lane,
 		Stopping: d.Stopping, Room: h.Room, CallTimeout: h.Timing.CallTimeout(), Log: run.log,
 	}
 	stop := run.keepLease(ctx)
@@ -96,7 +96,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 type laneRun struct {
 	h     *PublishHandler
 	d     Delivery
-	lane  store.Lane
+	lane  store.Claim
 	pass  *admission.Pass
 	log   *slog.Logger
 	until time.Time     // end of this claim's budget
@@ -116,7 +116,7 @@ func (r *laneRun) run(ctx context.Context) error {
 		look, read := r.lane.Next()
 		if !read {
 			var err error
-			look, err = persist(ctx, r, "look", func() (store.Look, error) { return r.h.Ledger.Look(ctx, r.lane, now) })
+			look, err = persist(ctx, r, "look", func() (store.Snapshot, error) { return r.h.Ledger.Snapshot(ctx, r.lane, now) })
 			if err != nil {
 				return err
 			}
@@ -125,14 +125,14 @@ func (r *laneRun) run(ctx context.Context) error {
 		r.h.Announce.moved(ctx, r.lane)
 		goesOn := !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
 		if at := look.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
-			if err := r.unpublish(ctx, look.Rings); err != nil {
+			if err := r.unpublish(ctx, look.Generation); err != nil {
 				return err
 			}
 			continue
 		}
 		head, wakeAt := runnable(look, now)
 		if head != nil && goesOn {
-			if err := r.settle(ctx, head, look.Rings, r.advance(ctx, head)); err != nil {
+			if err := r.settle(ctx, head, look.Generation, r.advance(ctx, head)); err != nil {
 				return err
 			}
 			continue
@@ -143,18 +143,18 @@ func (r *laneRun) run(ctx context.Context) error {
 		if at := look.UnpublishAt; !at.IsZero() && (wakeAt.IsZero() || at.Before(wakeAt)) {
 			wakeAt = at
 		}
-		if err := r.holdLine(ctx, look, now); err != nil {
+		if err := r.holdQueue(ctx, look, now); err != nil {
 			return err
 		}
 		if free, err := r.release(ctx, look, wakeAt, now); err != nil || free {
 			return err
-		} // else something rang meanwhile: look again
+		} // else something woke meanwhile: look again
 	}
 }
 
 // runnable picks what the lane may do now, or says when to look again; zero
-// means when something rings. A head that waits holds back all behind it.
-func runnable(look store.Look, now time.Time) (head *store.Record, wakeAt time.Time) {
+// means when something wakes. A head that waits holds back all behind it.
+func runnable(look store.Snapshot, now time.Time) (head *store.Record, wakeAt time.Time) {
 	if look.Head == nil {
 		return nil, look.NextDue
 	}
@@ -194,7 +194,7 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	var parent string
 	var doubt int
 	t.from, parent, doubt = resume(head)
-	if doubt >= 0 && now.Before(r.lookFrom(head.Posts[doubt])) {
+	if doubt >= 0 && now.Before(r.checkFrom(head.Posts[doubt])) {
 		return r.doubtful(head, doubt, "the worker that sent it was lost")
 	}
 	if err := t.tooLate(t.from, now); err != nil && doubt < 0 {
@@ -437,7 +437,7 @@ func (t *threadRun) stopped(ctx context.Context, err error) attempt {
 			!slices.ContainsFunc(post.Media, func(m store.Media) bool { return m.Renewed })
 		var refused *xapi.RefusedError
 		a.renewMedia = errors.As(err, &refused) && refused.Kind == xapi.RefusedMediaInvalid
-		s.lookFrom = t.r.h.Timing.lookFrom(t.intent)
+		s.checkFrom = t.r.h.Timing.checkFrom(t.intent)
 		if refused != nil && refused.Kind == xapi.RefusedParentGone && t.freshParent(ctx, s) {
 			s.parentFrom = s.now.Add(t.r.h.Timing.replicaWait())
 		}
@@ -446,18 +446,18 @@ func (t *threadRun) stopped(ctx context.Context, err error) attempt {
 		}
 	}
 	a.decision = judge(err, s)
-	if a.kind == kindHold && a.reason.Code != jetpost.CodeAppStopped && !s.begun {
+	if a.kind == kindHold && a.reason.Code != jetpost.CodeAppPaused && !s.begun {
 		t.uploads.finish() // a begun post's end is to be committed at once
 	}
 	return a
 }
 
 // settle writes what came of it: to the gate, to the ledger, to the world.
-func (r *laneRun) settle(ctx context.Context, head *store.Record, rings int64, a attempt) error {
+func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int64, a attempt) error {
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
 	}
-	out, err := r.outcome(ctx, rings, a)
+	out, err := r.outcome(ctx, generation, a)
 	if err != nil || out.State == "" {
 		return err
 	}
@@ -484,27 +484,27 @@ func outcomeLog(log *slog.Logger, out store.Outcome) *slog.Logger {
 	if !out.Reason.Until.IsZero() {
 		log = log.With("until", out.Reason.Until)
 	}
-	if !out.LookAt.IsZero() {
-		log = log.With("look_at", out.LookAt)
+	if !out.CheckAt.IsZero() {
+		log = log.With("look_at", out.CheckAt)
 	}
 	return log
 }
 
 // outcome says to the ledger what came of it, once all that it says of the app or the
 // account is told. It has no state where there is nothing to say.
-func (r *laneRun) outcome(ctx context.Context, rings int64, a attempt) (store.Outcome, error) {
-	out := store.Outcome{Reason: a.reason, LookAt: a.lookAt, Post: a.post, Looks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Rings: rings, Now: time.Now()}
+func (r *laneRun) outcome(ctx context.Context, generation int64, a attempt) (store.Outcome, error) {
+	out := store.Outcome{Reason: a.reason, CheckAt: a.checkAt, Post: a.post, Checks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Generation: generation, Now: time.Now()}
 	switch a.kind {
 	case kindStop:
-		wait := r.pass.Stop(ctx, a.reason)
-		out.Reason, out.LookAt = wait.Reason, wait.LookAt
+		wait := r.pass.Pause(ctx, a.reason)
+		out.Reason, out.CheckAt = wait.Reason, wait.CheckAt
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindBlock:
 		pause, err := r.block(ctx, a.reason)
 		if err != nil {
 			return out, err
 		}
-		out.Reason, out.LookAt = pause.Reason, pause.NextAt()
+		out.Reason, out.CheckAt = pause.Reason, pause.NextAt()
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
 	case kindHold:
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending
@@ -518,9 +518,9 @@ func (r *laneRun) outcome(ctx context.Context, rings int64, a attempt) (store.Ou
 	return out, nil
 }
 
-// holdLine lets each request of an account that must be connected again, or that X
+// holdQueue lets each request of an account that must be connected again, or that X
 // refuses, say so: not only the head, for whoever waits for another one asks about that.
-func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) error {
+func (r *laneRun) holdQueue(ctx context.Context, look store.Snapshot, now time.Time) error {
 	if look.Head == nil || look.Head.Status.State != jetpost.StateHeld {
 		return nil
 	}
@@ -529,7 +529,7 @@ func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) 
 	}
 	for {
 		held, err := persist(ctx, r, "hold line", func() ([]store.Key, error) {
-			return r.h.Ledger.HoldLine(ctx, r.lane, *look.Head.Status.Reason, look.Rings, now)
+			return r.h.Ledger.HoldQueue(ctx, r.lane, *look.Head.Status.Reason, look.Generation, now)
 		})
 		if err != nil {
 			return err
@@ -537,7 +537,7 @@ func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) 
 		for _, key := range held {
 			r.h.Announce.try(ctx, key)
 		}
-		if len(held) < store.MaxHoldLine {
+		if len(held) < store.MaxHoldQueue {
 			return nil
 		}
 	}
@@ -545,18 +545,18 @@ func (r *laneRun) holdLine(ctx context.Context, look store.Look, now time.Time) 
 
 // release frees the lane. Its wake-up is set first, while nobody else may
 // write it, so that the account's one schedule is never an older one's.
-func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time.Time) (bool, error) {
+func (r *laneRun) release(ctx context.Context, look store.Snapshot, wakeAt, now time.Time) (bool, error) {
 	account, keeps := r.lane.Account, false
 	r.h.Windows.HandOver(ctx, account)
 	if wakeAt.After(now) {
 		var at time.Time
 		at, keeps = r.h.Alarms.schedule(wakeAt, now)
-		if err := r.h.Bells.WakeAt(ctx, account, at); err != nil {
-			r.log.Warn("lane.wake_delayed", "until", wakeAt, "error", err) // the sweeper rings instead
+		if err := r.h.Wakeups.WakeAt(ctx, account, at); err != nil {
+			r.log.Warn("lane.wake_delayed", "until", wakeAt, "error", err) // the sweeper wakes instead
 		}
 	}
 	free, err := persist(ctx, r, "release", func() (bool, error) {
-		return r.h.Ledger.ReleaseLane(ctx, r.lane, look.Rings, wakeAt, now)
+		return r.h.Ledger.ReleaseLane(ctx, r.lane, look.Generation, wakeAt, now)
 	})
 	r.h.Announce.moved(ctx, r.lane)
 	if err != nil || !free {
@@ -566,7 +566,7 @@ func (r *laneRun) release(ctx context.Context, look store.Look, wakeAt, now time
 		r.h.Alarms.set(ctx, account, wakeAt)
 	}
 	if !wakeAt.IsZero() && !wakeAt.After(now) {
-		if err := r.h.Bells.Ring(ctx, account); err != nil {
+		if err := r.h.Wakeups.Wake(ctx, account); err != nil {
 			r.log.Warn("lane.ring_delayed", "error", err)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // TestWorkersPublishInOrder is the whole publish path: producers, two workers,
-// several accounts, real NATS, and doorbells that cross each other.
+// several accounts, real NATS, and wake-ups that cross each other.
 func TestWorkersPublishInOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -89,31 +89,31 @@ func TestUntilIsAnEnd(t *testing.T) {
 	}{
 		"X names the end":             {jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: end}, true, false},
 		"X names none":                {jetpost.Reason{Code: jetpost.CodeCreditsDepleted}, false, true},
-		"a person, until a time":      {jetpost.Reason{Code: jetpost.CodeAppPaused, Until: end}, true, false},
-		"a person, until they resume": {jetpost.Reason{Code: jetpost.CodeAppPaused}, false, false},
+		"a person, until a time":      {jetpost.Reason{Code: jetpost.CodePausedByHand, Until: end}, true, false},
+		"a person, until they resume": {jetpost.Reason{Code: jetpost.CodePausedByHand}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			b.account(t, "acme", 0)
 			h := b.lane()
-			if c.probe || c.ends && c.stop.Code != jetpost.CodeAppPaused {
-				check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, c.stop, time.Now()))
+			if c.probe || c.ends && c.stop.Code != jetpost.CodePausedByHand {
+				check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, c.stop, time.Now()))
 			} else {
-				_, _, err := b.stops.Set(t.Context(), publishers.Stop{Scope: publishers.ScopePublish, Reason: c.stop, Since: time.Now()})
+				_, _, err := b.stops.Set(t.Context(), publishers.Pause{Scope: publishers.ScopePublish, Reason: c.stop, Since: time.Now()})
 				check(t, err)
 				b.learn(t, h.Gate)
 			}
 			key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 			b.run(t, h, "acme")
-			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 			equal(t, "it is looked at again", r.HoldUntil.After(time.Now()), true)
 
 			var told jetpost.Event
-			check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAppStopped, "", "")).Data, &told))
-			equal(t, "app.stopped says its end", told.App.Reason.Until.Equal(end), c.ends)
-			equal(t, "app.stopped says an until", !told.App.Reason.Until.IsZero(), c.ends)
-			equal(t, "app.stopped says when X is asked", told.App.NextProbeAt.After(time.Now()), c.probe)
+			check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAppPaused, "", "")).Data, &told))
+			equal(t, "app.paused says its end", told.App.Reason.Until.Equal(end), c.ends)
+			equal(t, "app.paused says an until", !told.App.Reason.Until.IsZero(), c.ends)
+			equal(t, "app.paused says when X is asked", told.App.NextProbeAt.After(time.Now()), c.probe)
 			held := b.lastEvent(t, key)
 			equal(t, "request.held says its end", held.Request.Reason.Until.Equal(end), c.ends)
 			equal(t, "request.held says an until", !held.Request.Reason.Until.IsZero(), c.ends)
@@ -136,9 +136,9 @@ func TestNextTryIsNoEnd(t *testing.T) {
 	equal(t, "its next try", held.NextTryAt.Equal(r.HoldUntil) && held.NextTryAt.After(time.Now()), true)
 }
 
-// TestSecondLook: while an intent was committed the app was stopped. Nothing is sent, and
+// TestSecondCheck: while an intent was committed the app was stopped. Nothing is sent, and
 // the post is as if it had never been begun.
-func TestSecondLook(t *testing.T) {
+func TestSecondCheck(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
@@ -146,10 +146,10 @@ func TestSecondLook(t *testing.T) {
 	h := b.lane()
 	h.Ledger = &ledgerHook{Store: b.ledger, after: nth("begin", 1, func() error {
 		now := time.Now()
-		return h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now)
+		return h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now)
 	})}
 	b.run(t, h, "acme")
-	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
 	equal(t, "post", r.Posts[0].State, jetpost.PostPending)
 	equal(t, "attempts", r.Status.Attempts, 0)
@@ -187,7 +187,7 @@ func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
 		before: func(op string) error { intents += strings.Count(op, "begin"); return nil },
 		after:  nth("posted", 1, func() error { cancel(); return nil }),
 	}
-	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")))
+	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
 	equal(t, "intents", intents, 1)
 	b.texts(t, "acme", "one")
 	equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
@@ -281,10 +281,10 @@ func TestLaneRefusedInMidThread(t *testing.T) {
 	b.want(t, other, jetpost.StatePublished, "", 1) // a failed request blocks nobody
 	b.texts(t, "acme", "one", "two", "other")
 	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestFailed)
-	records, err := b.records.List(t.Context(), publishers.RecordFilter{})
+	deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{})
 	check(t, err)
-	if len(records) != 1 || records[0].Posted != "2/5" || records[0].Detail != words || string(records[0].Body) != string(r.Body) {
-		t.Errorf("records are %+v", records)
+	if len(deadLetters) != 1 || deadLetters[0].Posted != "2/5" || deadLetters[0].Detail != words || string(deadLetters[0].Body) != string(r.Body) {
+		t.Errorf("records are %+v", deadLetters)
 	}
 
 	b.faults(t)
@@ -314,7 +314,7 @@ func TestLaneAccountWindow(t *testing.T) {
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 2)
 	equal(t, "attempts", r.Status.Attempts, 2)
-	b.run(t, h, "acme") // rung too early
+	b.run(t, h, "acme") // woken too early
 	b.run(t, h, "bolt")
 	b.want(t, other, jetpost.StatePublished, "", 1)
 	b.work(t, h)
@@ -354,10 +354,10 @@ func TestLaneAppWindow(t *testing.T) {
 	other := b.accept(t, jetpost.Request{Account: "bolt", ID: "x", Posts: thread("bolt")})
 	h := b.lane()
 	b.run(t, h, "acme")
-	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 2)
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 2)
 	equal(t, "consumer paused", b.paused(t), true)
 	b.run(t, h, "bolt") // a message that was on its way
-	b.want(t, other, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.want(t, other, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.work(t, h)
 	eventually(t, "all goes on", func() bool { return b.counts(t)[jetpost.StatePublished] == 2 })
 	b.texts(t, "acme", "one", "two", "three")
@@ -365,7 +365,7 @@ func TestLaneAppWindow(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
 }
 
-func TestLaneAppStops(t *testing.T) {
+func TestLaneAppPauses(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name    string
@@ -392,7 +392,7 @@ func TestLaneAppStops(t *testing.T) {
 			b.run(t, h, "acme")
 			b.run(t, h, "bolt")
 			for _, k := range []store.Key{key, other} {
-				r := b.want(t, k, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+				r := b.want(t, k, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 				equal(t, "attempts", r.Status.Attempts, 0)
 				if !strings.Contains(r.Status.Reason.Detail, string(test.code)) || !r.HoldUntil.After(time.Now()) {
 					t.Errorf("held until %v: %s", r.HoldUntil, r.Status.Reason.Detail)
@@ -408,7 +408,7 @@ func TestLaneAppStops(t *testing.T) {
 			check(t, b.stops.Clear(t.Context(), publishers.ScopePublish))
 			another := b.lane() // whose gate knows of no stop
 			for _, account := range []string{"acme", "bolt"} {
-				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppStopped, time.Now())
+				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppPaused, time.Now())
 				check(t, err)
 				b.run(t, another, account)
 			}
@@ -418,17 +418,17 @@ func TestLaneAppStops(t *testing.T) {
 	}
 }
 
-// TestLaneStopWithoutEnd: nobody rings each lane when a person resumes, so
+// TestLanePauseWithoutEnd: nobody wakes each lane when a person resumes, so
 // they look again by themselves.
-func TestLaneStopWithoutEnd(t *testing.T) {
+func TestLanePauseWithoutEnd(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	h := b.lane()
-	check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppStopped}, time.Now()))
+	check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppPaused}, time.Now()))
 	b.run(t, h, "acme")
-	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	if !r.HoldUntil.After(time.Now()) {
 		t.Errorf("held until %v", r.HoldUntil)
 	}
@@ -444,7 +444,7 @@ func TestLaneUnauthorized(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointCreatePost})
 		key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 		h := b.lane()
-		for range 2 { // the second time it is rung too early
+		for range 2 { // the second time it is woken too early
 			b.run(t, h, "acme")
 			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
 			equal(t, "attempts", r.Status.Attempts, 0)
@@ -641,9 +641,9 @@ func TestLaneReadsAtLast(t *testing.T) {
 	b.texts(t, "acme", "one", "two", "behind")
 }
 
-// TestLaneRingDuringRelease: what is accepted while the lane is being freed
+// TestLaneWokenDuringRelease: what is accepted while the lane is being freed
 // finds it taken; its holder must see it.
-func TestLaneRingDuringRelease(t *testing.T) {
+func TestLaneWokenDuringRelease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
@@ -652,7 +652,7 @@ func TestLaneRingDuringRelease(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger}
 	hook.before = nth("release", 1, func() error {
 		late = b.accept(t, jetpost.Request{ID: "late", Posts: thread("late")})
-		b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "other" }), "acme") // the ring, heard by another worker
+		b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "other" }), "acme") // the wake, heard by another worker
 		return nil
 	})
 	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
@@ -770,7 +770,7 @@ func TestLaneStopping(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
 	stopping := make(chan struct{})
 	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { close(stopping); return nil })}
-	d := b.ring("acme")
+	d := b.wake("acme")
 	d.Stopping = stopping
 	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d))
 	b.want(t, key, jetpost.StatePublishing, "", 1)
@@ -778,7 +778,7 @@ func TestLaneStopping(t *testing.T) {
 	due, err := b.ledger.DueLanes(t.Context(), time.Now(), 10)
 	check(t, err)
 	equal(t, "due lanes", len(due), 1)
-	b.work(t, b.lane()) // its doorbell rang
+	b.work(t, b.lane()) // its wake-up woke
 	eventually(t, "another worker goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 	b.texts(t, "acme", "one", "two")
 }
@@ -802,7 +802,7 @@ func TestLaneSchedules(t *testing.T) {
 	}
 }
 
-// TestLaneOutage: after five failures in a row the app stops, and what X never
+// TestLaneOutage: after five failures in a row the app pauses, and what X never
 // saw is not in doubt.
 func TestLaneOutage(t *testing.T) {
 	t.Parallel()
@@ -819,7 +819,7 @@ func TestLaneOutage(t *testing.T) {
 	for _, key := range keys[:admission.BreakerThreshold] {
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	}
-	b.want(t, keys[admission.BreakerThreshold], jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.want(t, keys[admission.BreakerThreshold], jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	equal(t, "consumer paused", b.paused(t), true)
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), admission.BreakerThreshold)
 }
@@ -844,7 +844,7 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	b.want(t, key, jetpost.StatePublished, "", 1)
 }
 
-// TestLanesAtOnce has many workers ring one account: one of them works.
+// TestLanesAtOnce has many workers wake one account: one of them works.
 func TestLanesAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -860,7 +860,7 @@ func TestLanesAtOnce(t *testing.T) {
 		workers.Go(func() {
 			h := b.lane(func(h *PublishHandler) { h.Worker = fmt.Sprint(i) })
 			for range 5 {
-				if err := h.Handle(t.Context(), b.ring("acme")); err != nil {
+				if err := h.Handle(t.Context(), b.wake("acme")); err != nil {
 					t.Error(err)
 				}
 			}
@@ -871,7 +871,7 @@ func TestLanesAtOnce(t *testing.T) {
 	b.texts(t, "acme", want...)
 }
 
-// TestLaneUnknownAccount: a bell of an account that is gone rings for nobody.
+// TestLaneUnknownAccount: a wake-up of an account that is gone wakes for nobody.
 func TestLaneUnknownAccount(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -879,7 +879,7 @@ func TestLaneUnknownAccount(t *testing.T) {
 	h := b.lane(func(h *PublishHandler) {
 		h.Ledger = &ledgerHook{Store: b.ledger, before: func(string) error { return errAway }}
 	})
-	wantAway(t, h.Handle(t.Context(), b.ring("nobody")))
+	wantAway(t, h.Handle(t.Context(), b.wake("nobody")))
 }
 
 // TestLaneEndsWithItsContext: a worker whose time is up leaves a ledger that
@@ -897,7 +897,7 @@ func TestLaneEndsWithItsContext(t *testing.T) {
 		}
 		return nil
 	}}
-	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.ring("acme")))
+	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
 	b.texts(t, "acme", "one")
 	equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
 }
@@ -918,7 +918,7 @@ func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan
 	})}
 	h = b.lane()
 	b.accept(t, jetpost.Request{ID: "a", Posts: []jetpost.Post{{Text: "hi", Media: []jetpost.Media{{Data: picture(t)}}}}})
-	d := b.ring("acme")
+	d := b.wake("acme")
 	d.Stopping = stopping
 	check(t, h.Handle(t.Context(), d))
 	equal(t, "posts sent after the stop", b.calls(xsim.EndpointCreatePost), 0)
@@ -930,7 +930,7 @@ func TestLaneStopsDuringUpload(t *testing.T) {
 		t.Parallel()
 		stopDuringUpload(t, func(h *PublishHandler, _ chan struct{}) {
 			now := time.Now()
-			check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+			check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 		})
 	})
 	t.Run("worker", func(t *testing.T) {
@@ -987,17 +987,17 @@ func TestLaneKnownRefusalIsNoDoubt(t *testing.T) {
 }
 
 // A stop with a far end may be ended by a person long before it.
-func TestLaneNoticesClearedStop(t *testing.T) {
+func TestLaneNoticesClearedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
 	h := b.lane()
 	now := time.Now()
-	check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
+	check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
 	b.run(t, h, "acme")
 	check(t, b.stops.Clear(t.Context(), string(admission.ScopePublish)))
-	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedStop+time.Minute), 10)
+	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedPause+time.Minute), 10)
 	check(t, err)
 	equal(t, "lanes that look again", len(due), 1)
 }

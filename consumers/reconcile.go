@@ -26,16 +26,16 @@ const (
 	maxPages  = 5
 )
 
-// lookFrom is when a post in doubt may be looked for.
-func (r *laneRun) lookFrom(post store.PostRecord) time.Time {
-	return r.h.Timing.lookFrom(post.NotAfter)
+// checkFrom is when a post in doubt may be looked for.
+func (r *laneRun) checkFrom(post store.PostRecord) time.Time {
+	return r.h.Timing.checkFrom(post.NotAfter)
 }
 
 // doubtful holds a request for the post that is in doubt, until it can be looked
 // for.
 func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
 	post := head.Posts[i]
-	return attempt{decision: doubtUntil(r.lookFrom(post), maybeLive(head, i, why)), post: i, looks: post.Looks, absentAt: post.AbsentAt}
+	return attempt{decision: doubtUntil(r.checkFrom(post), maybeLive(head, i, why)), post: i, looks: post.Checks, absentAt: post.AbsentAt}
 }
 
 func maybeLive(head *store.Record, i int, why string) string {
@@ -82,15 +82,15 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	if err := r.pass.Ask(ctx, admission.Calls{Endpoint: xapi.EndpointUserPosts, N: 1}); err != nil {
 		return r.left(head, err)
 	}
-	witness, err := persist(ctx, r, "witness", func() (store.Witness, error) { return r.h.Ledger.Witness(ctx, head.Account) })
+	anchor, err := persist(ctx, r, "anchor post", func() (store.Anchor, error) { return r.h.Ledger.Anchor(ctx, head.Account) })
 	if err != nil {
 		return attempt{decision: goOn(), post: -1, err: err}
 	}
-	search := newSearch(r.h.Timing, post, ours, witness)
+	search := newSearch(r.h.Timing, post, ours, anchor)
 	if err := r.look(ctx, client, search); err != nil {
 		decided := judgeRead(err, situation{now: time.Now(), holds: head.Holds})
 		if decided.kind == kindUnknown {
-			return attempt{decision: decided, post: i, looks: post.Looks, absentAt: post.AbsentAt}
+			return attempt{decision: decided, post: i, looks: post.Checks, absentAt: post.AbsentAt}
 		}
 		return attempt{decision: decided, post: -1, err: err}
 	}
@@ -102,15 +102,15 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	if found.verdict == foundLive {
 		return r.adopt(ctx, head, i, found.postID)
 	}
-	r.log.Info("post.looked_for", "request", head.ID, "post", i, "look", post.Looks+1, "found", found.verdict, "seen", search.seen, "why", found.why)
+	r.log.Info("post.looked_for", "request", head.ID, "post", i, "look", post.Checks+1, "found", found.verdict, "seen", search.seen, "why", found.why)
 	if found.verdict == foundAbsent {
 		return r.absent(post, i, now, search.later)
 	}
-	looks, detail := post.Looks+1, maybeLive(head, i, found.why)
-	if looks >= maxLooks {
+	looks, detail := post.Checks+1, maybeLive(head, i, found.why)
+	if looks >= maxChecks {
 		return attempt{decision: unknown(detail), post: i, looks: looks}
 	}
-	return attempt{decision: doubtUntil(now.Add(r.h.Timing.lookAgain(looks)), detail), post: i, looks: looks}
+	return attempt{decision: doubtUntil(now.Add(r.h.Timing.checkAgain(looks)), detail), post: i, looks: looks}
 }
 
 // absent is what follows on a look that did not find the post: another one has to
@@ -124,7 +124,7 @@ func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool
 	}
 	if confirm := first.Add(r.h.Timing.confirmAfter(fresh)); now.Before(confirm) {
 		again := doubtUntil(confirm, fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1))
-		return attempt{decision: again, post: i, looks: post.Looks, absentAt: first}
+		return attempt{decision: again, post: i, looks: post.Checks, absentAt: first}
 	}
 	return attempt{decision: holdUntil(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1)), post: i}
 }
@@ -173,7 +173,7 @@ func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) erro
 	query := xapi.UserPostsQuery{StartTime: s.from, MaxResults: pagePosts}
 	for range maxPages {
 		page, err := admission.Call(ctx, r.pass, admission.Calls{Endpoint: xapi.EndpointUserPosts, N: 1}, func() (xapi.UserPostsPage, error) {
-			return client.UserPosts(ctx, s.witness.XUserID, query)
+			return client.UserPosts(ctx, s.anchor.XUserID, query)
 		})
 		if err != nil {
 			return err
@@ -188,15 +188,15 @@ func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) erro
 
 // search is one look for one post.
 type search struct {
-	timing  Timing
-	post    store.PostRecord
-	quoted  string // id of the post that ours quotes
-	text    string
-	bare    string // text without its links
-	witness store.Witness
-	since   time.Time // of the first intent that may have made it
-	until   time.Time // when the latest one was answered, or never is
-	from    time.Time // how far back the look goes
+	timing Timing
+	post   store.PostRecord
+	quoted string // id of the post that ours quotes
+	text   string
+	bare   string // text without its links
+	anchor store.Anchor
+	since  time.Time // of the first intent that may have made it
+	until  time.Time // when the latest one was answered, or never is
+	from   time.Time // how far back the look goes
 
 	community bool // ours goes to a community, which a timeline may leave out
 
@@ -204,23 +204,23 @@ type search struct {
 	control  bool
 	later    bool // X showed a post made after any that may be ours
 	covered  bool // X showed all since the first intent
-	complete bool // and all with the witness
+	complete bool // and all with the anchor post
 	partly   bool // X left something out
 	matches  []xapi.UserPost
 	similar  []xapi.UserPost // that could be it all the same
 }
 
-func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, witness store.Witness) *search {
-	s := &search{timing: timing, post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), witness: witness, since: post.SentAt, until: timing.answeredBy(post.NotAfter), community: ours.CommunityID != ""}
+func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, anchor store.Anchor) *search {
+	s := &search{timing: timing, post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), anchor: anchor, since: post.SentAt, until: timing.answeredBy(post.NotAfter), community: ours.CommunityID != ""}
 	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
 		s.since = post.DoubtSince
 	}
 	s.from = s.since
-	if witness.PostID != "" && witness.SentAt.Before(s.from) {
-		s.from = witness.SentAt
+	if anchor.PostID != "" && anchor.SentAt.Before(s.from) {
+		s.from = anchor.SentAt
 	}
 	s.from = s.from.Add(-timing.strangerMargin())
-	s.control = witness.PostID == "" // nothing is known that X must show
+	s.control = anchor.PostID == "" // nothing is known that X must show
 	return s
 }
 
@@ -229,7 +229,7 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 	s.partly = s.partly || page.Incomplete
 	for _, p := range page.Posts {
 		s.seen++
-		if p.ID == s.witness.PostID {
+		if p.ID == s.anchor.PostID {
 			s.control = true
 			continue
 		}
@@ -294,14 +294,14 @@ func (s *search) withoutMentions(ours, theirs string, p xapi.UserPost) (string, 
 
 // EqualText tells whether a post on X has the text of ours, as far as X leaves a text alone.
 func EqualText(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
-	a, b := newSearch(Timing{}, record, ours, store.Witness{}).texts(theirs)
+	a, b := newSearch(Timing{}, record, ours, store.Anchor{}).texts(theirs)
 	return a == b
 }
 
 // SamePost tells whether a post on X could be ours: the same text or, without one, the same
 // media, at the same place.
 func SamePost(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
-	return newSearch(Timing{}, record, ours, store.Witness{}).matchesFully(theirs)
+	return newSearch(Timing{}, record, ours, store.Anchor{}).matchesFully(theirs)
 }
 
 // sameMedia compares by media alone: the key of a media is its kind and its id.
@@ -379,7 +379,7 @@ func (s *search) judge(owned []string) finding {
 	case s.community:
 		return finding{verdict: foundNothing, why: "X may leave a community's post out of what it shows"}
 	case !s.control:
-		return finding{verdict: foundNothing, why: "X does not show post " + s.witness.PostID + ", which was live before"}
+		return finding{verdict: foundNothing, why: "X does not show post " + s.anchor.PostID + ", which was live before"}
 	default:
 		return finding{verdict: foundAbsent, why: "no post on X could be it"}
 	}

@@ -19,11 +19,11 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// muteBells are doorbells without a bell: the test itself runs the lane.
-type muteBells struct{}
+// muteWakeups are wake-ups without a wake-up: the test itself runs the lane.
+type muteWakeups struct{}
 
-func (muteBells) Ring(context.Context, string) error              { return nil }
-func (muteBells) WakeAt(context.Context, string, time.Time) error { return nil }
+func (muteWakeups) Wake(context.Context, string) error              { return nil }
+func (muteWakeups) WakeAt(context.Context, string, time.Time) error { return nil }
 
 // doubtBundle is an installation in a bubble, whose account "acme" has a request
 // with a post that gets into doubt.
@@ -39,8 +39,8 @@ func doubt(t *testing.T, opts ...func(*xsim.Server)) *doubtBundle {
 	b.account(t, "acme", 0)
 	r := b.bubble()
 	b.h = b.lane(func(h *PublishHandler) {
-		h.Bells, h.Tokens, h.Gate = muteBells{}, r, r.Gate
-		h.Announce = &Announcer{Ledger: b.ledger, Records: &silentRecords{}, Names: b.names, Log: b.log}
+		h.Wakeups, h.Tokens, h.Gate = muteWakeups{}, r, r.Gate
+		h.Announce = &OutboxRelay{Ledger: b.ledger, DeadLetters: &silentDeadLetters{}, Names: b.names, Log: b.log}
 	})
 	return b
 }
@@ -368,7 +368,7 @@ func TestReconcileLostAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		fault := lost(2, false)
-		fault.Times = maxLooks + 1
+		fault.Times = maxChecks + 1
 		b.faults(t, fault)
 		b.publish(t, "r", thread("one", "two")...)
 		r, _ := b.settle(t)
@@ -377,10 +377,10 @@ func TestReconcileLostAgain(t *testing.T) {
 	})
 }
 
-// TestReconcileOldWitness: an old last post says nothing of a timeline that lags by
+// TestReconcileOldAnchor: an old last post says nothing of a timeline that lags by
 // minutes. Where X refuses as a repeat what it does not show for long, that ends with
 // a person, not with endless tries.
-func TestReconcileOldWitness(t *testing.T) {
+func TestReconcileOldAnchor(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name     string
@@ -464,7 +464,7 @@ func TestReconcileReadsRefused(t *testing.T) {
 					}
 					equal(t, "calls while reads are refused", b.calls(xsim.EndpointCreatePost), calls)
 					b.faults(t)
-					b.h.Gate.Learn(publishers.Picture{Revision: 1 << 20}) // a person resumes
+					b.h.Gate.Learn(publishers.Pauses{Revision: 1 << 20}) // a person resumes
 					r, _ := b.settle(t)
 					equal(t, "state", r.Status.State, jetpost.StatePublished)
 					equal(t, "posts", len(b.x.Posts("acme")), 2)
@@ -574,7 +574,7 @@ func TestReconcileTruncated(t *testing.T) {
 				})
 				b.faults(t, lost(2, true))
 				b.publish(t, "r", thread("one", "two")...)
-				for range maxLooks - 1 {
+				for range maxChecks - 1 {
 					r := b.record(t, b.key)
 					equal(t, "state", r.Status.State, jetpost.StateHeld)
 					sleep(time.Until(r.HoldUntil))
@@ -679,7 +679,7 @@ func TestReconcileLateAnswer(t *testing.T) {
 					b := doubt(t)
 					hook := &ledgerHook{Store: b.ledger}
 					b.h.Ledger = hook
-					var sender store.Lane
+					var sender store.Claim
 					b.hc.Transport = during(b.x, look, func() {
 						if made {
 							_, err := b.ledger.Posted(t.Context(), sender, "r", 0, b.x.Posts("acme")[1].ID, time.Now())

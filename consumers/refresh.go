@@ -30,8 +30,8 @@ const (
 	exchangesAtOnce = 10
 )
 
-// refreshBells carries batches to whoever is free.
-type refreshBells interface {
+// refreshWakeups carries batches to whoever is free.
+type refreshWakeups interface {
 	Batch(ctx context.Context, batch jetpost.RefreshBatch) error
 }
 
@@ -40,7 +40,7 @@ type refreshBells interface {
 // is due then, skipping what others hold.
 type RefreshHandler struct {
 	Refresher *Refresher
-	Bells     refreshBells
+	Wakeups   refreshWakeups
 	Names     jetpost.Names
 	Window    time.Duration // DefaultRefreshWindow where zero
 	BatchSize int           // DefaultRefreshBatch where zero
@@ -105,7 +105,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 // and nobody would ever be told of it.
 func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	now := time.Now()
-	if stop, stopped := h.Refresher.Gate.Stopped(admission.ScopeRefresh, now); stopped {
+	if stop, stopped := h.Refresher.Gate.Paused(admission.ScopeRefresh, now); stopped {
 		h.Log.Warn("refresh.skipped", "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil
 	}
@@ -115,7 +115,7 @@ func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	}
 	h.Log.Info("refresh.round_opened", "round", round.Round, "tokens", round.Total, "batches", round.Batches)
 	for n := range round.Batches {
-		if err := h.Bells.Batch(ctx, jetpost.RefreshBatch{Round: round.Round, Batch: n}); err != nil {
+		if err := h.Wakeups.Batch(ctx, jetpost.RefreshBatch{Round: round.Round, Batch: n}); err != nil {
 			return err
 		}
 	}
@@ -198,7 +198,7 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 	}
 	now := time.Now()
 	reason, held := r.Gate.Outage()
-	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, now); stopped {
+	if stop, stopped := r.Gate.Paused(admission.ScopeRefresh, now); stopped {
 		reason, held = stop.Reason, true
 	}
 	if held {
@@ -218,7 +218,7 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 // was neither refreshed nor failed was skipped: somebody else had renewed it,
 // or it could not be tried.
 func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error {
-	if !round.Completed || round.Announced {
+	if !round.Completed || round.Delivered {
 		return nil
 	}
 	round.Skipped = max(0, round.Total-round.Refreshed-round.Failed)
@@ -226,10 +226,10 @@ func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error 
 		EventID: eventID("round/" + round.Round), Type: jetpost.EventRefreshCompleted,
 		Time: time.Now().UTC(), Refresh: &round.RefreshSummary,
 	}
-	if err := h.Refresher.Records.Event(ctx, h.Names.EventSubject(jetpost.EventRefreshCompleted, "", ""), event); err != nil {
+	if err := h.Refresher.DeadLetters.Event(ctx, h.Names.EventSubject(jetpost.EventRefreshCompleted, "", ""), event); err != nil {
 		return err
 	}
-	if err := h.Refresher.Tokens.RoundAnnounced(ctx, round.Round); err != nil {
+	if err := h.Refresher.Tokens.RoundDelivered(ctx, round.Round); err != nil {
 		return err
 	}
 	h.Log.Info("refresh.completed", "round", round.Round, "total", round.Total,
@@ -254,7 +254,7 @@ func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest
 	if err := r.Room.Err(); err != nil {
 		return err
 	}
-	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, time.Now()); stopped {
+	if stop, stopped := r.Gate.Paused(admission.ScopeRefresh, time.Now()); stopped {
 		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil
 	}

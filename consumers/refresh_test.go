@@ -61,10 +61,10 @@ func (b *testBundle) stored(t *testing.T, account string, refreshes int) {
 }
 
 func (b *testBundle) refresh(r *Refresher) *RefreshHandler {
-	return &RefreshHandler{Refresher: r, Bells: b.bells, Names: b.names, Log: b.log}
+	return &RefreshHandler{Refresher: r, Wakeups: b.wakeups, Names: b.names, Log: b.log}
 }
 
-func (b *testBundle) bell(t *testing.T, subject string, body any) Delivery {
+func (b *testBundle) wakeup(t *testing.T, subject string, body any) Delivery {
 	t.Helper()
 	data, err := json.Marshal(body)
 	check(t, err)
@@ -141,7 +141,7 @@ func TestForcedRefreshesAreLimited(t *testing.T) {
 	h := b.refresh(b.refresher())
 	force := func(subject string) {
 		t.Helper()
-		check(t, h.Handle(t.Context(), b.bell(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true})))
+		check(t, h.Handle(t.Context(), b.wakeup(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true})))
 	}
 	for range 3 {
 		force(b.names.RefreshRequest())
@@ -187,11 +187,11 @@ func TestRefreshGrantRefused(t *testing.T) {
 // round handles a tick and its batches one after the other.
 func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
 	t.Helper()
-	bells := &batches{}
-	h.Bells = bells
+	wakeups := &batches{}
+	h.Wakeups = wakeups
 	check(t, h.Handle(t.Context(), b.tick()))
-	for _, batch := range bells.all {
-		check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)))
+	for _, batch := range wakeups.all {
+		check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshBatch(), batch)))
 	}
 }
 
@@ -209,27 +209,27 @@ func TestTickAgain(t *testing.T) {
 		b.due(t, fmt.Sprint("acme", i), time.Hour)
 	}
 	h := b.refresh(b.refresher())
-	bells := &batches{room: 1}
-	h.Bells, h.BatchSize = bells, 2
+	wakeups := &batches{room: 1}
+	h.Wakeups, h.BatchSize = wakeups, 2
 	tick := b.tick()
 	wantAway(t, h.Handle(t.Context(), tick))
-	bells.room = 10
+	wakeups.room = 10
 	check(t, h.Handle(t.Context(), tick))
-	for _, batch := range bells.all {
-		check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshBatch(), batch)))
+	for _, batch := range wakeups.all {
+		check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshBatch(), batch)))
 	}
 	summary := b.summary(t, 1)
 	equal(t, "tokens of the round", summary.Total, accounts)
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts)
 	rounds := map[string]bool{}
-	for _, batch := range bells.all {
+	for _, batch := range wakeups.all {
 		rounds[batch.Round] = true
 	}
 	equal(t, "rounds", len(rounds), 1)
-	equal(t, "batches", len(bells.all), 4)
+	equal(t, "batches", len(wakeups.all), 4)
 }
 
-// batches are bells that keep what they carry, up to so many where there is a limit.
+// batches are wake-ups that keep what they carry, up to so many where there is a limit.
 type batches struct {
 	all  []jetpost.RefreshBatch
 	room int
@@ -271,10 +271,10 @@ func TestRefreshAppRefused(t *testing.T) {
 		equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, account, "")) == nil, true)
 	}
 	b.round(t, h)
-	check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
+	check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
 	token, err := r.EnsureFresh(t.Context(), "acme0", 0)
 	check(t, err) // it lives
-	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); decisionOf(err).reason.Code != jetpost.CodeAppStopped {
+	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); decisionOf(err).reason.Code != jetpost.CodeAppPaused {
 		t.Errorf("a refused token during the stop: %v", err)
 	}
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
@@ -320,7 +320,7 @@ func TestRefreshBackoff(t *testing.T) {
 			equal(t, "record", b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme")) != nil, true)
 			b.faults(t)
 			b.hc.Transport = b.x
-			check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshOrder(), jetpost.RefreshRequest{Account: "acme", Force: true})))
+			check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshOrder(), jetpost.RefreshRequest{Account: "acme", Force: true})))
 			b.stored(t, "acme", 1)
 			if token := b.token(t, "acme"); token.RefreshError != "" || !token.RefreshFailedAt.IsZero() || !token.NextAttemptAt.IsZero() || token.LastRefreshAt.IsZero() {
 				t.Errorf("after a success the token is %+v, next attempt at %v", token.TokenMeta, token.NextAttemptAt)
@@ -329,34 +329,36 @@ func TestRefreshBackoff(t *testing.T) {
 	}
 }
 
-// silentRecords publish nothing, and count.
-type silentRecords struct {
+// silentDeadLetters publish nothing, and count.
+type silentDeadLetters struct {
 	failures, events atomic.Int64
 	fail             error
 }
 
-func (r *silentRecords) Event(context.Context, string, jetpost.Event) error {
+func (r *silentDeadLetters) Event(context.Context, string, jetpost.Event) error {
 	r.events.Add(1)
 	return r.fail
 }
 
-func (r *silentRecords) Events(_ context.Context, events []publishers.Told) []error {
+func (r *silentDeadLetters) Events(_ context.Context, events []publishers.Told) []error {
 	r.events.Add(int64(len(events)))
 	return slices.Repeat([]error{r.fail}, len(events))
 }
 
-func (r *silentRecords) Failed(context.Context, jetpost.RequestStatus, []byte) error { return r.fail }
-
-func (r *silentRecords) Refused(context.Context, jetpost.Refusal, string, []byte) error {
+func (r *silentDeadLetters) Failed(context.Context, jetpost.RequestStatus, []byte) error {
 	return r.fail
 }
 
-func (r *silentRecords) AnnounceAccounts(context.Context, string) error {
+func (r *silentDeadLetters) Refused(context.Context, jetpost.Refusal, string, []byte) error {
+	return r.fail
+}
+
+func (r *silentDeadLetters) AnnounceAccounts(context.Context, string) error {
 	r.events.Add(1)
 	return nil
 }
 
-func (r *silentRecords) RefreshFailed(context.Context, string, jetpost.Reason) error {
+func (r *silentDeadLetters) RefreshFailed(context.Context, string, jetpost.Reason) error {
 	r.failures.Add(1)
 	return nil
 }
@@ -364,8 +366,8 @@ func (r *silentRecords) RefreshFailed(context.Context, string, jetpost.Reason) e
 // bubble makes a refresher without any socket.
 func (b *testBundle) bubble() *Refresher {
 	r := b.refresher()
-	records := &silentRecords{}
-	r.Gate, r.Records, r.Announce = newGate(&admissiontest.Board{}), records, records
+	deadLetters := &silentDeadLetters{}
+	r.Gate, r.DeadLetters, r.Announce = newGate(&admissiontest.PauseStore{}), deadLetters, deadLetters
 	return r
 }
 
@@ -548,7 +550,7 @@ func TestRefreshUnreadable(t *testing.T) {
 	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 2, Skipped: 1})
 	b.stored(t, "acme", 1)
 	b.stored(t, "bolt", 1)
-	check(t, h.Handle(t.Context(), b.bell(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})))
+	check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})))
 
 	key := b.accept(t, jetpost.Request{Account: "locked", ID: "one", Posts: thread("one")})
 	b.run(t, b.lane(), "locked")

@@ -223,12 +223,12 @@ func (b *testBundle) intakeBy(rule SameText) (*IntakeHandler, *bytes.Buffer) {
 func TestSameText(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		rule    SameText
-		warned  bool
-		state   jetpost.State
-		code    jetpost.Code
-		event   jetpost.EventType
-		records int
+		rule        SameText
+		warned      bool
+		state       jetpost.State
+		code        jetpost.Code
+		event       jetpost.EventType
+		deadLetters int
 	}{
 		{SameTextAllow, false, jetpost.StateQueued, "", jetpost.EventRequestAccepted, 0},
 		{SameTextRefuse, false, jetpost.StateFailed, jetpost.CodeSameText, jetpost.EventRequestFailed, 1},
@@ -252,7 +252,7 @@ func TestSameText(t *testing.T) {
 			key := store.Key{Account: "bolt", ID: "second"}
 			r := b.want(t, key, test.state, test.code, 0)
 			equal(t, "event", b.lastEvent(t, key).Type, test.event)
-			equal(t, "records", int(b.messages(t, b.names.FailedStream())), test.records)
+			equal(t, "records", int(b.messages(t, b.names.FailedStream())), test.deadLetters)
 			line := `"level":"WARN","msg":"request.same_text","account":"bolt","request":"second","other_account":"acme","other_request":"first"`
 			warned := 0
 			if test.warned {

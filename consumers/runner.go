@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// heartbeats is how many signs of life a delivery gives in the time after
+	// heartbeats is how many heartbeats a delivery gives in the time after
 	// which the server would take it for lost, and give it to somebody else.
 	heartbeats = 3
 	// nextAgain is when a message that has not come is asked for a second time.
@@ -102,10 +102,10 @@ type Runner struct {
 	// Leases says which worker reads a partition; Worker is this one.
 	Leases leaseLedger
 	Worker string
-	// Pulse may be nil, where nothing is asked whether it answers.
-	Pulse  *Pulse
-	Health *Health
-	Log    *slog.Logger
+	// Progress may be nil, where nothing is asked whether it answers.
+	Progress *Progress
+	Health   *Health
+	Log      *slog.Logger
 	// StopGrace is DefaultStopGrace where zero.
 	StopGrace time.Duration
 }
@@ -134,11 +134,11 @@ func (r *Runner) Run(ctx context.Context) error {
 	stopTimer := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
 	defer stopTimer()
 
-	if r.Pulse == nil {
-		r.Pulse = &Pulse{}
+	if r.Progress == nil {
+		r.Progress = &Progress{}
 	}
 	var slots, background sync.WaitGroup
-	background.Go(func() { r.Pulse.run(work) })
+	background.Go(func() { r.Progress.run(work) })
 	leases := newLeases(r)
 	background.Go(func() { leases.run(work) })
 	for i, b := range r.Bindings {
@@ -161,7 +161,7 @@ func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding
 	name := b.Stream + "/" + b.Consumer
 	wait := stallMin
 	for {
-		beat, ok := r.Pulse.Beat(ctx)
+		beat, ok := r.Progress.Beat(ctx)
 		if !ok {
 			return
 		}
@@ -245,7 +245,7 @@ func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstre
 		err = nil
 	}
 	if err != nil {
-		r.Pulse.Doubt()
+		r.Progress.Doubt()
 		r.giveBack(ctx, msg, b, d, err, meta.NumDelivered)
 		return
 	}

@@ -365,9 +365,9 @@ func TestRunnerServerRestarts(t *testing.T) {
 	equal(t, "calls", calls.Load(), 2)
 }
 
-// TestRunnerReplacedBell: a ring that replaces the one at work must not make
+// TestRunnerReplacedWakeup: a wake that replaces the one at work must not make
 // its acknowledgement wait for an answer that never comes.
-func TestRunnerReplacedBell(t *testing.T) {
+func TestRunnerReplacedWakeup(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var logged strings.Builder
@@ -381,11 +381,11 @@ func TestRunnerReplacedBell(t *testing.T) {
 		})}},
 	}
 	stop := b.start(t, r)
-	check(t, b.bells.Ring(t.Context(), "acme"))
+	check(t, b.wakeups.Wake(t.Context(), "acme"))
 	<-began
-	check(t, b.bells.Ring(t.Context(), "acme"))
+	check(t, b.wakeups.Wake(t.Context(), "acme"))
 	close(goOn)
-	<-began // the second ring is heard, too
+	<-began // the second wake is heard, too
 	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.LanesStream()) == 0 })
 	stop()
 	equal(t, "log", logged.String(), "")

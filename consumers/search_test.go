@@ -62,10 +62,10 @@ func TestSearch(t *testing.T) {
 			t.Parallel()
 			post := store.PostRecord{ParentID: test.parent, SentAt: at, MediaIDs: test.media}
 			ours := jetpost.Post{Text: test.text, QuotePostID: test.quotes}
-			witness := store.Witness{XUserID: "1", PostID: "9", SentAt: at.Add(-time.Hour)}
-			s := newSearch(Timing{}, post, ours, witness)
+			anchor := store.Anchor{XUserID: "1", PostID: "9", SentAt: at.Add(-time.Hour)}
+			s := newSearch(Timing{}, post, ours, anchor)
 			test.shown.ID, test.shown.CreatedAt = "100", at.Add(time.Second).Truncate(time.Second)
-			equal(t, "last page", s.add(xapi.UserPostsPage{Posts: []xapi.UserPost{test.shown, {ID: "9", CreatedAt: witness.SentAt}}}), true)
+			equal(t, "last page", s.add(xapi.UserPostsPage{Posts: []xapi.UserPost{test.shown, {ID: "9", CreatedAt: anchor.SentAt}}}), true)
 			f := s.judge(nil)
 			equal(t, "verdict", f.verdict, test.want)
 		})
@@ -95,7 +95,7 @@ func TestSearchPages(t *testing.T) {
 		{"with errors", nil, true, foundNothing},
 	}
 	for _, test := range tests {
-		s := newSearch(Timing{}, store.PostRecord{SentAt: at}, jetpost.Post{Text: "hello"}, store.Witness{PostID: "9", SentAt: at.Add(-24 * time.Hour)})
+		s := newSearch(Timing{}, store.PostRecord{SentAt: at}, jetpost.Post{Text: "hello"}, store.Anchor{PostID: "9", SentAt: at.Add(-24 * time.Hour)})
 		for i, page := range pages {
 			page.Incomplete = test.incomplete
 			equal(t, "last page", s.add(page), false)
@@ -118,8 +118,8 @@ func TestJudgeReadWindow(t *testing.T) {
 	equal(t, "code", v.reason.Code, jetpost.CodeRateLimited)
 	equal(t, "until", v.reason.Until, limit.Until)
 
-	capped := judgeRead(&xapi.AppStopError{Reason: xapi.StopUsageCapped, Err: &xapi.APIError{Status: http.StatusTooManyRequests}}, situation{now: now})
+	capped := judgeRead(&xapi.AppError{Reason: xapi.AppUsageCapped, Err: &xapi.APIError{Status: http.StatusTooManyRequests}}, situation{now: now})
 	equal(t, "verdict of a cap of reads", capped.String(), "hold")
-	credits := judgeRead(&xapi.AppStopError{Reason: xapi.StopCreditsDepleted, Err: &xapi.APIError{Status: http.StatusPaymentRequired}}, situation{now: now})
+	credits := judgeRead(&xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: &xapi.APIError{Status: http.StatusPaymentRequired}}, situation{now: now})
 	equal(t, "verdict without credits, which posts need too", credits.String(), "stop")
 }

@@ -13,7 +13,7 @@ import (
 
 const (
 	// sweepLanes bounds the lanes of one sweep: those that are due for longest. A
-	// ring that nobody has heard stays where it is, so that they keep their places.
+	// wake that nobody has heard stays where it is, so that they keep their places.
 	sweepLanes = 20_000
 	// sweepHeld bounds the requests that one sweep frees of a stop.
 	sweepHeld = 1000
@@ -34,19 +34,19 @@ const (
 type sweepLedger interface {
 	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
 	DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error)
-	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
+	OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
 	ListRequests(ctx context.Context, filter store.Filter) ([]store.Record, error)
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
 }
 
-// Sweeper makes doorbells, schedules and events mere hints: one worker at a
+// Sweeper makes wake-ups, schedules and events mere hints: one worker at a
 // time looks into the ledger for lanes that are due and that nobody works on,
-// and rings them, and for changes that were never told, and tells them. So a
+// and wakes them, and for changes that were never told, and tells them. So a
 // crash, a lost schedule or a purged stream heals by itself.
 type Sweeper struct {
 	Ledger   sweepLedger
-	Bells    manyRinger
-	Announce *Announcer
+	Wakeups  manyWaker
+	Announce *OutboxRelay
 	Gate     *admission.Gate
 	Health   *Health
 	Timing   Timing
@@ -100,17 +100,17 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Bells.RingAll(ctx, accounts); err != nil {
+	if err := s.Wakeups.WakeAll(ctx, accounts); err != nil {
 		return err
 	}
 	if err := s.release(ctx, now); err != nil {
 		return err
 	}
-	keys, err := s.Ledger.Unannounced(ctx, now.Add(-eventPatience), sweepEvents)
+	keys, err := s.Ledger.OutboxPending(ctx, now.Add(-eventPatience), sweepEvents)
 	if err != nil {
 		return err
 	}
-	failures = append(failures, s.Announce.AnnounceAccounts(ctx, ""), s.Announce.AnnounceTurns(ctx, ""))
+	failures = append(failures, s.Announce.AnnounceAccounts(ctx, ""), s.Announce.AnnouncePauseChanges(ctx, ""))
 	failed := 0
 	for _, key := range keys {
 		if err := s.Announce.Announce(ctx, key); err != nil {
@@ -136,27 +136,27 @@ func (s *Sweeper) release(ctx context.Context, now time.Time) error {
 			}
 		}
 	}
-	if _, stopped := s.Gate.Stopped(admission.ScopePublish, now); stopped {
+	if _, stopped := s.Gate.Paused(admission.ScopePublish, now); stopped {
 		s.heldFrom = time.Time{}
 		return nil
 	}
 	if now.Before(s.heldFrom) {
 		return nil
 	}
-	held, err := s.Ledger.ListRequests(ctx, store.Filter{State: jetpost.StateHeld, Code: jetpost.CodeAppStopped, Limit: sweepHeld})
+	held, err := s.Ledger.ListRequests(ctx, store.Filter{State: jetpost.StateHeld, Code: jetpost.CodeAppPaused, Limit: sweepHeld})
 	if err != nil {
 		return err
 	}
-	rung := map[string]bool{}
+	woken := map[string]bool{}
 	for _, r := range held {
-		if rung[r.Account] {
+		if woken[r.Account] {
 			continue
 		}
-		rung[r.Account] = true
-		if _, err := s.Ledger.EndHolds(ctx, r.Account, jetpost.CodeAppStopped, now); err != nil {
+		woken[r.Account] = true
+		if _, err := s.Ledger.EndHolds(ctx, r.Account, jetpost.CodeAppPaused, now); err != nil {
 			return err
 		}
-		if err := s.Bells.RingAll(ctx, []string{r.Account}); err != nil {
+		if err := s.Wakeups.WakeAll(ctx, []string{r.Account}); err != nil {
 			return err
 		}
 	}

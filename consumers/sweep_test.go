@@ -18,7 +18,7 @@ import (
 
 func (b *testBundle) sweeper(worker string) *Sweeper {
 	return &Sweeper{
-		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: admission.NewGate(b.stops, worker, 0, b.log), Health: &Health{},
+		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.stops, worker, 0, b.log), Health: &Health{},
 		Timing: Timing{Lease: MinLease}, Worker: worker, Log: b.log,
 	}
 }
@@ -41,7 +41,7 @@ func (b *testBundle) purge(t *testing.T, names ...string) {
 	}
 }
 
-// TestSweepHeals loses every doorbell, every wake-up and every event.
+// TestSweepHeals loses every wake-up, every wake-up and every event.
 func TestSweepHeals(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -90,7 +90,7 @@ func TestSweepTells(t *testing.T) {
 		t.Error("a sweep that could not tell everything has no error")
 	}
 	equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "second"}).Type, jetpost.EventRequestAccepted)
-	s.Announce = b.announcer()
+	s.Announce = b.relay()
 	check(t, s.Sweep(t.Context()))
 	equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "first"}).Type, jetpost.EventRequestAccepted)
 	equal(t, "events", b.messages(t, b.names.EventsStream()), 2)
@@ -118,56 +118,56 @@ func TestAnnounceOvertaken(t *testing.T) {
 	})
 	check(t, err)
 	key := store.Key{Account: "acme", ID: "one"}
-	slow := b.announcer()
-	slow.Records = overtakenRecords{slow.Records, func() {
+	slow := b.relay()
+	slow.DeadLetters = overtakenDeadLetters{slow.DeadLetters, func() {
 		_, err := b.ledger.Cancel(ctx, key, now)
 		if errors.Is(err, store.ErrNotRunnable) {
 			return
 		}
 		check(t, err)
-		check(t, b.announcer().Announce(ctx, key))
+		check(t, b.relay().Announce(ctx, key))
 	}}
 	check(t, slow.Announce(ctx, key))
 	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
 }
 
-// overtakenRecords lets another worker go first with each event.
-type overtakenRecords struct {
-	records
+// overtakenDeadLetters lets another worker go first with each event.
+type overtakenDeadLetters struct {
+	deadLetters
 	first func()
 }
 
-func (r overtakenRecords) Event(ctx context.Context, subject string, e jetpost.Event) error {
+func (r overtakenDeadLetters) Event(ctx context.Context, subject string, e jetpost.Event) error {
 	r.first()
-	return r.records.Event(ctx, subject, e)
+	return r.deadLetters.Event(ctx, subject, e)
 }
 
-// brokenBell rings nobody for a while.
-type brokenBell struct {
-	manyRinger
+// brokenWakeup wakes nobody for a while.
+type brokenWakeup struct {
+	manyWaker
 	broken int
 }
 
-func (r *brokenBell) RingAll(ctx context.Context, accounts []string) error {
+func (r *brokenWakeup) WakeAll(ctx context.Context, accounts []string) error {
 	if r.broken > 0 {
 		r.broken--
 		return errAway
 	}
-	return r.manyRinger.RingAll(ctx, accounts)
+	return r.manyWaker.WakeAll(ctx, accounts)
 }
 
-// countedBell counts rings.
-type countedBell struct {
-	manyRinger
-	rings int
+// countedWakeup counts wakes.
+type countedWakeup struct {
+	manyWaker
+	generation int
 }
 
-func (r *countedBell) RingAll(ctx context.Context, accounts []string) error {
-	r.rings += len(accounts)
-	return r.manyRinger.RingAll(ctx, accounts)
+func (r *countedWakeup) WakeAll(ctx context.Context, accounts []string) error {
+	r.generation += len(accounts)
+	return r.manyWaker.WakeAll(ctx, accounts)
 }
 
-// served takes as many doorbells, and has the lane of each look and rest.
+// served takes as many wake-ups, and has the lane of each look and rest.
 func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -180,9 +180,9 @@ func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 		lane, claimed, err := b.ledger.ClaimLane(t.Context(), account, "server", time.Hour, time.Now())
 		check(t, err)
 		equal(t, "claimed "+account, claimed, true)
-		look, err := b.ledger.Look(t.Context(), lane, time.Now())
+		look, err := b.ledger.Snapshot(t.Context(), lane, time.Now())
 		check(t, err)
-		_, err = b.ledger.ReleaseLane(t.Context(), lane, look.Rings, time.Time{}, time.Now())
+		_, err = b.ledger.ReleaseLane(t.Context(), lane, look.Generation, time.Time{}, time.Now())
 		check(t, err)
 		check(t, msg.Ack())
 	}
@@ -191,7 +191,7 @@ func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 
 // TestSweepStarvesNobody: many lanes are due, few are served between sweeps, and new
 // jobs come for those that wait, and for others: whoever became due first is served
-// first, whatever rings.
+// first, whatever wakes.
 func TestSweepStarvesNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -200,7 +200,7 @@ func TestSweepStarvesNobody(t *testing.T) {
 	for i := range lanes {
 		account := fmt.Sprintf("acme%04d", i)
 		b.account(t, account, 0)
-		_, err := b.ledger.Accept(t.Context(), store.Acceptance{ // and its doorbell is lost
+		_, err := b.ledger.Accept(t.Context(), store.Acceptance{ // and its wake-up is lost
 			Request: jetpost.Request{Account: account, ID: "first", Posts: thread("first")}, Body: []byte("first"), Digest: []byte("first"),
 			Now: began.Add(time.Duration(i) * time.Second),
 		})
@@ -230,11 +230,13 @@ func TestSweepStarvesNobody(t *testing.T) {
 // toldLedger has nothing to be told, which is not what the test is about.
 type toldLedger struct{ announced }
 
-func (toldLedger) Unannounced(context.Context, time.Time, int) ([]store.Key, error) { return nil, nil }
+func (toldLedger) OutboxPending(context.Context, time.Time, int) ([]store.Key, error) {
+	return nil, nil
+}
 
-// TestSweepRingsWhatWasHeard: a doorbell that was delivered and is still to be
-// acknowledged may have been heard too early. What is due is rung all the same.
-func TestSweepRingsWhatWasHeard(t *testing.T) {
+// TestSweepWakesWhatWasHeard: a wake-up that was delivered and is still to be
+// acknowledged may have been heard too early. What is due is woken all the same.
+func TestSweepWakesWhatWasHeard(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
@@ -250,41 +252,41 @@ func TestSweepRingsWhatWasHeard(t *testing.T) {
 		check(t, err)
 		equal(t, "another ring", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
 		last = meta.Sequence.Stream
-		for range 3 { // of which one at most rings
+		for range 3 { // of which one at most wakes
 			check(t, s.Sweep(t.Context()))
 		}
-		equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+		equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 	}
 }
 
 // TestSweepOneOfTwo: one worker sweeps for all, and another takes over when it
-// gives no more signs of life.
+// gives no more heartbeats.
 func TestSweepOneOfTwo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
-	one, two := &countedBell{manyRinger: b.bells}, &countedBell{manyRinger: b.bells}
+	one, two := &countedWakeup{manyWaker: b.wakeups}, &countedWakeup{manyWaker: b.wakeups}
 	first, second := b.sweeper("one"), b.sweeper("two")
-	first.Bells, second.Bells = one, two
+	first.Wakeups, second.Wakeups = one, two
 	first.Timing, second.Timing = Timing{Lease: time.Hour}, Timing{Lease: time.Hour}
 	for range 3 {
 		check(t, first.Sweep(t.Context()))
 		check(t, second.Sweep(t.Context()))
 	}
-	equal(t, "rings of the first", one.rings, 3)
-	equal(t, "rings of the second", two.rings, 0)
+	equal(t, "rings of the first", one.generation, 3)
+	equal(t, "rings of the second", two.generation, 0)
 
 	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
 	check(t, first.Sweep(t.Context())) // its last one
 	b.sweep(t, &Sweeper{
-		Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: admission.NewGate(b.stops, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
+		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.stops, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
 	})
 	b.purge(t, b.names.LanesStream())
 	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
 }
 
-// TestSweepLeavesLivingLanes: a lane that a worker holds needs no doorbell.
+// TestSweepLeavesLivingLanes: a lane that a worker holds needs no wake-up.
 func TestSweepLeavesLivingLanes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -295,10 +297,10 @@ func TestSweepLeavesLivingLanes(t *testing.T) {
 	check(t, err)
 	s := b.sweeper("sweeper")
 	check(t, s.Sweep(t.Context()))
-	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 0)
+	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 0)
 	check(t, b.ledger.ExtendLane(t.Context(), lane, time.Microsecond, time.Now().Add(-time.Minute)))
 	check(t, s.Sweep(t.Context()))
-	equal(t, "doorbells", b.messages(t, b.names.LanesStream()), 1)
+	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 }
 
 // TestSweepHealth: what keeps a sweep from its work is told while it does.
@@ -308,7 +310,7 @@ func TestSweepHealth(t *testing.T) {
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	s := b.sweeper("sweeper")
-	s.Bells = &brokenBell{b.bells, 2}
+	s.Wakeups = &brokenWakeup{b.wakeups, 2}
 	b.sweep(t, s)
 	eventually(t, "health tells", func() bool { return s.Health.Err() != nil })
 	eventually(t, "health is back", func() bool { return s.Health.Err() == nil })
@@ -320,35 +322,35 @@ func TestAnnounceCatchesUp(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	a := b.announcer()
+	a := b.relay()
 	failed := b.accept(t, jetpost.Request{ID: "two", Posts: thread("two")})
 	lane, _, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Hour, time.Now())
 	check(t, err)
 	check(t, b.ledger.Conclude(t.Context(), lane, "two", store.Outcome{
 		State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: time.Now(),
 	}))
-	a.Records = movingRecords{records: b.records, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); check(t, err) }}
+	a.DeadLetters = movingDeadLetters{deadLetters: b.deadLetters, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); check(t, err) }}
 	check(t, a.Announce(t.Context(), failed))
 	equal(t, "event", b.lastEvent(t, failed).Type, jetpost.EventRequestResumed)
 	record := b.record(t, failed)
-	equal(t, "announced", record.Announced, record.Status.Revision)
+	equal(t, "announced", record.Delivered, record.Status.Revision)
 }
 
-// movingRecords moves the request while its event is published.
-type movingRecords struct {
-	records
+// movingDeadLetters moves the request while its event is published.
+type movingDeadLetters struct {
+	deadLetters
 	move func()
 }
 
-func (r movingRecords) Event(ctx context.Context, subject string, e jetpost.Event) error {
-	err := r.records.Event(ctx, subject, e)
+func (r movingDeadLetters) Event(ctx context.Context, subject string, e jetpost.Event) error {
+	err := r.deadLetters.Event(ctx, subject, e)
 	r.move()
 	return err
 }
 
-// TestSweepFreesWhatAStopHeld: who was held by a stop that is ended before its time goes
+// TestSweepFreesWhatAPauseHeld: who was held by a stop that is ended before its time goes
 // on at once, whatever the hold says, and nobody is freed while it stands.
-func TestSweepFreesWhatAStopHeld(t *testing.T) {
+func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
@@ -357,9 +359,9 @@ func TestSweepFreesWhatAStopHeld(t *testing.T) {
 	b.learn(t, s.Gate)
 	b.sweep(t, s)
 	h := b.lane(func(h *PublishHandler) { h.Gate = s.Gate })
-	check(t, s.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
+	check(t, s.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
 	b.run(t, h, "acme")
-	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.purge(t, b.names.LanesStream())
 	b.work(t, h)
 	check(t, b.stops.Clear(t.Context(), publishers.ScopePublish)) // by another process
@@ -374,13 +376,13 @@ func TestSweepFreesWhatIsHeldLate(t *testing.T) {
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	late := admission.NewGate(b.stops, "late", 0, b.log)
-	late.Learn(publishers.Picture{Stops: []publishers.Stop{{
+	late.Learn(publishers.Pauses{Pauses: []publishers.Pause{{
 		Scope: publishers.ScopePublish, Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)},
 	}}})
 	s := b.sweeper("one")
 	check(t, s.Sweep(t.Context()))
 	b.run(t, b.lane(func(h *PublishHandler) { h.Gate = late }), "acme")
-	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.sweep(t, s)
 	b.work(t, b.lane())
 	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })

@@ -7,7 +7,7 @@ import (
 )
 
 // DefaultLease is how long a lane belongs to a worker that gives no more
-// signs of life.
+// heartbeats.
 const DefaultLease = 60 * time.Second
 
 // MinLease keeps the margins that are cut from a lease measurable.
@@ -72,13 +72,13 @@ const (
 	// repeatsFor is for how long after the first doubt about a post X's refusal of it
 	// as a duplicate leads to another look.
 	repeatsFor = 30 * time.Minute
-	// firstLookAgain is the wait after the first look that did not settle a doubt.
-	firstLookAgain = 30 * time.Second
+	// firstCheckAgain is the wait after the first look that did not settle a doubt.
+	firstCheckAgain = 30 * time.Second
 	// replicaWait is how long a reply waits whose parent X has just taken and does not show
 	// yet, and replicaLag for how long after that post X's word is not taken for good.
 	replicaWait = 10 * time.Second
 	replicaLag  = 5 * time.Minute
-	// appFault is how long the app stops at first where X names no end of what is
+	// appFault is how long the app pauses at first where X names no end of what is
 	// wrong with it, and for how long a 401 renews no token that is younger.
 	appFault = 15 * time.Minute
 )
@@ -100,8 +100,8 @@ func (t Timing) CallTimeout() time.Duration { return t.lease() / 4 }
 // or will not any more.
 func (t Timing) answeredBy(notAfter time.Time) time.Time { return notAfter.Add(t.CallTimeout()) }
 
-// lookFrom is when such a post is looked for.
-func (t Timing) lookFrom(notAfter time.Time) time.Time {
+// checkFrom is when such a post is looked for.
+func (t Timing) checkFrom(notAfter time.Time) time.Time {
 	return t.answeredBy(notAfter).Add(t.Of(timelineLag))
 }
 
@@ -120,22 +120,22 @@ func (t Timing) repeatsFor() time.Duration     { return t.Of(repeatsFor) }
 func (t Timing) replicaWait() time.Duration    { return t.Of(replicaWait) }
 func (t Timing) replicaLag() time.Duration     { return t.Of(replicaLag) }
 
-// lookAgain is the wait after a number of looks that did not settle a doubt.
+// checkAgain is the wait after a number of looks that did not settle a doubt.
 //
 //	looks  1     2     3     4     5 and on
 //	wait   30 s  30 s  1 min 2 min 4 min
-func (t Timing) lookAgain(looks int) time.Duration {
-	return t.Of(firstLookAgain) << min(max(looks-2, 0), 3)
+func (t Timing) checkAgain(looks int) time.Duration {
+	return t.Of(firstCheckAgain) << min(max(looks-2, 0), 3)
 }
 
 // extendEvery is how often a lane at work prolongs its lease.
 func (t Timing) extendEvery() time.Duration { return t.lease() / 4 }
 
-// sweepEvery is how often one worker looks for lanes that nobody rang.
+// sweepEvery is how often one worker looks for lanes that nobody woke.
 func (t Timing) sweepEvery() time.Duration { return t.lease() / 12 }
 
 // DefaultExchangeLease is how long a token belongs to a worker that exchanges
-// it and gives no more signs of life.
+// it and gives no more heartbeats.
 const DefaultExchangeLease = 30 * time.Second
 
 // TokenTiming holds every margin of token care. Those between workers derive from the
@@ -209,9 +209,9 @@ const (
 	readsCapped = 15 * time.Minute
 )
 
-// maxLooks is how many looks in vain may leave a post in doubt until a person has to
+// maxChecks is how many looks in vain may leave a post in doubt until a person has to
 // say, in about a quarter of an hour.
-const maxLooks = 6
+const maxChecks = 6
 
 // backoffs are the waits after the first, second, ... failure in a row that
 // is X's or the network's; the last one repeats.

@@ -32,8 +32,8 @@ type exchanger interface {
 	Refresh(ctx context.Context, refreshToken string) (xapi.TokenPair, error)
 }
 
-// refreshRecords publishes what became of refreshes.
-type refreshRecords interface {
+// refreshDeadLetters publishes what became of refreshes.
+type refreshDeadLetters interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
 	RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error
 }
@@ -53,14 +53,14 @@ type lifeboat interface {
 // Refresher exchanges tokens, each at most once a claim. It is the one way to
 // a token: a tick, a request by hand and a lane all come through it.
 type Refresher struct {
-	Tokens   store.Tokens
-	X        exchanger
-	Gate     *admission.Gate
-	Records  refreshRecords
-	Announce accountNews
-	Lifeboat lifeboat
-	Names    jetpost.Names
-	Health   *Health
+	Tokens      store.Tokens
+	X           exchanger
+	Gate        *admission.Gate
+	DeadLetters refreshDeadLetters
+	Announce    accountNews
+	Lifeboat    lifeboat
+	Names       jetpost.Names
+	Health      *Health
 	// Room is looked at before each exchange: X's answer has to be kept.
 	Room   admission.Room
 	Timing TokenTiming
@@ -103,8 +103,8 @@ func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion in
 	case refused && now.Sub(token.LastRefreshAt) < r.Timing.coolDown():
 		return token, nil
 	}
-	if stop, stopped := r.Gate.Stopped(admission.ScopeRefresh, now); stopped {
-		return r.useOrHold(token, refused, jetpost.CodeAppStopped, stop.NextAt(), admission.StopDetail(stop))
+	if stop, stopped := r.Gate.Paused(admission.ScopeRefresh, now); stopped {
+		return r.useOrHold(token, refused, jetpost.CodeAppPaused, stop.NextAt(), admission.PauseDetail(stop))
 	}
 	return r.renew(ctx, token, refused)
 }
@@ -300,8 +300,8 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	now := time.Now()
 	failure, stop := r.judge(err, claim, now)
 	if stop.Code != "" {
-		if err := r.Gate.Stop(ctx, admission.ScopeRefresh, stop, now); err != nil {
-			log.Error("app.stop_not_shared", "error", err)
+		if err := r.Gate.Pause(ctx, admission.ScopeRefresh, stop, now); err != nil {
+			log.Error("app.pause_not_shared", "error", err)
 		}
 	}
 	saveErr := r.save(worker, func(ctx context.Context) error {
@@ -348,7 +348,7 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 		grant     *xapi.GrantRefusedError
 		ambiguous *xapi.AmbiguousError
 		app       *xapi.AppAuthError
-		appStop   *xapi.AppStopError
+		appError  *xapi.AppError
 		limit     *xapi.RateLimitError
 		wait      *admission.WaitError
 		stop      jetpost.Reason
@@ -360,8 +360,8 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 		failure.Outcome = store.ExchangeUnknown
 	case errors.As(err, &app):
 		stop = jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "X does not accept the app's client id or secret: " + app.Err.Words()}
-	case errors.As(err, &appStop):
-		stop = jetpost.Reason{Code: jetpost.Code(appStop.Reason), Until: appStop.Until, Detail: appStop.Err.Words()}
+	case errors.As(err, &appError):
+		stop = jetpost.Reason{Code: jetpost.Code(appError.Reason), Until: appError.Until, Detail: appError.Err.Words()}
 	case errors.As(err, &limit) && limit.Until.After(now):
 		failure.NextAttempt = limit.Until.Add(rand.N(r.Timing.lease()))
 	case errors.As(err, &wait):
@@ -386,7 +386,7 @@ func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, 
 			log.Warn("event.delayed", "error", err) // the sweeper tells it
 		}
 	}
-	if err := r.Records.RefreshFailed(ctx, account, reason); err != nil {
+	if err := r.DeadLetters.RefreshFailed(ctx, account, reason); err != nil {
 		log.Warn("event.delayed", "error", err)
 	}
 }

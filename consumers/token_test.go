@@ -364,7 +364,7 @@ func TestExchangeCommitAnswerLost(t *testing.T) {
 func TestExchangeLateSuccess(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(s *xsim.Server) { s.KeepFamilyOnReplay = true })
-	b.reuse = true // the books cannot know that the answer lies unread
+	b.reuse = true // the call log cannot know that the answer lies unread
 	b.due(t, "acme", time.Minute)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	frozen := b.refresher()
@@ -384,7 +384,7 @@ func TestExchangeLateSuccess(t *testing.T) {
 	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
 	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 1)
-	check(t, b.announcer().AnnounceAccounts(t.Context(), ""))
+	check(t, b.relay().AnnounceAccounts(t.Context(), ""))
 	for _, event := range []jetpost.EventType{jetpost.EventAccountReauthRequired, jetpost.EventAccountRecovered} {
 		equal(t, string(event), b.last(t, b.names.EventsStream(), b.names.EventSubject(event, "acme", "")) != nil, true)
 	}
@@ -409,8 +409,8 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 	b.due(t, "acme", time.Minute)
 	b.x.RevokeConsent("acme")
 	r := b.refresher()
-	away := &silentRecords{fail: errAway}
-	r.Announce = &Announcer{Ledger: b.ledger, Records: away, Names: b.names, Log: b.log}
+	away := &silentDeadLetters{fail: errAway}
+	r.Announce = &OutboxRelay{Ledger: b.ledger, DeadLetters: away, Names: b.names, Log: b.log}
 	told := func(event jetpost.EventType) uint64 {
 		subject := b.names.EventSubject(event, "acme", "")
 		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
@@ -424,7 +424,7 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 		equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	}
 	equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
-	sweeper := &Sweeper{Ledger: b.ledger, Bells: b.bells, Announce: b.announcer(), Gate: r.Gate, Health: &Health{}, Worker: "w", Log: b.log}
+	sweeper := &Sweeper{Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: r.Gate, Health: &Health{}, Worker: "w", Log: b.log}
 	for range 3 {
 		check(t, sweeper.Sweep(t.Context()))
 	}
@@ -533,7 +533,7 @@ func TestRefreshStoodStill(t *testing.T) {
 					return nil, req.Context().Err()
 				})
 				var told jetpost.RefreshSummary
-				r.Records = &summaries{silentRecords: &silentRecords{}, last: &told}
+				r.DeadLetters = &summaries{silentDeadLetters: &silentDeadLetters{}, last: &told}
 				h := b.refresh(r)
 				h.BatchSize = 1
 				b.round(t, h)
@@ -546,7 +546,7 @@ func TestRefreshStoodStill(t *testing.T) {
 
 // summaries are records that keep the last summary of a round.
 type summaries struct {
-	*silentRecords
+	*silentDeadLetters
 	last *jetpost.RefreshSummary
 }
 

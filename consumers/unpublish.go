@@ -13,12 +13,12 @@ import (
 )
 
 // unpublishRetry is the wait before a deletion is tried again whose wait has no end of its
-// own: somebody has to act, and what does not ring is found out so.
+// own: somebody has to act, and what does not wake is found out so.
 const unpublishRetry = 15 * time.Minute
 
 // unpublish goes on with the account's earliest deletion, by one step. A step that is
 // repeated, since its worker died, does no harm.
-func (r *laneRun) unpublish(ctx context.Context, rings int64) error {
+func (r *laneRun) unpublish(ctx context.Context, generation int64) error {
 	var found bool
 	rec, err := persist(ctx, r, "look for deletions", func() (rec store.Record, err error) {
 		rec, found, err = r.h.Ledger.Unpublishing(ctx, r.lane)
@@ -32,12 +32,12 @@ func (r *laneRun) unpublish(ctx context.Context, rings int64) error {
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
 	}
-	out, err := r.outcome(ctx, rings, a)
+	out, err := r.outcome(ctx, generation, a)
 	if err != nil || out.State == "" {
 		return err
 	}
-	if out.LookAt.IsZero() && out.Reason.Until.IsZero() {
-		out.LookAt = out.Now.Add(unpublishRetry)
+	if out.CheckAt.IsZero() && out.Reason.Until.IsZero() {
+		out.CheckAt = out.Now.Add(unpublishRetry)
 	}
 	_, err = persist(ctx, r, "hold deletion", func() (struct{}, error) {
 		return struct{}{}, r.h.Ledger.HoldUnpublish(ctx, r.lane, rec.ID, out)
@@ -62,14 +62,14 @@ func (r *laneRun) deletion(ctx context.Context, rec *store.Record) attempt {
 		return r.settled(failWith(jetpost.CodeInvalidRequest, err.Error()))
 	}
 	_, _, doubt := resume(rec)
-	if doubt >= 0 && time.Now().Before(r.lookFrom(rec.Posts[doubt])) {
+	if doubt >= 0 && time.Now().Before(r.checkFrom(rec.Posts[doubt])) {
 		return r.doubtful(rec, doubt, "the worker that sent it was lost")
 	}
 	if err := r.lift(ctx, rec, request); err != nil {
 		return r.left(rec, err)
 	}
 	if r.pause.Blocked(time.Now()) { // a person's pause is of posts alone
-		return r.left(rec, &admission.WaitError{Reason: r.pause.Reason, LookAt: r.pause.NextAt()})
+		return r.left(rec, &admission.WaitError{Reason: r.pause.Reason, CheckAt: r.pause.NextAt()})
 	}
 	token, err := r.token(ctx)
 	if err != nil {

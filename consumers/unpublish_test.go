@@ -348,8 +348,8 @@ func (s *postScene) deletes(t *testing.T) {
 	switch reason := r.Deletion.Reason; {
 	case reason == nil:
 		o.verdict = "deleted"
-	case reason.Code == jetpost.CodeAppStopped && s.stops.Stop.Scope == string(admission.ScopePublish):
-		o = outcome{"stop", string(s.stops.Stop.Reason.Code), s.stops.Stop.NextAt()}
+	case reason.Code == jetpost.CodeAppPaused && s.stops.Pause.Scope == string(admission.ScopePublish):
+		o = outcome{"stop", string(s.stops.Pause.Reason.Code), s.stops.Pause.NextAt()}
 	case blocks(reason.Code):
 		o.verdict, o.code = "blocked", string(reason.Code)
 	case r.Deletion.NextAt.IsZero():

@@ -17,8 +17,8 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-func (b *testBundle) book() *StopBook {
-	return &StopBook{Board: b.stops, Ledger: b.ledger, Log: b.log, Silence: time.Second}
+func (b *testBundle) control() *AppPauseControl {
+	return &AppPauseControl{Bucket: b.stops, Ledger: b.ledger, Log: b.log, Silence: time.Second}
 }
 
 func (b *testBundle) topology(t *testing.T) publishers.TopologyConfig {
@@ -30,19 +30,19 @@ func (b *testBundle) topology(t *testing.T) publishers.TopologyConfig {
 
 func (b *testBundle) upkeep(t *testing.T) *Upkeep {
 	t.Helper()
-	return &Upkeep{Stops: b.book(), Ledger: b.ledger, JS: b.js, Topology: b.topology(t), Health: &Health{}, Log: b.log}
+	return &Upkeep{Pauses: b.control(), Ledger: b.ledger, JS: b.js, Topology: b.topology(t), Health: &Health{}, Log: b.log}
 }
 
 // follow has a gate follow the book while the test runs.
-func (b *testBundle) follow(t *testing.T, book *StopBook, g *admission.Gate) {
+func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission.Gate) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
-	group.Go(func() { book.Follow(ctx, g, &Health{}) })
+	group.Go(func() { control.Follow(ctx, g, &Health{}) })
 	t.Cleanup(func() { cancel(); group.Wait() })
 }
 
-// lanesPaused tells whether NATS hands out no doorbells.
+// lanesPaused tells whether NATS hands out no wake-ups.
 func (b *testBundle) lanesPaused(t *testing.T) bool {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -50,9 +50,9 @@ func (b *testBundle) lanesPaused(t *testing.T) bool {
 	return lanes.CachedInfo().Paused
 }
 
-func (b *testBundle) mend(t *testing.T, book *StopBook) string {
+func (b *testBundle) mend(t *testing.T, control *AppPauseControl) string {
 	t.Helper()
-	mended, err := book.Mend(t.Context(), time.Now())
+	mended, err := control.Mend(t.Context(), time.Now())
 	check(t, err)
 	return strings.Join(mended, "; ")
 }
@@ -65,29 +65,29 @@ func (b *testBundle) remake(t *testing.T) {
 	check(t, err)
 }
 
-func byHand(now time.Time) publishers.Stop {
-	return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "by hand"}, Since: now}
+func byHand(now time.Time) publishers.Pause {
+	return publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: now}
 }
 
-// TestStopOutlivesBucket: a bucket that was deleted and comes back empty forgets no
+// TestPauseOutlivesBucket: a bucket that was deleted and comes back empty forgets no
 // stop, and leaves no worker deaf: what is stopped and resumed after that reaches all.
-func TestStopOutlivesBucket(t *testing.T) {
+func TestPauseOutlivesBucket(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	book := b.book()
-	g := admission.NewGate(book, "worker", 0, b.log)
-	other := publishers.Stop{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
+	control := b.control()
+	g := admission.NewGate(control, "worker", 0, b.log)
+	other := publishers.Pause{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
 	for range 3 { // so that the revisions of the new bucket are behind
-		_, _, err := book.Set(t.Context(), byHand(time.Now()))
+		_, _, err := control.Set(t.Context(), byHand(time.Now()))
 		check(t, err)
-		_, err = book.Clear(t.Context(), admission.ScopePublish)
-		check(t, err)
-	}
-	for _, stop := range []publishers.Stop{byHand(time.Now()), other} {
-		_, _, err := book.Set(t.Context(), stop)
+		_, err = control.Clear(t.Context(), admission.ScopePublish)
 		check(t, err)
 	}
-	b.follow(t, book, g)
+	for _, stop := range []publishers.Pause{byHand(time.Now()), other} {
+		_, _, err := control.Set(t.Context(), stop)
+		check(t, err)
+	}
+	b.follow(t, control, g)
 	eventually(t, "the gate knows of both", func() bool { return stopped(g, admission.ScopePublish) && stopped(g, admission.ScopeRefresh) })
 
 	b.remake(t)
@@ -104,13 +104,13 @@ func TestStopOutlivesBucket(t *testing.T) {
 		}
 	})
 	eventually(t, "the gate watches the new bucket, while it is empty", func() bool {
-		stop, is := g.Stopped(admission.ScopePublish, time.Now())
+		stop, is := g.Paused(admission.ScopePublish, time.Now())
 		return is && stop.Revision == 0
 	})
-	equal(t, "mended", b.mend(t, book), "the stop of publish was lost; the stop of refresh was lost")
-	equal(t, "mended again", b.mend(t, book), "")
+	equal(t, "mended", b.mend(t, control), "the stop of publish was lost; the stop of refresh was lost")
+	equal(t, "mended again", b.mend(t, control), "")
 	eventually(t, "the gate watches the new bucket", func() bool {
-		stop, is := g.Stopped(admission.ScopePublish, time.Now())
+		stop, is := g.Paused(admission.ScopePublish, time.Now())
 		return is && stop.Revision > 0
 	})
 	cancel()
@@ -121,33 +121,33 @@ func TestStopOutlivesBucket(t *testing.T) {
 	default:
 	}
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
-	_, err := book.Clear(t.Context(), admission.ScopePublish)
+	_, err := control.Clear(t.Context(), admission.ScopePublish)
 	check(t, err)
 	eventually(t, "the gate hears of the resume", func() bool { return !stopped(g, admission.ScopePublish) })
 	equal(t, "another scope is stopped", stopped(g, admission.ScopeRefresh), true)
-	_, _, err = book.Set(t.Context(), byHand(time.Now()))
+	_, _, err = control.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
 	eventually(t, "the gate hears of the next stop", func() bool { return stopped(g, admission.ScopePublish) })
 }
 
-// TestStopWithoutBucket: while there is no bucket the ledger tells.
-func TestStopWithoutBucket(t *testing.T) {
+// TestPauseWithoutBucket: while there is no bucket the ledger tells.
+func TestPauseWithoutBucket(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	book := b.book()
+	control := b.control()
 	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
-	if _, _, err := book.Set(t.Context(), byHand(time.Now())); err == nil {
+	if _, _, err := control.Set(t.Context(), byHand(time.Now())); err == nil {
 		t.Error("a stop that NATS was not told of has no error")
 	}
-	g := admission.NewGate(book, "worker", 0, b.log)
-	b.follow(t, book, g)
+	g := admission.NewGate(control, "worker", 0, b.log)
+	b.follow(t, control, g)
 	eventually(t, "the gate knows of it", func() bool { return stopped(g, admission.ScopePublish) })
-	if _, err := book.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
+	if _, err := control.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
 		t.Errorf("what Mend says without a bucket is %v, with the hint %q", err, publishers.Hint(err))
 	}
 	_, err := publishers.Setup(t.Context(), b.js, b.topology(t))
 	check(t, err)
-	equal(t, "mended", b.mend(t, book), "the stop of publish had not been told")
+	equal(t, "mended", b.mend(t, control), "the stop of publish had not been told")
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 }
 
@@ -156,97 +156,99 @@ func TestResumeThatDied(t *testing.T) {
 	t.Parallel()
 	died := errors.New("died")
 	for name, dies := range map[string]struct {
-		die    func(b *testBundle, book *StopBook)
+		die    func(b *testBundle, control *AppPauseControl)
 		mended string
 	}{
 		"before the bucket": {
-			func(_ *testBundle, book *StopBook) { book.Board = dyingBoard{book.Board, died} },
+			func(_ *testBundle, control *AppPauseControl) { control.Bucket = dyingStore{control.Bucket, died} },
 			"the stop of publish had been resumed, and was not ended",
 		},
 		"before the lanes go on": {
-			func(b *testBundle, book *StopBook) { book.Board = deletingBoard{book.Board, b.js, b.names, died} },
+			func(b *testBundle, control *AppPauseControl) {
+				control.Bucket = deletingStore{control.Bucket, b.js, b.names, died}
+			},
 			"the pause of the consumer lanes: it is paused, and nothing is stopped",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			book := b.book()
-			_, _, err := book.Set(t.Context(), byHand(time.Now()))
+			control := b.control()
+			_, _, err := control.Set(t.Context(), byHand(time.Now()))
 			check(t, err)
-			dying := b.book()
+			dying := b.control()
 			dies.die(b, dying)
 			if _, err := dying.Clear(t.Context(), admission.ScopePublish); !errors.Is(err, died) {
 				t.Fatalf("resume: %v", err)
 			}
 			equal(t, "the lanes are paused", b.lanesPaused(t), true)
-			equal(t, "mended", b.mend(t, book), dies.mended)
+			equal(t, "mended", b.mend(t, control), dies.mended)
 			equal(t, "the lanes are paused", b.lanesPaused(t), false)
 			_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
 			check(t, err)
 			equal(t, "a stop stands", there, false)
-			equal(t, "mended again", b.mend(t, book), "")
+			equal(t, "mended again", b.mend(t, control), "")
 		})
 	}
 }
 
-// dyingBoard fails before it resumes anything.
-type dyingBoard struct {
-	stopBucket
+// dyingStore fails before it resumes anything.
+type dyingStore struct {
+	pauseBucket
 	err error
 }
 
-func (d dyingBoard) Clear(context.Context, string) error { return d.err }
+func (d dyingStore) Clear(context.Context, string) error { return d.err }
 
-// deletingBoard fails between the end of a stop and that of its effect.
-type deletingBoard struct {
-	stopBucket
+// deletingStore fails between the end of a stop and that of its effect.
+type deletingStore struct {
+	pauseBucket
 	js    jetstream.JetStream
 	names jetpost.Names
 	err   error
 }
 
-func (d deletingBoard) Clear(ctx context.Context, scope string) error {
+func (d deletingStore) Clear(ctx context.Context, scope string) error {
 	kv, err := d.js.KeyValue(ctx, d.names.LimitsBucket())
-	return errors.Join(d.err, err, kv.Delete(ctx, "stop."+scope))
+	return errors.Join(d.err, err, kv.Delete(ctx, "pause."+scope))
 }
 
-// awayBoard is NATS while it is away.
-type awayBoard struct {
-	stopBucket
+// awayStore is NATS while it is away.
+type awayStore struct {
+	pauseBucket
 	away *bool
 }
 
-func (a awayBoard) Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error) {
+func (a awayStore) Set(ctx context.Context, stop publishers.Pause) (publishers.Pause, bool, error) {
 	if *a.away {
-		return publishers.Stop{}, false, errAway
+		return publishers.Pause{}, false, errAway
 	}
-	return a.stopBucket.Set(ctx, stop)
+	return a.pauseBucket.Set(ctx, stop)
 }
 
 // awayKeeper is a ledger while it is away.
 type awayKeeper struct {
-	keeper
+	desiredStore
 	away *bool
 }
 
-func (a awayKeeper) Kept(ctx context.Context) ([]store.Kept, error) {
+func (a awayKeeper) Desired(ctx context.Context) ([]store.Desired, error) {
 	if *a.away {
 		return nil, errAway
 	}
-	return a.keeper.Kept(ctx)
+	return a.desiredStore.Desired(ctx)
 }
 
-// TestStopToldLater: a stop that NATS could not be told is told later, by whoever
+// TestPauseToldLater: a stop that NATS could not be told is told later, by whoever
 // knows of it; one that was resumed meanwhile is not.
-func TestStopToldLater(t *testing.T) {
+func TestPauseToldLater(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	natsAway, ledgerAway := true, true
-	book := &StopBook{Board: awayBoard{b.stops, &natsAway}, Ledger: awayKeeper{b.ledger, &ledgerAway}, Log: b.log}
-	g := admission.NewGate(book, "worker", 0, b.log)
+	control := &AppPauseControl{Bucket: awayStore{b.stops, &natsAway}, Ledger: awayKeeper{b.ledger, &ledgerAway}, Log: b.log}
+	g := admission.NewGate(control, "worker", 0, b.log)
 	stop := func() error {
-		return g.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(time.Hour)}, time.Now().Add(-time.Minute))
+		return g.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(time.Hour)}, time.Now().Add(-time.Minute))
 	}
 	if err := stop(); !errors.Is(err, errAway) {
 		t.Fatalf("stop: %v", err)
@@ -257,17 +259,17 @@ func TestStopToldLater(t *testing.T) {
 	check(t, err)
 	equal(t, "told", there && told.Reason.Code == jetpost.CodeUsageCapped, true)
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
-	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.ScopePublish)
 	check(t, err)
 
 	// The ledger alone hears of it, and its worker dies.
 	natsAway = true
-	g = admission.NewGate(book, "worker", 0, b.log)
-	if _, _, err := book.Set(t.Context(), byHand(time.Now())); !errors.Is(err, errAway) {
+	g = admission.NewGate(control, "worker", 0, b.log)
+	if _, _, err := control.Set(t.Context(), byHand(time.Now())); !errors.Is(err, errAway) {
 		t.Fatalf("stop: %v", err)
 	}
 	natsAway = false
-	equal(t, "mended", b.mend(t, book), "the stop of publish had not been told")
+	equal(t, "mended", b.mend(t, control), "the stop of publish had not been told")
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 
 	// Somebody resumes before the worker that has set it tells.
@@ -276,28 +278,28 @@ func TestStopToldLater(t *testing.T) {
 		t.Fatalf("stop: %v", err)
 	}
 	natsAway = false
-	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.ScopePublish)
 	check(t, err)
 	check(t, g.Retell(t.Context(), time.Now()))
 	equal(t, "the lanes are paused", b.lanesPaused(t), false)
 	equal(t, "the worker is stopped", stopped(g, admission.ScopePublish), false)
 }
 
-// TestUpkeepCopiesStops: what a worker has set while it could not reach the ledger is
+// TestUpkeepCopiesPauses: what a worker has set while it could not reach the ledger is
 // kept, and so outlives the bucket.
-func TestUpkeepCopiesStops(t *testing.T) {
+func TestUpkeepCopiesPauses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	book := b.book()
+	control := b.control()
 	_, _, err := b.stops.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
-	equal(t, "mended", b.mend(t, book), "")
+	equal(t, "mended", b.mend(t, control), "")
 	b.remake(t)
-	equal(t, "mended", b.mend(t, book), "the stop of publish was lost")
-	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	equal(t, "mended", b.mend(t, control), "the stop of publish was lost")
+	_, err = control.Clear(t.Context(), admission.ScopePublish)
 	check(t, err)
 	b.remake(t)
-	equal(t, "mended after the resume", b.mend(t, book), "")
+	equal(t, "mended after the resume", b.mend(t, control), "")
 }
 
 // TestPauseUndone: whoever unpauses the lanes' consumer beside a stop, or pauses it
@@ -305,24 +307,24 @@ func TestUpkeepCopiesStops(t *testing.T) {
 func TestPauseUndone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	book := b.book()
+	control := b.control()
 	_, err := b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
 	check(t, err)
-	equal(t, "mended", b.mend(t, book), "the pause of the consumer lanes: it is paused, and nothing is stopped")
+	equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is paused, and nothing is stopped")
 	equal(t, "the lanes are paused", b.lanesPaused(t), false)
 	dated := byHand(time.Now())
 	dated.Reason.Until = time.Now().Add(time.Hour)
-	for _, stop := range []publishers.Stop{byHand(time.Now()), dated} {
-		_, _, err = book.Set(t.Context(), stop)
+	for _, stop := range []publishers.Pause{byHand(time.Now()), dated} {
+		_, _, err = control.Set(t.Context(), stop)
 		check(t, err)
-		equal(t, "mended", b.mend(t, book), "")
+		equal(t, "mended", b.mend(t, control), "")
 		_, err = b.js.ResumeConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
 		check(t, err)
-		equal(t, "mended", b.mend(t, book), "the pause of the consumer lanes: it is not paused, and publish is stopped")
+		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is not paused, and publish is stopped")
 		_, err = b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Minute))
 		check(t, err)
-		equal(t, "mended", b.mend(t, book), "the pause of the consumer lanes: its pause does not end with the stop")
-		equal(t, "mended again", b.mend(t, book), "")
+		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: its pause does not end with the stop")
+		equal(t, "mended again", b.mend(t, control), "")
 	}
 }
 
@@ -387,65 +389,65 @@ func TestUpkeepReports(t *testing.T) {
 	check(t, u.Health.Err())
 }
 
-// TestForgedStopIsPutRight: a stop that no worker wrote, in place of a true one, is
+// TestForgedPauseIsPutRight: a stop that no worker wrote, in place of a true one, is
 // reported, and the true one put back.
-func TestForgedStopIsPutRight(t *testing.T) {
+func TestForgedPauseIsPutRight(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	var seals [4]publishers.Seal
+	var signers [4]publishers.Signer
 	var group sync.WaitGroup
-	for i := range seals { // of workers that begin together
+	for i := range signers { // of workers that begin together
 		group.Go(func() {
 			var err error
-			seals[i], err = LedgerSeal(t.Context(), b.ledger)
+			signers[i], err = LedgerSigner(t.Context(), b.ledger)
 			check(t, err)
 		})
 	}
 	group.Wait()
 	forged := b.stops
-	b.stops = forged.Sealed(seals[0])
-	book := b.book()
-	_, _, err := book.Set(t.Context(), byHand(time.Now()))
+	b.stops = forged.Signed(signers[0])
+	control := b.control()
+	_, _, err := control.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
-	for _, seal := range seals {
-		_, there, err := forged.Sealed(seal).Get(t.Context(), publishers.ScopePublish)
+	for _, signer := range signers {
+		_, there, err := forged.Signed(signer).Get(t.Context(), publishers.ScopePublish)
 		check(t, err)
 		equal(t, "is believed by all", there, true)
 	}
 
 	kv, err := b.js.KeyValue(t.Context(), b.names.LimitsBucket())
 	check(t, err)
-	_, err = kv.PutString(t.Context(), "stop.publish", `{"scope":"publish","reason":{"code":"x_outage","until":"2020-01-01T00:00:00Z"}}`)
+	_, err = kv.PutString(t.Context(), "pause.publish", `{"scope":"publish","reason":{"code":"x_outage","until":"2020-01-01T00:00:00Z"}}`)
 	check(t, err)
-	_, err = kv.PutString(t.Context(), "stop.refresh", `{"scope":"refresh","reason":{"code":"app_paused"}}`)
+	_, err = kv.PutString(t.Context(), "pause.refresh", `{"scope":"refresh","reason":{"code":"paused_by_hand"}}`)
 	check(t, err)
-	equal(t, "mended", b.mend(t, book), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
-	equal(t, "mended again", b.mend(t, book), "")
+	equal(t, "mended", b.mend(t, control), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
+	equal(t, "mended again", b.mend(t, control), "")
 
 	// A true one of before, of which everybody was told that it is over.
-	entry, err := kv.Get(t.Context(), "stop.publish")
+	entry, err := kv.Get(t.Context(), "pause.publish")
 	check(t, err)
-	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.ScopePublish)
 	check(t, err)
 	later := byHand(time.Now().Add(time.Minute))
-	_, _, err = book.Set(t.Context(), later)
+	_, _, err = control.Set(t.Context(), later)
 	check(t, err)
-	_, err = book.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.ScopePublish)
 	check(t, err)
-	check(t, book.note(t.Context(), admission.ScopePublish, func(is keptStop) (keptStop, bool) {
+	check(t, control.note(t.Context(), admission.ScopePublish, func(is desiredPause) (desiredPause, bool) {
 		is.EndedAt = is.EndedAt.Add(2 * time.Minute) // as time passes
 		return is, true
 	}))
-	_, err = kv.Put(t.Context(), "stop.publish", entry.Value())
+	_, err = kv.Put(t.Context(), "pause.publish", entry.Value())
 	check(t, err)
-	equal(t, "an old one", b.mend(t, book), "the stop of publish had been resumed, and was not ended")
+	equal(t, "an old one", b.mend(t, control), "the stop of publish had been resumed, and was not ended")
 	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
 	check(t, err)
 	equal(t, "is there", there, false)
 
-	_, _, err = book.Set(t.Context(), byHand(time.Now().Add(3*time.Minute)))
+	_, _, err = control.Set(t.Context(), byHand(time.Now().Add(3*time.Minute)))
 	check(t, err)
-	stops, err := KeptStops(t.Context(), b.ledger, time.Now().Add(4*time.Minute))
+	stops, err := DesiredPauses(t.Context(), b.ledger, time.Now().Add(4*time.Minute))
 	check(t, err)
 	equal(t, "stops in the ledger", len(stops), 1)
 	equal(t, "lanes are paused", b.lanesPaused(t), true)

@@ -397,7 +397,7 @@ func TestUploadsInterrupted(t *testing.T) {
 				b.queue(t, request)
 				go func() {
 					defer close(ended)
-					d := b.ring("acme")
+					d := b.wake("acme")
 					d.Stopping = stopping
 					_ = h.Handle(t.Context(), d) // the worker dies in it
 				}()

@@ -181,7 +181,7 @@ func tokenAnswer(t *testing.T, row errorRow) {
 	b.due(t, "acme", time.Hour)
 	before := b.token(t, "acme")
 	r := b.bubble()
-	stops := &admissiontest.Board{}
+	stops := &admissiontest.PauseStore{}
 	r.Gate = newGate(stops)
 	asked := time.Now()
 	b.hc.Transport = tokenAnswers(asked)[row["case"]]
@@ -208,9 +208,9 @@ func tokenAnswer(t *testing.T, row errorRow) {
 		outcome = "unknown"
 	}
 	equal(t, "outcome", outcome, row["outcome"])
-	stop := stops.Stop.Reason.Code
+	stop := stops.Pause.Reason.Code
 	if stop != "" {
-		equal(t, "scope of the stop", stops.Stop.Scope, publishers.ScopeRefresh)
+		equal(t, "scope of the stop", stops.Pause.Scope, publishers.ScopeRefresh)
 		equal(t, "stop holds", stopped(r.Gate, admission.ScopeRefresh), true)
 	}
 	equal(t, "stop", string(stop), row["stop"])
@@ -306,7 +306,7 @@ func codeOutcome(pair xapi.TokenPair, err error) string {
 	var (
 		code        *xapi.CodeRefusedError
 		app         *xapi.AppAuthError
-		stop        *xapi.AppStopError
+		stop        *xapi.AppError
 		ambiguous   *xapi.AmbiguousError
 		limit       *xapi.RateLimitError
 		unavailable *xapi.UnavailableError
@@ -711,7 +711,7 @@ func TestSegmentAnswers(t *testing.T) {
 				b.run(t, b.h, "acme")
 			}
 			r := b.record(t, b.key)
-			became := became(r, publishers.Stop{})
+			became := became(r, publishers.Pause{})
 			equal(t, "verdict", became.verdict, row["verdict"])
 			equal(t, "code", became.code, row["code"])
 			equal(t, "until", untilWhat(became.until, time.Now(), r.Holds), row["until"])
@@ -733,7 +733,7 @@ type postScene struct {
 	silent chan struct{}    // closed when X heard it, and says nothing
 	postID string           // of the post that X makes
 	key    store.Key
-	stops  *admissiontest.Board
+	stops  *admissiontest.PauseStore
 	lane   *PublishHandler
 
 	heard, strayed atomic.Int64 // calls of that kind, and calls to nowhere
@@ -743,7 +743,7 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	t.Helper()
 	s := &postScene{
 		testBundle: b, row: row, call: call, silent: make(chan struct{}),
-		stops: &admissiontest.Board{}, key: store.Key{Account: row["case"] + "-" + strings.TrimPrefix(path.Base(string(call)), ":"), ID: "one"},
+		stops: &admissiontest.PauseStore{}, key: store.Key{Account: row["case"] + "-" + strings.TrimPrefix(path.Base(string(call)), ":"), ID: "one"},
 	}
 	s.postID = s.account(t, s.key.Account, 0).ID // any number that no other row has
 	request := jetpost.Request{Account: s.key.Account, ID: s.key.ID, Posts: thread("one")}
@@ -757,17 +757,17 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	tokens := s.bubble()
 	tokens.Gate = newGate(s.stops)
 	s.lane = s.testBundle.lane(func(h *PublishHandler) {
-		h.Tokens, h.Gate, h.Bells = tokens, tokens.Gate, deafBells{}
-		h.Announce = &Announcer{Ledger: s.ledger, Records: &silentRecords{}, Names: s.names, Log: s.log}
+		h.Tokens, h.Gate, h.Wakeups = tokens, tokens.Gate, deafWakeups{}
+		h.Announce = &OutboxRelay{Ledger: s.ledger, DeadLetters: &silentDeadLetters{}, Names: s.names, Log: s.log}
 	})
 	return s
 }
 
-// deafBells ring nobody.
-type deafBells struct{}
+// deafWakeups wake nobody.
+type deafWakeups struct{}
 
-func (deafBells) Ring(context.Context, string) error              { return nil }
-func (deafBells) WakeAt(context.Context, string, time.Time) error { return nil }
+func (deafWakeups) Wake(context.Context, string) error              { return nil }
+func (deafWakeups) WakeAt(context.Context, string, time.Time) error { return nil }
 
 // ServeHTTP is X.
 func (s *postScene) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -879,7 +879,7 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	equal(t, "calls", s.heard.Load(), heard)
 	equal(t, "calls to elsewhere", s.strayed.Load(), 0)
 
-	became := became(r, s.stops.Stop)
+	became := became(r, s.stops.Pause)
 	equal(t, "verdict", became.verdict, s.row["verdict"])
 	equal(t, "code", became.code, s.row["code"])
 	equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
@@ -931,7 +931,7 @@ func (s *postScene) tries(t *testing.T) (heard int64) {
 // wantWords fails unless X's words of the row are in the reason.
 func (s *postScene) wantWords(t *testing.T, reason *jetpost.Reason) {
 	t.Helper()
-	detail := strings.TrimPrefix(reason.Detail, string(s.stops.Stop.Reason.Code))
+	detail := strings.TrimPrefix(reason.Detail, string(s.stops.Pause.Reason.Code))
 	for i, words := range strings.Split(s.row["answer"], `"`) {
 		if i%2 == 1 && !strings.Contains(detail, words) {
 			t.Errorf("X's words %q are not in the reason: %s", words, detail)
@@ -956,7 +956,7 @@ type outcome struct {
 	until         time.Time
 }
 
-func became(r store.Record, stop publishers.Stop) outcome {
+func became(r store.Record, stop publishers.Pause) outcome {
 	o := outcome{verdict: string(r.Status.State), until: r.HoldUntil}
 	if r.Status.Reason != nil {
 		o.code = string(r.Status.Reason.Code)
@@ -966,7 +966,7 @@ func became(r store.Record, stop publishers.Stop) outcome {
 		o.verdict = "doubtful"
 	case r.Status.State == jetpost.StateHeld && blocks(r.Status.Reason.Code):
 		o.verdict = "blocked"
-	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppStopped && stop.Scope == string(admission.ScopePublish):
+	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppPaused && stop.Scope == string(admission.ScopePublish):
 		o = outcome{"stop", string(stop.Reason.Code), stop.NextAt()}
 	}
 	return o
@@ -983,7 +983,7 @@ func untilWhat(until, asked time.Time, holds int) string {
 		return "X's date"
 	case until.Sub(asked) > 6*time.Minute && until.Sub(asked) < 8*time.Minute:
 		return "reset"
-	case within(Timing{}.lookFrom(time.Time{}.Add(Timing{}.sendWithin())).Sub(time.Time{})):
+	case within(Timing{}.checkFrom(time.Time{}.Add(Timing{}.sendWithin())).Sub(time.Time{})):
 		return "look"
 	case within(15 * time.Minute):
 		return "15 minutes"

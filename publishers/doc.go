@@ -1,7 +1,7 @@
 // Package publishers holds every write to NATS: jobs and media from producers
 // ([Publisher]), the streams, consumers and buckets of an installation
-// ([Setup]), doorbells and wake-ups of accounts ([Bells]), events and failed
-// records ([Records]), and the stops that all workers heed ([Stops]).
+// ([Setup]), wake-ups and wake-ups of accounts ([Wakeups]), events and failed
+// records ([DeadLetters]), and the stops that all workers heed ([AppPauses]).
 //
 // It never consumes work: no consumer that must ack is read here. It never
 // decides what a message means, keeps nothing between calls, and copies no

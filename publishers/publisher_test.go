@@ -84,13 +84,13 @@ func TestJobsStream(t *testing.T) {
 	t.Run("refuses what is too large to record", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		for what, bytes := range map[string]int64{"stream": tb.nc.MaxPayload() - recordRoom/2, "server": tb.nc.MaxPayload() + 1} {
+		for what, bytes := range map[string]int64{"stream": tb.nc.MaxPayload() - deadLetterRoom/2, "server": tb.nc.MaxPayload() + 1} {
 			_, err := New(tb.js, tb.names).PublishRaw(t.Context(), "acme", make([]byte, bytes))
 			if _, ok := errors.AsType[*TooLargeError](err); !ok || Hint(err) == "" {
 				t.Errorf("more than the %s takes: got %v, want *TooLargeError", what, err)
 			}
 		}
-		body := make([]byte, tb.nc.MaxPayload()-recordRoom)
+		body := make([]byte, tb.nc.MaxPayload()-deadLetterRoom)
 		if _, err := New(tb.js, tb.names).PublishRaw(t.Context(), "acme", body); err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestJobsStream(t *testing.T) {
 		for range 1000 {
 			refusal.Problems = append(refusal.Problems, jetpost.Problem{Pointer: "/posts/0/text", Message: strings.Repeat("é", 100)})
 		}
-		if err := NewRecords(tb.js, tb.names).Refused(t.Context(), refusal, strings.Repeat("s", 4096), body); err != nil {
+		if err := NewDeadLetters(tb.js, tb.names).Refused(t.Context(), refusal, strings.Repeat("s", 4096), body); err != nil {
 			t.Errorf("the largest job cannot be recorded: %v", err)
 		}
 	})
@@ -154,10 +154,10 @@ func TestPublisher(t *testing.T) {
 		tb := setup(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		p, records := New(tb.js, tb.names), NewRecords(tb.js, tb.names)
+		p, deadLetters := New(tb.js, tb.names), NewDeadLetters(tb.js, tb.names)
 		tell := func(typ jetpost.EventType, id, eventID string) {
 			t.Helper()
-			if err := records.Event(ctx, tb.names.EventSubject(typ, "acme", id), jetpost.Event{EventID: eventID, Type: typ}); err != nil {
+			if err := deadLetters.Event(ctx, tb.names.EventSubject(typ, "acme", id), jetpost.Event{EventID: eventID, Type: typ}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -205,7 +205,7 @@ func TestPublisher(t *testing.T) {
 	t.Run("LastAccountEvent the newest of the account alone", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		p, records := New(tb.js, tb.names), NewRecords(tb.js, tb.names)
+		p, deadLetters := New(tb.js, tb.names), NewDeadLetters(tb.js, tb.names)
 		want := func(eventID string) {
 			t.Helper()
 			last, ok, err := p.LastAccountEvent(t.Context(), "acme")
@@ -217,13 +217,13 @@ func TestPublisher(t *testing.T) {
 			"1": tb.names.EventSubject(jetpost.EventAccountReauthRequired, "other", ""),
 			"2": tb.names.EventSubject(jetpost.EventRequestHeld, "acme", "a"),
 		} {
-			if err := records.Event(t.Context(), subject, jetpost.Event{EventID: eventID}); err != nil {
+			if err := deadLetters.Event(t.Context(), subject, jetpost.Event{EventID: eventID}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		want("")
 		for eventID, typ := range map[string]jetpost.EventType{"3": jetpost.EventAccountReauthRequired, "4": jetpost.EventAccountRecovered} {
-			if err := records.Event(t.Context(), tb.names.EventSubject(typ, "acme", ""), jetpost.Event{EventID: eventID, Type: typ}); err != nil {
+			if err := deadLetters.Event(t.Context(), tb.names.EventSubject(typ, "acme", ""), jetpost.Event{EventID: eventID, Type: typ}); err != nil {
 				t.Fatal(err)
 			}
 			want(eventID)
@@ -233,7 +233,7 @@ func TestPublisher(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, typ := range []jetpost.EventType{jetpost.EventAccountPaused, jetpost.EventAccountResumed} {
-			if err := records.Event(t.Context(), tb.names.EventSubject(typ, "acme", ""), jetpost.Event{EventID: "5", Type: typ}); err != nil {
+			if err := deadLetters.Event(t.Context(), tb.names.EventSubject(typ, "acme", ""), jetpost.Event{EventID: "5", Type: typ}); err != nil {
 				t.Fatal(err)
 			}
 			want(last.EventID)
@@ -270,8 +270,8 @@ func TestPublisher(t *testing.T) {
 		first.Shutdown()
 		first.WaitForShutdown()
 		_, js = natstest.Connect(t, natstest.Server(t, natstest.Listen, storeIn(dir), func(o *server.Options) { o.Port = port }))
-		want := jetpost.Event{EventID: "1", Type: jetpost.EventAppStopped}
-		if err := NewRecords(js, cfg.Names).Event(ctx, cfg.Names.EventSubject(want.Type, "", ""), want); err != nil {
+		want := jetpost.Event{EventID: "1", Type: jetpost.EventAppPaused}
+		if err := NewDeadLetters(js, cfg.Names).Event(ctx, cfg.Names.EventSubject(want.Type, "", ""), want); err != nil {
 			t.Fatal(err)
 		}
 		for got, err := range events {
@@ -360,8 +360,8 @@ func TestPublisher(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
 		p := New(tb.js, tb.names)
-		picture := bytes.Repeat([]byte("pixels"), 100_000)
-		object, err := p.PutMedia(t.Context(), bytes.NewReader(picture))
+		shown := bytes.Repeat([]byte("pixels"), 100_000)
+		object, err := p.PutMedia(t.Context(), bytes.NewReader(shown))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -369,8 +369,8 @@ func TestPublisher(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := store.GetBytes(t.Context(), object); err != nil || !bytes.Equal(got, picture) {
-			t.Errorf("read %d bytes, %v, want %d", len(got), err, len(picture))
+		if got, err := store.GetBytes(t.Context(), object); err != nil || !bytes.Equal(got, shown) {
+			t.Errorf("read %d bytes, %v, want %d", len(got), err, len(shown))
 		}
 	})
 
@@ -380,7 +380,7 @@ func TestPublisher(t *testing.T) {
 		if err := New(tb.js, tb.names).RefreshAccount(t.Context(), "acme", true); err != nil {
 			t.Fatal(err)
 		}
-		if err := NewBells(tb.js, tb.names).Batch(t.Context(), jetpost.RefreshBatch{Round: "r", Batch: 2}); err != nil {
+		if err := NewWakeups(tb.js, tb.names).Batch(t.Context(), jetpost.RefreshBatch{Round: "r", Batch: 2}); err != nil {
 			t.Fatal(err)
 		}
 		for _, want := range [][2]string{

@@ -41,7 +41,7 @@ const (
 	mediaMaxMsgs   = 200_000 // pieces of 128 KiB, and one more an object
 
 	refreshMaxMsgs  = 100_000          // ticks, batches and requests: batches of a million tokens
-	recordRoom      = 16 << 10         // bytes that a failed record may add to the message that it keeps
+	deadLetterRoom  = 16 << 10         // bytes that a failed record may add to the message that it keeps
 	limitsMarkerTTL = time.Minute      // how long a watcher can learn that a key of the limits bucket expired
 	ackWait         = 30 * time.Second // until a message whose worker fell silent goes to another
 	// intakeAckPending is how many jobs of a partition are with the one worker that
@@ -50,7 +50,7 @@ const (
 	// intakeAckWait is shorter: a worker that dies over a job holds up its whole
 	// partition for so long, and accepting one is a single transaction.
 	intakeAckWait     = 10 * time.Second
-	lanesAckPending   = 10_000 // doorbells in flight, over all workers
+	lanesAckPending   = 10_000 // wake-ups in flight, over all workers
 	refreshAckPending = 1_000  // refresh batches in flight, over all workers
 	mirrorHeartbeat   = time.Second
 	mirrorAckPending  = 1_000 // events on their way to the mirror
@@ -174,7 +174,7 @@ func (c TopologyConfig) jobsStream(maxPayload int64) jetstream.StreamConfig {
 		Discard:   jetstream.DiscardNew, // a full queue refuses loudly instead of dropping the oldest job
 		MaxBytes:  c.JobsMaxBytes,
 		// A job that cannot be accepted must still fit a record that says why.
-		MaxMsgSize: int32(max(maxPayload-recordRoom, maxPayload/2)),
+		MaxMsgSize: int32(max(maxPayload-deadLetterRoom, maxPayload/2)),
 		// This source never yields a message: the schedule stream has no such
 		// subject. It is here because a stream with a source keeps no window of
 		// Nats-Msg-Ids, while any other has one of at least 100 ms. Such a window
@@ -188,10 +188,10 @@ func (c TopologyConfig) lanesStream() jetstream.StreamConfig {
 	n := c.Names
 	return jetstream.StreamConfig{
 		Name:        n.LanesStream(),
-		Description: "jetpost: doorbells, at most one an account.",
+		Description: "jetpost: wake-ups, at most one an account.",
 		Subjects:    []string{n.PublishWake("*")},
 		Retention:   jetstream.WorkQueuePolicy,
-		// A ring replaces the one before, so that doorbells are bounded by accounts.
+		// A ring replaces the one before, so that wake-ups are bounded by accounts.
 		MaxMsgsPerSubject: 1,
 		Sources:           []*jetstream.StreamSource{drawDue(n, n.DuePublish("*"), n.PublishWake("{{wildcard(1)}}"))},
 	}

@@ -182,17 +182,17 @@ type place struct {
 // places are the workers' account and, where producers are kept out of it, the
 // one that they read and write.
 func (c TopologyConfig) places(ctx context.Context, js jetstream.JetStream) ([]place, error) {
-	shelf, err := findShelf(ctx, js, c.Names)
+	mirror, err := findMirror(ctx, js, c.Names)
 	if err != nil {
 		return nil, err
 	}
 	work := place{js: js, streams: c.streams(js.Conn().MaxPayload()), consumers: c.consumers()}
-	if shelf == nil {
+	if mirror == nil {
 		work.streams = append(work.streams, c.mediaStream())
 		return []place{work}, nil
 	}
 	work.consumers = append(work.consumers, c.mirrorConsumer())
-	return []place{work, {js: shelf, where: " for producers", streams: []jetstream.StreamConfig{c.eventsMirror(), c.mediaStream()}}}, nil
+	return []place{work, {js: mirror, where: " for producers", streams: []jetstream.StreamConfig{c.eventsMirror(), c.mediaStream()}}}, nil
 }
 
 // ownStream finds a stream and makes sure that it is ours. It is nil where
@@ -339,7 +339,7 @@ func setupConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpe
 }
 
 // mergeConsumer is got with our settings. A pause in particular is kept: it is
-// an app stop.
+// an app pause.
 func mergeConsumer(got, want jetstream.ConsumerConfig) jetstream.ConsumerConfig {
 	want.Metadata = mergeMetadata(got.Metadata, want.Metadata)
 	want.Description, want.PauseUntil = got.Description, got.PauseUntil

@@ -20,36 +20,36 @@ func Scopes() []string { return slices.Clone(scopes[:]) }
 
 // Restore puts a stop back that stood in the bucket and is lost, or was replaced by what
 // is not believed, unless one stands there by now. It tells nobody: that was done when the stop was set.
-func (s *Stops) Restore(ctx context.Context, stop Stop) (restored bool, err error) {
+func (s *AppPauses) Restore(ctx context.Context, pause Pause) (restored bool, err error) {
 	kv, err := s.bucket(ctx)
-	var is Stop
+	var is Pause
 	var revision uint64
 	if err == nil {
-		is, revision, err = s.read(ctx, kv, stop.Scope)
+		is, revision, err = s.read(ctx, kv, pause.Scope)
 	}
 	if err == nil && is.Scope == "" {
-		_, err = s.put(ctx, kv, stop, revision)
+		_, err = s.put(ctx, kv, pause, revision)
 		restored = err == nil
 	}
 	if lostRace(err) {
 		err = nil
 	}
 	if err == nil {
-		err = s.align(ctx, kv, stop.Scope)
+		err = s.align(ctx, kv, pause.Scope)
 	}
 	if err != nil {
-		return false, fmt.Errorf("restore stop %s: %w", stop.Scope, err)
+		return false, fmt.Errorf("restore stop %s: %w", pause.Scope, err)
 	}
 	return restored, nil
 }
 
 // Settle makes the lanes' consumer pause as the stop on record says, where it does not.
 // It returns what was wrong, "" where nothing was.
-func (s *Stops) Settle(ctx context.Context, now time.Time) (wrong string, err error) {
+func (s *AppPauses) Settle(ctx context.Context, now time.Time) (wrong string, err error) {
 	kv, err := s.bucket(ctx)
-	var stop Stop
+	var pause Pause
 	if err == nil {
-		stop, _, err = s.read(ctx, kv, ScopePublish)
+		pause, _, err = s.read(ctx, kv, ScopePublish)
 	}
 	var lanes jetstream.Consumer
 	if err == nil {
@@ -59,7 +59,7 @@ func (s *Stops) Settle(ctx context.Context, now time.Time) (wrong string, err er
 	}
 	if err == nil {
 		info := lanes.CachedInfo()
-		if wrong = pauseDiffers(info, stop, stop.Scope != "", now); wrong != "" {
+		if wrong = pauseDiffers(info, pause, pause.Scope != "", now); wrong != "" {
 			err = s.align(ctx, kv, ScopePublish)
 		}
 	}
@@ -71,22 +71,22 @@ func (s *Stops) Settle(ctx context.Context, now time.Time) (wrong string, err er
 
 // Sweep removes what stands in place of a stop and is not believed. It returns the
 // scopes.
-func (s *Stops) Sweep(ctx context.Context) (removed []string, err error) {
+func (s *AppPauses) Sweep(ctx context.Context) (removed []string, err error) {
 	kv, err := s.bucket(ctx)
 	for _, scope := range scopes {
-		var stop Stop
+		var pause Pause
 		var revision uint64
 		if err == nil {
-			stop, revision, err = s.read(ctx, kv, scope)
+			pause, revision, err = s.read(ctx, kv, scope)
 		}
 		if err != nil {
 			return removed, fmt.Errorf("look for forged stops: %w", err)
 		}
-		if revision == 0 || stop.Scope != "" {
+		if revision == 0 || pause.Scope != "" {
 			continue
 		}
 		_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, kv.Delete(ctx, stopPrefix+scope, jetstream.LastRevision(revision))
+			return struct{}{}, kv.Delete(ctx, pausePrefix+scope, jetstream.LastRevision(revision))
 		})
 		if lostRace(err) {
 			err = nil // somebody has set a stop there
@@ -100,14 +100,14 @@ func (s *Stops) Sweep(ctx context.Context) (removed []string, err error) {
 }
 
 // pauseDiffers tells in which way the consumer does not pause as it should.
-func pauseDiffers(info *jetstream.ConsumerInfo, stop Stop, stopped bool, now time.Time) string {
-	ends := stop.Reason.Until // a pause that is over by now is none
-	wanted := stopped && (ends.IsZero() || ends.After(now.Add(pauseMargin)))
+func pauseDiffers(info *jetstream.ConsumerInfo, pause Pause, paused bool, now time.Time) string {
+	ends := pause.Reason.Until // a pause that is over by now is none
+	wanted := paused && (ends.IsZero() || ends.After(now.Add(pauseMargin)))
 	switch {
-	case !stopped && info.Paused:
+	case !paused && info.Paused:
 		return "it is paused, and nothing is stopped"
 	case wanted && !info.Paused:
-		return "it is not paused, and " + stop.Scope + " is stopped"
+		return "it is not paused, and " + pause.Scope + " is stopped"
 	case !wanted || !info.Paused:
 		return ""
 	}

@@ -54,9 +54,9 @@ type Window struct {
 //
 // Windows are safe for concurrent use, from any number of processes.
 type Windows struct {
-	js    jetstream.JetStream
-	names jetpost.Names
-	seal  Seal
+	js     jetstream.JetStream
+	names  jetpost.Names
+	signer Signer
 
 	mu sync.Mutex
 	kv jetstream.KeyValue // once it was found, so that each read is one call
@@ -67,9 +67,11 @@ func NewWindows(js jetstream.JetStream, names jetpost.Names) *Windows {
 	return &Windows{js: js, names: names}
 }
 
-// Sealed are the same windows to whoever has the seal: what was not sealed with it tells
+// Signed are the same windows to whoever has the seal: what was not sealed with it tells
 // nothing.
-func (s *Windows) Sealed(seal Seal) *Windows { return &Windows{js: s.js, names: s.names, seal: seal} }
+func (s *Windows) Signed(signer Signer) *Windows {
+	return &Windows{js: s.js, names: s.names, signer: signer}
+}
 
 func windowsKey(account string) string {
 	if account == "" {
@@ -83,7 +85,7 @@ func windowsKey(account string) string {
 func (s *Windows) Put(ctx context.Context, account string, windows []Window) error {
 	value, err := json.Marshal(windows)
 	if err == nil {
-		value, err = s.seal.close(windowsKey(account), value)
+		value, err = s.signer.close(windowsKey(account), value)
 	}
 	if err != nil {
 		return fmt.Errorf("encode windows: %w", err)
@@ -134,7 +136,7 @@ func (s *Windows) decode(entry jetstream.KeyValueEntry) (windows []Window) {
 	if entry.Operation() != jetstream.KeyValuePut {
 		return nil
 	}
-	value, believed := s.seal.open(entry.Key(), entry.Value())
+	value, believed := s.signer.open(entry.Key(), entry.Value())
 	if !believed || json.Unmarshal(value, &windows) != nil {
 		return nil
 	}

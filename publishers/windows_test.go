@@ -84,7 +84,7 @@ func TestWindows(t *testing.T) {
 func TestForgedWindows(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
-	windows, forged := NewWindows(tb.js, tb.names).Sealed(testSeal), NewWindows(tb.js, tb.names)
+	windows, forged := NewWindows(tb.js, tb.names).Signed(testSigner), NewWindows(tb.js, tb.names)
 	told := []Window{{Account: "acme", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 100, Reset: time.Now().Add(time.Hour)}}
 	for _, account := range []string{"acme", ""} {
 		if err := forged.Put(t.Context(), account, told); err != nil {

@@ -21,7 +21,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // the system's own clean-up would do
-	if err := acceptAndLook(context.Background(), filepath.Join(dir, "ledger.db")); err != nil {
+	if err := acceptAndSnapshot(context.Background(), filepath.Join(dir, "ledger.db")); err != nil {
 		fmt.Println(err)
 	}
 	// Output:
@@ -29,7 +29,7 @@ func Example() {
 	// at the front: launch-1 is queued, 0 of 1 posted
 }
 
-func acceptAndLook(ctx context.Context, path string) error {
+func acceptAndSnapshot(ctx context.Context, path string) error {
 	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
 	if err != nil {
 		return err
@@ -65,7 +65,7 @@ func acceptAndLook(ctx context.Context, path string) error {
 	if err != nil || !claimed {
 		return err // not claimed: another worker has the line, and does it all
 	}
-	look, err := ledger.Look(ctx, lane, now)
+	look, err := ledger.Snapshot(ctx, lane, now)
 	if err != nil {
 		return err
 	}

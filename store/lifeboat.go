@@ -15,17 +15,17 @@ import (
 	"time"
 )
 
-// The names in a lifeboat's directory: a berth for each process, in it a lock and
+// The names in a lifeboat's directory: a worker directory for each process, in it a lock and
 // its pairs.
 const (
-	berthPrefix    = "berth-"
-	berthLock      = "lock"
-	lifeboatSuffix = ".pair.json"
-	halfSuffix     = ".tmp" // of a file that is not whole yet
-	sparePrefix    = ".spare-"
+	workerDirPrefix = "worker-"
+	workerDirLock   = "lock"
+	lifeboatSuffix  = ".pair.json"
+	halfSuffix      = ".tmp" // of a file that is not whole yet
+	sparePrefix     = ".spare-"
 )
 
-// The room that each berth sets aside, for pairs that must be kept on a full disk: more
+// The room that each worker directory sets aside, for pairs that must be kept on a full disk: more
 // than a worker exchanges at once, each with room for the longest tokens known.
 const (
 	spares    = 64
@@ -37,22 +37,22 @@ const (
 // before leaves it to the next one.
 //
 // Any number of processes share a directory, also from several containers. Each
-// has a berth of its own in it, a directory whose lock it holds for as long as it
-// lives; what lies in a berth that nobody holds is taken over by whoever looks
-// first. A berth has room set aside, for the day that the disk is full. It is safe for concurrent use.
+// has a worker directory of its own in it, a directory whose lock it holds for as long as it
+// lives; what lies in a worker directory that nobody holds is taken over by whoever looks
+// first. A worker directory has room set aside, for the day that the disk is full. It is safe for concurrent use.
 type Lifeboat struct {
-	dir      string
-	berth    string // dir itself until Prepare has made one
-	lock     *os.File
-	ledgerID string
-	sealer   *Sealer
-	spareMu  sync.Mutex // of the spare files
+	dir       string
+	workerDir string // dir itself until Prepare has made one
+	lock      *os.File
+	ledgerID  string
+	sealer    *Sealer
+	spareMu   sync.Mutex // of the spare files
 }
 
 // NewLifeboat uses a directory, which Prepare makes. Pairs
 // belong to one ledger: those of others in the same directory are left alone.
 func NewLifeboat(dir, ledgerID string, sealer *Sealer) *Lifeboat {
-	return &Lifeboat{dir: dir, berth: dir, ledgerID: ledgerID, sealer: sealer}
+	return &Lifeboat{dir: dir, workerDir: dir, ledgerID: ledgerID, sealer: sealer}
 }
 
 // Rescued is a pair from a lifeboat.
@@ -76,32 +76,32 @@ type stored struct {
 }
 
 func (l *Lifeboat) path(claim Token) string {
-	return filepath.Join(l.berth, fmt.Sprintf("%s-%d%s", claim.ID, claim.Version, lifeboatSuffix))
+	return filepath.Join(l.workerDir, fmt.Sprintf("%s-%d%s", claim.ID, claim.Version, lifeboatSuffix))
 }
 
-// Prepare makes the directory and a berth in it, which shows too that it can be
+// Prepare makes the directory and a worker directory in it, which shows too that it can be
 // written to: on the day that it is needed it is too late to find out.
 func (l *Lifeboat) Prepare() error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("make lifeboat: %w", err)
 	}
-	made, err := os.MkdirTemp(l.dir, "."+berthPrefix)
+	made, err := os.MkdirTemp(l.dir, "."+workerDirPrefix)
 	if err != nil {
 		return fmt.Errorf("write to lifeboat: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(made, berthLock), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(filepath.Join(made, workerDirLock), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("write to lifeboat: %w", err)
 	}
-	// Others see the berth only once it is locked.
-	berth := filepath.Join(l.dir, strings.TrimPrefix(filepath.Base(made), "."))
+	// Others see the worker directory only once it is locked.
+	workerDir := filepath.Join(l.dir, strings.TrimPrefix(filepath.Base(made), "."))
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return errors.Join(fmt.Errorf("lock lifeboat %s: %w", made, err), lock.Close())
 	}
-	if err := os.Rename(made, berth); err != nil {
+	if err := os.Rename(made, workerDir); err != nil {
 		return errors.Join(fmt.Errorf("write to lifeboat: %w", err), lock.Close())
 	}
-	l.berth, l.lock = berth, lock
+	l.workerDir, l.lock = workerDir, lock
 	if err := l.setAside(); err != nil {
 		return errors.Join(fmt.Errorf("set room aside in lifeboat: %w", err), l.Close())
 	}
@@ -109,12 +109,12 @@ func (l *Lifeboat) Prepare() error {
 }
 
 // setAside fills up the spare files. They hold random bytes, since a file system may
-// keep no room for others. Nothing is synced: a crash ends the berth too.
+// keep no room for others. Nothing is synced: a crash ends the worker directory too.
 func (l *Lifeboat) setAside() error {
 	l.spareMu.Lock()
 	defer l.spareMu.Unlock()
 	for n := range spares {
-		path := filepath.Join(l.berth, fmt.Sprintf("%s%d%s", sparePrefix, n, halfSuffix))
+		path := filepath.Join(l.workerDir, fmt.Sprintf("%s%d%s", sparePrefix, n, halfSuffix))
 		if exists(path) {
 			continue
 		}
@@ -131,7 +131,7 @@ func (l *Lifeboat) setAside() error {
 func (l *Lifeboat) intoSpare(path string, data []byte) error {
 	l.spareMu.Lock()
 	defer l.spareMu.Unlock()
-	found, err := list(l.berth, sparePrefix, halfSuffix)
+	found, err := list(l.workerDir, sparePrefix, halfSuffix)
 	switch {
 	case err != nil:
 		return err
@@ -151,42 +151,42 @@ func (l *Lifeboat) intoSpare(path string, data []byte) error {
 	return place(spare, path)
 }
 
-// Close leaves the berth, with the pairs in it, to others.
+// Close leaves the worker directory, with the pairs in it, to others.
 func (l *Lifeboat) Close() error {
 	if l.lock == nil {
 		return nil
 	}
-	return errors.Join(l.clear(l.berth), l.lock.Close())
+	return errors.Join(l.clear(l.workerDir), l.lock.Close())
 }
 
-// takeOver brings what lies in berths that nobody holds any more into this one.
+// takeOver brings what lies in worker directories that nobody holds any more into this one.
 func (l *Lifeboat) takeOver() error {
 	if l.lock == nil {
 		return nil
 	}
-	if err := l.move(l.dir); err != nil { // where pairs lay before there were berths
+	if err := l.move(l.dir); err != nil { // where pairs lay before there were worker directories
 		return err
 	}
-	berths, err := list(l.dir, berthPrefix, "")
+	workerDirs, err := list(l.dir, workerDirPrefix, "")
 	if err != nil {
 		return err
 	}
-	for _, berth := range berths {
-		if berth == l.berth {
+	for _, workerDir := range workerDirs {
+		if workerDir == l.workerDir {
 			continue
 		}
-		if err := l.board(berth); err != nil {
-			return fmt.Errorf("take over %s: %w", berth, err)
+		if err := l.board(workerDir); err != nil {
+			return fmt.Errorf("take over %s: %w", workerDir, err)
 		}
 	}
 	return nil
 }
 
-// board empties a berth, if nobody holds it, and removes it.
-func (l *Lifeboat) board(berth string) error {
-	lock, err := os.OpenFile(filepath.Join(berth, berthLock), os.O_RDWR, 0)
+// board empties a worker directory, if nobody holds it, and removes it.
+func (l *Lifeboat) board(workerDir string) error {
+	lock, err := os.OpenFile(filepath.Join(workerDir, workerDirLock), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		_ = os.Remove(berth) // what a process left that was killed in clear
+		_ = os.Remove(workerDir) // what a process left that was killed in clear
 		return nil
 	}
 	if err != nil {
@@ -200,11 +200,11 @@ func (l *Lifeboat) board(berth string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(l.move(berth), l.clear(berth))
+	return errors.Join(l.move(workerDir), l.clear(workerDir))
 }
 
-// move has this ledger's pairs of a directory in the own berth. A crash leaves each
-// in one of the two. A pair of a claim that lies in the own berth already waits
+// move has this ledger's pairs of a directory in the own worker directory. A crash leaves each
+// in one of the two. A pair of a claim that lies in the own worker directory already waits
 // until that one is saved.
 func (l *Lifeboat) move(from string) error {
 	pairs, err := list(from, "", lifeboatSuffix)
@@ -212,7 +212,7 @@ func (l *Lifeboat) move(from string) error {
 		return err
 	}
 	for _, old := range pairs {
-		now := filepath.Join(l.berth, filepath.Base(old))
+		now := filepath.Join(l.workerDir, filepath.Base(old))
 		if l.foreign(old) || exists(now) {
 			continue
 		}
@@ -249,14 +249,14 @@ func list(dir, prefix, suffix string) (paths []string, err error) {
 	return paths, nil
 }
 
-// clear removes a berth whose lock is held, unless pairs lie in it.
-func (l *Lifeboat) clear(berth string) error {
-	left, err := list(berth, "", lifeboatSuffix)
+// clear removes a worker directory whose lock is held, unless pairs lie in it.
+func (l *Lifeboat) clear(workerDir string) error {
+	left, err := list(workerDir, "", lifeboatSuffix)
 	if err != nil || len(left) > 0 {
 		return err
 	}
-	halves, err := list(berth, ".", halfSuffix)
-	for _, path := range append(halves, filepath.Join(berth, berthLock), berth) {
+	halves, err := list(workerDir, ".", halfSuffix)
+	for _, path := range append(halves, filepath.Join(workerDir, workerDirLock), workerDir) {
 		if lost := os.Remove(path); lost != nil && !errors.Is(lost, fs.ErrNotExist) {
 			err = errors.Join(err, lost)
 		}
@@ -333,7 +333,7 @@ func (l *Lifeboat) Load() (rescued []Rescued, err error) {
 	if err := l.takeOver(); err != nil {
 		return nil, err
 	}
-	pairs, err := list(l.berth, "", lifeboatSuffix)
+	pairs, err := list(l.workerDir, "", lifeboatSuffix)
 	if err != nil {
 		return nil, err
 	}

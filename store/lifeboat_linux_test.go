@@ -52,13 +52,13 @@ func TestLifeboatOnFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if left, err := list(boat.berth, sparePrefix, halfSuffix); err != nil || len(left) != spares {
+	if left, err := list(boat.workerDir, sparePrefix, halfSuffix); err != nil || len(left) != spares {
 		t.Errorf("%d of %d are set aside again: %v", len(left), spares, err)
 	}
 	if err := boat.Close(); err != nil {
 		t.Error(err)
 	}
-	if exists(boat.berth) {
-		t.Error("the berth is still there")
+	if exists(boat.workerDir) {
+		t.Error("the worker directory is still there")
 	}
 }

@@ -120,7 +120,7 @@ func TestLifeboatShared(t *testing.T) {
 			t.Errorf("%s finds %d pairs, %v, want %d", whose, len(found), err, n)
 		}
 	}
-	before := NewLifeboat(dir, "ledger", sealer) // as one without berths has it
+	before := NewLifeboat(dir, "ledger", sealer) // as one without worker directories has it
 	if err := before.Keep(claim, pair, at); err != nil {
 		t.Fatal(err)
 	}
@@ -135,14 +135,14 @@ func TestLifeboatShared(t *testing.T) {
 	want("another ledger", foreign, 0)
 	want("who looks after the first is gone", second, 1)
 	want("the same again", second, 1)
-	if exists(first.berth) {
-		t.Error("the emptied berth is still there")
+	if exists(first.workerDir) {
+		t.Error("the emptied worker directory is still there")
 	}
 	if err := errors.Join(second.Close(), foreign.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if exists(foreign.berth) {
-		t.Error("the berth of one that ended in order is still there")
+	if exists(foreign.workerDir) {
+		t.Error("the worker directory of one that ended in order is still there")
 	}
 	third := boat("ledger")
 	want("the next start", third, 1)

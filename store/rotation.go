@@ -194,10 +194,10 @@ type KeyState struct {
 	Behind  int `json:"behind"`
 	Locked  int `json:"locked"`
 	Damaged int `json:"damaged"`
-	// Canary is the key that must be configured at a start; "" where the canary is
+	// Key check value is the key that must be configured at a start; "" where the key check value is
 	// damaged, and on a ledger that was never checked.
-	Canary        string `json:"canary_key,omitempty"`
-	CanaryDamaged bool   `json:"canary_damaged,omitempty"`
+	KeyCheck        string `json:"canary_key,omitempty"`
+	KeyCheckDamaged bool   `json:"canary_damaged,omitempty"`
 }
 
 // KeyCount is one key and what needs it.
@@ -208,7 +208,7 @@ type KeyCount struct {
 	Rows       int    `json:"rows"` // that need it
 }
 
-// State counts which keys are needed. It opens the canary alone, as a start
+// State counts which keys are needed. It opens the key check value alone, as a start
 // does.
 func (r Rotation) State(ctx context.Context) (state KeyState, err error) {
 	uses, err := r.Rows.KeyUses(ctx)
@@ -224,16 +224,16 @@ func (r Rotation) State(ctx context.Context) (state KeyState, err error) {
 		}
 	}
 	delete(needed, "") // what names no key
-	ledger, canary, err := r.Rows.Canary(ctx)
+	ledger, keyCheck, err := r.Rows.KeyCheck(ctx)
 	if err != nil {
 		return state, err
 	}
-	if canary != "" {
-		_, err := r.Sealer.CheckCanary(ledger, canary, true)
-		state.CanaryDamaged = errors.As(err, new(*DamagedError))
+	if keyCheck != "" {
+		_, err := r.Sealer.MatchKeyCheck(ledger, keyCheck, true)
+		state.KeyCheckDamaged = errors.As(err, new(*DamagedError))
 	}
-	if state.Canary = KeyIDOf(canary); state.Canary != "" {
-		needed[state.Canary] += 0 // at a start, if by nothing else
+	if state.KeyCheck = KeyIDOf(keyCheck); state.KeyCheck != "" {
+		needed[state.KeyCheck] += 0 // at a start, if by nothing else
 	}
 	for i, id := range r.Sealer.KeyIDs() {
 		state.Keys = append(state.Keys, KeyCount{ID: id, Configured: true, Seals: i == 0, Rows: needed[id]})
@@ -283,14 +283,14 @@ func (s KeyState) Next() string {
 		return fmt.Sprintf("key %s is missing: add it to %s, behind the first, and restart the workers", missing[0], KeyVariable)
 	case len(missing) > 1:
 		return fmt.Sprintf("keys %s are missing: add them to %s, behind the first, and restart the workers", strings.Join(missing, ", "), KeyVariable)
-	case s.CanaryDamaged:
-		return "the canary, which is opened at every start, is damaged: restore the table ledger from a backup"
+	case s.KeyCheckDamaged:
+		return "the key check value, which is opened at every start, is damaged: restore the table ledger from a backup"
 	case s.Behind > 0:
 		return "not every row is sealed with the first key: once all workers have it first, run jetpost keys rotate"
 	case s.Damaged > 0:
 		return "some rows are damaged: restore them from a backup, or connect their accounts again"
-	case s.Canary != "" && s.Canary != s.Keys[0].ID:
-		return sealed + ", but the canary is not: run jetpost keys rotate to finish"
+	case s.KeyCheck != "" && s.KeyCheck != s.Keys[0].ID:
+		return sealed + ", but the key check value is not: run jetpost keys rotate to finish"
 	case len(s.Keys) > 1:
 		return sealed + ": the others can be removed from " + KeyVariable
 	default:

@@ -20,11 +20,11 @@ const (
 	// name it, so that whoever reads one knows where to look.
 	KeyVariable = "HUB_ENCRYPTION_KEY"
 
-	keyBytes     = 32 // of one AES-256 key
-	keyIDDigits  = 8  // hex digits of a key id
-	maxKeys      = 16 // keys of one Sealer; rotation needs two
-	sealedPrefix = "jp1."
-	canaryColumn = "/canary"
+	keyBytes       = 32 // of one AES-256 key
+	keyIDDigits    = 8  // hex digits of a key id
+	maxKeys        = 16 // keys of one Sealer; rotation needs two
+	sealedPrefix   = "jp1."
+	keyCheckColumn = "/key check value"
 	// SealedPrefixBytes is how much of a sealed value tells its key.
 	SealedPrefixBytes = len(sealedPrefix) + keyIDDigits + len(".")
 	// keyIDDomain keeps the key id, which is printed, apart from any other use
@@ -172,20 +172,20 @@ func (s *Sealer) Open(sealed, context string) (secret.String, error) {
 	return secret.New(string(plain)), nil
 }
 
-// CheckCanary opens the ledger's canary, "" on a new one, and returns the one
+// MatchKeyCheck opens the ledger's key check value, "" on a new one, and returns the one
 // to store instead, or "" where it stays. It moves to the first key last of
 // all: while a token still needs another key, that must be missed at start.
 // It fails with *KeyError or *DamagedError.
-func (s *Sealer) CheckCanary(ledgerID, canary string, otherKeysNeeded bool) (string, error) {
-	if canary != "" {
-		if _, err := s.Open(canary, ledgerID+canaryColumn); err != nil {
+func (s *Sealer) MatchKeyCheck(ledgerID, keyCheck string, otherKeysNeeded bool) (string, error) {
+	if keyCheck != "" {
+		if _, err := s.Open(keyCheck, ledgerID+keyCheckColumn); err != nil {
 			return "", err
 		}
-		if otherKeysNeeded || strings.HasPrefix(canary, sealedPrefix+s.KeyID()+".") {
+		if otherKeysNeeded || strings.HasPrefix(keyCheck, sealedPrefix+s.KeyID()+".") {
 			return "", nil
 		}
 	}
-	return s.Seal(secret.New(ledgerID), ledgerID+canaryColumn)
+	return s.Seal(secret.New(ledgerID), ledgerID+keyCheckColumn)
 }
 
 // additional is unambiguous, as every key id has the same length.

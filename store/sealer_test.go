@@ -97,14 +97,14 @@ func TestSealerFindsDamage(t *testing.T) {
 	}
 }
 
-func TestCheckCanary(t *testing.T) {
+func TestMatchKeyCheck(t *testing.T) {
 	t.Parallel()
 	const ledger = "0190-ledger"
 	older, newer := store.GenerateKey().Reveal(), store.GenerateKey().Reveal()
 	before, both, after := newSealer(t, older), newSealer(t, newer, older), newSealer(t, newer)
-	canary, err := before.CheckCanary(ledger, "", false)
-	if err != nil || canary == "" {
-		t.Fatalf("canary of a new ledger is %q, %v", canary, err)
+	keyCheck, err := before.MatchKeyCheck(ledger, "", false)
+	if err != nil || keyCheck == "" {
+		t.Fatalf("key check value of a new ledger is %q, %v", keyCheck, err)
 	}
 	tests := []struct {
 		name   string
@@ -117,16 +117,16 @@ func TestCheckCanary(t *testing.T) {
 		{"OlderKeyNotNeeded", both, false, true},
 	}
 	for _, test := range tests {
-		next, err := test.sealer.CheckCanary(ledger, canary, test.needed)
+		next, err := test.sealer.MatchKeyCheck(ledger, keyCheck, test.needed)
 		if err != nil || (next != "") != test.moves {
-			t.Errorf("%s: next canary is %q, %v", test.name, next, err)
+			t.Errorf("%s: next key check value is %q, %v", test.name, next, err)
 		}
-		if _, err := after.CheckCanary(ledger, next, false); next != "" && err != nil {
-			t.Errorf("%s: the newer key alone does not open the next canary: %v", test.name, err)
+		if _, err := after.MatchKeyCheck(ledger, next, false); next != "" && err != nil {
+			t.Errorf("%s: the newer key alone does not open the next key check value: %v", test.name, err)
 		}
 	}
 	var missing *store.KeyError
-	if _, err := after.CheckCanary(ledger, canary, false); !errors.As(err, &missing) {
+	if _, err := after.MatchKeyCheck(ledger, keyCheck, false); !errors.As(err, &missing) {
 		t.Errorf("the newer key alone: error is %v, want a KeyError", err)
 	}
 }

@@ -65,7 +65,7 @@ type Ledger interface {
 	// Clock reads the clock that judges leases.
 	Clock(ctx context.Context) (time.Time, error)
 	// CheckKeys fails with *KeyError when the sealer cannot open what this
-	// database holds. The first call on a new database leaves a canary. It is
+	// database holds. The first call on a new database leaves a key check value. It is
 	// sealed anew with the first key once no token needs another one, so that
 	// an older key can be dropped then, and not before.
 	CheckKeys(ctx context.Context) error
@@ -291,7 +291,7 @@ type Round struct {
 	jetpost.RefreshSummary
 	Batches   int
 	Completed bool // every batch was counted
-	Announced bool // its summary event was published
+	Delivered bool // its summary event was published
 }
 
 // Tokens keeps sealed tokens. Every token enters and leaves opened; only
@@ -351,8 +351,8 @@ type Tokens interface {
 	// BatchDone counts a batch once, however often it is told, and returns the
 	// round.
 	BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (Round, error)
-	// RoundAnnounced remembers that the round's summary was published.
-	RoundAnnounced(ctx context.Context, round string) error
+	// RoundDelivered remembers that the round's summary was published.
+	RoundDelivered(ctx context.Context, round string) error
 }
 
 // KeyUse is how many token rows are sealed with which keys; one row may be
@@ -373,8 +373,8 @@ type Resealed struct {
 type Keys interface {
 	// KeyUses counts the token rows by their keys. Two entries may have the same.
 	KeyUses(ctx context.Context) ([]KeyUse, error)
-	// Canary returns the ledger's id and its canary, "" where it was never checked.
-	Canary(ctx context.Context) (ledgerID, canary string, err error)
+	// Key check value returns the ledger's id and its key check value, "" where it was never checked.
+	KeyCheck(ctx context.Context) (ledgerID, keyCheck string, err error)
 	// SealedTokens returns up to limit token rows in the order of their ids, those
 	// behind after; "" begins.
 	SealedTokens(ctx context.Context, after string, limit int) ([]SealedToken, error)
@@ -487,22 +487,22 @@ type Revision struct {
 	Number int64
 }
 
-// Lane is a claim of an account's line: at most one worker holds it.
-type Lane struct {
+// Claim is a claim of an account's line: at most one worker holds it.
+type Claim struct {
 	Account string
 	// Fence grows with every claim; every write in the lane carries it.
 	Fence int64
 	// LostClaims counts the claims in a row, up to now, that ended by the
 	// lease running out and brought nothing.
 	LostClaims int
-	// Snapshot is the driver's, see there; nil in a claim that was made by hand.
-	Snapshot *Snapshot
+	// Cache is the driver's, see there; nil in a claim that was made by hand.
+	Cache *ClaimCache
 }
 
-// Look is what stands at the front of a lane.
-type Look struct {
-	// Rings is the lane's counter of changes, as of this look.
-	Rings int64
+// Snapshot is what stands at the front of a lane.
+type Snapshot struct {
+	// Generation is the lane's counter of changes, as of this look.
+	Generation int64
 	// Pause is the account's latest one, also where it has ended by itself.
 	Pause Pause
 	// Head is the first due unfinished request, whatever its state; nil where
@@ -535,7 +535,7 @@ type Record struct {
 	BeganAt time.Time
 	// Holds counts the holds since the last progress, but those in which nothing
 	// fails: for X's processing of media, a window's reset, the end of a stop or a
-	// pause, a fuse, or the next look for a post in doubt.
+	// pause, a posting limit, or the next look for a post in doubt.
 	Holds int
 	Posts []PostRecord
 	// Deletion is set once somebody has asked for the deletion of what is live. Such a
@@ -543,8 +543,8 @@ type Record struct {
 	Deletion *Deletion
 	// Event is the type of the latest change.
 	Event jetpost.EventType
-	// Announced is the latest revision whose event is known to be published.
-	Announced int64
+	// Delivered is the latest revision whose event is known to be published.
+	Delivered int64
 	Status    jetpost.RequestStatus
 }
 
@@ -564,7 +564,7 @@ type PostRecord struct {
 	// counts the looks at the account's posts on X that did not settle it, and
 	// AbsentAt is the first of the latest ones that did not find it there.
 	DoubtSince time.Time
-	Looks      int
+	Checks     int
 	AbsentAt   time.Time
 	// DeletedAt is when X was known to have the post no more; it stays posted.
 	DeletedAt time.Time
@@ -602,8 +602,8 @@ type Media struct {
 	Renewed bool `json:"renewed,omitempty"`
 }
 
-// Witness is what the ledger knows of an account's posts on X.
-type Witness struct {
+// Anchor post is what the ledger knows of an account's posts on X.
+type Anchor struct {
 	XUserID string
 	// PostID is the latest post that is known to be live, "" where there is none.
 	PostID string
@@ -626,24 +626,24 @@ type Intent struct {
 type Outcome struct {
 	State  jetpost.State
 	Reason jetpost.Reason // Until bounds a hold; zero holds until something ends it
-	// LookAt is when a hold is looked at again, where that is not its end.
-	LookAt time.Time
+	// CheckAt is when a hold is looked at again, where that is not its end.
+	CheckAt time.Time
 	// Post is the index of the post that it is about, and PostState what is
 	// known of it: pending (X made nothing; the attempt does not count),
 	// failed, or sending (doubtful). Post is -1 where it is about none.
 	Post      int
 	PostState jetpost.PostState
-	// Looks and AbsentAt are the post's new ones.
-	Looks    int
+	// Checks and AbsentAt are the post's new ones.
+	Checks   int
 	AbsentAt time.Time
 	// RenewMedia tells that X does not take the ids of the post's media: they are
 	// forgotten, once.
 	RenewMedia bool
-	// Rings is the look that the outcome rests on. A hold without an end is
-	// over at once if anything rang since, so that what ends it is never
+	// Generation is the look that the outcome rests on. A hold without an end is
+	// over at once if anything woke since, so that what ends it is never
 	// missed.
-	Rings int64
-	Now   time.Time
+	Generation int64
+	Now        time.Time
 }
 
 const (
@@ -707,11 +707,11 @@ func (r Reservation) Grant(left, others int) (out Reserved, take int) {
 	return out, take
 }
 
-// MaxHoldLine is how many requests one call of HoldLine holds.
-const MaxHoldLine = 500
+// MaxHoldQueue is how many requests one call of HoldQueue holds.
+const MaxHoldQueue = 500
 
-// LateLine is what of an account's line was due before a time and is not done.
-type LateLine struct {
+// LateQueue is what of an account's line was due before a time and is not done.
+type LateQueue struct {
 	Account string
 	// Unsent counts the requests of which nothing was sent, and Since is when the
 	// first of them was due.
@@ -750,9 +750,9 @@ type ReplayResult struct {
 // claimed it; only what X answered to an intent is taken from its writer even
 // then (see Posted and Conclude). A lane's WakeAt is when it should next be run: acceptance and
 // every act that ends a hold bring it forward to their time, a release sets
-// it. It is what makes doorbells and schedules mere hints.
+// it. It is what makes wake-ups and schedules mere hints.
 type Requests interface {
-	// Accept stores a request, its posts and the ring of its lane in one
+	// Accept stores a request, its posts and the wake of its lane in one
 	// transaction. The same bytes are an equal body, whatever the digests; so
 	// a request that was accepted with Hold is read at last by accepting its
 	// body again without: it keeps its place. ErrNotFound: no such account.
@@ -775,33 +775,33 @@ type Requests interface {
 	Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error)
 
 	// ClaimLane takes the lane if no live lease holds it, and looks at its front
-	// (see [Lane.Next]). ErrNotFound: no such account.
-	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (Lane, bool, error)
+	// (see [Claim.Next]). ErrNotFound: no such account.
+	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (Claim, bool, error)
 	// ExtendLane gives the lease its full length again.
-	ExtendLane(ctx context.Context, lane Lane, lease time.Duration, now time.Time) error
+	ExtendLane(ctx context.Context, lane Claim, lease time.Duration, now time.Time) error
 	// ReleaseLane frees the lane and sets when it should next run (zero: when
-	// something rings), unless something rang since the look: then it keeps
+	// something wakes), unless something woke since the look: then it keeps
 	// the lane and returns false.
-	ReleaseLane(ctx context.Context, lane Lane, rings int64, wakeAt, now time.Time) (bool, error)
+	ReleaseLane(ctx context.Context, lane Claim, generation int64, wakeAt, now time.Time) (bool, error)
 	// DueLanes returns up to limit accounts whose lane should run now and has
 	// no live lease.
 	DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error)
-	// Look reads the front of the lane.
-	Look(ctx context.Context, lane Lane, now time.Time) (Look, error)
+	// Snapshot reads the front of the lane.
+	Snapshot(ctx context.Context, lane Claim, now time.Time) (Snapshot, error)
 
 	// Begin commits the intent to send one pending post, makes the request
 	// publishing and extends the lease. ErrNotRunnable: it was cancelled or put
 	// off, its account was paused, or that post is not pending.
-	Begin(ctx context.Context, lane Lane, id string, intent Intent) error
+	Begin(ctx context.Context, lane Claim, id string, intent Intent) error
 	// Posted commits that X made the post. It holds for whoever wrote the
 	// latest intent, even after the lane was taken over: what X answered is
 	// true; and for the lane's present holder, who may have found on X what
 	// another worker sent. With the last post the request is published; an unknown request
-	// returns to the queue and its lane rings. Telling it again is a no-op. Where the
-	// request is done, the front of the lane is looked at (see [Lane.Next]).
+	// returns to the queue and its lane wakes. Telling it again is a no-op. Where the
+	// request is done, the front of the lane is looked at (see [Claim.Next]).
 	// ErrFenced: the post's latest intent is another's, and so is the lane.
 	// ErrPostTaken.
-	Posted(ctx context.Context, lane Lane, id string, post int, postID string, now time.Time) (jetpost.State, error)
+	Posted(ctx context.Context, lane Claim, id string, post int, postID string, now time.Time) (jetpost.State, error)
 	// Conclude moves the request. Where it was finished meanwhile, it stays so
 	// and only the post's state is kept; where that post turned out to be live
 	// meanwhile, or is known not to be although the outcome doubts it, or the
@@ -810,58 +810,58 @@ type Requests interface {
 	// After the lane was taken over it still takes one thing: that X did not
 	// make a post (pending or failed), from whoever wrote the post's latest
 	// intent, while the post is still sending. The post's state is kept and
-	// the lane rings. Of the request, only this changes: with a failed post an
+	// the lane wakes. Of the request, only this changes: with a failed post an
 	// unfinished one fails; with a pending post an unknown one returns to the
 	// queue. Everything else fails with ErrFenced.
-	Conclude(ctx context.Context, lane Lane, id string, out Outcome) error
+	Conclude(ctx context.Context, lane Claim, id string, out Outcome) error
 
 	// Uploaded keeps what is known of the media of a post that is still to be sent.
 	// It is no change that people are told of. ErrNotRunnable: that post is not
 	// pending, or its request finished.
-	Uploaded(ctx context.Context, lane Lane, id string, post int, media []Media) error
+	Uploaded(ctx context.Context, lane Claim, id string, post int, media []Media) error
 
 	// Reserve sets calls of a window that all accounts share aside for the lane, in
 	// place of those that it had, until it sets others aside, is released or its lease
 	// ends. They are granted only where all that are set aside fit into what is left.
 	// ErrFenced.
-	Reserve(ctx context.Context, lane Lane, r Reservation) (Reserved, error)
+	Reserve(ctx context.Context, lane Claim, r Reservation) (Reserved, error)
 
-	// HoldLine holds every due request of the lane that waits behind its head,
+	// HoldQueue holds every due request of the lane that waits behind its head,
 	// for the head's reason, and returns those that it holds newly: up to
-	// MaxHoldLine, the first ones first. As with Conclude, a hold without an end
-	// is over at once if anything rang since the look.
-	HoldLine(ctx context.Context, lane Lane, reason jetpost.Reason, rings int64, now time.Time) ([]Key, error)
+	// MaxHoldQueue, the first ones first. As with Conclude, a hold without an end
+	// is over at once if anything woke since the look.
+	HoldQueue(ctx context.Context, lane Claim, reason jetpost.Reason, generation int64, now time.Time) ([]Key, error)
 	// EndHolds makes the account's requests that are held for the code due
-	// now and rings its lane. It returns how many there were.
+	// now and wakes its lane. It returns how many there were.
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
 	// PauseAccount has the account post nothing more, from its commit on: a thread
 	// stops before its next post. It replaces an earlier pause, ends the holds for
-	// that (EndHolds with its code), and rings the lane. ErrNotFound.
+	// that (EndHolds with its code), and wakes the lane. ErrNotFound.
 	PauseAccount(ctx context.Context, account string, pause Pause) error
-	// ResumeAccount ends the account's pause, the holds for it, and rings the lane.
+	// ResumeAccount ends the account's pause, the holds for it, and wakes the lane.
 	// It returns the pause that there was, the zero one where there was none.
 	// ErrNotFound.
 	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
 	// Refused notes that X has refused a post of the request in words that no rule
 	// knows, and counts how often it did so lately. It fails with ErrFenced where the
 	// lane is not the caller's.
-	Refused(ctx context.Context, lane Lane, id, words string, within time.Duration, now time.Time) (Refusals, error)
-	// BlockAccount pauses the account for what X has said of it, by [Line.Block], or
+	Refused(ctx context.Context, lane Claim, id, words string, within time.Duration, now time.Time) (Refusals, error)
+	// BlockAccount pauses the account for what X has said of it, by [LaneRow.Block], or
 	// with the zero pause ends that, as ResumeAccount does. What a person has paused
 	// stays so. It returns the pause that stands then. ErrFenced.
-	BlockAccount(ctx context.Context, lane Lane, pause Pause, now time.Time) (Pause, error)
-	// Turns returns up to limit turns of pauses that are not told yet, of each account the
+	BlockAccount(ctx context.Context, lane Claim, pause Pause, now time.Time) (Pause, error)
+	// PauseChanges returns up to limit turns of pauses that are not told yet, of each account the
 	// last; of one account, or with "" of all.
-	Turns(ctx context.Context, account string, limit int) ([]Turn, error)
-	// MarkTurned forgets a turn that was told. A later one stays to be told.
-	MarkTurned(ctx context.Context, turn Turn) error
+	PauseChanges(ctx context.Context, account string, limit int) ([]PauseChange, error)
+	// MarkPauseChangeTold forgets a turn that was told. A later one stays to be told.
+	MarkPauseChangeTold(ctx context.Context, turn PauseChange) error
 	// Late returns, by account, what is unfinished though it was due before a time:
 	// of one account or, with "", of all that have such requests. It counts up to
 	// limit of each, the first in the line first.
-	Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]LateLine, error)
+	Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]LateQueue, error)
 	// ExpireLate fails, with CodeExpired, up to limit requests of an account of which
 	// nothing was sent and that were due before a time, the first in the line first,
-	// and rings its lane. A worker that is at one of them sends nothing of it: of its
+	// and wakes its lane. A worker that is at one of them sends nothing of it: of its
 	// Begin and this, the first wins. ErrNotFound: no such account.
 	ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) ([]Key, error)
 	// Sent returns when the account's posts were sent that are live and were sent
@@ -889,9 +889,9 @@ type Requests interface {
 	// a request, from now on and as often as the first time. ErrNotRunnable:
 	// nothing of it is doubtful.
 	Reconcile(ctx context.Context, key Key, now time.Time) error
-	// Witness returns what is known of the account's posts, or ErrNotFound. A post that was
-	// deleted is no witness.
-	Witness(ctx context.Context, account string) (Witness, error)
+	// Anchor post returns what is known of the account's posts, or ErrNotFound. A post that was
+	// deleted is no anchor post.
+	Anchor(ctx context.Context, account string) (Anchor, error)
 	// Owned returns those of the posts on X that are recorded for a post of ours, also
 	// those that were deleted.
 	Owned(ctx context.Context, postIDs []string) ([]string, error)
@@ -899,22 +899,22 @@ type Requests interface {
 	Deleted(ctx context.Context, postIDs []string) ([]string, error)
 
 	// Unpublish asks for the deletion of what of a request is live, or may be, and cancels
-	// the request where it is unfinished. It rings the lane, which goes on with a deletion
+	// the request where it is unfinished. It wakes the lane, which goes on with a deletion
 	// that waits, or was given up, at once. It returns the state before, and
 	// ErrNotRunnable where nothing of a finished request is live. One that is done stays
 	// as it is. ErrNotFound.
 	Unpublish(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
 	// Unpublishing returns the request whose deletion the lane goes on with first, at
-	// [Look].UnpublishAt.
-	Unpublishing(ctx context.Context, lane Lane) (Record, bool, error)
+	// [Snapshot].UnpublishAt.
+	Unpublishing(ctx context.Context, lane Claim) (Record, bool, error)
 	// PostDeleted commits that X has the post no more. It holds for whoever found that,
 	// since it stays true after the lane was taken over; telling it again is a no-op.
 	// ErrNotRunnable: that post is not live, or nobody asked for its deletion.
-	PostDeleted(ctx context.Context, lane Lane, id string, post int, now time.Time) error
-	// HoldUnpublish has a deletion wait until out's LookAt or the end of its reason, where
+	PostDeleted(ctx context.Context, lane Claim, id string, post int, now time.Time) error
+	// HoldUnpublish has a deletion wait until out's CheckAt or the end of its reason, where
 	// out's state is held, and else gives it up until somebody asks again. Of the post in
 	// doubt that out is about, if any, it keeps what is known, as Conclude does.
-	HoldUnpublish(ctx context.Context, lane Lane, id string, out Outcome) error
+	HoldUnpublish(ctx context.Context, lane Claim, id string, out Outcome) error
 
 	// Request returns one request, or ErrNotFound.
 	Request(ctx context.Context, key Key) (Record, error)
@@ -926,17 +926,17 @@ type Requests interface {
 	// CountRequests counts requests by state, up to MaxCounted of each.
 	CountRequests(ctx context.Context) (map[jetpost.State]int, error)
 
-	// Unannounced returns up to limit requests whose latest revision is older
+	// OutboxPending returns up to limit requests whose latest revision is older
 	// than before and has no published event.
-	Unannounced(ctx context.Context, before time.Time, limit int) ([]Key, error)
-	// MarkAnnounced remembers the revision whose event was published. It
+	OutboxPending(ctx context.Context, before time.Time, limit int) ([]Key, error)
+	// MarkDelivered remembers the revision whose event was published. It
 	// returns false where the request has moved on since: then the newer one
 	// must be published. That it only began to be sent, after it was accepted, is no
 	// news, and is marked too.
-	MarkAnnounced(ctx context.Context, key Key, revision int64) (bool, error)
-	// MarkManyAnnounced is MarkAnnounced for many. It returns those which may not
+	MarkDelivered(ctx context.Context, key Key, revision int64) (bool, error)
+	// MarkManyDelivered is MarkDelivered for many. It returns those which may not
 	// be the latest: they moved on, or somebody is changing them.
-	MarkManyAnnounced(ctx context.Context, told []Revision) (rest []Key, err error)
+	MarkManyDelivered(ctx context.Context, told []Revision) (rest []Key, err error)
 }
 
 // Link is a one-time link by which a person connects an X account.

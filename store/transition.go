@@ -16,7 +16,7 @@ import (
 // writes what its Change names, all in one transaction. A rule reads no clock
 // and no database; where it fails, it has changed nothing.
 //
-//	rule         from                   to                        revision   rings
+//	rule         from                   to                        revision   wakes
 //	Enter        (new)                  queued, scheduled, held   first      when due
 //	AcceptAgain  held, as unreadable    queued, scheduled         next       when due
 //	RefuseText   just accepted          failed                    the same   when due
@@ -53,12 +53,12 @@ const MicrosPerDollar = 1_000_000
 // before people are told of the second one.
 const sameHold = time.Second
 
-// Line is the row of a lane, as far as the rules need it.
-type Line struct {
-	Fence   int64
-	Held    bool // by the claim of that fence, even if its lease ran out
-	Rings   int64
-	NextSeq int64 // of the next acceptance
+// LaneRow is the row of a lane, as far as the rules need it.
+type LaneRow struct {
+	Fence      int64
+	Held       bool // by the claim of that fence, even if its lease ran out
+	Generation int64
+	NextSeq    int64 // of the next acceptance
 	// LastDue is the latest due time given to a request that was due at once.
 	LastDue time.Time
 	Pause   Pause
@@ -68,7 +68,7 @@ type Line struct {
 }
 
 // At is the time by which to judge.
-func (l Line) At(callers time.Time) time.Time {
+func (l LaneRow) At(callers time.Time) time.Time {
 	if l.Now.IsZero() {
 		return callers
 	}
@@ -77,12 +77,12 @@ func (l Line) At(callers time.Time) time.Time {
 
 // HeldBy tells whether nobody has claimed the lane since, and it was not
 // released.
-func (l Line) HeldBy(claim Lane) bool { return l.Held && l.Fence == claim.Fence }
+func (l LaneRow) HeldBy(claim Claim) bool { return l.Held && l.Fence == claim.Fence }
 
 // Block is the rule of [Requests.BlockAccount]: the pause that stands then, and whether
 // that is another one. One that ended stays on record, so that what comes back soon is
 // asked about as rarely as before.
-func (l Line) Block(p Pause, now time.Time) (holds Pause, changed bool) {
+func (l LaneRow) Block(p Pause, now time.Time) (holds Pause, changed bool) {
 	was, now := l.Pause, l.At(now)
 	if p.Scope == "" {
 		if was.ByHand() || !was.Active(now) {
@@ -163,11 +163,11 @@ type Change struct {
 	Lease    time.Duration // from the row's UpdatedAt on; zero leaves the lane's lease alone
 	Quiet    bool          // people need not be told of the new revision
 	Progress bool          // forgives the lane the claims that it lost
-	RingAt   time.Time     // brings the lane's next run forward; zero does not ring
+	WakeAt   time.Time     // brings the lane's next run forward; zero does not wake
 }
 
 // Enter makes the row of a new request and takes its place from the line.
-func (l *Line) Enter(in Acceptance) *Row {
+func (l *LaneRow) Enter(in Acceptance) *Row {
 	in.Now = l.At(in.Now)
 	r := &Row{Record: Record{Key: Key{Account: in.Request.Account, ID: in.Request.ID}, Seq: l.NextSeq, Body: in.Body}}
 	l.NextSeq++
@@ -241,7 +241,7 @@ func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 		r.Holds = 0
 		r.DueAt = latest(r.DueAt, in.Request.PublishAt)
 		r.revise(in.Now)
-		return Accepted, Change{Request: true, Contents: true, RingAt: r.DueAt}
+		return Accepted, Change{Request: true, Contents: true, WakeAt: r.DueAt}
 	case same || bytes.Equal(r.Digest, in.Digest):
 		return Repeated, Change{}
 	default:
@@ -252,24 +252,24 @@ func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 // Batch is the rule of [Requests.AcceptMany]: what a driver has read of the
 // lines and requests that the acceptances name, and then what it is to write.
 type Batch struct {
-	Lines map[string]*Line // of the accounts that exist
-	Rows  map[Key]*Row     // of the requests that exist; those that enter join them
+	LaneRows map[string]*LaneRow // of the accounts that exist
+	Rows     map[Key]*Row        // of the requests that exist; those that enter join them
 
-	Entered []*Row           // in the order of their sequences
-	Changes map[*Row]Change  // of requests that were there
-	Rung    map[string]*Rung // of accounts with something new in their line
+	Entered   []*Row                // in the order of their sequences
+	Changes   map[*Row]Change       // of requests that were there
+	LaneWakes map[string]*LaneWakes // of accounts with something new in their line
 }
 
-// Rung is what many acceptances do to a lane: how often it rings, and when it
+// LaneWakes is what many acceptances do to a lane: how often it wakes, and when it
 // should run.
-type Rung struct {
-	Rings  int
+type LaneWakes struct {
+	Count  int
 	WakeAt time.Time
 }
 
 // NewBatch is a batch of which nothing is read yet.
 func NewBatch() *Batch {
-	return &Batch{Lines: map[string]*Line{}, Rows: map[Key]*Row{}, Changes: map[*Row]Change{}, Rung: map[string]*Rung{}}
+	return &Batch{LaneRows: map[string]*LaneRow{}, Rows: map[Key]*Row{}, Changes: map[*Row]Change{}, LaneWakes: map[string]*LaneWakes{}}
 }
 
 // Judge judges the acceptances in their order.
@@ -294,17 +294,17 @@ func (b *Batch) Received(in []Acceptance, decisions []Decision) []Received {
 }
 
 func (b *Batch) judge(in Acceptance) Decision {
-	line := b.Lines[in.Request.Account]
-	if line == nil {
+	laneRow := b.LaneRows[in.Request.Account]
+	if laneRow == nil {
 		return NoAccount
 	}
-	in.Now = line.At(in.Now)
+	in.Now = laneRow.At(in.Now)
 	r := b.Rows[in.Key()]
 	if r == nil {
-		r = line.Enter(in)
+		r = laneRow.Enter(in)
 		b.Rows[r.Key] = r
 		b.Entered = append(b.Entered, r)
-		b.ring(r)
+		b.wake(r)
 		return Accepted
 	}
 	decision, change := r.AcceptAgain(in)
@@ -314,34 +314,34 @@ func (b *Batch) judge(in Acceptance) Decision {
 	if !slices.Contains(b.Entered, r) {
 		b.Changes[r] = change
 	}
-	b.ring(r)
+	b.wake(r)
 	return decision
 }
 
-func (b *Batch) ring(r *Row) {
-	rung := b.Rung[r.Account]
-	if rung == nil {
-		rung = &Rung{WakeAt: r.DueAt}
-		b.Rung[r.Account] = rung
+func (b *Batch) wake(r *Row) {
+	woken := b.LaneWakes[r.Account]
+	if woken == nil {
+		woken = &LaneWakes{WakeAt: r.DueAt}
+		b.LaneWakes[r.Account] = woken
 	}
-	rung.Rings++
-	if r.DueAt.Before(rung.WakeAt) {
-		rung.WakeAt = r.DueAt
+	woken.Count++
+	if r.DueAt.Before(woken.WakeAt) {
+		woken.WakeAt = r.DueAt
 	}
 }
 
 // Begin is the rule of [Requests.Begin]. It also refuses a post before whose
 // predecessor is live: a thread is in order or it stops. That the account is paused
 // is looked at here, since nothing may be sent once a pause was committed.
-func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
-	now := line.At(intent.Now)
+func (r *Row) Begin(laneRow LaneRow, claim Claim, intent Intent) (Change, error) {
+	now := laneRow.At(intent.Now)
 	// The caller's guard runs from the moment before it asked. Now is later.
 	intent.NotAfter = intent.NotAfter.Add(now.Sub(intent.Now))
 	intent.Now = now
 	switch {
-	case !line.HeldBy(claim):
+	case !laneRow.HeldBy(claim):
 		return Change{}, ErrFenced
-	case !r.runnable(intent.Post), r.putOff(intent.Now), line.Pause.Active(intent.Now):
+	case !r.runnable(intent.Post), r.putOff(intent.Now), laneRow.Pause.Active(intent.Now):
 		return Change{}, ErrNotRunnable
 	}
 	p := &r.Posts[intent.Post]
@@ -353,8 +353,8 @@ func (r *Row) Begin(line Line, claim Lane, intent Intent) (Change, error) {
 	event, quiet := r.Event, r.Status.State != jetpost.StateHeld
 	if !quiet {
 		event = jetpost.EventRequestResumed
-	} else if r.Announced == r.Status.Revision {
-		r.Announced++
+	} else if r.Delivered == r.Status.Revision {
+		r.Delivered++
 	}
 	r.move(jetpost.StatePublishing, event, nil)
 	r.Status.Attempts++
@@ -379,20 +379,20 @@ func (r *Row) runnable(post int) bool {
 
 // Posted is the rule of [Requests.Posted]. A request that was taken back stays
 // so, with one more post told; so does a failed one, unless that was its last.
-func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Time) (Change, error) {
-	now = line.At(now)
+func (r *Row) Posted(laneRow LaneRow, claim Claim, post int, postID string, now time.Time) (Change, error) {
+	now = laneRow.At(now)
 	p := r.post(post)
 	switch {
 	case p != nil && p.State == jetpost.PostPosted && p.PostID == postID:
 		return Change{}, nil
 	case p == nil, p.State == jetpost.PostPosted, p.Attempt == 0,
-		p.Attempt != claim.Fence && line.Fence != claim.Fence:
+		p.Attempt != claim.Fence && laneRow.Fence != claim.Fence:
 		return Change{}, ErrFenced
 	}
 	change := Change{Request: true, Posts: []int{post}, Progress: true}
 	inDoubt := r.doubtful() != nil
-	if inDoubt || line.Fence != claim.Fence {
-		change.RingAt = now // whoever runs the lane does not know it yet
+	if inDoubt || laneRow.Fence != claim.Fence {
+		change.WakeAt = now // whoever runs the lane does not know it yet
 	}
 	p.State, p.PostID = jetpost.PostPosted, postID
 	r.Holds = 0
@@ -411,9 +411,9 @@ func (r *Row) Posted(line Line, claim Lane, post int, postID string, now time.Ti
 }
 
 // Conclude is the rule of [Requests.Conclude].
-func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
-	out.Now = line.At(out.Now)
-	if !line.HeldBy(claim) {
+func (r *Row) Conclude(laneRow LaneRow, claim Claim, out Outcome) (Change, error) {
+	out.Now = laneRow.At(out.Now)
+	if !laneRow.HeldBy(claim) {
 		return r.concludeLate(claim, out)
 	}
 	if r.putOff(out.Now) {
@@ -427,7 +427,7 @@ func (r *Row) Conclude(line Line, claim Lane, out Outcome) (Change, error) {
 		r.settle(p, out)
 		change.Posts = []int{out.Post}
 	}
-	if r.conclude(out, line.Rings) {
+	if r.conclude(out, laneRow.Generation) {
 		r.revise(out.Now)
 	}
 	return change, nil
@@ -449,7 +449,7 @@ func (p *PostRecord) outdates(out Outcome) bool {
 // settle keeps what is known of a post. An attempt by which X made nothing
 // does not count.
 func (r *Row) settle(p *PostRecord, out Outcome) {
-	p.Looks, p.AbsentAt = out.Looks, out.AbsentAt
+	p.Checks, p.AbsentAt = out.Checks, out.AbsentAt
 	if out.RenewMedia {
 		p.renewMedia()
 	}
@@ -470,10 +470,10 @@ func (p *PostRecord) renewMedia() {
 }
 
 // Uploaded is the rule of [Requests.Uploaded].
-func (r *Row) Uploaded(line Line, claim Lane, post int, media []Media) (Change, error) {
+func (r *Row) Uploaded(laneRow LaneRow, claim Claim, post int, media []Media) (Change, error) {
 	p := r.post(post)
 	switch {
-	case !line.HeldBy(claim):
+	case !laneRow.HeldBy(claim):
 		return Change{}, ErrFenced
 	case p == nil || p.State != jetpost.PostPending || r.Status.State.Finished():
 		return Change{}, ErrNotRunnable
@@ -483,11 +483,11 @@ func (r *Row) Uploaded(line Line, claim Lane, post int, media []Media) (Change, 
 }
 
 // concludeLate takes from a worker that has lost the lane what only it can
-// know: that X did not make the post that it sent. The lane rings, for whoever
+// know: that X did not make the post that it sent. The lane wakes, for whoever
 // runs it does not know. A failed post cannot be passed, so its request fails
 // whatever it was doing; one that X did not make is just to be sent, by
 // whoever runs the lane then.
-func (r *Row) concludeLate(claim Lane, out Outcome) (Change, error) {
+func (r *Row) concludeLate(claim Claim, out Outcome) (Change, error) {
 	p := r.post(out.Post)
 	fact := out.PostState == jetpost.PostPending || out.PostState == jetpost.PostFailed
 	if !fact || p == nil || p.State != jetpost.PostSending || p.Attempt != claim.Fence {
@@ -508,19 +508,19 @@ func (r *Row) concludeLate(claim Lane, out Outcome) (Change, error) {
 	if news {
 		r.revise(out.Now)
 	}
-	return Change{Request: true, Posts: []int{out.Post}, RingAt: out.Now}, nil
+	return Change{Request: true, Posts: []int{out.Post}, WakeAt: out.Now}, nil
 }
 
 // conclude moves the request and tells whether that is news. A finished
 // request stays as it is, and so does what people are told of a hold that is
 // just the same again.
-func (r *Row) conclude(out Outcome, rings int64) bool {
+func (r *Row) conclude(out Outcome, generation int64) bool {
 	if r.Status.State.Finished() {
 		return r.Status.State == jetpost.StateCancelled && out.Post >= 0
 	}
 	switch out.State {
 	case jetpost.StateHeld:
-		return r.hold(out, rings)
+		return r.hold(out, generation)
 	case jetpost.StateUnknown:
 		r.move(out.State, jetpost.EventRequestUnknown, &out.Reason)
 	default:
@@ -529,7 +529,7 @@ func (r *Row) conclude(out Outcome, rings int64) bool {
 	return true
 }
 
-func (r *Row) hold(out Outcome, rings int64) (news bool) {
+func (r *Row) hold(out Outcome, generation int64) (news bool) {
 	news = r.Status.State != jetpost.StateHeld || r.Status.Reason.Code != out.Reason.Code ||
 		r.Status.Reason.Until.Sub(out.Reason.Until).Abs() >= sameHold
 	if news {
@@ -538,8 +538,8 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 	if !out.patient() {
 		r.Holds++
 	}
-	r.HoldUntil = cmp.Or(out.LookAt, out.Reason.Until)
-	if r.HoldUntil.IsZero() && rings != out.Rings {
+	r.HoldUntil = cmp.Or(out.CheckAt, out.Reason.Until)
+	if r.HoldUntil.IsZero() && generation != out.Generation {
 		r.HoldUntil = out.Now
 	}
 	return news
@@ -549,7 +549,7 @@ func (r *Row) hold(out Outcome, rings int64) (news bool) {
 // often something was tried. Looks for a post in doubt have a count of their own.
 func (o Outcome) patient() bool {
 	switch o.Reason.Code {
-	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppStopped, jetpost.CodeAccountPaused, jetpost.CodeFuse,
+	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppPaused, jetpost.CodeAccountPaused, jetpost.CodePostingLimit,
 		jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountScopeMissing, jetpost.CodeAccountUnauthorized, jetpost.CodeAccountRefused:
 		return true
 	case jetpost.CodeReconciling:
@@ -559,15 +559,15 @@ func (o Outcome) patient() bool {
 	}
 }
 
-// HoldBehind is the rule of [Requests.HoldLine], for a request that waits
+// HoldBehind is the rule of [Requests.HoldQueue], for a request that waits
 // behind the head.
-func (r *Row) HoldBehind(line Line, claim Lane, reason jetpost.Reason, rings int64, now time.Time) (Change, error) {
-	return r.Conclude(line, claim, Outcome{State: jetpost.StateHeld, Reason: reason, Post: -1, Rings: rings, Now: now})
+func (r *Row) HoldBehind(laneRow LaneRow, claim Claim, reason jetpost.Reason, generation int64, now time.Time) (Change, error) {
+	return r.Conclude(laneRow, claim, Outcome{State: jetpost.StateHeld, Reason: reason, Post: -1, Generation: generation, Now: now})
 }
 
 // Replay is the rule of [Requests.Replay].
-func (r *Row) Replay(line Line, now time.Time) (ReplayResult, Change) {
-	now = line.At(now)
+func (r *Row) Replay(laneRow LaneRow, now time.Time) (ReplayResult, Change) {
+	now = laneRow.At(now)
 	result := ReplayResult{State: r.Status.State, Left: r.left()}
 	switch {
 	case r.Deletion != nil:
@@ -575,13 +575,13 @@ func (r *Row) Replay(line Line, now time.Time) (ReplayResult, Change) {
 		return result, Change{}
 	case r.Status.State == jetpost.StateFailed:
 		// It left the line when it failed, and joins it at the end.
-		r.DueAt = latest(latest(now, line.LastDue), r.Status.PublishAt)
+		r.DueAt = latest(latest(now, laneRow.LastDue), r.Status.PublishAt)
 		r.BeganAt = time.Time{}
 	case r.Status.State != jetpost.StateHeld || r.unread():
 		return result, Change{}
 	}
 	result.Queued = true
-	change := Change{Request: true, RingAt: now}
+	change := Change{Request: true, WakeAt: now}
 	for i := range r.Posts {
 		if p := &r.Posts[i]; p.State == jetpost.PostFailed {
 			p.State = jetpost.PostPending
@@ -594,7 +594,7 @@ func (r *Row) Replay(line Line, now time.Time) (ReplayResult, Change) {
 	return result, change
 }
 
-// Cancel is the rule of [Requests.Cancel]. It rings the lane, since the
+// Cancel is the rule of [Requests.Cancel]. It wakes the lane, since the
 // request may have stood in the way of others.
 func (r *Row) Cancel(now time.Time) (Change, error) {
 	if r.Status.State.Finished() {
@@ -602,13 +602,13 @@ func (r *Row) Cancel(now time.Time) (Change, error) {
 	}
 	r.move(jetpost.StateCancelled, jetpost.EventRequestCancelled, nil)
 	r.revise(now)
-	return Change{Request: true, RingAt: now}, nil
+	return Change{Request: true, WakeAt: now}, nil
 }
 
 // Reschedule is the rule of [Requests.Reschedule]. What was found of the request
 // until then, such as a hold, is found anew when it is due.
-func (r *Row) Reschedule(line Line, at, now time.Time) (Change, error) {
-	now = line.At(now)
+func (r *Row) Reschedule(laneRow LaneRow, at, now time.Time) (Change, error) {
+	now = laneRow.At(now)
 	if !r.unsent() {
 		return Change{}, ErrNotRunnable
 	}
@@ -621,11 +621,11 @@ func (r *Row) Reschedule(line Line, at, now time.Time) (Change, error) {
 		r.DueAt, r.Status.PublishAt = at, at
 		r.move(jetpost.StateScheduled, jetpost.EventRequestScheduled, nil)
 	} else {
-		r.DueAt, r.Status.PublishAt = latest(now, line.LastDue), time.Time{}
+		r.DueAt, r.Status.PublishAt = latest(now, laneRow.LastDue), time.Time{}
 		r.move(jetpost.StateQueued, jetpost.EventRequestAccepted, nil)
 	}
 	r.revise(now)
-	return Change{Request: true, RingAt: r.DueAt}, nil
+	return Change{Request: true, WakeAt: r.DueAt}, nil
 }
 
 // Expire is the rule of [Requests.ExpireLate]. The posts stay pending, so that a
@@ -667,7 +667,7 @@ func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 	if postID != "" {
 		p.State, p.PostID = jetpost.PostPosted, postID
 	}
-	change := Change{Request: true, Posts: []int{p.Index}, RingAt: now}
+	change := Change{Request: true, Posts: []int{p.Index}, WakeAt: now}
 	if r.Deletion != nil {
 		r.deleteAt(now)
 		r.revise(now)
@@ -796,11 +796,11 @@ func (r *Row) Reconcile(now time.Time) (Change, error) {
 	if p == nil {
 		return Change{}, ErrNotRunnable
 	}
-	p.Looks, p.AbsentAt = 0, time.Time{}
+	p.Checks, p.AbsentAt = 0, time.Time{}
 	if r.Deletion != nil {
 		r.deleteAt(now)
 		r.revise(now)
-		return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
+		return Change{Request: true, Posts: []int{p.Index}, WakeAt: now}, nil
 	}
 	r.Holds = 0
 	r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &jetpost.Reason{
@@ -808,7 +808,7 @@ func (r *Row) Reconcile(now time.Time) (Change, error) {
 	})
 	r.HoldUntil = now
 	r.revise(now)
-	return Change{Request: true, Posts: []int{p.Index}, RingAt: now}, nil
+	return Change{Request: true, Posts: []int{p.Index}, WakeAt: now}, nil
 }
 
 // doubtful returns the post of an unknown or held request, or of one that is being

@@ -17,25 +17,25 @@ var postStates = map[rune]jetpost.PostState{
 }
 
 const (
-	fence  = 7 // of the claim that every rule is told of
-	rings  = 3 // of the line, and of the look that outcomes rest on
-	before = 5 // revision
+	fence      = 7 // of the claim that every rule is told of
+	generation = 3 // of the line, and of the look that outcomes rest on
+	before     = 5 // revision
 )
 
 var (
 	start = time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC) // of acceptance
 	now   = start.Add(time.Hour)
 	until = now.Add(time.Hour)
-	claim = store.Lane{Account: "acme", Fence: fence}
-	line  = store.Line{Fence: fence, Held: true, Rings: rings, NextSeq: 4, LastDue: start}
-	taken = store.Line{Fence: fence + 1, Held: true, Rings: rings}
+	claim = store.Claim{Account: "acme", Fence: fence}
+	line  = store.LaneRow{Fence: fence, Held: true, Generation: generation, NextSeq: 4, LastDue: start}
+	taken = store.LaneRow{Fence: fence + 1, Held: true, Generation: generation}
 )
 
 // row is a request whose latest event is published. What has posts that were
 // sent has begun, by the claim of this fence; what waits says why.
 func row(state jetpost.State, posts string) *store.Row {
 	r := &store.Row{Record: store.Record{
-		Key: store.Key{Account: "acme", ID: "x"}, Body: []byte("body"), DueAt: start, Announced: before, Event: "before",
+		Key: store.Key{Account: "acme", ID: "x"}, Body: []byte("body"), DueAt: start, Delivered: before, Event: "before",
 		Status: jetpost.RequestStatus{State: state, Revision: before, Attempts: 2, AcceptedAt: start},
 	}, Digest: []byte("digest")}
 	switch state {
@@ -101,7 +101,7 @@ func beginPaused(pause store.Pause) rule {
 	}
 }
 
-func posted(line store.Line, post int, postID string) rule {
+func posted(line store.LaneRow, post int, postID string) rule {
 	return func(r *store.Row) (store.Change, error) { return r.Posted(line, claim, post, postID, now) }
 }
 
@@ -149,7 +149,7 @@ func TestRules(t *testing.T) {
 		isProgress                          = jetpost.EventRequestProgress
 	)
 	saved := store.Change{Request: true}
-	rung := store.Change{Request: true, RingAt: now}
+	woken := store.Change{Request: true, WakeAt: now}
 	of := func(change store.Change, posts ...int) store.Change {
 		change.Posts = posts
 		return change
@@ -161,14 +161,14 @@ func TestRules(t *testing.T) {
 	begun := func(post int) store.Change {
 		return store.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
 	}
-	live := func(post int, ringAt time.Time) store.Change {
-		return store.Change{Request: true, Posts: []int{post}, Progress: true, RingAt: ringAt}
+	live := func(post int, wakeAtTime time.Time) store.Change {
+		return store.Change{Request: true, Posts: []int{post}, Progress: true, WakeAt: wakeAtTime}
 	}
 	outcome := func(state jetpost.State, code jetpost.Code, end time.Time) store.Outcome {
-		return store.Outcome{State: state, Reason: jetpost.Reason{Code: code, Until: end}, Post: -1, Rings: rings}
+		return store.Outcome{State: state, Reason: jetpost.Reason{Code: code, Until: end}, Post: -1, Generation: generation}
 	}
 	about := func(state jetpost.State, post int, postState jetpost.PostState) store.Outcome {
-		return store.Outcome{State: state, Reason: jetpost.Reason{Code: jetpost.CodeXUnavailable}, Post: post, PostState: postState, Rings: rings}
+		return store.Outcome{State: state, Reason: jetpost.Reason{Code: jetpost.CodeXUnavailable}, Post: post, PostState: postState, Generation: generation}
 	}
 	none := time.Time{}
 
@@ -199,7 +199,7 @@ func TestRules(t *testing.T) {
 		{"held for another reason", row(held, "p"), conclude(outcome(held, jetpost.CodePoison, until)), result{held, isHeld, "p", 6, 2, 2, saved}},
 		{"held, not sent", row(publishing, "s"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 1, of(saved, 0)}},
 		{"held, in doubt", row(publishing, "s"), conclude(about(held, 0, jetpost.PostSending)), result{held, isHeld, "s", 6, 1, 2, of(saved, 0)}},
-		{"held by a fuse", row(queued, "p"), conclude(outcome(held, jetpost.CodeFuse, until)), result{held, isHeld, "p", 6, 0, 2, saved}},
+		{"held by a posting limit", row(queued, "p"), conclude(outcome(held, jetpost.CodePostingLimit, until)), result{held, isHeld, "p", 6, 0, 2, saved}},
 		{"held by a pause", row(queued, "p"), conclude(outcome(held, jetpost.CodeAccountPaused, none)), result{held, isHeld, "p", 6, 0, 2, saved}},
 		{"held, not even begun", row(queued, "p"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 2, of(saved, 0)}},
 		{"failed", row(publishing, "lsp"), conclude(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(saved, 1)}},
@@ -210,38 +210,38 @@ func TestRules(t *testing.T) {
 		{"failed after cancelled", row(cancelled, "s"), conclude(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(saved, 0)}},
 		{"held after cancelled", row(cancelled, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{cancelled, "before", "p", 5, 0, 2, saved}},
 
-		{"not made, after a takeover", row(publishing, "ls"), concludeLate(about(held, 1, jetpost.PostPending)), result{publishing, "before", "lp", 5, 0, 1, of(rung, 1)}},
-		{"not made, while in doubt", row(held, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 1, 1, of(rung, 0)}},
-		{"not made, after unknown", row(unknown, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 0, 1, of(rung, 0)}},
-		{"not made, after cancelled", row(cancelled, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{cancelled, "before", "p", 6, 0, 1, of(rung, 0)}},
-		{"refused, after a takeover", row(publishing, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 0, 2, of(rung, 0)}},
-		{"refused, while held by another", row(held, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 1, 2, of(rung, 0)}},
-		{"refused, after unknown", row(unknown, "lsp"), concludeLate(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(rung, 1)}},
-		{"refused, after cancelled", row(cancelled, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(rung, 0)}},
+		{"not made, after a takeover", row(publishing, "ls"), concludeLate(about(held, 1, jetpost.PostPending)), result{publishing, "before", "lp", 5, 0, 1, of(woken, 1)}},
+		{"not made, while in doubt", row(held, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 1, 1, of(woken, 0)}},
+		{"not made, after unknown", row(unknown, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 0, 1, of(woken, 0)}},
+		{"not made, after cancelled", row(cancelled, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{cancelled, "before", "p", 6, 0, 1, of(woken, 0)}},
+		{"refused, after a takeover", row(publishing, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 0, 2, of(woken, 0)}},
+		{"refused, while held by another", row(held, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 1, 2, of(woken, 0)}},
+		{"refused, after unknown", row(unknown, "lsp"), concludeLate(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(woken, 1)}},
+		{"refused, after cancelled", row(cancelled, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(woken, 0)}},
 
-		{"replay failed", row(failed, "lfp"), replay, result{queued, isResumed, "lpp", 6, 0, 2, of(rung, 1)}},
-		{"replay held", row(held, "s"), replay, result{queued, isResumed, "s", 6, 0, 2, rung}},
+		{"replay failed", row(failed, "lfp"), replay, result{queued, isResumed, "lpp", 6, 0, 2, of(woken, 1)}},
+		{"replay held", row(held, "s"), replay, result{queued, isResumed, "s", 6, 0, 2, woken}},
 		{"replay unread", row(held, ""), replay, result{held, "before", "", 5, 1, 2, store.Change{}}},
 		{"replay queued", row(queued, "p"), replay, result{queued, "before", "p", 5, 0, 2, store.Change{}}},
 		{"replay unknown", row(unknown, "s"), replay, result{unknown, "before", "s", 5, 0, 2, store.Change{}}},
 
-		{"cancel queued", row(queued, "p"), cancel, result{cancelled, isCancelled, "p", 6, 0, 2, rung}},
-		{"cancel unknown", row(unknown, "s"), cancel, result{cancelled, isCancelled, "s", 6, 0, 2, rung}},
+		{"cancel queued", row(queued, "p"), cancel, result{cancelled, isCancelled, "p", 6, 0, 2, woken}},
+		{"cancel unknown", row(unknown, "s"), cancel, result{cancelled, isCancelled, "s", 6, 0, 2, woken}},
 
 		{"expire queued", row(queued, "pp"), expire(now), result{failed, isFailed, "pp", 6, 0, 2, saved}},
 		{"expire held", row(held, "p"), expire(now), result{failed, isFailed, "p", 6, 1, 2, saved}},
 		{"expire scheduled", row(scheduled, "p"), expire(now), result{failed, isFailed, "p", 6, 0, 2, saved}},
 
-		{"reschedule queued", row(queued, "pp"), reschedule(until), result{scheduled, isScheduled, "pp", 6, 0, 2, store.Change{Request: true, RingAt: until}}},
-		{"reschedule held", row(held, "p"), reschedule(until), result{scheduled, isScheduled, "p", 6, 0, 2, store.Change{Request: true, RingAt: until}}},
-		{"reschedule to now", row(scheduled, "p"), reschedule(now), result{queued, isAccepted, "p", 6, 0, 2, rung}},
+		{"reschedule queued", row(queued, "pp"), reschedule(until), result{scheduled, isScheduled, "pp", 6, 0, 2, store.Change{Request: true, WakeAt: until}}},
+		{"reschedule held", row(held, "p"), reschedule(until), result{scheduled, isScheduled, "p", 6, 0, 2, store.Change{Request: true, WakeAt: until}}},
+		{"reschedule to now", row(scheduled, "p"), reschedule(now), result{queued, isAccepted, "p", 6, 0, 2, woken}},
 
-		{"resolve as not live", row(unknown, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
-		{"resolve as live", row(unknown, "sp"), resolve("a"), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 0)}},
-		{"resolve a held one", row(held, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(rung, 1)}},
-		{"resolve the last as live", row(unknown, "ls"), resolve("a"), result{published, isPublished, "ll", 6, 0, 2, of(rung, 1)}},
-		{"reconcile unknown", row(unknown, "ls"), reconcile, result{held, isHeld, "ls", 6, 0, 2, of(rung, 1)}},
-		{"reconcile held", row(held, "s"), reconcile, result{held, isHeld, "s", 6, 0, 2, of(rung, 0)}},
+		{"resolve as not live", row(unknown, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(woken, 1)}},
+		{"resolve as live", row(unknown, "sp"), resolve("a"), result{queued, isResumed, "lp", 6, 0, 2, of(woken, 0)}},
+		{"resolve a held one", row(held, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(woken, 1)}},
+		{"resolve the last as live", row(unknown, "ls"), resolve("a"), result{published, isPublished, "ll", 6, 0, 2, of(woken, 1)}},
+		{"reconcile unknown", row(unknown, "ls"), reconcile, result{held, isHeld, "ls", 6, 0, 2, of(woken, 1)}},
+		{"reconcile held", row(held, "s"), reconcile, result{held, isHeld, "s", 6, 0, 2, of(woken, 0)}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -300,7 +300,7 @@ func TestRulesRefuse(t *testing.T) {
 			State: jetpost.StateFailed, PostState: jetpost.PostFailed,
 		}), store.ErrFenced},
 		{"conclude after a takeover, about another's intent", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
-			return r.Conclude(taken, store.Lane{Fence: fence - 1}, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
+			return r.Conclude(taken, store.Claim{Fence: fence - 1}, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
 		}, store.ErrFenced},
 		{"expire a begun one", row(publishing, "s"), expire(now), store.ErrNotRunnable},
 		{"expire a failed one", row(jetpost.StateFailed, "p"), expire(now), store.ErrNotRunnable},
@@ -309,7 +309,7 @@ func TestRulesRefuse(t *testing.T) {
 		{"expire one in doubt", row(jetpost.StateHeld, "sp"), expire(now), store.ErrNotRunnable},
 		{"expire one that is in time", row(queued, "p"), expire(start), store.ErrNotRunnable},
 		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
-			return r.Posted(taken, store.Lane{Fence: fence - 1}, 0, "a", now)
+			return r.Posted(taken, store.Claim{Fence: fence - 1}, 0, "a", now)
 		}, store.ErrFenced},
 		{"posted never begun", row(queued, "p"), posted(line, 0, "a"), store.ErrFenced},
 		{"posted with another id", row(publishing, "lp"), posted(line, 0, "a"), store.ErrFenced},
@@ -391,11 +391,11 @@ func TestBeginAnnounces(t *testing.T) {
 	}
 	for _, test := range tests {
 		r := row(test.state, "p")
-		r.Announced = test.announced
+		r.Delivered = test.announced
 		if _, err := begin(0)(r); err != nil {
 			t.Fatal(err)
 		}
-		if got := r.Announced < r.Status.Revision; got != test.want {
+		if got := r.Delivered < r.Status.Revision; got != test.want {
 			t.Errorf("%s: an event is to be published: %t, want %t", test.name, got, test.want)
 		}
 	}
@@ -404,20 +404,20 @@ func TestBeginAnnounces(t *testing.T) {
 func TestHoldEnds(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name  string
-		until time.Time
-		rings int64 // of the look
-		want  time.Time
+		name       string
+		until      time.Time
+		generation int64 // of the look
+		want       time.Time
 	}{
-		{"known end", until, rings, until},
-		{"known end, and something rang", until, rings - 1, until},
-		{"no end", time.Time{}, rings, time.Time{}},
-		{"no end, and something rang", time.Time{}, rings - 1, now},
+		{"known end", until, generation, until},
+		{"known end, and something rang", until, generation - 1, until},
+		{"no end", time.Time{}, generation, time.Time{}},
+		{"no end, and something rang", time.Time{}, generation - 1, now},
 	}
 	for _, test := range tests {
 		r := row(jetpost.StatePublishing, "p")
 		_, err := conclude(store.Outcome{
-			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodePoison, Until: test.until}, Post: -1, Rings: test.rings,
+			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodePoison, Until: test.until}, Post: -1, Generation: test.generation,
 		})(r)
 		if err != nil || !r.HoldUntil.Equal(test.want) {
 			t.Errorf("%s: held until %s, want %s (%v)", test.name, r.HoldUntil, test.want, err)
@@ -434,7 +434,7 @@ func TestReplayTakesAPlace(t *testing.T) {
 	tests := []struct {
 		name string
 		row  *store.Row
-		line store.Line
+		line store.LaneRow
 		want time.Time // when it is due
 	}{
 		{"failed", row(jetpost.StateFailed, "f"), line, now},
@@ -574,7 +574,7 @@ func TestAcceptAgain(t *testing.T) {
 	got, change := unread.AcceptAgain(later)
 	want := result{
 		jetpost.StateScheduled, jetpost.EventRequestResumed, "pp", before + 1, 0, 2,
-		store.Change{Request: true, Contents: true, RingAt: until},
+		store.Change{Request: true, Contents: true, WakeAt: until},
 	}
 	if diff := cmp.Diff(want, resultOf(unread, change)); diff != "" || got != store.Accepted {
 		t.Errorf("read at last: decision is %d (-want +got):\n%s", got, diff)

@@ -38,11 +38,11 @@ func (r *Row) Unpublish(now time.Time) (Change, error) {
 	}
 	r.Deletion = &Deletion{AskedAt: now, NextAt: now}
 	r.revise(now)
-	return Change{Request: true, RingAt: now}, nil
+	return Change{Request: true, WakeAt: now}, nil
 }
 
 // PostDeleted is the rule of [Requests.PostDeleted].
-func (r *Row) PostDeleted(line Line, post int, now time.Time) (Change, error) {
+func (r *Row) PostDeleted(line LaneRow, post int, now time.Time) (Change, error) {
 	now = line.At(now)
 	p := r.post(post)
 	switch {
@@ -58,7 +58,7 @@ func (r *Row) PostDeleted(line Line, post int, now time.Time) (Change, error) {
 }
 
 // HoldUnpublish is the rule of [Requests.HoldUnpublish].
-func (r *Row) HoldUnpublish(line Line, claim Lane, out Outcome) (Change, error) {
+func (r *Row) HoldUnpublish(line LaneRow, claim Claim, out Outcome) (Change, error) {
 	out.Now = line.At(out.Now)
 	switch {
 	case !line.HeldBy(claim):
@@ -78,8 +78,8 @@ func (r *Row) HoldUnpublish(line Line, claim Lane, out Outcome) (Change, error) 
 	news := d.Reason == nil || d.Reason.Code != out.Reason.Code || len(change.Posts) > 0
 	d.Reason, d.NextAt = &out.Reason, time.Time{}
 	if out.State == jetpost.StateHeld {
-		d.NextAt = cmp.Or(out.LookAt, out.Reason.Until)
-		if out.Reason.Until.IsZero() && line.Rings != out.Rings {
+		d.NextAt = cmp.Or(out.CheckAt, out.Reason.Until)
+		if out.Reason.Until.IsZero() && line.Generation != out.Generation {
 			d.NextAt = out.Now // what it waits for may be there
 		}
 	}

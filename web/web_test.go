@@ -81,7 +81,7 @@ func (l *logs) hide(secrets ...string) {
 	l.secrets = append(l.secrets, secrets...)
 }
 
-// connector goes the way that the real one goes, without its doorbells.
+// connector goes the way that the real one goes, without its wake-ups.
 type connector struct {
 	xapi.OAuth
 	ledger store.Accounts

@@ -8,7 +8,7 @@
 //	AmbiguousError     X may have acted: look before sending again
 //	UnavailableError   nothing was changed; the same request may succeed later
 //	RateLimitError     a rate window is closed until a known time
-//	AppStopError       X refuses the whole app until somebody acts
+//	AppError       X refuses the whole app until somebody acts
 //	AccountError       X refuses the whole account, for as long as it says
 //	UnauthorizedError  the access token was not accepted
 //	RefusedError       this request will never be accepted as it is

@@ -182,34 +182,34 @@ func (e *RateLimitError) Unwrap() error { return e.Err }
 // account is limited too.
 func (e *RateLimitError) AppWide() bool { return e.Scope() == ScopeApp }
 
-// StopReason says why X refuses everything from the app.
-type StopReason string
+// AppReason says why X refuses everything from the app.
+type AppReason string
 
-// The reasons of an AppStopError.
+// The reasons of an AppError.
 const (
-	StopUsageCapped       StopReason = "usage_capped"
-	StopCreditsDepleted   StopReason = "credits_depleted"
-	StopSpendCapReached   StopReason = "spend_cap_reached"
-	StopClientNotEnrolled StopReason = "client_not_enrolled"
-	// StopReadOnly: the app's settings give it no permission to write.
-	StopReadOnly StopReason = "app_read_only"
-	// StopSuspended: X has suspended the app.
-	StopSuspended StopReason = "app_suspended"
-	// StopClientForbidden: X keeps what is called from this app.
-	StopClientForbidden StopReason = "client_forbidden"
+	AppUsageCapped       AppReason = "usage_capped"
+	AppCreditsDepleted   AppReason = "credits_depleted"
+	AppSpendCapReached   AppReason = "spend_cap_reached"
+	AppClientNotEnrolled AppReason = "client_not_enrolled"
+	// AppReadOnly: the app's settings give it no permission to write.
+	AppReadOnly AppReason = "app_read_only"
+	// AppSuspended: X has suspended the app.
+	AppSuspended AppReason = "app_suspended"
+	// AppClientForbidden: X keeps what is called from this app.
+	AppClientForbidden AppReason = "client_forbidden"
 )
 
-// AppStopError says that X refuses the whole app. The request is as good as
+// AppError says that X refuses the whole app. The request is as good as
 // before and blameless. Until is the day a spend cap ends, else zero for unknown:
 // the rate headers of such an answer say nothing about it.
-type AppStopError struct {
-	Reason StopReason
+type AppError struct {
+	Reason AppReason
 	Until  time.Time
 	Err    *APIError
 }
 
-func (e *AppStopError) Error() string { return fmt.Sprintf("app stopped (%s): %v", e.Reason, e.Err) }
-func (e *AppStopError) Unwrap() error { return e.Err }
+func (e *AppError) Error() string { return fmt.Sprintf("app stopped (%s): %v", e.Reason, e.Err) }
+func (e *AppError) Unwrap() error { return e.Err }
 
 // AccountReason says why X refuses everything from one account.
 type AccountReason string
@@ -301,13 +301,13 @@ func IsOutage(err error) bool {
 // rateLimited reports whether waiting for a window helps. A usage cap is a 429 too,
 // and outlasts every window.
 func rateLimited(e *APIError) bool {
-	return e.Status == http.StatusTooManyRequests && appStop(e) == nil
+	return e.Status == http.StatusTooManyRequests && appError(e) == nil
 }
 
 // classify types every answer that is neither a success nor a rate limit. The
 // status decides first; words only tell the kinds of one status apart.
 func classify(e *APIError, effect bool) error {
-	if stop := appStop(e); stop != nil {
+	if stop := appError(e); stop != nil {
 		return stop
 	}
 	if account := wholeRefusal(e); account != nil {
@@ -336,21 +336,21 @@ func (e *APIError) refusal() bool {
 // the edge in front.
 func (e *APIError) spoken() bool { return e.Words() != "" || e.Type != "" }
 
-// appStop returns the stop an answer stands for, or nil. Only three statuses carry one,
+// appError returns the stop an answer stands for, or nil. Only three statuses carry one,
 // and only whole sentences of X's, so that no text in a refused post can stop the app.
-func appStop(e *APIError) *AppStopError {
+func appError(e *APIError) *AppError {
 	title := strings.ToLower(strings.ReplaceAll(e.Title, " ", ""))
-	stop := &AppStopError{Err: e}
+	stop := &AppError{Err: e}
 	spendCap := title == "spendcapreached" || e.ResetDate != ""
 	credits := e.Problem == "credits" || e.Problem == "credits-depleted" || title == "creditsdepleted"
 	switch {
 	case e.Status == http.StatusTooManyRequests && (e.Problem == "usage-capped" || title == "usagecapexceeded"):
-		stop.Reason = StopUsageCapped
+		stop.Reason = AppUsageCapped
 	case e.Status == http.StatusPaymentRequired && !spendCap,
 		e.Status == http.StatusForbidden && credits && !spendCap:
-		stop.Reason = StopCreditsDepleted
+		stop.Reason = AppCreditsDepleted
 	case (e.Status == http.StatusPaymentRequired || e.Status == http.StatusForbidden) && spendCap:
-		stop.Reason = StopSpendCapReached
+		stop.Reason = AppSpendCapReached
 		stop.Until = parseResetDate(e.ResetDate)
 	default:
 		stop = nil
@@ -368,7 +368,7 @@ type whole struct {
 	words   string // all of a sentence that X is known to use, in small letters
 	level   string // of access
 	account AccountReason
-	stop    StopReason
+	stop    AppReason
 }
 
 // wholeRefusals is the one table of them, for the status 403 alone; the first that fits
@@ -376,13 +376,13 @@ type whole struct {
 var wholeRefusals = []whole{
 	{code: 64, problem: "user-suspended", words: "user used for authentication is suspended", account: AccountSuspended},
 	{code: 326, words: "this account is temporarily locked", account: AccountLocked},
-	{reason: "client-not-enrolled", stop: StopClientNotEnrolled},
-	{problem: "client-forbidden", stop: StopClientForbidden},
-	{code: 261, problem: "oauth1-permissions", words: "application cannot perform write actions", level: "read", stop: StopReadOnly},
-	{code: 416, words: "invalid / suspended application", stop: StopSuspended},
+	{reason: "client-not-enrolled", stop: AppClientNotEnrolled},
+	{problem: "client-forbidden", stop: AppClientForbidden},
+	{code: 261, problem: "oauth1-permissions", words: "application cannot perform write actions", level: "read", stop: AppReadOnly},
+	{code: 416, words: "invalid / suspended application", stop: AppSuspended},
 }
 
-// wholeRefusal returns the *AccountError or *AppStopError an answer stands for, or nil.
+// wholeRefusal returns the *AccountError or *AppError an answer stands for, or nil.
 func wholeRefusal(e *APIError) error {
 	if e.Status != http.StatusForbidden {
 		return nil
@@ -398,7 +398,7 @@ func wholeRefusal(e *APIError) error {
 		if w.account != "" {
 			return &AccountError{Reason: w.account, Err: e}
 		}
-		return &AppStopError{Reason: w.stop, Err: e}
+		return &AppError{Reason: w.stop, Err: e}
 	}
 	return nil
 }

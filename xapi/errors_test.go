@@ -118,7 +118,7 @@ func describe(err error) string {
 		return "nil"
 	}
 	name := strings.TrimSuffix(reflect.TypeOf(err).Elem().Name(), "Error")
-	var stop *AppStopError
+	var stop *AppError
 	var refused *RefusedError
 	switch {
 	case errors.As(err, &stop):
@@ -167,7 +167,7 @@ func TestErrorText(t *testing.T) {
 		"POST /2/tweets: 403 Forbidden: No.":                                                    apiErr,
 		"POST /2/tweets: 503 Service Unavailable":                                               &APIError{Endpoint: EndpointCreatePost, Status: 503},
 		"app not accepted: POST /2/tweets: 403 Forbidden: No.":                                  &AppAuthError{apiErr},
-		"app stopped (usage_capped): POST /2/tweets: 403 Forbidden: No.":                        &AppStopError{Reason: StopUsageCapped, Err: apiErr},
+		"app stopped (usage_capped): POST /2/tweets: 403 Forbidden: No.":                        &AppError{Reason: AppUsageCapped, Err: apiErr},
 		"outcome unknown: POST /2/tweets: 403 Forbidden: No.":                                   &AmbiguousError{apiErr},
 		"refresh token not accepted: POST /2/tweets: 403 Forbidden: No.":                        &GrantRefusedError{apiErr},
 		"refused (rule): POST /2/tweets: 403 Forbidden: No.":                                    &RefusedError{RefusedRule, apiErr},

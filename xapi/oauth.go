@@ -200,7 +200,7 @@ func classifyExchange(e *APIError, ans answer, refused func(*APIError) error) er
 		closed := closeWindow(e.Endpoint, ans, readWindows(e.Endpoint, ans))
 		return &RateLimitError{Window: closed, Until: closed.Reset, Err: e}
 	}
-	if stop := appStop(e); stop != nil {
+	if stop := appError(e); stop != nil {
 		return stop
 	}
 	if e.Status == http.StatusBadRequest {

@@ -304,7 +304,7 @@ func TestUsageCapLeavesWindowsOpen(t *testing.T) {
 		reply(http.StatusTooManyRequests, `{"title":"UsageCapExceeded"}`)(w, r)
 	})
 	_, err := b.client.CreatePost(t.Context(), Post{})
-	wantAs[*AppStopError](t, err)
+	wantAs[*AppError](t, err)
 	if _, closed := b.client.RateShort(EndpointCreatePost, 1); closed {
 		t.Error("window closed")
 	}

@@ -56,8 +56,8 @@ func (c *accountsImportCmd) Run(e *env) error {
 		defer func() { _ = f.Close() }() // only read from
 		from = f
 	}
-	return e.withDesk(func(_ context.Context, desk *app.Desk) error {
-		done, failed, err := importLines(e, desk.Importer(), from)
+	return e.withControl(func(_ context.Context, control *app.Control) error {
+		done, failed, err := importLines(e, control.Importer(), from)
 		switch {
 		case err != nil:
 			return err

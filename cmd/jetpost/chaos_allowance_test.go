@@ -96,7 +96,7 @@ func (u usage) share() float64 {
 type demand struct {
 	threads []int     // how many posts each has, in order
 	queued  time.Time // when all were
-	until   time.Time // when the books were closed, drained or not
+	until   time.Time // when the call log were closed, drained or not
 }
 
 // useOf measures the windows of a limit. Each call of a worker must be the next post.
@@ -233,7 +233,7 @@ func refusals(windows []rateWindow, ours callerFunc, together time.Duration) (ex
 	return excused, blamed
 }
 
-// stopSeen is a stop of the app as the run knows it.
+// stopSeen is a app pause as the run knows it.
 type stopSeen struct {
 	kind string
 	// known is when NATS had stored it; where a window stopped the app, and nobody

@@ -56,20 +56,20 @@ type standHarm struct {
 type harmPlace int
 
 const (
-	anywhere harmPlace = iota
-	onFleet            // where there is more than one worker
-	onHouse            // 'jetpost up'
-	onDisk             // 'jetpost up' on a disk that can be filled
+	anywhere   harmPlace = iota
+	onFleet              // where there is more than one worker
+	onInstance           // 'jetpost up'
+	onDisk               // 'jetpost up' on a disk that can be filled
 )
 
 func (h standHarm) applies(c *standRun) bool {
 	switch h.on {
 	case onFleet:
-		return c.house == nil
-	case onHouse:
-		return c.house != nil
+		return c.instance == nil
+	case onInstance:
+		return c.instance != nil
 	case onDisk:
-		return c.house != nil && c.house.disk != nil
+		return c.instance != nil && c.instance.disk != nil
 	default:
 		return true
 	}
@@ -100,7 +100,7 @@ var standHarms = []standHarm{
 	{name: "one worker is frozen", on: onFleet, do: func(ctx context.Context, c *standRun, random *rand.Rand) {
 		frozen(c, c.victim(ctx, random), func() { c.last(ctx, random) })
 	}},
-	{name: "'up' is frozen", on: onHouse, codes: []string{natsAway, noWorker}, do: func(ctx context.Context, c *standRun, random *rand.Rand) {
+	{name: "'up' is frozen", on: onInstance, codes: []string{natsAway, noWorker}, do: func(ctx context.Context, c *standRun, random *rand.Rand) {
 		frozen(c, 0, func() {
 			c.tells(ctx, natsAway)
 			c.last(ctx, random)
@@ -219,10 +219,10 @@ func frozen(c *standRun, worker int, while func()) {
 func filled(left int64) func(context.Context, *standRun, *rand.Rand) {
 	return func(ctx context.Context, c *standRun, random *rand.Rand) {
 		l := c.fleet.all()
-		c.house.disk.Fill(left)
+		c.instance.disk.Fill(left)
 		c.tells(ctx, diskFull)
 		c.last(ctx, random)
-		c.house.disk.Free()
+		c.instance.disk.Free()
 		if left > 0 {
 			return
 		}
@@ -231,7 +231,7 @@ func filled(left int64) func(context.Context, *standRun, *rand.Rand) {
 			return len(c.fleet.all()) > len(l) || c.moved.Load().posted > before.posted+int64(len(c.names))
 		})
 		eventually(c.t, "'up' to be at work", c.fleet.well)
-		must(c.t, c.house.connect(c))
+		must(c.t, c.instance.connect(c))
 	}
 }
 
@@ -248,18 +248,18 @@ func bucketDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 		}
 		return made >= fewExchanges
 	})
-	book := &consumers.StopBook{Board: sealedStops(c.t, c.desk(), c.ledger), Ledger: c.ledger, Log: slog.New(slog.DiscardHandler)}
-	_, _, err := book.Set(ctx, publishers.Stop{
-		Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "by hand"}, Since: time.Now(),
+	pauses := &consumers.AppPauseControl{Bucket: signedPauses(c.t, c.control(), c.ledger), Ledger: c.ledger, Log: slog.New(slog.DiscardHandler)}
+	_, _, err := pauses.Set(ctx, publishers.Pause{
+		Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: time.Now(),
 	})
 	must(c.t, err)
-	must(c.t, c.desk().JS.DeleteStream(ctx, "KV_"+c.spaces.LimitsBucket()))
+	must(c.t, c.control().JS.DeleteStream(ctx, "KV_"+c.spaces.LimitsBucket()))
 	c.setUpAgain(ctx, random)
 	c.mends(ctx, "the stop of the deleted bucket", func() bool {
-		_, there, err := book.Board.Get(ctx, publishers.ScopeRefresh)
+		_, there, err := pauses.Bucket.Get(ctx, publishers.ScopeRefresh)
 		return err == nil && there
 	})
-	if _, err = book.Clear(ctx, publishers.ScopeRefresh); err != nil {
+	if _, err = pauses.Clear(ctx, publishers.ScopeRefresh); err != nil {
 		c.findings.add("setup", "the stop cannot be ended: %v", err)
 	}
 }
@@ -270,7 +270,7 @@ func streamDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	streams := []string{n.LanesStream(), n.ScheduleStream(), n.RefreshStream(), n.FailedStream(), n.EventsStream()}
 	stream := streams[random.IntN(len(streams))]
 	c.say("  %s", stream)
-	must(c.t, c.desk().JS.DeleteStream(ctx, stream))
+	must(c.t, c.control().JS.DeleteStream(ctx, stream))
 	c.setUpAgain(ctx, random)
 	must(c.t, c.layBait(ctx))
 }
@@ -283,7 +283,7 @@ func consumerDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	}
 	one := all[random.IntN(len(all))]
 	c.say("  %s of %s", one[1], one[0])
-	must(c.t, c.desk().JS.DeleteConsumer(ctx, one[0], one[1]))
+	must(c.t, c.control().JS.DeleteConsumer(ctx, one[0], one[1]))
 	c.setUpAgain(ctx, random)
 }
 
@@ -294,8 +294,8 @@ func (c *standRun) setUpAgain(ctx context.Context, random *rand.Rand) {
 		c.last(ctx, random)
 	}
 	args := []string{"setup"}
-	if c.house != nil {
-		args = append(args, "--data", c.house.dir)
+	if c.instance != nil {
+		args = append(args, "--data", c.instance.dir)
 	}
 	if code, stdout, stderr := c.run(args...); code != exitOK && ctx.Err() == nil {
 		c.findings.add("setup", "jetpost %s: exit code %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
@@ -303,11 +303,11 @@ func (c *standRun) setUpAgain(ctx context.Context, random *rand.Rand) {
 }
 
 func lanesPausedByHand(ctx context.Context, c *standRun, _ *rand.Rand) {
-	desk := c.desk()
-	_, err := desk.JS.PauseConsumer(ctx, c.spaces.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
+	control := c.control()
+	_, err := control.JS.PauseConsumer(ctx, c.spaces.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
 	must(c.t, err)
 	c.mends(ctx, "the pause of the lanes", func() bool {
-		lanes, err := desk.JS.Consumer(ctx, c.spaces.LanesStream(), jetpost.ConsumerLanes)
+		lanes, err := control.JS.Consumer(ctx, c.spaces.LanesStream(), jetpost.ConsumerLanes)
 		return err == nil && !lanes.CachedInfo().Paused
 	})
 }
@@ -317,7 +317,7 @@ func replaceSchedule(ctx context.Context, c *standRun, _ *rand.Rand) {
 	msg.Header.Set(jetstream.ScheduleHeader, never)
 	msg.Header.Set(jetstream.ScheduleTargetHeader, c.spaces.DueRefresh("tick"))
 	msg.Header.Set(jetstream.ScheduleTTLHeader, "6h0m0s")
-	_, err := c.desk().JS.PublishMsg(ctx, msg)
+	_, err := c.control().JS.PublishMsg(ctx, msg)
 	must(c.t, err)
 }
 
@@ -355,13 +355,13 @@ func attacked(ctx context.Context, c *standRun, _ *rand.Rand) {
 func (c *standRun) attackTargets() []string {
 	n := c.spaces
 	targets := []string{
-		"$KV." + n.LimitsBucket() + ".stop.publish", n.ScheduleRefresh(), n.DueRefresh("tick"), n.PublishWake(c.names[0]), n.RefreshOrder(),
-		n.PublishFailed(baitAccount, "1"), n.EventSubject(jetpost.EventAppStopped, "", ""), "$JS.API.CONSUMER.PAUSE." + n.LanesStream() + "." + jetpost.ConsumerLanes,
+		"$KV." + n.LimitsBucket() + ".pause.publish", n.ScheduleRefresh(), n.DueRefresh("tick"), n.PublishWake(c.names[0]), n.RefreshOrder(),
+		n.PublishFailed(baitAccount, "1"), n.EventSubject(jetpost.EventAppPaused, "", ""), "$JS.API.CONSUMER.PAUSE." + n.LanesStream() + "." + jetpost.ConsumerLanes,
 		"$JS.API.STREAM.CREATE.STRANGER",
 	}
 	for _, stream := range []string{n.FailedStream(), n.LanesStream(), n.RefreshStream(), n.ScheduleStream(), n.JobsStream(), "KV_" + n.LimitsBucket()} {
 		for _, verb := range []string{"PURGE", "DELETE", "UPDATE"} {
-			targets = append(targets, "$JS.API.STREAM."+verb+"."+stream, n.ShelfAPI()+".STREAM."+verb+"."+stream)
+			targets = append(targets, "$JS.API.STREAM."+verb+"."+stream, n.MirrorAPI()+".STREAM."+verb+"."+stream)
 		}
 		targets = append(targets, "$JS.API.CONSUMER.DURABLE.CREATE."+stream+".stranger", "$JS.API.CONSUMER.DELETE."+stream+"."+jetpost.ConsumerLanes)
 	}
@@ -371,7 +371,7 @@ func (c *standRun) attackTargets() []string {
 // attack is what one target gets. The job that it sends is for an account that nobody has.
 func (c *standRun) attack(target, consumer string) {
 	n := c.spaces
-	stop := []byte(`{"scope":"publish","reason":{"code":"app_stopped"}}`)
+	stop := []byte(`{"scope":"publish","reason":{"code":"app_paused"}}`)
 	send := func(subject, reply string, body []byte) {
 		_ = c.sender.PublishRequest(subject, reply, body) // what is refused does no harm
 	}
@@ -392,14 +392,14 @@ func (c *standRun) attack(target, consumer string) {
 
 // inventory is what there is in NATS and does not change while jobs come and go.
 func (c *standRun) inventory(ctx context.Context) (found []string, err error) {
-	n, desk := c.spaces, c.desk()
-	streams := desk.JS.ListStreams(ctx)
+	n, control := c.spaces, c.control()
+	streams := control.JS.ListStreams(ctx)
 	for info := range streams.Info() {
 		found = append(found, fmt.Sprintf("stream %s since %s, settings %s", info.Config.Name, info.Created, digestOf(info.Config)))
 		if strings.HasPrefix(info.Config.Name, "KV_") {
 			continue // whose consumers are watches
 		}
-		stream, err := desk.JS.Stream(ctx, info.Config.Name)
+		stream, err := control.JS.Stream(ctx, info.Config.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -415,11 +415,11 @@ func (c *standRun) inventory(ctx context.Context) (found []string, err error) {
 		}
 	}
 	for _, scope := range publishers.Scopes() {
-		if _, there, err := publishers.NewStops(desk.JS, n).Get(ctx, scope); err == nil && there {
+		if _, there, err := publishers.NewAppPauses(control.JS, n).Get(ctx, scope); err == nil && there {
 			found = append(found, "a stop of "+scope)
 		}
 	}
-	failed, err := desk.JS.Stream(ctx, n.FailedStream())
+	failed, err := control.JS.Stream(ctx, n.FailedStream())
 	if err == nil {
 		var msg *jetstream.RawStreamMsg
 		if msg, err = failed.GetLastMsgForSubject(ctx, n.PublishFailed(baitAccount, "1")); err == nil {
@@ -451,7 +451,7 @@ const (
 
 // layBait puts there what an attack could take away, and what poisons.
 func (c *standRun) layBait(ctx context.Context) error {
-	_, err := c.desk().JS.Publish(ctx, c.spaces.PublishFailed(baitAccount, "1"), []byte("{}"))
+	_, err := c.control().JS.Publish(ctx, c.spaces.PublishFailed(baitAccount, "1"), []byte("{}"))
 	if err == nil {
 		_, err = c.out.Publish(ctx, "$O."+c.spaces.MediaBucket()+".M."+base64.URLEncoding.EncodeToString([]byte(brokenObject)), []byte(`{"name":`))
 	}
@@ -566,29 +566,29 @@ func standNATS(t *testing.T, walled bool) (address string, user func(name string
 	return strings.TrimPrefix(s.ClientURL(), "nats://"), user
 }
 
-// upHouse is an installation of 'jetpost up'.
-type upHouse struct {
+// upInstance is an installation of 'jetpost up'.
+type upInstance struct {
 	dir  string
 	disk *disktest.Disk // nil where there is none to fill
 }
 
-// houseDisk is the size of its disk: more than health.DiskLow.
-const houseDisk = 400 << 20
+// instanceDisk is the size of its disk: more than health.DiskLow.
+const instanceDisk = 400 << 20
 
-// newHouse makes the directory of 'up', with a database in it.
-func (c *standRun) newHouse(t *testing.T, cfg chaosConfig) {
+// newInstance makes the directory of 'up', with a database in it.
+func (c *standRun) newInstance(t *testing.T, cfg chaosConfig) {
 	t.Helper()
-	house := &upHouse{dir: filepath.Join(t.TempDir(), "data")}
+	instance := &upInstance{dir: filepath.Join(t.TempDir(), "data")}
 	if runtime.GOOS == "linux" && os.Geteuid() == 0 {
-		house.disk = disktest.New(t, houseDisk)
-		house.dir = filepath.Join(house.disk.Dir, "data")
+		instance.disk = disktest.New(t, instanceDisk)
+		instance.dir = filepath.Join(instance.disk.Dir, "data")
 	}
-	must(t, os.Mkdir(house.dir, 0o700))
+	must(t, os.Mkdir(instance.dir, 0o700))
 	s := &site{t: t, sim: &xsim.Server{}, lease: cfg.claimFor, minute: cfg.claimFor / leaseMinutes}
 	s.x = httptest.NewServer(s)
 	t.Cleanup(s.x.Close)
 	s.cfg = app.Config{
-		DatabaseURL: secret.New("sqlite:" + filepath.Join(house.dir, "jetpost.db")), Keys: store.GenerateKey(), X: app.XConfig{URL: s.x.URL, ClientID: "e2e"},
+		DatabaseURL: secret.New("sqlite:" + filepath.Join(instance.dir, "jetpost.db")), Keys: store.GenerateKey(), X: app.XConfig{URL: s.x.URL, ClientID: "e2e"},
 	}
 	must(t, s.cfg.Migrate(t.Context()))
 	var err error
@@ -597,16 +597,16 @@ func (c *standRun) newHouse(t *testing.T, cfg chaosConfig) {
 	t.Cleanup(func() { _ = s.ledger.Close() })
 	c.chaos = &chaos{name: runStandstill, chaosConfig: cfg, began: time.Now()}
 	c.chaos.open(s)
-	c.house, c.address = house, closedAddress(t)
+	c.instance, c.address = instance, closedAddress(t)
 	c.fleet.command, c.fleet.ends = "up", app.BrokenError{}.Error()
-	c.fleet.flags = []string{"--data", house.dir, "--nats-listen", c.address}
-	if house.disk == nil {
+	c.fleet.flags = []string{"--data", instance.dir, "--nats-listen", c.address}
+	if instance.disk == nil {
 		c.say("no disk is filled: that needs root, on Linux")
 	}
 }
 
 // reach is how the installation that runs is reached.
-func (h *upHouse) reach(c *standRun) (app.Config, error) {
+func (h *upInstance) reach(c *standRun) (app.Config, error) {
 	cfg, runs, err := c.cfg.Running(h.dir)
 	if err == nil && !runs {
 		err = errors.New("no 'up' runs")
@@ -615,7 +615,7 @@ func (h *upHouse) reach(c *standRun) (app.Config, error) {
 }
 
 // connect connects to the one that runs, which has another password after each start.
-func (h *upHouse) connect(c *standRun) error {
+func (h *upInstance) connect(c *standRun) error {
 	cfg, err := h.reach(c)
 	if err != nil {
 		return err

@@ -99,8 +99,8 @@ const (
 	joinPosts = 2
 	// joinAhead is how long before its reset they have to be at work.
 	joinAhead = 500 * time.Millisecond
-	// booksEnd is how many calls X's books keep.
-	booksEnd = 10_000
+	// callLogEnd is how many calls X's books keep.
+	callLogEnd = 10_000
 	// resumesWithin is when an app that does not go on is given up.
 	resumesWithin = 20 * time.Second
 )
@@ -145,7 +145,7 @@ func limitArguments(t *testing.T, args []string) (c chaosConfig, plan limitPlan)
 	flags.IntVar(&plan.cycles, "cycles", 11, "windows that the threads of an account fill")
 	flags.IntVar(&plan.accountMax, "account-max", 6, "posts of an account in a window")
 	flags.IntVar(&plan.appMax, "app-max", 280, "posts of all accounts in a window")
-	flags.IntVar(&plan.stops, "stops", 20, "stops of the app")
+	flags.IntVar(&plan.stops, "stops", 20, "app pauses")
 	acts := flags.String("acts", strings.Join([]string{actAccounts, actApp, actStops, actJoins}, ","), "what to go through")
 	c.parse(t, flags, runLimits, args)
 	for _, name := range strings.Split(*acts, ",") {
@@ -161,10 +161,10 @@ func limitArguments(t *testing.T, args []string) (c chaosConfig, plan limitPlan)
 type limitsRun struct {
 	*publishRun
 	limitPlan
-	ended  func() // ends the present workers' keepers
-	keeper *errgroup.Group
-	others others
-	stops  stopBook
+	ended        func() // ends the present workers' keepers
+	desiredStore *errgroup.Group
+	others       others
+	stops        pauseControl
 	// The workers' calls so far, and when the last one came, in nanoseconds: asking X's
 	// books again and again would keep X busy.
 	arrived, lastCall atomic.Int64
@@ -216,11 +216,11 @@ const (
 // man starts the workers, and waits until all are at work.
 func (c *limitsRun) man(ctx context.Context) {
 	ctx, c.ended = context.WithCancel(ctx)
-	c.keeper, ctx = errgroup.WithContext(ctx)
+	c.desiredStore, ctx = errgroup.WithContext(ctx)
 	calm, cancel := context.WithCancel(ctx)
 	cancel() // nobody is harmed
 	for i := range c.workers {
-		c.keeper.Go(func() error { return c.fleet.keep(ctx, calm, i) })
+		c.desiredStore.Go(func() error { return c.fleet.keep(ctx, calm, i) })
 	}
 	if !c.until(ctx, chaosPatience, c.fleet.well) {
 		c.findings.add("run", "the workers do not start; see %s", c.logs)
@@ -230,7 +230,7 @@ func (c *limitsRun) man(ctx context.Context) {
 // dismiss stops the workers as an operator would.
 func (c *limitsRun) dismiss() {
 	c.ended()
-	must(c.t, c.keeper.Wait())
+	must(c.t, c.desiredStore.Wait())
 	c.endFleet()
 }
 
@@ -312,7 +312,7 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 // queueAtOnce has jobs be accepted while the app is stopped, so that all are there when
 // the first is posted.
 func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*part) bool {
-	_, _, err := sealedStops(c.t, c.conn, c.ledger).Set(ctx, publishers.Stop{
+	_, _, err := signedPauses(c.t, c.conn, c.ledger).Set(ctx, publishers.Pause{
 		Scope: publishers.ScopePublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Detail: "jobs are queued", Until: time.Now().Add(chaosPatience)},
 	})
@@ -328,7 +328,7 @@ func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*p
 	return true
 }
 
-// resume ends the stop of the app, as an operator would.
+// resume ends the app pause, as an operator would.
 func (c *limitsRun) resume() error {
 	if code, _, stderr := c.run("resume", "--app"); code != exitOK {
 		return fmt.Errorf("resume ended with code %d: %s", code, stderr)
@@ -347,7 +347,7 @@ func (c *limitsRun) drain(ctx context.Context, atMost time.Duration, parts ...*p
 	}
 	calls := c.sim.Calls()
 	for _, p := range parts {
-		if len(calls) >= booksEnd && calls[0].At.After(p.began) {
+		if len(calls) >= callLogEnd && calls[0].At.After(p.began) {
 			c.findings.add("run", "X's books do not reach back to %s: too many calls for one act", clock(p.began))
 		}
 		p.calls = slices.DeleteFunc(slices.Clone(calls), func(call xsim.Call) bool {
@@ -744,7 +744,7 @@ func (c *limitsRun) bounceNATS() {
 
 func (c *limitsRun) stopUntil(ctx context.Context, kind string, end time.Time) (stopSeen, error) {
 	since := time.Now()
-	_, _, err := sealedStops(c.t, c.conn, c.ledger).Set(ctx, publishers.Stop{
+	_, _, err := signedPauses(c.t, c.conn, c.ledger).Set(ctx, publishers.Pause{
 		Scope: publishers.ScopePublish, Since: since,
 		Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "a chaos run", Until: end},
 	})
@@ -1005,8 +1005,8 @@ func (c *limitsRun) tokensOf(names []string) (tokens []string) {
 // stranger is the token of an account that has no jobs.
 func (c *limitsRun) stranger() string { return c.tokensOf(c.names[len(c.names)-1:])[0] }
 
-// stopBook is what NATS has stored of stops of posts.
-type stopBook struct {
+// pauseControl is what NATS has stored of stops of posts.
+type pauseControl struct {
 	mu        sync.Mutex
 	revisions []stopRevision
 }
@@ -1014,17 +1014,17 @@ type stopBook struct {
 // stopRevision is one value of a stop. Over is one that ended it before its time.
 type stopRevision struct {
 	at   time.Time // by the clock of NATS
-	stop publishers.Stop
+	stop publishers.Pause
 	over bool
 }
 
 // watch notes each revision until the context ends.
-func (b *stopBook) watch(ctx context.Context, js jetstream.JetStream, names jetpost.Names) error {
+func (b *pauseControl) watch(ctx context.Context, js jetstream.JetStream, names jetpost.Names) error {
 	kv, err := js.KeyValue(ctx, names.LimitsBucket())
 	if err != nil {
 		return err
 	}
-	watcher, err := kv.Watch(ctx, "stop."+publishers.ScopePublish)
+	watcher, err := kv.Watch(ctx, "pause."+publishers.ScopePublish)
 	if err != nil {
 		return err
 	}
@@ -1038,9 +1038,9 @@ func (b *stopBook) watch(ctx context.Context, js jetstream.JetStream, names jetp
 	return nil
 }
 
-func (b *stopBook) note(entry jetstream.KeyValueEntry) {
+func (b *pauseControl) note(entry jetstream.KeyValueEntry) {
 	r := stopRevision{at: entry.Created(), over: entry.Operation() != jetstream.KeyValuePut}
-	value := struct{ Value *publishers.Stop }{&r.stop} // beside its seal
+	value := struct{ Value *publishers.Pause }{&r.stop} // beside its seal
 	if !r.over && json.Unmarshal(entry.Value(), &value) != nil {
 		return // the stop is then never known, and the run says so
 	}
@@ -1050,7 +1050,7 @@ func (b *stopBook) note(entry jetstream.KeyValueEntry) {
 }
 
 // first is the first revision since a moment that stops posts, or that ends a stop.
-func (b *stopBook) first(since time.Time, over bool) (stopRevision, bool) {
+func (b *pauseControl) first(since time.Time, over bool) (stopRevision, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, r := range b.revisions {

@@ -182,7 +182,7 @@ func (c *tokenRun) judgeTokens(ctx context.Context) (seen []xsim.Exchange) {
 	}
 	c.exchanges = len(seen)
 	c.judgeLosses()
-	c.judgeBooks(seen)
+	c.judgeCallLog(seen)
 	return seen
 }
 
@@ -263,9 +263,9 @@ func saysNothing(e xsim.Exchange) bool {
 	return e.Status == 429 && e.Answered && !e.Effect
 }
 
-// judgeBooks wants nothing in X's books that a correct client never does, but for
+// judgeCallLog wants nothing in X's books that a correct client never does, but for
 // tokens that came again since a process with their successor was harmed.
-func (c *tokenRun) judgeBooks(seen []xsim.Exchange) {
+func (c *tokenRun) judgeCallLog(seen []xsim.Exchange) {
 	names := map[string]string{}
 	for _, a := range c.sim.Accounts() {
 		names[a.ID] = a.Handle

@@ -48,10 +48,10 @@ const (
 	maxLag = 0.7
 	// stormPart is how much of the jobs is published while things go wrong.
 	stormPart = 0.9
-	// operatorWaits and operatorWaitsForLook are how many leases a request may have to
+	// operatorWaits and operatorWaitsForCheck are how many leases a request may have to
 	// wait before an operator sends it back: the waits between failures, unlike those
 	// for a look, do not shrink with the lease.
-	operatorWaits, operatorWaitsForLook = 5, 12
+	operatorWaits, operatorWaitsForCheck = 5, 12
 	// brokenLeases is how long a broken run goes on, in leases, once it was seen.
 	brokenLeases = 10
 	// handmade is how the posts begin that owners make by hand.
@@ -263,7 +263,7 @@ func (j *thread) bytes() ([]byte, error) {
 		posts[i] = map[string]any{"text": text}
 	}
 	if j.picture {
-		picture, err := demoPicture()
+		picture, err := demoImage()
 		if err != nil {
 			return nil, err
 		}
@@ -480,7 +480,7 @@ func (c *publishRun) operator(ctx context.Context) error {
 		waiting, err := rowsOf(ctx, c.view.db, "SELECT account, id FROM requests WHERE state = 'held' AND (hold_until IS NULL OR "+
 			"reason_code <> 'reconciling' AND "+c.view.micros("hold_until")+" > $1 OR "+c.view.micros("hold_until")+" > $2)", func(scan scanFunc) (key store.Key, err error) {
 			return key, scan(&key.Account, &key.ID)
-		}, now.Add(operatorWaits*c.claimFor).UnixMicro(), now.Add(operatorWaitsForLook*c.claimFor).UnixMicro())
+		}, now.Add(operatorWaits*c.claimFor).UnixMicro(), now.Add(operatorWaitsForCheck*c.claimFor).UnixMicro())
 		if err != nil {
 			waiting = nil // a database that is away
 		}

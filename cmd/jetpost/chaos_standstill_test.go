@@ -56,7 +56,7 @@ const (
 	// movesWithin is how long what goes on may take to be seen.
 	movesWithin = 2 * time.Second
 	// toldWithin is how long status may take to tell what stands everything still, or keeps
-	// a worker from its work: its last sign of life counts for 15 s.
+	// a worker from its work: its last heartbeat counts for 15 s.
 	toldWithin = 20 * time.Second
 	// mendedWithin is how long upkeep may take.
 	mendedWithin = time.Minute
@@ -122,13 +122,13 @@ func standArguments(t *testing.T, args []string) (c chaosConfig, plan standPlan)
 type standRun struct {
 	*publishRun
 	standPlan
-	tokens *tokenRun  // what it knows of tokens
-	paths  []path     // of each worker; none with 'up'
-	house  *upHouse   // 'up'; else nil
-	sender *nats.Conn // a producer without a login
-	out    jetstream.JetStream
-	spaces jetpost.Names
-	cron   *publishers.Cron // as it was set up
+	tokens   *tokenRun   // what it knows of tokens
+	paths    []path      // of each worker; none with 'up'
+	instance *upInstance // 'up'; else nil
+	sender   *nats.Conn  // a producer without a login
+	out      jetstream.JetStream
+	spaces   jetpost.Names
+	cron     *publishers.Cron // as it was set up
 
 	sentAt  map[*thread]time.Time
 	poisons []poison
@@ -198,7 +198,7 @@ func newStandRun(t *testing.T, cfg chaosConfig, plan standPlan) *standRun {
 	c := &standRun{publishRun: &publishRun{publishPlan: publishPlan{accounts: plan.accounts, slots: standSlots}}, standPlan: plan, harms: map[string]int{}, sentAt: map[*thread]time.Time{}}
 	c.moved.Store(&standing{})
 	if cfg.sqlite {
-		c.newHouse(t, cfg)
+		c.newInstance(t, cfg)
 	} else {
 		c.newFleetOfPaths(t, cfg)
 	}
@@ -210,7 +210,7 @@ func newStandRun(t *testing.T, cfg chaosConfig, plan standPlan) *standRun {
 	c.tokens = &tokenRun{chaos: c.chaos, tokenPlan: tokenPlan{life: 2 * time.Hour}, view: newTokenView(c.view)}
 	c.tokens.people = c.tokens.newPeople(c.names)
 	c.tokens.people.importer = func() *app.Importer {
-		return &app.Importer{Ledger: c.ledger, NATS: c.desk(), XURL: c.cfg.X.URL}
+		return &app.Importer{Ledger: c.ledger, NATS: c.control(), XURL: c.cfg.X.URL}
 	}
 	for _, statement := range poisonTriggers(c.sqlite) {
 		_, err := c.view.db.ExecContext(t.Context(), statement)
@@ -240,8 +240,8 @@ func (c *standRun) newFleetOfPaths(t *testing.T, cfg chaosConfig) {
 func (c *standRun) begin() {
 	c.t.Helper()
 	eventually(c.t, "all workers to be at work", c.fleet.well)
-	if c.house != nil {
-		must(c.t, c.house.connect(c))
+	if c.instance != nil {
+		must(c.t, c.instance.connect(c))
 	}
 	var err error
 	c.sender, err = nats.Connect("nats://"+c.address, nats.MaxReconnects(-1), nats.ReconnectWait(standLook),
@@ -257,14 +257,14 @@ func (c *standRun) begin() {
 
 // desk is a trusted connection to NATS. An 'up' that was started again has another
 // password, and is connected to anew.
-func (c *standRun) desk() *app.Connection {
+func (c *standRun) control() *app.Connection {
 	now := func() *app.Connection {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return c.conn
 	}
-	if c.house != nil && !now().Conn.IsConnected() {
-		c.until(c.t.Context(), standsWithin, func() bool { return c.house.connect(c) == nil })
+	if c.instance != nil && !now().Conn.IsConnected() {
+		c.until(c.t.Context(), standsWithin, func() bool { return c.instance.connect(c) == nil })
 	}
 	return now()
 }
@@ -377,7 +377,7 @@ func (c *standRun) watch(ctx context.Context) error {
 func (c *standRun) judgeOldest(ctx context.Context) (found bool) {
 	once, cancel := context.WithTimeout(ctx, standLook)
 	defer cancel()
-	jobs, err := c.desk().JS.Stream(once, c.spaces.JobsStream())
+	jobs, err := c.control().JS.Stream(once, c.spaces.JobsStream())
 	if err != nil {
 		return false
 	}
@@ -423,9 +423,9 @@ func (c *standRun) judgeStill(ctx context.Context, what string, d time.Duration)
 // status is what 'jetpost status' says.
 func (c *standRun) status(ctx context.Context) (app.Status, error) {
 	cfg := c.cfg
-	if c.house != nil {
+	if c.instance != nil {
 		var err error
-		if cfg, err = c.house.reach(c); err != nil {
+		if cfg, err = c.instance.reach(c); err != nil {
 			return app.Status{}, err
 		}
 	}
@@ -448,9 +448,9 @@ func (c *standRun) tells(ctx context.Context, codes ...string) {
 func (c *standRun) exchange(ctx context.Context) error {
 	random := c.chance(actorPeople)
 	for ; ctx.Err() == nil; pause(ctx, exchangeEvery) {
-		desk := c.desk()
+		control := c.control()
 		once, cancel := context.WithTimeout(ctx, standLook)
-		_ = publishers.New(desk.JS, desk.Names).OrderRefresh(once, c.names[random.IntN(len(c.names))], true) // or the next time
+		_ = publishers.New(control.JS, control.Names).OrderRefresh(once, c.names[random.IntN(len(c.names))], true) // or the next time
 		cancel()
 	}
 	return nil
@@ -464,7 +464,7 @@ func (c *standRun) calm(ctx context.Context) {
 		c.findings.add("not finished", "%d jobs sent, %d published: %v", c.sent.Load(), c.finished.Load(), c.counts())
 	}
 	c.mends(ctx, "the refresh schedule", func() bool {
-		cron, _, err := publishers.ReadCron(ctx, c.desk().JS, c.desk().Names)
+		cron, _, err := publishers.ReadCron(ctx, c.control().JS, c.control().Names)
 		return err == nil && cron != nil && *cron == *c.cron
 	})
 	var last app.Status

@@ -84,7 +84,7 @@ type tokenRun struct {
 	tokenPlan
 	view   *tokenView
 	people *people
-	// exchanges and retries are what the books and the journal count at the end.
+	// exchanges and retries are what the call log and the journal count at the end.
 	exchanges, retries int
 	lost               [len(causes)]int // accounts, by the proven cause
 }

@@ -46,29 +46,29 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			env.Values[houseKey{}] = &house{}
+			env.Values[instanceKey{}] = &instance{}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"doubt":   withHouse((*house).doubt),
+			"doubt":   withInstance((*instance).doubt),
 			"exits":   exits,
-			"grant":   withHouse((*house).grant),
-			"house":   withHouse((*house).start),
-			"keys":    withHouse((*house).keys),
-			"late":    withHouse((*house).late),
-			"media":   withHouse((*house).media),
+			"grant":   withInstance((*instance).grant),
+			"house":   withInstance((*instance).start),
+			"keys":    withInstance((*instance).keys),
+			"late":    withInstance((*instance).late),
+			"media":   withInstance((*instance).media),
 			"mp4":     writeMP4,
 			"png":     writePNG,
-			"posts":   withHouse((*house).posts),
-			"reader":  withHouse((*house).reader),
-			"refuse":  withHouse((*house).refuse),
-			"accept":  withHouse((*house).accept),
-			"answer":  withHouse((*house).answer),
-			"consent": withHouse((*house).consent),
-			"lose":    withHouse((*house).lose),
-			"revoke":  withHouse((*house).revoke),
-			"told":    withHouse((*house).told),
-			"halt":    withHouse((*house).halt),
+			"posts":   withInstance((*instance).posts),
+			"reader":  withInstance((*instance).reader),
+			"refuse":  withInstance((*instance).refuse),
+			"accept":  withInstance((*instance).accept),
+			"answer":  withInstance((*instance).answer),
+			"consent": withInstance((*instance).consent),
+			"lose":    withInstance((*instance).lose),
+			"revoke":  withInstance((*instance).revoke),
+			"told":    withInstance((*instance).told),
+			"halt":    withInstance((*instance).halt),
 		},
 	})
 }
@@ -117,23 +117,23 @@ func writeMP4(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), video, 0o600))
 }
 
-type houseKey struct{}
+type instanceKey struct{}
 
 // house is an installation with a simulated X, inside the test's process.
-type house struct {
+type instance struct {
 	sim xsim.Server
 	cfg app.Config
 	// fresh is an encryption key beside that of the house.
 	fresh secret.String
 }
 
-// withHouse gives a script command its script's house.
-func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) func(*testscript.TestScript, bool, []string) {
+// withInstance gives a script command its script's house.
+func withInstance(run func(h *instance, ts *testscript.TestScript, args []string)) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		if neg {
 			ts.Fatalf("this command cannot be negated")
 		}
-		run(ts.Value(houseKey{}).(*house), ts, args)
+		run(ts.Value(instanceKey{}).(*instance), ts, args)
 	}
 }
 
@@ -142,7 +142,7 @@ func withHouse(run func(h *house, ts *testscript.TestScript, args []string)) fun
 // people; X knows an enterprise one as such; a distinct one refuses a text that
 // another account has; a slow one posts a request an hour for an account. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its NATS. At the end of the script the simulator's books must show
 // nothing that a correct client never does.
-func (h *house) start(ts *testscript.TestScript, args []string) {
+func (h *instance) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 	data := ts.MkAbs("data")
@@ -157,9 +157,9 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 		cfg.Rules.SameText = consumers.SameTextRefuse
 	}
 	if slices.Contains(args, "slow") {
-		cfg.Fuses.MinInterval = time.Hour
+		cfg.PostingLimits.MinInterval = time.Hour
 	}
-	up, err := app.Up(ctx, app.HouseConfig{
+	up, err := app.Up(ctx, app.InstanceConfig{
 		Config: cfg,
 		Data:   data, NATSListen: "127.0.0.1:0", Sim: &h.sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
 		NoWorker: slices.Contains(args, "idle"),
@@ -192,7 +192,7 @@ func (h *house) start(ts *testscript.TestScript, args []string) {
 }
 
 // accept waits until a worker has accepted a request: accept ACCOUNT ID
-func (h *house) accept(ts *testscript.TestScript, args []string) {
+func (h *instance) accept(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	ledger, err := h.cfg.OpenStore(ctx)
@@ -206,7 +206,7 @@ func (h *house) accept(ts *testscript.TestScript, args []string) {
 
 // answer has X answer every post, or every call to another endpoint, with that
 // status: answer [STATUS [ENDPOINT]]. Without one X is itself again.
-func (h *house) answer(ts *testscript.TestScript, args []string) {
+func (h *instance) answer(ts *testscript.TestScript, args []string) {
 	var faults []xsim.Fault
 	if len(args) > 0 {
 		status, err := strconv.Atoi(args[0])
@@ -222,7 +222,7 @@ func (h *house) answer(ts *testscript.TestScript, args []string) {
 
 // consent has a user sit before the browser who lets the app in; a new one is
 // made: consent USER
-func (h *house) consent(ts *testscript.TestScript, args []string) {
+func (h *instance) consent(ts *testscript.TestScript, args []string) {
 	known := slices.ContainsFunc(h.sim.Accounts(), func(a xsim.Account) bool { return a.Handle == args[0] })
 	if !known {
 		_, err := h.sim.AddAccount(xsim.NewAccount{Handle: args[0]})
@@ -232,7 +232,7 @@ func (h *house) consent(ts *testscript.TestScript, args []string) {
 }
 
 // reader waits until somebody reads events of a subject that ends so: reader END
-func (h *house) reader(ts *testscript.TestScript, args []string) {
+func (h *instance) reader(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := h.cfg.Connect(ctx, slog.New(slog.DiscardHandler), "test")
@@ -255,7 +255,7 @@ func (h *house) reader(ts *testscript.TestScript, args []string) {
 
 // refuse has X refuse every post that contains a text, until it is called
 // without: refuse [TEXT WORDS]
-func (h *house) refuse(ts *testscript.TestScript, args []string) {
+func (h *instance) refuse(ts *testscript.TestScript, args []string) {
 	var faults []xsim.Fault
 	if len(args) > 0 {
 		faults = []xsim.Fault{{Kind: xsim.FaultRefuseText, Text: args[0], Detail: args[1]}}
@@ -265,7 +265,7 @@ func (h *house) refuse(ts *testscript.TestScript, args []string) {
 
 // keys configures keys from here on, the one that seals first: keys NAME...,
 // where house is that of the house and fresh another one.
-func (h *house) keys(ts *testscript.TestScript, args []string) {
+func (h *instance) keys(ts *testscript.TestScript, args []string) {
 	if h.fresh.Empty() {
 		h.fresh = store.GenerateKey()
 	}
@@ -277,19 +277,19 @@ func (h *house) keys(ts *testscript.TestScript, args []string) {
 }
 
 // lose has the answer to the user's next exchange of a token be lost: lose USER
-func (h *house) lose(ts *testscript.TestScript, args []string) {
+func (h *instance) lose(ts *testscript.TestScript, args []string) {
 	ts.Check(h.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultCut, After: true, Endpoint: xsim.EndpointToken, Account: args[0], Times: 1}}))
 }
 
 // revoke has the user withdraw consent: revoke USER
-func (h *house) revoke(ts *testscript.TestScript, args []string) {
+func (h *instance) revoke(ts *testscript.TestScript, args []string) {
 	if !h.sim.RevokeConsent(args[0]) {
 		ts.Fatalf("no user %s", args[0])
 	}
 }
 
 // grant has a user consent and writes a line to import: grant USER FILE
-func (h *house) grant(ts *testscript.TestScript, args []string) {
+func (h *instance) grant(ts *testscript.TestScript, args []string) {
 	grant, err := h.sim.AddAccount(xsim.NewAccount{Handle: args[0]})
 	ts.Check(err)
 	line, err := json.Marshal(app.ImportLine{
@@ -302,7 +302,7 @@ func (h *house) grant(ts *testscript.TestScript, args []string) {
 }
 
 // posts wants that very list of posts on X: posts USER [TEXT...]
-func (h *house) posts(ts *testscript.TestScript, args []string) {
+func (h *instance) posts(ts *testscript.TestScript, args []string) {
 	var texts []string
 	for _, p := range h.sim.Posts(args[0]) {
 		texts = append(texts, p.Text)
@@ -314,7 +314,7 @@ func (h *house) posts(ts *testscript.TestScript, args []string) {
 
 // media wants a user's posts to have media with these descriptions, in this order:
 // media USER ALT...
-func (h *house) media(ts *testscript.TestScript, args []string) {
+func (h *instance) media(ts *testscript.TestScript, args []string) {
 	described := map[string]string{}
 	for _, m := range h.sim.Media(args[0]) {
 		described[m.ID] = m.AltText
@@ -331,7 +331,7 @@ func (h *house) media(ts *testscript.TestScript, args []string) {
 }
 
 // halt stops publishing for all accounts: halt CODE DURATION WORDS
-func (h *house) halt(ts *testscript.TestScript, args []string) {
+func (h *instance) halt(ts *testscript.TestScript, args []string) {
 	d, err := time.ParseDuration(args[1])
 	ts.Check(err)
 	ctx := context.Background()
@@ -341,9 +341,9 @@ func (h *house) halt(ts *testscript.TestScript, args []string) {
 	ledger, err := h.cfg.OpenStore(ctx)
 	ts.Check(err)
 	defer func() { ts.Check(ledger.Close()) }()
-	seal, err := consumers.LedgerSeal(ctx, ledger)
+	signer, err := consumers.LedgerSigner(ctx, ledger)
 	ts.Check(err)
-	_, _, err = publishers.NewStops(conn.JS, conn.Names).Sealed(seal).Set(ctx, publishers.Stop{
+	_, _, err = publishers.NewAppPauses(conn.JS, conn.Names).Signed(signer).Set(ctx, publishers.Pause{
 		Scope: publishers.ScopePublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.Code(args[0]), Detail: args[2], Until: time.Now().Add(d)},
 	})
@@ -351,7 +351,7 @@ func (h *house) halt(ts *testscript.TestScript, args []string) {
 }
 
 // late has a request of one post, its id, wait since some time ago: late ACCOUNT ID AGO
-func (h *house) late(ts *testscript.TestScript, args []string) {
+func (h *instance) late(ts *testscript.TestScript, args []string) {
 	ago, err := time.ParseDuration(args[2])
 	ts.Check(err)
 	ledger, err := h.cfg.OpenStore(context.Background())
@@ -367,7 +367,7 @@ func (h *house) late(ts *testscript.TestScript, args []string) {
 }
 
 // told wants the last event of a type and an account to say so: told TYPE ACCOUNT PATTERN
-func (h *house) told(ts *testscript.TestScript, args []string) {
+func (h *instance) told(ts *testscript.TestScript, args []string) {
 	ctx := context.Background()
 	conn, err := h.cfg.Connect(ctx, slog.New(slog.DiscardHandler), "test")
 	ts.Check(err)
@@ -383,7 +383,7 @@ func (h *house) told(ts *testscript.TestScript, args []string) {
 
 // doubt puts a thread of two into the ledger whose first post may be live:
 // doubt ACCOUNT ID
-func (h *house) doubt(ts *testscript.TestScript, args []string) {
+func (h *instance) doubt(ts *testscript.TestScript, args []string) {
 	ctx, now := context.Background(), time.Now()
 	ledger, err := h.cfg.OpenStore(ctx)
 	ts.Check(err)
@@ -403,9 +403,9 @@ func (h *house) doubt(ts *testscript.TestScript, args []string) {
 		State: jetpost.StateUnknown, Reason: jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: "the answer was lost"},
 		Post: 0, PostState: jetpost.PostSending, Now: now,
 	}))
-	look, err := ledger.Look(ctx, lane, now)
+	look, err := ledger.Snapshot(ctx, lane, now)
 	ts.Check(err)
-	_, err = ledger.ReleaseLane(ctx, lane, look.Rings, time.Time{}, now)
+	_, err = ledger.ReleaseLane(ctx, lane, look.Generation, time.Time{}, now)
 	ts.Check(err)
 }
 
@@ -526,7 +526,7 @@ func TestLimitsTextTellsOfAnOutage(t *testing.T) {
 	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
 	text := limitsText(app.Limits{
 		Now: at, X: app.Breaker{State: "open", Since: at, AskedAgain: at.Add(time.Minute)},
-		Stops: []app.LimitStop{{Scope: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
+		Stops: []app.LimitPause{{Scope: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
 	}, "")
 	since, again := localTime(at), localTime(at.Add(time.Minute))
 	want := "X: open since " + since + ", asked again at " + again + "\n" +

@@ -73,8 +73,8 @@ func (c *accountsConnectCmd) Run(e *env) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		connector, err := desk.Connector()
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		connector, err := control.Connector()
 		if err != nil {
 			return err
 		}

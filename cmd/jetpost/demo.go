@@ -77,7 +77,7 @@ func (c *demoCmd) Run(e *env) (err error) {
 	if c.All {
 		acts = append(acts, d.bad()...)
 	}
-	for i, act := range append(acts, act{"X's own books", d.books}) {
+	for i, act := range append(acts, act{"X's own books", d.callLog}) {
 		d.say("")
 		d.say("%d. %s", i+1, act.title)
 		if err := d.play(ctx, act); err != nil {
@@ -85,7 +85,7 @@ func (c *demoCmd) Run(e *env) (err error) {
 		}
 	}
 	if c.Keep {
-		d.say("\nstaying up: simulated X on %s, NATS on %s; end with Ctrl-C", d.house.SimURL, d.house.Config.NATS.URL)
+		d.say("\nstaying up: simulated X on %s, NATS on %s; end with Ctrl-C", d.instance.SimURL, d.instance.Config.NATS.URL)
 		<-e.ctx.Done()
 	}
 	return nil
@@ -100,13 +100,13 @@ type act struct {
 // demo is the stage: an installation whose workers are processes of their own,
 // since one of them will be killed.
 type demo struct {
-	env   *env
-	out   io.Writer
-	dir   string
-	sim   *xsim.Server
-	house *app.House
-	conn  *app.Connection
-	began time.Time
+	env      *env
+	out      io.Writer
+	dir      string
+	sim      *xsim.Server
+	instance *app.Instance
+	conn     *app.Connection
+	began    time.Time
 
 	publisher *publishers.Publisher
 	worker    *exec.Cmd
@@ -130,16 +130,16 @@ func (d *demo) open(ctx context.Context) error {
 	d.sim.Limits = []xsim.Limit{{
 		Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: demoPosts, WindowMS: demoWindow.Milliseconds(),
 	}}
-	cfg := app.HouseConfig{
+	cfg := app.InstanceConfig{
 		Config: app.Config{Refresh: app.RefreshConfig{Cron: demoCron}, Lease: demoLease},
 		Data:   d.dir, NATSListen: "127.0.0.1:0", Sim: d.sim, SimListen: "127.0.0.1:0",
 		SimAccounts: []string{"ada", "bob", "cyd"}, NoWorker: true,
 	}
 	var err error
-	if d.house, err = app.Up(ctx, cfg, d.env.log); err != nil {
+	if d.instance, err = app.Up(ctx, cfg, d.env.log); err != nil {
 		return err
 	}
-	if d.conn, err = d.house.Config.Connect(ctx, d.env.log, "jetpost demo"); err != nil {
+	if d.conn, err = d.instance.Config.Connect(ctx, d.env.log, "jetpost demo"); err != nil {
 		return err
 	}
 	d.publisher = publishers.New(d.conn.JS, d.conn.Names)
@@ -238,13 +238,13 @@ func (d *demo) tell(r jetpost.RequestStatus) {
 }
 
 func (d *demo) thread(ctx context.Context) error {
-	picture, err := demoPicture()
+	picture, err := demoImage()
 	if err != nil {
 		return err
 	}
 	posts := []jetpost.Post{
 		{Text: "Five posts, each a reply to the one before. 1/5", Media: []jetpost.Media{{Data: picture, Alt: "A gradient from blue to orange"}}},
-		{Text: "The ledger is the queue; a message is a doorbell. 2/5"},
+		{Text: "The ledger is the queue; a message is a wake-up. 2/5"},
 		{Text: "One lane an account: strictly in order. 3/5"},
 		{Text: "Intent before effect: never a post twice. 4/5"},
 		{Text: "And the end of the thread. 5/5"},
@@ -340,7 +340,7 @@ func (d *demo) limited(ctx context.Context) error {
 }
 
 func (d *demo) crash(ctx context.Context) error {
-	picture, err := demoPicture()
+	picture, err := demoImage()
 	if err != nil {
 		return err
 	}
@@ -396,12 +396,12 @@ func (d *demo) refreshed(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make account in the simulator: %w", err)
 	}
-	ledger, err := d.house.Config.OpenStore(ctx)
+	ledger, err := d.instance.Config.OpenStore(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = ledger.Close() }() // nothing is pending
-	importer := app.Importer{Ledger: ledger, NATS: d.conn, XURL: d.house.SimURL}
+	importer := app.Importer{Ledger: ledger, NATS: d.conn, XURL: d.instance.SimURL}
 	_, err = importer.Import(ctx, app.ImportLine{
 		Name: "dan", AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken, ExpiresAt: time.Now().Add(demoToken),
 	})
@@ -430,7 +430,7 @@ func (d *demo) refreshed(ctx context.Context) error {
 }
 
 // books asks the simulator what it saw.
-func (d *demo) books(context.Context) error {
+func (d *demo) callLog(context.Context) error {
 	violations := d.sim.Violations()
 	for _, v := range violations {
 		d.say("   violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
@@ -457,7 +457,7 @@ func (d *demo) startWorker() error {
 		return fmt.Errorf("make log of %s: %w", name, err)
 	}
 	defer func() { _ = logs.Close() }() // the worker has its own handle
-	cfg := d.house.Config
+	cfg := d.instance.Config
 	// It lives as long as the demo, not only as the act that starts it.
 	worker := exec.CommandContext(d.env.ctx, self, "worker", "--lease", demoLease.String(), "--worker-name", name,
 		"--lifeboat", filepath.Join(d.dir, "lifeboat"), "--log-level", "debug", "--log-format", "json")
@@ -509,13 +509,13 @@ func (d *demo) close() {
 	if d.conn != nil {
 		d.conn.Close()
 	}
-	if d.house != nil {
-		d.house.Close()
+	if d.instance != nil {
+		d.instance.Close()
 	}
 }
 
-// demoPicture draws a small PNG.
-func demoPicture() ([]byte, error) {
+// demoImage draws a small PNG.
+func demoImage() ([]byte, error) {
 	const side = 64
 	img := image.NewRGBA(image.Rect(0, 0, side, side))
 	for y := range side {

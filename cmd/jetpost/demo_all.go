@@ -93,8 +93,8 @@ func (d *demo) suspended(ctx context.Context) error {
 		return fmt.Errorf("lift the suspension: %w", err)
 	}
 	d.say("   X has lifted it; somebody runs: jetpost resume bob")
-	err := d.desk(ctx, func(desk *app.Desk) error {
-		_, err := desk.ResumeAccount(ctx, "bob", 0)
+	err := d.control(ctx, func(control *app.Control) error {
+		_, err := control.ResumeAccount(ctx, "bob", 0)
 		return err
 	})
 	if err != nil {
@@ -128,13 +128,13 @@ func (d *demo) unpermitted(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make account in the simulator: %w", err)
 	}
-	picture, err := demoPicture()
+	picture, err := demoImage()
 	if err != nil {
 		return err
 	}
 	posts := []jetpost.Post{{Text: "A picture of eve's.", Media: []jetpost.Media{{Data: picture}}}}
-	return d.desk(ctx, func(desk *app.Desk) error {
-		_, err := desk.Importer().Import(ctx, app.ImportLine{
+	return d.control(ctx, func(control *app.Control) error {
+		_, err := control.Importer().Import(ctx, app.ImportLine{
 			Name: "eve", AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken, ExpiresAt: time.Now().Add(demoToken),
 		})
 		if err != nil {
@@ -142,7 +142,7 @@ func (d *demo) unpermitted(ctx context.Context) error {
 		}
 		d.say("   eve is imported now; her tokens have no media.write, as the next refresh tells.")
 		err = d.until(ctx, "eve's scopes", func(jetpost.Event) (bool, error) {
-			kept, err := desk.Ledger.Token(ctx, "eve")
+			kept, err := control.Ledger.Token(ctx, "eve")
 			return kept.Scope != "", err
 		})
 		if err != nil {
@@ -155,7 +155,7 @@ func (d *demo) unpermitted(ctx context.Context) error {
 			return err
 		}
 		d.say("   her owner lets the app in again, as by: jetpost accounts connect eve")
-		if err := d.connect(ctx, desk, "eve"); err != nil {
+		if err := d.connect(ctx, control, "eve"); err != nil {
 			return err
 		}
 		if err := d.published(ctx, "eve", "picture"); err != nil {
@@ -166,8 +166,8 @@ func (d *demo) unpermitted(ctx context.Context) error {
 }
 
 // connect consents on X's page in an account's name, and connects it.
-func (d *demo) connect(ctx context.Context, desk *app.Desk, account string) error {
-	connector, err := desk.Connector()
+func (d *demo) connect(ctx context.Context, control *app.Control, account string) error {
+	connector, err := control.Connector()
 	if err != nil {
 		return err
 	}
@@ -224,11 +224,11 @@ func (d *demo) vanished(ctx context.Context) error {
 }
 
 // desk works as an operator's command does.
-func (d *demo) desk(ctx context.Context, work func(*app.Desk) error) error {
-	desk, err := d.house.Config.OpenDesk(ctx, d.env.log)
+func (d *demo) control(ctx context.Context, work func(*app.Control) error) error {
+	control, err := d.instance.Config.OpenControl(ctx, d.env.log)
 	if err != nil {
 		return err
 	}
-	defer desk.Close()
-	return work(desk)
+	defer control.Close()
+	return work(control)
 }

@@ -21,12 +21,12 @@ type accountsDisconnectCmd struct {
 
 // Run disconnects an account, once somebody has said that it shall be.
 func (c *accountsDisconnectCmd) Run(e *env) error {
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		connector, err := desk.Connector()
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		connector, err := control.Connector()
 		if err != nil {
 			return err
 		}
-		account, err := app.ReportAccount(ctx, desk.Ledger, c.Name)
+		account, err := app.ReportAccount(ctx, control.Ledger, c.Name)
 		if err != nil {
 			return err
 		}

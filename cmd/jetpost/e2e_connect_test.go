@@ -201,7 +201,7 @@ func TestConnectByBrowser(t *testing.T) {
 		t.Errorf("exit code %d, %s: %+v, %v", code, stdout, connected, err)
 	}
 	s.wantConnected("acme", "alice")
-	s.wantBooks(nil)
+	s.wantCallLog(nil)
 }
 
 // redirectURI is where X is asked to lead the browser.
@@ -427,7 +427,7 @@ func TestConnectErrors(t *testing.T) {
 			s.wantConnected("alice", "alice")
 		})
 	}
-	s.wantBooks(nil)
+	s.wantCallLog(nil)
 }
 
 // wantPage follows the page and checks what the browser shows at last.
@@ -495,7 +495,7 @@ func TestConnectAfterLostGrant(t *testing.T) {
 		t.Errorf("connect: exit code %d, %q", code, stdout)
 	}
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	events, err := s.conn.JS.Stream(t.Context(), s.conn.Names.EventsStream())
 	must(t, err)
 	last, err := events.GetLastMsgForSubject(t.Context(), "jetpost.event.account.*.alice")

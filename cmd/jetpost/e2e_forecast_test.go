@@ -89,7 +89,7 @@ func TestForecastComesTrue(t *testing.T) {
 	if len(f.Accounts) != len(plans) || f.Posts != wantPosts || f.Windows != wantWindows || wantWindows < 40 {
 		t.Errorf("forecast of %d accounts, %d posts, %d windows, want %d, %d, %d", len(f.Accounts), f.Posts, f.Windows, len(plans), wantPosts, wantWindows)
 	}
-	s.wantBooks(append(jobs, warm...))
+	s.wantCallLog(append(jobs, warm...))
 }
 
 // warmUp lets each account post until the length of its window is known.

@@ -244,7 +244,7 @@ type job struct {
 	sequence    uint64    // its place in the job stream, once it is published
 }
 
-// text is unique for each post of a test: X refuses repeats, and the books are
+// text is unique for each post of a test: X refuses repeats, and the call log are
 // read by it.
 func (j *job) text(post int) string {
 	return fmt.Sprintf("%s, job %s, post %d of %d", j.account, j.id, post+1, j.posts)
@@ -256,7 +256,7 @@ func (j *job) body(t *testing.T) []byte {
 	for i := range j.posts {
 		post := map[string]any{"text": j.text(i)}
 		if i+1 == j.picture {
-			picture, err := demoPicture()
+			picture, err := demoImage()
 			must(t, err)
 			post["media"] = []map[string]any{{"data": picture}}
 		}
@@ -328,16 +328,16 @@ func accountNames(n int) []string {
 func one(int) int { return 1 }
 
 // stops are those that workers believe.
-func (s *site) stops() *publishers.Stops {
+func (s *site) stops() *publishers.AppPauses {
 	s.t.Helper()
-	return sealedStops(s.t, s.conn, s.ledger)
+	return signedPauses(s.t, s.conn, s.ledger)
 }
 
-func sealedStops(t *testing.T, conn *app.Connection, ledger store.Store) *publishers.Stops {
+func signedPauses(t *testing.T, conn *app.Connection, ledger store.Store) *publishers.AppPauses {
 	t.Helper()
-	seal, err := consumers.LedgerSeal(t.Context(), ledger)
+	signer, err := consumers.LedgerSigner(t.Context(), ledger)
 	must(t, err)
-	return publishers.NewStops(conn.JS, conn.Names).Sealed(seal)
+	return publishers.NewAppPauses(conn.JS, conn.Names).Signed(signer)
 }
 
 // counts asks the ledger how many requests are in each state; nil while it
@@ -390,12 +390,12 @@ func (s *site) live(j *job) []xsim.Post {
 	return live
 }
 
-// wantBooks checks that X has every post of the jobs once and no other, the
+// wantCallLog checks that X has every post of the jobs once and no other, the
 // jobs of each account in the order of the job stream, no thread mixed with
 // another and each a chain of replies; that the ledger knows each by its id;
 // and that nothing was done that a correct client never does. Jobs for later
 // have their time instead of an order.
-func (s *site) wantBooks(jobs []*job) {
+func (s *site) wantCallLog(jobs []*job) {
 	s.t.Helper()
 	byAccount := map[string][]*job{}
 	for _, j := range jobs {

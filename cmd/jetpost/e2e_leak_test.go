@@ -458,7 +458,7 @@ func (s *leakSite) work() {
 	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken}}))
 	s.said(s.env, "", "refresh", "daisy", "--force", "--wait", "--timeout", "2s")
 	eventually(t, "refreshes to be stopped", func() bool {
-		_, there, err := publishers.NewStops(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopeRefresh)
+		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopeRefresh)
 		return err == nil && there
 	})
 	s.natsMessages("while the app is stopped")
@@ -647,13 +647,13 @@ func leaksOnOneMachine(t *testing.T) {
 	sim := &xsim.Server{Logger: logger}
 	data := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
-	house, err := app.Up(ctx, app.HouseConfig{
+	instance, err := app.Up(ctx, app.InstanceConfig{
 		Data: data, NATSListen: "127.0.0.1:0", Sim: sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
 	}, logger)
 	must(t, err)
 	var running sync.WaitGroup
-	running.Go(func() { must(t, house.Run(ctx)) })
-	s.secrets["encryption key"] = house.Config.Keys.Reveal()
+	running.Go(func() { must(t, instance.Run(ctx)) })
+	s.secrets["encryption key"] = instance.Config.Keys.Reveal()
 	env := environment(t, map[string]string{"JETPOST_DATA": data, "JETPOST_LOG_LEVEL": "debug"})
 	command := func(sees string, args ...string) {
 		for _, output := range []string{"text", "json"} {
@@ -674,7 +674,7 @@ func leaksOnOneMachine(t *testing.T) {
 	command("key", "keys", "status", "--verify")
 	cancel()
 	running.Wait()
-	house.Close()
+	instance.Close()
 	s.add("log", []byte(log.String()), "alice")
 	s.add("log of X", []byte(log.String()), "xsim.call")
 	s.files(t, "SQLite", data, "alice", "encryption.key", "nats", "x.jsonl") // the last one is X's own memory

@@ -114,7 +114,7 @@ func TestLink(t *testing.T) {
 	if code := second.exit(); code != exitOK {
 		t.Errorf("the pages ended with code %d", code)
 	}
-	s.wantBooks(nil)
+	s.wantCallLog(nil)
 	for _, p := range []*process{first, second} {
 		if log := p.output(); strings.Contains(log, "xsim-") || strings.Contains(log, acme[strings.LastIndex(acme, "/")+1:]) {
 			t.Errorf("a code, a token or a link is logged:\n%s", log)
@@ -143,5 +143,5 @@ func TestLinkReconnects(t *testing.T) {
 	c.sees(c.press(strings.Split(stdout, "\n")[0])+"&user=alice", http.StatusOK, "@alice is now connected under the name alice")
 	s.allPublished(len(jobs))
 	stop(w, pages)
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 }

@@ -136,7 +136,7 @@ func TestOperatorErrors(t *testing.T) {
 	}
 	w := s.worker("worker")
 	s.allPublished(1)
-	s.wantBooks([]*job{waiting})
+	s.wantCallLog([]*job{waiting})
 	stop(w)
 }
 

@@ -33,7 +33,7 @@ func TestThroughProxy(t *testing.T) {
 		t.Cleanup(s.Close)
 		return s.Listener.Addr().String()
 	}
-	picture, err := demoPicture()
+	picture, err := demoImage()
 	must(t, err)
 	there := map[string]string{
 		x.String() + ":443":    serve(o.sim),

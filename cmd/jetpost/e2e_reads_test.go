@@ -82,7 +82,7 @@ func TestReadsRefused(t *testing.T) {
 	for _, d := range doubts {
 		status := s.status(d.account, "thread")
 		// A run of 503 may even stop the app for a second.
-		waits := []jetpost.Code{jetpost.CodeReconciling, jetpost.CodeRateLimited, jetpost.CodeXUnavailable, jetpost.CodeAppStopped}
+		waits := []jetpost.Code{jetpost.CodeReconciling, jetpost.CodeRateLimited, jetpost.CodeXUnavailable, jetpost.CodeAppPaused}
 		if status.State != jetpost.StateHeld || !slices.Contains(waits, status.Reason.Code) || status.Posted != 1 {
 			t.Errorf("%s is %s (%+v) with %d posted while reads are refused, want held with 1", d.account, status.State, status.Reason, status.Posted)
 		}
@@ -94,7 +94,7 @@ func TestReadsRefused(t *testing.T) {
 	must(t, s.sim.SetFaults(nil))
 	jobs := slices.Concat(threads, singles)
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	for _, d := range doubts {
 		want := 3
 		if !d.made {

@@ -128,7 +128,7 @@ func (s *site) accepted(n int) {
 
 // Each answer of X that stops the whole app is told in X's own words, with a
 // command that lets what waited go out once its cause is gone.
-func TestStatusOfAppStops(t *testing.T) {
+func TestStatusOfAppPauses(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]xsim.Fault{
 		"credits":             {Status: http.StatusPaymentRequired},
@@ -145,12 +145,12 @@ func TestStatusOfAppStops(t *testing.T) {
 			jobs := []*job{{account: "alice", id: "first", posts: 1}, {account: "alice", id: "second", posts: 2}}
 			s.publish(jobs)
 			s.accepted(len(jobs))
-			s.held(jobs[0], jetpost.CodeAppStopped)
+			s.held(jobs[0], jetpost.CodeAppPaused)
 			advice := s.wantStopped(name)
 			must(t, s.sim.SetFaults(nil))
 			s.wantHelp(advice, "resume --app")
 			s.allPublished(len(jobs))
-			s.wantBooks(jobs)
+			s.wantCallLog(jobs)
 			s.wantPublishing()
 			stop(w)
 		})
@@ -171,7 +171,7 @@ func TestStatusOfOutage(t *testing.T) {
 	s.wantStopped("outage")
 	s.xBack()
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	s.wantPublishing()
 	stop(w)
 }
@@ -190,7 +190,7 @@ func TestStatusWithoutNATS(t *testing.T) {
 	startNATS(t, dir, address)
 	s.publish(jobs[1:])
 	s.allPublished(2)
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	s.wantPublishing()
 	stop(w)
 }
@@ -208,7 +208,7 @@ func TestStatusWithoutDatabase(t *testing.T) {
 		s.wantStopped("database-down")
 		cluster.Restart(t)
 		s.allPublished(1)
-		s.wantBooks(jobs)
+		s.wantCallLog(jobs)
 		s.wantPublishing()
 		stop(w)
 	})
@@ -234,7 +234,7 @@ func TestStatusWithoutWorker(t *testing.T) {
 			s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}, refreshCron: never})
 			jobs := makeJobs(1, []string{"alice"}, one)
 			if killed {
-				// It leaves a doorbell that nobody acknowledges.
+				// It leaves a wake-up that nobody acknowledges.
 				w := s.worker("worker-1")
 				accepted := make(chan struct{})
 				reached := s.atCall("POST", postPath, 1, true, func() {
@@ -257,7 +257,7 @@ func TestStatusWithoutWorker(t *testing.T) {
 			}
 			w := s.worker("worker-2")
 			s.allPublished(1)
-			s.wantBooks(jobs)
+			s.wantCallLog(jobs)
 			s.wantPublishing()
 			stop(w)
 		})
@@ -293,6 +293,6 @@ func TestStatusOfLostGrants(t *testing.T) {
 	}
 	s.allPublished(2)
 	s.wantPublishing()
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	stop(w)
 }

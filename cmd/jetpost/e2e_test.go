@@ -44,7 +44,7 @@ func TestTwoWorkersShareAccounts(t *testing.T) {
 				must(t, s.conn.JS.DeleteStream(t.Context(), s.conn.Names.ScheduleStream()))
 			}
 			s.allPublished(len(jobs))
-			s.wantBooks(jobs)
+			s.wantCallLog(jobs)
 			for _, w := range workers {
 				mine := w.entries("post.published")
 				t.Logf("%s sent %d posts", w.name, len(mine))
@@ -79,7 +79,7 @@ func TestScheduleStreamDeleted(t *testing.T) {
 	workers = append(workers, s.worker("worker-2"))
 	must(t, s.conn.JS.DeleteStream(t.Context(), s.conn.Names.ScheduleStream()))
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 
 	code, stdout, stderr := s.run("setup")
 	if code != exitOK || !strings.Contains(stdout, "created    stream "+s.conn.Names.ScheduleStream()) {
@@ -91,7 +91,7 @@ func TestScheduleStreamDeleted(t *testing.T) {
 	s.publish([]*job{later})
 	jobs = append(jobs, later)
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	stop(workers...)
 }
 
@@ -117,7 +117,7 @@ func TestWorkerKilledMidThread(t *testing.T) {
 		}
 		w = s.worker("worker-2")
 		s.allPublished(1)
-		s.wantBooks([]*job{thread})
+		s.wantCallLog([]*job{thread})
 		stop(w)
 	})
 }
@@ -179,7 +179,7 @@ func strikeAtRandom(t *testing.T) {
 	}
 	s.allPublished(len(jobs)) // every doubt settles itself
 	stop(append(workers, frozen...)...)
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 }
 
 // A frozen worker is the hardest case: it wakes up after everything was given
@@ -228,7 +228,7 @@ func TestWorkerFrozen(t *testing.T) {
 			// What it has begun before it stops, it finishes.
 			stop(frozen)
 			s.allPublished(1)
-			s.wantBooks([]*job{thread})
+			s.wantCallLog([]*job{thread})
 			stop(other)
 		})
 	}
@@ -260,7 +260,7 @@ func TestReplay(t *testing.T) {
 		s.allPublished(1)
 	}
 	stop(w) // so that nothing of the second replay is still to come
-	s.wantBooks([]*job{thread})
+	s.wantCallLog([]*job{thread})
 	if sent := s.sim.Counts()[xsim.EndpointCreatePost]; sent["201"] != 5 || sent["403"] != 1 {
 		t.Errorf("calls to post by status: %v, want 5 of 201 and one of 403", sent)
 	}
@@ -287,7 +287,7 @@ func TestGracefulStop(t *testing.T) {
 	}
 	w = s.worker("worker-2")
 	s.allPublished(2)
-	s.wantBooks([]*job{thread, after})
+	s.wantCallLog([]*job{thread, after})
 	stop(w)
 }
 
@@ -312,7 +312,7 @@ func TestNATSRestart(t *testing.T) {
 	startNATS(t, dir, address)
 	wait(t, "all jobs to be stored", published)
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	stop(workers...)
 }
 
@@ -343,7 +343,7 @@ func TestPostgresRestart(t *testing.T) {
 	wait(t, "a post to restart PostgreSQL at", reached)
 	cluster.Restart(t)
 	s.allPublished(len(jobs)) // whatever was in doubt settles itself
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	stop(workers...)
 }
 
@@ -368,7 +368,7 @@ func TestDatabaseMoves(t *testing.T) {
 	pair.Promote(t)
 	wait(t, "all jobs to be stored", published)
 	s.allPublished(count)
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	stop(workers...)
 }
 

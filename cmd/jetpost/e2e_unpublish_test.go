@@ -42,7 +42,7 @@ func TestUnpublish(t *testing.T) {
 	w = s.worker("worker-2")
 	s.unpublished("alice", "thread")
 	s.allPublished(3)
-	s.wantBooks([]*job{other, behind})
+	s.wantCallLog([]*job{other, behind})
 	for i, p := range s.status("alice", "thread").Posts {
 		if p.DeletedAt.IsZero() {
 			t.Errorf("post %d has no deleted_at", i+1)

@@ -131,11 +131,11 @@ func (s *upSite) posted(user string, want ...string) {
 func (s *upSite) refused(account string, sequence uint64, code jetpost.Code) []jetpost.Problem {
 	s.t.Helper()
 	subject := fmt.Sprintf("publish.refused.%s.%d", account, sequence)
-	records, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.FailedStream())
+	deadLetters, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.FailedStream())
 	must(s.t, err)
 	var record *jetstream.RawStreamMsg
 	eventually(s.t, "a record on "+subject, func() bool {
-		record, err = records.GetLastMsgForSubject(s.t.Context(), subject)
+		record, err = deadLetters.GetLastMsgForSubject(s.t.Context(), subject)
 		return err == nil
 	})
 	if got := record.Header.Get(jetpost.HeaderCode); got != string(code) {

@@ -138,7 +138,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 		}
 		w := s.worker("worker") // which puts it right
 		s.wantVerdict(health.Publishing, "")
-		_, _, err = s.stops().Set(t.Context(), publishers.Stop{
+		_, _, err = s.stops().Set(t.Context(), publishers.Pause{
 			Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
 		})
 		must(t, err)
@@ -152,7 +152,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 // A bucket that is deleted while a worker runs takes no stop with it, and leaves the
 // worker able to hear of the next; a resume that left the lanes paused is completed by
 // the next one.
-func TestStopOutlivesItsBucket(t *testing.T) {
+func TestPauseOutlivesItsBucket(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}, refreshCron: never})
 	s.wantHelp([]string{"pause", "--app", "--reason", "maintenance"}, "pause --app --reason maintenance")
@@ -166,7 +166,7 @@ func TestStopOutlivesItsBucket(t *testing.T) {
 	s.accepted(2)
 	s.wantVerdict(health.Paused, "paused")
 	eventually(t, "the stop to be back", func() bool {
-		_, there, err := publishers.NewStops(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopePublish)
+		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopePublish)
 		return err == nil && there
 	})
 	if n := s.posts()["201"]; n != 0 {
@@ -176,10 +176,10 @@ func TestStopOutlivesItsBucket(t *testing.T) {
 	kv, err := s.conn.JS.KeyValue(t.Context(), s.conn.Names.LimitsBucket())
 	must(t, err)
 	code, stdout, stderr := s.run("resume", "--app")
-	if code != exitOK || !strings.Contains(stdout, "resumed publish, which was stopped: app_paused: maintenance") {
+	if code != exitOK || !strings.Contains(stdout, "resumed publish, which was stopped: paused_by_hand: maintenance") {
 		t.Errorf("resume: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	must(t, kv.Delete(t.Context(), "stop.publish"))
+	must(t, kv.Delete(t.Context(), "pause.publish"))
 	_, err = s.conn.JS.PauseConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(100*365*24*time.Hour))
 	must(t, err)
 	if code, stdout, stderr := s.run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and nothing is stopped") {
@@ -187,13 +187,13 @@ func TestStopOutlivesItsBucket(t *testing.T) {
 	}
 	w = s.worker("worker")
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	stop(w)
 }
 
 // A spend cap stops the app, and makes no worker unready: what the whole installation
 // does is told elsewhere.
-func TestReadyBesideStop(t *testing.T) {
+func TestReadyBesidePause(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
 	address := "http://" + closedAddress(t)

@@ -290,9 +290,9 @@ func jwtServer(t *testing.T, listen string) (config, creds string) {
 	account, accountKey := made(nkeys.CreateAccount)
 	user, userKey := made(nkeys.CreateUser)
 	_, systemKey := made(nkeys.CreateAccount)
-	house := jwt.NewOperatorClaims(operatorKey)
-	house.SystemAccount = systemKey
-	operatorJWT, err := house.Encode(operator)
+	instance := jwt.NewOperatorClaims(operatorKey)
+	instance.SystemAccount = systemKey
+	operatorJWT, err := instance.Encode(operator)
 	must(t, err)
 	systemJWT, err := jwt.NewAccountClaims(systemKey).Encode(operator)
 	must(t, err)

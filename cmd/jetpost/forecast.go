@@ -42,8 +42,8 @@ func (c *forecastCmd) Run(e *env) error {
 	if err := mistakes("cannot forecast", wrong...); err != nil {
 		return err
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		f, err := desk.Forecast(ctx, added)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		f, err := control.Forecast(ctx, added)
 		if err != nil {
 			return err
 		}

@@ -88,7 +88,7 @@ func (s keyStatus) text() string {
 		if key.Seals {
 			use = append(use, "seals")
 		}
-		if key.ID == s.Canary {
+		if key.ID == s.KeyCheck {
 			use = append(use, "asked for at a start")
 		}
 		configured := "yes"
@@ -123,8 +123,8 @@ func (s keyStatus) problem() error {
 	switch {
 	case len(s.Missing()) > 0:
 		return fmt.Errorf("%d of the keys that are needed are missing", len(s.Missing()))
-	case s.CanaryDamaged:
-		return errors.New("the canary is damaged")
+	case s.KeyCheckDamaged:
+		return errors.New("the key check value is damaged")
 	case s.Locked+s.Damaged > 0:
 		return errors.New("there are rows that do not open")
 	default:

@@ -63,7 +63,7 @@ func (b *keysBundle) exec(t *testing.T, statement string) {
 	must(t, errors.Join(err, db.Close()))
 }
 
-// run runs a command on a key ring, and returns its exit code.
+// run runs a command on a key wake, and returns its exit code.
 func (b *keysBundle) run(ctx context.Context, t *testing.T, output, keys string, command func(*env, *app.KeyRing) error) int {
 	t.Helper()
 	b.stdout.Reset()
@@ -174,11 +174,11 @@ func TestKeysNameWhatDoesNotOpen(t *testing.T) {
 		t.Errorf("exit code %d with a damaged row, want %d", code, exitFailed)
 	}
 	b.wants(t, "4 rows, 1 sealed anew\n", "some rows are damaged", "jetpost: 1 rows are damaged, and were left as they are\n", "do: restore them")
-	b.exec(t, "UPDATE ledger SET canary = 'jp1.nonsense'")
+	b.exec(t, "UPDATE ledger SET key_check = 'jp1.nonsense'")
 	if code := b.run(t.Context(), t, "text", both+","+lost, status(false)); code != exitFailed {
-		t.Errorf("exit code %d with a damaged canary, want %d", code, exitFailed)
+		t.Errorf("exit code %d with a damaged key check value, want %d", code, exitFailed)
 	}
-	b.wants(t, "the canary, which is opened at every start, is damaged")
+	b.wants(t, "the key check value, which is opened at every start, is damaged")
 }
 
 // A worker that was not restarted yet seals with the old key for as long as it

@@ -67,7 +67,7 @@ func breakerText(b app.Breaker) string {
 	return fmt.Sprintf("X: %s since %s, asked again at %s", b.State, localTime(b.Since), localTime(b.AskedAgain))
 }
 
-func stopText(s app.LimitStop) string {
+func stopText(s app.LimitPause) string {
 	end := "until somebody resumes it"
 	switch {
 	case !s.AskedAgain.IsZero():

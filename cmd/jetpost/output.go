@@ -155,12 +155,12 @@ func moment(s string, past bool, now time.Time) (time.Time, error) {
 
 // duration is time.ParseDuration with days, of 24 hours, before the rest.
 func duration(s string) (time.Duration, error) {
-	sign, rest := time.Duration(1), s
+	heartbeat, rest := time.Duration(1), s
 	if strings.HasPrefix(s, "+") || strings.HasPrefix(s, "-") {
 		rest = s[1:]
 	}
 	if rest != s && s[0] == '-' {
-		sign = -1
+		heartbeat = -1
 	}
 	days, hours, found := strings.Cut(rest, "d")
 	n, err := strconv.ParseUint(days, 10, 16)
@@ -169,13 +169,13 @@ func duration(s string) (time.Duration, error) {
 	}
 	whole := time.Duration(n) * 24 * time.Hour
 	if hours == "" {
-		return sign * whole, nil
+		return heartbeat * whole, nil
 	}
 	if hours[0] == '+' || hours[0] == '-' {
 		return 0, fmt.Errorf("%q has two signs", s)
 	}
 	d, err := time.ParseDuration(hours)
-	return sign * (whole + d), err
+	return heartbeat * (whole + d), err
 }
 
 // clockTime reads what a calendar and a clock show: today, tomorrow or a date, a time,

@@ -47,11 +47,11 @@ func (c *pauseCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
 		if c.App {
-			return c.app(ctx, e, desk, until, reason)
+			return c.app(ctx, e, control, until, reason)
 		}
-		paused, err := desk.PauseAccount(ctx, c.Account, until, reason)
+		paused, err := control.PauseAccount(ctx, c.Account, until, reason)
 		if err != nil {
 			return err
 		}
@@ -59,8 +59,8 @@ func (c *pauseCmd) Run(e *env) error {
 	})
 }
 
-func (c *pauseCmd) app(ctx context.Context, e *env, desk *app.Desk, until time.Time, reason string) error {
-	stop, changed, err := desk.PauseApp(ctx, until, reason)
+func (c *pauseCmd) app(ctx context.Context, e *env, control *app.Control, until time.Time, reason string) error {
+	stop, changed, err := control.PauseApp(ctx, until, reason)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (c *pauseCmd) app(ctx context.Context, e *env, desk *app.Desk, until time.T
 	if !changed { // it holds at least as long as what was asked for
 		text = "the app was stopped already, " + untilText(stop) + ": " + reasonText(&stop.Reason)
 	}
-	return e.say(stop, "%s\n  do: %s", text, app.Advice(jetpost.CodeAppPaused))
+	return e.say(stop, "%s\n  do: %s", text, app.Advice(jetpost.CodePausedByHand))
 }
 
 // read refuses a time that has passed, and words that would spoil a line.
@@ -145,13 +145,13 @@ func (c *resumeCmd) Run(e *env) error {
 	if err := mistakes("cannot resume", wrong...); err != nil {
 		return err
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
 		var done app.Resumed
 		var err error
 		if c.App {
-			done, err = desk.ResumeApp(ctx, c.ExpireOlderThan)
+			done, err = control.ResumeApp(ctx, c.ExpireOlderThan)
 		} else {
-			done, err = desk.ResumeAccount(ctx, c.Account, c.ExpireOlderThan)
+			done, err = control.ResumeAccount(ctx, c.Account, c.ExpireOlderThan)
 		}
 		if err != nil && done.Expired > 0 {
 			err = errors.Join(err, fmt.Errorf("%s failed before that as expired", counted(done.Expired, "request", "requests")))

@@ -22,7 +22,7 @@ type refreshCmd struct {
 // Run asks for the refresh of one account's token, or opens a round.
 func (c *refreshCmd) Run(e *env) error {
 	if c.Account != "" {
-		return waiting(e.withDesk(func(ctx context.Context, desk *app.Desk) error { return c.account(ctx, e, desk) }))
+		return waiting(e.withControl(func(ctx context.Context, control *app.Control) error { return c.account(ctx, e, control) }))
 	}
 	if c.Force {
 		return mistakes("cannot refresh", "--force: needs an ACCOUNT")
@@ -46,12 +46,12 @@ type asked struct {
 	Asked   bool   `json:"asked"`
 }
 
-func (c *refreshCmd) account(ctx context.Context, e *env, desk *app.Desk) error {
+func (c *refreshCmd) account(ctx context.Context, e *env, control *app.Control) error {
 	timeout := c.Timeout
 	if !c.Wait {
 		timeout = 0
 	}
-	account, err := desk.RefreshAccount(ctx, c.Account, c.Force, timeout)
+	account, err := control.RefreshAccount(ctx, c.Account, c.Force, timeout)
 	switch {
 	case err != nil:
 		return err

@@ -28,8 +28,8 @@ func (c *replayCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		done, err := desk.Replay(ctx, query)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		done, err := control.Replay(ctx, query)
 		if len(done) > 0 {
 			if err := list(e, done, "ACCOUNT\tID\tRESULT", replayRow); err != nil {
 				return err

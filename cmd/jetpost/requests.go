@@ -62,18 +62,18 @@ func (e *env) withLedger(read func(context.Context, store.Store) error) error {
 	return read(e.ctx, ledger)
 }
 
-// withDesk opens everything for a command that changes something.
-func (e *env) withDesk(work func(context.Context, *app.Desk) error) error {
+// withControl opens everything for a command that changes something.
+func (e *env) withControl(work func(context.Context, *app.Control) error) error {
 	cfg, err := e.clientConfig()
 	if err != nil {
 		return err
 	}
-	desk, err := cfg.OpenDesk(e.ctx, e.log)
+	control, err := cfg.OpenControl(e.ctx, e.log)
 	if err != nil {
 		return err
 	}
-	defer desk.Close()
-	return whichRequest(work(e.ctx, desk))
+	defer control.Close()
+	return whichRequest(work(e.ctx, control))
 }
 
 type requestsListCmd struct {
@@ -220,7 +220,7 @@ func (c *requestsShowCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		stops, err := consumers.KeptStops(ctx, ledger, time.Now())
+		stops, err := consumers.DesiredPauses(ctx, ledger, time.Now())
 		if err != nil {
 			return err
 		}
@@ -245,8 +245,8 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, ledger store.Requests
 	return notFound
 }
 
-// requestText is a request of an account with that pause, under those stops of the app.
-func requestText(found store.Record, pause store.Pause, stops []publishers.Stop) string {
+// requestText is a request of an account with that pause, under those app pauses.
+func requestText(found store.Record, pause store.Pause, stops []publishers.Pause) string {
 	s, texts := found.Status, postTexts(found)
 	var rows []string
 	line := func(name, value string) {
@@ -449,8 +449,8 @@ func (c *requestsRescheduleCmd) Run(e *env) error {
 	if err != nil {
 		return mistakes("cannot reschedule", "--at: "+err.Error())
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		status, err := desk.Reschedule(ctx, c.Account, c.ID, at)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		status, err := control.Reschedule(ctx, c.Account, c.ID, at)
 		if err != nil {
 			return err
 		}
@@ -487,8 +487,8 @@ type requestsCancelCmd struct {
 
 // Run takes a request back.
 func (c *requestsCancelCmd) Run(e *env) error {
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		status, err := desk.Cancel(ctx, c.Account, c.ID)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		status, err := control.Cancel(ctx, c.Account, c.ID)
 		if err != nil {
 			return err
 		}
@@ -504,8 +504,8 @@ type requestsUnpublishCmd struct {
 
 // Run asks for the deletion of a request's posts.
 func (c *requestsUnpublishCmd) Run(e *env) error {
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		status, err := desk.Unpublish(ctx, c.Account, c.ID, c.DryRun)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		status, err := control.Unpublish(ctx, c.Account, c.ID, c.DryRun)
 		if err != nil {
 			return err
 		}
@@ -556,8 +556,8 @@ type requestsReconcileCmd struct {
 
 // Run has X asked again about the doubtful post of a request.
 func (c *requestsReconcileCmd) Run(e *env) error {
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		status, err := desk.Reconcile(ctx, c.Account, c.ID)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		status, err := control.Reconcile(ctx, c.Account, c.ID)
 		if err != nil {
 			return err
 		}
@@ -582,8 +582,8 @@ func (c *requestsResolveCmd) Run(e *env) error {
 	if !c.NotPosted && !postID.MatchString(c.Posted) {
 		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is no id of a post, which is 1 to 19 digits", c.Posted))
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		status, err := desk.Resolve(ctx, c.Account, c.ID, c.Posted)
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		status, err := control.Resolve(ctx, c.Account, c.ID, c.Posted)
 		if err != nil {
 			return err
 		}

@@ -80,7 +80,7 @@ func statusText(s app.Status) string {
 		tell(fmt.Sprintf("and %d more accounts are paused", more), "jetpost accounts list")
 	}
 	if l := s.Late; l != nil {
-		tell(fmt.Sprintf("late: %s%s not begun, the latest %s after its time", atLeast(l.Requests, store.MaxPulse), counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
+		tell(fmt.Sprintf("late: %s%s not begun, the latest %s after its time", atLeast(l.Requests, store.MaxProgress), counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
 			"to fail those that are too late, before the others go out: jetpost resume --app --expire-older-than 6h")
 	}
 	if s.Unwalled {
@@ -89,7 +89,7 @@ func statusText(s app.Status) string {
 	for _, b := range s.Blocked {
 		behind := ""
 		if n := b.Waiting - 1; n > 0 {
-			behind = fmt.Sprintf(", and %s%d more behind it", atLeast(b.Waiting, store.MaxPulse), n)
+			behind = fmt.Sprintf(", and %s%d more behind it", atLeast(b.Waiting, store.MaxProgress), n)
 		}
 		fmt.Fprintf(&out, "blocked: %s by %s request %s%s: %s\n", b.Account, b.State, b.ID, behind, b.Do)
 	}
@@ -119,7 +119,7 @@ func statusRows(s app.Status) []string {
 		rows = append(rows, fmt.Sprintf("jobs not accepted yet:\t%d", *s.QueuedJobs))
 	}
 	if s.Refused > 0 {
-		rows = append(rows, fmt.Sprintf("refused in the last hour:\t%s%d, see: jetpost requests list --state refused", atLeast(s.Refused, store.MaxPulse), s.Refused))
+		rows = append(rows, fmt.Sprintf("refused in the last hour:\t%s%d, see: jetpost requests list --state refused", atLeast(s.Refused, store.MaxProgress), s.Refused))
 	}
 	if s.LanesPaused {
 		rows = append(rows, "lanes:\tpaused")
@@ -154,7 +154,7 @@ func (c *workersCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return list(e, workers, "WORKER\tSTATE\tHOST\tVERSION\tROLES\tSLOTS\tSTARTED\tFAULTS", func(w app.WorkerSign) string {
+	return list(e, workers, "WORKER\tSTATE\tHOST\tVERSION\tROLES\tSLOTS\tSTARTED\tFAULTS", func(w app.WorkerHeartbeat) string {
 		state, faults := "alive", w.Faults
 		if !w.Alive {
 			state = "silent for " + w.Age.Round(time.Second).String()

@@ -21,13 +21,13 @@ import (
 type workFlags struct {
 	Roles         []string       `enum:"publish,refresh" default:"publish,refresh" help:"What this worker does: ${enum}."`
 	Slots         int            `default:"16" help:"Accounts worked on at once."`
-	Lease         time.Duration  `default:"60s" help:"How long an account stays with a worker that gives no sign of life. Every margin of the publish path derives from it."`
+	Lease         time.Duration  `default:"60s" help:"How long an account stays with a worker that gives no heartbeat. Every margin of the publish path derives from it."`
 	HealthListen  string         `placeholder:"ADDR" help:"Serve /healthz, /readyz and /statusz here."`
 	Notify        string         `placeholder:"URL" help:"Post each change of what jetpost status says to this webhook, as JSON with a text. Give it to every worker: one of them tells."`
 	RefreshWindow time.Duration  `default:"24h" help:"Refresh tokens that end within it."`
 	RefreshBatch  int            `default:"10" help:"Tokens of one batch."`
 	BatchTime     time.Duration  `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
-	ExchangeLease time.Duration  `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no sign of life. Every margin of token care derives from it."`
+	ExchangeLease time.Duration  `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no heartbeat. Every margin of token care derives from it."`
 	Lifeboat      string         `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
 	SameText      string         `enum:"allow,warn,refuse" default:"warn" help:"What becomes of a request with a text that another account posts within a day, which X forbids: ${enum}."`
 	PostsPerHour  int            `name:"max-posts-per-hour" placeholder:"N" help:"Let no account have more live posts within an hour; what is more waits. A longer thread goes out alone."`
@@ -63,7 +63,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
 	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
 	cfg.Rules.SameText = consumers.SameText(f.SameText)
-	cfg.Fuses = admission.Fuses{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
+	cfg.PostingLimits = admission.PostingLimits{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
 }
 
 // upCmd is 'jetpost up'.
@@ -101,7 +101,7 @@ func (c *upCmd) Run(e *env) error {
 	c.workFlags.apply(&cfg, e.data(c.Sim))
 	c.siteFlags.apply(&cfg, c.WebListen)
 	cfg.Refresh.Cron, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.RefreshCron, c.JobsMiB, c.MediaMiB
-	house := app.HouseConfig{
+	instance := app.InstanceConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
 		OnNewKey: func(path string) {
 			fmt.Fprintf(e.stdout, "made %s: back it up, without it all tokens are lost\n", path)
@@ -110,16 +110,16 @@ func (c *upCmd) Run(e *env) error {
 	if c.Sim {
 		// Where its memory was removed, its tokens must be none of those before: they may
 		// be spent, and an import would know them again.
-		house.Sim = &xsim.Server{Seed: rand.Uint64(), Logger: e.log}
-		house.SimListen, house.SimAccounts = c.SimListen, []string{"alice", "bob"}
+		instance.Sim = &xsim.Server{Seed: rand.Uint64(), Logger: e.log}
+		instance.SimListen, instance.SimAccounts = c.SimListen, []string{"alice", "bob"}
 	}
-	h, err := app.Up(e.ctx, house, e.log)
+	h, err := app.Up(e.ctx, instance, e.log)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
 	if c.Sim {
-		if err := house.Sim.Play(scenario); err != nil { // now that its accounts are there
+		if err := instance.Sim.Play(scenario); err != nil { // now that its accounts are there
 			return err
 		}
 	}
@@ -128,7 +128,7 @@ func (c *upCmd) Run(e *env) error {
 }
 
 // welcome says on standard output what a newcomer needs next.
-func (c *upCmd) welcome(e *env, h *app.House) {
+func (c *upCmd) welcome(e *env, h *app.Instance) {
 	program := filepath.Base(os.Args[0])
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
 	if site, ok := h.Site(); ok {

@@ -22,8 +22,8 @@ func (c *requestsVerifyCmd) Run(e *env) error {
 	if err != nil {
 		return mistakes("cannot verify", "--since: "+err.Error())
 	}
-	return e.withDesk(func(ctx context.Context, desk *app.Desk) error {
-		plan, err := desk.PlanVerify(ctx, app.VerifyQuery{Account: c.Account, Since: since})
+	return e.withControl(func(ctx context.Context, control *app.Control) error {
+		plan, err := control.PlanVerify(ctx, app.VerifyQuery{Account: c.Account, Since: since})
 		if err != nil {
 			return err
 		}
@@ -32,7 +32,7 @@ func (c *requestsVerifyCmd) Run(e *env) error {
 		}
 		wrong := 0
 		for _, account := range plan.Accounts {
-			found, err := desk.Verify(ctx, plan, account)
+			found, err := control.Verify(ctx, plan, account)
 			if err != nil {
 				return err
 			}

@@ -5,7 +5,7 @@
 //	is the worker to stop? ................... Ask, Permit
 //	has its disk room for what comes of it? .. Ask, Permit
 //	is the account paused? ................... Open
-//	does a fuse of the operator hold it? ..... Open
+//	does a posting limit of the operator hold it? ..... Open
 //	is the app stopped, and who finds out
 //	whether that is over? .................... Open, Ask, Permit, Still
 //	do X's windows have calls left, those in
@@ -13,7 +13,7 @@
 //	are they set aside for others? ........... Permit
 //	does X fail call after call? ............. Permit
 //
-// The pause and the fuse concern a request as a whole, before anything is done for it.
+// The pause and the posting limit concern a request as a whole, before anything is done for it.
 // The breaker is last, since it alone has to be told how a call ended: while X is found
 // out about it lets one call through, which must not wait for anything else.
 package admission
@@ -63,8 +63,8 @@ func (r Room) Err() error {
 // Until nobody knows the end, or it waits for somebody to act.
 type WaitError struct {
 	Reason jetpost.Reason
-	// LookAt is when to look again, where that is not the end.
-	LookAt time.Time
+	// CheckAt is when to look again, where that is not the end.
+	CheckAt time.Time
 }
 
 func (e *WaitError) Error() string {
@@ -78,18 +78,18 @@ func Wait(code jetpost.Code, until time.Time, detail string) error {
 
 // Ledger is the ledger's part in admission. It answers, however long that takes.
 type Ledger interface {
-	Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (store.Reserved, error)
+	Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error)
 	Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error)
 }
 
 // Pass admits the calls that are made in one claim of a lane. Its uploads may ask
 // beside the lane.
 type Pass struct {
-	Gate    *Gate
-	Windows *Windows
-	Fuses   Fuses
-	Ledger  Ledger
-	Lane    store.Lane
+	Gate          *Gate
+	Windows       *Windows
+	PostingLimits PostingLimits
+	Ledger        Ledger
+	Lane          store.Claim
 	// Stopping is closed once the worker is asked to stop.
 	Stopping <-chan struct{}
 	// Room is looked at before each call: without it no answer could be kept.
@@ -134,15 +134,15 @@ type Permit struct {
 func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, harmless func(context.Context) error) error {
 	now := time.Now()
 	if pause.Active(now) {
-		return &WaitError{Reason: pause.Reason, LookAt: pause.NextProbeAt}
+		return &WaitError{Reason: pause.Reason, CheckAt: pause.NextProbeAt}
 	}
-	if err := p.fuse(ctx, head, now); err != nil {
+	if err := p.postingLimit(ctx, head, now); err != nil {
 		return err
 	}
-	if err := p.stopped(ctx, now); err != nil {
+	if err := p.paused(ctx, now); err != nil {
 		return err
 	}
-	if stop, stopped := p.Gate.Stopped(ScopePublish, now); !stopped || stop.Reason.Code != jetpost.CodeXOutage || !p.probes(stop, now) {
+	if pause, paused := p.Gate.Paused(ScopePublish, now); !paused || pause.Reason.Code != jetpost.CodeXOutage || !p.probes(pause, now) {
 		return nil
 	}
 	err := harmless(ctx)
@@ -151,7 +151,7 @@ func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, 
 	case errors.As(err, &wait), errors.Is(err, ErrLeaving): // X was not asked, so nothing is known yet
 		return err
 	case xapi.IsOutage(err):
-		return p.stopped(ctx, time.Now())
+		return p.paused(ctx, time.Now())
 	}
 	return nil
 }
@@ -167,7 +167,7 @@ func (p *Pass) Ask(ctx context.Context, c Calls) error {
 		return ErrLeaving
 	}
 	now := time.Now()
-	if err := p.stopped(ctx, now); err != nil {
+	if err := p.paused(ctx, now); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -222,7 +222,7 @@ func Call[T any](ctx context.Context, p *Pass, c Calls, call func() (T, error)) 
 
 // Still is the second look, right before a call whose intent was committed: that may have
 // taken longer than others needed to stop the app.
-func (m *Permit) Still() error { return m.pass.stopped(m.ctx, time.Now()) }
+func (m *Permit) Still() error { return m.pass.paused(m.ctx, time.Now()) }
 
 // Done tells how the call ended, ErrNotCalled where it was not made. The first word counts.
 func (m *Permit) Done(err error) {
@@ -240,42 +240,42 @@ func (m *Permit) Done(err error) {
 
 // stopped tells whether the app must not call X now. Where it is time to find out whether
 // a stop is over, one lane of all may call.
-func (p *Pass) stopped(ctx context.Context, now time.Time) error {
-	stop, stopped := p.Gate.Stopped(ScopePublish, now)
-	if stopped && stop.Due(now) {
-		if within := 2 * p.CallTimeout; p.Gate.Probe(ctx, stop, within, now) {
+func (p *Pass) paused(ctx context.Context, now time.Time) error {
+	pause, paused := p.Gate.Paused(ScopePublish, now)
+	if paused && pause.Due(now) {
+		if within := 2 * p.CallTimeout; p.Gate.Probe(ctx, pause, within, now) {
 			until := now.Add(within)
 			p.probing.Store(&until)
-			p.Log.Info("app.probed", "code", stop.Reason.Code, "since", stop.Since)
+			p.Log.Info("app.probed", "code", pause.Reason.Code, "since", pause.Since)
 		}
-		stop, stopped = p.Gate.Stopped(ScopePublish, now)
+		pause, paused = p.Gate.Paused(ScopePublish, now)
 	}
-	if !stopped || p.probes(stop, now) {
+	if !paused || p.probes(pause, now) {
 		return nil
 	}
-	return waitForEnd(stop, now)
+	return waitForEnd(pause, now)
 }
 
 // probes tells whether this lane finds out whether a stop is over.
-func (p *Pass) probes(stop publishers.Stop, now time.Time) bool {
+func (p *Pass) probes(pause publishers.Pause, now time.Time) bool {
 	until := p.probing.Load()
-	return stop.Probed() && stop.Worker == p.Gate.worker && until != nil && now.Before(*until)
+	return pause.Probed() && pause.Worker == p.Gate.worker && until != nil && now.Before(*until)
 }
 
-// Stop stops the app, and returns why and for how long a request waits that has met it.
-func (p *Pass) Stop(ctx context.Context, reason jetpost.Reason) *WaitError {
+// Pause stops the app, and returns why and for how long a request waits that has met it.
+func (p *Pass) Pause(ctx context.Context, reason jetpost.Reason) *WaitError {
 	now := time.Now()
-	p.stopAll(ctx, reason, now)
-	stop, stopped := p.Gate.Stopped(ScopePublish, now)
-	if !stopped {
-		stop = publishers.Stop{Reason: reason}
+	p.pauseAll(ctx, reason, now)
+	pause, paused := p.Gate.Paused(ScopePublish, now)
+	if !paused {
+		pause = publishers.Pause{Reason: reason}
 	}
-	return waitForEnd(stop, now)
+	return waitForEnd(pause, now)
 }
 
-func (p *Pass) stopAll(ctx context.Context, reason jetpost.Reason, now time.Time) {
-	if err := p.Gate.Stop(ctx, ScopePublish, reason, now); err != nil {
-		p.Log.Error("app.stop_not_shared", "error", err)
+func (p *Pass) pauseAll(ctx context.Context, reason jetpost.Reason, now time.Time) {
+	if err := p.Gate.Pause(ctx, ScopePublish, reason, now); err != nil {
+		p.Log.Error("app.pause_not_shared", "error", err)
 	}
 }
 
@@ -285,21 +285,21 @@ func (p *Pass) stopAll(ctx context.Context, reason jetpost.Reason, now time.Time
 // refuses for what that says, and one that it deletes.
 func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	now := time.Now()
-	stop, stopped := p.Gate.Stopped(ScopePublish, now)
-	probes := stopped && p.probes(stop, now)
+	pause, paused := p.Gate.Paused(ScopePublish, now)
+	probes := paused && p.probes(pause, now)
 	reason, out := p.Gate.Outage()
 	var refused *xapi.RefusedError
 	switch {
 	case xapi.IsOutage(err):
-		if out || probes && stop.Reason.Code == jetpost.CodeXOutage {
+		if out || probes && pause.Reason.Code == jetpost.CodeXOutage {
 			p.probing.Store(nil) // though NATS may not be told what the probe has brought
 			reason.Detail += ", last: " + cause(err)
-			p.stopAll(ctx, reason, now)
+			p.pauseAll(ctx, reason, now)
 		}
 	case !probes || saysNothing(err):
-	case stop.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)), e == xapi.EndpointDeletePost && err == nil:
+	case pause.Reason.Code == jetpost.CodeXOutage, e == xapi.EndpointCreatePost && (err == nil || errors.As(err, &refused)), e == xapi.EndpointDeletePost && err == nil:
 		p.probing.Store(nil)
-		if err := p.Gate.End(ctx, stop); err != nil {
+		if err := p.Gate.End(ctx, pause); err != nil {
 			p.Log.Error("app.resume_not_shared", "error", err)
 		}
 	}
@@ -308,7 +308,7 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 		w, short := p.short(Calls{Endpoint: e, N: 1}, now)
 		p.mu.Unlock()
 		if short && usedUpByApp(w, now) { // the others must not find out by a 429
-			p.stopAll(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now), now)
+			p.pauseAll(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now), now)
 		}
 	}
 }
@@ -387,7 +387,7 @@ func (p *Pass) land(e xapi.Endpoint) {
 func (p *Pass) wait(ctx context.Context, c Calls, w xapi.Window, now time.Time) error {
 	reason := windowReason(c, w, now)
 	if usedUpByApp(w, now) {
-		return p.Stop(ctx, reason)
+		return p.Pause(ctx, reason)
 	}
 	return &WaitError{Reason: reason}
 }
@@ -484,23 +484,23 @@ func (p *Pass) GiveBack(ctx context.Context) {
 
 // waitForEnd is why a stop holds a request, with the stop's end where that is known. It is
 // looked at again then, but soon enough to notice that somebody has ended it before.
-func waitForEnd(stop publishers.Stop, now time.Time) *WaitError {
-	wait := &WaitError{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: StopDetail(stop), Until: stop.Reason.Until}}
-	wait.LookAt = now.Add(UndatedStop)
-	switch next := stop.NextAt(); {
+func waitForEnd(pause publishers.Pause, now time.Time) *WaitError {
+	wait := &WaitError{Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: PauseDetail(pause), Until: pause.Reason.Until}}
+	wait.CheckAt = now.Add(UndatedPause)
+	switch next := pause.NextAt(); {
 	case next.IsZero():
 	case !next.After(now): // it is to be probed, but nobody can
-		wait.LookAt = now.Add(probeWait)
-	case next.Before(wait.LookAt):
-		wait.LookAt = next
+		wait.CheckAt = now.Add(probeWait)
+	case next.Before(wait.CheckAt):
+		wait.CheckAt = next
 	}
 	return wait
 }
 
-// StopDetail says what stopped the app.
-func StopDetail(stop publishers.Stop) string {
-	if stop.Reason.Detail == "" {
-		return string(stop.Reason.Code)
+// PauseDetail says what stopped the app.
+func PauseDetail(pause publishers.Pause) string {
+	if pause.Reason.Detail == "" {
+		return string(pause.Reason.Code)
 	}
-	return string(stop.Reason.Code) + ": " + stop.Reason.Detail
+	return string(pause.Reason.Code) + ": " + pause.Reason.Detail
 }

@@ -18,7 +18,7 @@ import (
 
 const (
 	// BreakerThreshold is how many calls in a row must fail, all by X's or the
-	// network's fault, before the whole app stops calling.
+	// network's fault, before the whole app pauses calling.
 	BreakerThreshold = 5
 	// BreakerOpen is how long it then leaves X alone before one call probes, at first.
 	BreakerOpen = 30 * time.Second
@@ -26,13 +26,13 @@ const (
 	MaxOpen = 16
 	// probeWait holds a lane that comes while another one probes.
 	probeWait = 2 * time.Second
-	// UndatedStop is how long the app stops at first where X names no end.
-	UndatedStop = 15 * time.Minute
-	// maxUndatedStop bounds what comes of doubling that.
-	maxUndatedStop = 6 * time.Hour
+	// UndatedPause is how long the app pauses at first where X names no end.
+	UndatedPause = 15 * time.Minute
+	// maxUndatedPause bounds what comes of doubling that.
+	maxUndatedPause = 6 * time.Hour
 )
 
-// Scope is what a stop of the app stops.
+// Scope is what a app pause stops.
 type Scope string
 
 const (
@@ -43,11 +43,11 @@ const (
 // ErrNotCalled tells the breaker that the call it allowed was not made.
 var ErrNotCalled = errors.New("not called")
 
-// Board is where stops are kept for all workers.
-type Board interface {
-	Set(ctx context.Context, stop publishers.Stop) (publishers.Stop, bool, error)
-	Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Stop, bool, error)
-	End(ctx context.Context, stop publishers.Stop) (bool, error)
+// PauseStore is where stops are kept for all workers.
+type PauseStore interface {
+	Set(ctx context.Context, pause publishers.Pause) (publishers.Pause, bool, error)
+	Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Pause, bool, error)
+	End(ctx context.Context, pause publishers.Pause) (bool, error)
 }
 
 // Gate is the one place that stops the app. The stop itself stands in NATS for
@@ -62,7 +62,7 @@ type Board interface {
 // A stop whose end nobody knows is ended by the first lane that comes when it is time
 // to probe: it may call, and the rest wait for what X answers.
 type Gate struct {
-	board  Board
+	board  PauseStore
 	worker string
 	log    *slog.Logger
 	open   time.Duration
@@ -74,22 +74,22 @@ type Gate struct {
 	mu      sync.Mutex
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	// learned is the latest picture of the stops that stand in NATS, as of a revision.
-	learned map[Scope]publishers.Stop
+	learned map[Scope]publishers.Pause
 	seen    uint64
 	// own is what this worker has set and no picture has shown yet; until it stands in
 	// NATS it has no revision, and holds to its end.
-	own map[Scope]publishers.Stop
+	own map[Scope]publishers.Pause
 }
 
 // NewGate makes a worker's gate, which opens its breaker for open after an outage;
 // 30 seconds where zero.
-func NewGate(board Board, worker string, open time.Duration, log *slog.Logger) *Gate {
+func NewGate(board PauseStore, worker string, open time.Duration, log *slog.Logger) *Gate {
 	if open == 0 {
 		open = BreakerOpen
 	}
 	return &Gate{
 		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
-		ended: make(chan struct{}, 1), informed: make(chan struct{}), own: map[Scope]publishers.Stop{},
+		ended: make(chan struct{}, 1), informed: make(chan struct{}), own: map[Scope]publishers.Pause{},
 	}
 }
 
@@ -114,18 +114,18 @@ func saysNothing(err error) bool {
 
 // Learn replaces what the gate knows by the stops that stand in NATS. A stop
 // of its own that they do not show yet is kept.
-func (g *Gate) Learn(picture publishers.Picture) {
+func (g *Gate) Learn(shown publishers.Pauses) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before := g.learned
 	if before == nil {
 		close(g.informed)
 	}
-	if picture.Revision < g.seen { // of a bucket that was made anew
-		maps.DeleteFunc(g.own, func(_ Scope, s publishers.Stop) bool { return s.Revision > 0 })
+	if shown.Revision < g.seen { // of a bucket that was made anew
+		maps.DeleteFunc(g.own, func(_ Scope, s publishers.Pause) bool { return s.Revision > 0 })
 	}
-	g.seen, g.learned = picture.Revision, make(map[Scope]publishers.Stop, len(picture.Stops))
-	for _, s := range picture.Stops {
+	g.seen, g.learned = shown.Revision, make(map[Scope]publishers.Pause, len(shown.Pauses))
+	for _, s := range shown.Pauses {
 		g.learned[Scope(s.Scope)] = s
 	}
 	for scope, own := range g.own {
@@ -141,7 +141,7 @@ func (g *Gate) Learn(picture publishers.Picture) {
 }
 
 // over notes that a stop is no more.
-func (g *Gate) over(was publishers.Stop) {
+func (g *Gate) over(was publishers.Pause) {
 	if was.Reason.Code == jetpost.CodeXOutage {
 		// X is back, as another worker has found out: this one need not.
 		g.breaker = newBreaker(g.open)
@@ -159,34 +159,34 @@ func (g *Gate) Informed() <-chan struct{} { return g.informed }
 // for its end need not.
 func (g *Gate) Ended() <-chan struct{} { return g.ended }
 
-// Stopped returns the stop that holds for the scope now. One whose end has
+// Paused returns the stop that holds for the scope now. One whose end has
 // passed holds no more, whether or not anybody has cleared it away.
-func (g *Gate) Stopped(scope Scope, now time.Time) (publishers.Stop, bool) {
+func (g *Gate) Paused(scope Scope, now time.Time) (publishers.Pause, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	stop, ok := g.stands(scope, now)
-	return stop, ok && stop.Active(now)
+	pause, ok := g.stands(scope, now)
+	return pause, ok && pause.Active(now)
 }
 
 // stands is the stop on record, or what this worker knows better.
-func (g *Gate) stands(scope Scope, now time.Time) (stop publishers.Stop, ok bool) {
-	stop, ok = g.learned[scope]
+func (g *Gate) stands(scope Scope, now time.Time) (pause publishers.Pause, ok bool) {
+	pause, ok = g.learned[scope]
 	own, mine := g.own[scope]
 	switch {
 	case mine && own.Revision > 0:
 		return own, true
-	case mine && now.Before(own.NextAt()) && (!ok || own.Outlasts(stop)):
+	case mine && now.Before(own.NextAt()) && (!ok || own.Outlasts(pause)):
 		return own, true
 	}
-	return stop, ok
+	return pause, ok
 }
 
-// Stop stops the scope for all workers until reason.Until. The latest end wins. Where
+// Pause stops the scope for all workers until reason.Until. The latest end wins. Where
 // reason names no end the stop is probed, each time after twice as long.
-func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
-	wanted := publishers.Stop{Scope: string(scope), Reason: reason, Since: now, Worker: g.worker}
+func (g *Gate) Pause(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
+	wanted := publishers.Pause{Scope: string(scope), Reason: reason, Since: now, Worker: g.worker}
 	if reason.Until.IsZero() {
-		wanted.Wait, wanted.MaxWait = UndatedStop, maxUndatedStop
+		wanted.Wait, wanted.MaxWait = UndatedPause, maxUndatedPause
 		if reason.Code == jetpost.CodeXOutage {
 			wanted.Wait, wanted.MaxWait = g.open, MaxOpen*g.open
 		}
@@ -207,7 +207,7 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 		case !holds.Reason.Until.IsZero():
 			log = log.With("until", holds.Reason.Until)
 		}
-		log.Warn("app.stopped")
+		log.Warn("app.paused")
 	}
 	return nil
 }
@@ -215,20 +215,20 @@ func (g *Gate) Stop(ctx context.Context, scope Scope, reason jetpost.Reason, now
 // Retell tells NATS of the stops that it could not be told before.
 func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 	g.mu.Lock()
-	var untold []publishers.Stop
-	for _, stop := range g.own {
-		if stop.Revision == 0 && stop.Active(now) {
-			untold = append(untold, stop)
+	var untold []publishers.Pause
+	for _, pause := range g.own {
+		if pause.Revision == 0 && pause.Active(now) {
+			untold = append(untold, pause)
 		}
 	}
 	g.mu.Unlock()
-	for _, stop := range untold {
-		holds, _, err := g.board.Set(ctx, stop)
+	for _, pause := range untold {
+		holds, _, err := g.board.Set(ctx, pause)
 		if err != nil {
-			return fmt.Errorf("tell of stop %s: %w", stop.Scope, err)
+			return fmt.Errorf("tell of stop %s: %w", pause.Scope, err)
 		}
 		if holds.Scope == "" { // the app was resumed since
-			holds.Scope = stop.Scope
+			holds.Scope = pause.Scope
 		}
 		g.share(holds)
 	}
@@ -238,10 +238,10 @@ func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 // Probe asks to be the one that finds out whether a stop is over which is due; the
 // answer counts for a while. Where it is another one, or NATS cannot be asked, the
 // stop holds.
-func (g *Gate) Probe(ctx context.Context, stop publishers.Stop, within time.Duration, now time.Time) (mine bool) {
-	is, mine, err := g.board.Probe(ctx, stop.Scope, g.worker, now, now.Add(within))
+func (g *Gate) Probe(ctx context.Context, pause publishers.Pause, within time.Duration, now time.Time) (mine bool) {
+	is, mine, err := g.board.Probe(ctx, pause.Scope, g.worker, now, now.Add(within))
 	if err != nil {
-		g.log.Warn("app.probe_failed", "scope", stop.Scope, "error", err)
+		g.log.Warn("app.probe_failed", "scope", pause.Scope, "error", err)
 		return false
 	}
 	if is.Scope != "" {
@@ -252,47 +252,47 @@ func (g *Gate) Probe(ctx context.Context, stop publishers.Stop, within time.Dura
 
 // End ends a stop for all workers, unless another one stands by now: a probe has found
 // that X takes calls again, or its time is over.
-func (g *Gate) End(ctx context.Context, stop publishers.Stop) error {
-	if stop.Revision == 0 { // NATS was never told of it
+func (g *Gate) End(ctx context.Context, pause publishers.Pause) error {
+	if pause.Revision == 0 { // NATS was never told of it
 		return nil
 	}
-	ended, err := g.board.End(ctx, stop)
+	ended, err := g.board.End(ctx, pause)
 	if err != nil || !ended {
 		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	scope := Scope(stop.Scope)
-	if own := g.own[scope].Revision; own > 0 && own <= stop.Revision {
+	scope := Scope(pause.Scope)
+	if own := g.own[scope].Revision; own > 0 && own <= pause.Revision {
 		delete(g.own, scope)
 	}
-	if g.learned[scope].Revision <= stop.Revision {
+	if g.learned[scope].Revision <= pause.Revision {
 		delete(g.learned, scope)
-		g.over(stop)
+		g.over(pause)
 	}
-	g.log.Info("app.resumed", "scope", scope, "code", stop.Reason.Code, "since", stop.Since)
+	g.log.Info("app.resumed", "scope", scope, "code", pause.Reason.Code, "since", pause.Since)
 	return nil
 }
 
 // Over returns a stop that is on record though its time has come.
-func (g *Gate) Over(scope Scope, now time.Time) (publishers.Stop, bool) {
+func (g *Gate) Over(scope Scope, now time.Time) (publishers.Pause, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	stop, ok := g.learned[scope]
-	return stop, ok && !stop.Active(now)
+	pause, ok := g.learned[scope]
+	return pause, ok && !pause.Active(now)
 }
 
-func (g *Gate) keep(stop publishers.Stop, now time.Time) {
+func (g *Gate) keep(pause publishers.Pause, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if old, ok := g.stands(Scope(stop.Scope), now); !ok || !old.Active(now) || stop.Outlasts(old) {
-		g.own[Scope(stop.Scope)] = stop
+	if old, ok := g.stands(Scope(pause.Scope), now); !ok || !old.Active(now) || pause.Outlasts(old) {
+		g.own[Scope(pause.Scope)] = pause
 	}
 }
 
 // share notes what stands in NATS, unless a picture has shown that already: then
 // somebody may even have ended it.
-func (g *Gate) share(holds publishers.Stop) {
+func (g *Gate) share(holds publishers.Pause) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if holds.Revision > g.seen {

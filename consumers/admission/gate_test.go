@@ -44,10 +44,10 @@ func equal[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
-func newGate(b Board) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
+func newGate(b PauseStore) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
 
-func stopped(g *Gate, scope Scope) bool {
-	_, ok := g.Stopped(scope, time.Now())
+func paused(g *Gate, scope Scope) bool {
+	_, ok := g.Paused(scope, time.Now())
 	return ok
 }
 
@@ -55,7 +55,7 @@ func reason(until time.Time) jetpost.Reason {
 	return jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: until}
 }
 
-func TestGateMergesStops(t *testing.T) {
+func TestGateMergesPauses(t *testing.T) {
 	t.Parallel()
 	const none = -1 // a stop without an end
 	tests := []struct{ first, second, want int }{{1, 2, 2}, {2, 1, 2}, {1, none, none}, {none, 1, none}, {1, 1, 1}}
@@ -71,105 +71,105 @@ func TestGateMergesStops(t *testing.T) {
 						}
 						return now.Add(time.Duration(minutes) * time.Minute)
 					}
-					b := &admissiontest.Board{}
+					b := &admissiontest.PauseStore{}
 					if !shared {
 						b.OnSet = func() error { return errAway }
 					}
 					g := newGate(b)
 					for _, minutes := range []int{test.first, test.second} {
-						equal(t, "failed", g.Stop(t.Context(), ScopePublish, reason(end(minutes)), now) != nil, !shared)
+						equal(t, "failed", g.Pause(t.Context(), ScopePublish, reason(end(minutes)), now) != nil, !shared)
 					}
-					stop, ok := g.Stopped(ScopePublish, now)
+					pause, ok := g.Paused(ScopePublish, now)
 					until := end(test.want)
 					if until.IsZero() {
-						until = now.Add(UndatedStop) // to be probed then
+						until = now.Add(UndatedPause) // to be probed then
 					}
-					if !ok || !stop.NextAt().Equal(until) || stop.Probed() != (test.want == none) || stop.Probed() != stop.Reason.Until.IsZero() {
-						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, stop.Probed(), stop.NextAt(), until)
+					if !ok || !pause.NextAt().Equal(until) || pause.Probed() != (test.want == none) || pause.Probed() != pause.Reason.Until.IsZero() {
+						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, pause.Probed(), pause.NextAt(), until)
 					}
-					equal(t, "another scope is stopped", stopped(g, ScopeRefresh), false)
+					equal(t, "another scope is stopped", paused(g, ScopeRefresh), false)
 					g.Learn(b.Picture())
 					sleep(time.Minute + time.Second)
-					equal(t, "stopped later", stopped(g, ScopePublish), test.want != 1)
+					equal(t, "stopped later", paused(g, ScopePublish), test.want != 1)
 				})
 			})
 		}
 	}
 }
 
-// TestGateOldPicture: a picture of the stops that was on its way when this
+// TestGateOldPauses: a picture of the stops that was on its way when this
 // worker set one does not know of it.
-func TestGateOldPicture(t *testing.T) {
+func TestGateOldPauses(t *testing.T) {
 	t.Parallel()
 	hour := func() jetpost.Reason { return reason(time.Now().Add(time.Hour)) }
 
 	t.Run("after the stop", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := &admissiontest.Board{}
+			b := &admissiontest.PauseStore{}
 			g := newGate(b)
 			old := b.Picture()
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
 			g.Learn(old)
-			equal(t, "stopped", stopped(g, ScopePublish), true)
+			equal(t, "stopped", paused(g, ScopePublish), true)
 			g.Learn(b.Picture())
-			equal(t, "stopped", stopped(g, ScopePublish), true)
+			equal(t, "stopped", paused(g, ScopePublish), true)
 			// A lane that meets the same later changes nothing.
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "stopped after the end", stopped(g, ScopePublish), false)
+			equal(t, "stopped after the end", paused(g, ScopePublish), false)
 		})
 	})
 	t.Run("of a shorter stop", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := &admissiontest.Board{}
+			b := &admissiontest.PauseStore{}
 			g := newGate(b)
-			b.Put(publishers.Stop{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
+			b.Put(publishers.Pause{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
 			old := b.Picture()
 			g.Learn(old)
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
 			g.Learn(old)
-			stop, _ := g.Stopped(ScopePublish, time.Now())
-			equal(t, "end", stop.Reason.Until, b.Stop.Reason.Until)
+			pause, _ := g.Paused(ScopePublish, time.Now())
+			equal(t, "end", pause.Reason.Until, b.Pause.Reason.Until)
 		})
 	})
 	t.Run("resumed before the answer", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := &admissiontest.Board{}
+			b := &admissiontest.PauseStore{}
 			g := newGate(b)
 			b.OnSet = func() error {
 				g.Learn(b.Picture())
-				g.Learn(publishers.Picture{Revision: b.Picture().Revision + 1}) // which somebody has resumed
+				g.Learn(publishers.Pauses{Revision: b.Picture().Revision + 1}) // which somebody has resumed
 				return nil
 			}
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
-			equal(t, "stopped", stopped(g, ScopePublish), false)
+			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
+			equal(t, "stopped", paused(g, ScopePublish), false)
 		})
 	})
 	t.Run("resumed in the same picture", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := &admissiontest.Board{}
+			b := &admissiontest.PauseStore{}
 			g := newGate(b)
-			check(t, g.Stop(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "stopped", stopped(g, ScopePublish), false)
+			equal(t, "stopped", paused(g, ScopePublish), false)
 		})
 	})
 	t.Run("while NATS is away", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			g := newGate(&admissiontest.Board{OnSet: func() error { return errAway }})
-			if err := g.Stop(t.Context(), ScopePublish, hour(), time.Now()); !errors.Is(err, errAway) {
+			g := newGate(&admissiontest.PauseStore{OnSet: func() error { return errAway }})
+			if err := g.Pause(t.Context(), ScopePublish, hour(), time.Now()); !errors.Is(err, errAway) {
 				t.Errorf("error is %v", err)
 			}
-			g.Learn(publishers.Picture{Revision: 7})
+			g.Learn(publishers.Pauses{Revision: 7})
 			sleep(59 * time.Minute)
-			equal(t, "stopped", stopped(g, ScopePublish), true)
+			equal(t, "stopped", paused(g, ScopePublish), true)
 			sleep(2 * time.Minute)
-			equal(t, "stopped after its end", stopped(g, ScopePublish), false)
+			equal(t, "stopped after its end", paused(g, ScopePublish), false)
 		})
 	})
 }
@@ -198,7 +198,7 @@ func trip(t *testing.T, g *Gate) {
 func TestGateBreakerOpens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(&admissiontest.Board{})
+		g := newGate(&admissiontest.PauseStore{})
 		now := time.Now()
 		trip(t, g)
 		reason, out := g.Outage()
@@ -220,7 +220,7 @@ func TestGateBreakerNeverCounts(t *testing.T) {
 	for name, err := range map[string]error{
 		"400":            &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: answer(400)},
 		"401":            &xapi.UnauthorizedError{Err: answer(401)},
-		"402":            &xapi.AppStopError{Err: answer(402)},
+		"402":            &xapi.AppError{Err: answer(402)},
 		"403":            &xapi.RefusedError{Kind: xapi.RefusedRule, Err: answer(403)},
 		"429":            &xapi.RateLimitError{Err: answer(429)},
 		"grant refused":  &xapi.GrantRefusedError{Err: answer(400)},
@@ -232,7 +232,7 @@ func TestGateBreakerNeverCounts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := newGate(&admissiontest.Board{})
+			g := newGate(&admissiontest.PauseStore{})
 			for range 3 * BreakerThreshold {
 				call(t, g, err)
 			}
@@ -260,7 +260,7 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				g := newGate(&admissiontest.Board{})
+				g := newGate(&admissiontest.PauseStore{})
 				trip(t, g)
 				sleep(BreakerOpen + time.Second)
 				done, err := g.Allow(time.Now())

@@ -28,8 +28,8 @@ const (
 	shareWithin = 2 * time.Second
 )
 
-// WindowBoard is where windows are kept for all workers.
-type WindowBoard interface {
+// WindowStore is where windows are kept for all workers.
+type WindowStore interface {
 	Put(ctx context.Context, account string, windows []publishers.Window) error
 	Get(ctx context.Context, account string) ([]publishers.Window, error)
 }
@@ -40,7 +40,7 @@ type WindowBoard interface {
 // are told as they are used, and watched by all.
 type Windows struct {
 	*xapi.Limits
-	board WindowBoard
+	board WindowStore
 	log   *slog.Logger
 	wake  chan struct{}
 
@@ -57,7 +57,7 @@ type Windows struct {
 }
 
 // NewWindows shares windows by the board.
-func NewWindows(board WindowBoard, log *slog.Logger) *Windows {
+func NewWindows(board WindowStore, log *slog.Logger) *Windows {
 	s := &Windows{
 		board: board, log: log, wake: make(chan struct{}, 1),
 		behind: map[string]bool{}, due: map[string]bool{}, told: map[xapi.Endpoint]xapi.Window{}, fences: map[string]int64{},
@@ -124,7 +124,7 @@ func (s *Windows) Run(ctx context.Context) {
 
 // Arrive learns what other workers know of the account's windows, where one of them
 // has had the lane since this one.
-func (s *Windows) Arrive(ctx context.Context, lane store.Lane) {
+func (s *Windows) Arrive(ctx context.Context, lane store.Claim) {
 	s.mu.Lock()
 	last, known := s.fences[lane.Account]
 	s.fences[lane.Account] = lane.Fence

@@ -44,21 +44,21 @@ func TestWindowsTold(t *testing.T) {
 	equal(t, "all windows", len(all), 1)
 }
 
-// noBoard is a WindowBoard for one worker alone.
-type noBoard struct{}
+// noStore is a WindowStore for one worker alone.
+type noStore struct{}
 
-func (noBoard) Put(context.Context, string, []publishers.Window) error { return nil }
+func (noStore) Put(context.Context, string, []publishers.Window) error { return nil }
 
-func (noBoard) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
+func (noStore) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
 
-// slowBoard holds up each put until it is let go.
-type slowBoard struct {
-	noBoard
+// slowStore holds up each put until it is let go.
+type slowStore struct {
+	noStore
 	puts chan []publishers.Window
 	free chan struct{}
 }
 
-func (b slowBoard) Put(_ context.Context, _ string, windows []publishers.Window) error {
+func (b slowStore) Put(_ context.Context, _ string, windows []publishers.Window) error {
 	b.puts <- windows
 	<-b.free
 	return nil
@@ -68,7 +68,7 @@ func (b slowBoard) Put(_ context.Context, _ string, windows []publishers.Window)
 // its way, and what is told last is the newest.
 func TestHandOverWaits(t *testing.T) {
 	t.Parallel()
-	board := slowBoard{puts: make(chan []publishers.Window), free: make(chan struct{})}
+	board := slowStore{puts: make(chan []publishers.Window), free: make(chan struct{})}
 	s := NewWindows(board, slog.New(slog.DiscardHandler))
 	learn := func(remaining int) {
 		w := xapi.Window{Account: "acme", Endpoint: xapi.EndpointCreatePost, Kind: xapi.Window15Min, Limit: 9, Remaining: remaining, Reset: time.Now().Add(time.Hour), XReset: 7}

@@ -56,14 +56,14 @@ type AccountForecast struct {
 	// Held is why its first request does not go on before a time.
 	Held *jetpost.Reason `json:"held,omitempty"`
 	// Blocked is why the line does not move until a person acts.
-	Blocked *LineBlock `json:"blocked,omitempty"`
-	Expired int        `json:"expired_requests,omitempty"`
+	Blocked *QueueBlock `json:"blocked,omitempty"`
+	Expired int         `json:"expired_requests,omitempty"`
 	// Estimated tells that the line waits for a window that X has not told of.
 	Estimated bool `json:"estimated"`
 }
 
-// LineBlock is what a line waits for a person about.
-type LineBlock struct {
+// QueueBlock is what a line waits for a person about.
+type QueueBlock struct {
 	Code jetpost.Code `json:"code"`
 	ID   string       `json:"id,omitempty"` // the request, where it is about one
 	Do   string       `json:"do"`           // which New leaves to its caller
@@ -71,8 +71,8 @@ type LineBlock struct {
 	Posts int `json:"posts"`
 }
 
-// Line is what an account has to send, in the order of its line.
-type Line struct {
+// LaneRow is what an account has to send, in the order of its line.
+type Queue struct {
 	Account string
 	// Reason keeps the whole account from posting: until its Until or, where that is
 	// zero, until a person acts. Nil is none.
@@ -100,7 +100,7 @@ type Queued struct {
 // or as much as it ever takes, and a stop is a stop for all. What the calls
 // themselves take is left out, and of windows that all accounts share each account
 // gets the same part.
-func New(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Stop) Forecast {
+func New(now time.Time, lines []Queue, windows []publishers.Window, stops []publishers.Pause) Forecast {
 	d := &drain{f: Forecast{Now: now}, from: now}
 	for _, s := range stops {
 		if s.Scope == publishers.ScopePublish && s.Active(now) {
@@ -116,7 +116,7 @@ func New(now time.Time, lines []Line, windows []publishers.Window, stops []publi
 	for _, w := range of[""] {
 		d.app = newMeter(w, now)
 	}
-	d.lines = make([]lineDrain, 0, len(lines))
+	d.lines = make([]queueDrain, 0, len(lines))
 	for _, l := range lines {
 		if len(l.Queue) > 0 {
 			d.lines = append(d.lines, d.line(l, of[l.Account], now))
@@ -179,7 +179,7 @@ type drain struct {
 	from    time.Time       // before it nothing goes out
 	blocked *jetpost.Reason // a stop that a person has to end
 	app     *meter          // nil where X has told of none
-	lines   []lineDrain
+	lines   []queueDrain
 	ready   tickets
 	// parked wait for the app's window, by how many calls they need of it, so that
 	// nobody is looked at in vain.
@@ -188,8 +188,8 @@ type drain struct {
 	turns   int
 }
 
-// lineDrain is an account's line as it runs out.
-type lineDrain struct {
+// queueDrain is an account's line as it runs out.
+type queueDrain struct {
 	out    AccountForecast
 	reason *jetpost.Reason
 	queue  []Queued
@@ -226,7 +226,7 @@ func (t *tickets) Pop() any {
 	return last
 }
 
-func (d *drain) stop(s publishers.Stop) {
+func (d *drain) stop(s publishers.Pause) {
 	switch {
 	case s.NextAt().IsZero():
 		d.blocked = &s.Reason
@@ -236,8 +236,8 @@ func (d *drain) stop(s publishers.Stop) {
 	d.f.AtEarliest = d.f.AtEarliest || s.Probed()
 }
 
-func (d *drain) line(l Line, windows []publishers.Window, now time.Time) lineDrain {
-	line := lineDrain{out: AccountForecast{Account: l.Account}, reason: l.Reason, queue: slices.Clone(l.Queue)}
+func (d *drain) line(l Queue, windows []publishers.Window, now time.Time) queueDrain {
+	line := queueDrain{out: AccountForecast{Account: l.Account}, reason: l.Reason, queue: slices.Clone(l.Queue)}
 	if d.blocked != nil {
 		line.reason = d.blocked
 	}
@@ -258,7 +258,7 @@ func (d *drain) line(l Line, windows []publishers.Window, now time.Time) lineDra
 	if d.app != nil {
 		line.meters = append(line.meters, d.app)
 	}
-	if q := l.Queue[0]; q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppStopped && q.Until.After(now) && !needsPerson(q) {
+	if q := l.Queue[0]; q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppPaused && q.Until.After(now) && !needsPerson(q) {
 		line.out.Held = &jetpost.Reason{Code: q.Code, Until: q.Until}
 	}
 	return line
@@ -400,7 +400,7 @@ func needsPerson(q Queued) bool {
 	switch q.Code {
 	case jetpost.CodeAccountReauthRequired, jetpost.CodeKeyUnavailable, jetpost.CodePoison, jetpost.CodeNeedsNewerWorker:
 		return true // some of them are looked at now and then, and found as they were
-	case jetpost.CodeAppStopped:
+	case jetpost.CodeAppPaused:
 		return false // the stop tells
 	default:
 		return q.Until.IsZero()
@@ -408,26 +408,26 @@ func needsPerson(q Queued) bool {
 }
 
 // notBefore is when a request may go on, but for windows.
-func (l *lineDrain) notBefore(q *Queued) (at time.Time) {
+func (l *queueDrain) notBefore(q *Queued) (at time.Time) {
 	if l.reason != nil {
 		at = l.reason.Until
 	}
 	if !q.Begun {
 		at = later(at, q.Due)
 	}
-	if q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppStopped {
+	if q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppPaused {
 		at = later(at, q.Until)
 	}
 	return at
 }
 
-func (l *lineDrain) block(code jetpost.Code, id string) {
-	l.out.Blocked = &LineBlock{Code: code, ID: id, Posts: l.left}
+func (l *queueDrain) block(code jetpost.Code, id string) {
+	l.out.Blocked = &QueueBlock{Code: code, ID: id, Posts: l.left}
 }
 
 // shortest returns the window that is short of calls; of several the one that lasts
 // longest.
-func (l *lineDrain) shortest(need int, now time.Time) (found *meter) {
+func (l *queueDrain) shortest(need int, now time.Time) (found *meter) {
 	for _, m := range l.meters {
 		if m.Short(need, now) && (found == nil || m.Reset.After(found.Reset)) {
 			found = m
@@ -437,7 +437,7 @@ func (l *lineDrain) shortest(need int, now time.Time) (found *meter) {
 }
 
 // waits notes that the line waits for a window.
-func (l *lineDrain) waits(m *meter, at time.Time) {
+func (l *queueDrain) waits(m *meter, at time.Time) {
 	if l.out.WaitsFor == nil {
 		w := NewRateWindow(m.told, at)
 		l.out.WaitsFor = &w

@@ -60,7 +60,7 @@ type Imported struct {
 	Result store.ImportResult `json:"result"`
 }
 
-// Import asks X whose tokens these are, keeps them, and rings the account's
+// Import asks X whose tokens these are, keeps them, and wakes the account's
 // lane, which may have waited for them. Tokens that were imported before change
 // nothing. That an account has recovered is told by the workers.
 func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, error) {
@@ -115,9 +115,9 @@ func (im *Importer) store(ctx context.Context, in store.Import) (Imported, error
 	return Imported{Name: in.Name, XUserID: in.XUserID, Username: in.Username, Result: result}, nil
 }
 
-// ring has a worker look at the account's line, which may have waited for tokens.
+// wake has a worker look at the account's line, which may have waited for tokens.
 func (im *Importer) ring(ctx context.Context, account string) error {
-	if err := publishers.NewBells(im.NATS.JS, im.NATS.Names).Ring(ctx, account); err != nil {
+	if err := publishers.NewWakeups(im.NATS.JS, im.NATS.Names).Wake(ctx, account); err != nil {
 		return fmt.Errorf("ring lane of %s: %w", account, err)
 	}
 	return nil

@@ -54,7 +54,7 @@ type Config struct {
 
 	Roles []string // RolePublish, RoleRefresh; all where empty
 	Slots int      // DefaultSlots where zero
-	// Lease is how long a lane belongs to a worker that gives no sign of life;
+	// Lease is how long a lane belongs to a worker that gives no heartbeat;
 	// every margin derives from it. consumers.DefaultLease where zero.
 	Lease time.Duration
 	// HealthListen serves /healthz, /readyz and /statusz; nothing where empty.
@@ -66,15 +66,15 @@ type Config struct {
 	// was away. It should outlive the process.
 	Lifeboat string
 	Web      WebConfig
-	// Rules are those of X that requests must keep to, and Fuses the operator's own.
-	Rules consumers.Rules
-	Fuses admission.Fuses
+	// Rules are those of X that requests must keep to, and Posting limits the operator's own.
+	Rules         consumers.Rules
+	PostingLimits admission.PostingLimits
 	// MediaAllow are private networks that media urls may reach all the same.
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; made up where empty.
 	Worker string
 	// house names the 'jetpost up' that it is about, "" where it is none.
-	house string
+	instance string
 	// natsDir is where an embedded NATS keeps its streams, "" where there is none.
 	natsDir string
 }
@@ -227,13 +227,13 @@ func (c Config) validate(n needs) error {
 	if c.Refresh.Lease != 0 && c.Refresh.Lease < consumers.MinLease {
 		wrong("exchange lease: %s is shorter than %s", c.Refresh.Lease, consumers.MinLease)
 	}
-	if n := c.Fuses.PostsPerHour; n < 0 || n > admission.MaxPostsPerHour {
+	if n := c.PostingLimits.PostsPerHour; n < 0 || n > admission.MaxPostsPerHour {
 		wrong("max posts per hour: %d is not within 1 and %d, nor 0, which is no limit", n, admission.MaxPostsPerHour)
 	}
-	if c.Fuses.MinInterval < 0 {
-		wrong("min interval: %s is negative", c.Fuses.MinInterval)
+	if c.PostingLimits.MinInterval < 0 {
+		wrong("min interval: %s is negative", c.PostingLimits.MinInterval)
 	}
-	if d := c.Fuses.ExpireAfter; d != 0 && d < admission.MinExpireAfter {
+	if d := c.PostingLimits.ExpireAfter; d != 0 && d < admission.MinExpireAfter {
 		wrong("expire after: %s is shorter than %s", d, admission.MinExpireAfter)
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {

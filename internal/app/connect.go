@@ -33,8 +33,8 @@ type Connector struct {
 	Log *slog.Logger
 }
 
-// Connector connects accounts in the desk's ledger.
-func (d *Desk) Connector() (*Connector, error) {
+// Connector connects accounts in control's ledger.
+func (d *Control) Connector() (*Connector, error) {
 	if err := (Config{X: d.x}).validate(needs{x: true}); err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (d *Desk) Connector() (*Connector, error) {
 			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL,
 			HTTPClient: &http.Client{Transport: xapi.NewTransport()},
 		},
-		Importer: d.Importer(), Tokens: d.Ledger, Announce: d.announcer, Log: d.log,
+		Importer: d.Importer(), Tokens: d.Ledger, Announce: d.relay, Log: d.log,
 	}, nil
 }
 
@@ -212,7 +212,7 @@ func exchangeError(account, redirectURI string, err error) error {
 	var (
 		refused   *xapi.CodeRefusedError
 		app       *xapi.AppAuthError
-		stop      *xapi.AppStopError
+		stop      *xapi.AppError
 		ambiguous *xapi.AmbiguousError
 		again     = "start again with: " + connectCommand(account)
 		help      = "nothing has changed; once X can be reached, " + again

@@ -26,26 +26,26 @@ const testRedirect = "http://127.0.0.1:8484/callback"
 // alice, bob and carol are; alice and bob are accounts here.
 type connectBundle struct {
 	*testing.T
-	sim    *xsim.Server
-	desk   *app.Desk
-	c      *app.Connector
-	log    *bytes.Buffer
-	secret []string // what must not show in errors or logs
+	sim     *xsim.Server
+	control *app.Control
+	c       *app.Connector
+	log     *bytes.Buffer
+	secret  []string // what must not show in errors or logs
 }
 
 func setupConnect(t *testing.T) *connectBundle {
 	t.Helper()
 	b := &connectBundle{T: t, sim: &xsim.Server{}, log: &bytes.Buffer{}}
-	h, err := app.Up(t.Context(), app.HouseConfig{
+	h, err := app.Up(t.Context(), app.InstanceConfig{
 		Data: t.TempDir(), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", NoWorker: true,
 		Sim: b.sim, SimAccounts: []string{"alice", "bob"},
 	}, slog.New(slog.DiscardHandler))
 	b.must(err)
 	t.Cleanup(h.Close)
-	b.desk, err = h.Config.OpenDesk(t.Context(), slog.New(slog.NewJSONHandler(b.log, nil)))
+	b.control, err = h.Config.OpenControl(t.Context(), slog.New(slog.NewJSONHandler(b.log, nil)))
 	b.must(err)
-	t.Cleanup(b.desk.Close)
-	b.c, err = b.desk.Connector()
+	t.Cleanup(b.control.Close)
+	b.c, err = b.control.Connector()
 	b.must(err)
 	_, err = b.sim.AddAccount(xsim.NewAccount{Handle: "carol"})
 	b.must(err)
@@ -114,7 +114,7 @@ func (b *connectBundle) hidden(err error) {
 // wantTokens checks that the ledger has the tokens that X takes of a user.
 func (b *connectBundle) wantTokens(account, user string) store.Token {
 	b.Helper()
-	stored, err := b.desk.Ledger.Token(b.Context(), account)
+	stored, err := b.control.Ledger.Token(b.Context(), account)
 	b.must(err)
 	b.secret = append(b.secret, stored.Access.Reveal(), stored.Refresh.Reveal())
 	inForce, _ := b.sim.CurrentToken(user)
@@ -136,13 +136,13 @@ func (b *connectBundle) wantRevoked(user string, revoked bool) {
 
 func (b *connectBundle) wantNoAccount(name string) {
 	b.Helper()
-	if _, err := b.desk.Ledger.Account(b.Context(), name); !errors.Is(err, store.ErrNotFound) {
+	if _, err := b.control.Ledger.Account(b.Context(), name); !errors.Is(err, store.ErrNotFound) {
 		b.Errorf("account %s: %v, want none", name, err)
 	}
 }
 
-// wantBooks checks that nothing was done that a correct client never does.
-func (b *connectBundle) wantBooks() {
+// wantCallLog checks that nothing was done that a correct client never does.
+func (b *connectBundle) wantCallLog() {
 	b.Helper()
 	for _, v := range b.sim.Violations() {
 		b.Errorf("violation: %+v", v)
@@ -166,7 +166,7 @@ func TestConnect(t *testing.T) {
 		connected.Scope != stored.Scope || !connected.ExpiresAt.Truncate(time.Microsecond).Equal(stored.ExpiresAt) {
 		t.Errorf("connected %+v", connected)
 	}
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 // A consent that comes while the token is exchanged, or after X refused it, is
@@ -175,9 +175,9 @@ func TestConnectAgain(t *testing.T) {
 	t.Parallel()
 	b := setupConnect(t)
 	claim := func() store.Token {
-		before, err := b.desk.Ledger.Token(t.Context(), "alice")
+		before, err := b.control.Ledger.Token(t.Context(), "alice")
 		b.must(err)
-		token, claimed, err := b.desk.Ledger.ClaimToken(t.Context(), store.TokenClaim{
+		token, claimed, err := b.control.Ledger.ClaimToken(t.Context(), store.TokenClaim{
 			Account: "alice", UsedVersion: before.Version, Force: true, Pace: store.Pace{Lease: time.Hour}, Now: time.Now(),
 		})
 		if err != nil || !claimed {
@@ -185,7 +185,7 @@ func TestConnectAgain(t *testing.T) {
 		}
 		return token
 	}
-	b.must(b.desk.Ledger.SaveTokenFailure(t.Context(), claim(), store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: time.Now()}))
+	b.must(b.control.Ledger.SaveTokenFailure(t.Context(), claim(), store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: time.Now()}))
 	connected, err := b.connect("alice", "alice")
 	b.must(err)
 	if connected.Result != store.TokenReplaced || b.wantTokens("alice", "alice").RequiresReauth {
@@ -196,11 +196,11 @@ func TestConnectAgain(t *testing.T) {
 	_, err = b.connect("alice", "alice")
 	b.must(err)
 	b.wantTokens("alice", "alice")
-	if err := b.desk.Ledger.SaveToken(t.Context(), late, late.Pair, time.Now()); !errors.Is(err, store.ErrFenced) {
+	if err := b.control.Ledger.SaveToken(t.Context(), late, late.Pair, time.Now()); !errors.Is(err, store.ErrFenced) {
 		t.Errorf("the exchange that was under way could save what it brought: %v", err)
 	}
 	b.wantTokens("alice", "alice")
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 func TestConnectMissingScopes(t *testing.T) {
@@ -221,7 +221,7 @@ func TestConnectMissingScopes(t *testing.T) {
 	wantError(t, err, "connect new: the consent lacks media.write (to upload images): nothing was stored, and X did not confirm that the consent was taken back: "+
 		"app not accepted: POST /2/oauth2/revoke: 401 Unauthorized: Missing valid authorization header")
 	b.wantNoAccount("new")
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 // Whoever logs in as somebody else by mistake makes nobody lose anything.
@@ -247,7 +247,7 @@ func TestConnectWrongUser(t *testing.T) {
 	wantError(t, err, "connect robert: the consent is of @bob: @bob is account bob, where the new tokens are stored")
 	b.wantTokens("bob", "bob")
 	b.wantNoAccount("robert")
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 // Whatever X says instead of giving tokens, the account stays as it is, and the
@@ -298,7 +298,7 @@ func TestConnectRefused(t *testing.T) {
 			if test.fault.Kind != "" {
 				b.must(b.sim.SetFaults([]xsim.Fault{test.fault}))
 			}
-			before, err := b.desk.Ledger.Token(t.Context(), "alice")
+			before, err := b.control.Ledger.Token(t.Context(), "alice")
 			b.must(err)
 			_, err = b.c.Connect(t.Context(), "alice", code, verifier, cmp.Or(test.redirect, testRedirect))
 			b.hidden(err)
@@ -306,7 +306,7 @@ func TestConnectRefused(t *testing.T) {
 			if !strings.Contains(app.Hint(err), test.help) {
 				t.Errorf("advice is %q, want %q", app.Hint(err), test.help)
 			}
-			if after, err := b.desk.Ledger.Token(t.Context(), "alice"); err != nil || after.Version != before.Version {
+			if after, err := b.control.Ledger.Token(t.Context(), "alice"); err != nil || after.Version != before.Version {
 				t.Errorf("version is %d after %d, %v", after.Version, before.Version, err)
 			}
 		})
@@ -367,7 +367,7 @@ func TestConnectKeepsThePair(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setupConnect(t)
-			ledger := &reluctant{Store: b.desk.Ledger}
+			ledger := &reluctant{Store: b.control.Ledger}
 			ledger.before.Store(test.before)
 			ledger.after.Store(test.after)
 			b.c.Importer.Ledger = ledger
@@ -407,11 +407,11 @@ func TestDisconnect(t *testing.T) {
 	if n := b.sim.Counts()[xsim.EndpointRevoke]["200"]; n != 2 {
 		t.Errorf("%d tokens were revoked, want both", n)
 	}
-	after, err := b.desk.Ledger.Token(t.Context(), "alice")
+	after, err := b.control.Ledger.Token(t.Context(), "alice")
 	if err != nil || !after.Disconnected() || !after.Access.Empty() || !after.Refresh.Empty() || after.Version == before.Version {
 		t.Errorf("the token is disconnected: %t, of version %d after %d, %v", after.Disconnected(), after.Version, before.Version, err)
 	}
-	events, err := b.desk.Conn.JS.Stream(t.Context(), b.desk.Conn.Names.EventsStream())
+	events, err := b.control.Conn.JS.Stream(t.Context(), b.control.Conn.Names.EventsStream())
 	b.must(err)
 	if _, err := events.GetLastMsgForSubject(t.Context(), "jetpost.event.account.reauth_required.alice"); err != nil {
 		t.Errorf("the event of it: %v", err)
@@ -429,14 +429,14 @@ func TestDisconnect(t *testing.T) {
 	if _, err := b.c.Disconnect(t.Context(), "nobody"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("nobody: %v", err)
 	}
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 func TestDisconnectBusy(t *testing.T) {
 	t.Parallel()
 	b := setupConnect(t)
 	before := b.wantTokens("alice", "alice")
-	_, claimed, err := b.desk.Ledger.ClaimToken(t.Context(), store.TokenClaim{
+	_, claimed, err := b.control.Ledger.ClaimToken(t.Context(), store.TokenClaim{
 		Account: "alice", UsedVersion: before.Version, Force: true, Pace: store.Pace{Lease: time.Hour}, Now: time.Now(),
 	})
 	if err != nil || !claimed {
@@ -465,11 +465,11 @@ func TestDisconnectUnconfirmed(t *testing.T) {
 	if help := app.Hint(err); done.Revoked || !strings.Contains(help, "jetpost accounts disconnect alice") || !strings.Contains(help, "Connected apps") {
 		t.Errorf("disconnected %+v, advice %q", done, help)
 	}
-	kept, err := b.desk.Ledger.Token(t.Context(), "alice")
+	kept, err := b.control.Ledger.Token(t.Context(), "alice")
 	if err != nil || !kept.Disconnected() || kept.Refresh != before.Refresh {
 		t.Errorf("the token is disconnected: %t, %v; another one: %t", kept.Disconnected(), err, kept.Refresh != before.Refresh)
 	}
-	_, claimed, err := b.desk.Ledger.ClaimToken(t.Context(), store.TokenClaim{
+	_, claimed, err := b.control.Ledger.ClaimToken(t.Context(), store.TokenClaim{
 		Account: "alice", UsedVersion: kept.Version, Force: true, Pace: store.Pace{Lease: time.Hour}, Now: time.Now(),
 	})
 	if err != nil || claimed {
@@ -482,7 +482,7 @@ func TestDisconnectUnconfirmed(t *testing.T) {
 		t.Errorf("once more: %+v, %v", done, err)
 	}
 	b.wantRevoked("alice", true)
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 // The page asks for all that Connect wants.
@@ -501,7 +501,7 @@ func TestReportAccount(t *testing.T) {
 	const lease = time.Hour
 	claim := func(b *connectBundle, lease time.Duration) store.Token {
 		b.Helper()
-		token, claimed, err := b.desk.Ledger.ClaimToken(b.Context(), store.TokenClaim{
+		token, claimed, err := b.control.Ledger.ClaimToken(b.Context(), store.TokenClaim{
 			Account: "alice", UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease, Backoff: time.Hour}, Now: time.Now(),
 		})
 		if err != nil || !claimed {
@@ -511,7 +511,7 @@ func TestReportAccount(t *testing.T) {
 	}
 	fail := func(b *connectBundle, outcome store.ExchangeOutcome) {
 		b.Helper()
-		b.must(b.desk.Ledger.SaveTokenFailure(b.Context(), claim(b, lease),
+		b.must(b.control.Ledger.SaveTokenFailure(b.Context(), claim(b, lease),
 			store.TokenFailure{Error: "no luck", Outcome: outcome, NextAttempt: time.Now().Add(time.Minute), Now: time.Now()}))
 	}
 	for state, test := range map[string]struct {
@@ -535,7 +535,7 @@ func TestReportAccount(t *testing.T) {
 			t.Parallel()
 			b := setupConnect(t)
 			test.act(b)
-			r, err := app.ReportAccount(t.Context(), b.desk.Ledger, "alice")
+			r, err := app.ReportAccount(t.Context(), b.control.Ledger, "alice")
 			b.must(err)
 			if r.State != state || r.Do != test.do || r.NextAttemptAt.IsZero() == test.next || r.Name != "alice" {
 				t.Errorf("got %+v", r)
@@ -548,12 +548,12 @@ func TestReportAccount(t *testing.T) {
 	t.Run("a permission is missing", func(t *testing.T) {
 		t.Parallel()
 		b := setupConnect(t)
-		_, err := b.desk.Ledger.ImportAccount(t.Context(), store.Import{
+		_, err := b.control.Ledger.ImportAccount(t.Context(), store.Import{
 			Name: "nomedia", XUserID: "77", Username: "nomedia", Now: time.Now(),
 			Pair: store.Pair{Access: appsecret.New("a"), Refresh: appsecret.New("r"), ExpiresAt: time.Now().Add(time.Hour), Scope: "tweet.read tweet.write users.read offline.access"},
 		})
 		b.must(err)
-		r, err := app.ReportAccount(t.Context(), b.desk.Ledger, "nomedia")
+		r, err := app.ReportAccount(t.Context(), b.control.Ledger, "nomedia")
 		b.must(err)
 		if len(r.Missing) != 1 || r.Missing[0] != "media.write" || !strings.Contains(r.Do, "jetpost accounts connect nomedia") {
 			t.Errorf("missing %v, do %q", r.Missing, r.Do)
@@ -562,11 +562,11 @@ func TestReportAccount(t *testing.T) {
 	t.Run(app.TokenUnreadable, func(t *testing.T) {
 		t.Parallel()
 		b := setupConnect(t)
-		r, err := app.ReportAccount(t.Context(), unreadable{b.desk.Ledger}, "alice")
+		r, err := app.ReportAccount(t.Context(), unreadable{b.control.Ledger}, "alice")
 		if err != nil || r.State != app.TokenUnreadable || !strings.Contains(r.Do, "HUB_ENCRYPTION_KEY") {
 			t.Errorf("got %+v, %v", r, err)
 		}
-		if _, err := app.ReportAccount(t.Context(), b.desk.Ledger, "nobody"); !errors.Is(err, store.ErrNotFound) {
+		if _, err := app.ReportAccount(t.Context(), b.control.Ledger, "nobody"); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("nobody: %v", err)
 		}
 	})
@@ -585,7 +585,7 @@ func TestConnectorSecret(t *testing.T) {
 	t.Parallel()
 	up := func(secret string) string {
 		dir := t.TempDir()
-		h, err := app.Up(t.Context(), app.HouseConfig{
+		h, err := app.Up(t.Context(), app.InstanceConfig{
 			Config: app.Config{X: app.XConfig{ClientID: "app", ClientSecret: appsecret.New(secret)}},
 			Data:   dir, NATSListen: "127.0.0.1:0", NoWorker: true,
 		}, slog.New(slog.DiscardHandler))
@@ -600,12 +600,12 @@ func TestConnectorSecret(t *testing.T) {
 		if err != nil || !running {
 			t.Fatalf("running: %t, %v", running, err)
 		}
-		desk, err := cfg.OpenDesk(t.Context(), slog.New(slog.DiscardHandler))
+		control, err := cfg.OpenControl(t.Context(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(desk.Close)
-		return desk.Connector()
+		t.Cleanup(control.Close)
+		return control.Connector()
 	}
 	confidential := up("right")
 	_, err := connector(confidential, "")
@@ -639,7 +639,7 @@ func TestConnectOverMissingKey(t *testing.T) {
 	_, err = b.c.Connect(t.Context(), "alice", code, verifier, testRedirect)
 	b.must(err)
 	b.wantTokens("alice", "alice")
-	b.wantBooks()
+	b.wantCallLog()
 }
 
 // lockedTokens are tokens whose key is missing.

@@ -22,43 +22,43 @@ import (
 // three times the room below which it begins nothing.
 const diskSize = 3 * health.DiskFull
 
-// diskHouse is 'jetpost up' with a simulated X on a small disk.
-type diskHouse struct {
-	t     *testing.T
-	disk  *disktest.Disk
-	sim   *xsim.Server
-	house *app.House
-	out   *publishers.Publisher
-	conn  *app.Connection
-	over  chan error // gives what Run returned
-	stop  context.CancelFunc
+// diskInstance is 'jetpost up' with a simulated X on a small disk.
+type diskInstance struct {
+	t        *testing.T
+	disk     *disktest.Disk
+	sim      *xsim.Server
+	instance *app.Instance
+	out      *publishers.Publisher
+	conn     *app.Connection
+	over     chan error // gives what Run returned
+	stop     context.CancelFunc
 }
 
-func (d *diskHouse) config() app.HouseConfig {
-	return app.HouseConfig{
+func (d *diskInstance) config() app.InstanceConfig {
+	return app.InstanceConfig{
 		Data: filepath.Join(d.disk.Dir, "data"), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", Sim: d.sim, SimAccounts: []string{"alice"},
 	}
 }
 
-func (d *diskHouse) open() {
+func (d *diskInstance) open() {
 	h, err := app.Up(d.t.Context(), d.config(), slog.New(slog.DiscardHandler))
 	must(d.t, err)
 	ctx, stop := context.WithCancel(d.t.Context())
-	d.house, d.stop, d.over = h, stop, make(chan error, 1)
+	d.instance, d.stop, d.over = h, stop, make(chan error, 1)
 	go func() { d.over <- h.Run(ctx) }()
 	d.conn, err = h.Config.Connect(d.t.Context(), slog.New(slog.DiscardHandler), "test")
 	must(d.t, err)
 	d.out = publishers.New(d.conn.JS, d.conn.Names)
 }
 
-func (d *diskHouse) close() {
+func (d *diskInstance) close() {
 	d.stop()
 	d.conn.Close()
-	d.house.Close()
+	d.instance.Close()
 }
 
 // until looks every 50 ms until something holds.
-func (d *diskHouse) until(what string, holds func() bool) {
+func (d *diskInstance) until(what string, holds func() bool) {
 	d.t.Helper()
 	end, look := time.After(time.Minute), time.NewTicker(50*time.Millisecond)
 	defer look.Stop()
@@ -97,7 +97,7 @@ func TestDiskRunsFull(t *testing.T) {
 	if disk == nil {
 		return
 	}
-	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	d := &diskInstance{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
 	d.open()
 	promised := map[string]bool{}
 	publish := func(text string) error {
@@ -114,7 +114,7 @@ func TestDiskRunsFull(t *testing.T) {
 
 	d.disk.Fill(health.DiskFull - 1<<20)
 	d.until("status tells of the disk, and the worker", func() bool {
-		status, err := d.house.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
+		status, err := d.instance.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
 		must(t, err)
 		return status.Code == "disk_full" && len(status.Workers) > 0 && strings.Contains(status.Workers[0].Faults, "disk:")
 	})
@@ -127,7 +127,7 @@ func TestDiskRunsFull(t *testing.T) {
 	if n, e := len(posts(first)), len(first.Exchanges("alice")); n != 1 || e != exchanges {
 		t.Errorf("without room, %d posts are live and %d tokens were exchanged, want 1 and %d", n, e, exchanges)
 	}
-	status, err := d.house.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
+	status, err := d.instance.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
 	must(t, err)
 	t.Log(status.Sentence())
 	if status.QueuedJobs == nil || *status.QueuedJobs != 20 {
@@ -185,7 +185,7 @@ func TestUpWithoutRoom(t *testing.T) {
 	if disk == nil {
 		return
 	}
-	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	d := &diskInstance{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
 	_, err := app.Up(t.Context(), d.config(), slog.New(slog.DiscardHandler))
 	if want := "30 MiB of 31 MiB are free"; err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "32 MiB are needed") || app.Hint(err) == "" {
 		t.Errorf("up said %v, want %q with both numbers and what to do", err, want)
@@ -199,7 +199,7 @@ func TestUpWithLittleRoom(t *testing.T) {
 	if disk == nil {
 		return
 	}
-	d := &diskHouse{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	d := &diskInstance{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
 	d.open()
 	d.close()
 }

@@ -89,18 +89,18 @@ func TestForecast(t *testing.T) {
 		l.Reason = &jetpost.Reason{Code: code, Until: until}
 		return l
 	}
-	stop := func(code jetpost.Code, until time.Time, probe bool) publishers.Stop {
+	stop := func(code jetpost.Code, until time.Time, probe bool) publishers.Pause {
 		if probe {
-			return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
+			return publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
 		}
-		return publishers.Stop{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
+		return publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
 	}
 	none := time.Time{}
 	for _, test := range []struct {
 		name    string
 		lines   []app.Line
 		windows []publishers.Window
-		stops   []publishers.Stop
+		stops   []publishers.Pause
 		want    string
 	}{
 		{"nothing", []app.Line{line("a")}, nil, nil, "0 posts, 0 windows, never"},
@@ -181,25 +181,25 @@ func TestForecast(t *testing.T) {
 			"1 posts, 1 windows, 60\na: 1/1, 1, 60, 15min 0/10, until 60, rate_limited until 60",
 		},
 		{
-			"a stop that is over holds nobody", []app.Line{line("a", held(singles(1), jetpost.CodeAppStopped, in(40)))},
-			nil, []publishers.Stop{stop(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
+			"a stop that is over holds nobody", []app.Line{line("a", held(singles(1), jetpost.CodeAppPaused, in(40)))},
+			nil, []publishers.Pause{stop(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
 			"a stop holds all until its end", []app.Line{line("a", singles(1)), line("b", due(singles(1), 600))},
-			nil, []publishers.Stop{stop(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
+			nil, []publishers.Pause{stop(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
 		},
 		{
 			"a probed one until its next probe", []app.Line{line("a", singles(1))},
-			nil, []publishers.Stop{stop(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
+			nil, []publishers.Pause{stop(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
 		},
 		{
 			"one that a person must end", []app.Line{line("a", singles(1))},
-			nil, []publishers.Stop{stop(jetpost.CodeUsageCapped, none, false)},
+			nil, []publishers.Pause{stop(jetpost.CodeUsageCapped, none, false)},
 			"0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, usage_capped \"\" blocks 1",
 		},
 		{
 			"a stop of refreshes stops no posts", []app.Line{line("a", singles(1))},
-			nil, []publishers.Stop{{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
+			nil, []publishers.Pause{{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
@@ -264,7 +264,7 @@ func TestForecastIsWhatHappens(t *testing.T) {
 	})
 }
 
-func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops []publishers.Stop) {
+func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops []publishers.Pause) {
 	draw := func(low, high int, what string) int { return rapid.IntRange(low, high).Draw(t, what) }
 	maybe := func(what string) bool { return draw(0, 3, what) == 0 }
 	shared := draw(0, 1, "app window") == 0
@@ -309,7 +309,7 @@ func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops
 		draws("", "app_24h", 12)
 	}
 	if maybe("stop") {
-		stops = []publishers.Stop{{
+		stops = []publishers.Pause{{
 			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(draw(1, 30, "stop"))}, Since: noon,
 		}}
 	}
@@ -340,7 +340,7 @@ type naiveWindow struct {
 
 // simulate looks each second who may go on, and lets the one that waits for longest
 // send one post more.
-func simulate(lines []app.Line, told []publishers.Window, stops []publishers.Stop) map[string]*outcome {
+func simulate(lines []app.Line, told []publishers.Window, stops []publishers.Pause) map[string]*outcome {
 	accounts := map[string]*naive{}
 	var order []*naive
 	var shared []*naiveWindow

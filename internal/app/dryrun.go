@@ -24,10 +24,10 @@ type DryRun struct {
 	// PublishAt is the request's own; absent means at once.
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
-	// Line is what the ledger tells; nil where it cannot be asked.
+	// LaneRow is what the ledger tells; nil where it cannot be asked.
 	Line *DryRunLine `json:"line,omitempty"`
-	// Stop keeps all accounts from posting now.
-	Stop *publishers.Stop `json:"stop,omitempty"`
+	// Pause keeps all accounts from posting now.
+	Stop *publishers.Pause `json:"stop,omitempty"`
 	// NotAsked says what could not be asked, and why.
 	NotAsked []string `json:"not_asked,omitempty"`
 }
@@ -162,13 +162,13 @@ func requestsBefore(ctx context.Context, ledger store.Requests, account string, 
 }
 
 // publishStop is what keeps all accounts from posting now, or nil.
-func (c Config) publishStop(ctx context.Context, log *slog.Logger) (*publishers.Stop, error) {
+func (c Config) publishStop(ctx context.Context, log *slog.Logger) (*publishers.Pause, error) {
 	conn, err := c.Connect(ctx, log, "jetpost publish --dry-run")
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	stop, there, err := publishers.NewStops(conn.JS, conn.Names).Get(ctx, publishers.ScopePublish)
+	stop, there, err := publishers.NewAppPauses(conn.JS, conn.Names).Get(ctx, publishers.ScopePublish)
 	if err != nil || !there || !stop.Active(time.Now()) {
 		return nil, err
 	}

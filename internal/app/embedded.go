@@ -322,7 +322,7 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	if len(mistakes) > 0 {
 		return c, &ConfigError{Mistakes: mistakes}
 	}
-	c.house = dir.installation()
+	c.instance = dir.installation()
 	c.NATS = NATSConfig{
 		URL: found.NATSURL, User: found.User, Password: secret.New(found.Password), Prefix: found.Prefix,
 		JobsMiB: found.JobsMiB, MediaMiB: found.MediaMiB,
@@ -465,19 +465,19 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 func moveBehindWalls(natsDir string, names jetpost.Names) error {
 	account := func(name string) string { return filepath.Join(natsDir, "jetstream", name) }
 	media := filepath.Join("streams", "OBJ_"+names.MediaBucket())
-	old, work, shelf := account(server.DEFAULT_GLOBAL_ACCOUNT), account(names.WorkAccount()), account(names.ShelfAccount())
+	old, work, mirror := account(server.DEFAULT_GLOBAL_ACCOUNT), account(names.WorkAccount()), account(names.MirrorAccount())
 	if exists(filepath.Join(old, "streams", names.JobsStream())) && !exists(work) {
 		if err := os.Rename(old, work); err != nil {
 			return err
 		}
 	}
-	if !exists(filepath.Join(work, media)) || exists(filepath.Join(shelf, media)) {
+	if !exists(filepath.Join(work, media)) || exists(filepath.Join(mirror, media)) {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Join(shelf, "streams"), 0o750); err != nil {
+	if err := os.MkdirAll(filepath.Join(mirror, "streams"), 0o750); err != nil {
 		return err
 	}
-	return os.Rename(filepath.Join(work, media), filepath.Join(shelf, media))
+	return os.Rename(filepath.Join(work, media), filepath.Join(mirror, media))
 }
 
 // hashed is how the server keeps a password. The cost is the least: the

@@ -39,7 +39,7 @@ type place struct {
 	ledgerErr error
 }
 
-// Status looks at NATS, the database and the workers' signs of life. Whatever is wrong
+// Status looks at NATS, the database and the workers' heartbeats. Whatever is wrong
 // there is its content; an error says that the configuration is.
 func (p place) status(ctx context.Context) Status {
 	now := time.Now()
@@ -121,12 +121,12 @@ func (p place) checkSetup(ctx context.Context, ledgerID string) error {
 
 // factsOfLedger is what the database tells.
 type factsOfLedger struct {
-	now    time.Time
-	id     string
-	counts map[jetpost.State]int
-	pulse  store.Pulse
-	cron   *publishers.Cron
-	stops  []publishers.Stop
+	now      time.Time
+	id       string
+	counts   map[jetpost.State]int
+	progress store.Progress
+	cron     *publishers.Cron
+	stops    []publishers.Pause
 	// full is why it takes nothing.
 	full error
 	err  error
@@ -139,11 +139,11 @@ func (f *factsOfLedger) read(ctx context.Context, ledger store.Store) {
 		func() (err error) { clock, err = ledger.Clock(ctx); return err },
 		func() (err error) { f.counts, err = ledger.CountRequests(ctx); return err },
 		func() (err error) {
-			f.pulse, err = ledger.Pulse(ctx, store.PulseQuery{Now: clock, LateBefore: clock.Add(-lateAfter), Blocked: maxBlocked})
+			f.progress, err = ledger.Progress(ctx, store.ProgressQuery{Now: clock, LateBefore: clock.Add(-lateAfter), Blocked: maxBlocked})
 			return err
 		},
-		func() (err error) { f.cron, _, err = consumers.KeptCron(ctx, ledger); return err },
-		func() (err error) { f.stops, err = consumers.KeptStops(ctx, ledger, clock); return err },
+		func() (err error) { f.cron, _, err = consumers.DesiredCron(ctx, ledger); return err },
+		func() (err error) { f.stops, err = consumers.DesiredPauses(ctx, ledger, clock); return err },
 	} {
 		if err := step(); err != nil {
 			f.err = databaseError(err)
@@ -152,7 +152,7 @@ func (f *factsOfLedger) read(ctx context.Context, ledger store.Store) {
 	}
 	_, f.full = ledger.TryLease(ctx, "status", "status", time.Second, clock)
 	ahead := f.now.Sub(clock)
-	for _, t := range []*time.Time{&f.pulse.DueSince, &f.pulse.AcceptedAt, &f.pulse.PostedAt, &f.pulse.UntoldSince, &f.pulse.LateSince} {
+	for _, t := range []*time.Time{&f.progress.DueSince, &f.progress.AcceptedAt, &f.progress.PostedAt, &f.progress.UntoldSince, &f.progress.LateSince} {
 		shift(t, ahead)
 	}
 }
@@ -168,9 +168,9 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 	if f.err != nil {
 		return
 	}
-	p := f.pulse
+	p := f.progress
 	if facts.NATS != nil {
-		tellStops(s, facts, f.stops)
+		tellPauses(s, facts, f.stops)
 	}
 	s.Requests = f.counts
 	s.Refused, s.BlockedTotal, s.LastPost, s.LastAccepted = p.Refused, p.BlockedAccounts, p.PostedAt, p.AcceptedAt
@@ -211,13 +211,13 @@ type factsOfNATS struct {
 	jobs  *jetstream.StreamInfo
 	first string // subject of the oldest job
 	// intake are the consumers of jobs.
-	intake []*jetstream.ConsumerInfo
-	lanes  *jetstream.ConsumerInfo
-	stops  []publishers.Stop
-	signs  []publishers.Sign
-	store  jetstream.AccountInfo
-	full   error
-	cron   *publishers.Cron
+	intake     []*jetstream.ConsumerInfo
+	lanes      *jetstream.ConsumerInfo
+	stops      []publishers.Pause
+	heartbeats []publishers.Heartbeat
+	store      jetstream.AccountInfo
+	full       error
+	cron       *publishers.Cron
 	// cronSet is since when the schedule stands.
 	cronSet time.Time
 	round   *jetpost.Event
@@ -244,8 +244,11 @@ func (f *factsOfNATS) read(ctx context.Context, conn *Connection) {
 			}
 			return err
 		},
-		func() (err error) { f.stops, err = publishers.NewStops(conn.JS, conn.Names).All(ctx); return err },
-		func() (err error) { f.signs, err = publishers.NewSigns(conn.JS, conn.Names).All(ctx); return err },
+		func() (err error) { f.stops, err = publishers.NewAppPauses(conn.JS, conn.Names).All(ctx); return err },
+		func() (err error) {
+			f.heartbeats, err = publishers.NewHeartbeats(conn.JS, conn.Names).All(ctx)
+			return err
+		},
 		func() (err error) {
 			f.cron, f.cronSet, err = publishers.ReadCron(ctx, conn.JS, conn.Names)
 			return err
@@ -257,7 +260,7 @@ func (f *factsOfNATS) read(ctx context.Context, conn *Connection) {
 			return
 		}
 	}
-	if err := publishers.NewSigns(conn.JS, conn.Names).Probe(ctx); err != nil && !missingInNATS(err) {
+	if err := publishers.NewHeartbeats(conn.JS, conn.Names).Probe(ctx); err != nil && !missingInNATS(err) {
 		f.full = err
 	}
 }
@@ -328,25 +331,25 @@ func (f *factsOfNATS) tell(s *Status, facts *health.Facts) {
 	if f.lanes != nil {
 		s.LanesPaused, facts.LanesPaused = f.lanes.Paused, f.lanes.Paused
 	}
-	tellStops(s, facts, f.stops)
-	for _, sign := range f.signs {
-		w := newWorkerSign(sign)
+	tellPauses(s, facts, f.stops)
+	for _, heartbeat := range f.heartbeats {
+		w := newWorkerSign(heartbeat)
 		s.Workers = append(s.Workers, w)
 		facts.Workers = append(facts.Workers, w.fact())
 	}
 	f.tellRound(s, facts)
 }
 
-func tellStops(s *Status, facts *health.Facts, stops []publishers.Stop) {
+func tellPauses(s *Status, facts *health.Facts, stops []publishers.Pause) {
 	for _, stop := range stops {
 		if stop.Active(facts.Now) {
 			s.Stops = append(s.Stops, stop)
-			facts.Stops = append(facts.Stops, stopFact(stop, facts.Now))
+			facts.Stops = append(facts.Stops, pauseFact(stop, facts.Now))
 		}
 	}
 }
 
-func stopFact(stop publishers.Stop, now time.Time) health.Stop {
+func pauseFact(stop publishers.Pause, now time.Time) health.Stop {
 	words, do := stop.Reason.Detail, Advice(stop.Reason.Code)
 	if words == "" {
 		words = string(stop.Reason.Code)
@@ -355,7 +358,7 @@ func stopFact(stop publishers.Stop, now time.Time) health.Stop {
 		do = "wait: posts go on by themselves then"
 	}
 	return health.Stop{
-		Scope: stop.Scope, ByHand: stop.Reason.Code == jetpost.CodeAppPaused, Words: words, Until: stop.Reason.Until, ProbeAt: stop.NextProbeAt, Due: stop.Due(now), Do: do,
+		Scope: stop.Scope, ByHand: stop.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: stop.Reason.Until, ProbeAt: stop.NextProbeAt, Due: stop.Due(now), Do: do,
 	}
 }
 
@@ -408,18 +411,18 @@ func (f *factsOfNATS) tellRound(s *Status, facts *health.Facts) {
 	}
 }
 
-// WorkerSign is a worker by its last sign of life.
-type WorkerSign struct {
-	publishers.Sign
+// WorkerHeartbeat is a worker by its last heartbeat.
+type WorkerHeartbeat struct {
+	publishers.Heartbeat
 	Alive      bool    `json:"alive"`
 	AgeSeconds float64 `json:"last_sign_seconds"` // how long ago it was
 }
 
-func newWorkerSign(sign publishers.Sign) WorkerSign {
-	return WorkerSign{Sign: sign, Alive: sign.Age <= health.AliveWithin, AgeSeconds: sign.Age.Seconds()}
+func newWorkerSign(heartbeat publishers.Heartbeat) WorkerHeartbeat {
+	return WorkerHeartbeat{Heartbeat: heartbeat, Alive: heartbeat.Age <= health.AliveWithin, AgeSeconds: heartbeat.Age.Seconds()}
 }
 
-func (w WorkerSign) fact() health.Worker {
+func (w WorkerHeartbeat) fact() health.Worker {
 	fact := health.Worker{
 		Name: w.Worker, Host: w.Host, Publishes: slices.Contains(w.Roles, RolePublish), Refreshes: slices.Contains(w.Roles, RoleRefresh),
 		Age: w.Age, StartedAt: w.StartedAt, Faults: w.Faults,
@@ -432,8 +435,8 @@ func (w WorkerSign) fact() health.Worker {
 
 // Installation names what a configuration is for, without any secret.
 func (c Config) Installation() string {
-	if c.house != "" {
-		return c.house
+	if c.instance != "" {
+		return c.instance
 	}
 	var hosts []string
 	for _, address := range strings.Split(c.NATS.URL, ",") {

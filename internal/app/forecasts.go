@@ -17,15 +17,15 @@ import (
 type (
 	Forecast        = forecast.Forecast
 	AccountForecast = forecast.AccountForecast
-	LineBlock       = forecast.LineBlock
-	Line            = forecast.Line
+	QueueBlock      = forecast.QueueBlock
+	Line            = forecast.Queue
 	Queued          = forecast.Queued
 	RateWindow      = forecast.RateWindow
 )
 
 // NewForecast is forecast.New, with what a person can do about each line that does not
 // move.
-func NewForecast(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Stop) Forecast {
+func NewForecast(now time.Time, lines []Line, windows []publishers.Window, stops []publishers.Pause) Forecast {
 	f := forecast.New(now, lines, windows, stops)
 	for i, a := range f.Accounts {
 		if b := a.Blocked; b != nil {
@@ -40,7 +40,7 @@ const waitingPage = 2000
 
 // Forecast tells when everything that waits is out, if so many single posts were sent
 // now for each of those accounts, and changes nothing.
-func (d *Desk) Forecast(ctx context.Context, added map[string]int) (Forecast, error) {
+func (d *Control) Forecast(ctx context.Context, added map[string]int) (Forecast, error) {
 	accounts, err := d.Ledger.Accounts(ctx)
 	if err != nil {
 		return Forecast{}, databaseError(err)

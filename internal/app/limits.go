@@ -16,7 +16,7 @@ type Limits struct {
 	Now time.Time `json:"now"`
 	// X tells whether the workers leave it alone since it fails.
 	X       Breaker               `json:"x"`
-	Stops   []LimitStop           `json:"stops"`
+	Stops   []LimitPause          `json:"stops"`
 	Windows []forecast.RateWindow `json:"windows"`
 }
 
@@ -29,8 +29,8 @@ type Breaker struct {
 	AskedAgain time.Time `json:"asked_again,omitzero"`
 }
 
-// LimitStop is a stop in force.
-type LimitStop struct {
+// LimitPause is a stop in force.
+type LimitPause struct {
 	Scope  string       `json:"scope"`
 	Code   jetpost.Code `json:"code"`
 	Detail string       `json:"detail,omitempty"`
@@ -46,13 +46,13 @@ type LimitStop struct {
 
 // NewLimits tells of windows and of those stops that are in force: with an account, of
 // its windows and the app's.
-func NewLimits(now time.Time, account string, windows []publishers.Window, stops []publishers.Stop) Limits {
-	l := Limits{Now: now, X: Breaker{State: "closed"}, Stops: []LimitStop{}, Windows: []forecast.RateWindow{}}
+func NewLimits(now time.Time, account string, windows []publishers.Window, stops []publishers.Pause) Limits {
+	l := Limits{Now: now, X: Breaker{State: "closed"}, Stops: []LimitPause{}, Windows: []forecast.RateWindow{}}
 	for _, s := range stops {
 		if !s.Active(now) {
 			continue
 		}
-		stop := LimitStop{
+		stop := LimitPause{
 			Scope: s.Scope, Code: s.Reason.Code, Detail: s.Reason.Detail, Since: s.Since.UTC(), Until: s.Reason.Until.UTC(),
 			AskedAgain: s.NextProbeAt.UTC(), WaitSeconds: s.Wait.Seconds(), Do: Advice(s.Reason.Code),
 		}
@@ -87,8 +87,8 @@ func (c Config) Limits(ctx context.Context, log *slog.Logger, account string) (L
 }
 
 // limits are all windows, and the stops on record.
-func (c *Connection) limits(ctx context.Context) (windows []publishers.Window, stops []publishers.Stop, err error) {
-	if stops, err = publishers.NewStops(c.JS, c.Names).All(ctx); err != nil {
+func (c *Connection) limits(ctx context.Context) (windows []publishers.Window, stops []publishers.Pause, err error) {
+	if stops, err = publishers.NewAppPauses(c.JS, c.Names).All(ctx); err != nil {
 		return nil, nil, err
 	}
 	windows, err = publishers.NewWindows(c.JS, c.Names).All(ctx)

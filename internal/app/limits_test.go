@@ -18,7 +18,7 @@ func TestLimits(t *testing.T) {
 	counted.Estimated = true
 	over := window("a", "15min", 100, 3, 0, 900)
 	over.ToldAt = told
-	stops := []publishers.Stop{
+	stops := []publishers.Pause{
 		{Scope: "publish", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeXOutage}, NextProbeAt: in(0), Wait: time.Minute},
 		{Scope: "refresh", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "no", Until: in(9)}},
 		{Scope: "media", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(0)}}, // over
@@ -26,7 +26,7 @@ func TestLimits(t *testing.T) {
 	got := app.NewLimits(noon, "a", []publishers.Window{window("", "app_24h", 9, 0, 60, 0), over, counted}, stops)
 	want := app.Limits{
 		Now: noon, X: app.Breaker{State: "open", Since: in(-60), AskedAgain: in(0)},
-		Stops: []app.LimitStop{
+		Stops: []app.LimitPause{
 			{Scope: "publish", Code: jetpost.CodeXOutage, Since: in(-60), AskedAgain: in(0), WaitSeconds: 60},
 			{Scope: "refresh", Code: jetpost.CodeAppMisconfigured, Detail: "no", Since: in(-60), Until: in(9), Do: app.Advice(jetpost.CodeAppMisconfigured)},
 		},
@@ -40,7 +40,7 @@ func TestLimits(t *testing.T) {
 	}
 	all := app.NewLimits(noon, "", []publishers.Window{counted}, nil)
 	if diff := cmp.Diff(app.Limits{
-		Now: noon, X: app.Breaker{State: "closed"}, Stops: []app.LimitStop{},
+		Now: noon, X: app.Breaker{State: "closed"}, Stops: []app.LimitPause{},
 		Windows: []app.RateWindow{{Account: "b", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 100, Remaining: 7, Reset: in(60), Source: "estimated"}},
 	}, all); diff != "" {
 		t.Errorf("limits of all, - is wanted:\n%s", diff)

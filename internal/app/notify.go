@@ -48,8 +48,8 @@ type Notifier struct {
 	// Ledger, where it is set, keeps what was told, so that of several workers one
 	// tells. While it is away each tells what it sees.
 	Ledger interface {
-		Kept(ctx context.Context) ([]store.Kept, error)
-		Keep(ctx context.Context, k store.Kept) (bool, error)
+		Desired(ctx context.Context) ([]store.Desired, error)
+		Keep(ctx context.Context, k store.Desired) (bool, error)
 	}
 	Log *slog.Logger
 	// Every is noticeEvery where zero.
@@ -137,7 +137,7 @@ func (n *Notifier) claim(ctx context.Context, is verdictKey) (was verdictKey, mi
 	if err == nil {
 		value, _ := json.Marshal(is) // two texts
 		var kept bool
-		if kept, err = n.Ledger.Keep(ctx, store.Kept{Name: keptVerdict, Value: value, Version: version}); err == nil {
+		if kept, err = n.Ledger.Keep(ctx, store.Desired{Name: keptVerdict, Value: value, Version: version}); err == nil {
 			if !kept { // another one tells it
 				n.alone = false
 				return was, false
@@ -156,7 +156,7 @@ func (n *Notifier) claim(ctx context.Context, is verdictKey) (was verdictKey, mi
 
 func (n *Notifier) kept(ctx context.Context) (was verdictKey, version int64, err error) {
 	was = verdictKey{State: health.Publishing}
-	all, err := n.Ledger.Kept(ctx)
+	all, err := n.Ledger.Desired(ctx)
 	for _, k := range all {
 		if k.Name == keptVerdict {
 			version = k.Version

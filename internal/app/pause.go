@@ -25,7 +25,7 @@ type Paused struct {
 
 // PauseAccount has an account post nothing more until a time or, where that is zero,
 // until somebody resumes it. It replaces an earlier pause. store.ErrNotFound.
-func (d *Desk) PauseAccount(ctx context.Context, name string, until time.Time, reason string) (Paused, error) {
+func (d *Control) PauseAccount(ctx context.Context, name string, until time.Time, reason string) (Paused, error) {
 	p := Paused{Account: name, Pause: jetpost.AccountPause(wholeMillis(time.Now()), wholeMillis(until), reason)}
 	if err := d.Ledger.PauseAccount(ctx, name, p.Pause); err != nil {
 		return Paused{}, accountError(name, err)
@@ -34,15 +34,15 @@ func (d *Desk) PauseAccount(ctx context.Context, name string, until time.Time, r
 }
 
 // turned tells that an account was paused or resumed, and has a worker look at it.
-func (d *Desk) turned(ctx context.Context, name, what string) error {
-	if err := errors.Join(d.announcer.AnnounceTurns(ctx, name), d.ring(ctx, name)); err != nil {
+func (d *Control) turned(ctx context.Context, name, what string) error {
+	if err := errors.Join(d.relay.AnnouncePauseChanges(ctx, name), d.ring(ctx, name)); err != nil {
 		return &HintError{Err: fmt.Errorf("tell that account %s is %s: %w", name, what, err), Help: "it is " + what + "; a worker tells it once NATS takes that"}
 	}
 	return nil
 }
 
-func (d *Desk) ring(ctx context.Context, account string) error {
-	if err := d.Bells.Ring(ctx, account); err != nil {
+func (d *Control) ring(ctx context.Context, account string) error {
+	if err := d.Wakeups.Wake(ctx, account); err != nil {
 		return fmt.Errorf("ring lane of %s: %w", account, err)
 	}
 	return nil
@@ -51,14 +51,14 @@ func (d *Desk) ring(ctx context.Context, account string) error {
 // PauseApp has no account post anything until a time or, where that is zero, until
 // somebody resumes the app. It returns the stop that holds then: where the app was
 // stopped already, and for longer, that one, and false.
-func (d *Desk) PauseApp(ctx context.Context, until time.Time, reason string) (publishers.Stop, bool, error) {
-	book, err := stopBook(ctx, d.Conn, d.Ledger, d.log)
+func (d *Control) PauseApp(ctx context.Context, until time.Time, reason string) (publishers.Pause, bool, error) {
+	pauses, err := pauseControl(ctx, d.Conn, d.Ledger, d.log)
 	if err != nil {
-		return publishers.Stop{}, false, err
+		return publishers.Pause{}, false, err
 	}
-	return book.Set(ctx, publishers.Stop{
+	return pauses.Set(ctx, publishers.Pause{
 		Scope: publishers.ScopePublish, Since: time.Now(),
-		Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: reason, Until: wholeMillis(until)},
+		Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: reason, Until: wholeMillis(until)},
 	})
 }
 
@@ -67,8 +67,8 @@ func wholeMillis(t time.Time) time.Time { return t.Truncate(time.Millisecond) }
 
 // Resumed tells what a resume has ended.
 type Resumed struct {
-	// Stops of the app that were in force.
-	Stops []publishers.Stop `json:"stops,omitempty"`
+	// AppPauses of the app that were in force.
+	Stops []publishers.Pause `json:"stops,omitempty"`
 	// Mended tells what an earlier resume has left behind, a sentence each.
 	Mended []string `json:"mended,omitempty"`
 	// Account is the one that was resumed, and Pause the one that was in force.
@@ -80,23 +80,23 @@ type Resumed struct {
 	Begun   int `json:"late_and_begun"`
 }
 
-// ResumeApp ends every stop of the app before its time; the workers let go what it
+// ResumeApp ends every app pause before its time; the workers let go what it
 // held. Before that, requests that were due longer ago than olderThan and of
 // which nothing was sent fail, unless it is zero.
-func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (r Resumed, err error) {
+func (d *Control) ResumeApp(ctx context.Context, olderThan time.Duration) (r Resumed, err error) {
 	if err := d.expireLate(ctx, "", olderThan, &r); err != nil {
 		return r, err
 	}
-	book, err := stopBook(ctx, d.Conn, d.Ledger, d.log)
+	pauses, err := pauseControl(ctx, d.Conn, d.Ledger, d.log)
 	if err != nil {
 		return r, err
 	}
 	now := time.Now()
-	if r.Mended, err = book.Mend(ctx, now); err != nil {
+	if r.Mended, err = pauses.Mend(ctx, now); err != nil {
 		return r, err
 	}
 	for _, scope := range publishers.Scopes() {
-		stop, err := book.Clear(ctx, admission.Scope(scope))
+		stop, err := pauses.Clear(ctx, admission.Scope(scope))
 		if err != nil {
 			return r, err
 		}
@@ -107,18 +107,18 @@ func (d *Desk) ResumeApp(ctx context.Context, olderThan time.Duration) (r Resume
 	return r, nil
 }
 
-// stopBook is where the app is stopped and resumed.
-func stopBook(ctx context.Context, conn *Connection, ledger store.Store, log *slog.Logger) (*consumers.StopBook, error) {
-	seal, err := consumers.LedgerSeal(ctx, ledger)
+// pauseControl is where the app is stopped and resumed.
+func pauseControl(ctx context.Context, conn *Connection, ledger store.Store, log *slog.Logger) (*consumers.AppPauseControl, error) {
+	signer, err := consumers.LedgerSigner(ctx, ledger)
 	if err != nil {
 		return nil, databaseError(err)
 	}
-	return &consumers.StopBook{Board: publishers.NewStops(conn.JS, conn.Names).Sealed(seal), Ledger: ledger, Log: log}, nil
+	return &consumers.AppPauseControl{Bucket: publishers.NewAppPauses(conn.JS, conn.Names).Signed(signer), Ledger: ledger, Log: log}, nil
 }
 
 // ResumeAccount ends an account's pause, and the wait of what it held. Before that,
 // late requests fail as in ResumeApp. store.ErrNotFound.
-func (d *Desk) ResumeAccount(ctx context.Context, name string, olderThan time.Duration) (Resumed, error) {
+func (d *Control) ResumeAccount(ctx context.Context, name string, olderThan time.Duration) (Resumed, error) {
 	r := Resumed{Account: name}
 	if err := d.expireLate(ctx, name, olderThan, &r); err != nil {
 		return r, err
@@ -137,7 +137,7 @@ func (d *Desk) ResumeAccount(ctx context.Context, name string, olderThan time.Du
 
 // expireLate fails what is too late, of one account or, with "", of all, and tells
 // so.
-func (d *Desk) expireLate(ctx context.Context, account string, olderThan time.Duration, r *Resumed) error {
+func (d *Control) expireLate(ctx context.Context, account string, olderThan time.Duration, r *Resumed) error {
 	if olderThan == 0 {
 		return nil
 	}
@@ -153,7 +153,7 @@ func (d *Desk) expireLate(ctx context.Context, account string, olderThan time.Du
 				return databaseError(err)
 			}
 			for _, key := range keys {
-				if err := d.announcer.Announce(ctx, key); err != nil {
+				if err := d.relay.Announce(ctx, key); err != nil {
 					d.log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 				}
 			}

@@ -16,15 +16,15 @@ import (
 // whoever tells what was not told has the event.
 func TestPauseWhileNATSIsAway(t *testing.T) {
 	t.Parallel()
-	cfg, conn := startHouse(t)
-	open := func() *Desk {
+	cfg, conn := startInstance(t)
+	open := func() *Control {
 		t.Helper()
-		desk, err := cfg.OpenDesk(t.Context(), slog.New(slog.DiscardHandler))
+		control, err := cfg.OpenControl(t.Context(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(desk.Close)
-		return desk
+		t.Cleanup(control.Close)
+		return control
 	}
 	away, next := open(), open()
 	_, err := next.Ledger.ImportAccount(t.Context(), store.Import{Name: "acme", XUserID: "1", Username: "acme", Pair: store.Pair{
@@ -40,7 +40,7 @@ func TestPauseWhileNATSIsAway(t *testing.T) {
 		if !errors.As(err, &hint) || hint.Help != "it is "+what+"; a worker tells it once NATS takes that" {
 			t.Errorf("%s without NATS: error is %v", what, err)
 		}
-		if err := next.announcer.AnnounceTurns(t.Context(), ""); err != nil {
+		if err := next.relay.AnnouncePauseChanges(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 		stream, err := conn.JS.Stream(t.Context(), conn.Names.EventsStream())

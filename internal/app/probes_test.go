@@ -125,9 +125,9 @@ func setUpWalls(t *testing.T, servers []*server.Server, names jetpost.Names, pre
 func inventory(t *testing.T, servers []*server.Server, n jetpost.Names) (found []string, jobs, media uint64) {
 	t.Helper()
 	for _, s := range servers {
-		books, err := s.Jsz(&server.JSzOptions{Accounts: true, Streams: true, Consumer: true, Config: true})
+		callLog, err := s.Jsz(&server.JSzOptions{Accounts: true, Streams: true, Consumer: true, Config: true})
 		must(t, err)
-		for _, account := range books.AccountDetails {
+		for _, account := range callLog.AccountDetails {
 			for _, stream := range account.Streams {
 				state := fmt.Sprint(stream.State.Msgs, stream.State.Bytes, stream.State.FirstSeq, stream.State.LastSeq)
 				switch stream.Name {
@@ -141,7 +141,7 @@ func inventory(t *testing.T, servers []*server.Server, n jetpost.Names) (found [
 				where := s.Name() + " " + account.Name + " " + stream.Name
 				found = append(found, fmt.Sprintf("%s %s %s", where, state, config))
 				for _, c := range stream.Consumer {
-					if account.Name == n.ShelfAccount() && stream.Name == n.EventsStream() {
+					if account.Name == n.MirrorAccount() && stream.Name == n.EventsStream() {
 						continue
 					}
 					config, err := json.Marshal(c.Config)
@@ -158,22 +158,22 @@ func inventory(t *testing.T, servers []*server.Server, n jetpost.Names) (found [
 // probeTargets are the subjects on which a producer must have no effect.
 func probeTargets(n jetpost.Names) []string {
 	targets := []string{
-		"$KV." + n.LimitsBucket() + ".stop.publish", "$KV." + n.LimitsBucket() + ".window.app",
+		"$KV." + n.LimitsBucket() + ".pause.publish", "$KV." + n.LimitsBucket() + ".window.app",
 		n.ScheduleRefresh(), n.ScheduleWake("acme"), n.DuePublish("acme"), n.DueRefresh("tick"), n.PublishWake("acme"),
 		n.RefreshBatch(), n.RefreshOrder(), n.PublishFailed("acme", "1"), n.PublishRefused("", "1"), n.RefreshFailed("acme"), n.PublishIntake("0", "acme"),
-		n.EventSubject(jetpost.EventAppStopped, "", ""), n.EventSubject(jetpost.EventRequestPublished, "acme", "1"), n.ShelfEvents(),
-		n.WorkAPI() + ".CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerShelf,
-		"$JS.FC." + n.EventsStream() + "." + jetpost.ConsumerShelf + ".1",
-		"$JS.API.CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerShelf,
+		n.EventSubject(jetpost.EventAppPaused, "", ""), n.EventSubject(jetpost.EventRequestPublished, "acme", "1"), n.MirrorEvents(),
+		n.WorkAPI() + ".CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerMirror,
+		"$JS.FC." + n.EventsStream() + "." + jetpost.ConsumerMirror + ".1",
+		"$JS.API.CONSUMER.RESET." + n.EventsStream() + "." + jetpost.ConsumerMirror,
 		"$JS.API.STREAM.CREATE.STRANGER", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT." + n.WorkAccount() + ".CONNECT",
 		"$JS.API.META.LEADER.STEPDOWN", "$JS.API.META.RESCUE", "$JS.API.SERVER.REMOVE", "$JS.API.SERVER.EVACUATE",
 	}
-	for _, account := range []string{n.WorkAccount(), n.ShelfAccount()} {
+	for _, account := range []string{n.WorkAccount(), n.MirrorAccount()} {
 		targets = append(targets, "$JS.API.ACCOUNT.PURGE."+account,
 			"$JS.API.ACCOUNT.STREAM.MOVE."+account+"."+n.JobsStream(), "$JS.API.ACCOUNT.STREAM.CANCEL_MOVE."+account+"."+n.JobsStream())
 	}
 	for stream, consumer := range map[string]string{
-		n.LanesStream(): jetpost.ConsumerLanes, n.RefreshStream(): jetpost.ConsumerRefresh, n.JobsStream(): jetpost.ConsumerIntakeAny, n.EventsStream(): jetpost.ConsumerShelf,
+		n.LanesStream(): jetpost.ConsumerLanes, n.RefreshStream(): jetpost.ConsumerRefresh, n.JobsStream(): jetpost.ConsumerIntakeAny, n.EventsStream(): jetpost.ConsumerMirror,
 	} {
 		for _, verb := range []string{"PAUSE", "UNPIN", "RESET", "LEADER.STEPDOWN", "PEER.REMOVE", "PEER.EVACUATE"} {
 			targets = append(targets, "$JS.API.CONSUMER."+verb+"."+stream+"."+consumer)
@@ -188,11 +188,11 @@ func probeTargets(n jetpost.Names) []string {
 			if verb == "PURGE" && stream == "OBJ_"+n.MediaBucket() {
 				continue // of which producers are masters
 			}
-			targets = append(targets, "$JS.API.STREAM."+verb+"."+stream, n.ShelfAPI()+".STREAM."+verb+"."+stream)
+			targets = append(targets, "$JS.API.STREAM."+verb+"."+stream, n.MirrorAPI()+".STREAM."+verb+"."+stream)
 		}
 		targets = append(targets, "$JS.API.CONSUMER.CREATE."+stream, "$JS.API.CONSUMER.CREATE."+stream+".stranger", "$JS.API.CONSUMER.DURABLE.CREATE."+stream+".stranger",
 			"$JS.ACK."+stream+".lanes.1.1.1.1.0")
-		for _, consumer := range []string{jetpost.ConsumerLanes, jetpost.ConsumerRefresh, jetpost.ConsumerIntakeAny, jetpost.ConsumerShelf} {
+		for _, consumer := range []string{jetpost.ConsumerLanes, jetpost.ConsumerRefresh, jetpost.ConsumerIntakeAny, jetpost.ConsumerMirror} {
 			targets = append(targets, "$JS.API.CONSUMER.DELETE."+stream+"."+consumer, "$JS.API.CONSUMER.MSG.NEXT."+stream+"."+consumer)
 		}
 	}
@@ -209,7 +209,7 @@ func probeTargets(n jetpost.Names) []string {
 func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object string) (jobs uint64, made []string, delivers bool) {
 	t.Helper()
 	events, media := n.EventsStream(), "OBJ_"+n.MediaBucket()
-	stop := []byte(`{"scope":"publish","reason":{"code":"app_stopped"}}`)
+	stop := []byte(`{"scope":"publish","reason":{"code":"app_paused"}}`)
 	consumer := fmt.Sprintf(`{"stream_name":%q,"config":{"durable_name":"stranger","ack_policy":"none","deliver_subject":"x"}}`, n.LanesStream())
 	for _, header := range []nats.Header{
 		nil,
@@ -299,12 +299,12 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 	t.Helper()
 	n, ctx := worker.Names, t.Context()
 	// One message in each of the workers' streams, so that each can lose one.
-	bells, records := publishers.NewBells(worker.JS, n), publishers.NewRecords(worker.JS, n)
-	must(t, bells.Ring(ctx, "victim"))
-	must(t, bells.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
-	must(t, bells.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
+	wakeups, deadLetters := publishers.NewWakeups(worker.JS, n), publishers.NewDeadLetters(worker.JS, n)
+	must(t, wakeups.Wake(ctx, "victim"))
+	must(t, wakeups.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
+	must(t, wakeups.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
 	for range 3 {
-		must(t, records.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Scope: publishers.ScopePublish}}))
+		must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Scope: publishers.ScopePublish}}))
 	}
 	_, err := worker.JS.Publish(ctx, n.PublishFailed("victim", "1"), []byte("{}"))
 	must(t, err)
@@ -324,7 +324,7 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 		info, err := mirror.Info(ctx)
 		return err == nil && info.State.Msgs == 3
 	})
-	for _, c := range []jetstream.ConsumerConfig{{Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, {Durable: "empty", FilterSubject: n.EventSubject(jetpost.EventAppStopped, "", "")}} {
+	for _, c := range []jetstream.ConsumerConfig{{Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, {Durable: "empty", FilterSubject: n.EventSubject(jetpost.EventAppPaused, "", "")}} {
 		_, err := mirror.CreateConsumer(ctx, c)
 		must(t, err)
 	}
@@ -332,14 +332,14 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 	object := "$O." + n.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte("bait"))
 	_, err = js.Publish(ctx, object, []byte(`{"stream_name":"`+n.LanesStream()+`","config":{"durable_name":"stranger"}}`))
 	must(t, err)
-	bell, err := worker.JS.Consumer(ctx, n.LanesStream(), jetpost.ConsumerLanes)
+	wakeup, err := worker.JS.Consumer(ctx, n.LanesStream(), jetpost.ConsumerLanes)
 	must(t, err)
-	if got := bell.CachedInfo().NumPending; got != 1 {
-		t.Fatalf("%d doorbells wait, want 1", got)
+	if got := wakeup.CachedInfo().NumPending; got != 1 {
+		t.Fatalf("%d wake-ups wait, want 1", got)
 	}
 
 	eventually(t, "the mirror to have acknowledged the events", func() bool {
-		feed, err := worker.JS.PushConsumer(ctx, n.EventsStream(), jetpost.ConsumerShelf)
+		feed, err := worker.JS.PushConsumer(ctx, n.EventsStream(), jetpost.ConsumerMirror)
 		return err == nil && feed.CachedInfo().AckFloor.Stream == 3
 	})
 
@@ -435,9 +435,9 @@ func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets va
 	live, err := nc.SubscribeSync(">")
 	must(t, err)
 	must(t, nc.Flush())
-	records := publishers.NewRecords(worker.JS, names)
+	deadLetters := publishers.NewDeadLetters(worker.JS, names)
 	for _, account := range []string{"other", "acme"} {
-		must(t, records.Event(ctx, names.EventSubject(jetpost.EventRequestPublished, account, "1"), jetpost.Event{Type: jetpost.EventRequestPublished}))
+		must(t, deadLetters.Event(ctx, names.EventSubject(jetpost.EventRequestPublished, account, "1"), jetpost.Event{Type: jetpost.EventRequestPublished}))
 	}
 	msg, err := live.NextMsg(patience)
 	must(t, err)

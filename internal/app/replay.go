@@ -56,7 +56,7 @@ type Replayed struct {
 // is one, or else a refused message.
 type replayTarget struct {
 	key     store.Key
-	record  publishers.Record
+	record  publishers.DeadLetter
 	has     bool // record is set
 	refused bool
 }
@@ -67,7 +67,7 @@ type replayTarget struct {
 //
 // It returns nothing where the query picks nothing, and fails with
 // *AmbiguousError where an id is that of several accounts.
-func (d *Desk) Replay(ctx context.Context, q ReplayQuery) ([]Replayed, error) {
+func (d *Control) Replay(ctx context.Context, q ReplayQuery) ([]Replayed, error) {
 	targets, err := d.targets(ctx, q)
 	if err != nil {
 		return nil, err
@@ -91,12 +91,12 @@ func (d *Desk) Replay(ctx context.Context, q ReplayQuery) ([]Replayed, error) {
 // targets joins what the failed stream and the ledger know. The stream forgets
 // with time and holds nothing of requests that wait for a person; the ledger
 // has no bodies of refused messages.
-func (d *Desk) targets(ctx context.Context, q ReplayQuery) ([]replayTarget, error) {
-	filter := publishers.RecordFilter{Account: q.Account, Code: q.Code, Since: q.Since}
+func (d *Control) targets(ctx context.Context, q ReplayQuery) ([]replayTarget, error) {
+	filter := publishers.DeadLetterFilter{Account: q.Account, Code: q.Code, Since: q.Since}
 	if len(q.IDs) == 1 {
 		filter.ID = q.IDs[0]
 	}
-	records, err := d.Records.List(ctx, filter)
+	deadLetters, err := d.DeadLetters.List(ctx, filter)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (d *Desk) targets(ctx context.Context, q ReplayQuery) ([]replayTarget, erro
 	}
 	var targets []replayTarget
 	known := map[store.Key]bool{}
-	for _, r := range records {
+	for _, r := range deadLetters {
 		key := store.Key{Account: r.Account, ID: r.ID}
 		if r.Refused || (len(q.IDs) > 0 && !slices.Contains(q.IDs, r.ID)) {
 			continue
@@ -120,7 +120,7 @@ func (d *Desk) targets(ctx context.Context, q ReplayQuery) ([]replayTarget, erro
 			targets = append(targets, replayTarget{key: r.Key})
 		}
 	}
-	for _, r := range records {
+	for _, r := range deadLetters {
 		key := store.Key{Account: r.Account, ID: r.ID}
 		if !r.Refused || !q.wantsRefused(r, known[key]) {
 			continue
@@ -132,7 +132,7 @@ func (d *Desk) targets(ctx context.Context, q ReplayQuery) ([]replayTarget, erro
 
 // wantsRefused leaves out messages that would only be refused again: those
 // whose id another request has, unless they are asked for by that very code.
-func (q ReplayQuery) wantsRefused(r publishers.Record, known bool) bool {
+func (q ReplayQuery) wantsRefused(r publishers.DeadLetter, known bool) bool {
 	if len(q.IDs) > 0 {
 		return slices.Contains(q.IDs, r.ID) && !known
 	}
@@ -156,7 +156,7 @@ func (q ReplayQuery) unambiguous(targets []replayTarget) error {
 
 // candidates are the requests that the ledger offers: the ones named, or all
 // that do not go on by themselves and can be sent back.
-func (d *Desk) candidates(ctx context.Context, q ReplayQuery) ([]store.Record, error) {
+func (d *Control) candidates(ctx context.Context, q ReplayQuery) ([]store.Record, error) {
 	var filters []store.Filter
 	for _, id := range q.IDs {
 		filters = append(filters, store.Filter{Account: q.Account, ID: id})
@@ -182,7 +182,7 @@ func (d *Desk) candidates(ctx context.Context, q ReplayQuery) ([]store.Record, e
 
 // replayRequest has the ledger decide. Once it has, the record tells nothing
 // that is still true; a request that fails again gets a new one.
-func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Replayed, error) {
+func (d *Control) replayRequest(ctx context.Context, t replayTarget, dry bool) (Replayed, error) {
 	done := Replayed{Account: t.key.Account, ID: t.key.ID, Action: ReplayNothing}
 	now, err := d.Ledger.Request(ctx, t.key)
 	if errors.Is(err, store.ErrNotFound) {
@@ -205,8 +205,8 @@ func (d *Desk) replayRequest(ctx context.Context, t replayTarget, dry bool) (Rep
 		}
 		queued, done.State, done.Left = result.Queued, result.State, result.Left
 		if t.has {
-			// Before the bell: a record that is made after it is of the next failure.
-			err = d.Records.Drop(ctx, t.record)
+			// Before the wake-up: a record that is made after it is of the next failure.
+			err = d.DeadLetters.Drop(ctx, t.record)
 		}
 		if queued {
 			d.tell(ctx, t.key)
@@ -246,7 +246,7 @@ func whyNothing(state jetpost.State) string {
 // replayRefused publishes the message again, onto the subject that it came on.
 // Its identity guards against its being there twice: one that came without an
 // id keeps the one that it was given.
-func (d *Desk) replayRefused(ctx context.Context, t replayTarget, dry bool) (Replayed, error) {
+func (d *Control) replayRefused(ctx context.Context, t replayTarget, dry bool) (Replayed, error) {
 	done := Replayed{
 		Account: t.key.Account, ID: t.key.ID, Action: ReplayRepublished,
 		Detail: "was refused: " + string(t.record.Code),
@@ -261,7 +261,7 @@ func (d *Desk) replayRefused(ctx context.Context, t replayTarget, dry bool) (Rep
 	if _, err := d.publisher.PublishRaw(ctx, account, withID(t.record.Body, t.record.ID)); err != nil {
 		return done, err
 	}
-	return done, d.Records.Drop(ctx, t.record)
+	return done, d.DeadLetters.Drop(ctx, t.record)
 }
 
 // withID writes an id into a job that has none. What is no JSON object stays

@@ -18,35 +18,35 @@ import (
 func TestUpKeepsDisconnected(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	open := func(seed uint64) (*app.House, *app.Desk) {
-		h, err := app.Up(t.Context(), app.HouseConfig{
+	open := func(seed uint64) (*app.Instance, *app.Control) {
+		h, err := app.Up(t.Context(), app.InstanceConfig{
 			Data: dir, NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", NoWorker: true,
 			Sim: &xsim.Server{Seed: seed}, SimAccounts: []string{"alice", "bob"},
 		}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		desk, err := h.Config.OpenDesk(t.Context(), slog.New(slog.DiscardHandler))
+		control, err := h.Config.OpenControl(t.Context(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return h, desk
+		return h, control
 	}
-	first, desk := open(1)
-	connector, err := desk.Connector()
+	first, control := open(1)
+	connector, err := control.Connector()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := connector.Disconnect(t.Context(), "alice"); err != nil {
 		t.Fatal(err)
 	}
-	desk.Close()
+	control.Close()
 	first.Close()
-	second, desk := open(2)
+	second, control := open(2)
 	defer second.Close()
-	defer desk.Close()
+	defer control.Close()
 	for name, want := range map[string]bool{"alice": true, "bob": false} {
-		if account, err := desk.Ledger.Account(t.Context(), name); err != nil || account.Disconnected() != want {
+		if account, err := control.Ledger.Account(t.Context(), name); err != nil || account.Disconnected() != want {
 			t.Errorf("%s is disconnected: %t, %v", name, account.Disconnected(), err)
 		}
 	}
@@ -57,7 +57,7 @@ func TestUpKeepsDisconnected(t *testing.T) {
 func TestRunning(t *testing.T) {
 	t.Parallel()
 	oneDir, otherDir := t.TempDir(), t.TempDir()
-	open := func(dir string, cfg app.HouseConfig) *app.House {
+	open := func(dir string, cfg app.InstanceConfig) *app.Instance {
 		cfg.Data, cfg.NATSListen, cfg.SimListen, cfg.NoWorker = dir, "127.0.0.1:0", "127.0.0.1:0", true
 		h, err := app.Up(t.Context(), cfg, slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -66,13 +66,13 @@ func TestRunning(t *testing.T) {
 		t.Cleanup(h.Close)
 		return h
 	}
-	one := open(oneDir, app.HouseConfig{Config: app.Config{Rules: consumers.Rules{Enterprise: true}}})
-	other := open(otherDir, app.HouseConfig{Sim: &xsim.Server{}, SimAccounts: []string{"alice"}})
+	one := open(oneDir, app.InstanceConfig{Config: app.Config{Rules: consumers.Rules{Enterprise: true}}})
+	other := open(otherDir, app.InstanceConfig{Sim: &xsim.Server{}, SimAccounts: []string{"alice"}})
 	dirs := []string{filepath.Join(t.TempDir(), "empty"), oneDir, otherDir}
 
 	for name, test := range map[string]struct {
 		nats string
-		want *app.House // nil for none
+		want *app.Instance // nil for none
 	}{
 		"a stranger's NATS": {"nats://127.0.0.1:1", nil},
 		"one's NATS":        {one.Config.NATS.URL, one},

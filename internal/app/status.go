@@ -22,12 +22,12 @@ type Status struct {
 	health.Verdict
 	// Installation names what it is about.
 	Installation string `json:"installation"`
-	// Stops are those in force.
-	Stops []publishers.Stop `json:"stops,omitempty"`
+	// AppPauses are those in force.
+	Stops []publishers.Pause `json:"stops,omitempty"`
 	// Requests counts by state, up to store.MaxCounted; nil where the database cannot be
 	// reached.
 	Requests map[jetpost.State]int `json:"requests,omitempty"`
-	// Refused counts the messages refused within the last hour, up to store.MaxPulse.
+	// Refused counts the messages refused within the last hour, up to store.MaxProgress.
 	Refused int `json:"refused_last_hour"`
 	// Reauth names the accounts that must be connected again.
 	Reauth []string `json:"reauth_required,omitempty"`
@@ -42,10 +42,10 @@ type Status struct {
 	// QueuedJobs counts the jobs that no worker has accepted yet; nil where NATS
 	// cannot be asked.
 	QueuedJobs *uint64 `json:"queued_jobs,omitempty"`
-	// LanesPaused tells that NATS hands out no doorbells.
+	// LanesPaused tells that NATS hands out no wake-ups.
 	LanesPaused bool `json:"lanes_paused"`
 	// Workers are those that live, and those that fell silent within the hour.
-	Workers []WorkerSign `json:"workers,omitempty"`
+	Workers []WorkerHeartbeat `json:"workers,omitempty"`
 	// LastAccepted and LastPost are when the ledger saw one last.
 	LastAccepted time.Time `json:"last_accepted_at,omitzero"`
 	LastPost     time.Time `json:"last_post_at,omitzero"`
@@ -90,19 +90,19 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 }
 
 // Workers are those that live, and those that fell silent within the hour.
-func (c Config) Workers(ctx context.Context, log *slog.Logger) ([]WorkerSign, error) {
+func (c Config) Workers(ctx context.Context, log *slog.Logger) ([]WorkerHeartbeat, error) {
 	conn, err := c.Connect(ctx, log, "jetpost workers")
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	signs, err := publishers.NewSigns(conn.JS, conn.Names).All(ctx)
+	heartbeats, err := publishers.NewHeartbeats(conn.JS, conn.Names).All(ctx)
 	if err != nil {
 		return nil, err
 	}
-	workers := make([]WorkerSign, len(signs))
-	for i, sign := range signs {
-		workers[i] = newWorkerSign(sign)
+	workers := make([]WorkerHeartbeat, len(heartbeats))
+	for i, heartbeat := range heartbeats {
+		workers[i] = newWorkerSign(heartbeat)
 	}
 	return workers, nil
 }
@@ -219,9 +219,9 @@ func Advice(code jetpost.Code) string {
 		return "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, restart the workers, then jetpost resume --app"
 	case jetpost.CodeAccountPaused:
 		return "go on before its end with: jetpost resume ACCOUNT"
-	case jetpost.CodeAppPaused:
+	case jetpost.CodePausedByHand:
 		return "go on before its end with: jetpost resume --app"
-	case jetpost.CodeAppStopped:
+	case jetpost.CodeAppPaused:
 		return "see what stopped it with jetpost status"
 	default: // rate limits and outages of X end by themselves
 		return ""

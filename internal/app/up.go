@@ -21,8 +21,8 @@ import (
 // simClientID is the app as which the simulated X knows us.
 const simClientID = "simulator"
 
-// HouseConfig says what to run on one machine.
-type HouseConfig struct {
+// InstanceConfig says what to run on one machine.
+type InstanceConfig struct {
 	Config
 	Data       string // the data directory
 	NATSListen string
@@ -38,9 +38,9 @@ type HouseConfig struct {
 	OnNewKey func(path string)
 }
 
-// House is everything on one machine: an embedded NATS, an embedded database,
+// Instance is everything on one machine: an embedded NATS, an embedded database,
 // a worker and, if asked for, the pages for people and a simulated X.
-type House struct {
+type Instance struct {
 	Config Config // of what runs: for further processes and commands
 	SimURL string
 	// SimAccounts are the names of the accounts with a simulated X.
@@ -57,8 +57,8 @@ type House struct {
 
 // Up opens a house. Whatever is wrong is an error here, and nothing stays
 // open then.
-func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err error) {
-	h := &House{log: log, Config: cfg.Config}
+func Up(ctx context.Context, cfg InstanceConfig, log *slog.Logger) (_ *Instance, err error) {
+	h := &Instance{log: log, Config: cfg.Config}
 	defer func() {
 		if err != nil {
 			h.Close()
@@ -104,7 +104,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 	h.nats = nats
 	natsConfig.Prefix, natsConfig.JobsMiB, natsConfig.MediaMiB = cfg.NATS.Prefix, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB
 	h.Config.NATS = natsConfig
-	h.Config.house = h.dir.installation()
+	h.Config.instance = h.dir.installation()
 	if _, err := h.Config.Setup(ctx, log); err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func Up(ctx context.Context, cfg HouseConfig, log *slog.Logger) (_ *House, err e
 }
 
 // findKeys takes the directory's key where the configuration has none.
-func (h *House) findKeys(cfg HouseConfig) error {
+func (h *Instance) findKeys(cfg InstanceConfig) error {
 	if !h.Config.Keys.Empty() {
 		return nil
 	}
@@ -157,7 +157,7 @@ func hintSim(c Config, err error) error {
 }
 
 // startSim serves the simulated X and points the configuration at it.
-func (h *House) startSim(ctx context.Context, cfg HouseConfig) error {
+func (h *Instance) startSim(ctx context.Context, cfg InstanceConfig) error {
 	listener, err := Listen(ctx, cfg.SimListen, "--sim-listen")
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func reachable(addr net.Addr) string {
 
 // peopleSim makes the simulator know the accounts of a ledger whose X was forgotten, and
 // in a new ledger the accounts that were asked for.
-func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
+func (h *Instance) peopleSim(ctx context.Context, cfg InstanceConfig) error {
 	ledger, err := h.Config.OpenStore(ctx)
 	if err != nil {
 		return err
@@ -248,7 +248,7 @@ func (h *House) peopleSim(ctx context.Context, cfg HouseConfig) error {
 }
 
 // Site is where the pages for people are, if there are any.
-func (h *House) Site() (web.Site, bool) {
+func (h *Instance) Site() (web.Site, bool) {
 	if h.web == nil {
 		return web.Site{}, false
 	}
@@ -257,7 +257,7 @@ func (h *House) Site() (web.Site, bool) {
 
 // Run works until the context ends. It fails with BrokenError where NATS has to be
 // started anew.
-func (h *House) Run(ctx context.Context) error {
+func (h *Instance) Run(ctx context.Context) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	if h.worker != nil {
 		parts.Go(func() error { return h.worker.Run(ctx) })
@@ -270,7 +270,7 @@ func (h *House) Run(ctx context.Context) error {
 }
 
 // Close stops what Up started, in the order that loses nothing.
-func (h *House) Close() {
+func (h *Instance) Close() {
 	if h.web != nil {
 		h.web.Close()
 	}

@@ -99,7 +99,7 @@ type Verification struct {
 }
 
 // PlanVerify tells what a comparison would ask of X, which it does not ask yet.
-func (d *Desk) PlanVerify(ctx context.Context, q VerifyQuery) (VerifyPlan, error) {
+func (d *Control) PlanVerify(ctx context.Context, q VerifyQuery) (VerifyPlan, error) {
 	var accounts []store.Account
 	var err error
 	if q.Account == "" {
@@ -132,7 +132,7 @@ func (d *Desk) PlanVerify(ctx context.Context, q VerifyQuery) (VerifyPlan, error
 }
 
 // ledgerPosts are the account's posts that were live since then.
-func (d *Desk) ledgerPosts(ctx context.Context, account string, since time.Time) (posts []ledgerPost, err error) {
+func (d *Control) ledgerPosts(ctx context.Context, account string, since time.Time) (posts []ledgerPost, err error) {
 	requests, err := d.Ledger.ListRequests(ctx, store.Filter{Account: account, Limit: maxListed})
 	if err != nil {
 		return nil, err
@@ -154,7 +154,7 @@ func (d *Desk) ledgerPosts(ctx context.Context, account string, since time.Time)
 }
 
 // Verify reads the account's timeline and compares the ledger with it.
-func (d *Desk) Verify(ctx context.Context, plan VerifyPlan, account VerifyAccount) (Verification, error) {
+func (d *Control) Verify(ctx context.Context, plan VerifyPlan, account VerifyAccount) (Verification, error) {
 	token, err := d.Ledger.Token(ctx, account.Account)
 	if err != nil {
 		return Verification{}, databaseError(err)

@@ -290,7 +290,7 @@ func (e *RefreshFailedError) Hint() string {
 // RefreshAccount asks for the refresh of one account's token and waits until a
 // worker has made it; timeout 0 only asks. It fails with store.ErrNotFound,
 // *RefreshFailedError or ErrStillWaiting.
-func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, timeout time.Duration) (store.Account, error) {
+func (d *Control) RefreshAccount(ctx context.Context, name string, force bool, timeout time.Duration) (store.Account, error) {
 	before, err := d.account(ctx, name)
 	if err != nil {
 		return before, err
@@ -324,7 +324,7 @@ func (d *Desk) RefreshAccount(ctx context.Context, name string, force bool, time
 }
 
 // doubt says so where no worker would present the account's refresh token now.
-func (d *Desk) doubt(ctx context.Context, name string) error {
+func (d *Control) doubt(ctx context.Context, name string) error {
 	token, err := d.Ledger.Token(ctx, name)
 	if err != nil {
 		return databaseError(err)
@@ -338,7 +338,7 @@ func (d *Desk) doubt(ctx context.Context, name string) error {
 		token.NextAttemptAt.Local().Format(time.RFC3339))}
 }
 
-func (d *Desk) account(ctx context.Context, name string) (store.Account, error) {
+func (d *Control) account(ctx context.Context, name string) (store.Account, error) {
 	account, err := d.Ledger.Account(ctx, name)
 	return account, accountError(name, err)
 }

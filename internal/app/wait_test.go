@@ -27,7 +27,7 @@ const watchTime = time.Minute
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	log := slog.New(slog.DiscardHandler)
-	h, err := app.Up(t.Context(), app.HouseConfig{
+	h, err := app.Up(t.Context(), app.InstanceConfig{
 		Data: t.TempDir(), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", Sim: &xsim.Server{}, SimAccounts: []string{"alice", "bob"},
 	}, log)
 	if err != nil {

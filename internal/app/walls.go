@@ -30,7 +30,7 @@ const (
 // that a client has its answer sent to.
 //
 //   - The workers' account has every stream.
-//   - The shelf has what producers read and write: a mirror of the events, and
+//   - The mirror has what producers read and write: a mirror of the events, and
 //     media. Whatever they do to its API, the answer stays there.
 //   - The producers' account has no JetStream at all, and each customer one like
 //     it that knows the subjects of one X account alone.
@@ -64,7 +64,7 @@ type share struct {
 }
 
 func (w Walls) work() string      { return w.Names.WorkAccount() }
-func (w Walls) shelf() string     { return w.Names.ShelfAccount() }
+func (w Walls) mirror() string    { return w.Names.MirrorAccount() }
 func (w Walls) producers() string { return w.Names.ProducersAccount() }
 
 func (w Walls) customer(name string) string { return w.Names.CustomerAccount(name) }
@@ -72,13 +72,13 @@ func (w Walls) customer(name string) string { return w.Names.CustomerAccount(nam
 // shares is the whole layout: nothing else passes between the accounts.
 func (w Walls) shares() []share {
 	n := w.Names
-	work, shelf, producers := w.work(), w.shelf(), w.producers()
+	work, mirror, producers := w.work(), w.mirror(), w.producers()
 	all := []string{producers}
 	for _, c := range w.Customers {
 		all = append(all, w.customer(c))
 	}
 	underWork := func(subject string) string { return strings.Replace(subject, "$JS.API", n.WorkAPI(), 1) }
-	underShelf := func(subject string) string { return strings.Replace(subject, "$JS.API", n.ShelfAPI(), 1) }
+	underMirror := func(subject string) string { return strings.Replace(subject, "$JS.API", n.MirrorAPI(), 1) }
 	events, media := n.EventsStream(), "OBJ_"+n.MediaBucket()
 
 	shares := []share{
@@ -89,22 +89,22 @@ func (w Walls) shares() []share {
 			{subject: n.AllEvents(), stream: true},
 		}},
 		// The mirror of the events reads through one consumer that is made for it.
-		{from: work, to: []string{shelf}, as: underWork, list: []export{
-			{subject: "$JS.API.CONSUMER.RESET." + events + "." + jetpost.ConsumerShelf},
-			{subject: "$JS.FC." + events + "." + jetpost.ConsumerShelf + ".>"},
-			{subject: n.ShelfEvents(), stream: true},
+		{from: work, to: []string{mirror}, as: underWork, list: []export{
+			{subject: "$JS.API.CONSUMER.RESET." + events + "." + jetpost.ConsumerMirror},
+			{subject: "$JS.FC." + events + "." + jetpost.ConsumerMirror + ".>"},
+			{subject: n.MirrorEvents(), stream: true},
 		}},
 		// Media: all that putting an object needs, and reading it message by
 		// message. No consumer: one could be told to deliver media, whose bytes
-		// are the producer's, onto any subject of the shelf.
-		{from: shelf, to: all, list: []export{
+		// are the producer's, onto any subject of the mirror.
+		{from: mirror, to: all, list: []export{
 			{subject: "$O." + n.MediaBucket() + ".>"},
 			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media},
 			{subject: "$JS.API.STREAM.MSG.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media + ".>"},
 			{subject: "$JS.API.STREAM.PURGE." + media},
 		}},
 		// Events, by the last of a subject and by every kind of consumer.
-		{from: shelf, to: []string{producers}, list: []export{
+		{from: mirror, to: []string{producers}, list: []export{
 			{subject: "$JS.API.STREAM.NAMES"}, {subject: "$JS.API.STREAM.LIST"}, {subject: "$JS.API.STREAM.INFO." + events},
 			{subject: "$JS.API.STREAM.MSG.GET." + events},
 			{subject: "$JS.API.DIRECT.GET." + events, many: true}, {subject: "$JS.API.DIRECT.GET." + events + ".>", many: true},
@@ -117,7 +117,7 @@ func (w Walls) shares() []share {
 			{subject: "_INBOX.>", stream: true},
 		}},
 		// Workers read media there, and setup makes what lies there.
-		{from: shelf, to: []string{work}, as: underShelf, list: []export{
+		{from: mirror, to: []string{work}, as: underMirror, list: []export{
 			{subject: "$O." + n.MediaBucket() + ".>"},
 			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media}, {subject: "$JS.API.STREAM.INFO." + events},
 			{subject: "$JS.API.STREAM.MSG.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media + ".>"},
@@ -144,7 +144,7 @@ func (w Walls) Config() string {
 	}
 	b.WriteString("accounts {\n")
 	w.account(&b, w.work(), true, w.workUsers())
-	w.account(&b, w.shelf(), true, nil)
+	w.account(&b, w.mirror(), true, nil)
 	w.account(&b, w.producers(), false, []string{w.user(producerUser, "")})
 	for _, c := range w.Customers {
 		w.account(&b, w.customer(c), false, []string{w.user(c, "")})
@@ -160,7 +160,7 @@ func (w Walls) workUsers() []string {
 		return []string{w.user(workerUser, "")}
 	}
 	var deny []string
-	for _, api := range []string{"$JS.API", w.Names.ShelfAPI()} {
+	for _, api := range []string{"$JS.API", w.Names.MirrorAPI()} {
 		for _, verb := range []string{"CREATE", "UPDATE", "DELETE", "RESTORE"} {
 			deny = append(deny, fmt.Sprintf("%q", api+".STREAM."+verb+".>"))
 		}

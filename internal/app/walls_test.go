@@ -24,8 +24,8 @@ import (
 // answerWithin is how long a test waits for an answer that should not matter.
 const answerWithin = 200 * time.Millisecond
 
-// startHouse starts the NATS of 'up', set up for a ledger of its own.
-func startHouse(t *testing.T) (Config, *Connection) {
+// startInstance starts the NATS of 'up', set up for a ledger of its own.
+func startInstance(t *testing.T) (Config, *Connection) {
 	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
 	s, reach, err := StartNATS(t.Context(), dir, "127.0.0.1:0", jetpost.Names{}, log)
@@ -67,13 +67,13 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg, conn := startHouse(t)
+			cfg, conn := startInstance(t)
 			nc := producer(t, cfg, login...)
-			if err := publishers.NewBells(conn.JS, conn.Names).Ring(t.Context(), "acme"); err != nil {
+			if err := publishers.NewWakeups(conn.JS, conn.Names).Wake(t.Context(), "acme"); err != nil {
 				t.Fatal(err)
 			}
 			// A job whose acknowledgement is a stop.
-			must(t, nc.PublishRequest(conn.Names.PublishRequest("acme"), "$KV."+conn.Names.LimitsBucket()+".stop.publish", []byte(`{"posts":[{"text":"Hello"}]}`)))
+			must(t, nc.PublishRequest(conn.Names.PublishRequest("acme"), "$KV."+conn.Names.LimitsBucket()+".pause.publish", []byte(`{"posts":[{"text":"Hello"}]}`)))
 			// A read that finds nothing: its answer's body is empty.
 			must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.PURGE."+conn.Names.LanesStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
 			must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.DELETE."+conn.Names.FailedStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
@@ -81,7 +81,7 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 			// What was answered before this, was answered.
 			_, _ = nc.Request("$JS.API.INFO", nil, answerWithin)
 
-			stops, err := publishers.NewStops(conn.JS, conn.Names).All(t.Context())
+			stops, err := publishers.NewAppPauses(conn.JS, conn.Names).All(t.Context())
 			must(t, err)
 			if len(stops) > 0 {
 				t.Errorf("a producer's job made the stop %+v", stops[0])
@@ -89,7 +89,7 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 			lanes, err := conn.JS.Stream(t.Context(), conn.Names.LanesStream())
 			must(t, err)
 			if n := lanes.CachedInfo().State.Msgs; n != 1 {
-				t.Errorf("%d doorbells are left of 1", n)
+				t.Errorf("%d wake-ups are left of 1", n)
 			}
 			var names []string
 			for name := range conn.JS.StreamNames(t.Context()).Name() {
@@ -106,7 +106,7 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 // of a subject, consumers of every kind, and media.
 func TestProducerBehindWalls(t *testing.T) {
 	t.Parallel()
-	cfg, conn := startHouse(t)
+	cfg, conn := startInstance(t)
 	nc := producer(t, cfg)
 	js, err := jetstream.New(nc)
 	must(t, err)
@@ -120,7 +120,7 @@ func TestProducerBehindWalls(t *testing.T) {
 	}
 	const events = 5
 	for i := range events {
-		must(t, publishers.NewRecords(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
+		must(t, publishers.NewDeadLetters(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
 			EventID: fmt.Sprint(i), Type: jetpost.EventAppResumed, Time: time.Now().UTC(), App: &jetpost.AppStatus{Scope: publishers.ScopePublish},
 		}))
 	}
@@ -157,7 +157,7 @@ func TestProducerBehindWalls(t *testing.T) {
 			t.Errorf("%s: %d events, want %d: %v", name, got, events, batch.Error())
 		}
 	}
-	for _, filters := range [][]string{nil, {n.AllEvents()}, {n.EventSubject(jetpost.EventAppResumed, "", ""), n.EventSubject(jetpost.EventAppStopped, "", "")}} {
+	for _, filters := range [][]string{nil, {n.AllEvents()}, {n.EventSubject(jetpost.EventAppResumed, "", ""), n.EventSubject(jetpost.EventAppPaused, "", "")}} {
 		ordered, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: filters})
 		if err != nil {
 			t.Errorf("ordered, %d filters: %v", len(filters), err)

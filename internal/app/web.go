@@ -112,11 +112,11 @@ func (c Config) LinkSite(said WebConfig) (web.Site, error) {
 
 // Web serves the pages for people.
 type Web struct {
-	Site   web.Site
-	log    *slog.Logger
-	desk   *Desk
-	listen net.Listener
-	pages  http.Handler
+	Site    web.Site
+	log     *slog.Logger
+	control *Control
+	listen  net.Listener
+	pages   http.Handler
 }
 
 // NewWeb checks everything that the pages depend on. It serves nothing yet;
@@ -140,17 +140,17 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 	if w.Site, err = cfg.Web.site(); err != nil {
 		return nil, err
 	}
-	if w.desk, err = cfg.OpenDesk(ctx, log); err != nil {
+	if w.control, err = cfg.OpenControl(ctx, log); err != nil {
 		return nil, err
 	}
-	if err := checkClock(ctx, w.desk.Ledger); err != nil {
+	if err := checkClock(ctx, w.control.Ledger); err != nil {
 		return nil, err
 	}
-	connector, err := w.desk.Connector()
+	connector, err := w.control.Connector()
 	if err != nil {
 		return nil, err
 	}
-	w.pages, err = web.New(web.Config{Site: w.Site, Links: w.desk.Ledger, Connector: visit{connector}, Log: log})
+	w.pages, err = web.New(web.Config{Site: w.Site, Links: w.control.Ledger, Connector: visit{connector}, Log: log})
 	return w, err
 }
 
@@ -187,8 +187,8 @@ func (w *Web) Close() {
 	if w.listen != nil {
 		_ = w.listen.Close() // closed already by a run
 	}
-	if w.desk != nil {
-		w.desk.Close()
+	if w.control != nil {
+		w.control.Close()
 	}
 }
 

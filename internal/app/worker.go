@@ -51,15 +51,15 @@ type Worker struct {
 	sweep   *consumers.Sweeper
 	alarms  *consumers.Alarms
 	// announcer has marks that gather.
-	announcer *consumers.Announcer
-	stops     *consumers.StopBook
-	signs     *publishers.Signs
-	lanes     *counted // which knows how many slots are used
-	health    *consumers.Health
-	clocks    *consumers.Clocks
-	status    *sharedStatus
-	listen    net.Listener
-	started   time.Time
+	relay      *consumers.OutboxRelay
+	stops      *consumers.AppPauseControl
+	heartbeats *publishers.Heartbeats
+	lanes      *counted // which knows how many slots are used
+	health     *consumers.Health
+	clocks     *consumers.Clocks
+	status     *sharedStatus
+	listen     net.Listener
+	started    time.Time
 }
 
 // NewWorker checks everything that a worker depends on and binds to it. It
@@ -173,7 +173,7 @@ func checkClock(ctx context.Context, ledger store.Ledger) error {
 	return clocks.Err()
 }
 
-// natsClock reads the clock of the server that leads the doorbells.
+// natsClock reads the clock of the server that leads the wake-ups.
 func (w *Worker) natsClock(ctx context.Context) (time.Time, error) {
 	lanes, err := w.conn.JS.Consumer(ctx, w.conn.Names.LanesStream(), jetpost.ConsumerLanes)
 	if err != nil {
@@ -196,56 +196,56 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	if base == "" {
 		base = xapi.DefaultBaseURL
 	}
-	bells := publishers.NewBells(js, names)
-	records := publishers.NewRecords(js, names)
-	if w.stops, err = stopBook(ctx, w.conn, w.ledger, w.log); err != nil {
+	wakeups := publishers.NewWakeups(js, names)
+	deadLetters := publishers.NewDeadLetters(js, names)
+	if w.stops, err = pauseControl(ctx, w.conn, w.ledger, w.log); err != nil {
 		return err
 	}
-	seal, err := consumers.LedgerSeal(ctx, w.ledger)
+	signer, err := consumers.LedgerSigner(ctx, w.ledger)
 	if err != nil {
 		return databaseError(err)
 	}
-	w.signs = publishers.NewSigns(js, names)
+	w.heartbeats = publishers.NewHeartbeats(js, names)
 	w.gate = admission.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
-	w.board = publishers.NewWindows(js, names).Sealed(seal)
+	w.board = publishers.NewWindows(js, names).Signed(signer)
 	w.windows = admission.NewWindows(w.board, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
-	announcer := &consumers.Announcer{Ledger: w.ledger, Records: records, Names: names, Log: w.log, MarkAfter: consumers.DefaultMarkAfter}
-	w.announcer = announcer
+	relay := &consumers.OutboxRelay{Ledger: w.ledger, DeadLetters: deadLetters, Names: names, Log: w.log, MarkAfter: consumers.DefaultMarkAfter}
+	w.relay = relay
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
-		Tokens: w.ledger, Gate: w.gate, Records: records, Announce: announcer, Lifeboat: w.boat,
+		Tokens: w.ledger, Gate: w.gate, DeadLetters: deadLetters, Announce: relay, Lifeboat: w.boat,
 		Names: names, Health: w.health, Room: cfg.enoughRoom, Timing: care, Log: w.log,
 		X: &xapi.OAuth{
 			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
 		},
 	}
 	media := &consumers.MediaSource{Objects: objects, Allow: cfg.MediaAllow}
-	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: announcer, Bells: bells, Media: media, Rules: cfg.Rules, Names: names, Log: w.log}
+	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: relay, Wakeups: wakeups, Media: media, Rules: cfg.Rules, Names: names, Log: w.log}
 	intake.Answers = func(ctx context.Context) error {
 		if _, err := objects.Status(ctx); err != nil {
 			return fmt.Errorf("ask media store: %w", err)
 		}
 		return w.answers(ctx)
 	}
-	w.alarms = &consumers.Alarms{Bells: bells, Here: w.clocks.Here, Log: w.log}
+	w.alarms = &consumers.Alarms{Wakeups: wakeups, Here: w.clocks.Here, Log: w.log}
 	publish := &consumers.PublishHandler{
-		Ledger: w.ledger, Announce: announcer, Bells: bells, Tokens: w.tokens, Gate: w.gate,
+		Ledger: w.ledger, Announce: relay, Wakeups: wakeups, Tokens: w.tokens, Gate: w.gate,
 		Windows: w.windows,
 		Client: func(account, token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account))
 		},
 		Alarms: w.alarms,
-		Media:  media, Rules: cfg.Rules, Fuses: cfg.Fuses, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Media:  media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
-		Refresher: w.tokens, Bells: bells, Names: names,
+		Refresher: w.tokens, Wakeups: wakeups, Names: names,
 		Window: cfg.Refresh.Window, BatchSize: cfg.Refresh.Batch, BatchTime: cfg.Refresh.BatchTime, Log: w.log,
 	}
 	w.runner = &consumers.Runner{
 		JetStream: js, Leases: w.ledger, Worker: cfg.Worker, Health: w.health, Log: w.log,
-		Pulse: &consumers.Pulse{Answer: w.answers, Health: w.health, Log: w.log},
+		Progress: &consumers.Progress{Answer: w.answers, Health: w.health, Log: w.log},
 	}
 	if w.has(RolePublish) {
 		for p := range jetpost.Partitions {
@@ -259,8 +259,8 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		w.lanes = &counted{Handler: publish}
 		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, w.lanes)
 		w.sweep = &consumers.Sweeper{
-			Ledger: w.ledger, Bells: bells, Announce: announcer, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
-			Upkeep: &consumers.Upkeep{Stops: w.stops, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
+			Ledger: w.ledger, Wakeups: wakeups, Announce: relay, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
+			Upkeep: &consumers.Upkeep{Pauses: w.stops, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
 		}
 	}
 	if w.has(RoleRefresh) {
@@ -277,7 +277,7 @@ func (w *Worker) bindPartition(stream, consumer string, h consumers.BatchHandler
 	w.runner.Bindings = append(w.runner.Bindings, consumers.Binding{Stream: stream, Consumer: consumer, Batch: h})
 }
 
-// answers asks the database and NATS for a sign of life, and looks whether there is room
+// answers asks the database and NATS for a heartbeat, and looks whether there is room
 // for what would be accepted.
 func (w *Worker) answers(ctx context.Context) error {
 	if err := w.cfg.enoughRoom(); err != nil {
@@ -338,7 +338,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.log.Info("worker.started", "version", ThisBuild().Version, "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 	err := w.runner.Run(ctx)
 	w.alarms.Stop()
-	w.announcer.Flush(context.WithoutCancel(ctx))
+	w.relay.Flush(context.WithoutCancel(ctx))
 	cancel()
 	leave()
 	parts.Wait()

@@ -11,7 +11,7 @@ import (
 
 // The limits by which facts are judged.
 const (
-	// AliveWithin is how old a sign of life may be: two in a row may be lost.
+	// AliveWithin is how old a heartbeat may be: two in a row may be lost.
 	AliveWithin = 15 * time.Second
 	// stuckAfter is how long a job or a lane may wait while nothing moves.
 	stuckAfter = 20 * time.Second
@@ -82,7 +82,7 @@ type Fault struct {
 	Do     string
 }
 
-// Stop is a stop of the app in force.
+// Pause is a app pause in force.
 type Stop struct {
 	Scope  string // publish, refresh or media
 	ByHand bool
@@ -94,7 +94,7 @@ type Stop struct {
 	Do      string
 }
 
-// Worker is a worker by its last sign of life.
+// Worker is a worker by its last heartbeat.
 type Worker struct {
 	Name      string
 	Host      string
@@ -150,7 +150,7 @@ type Facts struct {
 	Workers []Worker
 	// Holders counts the accounts that each worker holds, by the ledger.
 	Holders map[string]int
-	// Pulling tells that a pull request for jobs or doorbells waits at NATS, and Resting
+	// Pulling tells that a pull request for jobs or wake-ups waits at NATS, and Resting
 	// that one should, as a consumer has nothing in flight.
 	Pulling, Resting bool
 
@@ -247,7 +247,7 @@ func setup(f Facts) []Cause {
 	return []Cause{{NotPublishing, "not_set_up", f.Setup.Reason, f.Setup.Do}}
 }
 
-func stoppedWords(when string) string {
+func pausedWords(when string) string {
 	switch {
 	case when == "":
 		return "stopped"
@@ -269,7 +269,7 @@ func stops(f Facts) (causes []Cause) {
 		case !stop.Until.IsZero():
 			when = "until " + stop.Until.Local().Format(time.RFC3339)
 		}
-		c := Cause{State: NotPublishing, Code: "stopped", Reason: stoppedWords(when) + ": " + stop.Words, Do: stop.Do}
+		c := Cause{State: NotPublishing, Code: "stopped", Reason: pausedWords(when) + ": " + stop.Words, Do: stop.Do}
 		switch {
 		case stop.Scope != "publish":
 			c.State, c.Code, c.Reason = Degraded, stop.Scope+"_stopped", stop.Scope+" is "+c.Reason
@@ -299,7 +299,7 @@ const startOne = "start one: jetpost worker, or jetpost up"
 
 func workers(f Facts) (causes []Cause) {
 	if f.NATS != nil || f.Setup != nil {
-		return nil // nobody can give a sign of life
+		return nil // nobody can give a heartbeat
 	}
 	var publish, refresh []Worker
 	var silent *Worker
@@ -320,7 +320,7 @@ func workers(f Facts) (causes []Cause) {
 	switch {
 	case len(f.Workers) == 0 && f.Pulling:
 		// Those of a version that gives no signs work all the same.
-		return []Cause{{Degraded, "workers_unknown", "workers take work, and give no sign of life", "finish the upgrade of the workers"}}
+		return []Cause{{Degraded, "workers_unknown", "workers take work, and give no heartbeat", "finish the upgrade of the workers"}}
 	case len(publish) == 0:
 		c := Cause{NotPublishing, "no_worker", "no worker is alive", startOne}
 		if silent != nil {
@@ -330,7 +330,7 @@ func workers(f Facts) (causes []Cause) {
 	case f.Database == nil && !f.Pulling && f.Resting:
 		w := publish[0]
 		c := Cause{
-			NotPublishing, "no_work_taken", fmt.Sprintf("no worker takes work: %s gave its last sign of life a moment ago", w.Name),
+			NotPublishing, "no_work_taken", fmt.Sprintf("no worker takes work: %s gave its last heartbeat a moment ago", w.Name),
 			"see the workers' logs, or " + startOne,
 		}
 		if w.Faults != "" {
@@ -353,7 +353,7 @@ func workers(f Facts) (causes []Cause) {
 // holders are workers that hold accounts, and that nobody hears of.
 func holders(f Facts) (causes []Cause) {
 	for _, name := range slices.Sorted(maps.Keys(f.Holders)) {
-		since := "gives no sign of life"
+		since := "gives no heartbeat"
 		at := slices.IndexFunc(f.Workers, func(w Worker) bool { return w.Name == name })
 		if at >= 0 {
 			if f.Workers[at].Alive() {

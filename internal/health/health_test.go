@@ -129,7 +129,7 @@ func TestJudge(t *testing.T) {
 		},
 		{
 			"the worker was killed a moment ago", func(f *health.Facts) { f.Workers, f.Pulling, f.Resting = f.Workers[:1], false, true },
-			"NOT PUBLISHING: no worker takes work: w1 gave its last sign of life a moment ago", "jetpost worker",
+			"NOT PUBLISHING: no worker takes work: w1 gave its last heartbeat a moment ago", "jetpost worker",
 		},
 		{"every slot is used", func(f *health.Facts) { f.Pulling, f.Resting = false, false }, "PUBLISHING", ""},
 		{
@@ -146,12 +146,12 @@ func TestJudge(t *testing.T) {
 		},
 		{
 			"a stranger holds accounts", func(f *health.Facts) { f.Holders = map[string]int{"w0": 2, "w2": 5} },
-			"DEGRADED: worker w0 gives no sign of life, and holds 2 accounts", "jetpost workers",
+			"DEGRADED: worker w0 gives no heartbeat, and holds 2 accounts", "jetpost workers",
 		},
 		{"one fell silent and holds nothing", func(f *health.Facts) { f.Workers[0].Age = 30 * time.Second }, "PUBLISHING", ""},
 		{
 			"workers of a version without signs", func(f *health.Facts) { f.Workers, f.Holders = nil, map[string]int{"w0": 2} },
-			"DEGRADED: workers take work, and give no sign of life", "upgrade",
+			"DEGRADED: workers take work, and give no heartbeat", "upgrade",
 		},
 		{
 			"a frozen worker", func(f *health.Facts) {

@@ -94,7 +94,7 @@ func (c *Cluster) URL() string {
 	return u.String()
 }
 
-// Stop ends the server the way a crash does: sessions are cut, nothing is
+// Pause ends the server the way a crash does: sessions are cut, nothing is
 // flushed, and the next start recovers. What was committed is kept.
 func (c *Cluster) Stop(t testing.TB) {
 	t.Helper()

@@ -108,15 +108,15 @@ func TestNewIsEmptyAndOwn(t *testing.T) {
 func TestRestartKeepsWhatWasCommitted(t *testing.T) {
 	t.Parallel()
 	cluster := Start(t)
-	run(t, cluster.URL(), "CREATE TABLE kept (n int)")
+	run(t, cluster.URL(), "CREATE TABLE desired (n int)")
 	cluster.Stop(t)
 	if err := execute(t.Context(), cluster.URL(), "SELECT 1"); err == nil {
 		t.Error("a stopped cluster answers")
 	}
 	cluster.Restart(t)
-	run(t, cluster.URL(), "INSERT INTO kept VALUES (1)")
+	run(t, cluster.URL(), "INSERT INTO desired VALUES (1)")
 	cluster.Restart(t)
-	if n := count(t, cluster.URL(), "SELECT count(*) FROM kept"); n != 1 {
+	if n := count(t, cluster.URL(), "SELECT count(*) FROM desired"); n != 1 {
 		t.Errorf("%d rows after a restart, want 1", n)
 	}
 }

@@ -37,7 +37,7 @@ func prepared(statement string) string {
 type proxied struct {
 	*testBundle
 	proxy *pgtest.Proxy
-	lane  store.Lane
+	lane  store.Claim
 	token store.Token
 	link  secret.String
 	state secret.String
@@ -103,12 +103,12 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
-		"BatchDone":    func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
-		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
-		"BeginAttempt": func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
-		"Cancel":       func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
-		"Canary":       func(ctx context.Context) error { _, _, err := st.Canary(ctx); return err },
-		"CheckKeys":    st.CheckKeys,
+		"BatchDone":       func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
+		"Begin":           func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
+		"BeginAttempt":    func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
+		"Cancel":          func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
+		"Key check value": func(ctx context.Context) error { _, _, err := st.KeyCheck(ctx); return err },
+		"CheckKeys":       st.CheckKeys,
 		"ClaimDue": func(ctx context.Context) error {
 			return first(st.ClaimDue(ctx, store.DueClaim{Round: p.round, Limit: 1, Pace: store.Pace{Lease: lease}, Now: p.now}))
 		},
@@ -127,7 +127,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Disconnect":    func(ctx context.Context) error { return first(st.Disconnect(ctx, acme, p.now)) },
 		"DropLeases":    func(ctx context.Context) error { return st.DropLeases(ctx, []string{"name"}, "owner", p.now) },
 		"DueLanes":      func(ctx context.Context) error { return first(st.DueLanes(ctx, p.now, 1)) },
-		"EndHolds":      func(ctx context.Context) error { return first(st.EndHolds(ctx, acme, jetpost.CodeFuse, p.now)) },
+		"EndHolds":      func(ctx context.Context) error { return first(st.EndHolds(ctx, acme, jetpost.CodePostingLimit, p.now)) },
 		"ExpireLate": func(ctx context.Context) error {
 			return first(st.ExpireLate(ctx, acme, p.now.Add(time.Hour), 1, p.now))
 		},
@@ -136,42 +136,42 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"GiveUpAttempt": func(ctx context.Context) error {
 			return st.GiveUpAttempt(ctx, store.LinkID(store.LinkDigest(p.link)), p.state)
 		},
-		"HoldLine": func(ctx context.Context) error {
-			return first(st.HoldLine(ctx, p.lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, 0, p.now))
+		"HoldQueue": func(ctx context.Context) error {
+			return first(st.HoldQueue(ctx, p.lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, 0, p.now))
 		},
 		"HoldUnpublish": func(ctx context.Context) error { return st.HoldUnpublish(ctx, p.lane, "r", p.outcome()) },
 		"ImportAccount": func(ctx context.Context) error {
 			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
 		"JobFailed":     func(ctx context.Context) error { return first(st.JobFailed(ctx, store.JobFailure{Stored: p.now})) },
-		"Keep":          func(ctx context.Context) error { return first(st.Keep(ctx, store.Kept{Name: "k"})) },
-		"Kept":          func(ctx context.Context) error { return first(st.Kept(ctx)) },
+		"Keep":          func(ctx context.Context) error { return first(st.Keep(ctx, store.Desired{Name: "k"})) },
+		"Desired":       func(ctx context.Context) error { return first(st.Desired(ctx)) },
 		"KeyUses":       func(ctx context.Context) error { return first(st.KeyUses(ctx)) },
 		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now, 1)) },
 		"LedgerID":      func(ctx context.Context) error { return first(st.LedgerID(ctx)) },
 		"Link":          func(ctx context.Context) error { return first(st.Link(ctx, p.link)) },
 		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
-		"Look":          func(ctx context.Context) error { return first(st.Look(ctx, p.lane, p.now)) },
-		"MarkAnnounced": func(ctx context.Context) error { return first(st.MarkAnnounced(ctx, key, 1)) },
+		"Snapshot":      func(ctx context.Context) error { return first(st.Snapshot(ctx, p.lane, p.now)) },
+		"MarkDelivered": func(ctx context.Context) error { return first(st.MarkDelivered(ctx, key, 1)) },
 		"BlockAccount": func(ctx context.Context) error {
 			return first(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
 		},
 		"Refused": func(ctx context.Context) error { return first(st.Refused(ctx, p.lane, "r", "w", time.Hour, p.now)) },
-		"MarkManyAnnounced": func(ctx context.Context) error {
-			return first(st.MarkManyAnnounced(ctx, []store.Revision{{Key: key, Number: 1}}))
+		"MarkManyDelivered": func(ctx context.Context) error {
+			return first(st.MarkManyDelivered(ctx, []store.Revision{{Key: key, Number: 1}}))
 		},
 		"MarkNoticed": func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
-		"MarkTurned": func(ctx context.Context) error {
-			return st.MarkTurned(ctx, store.Turn{Account: acme, Event: jetpost.EventAccountPaused, At: time.Unix(0, 0)})
+		"MarkPauseChangeTold": func(ctx context.Context) error {
+			return st.MarkPauseChangeTold(ctx, store.PauseChange{Account: acme, Event: jetpost.EventAccountPaused, At: time.Unix(0, 0)})
 		},
-		"Turns":        func(ctx context.Context) error { return first(st.Turns(ctx, "", 1)) },
+		"PauseChanges": func(ctx context.Context) error { return first(st.PauseChanges(ctx, "", 1)) },
 		"Notices":      func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
 		"OpenRound":    func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
 		"Owned":        func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
 		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
 		"PostDeleted":  func(ctx context.Context) error { return st.PostDeleted(ctx, p.lane, "r", 0, p.now) },
 		"Posted":       func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
-		"Pulse":        func(ctx context.Context) error { return first(st.Pulse(ctx, store.PulseQuery{Now: p.now})) },
+		"Progress":     func(ctx context.Context) error { return first(st.Progress(ctx, store.ProgressQuery{Now: p.now})) },
 		"Reconcile":    func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
 		"Refusals":     func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
 		"Refuse":       func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
@@ -186,7 +186,7 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Resolve":        func(ctx context.Context) error { return first(st.Resolve(ctx, key, "1", p.now)) },
 		"ResumeAccount":  func(ctx context.Context) error { return first(st.ResumeAccount(ctx, acme, p.now)) },
 		"Retries":        func(ctx context.Context) error { return first(st.Retries(ctx, acme)) },
-		"RoundAnnounced": func(ctx context.Context) error { return st.RoundAnnounced(ctx, p.round) },
+		"RoundDelivered": func(ctx context.Context) error { return st.RoundDelivered(ctx, p.round) },
 		"SameText": func(ctx context.Context) error {
 			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
 			return err
@@ -206,18 +206,18 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"TakeLeases": func(ctx context.Context) error {
 			return first(st.TakeLeases(ctx, []string{"name"}, "owner", lease, p.now))
 		},
-		"Token":       func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
-		"TryLease":    func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
-		"Unannounced": func(ctx context.Context) error { return first(st.Unannounced(ctx, p.now, 1)) },
-		"Unpublish":   func(ctx context.Context) error { return first(st.Unpublish(ctx, key, p.now)) },
+		"Token":         func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
+		"TryLease":      func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
+		"OutboxPending": func(ctx context.Context) error { return first(st.OutboxPending(ctx, p.now, 1)) },
+		"Unpublish":     func(ctx context.Context) error { return first(st.Unpublish(ctx, key, p.now)) },
 		"Unpublishing": func(ctx context.Context) error {
 			_, _, err := st.Unpublishing(ctx, p.lane)
 			return err
 		},
-		"Uploaded": func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
-		"UseLink":  func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
-		"Waiting":  func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
-		"Witness":  func(ctx context.Context) error { return first(st.Witness(ctx, acme)) },
+		"Uploaded":    func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
+		"UseLink":     func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
+		"Waiting":     func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
+		"Anchor post": func(ctx context.Context) error { return first(st.Anchor(ctx, acme)) },
 	}
 }
 
@@ -291,12 +291,12 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"ExtendLane", statement, nil},
 		{"ForgetPair", statement, nil},
 		{"GiveUpAttempt", statement, nil},
-		{"HoldLine", transaction, nil},
+		{"HoldQueue", transaction, nil},
 		{"HoldUnpublish", transaction, store.ErrNotRunnable},
 		{"ImportAccount", transaction, nil},
-		{"MarkAnnounced", statement, nil},
+		{"MarkDelivered", statement, nil},
 		{"MarkNoticed", statement, nil},
-		{"MarkTurned", statement, nil},
+		{"MarkPauseChangeTold", statement, nil},
 		{"OpenRound", transaction, nil},
 		{"PauseAccount", transaction, nil},
 		{"PostDeleted", transaction, nil},
@@ -309,7 +309,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"Reserve", transaction, nil},
 		{"Resolve", transaction, store.ErrNotRunnable},
 		{"ResumeAccount", transaction, nil},
-		{"RoundAnnounced", statement, nil},
+		{"RoundDelivered", statement, nil},
 		{"SaveToken", transaction, nil},
 		{"SaveTokenFailure", statement, store.ErrFenced},
 		{"TakeAttempt", transaction, store.ErrAttemptOver},
@@ -350,7 +350,7 @@ func TestClaimGivenUp(t *testing.T) {
 	t.Parallel()
 	p := behind(t)
 	p.ready(t, "ClaimLane", statement)
-	claim := func() (store.Lane, bool, error) { return p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now) }
+	claim := func() (store.Claim, bool, error) { return p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now) }
 	for range 3 {
 		noted := p.proxy.LoseAnswers(statement)
 		p.st.bound(patience{call: soon, report: soon})
@@ -408,7 +408,7 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 		do("PauseAccount")
 	case "GiveUpAttempt":
 		do("TakeAttempt")
-	case "HoldLine":
+	case "HoldQueue":
 		_, err := p.st.Accept(t.Context(), p.acceptance("behind"))
 		check(t, err)
 	case "ClaimLane":
@@ -417,8 +417,8 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 		p.round = "01900000-0000-7000-8000-000000000000"
 	case "MarkNoticed":
 		execute(t, p.url, "UPDATE oauth_tokens SET reauth_told = true")
-	case "MarkTurned":
-		execute(t, p.url, "INSERT INTO turns VALUES ('acme', 'account.paused', 'epoch', '', '')")
+	case "MarkPauseChangeTold":
+		execute(t, p.url, "INSERT INTO pause_changes VALUES ('acme', 'account.paused', 'epoch', '', '')")
 	}
 	if word == statement {
 		p.warm(t, name)
@@ -433,12 +433,12 @@ func (p *proxied) warm(t *testing.T, name string) {
 	switch name {
 	case "ClaimLane":
 		_, _, _ = p.st.ClaimLane(t.Context(), "nobody", "worker", lease, p.now)
-	case "MarkAnnounced":
-		_, _ = p.st.MarkAnnounced(t.Context(), store.Key{}, 1)
+	case "MarkDelivered":
+		_, _ = p.st.MarkDelivered(t.Context(), store.Key{}, 1)
 	case "MarkNoticed":
 		_ = p.st.MarkNoticed(t.Context(), store.Notice{})
-	case "MarkTurned":
-		_ = p.st.MarkTurned(t.Context(), store.Turn{})
+	case "MarkPauseChangeTold":
+		_ = p.st.MarkPauseChangeTold(t.Context(), store.PauseChange{})
 	case "TryLease":
 		_, err := p.st.TryLease(t.Context(), "another", "owner", lease, p.now)
 		check(t, err)

@@ -45,12 +45,12 @@ func TestBacklogCostsNothing(t *testing.T) {
 		{"head", sqlHead, []any{"a1", now}},
 		{"late of all", sqlLate, []any{"", now, 1}},
 		{"late of one", sqlLate, []any{"a1", now, 1}},
-		{"latest post", sqlWitness, []any{"a1"}},
+		{"latest post", sqlAnchor, []any{"a1"}},
 		{"latest requests", sqlListRequests, []any{pgx.QueryExecModeCacheDescribe, "", "", "", "", nil, 100}},
 		{"next due", sqlNextDue, []any{"a1", now}},
 		{"one request", sqlRequest, []any{"a1", "r7"}},
 		{"sent", sqlSent, []any{"a1", now, 10}},
-		{"unannounced", sqlUnannounced, []any{now, 10}},
+		{"unannounced", sqlOutboxPending, []any{now, 10}},
 		{"waiting", sqlWaiting, []any{"", nil, 0, 100}},
 	}
 	small, large := backlog(t, 1_100), backlog(t, 11_000)

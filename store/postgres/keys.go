@@ -19,12 +19,12 @@ func (s *Store) KeyUses(ctx context.Context) ([]store.KeyUse, error) {
 	}, sqlKeyUses, store.SealedPrefixBytes)
 }
 
-const sqlCanary = `SELECT id::text, coalesce(canary, '') FROM ledger`
+const sqlKeyCheck = `SELECT id::text, coalesce(key_check, '') FROM ledger`
 
-// Canary implements store.Keys.
-func (s *Store) Canary(ctx context.Context) (ledgerID, canary string, err error) {
-	err = s.db.QueryRow(ctx, sqlCanary).Scan(&ledgerID, &canary)
-	return ledgerID, canary, s.wrap("read canary", err)
+// Key check value implements store.Keys.
+func (s *Store) KeyCheck(ctx context.Context) (ledgerID, keyCheck string, err error) {
+	err = s.db.QueryRow(ctx, sqlKeyCheck).Scan(&ledgerID, &keyCheck)
+	return ledgerID, keyCheck, s.wrap("read key check value", err)
 }
 
 const sqlSealedTokens = `

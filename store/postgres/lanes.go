@@ -46,7 +46,7 @@ func (g *givenUp) keep(account string, claims []string) {
 // ClaimLane implements store.Requests. Of two that claim at once, the second waits for
 // the row and then sees the first one's lease. Each claim has an id of its own, so that
 // one which takes effect long after it was given up takes no lane from a later one.
-func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Lane, claimed bool, err error) {
+func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
 	id, before := uuid.NewString(), s.givenUp.take(account)
 	defer func() {
 		if store.Unavailable(err) {
@@ -55,9 +55,9 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 	}()
 	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: worker, claim: id, before: before, lease: lease, now: now, next: true})
 	if err == nil && out.found {
-		lane := store.Lane{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Snapshot: &store.Snapshot{}}
+		lane := store.Claim{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Cache: &store.ClaimCache{}}
 		if out.looked {
-			lane.Snapshot.Saw(out.line, out.look, out.head, true)
+			lane.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
 		}
 		if out.token != nil {
 			s.sealer.Attach(lane, *out.token)
@@ -67,7 +67,7 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 	if err == nil { // somebody holds it, or there is no such lane
 		err = missing(s.db.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
 	}
-	return store.Lane{}, false, s.wrap("claim lane", err)
+	return store.Claim{}, false, s.wrap("claim lane", err)
 }
 
 const sqlExtendLane = `
@@ -75,20 +75,20 @@ UPDATE lanes SET lease_until = clock_timestamp() + $3::interval
 WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 
 // ExtendLane implements store.Requests.
-func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, _ time.Time) error {
+func (s *Store) ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, _ time.Time) error {
 	return s.wrap("extend lane", fenced(changed(ctx, s.db, sqlExtendLane, lane.Account, lane.Fence, lease)))
 }
 
 // ReleaseLane implements store.Requests.
-func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, now time.Time) (bool, error) {
-	told := lane.Snapshot.Mark()
-	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, rings: rings, wakeAt: wakeAt, now: now, told: told})
+func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
+	told := lane.Cache.Mark()
+	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, generation: generation, wakeAt: wakeAt, now: now, told: told})
 	switch {
 	case err != nil:
 	case !out.found:
 		err = store.ErrFenced
 	default:
-		lane.Snapshot.Marked(told, out.latest)
+		lane.Cache.Marked(told, out.latest)
 	}
 	return out.released, s.wrap("release lane", err)
 }
@@ -108,7 +108,7 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 }
 
 const (
-	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 	// sqlHead runs two short index scans. What has begun goes first, and once
 	// it has it is due, whatever this worker's clock says.
 	sqlHead = `
@@ -120,12 +120,12 @@ SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce
 	sqlNextDue = `SELECT min(due_at) FROM requests WHERE account = $1 AND due_at > coalesce($2::timestamptz, statement_timestamp()) AND ` + unfinished
 )
 
-// Look implements store.Requests.
-func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
+// Snapshot implements store.Requests.
+func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
 	err = s.view(ctx, "look at lane", func(ctx context.Context, tx pgx.Tx) error {
-		look = store.Look{}
-		err := tx.QueryRow(ctx, sqlRings, lane.Account, lane.Fence).
-			Scan(&look.Rings, pausedAt{&look.Pause}, at{&look.Pause.Reason.Until}, &look.Pause.Reason.Detail, store.CauseOf{Pause: &look.Pause}, at{&look.UnpublishAt})
+		snapshot = store.Snapshot{}
+		err := tx.QueryRow(ctx, sqlGenerations, lane.Account, lane.Fence).
+			Scan(&snapshot.Generation, pausedAt{&snapshot.Pause}, at{&snapshot.Pause.Reason.Until}, &snapshot.Pause.Reason.Detail, store.CauseOf{Pause: &snapshot.Pause}, at{&snapshot.UnpublishAt})
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}
@@ -137,81 +137,81 @@ func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look 
 		if len(found) > 0 {
 			head = found[0]
 			told := head.Told()
-			look.Head = &told
+			snapshot.Head = &told
 		}
-		line := store.Line{Fence: lane.Fence, Held: true, Rings: look.Rings, Pause: look.Pause}
-		lane.Snapshot.Saw(line, look, head, false)
-		return tx.QueryRow(ctx, sqlNextDue, lane.Account, s.now(now)).Scan(at{&look.NextDue})
+		laneRow := store.LaneRow{Fence: lane.Fence, Held: true, Generation: snapshot.Generation, Pause: snapshot.Pause}
+		lane.Cache.Saw(laneRow, snapshot, head, false)
+		return tx.QueryRow(ctx, sqlNextDue, lane.Account, s.now(now)).Scan(at{&snapshot.NextDue})
 	})
-	return look, err
+	return snapshot, err
 }
 
 // Begin implements store.Requests.
-func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent store.Intent) error {
+func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent store.Intent) error {
 	st := step{post: intent.Post, now: intent.Now, begins: true, within: intent.NotAfter.Sub(intent.Now)}
-	_, err := s.write(ctx, "begin post", claim, id, st, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Begin(line, claim, intent)
+	_, err := s.write(ctx, "begin post", claim, id, st, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Begin(laneRow, claim, intent)
 	})
 	return err
 }
 
 // Posted implements store.Requests. The holder of the lane may tell it too:
 // it may have found the post of an earlier one at X.
-func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
-	return s.write(ctx, "record post", claim, id, step{post: post, now: now}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Posted(line, claim, post, postID, now)
+func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+	return s.write(ctx, "record post", claim, id, step{post: post, now: now}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Posted(laneRow, claim, post, postID, now)
 	})
 }
 
 // write applies a rule to the head as the holder of the lane knows it and, where the
 // ledger knows it otherwise by now, to what is there.
-func (s *Store) write(ctx context.Context, what string, claim store.Lane, id string, st step, rule func(store.Line, *store.Row) (store.Change, error)) (jetpost.State, error) {
-	line, row, known := claim.Snapshot.Head(id)
+func (s *Store) write(ctx context.Context, what string, claim store.Claim, id string, st step, rule func(store.LaneRow, *store.Row) (store.Change, error)) (jetpost.State, error) {
+	laneRow, row, known := claim.Cache.Head(id)
 	if known {
 		before := row.Status
-		change, err := rule(line, row)
-		if plain := change.Request && change.RingAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
-			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, change.Lease, line.Pause
+		change, err := rule(laneRow, row)
+		if plain := change.Request && change.WakeAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
+			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, change.Lease, laneRow.Pause
 			st.row, st.revision, st.progress, st.quiet, st.next = row, before.Revision, change.Progress, change.Quiet, row.Status.State.Finished()
-			st.told = claim.Snapshot.Mark()
+			st.told = claim.Cache.Mark()
 			out, err := s.steps.do(ctx, st)
 			if violates(err, postConstraint) {
 				err = store.ErrPostTaken
 			}
 			if err != nil {
-				claim.Snapshot.Forget()
+				claim.Cache.Forget()
 				return "", s.wrap(what, err)
 			}
 			if out.wrote {
 				row.Status.UpdatedAt = out.at // by the database's clock
-				claim.Snapshot.Marked(st.told, out.latest)
-				claim.Snapshot.Wrote(row)
+				claim.Cache.Marked(st.told, out.latest)
+				claim.Cache.Wrote(row)
 				if out.looked {
-					claim.Snapshot.Saw(out.line, out.look, out.head, true)
+					claim.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
 				}
 				return row.Status.State, nil
 			}
 		}
 	}
-	claim.Snapshot.Forget()
+	claim.Cache.Forget()
 	return s.move(ctx, what, store.Key{Account: claim.Account, ID: id}, rule)
 }
 
 const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = $1`
 
 // Conclude implements store.Requests.
-func (s *Store) Conclude(ctx context.Context, claim store.Lane, id string, out store.Outcome) error {
-	claim.Snapshot.Forget()
-	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Conclude(line, claim, out)
+func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
+	claim.Cache.Forget()
+	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Conclude(laneRow, claim, out)
 	})
 	return err
 }
 
 // Uploaded implements store.Requests.
-func (s *Store) Uploaded(ctx context.Context, claim store.Lane, id string, post int, media []store.Media) error {
-	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Uploaded(line, claim, post, media)
+func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
+	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Uploaded(laneRow, claim, post, media)
 	})
 	return err
 }
@@ -232,7 +232,7 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> $
 )
 
 // Reserve implements store.Requests.
-func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
+func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (out store.Reserved, err error) {
 	err = s.change(ctx, "reserve calls", func(ctx context.Context, tx pgx.Tx) error {
 		var left, others, take int
 		if err := tx.QueryRow(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&left); err != nil {
@@ -251,26 +251,26 @@ func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservatio
 const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
 WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= coalesce($2::timestamptz, statement_timestamp()) ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
 
-// HoldLine implements store.Requests.
-func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
-	claim.Snapshot.Forget()
+// HoldQueue implements store.Requests.
+func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
+	claim.Cache.Forget()
 	err = s.change(ctx, "hold line", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
-		line, err := s.lockLane(ctx, tx, claim.Account)
-		if err == nil && !line.HeldBy(claim) {
+		laneRow, err := s.lockLane(ctx, tx, claim.Account)
+		if err == nil && !laneRow.HeldBy(claim) {
 			err = store.ErrFenced
 		}
 		if err != nil {
 			return err
 		}
-		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, s.now(now), store.MaxHoldLine)
+		behind, err := readRequests(ctx, tx, sqlBehind, claim.Account, s.now(now), store.MaxHoldQueue)
 		if err != nil {
 			return err
 		}
 		for _, r := range behind {
-			change, err := r.HoldBehind(line, claim, reason, rings, now)
+			change, err := r.HoldBehind(laneRow, claim, reason, generation, now)
 			if err == nil {
-				err = save(ctx, tx, line, r, change)
+				err = save(ctx, tx, laneRow, r, change)
 			}
 			if err != nil {
 				return err

@@ -19,7 +19,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 8
+	schemaVersion = 9
 
 	// A process that finds another one migrating looks again every
 	// lockPeriodSeconds, at most lockTries times.

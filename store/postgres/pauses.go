@@ -45,75 +45,75 @@ func (p pausedAt) Scan(value any) error {
 
 // setPause has the lane look at once: what holds its head may be out of date.
 func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
-	line, err := s.lockLane(ctx, tx, account)
+	laneRow, err := s.lockLane(ctx, tx, account)
 	if err != nil {
 		return store.Pause{}, err
 	}
-	if err := writePause(ctx, tx, account, pause, line.Turn(pause, account, now)); err != nil {
+	if err := writePause(ctx, tx, account, pause, laneRow.PauseChange(pause, account, now)); err != nil {
 		return store.Pause{}, err
 	}
-	if code := line.Pause.Reason.Code; code != "" {
+	if code := laneRow.Pause.Reason.Code; code != "" {
 		_, err = endHolds(ctx, tx, account, code, s.now(now))
-		return line.Pause, err
+		return laneRow.Pause, err
 	}
-	err = ring(ctx, tx, account, s.now(now))
-	return line.Pause, err
+	err = wake(ctx, tx, account, s.now(now))
+	return laneRow.Pause, err
 }
 
 // writePause writes a pause, and what is to be told of it.
-func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, turn store.Turn) error {
+func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, turn store.PauseChange) error {
 	_, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail), storable(store.CauseOf{Pause: &pause}.String()))
 	if err != nil || turn.Event == "" {
 		return err
 	}
-	_, err = tx.Exec(ctx, sqlTurn, account, string(turn.Event), moment(turn.At), string(turn.Reason.Code), storable(turn.Reason.Detail), moment(turn.Reason.Until))
+	_, err = tx.Exec(ctx, sqlPauseChange, account, string(turn.Event), moment(turn.At), string(turn.Reason.Code), storable(turn.Reason.Detail), moment(turn.Reason.Until))
 	return err
 }
 
 const (
-	sqlTurn = `
-INSERT INTO turns (account, event, turned_at, reason_code, reason_detail, reason_until) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (account) DO UPDATE SET event = excluded.event, turned_at = excluded.turned_at,
+	sqlPauseChange = `
+INSERT INTO pause_changes (account, event, changed_at, reason_code, reason_detail, reason_until) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (account) DO UPDATE SET event = excluded.event, changed_at = excluded.changed_at,
     reason_code = excluded.reason_code, reason_detail = excluded.reason_detail, reason_until = excluded.reason_until`
-	sqlTurns = `
-SELECT account, event, turned_at, reason_code, reason_detail, reason_until FROM turns
+	sqlPauseChanges = `
+SELECT account, event, changed_at, reason_code, reason_detail, reason_until FROM pause_changes
 WHERE $1 = '' OR account = $1 ORDER BY account LIMIT $2`
-	sqlMarkTurned = `DELETE FROM turns WHERE account = $1 AND event = $2 AND turned_at = $3`
+	sqlMarkPauseChangeTold = `DELETE FROM pause_changes WHERE account = $1 AND event = $2 AND changed_at = $3`
 )
 
-// Turns implements store.Requests.
-func (s *Store) Turns(ctx context.Context, account string, limit int) ([]store.Turn, error) {
-	turns, err := collect(ctx, s.db, scanTurn, sqlTurns, account, limit)
+// PauseChanges implements store.Requests.
+func (s *Store) PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error) {
+	turns, err := collect(ctx, s.db, scanPauseChange, sqlPauseChanges, account, limit)
 	return turns, s.wrap("read turns", err)
 }
 
-func scanTurn(row scanner) (t store.Turn, err error) {
+func scanPauseChange(row scanner) (t store.PauseChange, err error) {
 	err = row.Scan(&t.Account, &t.Event, at{&t.At}, &t.Reason.Code, &t.Reason.Detail, at{&t.Reason.Until})
 	return t, err
 }
 
-// MarkTurned implements store.Requests.
-func (s *Store) MarkTurned(ctx context.Context, turn store.Turn) error {
-	_, err := changed(ctx, s.db, sqlMarkTurned, turn.Account, string(turn.Event), turn.At)
+// MarkPauseChangeTold implements store.Requests.
+func (s *Store) MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error {
+	_, err := changed(ctx, s.db, sqlMarkPauseChangeTold, turn.Account, string(turn.Event), turn.At)
 	return s.wrap("mark turn", err)
 }
 
-// BlockAccount implements store.Requests. It rings only where something may go on.
-func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (holds store.Pause, err error) {
-	lane.Snapshot.Forget()
+// BlockAccount implements store.Requests. It wakes only where something may go on.
+func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
+	lane.Cache.Forget()
 	err = s.change(ctx, "block account", func(ctx context.Context, tx pgx.Tx) error {
-		line, err := s.lockLane(ctx, tx, lane.Account)
-		if err == nil && !line.HeldBy(lane) {
+		laneRow, err := s.lockLane(ctx, tx, lane.Account)
+		if err == nil && !laneRow.HeldBy(lane) {
 			err = store.ErrFenced
 		}
 		if err != nil {
 			return err
 		}
 		var changed bool
-		if holds, changed = line.Block(pause, now); !changed {
+		if holds, changed = laneRow.Block(pause, now); !changed {
 			return nil
 		}
-		if err := writePause(ctx, tx, lane.Account, holds, line.Turn(holds, lane.Account, now)); err != nil || holds.Active(line.At(now)) {
+		if err := writePause(ctx, tx, lane.Account, holds, laneRow.PauseChange(holds, lane.Account, now)); err != nil || holds.Active(laneRow.At(now)) {
 			return err
 		}
 		_, err = endHolds(ctx, tx, lane.Account, holds.Reason.Code, s.now(now))
@@ -137,11 +137,11 @@ SELECT (SELECT count(*) FROM unruled WHERE account = $1),
 )
 
 // Refused implements store.Requests.
-func (s *Store) Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
+func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
 	digest := store.TextHash(words)
 	err = s.change(ctx, "note refusal", func(ctx context.Context, tx pgx.Tx) error {
-		line, err := s.lockLane(ctx, tx, lane.Account)
-		if err == nil && !line.HeldBy(lane) {
+		laneRow, err := s.lockLane(ctx, tx, lane.Account)
+		if err == nil && !laneRow.HeldBy(lane) {
 			err = store.ErrFenced
 		}
 		if err != nil {
@@ -175,8 +175,8 @@ WHERE $1 = '' OR l.account = $1
 GROUP BY l.account ORDER BY l.account COLLATE "C"`
 
 // Late implements store.Requests.
-func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]store.LateLine, error) {
-	return reportAll(ctx, s, "look for late requests", func(row scanner) (l store.LateLine, err error) {
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]store.LateQueue, error) {
+	return reportAll(ctx, s, "look for late requests", func(row scanner) (l store.LateQueue, err error) {
 		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 		return l, err
 	}, sqlLate, account, dueBefore, limit)
@@ -190,7 +190,7 @@ WHERE account = $1 AND due_at < $2 AND ` + unsent + ` ORDER BY due_at, seq LIMIT
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
 	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx pgx.Tx) error {
 		expired = nil
-		line, err := s.lockLane(ctx, tx, account)
+		laneRow, err := s.lockLane(ctx, tx, account)
 		if err != nil {
 			return err
 		}
@@ -199,16 +199,16 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 			return err
 		}
 		for _, r := range late {
-			change, err := r.Expire(dueBefore, line.At(now))
+			change, err := r.Expire(dueBefore, laneRow.At(now))
 			if err == nil {
-				err = save(ctx, tx, line, r, change)
+				err = save(ctx, tx, laneRow, r, change)
 			}
 			if err != nil {
 				return err
 			}
 			expired = append(expired, r.Key)
 		}
-		return ring(ctx, tx, account, s.now(now))
+		return wake(ctx, tx, account, s.now(now))
 	})
 	if err != nil {
 		return nil, err

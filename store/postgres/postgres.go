@@ -252,8 +252,8 @@ func (s *Store) LosesCommits(ctx context.Context) (settings []string, err error)
 }
 
 const (
-	sqlReadCanary = `SELECT id::text, coalesce(canary, '') FROM ledger FOR UPDATE`
-	sqlSetCanary  = `UPDATE ledger SET canary = $1`
+	sqlReadKeyCheck = `SELECT id::text, coalesce(key_check, '') FROM ledger FOR UPDATE`
+	sqlSetKeyCheck  = `UPDATE ledger SET key_check = $1`
 	// A sealed value carries the id of its key between its first two dots.
 	sqlOtherKeys = `
 SELECT EXISTS (SELECT FROM oauth_tokens
@@ -270,15 +270,15 @@ func (s *Store) CheckKeys(ctx context.Context) error {
 		return err
 	}
 	return s.change(ctx, "check keys", func(ctx context.Context, tx pgx.Tx) error {
-		var id, canary string
-		if err := tx.QueryRow(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
+		var id, keyCheck string
+		if err := tx.QueryRow(ctx, sqlReadKeyCheck).Scan(&id, &keyCheck); err != nil {
 			return err
 		}
-		sealed, err := s.sealer.CheckCanary(id, canary, others)
+		sealed, err := s.sealer.MatchKeyCheck(id, keyCheck, others)
 		if err != nil || sealed == "" {
 			return err
 		}
-		_, err = tx.Exec(ctx, sqlSetCanary, sealed)
+		_, err = tx.Exec(ctx, sqlSetKeyCheck, sealed)
 		return err
 	})
 }

@@ -209,9 +209,9 @@ func texts(t *testing.T, conn *pgx.Conn, query string) []string {
 	t.Helper()
 	rows, err := conn.Query(t.Context(), query)
 	check(t, err)
-	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	laneRows, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	check(t, err)
-	return lines
+	return laneRows
 }
 
 // dump returns every row of every table as text.
@@ -301,7 +301,7 @@ func (b *testBundle) mix(ctx context.Context, id string) error {
 	if _, err := b.st.EndHolds(ctx, acme, jetpost.CodeRateLimited, b.now); err != nil {
 		return err
 	}
-	if _, err := b.st.MarkAnnounced(ctx, key, 1); err != nil {
+	if _, err := b.st.MarkDelivered(ctx, key, 1); err != nil {
 		return err
 	}
 	if err := b.add(ctx); err != nil {
@@ -314,21 +314,21 @@ func (b *testBundle) mix(ctx context.Context, id string) error {
 }
 
 // run posts what stands at the front of a lane, and releases it.
-func (b *testBundle) run(ctx context.Context, lane store.Lane) error {
+func (b *testBundle) run(ctx context.Context, lane store.Claim) error {
 	for {
-		look, err := b.st.Look(ctx, lane, b.now)
+		snapshot, err := b.st.Snapshot(ctx, lane, b.now)
 		if err != nil {
 			return err
 		}
-		if look.Head == nil {
-			if released, err := b.st.ReleaseLane(ctx, lane, look.Rings, b.now, b.now); released || err != nil {
+		if snapshot.Head == nil {
+			if released, err := b.st.ReleaseLane(ctx, lane, snapshot.Generation, b.now, b.now); released || err != nil {
 				return err
 			}
 			continue
 		}
-		err = b.st.Begin(ctx, lane, look.Head.ID, store.Intent{NotAfter: b.now, Now: b.now, Lease: lease})
+		err = b.st.Begin(ctx, lane, snapshot.Head.ID, store.Intent{NotAfter: b.now, Now: b.now, Lease: lease})
 		if err == nil {
-			_, err = b.st.Posted(ctx, lane, look.Head.ID, 0, "x-"+look.Head.ID, b.now)
+			_, err = b.st.Posted(ctx, lane, snapshot.Head.ID, 0, "x-"+snapshot.Head.ID, b.now)
 		}
 		if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 			return err
@@ -500,7 +500,7 @@ func TestClaimOutlivesACrash(t *testing.T) {
 	check(t, b.add(t.Context()))
 	_, err := b.st.Accept(t.Context(), b.acceptance("r"))
 	check(t, err)
-	claim := func(worker string) (lane store.Lane) {
+	claim := func(worker string) (lane store.Claim) {
 		t.Helper()
 		for end := time.Now().Add(patiently); time.Now().Before(end); {
 			lane, claimed, err := b.st.ClaimLane(t.Context(), acme, worker, time.Second, b.now)
@@ -511,7 +511,7 @@ func TestClaimOutlivesACrash(t *testing.T) {
 		t.Fatal("the lane was not to be had")
 		return lane
 	}
-	begin := func(lane store.Lane) error {
+	begin := func(lane store.Claim) error {
 		now := time.Now()
 		return b.st.Begin(t.Context(), lane, "r", store.Intent{NotAfter: now.Add(time.Minute), Now: now, Lease: lease})
 	}
@@ -586,13 +586,13 @@ func TestClockOfTheDatabase(t *testing.T) {
 			}
 			lane, _, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, wrong)
 			check(t, err)
-			look, err := b.st.Look(t.Context(), lane, wrong)
+			snapshot, err := b.st.Snapshot(t.Context(), lane, wrong)
 			check(t, err)
-			if look.Head == nil || look.Head.ID != "due" || !look.NextDue.Equal(ahead.Request.PublishAt.Truncate(time.Microsecond)) {
-				t.Fatalf("the head is %v, the next is due %v", look.Head, look.NextDue)
+			if snapshot.Head == nil || snapshot.Head.ID != "due" || !snapshot.NextDue.Equal(ahead.Request.PublishAt.Truncate(time.Microsecond)) {
+				t.Fatalf("the head is %v, the next is due %v", snapshot.Head, snapshot.NextDue)
 			}
-			near("acceptance", look.Head.Status.AcceptedAt, 0)
-			near("due time", look.Head.DueAt, 0)
+			near("acceptance", snapshot.Head.Status.AcceptedAt, 0)
+			near("due time", snapshot.Head.DueAt, 0)
 			const within = 20 * time.Second
 			check(t, b.st.Begin(t.Context(), lane, "due", store.Intent{Now: wrong, NotAfter: wrong.Add(within), Lease: lease}))
 			begun, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "due"})

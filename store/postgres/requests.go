@@ -18,7 +18,7 @@ import (
 const (
 	// sqlLockLanes locks in one order, so that no two batches wait for each other.
 	sqlLockLanes = `
-SELECT account, fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
+SELECT account, fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
 	sqlLockRequests = `SELECT ` + requestColumns + ` FROM requests
 WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY account, id FOR UPDATE`
@@ -35,14 +35,14 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::
 	sqlAddPosts = `
 INSERT INTO posts (account, request_id, idx, text_hash, media)
 SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::bytea[], $5::json[])`
-	// sqlPlaced gives lanes what entered their lines: the next place, a ring for
+	// sqlPlaced gives lanes what entered their lines: the next place, a wake for
 	// each change, and a run that comes forward.
 	sqlPlaced = `
-UPDATE lanes AS l SET next_seq = v.next_seq, last_due = v.last_due, rings = l.rings + v.rings, wake_at = least(l.wake_at, v.wake_at)
-FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[]) AS v (account, next_seq, last_due, rings, wake_at)
+UPDATE lanes AS l SET next_seq = v.next_seq, last_due = v.last_due, generation = l.generation + v.generation, wake_at = least(l.wake_at, v.wake_at)
+FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[]) AS v (account, next_seq, last_due, generation, wake_at)
 WHERE l.account = v.account`
-	// sqlRing counts a change and brings the lane's next run forward to $2, or to now.
-	sqlRing = `UPDATE lanes SET rings = rings + 1, wake_at = least(wake_at, coalesce($2::timestamptz, statement_timestamp())) WHERE account = $1`
+	// sqlWake counts a change and brings the lane's next run forward to $2, or to now.
+	sqlWake = `UPDATE lanes SET generation = generation + 1, wake_at = least(wake_at, coalesce($2::timestamptz, statement_timestamp())) WHERE account = $1`
 )
 
 // Accept implements store.Requests.
@@ -100,7 +100,7 @@ func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 	for i := range a.in {
 		accounts[i], ids[i] = a.in[i].Request.Account, a.in[i].Request.ID
 	}
-	queue(batch, a.s.scanLine(a.b.Lines), sqlLockLanes, accountsOf(a.in))
+	queue(batch, a.s.scanLaneRow(a.b.LaneRows), sqlLockLanes, accountsOf(a.in))
 	queue(batch, func(row scanner) (none struct{}, err error) {
 		r, err := scanRequest(row)
 		if err == nil {
@@ -161,12 +161,12 @@ func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.
 		if err := lockTexts(ctx, tx, in); err != nil {
 			return err
 		}
-		lines := map[string]*store.Line{}
-		if _, err := collect(ctx, tx, s.scanLine(lines), sqlLockLanes, accountsOf(in)); err != nil {
+		laneRows := map[string]*store.LaneRow{}
+		if _, err := collect(ctx, tx, s.scanLaneRow(laneRows), sqlLockLanes, accountsOf(in)); err != nil {
 			return err
 		}
 		for i := range in {
-			received, err := s.acceptOne(ctx, tx, lines, in[i:i+1])
+			received, err := s.acceptOne(ctx, tx, laneRows, in[i:i+1])
 			if err != nil {
 				return err
 			}
@@ -180,9 +180,9 @@ func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.
 	return out, nil
 }
 
-func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, lines map[string]*store.Line, in []store.Acceptance) ([]store.Received, error) {
+func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, laneRows map[string]*store.LaneRow, in []store.Acceptance) ([]store.Received, error) {
 	b := store.NewBatch()
-	b.Lines = lines
+	b.LaneRows = laneRows
 	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID})
 	if err != nil {
 		return nil, err
@@ -208,8 +208,8 @@ func (s *Store) enter(ctx context.Context, tx executor, b *store.Batch) error {
 		return err
 	}
 	for r, change := range b.Changes {
-		change.RingAt = time.Time{} // with the others, below
-		if err := save(ctx, tx, *b.Lines[r.Account], r, change); err != nil {
+		change.WakeAt = time.Time{} // with the others, below
+		if err := save(ctx, tx, *b.LaneRows[r.Account], r, change); err != nil {
 			return err
 		}
 	}
@@ -226,35 +226,35 @@ func accountsOf(in []store.Acceptance) []string {
 	return slices.Compact(accounts)
 }
 
-// scanLine reads lanes into a map. Accounts that do not exist are not in it.
-func (s *Store) scanLine(lines map[string]*store.Line) func(scanner) (struct{}, error) {
+// scanLaneRow reads lanes into a map. Accounts that do not exist are not in it.
+func (s *Store) scanLaneRow(laneRows map[string]*store.LaneRow) func(scanner) (struct{}, error) {
 	return func(row scanner) (none struct{}, err error) {
 		var account string
-		l := &store.Line{}
-		err = row.Scan(&account, &l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
+		l := &store.LaneRow{}
+		err = row.Scan(&account, &l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
 			pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
 		if s.callersClock {
 			l.Now = time.Time{}
 		}
-		lines[account] = l
+		laneRows[account] = l
 		return none, err
 	}
 }
 
 // place gives the lanes what entered their lines.
 func place(ctx context.Context, tx executor, b *store.Batch) error {
-	n := len(b.Rung)
+	n := len(b.LaneWakes)
 	if n == 0 {
 		return nil
 	}
-	next, rings := make([]int64, n), make([]int, n)
+	next, generation := make([]int64, n), make([]int, n)
 	last, wake := make([]*time.Time, n), make([]*time.Time, n)
-	accounts := slices.Sorted(maps.Keys(b.Rung))
+	accounts := slices.Sorted(maps.Keys(b.LaneWakes))
 	for i, account := range accounts {
-		line, rung := b.Lines[account], b.Rung[account]
-		next[i], rings[i], last[i], wake[i] = line.NextSeq, rung.Rings, instant(line.LastDue), instant(rung.WakeAt)
+		laneRow, woken := b.LaneRows[account], b.LaneWakes[account]
+		next[i], generation[i], last[i], wake[i] = laneRow.NextSeq, woken.Count, instant(laneRow.LastDue), instant(woken.WakeAt)
 	}
-	_, err := tx.Exec(ctx, sqlPlaced, accounts, next, last, rings, wake)
+	_, err := tx.Exec(ctx, sqlPlaced, accounts, next, last, generation, wake)
 	return err
 }
 
@@ -446,8 +446,8 @@ func blob(b []byte) []byte {
 	return b
 }
 
-func ring(ctx context.Context, tx executor, account string, wakeAt any) error {
-	_, err := tx.Exec(ctx, sqlRing, account, wakeAt)
+func wake(ctx context.Context, tx executor, account string, wakeAt any) error {
+	_, err := tx.Exec(ctx, sqlWake, account, wakeAt)
 	return err
 }
 
@@ -520,11 +520,11 @@ func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code,
 	return n, err
 }
 
-// endHolds rings even if nothing is held: a worker may be about to commit just
-// such a hold, and learns by the ring that it is over already. The requests
+// endHolds wakes even if nothing is held: a worker may be about to commit just
+// such a hold, and learns by the wake that it is over already. The requests
 // stay held until they move, so that there is nothing to announce.
 func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code, now any) (int, error) {
-	if err := ring(ctx, tx, account, now); err != nil { // first, for its lock
+	if err := wake(ctx, tx, account, now); err != nil { // first, for its lock
 		return 0, err
 	}
 	if err := retryDeletions(ctx, tx, account, now); err != nil {
@@ -535,8 +535,8 @@ func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code,
 
 // Replay implements store.Requests. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
-	_, err = s.move(ctx, "replay request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
-		result, change = r.Replay(line, now)
+	_, err = s.move(ctx, "replay request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+		result, change = r.Replay(laneRow, now)
 		return change, nil
 	})
 	return result, err
@@ -544,17 +544,17 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 
 // Cancel implements store.Requests.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "cancel request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "cancel request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
-		return r.Cancel(line.At(now))
+		return r.Cancel(laneRow.At(now))
 	})
 	return before, err
 }
 
 // Reschedule implements store.Requests.
 func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
-	_, err = s.move(ctx, "reschedule request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
-		change, err = r.Reschedule(line, at, now)
+	_, err = s.move(ctx, "reschedule request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+		change, err = r.Reschedule(laneRow, at, now)
 		state = r.Status.State
 		return change, err
 	})
@@ -563,21 +563,21 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 
 // Resolve implements store.Requests.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "resolve request", key, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Resolve(postID, line.At(now))
+	return s.move(ctx, "resolve request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Resolve(postID, laneRow.At(now))
 	})
 }
 
 // Reconcile implements store.Requests.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
-	_, err := s.move(ctx, "reconcile request", key, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Reconcile(line.At(now))
+	_, err := s.move(ctx, "reconcile request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Reconcile(laneRow.At(now))
 	})
 	return err
 }
 
 const (
-	sqlWitness = `
+	sqlAnchor = `
 SELECT a.x_user_id, coalesce(p.post_id, ''), coalesce(p.doubt_since, p.sent_at)
 FROM accounts AS a LEFT JOIN LATERAL (
     SELECT post_id, sent_at, doubt_since FROM posts WHERE account = a.name AND state = 'posted' AND deleted_at IS NULL ORDER BY sent_at DESC LIMIT 1
@@ -586,9 +586,9 @@ WHERE a.name = $1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`
 )
 
-// Witness implements store.Requests.
-func (s *Store) Witness(ctx context.Context, account string) (w store.Witness, err error) {
-	err = s.db.QueryRow(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
+// Anchor post implements store.Requests.
+func (s *Store) Anchor(ctx context.Context, account string) (w store.Anchor, err error) {
+	err = s.db.QueryRow(ctx, sqlAnchor, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
 	return w, s.wrap("find latest post", missing(err, store.ErrNotFound))
 }
 
@@ -671,16 +671,16 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 	return byState, err
 }
 
-const sqlUnannounced = `
+const sqlOutboxPending = `
 SELECT account, id FROM requests WHERE announced < revision AND updated_at < $1
 ORDER BY updated_at LIMIT $2`
 
-// Unannounced implements store.Requests.
-func (s *Store) Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
+// OutboxPending implements store.Requests.
+func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
 	keys, err := collect(ctx, s.db, func(row scanner) (key store.Key, err error) {
 		err = row.Scan(&key.Account, &key.ID)
 		return key, err
-	}, sqlUnannounced, before, limit)
+	}, sqlOutboxPending, before, limit)
 	return keys, s.wrap("list unannounced requests", err)
 }
 
@@ -690,13 +690,13 @@ const (
 	begunOnly        = `revision = $3 + 1 AND ` + begun
 	begunSinceTold   = `r.revision = told.revision + 1 AND r.` + begun
 	begun            = `state = 'publishing' AND event IN ('request.accepted', 'request.scheduled')`
-	sqlMarkAnnounced = `
+	sqlMarkDelivered = `
 UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE greatest(announced, least($3, revision)) END
 WHERE account = $1 AND id = $2 RETURNING revision = $3 OR ` + begunOnly
 )
 
-// MarkAnnounced implements store.Requests.
-func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
+// MarkDelivered implements store.Requests.
+func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
 	latest, err = s.marks.do(ctx, store.Revision{Key: key, Number: revision})
 	return latest, s.wrap("mark request announced", err)
 }
@@ -712,15 +712,15 @@ func (s *Store) takeMarks(group []*asked[store.Revision, bool]) {
 	for _, w := range group {
 		var marked bool
 		if w.answer, marked = latest[w.ask.Key]; !marked && err == nil {
-			w.err = missing(s.db.QueryRow(w.ctx, sqlMarkAnnounced, w.ask.Account, w.ask.ID, w.ask.Number).Scan(&w.answer), store.ErrNotFound)
+			w.err = missing(s.db.QueryRow(w.ctx, sqlMarkDelivered, w.ask.Account, w.ask.ID, w.ask.Number).Scan(&w.answer), store.ErrNotFound)
 		} else {
 			w.err = err
 		}
 	}
 }
 
-// sqlMarkManyAnnounced passes over what somebody is changing, since that moves on.
-const sqlMarkManyAnnounced = `
+// sqlMarkManyDelivered passes over what somebody is changing, since that moves on.
+const sqlMarkManyDelivered = `
 WITH told AS (
     SELECT r.account, r.id, v.revision
     FROM unnest($1::text[], $2::text[], $3::bigint[]) AS v (account, id, revision)
@@ -743,12 +743,12 @@ func (s *Store) markMany(ctx context.Context, told []store.Revision) (latest map
 		err = row.Scan(&key.Account, &key.ID, &is)
 		latest[key] = is
 		return none, err
-	}, sqlMarkManyAnnounced, accounts, ids, revisions)
+	}, sqlMarkManyDelivered, accounts, ids, revisions)
 	return latest, err
 }
 
-// MarkManyAnnounced implements store.Requests.
-func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
+// MarkManyDelivered implements store.Requests.
+func (s *Store) MarkManyDelivered(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
 	latest, err := s.markMany(ctx, told)
 	for _, r := range told {
 		if !latest[r.Key] {

@@ -14,13 +14,13 @@ import (
 )
 
 const sqlLockLane = `
-SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
+SELECT fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = $1 FOR UPDATE`
 
 // lockLane fails with store.ErrNotFound. Who has locked a lane may change its
 // requests and posts; only an account and its token are ever locked before it.
-func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.Line, err error) {
-	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
+func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.LaneRow, err error) {
+	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
 		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
 	if s.callersClock {
 		l.Now = time.Time{}
@@ -45,9 +45,9 @@ ORDER BY p.idx`
 
 // move applies a rule to a request and returns the state that it is in then.
 // It fails with store.ErrNotFound.
-func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
+func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
-		line, err := s.lockLane(ctx, tx, key.Account)
+		laneRow, err := s.lockLane(ctx, tx, key.Account)
 		if err != nil {
 			return err
 		}
@@ -55,12 +55,12 @@ func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(
 		if err != nil {
 			return err
 		}
-		change, err := rule(line, r)
+		change, err := rule(laneRow, r)
 		if err != nil {
 			return err
 		}
 		state = r.Status.State
-		return save(ctx, tx, line, r, change)
+		return save(ctx, tx, laneRow, r, change)
 	})
 	if err != nil {
 		return "", err
@@ -119,7 +119,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 	var reason jetpost.Reason
 	var unpublishAt time.Time
 	st := &r.Status
-	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
+	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Delivered, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
 		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &r.Body, &r.Digest, &r.CostMicros,
 		&r.Deletion, at{&unpublishAt})
@@ -143,7 +143,7 @@ type keyedPost struct {
 
 func scanPost(row scanner) (p keyedPost, err error) {
 	err = row.Scan(&p.Account, &p.ID, &p.Index, &p.State, &p.ParentID, &p.PostID, &p.MediaIDs, &p.TextHash,
-		at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt, at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &p.Media, at{&p.DeletedAt})
+		at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt, at{&p.DoubtSince}, &p.Checks, at{&p.AbsentAt}, &p.Media, at{&p.DeletedAt})
 	return p, err
 }
 
@@ -162,7 +162,7 @@ WHERE account = $1 AND request_id = $2 AND idx = $3`
 )
 
 // save writes what the rule changed of a request, its posts and its lane.
-func save(ctx context.Context, tx executor, line store.Line, r *store.Row, change store.Change) error {
+func save(ctx context.Context, tx executor, laneRow store.LaneRow, r *store.Row, change store.Change) error {
 	if change.Contents {
 		if err := saveContents(ctx, tx, r); err != nil {
 			return err
@@ -179,7 +179,7 @@ func save(ctx context.Context, tx executor, line store.Line, r *store.Row, chang
 		}
 	}
 	if change.Lease > 0 {
-		if _, err := tx.Exec(ctx, sqlExtendLane, r.Account, line.Fence, change.Lease); err != nil {
+		if _, err := tx.Exec(ctx, sqlExtendLane, r.Account, laneRow.Fence, change.Lease); err != nil {
 			return err
 		}
 	}
@@ -188,10 +188,10 @@ func save(ctx context.Context, tx executor, line store.Line, r *store.Row, chang
 			return err
 		}
 	}
-	if change.RingAt.IsZero() {
+	if change.WakeAt.IsZero() {
 		return nil
 	}
-	return ring(ctx, tx, r.Account, change.RingAt)
+	return wake(ctx, tx, r.Account, change.WakeAt)
 }
 
 func saveRequest(ctx context.Context, tx executor, r *store.Row) error {
@@ -199,7 +199,7 @@ func saveRequest(ctx context.Context, tx executor, r *store.Row) error {
 	if r.Status.Reason != nil {
 		reason = *r.Status.Reason
 	}
-	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Announced, r.Event,
+	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Delivered, r.Event,
 		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds, r.Status.Attempts,
 		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt, moment(r.Status.PublishAt), r.Deletion, moment(r.UnpublishAt()))
 	if err != nil || r.Deletion == nil {
@@ -219,7 +219,7 @@ func media(list []store.Media) []store.Media { return append([]store.Media{}, li
 // savePost fails with store.ErrPostTaken.
 func savePost(ctx context.Context, tx executor, key store.Key, p *store.PostRecord) error {
 	_, err := tx.Exec(ctx, sqlSavePost, key.Account, key.ID, p.Index, p.State, p.ParentID, p.PostID,
-		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Looks, moment(p.AbsentAt), media(p.Media), moment(p.DeletedAt))
+		p.MediaIDs, p.TextHash, moment(p.SentAt), moment(p.NotAfter), p.Attempt, moment(p.DoubtSince), p.Checks, moment(p.AbsentAt), media(p.Media), moment(p.DeletedAt))
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.ConstraintName == postConstraint {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)

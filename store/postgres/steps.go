@@ -25,7 +25,7 @@ type act string
 const (
 	actClaim   act = "claim"   // takes a lane that nobody holds, and reads its front
 	actWrite   act = "write"   // writes the head and one post of it, for the holder
-	actRelease act = "release" // frees the lane, unless something rang
+	actRelease act = "release" // frees the lane, unless something woke
 )
 
 // step is one act of a worker on one lane. The steps of many lanes are sent as one
@@ -56,8 +56,8 @@ type step struct {
 	told store.Revision
 
 	// Of a release.
-	rings  int64
-	wakeAt time.Time
+	generation int64
+	wakeAt     time.Time
 }
 
 // stepped is what came of a step; the zero value of one that the ledger refused.
@@ -69,9 +69,9 @@ type stepped struct {
 	released bool
 	wrote    bool
 	latest   bool // what was told has no newer revision
-	line     store.Line
+	laneRow  store.LaneRow
 	looked   bool
-	look     store.Look
+	snapshot store.Snapshot
 	head     *store.Row
 	token    *store.SealedToken // of a claim
 }
@@ -189,7 +189,7 @@ func (s *Store) takeSteps(group []*waitingStep) {
 const sqlStep = `
 WITH input AS MATERIALIZED (
     SELECT t.account, act, coalesce(at, statement_timestamp()) AS at, fence, owner, claim, lease,
-        id, was, pause_since, pause_until, progress, quiet, next, done, want_rings, wake,
+        id, was, pause_since, pause_until, progress, quiet, next, done, want_generation, wake,
         state, revision, event, holds, attempts,
         idx, post_state, parent, post, media_ids, hash, attempt, begins * interval '1 microsecond' AS begins,
         string_to_array(before, ' ')::uuid[] AS before, told_id, told
@@ -200,14 +200,14 @@ WITH input AS MATERIALIZED (
         $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::bigint[], $30::bigint[], $31::text[], $32::text[], $33::bigint[])
     AS t (account, act, at, fence, owner, claim, lease,
         id, was, pause_since, pause_until, progress, quiet, next, done,
-        want_rings, wake,
+        want_generation, wake,
         state, revision, event, holds, attempts,
         idx, post_state, parent, post, media_ids, hash, attempt, begins, before, told_id, told)
 ), seen AS MATERIALIZED (
-    SELECT i.*, l.rings, l.fence AS lane_fence, f.id AS head, d.due AS next_due,
+    SELECT i.*, l.generation, l.fence AS lane_fence, f.id AS head, d.due AS next_due,
         i.act <> 'write' OR EXISTS (SELECT FROM requests AS r WHERE r.account = i.account AND r.id = i.id AND r.revision = i.was) AS matches
     FROM input AS i
-    CROSS JOIN LATERAL (SELECT rings, fence FROM lanes WHERE account = i.account LIMIT 1) AS l
+    CROSS JOIN LATERAL (SELECT generation, fence FROM lanes WHERE account = i.account LIMIT 1) AS l
     LEFT JOIN LATERAL (SELECT coalesce(
         (SELECT id FROM requests WHERE account = i.account AND id <> i.done AND began_at IS NOT NULL AND ` + unfinished + `
          ORDER BY due_at, seq LIMIT 1),
@@ -216,20 +216,20 @@ WITH input AS MATERIALIZED (
     LEFT JOIN LATERAL (SELECT min(due_at) AS due FROM requests
         WHERE account = i.account AND due_at > i.at AND ` + unfinished + ` AND i.next) AS d ON true
 ), locked AS MATERIALIZED (
-    SELECT account, rings, fence FROM lanes WHERE account = ANY ($1) ORDER BY account FOR NO KEY UPDATE
+    SELECT account, generation, fence FROM lanes WHERE account = ANY ($1) ORDER BY account FOR NO KEY UPDATE
 ), lane AS (
     UPDATE lanes AS l SET
         fence       = CASE WHEN s.act = 'claim' THEN l.fence + 1 ELSE l.fence END,
         lost_claims = CASE WHEN s.act = 'claim' AND l.claim_id = ANY (s.before) THEN l.lost_claims
                            WHEN s.act = 'claim' THEN l.lost_claims + 1
-                           WHEN s.progress OR s.act = 'release' AND l.rings = s.want_rings THEN 0 ELSE l.lost_claims END,
-        reserved    = CASE WHEN s.act = 'claim' OR s.act = 'release' AND l.rings = s.want_rings THEN 0 ELSE l.reserved END,
+                           WHEN s.progress OR s.act = 'release' AND l.generation = s.want_generation THEN 0 ELSE l.lost_claims END,
+        reserved    = CASE WHEN s.act = 'claim' OR s.act = 'release' AND l.generation = s.want_generation THEN 0 ELSE l.reserved END,
         lease_owner = CASE WHEN s.act = 'claim' THEN s.owner
-                           WHEN s.act = 'release' AND l.rings = s.want_rings THEN NULL ELSE l.lease_owner END,
+                           WHEN s.act = 'release' AND l.generation = s.want_generation THEN NULL ELSE l.lease_owner END,
         claim_id    = CASE WHEN s.act = 'claim' THEN s.claim ELSE l.claim_id END,
-        lease_until = CASE WHEN s.act = 'release' AND l.rings = s.want_rings THEN NULL
+        lease_until = CASE WHEN s.act = 'release' AND l.generation = s.want_generation THEN NULL
                            WHEN s.lease > 0 THEN clock_timestamp() + s.lease * interval '1 microsecond' ELSE l.lease_until END,
-        wake_at     = CASE WHEN s.act = 'release' AND l.rings = s.want_rings THEN s.wake ELSE l.wake_at END
+        wake_at     = CASE WHEN s.act = 'release' AND l.generation = s.want_generation THEN s.wake ELSE l.wake_at END
     FROM seen AS s JOIN locked AS k ON k.account = s.account
     WHERE l.account = s.account AND CASE s.act
         WHEN 'claim' THEN l.lease_until IS NULL OR l.lease_until <= clock_timestamp() OR l.claim_id = ANY (s.before)
@@ -238,7 +238,7 @@ WITH input AS MATERIALIZED (
             AND (s.begins IS NULL OR l.paused_at IS NULL OR l.paused_until <= s.at)
         ELSE l.fence = s.fence AND l.lease_owner IS NOT NULL END
     RETURNING s.*, l.fence AS new_fence, l.lost_claims AS lost, l.lease_owner IS NULL AS released,
-        l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, k.rings = s.rings AND k.fence = s.lane_fence AS fresh
+        l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, k.generation = s.generation AND k.fence = s.lane_fence AS fresh
 ), wrote AS (
     UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
         announced = CASE WHEN lane.quiet AND (r.announced = r.revision OR lane.told_id = lane.id AND lane.told = r.revision) THEN lane.revision
@@ -260,7 +260,7 @@ WITH input AS MATERIALIZED (
     RETURNING r.account, r.revision = lane.told AS latest
 )
 SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, coalesce(marked.latest, true), lane.next AND lane.fresh,
-    lane.rings, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
+    lane.generation, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
 FROM lane LEFT JOIN wrote ON wrote.account = lane.account LEFT JOIN marked ON marked.account = lane.account
 LEFT JOIN LATERAL (SELECT r.*,
@@ -320,7 +320,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		postStates, parents, posts, mediaIDs, toldIDs              []string
 		claims                                                     []*string
 		at, since, until, wakes                                    []*time.Time
-		fences, leases, was, rings, revisions, attempt, told       []int64
+		fences, leases, was, generation, revisions, attempt, told  []int64
 		begins                                                     []*int64
 		holds, attempts, idx                                       []int32
 		progress, quiet, next                                      []bool
@@ -338,7 +338,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		leases, was = append(leases, w.lease.Microseconds()), append(was, w.revision)
 		since, until = append(since, instant(w.pause.Since)), append(until, instant(w.pause.Reason.Until))
 		progress, quiet, next = append(progress, w.progress), append(quiet, w.quiet), append(next, w.next)
-		rings, wakes = append(rings, w.rings), append(wakes, instant(w.wakeAt))
+		generation, wakes = append(generation, w.generation), append(wakes, instant(w.wakeAt))
 		row, post, done := w.row, store.PostRecord{}, ""
 		if row == nil {
 			row = &store.Row{}
@@ -365,7 +365,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 	return []any{
 		accounts, acts, at, fences, owners, claims, leases,
 		ids, was, since, until, progress, quiet, next, dones,
-		rings, wakes,
+		generation, wakes,
 		states, revisions, events, holds, attempts,
 		idx, postStates, parents, posts, mediaIDs, hashes, attempt, begins, before, toldIDs, told,
 	}
@@ -386,17 +386,17 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	head := &store.Row{}
 	var reason jetpost.Reason
 	st := &head.Status
-	pause := &out.line.Pause
+	pause := &out.laneRow.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.looked,
-		&out.look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.look.UnpublishAt}, at{&out.look.NextDue}, at{&out.at}, &there, &posts,
-		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Announced, &head.Event,
+		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
+		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Delivered, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros)
 	if err != nil {
 		return "", stepped{}, err
 	}
-	out.line.Fence, out.line.Held, out.line.Rings = out.fence, !out.released, out.look.Rings
-	out.look.Pause = out.line.Pause
+	out.laneRow.Fence, out.laneRow.Held, out.laneRow.Generation = out.fence, !out.released, out.snapshot.Generation
+	out.snapshot.Pause = out.laneRow.Pause
 	if !there {
 		return account, out, nil
 	}
@@ -412,7 +412,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 		}
 	}
 	told := head.Told()
-	out.head, out.look.Head = head, &told
+	out.head, out.snapshot.Head = head, &told
 	return account, out, nil
 }
 

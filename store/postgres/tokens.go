@@ -327,15 +327,15 @@ func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, f
 }
 
 func readRound(ctx context.Context, q querier, id string) (r store.Round, err error) {
-	err = q.QueryRow(ctx, sqlRound, id).Scan(&r.Round, &r.Total, &r.Batches, &r.Announced, &r.Completed,
+	err = q.QueryRow(ctx, sqlRound, id).Scan(&r.Round, &r.Total, &r.Batches, &r.Delivered, &r.Completed,
 		&r.Refreshed, &r.Failed, &r.Skipped)
 	return r, missing(err, store.ErrNotFound)
 }
 
-const sqlRoundAnnounced = `UPDATE refresh_rounds SET announced = true WHERE id = $1`
+const sqlRoundDelivered = `UPDATE refresh_rounds SET announced = true WHERE id = $1`
 
-// RoundAnnounced implements store.Tokens.
-func (s *Store) RoundAnnounced(ctx context.Context, round string) error {
-	n, err := changed(ctx, s.db, sqlRoundAnnounced, round)
+// RoundDelivered implements store.Tokens.
+func (s *Store) RoundDelivered(ctx context.Context, round string) error {
+	n, err := changed(ctx, s.db, sqlRoundDelivered, round)
 	return s.wrap("mark round announced", orNone(n, err, store.ErrNotFound))
 }

@@ -16,8 +16,8 @@ UPDATE lanes SET unpublish_at = (SELECT min(unpublish_at) FROM requests WHERE ac
 	sqlRetryDeletions = `
 UPDATE requests SET unpublish_at = coalesce($2::timestamptz, statement_timestamp())
 WHERE account = $1 AND unpublish_at > coalesce($2::timestamptz, statement_timestamp())`
-	sqlHeldRings    = `SELECT rings FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
-	sqlUnpublishing = `
+	sqlHeldGenerations = `SELECT generation FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+	sqlUnpublishing    = `
 SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND unpublish_at IS NOT NULL ORDER BY unpublish_at LIMIT 1`
 	sqlDeleted = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[]) AND deleted_at IS NOT NULL`
 )
@@ -34,18 +34,18 @@ func retryDeletions(ctx context.Context, tx pgx.Tx, account string, now any) err
 
 // Unpublish implements store.Requests.
 func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "unpublish request", key, func(line store.Line, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "unpublish request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
-		return r.Unpublish(line.At(now))
+		return r.Unpublish(laneRow.At(now))
 	})
 	return before, err
 }
 
 // Unpublishing implements store.Requests.
-func (s *Store) Unpublishing(ctx context.Context, lane store.Lane) (record store.Record, found bool, err error) {
+func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record store.Record, found bool, err error) {
 	err = s.view(ctx, "look for deletions", func(ctx context.Context, tx pgx.Tx) error {
-		var rings int64
-		if err := tx.QueryRow(ctx, sqlHeldRings, lane.Account, lane.Fence).Scan(&rings); err != nil {
+		var generation int64
+		if err := tx.QueryRow(ctx, sqlHeldGenerations, lane.Account, lane.Fence).Scan(&generation); err != nil {
 			return missing(err, store.ErrFenced)
 		}
 		records, err := readRecords(ctx, tx, sqlUnpublishing, lane.Account)
@@ -58,17 +58,17 @@ func (s *Store) Unpublishing(ctx context.Context, lane store.Lane) (record store
 }
 
 // PostDeleted implements store.Requests.
-func (s *Store) PostDeleted(ctx context.Context, claim store.Lane, id string, post int, now time.Time) error {
-	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.PostDeleted(line, post, now)
+func (s *Store) PostDeleted(ctx context.Context, claim store.Claim, id string, post int, now time.Time) error {
+	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.PostDeleted(laneRow, post, now)
 	})
 	return err
 }
 
 // HoldUnpublish implements store.Requests.
-func (s *Store) HoldUnpublish(ctx context.Context, claim store.Lane, id string, out store.Outcome) error {
-	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.HoldUnpublish(line, claim, out)
+func (s *Store) HoldUnpublish(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
+	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.HoldUnpublish(laneRow, claim, out)
 	})
 	return err
 }

@@ -24,10 +24,10 @@ func (s *Store) KeyUses(ctx context.Context) (uses []store.KeyUse, err error) {
 	return uses, err
 }
 
-// Canary implements store.Keys.
-func (s *Store) Canary(ctx context.Context) (ledgerID, canary string, err error) {
-	err = s.row(ctx, sqlReadCanary).Scan(&ledgerID, &canary)
-	return ledgerID, canary, s.wrap("read canary", err)
+// Key check value implements store.Keys.
+func (s *Store) KeyCheck(ctx context.Context) (ledgerID, keyCheck string, err error) {
+	err = s.row(ctx, sqlReadKeyCheck).Scan(&ledgerID, &keyCheck)
+	return ledgerID, keyCheck, s.wrap("read key check value", err)
 }
 
 const sqlSealedTokens = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens WHERE id > ?1 ORDER BY id LIMIT ?2`

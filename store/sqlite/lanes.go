@@ -17,9 +17,9 @@ WHERE account = ?1 AND (lease_until IS NULL OR lease_until <= ?4)
 RETURNING fence, lost_claims - 1`
 
 // ClaimLane implements store.Requests.
-func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Lane, claimed bool, err error) {
+func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
 	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) error {
-		lane = store.Lane{Account: account, Snapshot: &store.Snapshot{}}
+		lane = store.Claim{Account: account, Cache: &store.ClaimCache{}}
 		err := tx.QueryRowContext(ctx, sqlClaimLane, account, worker, micros(now.Add(lease)), micros(now)).
 			Scan(&lane.Fence, &lane.LostClaims)
 		if claimed = err == nil; claimed {
@@ -31,7 +31,7 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 		return err
 	})
 	if err != nil || !claimed {
-		return store.Lane{}, false, err
+		return store.Claim{}, false, err
 	}
 	return lane, true, nil
 }
@@ -40,7 +40,7 @@ const sqlExtendLane = `
 UPDATE lanes SET lease_until = ?3 WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 
 // ExtendLane implements store.Requests.
-func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Duration, now time.Time) error {
+func (s *Store) ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, now time.Time) error {
 	return s.change(ctx, "extend lane", func(ctx context.Context, tx *sql.Tx) error {
 		return fenced(changed(ctx, tx, sqlExtendLane, lane.Account, lane.Fence, micros(now.Add(lease))))
 	})
@@ -49,27 +49,27 @@ func (s *Store) ExtendLane(ctx context.Context, lane store.Lane, lease time.Dura
 const (
 	sqlReleaseLane = `
 UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0, reserved = 0
-WHERE account = ?1 AND fence = ?2 AND rings = ?3 AND lease_owner IS NOT NULL`
-	sqlRings = `SELECT rings, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
+WHERE account = ?1 AND fence = ?2 AND generation = ?3 AND lease_owner IS NOT NULL`
+	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
 // ReleaseLane implements store.Requests.
-func (s *Store) ReleaseLane(ctx context.Context, lane store.Lane, rings int64, wakeAt, _ time.Time) (released bool, err error) {
-	told, latest := lane.Snapshot.Mark(), true
+func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, _ time.Time) (released bool, err error) {
+	told, latest := lane.Cache.Mark(), true
 	defer func() {
 		if err == nil {
-			lane.Snapshot.Marked(told, latest)
+			lane.Cache.Marked(told, latest)
 		}
 	}()
 	err = s.change(ctx, "release lane", func(ctx context.Context, tx *sql.Tx) (err error) {
 		if latest, err = markTold(ctx, tx, told); err != nil {
 			return err
 		}
-		n, err := changed(ctx, tx, sqlReleaseLane, lane.Account, lane.Fence, rings, micros(wakeAt))
+		n, err := changed(ctx, tx, sqlReleaseLane, lane.Account, lane.Fence, generation, micros(wakeAt))
 		if released = n > 0; released || err != nil {
 			return err
 		}
-		_, err = readRings(ctx, tx, lane)
+		_, err = readGenerations(ctx, tx, lane)
 		return err
 	})
 	return released && err == nil, err
@@ -80,17 +80,17 @@ func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool
 	if told.Number == 0 {
 		return true, nil
 	}
-	err = tx.QueryRowContext(ctx, sqlMarkAnnounced, told.Account, told.ID, told.Number).Scan(&latest)
+	err = tx.QueryRowContext(ctx, sqlMarkDelivered, told.Account, told.ID, told.Number).Scan(&latest)
 	return latest, missing(err, store.ErrNotFound)
 }
 
-// readRings reads of a look what the lane itself has. It fails with store.ErrFenced where
+// readGenerations reads of a look what the lane itself has. It fails with store.ErrFenced where
 // the lane is no longer held.
-func readRings(ctx context.Context, tx *sql.Tx, lane store.Lane) (look store.Look, err error) {
-	pause := &look.Pause
-	err = tx.QueryRowContext(ctx, sqlRings, lane.Account, lane.Fence).
-		Scan(&look.Rings, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&look.UnpublishAt})
-	return look, missing(err, store.ErrFenced)
+func readGenerations(ctx context.Context, tx *sql.Tx, lane store.Claim) (snapshot store.Snapshot, err error) {
+	pause := &snapshot.Pause
+	err = tx.QueryRowContext(ctx, sqlGenerations, lane.Account, lane.Fence).
+		Scan(&snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&snapshot.UnpublishAt})
+	return snapshot, missing(err, store.ErrFenced)
 }
 
 const sqlDueLanes = `
@@ -119,58 +119,58 @@ SELECT coalesce(
     (SELECT due_at FROM requests WHERE account = ?1 AND due_at > ?2 AND ` + unfinished + `
      ORDER BY due_at LIMIT 1)`
 
-// Look implements store.Requests.
-func (s *Store) Look(ctx context.Context, lane store.Lane, now time.Time) (look store.Look, err error) {
+// Snapshot implements store.Requests.
+func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
 	err = s.view(ctx, "look at lane", func(ctx context.Context, tx *sql.Tx) error {
-		look, err = readFront(ctx, tx, lane, now)
+		snapshot, err = readFront(ctx, tx, lane, now)
 		return err
 	})
-	return look, err
+	return snapshot, err
 }
 
 // readFront fails with store.ErrFenced.
-func readFront(ctx context.Context, tx *sql.Tx, lane store.Lane, now time.Time) (look store.Look, err error) {
-	if look, err = readRings(ctx, tx, lane); err != nil {
-		return look, err
+func readFront(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
+	if snapshot, err = readGenerations(ctx, tx, lane); err != nil {
+		return snapshot, err
 	}
 	var head string
-	err = tx.QueryRowContext(ctx, sqlFront, lane.Account, micros(now)).Scan(&head, at{&look.NextDue})
+	err = tx.QueryRowContext(ctx, sqlFront, lane.Account, micros(now)).Scan(&head, at{&snapshot.NextDue})
 	if err != nil || head == "" {
-		return look, err
+		return snapshot, err
 	}
 	r, err := readRequest(ctx, tx, store.Key{Account: lane.Account, ID: head})
 	if err != nil {
-		return look, err
+		return snapshot, err
 	}
 	record := r.Told()
-	look.Head = &record
-	return look, nil
+	snapshot.Head = &record
+	return snapshot, nil
 }
 
-// lookAhead reads the front of a lane for [store.Lane.Next], in the transaction that
+// lookAhead reads the front of a lane for [store.Claim.Next], in the transaction that
 // claimed it or finished what stood there.
-func lookAhead(ctx context.Context, tx *sql.Tx, lane store.Lane, now time.Time) error {
-	look, err := readFront(ctx, tx, lane, now)
+func lookAhead(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time) error {
+	snapshot, err := readFront(ctx, tx, lane, now)
 	if err == nil {
-		lane.Snapshot.Saw(store.Line{}, look, nil, true)
+		lane.Cache.Saw(store.LaneRow{}, snapshot, nil, true)
 	}
 	return err
 }
 
 // Begin implements store.Requests.
-func (s *Store) Begin(ctx context.Context, claim store.Lane, id string, intent store.Intent) error {
-	told, latest := claim.Snapshot.Mark(), true
+func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent store.Intent) error {
+	told, latest := claim.Cache.Mark(), true
 	err := s.change(ctx, "begin post", func(ctx context.Context, tx *sql.Tx) (err error) {
 		if latest, err = markTold(ctx, tx, told); err != nil {
 			return err
 		}
-		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-			return r.Begin(line, claim, intent)
+		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+			return r.Begin(laneRow, claim, intent)
 		})
 		return err
 	})
 	if err == nil {
-		claim.Snapshot.Marked(told, latest)
+		claim.Cache.Marked(told, latest)
 	}
 	return err
 }
@@ -179,21 +179,21 @@ const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 
 // Posted implements store.Requests. The holder of the lane may tell it too:
 // it may have found the post of an earlier one at X.
-func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
 	var state jetpost.State
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
 		var change store.Change
 		var row *store.Row
-		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
+		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 			row = r
-			change, err = r.Posted(line, claim, post, postID, now)
+			change, err = r.Posted(laneRow, claim, post, postID, now)
 			return change, err
 		})
 		if err == nil {
 			row.Status.UpdatedAt = row.Status.UpdatedAt.UTC().Truncate(time.Microsecond) // as it is stored
-			claim.Snapshot.Wrote(row)
+			claim.Cache.Wrote(row)
 		}
-		if rang := !change.RingAt.IsZero(); err != nil || claim.Snapshot == nil || rang || !state.Finished() {
+		if rang := !change.WakeAt.IsZero(); err != nil || claim.Cache == nil || rang || !state.Finished() {
 			return err
 		}
 		// An earlier holder tells of its post too, and looks no more.
@@ -203,24 +203,24 @@ func (s *Store) Posted(ctx context.Context, claim store.Lane, id string, post in
 		return nil
 	})
 	if err != nil {
-		claim.Snapshot.Forget()
+		claim.Cache.Forget()
 		return "", err
 	}
 	return state, nil
 }
 
 // Conclude implements store.Requests.
-func (s *Store) Conclude(ctx context.Context, claim store.Lane, id string, out store.Outcome) error {
-	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Conclude(line, claim, out)
+func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
+	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Conclude(laneRow, claim, out)
 	})
 	return err
 }
 
 // Uploaded implements store.Requests.
-func (s *Store) Uploaded(ctx context.Context, claim store.Lane, id string, post int, media []store.Media) error {
-	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.Uploaded(line, claim, post, media)
+func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
+	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Uploaded(laneRow, claim, post, media)
 	})
 	return err
 }
@@ -240,7 +240,7 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> ?
 )
 
 // Reserve implements store.Requests.
-func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservation) (out store.Reserved, err error) {
+func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (out store.Reserved, err error) {
 	err = s.change(ctx, "reserve calls", func(ctx context.Context, tx *sql.Tx) error {
 		var left, others, take int
 		if err := tx.QueryRowContext(ctx, sqlAppWindow, r.Window, r.XReset, r.Left).Scan(&left); err != nil {
@@ -259,25 +259,25 @@ func (s *Store) Reserve(ctx context.Context, lane store.Lane, r store.Reservatio
 const sqlBehind = sqlFromRequests + `
 WHERE account = ?1 AND state IN ('scheduled', 'queued') AND ` + unfinished + ` AND due_at <= ?2 ORDER BY due_at, seq LIMIT ?3`
 
-// HoldLine implements store.Requests.
-func (s *Store) HoldLine(ctx context.Context, claim store.Lane, reason jetpost.Reason, rings int64, now time.Time) (held []store.Key, err error) {
+// HoldQueue implements store.Requests.
+func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
 	err = s.change(ctx, "hold line", func(ctx context.Context, tx *sql.Tx) error {
 		held = nil
-		line, err := readLane(ctx, tx, claim.Account)
-		if err == nil && !line.HeldBy(claim) {
+		laneRow, err := readLane(ctx, tx, claim.Account)
+		if err == nil && !laneRow.HeldBy(claim) {
 			err = store.ErrFenced
 		}
 		if err != nil {
 			return err
 		}
-		behind, err := collect(ctx, tx, scanRequest, sqlBehind, claim.Account, micros(now), store.MaxHoldLine)
+		behind, err := collect(ctx, tx, scanRequest, sqlBehind, claim.Account, micros(now), store.MaxHoldQueue)
 		if err != nil {
 			return err
 		}
 		for _, r := range behind {
-			change, err := r.HoldBehind(line, claim, reason, rings, now)
+			change, err := r.HoldBehind(laneRow, claim, reason, generation, now)
 			if err == nil {
-				err = save(ctx, tx, line, r, change)
+				err = save(ctx, tx, laneRow, r, change)
 			}
 			if err != nil {
 				return err

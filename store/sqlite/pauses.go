@@ -44,80 +44,80 @@ func (p pausedAt) Scan(value any) error {
 
 // setPause has the lane look at once: what holds its head may be out of date.
 func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
-	line, err := readLane(ctx, tx, account)
+	laneRow, err := readLane(ctx, tx, account)
 	if err != nil {
 		return store.Pause{}, err
 	}
-	if err := writePause(ctx, tx, account, pause, line.Turn(pause, account, now)); err != nil {
+	if err := writePause(ctx, tx, account, pause, laneRow.PauseChange(pause, account, now)); err != nil {
 		return store.Pause{}, err
 	}
-	if code := line.Pause.Reason.Code; code != "" {
+	if code := laneRow.Pause.Reason.Code; code != "" {
 		_, err = endHolds(ctx, tx, account, code, now)
-		return line.Pause, err
+		return laneRow.Pause, err
 	}
-	err = ring(ctx, tx, account, now)
-	return line.Pause, err
+	err = wake(ctx, tx, account, now)
+	return laneRow.Pause, err
 }
 
 // writePause writes a pause, and what is to be told of it.
-func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, turn store.Turn) error {
+func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, turn store.PauseChange) error {
 	_, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Reason.Until), pause.Reason.Detail, store.CauseOf{Pause: &pause}.String())
 	if err != nil || turn.Event == "" {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, sqlTurn, account, string(turn.Event), micros(turn.At), string(turn.Reason.Code), turn.Reason.Detail, micros(turn.Reason.Until))
+	_, err = tx.ExecContext(ctx, sqlPauseChange, account, string(turn.Event), micros(turn.At), string(turn.Reason.Code), turn.Reason.Detail, micros(turn.Reason.Until))
 	return err
 }
 
 const (
-	sqlTurn = `
-INSERT INTO turns (account, event, turned_at, reason_code, reason_detail, reason_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-ON CONFLICT (account) DO UPDATE SET event = excluded.event, turned_at = excluded.turned_at,
+	sqlPauseChange = `
+INSERT INTO pause_changes (account, event, changed_at, reason_code, reason_detail, reason_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT (account) DO UPDATE SET event = excluded.event, changed_at = excluded.changed_at,
     reason_code = excluded.reason_code, reason_detail = excluded.reason_detail, reason_until = excluded.reason_until`
-	sqlTurns = `
-SELECT account, event, turned_at, reason_code, reason_detail, reason_until FROM turns
+	sqlPauseChanges = `
+SELECT account, event, changed_at, reason_code, reason_detail, reason_until FROM pause_changes
 WHERE ?1 = '' OR account = ?1 ORDER BY account LIMIT ?2`
-	sqlMarkTurned = `DELETE FROM turns WHERE account = ?1 AND event = ?2 AND turned_at = ?3`
+	sqlMarkPauseChangeTold = `DELETE FROM pause_changes WHERE account = ?1 AND event = ?2 AND changed_at = ?3`
 )
 
-// Turns implements store.Requests.
-func (s *Store) Turns(ctx context.Context, account string, limit int) (turns []store.Turn, err error) {
+// PauseChanges implements store.Requests.
+func (s *Store) PauseChanges(ctx context.Context, account string, limit int) (turns []store.PauseChange, err error) {
 	err = s.view(ctx, "read turns", func(ctx context.Context, tx *sql.Tx) error {
-		turns, err = collect(ctx, tx, scanTurn, sqlTurns, account, limit)
+		turns, err = collect(ctx, tx, scanPauseChange, sqlPauseChanges, account, limit)
 		return err
 	})
 	return turns, err
 }
 
-func scanTurn(row scanner) (t store.Turn, err error) {
+func scanPauseChange(row scanner) (t store.PauseChange, err error) {
 	err = row.Scan(&t.Account, &t.Event, at{&t.At}, &t.Reason.Code, &t.Reason.Detail, at{&t.Reason.Until})
 	return t, err
 }
 
-// MarkTurned implements store.Requests.
-func (s *Store) MarkTurned(ctx context.Context, turn store.Turn) error {
+// MarkPauseChangeTold implements store.Requests.
+func (s *Store) MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error {
 	return s.change(ctx, "mark turn", func(ctx context.Context, tx *sql.Tx) error {
-		_, err := changed(ctx, tx, sqlMarkTurned, turn.Account, string(turn.Event), micros(turn.At))
+		_, err := changed(ctx, tx, sqlMarkPauseChangeTold, turn.Account, string(turn.Event), micros(turn.At))
 		return err
 	})
 }
 
-// BlockAccount implements store.Requests. It rings only where something may go on.
-func (s *Store) BlockAccount(ctx context.Context, lane store.Lane, pause store.Pause, now time.Time) (holds store.Pause, err error) {
-	lane.Snapshot.Forget()
+// BlockAccount implements store.Requests. It wakes only where something may go on.
+func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
+	lane.Cache.Forget()
 	err = s.change(ctx, "block account", func(ctx context.Context, tx *sql.Tx) error {
-		line, err := readLane(ctx, tx, lane.Account)
-		if err == nil && !line.HeldBy(lane) {
+		laneRow, err := readLane(ctx, tx, lane.Account)
+		if err == nil && !laneRow.HeldBy(lane) {
 			err = store.ErrFenced
 		}
 		if err != nil {
 			return err
 		}
 		var changed bool
-		if holds, changed = line.Block(pause, now); !changed {
+		if holds, changed = laneRow.Block(pause, now); !changed {
 			return nil
 		}
-		if err := writePause(ctx, tx, lane.Account, holds, line.Turn(holds, lane.Account, now)); err != nil || holds.Active(line.At(now)) {
+		if err := writePause(ctx, tx, lane.Account, holds, laneRow.PauseChange(holds, lane.Account, now)); err != nil || holds.Active(laneRow.At(now)) {
 			return err
 		}
 		_, err = endHolds(ctx, tx, lane.Account, holds.Reason.Code, now)
@@ -141,11 +141,11 @@ SELECT (SELECT count(*) FROM unruled WHERE account = ?1),
 )
 
 // Refused implements store.Requests.
-func (s *Store) Refused(ctx context.Context, lane store.Lane, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
+func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
 	digest := store.TextHash(words)
 	err = s.change(ctx, "note refusal", func(ctx context.Context, tx *sql.Tx) error {
-		line, err := readLane(ctx, tx, lane.Account)
-		if err == nil && !line.HeldBy(lane) {
+		laneRow, err := readLane(ctx, tx, lane.Account)
+		if err == nil && !laneRow.HeldBy(lane) {
 			err = store.ErrFenced
 		}
 		if err != nil {
@@ -179,15 +179,15 @@ FROM (SELECT requests.account, due_at, ` + unsent + ` AS unsent
 GROUP BY account ORDER BY account`
 
 // Late implements store.Requests.
-func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) (lines []store.LateLine, err error) {
+func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) (laneRows []store.LateQueue, err error) {
 	err = s.report(ctx, "look for late requests", func(ctx context.Context, tx *sql.Tx) error {
-		lines, err = collect(ctx, tx, func(row scanner) (l store.LateLine, err error) {
+		laneRows, err = collect(ctx, tx, func(row scanner) (l store.LateQueue, err error) {
 			err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 			return l, err
 		}, sqlLate, account, micros(dueBefore), limit)
 		return err
 	})
-	return lines, err
+	return laneRows, err
 }
 
 const sqlLateUnsent = sqlFromRequests + `
@@ -197,7 +197,7 @@ WHERE account = ?1 AND due_at < ?2 AND ` + unfinished + ` AND ` + unsent + ` ORD
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
 	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx *sql.Tx) error {
 		expired = nil
-		line, err := readLane(ctx, tx, account)
+		laneRow, err := readLane(ctx, tx, account)
 		if err != nil {
 			return err
 		}
@@ -206,12 +206,12 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 			return err
 		}
 		for _, r := range late {
-			if err := expire(ctx, tx, line, r, dueBefore, now); err != nil {
+			if err := expire(ctx, tx, laneRow, r, dueBefore, now); err != nil {
 				return err
 			}
 			expired = append(expired, r.Key)
 		}
-		return ring(ctx, tx, account, now)
+		return wake(ctx, tx, account, now)
 	})
 	if err != nil {
 		return nil, err
@@ -219,7 +219,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 	return expired, nil
 }
 
-func expire(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, dueBefore, now time.Time) error {
+func expire(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row, dueBefore, now time.Time) error {
 	if err := readPosts(ctx, tx, r); err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func expire(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, dueB
 	if err != nil {
 		return err
 	}
-	return save(ctx, tx, line, r, change)
+	return save(ctx, tx, laneRow, r, change)
 }
 
 const sqlSent = `

@@ -133,7 +133,7 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlHasVersions":    true, // the catalogue
 		"sqlKeyUses":        true, // all of them are counted, for a person
 		"sqlHolders":        true, // the lanes
-		"sqlKept":           true, // a handful
+		"sqlDesired":        true, // a handful
 		"sqlLate":           true, // the lanes, and of each what is late: for a person
 		"sqlLateSum":        true, // the accounts, and of each what is late, up to a limit
 		"sqlLedgerID":       true, // one row
@@ -142,12 +142,12 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlNotices":        true, // over an index that holds just what is to be told
 		"sqlDeleted":        true, // the ids that are asked for
 		"sqlOwned":          true, // the same
-		"sqlReadCanary":     true, // one row
+		"sqlReadKeyCheck":   true, // one row
 		"sqlRefusals":       true, // in the order of the key, up to the limit
 		"sqlSetAside":       true, // over an index that holds just those
-		"sqlSetCanary":      true, // one row
+		"sqlSetKeyCheck":    true, // one row
 		"sqlStanding":       true, // the accounts
-		"sqlTurns":          true, // what is to be told, and no more
+		"sqlPauseChanges":   true, // what is to be told, and no more
 		"sqlVersion":        true, // one row a migration
 	}
 	scan := regexp.MustCompile(`^SCAN [a-z]`)

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	// sqlPlaced gives a lane what entered its line: the next place, a ring for each
+	// sqlPlaced gives a lane what entered its line: the next place, a wake for each
 	// change, and a run that comes forward.
 	sqlPlaced = `
-UPDATE lanes SET next_seq = ?2, last_due = ?3, rings = rings + ?4, wake_at = min(coalesce(wake_at, ?5), ?5) WHERE account = ?1`
-	// sqlRing counts a change and brings the lane's next run forward to ?2.
-	sqlRing       = `UPDATE lanes SET rings = rings + 1, wake_at = min(coalesce(wake_at, ?2), ?2) WHERE account = ?1`
+UPDATE lanes SET next_seq = ?2, last_due = ?3, generation = generation + ?4, wake_at = min(coalesce(wake_at, ?5), ?5) WHERE account = ?1`
+	// sqlWake counts a change and brings the lane's next run forward to ?2.
+	sqlWake       = `UPDATE lanes SET generation = generation + 1, wake_at = min(coalesce(wake_at, ?2), ?2) WHERE account = ?1`
 	sqlAddRequest = `
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until, holds,
                       accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
@@ -53,9 +53,9 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 				return err
 			}
 		}
-		for account, rung := range b.Rung {
-			line := b.Lines[account]
-			_, err := tx.ExecContext(ctx, sqlPlaced, account, line.NextSeq, micros(line.LastDue), rung.Rings, micros(rung.WakeAt))
+		for account, woken := range b.LaneWakes {
+			laneRow := b.LaneRows[account]
+			_, err := tx.ExecContext(ctx, sqlPlaced, account, laneRow.NextSeq, micros(laneRow.LastDue), woken.Count, micros(woken.WakeAt))
 			if err != nil {
 				return err
 			}
@@ -98,19 +98,19 @@ func (s *Store) findTexts(ctx context.Context, in []store.Acceptance, out []stor
 // it comes twice, since the first may have been written already.
 func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Acceptance, out *[]store.Received) error {
 	key := in.Key()
-	line, known := b.Lines[key.Account]
+	laneRow, known := b.LaneRows[key.Account]
 	if !known {
 		read, err := readLane(ctx, tx, key.Account)
 		switch {
 		case err == nil:
-			line = &read
+			laneRow = &read
 		case !errors.Is(err, store.ErrNotFound):
 			return err
 		}
-		b.Lines[key.Account] = line
+		b.LaneRows[key.Account] = laneRow
 	}
-	part := &store.Batch{Lines: b.Lines, Rows: map[store.Key]*store.Row{}, Changes: map[*store.Row]store.Change{}, Rung: b.Rung}
-	if line != nil {
+	part := &store.Batch{LaneRows: b.LaneRows, Rows: map[store.Key]*store.Row{}, Changes: map[*store.Row]store.Change{}, LaneWakes: b.LaneWakes}
+	if laneRow != nil {
 		r, err := readRequest(ctx, tx, key)
 		switch {
 		case err == nil:
@@ -132,8 +132,8 @@ func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Accept
 		}
 	}
 	for r, change := range part.Changes {
-		change.RingAt = time.Time{} // with the others of its lane
-		if err := save(ctx, tx, *line, r, change); err != nil {
+		change.WakeAt = time.Time{} // with the others of its lane
+		if err := save(ctx, tx, *laneRow, r, change); err != nil {
 			return err
 		}
 	}
@@ -247,8 +247,8 @@ func blob(b []byte) []byte {
 	return b
 }
 
-func ring(ctx context.Context, tx *sql.Tx, account string, wakeAt time.Time) error {
-	_, err := tx.ExecContext(ctx, sqlRing, account, micros(wakeAt))
+func wake(ctx context.Context, tx *sql.Tx, account string, wakeAt time.Time) error {
+	_, err := tx.ExecContext(ctx, sqlWake, account, micros(wakeAt))
 	return err
 }
 
@@ -332,8 +332,8 @@ func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code,
 	return n, err
 }
 
-// endHolds rings even where nothing is held: a worker may be about to commit
-// just such a hold, and sees by the ring that it is over already. The state
+// endHolds wakes even where nothing is held: a worker may be about to commit
+// just such a hold, and sees by the wake that it is over already. The state
 // stays held until the request moves, so nothing is announced.
 func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code, now time.Time) (int, error) {
 	n, err := changed(ctx, tx, sqlEndHolds, account, string(code), micros(now))
@@ -343,13 +343,13 @@ func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code
 	if err := retryDeletions(ctx, tx, account, now); err != nil {
 		return 0, err
 	}
-	return n, ring(ctx, tx, account, now)
+	return n, wake(ctx, tx, account, now)
 }
 
 // Replay implements store.Requests. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
-	_, err = s.move(ctx, "replay request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
-		result, change = r.Replay(line, now)
+	_, err = s.move(ctx, "replay request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+		result, change = r.Replay(laneRow, now)
 		return change, nil
 	})
 	return result, err
@@ -357,7 +357,7 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 
 // Cancel implements store.Requests.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "cancel request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "cancel request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
 		return r.Cancel(now)
 	})
@@ -366,8 +366,8 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 
 // Reschedule implements store.Requests.
 func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
-	_, err = s.move(ctx, "reschedule request", key, func(line store.Line, r *store.Row) (change store.Change, err error) {
-		change, err = r.Reschedule(line, at, now)
+	_, err = s.move(ctx, "reschedule request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+		change, err = r.Reschedule(laneRow, at, now)
 		state = r.Status.State
 		return change, err
 	})
@@ -376,21 +376,21 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 
 // Resolve implements store.Requests.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "resolve request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+	return s.move(ctx, "resolve request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Resolve(postID, now)
 	})
 }
 
 // Reconcile implements store.Requests.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
-	_, err := s.move(ctx, "reconcile request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "reconcile request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Reconcile(now)
 	})
 	return err
 }
 
 const (
-	sqlWitness = `
+	sqlAnchor = `
 SELECT a.x_user_id, coalesce(p.post_id, ''), coalesce(p.doubt_since, p.sent_at)
 FROM accounts AS a LEFT JOIN posts AS p ON (p.account, p.request_id, p.idx) = (
     SELECT account, request_id, idx FROM posts WHERE account = ?1 AND state = 'posted' AND deleted_at IS NULL ORDER BY sent_at DESC LIMIT 1)
@@ -398,10 +398,10 @@ WHERE a.name = ?1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id IN (SELECT value FROM json_each(?1))`
 )
 
-// Witness implements store.Requests.
-func (s *Store) Witness(ctx context.Context, account string) (w store.Witness, err error) {
+// Anchor post implements store.Requests.
+func (s *Store) Anchor(ctx context.Context, account string) (w store.Anchor, err error) {
 	err = s.view(ctx, "find latest post", func(ctx context.Context, tx *sql.Tx) error {
-		err := tx.QueryRowContext(ctx, sqlWitness, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
+		err := tx.QueryRowContext(ctx, sqlAnchor, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
 		return missing(err, store.ErrNotFound)
 	})
 	return w, err
@@ -503,16 +503,16 @@ func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int
 	return counts, err
 }
 
-const sqlUnannounced = `
+const sqlOutboxPending = `
 SELECT account, id FROM requests WHERE announced < revision AND updated_at < ?1 ORDER BY updated_at LIMIT ?2`
 
-// Unannounced implements store.Requests.
-func (s *Store) Unannounced(ctx context.Context, before time.Time, limit int) (keys []store.Key, err error) {
+// OutboxPending implements store.Requests.
+func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) (keys []store.Key, err error) {
 	err = s.view(ctx, "list unannounced requests", func(ctx context.Context, tx *sql.Tx) error {
 		keys, err = collect(ctx, tx, func(row scanner) (key store.Key, err error) {
 			err = row.Scan(&key.Account, &key.ID)
 			return key, err
-		}, sqlUnannounced, micros(before), limit)
+		}, sqlOutboxPending, micros(before), limit)
 		return err
 	})
 	return keys, err
@@ -522,27 +522,27 @@ const (
 	// begunOnly tells a request that has done nothing since revision ?3 but begin, of
 	// which people are told nothing.
 	begunOnly        = `(revision = ?3 + 1 AND state = 'publishing' AND event IN ('request.accepted', 'request.scheduled'))`
-	sqlMarkAnnounced = `
+	sqlMarkDelivered = `
 UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE max(announced, min(?3, revision)) END
 WHERE account = ?1 AND id = ?2 RETURNING revision = ?3 OR ` + begunOnly
 )
 
-// MarkAnnounced implements store.Requests.
-func (s *Store) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
+// MarkDelivered implements store.Requests.
+func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
 	err = s.change(ctx, "mark request announced", func(ctx context.Context, tx *sql.Tx) error {
-		err := tx.QueryRowContext(ctx, sqlMarkAnnounced, key.Account, key.ID, revision).Scan(&latest)
+		err := tx.QueryRowContext(ctx, sqlMarkDelivered, key.Account, key.ID, revision).Scan(&latest)
 		return missing(err, store.ErrNotFound)
 	})
 	return latest, err
 }
 
-// MarkManyAnnounced implements store.Requests.
-func (s *Store) MarkManyAnnounced(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
+// MarkManyDelivered implements store.Requests.
+func (s *Store) MarkManyDelivered(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
 	err = s.change(ctx, "mark requests announced", func(ctx context.Context, tx *sql.Tx) error {
 		rest = nil
 		for _, r := range told {
 			var latest bool
-			err := tx.QueryRowContext(ctx, sqlMarkAnnounced, r.Account, r.ID, r.Number).Scan(&latest)
+			err := tx.QueryRowContext(ctx, sqlMarkDelivered, r.Account, r.ID, r.Number).Scan(&latest)
 			switch {
 			case errors.Is(err, sql.ErrNoRows), err == nil && !latest:
 				rest = append(rest, r.Key)

@@ -13,11 +13,11 @@ import (
 )
 
 const sqlLane = `
-SELECT fence, lease_owner IS NOT NULL, rings, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = ?1`
+SELECT fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = ?1`
 
 // readLane fails with store.ErrNotFound.
-func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.Line, err error) {
-	err = tx.QueryRowContext(ctx, sqlLane, account).Scan(&l.Fence, &l.Held, &l.Rings, &l.NextSeq, at{&l.LastDue},
+func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.LaneRow, err error) {
+	err = tx.QueryRowContext(ctx, sqlLane, account).Scan(&l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
 		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause})
 	return l, missing(err, store.ErrNotFound)
 }
@@ -36,7 +36,7 @@ FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 // move applies a rule to a request and returns the state that it is in then.
 // As one connection writes, nobody else changes a row between its read and its
 // save. It fails with store.ErrNotFound.
-func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
+func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) (err error) {
 		state, err = apply(ctx, tx, key, rule)
 		return err
@@ -48,8 +48,8 @@ func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(
 }
 
 // apply is move within a transaction.
-func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.Line, *store.Row) (store.Change, error)) (jetpost.State, error) {
-	line, err := readLane(ctx, tx, key.Account)
+func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (jetpost.State, error) {
+	laneRow, err := readLane(ctx, tx, key.Account)
 	if err != nil {
 		return "", err
 	}
@@ -57,11 +57,11 @@ func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.Line,
 	if err != nil {
 		return "", err
 	}
-	change, err := rule(line, r)
+	change, err := rule(laneRow, r)
 	if err != nil {
 		return "", err
 	}
-	return r.Status.State, save(ctx, tx, line, r, change)
+	return r.Status.State, save(ctx, tx, laneRow, r, change)
 }
 
 // readRequest fails with store.ErrNotFound.
@@ -84,7 +84,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 	var meta, deletion []byte
 	var unpublishAt time.Time
 	st := &r.Status
-	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Announced, &r.Event,
+	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Delivered, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
 		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest, &r.CostMicros,
 		&deletion, at{&unpublishAt})
@@ -106,7 +106,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 func scanPost(row scanner) (p store.PostRecord, err error) {
 	var ids, media []byte
 	err = row.Scan(&p.Index, &p.State, &p.ParentID, &p.PostID, &ids, &p.TextHash, at{&p.SentAt}, at{&p.NotAfter}, &p.Attempt,
-		at{&p.DoubtSince}, &p.Looks, at{&p.AbsentAt}, &media, at{&p.DeletedAt})
+		at{&p.DoubtSince}, &p.Checks, at{&p.AbsentAt}, &media, at{&p.DeletedAt})
 	if err != nil {
 		return store.PostRecord{}, err
 	}
@@ -131,7 +131,7 @@ WHERE account = ?1 AND request_id = ?2 AND idx = ?3`
 )
 
 // save writes what the rule changed of a request, its posts and its lane.
-func save(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, change store.Change) error {
+func save(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row, change store.Change) error {
 	if change.Contents {
 		if err := saveContents(ctx, tx, r); err != nil {
 			return err
@@ -148,7 +148,7 @@ func save(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, change
 		}
 	}
 	if change.Lease > 0 {
-		if _, err := tx.ExecContext(ctx, sqlExtendLane, r.Account, line.Fence, micros(r.Status.UpdatedAt.Add(change.Lease))); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlExtendLane, r.Account, laneRow.Fence, micros(r.Status.UpdatedAt.Add(change.Lease))); err != nil {
 			return err
 		}
 	}
@@ -157,10 +157,10 @@ func save(ctx context.Context, tx *sql.Tx, line store.Line, r *store.Row, change
 			return err
 		}
 	}
-	if change.RingAt.IsZero() {
+	if change.WakeAt.IsZero() {
 		return nil
 	}
-	return ring(ctx, tx, r.Account, change.RingAt)
+	return wake(ctx, tx, r.Account, change.WakeAt)
 }
 
 func saveRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
@@ -169,7 +169,7 @@ func saveRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, sqlSaveRequest, r.Account, r.ID, string(r.Status.State), r.Status.Revision, r.Announced,
+	_, err = tx.ExecContext(ctx, sqlSaveRequest, r.Account, r.ID, string(r.Status.State), r.Status.Revision, r.Delivered,
 		string(r.Event), code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, r.Status.Attempts,
 		micros(r.BeganAt), micros(r.DueAt), micros(r.Status.UpdatedAt), micros(r.Status.PublishAt), deletion, micros(r.UnpublishAt()))
 	if err != nil || r.Deletion == nil {
@@ -204,7 +204,7 @@ func savePost(ctx context.Context, tx *sql.Tx, key store.Key, p *store.PostRecor
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlSavePost, key.Account, key.ID, p.Index, string(p.State), p.ParentID, p.PostID,
-		string(ids), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Looks, micros(p.AbsentAt), media, micros(p.DeletedAt))
+		string(ids), p.TextHash, micros(p.SentAt), micros(p.NotAfter), p.Attempt, micros(p.DoubtSince), p.Checks, micros(p.AbsentAt), media, micros(p.DeletedAt))
 	if violatesUnique(err) && p.State == jetpost.PostPosted {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)
 	}

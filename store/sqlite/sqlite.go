@@ -20,7 +20,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 8
+	schemaVersion = 9
 	// callTimeout bounds each call, from the wait for a connection on: a worker whose
 	// database does not answer has to notice and give back what it holds within 10 s.
 	// Only a disk that does not answer the kernel is waited for beyond that.
@@ -320,8 +320,8 @@ func (s *Store) Clock(ctx context.Context) (time.Time, error) {
 }
 
 const (
-	sqlReadCanary = `SELECT id, coalesce(canary, '') FROM ledger`
-	sqlSetCanary  = `UPDATE ledger SET canary = ?1`
+	sqlReadKeyCheck = `SELECT id, coalesce(key_check, '') FROM ledger`
+	sqlSetKeyCheck  = `UPDATE ledger SET key_check = ?1`
 	// A sealed value carries its key id from the fifth character on.
 	sqlCountOtherKeys = `
 SELECT count(*) FROM oauth_tokens
@@ -331,19 +331,19 @@ WHERE substr(access_token, 5, 8) <> ?1 OR substr(refresh_token, 5, 8) <> ?1`
 // CheckKeys implements store.Ledger.
 func (s *Store) CheckKeys(ctx context.Context) error {
 	return s.change(ctx, "check keys", func(ctx context.Context, tx *sql.Tx) error {
-		var id, canary string
-		if err := tx.QueryRowContext(ctx, sqlReadCanary).Scan(&id, &canary); err != nil {
+		var id, keyCheck string
+		if err := tx.QueryRowContext(ctx, sqlReadKeyCheck).Scan(&id, &keyCheck); err != nil {
 			return err
 		}
 		var others int
 		if err := tx.QueryRowContext(ctx, sqlCountOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
 			return err
 		}
-		sealed, err := s.sealer.CheckCanary(id, canary, others > 0)
+		sealed, err := s.sealer.MatchKeyCheck(id, keyCheck, others > 0)
 		if err != nil || sealed == "" {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlSetCanary, sealed)
+		_, err = tx.ExecContext(ctx, sqlSetKeyCheck, sealed)
 		return err
 	})
 }

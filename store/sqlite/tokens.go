@@ -367,17 +367,17 @@ func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, f
 }
 
 func readRound(ctx context.Context, tx *sql.Tx, id string) (r store.Round, err error) {
-	err = tx.QueryRowContext(ctx, sqlRound, id).Scan(&r.Round, &r.Total, &r.Batches, &r.Announced, &r.Completed,
+	err = tx.QueryRowContext(ctx, sqlRound, id).Scan(&r.Round, &r.Total, &r.Batches, &r.Delivered, &r.Completed,
 		&r.Refreshed, &r.Failed, &r.Skipped)
 	return r, missing(err, store.ErrNotFound)
 }
 
-const sqlRoundAnnounced = `UPDATE refresh_rounds SET announced = 1 WHERE id = ?1`
+const sqlRoundDelivered = `UPDATE refresh_rounds SET announced = 1 WHERE id = ?1`
 
-// RoundAnnounced implements store.Tokens.
-func (s *Store) RoundAnnounced(ctx context.Context, round string) error {
+// RoundDelivered implements store.Tokens.
+func (s *Store) RoundDelivered(ctx context.Context, round string) error {
 	return s.change(ctx, "mark round announced", func(ctx context.Context, tx *sql.Tx) error {
-		n, err := changed(ctx, tx, sqlRoundAnnounced, round)
+		n, err := changed(ctx, tx, sqlRoundDelivered, round)
 		if err == nil && n == 0 {
 			return store.ErrNotFound
 		}

@@ -33,7 +33,7 @@ func retryDeletions(ctx context.Context, tx *sql.Tx, account string, now time.Ti
 
 // Unpublish implements store.Requests.
 func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "unpublish request", key, func(_ store.Line, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "unpublish request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
 		return r.Unpublish(now)
 	})
@@ -41,9 +41,9 @@ func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (be
 }
 
 // Unpublishing implements store.Requests.
-func (s *Store) Unpublishing(ctx context.Context, lane store.Lane) (record store.Record, found bool, err error) {
+func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record store.Record, found bool, err error) {
 	err = s.view(ctx, "look for deletions", func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := readRings(ctx, tx, lane); err != nil {
+		if _, err := readGenerations(ctx, tx, lane); err != nil {
 			return err
 		}
 		rows, err := collect(ctx, tx, scanRequest, sqlUnpublishing, lane.Account)
@@ -58,17 +58,17 @@ func (s *Store) Unpublishing(ctx context.Context, lane store.Lane) (record store
 }
 
 // PostDeleted implements store.Requests.
-func (s *Store) PostDeleted(ctx context.Context, claim store.Lane, id string, post int, now time.Time) error {
-	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.PostDeleted(line, post, now)
+func (s *Store) PostDeleted(ctx context.Context, claim store.Claim, id string, post int, now time.Time) error {
+	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.PostDeleted(laneRow, post, now)
 	})
 	return err
 }
 
 // HoldUnpublish implements store.Requests.
-func (s *Store) HoldUnpublish(ctx context.Context, claim store.Lane, id string, out store.Outcome) error {
-	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(line store.Line, r *store.Row) (store.Change, error) {
-		return r.HoldUnpublish(line, claim, out)
+func (s *Store) HoldUnpublish(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
+	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.HoldUnpublish(laneRow, claim, out)
 	})
 	return err
 }

@@ -107,7 +107,7 @@ func acceptMany(t *testing.T, b *bundle) {
 	eventually(t, "it rang", func() bool {
 		lane, ok, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.clock(t))
 		check(t, err)
-		return ok && b.look(t, lane, b.now).Rings == 1
+		return ok && b.snapshot(t, lane, b.now).Generation == 1
 	})
 	empty, err := b.st.AcceptMany(t.Context(), lease, nil)
 	check(t, err)
@@ -239,8 +239,8 @@ func jobFailed(t *testing.T, b *bundle) {
 	equal(t, "forgotten", failed(b.st, 7, b.now), 1)
 }
 
-// markManyAnnounced marks what is as it was told, and returns the others.
-func markManyAnnounced(t *testing.T, b *bundle) {
+// markManyDelivered marks what is as it was told, and returns the others.
+func markManyDelivered(t *testing.T, b *bundle) {
 	b.acceptAll(t, "1", "2", "3")
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "2"}, b.now)
 	check(t, err)
@@ -250,11 +250,11 @@ func markManyAnnounced(t *testing.T, b *bundle) {
 		}
 		return all
 	}
-	rest, err := b.st.MarkManyAnnounced(t.Context(), told("3", "2", "1", "none"))
+	rest, err := b.st.MarkManyDelivered(t.Context(), told("3", "2", "1", "none"))
 	check(t, err)
 	equal(t, "the rest", rest, []store.Key{{Account: acme, ID: "2"}, {Account: acme, ID: "none"}})
 	for id, want := range map[string]int64{"1": 1, "2": 1, "3": 1} {
-		equal(t, "announced of "+id, b.request(t, id).Announced, want)
+		equal(t, "announced of "+id, b.request(t, id).Delivered, want)
 	}
 
 	// That a request was begun is no news: not that of one which was accepted.
@@ -267,17 +267,17 @@ func markManyAnnounced(t *testing.T, b *bundle) {
 		check(t, err)
 		mark := func(number int64) bool {
 			if how == "one" {
-				latest, err := b.st.MarkAnnounced(t.Context(), in.Key(), number)
+				latest, err := b.st.MarkDelivered(t.Context(), in.Key(), number)
 				check(t, err)
 				return latest
 			}
-			rest, err := b.st.MarkManyAnnounced(t.Context(), []store.Revision{{Key: in.Key(), Number: number}})
+			rest, err := b.st.MarkManyDelivered(t.Context(), []store.Revision{{Key: in.Key(), Number: number}})
 			check(t, err)
 			return len(rest) == 0
 		}
 		check(t, b.st.Begin(t.Context(), lane, how, b.intent(0)))
 		equal(t, "begun only", mark(1), true)
-		equal(t, "announced", b.record(t, in.Key()).Announced, int64(2))
+		equal(t, "announced", b.record(t, in.Key()).Delivered, int64(2))
 		_, err = b.st.Posted(t.Context(), lane, how, 0, postID(how, 0), b.now)
 		check(t, err)
 		equal(t, "posted since", mark(2), false)
@@ -286,7 +286,7 @@ func markManyAnnounced(t *testing.T, b *bundle) {
 		_, err = b.st.Posted(t.Context(), lane, how, 1, postID(how, 1), b.now)
 		check(t, err)
 		next, _ := lane.Next()
-		_, err = b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.clock(t))
+		_, err = b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
 		check(t, err)
 	}
 }

@@ -68,7 +68,7 @@ func fences(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one")
 	old := b.claimAndDie(t)
 	lane := b.claim(t)
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	before := b.request(t, "one")
 	writes := []struct {
 		name string
@@ -77,12 +77,12 @@ func fences(t *testing.T, b *bundle) {
 		{"begin", func() error { return b.st.Begin(t.Context(), old, "one", b.intent(0)) }},
 		{"conclude", func() error {
 			return b.st.Conclude(t.Context(), old, "one", store.Outcome{
-				State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Rings: rings, Now: b.now,
+				State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Generation: generation, Now: b.now,
 			})
 		}},
 		{"extend", func() error { return b.st.ExtendLane(t.Context(), old, longLease, b.now) }},
 		{"look", func() error {
-			_, err := b.st.Look(t.Context(), old, b.now)
+			_, err := b.st.Snapshot(t.Context(), old, b.now)
 			return err
 		}},
 		{"posted", func() error {
@@ -90,7 +90,7 @@ func fences(t *testing.T, b *bundle) {
 			return err
 		}},
 		{"release", func() error {
-			_, err := b.st.ReleaseLane(t.Context(), old, rings, time.Time{}, b.now)
+			_, err := b.st.ReleaseLane(t.Context(), old, generation, time.Time{}, b.now)
 			return err
 		}},
 	}
@@ -104,9 +104,9 @@ func fences(t *testing.T, b *bundle) {
 func releaseLane(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one")
 	lane := b.claim(t)
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	b.acceptAll(t, "two")
-	released, err := b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, b.now)
+	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
 	check(t, err)
 	equal(t, "released though something rang", released, false)
 	b.begin(t, lane, "one", 0) // the lane is still held
@@ -153,9 +153,9 @@ func dueLanes(t *testing.T, b *bundle) {
 	})
 }
 
-func lookHead(t *testing.T, b *bundle) {
+func snapshotHead(t *testing.T, b *bundle) {
 	lane := b.claim(t)
-	empty := b.look(t, lane, b.now)
+	empty := b.snapshot(t, lane, b.now)
 	if empty.Head != nil || !empty.NextDue.IsZero() {
 		t.Fatalf("front of an empty lane: %+v", empty)
 	}
@@ -165,16 +165,16 @@ func lookHead(t *testing.T, b *bundle) {
 	in := b.acceptance("begun", 2)
 	in.Now = b.now.Add(2 * time.Minute)
 	b.accept(t, in)
-	look := b.look(t, lane, b.now)
-	if look.Rings == empty.Rings || look.Head != nil {
-		t.Fatalf("front of a lane with nothing due: %+v, rings before %d", look, empty.Rings)
+	snapshot := b.snapshot(t, lane, b.now)
+	if snapshot.Generation == empty.Generation || snapshot.Head != nil {
+		t.Fatalf("front of a lane with nothing due: %+v, generation before %d", snapshot, empty.Generation)
 	}
-	equal(t, "next due", look.NextDue, b.now.Add(time.Minute))
+	equal(t, "next due", snapshot.NextDue, b.now.Add(time.Minute))
 
 	b.publish(t, lane, "begun", 0) // what has begun goes on, though another is due earlier
 	then := b.now.Add(3 * time.Minute)
-	look = b.look(t, lane, then)
-	equal(t, "head", *look.Head, b.request(t, "begun"))
+	snapshot = b.snapshot(t, lane, then)
+	equal(t, "head", *snapshot.Head, b.request(t, "begun"))
 	equal(t, "head by a clock that is behind", b.head(t, lane, b.now), "begun")
 	b.conclude(t, lane, "begun", jetpost.StateHeld, jetpost.CodeRateLimited, then.Add(time.Hour))
 	equal(t, "a held head stays", b.head(t, lane, then), "begun")
@@ -238,16 +238,16 @@ func beginIsNoNews(t *testing.T, b *bundle) {
 	b.acceptAll(t, "told", "untold", "resumed")
 	lane := b.claim(t)
 	key := func(id string) store.Key { return store.Key{Account: acme, ID: id} }
-	_, err := b.st.MarkAnnounced(t.Context(), key("told"), 1)
+	_, err := b.st.MarkDelivered(t.Context(), key("told"), 1)
 	check(t, err)
 	b.conclude(t, lane, "resumed", jetpost.StateHeld, jetpost.CodeRateLimited, b.now)
-	_, err = b.st.MarkAnnounced(t.Context(), key("resumed"), 2)
+	_, err = b.st.MarkDelivered(t.Context(), key("resumed"), 2)
 	check(t, err)
 	for _, id := range []string{"told", "untold", "resumed"} {
 		b.begin(t, lane, id, 0)
 	}
 	b.state(t, "resumed", jetpost.StatePublishing, "", jetpost.EventRequestResumed)
-	keys, err := b.st.Unannounced(t.Context(), b.now.Add(time.Minute), 10)
+	keys, err := b.st.OutboxPending(t.Context(), b.now.Add(time.Minute), 10)
 	check(t, err)
 	got := make(map[string]bool)
 	for _, k := range keys {
@@ -279,7 +279,7 @@ func posted(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("thread", 2))
 	lane := b.claim(t)
 	b.conclude(t, lane, "thread", jetpost.StateHeld, jetpost.CodeXUnavailable, b.now)
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	equal(t, "first post", b.publish(t, lane, "thread", 0), jetpost.StatePublishing)
 	record := b.state(t, "thread", jetpost.StatePublishing, "", jetpost.EventRequestProgress)
 	equal(t, "post", record.Status.Posts[0],
@@ -291,7 +291,7 @@ func posted(t *testing.T, b *bundle) {
 	record = b.state(t, "thread", jetpost.StatePublished, "", jetpost.EventRequestPublished)
 	equal(t, "posted of total and attempts",
 		[]int{record.Status.Posted, record.Status.Total, record.Status.Attempts}, []int{2, 2, 2})
-	equal(t, "rings of the holder's own work", b.look(t, lane, b.now).Rings, rings)
+	equal(t, "rings of the holder's own work", b.snapshot(t, lane, b.now).Generation, generation)
 	if b.head(t, lane, b.now) != "" {
 		t.Error("a published request is still at the head")
 	}
@@ -315,9 +315,9 @@ func postedAfterTakeover(t *testing.T, b *bundle) {
 	b.begin(t, old, "again", 0)
 	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
 	lane := b.claim(t)
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	equal(t, "late truth", b.posted(t, old, "late", 0, "p0"), jetpost.StatePublishing)
-	if b.look(t, lane, b.now).Rings == rings {
+	if b.snapshot(t, lane, b.now).Generation == generation {
 		t.Error("the lane did not ring, so its holder goes on with what it saw before")
 	}
 	fails(t, "next post by the old worker", b.st.Begin(t.Context(), old, "late", b.intent(1)), store.ErrFenced)
@@ -369,7 +369,7 @@ func concludeHeld(t *testing.T, b *bundle) {
 		{"the same but for a moment", jetpost.CodeXUnavailable, until.Add(900 * time.Millisecond), 2, 3},
 		{"longer", jetpost.CodeXUnavailable, until.Add(time.Minute), 3, 4},
 		{"for a window", jetpost.CodeRateLimited, until.Add(time.Minute), 4, 4},
-		{"for a stop", jetpost.CodeAppStopped, until.Add(time.Minute), 5, 4},
+		{"for a stop", jetpost.CodeAppPaused, until.Add(time.Minute), 5, 4},
 		{"for X's processing", jetpost.CodeMediaProcessing, until.Add(time.Minute), 6, 4},
 		{"for a source", jetpost.CodeMediaUnavailable, until.Add(time.Minute), 7, 5},
 		{"without an end", jetpost.CodeMediaUnavailable, time.Time{}, 8, 6},
@@ -384,32 +384,32 @@ func concludeHeld(t *testing.T, b *bundle) {
 	}
 	b.begin(t, lane, "one", 0)
 	equal(t, "end of the hold", b.request(t, "one").HoldUntil, time.Time{})
-	for _, look := range []struct {
+	for _, snapshot := range []struct {
 		name        string
 		post, holds int
 	}{{"a look that tells nothing", 0, 7}, {"a look that is refused", -1, 8}} {
 		check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
-			Post: look.post, PostState: jetpost.PostSending, Now: b.now,
+			Post: snapshot.post, PostState: jetpost.PostSending, Now: b.now,
 		}))
-		equal(t, look.name+": holds", b.request(t, "one").Holds, look.holds)
+		equal(t, snapshot.name+": holds", b.request(t, "one").Holds, snapshot.holds)
 	}
 }
 
 func concludeEndlessHold(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one")
 	lane := b.claim(t)
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	// What ends the hold comes between the look and the hold.
 	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
 	check(t, err)
 	later := b.now.Add(time.Minute)
 	hold := store.Outcome{
-		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Rings: rings, Now: later,
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Generation: generation, Now: later,
 	}
 	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
 	equal(t, "end of a hold that something rang before", b.request(t, "one").HoldUntil, later)
-	released, err := b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, later)
+	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, later)
 	check(t, err)
 	equal(t, "released", released, false)
 
@@ -453,7 +453,7 @@ func concludePending(t *testing.T, b *bundle) {
 
 // overtaken begins the first post of each request, and lets another worker
 // take the lane.
-func (b *bundle) overtaken(t *testing.T, ids ...string) (old, lane store.Lane) {
+func (b *bundle) overtaken(t *testing.T, ids ...string) (old, lane store.Claim) {
 	t.Helper()
 	old = b.claim(t)
 	for _, id := range ids {
@@ -487,7 +487,7 @@ func concludeAfterTakeover(t *testing.T, b *bundle) {
 	for id, event := range map[string]jetpost.EventType{
 		"running": jetpost.EventRequestAccepted, "unknown": jetpost.EventRequestResumed, "cancelled": jetpost.EventRequestCancelled,
 	} {
-		rings := b.look(t, lane, b.now).Rings
+		generation := b.snapshot(t, lane, b.now).Generation
 		check(t, b.st.Conclude(t.Context(), old, id, unmade))
 		state := map[string]jetpost.State{
 			"running": jetpost.StatePublishing, "unknown": jetpost.StateQueued, "cancelled": jetpost.StateCancelled,
@@ -495,7 +495,7 @@ func concludeAfterTakeover(t *testing.T, b *bundle) {
 		record := b.state(t, id, state, "", event)
 		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostPending})
 		equal(t, "attempts of "+id, record.Status.Attempts, 0)
-		if b.look(t, lane, b.now).Rings == rings {
+		if b.snapshot(t, lane, b.now).Generation == generation {
 			t.Errorf("%s: the lane did not ring, so its holder goes on with what it saw before", id)
 		}
 		fails(t, "the same again", b.st.Conclude(t.Context(), old, id, unmade), store.ErrFenced)
@@ -518,12 +518,12 @@ func concludeAfterTakeoverRefused(t *testing.T, b *bundle) {
 	check(t, err)
 	refused := b.late(jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	for _, id := range []string{"running", "unknown", "cancelled"} {
-		rings := b.look(t, lane, b.now).Rings
+		generation := b.snapshot(t, lane, b.now).Generation
 		check(t, b.st.Conclude(t.Context(), old, id, refused))
 		record := b.request(t, id)
 		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostFailed})
 		equal(t, "attempts of "+id, record.Status.Attempts, 1)
-		if b.look(t, lane, b.now).Rings == rings {
+		if b.snapshot(t, lane, b.now).Generation == generation {
 			t.Errorf("%s: the lane did not ring, so its line stands still", id)
 		}
 	}
@@ -557,7 +557,7 @@ func concludeOutOfDate(t *testing.T, b *bundle) {
 
 // reserve sets calls of a window aside that all accounts share.
 func reserve(t *testing.T, b *bundle) {
-	ask := func(lane store.Lane, xReset int64, left, need int) store.Reserved {
+	ask := func(lane store.Claim, xReset int64, left, need int) store.Reserved {
 		t.Helper()
 		got, err := b.st.Reserve(t.Context(), lane, store.Reservation{Window: "posts", XReset: xReset, Left: left, Need: need, Now: b.clock(t)})
 		check(t, err)
@@ -598,7 +598,7 @@ func reserve(t *testing.T, b *bundle) {
 // reserveConcurrently lets many lanes ask at once: no more is granted than is left.
 func reserveConcurrently(t *testing.T, b *bundle) {
 	stores := []store.Store{b.st, b.open(t, b.keys)}
-	var lanes []store.Lane
+	var lanes []store.Claim
 	for i := range 8 {
 		lanes = append(lanes, b.claimOther(t, fmt.Sprint("bolt", i)))
 	}
@@ -610,7 +610,7 @@ func reserveConcurrently(t *testing.T, b *bundle) {
 }
 
 // claimOther claims the lane of another account, which it adds.
-func (b *bundle) claimOther(t *testing.T, account string) store.Lane {
+func (b *bundle) claimOther(t *testing.T, account string) store.Claim {
 	t.Helper()
 	b.add(t, account)
 	lane, ok, err := b.st.ClaimLane(t.Context(), account, "worker", longLease, b.clock(t))

@@ -20,33 +20,33 @@ func (b *bundle) lateLane(t *testing.T) {
 	t.Helper()
 	b.acceptAll(t, "first", "second")
 	lane := b.claim(t)
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	b.publish(t, lane, "first", 0)
 	b.begin(t, lane, "second", 0)
 
 	// The lane's own words of before the post.
 	fails(t, "late intent", b.st.Begin(t.Context(), lane, "first", b.intent(0)), store.ErrNotRunnable)
 	check(t, b.st.Conclude(t.Context(), lane, "first", store.Outcome{
-		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited}, Post: 0, PostState: jetpost.PostPending, Rings: rings, Now: b.now,
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited}, Post: 0, PostState: jetpost.PostPending, Generation: generation, Now: b.now,
 	}))
 	b.state(t, "first", jetpost.StatePublished, "", jetpost.EventRequestPublished)
 	fails(t, "late media", b.st.Uploaded(t.Context(), lane, "second", 0, []store.Media{{ID: "m"}}), store.ErrNotRunnable)
-	latest, err := b.st.MarkAnnounced(t.Context(), store.Key{Account: acme, ID: "first"}, 1)
+	latest, err := b.st.MarkDelivered(t.Context(), store.Key{Account: acme, ID: "first"}, 1)
 	check(t, err)
 	equal(t, "an old revision is the latest", latest, false)
 
 	// A release of before the second post frees the lane, and what it would take for
 	// lost stays the writer's.
-	released, err := b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, b.now)
+	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
 	check(t, err)
 	equal(t, "released", released, true)
 	next := b.claim(t)
-	fails(t, "late sign of life", b.st.ExtendLane(t.Context(), lane, longLease, b.now), store.ErrFenced)
-	_, err = b.st.ReleaseLane(t.Context(), lane, rings, time.Time{}, b.now)
+	fails(t, "late heartbeat", b.st.ExtendLane(t.Context(), lane, longLease, b.now), store.ErrFenced)
+	_, err = b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
 	fails(t, "late release", err, store.ErrFenced)
 	_, err = b.st.Reserve(t.Context(), lane, store.Reservation{Window: "w", Left: 1, Need: 1, Now: b.now})
 	fails(t, "late reservation", err, store.ErrFenced)
-	_, err = b.st.HoldLine(t.Context(), lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, rings, b.now)
+	_, err = b.st.HoldQueue(t.Context(), lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, generation, b.now)
 	fails(t, "late hold of the line", err, store.ErrFenced)
 	equal(t, "what X answered is told after all", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
 	equal(t, "and told again", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)

@@ -42,19 +42,19 @@ type machine struct {
 	workers []store.Store
 	now     time.Time // moves by the steps of the test alone
 
-	accepted  int
-	published int
-	lanes     []store.Lane // every claim so far
-	held      bool         // the last of them holds the lane
-	rings     int64        // of its last look
-	rang      bool         // since then
+	accepted   int
+	published  int
+	lanes      []store.Claim // every claim so far
+	held       bool          // the last of them holds the lane
+	generation int64         // of its last look
+	rang       bool          // since then
 }
 
 func (m *machine) worker(rt *rapid.T) store.Store {
 	return m.workers[rapid.IntRange(0, len(m.workers)-1).Draw(rt, "worker")]
 }
 
-func (m *machine) lane() store.Lane { return m.lanes[len(m.lanes)-1] }
+func (m *machine) lane() store.Claim { return m.lanes[len(m.lanes)-1] }
 
 // step does one of the things that are possible now.
 func (m *machine) step(rt *rapid.T) {
@@ -101,26 +101,26 @@ func (m *machine) claim(rt *rapid.T) {
 	}
 	m.lanes = append(m.lanes, lane)
 	m.held = true
-	m.look(rt)
+	m.snapshot(rt)
 }
 
-func (m *machine) look(rt *rapid.T) *store.Record {
-	look, err := m.worker(rt).Look(m.t.Context(), m.lane(), m.now)
+func (m *machine) snapshot(rt *rapid.T) *store.Record {
+	snapshot, err := m.worker(rt).Snapshot(m.t.Context(), m.lane(), m.now)
 	if err != nil {
 		rt.Fatalf("look: %v", err)
 	}
-	m.rings, m.rang = look.Rings, false
+	m.generation, m.rang = snapshot.Generation, false
 	switch {
-	case look.Head == nil && m.published < m.accepted:
+	case snapshot.Head == nil && m.published < m.accepted:
 		rt.Fatalf("nothing at the head, with %d of %d published", m.published, m.accepted)
-	case look.Head != nil && look.Head.ID != fmt.Sprint(m.published):
-		rt.Fatalf("%s is at the head, want %d", look.Head.ID, m.published)
+	case snapshot.Head != nil && snapshot.Head.ID != fmt.Sprint(m.published):
+		rt.Fatalf("%s is at the head, want %d", snapshot.Head.ID, m.published)
 	}
-	return look.Head
+	return snapshot.Head
 }
 
 func (m *machine) publish(rt *rapid.T) {
-	head := m.look(rt)
+	head := m.snapshot(rt)
 	intent := m.b.intent(0)
 	intent.Now = m.now
 	if err := m.worker(rt).Begin(m.t.Context(), m.lane(), head.ID, intent); err != nil {
@@ -134,7 +134,7 @@ func (m *machine) publish(rt *rapid.T) {
 }
 
 func (m *machine) release(rt *rapid.T) {
-	released, err := m.worker(rt).ReleaseLane(m.t.Context(), m.lane(), m.rings, m.now, m.b.now)
+	released, err := m.worker(rt).ReleaseLane(m.t.Context(), m.lane(), m.generation, m.now, m.b.now)
 	if err != nil || released == m.rang {
 		rt.Fatalf("release while rung is %t: %t, %v", m.rang, released, err)
 	}
@@ -144,7 +144,7 @@ func (m *machine) release(rt *rapid.T) {
 // stale lets an earlier holder try.
 func (m *machine) stale(rt *rapid.T) {
 	old := rapid.SampledFrom(slices.Clone(m.lanes[:len(m.lanes)-1])).Draw(rt, "old")
-	if _, err := m.worker(rt).Look(m.t.Context(), old, m.now); err == nil {
+	if _, err := m.worker(rt).Snapshot(m.t.Context(), old, m.now); err == nil {
 		rt.Fatalf("fence %d may look after fence %d", old.Fence, m.lane().Fence)
 	}
 	if err := m.worker(rt).ExtendLane(m.t.Context(), old, longLease, m.b.now); err == nil {

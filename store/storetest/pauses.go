@@ -19,20 +19,20 @@ func pauseAccount(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	b.publish(t, lane, "thread", 0)
 	b.begin(t, lane, "thread", 1)
-	look := b.look(t, lane, b.now)
-	equal(t, "pause before", look.Pause, store.Pause{})
+	snapshot := b.snapshot(t, lane, b.now)
+	equal(t, "pause before", snapshot.Pause, store.Pause{})
 	equal(t, "account's before", b.account(t, acme).Pause, store.Pause{})
 
 	pause := jetpost.AccountPause(b.now, b.now.Add(time.Hour), "a word\nof ours")
 	check(t, b.st.PauseAccount(t.Context(), acme, pause))
-	after := b.look(t, lane, b.now)
+	after := b.snapshot(t, lane, b.now)
 	equal(t, "pause", after.Pause, pause)
 	equal(t, "account's", b.account(t, acme).Pause, pause)
 	equal(t, "another account's", b.account(t, "beta").Pause, store.Pause{})
 	all, err := b.st.Accounts(t.Context())
 	check(t, err)
 	equal(t, "in the list", all[0].Pause, pause)
-	if after.Rings == look.Rings {
+	if after.Generation == snapshot.Generation {
 		t.Error("the lane did not ring, so its holder goes on with what it saw before")
 	}
 	equal(t, "post on its way", b.posted(t, lane, "thread", 1, "p1"), jetpost.StatePublishing)
@@ -77,7 +77,7 @@ func resumeAccount(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	pause := jetpost.AccountPause(b.now, time.Time{}, "for now")
 	check(t, b.st.PauseAccount(t.Context(), acme, pause))
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, time.Time{})
 	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
 	b.release(t, lane, time.Time{})
@@ -92,7 +92,7 @@ func resumeAccount(t *testing.T, b *bundle) {
 	// A worker that saw the pause before it ended holds for a moment only.
 	lane = b.claim(t)
 	check(t, b.st.Conclude(t.Context(), lane, "head", store.Outcome{
-		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}, Post: -1, Rings: rings, Now: b.now,
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}, Post: -1, Generation: generation, Now: b.now,
 	}))
 	equal(t, "end of a hold by an old look", b.request(t, "head").HoldUntil, b.now)
 	equal(t, "what goes out", b.publish(t, lane, "head", 0), jetpost.StatePublished)
@@ -116,12 +116,12 @@ func blockAccount(t *testing.T, b *bundle) {
 		return jetpost.BlockedPause(at, jetpost.CodeAccountSuspended, "X's words", time.Hour, 3*time.Hour)
 	}
 	over := func(time.Time) store.Pause { return store.Pause{} }
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	first := block(b.now, suspended)
 	equal(t, "code", first.Reason.Code, jetpost.CodeAccountSuspended)
 	equal(t, "first look", first.NextProbeAt, b.now.Add(time.Hour))
-	equal(t, "its own lane does not ring", b.look(t, lane, b.now).Rings, rings)
-	equal(t, "in a look", b.look(t, lane, b.now).Pause.Wait, time.Hour)
+	equal(t, "its own lane does not ring", b.snapshot(t, lane, b.now).Generation, generation)
+	equal(t, "in a look", b.snapshot(t, lane, b.now).Pause.Wait, time.Hour)
 	fails(t, "a post", b.st.Begin(t.Context(), lane, "head", b.intent(0)), store.ErrNotRunnable)
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountSuspended, time.Time{})
 	second := block(first.NextProbeAt, suspended)
@@ -155,19 +155,19 @@ func turns(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	untold := func(account string) (list []string) {
 		t.Helper()
-		all, err := b.st.Turns(t.Context(), account, 10)
+		all, err := b.st.PauseChanges(t.Context(), account, 10)
 		check(t, err)
 		for _, turn := range all {
 			list = append(list, strings.TrimSpace(fmt.Sprint(turn.Account, " ", turn.Event, " ", turn.Reason.Code)))
 		}
 		return list
 	}
-	tell := func() (turn store.Turn) {
+	tell := func() (turn store.PauseChange) {
 		t.Helper()
-		all, err := b.st.Turns(t.Context(), acme, 10)
+		all, err := b.st.PauseChanges(t.Context(), acme, 10)
 		check(t, err)
 		equal(t, "turns of acme", len(all), 1)
-		check(t, b.st.MarkTurned(t.Context(), all[0]))
+		check(t, b.st.MarkPauseChangeTold(t.Context(), all[0]))
 		equal(t, "turns once told", len(untold(acme)), 0)
 		return all[0]
 	}
@@ -221,15 +221,15 @@ func turns(t *testing.T, b *bundle) {
 	equal(t, "reason of the pause", tell().Reason, p.Reason)
 	pause(acme, "another")
 	equal(t, "turns of another pause", untold(acme), []string{"acme account.paused account_paused"})
-	old, err := b.st.Turns(t.Context(), acme, 1)
+	old, err := b.st.PauseChanges(t.Context(), acme, 1)
 	check(t, err)
 	resume()
 	pause("beta", "")
 	both := []string{"acme account.resumed", "beta account.paused account_paused"}
 	equal(t, "the last turn of each", untold(""), both)
-	check(t, b.st.MarkTurned(t.Context(), old[0]))
+	check(t, b.st.MarkPauseChangeTold(t.Context(), old[0]))
 	equal(t, "the last turn of each, after a late word", untold(""), both)
-	first, err := b.st.Turns(t.Context(), "", 1)
+	first, err := b.st.PauseChanges(t.Context(), "", 1)
 	check(t, err)
 	equal(t, "turns up to the limit", len(first), 1)
 	tell()
@@ -244,7 +244,7 @@ func refused(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one", "two", "three")
 	lane, other := b.claim(t), b.claimOther(t, "other")
 	now := b.now
-	count := func(what string, lane store.Lane, id, words string, inARow, accounts int) {
+	count := func(what string, lane store.Claim, id, words string, inARow, accounts int) {
 		t.Helper()
 		n, err := b.st.Refused(t.Context(), lane, id, words, time.Minute, now)
 		check(t, err)
@@ -269,12 +269,12 @@ func refused(t *testing.T, b *bundle) {
 	fails(t, "without the lane", err, store.ErrFenced)
 }
 
-// lateLines reads what of acme's line was due before now.
-func (b *bundle) lateLines(t *testing.T, account string) []store.LateLine {
+// lateQueues reads what of acme's line was due before now.
+func (b *bundle) lateQueues(t *testing.T, account string) []store.LateQueue {
 	t.Helper()
-	lines, err := b.st.Late(t.Context(), account, b.now, store.MaxOpen)
+	laneRows, err := b.st.Late(t.Context(), account, b.now, store.MaxOpen)
 	check(t, err)
-	return lines
+	return laneRows
 }
 
 // expireLate: what nothing was sent of, and was due too long ago, fails; all else
@@ -313,17 +313,17 @@ func expireLate(t *testing.T, b *bundle) {
 	check(t, err)
 	b.begin(t, lane, "sending", 0)
 
-	want := store.LateLine{Account: acme, Unsent: 3, Since: dayAgo, Begun: 4}
-	other := store.LateLine{Account: "beta", Unsent: 1, Since: dayAgo.Add(-time.Hour)}
-	equal(t, "late", b.lateLines(t, ""), []store.LateLine{want, other})
-	equal(t, "late of one", b.lateLines(t, acme), []store.LateLine{want})
-	equal(t, "late of one without any", len(b.lateLines(t, "idle")), 0)
+	want := store.LateQueue{Account: acme, Unsent: 3, Since: dayAgo, Begun: 4}
+	other := store.LateQueue{Account: "beta", Unsent: 1, Since: dayAgo.Add(-time.Hour)}
+	equal(t, "late", b.lateQueues(t, ""), []store.LateQueue{want, other})
+	equal(t, "late of one", b.lateQueues(t, acme), []store.LateQueue{want})
+	equal(t, "late of one without any", len(b.lateQueues(t, "idle")), 0)
 
 	before := map[string]store.Record{}
 	for _, id := range []string{"sending", "half", "doubt", "done", "cancelled", "unread", "in time", "ahead"} {
 		before[id] = b.request(t, id)
 	}
-	rings := b.look(t, lane, b.now).Rings
+	generation := b.snapshot(t, lane, b.now).Generation
 	expire := func(limit int) (ids []string) {
 		keys, err := b.st.ExpireLate(t.Context(), acme, b.now, limit, b.now.Add(time.Second))
 		check(t, err)
@@ -333,21 +333,21 @@ func expireLate(t *testing.T, b *bundle) {
 		return ids
 	}
 	equal(t, "expired first", expire(2), []string{"scheduled", "held"})
-	if b.look(t, lane, b.now).Rings == rings {
+	if b.snapshot(t, lane, b.now).Generation == generation {
 		t.Error("the lane did not ring, though its head may be gone")
 	}
 	equal(t, "expired then", expire(2), []string{"tried"})
-	rings = b.look(t, lane, b.now).Rings
+	generation = b.snapshot(t, lane, b.now).Generation
 	equal(t, "expired at last", len(expire(2)), 0)
-	equal(t, "rings where nothing expires", b.look(t, lane, b.now).Rings, rings)
+	equal(t, "rings where nothing expires", b.snapshot(t, lane, b.now).Generation, generation)
 	for id, record := range before {
 		equal(t, "request "+id, b.request(t, id), record)
 	}
-	equal(t, "late after that", b.lateLines(t, ""), []store.LateLine{{Account: acme, Begun: 4}, other})
+	equal(t, "late after that", b.lateQueues(t, ""), []store.LateQueue{{Account: acme, Begun: 4}, other})
 	record := b.state(t, "held", jetpost.StateFailed, jetpost.CodeExpired, jetpost.EventRequestFailed)
 	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPending, jetpost.PostPending})
 	equal(t, "revision", record.Status.Revision, int64(3))
-	untold, err := b.st.Unannounced(t.Context(), b.now.Add(time.Minute), 100)
+	untold, err := b.st.OutboxPending(t.Context(), b.now.Add(time.Minute), 100)
 	check(t, err)
 	told := true
 	for _, key := range untold {
@@ -357,7 +357,7 @@ func expireLate(t *testing.T, b *bundle) {
 
 	// Whoever wants it all the same sends it now: it is late no more.
 	b.replay(t, "held", b.now)
-	equal(t, "late after the replay", b.lateLines(t, acme), []store.LateLine{{Account: acme, Begun: 4}})
+	equal(t, "late after the replay", b.lateQueues(t, acme), []store.LateQueue{{Account: acme, Begun: 4}})
 	equal(t, "expired after the replay", len(expire(10)), 0)
 	_, err = b.st.ExpireLate(t.Context(), "nobody", b.now, 1, b.now)
 	fails(t, "no such account", err, store.ErrNotFound)

@@ -89,7 +89,7 @@ func acceptConcurrently(t *testing.T, b *bundle) {
 }
 
 // drain publishes everything that is due and returns the order.
-func (b *bundle) drain(t *testing.T, lane store.Lane, now time.Time) (order []string) {
+func (b *bundle) drain(t *testing.T, lane store.Claim, now time.Time) (order []string) {
 	t.Helper()
 	for {
 		id := b.head(t, lane, now)
@@ -130,14 +130,14 @@ func acceptScheduled(t *testing.T, b *bundle) {
 	equal(t, "lane is due, whatever is due later", b.due(t, b.now), true)
 
 	lane := b.claim(t)
-	equal(t, "next due", b.look(t, lane, b.now).NextDue, at)
+	equal(t, "next due", b.snapshot(t, lane, b.now).NextDue, at)
 	equal(t, "order now", b.drain(t, lane, b.now), []string{"now"})
-	look := b.look(t, lane, b.now)
-	if look.Head != nil {
-		t.Errorf("%s is at the head before its time", look.Head.ID)
+	snapshot := b.snapshot(t, lane, b.now)
+	if snapshot.Head != nil {
+		t.Errorf("%s is at the head before its time", snapshot.Head.ID)
 	}
 	equal(t, "order then", b.drain(t, lane, at.Add(time.Hour)), []string{"later", "after"})
-	equal(t, "next due at the end", b.look(t, lane, b.now).NextDue, time.Time{})
+	equal(t, "next due at the end", b.snapshot(t, lane, b.now).NextDue, time.Time{})
 }
 
 func acceptHeld(t *testing.T, b *bundle) {
@@ -251,18 +251,18 @@ func endHolds(t *testing.T, b *bundle) {
 	equal(t, "lane is due", b.due(t, later), true)
 
 	lane = b.claim(t)
-	rings := b.look(t, lane, later).Rings
+	generation := b.snapshot(t, lane, later).Generation
 	n, err = b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, later)
 	check(t, err)
 	equal(t, "holds of another code", n, 0)
-	if b.look(t, lane, later).Rings == rings {
+	if b.snapshot(t, lane, later).Generation == generation {
 		t.Error("nothing was held, and nothing rang: a hold that comes at this moment would miss its end")
 	}
 }
 
-// holdLine: what holds the head holds all that wait behind it, and each of
+// holdQueue: what holds the head holds all that wait behind it, and each of
 // them says so.
-func holdLine(t *testing.T, b *bundle) {
+func holdQueue(t *testing.T, b *bundle) {
 	b.acceptAll(t, "head", "second", "limited", "third")
 	later := b.acceptance("later", 1)
 	later.Request.PublishAt = b.now.Add(time.Hour)
@@ -272,7 +272,7 @@ func holdLine(t *testing.T, b *bundle) {
 	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
 	reason := jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: "refused"}
 	hold := func(now time.Time) (ids []string) {
-		keys, err := b.st.HoldLine(t.Context(), lane, reason, b.look(t, lane, now).Rings, now)
+		keys, err := b.st.HoldQueue(t.Context(), lane, reason, b.snapshot(t, lane, now).Generation, now)
 		check(t, err)
 		for _, key := range keys {
 			ids = append(ids, key.ID)
@@ -292,19 +292,19 @@ func holdLine(t *testing.T, b *bundle) {
 	n, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
 	check(t, err)
 	equal(t, "holds ended", n, 4)
-	// What rang since the look ends the hold that rests on it.
+	// What woke since the look ends the hold that rests on it.
 	b.acceptAll(t, "new")
-	keys, err := b.st.HoldLine(t.Context(), lane, reason, 0, b.now)
+	keys, err := b.st.HoldQueue(t.Context(), lane, reason, 0, b.now)
 	check(t, err)
 	equal(t, "held by an old look", len(keys), 1)
 	equal(t, "end of its hold", b.request(t, "new").HoldUntil, b.now)
 	lane.Fence++
-	_, err = b.st.HoldLine(t.Context(), lane, reason, 0, b.now)
+	_, err = b.st.HoldQueue(t.Context(), lane, reason, 0, b.now)
 	fails(t, "another fence", err, store.ErrFenced)
 }
 
 // fail publishes the first post of a thread and lets the second one fail.
-func (b *bundle) fail(t *testing.T, lane store.Lane, id string) {
+func (b *bundle) fail(t *testing.T, lane store.Claim, id string) {
 	t.Helper()
 	b.publish(t, lane, id, 0)
 	b.begin(t, lane, id, 1)
@@ -485,14 +485,14 @@ func reconcile(t *testing.T, b *bundle) {
 		t.Helper()
 		check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
-			PostState: jetpost.PostSending, Looks: looks, AbsentAt: absentAt, Now: b.now,
+			PostState: jetpost.PostSending, Checks: looks, AbsentAt: absentAt, Now: b.now,
 		}))
 	}
 	want := func(state jetpost.PostState, looks int, absentAt time.Time) {
 		t.Helper()
 		p := b.request(t, "thread").Posts[0]
 		equal(t, "state", p.State, state)
-		equal(t, "looks", p.Looks, looks)
+		equal(t, "looks", p.Checks, looks)
 		equal(t, "absent at", p.AbsentAt.Equal(absentAt), true)
 		equal(t, "in doubt since the first intent", p.DoubtSince.Equal(first), true)
 	}
@@ -501,19 +501,19 @@ func reconcile(t *testing.T, b *bundle) {
 	doubtful(1, absent)
 	want(jetpost.PostSending, 1, absent)
 
-	look, err := b.st.Look(t.Context(), lane, b.now)
+	snapshot, err := b.st.Snapshot(t.Context(), lane, b.now)
 	check(t, err)
 	check(t, b.st.Reconcile(t.Context(), key, b.now))
 	want(jetpost.PostSending, 0, time.Time{})
 	b.state(t, "thread", jetpost.StateHeld, jetpost.CodeReconciling, jetpost.EventRequestHeld)
 	equal(t, "hold is over", b.request(t, "thread").HoldUntil.After(b.now), false)
-	free, err := b.st.ReleaseLane(t.Context(), lane, look.Rings, time.Time{}, b.now)
+	free, err := b.st.ReleaseLane(t.Context(), lane, snapshot.Generation, time.Time{}, b.now)
 	check(t, err)
 	equal(t, "the lane goes free though it rang", free, false)
 
 	// It is not on X: it is sent again, and a doubt about that is one about both.
 	check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
-		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now}, PostState: jetpost.PostPending, Looks: 2, Now: b.now,
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now}, PostState: jetpost.PostPending, Checks: 2, Now: b.now,
 	}))
 	want(jetpost.PostPending, 2, time.Time{})
 	b.now = b.now.Add(time.Minute)
@@ -525,12 +525,12 @@ func reconcile(t *testing.T, b *bundle) {
 	fails(t, "no such request", b.st.Reconcile(t.Context(), store.Key{Account: acme, ID: "none"}, b.now), store.ErrNotFound)
 }
 
-// witness: the latest post of the account that is known to be live, and which posts
+// anchor post: the latest post of the account that is known to be live, and which posts
 // are ours.
-func witness(t *testing.T, b *bundle) {
-	read := func() store.Witness {
+func anchor(t *testing.T, b *bundle) {
+	read := func() store.Anchor {
 		t.Helper()
-		w, err := b.st.Witness(t.Context(), acme)
+		w, err := b.st.Anchor(t.Context(), acme)
 		check(t, err)
 		return w
 	}
@@ -554,7 +554,7 @@ func witness(t *testing.T, b *bundle) {
 	owned, err = b.st.Owned(t.Context(), nil)
 	check(t, err)
 	equal(t, "owned of none", len(owned), 0)
-	_, err = b.st.Witness(t.Context(), "nobody")
+	_, err = b.st.Anchor(t.Context(), "nobody")
 	fails(t, "no such account", err, store.ErrNotFound)
 }
 
@@ -662,10 +662,10 @@ func (b *bundle) waiting(t *testing.T, page int) (all []store.Waiting) {
 	}
 }
 
-func unannounced(t *testing.T, b *bundle) {
+func outboxPending(t *testing.T, b *bundle) {
 	later := b.now.Add(time.Minute)
 	list := func(before time.Time, limit int) (ids []string) {
-		keys, err := b.st.Unannounced(t.Context(), before, limit)
+		keys, err := b.st.OutboxPending(t.Context(), before, limit)
 		check(t, err)
 		for _, key := range keys {
 			ids = append(ids, key.ID)
@@ -673,7 +673,7 @@ func unannounced(t *testing.T, b *bundle) {
 		return ids
 	}
 	mark := func(id string, revision int64) bool {
-		latest, err := b.st.MarkAnnounced(t.Context(), store.Key{Account: acme, ID: id}, revision)
+		latest, err := b.st.MarkDelivered(t.Context(), store.Key{Account: acme, ID: id}, revision)
 		check(t, err)
 		return latest
 	}
@@ -685,7 +685,7 @@ func unannounced(t *testing.T, b *bundle) {
 	equal(t, "unannounced", list(later, 10), []string{"a", "b"})
 	equal(t, "limit", list(later, 1), []string{"a"})
 	equal(t, "the latest revision", mark("a", 1), true)
-	equal(t, "announced", b.request(t, "a").Announced, int64(1))
+	equal(t, "announced", b.request(t, "a").Delivered, int64(1))
 	equal(t, "unannounced then", list(later, 10), []string{"b"})
 
 	b.conclude(t, b.claim(t), "b", jetpost.StateHeld, jetpost.CodePoison, time.Time{})

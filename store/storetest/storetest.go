@@ -95,7 +95,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"ExpireWhileWorkedOn", expireWhileWorkedOn},
 		{"ExtendLane", extendLane},
 		{"Fences", fences},
-		{"HoldLine", holdLine},
+		{"HoldQueue", holdQueue},
 		{"ForgetPair", forgetPair},
 		{"Identity", identity},
 		{"ImportAccount", importAccount},
@@ -111,7 +111,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"KeepConcurrently", keepConcurrently},
 		{"KeyState", keyState},
 		{"KeyStateMixed", keyStateMixed},
-		{"KeyStateOfCanary", keyStateOfCanary},
+		{"KeyStateOfKeyCheck", keyStateOfKeyCheck},
 		{"Lanes", lanes},
 		{"Leases", leases},
 		{"LinkAttemptConcurrently", linkAttemptConcurrently},
@@ -124,9 +124,9 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"Links", links},
 		{"LateWords", lateWords},
 		{"ListRequests", listRequests},
-		{"LookHead", lookHead},
+		{"LookHead", snapshotHead},
 		{"LostKey", lostKey},
-		{"MarkManyAnnounced", markManyAnnounced},
+		{"MarkManyDelivered", markManyDelivered},
 		{"MarksWithTheNextStep", marksWithTheNextStep},
 		{"NextAfterClaim", nextAfterClaim},
 		{"NextAfterPosted", nextAfterPosted},
@@ -144,10 +144,10 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"PostedAfterTakeover", postedAfterTakeover},
 		{"PostedAfterUnknown", postedAfterUnknown},
 		{"PostedTaken", postedTaken},
-		{"Pulse", pulse},
-		{"PulseBlocked", pulseBlocked},
-		{"PulseEmpty", pulseEmpty},
-		{"PulseStanding", pulseStanding},
+		{"Pulse", progress},
+		{"PulseBlocked", progressBlocked},
+		{"PulseEmpty", progressEmpty},
+		{"PulseStanding", progressStanding},
 		{"Reconcile", reconcile},
 		{"Refuse", refuse},
 		{"RefuseForgets", refuseForgets},
@@ -183,7 +183,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"TokensAreSealed", tokensAreSealed},
 		{"TryLease", tryLease},
 		{"Turns", turns},
-		{"Unannounced", unannounced},
+		{"Unannounced", outboxPending},
 		{"Unpublish", unpublish},
 		{"UnpublishHold", unpublishHold},
 		{"UnpublishLateAnswer", unpublishLateAnswer},
@@ -193,7 +193,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"UnpublishedIsGone", unpublishedIsGone},
 		{"Uploaded", uploaded},
 		{"Waiting", waiting},
-		{"Witness", witness},
+		{"Anchor post", anchor},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -293,12 +293,12 @@ func (b *bundle) acceptAll(t *testing.T, ids ...string) {
 
 // claim claims acme's lane for a worker that goes on living, as soon as the
 // lease before has run out.
-func (b *bundle) claim(t *testing.T) store.Lane { return b.claimFor(t, longLease) }
+func (b *bundle) claim(t *testing.T) store.Claim { return b.claimFor(t, longLease) }
 
 // claimAndDie claims acme's lane for a worker that never says another word.
-func (b *bundle) claimAndDie(t *testing.T) store.Lane { return b.claimFor(t, shortLease) }
+func (b *bundle) claimAndDie(t *testing.T) store.Claim { return b.claimFor(t, shortLease) }
 
-func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Lane) {
+func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Claim) {
 	t.Helper()
 	eventually(t, "claim of the lane", func() bool {
 		got, ok, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.clock(t))
@@ -309,25 +309,25 @@ func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Lane) {
 	return lane
 }
 
-func (b *bundle) look(t *testing.T, lane store.Lane, now time.Time) store.Look {
+func (b *bundle) snapshot(t *testing.T, lane store.Claim, now time.Time) store.Snapshot {
 	t.Helper()
-	look, err := b.st.Look(t.Context(), lane, now)
+	snapshot, err := b.st.Snapshot(t.Context(), lane, now)
 	check(t, err)
-	return look
+	return snapshot
 }
 
 // head returns the id of the request at the front, or "".
-func (b *bundle) head(t *testing.T, lane store.Lane, now time.Time) string {
+func (b *bundle) head(t *testing.T, lane store.Claim, now time.Time) string {
 	t.Helper()
-	if head := b.look(t, lane, now).Head; head != nil {
+	if head := b.snapshot(t, lane, now).Head; head != nil {
 		return head.ID
 	}
 	return ""
 }
 
-func (b *bundle) release(t *testing.T, lane store.Lane, wakeAt time.Time) {
+func (b *bundle) release(t *testing.T, lane store.Claim, wakeAt time.Time) {
 	t.Helper()
-	ok, err := b.st.ReleaseLane(t.Context(), lane, b.look(t, lane, b.now).Rings, wakeAt, b.clock(t))
+	ok, err := b.st.ReleaseLane(t.Context(), lane, b.snapshot(t, lane, b.now).Generation, wakeAt, b.clock(t))
 	check(t, err)
 	equal(t, "released", ok, true)
 }
@@ -339,7 +339,7 @@ func (b *bundle) intent(post int) store.Intent {
 	}
 }
 
-func (b *bundle) begin(t *testing.T, lane store.Lane, id string, post int) {
+func (b *bundle) begin(t *testing.T, lane store.Claim, id string, post int) {
 	t.Helper()
 	intent := b.intent(post)
 	intent.Now = b.turn(t, id)
@@ -355,7 +355,7 @@ func (b *bundle) turn(t *testing.T, id string) time.Time {
 	return b.now
 }
 
-func (b *bundle) posted(t *testing.T, lane store.Lane, id string, post int, postID string) jetpost.State {
+func (b *bundle) posted(t *testing.T, lane store.Claim, id string, post int, postID string) jetpost.State {
 	t.Helper()
 	state, err := b.st.Posted(t.Context(), lane, id, post, postID, b.now)
 	check(t, err)
@@ -363,7 +363,7 @@ func (b *bundle) posted(t *testing.T, lane store.Lane, id string, post int, post
 }
 
 // publish sends one post and records it as live.
-func (b *bundle) publish(t *testing.T, lane store.Lane, id string, post int) jetpost.State {
+func (b *bundle) publish(t *testing.T, lane store.Claim, id string, post int) jetpost.State {
 	t.Helper()
 	b.begin(t, lane, id, post)
 	return b.posted(t, lane, id, post, postID(id, post))
@@ -372,25 +372,25 @@ func (b *bundle) publish(t *testing.T, lane store.Lane, id string, post int) jet
 func postID(id string, post int) string { return fmt.Sprintf("x-%s-%d", id, post) }
 
 // conclude moves a request, resting on a look of this moment.
-func (b *bundle) conclude(t *testing.T, lane store.Lane, id string, state jetpost.State, code jetpost.Code, until time.Time) {
+func (b *bundle) conclude(t *testing.T, lane store.Claim, id string, state jetpost.State, code jetpost.Code, until time.Time) {
 	t.Helper()
 	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code, Until: until}, Post: -1,
-		Rings: b.look(t, lane, b.now).Rings, Now: b.turn(t, id),
+		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.turn(t, id),
 	}))
 }
 
 // concludePost moves a request because of its post.
-func (b *bundle) concludePost(t *testing.T, lane store.Lane, id string, state jetpost.State, code jetpost.Code, post int, postState jetpost.PostState) {
+func (b *bundle) concludePost(t *testing.T, lane store.Claim, id string, state jetpost.State, code jetpost.Code, post int, postState jetpost.PostState) {
 	t.Helper()
 	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState,
-		Rings: b.look(t, lane, b.now).Rings, Now: b.turn(t, id),
+		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.turn(t, id),
 	}))
 }
 
 // doubt leaves a request unknown with its given post sending.
-func (b *bundle) doubt(t *testing.T, lane store.Lane, id string, post int) {
+func (b *bundle) doubt(t *testing.T, lane store.Claim, id string, post int) {
 	t.Helper()
 	b.begin(t, lane, id, post)
 	b.concludePost(t, lane, id, jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, post, jetpost.PostSending)

@@ -736,9 +736,9 @@ func saveTokenEndsHolds(t *testing.T, b *bundle) {
 	equal(t, "lane is due", b.due(t, later), true)
 
 	lane = b.claim(t)
-	rings := b.look(t, lane, later).Rings
+	generation := b.snapshot(t, lane, later).Generation
 	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", later.Add(time.Hour)), later))
-	equal(t, "rings of a refresh that ends nothing", b.look(t, lane, later).Rings, rings)
+	equal(t, "rings of a refresh that ends nothing", b.snapshot(t, lane, later).Generation, generation)
 }
 
 func saveTokenFailure(t *testing.T, b *bundle) {
@@ -818,7 +818,7 @@ func openRoundForgets(t *testing.T, b *bundle) {
 	_, err = done()
 	fails(t, "batch of an old round", err, store.ErrNotFound)
 	equal(t, "journal that is old", retries(), 0)
-	fails(t, "summary of an old round", b.st.RoundAnnounced(t.Context(), old.Round), store.ErrNotFound)
+	fails(t, "summary of an old round", b.st.RoundDelivered(t.Context(), old.Round), store.ErrNotFound)
 }
 
 func batchDone(t *testing.T, b *bundle) {
@@ -835,8 +835,8 @@ func batchDone(t *testing.T, b *bundle) {
 	whole := half
 	whole.Skipped, whole.Completed = 1, true
 	equal(t, "the other batch", done(0, 0, 0, 1), whole)
-	check(t, b.st.RoundAnnounced(t.Context(), round.Round))
-	whole.Announced = true
+	check(t, b.st.RoundDelivered(t.Context(), round.Round))
+	whole.Delivered = true
 	equal(t, "told again after the end", done(0, 0, 0, 1), whole)
 	_, err := b.st.BatchDone(t.Context(), uuid.NewString(), 0, 1, 0, 0, b.now)
 	fails(t, "no such round", err, store.ErrNotFound)
@@ -971,7 +971,7 @@ func rotate(t *testing.T, b *bundle) {
 	}
 	state, err := r.State(t.Context())
 	check(t, err)
-	equal(t, "state before", state, store.KeyState{Rows: 6, Canary: keyID(t, older), Keys: []store.KeyCount{
+	equal(t, "state before", state, store.KeyState{Rows: 6, KeyCheck: keyID(t, older), Keys: []store.KeyCount{
 		{ID: keyID(t, newer), Configured: true, Seals: true}, {ID: keyID(t, older), Configured: true, Rows: 6},
 	}, Behind: 6})
 	told := 0
@@ -1106,7 +1106,7 @@ func keyState(t *testing.T, b *bundle) {
 			{ID: keyID(t, b.keys), Configured: true, Rows: 4},             // acme, mixed, tail, text
 			{ID: keyID(t, lost), Rows: 2},                                 // half, locked
 		},
-		Rows: 7, Behind: 2, Locked: 2, Damaged: 2, Canary: keyID(t, b.keys),
+		Rows: 7, Behind: 2, Locked: 2, Damaged: 2, KeyCheck: keyID(t, b.keys),
 	}
 	equal(t, "state", state, want)
 	equal(t, "next", strings.HasPrefix(state.Next(), "key "+keyID(t, lost)+" is missing"), true)
@@ -1134,21 +1134,21 @@ func keyStateMixed(t *testing.T, b *bundle) {
 	equal(t, "done", done, store.RotationProgress{Total: 1, Seen: 1, Resealed: 1})
 }
 
-// keyStateOfCanary: without a canary that opens, nothing starts.
-func keyStateOfCanary(t *testing.T, b *bundle) {
+// keyStateOfKeyCheck: without a key check value that opens, nothing starts.
+func keyStateOfKeyCheck(t *testing.T, b *bundle) {
 	r := b.rotation(t, b.keys)
 	state := func() store.KeyState {
 		state, err := r.State(t.Context())
 		check(t, err)
 		return state
 	}
-	equal(t, "canary of a ledger that was never checked", state().Canary+fmt.Sprint(state().CanaryDamaged), "false")
+	equal(t, "key check value of a ledger that was never checked", state().KeyCheck+fmt.Sprint(state().KeyCheckDamaged), "false")
 	check(t, b.st.CheckKeys(t.Context()))
-	equal(t, "canary", state().Canary+fmt.Sprint(state().CanaryDamaged), keyID(t, b.keys)+"false")
-	for _, canary := range []string{"'jp1.nonsense'", "substr(canary, 1, 40)"} {
-		b.ledger.Exec(t, "UPDATE ledger SET canary = "+canary)
-		equal(t, "canary is damaged: "+canary, state().CanaryDamaged, true)
-		equal(t, "next", strings.HasPrefix(state().Next(), "the canary"), true)
+	equal(t, "key check value", state().KeyCheck+fmt.Sprint(state().KeyCheckDamaged), keyID(t, b.keys)+"false")
+	for _, keyCheck := range []string{"'jp1.nonsense'", "substr(key_check, 1, 40)"} {
+		b.ledger.Exec(t, "UPDATE ledger SET key_check = "+keyCheck)
+		equal(t, "key check value is damaged: "+keyCheck, state().KeyCheckDamaged, true)
+		equal(t, "next", strings.HasPrefix(state().Next(), "the key check value"), true)
 	}
 }
 
@@ -1159,7 +1159,7 @@ func lostKey(t *testing.T, b *bundle) {
 	stranger := b.open(t, store.GenerateKey().Reveal())
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = 'jp1.lost', refresh_token = 'jp1.lost'"+
 		" WHERE access_token LIKE 'jp1."+lost+".%' OR refresh_token LIKE 'jp1."+lost+".%'")
-	b.ledger.Exec(t, "UPDATE ledger SET canary = NULL")
+	b.ledger.Exec(t, "UPDATE ledger SET key_check = NULL")
 	check(t, stranger.CheckKeys(t.Context()))
 	result, err := stranger.ImportAccount(t.Context(), store.Import{
 		Name: acme, XUserID: "id-acme", Pair: pair("second", b.now.Add(time.Hour)), Now: b.clock(t),

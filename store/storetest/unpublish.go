@@ -18,23 +18,23 @@ func (b *bundle) unpublish(t *testing.T, id string) jetpost.State {
 }
 
 // unpublishing is the request whose deletion comes first, or "".
-func (b *bundle) unpublishing(t *testing.T, lane store.Lane) string {
+func (b *bundle) unpublishing(t *testing.T, lane store.Claim) string {
 	t.Helper()
 	record, _, err := b.st.Unpublishing(t.Context(), lane)
 	check(t, err)
 	return record.ID
 }
 
-func (b *bundle) deleted(t *testing.T, lane store.Lane, id string, post int) store.Record {
+func (b *bundle) deleted(t *testing.T, lane store.Claim, id string, post int) store.Record {
 	t.Helper()
 	check(t, b.st.PostDeleted(t.Context(), lane, id, post, b.now))
 	return b.request(t, id)
 }
 
 // holdUnpublish has a deletion wait, resting on a look of this moment.
-func (b *bundle) holdUnpublish(t *testing.T, lane store.Lane, id string, out store.Outcome) {
+func (b *bundle) holdUnpublish(t *testing.T, lane store.Claim, id string, out store.Outcome) {
 	t.Helper()
-	out.Rings, out.Now = b.look(t, lane, b.now).Rings, b.now
+	out.Generation, out.Now = b.snapshot(t, lane, b.now).Generation, b.now
 	check(t, b.st.HoldUnpublish(t.Context(), lane, id, out))
 }
 
@@ -45,7 +45,7 @@ func unpublish(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	b.publish(t, lane, "thread", 0)
 	b.publish(t, lane, "thread", 1)
-	equal(t, "nothing to delete", b.look(t, lane, b.now).UnpublishAt.IsZero(), true)
+	equal(t, "nothing to delete", b.snapshot(t, lane, b.now).UnpublishAt.IsZero(), true)
 	fails(t, "nobody asked", b.st.PostDeleted(t.Context(), lane, "thread", 1, b.now), store.ErrNotRunnable)
 	b.release(t, lane, time.Time{})
 
@@ -57,7 +57,7 @@ func unpublish(t *testing.T, b *bundle) {
 	next, known := lane.Next()
 	equal(t, "the claim looked", known, true)
 	equal(t, "due with the claim", next.UnpublishAt, b.now)
-	equal(t, "due", b.look(t, lane, b.now).UnpublishAt, b.now)
+	equal(t, "due", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
 	equal(t, "the line goes on beside it", b.head(t, lane, b.now), "behind")
 	equal(t, "first", b.unpublishing(t, lane), "thread")
 
@@ -71,7 +71,7 @@ func unpublish(t *testing.T, b *bundle) {
 	equal(t, "done at", record.Status.Unpublish.DoneAt, b.now)
 	equal(t, "still published", record.Status.Posted, 2)
 	equal(t, "none is left", b.unpublishing(t, lane), "")
-	equal(t, "not due", b.look(t, lane, b.now).UnpublishAt.IsZero(), true)
+	equal(t, "not due", b.snapshot(t, lane, b.now).UnpublishAt.IsZero(), true)
 
 	equal(t, "asked for again", b.unpublish(t, "thread"), jetpost.StatePublished)
 	equal(t, "which changes nothing", b.request(t, "thread"), record)
@@ -98,10 +98,10 @@ func unpublishUnfinished(t *testing.T, b *bundle) {
 	absent, later := b.now.Add(time.Minute), b.now.Add(time.Hour)
 	b.holdUnpublish(t, lane, "doubt", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: later},
-		Post: 1, PostState: jetpost.PostSending, Looks: 3, AbsentAt: absent,
+		Post: 1, PostState: jetpost.PostSending, Checks: 3, AbsentAt: absent,
 	})
 	record = b.state(t, "doubt", jetpost.StateCancelled, "", jetpost.EventRequestUnpublishing)
-	equal(t, "looks", record.Posts[1].Looks, 3)
+	equal(t, "looks", record.Posts[1].Checks, 3)
 	equal(t, "absent at", record.Posts[1].AbsentAt, absent)
 	equal(t, "reason", record.Status.Unpublish.Reason.Code, jetpost.CodeReconciling)
 	equal(t, "next try", record.Status.Unpublish.NextTryAt, later)
@@ -109,7 +109,7 @@ func unpublishUnfinished(t *testing.T, b *bundle) {
 	// By hand: look anew, and then say that it is there.
 	check(t, b.st.Reconcile(t.Context(), record.Key, b.now))
 	record = b.state(t, "doubt", jetpost.StateCancelled, "", jetpost.EventRequestUnpublishing)
-	equal(t, "looks anew", record.Posts[1].Looks, 0)
+	equal(t, "looks anew", record.Posts[1].Checks, 0)
 	equal(t, "at once", record.Status.Unpublish.NextTryAt, b.now)
 	state, err := b.st.Resolve(t.Context(), record.Key, "p1", b.now)
 	check(t, err)
@@ -188,7 +188,7 @@ func unpublishHold(t *testing.T, b *bundle) {
 	equal(t, "first", b.unpublishing(t, lane), "one")
 	b.holdUnpublish(t, lane, "one", hold(jetpost.StateHeld, jetpost.CodeXUnavailable, later))
 	equal(t, "the other one meanwhile", b.unpublishing(t, lane), "two")
-	equal(t, "due", b.look(t, lane, b.now).UnpublishAt, b.now)
+	equal(t, "due", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
 	revision := b.request(t, "one").Status.Revision
 	b.holdUnpublish(t, lane, "one", hold(jetpost.StateHeld, jetpost.CodeXUnavailable, later))
 	record := b.request(t, "one")
@@ -201,11 +201,11 @@ func unpublishHold(t *testing.T, b *bundle) {
 	record = b.state(t, "two", jetpost.StatePublished, "", jetpost.EventRequestUnpublishing)
 	equal(t, "given up", record.Status.Unpublish.NextTryAt.IsZero(), true)
 	equal(t, "why", record.Status.Unpublish.Reason.Code, jetpost.CodeRefusedByX)
-	equal(t, "due then", b.look(t, lane, b.now).UnpublishAt, later)
+	equal(t, "due then", b.snapshot(t, lane, b.now).UnpublishAt, later)
 
 	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
 	check(t, err)
-	equal(t, "what it waits for may be there", b.look(t, lane, b.now).UnpublishAt, b.now)
+	equal(t, "what it waits for may be there", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
 	equal(t, "one of them", b.unpublishing(t, lane), "one")
 	b.deleted(t, lane, "one", 0)
 	equal(t, "given up all the same", b.unpublishing(t, lane), "")
@@ -219,7 +219,7 @@ func unpublishHold(t *testing.T, b *bundle) {
 	equal(t, "what X has no more it has no more", b.deleted(t, lane, "two", 0).Status.Unpublish.DoneAt, b.now)
 }
 
-// unpublishedIsGone: a deleted post is no witness and is not sent again, but is still
+// unpublishedIsGone: a deleted post is no anchor post and is not sent again, but is still
 // known for ours.
 func unpublishedIsGone(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one", "two")
@@ -232,9 +232,9 @@ func unpublishedIsGone(t *testing.T, b *bundle) {
 	}
 	b.unpublish(t, "two")
 	b.deleted(t, lane, "two", 0)
-	w, err := b.st.Witness(t.Context(), acme)
+	w, err := b.st.Anchor(t.Context(), acme)
 	check(t, err)
-	equal(t, "witness", w.PostID, "p0")
+	equal(t, "anchor post", w.PostID, "p0")
 	ids := []string{"p1", "foreign", "p0"}
 	owned, err := b.st.Owned(t.Context(), ids)
 	check(t, err)

@@ -248,7 +248,7 @@ func TestAuthorizationCode(t *testing.T) {
 		b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", revoke), 200, "")
 		for _, call := range b.x.Calls() {
 			if call.Account != b.grant.ID {
-				t.Errorf("the books do not know whose call this was: %+v", call)
+				t.Errorf("the call log do not know whose call this was: %+v", call)
 			}
 		}
 	})

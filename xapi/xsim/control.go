@@ -28,7 +28,7 @@ func (s *Server) controlAnswer(r *http.Request, body []byte) answer {
 	}
 	switch r.Method + " " + r.URL.Path {
 	case "GET /_sim/":
-		return s.booksPage()
+		return s.callLogPage()
 	case "GET /_sim/page.css":
 		return answer{status: http.StatusOK, contentType: "text/css; charset=utf-8", body: pageCSS}
 	case "GET /_sim/icon.svg":

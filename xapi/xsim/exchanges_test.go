@@ -32,7 +32,7 @@ func (b *testBundle) present(host, refreshToken string) {
 	_, _ = send(&http.Client{Transport: b.x}, req) // a fault may leave it without an answer
 }
 
-// wantExchanges compares the books of a user with what should be there, times aside.
+// wantExchanges compares the call log of a user with what should be there, times aside.
 func (b *testBundle) wantExchanges(user string, want ...xsim.Exchange) {
 	b.Helper()
 	if diff := cmp.Diff(want, b.x.Exchanges(user), cmpopts.IgnoreFields(xsim.Exchange{}, "At"), cmpopts.EquateEmpty()); diff != "" {
@@ -177,7 +177,7 @@ func TestControlExchanges(t *testing.T) {
 	}
 	for _, token := range b.x.IssuedTokens() {
 		if strings.Contains(b.control("GET", "exchanges", "").body, token) {
-			t.Error("the books of exchanges hold a token")
+			t.Error("the call log of exchanges hold a token")
 		}
 	}
 }

@@ -50,7 +50,7 @@ func TestFaultEffect(t *testing.T) {
 			}
 			call := b.x.Calls()[0]
 			if call.Effect != test.effect || call.Status != test.status || call.Fault != test.fault.Kind {
-				t.Errorf("the books say %+v", call)
+				t.Errorf("the call log say %+v", call)
 			}
 			b.wantViolations()
 		})

@@ -159,12 +159,12 @@ func (c *changes) add(thing any) {
 	case *window:
 		c.Windows = append(c.Windows, keptWindow{v.limit, v.key.account, v.used, v.end, v.told})
 	default:
-		c.book(thing)
+		c.append(thing)
 	}
 }
 
-// book puts an entry of the books into the line.
-func (c *changes) book(entry any) {
+// book puts an entry of the call log into the line.
+func (c *changes) append(entry any) {
 	switch v := entry.(type) {
 	case *keptSegment:
 		c.Segments = append(c.Segments, *v)
@@ -201,7 +201,7 @@ func (s *Server) snapshot() *changes {
 	w := s.w
 	c := &changes{
 		Format: journalFormat, Starts: s.journal.starts, LastID: s.lastID,
-		Calls: w.books.calls.list(), Violations: w.books.violations.list(), Leniencies: w.books.leniencies.list(), Counts: w.books.counts,
+		Calls: w.callLog.calls.list(), Violations: w.callLog.violations.list(), Leniencies: w.callLog.leniencies.list(), Counts: w.callLog.counts,
 	}
 	for _, v := range []any{&w.limits, &w.faults, &w.consent} {
 		c.add(v)
@@ -272,16 +272,16 @@ func (s *Server) redo(c *changes) error {
 		w.windows[key] = &window{limit: kept.Limit, key: key, used: kept.Used, end: kept.End, told: kept.Told}
 	}
 	for _, call := range c.Calls {
-		w.books.add(call)
+		w.callLog.add(call)
 	}
 	for _, violation := range c.Violations {
-		w.books.violations.add(violation, maxRecords)
+		w.callLog.violations.add(violation, maxRecords)
 	}
 	for _, leniency := range c.Leniencies {
-		w.books.leniencies.add(leniency, maxRecords)
+		w.callLog.leniencies.add(leniency, maxRecords)
 	}
 	if c.Counts != nil {
-		w.books.counts = c.Counts
+		w.callLog.counts = c.Counts
 	}
 	return nil
 }

@@ -154,6 +154,6 @@ func TestCallCounted(t *testing.T) {
 	b.post(b.grant, "a", "")
 	call, post := b.x.Calls()[0], b.x.Posts("")[0]
 	if !call.Counted.Equal(post.CreatedAt) || !call.Counted.After(call.At) || call.Host != "api.x.com" {
-		t.Errorf("the books say %+v of the post %+v", call, post)
+		t.Errorf("the call log say %+v of the post %+v", call, post)
 	}
 }

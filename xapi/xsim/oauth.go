@@ -88,7 +88,7 @@ type account struct {
 	Account
 	posts  []*post
 	texts  map[string]time.Time // when each text was last posted, for the duplicate filter
-	places map[[32]byte]*post   // the account's existing posts by place, for the books
+	places map[[32]byte]*post   // the account's existing posts by place, for the call log
 	grant  *grant               // the one in force
 	grants map[int]*grant       // all consents, by family
 

@@ -33,8 +33,8 @@ const (
 	pagePolicy = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-// pageBooks are what the page shows.
-type pageBooks struct {
+// pageCallLog are what the page shows.
+type pageCallLog struct {
 	Now        time.Time
 	Accounts   []pageAccount
 	Posts      int // that exist
@@ -87,12 +87,12 @@ type pageNote struct {
 	At                 time.Time
 }
 
-// booksPage is the page on which a person sees what is on this X, and what it has seen.
-func (s *Server) booksPage() answer {
-	books := s.pageBooks()
+// callLogPage is the page on which a person sees what is on this X, and what it has seen.
+func (s *Server) callLogPage() answer {
+	callLog := s.pageCallLog()
 	page := template.Must(template.New("books").Funcs(template.FuncMap{
 		"clock": func(t time.Time) string {
-			if t.UTC().Format(time.DateOnly) != books.Now.Format(time.DateOnly) {
+			if t.UTC().Format(time.DateOnly) != callLog.Now.Format(time.DateOnly) {
 				return t.UTC().Format(time.DateTime)
 			}
 			return t.UTC().Format("15:04:05.000")
@@ -106,7 +106,7 @@ func (s *Server) booksPage() answer {
 		"initial": func(handle string) string { return strings.ToUpper(handle[:1]) },
 	}).Parse(pageHTML))
 	var body bytes.Buffer
-	if err := page.Execute(&body, books); err != nil {
+	if err := page.Execute(&body, callLog); err != nil {
 		panic("xsim: write page: " + err.Error())
 	}
 	return answer{status: http.StatusOK, contentType: htmlType, body: body.Bytes()}
@@ -123,11 +123,11 @@ func (s *Server) picture(id string) answer {
 	return answer{status: http.StatusOK, contentType: m.Type, body: m.picture}
 }
 
-func (s *Server) pageBooks() pageBooks {
+func (s *Server) pageCallLog() pageCallLog {
 	steps, windows := s.Scenario().Steps, s.Windows()
 	w := s.lock()
 	defer s.unlock()
-	b := pageBooks{Now: s.now(), Steps: steps, Faults: slices.Clone(w.faults)}
+	b := pageCallLog{Now: s.now(), Steps: steps, Faults: slices.Clone(w.faults)}
 	for _, a := range w.order {
 		live := a.live(b.Now)
 		b.Posts += live
@@ -137,18 +137,18 @@ func (s *Server) pageBooks() pageBooks {
 	for _, win := range windows[:min(len(windows), pageWindows)] {
 		b.Windows = append(b.Windows, pageWindow{win, w.handle(win.Account)})
 	}
-	for _, byStatus := range w.books.counts {
+	for _, byStatus := range w.callLog.counts {
 		for _, n := range byStatus {
 			b.Calls += n
 		}
 	}
-	for _, call := range latest(w.books.calls) {
+	for _, call := range latest(w.callLog.calls) {
 		b.Latest = append(b.Latest, pageCall{call, w.handle(call.Account)})
 	}
-	for _, v := range latest(w.books.violations) {
+	for _, v := range latest(w.callLog.violations) {
 		b.Violations = append(b.Violations, pageNote{v.Kind, w.handle(v.Account), v.Detail, v.At})
 	}
-	for _, l := range latest(w.books.leniencies) {
+	for _, l := range latest(w.callLog.leniencies) {
 		b.Leniencies = append(b.Leniencies, pageNote{l.Endpoint, w.handle(l.Account), l.What, l.At})
 	}
 	return b

@@ -213,7 +213,7 @@ func TestDoublePost(t *testing.T) {
 	t.Run("media_only", func(t *testing.T) {
 		t.Parallel()
 		b := setup(t)
-		// A new upload of the same bytes escapes X's filter, but not the books.
+		// A new upload of the same bytes escapes X's filter, but not the call log.
 		for range 2 {
 			b.want(b.create(b.grant, `{"text":"","media":{"media_ids":["`+b.upload(b.grant, pngBytes)+`"]}}`), 201, "")
 		}

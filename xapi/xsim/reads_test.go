@@ -214,7 +214,7 @@ func TestReadText(t *testing.T) {
 		t.Error(diff)
 	}
 	if kept := b.x.Posts("ann")[0].Text; kept != "cafe\u0301 & <b> https://example.com/a?b=c, see" {
-		t.Errorf("the books hold %q, want what was sent", kept)
+		t.Errorf("the call log hold %q, want what was sent", kept)
 	}
 }
 

@@ -104,7 +104,7 @@ type Server struct {
 	// hours, negative switches the filter off.
 	DuplicateWindow time.Duration
 
-	// AllowEqualPosts stops the books from calling equal posts a violation; for
+	// AllowEqualPosts stops the call log from calling equal posts a violation; for
 	// tests that mean to post one text twice. The duplicate filter is separate.
 	AllowEqualPosts bool
 
@@ -174,7 +174,7 @@ type world struct {
 	limits  []Limit
 	windows map[windowKey]*window
 	faults  []Fault
-	books   books
+	callLog callLog
 
 	unkept *[]any // what was touched since the last line of the journal; nil without one
 }

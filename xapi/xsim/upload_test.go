@@ -83,13 +83,13 @@ func TestChunkedVideo(t *testing.T) {
 		ID: id, MediaKey: "7_" + id, UserID: b.grant.ID, Category: "tweet_video", Size: len(mp4Bytes),
 		ExpiresAt: start.Add(1295999 * time.Second), State: xsim.MediaUploading, Segments: 3,
 	}
-	wantBooks := func() {
+	wantCallLog := func() {
 		t.Helper()
 		if diff := cmp.Diff([]xsim.Media{want}, b.x.Media("ann")); diff != "" {
 			t.Errorf("media (-want +got):\n%s", diff)
 		}
 	}
-	wantBooks()
+	wantCallLog()
 	shown := func(expires int, processing string) string {
 		return fmt.Sprintf(`{"data":{"id":"%s","media_key":"7_%[1]s","size":%d,"expires_after_secs":%d,"video":{"video_type":"video/mp4"},"processing_info":{%s}}}`,
 			id, len(mp4Bytes), expires, processing)
@@ -97,7 +97,7 @@ func TestChunkedVideo(t *testing.T) {
 	b.want(b.finalize(b.grant, id), 200, shown(86400, `"state":"pending","check_after_secs":1`))
 	want.Type, want.SHA256 = "video/mp4", fmt.Sprintf("%x", sha256.Sum256([]byte(mp4Bytes)))
 	want.State, want.ExpiresAt = xsim.MediaPending, start.Add(24*time.Hour)
-	wantBooks()
+	wantCallLog()
 
 	b.want(b.status(b.grant, id), 200, shown(86400, `"state":"pending","check_after_secs":1`))
 	b.clock.pass(time.Second)
@@ -105,7 +105,7 @@ func TestChunkedVideo(t *testing.T) {
 	b.clock.pass(2 * time.Second)
 	b.want(b.do(b.grant, "GET", "/2/media/upload?media_id="+id, "", ""), 200, shown(86397, `"state":"succeeded","progress_percent":100`))
 	want.State, want.StatusAsked = xsim.MediaSucceeded, 3
-	wantBooks()
+	wantCallLog()
 
 	r = b.attach(b.grant, id)
 	b.want(r, 201, "")
@@ -213,7 +213,7 @@ func TestInitializeRefused(t *testing.T) {
 	})
 }
 
-// wantMalformed says whether the refusal went into the books as the client's fault.
+// wantMalformed says whether the refusal went into the call log as the client's fault.
 func (b *testBundle) wantMalformed(malformed bool) {
 	b.Helper()
 	if malformed {
@@ -465,7 +465,7 @@ func TestMediaFailed(t *testing.T) {
 	b.clock.pass(3 * time.Second)
 	for _, m := range b.x.Media("ann") {
 		if m.State != xsim.MediaFailed {
-			t.Errorf("the books say %+v", m)
+			t.Errorf("the call log say %+v", m)
 		}
 	}
 	if err := b.x.SetFaults([]xsim.Fault{{Kind: xsim.FaultMediaFailed, Endpoint: xsim.EndpointCreatePost}}); err == nil {
@@ -581,7 +581,7 @@ func TestMediaEndpointFaults(t *testing.T) {
 				calls := b.x.Calls()
 				last := calls[len(calls)-1]
 				if effect := test.effect && endpoint != xsim.EndpointStatus; last.Endpoint != endpoint || last.Fault != fault.Kind || last.Effect != effect {
-					t.Errorf("the books say %+v, want effect %v", last, effect)
+					t.Errorf("the call log say %+v, want effect %v", last, effect)
 				}
 				if f := b.x.Faults(); f[0].Fired != 1 || f[1].Fired != 1 {
 					t.Errorf("%+v", f)

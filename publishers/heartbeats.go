@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// signPrefix begins the keys of workers in the limits bucket.
-	signPrefix = "worker."
-	// SignStays is how long the last sign of a worker that fell silent is kept.
-	SignStays = time.Hour
+	// heartbeatPrefix begins the keys of workers in the limits bucket.
+	heartbeatPrefix = "worker."
+	// HeartbeatTTL is how long the last sign of a worker that fell silent is kept.
+	HeartbeatTTL = time.Hour
 )
 
-// Sign is a worker's sign of life. The last one is kept for SignStays.
-type Sign struct {
+// Heartbeat is a worker's heartbeat. The last one is kept for HeartbeatTTL.
+type Heartbeat struct {
 	Worker    string    `json:"worker"`
 	Host      string    `json:"host"`
 	Version   string    `json:"version"`
@@ -47,33 +47,33 @@ type Disk struct {
 	Total uint64 `json:"total_bytes"`
 }
 
-// Signs are the workers' signs of life, in the limits bucket.
+// Heartbeats are the workers' heartbeats, in the limits bucket.
 //
-// Signs are safe for concurrent use, from any number of processes.
-type Signs struct {
+// Heartbeats are safe for concurrent use, from any number of processes.
+type Heartbeats struct {
 	js    jetstream.JetStream
 	names jetpost.Names
 }
 
-// NewSigns reads and writes through js in the installation of that name.
-func NewSigns(js jetstream.JetStream, names jetpost.Names) *Signs {
-	return &Signs{js: js, names: names}
+// NewHeartbeats reads and writes through js in the installation of that name.
+func NewHeartbeats(js jetstream.JetStream, names jetpost.Names) *Heartbeats {
+	return &Heartbeats{js: js, names: names}
 }
 
-// signKey holds any name that a worker may have.
-func signKey(worker string) string {
-	return signPrefix + base64.RawURLEncoding.EncodeToString([]byte(worker))
+// heartbeatKey holds any name that a worker may have.
+func heartbeatKey(worker string) string {
+	return heartbeatPrefix + base64.RawURLEncoding.EncodeToString([]byte(worker))
 }
 
-// Put gives a sign of life.
-func (s *Signs) Put(ctx context.Context, sign Sign) error {
-	value, err := json.Marshal(sign)
+// Put gives a heartbeat.
+func (s *Heartbeats) Put(ctx context.Context, heartbeat Heartbeat) error {
+	value, err := json.Marshal(heartbeat)
 	if err != nil {
-		return fmt.Errorf("encode sign of life: %w", err)
+		return fmt.Errorf("encode heartbeat: %w", err)
 	}
-	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + "." + signKey(sign.Worker), Data: value}
-	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(SignStays)); err != nil {
-		return fmt.Errorf("give sign of life: %w", err)
+	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + "." + heartbeatKey(heartbeat.Worker), Data: value}
+	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(HeartbeatTTL)); err != nil {
+		return fmt.Errorf("give heartbeat: %w", err)
 	}
 	return nil
 }
@@ -82,7 +82,7 @@ func (s *Signs) Put(ctx context.Context, sign Sign) error {
 const probeStays = time.Minute
 
 // Probe finds out whether NATS stores what it is sent.
-func (s *Signs) Probe(ctx context.Context) error {
+func (s *Heartbeats) Probe(ctx context.Context) error {
 	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + ".probe"}
 	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(probeStays)); err != nil {
 		return fmt.Errorf("store a message: %w", err)
@@ -91,22 +91,22 @@ func (s *Signs) Probe(ctx context.Context) error {
 }
 
 // Remove takes a worker's sign away: it was told to stop.
-func (s *Signs) Remove(ctx context.Context, worker string) error {
+func (s *Heartbeats) Remove(ctx context.Context, worker string) error {
 	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
 		kv, err := s.js.KeyValue(ctx, s.names.LimitsBucket())
 		if err == nil {
-			err = kv.Delete(ctx, signKey(worker))
+			err = kv.Delete(ctx, heartbeatKey(worker))
 		}
 		return struct{}{}, err
 	})
 	if err != nil {
-		return fmt.Errorf("take sign of life away: %w", err)
+		return fmt.Errorf("take heartbeat away: %w", err)
 	}
 	return nil
 }
 
 // All are the last signs of all workers, by name.
-func (s *Signs) All(ctx context.Context) ([]Sign, error) {
+func (s *Heartbeats) All(ctx context.Context) ([]Heartbeat, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The clock of the server that has stamped the signs.
@@ -114,7 +114,7 @@ func (s *Signs) All(ctx context.Context) ([]Sign, error) {
 		return s.js.Stream(ctx, "KV_"+s.names.LimitsBucket())
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read signs of life: %w", err)
+		return nil, fmt.Errorf("read heartbeats: %w", err)
 	}
 	now := stream.CachedInfo().TimeStamp
 	kv, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
@@ -122,29 +122,29 @@ func (s *Signs) All(ctx context.Context) ([]Sign, error) {
 	})
 	var watcher jetstream.KeyWatcher
 	if err == nil {
-		watcher, err = kv.Watch(ctx, signPrefix+"*", jetstream.IgnoreDeletes())
+		watcher, err = kv.Watch(ctx, heartbeatPrefix+"*", jetstream.IgnoreDeletes())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read signs of life: %w", explain(err))
+		return nil, fmt.Errorf("read heartbeats: %w", explain(err))
 	}
 	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
-	var all []Sign
+	var all []Heartbeat
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("read signs of life: %w", explain(ctx.Err()))
+			return nil, fmt.Errorf("read heartbeats: %w", explain(ctx.Err()))
 		case entry, ok := <-watcher.Updates():
 			switch {
 			case !ok:
-				return nil, errors.New("read signs of life: the connection is closed")
+				return nil, errors.New("read heartbeats: the connection is closed")
 			case entry == nil: // all that there is has been told
-				slices.SortFunc(all, func(a, b Sign) int { return cmp.Compare(a.Worker, b.Worker) })
+				slices.SortFunc(all, func(a, b Heartbeat) int { return cmp.Compare(a.Worker, b.Worker) })
 				return all, nil
 			}
-			var sign Sign
-			if json.Unmarshal(entry.Value(), &sign) == nil { // else it is none
-				sign.Age = max(now.Sub(entry.Created()), 0)
-				all = append(all, sign)
+			var heartbeat Heartbeat
+			if json.Unmarshal(entry.Value(), &heartbeat) == nil { // else it is none
+				heartbeat.Age = max(now.Sub(entry.Created()), 0)
+				all = append(all, heartbeat)
 			}
 		}
 	}

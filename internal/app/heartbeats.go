@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	// signEvery is how often a worker gives a sign of life; three may be lost before
+	// heartbeatEvery is how often a worker gives a heartbeat; three may be lost before
 	// it counts as silent.
-	signEvery = 5 * time.Second
-	// signWithin bounds the giving of one, and the last word of a worker that stops.
-	signWithin = 3 * time.Second
+	heartbeatEvery = 5 * time.Second
+	// heartbeatWithin bounds the giving of one, and the last word of a worker that stops.
+	heartbeatWithin = 3 * time.Second
 )
 
 // counted counts the deliveries at work.
@@ -39,26 +39,26 @@ func (c *counted) Handle(ctx context.Context, d consumers.Delivery) error {
 	return c.Handler.Handle(ctx, d)
 }
 
-// giveSign gives one sign of life.
+// giveSign gives one heartbeat.
 func (w *Worker) giveSign(ctx context.Context) {
-	once, cancel := context.WithTimeout(ctx, signWithin)
+	once, cancel := context.WithTimeout(ctx, heartbeatWithin)
 	defer cancel()
-	if err := w.signs.Put(once, w.sign()); err != nil && ctx.Err() == nil {
+	if err := w.heartbeats.Put(once, w.heartbeat()); err != nil && ctx.Err() == nil {
 		w.log.Warn("sign.failed", "error", err)
 	}
 }
 
-// giveSigns gives signs of life until the context ends, and then takes the last one
+// giveSigns gives heartbeats until the context ends, and then takes the last one
 // away: who stops as told has not fallen silent.
 func (w *Worker) giveSigns(ctx context.Context) {
-	every := time.NewTicker(signEvery)
+	every := time.NewTicker(heartbeatEvery)
 	defer every.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), signWithin)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), heartbeatWithin)
 			defer cancel()
-			if err := w.signs.Remove(last, w.cfg.Worker); err != nil {
+			if err := w.heartbeats.Remove(last, w.cfg.Worker); err != nil {
 				w.log.Debug("sign.left", "error", err)
 			}
 			return
@@ -68,8 +68,8 @@ func (w *Worker) giveSigns(ctx context.Context) {
 	}
 }
 
-func (w *Worker) sign() publishers.Sign {
-	s := publishers.Sign{
+func (w *Worker) heartbeat() publishers.Heartbeat {
+	s := publishers.Heartbeat{
 		Worker: w.cfg.Worker, Version: ThisBuild().Version, Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(),
 	}
 	s.Host, _ = os.Hostname() // else it has none

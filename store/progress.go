@@ -11,15 +11,15 @@ const (
 	// MaxCounted bounds what CountRequests counts of one state, so that it takes no
 	// longer the longer the ledger is.
 	MaxCounted = 100_000 // requests
-	// MaxPulse bounds each count of a Pulse.
-	MaxPulse = 1000
-	// PulseRefusals is how far back a Pulse counts refused messages.
-	PulseRefusals = time.Hour
+	// MaxProgress bounds each count of a Pulse.
+	MaxProgress = 1000
+	// ProgressRefusals is how far back a Pulse counts refused messages.
+	ProgressRefusals = time.Hour
 )
 
-// Kept is something of which NATS holds a copy that may be lost, or replaced by
-// others: a stop of the app, the refresh schedule. What stands here is the truth.
-type Kept struct {
+// Desired is something of which NATS holds a copy that may be lost, or replaced by
+// others: a app pause, the refresh schedule. What stands here is the truth.
+type Desired struct {
 	Name    string
 	Value   []byte
 	Version int64 // grows with every change; 0 in what is to be kept for the first time
@@ -32,12 +32,12 @@ type Standing struct {
 	Pause   Pause // in force, else the zero value
 }
 
-// BlockedLine is an account whose line does not move until a person acts.
-type BlockedLine struct {
+// BlockedQueue is an account whose line does not move until a person acts.
+type BlockedQueue struct {
 	Key     // the first such request
 	State   jetpost.State
 	Code    jetpost.Code
-	Waiting int // what is due in the line, with that one; MaxPulse at most
+	Waiting int // what is due in the line, with that one; MaxProgress at most
 }
 
 // Holder is a worker that holds lanes.
@@ -46,9 +46,9 @@ type Holder struct {
 	Lanes  int
 }
 
-// Pulse is what has moved in the ledger, and what has not. Reading it takes a time
+// Progress is what has moved in the ledger, and what has not. Reading it takes a time
 // that grows with the accounts, and with no backlog.
-type Pulse struct {
+type Progress struct {
 	Accounts int
 	Standing []Standing // by name
 	// DueSince is when the oldest lane fell due of those that are due and that no
@@ -62,21 +62,21 @@ type Pulse struct {
 	PostedAt   time.Time
 	// UntoldSince is the oldest change whose event is not known to be published.
 	UntoldSince time.Time
-	// Refused counts the messages refused within PulseRefusals, up to MaxPulse.
+	// Refused counts the messages refused within ProgressRefusals, up to MaxProgress.
 	Refused int
 	// LateRequests counts those of which nothing was sent though they were due at
-	// lateBefore, up to MaxPulse, and LateSince is when the first of them was.
+	// lateBefore, up to MaxProgress, and LateSince is when the first of them was.
 	LateRequests int
 	LateSince    time.Time
 	// Blocked are the accounts that wait for a person, up to the limit asked for,
 	// those with a post in doubt first; BlockedAccounts counts all.
-	Blocked         []BlockedLine
+	Blocked         []BlockedQueue
 	BlockedAccounts int
 }
 
 // Stand takes an account in that may post nothing; paused tells whether its pause is in
 // force.
-func (p *Pulse) Stand(one Standing, paused bool) {
+func (p *Progress) Stand(one Standing, paused bool) {
 	if !paused {
 		one.Pause = Pause{}
 	}
@@ -85,8 +85,8 @@ func (p *Pulse) Stand(one Standing, paused bool) {
 	}
 }
 
-// PulseQuery asks for a Pulse.
-type PulseQuery struct {
+// ProgressQuery asks for a Pulse.
+type ProgressQuery struct {
 	Now        time.Time
 	LateBefore time.Time
 	Blocked    int // how many accounts to name
@@ -94,11 +94,11 @@ type PulseQuery struct {
 
 // Upkeep is what looking after an installation needs of the ledger.
 type Upkeep interface {
-	// Kept returns everything that is kept, by name.
-	Kept(ctx context.Context) ([]Kept, error)
+	// Desired returns everything that is kept, by name.
+	Desired(ctx context.Context) ([]Desired, error)
 	// Keep stores a value in place of the one with its version. It returns false
 	// where another one stands there by now.
-	Keep(ctx context.Context, k Kept) (bool, error)
-	// Pulse returns what has moved and what has not.
-	Pulse(ctx context.Context, q PulseQuery) (Pulse, error)
+	Keep(ctx context.Context, k Desired) (bool, error)
+	// Progress returns what has moved and what has not.
+	Progress(ctx context.Context, q ProgressQuery) (Progress, error)
 }

@@ -17,11 +17,11 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// MaxRecords is how many records List returns where the filter has no Limit.
-const MaxRecords = 10_000
+// MaxDeadLetters is how many records List returns where the filter has no Limit.
+const MaxDeadLetters = 10_000
 
 // Bounds of what a record adds to the message that it keeps. Together with the
-// short headers they stay below recordRoom, for which the job stream leaves
+// short headers they stay below deadLetterRoom, for which the job stream leaves
 // space.
 const (
 	maxDetailBytes  = 2 << 10
@@ -29,24 +29,24 @@ const (
 	maxSubjectBytes = 1 << 10
 )
 
-// Records tells the world what happened: events, and the jobs that failed or
+// DeadLetters tells the world what happened: events, and the jobs that failed or
 // were refused, as they came, for a person to look at and to publish again.
 //
 // A record copies no header of the message that it keeps. Records are safe for
 // concurrent use.
-type Records struct {
+type DeadLetters struct {
 	js    jetstream.JetStream
 	names jetpost.Names
 }
 
-// NewRecords writes through js to the installation of that name.
-func NewRecords(js jetstream.JetStream, names jetpost.Names) *Records {
-	return &Records{js: js, names: names}
+// NewDeadLetters writes through js to the installation of that name.
+func NewDeadLetters(js jetstream.JetStream, names jetpost.Names) *DeadLetters {
+	return &DeadLetters{js: js, names: names}
 }
 
 // Event publishes an event on a subject that jetpost.Names made. Repeated, it
 // is stored again: readers tell repeats by EventID.
-func (r *Records) Event(ctx context.Context, subject string, e jetpost.Event) error {
+func (r *DeadLetters) Event(ctx context.Context, subject string, e jetpost.Event) error {
 	msg := nats.NewMsg(subject)
 	var err error
 	if msg.Data, err = json.Marshal(e); err == nil {
@@ -65,7 +65,7 @@ type Told struct {
 }
 
 // Events publishes many events in their order and returns what became of each.
-func (r *Records) Events(ctx context.Context, events []Told) []error {
+func (r *DeadLetters) Events(ctx context.Context, events []Told) []error {
 	msgs := make([]*nats.Msg, len(events))
 	for i, told := range events {
 		data, err := json.Marshal(told.Event)
@@ -80,7 +80,7 @@ func (r *Records) Events(ctx context.Context, events []Told) []error {
 
 // Failed keeps a failed request with the body that it came with. A record of
 // the same request before it is replaced.
-func (r *Records) Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error {
+func (r *DeadLetters) Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error {
 	msg := nats.NewMsg(r.names.PublishFailed(status.Account, status.ID))
 	msg.Data = body
 	if status.Reason != nil {
@@ -101,7 +101,7 @@ func (r *Records) Failed(ctx context.Context, status jetpost.RequestStatus, body
 // Refused keeps a message that never became a request, with the subject that
 // its producer published it onto. Repeated, it replaces itself. A list of
 // mistakes that is too long for a header loses its end.
-func (r *Records) Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error {
+func (r *DeadLetters) Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error {
 	msg := nats.NewMsg(r.names.PublishRefused(refusal.Account, strconv.FormatUint(refusal.Sequence, 10)))
 	msg.Data = body
 	setReason(msg.Header, jetpost.Reason{Code: refusal.Code, Detail: describe(refusal.Problems)})
@@ -118,7 +118,7 @@ func (r *Records) Refused(ctx context.Context, refusal jetpost.Refusal, subject 
 }
 
 // RefreshFailed keeps an account's last refresh failure.
-func (r *Records) RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error {
+func (r *DeadLetters) RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error {
 	msg := nats.NewMsg(r.names.RefreshFailed(account))
 	setReason(msg.Header, reason)
 	set(msg.Header, jetpost.HeaderAccount, account)
@@ -129,8 +129,8 @@ func (r *Records) RefreshFailed(ctx context.Context, account string, reason jetp
 	return nil
 }
 
-// Record is a job that failed or was refused.
-type Record struct {
+// DeadLetter is a job that failed or was refused.
+type DeadLetter struct {
 	Subject  string
 	Sequence uint64 // its place in the failed stream
 	Time     time.Time
@@ -152,41 +152,41 @@ type Record struct {
 	Body   []byte // as the producer sent it
 }
 
-// RecordFilter picks records; what is zero picks all.
-type RecordFilter struct {
+// DeadLetterFilter picks records; what is zero picks all.
+type DeadLetterFilter struct {
 	Account string
 	ID      string
 	Code    jetpost.Code
 	Since   time.Time // recorded at or after
-	Limit   int       // at most so many, the oldest; 0 means MaxRecords
+	Limit   int       // at most so many, the oldest; 0 means MaxDeadLetters
 }
 
 // List reads the records of jobs, oldest first.
-func (r *Records) List(ctx context.Context, f RecordFilter) ([]Record, error) {
+func (r *DeadLetters) List(ctx context.Context, f DeadLetterFilter) ([]DeadLetter, error) {
 	stream, err := r.stream(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list records: %w", err)
 	}
-	f.Limit = cmp.Or(f.Limit, MaxRecords)
+	f.Limit = cmp.Or(f.Limit, MaxDeadLetters)
 	account, id := cmp.Or(f.Account, "*"), cmp.Or(f.ID, "*")
-	var records []Record
+	var deadLetters []DeadLetter
 	// The subject of a refused message has no id, so all of its account are read.
 	for _, subject := range []string{r.names.PublishFailed(account, id), r.names.PublishRefused(account, "*")} {
 		found, err := r.read(ctx, stream, subject, f)
 		if err != nil {
 			return nil, fmt.Errorf("list records on %s: %w", subject, err)
 		}
-		records = append(records, found...)
+		deadLetters = append(deadLetters, found...)
 	}
-	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.Sequence, b.Sequence) })
-	return records[:min(len(records), f.Limit)], nil
+	slices.SortFunc(deadLetters, func(a, b DeadLetter) int { return cmp.Compare(a.Sequence, b.Sequence) })
+	return deadLetters[:min(len(deadLetters), f.Limit)], nil
 }
 
 // read goes from record to record by sequence, which needs no consumer on the
 // server and cannot miss the end.
-func (r *Records) read(ctx context.Context, stream jetstream.Stream, subject string, f RecordFilter) ([]Record, error) {
-	var records []Record
-	for sequence := uint64(1); len(records) < f.Limit; {
+func (r *DeadLetters) read(ctx context.Context, stream jetstream.Stream, subject string, f DeadLetterFilter) ([]DeadLetter, error) {
+	var deadLetters []DeadLetter
+	for sequence := uint64(1); len(deadLetters) < f.Limit; {
 		msg, err := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 			return stream.GetMsg(ctx, sequence, jetstream.WithGetMsgSubject(subject))
 		})
@@ -197,14 +197,14 @@ func (r *Records) read(ctx context.Context, stream jetstream.Stream, subject str
 			return nil, err
 		}
 		sequence = msg.Sequence + 1
-		if record := r.decode(msg); f.picks(record) {
-			records = append(records, record)
+		if deadLetter := r.decode(msg); f.picks(deadLetter) {
+			deadLetters = append(deadLetters, deadLetter)
 		}
 	}
-	return records, nil
+	return deadLetters, nil
 }
 
-func (f RecordFilter) picks(r Record) bool {
+func (f DeadLetterFilter) picks(r DeadLetter) bool {
 	return (f.Account == "" || f.Account == r.Account) &&
 		(f.ID == "" || f.ID == r.ID) &&
 		(f.Code == "" || f.Code == r.Code) &&
@@ -213,9 +213,9 @@ func (f RecordFilter) picks(r Record) bool {
 
 // decode reads a record. Headers that somebody else wrote in another way are
 // left out.
-func (r *Records) decode(msg *jetstream.RawStreamMsg) Record {
+func (r *DeadLetters) decode(msg *jetstream.RawStreamMsg) DeadLetter {
 	h := msg.Header
-	record := Record{
+	deadLetter := DeadLetter{
 		Subject:  msg.Subject,
 		Sequence: msg.Sequence,
 		Time:     msg.Time,
@@ -231,41 +231,41 @@ func (r *Records) decode(msg *jetstream.RawStreamMsg) Record {
 		Body:     msg.Data,
 	}
 	if n, err := strconv.Atoi(h.Get(jetpost.HeaderAttempts)); err == nil {
-		record.Attempts = n
+		deadLetter.Attempts = n
 	}
 	var problems []jetpost.Problem
 	if json.Unmarshal([]byte(h.Get(jetpost.HeaderErrors)), &problems) == nil {
-		record.Problems = problems
+		deadLetter.Problems = problems
 	}
-	return record
+	return deadLetter
 }
 
 // Drop deletes a record, and only the one that was listed: a newer record of
 // the same request stays. It is no error if the record is gone.
-func (r *Records) Drop(ctx context.Context, record Record) error {
+func (r *DeadLetters) Drop(ctx context.Context, deadLetter DeadLetter) error {
 	stream, err := r.stream(ctx)
 	if err != nil {
 		return fmt.Errorf("drop record: %w", err)
 	}
 	_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, stream.DeleteMsg(ctx, record.Sequence)
+		return struct{}{}, stream.DeleteMsg(ctx, deadLetter.Sequence)
 	})
 	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
 		// Which the server says of a message that is gone, too.
 		_, again := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
-			return stream.GetMsg(ctx, record.Sequence)
+			return stream.GetMsg(ctx, deadLetter.Sequence)
 		})
 		if errors.Is(again, jetstream.ErrMsgNotFound) {
 			return nil
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("drop record %s: %w", record.Subject, err)
+		return fmt.Errorf("drop record %s: %w", deadLetter.Subject, err)
 	}
 	return nil
 }
 
-func (r *Records) stream(ctx context.Context) (jetstream.Stream, error) {
+func (r *DeadLetters) stream(ctx context.Context) (jetstream.Stream, error) {
 	return ask(ctx, func(ctx context.Context) (jetstream.Stream, error) {
 		return r.js.Stream(ctx, r.names.FailedStream())
 	})

@@ -49,7 +49,7 @@ func (s *site) stopped() jetpost.Event {
 	s.t.Helper()
 	var told []jetpost.Event
 	eventually(s.t, "the app to be stopped", func() bool {
-		told = s.appEvents(jetpost.EventAppStopped, publishers.ScopePublish)
+		told = s.appEvents(jetpost.EventAppPaused, publishers.ScopePublish)
 		return len(told) > 0
 	})
 	return told[len(told)-1]
@@ -131,7 +131,7 @@ func TestSpendCapInMidQueue(t *testing.T) {
 	s.wantHelp([]string{"resume", "--app"}, "resume --app")
 	s.allPublished(len(jobs))
 	s.wantAttempts(jobs, map[jetpost.State]int{jetpost.StatePublished: 1})
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	if now := s.posts(); now["403"] != posts["403"] || now["201"] != len(jobs) {
 		t.Errorf("calls to post by status: %v, want no 403 beyond those of %v", now, posts)
 	}
@@ -166,7 +166,7 @@ func (s *site) wantUntil(stopped jetpost.Event) {
 	}
 	for _, e := range held {
 		reason := e.Request.Reason
-		if reason == nil || reason.Code != jetpost.CodeAppStopped || !reason.Until.After(e.Time) || reason.Until.After(stopped.App.Reason.Until) {
+		if reason == nil || reason.Code != jetpost.CodeAppPaused || !reason.Until.After(e.Time) || reason.Until.After(stopped.App.Reason.Until) {
 			s.t.Errorf("the event of job %s has the reason %+v, want an until ahead of %s, at %s at the latest", e.Request.ID, reason, e.Time, stopped.App.Reason.Until)
 		}
 	}
@@ -174,7 +174,7 @@ func (s *site) wantUntil(stopped jetpost.Event) {
 
 // NATS is killed in the middle of a stop and comes back on its data, another
 // worker joins, and the one that has set the stop goes: nothing forgets it.
-func TestStopOutlivesNATS(t *testing.T) {
+func TestPauseOutlivesNATS(t *testing.T) {
 	t.Parallel()
 	const most = 10 // posts of the whole app in a window
 	dir, address := t.TempDir(), closedAddress(t)
@@ -204,7 +204,7 @@ func TestStopOutlivesNATS(t *testing.T) {
 	if code, stdout, stderr := s.run("status"); code != exitFailed || !strings.HasPrefix(stdout, "NOT PUBLISHING: stopped until ") || !strings.Contains(stdout, "paused\n") {
 		t.Errorf("status: exit code %d, want %d, stopped and the lanes paused\n%s%s", code, exitFailed, stdout, stderr)
 	}
-	// A pause that somebody undoes is put back, and a doorbell that comes meanwhile must
+	// A pause that somebody undoes is put back, and a wake-up that comes meanwhile must
 	// not make it call, not even for an account that nobody has told to wait.
 	fresh := &job{account: "fresh", id: "fresh", posts: 1}
 	s.publish([]*job{fresh})
@@ -217,7 +217,7 @@ func TestStopOutlivesNATS(t *testing.T) {
 	}
 	second.until("upkeep.mended")
 	s.allPublished(len(jobs))
-	s.wantBooks(jobs)
+	s.wantCallLog(jobs)
 	later := s.sim.Calls()[calls:]
 	if len(later) != len(jobs)-most {
 		t.Errorf("%d calls after the stop began, want %d", len(later), len(jobs)-most)

@@ -7,16 +7,16 @@ import (
 	"fmt"
 )
 
-// Seal tells what a worker has written into the limits bucket from what somebody else
+// Signer tells what a worker has written into the limits bucket from what somebody else
 // has put there: by an HMAC-SHA256 under a key that only those have who may read the
 // ledger. The zero Seal writes without one, and believes everything.
-type Seal struct{ key []byte }
+type Signer struct{ key []byte }
 
-// SealKeySize is the length of a key, in bytes.
-const SealKeySize = 32
+// SigningKeySize is the length of a key, in bytes.
+const SigningKeySize = 32
 
-// NewSeal is the seal of a key.
-func NewSeal(key []byte) Seal { return Seal{key} }
+// NewSigner is the seal of a key.
+func NewSigner(key []byte) Signer { return Signer{key} }
 
 // sealed is a value as it stands in the bucket. A later version of jetpost may add to
 // Value what this one does not know: the sum is of its bytes.
@@ -26,7 +26,7 @@ type sealed struct {
 }
 
 // close is the value for that key of the bucket.
-func (s Seal) close(key string, value []byte) ([]byte, error) {
+func (s Signer) close(key string, value []byte) ([]byte, error) {
 	data, err := json.Marshal(sealed{MAC: s.sum(key, value), Value: value})
 	if err != nil {
 		return nil, fmt.Errorf("seal %s: %w", key, err)
@@ -35,7 +35,7 @@ func (s Seal) close(key string, value []byte) ([]byte, error) {
 }
 
 // open is the value that was sealed for that key; false where it was not.
-func (s Seal) open(key string, data []byte) ([]byte, bool) {
+func (s Signer) open(key string, data []byte) ([]byte, bool) {
 	var is sealed
 	if err := json.Unmarshal(data, &is); err != nil || is.Value == nil {
 		return data, len(s.key) == 0
@@ -44,7 +44,7 @@ func (s Seal) open(key string, data []byte) ([]byte, bool) {
 }
 
 // sum is of the key, too: a stop of one scope is none of another.
-func (s Seal) sum(key string, value []byte) []byte {
+func (s Signer) sum(key string, value []byte) []byte {
 	if len(s.key) == 0 {
 		return nil
 	}

@@ -131,7 +131,7 @@ func (c *publishRun) judgeAccount(account string, jobs []*thread, posts []xsim.P
 			c.findings.add(unruly, "%s has %q at no place of a thread", account, chain[0].Text)
 		}
 	}
-	c.judgeTurns(account, begun)
+	c.judgePauseChanges(account, begun)
 }
 
 // chains are the posts by thread: each a post and its replies, in order. Of several
@@ -247,9 +247,9 @@ func (c *publishRun) judgeScattered(row *requestRow, chain []xsim.Post, place ma
 	}
 }
 
-// judgeTurns wants the jobs of an account in the order in which they were due, as far
+// judgePauseChanges wants the jobs of an account in the order in which they were due, as far
 // as that was known when each began.
-func (c *publishRun) judgeTurns(account string, rows []*requestRow) {
+func (c *publishRun) judgePauseChanges(account string, rows []*requestRow) {
 	slices.SortFunc(rows, func(a, b *requestRow) int { return cmp.Compare(a.onX, b.onX) })
 	for i, first := range rows {
 		for _, second := range rows[i+1:] {

@@ -8,29 +8,29 @@ import (
 )
 
 const (
-	sqlKept = `SELECT name, value, version FROM kept ORDER BY name`
-	sqlKeep = `
-INSERT INTO kept (name, value, version) SELECT ?1, ?2, ?3 + 1
-WHERE ?3 = 0 OR EXISTS (SELECT 1 FROM kept WHERE name = ?1)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.version WHERE kept.version = ?3`
+	sqlDesired    = `SELECT name, value, version FROM desired ORDER BY name`
+	sqlSetDesired = `
+INSERT INTO desired (name, value, version) SELECT ?1, ?2, ?3 + 1
+WHERE ?3 = 0 OR EXISTS (SELECT 1 FROM desired WHERE name = ?1)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.version WHERE desired.version = ?3`
 )
 
-// Kept implements store.Upkeep.
-func (s *Store) Kept(ctx context.Context) (all []store.Kept, err error) {
+// Desired implements store.Upkeep.
+func (s *Store) Desired(ctx context.Context) (all []store.Desired, err error) {
 	err = s.view(ctx, "read what is kept", func(ctx context.Context, tx *sql.Tx) error {
-		all, err = collect(ctx, tx, func(row scanner) (k store.Kept, err error) {
+		all, err = collect(ctx, tx, func(row scanner) (k store.Desired, err error) {
 			err = row.Scan(&k.Name, &k.Value, &k.Version)
 			return k, err
-		}, sqlKept)
+		}, sqlDesired)
 		return err
 	})
 	return all, err
 }
 
 // Keep implements store.Upkeep.
-func (s *Store) Keep(ctx context.Context, k store.Kept) (kept bool, err error) {
+func (s *Store) Keep(ctx context.Context, k store.Desired) (kept bool, err error) {
 	err = s.change(ctx, "keep "+k.Name, func(ctx context.Context, tx *sql.Tx) error {
-		n, err := changed(ctx, tx, sqlKeep, k.Name, blob(k.Value), k.Version)
+		n, err := changed(ctx, tx, sqlSetDesired, k.Name, blob(k.Value), k.Version)
 		kept = n > 0
 		return err
 	})
@@ -75,10 +75,10 @@ FROM lanes CROSS JOIN requests AS b ON b.rowid = (
 ORDER BY b.state <> 'unknown', b.account LIMIT ?2`
 )
 
-// Pulse implements store.Upkeep.
-func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, err error) {
+// Progress implements store.Upkeep.
+func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Progress, err error) {
 	err = s.view(ctx, "read pulse", func(ctx context.Context, tx *sql.Tx) error {
-		p = store.Pulse{}
+		p = store.Progress{}
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing
 			var paused bool
@@ -102,21 +102,21 @@ func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, e
 		if err := tx.QueryRowContext(ctx, sqlOldestDue, micros(q.Now)).Scan(&p.DueAccount, at{&p.DueSince}); err != nil {
 			return err
 		}
-		err = tx.QueryRowContext(ctx, sqlMoved, micros(q.Now.Add(-store.PulseRefusals)), store.MaxPulse).
+		err = tx.QueryRowContext(ctx, sqlMoved, micros(q.Now.Add(-store.ProgressRefusals)), store.MaxProgress).
 			Scan(at{&p.AcceptedAt}, at{&p.PostedAt}, at{&p.UntoldSince}, &p.Refused)
 		if err != nil {
 			return err
 		}
-		if err := tx.QueryRowContext(ctx, sqlLateSum, micros(q.LateBefore), store.MaxPulse).Scan(&p.LateRequests, at{&p.LateSince}); err != nil {
+		if err := tx.QueryRowContext(ctx, sqlLateSum, micros(q.LateBefore), store.MaxProgress).Scan(&p.LateRequests, at{&p.LateSince}); err != nil {
 			return err
 		}
 		if err := tx.QueryRowContext(ctx, sqlCountBlocked).Scan(&p.BlockedAccounts); err != nil || p.BlockedAccounts == 0 {
 			return err
 		}
-		p.Blocked, err = collect(ctx, tx, func(row scanner) (b store.BlockedLine, err error) {
+		p.Blocked, err = collect(ctx, tx, func(row scanner) (b store.BlockedQueue, err error) {
 			err = row.Scan(&b.Account, &b.ID, &b.State, &b.Code, &b.Waiting)
 			return b, err
-		}, sqlBlocked, micros(q.Now), q.Blocked, store.MaxPulse)
+		}, sqlBlocked, micros(q.Now), q.Blocked, store.MaxProgress)
 		return err
 	})
 	return p, err

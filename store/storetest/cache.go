@@ -19,7 +19,7 @@ func nextAfterClaim(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	next, ok := lane.Next()
 	equal(t, "a claim looks", ok, true)
-	equal(t, "what it sees", next, b.look(t, lane, b.now))
+	equal(t, "what it sees", next, b.snapshot(t, lane, b.now))
 	_, ok = lane.Next()
 	equal(t, "it is handed out twice", ok, false)
 }
@@ -35,7 +35,7 @@ func nextAfterPosted(t *testing.T, b *bundle) {
 	b.publish(t, lane, "thread", 1)
 	next, ok := lane.Next()
 	equal(t, "a thread that is done looks ahead", ok, true)
-	equal(t, "what it sees", next, b.look(t, lane, b.now))
+	equal(t, "what it sees", next, b.snapshot(t, lane, b.now))
 	equal(t, "the next head", next.Head.ID, "last")
 	b.publish(t, lane, "last", 0)
 	next, ok = lane.Next()
@@ -43,7 +43,7 @@ func nextAfterPosted(t *testing.T, b *bundle) {
 		t.Errorf("behind the last one stands %+v, %t", next.Head, ok)
 	}
 	b.acceptAll(t, "meanwhile")
-	released, err := b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.clock(t))
+	released, err := b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
 	check(t, err)
 	equal(t, "released though something rang since", released, false)
 }
@@ -91,7 +91,7 @@ func snapshotOutOfDate(t *testing.T, b *bundle) {
 // stepsTogether has many lanes write at once, one of which must fail.
 func stepsTogether(t *testing.T, b *bundle) {
 	const accounts = 20
-	lanes := make([]store.Lane, accounts)
+	lanes := make([]store.Claim, accounts)
 	for i := range lanes {
 		name := fmt.Sprintf("account-%02d", i)
 		b.add(t, name)
@@ -150,7 +150,7 @@ func publishThree(t *testing.T, b *bundle, account string, taken bool) error {
 		}
 	}
 	next, _ := lane.Next()
-	released, err := b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.now)
+	released, err := b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.now)
 	if err == nil && (!released || next.Head != nil) {
 		return fmt.Errorf("released %t, with %+v left", released, next.Head)
 	}
@@ -177,11 +177,11 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 		check(t, err)
 		next, ok := lane.Next()
 		if !ok {
-			next = b.look(t, lane, b.now)
+			next = b.snapshot(t, lane, b.now)
 		}
 		released := false
 		if next.Head == nil {
-			released, err = b.st.ReleaseLane(t.Context(), lane, next.Rings, time.Time{}, b.clock(t))
+			released, err = b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
 			check(t, err)
 		}
 		group.Wait()
@@ -202,9 +202,9 @@ func marksWithTheNextStep(t *testing.T, b *bundle) {
 	b.acceptAll(t, "next", "last")
 	announced := func(what, id string, want int64) {
 		t.Helper()
-		equal(t, "announced of "+id+", "+what, b.request(t, id).Announced, want)
+		equal(t, "announced of "+id+", "+what, b.request(t, id).Delivered, want)
 	}
-	told := func(lane store.Lane, id string) int64 {
+	told := func(lane store.Claim, id string) int64 {
 		t.Helper()
 		revision := b.request(t, id).Status.Revision
 		equal(t, "the lane takes the mark of "+id, lane.Told(store.Revision{Key: store.Key{Account: acme, ID: id}, Number: revision}), true)

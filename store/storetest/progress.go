@@ -10,51 +10,51 @@ import (
 
 // keep: a value is replaced by whoever knows the one that stands there.
 func keep(t *testing.T, b *bundle) {
-	kept := func() []store.Kept {
-		all, err := b.st.Kept(t.Context())
+	kept := func() []store.Desired {
+		all, err := b.st.Desired(t.Context())
 		check(t, err)
 		return all
 	}
-	put := func(k store.Kept) bool {
+	put := func(k store.Desired) bool {
 		ok, err := b.st.Keep(t.Context(), k)
 		check(t, err)
 		return ok
 	}
 	equal(t, "kept at first", len(kept()), 0)
-	equal(t, "a version that was never there", put(store.Kept{Name: "stop.publish", Value: []byte("x"), Version: 3}), false)
-	equal(t, "the first", put(store.Kept{Name: "stop.publish", Value: []byte("one")}), true)
-	equal(t, "a second first", put(store.Kept{Name: "stop.publish", Value: []byte("two")}), false)
-	equal(t, "the next", put(store.Kept{Name: "stop.publish", Value: []byte{0, 1}, Version: 1}), true)
-	equal(t, "one behind", put(store.Kept{Name: "stop.publish", Value: []byte("old"), Version: 1}), false)
-	equal(t, "another name", put(store.Kept{Name: "cron", Value: []byte("c")}), true)
-	equal(t, "kept", kept(), []store.Kept{{Name: "cron", Value: []byte("c"), Version: 1}, {Name: "stop.publish", Value: []byte{0, 1}, Version: 2}})
+	equal(t, "a version that was never there", put(store.Desired{Name: "pause.publish", Value: []byte("x"), Version: 3}), false)
+	equal(t, "the first", put(store.Desired{Name: "pause.publish", Value: []byte("one")}), true)
+	equal(t, "a second first", put(store.Desired{Name: "pause.publish", Value: []byte("two")}), false)
+	equal(t, "the next", put(store.Desired{Name: "pause.publish", Value: []byte{0, 1}, Version: 1}), true)
+	equal(t, "one behind", put(store.Desired{Name: "pause.publish", Value: []byte("old"), Version: 1}), false)
+	equal(t, "another name", put(store.Desired{Name: "cron", Value: []byte("c")}), true)
+	equal(t, "kept", kept(), []store.Desired{{Name: "cron", Value: []byte("c"), Version: 1}, {Name: "pause.publish", Value: []byte{0, 1}, Version: 2}})
 }
 
 func keepConcurrently(t *testing.T, b *bundle) {
 	for version := range int64(3) {
 		won := atOnce(t, 10, func(i int) (bool, error) {
-			return b.st.Keep(t.Context(), store.Kept{Name: "cron", Value: []byte{byte(i)}, Version: version})
+			return b.st.Keep(t.Context(), store.Desired{Name: "cron", Value: []byte{byte(i)}, Version: version})
 		})
 		equal(t, "of ten that replace the same", won, 1)
 	}
 }
 
-func (b *bundle) pulse(t *testing.T) store.Pulse {
+func (b *bundle) progress(t *testing.T) store.Progress {
 	t.Helper()
-	p, err := b.st.Pulse(t.Context(), store.PulseQuery{Now: b.now, LateBefore: b.now.Add(-time.Hour), Blocked: 2})
+	p, err := b.st.Progress(t.Context(), store.ProgressQuery{Now: b.now, LateBefore: b.now.Add(-time.Hour), Blocked: 2})
 	check(t, err)
 	return p
 }
 
-func pulseEmpty(t *testing.T, b *bundle) {
-	empty := b.pulse(t)
+func progressEmpty(t *testing.T, b *bundle) {
+	empty := b.progress(t)
 	equal(t, "holders", len(empty.Holders), 0)
 	empty.Holders = nil
-	equal(t, "pulse", empty, store.Pulse{Accounts: 1})
+	equal(t, "pulse", empty, store.Progress{Accounts: 1})
 }
 
 // pulse: what has moved last, and what should have.
-func pulse(t *testing.T, b *bundle) {
+func progress(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	early := func(id string, ago time.Duration, posts int) store.Acceptance {
 		in := b.acceptance(id, posts)
@@ -67,7 +67,7 @@ func pulse(t *testing.T, b *bundle) {
 	other := early("other", 10*time.Minute, 1)
 	other.Request.Account = "beta"
 	b.accept(t, other)
-	p := b.pulse(t)
+	p := b.progress(t)
 	equal(t, "lane that is due", p.DueAccount, acme)
 	equal(t, "since", p.DueSince, b.now.Add(-3*time.Hour))
 	equal(t, "untold since", p.UntoldSince, b.now.Add(-3*time.Hour))
@@ -77,20 +77,20 @@ func pulse(t *testing.T, b *bundle) {
 
 	lane := b.claim(t)
 	b.publish(t, lane, "first", 0)
-	p = b.pulse(t)
+	p = b.progress(t)
 	equal(t, "lane that nobody holds", []any{p.DueAccount, p.DueSince}, []any{"beta", b.now.Add(-10 * time.Minute)})
 	equal(t, "holders", p.Holders, []store.Holder{{Worker: "worker", Lanes: 1}})
 	equal(t, "posted", p.PostedAt, b.request(t, "first").Posts[0].SentAt)
 	equal(t, "late, and not begun", []any{p.LateRequests, p.LateSince}, []any{1, b.now.Add(-2 * time.Hour)})
 
-	for i, stored := range []time.Time{b.now, b.now.Add(-time.Minute), b.now.Add(-store.PulseRefusals)} {
+	for i, stored := range []time.Time{b.now, b.now.Add(-time.Minute), b.now.Add(-store.ProgressRefusals)} {
 		check(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(i), Stored: stored}, nil))
 	}
-	equal(t, "refused within the hour", b.pulse(t).Refused, 2)
+	equal(t, "refused within the hour", b.progress(t).Refused, 2)
 }
 
-// pulseStanding: which accounts post nothing as they stand.
-func pulseStanding(t *testing.T, b *bundle) {
+// progressStanding: which accounts post nothing as they stand.
+func progressStanding(t *testing.T, b *bundle) {
 	for _, name := range []string{"beta", "gamma", "over"} {
 		b.add(t, name)
 	}
@@ -99,13 +99,13 @@ func pulseStanding(t *testing.T, b *bundle) {
 	check(t, b.st.PauseAccount(t.Context(), "over", jetpost.AccountPause(b.now.Add(-time.Hour), b.now, "")))
 	_, err := b.st.Disconnect(t.Context(), "gamma", b.now)
 	check(t, err)
-	p := b.pulse(t)
+	p := b.progress(t)
 	equal(t, "accounts", p.Accounts, 4)
 	equal(t, "standing", p.Standing, []store.Standing{{Account: "beta", Pause: paused}, {Account: "gamma", Reauth: true}})
 }
 
-// pulseBlocked: an account that waits for a person is one line, however much waits.
-func pulseBlocked(t *testing.T, b *bundle) {
+// progressBlocked: an account that waits for a person is one line, however much waits.
+func progressBlocked(t *testing.T, b *bundle) {
 	for _, name := range []string{"beta", "gamma"} {
 		lane := b.claimOther(t, name)
 		in := b.acceptance("only", 1)
@@ -118,11 +118,11 @@ func pulseBlocked(t *testing.T, b *bundle) {
 	b.acceptAll(t, "first", "second", "third")
 	lane := b.claim(t)
 	b.conclude(t, lane, "first", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
-	equal(t, "a hold that ends by itself blocks nobody", b.pulse(t).BlockedAccounts, 2)
+	equal(t, "a hold that ends by itself blocks nobody", b.progress(t).BlockedAccounts, 2)
 	b.doubt(t, lane, "first", 0)
-	p := b.pulse(t)
+	p := b.progress(t)
 	equal(t, "accounts", p.BlockedAccounts, 3)
-	equal(t, "blocked", p.Blocked, []store.BlockedLine{
+	equal(t, "blocked", p.Blocked, []store.BlockedQueue{
 		{Key: store.Key{Account: acme, ID: "first"}, State: jetpost.StateUnknown, Code: jetpost.CodeOutcomeUnknown, Waiting: 3},
 		{Key: store.Key{Account: "beta", ID: "only"}, State: jetpost.StateHeld, Code: jetpost.CodeAccountReauthRequired, Waiting: 1},
 	})

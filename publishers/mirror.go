@@ -15,40 +15,40 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// findShelf is the JetStream of the account where producers read and write, or
+// findMirror is the JetStream of the account where producers read and write, or
 // nil where they share the workers' account.
-func findShelf(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (jetstream.JetStream, error) {
-	shelf, err := jetstream.NewWithAPIPrefix(js.Conn(), names.ShelfAPI())
+func findMirror(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (jetstream.JetStream, error) {
+	mirror, err := jetstream.NewWithAPIPrefix(js.Conn(), names.MirrorAPI())
 	if err != nil {
-		return nil, fmt.Errorf("open JetStream of the shelf: %w", err)
+		return nil, fmt.Errorf("open JetStream of the mirror: %w", err)
 	}
-	_, err = ask(ctx, shelf.AccountInfo)
+	_, err = ask(ctx, mirror.AccountInfo)
 	switch {
 	case err == nil:
-		return shelf, nil
+		return mirror, nil
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled): // nobody answers there
 		return nil, nil
 	default:
-		return nil, fmt.Errorf("look for the shelf: %w", err)
+		return nil, fmt.Errorf("look for the mirror: %w", err)
 	}
 }
 
 // Walled tells whether NATS keeps producers in accounts of their own. Where it
 // does not, whoever may publish may also change all that workers rely on.
 func Walled(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (bool, error) {
-	shelf, err := findShelf(ctx, js, names)
-	return shelf != nil, err
+	mirror, err := findMirror(ctx, js, names)
+	return mirror != nil, err
 }
 
 // MediaStore is the object store of media, wherever it lies. It reads objects
 // message by message and needs no consumer.
 func MediaStore(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (jetstream.ObjectStore, error) {
-	shelf, err := findShelf(ctx, js, names)
+	mirror, err := findMirror(ctx, js, names)
 	if err != nil {
 		return nil, err
 	}
-	if shelf != nil {
-		js = shelf
+	if mirror != nil {
+		js = mirror
 	}
 	store, err := ask(ctx, func(ctx context.Context) (jetstream.ObjectStore, error) {
 		return js.ObjectStore(ctx, names.MediaBucket())
@@ -153,7 +153,7 @@ func (c TopologyConfig) eventsMirror() jetstream.StreamConfig {
 			Name:     n.EventsStream(),
 			External: &jetstream.ExternalStream{APIPrefix: n.WorkAPI()},
 			// A mirror that made its consumer itself would need the right to make any.
-			Consumer: &jetstream.StreamConsumerSource{Name: jetpost.ConsumerShelf, DeliverSubject: n.ShelfEvents()},
+			Consumer: &jetstream.StreamConsumerSource{Name: jetpost.ConsumerMirror, DeliverSubject: n.MirrorEvents()},
 		},
 	})
 }
@@ -162,8 +162,8 @@ func (c TopologyConfig) eventsMirror() jetstream.StreamConfig {
 func (c TopologyConfig) mirrorConsumer() consumerSpec {
 	n := c.Names
 	return consumerSpec{stream: n.EventsStream(), ConsumerConfig: jetstream.ConsumerConfig{
-		Name: jetpost.ConsumerShelf, Durable: jetpost.ConsumerShelf,
-		DeliverSubject: n.ShelfEvents(),
+		Name: jetpost.ConsumerMirror, Durable: jetpost.ConsumerMirror,
+		DeliverSubject: n.MirrorEvents(),
 		AckPolicy:      jetstream.AckFlowControlPolicy,
 		FlowControl:    true, IdleHeartbeat: mirrorHeartbeat,
 		MaxDeliver: -1, MaxAckPending: mirrorAckPending,

@@ -18,11 +18,11 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// fused is an installation in a bubble whose lanes have these fuses.
-func fused(t *testing.T, fuses admission.Fuses, opts ...func(*xsim.Server)) *doubtBundle {
+// fused is an installation in a bubble whose lanes have these posting limits.
+func postingLimited(t *testing.T, postingLimits admission.PostingLimits, opts ...func(*xsim.Server)) *doubtBundle {
 	t.Helper()
 	b := doubt(t, opts...)
-	b.h.Fuses = fuses
+	b.h.PostingLimits = postingLimits
 	return b
 }
 
@@ -87,10 +87,10 @@ func TestSkipIfLate(t *testing.T) {
 	})
 }
 
-func TestFusePostsPerHour(t *testing.T) {
+func TestPostingLimitPostsPerHour(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{PostsPerHour: 3})
+		b := postingLimited(t, admission.PostingLimits{PostsPerHour: 3})
 		b.publish(t, "two", thread("a1", "a2")...)
 		sleep(10 * time.Minute)
 		b.publish(t, "one", thread("b")...)
@@ -98,18 +98,18 @@ func TestFusePostsPerHour(t *testing.T) {
 		first, last := b.sentAt(t, "two", 0), b.sentAt(t, "one", 0)
 		b.publish(t, "more", thread("c")...)
 		until := first.Add(time.Hour)
-		b.held(t, "more", jetpost.CodeFuse, until, "3 of 3 posts an hour are used, and it needs 1")
+		b.held(t, "more", jetpost.CodePostingLimit, until, "3 of 3 posts an hour are used, and it needs 1")
 		b.publish(t, "long", thread("d1", "d2", "d3", "d4")...)
 		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
 		sleep(time.Until(until) - time.Microsecond)
 		b.run(t, b.h, "acme")
-		b.held(t, "more", jetpost.CodeFuse, until, "3 of 3 posts an hour are used, and it needs 1")
+		b.held(t, "more", jetpost.CodePostingLimit, until, "3 of 3 posts an hour are used, and it needs 1")
 		sleep(time.Microsecond)
 		b.run(t, b.h, "acme")
 		b.published(t, "more", 1)
 
 		// What is longer than an hour allows goes out alone, and whole.
-		b.held(t, "long", jetpost.CodeFuse, b.sentAt(t, "more", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 3")
+		b.held(t, "long", jetpost.CodePostingLimit, b.sentAt(t, "more", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 3")
 		sleep(time.Until(last.Add(time.Hour)))
 		b.run(t, b.h, "acme")
 		equal(t, "calls while it waits", b.calls(xsim.EndpointCreatePost), 4)
@@ -119,17 +119,17 @@ func TestFusePostsPerHour(t *testing.T) {
 	})
 }
 
-func TestFuseMinInterval(t *testing.T) {
+func TestPostingLimitMinInterval(t *testing.T) {
 	t.Parallel()
 	const interval = 90 * time.Minute
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{MinInterval: interval, PostsPerHour: 100})
+		b := postingLimited(t, admission.PostingLimits{MinInterval: interval, PostsPerHour: 100})
 		b.publish(t, "thread", thread("a1", "a2", "a3")...)
 		b.published(t, "thread", 3) // its posts wait for nothing
 		last := b.sentAt(t, "thread", 2)
 		sleep(70 * time.Minute) // beyond the hour
 		b.publish(t, "next", thread("b")...)
-		b.held(t, "next", jetpost.CodeFuse, last.Add(interval),
+		b.held(t, "next", jetpost.CodePostingLimit, last.Add(interval),
 			fmt.Sprintf("the account's latest post was sent at %s, and the next request is begun 1h30m0s after it", last.UTC().Format(time.RFC3339)))
 		b.settle(t)
 		b.published(t, "next", 1)
@@ -139,15 +139,15 @@ func TestFuseMinInterval(t *testing.T) {
 	})
 }
 
-// TestFuseSparesThreads: what has begun goes on as soon as it can; what somebody
+// TestPostingLimitSparesThreads: what has begun goes on as soon as it can; what somebody
 // sends back begins anew.
-func TestFuseSparesThreads(t *testing.T) {
+func TestPostingLimitSparesThreads(t *testing.T) {
 	t.Parallel()
 	const interval = 5 * time.Hour
 	t.Run("interrupted", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, admission.Fuses{MinInterval: interval, PostsPerHour: 1})
+			b := postingLimited(t, admission.PostingLimits{MinInterval: interval, PostsPerHour: 1})
 			b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
@@ -159,7 +159,7 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("in doubt", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, admission.Fuses{MinInterval: interval, PostsPerHour: 1})
+			b := postingLimited(t, admission.PostingLimits{MinInterval: interval, PostsPerHour: 1})
 			b.faults(t, lost(2, true))
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			_, waited := b.settle(t)
@@ -170,11 +170,11 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("in doubt from the first post on", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, admission.Fuses{})
+			b := postingLimited(t, admission.PostingLimits{})
 			b.publish(t, "before", thread("before")...)
 			b.faults(t, lost(1, true))
 			b.publish(t, "thread", thread("one", "two")...)
-			b.h.Fuses = admission.Fuses{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
+			b.h.PostingLimits = admission.PostingLimits{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
 			_, waited := b.settle(t)
 			b.published(t, "thread", 2)
 			equal(t, "went on in time", waited < interval, true)
@@ -183,7 +183,7 @@ func TestFuseSparesThreads(t *testing.T) {
 	t.Run("replayed", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := fused(t, admission.Fuses{PostsPerHour: 3})
+			b := postingLimited(t, admission.PostingLimits{PostsPerHour: 3})
 			b.faults(t, xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "No.", Times: 1})
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 1)
@@ -192,7 +192,7 @@ func TestFuseSparesThreads(t *testing.T) {
 			_, err := b.ledger.Replay(t.Context(), store.Key{Account: "acme", ID: "thread"}, time.Now())
 			check(t, err)
 			b.run(t, b.h, "acme")
-			b.held(t, "thread", jetpost.CodeFuse, b.sentAt(t, "thread", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 2")
+			b.held(t, "thread", jetpost.CodePostingLimit, b.sentAt(t, "thread", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 2")
 			b.key.ID = "thread"
 			b.settle(t)
 			b.published(t, "thread", 3)
@@ -201,10 +201,10 @@ func TestFuseSparesThreads(t *testing.T) {
 	})
 }
 
-func TestFuseExpireAfter(t *testing.T) {
+func TestPostingLimitExpireAfter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
+		b := postingLimited(t, admission.PostingLimits{ExpireAfter: time.Hour})
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
 		b.publish(t, "begun", thread("one", "two")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
@@ -231,40 +231,40 @@ func TestFuseExpireAfter(t *testing.T) {
 	})
 }
 
-// TestFuseExpireAfterStop: who is too late need not wait for the end of a stop.
-func TestFuseExpireAfterStop(t *testing.T) {
+// TestPostingLimitExpireAfterPause: who is too late need not wait for the end of a stop.
+func TestPostingLimitExpireAfterPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
-		b.h.Gate.Learn(publishers.Picture{Stops: []publishers.Stop{{
+		b := postingLimited(t, admission.PostingLimits{ExpireAfter: time.Hour})
+		b.h.Gate.Learn(publishers.Pauses{Pauses: []publishers.Pause{{
 			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
 		}}})
 		b.publish(t, "late", thread("late")...)
-		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
+		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 		r, waited := b.settle(t)
 		equal(t, "reason", r.Status.Reason.Code, jetpost.CodeExpired)
 		equal(t, "before the stop ends", waited < 2*time.Hour, true)
 	})
 }
 
-// TestFuseExpireAfterSparesSlowThreads: its first post was in time, the others take
+// TestPostingLimitExpireAfterSparesSlowThreads: its first post was in time, the others take
 // as long as they take.
-func TestFuseExpireAfterSparesSlowThreads(t *testing.T) {
+func TestPostingLimitExpireAfterSparesSlowThreads(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
+		b := postingLimited(t, admission.PostingLimits{ExpireAfter: time.Hour})
 		b.h.Ledger = &ledgerHook{Store: b.ledger, after: nth("posted", 1, func() error { sleep(90 * time.Minute); return nil })}
 		b.publish(t, "slow", thread("one", "two")...)
 		b.published(t, "slow", 2)
 	})
 }
 
-// TestFuseExpireAfterOutage: the database comes back with the request at the front
+// TestPostingLimitExpireAfterOutage: the database comes back with the request at the front
 // of the worker's mind, hours late.
-func TestFuseExpireAfterOutage(t *testing.T) {
+func TestPostingLimitExpireAfterOutage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{ExpireAfter: time.Hour})
+		b := postingLimited(t, admission.PostingLimits{ExpireAfter: time.Hour})
 		b.h.Ledger = &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { sleep(2 * time.Hour); return errAway })}
 		b.publish(t, "late", thread("late")...)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeExpired, 0)
@@ -276,7 +276,7 @@ func TestFuseExpireAfterOutage(t *testing.T) {
 func TestPausedAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{})
+		b := postingLimited(t, admission.PostingLimits{})
 		until := time.Now().Add(time.Hour).Truncate(time.Second)
 		check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), until, "for an audit")))
 		b.publish(t, "one", thread("one")...)
@@ -324,7 +324,7 @@ func TestPausedInMidThread(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := fused(t, admission.Fuses{})
+				b := postingLimited(t, admission.PostingLimits{})
 				hook := &ledgerHook{Store: b.ledger}
 				test.hook(hook, func() error {
 					return b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "stop"))
@@ -351,21 +351,21 @@ func TestPausedApp(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", time.Minute) // whose token is to be renewed
 	now := time.Now()
-	pause := publishers.Stop{Scope: publishers.ScopePublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "for an audit"}}
+	pause := publishers.Pause{Scope: publishers.ScopePublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "for an audit"}}
 	_, _, err := b.stops.Set(t.Context(), pause)
 	check(t, err)
 	equal(t, "consumer paused", b.paused(t), true)
 	h := b.lane()
-	h.Gate.Learn(publishers.Picture{Stops: []publishers.Stop{pause}})
-	check(t, h.Gate.Stop(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+	h.Gate.Learn(publishers.Pauses{Pauses: []publishers.Pause{pause}})
+	check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 	holds, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
 	check(t, err)
 	equal(t, "what stops the app", holds.Reason, pause.Reason)
 
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	b.run(t, h, "acme") // a message that was on its way
-	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppStopped, 0)
-	if !strings.Contains(r.Status.Reason.Detail, "app_paused: for an audit") {
+	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
+	if !strings.Contains(r.Status.Reason.Detail, "paused_by_hand: for an audit") {
 		t.Errorf("detail is %q", r.Status.Reason.Detail)
 	}
 	_, err = h.Tokens.EnsureFresh(t.Context(), "acme", 0)
@@ -379,7 +379,7 @@ func TestPausedApp(t *testing.T) {
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := fused(t, admission.Fuses{})
+		b := postingLimited(t, admission.PostingLimits{})
 		none := errors.New("no room")
 		var full atomic.Bool
 		room := func() error {
@@ -396,7 +396,7 @@ func TestRoom(t *testing.T) {
 		check(t, err)
 		equal(t, "posted", r.Status.Posted, 1)
 		equal(t, "attempts", r.Status.Attempts, 1)
-		equal(t, "handled", b.h.Handle(t.Context(), b.ring("acme")), none)
+		equal(t, "handled", b.h.Handle(t.Context(), b.wake("acme")), none)
 
 		token, err := b.ledger.Token(t.Context(), "acme")
 		check(t, err)

@@ -18,14 +18,14 @@ type marksLedger struct {
 	marks []store.Revision
 }
 
-func (l *marksLedger) MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error) {
+func (l *marksLedger) MarkDelivered(ctx context.Context, key store.Key, revision int64) (bool, error) {
 	l.note(store.Revision{Key: key, Number: revision})
-	return l.Store.MarkAnnounced(ctx, key, revision)
+	return l.Store.MarkDelivered(ctx, key, revision)
 }
 
-func (l *marksLedger) MarkManyAnnounced(ctx context.Context, told []store.Revision) ([]store.Key, error) {
+func (l *marksLedger) MarkManyDelivered(ctx context.Context, told []store.Revision) ([]store.Key, error) {
 	l.note(told...)
-	return l.Store.MarkManyAnnounced(ctx, told)
+	return l.Store.MarkManyDelivered(ctx, told)
 }
 
 func (l *marksLedger) note(told ...store.Revision) {
@@ -42,10 +42,10 @@ func TestMarksGather(t *testing.T) {
 	b.account(t, "acme", 0)
 	b.account(t, "bolt", 0)
 	ledger := &marksLedger{Store: b.ledger}
-	announcer := b.announcer()
-	announcer.Ledger, announcer.MarkAfter = ledger, time.Hour
+	relay := b.relay()
+	relay.Ledger, relay.MarkAfter = ledger, time.Hour
 	intake := b.intake()
-	intake.Announce = announcer
+	intake.Announce = relay
 	keys := map[string]store.Key{}
 	for _, account := range []string{"acme", "bolt"} {
 		body, err := json.Marshal(jetpost.Request{Account: account, ID: "1", Posts: thread(account)})
@@ -53,17 +53,17 @@ func TestMarksGather(t *testing.T) {
 		take(t, intake, b.job(account, body))
 		keys[account] = store.Key{Account: account, ID: "1"}
 		equal(t, "event of "+account, b.lastEvent(t, keys[account]).Type, jetpost.EventRequestAccepted)
-		equal(t, "announced of "+account, b.record(t, keys[account]).Announced, int64(0))
+		equal(t, "announced of "+account, b.record(t, keys[account]).Delivered, int64(0))
 	}
-	b.run(t, b.lane(func(h *PublishHandler) { h.Announce = announcer }), "acme")
+	b.run(t, b.lane(func(h *PublishHandler) { h.Announce = relay }), "acme")
 	r := b.want(t, keys["acme"], jetpost.StatePublished, "", 1)
-	equal(t, "announced, with the release", r.Announced, r.Status.Revision)
+	equal(t, "announced, with the release", r.Delivered, r.Status.Revision)
 	equal(t, "marks on their own", len(ledger.marks), 0)
-	announcer.Flush(t.Context())
+	relay.Flush(t.Context())
 	equal(t, "marks that have gathered", len(ledger.marks), 1)
 	equal(t, "mark", ledger.marks[0], store.Revision{Key: keys["bolt"], Number: 1})
-	equal(t, "announced", b.record(t, keys["bolt"]).Announced, int64(1))
-	announcer.Flush(t.Context())
+	equal(t, "announced", b.record(t, keys["bolt"]).Delivered, int64(1))
+	relay.Flush(t.Context())
 	equal(t, "marks that gathered since", len(ledger.marks), 1)
 }
 
@@ -78,10 +78,10 @@ func TestMovedOnIsToldAgain(t *testing.T) {
 	hook.after = nth("posted", 1, func() error {
 		_, err := b.ledger.Cancel(t.Context(), key, time.Now())
 		check(t, err)
-		return b.announcer().Announce(t.Context(), key)
+		return b.relay().Announce(t.Context(), key)
 	})
 	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
 	r := b.want(t, key, jetpost.StateCancelled, "", 1)
 	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
-	equal(t, "announced", r.Announced, r.Status.Revision)
+	equal(t, "announced", r.Delivered, r.Status.Revision)
 }

@@ -14,37 +14,37 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// ringsAtOnce is how many rings wait for their answers together.
-const ringsAtOnce = 1000
+// wakesAtOnce is how many rings wait for their answers together.
+const wakesAtOnce = 1000
 
-// Bells wake workers: for an account's lane now or at a time, and for a batch
-// of a refresh round. A bell carries no truth: it may ring twice, late or
+// Wakeups wake workers: for an account's lane now or at a time, and for a batch
+// of a refresh round. A wake-up carries no truth: it may ring twice, late or
 // never, and the ledger says what there is to do.
 //
 // It is safe for concurrent use.
-type Bells struct {
+type Wakeups struct {
 	js    jetstream.JetStream
 	names jetpost.Names
 }
 
-// NewBells writes through js to the installation of that name.
-func NewBells(js jetstream.JetStream, names jetpost.Names) *Bells {
-	return &Bells{js: js, names: names}
+// NewWakeups writes through js to the installation of that name.
+func NewWakeups(js jetstream.JetStream, names jetpost.Names) *Wakeups {
+	return &Wakeups{js: js, names: names}
 }
 
-// Ring has some worker look at the account's lane. A ring that no worker has heard
+// Wake has some worker look at the account's lane. A ring that no worker has heard
 // yet stands for this one too, and keeps its place in the line: one that were
 // replaced would go to its end, and whoever is rung often would never be served.
-func (b *Bells) Ring(ctx context.Context, account string) error {
-	return b.RingAll(ctx, []string{account})
+func (b *Wakeups) Wake(ctx context.Context, account string) error {
+	return b.WakeAll(ctx, []string{account})
 }
 
-// RingAll is Ring of many accounts, in that order. It returns the first error; all
+// WakeAll is Ring of many accounts, in that order. It returns the first error; all
 // are tried.
-func (b *Bells) RingAll(ctx context.Context, accounts []string) error {
+func (b *Wakeups) WakeAll(ctx context.Context, accounts []string) error {
 	var errs []error
-	for page := range slices.Chunk(accounts, ringsAtOnce) {
-		errs = append(errs, b.ringPage(ctx, page))
+	for page := range slices.Chunk(accounts, wakesAtOnce) {
+		errs = append(errs, b.wakePage(ctx, page))
 	}
 	for _, err := range errs {
 		if err != nil {
@@ -54,7 +54,7 @@ func (b *Bells) RingAll(ctx context.Context, accounts []string) error {
 	return nil
 }
 
-func (b *Bells) ringPage(ctx context.Context, accounts []string) error {
+func (b *Wakeups) wakePage(ctx context.Context, accounts []string) error {
 	var failed error
 	fail := func(account string, err error) {
 		if err != nil && failed == nil {
@@ -85,7 +85,7 @@ func (b *Bells) ringPage(ctx context.Context, accounts []string) error {
 	return failed
 }
 
-func (b *Bells) rings(accounts []string, first bool) []*nats.Msg {
+func (b *Wakeups) rings(accounts []string, first bool) []*nats.Msg {
 	msgs := make([]*nats.Msg, len(accounts))
 	for i, account := range accounts {
 		msgs[i] = nats.NewMsg(b.names.PublishWake(account))
@@ -97,7 +97,7 @@ func (b *Bells) rings(accounts []string, first bool) []*nats.Msg {
 }
 
 // heard returns the accounts whose ring was delivered.
-func (b *Bells) heard(ctx context.Context, waiting map[string]uint64) ([]string, error) {
+func (b *Wakeups) heard(ctx context.Context, waiting map[string]uint64) ([]string, error) {
 	lanes, err := ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
 		return b.js.Consumer(ctx, b.names.LanesStream(), jetpost.ConsumerLanes)
 	})
@@ -127,7 +127,7 @@ func (b *Bells) heard(ctx context.Context, waiting map[string]uint64) ([]string,
 // WakeAt rings the account at a time, which may be past, and replaces the
 // account's wake-up before. Only the holder of the account's lane may call it:
 // it alone knows what the next moment to look is.
-func (b *Bells) WakeAt(ctx context.Context, account string, at time.Time) error {
+func (b *Wakeups) WakeAt(ctx context.Context, account string, at time.Time) error {
 	msg := nats.NewMsg(b.names.ScheduleWake(account))
 	// Written by hand, since the client library's option cuts to whole seconds
 	// and so wakes up to a second early.
@@ -140,7 +140,7 @@ func (b *Bells) WakeAt(ctx context.Context, account string, at time.Time) error 
 }
 
 // Batch has some worker refresh one batch of a round.
-func (b *Bells) Batch(ctx context.Context, batch jetpost.RefreshBatch) error {
+func (b *Wakeups) Batch(ctx context.Context, batch jetpost.RefreshBatch) error {
 	msg := nats.NewMsg(b.names.RefreshBatch())
 	var err error
 	if msg.Data, err = json.Marshal(batch); err == nil {

@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// MaxPostsPerHour bounds Fuses.PostsPerHour: so many rows are read before each
+	// MaxPostsPerHour bounds Posting limits.PostsPerHour: so many rows are read before each
 	// request of an account that has posted as much.
 	MaxPostsPerHour = 1000
-	// MinExpireAfter bounds Fuses.ExpireAfter: a request has to get to its turn.
+	// MinExpireAfter bounds Posting limits.ExpireAfter: a request has to get to its turn.
 	MinExpireAfter = time.Minute
 )
 
-// Fuses are limits that the operator sets for every account, so that what was
+// Posting limits are limits that the operator sets for every account, so that what was
 // queued by mistake, or piled up during an outage, does not go out all at once. The
 // zero value has none. They are looked at before a request is begun; a thread that
 // has begun goes on to its end.
-type Fuses struct {
+type PostingLimits struct {
 	// PostsPerHour is how many posts of an account may be live that were sent within
 	// the last hour, those of the request that is begun included. A longer thread
 	// goes out alone.
@@ -39,7 +39,7 @@ const hour = time.Hour
 
 // TooLate tells whether nothing of the request was sent, and that it is too late for it
 // by now.
-func (f Fuses) TooLate(head *store.Record, now time.Time) (detail string, late bool) {
+func (f PostingLimits) TooLate(head *store.Record, now time.Time) (detail string, late bool) {
 	sent := func(p store.PostRecord) bool { return p.State != jetpost.PostPending }
 	if f.ExpireAfter == 0 || slices.ContainsFunc(head.Posts, sent) || !now.After(head.DueAt.Add(f.ExpireAfter)) {
 		return "", false
@@ -48,19 +48,19 @@ func (f Fuses) TooLate(head *store.Record, now time.Time) (detail string, late b
 		head.DueAt.UTC().Format(time.RFC3339), f.ExpireAfter), true
 }
 
-// fuse says how long the operator's fuses hold a request that has not begun.
-func (p *Pass) fuse(ctx context.Context, head *store.Record, now time.Time) error {
-	f := p.Fuses
+// posting limit says how long the operator's posting limits hold a request that has not begun.
+func (p *Pass) postingLimit(ctx context.Context, head *store.Record, now time.Time) error {
+	f := p.PostingLimits
 	if f.PostsPerHour == 0 && f.MinInterval == 0 || !begins(head) {
 		return nil
 	}
-	sent, err := p.Ledger.Sent(ctx, head.Account, now.Add(-f.looksBack()), max(f.PostsPerHour, 1))
+	sent, err := p.Ledger.Sent(ctx, head.Account, now.Add(-f.checksBack()), max(f.PostsPerHour, 1))
 	if err != nil {
 		return err
 	}
 	left := len(head.Posts) - head.Status.Posted
 	if until, detail := f.hold(sent, left, now); until.After(now) {
-		return Wait(jetpost.CodeFuse, until, detail)
+		return Wait(jetpost.CodePostingLimit, until, detail)
 	}
 	return nil
 }
@@ -78,8 +78,8 @@ func begins(head *store.Record) bool {
 	return !live || head.BeganAt.IsZero()
 }
 
-// looksBack is how old a live post can be and still matter.
-func (f Fuses) looksBack() time.Duration {
+// checksBack is how old a live post can be and still matter.
+func (f PostingLimits) checksBack() time.Duration {
 	if f.PostsPerHour == 0 {
 		return f.MinInterval
 	}
@@ -89,7 +89,7 @@ func (f Fuses) looksBack() time.Duration {
 // hold is until when a request with so many posts left has to wait, and why, by when
 // the account's latest live posts were sent, the newest first. An end that is not
 // ahead is no wait.
-func (f Fuses) hold(sent []time.Time, left int, now time.Time) (until time.Time, detail string) {
+func (f PostingLimits) hold(sent []time.Time, left int, now time.Time) (until time.Time, detail string) {
 	if len(sent) == 0 {
 		return time.Time{}, ""
 	}

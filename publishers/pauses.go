@@ -30,38 +30,40 @@ var scopes = [...]string{ScopePublish, ScopeRefresh, ScopeMedia}
 // end: longer than any installation lives.
 const pauseForever = 100 * 365 * 24 * time.Hour
 
-// stopPrefix begins the keys of stops in the limits bucket.
-const stopPrefix = "stop."
+// pausePrefix begins the keys of stops in the limits bucket.
+const pausePrefix = "pause."
 
-// Stop is a pause of the whole app.
-type Stop = jetpost.Pause
+// Pause is a pause of the whole app.
+type Pause = jetpost.Pause
 
-// Picture is what stops there are, as of a revision of the bucket.
-type Picture struct {
-	Stops    []Stop // sorted by scope
+// Pauses is what stops there are, as of a revision of the bucket.
+type Pauses struct {
+	Pauses   []Pause // sorted by scope
 	Revision uint64
 }
 
-// Stops are the stops of the whole app, one a scope, which all workers share.
+// AppPauses are the stops of the whole app, one a scope, which all workers share.
 // The bucket is the truth; the pause of the lanes' consumer is its effect.
 // Messages that a worker has already pulled are not held back by it, so workers
 // must look at the stops, too.
 //
-// Stops are safe for concurrent use, from any number of processes.
-type Stops struct {
-	js    jetstream.JetStream
-	names jetpost.Names
-	seal  Seal
+// AppPauses are safe for concurrent use, from any number of processes.
+type AppPauses struct {
+	js     jetstream.JetStream
+	names  jetpost.Names
+	signer Signer
 }
 
-// NewStops writes through js to the installation of that name.
-func NewStops(js jetstream.JetStream, names jetpost.Names) *Stops {
-	return &Stops{js: js, names: names}
+// NewAppPauses writes through js to the installation of that name.
+func NewAppPauses(js jetstream.JetStream, names jetpost.Names) *AppPauses {
+	return &AppPauses{js: js, names: names}
 }
 
-// Sealed are the same stops to whoever has the seal: one that was not sealed with it is
+// Signed are the same stops to whoever has the seal: one that was not sealed with it is
 // none.
-func (s *Stops) Sealed(seal Seal) *Stops { return &Stops{js: s.js, names: s.names, seal: seal} }
+func (s *AppPauses) Signed(signer Signer) *AppPauses {
+	return &AppPauses{js: s.js, names: s.names, signer: signer}
+}
 
 // Set stops a scope and returns the stop that now holds. Of several the one
 // that ends last holds: a worker that saw the shorter limit must not shorten
@@ -69,38 +71,38 @@ func (s *Stops) Sealed(seal Seal) *Stops { return &Stops{js: s.js, names: s.name
 //
 // A stop that is new, or ends later than before, is told as an event. On an
 // error the stop may be set: Set it again.
-func (s *Stops) Set(ctx context.Context, stop Stop) (holds Stop, changed bool, err error) {
-	if !slices.Contains(scopes[:], stop.Scope) {
-		return Stop{}, false, fmt.Errorf("stop %q: want scope %s, %s or %s", stop.Scope, ScopePublish, ScopeRefresh, ScopeMedia)
+func (s *AppPauses) Set(ctx context.Context, pause Pause) (holds Pause, changed bool, err error) {
+	if !slices.Contains(scopes[:], pause.Scope) {
+		return Pause{}, false, fmt.Errorf("stop %q: want scope %s, %s or %s", pause.Scope, ScopePublish, ScopeRefresh, ScopeMedia)
 	}
 	kv, err := s.bucket(ctx)
 	if err == nil {
-		holds, changed, err = s.write(ctx, kv, stop)
+		holds, changed, err = s.write(ctx, kv, pause)
 	}
 	if err == nil {
-		err = s.align(ctx, kv, stop.Scope)
+		err = s.align(ctx, kv, pause.Scope)
 	}
 	if err == nil && changed {
-		err = s.tell(ctx, jetpost.EventAppStopped, holds)
+		err = s.tell(ctx, jetpost.EventAppPaused, holds)
 	}
 	if err != nil {
-		return Stop{}, false, fmt.Errorf("stop %s: %w", stop.Scope, err)
+		return Pause{}, false, fmt.Errorf("stop %s: %w", pause.Scope, err)
 	}
 	return holds, changed, nil
 }
 
 // tell publishes that a scope was stopped or resumed.
-func (s *Stops) tell(ctx context.Context, t jetpost.EventType, stop Stop) error {
-	return NewRecords(s.js, s.names).Event(ctx, s.names.EventSubject(t, "", ""), jetpost.Event{
+func (s *AppPauses) tell(ctx context.Context, t jetpost.EventType, pause Pause) error {
+	return NewDeadLetters(s.js, s.names).Event(ctx, s.names.EventSubject(t, "", ""), jetpost.Event{
 		EventID: uuid.NewString(), Type: t, Time: time.Now().UTC(),
-		App: &jetpost.AppStatus{Scope: stop.Scope, Reason: &stop.Reason, NextProbeAt: stop.NextProbeAt},
+		App: &jetpost.AppStatus{Scope: pause.Scope, Reason: &pause.Reason, NextProbeAt: pause.NextProbeAt},
 	})
 }
 
 // Clear ends a stop for everybody before its time, whether or not there is one.
-func (s *Stops) Clear(ctx context.Context, scope string) error {
+func (s *AppPauses) Clear(ctx context.Context, scope string) error {
 	kv, err := s.bucket(ctx)
-	var was Stop
+	var was Pause
 	if err == nil {
 		was, _, err = s.read(ctx, kv, scope)
 	}
@@ -115,24 +117,24 @@ func (s *Stops) Clear(ctx context.Context, scope string) error {
 
 // End ends this very stop, which was read before. It returns false where another one
 // stands by now, or none.
-func (s *Stops) End(ctx context.Context, stop Stop) (bool, error) {
+func (s *AppPauses) End(ctx context.Context, pause Pause) (bool, error) {
 	kv, err := s.bucket(ctx)
 	if err == nil {
-		err = s.end(ctx, kv, stop.Scope, stop, jetstream.LastRevision(stop.Revision))
+		err = s.end(ctx, kv, pause.Scope, pause, jetstream.LastRevision(pause.Revision))
 	}
 	switch {
 	case lostRace(err):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("resume %s: %w", stop.Scope, err)
+		return false, fmt.Errorf("resume %s: %w", pause.Scope, err)
 	}
 	return true, nil
 }
 
 // end removes a stop, and tells that it is over.
-func (s *Stops) end(ctx context.Context, kv jetstream.KeyValue, scope string, was Stop, opts ...jetstream.KVDeleteOpt) error {
+func (s *AppPauses) end(ctx context.Context, kv jetstream.KeyValue, scope string, was Pause, opts ...jetstream.KVDeleteOpt) error {
 	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, kv.Delete(ctx, stopPrefix+scope, opts...)
+		return struct{}{}, kv.Delete(ctx, pausePrefix+scope, opts...)
 	})
 	if err == nil {
 		err = s.align(ctx, kv, scope)
@@ -145,39 +147,39 @@ func (s *Stops) end(ctx context.Context, kv jetstream.KeyValue, scope string, wa
 
 // Probe lets a worker find out, until then, whether a stop is over. Of several that
 // ask at once one may. It tells of the stop as it is now.
-func (s *Stops) Probe(ctx context.Context, scope, worker string, now, until time.Time) (stop Stop, mine bool, err error) {
+func (s *AppPauses) Probe(ctx context.Context, scope, worker string, now, until time.Time) (pause Pause, mine bool, err error) {
 	kv, err := s.bucket(ctx)
 	var revision uint64
 	if err == nil {
-		stop, revision, err = s.read(ctx, kv, scope)
+		pause, revision, err = s.read(ctx, kv, scope)
 	}
-	if err == nil && stop.Due(now) {
-		claimed := stop
+	if err == nil && pause.Due(now) {
+		claimed := pause
 		claimed.Worker, claimed.NextProbeAt = worker, until.UTC().Truncate(time.Millisecond)
 		claimed.Revision, err = s.put(ctx, kv, claimed, revision)
 		switch {
 		case err == nil:
-			stop, mine = claimed, true
+			pause, mine = claimed, true
 			err = s.align(ctx, kv, scope)
 		case lostRace(err):
-			stop, _, err = s.read(ctx, kv, scope)
+			pause, _, err = s.read(ctx, kv, scope)
 		}
 	}
 	if err != nil {
-		return Stop{}, false, fmt.Errorf("probe %s: %w", scope, err)
+		return Pause{}, false, fmt.Errorf("probe %s: %w", scope, err)
 	}
-	return stop, mine, nil
+	return pause, mine, nil
 }
 
 // All are the stops on record, also those that have ended by themselves.
-func (s *Stops) All(ctx context.Context) (all []Stop, err error) {
+func (s *AppPauses) All(ctx context.Context) (all []Pause, err error) {
 	for _, scope := range scopes {
-		stop, there, err := s.Get(ctx, scope)
+		pause, there, err := s.Get(ctx, scope)
 		if err != nil {
 			return nil, err
 		}
 		if there {
-			all = append(all, stop)
+			all = append(all, pause)
 		}
 	}
 	return all, nil
@@ -185,49 +187,49 @@ func (s *Stops) All(ctx context.Context) (all []Stop, err error) {
 
 // Get is the stop of a scope, also where it has ended by itself; false where
 // there is none.
-func (s *Stops) Get(ctx context.Context, scope string) (Stop, bool, error) {
+func (s *AppPauses) Get(ctx context.Context, scope string) (Pause, bool, error) {
 	kv, err := s.bucket(ctx)
 	if err != nil {
-		return Stop{}, false, fmt.Errorf("read stop %s: %w", scope, err)
+		return Pause{}, false, fmt.Errorf("read stop %s: %w", scope, err)
 	}
-	stop, _, err := s.read(ctx, kv, scope)
+	pause, _, err := s.read(ctx, kv, scope)
 	if err != nil {
-		return Stop{}, false, fmt.Errorf("read stop %s: %w", scope, err)
+		return Pause{}, false, fmt.Errorf("read stop %s: %w", scope, err)
 	}
-	return stop, stop.Scope != "", nil
+	return pause, pause.Scope != "", nil
 }
 
 // Watch yields all stops: once as they are, complete, and
 // again after every change. A slow reader misses pictures, but never the
 // newest. The channel is closed when ctx ends or the connection is closed for
 // good.
-func (s *Stops) Watch(ctx context.Context) (<-chan Picture, error) {
+func (s *AppPauses) Watch(ctx context.Context) (<-chan Pauses, error) {
 	kv, err := s.bucket(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("watch stops: %w", err)
 	}
-	watcher, err := kv.Watch(ctx, stopPrefix+"*")
+	watcher, err := kv.Watch(ctx, pausePrefix+"*")
 	if err != nil {
 		return nil, fmt.Errorf("watch stops: %w", explain(err))
 	}
-	pictures := make(chan Picture)
-	go s.watch(ctx, watcher, pictures)
-	return pictures, nil
+	snapshots := make(chan Pauses)
+	go s.watch(ctx, watcher, snapshots)
+	return snapshots, nil
 }
 
-func (s *Stops) watch(ctx context.Context, watcher jetstream.KeyWatcher, pictures chan<- Picture) {
-	defer close(pictures)
+func (s *AppPauses) watch(ctx context.Context, watcher jetstream.KeyWatcher, snapshots chan<- Pauses) {
+	defer close(snapshots)
 	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
 
-	stops := make(map[string]Stop)
+	pauses := make(map[string]Pause)
 	complete := false
-	var picture Picture
-	var out chan<- Picture // nil, which blocks, while there is nothing new to tell
+	var shown Pauses
+	var out chan<- Pauses // nil, which blocks, while there is nothing new to tell
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case out <- picture:
+		case out <- shown:
 			out = nil
 			continue
 		case entry, ok := <-watcher.Updates():
@@ -237,36 +239,36 @@ func (s *Stops) watch(ctx context.Context, watcher jetstream.KeyWatcher, picture
 			if entry == nil { // all that there was has been told
 				complete = true
 			} else {
-				s.apply(stops, entry)
-				picture.Revision = max(picture.Revision, entry.Revision())
+				s.apply(pauses, entry)
+				shown.Revision = max(shown.Revision, entry.Revision())
 			}
 		}
 		if complete {
-			picture.Stops = slices.SortedFunc(maps.Values(stops), func(a, b Stop) int { return cmp.Compare(a.Scope, b.Scope) })
-			out = pictures
+			shown.Pauses = slices.SortedFunc(maps.Values(pauses), func(a, b Pause) int { return cmp.Compare(a.Scope, b.Scope) })
+			out = snapshots
 		}
 	}
 }
 
-func (s *Stops) apply(stops map[string]Stop, entry jetstream.KeyValueEntry) {
-	scope := strings.TrimPrefix(entry.Key(), stopPrefix)
+func (s *AppPauses) apply(pauses map[string]Pause, entry jetstream.KeyValueEntry) {
+	scope := strings.TrimPrefix(entry.Key(), pausePrefix)
 	if entry.Operation() == jetstream.KeyValuePut {
-		if stop := s.decode(scope, entry); stop.Scope != "" {
-			stops[scope] = stop
+		if pause := s.decode(scope, entry); pause.Scope != "" {
+			pauses[scope] = pause
 			return
 		}
 	}
-	delete(stops, scope)
+	delete(pauses, scope)
 }
 
 // write stores the stop that stands once it is set.
-func (s *Stops) write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (holds Stop, changed bool, err error) {
+func (s *AppPauses) write(ctx context.Context, kv jetstream.KeyValue, pause Pause) (holds Pause, changed bool, err error) {
 	for range maxRaces {
-		current, revision, err := s.read(ctx, kv, stop.Scope)
+		current, revision, err := s.read(ctx, kv, pause.Scope)
 		if err != nil {
-			return Stop{}, false, err
+			return Pause{}, false, err
 		}
-		next, changed := stop.Upon(current)
+		next, changed := pause.Upon(current)
 		if !changed {
 			return current, false, nil
 		}
@@ -276,56 +278,56 @@ func (s *Stops) write(ctx context.Context, kv jetstream.KeyValue, stop Stop) (ho
 		}
 		return next, err == nil, err
 	}
-	return Stop{}, false, fmt.Errorf("stop changed %d times meanwhile", maxRaces)
+	return Pause{}, false, fmt.Errorf("stop changed %d times meanwhile", maxRaces)
 }
 
 // put stores a stop in place of the one of that revision, 0 for none.
-func (s *Stops) put(ctx context.Context, kv jetstream.KeyValue, stop Stop, revision uint64) (uint64, error) {
-	value, err := json.Marshal(stop)
+func (s *AppPauses) put(ctx context.Context, kv jetstream.KeyValue, pause Pause, revision uint64) (uint64, error) {
+	value, err := json.Marshal(pause)
 	if err == nil {
-		value, err = s.seal.close(stopPrefix+stop.Scope, value)
+		value, err = s.signer.close(pausePrefix+pause.Scope, value)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("encode stop: %w", err)
 	}
 	return ask(ctx, func(ctx context.Context) (uint64, error) {
 		if revision == 0 {
-			return kv.Create(ctx, stopPrefix+stop.Scope, value)
+			return kv.Create(ctx, pausePrefix+pause.Scope, value)
 		}
-		return kv.Update(ctx, stopPrefix+stop.Scope, value, revision)
+		return kv.Update(ctx, pausePrefix+pause.Scope, value, revision)
 	})
 }
 
 // align makes the lanes' consumer pause as the stop on record says. The last
 // call to the consumer wins, so each looks once more afterwards: whoever was
 // overtaken by a later stop, or by its end, applies that one.
-func (s *Stops) align(ctx context.Context, kv jetstream.KeyValue, scope string) error {
+func (s *AppPauses) align(ctx context.Context, kv jetstream.KeyValue, scope string) error {
 	if scope != ScopePublish {
 		return nil
 	}
-	stop, revision, err := s.read(ctx, kv, scope)
+	pause, revision, err := s.read(ctx, kv, scope)
 	for range maxRaces {
 		if err != nil {
 			return err
 		}
-		if err := s.pause(ctx, stop, stop.Scope != ""); err != nil {
+		if err := s.pause(ctx, pause, pause.Scope != ""); err != nil {
 			return fmt.Errorf("pause consumer %s: %w", jetpost.ConsumerLanes, err)
 		}
 		applied := revision
-		if stop, revision, err = s.read(ctx, kv, scope); err == nil && revision == applied {
+		if pause, revision, err = s.read(ctx, kv, scope); err == nil && revision == applied {
 			return nil
 		}
 	}
 	return fmt.Errorf("stop changed %d times meanwhile", maxRaces)
 }
 
-func (s *Stops) pause(ctx context.Context, stop Stop, stopped bool) error {
+func (s *AppPauses) pause(ctx context.Context, pause Pause, paused bool) error {
 	_, err := ask(ctx, func(ctx context.Context) (*jetstream.ConsumerPauseResponse, error) {
 		stream := s.names.LanesStream()
-		if !stopped {
+		if !paused {
 			return s.js.ResumeConsumer(ctx, stream, jetpost.ConsumerLanes)
 		}
-		until := stop.NextAt()
+		until := pause.NextAt()
 		if until.IsZero() {
 			until = time.Now().Add(pauseForever)
 		}
@@ -336,15 +338,15 @@ func (s *Stops) pause(ctx context.Context, stop Stop, stopped bool) error {
 
 // read is the stop on record and the revision of what stands there, 0 where that is
 // nothing. What is not believed is the zero stop.
-func (s *Stops) read(ctx context.Context, kv jetstream.KeyValue, scope string) (Stop, uint64, error) {
+func (s *AppPauses) read(ctx context.Context, kv jetstream.KeyValue, scope string) (Pause, uint64, error) {
 	entry, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
-		return kv.Get(ctx, stopPrefix+scope)
+		return kv.Get(ctx, pausePrefix+scope)
 	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return Stop{}, 0, nil
+		return Pause{}, 0, nil
 	}
 	if err != nil {
-		return Stop{}, 0, err
+		return Pause{}, 0, err
 	}
 	return s.decode(scope, entry), entry.Revision(), nil
 }
@@ -352,26 +354,26 @@ func (s *Stops) read(ctx context.Context, kv jetstream.KeyValue, scope string) (
 // decode believes only what the seal is upon. It takes a value that cannot be read for a stop without an end:
 // somebody wanted to stop something, and a person can resume. An older worker says a
 // probe in other words, which are believed.
-func (s *Stops) decode(scope string, entry jetstream.KeyValueEntry) Stop {
-	value, believed := s.seal.open(entry.Key(), entry.Value())
+func (s *AppPauses) decode(scope string, entry jetstream.KeyValueEntry) Pause {
+	value, believed := s.signer.open(entry.Key(), entry.Value())
 	if !believed {
-		return Stop{}
+		return Pause{}
 	}
 	var is struct {
-		Stop
+		Pause
 		Probe bool `json:"probe"`
 	}
 	if err := json.Unmarshal(value, &is); err != nil {
-		is.Stop = Stop{Reason: jetpost.Reason{Code: jetpost.CodeAppStopped, Detail: "unreadable stop: " + err.Error()}, Since: entry.Created()}
+		is.Pause = Pause{Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "unreadable stop: " + err.Error()}, Since: entry.Created()}
 	}
 	if is.Probe && is.NextProbeAt.IsZero() {
 		is.NextProbeAt, is.Reason.Until = is.Reason.Until, time.Time{}
 	}
 	is.Scope, is.Revision = scope, entry.Revision()
-	return is.Stop
+	return is.Pause
 }
 
-func (s *Stops) bucket(ctx context.Context) (jetstream.KeyValue, error) {
+func (s *AppPauses) bucket(ctx context.Context) (jetstream.KeyValue, error) {
 	return ask(ctx, func(ctx context.Context) (jetstream.KeyValue, error) {
 		return s.js.KeyValue(ctx, s.names.LimitsBucket())
 	})

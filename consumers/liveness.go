@@ -17,9 +17,9 @@ const (
 	probeAgain = 500 * time.Millisecond
 )
 
-// Pulse knows whether what a worker cannot work without answers. While it does not,
+// Progress knows whether what a worker cannot work without answers. While it does not,
 // the worker takes nothing, and gives back what it holds, so that others have it.
-type Pulse struct {
+type Progress struct {
 	// Answer is an error where the database or NATS gives none. Where it is nil, all do.
 	Answer func(context.Context) error
 	Health *Health
@@ -33,7 +33,7 @@ type Pulse struct {
 	changed chan struct{} // closed when it does again
 }
 
-func (p *Pulse) init(ctx context.Context) {
+func (p *Progress) init(ctx context.Context) {
 	p.once.Do(func() {
 		p.doubted, p.changed = make(chan struct{}, 1), make(chan struct{})
 		p.beat, p.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -42,7 +42,7 @@ func (p *Pulse) init(ctx context.Context) {
 
 // Beat waits until everything answers and returns a context that ends when it no
 // longer does. It is false where ctx ends first.
-func (p *Pulse) Beat(ctx context.Context) (context.Context, bool) {
+func (p *Progress) Beat(ctx context.Context) (context.Context, bool) {
 	p.init(ctx)
 	for {
 		p.mu.Lock()
@@ -60,7 +60,7 @@ func (p *Pulse) Beat(ctx context.Context) (context.Context, bool) {
 }
 
 // Doubt has everything be asked now, since something has failed.
-func (p *Pulse) Doubt() {
+func (p *Progress) Doubt() {
 	select {
 	case p.doubted <- struct{}{}:
 	default:
@@ -68,7 +68,7 @@ func (p *Pulse) Doubt() {
 }
 
 // run asks until the context ends.
-func (p *Pulse) run(ctx context.Context) {
+func (p *Progress) run(ctx context.Context) {
 	p.init(ctx)
 	if p.Answer == nil {
 		return
@@ -97,7 +97,7 @@ func (p *Pulse) run(ctx context.Context) {
 	}
 }
 
-func (p *Pulse) set(ctx context.Context, err error) {
+func (p *Progress) set(ctx context.Context, err error) {
 	p.Health.Set("dependencies", err)
 	p.mu.Lock()
 	defer p.mu.Unlock()

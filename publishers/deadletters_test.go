@@ -13,7 +13,7 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-func TestRecords(t *testing.T) {
+func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	accepted := time.Date(2026, 11, 23, 12, 0, 0, 5, time.UTC)
 	failed := func(account, id string, code jetpost.Code) jetpost.RequestStatus {
@@ -30,29 +30,29 @@ func TestRecords(t *testing.T) {
 			Problems: []jetpost.Problem{{Pointer: "/posts", Message: "is missing"}, {Message: "is no object"}},
 		}
 	}
-	// setupRecords leaves six records: three failed requests of two accounts,
+	// setupDeadLetters leaves six records: three failed requests of two accounts,
 	// two refused messages, and a failed refresh, which is no job.
-	setupRecords := func(t *testing.T) (*testBundle, *Records) {
+	setupDeadLetters := func(t *testing.T) (*testBundle, *DeadLetters) {
 		t.Helper()
 		tb := setup(t)
-		records := NewRecords(tb.js, tb.names)
+		deadLetters := NewDeadLetters(tb.js, tb.names)
 		for _, err := range []error{
-			records.Failed(t.Context(), failed("acme", "a", jetpost.CodeDuplicate), []byte("body a")),
-			records.Refused(t.Context(), refusal("acme", 7), "test.publish.request.acme", []byte("not json")),
-			records.Failed(t.Context(), failed("acme", "b", jetpost.CodeExpired), []byte("body b")),
-			records.RefreshFailed(t.Context(), "acme", jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed}),
-			records.Refused(t.Context(), refusal("", 8), "test.publish.request", nil),
-			records.Failed(t.Context(), failed("zeta", "a", jetpost.CodeExpired), []byte("body z")),
+			deadLetters.Failed(t.Context(), failed("acme", "a", jetpost.CodeDuplicate), []byte("body a")),
+			deadLetters.Refused(t.Context(), refusal("acme", 7), "test.publish.request.acme", []byte("not json")),
+			deadLetters.Failed(t.Context(), failed("acme", "b", jetpost.CodeExpired), []byte("body b")),
+			deadLetters.RefreshFailed(t.Context(), "acme", jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed}),
+			deadLetters.Refused(t.Context(), refusal("", 8), "test.publish.request", nil),
+			deadLetters.Failed(t.Context(), failed("zeta", "a", jetpost.CodeExpired), []byte("body z")),
 		} {
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
-		return tb, records
+		return tb, deadLetters
 	}
-	list := func(t *testing.T, records *Records, f RecordFilter) []Record {
+	list := func(t *testing.T, deadLetters *DeadLetters, f DeadLetterFilter) []DeadLetter {
 		t.Helper()
-		found, err := records.List(t.Context(), f)
+		found, err := deadLetters.List(t.Context(), f)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,59 +61,59 @@ func TestRecords(t *testing.T) {
 
 	t.Run("Drop deletes one, and never a newer one", func(t *testing.T) {
 		t.Parallel()
-		_, records := setupRecords(t)
-		listed := list(t, records, RecordFilter{Account: "acme", ID: "a"})
+		_, deadLetters := setupDeadLetters(t)
+		listed := list(t, deadLetters, DeadLetterFilter{Account: "acme", ID: "a"})
 		if len(listed) != 1 {
 			t.Fatalf("got %+v", listed)
 		}
 		// The request fails once more before the record is dropped.
-		if err := records.Failed(t.Context(), failed("acme", "a", jetpost.CodeExpired), []byte("again")); err != nil {
+		if err := deadLetters.Failed(t.Context(), failed("acme", "a", jetpost.CodeExpired), []byte("again")); err != nil {
 			t.Fatal(err)
 		}
-		if err := records.Drop(t.Context(), listed[0]); err != nil {
+		if err := deadLetters.Drop(t.Context(), listed[0]); err != nil {
 			t.Fatalf("drop of a record that is gone: %v", err)
 		}
-		newer := list(t, records, RecordFilter{Account: "acme", ID: "a"})
+		newer := list(t, deadLetters, DeadLetterFilter{Account: "acme", ID: "a"})
 		if len(newer) != 1 || string(newer[0].Body) != "again" {
 			t.Fatalf("got %+v, want the newer record alone", newer)
 		}
 		for range 2 {
-			if err := records.Drop(t.Context(), newer[0]); err != nil {
+			if err := deadLetters.Drop(t.Context(), newer[0]); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if left := list(t, records, RecordFilter{}); len(left) != 4 {
+		if left := list(t, deadLetters, DeadLetterFilter{}); len(left) != 4 {
 			t.Errorf("%d records are left, want 4", len(left))
 		}
-		if err := records.Drop(t.Context(), Record{Sequence: 999}); err != nil {
+		if err := deadLetters.Drop(t.Context(), DeadLetter{Sequence: 999}); err != nil {
 			t.Errorf("drop of a record that never was: %v", err)
 		}
 	})
 
 	t.Run("List keeps what is true of a failed request", func(t *testing.T) {
 		t.Parallel()
-		tb, records := setupRecords(t)
-		want := []Record{{
+		tb, deadLetters := setupDeadLetters(t)
+		want := []DeadLetter{{
 			Subject: tb.names.PublishFailed("acme", "b"), Account: "acme", ID: "b",
 			Code: jetpost.CodeExpired, Detail: "X said: no", Posted: "2/5", Attempts: 3,
 			Accepted: accepted, Failed: accepted.Add(time.Minute), Body: []byte("body b"),
 		}}
-		got := list(t, records, RecordFilter{ID: "b"})
-		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Record{}, "Sequence", "Time")); diff != "" {
+		got := list(t, deadLetters, DeadLetterFilter{ID: "b"})
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(DeadLetter{}, "Sequence", "Time")); diff != "" {
 			t.Error(diff)
 		}
 	})
 
 	t.Run("List keeps what is true of a refused message", func(t *testing.T) {
 		t.Parallel()
-		tb, records := setupRecords(t)
-		want := []Record{{
+		tb, deadLetters := setupDeadLetters(t)
+		want := []DeadLetter{{
 			Subject: tb.names.PublishRefused("", "8"), Refused: true, ID: "r", Code: jetpost.CodeInvalidRequest,
 			Detail: "/posts is missing; is no object", Problems: refusal("", 8).Problems,
 			Accepted: accepted, Origin: "test.publish.request",
 		}}
-		got := list(t, records, RecordFilter{ID: "r"})[1:]
-		ignore := cmpopts.IgnoreFields(Record{}, "Sequence", "Time", "Failed")
+		got := list(t, deadLetters, DeadLetterFilter{ID: "r"})[1:]
+		ignore := cmpopts.IgnoreFields(DeadLetter{}, "Sequence", "Time", "Failed")
 		if diff := cmp.Diff(want, got, ignore, cmpopts.EquateEmpty()); diff != "" {
 			t.Error(diff)
 		}
@@ -121,25 +121,25 @@ func TestRecords(t *testing.T) {
 
 	t.Run("List picks", func(t *testing.T) {
 		t.Parallel()
-		_, records := setupRecords(t)
-		all := list(t, records, RecordFilter{})
+		_, deadLetters := setupDeadLetters(t)
+		all := list(t, deadLetters, DeadLetterFilter{})
 		for _, tt := range []struct {
-			filter RecordFilter
+			filter DeadLetterFilter
 			want   string
 		}{
-			{RecordFilter{}, "acme/a acme/r acme/b /r zeta/a"},
-			{RecordFilter{Account: "acme"}, "acme/a acme/r acme/b"},
-			{RecordFilter{Account: "acme", ID: "b"}, "acme/b"},
-			{RecordFilter{Account: "nobody"}, ""},
-			{RecordFilter{Code: jetpost.CodeExpired}, "acme/b zeta/a"},
-			{RecordFilter{ID: "*"}, ""},
-			{RecordFilter{ID: "a"}, "acme/a zeta/a"},
-			{RecordFilter{ID: "r"}, "acme/r /r"},
-			{RecordFilter{Limit: 2}, "acme/a acme/r"},
-			{RecordFilter{Since: all[2].Time}, "acme/b /r zeta/a"},
+			{DeadLetterFilter{}, "acme/a acme/r acme/b /r zeta/a"},
+			{DeadLetterFilter{Account: "acme"}, "acme/a acme/r acme/b"},
+			{DeadLetterFilter{Account: "acme", ID: "b"}, "acme/b"},
+			{DeadLetterFilter{Account: "nobody"}, ""},
+			{DeadLetterFilter{Code: jetpost.CodeExpired}, "acme/b zeta/a"},
+			{DeadLetterFilter{ID: "*"}, ""},
+			{DeadLetterFilter{ID: "a"}, "acme/a zeta/a"},
+			{DeadLetterFilter{ID: "r"}, "acme/r /r"},
+			{DeadLetterFilter{Limit: 2}, "acme/a acme/r"},
+			{DeadLetterFilter{Since: all[2].Time}, "acme/b /r zeta/a"},
 		} {
 			var got []string
-			for _, r := range list(t, records, tt.filter) {
+			for _, r := range list(t, deadLetters, tt.filter) {
 				got = append(got, r.Account+"/"+r.ID)
 			}
 			if strings.Join(got, " ") != tt.want {

@@ -75,7 +75,7 @@ type Leniency struct {
 	At       time.Time `json:"at"`
 }
 
-type books struct {
+type callLog struct {
 	leniencies ring[Leniency]
 	calls      ring[Call]
 	violations ring[Violation]
@@ -91,11 +91,11 @@ func (w *world) record(c *call, a answer) {
 	if call.Fault == FaultLostAnswer {
 		call.Status = 0
 	}
-	w.books.add(call)
+	w.callLog.add(call)
 	w.touch(&call)
 }
 
-func (b *books) add(call Call) {
+func (b *callLog) add(call Call) {
 	b.calls.add(call, maxRecords)
 	if b.counts == nil {
 		b.counts = map[string]map[string]int{}
@@ -109,7 +109,7 @@ func (b *books) add(call Call) {
 // violate books a broken promise. The caller holds the lock.
 func (s *Server) violate(c *call, kind, detail string) {
 	violation := Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived}
-	s.w.books.violations.add(violation, maxRecords)
+	s.w.callLog.violations.add(violation, maxRecords)
 	s.w.touch(&violation)
 	if s.Logger != nil {
 		s.Logger.Warn("xsim.violation", "kind", kind, "account", c.accountID(), "detail", detail)
@@ -123,7 +123,7 @@ func (s *Server) lenient(c *call, what string) bool {
 		return false
 	}
 	leniency := Leniency{Endpoint: c.endpoint, Account: c.accountID(), What: what, At: c.arrived}
-	s.w.books.leniencies.add(leniency, maxRecords)
+	s.w.callLog.leniencies.add(leniency, maxRecords)
 	s.w.touch(&leniency)
 	return true
 }
@@ -132,14 +132,14 @@ func (s *Server) lenient(c *call, what string) bool {
 func (s *Server) Leniencies() []Leniency {
 	w := s.lock()
 	defer s.unlock()
-	return w.books.leniencies.list()
+	return w.callLog.leniencies.list()
 }
 
 // Calls returns the last 10,000 calls, oldest first.
 func (s *Server) Calls() []Call {
 	w := s.lock()
 	defer s.unlock()
-	return w.books.calls.list()
+	return w.callLog.calls.list()
 }
 
 // Counts returns the number of calls by endpoint and status; status "0" counts
@@ -147,8 +147,8 @@ func (s *Server) Calls() []Call {
 func (s *Server) Counts() map[string]map[string]int {
 	w := s.lock()
 	defer s.unlock()
-	counts := make(map[string]map[string]int, len(w.books.counts))
-	for endpoint, byStatus := range w.books.counts {
+	counts := make(map[string]map[string]int, len(w.callLog.counts))
+	for endpoint, byStatus := range w.callLog.counts {
 		counts[endpoint] = maps.Clone(byStatus)
 	}
 	return counts
@@ -158,7 +158,7 @@ func (s *Server) Counts() map[string]map[string]int {
 func (s *Server) Violations() []Violation {
 	w := s.lock()
 	defer s.unlock()
-	return w.books.violations.list()
+	return w.callLog.violations.list()
 }
 
 // ring keeps the last entries, up to the limit that each add names.

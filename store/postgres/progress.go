@@ -9,25 +9,25 @@ import (
 )
 
 const (
-	sqlKept = `SELECT name, value, version FROM kept ORDER BY name COLLATE "C"`
-	sqlKeep = `
-INSERT INTO kept AS k (name, value, version) SELECT $1, $2, $3 + 1
-WHERE $3 = 0 OR EXISTS (SELECT FROM kept WHERE name = $1)
+	sqlDesired    = `SELECT name, value, version FROM desired ORDER BY name COLLATE "C"`
+	sqlSetDesired = `
+INSERT INTO desired AS k (name, value, version) SELECT $1, $2, $3 + 1
+WHERE $3 = 0 OR EXISTS (SELECT FROM desired WHERE name = $1)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.version WHERE k.version = $3`
 )
 
-// Kept implements store.Upkeep.
-func (s *Store) Kept(ctx context.Context) ([]store.Kept, error) {
-	all, err := collect(ctx, s.db, func(row scanner) (k store.Kept, err error) {
+// Desired implements store.Upkeep.
+func (s *Store) Desired(ctx context.Context) ([]store.Desired, error) {
+	all, err := collect(ctx, s.db, func(row scanner) (k store.Desired, err error) {
 		err = row.Scan(&k.Name, &k.Value, &k.Version)
 		return k, err
-	}, sqlKept)
+	}, sqlDesired)
 	return all, s.wrap("read what is kept", err)
 }
 
 // Keep implements store.Upkeep.
-func (s *Store) Keep(ctx context.Context, k store.Kept) (bool, error) {
-	n, err := changed(ctx, s.db, sqlKeep, k.Name, blob(k.Value), k.Version)
+func (s *Store) Keep(ctx context.Context, k store.Desired) (bool, error) {
+	n, err := changed(ctx, s.db, sqlSetDesired, k.Name, blob(k.Value), k.Version)
 	return n > 0, s.wrap("keep "+k.Name, err)
 }
 
@@ -72,10 +72,10 @@ FROM lanes AS l CROSS JOIN LATERAL (
 ORDER BY b.state <> 'unknown', l.account COLLATE "C" LIMIT $2`
 )
 
-// Pulse implements store.Upkeep.
-func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, err error) {
+// Progress implements store.Upkeep.
+func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Progress, err error) {
 	err = s.view(ctx, "read pulse", func(ctx context.Context, tx pgx.Tx) error {
-		p = store.Pulse{}
+		p = store.Progress{}
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing
 			var paused bool
@@ -99,21 +99,21 @@ func (s *Store) Pulse(ctx context.Context, q store.PulseQuery) (p store.Pulse, e
 		if err := tx.QueryRow(ctx, sqlOldestDue, q.Now).Scan(&p.DueAccount, at{&p.DueSince}); err != nil {
 			return err
 		}
-		err = tx.QueryRow(ctx, sqlMoved, q.Now.Add(-store.PulseRefusals), store.MaxPulse).
+		err = tx.QueryRow(ctx, sqlMoved, q.Now.Add(-store.ProgressRefusals), store.MaxProgress).
 			Scan(at{&p.AcceptedAt}, at{&p.PostedAt}, at{&p.UntoldSince}, &p.Refused)
 		if err != nil {
 			return err
 		}
-		if err := tx.QueryRow(ctx, sqlLateSum, q.LateBefore, store.MaxPulse).Scan(&p.LateRequests, at{&p.LateSince}); err != nil {
+		if err := tx.QueryRow(ctx, sqlLateSum, q.LateBefore, store.MaxProgress).Scan(&p.LateRequests, at{&p.LateSince}); err != nil {
 			return err
 		}
 		if err := tx.QueryRow(ctx, sqlCountBlocked).Scan(&p.BlockedAccounts); err != nil || p.BlockedAccounts == 0 {
 			return err
 		}
-		p.Blocked, err = collect(ctx, tx, func(row scanner) (b store.BlockedLine, err error) {
+		p.Blocked, err = collect(ctx, tx, func(row scanner) (b store.BlockedQueue, err error) {
 			err = row.Scan(&b.Account, &b.ID, &b.State, &b.Code, &b.Waiting)
 			return b, err
-		}, sqlBlocked, q.Now, q.Blocked, store.MaxPulse)
+		}, sqlBlocked, q.Now, q.Blocked, store.MaxProgress)
 		return err
 	})
 	return p, err

@@ -18,33 +18,33 @@ import (
 // announced is the ledger's part in telling what changed.
 type announced interface {
 	Request(ctx context.Context, key store.Key) (store.Record, error)
-	MarkAnnounced(ctx context.Context, key store.Key, revision int64) (bool, error)
-	MarkManyAnnounced(ctx context.Context, told []store.Revision) ([]store.Key, error)
-	Unannounced(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
+	MarkDelivered(ctx context.Context, key store.Key, revision int64) (bool, error)
+	MarkManyDelivered(ctx context.Context, told []store.Revision) ([]store.Key, error)
+	OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
 	Notices(ctx context.Context, account string, limit int) ([]store.Notice, error)
 	MarkNoticed(ctx context.Context, notice store.Notice) error
-	Turns(ctx context.Context, account string, limit int) ([]store.Turn, error)
-	MarkTurned(ctx context.Context, turn store.Turn) error
+	PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error)
+	MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error
 }
 
 // maxNotices bounds the accounts that are told of at once.
 const maxNotices = 1000
 
-// records publishes events and failed records.
-type records interface {
+// records publishes events and dead letters.
+type deadLetters interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
 	Events(ctx context.Context, events []publishers.Told) []error
 	Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error
 	Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error
 }
 
-// Announcer tells the world where a request stands, at least once: what was
+// OutboxRelay tells the world where a request stands, at least once: what was
 // committed and not yet told, the Sweeper tells later.
-type Announcer struct {
-	Ledger  announced
-	Records records
-	Names   jetpost.Names
-	Log     *slog.Logger
+type OutboxRelay struct {
+	Ledger      announced
+	DeadLetters deadLetters
+	Names       jetpost.Names
+	Log         *slog.Logger
 	// MarkAfter is how long the marks of accepted requests gather. Those of requests that
 	// a lane of this worker has told of meanwhile are not made at all. Zero marks at once.
 	MarkAfter time.Duration
@@ -61,9 +61,9 @@ const DefaultMarkAfter = eventPatience / 2
 const markTogether = 256
 
 // Announce publishes the request's latest event, and its record if it failed.
-func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
+func (a *OutboxRelay) Announce(ctx context.Context, key store.Key) error {
 	rec, err := a.Ledger.Request(ctx, key)
-	if err == nil && rec.Announced < rec.Status.Revision {
+	if err == nil && rec.Delivered < rec.Status.Revision {
 		err = a.tell(ctx, rec)
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (a *Announcer) Announce(ctx context.Context, key store.Key) error {
 }
 
 // tell publishes what was just read or written, and marks it.
-func (a *Announcer) tell(ctx context.Context, rec store.Record) error {
+func (a *OutboxRelay) tell(ctx context.Context, rec store.Record) error {
 	if err := a.publish(ctx, rec); err != nil {
 		return err
 	}
@@ -84,8 +84,8 @@ func (a *Announcer) tell(ctx context.Context, rec store.Record) error {
 // is its state: where the request moved on meanwhile, the newer one is published after
 // it, even if somebody told it before, who may have done so before the older one came
 // from here.
-func (a *Announcer) mark(ctx context.Context, rec store.Record) error {
-	latest, err := a.Ledger.MarkAnnounced(ctx, rec.Key, rec.Status.Revision)
+func (a *OutboxRelay) mark(ctx context.Context, rec store.Record) error {
+	latest, err := a.Ledger.MarkDelivered(ctx, rec.Key, rec.Status.Revision)
 	if err != nil || latest {
 		return err
 	}
@@ -95,18 +95,18 @@ func (a *Announcer) mark(ctx context.Context, rec store.Record) error {
 	return a.tell(ctx, rec)
 }
 
-func (a *Announcer) publish(ctx context.Context, rec store.Record) error {
+func (a *OutboxRelay) publish(ctx context.Context, rec store.Record) error {
 	if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // what is deleted is not replayed
-		if err := a.Records.Failed(ctx, rec.Status, rec.Body); err != nil {
+		if err := a.DeadLetters.Failed(ctx, rec.Status, rec.Body); err != nil {
 			return err
 		}
 	}
 	told := a.event(&rec)
-	return a.Records.Event(ctx, told.Subject, told.Event)
+	return a.DeadLetters.Event(ctx, told.Subject, told.Event)
 }
 
 // event says where a request stands.
-func (a *Announcer) event(rec *store.Record) publishers.Told {
+func (a *OutboxRelay) event(rec *store.Record) publishers.Told {
 	return publishers.Told{Subject: a.Names.EventSubject(rec.Event, rec.Account, rec.ID), Event: jetpost.Event{
 		// The same change has the same id, however often it is told.
 		EventID: eventID(fmt.Sprintf("request/%s/%s/%d", rec.Account, rec.ID, rec.Status.Revision)),
@@ -117,13 +117,13 @@ func (a *Announcer) event(rec *store.Record) publishers.Told {
 // announceAll announces what was just read of many requests, and leaves a failure to
 // the sweeper. One that moved on meanwhile, or may have, is told again as it stands
 // then: the last message of a request's subjects is its state.
-func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
+func (a *OutboxRelay) announceAll(ctx context.Context, deadLetters []store.Record) {
 	var events []publishers.Told
 	var revisions []store.Revision
-	for i := range records {
-		rec := &records[i]
+	for i := range deadLetters {
+		rec := &deadLetters[i]
 		switch {
-		case rec.Announced >= rec.Status.Revision:
+		case rec.Delivered >= rec.Status.Revision:
 		case rec.Status.State == jetpost.StateFailed: // with its record
 			a.try(ctx, rec.Key)
 		default:
@@ -134,7 +134,7 @@ func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
 		return
 	}
 	told := revisions[:0]
-	for i, err := range a.Records.Events(ctx, events) {
+	for i, err := range a.DeadLetters.Events(ctx, events) {
 		if err == nil {
 			told = append(told, revisions[i])
 			continue
@@ -152,8 +152,8 @@ func (a *Announcer) announceAll(ctx context.Context, records []store.Record) {
 }
 
 // markMany marks what was told together. What has moved on is told again as it stands.
-func (a *Announcer) markMany(ctx context.Context, told []store.Revision) {
-	rest, err := a.Ledger.MarkManyAnnounced(ctx, told)
+func (a *OutboxRelay) markMany(ctx context.Context, told []store.Revision) {
+	rest, err := a.Ledger.MarkManyDelivered(ctx, told)
 	if err != nil {
 		a.Log.Warn("event.delayed", "requests", len(told), "error", err)
 	}
@@ -163,7 +163,7 @@ func (a *Announcer) markMany(ctx context.Context, told []store.Revision) {
 }
 
 // later has marks gather. Where the worker dies meanwhile, the sweeper tells again.
-func (a *Announcer) later(ctx context.Context, told []store.Revision) {
+func (a *OutboxRelay) later(ctx context.Context, told []store.Revision) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.waiting) == 0 {
@@ -177,7 +177,7 @@ func (a *Announcer) later(ctx context.Context, told []store.Revision) {
 }
 
 // Flush marks what has gathered.
-func (a *Announcer) Flush(ctx context.Context) {
+func (a *OutboxRelay) Flush(ctx context.Context) {
 	a.mu.Lock()
 	var told []store.Revision
 	for key, number := range a.waiting {
@@ -191,22 +191,22 @@ func (a *Announcer) Flush(ctx context.Context) {
 }
 
 // newer drops the mark of a request of which something newer was told.
-func (a *Announcer) newer(key store.Key) {
+func (a *OutboxRelay) newer(key store.Key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.waiting, key)
 }
 
 // try announces and leaves a failure to the sweeper.
-func (a *Announcer) try(ctx context.Context, key store.Key) {
+func (a *OutboxRelay) try(ctx context.Context, key store.Key) {
 	if err := a.Announce(ctx, key); err != nil {
 		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 	}
 }
 
 // wrote announces the request as the lane's latest step has written it. With soon, the
-// lane takes its next step in a moment, which marks it (see [store.Lane.Told]).
-func (a *Announcer) wrote(ctx context.Context, lane store.Lane, key store.Key, soon bool) {
+// lane takes its next step in a moment, which marks it (see [store.Claim.Told]).
+func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key, soon bool) {
 	rec, known := lane.Wrote(key.ID)
 	if !known {
 		a.settled(ctx, lane, key)
@@ -225,13 +225,13 @@ func (a *Announcer) wrote(ctx context.Context, lane store.Lane, key store.Key, s
 }
 
 // settled announces the request, which the lane has moved otherwise.
-func (a *Announcer) settled(ctx context.Context, lane store.Lane, key store.Key) {
+func (a *OutboxRelay) settled(ctx context.Context, lane store.Claim, key store.Key) {
 	lane.Untold(key) // a newer revision is marked here
 	a.try(ctx, key)
 }
 
 // moved tells again where requests stand that moved on while the lane told of them.
-func (a *Announcer) moved(ctx context.Context, lane store.Lane) {
+func (a *OutboxRelay) moved(ctx context.Context, lane store.Claim) {
 	for _, key := range lane.Moved() {
 		rec, err := a.Ledger.Request(ctx, key)
 		if err == nil {
@@ -245,7 +245,7 @@ func (a *Announcer) moved(ctx context.Context, lane store.Lane) {
 
 // AnnounceAccounts publishes that an account must be connected again, or need
 // no more: of one account or, with "", of all whose latest change is not told.
-func (a *Announcer) AnnounceAccounts(ctx context.Context, account string) error {
+func (a *OutboxRelay) AnnounceAccounts(ctx context.Context, account string) error {
 	notices, err := a.Ledger.Notices(ctx, account, maxNotices)
 	if err != nil {
 		return fmt.Errorf("announce accounts: %w", err)
@@ -260,7 +260,7 @@ func (a *Announcer) AnnounceAccounts(ctx context.Context, account string) error 
 			event.Type = jetpost.EventAccountReauthRequired
 			event.Account.Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: notice.Error}
 		}
-		err := a.Records.Event(ctx, a.Names.EventSubject(event.Type, notice.Account, ""), event)
+		err := a.DeadLetters.Event(ctx, a.Names.EventSubject(event.Type, notice.Account, ""), event)
 		if err == nil {
 			err = a.Ledger.MarkNoticed(ctx, notice)
 		}

@@ -14,11 +14,11 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-func TestStops(t *testing.T) {
+func TestAppPauses(t *testing.T) {
 	t.Parallel()
 	hours := func(n int) time.Time { return time.Now().UTC().Truncate(time.Second).Add(time.Duration(n) * time.Hour) }
-	until := func(at time.Time) Stop {
-		return Stop{
+	until := func(at time.Time) Pause {
+		return Pause{
 			Scope:  ScopePublish,
 			Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Detail: "why", Until: at},
 			Since:  hours(0),
@@ -37,12 +37,12 @@ func TestStops(t *testing.T) {
 	t.Run("Changes are told", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewStops(tb.js, tb.names)
+		stops := NewAppPauses(tb.js, tb.names)
 		events, err := New(tb.js, tb.names).Events(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, stop := range []Stop{until(hours(2)), until(hours(1))} { // the second changes nothing
+		for _, stop := range []Pause{until(hours(2)), until(hours(1))} { // the second changes nothing
 			if _, _, err := stops.Set(t.Context(), stop); err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +65,7 @@ func TestStops(t *testing.T) {
 				break
 			}
 		}
-		if diff := cmp.Diff([]string{"app.stopped publish", "app.resumed publish", "app.stopped publish"}, got); diff != "" {
+		if diff := cmp.Diff([]string{"app.paused publish", "app.resumed publish", "app.paused publish"}, got); diff != "" {
 			t.Errorf("events (-want +got):\n%s", diff)
 		}
 	})
@@ -73,14 +73,14 @@ func TestStops(t *testing.T) {
 	t.Run("Clear resumes", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewStops(tb.js, tb.names)
+		stops := NewAppPauses(tb.js, tb.names)
 		if _, _, err := stops.Set(t.Context(), until(time.Time{})); err != nil {
 			t.Fatal(err)
 		}
 		if left, ok := paused(t, tb); !ok || left < pauseForever/2 {
 			t.Errorf("a stop without an end pauses for %v", left)
 		}
-		if err := NewBells(tb.js, tb.names).Ring(t.Context(), "acme"); err != nil {
+		if err := NewWakeups(tb.js, tb.names).Wake(t.Context(), "acme"); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 { // also where there is nothing to clear
@@ -102,14 +102,14 @@ func TestStops(t *testing.T) {
 		tb := setup(t)
 		stop := until(hours(1))
 		stop.Scope = ScopeRefresh
-		if _, _, err := NewStops(tb.js, tb.names).Set(t.Context(), stop); err != nil {
+		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), stop); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := paused(t, tb); ok {
 			t.Error("a stop of refreshes pauses the lanes")
 		}
 		stop.Scope = "all"
-		if _, _, err := NewStops(tb.js, tb.names).Set(t.Context(), stop); err == nil {
+		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), stop); err == nil {
 			t.Error("an unknown scope was taken")
 		}
 	})
@@ -117,7 +117,7 @@ func TestStops(t *testing.T) {
 	t.Run("the latest end of twenty wins", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewStops(tb.js, tb.names)
+		stops := NewAppPauses(tb.js, tb.names)
 		const writers = 20
 		ends := make([]time.Time, writers)
 		for i := range ends {
@@ -151,7 +151,7 @@ func TestStops(t *testing.T) {
 	t.Run("the consumer follows setters and clearers", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewStops(tb.js, tb.names)
+		stops := NewAppPauses(tb.js, tb.names)
 		for range 10 {
 			var wg sync.WaitGroup
 			for i := range 6 {
@@ -181,11 +181,11 @@ func TestStops(t *testing.T) {
 	t.Run("the rules of who wins", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewStops(tb.js, tb.names)
+		stops := NewAppPauses(tb.js, tb.names)
 		first := until(hours(2))
 		first.Since = hours(-1)
 		for i, tt := range []struct {
-			stop    Stop
+			stop    Pause
 			changed bool
 		}{
 			{first, true},
@@ -219,33 +219,33 @@ func TestStops(t *testing.T) {
 	t.Run("Watch is complete from the first picture on", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewStops(tb.js, tb.names)
+		stops := NewAppPauses(tb.js, tb.names)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		empty, err := stops.Watch(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := <-empty; len(got.Stops) != 0 {
+		if got := <-empty; len(got.Pauses) != 0 {
 			t.Errorf("the first picture is %v, want none", got)
 		}
 		for _, scope := range []string{ScopePublish, ScopeRefresh, ScopeMedia} {
-			if _, _, err := stops.Set(ctx, Stop{Scope: scope}); err != nil {
+			if _, _, err := stops.Set(ctx, Pause{Scope: scope}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		pictures, err := stops.Watch(ctx)
+		snapshots, err := stops.Watch(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		scopes := func(p Picture) string {
+		scopes := func(p Pauses) string {
 			var s []string
-			for _, stop := range p.Stops {
+			for _, stop := range p.Pauses {
 				s = append(s, stop.Scope)
 			}
 			return fmt.Sprint(s)
 		}
-		if got := scopes(<-pictures); got != "[media publish refresh]" {
+		if got := scopes(<-snapshots); got != "[media publish refresh]" {
 			t.Errorf("the first picture is %s", got)
 		}
 		kv, err := tb.js.KeyValue(ctx, tb.names.LimitsBucket())
@@ -258,33 +258,33 @@ func TestStops(t *testing.T) {
 		if err := stops.Clear(ctx, ScopePublish); err != nil {
 			t.Fatal(err)
 		}
-		if got := scopes(<-pictures); got != "[media refresh]" {
+		if got := scopes(<-snapshots); got != "[media refresh]" {
 			t.Errorf("the next picture is %s", got)
 		}
 		// A reader that was slow sees the newest, and not one of before.
-		if got := awaitPicture(t, empty, 2); scopes(got) != "[media refresh]" {
+		if got := awaitPauses(t, empty, 2); scopes(got) != "[media refresh]" {
 			t.Errorf("a slow reader sees %s", scopes(got))
 		}
-		if _, err := kv.PutString(ctx, stopPrefix+ScopePublish, "{"); err != nil {
+		if _, err := kv.PutString(ctx, pausePrefix+ScopePublish, "{"); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-pictures; len(got.Stops) != 3 || !got.Stops[1].Active(hours(1000)) {
+		if got := <-snapshots; len(got.Pauses) != 3 || !got.Pauses[1].Active(hours(1000)) {
 			t.Errorf("an unreadable stop does not stop: %+v", got)
 		}
 		cancel()
-		for range pictures { // a last picture may be under way
+		for range snapshots { // a last picture may be under way
 		}
 	})
 }
 
-// awaitPicture reads on until a picture has n stops.
-func awaitPicture(t *testing.T, pictures <-chan Picture, n int) Picture {
+// awaitPauses reads on until a picture has n stops.
+func awaitPauses(t *testing.T, snapshots <-chan Pauses, n int) Pauses {
 	t.Helper()
 	deadline := time.After(patience)
 	for {
 		select {
-		case got := <-pictures:
-			if len(got.Stops) == n {
+		case got := <-snapshots:
+			if len(got.Pauses) == n {
 				return got
 			}
 		case <-deadline:
@@ -293,16 +293,16 @@ func awaitPicture(t *testing.T, pictures <-chan Picture, n int) Picture {
 	}
 }
 
-func TestStopsHoldPublishing(t *testing.T) {
+func TestAppPausesHoldPublishing(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
-	if _, _, err := NewStops(tb.js, tb.names).Set(t.Context(), Stop{
+	if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), Pause{
 		Scope:  ScopePublish,
 		Reason: jetpost.Reason{Until: time.Now().Add(time.Second)},
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewBells(tb.js, tb.names).Ring(t.Context(), "acme"); err != nil {
+	if err := NewWakeups(tb.js, tb.names).Wake(t.Context(), "acme"); err != nil {
 		t.Fatal(err)
 	}
 	lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
@@ -319,16 +319,16 @@ func TestStopsHoldPublishing(t *testing.T) {
 	}
 }
 
-// TestStopsProbe: of all workers one may find out whether a stop is over, and what it
+// TestAppPausesProbe: of all workers one may find out whether a stop is over, and what it
 // finds makes the next wait twice as long.
-func TestStopsProbe(t *testing.T) {
+func TestAppPausesProbe(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
-	stops := NewStops(tb.js, tb.names)
+	stops := NewAppPauses(tb.js, tb.names)
 	start := time.Now().UTC().Truncate(time.Millisecond)
-	set := func(worker string, since time.Time) Stop {
+	set := func(worker string, since time.Time) Pause {
 		t.Helper()
-		holds, _, err := stops.Set(t.Context(), Stop{
+		holds, _, err := stops.Set(t.Context(), Pause{
 			Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "why"}, Since: since,
 			Wait: time.Minute, MaxWait: 3 * time.Minute, Worker: worker,
 		})
@@ -348,7 +348,7 @@ func TestStopsProbe(t *testing.T) {
 		}
 		return mine
 	}
-	until := func(what string, stop Stop, at time.Time) {
+	until := func(what string, stop Pause, at time.Time) {
 		t.Helper()
 		if !stop.NextProbeAt.Equal(at) || !stop.Reason.Until.IsZero() || !stop.Since.Equal(start) || !stop.Active(at.Add(time.Hour)) {
 			t.Errorf("%s: the stop is since %v until %v, want %v until %v", what, stop.Since, stop.NextProbeAt, start, at)
@@ -382,16 +382,16 @@ func TestStopsProbe(t *testing.T) {
 	until("a new one begins anew", set("one", start), start.Add(time.Minute))
 	// A stop that ends later than the next probe replaces it; another one does not.
 	for at, want := range map[time.Duration]time.Duration{30 * time.Second: time.Minute, time.Hour: time.Hour} {
-		holds, _, err := stops.Set(t.Context(), Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
+		holds, _, err := stops.Set(t.Context(), Pause{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
 		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probed() && at == time.Hour {
 			t.Errorf("a stop for %s: holds until %v, %v", at, holds.Reason.Until, err)
 		}
 	}
 }
 
-// TestStopOfOlderWorker: a probe in an older worker's words, whose end was the next probe,
+// TestPauseOfOlderWorker: a probe in an older worker's words, whose end was the next probe,
 // is believed.
-func TestStopOfOlderWorker(t *testing.T) {
+func TestPauseOfOlderWorker(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
 	kv, err := tb.js.KeyValue(t.Context(), tb.names.LimitsBucket())
@@ -399,10 +399,10 @@ func TestStopOfOlderWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	older := `{"scope":"publish","reason":{"code":"x_outage","until":"2026-12-01T09:00:00Z"},"since":"2026-12-01T08:59:00Z","probe":true,"wait_ns":60000000000}`
-	if _, err := kv.PutString(t.Context(), "stop.publish", older); err != nil {
+	if _, err := kv.PutString(t.Context(), "pause.publish", older); err != nil {
 		t.Fatal(err)
 	}
-	stop, there, err := NewStops(tb.js, tb.names).Get(t.Context(), ScopePublish)
+	stop, there, err := NewAppPauses(tb.js, tb.names).Get(t.Context(), ScopePublish)
 	due := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
 	if err != nil || !there || !stop.Active(due.Add(time.Hour)) || !stop.Due(due) || stop.Due(due.Add(-1)) || !stop.Reason.Until.IsZero() || stop.Wait != time.Minute {
 		t.Errorf("it is read as %+v, %t, %v", stop, there, err)
@@ -414,8 +414,8 @@ func TestStopOfOlderWorker(t *testing.T) {
 func TestPauseByHand(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC().Truncate(time.Second)
-	stop := func(code jetpost.Code, hours int, probe bool) Stop {
-		s := Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: code}, Since: now}
+	stop := func(code jetpost.Code, hours int, probe bool) Pause {
+		s := Pause{Scope: ScopePublish, Reason: jetpost.Reason{Code: code}, Since: now}
 		if probe {
 			s.Wait = time.Hour
 		}
@@ -424,16 +424,16 @@ func TestPauseByHand(t *testing.T) {
 		}
 		return s
 	}
-	pause := func(hours int) Stop { return stop(jetpost.CodeAppPaused, hours, false) }
+	pause := func(hours int) Pause { return stop(jetpost.CodePausedByHand, hours, false) }
 	outage, window := stop(jetpost.CodeXOutage, 0, true), stop(jetpost.CodeAppRateLimited, 3, false)
 	outage.NextProbeAt = now.Add(2 * time.Hour)
 	over := pause(1)
 	over.Since, over.Reason.Until = now.Add(-time.Hour), now
 	for name, tc := range map[string]struct {
-		s, was  Stop
+		s, was  Pause
 		changed bool
 	}{
-		"on nothing":                 {pause(1), Stop{}, true},
+		"on nothing":                 {pause(1), Pause{}, true},
 		"X says more":                {window, pause(1), false},
 		"X fails":                    {outage, pause(1), false},
 		"on an outage":               {pause(1), outage, true},
@@ -454,15 +454,15 @@ func TestPauseByHand(t *testing.T) {
 	}
 }
 
-// TestForgedStop: what no holder of the seal has written stops nobody, and gives way to
+// TestForgedPause: what no holder of the seal has written stops nobody, and gives way to
 // what one writes.
-func TestForgedStop(t *testing.T) {
+func TestForgedPause(t *testing.T) {
 	t.Parallel()
-	stop := Stop{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "why"}, Since: time.Now()}
+	stop := Pause{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "why"}, Since: time.Now()}
 	forge := map[string]func(t *testing.T, tb *testBundle, kv jetstream.KeyValue){
 		"plain": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
-			mustPut(t, kv, ScopePublish, []byte(`{"scope":"publish","reason":{"code":"app_paused"},"since":"2026-12-01T08:59:00Z"}`))
+			mustPut(t, kv, ScopePublish, []byte(`{"scope":"publish","reason":{"code":"paused_by_hand"},"since":"2026-12-01T08:59:00Z"}`))
 		},
 		"no JSON": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
@@ -470,7 +470,7 @@ func TestForgedStop(t *testing.T) {
 		},
 		"with another key": func(t *testing.T, tb *testBundle, _ jetstream.KeyValue) {
 			t.Helper()
-			if _, _, err := NewStops(tb.js, tb.names).Sealed(NewSeal([]byte("another"))).Set(t.Context(), stop); err != nil {
+			if _, _, err := NewAppPauses(tb.js, tb.names).Signed(NewSigner([]byte("another"))).Set(t.Context(), stop); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -478,10 +478,10 @@ func TestForgedStop(t *testing.T) {
 			t.Helper()
 			other := stop
 			other.Scope = ScopeMedia
-			if _, _, err := NewStops(tb.js, tb.names).Sealed(testSeal).Set(t.Context(), other); err != nil {
+			if _, _, err := NewAppPauses(tb.js, tb.names).Signed(testSigner).Set(t.Context(), other); err != nil {
 				t.Fatal(err)
 			}
-			entry, err := kv.Get(t.Context(), stopPrefix+ScopeMedia)
+			entry, err := kv.Get(t.Context(), pausePrefix+ScopeMedia)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -496,13 +496,13 @@ func TestForgedStop(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stops := NewStops(tb.js, tb.names).Sealed(testSeal)
+			stops := NewAppPauses(tb.js, tb.names).Signed(testSigner)
 			forge(t, tb, kv)
 			wantForged(t, stops)
 			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != ScopePublish {
 				t.Errorf("removed %q, %v", removed, err)
 			}
-			if _, err := kv.Get(t.Context(), stopPrefix+ScopePublish); err == nil {
+			if _, err := kv.Get(t.Context(), pausePrefix+ScopePublish); err == nil {
 				t.Error("it is still there")
 			}
 			forge(t, tb, kv)
@@ -523,26 +523,26 @@ func TestForgedStop(t *testing.T) {
 	}
 }
 
-var testSeal = NewSeal([]byte("a key of the ledger's, of its own"))
+var testSigner = NewSigner([]byte("a key of the ledger's, of its own"))
 
 func mustPut(t *testing.T, kv jetstream.KeyValue, scope string, value []byte) {
 	t.Helper()
-	if _, err := kv.Put(t.Context(), stopPrefix+scope, value); err != nil {
+	if _, err := kv.Put(t.Context(), pausePrefix+scope, value); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // wantForged fails unless nobody sees a stop of all posts.
-func wantForged(t *testing.T, stops *Stops) {
+func wantForged(t *testing.T, stops *AppPauses) {
 	t.Helper()
 	if stop, there, err := stops.Get(t.Context(), ScopePublish); err != nil || there {
 		t.Errorf("read: %+v, %t, %v", stop, there, err)
 	}
-	pictures, err := stops.Watch(t.Context())
+	snapshots, err := stops.Watch(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, stop := range (<-pictures).Stops {
+	for _, stop := range (<-snapshots).Pauses {
 		if stop.Scope == ScopePublish {
 			t.Errorf("watched: %+v", stop)
 		}

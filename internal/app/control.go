@@ -18,28 +18,28 @@ import (
 // maxListed bounds what one look into the ledger by hand reads.
 const maxListed = 10_000 // requests
 
-// Desk is where a person looks after requests: takes one back, settles a
-// doubt, sends it again. The ledger decides each time; the bell and the event
+// Control is where a person looks after requests: takes one back, settles a
+// doubt, sends it again. The ledger decides each time; the wake-up and the event
 // that follow are hints, which the sweeper makes good should they fail.
-type Desk struct {
-	Ledger  store.Store
-	Conn    *Connection
-	Bells   *publishers.Bells
-	Records *publishers.Records
+type Control struct {
+	Ledger      store.Store
+	Conn        *Connection
+	Wakeups     *publishers.Wakeups
+	DeadLetters *publishers.DeadLetters
 
 	publisher *publishers.Publisher
-	announcer *consumers.Announcer
+	relay     *consumers.OutboxRelay
 	x         XConfig
 	log       *slog.Logger
 }
 
-// OpenDesk opens the ledger and NATS, and makes sure that they belong
-// together: a change in one database must not ring the workers of another.
-func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err error) {
+// OpenControl opens the ledger and NATS, and makes sure that they belong
+// together: a change in one database must not wake the workers of another.
+func (c Config) OpenControl(ctx context.Context, log *slog.Logger) (_ *Control, err error) {
 	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
 		return nil, err
 	}
-	d := &Desk{x: c.X, log: log}
+	d := &Control{x: c.X, log: log}
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -58,20 +58,20 @@ func (c Config) OpenDesk(ctx context.Context, log *slog.Logger) (_ *Desk, err er
 	if err := publishers.Check(ctx, d.Conn.JS, c.Topology(d.Conn.Names, id)); err != nil {
 		return nil, err
 	}
-	d.Bells = publishers.NewBells(d.Conn.JS, d.Conn.Names)
-	d.Records = publishers.NewRecords(d.Conn.JS, d.Conn.Names)
+	d.Wakeups = publishers.NewWakeups(d.Conn.JS, d.Conn.Names)
+	d.DeadLetters = publishers.NewDeadLetters(d.Conn.JS, d.Conn.Names)
 	d.publisher = publishers.New(d.Conn.JS, d.Conn.Names)
-	d.announcer = &consumers.Announcer{Ledger: d.Ledger, Records: d.Records, Names: d.Conn.Names, Log: log}
+	d.relay = &consumers.OutboxRelay{Ledger: d.Ledger, DeadLetters: d.DeadLetters, Names: d.Conn.Names, Log: log}
 	return d, nil
 }
 
-// Importer brings accounts into the desk's ledger.
-func (d *Desk) Importer() *Importer {
+// Importer brings accounts into control's ledger.
+func (d *Control) Importer() *Importer {
 	return &Importer{Ledger: d.Ledger, NATS: d.Conn, XURL: d.x.URL}
 }
 
-// Close frees what OpenDesk opened.
-func (d *Desk) Close() {
+// Close frees what OpenControl opened.
+func (d *Control) Close() {
 	if d.Conn != nil {
 		d.Conn.Close()
 	}
@@ -116,7 +116,7 @@ func FindRequest(ctx context.Context, ledger store.Requests, account, id string)
 
 // Cancel takes a request back and returns it as it is then. One that is
 // cancelled already stays so; published and failed ones are an error.
-func (d *Desk) Cancel(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
+func (d *Control) Cancel(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
 	found, err := FindRequest(ctx, d.Ledger, account, id)
 	if err != nil {
 		return jetpost.RequestStatus{}, err
@@ -137,7 +137,7 @@ func (d *Desk) Cancel(ctx context.Context, account, id string) (jetpost.RequestS
 // Unpublish asks for the deletion of what of a request is live, and takes it back where it
 // is unfinished. It returns the request as it is then: a worker deletes. One whose posts
 // are deleted already stays so. A dry run changes nothing.
-func (d *Desk) Unpublish(ctx context.Context, account, id string, dry bool) (jetpost.RequestStatus, error) {
+func (d *Control) Unpublish(ctx context.Context, account, id string, dry bool) (jetpost.RequestStatus, error) {
 	found, err := FindRequest(ctx, d.Ledger, account, id)
 	if err != nil {
 		return jetpost.RequestStatus{}, err
@@ -164,7 +164,7 @@ func nothingLive(r store.Record) bool {
 
 // Reschedule moves a request of which nothing was sent to another time, or to now
 // with one that is not ahead, and returns it as it is then.
-func (d *Desk) Reschedule(ctx context.Context, account, id string, at time.Time) (jetpost.RequestStatus, error) {
+func (d *Control) Reschedule(ctx context.Context, account, id string, at time.Time) (jetpost.RequestStatus, error) {
 	found, err := FindRequest(ctx, d.Ledger, account, id)
 	if err != nil {
 		return jetpost.RequestStatus{}, err
@@ -206,7 +206,7 @@ func notRescheduled(key store.Key, state jetpost.State) error {
 // Resolve settles the doubtful post of a request: it is live on X
 // with that id or, where that is empty, it is not live. It returns the request
 // as it is then.
-func (d *Desk) Resolve(ctx context.Context, account, id, postID string) (jetpost.RequestStatus, error) {
+func (d *Control) Resolve(ctx context.Context, account, id, postID string) (jetpost.RequestStatus, error) {
 	found, err := FindRequest(ctx, d.Ledger, account, id)
 	if err != nil {
 		return jetpost.RequestStatus{}, err
@@ -229,7 +229,7 @@ func (d *Desk) Resolve(ctx context.Context, account, id, postID string) (jetpost
 
 // Reconcile has the account's posts looked at at once for the doubtful post of a
 // request, also where that was given up. It returns the request as it is then.
-func (d *Desk) Reconcile(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
+func (d *Control) Reconcile(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
 	found, err := FindRequest(ctx, d.Ledger, account, id)
 	if err != nil {
 		return jetpost.RequestStatus{}, err
@@ -249,14 +249,14 @@ func noDoubt(r store.Record) error {
 	return fmt.Errorf("request %s of account %s is %s: none of its posts is in doubt", r.ID, r.Account, r.Status.State)
 }
 
-func (d *Desk) status(ctx context.Context, key store.Key) (jetpost.RequestStatus, error) {
+func (d *Control) status(ctx context.Context, key store.Key) (jetpost.RequestStatus, error) {
 	record, err := d.Ledger.Request(ctx, key)
 	return record.Status, databaseError(err)
 }
 
 // tell announces a change that is committed and has a worker look at it.
-func (d *Desk) tell(ctx context.Context, key store.Key) {
-	err := errors.Join(d.announcer.Announce(ctx, key), d.Bells.Ring(ctx, key.Account))
+func (d *Control) tell(ctx context.Context, key store.Key) {
+	err := errors.Join(d.relay.Announce(ctx, key), d.Wakeups.Wake(ctx, key.Account))
 	if err != nil {
 		d.log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 	}

@@ -16,33 +16,33 @@ func storeIn(dir string) func(*server.Options) {
 	return func(o *server.Options) { o.StoreDir = dir }
 }
 
-func TestBells(t *testing.T) {
+func TestWakeups(t *testing.T) {
 	t.Parallel()
 
 	t.Run("Ring replaces the ring before", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		bells := NewBells(tb.js, tb.names)
+		wakeups := NewWakeups(tb.js, tb.names)
 		for i := range 100 {
-			if err := bells.Ring(t.Context(), fmt.Sprintf("account-%d", i%2)); err != nil {
+			if err := wakeups.Wake(t.Context(), fmt.Sprintf("account-%d", i%2)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if n := tb.streamInfo(t, tb.names.LanesStream()).State.Msgs; n != 2 {
-			t.Errorf("two accounts have %d doorbells", n)
+			t.Errorf("two accounts have %d wake-ups", n)
 		}
 	})
 
 	t.Run("Ring reaches the lanes, also while one is in flight", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		bells := NewBells(tb.js, tb.names)
+		wakeups := NewWakeups(tb.js, tb.names)
 		lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := bells.Ring(t.Context(), "acme"); err != nil {
+			if err := wakeups.Wake(t.Context(), "acme"); err != nil {
 				t.Fatal(err)
 			}
 			msg, err := lanes.Next(jetstream.FetchMaxWait(patience)) // and no ack
@@ -56,7 +56,7 @@ func TestBells(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
 		at := time.Now().Add(900 * time.Millisecond)
-		if err := NewBells(tb.js, tb.names).WakeAt(t.Context(), "acme", at); err != nil {
+		if err := NewWakeups(tb.js, tb.names).WakeAt(t.Context(), "acme", at); err != nil {
 			t.Fatal(err)
 		}
 		msg := tb.next(t, tb.names.LanesStream(), jetpost.ConsumerLanes)
@@ -71,9 +71,9 @@ func TestBells(t *testing.T) {
 	t.Run("WakeAt replaces the wake-up before", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		bells := NewBells(tb.js, tb.names)
+		wakeups := NewWakeups(tb.js, tb.names)
 		for _, in := range []time.Duration{time.Hour, -time.Hour} {
-			if err := bells.WakeAt(t.Context(), "acme", time.Now().Add(in)); err != nil {
+			if err := wakeups.WakeAt(t.Context(), "acme", time.Now().Add(in)); err != nil {
 				t.Fatal(err)
 			}
 		}
