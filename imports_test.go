@@ -465,7 +465,7 @@ func TestAdmissionIsAskedInOnePlace(t *testing.T) {
 func TestAdmissionIsAskedInOnePlaceSeesCallers(t *testing.T) {
 	t.Parallel()
 	got := map[string][]string{}
-	source := `package p; func (r *run) f() { go func() { _, _ = r.gate.Stopped(now) }() }; func g(c *Client) { ask := c.RateShort; ask() }`
+	source := `package p; func (r *run) f() { go func() { _, _ = r.gate.Paused(now) }() }; func g(c *Client) { ask := c.RateShort; ask() }`
 	if err := findCallers("consumers/p.go", source, got); err != nil {
 		t.Fatal(err)
 	}

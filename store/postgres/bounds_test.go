@@ -103,12 +103,12 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
-		"BatchDone":       func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
-		"Begin":           func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
-		"BeginAttempt":    func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
-		"Cancel":          func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
-		"Key check value": func(ctx context.Context) error { _, _, err := st.KeyCheck(ctx); return err },
-		"CheckKeys":       st.CheckKeys,
+		"BatchDone":    func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
+		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
+		"BeginAttempt": func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
+		"Cancel":       func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
+		"KeyCheck":     func(ctx context.Context) error { _, _, err := st.KeyCheck(ctx); return err },
+		"CheckKeys":    st.CheckKeys,
 		"ClaimDue": func(ctx context.Context) error {
 			return first(st.ClaimDue(ctx, store.DueClaim{Round: p.round, Limit: 1, Pace: store.Pace{Lease: lease}, Now: p.now}))
 		},
@@ -214,10 +214,10 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			_, _, err := st.Unpublishing(ctx, p.lane)
 			return err
 		},
-		"Uploaded":    func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
-		"UseLink":     func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
-		"Waiting":     func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
-		"Anchor post": func(ctx context.Context) error { return first(st.Anchor(ctx, acme)) },
+		"Uploaded": func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
+		"UseLink":  func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
+		"Waiting":  func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
+		"Anchor":   func(ctx context.Context) error { return first(st.Anchor(ctx, acme)) },
 	}
 }
 
