@@ -411,8 +411,8 @@ type AccountStatus struct {
 
 // AppStatus is what an app event tells.
 type AppStatus struct {
-	// Scope is what stopped: publish, refresh or media.
-	Scope string `json:"scope"`
+	// Target is what stopped: publish, refresh or media.
+	Target string `json:"target"`
 	// Reason says why, and until when where that is known.
 	Reason *Reason `json:"reason,omitempty"`
 	// NextProbeAt is when X is asked whether it is over, where nobody knows the end.

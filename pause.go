@@ -4,17 +4,17 @@ import "time"
 
 // The scopes of a pause: those of the whole app and, the last one, of one account.
 const (
-	ScopePublish = "publish" // no posts of any account
-	ScopeRefresh = "refresh" // no token exchanges
-	ScopeMedia   = "media"   // no media uploads
-	ScopeAccount = "account" // no posts of one account
+	TargetPublish = "publish" // no posts of any account
+	TargetRefresh = "refresh" // no token exchanges
+	TargetMedia   = "media"   // no media uploads
+	TargetAccount = "account" // no posts of one account
 )
 
 // Pause keeps the whole app, or one account, from some calls to X: a stop for what X has
 // said, or a person's pause. The zero value is none.
 type Pause struct {
-	// Scope says whose calls it keeps back.
-	Scope string `json:"scope"`
+	// Target says whose calls it keeps back.
+	Target string `json:"target"`
 	// Reason is its cause, in X's words or a person's. Its Until is when the pause ends by
 	// itself; zero where nobody knows that, or a person ends it.
 	Reason Reason    `json:"reason"`
@@ -35,14 +35,14 @@ type Pause struct {
 // AccountPause is one account's, for as long as a person wants it: until then or, where
 // that is zero, until somebody resumes the account.
 func AccountPause(since, until time.Time, words string) Pause {
-	return Pause{Scope: ScopeAccount, Since: since, Reason: Reason{Code: CodeAccountPaused, Detail: words, Until: until}}
+	return Pause{Target: TargetAccount, Since: since, Reason: Reason{Code: CodeAccountPaused, Detail: words, Until: until}}
 }
 
 // BlockedPause is one account's for what X has said of it: until X, asked again after a
 // wait that doubles with each such answer, takes its calls, or somebody resumes it. The
 // zero wait asks nothing of X: what ends it is found elsewhere.
 func BlockedPause(since time.Time, code Code, words string, wait, maxWait time.Duration) Pause {
-	p := Pause{Scope: ScopeAccount, Since: since, Reason: Reason{Code: code, Detail: words}, Wait: wait, MaxWait: maxWait}
+	p := Pause{Target: TargetAccount, Since: since, Reason: Reason{Code: code, Detail: words}, Wait: wait, MaxWait: maxWait}
 	if wait > 0 {
 		p.NextProbeAt = since.Add(wait)
 	}
@@ -57,7 +57,7 @@ func (p Pause) ByHand() bool {
 // Active tells whether the pause holds at a time. One that ended by itself stays on
 // record until the next one, or until somebody clears it away.
 func (p Pause) Active(at time.Time) bool {
-	return p.Scope != "" && (p.Reason.Until.IsZero() || at.Before(p.Reason.Until))
+	return p.Target != "" && (p.Reason.Until.IsZero() || at.Before(p.Reason.Until))
 }
 
 // Blocked tells whether the pause holds at a time for what X has said.

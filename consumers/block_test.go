@@ -207,7 +207,7 @@ func TestAppRefused(t *testing.T) {
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: variant, Endpoint: xsim.EndpointCreatePost, Times: 1})
 				b.publish(t, "j1", thread("j1")...)
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-				stop, stopped := b.h.Gate.Paused(publishers.ScopePublish, time.Now())
+				stop, stopped := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
 				equal(t, "stopped", stopped, true)
 				equal(t, "for", stop.Reason.Code, code)
 				equal(t, "probed", stop.Probed(), true)
@@ -305,7 +305,7 @@ func TestUnruledRefusalsOfTheApp(t *testing.T) {
 			}
 			sleep(time.Minute)
 		}
-		stop, stopped := b.h.Gate.Paused(publishers.ScopePublish, time.Now())
+		stop, stopped := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
 		equal(t, "stopped", stopped, true)
 		equal(t, "for", stop.Reason.Code, jetpost.CodeAppRefused)
 		equal(t, "probed", stop.Probed(), true)

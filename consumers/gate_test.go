@@ -23,7 +23,7 @@ func newGate(b admission.PauseStore) *admission.Gate {
 	return admission.NewGate(b, "worker", 0, slog.New(slog.DiscardHandler))
 }
 
-func stopped(g *admission.Gate, scope admission.Scope) bool {
+func stopped(g *admission.Gate, scope admission.Target) bool {
 	_, ok := g.Paused(scope, time.Now())
 	return ok
 }
@@ -45,16 +45,16 @@ func TestGateWatch(t *testing.T) {
 	one, two := admission.NewGate(b.stops, "one", 0, b.log), admission.NewGate(b.stops, "two", 0, b.log)
 	pictures, err := b.stops.Watch(t.Context())
 	check(t, err)
-	check(t, one.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
+	check(t, one.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
 	for picture := range pictures {
-		if two.Learn(picture); stopped(two, admission.ScopePublish) {
+		if two.Learn(picture); stopped(two, admission.TargetPublish) {
 			break
 		}
 	}
 	equal(t, "consumer paused", b.paused(t), true)
-	check(t, b.stops.Clear(t.Context(), publishers.ScopePublish))
+	check(t, b.stops.Clear(t.Context(), publishers.TargetPublish))
 	for picture := range pictures {
-		if two.Learn(picture); !stopped(two, admission.ScopePublish) {
+		if two.Learn(picture); !stopped(two, admission.TargetPublish) {
 			break
 		}
 	}
@@ -66,11 +66,11 @@ func TestGateWatch(t *testing.T) {
 func TestEndOfUnsharedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	_, _, err := b.stops.Set(t.Context(), publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand}, Since: time.Now()})
+	_, _, err := b.stops.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand}, Since: time.Now()})
 	check(t, err)
 	g := admission.NewGate(b.stops, "worker", 0, b.log)
-	check(t, g.End(t.Context(), publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
-	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, g.End(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
+	_, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "the pause stands", there, true)
 }
@@ -194,7 +194,7 @@ func TestOutageOfADay(t *testing.T) {
 			}
 			return n
 		}
-		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, admission.ScopePublish) })
+		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, admission.TargetPublish) })
 		tried := posts()
 		if tried >= 2*admission.BreakerThreshold { // each worker counts by itself
 			t.Errorf("%d posts tried before the stop", tried)

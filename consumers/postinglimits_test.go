@@ -237,7 +237,7 @@ func TestPostingLimitExpireAfterPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := postingLimited(t, admission.PostingLimits{ExpireAfter: time.Hour})
 		b.h.Gate.Learn(publishers.Pauses{Pauses: []publishers.Pause{{
-			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
+			Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(10 * time.Hour)},
 		}}})
 		b.publish(t, "late", thread("late")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
@@ -351,14 +351,14 @@ func TestPausedApp(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", time.Minute) // whose token is to be renewed
 	now := time.Now()
-	pause := publishers.Pause{Scope: publishers.ScopePublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "for an audit"}}
+	pause := publishers.Pause{Target: publishers.TargetPublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "for an audit"}}
 	_, _, err := b.stops.Set(t.Context(), pause)
 	check(t, err)
 	equal(t, "consumer paused", b.paused(t), true)
 	h := b.lane()
 	h.Gate.Learn(publishers.Pauses{Pauses: []publishers.Pause{pause}})
-	check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
-	holds, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+	holds, _, err := b.stops.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "what stops the app", holds.Reason, pause.Reason)
 

@@ -98,9 +98,9 @@ func TestUntilIsAnEnd(t *testing.T) {
 			b.account(t, "acme", 0)
 			h := b.lane()
 			if c.probe || c.ends && c.stop.Code != jetpost.CodePausedByHand {
-				check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, c.stop, time.Now()))
+				check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, c.stop, time.Now()))
 			} else {
-				_, _, err := b.stops.Set(t.Context(), publishers.Pause{Scope: publishers.ScopePublish, Reason: c.stop, Since: time.Now()})
+				_, _, err := b.stops.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: c.stop, Since: time.Now()})
 				check(t, err)
 				b.learn(t, h.Gate)
 			}
@@ -146,7 +146,7 @@ func TestSecondCheck(t *testing.T) {
 	h := b.lane()
 	h.Ledger = &ledgerHook{Store: b.ledger, after: nth("begin", 1, func() error {
 		now := time.Now()
-		return h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now)
+		return h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now)
 	})}
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
@@ -400,12 +400,12 @@ func TestLaneAppPauses(t *testing.T) {
 			}
 			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 			equal(t, "consumer paused", b.paused(t), true)
-			stop, _, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+			stop, _, err := b.stops.Get(t.Context(), publishers.TargetPublish)
 			check(t, err)
 			equal(t, "code of the stop", stop.Reason.Code, test.code)
 
 			b.faults(t)
-			check(t, b.stops.Clear(t.Context(), publishers.ScopePublish))
+			check(t, b.stops.Clear(t.Context(), publishers.TargetPublish))
 			another := b.lane() // whose gate knows of no stop
 			for _, account := range []string{"acme", "bolt"} {
 				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppPaused, time.Now())
@@ -426,7 +426,7 @@ func TestLanePauseWithoutEnd(t *testing.T) {
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	h := b.lane()
-	check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeAppPaused}, time.Now()))
+	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppPaused}, time.Now()))
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	if !r.HoldUntil.After(time.Now()) {
@@ -930,7 +930,7 @@ func TestLaneStopsDuringUpload(t *testing.T) {
 		t.Parallel()
 		stopDuringUpload(t, func(h *PublishHandler, _ chan struct{}) {
 			now := time.Now()
-			check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+			check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 		})
 	})
 	t.Run("worker", func(t *testing.T) {
@@ -994,9 +994,9 @@ func TestLaneNoticesClearedPause(t *testing.T) {
 	b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
 	h := b.lane()
 	now := time.Now()
-	check(t, h.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
+	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
 	b.run(t, h, "acme")
-	check(t, b.stops.Clear(t.Context(), string(admission.ScopePublish)))
+	check(t, b.stops.Clear(t.Context(), string(admission.TargetPublish)))
 	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedPause+time.Minute), 10)
 	check(t, err)
 	equal(t, "lanes that look again", len(due), 1)

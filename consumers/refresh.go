@@ -105,7 +105,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 // and nobody would ever be told of it.
 func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	now := time.Now()
-	if stop, stopped := h.Refresher.Gate.Paused(admission.ScopeRefresh, now); stopped {
+	if stop, stopped := h.Refresher.Gate.Paused(admission.TargetRefresh, now); stopped {
 		h.Log.Warn("refresh.skipped", "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil
 	}
@@ -198,7 +198,7 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 	}
 	now := time.Now()
 	reason, held := r.Gate.Outage()
-	if stop, stopped := r.Gate.Paused(admission.ScopeRefresh, now); stopped {
+	if stop, stopped := r.Gate.Paused(admission.TargetRefresh, now); stopped {
 		reason, held = stop.Reason, true
 	}
 	if held {
@@ -254,7 +254,7 @@ func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest
 	if err := r.Room.Err(); err != nil {
 		return err
 	}
-	if stop, stopped := r.Gate.Paused(admission.ScopeRefresh, time.Now()); stopped {
+	if stop, stopped := r.Gate.Paused(admission.TargetRefresh, time.Now()); stopped {
 		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
 		return nil
 	}

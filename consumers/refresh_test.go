@@ -259,7 +259,7 @@ func TestRefreshAppRefused(t *testing.T) {
 	b.round(t, h)
 	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Failed: 2, Skipped: accounts - 2})
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
-	stop, ok, err := b.stops.Get(t.Context(), publishers.ScopeRefresh)
+	stop, ok, err := b.stops.Get(t.Context(), publishers.TargetRefresh)
 	check(t, err)
 	if !ok || stop.Reason.Code != jetpost.CodeAppMisconfigured || !stop.Active(time.Now()) {
 		t.Errorf("stop is %+v", stop)

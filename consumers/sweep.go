@@ -129,14 +129,14 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 // release tells that a stop is over, and lets go what was held by one that was ended
 // before its time. Whoever waits in the queue goes on by itself.
 func (s *Sweeper) release(ctx context.Context, now time.Time) error {
-	for _, scope := range []admission.Scope{admission.ScopePublish, admission.ScopeRefresh} {
+	for _, scope := range []admission.Target{admission.TargetPublish, admission.TargetRefresh} {
 		if stop, over := s.Gate.Over(scope, now); over {
 			if err := s.Gate.End(ctx, stop); err != nil {
 				return err
 			}
 		}
 	}
-	if _, stopped := s.Gate.Paused(admission.ScopePublish, now); stopped {
+	if _, stopped := s.Gate.Paused(admission.TargetPublish, now); stopped {
 		s.heldFrom = time.Time{}
 		return nil
 	}

@@ -359,12 +359,12 @@ func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	b.learn(t, s.Gate)
 	b.sweep(t, s)
 	h := b.lane(func(h *PublishHandler) { h.Gate = s.Gate })
-	check(t, s.Gate.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
+	check(t, s.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.purge(t, b.names.LanesStream())
 	b.work(t, h)
-	check(t, b.stops.Clear(t.Context(), publishers.ScopePublish)) // by another process
+	check(t, b.stops.Clear(t.Context(), publishers.TargetPublish)) // by another process
 	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }
 
@@ -377,7 +377,7 @@ func TestSweepFreesWhatIsHeldLate(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	late := admission.NewGate(b.stops, "late", 0, b.log)
 	late.Learn(publishers.Pauses{Pauses: []publishers.Pause{{
-		Scope: publishers.ScopePublish, Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)},
+		Target: publishers.TargetPublish, Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)},
 	}}})
 	s := b.sweeper("one")
 	check(t, s.Sweep(t.Context()))

@@ -103,7 +103,7 @@ func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion in
 	case refused && now.Sub(token.LastRefreshAt) < r.Timing.coolDown():
 		return token, nil
 	}
-	if stop, stopped := r.Gate.Paused(admission.ScopeRefresh, now); stopped {
+	if stop, stopped := r.Gate.Paused(admission.TargetRefresh, now); stopped {
 		return r.useOrHold(token, refused, jetpost.CodeAppPaused, stop.NextAt(), admission.PauseDetail(stop))
 	}
 	return r.renew(ctx, token, refused)
@@ -300,7 +300,7 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	now := time.Now()
 	failure, stop := r.judge(err, claim, now)
 	if stop.Code != "" {
-		if err := r.Gate.Pause(ctx, admission.ScopeRefresh, stop, now); err != nil {
+		if err := r.Gate.Pause(ctx, admission.TargetRefresh, stop, now); err != nil {
 			log.Error("app.pause_not_shared", "error", err)
 		}
 	}

@@ -35,7 +35,7 @@ const (
 	noteRaces = 10
 
 	// The names of what is kept.
-	desiredPauses     = "pause." // and the scope
+	desiredPauses     = "pause." // and the target
 	desiredCron       = "cron"
 	desiredSigningKey = "signing_key"
 )
@@ -43,8 +43,8 @@ const (
 // pauseBucket is the bucket in NATS, with the pause of the lanes' consumer.
 type pauseBucket interface {
 	admission.PauseStore
-	Get(ctx context.Context, scope string) (publishers.Pause, bool, error)
-	Clear(ctx context.Context, scope string) error
+	Get(ctx context.Context, target string) (publishers.Pause, bool, error)
+	Clear(ctx context.Context, target string) error
 	Restore(ctx context.Context, pause publishers.Pause) (bool, error)
 	Settle(ctx context.Context, now time.Time) (string, error)
 	Sweep(ctx context.Context) ([]string, error)
@@ -96,25 +96,25 @@ func same(a, b publishers.Pause) bool {
 	return err == nil && otherErr == nil && string(one) == string(other)
 }
 
-func (b *AppPauseControl) desired(ctx context.Context) (map[admission.Scope]desiredPause, error) {
+func (b *AppPauseControl) desired(ctx context.Context) (map[admission.Target]desiredPause, error) {
 	ctx, cancel := context.WithTimeout(ctx, noteWithin)
 	defer cancel()
 	all, err := b.Ledger.Desired(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pauses := map[admission.Scope]desiredPause{}
+	pauses := map[admission.Target]desiredPause{}
 	for _, k := range all {
-		scope, is := strings.CutPrefix(k.Name, desiredPauses)
+		target, is := strings.CutPrefix(k.Name, desiredPauses)
 		if !is {
 			continue
 		}
 		pause := desiredPause{}
 		if err := json.Unmarshal(k.Value, &pause); err != nil {
-			return nil, fmt.Errorf("read kept stop %s: %w", scope, err)
+			return nil, fmt.Errorf("read kept stop %s: %w", target, err)
 		}
-		pause.version, pause.Pause.Scope = k.Version, scope
-		pauses[admission.Scope(scope)] = pause
+		pause.version, pause.Pause.Target = k.Version, target
+		pauses[admission.Target(target)] = pause
 	}
 	return pauses, nil
 }
@@ -127,27 +127,27 @@ func (b *AppPauseControl) keep(ctx context.Context, k desiredPause) (bool, error
 	if err != nil {
 		return false, fmt.Errorf("encode stop: %w", err)
 	}
-	return b.Ledger.Keep(ctx, store.Desired{Name: desiredPauses + k.Pause.Scope, Value: value, Version: k.version})
+	return b.Ledger.Keep(ctx, store.Desired{Name: desiredPauses + k.Pause.Target, Value: value, Version: k.version})
 }
 
-// note changes what the ledger holds of a scope, whoever else does so too.
-func (b *AppPauseControl) note(ctx context.Context, scope admission.Scope, change func(desiredPause) (desiredPause, bool)) error {
+// note changes what the ledger holds of a target, whoever else does so too.
+func (b *AppPauseControl) note(ctx context.Context, target admission.Target, change func(desiredPause) (desiredPause, bool)) error {
 	for range noteRaces {
 		all, err := b.desired(ctx)
 		if err != nil {
 			return err
 		}
-		is := all[scope]
+		is := all[target]
 		next, changed := change(is)
 		if !changed {
 			return nil
 		}
-		next.version, next.Pause.Scope = is.version, string(scope)
+		next.version, next.Pause.Target = is.version, string(target)
 		if ok, err := b.keep(ctx, next); ok || err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("stop %s changed %d times meanwhile", scope, noteRaces)
+	return fmt.Errorf("stop %s changed %d times meanwhile", target, noteRaces)
 }
 
 // resumed tells whether the app was resumed since the stop was wanted, so that one
@@ -157,7 +157,7 @@ func (b *AppPauseControl) resumed(ctx context.Context, pause publishers.Pause) b
 		return false
 	}
 	all, err := b.desired(ctx)
-	is := all[admission.Scope(pause.Scope)]
+	is := all[admission.Target(pause.Target)]
 	return err == nil && is.Ended && is.EndedAt.After(pause.Since)
 }
 
@@ -168,7 +168,7 @@ func (b *AppPauseControl) Set(ctx context.Context, pause publishers.Pause) (publ
 		return publishers.Pause{}, false, nil
 	}
 	holds, changed, err := b.Bucket.Set(ctx, pause)
-	keptErr := b.note(ctx, admission.Scope(pause.Scope), func(is desiredPause) (desiredPause, bool) {
+	keptErr := b.note(ctx, admission.Target(pause.Target), func(is desiredPause) (desiredPause, bool) {
 		if err == nil {
 			return desiredPause{Pause: holds, Told: true}, is.Ended || !is.Told || !same(is.Pause, holds)
 		}
@@ -185,65 +185,65 @@ func (b *AppPauseControl) Set(ctx context.Context, pause publishers.Pause) (publ
 	case err != nil:
 		return publishers.Pause{}, false, errors.Join(err, keptErr)
 	case keptErr != nil: // Mend copies it
-		b.Log.Warn("stop.not_kept", "scope", pause.Scope, "error", keptErr)
+		b.Log.Warn("app.pause_not_stored", "target", pause.Target, "error", keptErr)
 	}
 	return holds, changed, nil
 }
 
 // Probe implements the gate's board. Who probes is the bucket's alone.
-func (b *AppPauseControl) Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Pause, bool, error) {
-	return b.Bucket.Probe(ctx, scope, worker, now, until)
+func (b *AppPauseControl) Probe(ctx context.Context, target, worker string, now, until time.Time) (publishers.Pause, bool, error) {
+	return b.Bucket.Probe(ctx, target, worker, now, until)
 }
 
 // End implements the gate's board.
 func (b *AppPauseControl) End(ctx context.Context, pause publishers.Pause) (bool, error) {
 	if err := b.tombstone(ctx, pause); err != nil {
-		return false, fmt.Errorf("resume %s: %w", pause.Scope, err)
+		return false, fmt.Errorf("resume %s: %w", pause.Target, err)
 	}
 	ended, err := b.Bucket.End(ctx, pause)
 	if err != nil || ended {
 		return ended, err
 	}
 	// Another one stands by now.
-	_, err = b.mendScope(ctx, admission.Scope(pause.Scope), time.Now())
+	_, err = b.mendTarget(ctx, admission.Target(pause.Target), time.Now())
 	return false, err
 }
 
 func (b *AppPauseControl) tombstone(ctx context.Context, pause publishers.Pause) error {
-	return b.note(ctx, admission.Scope(pause.Scope), func(is desiredPause) (desiredPause, bool) {
+	return b.note(ctx, admission.Target(pause.Target), func(is desiredPause) (desiredPause, bool) {
 		return desiredPause{Pause: pause, Told: true, Ended: true, EndedAt: time.Now()}, !is.Ended || !same(is.Pause, pause)
 	})
 }
 
-// Clear ends the stop of a scope for everybody, whether or not there is one, and
+// Clear ends the stop of a target for everybody, whether or not there is one, and
 // returns it.
-func (b *AppPauseControl) Clear(ctx context.Context, scope admission.Scope) (was publishers.Pause, err error) {
-	pause, there, err := b.Bucket.Get(ctx, string(scope))
+func (b *AppPauseControl) Clear(ctx context.Context, target admission.Target) (was publishers.Pause, err error) {
+	pause, there, err := b.Bucket.Get(ctx, string(target))
 	if err != nil {
 		return publishers.Pause{}, err
 	}
-	err = b.note(ctx, scope, func(is desiredPause) (desiredPause, bool) {
+	err = b.note(ctx, target, func(is desiredPause) (desiredPause, bool) {
 		if !there && is.version > 0 && !is.Ended {
 			pause = is.Pause // which the bucket was not told of, or has lost
 		}
 		return desiredPause{Pause: pause, Told: true, Ended: true, EndedAt: time.Now()}, is.version > 0 || there
 	})
 	if err != nil {
-		return publishers.Pause{}, fmt.Errorf("resume %s: %w", scope, err)
+		return publishers.Pause{}, fmt.Errorf("resume %s: %w", target, err)
 	}
-	return pause, b.Bucket.Clear(ctx, string(scope))
+	return pause, b.Bucket.Clear(ctx, string(target))
 }
 
 // Mend compares the ledger, the bucket and the pause of the lanes' consumer, and makes
 // each what it should be. It returns a sentence for each thing that was wrong.
 func (b *AppPauseControl) Mend(ctx context.Context, now time.Time) (mended []string, err error) {
 	forged, err := b.Bucket.Sweep(ctx)
-	for _, scope := range forged {
-		mended = append(mended, "what stood for a stop of "+scope+" was written by no worker")
+	for _, target := range forged {
+		mended = append(mended, "what stood for a stop of "+target+" was written by no worker")
 	}
 	failures := []error{err}
-	for _, scope := range publishers.Scopes() {
-		what, err := b.mendScope(ctx, admission.Scope(scope), now)
+	for _, target := range publishers.Targets() {
+		what, err := b.mendTarget(ctx, admission.Target(target), now)
 		if what != "" {
 			mended = append(mended, what)
 		}
@@ -256,10 +256,10 @@ func (b *AppPauseControl) Mend(ctx context.Context, now time.Time) (mended []str
 	return mended, errors.Join(append(failures, err)...)
 }
 
-// mendScope reads the bucket first: a stop that is resumed after that has ended in the
+// mendTarget reads the bucket first: a stop that is resumed after that has ended in the
 // ledger, too, once it is read there.
-func (b *AppPauseControl) mendScope(ctx context.Context, scope admission.Scope, now time.Time) (mended string, err error) {
-	pause, there, err := b.Bucket.Get(ctx, string(scope))
+func (b *AppPauseControl) mendTarget(ctx context.Context, target admission.Target, now time.Time) (mended string, err error) {
+	pause, there, err := b.Bucket.Get(ctx, string(target))
 	if err != nil {
 		return "", err
 	}
@@ -267,8 +267,8 @@ func (b *AppPauseControl) mendScope(ctx context.Context, scope admission.Scope, 
 	if err != nil {
 		return "", err
 	}
-	is := all[scope]
-	name := "the stop of " + string(scope)
+	is := all[target]
+	name := "the stop of " + string(target)
 	switch {
 	case there && is.Ended && (same(is.Pause, pause) || pause.Since.Add(noteWithin).Before(is.EndedAt)):
 		if ended, err := b.Bucket.End(ctx, pause); err != nil || !ended {
@@ -315,7 +315,7 @@ func (b *AppPauseControl) complete(ctx context.Context, view publishers.Pauses, 
 func with(view publishers.Pauses, pauses []publishers.Pause) publishers.Pauses {
 	shown := view.Pauses
 	for _, pause := range pauses {
-		if !slices.ContainsFunc(shown, func(s publishers.Pause) bool { return s.Scope == pause.Scope }) {
+		if !slices.ContainsFunc(shown, func(s publishers.Pause) bool { return s.Target == pause.Target }) {
 			view.Pauses = append(slices.Clone(view.Pauses), pause)
 		}
 	}
@@ -325,8 +325,8 @@ func with(view publishers.Pauses, pauses []publishers.Pause) publishers.Pauses {
 // DesiredPauses are the stops in force, as the ledger has them.
 func DesiredPauses(ctx context.Context, ledger desiredStore, now time.Time) (pauses []publishers.Pause, err error) {
 	all, err := (&AppPauseControl{Ledger: ledger}).desired(ctx)
-	for _, scope := range publishers.Scopes() {
-		if is := all[admission.Scope(scope)]; is.holds(now) {
+	for _, target := range publishers.Targets() {
+		if is := all[admission.Target(target)]; is.holds(now) {
 			pauses = append(pauses, is.Pause)
 		}
 	}

@@ -66,7 +66,7 @@ func (b *testBundle) remake(t *testing.T) {
 }
 
 func byHand(now time.Time) publishers.Pause {
-	return publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: now}
+	return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: now}
 }
 
 // TestPauseOutlivesBucket: a bucket that was deleted and comes back empty forgets no
@@ -76,11 +76,11 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	b := setup(t)
 	control := b.control()
 	g := admission.NewGate(control, "worker", 0, b.log)
-	other := publishers.Pause{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
+	other := publishers.Pause{Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
 	for range 3 { // so that the revisions of the new bucket are behind
 		_, _, err := control.Set(t.Context(), byHand(time.Now()))
 		check(t, err)
-		_, err = control.Clear(t.Context(), admission.ScopePublish)
+		_, err = control.Clear(t.Context(), admission.TargetPublish)
 		check(t, err)
 	}
 	for _, stop := range []publishers.Pause{byHand(time.Now()), other} {
@@ -88,7 +88,7 @@ func TestPauseOutlivesBucket(t *testing.T) {
 		check(t, err)
 	}
 	b.follow(t, control, g)
-	eventually(t, "the gate knows of both", func() bool { return stopped(g, admission.ScopePublish) && stopped(g, admission.ScopeRefresh) })
+	eventually(t, "the gate knows of both", func() bool { return stopped(g, admission.TargetPublish) && stopped(g, admission.TargetRefresh) })
 
 	b.remake(t)
 	forgot := make(chan struct{})
@@ -97,20 +97,20 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	var watched sync.WaitGroup
 	watched.Go(func() {
 		for ctx.Err() == nil {
-			if !stopped(g, admission.ScopePublish) {
+			if !stopped(g, admission.TargetPublish) {
 				once.Do(func() { close(forgot) })
 			}
 			pause(ctx, time.Millisecond)
 		}
 	})
 	eventually(t, "the gate watches the new bucket, while it is empty", func() bool {
-		stop, is := g.Paused(admission.ScopePublish, time.Now())
+		stop, is := g.Paused(admission.TargetPublish, time.Now())
 		return is && stop.Revision == 0
 	})
 	equal(t, "mended", b.mend(t, control), "the stop of publish was lost; the stop of refresh was lost")
 	equal(t, "mended again", b.mend(t, control), "")
 	eventually(t, "the gate watches the new bucket", func() bool {
-		stop, is := g.Paused(admission.ScopePublish, time.Now())
+		stop, is := g.Paused(admission.TargetPublish, time.Now())
 		return is && stop.Revision > 0
 	})
 	cancel()
@@ -121,13 +121,13 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	default:
 	}
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
-	_, err := control.Clear(t.Context(), admission.ScopePublish)
+	_, err := control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
-	eventually(t, "the gate hears of the resume", func() bool { return !stopped(g, admission.ScopePublish) })
-	equal(t, "another scope is stopped", stopped(g, admission.ScopeRefresh), true)
+	eventually(t, "the gate hears of the resume", func() bool { return !stopped(g, admission.TargetPublish) })
+	equal(t, "another scope is stopped", stopped(g, admission.TargetRefresh), true)
 	_, _, err = control.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
-	eventually(t, "the gate hears of the next stop", func() bool { return stopped(g, admission.ScopePublish) })
+	eventually(t, "the gate hears of the next stop", func() bool { return stopped(g, admission.TargetPublish) })
 }
 
 // TestPauseWithoutBucket: while there is no bucket the ledger tells.
@@ -141,7 +141,7 @@ func TestPauseWithoutBucket(t *testing.T) {
 	}
 	g := admission.NewGate(control, "worker", 0, b.log)
 	b.follow(t, control, g)
-	eventually(t, "the gate knows of it", func() bool { return stopped(g, admission.ScopePublish) })
+	eventually(t, "the gate knows of it", func() bool { return stopped(g, admission.TargetPublish) })
 	if _, err := control.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
 		t.Errorf("what Mend says without a bucket is %v, with the hint %q", err, publishers.Hint(err))
 	}
@@ -178,13 +178,13 @@ func TestResumeThatDied(t *testing.T) {
 			check(t, err)
 			dying := b.control()
 			dies.die(b, dying)
-			if _, err := dying.Clear(t.Context(), admission.ScopePublish); !errors.Is(err, died) {
+			if _, err := dying.Clear(t.Context(), admission.TargetPublish); !errors.Is(err, died) {
 				t.Fatalf("resume: %v", err)
 			}
 			equal(t, "the lanes are paused", b.lanesPaused(t), true)
 			equal(t, "mended", b.mend(t, control), dies.mended)
 			equal(t, "the lanes are paused", b.lanesPaused(t), false)
-			_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+			_, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
 			check(t, err)
 			equal(t, "a stop stands", there, false)
 			equal(t, "mended again", b.mend(t, control), "")
@@ -248,18 +248,18 @@ func TestPauseToldLater(t *testing.T) {
 	control := &AppPauseControl{Bucket: awayStore{b.stops, &natsAway}, Ledger: awayKeeper{b.ledger, &ledgerAway}, Log: b.log}
 	g := admission.NewGate(control, "worker", 0, b.log)
 	stop := func() error {
-		return g.Pause(t.Context(), admission.ScopePublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(time.Hour)}, time.Now().Add(-time.Minute))
+		return g.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(time.Hour)}, time.Now().Add(-time.Minute))
 	}
 	if err := stop(); !errors.Is(err, errAway) {
 		t.Fatalf("stop: %v", err)
 	}
 	natsAway, ledgerAway = false, false
 	check(t, g.Retell(t.Context(), time.Now()))
-	told, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	told, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "told", there && told.Reason.Code == jetpost.CodeUsageCapped, true)
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
-	_, err = control.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 
 	// The ledger alone hears of it, and its worker dies.
@@ -278,11 +278,11 @@ func TestPauseToldLater(t *testing.T) {
 		t.Fatalf("stop: %v", err)
 	}
 	natsAway = false
-	_, err = control.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 	check(t, g.Retell(t.Context(), time.Now()))
 	equal(t, "the lanes are paused", b.lanesPaused(t), false)
-	equal(t, "the worker is stopped", stopped(g, admission.ScopePublish), false)
+	equal(t, "the worker is stopped", stopped(g, admission.TargetPublish), false)
 }
 
 // TestUpkeepCopiesPauses: what a worker has set while it could not reach the ledger is
@@ -296,7 +296,7 @@ func TestUpkeepCopiesPauses(t *testing.T) {
 	equal(t, "mended", b.mend(t, control), "")
 	b.remake(t)
 	equal(t, "mended", b.mend(t, control), "the stop of publish was lost")
-	_, err = control.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 	b.remake(t)
 	equal(t, "mended after the resume", b.mend(t, control), "")
@@ -410,16 +410,16 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 	_, _, err := control.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
 	for _, signer := range signers {
-		_, there, err := forged.Signed(signer).Get(t.Context(), publishers.ScopePublish)
+		_, there, err := forged.Signed(signer).Get(t.Context(), publishers.TargetPublish)
 		check(t, err)
 		equal(t, "is believed by all", there, true)
 	}
 
 	kv, err := b.js.KeyValue(t.Context(), b.names.LimitsBucket())
 	check(t, err)
-	_, err = kv.PutString(t.Context(), "pause.publish", `{"scope":"publish","reason":{"code":"x_outage","until":"2020-01-01T00:00:00Z"}}`)
+	_, err = kv.PutString(t.Context(), "pause.publish", `{"target":"publish","reason":{"code":"x_outage","until":"2020-01-01T00:00:00Z"}}`)
 	check(t, err)
-	_, err = kv.PutString(t.Context(), "pause.refresh", `{"scope":"refresh","reason":{"code":"paused_by_hand"}}`)
+	_, err = kv.PutString(t.Context(), "pause.refresh", `{"target":"refresh","reason":{"code":"paused_by_hand"}}`)
 	check(t, err)
 	equal(t, "mended", b.mend(t, control), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
 	equal(t, "mended again", b.mend(t, control), "")
@@ -427,21 +427,21 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 	// A true one of before, of which everybody was told that it is over.
 	entry, err := kv.Get(t.Context(), "pause.publish")
 	check(t, err)
-	_, err = control.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 	later := byHand(time.Now().Add(time.Minute))
 	_, _, err = control.Set(t.Context(), later)
 	check(t, err)
-	_, err = control.Clear(t.Context(), admission.ScopePublish)
+	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
-	check(t, control.note(t.Context(), admission.ScopePublish, func(is desiredPause) (desiredPause, bool) {
+	check(t, control.note(t.Context(), admission.TargetPublish, func(is desiredPause) (desiredPause, bool) {
 		is.EndedAt = is.EndedAt.Add(2 * time.Minute) // as time passes
 		return is, true
 	}))
 	_, err = kv.Put(t.Context(), "pause.publish", entry.Value())
 	check(t, err)
 	equal(t, "an old one", b.mend(t, control), "the stop of publish had been resumed, and was not ended")
-	_, there, err := b.stops.Get(t.Context(), publishers.ScopePublish)
+	_, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "is there", there, false)
 

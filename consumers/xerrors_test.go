@@ -210,8 +210,8 @@ func tokenAnswer(t *testing.T, row errorRow) {
 	equal(t, "outcome", outcome, row["outcome"])
 	stop := stops.Pause.Reason.Code
 	if stop != "" {
-		equal(t, "scope of the stop", stops.Pause.Scope, publishers.ScopeRefresh)
-		equal(t, "stop holds", stopped(r.Gate, admission.ScopeRefresh), true)
+		equal(t, "scope of the stop", stops.Pause.Target, publishers.TargetRefresh)
+		equal(t, "stop holds", stopped(r.Gate, admission.TargetRefresh), true)
 	}
 	equal(t, "stop", string(stop), row["stop"])
 	equal(t, "next try", nextTry(left, before, r, asked, stop), row["next try"])
@@ -966,7 +966,7 @@ func became(r store.Record, stop publishers.Pause) outcome {
 		o.verdict = "doubtful"
 	case r.Status.State == jetpost.StateHeld && blocks(r.Status.Reason.Code):
 		o.verdict = "blocked"
-	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppPaused && stop.Scope == string(admission.ScopePublish):
+	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppPaused && stop.Target == string(admission.TargetPublish):
 		o = outcome{"stop", string(stop.Reason.Code), stop.NextAt()}
 	}
 	return o

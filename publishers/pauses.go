@@ -19,12 +19,12 @@ import (
 
 // The scopes of a stop. With the first the lanes' consumer is paused, too.
 const (
-	ScopePublish = jetpost.ScopePublish
-	ScopeRefresh = jetpost.ScopeRefresh
-	ScopeMedia   = jetpost.ScopeMedia
+	TargetPublish = jetpost.TargetPublish
+	TargetRefresh = jetpost.TargetRefresh
+	TargetMedia   = jetpost.TargetMedia
 )
 
-var scopes = [...]string{ScopePublish, ScopeRefresh, ScopeMedia}
+var targets = [...]string{TargetPublish, TargetRefresh, TargetMedia}
 
 // pauseForever is how long the lanes' consumer pauses for a stop without an
 // end: longer than any installation lives.
@@ -38,11 +38,11 @@ type Pause = jetpost.Pause
 
 // Pauses is what stops there are, as of a revision of the bucket.
 type Pauses struct {
-	Pauses   []Pause // sorted by scope
+	Pauses   []Pause // sorted by target
 	Revision uint64
 }
 
-// AppPauses are the stops of the whole app, one a scope, which all workers share.
+// AppPauses are the stops of the whole app, one a target, which all workers share.
 // The bucket is the truth; the pause of the lanes' consumer is its effect.
 // Messages that a worker has already pulled are not held back by it, so workers
 // must look at the stops, too.
@@ -65,52 +65,52 @@ func (s *AppPauses) Signed(signer Signer) *AppPauses {
 	return &AppPauses{js: s.js, names: s.names, signer: signer}
 }
 
-// Set stops a scope and returns the stop that now holds. Of several the one
+// Set stops a target and returns the stop that now holds. Of several the one
 // that ends last holds: a worker that saw the shorter limit must not shorten
 // another's stop. One that prolongs a stop keeps its Since.
 //
 // A stop that is new, or ends later than before, is told as an event. On an
 // error the stop may be set: Set it again.
 func (s *AppPauses) Set(ctx context.Context, pause Pause) (holds Pause, changed bool, err error) {
-	if !slices.Contains(scopes[:], pause.Scope) {
-		return Pause{}, false, fmt.Errorf("stop %q: want scope %s, %s or %s", pause.Scope, ScopePublish, ScopeRefresh, ScopeMedia)
+	if !slices.Contains(targets[:], pause.Target) {
+		return Pause{}, false, fmt.Errorf("stop %q: want target %s, %s or %s", pause.Target, TargetPublish, TargetRefresh, TargetMedia)
 	}
 	kv, err := s.bucket(ctx)
 	if err == nil {
 		holds, changed, err = s.write(ctx, kv, pause)
 	}
 	if err == nil {
-		err = s.align(ctx, kv, pause.Scope)
+		err = s.align(ctx, kv, pause.Target)
 	}
 	if err == nil && changed {
 		err = s.tell(ctx, jetpost.EventAppPaused, holds)
 	}
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("stop %s: %w", pause.Scope, err)
+		return Pause{}, false, fmt.Errorf("stop %s: %w", pause.Target, err)
 	}
 	return holds, changed, nil
 }
 
-// tell publishes that a scope was stopped or resumed.
+// tell publishes that a target was stopped or resumed.
 func (s *AppPauses) tell(ctx context.Context, t jetpost.EventType, pause Pause) error {
 	return NewDeadLetters(s.js, s.names).Event(ctx, s.names.EventSubject(t, "", ""), jetpost.Event{
 		EventID: uuid.NewString(), Type: t, Time: time.Now().UTC(),
-		App: &jetpost.AppStatus{Scope: pause.Scope, Reason: &pause.Reason, NextProbeAt: pause.NextProbeAt},
+		App: &jetpost.AppStatus{Target: pause.Target, Reason: &pause.Reason, NextProbeAt: pause.NextProbeAt},
 	})
 }
 
 // Clear ends a stop for everybody before its time, whether or not there is one.
-func (s *AppPauses) Clear(ctx context.Context, scope string) error {
+func (s *AppPauses) Clear(ctx context.Context, target string) error {
 	kv, err := s.bucket(ctx)
 	var was Pause
 	if err == nil {
-		was, _, err = s.read(ctx, kv, scope)
+		was, _, err = s.read(ctx, kv, target)
 	}
 	if err == nil {
-		err = s.end(ctx, kv, scope, was)
+		err = s.end(ctx, kv, target, was)
 	}
 	if err != nil {
-		return fmt.Errorf("resume %s: %w", scope, err)
+		return fmt.Errorf("resume %s: %w", target, err)
 	}
 	return nil
 }
@@ -120,26 +120,26 @@ func (s *AppPauses) Clear(ctx context.Context, scope string) error {
 func (s *AppPauses) End(ctx context.Context, pause Pause) (bool, error) {
 	kv, err := s.bucket(ctx)
 	if err == nil {
-		err = s.end(ctx, kv, pause.Scope, pause, jetstream.LastRevision(pause.Revision))
+		err = s.end(ctx, kv, pause.Target, pause, jetstream.LastRevision(pause.Revision))
 	}
 	switch {
 	case lostRace(err):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("resume %s: %w", pause.Scope, err)
+		return false, fmt.Errorf("resume %s: %w", pause.Target, err)
 	}
 	return true, nil
 }
 
 // end removes a stop, and tells that it is over.
-func (s *AppPauses) end(ctx context.Context, kv jetstream.KeyValue, scope string, was Pause, opts ...jetstream.KVDeleteOpt) error {
+func (s *AppPauses) end(ctx context.Context, kv jetstream.KeyValue, target string, was Pause, opts ...jetstream.KVDeleteOpt) error {
 	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, kv.Delete(ctx, pausePrefix+scope, opts...)
+		return struct{}{}, kv.Delete(ctx, pausePrefix+target, opts...)
 	})
 	if err == nil {
-		err = s.align(ctx, kv, scope)
+		err = s.align(ctx, kv, target)
 	}
-	if err == nil && was.Scope != "" {
+	if err == nil && was.Target != "" {
 		err = s.tell(ctx, jetpost.EventAppResumed, was)
 	}
 	return err
@@ -147,11 +147,11 @@ func (s *AppPauses) end(ctx context.Context, kv jetstream.KeyValue, scope string
 
 // Probe lets a worker find out, until then, whether a stop is over. Of several that
 // ask at once one may. It tells of the stop as it is now.
-func (s *AppPauses) Probe(ctx context.Context, scope, worker string, now, until time.Time) (pause Pause, mine bool, err error) {
+func (s *AppPauses) Probe(ctx context.Context, target, worker string, now, until time.Time) (pause Pause, mine bool, err error) {
 	kv, err := s.bucket(ctx)
 	var revision uint64
 	if err == nil {
-		pause, revision, err = s.read(ctx, kv, scope)
+		pause, revision, err = s.read(ctx, kv, target)
 	}
 	if err == nil && pause.Due(now) {
 		claimed := pause
@@ -160,21 +160,21 @@ func (s *AppPauses) Probe(ctx context.Context, scope, worker string, now, until 
 		switch {
 		case err == nil:
 			pause, mine = claimed, true
-			err = s.align(ctx, kv, scope)
+			err = s.align(ctx, kv, target)
 		case lostRace(err):
-			pause, _, err = s.read(ctx, kv, scope)
+			pause, _, err = s.read(ctx, kv, target)
 		}
 	}
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("probe %s: %w", scope, err)
+		return Pause{}, false, fmt.Errorf("probe %s: %w", target, err)
 	}
 	return pause, mine, nil
 }
 
 // All are the stops on record, also those that have ended by themselves.
 func (s *AppPauses) All(ctx context.Context) (all []Pause, err error) {
-	for _, scope := range scopes {
-		pause, there, err := s.Get(ctx, scope)
+	for _, target := range targets {
+		pause, there, err := s.Get(ctx, target)
 		if err != nil {
 			return nil, err
 		}
@@ -185,18 +185,18 @@ func (s *AppPauses) All(ctx context.Context) (all []Pause, err error) {
 	return all, nil
 }
 
-// Get is the stop of a scope, also where it has ended by itself; false where
+// Get is the stop of a target, also where it has ended by itself; false where
 // there is none.
-func (s *AppPauses) Get(ctx context.Context, scope string) (Pause, bool, error) {
+func (s *AppPauses) Get(ctx context.Context, target string) (Pause, bool, error) {
 	kv, err := s.bucket(ctx)
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("read stop %s: %w", scope, err)
+		return Pause{}, false, fmt.Errorf("read stop %s: %w", target, err)
 	}
-	pause, _, err := s.read(ctx, kv, scope)
+	pause, _, err := s.read(ctx, kv, target)
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("read stop %s: %w", scope, err)
+		return Pause{}, false, fmt.Errorf("read stop %s: %w", target, err)
 	}
-	return pause, pause.Scope != "", nil
+	return pause, pause.Target != "", nil
 }
 
 // Watch yields all stops: once as they are, complete, and
@@ -244,27 +244,27 @@ func (s *AppPauses) watch(ctx context.Context, watcher jetstream.KeyWatcher, sna
 			}
 		}
 		if complete {
-			shown.Pauses = slices.SortedFunc(maps.Values(pauses), func(a, b Pause) int { return cmp.Compare(a.Scope, b.Scope) })
+			shown.Pauses = slices.SortedFunc(maps.Values(pauses), func(a, b Pause) int { return cmp.Compare(a.Target, b.Target) })
 			out = snapshots
 		}
 	}
 }
 
 func (s *AppPauses) apply(pauses map[string]Pause, entry jetstream.KeyValueEntry) {
-	scope := strings.TrimPrefix(entry.Key(), pausePrefix)
+	target := strings.TrimPrefix(entry.Key(), pausePrefix)
 	if entry.Operation() == jetstream.KeyValuePut {
-		if pause := s.decode(scope, entry); pause.Scope != "" {
-			pauses[scope] = pause
+		if pause := s.decode(target, entry); pause.Target != "" {
+			pauses[target] = pause
 			return
 		}
 	}
-	delete(pauses, scope)
+	delete(pauses, target)
 }
 
 // write stores the stop that stands once it is set.
 func (s *AppPauses) write(ctx context.Context, kv jetstream.KeyValue, pause Pause) (holds Pause, changed bool, err error) {
 	for range maxRaces {
-		current, revision, err := s.read(ctx, kv, pause.Scope)
+		current, revision, err := s.read(ctx, kv, pause.Target)
 		if err != nil {
 			return Pause{}, false, err
 		}
@@ -285,36 +285,36 @@ func (s *AppPauses) write(ctx context.Context, kv jetstream.KeyValue, pause Paus
 func (s *AppPauses) put(ctx context.Context, kv jetstream.KeyValue, pause Pause, revision uint64) (uint64, error) {
 	value, err := json.Marshal(pause)
 	if err == nil {
-		value, err = s.signer.close(pausePrefix+pause.Scope, value)
+		value, err = s.signer.close(pausePrefix+pause.Target, value)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("encode stop: %w", err)
 	}
 	return ask(ctx, func(ctx context.Context) (uint64, error) {
 		if revision == 0 {
-			return kv.Create(ctx, pausePrefix+pause.Scope, value)
+			return kv.Create(ctx, pausePrefix+pause.Target, value)
 		}
-		return kv.Update(ctx, pausePrefix+pause.Scope, value, revision)
+		return kv.Update(ctx, pausePrefix+pause.Target, value, revision)
 	})
 }
 
 // align makes the lanes' consumer pause as the stop on record says. The last
 // call to the consumer wins, so each looks once more afterwards: whoever was
 // overtaken by a later stop, or by its end, applies that one.
-func (s *AppPauses) align(ctx context.Context, kv jetstream.KeyValue, scope string) error {
-	if scope != ScopePublish {
+func (s *AppPauses) align(ctx context.Context, kv jetstream.KeyValue, target string) error {
+	if target != TargetPublish {
 		return nil
 	}
-	pause, revision, err := s.read(ctx, kv, scope)
+	pause, revision, err := s.read(ctx, kv, target)
 	for range maxRaces {
 		if err != nil {
 			return err
 		}
-		if err := s.pause(ctx, pause, pause.Scope != ""); err != nil {
+		if err := s.pause(ctx, pause, pause.Target != ""); err != nil {
 			return fmt.Errorf("pause consumer %s: %w", jetpost.ConsumerLanes, err)
 		}
 		applied := revision
-		if pause, revision, err = s.read(ctx, kv, scope); err == nil && revision == applied {
+		if pause, revision, err = s.read(ctx, kv, target); err == nil && revision == applied {
 			return nil
 		}
 	}
@@ -338,9 +338,9 @@ func (s *AppPauses) pause(ctx context.Context, pause Pause, paused bool) error {
 
 // read is the stop on record and the revision of what stands there, 0 where that is
 // nothing. What is not believed is the zero stop.
-func (s *AppPauses) read(ctx context.Context, kv jetstream.KeyValue, scope string) (Pause, uint64, error) {
+func (s *AppPauses) read(ctx context.Context, kv jetstream.KeyValue, target string) (Pause, uint64, error) {
 	entry, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
-		return kv.Get(ctx, pausePrefix+scope)
+		return kv.Get(ctx, pausePrefix+target)
 	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return Pause{}, 0, nil
@@ -348,13 +348,13 @@ func (s *AppPauses) read(ctx context.Context, kv jetstream.KeyValue, scope strin
 	if err != nil {
 		return Pause{}, 0, err
 	}
-	return s.decode(scope, entry), entry.Revision(), nil
+	return s.decode(target, entry), entry.Revision(), nil
 }
 
 // decode believes only what the seal is upon. It takes a value that cannot be read for a stop without an end:
 // somebody wanted to stop something, and a person can resume. An older worker says a
 // probe in other words, which are believed.
-func (s *AppPauses) decode(scope string, entry jetstream.KeyValueEntry) Pause {
+func (s *AppPauses) decode(target string, entry jetstream.KeyValueEntry) Pause {
 	value, believed := s.signer.open(entry.Key(), entry.Value())
 	if !believed {
 		return Pause{}
@@ -369,7 +369,7 @@ func (s *AppPauses) decode(scope string, entry jetstream.KeyValueEntry) Pause {
 	if is.Probe && is.NextProbeAt.IsZero() {
 		is.NextProbeAt, is.Reason.Until = is.Reason.Until, time.Time{}
 	}
-	is.Scope, is.Revision = scope, entry.Revision()
+	is.Target, is.Revision = target, entry.Revision()
 	return is.Pause
 }
 

@@ -19,7 +19,7 @@ func TestAppPauses(t *testing.T) {
 	hours := func(n int) time.Time { return time.Now().UTC().Truncate(time.Second).Add(time.Duration(n) * time.Hour) }
 	until := func(at time.Time) Pause {
 		return Pause{
-			Scope:  ScopePublish,
+			Target:  TargetPublish,
 			Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Detail: "why", Until: at},
 			Since:  hours(0),
 		}
@@ -48,7 +48,7 @@ func TestAppPauses(t *testing.T) {
 			}
 		}
 		for range 2 { // and here too
-			if err := stops.Clear(t.Context(), ScopePublish); err != nil {
+			if err := stops.Clear(t.Context(), TargetPublish); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -60,7 +60,7 @@ func TestAppPauses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got = append(got, string(e.Type)+" "+e.App.Scope)
+			got = append(got, string(e.Type)+" "+e.App.Target)
 			if len(got) == 3 {
 				break
 			}
@@ -84,11 +84,11 @@ func TestAppPauses(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 { // also where there is nothing to clear
-			if err := stops.Clear(t.Context(), ScopePublish); err != nil {
+			if err := stops.Clear(t.Context(), TargetPublish); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, ok, err := stops.Get(t.Context(), ScopePublish); ok || err != nil {
+		if _, ok, err := stops.Get(t.Context(), TargetPublish); ok || err != nil {
 			t.Errorf("a cleared stop is still there: %v", err)
 		}
 		tb.next(t, tb.names.LanesStream(), jetpost.ConsumerLanes)
@@ -101,14 +101,14 @@ func TestAppPauses(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
 		stop := until(hours(1))
-		stop.Scope = ScopeRefresh
+		stop.Target = TargetRefresh
 		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), stop); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := paused(t, tb); ok {
 			t.Error("a stop of refreshes pauses the lanes")
 		}
-		stop.Scope = "all"
+		stop.Target = "all"
 		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), stop); err == nil {
 			t.Error("an unknown scope was taken")
 		}
@@ -139,7 +139,7 @@ func TestAppPauses(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		got, ok, err := stops.Get(t.Context(), ScopePublish)
+		got, ok, err := stops.Get(t.Context(), TargetPublish)
 		if err != nil || !ok || !got.Reason.Until.Equal(ends[writers-1]) {
 			t.Errorf("stop is %+v, %v, %v; want until %v", got, ok, err, ends[writers-1])
 		}
@@ -158,7 +158,7 @@ func TestAppPauses(t *testing.T) {
 				wg.Go(func() {
 					var err error
 					if i%3 == 0 {
-						err = stops.Clear(t.Context(), ScopePublish)
+						err = stops.Clear(t.Context(), TargetPublish)
 					} else {
 						_, _, err = stops.Set(t.Context(), until(hours(i)))
 					}
@@ -168,7 +168,7 @@ func TestAppPauses(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			_, stopped, err := stops.Get(t.Context(), ScopePublish)
+			_, stopped, err := stops.Get(t.Context(), TargetPublish)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -196,7 +196,7 @@ func TestAppPauses(t *testing.T) {
 			{until(hours(99)), false},
 			{until(time.Time{}), false},
 		} {
-			before, _, err := stops.Get(t.Context(), ScopePublish)
+			before, _, err := stops.Get(t.Context(), TargetPublish)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -229,8 +229,8 @@ func TestAppPauses(t *testing.T) {
 		if got := <-empty; len(got.Pauses) != 0 {
 			t.Errorf("the first picture is %v, want none", got)
 		}
-		for _, scope := range []string{ScopePublish, ScopeRefresh, ScopeMedia} {
-			if _, _, err := stops.Set(ctx, Pause{Scope: scope}); err != nil {
+		for _, scope := range []string{TargetPublish, TargetRefresh, TargetMedia} {
+			if _, _, err := stops.Set(ctx, Pause{Target: scope}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -241,7 +241,7 @@ func TestAppPauses(t *testing.T) {
 		scopes := func(p Pauses) string {
 			var s []string
 			for _, stop := range p.Pauses {
-				s = append(s, stop.Scope)
+				s = append(s, stop.Target)
 			}
 			return fmt.Sprint(s)
 		}
@@ -255,7 +255,7 @@ func TestAppPauses(t *testing.T) {
 		if _, err := kv.PutString(ctx, "window.acme", "no stop"); err != nil {
 			t.Fatal(err)
 		}
-		if err := stops.Clear(ctx, ScopePublish); err != nil {
+		if err := stops.Clear(ctx, TargetPublish); err != nil {
 			t.Fatal(err)
 		}
 		if got := scopes(<-snapshots); got != "[media refresh]" {
@@ -265,7 +265,7 @@ func TestAppPauses(t *testing.T) {
 		if got := awaitPauses(t, empty, 2); scopes(got) != "[media refresh]" {
 			t.Errorf("a slow reader sees %s", scopes(got))
 		}
-		if _, err := kv.PutString(ctx, pausePrefix+ScopePublish, "{"); err != nil {
+		if _, err := kv.PutString(ctx, pausePrefix+TargetPublish, "{"); err != nil {
 			t.Fatal(err)
 		}
 		if got := <-snapshots; len(got.Pauses) != 3 || !got.Pauses[1].Active(hours(1000)) {
@@ -297,7 +297,7 @@ func TestAppPausesHoldPublishing(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
 	if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), Pause{
-		Scope:  ScopePublish,
+		Target:  TargetPublish,
 		Reason: jetpost.Reason{Until: time.Now().Add(time.Second)},
 	}); err != nil {
 		t.Fatal(err)
@@ -329,7 +329,7 @@ func TestAppPausesProbe(t *testing.T) {
 	set := func(worker string, since time.Time) Pause {
 		t.Helper()
 		holds, _, err := stops.Set(t.Context(), Pause{
-			Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "why"}, Since: since,
+			Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "why"}, Since: since,
 			Wait: time.Minute, MaxWait: 3 * time.Minute, Worker: worker,
 		})
 		if err != nil {
@@ -339,7 +339,7 @@ func TestAppPausesProbe(t *testing.T) {
 	}
 	probe := func(worker string, now time.Time) bool {
 		t.Helper()
-		stop, mine, err := stops.Probe(t.Context(), ScopePublish, worker, now, now.Add(30*time.Second))
+		stop, mine, err := stops.Probe(t.Context(), TargetPublish, worker, now, now.Add(30*time.Second))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -372,17 +372,17 @@ func TestAppPausesProbe(t *testing.T) {
 	due = due.Add(30 * time.Second)
 	until("as long as it ever gets", set("one", due), due.Add(3*time.Minute))
 
-	if err := stops.Clear(t.Context(), ScopePublish); err != nil {
+	if err := stops.Clear(t.Context(), TargetPublish); err != nil {
 		t.Fatal(err)
 	}
-	if _, mine, err := stops.Probe(t.Context(), ScopePublish, "one", due.Add(time.Hour), due.Add(2*time.Hour)); mine || err != nil {
+	if _, mine, err := stops.Probe(t.Context(), TargetPublish, "one", due.Add(time.Hour), due.Add(2*time.Hour)); mine || err != nil {
 		t.Errorf("a probe of no stop: %t, %v", mine, err)
 	}
 	start = start.Add(time.Hour)
 	until("a new one begins anew", set("one", start), start.Add(time.Minute))
 	// A stop that ends later than the next probe replaces it; another one does not.
 	for at, want := range map[time.Duration]time.Duration{30 * time.Second: time.Minute, time.Hour: time.Hour} {
-		holds, _, err := stops.Set(t.Context(), Pause{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
+		holds, _, err := stops.Set(t.Context(), Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
 		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probed() && at == time.Hour {
 			t.Errorf("a stop for %s: holds until %v, %v", at, holds.Reason.Until, err)
 		}
@@ -398,11 +398,11 @@ func TestPauseOfOlderWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	older := `{"scope":"publish","reason":{"code":"x_outage","until":"2026-12-01T09:00:00Z"},"since":"2026-12-01T08:59:00Z","probe":true,"wait_ns":60000000000}`
+	older := `{"target":"publish","reason":{"code":"x_outage","until":"2026-12-01T09:00:00Z"},"since":"2026-12-01T08:59:00Z","probe":true,"wait_ns":60000000000}`
 	if _, err := kv.PutString(t.Context(), "pause.publish", older); err != nil {
 		t.Fatal(err)
 	}
-	stop, there, err := NewAppPauses(tb.js, tb.names).Get(t.Context(), ScopePublish)
+	stop, there, err := NewAppPauses(tb.js, tb.names).Get(t.Context(), TargetPublish)
 	due := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
 	if err != nil || !there || !stop.Active(due.Add(time.Hour)) || !stop.Due(due) || stop.Due(due.Add(-1)) || !stop.Reason.Until.IsZero() || stop.Wait != time.Minute {
 		t.Errorf("it is read as %+v, %t, %v", stop, there, err)
@@ -415,7 +415,7 @@ func TestPauseByHand(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC().Truncate(time.Second)
 	stop := func(code jetpost.Code, hours int, probe bool) Pause {
-		s := Pause{Scope: ScopePublish, Reason: jetpost.Reason{Code: code}, Since: now}
+		s := Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: code}, Since: now}
 		if probe {
 			s.Wait = time.Hour
 		}
@@ -458,15 +458,15 @@ func TestPauseByHand(t *testing.T) {
 // what one writes.
 func TestForgedPause(t *testing.T) {
 	t.Parallel()
-	stop := Pause{Scope: ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "why"}, Since: time.Now()}
+	stop := Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "why"}, Since: time.Now()}
 	forge := map[string]func(t *testing.T, tb *testBundle, kv jetstream.KeyValue){
 		"plain": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
-			mustPut(t, kv, ScopePublish, []byte(`{"scope":"publish","reason":{"code":"paused_by_hand"},"since":"2026-12-01T08:59:00Z"}`))
+			mustPut(t, kv, TargetPublish, []byte(`{"target":"publish","reason":{"code":"paused_by_hand"},"since":"2026-12-01T08:59:00Z"}`))
 		},
 		"no JSON": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
-			mustPut(t, kv, ScopePublish, []byte("x"))
+			mustPut(t, kv, TargetPublish, []byte("x"))
 		},
 		"with another key": func(t *testing.T, tb *testBundle, _ jetstream.KeyValue) {
 			t.Helper()
@@ -477,15 +477,15 @@ func TestForgedPause(t *testing.T) {
 		"another scope's": func(t *testing.T, tb *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
 			other := stop
-			other.Scope = ScopeMedia
+			other.Target = TargetMedia
 			if _, _, err := NewAppPauses(tb.js, tb.names).Signed(testSigner).Set(t.Context(), other); err != nil {
 				t.Fatal(err)
 			}
-			entry, err := kv.Get(t.Context(), pausePrefix+ScopeMedia)
+			entry, err := kv.Get(t.Context(), pausePrefix+TargetMedia)
 			if err != nil {
 				t.Fatal(err)
 			}
-			mustPut(t, kv, ScopePublish, entry.Value())
+			mustPut(t, kv, TargetPublish, entry.Value())
 		},
 	}
 	for name, forge := range forge {
@@ -499,17 +499,17 @@ func TestForgedPause(t *testing.T) {
 			stops := NewAppPauses(tb.js, tb.names).Signed(testSigner)
 			forge(t, tb, kv)
 			wantForged(t, stops)
-			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != ScopePublish {
+			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != TargetPublish {
 				t.Errorf("removed %q, %v", removed, err)
 			}
-			if _, err := kv.Get(t.Context(), pausePrefix+ScopePublish); err == nil {
+			if _, err := kv.Get(t.Context(), pausePrefix+TargetPublish); err == nil {
 				t.Error("it is still there")
 			}
 			forge(t, tb, kv)
 			if _, changed, err := stops.Set(t.Context(), stop); err != nil || !changed {
 				t.Errorf("a true one is set: %t, %v", changed, err)
 			}
-			if _, there, err := stops.Get(t.Context(), ScopePublish); err != nil || !there {
+			if _, there, err := stops.Get(t.Context(), TargetPublish); err != nil || !there {
 				t.Errorf("the true one is there: %t, %v", there, err)
 			}
 			forge(t, tb, kv)
@@ -535,7 +535,7 @@ func mustPut(t *testing.T, kv jetstream.KeyValue, scope string, value []byte) {
 // wantForged fails unless nobody sees a stop of all posts.
 func wantForged(t *testing.T, stops *AppPauses) {
 	t.Helper()
-	if stop, there, err := stops.Get(t.Context(), ScopePublish); err != nil || there {
+	if stop, there, err := stops.Get(t.Context(), TargetPublish); err != nil || there {
 		t.Errorf("read: %+v, %t, %v", stop, there, err)
 	}
 	snapshots, err := stops.Watch(t.Context())
@@ -543,7 +543,7 @@ func wantForged(t *testing.T, stops *AppPauses) {
 		t.Fatal(err)
 	}
 	for _, stop := range (<-snapshots).Pauses {
-		if stop.Scope == ScopePublish {
+		if stop.Target == TargetPublish {
 			t.Errorf("watched: %+v", stop)
 		}
 	}

@@ -403,7 +403,7 @@ func TestSetup(t *testing.T) {
 		if _, err := New(tb.js, tb.names).PublishRaw(ctx, "acme", []byte("{}")); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := NewAppPauses(tb.js, tb.names).Set(ctx, Pause{Scope: ScopePublish}); err != nil {
+		if _, _, err := NewAppPauses(tb.js, tb.names).Set(ctx, Pause{Target: TargetPublish}); err != nil {
 			t.Fatal(err)
 		}
 		jobs := tb.allStreams(t)[tb.names.JobsStream()]

@@ -15,8 +15,8 @@ import (
 // of the stop: NATS and JSON round it.
 const pauseMargin = time.Second
 
-// Scopes are all that can be stopped.
-func Scopes() []string { return slices.Clone(scopes[:]) }
+// Targets are all that can be stopped.
+func Targets() []string { return slices.Clone(targets[:]) }
 
 // Restore puts a stop back that stood in the bucket and is lost, or was replaced by what
 // is not believed, unless one stands there by now. It tells nobody: that was done when the stop was set.
@@ -25,9 +25,9 @@ func (s *AppPauses) Restore(ctx context.Context, pause Pause) (restored bool, er
 	var is Pause
 	var revision uint64
 	if err == nil {
-		is, revision, err = s.read(ctx, kv, pause.Scope)
+		is, revision, err = s.read(ctx, kv, pause.Target)
 	}
-	if err == nil && is.Scope == "" {
+	if err == nil && is.Target == "" {
 		_, err = s.put(ctx, kv, pause, revision)
 		restored = err == nil
 	}
@@ -35,10 +35,10 @@ func (s *AppPauses) Restore(ctx context.Context, pause Pause) (restored bool, er
 		err = nil
 	}
 	if err == nil {
-		err = s.align(ctx, kv, pause.Scope)
+		err = s.align(ctx, kv, pause.Target)
 	}
 	if err != nil {
-		return false, fmt.Errorf("restore stop %s: %w", pause.Scope, err)
+		return false, fmt.Errorf("restore stop %s: %w", pause.Target, err)
 	}
 	return restored, nil
 }
@@ -49,7 +49,7 @@ func (s *AppPauses) Settle(ctx context.Context, now time.Time) (wrong string, er
 	kv, err := s.bucket(ctx)
 	var pause Pause
 	if err == nil {
-		pause, _, err = s.read(ctx, kv, ScopePublish)
+		pause, _, err = s.read(ctx, kv, TargetPublish)
 	}
 	var lanes jetstream.Consumer
 	if err == nil {
@@ -59,8 +59,8 @@ func (s *AppPauses) Settle(ctx context.Context, now time.Time) (wrong string, er
 	}
 	if err == nil {
 		info := lanes.CachedInfo()
-		if wrong = pauseDiffers(info, pause, pause.Scope != "", now); wrong != "" {
-			err = s.align(ctx, kv, ScopePublish)
+		if wrong = pauseDiffers(info, pause, pause.Target != "", now); wrong != "" {
+			err = s.align(ctx, kv, TargetPublish)
 		}
 	}
 	if err != nil {
@@ -73,27 +73,27 @@ func (s *AppPauses) Settle(ctx context.Context, now time.Time) (wrong string, er
 // scopes.
 func (s *AppPauses) Sweep(ctx context.Context) (removed []string, err error) {
 	kv, err := s.bucket(ctx)
-	for _, scope := range scopes {
+	for _, target := range targets {
 		var pause Pause
 		var revision uint64
 		if err == nil {
-			pause, revision, err = s.read(ctx, kv, scope)
+			pause, revision, err = s.read(ctx, kv, target)
 		}
 		if err != nil {
 			return removed, fmt.Errorf("look for forged stops: %w", err)
 		}
-		if revision == 0 || pause.Scope != "" {
+		if revision == 0 || pause.Target != "" {
 			continue
 		}
 		_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, kv.Delete(ctx, pausePrefix+scope, jetstream.LastRevision(revision))
+			return struct{}{}, kv.Delete(ctx, pausePrefix+target, jetstream.LastRevision(revision))
 		})
 		if lostRace(err) {
 			err = nil // somebody has set a stop there
 			continue
 		}
 		if err == nil {
-			removed = append(removed, scope)
+			removed = append(removed, target)
 		}
 	}
 	return removed, err
@@ -107,7 +107,7 @@ func pauseDiffers(info *jetstream.ConsumerInfo, pause Pause, paused bool, now ti
 	case !paused && info.Paused:
 		return "it is paused, and nothing is stopped"
 	case wanted && !info.Paused:
-		return "it is not paused, and " + pause.Scope + " is stopped"
+		return "it is not paused, and " + pause.Target + " is stopped"
 	case !wanted || !info.Paused:
 		return ""
 	}

@@ -84,7 +84,7 @@ func (l LaneRow) HeldBy(claim Claim) bool { return l.Held && l.Fence == claim.Fe
 // asked about as rarely as before.
 func (l LaneRow) Block(p Pause, now time.Time) (holds Pause, changed bool) {
 	was, now := l.Pause, l.At(now)
-	if p.Scope == "" {
+	if p.Target == "" {
 		if was.ByHand() || !was.Active(now) {
 			return was, false
 		}
@@ -118,7 +118,7 @@ type cause struct {
 // String is what is stored, "" of a person's pause.
 func (c CauseOf) String() string {
 	p := c.Pause
-	if p.Scope == "" || p.ByHand() {
+	if p.Target == "" || p.ByHand() {
 		return ""
 	}
 	text, _ := json.Marshal(cause{p.Reason.Code, p.NextProbeAt, p.Wait}) // which cannot fail

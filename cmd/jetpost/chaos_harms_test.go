@@ -250,16 +250,16 @@ func bucketDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	})
 	pauses := &consumers.AppPauseControl{Bucket: signedPauses(c.t, c.control(), c.ledger), Ledger: c.ledger, Log: slog.New(slog.DiscardHandler)}
 	_, _, err := pauses.Set(ctx, publishers.Pause{
-		Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: time.Now(),
+		Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: time.Now(),
 	})
 	must(c.t, err)
 	must(c.t, c.control().JS.DeleteStream(ctx, "KV_"+c.spaces.LimitsBucket()))
 	c.setUpAgain(ctx, random)
 	c.mends(ctx, "the stop of the deleted bucket", func() bool {
-		_, there, err := pauses.Bucket.Get(ctx, publishers.ScopeRefresh)
+		_, there, err := pauses.Bucket.Get(ctx, publishers.TargetRefresh)
 		return err == nil && there
 	})
-	if _, err = pauses.Clear(ctx, publishers.ScopeRefresh); err != nil {
+	if _, err = pauses.Clear(ctx, publishers.TargetRefresh); err != nil {
 		c.findings.add("setup", "the stop cannot be ended: %v", err)
 	}
 }
@@ -371,7 +371,7 @@ func (c *standRun) attackTargets() []string {
 // attack is what one target gets. The job that it sends is for an account that nobody has.
 func (c *standRun) attack(target, consumer string) {
 	n := c.spaces
-	stop := []byte(`{"scope":"publish","reason":{"code":"app_paused"}}`)
+	stop := []byte(`{"target":"publish","reason":{"code":"app_paused"}}`)
 	send := func(subject, reply string, body []byte) {
 		_ = c.sender.PublishRequest(subject, reply, body) // what is refused does no harm
 	}
@@ -414,7 +414,7 @@ func (c *standRun) inventory(ctx context.Context) (found []string, err error) {
 			return nil, list.Err()
 		}
 	}
-	for _, scope := range publishers.Scopes() {
+	for _, scope := range publishers.Targets() {
 		if _, there, err := publishers.NewAppPauses(control.JS, n).Get(ctx, scope); err == nil && there {
 			found = append(found, "a stop of "+scope)
 		}

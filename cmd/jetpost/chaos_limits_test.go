@@ -313,7 +313,7 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 // the first is posted.
 func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*part) bool {
 	_, _, err := signedPauses(c.t, c.conn, c.ledger).Set(ctx, publishers.Pause{
-		Scope: publishers.ScopePublish, Since: time.Now(),
+		Target: publishers.TargetPublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Detail: "jobs are queued", Until: time.Now().Add(chaosPatience)},
 	})
 	must(c.t, err)
@@ -745,7 +745,7 @@ func (c *limitsRun) bounceNATS() {
 func (c *limitsRun) stopUntil(ctx context.Context, kind string, end time.Time) (stopSeen, error) {
 	since := time.Now()
 	_, _, err := signedPauses(c.t, c.conn, c.ledger).Set(ctx, publishers.Pause{
-		Scope: publishers.ScopePublish, Since: since,
+		Target: publishers.TargetPublish, Since: since,
 		Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "a chaos run", Until: end},
 	})
 	if err != nil {
@@ -1024,7 +1024,7 @@ func (b *pauseControl) watch(ctx context.Context, js jetstream.JetStream, names 
 	if err != nil {
 		return err
 	}
-	watcher, err := kv.Watch(ctx, "pause."+publishers.ScopePublish)
+	watcher, err := kv.Watch(ctx, "pause."+publishers.TargetPublish)
 	if err != nil {
 		return err
 	}

@@ -344,7 +344,7 @@ func (h *instance) halt(ts *testscript.TestScript, args []string) {
 	signer, err := consumers.LedgerSigner(ctx, ledger)
 	ts.Check(err)
 	_, _, err = publishers.NewAppPauses(conn.JS, conn.Names).Signed(signer).Set(ctx, publishers.Pause{
-		Scope: publishers.ScopePublish, Since: time.Now(),
+		Target: publishers.TargetPublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.Code(args[0]), Detail: args[2], Until: time.Now().Add(d)},
 	})
 	ts.Check(err)

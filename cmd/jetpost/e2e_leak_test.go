@@ -458,7 +458,7 @@ func (s *leakSite) work() {
 	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken}}))
 	s.said(s.env, "", "refresh", "daisy", "--force", "--wait", "--timeout", "2s")
 	eventually(t, "refreshes to be stopped", func() bool {
-		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopeRefresh)
+		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.TargetRefresh)
 		return err == nil && there
 	})
 	s.natsMessages("while the app is stopped")

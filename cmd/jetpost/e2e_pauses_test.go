@@ -40,7 +40,7 @@ func (s *site) events(subject string) []jetpost.Event {
 func (s *site) appEvents(t jetpost.EventType, scope string) []jetpost.Event {
 	s.t.Helper()
 	return slices.DeleteFunc(s.events(s.conn.Names.EventSubject(t, "", "")), func(e jetpost.Event) bool {
-		return e.App == nil || e.App.Scope != scope
+		return e.App == nil || e.App.Target != scope
 	})
 }
 
@@ -49,7 +49,7 @@ func (s *site) stopped() jetpost.Event {
 	s.t.Helper()
 	var told []jetpost.Event
 	eventually(s.t, "the app to be stopped", func() bool {
-		told = s.appEvents(jetpost.EventAppPaused, publishers.ScopePublish)
+		told = s.appEvents(jetpost.EventAppPaused, publishers.TargetPublish)
 		return len(told) > 0
 	})
 	return told[len(told)-1]
@@ -135,7 +135,7 @@ func TestSpendCapInMidQueue(t *testing.T) {
 	if now := s.posts(); now["403"] != posts["403"] || now["201"] != len(jobs) {
 		t.Errorf("calls to post by status: %v, want no 403 beyond those of %v", now, posts)
 	}
-	if resumed := s.appEvents(jetpost.EventAppResumed, publishers.ScopePublish); len(resumed) != 1 {
+	if resumed := s.appEvents(jetpost.EventAppResumed, publishers.TargetPublish); len(resumed) != 1 {
 		t.Errorf("%d events tell that the app was resumed, want 1", len(resumed))
 	} else if reason := resumed[0].App.Reason; reason == nil || !reason.Until.Equal(told.App.Reason.Until) {
 		t.Errorf("the event of the resume has the reason %+v, want the one of the stop, until %s", reason, told.App.Reason.Until)

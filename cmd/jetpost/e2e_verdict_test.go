@@ -139,7 +139,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 		w := s.worker("worker") // which puts it right
 		s.wantVerdict(health.Publishing, "")
 		_, _, err = s.stops().Set(t.Context(), publishers.Pause{
-			Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
+			Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
 		})
 		must(t, err)
 		s.wantVerdict(health.Degraded, "refresh_stopped")
@@ -166,7 +166,7 @@ func TestPauseOutlivesItsBucket(t *testing.T) {
 	s.accepted(2)
 	s.wantVerdict(health.Paused, "paused")
 	eventually(t, "the stop to be back", func() bool {
-		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.ScopePublish)
+		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.TargetPublish)
 		return err == nil && there
 	})
 	if n := s.posts()["201"]; n != 0 {

@@ -188,7 +188,7 @@ func (c *resumeCmd) text(done app.Resumed) string {
 		fmt.Fprintf(&text, "put right: %s\n", what)
 	}
 	for _, stop := range done.Stops {
-		fmt.Fprintf(&text, "resumed %s, which was stopped: %s\n", stop.Scope, reasonText(&stop.Reason))
+		fmt.Fprintf(&text, "resumed %s, which was stopped: %s\n", stop.Target, reasonText(&stop.Reason))
 	}
 	return text.String()
 }

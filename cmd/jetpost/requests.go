@@ -267,7 +267,7 @@ func requestText(found store.Record, pause store.Pause, stops []publishers.Pause
 		line("paused", "its account, "+pauseText(pause))
 	}
 	for _, stop := range stops {
-		if stop.Scope == publishers.ScopePublish && !s.State.Finished() && s.Reason == nil {
+		if stop.Target == publishers.TargetPublish && !s.State.Finished() && s.Reason == nil {
 			line("stopped", "the app, "+untilText(stop)+": "+reasonText(&stop.Reason))
 			line("do", app.AdviceFor(stop.Reason.Code, "", ""))
 		}

@@ -142,7 +142,7 @@ func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, 
 	if err := p.paused(ctx, now); err != nil {
 		return err
 	}
-	if pause, paused := p.Gate.Paused(ScopePublish, now); !paused || pause.Reason.Code != jetpost.CodeXOutage || !p.probes(pause, now) {
+	if pause, paused := p.Gate.Paused(TargetPublish, now); !paused || pause.Reason.Code != jetpost.CodeXOutage || !p.probes(pause, now) {
 		return nil
 	}
 	err := harmless(ctx)
@@ -241,14 +241,14 @@ func (m *Permit) Done(err error) {
 // stopped tells whether the app must not call X now. Where it is time to find out whether
 // a stop is over, one lane of all may call.
 func (p *Pass) paused(ctx context.Context, now time.Time) error {
-	pause, paused := p.Gate.Paused(ScopePublish, now)
+	pause, paused := p.Gate.Paused(TargetPublish, now)
 	if paused && pause.Due(now) {
 		if within := 2 * p.CallTimeout; p.Gate.Probe(ctx, pause, within, now) {
 			until := now.Add(within)
 			p.probing.Store(&until)
 			p.Log.Info("app.probed", "code", pause.Reason.Code, "since", pause.Since)
 		}
-		pause, paused = p.Gate.Paused(ScopePublish, now)
+		pause, paused = p.Gate.Paused(TargetPublish, now)
 	}
 	if !paused || p.probes(pause, now) {
 		return nil
@@ -266,7 +266,7 @@ func (p *Pass) probes(pause publishers.Pause, now time.Time) bool {
 func (p *Pass) Pause(ctx context.Context, reason jetpost.Reason) *WaitError {
 	now := time.Now()
 	p.pauseAll(ctx, reason, now)
-	pause, paused := p.Gate.Paused(ScopePublish, now)
+	pause, paused := p.Gate.Paused(TargetPublish, now)
 	if !paused {
 		pause = publishers.Pause{Reason: reason}
 	}
@@ -274,7 +274,7 @@ func (p *Pass) Pause(ctx context.Context, reason jetpost.Reason) *WaitError {
 }
 
 func (p *Pass) pauseAll(ctx context.Context, reason jetpost.Reason, now time.Time) {
-	if err := p.Gate.Pause(ctx, ScopePublish, reason, now); err != nil {
+	if err := p.Gate.Pause(ctx, TargetPublish, reason, now); err != nil {
 		p.Log.Error("app.pause_not_shared", "error", err)
 	}
 }
@@ -285,7 +285,7 @@ func (p *Pass) pauseAll(ctx context.Context, reason jetpost.Reason, now time.Tim
 // refuses for what that says, and one that it deletes.
 func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	now := time.Now()
-	pause, paused := p.Gate.Paused(ScopePublish, now)
+	pause, paused := p.Gate.Paused(TargetPublish, now)
 	probes := paused && p.probes(pause, now)
 	reason, out := p.Gate.Outage()
 	var refused *xapi.RefusedError

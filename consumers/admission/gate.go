@@ -32,12 +32,12 @@ const (
 	maxUndatedPause = 6 * time.Hour
 )
 
-// Scope is what a app pause stops.
-type Scope string
+// Target is what a app pause stops.
+type Target string
 
 const (
-	ScopePublish Scope = publishers.ScopePublish
-	ScopeRefresh Scope = publishers.ScopeRefresh
+	TargetPublish Target = publishers.TargetPublish
+	TargetRefresh Target = publishers.TargetRefresh
 )
 
 // ErrNotCalled tells the breaker that the call it allowed was not made.
@@ -46,7 +46,7 @@ var ErrNotCalled = errors.New("not called")
 // PauseStore is where stops are kept for all workers.
 type PauseStore interface {
 	Set(ctx context.Context, pause publishers.Pause) (publishers.Pause, bool, error)
-	Probe(ctx context.Context, scope, worker string, now, until time.Time) (publishers.Pause, bool, error)
+	Probe(ctx context.Context, target, worker string, now, until time.Time) (publishers.Pause, bool, error)
 	End(ctx context.Context, pause publishers.Pause) (bool, error)
 }
 
@@ -74,11 +74,11 @@ type Gate struct {
 	mu      sync.Mutex
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	// learned is the latest picture of the stops that stand in NATS, as of a revision.
-	learned map[Scope]publishers.Pause
+	learned map[Target]publishers.Pause
 	seen    uint64
 	// own is what this worker has set and no picture has shown yet; until it stands in
 	// NATS it has no revision, and holds to its end.
-	own map[Scope]publishers.Pause
+	own map[Target]publishers.Pause
 }
 
 // NewGate makes a worker's gate, which opens its breaker for open after an outage;
@@ -89,7 +89,7 @@ func NewGate(board PauseStore, worker string, open time.Duration, log *slog.Logg
 	}
 	return &Gate{
 		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
-		ended: make(chan struct{}, 1), informed: make(chan struct{}), own: map[Scope]publishers.Pause{},
+		ended: make(chan struct{}, 1), informed: make(chan struct{}), own: map[Target]publishers.Pause{},
 	}
 }
 
@@ -122,19 +122,19 @@ func (g *Gate) Learn(shown publishers.Pauses) {
 		close(g.informed)
 	}
 	if shown.Revision < g.seen { // of a bucket that was made anew
-		maps.DeleteFunc(g.own, func(_ Scope, s publishers.Pause) bool { return s.Revision > 0 })
+		maps.DeleteFunc(g.own, func(_ Target, s publishers.Pause) bool { return s.Revision > 0 })
 	}
-	g.seen, g.learned = shown.Revision, make(map[Scope]publishers.Pause, len(shown.Pauses))
+	g.seen, g.learned = shown.Revision, make(map[Target]publishers.Pause, len(shown.Pauses))
 	for _, s := range shown.Pauses {
-		g.learned[Scope(s.Scope)] = s
+		g.learned[Target(s.Target)] = s
 	}
-	for scope, own := range g.own {
-		if shown := own.Revision > 0 && own.Revision <= g.seen; shown || own.Revision == 0 && g.learned[scope].Scope != "" && !own.Outlasts(g.learned[scope]) {
-			delete(g.own, scope)
+	for target, own := range g.own {
+		if shown := own.Revision > 0 && own.Revision <= g.seen; shown || own.Revision == 0 && g.learned[target].Target != "" && !own.Outlasts(g.learned[target]) {
+			delete(g.own, target)
 		}
 	}
-	for scope, was := range before {
-		if _, there := g.learned[scope]; !there {
+	for target, was := range before {
+		if _, there := g.learned[target]; !there {
 			g.over(was)
 		}
 	}
@@ -159,19 +159,19 @@ func (g *Gate) Informed() <-chan struct{} { return g.informed }
 // for its end need not.
 func (g *Gate) Ended() <-chan struct{} { return g.ended }
 
-// Paused returns the stop that holds for the scope now. One whose end has
+// Paused returns the stop that holds for the target now. One whose end has
 // passed holds no more, whether or not anybody has cleared it away.
-func (g *Gate) Paused(scope Scope, now time.Time) (publishers.Pause, bool) {
+func (g *Gate) Paused(target Target, now time.Time) (publishers.Pause, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	pause, ok := g.stands(scope, now)
+	pause, ok := g.stands(target, now)
 	return pause, ok && pause.Active(now)
 }
 
 // stands is the stop on record, or what this worker knows better.
-func (g *Gate) stands(scope Scope, now time.Time) (pause publishers.Pause, ok bool) {
-	pause, ok = g.learned[scope]
-	own, mine := g.own[scope]
+func (g *Gate) stands(target Target, now time.Time) (pause publishers.Pause, ok bool) {
+	pause, ok = g.learned[target]
+	own, mine := g.own[target]
 	switch {
 	case mine && own.Revision > 0:
 		return own, true
@@ -181,10 +181,10 @@ func (g *Gate) stands(scope Scope, now time.Time) (pause publishers.Pause, ok bo
 	return pause, ok
 }
 
-// Pause stops the scope for all workers until reason.Until. The latest end wins. Where
+// Pause stops the target for all workers until reason.Until. The latest end wins. Where
 // reason names no end the stop is probed, each time after twice as long.
-func (g *Gate) Pause(ctx context.Context, scope Scope, reason jetpost.Reason, now time.Time) error {
-	wanted := publishers.Pause{Scope: string(scope), Reason: reason, Since: now, Worker: g.worker}
+func (g *Gate) Pause(ctx context.Context, target Target, reason jetpost.Reason, now time.Time) error {
+	wanted := publishers.Pause{Target: string(target), Reason: reason, Since: now, Worker: g.worker}
 	if reason.Until.IsZero() {
 		wanted.Wait, wanted.MaxWait = UndatedPause, maxUndatedPause
 		if reason.Code == jetpost.CodeXOutage {
@@ -196,11 +196,11 @@ func (g *Gate) Pause(ctx context.Context, scope Scope, reason jetpost.Reason, no
 	g.keep(wanted, now)
 	holds, changed, err := g.board.Set(ctx, wanted)
 	if err != nil {
-		return fmt.Errorf("stop %s: %w", scope, err)
+		return fmt.Errorf("stop %s: %w", target, err)
 	}
 	g.share(holds)
 	if changed {
-		log := g.log.With("scope", scope, "code", reason.Code, "detail", reason.Detail)
+		log := g.log.With("target", target, "code", reason.Code, "detail", reason.Detail)
 		switch {
 		case holds.Probed():
 			log = log.With("next_probe_at", holds.NextProbeAt)
@@ -225,10 +225,10 @@ func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 	for _, pause := range untold {
 		holds, _, err := g.board.Set(ctx, pause)
 		if err != nil {
-			return fmt.Errorf("tell of stop %s: %w", pause.Scope, err)
+			return fmt.Errorf("tell of stop %s: %w", pause.Target, err)
 		}
-		if holds.Scope == "" { // the app was resumed since
-			holds.Scope = pause.Scope
+		if holds.Target == "" { // the app was resumed since
+			holds.Target = pause.Target
 		}
 		g.share(holds)
 	}
@@ -239,12 +239,12 @@ func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 // answer counts for a while. Where it is another one, or NATS cannot be asked, the
 // stop holds.
 func (g *Gate) Probe(ctx context.Context, pause publishers.Pause, within time.Duration, now time.Time) (mine bool) {
-	is, mine, err := g.board.Probe(ctx, pause.Scope, g.worker, now, now.Add(within))
+	is, mine, err := g.board.Probe(ctx, pause.Target, g.worker, now, now.Add(within))
 	if err != nil {
-		g.log.Warn("app.probe_failed", "scope", pause.Scope, "error", err)
+		g.log.Warn("app.probe_failed", "target", pause.Target, "error", err)
 		return false
 	}
-	if is.Scope != "" {
+	if is.Target != "" {
 		g.share(is)
 	}
 	return mine
@@ -262,31 +262,31 @@ func (g *Gate) End(ctx context.Context, pause publishers.Pause) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	scope := Scope(pause.Scope)
-	if own := g.own[scope].Revision; own > 0 && own <= pause.Revision {
-		delete(g.own, scope)
+	target := Target(pause.Target)
+	if own := g.own[target].Revision; own > 0 && own <= pause.Revision {
+		delete(g.own, target)
 	}
-	if g.learned[scope].Revision <= pause.Revision {
-		delete(g.learned, scope)
+	if g.learned[target].Revision <= pause.Revision {
+		delete(g.learned, target)
 		g.over(pause)
 	}
-	g.log.Info("app.resumed", "scope", scope, "code", pause.Reason.Code, "since", pause.Since)
+	g.log.Info("app.resumed", "target", target, "code", pause.Reason.Code, "since", pause.Since)
 	return nil
 }
 
 // Over returns a stop that is on record though its time has come.
-func (g *Gate) Over(scope Scope, now time.Time) (publishers.Pause, bool) {
+func (g *Gate) Over(target Target, now time.Time) (publishers.Pause, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	pause, ok := g.learned[scope]
+	pause, ok := g.learned[target]
 	return pause, ok && !pause.Active(now)
 }
 
 func (g *Gate) keep(pause publishers.Pause, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if old, ok := g.stands(Scope(pause.Scope), now); !ok || !old.Active(now) || pause.Outlasts(old) {
-		g.own[Scope(pause.Scope)] = pause
+	if old, ok := g.stands(Target(pause.Target), now); !ok || !old.Active(now) || pause.Outlasts(old) {
+		g.own[Target(pause.Target)] = pause
 	}
 }
 
@@ -296,9 +296,9 @@ func (g *Gate) share(holds publishers.Pause) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if holds.Revision > g.seen {
-		g.own[Scope(holds.Scope)] = holds
+		g.own[Target(holds.Target)] = holds
 	} else {
-		delete(g.own, Scope(holds.Scope))
+		delete(g.own, Target(holds.Target))
 	}
 }
 

@@ -46,7 +46,7 @@ func equal[T comparable](t *testing.T, what string, got, want T) {
 
 func newGate(b PauseStore) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
 
-func paused(g *Gate, scope Scope) bool {
+func paused(g *Gate, scope Target) bool {
 	_, ok := g.Paused(scope, time.Now())
 	return ok
 }
@@ -77,9 +77,9 @@ func TestGateMergesPauses(t *testing.T) {
 					}
 					g := newGate(b)
 					for _, minutes := range []int{test.first, test.second} {
-						equal(t, "failed", g.Pause(t.Context(), ScopePublish, reason(end(minutes)), now) != nil, !shared)
+						equal(t, "failed", g.Pause(t.Context(), TargetPublish, reason(end(minutes)), now) != nil, !shared)
 					}
-					pause, ok := g.Paused(ScopePublish, now)
+					pause, ok := g.Paused(TargetPublish, now)
 					until := end(test.want)
 					if until.IsZero() {
 						until = now.Add(UndatedPause) // to be probed then
@@ -87,10 +87,10 @@ func TestGateMergesPauses(t *testing.T) {
 					if !ok || !pause.NextAt().Equal(until) || pause.Probed() != (test.want == none) || pause.Probed() != pause.Reason.Until.IsZero() {
 						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, pause.Probed(), pause.NextAt(), until)
 					}
-					equal(t, "another scope is stopped", paused(g, ScopeRefresh), false)
+					equal(t, "another scope is stopped", paused(g, TargetRefresh), false)
 					g.Learn(b.Picture())
 					sleep(time.Minute + time.Second)
-					equal(t, "stopped later", paused(g, ScopePublish), test.want != 1)
+					equal(t, "stopped later", paused(g, TargetPublish), test.want != 1)
 				})
 			})
 		}
@@ -109,15 +109,15 @@ func TestGateOldPauses(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
 			old := b.Picture()
-			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
-			equal(t, "stopped", paused(g, ScopePublish), true)
+			equal(t, "stopped", paused(g, TargetPublish), true)
 			g.Learn(b.Picture())
-			equal(t, "stopped", paused(g, ScopePublish), true)
+			equal(t, "stopped", paused(g, TargetPublish), true)
 			// A lane that meets the same later changes nothing.
-			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "stopped after the end", paused(g, ScopePublish), false)
+			equal(t, "stopped after the end", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("of a shorter stop", func(t *testing.T) {
@@ -125,12 +125,12 @@ func TestGateOldPauses(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
-			b.Put(publishers.Pause{Scope: string(ScopePublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
+			b.Put(publishers.Pause{Target: string(TargetPublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
 			old := b.Picture()
 			g.Learn(old)
-			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
-			pause, _ := g.Paused(ScopePublish, time.Now())
+			pause, _ := g.Paused(TargetPublish, time.Now())
 			equal(t, "end", pause.Reason.Until, b.Pause.Reason.Until)
 		})
 	})
@@ -144,8 +144,8 @@ func TestGateOldPauses(t *testing.T) {
 				g.Learn(publishers.Pauses{Revision: b.Picture().Revision + 1}) // which somebody has resumed
 				return nil
 			}
-			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
-			equal(t, "stopped", paused(g, ScopePublish), false)
+			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
+			equal(t, "stopped", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("resumed in the same picture", func(t *testing.T) {
@@ -153,23 +153,23 @@ func TestGateOldPauses(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
-			check(t, g.Pause(t.Context(), ScopePublish, hour(), time.Now()))
+			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "stopped", paused(g, ScopePublish), false)
+			equal(t, "stopped", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("while NATS is away", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			g := newGate(&admissiontest.PauseStore{OnSet: func() error { return errAway }})
-			if err := g.Pause(t.Context(), ScopePublish, hour(), time.Now()); !errors.Is(err, errAway) {
+			if err := g.Pause(t.Context(), TargetPublish, hour(), time.Now()); !errors.Is(err, errAway) {
 				t.Errorf("error is %v", err)
 			}
 			g.Learn(publishers.Pauses{Revision: 7})
 			sleep(59 * time.Minute)
-			equal(t, "stopped", paused(g, ScopePublish), true)
+			equal(t, "stopped", paused(g, TargetPublish), true)
 			sleep(2 * time.Minute)
-			equal(t, "stopped after its end", paused(g, ScopePublish), false)
+			equal(t, "stopped after its end", paused(g, TargetPublish), false)
 		})
 	})
 }

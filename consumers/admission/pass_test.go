@@ -22,7 +22,7 @@ func pausedRun(t *testing.T, b *admissiontest.PauseStore, wait time.Duration) *P
 	t.Helper()
 	g := newGate(b)
 	b.Watch = g.Learn
-	check(t, g.Pause(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodeXOutage}, time.Now().Add(wait-BreakerOpen)))
+	check(t, g.Pause(t.Context(), TargetPublish, jetpost.Reason{Code: jetpost.CodeXOutage}, time.Now().Add(wait-BreakerOpen)))
 	return newPass(g)
 }
 
@@ -87,7 +87,7 @@ func TestPauseEndsSegments(t *testing.T) {
 		g := newGate(&admissiontest.PauseStore{})
 		trip(t, g)
 		if pauses {
-			check(t, g.Pause(t.Context(), ScopePublish, jetpost.Reason{Code: jetpost.CodePausedByHand, Until: time.Now().Add(time.Hour)}, time.Now()))
+			check(t, g.Pause(t.Context(), TargetPublish, jetpost.Reason{Code: jetpost.CodePausedByHand, Until: time.Now().Add(time.Hour)}, time.Now()))
 		}
 		called := false
 		_, _ = Call(t.Context(), newPass(g), Calls{Endpoint: xapi.EndpointAppendMedia, N: 1}, func() (struct{}, error) {
@@ -119,11 +119,11 @@ func TestProbeOfCredits(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := &admissiontest.PauseStore{}
 				r := pausedRun(t, b, 0)
-				b.Put(publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted}, NextProbeAt: time.Now(), Wait: UndatedPause})
+				b.Put(publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted}, NextProbeAt: time.Now(), Wait: UndatedPause})
 				permit, err := r.Permit(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1})
 				check(t, err)
 				permit.Done(tc.err)
-				equal(t, "ended", b.Pause.Scope == "", tc.ends)
+				equal(t, "ended", b.Pause.Target == "", tc.ends)
 			})
 		})
 	}

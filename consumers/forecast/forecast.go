@@ -103,7 +103,7 @@ type Queued struct {
 func New(now time.Time, lines []Queue, windows []publishers.Window, stops []publishers.Pause) Forecast {
 	d := &drain{f: Forecast{Now: now}, from: now}
 	for _, s := range stops {
-		if s.Scope == publishers.ScopePublish && s.Active(now) {
+		if s.Target == publishers.TargetPublish && s.Active(now) {
 			d.stop(s)
 		}
 	}

@@ -91,9 +91,9 @@ func TestForecast(t *testing.T) {
 	}
 	stop := func(code jetpost.Code, until time.Time, probe bool) publishers.Pause {
 		if probe {
-			return publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
+			return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
 		}
-		return publishers.Pause{Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
+		return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
 	}
 	none := time.Time{}
 	for _, test := range []struct {
@@ -199,7 +199,7 @@ func TestForecast(t *testing.T) {
 		},
 		{
 			"a stop of refreshes stops no posts", []app.Line{line("a", singles(1))},
-			nil, []publishers.Pause{{Scope: publishers.ScopeRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
+			nil, []publishers.Pause{{Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
@@ -310,7 +310,7 @@ func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops
 	}
 	if maybe("stop") {
 		stops = []publishers.Pause{{
-			Scope: publishers.ScopePublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(draw(1, 30, "stop"))}, Since: noon,
+			Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(draw(1, 30, "stop"))}, Since: noon,
 		}}
 	}
 	return lines, windows, stops

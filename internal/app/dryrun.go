@@ -168,7 +168,7 @@ func (c Config) publishStop(ctx context.Context, log *slog.Logger) (*publishers.
 		return nil, err
 	}
 	defer conn.Close()
-	stop, there, err := publishers.NewAppPauses(conn.JS, conn.Names).Get(ctx, publishers.ScopePublish)
+	stop, there, err := publishers.NewAppPauses(conn.JS, conn.Names).Get(ctx, publishers.TargetPublish)
 	if err != nil || !there || !stop.Active(time.Now()) {
 		return nil, err
 	}

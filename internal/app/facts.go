@@ -358,7 +358,7 @@ func pauseFact(stop publishers.Pause, now time.Time) health.Stop {
 		do = "wait: posts go on by themselves then"
 	}
 	return health.Stop{
-		Scope: stop.Scope, ByHand: stop.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: stop.Reason.Until, ProbeAt: stop.NextProbeAt, Due: stop.Due(now), Do: do,
+		Scope: stop.Target, ByHand: stop.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: stop.Reason.Until, ProbeAt: stop.NextProbeAt, Due: stop.Due(now), Do: do,
 	}
 }
 

@@ -31,7 +31,7 @@ type Breaker struct {
 
 // LimitPause is a stop in force.
 type LimitPause struct {
-	Scope  string       `json:"scope"`
+	Target string       `json:"target"`
 	Code   jetpost.Code `json:"code"`
 	Detail string       `json:"detail,omitempty"`
 	Since  time.Time    `json:"since"`
@@ -53,10 +53,10 @@ func NewLimits(now time.Time, account string, windows []publishers.Window, stops
 			continue
 		}
 		stop := LimitPause{
-			Scope: s.Scope, Code: s.Reason.Code, Detail: s.Reason.Detail, Since: s.Since.UTC(), Until: s.Reason.Until.UTC(),
+			Target: s.Target, Code: s.Reason.Code, Detail: s.Reason.Detail, Since: s.Since.UTC(), Until: s.Reason.Until.UTC(),
 			AskedAgain: s.NextProbeAt.UTC(), WaitSeconds: s.Wait.Seconds(), Do: Advice(s.Reason.Code),
 		}
-		if s.Scope == publishers.ScopePublish && s.Reason.Code == jetpost.CodeXOutage {
+		if s.Target == publishers.TargetPublish && s.Reason.Code == jetpost.CodeXOutage {
 			l.X = Breaker{State: "open", Since: s.Since.UTC(), AskedAgain: s.NextAt().UTC()}
 		}
 		l.Stops = append(l.Stops, stop)

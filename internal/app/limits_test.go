@@ -19,9 +19,9 @@ func TestLimits(t *testing.T) {
 	over := window("a", "15min", 100, 3, 0, 900)
 	over.ToldAt = told
 	stops := []publishers.Pause{
-		{Scope: "publish", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeXOutage}, NextProbeAt: in(0), Wait: time.Minute},
-		{Scope: "refresh", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "no", Until: in(9)}},
-		{Scope: "media", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(0)}}, // over
+		{Target: "publish", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeXOutage}, NextProbeAt: in(0), Wait: time.Minute},
+		{Target: "refresh", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "no", Until: in(9)}},
+		{Target: "media", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(0)}}, // over
 	}
 	got := app.NewLimits(noon, "a", []publishers.Window{window("", "app_24h", 9, 0, 60, 0), over, counted}, stops)
 	want := app.Limits{

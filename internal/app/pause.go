@@ -57,7 +57,7 @@ func (d *Control) PauseApp(ctx context.Context, until time.Time, reason string) 
 		return publishers.Pause{}, false, err
 	}
 	return pauses.Set(ctx, publishers.Pause{
-		Scope: publishers.ScopePublish, Since: time.Now(),
+		Target: publishers.TargetPublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: reason, Until: wholeMillis(until)},
 	})
 }
@@ -95,12 +95,12 @@ func (d *Control) ResumeApp(ctx context.Context, olderThan time.Duration) (r Res
 	if r.Mended, err = pauses.Mend(ctx, now); err != nil {
 		return r, err
 	}
-	for _, scope := range publishers.Scopes() {
-		stop, err := pauses.Clear(ctx, admission.Scope(scope))
+	for _, scope := range publishers.Targets() {
+		stop, err := pauses.Clear(ctx, admission.Target(scope))
 		if err != nil {
 			return r, err
 		}
-		if stop.Scope != "" && stop.Active(now) {
+		if stop.Target != "" && stop.Active(now) {
 			r.Stops = append(r.Stops, stop)
 		}
 	}

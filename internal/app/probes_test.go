@@ -209,7 +209,7 @@ func probeTargets(n jetpost.Names) []string {
 func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object string) (jobs uint64, made []string, delivers bool) {
 	t.Helper()
 	events, media := n.EventsStream(), "OBJ_"+n.MediaBucket()
-	stop := []byte(`{"scope":"publish","reason":{"code":"app_paused"}}`)
+	stop := []byte(`{"target":"publish","reason":{"code":"app_paused"}}`)
 	consumer := fmt.Sprintf(`{"stream_name":%q,"config":{"durable_name":"stranger","ack_policy":"none","deliver_subject":"x"}}`, n.LanesStream())
 	for _, header := range []nats.Header{
 		nil,
@@ -304,7 +304,7 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 	must(t, wakeups.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
 	must(t, wakeups.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
 	for range 3 {
-		must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Scope: publishers.ScopePublish}}))
+		must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Target: publishers.TargetPublish}}))
 	}
 	_, err := worker.JS.Publish(ctx, n.PublishFailed("victim", "1"), []byte("{}"))
 	must(t, err)

@@ -121,7 +121,7 @@ func TestProducerBehindWalls(t *testing.T) {
 	const events = 5
 	for i := range events {
 		must(t, publishers.NewDeadLetters(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
-			EventID: fmt.Sprint(i), Type: jetpost.EventAppResumed, Time: time.Now().UTC(), App: &jetpost.AppStatus{Scope: publishers.ScopePublish},
+			EventID: fmt.Sprint(i), Type: jetpost.EventAppResumed, Time: time.Now().UTC(), App: &jetpost.AppStatus{Target: publishers.TargetPublish},
 		}))
 	}
 	for range events {

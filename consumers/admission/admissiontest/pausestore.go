@@ -68,7 +68,7 @@ func (b *PauseStore) End(_ context.Context, pause publishers.Pause) (bool, error
 // Put puts a stop on record; without a scope it ends the one that is there.
 func (b *PauseStore) Put(pause publishers.Pause) {
 	b.revision++
-	if b.Pause = pause; pause.Scope != "" {
+	if b.Pause = pause; pause.Target != "" {
 		b.Pause.Revision = b.revision
 	}
 	if b.Watch != nil {
@@ -79,7 +79,7 @@ func (b *PauseStore) Put(pause publishers.Pause) {
 // Pauses is what a watch shows now.
 func (b *PauseStore) Picture() publishers.Pauses {
 	p := publishers.Pauses{Revision: b.revision}
-	if b.Pause.Scope != "" {
+	if b.Pause.Target != "" {
 		p.Pauses = []publishers.Pause{b.Pause}
 	}
 	return p
