@@ -19,7 +19,7 @@ func TestAppPauses(t *testing.T) {
 	hours := func(n int) time.Time { return time.Now().UTC().Truncate(time.Second).Add(time.Duration(n) * time.Hour) }
 	until := func(at time.Time) Pause {
 		return Pause{
-			Target:  TargetPublish,
+			Target: TargetPublish,
 			Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Detail: "why", Until: at},
 			Since:  hours(0),
 		}
@@ -297,7 +297,7 @@ func TestAppPausesHoldPublishing(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
 	if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), Pause{
-		Target:  TargetPublish,
+		Target: TargetPublish,
 		Reason: jetpost.Reason{Until: time.Now().Add(time.Second)},
 	}); err != nil {
 		t.Fatal(err)

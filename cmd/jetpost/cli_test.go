@@ -53,7 +53,7 @@ func TestScript(t *testing.T) {
 			"doubt":   withInstance((*instance).doubt),
 			"exits":   exits,
 			"grant":   withInstance((*instance).grant),
-			"house":   withInstance((*instance).start),
+			"instance":   withInstance((*instance).start),
 			"keys":    withInstance((*instance).keys),
 			"late":    withInstance((*instance).late),
 			"media":   withInstance((*instance).media),
@@ -271,7 +271,7 @@ func (h *instance) keys(ts *testscript.TestScript, args []string) {
 	}
 	keys := make([]string, len(args))
 	for i, name := range args {
-		keys[i] = map[string]secret.String{"house": h.cfg.Keys, "fresh": h.fresh}[name].Reveal()
+		keys[i] = map[string]secret.String{"instance": h.cfg.Keys, "fresh": h.fresh}[name].Reveal()
 	}
 	ts.Setenv("HUB_ENCRYPTION_KEY", strings.Join(keys, ","))
 }
@@ -526,7 +526,7 @@ func TestLimitsTextTellsOfAnOutage(t *testing.T) {
 	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
 	text := limitsText(app.Limits{
 		Now: at, X: app.Breaker{State: "open", Since: at, AskedAgain: at.Add(time.Minute)},
-		Stops: []app.LimitPause{{Scope: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
+		Stops: []app.LimitPause{{Target: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
 	}, "")
 	since, again := localTime(at), localTime(at.Add(time.Minute))
 	want := "X: open since " + since + ", asked again at " + again + "\n" +

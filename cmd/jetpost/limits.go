@@ -76,7 +76,7 @@ func stopText(s app.LimitPause) string {
 	case !s.Until.IsZero():
 		end = "until " + localTime(s.Until)
 	}
-	return fmt.Sprintf("stop of %s since %s, %s: %s", s.Scope, localTime(s.Since), end, reasonText(&jetpost.Reason{Code: s.Code, Detail: s.Detail}))
+	return fmt.Sprintf("stop of %s since %s, %s: %s", s.Target, localTime(s.Since), end, reasonText(&jetpost.Reason{Code: s.Code, Detail: s.Detail}))
 }
 
 func windowRow(w app.RateWindow, now time.Time) string {

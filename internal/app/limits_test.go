@@ -27,8 +27,8 @@ func TestLimits(t *testing.T) {
 	want := app.Limits{
 		Now: noon, X: app.Breaker{State: "open", Since: in(-60), AskedAgain: in(0)},
 		Stops: []app.LimitPause{
-			{Scope: "publish", Code: jetpost.CodeXOutage, Since: in(-60), AskedAgain: in(0), WaitSeconds: 60},
-			{Scope: "refresh", Code: jetpost.CodeAppMisconfigured, Detail: "no", Since: in(-60), Until: in(9), Do: app.Advice(jetpost.CodeAppMisconfigured)},
+			{Target: "publish", Code: jetpost.CodeXOutage, Since: in(-60), AskedAgain: in(0), WaitSeconds: 60},
+			{Target: "refresh", Code: jetpost.CodeAppMisconfigured, Detail: "no", Since: in(-60), Until: in(9), Do: app.Advice(jetpost.CodeAppMisconfigured)},
 		},
 		Windows: []app.RateWindow{
 			{Endpoint: "POST /2/tweets", Kind: "app_24h", Limit: 9, Reset: in(60), Source: "x"},
