@@ -234,6 +234,8 @@ func (f *findings) fill(v reflect.Value, n node, at string) {
 // fillMany fills what has members or items.
 func (f *findings) fillMany(v reflect.Value, n node, at string) {
 	switch v.Kind() {
+	case reflect.String:
+		v.SetString(n.word)
 	case reflect.Struct:
 		f.fillStruct(v, n, at)
 	case reflect.Map:
@@ -280,7 +282,10 @@ func kindOf(v reflect.Value) kind {
 	case int:
 		return kindNumber
 	}
-	if v.Kind() == reflect.Slice {
+	switch v.Kind() {
+	case reflect.String: // of a type of its own
+		return kindString
+	case reflect.Slice:
 		return kindArray
 	}
 	return kindObject

@@ -17,8 +17,9 @@ type Pause struct {
 	Target string `json:"target"`
 	// Reason is its cause, in X's words or a person's. Its Until is when the pause ends by
 	// itself; zero where nobody knows that, or a person ends it.
-	Reason Reason    `json:"reason"`
-	Since  time.Time `json:"since"`
+	Reason Reason `json:"reason"`
+	// Since is when it began.
+	Since time.Time `json:"since"`
 	// NextProbeAt is set where X alone knows the end: then one worker may call, and ends
 	// the pause where X takes that; else it lasts twice as long.
 	NextProbeAt time.Time `json:"next_probe_at,omitzero"`

@@ -22,6 +22,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the JSON Schemas in docs/contract/v1")
 
+// contractFiles have the types of the contract.
+var contractFiles = []string{"jetpost.go", "pause.go", "api.go", "api_types.go", "api_reports.go"}
+
 // contractTypes are the JSON documents of the contract. Requests are strict,
 // events open: readers must put up with later additions.
 var contractTypes = []struct {
@@ -39,28 +42,86 @@ func TestSchema(t *testing.T) {
 	for _, c := range contractTypes {
 		t.Run(c.file, func(t *testing.T) {
 			t.Parallel()
-			var want bytes.Buffer
-			encoder := json.NewEncoder(&want)
-			encoder.SetEscapeHTML(false)
-			encoder.SetIndent("", "  ")
-			if err := encoder.Encode(schema(t, c.of, c.open)); err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join("docs", "contract", "v1", c.file)
-			if *update {
-				if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			got, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(want.String(), string(got)); diff != "" {
-				t.Errorf("%s is not what the Go types say; run: go test -run TestSchema . -update\n(-types +file):\n%s", path, diff)
-			}
+			hold(t, c.file, schema(t, c.of, c.open))
 		})
 	}
+	t.Run(apiSchema, func(t *testing.T) {
+		t.Parallel()
+		hold(t, apiSchema, operationsSchema(t))
+	})
+}
+
+// hold compares a schema with its file.
+func hold(t *testing.T, file string, is any) {
+	t.Helper()
+	var want bytes.Buffer
+	encoder := json.NewEncoder(&want)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(is); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("docs", "contract", "v1", file)
+	if *update {
+		if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want.String(), string(got)); diff != "" {
+		t.Errorf("%s is not what the Go types say; run: go test -run TestSchema . -update\n(-types +file):\n%s", path, diff)
+	}
+}
+
+const apiSchema = "api.schema.json"
+
+// operationsSchema describes the bodies of every operation. Requests are strict, answers
+// open.
+func operationsSchema(t *testing.T) *jsonschema.Schema {
+	t.Helper()
+	api := &jsonschema.Schema{
+		Version: jsonschema.Version, Title: "API", Type: "object", Definitions: jsonschema.Definitions{}, Properties: jsonschema.NewProperties(),
+		Description: "The bodies of the operations of the control service, by the operation's name.",
+	}
+	body := func(of any, open bool) *jsonschema.Schema {
+		s := schema(t, of, open)
+		name := s.Title
+		s.Version, s.Title = "", ""
+		add := func(name string, def *jsonschema.Schema) {
+			if was := api.Definitions[name]; was != nil {
+				if diff := cmp.Diff(encoded(t, was), encoded(t, def)); diff != "" {
+					t.Errorf("%s is in a request and in an answer, where it differs:\n%s", name, diff)
+				}
+			}
+			api.Definitions[name] = def
+		}
+		for name, def := range s.Definitions {
+			add(name, def)
+		}
+		s.Definitions = nil
+		add(name, s)
+		return &jsonschema.Schema{Ref: "#/$defs/" + name}
+	}
+	for _, o := range Operations() {
+		bodies := jsonschema.NewProperties()
+		bodies.Set("request", body(o.Request, false))
+		bodies.Set("answer", body(o.Answer, true))
+		api.Properties.Set(string(o.Operation), &jsonschema.Schema{Type: "object", Properties: bodies})
+	}
+	api.Properties.Set("error", body(ErrorAnswer{}, true))
+	return api
+}
+
+func encoded(t *testing.T, of any) string {
+	t.Helper()
+	text, err := json.Marshal(of)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // schema describes a type: its shape by reflection, its words from the
@@ -73,8 +134,10 @@ func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
 		AllowAdditionalProperties: open,
 		Mapper:                    func(typ reflect.Type) *jsonschema.Schema { return enum(t, typ) },
 	}
-	if err := r.AddGoComments(reflect.TypeFor[Request]().PkgPath(), "jetpost.go"); err != nil {
-		t.Fatal(err)
+	for _, file := range contractFiles {
+		if err := r.AddGoComments(reflect.TypeFor[Request]().PkgPath(), file); err != nil {
+			t.Fatal(err)
+		}
 	}
 	jsonWords := goToJSON()
 	for key, comment := range r.CommentMap {
@@ -82,6 +145,9 @@ func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
 	}
 	s := r.Reflect(of)
 	s.Title = reflect.TypeOf(of).Name()
+	if s.Properties == nil { // of a type without a field
+		s.Properties = jsonschema.NewProperties()
+	}
 	byType := map[string]*jsonschema.Schema{s.Title: s}
 	for name, def := range s.Definitions {
 		byType[name] = def
@@ -175,6 +241,18 @@ func limit(types map[string]*jsonschema.Schema) {
 		s.Items.MinLength, s.Items.MaxLength = size(1), size(MaxPollChars)
 	})
 	set("Poll", "duration_minutes", bounds(MinPollMinutes, MaxPollMinutes))
+	for name := range types {
+		for field, change := range map[string]func(*jsonschema.Schema){
+			"operation_id": match(idPattern), "id": match(idPattern), "post_id": match(postIDPattern),
+			"limit": bounds(1, MaxPage), "wait_seconds": bounds(0, MaxWaitSeconds),
+			"ids": func(s *jsonschema.Schema) { s.MaxItems, s.Items.Pattern = size(MaxPage), idPattern.String() },
+		} {
+			if _, has := types[name].Properties.Get(field); has {
+				set(name, field, change)
+			}
+		}
+	}
+	set("PauseRequest", "reason", chars(MaxPauseReason))
 
 	has := func(fields ...string) *jsonschema.Schema { return &jsonschema.Schema{Required: fields} }
 	if media, ok := types["Media"]; ok {
@@ -196,10 +274,21 @@ func goToJSON() func(string) string {
 		"MaxMetadataKeys": strconv.Itoa(MaxMetadataKeys), "MaxMetadataChars": strconv.Itoa(MaxMetadataChars),
 		"MinPollMinutes": strconv.Itoa(MinPollMinutes), "MaxPollMinutes": strconv.Itoa(MaxPollMinutes),
 		"MinPollChoices": strconv.Itoa(MinPollChoices), "MaxPollChoices": strconv.Itoa(MaxPollChoices),
-		"MaxPollChars": strconv.Itoa(MaxPollChars),
+		"MaxPollChars": strconv.Itoa(MaxPollChars), "MaxPauseReason": strconv.Itoa(MaxPauseReason),
+		"DefaultPage": strconv.Itoa(DefaultPage), "MaxPage": strconv.Itoa(MaxPage),
+		"MaxWaitSeconds": strconv.Itoa(MaxWaitSeconds),
 	}
 	for _, c := range contractTypes {
 		eachField(reflect.TypeOf(c.of), func(goName, jsonName string) { names[goName] = jsonName })
+	}
+	for _, o := range Operations() {
+		for _, body := range []any{o.Request, o.Answer} {
+			eachField(reflect.TypeOf(body), func(goName, jsonName string) {
+				if names[goName] == "" { // some names are those of other fields, too
+					names[goName] = jsonName
+				}
+			})
+		}
 	}
 	word := regexp.MustCompile(`\b[A-Z]\w+\b`)
 	return func(comment string) string {
@@ -227,33 +316,41 @@ func eachField(t reflect.Type, visit func(goName, jsonName string)) {
 	}
 }
 
-// constants are the values of every typed string constant in jetpost.go, by
+// constants are the values of every typed string constant of the contract, by
 // the name of its type, so that a list that forgot one is found out.
 func constants(t *testing.T) map[string][]string {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), "jetpost.go", nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	values := make(map[string][]string)
-	ast.Inspect(file, func(n ast.Node) bool {
-		spec, ok := n.(*ast.ValueSpec)
-		if !ok || spec.Type == nil {
+	for _, name := range contractFiles {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || spec.Type == nil {
+				return true
+			}
+			for _, v := range spec.Values {
+				if literal, ok := v.(*ast.BasicLit); ok && literal.Kind == token.STRING {
+					name := spec.Type.(*ast.Ident).Name
+					values[name] = append(values[name], constant.StringVal(constant.MakeFromLiteral(literal.Value, literal.Kind, 0)))
+				}
+			}
 			return true
-		}
-		for _, v := range spec.Values {
-			literal := v.(*ast.BasicLit)
-			name := spec.Type.(*ast.Ident).Name
-			values[name] = append(values[name], constant.StringVal(constant.MakeFromLiteral(literal.Value, literal.Kind, 0)))
-		}
-		return true
-	})
+		})
+	}
 	return values
 }
 
 func TestListsAreComplete(t *testing.T) {
 	t.Parallel()
-	lists := map[string][]string{"State": strs(States()), "Code": strs(Codes()), "EventType": strs(EventTypes())}
+	lists := map[string][]string{
+		"State": strs(States()), "Code": strs(Codes()), "EventType": strs(EventTypes()), "ErrorCode": strs(ErrorCodes()),
+	}
+	for _, o := range Operations() {
+		lists["Operation"] = append(lists["Operation"], string(o.Operation))
+	}
 	for name, got := range lists {
 		if diff := cmp.Diff(constants(t)[name], got); diff != "" {
 			t.Errorf("%s (-constants +list):\n%s", name, diff)

@@ -1,0 +1,283 @@
+package jetpost
+
+import "time"
+
+// The bodies of operations on the whole installation.
+
+// StatusReport tells whether posts go out and, if not, why.
+type StatusReport struct {
+	// Publishing tells that they do.
+	Publishing bool `json:"publishing"`
+	// Summary is one sentence for people: the verdict's state and reason.
+	Summary string `json:"summary"`
+	// State is the verdict: PUBLISHING, or what it is instead.
+	State string `json:"state"`
+	// Code is that of the worst cause, for programs.
+	Code string `json:"code,omitempty"`
+	// Reason is that of the worst cause, for people.
+	Reason string `json:"reason,omitempty"`
+	// Do is what a person can do about it.
+	Do string `json:"do,omitempty"`
+	// Causes are all that keep posts from going out as they should, the worst first.
+	Causes []StatusCause `json:"causes,omitempty"`
+	// Installation names what it is about.
+	Installation string `json:"installation"`
+	// AppPauses of the app that are in force.
+	Stops []Pause `json:"stops,omitempty"`
+	// Requests counts by state; absent where the database cannot be reached.
+	Requests map[State]int `json:"requests,omitempty"`
+	// Refused counts the messages refused within the last hour.
+	Refused int `json:"refused_last_hour"`
+	// Reauth names the accounts that must be connected again.
+	Reauth []string `json:"reauth_required,omitempty"`
+	// Paused are the accounts that somebody has paused, or that X refuses.
+	Paused []AccountPaused `json:"paused,omitempty"`
+	// Late is what would go out late; absent where nothing would.
+	Late *Late `json:"late,omitempty"`
+	// Blocked are accounts whose queue waits until a person acts: some of BlockedTotal.
+	Blocked []Blocked `json:"blocked,omitempty"`
+	// BlockedTotal counts them all.
+	BlockedTotal int `json:"blocked_total"`
+	// QueuedJobs counts the jobs that no worker has accepted yet; absent where NATS
+	// cannot be asked.
+	QueuedJobs *uint64 `json:"queued_jobs,omitempty"`
+	// LanesPaused tells that NATS hands out no wake-ups.
+	LanesPaused bool `json:"lanes_paused"`
+	// Workers are those that live, and those that fell silent within the hour.
+	Workers []WorkerReport `json:"workers,omitempty"`
+	// LastAccepted is when the ledger last accepted a request.
+	LastAccepted time.Time `json:"last_accepted_at,omitzero"`
+	// LastPost is when a post last went live.
+	LastPost time.Time `json:"last_post_at,omitzero"`
+	// Unwalled tells that producers share the workers' NATS account.
+	Unwalled bool `json:"unwalled,omitempty"`
+	// LastRefresh is the last refresh round that completed.
+	LastRefresh *RefreshSummary `json:"last_refresh,omitempty"`
+	// LastRefreshAt is when that was.
+	LastRefreshAt time.Time `json:"last_refresh_at,omitzero"`
+}
+
+// StatusCause is one thing that keeps an installation from publishing.
+type StatusCause struct {
+	// State is what it makes of the installation.
+	State string `json:"state"`
+	// Code is for programs.
+	Code string `json:"code"`
+	// Reason is for people.
+	Reason string `json:"reason"`
+	// Do is what a person can do about it.
+	Do string `json:"do,omitempty"`
+}
+
+// Late is what would go out late, as far as nothing of it was sent.
+type Late struct {
+	// Requests counts them.
+	Requests int `json:"requests"`
+	// Since is when the first of them was due.
+	Since time.Time `json:"since"`
+}
+
+// Blocked is an account whose queue waits for a person, by its first such request.
+type Blocked struct {
+	// Account is its name.
+	Account string `json:"account"`
+	// ID is the request's.
+	ID string `json:"id"`
+	// State is the request's.
+	State State `json:"state"`
+	// Code is why it waits.
+	Code Code `json:"code"`
+	// Waiting counts the requests that are due in the queue, with this one.
+	Waiting int `json:"waiting"`
+	// Do is what a person can do.
+	Do string `json:"do"`
+}
+
+// Workers are those that live, and those that fell silent within the hour.
+type Workers struct {
+	// Workers are told by their last heartbeats.
+	Workers []WorkerReport `json:"workers"`
+}
+
+// WorkerReport is a worker by its last heartbeat.
+type WorkerReport struct {
+	// Worker is its name.
+	Worker string `json:"worker"`
+	// Host is the machine that it runs on.
+	Host string `json:"host"`
+	// Version is the program's.
+	Version string `json:"version"`
+	// Roles are publish, refresh or both.
+	Roles []string `json:"roles"`
+	// Slots is how many accounts it works on at once.
+	Slots int `json:"slots"`
+	// Used is how many it works on now.
+	Used int `json:"slots_used"`
+	// StartedAt is when it began.
+	StartedAt time.Time `json:"started_at"`
+	// Faults is what keeps it from its work; absent where nothing does.
+	Faults string `json:"faults,omitempty"`
+	// Disks are those on which it keeps something.
+	Disks []Disk `json:"disks,omitempty"`
+	// Alive tells that the heartbeat is young.
+	Alive bool `json:"alive"`
+	// AgeSeconds is how long ago it was.
+	AgeSeconds float64 `json:"last_sign_seconds"`
+}
+
+// Disk is the room on which something of the installation lies.
+type Disk struct {
+	// What lies there: database, lifeboat or NATS.
+	What string `json:"what"`
+	// Path is a directory on it.
+	Path string `json:"path"`
+	// What is left.
+	Free uint64 `json:"free_bytes"`
+	// Its size.
+	Total uint64 `json:"total_bytes"`
+}
+
+// LimitsRequest asks what keeps calls from X.
+type LimitsRequest struct {
+	// Account lets only its windows and the app's through; absent shows all.
+	Account string `json:"account,omitempty"`
+}
+
+// Limits are what keeps calls from X now, as far as the workers have told.
+type Limits struct {
+	// Now is when they were read.
+	Now time.Time `json:"now"`
+	// X tells whether the workers leave it alone since it fails.
+	X Breaker `json:"x"`
+	// AppPauses are the pauses of the app in force.
+	Stops []LimitPause `json:"stops"`
+	// Windows are X's rate windows that it has told of lately.
+	Windows []RateWindow `json:"windows"`
+}
+
+// Breaker is what the workers together make of X's health.
+type Breaker struct {
+	// State is closed, or open: X is left alone.
+	State string `json:"state"`
+	// Since is when an open one was opened.
+	Since time.Time `json:"since,omitzero"`
+	// AskedAgain is when one call finds out whether X is back.
+	AskedAgain time.Time `json:"asked_again,omitzero"`
+}
+
+// LimitPause is a pause of the app in force.
+type LimitPause struct {
+	// Scope is publish, refresh or media.
+	Scope string `json:"scope"`
+	// Code is its cause.
+	Code Code `json:"code"`
+	// Detail is its cause in X's words or a person's.
+	Detail string `json:"detail,omitempty"`
+	// Since is when it began.
+	Since time.Time `json:"since"`
+	// Until is its end; absent where a person has to end it, or where X is asked.
+	Until time.Time `json:"until,omitzero"`
+	// AskedAgain is when one worker finds out whether it is over, if nobody knows its
+	// end.
+	AskedAgain time.Time `json:"asked_again,omitzero"`
+	// WaitSeconds is the wait until then: if it is not over, the next one is twice as long.
+	WaitSeconds float64 `json:"wait_seconds,omitempty"`
+	// Do is what a person can do.
+	Do string `json:"do,omitempty"`
+}
+
+// RateWindow is one of X's rate windows.
+type RateWindow struct {
+	// Account is whose calls it counts; absent where it counts all of the app.
+	Account string `json:"account,omitempty"`
+	// Endpoint is a method and a path pattern.
+	Endpoint string `json:"endpoint"`
+	// Kind is 15min, user_24h or app_24h.
+	Kind string `json:"kind"`
+	// Limit counts calls; 0 is not known.
+	Limit int `json:"limit"`
+	// Remaining counts the calls that are left.
+	Remaining int `json:"remaining"`
+	// Open tells that the last window is over: the next call begins one.
+	Open bool `json:"open"`
+	// Reset is its end; absent where Open.
+	Reset time.Time `json:"reset,omitzero"`
+	// LengthSeconds is how long such a window was seen to last; absent where it was not.
+	LengthSeconds float64 `json:"length_seconds,omitempty"`
+	// Source is x where X has said so, and estimated where it did not: then the limit
+	// is the documented one, and the workers have counted.
+	Source string `json:"source"`
+	// ToldAt is when a worker told it to the others; absent where none has.
+	ToldAt time.Time `json:"told_at,omitzero"`
+}
+
+// ForecastRequest asks when everything that waits is out.
+type ForecastRequest struct {
+	// Add counts posts by account that are thought to be sent now.
+	Add map[string]int `json:"add,omitempty"`
+}
+
+// Forecast is when the queues of all accounts are out.
+type Forecast struct {
+	// Now is when it was made.
+	Now time.Time `json:"now"`
+	// Posts go out, without a person, until DoneAt.
+	Posts int `json:"posts"`
+	// DoneAt is when the last of them does.
+	DoneAt time.Time `json:"done_at,omitzero"`
+	// Windows is the most of X's rate windows of one kind that the posts of an
+	// account, or of the app, fall into; the present one is the first.
+	Windows int `json:"windows"`
+	// AtEarliest tells that a stop whose end nobody knows is in the way: DoneAt counts
+	// on the next try.
+	AtEarliest bool `json:"at_the_earliest"`
+	// Estimated tells that DoneAt rests on windows that X has not told of.
+	Estimated bool `json:"estimated"`
+	// BlockedPosts wait for a person.
+	BlockedPosts int `json:"blocked_posts"`
+	// BlockedAccounts have such.
+	BlockedAccounts int `json:"blocked_accounts"`
+	// Expired counts requests whose expires_at passes before their turn.
+	Expired int `json:"expired_requests"`
+	// Notes are what else there is to know of it, a sentence each.
+	Notes []string `json:"notes,omitempty"`
+	// Accounts are those that have something to send, the last to be done first.
+	Accounts []AccountForecast `json:"accounts"`
+}
+
+// AccountForecast is when an account's queue is out.
+type AccountForecast struct {
+	// Account is its name.
+	Account string `json:"account"`
+	// Requests counts the unfinished ones.
+	Requests int `json:"requests"`
+	// Posts counts those of them that are still to be sent.
+	Posts int `json:"posts"`
+	// Windows counts X's windows of 15 minutes that its posts fall into.
+	Windows int `json:"windows"`
+	// DoneAt is when its last post goes out; absent where the queue is blocked.
+	DoneAt time.Time `json:"done_at,omitzero"`
+	// WaitsFor is the first window that the queue has to wait for, as it stands now;
+	// absent where it waits for none.
+	WaitsFor *RateWindow `json:"waits_for,omitempty"`
+	// Held is why its first request does not go on before a time.
+	Held *Reason `json:"held,omitempty"`
+	// Blocked is why the queue does not move until a person acts.
+	Blocked *LineBlock `json:"blocked,omitempty"`
+	// Expired counts requests whose expires_at passes before their turn.
+	Expired int `json:"expired_requests,omitempty"`
+	// Estimated tells that the queue waits for a window that X has not told of.
+	Estimated bool `json:"estimated"`
+}
+
+// LineBlock is what a queue waits for a person about.
+type LineBlock struct {
+	// Code is why.
+	Code Code `json:"code"`
+	// ID is the request's, where it is about one.
+	ID string `json:"id,omitempty"`
+	// Do is what a person can do.
+	Do string `json:"do"`
+	// Posts wait with it: its own, and those behind it.
+	Posts int `json:"posts"`
+}

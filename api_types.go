@@ -1,0 +1,478 @@
+package jetpost
+
+import "time"
+
+// The bodies of operations on requests and accounts. The account of an operation is the
+// last token of its subject, and stands in no body.
+
+// Empty is the body of an operation that needs to be told nothing.
+type Empty struct{}
+
+// PublishAnswer is what became of a request that was published.
+type PublishAnswer struct {
+	// Account and ID are the request's identity.
+	Account string `json:"account"`
+	// ID is the producer's.
+	ID string `json:"id"`
+	// Sequence is the message's place in the job stream; absent where the request was
+	// there before, and nothing was sent.
+	Sequence uint64 `json:"sequence,omitempty"`
+	// Repeated tells that an equal request of that identity was there before.
+	Repeated bool `json:"repeated,omitempty"`
+	// Request is set where it was accepted: as it stands.
+	Request *RequestStatus `json:"request,omitempty"`
+	// Refusal is set where it was refused: nothing of it is published.
+	Refusal *Refusal `json:"refusal,omitempty"`
+}
+
+// CheckAnswer is what would become of a request that is not published.
+type CheckAnswer struct {
+	// Account is the request's.
+	Account string `json:"account"`
+	// ID is the producer's; absent where it has none.
+	ID string `json:"id,omitempty"`
+	// DryRun is true: nothing was sent.
+	DryRun bool `json:"dry_run"`
+	// Posts are all its posts, in the order of the thread.
+	Posts []CheckedPost `json:"posts"`
+	// CostEstimateUSD is what X will charge for all posts, in US dollars.
+	CostEstimateUSD float64 `json:"cost_estimate_usd"`
+	// PublishAt is the request's own; absent means at once.
+	PublishAt time.Time `json:"publish_at,omitzero"`
+	// ExpiresAt is the request's own.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// Line is what the ledger tells; absent where it cannot be asked.
+	Line *CheckedLine `json:"line,omitempty"`
+	// Pause keeps all accounts from posting now.
+	Stop *Pause `json:"stop,omitempty"`
+	// NotAsked says what could not be asked, and why.
+	NotAsked []string `json:"not_asked,omitempty"`
+}
+
+// CheckedPost is one post of a CheckAnswer.
+type CheckedPost struct {
+	// Index counts from 0.
+	Index int `json:"index"`
+	// Weight is the length of the text as X counts.
+	Weight int `json:"weight"`
+	// URLs counts the links in the text.
+	URLs int `json:"urls"`
+	// Media counts its media.
+	Media int `json:"media"`
+	// CostEstimateUSD is what X will charge for it, in US dollars.
+	CostEstimateUSD float64 `json:"cost_estimate_usd"`
+}
+
+// CheckedLine is where a request would stand.
+type CheckedLine struct {
+	// State is that of the account's token, as an AccountReport has it; absent where no
+	// account of that name is known.
+	State string `json:"account_state,omitempty"`
+	// Do is what a person can do about it.
+	Do string `json:"do,omitempty"`
+	// Pause keeps the account from posting.
+	Pause Pause `json:"pause,omitzero"`
+	// Missing are the permissions without which the account's posts, or those with media,
+	// do not begin.
+	Missing []string `json:"missing_scopes,omitempty"`
+	// Before counts the account's unfinished requests that are due no later.
+	Before int `json:"requests_before"`
+	// Request is the state of the request that has the id already.
+	Request State `json:"request_state,omitempty"`
+	// SameText is another account's request with one of the texts.
+	SameText *RequestName `json:"same_text,omitempty"`
+}
+
+// RequestName names a request.
+type RequestName struct {
+	// Account is the one that it is of.
+	Account string `json:"account"`
+	// ID is the producer's, or the one that a request without got.
+	ID string `json:"id"`
+}
+
+// RequestGet asks for one request.
+type RequestGet struct {
+	// ID is the request's.
+	ID string `json:"id"`
+}
+
+// RequestDetails is a request with what else a person wants to know of it.
+type RequestDetails struct {
+	// Request is as it stands.
+	Request RequestStatus `json:"request"`
+	// Texts are those of its posts; absent where only a newer jetpost can read it.
+	Texts []string `json:"texts,omitempty"`
+	// Pause keeps its account from posting.
+	Pause Pause `json:"pause,omitzero"`
+	// AppPauses keep all accounts from posting.
+	Stops []Pause `json:"stops,omitempty"`
+}
+
+// RequestList asks for requests, the latest accepted first. Absent fields match all.
+type RequestList struct {
+	// State lets only those in this state through.
+	State State `json:"state,omitempty"`
+	// Code lets only those with this reason through.
+	Code Code `json:"code,omitempty"`
+	// Since lets only those through that were accepted then or later.
+	Since time.Time `json:"since,omitzero"`
+	// Limit is how many are listed at most, 1 to MaxPage; absent means DefaultPage.
+	Limit int `json:"limit,omitempty"`
+	// Cursor is the Next of the page before; absent begins.
+	Cursor string `json:"cursor,omitempty"`
+}
+
+// The sizes of a page.
+const (
+	DefaultPage = 100
+	MaxPage     = 1000
+)
+
+// RequestPage is a part of a list of requests.
+type RequestPage struct {
+	// Requests are those of this page.
+	Requests []RequestStatus `json:"requests"`
+	// Next is the cursor of the page after this one; absent where this is the last.
+	Next string `json:"next,omitempty"`
+}
+
+// RequestCounts counts the requests of all accounts.
+type RequestCounts struct {
+	// States counts by state; one without requests is absent. A count of Limit means as
+	// many or more.
+	States map[State]int `json:"states"`
+	// Limit is how many of a state are counted at most.
+	Limit int `json:"limit"`
+}
+
+// RequestCancel takes a request back; what is live stays live.
+type RequestCancel struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// ID is the request's.
+	ID string `json:"id"`
+}
+
+// RequestReschedule moves a request of which nothing was sent to another time.
+type RequestReschedule struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// ID is the request's.
+	ID string `json:"id"`
+	// At is the new time; absent, or not ahead, means now.
+	At time.Time `json:"at,omitzero"`
+}
+
+// RequestResolve settles the doubtful post of a request by a person's word.
+type RequestResolve struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// ID is the request's.
+	ID string `json:"id"`
+	// PostID says that the post is live on X with this id.
+	PostID string `json:"post_id,omitempty"`
+	// NotPosted says that it is not live. One of the two is given.
+	NotPosted bool `json:"not_posted,omitempty"`
+}
+
+// RequestReconcile has X asked again about the doubtful post of a request.
+type RequestReconcile struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// ID is the request's.
+	ID string `json:"id"`
+}
+
+// RequestUnpublish has what of a request is live deleted on X, and takes back what is not.
+type RequestUnpublish struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// ID is the request's.
+	ID string `json:"id"`
+	// DryRun changes nothing: the answer is the request as it stands.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// RequestReplay sends back what failed or was refused: the requests of these ids, or
+// everything that failed, narrowed by the other fields.
+type RequestReplay struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// IDs are those of requests.
+	IDs []string `json:"ids,omitempty"`
+	// Code lets only those with this reason through; not together with IDs.
+	Code Code `json:"code,omitempty"`
+	// Since lets only those through that failed then or later; not together with IDs.
+	Since time.Time `json:"since,omitzero"`
+	// All is given where nothing narrows: everything that failed.
+	All bool `json:"all,omitempty"`
+	// DryRun changes nothing, and tells what would be done.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// ReplayAnswer tells what was done.
+type ReplayAnswer struct {
+	// Replayed has an entry for each request or refused message that was picked.
+	Replayed []Replayed `json:"replayed"`
+}
+
+// ReplayAction is what became of one thing that a replay picked.
+type ReplayAction string
+
+// The actions of a replay.
+const (
+	ReplayQueued      ReplayAction = "queued"      // the request is back in its account's queue
+	ReplayRepublished ReplayAction = "republished" // the refused message is in the job stream again
+	ReplayNothing     ReplayAction = "nothing"     // there was nothing to do; Detail says why
+)
+
+// Replayed tells what was done about one request or refused message.
+type Replayed struct {
+	// Account is absent where it could not be read.
+	Account string `json:"account,omitempty"`
+	// ID is absent where it could not be read.
+	ID string `json:"id,omitempty"`
+	// Action is what was done.
+	Action ReplayAction `json:"action"`
+	// DryRun tells that it was not done, and would be.
+	DryRun bool `json:"dry_run,omitempty"`
+	// State is the request's before.
+	State State `json:"state,omitempty"`
+	// Left counts the posts that are not live.
+	Left int `json:"left"`
+	// Total counts all posts of the request.
+	Total int `json:"total"`
+	// Detail is for people, one line.
+	Detail string `json:"detail,omitempty"`
+}
+
+// AccountList asks for accounts, by name.
+type AccountList struct {
+	// Limit is how many are listed at most, 1 to MaxPage; absent means DefaultPage.
+	Limit int `json:"limit,omitempty"`
+	// Cursor is the Next of the page before; absent begins.
+	Cursor string `json:"cursor,omitempty"`
+}
+
+// AccountPage is a part of the list of accounts.
+type AccountPage struct {
+	// Accounts are those of this page.
+	Accounts []AccountInfo `json:"accounts"`
+	// Next is the cursor of the page after this one; absent where this is the last.
+	Next string `json:"next,omitempty"`
+}
+
+// AccountInfo is an X account and its token, of which no value is told.
+type AccountInfo struct {
+	// Name is the one under which it was connected.
+	Name string `json:"name"`
+	// XUserID is X's id of its user.
+	XUserID string `json:"x_user_id"`
+	// Username is its name on X, without @.
+	Username string `json:"username"`
+	// CreatedAt is when it was first connected here.
+	CreatedAt time.Time `json:"created_at"`
+	// Open counts its unfinished requests, up to 1000.
+	Open int `json:"open_requests"`
+	// TokenExpiresAt is when its access token ends.
+	TokenExpiresAt time.Time `json:"token_expires_at"`
+	// Pause keeps it from posting.
+	Pause Pause `json:"pause,omitzero"`
+	// LastRefreshAt is when X last renewed its token.
+	LastRefreshAt time.Time `json:"last_refresh_at,omitzero"`
+	// RefreshError is why the last exchange of its token came to nothing.
+	RefreshError string `json:"refresh_error,omitempty"`
+	// RefreshFailedAt is when that was.
+	RefreshFailedAt time.Time `json:"refresh_failed_at,omitzero"`
+	// ReauthRequired tells that nothing but connecting it again helps.
+	ReauthRequired bool `json:"reauth_required,omitempty"`
+}
+
+// AccountReport is what is known of one account and its token.
+type AccountReport struct {
+	// Account is the account itself.
+	Account AccountInfo `json:"account"`
+	// State is that of its token: ok, renewing, refresh_failing, in_doubt,
+	// key_unavailable, reauth_required or disconnected.
+	State string `json:"state"`
+	// Do is what a person can do, where there is something.
+	Do string `json:"do,omitempty"`
+	// Scope are the permissions of its token.
+	Scope string `json:"scope,omitempty"`
+	// Missing are the permissions that posts, or those with media, wait for.
+	Missing []string `json:"missing_scopes,omitempty"`
+	// Attempts counts the exchanges since the pair was stored.
+	Attempts int `json:"attempts,omitempty"`
+	// NextAttemptAt is the earliest next exchange after a failure or a doubt.
+	NextAttemptAt time.Time `json:"next_attempt_at,omitzero"`
+	// InDoubtSince is when the exchange began whose answer was lost.
+	InDoubtSince time.Time `json:"in_doubt_since,omitzero"`
+	// Retries are the exchanges that were made while its token was in doubt.
+	Retries []TokenRetry `json:"retries,omitempty"`
+}
+
+// TokenRetry is an exchange of a token in doubt.
+type TokenRetry struct {
+	// Version is that of the pair.
+	Version int64 `json:"version"`
+	// Attempt counts the exchanges of that pair.
+	Attempt int `json:"attempt"`
+	// InDoubtSince is when the first exchange began whose answer was lost.
+	InDoubtSince time.Time `json:"in_doubt_since"`
+	// StartedAt is when this one began.
+	StartedAt time.Time `json:"started_at"`
+}
+
+// PauseRequest has an account, or the whole app, post nothing more.
+type PauseRequest struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// Until is when it goes on by itself; absent means once somebody resumes it.
+	Until time.Time `json:"until,omitzero"`
+	// Reason is for those who wonder what their requests wait for: at most
+	// MaxPauseReason characters, on one line.
+	Reason string `json:"reason,omitempty"`
+}
+
+// MaxPauseReason bounds the words that everything which waits for a pause shows.
+const MaxPauseReason = 200 // characters
+
+// AccountPaused is an account that somebody has paused.
+type AccountPaused struct {
+	// Account is its name.
+	Account string `json:"account"`
+	// Pause is the one that holds.
+	Pause Pause `json:"pause"`
+}
+
+// AppPaused tells what keeps all accounts from posting.
+type AppPaused struct {
+	// Pause is the one that holds.
+	Pause Pause `json:"pause"`
+	// Changed is false where the app was paused already, for at least as long.
+	Changed bool `json:"changed"`
+}
+
+// ResumeRequest ends the pause of an account, or the pauses of the app.
+type ResumeRequest struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// ExpireBefore first fails, as expired, what was due before it and has not begun.
+	ExpireBefore time.Time `json:"expire_before,omitzero"`
+}
+
+// Resumed tells what a resume has ended.
+type Resumed struct {
+	// AppPauses of the app that were in force.
+	Stops []Pause `json:"stops,omitempty"`
+	// Mended tells what an earlier resume has left behind, a sentence each.
+	Mended []string `json:"mended,omitempty"`
+	// Account is the one that was resumed.
+	Account string `json:"account,omitempty"`
+	// Pause is the one that was in force.
+	Pause Pause `json:"pause,omitzero"`
+	// Expired counts the requests that were failed since they were too late.
+	Expired int `json:"expired"`
+	// Begun counts those that are as late and go on.
+	Begun int `json:"late_and_begun"`
+}
+
+// AccountRefresh has an account's token renewed.
+type AccountRefresh struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// Force exchanges even a token that is still young.
+	Force bool `json:"force,omitempty"`
+	// WaitSeconds is how long the outcome is waited for, up to MaxWaitSeconds; absent only
+	// asks.
+	WaitSeconds int `json:"wait_seconds,omitempty"`
+}
+
+// MaxWaitSeconds bounds the wait for the outcome of a refresh.
+const MaxWaitSeconds = 100
+
+// AccountDisconnect ends the use of an account: its requests wait until it is connected
+// again.
+type AccountDisconnect struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+}
+
+// Disconnected is an account that was disconnected.
+type Disconnected struct {
+	// Name is the account's.
+	Name string `json:"name"`
+	// XUserID is X's id of its user.
+	XUserID string `json:"x_user_id"`
+	// Username is its name on X, without @.
+	Username string `json:"username"`
+	// Open counts its unfinished requests.
+	Open int `json:"open_requests"`
+	// Revoked tells that X confirmed that it takes the tokens no more.
+	Revoked bool `json:"revoked"`
+	// NotRevoked says why X did not confirm it.
+	NotRevoked string `json:"not_revoked,omitempty"`
+}
+
+// AccountLink makes a one-time link with which a customer connects an account.
+type AccountLink struct {
+	// OperationID makes a repeat answer with the same link.
+	OperationID string `json:"operation_id,omitempty"`
+	// TTL is how long it can be used, a Go duration; absent means 24h.
+	TTL string `json:"ttl,omitempty"`
+	// ReturnTo is where the person is sent afterwards; absent shows a page.
+	ReturnTo string `json:"return_to,omitempty"`
+	// PublicURL is the address of the pages for people, where the worker has none of its own.
+	PublicURL string `json:"public_url,omitempty"`
+	// ReturnHosts are where links may return to, where the worker has none of its own.
+	ReturnHosts []string `json:"return_hosts,omitempty"`
+}
+
+// Link is a one-time link. Its URL is known to its holder alone.
+type Link struct {
+	// URL is what the customer opens.
+	URL string `json:"url"`
+	// Account is the name under which the account is connected.
+	Account string `json:"account"`
+	// ExpiresAt is when it can be used no more.
+	ExpiresAt time.Time `json:"expires_at"`
+	// ReturnTo is where the person is sent afterwards.
+	ReturnTo string `json:"return_to,omitempty"`
+}
+
+// DeadLettersList asks for messages that never became requests, and for requests that
+// failed, the latest first. Absent fields match all.
+type DeadLettersList struct {
+	// Kind is refused, which is the default, or failed.
+	Kind DeadLetterKind `json:"kind,omitempty"`
+	// ID lets only those of this id through.
+	ID string `json:"id,omitempty"`
+	// Code lets only those with this reason through.
+	Code Code `json:"code,omitempty"`
+	// Since lets only those through that were stored, or accepted, then or later.
+	Since time.Time `json:"since,omitzero"`
+	// Limit is how many are listed at most, 1 to MaxPage; absent means DefaultPage.
+	Limit int `json:"limit,omitempty"`
+	// Cursor is the Next of the page before; absent begins.
+	Cursor string `json:"cursor,omitempty"`
+}
+
+// DeadLetterKind tells messages that never became requests from requests that failed.
+type DeadLetterKind string
+
+// The kinds of dead letters.
+const (
+	DeadLetterRefused DeadLetterKind = "refused"
+	DeadLetterFailed  DeadLetterKind = "failed"
+)
+
+// DeadLetterPage is a part of a list of dead letters.
+type DeadLetterPage struct {
+	// Refusals are those of this page, where refused messages were asked for.
+	Refusals []Refusal `json:"refusals,omitempty"`
+	// Requests are those of this page, where failed requests were asked for.
+	Requests []RequestStatus `json:"requests,omitempty"`
+	// Next is the cursor of the page after this one; absent where this is the last.
+	Next string `json:"next,omitempty"`
+}
