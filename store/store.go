@@ -55,6 +55,7 @@ type Store interface {
 	Requests
 	Links
 	Upkeep
+	Operations
 }
 
 // Ledger is the database as a whole.
@@ -663,6 +664,19 @@ type Filter struct {
 	Code    jetpost.Code
 	Since   time.Time // accepted at or after
 	Limit   int       // default DefaultListLimit
+	After   Place     // those behind it in the list; the zero value begins
+}
+
+// Place is where a request stands in a list.
+type Place struct {
+	AcceptedAt time.Time
+	Seq        int64
+	Account    string
+}
+
+// Place is where the request stands in a list.
+func (r Record) Place() Place {
+	return Place{AcceptedAt: r.Status.AcceptedAt, Seq: r.Seq, Account: r.Account}
 }
 
 // Waiting is an unfinished request as its account's line has it, without what is in

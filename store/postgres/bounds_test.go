@@ -120,6 +120,11 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 			_, _, err := st.ClaimToken(ctx, store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease}, Now: p.now})
 			return err
 		},
+		"AnswerOperation": func(ctx context.Context) error { return st.AnswerOperation(ctx, "op", nil) },
+		"Operate": func(ctx context.Context) error {
+			_, _, err := st.Operate(ctx, store.Operation{ID: "op", Now: p.now}, func(context.Context, store.Changes) ([]byte, error) { return nil, nil })
+			return err
+		},
 		"Clock":         func(ctx context.Context) error { return first(st.Clock(ctx)) },
 		"Conclude":      func(ctx context.Context) error { return st.Conclude(ctx, p.lane, "r", p.outcome()) },
 		"CountRequests": func(ctx context.Context) error { return first(st.CountRequests(ctx)) },

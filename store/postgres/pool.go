@@ -170,6 +170,9 @@ func reportAll[T any](ctx context.Context, s *Store, what string, scan func(scan
 const beginView = "begin isolation level repeatable read read only"
 
 func (s *Store) transact(ctx context.Context, what string, timeout time.Duration, begin string, f func(context.Context, pgx.Tx) error) error {
+	if s.tx != nil {
+		return s.wrap(what, pgx.BeginFunc(ctx, s.tx, func(tx pgx.Tx) error { return f(ctx, tx) })) // a savepoint
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	options := pgx.TxOptions{BeginQuery: begin}

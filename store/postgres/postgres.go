@@ -27,7 +27,8 @@ type Store struct {
 	name   string // of the database and its host, for errors
 	sealer *store.Sealer
 	pool   *pgxpool.Pool // for transactions
-	db     bounded       // for statements on their own
+	db     querier       // for statements on their own
+	tx     pgx.Tx        // whose part everything is; nil outside of an operation
 
 	patience patience
 	// callersClock has the times that callers tell judge, and not the server's clock.

@@ -620,6 +620,7 @@ const sqlListRequests = `
 SELECT ` + requestColumns + ` FROM requests
 WHERE ($1 = '' OR account = $1) AND ($2 = '' OR id = $2) AND ($3 = '' OR state = $3) AND ($4 = '' OR reason_code = $4)
   AND ($5::timestamptz IS NULL OR accepted_at >= $5)
+  AND ($7::timestamptz IS NULL OR (accepted_at, seq) < ($7, $8) OR (accepted_at = $7 AND seq = $8 AND account > $9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 
 // ListRequests implements store.Requests. The statement is planned anew for
@@ -627,7 +628,7 @@ ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.Record, err error) {
 	err = s.report(ctx, "list requests", func(ctx context.Context, tx pgx.Tx) error {
 		list, err = readRecords(ctx, tx, sqlListRequests, pgx.QueryExecModeCacheDescribe,
-			f.Account, f.ID, f.State, f.Code, moment(f.Since), f.Rows())
+			f.Account, f.ID, f.State, f.Code, moment(f.Since), f.Rows(), moment(f.After.AcceptedAt), f.After.Seq, f.After.Account)
 		return err
 	})
 	return list, err

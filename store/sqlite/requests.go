@@ -437,13 +437,14 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 const sqlListRequests = sqlFromRequests + `
 WHERE (?1 = '' OR account = ?1) AND (?2 = '' OR id = ?2) AND (?3 = '' OR state = ?3)
   AND (?4 = '' OR reason_code = ?4) AND (?5 IS NULL OR accepted_at >= ?5)
+  AND (?7 IS NULL OR (accepted_at, seq) < (?7, ?8) OR (accepted_at = ?7 AND seq = ?8 AND account > ?9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
 
 // ListRequests implements store.Requests.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []store.Record, err error) {
 	err = s.report(ctx, "list requests", func(ctx context.Context, tx *sql.Tx) error {
 		rows, err := collect(ctx, tx, scanRequest, sqlListRequests,
-			f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows())
+			f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows(), micros(f.After.AcceptedAt), f.After.Seq, f.After.Account)
 		if err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 9
+	schemaVersion = 10
 	// callTimeout bounds each call, from the wait for a connection on: a worker whose
 	// database does not answer has to notice and give back what it holds within 10 s.
 	// Only a disk that does not answer the kernel is waited for beyond that.
@@ -43,6 +43,7 @@ type Store struct {
 	sealer *store.Sealer
 	write  *sql.DB // one connection, immediate transactions
 	read   *sql.DB // query-only
+	tx     *sql.Tx // whose part everything is; nil outside of an operation
 }
 
 var _ store.Store = (*Store)(nil)
@@ -152,11 +153,17 @@ func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close
 // what names the method, and what SQLite itself reports (a full disk, a file
 // that is no database) also names the path.
 func (s *Store) change(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
+	if s.tx != nil {
+		return s.wrap(what, s.within(ctx, f))
+	}
 	return s.wrap(what, transact(ctx, callTimeout, s.write, nil, f))
 }
 
 // view runs a read transaction: everything in it is read as of one moment.
 func (s *Store) view(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
+	if s.tx != nil {
+		return s.wrap(what, f(ctx, s.tx))
+	}
 	return s.wrap(what, transact(ctx, callTimeout, s.read, &sql.TxOptions{ReadOnly: true}, f))
 }
 
@@ -184,6 +191,9 @@ func transact(ctx context.Context, timeout time.Duration, db *sql.DB, options *s
 // row reads one row outside of a transaction.
 func (s *Store) row(ctx context.Context, query string, args ...any) boundedRow {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	if s.tx != nil {
+		return boundedRow{s.tx.QueryRowContext(ctx, query, args...), cancel}
+	}
 	return boundedRow{s.read.QueryRowContext(ctx, query, args...), cancel}
 }
 

@@ -1,0 +1,74 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jetpost/jetpost"
+)
+
+// ErrOperationReused says that the id of an operation was used for another one.
+var ErrOperationReused = errors.New("operation id was used for another operation")
+
+// Operation is a change that somebody asks for under an id of their own: asked for again
+// it does nothing, and is answered as it was.
+type Operation struct {
+	// ID is the asker's. Without one the change is made whenever it is asked for.
+	ID string
+	// Digest tells it from another operation with the same id.
+	Digest []byte
+	Now    time.Time
+}
+
+const (
+	// OperationRetention is how long it is known that an operation was done.
+	OperationRetention = 7 * 24 * time.Hour
+	// MaxForgottenOperations is how many older ones one call of Operate forgets. As each
+	// call adds one at most, any backlog melts away.
+	MaxForgottenOperations = 100 // rows
+)
+
+// Changes is what an operation can do to the ledger in one transaction. Each is as it is
+// in [Store]; one that fails leaves nothing of its own behind.
+type Changes interface {
+	Request(ctx context.Context, key Key) (Record, error)
+	Cancel(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
+	Reschedule(ctx context.Context, key Key, at, now time.Time) (jetpost.State, error)
+	Resolve(ctx context.Context, key Key, postID string, now time.Time) (jetpost.State, error)
+	Reconcile(ctx context.Context, key Key, now time.Time) error
+	Replay(ctx context.Context, key Key, now time.Time) (ReplayResult, error)
+	Unpublish(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
+
+	Account(ctx context.Context, name string) (Account, error)
+	PauseAccount(ctx context.Context, account string, pause Pause) error
+	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
+	Disconnect(ctx context.Context, account string, now time.Time) (Token, error)
+
+	Desired(ctx context.Context) ([]Desired, error)
+	Keep(ctx context.Context, k Desired) (bool, error)
+	AddLink(ctx context.Context, link NewLink) error
+}
+
+// Operations does what is asked for once.
+type Operations interface {
+	// Operate makes a change and keeps its answer for OperationRetention, in one
+	// transaction. Where an operation of that id was done before, it makes none, and
+	// returns the answer to that one and true. An error of the change is returned as it
+	// is, and nothing of it is kept. Of several at once with one id one makes the change,
+	// and the others wait for it. ErrOperationReused: the one that was done was another.
+	Operate(ctx context.Context, op Operation, change func(context.Context, Changes) ([]byte, error)) (answer []byte, repeated bool, err error)
+	// AnswerOperation replaces the answer to an operation that was done, for what became
+	// of it after its transaction. ErrNotFound.
+	AnswerOperation(ctx context.Context, id string, answer []byte) error
+}
+
+// SameOperation compares an operation with the digest of the one that was done under its
+// id.
+func SameOperation(op Operation, digest []byte) error {
+	if !bytes.Equal(op.Digest, digest) {
+		return ErrOperationReused
+	}
+	return nil
+}
