@@ -247,3 +247,11 @@ func (f *findings) checkCall(v reflect.Value) {
 		}
 	}
 }
+
+// Settled tells whether nothing more happens to the request by itself.
+func (s RequestStatus) Settled() bool {
+	if u := s.Unpublish; u != nil && !u.NextTryAt.IsZero() {
+		return false
+	}
+	return s.State.Finished() || s.State == StateUnknown
+}

@@ -167,8 +167,8 @@ type Breaker struct {
 
 // LimitPause is a pause of the app in force.
 type LimitPause struct {
-	// Scope is publish, refresh or media.
-	Scope string `json:"scope"`
+	// Target is publish, refresh or media.
+	Target string `json:"target"`
 	// Code is its cause.
 	Code Code `json:"code"`
 	// Detail is its cause in X's words or a person's.
@@ -263,15 +263,15 @@ type AccountForecast struct {
 	// Held is why its first request does not go on before a time.
 	Held *Reason `json:"held,omitempty"`
 	// Blocked is why the queue does not move until a person acts.
-	Blocked *LineBlock `json:"blocked,omitempty"`
+	Blocked *QueueBlock `json:"blocked,omitempty"`
 	// Expired counts requests whose expires_at passes before their turn.
 	Expired int `json:"expired_requests,omitempty"`
 	// Estimated tells that the queue waits for a window that X has not told of.
 	Estimated bool `json:"estimated"`
 }
 
-// LineBlock is what a queue waits for a person about.
-type LineBlock struct {
+// QueueBlock is what a queue waits for a person about.
+type QueueBlock struct {
 	// Code is why.
 	Code Code `json:"code"`
 	// ID is the request's, where it is about one.

@@ -419,7 +419,7 @@ type Disconnected struct {
 type AccountLink struct {
 	// OperationID makes a repeat answer with the same link.
 	OperationID string `json:"operation_id,omitempty"`
-	// TTL is how long it can be used, a Go duration; absent means 24h.
+	// TTL is how long it can be used, a Go duration; absent means 1h.
 	TTL string `json:"ttl,omitempty"`
 	// ReturnTo is where the person is sent afterwards; absent shows a page.
 	ReturnTo string `json:"return_to,omitempty"`

@@ -62,6 +62,13 @@ func layers() []layer {
 		},
 		{dir: "consumers/admission/admissiontest", use: []string{"publishers"}},
 		{dir: "consumers/forecast", use: []string{".", "consumers/admission", "publishers", "xapi"}},
+		{
+			dir: "consumers/control", use: []string{
+				".", "publishers", "store", "xapi", "xapi/tweettext", "consumers", "consumers/admission", "consumers/forecast",
+			},
+			tests: parts,
+		},
+		{dir: "client", use: []string{"."}, tests: []string{"internal/natstest"}},
 		{dir: "web", use: handlers, tests: parts},
 
 		{dir: "internal/secret"},
@@ -149,6 +156,11 @@ func TestImportsSeesViolations(t *testing.T) {
 		{name: "app imports everything else", dir: "internal/app", use: append(ours("web", "xapi/xsim", "."), nats, server)},
 		{name: "command imports everything", dir: "cmd/jetpost", use: append(ours("internal/app", "xapi/xsim"), nats)},
 		{name: "command imports the server", dir: "cmd/jetpost", use: []string{server}, want: 1},
+		{name: "client imports publishers", dir: "client", use: ours("publishers"), want: 1},
+		{name: "client imports the contract and NATS", dir: "client", use: append(ours("."), nats)},
+		{name: "control imports app", dir: "consumers/control", use: ours("internal/app"), want: 1},
+		{name: "control imports down", dir: "consumers/control", use: append(ours(".", "publishers", "store", "xapi", "consumers", "consumers/forecast"), nats)},
+		{name: "consumers import control", dir: "consumers", use: ours("consumers/control"), want: 1},
 		{name: "forecast asks the ledger", dir: "consumers/forecast", use: ours("store"), want: 1},
 		{name: "admission imports consumers", dir: "consumers/admission", use: ours("consumers"), want: 1},
 		{name: "admission's helper is for tests", dir: "consumers", use: ours("consumers/admission/admissiontest"), want: 1},

@@ -40,12 +40,7 @@ type Heartbeat struct {
 }
 
 // Disk is the room on which something of the installation lies.
-type Disk struct {
-	What  string `json:"what"` // "database", "lifeboat"
-	Path  string `json:"path"`
-	Free  uint64 `json:"free_bytes"`
-	Total uint64 `json:"total_bytes"`
-}
+type Disk = jetpost.Disk
 
 // Heartbeats are the workers' heartbeats, in the limits bucket.
 //

@@ -148,16 +148,21 @@ func (p *Publisher) RefreshAccount(ctx context.Context, account string, force bo
 }
 
 // OrderRefresh is RefreshAccount for an operator, without that limit. NATS takes
-// it from the workers' account alone.
-func (p *Publisher) OrderRefresh(ctx context.Context, account string, force bool) error {
-	return p.refresh(ctx, p.names.RefreshOrder(), account, force)
+// it from the workers' account alone. Of orders with one operation, where that is not
+// empty, one within some minutes is taken.
+func (p *Publisher) OrderRefresh(ctx context.Context, account string, force bool, operation string) error {
+	var once []jetstream.PublishOpt
+	if operation != "" {
+		once = append(once, jetstream.WithMsgID("refresh/"+account+"/"+operation))
+	}
+	return p.refresh(ctx, p.names.RefreshOrder(), account, force, once...)
 }
 
-func (p *Publisher) refresh(ctx context.Context, subject, account string, force bool) error {
+func (p *Publisher) refresh(ctx context.Context, subject, account string, force bool, opts ...jetstream.PublishOpt) error {
 	msg := nats.NewMsg(subject)
 	var err error
 	if msg.Data, err = json.Marshal(jetpost.RefreshRequest{Account: account, Force: force}); err == nil {
-		_, err = send(ctx, p.js, p.names.RefreshStream(), msg)
+		_, err = send(ctx, p.js, p.names.RefreshStream(), msg, opts...)
 	}
 	if err != nil {
 		return fmt.Errorf("ask for refresh of account %s: %w", account, err)

@@ -125,9 +125,14 @@ type Link struct {
 	ReturnTo  string    `json:"return_to,omitempty"`
 }
 
+// linkKeeper keeps links that are made.
+type linkKeeper interface {
+	AddLink(ctx context.Context, link store.NewLink) error
+}
+
 // MakeLink makes a link that connects an account under a name, which may be a
 // known one. It fails with *LinkError.
-func (s Site) MakeLink(ctx context.Context, links store.Links, want NewLink) (Link, error) {
+func (s Site) MakeLink(ctx context.Context, links linkKeeper, want NewLink) (Link, error) {
 	var mistakes []string
 	if err := jetpost.CheckAccount(want.Account); err != nil {
 		mistakes = append(mistakes, err.Error())

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -174,13 +175,23 @@ func (c *accountsListCmd) Run(e *env) error {
 	})
 }
 
+// storedAccount is an account as the command line has always told it in JSON.
+func storedAccount(a jetpost.AccountInfo) store.Account {
+	return store.Account{
+		Name: a.Name, XUserID: a.XUserID, Username: a.Username, CreatedAt: a.CreatedAt, Open: a.Open, TokenExpiresAt: a.TokenExpiresAt, Pause: a.Pause,
+		TokenMeta: store.TokenMeta{
+			LastRefreshAt: a.LastRefreshAt, RefreshError: a.RefreshError, RefreshFailedAt: a.RefreshFailedAt, RequiresReauth: a.ReauthRequired,
+		},
+	}
+}
+
 // accountState is that of an account's token and, before it, its pause.
 func accountState(a store.Account) string {
 	token := tokenState(a)
 	switch {
 	case a.Pause.Since.IsZero():
 		return token
-	case token == app.TokenOK:
+	case token == control.TokenOK:
 		return "paused " + pauseText(a.Pause)
 	default:
 		return "paused " + pauseText(a.Pause) + "; " + token
@@ -196,7 +207,7 @@ func tokenState(a store.Account) string {
 	case a.RefreshError != "":
 		return "refresh failing: " + a.RefreshError
 	default:
-		return app.TokenOK
+		return control.TokenOK
 	}
 }
 
@@ -207,7 +218,7 @@ type accountsShowCmd struct {
 // Run shows one account.
 func (c *accountsShowCmd) Run(e *env) error {
 	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		report, err := app.ReportAccount(ctx, ledger, c.Name)
+		report, err := control.ReportAccount(ctx, ledger, c.Name)
 		if err != nil {
 			return err
 		}

@@ -450,7 +450,7 @@ func (c *standRun) exchange(ctx context.Context) error {
 	for ; ctx.Err() == nil; pause(ctx, exchangeEvery) {
 		control := c.control()
 		once, cancel := context.WithTimeout(ctx, standLook)
-		_ = publishers.New(control.JS, control.Names).OrderRefresh(once, c.names[random.IntN(len(c.names))], true) // or the next time
+		_ = publishers.New(control.JS, control.Names).OrderRefresh(once, c.names[random.IntN(len(c.names))], true, "") // or the next time
 		cancel()
 	}
 	return nil

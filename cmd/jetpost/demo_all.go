@@ -94,7 +94,7 @@ func (d *demo) suspended(ctx context.Context) error {
 	}
 	d.say("   X has lifted it; somebody runs: jetpost resume bob")
 	err := d.control(ctx, func(control *app.Control) error {
-		_, err := control.ResumeAccount(ctx, "bob", 0)
+		_, err := control.AccountResume(ctx, "bob", jetpost.ResumeRequest{})
 		return err
 	})
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 )
 
@@ -21,24 +23,24 @@ type accountsDisconnectCmd struct {
 
 // Run disconnects an account, once somebody has said that it shall be.
 func (c *accountsDisconnectCmd) Run(e *env) error {
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		connector, err := control.Connector()
-		if err != nil {
-			return err
+	return e.withControl(func(ctx context.Context, direct *app.Control) error {
+		if _, err := direct.Connector(); err != nil {
+			return err // X could not be told
 		}
-		account, err := app.ReportAccount(ctx, control.Ledger, c.Name)
+		account, err := control.ReportAccount(ctx, direct.Ledger, c.Name)
 		if err != nil {
 			return err
 		}
 		if err := c.confirm(e, account); err != nil {
 			return err
 		}
-		done, err := connector.Disconnect(ctx, c.Name)
-		if done.Name == "" {
+		done, err := direct.AccountDisconnect(ctx, c.Name, jetpost.AccountDisconnect{})
+		if err != nil {
 			return err
 		}
-		if err != nil {
-			return errors.Join(err, c.showJSON(e, done))
+		if words := done.NotRevoked; !done.Revoked {
+			done.NotRevoked = "" // the error has them
+			return errors.Join(&app.NotRevokedError{Account: c.Name, Words: words}, c.showJSON(e, done))
 		}
 		return e.say(done, "disconnected %s, which is @%s: X takes its tokens no more, and its %s until it is connected again", done.Name, done.Username, waitingJobs(done.Open))
 	})

@@ -7,15 +7,12 @@ import (
 	"strings"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 )
 
-const (
-	// maxForecast is how many accounts a forecast lists, unless all are wanted.
-	maxForecast = 20
-	// maxAdded bounds what can be added to one account.
-	maxAdded = 1_000_000 // posts
-)
+// maxForecast is how many accounts a forecast lists, unless all are wanted.
+const maxForecast = 20
 
 // forecastCmd is 'jetpost forecast'.
 type forecastCmd struct {
@@ -35,15 +32,15 @@ func (c *forecastCmd) Run(e *env) error {
 			continue
 		}
 		added[account] += n
-		if added[account] > maxAdded {
-			wrong = append(wrong, fmt.Sprintf("--add: more than %s posts of %s", thousands(maxAdded), account))
+		if added[account] > control.MaxAdded {
+			wrong = append(wrong, fmt.Sprintf("--add: more than %s posts of %s", thousands(control.MaxAdded), account))
 		}
 	}
 	if err := mistakes("cannot forecast", wrong...); err != nil {
 		return err
 	}
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		f, err := control.Forecast(ctx, added)
+		f, err := control.AppForecast(ctx, jetpost.ForecastRequest{Add: added})
 		if err != nil {
 			return err
 		}
@@ -62,8 +59,8 @@ func parseAdd(s string) (account string, n int, err error) {
 	switch {
 	case !found || err != nil || n < 1:
 		return "", 0, fmt.Errorf("--add: %q is not so many posts of an account; want one like 500@acme", s)
-	case n > maxAdded:
-		return "", 0, fmt.Errorf("--add: %q: at most %s posts can be added", s, thousands(maxAdded))
+	case n > control.MaxAdded:
+		return "", 0, fmt.Errorf("--add: %q: at most %s posts can be added", s, thousands(control.MaxAdded))
 	}
 	if err := jetpost.CheckAccount(account); err != nil {
 		return "", 0, fmt.Errorf("--add: %q: %w", s, err)

@@ -13,9 +13,6 @@ import (
 	"github.com/jetpost/jetpost/internal/app"
 )
 
-// maxPauseReason bounds the words that everything which waits for a pause shows.
-const maxPauseReason = 200 // characters
-
 // whomFlags pick one account, or all of them.
 type whomFlags struct {
 	Account string `arg:"" optional:"" help:"Account; or give --app."`
@@ -51,7 +48,7 @@ func (c *pauseCmd) Run(e *env) error {
 		if c.App {
 			return c.app(ctx, e, control, until, reason)
 		}
-		paused, err := control.PauseAccount(ctx, c.Account, until, reason)
+		paused, err := control.AccountPause(ctx, c.Account, jetpost.PauseRequest{Until: until, Reason: reason})
 		if err != nil {
 			return err
 		}
@@ -60,12 +57,13 @@ func (c *pauseCmd) Run(e *env) error {
 }
 
 func (c *pauseCmd) app(ctx context.Context, e *env, control *app.Control, until time.Time, reason string) error {
-	stop, changed, err := control.PauseApp(ctx, until, reason)
+	paused, err := control.AppPause(ctx, jetpost.PauseRequest{Until: until, Reason: reason})
 	if err != nil {
 		return err
 	}
+	stop := paused.Pause
 	text := "the app is paused " + pauseText(stop)
-	if !changed { // it holds at least as long as what was asked for
+	if !paused.Changed { // it holds at least as long as what was asked for
 		text = "the app was stopped already, " + untilText(stop) + ": " + reasonText(&stop.Reason)
 	}
 	return e.say(stop, "%s\n  do: %s", text, app.Advice(jetpost.CodePausedByHand))
@@ -85,8 +83,8 @@ func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err erro
 		wrong = append(wrong, fmt.Sprintf("--until: %s has passed", localTime(until)))
 	}
 	reason = strings.Join(strings.Fields(c.Reason), " ")
-	if n := utf8.RuneCountInString(reason); n > maxPauseReason {
-		wrong = append(wrong, fmt.Sprintf("--reason: has %d characters, at most %d are allowed", n, maxPauseReason))
+	if n := utf8.RuneCountInString(reason); n > jetpost.MaxPauseReason {
+		wrong = append(wrong, fmt.Sprintf("--reason: has %d characters, at most %d are allowed", n, jetpost.MaxPauseReason))
 	}
 	if !utf8.ValidString(reason) || strings.ContainsFunc(reason, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		wrong = append(wrong, "--reason: holds characters that cannot be printed")
@@ -148,10 +146,14 @@ func (c *resumeCmd) Run(e *env) error {
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
 		var done app.Resumed
 		var err error
+		var in jetpost.ResumeRequest
+		if c.ExpireOlderThan > 0 {
+			in.ExpireBefore = time.Now().Add(-c.ExpireOlderThan)
+		}
 		if c.App {
-			done, err = control.ResumeApp(ctx, c.ExpireOlderThan)
+			done, err = control.AppResume(ctx, in)
 		} else {
-			done, err = control.ResumeAccount(ctx, c.Account, c.ExpireOlderThan)
+			done, err = control.AccountResume(ctx, c.Account, in)
 		}
 		if err != nil && done.Expired > 0 {
 			err = errors.Join(err, fmt.Errorf("%s failed before that as expired", counted(done.Expired, "request", "requests")))

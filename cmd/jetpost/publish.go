@@ -10,6 +10,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -558,7 +559,7 @@ func (c *publishCmd) dryRun(e *env, cfg app.Config, missing error, request jetpo
 	case errors.As(missing, &wrong):
 		return missing
 	case missing != nil:
-		f = app.NewDryRun(request)
+		f = control.NewCheck(request)
 		f.NotAsked = []string{"the account's line, and whether the app is stopped: " + missing.Error()}
 	default:
 		f = cfg.DryRun(e.ctx, e.log, request)

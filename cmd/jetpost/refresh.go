@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
 )
@@ -47,18 +48,18 @@ type asked struct {
 }
 
 func (c *refreshCmd) account(ctx context.Context, e *env, control *app.Control) error {
-	timeout := c.Timeout
-	if !c.Wait {
-		timeout = 0
+	in := jetpost.AccountRefresh{Force: c.Force}
+	if c.Wait {
+		in.WaitSeconds = max(1, int(c.Timeout.Round(time.Second)/time.Second))
 	}
-	account, err := control.RefreshAccount(ctx, c.Account, c.Force, timeout)
+	account, err := control.AccountRefresh(ctx, c.Account, in)
 	switch {
 	case err != nil:
 		return err
 	case !c.Wait:
 		return e.say(asked{Account: c.Account, Asked: true}, "asked for a refresh of %s", c.Account)
 	default:
-		return e.say(account, "refreshed %s: its token ends %s", c.Account, localTime(account.TokenExpiresAt))
+		return e.say(storedAccount(account), "refreshed %s: its token ends %s", c.Account, localTime(account.TokenExpiresAt))
 	}
 }
 

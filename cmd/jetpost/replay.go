@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
 )
@@ -29,7 +30,8 @@ func (c *replayCmd) Run(e *env) error {
 		return err
 	}
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		done, err := control.Replay(ctx, query)
+		answer, err := control.RequestReplay(ctx, c.Account, query)
+		done := answer.Replayed
 		if len(done) > 0 {
 			if err := list(e, done, "ACCOUNT\tID\tRESULT", replayRow); err != nil {
 				return err
@@ -57,7 +59,7 @@ func nothingFor(ids []string, done []app.Replayed) error {
 	}
 }
 
-func (c *replayCmd) query(now time.Time) (app.ReplayQuery, error) {
+func (c *replayCmd) query(now time.Time) (jetpost.RequestReplay, error) {
 	var wrong []string
 	filtered := c.Code != "" || c.Since != ""
 	switch {
@@ -74,19 +76,19 @@ func (c *replayCmd) query(now time.Time) (app.ReplayQuery, error) {
 	if err != nil {
 		wrong = append(wrong, "--since: "+err.Error())
 	}
-	query := app.ReplayQuery{Account: c.Account, IDs: c.IDs, Code: code, Since: since, DryRun: c.DryRun}
+	query := jetpost.RequestReplay{IDs: c.IDs, Code: code, Since: since, All: c.All, DryRun: c.DryRun}
 	return query, mistakes("cannot replay", wrong...)
 }
 
 func replayRow(r app.Replayed) string {
 	result := r.Detail
 	switch r.Action {
-	case app.ReplayQueued:
+	case jetpost.ReplayQueued:
 		result = "queued: " + r.Detail
-	case app.ReplayRepublished:
+	case jetpost.ReplayRepublished:
 		result = "sent to the queue again: " + r.Detail
 	}
-	if r.DryRun && r.Action != app.ReplayNothing {
+	if r.DryRun && r.Action != jetpost.ReplayNothing {
 		result = "would be " + result
 	}
 	return fmt.Sprintf("%s\t%s\t%s", dash(r.Account), dash(r.ID), result)

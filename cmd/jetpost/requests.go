@@ -13,6 +13,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -209,7 +210,7 @@ type requestsShowCmd struct {
 // Run shows one request. An id of several accounts lists them.
 func (c *requestsShowCmd) Run(e *env) error {
 	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		found, err := app.FindRequest(ctx, ledger, c.Account, c.ID)
+		found, err := control.FindRequest(ctx, ledger, c.Account, c.ID)
 		if errors.Is(err, store.ErrNotFound) {
 			return c.hintRefused(ctx, ledger, err)
 		}
@@ -450,7 +451,7 @@ func (c *requestsRescheduleCmd) Run(e *env) error {
 		return mistakes("cannot reschedule", "--at: "+err.Error())
 	}
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.Reschedule(ctx, c.Account, c.ID, at)
+		status, err := control.RequestReschedule(ctx, c.Account, jetpost.RequestReschedule{ID: c.ID, At: at})
 		if err != nil {
 			return err
 		}
@@ -488,7 +489,7 @@ type requestsCancelCmd struct {
 // Run takes a request back.
 func (c *requestsCancelCmd) Run(e *env) error {
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.Cancel(ctx, c.Account, c.ID)
+		status, err := control.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.ID})
 		if err != nil {
 			return err
 		}
@@ -505,7 +506,7 @@ type requestsUnpublishCmd struct {
 // Run asks for the deletion of a request's posts.
 func (c *requestsUnpublishCmd) Run(e *env) error {
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.Unpublish(ctx, c.Account, c.ID, c.DryRun)
+		status, err := control.RequestUnpublish(ctx, c.Account, jetpost.RequestUnpublish{ID: c.ID, DryRun: c.DryRun})
 		if err != nil {
 			return err
 		}
@@ -557,7 +558,7 @@ type requestsReconcileCmd struct {
 // Run has X asked again about the doubtful post of a request.
 func (c *requestsReconcileCmd) Run(e *env) error {
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.Reconcile(ctx, c.Account, c.ID)
+		status, err := control.RequestReconcile(ctx, c.Account, jetpost.RequestReconcile{ID: c.ID})
 		if err != nil {
 			return err
 		}
@@ -583,7 +584,7 @@ func (c *requestsResolveCmd) Run(e *env) error {
 		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is no id of a post, which is 1 to 19 digits", c.Posted))
 	}
 	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.Resolve(ctx, c.Account, c.ID, c.Posted)
+		status, err := control.RequestResolve(ctx, c.Account, jetpost.RequestResolve{ID: c.ID, PostID: c.Posted, NotPosted: c.NotPosted})
 		if err != nil {
 			return err
 		}

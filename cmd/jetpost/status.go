@@ -157,7 +157,7 @@ func (c *workersCmd) Run(e *env) error {
 	return list(e, workers, "WORKER\tSTATE\tHOST\tVERSION\tROLES\tSLOTS\tSTARTED\tFAULTS", func(w app.WorkerHeartbeat) string {
 		state, faults := "alive", w.Faults
 		if !w.Alive {
-			state = "silent for " + w.Age.Round(time.Second).String()
+			state = "silent for " + time.Duration(w.AgeSeconds*float64(time.Second)).Round(time.Second).String()
 		}
 		if faults == "" {
 			faults = "-"

@@ -15,61 +15,14 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// Forecast is when the lines of all accounts are out.
-type Forecast struct {
-	// Now is when it was made.
-	Now time.Time `json:"now"`
-	// Posts go out, without a person, until DoneAt.
-	Posts  int       `json:"posts"`
-	DoneAt time.Time `json:"done_at,omitzero"`
-	// Windows is the most of X's rate windows of one kind that the posts of an
-	// account, or of the app, fall into; the present one is the first.
-	Windows int `json:"windows"`
-	// AtEarliest tells that a stop whose end nobody knows is in the way: DoneAt counts
-	// on the next try.
-	AtEarliest bool `json:"at_the_earliest"`
-	// Estimated tells that DoneAt rests on windows that X has not told of.
-	Estimated bool `json:"estimated"`
-	// BlockedPosts wait for a person, BlockedAccounts have such.
-	BlockedPosts    int `json:"blocked_posts"`
-	BlockedAccounts int `json:"blocked_accounts"`
-	// Expired counts requests whose expires_at passes before their turn.
-	Expired int `json:"expired_requests"`
-	// Notes are what else there is to know of it, a sentence each.
-	Notes []string `json:"notes,omitempty"`
-	// Accounts are those that have something to send, the last to be done first.
-	Accounts []AccountForecast `json:"accounts"`
-}
-
-// AccountForecast is when an account's line is out.
-type AccountForecast struct {
-	Account  string `json:"account"`
-	Requests int    `json:"requests"` // unfinished
-	Posts    int    `json:"posts"`    // of them that are still to be sent
-	// Windows counts X's windows of 15 minutes that its posts fall into.
-	Windows int `json:"windows"`
-	// DoneAt is when its last post goes out; absent where the line is blocked.
-	DoneAt time.Time `json:"done_at,omitzero"`
-	// WaitsFor is the first window that the line has to wait for, as it stands now;
-	// absent where it waits for none.
-	WaitsFor *RateWindow `json:"waits_for,omitempty"`
-	// Held is why its first request does not go on before a time.
-	Held *jetpost.Reason `json:"held,omitempty"`
-	// Blocked is why the line does not move until a person acts.
-	Blocked *QueueBlock `json:"blocked,omitempty"`
-	Expired int         `json:"expired_requests,omitempty"`
-	// Estimated tells that the line waits for a window that X has not told of.
-	Estimated bool `json:"estimated"`
-}
-
-// QueueBlock is what a line waits for a person about.
-type QueueBlock struct {
-	Code jetpost.Code `json:"code"`
-	ID   string       `json:"id,omitempty"` // the request, where it is about one
-	Do   string       `json:"do"`           // which New leaves to its caller
-	// Posts wait with it: its own, and those behind it.
-	Posts int `json:"posts"`
-}
+// What New tells. Who makes a forecast for people fills in what they can do about each
+// queue that does not move.
+type (
+	Forecast        = jetpost.Forecast
+	AccountForecast = jetpost.AccountForecast
+	QueueBlock      = jetpost.QueueBlock
+	RateWindow      = jetpost.RateWindow
+)
 
 // LaneRow is what an account has to send, in the order of its line.
 type Queue struct {

@@ -6,27 +6,6 @@ import (
 	"github.com/jetpost/jetpost/publishers"
 )
 
-// RateWindow is a rate window of X, as a worker told it last.
-type RateWindow struct {
-	// Account is whose calls it counts; absent where it counts all of the app.
-	Account  string `json:"account,omitempty"`
-	Endpoint string `json:"endpoint"` // method and path pattern
-	Kind     string `json:"kind"`     // 15min, user_24h or app_24h
-	// Limit and Remaining are calls. A limit of 0 is not known.
-	Limit     int `json:"limit"`
-	Remaining int `json:"remaining"`
-	// Open tells that the last window is over: the next call begins one.
-	Open  bool      `json:"open"`
-	Reset time.Time `json:"reset,omitzero"` // absent where Open
-	// LengthSeconds is how long such a window was seen to last; absent where it was not.
-	LengthSeconds float64 `json:"length_seconds,omitempty"`
-	// Source is x where X has said so, and estimated where it did not: then the limit
-	// is the documented one, and the workers have counted.
-	Source string `json:"source"`
-	// ToldAt is when a worker told it to the others; absent where none has.
-	ToldAt time.Time `json:"told_at,omitzero"`
-}
-
 // The sources of a RateWindow.
 const (
 	sourceX         = "x"

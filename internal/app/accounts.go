@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -121,104 +119,6 @@ func (im *Importer) ring(ctx context.Context, account string) error {
 		return fmt.Errorf("ring lane of %s: %w", account, err)
 	}
 	return nil
-}
-
-// The states of an account's token, as AccountReport has them.
-const (
-	TokenOK             = "ok"
-	TokenRenewing       = "renewing"        // a worker exchanges it just now
-	TokenFailing        = "refresh_failing" // the last exchange came to nothing
-	TokenInDoubt        = "in_doubt"        // the answer to an exchange was lost
-	TokenUnreadable     = "key_unavailable" // no configured key opens it
-	TokenReauthRequired = "reauth_required"
-	TokenDisconnected   = "disconnected"
-)
-
-// AccountReport is what is known of an account and its token.
-type AccountReport struct {
-	store.Account
-	State string `json:"state"`
-	// Do is what a person can do, where there is something.
-	Do    string `json:"do,omitempty"`
-	Scope string `json:"scope,omitempty"`
-	// Missing are the permissions that posts, or those with media, wait for.
-	Missing []string `json:"missing_scopes,omitempty"`
-	// Attempts counts the exchanges since the pair was stored.
-	Attempts int `json:"attempts,omitempty"`
-	// NextAttemptAt is the earliest next exchange after a failure or a doubt.
-	NextAttemptAt time.Time     `json:"next_attempt_at,omitzero"`
-	InDoubtSince  time.Time     `json:"in_doubt_since,omitzero"`
-	Retries       []store.Retry `json:"retries,omitempty"`
-}
-
-// ReportAccount reads an account, its token and its journal. store.ErrNotFound.
-func ReportAccount(ctx context.Context, ledger store.Store, name string) (AccountReport, error) {
-	account, err := ledger.Account(ctx, name)
-	if err != nil {
-		return AccountReport{}, accountError(name, err)
-	}
-	r := AccountReport{Account: account}
-	if r.Pause.Active(time.Now()) {
-		r.Do = AdviceFor(r.Pause.Reason.Code, name, "")
-	} else {
-		r.Pause = store.Pause{}
-	}
-	token, err := ledger.Token(ctx, name)
-	var key *store.KeyError
-	var damaged *store.DamagedError
-	if unreadable := errors.As(err, &key) || errors.As(err, &damaged); err != nil && !unreadable {
-		return AccountReport{}, accountError(name, err)
-	} else if unreadable {
-		r.State, r.Do = TokenUnreadable, Advice(jetpost.CodeKeyUnavailable)
-		return r, nil
-	}
-	r.Scope, r.Attempts = token.Scope, token.Attempts
-	if r.Retries, err = ledger.Retries(ctx, name); err != nil {
-		return AccountReport{}, accountError(name, err)
-	}
-	now, err := ledger.Clock(ctx) // the one that leases are judged by
-	if err != nil {
-		return AccountReport{}, accountError(name, err)
-	}
-	r.judge(token, now)
-	if r.Missing = missingToPost(token.Scope); len(r.Missing) > 0 && r.Do == "" {
-		r.Do = AdviceFor(jetpost.CodeAccountScopeMissing, name, "")
-	}
-	return r, nil
-}
-
-// missingToPost are the permissions for posts and their media that a token with a list of
-// its own does not have.
-func missingToPost(scope string) (missing []string) {
-	has := strings.Fields(scope)
-	for _, needed := range []string{xapi.ScopePostWrite, xapi.ScopeMediaWrite} {
-		if len(has) > 0 && !slices.Contains(has, needed) {
-			missing = append(missing, needed)
-		}
-	}
-	return missing
-}
-
-// judge finds the state of a token, and what to do about it.
-func (r *AccountReport) judge(token store.Token, now time.Time) {
-	leased := token.LeaseUntil.After(now)
-	if !leased {
-		r.NextAttemptAt, r.InDoubtSince = token.NextAttemptAt, token.StartedAt
-	}
-	switch {
-	case r.Disconnected():
-		r.State, r.Do = TokenDisconnected, AdviceFor(jetpost.CodeAccountReauthRequired, r.Name, "")
-	case r.RequiresReauth:
-		r.State, r.Do = TokenReauthRequired, AdviceFor(jetpost.CodeAccountReauthRequired, r.Name, "")
-	case leased:
-		r.State = TokenRenewing
-	case !r.InDoubtSince.IsZero():
-		r.State, r.Do = TokenInDoubt, "wait: the account goes on with its access token; near its end X is asked once more"
-	case r.RefreshError != "":
-		r.State, r.Do = TokenFailing, AdviceFor(jetpost.CodeTokenRefreshFailed, r.Name, "")
-	default:
-		r.State = TokenOK
-	}
 }
 
 // reauthLook bounds the look at whether an account has to be connected again.

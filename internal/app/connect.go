@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -20,8 +20,7 @@ import (
 // which is the only one that X takes from then on.
 const storeBound = 30 * time.Second
 
-// Connector makes a consent that an account's owner gave into tokens, and takes
-// the tokens back.
+// Connector makes a consent that an account's owner gave into tokens.
 type Connector struct {
 	OAuth    *xapi.OAuth
 	Importer *Importer
@@ -31,20 +30,6 @@ type Connector struct {
 		AnnounceAccounts(ctx context.Context, account string) error
 	}
 	Log *slog.Logger
-}
-
-// Connector connects accounts in control's ledger.
-func (d *Control) Connector() (*Connector, error) {
-	if err := (Config{X: d.x}).validate(needs{x: true}); err != nil {
-		return nil, err
-	}
-	return &Connector{
-		OAuth: &xapi.OAuth{
-			ClientID: d.x.ClientID, ClientSecret: d.x.ClientSecret.Reveal(), BaseURL: d.x.URL,
-			HTTPClient: &http.Client{Transport: xapi.NewTransport()},
-		},
-		Importer: d.Importer(), Tokens: d.Ledger, Announce: d.relay, Log: d.log,
-	}, nil
 }
 
 // AuthorizeURL is the page on which X asks for the consent that Connect takes.
@@ -84,13 +69,13 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 		return Connected{}, exchangeError(account, redirectURI, err)
 	}
 	if missing := missingScopes(pair); len(missing) > 0 {
-		return Connected{}, &MissingScopesError{Account: account, Missing: missing, NotRevoked: c.revoke(ctx, pair.RefreshToken, pair.AccessToken)}
+		return Connected{}, &MissingScopesError{Account: account, Missing: missing, NotRevoked: control.Revoke(ctx, c.OAuth, pair.RefreshToken, pair.AccessToken)}
 	}
 	me, err := c.Importer.whose(ctx, pair.AccessToken)
 	if err != nil {
 		return Connected{}, &HintError{
 			Err: fmt.Errorf("connect %s: X does not say whose consent this is: nothing was stored%s: %w",
-				account, takenBack(c.revoke(ctx, pair.RefreshToken, pair.AccessToken)), err),
+				account, takenBack(control.Revoke(ctx, c.OAuth, pair.RefreshToken, pair.AccessToken)), err),
 			Help: "once X answers, connect it again with: " + connectCommand(account),
 		}
 	}
@@ -116,7 +101,7 @@ func (c *Connector) save(ctx context.Context, in store.Import) (imported Importe
 	waiting, stop := context.WithTimeout(ctx, storeBound)
 	defer stop()
 	tries := 0
-	_, _ = until(waiting, func() (bool, error) { // err tells
+	_, _ = control.Until(waiting, func() (bool, error) { // err tells
 		imported, err = c.Importer.store(waiting, in)
 		final := err == nil || errors.Is(err, store.ErrNameTaken) || errors.Is(err, store.ErrUserTaken)
 		if tries++; tries == 1 && !final {
@@ -165,27 +150,12 @@ func (c *Connector) wrongUser(ctx context.Context, in store.Import) error {
 		}
 	}
 	if wrong.KnownAs == "" {
-		wrong.NotRevoked = c.revoke(ctx, in.Pair.Refresh.Reveal(), in.Pair.Access.Reveal())
+		wrong.NotRevoked = control.Revoke(ctx, c.OAuth, in.Pair.Refresh.Reveal(), in.Pair.Access.Reveal())
 		return wrong
 	}
 	in.Name = wrong.KnownAs
 	_, wrong.NotStored = c.save(ctx, in)
 	return wrong
-}
-
-// revoke takes tokens back, the one that could bring new ones first.
-func (c *Connector) revoke(ctx context.Context, refresh, access string) error {
-	var failure error
-	for _, token := range []string{refresh, access} {
-		if token == "" {
-			continue
-		}
-		// What is wrong is mostly wrong with both, and told once.
-		if err := c.OAuth.Revoke(ctx, token); err != nil && (failure == nil || failure.Error() != err.Error()) {
-			failure = errors.Join(failure, err)
-		}
-	}
-	return failure
 }
 
 // connectCommand is what connects an account.
@@ -330,69 +300,4 @@ func (e *WrongUserError) Hint() string {
 	default:
 		return "go on with the name that it has; for another account log in to X as that one, then: " + connectCommand(e.Account)
 	}
-}
-
-// Disconnected is an account that was disconnected.
-type Disconnected struct {
-	Name     string `json:"name"`
-	XUserID  string `json:"x_user_id"`
-	Username string `json:"username"`
-	// Open counts its unfinished requests: they wait until it is connected again.
-	Open int `json:"open_requests"`
-	// Revoked tells that X confirmed that it takes the tokens no more.
-	Revoked bool `json:"revoked"`
-}
-
-// NotRevokedError says that an account is disconnected, and its requests wait, but
-// that X did not confirm that its tokens are dead.
-type NotRevokedError struct {
-	Account string
-	Err     error
-}
-
-func (e *NotRevokedError) Error() string {
-	return fmt.Sprintf("%s is disconnected here, but X did not confirm that its tokens were revoked: %s", e.Account, oneLine(e.Err))
-}
-func (e *NotRevokedError) Unwrap() error { return e.Err }
-
-// Hint tells the operator what to do.
-func (e *NotRevokedError) Hint() string {
-	return "try once more with: jetpost accounts disconnect " + e.Account +
-		"    or withdraw the app's access on X: Settings, Security and account access, Apps and sessions, Connected apps"
-}
-
-// Disconnect ends the use of an account: first here, so that whatever happens
-// next its requests wait and nobody uses its tokens, then at X. It fails with
-// store.ErrNotFound, with *NotRevokedError once it is disconnected here, and with
-// store.ErrTokenBusy inside while its token is being renewed.
-func (c *Connector) Disconnect(ctx context.Context, name string) (Disconnected, error) {
-	account, err := c.Importer.Ledger.Account(ctx, name)
-	if err != nil {
-		return Disconnected{}, accountError(name, err)
-	}
-	token, err := c.Tokens.Disconnect(ctx, name, time.Now())
-	switch {
-	case errors.Is(err, store.ErrTokenBusy):
-		return Disconnected{}, &HintError{Err: fmt.Errorf("disconnect %s: %w", name, store.ErrTokenBusy), Help: "try again in a moment"}
-	case err != nil:
-		return Disconnected{}, accountError(name, err)
-	}
-	ctx = context.WithoutCancel(ctx)
-	c.tell(ctx, name, nil)
-	done := Disconnected{Name: name, XUserID: account.XUserID, Username: account.Username, Open: account.Open}
-	if err := c.revoke(ctx, token.Refresh.Reveal(), token.Access.Reveal()); err != nil {
-		return done, &NotRevokedError{Account: name, Err: err}
-	}
-	done.Revoked = true
-	if err := c.Tokens.ForgetPair(ctx, token); err != nil && !errors.Is(err, store.ErrFenced) {
-		c.Log.Warn("token.not_forgotten", "account", name, "error", err) // it is dead at X
-	}
-	return done, nil
-}
-
-func accountError(name string, err error) error {
-	if errors.Is(err, store.ErrNotFound) {
-		return &HintError{Err: fmt.Errorf("account %s: %w", name, store.ErrNotFound), Help: "see the names with: jetpost accounts list"}
-	}
-	return databaseError(err)
 }

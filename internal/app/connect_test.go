@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 	appsecret "github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
@@ -57,6 +59,15 @@ func setupConnect(t *testing.T) *connectBundle {
 		}
 	})
 	return b
+}
+
+func (b *connectBundle) disconnect(account string) (jetpost.Disconnected, error) {
+	done, err := b.control.AccountDisconnect(b.Context(), account, jetpost.AccountDisconnect{})
+	if err == nil && !done.Revoked {
+		err = &app.NotRevokedError{Account: account, Words: done.NotRevoked}
+		done.NotRevoked = ""
+	}
+	return done, err
 }
 
 func (b *connectBundle) must(err error) {
@@ -399,7 +410,7 @@ func TestDisconnect(t *testing.T) {
 	t.Parallel()
 	b := setupConnect(t)
 	before := b.wantTokens("alice", "alice")
-	done, err := b.c.Disconnect(t.Context(), "alice")
+	done, err := b.disconnect("alice")
 	if want := (app.Disconnected{Name: "alice", XUserID: done.XUserID, Username: "alice", Revoked: true}); err != nil || done != want {
 		t.Errorf("disconnected %+v, %v", done, err)
 	}
@@ -417,7 +428,7 @@ func TestDisconnect(t *testing.T) {
 		t.Errorf("the event of it: %v", err)
 	}
 
-	again, err := b.c.Disconnect(t.Context(), "alice")
+	again, err := b.disconnect("alice")
 	if n := b.sim.Counts()[xsim.EndpointRevoke]["200"]; err != nil || !again.Revoked || n != 2 {
 		t.Errorf("once more: %+v, %v, %d tokens revoked", again, err, n)
 	}
@@ -426,7 +437,7 @@ func TestDisconnect(t *testing.T) {
 	if b.wantTokens("alice", "alice").RequiresReauth {
 		t.Error("connected again, it still has to be connected")
 	}
-	if _, err := b.c.Disconnect(t.Context(), "nobody"); !errors.Is(err, store.ErrNotFound) {
+	if _, err := b.disconnect("nobody"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("nobody: %v", err)
 	}
 	b.wantCallLog()
@@ -442,7 +453,7 @@ func TestDisconnectBusy(t *testing.T) {
 	if err != nil || !claimed {
 		t.Fatalf("claim: %t, %v", claimed, err)
 	}
-	_, err = b.c.Disconnect(t.Context(), "alice")
+	_, err = b.disconnect("alice")
 	b.hidden(err)
 	wantError(t, err, "disconnect alice: the account's token is being renewed just now")
 	b.wantTokens("alice", "alice")
@@ -458,7 +469,7 @@ func TestDisconnectUnconfirmed(t *testing.T) {
 	b := setupConnect(t)
 	before := b.wantTokens("alice", "alice")
 	b.must(b.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: 503, Endpoint: xsim.EndpointRevoke, Times: 1}}))
-	done, err := b.c.Disconnect(t.Context(), "alice")
+	done, err := b.disconnect("alice")
 	b.hidden(err)
 	wantError(t, err, "alice is disconnected here, but X did not confirm that its tokens were revoked: "+
 		"outcome unknown: POST /2/oauth2/revoke: 503 Service Unavailable: Service Unavailable")
@@ -477,7 +488,7 @@ func TestDisconnectUnconfirmed(t *testing.T) {
 	}
 	b.wantRevoked("alice", false)
 
-	done, err = b.c.Disconnect(t.Context(), "alice")
+	done, err = b.disconnect("alice")
 	if err != nil || !done.Revoked {
 		t.Errorf("once more: %+v, %v", done, err)
 	}
@@ -519,28 +530,28 @@ func TestReportAccount(t *testing.T) {
 		do   string
 		next bool // there is a next attempt
 	}{
-		app.TokenDisconnected: {func(b *connectBundle) {
-			_, err := b.c.Disconnect(b.Context(), "alice")
+		control.TokenDisconnected: {func(b *connectBundle) {
+			_, err := b.disconnect("alice")
 			b.must(err)
 		}, "connect it again with: jetpost accounts connect alice", false},
-		app.TokenFailing: {func(b *connectBundle) { fail(b, store.ExchangeNothing) }, "wait, or try now with jetpost refresh alice --force", true},
-		app.TokenInDoubt: {func(b *connectBundle) { claim(b, -time.Second) }, "wait: the account goes on with its access token; near its end X is asked once more", true},
-		app.TokenOK:      {func(*connectBundle) {}, "", false},
-		app.TokenReauthRequired: {
+		control.TokenFailing: {func(b *connectBundle) { fail(b, store.ExchangeNothing) }, "wait, or try now with jetpost refresh alice --force", true},
+		control.TokenInDoubt: {func(b *connectBundle) { claim(b, -time.Second) }, "wait: the account goes on with its access token; near its end X is asked once more", true},
+		control.TokenOK:      {func(*connectBundle) {}, "", false},
+		control.TokenReauthRequired: {
 			func(b *connectBundle) { fail(b, store.ExchangeRefused) }, "connect it again with: jetpost accounts connect alice", false,
 		},
-		app.TokenRenewing: {func(b *connectBundle) { claim(b, lease) }, "", false},
+		control.TokenRenewing: {func(b *connectBundle) { claim(b, lease) }, "", false},
 	} {
 		t.Run(state, func(t *testing.T) {
 			t.Parallel()
 			b := setupConnect(t)
 			test.act(b)
-			r, err := app.ReportAccount(t.Context(), b.control.Ledger, "alice")
+			r, err := control.ReportAccount(t.Context(), b.control.Ledger, "alice")
 			b.must(err)
 			if r.State != state || r.Do != test.do || r.NextAttemptAt.IsZero() == test.next || r.Name != "alice" {
 				t.Errorf("got %+v", r)
 			}
-			if r.InDoubtSince.IsZero() == (state == app.TokenInDoubt) {
+			if r.InDoubtSince.IsZero() == (state == control.TokenInDoubt) {
 				t.Errorf("in doubt since %s", r.InDoubtSince)
 			}
 		})
@@ -553,20 +564,20 @@ func TestReportAccount(t *testing.T) {
 			Pair: store.Pair{Access: appsecret.New("a"), Refresh: appsecret.New("r"), ExpiresAt: time.Now().Add(time.Hour), Scope: "tweet.read tweet.write users.read offline.access"},
 		})
 		b.must(err)
-		r, err := app.ReportAccount(t.Context(), b.control.Ledger, "nomedia")
+		r, err := control.ReportAccount(t.Context(), b.control.Ledger, "nomedia")
 		b.must(err)
 		if len(r.Missing) != 1 || r.Missing[0] != "media.write" || !strings.Contains(r.Do, "jetpost accounts connect nomedia") {
 			t.Errorf("missing %v, do %q", r.Missing, r.Do)
 		}
 	})
-	t.Run(app.TokenUnreadable, func(t *testing.T) {
+	t.Run(control.TokenUnreadable, func(t *testing.T) {
 		t.Parallel()
 		b := setupConnect(t)
-		r, err := app.ReportAccount(t.Context(), unreadable{b.control.Ledger}, "alice")
-		if err != nil || r.State != app.TokenUnreadable || !strings.Contains(r.Do, "HUB_ENCRYPTION_KEY") {
+		r, err := control.ReportAccount(t.Context(), unreadable{b.control.Ledger}, "alice")
+		if err != nil || r.State != control.TokenUnreadable || !strings.Contains(r.Do, "HUB_ENCRYPTION_KEY") {
 			t.Errorf("got %+v, %v", r, err)
 		}
-		if _, err := app.ReportAccount(t.Context(), b.control.Ledger, "nobody"); !errors.Is(err, store.ErrNotFound) {
+		if _, err := control.ReportAccount(t.Context(), b.control.Ledger, "nobody"); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("nobody: %v", err)
 		}
 	})

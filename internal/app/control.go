@@ -5,32 +5,52 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
+	"net/http"
 	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/consumers/forecast"
+	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/web"
+	"github.com/jetpost/jetpost/xapi"
 )
 
-// maxListed bounds what one look into the ledger by hand reads.
-const maxListed = 10_000 // requests
+// What the operations of control are about.
+type (
+	AmbiguousError     = control.AmbiguousError
+	AccountReport      = control.AccountReport
+	Paused             = jetpost.AccountPaused
+	Resumed            = jetpost.Resumed
+	Replayed           = jetpost.Replayed
+	Disconnected       = jetpost.Disconnected
+	NotRevokedError    = control.NotRevokedError
+	RefreshFailedError = control.RefreshFailedError
+	DryRun             = jetpost.CheckAnswer
+	DryRunPost         = jetpost.CheckedPost
+	DryRunLine         = jetpost.CheckedLine
+	RequestName        = jetpost.RequestName
+	Limits             = jetpost.Limits
+	Breaker            = jetpost.Breaker
+	LimitPause         = jetpost.LimitPause
+	Forecast           = jetpost.Forecast
+	AccountForecast    = jetpost.AccountForecast
+	QueueBlock         = jetpost.QueueBlock
+	RateWindow         = jetpost.RateWindow
+	Line               = forecast.Queue
+	Queued             = forecast.Queued
+)
 
-// Control is where a person looks after requests: takes one back, settles a
-// doubt, sends it again. The ledger decides each time; the wake-up and the event
-// that follow are hints, which the sweeper makes good should they fail.
+// Control is the operations of control, on the ledger itself.
 type Control struct {
-	Ledger      store.Store
-	Conn        *Connection
-	Wakeups     *publishers.Wakeups
-	DeadLetters *publishers.DeadLetters
+	*control.Control
+	Conn *Connection
 
-	publisher *publishers.Publisher
-	relay     *consumers.OutboxRelay
-	x         XConfig
-	log       *slog.Logger
+	x   XConfig
+	log *slog.Logger
 }
 
 // OpenControl opens the ledger and NATS, and makes sure that they belong
@@ -39,30 +59,99 @@ func (c Config) OpenControl(ctx context.Context, log *slog.Logger) (_ *Control, 
 	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
 		return nil, err
 	}
-	d := &Control{x: c.X, log: log}
+	var ledger store.Store
+	var conn *Connection
 	defer func() {
 		if err != nil {
-			d.Close()
+			closeBoth(conn, ledger)
 		}
 	}()
-	if d.Ledger, err = c.OpenStore(ctx); err != nil {
+	if ledger, err = c.OpenStore(ctx); err != nil {
 		return nil, err
 	}
-	if d.Conn, err = c.Connect(ctx, log, "jetpost command line"); err != nil {
+	if conn, err = c.Connect(ctx, log, "jetpost command line"); err != nil {
 		return nil, err
 	}
-	id, err := d.Ledger.LedgerID(ctx)
+	id, err := ledger.LedgerID(ctx)
 	if err != nil {
 		return nil, databaseError(err)
 	}
-	if err := publishers.Check(ctx, d.Conn.JS, c.Topology(d.Conn.Names, id)); err != nil {
+	if err := publishers.Check(ctx, conn.JS, c.Topology(conn.Names, id)); err != nil {
 		return nil, err
 	}
-	d.Wakeups = publishers.NewWakeups(d.Conn.JS, d.Conn.Names)
-	d.DeadLetters = publishers.NewDeadLetters(d.Conn.JS, d.Conn.Names)
-	d.publisher = publishers.New(d.Conn.JS, d.Conn.Names)
-	d.relay = &consumers.OutboxRelay{Ledger: d.Ledger, DeadLetters: d.DeadLetters, Names: d.Conn.Names, Log: log}
-	return d, nil
+	deadLetters := publishers.NewDeadLetters(conn.JS, conn.Names)
+	relay := &consumers.OutboxRelay{Ledger: ledger, DeadLetters: deadLetters, Names: conn.Names, Log: log}
+	status := func(ctx context.Context) (Status, error) {
+		return place{cfg: c, conn: conn, ledger: ledger}.status(ctx), ctx.Err()
+	}
+	return &Control{Control: c.control(conn, ledger, relay, status, log), Conn: conn, x: c.X, log: log}, nil
+}
+
+// control puts the operations together.
+func (c Config) control(conn *Connection, ledger store.Store, relay *consumers.OutboxRelay, status func(context.Context) (Status, error), log *slog.Logger) *control.Control {
+	parts := control.Control{
+		Ledger: ledger, JS: conn.JS, Names: conn.Names, OutboxRelay: relay, Rules: c.Rules, Log: log, AliveWithin: health.AliveWithin,
+		Status: func(ctx context.Context) (jetpost.StatusReport, error) {
+			s, err := status(ctx)
+			return s.report(), err
+		},
+		Notes: func(ctx context.Context, accounts int) ([]string, error) { return forecastNotes(ctx, conn, accounts) },
+		Link:  c.makeLink,
+	}
+	if x, err := c.X.oauth(); err == nil {
+		parts.X = x
+	}
+	return control.New(parts)
+}
+
+// oauth is X's token endpoint, as the app.
+func (x XConfig) oauth() (*xapi.OAuth, error) {
+	if err := (Config{X: x}).validate(needs{x: true}); err != nil {
+		return nil, err
+	}
+	return &xapi.OAuth{
+		ClientID: x.ClientID, ClientSecret: x.ClientSecret.Reveal(), BaseURL: x.URL,
+		HTTPClient: &http.Client{Transport: xapi.NewTransport()},
+	}, nil
+}
+
+// makeLink makes a one-time link to the pages of this installation, or to those that are
+// named.
+func (c Config) makeLink(ctx context.Context, links control.LinkKeeper, account string, in jetpost.AccountLink) (jetpost.Link, error) {
+	site, err := c.LinkSite(WebConfig{PublicURL: in.PublicURL, ReturnHosts: in.ReturnHosts})
+	if err != nil {
+		return jetpost.Link{}, &control.Error{Code: jetpost.ErrInvalid, Err: err, Help: Hint(err)}
+	}
+	life := web.DefaultLinkLife
+	if in.TTL != "" {
+		if life, err = time.ParseDuration(in.TTL); err != nil {
+			return jetpost.Link{}, &control.Error{Code: jetpost.ErrInvalid, Err: fmt.Errorf("ttl: %w", err)}
+		}
+	}
+	link, err := site.MakeLink(ctx, links, web.NewLink{Account: account, Life: life, ReturnTo: in.ReturnTo, Now: time.Now()})
+	if wrong := new(web.LinkError); errors.As(err, &wrong) {
+		err = &control.Error{Code: jetpost.ErrInvalid, Err: err}
+	}
+	return jetpost.Link(link), err
+}
+
+// forecastNotes says what keeps posts from going out, and what no worker has accepted yet.
+func forecastNotes(ctx context.Context, conn *Connection, accounts int) (notes []string, err error) {
+	now := time.Now().UTC()
+	fromNATS := factsOfNATS{now: now}
+	if fromNATS.read(ctx, conn); fromNATS.err != nil {
+		return nil, fromNATS.err
+	}
+	var status Status
+	facts := health.Facts{Now: now, Accounts: max(accounts, 1)}
+	fromNATS.tell(&status, &facts)
+	if verdict := health.Judge(facts); verdict.State != health.Publishing {
+		notes = append(notes, verdict.Sentence())
+	}
+	if n := status.QueuedJobs; n != nil && *n > 0 {
+		notes = append(notes, fmt.Sprintf("not in it: %d jobs that no worker has accepted yet", *n))
+	}
+	return notes, nil
 }
 
 // Importer brings accounts into control's ledger.
@@ -70,194 +159,36 @@ func (d *Control) Importer() *Importer {
 	return &Importer{Ledger: d.Ledger, NATS: d.Conn, XURL: d.x.URL}
 }
 
+// Connector connects accounts in control's ledger.
+func (d *Control) Connector() (*Connector, error) {
+	x, err := d.x.oauth()
+	if err != nil {
+		return nil, err
+	}
+	return &Connector{OAuth: x, Importer: d.Importer(), Tokens: d.Ledger, Announce: d.OutboxRelay, Log: d.log}, nil
+}
+
 // Close frees what OpenControl opened.
-func (d *Control) Close() {
-	if d.Conn != nil {
-		d.Conn.Close()
+func (d *Control) Close() { closeBoth(d.Conn, d.Ledger) }
+
+func closeBoth(conn *Connection, ledger store.Store) {
+	if conn != nil {
+		conn.Close()
 	}
-	if d.Ledger != nil {
-		_ = d.Ledger.Close() // everything was committed
+	if ledger != nil {
+		_ = ledger.Close() // everything was committed
 	}
 }
 
-// AmbiguousError says that requests of several accounts have the id.
-type AmbiguousError struct {
-	ID       string
-	Accounts []string
-}
-
-func (e *AmbiguousError) Error() string {
-	return fmt.Sprintf("several accounts have a request %s: %s", e.ID, strings.Join(e.Accounts, ", "))
-}
-
-// Hint tells the operator how to name one.
-func (e *AmbiguousError) Hint() string { return "name one with --account" }
-
-// FindRequest returns the one request with that id, of the account or, where
-// that is empty, of any. It fails with store.ErrNotFound or *AmbiguousError.
-func FindRequest(ctx context.Context, ledger store.Requests, account, id string) (store.Record, error) {
-	found, err := ledger.ListRequests(ctx, store.Filter{Account: account, ID: id})
-	switch {
-	case err != nil:
-		return store.Record{}, databaseError(err)
-	case len(found) == 0 && account != "":
-		return store.Record{}, &HintError{Err: fmt.Errorf("request %s of account %s: %w", id, account, store.ErrNotFound), Help: "see the ids with: jetpost requests list --account " + account}
-	case len(found) == 0:
-		return store.Record{}, &HintError{Err: fmt.Errorf("request %s: %w", id, store.ErrNotFound), Help: "see the ids with: jetpost requests list"}
-	case len(found) > 1:
-		ambiguous := &AmbiguousError{ID: id}
-		for _, r := range found {
-			ambiguous.Accounts = append(ambiguous.Accounts, r.Account)
-		}
-		return store.Record{}, ambiguous
+// Limits reads what the workers have told of X's windows and stops.
+func (c Config) Limits(ctx context.Context, log *slog.Logger, account string) (Limits, error) {
+	if err := c.validate(needs{nats: true}); err != nil {
+		return Limits{}, err
 	}
-	return found[0], nil
-}
-
-// Cancel takes a request back and returns it as it is then. One that is
-// cancelled already stays so; published and failed ones are an error.
-func (d *Control) Cancel(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
-	found, err := FindRequest(ctx, d.Ledger, account, id)
+	conn, err := c.Connect(ctx, log, "jetpost limits")
 	if err != nil {
-		return jetpost.RequestStatus{}, err
+		return Limits{}, err
 	}
-	before, err := d.Ledger.Cancel(ctx, found.Key, time.Now())
-	switch {
-	case errors.Is(err, store.ErrNotRunnable) && before == jetpost.StateCancelled:
-		return d.status(ctx, found.Key)
-	case errors.Is(err, store.ErrNotRunnable):
-		return jetpost.RequestStatus{}, fmt.Errorf("request %s of account %s is %s: there is nothing to cancel", id, found.Account, before)
-	case err != nil:
-		return jetpost.RequestStatus{}, databaseError(err)
-	}
-	d.tell(ctx, found.Key)
-	return d.status(ctx, found.Key)
-}
-
-// Unpublish asks for the deletion of what of a request is live, and takes it back where it
-// is unfinished. It returns the request as it is then: a worker deletes. One whose posts
-// are deleted already stays so. A dry run changes nothing.
-func (d *Control) Unpublish(ctx context.Context, account, id string, dry bool) (jetpost.RequestStatus, error) {
-	found, err := FindRequest(ctx, d.Ledger, account, id)
-	if err != nil {
-		return jetpost.RequestStatus{}, err
-	}
-	if nothingLive(found) {
-		return jetpost.RequestStatus{}, fmt.Errorf("request %s of account %s is %s, and nothing of it is live: there is nothing to delete", id, found.Account, found.Status.State)
-	}
-	if dry {
-		return found.Status, nil
-	}
-	if _, err := d.Ledger.Unpublish(ctx, found.Key, time.Now()); err != nil {
-		return jetpost.RequestStatus{}, databaseError(err)
-	}
-	d.tell(ctx, found.Key)
-	return d.status(ctx, found.Key)
-}
-
-// nothingLive tells of a request what the ledger refuses to delete.
-func nothingLive(r store.Record) bool {
-	return r.Status.State.Finished() && r.Deletion == nil && !slices.ContainsFunc(r.Posts, func(p store.PostRecord) bool {
-		return p.State == jetpost.PostPosted || p.State == jetpost.PostSending
-	})
-}
-
-// Reschedule moves a request of which nothing was sent to another time, or to now
-// with one that is not ahead, and returns it as it is then.
-func (d *Control) Reschedule(ctx context.Context, account, id string, at time.Time) (jetpost.RequestStatus, error) {
-	found, err := FindRequest(ctx, d.Ledger, account, id)
-	if err != nil {
-		return jetpost.RequestStatus{}, err
-	}
-	state, err := d.Ledger.Reschedule(ctx, found.Key, at, time.Now())
-	switch {
-	case errors.Is(err, store.ErrNotRunnable):
-		return jetpost.RequestStatus{}, notRescheduled(found.Key, state)
-	case errors.Is(err, store.ErrExpired):
-		return jetpost.RequestStatus{}, &HintError{
-			Err: fmt.Errorf("reschedule request %s of account %s: its expires_at is %s, and it would fail then",
-				id, found.Account, found.Status.ExpiresAt.Local().Format(time.RFC3339)),
-			Help: "choose an earlier time, or cancel it and send it under another id",
-		}
-	case err != nil:
-		return jetpost.RequestStatus{}, databaseError(err)
-	}
-	d.tell(ctx, found.Key)
-	return d.status(ctx, found.Key)
-}
-
-// notRescheduled says what can be done instead.
-func notRescheduled(key store.Key, state jetpost.State) error {
-	help := "cancel what is not live yet with: jetpost requests cancel " + key.ID
-	switch state {
-	case jetpost.StateFailed:
-		help = "send back what is not live with: jetpost replay " + key.ID
-	case jetpost.StatePublished, jetpost.StateCancelled:
-		help = "send a new request"
-	case jetpost.StateUnknown:
-		help = "settle it first with: jetpost requests resolve " + key.ID
-	}
-	return &HintError{
-		Err:  fmt.Errorf("reschedule request %s of account %s: it is %s, and only what waits and has not begun can be moved", key.ID, key.Account, state),
-		Help: help,
-	}
-}
-
-// Resolve settles the doubtful post of a request: it is live on X
-// with that id or, where that is empty, it is not live. It returns the request
-// as it is then.
-func (d *Control) Resolve(ctx context.Context, account, id, postID string) (jetpost.RequestStatus, error) {
-	found, err := FindRequest(ctx, d.Ledger, account, id)
-	if err != nil {
-		return jetpost.RequestStatus{}, err
-	}
-	_, err = d.Ledger.Resolve(ctx, found.Key, postID, time.Now())
-	switch {
-	case errors.Is(err, store.ErrNotRunnable):
-		return jetpost.RequestStatus{}, noDoubt(found)
-	case errors.Is(err, store.ErrPostTaken):
-		return jetpost.RequestStatus{}, &HintError{
-			Err:  fmt.Errorf("resolve request %s of account %s with post %s: %w", id, found.Account, postID, err),
-			Help: "look on X for the id of this very post; where there is none, use --not-posted",
-		}
-	case err != nil:
-		return jetpost.RequestStatus{}, databaseError(err)
-	}
-	d.tell(ctx, found.Key)
-	return d.status(ctx, found.Key)
-}
-
-// Reconcile has the account's posts looked at at once for the doubtful post of a
-// request, also where that was given up. It returns the request as it is then.
-func (d *Control) Reconcile(ctx context.Context, account, id string) (jetpost.RequestStatus, error) {
-	found, err := FindRequest(ctx, d.Ledger, account, id)
-	if err != nil {
-		return jetpost.RequestStatus{}, err
-	}
-	err = d.Ledger.Reconcile(ctx, found.Key, time.Now())
-	switch {
-	case errors.Is(err, store.ErrNotRunnable):
-		return jetpost.RequestStatus{}, noDoubt(found)
-	case err != nil:
-		return jetpost.RequestStatus{}, databaseError(err)
-	}
-	d.tell(ctx, found.Key)
-	return d.status(ctx, found.Key)
-}
-
-func noDoubt(r store.Record) error {
-	return fmt.Errorf("request %s of account %s is %s: none of its posts is in doubt", r.ID, r.Account, r.Status.State)
-}
-
-func (d *Control) status(ctx context.Context, key store.Key) (jetpost.RequestStatus, error) {
-	record, err := d.Ledger.Request(ctx, key)
-	return record.Status, databaseError(err)
-}
-
-// tell announces a change that is committed and has a worker look at it.
-func (d *Control) tell(ctx context.Context, key store.Key) {
-	err := errors.Join(d.relay.Announce(ctx, key), d.Wakeups.Wake(ctx, key.Account))
-	if err != nil {
-		d.log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
-	}
+	defer conn.Close()
+	return control.ReadLimits(ctx, conn.JS, conn.Names, account)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -333,9 +334,8 @@ func (f *factsOfNATS) tell(s *Status, facts *health.Facts) {
 	}
 	tellPauses(s, facts, f.stops)
 	for _, heartbeat := range f.heartbeats {
-		w := newWorkerSign(heartbeat)
-		s.Workers = append(s.Workers, w)
-		facts.Workers = append(facts.Workers, w.fact())
+		s.Workers = append(s.Workers, control.WorkerReport(heartbeat, health.AliveWithin))
+		facts.Workers = append(facts.Workers, workerFact(heartbeat))
 	}
 	f.tellRound(s, facts)
 }
@@ -411,18 +411,7 @@ func (f *factsOfNATS) tellRound(s *Status, facts *health.Facts) {
 	}
 }
 
-// WorkerHeartbeat is a worker by its last heartbeat.
-type WorkerHeartbeat struct {
-	publishers.Heartbeat
-	Alive      bool    `json:"alive"`
-	AgeSeconds float64 `json:"last_sign_seconds"` // how long ago it was
-}
-
-func newWorkerSign(heartbeat publishers.Heartbeat) WorkerHeartbeat {
-	return WorkerHeartbeat{Heartbeat: heartbeat, Alive: heartbeat.Age <= health.AliveWithin, AgeSeconds: heartbeat.Age.Seconds()}
-}
-
-func (w WorkerHeartbeat) fact() health.Worker {
+func workerFact(w publishers.Heartbeat) health.Worker {
 	fact := health.Worker{
 		Name: w.Worker, Host: w.Host, Publishes: slices.Contains(w.Roles, RolePublish), Refreshes: slices.Contains(w.Roles, RoleRefresh),
 		Age: w.Age, StartedAt: w.StartedAt, Faults: w.Faults,

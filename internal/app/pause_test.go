@@ -2,7 +2,6 @@ package app
 
 import (
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -36,11 +35,10 @@ func TestPauseWhileNATSIsAway(t *testing.T) {
 	away.Conn.Close()
 	check := func(what string, err error, typ jetpost.EventType) {
 		t.Helper()
-		var hint *HintError
-		if !errors.As(err, &hint) || hint.Help != "it is "+what+"; a worker tells it once NATS takes that" {
+		if Hint(err) != "it is "+what+"; a worker tells it once NATS takes that" {
 			t.Errorf("%s without NATS: error is %v", what, err)
 		}
-		if err := next.relay.AnnouncePauseChanges(t.Context(), ""); err != nil {
+		if err := next.OutboxRelay.AnnouncePauseChanges(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 		stream, err := conn.JS.Stream(t.Context(), conn.Names.EventsStream())
@@ -56,8 +54,8 @@ func TestPauseWhileNATSIsAway(t *testing.T) {
 			t.Errorf("event is %s, %v", msg.Data, err)
 		}
 	}
-	_, err = away.PauseAccount(t.Context(), "acme", time.Time{}, "holidays")
+	_, err = away.AccountPause(t.Context(), "acme", jetpost.PauseRequest{Reason: "holidays"})
 	check("paused", err, jetpost.EventAccountPaused)
-	_, err = away.ResumeAccount(t.Context(), "acme", 0)
+	_, err = away.AccountResume(t.Context(), "acme", jetpost.ResumeRequest{})
 	check("resumed", err, jetpost.EventAccountResumed)
 }

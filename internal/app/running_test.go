@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -33,11 +34,7 @@ func TestUpKeepsDisconnected(t *testing.T) {
 		return h, control
 	}
 	first, control := open(1)
-	connector, err := control.Connector()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := connector.Disconnect(t.Context(), "alice"); err != nil {
+	if _, err := control.AccountDisconnect(t.Context(), "alice", jetpost.AccountDisconnect{}); err != nil {
 		t.Fatal(err)
 	}
 	control.Close()

@@ -16,6 +16,8 @@ import (
 )
 
 const (
+	// maxListed bounds what one look into the ledger reads.
+	maxListed = 10_000 // requests
 	// maxTimeline is how many posts of an account X shows at most, the newest ones.
 	maxTimeline = 3200
 	// timelinePage is how many of them X shows at a time.

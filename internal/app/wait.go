@@ -3,7 +3,6 @@ package app
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,12 +10,9 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/publishers"
-	"github.com/jetpost/jetpost/store"
 )
-
-// askEvery is how often a fact that no event tells is asked for.
-const askEvery = 100 * time.Millisecond
 
 // Waited is what became of a request by the end of a wait.
 type Waited struct {
@@ -35,10 +31,7 @@ func (w Waited) Settled() bool {
 	if w.Request == nil {
 		return w.Refusal != nil
 	}
-	if u := w.Request.Unpublish; u != nil && !u.NextTryAt.IsZero() {
-		return false
-	}
-	return w.Request.State.Finished() || w.Request.State == jetpost.StateUnknown
+	return w.Request.Settled()
 }
 
 // PublishAndWait publishes a request and shows each event of it to see, until
@@ -200,7 +193,7 @@ func (w *Waited) hear(event jetpost.Event, see func(jetpost.Event)) {
 // the first request is none of this one's. The refusal is told before the job
 // leaves its stream. It returns false where the time was over before.
 func (c *Connection) confirm(ctx context.Context, publisher *publishers.Publisher, w *Waited, see func(jetpost.Event)) (bool, error) {
-	taken, err := until(ctx, func() (bool, error) {
+	taken, err := control.Until(ctx, func() (bool, error) {
 		stream, err := c.JS.Stream(ctx, c.Names.JobsStream())
 		return err == nil && stream.CachedInfo().State.FirstSeq > w.Receipt.Sequence, err
 	})
@@ -217,28 +210,8 @@ func (c *Connection) confirm(ctx context.Context, publisher *publishers.Publishe
 	return err == nil, err
 }
 
-// until asks until the answer is yes or an error; false where ctx ended before.
-func until(ctx context.Context, ask func() (bool, error)) (bool, error) {
-	every := time.NewTicker(askEvery)
-	defer every.Stop()
-	for {
-		yes, err := ask()
-		switch {
-		case ctx.Err() != nil:
-			return false, nil
-		case yes || err != nil:
-			return yes, err
-		}
-		select {
-		case <-ctx.Done():
-			return false, nil
-		case <-every.C:
-		}
-	}
-}
-
 // ErrStillWaiting says that a wait ended before what it waited for came.
-var ErrStillWaiting = errors.New("still waiting")
+var ErrStillWaiting = control.ErrStillWaiting
 
 // RefreshRound opens a refresh round and waits for the first one that
 // completes. ErrStillWaiting: none did in time.
@@ -262,83 +235,4 @@ func (c *Connection) RefreshRound(ctx context.Context, timeout time.Duration) (j
 		}
 	}
 	return jetpost.RefreshSummary{}, cmp.Or(ctx.Err(), fmt.Errorf("refresh round: %w", ErrStillWaiting))
-}
-
-// RefreshFailedError says that X did not renew an account's token.
-type RefreshFailedError struct {
-	Account string
-	Words   string // what the refresh said
-	Reauth  bool   // nothing but connecting the account again helps
-	Doubt   bool   // X's answer was lost: nobody tries before the access token ends
-}
-
-func (e *RefreshFailedError) Error() string {
-	return fmt.Sprintf("refresh account %s: %s", e.Account, e.Words)
-}
-
-// Hint tells the operator what to do.
-func (e *RefreshFailedError) Hint() string {
-	if e.Doubt {
-		return "wait: its posts go out meanwhile, and jetpost accounts show " + e.Account + " tells more"
-	}
-	if e.Reauth {
-		return AdviceFor(jetpost.CodeAccountReauthRequired, e.Account, "")
-	}
-	return AdviceFor(jetpost.CodeTokenRefreshFailed, e.Account, "")
-}
-
-// RefreshAccount asks for the refresh of one account's token and waits until a
-// worker has made it; timeout 0 only asks. It fails with store.ErrNotFound,
-// *RefreshFailedError or ErrStillWaiting.
-func (d *Control) RefreshAccount(ctx context.Context, name string, force bool, timeout time.Duration) (store.Account, error) {
-	before, err := d.account(ctx, name)
-	if err != nil {
-		return before, err
-	}
-	if before.RequiresReauth { // no worker would try
-		return before, &RefreshFailedError{Account: name, Words: before.RefreshError, Reauth: true}
-	}
-	if err := d.doubt(ctx, name); err != nil {
-		return before, err
-	}
-	if err := d.publisher.OrderRefresh(ctx, name, force); err != nil || timeout == 0 {
-		return before, err
-	}
-	waiting, stop := context.WithTimeout(ctx, timeout)
-	defer stop()
-	after := before
-	done, err := until(waiting, func() (bool, error) {
-		var err error
-		after, err = d.account(waiting, name)
-		return !after.LastRefreshAt.Equal(before.LastRefreshAt) || !after.RefreshFailedAt.Equal(before.RefreshFailedAt), err
-	})
-	switch {
-	case err != nil:
-		return before, err
-	case !done:
-		return before, cmp.Or(ctx.Err(), fmt.Errorf("refresh account %s: %w", name, ErrStillWaiting))
-	case after.RefreshError != "":
-		return after, &RefreshFailedError{Account: name, Words: after.RefreshError, Reauth: after.RequiresReauth}
-	}
-	return after, nil
-}
-
-// doubt says so where no worker would present the account's refresh token now.
-func (d *Control) doubt(ctx context.Context, name string) error {
-	token, err := d.Ledger.Token(ctx, name)
-	if err != nil {
-		return databaseError(err)
-	}
-	now := time.Now()
-	if token.StartedAt.IsZero() || token.LeaseUntil.After(now) || !token.NextAttemptAt.After(now) {
-		return nil
-	}
-	return &RefreshFailedError{Account: name, Doubt: true, Words: fmt.Sprintf(
-		"X's answer to its last exchange was lost, and its token may be spent; it is tried again near its end, at %s",
-		token.NextAttemptAt.Local().Format(time.RFC3339))}
-}
-
-func (d *Control) account(ctx context.Context, name string) (store.Account, error) {
-	account, err := d.Ledger.Account(ctx, name)
-	return account, accountError(name, err)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -58,6 +59,7 @@ type Worker struct {
 	health     *consumers.Health
 	clocks     *consumers.Clocks
 	status     *sharedStatus
+	service    *control.Service
 	listen     net.Listener
 	started    time.Time
 }
@@ -198,7 +200,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	wakeups := publishers.NewWakeups(js, names)
 	deadLetters := publishers.NewDeadLetters(js, names)
-	if w.stops, err = pauseControl(ctx, w.conn, w.ledger, w.log); err != nil {
+	if w.stops, err = control.AppPauseControl(ctx, w.conn.JS, w.conn.Names, w.ledger, w.log); err != nil {
 		return err
 	}
 	signer, err := consumers.LedgerSigner(ctx, w.ledger)
@@ -246,6 +248,10 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	w.runner = &consumers.Runner{
 		JetStream: js, Leases: w.ledger, Worker: cfg.Worker, Health: w.health, Log: w.log,
 		Progress: &consumers.Progress{Answer: w.answers, Health: w.health, Log: w.log},
+	}
+	w.service = &control.Service{
+		Control: cfg.control(w.conn, w.ledger, relay, w.status.get, w.log), Conn: w.conn.Conn,
+		Worker: cfg.Worker, Version: ThisBuild().Version, Log: w.log,
 	}
 	if w.has(RolePublish) {
 		for p := range jetpost.Partitions {
@@ -327,6 +333,11 @@ func (w *Worker) Run(ctx context.Context) error {
 		n := &Notifier{URL: w.cfg.Notify, Status: w.status.get, Ledger: w.ledger, Log: w.log}
 		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
 	}
+	parts.Go(func() {
+		if err := w.service.Run(background); err != nil {
+			w.log.Error("service.failed", "error", err)
+		}
+	})
 	parts.Go(func() { w.rescue(background) })
 	parts.Go(func() { w.clocks.Run(background) })
 	if w.sweep != nil {

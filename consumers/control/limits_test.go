@@ -1,4 +1,4 @@
-package app_test
+package control_test
 
 import (
 	"testing"
@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/publishers"
 )
 
@@ -23,14 +23,14 @@ func TestLimits(t *testing.T) {
 		{Target: "refresh", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "no", Until: in(9)}},
 		{Target: "media", Since: in(-60), Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(0)}}, // over
 	}
-	got := app.NewLimits(noon, "a", []publishers.Window{window("", "app_24h", 9, 0, 60, 0), over, counted}, stops)
-	want := app.Limits{
-		Now: noon, X: app.Breaker{State: "open", Since: in(-60), AskedAgain: in(0)},
-		Stops: []app.LimitPause{
+	got := control.NewLimits(noon, "a", []publishers.Window{window("", "app_24h", 9, 0, 60, 0), over, counted}, stops)
+	want := jetpost.Limits{
+		Now: noon, X: jetpost.Breaker{State: "open", Since: in(-60), AskedAgain: in(0)},
+		Stops: []jetpost.LimitPause{
 			{Target: "publish", Code: jetpost.CodeXOutage, Since: in(-60), AskedAgain: in(0), WaitSeconds: 60},
-			{Target: "refresh", Code: jetpost.CodeAppMisconfigured, Detail: "no", Since: in(-60), Until: in(9), Do: app.Advice(jetpost.CodeAppMisconfigured)},
+			{Target: "refresh", Code: jetpost.CodeAppMisconfigured, Detail: "no", Since: in(-60), Until: in(9), Do: control.Advice(jetpost.CodeAppMisconfigured)},
 		},
-		Windows: []app.RateWindow{
+		Windows: []jetpost.RateWindow{
 			{Endpoint: "POST /2/tweets", Kind: "app_24h", Limit: 9, Reset: in(60), Source: "x"},
 			{Account: "a", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 100, Remaining: 100, Open: true, LengthSeconds: 900, Source: "x", ToldAt: told},
 		},
@@ -38,10 +38,10 @@ func TestLimits(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("limits, - is wanted:\n%s", diff)
 	}
-	all := app.NewLimits(noon, "", []publishers.Window{counted}, nil)
-	if diff := cmp.Diff(app.Limits{
-		Now: noon, X: app.Breaker{State: "closed"}, Stops: []app.LimitPause{},
-		Windows: []app.RateWindow{{Account: "b", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 100, Remaining: 7, Reset: in(60), Source: "estimated"}},
+	all := control.NewLimits(noon, "", []publishers.Window{counted}, nil)
+	if diff := cmp.Diff(jetpost.Limits{
+		Now: noon, X: jetpost.Breaker{State: "closed"}, Stops: []jetpost.LimitPause{},
+		Windows: []jetpost.RateWindow{{Account: "b", Endpoint: "POST /2/tweets", Kind: "15min", Limit: 100, Remaining: 7, Reset: in(60), Source: "estimated"}},
 	}, all); diff != "" {
 		t.Errorf("limits of all, - is wanted:\n%s", diff)
 	}

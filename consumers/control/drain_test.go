@@ -1,4 +1,4 @@
-package app_test
+package control_test
 
 import (
 	"fmt"
@@ -10,7 +10,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/consumers/forecast"
 	"github.com/jetpost/jetpost/publishers"
 )
 
@@ -27,25 +28,25 @@ func window(account, kind string, limit, left, end, length int) publishers.Windo
 	}
 }
 
-func singles(n int) app.Queued {
-	return app.Queued{Count: n, Posts: 1, Due: noon, State: jetpost.StateQueued}
+func singles(n int) forecast.Queued {
+	return forecast.Queued{Count: n, Posts: 1, Due: noon, State: jetpost.StateQueued}
 }
 
-func thread(posts, live int) app.Queued {
-	return app.Queued{Count: 1, Posts: posts, Live: live, Begun: live > 0, Due: noon, State: jetpost.StateQueued}
+func thread(posts, live int) forecast.Queued {
+	return forecast.Queued{Count: 1, Posts: posts, Live: live, Begun: live > 0, Due: noon, State: jetpost.StateQueued}
 }
 
-func held(q app.Queued, code jetpost.Code, until time.Time) app.Queued {
+func held(q forecast.Queued, code jetpost.Code, until time.Time) forecast.Queued {
 	q.ID, q.State, q.Code, q.Until = "held", jetpost.StateHeld, code, until
 	return q
 }
 
-func line(account string, queue ...app.Queued) app.Line {
-	return app.Line{Account: account, Queue: queue}
+func line(account string, queue ...forecast.Queued) forecast.Queue {
+	return forecast.Queue{Account: account, Queue: queue}
 }
 
 // told is a forecast on a line for each thing that it tells, in seconds after noon.
-func told(f app.Forecast) string {
+func told(f jetpost.Forecast) string {
 	seconds := func(t time.Time) string {
 		if t.IsZero() {
 			return "never"
@@ -80,12 +81,12 @@ func told(f app.Forecast) string {
 
 func TestForecast(t *testing.T) {
 	t.Parallel()
-	due := func(q app.Queued, seconds int) app.Queued {
+	due := func(q forecast.Queued, seconds int) forecast.Queued {
 		q.Due, q.State = in(seconds), jetpost.StateScheduled
 		return q
 	}
-	expires := func(q app.Queued, seconds int) app.Queued { q.Expires = in(seconds); return q }
-	reason := func(l app.Line, code jetpost.Code, until time.Time) app.Line {
+	expires := func(q forecast.Queued, seconds int) forecast.Queued { q.Expires = in(seconds); return q }
+	reason := func(l forecast.Queue, code jetpost.Code, until time.Time) forecast.Queue {
 		l.Reason = &jetpost.Reason{Code: code, Until: until}
 		return l
 	}
@@ -98,146 +99,146 @@ func TestForecast(t *testing.T) {
 	none := time.Time{}
 	for _, test := range []struct {
 		name    string
-		lines   []app.Line
+		lines   []forecast.Queue
 		windows []publishers.Window
 		stops   []publishers.Pause
 		want    string
 	}{
-		{"nothing", []app.Line{line("a")}, nil, nil, "0 posts, 0 windows, never"},
+		{"nothing", []forecast.Queue{line("a")}, nil, nil, "0 posts, 0 windows, never"},
 		{
-			"all that fits goes at once", []app.Line{line("a", singles(5))},
+			"all that fits goes at once", []forecast.Queue{line("a", singles(5))},
 			[]publishers.Window{window("a", "15min", 10, 5, 60, 900)}, nil, "5 posts, 1 windows, 0\na: 5/5, 1, 0",
 		},
 		{
-			"what is left of the present window, then whole ones", []app.Line{line("a", singles(26))},
+			"what is left of the present window, then whole ones", []forecast.Queue{line("a", singles(26))},
 			[]publishers.Window{window("a", "15min", 10, 4, 60, 900)}, nil,
 			"26 posts, 4 windows, 1860\na: 26/26, 4, 1860, 15min 4/10, until 60",
 		},
 		{
-			"a window begins with its first call", []app.Line{line("a", due(singles(11), 100))},
+			"a window begins with its first call", []forecast.Queue{line("a", due(singles(11), 100))},
 			[]publishers.Window{window("a", "15min", 10, 0, 60, 900)}, nil,
 			"11 posts, 2 windows, 1000\na: 11/11, 2, 1000, 15min 0/10, until 60",
 		},
 		{
-			"a length that was not seen is the documented one", []app.Line{line("a", singles(21))},
+			"a length that was not seen is the documented one", []forecast.Queue{line("a", singles(21))},
 			[]publishers.Window{window("a", "15min", 10, 0, 60, 0)}, nil,
 			"21 posts, 3 windows, 1860, estimated\na: 21/21, 3, 1860, 15min 0/10, until 60",
 		},
 		{
-			"a window that X has not told of", []app.Line{line("a", singles(250))}, nil, nil,
+			"a window that X has not told of", []forecast.Queue{line("a", singles(250))}, nil, nil,
 			"250 posts, 3 windows, 1800, estimated\na: 250/250, 3, 1800, 15min 100/100",
 		},
 		{
-			"a limit that X has not told of", []app.Line{line("a", singles(150))},
+			"a limit that X has not told of", []forecast.Queue{line("a", singles(150))},
 			[]publishers.Window{window("a", "15min", 0, 0, 60, 900)}, nil,
 			"150 posts, 2 windows, 960, estimated\na: 150/150, 2, 960, 15min 0/0, until 60",
 		},
 		{
-			"windows of other endpoints do not count", []app.Line{line("a", singles(1))},
+			"windows of other endpoints do not count", []forecast.Queue{line("a", singles(1))},
 			[]publishers.Window{{Account: "a", Endpoint: "GET /2/users/me", Kind: "15min", Limit: 1, Reset: in(60)}}, nil,
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"a thread is begun where all of it goes out", []app.Line{line("a", thread(4, 0), singles(1))},
+			"a thread is begun where all of it goes out", []forecast.Queue{line("a", thread(4, 0), singles(1))},
 			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
 			"5 posts, 1 windows, 60\na: 2/5, 1, 60, 15min 3/10, until 60",
 		},
 		{
-			"a begun one needs one", []app.Line{line("a", thread(5, 1))},
+			"a begun one needs one", []forecast.Queue{line("a", thread(5, 1))},
 			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
 			"4 posts, 2 windows, 60\na: 1/4, 2, 60, 15min 3/10, until 60",
 		},
 		{
-			"one that no window takes goes over several", []app.Line{line("a", thread(25, 0))},
+			"one that no window takes goes over several", []forecast.Queue{line("a", thread(25, 0))},
 			[]publishers.Window{window("a", "15min", 10, 9, 60, 900)}, nil,
 			"25 posts, 3 windows, 1860\na: 1/25, 3, 1860, 15min 9/10, until 60",
 		},
 		{
-			"an account has several windows", []app.Line{line("a", singles(21))},
+			"an account has several windows", []forecast.Queue{line("a", singles(21))},
 			[]publishers.Window{window("a", "15min", 10, 10, 60, 900), window("a", "user_24h", 15, 15, 5000, 86400)}, nil,
 			"21 posts, 3 windows, 5000\na: 21/21, 3, 5000, 15min 10/10, until 60",
 		},
 		{
-			"the app's window is shared, each gets the same part", []app.Line{line("a", singles(4)), line("b", singles(2)), line("c", singles(1))},
+			"the app's window is shared, each gets the same part", []forecast.Queue{line("a", singles(4)), line("b", singles(2)), line("c", singles(1))},
 			[]publishers.Window{window("", "app_24h", 100, 5, 60, 86400)}, nil,
 			"7 posts, 2 windows, 60\na: 4/4, 1, 60, app_24h 5/100, until 60\nb: 2/2, 1, 0\nc: 1/1, 1, 0",
 		},
 		{
-			"what does not fit into the app's window lets others by", []app.Line{line("a", thread(3, 0)), line("b", singles(1), singles(1))},
+			"what does not fit into the app's window lets others by", []forecast.Queue{line("a", thread(3, 0)), line("b", singles(1), singles(1))},
 			[]publishers.Window{window("", "app_24h", 5, 2, 60, 86400)}, nil,
 			"5 posts, 2 windows, 60\na: 1/3, 1, 60, app_24h 2/5, until 60\nb: 2/2, 1, 0",
 		},
 		{
-			"a time that lies ahead", []app.Line{line("a", singles(1), due(singles(1), 30))},
+			"a time that lies ahead", []forecast.Queue{line("a", singles(1), due(singles(1), 30))},
 			nil, nil, "2 posts, 1 windows, 30\na: 2/2, 1, 30",
 		},
 		{
-			"what waits holds up what is due behind it", []app.Line{line("a", held(singles(1), jetpost.CodeXUnavailable, in(40)), due(singles(1), 30))},
+			"what waits holds up what is due behind it", []forecast.Queue{line("a", held(singles(1), jetpost.CodeXUnavailable, in(40)), due(singles(1), 30))},
 			nil, nil, "2 posts, 1 windows, 40\na: 2/2, 1, 40, x_unavailable until 40",
 		},
 		{
-			"a hold for a window names it", []app.Line{line("a", held(singles(1), jetpost.CodeRateLimited, in(60)))},
+			"a hold for a window names it", []forecast.Queue{line("a", held(singles(1), jetpost.CodeRateLimited, in(60)))},
 			[]publishers.Window{window("a", "15min", 10, 0, 60, 900)}, nil,
 			"1 posts, 1 windows, 60\na: 1/1, 1, 60, 15min 0/10, until 60, rate_limited until 60",
 		},
 		{
-			"a stop that is over holds nobody", []app.Line{line("a", held(singles(1), jetpost.CodeAppPaused, in(40)))},
+			"a stop that is over holds nobody", []forecast.Queue{line("a", held(singles(1), jetpost.CodeAppPaused, in(40)))},
 			nil, []publishers.Pause{stop(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"a stop holds all until its end", []app.Line{line("a", singles(1)), line("b", due(singles(1), 600))},
+			"a stop holds all until its end", []forecast.Queue{line("a", singles(1)), line("b", due(singles(1), 600))},
 			nil, []publishers.Pause{stop(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
 		},
 		{
-			"a probed one until its next probe", []app.Line{line("a", singles(1))},
+			"a probed one until its next probe", []forecast.Queue{line("a", singles(1))},
 			nil, []publishers.Pause{stop(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
 		},
 		{
-			"one that a person must end", []app.Line{line("a", singles(1))},
+			"one that a person must end", []forecast.Queue{line("a", singles(1))},
 			nil, []publishers.Pause{stop(jetpost.CodeUsageCapped, none, false)},
 			"0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, usage_capped \"\" blocks 1",
 		},
 		{
-			"a stop of refreshes stops no posts", []app.Line{line("a", singles(1))},
+			"a stop of refreshes stops no posts", []forecast.Queue{line("a", singles(1))},
 			nil, []publishers.Pause{{Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"an account that must be connected again", []app.Line{reason(line("a", singles(3)), jetpost.CodeAccountReauthRequired, none), line("b", singles(1))},
+			"an account that must be connected again", []forecast.Queue{reason(line("a", singles(3)), jetpost.CodeAccountReauthRequired, none), line("b", singles(1))},
 			nil, nil, "1 posts, 1 windows, 0, 3 blocked of 1\na: 3/3, 0, never, account_reauth_required \"\" blocks 3\nb: 1/1, 1, 0",
 		},
 		{
-			"an account that is held until a time", []app.Line{reason(line("a", singles(3)), jetpost.CodeXUnavailable, in(9))},
+			"an account that is held until a time", []forecast.Queue{reason(line("a", singles(3)), jetpost.CodeXUnavailable, in(9))},
 			nil, nil, "3 posts, 1 windows, 9\na: 3/3, 1, 9",
 		},
 		{
-			"what is before a block goes out", []app.Line{line("a", singles(2), held(thread(3, 0), jetpost.CodePoison, none), singles(1))},
+			"what is before a block goes out", []forecast.Queue{line("a", singles(2), held(thread(3, 0), jetpost.CodePoison, none), singles(1))},
 			nil, nil, "2 posts, 1 windows, 0, 4 blocked of 1\na: 4/6, 1, never, poison \"held\" blocks 4",
 		},
 		{
-			"a hold that is only looked at needs a person too", []app.Line{line("a", held(singles(1), jetpost.CodeKeyUnavailable, in(900)))},
+			"a hold that is only looked at needs a person too", []forecast.Queue{line("a", held(singles(1), jetpost.CodeKeyUnavailable, in(900)))},
 			nil, nil, "0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, key_unavailable \"held\" blocks 1",
 		},
 		{
-			"an outcome that nobody knows", []app.Line{line("a", app.Queued{
+			"an outcome that nobody knows", []forecast.Queue{line("a", forecast.Queued{
 				ID: "u", Count: 1, Posts: 2, Live: 1, Begun: true, Due: noon, State: jetpost.StateUnknown, Code: jetpost.CodeOutcomeUnknown,
 			}, singles(1))},
 			nil, nil, "0 posts, 0 windows, never, 2 blocked of 1\na: 2/2, 0, never, outcome_unknown \"u\" blocks 2",
 		},
 		{
-			"what expires before its turn takes no call", []app.Line{line("a", singles(1), expires(thread(2, 0), 60), expires(singles(1), 61))},
+			"what expires before its turn takes no call", []forecast.Queue{line("a", singles(1), expires(thread(2, 0), 60), expires(singles(1), 61))},
 			[]publishers.Window{window("a", "15min", 2, 1, 60, 900)}, nil,
 			"2 posts, 2 windows, 60, 1 expired\na: 3/2, 2, 60, 15min 1/2, until 60",
 		},
 		{
-			"what has begun does not expire", []app.Line{line("a", expires(thread(3, 1), 30))},
+			"what has begun does not expire", []forecast.Queue{line("a", expires(thread(3, 1), 30))},
 			[]publishers.Window{window("a", "15min", 2, 0, 60, 900)}, nil,
 			"2 posts, 1 windows, 60\na: 1/2, 1, 60, 15min 0/2, until 60",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			if got := told(app.NewForecast(noon, test.lines, test.windows, test.stops)); got != test.want {
+			if got := told(control.NewForecast(noon, test.lines, test.windows, test.stops)); got != test.want {
 				t.Errorf("forecast:\n%s\nwant:\n%s", got, test.want)
 			}
 		})
@@ -249,7 +250,7 @@ func TestForecastIsWhatHappens(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		lines, windows, stops := drawLines(t)
-		f := app.NewForecast(noon, lines, windows, stops)
+		f := control.NewForecast(noon, lines, windows, stops)
 		want := simulate(lines, windows, stops)
 		for _, a := range f.Accounts {
 			got := outcome{posts: a.Posts, windows: a.Windows, done: a.DoneAt, expired: a.Expired}
@@ -264,14 +265,14 @@ func TestForecastIsWhatHappens(t *testing.T) {
 	})
 }
 
-func drawLines(t *rapid.T) (lines []app.Line, windows []publishers.Window, stops []publishers.Pause) {
+func drawLines(t *rapid.T) (lines []forecast.Queue, windows []publishers.Window, stops []publishers.Pause) {
 	draw := func(low, high int, what string) int { return rapid.IntRange(low, high).Draw(t, what) }
 	maybe := func(what string) bool { return draw(0, 3, what) == 0 }
 	shared := draw(0, 1, "app window") == 0
 	account := func(name string) {
-		l := app.Line{Account: name}
+		l := forecast.Queue{Account: name}
 		for range draw(1, 5, "requests") {
-			q := app.Queued{Count: 1, Posts: draw(1, 6, "posts"), Due: in(-draw(0, 5, "due before")), State: jetpost.StateQueued}
+			q := forecast.Queued{Count: 1, Posts: draw(1, 6, "posts"), Due: in(-draw(0, 5, "due before")), State: jetpost.StateQueued}
 			if q.Posts == 1 {
 				q.Count = draw(1, 7, "count")
 			}
@@ -327,7 +328,7 @@ type outcome struct {
 // naive is an account as it is simulated.
 type naive struct {
 	outcome
-	requests []app.Queued
+	requests []forecast.Queued
 	turn     int
 	windows  []*naiveWindow
 	until    time.Time // it is held for a window
@@ -340,7 +341,7 @@ type naiveWindow struct {
 
 // simulate looks each second who may go on, and lets the one that waits for longest
 // send one post more.
-func simulate(lines []app.Line, told []publishers.Window, stops []publishers.Pause) map[string]*outcome {
+func simulate(lines []forecast.Queue, told []publishers.Window, stops []publishers.Pause) map[string]*outcome {
 	accounts := map[string]*naive{}
 	var order []*naive
 	var shared []*naiveWindow
@@ -445,7 +446,7 @@ func (n *naive) goOn(now time.Time) bool {
 // of them share and one that nobody does.
 func BenchmarkForecast(b *testing.B) {
 	const accounts, requests = 10_000, 100_000
-	lines := make([]app.Line, accounts)
+	lines := make([]forecast.Queue, accounts)
 	windows := []publishers.Window{window("", "app_24h", 10_000, 500, 600, 86400)}
 	for i := range lines {
 		lines[i].Account = fmt.Sprintf("account-%d", i)
@@ -460,7 +461,7 @@ func BenchmarkForecast(b *testing.B) {
 	}{{"shared", windows}, {"apart", windows[1:]}} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				if f := app.NewForecast(noon, lines, c.windows, nil); f.Posts == 0 {
+				if f := control.NewForecast(noon, lines, c.windows, nil); f.Posts == 0 {
 					b.Fatal("nothing goes out")
 				}
 			}

@@ -1,0 +1,127 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/xapi/tweettext"
+)
+
+// RequestCheck tells what would become of a request, and sends nothing. What cannot be
+// asked is part of its answer.
+func (c *Control) RequestCheck(ctx context.Context, account string, r jetpost.Request) (jetpost.CheckAnswer, error) {
+	r.Account = account
+	if err := r.Validate(); err != nil {
+		return jetpost.CheckAnswer{}, err
+	}
+	if err := c.Rules.Check(r); err != nil {
+		return jetpost.CheckAnswer{}, err
+	}
+	answer := NewCheck(r)
+	var err error
+	if answer.Line, err = CheckLine(ctx, c.Ledger, r); err != nil {
+		answer.NotAsked = append(answer.NotAsked, NotAskedLine+oneLine(err))
+	}
+	if answer.Stop, err = PublishStop(ctx, c.JS, c.Names); err != nil {
+		answer.NotAsked = append(answer.NotAsked, NotAskedStop+oneLine(err))
+	}
+	return answer, nil
+}
+
+// What a CheckAnswer says of what could not be asked.
+const (
+	NotAskedLine = "the account's line: "
+	NotAskedStop = "whether the app is stopped: "
+)
+
+// NewCheck tells what a request alone shows.
+func NewCheck(r jetpost.Request) jetpost.CheckAnswer {
+	f := jetpost.CheckAnswer{Account: r.Account, ID: r.ID, DryRun: true, PublishAt: r.PublishAt, ExpiresAt: r.ExpiresAt}
+	var micros int64
+	for i, p := range r.Posts {
+		cost := consumers.CostMicros(p)
+		micros += cost
+		m := tweettext.Measure(p.Text)
+		f.Posts = append(f.Posts, jetpost.CheckedPost{
+			Index: i, Weight: m.Weight, URLs: m.URLs, Media: len(p.Media), CostEstimateUSD: float64(cost) / store.MicrosPerDollar,
+		})
+	}
+	f.CostEstimateUSD = float64(micros) / store.MicrosPerDollar
+	return f
+}
+
+// CheckLine tells what a request would meet in its account's queue.
+func CheckLine(ctx context.Context, ledger store.Store, r jetpost.Request) (*jetpost.CheckedLine, error) {
+	now := time.Now()
+	line := &jetpost.CheckedLine{}
+	report, err := ReportAccount(ctx, ledger, r.Account)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		line.Do = AdviceFor(jetpost.CodeAccountUnknown, r.Account, "")
+		return line, nil
+	case err != nil:
+		return nil, err
+	}
+	line.State, line.Do, line.Pause, line.Missing = report.State, report.Do, report.Pause, report.Missing
+	if line.Before, err = requestsBefore(ctx, ledger, r.Account, later(r.PublishAt, now)); err != nil {
+		return nil, err
+	}
+	other, found, err := ledger.SameText(ctx, store.TextsOf(r, now))
+	if err != nil {
+		return nil, DatabaseError(err)
+	}
+	if found {
+		line.SameText = &jetpost.RequestName{Account: other.Account, ID: other.ID}
+	}
+	if r.ID == "" {
+		return line, nil
+	}
+	record, err := ledger.Request(ctx, store.Key{Account: r.Account, ID: r.ID})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, DatabaseError(err)
+	}
+	line.Request = record.Status.State // "" where there is none
+	return line, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// requestsBefore counts an account's unfinished requests that are due by then.
+func requestsBefore(ctx context.Context, ledger store.Requests, account string, due time.Time) (n int, err error) {
+	for _, state := range jetpost.States() {
+		if state.Finished() {
+			continue
+		}
+		found, err := ledger.ListRequests(ctx, store.Filter{Account: account, State: state, Limit: maxListed})
+		if err != nil {
+			return 0, DatabaseError(err)
+		}
+		for _, r := range found {
+			if !r.DueAt.After(due) {
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
+// PublishStop is what keeps all accounts from posting now, or nil.
+func PublishStop(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (*publishers.Pause, error) {
+	stop, there, err := publishers.NewAppPauses(js, names).Get(ctx, publishers.TargetPublish)
+	if err != nil || !there || !stop.Active(time.Now()) {
+		return nil, err
+	}
+	return &stop, nil
+}
