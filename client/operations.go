@@ -1,0 +1,150 @@
+package client
+
+import (
+	"context"
+
+	"github.com/jetpost/jetpost"
+)
+
+// RequestPublish publishes a request of the account and returns once a worker has accepted
+// or refused it. The request needs an id: published again under it, it is one request. A
+// request that is stored, and that no worker has taken yet, is an *Error whose code is
+// still_waiting.
+func (c *Client) RequestPublish(ctx context.Context, account string, r jetpost.Request) (jetpost.PublishAnswer, error) {
+	return call[jetpost.PublishAnswer](ctx, c, jetpost.OpRequestPublish, account, r)
+}
+
+// RequestCheck tells what would become of a request, and sends nothing.
+func (c *Client) RequestCheck(ctx context.Context, account string, r jetpost.Request) (jetpost.CheckAnswer, error) {
+	return call[jetpost.CheckAnswer](ctx, c, jetpost.OpRequestCheck, account, r)
+}
+
+// RequestGet returns a request of the account or, with "", of any.
+func (c *Client) RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error) {
+	return call[jetpost.RequestDetails](ctx, c, jetpost.OpRequestGet, account, in)
+}
+
+// RequestList returns a page of requests, the latest accepted first, of the account or,
+// with "", of all.
+func (c *Client) RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error) {
+	return call[jetpost.RequestPage](ctx, c, jetpost.OpRequestList, account, in)
+}
+
+// RequestCount counts the requests of all accounts by state.
+func (c *Client) RequestCount(ctx context.Context) (jetpost.RequestCounts, error) {
+	return call[jetpost.RequestCounts](ctx, c, jetpost.OpRequestCount, "", jetpost.Empty{})
+}
+
+// RequestCancel takes a request back; what is live stays live.
+func (c *Client) RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.RequestStatus](ctx, c, jetpost.OpRequestCancel, account, in)
+}
+
+// RequestReschedule moves a request of which nothing was sent to another time.
+func (c *Client) RequestReschedule(ctx context.Context, account string, in jetpost.RequestReschedule) (jetpost.RequestStatus, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.RequestStatus](ctx, c, jetpost.OpRequestReschedule, account, in)
+}
+
+// RequestResolve settles the doubtful post of a request by a person's word.
+func (c *Client) RequestResolve(ctx context.Context, account string, in jetpost.RequestResolve) (jetpost.RequestStatus, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.RequestStatus](ctx, c, jetpost.OpRequestResolve, account, in)
+}
+
+// RequestReconcile has X asked again about the doubtful post of a request.
+func (c *Client) RequestReconcile(ctx context.Context, account string, in jetpost.RequestReconcile) (jetpost.RequestStatus, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.RequestStatus](ctx, c, jetpost.OpRequestReconcile, account, in)
+}
+
+// RequestReplay sends back what failed or was refused.
+func (c *Client) RequestReplay(ctx context.Context, account string, in jetpost.RequestReplay) (jetpost.ReplayAnswer, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.ReplayAnswer](ctx, c, jetpost.OpRequestReplay, account, in)
+}
+
+// RequestUnpublish has what of a request is live deleted on X.
+func (c *Client) RequestUnpublish(ctx context.Context, account string, in jetpost.RequestUnpublish) (jetpost.RequestStatus, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.RequestStatus](ctx, c, jetpost.OpRequestUnpublish, account, in)
+}
+
+// AccountList returns a page of accounts, by name.
+func (c *Client) AccountList(ctx context.Context, in jetpost.AccountList) (jetpost.AccountPage, error) {
+	return call[jetpost.AccountPage](ctx, c, jetpost.OpAccountList, "", in)
+}
+
+// AccountGet tells what is known of an account and its token.
+func (c *Client) AccountGet(ctx context.Context, account string) (jetpost.AccountReport, error) {
+	return call[jetpost.AccountReport](ctx, c, jetpost.OpAccountGet, account, jetpost.Empty{})
+}
+
+// AccountPause has an account post nothing more.
+func (c *Client) AccountPause(ctx context.Context, account string, in jetpost.PauseRequest) (jetpost.AccountPaused, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.AccountPaused](ctx, c, jetpost.OpAccountPause, account, in)
+}
+
+// AccountResume ends an account's pause.
+func (c *Client) AccountResume(ctx context.Context, account string, in jetpost.ResumeRequest) (jetpost.Resumed, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Resumed](ctx, c, jetpost.OpAccountResume, account, in)
+}
+
+// AccountRefresh has an account's token renewed.
+func (c *Client) AccountRefresh(ctx context.Context, account string, in jetpost.AccountRefresh) (jetpost.AccountInfo, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.AccountInfo](ctx, c, jetpost.OpAccountRefresh, account, in)
+}
+
+// AccountDisconnect ends the use of an account.
+func (c *Client) AccountDisconnect(ctx context.Context, account string, in jetpost.AccountDisconnect) (jetpost.Disconnected, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Disconnected](ctx, c, jetpost.OpAccountDisconnect, account, in)
+}
+
+// AccountLink makes a one-time link with which a customer connects an account.
+func (c *Client) AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Link](ctx, c, jetpost.OpAccountLink, account, in)
+}
+
+// AppStatus tells whether posts go out and, if not, why.
+func (c *Client) AppStatus(ctx context.Context) (jetpost.StatusReport, error) {
+	return call[jetpost.StatusReport](ctx, c, jetpost.OpAppStatus, "", jetpost.Empty{})
+}
+
+// AppPause has no account post anything.
+func (c *Client) AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpost.AppPaused, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.AppPaused](ctx, c, jetpost.OpAppPause, "", in)
+}
+
+// AppResume ends every pause of the app.
+func (c *Client) AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetpost.Resumed, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Resumed](ctx, c, jetpost.OpAppResume, "", in)
+}
+
+// AppLimits tells what keeps calls from X.
+func (c *Client) AppLimits(ctx context.Context, in jetpost.LimitsRequest) (jetpost.Limits, error) {
+	return call[jetpost.Limits](ctx, c, jetpost.OpAppLimits, "", in)
+}
+
+// AppForecast tells when everything that waits is out.
+func (c *Client) AppForecast(ctx context.Context, in jetpost.ForecastRequest) (jetpost.Forecast, error) {
+	return call[jetpost.Forecast](ctx, c, jetpost.OpAppForecast, "", in)
+}
+
+// DeadLettersList returns a page of messages that never became requests, or of requests
+// that failed, of the account or, with "", of all.
+func (c *Client) DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error) {
+	return call[jetpost.DeadLetterPage](ctx, c, jetpost.OpDeadLettersList, account, in)
+}
+
+// WorkersList tells of the workers by their last heartbeats.
+func (c *Client) WorkersList(ctx context.Context) (jetpost.Workers, error) {
+	return call[jetpost.Workers](ctx, c, jetpost.OpWorkersList, "", jetpost.Empty{})
+}
