@@ -220,7 +220,7 @@ func (f *findings) checkCall(v reflect.Value) {
 		case string:
 			switch name {
 			case "id":
-				if is == "" {
+				if optional := strings.Contains(v.Type().Field(i).Tag.Get("json"), ",omitempty"); is == "" && !optional {
 					f.refuse(at, "is missing")
 				}
 				f.match(at, is, idPattern)

@@ -22,6 +22,7 @@ type natsCmd struct {
 type natsConfigCmd struct {
 	Prefix   string            `placeholder:"NAME" help:"Prefix of all streams and subjects."`
 	Customer []string          `placeholder:"ACCOUNT" help:"Give the producer of one X account a NATS account of its own; may stand several times."`
+	Allow    []string          `placeholder:"OPERATION" help:"What producers may ask workers to do with their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for nothing. It may stand several times."`
 	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Know a user by the public key of an nkey instead of a password; may stand several times."`
 	NoLogin  bool              `help:"Take whoever connects without a login for the producer."`
 
@@ -66,6 +67,15 @@ func (c *natsConfigCmd) walls() (app.Walls, error) {
 	var err error
 	if walls.Names, err = jetpost.NewNames(c.Prefix); err != nil {
 		wrong = append(wrong, "--"+err.Error())
+	}
+	for _, name := range c.Allow {
+		if walls.Allow = append(walls.Allow, jetpost.Operation(name)); name == "none" {
+			walls.Allow = []jetpost.Operation{}
+			break
+		}
+		if err := app.CheckAllowed(jetpost.Operation(name)); err != nil {
+			wrong = append(wrong, "--allow: "+err.Error())
+		}
 	}
 	known, variables := map[string]bool{}, map[string]bool{}
 	for _, user := range append(app.NATSUsers(), c.Customer...) {

@@ -45,6 +45,36 @@ type Walls struct {
 	NoLogin bool
 	// OneWorker leaves out the users operator and setup: the worker's is for all.
 	OneWorker bool
+	// Allow are the operations that producers may call on accounts, and customers on their
+	// own; ProducerOperations where nil. Those in the workers' account may call all.
+	Allow []jetpost.Operation
+}
+
+// ProducerOperations are those that producers may call unless an operator says otherwise.
+func ProducerOperations() []jetpost.Operation {
+	return []jetpost.Operation{jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestGet, jetpost.OpRequestCancel}
+}
+
+// CheckAllowed refuses an operation that producers cannot be given: its subject does not
+// name the account that it concerns.
+func CheckAllowed(o jetpost.Operation) error {
+	info, known := o.Info()
+	if !known || info.Account == jetpost.OfNone {
+		return fmt.Errorf("%q is no operation on an account; the documented ones are in docs/contract/v1/api.md", o)
+	}
+	return nil
+}
+
+// operations are what an account, or "*" for each, may call.
+func (w Walls) operations(account string) (list []export) {
+	allowed := w.Allow
+	if allowed == nil {
+		allowed = ProducerOperations()
+	}
+	for _, o := range allowed {
+		list = append(list, export{subject: w.Names.API(o, account)})
+	}
+	return list
 }
 
 // export is what one account offers to others.
@@ -127,11 +157,12 @@ func (w Walls) shares() []share {
 			{subject: "$JS.API.STREAM.DELETE." + media}, {subject: "$JS.API.STREAM.DELETE." + events},
 		}},
 	}
+	shares = append(shares, share{from: work, to: []string{producers}, list: w.operations("*")})
 	for _, c := range w.Customers {
-		shares = append(shares, share{from: work, to: []string{w.customer(c)}, list: []export{
+		shares = append(shares, share{from: work, to: []string{w.customer(c)}, list: append([]export{
 			{subject: n.PublishRequest(c)},
 			{subject: n.AccountEvents(c), stream: true}, {subject: n.RequestEvents(c, ">"), stream: true},
-		}})
+		}, w.operations(c)...)})
 	}
 	return shares
 }
