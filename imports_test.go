@@ -66,7 +66,7 @@ func layers() []layer {
 			dir: "consumers/control", use: []string{
 				".", "publishers", "store", "xapi", "xapi/tweettext", "consumers", "consumers/admission", "consumers/forecast",
 			},
-			tests: parts,
+			tests: slices.Concat(parts, []string{"client", "internal/secret"}),
 		},
 		{dir: "client", use: []string{"."}, tests: []string{"internal/natstest"}},
 		{dir: "web", use: handlers, tests: parts},

@@ -1,0 +1,490 @@
+package control_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+	"pgregory.net/rapid"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/client"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/sqlite"
+)
+
+const patience = 20 * time.Second
+
+// bundle is a ledger with the account acme, and a NATS that is set up for it.
+type bundle struct {
+	*testing.T
+	server *server.Server
+	ledger store.Store
+	nc     *nats.Conn
+	client *client.Client
+	ids    int
+}
+
+func setup(t *testing.T) *bundle {
+	t.Helper()
+	b := &bundle{T: t, server: natstest.Server(t)}
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	empty, err := emptyLedger()
+	b.must(err)
+	b.must(os.WriteFile(path, empty, 0o600))
+	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
+	b.must(err)
+	b.ledger, err = sqlite.Open(t.Context(), path, sealer)
+	b.must(err)
+	t.Cleanup(func() { _ = b.ledger.Close() })
+	id, err := b.ledger.LedgerID(t.Context())
+	b.must(err)
+	nc, js := natstest.Connect(t, b.server)
+	b.nc = nc
+	_, err = publishers.Setup(t.Context(), js, publishers.TopologyConfig{LedgerID: id})
+	b.must(err)
+	_, err = b.ledger.ImportAccount(t.Context(), store.Import{Name: "acme", XUserID: "1", Username: "acme", Now: time.Now(), Pair: store.Pair{
+		Access: secret.New("access"), Refresh: secret.New("refresh"), ExpiresAt: time.Now().Add(time.Hour),
+	}})
+	b.must(err)
+	b.client = b.newClient()
+	return b
+}
+
+// emptyLedger is a database with its schema, made once.
+var emptyLedger = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "ledger")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // it was read
+	path := filepath.Join(dir, "empty.db")
+	if err := sqlite.Migrate(context.Background(), path); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
+
+func (b *bundle) must(err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bundle) newClient() *client.Client {
+	b.Helper()
+	nc, _ := natstest.Connect(b.T, b.server)
+	c, err := client.New(nc)
+	b.must(err)
+	return c
+}
+
+// serve has a worker serve operations on a ledger until it is stopped, or the test ends.
+func (b *bundle) serve(name string, wrap func(store.Store, *nats.Conn) store.Store) (stop func()) {
+	b.Helper()
+	nc, js := natstest.Connect(b.T, b.server)
+	ledger, log := b.ledger, slog.New(slog.DiscardHandler)
+	if wrap != nil {
+		ledger = wrap(ledger, nc)
+	}
+	relay := &consumers.OutboxRelay{Ledger: ledger, DeadLetters: publishers.NewDeadLetters(js, jetpost.Names{}), Log: log}
+	s := &control.Service{
+		Control: control.New(control.Control{Ledger: ledger, JS: js, OutboxRelay: relay, Log: log}),
+		Conn:    nc, Worker: name, Version: "v1.2.3", Log: log,
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = s.Run(ctx) }) // of one that is killed it tells of its connection
+	stop = sync.OnceFunc(func() { cancel(); running.Wait() })
+	b.Cleanup(stop)
+	b.eventually(name+" to serve", func() bool {
+		for _, info := range b.infos() {
+			if info.Metadata["worker"] == name {
+				return true
+			}
+		}
+		return false
+	})
+	return stop
+}
+
+// infos are those of the workers that serve.
+func (b *bundle) infos() (list []micro.Info) {
+	b.Helper()
+	inbox := nats.NewInbox()
+	answers, err := b.nc.SubscribeSync(inbox)
+	b.must(err)
+	defer func() { _ = answers.Unsubscribe() }()
+	b.must(b.nc.PublishRequest("$SRV.INFO.jetpost", inbox, nil))
+	for {
+		msg, err := answers.NextMsg(100 * time.Millisecond)
+		if err != nil || len(msg.Data) == 0 {
+			return list
+		}
+		var info micro.Info
+		b.must(json.Unmarshal(msg.Data, &info))
+		list = append(list, info)
+	}
+}
+
+func (b *bundle) eventually(what string, is func() bool) {
+	b.Helper()
+	end := time.After(patience)
+	for every := time.NewTicker(10 * time.Millisecond); ; {
+		if is() {
+			every.Stop()
+			return
+		}
+		select {
+		case <-end:
+			b.Fatalf("waited %s for %s", patience, what)
+		case <-every.C:
+		}
+	}
+}
+
+// scheduled accepts a request that is due tomorrow, and returns its id.
+func (b *bundle) scheduled() string {
+	b.Helper()
+	b.ids++
+	id := fmt.Sprint("r", b.ids)
+	r := jetpost.Request{Account: "acme", ID: id, PublishAt: time.Now().Add(24 * time.Hour), Posts: []jetpost.Post{{Text: id}}}
+	body, err := json.Marshal(r)
+	b.must(err)
+	_, err = b.ledger.Accept(b.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
+	b.must(err)
+	return id
+}
+
+func (b *bundle) status(id string) jetpost.RequestStatus {
+	b.Helper()
+	record, err := b.ledger.Request(b.Context(), store.Key{Account: "acme", ID: id})
+	b.must(err)
+	return record.Status
+}
+
+// held is what the ledger holds of requests, accounts and pauses.
+func (b *bundle) held() string {
+	b.Helper()
+	requests, err := b.ledger.ListRequests(b.Context(), store.Filter{})
+	b.must(err)
+	for i := range requests {
+		requests[i].Delivered = 0 // which the sweeper may tell
+	}
+	accounts, err := b.ledger.Accounts(b.Context())
+	b.must(err)
+	desired, err := b.ledger.Desired(b.Context())
+	b.must(err)
+	text, err := json.Marshal([]any{requests, accounts, desired})
+	b.must(err)
+	return string(text)
+}
+
+// errKilled is what a ledger says to a worker that is dead.
+var errKilled = errors.New("killed")
+
+// dying kills its worker at an operation: its connection ends, so that nobody hears of it.
+type dying struct {
+	store.Store
+	nc   *nats.Conn
+	gap  string
+	nth  int // operation
+	mu   sync.Mutex
+	seen int
+	dead chan struct{}
+}
+
+func (d *dying) kill() error {
+	d.nc.Close()
+	close(d.dead)
+	return errKilled
+}
+
+func (d *dying) Operate(ctx context.Context, op store.Operation, change func(context.Context, store.Changes) ([]byte, error)) ([]byte, bool, error) {
+	d.mu.Lock()
+	d.seen++
+	now := d.seen == d.nth
+	d.mu.Unlock()
+	if now && d.gap == "before" {
+		return nil, false, d.kill()
+	}
+	answer, repeated, err := d.Store.Operate(ctx, op, func(ctx context.Context, in store.Changes) ([]byte, error) {
+		answer, err := change(ctx, in)
+		if now && d.gap == "within" {
+			return nil, d.kill()
+		}
+		return answer, err
+	})
+	if now && d.gap == "after" {
+		return nil, false, d.kill()
+	}
+	return answer, repeated, err
+}
+
+// killable is an operation that a worker may be killed in.
+type killable struct {
+	name string
+	call func(ctx context.Context, c *client.Client, id, operation string) error
+	// done tells by the ledger that it was done.
+	done func(b *bundle, id string) bool
+}
+
+func killables() []killable {
+	now := time.Now().Truncate(time.Second)
+	at := now.Add(48 * time.Hour)
+	state := func(want jetpost.State) func(*bundle, string) bool {
+		return func(b *bundle, id string) bool { return b.status(id).State == want }
+	}
+	paused := func(b *bundle) bool {
+		account, err := b.ledger.Account(b.Context(), "acme")
+		b.must(err)
+		return account.Pause.Active(time.Now())
+	}
+	appPaused := func(b *bundle) bool {
+		pauses, err := consumers.DesiredPauses(b.Context(), b.ledger, time.Now())
+		b.must(err)
+		return len(pauses) > 0
+	}
+	return []killable{
+		{"cancel", func(ctx context.Context, c *client.Client, id, operation string) error {
+			_, err := c.RequestCancel(ctx, "acme", jetpost.RequestCancel{OperationID: operation, ID: id})
+			return err
+		}, state(jetpost.StateCancelled)},
+		{"reschedule", func(ctx context.Context, c *client.Client, id, operation string) error {
+			_, err := c.RequestReschedule(ctx, "", jetpost.RequestReschedule{OperationID: operation, ID: id, At: at})
+			return err
+		}, func(b *bundle, id string) bool { return b.status(id).PublishAt.Equal(at) }},
+		{"unpublish", func(ctx context.Context, c *client.Client, id, operation string) error {
+			_, err := c.RequestUnpublish(ctx, "acme", jetpost.RequestUnpublish{OperationID: operation, ID: id})
+			return err
+		}, state(jetpost.StateCancelled)},
+		{"pause", func(ctx context.Context, c *client.Client, _, operation string) error {
+			_, err := c.AccountPause(ctx, "acme", jetpost.PauseRequest{OperationID: operation, Reason: "lunch"})
+			return err
+		}, func(b *bundle, _ string) bool { return paused(b) }},
+		{"pause of the app", func(ctx context.Context, c *client.Client, _, operation string) error {
+			_, err := c.AppPause(ctx, jetpost.PauseRequest{OperationID: operation, Reason: "audit"})
+			return err
+		}, func(b *bundle, _ string) bool { return appPaused(b) }},
+		{"expiry and resume", func(ctx context.Context, c *client.Client, _, operation string) error {
+			_, err := c.AccountResume(ctx, "acme", jetpost.ResumeRequest{OperationID: operation, ExpireBefore: now.Add(30 * time.Hour)})
+			return err
+		}, state(jetpost.StateFailed)},
+	}
+}
+
+// TestWorkerDiesInOperation: a worker that is killed in any gap of an operation leaves it
+// done or not done; the same call to another worker does it, or finds it done and changes
+// nothing.
+func TestWorkerDiesInOperation(t *testing.T) {
+	t.Parallel()
+	for _, op := range killables() {
+		for _, gap := range []string{"before", "within", "after"} {
+			for nth := 1; nth <= 2; nth++ {
+				t.Run(fmt.Sprintf("%s/%s/%d", op.name, gap, nth), func(t *testing.T) {
+					t.Parallel()
+					dieIn(t, op, gap, nth)
+				})
+			}
+		}
+	}
+}
+
+func dieIn(t *testing.T, op killable, gap string, nth int) {
+	t.Helper()
+	b := setup(t)
+	id := b.scheduled()
+	var first *dying
+	stop := b.serve("first", func(ledger store.Store, nc *nats.Conn) store.Store {
+		first = &dying{Store: ledger, nc: nc, gap: gap, nth: nth, dead: make(chan struct{})}
+		return first
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		select {
+		case <-first.dead:
+			cancel() // nobody answers any more
+		case <-ctx.Done():
+		}
+	}()
+	err := op.call(ctx, b.client, id, "op")
+	killed := ctx.Err() != nil
+	cancel()
+	stop()
+	if killed == (err == nil) {
+		t.Fatalf("killed: %t, yet the call ends with %v", killed, err)
+	}
+	if !killed && nth == 1 {
+		t.Fatal("the worker was not killed")
+	}
+	was, before := op.done(b, id), b.held()
+	if !killed && !was {
+		t.Error("it was answered, and not done")
+	}
+	b.serve("second", nil)
+	b.must(op.call(t.Context(), b.newClient(), id, "op"))
+	if !op.done(b, id) {
+		t.Error("it is not done after the repeat")
+	}
+	if after := b.held(); was && gap == "after" && after != before {
+		t.Errorf("the repeat of what was done changed\n%s\nto\n%s", before, after)
+	}
+}
+
+// TestOperationsTakeEffectOnce: changes of many clients at once, repeated, cut off and
+// repeated late, each take effect once.
+func TestOperationsTakeEffectOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	b.serve("two", nil)
+	clients := []*client.Client{b.newClient(), b.newClient(), b.newClient()}
+	base := time.Now().Add(48 * time.Hour).Truncate(time.Second)
+	rapid.Check(t, func(r *rapid.T) {
+		ids := make([]string, rapid.IntRange(1, 2).Draw(r, "requests"))
+		for i := range ids {
+			ids[i] = b.scheduled()
+		}
+		moves := map[string]int{}
+		var calls []func(cut bool) error
+		for n := range rapid.IntRange(1, 5).Draw(r, "operations") {
+			id := rapid.SampledFrom(ids).Draw(r, "request")
+			moves[id]++
+			in := jetpost.RequestReschedule{OperationID: fmt.Sprint(id, "-", n), ID: id, At: base.Add(time.Duration(n) * time.Hour)}
+			calls = append(calls, func(cut bool) error {
+				ctx, cancel := context.WithCancel(b.Context())
+				defer cancel()
+				if cut {
+					var stop context.CancelFunc
+					ctx, stop = context.WithTimeout(ctx, time.Millisecond)
+					defer stop()
+				}
+				_, err := clients[n%len(clients)].RequestReschedule(ctx, "acme", in)
+				return err
+			})
+		}
+		var all sync.WaitGroup
+		for _, call := range calls {
+			for range rapid.IntRange(0, 3).Draw(r, "repeats") {
+				cut := rapid.Bool().Draw(r, "cut off")
+				all.Go(func() {
+					if err := call(cut); err != nil && !cut {
+						t.Errorf("a repeat: %v", err)
+					}
+				})
+			}
+			all.Go(func() {
+				if err := call(false); err != nil {
+					t.Errorf("a call: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		for _, id := range ids {
+			if got, want := b.status(id).Revision, int64(1+moves[id]); got != want {
+				r.Errorf("%s is of revision %d after %d operations, want %d", id, got, moves[id], want)
+			}
+		}
+		before := b.held()
+		for _, call := range calls {
+			if err := call(false); err != nil {
+				r.Errorf("a late repeat: %v", err)
+			}
+		}
+		if b.held() != before {
+			r.Errorf("late repeats have changed something")
+		}
+	})
+}
+
+// TestOperationReused: an id that was used says so where it comes with another body.
+func TestOperationReused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	one, other := b.scheduled(), b.scheduled()
+	_, err := b.client.RequestCancel(t.Context(), "acme", jetpost.RequestCancel{OperationID: "op", ID: one})
+	b.must(err)
+	_, err = b.client.RequestCancel(t.Context(), "acme", jetpost.RequestCancel{OperationID: "op", ID: other})
+	var failed *client.Error
+	if !errors.As(err, &failed) || failed.Code != jetpost.ErrOperationReused || failed.Help == "" {
+		t.Errorf("another request: %v", err)
+	}
+	_, err = b.client.RequestUnpublish(t.Context(), "acme", jetpost.RequestUnpublish{OperationID: "op", ID: one})
+	if !errors.As(err, &failed) || failed.Code != jetpost.ErrOperationReused {
+		t.Errorf("another operation: %v", err)
+	}
+	if state := b.status(other).State; state != jetpost.StateScheduled {
+		t.Errorf("the other request is %s", state)
+	}
+	// A refusal is an answer, too.
+	_, first := b.client.RequestCancel(t.Context(), "acme", jetpost.RequestCancel{OperationID: "early", ID: "r9"})
+	b.ids = 8
+	if id := b.scheduled(); id != "r9" {
+		t.Fatal(id)
+	}
+	_, late := b.client.RequestCancel(t.Context(), "acme", jetpost.RequestCancel{OperationID: "early", ID: "r9"})
+	if first == nil || late == nil || first.Error() != late.Error() || b.status("r9").State != jetpost.StateScheduled {
+		t.Errorf("refused with %v, and late with %v", first, late)
+	}
+}
+
+// TestServiceIsFound: ping, info and stats tell of the workers and of each operation.
+func TestServiceIsFound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	infos := b.infos()
+	if len(infos) != 1 || infos[0].Version != "1.2.3" {
+		t.Fatalf("infos are %+v", infos)
+	}
+	subjects := map[string]bool{}
+	for _, e := range infos[0].Endpoints {
+		subjects[e.Subject] = true
+	}
+	for _, o := range jetpost.Operations() {
+		for account, served := range map[string]bool{"": o.Account != jetpost.OfOne, "*": o.Account != jetpost.OfNone} {
+			if subject := (jetpost.Names{}).API(o.Operation, account); subjects[subject] != served {
+				t.Errorf("%s is served: %t", subject, subjects[subject])
+			}
+		}
+	}
+	_, err := b.client.RequestGet(t.Context(), "acme", jetpost.RequestGet{ID: "none"})
+	var failed *client.Error
+	if !errors.As(err, &failed) || failed.Code != jetpost.ErrNotFound {
+		t.Fatalf("no such request: %v", err)
+	}
+	b.eventually("the error to be counted", func() bool {
+		msg, err := b.nc.Request("$SRV.STATS.jetpost", nil, patience)
+		b.must(err)
+		var stats micro.Stats
+		b.must(json.Unmarshal(msg.Data, &stats))
+		for _, e := range stats.Endpoints {
+			if e.Subject == "jetpost.api.v1.request.get.*" && string(e.Data) != "" {
+				var data struct {
+					Answered int
+					Errors   map[jetpost.ErrorCode]int
+				}
+				b.must(json.Unmarshal(e.Data, &data))
+				return data.Answered == 1 && data.Errors[jetpost.ErrNotFound] == 1
+			}
+		}
+		return false
+	})
+}
