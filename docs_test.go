@@ -3,6 +3,7 @@ package jetpost
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,13 +20,39 @@ func TestContractPageNamesEverything(t *testing.T) {
 	for _, c := range contractTypes {
 		eachField(reflect.TypeOf(c.of), func(_, name string) { mentions(t, page, name) })
 	}
-	for _, values := range constants(t) {
+	api := read(t, "docs/contract/v1/api.md")
+	for name, values := range constants(t) {
+		on := page
+		switch name {
+		case "Operation", "ErrorCode", "DeadLetterKind": // those of the control service
+			on = api
+		case "ReplayAction": // which tell what was done
+			continue
+		}
 		for _, value := range values {
-			mentions(t, page, value)
+			mentions(t, on, value)
 		}
 	}
 	for _, word := range replySettings() {
 		mentions(t, page, word)
+	}
+}
+
+// TestAPIPageNamesEverything: the page of the control service has a row for each operation,
+// with what its subject names, and one for each code.
+func TestAPIPageNamesEverything(t *testing.T) {
+	t.Parallel()
+	page := read(t, "docs/contract/v1/api.md")
+	words := map[OfAccount]string{OfNone: "no", OfAny: "optional", OfOne: "yes"}
+	for _, o := range Operations() {
+		if row := fmt.Sprintf("\n| `%s` | %s | ", o.Operation, words[o.Account]); !strings.Contains(page, row) {
+			t.Errorf("there is no row %q", row)
+		}
+	}
+	for _, code := range ErrorCodes() {
+		if row := fmt.Sprintf("\n| `%s` | ", code); !strings.Contains(page, row) {
+			t.Errorf("there is no row %q", row)
+		}
 	}
 }
 
