@@ -154,7 +154,7 @@ func (s *Store) view(ctx context.Context, what string, f func(context.Context, p
 
 // report is view for what reads much.
 func (s *Store) report(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
-	settings := sessions{statement: reportStatementTimeout, idle: s.sessions.idle, pooled: true}
+	settings := sessions{statement: reportStatementTimeout, idle: s.sessions.idle, plans: "force_custom_plan", pooled: true}
 	return s.transact(ctx, what, s.patience.report, settings.begin(beginView), f)
 }
 
@@ -231,6 +231,7 @@ func (q queued) Exec(_ context.Context, sql string, args ...any) (pgconn.Command
 // sessions are the settings of each session.
 type sessions struct {
 	statement, idle string // timeouts
+	plans           string // plan_cache_mode, "" for the server's
 	// pooled tells that a pooler stands before the database, which gives a session
 	// to another client after each transaction: settings then have to end with it.
 	pooled bool
@@ -249,11 +250,19 @@ func sessionsOf(conn *pgx.ConnConfig) sessions {
 		delete(conn.RuntimeParams, paramIdle)
 	} else {
 		conn.RuntimeParams[paramStatement], conn.RuntimeParams[paramIdle] = s.statement, s.idle
+		setDefault(conn.RuntimeParams, paramPlans, plannedOnce)
 	}
 	return s
 }
 
-const paramStatement, paramIdle = "statement_timeout", "idle_in_transaction_session_timeout"
+const (
+	paramStatement, paramIdle = "statement_timeout", "idle_in_transaction_session_timeout"
+	paramPlans                = "plan_cache_mode"
+	// plannedOnce has each statement of a session planned once. The server would plan those
+	// over arrays anew for each call, since it takes short arrays to be worth that: it
+	// takes longer than all that the statement of a lane's step does.
+	plannedOnce = "force_generic_plan"
+)
 
 // begin adds the settings to the statement that begins a transaction, where the
 // session does not have them. They go in one message.
@@ -265,7 +274,11 @@ func (s sessions) opening(statement string) []string {
 		return []string{statement}
 	}
 	quoted := func(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
-	return []string{statement, "set local " + paramStatement + " = " + quoted(s.statement), "set local " + paramIdle + " = " + quoted(s.idle)}
+	settings := []string{statement, "set local " + paramStatement + " = " + quoted(s.statement), "set local " + paramIdle + " = " + quoted(s.idle)}
+	if s.plans != "" {
+		settings = append(settings, "set local "+paramPlans+" = "+quoted(s.plans))
+	}
+	return settings
 }
 
 // wrap says what failed, and where. What did not answer becomes a
