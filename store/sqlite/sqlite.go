@@ -44,6 +44,7 @@ type Store struct {
 	write  *sql.DB // one connection, immediate transactions
 	read   *sql.DB // query-only
 	tx     *sql.Tx // whose part everything is; nil outside of an operation
+	group  *group
 }
 
 var _ store.Store = (*Store)(nil)
@@ -67,7 +68,7 @@ func Open(ctx context.Context, path string, sealer *store.Sealer) (*Store, error
 	}
 	read.SetMaxOpenConns(maxReaders)
 	read.SetMaxIdleConns(maxReaders)
-	return &Store{path: path, sealer: sealer, write: write, read: read}, nil
+	return &Store{group: &group{}, path: path, sealer: sealer, write: write, read: read}, nil
 }
 
 // open makes a pool of one connection. It creates the file only in mode rwc.
@@ -82,10 +83,11 @@ func open(path, mode string, pragmas ...string) (*sql.DB, error) {
 		query.Set("_txlock", "immediate")
 	}
 	// Escaping the path keeps a question mark in it from starting the query.
-	db, err := sql.Open("sqlite", "file:"+url.PathEscape(path)+"?"+query.Encode())
+	connector, err := newConnector("file:" + url.PathEscape(path) + "?" + query.Encode())
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
+	db := sql.OpenDB(connector)
 	db.SetMaxOpenConns(1)
 	return db, nil
 }
@@ -149,14 +151,14 @@ func migrateOnce(ctx context.Context, db *sql.DB, files fs.FS) error {
 // Close closes both pools.
 func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }
 
-// change runs a write transaction. All errors of a method are wrapped here:
+// change makes a change in a write transaction, which others may share. All errors of a method are wrapped here:
 // what names the method, and what SQLite itself reports (a full disk, a file
 // that is no database) also names the path.
 func (s *Store) change(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
 	if s.tx != nil {
 		return s.wrap(what, s.within(ctx, f))
 	}
-	return s.wrap(what, transact(ctx, callTimeout, s.write, nil, f))
+	return s.wrap(what, s.together(ctx, f))
 }
 
 // view runs a read transaction: everything in it is read as of one moment.

@@ -1,0 +1,150 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+)
+
+const sqlNote = `INSERT INTO leases (name, owner, until) VALUES (?1, 'test', 0)`
+
+// note is a change that names itself, and tells in which transaction it was made.
+func note(name string, in **sql.Tx, then error) func(context.Context, *sql.Tx) error {
+	return func(ctx context.Context, tx *sql.Tx) error {
+		*in = tx
+		if _, err := tx.ExecContext(ctx, sqlNote, name); err != nil {
+			return err
+		}
+		if then != nil && name == "panics" {
+			panic(then)
+		}
+		return then
+	}
+}
+
+// TestChangesShareACommit: what waits for a commit shares the next one. A change that
+// fails or panics is undone alone, and one that was given up is never made.
+func TestChangesShareACommit(t *testing.T) {
+	t.Parallel()
+	s := openFresh(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		check(t, s.change(t.Context(), "hold", func(context.Context, *sql.Tx) error {
+			close(entered)
+			<-leave
+			return nil
+		}))
+	})
+	<-entered
+	refused := errors.New("refused")
+	names := []string{"a", "fails", "b", "panics", "c"}
+	in, errs, panics := make([]*sql.Tx, len(names)), make([]error, len(names)), make([]any, len(names))
+	for i, name := range names {
+		then := map[string]error{"fails": refused, "panics": refused}[name]
+		group.Go(func() {
+			defer func() { panics[i] = recover() }()
+			errs[i] = s.change(t.Context(), name, note(name, &in[i], then))
+		})
+	}
+	waiting := func() int {
+		s.group.mu.Lock()
+		defer s.group.mu.Unlock()
+		return len(s.group.waiting)
+	}
+	for waiting() < len(names) {
+		runtime.Gosched()
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	var never *sql.Tx
+	group.Go(func() {
+		if err := s.change(gone, "gone", note("gone", &never, nil)); !errors.Is(err, context.Canceled) {
+			t.Errorf("a change that was given up: %v", err)
+		}
+	})
+	for waiting() < len(names)+1 {
+		runtime.Gosched()
+	}
+	cancel()
+	for waiting() > len(names) {
+		runtime.Gosched()
+	}
+	close(leave)
+	group.Wait()
+	for i, name := range names {
+		if in[i] == nil || in[i] != in[0] {
+			t.Errorf("%s was made in another transaction", name)
+		}
+		if failed := errors.Is(errs[i], refused); failed != (name == "fails") {
+			t.Errorf("%s: %v", name, errs[i])
+		}
+		if (panics[i] != nil) != (name == "panics") {
+			t.Errorf("%s panicked with %v", name, panics[i])
+		}
+	}
+	var made []string
+	check(t, s.view(t.Context(), "read", func(ctx context.Context, tx *sql.Tx) (err error) {
+		made, err = collect(ctx, tx, scanText, "SELECT name FROM leases WHERE owner = 'test' ORDER BY name")
+		return err
+	}))
+	if !slices.Equal(made, []string{"a", "b", "c"}) {
+		t.Errorf("made: %v", made)
+	}
+}
+
+// TestStatementsAreKept: a statement is read once, and one that is in use is not used by
+// another.
+func TestStatementsAreKept(t *testing.T) {
+	t.Parallel()
+	s := openFresh(t)
+	const query = "SELECT 1 UNION SELECT 2 ORDER BY 1"
+	kept := func() any {
+		t.Helper()
+		conn, err := s.write.Conn(t.Context())
+		check(t, err)
+		defer func() { check(t, conn.Close()) }()
+		var stmt any
+		check(t, conn.Raw(func(raw any) error {
+			stmt = raw.(*desiredStore).kept[query]
+			return nil
+		}))
+		return stmt
+	}
+	var first []int
+	check(t, s.change(t.Context(), "read", func(ctx context.Context, tx *sql.Tx) error {
+		outer, err := tx.QueryContext(ctx, query)
+		if err != nil {
+			return err
+		}
+		defer func() { check(t, outer.Close()) }()
+		for outer.Next() {
+			var n, inner int
+			check(t, outer.Scan(&n))
+			check(t, tx.QueryRowContext(ctx, query).Scan(&inner))
+			first = append(first, n, inner)
+		}
+		return outer.Err()
+	}))
+	if !slices.Equal(first, []int{1, 1, 2, 1}) {
+		t.Errorf("read %v", first)
+	}
+	before := kept()
+	check(t, s.change(t.Context(), "read", func(ctx context.Context, tx *sql.Tx) error {
+		var n int
+		return tx.QueryRowContext(ctx, query).Scan(&n)
+	}))
+	if before == nil || kept() != before {
+		t.Error("the statement was read anew")
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
