@@ -544,7 +544,8 @@ type Record struct {
 	Deletion *Deletion
 	// Event is the type of the latest change.
 	Event jetpost.EventType
-	// Delivered is the latest revision whose event is known to be published.
+	// Delivered is a revision up to which all events are known to be published. It is
+	// the latest one where nothing waits to be told.
 	Delivered int64
 	Status    jetpost.RequestStatus
 }
@@ -949,7 +950,7 @@ type Requests interface {
 	// news, and is marked too.
 	MarkDelivered(ctx context.Context, key Key, revision int64) (bool, error)
 	// MarkManyDelivered is MarkDelivered for many. It returns those which may not
-	// be the latest: they moved on, or somebody is changing them.
+	// be the latest.
 	MarkManyDelivered(ctx context.Context, told []Revision) (rest []Key, err error)
 }
 

@@ -19,8 +19,8 @@ INSERT INTO accounts (name, x_user_id, username, created_at) SELECT 'a' || n, n,
 INSERT INTO lanes (account, wake_at) SELECT name, now() FROM accounts;
 INSERT INTO oauth_tokens (id, user_id, access_token, refresh_token, expires_at, refresh_after, scope, version, refreshed_at, imported)
 SELECT gen_random_uuid(), name, 'jp1.a', 'jp1.r', now(), now(), '', 1, now(), sha256('') FROM accounts;
-INSERT INTO requests (account, id, seq, state, revision, announced, event, began_at, accepted_at, due_at, updated_at, body, digest)
-SELECT name, 'r' || n, n, 'queued', 1, 1, 'request.accepted', CASE WHEN n = 1 THEN due END, due, due, due, '', ''
+INSERT INTO requests (account, id, seq, state, revision, event, began_at, accepted_at, due_at, updated_at, body, digest)
+SELECT name, 'r' || n, n, 'queued', 1, 'request.accepted', CASE WHEN n = 1 THEN due END, due, due, due, '', ''
 FROM accounts, LATERAL (SELECT n, now() - interval '2 days' + n * interval '1 second' AS due FROM generate_series(1, %[1]d) AS n) AS t;
 INSERT INTO posts (account, request_id, idx) SELECT account, id, 0 FROM requests;
 VACUUM (ANALYZE) requests;

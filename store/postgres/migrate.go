@@ -19,7 +19,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 10
+	schemaVersion = 11
 
 	// A process that finds another one migrating looks again every
 	// lockPeriodSeconds, at most lockTries times.

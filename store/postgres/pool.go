@@ -251,6 +251,7 @@ func sessionsOf(conn *pgx.ConnConfig) sessions {
 	} else {
 		conn.RuntimeParams[paramStatement], conn.RuntimeParams[paramIdle] = s.statement, s.idle
 		setDefault(conn.RuntimeParams, paramPlans, plannedOnce)
+		setDefault(conn.RuntimeParams, paramScans, "off")
 	}
 	return s
 }
@@ -262,6 +263,9 @@ const (
 	// over arrays anew for each call, since it takes short arrays to be worth that: it
 	// takes longer than all that the statement of a lane's step does.
 	plannedOnce = "force_generic_plan"
+	// paramScans is off, since a table that is small as a statement is planned, as the
+	// outbox mostly is, may be large by the time it is run.
+	paramScans = "enable_seqscan"
 )
 
 // begin adds the settings to the statement that begins a transaction, where the
@@ -276,7 +280,7 @@ func (s sessions) opening(statement string) []string {
 	quoted := func(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
 	settings := []string{statement, "set local " + paramStatement + " = " + quoted(s.statement), "set local " + paramIdle + " = " + quoted(s.idle)}
 	if s.plans != "" {
-		settings = append(settings, "set local "+paramPlans+" = "+quoted(s.plans))
+		settings = append(settings, "set local "+paramPlans+" = "+quoted(s.plans), "set local "+paramScans+" = on")
 	}
 	return settings
 }

@@ -53,7 +53,7 @@ SELECT coalesce(min(account), ''), min(wake_at) FROM (
 SELECT (SELECT max(accepted_at) FROM requests),
     (SELECT max(p.sent_at) FROM lanes AS l CROSS JOIN LATERAL (
         SELECT sent_at FROM posts WHERE account = l.account AND state = 'posted' ORDER BY sent_at DESC LIMIT 1) AS p),
-    (SELECT min(updated_at) FROM requests WHERE announced < revision),
+    (SELECT min(since) FROM outbox),
     (SELECT count(*) FROM (SELECT FROM refusals WHERE stored > $1 ORDER BY stored DESC LIMIT $2) AS few)`
 	sqlLateSum = `
 WITH late AS MATERIALIZED (

@@ -23,6 +23,7 @@ FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
 	sqlLockRequests = `SELECT ` + requestColumns + ` FROM requests
 WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY account, id FOR UPDATE`
 	sqlAddRequests = `
+WITH added AS (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
     holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
 SELECT account, id, seq, state, revision, event, nullif(code, ''), detail, until, hold_until,
@@ -31,7 +32,9 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::
     $10::timestamptz[], $11::integer[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::text[],
     $17::bytea[], $18::bytea[], $19::bigint[])
     AS r (account, id, seq, state, revision, event, code, detail, until, hold_until, holds, accepted_at, due_at, publish_at, expires_at,
-          metadata, body, digest, cost)`
+          metadata, body, digest, cost)
+RETURNING account, id, revision, accepted_at)
+INSERT INTO outbox (account, id, announced, revision, since, updated_at) SELECT account, id, 0, revision, accepted_at, accepted_at FROM added`
 	sqlAddPosts = `
 INSERT INTO posts (account, request_id, idx, text_hash, media)
 SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::bytea[], $5::json[])`
@@ -670,91 +673,4 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 		byState[c.state] = c.n
 	}
 	return byState, err
-}
-
-const sqlOutboxPending = `
-SELECT account, id FROM requests WHERE announced < revision AND updated_at < $1
-ORDER BY updated_at LIMIT $2`
-
-// OutboxPending implements store.Requests.
-func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
-	keys, err := collect(ctx, s.db, func(row scanner) (key store.Key, err error) {
-		err = row.Scan(&key.Account, &key.ID)
-		return key, err
-	}, sqlOutboxPending, before, limit)
-	return keys, s.wrap("list unannounced requests", err)
-}
-
-const (
-	// begunOnly tells a request that has done nothing since revision told but begin, of
-	// which people are told nothing.
-	begunOnly        = `revision = $3 + 1 AND ` + begun
-	begunSinceTold   = `r.revision = told.revision + 1 AND r.` + begun
-	begun            = `state = 'publishing' AND event IN ('request.accepted', 'request.scheduled')`
-	sqlMarkDelivered = `
-UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE greatest(announced, least($3, revision)) END
-WHERE account = $1 AND id = $2 RETURNING revision = $3 OR ` + begunOnly
-)
-
-// MarkDelivered implements store.Requests.
-func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
-	latest, err = s.marks.do(ctx, store.Revision{Key: key, Number: revision})
-	return latest, s.wrap("mark request announced", err)
-}
-
-// takeMarks marks many together, and each that somebody was changing alone: it holds one
-// row then, so that nobody waits in a circle.
-func (s *Store) takeMarks(group []*asked[store.Revision, bool]) {
-	told := make([]store.Revision, len(group))
-	for i, w := range group {
-		told[i] = w.ask
-	}
-	latest, err := s.markMany(group[0].ctx, told)
-	for _, w := range group {
-		var marked bool
-		if w.answer, marked = latest[w.ask.Key]; !marked && err == nil {
-			w.err = missing(s.db.QueryRow(w.ctx, sqlMarkDelivered, w.ask.Account, w.ask.ID, w.ask.Number).Scan(&w.answer), store.ErrNotFound)
-		} else {
-			w.err = err
-		}
-	}
-}
-
-// sqlMarkManyDelivered passes over what somebody is changing, since that moves on.
-const sqlMarkManyDelivered = `
-WITH told AS (
-    SELECT r.account, r.id, v.revision
-    FROM unnest($1::text[], $2::text[], $3::bigint[]) AS v (account, id, revision)
-    JOIN requests AS r ON r.account = v.account AND r.id = v.id
-    ORDER BY r.account, r.id FOR NO KEY UPDATE OF r SKIP LOCKED)
-UPDATE requests AS r SET announced = CASE WHEN ` + begunSinceTold + ` THEN r.revision ELSE greatest(r.announced, least(told.revision, r.revision)) END
-FROM told WHERE r.account = told.account AND r.id = told.id
-RETURNING r.account, r.id, r.revision = told.revision OR ` + begunSinceTold
-
-// markMany tells of each that it marked whether there is no newer revision.
-func (s *Store) markMany(ctx context.Context, told []store.Revision) (latest map[store.Key]bool, err error) {
-	accounts, ids, revisions := make([]string, len(told)), make([]string, len(told)), make([]int64, len(told))
-	for i, r := range told {
-		accounts[i], ids[i], revisions[i] = r.Account, r.ID, r.Number
-	}
-	latest = map[store.Key]bool{}
-	_, err = collect(ctx, s.db, func(row scanner) (none struct{}, err error) {
-		var key store.Key
-		var is bool
-		err = row.Scan(&key.Account, &key.ID, &is)
-		latest[key] = is
-		return none, err
-	}, sqlMarkManyDelivered, accounts, ids, revisions)
-	return latest, err
-}
-
-// MarkManyDelivered implements store.Requests.
-func (s *Store) MarkManyDelivered(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
-	latest, err := s.markMany(ctx, told)
-	for _, r := range told {
-		if !latest[r.Key] {
-			rest = append(rest, r.Key)
-		}
-	}
-	return rest, s.wrap("mark requests announced", err)
 }

@@ -29,7 +29,7 @@ func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l stor
 }
 
 const (
-	requestColumns = `account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
+	requestColumns = `account, id, seq, state, revision, ` + sqlTold + `, event, coalesce(reason_code, ''), reason_detail, reason_until,
     hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, deletion, unpublish_at`
 
 	sqlRequest     = `SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = $2`
@@ -150,9 +150,9 @@ func scanPost(row scanner) (p keyedPost, err error) {
 const (
 	sqlSaveRequest = `
 UPDATE requests
-SET state = $3, revision = $4, announced = $5, event = $6, reason_code = nullif($7, ''), reason_detail = $8, reason_until = $9,
-    hold_until = $10, holds = $11, attempts = $12, began_at = $13, due_at = $14, updated_at = $15, publish_at = $16,
-    deletion = $17, unpublish_at = $18
+SET state = $3, revision = $4, event = $5, reason_code = nullif($6, ''), reason_detail = $7, reason_until = $8,
+    hold_until = $9, holds = $10, attempts = $11, began_at = $12, due_at = $13, updated_at = $14, publish_at = $15,
+    deletion = $16, unpublish_at = $17
 WHERE account = $1 AND id = $2`
 	sqlSavePost = `
 UPDATE posts
@@ -177,6 +177,11 @@ func save(ctx context.Context, tx executor, laneRow store.LaneRow, r *store.Row,
 		if err := saveRequest(ctx, tx, r); err != nil {
 			return err
 		}
+		if r.Delivered < r.Status.Revision && !change.Quiet {
+			if _, err := tx.Exec(ctx, sqlNews, r.Account, r.ID, r.Delivered, r.Status.Revision, r.Status.UpdatedAt); err != nil {
+				return err
+			}
+		}
 	}
 	if change.Lease > 0 {
 		if _, err := tx.Exec(ctx, sqlExtendLane, r.Account, laneRow.Fence, change.Lease); err != nil {
@@ -199,7 +204,7 @@ func saveRequest(ctx context.Context, tx executor, r *store.Row) error {
 	if r.Status.Reason != nil {
 		reason = *r.Status.Reason
 	}
-	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Delivered, r.Event,
+	_, err := tx.Exec(ctx, sqlSaveRequest, r.Account, r.ID, r.Status.State, r.Status.Revision, r.Event,
 		reason.Code, storable(reason.Detail), moment(reason.Until), moment(r.HoldUntil), r.Holds, r.Status.Attempts,
 		moment(r.BeganAt), r.DueAt, r.Status.UpdatedAt, moment(r.Status.PublishAt), r.Deletion, moment(r.UnpublishAt()))
 	if err != nil || r.Deletion == nil {

@@ -241,8 +241,6 @@ WITH input AS MATERIALIZED (
         l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, k.generation = s.generation AND k.fence = s.lane_fence AS fresh
 ), wrote AS (
     UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
-        announced = CASE WHEN lane.quiet AND (r.announced = r.revision OR lane.told_id = lane.id AND lane.told = r.revision) THEN lane.revision
-            WHEN lane.told_id = lane.id THEN greatest(r.announced, least(lane.told, r.revision)) ELSE r.announced END,
         reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = lane.holds,
         attempts = lane.attempts, began_at = coalesce(r.began_at, lane.at), updated_at = lane.at
     FROM lane WHERE lane.act = 'write' AND r.account = lane.account AND r.id = lane.id AND r.revision = lane.was
@@ -254,16 +252,20 @@ WITH input AS MATERIALIZED (
         not_after = coalesce(lane.at + lane.begins, p.not_after)
     FROM lane JOIN wrote ON wrote.account = lane.account
     WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
+), news AS (
+    INSERT INTO outbox (account, id, announced, revision, since, updated_at)
+    SELECT lane.account, lane.id, lane.was, lane.revision, lane.at, lane.at FROM lane JOIN wrote ON wrote.account = lane.account WHERE NOT lane.quiet
+    ON CONFLICT (account, id) DO UPDATE SET revision = excluded.revision, updated_at = excluded.updated_at
 ), marked AS (
-    UPDATE requests AS r SET announced = greatest(r.announced, least(lane.told, r.revision))
-    FROM lane WHERE lane.told > 0 AND lane.told_id <> lane.id AND r.account = lane.account AND r.id = lane.told_id
-    RETURNING r.account, r.revision = lane.told AS latest
+    DELETE FROM outbox AS o USING lane WHERE lane.told > 0 AND o.account = lane.account AND o.id = lane.told_id AND o.revision <= lane.told
+        AND (lane.quiet OR lane.told_id <> lane.id)
 )
-SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, coalesce(marked.latest, true), lane.next AND lane.fresh,
+SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.told_id = lane.id OR coalesce(
+        (SELECT revision = lane.told FROM requests AS r WHERE lane.told > 0 AND r.account = lane.account AND r.id = lane.told_id), true), lane.next AND lane.fresh,
     lane.generation, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
-FROM lane LEFT JOIN wrote ON wrote.account = lane.account LEFT JOIN marked ON marked.account = lane.account
-LEFT JOIN LATERAL (SELECT r.*,
+FROM lane LEFT JOIN wrote ON wrote.account = lane.account
+LEFT JOIN LATERAL (SELECT r.*, ` + sqlTold + ` AS told_of,
     (SELECT json_agg(json_build_object('Index', p.idx, 'State', p.state, 'ParentID', p.parent_id, 'PostID', coalesce(p.post_id, ''),
         'MediaIDs', p.media_ids, 'TextHash', encode(p.text_hash, 'base64'), 'SentAt', p.sent_at, 'NotAfter', p.not_after, 'Attempt', p.attempt,
         'DoubtSince', p.doubt_since, 'Looks', p.looks, 'AbsentAt', p.absent_at, 'Media', p.media) ORDER BY p.idx)
@@ -271,7 +273,7 @@ LEFT JOIN LATERAL (SELECT r.*,
     FROM requests AS r WHERE lane.next AND lane.fresh AND r.account = lane.account AND r.id = lane.head) AS h ON true`
 
 // headColumns are requestColumns of a head that may not be there.
-const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq, 0), coalesce(h.state, ''), coalesce(h.revision, 0), coalesce(h.announced, 0),
+const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq, 0), coalesce(h.state, ''), coalesce(h.revision, 0), coalesce(h.told_of, 0),
     coalesce(h.event, ''), coalesce(h.reason_code, ''), coalesce(h.reason_detail, ''), h.reason_until, h.hold_until, coalesce(h.holds, 0),
     coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0)`
 

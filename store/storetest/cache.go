@@ -231,11 +231,12 @@ func marksWithTheNextStep(t *testing.T, b *bundle) {
 
 	lane = b.claim(t)
 	b.begin(t, lane, "last", 0)
-	begun := told(lane, "last")
+	told(lane, "last")
 	_, err := b.open(t, b.keys).Cancel(t.Context(), store.Key{Account: acme, ID: "last"}, b.now)
 	check(t, err)
 	b.release(t, lane, time.Time{})
-	announced("of which a newer revision is there", "last", begun)
+	last := b.request(t, "last")
+	equal(t, "a newer revision waits to be told", last.Delivered < last.Status.Revision, true)
 	equal(t, "moved", lane.Moved(), []store.Key{{Account: acme, ID: "last"}})
 	equal(t, "moved, again", len(lane.Moved()), 0)
 
