@@ -106,7 +106,7 @@ func (l Claim) Moved() []Key {
 	return moved
 }
 
-// Attach keeps the token that was read with the claim, for [Claim.Token]. One that cannot
+// Attach keeps the token that was read with the claim or with the front, for [Claim.Token]. One that cannot
 // be opened is left to whoever reads it again.
 func (s *Sealer) Attach(lane Claim, sealed SealedToken) {
 	if token, err := s.OpenToken(sealed); err == nil {
@@ -114,7 +114,8 @@ func (s *Sealer) Attach(lane Claim, sealed SealedToken) {
 	}
 }
 
-// Token hands out, once, the account's token as it was when the lane was claimed.
+// Token hands out, once, the account's token as it was when the lane was claimed or its
+// front was read.
 func (l Claim) Token() (Token, bool) {
 	if l.Cache == nil || l.Cache.token == nil {
 		return Token{}, false

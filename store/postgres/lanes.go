@@ -189,6 +189,9 @@ func (s *Store) write(ctx context.Context, what string, claim store.Claim, id st
 				if out.looked {
 					claim.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
 				}
+				if out.token != nil && out.head != nil {
+					s.sealer.Attach(claim, *out.token)
+				}
 				return row.Status.State, nil
 			}
 		}

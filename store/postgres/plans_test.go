@@ -3,6 +3,9 @@ package postgres
 import (
 	"fmt"
 	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost/store"
 )
 
 // TestPlannedOnce: what runs all the time is planned once a session, however short the
@@ -32,5 +35,29 @@ func TestPlannedOnce(t *testing.T) {
 	check(t, rows.Err())
 	if planned == 0 {
 		t.Error("nothing was prepared")
+	}
+}
+
+// TestTokenComesWithTheFront: whoever reads what is next in a lane has the token for it.
+func TestTokenComesWithTheFront(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, id := range []string{"first", "second"} {
+		_, err := b.st.Accept(t.Context(), b.acceptance(id))
+		check(t, err)
+	}
+	lane, _, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.now)
+	check(t, err)
+	for _, id := range []string{"first", "second"} {
+		if token, known := lane.Token(); !known || token.Access.Reveal() != "a" {
+			t.Errorf("no token with %s", id)
+		}
+		now := time.Now()
+		check(t, b.st.Begin(t.Context(), lane, id, store.Intent{Now: now, NotAfter: now.Add(lease), Lease: lease}))
+		_, err = b.st.Posted(t.Context(), lane, id, 0, id, now)
+		check(t, err)
+	}
+	if _, known := lane.Token(); known {
+		t.Error("a token with nothing to send")
 	}
 }

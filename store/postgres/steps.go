@@ -73,7 +73,7 @@ type stepped struct {
 	looked   bool
 	snapshot store.Snapshot
 	head     *store.Row
-	token    *store.SealedToken // of a claim
+	token    *store.SealedToken // where the front was read
 }
 
 // gather sends together what many ask for while the statement before is on its way: they
@@ -278,17 +278,17 @@ const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq
     coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0)`
 
 // execSteps sends one statement and shares out what it returns. With it goes a second
-// one, for the tokens of the lanes that are claimed: one round trip and one transaction.
+// one, for the tokens of the lanes whose front is read: one round trip and one transaction.
 func (s *Store) execSteps(group []*waitingStep) (err error) {
 	ctx, cancel := context.WithTimeout(group[0].ctx, s.patience.call)
 	defer cancel()
 	byLane := make(map[string]*waitingStep, len(group))
-	var claimed []string
+	var readers []string
 	for _, w := range group {
 		byLane[w.ask.account] = w
 		w.answer, w.err = stepped{}, nil
-		if w.ask.act == actClaim {
-			claimed = append(claimed, w.ask.account)
+		if w.ask.next {
+			readers = append(readers, w.ask.account)
 		}
 	}
 	batch := &pgx.Batch{}
@@ -302,8 +302,8 @@ func (s *Store) execSteps(group []*waitingStep) (err error) {
 		})
 		return err
 	})
-	if len(claimed) > 0 {
-		batch.Queue(sqlTokens, claimed).Query(func(rows pgx.Rows) error {
+	if len(readers) > 0 {
+		batch.Queue(sqlTokens, readers).Query(func(rows pgx.Rows) error {
 			tokens, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (store.SealedToken, error) { return scanToken(row) })
 			for i := range tokens {
 				byLane[tokens[i].Account].answer.token = &tokens[i]
