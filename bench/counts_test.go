@@ -13,9 +13,10 @@ const (
 	countedJobs     = 1000
 	countedAccounts = 100
 
-	mostTransactions = 1.1 // of a post among many; counted 0.73 to 0.80
-	mostStatements   = 1.5 // of the same, BEGIN and COMMIT included; counted 0.90 to 1.15
-	mostRoundTrips   = 6   // to PostgreSQL, of a post alone; counted 6, to become 5
+	mostTransactions = 1.0   // of a post among many; counted 0.47 to 0.72
+	mostStatements   = 1.3   // of the same, BEGIN and COMMIT included; counted 0.76 to 0.87
+	mostWALBytes     = 5_000 // of the same; counted 4,580 to 4,600
+	mostRoundTrips   = 6     // to PostgreSQL, of a post alone; counted 6, to become 5
 )
 
 // A post among many costs so many transactions and statements.
@@ -36,6 +37,9 @@ func TestCostOfManyPosts(t *testing.T) { //nolint:paralleltest // what is counte
 	}
 	if statements > mostStatements {
 		t.Errorf("%.2f statements a post, want %.1f at most", statements, mostStatements)
+	}
+	if bytes := s.counts.WALBytes / countedJobs; bytes > mostWALBytes {
+		t.Errorf("%d bytes of WAL a post, want %d at most", bytes, mostWALBytes)
 	}
 }
 

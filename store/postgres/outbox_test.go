@@ -23,7 +23,7 @@ func TestOutboxOfOldRows(t *testing.T) {
 	db := stdlib.OpenDB(*config.ConnConfig)
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithDisableGlobalRegistry(true))
 	check(t, err)
-	const before = 12
+	const before = 10
 	_, err = provider.UpTo(t.Context(), before)
 	check(t, err)
 	check(t, db.Close())

@@ -21,6 +21,7 @@ type group struct {
 
 // member is one change of a group.
 type member struct {
+	ctx      context.Context // outlives the caller's: the changes of many go together
 	f        func(context.Context, *sql.Tx) error
 	err      error
 	panicked any
@@ -38,7 +39,7 @@ func (s *Store) together(ctx context.Context, f func(context.Context, *sql.Tx) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m := &member{f: f, done: make(chan struct{})}
+	m := &member{ctx: context.WithoutCancel(ctx), f: f, done: make(chan struct{})}
 	s.group.add(m, s.lead)
 	select {
 	case <-m.done:
@@ -104,7 +105,7 @@ func (s *Store) lead() {
 // commit makes all changes in one transaction. One that fails leaves the others; what
 // ends the transaction ends all.
 func (s *Store) commit(members []*member) error {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(members[0].ctx, callTimeout)
 	defer cancel()
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
