@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// NewerVersionError says that the request was written for a later version of
-// the contract. It is no mistake: a newer worker can take it.
+// NewerVersionError says that the request was written for a later version of the
+// contract. That is no mistake: a newer worker can take it.
 type NewerVersionError struct {
 	Account string
-	ID      string // empty where the request has none
+	ID      string // empty if the request has none
 	Version int    // larger than [Version]
 }
 
@@ -22,13 +22,13 @@ func (e *NewerVersionError) Error() string {
 	return fmt.Sprintf("request is of version %d, the newest known here is %d", e.Version, Version)
 }
 
-// Decode reads a message that was published for an account, which is the last
-// token of its subject, or "" for the bare one. The request names its account
-// and version, its times are in UTC, the lines of its texts end in LF, and it is valid as [Request.Validate] has
-// it. An id that the producer left out stays empty.
+// Decode reads a message that was published for an account, which is the last token of
+// its subject, or "" for the bare subject. The result names its account and version,
+// its times are in UTC, its texts have LF line ends, and it is valid by the rules of
+// [Request.Validate]. An id that the producer left out stays empty.
 //
-// It fails with *[InvalidError], or with *[NewerVersionError] for a request of
-// a later version, of which only account and id are read.
+// Decode fails with *[InvalidError], or with *[NewerVersionError] for a request of a
+// later version. It reads only account and id of such a request.
 func Decode(account string, body []byte) (Request, error) {
 	var f findings
 	var r Request
@@ -59,7 +59,7 @@ func Decode(account string, body []byte) (Request, error) {
 		return Request{}, &NewerVersionError{Account: r.Account, ID: r.ID, Version: version}
 	}
 	if r.Version == 0 && root.member("version").kind == kindNumber {
-		// Go cannot tell a zero from an absent field, a producer can.
+		// Go cannot tell a zero from an absent field; a producer can.
 		f.refuse("/version", "is 0, want %d", Version)
 	}
 	r.check(&f)
@@ -70,7 +70,7 @@ func Decode(account string, body []byte) (Request, error) {
 	return r, nil
 }
 
-// version is 0 where it is absent or no whole number.
+// version is 0 if it is absent or no whole number.
 func (n node) version() int {
 	v := n.member("version")
 	if v.kind != kindNumber {
@@ -83,9 +83,9 @@ func (n node) version() int {
 	return int(version)
 }
 
-// settleAccount decides between the account of the subject and that of the
-// body. Where they differ the message stays with the subject's, since there it
-// was permitted.
+// settleAccount decides between the account of the subject and that of the body. If
+// they differ, the message belongs to the subject's account, because NATS checked that
+// permission.
 func (f *findings) settleAccount(r *Request, subject string) {
 	switch {
 	case subject == "":
@@ -99,15 +99,15 @@ func (f *findings) settleAccount(r *Request, subject string) {
 	r.Account = subject
 }
 
-// Digest is what an equal request means: a SHA-256 over everything that the
-// request asks for. Key order, white space, the notation of a time and where
-// the account was named make no difference, nor does a field that is absent
-// rather than empty or false. Digests are kept for as long as requests are, so
-// their encoding never changes; a later field leaves it alone while absent.
+// Digest is the SHA-256 of everything that the request asks for: equal requests have
+// equal digests. Key order, white space, the notation of a time and the place of the
+// account make no difference, and an absent field equals an empty or false one. Digests
+// are stored for as long as requests are, so their encoding never changes; a later
+// field must not change it while absent.
 func (r Request) Digest() []byte {
 	r.Version = max(r.Version, 1)
-	// The outer fields hide the embedded ones, so that the encoding holds
-	// nothing that could fail to encode, as a time could.
+	// The outer fields hide the embedded ones, so that every part of the encoding can
+	// be encoded. A time could fail.
 	canonical := struct {
 		Request
 		PublishAt string `json:"publish_at,omitempty"`

@@ -698,7 +698,7 @@ func TestCheckAccount(t *testing.T) {
 	}
 }
 
-// TestDecodeAsPeopleSend: a byte order mark is skipped, and all line ends are one.
+// TestDecodeAsPeopleSend: a byte order mark is skipped, and all line ends become LF.
 func TestDecodeAsPeopleSend(t *testing.T) {
 	t.Parallel()
 	r, err := jetpost.Decode("acme", []byte("\uFEFF"+`{"posts": [{"text": "one\r\ntwo\rthree\n", "media": [{"object": "x", "alt": "a\r\nb"}]}]}`+"\r\n"))

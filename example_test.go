@@ -32,7 +32,7 @@ func Example() {
 	// {"account":"acme","id":"launch-1","posts":[{"text":"We are live!"},{"text":"Here is how it works."}]}
 }
 
-// Every mistake is told, each with its place.
+// Decode reports every mistake with its place.
 func ExampleDecode() {
 	body := `{"id": "launch 1", "posts": [{"text": "Hello", "media": [{}]}], "publishAt": "2026-12-01T09:00:00Z"}`
 	_, err := jetpost.Decode("acme", []byte(body))

@@ -30,8 +30,8 @@ type layer struct {
 	tests []string // by _test.go files as well
 }
 
-// layers has one entry for every directory. The most exact one counts, so that
-// a package that none of them names fails until somebody decides where it stands.
+// layers has one entry for every directory. The most specific one counts. A package
+// without an entry fails until somebody decides where it belongs.
 func layers() []layer {
 	drivers := []string{"store/postgres", "store/sqlite"}
 	parts := slices.Concat(drivers, []string{"internal/natstest", "internal/pgtest", "internal/xspectest", "xapi/xsim"})
@@ -82,7 +82,7 @@ func layers() []layer {
 	}
 }
 
-// A fence keeps a package to some directories, whatever the layers say.
+// A fence restricts a package to some directories, whatever the layers say.
 type fence struct {
 	target string // import path; everything below it counts too
 	only   []string
@@ -116,7 +116,7 @@ func fences() []fence {
 	}
 }
 
-// A goPackage is what go list tells of one.
+// A goPackage is one package, as go list reports it.
 type goPackage struct {
 	ImportPath   string
 	Imports      []string
@@ -311,8 +311,8 @@ func processCalls() map[string][]string {
 func TestProcessIsLeftToCommands(t *testing.T) {
 	t.Parallel()
 	for _, file := range productionFiles(t) {
-		// Tests are told where a database is by the environment alone, and tests of a full
-		// disk start themselves anew.
+		// Tests find a database by the environment alone, and tests of a full disk run
+		// themselves again.
 		if within(path.Dir(file), []string{"cmd/...", "internal/pgtest", "internal/disktest"}) {
 			continue
 		}
@@ -424,9 +424,9 @@ func processViolations(file string, source any) ([]string, error) {
 	return violations, nil
 }
 
-// admissionAsked are the questions whether X may be called now, and who asks them. All but
-// the first three belong to package admission, which alone knows their order: whoever wants
-// to call X asks for a permit.
+// admissionAsked are the questions whether X may be called now, with the functions that
+// ask them. All but the first three belong to package admission, which alone knows
+// their order. Other code asks for a permit.
 func admissionAsked() map[string][]string {
 	return map[string][]string{
 		"Ask":    {"consumers laneRun.reconcile", "consumers threadRun.post", "consumers uploads.fits", "consumers/admission Pass.Permit", "consumers/admission Pass.reserve"},

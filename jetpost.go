@@ -4,9 +4,9 @@ import (
 	"time"
 )
 
-// Version is the newest contract version that this package understands. A
-// request of a later version is not refused but held until a newer worker
-// takes it, so that a rolling upgrade fails nothing.
+// Version is the newest contract version that this package understands. A request of a
+// later version is not refused: it is held until a newer worker takes it, so that a
+// rolling upgrade fails nothing.
 const Version = 1
 
 // Limits of one request. They are checked before anything is stored or sent.
@@ -27,11 +27,11 @@ const (
 	MaxPollChars     = 25                   // characters of one poll choice
 )
 
-// MaxProblems bounds the mistakes that one [InvalidError] lists. Where there
-// are more, one last problem says how many.
+// MaxProblems bounds the mistakes that one [InvalidError] lists. If there are more, one
+// last problem says how many.
 const MaxProblems = 50
 
-// A problem repeats at most so much of what the producer wrote.
+// A problem quotes at most this much of what the producer wrote.
 const (
 	maxPointerBytes = 256
 	maxMessageBytes = 512
@@ -39,15 +39,14 @@ const (
 
 // Request is one job: a post, or a thread of posts, for one account.
 //
-// Its identity is (Account, ID): it is published once, however often it
-// arrives. The same identity with an equal body is a no-op; with another body
-// it is refused and the first one is left alone.
+// Its identity is (Account, ID): it is published once, however often it arrives. The
+// same identity with an equal body changes nothing. With another body it is refused,
+// and the first request stays as it is.
 type Request struct {
 	// Version of the contract; absent means 1.
 	Version int `json:"version,omitempty"`
-	// Account is the name under which the X account was imported,
-	// [a-z0-9_-]{1,63}. The subject may name it instead; where both do, they
-	// must agree.
+	// Account is the name under which the X account was imported, [a-z0-9_-]{1,63}. The
+	// subject may name it instead; if both do, they must agree.
 	Account string `json:"account,omitempty"`
 	// ID is chosen by the producer, [A-Za-z0-9_-]{1,128}. A request without
 	// one gets an id from its place in the stream, which makes its producer
@@ -60,21 +59,21 @@ type Request struct {
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	// ExpiresAt fails the request if its first post was not begun by then.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
-	// SkipIfLate fails the request if its first post was not begun by that long after
-	// PublishAt or, without one, after the request was accepted: a Go duration such as
-	// "15m", from one second to MaxSkipIfLate. A request that is moved to another time
-	// takes it along.
+	// SkipIfLate fails the request if its first post was not begun within this time
+	// after PublishAt or, without a PublishAt, after the request was accepted. It is a
+	// Go duration such as "15m", from one second to MaxSkipIfLate. If the request is
+	// moved to another time, the limit moves along.
 	SkipIfLate string `json:"skip_if_late,omitempty"`
-	// Metadata is carried into every event unread: at most MaxMetadataKeys
+	// Metadata is copied into every event without being read: at most MaxMetadataKeys
 	// entries whose keys and values have at most MaxMetadataChars characters.
 	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
-// Post is one post on X. The words are X's own.
+// Post is one post on X. The field names are X's own.
 type Post struct {
-	// Text is at most MaxTextChars characters; X's own weighted limit, shorter for
-	// most accounts, is checked later. X allows one cashtag, and more to Enterprise
-	// apps. It may be empty only where Media is not.
+	// Text is at most MaxTextChars characters; X's own weighted limit, shorter for most
+	// accounts, is checked later. X allows one cashtag, and more to Enterprise apps. It
+	// may be empty only if there is Media.
 	Text string `json:"text,omitempty"`
 	// Media is up to MaxImages images, or one GIF, or one video.
 	Media []Media `json:"media,omitempty"`
@@ -127,8 +126,8 @@ type Poll struct {
 type State string
 
 const (
-	StateScheduled  State = "scheduled"  // accepted, its publish_at lies ahead
-	StateQueued     State = "queued"     // waits for its turn in its account's line
+	StateScheduled  State = "scheduled"  // accepted, its publish_at is in the future
+	StateQueued     State = "queued"     // waits in its account's queue
 	StatePublishing State = "publishing" // a worker posts it now
 	StateHeld       State = "held"       // waits for the reason that it states
 	StatePublished  State = "published"  // every post is live; final
@@ -145,8 +144,8 @@ func States() []State {
 	}
 }
 
-// Finished tells whether the request leaves its account's line: nothing of it
-// will be posted unless a person asks for it.
+// Finished reports whether the request has left its account's queue: nothing of it will
+// be posted unless a person asks for it.
 func (s State) Finished() bool {
 	return s == StatePublished || s == StateFailed || s == StateCancelled
 }
@@ -156,7 +155,7 @@ type Code string
 
 // The reason codes. Each is documented, with what to do, in docs/states.md.
 const (
-	// Refused at the door: nothing was stored as a request.
+	// Refused by intake: nothing was stored as a request.
 	CodeInvalidRequest   Code = "invalid_request"   // the body breaks the contract; every mistake is listed
 	CodeAccountUnknown   Code = "account_unknown"   // no account of that name was imported
 	CodeIdentityConflict Code = "identity_conflict" // the same id arrived before with another body
@@ -165,16 +164,17 @@ const (
 	// Held, with an end that is known or estimated.
 	CodeRateLimited        Code = "rate_limited"         // the account's own window at X is used up
 	CodePostingLimit       Code = "posting_limit"        // a limit that the operator has set for each account
-	CodeAppPaused          Code = "app_paused"           // the whole app is stopped; detail says by what
+	CodeAppPaused          Code = "app_paused"           // the whole app is paused; detail says by what
 	CodeAccountPaused      Code = "account_paused"       // somebody has paused the account; detail says why
 	CodeXUnavailable       Code = "x_unavailable"        // X cannot be reached, or fails
 	CodeMediaUnavailable   Code = "media_unavailable"    // a media source cannot be read just now
 	CodeMediaProcessing    Code = "media_processing"     // X works on a media file, or has it uploaded again
 	CodeTokenRefreshFailed Code = "token_refresh_failed" // X did not renew the account's token just now
 	CodeNeedsNewerWorker   Code = "needs_newer_worker"   // the request's version is later than this worker's
-	CodeReconciling        Code = "reconciling"          // X's answer to a post was lost; the account's posts are looked at
+	CodeReconciling        Code = "reconciling"          // X's answer to a post was lost; the account's timeline is checked for it
 
-	// Held, with the whole account, for what X says of it; looked for now and then.
+	// Held, with the whole account, for what X says of it; X is asked again from time
+	// to time.
 	CodeAccountSuspended    Code = "account_suspended"     // X has suspended the account
 	CodeAccountLocked       Code = "account_locked"        // X has locked the account until its owner logs in
 	CodeAccountUnauthorized Code = "account_unauthorized"  // X does not take the account's tokens, though it renews them
@@ -193,10 +193,10 @@ const (
 	CodeMediaChanged Code = "media_changed" // a media file is not the one that was accepted
 	CodeTextTooLong  Code = "text_too_long" // a post further on in the thread is too long for an account without a subscription
 	CodeSameText     Code = "same_text"     // another account posts the same text within a day, and workers are told to refuse that
-	CodeExpired      Code = "expired"       // it was too late for the first post: expires_at passed, or the operator lets nothing that late go out
+	CodeExpired      Code = "expired"       // it was too late for the first post: expires_at passed, or the operator's limit for late posts
 
 	// Unknown.
-	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost, and X does not show what it was
+	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost, and X does not show whether the post is live
 
 	// Reasons of an app pause.
 	CodePausedByHand      Code = "paused_by_hand"      // somebody has paused it; detail says why
@@ -232,8 +232,8 @@ type Reason struct {
 	Code Code `json:"code"`
 	// Detail is for people, one line; its wording may change.
 	Detail string `json:"detail,omitempty"`
-	// Until is when the wait ends by itself; absent where it does not, or
-	// where nobody knows.
+	// Until is when the wait ends by itself; absent if it does not, or if the end is
+	// unknown.
 	Until time.Time `json:"until,omitzero"`
 }
 
@@ -247,12 +247,12 @@ const (
 	PostFailed  PostState = "failed"  // refused by X
 )
 
-// RequestStatus is the one picture of a request: events, dead letters, the
+// RequestStatus is the one representation of a request: events, dead letters, the
 // command line and the dashboard all show it.
 type RequestStatus struct {
 	// Account and ID are the request's identity.
 	Account string `json:"account"`
-	// ID is the producer's, or the one that a request without got.
+	// ID is the producer's, or the one assigned to a request without an id.
 	ID string `json:"id"`
 	// Revision grows with every change; a reader keeps the largest.
 	Revision int64 `json:"revision"`
@@ -268,16 +268,16 @@ type RequestStatus struct {
 	Total int `json:"total"`
 	// Attempts counts posts sent to X, answered or not.
 	Attempts int `json:"attempts"`
-	// CostEstimateUSD is what X will charge for all its posts, in US dollars, by
-	// the prices that were known as it was accepted; absent where nobody knows.
+	// CostEstimateUSD is what X will charge for all its posts, in US dollars, by the
+	// prices that were known when it was accepted; absent if unknown.
 	CostEstimateUSD float64 `json:"cost_estimate_usd,omitempty"`
 	// AcceptedAt is when a worker first stored the request.
 	AcceptedAt time.Time `json:"accepted_at"`
 	// PublishAt is the request's own, or the one that it was moved to.
 	PublishAt time.Time `json:"publish_at,omitzero"`
-	// NextTryAt is when a held request is tried, or looked at, again, where that is not the
-	// end of its wait: nobody knows that, or it is further off. As of this revision; later
-	// tries are not told.
+	// NextTryAt is when a held request is tried again, or its account's timeline
+	// checked, if that is not the end of its wait. It is as of this revision; later
+	// tries are not reported.
 	NextTryAt time.Time `json:"next_try_at,omitzero"`
 	// LateBySeconds is by how much publish_at had passed when the request was accepted.
 	LateBySeconds int64 `json:"late_by_seconds,omitempty"`
@@ -294,14 +294,14 @@ type RequestStatus struct {
 
 // UnpublishStatus tells how far the deletion of a request's posts is.
 type UnpublishStatus struct {
-	// AskedAt is when somebody asked for it last.
+	// AskedAt is when somebody last asked for it.
 	AskedAt time.Time `json:"asked_at"`
 	// DoneAt is when nothing of the request was left on X; absent before.
 	DoneAt time.Time `json:"done_at,omitzero"`
-	// Reason says why it waits, or why it does not go on.
+	// Reason says why it waits, or why it does not continue.
 	Reason *Reason `json:"reason,omitempty"`
-	// NextTryAt is when it is tried, or tried again; absent once it is done, and where it
-	// does not go on by itself.
+	// NextTryAt is when it is tried, or tried again; absent once it is done, or if it
+	// does not continue by itself.
 	NextTryAt time.Time `json:"next_try_at,omitzero"`
 }
 
@@ -364,12 +364,12 @@ func EventTypes() []EventType {
 	}
 }
 
-// Event tells what happened, at least once. A reader that must not act twice
-// remembers EventID, or the Revision of the request.
+// Event says what happened, at least once. A reader that must not act twice remembers
+// EventID, or the Revision of the request.
 type Event struct {
 	// EventID is the same however often the event arrives.
 	EventID string `json:"event_id"`
-	// Type tells what happened, and which one of the objects below is set.
+	// Type says what happened, and which one of the objects below is set.
 	Type EventType `json:"type"`
 	// Time is when it happened.
 	Time time.Time `json:"time"`
@@ -387,9 +387,9 @@ type Event struct {
 
 // Refusal records a message that never became a request.
 type Refusal struct {
-	// Account is absent where it could not be read.
+	// Account is absent if it could not be read.
 	Account string `json:"account,omitempty"`
-	// ID is absent where it could not be read.
+	// ID is absent if it could not be read.
 	ID string `json:"id,omitempty"`
 	// Code is invalid_request, account_unknown, identity_conflict or set_aside.
 	Code Code `json:"code"`
@@ -401,7 +401,7 @@ type Refusal struct {
 	Stored time.Time `json:"stored"`
 }
 
-// AccountStatus is what an account event tells.
+// AccountStatus is the account in an account event.
 type AccountStatus struct {
 	// Account is the name under which it was imported.
 	Account string `json:"account"`
@@ -409,13 +409,13 @@ type AccountStatus struct {
 	Reason *Reason `json:"reason,omitempty"`
 }
 
-// AppStatus is what an app event tells.
+// AppStatus is the pause in an app event.
 type AppStatus struct {
-	// Target is what stopped: publish, refresh or media.
+	// Target is what the pause holds back: publish, refresh or media.
 	Target string `json:"target"`
-	// Reason says why, and until when where that is known.
+	// Reason says why, and until when if that is known.
 	Reason *Reason `json:"reason,omitempty"`
-	// NextProbeAt is when X is asked whether it is over, where nobody knows the end.
+	// NextProbeAt is when X is asked whether the cause is over, if the end is unknown.
 	NextProbeAt time.Time `json:"next_probe_at,omitzero"`
 }
 
@@ -442,8 +442,7 @@ type RefreshRequest struct {
 	Force bool `json:"force,omitempty"`
 }
 
-// RefreshBatch asks a worker to refresh one batch of a round. Workers alone
-// publish it.
+// RefreshBatch asks a worker to refresh one batch of a round. Only workers publish it.
 type RefreshBatch struct {
 	Round string `json:"round"`
 	Batch int    `json:"batch"`
@@ -453,6 +452,6 @@ type RefreshBatch struct {
 type Problem struct {
 	// Pointer is a JSON pointer (RFC 6901) to the place; "" is the whole body.
 	Pointer string `json:"pointer"`
-	// Message says what is wrong there, and what is wanted.
+	// Message says what is wrong there, and what is expected.
 	Message string `json:"message"`
 }

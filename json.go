@@ -15,20 +15,20 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth bounds how deep a message nests. Version 1 needs six levels; more
-// leaves room for later versions, of which only the identity is read.
+// maxDepth bounds how deep a message nests. Version 1 needs six levels. More leaves
+// room for later versions, of which only the identity is read.
 const maxDepth = 32 // objects and arrays within each other
 
-// ByteOrderMark is what some editors put before a text. It says nothing here: it is
+// ByteOrderMark is what some editors put before a text. It has no meaning here and is
 // skipped.
 const ByteOrderMark = "\uFEFF"
 
-// LineFeeds is a text whose lines all end in LF, as X keeps it.
+// LineFeeds returns a text whose lines all end in LF, as X stores it.
 func LineFeeds(s string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(s, "\r\n", "\n"), "\r", "\n")
 }
 
-// kind is what a JSON value is, in the words of a message.
+// kind is the kind of a JSON value, in the words of a message.
 type kind string
 
 const (
@@ -55,7 +55,7 @@ type member struct {
 	value node
 }
 
-// member is the null node where there is no such member.
+// member returns the null node if there is no such member.
 func (n node) member(name string) node {
 	for _, m := range n.members {
 		if m.name == name {
@@ -65,8 +65,8 @@ func (n node) member(name string) node {
 	return node{kind: kindNull}
 }
 
-// parse reads a body that must be one JSON object. What is wrong with the body
-// as a whole is an error; a member that comes twice is a finding.
+// parse reads a body that must be one JSON object. A mistake in the body as a whole is
+// an error; a repeated member is a finding.
 func parse(body []byte, f *findings) (node, error) {
 	body = bytes.TrimPrefix(body, []byte(ByteOrderMark))
 	if len(bytes.TrimSpace(body)) == 0 {
@@ -75,11 +75,11 @@ func parse(body []byte, f *findings) (node, error) {
 	if at := invalidUTF8(body); at >= 0 {
 		return node{}, fmt.Errorf("is not UTF-8 at %s", position(body, at))
 	}
-	// The decoder's tokens alone would not see what follows the object.
+	// The decoder's tokens alone do not show what follows the object.
 	var whole json.RawMessage
 	if err := json.Unmarshal(body, &whole); err != nil {
 		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-			// Offset counts the bytes read, the offending one included.
+			// Offset counts the bytes read, including the offending one.
 			return node{}, fmt.Errorf("is not JSON at %s: %w", position(body, int(syntax.Offset)-1), err)
 		}
 		return node{}, fmt.Errorf("is not JSON: %w", err)
@@ -100,7 +100,7 @@ type tree struct {
 	found *findings
 }
 
-// value reads the next value, which stands within depth others.
+// value reads the next value, which is nested in depth others.
 func (t *tree) value(at string, depth int) (node, error) {
 	before := t.InputOffset()
 	token, err := t.Token()
@@ -171,8 +171,8 @@ func (t *tree) array(at string, depth int) (node, error) {
 // fills the group.
 var escapes = regexp.MustCompile(`\\[^u]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u([dD][89a-fA-F])..|\\u....`)
 
-// halfPair tells whether a JSON string escapes half of a surrogate pair, which
-// encoding/json would silently turn into U+FFFD.
+// halfPair reports whether a JSON string escapes half of a surrogate pair.
+// encoding/json would silently turn that into U+FFFD.
 func halfPair(quoted []byte) bool {
 	if !bytes.Contains(quoted, []byte(`\u`)) {
 		return false
@@ -199,8 +199,8 @@ func position(body []byte, at int) string {
 	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(before[start:])+1)
 }
 
-// fill copies a node into a Go value as encoding/json would, but strictly:
-// names match exactly, kinds fit, and null stands nowhere. v is settable.
+// fill copies a node into a Go value like encoding/json, but strictly: names match
+// exactly, kinds fit, and null is allowed nowhere. v is settable.
 func (f *findings) fill(v reflect.Value, n node, at string) {
 	if v.Kind() == reflect.Pointer {
 		v.Set(reflect.New(v.Type().Elem()))
@@ -231,7 +231,7 @@ func (f *findings) fill(v reflect.Value, n node, at string) {
 	}
 }
 
-// fillMany fills what has members or items.
+// fillMany fills a value that has members or items.
 func (f *findings) fillMany(v reflect.Value, n node, at string) {
 	switch v.Kind() {
 	case reflect.String:
@@ -262,7 +262,7 @@ func (f *findings) fillStruct(v reflect.Value, n node, at string) {
 		case i < 0:
 			f.add(place, "unknown field %s; %s", quote(m.name), suggest(m.name, names))
 		case m.value.kind == kindString && m.value.word == "" && m.name != "text" && m.name != "alt":
-			// Go would take it for an absent field: an id that a template
+			// Go would take an empty string for an absent field: an id that a template
 			// left empty would silently be no identity.
 			f.spoil(place, "is empty, leave it out")
 		default:
@@ -271,8 +271,8 @@ func (f *findings) fillStruct(v reflect.Value, n node, at string) {
 	}
 }
 
-// kindOf is the kind of JSON value that fills a Go value. The types of the
-// contract have no others.
+// kindOf is the kind of JSON value that fills a Go value. The contract has no other
+// types.
 func kindOf(v reflect.Value) kind {
 	switch v.Interface().(type) {
 	case string, time.Time, []byte:
@@ -302,8 +302,7 @@ func (f *findings) fillInt(target *int, digits, at string) {
 
 func (f *findings) fillTime(target *time.Time, s, at string) {
 	var t time.Time
-	// Unlike time.Parse, this takes RFC 3339 and nothing that merely
-	// resembles it.
+	// UnmarshalText takes RFC 3339 only. time.Parse also takes what resembles it.
 	if err := t.UnmarshalText([]byte(s)); err != nil {
 		f.spoil(at, "is %s, want a time as in RFC 3339, for example 2026-12-01T09:00:00Z", quote(s))
 		return
@@ -338,7 +337,7 @@ func fieldNames(t reflect.Type) []string {
 	return names
 }
 
-// suggest names the field that was probably meant, or else all there are.
+// suggest names the field that was probably meant, or all fields.
 func suggest(unknown string, names []string) string {
 	fold := func(s string) string {
 		return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(s))

@@ -2,7 +2,8 @@ package jetpost
 
 import "time"
 
-// The scopes of a pause: those of the whole app and, the last one, of one account.
+// The targets of a pause: the first three concern the whole app, the last one an
+// account.
 const (
 	TargetPublish = "publish" // no posts of any account
 	TargetRefresh = "refresh" // no token exchanges
@@ -10,38 +11,40 @@ const (
 	TargetAccount = "account" // no posts of one account
 )
 
-// Pause keeps the whole app, or one account, from some calls to X: a stop for what X has
-// said, or a person's pause. The zero value is none.
+// Pause keeps the whole app, or one account, from some calls to X, because of something
+// that X has said or because a person wants that. The zero value is no pause.
 type Pause struct {
-	// Target says whose calls it keeps back.
+	// Target says which calls it holds back.
 	Target string `json:"target"`
-	// Reason is its cause, in X's words or a person's. Its Until is when the pause ends by
-	// itself; zero where nobody knows that, or a person ends it.
+	// Reason is its cause, in X's words or a person's. Reason.Until is when the pause
+	// ends by itself; zero if that is unknown, or if a person ends it.
 	Reason Reason `json:"reason"`
 	// Since is when it began.
 	Since time.Time `json:"since"`
-	// NextProbeAt is set where X alone knows the end: then one worker may call, and ends
-	// the pause where X takes that; else it lasts twice as long.
+	// NextProbeAt is set if only X knows the end. One worker may call X then. The pause
+	// ends if X takes the call; otherwise it lasts twice as long.
 	NextProbeAt time.Time `json:"next_probe_at,omitzero"`
-	// Wait is how long it is until then: of one that is to be set the first wait, and of
-	// one that stands the present one. MaxWait bounds what comes of doubling it.
+	// Wait is the time until the probe: the first wait of a pause that is to be set,
+	// the present one of a pause that holds. MaxWait bounds the doubled wait.
 	Wait    time.Duration `json:"wait_ns,omitempty"`
 	MaxWait time.Duration `json:"-"`
-	// Worker is who probes, until NextProbeAt; of one that is to be set, who has met it.
+	// Worker is the worker that probes, until NextProbeAt. In a pause that is to be set
+	// it is the worker that met the cause.
 	Worker string `json:"worker,omitempty"`
-	// Revision is that of its place in NATS, where it was read from there or stored there.
+	// Revision is that of its entry in NATS, if it was read from there or stored there.
 	Revision uint64 `json:"-"`
 }
 
-// AccountPause is one account's, for as long as a person wants it: until then or, where
-// that is zero, until somebody resumes the account.
+// AccountPause is a person's pause of one account: until that time or, if until is
+// zero, until somebody resumes the account.
 func AccountPause(since, until time.Time, words string) Pause {
 	return Pause{Target: TargetAccount, Since: since, Reason: Reason{Code: CodeAccountPaused, Detail: words, Until: until}}
 }
 
-// BlockedPause is one account's for what X has said of it: until X, asked again after a
-// wait that doubles with each such answer, takes its calls, or somebody resumes it. The
-// zero wait asks nothing of X: what ends it is found elsewhere.
+// BlockedPause is a pause of one account for what X has said of it. It holds until X
+// takes the account's calls again or somebody resumes the account. X is asked after a
+// wait that doubles with each such answer. With a zero wait X is not asked: the end is
+// found elsewhere.
 func BlockedPause(since time.Time, code Code, words string, wait, maxWait time.Duration) Pause {
 	p := Pause{Target: TargetAccount, Since: since, Reason: Reason{Code: code, Detail: words}, Wait: wait, MaxWait: maxWait}
 	if wait > 0 {
@@ -50,30 +53,29 @@ func BlockedPause(since time.Time, code Code, words string, wait, maxWait time.D
 	return p
 }
 
-// ByHand tells the pauses that a person wanted.
+// ByHand reports whether a person has set the pause.
 func (p Pause) ByHand() bool {
 	return p.Reason.Code == CodePausedByHand || p.Reason.Code == CodeAccountPaused
 }
 
-// Active tells whether the pause holds at a time. One that ended by itself stays on
-// record until the next one, or until somebody clears it away.
+// Active reports whether the pause holds at a time. A pause that ended by itself stays
+// on record until the next one, or until somebody clears it.
 func (p Pause) Active(at time.Time) bool {
 	return p.Target != "" && (p.Reason.Until.IsZero() || at.Before(p.Reason.Until))
 }
 
-// Blocked tells whether the pause holds at a time for what X has said.
+// Blocked reports whether the pause holds at a time for what X has said.
 func (p Pause) Blocked(at time.Time) bool { return !p.ByHand() && p.Active(at) }
 
-// Probed tells that X is asked whether it is over.
+// Probed reports whether X is asked if the cause is over.
 func (p Pause) Probed() bool { return p.Wait > 0 || !p.NextProbeAt.IsZero() }
 
-// Due tells that it is time to probe.
+// Due reports whether it is time to probe.
 func (p Pause) Due(at time.Time) bool {
 	return !p.NextProbeAt.IsZero() && !at.Before(p.NextProbeAt)
 }
 
-// NextAt is when something happens to it by itself: its end or its next probe. Zero is
-// never.
+// NextAt is when the pause changes by itself: its end or its next probe. Zero is never.
 func (p Pause) NextAt() time.Time {
 	if p.Probed() {
 		return p.NextProbeAt
@@ -81,10 +83,10 @@ func (p Pause) NextAt() time.Time {
 	return p.Reason.Until
 }
 
-// Upon is the pause that stands once p is set upon the one on record, and whether that is
-// another one. The one that ends last stands, with the Since of the one that it prolongs;
-// what a probe has brought lasts twice as long as before. A person's word counts more
-// than what X may have said meanwhile, which X will say again.
+// Upon returns the pause that holds after p is set while was is on record, and whether
+// that is another one. The one that ends last wins. It keeps the Since of the pause
+// that it prolongs, and a pause that a probe brought lasts twice as long as before. A
+// person's pause wins over what X may have said meanwhile: X will say that again.
 func (p Pause) Upon(was Pause) (holds Pause, changed bool) {
 	next, goesOn := p, was.Probed() && was.Reason.Code == p.Reason.Code
 	probed := was.Probed() && was.Worker != "" && was.Worker == p.Worker
@@ -93,7 +95,7 @@ func (p Pause) Upon(was Pause) (holds Pause, changed bool) {
 		case goesOn && probed:
 			next.Wait = 2 * was.Wait
 		case goesOn && p.Since.Before(was.NextProbeAt):
-			return was, false // others have met the same, and told of it first
+			return was, false // other workers have met the same and reported it first
 		}
 		next.Wait = min(next.Wait, max(p.MaxWait, p.Wait))
 		next.NextProbeAt = p.Since.Add(next.Wait).UTC().Truncate(time.Millisecond)
@@ -112,8 +114,8 @@ func (p Pause) Upon(was Pause) (holds Pause, changed bool) {
 	return next, true
 }
 
-// Outlasts tells whether p stands for longer than o. Nothing outlasts one that a person
-// has to end.
+// Outlasts reports whether p holds for longer than o. Nothing outlasts a pause that a
+// person has to end.
 func (p Pause) Outlasts(o Pause) bool {
 	mine, other := p.NextAt(), o.NextAt()
 	return !other.IsZero() && (mine.IsZero() || mine.After(other))

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Partitions is how many intake lines the job stream is cut into. An account's
-// jobs are always in the same one. Changing it needs an empty job stream.
+// Partitions is the number of partitions of the job stream. An account's jobs are
+// always in the same one. Changing the number needs an empty job stream.
 const Partitions = 8
 
 // The streams, buckets and consumers, without prefix.
@@ -17,17 +17,17 @@ const (
 	streamLanes    = "JETPOST_LANES"    // wake-ups, at most one an account
 	streamSchedule = "JETPOST_SCHEDULE" // wake-ups and the refresh cron; workers only
 	streamRefresh  = "JETPOST_REFRESH"  // ticks, batches and single refreshes
-	streamFailed   = "JETPOST_FAILED"   // failed and refused jobs, as they came, for 30 days
+	streamFailed   = "JETPOST_FAILED"   // failed and rejected jobs, as they came, for 30 days
 	streamEvents   = "JETPOST_EVENTS"   // what happened, for 7 days
 	bucketLimits   = "JETPOST_LIMITS"   // key-value: app pauses, seen by all workers
 	bucketMedia    = "JETPOST_MEDIA"    // object store: media that producers put there
 
-	// ConsumerLanes takes wake-ups. It is the one that an app pause pauses.
+	// ConsumerLanes takes wake-ups. It is the consumer that an app pause pauses.
 	ConsumerLanes = "lanes"
 	// ConsumerRefresh takes ticks, batches and refresh requests.
 	ConsumerRefresh = "refresh"
-	// ConsumerMirror feeds the mirror of the events that producers read, where they
-	// have a NATS account of their own.
+	// ConsumerMirror copies the events into the mirror that producers read, if
+	// producers have a NATS account of their own.
 	ConsumerMirror = "mirror"
 	// ConsumerIntakeAny takes jobs published onto the bare subject.
 	ConsumerIntakeAny = "intake-any"
@@ -36,12 +36,12 @@ const (
 // ConsumerIntake names the consumer of one partition of the job stream.
 func ConsumerIntake(partition int) string { return "intake-" + strconv.Itoa(partition) }
 
-// Headers of records in the failed stream. The body of a record is the
-// original message's.
+// Headers of dead letters and rejections in JETPOST_FAILED. Their body is the original
+// message's.
 const (
 	HeaderCode     = "Jetpost-Code"     // reason code
 	HeaderDetail   = "Jetpost-Detail"   // for people, one line
-	HeaderErrors   = "Jetpost-Errors"   // JSON list of problems, for refused jobs
+	HeaderErrors   = "Jetpost-Errors"   // JSON list of problems, for rejected jobs
 	HeaderAccount  = "Jetpost-Account"  // account, where known
 	HeaderID       = "Jetpost-Id"       // request id, where known
 	HeaderPosted   = "Jetpost-Posted"   // "2/5": posts live of all
@@ -57,12 +57,12 @@ const MetadataLedger = "jetpost.ledger"
 
 var prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{0,32}$`)
 
-// Names are the streams and subjects of one installation. The zero value has
-// no prefix; with a prefix several installations share one NATS.
+// Names are the streams and subjects of one installation. The zero value has no prefix.
+// With a prefix, several installations share one NATS.
 type Names struct{ prefix string }
 
-// NewNames refuses a prefix that would not fit both a stream name and a
-// subject token: [A-Za-z0-9_-], at most 32 characters.
+// NewNames refuses a prefix that does not fit both a stream name and a subject token:
+// [A-Za-z0-9_-], at most 32 characters.
 func NewNames(prefix string) (Names, error) {
 	if !prefixPattern.MatchString(prefix) {
 		return Names{}, fmt.Errorf("prefix %q: use at most 32 of A-Z a-z 0-9 _ -", prefix)
@@ -86,7 +86,7 @@ func (n Names) subject(tokens ...string) string {
 	return n.prefix + "." + s
 }
 
-// Trim takes the prefix off a subject that this installation made.
+// Trim removes the prefix from a subject of this installation.
 func (n Names) Trim(subject string) string {
 	if n.prefix == "" {
 		return subject
@@ -94,36 +94,36 @@ func (n Names) Trim(subject string) string {
 	return strings.TrimPrefix(subject, n.prefix+".")
 }
 
-// JobsStream keeps what producers publish until a worker has accepted it. It
-// refuses when it is full.
+// JobsStream holds what producers publish until a worker has accepted it. It refuses
+// messages when it is full.
 func (n Names) JobsStream() string { return n.stream(streamJobs) }
 
-// LanesStream keeps the wake-ups, at most one an account.
+// LanesStream holds the wake-ups, at most one an account.
 func (n Names) LanesStream() string { return n.stream(streamLanes) }
 
-// ScheduleStream keeps one wake-up an account and the refresh cron. Whoever may
-// publish onto it may purge it by a header: workers only.
+// ScheduleStream holds one scheduled wake-up an account and the refresh cron. A client
+// that may publish onto it may also purge it by a header, so only workers may.
 func (n Names) ScheduleStream() string { return n.stream(streamSchedule) }
 
-// RefreshStream keeps ticks, batches and requests of token refreshes.
+// RefreshStream holds ticks, batches and requests of token refreshes.
 func (n Names) RefreshStream() string { return n.stream(streamRefresh) }
 
-// FailedStream keeps failed and refused jobs as they came.
+// FailedStream holds failed and rejected jobs as they came.
 func (n Names) FailedStream() string { return n.stream(streamFailed) }
 
-// EventsStream keeps what happened; the last message of a request's subjects
+// EventsStream holds what happened. The last message of a request's subjects
 // (RequestEvents) is its state.
 func (n Names) EventsStream() string { return n.stream(streamEvents) }
 
-// LimitsBucket is the key-value bucket of the stops that all workers share.
+// LimitsBucket is the key-value bucket of the app pauses that all workers share.
 func (n Names) LimitsBucket() string { return n.stream(bucketLimits) }
 
-// MediaBucket is the object store where producers put media that are too large
-// for a message.
+// MediaBucket is the object store for media that are too large for a message. Producers
+// put them there.
 func (n Names) MediaBucket() string { return n.stream(bucketMedia) }
 
-// WorkAccount is the NATS account of the workers and their streams, where the
-// server keeps producers apart.
+// WorkAccount is the NATS account of the workers and their streams, if the server
+// separates producers from them.
 func (n Names) WorkAccount() string { return n.stream("JETPOST") }
 
 // MirrorAccount is the NATS account of what producers read and write: a mirror of
@@ -138,17 +138,17 @@ func (n Names) CustomerAccount(account string) string {
 	return n.stream("JETPOST_CUSTOMER_" + account)
 }
 
-// MirrorAPI begins the subjects with which workers ask the mirror's JetStream.
+// MirrorAPI begins the subjects by which workers call the mirror's JetStream.
 func (n Names) MirrorAPI() string { return n.subject("jetpost", "mirror", "api") }
 
-// WorkAPI begins those with which the mirror asks the workers' JetStream.
+// WorkAPI begins the subjects by which the mirror calls the workers' JetStream.
 func (n Names) WorkAPI() string { return n.subject("jetpost", "work", "api") }
 
-// MirrorEvents is how events reach their mirror.
+// MirrorEvents is the subject on which events reach their mirror.
 func (n Names) MirrorEvents() string { return n.subject("jetpost", "mirror", "events") }
 
-// PublishRequest is the subject that producers publish an account's jobs onto;
-// without an account, the bare one, whose jobs name theirs in the body.
+// PublishRequest is the subject that producers publish an account's jobs onto. Without
+// an account it is the bare subject, whose jobs name theirs in the body.
 func (n Names) PublishRequest(account string) string {
 	if account == "" {
 		return n.subject("publish", "request")
@@ -156,26 +156,25 @@ func (n Names) PublishRequest(account string) string {
 	return n.subject("publish", "request", account)
 }
 
-// PublishIntake is where the job stream keeps an account's jobs: partition
-// and account are tokens, or "*".
+// PublishIntake is the subject under which the job stream stores an account's jobs:
+// partition and account are tokens, or "*".
 func (n Names) PublishIntake(partition, account string) string {
 	return n.subject("publish", "intake", partition, account)
 }
 
-// PublishWake is an account's wake-up.
+// PublishWake is the subject of an account's wake-up.
 func (n Names) PublishWake(account string) string { return n.subject("publish", "wake", account) }
 
-// ScheduleWake holds the one wake-up of an account; DuePublish is where it
-// fires.
+// ScheduleWake holds the one scheduled wake-up of an account. It fires on DuePublish.
 func (n Names) ScheduleWake(account string) string { return n.subject("schedule", "wake", account) }
 
-// DuePublish is where an account's wake-up fires.
+// DuePublish is the subject on which an account's scheduled wake-up fires.
 func (n Names) DuePublish(account string) string { return n.subject("due", "publish", account) }
 
 // ScheduleRefresh holds the refresh cron.
 func (n Names) ScheduleRefresh() string { return n.subject("schedule", "refresh") }
 
-// DueRefresh is where the refresh cron fires: token is "tick" or ">".
+// DueRefresh is the subject on which the refresh cron fires: token is "tick" or ">".
 func (n Names) DueRefresh(token string) string { return n.subject("due", "refresh", token) }
 
 // RefreshTick opens a refresh round.
@@ -187,17 +186,17 @@ func (n Names) RefreshBatch() string { return n.subject("refresh", "batch") }
 // RefreshRequest asks for one account's refresh.
 func (n Names) RefreshRequest() string { return n.subject("refresh", "request") }
 
-// RefreshOrder asks for one account's refresh in the operator's name, who is not
-// held to the limit of forced ones. It is the workers' account's alone.
+// RefreshOrder asks for one account's refresh on behalf of the operator, for whom the
+// limit of forced refreshes does not apply. Only the workers' account may publish it.
 func (n Names) RefreshOrder() string { return n.subject("refresh", "order") }
 
-// PublishFailed holds a failed request's record.
+// PublishFailed holds a failed request's dead letter.
 func (n Names) PublishFailed(account, id string) string {
 	return n.subject("publish", "failed", account, id)
 }
 
-// PublishRefused holds the record of a message that never became a request.
-// The account is "_" where it could not be read.
+// PublishRefused holds the rejection of a message that never became a request. The
+// account is "_" if it could not be read.
 func (n Names) PublishRefused(account string, sequence string) string {
 	if account == "" {
 		account = "_"
@@ -208,8 +207,8 @@ func (n Names) PublishRefused(account string, sequence string) string {
 // RefreshFailed holds an account's last refresh failure.
 func (n Names) RefreshFailed(account string) string { return n.subject("refresh", "failed", account) }
 
-// EventSubject is where events of a type are published, below "jetpost.event".
-// Account and id are left out where the event has none.
+// EventSubject is the subject of events of a type, below "jetpost.event". Account and
+// id are left out if the event has none.
 func (n Names) EventSubject(t EventType, account, id string) string {
 	tokens := []string{"jetpost", "event", string(t)}
 	if account != "" {
@@ -221,9 +220,9 @@ func (n Names) EventSubject(t EventType, account, id string) string {
 	return n.subject(tokens...)
 }
 
-// RefusedEvent is where the refusal of the message with that place in the job
-// stream is told. It has a token more than a request's events, so that a
-// refused repeat never hides the state of the request that it repeats.
+// RefusedEvent is the subject of the refusal of the message with that place in the job
+// stream. It has one token more than a request's events, so that a refused repeat never
+// hides the state of the request that it repeats.
 func (n Names) RefusedEvent(account string, sequence uint64) string {
 	if account == "" {
 		account = "_"
@@ -231,13 +230,13 @@ func (n Names) RefusedEvent(account string, sequence uint64) string {
 	return n.EventSubject(EventRequestRefused, account, "sequence."+strconv.FormatUint(sequence, 10))
 }
 
-// RequestEvents matches every event of one request; the last message is the
-// request's state.
+// RequestEvents matches every event of one request. The last message is the request's
+// state.
 func (n Names) RequestEvents(account, id string) string {
 	return n.subject("jetpost", "event", "request", "*", account, id)
 }
 
-// AccountEvents matches every event of an account that is not of one request.
+// AccountEvents matches every event of an account that does not belong to one request.
 func (n Names) AccountEvents(account string) string {
 	return n.subject("jetpost", "event", "*", "*", account)
 }

@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// pattern is a regular expression and how a message puts it into words.
+// pattern is a regular expression with its description for messages.
 type pattern struct {
 	*regexp.Regexp
 	words string
@@ -28,7 +28,7 @@ var (
 	objectPattern  = pattern{regexp.MustCompile(`^[!-~]{1,255}$`), "1 to 255 printable ASCII characters, no space"}
 )
 
-// CheckAccount tells what is wrong with the name of an account, or nil.
+// CheckAccount reports what is wrong with the name of an account, or nil.
 func CheckAccount(name string) error {
 	if !accountPattern.MatchString(name) {
 		return fmt.Errorf("name %s: use %s", quote(name), accountPattern.words)
@@ -36,7 +36,7 @@ func CheckAccount(name string) error {
 	return nil
 }
 
-// CheckID tells what is wrong with the id of a request, or nil.
+// CheckID reports what is wrong with the id of a request, or nil.
 func CheckID(id string) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("id %s: use %s", quote(id), idPattern.words)
@@ -44,7 +44,7 @@ func CheckID(id string) error {
 	return nil
 }
 
-// Years that a time may lie in. Time zero means "absent" in Go, and RFC 3339
+// The years that a time may lie in. The zero time means "absent" in Go, and RFC 3339
 // has no year after 9999.
 const (
 	minYear = 1970
@@ -58,11 +58,11 @@ func replySettings() []string {
 
 // InvalidError lists every mistake of a request.
 type InvalidError struct {
-	// Account and ID are empty where they could not be read or break their
-	// pattern, so that they are always fit for a subject.
+	// Account and ID are empty if they could not be read or break their pattern, so
+	// that they always fit into a subject.
 	Account string
 	ID      string
-	// Problems is never empty, and at most MaxProblems and one long.
+	// Problems is never empty. It has at most MaxProblems and one entries.
 	Problems []Problem
 }
 
@@ -79,12 +79,12 @@ func (e *InvalidError) Error() string {
 	return b.String()
 }
 
-// Validate tells whether a worker would take the request, by the rules that
-// [Decode] has for its JSON. It fails with *InvalidError.
+// Validate reports whether a worker would take the request, by the rules of [Decode]
+// for its JSON. It fails with *InvalidError.
 //
-// What only X, a clock or a count by weight can tell is not checked: the weighted
-// length of a text and its cashtags, the kind of a media file, a time that has
-// passed. Workers look at the first two before they accept a request.
+// It does not check what needs X, a clock or a weighted count: the weighted length of a
+// text and its cashtags, the kind of a media file, a time that has passed. Workers
+// check the first two before they accept a request.
 func (r Request) Validate() error {
 	var f findings
 	r.check(&f)
@@ -132,8 +132,8 @@ func (r Request) checkTimes(f *findings) {
 	}
 }
 
-// Latest is when it is too late for the first post of a request that is due at that time;
-// zero is never.
+// Latest is when it is too late for the first post of a request that is due at that
+// time; zero is never.
 func (r Request) Latest(due time.Time) time.Time {
 	end := r.ExpiresAt
 	if d, err := time.ParseDuration(r.SkipIfLate); err == nil && d > 0 {
@@ -162,12 +162,12 @@ func (r Request) checkMetadata(f *findings) {
 	}
 }
 
-// refusedChars are in no text that X takes: the byte order mark, and two that
-// are no characters.
+// refusedChars are characters that X refuses in a text: the byte order mark and two
+// code points that are no characters.
 const refusedChars = "\uFEFF\uFFFE\uFFFF"
 
-// check looks at one post. first tells that it opens the thread; every other
-// post's parent is the one before it.
+// check checks one post. first says that it opens the thread; the parent of every other
+// post is the one before it.
 func (p Post) check(f *findings, at string, first bool) {
 	f.text(at+"/text", LineFeeds(p.Text), MaxTextChars)
 	if strings.ContainsAny(p.Text, refusedChars) {
@@ -238,9 +238,8 @@ func (p Poll) check(f *findings, at string) {
 	}
 }
 
-// findings collects the mistakes of one request. Reading the JSON spoils
-// places; the rules then say nothing about a place that was not read, so that
-// one mistake is told once.
+// findings collects the mistakes of one request. Reading the JSON spoils places. The
+// rules skip a place that was not read, so that one mistake is reported once.
 type findings struct {
 	problems []Problem
 	more     int // beyond MaxProblems
@@ -256,7 +255,7 @@ func (f *findings) spoil(at, format string, args ...any) {
 	f.add(at, format, args...)
 }
 
-// spoilt tells whether the value at the place, or one around it, was not read.
+// spoilt reports whether the value at the place, or one around it, was not read.
 func (f *findings) spoilt(at string) bool {
 	for at != "" {
 		if f.spoils[at] {
@@ -282,8 +281,8 @@ func (f *findings) add(at, format string, args ...any) {
 	f.problems = append(f.problems, Problem{Pointer: clip(at, maxPointerBytes), Message: clip(fmt.Sprintf(format, args...), maxMessageBytes)})
 }
 
-// clip bounds what repeats the producer's own words: a list of problems must
-// fit a message of its own, whatever was in the body.
+// clip bounds what quotes the producer's words: a list of problems must fit a message,
+// whatever was in the body.
 func clip(s string, maxBytes int) string {
 	if len(s) <= maxBytes {
 		return s
@@ -294,7 +293,7 @@ func clip(s string, maxBytes int) string {
 	return s[:maxBytes] + "…"
 }
 
-// err is nil where nothing was found.
+// err returns nil if nothing was found.
 func (f *findings) err(r Request) error {
 	if len(f.problems) == 0 {
 		return nil
@@ -312,15 +311,15 @@ func (f *findings) err(r Request) error {
 	return e
 }
 
-// match refuses a value that is there and does not match.
+// match refuses a value that is set and does not match.
 func (f *findings) match(at, s string, want pattern) {
 	if s != "" && !want.MatchString(s) {
 		f.refuse(at, "is %s, want %s", quote(s), want.words)
 	}
 }
 
-// text refuses what is too long, and characters that people cannot see and
-// databases cannot keep.
+// text refuses a text that is too long, and characters that are invisible or that
+// databases cannot store.
 func (f *findings) text(at, s string, limit int) {
 	if n := utf8.RuneCountInString(s); n > limit {
 		f.refuse(at, "is %d characters long, at most %d are allowed", n, limit)
@@ -330,16 +329,16 @@ func (f *findings) text(at, s string, limit int) {
 	}
 }
 
-// plain tells whether s is UTF-8 without control characters, line feed and
-// tab aside.
+// plain reports whether s is UTF-8 without control characters other than line feed and
+// tab.
 func plain(s string) bool {
 	hidden := func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, hidden)
 }
 
-// mediaURL refuses what the worker would not fetch. What a host resolves to
-// is judged when it is fetched. The messages never repeat the URL: it may hold
-// a password or a signature.
+// mediaURL refuses a URL that the worker would not fetch. The addresses of its host are
+// judged when it is fetched. The messages never repeat the URL, because it may hold a
+// password or a signature.
 func (f *findings) mediaURL(at, s string) {
 	if n := utf8.RuneCountInString(s); n > MaxURLChars {
 		f.refuse(at, "is %d characters long, at most %d are allowed", n, MaxURLChars)
@@ -361,10 +360,10 @@ func (f *findings) year(at string, t time.Time) {
 	}
 }
 
-// maxQuoted bounds what a message repeats of a producer's own words.
+// maxQuoted bounds what a message quotes of a producer's words.
 const maxQuoted = 64 // characters
 
-// quote repeats a value in a message, cut where it is long.
+// quote repeats a value in a message, shortened if it is long.
 func quote(s string) string {
 	if chars := []rune(s); len(chars) > maxQuoted {
 		s = string(chars[:maxQuoted]) + "…"
@@ -374,8 +373,8 @@ func quote(s string) string {
 
 var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
 
-// child points to a member or entry of a place; to the place itself where the
-// key is longer than any that the contract allows.
+// child points to a member or entry of a place, or to the place itself if the key is
+// longer than the contract allows.
 func child(at, key string) string {
 	if utf8.RuneCountInString(key) > MaxMetadataChars {
 		return at

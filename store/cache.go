@@ -2,38 +2,39 @@ package store
 
 import "slices"
 
-// ClaimCache is what the holder of a lane knows of it without asking: the account's pause
-// and the head's row as of the latest step that read or wrote them. A driver keeps it
-// with the claim, so that the next step need not read again what the holder has read,
-// and compares it with the ledger inside the statement that writes: a snapshot that is
-// out of date costs a second look, never a wrong write.
+// ClaimCache is what the holder of a lane knows of it without reading it again: the
+// account's pause and the head's row as of the latest step that read or wrote them. A
+// driver stores it with the claim, so that the next step need not read them again. The
+// statement that writes compares the cached row with the ledger: an outdated snapshot
+// costs a second read, never a wrong write.
 //
 // It belongs to the goroutine that runs the lane.
 type ClaimCache struct {
-	laneRow LaneRow
-	head    *Row
-	look    *Snapshot
-	wrote   *Record
-	token   *Token
-	told    Revision // whose mark waits for the next step; zero for none
-	moved   []Key
+	laneRow  LaneRow
+	head     *Row
+	snapshot *Snapshot
+	wrote    *Record
+	token    *Token
+	told     Revision // whose mark waits for the next step; zero for none
+	moved    []Key
 }
 
-// Saw keeps what a look has read. Unread, the look is handed out by [Claim.Next].
-func (s *ClaimCache) Saw(laneRow LaneRow, look Snapshot, head *Row, unread bool) {
+// Saw stores a snapshot that was read. If unread, [Claim.Next] hands it out.
+func (s *ClaimCache) Saw(laneRow LaneRow, snapshot Snapshot, head *Row, unread bool) {
 	if s == nil {
 		return
 	}
-	s.laneRow, s.head, s.look = laneRow, nil, nil
+	s.laneRow, s.head, s.snapshot = laneRow, nil, nil
 	if head != nil {
 		s.head = head.clone()
 	}
 	if unread {
-		s.look = &look
+		s.snapshot = &snapshot
 	}
 }
 
-// Head returns a copy of the head's row, where it is that request and was read.
+// Head returns a copy of the head's row if the head is that request and its row was
+// read.
 func (s *ClaimCache) Head(id string) (LaneRow, *Row, bool) {
 	if s == nil || s.head == nil || s.head.ID != id {
 		return LaneRow{}, nil, false
@@ -41,22 +42,22 @@ func (s *ClaimCache) Head(id string) (LaneRow, *Row, bool) {
 	return s.laneRow, s.head.clone(), true
 }
 
-// Wrote keeps the head as a step has written it, for [Claim.Wrote] too.
+// Wrote stores the head as a step has written it, also for [Claim.Wrote].
 func (s *ClaimCache) Wrote(head *Row) {
 	if s != nil {
 		record := head.clone().Told()
-		s.head, s.look, s.wrote = head, nil, &record
+		s.head, s.snapshot, s.wrote = head, nil, &record
 	}
 }
 
-// Forget has the next step read everything anew.
+// Forget makes the next step read everything again.
 func (s *ClaimCache) Forget() {
 	if s != nil {
-		s.head, s.look, s.wrote = nil, nil, nil
+		s.head, s.snapshot, s.wrote = nil, nil, nil
 	}
 }
 
-// Mark is what the next step of the lane is to mark as told, zero for nothing.
+// Mark is the revision that the lane's next step marks as delivered, zero for none.
 func (s *ClaimCache) Mark() Revision {
 	if s == nil {
 		return Revision{}
@@ -75,9 +76,9 @@ func (s *ClaimCache) Marked(told Revision, latest bool) {
 	}
 }
 
-// Told says that the event of that revision was published. The lane's next step marks it
-// together with what it writes. It is false where none can: then it is to be marked by
-// [Requests.MarkDelivered].
+// Told says that the event of that revision was published. The lane's next step marks
+// it together with what it writes. Told returns false if no step can mark it; the
+// caller must then call [Requests.MarkDelivered].
 func (l Claim) Told(told Revision) bool {
 	s := l.Cache
 	if s == nil || s.told.Number != 0 && s.told.Key != told.Key {
@@ -87,16 +88,17 @@ func (l Claim) Told(told Revision) bool {
 	return true
 }
 
-// Untold takes back what waits to be marked of a request, since a newer revision of it
-// is marked otherwise.
+// Untold drops the pending mark of a request, because a newer revision of it is marked
+// otherwise.
 func (l Claim) Untold(key Key) {
 	if s := l.Cache; s != nil && s.told.Key == key {
 		s.told = Revision{}
 	}
 }
 
-// Moved hands out, once, the requests that had moved on by the time at which they were
-// marked: their events may be newer ones, told before, and are to be told again.
+// Moved hands out, once, the requests that had a newer revision when they were marked.
+// Their published events may be older than the latest revision and must be published
+// again.
 func (l Claim) Moved() []Key {
 	if l.Cache == nil {
 		return nil
@@ -106,8 +108,8 @@ func (l Claim) Moved() []Key {
 	return moved
 }
 
-// Attach keeps the token that was read with the claim or with the front, for [Claim.Token]. One that cannot
-// be opened is left to whoever reads it again.
+// Attach stores the token that was read with the claim or with the front, for [Claim.Token]. A token that
+// cannot be opened is not stored: the next reader gets the error.
 func (s *Sealer) Attach(lane Claim, sealed SealedToken) {
 	if token, err := s.OpenToken(sealed); err == nil {
 		lane.Cache.token = &token
@@ -136,16 +138,16 @@ func (l Claim) Wrote(id string) (Record, bool) {
 	return record, true
 }
 
-// Next hands out, once, the look that was read together with the claim or with the
-// outcome of the last post. It is as of that moment: a release that rests on it is
-// refused if anything woke since.
+// Next hands out, once, the snapshot that was read together with the claim or with the
+// outcome of the last post. A release that rests on it is refused if a wake-up came
+// after that moment.
 func (l Claim) Next() (Snapshot, bool) {
-	if l.Cache == nil || l.Cache.look == nil {
+	if l.Cache == nil || l.Cache.snapshot == nil {
 		return Snapshot{}, false
 	}
-	look := *l.Cache.look
-	l.Cache.look = nil
-	return look, true
+	snapshot := *l.Cache.snapshot
+	l.Cache.snapshot = nil
+	return snapshot, true
 }
 
 // clone copies what the rules write to.

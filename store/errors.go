@@ -5,7 +5,7 @@ import "errors"
 // SchemaError says that a database's schema does not fit this program.
 type SchemaError struct {
 	Database string // what was opened, without any password
-	Found    int64  // the schema's version; 0 where there is none
+	Found    int64  // the schema's version; 0 if there is none
 	Want     int64  // the version that this program was built for
 }
 
@@ -29,8 +29,8 @@ func (e *SchemaError) Hint() string {
 }
 
 // UnavailableError says that a database did not answer in time, could not be reached,
-// or takes nothing just now. What was asked of it may have taken effect all the same,
-// or may yet: every write of this package may be asked for again.
+// or accepts no writes now. The call may have taken effect nevertheless, or may take
+// effect later. Every write of this package can be repeated.
 type UnavailableError struct {
 	Database string // which one, without any password
 	Err      error
@@ -42,5 +42,5 @@ func (e *UnavailableError) Error() string {
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
-// Unavailable tells a database that does not answer from every other error.
+// Unavailable reports whether err says that a database does not answer.
 func Unavailable(err error) bool { return errors.As(err, new(*UnavailableError)) }

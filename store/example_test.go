@@ -13,7 +13,7 @@ import (
 	"github.com/jetpost/jetpost/store/sqlite"
 )
 
-// A request enters its account's line; whoever claims the line sees it at the
+// A request enters its account's queue. The worker that claims the lane finds it at the
 // front.
 func Example() {
 	dir, err := os.MkdirTemp("", "ledger")
@@ -63,13 +63,13 @@ func acceptAndSnapshot(ctx context.Context, path string) error {
 
 	lane, claimed, err := ledger.ClaimLane(ctx, "acme", "worker-1", time.Minute, now)
 	if err != nil || !claimed {
-		return err // not claimed: another worker has the line, and does it all
+		return err // not claimed: another worker has the lane, and does it all
 	}
-	look, err := ledger.Snapshot(ctx, lane, now)
+	snapshot, err := ledger.Snapshot(ctx, lane, now)
 	if err != nil {
 		return err
 	}
-	status := look.Head.Status
+	status := snapshot.Head.Status
 	fmt.Printf("at the front: %s is %s, %d of %d posted\n", status.ID, status.State, status.Posted, status.Total)
 	return nil
 }

@@ -21,25 +21,27 @@ const (
 	workerDirPrefix = "worker-"
 	workerDirLock   = "lock"
 	lifeboatSuffix  = ".pair.json"
-	halfSuffix      = ".tmp" // of a file that is not whole yet
+	halfSuffix      = ".tmp" // of a file that is not complete yet
 	sparePrefix     = ".spare-"
 )
 
-// The room that each worker directory sets aside, for pairs that must be kept on a full disk: more
-// than a worker exchanges at once, each with room for the longest tokens known.
+// The room that each worker directory reserves for pairs that must be stored on a full
+// disk: more pairs than a worker exchanges at once, each with room for the longest
+// known tokens.
 const (
 	spares    = 64
 	spareSize = 8 << 10 // bytes
 )
 
-// Lifeboat keeps token pairs that X gave until the database has taken them, one
-// sealed pair a file. X takes no other pair of the account, so a process that ends
-// before leaves it to the next one.
+// Lifeboat stores token pairs that X gave until the database has taken them, one sealed
+// pair a file. X takes no other pair of the account, so a process that ends before that
+// leaves the pair to the next one.
 //
-// Any number of processes share a directory, also from several containers. Each
-// has a worker directory of its own in it, a directory whose lock it holds for as long as it
-// lives; what lies in a worker directory that nobody holds is taken over by whoever looks
-// first. A worker directory has room set aside, for the day that the disk is full. It is safe for concurrent use.
+// Any number of processes share a directory, also from several containers. Each has a
+// worker directory of its own in it and holds that directory's lock for as long as it
+// lives. If nobody holds a worker directory, the first process that checks it takes
+// over its pairs. A worker directory has reserved room for the case that the disk is
+// full. Lifeboat is safe for concurrent use.
 type Lifeboat struct {
 	dir       string
 	workerDir string // dir itself until Prepare has made one
@@ -49,15 +51,15 @@ type Lifeboat struct {
 	spareMu   sync.Mutex // of the spare files
 }
 
-// NewLifeboat uses a directory, which Prepare makes. Pairs
-// belong to one ledger: those of others in the same directory are left alone.
+// NewLifeboat uses a directory, which Prepare makes. Pairs belong to one ledger; those
+// of other ledgers in the same directory stay untouched.
 func NewLifeboat(dir, ledgerID string, sealer *Sealer) *Lifeboat {
 	return &Lifeboat{dir: dir, workerDir: dir, ledgerID: ledgerID, sealer: sealer}
 }
 
 // Rescued is a pair from a lifeboat.
 type Rescued struct {
-	Claim Token // its ID, Account and Version alone
+	Claim Token // only its ID, Account and Version
 	Pair  Pair
 	At    time.Time // when X gave it
 }
@@ -79,8 +81,8 @@ func (l *Lifeboat) path(claim Token) string {
 	return filepath.Join(l.workerDir, fmt.Sprintf("%s-%d%s", claim.ID, claim.Version, lifeboatSuffix))
 }
 
-// Prepare makes the directory and a worker directory in it, which shows too that it can be
-// written to: on the day that it is needed it is too late to find out.
+// Prepare makes the directory and a worker directory in it. That also shows early that
+// the directory is writable.
 func (l *Lifeboat) Prepare() error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("make lifeboat: %w", err)
@@ -93,7 +95,7 @@ func (l *Lifeboat) Prepare() error {
 	if err != nil {
 		return fmt.Errorf("write to lifeboat: %w", err)
 	}
-	// Others see the worker directory only once it is locked.
+	// Other processes see the worker directory only once it is locked.
 	workerDir := filepath.Join(l.dir, strings.TrimPrefix(filepath.Base(made), "."))
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return errors.Join(fmt.Errorf("lock lifeboat %s: %w", made, err), lock.Close())
@@ -109,7 +111,8 @@ func (l *Lifeboat) Prepare() error {
 }
 
 // setAside fills up the spare files. They hold random bytes, since a file system may
-// keep no room for others. Nothing is synced: a crash ends the worker directory too.
+// reserve no room for others. Nothing is synced: after a crash the worker directory is
+// not used any more.
 func (l *Lifeboat) setAside() error {
 	l.spareMu.Lock()
 	defer l.spareMu.Unlock()
@@ -127,7 +130,7 @@ func (l *Lifeboat) setAside() error {
 	return nil
 }
 
-// intoSpare writes a file where room was set aside for it: over a spare one, in place.
+// intoSpare writes a file into reserved room: over a spare file, in place.
 func (l *Lifeboat) intoSpare(path string, data []byte) error {
 	l.spareMu.Lock()
 	defer l.spareMu.Unlock()
@@ -143,7 +146,7 @@ func (l *Lifeboat) intoSpare(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	// White space after it covers all that was there.
+	// White space after the data covers the rest of the spare file.
 	_, err = f.Write(append(data, bytes.Repeat([]byte{' '}, spareSize-len(data))...))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
@@ -151,7 +154,7 @@ func (l *Lifeboat) intoSpare(path string, data []byte) error {
 	return place(spare, path)
 }
 
-// Close leaves the worker directory, with the pairs in it, to others.
+// Close leaves the worker directory, with the pairs in it, to other processes.
 func (l *Lifeboat) Close() error {
 	if l.lock == nil {
 		return nil
@@ -159,12 +162,12 @@ func (l *Lifeboat) Close() error {
 	return errors.Join(l.clear(l.workerDir), l.lock.Close())
 }
 
-// takeOver brings what lies in worker directories that nobody holds any more into this one.
+// takeOver moves the pairs from worker directories that nobody holds into this one.
 func (l *Lifeboat) takeOver() error {
 	if l.lock == nil {
 		return nil
 	}
-	if err := l.move(l.dir); err != nil { // where pairs lay before there were worker directories
+	if err := l.move(l.dir); err != nil { // where pairs were before there were worker directories
 		return err
 	}
 	workerDirs, err := list(l.dir, workerDirPrefix, "")
@@ -175,18 +178,18 @@ func (l *Lifeboat) takeOver() error {
 		if workerDir == l.workerDir {
 			continue
 		}
-		if err := l.board(workerDir); err != nil {
+		if err := l.empty(workerDir); err != nil {
 			return fmt.Errorf("take over %s: %w", workerDir, err)
 		}
 	}
 	return nil
 }
 
-// board empties a worker directory, if nobody holds it, and removes it.
-func (l *Lifeboat) board(workerDir string) error {
+// empty moves the pairs out of a worker directory that nobody holds, and removes it.
+func (l *Lifeboat) empty(workerDir string) error {
 	lock, err := os.OpenFile(filepath.Join(workerDir, workerDirLock), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		_ = os.Remove(workerDir) // what a process left that was killed in clear
+		_ = os.Remove(workerDir) // left by a process that was killed in clear
 		return nil
 	}
 	if err != nil {
@@ -203,9 +206,9 @@ func (l *Lifeboat) board(workerDir string) error {
 	return errors.Join(l.move(workerDir), l.clear(workerDir))
 }
 
-// move has this ledger's pairs of a directory in the own worker directory. A crash leaves each
-// in one of the two. A pair of a claim that lies in the own worker directory already waits
-// until that one is saved.
+// move moves this ledger's pairs from a directory into this process's worker directory.
+// A crash leaves each pair in one of the two. A pair of a claim that already has a pair
+// here waits until that one is saved.
 func (l *Lifeboat) move(from string) error {
 	pairs, err := list(from, "", lifeboatSuffix)
 	if err != nil {
@@ -223,7 +226,8 @@ func (l *Lifeboat) move(from string) error {
 	return nil
 }
 
-// foreign tells a pair of another ledger. What cannot be read is none: Load names it.
+// foreign reports whether a pair belongs to another ledger. An unreadable file does
+// not: Load names it.
 func (l *Lifeboat) foreign(path string) bool {
 	var s stored
 	text, err := os.ReadFile(path)
@@ -235,7 +239,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// list has the paths of what is named so in a directory: nothing where there is none.
+// list returns the paths of the files with that suffix in a directory: none if there is
+// no directory.
 func list(dir, prefix, suffix string) (paths []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -249,7 +254,7 @@ func list(dir, prefix, suffix string) (paths []string, err error) {
 	return paths, nil
 }
 
-// clear removes a worker directory whose lock is held, unless pairs lie in it.
+// clear removes a worker directory whose lock is held, unless there are pairs in it.
 func (l *Lifeboat) clear(workerDir string) error {
 	left, err := list(workerDir, "", lifeboatSuffix)
 	if err != nil || len(left) > 0 {
@@ -264,7 +269,7 @@ func (l *Lifeboat) clear(workerDir string) error {
 	return err
 }
 
-// Keep has the pair on disk when it returns.
+// Keep writes the pair to disk before it returns.
 func (l *Lifeboat) Keep(claim Token, pair Pair, at time.Time) error {
 	access, refresh, err := l.sealer.SealPair(claim.ID, pair)
 	if err != nil {
@@ -286,8 +291,8 @@ func (l *Lifeboat) Keep(claim Token, pair Pair, at time.Time) error {
 	return nil
 }
 
-// writeWhole writes a file under its name only once it is on disk, and has the
-// name on disk too when it returns.
+// writeWhole gives a file its name only once its content is on disk, and syncs the name
+// before it returns.
 func writeWhole(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".*"+halfSuffix) // made with 0600
 	if err != nil {
@@ -303,7 +308,7 @@ func writeWhole(path string, data []byte) error {
 	return nil
 }
 
-// place gives a file that is on disk its name, and has that on disk too.
+// place gives a file that is on disk its name, and syncs the name, too.
 func place(from, path string) error {
 	if err := os.Rename(from, path); err != nil {
 		return err
@@ -315,20 +320,19 @@ func place(from, path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// Drop removes the pair, which the database has by now, or does not need.
+// Drop removes a pair that the database has by now or does not need.
 func (l *Lifeboat) Drop(claim Token) error {
 	if err := os.Remove(l.path(claim)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if l.lock != nil {
-		_ = l.setAside() // what there is no room for now is tried again at the next one
+		_ = l.setAside() // if there is no room now, the next Drop tries again
 	}
 	return nil
 }
 
-// Load opens every pair of this ledger, but for those that another process still
-// sees to. It fails with *KeyError or *DamagedError, and leaves the files' content
-// as it is.
+// Load opens every pair of this ledger that no other process holds. It fails with
+// *KeyError or *DamagedError and leaves the files' content as it is.
 func (l *Lifeboat) Load() (rescued []Rescued, err error) {
 	if err := l.takeOver(); err != nil {
 		return nil, err
@@ -356,7 +360,7 @@ func (l *Lifeboat) Load() (rescued []Rescued, err error) {
 	return rescued, nil
 }
 
-// open opens a file's pair, if it is of this ledger.
+// open opens a file's pair if it belongs to this ledger.
 func (l *Lifeboat) open(text []byte) (Rescued, bool, error) {
 	var s stored
 	if err := json.Unmarshal(text, &s); err != nil {

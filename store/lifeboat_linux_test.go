@@ -8,8 +8,8 @@ import (
 	"github.com/jetpost/jetpost/internal/disktest"
 )
 
-// A pair is kept on a disk that is full, in the room that was set aside for it, and what
-// was used is set aside anew once there is room.
+// On a full disk a pair is stored in reserved room, and the used room is reserved again
+// once there is space.
 func TestLifeboatOnFullDisk(t *testing.T) {
 	t.Parallel()
 	disk := disktest.New(t, 2<<20)
@@ -38,10 +38,10 @@ func TestLifeboatOnFullDisk(t *testing.T) {
 	all.Wait()
 	rescued, err := boat.Load()
 	if err != nil || len(rescued) != spares {
-		t.Fatalf("%d pairs of %d were kept: %v", len(rescued), spares, err)
+		t.Fatalf("%d pairs of %d were stored: %v", len(rescued), spares, err)
 	}
 	if err := boat.Keep(claimed(spares), pair, at); err == nil {
-		t.Error("one more was kept, without room")
+		t.Error("one more was stored, without room")
 	}
 	disk.Free()
 	for _, one := range rescued {

@@ -126,14 +126,14 @@ func TestLifeboatShared(t *testing.T) {
 	}
 	first, second, foreign := boat("ledger"), boat("ledger"), boat("another ledger")
 	want("a ledger whose pair it is not", foreign, 0)
-	want("who looks first", first, 1)
-	want("who looks while the first lives", second, 0)
+	want("the first", first, 1)
+	want("the second while the first lives", second, 0)
 	// A process that is killed closes its lock, and no more.
 	if err := first.lock.Close(); err != nil {
 		t.Fatal(err)
 	}
 	want("another ledger", foreign, 0)
-	want("who looks after the first is gone", second, 1)
+	want("the second after the first ended", second, 1)
 	want("the same again", second, 1)
 	if exists(first.workerDir) {
 		t.Error("the emptied worker directory is still there")
@@ -206,6 +206,6 @@ func TestLifeboatNowhereToWrite(t *testing.T) {
 	}
 	claim, pair, at := lifeboatPair()
 	if err := boat.Keep(claim, pair, at); err == nil || errors.Is(err, fs.ErrExist) {
-		t.Errorf("a pair was kept nowhere: %v", err)
+		t.Errorf("a pair was stored nowhere: %v", err)
 	}
 }

@@ -9,14 +9,15 @@ import (
 	"github.com/jetpost/jetpost/internal/secret"
 )
 
-// This file is for the drivers: what is the same of links in every database.
+// This file is for the drivers: the parts of links that are the same for every
+// database.
 
 // verifierColumn is sealed for its own place.
 const verifierColumn = "/attempt_verifier"
 
-// LinkDigest is what is stored of a link's token, state or browser. Each is
-// random and too long to be guessed, so a plain hash hides it; and who looks
-// one up by its hash learns nothing from how long the comparing takes.
+// LinkDigest is what is stored of a link's token, state or browser. Each is random and
+// too long to be guessed, so a plain hash hides it. A lookup by the hash reveals
+// nothing by its duration.
 func LinkDigest(value secret.String) []byte {
 	sum := sha256.Sum256([]byte(value.Reveal()))
 	return sum[:]
@@ -25,7 +26,8 @@ func LinkDigest(value secret.String) []byte {
 // LinkID is the id of the link whose token has that digest.
 func LinkID(digest []byte) string { return hex.EncodeToString(digest) }
 
-// ParseLinkID returns the digest of an id. What is no id is of no link.
+// ParseLinkID returns the digest of an id. The result for an invalid id matches no
+// link.
 func ParseLinkID(id string) ([]byte, error) {
 	digest, err := hex.DecodeString(id)
 	if err != nil || len(digest) != sha256.Size {
@@ -34,7 +36,8 @@ func ParseLinkID(id string) ([]byte, error) {
 	return digest, nil
 }
 
-// Over tells why the link opens nothing any more, or nil while it does.
+// Over says why the link opens nothing any more; it returns nil while the link is
+// valid.
 func (l Link) Over(now time.Time) error {
 	switch {
 	case !l.UsedAt.IsZero():
@@ -46,7 +49,7 @@ func (l Link) Over(now time.Time) error {
 	}
 }
 
-// MayBegin tells why no attempt may begin now, or nil.
+// MayBegin says why no attempt may begin now, or nil.
 func (l Link) MayBegin(busy bool, now time.Time) error {
 	if err := l.Over(now); err != nil {
 		return err
@@ -65,9 +68,8 @@ type StoredAttempt struct {
 	ExpiresAt time.Time
 }
 
-// Take tells whether a browser may take the attempt now, and opens its
-// verifier. It fails with ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver, *KeyError
-// or *DamagedError.
+// Take reports whether a browser may take the attempt now, and opens its verifier. It
+// fails with ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver, *KeyError or *DamagedError.
 func (a StoredAttempt) Take(s *Sealer, browser secret.String, now time.Time) (verifier secret.String, err error) {
 	switch {
 	case subtle.ConstantTimeCompare(a.Browser, LinkDigest(browser)) != 1:

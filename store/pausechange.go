@@ -6,19 +6,19 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// PauseChange is what is to be told of an account's pause: how it changed last. The account, the
-// event and the time name it.
+// PauseChange is the latest change of an account's pause, which an event must report.
+// Account, event and time identify it.
 type PauseChange struct {
 	Account string
 	Event   jetpost.EventType
-	// Reason is that of a pause that holds; zero of one that was ended.
+	// Reason is that of a pause that holds; zero if the pause was ended.
 	Reason jetpost.Reason
 	At     time.Time
 }
 
-// PauseChange is what people are told where another pause, or none, takes the place of the
-// line's; the zero value is nothing. One that ends by itself is not told of, nor one that
-// goes on for what X says.
+// PauseChange is the change that an event must report if another pause, or none,
+// replaces the lane's; the zero value is no change. A pause that ends by itself is not
+// reported, and neither is one that continues for what X says.
 func (l LaneRow) PauseChange(holds Pause, account string, now time.Time) PauseChange {
 	was, at := l.Pause, l.At(now)
 	t := PauseChange{Account: account, Reason: holds.Reason, At: at}

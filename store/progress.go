@@ -8,36 +8,37 @@ import (
 )
 
 const (
-	// MaxCounted bounds what CountRequests counts of one state, so that it takes no
-	// longer the longer the ledger is.
+	// MaxCounted bounds what CountRequests counts of one state, so that its duration is
+	// bounded, too.
 	MaxCounted = 100_000 // requests
-	// MaxProgress bounds each count of a Pulse.
+	// MaxProgress bounds each count of a Progress.
 	MaxProgress = 1000
-	// ProgressRefusals is how far back a Pulse counts refused messages.
+	// ProgressRefusals is how far back a Progress counts refused messages.
 	ProgressRefusals = time.Hour
 )
 
-// Desired is something of which NATS holds a copy that may be lost, or replaced by
-// others: a app pause, the refresh schedule. What stands here is the truth.
+// Desired is an entry of the desired state of NATS: an app pause or the refresh
+// schedule. NATS holds a copy, which may be lost or replaced. The ledger's entry is the
+// truth.
 type Desired struct {
 	Name    string
 	Value   []byte
-	Version int64 // grows with every change; 0 in what is to be kept for the first time
+	Version int64 // grows with every change; 0 in an entry that is stored for the first time
 }
 
-// Standing is an account that posts nothing as it stands.
+// Standing is an account that posts nothing at present.
 type Standing struct {
 	Account string
 	Reauth  bool  // it must be connected again
-	Pause   Pause // in force, else the zero value
+	Pause   Pause // if it holds, else the zero value
 }
 
-// BlockedQueue is an account whose line does not move until a person acts.
+// BlockedQueue is an account whose queue does not move until a person acts.
 type BlockedQueue struct {
 	Key     // the first such request
 	State   jetpost.State
 	Code    jetpost.Code
-	Waiting int // what is due in the line, with that one; MaxProgress at most
+	Waiting int // how many are due in the queue, including that one; at most MaxProgress
 }
 
 // Holder is a worker that holds lanes.
@@ -46,13 +47,13 @@ type Holder struct {
 	Lanes  int
 }
 
-// Progress is what has moved in the ledger, and what has not. Reading it takes a time
-// that grows with the accounts, and with no backlog.
+// Progress says what has moved in the ledger and what has not. The time to read it
+// grows with the number of accounts, not with the backlog.
 type Progress struct {
 	Accounts int
 	Standing []Standing // by name
-	// DueSince is when the oldest lane fell due of those that are due and that no
-	// worker holds, and DueAccount is whose; zero where there is none.
+	// DueSince is when the oldest lane that is due and that no worker holds fell due,
+	// and DueAccount is its account; zero if there is none.
 	DueAccount string
 	DueSince   time.Time
 	// Holders are the workers that hold lanes, by name.
@@ -64,18 +65,17 @@ type Progress struct {
 	UntoldSince time.Time
 	// Refused counts the messages refused within ProgressRefusals, up to MaxProgress.
 	Refused int
-	// LateRequests counts those of which nothing was sent though they were due at
-	// lateBefore, up to MaxProgress, and LateSince is when the first of them was.
+	// LateRequests counts the requests of which nothing was sent though they were due
+	// at lateBefore, up to MaxProgress. LateSince is when the first of them was due.
 	LateRequests int
 	LateSince    time.Time
-	// Blocked are the accounts that wait for a person, up to the limit asked for,
-	// those with a post in doubt first; BlockedAccounts counts all.
+	// Blocked are the accounts that wait for a person, up to the limit asked for, those
+	// with a post in doubt first. BlockedAccounts counts all of them.
 	Blocked         []BlockedQueue
 	BlockedAccounts int
 }
 
-// Stand takes an account in that may post nothing; paused tells whether its pause is in
-// force.
+// Stand adds an account that may post nothing. paused says whether its pause holds.
 func (p *Progress) Stand(one Standing, paused bool) {
 	if !paused {
 		one.Pause = Pause{}
@@ -85,19 +85,19 @@ func (p *Progress) Stand(one Standing, paused bool) {
 	}
 }
 
-// ProgressQuery asks for a Pulse.
+// ProgressQuery asks for a Progress.
 type ProgressQuery struct {
 	Now        time.Time
 	LateBefore time.Time
 	Blocked    int // how many accounts to name
 }
 
-// Upkeep is what looking after an installation needs of the ledger.
+// Upkeep is the part of the ledger that the maintenance of an installation needs.
 type Upkeep interface {
-	// Desired returns everything that is kept, by name.
+	// Desired returns the whole desired state, by name.
 	Desired(ctx context.Context) ([]Desired, error)
-	// Keep stores a value in place of the one with its version. It returns false
-	// where another one stands there by now.
+	// Keep stores a value in place of the one with its version. It returns false if
+	// another version is stored by now.
 	Keep(ctx context.Context, k Desired) (bool, error)
 	// Progress returns what has moved and what has not.
 	Progress(ctx context.Context, q ProgressQuery) (Progress, error)

@@ -10,55 +10,55 @@ import (
 )
 
 const (
-	// resealRows is how many token rows one statement of a rotation changes: few
-	// enough that no refresh waits for it.
+	// resealRows is how many token rows one statement of a rotation changes: so few
+	// that no refresh waits for it.
 	resealRows = 200
-	// maxPasses bounds the passes of one rotation. A further one is for rows that
-	// changed while they were sealed anew; but a worker that still has another
-	// first key seals with that one for as long as it runs.
+	// maxPasses bounds the passes of one rotation. A further pass is for rows that
+	// changed while they were sealed again. A worker that still has another first key
+	// seals with that key for as long as it runs.
 	maxPasses = 3
-	// maxUnopened bounds the rows that are named.
+	// maxUnopened bounds how many rows are named.
 	maxUnopened = 20
 )
 
-// Rotation seals every token with the first key, while workers run. A row that
-// a worker changes meanwhile is looked at again; one that does not open stays
-// as it is.
+// Rotation seals every token with the first key while workers run. A row that a worker
+// changes meanwhile is read again. A row that cannot be opened stays as it is.
 type Rotation struct {
 	Rows   Keys
 	Sealer *Sealer
 }
 
-// RotationProgress is how far a rotation has come, and what it found.
+// RotationProgress is how far a rotation has come and what it found.
 type RotationProgress struct {
 	Total    int `json:"total"`    // token rows, as counted at the start
-	Seen     int `json:"seen"`     // of the present pass
+	Seen     int `json:"seen"`     // of the current pass
 	Resealed int `json:"resealed"` // of all passes
-	// Behind counts the rows that open and are not sealed with the first key. At
-	// the end of a rotation these are what workers have sealed meanwhile that
-	// still have another key first.
+	// Behind counts the rows that can be opened and are not sealed with the first key.
+	// After a rotation these are rows that workers with another first key have sealed
+	// meanwhile.
 	Behind int `json:"behind"`
-	// Locked counts the rows that need a key which is not configured, Damaged
-	// those that need no other one and do not open. The first ones are named.
+	// Locked counts the rows that need a key that is not configured. Damaged counts the
+	// rows that cannot be opened although no other key is needed. The first ones are
+	// named.
 	Locked   int           `json:"locked"`
 	Damaged  int           `json:"damaged"`
 	Unopened []UnopenedRow `json:"unopened,omitempty"`
 }
 
-// Left counts the rows that do not open.
+// Left counts the rows that cannot be opened.
 func (p RotationProgress) Left() int { return p.Locked + p.Damaged }
 
 // UnopenedRow is a row that no configured key opens, or that is damaged.
 type UnopenedRow struct {
 	Account string `json:"account"`
 	Error   string `json:"error"`
-	// MissingKey is the id of the key that it needs; "" where it is damaged.
+	// MissingKey is the id of the key that it needs; "" if it is damaged.
 	MissingKey string `json:"missing_key,omitempty"`
 }
 
-// Run seals all rows anew, and tells its progress after each statement. It may
-// be ended and run again at any time. Only where Behind and Left are zero does
-// no row need another key.
+// Run seals all rows with the first key and reports its progress after each statement.
+// It can be interrupted and run again at any time. No row needs another key only if
+// Behind and Left are zero.
 func (r Rotation) Run(ctx context.Context, tell func(RotationProgress)) (done RotationProgress, err error) {
 	uses, err := r.Rows.KeyUses(ctx)
 	if err != nil {
@@ -71,7 +71,7 @@ func (r Rotation) Run(ctx context.Context, tell func(RotationProgress)) (done Ro
 		if err := r.pass(ctx, &done, tell); err != nil {
 			return done, err
 		}
-		// What a pass has seen says nothing of the rows behind it.
+		// A pass says nothing of rows that changed after it read them.
 		others, err := r.others(ctx)
 		if err != nil {
 			return done, err
@@ -94,7 +94,7 @@ func (r Rotation) others(ctx context.Context) (rows int, err error) {
 	return rows, err
 }
 
-// pass goes through all rows once.
+// pass reads all rows once.
 func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(RotationProgress)) error {
 	done.Seen, done.Locked, done.Damaged, done.Unopened = 0, 0, 0, nil
 	for after := ""; ; {
@@ -125,7 +125,7 @@ func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(Ro
 	}
 }
 
-// Verify opens every row, and changes nothing.
+// Verify opens every row and changes nothing.
 func (r Rotation) Verify(ctx context.Context) (RotationProgress, error) {
 	var done RotationProgress
 	for after := ""; ; {
@@ -146,7 +146,7 @@ func (r Rotation) Verify(ctx context.Context) (RotationProgress, error) {
 	}
 }
 
-// leave counts a row that does not open, and names it among the first ones.
+// leave counts a row that cannot be opened and names the first ones.
 func (p *RotationProgress) leave(account string, err error) {
 	row := UnopenedRow{Account: account, Error: err.Error()}
 	if missing := new(KeyError); errors.As(err, &missing) {
@@ -160,7 +160,7 @@ func (p *RotationProgress) leave(account string, err error) {
 	}
 }
 
-// sealedFirst tells whether both values are sealed with the first key.
+// sealedFirst reports whether both values are sealed with the first key.
 func (s *Sealer) sealedFirst(row SealedToken) bool {
 	for _, sealed := range []string{row.SealedAccess, row.SealedRefresh} {
 		if id, _, ok := splitSealed(sealed); !ok || id != s.KeyID() {
@@ -181,26 +181,25 @@ func (s *Sealer) reseal(row SealedToken) (Resealed, error) {
 	return Resealed{Old: row, Access: access, Refresh: refresh}, err
 }
 
-// KeyState is where a ledger stands with its keys. Each of its rows is sealed
-// with the first key, or behind, locked or damaged.
+// KeyState says which keys a ledger needs. Each of its rows is sealed with the first
+// key, or behind, locked or damaged.
 type KeyState struct {
-	// Keys are the configured ones, the one that seals first, and then those
-	// that are missing.
+	// Keys are the configured keys, the first key first, and then the missing ones.
 	Keys []KeyCount `json:"keys"`
 	Rows int        `json:"rows"`
-	// Behind counts rows that are to be sealed with the first key yet, Locked
-	// those that need a key which is not configured, and Damaged those of which
-	// a value names no key. Whether the others open is for Verify to say.
+	// Behind counts rows that still must be sealed with the first key, Locked those
+	// that need a key that is not configured, and Damaged those with a value that names
+	// no key. Verify finds out whether the others can be opened.
 	Behind  int `json:"behind"`
 	Locked  int `json:"locked"`
 	Damaged int `json:"damaged"`
-	// Key check value is the key that must be configured at a start; "" where the key check value is
-	// damaged, and on a ledger that was never checked.
+	// KeyCheck is the key that must be configured at a start. It is "" if the key check
+	// value is damaged and on a ledger that was never checked.
 	KeyCheck        string `json:"canary_key,omitempty"`
 	KeyCheckDamaged bool   `json:"canary_damaged,omitempty"`
 }
 
-// KeyCount is one key and what needs it.
+// KeyCount is one key and how many rows need it.
 type KeyCount struct {
 	ID         string `json:"id"`
 	Configured bool   `json:"configured"`
@@ -208,7 +207,7 @@ type KeyCount struct {
 	Rows       int    `json:"rows"` // that need it
 }
 
-// State counts which keys are needed. It opens the key check value alone, as a start
+// State counts which keys are needed. It opens only the key check value, as a start
 // does.
 func (r Rotation) State(ctx context.Context) (state KeyState, err error) {
 	uses, err := r.Rows.KeyUses(ctx)
@@ -233,7 +232,7 @@ func (r Rotation) State(ctx context.Context) (state KeyState, err error) {
 		state.KeyCheckDamaged = errors.As(err, new(*DamagedError))
 	}
 	if state.KeyCheck = KeyIDOf(keyCheck); state.KeyCheck != "" {
-		needed[state.KeyCheck] += 0 // at a start, if by nothing else
+		needed[state.KeyCheck] += 0 // needed at a start at least
 	}
 	for i, id := range r.Sealer.KeyIDs() {
 		state.Keys = append(state.Keys, KeyCount{ID: id, Configured: true, Seals: i == 0, Rows: needed[id]})
@@ -259,13 +258,13 @@ func (s *KeyState) count(use KeyUse, sealer *Sealer) {
 	}
 }
 
-// Verified is the state with what Verify has found out about the rows.
+// Verified returns the state together with what Verify found out about the rows.
 func (s KeyState) Verified(found RotationProgress) KeyState {
 	s.Rows, s.Behind, s.Locked, s.Damaged = found.Total, found.Behind, found.Locked, found.Damaged
 	return s
 }
 
-// Missing are the keys that something needs and nobody has configured.
+// Missing are the keys that are needed and not configured.
 func (s KeyState) Missing() (ids []string) {
 	for _, key := range s.Keys {
 		if !key.Configured {

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// KeyVariable names the environment variable that holds the keys. Errors
-	// name it, so that whoever reads one knows where to look.
+	// KeyVariable names the environment variable that holds the keys. Errors name it to
+	// say where to look.
 	KeyVariable = "HUB_ENCRYPTION_KEY"
 
 	keyBytes       = 32 // of one AES-256 key
@@ -25,15 +25,15 @@ const (
 	maxKeys        = 16 // keys of one Sealer; rotation needs two
 	sealedPrefix   = "jp1."
 	keyCheckColumn = "/key check value"
-	// SealedPrefixBytes is how much of a sealed value tells its key.
+	// SealedPrefixBytes is how much of a sealed value is needed to identify its key.
 	SealedPrefixBytes = len(sealedPrefix) + keyIDDigits + len(".")
-	// keyIDDomain keeps the key id, which is printed, apart from any other use
-	// of a hash of the key.
+	// keyIDDomain separates the key id, which is printed, from any other use of a hash
+	// of the key.
 	keyIDDomain = "jetpost key id 1\x00"
 )
 
-// KeyError says that a value was sealed with a key that is not configured.
-// Nothing is wrong with the value: it opens again once the key is back.
+// KeyError says that a value was sealed with a key that is not configured. The value is
+// intact: it can be opened again once the key is back.
 type KeyError struct {
 	KeyID string // 8 hex digits
 }
@@ -47,8 +47,8 @@ func (e *KeyError) Hint() string {
 	return fmt.Sprintf("add the key with the id %s to %s, behind a comma if there is a newer one", e.KeyID, KeyVariable)
 }
 
-// DamagedError says that a sealed value is malformed, does not open under its
-// own key, or stands in another row or column than it was sealed for.
+// DamagedError says that a sealed value is malformed, cannot be opened with its own
+// key, or is in another row or column than it was sealed for.
 type DamagedError struct {
 	Context string // row and column, as given to Open
 }
@@ -62,18 +62,18 @@ func (e *DamagedError) Hint() string {
 	return "restore the row from a backup, or connect the account again"
 }
 
-// Sealer turns secrets into text that is safe to store, and back, with
-// AES-256-GCM. A sealed value reads jp1.<key id>.<nonce and ciphertext>; it is
-// bound to its row and column, so that ciphertext moved elsewhere does not
-// open. It is safe for concurrent use.
+// Sealer turns secrets into text that is safe to store, and back, with AES-256-GCM. A
+// sealed value has the form jp1.<key id>.<nonce and ciphertext>. It is bound to its row
+// and column, so that ciphertext moved elsewhere cannot be opened. Sealer is safe for
+// concurrent use.
 type Sealer struct {
 	ids   []string // the first seals
 	aeads map[string]cipher.AEAD
 }
 
-// NewSealer reads a comma-separated list of keys of 64 hex digits each. The
-// first one seals, every one opens. Its error lists every mistake by the
-// position of the entry and never shows any part of a key.
+// NewSealer reads a comma-separated list of keys of 64 hex digits each. The first key
+// seals, every key opens. The error lists every mistake by the position of the entry
+// and never shows any part of a key.
 func NewSealer(keys string) (*Sealer, error) {
 	if strings.TrimSpace(keys) == "" {
 		return nil, fmt.Errorf("%s is empty: want %d hex digits", KeyVariable, 2*keyBytes)
@@ -95,8 +95,8 @@ func NewSealer(keys string) (*Sealer, error) {
 	return s, nil
 }
 
-// add takes one key. Its errors describe the entry without quoting it; the
-// error of hex.DecodeString would show a character of the key.
+// add adds one key. Its errors describe the entry without quoting it: the error of
+// hex.DecodeString would show a character of the key.
 func (s *Sealer) add(entry string) error {
 	if len(entry) != 2*keyBytes {
 		return fmt.Errorf("has %d characters, want %d hex digits", len(entry), 2*keyBytes)
@@ -137,7 +137,7 @@ func GenerateKey() secret.String {
 // KeyID is the id of the key that seals.
 func (s *Sealer) KeyID() string { return s.ids[0] }
 
-// KeyIDs are the ids of all keys, the one that seals first.
+// KeyIDs are the ids of all keys, the sealing key first.
 func (s *Sealer) KeyIDs() []string { return slices.Clone(s.ids) }
 
 // Seal seals a value for one place, named as "<row id>/<column>".
@@ -172,10 +172,10 @@ func (s *Sealer) Open(sealed, context string) (secret.String, error) {
 	return secret.New(string(plain)), nil
 }
 
-// MatchKeyCheck opens the ledger's key check value, "" on a new one, and returns the one
-// to store instead, or "" where it stays. It moves to the first key last of
-// all: while a token still needs another key, that must be missed at start.
-// It fails with *KeyError or *DamagedError.
+// MatchKeyCheck opens the ledger's key check value ("" on a new ledger). It returns the
+// value to store instead, or "" if the value stays. The value moves to the first key
+// last of all: while a token still needs another key, a start must notice that this key
+// is missing. It fails with *KeyError or *DamagedError.
 func (s *Sealer) MatchKeyCheck(ledgerID, keyCheck string, otherKeysNeeded bool) (string, error) {
 	if keyCheck != "" {
 		if _, err := s.Open(keyCheck, ledgerID+keyCheckColumn); err != nil {
@@ -188,11 +188,11 @@ func (s *Sealer) MatchKeyCheck(ledgerID, keyCheck string, otherKeysNeeded bool) 
 	return s.Seal(secret.New(ledgerID), ledgerID+keyCheckColumn)
 }
 
-// additional is unambiguous, as every key id has the same length.
+// additional is unambiguous, because every key id has the same length.
 func additional(id, context string) []byte { return []byte(id + context) }
 
-// splitSealed takes a sealed value apart. What does not even look like a key
-// id is damage; asking the operator for such a key would lead nowhere.
+// splitSealed splits a sealed value. A value without a well-formed key id is damaged:
+// asking the operator for such a key would not help.
 func splitSealed(sealed string) (id, text string, ok bool) {
 	rest, ok := strings.CutPrefix(sealed, sealedPrefix)
 	if !ok {
@@ -206,11 +206,11 @@ func isKeyID(id string) bool {
 	return len(id) == keyIDDigits && strings.Trim(id, "0123456789abcdef") == ""
 }
 
-// lacks tells whether an id is of a key that is not configured.
+// lacks reports whether the key with that id is not configured.
 func (s *Sealer) lacks(id string) bool { return id != "" && s.aeads[id] == nil }
 
-// KeyIDOf is the id of the key that a value was sealed with, or "" for what is
-// no sealed value. The first SealedPrefixBytes of the value are enough.
+// KeyIDOf is the id of the key that a value was sealed with, or "" if it is no sealed
+// value. The first SealedPrefixBytes of the value are enough.
 func KeyIDOf(sealed string) string {
 	id, _, ok := splitSealed(sealed)
 	if !ok {

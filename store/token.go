@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// This file is for the drivers: what is the same of tokens and refresh rounds
-// in every database.
+// This file is for the drivers: the parts of tokens and refresh rounds that are the
+// same for every database.
 
-// RoundRetention is how long a refresh round and its batches are kept; opening
-// a round deletes older ones. Requests have no such limit: a finished one is
-// what tells a repeat of its identity from a new request, and its posts are
-// what keeps a post on X from being taken for two of ours.
+// RoundRetention is how long a refresh round and its batches are stored. Opening a
+// round deletes older ones. Requests have no such limit: a finished request tells a
+// repeat of its identity from a new request, and its posts keep a post on X from being
+// counted as two of ours.
 const RoundRetention = 30 * 24 * time.Hour
 
 // The two columns that are sealed, each for its own place.
@@ -30,8 +30,8 @@ type SealedToken struct {
 	SealedAccess, SealedRefresh string
 }
 
-// OpenToken opens the pair. It fails with *KeyError or *DamagedError; where
-// both are true with the former, as one of its tokens can be had again.
+// OpenToken opens the pair. It fails with *KeyError or *DamagedError. If both apply, it
+// fails with *KeyError, because one of the tokens can be opened again.
 func (s *Sealer) OpenToken(sealed SealedToken) (Token, error) {
 	t := sealed.Token
 	var errAccess, errRefresh error
@@ -46,9 +46,9 @@ func (s *Sealer) OpenToken(sealed SealedToken) (Token, error) {
 	return t, nil
 }
 
-// OpenTokens opens what a statement claimed, in the order in which the tokens
-// expire: RETURNING keeps none. giveBack is called for each that does not open.
-// The error tells of those, and comes beside the ones that do.
+// OpenTokens opens what a statement claimed, in the order in which the tokens expire:
+// RETURNING does not preserve the order. It calls giveBack for each token that cannot
+// be opened. The error reports those, beside the tokens that could be opened.
 func (s *Sealer) OpenTokens(sealed []SealedToken, giveBack func(claim Token, why error) error) (tokens []Token, err error) {
 	slices.SortFunc(sealed, func(a, b SealedToken) int {
 		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), cmp.Compare(a.ID, b.ID))
@@ -65,11 +65,11 @@ func (s *Sealer) OpenTokens(sealed []SealedToken, giveBack func(claim Token, why
 	return tokens, errors.Join(failures...)
 }
 
-// MayReplace tells whether an import may take the place of a row. It fails with
-// *KeyError for one that opens again once its key is back. A damaged one may be
-// replaced, as nothing else helps it; but where the pair comes again that was
-// imported last, which a refresh may have spent since, it fails with
-// *DamagedError: that pair might end what a backup of the row still has.
+// MayReplace reports whether an import may replace a row. It fails with *KeyError for a
+// row that can be opened again once its key is back. A damaged row may be replaced,
+// because nothing else helps. If the pair is the one that was imported last, MayReplace
+// fails with *DamagedError: a refresh may have spent that pair since, and using it
+// could end what a backup of the row still has.
 func (s *Sealer) MayReplace(row SealedToken, again bool) error {
 	_, err := s.OpenToken(row)
 	if again || errors.As(err, new(*KeyError)) {
@@ -78,7 +78,7 @@ func (s *Sealer) MayReplace(row SealedToken, again bool) error {
 	return nil
 }
 
-// Saved tells whether the row has the pair that came of a claim already: it was
+// Saved reports whether the row already has the pair that a claim brought: it was
 // committed, and the answer was lost.
 func (s *Sealer) Saved(row SealedToken, claim Token, pair Pair) bool {
 	if row.Version <= claim.Version {
@@ -97,23 +97,23 @@ func (s *Sealer) SealPair(id string, pair Pair) (access, refresh string, err err
 	return access, refresh, err
 }
 
-// Digest is the SHA-256 of the refresh token, by which an import that comes
-// again is known. The token itself cannot be found from it, as nobody can try
-// all random values of that length.
+// Digest is the SHA-256 of the refresh token. It identifies a repeated import. The
+// token cannot be recovered from it, because random values of that length cannot be
+// enumerated.
 func (p Pair) Digest() []byte {
 	sum := sha256.Sum256([]byte(p.Refresh.Reveal()))
 	return sum[:]
 }
 
-// RefreshAfter is when half of the lifetime is over of a pair that came at
-// that time; never before it came, or it could slip into a round that was
+// RefreshAfter is when half of the lifetime of a pair that came at that time is over.
+// It is never before that time; otherwise the pair could become due in a round that was
 // opened before.
 func (p Pair) RefreshAfter(came time.Time) time.Time {
 	return latest(came, came.Add(p.ExpiresAt.Sub(came)/2))
 }
 
-// RefreshedMeta is the whole metadata of a token that was just refreshed:
-// every failure before is forgotten.
+// RefreshedMeta is the whole metadata of a token that was just refreshed: it has no
+// earlier failure.
 func RefreshedMeta(now time.Time) TokenMeta { return TokenMeta{LastRefreshAt: storedTime(now)} }
 
 // DisconnectedMeta is what Disconnect adds to the token's metadata.
@@ -121,15 +121,14 @@ func DisconnectedMeta(now time.Time) TokenMeta {
 	return TokenMeta{RefreshError: Disconnected, RefreshFailedAt: storedTime(now), RequiresReauth: true}
 }
 
-// MetaPatch is what a failure adds to the token's metadata. What it leaves
-// unset is not encoded, so the latest success and an earlier refusal stay on
-// record.
+// MetaPatch is what a failure adds to the token's metadata. Unset fields are not
+// encoded, so the latest success and an earlier refusal stay on record.
 func (f TokenFailure) MetaPatch() TokenMeta {
 	return TokenMeta{RefreshError: f.Error, RefreshFailedAt: storedTime(f.Now), RequiresReauth: f.Outcome == ExchangeRefused}
 }
 
-// Leaves is what a failure leaves of its claim: the start of the exchange whose
-// outcome is not known, and the next attempt. Zero is none.
+// Leaves is the state that a failure leaves: the start of the exchange whose outcome is
+// unknown, and the next attempt. Zero is none.
 func (f TokenFailure) Leaves(claim Token) (startedAt, nextAttempt time.Time) {
 	switch f.Outcome {
 	case ExchangeUnknown:
@@ -137,16 +136,16 @@ func (f TokenFailure) Leaves(claim Token) (startedAt, nextAttempt time.Time) {
 	case ExchangeRefused:
 		return time.Time{}, time.Time{}
 	default:
-		// That nothing happened this time says nothing of the time before.
+		// An exchange without effect says nothing about the exchange before.
 		return claim.InDoubtSince, latest(f.NextAttempt, f.Now)
 	}
 }
 
-// storedTime is exact to the microsecond, as columns of time are.
+// storedTime rounds to the microsecond, the precision of the time columns.
 func storedTime(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-// About completes a notice by the token's metadata; its time is that of the
-// pair until then.
+// About completes a notice with the token's metadata. Before that its time is the
+// pair's.
 func (n Notice) About(meta TokenMeta) Notice {
 	if n.Required {
 		n.Error, n.At = meta.RefreshError, meta.RefreshFailedAt

@@ -11,10 +11,10 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// This file is for the drivers: the rules by which a request moves, the same
-// for every database. A driver locks and loads the rows, applies one rule and
-// writes what its Change names, all in one transaction. A rule reads no clock
-// and no database; where it fails, it has changed nothing.
+// This file is for the drivers: the rules by which a request moves, the same for every
+// database. A driver locks and loads the rows, applies one rule and writes what its
+// Change names, all in one transaction. A rule reads no clock and no database. A rule
+// that fails has changed nothing.
 //
 //	rule         from                   to                        revision   wakes
 //	Enter        (new)                  queued, scheduled, held   first      when due
@@ -42,15 +42,16 @@ import (
 //	PostDeleted  finished               the same                  next       no
 //	HoldUnpub…   finished               the same                  if news    no
 //
-// In doubt is an unknown or a held request with a post that is still sending, or one
-// whose deletion was asked for. That one stays finished, whatever it turns out to be.
-// Nothing sent is a scheduled, queued or held request whose posts are all pending.
+// In doubt is an unknown or a held request with a post that is still sending, or a
+// request whose deletion was asked for. The latter stays finished, whatever it turns
+// out to be. Nothing sent is a scheduled, queued or held request whose posts are all
+// pending.
 
-// MicrosPerDollar is how costs are kept: as whole numbers.
+// MicrosPerDollar converts costs, which are stored as whole numbers.
 const MicrosPerDollar = 1_000_000
 
-// sameHold is how far the ends of two holds for the same reason may differ
-// before people are told of the second one.
+// sameHold is how far the ends of two holds for the same reason may differ before an
+// event reports the second one.
 const sameHold = time.Second
 
 // LaneRow is the row of a lane, as far as the rules need it.
@@ -62,7 +63,7 @@ type LaneRow struct {
 	// LastDue is the latest due time given to a request that was due at once.
 	LastDue time.Time
 	Pause   Pause
-	// Now is the database's clock, where it has one of its own: that one judges, and
+	// Now is the database's clock, if it has one of its own. That clock judges then,
 	// not the callers'.
 	Now time.Time
 }
@@ -75,13 +76,13 @@ func (l LaneRow) At(callers time.Time) time.Time {
 	return l.Now
 }
 
-// HeldBy tells whether nobody has claimed the lane since, and it was not
-// released.
+// HeldBy reports whether the claim still holds the lane: nobody has claimed it since,
+// and it was not released.
 func (l LaneRow) HeldBy(claim Claim) bool { return l.Held && l.Fence == claim.Fence }
 
-// Block is the rule of [Requests.BlockAccount]: the pause that stands then, and whether
-// that is another one. One that ended stays on record, so that what comes back soon is
-// asked about as rarely as before.
+// Block is the rule of [Requests.BlockAccount]. It returns the pause that holds
+// afterwards, and whether that is another one. A pause that ended stays on record, so
+// that X is asked as rarely as before if the same refusal comes back soon.
 func (l LaneRow) Block(p Pause, now time.Time) (holds Pause, changed bool) {
 	was, now := l.Pause, l.At(now)
 	if p.Target == "" {
@@ -105,17 +106,18 @@ func (l LaneRow) Block(p Pause, now time.Time) (holds Pause, changed bool) {
 	return holds, changed
 }
 
-// CauseOf reads and writes what a pause has of X: its code, and when X is asked again.
+// CauseOf reads and writes the part of a pause that comes from X: its code, and when X
+// is asked again.
 type CauseOf struct{ Pause *Pause }
 
-// cause is how that is stored.
+// cause is its stored form.
 type cause struct {
 	Code        jetpost.Code  `json:"code"`
 	NextProbeAt time.Time     `json:"next_probe_at,omitzero"`
 	Wait        time.Duration `json:"wait_ns,omitempty"`
 }
 
-// String is what is stored, "" of a person's pause.
+// String is the stored form, "" for a person's pause.
 func (c CauseOf) String() string {
 	p := c.Pause
 	if p.Target == "" || p.ByHand() {
@@ -142,39 +144,40 @@ func (c CauseOf) Scan(value any) error {
 	return nil
 }
 
-// laneHolder is who alone asks X whether an account's pause is over.
+// laneHolder is the worker of an account's pause: only the lane's holder asks X whether
+// the pause is over.
 const laneHolder = "lane"
 
 // Row is a request with its posts, as a driver loads and saves it.
 type Row struct {
 	Record
 	Digest []byte
-	// CostMicros is in millionths of a US dollar; zero where it is not known.
+	// CostMicros is in millionths of a US dollar; zero if unknown.
 	CostMicros int64
 }
 
-// Change names what a rule wants written; the zero value is nothing at all.
+// Change names what a rule wants written; the zero value is nothing.
 type Change struct {
 	Request bool // the request's own row
-	// Contents is what only reading the body tells: publish_at, expires_at,
-	// metadata and digest, and every post, all of them new.
+	// Contents is what only reading the body shows: publish_at, expires_at, metadata
+	// and digest, and every post, all of them new.
 	Contents bool
 	Posts    []int         // indexes of the posts that changed
 	Lease    time.Duration // from the row's UpdatedAt on; zero leaves the lane's lease alone
-	Quiet    bool          // people need not be told of the new revision
+	Quiet    bool          // the new revision needs no event
 	Progress bool          // forgives the lane the claims that it lost
 	WakeAt   time.Time     // brings the lane's next run forward; zero does not wake
 }
 
-// Enter makes the row of a new request and takes its place from the line.
+// Enter makes the row of a new request and takes its place from the lane's row.
 func (l *LaneRow) Enter(in Acceptance) *Row {
 	in.Now = l.At(in.Now)
 	r := &Row{Record: Record{Key: Key{Account: in.Request.Account, ID: in.Request.ID}, Seq: l.NextSeq, Body: in.Body}}
 	l.NextSeq++
 	r.DueAt = in.Request.PublishAt
 	if !in.Request.PublishAt.After(in.Now) {
-		// Never before one that was accepted earlier, even if by a worker
-		// whose clock is ahead.
+		// Never before an earlier acceptance, even one by a worker whose clock is
+		// ahead.
 		l.LastDue = latest(in.Now, l.LastDue)
 		r.DueAt = l.LastDue
 	}
@@ -189,8 +192,8 @@ func (l *LaneRow) Enter(in Acceptance) *Row {
 	return r
 }
 
-// entry is the state in which a request enters its line, and the event that
-// tells of it.
+// entry is the state in which a request enters its queue, and the event that reports
+// it.
 func entry(in Acceptance) (jetpost.State, jetpost.EventType) {
 	switch {
 	case in.Hold != nil:
@@ -202,8 +205,8 @@ func entry(in Acceptance) (jetpost.State, jetpost.EventType) {
 	}
 }
 
-// read takes over what the acceptance tells of the body. A request that this
-// worker cannot read has no posts yet.
+// read takes over what the acceptance says of the body. A request that this worker
+// cannot read has no posts yet.
 func (r *Row) read(in Acceptance) {
 	r.Status.PublishAt, r.Status.ExpiresAt = in.Request.PublishAt, in.Request.ExpiresAt
 	r.Status.Metadata, r.Digest, r.CostMicros = in.Request.Metadata, in.Digest, in.CostMicros
@@ -219,18 +222,17 @@ func (r *Row) read(in Acceptance) {
 	}
 }
 
-// RefuseText fails a request that was accepted just now, since another one posts
-// the same text. It was told to nobody yet.
+// RefuseText fails a request that was just accepted, because another request posts the
+// same text. No event has reported it yet.
 func (r *Row) RefuseText(other Key) {
 	r.move(jetpost.StateFailed, jetpost.EventRequestFailed, &jetpost.Reason{
 		Code: jetpost.CodeSameText, Detail: "request " + other.ID + " of account " + other.Account + " has a post of the same text within a day",
 	})
 }
 
-// AcceptAgain judges a request whose identity is known. Equal bytes are the
-// same request even if the digests differ, for a worker that cannot read it
-// has another digest than one that can. A request that is read at last keeps
-// its place.
+// AcceptAgain judges a request whose identity is known. Equal bytes are the same
+// request even if the digests differ: a worker that cannot read the request computes
+// another digest than one that can. A request that becomes readable keeps its place.
 func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 	same := bytes.Equal(r.Body, in.Body)
 	switch {
@@ -249,25 +251,26 @@ func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 	}
 }
 
-// Batch is the rule of [Requests.AcceptMany]: what a driver has read of the
-// lines and requests that the acceptances name, and then what it is to write.
+// Batch is the rule of [Requests.AcceptMany]. It holds the lanes and requests that the
+// acceptances name, as a driver has read them, and afterwards what the driver must
+// write.
 type Batch struct {
 	LaneRows map[string]*LaneRow // of the accounts that exist
 	Rows     map[Key]*Row        // of the requests that exist; those that enter join them
 
 	Entered   []*Row                // in the order of their sequences
 	Changes   map[*Row]Change       // of requests that were there
-	LaneWakes map[string]*LaneWakes // of accounts with something new in their line
+	LaneWakes map[string]*LaneWakes // of accounts with something new in their queue
 }
 
-// LaneWakes is what many acceptances do to a lane: how often it wakes, and when it
+// LaneWakes is what many acceptances do to a lane: how often they wake it, and when it
 // should run.
 type LaneWakes struct {
 	Count  int
 	WakeAt time.Time
 }
 
-// NewBatch is a batch of which nothing is read yet.
+// NewBatch is a batch without anything read yet.
 func NewBatch() *Batch {
 	return &Batch{LaneRows: map[string]*LaneRow{}, Rows: map[Key]*Row{}, Changes: map[*Row]Change{}, LaneWakes: map[string]*LaneWakes{}}
 }
@@ -281,7 +284,7 @@ func (b *Batch) Judge(in []Acceptance) []Decision {
 	return decisions
 }
 
-// Received is what became of the acceptances, in the end.
+// Received is the result of the acceptances.
 func (b *Batch) Received(in []Acceptance, decisions []Decision) []Received {
 	out := make([]Received, len(in))
 	for i := range in {
@@ -330,12 +333,12 @@ func (b *Batch) wake(r *Row) {
 	}
 }
 
-// Begin is the rule of [Requests.Begin]. It also refuses a post before whose
-// predecessor is live: a thread is in order or it stops. That the account is paused
-// is looked at here, since nothing may be sent once a pause was committed.
+// Begin is the rule of [Requests.Begin]. It refuses a post whose predecessor is not
+// live yet: a thread goes out in order or it stops. It also checks here that the
+// account is not paused, since nothing may be sent once a pause was committed.
 func (r *Row) Begin(laneRow LaneRow, claim Claim, intent Intent) (Change, error) {
 	now := laneRow.At(intent.Now)
-	// The caller's guard runs from the moment before it asked. Now is later.
+	// The caller's guard started just before the call. Now is later.
 	intent.NotAfter = intent.NotAfter.Add(now.Sub(intent.Now))
 	intent.Now = now
 	switch {
@@ -348,8 +351,8 @@ func (r *Row) Begin(laneRow LaneRow, claim Claim, intent Intent) (Change, error)
 	p.State, p.ParentID, p.TextHash, p.MediaIDs = jetpost.PostSending, intent.ParentID, intent.TextHash, intent.MediaIDs
 	p.SentAt, p.NotAfter, p.Attempt = intent.Now, intent.NotAfter, claim.Fence
 
-	// That a request is being published is not worth an event, only the end of
-	// a hold is; an event that is still to be published stays so.
+	// The start of publishing needs no event, but the end of a hold does. An event that
+	// is still to be published stays pending.
 	event, quiet := r.Event, r.Status.State != jetpost.StateHeld
 	if !quiet {
 		event = jetpost.EventRequestResumed
@@ -363,7 +366,7 @@ func (r *Row) Begin(laneRow LaneRow, claim Claim, intent Intent) (Change, error)
 	return Change{Request: true, Posts: []int{intent.Post}, Lease: intent.Lease, Quiet: quiet}, nil
 }
 
-// runnable tells whether that post is the next one to be sent.
+// runnable reports whether that post is the next one to be sent.
 func (r *Row) runnable(post int) bool {
 	p := r.post(post)
 	if p == nil || p.State != jetpost.PostPending || r.Status.State.Finished() || r.Status.State == jetpost.StateUnknown {
@@ -377,8 +380,8 @@ func (r *Row) runnable(post int) bool {
 	return true
 }
 
-// Posted is the rule of [Requests.Posted]. A request that was taken back stays
-// so, with one more post told; so does a failed one, unless that was its last.
+// Posted is the rule of [Requests.Posted]. A cancelled request stays cancelled, with
+// one more live post. So does a failed one, unless that was its last post.
 func (r *Row) Posted(laneRow LaneRow, claim Claim, post int, postID string, now time.Time) (Change, error) {
 	now = laneRow.At(now)
 	p := r.post(post)
@@ -392,7 +395,7 @@ func (r *Row) Posted(laneRow LaneRow, claim Claim, post int, postID string, now 
 	change := Change{Request: true, Posts: []int{post}, Progress: true}
 	inDoubt := r.doubtful() != nil
 	if inDoubt || laneRow.Fence != claim.Fence {
-		change.WakeAt = now // whoever runs the lane does not know it yet
+		change.WakeAt = now // the lane's present holder does not know it yet
 	}
 	p.State, p.PostID = jetpost.PostPosted, postID
 	r.Holds = 0
@@ -433,8 +436,8 @@ func (r *Row) Conclude(laneRow LaneRow, claim Claim, out Outcome) (Change, error
 	return change, nil
 }
 
-// outdates tells whether the doubt about the post was settled while the worker
-// was still in it. What was pending may yet turn out to fail.
+// outdates reports whether the doubt about the post was settled while the worker was
+// still in it. A pending post may still turn out to have failed.
 func (p *PostRecord) outdates(out Outcome) bool {
 	switch p.State {
 	case jetpost.PostSending:
@@ -446,8 +449,8 @@ func (p *PostRecord) outdates(out Outcome) bool {
 	}
 }
 
-// settle keeps what is known of a post. An attempt by which X made nothing
-// does not count.
+// settle stores what is known of a post. An attempt by which X made nothing does not
+// count.
 func (r *Row) settle(p *PostRecord, out Outcome) {
 	p.Checks, p.AbsentAt = out.Checks, out.AbsentAt
 	if out.RenewMedia {
@@ -462,7 +465,8 @@ func (r *Row) settle(p *PostRecord, out Outcome) {
 	p.State = out.PostState
 }
 
-// renewMedia forgets what X does not take, but not what the bytes must be.
+// renewMedia forgets the ids that X does not take, but not the digests that the bytes
+// must have.
 func (p *PostRecord) renewMedia() {
 	for i, m := range p.Media {
 		p.Media[i] = Media{Digest: m.Digest, Renewed: true}
@@ -482,11 +486,11 @@ func (r *Row) Uploaded(laneRow LaneRow, claim Claim, post int, media []Media) (C
 	return Change{Posts: []int{post}}, nil
 }
 
-// concludeLate takes from a worker that has lost the lane what only it can
-// know: that X did not make the post that it sent. The lane wakes, for whoever
-// runs it does not know. A failed post cannot be passed, so its request fails
-// whatever it was doing; one that X did not make is just to be sent, by
-// whoever runs the lane then.
+// concludeLate accepts from a worker that has lost the lane what only this worker can
+// know: that X did not make the post that it sent. The lane wakes, because its present
+// holder does not know that. A failed post cannot be skipped, so its request fails in
+// whatever state it is. A post that X did not make is pending again, for the lane's
+// holder to send.
 func (r *Row) concludeLate(claim Claim, out Outcome) (Change, error) {
 	p := r.post(out.Post)
 	fact := out.PostState == jetpost.PostPending || out.PostState == jetpost.PostFailed
@@ -511,9 +515,8 @@ func (r *Row) concludeLate(claim Claim, out Outcome) (Change, error) {
 	return Change{Request: true, Posts: []int{out.Post}, WakeAt: out.Now}, nil
 }
 
-// conclude moves the request and tells whether that is news. A finished
-// request stays as it is, and so does what people are told of a hold that is
-// just the same again.
+// conclude moves the request and reports whether that needs an event. A finished
+// request stays as it is, and a hold that is just the same again needs no event.
 func (r *Row) conclude(out Outcome, generation int64) bool {
 	if r.Status.State.Finished() {
 		return r.Status.State == jetpost.StateCancelled && out.Post >= 0
@@ -545,8 +548,9 @@ func (r *Row) hold(out Outcome, generation int64) (news bool) {
 	return news
 }
 
-// patient tells the holds in which nothing fails: their number says nothing of how
-// often something was tried. Looks for a post in doubt have a count of their own.
+// patient reports whether nothing fails in a hold: the number of such holds does not
+// say how often something was tried. Timeline checks for a post in doubt have a count
+// of their own.
 func (o Outcome) patient() bool {
 	switch o.Reason.Code {
 	case jetpost.CodeMediaProcessing, jetpost.CodeRateLimited, jetpost.CodeAppPaused, jetpost.CodeAccountPaused, jetpost.CodePostingLimit,
@@ -574,7 +578,7 @@ func (r *Row) Replay(laneRow LaneRow, now time.Time) (ReplayResult, Change) {
 		result.Unpublished = true
 		return result, Change{}
 	case r.Status.State == jetpost.StateFailed:
-		// It left the line when it failed, and joins it at the end.
+		// The request left the queue when it failed, and joins it at the end.
 		r.DueAt = latest(latest(now, laneRow.LastDue), r.Status.PublishAt)
 		r.BeganAt = time.Time{}
 	case r.Status.State != jetpost.StateHeld || r.unread():
@@ -594,8 +598,8 @@ func (r *Row) Replay(laneRow LaneRow, now time.Time) (ReplayResult, Change) {
 	return result, change
 }
 
-// Cancel is the rule of [Requests.Cancel]. It wakes the lane, since the
-// request may have stood in the way of others.
+// Cancel is the rule of [Requests.Cancel]. It wakes the lane, since the request may
+// have blocked others.
 func (r *Row) Cancel(now time.Time) (Change, error) {
 	if r.Status.State.Finished() {
 		return Change{}, ErrNotRunnable
@@ -605,8 +609,8 @@ func (r *Row) Cancel(now time.Time) (Change, error) {
 	return Change{Request: true, WakeAt: now}, nil
 }
 
-// Reschedule is the rule of [Requests.Reschedule]. What was found of the request
-// until then, such as a hold, is found anew when it is due.
+// Reschedule is the rule of [Requests.Reschedule]. An earlier finding about the
+// request, such as a hold, is dropped: it is found again when the request is due.
 func (r *Row) Reschedule(laneRow LaneRow, at, now time.Time) (Change, error) {
 	now = laneRow.At(now)
 	if !r.unsent() {
@@ -628,8 +632,8 @@ func (r *Row) Reschedule(laneRow LaneRow, at, now time.Time) (Change, error) {
 	return Change{Request: true, WakeAt: r.DueAt}, nil
 }
 
-// Expire is the rule of [Requests.ExpireLate]. The posts stay pending, so that a
-// replay sends them.
+// Expire is the rule of [Requests.ExpireLate]. The posts stay pending, so that a replay
+// sends them.
 func (r *Row) Expire(dueBefore, now time.Time) (Change, error) {
 	if !r.unsent() || !r.DueAt.Before(dueBefore) {
 		return Change{}, ErrNotRunnable
@@ -641,8 +645,8 @@ func (r *Row) Expire(dueBefore, now time.Time) (Change, error) {
 	return Change{Request: true}, nil
 }
 
-// unsent tells whether the request still waits, and no post of it was sent or may
-// have been.
+// unsent reports whether the request still waits and no post of it was sent or may have
+// been sent.
 func (r *Row) unsent() bool {
 	switch r.Status.State {
 	case jetpost.StateScheduled, jetpost.StateQueued, jetpost.StateHeld:
@@ -653,8 +657,8 @@ func (r *Row) unsent() bool {
 	}
 }
 
-// putOff tells whether the request was rescheduled while a worker was at it: what
-// has not begun is worked on only once it is due.
+// putOff reports whether the request was rescheduled while a worker was at it: a
+// request that has not begun is worked on only once it is due.
 func (r *Row) putOff(now time.Time) bool { return r.BeganAt.IsZero() && r.DueAt.After(now) }
 
 // Resolve is the rule of [Requests.Resolve].
@@ -682,8 +686,8 @@ func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 	return change, nil
 }
 
-// Told completes what people are told of the request and its posts. The list
-// of posts is never nil, so that it is encoded as a list.
+// Told completes the representation of the request and its posts that events carry. The
+// list of posts is never nil, so that it is encoded as a list.
 func (r *Row) Told() Record {
 	st := &r.Status
 	st.Account, st.ID = r.Account, r.ID
@@ -710,13 +714,13 @@ func (r *Row) Told() Record {
 		st.Unpublish = &jetpost.UnpublishStatus{AskedAt: d.AskedAt, DoneAt: d.DoneAt, Reason: knownEnd(d.Reason), NextTryAt: d.NextAt}
 	}
 	told := r.Record
-	told.Status.Reason, told.Status.NextTryAt = r.outlook()
+	told.Status.Reason, told.Status.NextTryAt = r.shownReason()
 	return told
 }
 
-// outlook is the reason as people are told it, and when a held request is tried again
-// before that is over: only of a wait whose end is known the reason has it.
-func (r *Row) outlook() (reason *jetpost.Reason, nextTryAt time.Time) {
+// shownReason is the reason as events show it, and when a held request is tried again.
+// The reason has an end only if the end of the wait is known.
+func (r *Row) shownReason() (reason *jetpost.Reason, nextTryAt time.Time) {
 	reason = r.Status.Reason
 	if r.Status.State != jetpost.StateHeld || reason == nil {
 		return reason, time.Time{}
@@ -731,7 +735,8 @@ func (r *Row) outlook() (reason *jetpost.Reason, nextTryAt time.Time) {
 	return reason, next
 }
 
-// knownEnd is the reason without the time of the next try, where that is no end.
+// knownEnd is the reason without the time of the next try, if that time is not the end
+// of the wait.
 func knownEnd(reason *jetpost.Reason) *jetpost.Reason {
 	if reason == nil || !slices.Contains(triedAgain(), reason.Code) {
 		return reason
@@ -749,13 +754,13 @@ func triedAgain() []jetpost.Code {
 	}
 }
 
-// move puts the request into a state. Whatever it waited for is over.
+// move puts the request into a state and ends whatever it waited for.
 func (r *Row) move(state jetpost.State, event jetpost.EventType, reason *jetpost.Reason) {
 	r.Status.State, r.Event, r.Status.Reason = state, event, reason
 	r.HoldUntil = time.Time{}
 }
 
-// revise makes it a new revision, whose event is still to be published.
+// revise makes a new revision, whose event must still be published.
 func (r *Row) revise(now time.Time) {
 	r.trackDeletion(now)
 	r.Status.Revision++
@@ -769,10 +774,10 @@ func (r *Row) begun(now time.Time) {
 	}
 }
 
-// unread tells whether no worker so far could read the request.
+// unread reports whether no worker could read the request so far.
 func (r *Row) unread() bool { return r.Status.State == jetpost.StateHeld && len(r.Posts) == 0 }
 
-// post returns the post of that index, or nil.
+// post returns the post with that index, or nil.
 func (r *Row) post(index int) *PostRecord {
 	if index < 0 || index >= len(r.Posts) {
 		return nil
@@ -804,15 +809,15 @@ func (r *Row) Reconcile(now time.Time) (Change, error) {
 	}
 	r.Holds = 0
 	r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &jetpost.Reason{
-		Code: jetpost.CodeReconciling, Detail: "somebody asked to look at X again", Until: now,
+		Code: jetpost.CodeReconciling, Detail: "somebody asked to check X again", Until: now,
 	})
 	r.HoldUntil = now
 	r.revise(now)
 	return Change{Request: true, Posts: []int{p.Index}, WakeAt: now}, nil
 }
 
-// doubtful returns the post of an unknown or held request, or of one that is being
-// deleted, that may be live, or nil.
+// doubtful returns the post that may be live, of an unknown or held request or of one
+// that is being deleted, or nil.
 func (r *Row) doubtful() *PostRecord {
 	if r.Status.State != jetpost.StateUnknown && r.Status.State != jetpost.StateHeld && r.Deletion == nil {
 		return nil

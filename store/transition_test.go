@@ -17,18 +17,18 @@ var postStates = map[rune]jetpost.PostState{
 }
 
 const (
-	fence      = 7 // of the claim that every rule is told of
-	generation = 3 // of the line, and of the look that outcomes rest on
+	fence      = 7 // of the claim that every rule gets
+	generation = 3 // of the lane's row, and of the snapshot that outcomes rest on
 	before     = 5 // revision
 )
 
 var (
-	start = time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC) // of acceptance
-	now   = start.Add(time.Hour)
-	until = now.Add(time.Hour)
-	claim = store.Claim{Account: "acme", Fence: fence}
-	line  = store.LaneRow{Fence: fence, Held: true, Generation: generation, NextSeq: 4, LastDue: start}
-	taken = store.LaneRow{Fence: fence + 1, Held: true, Generation: generation}
+	start   = time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC) // of acceptance
+	now     = start.Add(time.Hour)
+	until   = now.Add(time.Hour)
+	claim   = store.Claim{Account: "acme", Fence: fence}
+	laneRow = store.LaneRow{Fence: fence, Held: true, Generation: generation, NextSeq: 4, LastDue: start}
+	taken   = store.LaneRow{Fence: fence + 1, Held: true, Generation: generation}
 )
 
 // row is a request whose latest event is published. What has posts that were
@@ -88,26 +88,26 @@ type rule func(*store.Row) (store.Change, error)
 
 func begin(post int) rule {
 	return func(r *store.Row) (store.Change, error) {
-		return r.Begin(line, claim, store.Intent{Post: post, Now: now, Lease: time.Minute})
+		return r.Begin(laneRow, claim, store.Intent{Post: post, Now: now, Lease: time.Minute})
 	}
 }
 
 // beginPaused begins the post that is next, of an account with that pause.
 func beginPaused(pause store.Pause) rule {
 	return func(r *store.Row) (store.Change, error) {
-		paused := line
+		paused := laneRow
 		paused.Pause = pause
 		return r.Begin(paused, claim, store.Intent{Post: len(r.Posts) - 1, Now: now})
 	}
 }
 
-func posted(line store.LaneRow, post int, postID string) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Posted(line, claim, post, postID, now) }
+func posted(laneRow store.LaneRow, post int, postID string) rule {
+	return func(r *store.Row) (store.Change, error) { return r.Posted(laneRow, claim, post, postID, now) }
 }
 
 func conclude(out store.Outcome) rule {
 	out.Now = now
-	return func(r *store.Row) (store.Change, error) { return r.Conclude(line, claim, out) }
+	return func(r *store.Row) (store.Change, error) { return r.Conclude(laneRow, claim, out) }
 }
 
 // concludeLate concludes after another worker has claimed the lane.
@@ -117,7 +117,7 @@ func concludeLate(out store.Outcome) rule {
 }
 
 func replay(r *store.Row) (store.Change, error) {
-	_, change := r.Replay(line, now)
+	_, change := r.Replay(laneRow, now)
 	return change, nil
 }
 
@@ -131,7 +131,7 @@ func expire(dueBefore time.Time) rule {
 func reconcile(r *store.Row) (store.Change, error) { return r.Reconcile(now) }
 
 func reschedule(at time.Time) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Reschedule(line, at, now) }
+	return func(r *store.Row) (store.Change, error) { return r.Reschedule(laneRow, at, now) }
 }
 
 func resolve(postID string) rule {
@@ -182,16 +182,16 @@ func TestRules(t *testing.T) {
 		{"begin the next", row(publishing, "lp"), begin(1), result{publishing, "before", "ls", 6, 0, 3, quietly(begun(1))}},
 		{"begin held", row(held, "lp"), begin(1), result{publishing, isResumed, "ls", 6, 1, 3, begun(1)}},
 
-		{"posted, more to come", row(publishing, "sp"), posted(line, 0, "a"), result{publishing, isProgress, "lp", 6, 0, 2, live(0, none)}},
-		{"posted, the last", row(publishing, "ls"), posted(line, 1, "a"), result{published, isPublished, "ll", 6, 0, 2, live(1, none)}},
-		{"posted while in doubt", row(held, "sp"), posted(line, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
+		{"posted, more to come", row(publishing, "sp"), posted(laneRow, 0, "a"), result{publishing, isProgress, "lp", 6, 0, 2, live(0, none)}},
+		{"posted, the last", row(publishing, "ls"), posted(laneRow, 1, "a"), result{published, isPublished, "ll", 6, 0, 2, live(1, none)}},
+		{"posted while in doubt", row(held, "sp"), posted(laneRow, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
 		{"posted after a takeover", row(queued, "sp"), posted(taken, 0, "a"), result{queued, isProgress, "lp", 6, 0, 2, live(0, now)}},
-		{"posted after unknown", row(unknown, "sp"), posted(line, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
-		{"posted after unknown, the last", row(unknown, "s"), posted(line, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, now)}},
-		{"posted after cancelled", row(cancelled, "s"), posted(line, 0, "a"), result{cancelled, "before", "l", 6, 0, 2, live(0, none)}},
-		{"posted after failed", row(failed, "sp"), posted(line, 0, "a"), result{failed, "before", "lp", 6, 0, 2, live(0, none)}},
-		{"posted after failed, the last", row(failed, "f"), posted(line, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, none)}},
-		{"posted again", row(publishing, "lp"), posted(line, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, store.Change{}}},
+		{"posted after unknown", row(unknown, "sp"), posted(laneRow, 0, "a"), result{queued, isResumed, "lp", 6, 0, 2, live(0, now)}},
+		{"posted after unknown, the last", row(unknown, "s"), posted(laneRow, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, now)}},
+		{"posted after cancelled", row(cancelled, "s"), posted(laneRow, 0, "a"), result{cancelled, "before", "l", 6, 0, 2, live(0, none)}},
+		{"posted after failed", row(failed, "sp"), posted(laneRow, 0, "a"), result{failed, "before", "lp", 6, 0, 2, live(0, none)}},
+		{"posted after failed, the last", row(failed, "f"), posted(laneRow, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, none)}},
+		{"posted again", row(publishing, "lp"), posted(laneRow, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, store.Change{}}},
 
 		{"held", row(queued, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{held, isHeld, "p", 6, 1, 2, saved}},
 		{"held, the same again", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Millisecond))), result{held, "before", "p", 5, 1, 2, saved}},
@@ -268,7 +268,7 @@ func TestRules(t *testing.T) {
 func TestRulesRefuse(t *testing.T) {
 	t.Parallel()
 	const queued, publishing = jetpost.StateQueued, jetpost.StatePublishing
-	released := line
+	released := laneRow
 	released.Held = false
 	tests := []struct {
 		name string
@@ -311,9 +311,9 @@ func TestRulesRefuse(t *testing.T) {
 		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
 			return r.Posted(taken, store.Claim{Fence: fence - 1}, 0, "a", now)
 		}, store.ErrFenced},
-		{"posted never begun", row(queued, "p"), posted(line, 0, "a"), store.ErrFenced},
-		{"posted with another id", row(publishing, "lp"), posted(line, 0, "a"), store.ErrFenced},
-		{"posted no post of it", row(publishing, "s"), posted(line, 1, "a"), store.ErrFenced},
+		{"posted never begun", row(queued, "p"), posted(laneRow, 0, "a"), store.ErrFenced},
+		{"posted with another id", row(publishing, "lp"), posted(laneRow, 0, "a"), store.ErrFenced},
+		{"posted no post of it", row(publishing, "s"), posted(laneRow, 1, "a"), store.ErrFenced},
 		{"reschedule a begun one", row(publishing, "s"), reschedule(until), store.ErrNotRunnable},
 		{"reschedule a failed one", row(jetpost.StateFailed, "p"), reschedule(until), store.ErrNotRunnable},
 		{"reschedule a live one", row(jetpost.StateHeld, "lp"), reschedule(until), store.ErrNotRunnable},
@@ -361,7 +361,7 @@ func TestBeginRecordsTheIntent(t *testing.T) {
 	t.Parallel()
 	r := row(jetpost.StateQueued, "p")
 	intent := store.Intent{ParentID: "parent", TextHash: []byte{1}, MediaIDs: []string{"m"}, NotAfter: until, Now: now, Lease: time.Minute}
-	if _, err := r.Begin(line, claim, intent); err != nil {
+	if _, err := r.Begin(laneRow, claim, intent); err != nil {
 		t.Fatal(err)
 	}
 	want := store.PostRecord{
@@ -376,13 +376,13 @@ func TestBeginRecordsTheIntent(t *testing.T) {
 	}
 }
 
-// Publishing is no news, but it must not hide news that nobody was told yet.
+// A begun request needs no event, but it must not hide one that is still pending.
 func TestBeginAnnounces(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name      string
 		state     jetpost.State
-		announced int64
+		delivered int64
 		want      bool // that an event is still to be published
 	}{
 		{"told", jetpost.StateQueued, before, false},
@@ -391,7 +391,7 @@ func TestBeginAnnounces(t *testing.T) {
 	}
 	for _, test := range tests {
 		r := row(test.state, "p")
-		r.Delivered = test.announced
+		r.Delivered = test.delivered
 		if _, err := begin(0)(r); err != nil {
 			t.Fatal(err)
 		}
@@ -406,13 +406,13 @@ func TestHoldEnds(t *testing.T) {
 	tests := []struct {
 		name       string
 		until      time.Time
-		generation int64 // of the look
+		generation int64 // of the snapshot
 		want       time.Time
 	}{
 		{"known end", until, generation, until},
-		{"known end, and something rang", until, generation - 1, until},
+		{"known end, and something woke", until, generation - 1, until},
 		{"no end", time.Time{}, generation, time.Time{}},
-		{"no end, and something rang", time.Time{}, generation - 1, now},
+		{"no end, and something woke", time.Time{}, generation - 1, now},
 	}
 	for _, test := range tests {
 		r := row(jetpost.StatePublishing, "p")
@@ -427,24 +427,24 @@ func TestHoldEnds(t *testing.T) {
 
 func TestReplayTakesAPlace(t *testing.T) {
 	t.Parallel()
-	busy := line
+	busy := laneRow
 	busy.LastDue = until
 	scheduled := row(jetpost.StateFailed, "f")
 	scheduled.Status.PublishAt = until.Add(time.Hour)
 	tests := []struct {
-		name string
-		row  *store.Row
-		line store.LaneRow
-		want time.Time // when it is due
+		name    string
+		row     *store.Row
+		laneRow store.LaneRow
+		want    time.Time // when it is due
 	}{
-		{"failed", row(jetpost.StateFailed, "f"), line, now},
+		{"failed", row(jetpost.StateFailed, "f"), laneRow, now},
 		{"failed, behind what was accepted since", row(jetpost.StateFailed, "f"), busy, until},
 		{"failed before its time", scheduled, busy, until.Add(time.Hour)},
 		{"held, where it stands", row(jetpost.StateHeld, "f"), busy, start},
 	}
 	for _, test := range tests {
 		failed := test.row.Status.State == jetpost.StateFailed
-		result, _ := test.row.Replay(test.line, now)
+		result, _ := test.row.Replay(test.laneRow, now)
 		if !result.Queued || result.Left != 1 || !test.row.DueAt.Equal(test.want) || test.row.BeganAt.IsZero() != failed {
 			t.Errorf("%s: %+v, due %s, began %s, want due %s", test.name, result, test.row.DueAt, test.row.BeganAt, test.want)
 		}
@@ -454,7 +454,7 @@ func TestReplayTakesAPlace(t *testing.T) {
 // What was put off has not begun, even if a worker sent it once and X made nothing.
 func TestRescheduleTakesAPlace(t *testing.T) {
 	t.Parallel()
-	busy := line
+	busy := laneRow
 	busy.LastDue = until
 	for _, test := range []struct {
 		name           string
@@ -473,15 +473,15 @@ func TestRescheduleTakesAPlace(t *testing.T) {
 		}
 		// A worker that had it at hand writes nothing more before its time.
 		early := store.Intent{Now: now, Lease: time.Minute}
-		if _, err := r.Begin(line, claim, early); !errors.Is(err, store.ErrNotRunnable) {
+		if _, err := r.Begin(laneRow, claim, early); !errors.Is(err, store.ErrNotRunnable) {
 			t.Errorf("%s: begin before its time: %v", test.name, err)
 		}
-		change, err := r.Conclude(line, claim, store.Outcome{State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: now})
+		change, err := r.Conclude(laneRow, claim, store.Outcome{State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: now})
 		if diff := cmp.Diff(store.Change{}, change); diff != "" || err != nil || r.Status.State == jetpost.StateFailed {
 			t.Errorf("%s: conclude before its time: %v %s", test.name, err, diff)
 		}
 		early.Now = test.due
-		if _, err := r.Begin(line, claim, early); err != nil {
+		if _, err := r.Begin(laneRow, claim, early); err != nil {
 			t.Errorf("%s: begin in time: %v", test.name, err)
 		}
 	}
@@ -514,11 +514,11 @@ func TestEnter(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			l, in := line, acceptance(2)
+			l, in := laneRow, acceptance(2)
 			l.LastDue, in.Request.PublishAt, in.Hold = test.lastDue, test.publishAt, test.hold
 			r := l.Enter(in)
 			want := &store.Row{Record: store.Record{
-				Key: store.Key{Account: "acme", ID: "x"}, Seq: line.NextSeq, Body: in.Body, DueAt: test.due, Event: test.event,
+				Key: store.Key{Account: "acme", ID: "x"}, Seq: laneRow.NextSeq, Body: in.Body, DueAt: test.due, Event: test.event,
 				Posts: []store.PostRecord{{Index: 0, State: jetpost.PostPending}, {Index: 1, State: jetpost.PostPending}},
 				Status: jetpost.RequestStatus{
 					State: test.state, Reason: test.hold, Revision: 1, AcceptedAt: now, UpdatedAt: now,
@@ -531,8 +531,8 @@ func TestEnter(t *testing.T) {
 			if diff := cmp.Diff(want, r); diff != "" {
 				t.Errorf("row (-want +got):\n%s", diff)
 			}
-			if l.NextSeq != line.NextSeq+1 || !l.LastDue.Equal(test.lastDueThen) {
-				t.Errorf("line is %+v, want the next sequence and %s", l, test.lastDueThen)
+			if l.NextSeq != laneRow.NextSeq+1 || !l.LastDue.Equal(test.lastDueThen) {
+				t.Errorf("lane row is %+v, want the next sequence and %s", l, test.lastDueThen)
 			}
 		})
 	}
@@ -598,6 +598,6 @@ func TestTold(t *testing.T) {
 		t.Errorf("status is %+v", st)
 	}
 	if posts := row(jetpost.StateHeld, "").Told().Status.Posts; posts == nil {
-		t.Error("no posts are told as nil: they would be encoded as null")
+		t.Error("no posts are nil: they would be encoded as null")
 	}
 }

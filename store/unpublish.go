@@ -8,13 +8,13 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// These are the rules by which a request's posts are deleted. The wish is kept beside the
-// request, which is finished from then on: it keeps its state.
+// These are the rules by which a request's posts are deleted. The deletion is stored
+// beside the request. The request is finished from then on and keeps its state.
 
-// Open tells whether something is left to be deleted, or to be found out.
+// Open reports whether something is left to be deleted or to be found out.
 func (d *Deletion) Open() bool { return d != nil && d.DoneAt.IsZero() }
 
-// UnpublishAt is when a lane goes on with the deletion, zero for never.
+// UnpublishAt is when a lane continues with the deletion, zero for never.
 func (r *Row) UnpublishAt() time.Time {
 	if r.Deletion == nil {
 		return time.Time{}
@@ -42,8 +42,8 @@ func (r *Row) Unpublish(now time.Time) (Change, error) {
 }
 
 // PostDeleted is the rule of [Requests.PostDeleted].
-func (r *Row) PostDeleted(line LaneRow, post int, now time.Time) (Change, error) {
-	now = line.At(now)
+func (r *Row) PostDeleted(laneRow LaneRow, post int, now time.Time) (Change, error) {
+	now = laneRow.At(now)
 	p := r.post(post)
 	switch {
 	case p == nil, p.State != jetpost.PostPosted, r.Deletion == nil:
@@ -58,10 +58,10 @@ func (r *Row) PostDeleted(line LaneRow, post int, now time.Time) (Change, error)
 }
 
 // HoldUnpublish is the rule of [Requests.HoldUnpublish].
-func (r *Row) HoldUnpublish(line LaneRow, claim Claim, out Outcome) (Change, error) {
-	out.Now = line.At(out.Now)
+func (r *Row) HoldUnpublish(laneRow LaneRow, claim Claim, out Outcome) (Change, error) {
+	out.Now = laneRow.At(out.Now)
 	switch {
-	case !line.HeldBy(claim):
+	case !laneRow.HeldBy(claim):
 		return Change{}, ErrFenced
 	case !r.Deletion.Open():
 		return Change{}, ErrNotRunnable
@@ -79,8 +79,8 @@ func (r *Row) HoldUnpublish(line LaneRow, claim Claim, out Outcome) (Change, err
 	d.Reason, d.NextAt = &out.Reason, time.Time{}
 	if out.State == jetpost.StateHeld {
 		d.NextAt = cmp.Or(out.CheckAt, out.Reason.Until)
-		if out.Reason.Until.IsZero() && line.Generation != out.Generation {
-			d.NextAt = out.Now // what it waits for may be there
+		if out.Reason.Until.IsZero() && laneRow.Generation != out.Generation {
+			d.NextAt = out.Now // what it waits for may have happened
 		}
 	}
 	if !out.patient() {
@@ -94,7 +94,7 @@ func (r *Row) HoldUnpublish(line LaneRow, claim Claim, out Outcome) (Change, err
 	return change, nil
 }
 
-// deleteAt has the deletion go on at that time, as after progress.
+// deleteAt makes the deletion continue at that time, as after progress.
 func (r *Row) deleteAt(at time.Time) {
 	d := *r.Deletion
 	d.Reason, d.Holds, d.NextAt = nil, 0, at
@@ -102,8 +102,8 @@ func (r *Row) deleteAt(at time.Time) {
 	r.Event = jetpost.EventRequestUnpublishing
 }
 
-// trackDeletion ends the deletion with the last post, and takes it up again where a late
-// answer tells of one more.
+// trackDeletion ends the deletion with the last post, and resumes it if a late answer
+// shows one more live post.
 func (r *Row) trackDeletion(now time.Time) {
 	switch left := r.undeleted(); {
 	case r.Deletion == nil || left == r.Deletion.Open():
@@ -121,7 +121,7 @@ func (r *Row) trackDeletion(now time.Time) {
 	}
 }
 
-// undeleted tells whether a post is live, or may be.
+// undeleted reports whether a post is live or may be live.
 func (r *Row) undeleted() bool {
 	return slices.ContainsFunc(r.Posts, func(p PostRecord) bool {
 		return p.State == jetpost.PostSending || p.State == jetpost.PostPosted && p.DeletedAt.IsZero()
