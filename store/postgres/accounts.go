@@ -12,12 +12,12 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// xUserConstraint is the one that keeps an X user under one name.
+// xUserConstraint is the constraint that gives an X user at most one name.
 const xUserConstraint = "accounts_x_user"
 
 const (
-	// sqlAddAccount also waits for an import of the same name that is under
-	// way, so that afterwards the account is either ours or there to be read.
+	// sqlAddAccount also waits for an import of the same name that is under way.
+	// Afterwards the account is either ours or can be read.
 	sqlAddAccount = `
 INSERT INTO accounts (name, x_user_id, username, created_at) VALUES ($1, $2, $3, $4)
 ON CONFLICT (name) DO NOTHING`
@@ -77,7 +77,7 @@ func (s *Store) addToken(ctx context.Context, tx pgx.Tx, in store.Import) error 
 	return err
 }
 
-// replaceToken brings a known account its new pair, unless that is an old one.
+// replaceToken gives a known account its new pair, unless that pair is an old one.
 func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (store.ImportResult, error) {
 	n, err := changed(ctx, tx, sqlRenameUser, in.Name, in.XUserID, in.Username)
 	if err := orNone(n, err, store.ErrNameTaken); err != nil {
@@ -116,7 +116,7 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 }
 
 const (
-	// unfinished is what the partial indexes of requests cover.
+	// unfinished is the condition of the partial indexes of requests.
 	unfinished = `state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown')`
 
 	maxOpen = "1000" // store.MaxOpen

@@ -19,16 +19,16 @@ import (
 )
 
 const (
-	// soon is how long calls wait in these tests for a database that does not answer.
+	// soon is how long calls in these tests wait for a database that does not answer.
 	soon = 300 * time.Millisecond
-	// transaction and statement are what a client sends as the last of a call: a
+	// transaction and statement are the last message that a client sends in a call: a
 	// commit, or a statement that was prepared before.
 	transaction, statement = "commit", "stmtcache_"
 	// patiently is how long a test waits for a fact.
 	patiently = 20 * time.Second
 )
 
-// prepared is how the client names a statement that it has prepared.
+// prepared is the client's name of a statement that it has prepared.
 func prepared(statement string) string {
 	return fmt.Sprintf("stmtcache_%x", sha256.Sum256([]byte(statement)))[:len("stmtcache_")+48]
 }
@@ -44,8 +44,8 @@ type proxied struct {
 	round string
 }
 
-// behind opens a ledger behind a proxy, by one connection that is warm: every
-// statement was prepared on it.
+// behind opens a ledger behind a proxy, with one warm connection: every statement was
+// prepared on it.
 func behind(t *testing.T) *proxied {
 	t.Helper()
 	p := &proxied{testBundle: setup(t)}
@@ -56,7 +56,7 @@ func behind(t *testing.T) *proxied {
 	return p
 }
 
-// lease claims everything that a worker may hold.
+// hold claims everything that a worker may hold.
 func (p *proxied) hold(t *testing.T) {
 	t.Helper()
 	_, err := p.st.Accept(t.Context(), p.acceptance("r"))
@@ -226,8 +226,8 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 	}
 }
 
-// TestEveryCallIsBounded: where packets are dropped, each call ends and says why, and
-// nothing is left of its connection once the database answers again.
+// TestEveryCallIsBounded: if packets are dropped, each call ends with an error that
+// says why, and nothing is left of its connection once the database answers again.
 func TestEveryCallIsBounded(t *testing.T) {
 	t.Parallel()
 	p := behind(t)
@@ -256,8 +256,8 @@ func TestEveryCallIsBounded(t *testing.T) {
 	p.answers(t)
 }
 
-// answers waits until the ledger answers again, with calls that are waited for as
-// long as they are in earnest.
+// answers waits until the ledger answers again, by calls with the time limits of
+// production.
 func (p *proxied) answers(t *testing.T) {
 	t.Helper()
 	p.st.bound(patience{call: callTimeout, report: reportTimeout})
@@ -274,13 +274,13 @@ func (p *proxied) answers(t *testing.T) {
 	}
 }
 
-// TestGivenUpTakesEffect: a write whose answer is lost has taken effect. The same call
-// again does no harm, and says what its caller can go on with.
+// TestGivenUpTakesEffect: a write whose answer is lost has taken effect. Repeating the
+// call does no harm, and its result lets the caller continue.
 func TestGivenUpTakesEffect(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name  string
-		word  string // what the client sends as its last
+		word  string // the last message that the client sends
 		again error
 	}{
 		{"Accept", prepared(sqlCommit), nil},
@@ -349,8 +349,8 @@ func TestGivenUpTakesEffect(t *testing.T) {
 	}
 }
 
-// TestClaimGivenUp: a claim whose answer is lost neither keeps the lane from its own
-// worker nor counts as a worker that died on it.
+// TestClaimGivenUp: a claim whose answer is lost does not keep the lane from its own
+// worker, and does not count as a worker that died on it.
 func TestClaimGivenUp(t *testing.T) {
 	t.Parallel()
 	p := behind(t)
@@ -376,8 +376,8 @@ func TestClaimGivenUp(t *testing.T) {
 	}
 }
 
-// ready has what the call is about in the state that it changes, and its statement
-// prepared.
+// ready brings what the call is about into the state that the call changes, and
+// prepares its statement.
 func (p *proxied) ready(t *testing.T, name, word string) {
 	t.Helper()
 	if name != "Accept" {
@@ -453,7 +453,7 @@ func (p *proxied) warm(t *testing.T, name string) {
 }
 
 // TestDemotedPrimaryIsLeft: a primary that takes no more writes keeps no connection of
-// the pool. Each finds out once.
+// the pool. Each connection finds out once.
 func TestDemotedPrimaryIsLeft(t *testing.T) {
 	t.Parallel()
 	pair := pgtest.StartPair(t)
@@ -476,7 +476,7 @@ func TestDemotedPrimaryIsLeft(t *testing.T) {
 	check(t, write())
 	execute(t, pair.Primary.URL(), "ALTER SYSTEM SET default_transaction_read_only = on")
 	execute(t, pair.Primary.URL(), "SELECT pg_reload_conf()")
-	for write() == nil { // until every session has heard
+	for write() == nil { // until every session has the setting
 	}
 	pair.Promote(t)
 	for range connections {

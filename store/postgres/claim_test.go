@@ -16,19 +16,19 @@ import (
 )
 
 const (
-	// churnRounds is how many rounds a ledger has behind it when it is measured.
-	// Each takes the tokens of one in so many.
+	// churnRounds is how many rounds a ledger has behind it when it is measured. Each
+	// round takes one of every churnRounds tokens.
 	churnRounds = 10
-	// flatness is how many times the buffers of a small ledger a large one may
+	// flatness is the allowed ratio of the buffers that a large and a small ledger
 	// touch.
 	flatness = 3
 	// claims is how many claims of a batch are measured.
 	claims = 7
 )
 
-// fillTokens makes so many tokens as long as real ones, of which one in churnRounds
-// is due in each hour. As churn writes the whole table ten times over, the log
-// for a crash is left out.
+// fillTokens makes that many tokens, as long as real ones. One in churnRounds is due in
+// each hour. The tables are unlogged, because churn writes the whole table ten times
+// over.
 const fillTokens = `
 ALTER TABLE refresh_journal SET UNLOGGED;
 ALTER TABLE oauth_tokens SET UNLOGGED;
@@ -47,9 +47,8 @@ SET lease_id = gen_random_uuid(), lease_until = clock_timestamp() + interval '30
     attempts = attempts + 1, next_attempt_at = greatest($1 + interval '30 seconds', expires_at - interval '2 minutes')
 WHERE NOT requires_reauth AND due_at < $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())`
 
-// saveClaimed is SaveToken for every token that is claimed, but for one in
-// fifty: its exchange came to nothing, and it waits, also when the ledger is
-// measured.
+// saveClaimed is SaveToken for every claimed token but one in fifty. The exchange of
+// that one had no result, and it still waits when the ledger is measured.
 const saveClaimed = `
 UPDATE oauth_tokens
 SET access_token = access_token, refresh_token = refresh_token, version = version + 1, lease_id = NULL, lease_until = NULL,
@@ -60,10 +59,10 @@ SET access_token = access_token, refresh_token = refresh_token, version = versio
     attempts = CASE WHEN substr(user_id, 2)::int % 50 = 0 THEN attempts ELSE 0 END
 WHERE lease_id IS NOT NULL`
 
-// TestClaimStaysFlat: a claim among a hundred thousand tokens, or a million where
-// JETPOST_TEST_FULL is set, touches hardly more than one among a thousand, after rounds
-// that have rewritten them all. Vacuum runs after each round, as the table's own setting
-// has autovacuum do.
+// TestClaimStaysFlat: a claim among a hundred thousand tokens (a million with
+// JETPOST_TEST_FULL) touches hardly more buffers than one among a thousand, after
+// rounds that have rewritten all tokens. Vacuum runs after each round, as autovacuum
+// does by the table's own setting.
 func TestClaimStaysFlat(t *testing.T) {
 	t.Parallel()
 	small := claimBuffers(t, 1_000)
@@ -78,8 +77,8 @@ func TestClaimStaysFlat(t *testing.T) {
 	}
 }
 
-// claimBuffers is the median of what a claim touches in a ledger of so many
-// tokens.
+// claimBuffers is the median of the buffers that a claim touches in a ledger of that
+// many tokens.
 func claimBuffers(t *testing.T, tokens int) int {
 	t.Helper()
 	conn := connect(t, pgtest.Migrated(t, Migrate))

@@ -11,7 +11,8 @@ import (
 	"github.com/jetpost/jetpost/internal/pgtest"
 )
 
-// fillBacklog makes lines of so many late requests each, of which the first has begun.
+// fillBacklog makes queues of that many late requests each. The first request of each
+// has begun.
 const fillBacklog = `
 ALTER TABLE posts SET UNLOGGED;
 ALTER TABLE requests SET UNLOGGED;
@@ -28,8 +29,9 @@ VACUUM (ANALYZE) posts;
 VACUUM (ANALYZE) lanes;
 VACUUM (ANALYZE) accounts`
 
-// TestBacklogCostsNothing: what a command or a worker asks touches hardly more of a
-// ledger in which ten times as much waits. Time says less, on a machine that is busy.
+// TestBacklogCostsNothing: a command or a worker touches hardly more buffers of a
+// ledger with ten times as many waiting requests. Buffers say more than time on a busy
+// machine.
 func TestBacklogCostsNothing(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -63,7 +65,7 @@ func TestBacklogCostsNothing(t *testing.T) {
 	}
 }
 
-// backlog is a ledger with lines of that length.
+// backlog is a ledger with queues of that length.
 func backlog(t *testing.T, requests int) *pgx.Conn {
 	t.Helper()
 	conn := connect(t, pgtest.Migrated(t, Migrate))
@@ -74,7 +76,7 @@ func backlog(t *testing.T, requests int) *pgx.Conn {
 	return conn
 }
 
-// buffersOf is how much a query touches, the second time.
+// buffersOf is how many buffers a query touches at its second run.
 func buffersOf(t *testing.T, conn *pgx.Conn, query string, args []any) int {
 	t.Helper()
 	explainQuery(t, conn, query, args)

@@ -21,7 +21,7 @@ func (s *Store) KeyUses(ctx context.Context) ([]store.KeyUse, error) {
 
 const sqlKeyCheck = `SELECT id::text, coalesce(key_check, '') FROM ledger`
 
-// Key check value implements store.Keys.
+// KeyCheck implements store.Keys.
 func (s *Store) KeyCheck(ctx context.Context) (ledgerID, keyCheck string, err error) {
 	err = s.db.QueryRow(ctx, sqlKeyCheck).Scan(&ledgerID, &keyCheck)
 	return ledgerID, keyCheck, s.wrap("read key check value", err)
@@ -37,9 +37,9 @@ func (s *Store) SealedTokens(ctx context.Context, after string, limit int) ([]st
 	return rows, s.wrap("read sealed tokens", err)
 }
 
-// sqlReseal changes no row that is not what was read: what a worker has saved
-// since is newer. It waits for nobody who holds a row, and so cannot deadlock
-// with another rotation either; such a row is looked at again.
+// sqlReseal changes only rows that still are what was read: what a worker has saved
+// since is newer. It waits for nobody who holds a row, so it cannot deadlock with
+// another rotation. A skipped row is read again later.
 const sqlReseal = `
 UPDATE oauth_tokens AS t SET access_token = n.access, refresh_token = n.refresh
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[]) AS n (id, old_access, old_refresh, access, refresh)

@@ -14,12 +14,12 @@ import (
 
 const sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
 
-// maxGivenUp bounds the claims of one lane that are remembered since they were given
-// up: it takes as many in a row without an answer to forget the first.
+// maxGivenUp bounds how many given-up claims of one lane are remembered. The first one
+// is forgotten only after that many claims in a row got no answer.
 const maxGivenUp = 8
 
-// givenUp remembers the claims whose answer never came, by lane. Each may have taken
-// effect, and would keep its lane from everybody for a lease.
+// givenUp remembers the claims without an answer, by lane. Each may have taken effect
+// and would keep its lane from all workers for a lease.
 type givenUp struct {
 	mu     sync.Mutex
 	claims map[string][]string
@@ -43,9 +43,9 @@ func (g *givenUp) keep(account string, claims []string) {
 	g.claims[account] = claims[max(0, len(claims)-maxGivenUp):]
 }
 
-// ClaimLane implements store.Requests. Of two that claim at once, the second waits for
-// the row and then sees the first one's lease. Each claim has an id of its own, so that
-// one which takes effect long after it was given up takes no lane from a later one.
+// ClaimLane implements store.Requests. If two claim at once, the second waits for the
+// row and then sees the first one's lease. Each claim has an id of its own, so that a
+// claim that takes effect long after it was given up takes no lane from a later one.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
 	id, before := uuid.NewString(), s.givenUp.take(account)
 	defer func() {
@@ -56,7 +56,7 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: worker, claim: id, before: before, lease: lease, now: now, next: true})
 	if err == nil && out.found {
 		lane := store.Claim{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Cache: &store.ClaimCache{}}
-		if out.looked {
+		if out.read {
 			lane.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
 		}
 		if out.token != nil {
@@ -64,7 +64,7 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 		}
 		return lane, true, nil
 	}
-	if err == nil { // somebody holds it, or there is no such lane
+	if err == nil { // another worker holds it, or there is no such lane
 		err = missing(s.db.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
 	}
 	return store.Claim{}, false, s.wrap("claim lane", err)
@@ -109,8 +109,8 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 
 const (
 	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
-	// sqlHead runs two short index scans. What has begun goes first, and once
-	// it has it is due, whatever this worker's clock says.
+	// sqlHead runs two short index scans. A begun request goes first, and it is due
+	// whatever this worker's clock says.
 	sqlHead = `
 SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce(
     (SELECT id FROM requests WHERE account = $1 AND began_at IS NOT NULL AND ` + unfinished + `
@@ -122,7 +122,7 @@ SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce
 
 // Snapshot implements store.Requests.
 func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
-	err = s.view(ctx, "look at lane", func(ctx context.Context, tx pgx.Tx) error {
+	err = s.view(ctx, "read snapshot of lane", func(ctx context.Context, tx pgx.Tx) error {
 		snapshot = store.Snapshot{}
 		err := tx.QueryRow(ctx, sqlGenerations, lane.Account, lane.Fence).
 			Scan(&snapshot.Generation, pausedAt{&snapshot.Pause}, at{&snapshot.Pause.Reason.Until}, &snapshot.Pause.Reason.Detail, store.CauseOf{Pause: &snapshot.Pause}, at{&snapshot.UnpublishAt})
@@ -155,16 +155,16 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 	return err
 }
 
-// Posted implements store.Requests. The holder of the lane may tell it too:
-// it may have found the post of an earlier one at X.
+// Posted implements store.Requests. The lane's holder may call it too, because it may
+// have found an earlier holder's post on X.
 func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
 	return s.write(ctx, "record post", claim, id, step{post: post, now: now}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Posted(laneRow, claim, post, postID, now)
 	})
 }
 
-// write applies a rule to the head as the holder of the lane knows it and, where the
-// ledger knows it otherwise by now, to what is there.
+// write applies a rule to the head as the holder of the lane knows it. If the ledger
+// has another head by now, it applies the rule to that one.
 func (s *Store) write(ctx context.Context, what string, claim store.Claim, id string, st step, rule func(store.LaneRow, *store.Row) (store.Change, error)) (jetpost.State, error) {
 	laneRow, row, known := claim.Cache.Head(id)
 	if known {
@@ -186,7 +186,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Claim, id st
 				row.Status.UpdatedAt = out.at // by the database's clock
 				claim.Cache.Marked(st.told, out.latest)
 				claim.Cache.Wrote(row)
-				if out.looked {
+				if out.read {
 					claim.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
 				}
 				if out.token != nil && out.head != nil {
@@ -220,7 +220,7 @@ func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post
 }
 
 const (
-	// Its row is what reservations wait for one another at.
+	// Reservations wait for one another at the row of this table.
 	sqlAppWindow = `
 INSERT INTO app_windows AS w (name, x_reset, remaining) VALUES ($1, $2, $3)
 ON CONFLICT (name) DO UPDATE SET
@@ -250,14 +250,14 @@ func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservati
 	return out, err
 }
 
-// sqlBehind reads what waits in a line, behind a head that is held.
+// sqlBehind reads what waits in a queue behind a held head.
 const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
 WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= coalesce($2::timestamptz, statement_timestamp()) ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
 
 // HoldQueue implements store.Requests.
 func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
 	claim.Cache.Forget()
-	err = s.change(ctx, "hold line", func(ctx context.Context, tx pgx.Tx) error {
+	err = s.change(ctx, "hold queue", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
 		laneRow, err := s.lockLane(ctx, tx, claim.Account)
 		if err == nil && !laneRow.HeldBy(claim) {

@@ -13,7 +13,7 @@ import (
 const (
 	sqlAddLink = `
 INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)`
-	// sqlForgetLinks leaves alone what another call is forgetting just now.
+	// sqlForgetLinks skips links that another call is deleting.
 	sqlForgetLinks = `
 DELETE FROM connect_links WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM connect_links WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))`
@@ -43,7 +43,7 @@ func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, erro
 	return link, s.wrap("read link", missing(err, store.ErrNotFound))
 }
 
-// scanLink scans the columns of a link, and those that follow them.
+// scanLink scans the columns of a link, and the columns after them.
 func scanLink(row scanner, more ...any) (l store.Link, err error) {
 	var digest []byte
 	err = row.Scan(append([]any{&digest, &l.Account, &l.ReturnTo, at{&l.CreatedAt}, at{&l.ExpiresAt}, at{&l.UsedAt}}, more...)...)
@@ -52,7 +52,7 @@ func scanLink(row scanner, more ...any) (l store.Link, err error) {
 }
 
 const (
-	// sqlLockLink waits for whoever takes or begins an attempt just now.
+	// sqlLockLink waits for a call that takes or begins an attempt.
 	sqlLockLink = `
 SELECT ` + linkColumns + `, coalesce(busy_until > clock_timestamp(), false) FROM connect_links
 WHERE token_hash = $1 FOR UPDATE`

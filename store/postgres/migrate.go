@@ -21,19 +21,19 @@ const (
 	// schemaVersion is the version of the newest migration.
 	schemaVersion = 11
 
-	// A process that finds another one migrating looks again every
-	// lockPeriodSeconds, at most lockTries times.
+	// A process that finds another one migrating tries again every lockPeriodSeconds,
+	// at most lockTries times.
 	lockPeriodSeconds = 1
 	lockTries         = 300
 
-	undefinedTable = "42P01" // PostgreSQL's code for a table that is not there
+	undefinedTable = "42P01" // PostgreSQL's code for a missing table
 )
 
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Migrate brings the schema up to date. Any number of processes may do so at
-// once: one migrates, the others wait for it.
+// Migrate brings the schema up to date. Any number of processes may call it at once:
+// one migrates, the others wait for it.
 func Migrate(ctx context.Context, url string) error {
 	config, err := parseURL(url)
 	if err != nil {
@@ -53,12 +53,13 @@ func migrate(ctx context.Context, config *pgx.ConnConfig) (err error) {
 	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
 	tries := 1
 	if sessionsOf(config).pooled {
-		// A lock of a session means nothing there. Each migration is one transaction,
-		// and one that lost a race fails since its tables are there: every failed try
-		// means that another process has gone at least one version further.
+		// A session lock has no meaning behind a pooler. Each migration is one
+		// transaction, and one that lost a race fails because its tables exist. Every
+		// failed try therefore means that another process is at least one version
+		// further.
 		tries = schemaVersion + 2
 	} else {
-		delete(config.RuntimeParams, paramStatement) // a migration takes as long as it takes
+		delete(config.RuntimeParams, paramStatement) // a migration has no time limit
 		delete(config.RuntimeParams, paramIdle)
 		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(lockPeriodSeconds, lockTries))
 		if err != nil {

@@ -43,7 +43,7 @@ func (p pausedAt) Scan(value any) error {
 	return at{&p.pause.Since}.Scan(value)
 }
 
-// setPause has the lane look at once: what holds its head may be out of date.
+// setPause wakes the lane at once: the state of its head may be out of date.
 func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
 	laneRow, err := s.lockLane(ctx, tx, account)
 	if err != nil {
@@ -60,13 +60,13 @@ func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause s
 	return laneRow.Pause, err
 }
 
-// writePause writes a pause, and what is to be told of it.
-func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, turn store.PauseChange) error {
+// writePause writes a pause, and the change that an event must report.
+func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, change store.PauseChange) error {
 	_, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail), storable(store.CauseOf{Pause: &pause}.String()))
-	if err != nil || turn.Event == "" {
+	if err != nil || change.Event == "" {
 		return err
 	}
-	_, err = tx.Exec(ctx, sqlPauseChange, account, string(turn.Event), moment(turn.At), string(turn.Reason.Code), storable(turn.Reason.Detail), moment(turn.Reason.Until))
+	_, err = tx.Exec(ctx, sqlPauseChange, account, string(change.Event), moment(change.At), string(change.Reason.Code), storable(change.Reason.Detail), moment(change.Reason.Until))
 	return err
 }
 
@@ -83,8 +83,8 @@ WHERE $1 = '' OR account = $1 ORDER BY account LIMIT $2`
 
 // PauseChanges implements store.Requests.
 func (s *Store) PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error) {
-	turns, err := collect(ctx, s.db, scanPauseChange, sqlPauseChanges, account, limit)
-	return turns, s.wrap("read turns", err)
+	changes, err := collect(ctx, s.db, scanPauseChange, sqlPauseChanges, account, limit)
+	return changes, s.wrap("read pause changes", err)
 }
 
 func scanPauseChange(row scanner) (t store.PauseChange, err error) {
@@ -93,12 +93,13 @@ func scanPauseChange(row scanner) (t store.PauseChange, err error) {
 }
 
 // MarkPauseChangeTold implements store.Requests.
-func (s *Store) MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error {
-	_, err := changed(ctx, s.db, sqlMarkPauseChangeTold, turn.Account, string(turn.Event), turn.At)
-	return s.wrap("mark turn", err)
+func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error {
+	_, err := changed(ctx, s.db, sqlMarkPauseChangeTold, change.Account, string(change.Event), change.At)
+	return s.wrap("mark pause change", err)
 }
 
-// BlockAccount implements store.Requests. It wakes only where something may go on.
+// BlockAccount implements store.Requests. It wakes the lane only if the account may
+// post again.
 func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
 	lane.Cache.Forget()
 	err = s.change(ctx, "block account", func(ctx context.Context, tx pgx.Tx) error {
@@ -126,7 +127,7 @@ const (
 	sqlUnruled = `
 INSERT INTO unruled (account, request_id, words, refused_at) VALUES ($1, $2, $3, coalesce($4::timestamptz, statement_timestamp()))
 ON CONFLICT (account, request_id) DO UPDATE SET words = excluded.words, refused_at = excluded.refused_at`
-	// A refusal says nothing any more once X took a post of the account after it.
+	// Refusals do not count any more once X took a post of the account after them.
 	sqlUnruledOver = `
 DELETE FROM unruled WHERE account = $1
     AND refused_at < (SELECT max(sent_at) FROM posts WHERE account = $1 AND state = 'posted')`
@@ -158,13 +159,12 @@ func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string,
 	return n, err
 }
 
-// unsent tells of a request r whether nothing of it was sent. One without posts
+// unsent is true for a request r of which nothing was sent. A request without posts
 // could not be read so far.
 const unsent = `r.state IN ('scheduled', 'queued', 'held') AND
     coalesce((SELECT bool_and(state = 'pending') FROM posts WHERE account = r.account AND request_id = r.id), false)`
 
-// sqlLate reads the front of each line, and looks at the posts of each late request
-// of it once.
+// sqlLate reads the front of each queue, and the posts of each late request once.
 const sqlLate = `
 SELECT l.account, count(*) FILTER (WHERE unsent), min(due_at) FILTER (WHERE unsent), count(*) FILTER (WHERE NOT unsent)
 FROM lanes AS l CROSS JOIN LATERAL (
@@ -176,7 +176,7 @@ GROUP BY l.account ORDER BY l.account COLLATE "C"`
 
 // Late implements store.Requests.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]store.LateQueue, error) {
-	return reportAll(ctx, s, "look for late requests", func(row scanner) (l store.LateQueue, err error) {
+	return reportAll(ctx, s, "find late requests", func(row scanner) (l store.LateQueue, err error) {
 		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 		return l, err
 	}, sqlLate, account, dueBefore, limit)
@@ -225,5 +225,5 @@ func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit
 		err = row.Scan(at{&t})
 		return t, err
 	}, sqlSent, account, after, limit)
-	return sent, s.wrap("look for sent posts", err)
+	return sent, s.wrap("find sent posts", err)
 }

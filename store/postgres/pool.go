@@ -17,47 +17,47 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// The settings of a connection. Whatever the URL says goes first.
+// The settings of a connection. Settings in the URL override them.
 const (
 	// defaultMaxConns is the size of the pool without pool_max_conns.
 	defaultMaxConns = 10
-	// defaultConnectTimeout bounds one attempt to connect to one host: less than
+	// defaultConnectTimeout bounds one attempt to connect to one host. It is less than
 	// callTimeout, so that a second host is tried.
 	defaultConnectTimeout = 3 * time.Second
-	// defaultConnLifetime is for how long a connection is used at most, so that
-	// after the database has moved none is left that leads to its old place.
+	// defaultConnLifetime bounds the use of a connection. After the database has moved,
+	// no connection to its old place stays for longer.
 	defaultConnLifetime = 10 * time.Minute
-	// lifetimeJitter keeps connections that were made together from ending together.
+	// lifetimeJitter keeps connections that were opened together from ending together.
 	lifetimeJitter = time.Minute
-	// pingTimeout bounds the question to a connection that was idle whether it is
-	// alive: of those that lead nowhere, some can be asked in one callTimeout.
+	// pingTimeout bounds the check whether an idle connection is alive. One callTimeout
+	// has room for several checks of dead connections.
 	pingTimeout = time.Second
-	// A peer that is gone without a word is noticed on an idle connection after
-	// keepAliveIdle and keepAliveCount times keepAliveInterval.
+	// A lost peer is noticed on an idle connection after keepAliveIdle plus
+	// keepAliveCount times keepAliveInterval.
 	keepAliveIdle     = 10 * time.Second
 	keepAliveInterval = 5 * time.Second
 	keepAliveCount    = 3
 
-	// callTimeout bounds each call, from the wait for a connection to the last
-	// answer of its commit: a worker whose database does not answer has to notice
-	// and give back what it holds within 10 s.
+	// callTimeout bounds each call, from the wait for a connection to the last answer
+	// of its commit. A worker whose database does not answer must notice that and
+	// return what it holds within 10 s.
 	callTimeout = 5 * time.Second
 	// reportTimeout bounds a call that reads much, for a person who waits for it.
 	reportTimeout = time.Minute
-	// statementTimeout bounds a statement together with its wait for locks: less
-	// than callTimeout, so that the database says that it did nothing, and does not
+	// statementTimeout bounds a statement together with its wait for locks. It is less
+	// than callTimeout, so that the database reports that it did nothing, and does not
 	// finish what its caller has given up.
 	statementTimeout = "4s"
-	// reportStatementTimeout is the same for reports.
+	// reportStatementTimeout is statementTimeout for reports.
 	reportStatementTimeout = "55s"
-	// idleTimeout ends a transaction whose worker was frozen in the middle of
-	// it, so that its locks do not stand in everybody's way.
+	// idleTimeout ends a transaction whose worker froze in the middle of it, so that
+	// its locks do not block others.
 	idleTimeout = "5s"
 
 	applicationName = "jetpost"
 )
 
-// configure completes what the URL says of the pool and its connections.
+// configure adds to the settings of the URL those of the pool and its connections.
 func configure(config *pgxpool.Config, given func(setting string) bool) {
 	if !given("pool_max_conns") {
 		config.MaxConns = defaultMaxConns
@@ -89,11 +89,11 @@ func setDefault(params map[string]string, name, value string) {
 	}
 }
 
-// patience bounds the calls of a store. Tests have less of it.
+// patience bounds the calls of a store. Tests use shorter bounds.
 type patience struct{ call, report time.Duration }
 
-// bounded is the pool with a deadline for each call: also for the wait for a
-// connection. A connection whose answer did not come is never used again.
+// bounded is the pool with a deadline for each call, including the wait for a
+// connection. A connection without an answer is never used again.
 type bounded struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
@@ -107,7 +107,7 @@ func (b bounded) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comm
 
 func (b bounded) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.timeout)
-	rows, err := b.pool.Query(ctx, sql, args...) //nolint:rowserrcheck // who reads the rows checks
+	rows, err := b.pool.Query(ctx, sql, args...) //nolint:rowserrcheck // the caller checks rows.Err
 	return boundedRows{rows, cancel}, err
 }
 
@@ -116,7 +116,7 @@ func (b bounded) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row 
 	return boundedRow{b.pool.QueryRow(ctx, sql, args...), cancel}
 }
 
-// boundedRows end their deadline as they are closed, and a boundedRow as it is read.
+// boundedRows end their deadline when they are closed, a boundedRow when it is read.
 type (
 	boundedRows struct {
 		pgx.Rows
@@ -138,21 +138,21 @@ func (r boundedRow) Scan(dest ...any) error {
 	return r.Row.Scan(dest...)
 }
 
-// change runs a transaction at READ COMMITTED: each statement sees what was
-// committed before it, so that one behind a lock sees what the lock protects.
-// It holds its locks until its end, whoever waits for that: where the answer to the
-// commit is lost, what comes after sees all of it or nothing.
+// change runs a transaction at READ COMMITTED: each statement sees what was committed
+// before it, so that a statement that waited for a lock sees what the lock protects.
+// The transaction holds its locks until its end, even if its caller gives up: if the
+// answer to the commit is lost, later calls see all of it or nothing.
 func (s *Store) change(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
 	return s.transact(ctx, what, s.patience.call, s.sessions.begin("begin"), f)
 }
 
-// view runs a read-only transaction, in which everything is as of one moment.
-// A snapshot that only reads can never fail to serialise.
+// view runs a read-only transaction that reads everything as of one moment. A read-only
+// snapshot can never fail to serialise.
 func (s *Store) view(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
 	return s.transact(ctx, what, s.patience.call, s.sessions.begin(beginView), f)
 }
 
-// report is view for what reads much.
+// report is view for calls that read much.
 func (s *Store) report(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
 	settings := sessions{statement: reportStatementTimeout, idle: s.sessions.idle, plans: "force_custom_plan", pooled: true}
 	return s.transact(ctx, what, s.patience.report, settings.begin(beginView), f)
@@ -182,8 +182,8 @@ func (s *Store) transact(ctx context.Context, what string, timeout time.Duration
 // sqlCommit is the commit of a pipeline.
 const sqlCommit = `commit`
 
-// pipeline is change in as few round trips as it has steps. The last one queues the
-// commit; what is queued behind that is a transaction of its own.
+// pipeline is change with as few round trips as it has steps. The last step queues the
+// commit. Statements queued after the commit are a transaction of their own.
 func (s *Store) pipeline(ctx context.Context, what string, steps ...func(context.Context, *pgx.Batch) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.patience.call)
 	defer cancel()
@@ -212,7 +212,7 @@ func (s *Store) pipeline(ctx context.Context, what string, steps ...func(context
 // idle is the state of a connection without a transaction.
 const idle = 'I'
 
-// queue has each row of a query scanned once its answer is there.
+// queue scans each row of a query once its answer has arrived.
 func queue[T any](batch *pgx.Batch, scan func(scanner) (T, error), query string, args ...any) {
 	batch.Queue(query, args...).Query(func(rows pgx.Rows) error {
 		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (T, error) { return scan(row) })
@@ -220,7 +220,8 @@ func queue[T any](batch *pgx.Batch, scan func(scanner) (T, error), query string,
 	})
 }
 
-// queued sends statements with the others of a batch, whose end tells their errors.
+// queued sends statements in a batch with others. The end of the batch returns their
+// errors.
 type queued struct{ batch *pgx.Batch }
 
 func (q queued) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
@@ -237,8 +238,8 @@ type sessions struct {
 	pooled bool
 }
 
-// sessionsOf takes the settings out of the URL's, which go first, or puts them there.
-// Whoever has pgx not name its prepared statements has a pooler.
+// sessionsOf takes the settings from the URL's parameters, which win, or adds them
+// there. A URL by which pgx does not name its prepared statements has a pooler.
 func sessionsOf(conn *pgx.ConnConfig) sessions {
 	s := sessions{
 		statement: cmp.Or(conn.RuntimeParams[paramStatement], statementTimeout),
@@ -268,11 +269,11 @@ const (
 	paramScans = "enable_seqscan"
 )
 
-// begin adds the settings to the statement that begins a transaction, where the
-// session does not have them. They go in one message.
+// begin adds the settings to the statement that begins a transaction, if the session
+// does not have them. Both go in one message.
 func (s sessions) begin(statement string) string { return strings.Join(s.opening(statement), "; ") }
 
-// opening is begin, statement by statement.
+// opening is begin as separate statements.
 func (s sessions) opening(statement string) []string {
 	if !s.pooled {
 		return []string{statement}
@@ -285,8 +286,8 @@ func (s sessions) opening(statement string) []string {
 	return settings
 }
 
-// wrap says what failed, and where. What did not answer becomes a
-// *store.UnavailableError.
+// wrap says what failed, and in which database. If the database did not answer, the
+// error becomes a *store.UnavailableError.
 func (s *Store) wrap(what string, err error) error {
 	switch {
 	case err == nil:
@@ -297,12 +298,12 @@ func (s *Store) wrap(what string, err error) error {
 	return fmt.Errorf("%s in database %s: %w", what, s.name, err)
 }
 
-// Codes of PostgreSQL's errors, or how they begin.
+// Codes of PostgreSQL's errors, or their prefixes.
 var (
-	// nowhere are those after which a connection is of no use: it is lost, its
-	// server ends or starts, or is not the one that takes writes any more.
+	// nowhere are the errors after which a connection is useless: it is lost, its
+	// server ends or starts, or the server no longer takes writes.
 	nowhere = []string{"08", "57P", "25006"}
-	// away are those of a database that does nothing just now.
+	// away are the errors of a database that does nothing at the moment.
 	away = append([]string{
 		"57014", // statement_timeout
 		"55P03", // lock_timeout
@@ -312,7 +313,7 @@ var (
 	}, nowhere...)
 )
 
-// leads tells whether an error has one of the codes.
+// leads reports whether an error has one of the codes.
 func leads(codes []string, err *pgconn.PgError) bool {
 	for _, code := range codes {
 		if strings.HasPrefix(err.Code, code) {
@@ -322,8 +323,8 @@ func leads(codes []string, err *pgconn.PgError) bool {
 	return false
 }
 
-// unavailable tells an error of a database that did not answer, or did not do what
-// it does at other times, from all others.
+// unavailable reports whether an error says that the database did not answer, or did
+// not do what it does at other times.
 func unavailable(err error) bool {
 	var refused *pgconn.PgError
 	var network net.Error

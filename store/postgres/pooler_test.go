@@ -15,11 +15,11 @@ import (
 	"github.com/jetpost/jetpost/internal/pgtest"
 )
 
-// poolerSetting is what the documentation tells who has a pooler.
+// poolerSetting is the setting that the documentation names for poolers.
 const poolerSetting = "&default_query_exec_mode=cache_describe"
 
 // TestPooler: behind PgBouncer in transaction mode, each statement may be in another
-// session. Every call works there with one setting, at once and again, and leaves
+// session. With one setting every call works there, at once and repeatedly, and leaves
 // nothing in the sessions.
 func TestPooler(t *testing.T) {
 	t.Parallel()
@@ -78,7 +78,8 @@ func TestPooler(t *testing.T) {
 	}
 }
 
-// faulty tells an error of the database from a refusal by our own rules.
+// faulty reports whether an error comes from the database and is no refusal by our own
+// rules.
 func faulty(err error) bool {
 	return err != nil && (errors.As(err, new(*pgconn.PgError)) || errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "does not answer"))
 }

@@ -21,8 +21,8 @@ import (
 // closeBound is how long Close waits: a server that hangs lets no connection end.
 const closeBound = 5 * time.Second
 
-// Store is a ledger in a PostgreSQL database. It is safe for concurrent use by
-// any number of processes.
+// Store is a ledger in a PostgreSQL database. It is safe for concurrent use by any
+// number of processes.
 type Store struct {
 	name   string // of the database and its host, for errors
 	sealer *store.Sealer
@@ -31,7 +31,8 @@ type Store struct {
 	tx     pgx.Tx        // whose part everything is; nil outside of an operation
 
 	patience patience
-	// callersClock has the times that callers tell judge, and not the server's clock.
+	// callersClock makes the times that callers pass judge, instead of the server's
+	// clock.
 	callersClock bool
 	givenUp      givenUp
 	sessions     sessions
@@ -45,13 +46,12 @@ var _ store.Store = (*Store)(nil)
 // Option changes how a store works.
 type Option func(*Store)
 
-// CallersClock is for tests alone, which let time pass faster than it does: what is due
-// is judged by the time that the caller of a method tells. Leases are the server's all
-// the same.
+// CallersClock is for tests only, which let time pass faster: the caller's time judges
+// what is due. The server still judges leases.
 func CallersClock() Option { return func(s *Store) { s.callersClock = true } }
 
-// now is what a statement gets as the present time: nothing, so that it takes the
-// server's, which is coalesce($n, statement_timestamp()).
+// now is the present time for a statement. It is nil without callersClock, so that the
+// statement uses the server's, coalesce($n, statement_timestamp()).
 func (s *Store) now(callers time.Time) any {
 	if s.callersClock {
 		return callers
@@ -59,8 +59,8 @@ func (s *Store) now(callers time.Time) any {
 	return nil
 }
 
-// Open connects to a ledger that Migrate has prepared. It fails with
-// *store.SchemaError where it has not, or a newer program has.
+// Open connects to a ledger that Migrate has prepared. It fails with *store.SchemaError
+// if the schema is missing, older or newer.
 func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Option) (*Store, error) {
 	config, err := parseURL(url)
 	if err != nil {
@@ -86,8 +86,8 @@ func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Opti
 	return s, nil
 }
 
-// parseURL reads the database's URL. Its errors never quote the URL: what is
-// wrong may be a character in the password.
+// parseURL reads the database's URL. Its errors never quote the URL: the mistake may be
+// a character in the password.
 func parseURL(text string) (*pgxpool.Config, error) {
 	parsed, err := url.Parse(text)
 	if err != nil || (parsed.Scheme != "postgres" && parsed.Scheme != "postgresql") {
@@ -96,8 +96,8 @@ func parseURL(text string) (*pgxpool.Config, error) {
 	}
 	config, err := pgxpool.ParseConfig(text)
 	if err != nil {
-		// The error first quotes the URL, where only one of its two places for
-		// a password is blanked out.
+		// The error first quotes the URL, and masks only one of the two places for a
+		// password.
 		text := err.Error()
 		if _, reason, quoted := strings.Cut(text, "`: "); quoted {
 			text = reason
@@ -108,12 +108,12 @@ func parseURL(text string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// bound sets how long calls are waited for.
+// bound sets the time limits of calls.
 func (s *Store) bound(p patience) {
 	s.patience, s.db = p, bounded{pool: s.pool, timeout: p.call}
 }
 
-// databaseName says which database it is, without user and password.
+// databaseName names the database, without user and password.
 func databaseName(config *pgx.ConnConfig) string {
 	hosts := []string{hostName(config.Host, config.Port)}
 	for _, other := range config.Fallbacks {
@@ -131,7 +131,7 @@ func hostName(host string, port uint16) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
-// Close waits for calls under way and closes every connection, for closeBound at most.
+// Close waits for calls under way and closes every connection, within closeBound.
 func (s *Store) Close() error {
 	closed := make(chan struct{})
 	go func() {
@@ -172,10 +172,10 @@ func changed(ctx context.Context, q querier, statement string, args ...any) (int
 	return int(tag.RowsAffected()), err
 }
 
-// fenced reads a conditional update that changed nothing as a lost claim.
+// fenced turns a conditional update that changed nothing into ErrFenced.
 func fenced(n int, err error) error { return orNone(n, err, store.ErrFenced) }
 
-// orNone is the given error where a statement changed nothing.
+// orNone returns the given error if a statement changed nothing.
 func orNone(n int, err, none error) error {
 	if err == nil && n == 0 {
 		return none
@@ -195,7 +195,7 @@ func collect[T any](ctx context.Context, q querier, scan func(scanner) (T, error
 // scanner is a row or the current one of several.
 type scanner interface{ Scan(dest ...any) error }
 
-// moment is how a time is stored: NULL for the zero time.
+// moment is the stored form of a time: NULL for the zero time.
 func moment(t time.Time) any {
 	if t.IsZero() {
 		return nil
@@ -219,8 +219,8 @@ func (a at) Scan(value any) error {
 	return nil
 }
 
-// storable drops what a text of PostgreSQL cannot hold from words that come
-// from elsewhere: the zero character, and bytes that are no UTF-8.
+// storable drops what PostgreSQL's text cannot hold from foreign words: the zero
+// character, and bytes that are no UTF-8.
 func storable(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "")
 }
@@ -245,8 +245,8 @@ const sqlDurability = `
 SELECT name || '=' || setting FROM pg_settings
 WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off' ORDER BY name`
 
-// LosesCommits returns the settings by which a crash of PostgreSQL could lose what was
-// committed; none where it loses nothing.
+// LosesCommits returns the settings with which a crash of PostgreSQL could lose
+// commits; none if it loses nothing.
 func (s *Store) LosesCommits(ctx context.Context) (settings []string, err error) {
 	settings, err = collect(ctx, s.db, func(row scanner) (setting string, err error) { return setting, row.Scan(&setting) }, sqlDurability)
 	return settings, s.wrap("read settings", err)
@@ -255,7 +255,7 @@ func (s *Store) LosesCommits(ctx context.Context) (settings []string, err error)
 const (
 	sqlReadKeyCheck = `SELECT id::text, coalesce(key_check, '') FROM ledger FOR UPDATE`
 	sqlSetKeyCheck  = `UPDATE ledger SET key_check = $1`
-	// A sealed value carries the id of its key between its first two dots.
+	// A sealed value has the id of its key between its first two dots.
 	sqlOtherKeys = `
 SELECT EXISTS (SELECT FROM oauth_tokens
 WHERE split_part(access_token, '.', 2) <> $1 OR split_part(refresh_token, '.', 2) <> $1)`
@@ -296,8 +296,8 @@ func (s *Store) TryLease(ctx context.Context, name, owner string, d time.Duratio
 }
 
 const (
-	// sqlTakeLeases leaves alone what is being held by an acceptance just now,
-	// which prolongs it too.
+	// sqlTakeLeases skips leases that an acceptance holds at the moment. That
+	// acceptance prolongs the lease.
 	sqlTakeLeases = `
 UPDATE leases AS l SET owner = $2, until = clock_timestamp() + $3::interval,
     fence = CASE WHEN l.owner = $2 AND l.until > clock_timestamp() THEN l.fence ELSE l.fence + 1 END
@@ -308,10 +308,10 @@ WHERE l.name = mine.name`
 INSERT INTO leases (name, owner, until) SELECT name, $2, clock_timestamp() + $3::interval FROM unnest($1::text[]) AS name
 ON CONFLICT DO NOTHING`
 	sqlLeases = `SELECT name, owner, fence FROM leases WHERE name = ANY ($1::text[]) AND owner = $2 AND until > clock_timestamp()`
-	// sqlDropLeases keeps the row, and with it the fence.
+	// sqlDropLeases does not delete the row, to preserve the fence.
 	sqlDropLeases = `UPDATE leases SET until = clock_timestamp() WHERE name = ANY ($1::text[]) AND owner = $2 AND until > clock_timestamp()`
-	// sqlHoldLease has whoever would take the lease wait until this transaction has
-	// ended. It is the holder's as long as nobody else took it.
+	// sqlHoldLease makes others wait to take the lease until this transaction has
+	// ended. The lease is the holder's as long as nobody else took it.
 	sqlHoldLease = `
 UPDATE leases SET until = greatest(until, clock_timestamp() + '1s') WHERE name = $1 AND owner = $2 AND fence = $3`
 )

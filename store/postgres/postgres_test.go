@@ -31,7 +31,7 @@ func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Ledger {
 		t.Helper()
 		url := pgtest.Migrated(t, Migrate)
-		// A clone has the id of what it was cloned from.
+		// A clone has the id of its template.
 		execute(t, url, "UPDATE ledger SET id = gen_random_uuid()")
 		return storetest.Ledger{
 			Open: func(t *testing.T, sealer *store.Sealer) store.Store {
@@ -44,7 +44,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-// TestRotationUnderLoad seals a hundred thousand rows anew while workers
+// TestRotationUnderLoad seals a hundred thousand rows with another key while workers
 // renew tokens.
 func TestRotationUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -93,8 +93,7 @@ func setup(t *testing.T) *testBundle {
 	return b
 }
 
-// add imports the account, again where it is there already, always with other
-// tokens.
+// add imports the account, again if it exists already, always with other tokens.
 func (b *testBundle) add(ctx context.Context) error {
 	_, err := b.st.ImportAccount(ctx, store.Import{
 		Name: acme, XUserID: "1", Username: acme, Now: b.now,
@@ -125,7 +124,8 @@ func open(t *testing.T, url string, sealer *store.Sealer, options ...Option) *St
 	return st
 }
 
-// TestCloseWhileServerHangs: a server that does not answer keeps no process from its end.
+// TestCloseWhileServerHangs: a server that does not answer does not keep a process from
+// ending.
 func TestCloseWhileServerHangs(t *testing.T) {
 	t.Parallel()
 	direct := pgtest.Migrated(t, Migrate)
@@ -145,8 +145,8 @@ func TestCloseWhileServerHangs(t *testing.T) {
 	}
 }
 
-// proxy stands between a pool and its server until it is frozen: then connections stay,
-// and nothing comes through.
+// proxy stands between a pool and its server. Once it is frozen, connections stay, and
+// nothing comes through.
 func proxy(t *testing.T, direct string) (address string, freeze func()) {
 	t.Helper()
 	config, err := pgx.ParseConfig(direct)
@@ -261,8 +261,8 @@ func TestConnectionSettings(t *testing.T) {
 	}
 }
 
-// Every method takes its locks in the same order, so that no mix of them on
-// one account can deadlock, whoever wins.
+// Every method takes its locks in the same order, so that no mix of them on one account
+// can deadlock.
 func TestMixedCallsNeverDeadlock(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -313,7 +313,7 @@ func (b *testBundle) mix(ctx context.Context, id string) error {
 	return nil
 }
 
-// run posts what stands at the front of a lane, and releases it.
+// run posts what is at the front of a lane, and releases it.
 func (b *testBundle) run(ctx context.Context, lane store.Claim) error {
 	for {
 		snapshot, err := b.st.Snapshot(ctx, lane, b.now)
@@ -357,7 +357,8 @@ func TestLeasesIgnoreTheCallersClock(t *testing.T) {
 	}
 }
 
-// TestLosesCommits: a PostgreSQL that answers before its disk has a commit is seen.
+// TestLosesCommits: a PostgreSQL that answers before its disk has a commit is
+// recognised.
 func TestLosesCommits(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -432,8 +433,8 @@ func TestURLErrorsNameThePlaceButNoPassword(t *testing.T) {
 	}
 }
 
-// Whoever holds a row, an import or a second rotation, does not hold up a
-// rotation: it comes back to that row.
+// A row that an import or a second rotation holds does not block a rotation: it comes
+// back to that row.
 func TestRotationWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -489,9 +490,10 @@ func TestSurvivesRestartOfTheServer(t *testing.T) {
 }
 
 // TestClaimOutlivesACrash: the server crashes right after a claim, and another worker
-// takes the lane over. The first one's intent is refused as one that has lost the lane:
-// were its claim forgotten, both would have the same fence, and it would take the other
-// one's intent for its own, of which it knows that nothing was sent.
+// takes the lane over. The first worker's intent is refused, because it has lost the
+// lane. If the crash lost the claim, both workers would have the same fence, and the
+// first one would take the other's intent for its own, of which it knows that nothing
+// was sent.
 func TestClaimOutlivesACrash(t *testing.T) {
 	t.Parallel()
 	cluster := pgtest.Start(t)
@@ -553,8 +555,8 @@ func TestZeroCharacters(t *testing.T) {
 	}, []byte{0}))
 }
 
-// TestClockOfTheDatabase: what is due, and when a post was begun and may be sent, is
-// judged by the database's clock. A worker whose clock is two minutes off changes
+// TestClockOfTheDatabase: the database's clock judges what is due, when a post was
+// begun and until when it may be sent. A worker whose clock is two minutes off changes
 // nothing.
 func TestClockOfTheDatabase(t *testing.T) {
 	t.Parallel()

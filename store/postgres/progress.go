@@ -22,7 +22,7 @@ func (s *Store) Desired(ctx context.Context) ([]store.Desired, error) {
 		err = row.Scan(&k.Name, &k.Value, &k.Version)
 		return k, err
 	}, sqlDesired)
-	return all, s.wrap("read what is kept", err)
+	return all, s.wrap("read desired state", err)
 }
 
 // Keep implements store.Upkeep.
@@ -31,11 +31,11 @@ func (s *Store) Keep(ctx context.Context, k store.Desired) (bool, error) {
 	return n > 0, s.wrap("keep "+k.Name, err)
 }
 
-// blocked is what the index requests_blocked covers.
+// blocked is the condition of the index requests_blocked.
 const blocked = `(state = 'unknown' OR (state = 'held' AND reason_code IN ('poison', 'key_unavailable', 'account_reauth_required')))`
 
-// Each statement looks once into an index for each account, or reads the front of
-// one. Counts end at a limit.
+// Each statement makes one index lookup for each account, or reads the front of one
+// index. Counts end at a limit.
 const (
 	sqlStanding = `
 SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > $1)
@@ -74,7 +74,7 @@ ORDER BY b.state <> 'unknown', l.account COLLATE "C" LIMIT $2`
 
 // Progress implements store.Upkeep.
 func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Progress, err error) {
-	err = s.view(ctx, "read pulse", func(ctx context.Context, tx pgx.Tx) error {
+	err = s.view(ctx, "read progress", func(ctx context.Context, tx pgx.Tx) error {
 		p = store.Progress{}
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing

@@ -188,8 +188,8 @@ func declared(t *testing.T) (names []string) {
 	return names
 }
 
-// fillTables makes a ledger with a history: of 2000 accounts' tokens and lanes
-// some are due, and of the requests of acme most are finished and announced.
+// fillTables makes a ledger with a history: of 2000 accounts' tokens and lanes some are
+// due, and of the requests of acme most are finished and delivered.
 const fillTables = `
 INSERT INTO accounts (name, x_user_id, username, created_at) SELECT 'a' || n, n, 'u', now() FROM generate_series(1, 2000) AS n;
 INSERT INTO lanes (account, wake_at) SELECT name, CASE WHEN x_user_id::int % 100 = 0 THEN now() END FROM accounts;
@@ -211,14 +211,14 @@ INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_a
 SELECT sha256(n::text::bytea), 'a', '', now(), now(), sha256(n::text::bytea), sha256(''), now() FROM generate_series(1, 1000) AS n;
 ANALYZE;`
 
-// The queries that run all the time must not grow slower with the ledger's
-// history, neither as planned for their arguments nor as planned for any.
+// The queries that run all the time must not grow slower with the ledger's history,
+// neither with a plan for their arguments nor with a generic plan.
 func TestHotQueriesUseIndexes(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name, query, arguments string
 		indexes                []string
-		anew                   bool // planned anew for each call, with its arguments
+		anew                   bool // planned for each call, with its arguments
 	}{
 		{"behind", sqlBehind, `'a1', now(), 100`, []string{"requests_line"}, false},
 		{"blocked", sqlBlocked, `now(), 20, 1000`, []string{"requests_blocked", "requests_line"}, false},
@@ -282,7 +282,8 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 				_, err := conn.Exec(t.Context(), "PREPARE "+name+" AS "+test.query)
 				check(t, err)
 				plan := strings.Join(texts(t, conn, "EXPLAIN EXECUTE "+name+"("+test.arguments+")"), "\n")
-				// The lanes are as many as the accounts, and a pulse goes by each of them.
+				// There are as many lanes as accounts, and a progress reads each of
+				// them.
 				if strings.Contains(strings.ReplaceAll(plan, "Seq Scan on lanes l ", ""), "Seq Scan") {
 					t.Errorf("a table is scanned:\n%s", plan)
 				}

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// sqlLockLanes locks in one order, so that no two batches wait for each other.
+	// sqlLockLanes locks in one order, so that two batches never deadlock.
 	sqlLockLanes = `
 SELECT account, fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
@@ -38,8 +38,8 @@ INSERT INTO outbox (account, id, announced, revision, since, updated_at) SELECT 
 	sqlAddPosts = `
 INSERT INTO posts (account, request_id, idx, text_hash, media)
 SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::bytea[], $5::json[])`
-	// sqlPlaced gives lanes what entered their lines: the next place, a wake for
-	// each change, and a run that comes forward.
+	// sqlPlaced updates lanes for what entered their queues: the next place, a wake-up
+	// for each change, and an earlier next run.
 	sqlPlaced = `
 UPDATE lanes AS l SET next_seq = v.next_seq, last_due = v.last_due, generation = l.generation + v.generation, wake_at = least(l.wake_at, v.wake_at)
 FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[]) AS v (account, next_seq, last_due, generation, wake_at)
@@ -60,9 +60,8 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision
 	return out[0].Decision, nil
 }
 
-// AcceptMany implements store.Requests, in two round trips: what is read under its
-// locks, and what is written for it. The locks on the lanes put acceptances of an
-// account into one order.
+// AcceptMany implements store.Requests, in two round trips: reads under its locks, and
+// writes. The locks on the lanes put acceptances of an account into one order.
 func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
 	if slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }) {
 		return s.acceptInTurn(ctx, lease, in)
@@ -73,13 +72,13 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 		return nil, err
 	}
 	received := a.b.Received(in, a.decisions)
-	for i, place := range a.asked { // a look that failed takes nothing back
+	for i, place := range a.asked { // a failed lookup takes nothing back
 		received[place].SameText, received[place].SameTextErr = a.found[i], err
 	}
 	return received, nil
 }
 
-// accepting is an acceptance of many that refuses no text.
+// accepting is an acceptance of many requests that refuses no text.
 type accepting struct {
 	s     *Store
 	b     *store.Batch
@@ -88,11 +87,11 @@ type accepting struct {
 
 	decisions []store.Decision
 	committed bool
-	asked     []int             // the places of those whose texts are looked for
-	found     map[int]store.Key // what has the same text, by the place in asked
+	asked     []int             // the places of those whose texts are looked up
+	found     map[int]store.Key // requests with the same text, by the place in asked
 }
 
-// read locks the lanes and reads them, and the requests that are there already.
+// read locks the lanes and reads them, and the requests that exist already.
 func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 	if a.lease.Name != "" {
 		batch.Queue(sqlHoldLease, a.lease.Name, a.lease.Owner, a.lease.Fence).Exec(func(tag pgconn.CommandTag) error {
@@ -121,8 +120,8 @@ func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 	return nil
 }
 
-// write writes what the rules have decided. Texts are looked for once the requests are
-// there to be seen: of two that come at once, one at least is told of.
+// write writes what the rules have decided. It looks texts up only after the requests
+// are visible: if two come at once, at least one of them is found.
 func (a *accepting) write(ctx context.Context, batch *pgx.Batch) error {
 	a.decisions = a.b.Judge(a.in)
 	if err := a.s.enter(ctx, queued{batch}, a.b); err != nil {
@@ -151,8 +150,8 @@ func (a *accepting) write(ctx context.Context, batch *pgx.Batch) error {
 	return nil
 }
 
-// acceptInTurn accepts one after the other: one that may fail for the text of another
-// must see all before it.
+// acceptInTurn accepts one request after the other. A request that may fail for the
+// text of another must see all before it.
 func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
 	err = s.change(ctx, "accept requests", func(ctx context.Context, tx pgx.Tx) error {
 		out = nil
@@ -229,7 +228,7 @@ func accountsOf(in []store.Acceptance) []string {
 	return slices.Compact(accounts)
 }
 
-// scanLaneRow reads lanes into a map. Accounts that do not exist are not in it.
+// scanLaneRow reads lanes into a map. Accounts that do not exist are missing in it.
 func (s *Store) scanLaneRow(laneRows map[string]*store.LaneRow) func(scanner) (struct{}, error) {
 	return func(row scanner) (none struct{}, err error) {
 		var account string
@@ -244,7 +243,7 @@ func (s *Store) scanLaneRow(laneRows map[string]*store.LaneRow) func(scanner) (s
 	}
 }
 
-// place gives the lanes what entered their lines.
+// place updates the lanes for what entered their queues.
 func place(ctx context.Context, tx executor, b *store.Batch) error {
 	n := len(b.LaneWakes)
 	if n == 0 {
@@ -331,8 +330,8 @@ func addPosts(ctx context.Context, tx executor, rows ...*store.Row) error {
 }
 
 const (
-	// sqlLockTexts has whoever accepts one of the same texts wait until this one is
-	// there to be seen. The keys are sorted, so that no two wait for each other.
+	// sqlLockTexts makes an acceptance of one of the same texts wait until this one is
+	// visible. The keys are sorted, so that two never deadlock.
 	sqlLockTexts = `SELECT count(pg_advisory_xact_lock(key)) FROM unnest($1::bigint[]) AS key`
 	sqlSameText  = `
 SELECT found.account, found.request_id FROM unnest($2::bytea[]) AS t (hash) CROSS JOIN LATERAL (
@@ -345,7 +344,7 @@ SELECT found.account, found.request_id FROM unnest($2::bytea[]) AS t (hash) CROS
 ) AS found LIMIT 1`
 )
 
-// lockTexts locks all texts of a batch, before it locks a lane.
+// lockTexts locks all texts of a batch before the batch locks a lane.
 func lockTexts(ctx context.Context, tx pgx.Tx, in []store.Acceptance) error {
 	var keys []int64
 	for i := range in {
@@ -364,8 +363,8 @@ func lockTexts(ctx context.Context, tx pgx.Tx, in []store.Acceptance) error {
 	return err
 }
 
-// refuseText fails a request whose text another account posts, where that is
-// asked for. Two that come at once see each other: the second one fails.
+// refuseText fails a request whose text another account posts, if that is asked for.
+// Two that come at once see each other: the second one fails.
 func refuseText(ctx context.Context, tx pgx.Tx, r *store.Row, in store.Acceptance) error {
 	other, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
 	if found {
@@ -391,7 +390,7 @@ func findText(ctx context.Context, q querier, texts store.TextQuery) (other stor
 // SameText implements store.Requests.
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
 	other, found, err = findText(ctx, s.db, q)
-	return other, found, s.wrap("look for the same text", err)
+	return other, found, s.wrap("find the same text", err)
 }
 
 const sqlSameTexts = `
@@ -407,7 +406,7 @@ CROSS JOIN LATERAL (
        AND greatest(r.due_at, q.now_at) > q.from_at AND greatest(r.due_at, q.now_at) < q.to_at LIMIT 1)
 ) AS found`
 
-// textColumns turns queries into the arrays of sqlSameTexts; there are none where no
+// textColumns turns queries into the arrays of sqlSameTexts. The arrays are empty if no
 // query has a text.
 func textColumns(queries []store.TextQuery) []any {
 	var places []int
@@ -458,7 +457,7 @@ const (
 	sqlRefuse = `
 INSERT INTO refusals (sequence, stored, account, id, code, problems, body) VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (sequence, stored) DO NOTHING`
-	// sqlForgetRefusals leaves alone what another call is forgetting just now.
+	// sqlForgetRefusals skips refusals that another call is deleting.
 	sqlForgetRefusals = `
 DELETE FROM refusals WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM refusals WHERE stored < $1 ORDER BY stored, sequence LIMIT $2 FOR UPDATE SKIP LOCKED))`
@@ -523,9 +522,9 @@ func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code,
 	return n, err
 }
 
-// endHolds wakes even if nothing is held: a worker may be about to commit just
-// such a hold, and learns by the wake that it is over already. The requests
-// stay held until they move, so that there is nothing to announce.
+// endHolds wakes the lane even if nothing is held: a worker may be about to commit just
+// such a hold, and learns by the wake-up that it is already over. The requests stay
+// held until they move, so there is nothing to publish.
 func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code, now any) (int, error) {
 	if err := wake(ctx, tx, account, now); err != nil { // first, for its lock
 		return 0, err
@@ -589,7 +588,7 @@ WHERE a.name = $1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`
 )
 
-// Anchor post implements store.Requests.
+// Anchor implements store.Requests.
 func (s *Store) Anchor(ctx context.Context, account string) (w store.Anchor, err error) {
 	err = s.db.QueryRow(ctx, sqlAnchor, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
 	return w, s.wrap("find latest post", missing(err, store.ErrNotFound))
@@ -626,8 +625,8 @@ WHERE ($1 = '' OR account = $1) AND ($2 = '' OR id = $2) AND ($3 = '' OR state =
   AND ($7::timestamptz IS NULL OR (accepted_at, seq) < ($7, $8) OR (accepted_at = $7 AND seq = $8 AND account > $9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 
-// ListRequests implements store.Requests. The statement is planned anew for
-// each call, since the best index depends on which filters are set.
+// ListRequests implements store.Requests. The statement is planned for each call, since
+// the best index depends on which filters are set.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.Record, err error) {
 	err = s.report(ctx, "list requests", func(ctx context.Context, tx pgx.Tx) error {
 		list, err = readRecords(ctx, tx, sqlListRequests, pgx.QueryExecModeCacheDescribe,

@@ -17,8 +17,8 @@ const sqlLockLane = `
 SELECT fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = $1 FOR UPDATE`
 
-// lockLane fails with store.ErrNotFound. Who has locked a lane may change its
-// requests and posts; only an account and its token are ever locked before it.
+// lockLane fails with store.ErrNotFound. The holder of a lane's row lock may change its
+// requests and posts. Only an account and its token are ever locked before it.
 func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.LaneRow, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
 		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
@@ -43,8 +43,8 @@ FROM unnest($1::text[], $2::text[]) AS r (account, id) JOIN posts AS p ON p.acco
 ORDER BY p.idx`
 )
 
-// move applies a rule to a request and returns the state that it is in then.
-// It fails with store.ErrNotFound.
+// move applies a rule to a request and returns the state after it. It fails with
+// store.ErrNotFound.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
 		laneRow, err := s.lockLane(ctx, tx, key.Account)
@@ -79,7 +79,7 @@ func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*store.Row, err
 	return found[0], nil
 }
 
-// readRecords reads requests as the interface wants them.
+// readRecords reads requests in the form of the interface.
 func readRecords(ctx context.Context, q querier, query string, args ...any) ([]store.Record, error) {
 	found, err := readRequests(ctx, q, query, args...)
 	if err != nil {
@@ -135,7 +135,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 	return &r, nil
 }
 
-// keyedPost is a post with the request that it belongs to.
+// keyedPost is a post with the key of its request.
 type keyedPost struct {
 	store.Key
 	store.PostRecord
@@ -214,11 +214,11 @@ func saveRequest(ctx context.Context, tx executor, r *store.Row) error {
 	return err
 }
 
-// postConstraint is the one that keeps a post on X from being taken for two of
+// postConstraint is the constraint that keeps a post on X from being counted as two of
 // ours.
 const postConstraint = "posts_post_id"
 
-// media is a list in JSON, if an empty one.
+// media is a list in JSON, even an empty one.
 func media(list []store.Media) []store.Media { return append([]store.Media{}, list...) }
 
 // savePost fails with store.ErrPostTaken.

@@ -25,7 +25,7 @@ type act string
 const (
 	actClaim   act = "claim"   // takes a lane that nobody holds, and reads its front
 	actWrite   act = "write"   // writes the head and one post of it, for the holder
-	actRelease act = "release" // frees the lane, unless something woke
+	actRelease act = "release" // frees the lane, unless a wake-up came
 )
 
 // step is one act of a worker on one lane. The steps of many lanes are sent as one
@@ -37,22 +37,23 @@ type step struct {
 	fence   int64 // of the holder; not of a claim
 	owner   string
 	claim   string        // its id
-	before  []string      // the ids of this worker's claims that never heard of it
-	lease   time.Duration // zero leaves it
+	before  []string      // the ids of this worker's claims that got no answer
+	lease   time.Duration // zero leaves it unchanged
 
-	// Of a write: the row that the head becomes where the ledger still has it in that
-	// revision and the account is still paused or not as the holder knows it.
+	// Of a write: the row that the head becomes, if the ledger still has it in that
+	// revision and the account's pause is as the holder knows it.
 	row      *store.Row
 	revision int64
 	post     int
 	pause    store.Pause
 	progress bool // forgives the lane the claims that it lost
-	quiet    bool // the new revision is no news where the one before was told
-	// begins tells an intent, whose post may be sent for that long.
+	quiet    bool // the new revision needs no event if the one before was delivered
+	// begins says that the write is an intent, whose post may be sent for that long.
 	begins bool
 	within time.Duration
 	next   bool // reads the front of the lane behind the head
-	// told is a revision of a request of the lane that is marked as told; not by a claim.
+	// told is a revision of a request of the lane that is marked as delivered; not by a
+	// claim.
 	told store.Revision
 
 	// Of a release.
@@ -60,28 +61,28 @@ type step struct {
 	wakeAt     time.Time
 }
 
-// stepped is what came of a step; the zero value of one that the ledger refused.
+// stepped is the result of a step; the zero value if the ledger refused it.
 type stepped struct {
 	at       time.Time
-	found    bool // there is such a lane, and it was to be had, or is the holder's
+	found    bool // there is such a lane, and it was free or is the holder's
 	fence    int64
 	lost     int // claims
 	released bool
 	wrote    bool
-	latest   bool // what was told has no newer revision
+	latest   bool // the marked request has no newer revision
 	laneRow  store.LaneRow
-	looked   bool
+	read     bool
 	snapshot store.Snapshot
 	head     *store.Row
 	token    *store.SealedToken // where the front was read
 }
 
-// gather sends together what many ask for while the statement before is on its way: they
-// share its start, its round trip and its synced commit.
+// gather sends together what many callers ask for while the statement before is under
+// way. They share its start, its round trip and its synced commit.
 type gather[Q, A any] struct {
 	patience *time.Duration // of a call
 	key      func(Q) string
-	// send answers a group, whose keys differ and are in order.
+	// send answers a group. Its keys differ and are sorted.
 	send func(group []*asked[Q, A])
 
 	mu      sync.Mutex
@@ -89,17 +90,17 @@ type gather[Q, A any] struct {
 	busy    bool
 }
 
-// asked is one question, and what came of it.
+// asked is one question and its result.
 type asked[Q, A any] struct {
-	ctx    context.Context // outlives the caller's: the questions of many go together
+	ctx    context.Context // outlives the caller's: the questions of many callers go together
 	ask    Q
 	answer A
 	err    error
 	done   chan struct{}
 }
 
-// do asks one question, within the time of a call. One that was given up while it was on
-// its way may take effect all the same, as any statement whose answer is lost.
+// do asks one question, within the time of a call. A question that was given up while
+// under way may still take effect, like any statement whose answer is lost.
 func (g *gather[Q, A]) do(ctx context.Context, ask Q) (A, error) {
 	ctx, cancel := context.WithTimeout(ctx, *g.patience)
 	defer cancel()
@@ -143,7 +144,7 @@ func (g *gather[Q, A]) run() {
 }
 
 // take returns the questions of one statement, in the order in which every transaction
-// locks lanes. A second one of the same key waits for the next statement.
+// locks lanes. A second question with the same key waits for the next statement.
 func (g *gather[Q, A]) take() (group []*asked[Q, A]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -164,11 +165,12 @@ func (g *gather[Q, A]) take() (group []*asked[Q, A]) {
 	return group
 }
 
-// waitingStep is a step on its way.
+// waitingStep is a step under way.
 type waitingStep = asked[step, stepped]
 
-// takeSteps takes steps together or, where the ledger refuses them, each alone: one
-// lane's failure is never another's. A ledger that does not answer is asked once.
+// takeSteps takes steps together or, if the ledger refuses them, each alone, so that
+// one lane's failure is never another's. A ledger that does not answer is asked only
+// once.
 func (s *Store) takeSteps(group []*waitingStep) {
 	err := s.execSteps(group)
 	if err == nil {
@@ -182,10 +184,10 @@ func (s *Store) takeSteps(group []*waitingStep) {
 	}
 }
 
-// sqlStep takes a step on each of many lanes. What is read is as of the statement's
-// beginning. The lanes are locked in one order, and each is then judged as it is by
-// then: "fresh" tells that nothing happened to it in between, and only then is what
-// was read of its front handed out.
+// sqlStep takes a step on each of many lanes. It reads as of the statement's beginning.
+// The lanes are locked in one order, and each is then judged as it is at that moment.
+// "fresh" says that nothing happened to it in between; only then the front that was
+// read is handed out.
 const sqlStep = `
 WITH input AS MATERIALIZED (
     SELECT t.account, act, coalesce(at, statement_timestamp()) AS at, fence, owner, claim, lease,
@@ -314,8 +316,8 @@ func (s *Store) execSteps(group []*waitingStep) (err error) {
 	return s.pool.SendBatch(ctx, batch).Close()
 }
 
-// columns turns steps into the arrays of sqlStep. The server's clock is the present time
-// where none is given.
+// columns turns steps into the arrays of sqlStep. A time that is not given is the
+// server's present time.
 func (s *Store) columns(group []*waitingStep) []any {
 	var (
 		accounts, acts, owners, before, ids, dones, states, events []string
@@ -373,7 +375,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 	}
 }
 
-// text is how an array holds a text that may be missing.
+// text is the array form of a text that may be missing.
 func text(t string) *string {
 	if t == "" {
 		return nil
@@ -389,7 +391,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	var reason jetpost.Reason
 	st := &head.Status
 	pause := &out.laneRow.Pause
-	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.looked,
+	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.read,
 		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Delivered, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
@@ -425,7 +427,7 @@ func toUTC(p *store.PostRecord) {
 	}
 }
 
-// violates tells whether a constraint of that name refused a row.
+// violates reports whether the constraint of that name refused a row.
 func violates(err error, constraint string) bool {
 	var refused *pgconn.PgError
 	return errors.As(err, &refused) && refused.ConstraintName == constraint

@@ -19,8 +19,8 @@ const (
 	sqlTokens = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens AS t WHERE t.user_id = ANY ($1)`
 )
 
-// scanToken reads the columns of a token and the start of the exchange that
-// was in doubt as it was claimed.
+// scanToken reads the columns of a token and the start of the exchange that was in
+// doubt when it was claimed.
 func scanToken(row scanner) (t store.SealedToken, err error) {
 	err = row.Scan(&t.ID, &t.Account, &t.SealedAccess, &t.SealedRefresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
 		&t.LeaseID, at{&t.LeaseUntil}, at{&t.StartedAt}, &t.Attempts, at{&t.NextAttemptAt}, &t.TokenMeta, at{&t.InDoubtSince})
@@ -67,8 +67,8 @@ func (s *Store) readToken(ctx context.Context, q querier, account string) (store
 
 const (
 	sqlPresent = `SELECT ` + present
-	// A token whose lease ends while the round goes on may be claimed by it, and so
-	// it counts.
+	// A token whose lease ends while the round is under way may be claimed by it, so it
+	// counts.
 	sqlCountDue = `
 SELECT count(*) FROM oauth_tokens WHERE NOT requires_reauth AND due_at < $1 AND expires_at <= $2`
 	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO NOTHING`
@@ -106,12 +106,12 @@ func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, 
 	return round, err
 }
 
-// present is the time that $1 tells, or now.
+// present is the time in $1, or now.
 const present = `coalesce($1::timestamptz, statement_timestamp())`
 
-// claimPicked claims the rows that a CTE "picked" has locked, with now as $1
-// and the pace as $2, $3 and $4, and journals those in doubt. The ids come as an
-// array, which is made exactly once: a join the planner may turn round.
+// claimPicked claims the rows that a CTE "picked" has locked, with now as $1 and the
+// pace as $2, $3 and $4, and journals those in doubt. The ids come as an array, which
+// is evaluated exactly once; the planner could reorder a join.
 const claimPicked = `, journalled AS (
     INSERT INTO refresh_journal (token_id, version, attempt, in_doubt_since, started_at)
     SELECT id, version, attempts + 1, refresh_started_at, ` + present + ` FROM picked WHERE refresh_started_at IS NOT NULL
@@ -159,8 +159,8 @@ WITH picked AS (
     FOR UPDATE
 )` + claimPicked
 
-// ClaimToken implements store.Tokens. A token that does not open is not
-// claimed: the transaction is rolled back.
+// ClaimToken implements store.Tokens. A token that cannot be opened is not claimed: the
+// transaction is rolled back.
 func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
 	err = s.change(ctx, "claim token", func(ctx context.Context, tx pgx.Tx) error {
 		sealed, err := scanToken(tx.QueryRow(ctx, sqlClaimToken,
@@ -178,8 +178,8 @@ func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token s
 }
 
 const (
-	// The lock of a row whose pair is there already is a write of its own: its commit
-	// waits for a synchronous standby to have that pair too.
+	// The lock of a row that has the pair already is a write of its own: its commit
+	// waits until a synchronous standby has that pair, too.
 	sqlLockClaim = `SELECT user_id, requires_reauth, version, access_token, refresh_token FROM oauth_tokens WHERE id = $1 FOR UPDATE`
 	sqlSaveToken = `
 UPDATE oauth_tokens
@@ -240,8 +240,8 @@ WHERE user_id = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 	sqlForgetPair = `UPDATE oauth_tokens SET access_token = $3, refresh_token = $4 WHERE id = $1 AND version = $2 AND requires_reauth`
 )
 
-// Disconnect implements store.Tokens. A token that does not open stays as it is:
-// the transaction is rolled back.
+// Disconnect implements store.Tokens. A token that cannot be opened stays as it is: the
+// transaction is rolled back.
 func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
 	err = s.change(ctx, "disconnect account", func(ctx context.Context, tx pgx.Tx) error {
 		n, err := changed(ctx, tx, sqlDisconnect, account, store.DisconnectedMeta(now))
@@ -281,7 +281,8 @@ const (
 	sqlNotices = `
 SELECT user_id, requires_reauth, metadata, version, refreshed_at FROM oauth_tokens
 WHERE requires_reauth <> reauth_told AND ($1 = '' OR user_id = $1) ORDER BY user_id LIMIT $2`
-	// A word about an older pair may come in any order: the present state is told again.
+	// Marks of an older pair may come in any order: the present state is reported
+	// again.
 	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = CASE WHEN version = $3 THEN $2 ELSE NOT requires_reauth END WHERE user_id = $1`
 )
 
@@ -312,9 +313,8 @@ FROM refresh_rounds AS r LEFT JOIN refresh_batches AS b ON b.round = r.id
 WHERE r.id = $1 GROUP BY r.id`
 )
 
-// BatchDone implements store.Tokens. The round is read after the batch was
-// committed: of two workers that count the last batches at once, the later one
-// sees both.
+// BatchDone implements store.Tokens. It reads the round after the batch was committed:
+// if two workers count the last batches at once, the later one sees both.
 func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (store.Round, error) {
 	r, err := readRound(ctx, s.db, round)
 	if err == nil {
@@ -337,5 +337,5 @@ const sqlRoundDelivered = `UPDATE refresh_rounds SET announced = true WHERE id =
 // RoundDelivered implements store.Tokens.
 func (s *Store) RoundDelivered(ctx context.Context, round string) error {
 	n, err := changed(ctx, s.db, sqlRoundDelivered, round)
-	return s.wrap("mark round announced", orNone(n, err, store.ErrNotFound))
+	return s.wrap("mark round delivered", orNone(n, err, store.ErrNotFound))
 }

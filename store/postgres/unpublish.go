@@ -22,8 +22,8 @@ SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND unpublish_at 
 	sqlDeleted = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[]) AND deleted_at IS NOT NULL`
 )
 
-// retryDeletions has the account's deletions that wait tried again: what they wait for may
-// be there.
+// retryDeletions makes the account's waiting deletions due: what they wait for may have
+// happened.
 func retryDeletions(ctx context.Context, tx pgx.Tx, account string, now any) error {
 	n, err := changed(ctx, tx, sqlRetryDeletions, account, now)
 	if err == nil && n > 0 {
@@ -43,7 +43,7 @@ func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (be
 
 // Unpublishing implements store.Requests.
 func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record store.Record, found bool, err error) {
-	err = s.view(ctx, "look for deletions", func(ctx context.Context, tx pgx.Tx) error {
+	err = s.view(ctx, "find deletions", func(ctx context.Context, tx pgx.Tx) error {
 		var generation int64
 		if err := tx.QueryRow(ctx, sqlHeldGenerations, lane.Account, lane.Fence).Scan(&generation); err != nil {
 			return missing(err, store.ErrFenced)

@@ -59,7 +59,7 @@ func (s *Store) ImportAccount(ctx context.Context, in store.Import) (result stor
 	return result, nil
 }
 
-// lookUp returns a name, or "" where there is none; neither is ever empty.
+// lookUp returns a name, or "" if there is none; a name is never empty.
 func lookUp(ctx context.Context, tx *sql.Tx, query, by string) (string, error) {
 	name, err := scanText(tx.QueryRowContext(ctx, query, by))
 	return name, missing(err, nil)
@@ -82,7 +82,7 @@ func (s *Store) addAccount(ctx context.Context, tx *sql.Tx, in store.Import) err
 	return err
 }
 
-// replaceToken brings a known account its new pair, unless that is an old one.
+// replaceToken gives a known account its new pair, unless that pair is an old one.
 func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (store.ImportResult, error) {
 	if _, err := tx.ExecContext(ctx, sqlRenameUser, in.Name, in.Username); err != nil {
 		return "", err
@@ -120,7 +120,7 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 }
 
 const (
-	// unfinished is spelled exactly as in the schema's partial indexes, or
+	// unfinished is spelled exactly as in the schema's partial indexes; otherwise
 	// SQLite would not use them.
 	unfinished = `state NOT IN ('published', 'failed', 'cancelled')`
 

@@ -41,8 +41,8 @@ func (s *Store) SealedTokens(ctx context.Context, after string, limit int) (rows
 	return rows, err
 }
 
-// sqlReseal leaves a row alone that is not what was read: what a worker has
-// saved since is newer.
+// sqlReseal changes only rows that still are what was read: what a worker has saved
+// since is newer.
 const sqlReseal = `
 UPDATE oauth_tokens SET access_token = ?4, refresh_token = ?5 WHERE id = ?1 AND access_token = ?2 AND refresh_token = ?3`
 

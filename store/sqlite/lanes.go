@@ -23,7 +23,7 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 		err := tx.QueryRowContext(ctx, sqlClaimLane, account, worker, micros(now.Add(lease)), micros(now)).
 			Scan(&lane.Fence, &lane.LostClaims)
 		if claimed = err == nil; claimed {
-			return lookAhead(ctx, tx, lane, now)
+			return readAhead(ctx, tx, lane, now)
 		}
 		if errors.Is(err, sql.ErrNoRows) {
 			_, err = readLane(ctx, tx, account)
@@ -75,7 +75,8 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation in
 	return released && err == nil, err
 }
 
-// markTold marks what a lane has told, in the transaction of its next step.
+// markTold marks as delivered what a lane has published, in the transaction of its next
+// step.
 func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool, err error) {
 	if told.Number == 0 {
 		return true, nil
@@ -84,8 +85,8 @@ func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool
 	return latest, missing(err, store.ErrNotFound)
 }
 
-// readGenerations reads of a look what the lane itself has. It fails with store.ErrFenced where
-// the lane is no longer held.
+// readGenerations reads the lane's own part of a snapshot. It fails with
+// store.ErrFenced if the lane is no longer held.
 func readGenerations(ctx context.Context, tx *sql.Tx, lane store.Claim) (snapshot store.Snapshot, err error) {
 	pause := &snapshot.Pause
 	err = tx.QueryRowContext(ctx, sqlGenerations, lane.Account, lane.Fence).
@@ -107,8 +108,8 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) (account
 	return accounts, err
 }
 
-// sqlFront reads the front of a line. What has begun goes first, and once it
-// has it is due, whatever another worker's clock says.
+// sqlFront reads the front of a queue. A begun request goes first, and it is due
+// whatever another worker's clock says.
 const sqlFront = `
 SELECT coalesce(
     (SELECT id FROM requests WHERE account = ?1 AND began_at IS NOT NULL AND ` + unfinished + `
@@ -121,7 +122,7 @@ SELECT coalesce(
 
 // Snapshot implements store.Requests.
 func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
-	err = s.view(ctx, "look at lane", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "read snapshot of lane", func(ctx context.Context, tx *sql.Tx) error {
 		snapshot, err = readFront(ctx, tx, lane, now)
 		return err
 	})
@@ -147,9 +148,9 @@ func readFront(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time)
 	return snapshot, nil
 }
 
-// lookAhead reads the front of a lane for [store.Claim.Next], in the transaction that
-// claimed it or finished what stood there.
-func lookAhead(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time) error {
+// readAhead reads the front of a lane for [store.Claim.Next], in the transaction that
+// claimed the lane or finished its head.
+func readAhead(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time) error {
 	snapshot, err := readFront(ctx, tx, lane, now)
 	if err == nil {
 		lane.Cache.Saw(store.LaneRow{}, snapshot, nil, true)
@@ -177,8 +178,8 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 
 const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 
-// Posted implements store.Requests. The holder of the lane may tell it too:
-// it may have found the post of an earlier one at X.
+// Posted implements store.Requests. The lane's holder may call it too, because it may
+// have found an earlier holder's post on X.
 func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
 	var state jetpost.State
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
@@ -193,11 +194,11 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post i
 			row.Status.UpdatedAt = row.Status.UpdatedAt.UTC().Truncate(time.Microsecond) // as it is stored
 			claim.Cache.Wrote(row)
 		}
-		if rang := !change.WakeAt.IsZero(); err != nil || claim.Cache == nil || rang || !state.Finished() {
+		if wakes := !change.WakeAt.IsZero(); err != nil || claim.Cache == nil || wakes || !state.Finished() {
 			return err
 		}
-		// An earlier holder tells of its post too, and looks no more.
-		if err := lookAhead(ctx, tx, claim, now); !errors.Is(err, store.ErrFenced) {
+		// An earlier holder may report its post, too; it gets no snapshot.
+		if err := readAhead(ctx, tx, claim, now); !errors.Is(err, store.ErrFenced) {
 			return err
 		}
 		return nil
@@ -255,13 +256,13 @@ func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservati
 	return out, err
 }
 
-// sqlBehind reads what waits in a line, behind a head that is held.
+// sqlBehind reads what waits in a queue behind a held head.
 const sqlBehind = sqlFromRequests + `
 WHERE account = ?1 AND state IN ('scheduled', 'queued') AND ` + unfinished + ` AND due_at <= ?2 ORDER BY due_at, seq LIMIT ?3`
 
 // HoldQueue implements store.Requests.
 func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
-	err = s.change(ctx, "hold line", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.change(ctx, "hold queue", func(ctx context.Context, tx *sql.Tx) error {
 		held = nil
 		laneRow, err := readLane(ctx, tx, claim.Account)
 		if err == nil && !laneRow.HeldBy(claim) {

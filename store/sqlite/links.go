@@ -41,7 +41,7 @@ func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, erro
 	return link, s.wrap("read link", missing(err, store.ErrNotFound))
 }
 
-// scanLink scans the columns of a link, and those that follow them.
+// scanLink scans the columns of a link, and the columns after them.
 func scanLink(row scanner, more ...any) (l store.Link, err error) {
 	var digest []byte
 	err = row.Scan(append([]any{&digest, &l.Account, &l.ReturnTo, at{&l.CreatedAt}, at{&l.ExpiresAt}, at{&l.UsedAt}}, more...)...)

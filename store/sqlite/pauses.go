@@ -42,7 +42,7 @@ func (p pausedAt) Scan(value any) error {
 	return at{&p.pause.Since}.Scan(value)
 }
 
-// setPause has the lane look at once: what holds its head may be out of date.
+// setPause wakes the lane at once: the state of its head may be out of date.
 func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, now time.Time) (before store.Pause, err error) {
 	laneRow, err := readLane(ctx, tx, account)
 	if err != nil {
@@ -59,13 +59,13 @@ func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause
 	return laneRow.Pause, err
 }
 
-// writePause writes a pause, and what is to be told of it.
-func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, turn store.PauseChange) error {
+// writePause writes a pause, and the change that an event must report.
+func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, change store.PauseChange) error {
 	_, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Reason.Until), pause.Reason.Detail, store.CauseOf{Pause: &pause}.String())
-	if err != nil || turn.Event == "" {
+	if err != nil || change.Event == "" {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, sqlPauseChange, account, string(turn.Event), micros(turn.At), string(turn.Reason.Code), turn.Reason.Detail, micros(turn.Reason.Until))
+	_, err = tx.ExecContext(ctx, sqlPauseChange, account, string(change.Event), micros(change.At), string(change.Reason.Code), change.Reason.Detail, micros(change.Reason.Until))
 	return err
 }
 
@@ -81,12 +81,12 @@ WHERE ?1 = '' OR account = ?1 ORDER BY account LIMIT ?2`
 )
 
 // PauseChanges implements store.Requests.
-func (s *Store) PauseChanges(ctx context.Context, account string, limit int) (turns []store.PauseChange, err error) {
-	err = s.view(ctx, "read turns", func(ctx context.Context, tx *sql.Tx) error {
-		turns, err = collect(ctx, tx, scanPauseChange, sqlPauseChanges, account, limit)
+func (s *Store) PauseChanges(ctx context.Context, account string, limit int) (changes []store.PauseChange, err error) {
+	err = s.view(ctx, "read pause changes", func(ctx context.Context, tx *sql.Tx) error {
+		changes, err = collect(ctx, tx, scanPauseChange, sqlPauseChanges, account, limit)
 		return err
 	})
-	return turns, err
+	return changes, err
 }
 
 func scanPauseChange(row scanner) (t store.PauseChange, err error) {
@@ -95,14 +95,15 @@ func scanPauseChange(row scanner) (t store.PauseChange, err error) {
 }
 
 // MarkPauseChangeTold implements store.Requests.
-func (s *Store) MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error {
-	return s.change(ctx, "mark turn", func(ctx context.Context, tx *sql.Tx) error {
-		_, err := changed(ctx, tx, sqlMarkPauseChangeTold, turn.Account, string(turn.Event), micros(turn.At))
+func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error {
+	return s.change(ctx, "mark pause change", func(ctx context.Context, tx *sql.Tx) error {
+		_, err := changed(ctx, tx, sqlMarkPauseChangeTold, change.Account, string(change.Event), micros(change.At))
 		return err
 	})
 }
 
-// BlockAccount implements store.Requests. It wakes only where something may go on.
+// BlockAccount implements store.Requests. It wakes the lane only if the account may
+// post again.
 func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
 	lane.Cache.Forget()
 	err = s.change(ctx, "block account", func(ctx context.Context, tx *sql.Tx) error {
@@ -130,7 +131,7 @@ const (
 	sqlUnruled = `
 INSERT INTO unruled (account, request_id, words, refused_at) VALUES (?1, ?2, ?3, ?4)
 ON CONFLICT (account, request_id) DO UPDATE SET words = excluded.words, refused_at = excluded.refused_at`
-	// A refusal says nothing any more once X took a post of the account after it.
+	// Refusals do not count any more once X took a post of the account after them.
 	sqlUnruledOver = `
 DELETE FROM unruled WHERE account = ?1
     AND refused_at < (SELECT max(sent_at) FROM posts WHERE account = ?1 AND state = 'posted')`
@@ -162,12 +163,12 @@ func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string,
 	return n, err
 }
 
-// unsent tells of a request whether nothing of it was sent. One without posts
-// could not be read so far.
+// unsent is true for a request of which nothing was sent. A request without posts could
+// not be read so far.
 const unsent = `(requests.state IN ('scheduled', 'queued', 'held') AND
     coalesce((SELECT min(state = 'pending') FROM posts WHERE account = requests.account AND request_id = requests.id), 0))`
 
-// sqlLate reads the front of each line: ?3 of it at most.
+// sqlLate reads the front of each queue, at most ?3 rows.
 const sqlLate = `
 SELECT account, sum(unsent), min(CASE WHEN unsent THEN due_at END), sum(NOT unsent)
 FROM (SELECT requests.account, due_at, ` + unsent + ` AS unsent
@@ -180,7 +181,7 @@ GROUP BY account ORDER BY account`
 
 // Late implements store.Requests.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) (laneRows []store.LateQueue, err error) {
-	err = s.report(ctx, "look for late requests", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.report(ctx, "find late requests", func(ctx context.Context, tx *sql.Tx) error {
 		laneRows, err = collect(ctx, tx, func(row scanner) (l store.LateQueue, err error) {
 			err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
 			return l, err
@@ -235,7 +236,7 @@ SELECT sent_at FROM posts WHERE account = ?1 AND state = 'posted' AND sent_at > 
 
 // Sent implements store.Requests.
 func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) (sent []time.Time, err error) {
-	err = s.view(ctx, "look for sent posts", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "find sent posts", func(ctx context.Context, tx *sql.Tx) error {
 		sent, err = collect(ctx, tx, func(row scanner) (t time.Time, err error) {
 			err = row.Scan(at{&t})
 			return t, err

@@ -17,7 +17,7 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.vers
 
 // Desired implements store.Upkeep.
 func (s *Store) Desired(ctx context.Context) (all []store.Desired, err error) {
-	err = s.view(ctx, "read what is kept", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "read desired state", func(ctx context.Context, tx *sql.Tx) error {
 		all, err = collect(ctx, tx, func(row scanner) (k store.Desired, err error) {
 			err = row.Scan(&k.Name, &k.Value, &k.Version)
 			return k, err
@@ -28,20 +28,20 @@ func (s *Store) Desired(ctx context.Context) (all []store.Desired, err error) {
 }
 
 // Keep implements store.Upkeep.
-func (s *Store) Keep(ctx context.Context, k store.Desired) (kept bool, err error) {
+func (s *Store) Keep(ctx context.Context, k store.Desired) (stored bool, err error) {
 	err = s.change(ctx, "keep "+k.Name, func(ctx context.Context, tx *sql.Tx) error {
 		n, err := changed(ctx, tx, sqlSetDesired, k.Name, blob(k.Value), k.Version)
-		kept = n > 0
+		stored = n > 0
 		return err
 	})
-	return kept && err == nil, err
+	return stored && err == nil, err
 }
 
-// blocked is what the index requests_blocked covers.
+// blocked is the condition of the index requests_blocked.
 const blocked = `(state = 'unknown' OR (state = 'held' AND reason_code IN ('poison', 'key_unavailable', 'account_reauth_required')))`
 
-// Each statement looks once into an index for each account, or reads the front of
-// one. Counts end at a limit.
+// Each statement makes one index lookup for each account, or reads the front of one
+// index. Counts end at a limit.
 const (
 	sqlStanding = `
 SELECT a.name, t.requires_reauth, l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.paused_at IS NOT NULL AND (l.paused_until IS NULL OR l.paused_until > ?1)
@@ -77,7 +77,7 @@ ORDER BY b.state <> 'unknown', b.account LIMIT ?2`
 
 // Progress implements store.Upkeep.
 func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Progress, err error) {
-	err = s.view(ctx, "read pulse", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "read progress", func(ctx context.Context, tx *sql.Tx) error {
 		p = store.Progress{}
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing

@@ -21,7 +21,7 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// openFresh opens a new ledger, with its pools in reach.
+// openFresh opens a new ledger and gives access to its pools.
 func openFresh(t *testing.T) *Store {
 	t.Helper()
 	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
@@ -44,8 +44,8 @@ func openFresh(t *testing.T) *Store {
 	return s
 }
 
-// queries reads every constant whose name starts with sql out of the source,
-// so that none can be forgotten.
+// queries reads every constant whose name starts with sql from the source, so that none
+// is missed.
 func queries(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
@@ -116,9 +116,9 @@ func prepare(ctx context.Context, db *sql.DB, query string) (err error) {
 	return nil
 }
 
-// TestQueriesNeverScan asks SQLite how it would run each query. Whatever grows
-// with the number of accounts, requests or rounds must be found by an index, and none
-// of it is sorted anew.
+// TestQueriesNeverScan asks SQLite how it would run each query. Whatever grows with the
+// number of accounts, requests or rounds must be found by an index, and none of it is
+// sorted.
 func TestQueriesNeverScan(t *testing.T) {
 	t.Parallel()
 	mayScan := map[string]bool{

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// sqlPlaced gives a lane what entered its line: the next place, a wake for each
-	// change, and a run that comes forward.
+	// sqlPlaced updates a lane for what entered its queue: the next place, a wake-up
+	// for each change, and an earlier next run.
 	sqlPlaced = `
 UPDATE lanes SET next_seq = ?2, last_due = ?3, generation = generation + ?4, wake_at = min(coalesce(wake_at, ?5), ?5) WHERE account = ?1`
 	// sqlWake counts a change and brings the lane's next run forward to ?2.
@@ -69,8 +69,8 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 	return out, nil
 }
 
-// findTexts looks for the texts of new requests, once they are there to be seen: of two
-// that come at once, one at least is told of.
+// findTexts looks up the texts of new requests once the requests are visible: if two
+// come at once, at least one of them is found.
 func (s *Store) findTexts(ctx context.Context, in []store.Acceptance, out []store.Received) {
 	var asked []int
 	for i := range in {
@@ -81,7 +81,7 @@ func (s *Store) findTexts(ctx context.Context, in []store.Acceptance, out []stor
 	if len(asked) == 0 {
 		return
 	}
-	err := s.view(ctx, "look for the same texts", func(ctx context.Context, tx *sql.Tx) (err error) {
+	err := s.view(ctx, "find the same texts", func(ctx context.Context, tx *sql.Tx) (err error) {
 		for _, i := range asked {
 			if out[i].SameText, _, err = findText(ctx, tx, store.TextsOf(in[i].Request, in[i].Now)); err != nil {
 				return err
@@ -94,8 +94,8 @@ func (s *Store) findTexts(ctx context.Context, in []store.Acceptance, out []stor
 	}
 }
 
-// acceptOne writes one request of a batch, but for its lane. It is read again where
-// it comes twice, since the first may have been written already.
+// acceptOne writes one request of a batch, but for its lane. It reads a request that
+// comes twice again, since the first may have been written already.
 func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Acceptance, out *[]store.Received) error {
 	key := in.Key()
 	laneRow, known := b.LaneRows[key.Account]
@@ -180,8 +180,8 @@ WHERE p.text_hash = ?2 AND p.account <> ?1 AND p.state = 'pending' AND r.` + unf
   AND max(r.due_at, ?5) > ?3 AND max(r.due_at, ?5) < ?4
 LIMIT 1`
 
-// refuseText fails a request whose text another account posts, where that is
-// asked for. As one connection writes, of two that come at once the second fails.
+// refuseText fails a request whose text another account posts, if that is asked for.
+// Only one connection writes, so if two come at once the second one fails.
 func refuseText(ctx context.Context, tx *sql.Tx, r *store.Row, in store.Acceptance) error {
 	if !in.RefuseSameText {
 		return nil
@@ -206,7 +206,7 @@ func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other sto
 
 // SameText implements store.Requests.
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
-	err = s.view(ctx, "look for the same text", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "find the same text", func(ctx context.Context, tx *sql.Tx) error {
 		other, found, err = findText(ctx, tx, q)
 		return err
 	})
@@ -332,9 +332,9 @@ func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code,
 	return n, err
 }
 
-// endHolds wakes even where nothing is held: a worker may be about to commit
-// just such a hold, and sees by the wake that it is over already. The state
-// stays held until the request moves, so nothing is announced.
+// endHolds wakes the lane even if nothing is held: a worker may be about to commit just
+// such a hold, and learns by the wake-up that it is already over. The requests stay
+// held until they move, so there is nothing to publish.
 func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code, now time.Time) (int, error) {
 	n, err := changed(ctx, tx, sqlEndHolds, account, string(code), micros(now))
 	if err != nil {
@@ -509,7 +509,7 @@ SELECT account, id FROM requests WHERE announced < revision AND updated_at < ?1 
 
 // OutboxPending implements store.Requests.
 func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) (keys []store.Key, err error) {
-	err = s.view(ctx, "list unannounced requests", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "list pending events", func(ctx context.Context, tx *sql.Tx) error {
 		keys, err = collect(ctx, tx, func(row scanner) (key store.Key, err error) {
 			err = row.Scan(&key.Account, &key.ID)
 			return key, err
@@ -520,8 +520,8 @@ func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) 
 }
 
 const (
-	// begunOnly tells a request that has done nothing since revision ?3 but begin, of
-	// which people are told nothing.
+	// begunOnly is true for a request that since revision ?3 has only begun, which no
+	// event reports.
 	begunOnly        = `(revision = ?3 + 1 AND state = 'publishing' AND event IN ('request.accepted', 'request.scheduled'))`
 	sqlMarkDelivered = `
 UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE max(announced, min(?3, revision)) END
@@ -530,7 +530,7 @@ WHERE account = ?1 AND id = ?2 RETURNING revision = ?3 OR ` + begunOnly
 
 // MarkDelivered implements store.Requests.
 func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
-	err = s.change(ctx, "mark request announced", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.change(ctx, "mark event delivered", func(ctx context.Context, tx *sql.Tx) error {
 		err := tx.QueryRowContext(ctx, sqlMarkDelivered, key.Account, key.ID, revision).Scan(&latest)
 		return missing(err, store.ErrNotFound)
 	})
@@ -539,7 +539,7 @@ func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64
 
 // MarkManyDelivered implements store.Requests.
 func (s *Store) MarkManyDelivered(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
-	err = s.change(ctx, "mark requests announced", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.change(ctx, "mark events delivered", func(ctx context.Context, tx *sql.Tx) error {
 		rest = nil
 		for _, r := range told {
 			var latest bool

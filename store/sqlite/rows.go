@@ -33,9 +33,9 @@ SELECT idx, state, parent_id, coalesce(post_id, ''), media_ids, text_hash, sent_
 FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 )
 
-// move applies a rule to a request and returns the state that it is in then.
-// As one connection writes, nobody else changes a row between its read and its
-// save. It fails with store.ErrNotFound.
+// move applies a rule to a request and returns the state after it. Only one connection
+// writes, so nothing changes a row between its read and its save. It fails with
+// store.ErrNotFound.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) (err error) {
 		state, err = apply(ctx, tx, key, rule)
@@ -187,7 +187,7 @@ func columns(of *jetpost.Reason) (code any, reason jetpost.Reason) {
 	return string(of.Code), *of
 }
 
-// mediaColumn is a list in JSON, if an empty one.
+// mediaColumn is a list in JSON, even an empty one.
 func mediaColumn(list []store.Media) (string, error) {
 	column, err := json.Marshal(append([]store.Media{}, list...))
 	return string(column), err

@@ -27,8 +27,8 @@ const (
 	callTimeout = 5 * time.Second
 	// reportTimeout bounds a call that reads much, for a person who waits for it.
 	reportTimeout = time.Minute
-	// busyTimeoutMillis is how long a statement waits for a lock that another
-	// process holds: less than callTimeout, so that SQLite says why.
+	// busyTimeoutMillis is how long a statement waits for a lock that another process
+	// holds. It is less than callTimeout, so that SQLite reports why.
 	busyTimeoutMillis = 4_000
 	maxReaders        = 4 // connections of the read pool
 )
@@ -49,8 +49,8 @@ type Store struct {
 
 var _ store.Store = (*Store)(nil)
 
-// Open opens a ledger that Migrate has prepared. It fails with
-// *store.SchemaError where it has not, or a newer program has.
+// Open opens a ledger that Migrate has prepared. It fails with *store.SchemaError if
+// the schema is missing, older or newer.
 func Open(ctx context.Context, path string, sealer *store.Sealer) (*Store, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, &store.SchemaError{Database: path, Want: schemaVersion}
@@ -113,8 +113,8 @@ func checkSchema(ctx context.Context, db *sql.DB, path string) error {
 	return nil
 }
 
-// Migrate creates the file where there is none, and brings its schema up to
-// date. Several processes may do so at once.
+// Migrate creates the file if there is none, and brings its schema up to date. Several
+// processes may call it at once.
 func Migrate(ctx context.Context, path string) error {
 	db, err := open(path, "rwc")
 	if err != nil {
@@ -124,10 +124,9 @@ func Migrate(ctx context.Context, path string) error {
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	// Each migration is one transaction, and one that lost a race fails
-	// because its tables are there. So every failed try means that another
-	// process has gone at least one version further, or had the file locked
-	// while it switched the journal.
+	// Each migration is one transaction, and one that lost a race fails because its
+	// tables exist. Every failed try therefore means that another process is at least
+	// one version further, or had the file locked while it switched the journal.
 	for range schemaVersion + 2 {
 		if err = migrateOnce(ctx, db, files); err == nil || ctx.Err() != nil {
 			break
@@ -161,7 +160,7 @@ func (s *Store) change(ctx context.Context, what string, f func(context.Context,
 	return s.wrap(what, s.together(ctx, f))
 }
 
-// view runs a read transaction: everything in it is read as of one moment.
+// view runs a read transaction that reads everything as of one moment.
 func (s *Store) view(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
 	if s.tx != nil {
 		return s.wrap(what, f(ctx, s.tx))
@@ -169,13 +168,13 @@ func (s *Store) view(ctx context.Context, what string, f func(context.Context, *
 	return s.wrap(what, transact(ctx, callTimeout, s.read, &sql.TxOptions{ReadOnly: true}, f))
 }
 
-// report is view for what reads much.
+// report is view for calls that read much.
 func (s *Store) report(ctx context.Context, what string, f func(context.Context, *sql.Tx) error) error {
 	return s.wrap(what, transact(ctx, reportTimeout, s.read, &sql.TxOptions{ReadOnly: true}, f))
 }
 
-// transact ends with what became of the transaction: one that is given up is rolled
-// back, and takes no effect later.
+// transact returns only once the outcome of the transaction is known: one that is given
+// up is rolled back and takes no effect later.
 func transact(ctx context.Context, timeout time.Duration, db *sql.DB, options *sql.TxOptions, f func(context.Context, *sql.Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -184,7 +183,7 @@ func transact(ctx context.Context, timeout time.Duration, db *sql.DB, options *s
 		return err
 	}
 	if err := f(ctx, tx); err != nil {
-		_ = tx.Rollback() // the first error is the one that tells
+		_ = tx.Rollback() // the first error says more
 		return err
 	}
 	return tx.Commit()
@@ -199,7 +198,7 @@ func (s *Store) row(ctx context.Context, query string, args ...any) boundedRow {
 	return boundedRow{s.read.QueryRowContext(ctx, query, args...), cancel}
 }
 
-// boundedRow ends its deadline as it is read.
+// boundedRow ends its deadline when it is read.
 type boundedRow struct {
 	row    *sql.Row
 	cancel context.CancelFunc
@@ -223,11 +222,11 @@ func (s *Store) wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// primaryCode is the part of an error's code that is the same for all errors of a kind.
+// primaryCode is the part of an error's code that all errors of a kind share.
 const primaryCode = 0xff
 
-// unavailable tells a database that is locked, or whose disk is full or fails, from
-// one that answers.
+// unavailable reports whether an error comes from a database that is locked, or whose
+// disk is full or fails.
 func unavailable(err error) bool {
 	var own *driver.Error
 	if !errors.As(err, &own) {
@@ -250,7 +249,7 @@ func missing(err, instead error) error {
 	return err
 }
 
-// violatesUnique tells whether a unique constraint refused a row.
+// violatesUnique reports whether a unique constraint refused a row.
 func violatesUnique(err error) bool {
 	var own *driver.Error
 	return errors.As(err, &own) && own.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE
@@ -272,7 +271,7 @@ func collect[T any](ctx context.Context, tx *sql.Tx, scan func(scanner) (T, erro
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = rows.Close() }() // rows.Err has told everything
+	defer func() { _ = rows.Close() }() // rows.Err reports every error
 	var all []T
 	for rows.Next() {
 		one, err := scan(rows)
@@ -293,8 +292,7 @@ func scanText(row scanner) (text string, err error) {
 	return text, err
 }
 
-// micros is how a time is stored: microseconds since 1970, NULL for the zero
-// time.
+// micros is the stored form of a time: microseconds since 1970, NULL for the zero time.
 func micros(t time.Time) any {
 	if t.IsZero() {
 		return nil
@@ -334,7 +332,7 @@ func (s *Store) Clock(ctx context.Context) (time.Time, error) {
 const (
 	sqlReadKeyCheck = `SELECT id, coalesce(key_check, '') FROM ledger`
 	sqlSetKeyCheck  = `UPDATE ledger SET key_check = ?1`
-	// A sealed value carries its key id from the fifth character on.
+	// A sealed value has its key id from the fifth character on.
 	sqlCountOtherKeys = `
 SELECT count(*) FROM oauth_tokens
 WHERE substr(access_token, 5, 8) <> ?1 OR substr(refresh_token, 5, 8) <> ?1`
@@ -382,9 +380,9 @@ ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until,
     fence = CASE WHEN leases.owner = excluded.owner AND leases.until > ?4 THEN leases.fence ELSE leases.fence + 1 END
 WHERE leases.owner = excluded.owner OR leases.until <= ?4
 RETURNING name, owner, fence`
-	// sqlDropLease keeps the row, and with it the fence.
+	// sqlDropLease does not delete the row, to preserve the fence.
 	sqlDropLease = `UPDATE leases SET until = ?3 WHERE name = ?1 AND owner = ?2 AND until > ?3`
-	// sqlHoldLease finds out whose the lease is: the holder's as long as nobody
+	// sqlHoldLease finds out who has the lease: it is the holder's as long as nobody
 	// else took it.
 	sqlHoldLease = `UPDATE leases SET owner = owner WHERE name = ?1 AND owner = ?2 AND fence = ?3`
 )

@@ -19,8 +19,7 @@ import (
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	// Each ledger is a copy of one, since migrating takes long with the race
-	// detector.
+	// Each ledger is a copy of one, since migrating takes long with the race detector.
 	fresh, err := os.ReadFile(migrated(t, "ledger.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +71,8 @@ var schema = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
-// migrated makes a database with its schema in a directory of its own. All have one id.
+// migrated makes a database with its schema in a directory of its own. All have the
+// same id.
 func migrated(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)

@@ -20,8 +20,8 @@ const (
 	sqlToken = `SELECT ` + tokenColumns + `, NULL FROM oauth_tokens WHERE user_id = ?1`
 )
 
-// scanToken reads the columns of a token and the start of the exchange that
-// was in doubt as it was claimed.
+// scanToken reads the columns of a token and the start of the exchange that was in
+// doubt when it was claimed.
 func scanToken(row scanner) (t store.SealedToken, err error) {
 	var meta []byte
 	err = row.Scan(&t.ID, &t.Account, &t.SealedAccess, &t.SealedRefresh, at{&t.ExpiresAt}, &t.Scope, &t.Version, at{&t.RefreshedAt},
@@ -46,8 +46,8 @@ func (s *Store) Token(ctx context.Context, account string) (store.Token, error) 
 }
 
 const (
-	// A token whose lease ends while the round goes on may be claimed by it, and so
-	// it counts.
+	// A token whose lease ends while the round is under way may be claimed by it, so it
+	// counts.
 	sqlCountDue = `
 SELECT count(*) FROM oauth_tokens WHERE requires_reauth = 0 AND due_at < ?1 AND expires_at <= ?2`
 	sqlAddRound = `INSERT INTO refresh_rounds (id, opened_at, expires_by, total, batches) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING`
@@ -83,8 +83,8 @@ func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, 
 }
 
 const (
-	// picked are the rows that match, at most so many. Both statements of a
-	// claim pick the same ones, since nobody else writes in between.
+	// picked are the matching rows, up to the limit. Both statements of a claim pick
+	// the same ones, since no other connection writes in between.
 	journal = `
 INSERT INTO refresh_journal (token_id, version, attempt, in_doubt_since, started_at)
 SELECT id, version, attempts + 1, refresh_started_at, ?1 FROM oauth_tokens
@@ -96,7 +96,7 @@ SET lease_id = ?2, lease_until = ?1 + ?3, refresh_started_at = ?1, attempts = at
         WHEN refresh_started_at IS NULL THEN max(?1 + ?3, expires_at - ?4)
         ELSE ?1 + ?3 + ?5 * (1 << min(attempts, ` + maxDoublings + `)) END
 WHERE id IN `
-	// returning tells of the doubt by the journal, as the row has forgotten it.
+	// returning takes the doubt from the journal, because the row no longer has it.
 	returning = `
 RETURNING ` + tokenColumns + `,
     (SELECT in_doubt_since FROM refresh_journal AS j
@@ -147,8 +147,8 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	return tokens, s.wrap("claim due tokens", err)
 }
 
-// ClaimToken implements store.Tokens. A token that does not open is not
-// claimed: the transaction is rolled back.
+// ClaimToken implements store.Tokens. A token that cannot be opened is not claimed: the
+// transaction is rolled back.
 func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token store.Token, claimed bool, err error) {
 	args := claimArgs(claim.Now, claim.Pace, claim.Account, claim.UsedVersion, claim.Force, claim.Refused)
 	err = s.change(ctx, "claim token", func(ctx context.Context, tx *sql.Tx) error {
@@ -239,8 +239,8 @@ WHERE user_id = ?1 AND (lease_until IS NULL OR lease_until <= ?2)`
 	sqlForgetPair = `UPDATE oauth_tokens SET access_token = ?3, refresh_token = ?4 WHERE id = ?1 AND version = ?2 AND requires_reauth = 1`
 )
 
-// Disconnect implements store.Tokens. A token that does not open stays as it is:
-// the transaction is rolled back.
+// Disconnect implements store.Tokens. A token that cannot be opened stays as it is: the
+// transaction is rolled back.
 func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
 	err = s.change(ctx, "disconnect account", func(ctx context.Context, tx *sql.Tx) error {
 		patch, err := json.Marshal(store.DisconnectedMeta(now))
@@ -297,7 +297,8 @@ const (
 	sqlNotices = `
 SELECT user_id, requires_reauth, metadata, version, refreshed_at FROM oauth_tokens
 WHERE requires_reauth <> reauth_told AND (?1 = '' OR user_id = ?1) ORDER BY user_id LIMIT ?2`
-	// A word about an older pair may come in any order: the present state is told again.
+	// Marks of an older pair may come in any order: the present state is reported
+	// again.
 	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = CASE WHEN version = ?3 THEN ?2 ELSE NOT requires_reauth END WHERE user_id = ?1`
 )
 
@@ -332,7 +333,7 @@ func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
 	})
 }
 
-// fenced reads a conditional update that changed nothing as a lost claim.
+// fenced turns a conditional update that changed nothing into ErrFenced.
 func fenced(n int, err error) error {
 	if err == nil && n == 0 {
 		return store.ErrFenced
@@ -376,7 +377,7 @@ const sqlRoundDelivered = `UPDATE refresh_rounds SET announced = 1 WHERE id = ?1
 
 // RoundDelivered implements store.Tokens.
 func (s *Store) RoundDelivered(ctx context.Context, round string) error {
-	return s.change(ctx, "mark round announced", func(ctx context.Context, tx *sql.Tx) error {
+	return s.change(ctx, "mark round delivered", func(ctx context.Context, tx *sql.Tx) error {
 		n, err := changed(ctx, tx, sqlRoundDelivered, round)
 		if err == nil && n == 0 {
 			return store.ErrNotFound

@@ -21,8 +21,8 @@ WHERE account = ?1 AND unpublish_at > ?2`
 	sqlDeleted      = `SELECT post_id FROM posts WHERE post_id IN (SELECT value FROM json_each(?1)) AND deleted_at IS NOT NULL`
 )
 
-// retryDeletions has the account's deletions that wait tried again: what they wait for may
-// be there.
+// retryDeletions makes the account's waiting deletions due: what they wait for may have
+// happened.
 func retryDeletions(ctx context.Context, tx *sql.Tx, account string, now time.Time) error {
 	n, err := changed(ctx, tx, sqlRetryDeletions, account, micros(now))
 	if err == nil && n > 0 {
@@ -42,7 +42,7 @@ func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (be
 
 // Unpublishing implements store.Requests.
 func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record store.Record, found bool, err error) {
-	err = s.view(ctx, "look for deletions", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.view(ctx, "find deletions", func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := readGenerations(ctx, tx, lane); err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func (s *Store) Deleted(ctx context.Context, postIDs []string) (deleted []string
 	return deleted, err
 }
 
-// deletionColumn is NULL where nobody asked for a deletion.
+// deletionColumn is NULL if nobody asked for a deletion.
 func deletionColumn(d *store.Deletion) (any, error) {
 	if d == nil {
 		return nil, nil

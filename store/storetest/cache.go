@@ -18,7 +18,7 @@ func nextAfterClaim(t *testing.T, b *bundle) {
 	b.accept(t, later)
 	lane := b.claim(t)
 	next, ok := lane.Next()
-	equal(t, "a claim looks", ok, true)
+	equal(t, "a claim has a snapshot", ok, true)
 	equal(t, "what it sees", next, b.snapshot(t, lane, b.now))
 	_, ok = lane.Next()
 	equal(t, "it is handed out twice", ok, false)
@@ -31,10 +31,10 @@ func nextAfterPosted(t *testing.T, b *bundle) {
 	_, _ = lane.Next()
 	b.publish(t, lane, "thread", 0)
 	_, ok := lane.Next()
-	equal(t, "a thread that goes on looks ahead", ok, false)
+	equal(t, "an unfinished thread has a snapshot", ok, false)
 	b.publish(t, lane, "thread", 1)
 	next, ok := lane.Next()
-	equal(t, "a thread that is done looks ahead", ok, true)
+	equal(t, "a finished thread has a snapshot", ok, true)
 	equal(t, "what it sees", next, b.snapshot(t, lane, b.now))
 	equal(t, "the next head", next.Head.ID, "last")
 	b.publish(t, lane, "last", 0)
@@ -45,7 +45,7 @@ func nextAfterPosted(t *testing.T, b *bundle) {
 	b.acceptAll(t, "meanwhile")
 	released, err := b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
 	check(t, err)
-	equal(t, "released though something rang since", released, false)
+	equal(t, "released though something woke since", released, false)
 }
 
 // snapshotOutOfDate changes what a holder has read, before it writes.
@@ -157,8 +157,8 @@ func publishThree(t *testing.T, b *bundle, account string, taken bool) error {
 	return err
 }
 
-// nextMissesNothing accepts while a holder posts and releases: whatever is accepted is
-// seen by its next look, or the release is refused, or the lane is due.
+// nextMissesNothing accepts while a holder posts and releases. Its next snapshot has
+// what was accepted, or the release is refused, or the lane is due.
 func nextMissesNothing(t *testing.T, b *bundle) {
 	const rounds = 40
 	other := b.open(t, b.keys)
@@ -186,7 +186,7 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 		}
 		group.Wait()
 		if released {
-			equal(t, "a lane that rang after its release is due", b.due(t, b.clock(t)), true)
+			equal(t, "a lane that woke after its release is due", b.due(t, b.clock(t)), true)
 			lane = b.claim(t)
 		}
 		equal(t, "head", b.head(t, lane, b.now), fmt.Sprintf("second-%d", n))
@@ -195,14 +195,14 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 	}
 }
 
-// marksWithTheNextStep: what a lane has told is marked by its next begin or its release,
-// and a request that has moved on by then is told of.
+// marksWithTheNextStep: what a lane has published is marked by its next begin or its
+// release, and a request that has a newer revision by then is reported.
 func marksWithTheNextStep(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("thread", 2))
 	b.acceptAll(t, "next", "last")
-	announced := func(what, id string, want int64) {
+	delivered := func(what, id string, want int64) {
 		t.Helper()
-		equal(t, "announced of "+id+", "+what, b.request(t, id).Delivered, want)
+		equal(t, "delivered of "+id+", "+what, b.request(t, id).Delivered, want)
 	}
 	told := func(lane store.Claim, id string) int64 {
 		t.Helper()
@@ -213,20 +213,20 @@ func marksWithTheNextStep(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	b.publish(t, lane, "thread", 0)
 	progress := told(lane, "thread")
-	announced("before the next step", "thread", 0)
+	delivered("before the next step", "thread", 0)
 	equal(t, "the mark of another one, meanwhile", lane.Told(store.Revision{Key: store.Key{Account: acme, ID: "next"}, Number: 1}), false)
 	b.begin(t, lane, "thread", 1) // which is no news itself
-	announced("after the next intent", "thread", progress+1)
+	delivered("after the next intent", "thread", progress+1)
 	b.posted(t, lane, "thread", 1, postID("thread", 1))
 	published := told(lane, "thread")
 	b.begin(t, lane, "next", 0)
-	announced("after the intent of another one", "thread", published)
-	announced("which was told to nobody", "next", 0)
+	delivered("after the intent of another one", "thread", published)
+	delivered("without an event", "next", 0)
 	b.posted(t, lane, "next", 0, postID("next", 0))
 	published = told(lane, "next")
 	lane.Untold(store.Key{Account: acme, ID: "thread"}) // of which nothing waits
 	b.release(t, lane, time.Time{})
-	announced("after the release", "next", published)
+	delivered("after the release", "next", published)
 	equal(t, "moved", len(lane.Moved()), 0)
 
 	lane = b.claim(t)
@@ -246,5 +246,5 @@ func marksWithTheNextStep(t *testing.T, b *bundle) {
 	b.claim(t)
 	_, err = b.st.ReleaseLane(t.Context(), lane, 0, time.Time{}, b.clock(t))
 	fails(t, "release of a lane that was lost", err, store.ErrFenced)
-	announced("by who has lost the lane", "lost", 0)
+	delivered("by a worker that has lost the lane", "lost", 0)
 }

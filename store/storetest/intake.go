@@ -27,7 +27,7 @@ func (b *bundle) lease(t *testing.T, owner string, d time.Duration) (lease store
 	return lease
 }
 
-// leases are held by one owner; each owner, and each time, has another fence.
+// leases: one owner holds a lease; each owner, and each time, has another fence.
 func leases(t *testing.T, b *bundle) {
 	names := []string{"a", "b", "c"}
 	take := func(owner string, d time.Duration, names ...string) []store.Lease {
@@ -57,7 +57,7 @@ func leases(t *testing.T, b *bundle) {
 	equal(t, "winners of a race", winners, 1)
 }
 
-// acceptMany gives each its own decision, and all of an account their order.
+// acceptMany: each request gets its own decision, and all of an account their order.
 func acceptMany(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	b.acceptAll(t, "old")
@@ -103,8 +103,8 @@ func acceptMany(t *testing.T, b *bundle) {
 	equal(t, "sequence of another account", b.record(t, beta.Key()).Seq, int64(1))
 	due, err := b.st.DueLanes(t.Context(), b.now, 10)
 	check(t, err)
-	equal(t, "rung", slices.Contains(due, "beta"), true)
-	eventually(t, "it rang", func() bool {
+	equal(t, "due", slices.Contains(due, "beta"), true)
+	eventually(t, "one wake-up", func() bool {
 		lane, ok, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.clock(t))
 		check(t, err)
 		return ok && b.snapshot(t, lane, b.now).Generation == 1
@@ -121,8 +121,8 @@ func (b *bundle) record(t *testing.T, key store.Key) store.Record {
 	return record
 }
 
-// acceptManyFenced: a worker that lost its lease accepts nothing more, and whoever
-// has it finds what was accepted before.
+// acceptManyFenced: a worker that lost its lease accepts nothing more, and its
+// successor finds what was accepted before.
 func acceptManyFenced(t *testing.T, b *bundle) {
 	first := b.lease(t, "one", longLease)
 	check(t, b.st.DropLeases(t.Context(), []string{partition}, "one", b.clock(t)))
@@ -145,8 +145,8 @@ func acceptManyFenced(t *testing.T, b *bundle) {
 	check(t, err)
 }
 
-// acceptManyAtOnce: batches that meet in the same accounts, in other orders, neither
-// stop each other nor accept anything twice.
+// acceptManyAtOnce: batches with the same accounts, in other orders, neither block each
+// other nor accept anything twice.
 func acceptManyAtOnce(t *testing.T, b *bundle) {
 	const accounts, batches = 8, 8
 	var in []store.Acceptance
@@ -179,7 +179,8 @@ func acceptManyAtOnce(t *testing.T, b *bundle) {
 	equal(t, "accepted", sum, accounts)
 }
 
-// acceptManyRefusesTexts: of two with the same text in one batch the second fails.
+// acceptManyRefusesTexts: if two requests of one batch have the same text, the second
+// one fails.
 func acceptManyRefusesTexts(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	first, second, third := b.texts(acme, "first", "same"), b.texts("beta", "second", "same"), b.texts("beta", "third", "other")
@@ -196,8 +197,9 @@ func acceptManyRefusesTexts(t *testing.T, b *bundle) {
 	}
 }
 
-// acceptManyFindsTexts: what is new hears of another account's request with the same
-// text, also of one that it came with; a repeat and one that does not ask hear nothing.
+// acceptManyFindsTexts: the result of a new request names another account's request
+// with the same text, also one of the same batch. A repeat and a request that does not
+// ask get none.
 func acceptManyFindsTexts(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	first, second, third := b.texts(acme, "first", "same"), b.texts("beta", "second", "else", "same"), b.texts("beta", "third", "other")
@@ -222,7 +224,7 @@ func acceptManyFindsTexts(t *testing.T, b *bundle) {
 	}
 }
 
-// jobFailed counts by the place of a job, whoever asks, and forgets.
+// jobFailed counts by the place of a job, for any caller, and forgets old counts.
 func jobFailed(t *testing.T, b *bundle) {
 	failed := func(st store.Store, sequence uint64, stored time.Time) int {
 		n, err := st.JobFailed(t.Context(), store.JobFailure{Sequence: sequence, Stored: stored, Error: "panic\x00"})
@@ -239,7 +241,8 @@ func jobFailed(t *testing.T, b *bundle) {
 	equal(t, "forgotten", failed(b.st, 7, b.now), 1)
 }
 
-// markManyDelivered marks what is as it was told, and returns the others.
+// markManyDelivered marks the revisions that are still the latest, and returns the
+// others.
 func markManyDelivered(t *testing.T, b *bundle) {
 	b.acceptAll(t, "1", "2", "3")
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "2"}, b.now)
@@ -258,7 +261,7 @@ func markManyDelivered(t *testing.T, b *bundle) {
 		equal(t, "all of "+id+" was told", r.Delivered == r.Status.Revision, want)
 	}
 
-	// That a request was begun is no news: not that of one which was accepted.
+	// The begin of a request needs no event, but its acceptance does.
 	b.add(t, "beta")
 	for _, how := range []string{"many", "one"} {
 		in := b.acceptance(how, 2)
@@ -278,7 +281,7 @@ func markManyDelivered(t *testing.T, b *bundle) {
 		}
 		check(t, b.st.Begin(t.Context(), lane, how, b.intent(0)))
 		equal(t, "begun only", mark(1), true)
-		equal(t, "announced", b.record(t, in.Key()).Delivered, int64(2))
+		equal(t, "delivered", b.record(t, in.Key()).Delivered, int64(2))
 		_, err = b.st.Posted(t.Context(), lane, how, 0, postID(how, 0), b.now)
 		check(t, err)
 		equal(t, "posted since", mark(2), false)

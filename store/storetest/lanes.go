@@ -81,7 +81,7 @@ func fences(t *testing.T, b *bundle) {
 			})
 		}},
 		{"extend", func() error { return b.st.ExtendLane(t.Context(), old, longLease, b.now) }},
-		{"look", func() error {
+		{"snapshot", func() error {
 			_, err := b.st.Snapshot(t.Context(), old, b.now)
 			return err
 		}},
@@ -108,7 +108,7 @@ func releaseLane(t *testing.T, b *bundle) {
 	b.acceptAll(t, "two")
 	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
 	check(t, err)
-	equal(t, "released though something rang", released, false)
+	equal(t, "released though something woke", released, false)
 	b.begin(t, lane, "one", 0) // the lane is still held
 
 	wakeAt := b.now.Add(time.Hour)
@@ -118,7 +118,7 @@ func releaseLane(t *testing.T, b *bundle) {
 	b.release(t, b.claim(t), time.Time{})
 	equal(t, "due without a time", b.due(t, b.now.Add(100*time.Hour)), false)
 	b.acceptAll(t, "three")
-	equal(t, "due after a ring", b.due(t, b.now), true)
+	equal(t, "due after a wake-up", b.due(t, b.now), true)
 }
 
 func dueLanes(t *testing.T, b *bundle) {
@@ -200,8 +200,8 @@ func begin(t *testing.T, b *bundle) {
 	b.claim(t) // the lease has the length that the intent gave it
 }
 
-// uploaded keeps what is known of a post's media until it is sent, and forgets the
-// ids that X does not take.
+// uploaded stores what is known of a post's media until it is sent, and forgets the ids
+// that X does not take.
 func uploaded(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("one", 2))
 	lane := b.claim(t)
@@ -214,7 +214,7 @@ func uploaded(t *testing.T, b *bundle) {
 	record := b.request(t, "one")
 	equal(t, "media", record.Posts[1].Media, media)
 	equal(t, "of another post", record.Posts[0].Media, []store.Media{})
-	equal(t, "what people are told", record.Status, before)
+	equal(t, "what events show", record.Status, before)
 	fails(t, "no such post", b.st.Uploaded(t.Context(), lane, "one", 2, media), store.ErrNotRunnable)
 	b.begin(t, lane, "one", 0)
 	fails(t, "sent already", b.st.Uploaded(t.Context(), lane, "one", 0, media), store.ErrNotRunnable)
@@ -291,7 +291,7 @@ func posted(t *testing.T, b *bundle) {
 	record = b.state(t, "thread", jetpost.StatePublished, "", jetpost.EventRequestPublished)
 	equal(t, "posted of total and attempts",
 		[]int{record.Status.Posted, record.Status.Total, record.Status.Attempts}, []int{2, 2, 2})
-	equal(t, "rings of the holder's own work", b.snapshot(t, lane, b.now).Generation, generation)
+	equal(t, "wake-ups by the holder's own work", b.snapshot(t, lane, b.now).Generation, generation)
 	if b.head(t, lane, b.now) != "" {
 		t.Error("a published request is still at the head")
 	}
@@ -304,7 +304,7 @@ func postedAdopted(t *testing.T, b *bundle) {
 	check(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
 	holder := b.claim(t)
 	equal(t, "found on X by the present holder", b.posted(t, holder, "one", 0, "found"), jetpost.StatePublished)
-	equal(t, "the same told by who sent it", b.posted(t, dead, "one", 0, "found"), jetpost.StatePublished)
+	equal(t, "the same by its sender", b.posted(t, dead, "one", 0, "found"), jetpost.StatePublished)
 }
 
 func postedAfterTakeover(t *testing.T, b *bundle) {
@@ -318,7 +318,7 @@ func postedAfterTakeover(t *testing.T, b *bundle) {
 	generation := b.snapshot(t, lane, b.now).Generation
 	equal(t, "late truth", b.posted(t, old, "late", 0, "p0"), jetpost.StatePublishing)
 	if b.snapshot(t, lane, b.now).Generation == generation {
-		t.Error("the lane did not ring, so its holder goes on with what it saw before")
+		t.Error("the lane did not wake, so its holder continues with its old snapshot")
 	}
 	fails(t, "next post by the old worker", b.st.Begin(t.Context(), old, "late", b.intent(1)), store.ErrFenced)
 
@@ -369,7 +369,7 @@ func concludeHeld(t *testing.T, b *bundle) {
 		{"the same but for a moment", jetpost.CodeXUnavailable, until.Add(900 * time.Millisecond), 2, 3},
 		{"longer", jetpost.CodeXUnavailable, until.Add(time.Minute), 3, 4},
 		{"for a window", jetpost.CodeRateLimited, until.Add(time.Minute), 4, 4},
-		{"for a stop", jetpost.CodeAppPaused, until.Add(time.Minute), 5, 4},
+		{"for a pause", jetpost.CodeAppPaused, until.Add(time.Minute), 5, 4},
 		{"for X's processing", jetpost.CodeMediaProcessing, until.Add(time.Minute), 6, 4},
 		{"for a source", jetpost.CodeMediaUnavailable, until.Add(time.Minute), 7, 5},
 		{"without an end", jetpost.CodeMediaUnavailable, time.Time{}, 8, 6},
@@ -384,15 +384,15 @@ func concludeHeld(t *testing.T, b *bundle) {
 	}
 	b.begin(t, lane, "one", 0)
 	equal(t, "end of the hold", b.request(t, "one").HoldUntil, time.Time{})
-	for _, snapshot := range []struct {
+	for _, hold := range []struct {
 		name        string
 		post, holds int
-	}{{"a look that tells nothing", 0, 7}, {"a look that is refused", -1, 8}} {
+	}{{"a timeline check without a result", 0, 7}, {"a refused timeline check", -1, 8}} {
 		check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
-			Post: snapshot.post, PostState: jetpost.PostSending, Now: b.now,
+			Post: hold.post, PostState: jetpost.PostSending, Now: b.now,
 		}))
-		equal(t, snapshot.name+": holds", b.request(t, "one").Holds, snapshot.holds)
+		equal(t, hold.name+": holds", b.request(t, "one").Holds, hold.holds)
 	}
 }
 
@@ -400,7 +400,7 @@ func concludeEndlessHold(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one")
 	lane := b.claim(t)
 	generation := b.snapshot(t, lane, b.now).Generation
-	// What ends the hold comes between the look and the hold.
+	// The end of the hold comes between the snapshot and the hold.
 	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
 	check(t, err)
 	later := b.now.Add(time.Minute)
@@ -408,7 +408,7 @@ func concludeEndlessHold(t *testing.T, b *bundle) {
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Generation: generation, Now: later,
 	}
 	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
-	equal(t, "end of a hold that something rang before", b.request(t, "one").HoldUntil, later)
+	equal(t, "end of a hold with a wake-up before", b.request(t, "one").HoldUntil, later)
 	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, later)
 	check(t, err)
 	equal(t, "released", released, false)
@@ -417,7 +417,7 @@ func concludeEndlessHold(t *testing.T, b *bundle) {
 	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
 	equal(t, "end of a hold that has one", b.request(t, "one").HoldUntil, hold.Reason.Until)
 	b.conclude(t, lane, "one", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
-	equal(t, "end of a hold that nothing rang before", b.request(t, "one").HoldUntil, time.Time{})
+	equal(t, "end of a hold without a wake-up before", b.request(t, "one").HoldUntil, time.Time{})
 }
 
 func concludeFailed(t *testing.T, b *bundle) {
@@ -451,8 +451,8 @@ func concludePending(t *testing.T, b *bundle) {
 	equal(t, "next try", b.publish(t, lane, "one", 0), jetpost.StatePublished)
 }
 
-// overtaken begins the first post of each request, and lets another worker
-// take the lane.
+// overtaken begins the first post of each request and lets another worker take the
+// lane.
 func (b *bundle) overtaken(t *testing.T, ids ...string) (old, lane store.Claim) {
 	t.Helper()
 	old = b.claim(t)
@@ -463,7 +463,7 @@ func (b *bundle) overtaken(t *testing.T, ids ...string) (old, lane store.Claim) 
 	return old, b.claim(t)
 }
 
-// late is an outcome that is told after a takeover.
+// late is an outcome that is reported after a takeover.
 func (b *bundle) late(state jetpost.State, code jetpost.Code, post int, postState jetpost.PostState) store.Outcome {
 	return store.Outcome{State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState, Now: b.now}
 }
@@ -496,7 +496,7 @@ func concludeAfterTakeover(t *testing.T, b *bundle) {
 		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostPending})
 		equal(t, "attempts of "+id, record.Status.Attempts, 0)
 		if b.snapshot(t, lane, b.now).Generation == generation {
-			t.Errorf("%s: the lane did not ring, so its holder goes on with what it saw before", id)
+			t.Errorf("%s: the lane did not wake, so its holder continues with its old snapshot", id)
 		}
 		fails(t, "the same again", b.st.Conclude(t.Context(), old, id, unmade), store.ErrFenced)
 	}
@@ -524,7 +524,7 @@ func concludeAfterTakeoverRefused(t *testing.T, b *bundle) {
 		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostFailed})
 		equal(t, "attempts of "+id, record.Status.Attempts, 1)
 		if b.snapshot(t, lane, b.now).Generation == generation {
-			t.Errorf("%s: the lane did not ring, so its line stands still", id)
+			t.Errorf("%s: the lane did not wake, so its queue stands still", id)
 		}
 	}
 	b.state(t, "running", jetpost.StateFailed, jetpost.CodeRefusedByX, jetpost.EventRequestFailed)
@@ -555,7 +555,7 @@ func concludeOutOfDate(t *testing.T, b *bundle) {
 	equal(t, "attempts", record.Status.Attempts, 1)
 }
 
-// reserve sets calls of a window aside that all accounts share.
+// reserve reserves calls of a window that all accounts share.
 func reserve(t *testing.T, b *bundle) {
 	ask := func(lane store.Claim, xReset int64, left, need int) store.Reserved {
 		t.Helper()
@@ -573,7 +573,7 @@ func reserve(t *testing.T, b *bundle) {
 	want("more than is free", ask(other, 1, 10, 7), false, 10)
 	want("all that is free", ask(other, 1, 10, 6), true, 10)
 	want("others instead of those it had", ask(other, 1, 10, 5), true, 10)
-	want("what X has told anybody", ask(lane, 1, 9, 4), true, 9)
+	want("what X has reported to any worker", ask(lane, 1, 9, 4), true, 9)
 	want("an older count", ask(other, 1, 10, 6), false, 9) // and gives up what it had
 	want("more, as the other has none", ask(lane, 1, 9, 9), true, 9)
 	want("given back", ask(lane, 1, 9, 0), true, 9)

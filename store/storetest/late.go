@@ -9,8 +9,8 @@ import (
 )
 
 // lateWords: a call that was given up may take effect minutes later, after its worker
-// or another one has gone on. Whatever it finds then, it does no harm: it is refused,
-// changes nothing, or only makes somebody look once more.
+// or another one has continued. It does no harm then: it is refused, changes nothing,
+// or only wakes a lane once more.
 func lateWords(t *testing.T, b *bundle) {
 	t.Run("Lane", func(t *testing.T) { b.lateLane(t) })
 	t.Run("Token", func(t *testing.T) { b.lateToken(t) })
@@ -24,7 +24,7 @@ func (b *bundle) lateLane(t *testing.T) {
 	b.publish(t, lane, "first", 0)
 	b.begin(t, lane, "second", 0)
 
-	// The lane's own words of before the post.
+	// The lane's own calls from before the post.
 	fails(t, "late intent", b.st.Begin(t.Context(), lane, "first", b.intent(0)), store.ErrNotRunnable)
 	check(t, b.st.Conclude(t.Context(), lane, "first", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited}, Post: 0, PostState: jetpost.PostPending, Generation: generation, Now: b.now,
@@ -35,8 +35,8 @@ func (b *bundle) lateLane(t *testing.T) {
 	check(t, err)
 	equal(t, "an old revision is the latest", latest, false)
 
-	// A release of before the second post frees the lane, and what it would take for
-	// lost stays the writer's.
+	// A release from before the second post frees the lane, and the writer can still
+	// store the outcome.
 	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
 	check(t, err)
 	equal(t, "released", released, true)
@@ -47,9 +47,9 @@ func (b *bundle) lateLane(t *testing.T) {
 	_, err = b.st.Reserve(t.Context(), lane, store.Reservation{Window: "w", Left: 1, Need: 1, Now: b.now})
 	fails(t, "late reservation", err, store.ErrFenced)
 	_, err = b.st.HoldQueue(t.Context(), lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, generation, b.now)
-	fails(t, "late hold of the line", err, store.ErrFenced)
-	equal(t, "what X answered is told after all", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
-	equal(t, "and told again", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
+	fails(t, "late hold of the queue", err, store.ErrFenced)
+	equal(t, "what X answered is reported after all", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
+	equal(t, "and reported again", b.posted(t, lane, "second", 0, "77"), jetpost.StatePublished)
 	equal(t, "head", b.head(t, next, b.now), "")
 }
 

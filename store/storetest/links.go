@@ -14,7 +14,7 @@ import (
 // linkToken is long enough to be searched for.
 const linkToken = "token-of-a-link-in-the-clear"
 
-// addLink keeps a link for acme that works for an hour.
+// addLink stores a link for acme that is valid for an hour.
 func (b *bundle) addLink(t *testing.T, token string) secret.String {
 	t.Helper()
 	check(t, b.st.AddLink(t.Context(), store.NewLink{

@@ -17,13 +17,13 @@ import (
 const (
 	// loadAccount names the account of a row, by number.
 	loadAccount = "load-%06d"
-	// refreshers renew tokens while they are sealed anew: every second one is a
-	// worker that still has the old key first.
+	// refreshers renew tokens while they are sealed again. Every second one is a worker
+	// that still has the old key first.
 	refreshers = 4
 	// readers open tokens meanwhile, as lanes do.
 	readers = 2
-	// Each step of the rotation gives out so much work for them. Were it given out
-	// by the clock, the faster side would starve the other one on a slow machine.
+	// Each step of the rotation hands out this much work. If the clock did, the faster
+	// side would starve the other one on a slow machine.
 	renewalsAStep, readsAStep = 16, 64
 )
 
@@ -33,8 +33,8 @@ type LoadRow struct {
 	ExpiresAt                         time.Time
 }
 
-// RunRotationUnderLoad seals so many rows anew, a multiple of four, while
-// workers renew and open tokens. load brings the rows in.
+// RunRotationUnderLoad seals that many rows again, a multiple of four, while workers
+// renew and open tokens. load inserts the rows.
 func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *testing.T, rows []LoadRow)) {
 	older, newer := store.GenerateKey().Reveal(), store.GenerateKey().Reveal()
 	b := &bundle{ledger: ledger, keys: older}
@@ -67,8 +67,8 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 	if l.renewed.Load() == 0 || l.opened.Load() == 0 {
 		t.Errorf("%d tokens were renewed and %d opened meanwhile: this shows nothing", l.renewed.Load(), l.opened.Load())
 	}
-	// The workers with the old key first are gone now: what they have sealed since
-	// is sealed anew.
+	// The workers with the old key first have ended: the rows that they have sealed
+	// since are sealed again.
 	last, err := r.Run(t.Context(), quietly)
 	check(t, err)
 	t.Logf("%d rows sealed anew while %d were renewed and %d opened; %d of them behind then, %d sealed anew in the end",
@@ -102,7 +102,7 @@ func loadPair(account, n int) store.Pair {
 	}
 }
 
-// loaded is what happens while rows are sealed anew.
+// loaded is what happens while rows are sealed again.
 type loaded struct {
 	b     *bundle
 	rows  int
@@ -113,8 +113,8 @@ type loaded struct {
 	renewed, opened, failed atomic.Int64
 }
 
-// step gives out work for a step of the rotation's first pass. The passes after
-// it find what was done until then.
+// step hands out work for a step of the rotation's first pass. The later passes find
+// what was done until then.
 func (l *loaded) step(p store.RotationProgress) {
 	if p.Seen <= l.seen {
 		return
@@ -135,8 +135,8 @@ func fill(work chan<- struct{}) {
 	}
 }
 
-// renew renews accounts of its own, each a long step from the last, so that
-// they lie before and behind the rotation.
+// renew renews accounts of its own, far apart, so that they are both before and behind
+// the rotation.
 func (l *loaded) renew(t *testing.T, st store.Store, worker int) {
 	n := worker
 	for range l.renewals {

@@ -46,8 +46,8 @@ type machine struct {
 	published  int
 	lanes      []store.Claim // every claim so far
 	held       bool          // the last of them holds the lane
-	generation int64         // of its last look
-	rang       bool          // since then
+	generation int64         // of its last snapshot
+	woken      bool          // a wake-up came since then
 }
 
 func (m *machine) worker(rt *rapid.T) store.Store {
@@ -85,7 +85,7 @@ func (m *machine) accept(rt *rapid.T) {
 		rt.Fatalf("accept: %v, %v", decision, err)
 	}
 	m.accepted++
-	m.rang = true
+	m.woken = true
 }
 
 func (m *machine) claim(rt *rapid.T) {
@@ -107,9 +107,9 @@ func (m *machine) claim(rt *rapid.T) {
 func (m *machine) snapshot(rt *rapid.T) *store.Record {
 	snapshot, err := m.worker(rt).Snapshot(m.t.Context(), m.lane(), m.now)
 	if err != nil {
-		rt.Fatalf("look: %v", err)
+		rt.Fatalf("snapshot: %v", err)
 	}
-	m.generation, m.rang = snapshot.Generation, false
+	m.generation, m.woken = snapshot.Generation, false
 	switch {
 	case snapshot.Head == nil && m.published < m.accepted:
 		rt.Fatalf("nothing at the head, with %d of %d published", m.published, m.accepted)
@@ -135,8 +135,8 @@ func (m *machine) publish(rt *rapid.T) {
 
 func (m *machine) release(rt *rapid.T) {
 	released, err := m.worker(rt).ReleaseLane(m.t.Context(), m.lane(), m.generation, m.now, m.b.now)
-	if err != nil || released == m.rang {
-		rt.Fatalf("release while rung is %t: %t, %v", m.rang, released, err)
+	if err != nil || released == m.woken {
+		rt.Fatalf("release while woken is %t: %t, %v", m.woken, released, err)
 	}
 	m.held = !released
 }
@@ -145,22 +145,21 @@ func (m *machine) release(rt *rapid.T) {
 func (m *machine) stale(rt *rapid.T) {
 	old := rapid.SampledFrom(slices.Clone(m.lanes[:len(m.lanes)-1])).Draw(rt, "old")
 	if _, err := m.worker(rt).Snapshot(m.t.Context(), old, m.now); err == nil {
-		rt.Fatalf("fence %d may look after fence %d", old.Fence, m.lane().Fence)
+		rt.Fatalf("fence %d may read a snapshot after fence %d", old.Fence, m.lane().Fence)
 	}
 	if err := m.worker(rt).ExtendLane(m.t.Context(), old, longLease, m.b.now); err == nil {
 		rt.Fatalf("fence %d may extend after fence %d", old.Fence, m.lane().Fence)
 	}
 }
 
-// rounds runs random histories of rounds, with workers that die, answers that
-// are lost, exchanges outside of any round and accounts that come meanwhile. A
-// round of n tokens makes at most n exchanges, no token is claimed twice in a
-// round or while a live lease holds it, and each that follows one in doubt is
-// in the journal.
+// rounds runs random histories of rounds, with workers that die, answers that are lost,
+// exchanges outside of any round and accounts that come meanwhile. A round of n tokens
+// makes at most n exchanges. No token is claimed twice in a round or while a live lease
+// holds it. Each claim that follows one in doubt is in the journal.
 func rounds(t *testing.T, b *bundle) {
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
-		// Every history has tokens of its own: those before it are taken out of the way.
+		// Every history has tokens of its own: earlier ones are removed.
 		b.ledger.Exec(t, "DELETE FROM refresh_journal")
 		b.ledger.Exec(t, "DELETE FROM oauth_tokens")
 		run++
@@ -208,7 +207,8 @@ func (c *care) open(rt *rapid.T) {
 	c.took[round.Round] = map[string]bool{}
 }
 
-// claim takes tokens for any round, a late batch of an old one or one told twice.
+// claim takes tokens for any round, for a late batch of an old one or for a repeated
+// one.
 func (c *care) claim(rt *rapid.T) {
 	if len(c.rounds) == 0 {
 		return
@@ -245,8 +245,8 @@ func (c *care) one(rt *rapid.T) {
 	}
 }
 
-// lease is one that outlives the history, or that is over at once: its worker
-// is as good as dead.
+// lease returns a lease that outlives the history, or one that is over at once, as if
+// its worker died.
 func (c *care) lease(rt *rapid.T) time.Duration {
 	return rapid.SampledFrom([]time.Duration{longLease, shortLease}).Draw(rt, "lease")
 }
@@ -263,11 +263,11 @@ func (c *care) claimed(rt *rapid.T, token store.Token) {
 	if c.doubt[token.Account] {
 		c.retries++
 	}
-	c.doubt[token.Account] = true // until its end is told
+	c.doubt[token.Account] = true // until its end is reported
 	c.claims = append(c.claims, token)
 }
 
-// end tells how a claim ended, or that nobody will know.
+// end decides how a claim ended, or that nobody will know.
 func (c *care) end(rt *rapid.T) {
 	if len(c.claims) == 0 {
 		return

@@ -11,8 +11,8 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// pauseAccount: from its commit on nothing more is begun, whoever is at work; what
-// is on its way is still recorded.
+// pauseAccount: from its commit on no post is begun by any worker. The outcome of a
+// post that is being sent is still recorded.
 func pauseAccount(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	b.accept(t, b.acceptance("thread", 3))
@@ -33,7 +33,7 @@ func pauseAccount(t *testing.T, b *bundle) {
 	check(t, err)
 	equal(t, "in the list", all[0].Pause, pause)
 	if after.Generation == snapshot.Generation {
-		t.Error("the lane did not ring, so its holder goes on with what it saw before")
+		t.Error("the lane did not wake, so its holder continues with its old snapshot")
 	}
 	equal(t, "post on its way", b.posted(t, lane, "thread", 1, "p1"), jetpost.StatePublishing)
 	before := b.request(t, "thread")
@@ -49,7 +49,7 @@ func pauseAccount(t *testing.T, b *bundle) {
 	fails(t, "no such account", err, store.ErrNotFound)
 }
 
-// pauseReplaced: a pause holds until the end that was said last, and no longer.
+// pauseReplaced: a pause holds until the end that was last set, and no longer.
 func pauseReplaced(t *testing.T, b *bundle) {
 	b.acceptAll(t, "head", "limited")
 	lane := b.claim(t)
@@ -94,14 +94,14 @@ func resumeAccount(t *testing.T, b *bundle) {
 	check(t, b.st.Conclude(t.Context(), lane, "head", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}, Post: -1, Generation: generation, Now: b.now,
 	}))
-	equal(t, "end of a hold by an old look", b.request(t, "head").HoldUntil, b.now)
+	equal(t, "end of a hold by an old snapshot", b.request(t, "head").HoldUntil, b.now)
 	equal(t, "what goes out", b.publish(t, lane, "head", 0), jetpost.StatePublished)
 }
 
-// blockAccount: what X says pauses the account until X, asked ever more rarely, takes its
-// calls; a person's pause stays.
+// blockAccount: what X says pauses the account until X, asked more and more rarely,
+// takes its calls; a person's pause stays.
 func blockAccount(t *testing.T, b *bundle) {
-	b.now = b.now.Truncate(time.Millisecond) // as looks are planned
+	b.now = b.now.Truncate(time.Millisecond) // as probes are planned
 	b.acceptAll(t, "head", "behind")
 	lane := b.claim(t)
 	block := func(at time.Time, p func(time.Time) store.Pause) store.Pause {
@@ -109,7 +109,7 @@ func blockAccount(t *testing.T, b *bundle) {
 		holds, err := b.st.BlockAccount(t.Context(), lane, p(at), at)
 		check(t, err)
 		equal(t, "the account's", b.account(t, acme).Pause.Reason, holds.Reason)
-		equal(t, "the account's next look", b.account(t, acme).Pause.NextProbeAt, holds.NextProbeAt)
+		equal(t, "the account's next probe", b.account(t, acme).Pause.NextProbeAt, holds.NextProbeAt)
 		return holds
 	}
 	suspended := func(at time.Time) store.Pause {
@@ -119,15 +119,15 @@ func blockAccount(t *testing.T, b *bundle) {
 	generation := b.snapshot(t, lane, b.now).Generation
 	first := block(b.now, suspended)
 	equal(t, "code", first.Reason.Code, jetpost.CodeAccountSuspended)
-	equal(t, "first look", first.NextProbeAt, b.now.Add(time.Hour))
-	equal(t, "its own lane does not ring", b.snapshot(t, lane, b.now).Generation, generation)
-	equal(t, "in a look", b.snapshot(t, lane, b.now).Pause.Wait, time.Hour)
+	equal(t, "first probe", first.NextProbeAt, b.now.Add(time.Hour))
+	equal(t, "its own lane does not wake", b.snapshot(t, lane, b.now).Generation, generation)
+	equal(t, "in a snapshot", b.snapshot(t, lane, b.now).Pause.Wait, time.Hour)
 	fails(t, "a post", b.st.Begin(t.Context(), lane, "head", b.intent(0)), store.ErrNotRunnable)
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountSuspended, time.Time{})
 	second := block(first.NextProbeAt, suspended)
-	equal(t, "second look", second.NextProbeAt, first.NextProbeAt.Add(2*time.Hour))
+	equal(t, "second probe", second.NextProbeAt, first.NextProbeAt.Add(2*time.Hour))
 	third := block(second.NextProbeAt, suspended)
-	equal(t, "third look", third.NextProbeAt, second.NextProbeAt.Add(3*time.Hour))
+	equal(t, "third probe", third.NextProbeAt, second.NextProbeAt.Add(3*time.Hour))
 	equal(t, "since", third.Since, first.Since)
 
 	at := third.NextProbeAt
@@ -135,7 +135,7 @@ func blockAccount(t *testing.T, b *bundle) {
 	equal(t, "holds", ended.Active(at), false)
 	equal(t, "end of the hold", b.request(t, "head").HoldUntil, at)
 	again := block(at.Add(time.Minute), suspended)
-	equal(t, "look after it came back", again.NextProbeAt, at.Add(time.Minute).Add(3*time.Hour))
+	equal(t, "probe after it came back", again.NextProbeAt, at.Add(time.Minute).Add(3*time.Hour))
 	before, err := b.st.ResumeAccount(t.Context(), acme, at)
 	check(t, err)
 	equal(t, "what was resumed", before.Reason.Code, jetpost.CodeAccountSuspended)
@@ -149,26 +149,26 @@ func blockAccount(t *testing.T, b *bundle) {
 	fails(t, "without the lane", err, store.ErrFenced)
 }
 
-// turns: of each account the last change of its pause is to be told, until that is marked.
-func turns(t *testing.T, b *bundle) {
+// pauseChanges: the last change of each account's pause is pending until it is marked.
+func pauseChanges(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	lane := b.claim(t)
 	untold := func(account string) (list []string) {
 		t.Helper()
 		all, err := b.st.PauseChanges(t.Context(), account, 10)
 		check(t, err)
-		for _, turn := range all {
-			list = append(list, strings.TrimSpace(fmt.Sprint(turn.Account, " ", turn.Event, " ", turn.Reason.Code)))
+		for _, change := range all {
+			list = append(list, strings.TrimSpace(fmt.Sprint(change.Account, " ", change.Event, " ", change.Reason.Code)))
 		}
 		return list
 	}
-	tell := func() (turn store.PauseChange) {
+	tell := func() (change store.PauseChange) {
 		t.Helper()
 		all, err := b.st.PauseChanges(t.Context(), acme, 10)
 		check(t, err)
-		equal(t, "turns of acme", len(all), 1)
+		equal(t, "changes of acme", len(all), 1)
 		check(t, b.st.MarkPauseChangeTold(t.Context(), all[0]))
-		equal(t, "turns once told", len(untold(acme)), 0)
+		equal(t, "changes once marked", len(untold(acme)), 0)
 		return all[0]
 	}
 	at := b.now
@@ -197,49 +197,49 @@ func turns(t *testing.T, b *bundle) {
 	}
 	resume()
 	block("")
-	equal(t, "turns of nothing", len(untold("")), 0)
+	equal(t, "changes without a pause", len(untold("")), 0)
 
 	block(jetpost.CodeAccountLocked)
-	equal(t, "turns of a block", untold(""), []string{"acme account.blocked account_locked"})
+	equal(t, "changes by a block", untold(""), []string{"acme account.blocked account_locked"})
 	blocked := tell()
 	equal(t, "its words", blocked.Reason.Detail, "X's words")
-	equal(t, "its time is told", blocked.At.IsZero(), false)
+	equal(t, "it has its time", blocked.At.IsZero(), false)
 	block(jetpost.CodeAccountLocked)
-	equal(t, "turns where X says it again", len(untold("")), 0)
+	equal(t, "changes if X says it again", len(untold("")), 0)
 	block(jetpost.CodeAccountSuspended)
-	equal(t, "turns where X says another thing", untold(""), []string{"acme account.blocked account_suspended"})
+	equal(t, "changes if X says another thing", untold(""), []string{"acme account.blocked account_suspended"})
 	tell()
 	block("")
-	equal(t, "turns where it is over", untold(""), []string{"acme account.unblocked"})
+	equal(t, "changes once it is over", untold(""), []string{"acme account.unblocked"})
 	unblocked := tell()
 	equal(t, "no reason", unblocked.Reason, jetpost.Reason{})
 	block("")
-	equal(t, "turns where it was over", len(untold("")), 0)
+	equal(t, "changes after it was over", len(untold("")), 0)
 
 	p := pause(acme, "a word\nof ours")
-	equal(t, "turns of a pause", untold(acme), []string{"acme account.paused account_paused"})
+	equal(t, "changes by a pause", untold(acme), []string{"acme account.paused account_paused"})
 	equal(t, "reason of the pause", tell().Reason, p.Reason)
 	pause(acme, "another")
-	equal(t, "turns of another pause", untold(acme), []string{"acme account.paused account_paused"})
+	equal(t, "changes by another pause", untold(acme), []string{"acme account.paused account_paused"})
 	old, err := b.st.PauseChanges(t.Context(), acme, 1)
 	check(t, err)
 	resume()
 	pause("beta", "")
 	both := []string{"acme account.resumed", "beta account.paused account_paused"}
-	equal(t, "the last turn of each", untold(""), both)
+	equal(t, "the last change of each", untold(""), both)
 	check(t, b.st.MarkPauseChangeTold(t.Context(), old[0]))
-	equal(t, "the last turn of each, after a late word", untold(""), both)
+	equal(t, "the last change of each, after a late mark", untold(""), both)
 	first, err := b.st.PauseChanges(t.Context(), "", 1)
 	check(t, err)
-	equal(t, "turns up to the limit", len(first), 1)
+	equal(t, "changes up to the limit", len(first), 1)
 	tell()
-	equal(t, "turns of another account", untold(""), both[1:])
+	equal(t, "changes of another account", untold(""), both[1:])
 	resume()
-	equal(t, "turns where there is no pause", untold(""), both[1:])
+	equal(t, "changes without a pause to end", untold(""), both[1:])
 }
 
-// refused: refusals that no rule knows count by request, until X takes a post or a person
-// resumes the account, and by their words for a while.
+// refused: refusals that no rule knows count by request, until X takes a post or a
+// person resumes the account, and by their words for a while.
 func refused(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one", "two", "three")
 	lane, other := b.claim(t), b.claimOther(t, "other")
@@ -269,7 +269,7 @@ func refused(t *testing.T, b *bundle) {
 	fails(t, "without the lane", err, store.ErrFenced)
 }
 
-// lateQueues reads what of acme's line was due before now.
+// lateQueues reads the part of acme's queue that was due before now.
 func (b *bundle) lateQueues(t *testing.T, account string) []store.LateQueue {
 	t.Helper()
 	laneRows, err := b.st.Late(t.Context(), account, b.now, store.MaxOpen)
@@ -277,8 +277,8 @@ func (b *bundle) lateQueues(t *testing.T, account string) []store.LateQueue {
 	return laneRows
 }
 
-// expireLate: what nothing was sent of, and was due too long ago, fails; all else
-// goes on.
+// expireLate: requests that were due too long ago and of which nothing was sent fail;
+// all others stay.
 func expireLate(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	b.add(t, "idle")
@@ -334,12 +334,12 @@ func expireLate(t *testing.T, b *bundle) {
 	}
 	equal(t, "expired first", expire(2), []string{"scheduled", "held"})
 	if b.snapshot(t, lane, b.now).Generation == generation {
-		t.Error("the lane did not ring, though its head may be gone")
+		t.Error("the lane did not wake, though its head may be gone")
 	}
 	equal(t, "expired then", expire(2), []string{"tried"})
 	generation = b.snapshot(t, lane, b.now).Generation
 	equal(t, "expired at last", len(expire(2)), 0)
-	equal(t, "rings where nothing expires", b.snapshot(t, lane, b.now).Generation, generation)
+	equal(t, "wake-ups if nothing expires", b.snapshot(t, lane, b.now).Generation, generation)
 	for id, record := range before {
 		equal(t, "request "+id, b.request(t, id), record)
 	}
@@ -353,9 +353,9 @@ func expireLate(t *testing.T, b *bundle) {
 	for _, key := range untold {
 		told = told && key.ID != "held"
 	}
-	equal(t, "its event is told already", told, false)
+	equal(t, "its event is delivered already", told, false)
 
-	// Whoever wants it all the same sends it now: it is late no more.
+	// A replay sends it now: it is no longer late.
 	b.replay(t, "held", b.now)
 	equal(t, "late after the replay", b.lateQueues(t, acme), []store.LateQueue{{Account: acme, Begun: 4}})
 	equal(t, "expired after the replay", len(expire(10)), 0)
@@ -363,8 +363,8 @@ func expireLate(t *testing.T, b *bundle) {
 	fails(t, "no such account", err, store.ErrNotFound)
 }
 
-// expireWhileWorkedOn: a worker that has seen the request at the front, and uploads
-// its media, does not send it, nor does what it found count.
+// expireWhileWorkedOn: a worker that has seen the request at the front and uploads its
+// media does not send it, and what it found does not count.
 func expireWhileWorkedOn(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one", "behind")
 	lane := b.claim(t)

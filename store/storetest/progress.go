@@ -8,9 +8,9 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// keep: a value is replaced by whoever knows the one that stands there.
+// keep: only a caller that knows the stored version replaces a value.
 func keep(t *testing.T, b *bundle) {
-	kept := func() []store.Desired {
+	stored := func() []store.Desired {
 		all, err := b.st.Desired(t.Context())
 		check(t, err)
 		return all
@@ -20,14 +20,14 @@ func keep(t *testing.T, b *bundle) {
 		check(t, err)
 		return ok
 	}
-	equal(t, "kept at first", len(kept()), 0)
-	equal(t, "a version that was never there", put(store.Desired{Name: "pause.publish", Value: []byte("x"), Version: 3}), false)
+	equal(t, "stored at first", len(stored()), 0)
+	equal(t, "a version that never existed", put(store.Desired{Name: "pause.publish", Value: []byte("x"), Version: 3}), false)
 	equal(t, "the first", put(store.Desired{Name: "pause.publish", Value: []byte("one")}), true)
 	equal(t, "a second first", put(store.Desired{Name: "pause.publish", Value: []byte("two")}), false)
 	equal(t, "the next", put(store.Desired{Name: "pause.publish", Value: []byte{0, 1}, Version: 1}), true)
 	equal(t, "one behind", put(store.Desired{Name: "pause.publish", Value: []byte("old"), Version: 1}), false)
 	equal(t, "another name", put(store.Desired{Name: "cron", Value: []byte("c")}), true)
-	equal(t, "kept", kept(), []store.Desired{{Name: "cron", Value: []byte("c"), Version: 1}, {Name: "pause.publish", Value: []byte{0, 1}, Version: 2}})
+	equal(t, "stored", stored(), []store.Desired{{Name: "cron", Value: []byte("c"), Version: 1}, {Name: "pause.publish", Value: []byte{0, 1}, Version: 2}})
 }
 
 func keepConcurrently(t *testing.T, b *bundle) {
@@ -53,7 +53,7 @@ func progressEmpty(t *testing.T, b *bundle) {
 	equal(t, "pulse", empty, store.Progress{Accounts: 1})
 }
 
-// pulse: what has moved last, and what should have.
+// progress: what has moved last, and what should have moved.
 func progress(t *testing.T, b *bundle) {
 	b.add(t, "beta")
 	early := func(id string, ago time.Duration, posts int) store.Acceptance {
@@ -89,7 +89,7 @@ func progress(t *testing.T, b *bundle) {
 	equal(t, "refused within the hour", b.progress(t).Refused, 2)
 }
 
-// progressStanding: which accounts post nothing as they stand.
+// progressStanding: which accounts post nothing at present.
 func progressStanding(t *testing.T, b *bundle) {
 	for _, name := range []string{"beta", "gamma", "over"} {
 		b.add(t, name)
@@ -104,7 +104,7 @@ func progressStanding(t *testing.T, b *bundle) {
 	equal(t, "standing", p.Standing, []store.Standing{{Account: "beta", Pause: paused}, {Account: "gamma", Reauth: true}})
 }
 
-// progressBlocked: an account that waits for a person is one line, however much waits.
+// progressBlocked: an account that waits for a person is one entry, however much waits.
 func progressBlocked(t *testing.T, b *bundle) {
 	for _, name := range []string{"beta", "gamma"} {
 		lane := b.claimOther(t, name)

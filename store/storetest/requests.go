@@ -182,7 +182,7 @@ func refuse(t *testing.T, b *bundle) {
 			Problems: []jetpost.Problem{{Pointer: "/posts", Message: "is missing"}},
 		}
 	}
-	// A stream made anew counts from one again: that is another place.
+	// A new stream counts from one again: that is another place.
 	first, second, third := refusal(7, b.now), refusal(8, b.now), refusal(7, b.now.Add(time.Hour))
 	for _, r := range []jetpost.Refusal{first, second, third, first} {
 		check(t, b.st.Refuse(t.Context(), r, []byte("not json")))
@@ -201,7 +201,7 @@ func refuse(t *testing.T, b *bundle) {
 	check(t, err)
 	encoded, err := json.Marshal(latest[0].Problems)
 	check(t, err)
-	equal(t, "encoded problems where there are none", string(encoded), "[]")
+	equal(t, "encoded problems if there are none", string(encoded), "[]")
 	counts, err := b.st.CountRequests(t.Context())
 	check(t, err)
 	equal(t, "requests", len(counts), 0)
@@ -212,7 +212,7 @@ func refuseForgets(t *testing.T, b *bundle) {
 	refuseAt := func(sequence int, stored time.Time) {
 		check(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(sequence), Stored: stored}, nil))
 	}
-	kept := func() (sequences []uint64) {
+	left := func() (sequences []uint64) {
 		all, err := b.st.Refusals(t.Context(), 2*old)
 		check(t, err)
 		for _, r := range all {
@@ -225,12 +225,12 @@ func refuseForgets(t *testing.T, b *bundle) {
 	}
 	young := b.now.Add(time.Hour)
 	refuseAt(old, young)
-	equal(t, "refusals before any is old", len(kept()), old+1)
+	equal(t, "refusals before any is old", len(left()), old+1)
 	now := young.Add(store.RefusalRetention) // as old as they may become
 	refuseAt(old+1, now)
-	equal(t, "refusals after one call", kept(), []uint64{old + 1, old, old - 1})
+	equal(t, "refusals after one call", left(), []uint64{old + 1, old, old - 1})
 	refuseAt(old+2, now)
-	equal(t, "refusals after two", kept(), []uint64{old + 2, old + 1, old})
+	equal(t, "refusals after two", left(), []uint64{old + 2, old + 1, old})
 }
 
 func endHolds(t *testing.T, b *bundle) {
@@ -256,12 +256,12 @@ func endHolds(t *testing.T, b *bundle) {
 	check(t, err)
 	equal(t, "holds of another code", n, 0)
 	if b.snapshot(t, lane, later).Generation == generation {
-		t.Error("nothing was held, and nothing rang: a hold that comes at this moment would miss its end")
+		t.Error("nothing was held, and nothing woke: a hold that comes at this moment would miss its end")
 	}
 }
 
-// holdQueue: what holds the head holds all that wait behind it, and each of
-// them says so.
+// holdQueue: what holds the head holds all that wait behind it, and each of them has
+// the reason.
 func holdQueue(t *testing.T, b *bundle) {
 	b.acceptAll(t, "head", "second", "limited", "third")
 	later := b.acceptance("later", 1)
@@ -292,11 +292,11 @@ func holdQueue(t *testing.T, b *bundle) {
 	n, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
 	check(t, err)
 	equal(t, "holds ended", n, 4)
-	// What woke since the look ends the hold that rests on it.
+	// A wake-up after the snapshot ends the hold that rests on it.
 	b.acceptAll(t, "new")
 	keys, err := b.st.HoldQueue(t.Context(), lane, reason, 0, b.now)
 	check(t, err)
-	equal(t, "held by an old look", len(keys), 1)
+	equal(t, "held by an old snapshot", len(keys), 1)
 	equal(t, "end of its hold", b.request(t, "new").HoldUntil, b.now)
 	lane.Fence++
 	_, err = b.st.HoldQueue(t.Context(), lane, reason, 0, b.now)
@@ -318,7 +318,7 @@ func (b *bundle) replay(t *testing.T, id string, now time.Time) store.ReplayResu
 	return result
 }
 
-// postStates tells the states of a request's posts.
+// postStates returns the states of a request's posts.
 func postStates(record store.Record) (states []jetpost.PostState) {
 	for _, p := range record.Posts {
 		states = append(states, p.State)
@@ -359,8 +359,8 @@ func replayHeld(t *testing.T, b *bundle) {
 	equal(t, "it keeps its place", b.head(t, lane, later), "poisoned")
 }
 
-// What is found wrong before a post is begun, such as its media, fails the
-// request and no post of it.
+// What is found wrong before a post is begun, such as its media, fails the request and
+// no post of it.
 func replayNeverBegun(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("thread", 2))
 	b.acceptAll(t, "single")
@@ -471,8 +471,8 @@ func resolve(t *testing.T, b *bundle) {
 	fails(t, "no such request", err, store.ErrNotFound)
 }
 
-// reconcile: what a lane has learnt of a doubtful post is kept, until somebody wants
-// it learnt anew.
+// reconcile: what a lane knows of a doubtful post is stored until somebody asks for new
+// checks.
 func reconcile(t *testing.T, b *bundle) {
 	key := store.Key{Account: acme, ID: "thread"}
 	b.accept(t, b.acceptance("thread", 2))
@@ -481,18 +481,18 @@ func reconcile(t *testing.T, b *bundle) {
 	first := b.request(t, "thread").Posts[0].SentAt
 	absent := b.now.Add(time.Minute)
 	until := b.now.Add(time.Hour)
-	doubtful := func(looks int, absentAt time.Time) {
+	doubtful := func(checks int, absentAt time.Time) {
 		t.Helper()
 		check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
-			PostState: jetpost.PostSending, Checks: looks, AbsentAt: absentAt, Now: b.now,
+			PostState: jetpost.PostSending, Checks: checks, AbsentAt: absentAt, Now: b.now,
 		}))
 	}
-	want := func(state jetpost.PostState, looks int, absentAt time.Time) {
+	want := func(state jetpost.PostState, checks int, absentAt time.Time) {
 		t.Helper()
 		p := b.request(t, "thread").Posts[0]
 		equal(t, "state", p.State, state)
-		equal(t, "looks", p.Checks, looks)
+		equal(t, "checks", p.Checks, checks)
 		equal(t, "absent at", p.AbsentAt.Equal(absentAt), true)
 		equal(t, "in doubt since the first intent", p.DoubtSince.Equal(first), true)
 	}
@@ -509,9 +509,9 @@ func reconcile(t *testing.T, b *bundle) {
 	equal(t, "hold is over", b.request(t, "thread").HoldUntil.After(b.now), false)
 	free, err := b.st.ReleaseLane(t.Context(), lane, snapshot.Generation, time.Time{}, b.now)
 	check(t, err)
-	equal(t, "the lane goes free though it rang", free, false)
+	equal(t, "the lane goes free though it woke", free, false)
 
-	// It is not on X: it is sent again, and a doubt about that is one about both.
+	// It is not on X and is sent again. A new doubt is about both intents.
 	check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now}, PostState: jetpost.PostPending, Checks: 2, Now: b.now,
 	}))
@@ -525,8 +525,8 @@ func reconcile(t *testing.T, b *bundle) {
 	fails(t, "no such request", b.st.Reconcile(t.Context(), store.Key{Account: acme, ID: "none"}, b.now), store.ErrNotFound)
 }
 
-// anchor post: the latest post of the account that is known to be live, and which posts
-// are ours.
+// anchor: the latest post of the account that is known to be live, and which posts are
+// ours.
 func anchor(t *testing.T, b *bundle) {
 	read := func() store.Anchor {
 		t.Helper()
@@ -682,18 +682,18 @@ func outboxPending(t *testing.T, b *bundle) {
 	in.Now = b.now.Add(time.Second)
 	b.accept(t, in)
 	equal(t, "too young", len(list(b.now, 10)), 0)
-	equal(t, "unannounced", list(later, 10), []string{"a", "b"})
+	equal(t, "pending", list(later, 10), []string{"a", "b"})
 	equal(t, "limit", list(later, 1), []string{"a"})
 	equal(t, "the latest revision", mark("a", 1), true)
-	equal(t, "announced", b.request(t, "a").Delivered, int64(1))
-	equal(t, "unannounced then", list(later, 10), []string{"b"})
+	equal(t, "delivered", b.request(t, "a").Delivered, int64(1))
+	equal(t, "pending then", list(later, 10), []string{"b"})
 
 	b.conclude(t, b.claim(t), "b", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
 	equal(t, "it moved on", mark("b", 1), false)
-	equal(t, "still unannounced", list(later, 10), []string{"b"})
+	equal(t, "still pending", list(later, 10), []string{"b"})
 	equal(t, "the newer one", mark("b", 2), true)
-	equal(t, "an older one told late", mark("b", 1), false)
-	equal(t, "unannounced at the end", len(list(later, 10)), 0)
+	equal(t, "an older one marked late", mark("b", 1), false)
+	equal(t, "pending at the end", len(list(later, 10)), 0)
 }
 
 // texts is an acceptance of an account's thread, which refuses the text of another's.
@@ -707,7 +707,7 @@ func (b *bundle) texts(account, id string, texts ...string) store.Acceptance {
 	return in
 }
 
-// sameText: what counts is a text of another account that is live, may be, or is
+// sameText: a text of another account counts if its post is live, may be live or is
 // still to be sent, less than a day before or after.
 func sameText(t *testing.T, b *bundle) {
 	b.add(t, "beta")
@@ -784,7 +784,7 @@ func sameText(t *testing.T, b *bundle) {
 	equal(t, "state where it is allowed", record.Status.State, jetpost.StateQueued)
 }
 
-// sameTextConcurrently: of accounts that come with one thread at once, one posts it.
+// sameTextConcurrently: if accounts send one thread at once, one of them posts it.
 func sameTextConcurrently(t *testing.T, b *bundle) {
 	const accounts, rounds = 6, 20
 	stores := []store.Store{b.st, b.open(t, b.keys)}
@@ -825,8 +825,8 @@ func (b *bundle) reschedule(t *testing.T, id string, at, now time.Time) {
 	check(t, err)
 }
 
-// reschedule: a request that waits goes out at its new time, and lets those behind
-// it go first.
+// reschedule: a request that waits goes out at its new time and lets those behind it go
+// first.
 func reschedule(t *testing.T, b *bundle) {
 	b.acceptAll(t, "queued", "held", "behind")
 	lane := b.claim(t)
@@ -906,8 +906,8 @@ func rescheduleNothing(t *testing.T, b *bundle) {
 	fails(t, "no such request", err, store.ErrNotFound)
 }
 
-// rescheduleWhileWorkedOn: a worker that has seen the request at the front, and
-// uploads its media, does not send it now, nor does what it found count.
+// rescheduleWhileWorkedOn: a worker that has seen the request at the front and uploads
+// its media does not send it now, and what it found does not count.
 func rescheduleWhileWorkedOn(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one")
 	lane := b.claim(t)

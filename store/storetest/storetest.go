@@ -17,11 +17,10 @@ import (
 
 // Ledger is one fresh database with its schema in place.
 type Ledger struct {
-	// Open opens it, as one more worker would. The store is closed by the
-	// test's cleanup.
+	// Open opens it, as another worker. The test's cleanup closes the store.
 	Open func(t *testing.T, sealer *store.Sealer) store.Store
-	// Dump returns every byte that is stored, so that the suite can look for
-	// what must not be.
+	// Dump returns every stored byte, so that the suite can search for what must not be
+	// there.
 	Dump func(t *testing.T) []byte
 	// Exec runs a statement of plain SQL, to damage what is stored.
 	Exec func(t *testing.T, statement string)
@@ -150,10 +149,10 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"PostedAfterTakeover", postedAfterTakeover},
 		{"PostedAfterUnknown", postedAfterUnknown},
 		{"PostedTaken", postedTaken},
-		{"Pulse", progress},
-		{"PulseBlocked", progressBlocked},
-		{"PulseEmpty", progressEmpty},
-		{"PulseStanding", progressStanding},
+		{"Progress", progress},
+		{"ProgressBlocked", progressBlocked},
+		{"ProgressEmpty", progressEmpty},
+		{"ProgressStanding", progressStanding},
 		{"Reconcile", reconcile},
 		{"Refuse", refuse},
 		{"RefuseForgets", refuseForgets},
@@ -188,8 +187,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"TokenUnopenable", tokenUnopenable},
 		{"TokensAreSealed", tokensAreSealed},
 		{"TryLease", tryLease},
-		{"Turns", turns},
-		{"Unannounced", outboxPending},
+		{"PauseChanges", pauseChanges},
+		{"OutboxPending", outboxPending},
 		{"Unpublish", unpublish},
 		{"UnpublishHold", unpublishHold},
 		{"UnpublishLateAnswer", unpublishLateAnswer},
@@ -237,7 +236,8 @@ func (b *bundle) open(t *testing.T, keys string) store.Store {
 	return b.ledger.Open(t, sealer)
 }
 
-// clock reads the time that leases are judged by, as exactly as it is stored.
+// clock reads the time by which leases are judged, in the precision in which it is
+// stored.
 func (b *bundle) clock(t *testing.T) time.Time {
 	t.Helper()
 	now, err := b.st.Clock(t.Context())
@@ -245,8 +245,8 @@ func (b *bundle) clock(t *testing.T) time.Time {
 	return now.UTC().Truncate(time.Microsecond)
 }
 
-// pair makes a token pair whose values name the account and are long enough
-// to be searched for.
+// pair makes a token pair whose values name the account and are long enough to be
+// searched for.
 func pair(name string, expiresAt time.Time) store.Pair {
 	return store.Pair{
 		Access:    secret.New("access-of-" + name + "-in-the-clear"),
@@ -262,7 +262,8 @@ func (b *bundle) add(t *testing.T, name string) {
 	b.addToken(t, name, b.now, b.now.Add(2*time.Hour))
 }
 
-// addToken imports an account with a token that was got and expires then.
+// addToken imports an account with a token that was obtained and expires at those
+// times.
 func (b *bundle) addToken(t *testing.T, name string, got, expiresAt time.Time) {
 	t.Helper()
 	result, err := b.st.ImportAccount(t.Context(), store.Import{
@@ -297,11 +298,11 @@ func (b *bundle) acceptAll(t *testing.T, ids ...string) {
 	}
 }
 
-// claim claims acme's lane for a worker that goes on living, as soon as the
-// lease before has run out.
+// claim claims acme's lane for a worker that stays alive, as soon as the earlier lease
+// has run out.
 func (b *bundle) claim(t *testing.T) store.Claim { return b.claimFor(t, longLease) }
 
-// claimAndDie claims acme's lane for a worker that never says another word.
+// claimAndDie claims acme's lane for a worker that makes no more calls.
 func (b *bundle) claimAndDie(t *testing.T) store.Claim { return b.claimFor(t, shortLease) }
 
 func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Claim) {
@@ -348,12 +349,12 @@ func (b *bundle) intent(post int) store.Intent {
 func (b *bundle) begin(t *testing.T, lane store.Claim, id string, post int) {
 	t.Helper()
 	intent := b.intent(post)
-	intent.Now = b.turn(t, id)
+	intent.Now = b.dueTime(t, id)
 	check(t, b.st.Begin(t.Context(), lane, id, intent))
 }
 
-// turn is when a worker may be at a request: not before it is due.
-func (b *bundle) turn(t *testing.T, id string) time.Time {
+// dueTime is when a worker may work on a request: not before it is due.
+func (b *bundle) dueTime(t *testing.T, id string) time.Time {
 	t.Helper()
 	if due := b.request(t, id).DueAt; due.After(b.now) {
 		return due
@@ -377,12 +378,12 @@ func (b *bundle) publish(t *testing.T, lane store.Claim, id string, post int) je
 
 func postID(id string, post int) string { return fmt.Sprintf("x-%s-%d", id, post) }
 
-// conclude moves a request, resting on a look of this moment.
+// conclude moves a request, with a snapshot of this moment.
 func (b *bundle) conclude(t *testing.T, lane store.Claim, id string, state jetpost.State, code jetpost.Code, until time.Time) {
 	t.Helper()
 	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code, Until: until}, Post: -1,
-		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.turn(t, id),
+		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.dueTime(t, id),
 	}))
 }
 
@@ -391,7 +392,7 @@ func (b *bundle) concludePost(t *testing.T, lane store.Claim, id string, state j
 	t.Helper()
 	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState,
-		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.turn(t, id),
+		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.dueTime(t, id),
 	}))
 }
 
@@ -434,7 +435,7 @@ func pace(lease time.Duration) store.Pace {
 	return store.Pace{Lease: lease, NearEnd: nearEnd, Backoff: backoff}
 }
 
-// tokenClaim asks for an account's token, whatever was before.
+// tokenClaim asks for an account's token in any state.
 func (b *bundle) tokenClaim(t *testing.T, account string, lease time.Duration) store.TokenClaim {
 	t.Helper()
 	return store.TokenClaim{
@@ -461,7 +462,7 @@ func (b *bundle) account(t *testing.T, name string) store.Account {
 	return account
 }
 
-// due tells whether acme's lane should run at that time.
+// due reports whether acme's lane should run at that time.
 func (b *bundle) due(t *testing.T, now time.Time) bool {
 	t.Helper()
 	names, err := b.st.DueLanes(t.Context(), now, 10)
@@ -508,7 +509,7 @@ func eventually(t *testing.T, what string, fact func() bool) {
 	}
 }
 
-// atOnce runs n calls at the same time and returns how many said yes.
+// atOnce runs n calls at the same time and returns how many returned true.
 func atOnce(t *testing.T, n int, call func(i int) (bool, error)) (yes int) {
 	t.Helper()
 	var wg sync.WaitGroup

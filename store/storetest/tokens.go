@@ -148,7 +148,7 @@ func (b *bundle) importPair(t *testing.T, pair store.Pair, now time.Time) (store
 	return b.st.ImportAccount(t.Context(), store.Import{Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair, Now: now})
 }
 
-// requireReauth has X refuse acme's token, and puts a request on hold for it.
+// requireReauth makes X refuse acme's token, and holds a request for that.
 func (b *bundle) requireReauth(t *testing.T, claim store.Token) {
 	t.Helper()
 	check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}))
@@ -159,8 +159,8 @@ func (b *bundle) requireReauth(t *testing.T, claim store.Token) {
 	equal(t, "lane is due before", b.due(t, b.now), false)
 }
 
-// What comes of an exchange under way must find the row as it was claimed, or
-// the only living pair could be thrown away.
+// The result of an exchange under way must find the row as it was claimed; otherwise
+// the only living pair could be lost.
 func importAccountBusy(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, longLease)
 	before := b.token(t, acme)
@@ -176,8 +176,8 @@ func importAccountBusy(t *testing.T, b *bundle) {
 	equal(t, "result after the exchange", result, store.TokenReplaced)
 }
 
-// A pair that comes of a new consent is the one that lives, whatever an exchange
-// of the old one still brings.
+// A pair from a new consent is the living one, whatever an exchange of the old pair
+// still brings.
 func importAccountConsented(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, longLease)
 	result, err := b.st.ImportAccount(t.Context(), store.Import{
@@ -194,7 +194,7 @@ func importAccountConsented(t *testing.T, b *bundle) {
 	equal(t, "start of an exchange", token.StartedAt, time.Time{})
 	equal(t, "requires re-authorising", token.RequiresReauth, false)
 
-	// Nothing is written over what a missing key opens, whatever is brought.
+	// Nothing overwrites what a missing key opens.
 	var missing *store.KeyError
 	_, err = b.open(t, store.GenerateKey().Reveal()).ImportAccount(t.Context(), store.Import{
 		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("third", b.now.Add(3*time.Hour)), Consented: true, Now: b.now,
@@ -449,8 +449,8 @@ func claimDueConcurrently(t *testing.T, b *bundle) {
 	}
 }
 
-// What does not open was not presented to X: its claim leaves no doubt, and no
-// journal, and the token is due again as soon as its key is back.
+// A token that cannot be opened was not presented to X: its claim leaves no doubt and
+// no journal entry, and the token is due again as soon as its key is back.
 func claimDueUnopenable(t *testing.T, b *bundle) {
 	b.addDue(t, 3)
 	claim := func(st store.Store, round string) ([]store.Token, error) {
@@ -525,8 +525,8 @@ func claimToken(t *testing.T, b *bundle) {
 	equal(t, "journal", len(retries), 0)
 }
 
-// A worker that is lost and an answer that is lost leave the same: a token in
-// doubt, whose next exchange comes near its end and is journalled first.
+// A lost worker and a lost answer leave the same: a token in doubt, whose next exchange
+// comes near its end and is journalled first.
 func claimInDoubt(t *testing.T, b *bundle) {
 	for _, name := range []string{"lost_worker", "lost_answer"} {
 		b.addToken(t, name, b.now.Add(-5*time.Hour), b.now.Add(time.Hour))
@@ -556,7 +556,7 @@ func claimInDoubt(t *testing.T, b *bundle) {
 		check(t, err)
 		equal(t, "journal of "+name, retries, []store.Retry{{Version: 1, Attempt: 2, InDoubtSince: claim.StartedAt, StartedAt: left.NextAttemptAt}})
 
-		// Nothing happened this time: that is no news of the time before.
+		// Nothing happened this time. That says nothing of the exchange before.
 		check(t, b.st.SaveTokenFailure(t.Context(), retry, store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Minute), Now: b.now}))
 		equal(t, "doubt that stays of "+name, b.token(t, name).StartedAt, claim.StartedAt)
 		again := try("after its backoff", func(c *store.TokenClaim) { c.Now = b.now.Add(time.Minute) }, true)
@@ -567,8 +567,8 @@ func claimInDoubt(t *testing.T, b *bundle) {
 	}
 }
 
-// X refuses the access token of a token in doubt: then it need not wait for
-// its end, but what follows is paced all the same.
+// X refuses the access token of a token in doubt. It then need not wait for its end,
+// but further attempts are paced as usual.
 func claimInDoubtAgain(t *testing.T, b *bundle) {
 	first := b.claimOne(t, acme, shortLease)
 	now := b.clock(t)
@@ -651,7 +651,7 @@ func disconnectBusy(t *testing.T, b *bundle) {
 	check(t, err)
 }
 
-// What a worker brings that was believed dead does not connect the account again.
+// What a presumed dead worker brings does not connect the account again.
 func disconnectInDoubt(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, shortLease)
 	eventually(t, "disconnecting after a lease that ran out", func() bool {
@@ -719,8 +719,8 @@ func saveTokenAfterLease(t *testing.T, b *bundle) {
 	equal(t, "requires re-authorising", token.RequiresReauth, false)
 }
 
-// A claim whose lease ran out may bring the good pair after another one was
-// refused: nobody else tells the requests that wait for the account.
+// A claim whose lease ran out may bring the good pair after another claim was refused.
+// No other call tells the requests that wait for the account.
 func saveTokenEndsHolds(t *testing.T, b *bundle) {
 	slow := b.claimOne(t, acme, shortLease)
 	b.requireReauth(t, b.claimOne(t, acme, longLease))
@@ -738,7 +738,7 @@ func saveTokenEndsHolds(t *testing.T, b *bundle) {
 	lane = b.claim(t)
 	generation := b.snapshot(t, lane, later).Generation
 	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", later.Add(time.Hour)), later))
-	equal(t, "rings of a refresh that ends nothing", b.snapshot(t, lane, later).Generation, generation)
+	equal(t, "wake-ups by a refresh that ends nothing", b.snapshot(t, lane, later).Generation, generation)
 }
 
 func saveTokenFailure(t *testing.T, b *bundle) {
@@ -776,8 +776,8 @@ func openRound(t *testing.T, b *bundle) {
 	equal(t, "round that is opened again", again, round)
 }
 
-// openRoundCountsLeased: a token that somebody holds, and that is due once the
-// lease is over, may be claimed by the round, and so it is counted.
+// openRoundCountsLeased: a round may claim a held token that is due once the lease is
+// over, so it is counted.
 func openRoundCountsLeased(t *testing.T, b *bundle) {
 	b.addToken(t, "held", b.now.Add(-5*time.Hour), b.now.Add(-time.Hour))
 	now := b.clock(t)
@@ -831,13 +831,13 @@ func batchDone(t *testing.T, b *bundle) {
 	}
 	half := store.Round{RefreshSummary: jetpost.RefreshSummary{Round: round.Round, Total: 3, Refreshed: 1, Failed: 1}, Batches: 2}
 	equal(t, "one batch", done(1, 1, 1, 0), half)
-	equal(t, "told twice, and differently", done(1, 0, 0, 2), half)
+	equal(t, "reported twice, and differently", done(1, 0, 0, 2), half)
 	whole := half
 	whole.Skipped, whole.Completed = 1, true
 	equal(t, "the other batch", done(0, 0, 0, 1), whole)
 	check(t, b.st.RoundDelivered(t.Context(), round.Round))
 	whole.Delivered = true
-	equal(t, "told again after the end", done(0, 0, 0, 1), whole)
+	equal(t, "reported again after the end", done(0, 0, 0, 1), whole)
 	_, err := b.st.BatchDone(t.Context(), uuid.NewString(), 0, 1, 0, 0, b.now)
 	fails(t, "no such round", err, store.ErrNotFound)
 }
@@ -867,29 +867,29 @@ func notices(t *testing.T, b *bundle) {
 	equal(t, "notices of it alone", told(acme), []store.Notice{required})
 	equal(t, "notices of another", told("nobody"), none)
 	check(t, b.st.MarkNoticed(t.Context(), required))
-	equal(t, "notices once told", told(""), none)
+	equal(t, "notices once marked", told(""), none)
 
 	_, err := b.importPair(t, pair("third", b.now.Add(time.Hour)), b.now)
 	check(t, err)
 	recovered := store.Notice{Account: acme, Version: 3, At: b.now}
 	equal(t, "notices of the recovery", told(""), []store.Notice{recovered})
-	// Somebody who is late tells the old state: the present one is told again.
+	// A late call marks the old state: the present one is reported again.
 	check(t, b.st.MarkNoticed(t.Context(), recovered))
 	check(t, b.st.MarkNoticed(t.Context(), required))
-	equal(t, "notices after a late word", told(""), []store.Notice{recovered})
+	equal(t, "notices after a late mark", told(""), []store.Notice{recovered})
 	check(t, b.st.MarkNoticed(t.Context(), recovered))
 
-	// The same where the account is refused once more: the old word is not taken for
-	// the new one.
+	// The same if the account is refused once more: the old mark does not count for the
+	// new notice.
 	refuse()
 	again := store.Notice{Account: acme, Required: true, Error: "refused", Version: 3, At: b.now}
 	check(t, b.st.MarkNoticed(t.Context(), required))
-	equal(t, "notices after a late word of the same", told(""), []store.Notice{again})
+	equal(t, "notices after a late mark of the same", told(""), []store.Notice{again})
 	fails(t, "notice of nobody", b.st.MarkNoticed(t.Context(), store.Notice{Account: "nobody"}), store.ErrNotFound)
 }
 
-// importOverMissingKey: what no configured key opens is not overwritten, since
-// it opens again once the key is back; what is damaged may be.
+// importOverMissingKey: a pair that no configured key opens is not overwritten, since
+// it can be opened again once the key is back. A damaged one may be overwritten.
 func importOverMissingKey(t *testing.T, b *bundle) {
 	stranger := b.open(t, store.GenerateKey().Reveal())
 	in := store.Import{Name: acme, XUserID: "id-acme", Username: "renamed", Now: b.clock(t)}
@@ -918,7 +918,7 @@ func importOverMissingKey(t *testing.T, b *bundle) {
 	equal(t, "pair", b.token(t, acme).Access.Reveal(), "access-of-second-in-the-clear")
 }
 
-// importOverHalfARow: one value is damaged, and the other one opens again once
+// importOverHalfARow: one value is damaged, and the other one can be opened again once
 // its key is back.
 func importOverHalfARow(t *testing.T, b *bundle) {
 	for _, column := range []string{"access_token", "refresh_token"} {
@@ -948,7 +948,7 @@ func (b *bundle) sealed(t *testing.T, account string) [2]string {
 	return [2]string{}
 }
 
-// rotation returns one that seals with the first of the keys.
+// rotation returns a rotation that seals with the first of the keys.
 func (b *bundle) rotation(t *testing.T, keys string) store.Rotation {
 	t.Helper()
 	sealer, err := store.NewSealer(keys)
@@ -978,7 +978,7 @@ func rotate(t *testing.T, b *bundle) {
 	done, err := r.Run(t.Context(), func(store.RotationProgress) { told++ })
 	check(t, err)
 	equal(t, "done", done, store.RotationProgress{Total: 6, Seen: 6, Resealed: 6})
-	equal(t, "progress was told", told > 0, true)
+	equal(t, "progress was reported", told > 0, true)
 	done, err = r.Run(t.Context(), quietly)
 	check(t, err)
 	equal(t, "done again", done, store.RotationProgress{Total: 6, Seen: 6})
@@ -1001,8 +1001,8 @@ func rotate(t *testing.T, b *bundle) {
 	}
 }
 
-// rotateRaced: a worker saves a pair between the read of a row and its new
-// seal. The pair wins, and its row is sealed anew after all.
+// rotateRaced: a worker saves a pair between the read of a row and its reseal. The pair
+// wins, and its row is resealed after all.
 func rotateRaced(t *testing.T, b *bundle) {
 	newer := store.GenerateKey().Reveal()
 	claim := b.claimOne(t, acme, longLease)
@@ -1019,7 +1019,7 @@ func rotateRaced(t *testing.T, b *bundle) {
 	equal(t, "version", token.Version, int64(2))
 }
 
-// racedRows lets something happen between the first read and what follows.
+// racedRows runs a function between the first read and what follows.
 type racedRows struct {
 	store.Keys
 	between func()
@@ -1034,8 +1034,8 @@ func (r *racedRows) SealedTokens(ctx context.Context, after string, limit int) (
 	return rows, err
 }
 
-// rotateBehind: a worker that still has the old key first saves a pair in a row
-// that was sealed anew already. The old key is not given up over it.
+// rotateBehind: a worker that still has the old key first saves a pair in a row that
+// was resealed already. The old key then stays in use.
 func rotateBehind(t *testing.T, b *bundle) {
 	check(t, b.st.CheckKeys(t.Context()))
 	newer, older := store.GenerateKey().Reveal(), b.keys
@@ -1112,11 +1112,11 @@ func keyState(t *testing.T, b *bundle) {
 	equal(t, "next", strings.HasPrefix(state.Next(), "key "+keyID(t, lost)+" is missing"), true)
 	found, err := r.Verify(t.Context())
 	check(t, err)
-	want.Behind, want.Damaged = 1, 3 // acme does not open
+	want.Behind, want.Damaged = 1, 3 // acme cannot be opened
 	equal(t, "state once everything was opened", state.Verified(found), want)
 }
 
-// keyStateMixed: a row with one value of the first key still needs the other.
+// keyStateMixed: a row with one value of the first key still needs the other key.
 func keyStateMixed(t *testing.T, b *bundle) {
 	check(t, b.st.CheckKeys(t.Context()))
 	newer, older := store.GenerateKey().Reveal(), b.sealed(t, acme)
@@ -1134,7 +1134,7 @@ func keyStateMixed(t *testing.T, b *bundle) {
 	equal(t, "done", done, store.RotationProgress{Total: 1, Seen: 1, Resealed: 1})
 }
 
-// keyStateOfKeyCheck: without a key check value that opens, nothing starts.
+// keyStateOfKeyCheck: nothing starts without a key check value that can be opened.
 func keyStateOfKeyCheck(t *testing.T, b *bundle) {
 	r := b.rotation(t, b.keys)
 	state := func() store.KeyState {
@@ -1171,8 +1171,8 @@ func lostKey(t *testing.T, b *bundle) {
 	equal(t, "pair", token.Access.Reveal(), "access-of-second-in-the-clear")
 }
 
-// rotateUnopenable: rows that do not open stay as they are, and are named; a
-// key that is missing is told from damage.
+// rotateUnopenable: rows that cannot be opened stay as they are, and are named; a
+// missing key is told from damage.
 func rotateUnopenable(t *testing.T, b *bundle) {
 	b.addDue(t, 3)
 	lost := store.GenerateKey().Reveal()

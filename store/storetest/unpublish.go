@@ -31,7 +31,7 @@ func (b *bundle) deleted(t *testing.T, lane store.Claim, id string, post int) st
 	return b.request(t, id)
 }
 
-// holdUnpublish has a deletion wait, resting on a look of this moment.
+// holdUnpublish makes a deletion wait, with a snapshot of this moment.
 func (b *bundle) holdUnpublish(t *testing.T, lane store.Claim, id string, out store.Outcome) {
 	t.Helper()
 	out.Generation, out.Now = b.snapshot(t, lane, b.now).Generation, b.now
@@ -55,17 +55,17 @@ func unpublish(t *testing.T, b *bundle) {
 	equal(t, "lane is due", b.due(t, b.now), true)
 	lane = b.claim(t)
 	next, known := lane.Next()
-	equal(t, "the claim looked", known, true)
+	equal(t, "the claim has a snapshot", known, true)
 	equal(t, "due with the claim", next.UnpublishAt, b.now)
 	equal(t, "due", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
-	equal(t, "the line goes on beside it", b.head(t, lane, b.now), "behind")
+	equal(t, "the queue goes on beside it", b.head(t, lane, b.now), "behind")
 	equal(t, "first", b.unpublishing(t, lane), "thread")
 
 	record = b.deleted(t, lane, "thread", 1)
 	equal(t, "deleted at", record.Status.Posts[1].DeletedAt, b.now)
 	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPosted, jetpost.PostPosted})
 	equal(t, "event", record.Event, jetpost.EventRequestUnpublishing)
-	equal(t, "told again", b.deleted(t, lane, "thread", 1), record)
+	equal(t, "reported again", b.deleted(t, lane, "thread", 1), record)
 	record = b.deleted(t, lane, "thread", 0)
 	equal(t, "last event", record.Event, jetpost.EventRequestUnpublished)
 	equal(t, "done at", record.Status.Unpublish.DoneAt, b.now)
@@ -79,8 +79,8 @@ func unpublish(t *testing.T, b *bundle) {
 	fails(t, "no such request", err, store.ErrNotFound)
 }
 
-// unpublishUnfinished: what is unfinished is cancelled, and a post that may be live is
-// found out about first.
+// unpublishUnfinished: an unfinished request is cancelled, and a post that may be live
+// is checked first.
 func unpublishUnfinished(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("doubt", 2))
 	b.acceptAll(t, "waits")
@@ -101,15 +101,15 @@ func unpublishUnfinished(t *testing.T, b *bundle) {
 		Post: 1, PostState: jetpost.PostSending, Checks: 3, AbsentAt: absent,
 	})
 	record = b.state(t, "doubt", jetpost.StateCancelled, "", jetpost.EventRequestUnpublishing)
-	equal(t, "looks", record.Posts[1].Checks, 3)
+	equal(t, "checks", record.Posts[1].Checks, 3)
 	equal(t, "absent at", record.Posts[1].AbsentAt, absent)
 	equal(t, "reason", record.Status.Unpublish.Reason.Code, jetpost.CodeReconciling)
 	equal(t, "next try", record.Status.Unpublish.NextTryAt, later)
 
-	// By hand: look anew, and then say that it is there.
+	// By hand: check again, and then say that it is there.
 	check(t, b.st.Reconcile(t.Context(), record.Key, b.now))
 	record = b.state(t, "doubt", jetpost.StateCancelled, "", jetpost.EventRequestUnpublishing)
-	equal(t, "looks anew", record.Posts[1].Checks, 0)
+	equal(t, "checks anew", record.Posts[1].Checks, 0)
 	equal(t, "at once", record.Status.Unpublish.NextTryAt, b.now)
 	state, err := b.st.Resolve(t.Context(), record.Key, "p1", b.now)
 	check(t, err)
@@ -121,7 +121,7 @@ func unpublishUnfinished(t *testing.T, b *bundle) {
 	equal(t, "state", record.Status.State, jetpost.StateCancelled)
 }
 
-// unpublishNothing: of a finished request without a live post nothing is to be deleted.
+// unpublishNothing: nothing is to be deleted of a finished request without a live post.
 func unpublishNothing(t *testing.T, b *bundle) {
 	b.acceptAll(t, "failed", "cancelled")
 	lane := b.claim(t)
@@ -138,8 +138,8 @@ func unpublishNothing(t *testing.T, b *bundle) {
 	}
 }
 
-// unpublishWhilePublishing: the worker that is at it learns so, what it has sent is known
-// to it, and is deleted.
+// unpublishWhilePublishing: the worker that posts it learns that, and what it has sent
+// is recorded and deleted.
 func unpublishWhilePublishing(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("thread", 2))
 	lane := b.claim(t)
@@ -151,8 +151,8 @@ func unpublishWhilePublishing(t *testing.T, b *bundle) {
 	equal(t, "done at", record.Status.Unpublish.DoneAt, b.now)
 }
 
-// unpublishLateAnswer: a worker that froze brings an answer after the post was held for
-// absent, and after the deletion was done for that.
+// unpublishLateAnswer: a worker that froze brings an answer after the post was presumed
+// absent, and after the deletion ended for that reason.
 func unpublishLateAnswer(t *testing.T, b *bundle) {
 	b.acceptAll(t, "late")
 	old, lane := b.overtaken(t, "late")
@@ -205,7 +205,7 @@ func unpublishHold(t *testing.T, b *bundle) {
 
 	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
 	check(t, err)
-	equal(t, "what it waits for may be there", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
+	equal(t, "what it waits for may have happened", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
 	equal(t, "one of them", b.unpublishing(t, lane), "one")
 	b.deleted(t, lane, "one", 0)
 	equal(t, "given up all the same", b.unpublishing(t, lane), "")
@@ -216,11 +216,11 @@ func unpublishHold(t *testing.T, b *bundle) {
 	fails(t, "another fence", b.st.HoldUnpublish(t.Context(), lane, "two", hold(jetpost.StateHeld, jetpost.CodeXUnavailable, later)), store.ErrFenced)
 	_, _, err = b.st.Unpublishing(t.Context(), lane)
 	fails(t, "another fence", err, store.ErrFenced)
-	equal(t, "what X has no more it has no more", b.deleted(t, lane, "two", 0).Status.Unpublish.DoneAt, b.now)
+	equal(t, "a deleted post stays deleted", b.deleted(t, lane, "two", 0).Status.Unpublish.DoneAt, b.now)
 }
 
-// unpublishedIsGone: a deleted post is no anchor post and is not sent again, but is still
-// known for ours.
+// unpublishedIsGone: a deleted post is no anchor post and is not sent again, but is
+// still known as ours.
 func unpublishedIsGone(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one", "two")
 	b.accept(t, b.acceptance("thread", 2))

@@ -1,18 +1,18 @@
--- Every rule that a row can break is a constraint here, so that a worker with
--- a fault, or a person with psql, cannot write what the code never expects.
+-- Every rule that a row can break is a constraint here, so that a faulty worker, or a
+-- person with psql, cannot write what the code never expects.
 --
--- The hot tables leave room in each page for the new version of a row, and are
--- vacuumed after a fixed number of dead rows: a row of lanes or requests is
--- rewritten several times for each post, and with the default of a fifth of
--- the table, an index of a large one would drag millions of dead entries along.
+-- The hot tables leave room in each page for the new version of a row, and are vacuumed
+-- after a fixed number of dead rows. A row of lanes or requests is rewritten several
+-- times for each post. With the default of a fifth of the table, an index of a large
+-- table would collect millions of dead entries.
 
 -- +goose Up
 
 CREATE TABLE ledger (
     id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- canary is sealed with the key that was in use first; whoever cannot open
-    -- it holds the wrong key.
+    -- canary is sealed with the key that was in use first. A worker that cannot open it
+    -- has the wrong key.
     canary     text,
     only_row   boolean NOT NULL DEFAULT true UNIQUE CHECK (only_row)
 );
@@ -43,19 +43,18 @@ CREATE TABLE oauth_tokens (
     refreshed_at       timestamptz NOT NULL,
     lease_id           uuid,
     lease_until        timestamptz,
-    -- The exchange that was begun last, until its outcome is known. With the
-    -- lease over, the refresh token may be spent: the exchange is in doubt.
+    -- The start of the latest exchange, until its outcome is known. Once the lease is
+    -- over, the refresh token may be spent: the exchange is in doubt.
     refresh_started_at timestamptz,
-    -- Claims since the pair was stored: what paces the next one.
+    -- Claims since the pair was stored. They pace the next one.
     attempts           integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    -- A claim writes here what a lost answer would leave, so that a worker which
-    -- is killed after it leaves just that.
+    -- A claim writes here what a lost answer would leave, so that a worker that is
+    -- killed after its claim leaves the same.
     next_attempt_at    timestamptz,
     due_at             timestamptz NOT NULL GENERATED ALWAYS AS (greatest(refresh_after, next_attempt_at)) STORED,
-    -- The SHA-256 of the refresh token that was imported last: an import that
-    -- comes again is known by it, even after the token was spent. A hash of
-    -- such a long random value is safe to keep in the clear, for it cannot be
-    -- found by trying.
+    -- The SHA-256 of the refresh token that was imported last. It identifies a repeated
+    -- import even after the token was spent. The hash of such a long random value is
+    -- safe to store unsealed, because it cannot be guessed.
     imported           bytea NOT NULL CHECK (octet_length(imported) = 32),
     metadata           jsonb NOT NULL DEFAULT '{}',
     requires_reauth    boolean NOT NULL GENERATED ALWAYS AS
@@ -65,8 +64,8 @@ CREATE TABLE oauth_tokens (
     CHECK ((lease_id IS NULL) = (lease_until IS NULL)),
     CHECK (lease_id IS NULL OR refresh_started_at IS NOT NULL)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
--- A claim takes from its front; what was claimed moves behind the present, so
--- that nothing that may not be claimed gathers there.
+-- A claim takes from its front. Claimed tokens move behind the present, so that no
+-- token that may not be claimed gathers there.
 CREATE INDEX oauth_tokens_due ON oauth_tokens (due_at, id) WHERE NOT requires_reauth;
 CREATE INDEX oauth_tokens_untold ON oauth_tokens (user_id) WHERE requires_reauth <> reauth_told;
 
@@ -82,7 +81,7 @@ CREATE TABLE refresh_journal (
 );
 CREATE INDEX refresh_journal_started ON refresh_journal (started_at);
 
--- A round takes the tokens that were due as it was opened, and no others.
+-- A round takes the tokens that were due when it was opened, and no others.
 CREATE TABLE refresh_rounds (
     id         text PRIMARY KEY,
     total      integer NOT NULL CHECK (total >= 0),
@@ -111,8 +110,8 @@ CREATE TABLE lanes (
     rings       bigint NOT NULL DEFAULT 0,
     next_seq    bigint NOT NULL DEFAULT 1,
     last_due    timestamptz, -- the latest due time given to an immediate request
-    wake_at     timestamptz, -- null: when something rings
-    -- Claims since the last that was released or posted something, with the
+    wake_at     timestamptz, -- null: with the next wake-up
+    -- Claims since the last one that was released or posted something, including the
     -- present one.
     lost_claims integer NOT NULL DEFAULT 0,
     -- Calls of the app's window that its holder may still make.
@@ -127,7 +126,7 @@ CREATE TABLE lanes (
 CREATE INDEX lanes_due ON lanes (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX lanes_reserved ON lanes (account) WHERE reserved > 0;
 
--- X's windows that all accounts share, near their end, as X told them last.
+-- X's windows that all accounts share, near their end, as X last reported them.
 CREATE TABLE app_windows (
     name      text PRIMARY KEY,
     x_reset   bigint NOT NULL, -- the end by X's clock, in epoch seconds
@@ -162,12 +161,12 @@ CREATE TABLE requests (
     PRIMARY KEY (account, id),
     UNIQUE (account, seq),
     CHECK (announced <= revision),
-    -- Who waits, failed or is in doubt says why; nobody else does.
+    -- A request that waits, failed or is in doubt has a reason; no other has one.
     CHECK ((state IN ('held', 'failed', 'unknown')) = (reason_code IS NOT NULL)),
     CHECK (state = 'held' OR hold_until IS NULL),
     CHECK (began_at IS NOT NULL OR state NOT IN ('publishing', 'published', 'unknown'))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
--- An account's line, and what of it has begun: that goes first.
+-- An account's queue, and the begun requests in it, which go first.
 CREATE INDEX requests_line ON requests (account, due_at, seq)
     WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown');
 CREATE INDEX requests_begun ON requests (account, due_at, seq)
@@ -182,24 +181,24 @@ CREATE TABLE posts (
     idx        integer NOT NULL CHECK (idx >= 0),
     state      text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sending', 'posted', 'failed')),
     parent_id  text NOT NULL DEFAULT '',
-    -- One post on X belongs to one post of one request, or two lost answers
-    -- could both be explained by it.
+    -- One post on X belongs to one post of one request; otherwise it could explain two
+    -- lost answers.
     post_id    text CONSTRAINT posts_post_id UNIQUE CHECK (post_id <> ''),
     media_ids  text[] NOT NULL DEFAULT '{}',
     media      json NOT NULL DEFAULT '[]', -- what is known of each, as store.Media
-    text_hash  bytea, -- SHA-256; null where there is no text
+    text_hash  bytea, -- SHA-256; null if there is no text
     sent_at    timestamptz,
     not_after  timestamptz,
     attempt    bigint NOT NULL DEFAULT 0,
-    -- Of a post whose answer was lost: the first such intent, how often its account's
-    -- timeline was looked at in vain, and when it was not there for the first time.
+    -- Of a post whose answer was lost: the first such intent, how many timeline checks
+    -- did not find it, and the first of them.
     doubt_since timestamptz,
     looks      integer NOT NULL DEFAULT 0,
     absent_at  timestamptz,
     PRIMARY KEY (account, request_id, idx),
     FOREIGN KEY (account, request_id) REFERENCES requests (account, id),
     CHECK ((state = 'posted') = (post_id IS NOT NULL)),
-    -- A post that may be live says since when, and until when it may become so.
+    -- A post that may be live has the time since when, and until when it may be sent.
     CHECK (state <> 'sending' OR (sent_at IS NOT NULL AND not_after IS NOT NULL AND attempt > 0))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
@@ -209,11 +208,11 @@ CREATE UNIQUE INDEX posts_sending ON posts (account, request_id) WHERE state = '
 -- The latest posts of an account that are known to be live.
 CREATE INDEX posts_live ON posts (account, sent_at) WHERE state = 'posted';
 
--- Who else posts the same text, and when.
+-- Other accounts with the same text, and when.
 CREATE INDEX posts_text ON posts (text_hash, state, sent_at) WHERE text_hash IS NOT NULL;
 
--- A message that never became a request, by its place in the job stream. Its
--- body is kept whole: NATS bounds its size, and the row goes after 30 days.
+-- A message that never became a request, by its place in the job stream. Its body is
+-- stored whole: NATS bounds its size, and the row is deleted after 30 days.
 CREATE TABLE refusals (
     sequence bigint NOT NULL,
     stored   timestamptz NOT NULL,
@@ -232,9 +231,9 @@ CREATE TABLE leases (
     until timestamptz NOT NULL
 );
 
--- One-time links by which people connect accounts. Of token, state and browser,
--- each random and long, it holds the SHA-256 alone. The attempt is the newest
--- one; taking it removes its verifier.
+-- One-time links by which people connect accounts. Token, state and browser are random
+-- and long; only their SHA-256 is stored. The attempt is the newest one; taking it
+-- removes its verifier.
 CREATE TABLE connect_links (
     token_hash         bytea PRIMARY KEY CHECK (octet_length(token_hash) = 32),
     account            text NOT NULL CHECK (account <> ''), -- may not exist yet

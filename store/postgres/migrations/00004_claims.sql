@@ -1,5 +1,5 @@
--- Each claim of a lane has an id of its own: a worker whose claim was never answered
--- takes back by it what it may hold.
+-- Each claim of a lane has an id of its own. With it a worker whose claim got no answer
+-- takes back what it may hold.
 
 -- +goose Up
 

@@ -1,6 +1,6 @@
 -- +goose Up
 
--- What X said that paused an account: the code, and when it is asked again. '' where a
+-- What X said that paused an account: the code, and when X is asked again. '' if a
 -- person paused it.
 ALTER TABLE lanes ADD COLUMN pause_cause text NOT NULL DEFAULT '';
 

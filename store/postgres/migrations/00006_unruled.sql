@@ -1,5 +1,6 @@
--- What X has refused lately for a reason that no rule knows, one row a request: three in
--- a row of one account, or the same words to several accounts, are more than those posts.
+-- What X has refused lately for a reason that no rule knows, one row a request. Three
+-- in a row of one account, or the same words to several accounts, concern more than
+-- those posts.
 
 -- +goose Up
 

@@ -1,10 +1,10 @@
--- The deletion of a request's posts: that somebody asked for it, when a lane is to go on
+-- The deletion of a request's posts: that somebody asked for it, when a lane continues
 -- with it, and what was deleted.
 
 -- +goose Up
 
 ALTER TABLE requests ADD COLUMN deletion json; -- null: nobody asked for it
--- When a lane is to go on with it; null: never, or not before somebody asks again.
+-- When a lane continues with it; null: never, or not before somebody asks again.
 ALTER TABLE requests ADD COLUMN unpublish_at timestamptz;
 CREATE INDEX requests_unpublish ON requests (account, unpublish_at) WHERE unpublish_at IS NOT NULL;
 -- The earliest of the account's requests.

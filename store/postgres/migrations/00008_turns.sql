@@ -1,5 +1,5 @@
--- How the pause of an account changed last, where that is not told yet: a row leaves with
--- its event.
+-- The latest change of an account's pause that no event has reported yet. Its event
+-- deletes the row.
 
 -- +goose Up
 
@@ -7,7 +7,7 @@ CREATE TABLE turns (
     account       text PRIMARY KEY REFERENCES lanes (account),
     event         text NOT NULL,
     turned_at     timestamptz NOT NULL,
-    reason_code   text NOT NULL, -- '' of a pause that was ended, as of the detail
+    reason_code   text NOT NULL, -- '' for a pause that was ended, as the detail
     reason_detail text NOT NULL,
     reason_until  timestamptz
 );

@@ -3,8 +3,8 @@
 
 -- +goose Up
 
--- One row: who this ledger is. The canary is sealed, and shows at start
--- whether the configured keys fit the database.
+-- One row: the identity of this ledger. The canary is sealed and shows at start whether
+-- the configured keys fit the database.
 CREATE TABLE ledger (
     only_row   INTEGER PRIMARY KEY CHECK (only_row = 1),
     id         TEXT    NOT NULL,
@@ -90,22 +90,22 @@ CREATE TABLE lanes (
     fence       INTEGER NOT NULL DEFAULT 0,
     lease_owner TEXT,
     lease_until INTEGER,
-    -- Counts changes, so that a holder sees what came after its look.
+    -- Counts changes, so that a holder sees what came after its snapshot.
     rings       INTEGER NOT NULL DEFAULT 0,
     next_seq    INTEGER NOT NULL DEFAULT 1,
     -- The largest acceptance time handed out. Clocks of workers disagree; an
     -- account's immediate requests are due in the order of acceptance all the
     -- same.
     last_due    INTEGER NOT NULL DEFAULT 0,
-    -- When the lane should next be run; NULL: when something rings.
+    -- When the lane should next run; NULL: with the next wake-up.
     wake_at     INTEGER,
     -- Claims since the last one that was released or posted something, the
     -- present one included.
     lost_claims INTEGER NOT NULL DEFAULT 0 CHECK (lost_claims >= 0),
     -- Calls of the app's window that its holder may still make.
     reserved    INTEGER NOT NULL DEFAULT 0 CHECK (reserved >= 0),
-    -- The account's latest pause, also once it has ended by itself; paused_until
-    -- is NULL for one that somebody has to end.
+    -- The account's latest pause, even if it has already ended; paused_until is NULL
+    -- for a pause that somebody has to end.
     paused_at    INTEGER,
     paused_until INTEGER,
     pause_reason TEXT    NOT NULL DEFAULT '',
@@ -116,7 +116,7 @@ CREATE TABLE lanes (
 CREATE INDEX lanes_wake ON lanes (wake_at, account) WHERE wake_at IS NOT NULL;
 CREATE INDEX lanes_reserved ON lanes (account) WHERE reserved > 0;
 
--- X's windows that all accounts share, near their end, as X told them last.
+-- X's windows that all accounts share, near their end, as X last reported them.
 CREATE TABLE app_windows (
     name      TEXT    NOT NULL PRIMARY KEY,
     x_reset   INTEGER NOT NULL, -- the end by X's clock, in epoch seconds
@@ -134,7 +134,7 @@ CREATE TABLE requests (
     event         TEXT    NOT NULL CHECK (event GLOB 'request.*'),
     reason_code   TEXT,
     reason_detail TEXT    NOT NULL DEFAULT '',
-    reason_until  INTEGER, -- what people are told
+    reason_until  INTEGER, -- the end that events show
     hold_until    INTEGER, -- when the hold really ends; NULL: when something ends it
     holds         INTEGER NOT NULL DEFAULT 0 CHECK (holds >= 0),
     attempts      INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
@@ -151,13 +151,13 @@ CREATE TABLE requests (
     PRIMARY KEY (account, id),
     UNIQUE (account, seq),
     CHECK (announced BETWEEN 0 AND revision),
-    -- Whoever waits or fails is told why; whoever does not has nothing to tell.
+    -- A request that waits or failed has a reason; no other has one.
     CHECK ((reason_code IS NOT NULL) = (state IN ('held', 'failed', 'unknown'))),
     CHECK (hold_until IS NULL OR state = 'held'),
     CHECK (began_at IS NOT NULL OR state NOT IN ('publishing', 'published', 'unknown'))
 ) STRICT;
 
--- The line of an account, and what in it has begun and goes before the rest.
+-- The queue of an account, and the begun requests in it, which go first.
 CREATE INDEX requests_line ON requests (account, due_at, seq)
     WHERE state NOT IN ('published', 'failed', 'cancelled');
 CREATE INDEX requests_begun ON requests (account, due_at, seq)
@@ -185,7 +185,7 @@ CREATE TABLE posts (
     -- Of a post whose answer was lost:
     doubt_since INTEGER, -- the first such intent
     looks      INTEGER NOT NULL DEFAULT 0, -- at the account's timeline, in vain
-    absent_at  INTEGER, -- the first look that did not show it
+    absent_at  INTEGER, -- the first timeline check that did not find it
     PRIMARY KEY (account, request_id, idx),
     FOREIGN KEY (account, request_id) REFERENCES requests (account, id),
     CHECK ((state = 'posted') = (post_id IS NOT NULL)),
@@ -223,8 +223,8 @@ CREATE TABLE refresh_rounds (
     announced  INTEGER NOT NULL DEFAULT 0 CHECK (announced IN (0, 1))
 ) STRICT;
 
--- One row a batch that was counted; the round's sums are read from here, so
--- that a batch told twice counts once.
+-- One row for each counted batch. The round's sums are read from here, so that a batch
+-- reported twice counts once.
 CREATE TABLE refresh_batches (
     round     TEXT    NOT NULL REFERENCES refresh_rounds (id),
     batch     INTEGER NOT NULL,

@@ -1,6 +1,6 @@
--- A partition of the job stream is read by one worker at a time: a lease with a
--- fence says by whom. A job that fails by itself is counted by its place in the
--- stream, so that the count outlives the worker and its delivery.
+-- One worker at a time reads a partition of the job stream. A lease with a fence says
+-- which one. A job that fails by itself is counted by its place in the stream, so that
+-- the count outlives the worker and its delivery.
 
 -- +goose Up
 

@@ -1,5 +1,5 @@
--- How the pause of an account changed last, where that is not told yet: a row leaves with
--- its event.
+-- The latest change of an account's pause that no event has reported yet. Its event
+-- deletes the row.
 
 -- +goose Up
 
