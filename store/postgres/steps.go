@@ -270,7 +270,7 @@ FROM lane LEFT JOIN wrote ON wrote.account = lane.account
 LEFT JOIN LATERAL (SELECT r.*, ` + sqlTold + ` AS told_of,
     (SELECT json_agg(json_build_object('Index', p.idx, 'State', p.state, 'ParentID', p.parent_id, 'PostID', coalesce(p.post_id, ''),
         'MediaIDs', p.media_ids, 'TextHash', encode(p.text_hash, 'base64'), 'SentAt', p.sent_at, 'NotAfter', p.not_after, 'Attempt', p.attempt,
-        'DoubtSince', p.doubt_since, 'Looks', p.looks, 'AbsentAt', p.absent_at, 'Media', p.media) ORDER BY p.idx)
+        'DoubtSince', p.doubt_since, 'Checks', p.looks, 'AbsentAt', p.absent_at, 'Media', p.media) ORDER BY p.idx)
      FROM posts AS p WHERE p.account = r.account AND p.request_id = r.id) AS posts
     FROM requests AS r WHERE lane.next AND lane.fresh AND r.account = lane.account AND r.id = lane.head) AS h ON true`
 

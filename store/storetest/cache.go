@@ -24,6 +24,22 @@ func nextAfterClaim(t *testing.T, b *bundle) {
 	equal(t, "it is handed out twice", ok, false)
 }
 
+// nextAfterDoubt: a claim's snapshot has all that is known of a post in doubt.
+func nextAfterDoubt(t *testing.T, b *bundle) {
+	b.acceptAll(t, "doubtful")
+	lane := b.claim(t)
+	b.begin(t, lane, "doubtful", 0)
+	check(t, b.st.Conclude(t.Context(), lane, "doubtful", store.Outcome{
+		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now},
+		PostState: jetpost.PostSending, Checks: 2, AbsentAt: b.now, Now: b.now,
+	}))
+	b.release(t, lane, b.now)
+	lane = b.claim(t)
+	next, ok := lane.Next()
+	equal(t, "a claim has a snapshot", ok, true)
+	equal(t, "the head", next.Head.Posts, b.snapshot(t, lane, b.now).Head.Posts)
+}
+
 func nextAfterPosted(t *testing.T, b *bundle) {
 	b.accept(t, b.acceptance("thread", 2))
 	b.acceptAll(t, "last")

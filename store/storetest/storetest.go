@@ -129,6 +129,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"MarkManyDelivered", markManyDelivered},
 		{"MarksWithTheNextStep", marksWithTheNextStep},
 		{"NextAfterClaim", nextAfterClaim},
+		{"NextAfterDoubt", nextAfterDoubt},
 		{"NextAfterPosted", nextAfterPosted},
 		{"NextMissesNothing", nextMissesNothing},
 		{"Notices", notices},
