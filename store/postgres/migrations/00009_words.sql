@@ -11,8 +11,9 @@ ALTER TABLE pause_changes RENAME COLUMN turned_at TO changed_at;
 UPDATE desired SET name = 'signing_key' WHERE name = 'seal';
 UPDATE desired
 SET name = 'pause.' || substr(name, 6),
-    value = convert_to(replace(replace(convert_from(value, 'UTF8'),
-        '"code":"app_paused"', '"code":"paused_by_hand"'), '{"stop":', '{"pause":'), 'UTF8')
+    value = convert_to(replace(replace(replace(convert_from(value, 'UTF8'),
+        '"code":"app_paused"', '"code":"paused_by_hand"'), '{"stop":', '{"pause":'),
+        '"scope":', '"target":'), 'UTF8')
 WHERE name LIKE 'stop.%';
 UPDATE requests SET reason_code = 'posting_limit' WHERE reason_code = 'fuse';
 UPDATE requests SET reason_code = 'app_paused' WHERE reason_code = 'app_stopped';
@@ -23,8 +24,9 @@ UPDATE requests SET reason_code = 'app_stopped' WHERE reason_code = 'app_paused'
 UPDATE requests SET reason_code = 'fuse' WHERE reason_code = 'posting_limit';
 UPDATE desired
 SET name = 'stop.' || substr(name, 7),
-    value = convert_to(replace(replace(convert_from(value, 'UTF8'),
-        '"code":"paused_by_hand"', '"code":"app_paused"'), '{"pause":', '{"stop":'), 'UTF8')
+    value = convert_to(replace(replace(replace(convert_from(value, 'UTF8'),
+        '"code":"paused_by_hand"', '"code":"app_paused"'), '{"pause":', '{"stop":'),
+        '"target":', '"scope":'), 'UTF8')
 WHERE name LIKE 'pause.%';
 UPDATE desired SET name = 'seal' WHERE name = 'signing_key';
 
