@@ -167,7 +167,7 @@ func TestResumeThatDied(t *testing.T) {
 			func(b *testBundle, control *AppPauseControl) {
 				control.Bucket = deletingStore{control.Bucket, b.js, b.names, died}
 			},
-			"the pause of the consumer lanes: it is paused, and nothing is stopped",
+			"the pause of the consumer lanes: it is paused, and no app pause holds",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -310,7 +310,7 @@ func TestPauseUndone(t *testing.T) {
 	control := b.control()
 	_, err := b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
 	check(t, err)
-	equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is paused, and nothing is stopped")
+	equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is paused, and no app pause holds")
 	equal(t, "the lanes are paused", b.lanesPaused(t), false)
 	dated := byHand(time.Now())
 	dated.Reason.Until = time.Now().Add(time.Hour)
@@ -323,7 +323,7 @@ func TestPauseUndone(t *testing.T) {
 		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is not paused, and publish is stopped")
 		_, err = b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Minute))
 		check(t, err)
-		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: its pause does not end with the stop")
+		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: its pause does not end with the app pause")
 		equal(t, "mended again", b.mend(t, control), "")
 	}
 }

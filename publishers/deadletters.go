@@ -17,22 +17,22 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// MaxDeadLetters is how many records List returns where the filter has no Limit.
+// MaxDeadLetters is how many dead letters List returns if the filter has no Limit.
 const MaxDeadLetters = 10_000
 
-// Bounds of what a record adds to the message that it keeps. Together with the
-// short headers they stay below deadLetterRoom, for which the job stream leaves
-// space.
+// Bounds of what a dead letter adds to the original message. Together with the short
+// headers they stay below deadLetterRoom, for which the job stream leaves space.
 const (
 	maxDetailBytes  = 2 << 10
 	maxErrorsBytes  = 8 << 10
 	maxSubjectBytes = 1 << 10
 )
 
-// DeadLetters tells the world what happened: events, and the jobs that failed or
-// were refused, as they came, for a person to look at and to publish again.
+// DeadLetters publishes what happened: events, dead letters (jobs that failed) and
+// rejections (messages that were refused). A person can read a job there and publish it
+// again.
 //
-// A record copies no header of the message that it keeps. Records are safe for
+// A dead letter copies no header of the original message. DeadLetters is safe for
 // concurrent use.
 type DeadLetters struct {
 	js    jetstream.JetStream
@@ -44,8 +44,8 @@ func NewDeadLetters(js jetstream.JetStream, names jetpost.Names) *DeadLetters {
 	return &DeadLetters{js: js, names: names}
 }
 
-// Event publishes an event on a subject that jetpost.Names made. Repeated, it
-// is stored again: readers tell repeats by EventID.
+// Event publishes an event on a subject that jetpost.Names made. If it is repeated, it
+// is stored again: readers recognise repeats by EventID.
 func (r *DeadLetters) Event(ctx context.Context, subject string, e jetpost.Event) error {
 	msg := nats.NewMsg(subject)
 	var err error
@@ -64,12 +64,12 @@ type Told struct {
 	Event   jetpost.Event
 }
 
-// Events publishes many events in their order and returns what became of each.
+// Events publishes many events in their order and returns the error of each.
 func (r *DeadLetters) Events(ctx context.Context, events []Told) []error {
 	msgs := make([]*nats.Msg, len(events))
 	for i, told := range events {
 		data, err := json.Marshal(told.Event)
-		if err != nil { // an Event holds nothing that JSON cannot say
+		if err != nil { // an Event holds nothing that JSON cannot encode
 			return slices.Repeat([]error{fmt.Errorf("publish event %s: %w", told.Subject, err)}, len(events))
 		}
 		msgs[i] = nats.NewMsg(told.Subject)
@@ -78,8 +78,8 @@ func (r *DeadLetters) Events(ctx context.Context, events []Told) []error {
 	return sendAll(ctx, r.js, r.names.EventsStream(), msgs)
 }
 
-// Failed keeps a failed request with the body that it came with. A record of
-// the same request before it is replaced.
+// Failed stores the dead letter of a failed request, with the body that it came with.
+// It replaces an earlier dead letter of the same request.
 func (r *DeadLetters) Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error {
 	msg := nats.NewMsg(r.names.PublishFailed(status.Account, status.ID))
 	msg.Data = body
@@ -93,14 +93,14 @@ func (r *DeadLetters) Failed(ctx context.Context, status jetpost.RequestStatus, 
 	setTime(msg.Header, jetpost.HeaderAccepted, status.AcceptedAt)
 	setTime(msg.Header, jetpost.HeaderFailed, status.UpdatedAt)
 	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
-		return fmt.Errorf("record failed request %s of account %s: %w", status.ID, status.Account, err)
+		return fmt.Errorf("store dead letter of request %s of account %s: %w", status.ID, status.Account, err)
 	}
 	return nil
 }
 
-// Refused keeps a message that never became a request, with the subject that
-// its producer published it onto. Repeated, it replaces itself. A list of
-// mistakes that is too long for a header loses its end.
+// Refused stores the rejection of a message that never became a request, with the
+// subject that its producer published it onto. A repeat replaces it. A list of mistakes
+// that is too long for a header loses its end.
 func (r *DeadLetters) Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error {
 	msg := nats.NewMsg(r.names.PublishRefused(refusal.Account, strconv.FormatUint(refusal.Sequence, 10)))
 	msg.Data = body
@@ -112,56 +112,56 @@ func (r *DeadLetters) Refused(ctx context.Context, refusal jetpost.Refusal, subj
 	setTime(msg.Header, jetpost.HeaderFailed, time.Now())
 	set(msg.Header, jetpost.HeaderSubject, oneLine(subject, maxSubjectBytes))
 	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
-		return fmt.Errorf("record refused message %d: %w", refusal.Sequence, err)
+		return fmt.Errorf("store rejection of message %d: %w", refusal.Sequence, err)
 	}
 	return nil
 }
 
-// RefreshFailed keeps an account's last refresh failure.
+// RefreshFailed stores an account's last refresh failure.
 func (r *DeadLetters) RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error {
 	msg := nats.NewMsg(r.names.RefreshFailed(account))
 	setReason(msg.Header, reason)
 	set(msg.Header, jetpost.HeaderAccount, account)
 	setTime(msg.Header, jetpost.HeaderFailed, time.Now())
 	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
-		return fmt.Errorf("record failed refresh of account %s: %w", account, err)
+		return fmt.Errorf("store failed refresh of account %s: %w", account, err)
 	}
 	return nil
 }
 
-// DeadLetter is a job that failed or was refused.
+// DeadLetter is a job that failed, or the rejection of a message.
 type DeadLetter struct {
 	Subject  string
 	Sequence uint64 // its place in the failed stream
 	Time     time.Time
-	// Refused tells a message that never became a request from a failed request.
+	// Refused is true for a rejection.
 	Refused bool
-	Account string // empty where it could not be read
-	ID      string // empty where it could not be read
+	Account string // empty if it could not be read
+	ID      string // empty if it could not be read
 	Code    jetpost.Code
 	Detail  string
-	// Problems of a refused message.
+	// Problems of a rejected message.
 	Problems []jetpost.Problem
 	// Posted is "2/5": posts live of all, of a failed request.
 	Posted   string
 	Attempts int
 	Accepted time.Time // when the request was accepted, or the message stored
 	Failed   time.Time
-	// Origin is the subject of a refused message.
+	// Origin is the subject of a rejected message.
 	Origin string
 	Body   []byte // as the producer sent it
 }
 
-// DeadLetterFilter picks records; what is zero picks all.
+// DeadLetterFilter selects dead letters and rejections; zero fields match everything.
 type DeadLetterFilter struct {
 	Account string
 	ID      string
 	Code    jetpost.Code
-	Since   time.Time // recorded at or after
-	Limit   int       // at most so many, the oldest; 0 means MaxDeadLetters
+	Since   time.Time // stored at or after
+	Limit   int       // the oldest ones, at most this many; 0 means MaxDeadLetters
 }
 
-// List reads the records of jobs, oldest first.
+// List reads dead letters and rejections, oldest first.
 func (r *DeadLetters) List(ctx context.Context, f DeadLetterFilter) ([]DeadLetter, error) {
 	stream, err := r.stream(ctx)
 	if err != nil {
@@ -170,7 +170,7 @@ func (r *DeadLetters) List(ctx context.Context, f DeadLetterFilter) ([]DeadLette
 	f.Limit = cmp.Or(f.Limit, MaxDeadLetters)
 	account, id := cmp.Or(f.Account, "*"), cmp.Or(f.ID, "*")
 	var deadLetters []DeadLetter
-	// The subject of a refused message has no id, so all of its account are read.
+	// The subject of a rejection has no id, so all of its account are read.
 	for _, subject := range []string{r.names.PublishFailed(account, id), r.names.PublishRefused(account, "*")} {
 		found, err := r.read(ctx, stream, subject, f)
 		if err != nil {
@@ -182,7 +182,7 @@ func (r *DeadLetters) List(ctx context.Context, f DeadLetterFilter) ([]DeadLette
 	return deadLetters[:min(len(deadLetters), f.Limit)], nil
 }
 
-// read goes from record to record by sequence, which needs no consumer on the
+// read goes from one message to the next by sequence, which needs no consumer on the
 // server and cannot miss the end.
 func (r *DeadLetters) read(ctx context.Context, stream jetstream.Stream, subject string, f DeadLetterFilter) ([]DeadLetter, error) {
 	var deadLetters []DeadLetter
@@ -211,8 +211,7 @@ func (f DeadLetterFilter) picks(r DeadLetter) bool {
 		!r.Time.Before(f.Since)
 }
 
-// decode reads a record. Headers that somebody else wrote in another way are
-// left out.
+// decode reads a dead letter. It leaves out headers that have another form than ours.
 func (r *DeadLetters) decode(msg *jetstream.RawStreamMsg) DeadLetter {
 	h := msg.Header
 	deadLetter := DeadLetter{
@@ -240,18 +239,18 @@ func (r *DeadLetters) decode(msg *jetstream.RawStreamMsg) DeadLetter {
 	return deadLetter
 }
 
-// Drop deletes a record, and only the one that was listed: a newer record of
-// the same request stays. It is no error if the record is gone.
+// Drop deletes a dead letter, and only the one that was listed: a newer one of the same
+// request stays. It is no error if the dead letter is gone.
 func (r *DeadLetters) Drop(ctx context.Context, deadLetter DeadLetter) error {
 	stream, err := r.stream(ctx)
 	if err != nil {
-		return fmt.Errorf("drop record: %w", err)
+		return fmt.Errorf("drop dead letter: %w", err)
 	}
 	_, err = ask(ctx, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, stream.DeleteMsg(ctx, deadLetter.Sequence)
 	})
 	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
-		// Which the server says of a message that is gone, too.
+		// The server gives the same answer for a message that is gone.
 		_, again := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 			return stream.GetMsg(ctx, deadLetter.Sequence)
 		})
@@ -260,7 +259,7 @@ func (r *DeadLetters) Drop(ctx context.Context, deadLetter DeadLetter) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("drop record %s: %w", deadLetter.Subject, err)
+		return fmt.Errorf("drop dead letter %s: %w", deadLetter.Subject, err)
 	}
 	return nil
 }
@@ -305,7 +304,7 @@ func describe(problems []jetpost.Problem) string {
 	return strings.Join(lines, "; ")
 }
 
-// encodeProblems is a JSON list of as many problems as fit.
+// encodeProblems returns a JSON list of as many problems as fit.
 func encodeProblems(problems []jetpost.Problem) string {
 	var fit []json.RawMessage
 	size := len("[]")
@@ -323,7 +322,7 @@ func encodeProblems(problems []jetpost.Problem) string {
 	return string(list)
 }
 
-// oneLine is text that fits a header: white space folded, cut at a character.
+// oneLine returns text that fits a header: white space folded, cut at a character.
 func oneLine(s string, maxBytes int) string {
 	s = strings.ToValidUTF8(strings.Join(strings.Fields(s), " "), "\uFFFD")
 	if len(s) <= maxBytes {

@@ -30,8 +30,8 @@ func TestDeadLetters(t *testing.T) {
 			Problems: []jetpost.Problem{{Pointer: "/posts", Message: "is missing"}, {Message: "is no object"}},
 		}
 	}
-	// setupDeadLetters leaves six records: three failed requests of two accounts,
-	// two refused messages, and a failed refresh, which is no job.
+	// setupDeadLetters leaves six messages: three dead letters of two accounts, two
+	// rejections, and a failed refresh, which is no job.
 	setupDeadLetters := func(t *testing.T) (*testBundle, *DeadLetters) {
 		t.Helper()
 		tb := setup(t)
@@ -66,16 +66,16 @@ func TestDeadLetters(t *testing.T) {
 		if len(listed) != 1 {
 			t.Fatalf("got %+v", listed)
 		}
-		// The request fails once more before the record is dropped.
+		// The request fails once more before the dead letter is dropped.
 		if err := deadLetters.Failed(t.Context(), failed("acme", "a", jetpost.CodeExpired), []byte("again")); err != nil {
 			t.Fatal(err)
 		}
 		if err := deadLetters.Drop(t.Context(), listed[0]); err != nil {
-			t.Fatalf("drop of a record that is gone: %v", err)
+			t.Fatalf("drop of a dead letter that is gone: %v", err)
 		}
 		newer := list(t, deadLetters, DeadLetterFilter{Account: "acme", ID: "a"})
 		if len(newer) != 1 || string(newer[0].Body) != "again" {
-			t.Fatalf("got %+v, want the newer record alone", newer)
+			t.Fatalf("got %+v, want only the newer dead letter", newer)
 		}
 		for range 2 {
 			if err := deadLetters.Drop(t.Context(), newer[0]); err != nil {
@@ -83,14 +83,14 @@ func TestDeadLetters(t *testing.T) {
 			}
 		}
 		if left := list(t, deadLetters, DeadLetterFilter{}); len(left) != 4 {
-			t.Errorf("%d records are left, want 4", len(left))
+			t.Errorf("%d dead letters are left, want 4", len(left))
 		}
 		if err := deadLetters.Drop(t.Context(), DeadLetter{Sequence: 999}); err != nil {
-			t.Errorf("drop of a record that never was: %v", err)
+			t.Errorf("drop of a dead letter that never existed: %v", err)
 		}
 	})
 
-	t.Run("List keeps what is true of a failed request", func(t *testing.T) {
+	t.Run("List has the facts of a failed request", func(t *testing.T) {
 		t.Parallel()
 		tb, deadLetters := setupDeadLetters(t)
 		want := []DeadLetter{{
@@ -104,7 +104,7 @@ func TestDeadLetters(t *testing.T) {
 		}
 	})
 
-	t.Run("List keeps what is true of a refused message", func(t *testing.T) {
+	t.Run("List has the facts of a rejected message", func(t *testing.T) {
 		t.Parallel()
 		tb, deadLetters := setupDeadLetters(t)
 		want := []DeadLetter{{

@@ -24,8 +24,8 @@ const (
 	codeSubjectsOverlap   jetstream.ErrorCode = 10065 // another stream has the subjects
 )
 
-// Hint is what an operator can try about an error, from this package or any
-// other whose errors tell, or "" where there is nothing better than its message.
+// Hint is what an operator can try about an error of this or any other package with
+// hints, or "" if there is nothing better than its message.
 func Hint(err error) string {
 	if e, ok := errors.AsType[interface {
 		error
@@ -36,10 +36,10 @@ func Hint(err error) string {
 	return ""
 }
 
-// ServerVersionError: the NATS server is too old, or does not tell its version.
+// ServerVersionError: the NATS server is too old, or does not report its version.
 type ServerVersionError struct {
 	Got  string // as the server gave it
-	Want string // the oldest version that will do
+	Want string // the oldest version that is new enough
 }
 
 func (e *ServerVersionError) Error() string {
@@ -62,8 +62,8 @@ func (e *NoJetStreamError) Hint() string {
 	return "start nats-server with --jetstream, and enable JetStream for the account that this user belongs to"
 }
 
-// NoAnswerError: NATS did not answer in time. A denied permission looks just
-// like this to a client, since the server only drops what it denies.
+// NoAnswerError: NATS did not answer in time. A client cannot distinguish this from a
+// denied permission, since the server only drops what it denies.
 type NoAnswerError struct{ Err error }
 
 func (e *NoAnswerError) Error() string { return "NATS did not answer in time: " + e.Err.Error() }
@@ -75,10 +75,10 @@ func (e *NoAnswerError) Hint() string {
 		`look for "Permissions Violation" in the server's log`
 }
 
-// NotSetUpError: something that Setup makes is not there, or not as it must be.
+// NotSetUpError: something that Setup makes is missing or different.
 type NotSetUpError struct {
-	Missing []string // a line each
-	Err     error    // what NATS said, where it said something
+	Missing []string // one entry for each thing
+	Err     error    // NATS' own error, if there is one
 }
 
 func (e *NotSetUpError) Error() string {
@@ -89,8 +89,8 @@ func (e *NotSetUpError) Unwrap() error { return e.Err }
 // Hint implements [Hint].
 func (e *NotSetUpError) Hint() string { return "run: jetpost setup" }
 
-// ForeignStreamError: a stream of that name exists which jetpost did not make.
-// It was not touched.
+// ForeignStreamError: jetpost did not make the existing stream of that name. It stayed
+// untouched.
 type ForeignStreamError struct{ Stream string }
 
 func (e *ForeignStreamError) Error() string {
@@ -102,8 +102,8 @@ func (e *ForeignStreamError) Hint() string {
 	return "set JETPOST_PREFIX to give this installation names of its own, or remove the stream if nobody needs it"
 }
 
-// SubjectsTakenError: another stream already takes the subjects of ours, which
-// was not made.
+// SubjectsTakenError: another stream already has the subjects of our stream, which was
+// not made.
 type SubjectsTakenError struct {
 	Stream string
 	Err    error
@@ -119,11 +119,11 @@ func (e *SubjectsTakenError) Hint() string {
 	return "set JETPOST_PREFIX to give this installation subjects of its own"
 }
 
-// StorageError: NATS cannot promise a stream its room.
+// StorageError: NATS cannot reserve the room of a stream.
 type StorageError struct {
 	Stream   string
-	Bytes    int64  // that the stream is to have on each server
-	Promised uint64 // bytes, to the account's streams by now
+	Bytes    int64  // of the stream on each server
+	Promised uint64 // bytes reserved for the account's other streams
 	Err      error
 }
 
@@ -137,8 +137,7 @@ func (e *StorageError) Hint() string {
 	return "make room on the disk of nats-server, raise its max_file_store or the account's limit, or ask for less with --jobs-mib and --media-mib"
 }
 
-// OtherLedgerError: the stream was set up for another database. It was not
-// touched.
+// OtherLedgerError: the stream was set up for another database. It stayed untouched.
 type OtherLedgerError struct{ Stream, Want, Got string }
 
 func (e *OtherLedgerError) Error() string {
@@ -198,14 +197,14 @@ func send(ctx context.Context, js jetstream.JetStream, stream string, msg *nats.
 	if err != nil {
 		return nil, refusal(err, stream, msg)
 	}
-	if ack.Stream != stream { // where none of ours will ever read it
+	if ack.Stream != stream { // a stream that no part of jetpost reads
 		return nil, &ForeignStreamError{Stream: ack.Stream}
 	}
 	return ack, nil
 }
 
-// sendAll publishes messages without waiting for the answer to one before the next
-// one goes out, in their order, and returns what became of each.
+// sendAll publishes messages in their order without waiting for the answer to one
+// before it sends the next, and returns the error of each.
 func sendAll(ctx context.Context, js jetstream.JetStream, stream string, msgs []*nats.Msg) []error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -247,8 +246,7 @@ func refusal(err error, stream string, msg *nats.Msg) error {
 	return explain(err)
 }
 
-// explain gives the errors that an operator can do something about a type of
-// their own.
+// explain gives a type of its own to each error that an operator can act on.
 func explain(err error) error {
 	switch {
 	case Hint(err) != "": // by a call within this one
@@ -263,7 +261,7 @@ func explain(err error) error {
 	return err
 }
 
-// hasCode tells whether the server refused with one of the codes.
+// hasCode reports whether the server refused with one of the codes.
 func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 	api, ok := errors.AsType[*jetstream.APIError](err)
 	if !ok {
@@ -277,15 +275,15 @@ func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 	return false
 }
 
-// lostRace tells whether a compare-and-set found a newer message than it
-// expected. Replicated streams answer with a code of their own.
+// lostRace reports whether a compare-and-set found a newer message than it expected.
+// Replicated streams answer with a code of their own.
 func lostRace(err error) bool {
 	return errors.Is(err, jetstream.ErrKeyRevisionMismatch) || errors.Is(err, jetstream.ErrKeyExists) ||
 		hasCode(err, jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// foundSequence is the sequence of the message that a lost race has found; 0 where
-// the server does not tell.
+// foundSequence is the sequence of the message that a lost race has found; 0 if the
+// server does not report it.
 func foundSequence(err error) uint64 {
 	api, ok := errors.AsType[*jetstream.APIError](err)
 	if !ok {

@@ -19,11 +19,11 @@ import (
 const (
 	// heartbeatPrefix begins the keys of workers in the limits bucket.
 	heartbeatPrefix = "worker."
-	// HeartbeatTTL is how long the last sign of a worker that fell silent is kept.
+	// HeartbeatTTL is how long the last heartbeat of a silent worker stays.
 	HeartbeatTTL = time.Hour
 )
 
-// Heartbeat is a worker's heartbeat. The last one is kept for HeartbeatTTL.
+// Heartbeat is a worker's heartbeat. The last one stays for HeartbeatTTL.
 type Heartbeat struct {
 	Worker    string    `json:"worker"`
 	Host      string    `json:"host"`
@@ -32,10 +32,11 @@ type Heartbeat struct {
 	Slots     int       `json:"slots"`      // accounts that it works on at once
 	Used      int       `json:"slots_used"` // accounts that it works on now
 	StartedAt time.Time `json:"started_at"`
-	// Faults is what keeps it from its work, "" where nothing does.
+	// Faults is what keeps the worker from its work, "" if nothing does.
 	Faults string `json:"faults,omitempty"`
 	Disks  []Disk `json:"disks,omitempty"`
-	// Age is how long ago NATS stored the sign, by its own clock; set where it is read.
+	// Age is how long ago NATS stored the heartbeat, by its own clock; set when it is
+	// read.
 	Age time.Duration `json:"-"`
 }
 
@@ -55,12 +56,12 @@ func NewHeartbeats(js jetstream.JetStream, names jetpost.Names) *Heartbeats {
 	return &Heartbeats{js: js, names: names}
 }
 
-// heartbeatKey holds any name that a worker may have.
+// heartbeatKey is a valid key for any name of a worker.
 func heartbeatKey(worker string) string {
 	return heartbeatPrefix + base64.RawURLEncoding.EncodeToString([]byte(worker))
 }
 
-// Put gives a heartbeat.
+// Put stores a heartbeat.
 func (s *Heartbeats) Put(ctx context.Context, heartbeat Heartbeat) error {
 	value, err := json.Marshal(heartbeat)
 	if err != nil {
@@ -73,10 +74,10 @@ func (s *Heartbeats) Put(ctx context.Context, heartbeat Heartbeat) error {
 	return nil
 }
 
-// probeStays is how long the message of a Probe is kept.
+// probeStays is how long the message of a Probe stays.
 const probeStays = time.Minute
 
-// Probe finds out whether NATS stores what it is sent.
+// Probe finds out whether NATS stores a message.
 func (s *Heartbeats) Probe(ctx context.Context) error {
 	msg := &nats.Msg{Subject: "$KV." + s.names.LimitsBucket() + ".probe"}
 	if _, err := send(ctx, s.js, "KV_"+s.names.LimitsBucket(), msg, jetstream.WithMsgTTL(probeStays)); err != nil {
@@ -85,7 +86,7 @@ func (s *Heartbeats) Probe(ctx context.Context) error {
 	return nil
 }
 
-// Remove takes a worker's sign away: it was told to stop.
+// Remove deletes a worker's heartbeat, because the worker ends.
 func (s *Heartbeats) Remove(ctx context.Context, worker string) error {
 	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
 		kv, err := s.js.KeyValue(ctx, s.names.LimitsBucket())
@@ -100,11 +101,11 @@ func (s *Heartbeats) Remove(ctx context.Context, worker string) error {
 	return nil
 }
 
-// All are the last signs of all workers, by name.
+// All returns the last heartbeat of each worker, by name.
 func (s *Heartbeats) All(ctx context.Context) ([]Heartbeat, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// The clock of the server that has stamped the signs.
+	// The clock of the server that has stamped the heartbeats.
 	stream, err := ask(ctx, func(ctx context.Context) (jetstream.Stream, error) {
 		return s.js.Stream(ctx, "KV_"+s.names.LimitsBucket())
 	})
@@ -122,7 +123,7 @@ func (s *Heartbeats) All(ctx context.Context) ([]Heartbeat, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read heartbeats: %w", explain(err))
 	}
-	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	defer func() { _ = watcher.Stop() }() // fails only if it is gone with its connection
 	var all []Heartbeat
 	for {
 		select {
@@ -132,12 +133,12 @@ func (s *Heartbeats) All(ctx context.Context) ([]Heartbeat, error) {
 			switch {
 			case !ok:
 				return nil, errors.New("read heartbeats: the connection is closed")
-			case entry == nil: // all that there is has been told
+			case entry == nil: // all entries have been read
 				slices.SortFunc(all, func(a, b Heartbeat) int { return cmp.Compare(a.Worker, b.Worker) })
 				return all, nil
 			}
 			var heartbeat Heartbeat
-			if json.Unmarshal(entry.Value(), &heartbeat) == nil { // else it is none
+			if json.Unmarshal(entry.Value(), &heartbeat) == nil { // an unreadable entry is no heartbeat
 				heartbeat.Age = max(now.Sub(entry.Created()), 0)
 				all = append(all, heartbeat)
 			}

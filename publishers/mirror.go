@@ -15,8 +15,8 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// findMirror is the JetStream of the account where producers read and write, or
-// nil where they share the workers' account.
+// findMirror returns the JetStream of the account where producers read and write, or
+// nil if they share the workers' account.
 func findMirror(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (jetstream.JetStream, error) {
 	mirror, err := jetstream.NewWithAPIPrefix(js.Conn(), names.MirrorAPI())
 	if err != nil {
@@ -33,14 +33,14 @@ func findMirror(ctx context.Context, js jetstream.JetStream, names jetpost.Names
 	}
 }
 
-// Walled tells whether NATS keeps producers in accounts of their own. Where it
-// does not, whoever may publish may also change all that workers rely on.
+// Walled reports whether NATS separates producers by accounts of their own. Without
+// them, a client that may publish may also change everything that workers rely on.
 func Walled(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (bool, error) {
 	mirror, err := findMirror(ctx, js, names)
 	return mirror != nil, err
 }
 
-// MediaStore is the object store of media, wherever it lies. It reads objects
+// MediaStore is the object store of media, in whichever account it is. It reads objects
 // message by message and needs no consumer.
 func MediaStore(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (jetstream.ObjectStore, error) {
 	mirror, err := findMirror(ctx, js, names)
@@ -63,8 +63,8 @@ func MediaStore(ctx context.Context, js jetstream.JetStream, names jetpost.Names
 	return &mediaStore{ObjectStore: store, stream: stream, bucket: names.MediaBucket()}, nil
 }
 
-// mediaStore reads an object by asking for each of its chunks. The client's own
-// way has a consumer push them, which does not pass between accounts.
+// mediaStore reads an object by asking for each of its chunks. The client library makes
+// a consumer push them, which does not work between accounts.
 type mediaStore struct {
 	jetstream.ObjectStore
 	stream jetstream.Stream
@@ -89,7 +89,7 @@ type object struct {
 	stream jetstream.Stream
 	info   *jetstream.ObjectInfo
 	chunks string // the subject of its chunks
-	next   uint64 // the place in the stream from which the next chunk is looked for
+	next   uint64 // the place in the stream from which the next chunk is searched
 	read   uint32 // chunks
 	left   []byte // of the chunk that was read last
 	digest hash.Hash
@@ -118,8 +118,8 @@ func (o *object) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// chunk reads the next chunk, or io.EOF after the last, once all of them are
-// what the object's digest says.
+// chunk reads the next chunk, or returns io.EOF after the last one, once all of them
+// match the object's digest.
 func (o *object) chunk() ([]byte, error) {
 	if o.read == o.info.Chunks {
 		sum := "SHA-256=" + base64.URLEncoding.EncodeToString(o.digest.Sum(nil))
@@ -140,8 +140,8 @@ func (o *object) chunk() ([]byte, error) {
 	return msg.Data, nil
 }
 
-// eventsMirror is what producers read of the events: without subjects of its
-// own, so that it holds what the workers' stream holds and nothing else.
+// eventsMirror is the copy of the events that producers read. It has no subjects of its
+// own, so it holds exactly what the workers' stream holds.
 func (c TopologyConfig) eventsMirror() jetstream.StreamConfig {
 	n := c.Names
 	return c.common(jetstream.StreamConfig{
@@ -152,13 +152,14 @@ func (c TopologyConfig) eventsMirror() jetstream.StreamConfig {
 		Mirror: &jetstream.StreamSource{
 			Name:     n.EventsStream(),
 			External: &jetstream.ExternalStream{APIPrefix: n.WorkAPI()},
-			// A mirror that made its consumer itself would need the right to make any.
+			// A mirror that made its consumer itself would need the right to make any
+			// consumer.
 			Consumer: &jetstream.StreamConsumerSource{Name: jetpost.ConsumerMirror, DeliverSubject: n.MirrorEvents()},
 		},
 	})
 }
 
-// mirrorConsumer is what feeds the mirror of the events.
+// mirrorConsumer is the consumer that feeds the mirror of the events.
 func (c TopologyConfig) mirrorConsumer() consumerSpec {
 	n := c.Names
 	return consumerSpec{stream: n.EventsStream(), ConsumerConfig: jetstream.ConsumerConfig{

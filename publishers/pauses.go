@@ -17,7 +17,7 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// The scopes of a stop. With the first the lanes' consumer is paused, too.
+// The targets of an app pause. The first one pauses the lanes' consumer, too.
 const (
 	TargetPublish = jetpost.TargetPublish
 	TargetRefresh = jetpost.TargetRefresh
@@ -26,28 +26,28 @@ const (
 
 var targets = [...]string{TargetPublish, TargetRefresh, TargetMedia}
 
-// pauseForever is how long the lanes' consumer pauses for a stop without an
-// end: longer than any installation lives.
+// pauseForever is how long the lanes' consumer pauses for an app pause without an end:
+// longer than any installation lives.
 const pauseForever = 100 * 365 * 24 * time.Hour
 
-// pausePrefix begins the keys of stops in the limits bucket.
+// pausePrefix begins the keys of app pauses in the limits bucket.
 const pausePrefix = "pause."
 
 // Pause is a pause of the whole app.
 type Pause = jetpost.Pause
 
-// Pauses is what stops there are, as of a revision of the bucket.
+// Pauses are the app pauses as of a revision of the bucket.
 type Pauses struct {
 	Pauses   []Pause // sorted by target
 	Revision uint64
 }
 
-// AppPauses are the stops of the whole app, one a target, which all workers share.
-// The bucket is the truth; the pause of the lanes' consumer is its effect.
-// Messages that a worker has already pulled are not held back by it, so workers
-// must look at the stops, too.
+// AppPauses are the pauses of the whole app, one for each target, which all workers
+// share. The bucket is the truth; the pause of the lanes' consumer is its effect. That
+// does not hold back messages that a worker has already pulled, so workers must check
+// the app pauses, too.
 //
-// AppPauses are safe for concurrent use, from any number of processes.
+// AppPauses is safe for concurrent use, from any number of processes.
 type AppPauses struct {
 	js     jetstream.JetStream
 	names  jetpost.Names
@@ -59,21 +59,21 @@ func NewAppPauses(js jetstream.JetStream, names jetpost.Names) *AppPauses {
 	return &AppPauses{js: js, names: names}
 }
 
-// Signed are the same stops to whoever has the seal: one that was not sealed with it is
-// none.
+// Signed returns the same pauses for a holder of the signing key: a pause without its
+// signature is ignored.
 func (s *AppPauses) Signed(signer Signer) *AppPauses {
 	return &AppPauses{js: s.js, names: s.names, signer: signer}
 }
 
-// Set stops a target and returns the stop that now holds. Of several the one
-// that ends last holds: a worker that saw the shorter limit must not shorten
-// another's stop. One that prolongs a stop keeps its Since.
+// Set pauses a target and returns the pause that now holds. The pause that ends last
+// wins: a worker that saw the shorter limit must not shorten another's pause. A pause
+// that prolongs another one has its Since.
 //
-// A stop that is new, or ends later than before, is told as an event. On an
-// error the stop may be set: Set it again.
+// An event reports a pause that is new or ends later than before. After an error the
+// pause may be set: call Set again.
 func (s *AppPauses) Set(ctx context.Context, pause Pause) (holds Pause, changed bool, err error) {
 	if !slices.Contains(targets[:], pause.Target) {
-		return Pause{}, false, fmt.Errorf("stop %q: want target %s, %s or %s", pause.Target, TargetPublish, TargetRefresh, TargetMedia)
+		return Pause{}, false, fmt.Errorf("pause %q: want target %s, %s or %s", pause.Target, TargetPublish, TargetRefresh, TargetMedia)
 	}
 	kv, err := s.bucket(ctx)
 	if err == nil {
@@ -86,12 +86,12 @@ func (s *AppPauses) Set(ctx context.Context, pause Pause) (holds Pause, changed 
 		err = s.tell(ctx, jetpost.EventAppPaused, holds)
 	}
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("stop %s: %w", pause.Target, err)
+		return Pause{}, false, fmt.Errorf("pause %s: %w", pause.Target, err)
 	}
 	return holds, changed, nil
 }
 
-// tell publishes that a target was stopped or resumed.
+// tell publishes that a target was paused or resumed.
 func (s *AppPauses) tell(ctx context.Context, t jetpost.EventType, pause Pause) error {
 	return NewDeadLetters(s.js, s.names).Event(ctx, s.names.EventSubject(t, "", ""), jetpost.Event{
 		EventID: uuid.NewString(), Type: t, Time: time.Now().UTC(),
@@ -99,7 +99,7 @@ func (s *AppPauses) tell(ctx context.Context, t jetpost.EventType, pause Pause) 
 	})
 }
 
-// Clear ends a stop for everybody before its time, whether or not there is one.
+// Clear ends a pause for all workers before its time, whether or not there is one.
 func (s *AppPauses) Clear(ctx context.Context, target string) error {
 	kv, err := s.bucket(ctx)
 	var was Pause
@@ -115,8 +115,8 @@ func (s *AppPauses) Clear(ctx context.Context, target string) error {
 	return nil
 }
 
-// End ends this very stop, which was read before. It returns false where another one
-// stands by now, or none.
+// End ends exactly this pause, which was read before. It returns false if another
+// pause, or none, is stored by now.
 func (s *AppPauses) End(ctx context.Context, pause Pause) (bool, error) {
 	kv, err := s.bucket(ctx)
 	if err == nil {
@@ -131,7 +131,7 @@ func (s *AppPauses) End(ctx context.Context, pause Pause) (bool, error) {
 	return true, nil
 }
 
-// end removes a stop, and tells that it is over.
+// end removes a pause and publishes that it is over.
 func (s *AppPauses) end(ctx context.Context, kv jetstream.KeyValue, target string, was Pause, opts ...jetstream.KVDeleteOpt) error {
 	_, err := ask(ctx, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, kv.Delete(ctx, pausePrefix+target, opts...)
@@ -145,8 +145,8 @@ func (s *AppPauses) end(ctx context.Context, kv jetstream.KeyValue, target strin
 	return err
 }
 
-// Probe lets a worker find out, until then, whether a stop is over. Of several that
-// ask at once one may. It tells of the stop as it is now.
+// Probe lets a worker find out, until then, whether a pause is over. If several workers
+// ask at once, one of them may. It returns the pause as it is now.
 func (s *AppPauses) Probe(ctx context.Context, target, worker string, now, until time.Time) (pause Pause, mine bool, err error) {
 	kv, err := s.bucket(ctx)
 	var revision uint64
@@ -171,7 +171,7 @@ func (s *AppPauses) Probe(ctx context.Context, target, worker string, now, until
 	return pause, mine, nil
 }
 
-// All are the stops on record, also those that have ended by themselves.
+// All returns the pauses on record, including those that have ended by themselves.
 func (s *AppPauses) All(ctx context.Context) (all []Pause, err error) {
 	for _, target := range targets {
 		pause, there, err := s.Get(ctx, target)
@@ -185,32 +185,31 @@ func (s *AppPauses) All(ctx context.Context) (all []Pause, err error) {
 	return all, nil
 }
 
-// Get is the stop of a target, also where it has ended by itself; false where
-// there is none.
+// Get returns the pause of a target, even if it has ended by itself; false if there is
+// none.
 func (s *AppPauses) Get(ctx context.Context, target string) (Pause, bool, error) {
 	kv, err := s.bucket(ctx)
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("read stop %s: %w", target, err)
+		return Pause{}, false, fmt.Errorf("read pause %s: %w", target, err)
 	}
 	pause, _, err := s.read(ctx, kv, target)
 	if err != nil {
-		return Pause{}, false, fmt.Errorf("read stop %s: %w", target, err)
+		return Pause{}, false, fmt.Errorf("read pause %s: %w", target, err)
 	}
 	return pause, pause.Target != "", nil
 }
 
-// Watch yields all stops: once as they are, complete, and
-// again after every change. A slow reader misses pictures, but never the
-// newest. The channel is closed when ctx ends or the connection is closed for
-// good.
+// Watch yields all pauses: once as they are, complete, and again after every change. A
+// slow reader misses snapshots, but never the newest. The channel is closed when ctx
+// ends or the connection is closed for good.
 func (s *AppPauses) Watch(ctx context.Context) (<-chan Pauses, error) {
 	kv, err := s.bucket(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("watch stops: %w", err)
+		return nil, fmt.Errorf("watch pauses: %w", err)
 	}
 	watcher, err := kv.Watch(ctx, pausePrefix+"*")
 	if err != nil {
-		return nil, fmt.Errorf("watch stops: %w", explain(err))
+		return nil, fmt.Errorf("watch pauses: %w", explain(err))
 	}
 	snapshots := make(chan Pauses)
 	go s.watch(ctx, watcher, snapshots)
@@ -219,12 +218,12 @@ func (s *AppPauses) Watch(ctx context.Context) (<-chan Pauses, error) {
 
 func (s *AppPauses) watch(ctx context.Context, watcher jetstream.KeyWatcher, snapshots chan<- Pauses) {
 	defer close(snapshots)
-	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	defer func() { _ = watcher.Stop() }() // fails only if it is gone with its connection
 
 	pauses := make(map[string]Pause)
 	complete := false
 	var shown Pauses
-	var out chan<- Pauses // nil, which blocks, while there is nothing new to tell
+	var out chan<- Pauses // nil, which blocks, while there is nothing new
 	for {
 		select {
 		case <-ctx.Done():
@@ -236,7 +235,7 @@ func (s *AppPauses) watch(ctx context.Context, watcher jetstream.KeyWatcher, sna
 			if !ok {
 				return
 			}
-			if entry == nil { // all that there was has been told
+			if entry == nil { // all entries have been read
 				complete = true
 			} else {
 				s.apply(pauses, entry)
@@ -261,7 +260,7 @@ func (s *AppPauses) apply(pauses map[string]Pause, entry jetstream.KeyValueEntry
 	delete(pauses, target)
 }
 
-// write stores the stop that stands once it is set.
+// write stores the pause that holds once it is set.
 func (s *AppPauses) write(ctx context.Context, kv jetstream.KeyValue, pause Pause) (holds Pause, changed bool, err error) {
 	for range maxRaces {
 		current, revision, err := s.read(ctx, kv, pause.Target)
@@ -278,17 +277,17 @@ func (s *AppPauses) write(ctx context.Context, kv jetstream.KeyValue, pause Paus
 		}
 		return next, err == nil, err
 	}
-	return Pause{}, false, fmt.Errorf("stop changed %d times meanwhile", maxRaces)
+	return Pause{}, false, fmt.Errorf("pause changed %d times meanwhile", maxRaces)
 }
 
-// put stores a stop in place of the one of that revision, 0 for none.
+// put stores a pause in place of the one with that revision, 0 for none.
 func (s *AppPauses) put(ctx context.Context, kv jetstream.KeyValue, pause Pause, revision uint64) (uint64, error) {
 	value, err := json.Marshal(pause)
 	if err == nil {
 		value, err = s.signer.close(pausePrefix+pause.Target, value)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("encode stop: %w", err)
+		return 0, fmt.Errorf("encode pause: %w", err)
 	}
 	return ask(ctx, func(ctx context.Context) (uint64, error) {
 		if revision == 0 {
@@ -298,9 +297,9 @@ func (s *AppPauses) put(ctx context.Context, kv jetstream.KeyValue, pause Pause,
 	})
 }
 
-// align makes the lanes' consumer pause as the stop on record says. The last
-// call to the consumer wins, so each looks once more afterwards: whoever was
-// overtaken by a later stop, or by its end, applies that one.
+// align pauses the lanes' consumer as the pause on record says. The last call to the
+// consumer wins, so each caller reads the record again afterwards: a caller that was
+// overtaken by a later pause, or by its end, applies that one.
 func (s *AppPauses) align(ctx context.Context, kv jetstream.KeyValue, target string) error {
 	if target != TargetPublish {
 		return nil
@@ -318,7 +317,7 @@ func (s *AppPauses) align(ctx context.Context, kv jetstream.KeyValue, target str
 			return nil
 		}
 	}
-	return fmt.Errorf("stop changed %d times meanwhile", maxRaces)
+	return fmt.Errorf("pause changed %d times meanwhile", maxRaces)
 }
 
 func (s *AppPauses) pause(ctx context.Context, pause Pause, paused bool) error {
@@ -336,8 +335,8 @@ func (s *AppPauses) pause(ctx context.Context, pause Pause, paused bool) error {
 	return err
 }
 
-// read is the stop on record and the revision of what stands there, 0 where that is
-// nothing. What is not believed is the zero stop.
+// read returns the pause on record and the revision of its entry, 0 if there is none.
+// An entry without a valid signature is the zero pause.
 func (s *AppPauses) read(ctx context.Context, kv jetstream.KeyValue, target string) (Pause, uint64, error) {
 	entry, err := ask(ctx, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
 		return kv.Get(ctx, pausePrefix+target)
@@ -351,9 +350,9 @@ func (s *AppPauses) read(ctx context.Context, kv jetstream.KeyValue, target stri
 	return s.decode(target, entry), entry.Revision(), nil
 }
 
-// decode believes only what the seal is upon. It takes a value that cannot be read for a stop without an end:
-// somebody wanted to stop something, and a person can resume. An older worker says a
-// probe in other words, which are believed.
+// decode accepts only signed values. A value that cannot be read is a pause without an
+// end: somebody wanted to pause something, and a person can resume. An older worker
+// writes a probe in another form, which is accepted.
 func (s *AppPauses) decode(target string, entry jetstream.KeyValueEntry) Pause {
 	value, believed := s.signer.open(entry.Key(), entry.Value())
 	if !believed {
@@ -364,7 +363,7 @@ func (s *AppPauses) decode(target string, entry jetstream.KeyValueEntry) Pause {
 		Probe bool `json:"probe"`
 	}
 	if err := json.Unmarshal(value, &is); err != nil {
-		is.Pause = Pause{Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "unreadable stop: " + err.Error()}, Since: entry.Created()}
+		is.Pause = Pause{Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: "unreadable pause: " + err.Error()}, Since: entry.Created()}
 	}
 	if is.Probe && is.NextProbeAt.IsZero() {
 		is.NextProbeAt, is.Reason.Until = is.Reason.Until, time.Time{}

@@ -24,7 +24,7 @@ func TestAppPauses(t *testing.T) {
 			Since:  hours(0),
 		}
 	}
-	// paused tells how much longer the lanes' consumer pauses.
+	// paused returns how much longer the lanes' consumer pauses.
 	paused := func(t *testing.T, tb *testBundle) (time.Duration, bool) {
 		t.Helper()
 		lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
@@ -34,25 +34,25 @@ func TestAppPauses(t *testing.T) {
 		return lanes.CachedInfo().PauseRemaining, lanes.CachedInfo().Paused
 	}
 
-	t.Run("Changes are told", func(t *testing.T) {
+	t.Run("Changes are published", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewAppPauses(tb.js, tb.names)
+		pauses := NewAppPauses(tb.js, tb.names)
 		events, err := New(tb.js, tb.names).Events(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, stop := range []Pause{until(hours(2)), until(hours(1))} { // the second changes nothing
-			if _, _, err := stops.Set(t.Context(), stop); err != nil {
+		for _, pause := range []Pause{until(hours(2)), until(hours(1))} { // the second changes nothing
+			if _, _, err := pauses.Set(t.Context(), pause); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for range 2 { // and here too
-			if err := stops.Clear(t.Context(), TargetPublish); err != nil {
+			if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, _, err := stops.Set(t.Context(), until(hours(3))); err != nil {
+		if _, _, err := pauses.Set(t.Context(), until(hours(3))); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -73,43 +73,43 @@ func TestAppPauses(t *testing.T) {
 	t.Run("Clear resumes", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewAppPauses(tb.js, tb.names)
-		if _, _, err := stops.Set(t.Context(), until(time.Time{})); err != nil {
+		pauses := NewAppPauses(tb.js, tb.names)
+		if _, _, err := pauses.Set(t.Context(), until(time.Time{})); err != nil {
 			t.Fatal(err)
 		}
 		if left, ok := paused(t, tb); !ok || left < pauseForever/2 {
-			t.Errorf("a stop without an end pauses for %v", left)
+			t.Errorf("a pause without an end pauses for %v", left)
 		}
 		if err := NewWakeups(tb.js, tb.names).Wake(t.Context(), "acme"); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 { // also where there is nothing to clear
-			if err := stops.Clear(t.Context(), TargetPublish); err != nil {
+			if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, ok, err := stops.Get(t.Context(), TargetPublish); ok || err != nil {
-			t.Errorf("a cleared stop is still there: %v", err)
+		if _, ok, err := pauses.Get(t.Context(), TargetPublish); ok || err != nil {
+			t.Errorf("a cleared pause is still there: %v", err)
 		}
 		tb.next(t, tb.names.LanesStream(), jetpost.ConsumerLanes)
-		if _, changed, err := stops.Set(t.Context(), until(hours(1))); err != nil || !changed {
-			t.Errorf("a stop after a cleared one: changed %v, %v", changed, err)
+		if _, changed, err := pauses.Set(t.Context(), until(hours(1))); err != nil || !changed {
+			t.Errorf("a pause after a cleared one: changed %v, %v", changed, err)
 		}
 	})
 
 	t.Run("other scopes pause nothing", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stop := until(hours(1))
-		stop.Target = TargetRefresh
-		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), stop); err != nil {
+		pause := until(hours(1))
+		pause.Target = TargetRefresh
+		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), pause); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := paused(t, tb); ok {
-			t.Error("a stop of refreshes pauses the lanes")
+			t.Error("a pause of refreshes pauses the lanes")
 		}
-		stop.Target = "all"
-		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), stop); err == nil {
+		pause.Target = "all"
+		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), pause); err == nil {
 			t.Error("an unknown scope was taken")
 		}
 	})
@@ -117,7 +117,7 @@ func TestAppPauses(t *testing.T) {
 	t.Run("the latest end of twenty wins", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewAppPauses(tb.js, tb.names)
+		pauses := NewAppPauses(tb.js, tb.names)
 		const writers = 20
 		ends := make([]time.Time, writers)
 		for i := range ends {
@@ -126,22 +126,22 @@ func TestAppPauses(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, i := range rand.Perm(writers) {
 			wg.Go(func() {
-				holds, changed, err := stops.Set(t.Context(), until(ends[i]))
+				holds, changed, err := pauses.Set(t.Context(), until(ends[i]))
 				if err != nil {
 					t.Error(err)
 				}
 				if holds.Reason.Until.Before(ends[i]) {
-					t.Errorf("stop until %v holds, after one until %v was set", holds.Reason.Until, ends[i])
+					t.Errorf("pause until %v holds, after one until %v was set", holds.Reason.Until, ends[i])
 				}
 				if changed != holds.Reason.Until.Equal(ends[i]) {
-					t.Errorf("changed is %v, but the stop ends %v, want %v", changed, holds.Reason.Until, ends[i])
+					t.Errorf("changed is %v, but the pause ends %v, want %v", changed, holds.Reason.Until, ends[i])
 				}
 			})
 		}
 		wg.Wait()
-		got, ok, err := stops.Get(t.Context(), TargetPublish)
+		got, ok, err := pauses.Get(t.Context(), TargetPublish)
 		if err != nil || !ok || !got.Reason.Until.Equal(ends[writers-1]) {
-			t.Errorf("stop is %+v, %v, %v; want until %v", got, ok, err, ends[writers-1])
+			t.Errorf("pause is %+v, %v, %v; want until %v", got, ok, err, ends[writers-1])
 		}
 		if left, ok := paused(t, tb); !ok || left < (writers-1)*time.Hour-time.Minute {
 			t.Errorf("the consumer pauses for %v, want until the latest end", left)
@@ -151,16 +151,16 @@ func TestAppPauses(t *testing.T) {
 	t.Run("the consumer follows setters and clearers", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewAppPauses(tb.js, tb.names)
+		pauses := NewAppPauses(tb.js, tb.names)
 		for range 10 {
 			var wg sync.WaitGroup
 			for i := range 6 {
 				wg.Go(func() {
 					var err error
 					if i%3 == 0 {
-						err = stops.Clear(t.Context(), TargetPublish)
+						err = pauses.Clear(t.Context(), TargetPublish)
 					} else {
-						_, _, err = stops.Set(t.Context(), until(hours(i)))
+						_, _, err = pauses.Set(t.Context(), until(hours(i)))
 					}
 					if err != nil {
 						t.Error(err)
@@ -168,12 +168,12 @@ func TestAppPauses(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			_, stopped, err := stops.Get(t.Context(), TargetPublish)
+			_, isPaused, err := pauses.Get(t.Context(), TargetPublish)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := paused(t, tb); ok != stopped {
-				t.Fatalf("stopped is %v, but paused is %v", stopped, ok)
+			if _, ok := paused(t, tb); ok != isPaused {
+				t.Fatalf("isPaused is %v, but paused is %v", isPaused, ok)
 			}
 		}
 	})
@@ -181,11 +181,11 @@ func TestAppPauses(t *testing.T) {
 	t.Run("the rules of who wins", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewAppPauses(tb.js, tb.names)
+		pauses := NewAppPauses(tb.js, tb.names)
 		first := until(hours(2))
 		first.Since = hours(-1)
 		for i, tt := range []struct {
-			stop    Pause
+			pause   Pause
 			changed bool
 		}{
 			{first, true},
@@ -196,16 +196,16 @@ func TestAppPauses(t *testing.T) {
 			{until(hours(99)), false},
 			{until(time.Time{}), false},
 		} {
-			before, _, err := stops.Get(t.Context(), TargetPublish)
+			before, _, err := pauses.Get(t.Context(), TargetPublish)
 			if err != nil {
 				t.Fatal(err)
 			}
 			want := before
 			if tt.changed {
-				want = tt.stop
-				want.Since = first.Since // one stop, prolonged
+				want = tt.pause
+				want.Since = first.Since // one pause, prolonged
 			}
-			got, changed, err := stops.Set(t.Context(), tt.stop)
+			got, changed, err := pauses.Set(t.Context(), tt.pause)
 			if err != nil || changed != tt.changed {
 				t.Fatalf("%d: changed is %v, %v", i, changed, err)
 			}
@@ -216,50 +216,50 @@ func TestAppPauses(t *testing.T) {
 		}
 	})
 
-	t.Run("Watch is complete from the first picture on", func(t *testing.T) {
+	t.Run("Watch is complete from the first snapshot on", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
-		stops := NewAppPauses(tb.js, tb.names)
+		pauses := NewAppPauses(tb.js, tb.names)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		empty, err := stops.Watch(ctx)
+		empty, err := pauses.Watch(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := <-empty; len(got.Pauses) != 0 {
-			t.Errorf("the first picture is %v, want none", got)
+			t.Errorf("the first snapshot is %v, want none", got)
 		}
 		for _, scope := range []string{TargetPublish, TargetRefresh, TargetMedia} {
-			if _, _, err := stops.Set(ctx, Pause{Target: scope}); err != nil {
+			if _, _, err := pauses.Set(ctx, Pause{Target: scope}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		snapshots, err := stops.Watch(ctx)
+		snapshots, err := pauses.Watch(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		scopes := func(p Pauses) string {
 			var s []string
-			for _, stop := range p.Pauses {
-				s = append(s, stop.Target)
+			for _, pause := range p.Pauses {
+				s = append(s, pause.Target)
 			}
 			return fmt.Sprint(s)
 		}
 		if got := scopes(<-snapshots); got != "[media publish refresh]" {
-			t.Errorf("the first picture is %s", got)
+			t.Errorf("the first snapshot is %s", got)
 		}
 		kv, err := tb.js.KeyValue(ctx, tb.names.LimitsBucket())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := kv.PutString(ctx, "window.acme", "no stop"); err != nil {
+		if _, err := kv.PutString(ctx, "window.acme", "no pause"); err != nil {
 			t.Fatal(err)
 		}
-		if err := stops.Clear(ctx, TargetPublish); err != nil {
+		if err := pauses.Clear(ctx, TargetPublish); err != nil {
 			t.Fatal(err)
 		}
 		if got := scopes(<-snapshots); got != "[media refresh]" {
-			t.Errorf("the next picture is %s", got)
+			t.Errorf("the next snapshot is %s", got)
 		}
 		// A reader that was slow sees the newest, and not one of before.
 		if got := awaitPauses(t, empty, 2); scopes(got) != "[media refresh]" {
@@ -269,15 +269,15 @@ func TestAppPauses(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := <-snapshots; len(got.Pauses) != 3 || !got.Pauses[1].Active(hours(1000)) {
-			t.Errorf("an unreadable stop does not stop: %+v", got)
+			t.Errorf("an unreadable pause does not pause: %+v", got)
 		}
 		cancel()
-		for range snapshots { // a last picture may be under way
+		for range snapshots { // a last snapshot may be under way
 		}
 	})
 }
 
-// awaitPauses reads on until a picture has n stops.
+// awaitPauses reads on until a snapshot has n pauses.
 func awaitPauses(t *testing.T, snapshots <-chan Pauses, n int) Pauses {
 	t.Helper()
 	deadline := time.After(patience)
@@ -288,7 +288,7 @@ func awaitPauses(t *testing.T, snapshots <-chan Pauses, n int) Pauses {
 				return got
 			}
 		case <-deadline:
-			t.Fatalf("no picture of %d stops", n)
+			t.Fatalf("no snapshot of %d pauses", n)
 		}
 	}
 }
@@ -312,23 +312,23 @@ func TestAppPausesHoldPublishing(t *testing.T) {
 	asked := time.Now()
 	msg, err := lanes.Next(jetstream.FetchMaxWait(patience))
 	if err != nil {
-		t.Fatalf("the lanes do not resume when the stop ends: %v", err)
+		t.Fatalf("the lanes do not resume when the pause ends: %v", err)
 	}
 	if msg.Subject() != tb.names.PublishWake("acme") {
 		t.Errorf("got %s after %v", msg.Subject(), time.Since(asked))
 	}
 }
 
-// TestAppPausesProbe: of all workers one may find out whether a stop is over, and what it
-// finds makes the next wait twice as long.
+// TestAppPausesProbe: one of all workers may find out whether a pause is over, and what
+// it finds makes the next wait twice as long.
 func TestAppPausesProbe(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)
-	stops := NewAppPauses(tb.js, tb.names)
+	pauses := NewAppPauses(tb.js, tb.names)
 	start := time.Now().UTC().Truncate(time.Millisecond)
 	set := func(worker string, since time.Time) Pause {
 		t.Helper()
-		holds, _, err := stops.Set(t.Context(), Pause{
+		holds, _, err := pauses.Set(t.Context(), Pause{
 			Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "why"}, Since: since,
 			Wait: time.Minute, MaxWait: 3 * time.Minute, Worker: worker,
 		})
@@ -339,19 +339,19 @@ func TestAppPausesProbe(t *testing.T) {
 	}
 	probe := func(worker string, now time.Time) bool {
 		t.Helper()
-		stop, mine, err := stops.Probe(t.Context(), TargetPublish, worker, now, now.Add(30*time.Second))
+		pause, mine, err := pauses.Probe(t.Context(), TargetPublish, worker, now, now.Add(30*time.Second))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !stop.Active(now) || mine != (stop.Worker == worker) {
-			t.Errorf("probe by %s: %t, the stop is %+v", worker, mine, stop)
+		if !pause.Active(now) || mine != (pause.Worker == worker) {
+			t.Errorf("probe by %s: %t, the pause is %+v", worker, mine, pause)
 		}
 		return mine
 	}
-	until := func(what string, stop Pause, at time.Time) {
+	until := func(what string, pause Pause, at time.Time) {
 		t.Helper()
-		if !stop.NextProbeAt.Equal(at) || !stop.Reason.Until.IsZero() || !stop.Since.Equal(start) || !stop.Active(at.Add(time.Hour)) {
-			t.Errorf("%s: the stop is since %v until %v, want %v until %v", what, stop.Since, stop.NextProbeAt, start, at)
+		if !pause.NextProbeAt.Equal(at) || !pause.Reason.Until.IsZero() || !pause.Since.Equal(start) || !pause.Active(at.Add(time.Hour)) {
+			t.Errorf("%s: the pause is since %v until %v, want %v until %v", what, pause.Since, pause.NextProbeAt, start, at)
 		}
 	}
 	until("at first", set("one", start), start.Add(time.Minute))
@@ -372,19 +372,19 @@ func TestAppPausesProbe(t *testing.T) {
 	due = due.Add(30 * time.Second)
 	until("as long as it ever gets", set("one", due), due.Add(3*time.Minute))
 
-	if err := stops.Clear(t.Context(), TargetPublish); err != nil {
+	if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
 		t.Fatal(err)
 	}
-	if _, mine, err := stops.Probe(t.Context(), TargetPublish, "one", due.Add(time.Hour), due.Add(2*time.Hour)); mine || err != nil {
-		t.Errorf("a probe of no stop: %t, %v", mine, err)
+	if _, mine, err := pauses.Probe(t.Context(), TargetPublish, "one", due.Add(time.Hour), due.Add(2*time.Hour)); mine || err != nil {
+		t.Errorf("a probe of no pause: %t, %v", mine, err)
 	}
 	start = start.Add(time.Hour)
 	until("a new one begins anew", set("one", start), start.Add(time.Minute))
-	// A stop that ends later than the next probe replaces it; another one does not.
+	// A pause that ends later than the next probe replaces it; another one does not.
 	for at, want := range map[time.Duration]time.Duration{30 * time.Second: time.Minute, time.Hour: time.Hour} {
-		holds, _, err := stops.Set(t.Context(), Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
+		holds, _, err := pauses.Set(t.Context(), Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: start.Add(at)}, Since: start})
 		if err != nil || at == time.Hour && !holds.Reason.Until.Equal(start.Add(want)) || holds.Probed() && at == time.Hour {
-			t.Errorf("a stop for %s: holds until %v, %v", at, holds.Reason.Until, err)
+			t.Errorf("a pause for %s: holds until %v, %v", at, holds.Reason.Until, err)
 		}
 	}
 }
@@ -402,19 +402,19 @@ func TestPauseOfOlderWorker(t *testing.T) {
 	if _, err := kv.PutString(t.Context(), "pause.publish", older); err != nil {
 		t.Fatal(err)
 	}
-	stop, there, err := NewAppPauses(tb.js, tb.names).Get(t.Context(), TargetPublish)
+	pause, there, err := NewAppPauses(tb.js, tb.names).Get(t.Context(), TargetPublish)
 	due := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
-	if err != nil || !there || !stop.Active(due.Add(time.Hour)) || !stop.Due(due) || stop.Due(due.Add(-1)) || !stop.Reason.Until.IsZero() || stop.Wait != time.Minute {
-		t.Errorf("it is read as %+v, %t, %v", stop, there, err)
+	if err != nil || !there || !pause.Active(due.Add(time.Hour)) || !pause.Due(due) || pause.Due(due.Add(-1)) || !pause.Reason.Until.IsZero() || pause.Wait != time.Minute {
+		t.Errorf("it is read as %+v, %t, %v", pause, there, err)
 	}
 }
 
-// TestPauseByHand: a person's pause counts more than what X says meanwhile, and than a
-// stop that would be probed before its end.
+// TestPauseByHand: a person's pause wins over what X says meanwhile, and over a pause
+// that would be probed before its end.
 func TestPauseByHand(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC().Truncate(time.Second)
-	stop := func(code jetpost.Code, hours int, probe bool) Pause {
+	setFor := func(code jetpost.Code, hours int, probe bool) Pause {
 		s := Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: code}, Since: now}
 		if probe {
 			s.Wait = time.Hour
@@ -424,8 +424,8 @@ func TestPauseByHand(t *testing.T) {
 		}
 		return s
 	}
-	pause := func(hours int) Pause { return stop(jetpost.CodePausedByHand, hours, false) }
-	outage, window := stop(jetpost.CodeXOutage, 0, true), stop(jetpost.CodeAppRateLimited, 3, false)
+	pause := func(hours int) Pause { return setFor(jetpost.CodePausedByHand, hours, false) }
+	outage, window := setFor(jetpost.CodeXOutage, 0, true), setFor(jetpost.CodeAppRateLimited, 3, false)
 	outage.NextProbeAt = now.Add(2 * time.Hour)
 	over := pause(1)
 	over.Since, over.Reason.Until = now.Add(-time.Hour), now
@@ -454,11 +454,11 @@ func TestPauseByHand(t *testing.T) {
 	}
 }
 
-// TestForgedPause: what no holder of the seal has written stops nobody, and gives way to
-// what one writes.
+// TestForgedPause: a pause that no holder of the signing key has written pauses
+// nothing, and gives way to a signed one.
 func TestForgedPause(t *testing.T) {
 	t.Parallel()
-	stop := Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "why"}, Since: time.Now()}
+	pause := Pause{Target: TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "why"}, Since: time.Now()}
 	forge := map[string]func(t *testing.T, tb *testBundle, kv jetstream.KeyValue){
 		"plain": func(t *testing.T, _ *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
@@ -470,13 +470,13 @@ func TestForgedPause(t *testing.T) {
 		},
 		"with another key": func(t *testing.T, tb *testBundle, _ jetstream.KeyValue) {
 			t.Helper()
-			if _, _, err := NewAppPauses(tb.js, tb.names).Signed(NewSigner([]byte("another"))).Set(t.Context(), stop); err != nil {
+			if _, _, err := NewAppPauses(tb.js, tb.names).Signed(NewSigner([]byte("another"))).Set(t.Context(), pause); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"another scope's": func(t *testing.T, tb *testBundle, kv jetstream.KeyValue) {
 			t.Helper()
-			other := stop
+			other := pause
 			other.Target = TargetMedia
 			if _, _, err := NewAppPauses(tb.js, tb.names).Signed(testSigner).Set(t.Context(), other); err != nil {
 				t.Fatal(err)
@@ -496,27 +496,27 @@ func TestForgedPause(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stops := NewAppPauses(tb.js, tb.names).Signed(testSigner)
+			pauses := NewAppPauses(tb.js, tb.names).Signed(testSigner)
 			forge(t, tb, kv)
-			wantForged(t, stops)
-			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != TargetPublish {
+			wantForged(t, pauses)
+			if removed, err := pauses.Sweep(t.Context()); err != nil || len(removed) != 1 || removed[0] != TargetPublish {
 				t.Errorf("removed %q, %v", removed, err)
 			}
 			if _, err := kv.Get(t.Context(), pausePrefix+TargetPublish); err == nil {
 				t.Error("it is still there")
 			}
 			forge(t, tb, kv)
-			if _, changed, err := stops.Set(t.Context(), stop); err != nil || !changed {
+			if _, changed, err := pauses.Set(t.Context(), pause); err != nil || !changed {
 				t.Errorf("a true one is set: %t, %v", changed, err)
 			}
-			if _, there, err := stops.Get(t.Context(), TargetPublish); err != nil || !there {
+			if _, there, err := pauses.Get(t.Context(), TargetPublish); err != nil || !there {
 				t.Errorf("the true one is there: %t, %v", there, err)
 			}
 			forge(t, tb, kv)
-			if restored, err := stops.Restore(t.Context(), stop); err != nil || !restored {
+			if restored, err := pauses.Restore(t.Context(), pause); err != nil || !restored {
 				t.Errorf("the true one is put back: %t, %v", restored, err)
 			}
-			if removed, err := stops.Sweep(t.Context()); err != nil || len(removed) > 0 {
+			if removed, err := pauses.Sweep(t.Context()); err != nil || len(removed) > 0 {
 				t.Errorf("removed %q, %v", removed, err)
 			}
 		})
@@ -532,22 +532,22 @@ func mustPut(t *testing.T, kv jetstream.KeyValue, scope string, value []byte) {
 	}
 }
 
-// wantForged fails unless nobody sees a stop of all posts.
-func wantForged(t *testing.T, stops *AppPauses) {
+// wantForged fails unless nobody sees a pause of all posts.
+func wantForged(t *testing.T, pauses *AppPauses) {
 	t.Helper()
-	if stop, there, err := stops.Get(t.Context(), TargetPublish); err != nil || there {
-		t.Errorf("read: %+v, %t, %v", stop, there, err)
+	if pause, there, err := pauses.Get(t.Context(), TargetPublish); err != nil || there {
+		t.Errorf("read: %+v, %t, %v", pause, there, err)
 	}
-	snapshots, err := stops.Watch(t.Context())
+	snapshots, err := pauses.Watch(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, stop := range (<-snapshots).Pauses {
-		if stop.Target == TargetPublish {
-			t.Errorf("watched: %+v", stop)
+	for _, pause := range (<-snapshots).Pauses {
+		if pause.Target == TargetPublish {
+			t.Errorf("watched: %+v", pause)
 		}
 	}
-	if wrong, err := stops.Settle(t.Context(), time.Now()); err != nil {
+	if wrong, err := pauses.Settle(t.Context(), time.Now()); err != nil {
 		t.Errorf("settled: %q, %v", wrong, err)
 	}
 }

@@ -19,12 +19,12 @@ import (
 // MaxMediaBytes is the largest medium that PutMedia takes: 1000 MiB, a video.
 const MaxMediaBytes = 1000 << 20
 
-// readerIdle is how long the server keeps the place of an event reader that
-// is gone, or that lost its connection.
+// readerIdle is how long the server remembers the place of an event reader that has
+// ended or lost its connection.
 const readerIdle = time.Minute
 
-// Publisher is a producer: it publishes jobs and media, asks for refreshes and
-// reads what became of them.
+// Publisher is a producer: it publishes jobs and media, asks for refreshes and reads
+// the results.
 //
 // It is safe for concurrent use.
 type Publisher struct {
@@ -53,9 +53,9 @@ type Receipt struct {
 // request without an id gets one.
 //
 // It fails with *jetpost.InvalidError, *TooLargeError, *QueueFullError or
-// *NotSetUpError, none of which stored anything. After any other error, such as *NoAnswerError, the
-// job may be stored or not: publish it again under the receipt's ID, which is
-// filled in on errors too. Two messages of one id are one job.
+// *NotSetUpError, none of which stored anything. After any other error, such as
+// *NoAnswerError, the job may be stored or not: publish it again under the receipt's
+// ID, which is set on errors, too. Two messages with one id are one job.
 func (p *Publisher) Publish(ctx context.Context, r jetpost.Request) (Receipt, error) {
 	if r.ID == "" {
 		id, err := uuid.NewV7()
@@ -90,9 +90,9 @@ func (p *Publisher) PublishRaw(ctx context.Context, account string, body []byte)
 	return ack.Sequence, nil
 }
 
-// PutMedia stores a medium and returns its name for jetpost.Media.Object. It
-// reads to the end of r, at most MaxMediaBytes, and keeps nothing where it
-// fails. The upload is bounded by ctx alone.
+// PutMedia stores a media file and returns its name for jetpost.Media.Object. It reads
+// to the end of r, at most MaxMediaBytes, and stores nothing if it fails. Only ctx
+// bounds the upload.
 func (p *Publisher) PutMedia(ctx context.Context, r io.Reader) (object string, err error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -118,8 +118,8 @@ func (p *Publisher) mediaStore(ctx context.Context) (jetstream.ObjectStore, erro
 	return p.media, err
 }
 
-// boundedReader fails where io.LimitedReader would end: half a video must not
-// pass for a whole one.
+// boundedReader fails at the limit, where io.LimitedReader would end: half a video must
+// not look like a whole one.
 type boundedReader struct {
 	r    io.Reader
 	left int64
@@ -141,8 +141,8 @@ func (p *Publisher) Tick(ctx context.Context) error {
 	return nil
 }
 
-// RefreshAccount asks for the refresh of one account's token, by force even of
-// a young one, which workers do at most once in a while.
+// RefreshAccount asks for the refresh of one account's token, by force even of a young
+// one. Workers limit how often they do that.
 func (p *Publisher) RefreshAccount(ctx context.Context, account string, force bool) error {
 	return p.refresh(ctx, p.names.RefreshRequest(), account, force)
 }
@@ -170,14 +170,13 @@ func (p *Publisher) refresh(ctx context.Context, subject, account string, force 
 	return nil
 }
 
-// Events reads every event from the moment of this call on, or those of the
-// subjects alone, which must not overlap (see [jetpost.Names]). Whoever wants
-// to see what becomes of a job calls it before publishing the job.
+// Events reads every event from this call on, or only those of the subjects, which must
+// not overlap (see [jetpost.Names]). To see all events of a job, call it before
+// publishing the job.
 //
-// The sequence can be ranged over once. It waits for the next event until ctx
-// ends, which ends it without an error. An event that cannot be decoded is an
-// error that does not end it; any other error does. Lost connections are healed
-// without a gap.
+// The sequence can be ranged over once. It waits for the next event until ctx ends,
+// which is no error. An event that cannot be decoded is an error that does not end the
+// sequence; any other error does. It resumes without a gap after lost connections.
 func (p *Publisher) Events(ctx context.Context, subjects ...string) (iter.Seq2[jetpost.Event, error], error) {
 	if len(subjects) == 0 {
 		subjects = []string{p.names.AllEvents()}
@@ -190,7 +189,7 @@ func (p *Publisher) Events(ctx context.Context, subjects ...string) (iter.Seq2[j
 		return p.js.OrderedConsumer(ctx, p.names.EventsStream(), jetstream.OrderedConsumerConfig{
 			FilterSubjects: subjects,
 			// Not DeliverNew: a reader that reconnects before its first event would
-			// begin anew at that moment.
+			// start again at that moment.
 			DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
 			OptStartSeq:       stream.CachedInfo().State.LastSeq + 1,
 			InactiveThreshold: readerIdle,
@@ -222,8 +221,8 @@ func (p *Publisher) Events(ctx context.Context, subjects ...string) (iter.Seq2[j
 	}, nil
 }
 
-// LastEvent is the newest event of a request, which holds the request's state;
-// false where there is none, or none any more.
+// LastEvent is the newest event of a request, which holds the request's state; false if
+// there is none, or none any more.
 func (p *Publisher) LastEvent(ctx context.Context, account, id string) (jetpost.Event, bool, error) {
 	msg, err := lastMessage(ctx, p.js, p.names.EventsStream(), p.names.RequestEvents(account, id))
 	if err != nil || msg == nil {
@@ -233,8 +232,8 @@ func (p *Publisher) LastEvent(ctx context.Context, account, id string) (jetpost.
 	return event, err == nil, err
 }
 
-// LastAccountEvent returns the latest event that is kept of what an account
-// requires; false where none is. That it was paused or resumed says nothing of that.
+// LastAccountEvent returns the latest stored event that says what an account requires;
+// false if there is none. Events of pauses do not count.
 func (p *Publisher) LastAccountEvent(ctx context.Context, account string) (jetpost.Event, bool, error) {
 	var last *jetstream.RawStreamMsg
 	for _, t := range []jetpost.EventType{jetpost.EventAccountReauthRequired, jetpost.EventAccountRecovered} {

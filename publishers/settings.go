@@ -27,13 +27,14 @@ const (
 // Limits and intervals of the topology that nobody needs to tune.
 const (
 	minServerVersion = "2.14.0" // the first with cron schedules and reliable sourcing from work queues
-	minAPILevel      = 4        // what a JetStream of that version calls itself; the cluster's leader may be older than our server
+	minAPILevel      = 4        // the JetStream API level of that version; the cluster's leader may be older than our server
 
 	maxReplicas   = 5           // nats-server's own limit
 	minRefreshTTL = time.Second // nats-server's own limit
-	// What is bounded by age too: room on the disk, which nats-server promises as it makes
-	// the stream, and messages, of which its memory has some 350 bytes for each subject. Of
-	// events and failed jobs the oldest go first; media are refused, as jobs are.
+	// Streams that are bounded by age are also bounded in bytes, which nats-server
+	// reserves when it makes the stream, and in messages, because its memory holds some
+	// 350 bytes for each subject. Of events and dead letters the oldest go first; media
+	// are refused, as jobs are.
 	eventsMaxBytes = 512 << 20 // bytes
 	eventsMaxMsgs  = 1_000_000
 	failedMaxBytes = 256 << 20 // bytes
@@ -41,20 +42,20 @@ const (
 	mediaMaxMsgs   = 200_000 // pieces of 128 KiB, and one more an object
 
 	refreshMaxMsgs  = 100_000          // ticks, batches and requests: batches of a million tokens
-	deadLetterRoom  = 16 << 10         // bytes that a failed record may add to the message that it keeps
+	deadLetterRoom  = 16 << 10         // bytes that a dead letter may add to the original message
 	limitsMarkerTTL = time.Minute      // how long a watcher can learn that a key of the limits bucket expired
-	ackWait         = 30 * time.Second // until a message whose worker fell silent goes to another
-	// intakeAckPending is how many jobs of a partition are with the one worker that
-	// reads it: a batch that it accepts, and the next one on its way.
+	ackWait         = 30 * time.Second // until a message whose worker is silent goes to another
+	// intakeAckPending is how many jobs of a partition the one worker that reads it may
+	// hold: the batch that it accepts, and the next one.
 	intakeAckPending = 512
-	// intakeAckWait is shorter: a worker that dies over a job holds up its whole
-	// partition for so long, and accepting one is a single transaction.
+	// intakeAckWait is shorter: a worker that dies over a job blocks its whole
+	// partition for this long, and accepting a batch is a single transaction.
 	intakeAckWait     = 10 * time.Second
 	lanesAckPending   = 10_000 // wake-ups in flight, over all workers
 	refreshAckPending = 1_000  // refresh batches in flight, over all workers
 	mirrorHeartbeat   = time.Second
 	mirrorAckPending  = 1_000 // events on their way to the mirror
-	maxRaces          = 100   // compare-and-sets lost in a row, each to somebody who got ahead
+	maxRaces          = 100   // compare-and-sets lost in a row
 )
 
 // TopologyConfig says what Setup makes. Names may be zero; LedgerID must be
@@ -66,11 +67,11 @@ type TopologyConfig struct {
 	// Replicas of every stream and bucket: 1, or 3 in a cluster that must
 	// outlive one of its servers. Default DefaultReplicas, at most 5.
 	Replicas int
-	// JobsMaxBytes is the room for jobs that no worker has taken yet; beyond it
+	// JobsMaxBytes is the room for jobs that no worker has taken yet. When it is full,
 	// producers are refused. Default DefaultJobsMaxBytes.
 	JobsMaxBytes int64
-	// MediaMaxBytes is the room of the media object store; beyond it producers are
-	// refused. Default DefaultMediaMaxBytes.
+	// MediaMaxBytes is the room of the media object store. When it is full, producers
+	// are refused. Default DefaultMediaMaxBytes.
 	MediaMaxBytes int64
 	// RefreshCron is when refresh rounds start: six fields, the first of which
 	// is seconds. Default DefaultRefreshCron.
@@ -81,10 +82,10 @@ type TopologyConfig struct {
 	// RefreshCron keeps ticks from piling up. Default DefaultRefreshTTL, at
 	// least 1 s.
 	RefreshTTL time.Duration
-	// FailedMaxAge is how long failed and refused jobs are kept. Default
+	// FailedMaxAge is how long dead letters and rejections stay. Default
 	// DefaultFailedMaxAge.
 	FailedMaxAge time.Duration
-	// EventsMaxAge is how long events are kept. Default DefaultEventsMaxAge.
+	// EventsMaxAge is how long events stay. Default DefaultEventsMaxAge.
 	EventsMaxAge time.Duration
 }
 
@@ -114,9 +115,9 @@ func (c TopologyConfig) complete() (TopologyConfig, error) {
 	return c, errors.Join(errs...)
 }
 
-// streams are the settings of the workers' streams and of those that lie below
-// the buckets, sources before the streams that draw from them. Values are spelt
-// as the server reports them (-1 for "no limit"), so that they can be compared.
+// streams are the settings of the workers' streams and of those behind the buckets,
+// sources before the streams that read from them. Values are spelt as the server
+// reports them (-1 for "no limit"), so that they can be compared.
 func (c TopologyConfig) streams(maxPayload int64) []jetstream.StreamConfig {
 	streams := []jetstream.StreamConfig{
 		c.scheduleStream(),
@@ -153,7 +154,7 @@ func (c TopologyConfig) scheduleStream() jetstream.StreamConfig {
 		Description: "jetpost: wake-ups and the refresh cron. Workers only: whoever may publish here may purge it by header.",
 		Subjects:    []string{n.ScheduleWake("*"), n.ScheduleRefresh(), n.DuePublish("*"), n.DueRefresh(">")},
 		Retention:   jetstream.WorkQueuePolicy,
-		// No MaxAge: it would silently end schedules that lie further ahead.
+		// No MaxAge: it would silently end schedules further in the future.
 		AllowMsgSchedules: true,
 		AllowRollup:       true, // comes with schedules, asked for or not
 		AllowMsgTTL:       true, // carries RefreshTTL from the cron to its ticks
@@ -173,13 +174,13 @@ func (c TopologyConfig) jobsStream(maxPayload int64) jetstream.StreamConfig {
 		Retention: jetstream.WorkQueuePolicy,
 		Discard:   jetstream.DiscardNew, // a full queue refuses loudly instead of dropping the oldest job
 		MaxBytes:  c.JobsMaxBytes,
-		// A job that cannot be accepted must still fit a record that says why.
+		// A job that cannot be accepted must still fit a rejection that says why.
 		MaxMsgSize: int32(max(maxPayload-deadLetterRoom, maxPayload/2)),
-		// This source never yields a message: the schedule stream has no such
-		// subject. It is here because a stream with a source keeps no window of
-		// Nats-Msg-Ids, while any other has one of at least 100 ms. Such a window
-		// spans all accounts: of two producers that both call their job "1", the
-		// second would get a good answer and its job would be dropped.
+		// This source never yields a message: the schedule stream has no such subject.
+		// It is here because a stream with a source has no window of Nats-Msg-Ids,
+		// while any other stream has one of at least 100 ms. Such a window spans all
+		// accounts: if two producers both call their job "1", the second would get a
+		// good answer and its job would be dropped.
 		Sources: []*jetstream.StreamSource{{Name: n.ScheduleStream(), FilterSubject: n.PublishRequest("")}},
 	}
 }
@@ -191,7 +192,8 @@ func (c TopologyConfig) lanesStream() jetstream.StreamConfig {
 		Description: "jetpost: wake-ups, at most one an account.",
 		Subjects:    []string{n.PublishWake("*")},
 		Retention:   jetstream.WorkQueuePolicy,
-		// A ring replaces the one before, so that wake-ups are bounded by accounts.
+		// A wake-up replaces the one before, so that the number of accounts bounds
+		// them.
 		MaxMsgsPerSubject: 1,
 		Sources:           []*jetstream.StreamSource{drawDue(n, n.DuePublish("*"), n.PublishWake("{{wildcard(1)}}"))},
 	}
@@ -214,9 +216,9 @@ func (c TopologyConfig) failedStream() jetstream.StreamConfig {
 	n := c.Names
 	return jetstream.StreamConfig{
 		Name:        n.FailedStream(),
-		Description: "jetpost: failed and refused jobs as they came, newest of each.",
+		Description: "jetpost: dead letters and rejections, the newest of each.",
 		Subjects:    []string{n.PublishFailed("*", "*"), n.PublishRefused("*", "*"), n.RefreshFailed("*")},
-		// A request that fails again replaces its record.
+		// A request that fails again replaces its dead letter.
 		MaxMsgsPerSubject: 1,
 		MaxAge:            c.FailedMaxAge,
 		MaxBytes:          failedMaxBytes,
@@ -243,14 +245,14 @@ func (c TopologyConfig) limitsStream() jetstream.StreamConfig {
 	n := c.Names
 	return jetstream.StreamConfig{
 		Name:              "KV_" + n.LimitsBucket(),
-		Description:       "jetpost: stops and rate windows that all workers share.",
+		Description:       "jetpost: app pauses and rate windows that all workers share.",
 		Subjects:          []string{"$KV." + n.LimitsBucket() + ".>"},
 		Discard:           jetstream.DiscardNew,
 		MaxMsgsPerSubject: 1,
 		AllowRollup:       true,
 		DenyDelete:        true,
-		// Keys may expire, and their watchers hear of it. Direct reads stay off:
-		// a follower could answer one with a stop that is over.
+		// Keys may expire, and their watchers learn of it. Direct reads are off: a
+		// follower could answer one with a pause that is over.
 		AllowMsgTTL:            true,
 		SubjectDeleteMarkerTTL: limitsMarkerTTL,
 	}
@@ -301,8 +303,8 @@ func (c TopologyConfig) consumers() []consumerSpec {
 			MaxAckPending: maxAckPending,
 		}}
 	}
-	// An account's jobs are all in one partition, and one worker at a time reads it
-	// and accepts them in the order in which they were stored.
+	// An account's jobs are all in one partition. One worker at a time reads it and
+	// accepts them in the order in which they were stored.
 	specs := []consumerSpec{spec(n.JobsStream(), jetpost.ConsumerIntakeAny, n.PublishRequest(""), intakeAckPending, intakeAckWait)}
 	for p := range jetpost.Partitions {
 		specs = append(specs, spec(n.JobsStream(), jetpost.ConsumerIntake(p), n.PublishIntake(strconv.Itoa(p), ">"), intakeAckPending, intakeAckWait))

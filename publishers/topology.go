@@ -18,29 +18,29 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// Report lists what Setup did, one line for each thing that it looked after.
+// Report lists what Setup did, with one entry for each thing that it checked.
 type Report struct {
 	Changes []Change
-	// Walled tells that producers have NATS accounts of their own.
+	// Walled says that producers have NATS accounts of their own.
 	Walled bool
 }
 
-// Change is one line of a Report.
+// Change is one entry of a Report.
 type Change struct {
 	What   string // "stream JETPOST_JOBS"
 	Action string // created, updated or unchanged
 }
 
-// The actions of a Change. Of several Setups that run at once each may say
-// that it created the same thing.
+// The actions of a Change. If several Setups run at once, each may say that it created
+// the same thing.
 const (
 	ActionCreated   = "created"
 	ActionUpdated   = "updated"
 	ActionUnchanged = "unchanged"
 )
 
-// String is one line without its end: the action, padded so that the names of
-// several changes stand below each other, and what was changed.
+// String is one line without its end: the action, padded so that names align, and what
+// was changed.
 func (c Change) String() string { return fmt.Sprintf("%-9s  %s", c.Action, c.What) }
 
 // String has one line for each change, in the order in which they were made.
@@ -52,12 +52,12 @@ func (r Report) String() string {
 	return b.String()
 }
 
-// Setup makes every stream, consumer and bucket of the installation and the
-// refresh schedule, or brings their settings up to date. It may run any number
-// of times and in many processes at once, and loses no message.
+// Setup makes every stream, consumer and bucket of the installation and the refresh
+// schedule, or brings their settings up to date. It may run any number of times and in
+// many processes at once, and loses no message.
 //
-// Before it changes anything it looks at everything: if one stream is not ours
-// (*ForeignStreamError) or of another database (*OtherLedgerError), it touches
+// It checks everything before it changes anything: if one stream is not ours
+// (*ForeignStreamError) or belongs to another database (*OtherLedgerError), it changes
 // none.
 func Setup(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (Report, error) {
 	cfg, err := cfg.complete()
@@ -105,11 +105,11 @@ func Setup(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (Rep
 	return report, note("schedule "+cfg.Names.ScheduleRefresh(), action, err)
 }
 
-// Check tells whether Setup has made everything that workers rely on, for this
-// database, on servers that are new enough. It changes nothing. Sizes, ages,
-// replicas and the times of the refresh schedule are the operator's and may
-// differ from cfg. It fails with *NotSetUpError, which lists everything that is
-// missing or different, or as Setup does.
+// Check reports whether Setup has made everything that workers rely on, for this
+// database, on servers that are new enough. It changes nothing. Sizes, ages, replicas
+// and the times of the refresh schedule are the operator's and may differ from cfg. It
+// fails with *NotSetUpError, which lists everything that is missing or different, or as
+// Setup does.
 func Check(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) error {
 	cfg, err := cfg.complete()
 	if err != nil {
@@ -148,7 +148,7 @@ func Check(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) erro
 	return nil
 }
 
-// checkInside looks for what lies inside the streams, once they are there.
+// checkInside checks consumers and schedules once their streams exist.
 func checkInside(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig, places []place) (missing []string, err error) {
 	for _, want := range places[0].consumers {
 		got, err := findConsumer(ctx, js, want)
@@ -171,16 +171,16 @@ func checkInside(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig
 	return missing, nil
 }
 
-// place is a NATS account with what belongs there.
+// place is a NATS account and what belongs in it.
 type place struct {
 	js        jetstream.JetStream
-	where     string // what people are told of it beside the names
+	where     string // what messages add to the names
 	streams   []jetstream.StreamConfig
 	consumers []consumerSpec
 }
 
-// places are the workers' account and, where producers are kept out of it, the
-// one that they read and write.
+// places are the workers' account and, if producers are kept out of it, the account
+// that they read and write.
 func (c TopologyConfig) places(ctx context.Context, js jetstream.JetStream) ([]place, error) {
 	mirror, err := findMirror(ctx, js, c.Names)
 	if err != nil {
@@ -195,8 +195,8 @@ func (c TopologyConfig) places(ctx context.Context, js jetstream.JetStream) ([]p
 	return []place{work, {js: mirror, where: " for producers", streams: []jetstream.StreamConfig{c.eventsMirror(), c.mediaStream()}}}, nil
 }
 
-// ownStream finds a stream and makes sure that it is ours. It is nil where
-// there is none.
+// ownStream finds a stream and makes sure that it is ours. It returns nil if there is
+// none.
 func ownStream(ctx context.Context, js jetstream.JetStream, name, ledgerID string) (*jetstream.StreamConfig, error) {
 	stream, err := ask(ctx, func(ctx context.Context) (jetstream.Stream, error) { return js.Stream(ctx, name) })
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -216,9 +216,9 @@ func ownStream(ctx context.Context, js jetstream.JetStream, name, ledgerID strin
 	}
 }
 
-// setupStream makes the stream, or updates it once it is known to be ours. A
-// creation that meets a stream with other settings was overtaken by another
-// Setup, or by a stranger, and looks again.
+// setupStream makes the stream, or updates it once it is known to be ours. If a
+// creation meets a stream with other settings, another Setup or a foreign client was
+// faster, and setupStream reads the stream again.
 func setupStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig, ledgerID string) (string, error) {
 	for range maxRaces {
 		got, err := ownStream(ctx, js, want.Name, ledgerID)
@@ -245,7 +245,7 @@ func setupStream(ctx context.Context, js jetstream.JetStream, want jetstream.Str
 	return "", fmt.Errorf("settings changed %d times meanwhile", maxRaces)
 }
 
-// outOfStorage tells with both numbers that there is no room for a stream.
+// outOfStorage reports with both numbers that there is no room for a stream.
 func outOfStorage(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig, err error) error {
 	if !hasCode(err, codeStorageExceeded, codeResourcesExceeded) {
 		return err
@@ -257,8 +257,8 @@ func outOfStorage(ctx context.Context, js jetstream.JetStream, want jetstream.St
 	return short
 }
 
-// verifyStream makes sure that the server took every setting: one that is too
-// old leaves out in silence what it does not know.
+// verifyStream makes sure that the server took every setting: an old server silently
+// drops settings that it does not know.
 func verifyStream(made jetstream.Stream, want jetstream.StreamConfig, err error) error {
 	if err != nil {
 		return err
@@ -270,8 +270,8 @@ func verifyStream(made jetstream.Stream, want jetstream.StreamConfig, err error)
 	return nil
 }
 
-// mergeStream is got with our settings. What the server fills in and what an
-// operator may choose is left alone.
+// mergeStream is got with our settings. It does not change what the server fills in and
+// what an operator may choose.
 func mergeStream(got, want jetstream.StreamConfig) jetstream.StreamConfig {
 	want.Metadata = mergeMetadata(got.Metadata, want.Metadata)
 	want.Placement, want.Compression, want.ConsumerLimits = got.Placement, got.Compression, got.ConsumerLimits
@@ -294,8 +294,7 @@ func keepSizes(want, got jetstream.StreamConfig) jetstream.StreamConfig {
 	return want
 }
 
-// consumerInfo is what a consumer that is pulled from has in common with one that
-// pushes.
+// consumerInfo is the common part of pull and push consumers.
 type consumerInfo interface {
 	CachedInfo() *jetstream.ConsumerInfo
 }
@@ -316,7 +315,7 @@ func findConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpec
 	return &consumer.CachedInfo().Config, nil
 }
 
-// setupConsumer needs no care for strangers: the stream is ours.
+// setupConsumer does not check the owner: the stream is ours.
 func setupConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpec) (string, error) {
 	got, err := findConsumer(ctx, js, want)
 	if err != nil {
@@ -338,8 +337,8 @@ func setupConsumer(ctx context.Context, js jetstream.JetStream, want consumerSpe
 	return action, err
 }
 
-// mergeConsumer is got with our settings. A pause in particular is kept: it is
-// an app pause.
+// mergeConsumer is got with our settings. It does not change a pause: that is an app
+// pause.
 func mergeConsumer(got, want jetstream.ConsumerConfig) jetstream.ConsumerConfig {
 	want.Metadata = mergeMetadata(got.Metadata, want.Metadata)
 	want.Description, want.PauseUntil = got.Description, got.PauseUntil
@@ -356,8 +355,8 @@ func mergeMetadata(got, want map[string]string) map[string]string {
 	return merged
 }
 
-// differences tells which settings are not as wanted, by their names in the
-// server's API.
+// differences lists the settings that are not as wanted, by their names in the server's
+// API.
 func differences[T any](what string, got, want T) []string {
 	if reflect.DeepEqual(got, want) {
 		return nil
@@ -391,7 +390,7 @@ func fields(config any) map[string]json.RawMessage {
 	return m
 }
 
-// setupCron writes the refresh schedule, once however many try: publishing it
+// setupCron writes the refresh schedule, once even if many callers try: publishing it
 // again unchanged could drop the tick that is due at that moment.
 func setupCron(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (string, error) {
 	n := cfg.Names
@@ -456,8 +455,8 @@ func lastMessage(ctx context.Context, js jetstream.JetStream, stream, subject st
 	return msg, nil
 }
 
-// checkServer refuses servers that are too old: the one we are connected to,
-// and the one that leads the cluster's JetStream, which answers for it.
+// checkServer refuses servers that are too old: the one we are connected to, and the
+// one that leads the cluster's JetStream.
 func checkServer(ctx context.Context, js jetstream.JetStream) error {
 	info, err := ask(ctx, js.AccountInfo)
 	if err != nil {
@@ -472,8 +471,8 @@ func checkServer(ctx context.Context, js jetstream.JetStream) error {
 	return nil
 }
 
-// atLeast compares versions such as "2.14.0" and "v2.15.0-RC.1". A pre-release
-// comes before its release. What is no version is not enough.
+// atLeast compares versions such as "2.14.0" and "v2.15.0-RC.1". A pre-release comes
+// before its release. An invalid version is too old.
 func atLeast(version, least string) bool {
 	got, pre, ok := parseVersion(version)
 	want, _, _ := parseVersion(least)

@@ -509,8 +509,8 @@ func TestSetup(t *testing.T) {
 	})
 }
 
-// A server without the room that a stream is to have is told of with both numbers, and
-// with what to do.
+// A server without the room of a stream is reported with both numbers, and with what to
+// do.
 func TestSetupWithoutRoom(t *testing.T) {
 	t.Parallel()
 	tb := bare(t, func(o *server.Options) { o.JetStreamMaxStore, o.JetStreamMaxMemory = 1200<<20, 1<<30 })

@@ -11,15 +11,16 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// pauseMargin is how far the end of the pause of the lanes' consumer may be from that
-// of the stop: NATS and JSON round it.
+// pauseMargin is how far the end of the pause of the lanes' consumer may differ from
+// that of the app pause: NATS and JSON round it.
 const pauseMargin = time.Second
 
-// Targets are all that can be stopped.
+// Targets are all targets of an app pause.
 func Targets() []string { return slices.Clone(targets[:]) }
 
-// Restore puts a stop back that stood in the bucket and is lost, or was replaced by what
-// is not believed, unless one stands there by now. It tells nobody: that was done when the stop was set.
+// Restore stores an app pause again that was in the bucket and is lost, or was replaced
+// by an entry without a valid signature, unless a valid one is there by now. It
+// publishes no event: that was done when the pause was set.
 func (s *AppPauses) Restore(ctx context.Context, pause Pause) (restored bool, err error) {
 	kv, err := s.bucket(ctx)
 	var is Pause
@@ -38,13 +39,13 @@ func (s *AppPauses) Restore(ctx context.Context, pause Pause) (restored bool, er
 		err = s.align(ctx, kv, pause.Target)
 	}
 	if err != nil {
-		return false, fmt.Errorf("restore stop %s: %w", pause.Target, err)
+		return false, fmt.Errorf("restore pause %s: %w", pause.Target, err)
 	}
 	return restored, nil
 }
 
-// Settle makes the lanes' consumer pause as the stop on record says, where it does not.
-// It returns what was wrong, "" where nothing was.
+// Settle pauses the lanes' consumer as the pause on record says, if it differs. It
+// returns the difference, "" if there was none.
 func (s *AppPauses) Settle(ctx context.Context, now time.Time) (wrong string, err error) {
 	kv, err := s.bucket(ctx)
 	var pause Pause
@@ -69,8 +70,8 @@ func (s *AppPauses) Settle(ctx context.Context, now time.Time) (wrong string, er
 	return wrong, nil
 }
 
-// Sweep removes what stands in place of a stop and is not believed. It returns the
-// scopes.
+// Sweep removes entries without a valid signature from the keys of app pauses. It
+// returns their targets.
 func (s *AppPauses) Sweep(ctx context.Context) (removed []string, err error) {
 	kv, err := s.bucket(ctx)
 	for _, target := range targets {
@@ -80,7 +81,7 @@ func (s *AppPauses) Sweep(ctx context.Context) (removed []string, err error) {
 			pause, revision, err = s.read(ctx, kv, target)
 		}
 		if err != nil {
-			return removed, fmt.Errorf("look for forged stops: %w", err)
+			return removed, fmt.Errorf("find forged pauses: %w", err)
 		}
 		if revision == 0 || pause.Target != "" {
 			continue
@@ -89,7 +90,7 @@ func (s *AppPauses) Sweep(ctx context.Context) (removed []string, err error) {
 			return struct{}{}, kv.Delete(ctx, pausePrefix+target, jetstream.LastRevision(revision))
 		})
 		if lostRace(err) {
-			err = nil // somebody has set a stop there
+			err = nil // somebody has set a pause there
 			continue
 		}
 		if err == nil {
@@ -99,21 +100,21 @@ func (s *AppPauses) Sweep(ctx context.Context) (removed []string, err error) {
 	return removed, err
 }
 
-// pauseDiffers tells in which way the consumer does not pause as it should.
+// pauseDiffers says in which way the consumer does not pause as it should.
 func pauseDiffers(info *jetstream.ConsumerInfo, pause Pause, paused bool, now time.Time) string {
-	ends := pause.Reason.Until // a pause that is over by now is none
+	ends := pause.Reason.Until // a pause that is over counts as none
 	wanted := paused && (ends.IsZero() || ends.After(now.Add(pauseMargin)))
 	switch {
 	case !paused && info.Paused:
-		return "it is paused, and nothing is stopped"
+		return "it is paused, and no app pause holds"
 	case wanted && !info.Paused:
-		return "it is not paused, and " + pause.Target + " is stopped"
+		return "it is not paused, and " + pause.Target + " is paused"
 	case !wanted || !info.Paused:
 		return ""
 	}
 	end := now.Add(info.PauseRemaining)
 	if ends.IsZero() && info.PauseRemaining < pauseForever/2 || !ends.IsZero() && end.Sub(ends).Abs() > 2*pauseMargin {
-		return "its pause does not end with the stop"
+		return "its pause does not end with the app pause"
 	}
 	return ""
 }
@@ -137,8 +138,8 @@ func (c TopologyConfig) WithCron(cron Cron) TopologyConfig {
 	return c
 }
 
-// ReadCron reads the schedule as it stands in NATS, and since when; nil where there is
-// none that opens refresh rounds.
+// ReadCron reads the schedule as it is in NATS, and since when; nil if there is none
+// that opens refresh rounds.
 func ReadCron(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (*Cron, time.Time, error) {
 	msg, err := lastMessage(ctx, js, names.ScheduleStream(), names.ScheduleRefresh())
 	if err != nil || msg == nil || msg.Header.Get(jetstream.ScheduleTargetHeader) != names.DueRefresh("tick") {
@@ -146,13 +147,13 @@ func ReadCron(ctx context.Context, js jetstream.JetStream, names jetpost.Names) 
 	}
 	cron := Cron{Cron: msg.Header.Get(jetstream.ScheduleHeader), TimeZone: msg.Header.Get(jetstream.ScheduleTimeZoneHeader)}
 	if cron.TTL, err = time.ParseDuration(msg.Header.Get(jetstream.ScheduleTTLHeader)); err != nil {
-		return nil, time.Time{}, nil //nolint:nilerr // it is none of ours
+		return nil, time.Time{}, nil //nolint:nilerr // it is not ours
 	}
 	return &cron, msg.Time, nil
 }
 
-// SetCron makes the schedule in NATS that of the configuration, and tells whether it
-// was another one, or none.
+// SetCron makes the schedule in NATS that of the configuration, and reports whether it
+// was another one, or missing.
 func SetCron(ctx context.Context, js jetstream.JetStream, cfg TopologyConfig) (changed bool, err error) {
 	if cfg, err = cfg.complete(); err != nil {
 		return false, err

@@ -14,12 +14,12 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// wakesAtOnce is how many rings wait for their answers together.
+// wakesAtOnce is how many wake-ups wait for their answers together.
 const wakesAtOnce = 1000
 
-// Wakeups wake workers: for an account's lane now or at a time, and for a batch
-// of a refresh round. A wake-up carries no truth: it may ring twice, late or
-// never, and the ledger says what there is to do.
+// Wakeups wake workers: for an account's lane now or at a time, and for a batch of a
+// refresh round. A wake-up is only a hint: it may come twice, late or never. The ledger
+// says what there is to do.
 //
 // It is safe for concurrent use.
 type Wakeups struct {
@@ -32,15 +32,16 @@ func NewWakeups(js jetstream.JetStream, names jetpost.Names) *Wakeups {
 	return &Wakeups{js: js, names: names}
 }
 
-// Wake has some worker look at the account's lane. A ring that no worker has heard
-// yet stands for this one too, and keeps its place in the line: one that were
-// replaced would go to its end, and whoever is rung often would never be served.
+// Wake makes a worker run the account's lane. If a wake-up of the account is still
+// undelivered, it also stands for this one and stays at its place in the stream.
+// Replacing it would move it to the end, and an account with frequent wake-ups would
+// never be served.
 func (b *Wakeups) Wake(ctx context.Context, account string) error {
 	return b.WakeAll(ctx, []string{account})
 }
 
-// WakeAll is Ring of many accounts, in that order. It returns the first error; all
-// are tried.
+// WakeAll is Wake for many accounts, in that order. It returns the first error; all are
+// tried.
 func (b *Wakeups) WakeAll(ctx context.Context, accounts []string) error {
 	var errs []error
 	for page := range slices.Chunk(accounts, wakesAtOnce) {
@@ -61,7 +62,7 @@ func (b *Wakeups) wakePage(ctx context.Context, accounts []string) error {
 			failed = fmt.Errorf("ring account %s: %w", account, err)
 		}
 	}
-	waiting := map[string]uint64{} // sequence of the ring that is there
+	waiting := map[string]uint64{} // sequence of the wake-up that is there
 	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), b.rings(accounts, true)) {
 		if lostRace(err) {
 			waiting[accounts[i]] = foundSequence(err)
@@ -72,8 +73,8 @@ func (b *Wakeups) wakePage(ctx context.Context, accounts []string) error {
 	if len(waiting) == 0 {
 		return failed
 	}
-	// A ring that was delivered may have been heard before what this one is for was
-	// there to be seen, although nobody has acknowledged it so far.
+	// A delivered wake-up may have been handled before the work for this one was
+	// visible, although it has not been acknowledged so far.
 	heard, err := b.heard(ctx, waiting)
 	if err != nil {
 		fail(accounts[0], err)
@@ -96,7 +97,7 @@ func (b *Wakeups) rings(accounts []string, first bool) []*nats.Msg {
 	return msgs
 }
 
-// heard returns the accounts whose ring was delivered.
+// heard returns the accounts whose wake-up was delivered.
 func (b *Wakeups) heard(ctx context.Context, waiting map[string]uint64) ([]string, error) {
 	lanes, err := ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
 		return b.js.Consumer(ctx, b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -108,7 +109,7 @@ func (b *Wakeups) heard(ctx context.Context, waiting map[string]uint64) ([]strin
 	var heard []string
 	for _, account := range slices.Sorted(maps.Keys(waiting)) {
 		sequence := waiting[account]
-		if sequence == 0 { // a server of a cluster need not tell it
+		if sequence == 0 { // a server of a cluster need not report it
 			msg, err := lastMessage(ctx, b.js, b.names.LanesStream(), b.names.PublishWake(account))
 			if err != nil {
 				return nil, err
@@ -124,13 +125,13 @@ func (b *Wakeups) heard(ctx context.Context, waiting map[string]uint64) ([]strin
 	return heard, nil
 }
 
-// WakeAt rings the account at a time, which may be past, and replaces the
-// account's wake-up before. Only the holder of the account's lane may call it:
-// it alone knows what the next moment to look is.
+// WakeAt wakes the account at a time, which may be in the past, and replaces the
+// account's scheduled wake-up. Only the holder of the account's lane may call it: it
+// alone knows when the lane must run next.
 func (b *Wakeups) WakeAt(ctx context.Context, account string, at time.Time) error {
 	msg := nats.NewMsg(b.names.ScheduleWake(account))
-	// Written by hand, since the client library's option cuts to whole seconds
-	// and so wakes up to a second early.
+	// Written by hand, since the client library's option cuts to whole seconds and so
+	// wakes up to a second early.
 	msg.Header.Set(jetstream.ScheduleHeader, "@at "+at.UTC().Format(time.RFC3339Nano))
 	msg.Header.Set(jetstream.ScheduleTargetHeader, b.names.DuePublish(account))
 	if _, err := send(ctx, b.js, b.names.ScheduleStream(), msg); err != nil {
@@ -139,7 +140,7 @@ func (b *Wakeups) WakeAt(ctx context.Context, account string, at time.Time) erro
 	return nil
 }
 
-// Batch has some worker refresh one batch of a round.
+// Batch makes a worker refresh one batch of a round.
 func (b *Wakeups) Batch(ctx context.Context, batch jetpost.RefreshBatch) error {
 	msg := nats.NewMsg(b.names.RefreshBatch())
 	var err error

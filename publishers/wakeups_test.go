@@ -11,7 +11,7 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// storeIn starts a server on the directory of one that was stopped.
+// storeIn starts a server on the directory of one that has ended.
 func storeIn(dir string) func(*server.Options) {
 	return func(o *server.Options) { o.StoreDir = dir }
 }
@@ -19,7 +19,7 @@ func storeIn(dir string) func(*server.Options) {
 func TestWakeups(t *testing.T) {
 	t.Parallel()
 
-	t.Run("Ring replaces the ring before", func(t *testing.T) {
+	t.Run("Wake replaces the wake-up before", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
 		wakeups := NewWakeups(tb.js, tb.names)
@@ -33,7 +33,7 @@ func TestWakeups(t *testing.T) {
 		}
 	})
 
-	t.Run("Ring reaches the lanes, also while one is in flight", func(t *testing.T) {
+	t.Run("Wake reaches the lanes, also while one is in flight", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
 		wakeups := NewWakeups(tb.js, tb.names)
@@ -52,7 +52,7 @@ func TestWakeups(t *testing.T) {
 		}
 	})
 
-	t.Run("WakeAt rings no earlier than asked", func(t *testing.T) {
+	t.Run("WakeAt wakes no earlier than asked", func(t *testing.T) {
 		t.Parallel()
 		tb := setup(t)
 		at := time.Now().Add(900 * time.Millisecond)
@@ -64,7 +64,7 @@ func TestWakeups(t *testing.T) {
 			t.Errorf("got %s with %q", msg.Subject(), msg.Data())
 		}
 		if now := time.Now(); now.Before(at) {
-			t.Errorf("rang %v early", at.Sub(now))
+			t.Errorf("woke %v early", at.Sub(now))
 		}
 	})
 

@@ -17,42 +17,42 @@ import (
 )
 
 const (
-	// The keys of rate windows in the limits bucket: one an account, and one for those
-	// that count all of the app.
+	// The keys of rate windows in the limits bucket: one for each account, and one for
+	// the windows of the whole app.
 	appWindows     = "window.app"
 	accountWindows = "window.account."
-	// windowStays is how long windows are kept after their last reset, so that people
-	// can still see them.
+	// windowStays is how long windows stay after their last reset, so that people can
+	// still see them.
 	windowStays = time.Hour
 )
 
-// Window is one of X's rate windows, as the last answer told it.
+// Window is one of X's rate windows, as the last answer reported it.
 type Window struct {
-	// Account is whose calls it counts; "" where it counts all of the app.
+	// Account is whose calls it counts; "" if it counts all of the app.
 	Account  string `json:"account,omitempty"`
 	Endpoint string `json:"endpoint"` // method and path pattern
 	Kind     string `json:"kind"`     // 15min, user_24h or app_24h
-	Limit    int    `json:"limit"`    // calls; 0 where X did not say
+	Limit    int    `json:"limit"`    // calls; 0 if X did not say
 	// Remaining are the calls left until Reset.
 	Remaining int       `json:"remaining"`
 	Reset     time.Time `json:"reset"`
-	// XReset is the reset by X's own clock, in epoch seconds, which tells a window
-	// from the next one.
+	// XReset is the reset by X's own clock, in epoch seconds, which distinguishes a
+	// window from the next one.
 	XReset int64 `json:"x_reset"`
-	// Length is how long such a window was seen to last; 0 where it was not.
+	// Length is how long such a window was seen to last; 0 if unknown.
 	Length time.Duration `json:"length_ns,omitempty"`
-	// Estimated tells that X did not say: the limit is the documented one, and the
-	// calls are counted by us.
+	// Estimated says that X did not report it: the limit is the documented one, and
+	// jetpost counts the calls.
 	Estimated bool `json:"estimated,omitempty"`
-	// ToldAt is when a worker has told it; set where it is read.
+	// ToldAt is when a worker has reported it; set when it is read.
 	ToldAt time.Time `json:"-"`
 }
 
-// Windows are X's rate windows, which all workers share: one that has not called X
-// itself knows by them what is left. Whoever reads them merges them with what it
-// knows, since two workers may put those of the app out of order.
+// Windows are X's rate windows, which all workers share: by them a worker that has not
+// called X itself knows what is left. A reader must merge them with what it knows,
+// since two workers may store those of the app out of order.
 //
-// Windows are safe for concurrent use, from any number of processes.
+// Windows is safe for concurrent use, from any number of processes.
 type Windows struct {
 	js     jetstream.JetStream
 	names  jetpost.Names
@@ -67,8 +67,8 @@ func NewWindows(js jetstream.JetStream, names jetpost.Names) *Windows {
 	return &Windows{js: js, names: names}
 }
 
-// Signed are the same windows to whoever has the seal: what was not sealed with it tells
-// nothing.
+// Signed returns the same windows for a holder of the signing key: windows without its
+// signature are ignored.
 func (s *Windows) Signed(signer Signer) *Windows {
 	return &Windows{js: s.js, names: s.names, signer: signer}
 }
@@ -80,8 +80,8 @@ func windowsKey(account string) string {
 	return accountWindows + account
 }
 
-// Put shares all windows of an account, or with "" those of the app. They are
-// forgotten some time after the last reset.
+// Put shares all windows of an account, or with "" those of the app. They expire some
+// time after the last reset.
 func (s *Windows) Put(ctx context.Context, account string, windows []Window) error {
 	value, err := json.Marshal(windows)
 	if err == nil {
@@ -112,8 +112,8 @@ func whose(account string) string {
 	return account
 }
 
-// Get returns the windows of an account, or with "" those of the app, as they were
-// put last; also those that are over.
+// Get returns the windows of an account, or with "" those of the app, as they were last
+// stored, including those that are over.
 func (s *Windows) Get(ctx context.Context, account string) ([]Window, error) {
 	kv, err := s.bucket(ctx)
 	var entry jetstream.KeyValueEntry
@@ -131,7 +131,8 @@ func (s *Windows) Get(ctx context.Context, account string) ([]Window, error) {
 	return s.decode(entry), nil
 }
 
-// decode takes what is no list of windows, or not believed, for none: X will tell again.
+// decode treats an invalid list, or one without a valid signature, as empty: X will
+// report the windows again.
 func (s *Windows) decode(entry jetstream.KeyValueEntry) (windows []Window) {
 	if entry.Operation() != jetstream.KeyValuePut {
 		return nil
@@ -164,8 +165,8 @@ func (s *Windows) bucket(ctx context.Context) (jetstream.KeyValue, error) {
 	return kv, err
 }
 
-// All returns the windows of everybody, those that are over too, by account and
-// endpoint.
+// All returns the windows of all accounts and the app, including those that are over,
+// by account and endpoint.
 func (s *Windows) All(ctx context.Context) ([]Window, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -173,7 +174,7 @@ func (s *Windows) All(ctx context.Context) ([]Window, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	defer func() { _ = watcher.Stop() }() // fails only if it is gone with its connection
 	var all []Window
 	for {
 		select {
@@ -183,7 +184,7 @@ func (s *Windows) All(ctx context.Context) ([]Window, error) {
 			switch {
 			case !ok:
 				return nil, errors.New("read windows: the connection is closed")
-			case entry == nil: // all that there is has been told
+			case entry == nil: // all entries have been read
 				slices.SortFunc(all, compareWindows)
 				return all, nil
 			}
@@ -208,12 +209,12 @@ func (s *Windows) watch(ctx context.Context, keys string) (jetstream.KeyWatcher,
 	return watcher, nil
 }
 
-// watchAgain is how often the watch of the app's windows is begun again: one whose
-// bucket was deleted says nothing.
+// watchAgain is how often the watch of the app's windows is started again: a watch
+// whose bucket was deleted is silent.
 const watchAgain = time.Minute
 
-// FollowApp calls learn with the windows of the app, if any are kept, and returns
-// then. It goes on with each change until the context ends.
+// FollowApp calls learn with the stored windows of the app and returns then. It goes on
+// with each change in the background until the context ends.
 func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
 	known := make(chan struct{})
 	watcher, err := s.watch(ctx, appWindows)
@@ -240,9 +241,9 @@ func (s *Windows) FollowApp(ctx context.Context, learn func([]Window)) error {
 	}
 }
 
-// followFor passes on what a watcher tells for so long, or until it is closed.
+// followFor passes on what a watcher yields for that long, or until it is closed.
 func (s *Windows) followFor(ctx context.Context, watcher jetstream.KeyWatcher, d time.Duration, learn func([]Window), told func()) {
-	defer func() { _ = watcher.Stop() }() // fails only where it is gone with its connection
+	defer func() { _ = watcher.Stop() }() // fails only if it is gone with its connection
 	again := time.NewTimer(d)
 	defer again.Stop()
 	for {
@@ -256,7 +257,7 @@ func (s *Windows) followFor(ctx context.Context, watcher jetstream.KeyWatcher, d
 			case !ok:
 				rest(ctx, time.Second)
 				return
-			case entry == nil: // all that there was has been told
+			case entry == nil: // all entries have been read
 				told()
 			default:
 				learn(s.decode(entry))

@@ -80,7 +80,7 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// TestForgedWindows: windows that no holder of the seal has written tell nothing.
+// TestForgedWindows: windows that no holder of the signing key has written are ignored.
 func TestForgedWindows(t *testing.T) {
 	t.Parallel()
 	tb := setup(t)

@@ -182,7 +182,7 @@ func TestPauseOutlivesItsBucket(t *testing.T) {
 	must(t, kv.Delete(t.Context(), "pause.publish"))
 	_, err = s.conn.JS.PauseConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(100*365*24*time.Hour))
 	must(t, err)
-	if code, stdout, stderr := s.run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and nothing is stopped") {
+	if code, stdout, stderr := s.run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and no app pause holds") {
 		t.Errorf("resume, once more: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	w = s.worker("worker")
