@@ -5,10 +5,10 @@ import (
 	"testing"
 )
 
-// What a post may cost, as it was counted and a little more, so that one more
-// transaction for each post, or one more round trip of a post alone, fails.
-// Statements have more room: how often a lane is claimed anew depends on how fast
-// the machine is. Whoever makes posts cheaper lowers them.
+// The limits of what a post may cost: the counted values and a little more, so that one
+// more transaction for each post, or one more round trip of a post alone, fails.
+// Statements have more room: how often a lane is claimed depends on how fast the
+// machine is. A change that makes posts cheaper lowers the limits.
 const (
 	countedJobs     = 1000
 	countedAccounts = 100

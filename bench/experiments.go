@@ -33,7 +33,7 @@ type size struct {
 	rows       []int // finished requests in the ledger
 	tokens     int
 	threadOf   int           // posts of the thread with media
-	footprint  time.Duration // that an idle process is looked at
+	footprint  time.Duration // for which an idle process is measured
 	slow       time.Duration // a call of X, where it takes time
 	budget     time.Duration // after which no experiment begins
 	plainPeers bool
@@ -136,7 +136,7 @@ func (b *bench) experiments() []experiment {
 	}
 }
 
-// all runs every experiment. One that fails is told, and the others go on.
+// all runs every experiment. It reports one that fails, and goes on with the others.
 func (b *bench) all(ctx context.Context, sz size, only *regexp.Regexp) error {
 	var errs []error
 	for _, e := range b.experiments() {
@@ -159,8 +159,8 @@ func (b *bench) all(ctx context.Context, sz size, only *regexp.Regexp) error {
 	return errors.Join(errs...)
 }
 
-// rounds runs a burst of each side in turn, so that what slows the machine down for
-// a while slows all of them, and returns each side's samples.
+// rounds runs a burst of each side in turn, so that a slow phase of the machine slows
+// all of them, and returns each side's samples.
 func (b *bench) rounds(ctx context.Context, entries []entry, n int, w workload, jobs func(tag string) []*job) (map[string][]sample, error) {
 	found := map[string][]sample{}
 	for round := range n {

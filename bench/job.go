@@ -52,7 +52,7 @@ func (j *job) body() ([]byte, error) {
 
 const pictureSide = 64 // pixels
 
-// picture is a small PNG, base64, which no other number gives.
+// picture is a small PNG, base64; no other number gives the same one.
 func picture(n int) (string, error) {
 	img := image.NewGray(image.Rect(0, 0, pictureSide, pictureSide))
 	for i := range img.Pix {
@@ -66,7 +66,7 @@ func picture(n int) (string, error) {
 	return base64.StdEncoding.EncodeToString(out.Bytes()), nil
 }
 
-// makeJobs makes jobs in turn for each account. The tag keeps their ids apart from
+// makeJobs makes jobs in turn for each account. The tag distinguishes their ids from
 // those of other rounds.
 func makeJobs(tag string, n, posts int, accounts []string) []*job {
 	jobs := make([]*job, n)

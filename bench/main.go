@@ -170,7 +170,7 @@ func output(ctx context.Context, dir, program string, args ...string) (string, e
 	return strings.TrimSpace(string(out)), err
 }
 
-// say tells a person who waits what goes on.
+// say shows progress to a person who waits.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.said, "%5.0fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }

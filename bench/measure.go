@@ -136,7 +136,7 @@ func lastArrival(x *stubX) (last time.Time) {
 	return last
 }
 
-// books compares what X has with what was asked for.
+// callLog compares what X has with what was asked for.
 func (b *bench) callLog(jobs []*job, s side) (out sample) {
 	_, order, twice := b.x.arrivals()
 	out.posts, out.twice, out.ordered = len(order), len(twice), s.ordered()

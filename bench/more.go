@@ -94,8 +94,8 @@ func (b *bench) lateness(ctx context.Context, s side, sz size, n int) (l latenes
 	return l, nil
 }
 
-// fillBatch is how many jobs are handed in before it is looked whether there is
-// time for more: a part of all, so that there are few marks among them.
+// fillBatch is how many jobs are handed in before the time is checked again: a part of
+// all, so that there are few marks among them.
 func fillBatch(n int) int { return max(1000, n/20) }
 
 // fill hands in n jobs for much later, or as many as are accepted in the time that
@@ -262,9 +262,9 @@ func (g *grown) start(ctx context.Context, w workload) error {
 
 const growSeeds = 1000
 
-// grow copies the finished requests so often. It knows the names of the columns
-// that tell a request from another, and takes all others as they are, so that it
-// works whatever else the ledger has.
+// grow copies the finished requests that many times. It knows the names of the columns
+// that identify a request, and copies all others as they are, so that it works with any
+// other columns of the ledger.
 func grow(ctx context.Context, url string, copies int) error {
 	if copies < 1 {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// plot is a picture of some figures of a table.
+// plot is an image of some figures of a table.
 type plot struct{ file, title, svg string }
 
 type bar struct {

@@ -94,7 +94,7 @@ func postgresBinaries() (string, error) {
 	return "", errors.New("no PostgreSQL here: apt-get install postgresql")
 }
 
-// postgresUser is whom PostgreSQL runs as, since it refuses to be root.
+// postgresUser is the user that PostgreSQL runs as, since it refuses to be root.
 func postgresUser() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -146,8 +146,8 @@ func (pg *postgres) drop(ctx context.Context, name string) error {
 	return pg.exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
 }
 
-// counts are what PostgreSQL has counted so far for a database, and for the
-// server where it counts no finer. A session tells its own when it ends.
+// counts are PostgreSQL's counters for a database, and for the server if there is no
+// finer one. A session reports its own when it ends.
 func (pg *postgres) counts(ctx context.Context, database string) (c counts, err error) {
 	conn, err := pgx.Connect(ctx, pg.url(pg.address, "postgres"))
 	if err != nil {
@@ -213,14 +213,14 @@ func (n *natsServer) messages(ctx context.Context) (int64, error) {
 	return varz.InMsgs, json.NewDecoder(res.Body).Decode(&varz)
 }
 
-// quietFor is how long nothing may move until everything is told.
+// quietFor is how long nothing may move until everything counts as published.
 const (
 	quietFor  = 400 * time.Millisecond
 	quietMost = 8 // messages that an idle worker may send meanwhile
 	quietTime = 30 * time.Second
 )
 
-// quiet waits until workers have told all that they have to tell.
+// quiet waits until workers have published all their events.
 func (n *natsServer) quiet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, quietTime)
 	defer cancel()

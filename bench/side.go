@@ -30,7 +30,7 @@ type side interface {
 	// submit hands jobs in, as fast as a producer of that side can, and returns
 	// when all of them are safe.
 	submit(ctx context.Context, jobs []*job) error
-	// settle waits until nothing is left to tell about what X has.
+	// settle waits until all events of what X has are published.
 	settle(ctx context.Context) error
 	// finish ends the workers in order, so that all that they count is counted.
 	finish() error
@@ -39,7 +39,7 @@ type side interface {
 	// parts are the processes that work, by name.
 	parts() map[string][]*process
 	counts(ctx context.Context) (counts, error)
-	// ordered tells whether posts of an account keep their order.
+	// ordered reports whether posts of an account are in order.
 	ordered() bool
 }
 
@@ -132,8 +132,8 @@ func environment(settings ...string) []string {
 // childVariable names the peer that a process of this program shall be.
 const childVariable = "BENCH_PEER"
 
-// peer starts this program as a worker of a peer's, in a process of its own so
-// that its CPU is told apart from the producer's.
+// peer starts this program as a worker of a peer, in a process of its own so that its
+// CPU is counted apart from the producer's.
 func (b *base) peer(ctx context.Context, w workload, name string) error {
 	self, err := os.Executable()
 	if err != nil {

@@ -270,7 +270,7 @@ func (l *floorLanes) run(account string) {
 	}
 }
 
-// riverJob is a job as River keeps it.
+// riverJob is a job as River stores it.
 type riverJob struct {
 	Job job `json:"job"`
 }
@@ -329,8 +329,8 @@ func runAsynq(ctx context.Context, h *hand, ready func() error) error {
 	return nil
 }
 
-// runDBOS keeps the intent in the ledger; the outcome is what DBOS keeps of the
-// step anyway, so it is not written twice.
+// runDBOS stores the intent in the ledger. DBOS stores the outcome of the step anyway,
+// so it is not written twice.
 func runDBOS(ctx context.Context, h *hand, ready func() error) error {
 	d, err := dbos.NewContext(context.WithoutCancel(ctx), dbos.Config{DatabaseURL: os.Getenv("BENCH_DATABASE"), AppName: queueName, Logger: quietLog()})
 	if err != nil {

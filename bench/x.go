@@ -85,7 +85,7 @@ func (x *stubX) posts() int {
 func (x *stubX) arrivals() (came map[string]time.Time, order, twice []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	// A round that was cut goes on while its books are read.
+	// A round that was cut goes on while its call log is read.
 	return maps.Clone(x.came), slices.Clone(x.order), slices.Clone(x.twice)
 }
 

@@ -34,8 +34,8 @@ const (
 // off before.
 const MaxAnswerTime = finishLease
 
-// showLink shows what a link is for. It spends nothing: mail programs and chats
-// look into links before people do.
+// showLink shows what a link is for. It does not use the link up: mail programs and
+// chats open links before people do.
 func (h *Handler) showLink(w http.ResponseWriter, r *http.Request) {
 	token, ok := readToken(r.PathValue("token"))
 	if !ok {
@@ -119,10 +119,10 @@ func (h *Handler) cookie(browser secret.String) *http.Cookie {
 	}
 }
 
-// finish takes what X sent back. The state must be of the link's newest attempt
-// and the browser the one that began it. Else somebody could have a victim's
-// browser finish what he began himself, and so have the victim's X account
-// connected under his own name; or finish what a victim began.
+// finish takes what X sent back. The state must be that of the link's newest attempt,
+// and the browser the one that began it. Otherwise an attacker could make a victim's
+// browser finish an attempt of the attacker, and so connect the victim's X account
+// under the attacker's name; or finish an attempt that a victim began.
 func (h *Handler) finish(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet { // HEAD, which must change nothing
 		w.Header().Set("Allow", http.MethodGet)
@@ -153,7 +153,7 @@ func (h *Handler) finish(w http.ResponseWriter, r *http.Request) {
 		h.cfg.Log.Info("connect.denied", "account", link.Account, "link", link.ID)
 		h.conclude(w, link, deniedPage(link.Account))
 	case failure != "":
-		// The words are the browser's: whoever has it can write anything there.
+		// The words come from the browser, which can send anything.
 		h.cfg.Log.Warn("connect.refused", "account", link.Account, "link", link.ID)
 		h.conclude(w, link, failedPage())
 	default:
@@ -186,7 +186,7 @@ func (h *Handler) connect(w http.ResponseWriter, r *http.Request, link store.Lin
 	h.conclude(w, link, connectedPage(link.Account, connected.Username))
 }
 
-// conclude tells the person, or sends them back with what to tell.
+// conclude shows the person the result, or sends them back with it.
 func (h *Handler) conclude(w http.ResponseWriter, link store.Link, p result) {
 	back := h.returnURL(link)
 	if back == nil {

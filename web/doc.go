@@ -7,7 +7,6 @@
 // need no JavaScript, and load nothing from elsewhere. What lasts stands in the
 // ledger, so that any number of processes may serve them.
 //
-// The package never talks to X, and it never shows, logs or keeps a token, a
-// code, a state or a verifier, but for a link's own token, which stands in the
-// address of its page.
+// The package never talks to X, and it never shows, logs or stores a token, a code, a
+// state or a verifier, except a link's own token, which is in the address of its page.
 package web

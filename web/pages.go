@@ -41,7 +41,7 @@ type result struct {
 	Title  string
 	Text   string
 	Do     string
-	// Code is what the product is told of a failure.
+	// Code is what the product gets for a failure.
 	Code string
 	// Explain shows the page also where people would be sent back at once: the
 	// product cannot explain as well what they must do.
@@ -53,7 +53,7 @@ type result struct {
 func permissions() [][2]string {
 	return [][2]string{
 		{"tweet.write", "Publish posts in your name, and delete them"},
-		{"media.write", "Upload pictures and videos for these posts"},
+		{"media.write", "Upload images and videos for these posts"},
 		{"tweet.read", "See your posts, and others that your account can see"},
 		{"users.read", "See your profile, and others that your account can see"},
 		{"offline.access", "Stay connected while you are away, until you end it"},
@@ -130,7 +130,7 @@ func (h *Handler) render(w http.ResponseWriter, status int, name string, data an
 	_, _ = w.Write(body.Bytes()) // the person has left
 }
 
-// What people are told. Each page has one sentence, and what to do.
+// The texts for people. Each page has one sentence, and what to do.
 
 const (
 	openAgain = "Open your link again and press the button once more."

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// DefaultLinkLife, MinLinkLife and MaxLinkLife say how long a link works. A
-	// link is a key until it is used: whoever has it can connect an account.
+	// DefaultLinkLife, MinLinkLife and MaxLinkLife say how long a link works. Until it
+	// is used, everybody who has it can connect an account.
 	DefaultLinkLife = time.Hour
 	MinLinkLife     = time.Minute
 	MaxLinkLife     = 7 * 24 * time.Hour
@@ -77,8 +77,8 @@ func ParseReturnHost(text string) (string, error) {
 	return host, nil
 }
 
-// CheckReturn tells why people may not be sent to an address, or nil. It must
-// be one that every browser reads as this package does.
+// CheckReturn says why people may not be sent to an address, or returns nil. Every
+// browser must read the address as this package does.
 func (s Site) CheckReturn(address string) error {
 	u, err := url.Parse(address)
 	switch {
@@ -92,9 +92,9 @@ func (s Site) CheckReturn(address string) error {
 	return nil
 }
 
-// plain tells whether a text has only what an address may have, and none of what
-// browsers read as something else: they take a backslash for a slash, and skip
-// spaces and control characters.
+// plain reports whether a text has only characters of an address, and none that
+// browsers read in another way: they take a backslash for a slash, and skip spaces and
+// control characters.
 func plain(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\\\"<>^`{|}", r) })
 }
@@ -104,7 +104,7 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// LinkError lists what keeps a link from being made.
+// LinkError lists the reasons why a link cannot be made.
 type LinkError struct{ Mistakes []string }
 
 func (e *LinkError) Error() string { return "cannot make a link: " + strings.Join(e.Mistakes, "; ") }
@@ -167,7 +167,7 @@ func newToken() secret.String {
 	return secret.New(base64.RawURLEncoding.EncodeToString(value))
 }
 
-// readToken reads a value that newToken made. What cannot be one is not looked up.
+// readToken reads a value that newToken made. Other values are not looked up.
 func readToken(text string) (secret.String, bool) {
 	if len(text) != tokenChars || strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
 		return secret.String{}, false

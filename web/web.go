@@ -25,7 +25,7 @@ const (
 	maxQueryBytes = 4 << 10
 	// requestTimeout bounds a request that only asks the ledger.
 	requestTimeout = 15 * time.Second
-	// assetSeconds is how long a browser keeps an asset.
+	// assetSeconds is how long a browser caches an asset.
 	assetSeconds = 600
 )
 
@@ -37,9 +37,9 @@ type Connector interface {
 	// AuthorizeURL is the page on which X asks for consent; X sends people from
 	// there to redirectURI with the state.
 	AuthorizeURL(state, verifier, redirectURI string) string
-	// Connect exchanges the code of a consent and keeps the account under the
-	// name. Its errors repeat neither code nor verifier. Two are explained to
-	// people apart from all others: *RefusedError and *xapi.CodeRefusedError.
+	// Connect exchanges the code of a consent and stores the account under the name.
+	// Its errors repeat neither code nor verifier. Two of them have pages of their own:
+	// *RefusedError and *xapi.CodeRefusedError.
 	Connect(ctx context.Context, account, code, verifier, redirectURI string) (Connected, error)
 }
 
@@ -58,8 +58,8 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// Refusal is why a consent connects nothing. Products are told it in the
-// address that they get people back at.
+// Refusal is why a consent connects nothing. Products get it in the address to which
+// people return.
 type Refusal string
 
 // The refusals.
@@ -78,8 +78,8 @@ type Config struct {
 	Now       func() time.Time // time.Now where nil
 }
 
-// Handler serves the pages. It is safe for concurrent use, and keeps nothing
-// between requests.
+// Handler serves the pages. It is safe for concurrent use, and has no state between
+// requests.
 type Handler struct {
 	cfg       Config
 	mux       *http.ServeMux
@@ -142,9 +142,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// guard sets what goes for every answer: nothing is kept on the way, nothing is
-// told to other sites, nobody frames a page, and a page that somebody managed to
-// put something into could still load and send nothing.
+// guard sets what holds for every answer: no cache stores it, other sites learn nothing
+// of it, it cannot be framed, and an injected script could load and send nothing.
 func (h *Handler) guard(header http.Header) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("Content-Security-Policy", policy())

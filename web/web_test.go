@@ -205,7 +205,7 @@ func (b *testBundle) link(returnTo string) string {
 	return link.URL
 }
 
-// browser is a person's: it keeps cookies, and shows every step of a redirect.
+// browser is a person's browser: it stores cookies, and shows every step of a redirect.
 type browser struct {
 	b   *testBundle
 	jar http.CookieJar
@@ -297,8 +297,8 @@ func (b *testBundle) wantStatus(a answer, want int) {
 	}
 }
 
-// wantPage checks status and words of a page, and that it tells no secret but
-// the link's own.
+// wantPage checks status and words of a page, and that it shows no secret but the
+// link's own.
 func (b *testBundle) wantPage(a answer, status int, words ...string) {
 	b.t.Helper()
 	b.wantStatus(a, status)
@@ -338,7 +338,7 @@ func TestConnect(t *testing.T) {
 	b := setup(t)
 	link, person := b.link(""), b.browser()
 	page := person.get(link)
-	b.wantPage(page, http.StatusOK, `<html lang="en">`, acme, "Publish posts in your name", "Upload pictures", `<button>`, "another 60 minutes",
+	b.wantPage(page, http.StatusOK, `<html lang="en">`, acme, "Publish posts in your name", "Upload images", `<button>`, "another 60 minutes",
 		`<form method="post" action="`+strings.TrimPrefix(link, b.site.Public.String())+`">`)
 	x := person.begin(link)
 	for name, want := range map[string]string{
@@ -479,7 +479,7 @@ func TestUnknownLinks(t *testing.T) {
 	b.wantPage(b.browser().get(b.site.Public.String()+"/"), http.StatusNotFound, "no such page")
 }
 
-// Previews and scanners look into links before people do.
+// Previews and scanners open links before people do.
 func TestLookingSpendsNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -593,7 +593,7 @@ func TestTwoTabs(t *testing.T) {
 	b.wantPage(person.get(person.consent(newer, "alice")), http.StatusOK, "@alice")
 }
 
-// Whoever connects two accounts has two links open in one browser.
+// A person who connects two accounts has two links open in one browser.
 func TestTwoLinksInOneBrowser(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -16,9 +16,9 @@ type Disk struct {
 	Dir string
 }
 
-// New mounts a disk of so many bytes until the test ends. Only root may mount: for others
-// it runs the test once more, as the root of a user namespace, and nil says that this
-// was done and the test is over.
+// New mounts a disk of that many bytes until the test ends. Only root may mount. For
+// other users it runs the test once more, as the root of a user namespace, and returns
+// nil: the test is over then.
 func New(t *testing.T, size int) *Disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -52,7 +52,7 @@ func again(t *testing.T) {
 	}
 }
 
-// Fill leaves so many bytes of room.
+// Fill leaves that many bytes free.
 func (d *Disk) Fill(left int64) {
 	d.t.Helper()
 	var s syscall.Statfs_t

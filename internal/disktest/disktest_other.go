@@ -4,7 +4,7 @@ package disktest
 
 import "testing"
 
-// Disk is a small file system in memory, which Linux alone has.
+// Disk is a small file system in memory, which only Linux has.
 type Disk struct{ Dir string }
 
 // New skips the test.
@@ -14,7 +14,7 @@ func New(t *testing.T, _ int) *Disk {
 	return nil
 }
 
-// Fill leaves so many bytes of room.
+// Fill leaves that many bytes free.
 func (*Disk) Fill(int64) {}
 
 // Free gives all of it back.

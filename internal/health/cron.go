@@ -21,8 +21,8 @@ var cronFields = [...]struct {
 	{0, 6, []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}},
 }
 
-// NextRound is when a schedule, as NATS takes it, next falls due after a time; false
-// where it cannot be read.
+// NextRound returns when a schedule in NATS' form is next due after a time; false if it
+// cannot be read.
 func NextRound(cron, zone string, after time.Time) (time.Time, bool) {
 	if every, is := strings.CutPrefix(cron, "@every "); is {
 		d, err := time.ParseDuration(every)
@@ -67,7 +67,7 @@ func NextRound(cron, zone string, after time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// cronSet tells which values a field has; nil where it cannot be read.
+// cronSet returns which values a field has; nil if it cannot be read.
 func cronSet(text string, i int) []bool {
 	field := cronFields[i]
 	set := make([]bool, field.most+1)
@@ -103,7 +103,7 @@ func cronValue(text string, i int) int {
 	return number(text)
 }
 
-// number is -1 where the text is none.
+// number is -1 if the text is no number.
 func number(text string) int {
 	n, err := strconv.Atoi(text)
 	if err != nil {

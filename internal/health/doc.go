@@ -1,6 +1,6 @@
-// Package health judges an installation: facts in, one verdict out. What is judged is
-// progress, not settings: how long the oldest job waits, when something was posted
-// last, who has given a heartbeat.
+// Package health judges an installation: facts in, one verdict out. It judges progress,
+// not settings: how long the oldest job waits, when something was last posted, which
+// workers have given a heartbeat.
 //
-// It never asks anybody: whoever calls it has gathered the facts.
+// It makes no calls: the caller has gathered the facts.
 package health

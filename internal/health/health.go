@@ -17,29 +17,31 @@ const (
 	stuckAfter = 20 * time.Second
 	// slowAfter is how long one may wait while others move.
 	slowAfter = time.Minute
-	// untoldAfter is how long an event may be late. The sweeper tells it within seconds.
+	// untoldAfter is how long an event may be late. The sweeper publishes it within
+	// seconds.
 	untoldAfter = 30 * time.Second
 	// roundWithin is how long after its time a refresh round may be completed: batches
 	// begin exchanges for two minutes.
 	roundWithin = 10 * time.Minute
 
-	// DiskFull is the room below which a disk counts as full: a database and a NATS that
-	// write meanwhile have their files to grow. DiskLow is what is told of before.
+	// DiskFull is the free space below which a disk counts as full: a database and a
+	// NATS that write meanwhile need space to grow. DiskLow is the space below which
+	// the verdict warns.
 	DiskFull = 32 << 20  // bytes
 	DiskLow  = 256 << 20 // bytes
-	// storeFull is the part of its storage that NATS' account may use: a hundredth is
-	// kept free.
+	// storeFull is the part of its storage that NATS' account may use: a hundredth
+	// stays free.
 	storeFull = 100
 )
 
-// State is the verdict in two words or less.
+// State is the verdict in one or two words.
 type State string
 
 // The states, from good to bad.
 const (
 	Publishing    State = "PUBLISHING"
 	Degraded      State = "DEGRADED"       // posts go out; something needs a person, or soon will
-	Paused        State = "PAUSED"         // somebody wanted that
+	Paused        State = "PAUSED"         // somebody has paused all posts
 	NotPublishing State = "NOT PUBLISHING" // posts do not go out
 )
 
@@ -82,13 +84,14 @@ type Fault struct {
 	Do     string
 }
 
-// Pause is a app pause in force.
+// Stop is an app pause that holds.
 type Stop struct {
 	Scope  string // publish, refresh or media
 	ByHand bool
 	Words  string    // why
 	Until  time.Time // zero: until somebody resumes, or X is found to take calls again
-	// ProbeAt is when X is asked next whether it is over; zero where it is not.
+	// ProbeAt is when X is next asked whether its cause is over; zero if X is not
+	// asked.
 	ProbeAt time.Time
 	Due     bool // the next post finds out whether it is over
 	Do      string
@@ -100,16 +103,16 @@ type Worker struct {
 	Host      string
 	Publishes bool
 	Refreshes bool
-	Age       time.Duration // of the sign
+	Age       time.Duration // of the heartbeat
 	StartedAt time.Time
 	Faults    string
 	Disks     []Disk
 }
 
-// Alive tells whether the worker lives, as far as anybody knows.
+// Alive reports whether the worker is alive, by its last heartbeat.
 func (w Worker) Alive() bool { return w.Age <= AliveWithin }
 
-// Disk is the room for something.
+// Disk is the free space of a file system.
 type Disk struct {
 	What, Path  string
 	Free, Total uint64 // bytes
@@ -118,22 +121,21 @@ type Disk struct {
 // Jobs are those that no worker has accepted yet.
 type Jobs struct {
 	Waiting uint64
-	// Oldest is when NATS stored the oldest one, and Account whose it is, where that is
-	// known.
+	// Oldest is when NATS stored the oldest one, and Account is its account, if known.
 	Oldest  time.Time
 	Account string
-	// Full tells that the stream refuses more.
+	// Full says that the stream refuses more.
 	Full bool
 	// TakenAt is when NATS last saw one acknowledged.
 	TakenAt time.Time
 }
 
-// Facts are what is judged. All times are by one clock, that of Now. What hangs on
-// something that does not answer is zero.
+// Facts are what is judged. All times are by one clock, that of Now. Facts that need
+// something that does not answer are zero.
 type Facts struct {
 	Now time.Time
-	// NATS and Database are why they cannot be asked, and Writes why one of them takes
-	// nothing; nil where they do.
+	// NATS and Database say why they cannot be asked, and Writes why one of them takes
+	// no writes; nil if they work.
 	NATS, Database *Fault
 	Writes         []Fault
 	// Setup is what is missing or different in NATS.
@@ -144,19 +146,21 @@ type Facts struct {
 
 	Stops       []Stop
 	LanesPaused bool
-	// CronDiffers tells that the refresh schedule in NATS is not the one set up.
+	// CronDiffers says that the refresh schedule in NATS is not the one that was set
+	// up.
 	CronDiffers bool
 
 	Workers []Worker
 	// Holders counts the accounts that each worker holds, by the ledger.
 	Holders map[string]int
-	// Pulling tells that a pull request for jobs or wake-ups waits at NATS, and Resting
-	// that one should, as a consumer has nothing in flight.
+	// Pulling says that a pull request for jobs or wake-ups waits at NATS, and Resting
+	// that one should, because a consumer has nothing in flight.
 	Pulling, Resting bool
 
 	Jobs       Jobs
 	AcceptedAt time.Time
-	// DueSince is since when the oldest lane waits that is due and that nobody holds.
+	// DueSince is since when the oldest lane has waited that is due and that no worker
+	// holds.
 	DueSince   time.Time
 	DueAccount string
 	PostedAt   time.Time
@@ -168,13 +172,13 @@ type Facts struct {
 	ReauthDo string // what to do about them
 	Blocked  int    // of the others: those that X refuses
 
-	// RoundDue is when the first refresh round was due that is not completed; zero where
-	// nobody knows.
+	// RoundDue is when the first refresh round that is not completed was due; zero if
+	// unknown.
 	RoundDue time.Time
 }
 
-// Judge makes one verdict of the facts. What comes first is the cause; what follows may
-// be its effect.
+// Judge makes one verdict of the facts. The first cause comes first; later ones may be
+// its effects.
 func Judge(f Facts) Verdict {
 	var causes []Cause
 	for _, check := range []func(Facts) []Cause{
@@ -200,11 +204,11 @@ func reach(f Facts) (causes []Cause) {
 	return causes
 }
 
-// disks looks at those of this machine and of the workers, and at what NATS and the
-// database say when they are to write.
+// disks judges those of this machine and of the workers, and the write errors of NATS
+// and the database.
 func disks(f Facts) (causes []Cause) {
 	told := map[string]bool{}
-	look := func(where string, d Disk) {
+	check := func(where string, d Disk) {
 		if d.Free >= DiskLow || told[where+d.Path] {
 			return
 		}
@@ -219,12 +223,12 @@ func disks(f Facts) (causes []Cause) {
 		causes = append(causes, c)
 	}
 	for _, d := range f.Disks {
-		look("", d)
+		check("", d)
 	}
 	for _, w := range f.Workers {
 		for _, d := range w.Disks {
 			if w.Alive() && !told[d.Path] {
-				look(" of worker "+w.Name, d)
+				check(" of worker "+w.Name, d)
 			}
 		}
 	}
@@ -283,14 +287,14 @@ func stops(f Facts) (causes []Cause) {
 	}
 	if f.LanesPaused && !f.stopped() {
 		causes = append(causes, Cause{
-			NotPublishing, "lanes_paused", "the consumer lanes is paused in NATS, and nothing is stopped",
-			"workers put that right within seconds; else: jetpost resume --app",
+			NotPublishing, "lanes_paused", "the consumer lanes is paused in NATS, and no app pause holds",
+			"workers correct that within seconds; else: jetpost resume --app",
 		})
 	}
 	return causes
 }
 
-// stopped tells whether nothing is to be posted.
+// stopped reports whether nothing is to be posted.
 func (f Facts) stopped() bool {
 	return slices.ContainsFunc(f.Stops, func(s Stop) bool { return s.Scope == "publish" })
 }
@@ -299,7 +303,7 @@ const startOne = "start one: jetpost worker, or jetpost up"
 
 func workers(f Facts) (causes []Cause) {
 	if f.NATS != nil || f.Setup != nil {
-		return nil // nobody can give a heartbeat
+		return nil // no worker can give a heartbeat
 	}
 	var publish, refresh []Worker
 	var silent *Worker
@@ -319,7 +323,7 @@ func workers(f Facts) (causes []Cause) {
 	}
 	switch {
 	case len(f.Workers) == 0 && f.Pulling:
-		// Those of a version that gives no signs work all the same.
+		// Workers of a version without heartbeats take work all the same.
 		return []Cause{{Degraded, "workers_unknown", "workers take work, and give no heartbeat", "finish the upgrade of the workers"}}
 	case len(publish) == 0:
 		c := Cause{NotPublishing, "no_worker", "no worker is alive", startOne}
@@ -342,7 +346,7 @@ func workers(f Facts) (causes []Cause) {
 		causes = append(causes, Cause{Degraded, "no_refresh", "no worker renews tokens", "start one with the role refresh: jetpost worker"})
 	}
 	for _, w := range f.Workers {
-		// Where the database is away, that is why.
+		// If the database is away, that is the cause.
 		if w.Alive() && w.Faults != "" && f.Database == nil {
 			causes = append(causes, Cause{Degraded, "worker_fault", "worker " + w.Name + ": " + w.Faults, "see its log"})
 		}
@@ -350,7 +354,7 @@ func workers(f Facts) (causes []Cause) {
 	return append(causes, holders(f)...)
 }
 
-// holders are workers that hold accounts, and that nobody hears of.
+// holders are silent workers that hold accounts.
 func holders(f Facts) (causes []Cause) {
 	for _, name := range slices.Sorted(maps.Keys(f.Holders)) {
 		since := "gives no heartbeat"
@@ -387,7 +391,7 @@ func accounts(f Facts) []Cause {
 	return nil
 }
 
-// begun is since when somebody could have taken what waits.
+// begun is since when a worker could have taken what waits.
 func (f Facts) begun(since time.Time) time.Time {
 	var first time.Time
 	for _, w := range f.Workers {
@@ -401,7 +405,7 @@ func (f Facts) begun(since time.Time) time.Time {
 	return since
 }
 
-// moved tells whether that happened a moment ago.
+// moved reports whether that happened a moment ago.
 func (f Facts) moved(at ...time.Time) bool {
 	return slices.ContainsFunc(at, func(t time.Time) bool { return !t.IsZero() && f.Now.Sub(t) <= stuckAfter })
 }
@@ -456,7 +460,7 @@ func refreshes(f Facts) (causes []Cause) {
 	if f.CronDiffers {
 		causes = append(causes, Cause{
 			Degraded, "schedule_differs", "the refresh schedule in NATS is not the one that was set up",
-			"workers put that right within a minute; else: jetpost setup",
+			"workers correct that within a minute; else: jetpost setup",
 		})
 	}
 	if !f.RoundDue.IsZero() && f.Now.Sub(f.RoundDue) > roundWithin {

@@ -113,7 +113,7 @@ func TestJudge(t *testing.T) {
 		},
 		{
 			"the lanes are paused by nobody", func(f *health.Facts) { f.LanesPaused = true },
-			"NOT PUBLISHING: the consumer lanes is paused in NATS, and nothing is stopped", "jetpost resume --app",
+			"NOT PUBLISHING: the consumer lanes is paused in NATS, and no app pause holds", "jetpost resume --app",
 		},
 		{
 			"the cron was replaced", func(f *health.Facts) { f.CronDiffers = true },
@@ -150,7 +150,7 @@ func TestJudge(t *testing.T) {
 		},
 		{"one fell silent and holds nothing", func(f *health.Facts) { f.Workers[0].Age = 30 * time.Second }, "PUBLISHING", ""},
 		{
-			"workers of a version without signs", func(f *health.Facts) { f.Workers, f.Holders = nil, map[string]int{"w0": 2} },
+			"workers of a version without heartbeats", func(f *health.Facts) { f.Workers, f.Holders = nil, map[string]int{"w0": 2} },
 			"DEGRADED: workers take work, and give no heartbeat", "upgrade",
 		},
 		{
@@ -208,9 +208,9 @@ func TestJudge(t *testing.T) {
 			},
 			"NOT PUBLISHING: acme has been due for 25s, and no worker takes it; nothing is posted", "logs",
 		},
-		{"a line waits for a slot", func(f *health.Facts) { f.DueAccount, f.DueSince = "acme", before(45*time.Second) }, "PUBLISHING", ""},
+		{"a queue waits for a slot", func(f *health.Facts) { f.DueAccount, f.DueSince = "acme", before(45*time.Second) }, "PUBLISHING", ""},
 		{
-			"a line waits too long for a slot", func(f *health.Facts) { f.DueAccount, f.DueSince = "acme", before(3*time.Minute) },
+			"a queue waits too long for a slot", func(f *health.Facts) { f.DueAccount, f.DueSince = "acme", before(3*time.Minute) },
 			"DEGRADED: acme has been due for 3m, and no worker takes it", "--slots",
 		},
 		{"events are late", func(f *health.Facts) { f.UntoldSince = before(40 * time.Second) }, "DEGRADED: events are late: the oldest by 40s", "logs"},
@@ -240,7 +240,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// All that is wrong is told, not only the worst.
+// The verdict has all causes, not only the worst.
 func TestJudgeTellsAll(t *testing.T) {
 	t.Parallel()
 	f := well()

@@ -25,8 +25,8 @@ import (
 // programs, which are not on the PATH there.
 const debianBinaries = "/usr/lib/postgresql/*/bin"
 
-// superuser owns every private cluster. It has no password: the socket lies in
-// a directory that only its owner may enter.
+// superuser owns every private cluster. It has no password: the socket is in a
+// directory that only its owner may enter.
 const superuser = "jetpost"
 
 // Cluster is a private PostgreSQL server. It listens on a Unix socket only, so
@@ -35,20 +35,20 @@ type Cluster struct {
 	bin string // directory of initdb, pg_ctl and postgres
 	dir string // data, log and socket; owned by the user that the server runs as
 
-	// lifeline is the pipe that the guard reads: its end is the server's end.
-	// The kernel closes it when this process dies, even by kill -9.
+	// lifeline is the pipe that the guard reads: the server ends with it. The kernel
+	// closes it when this process dies, even by kill -9.
 	lifeline io.WriteCloser
 	guard    *exec.Cmd // nil while stopped
 }
 
-// guardScript runs beside the test process and holds the server's life.
+// guardScript runs beside the test process and ends the server with it.
 //
 //go:embed guard.sh
 var guardScript string
 
-// shared starts the cluster of this test process when the first test asks. It
-// is a variable of the package because nothing shorter-lived spans all tests of
-// a process; the guard takes it down.
+// shared starts the cluster of this test process for the first test that needs it. It
+// is a variable of the package because nothing shorter-lived spans all tests of a
+// process. The guard stops it.
 var shared = sync.OnceValues(func() (*Cluster, error) {
 	c, err := newCluster()
 	if err != nil {
@@ -94,8 +94,8 @@ func (c *Cluster) URL() string {
 	return u.String()
 }
 
-// Pause ends the server the way a crash does: sessions are cut, nothing is
-// flushed, and the next start recovers. What was committed is kept.
+// Stop ends the server like a crash: sessions are cut, nothing is flushed, and the next
+// start recovers. Commits survive.
 func (c *Cluster) Stop(t testing.TB) {
 	t.Helper()
 	if c.guard == nil {
@@ -110,8 +110,8 @@ func (c *Cluster) Stop(t testing.TB) {
 	c.guard = nil
 }
 
-// Restart stops the server, where it runs, and starts it on the same data and
-// at the same URL.
+// Restart stops the server, if it runs, and starts it on the same data and at the same
+// URL.
 func (c *Cluster) Restart(t testing.TB) {
 	t.Helper()
 	c.Stop(t)
@@ -166,7 +166,7 @@ func (c *Cluster) start() error {
 	return nil
 }
 
-// serverUser is whom the server runs as, nil for the user of this process:
+// serverUser is the user that the server runs as, nil for the user of this process:
 // PostgreSQL refuses to run as root.
 func serverUser() *syscall.Credential {
 	if os.Geteuid() != 0 {
@@ -186,8 +186,8 @@ func serverUser() *syscall.Credential {
 	return nil
 }
 
-// findBinaries returns the directory of the server programs: the one on the
-// PATH, else the highest version that is installed.
+// findBinaries returns the directory of the server programs: the one on the PATH,
+// otherwise the highest installed version.
 func findBinaries() (string, error) {
 	candidates, err := filepath.Glob(debianBinaries)
 	if err != nil {

@@ -36,8 +36,8 @@ func New(t testing.TB) string {
 func Migrated(t testing.TB, migrate func(ctx context.Context, url string) error) string {
 	t.Helper()
 	if os.Getenv(serverVariable) != "" {
-		// A template would stay behind on a server that is not ours, for
-		// nothing runs at the end of a test process.
+		// A template would stay on a server that is not ours, because nothing runs at
+		// the end of a test process.
 		database := New(t)
 		if err := migrate(t.Context(), database); err != nil {
 			t.Fatalf("migrate test database: %v", err)
@@ -91,7 +91,7 @@ func create(t testing.TB, admin, template string) string {
 		t.Fatalf("create test database: %v", err)
 	}
 	t.Cleanup(func() {
-		// The test's own context is over by now.
+		// The test's own context has ended by now.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), dropTimeout)
 		defer cancel()
 		if err := execute(ctx, admin, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
@@ -120,8 +120,8 @@ func execute(ctx context.Context, server, statement string) error {
 func withDatabase(server, name string) string {
 	u, err := url.Parse(server)
 	if err != nil {
-		// Connecting has parsed it before, so that only a keyword/value
-		// string gets here, where the last value of a keyword counts.
+		// Connecting has parsed it before, so it can only be a keyword/value string, in
+		// which the last value of a keyword counts.
 		return server + " dbname=" + name
 	}
 	u.Path = "/" + name

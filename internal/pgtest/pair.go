@@ -17,8 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Pair is a server and its synchronous standby: what a client was told is committed is
-// on both.
+// Pair is a server and its synchronous standby: both have every acknowledged commit.
 type Pair struct{ Primary, Standby *Cluster }
 
 // promoteSeconds is how long a standby has to become a primary.
@@ -35,7 +34,7 @@ func StartPair(t testing.TB) *Pair {
 	standby.endWith(t)
 	bin := p.Primary.bin
 	if program, err := filepath.EvalSymlinks(filepath.Join(bin, "postgres")); err == nil {
-		bin = filepath.Dir(program) // a PATH may name some of the programs alone
+		bin = filepath.Dir(program) // a PATH may have only some of the programs
 	}
 	backup := exec.Command(filepath.Join(bin, "pg_basebackup"), "--pgdata="+filepath.Join(standby.dir, "data"),
 		"--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--host="+p.Primary.dir, "--username="+superuser)
@@ -55,7 +54,7 @@ func StartPair(t testing.TB) *Pair {
 	return p
 }
 
-// URL is that of whichever of the two takes writes.
+// URL is that of the server that takes writes.
 func (p *Pair) URL() string {
 	u := url.URL{Scheme: "postgres", User: url.User(superuser), Path: "/postgres"}
 	u.RawQuery = url.Values{
@@ -89,8 +88,8 @@ func (*Pair) wait(t testing.TB, c *Cluster, fact string) {
 	}
 }
 
-// Kill ends every process of the server with SIGKILL, as a machine that loses power.
-// Its data is kept, and nobody tells its clients.
+// Kill ends every process of the server with SIGKILL, like a power failure. Its data
+// stays, and its clients get no message.
 func (c *Cluster) Kill(t testing.TB) {
 	t.Helper()
 	file := filepath.Join(c.dir, "data", "postmaster.pid")

@@ -60,7 +60,7 @@ func TestKilledProcessLeavesNothing(t *testing.T) {
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = child.Wait() // "signal: killed" is what was asked for
+	_ = child.Wait() // "signal: killed" is expected
 
 	// The directory goes last, after the server has stopped.
 	deadline := time.After(30 * time.Second)

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// poolerConfig is for transaction mode, with fewer sessions of the server than a
-	// test has clients.
+	// poolerConfig is for transaction mode, with fewer server sessions than a test has
+	// clients.
 	poolerConfig = `
 [databases]
 * = host=%s port=%d user=%s
@@ -39,8 +39,8 @@ server_reset_query_always = 0
 	poolerStart  = 30 * time.Second
 )
 
-// Pooler is PgBouncer in transaction mode before the server of a database, for this
-// test alone. It returns the URL of the same database behind it.
+// Pooler starts PgBouncer in transaction mode in front of the server of a database, for
+// this test alone. It returns the URL of the same database behind it.
 func Pooler(t testing.TB, database string) string {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")

@@ -16,7 +16,7 @@ import (
 )
 
 // Proxy stands between clients and a server, and fails as networks do: it does not
-// answer, or loses answers, while each side believes in its connection.
+// answer, or loses answers, while both sides keep their connections.
 type Proxy struct {
 	t        testing.TB
 	listener net.Listener
@@ -34,7 +34,7 @@ type Proxy struct {
 	conns   map[net.Conn]bool
 }
 
-// NewProxy stands before the server of a database.
+// NewProxy makes a proxy for the server of a database.
 func NewProxy(t testing.TB, database string) *Proxy {
 	t.Helper()
 	return newProxy(t, &Proxy{target: database, dial: func(ctx context.Context) (net.Conn, error) {
@@ -47,7 +47,7 @@ func NewProxy(t testing.TB, database string) *Proxy {
 	}})
 }
 
-// NewProxyTo stands before whatever listens at a TCP address.
+// NewProxyTo makes a proxy for a server at a TCP address.
 func NewProxyTo(t testing.TB, address string) *Proxy {
 	t.Helper()
 	return newProxy(t, &Proxy{dial: func(ctx context.Context) (net.Conn, error) {
@@ -85,16 +85,16 @@ func (p *Proxy) URL() string {
 	return u.String()
 }
 
-// Hang has nothing pass in either direction, as where packets are dropped. What is
-// sent meanwhile arrives once it is healed, even if its sender is gone.
+// Hang lets nothing pass in either direction, as if packets were dropped. What is sent
+// meanwhile arrives after Heal, even if its sender is gone.
 func (p *Proxy) Hang() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.healed = make(chan struct{})
 }
 
-// LoseAnswers has no answer reach a client from the moment at which one sends the
-// word; "" for at once. The channel is closed then.
+// LoseAnswers drops all answers to clients from the moment at which one sends the word;
+// "" for at once. The channel is closed then.
 func (p *Proxy) LoseAnswers(word string) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,7 +102,7 @@ func (p *Proxy) LoseAnswers(word string) <-chan struct{} {
 	return p.noted
 }
 
-// Delay has each answer come that much later.
+// Delay delays each answer by that time.
 func (p *Proxy) Delay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -6,9 +6,9 @@ import (
 	"log/slog"
 )
 
-// String is a value, such as a token or a key, whose every printed form is
-// REDACTED. [String.Reveal] is the one way to its content, so that a search
-// for Reveal finds every place where a secret leaves its wrapping.
+// String is a value, such as a token or a key, whose every printed form is REDACTED.
+// [String.Reveal] is the one way to its content, so that a search for Reveal finds
+// every place that uses it.
 type String struct{ value string }
 
 const redacted = "REDACTED"
@@ -19,7 +19,7 @@ func New(value string) String { return String{value: value} }
 // Reveal returns the value.
 func (s String) Reveal() string { return s.value }
 
-// Empty tells whether there is a value at all.
+// Empty reports whether there is no value.
 func (s String) Empty() bool { return s.value == "" }
 
 // None of the printed forms shows the value, whatever the verb.

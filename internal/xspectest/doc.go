@@ -1,3 +1,4 @@
-// Package xspectest holds requests and answers to X's own schemas. Only tests import
-// it. It never answers anything itself, and knows nothing of client or simulator.
+// Package xspectest checks requests and answers against X's own schemas. Only tests
+// import it. It never answers anything itself, and knows nothing of client or
+// simulator.
 package xspectest

@@ -17,12 +17,12 @@ import (
 	"github.com/getkin/kin-openapi/routers/legacy"
 )
 
-// Proxy is a transport in front of another one that holds what passes to an OpenAPI
-// file. Operations that the file does not have pass unseen.
+// Proxy is a transport in front of another one that checks requests and answers against
+// an OpenAPI file. It does not check operations that the file does not have.
 type Proxy struct {
 	next   http.RoundTripper
 	router routers.Router
-	// Requests and Answers tell which of the two are held to the file.
+	// Requests and Answers say which of the two are checked.
 	Requests, Answers atomic.Bool
 
 	mu         sync.Mutex
@@ -36,7 +36,7 @@ var (
 	errRead  error
 )
 
-// New makes one for the file, which is read once a process; both are held to it.
+// New makes a Proxy for the file, which is read once a process. It checks both.
 func New(file string, next http.RoundTripper) (*Proxy, error) {
 	readOnce.Do(func() { reader, errRead = read(file) })
 	if errRead != nil {
@@ -68,14 +68,14 @@ func read(file string) (routers.Router, error) {
 	return router, nil
 }
 
-// Violations are what was not as the file says.
+// Violations are the differences from the file.
 func (p *Proxy) Violations() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]string(nil), p.violations...)
 }
 
-// Seen counts the answers that were held to the file, by operation.
+// Seen counts the checked answers, by operation.
 func (p *Proxy) Seen() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -128,7 +128,7 @@ func withBody(r *http.Request, body []byte) *http.Request {
 	return clone
 }
 
-// answer holds an answer to the file and puts its body back.
+// answer checks an answer against the file and puts its body back.
 func (p *Proxy) answer(input *openapi3filter.RequestValidationInput, operation string, resp *http.Response) error {
 	body, err := io.ReadAll(resp.Body)
 	resp.Body = io.NopCloser(bytes.NewReader(body))
@@ -148,7 +148,7 @@ func (p *Proxy) answer(input *openapi3filter.RequestValidationInput, operation s
 	return nil
 }
 
-// outside tells the answers for which version 2.167 has no schema although X is known
+// outside reports the answers for which version 2.167 has no schema although X is known
 // to give them: the edge's, which have no JSON, and refusals of token, account, app and
 // window, which were seen with types that the file does not list.
 func outside(status int, contentType string, body []byte) bool {
