@@ -77,10 +77,10 @@ func WithBaseURL(base string) Option {
 	return func(c *Client) { c.base = strings.TrimRight(base, "/") }
 }
 
-// WithHTTPClient shares hc's transport and its connections. The transport should
-// come from NewTransport: with another one the write guard of WithNotAfter can
-// only look at the clock before it hands the request over, and fewer failures
-// can be proved to be a NotSentError. Redirects are refused whatever hc says.
+// WithHTTPClient shares hc's transport and its connections. The transport should come
+// from NewTransport: with another one the write guard of WithNotAfter can only check
+// the clock before it hands the request over, and fewer failures can be proved to be a
+// NotSentError. Redirects are always refused.
 func WithHTTPClient(hc *http.Client) Option {
 	return func(c *Client) { c.http = withoutRedirects(hc) }
 }
@@ -96,7 +96,7 @@ func WithTimeout(d time.Duration) Option {
 }
 
 // WithLimits shares what is known of rate windows with other clients. The account is
-// a name of the caller's for whom the token is of.
+// the caller's name for the owner of the token.
 func WithLimits(l *Limits, account string) Option {
 	return func(c *Client) { c.limits, c.account = l, account }
 }
@@ -129,7 +129,7 @@ func (c *Client) Guarded(guard func(e Endpoint, do func() error) error) *Client 
 	return &next
 }
 
-// String names the server and keeps the access token out of logs.
+// String names the server and leaves the access token out of logs.
 func (c *Client) String() string { return "xapi.Client(" + c.base + ")" }
 
 // GoString is String: the access token stays out of %#v too.
@@ -156,7 +156,7 @@ type call struct {
 	effect bool
 	// atLeast is the time that the call needs whatever the client's timeout is.
 	atLeast time.Duration
-	// told, if set, gets the rate windows that the answer tells.
+	// told, if set, gets the rate windows that the answer reports.
 	told *[]Window
 }
 

@@ -88,10 +88,9 @@ func refusedCode(e *APIError) error {
 	return nil
 }
 
-// Revoke ends a token at X: nil says that X takes it no more, also where it did
-// not know it in the first place. It is at most one request, bounded by Timeout
-// and by WithNotAfter, and may be repeated. After an AmbiguousError the token may
-// be alive or dead.
+// Revoke ends a token at X. nil says that X no longer accepts it, even if X never knew
+// it. It is at most one request, bounded by Timeout and by WithNotAfter, and may be
+// repeated. After an AmbiguousError the token may be alive or dead.
 func (o *OAuth) Revoke(ctx context.Context, token string) error {
 	if token == "" {
 		return &NotSentError{Err: fmt.Errorf("%s: %w: no token", EndpointRevoke, errRequest)}
@@ -116,8 +115,8 @@ func (o *OAuth) Revoke(ctx context.Context, token string) error {
 	return classifyExchange(e, ans, func(*APIError) error { return nil })
 }
 
-// revokeRequest names the app as the token endpoint is told it: by HTTP Basic
-// where it has a secret, else in the body.
+// revokeRequest identifies the app as the token endpoint expects it: by HTTP Basic if
+// it has a secret, otherwise in the body.
 func (o *OAuth) revokeRequest(ctx context.Context, token string) (*http.Request, error) {
 	form := url.Values{"token": {token}}
 	if o.ClientSecret == "" {

@@ -102,8 +102,8 @@ func TestExchange(t *testing.T) {
 	}
 }
 
-// wantForm checks a request of the app itself: by HTTP Basic where it has a
-// secret, else with its id in the body.
+// wantForm checks a request of the app itself: by HTTP Basic if it has a secret,
+// otherwise with its id in the body.
 func wantForm(t *testing.T, r *http.Request, secret, path string, want url.Values) {
 	t.Helper()
 	id, password, basic := r.BasicAuth()
@@ -146,7 +146,7 @@ func TestExchangeAnswers(t *testing.T) {
 		{"400 redirect", 400, oauthError("invalid_request", "Value passed for the redirect uri did not match the uri of the authorization code."), "CodeRefused"},
 		{"400 verifier", 400, oauthError("invalid_request", "Value passed for the code verifier did not match the code challenge."), "CodeRefused"},
 		{"401", 401, oauthError("unauthorized_client", "Missing valid authorization header"), "AppAuth"},
-		{"403 client", 403, `{"title":"Client Forbidden","reason":"client-not-enrolled","type":"x/client-forbidden"}`, "AppStop client_not_enrolled"},
+		{"403 client", 403, `{"title":"Client Forbidden","reason":"client-not-enrolled","type":"x/client-forbidden"}`, "App client_not_enrolled"},
 		{"404 empty", 404, "", "Unavailable"},
 		{"408", 408, "", "Ambiguous"},
 		{"429", 429, oauthError("rate_limited", ""), "RateLimit"},
@@ -221,8 +221,8 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
-// What X's answer to is lost, or what could not be sent, is told apart for the
-// code of a consent and for a revocation as it is for a refresh.
+// For the code of a consent and for a revocation, a lost answer and a request that
+// could not be sent have the same error types as for a refresh.
 func TestConsentWithoutAnswer(t *testing.T) {
 	t.Parallel()
 

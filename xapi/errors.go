@@ -20,8 +20,8 @@ const maxWordsBytes = 1 << 10
 type APIError struct {
 	Endpoint Endpoint
 	Status   int
-	// Type, Title and Detail are the members of a problem document, empty where
-	// X sent none. OAuth's error and error_description stand in Title and Detail.
+	// Type, Title and Detail are the members of a problem document, empty if X sent
+	// none. Title and Detail hold OAuth's error and error_description.
 	Type, Title, Detail string
 	// Problem is the last path segment of Type, which outlived a change of host.
 	Problem string
@@ -29,17 +29,17 @@ type APIError struct {
 	Code int
 	// Messages are the texts of the errors list.
 	Messages []string
-	// Reason tells the kinds of a client-forbidden problem apart.
+	// Reason distinguishes the kinds of a client-forbidden problem.
 	Reason string
 	// ResetDate is the day on which a spend cap ends, as X wrote it.
 	ResetDate string
-	// AccessLevel is what the app may do for this user, as X's header told it.
+	// AccessLevel is what the app may do for this user, by X's header.
 	AccessLevel string
 	// TransactionID is what X's support asks for.
 	TransactionID string
 	// Body is the answer as it came, cut at 64 KiB, without this request's secrets.
 	Body []byte
-	// Windows are the rate windows that the answer told.
+	// Windows are the rate windows that the answer reported.
 	Windows []Window
 }
 
@@ -72,8 +72,8 @@ func (e *APIError) Words() string {
 	return words
 }
 
-// wireError is the union of the error forms X is known to send. The forms are
-// told apart by what is there, since neither content types nor bodies are reliable.
+// wireError is the union of the error forms that X is known to send. The forms are
+// recognised by their members, since neither content types nor bodies are reliable.
 type wireError struct {
 	Type      string `json:"type"`
 	Title     string `json:"title"`
@@ -149,18 +149,18 @@ type NotSentError struct{ Err error }
 func (e *NotSentError) Error() string { return "not sent: " + e.Err.Error() }
 func (e *NotSentError) Unwrap() error { return e.Err }
 
-// AmbiguousError says that the request may or may not have had its effect: the
-// answer was lost, said 5xx, or was a success that names nothing. It must not be
-// sent again before X has been asked. Err is an *APIError where there was an answer.
+// AmbiguousError says that the request may or may not have had its effect: the answer
+// was lost, was a 5xx, or was a success that names nothing. It must not be sent again
+// before X has been asked. Err is an *APIError if there was an answer.
 type AmbiguousError struct{ Err error }
 
 func (e *AmbiguousError) Error() string { return "outcome unknown: " + e.Err.Error() }
 func (e *AmbiguousError) Unwrap() error { return e.Err }
 
-// UnavailableError says that nothing was changed and that the same request may
-// succeed later. It covers reads and repeatable writes that failed with a 5xx or
-// without an answer, and refusals by X's edge that carry no word of X's own, such
-// as an empty 404 or 413. Err is an *APIError where there was an answer.
+// UnavailableError says that nothing was changed and that the same request may succeed
+// later. It covers reads and repeatable writes that failed with a 5xx or without an
+// answer, and refusals by X's edge without X's own words, such as an empty 404 or 413.
+// Err is an *APIError if there was an answer.
 type UnavailableError struct{ Err error }
 
 func (e *UnavailableError) Error() string { return "unavailable: " + e.Err.Error() }
@@ -195,7 +195,7 @@ const (
 	AppReadOnly AppReason = "app_read_only"
 	// AppSuspended: X has suspended the app.
 	AppSuspended AppReason = "app_suspended"
-	// AppClientForbidden: X keeps what is called from this app.
+	// AppClientForbidden: X does not let this app use what it called.
 	AppClientForbidden AppReason = "client_forbidden"
 )
 
@@ -208,7 +208,7 @@ type AppError struct {
 	Err    *APIError
 }
 
-func (e *AppError) Error() string { return fmt.Sprintf("app stopped (%s): %v", e.Reason, e.Err) }
+func (e *AppError) Error() string { return fmt.Sprintf("app refused (%s): %v", e.Reason, e.Err) }
 func (e *AppError) Unwrap() error { return e.Err }
 
 // AccountReason says why X refuses everything from one account.
@@ -279,9 +279,9 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return fmt.Sprintf("refused (%s): %v", e.Kind, e.Err) }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// IsOutage reports whether err is X's trouble or the network's: a 5xx, or no
-// answer at all. A refusal, a limit and a request that this process withheld are
-// none, whatever they are wrapped in.
+// IsOutage reports whether err is a failure of X or of the network: a 5xx, or no answer
+// at all. A refusal, a limit and a request that this process withheld are not, whatever
+// wraps them.
 func IsOutage(err error) bool {
 	var apiErr *APIError
 	if errors.As(err, &apiErr) {
@@ -307,8 +307,8 @@ func rateLimited(e *APIError) bool {
 // classify types every answer that is neither a success nor a rate limit. The
 // status decides first; words only tell the kinds of one status apart.
 func classify(e *APIError, effect bool) error {
-	if stop := appError(e); stop != nil {
-		return stop
+	if app := appError(e); app != nil {
+		return app
 	}
 	if account := wholeRefusal(e); account != nil {
 		return account
@@ -336,27 +336,27 @@ func (e *APIError) refusal() bool {
 // the edge in front.
 func (e *APIError) spoken() bool { return e.Words() != "" || e.Type != "" }
 
-// appError returns the stop an answer stands for, or nil. Only three statuses carry one,
-// and only whole sentences of X's, so that no text in a refused post can stop the app.
+// appError returns the *AppError of an answer, or nil. Only three statuses can be one,
+// and only whole sentences of X's, so that no text in a refused post can pause the app.
 func appError(e *APIError) *AppError {
 	title := strings.ToLower(strings.ReplaceAll(e.Title, " ", ""))
-	stop := &AppError{Err: e}
+	app := &AppError{Err: e}
 	spendCap := title == "spendcapreached" || e.ResetDate != ""
 	credits := e.Problem == "credits" || e.Problem == "credits-depleted" || title == "creditsdepleted"
 	switch {
 	case e.Status == http.StatusTooManyRequests && (e.Problem == "usage-capped" || title == "usagecapexceeded"):
-		stop.Reason = AppUsageCapped
+		app.Reason = AppUsageCapped
 	case e.Status == http.StatusPaymentRequired && !spendCap,
 		e.Status == http.StatusForbidden && credits && !spendCap:
-		stop.Reason = AppCreditsDepleted
+		app.Reason = AppCreditsDepleted
 	case (e.Status == http.StatusPaymentRequired || e.Status == http.StatusForbidden) && spendCap:
-		stop.Reason = AppSpendCapReached
-		stop.Until = parseResetDate(e.ResetDate)
+		app.Reason = AppSpendCapReached
+		app.Until = parseResetDate(e.ResetDate)
 	default:
-		stop = nil
-		_ = errors.As(wholeRefusal(e), &stop) // else it is no stop
+		app = nil
+		_ = errors.As(wholeRefusal(e), &app) // otherwise it is not about the app
 	}
-	return stop
+	return app
 }
 
 // whole is one answer of X that is about all that an account or the app may do. Each
@@ -368,7 +368,7 @@ type whole struct {
 	words   string // all of a sentence that X is known to use, in small letters
 	level   string // of access
 	account AccountReason
-	stop    AppReason
+	app     AppReason
 }
 
 // wholeRefusals is the one table of them, for the status 403 alone; the first that fits
@@ -376,13 +376,13 @@ type whole struct {
 var wholeRefusals = []whole{
 	{code: 64, problem: "user-suspended", words: "user used for authentication is suspended", account: AccountSuspended},
 	{code: 326, words: "this account is temporarily locked", account: AccountLocked},
-	{reason: "client-not-enrolled", stop: AppClientNotEnrolled},
-	{problem: "client-forbidden", stop: AppClientForbidden},
-	{code: 261, problem: "oauth1-permissions", words: "application cannot perform write actions", level: "read", stop: AppReadOnly},
-	{code: 416, words: "invalid / suspended application", stop: AppSuspended},
+	{reason: "client-not-enrolled", app: AppClientNotEnrolled},
+	{problem: "client-forbidden", app: AppClientForbidden},
+	{code: 261, problem: "oauth1-permissions", words: "application cannot perform write actions", level: "read", app: AppReadOnly},
+	{code: 416, words: "invalid / suspended application", app: AppSuspended},
 }
 
-// wholeRefusal returns the *AccountError or *AppError an answer stands for, or nil.
+// wholeRefusal returns the *AccountError or *AppError of an answer, or nil.
 func wholeRefusal(e *APIError) error {
 	if e.Status != http.StatusForbidden {
 		return nil
@@ -398,7 +398,7 @@ func wholeRefusal(e *APIError) error {
 		if w.account != "" {
 			return &AccountError{Reason: w.account, Err: e}
 		}
-		return &AppError{Reason: w.stop, Err: e}
+		return &AppError{Reason: w.app, Err: e}
 	}
 	return nil
 }
@@ -413,8 +413,8 @@ func parseResetDate(s string) time.Time {
 	return time.Time{}
 }
 
-// refusedKind names what X objects to, by its numbers where it sends one and
-// else by the sentences it is known to use. Unknown words only cost the name.
+// refusedKind names what X objects to, by X's number if there is one, otherwise by X's
+// known sentences. Unknown words only cost the name.
 func refusedKind(e *APIError) RefusedKind {
 	words := strings.ToLower(e.Words())
 	has := func(phrases ...string) bool {

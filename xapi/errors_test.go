@@ -48,12 +48,12 @@ func TestAnswers(t *testing.T) {
 		{"400 too long", 400, invalid(tooLong), "Refused too_long", ""},
 		{"401", 401, `{"title":"Unauthorized","type":"about:blank","status":401,"detail":"Unauthorized"}`, "Unauthorized", "Unauthorized"},
 		{"401 html", 401, "<html>", "Unauthorized", ""},
-		{"402 empty", 402, "", "AppStop credits_depleted", ""},
-		{"402 new", 402, `{"detail":"credits depleted","status":402,"title":"Payment Required","type":"https://api.x.com/2/problems/credits-depleted"}`, "AppStop credits_depleted", "credits depleted"},
-		{"402 old", 402, `{"title":"CreditsDepleted","detail":"Your enrolled account [1] does not have any credits to fulfill this request.","type":"` + problems + `credits"}`, "AppStop credits_depleted", ""},
+		{"402 empty", 402, "", "App credits_depleted", ""},
+		{"402 new", 402, `{"detail":"credits depleted","status":402,"title":"Payment Required","type":"https://api.x.com/2/problems/credits-depleted"}`, "App credits_depleted", "credits depleted"},
+		{"402 old", 402, `{"title":"CreditsDepleted","detail":"Your enrolled account [1] does not have any credits to fulfill this request.","type":"` + problems + `credits"}`, "App credits_depleted", ""},
 		{"403 cashtag", 403, forbidden("Posts are limited to a maximum of one cashtag ($SYMBOL)"), "Refused rule", ""},
 		{"403 cashtag other title", 403, `{"title":"Authorization Error","detail":"Posts are limited to a maximum of one cashtag ($SYMBOL)"}`, "Refused rule", ""},
-		{"403 client", 403, `{"title":"Client Forbidden","detail":"d","reason":"client-not-enrolled","type":"` + problems + `client-forbidden"}`, "AppStop client_not_enrolled", "d"},
+		{"403 client", 403, `{"title":"Client Forbidden","detail":"d","reason":"client-not-enrolled","type":"` + problems + `client-forbidden"}`, "App client_not_enrolled", "d"},
 		{"403 duplicate", 403, forbidden("You are not allowed to create a Tweet with duplicate content."), "Refused duplicate", "You are not allowed to create a Tweet with duplicate content."},
 		{"403 duplicate legacy", 403, `{"errors":[{"code":187,"message":"Status is a duplicate."}]}`, "Refused duplicate", "Status is a duplicate."},
 		{"403 empty", 403, "", "Unavailable", ""},
@@ -62,7 +62,7 @@ func TestAnswers(t *testing.T) {
 		{"403 permission", 403, forbidden("You are not permitted to perform this action."), "Refused permission", ""},
 		{"403 quote rule", 403, forbidden("Quoting this post is not allowed because you have not been mentioned or are not part of the conversation thread of the post you are quoting."), "Refused rule", ""},
 		{"403 reply rule", 403, forbidden("Reply to this conversation is not allowed because you have not been mentioned or otherwise engaged by the author of the post you are replying to."), "Refused rule", ""},
-		{"403 spend cap", 403, `{"title":"SpendCapReached","detail":"Your enrolled account [1] has reached its billing cycle spend cap.","reset_date":"2026-04-14","type":"` + problems + `credits"}`, "AppStop spend_cap_reached 2026-04-14", ""},
+		{"403 spend cap", 403, `{"title":"SpendCapReached","detail":"Your enrolled account [1] has reached its billing cycle spend cap.","reset_date":"2026-04-14","type":"` + problems + `credits"}`, "App spend_cap_reached 2026-04-14", ""},
 		{"403 token kind", 403, `{"title":"Unsupported Authentication","detail":"Authenticating with OAuth 2.0 Application-Only is forbidden for this endpoint.","type":"` + problems + `unsupported-authentication"}`, "Refused authentication", ""},
 		{"403 too long", 403, forbidden(tooLong), "Refused too_long", tooLong},
 		{"403 unknown", 403, forbidden("Something new."), "Refused other", "Something new."},
@@ -76,8 +76,8 @@ func TestAnswers(t *testing.T) {
 		{"429 legacy", 429, `{"errors":[{"code":88,"message":"Rate limit exceeded"}]}`, "RateLimit", "Rate limit exceeded"},
 		{"429 plain", 429, `{"title":"Too Many Requests","detail":"Too Many Requests","type":"about:blank","status":429}`, "RateLimit", "Too Many Requests"},
 		{"429 problem", 429, `{"title":"t","detail":"Rate limit exceeded","type":"https://api.x.com/2/problems/rate-limit-exceeded"}`, "RateLimit", ""},
-		{"429 usage", 429, `{"title":"UsageCapExceeded","detail":"Usage cap exceeded: Monthly product cap","type":"https://api.x.com/2/problems/usage-capped","period":"Monthly","scope":"Product"}`, "AppStop usage_capped", ""},
-		{"429 usage old", 429, `{"title":"t","type":"` + problems + `usage-capped"}`, "AppStop usage_capped", "t"},
+		{"429 usage", 429, `{"title":"UsageCapExceeded","detail":"Usage cap exceeded: Monthly product cap","type":"https://api.x.com/2/problems/usage-capped","period":"Monthly","scope":"Product"}`, "App usage_capped", ""},
+		{"429 usage old", 429, `{"title":"t","type":"` + problems + `usage-capped"}`, "App usage_capped", "t"},
 		{"500", 500, `{"title":"Internal Server Error","detail":"Something is broken.","type":"about:blank","status":500}`, "Ambiguous", "Something is broken."},
 		{"502 html", 502, "<html>", "Ambiguous", ""},
 		{"503", 503, `{"title":"Service Unavailable","detail":"Service Unavailable","type":"about:blank","status":503}`, "Ambiguous", ""},
@@ -118,13 +118,13 @@ func describe(err error) string {
 		return "nil"
 	}
 	name := strings.TrimSuffix(reflect.TypeOf(err).Elem().Name(), "Error")
-	var stop *AppError
+	var appErr *AppError
 	var refused *RefusedError
 	switch {
-	case errors.As(err, &stop):
-		name += " " + string(stop.Reason)
-		if !stop.Until.IsZero() {
-			name += " " + stop.Until.Format(time.DateOnly)
+	case errors.As(err, &appErr):
+		name += " " + string(appErr.Reason)
+		if !appErr.Until.IsZero() {
+			name += " " + appErr.Until.Format(time.DateOnly)
 		}
 	case errors.As(err, &refused):
 		name += " " + string(refused.Kind)
@@ -143,7 +143,7 @@ func TestAnswersToReads(t *testing.T) {
 		{200, `{"data":{}}`, "Unavailable"},
 		{200, `<html>`, "Unavailable"},
 		{401, ``, "Unauthorized"},
-		{402, ``, "AppStop credits_depleted"},
+		{402, ``, "App credits_depleted"},
 		{404, ``, "Unavailable"},
 		{429, ``, "RateLimit"},
 		{503, ``, "Unavailable"},
@@ -167,7 +167,7 @@ func TestErrorText(t *testing.T) {
 		"POST /2/tweets: 403 Forbidden: No.":                                                    apiErr,
 		"POST /2/tweets: 503 Service Unavailable":                                               &APIError{Endpoint: EndpointCreatePost, Status: 503},
 		"app not accepted: POST /2/tweets: 403 Forbidden: No.":                                  &AppAuthError{apiErr},
-		"app stopped (usage_capped): POST /2/tweets: 403 Forbidden: No.":                        &AppError{Reason: AppUsageCapped, Err: apiErr},
+		"app refused (usage_capped): POST /2/tweets: 403 Forbidden: No.":                        &AppError{Reason: AppUsageCapped, Err: apiErr},
 		"outcome unknown: POST /2/tweets: 403 Forbidden: No.":                                   &AmbiguousError{apiErr},
 		"refresh token not accepted: POST /2/tweets: 403 Forbidden: No.":                        &GrantRefusedError{apiErr},
 		"refused (rule): POST /2/tweets: 403 Forbidden: No.":                                    &RefusedError{RefusedRule, apiErr},

@@ -32,9 +32,9 @@ var ErrNotAfter = errors.New("write refused: its time has passed")
 // errOver refuses a write that comes after the request was given up.
 var errOver = errors.New("write refused: its request is over")
 
-// NewTransport returns a transport whose connections can prove what they wrote.
-// They refuse every byte of a request after the time given to WithNotAfter, and
-// count the bytes, so that a failure can be told from a doubt.
+// NewTransport returns a transport whose connections can prove what they wrote. They
+// refuse every byte of a request after the time given to WithNotAfter, and count the
+// bytes, so that a failure can be distinguished from a doubt.
 //
 // It speaks HTTP/1.1 only: there a connection carries one request at a time, and
 // a write belongs to exactly one of them.
@@ -70,9 +70,9 @@ func ProxyAnswer(_ context.Context, proxy *url.URL, connect *http.Request, answe
 	return fmt.Errorf("proxy %s does not connect to %s: %s", proxy.Host, connect.Host, answer.Status)
 }
 
-// deadline is one moment on two clocks. The wall clock may be set back while a
-// request is on its way, and the monotonic one may stand still while the machine
-// sleeps: whichever runs out first counts.
+// deadline is one moment on two clocks. The wall clock may be set back while a request
+// is under way, and the monotonic one may pause while the machine sleeps. The one that
+// runs out first counts.
 type deadline struct {
 	wall      time.Time
 	monotonic time.Time
@@ -87,9 +87,8 @@ type notAfterKey struct{}
 // WithNotAfter returns a context whose requests write nothing after t.
 //
 // A context's own deadline does not promise that: a process that was stopped and
-// continued can send before its timers fire. Here the connection looks at the
-// clock in each Write. A guard set earlier in ctx stays if it is stricter; a zero
-// t sets none.
+// continued can send before its timers fire. Here the connection checks the clock in
+// each Write. A guard set earlier in ctx stays if it is stricter; a zero t sets none.
 func WithNotAfter(ctx context.Context, t time.Time) context.Context {
 	if t.IsZero() {
 		return ctx

@@ -93,8 +93,8 @@ func TestGuardRefusesWithinTheConnection(t *testing.T) {
 	}
 }
 
-// TestProxyKeepsTheGuard: through a proxy, too, nothing is written late, and what the
-// proxy was told before counts for nothing.
+// TestProxyKeepsTheGuard: nothing is written late through a proxy, either, and what was
+// written to the proxy itself does not count.
 func TestProxyKeepsTheGuard(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int64
@@ -278,8 +278,8 @@ func publisherProcess(base, place string, guarded bool) {
 }
 
 // TestStoppedProcessIsNeverLate stops real processes between their intent and the
-// write, and lets them go on when it is too late. With the guard no post arrives
-// late. Without it some do, for all their timeouts: so it is the guard that holds.
+// write, and continues them when it is too late. With the guard no post arrives late.
+// Without it some do despite their timeouts, so it is the guard that holds.
 func TestStoppedProcessIsNeverLate(t *testing.T) {
 	t.Parallel()
 	const each = 10 // processes stopped at each place
@@ -334,9 +334,9 @@ func TestStoppedProcessIsNeverLate(t *testing.T) {
 	}
 }
 
-// stopPublisher runs a publisher, stops it where it says so, and lets it go on when
-// it may send no more. It tells whether it was stopped in time, and what it says of
-// its post.
+// stopPublisher runs a publisher, stops it where it asks for that, and continues it
+// when it may send no more. It returns whether it was stopped in time, and what it says
+// of its post.
 func stopPublisher(t *testing.T, base, place string, guarded bool) (stopped, sent bool) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -545,7 +545,8 @@ func TestFlightStaysOver(t *testing.T) {
 
 	ours, theirs := net.Pipe()
 	defer func() { _ = theirs.Close() }()
-	// A guard that failed would leave both ends waiting: let them give up at once.
+	// A guard that fails must not leave both ends waiting: the deadlines end them at
+	// once.
 	if err := errors.Join(ours.SetDeadline(time.Now()), theirs.SetDeadline(time.Now())); err != nil {
 		t.Fatal(err)
 	}

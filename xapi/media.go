@@ -28,8 +28,8 @@ const (
 	// defaultMediaLifetime is how long an upload can be posted, where the answer
 	// does not say.
 	defaultMediaLifetime = 24 * time.Hour
-	// defaultCheckAfter is how long to wait for X's processing where it does not
-	// say, and maxCheckAfter bounds what it says.
+	// defaultCheckAfter is how long to wait for X's processing if X does not say, and
+	// maxCheckAfter bounds what X says.
 	defaultCheckAfter = 5 * time.Second
 	maxCheckAfter     = 5 * time.Minute
 	// uploadTime and slowestUpload, in bytes a second, bound an upload by its
@@ -48,8 +48,8 @@ var (
 	ErrMediaTooLarge = errors.New("media larger than X takes")
 )
 
-// ProcessingError says that X took the bytes and cannot make a medium of them. Err
-// is what X said.
+// ProcessingError says that X took the bytes and could not process them. Err is what X
+// said.
 type ProcessingError struct {
 	ID  string
 	Err error
@@ -65,7 +65,7 @@ type Media struct {
 	ID, Key    string
 	ExpiresAt  time.Time
 	CheckAfter time.Duration
-	// Windows are the rate windows that X's last answer about it told.
+	// Windows are the rate windows that X's last answer about it reported.
 	Windows []Window
 }
 
@@ -84,10 +84,10 @@ func MediaLimit(mimeType string) int64 {
 	}
 }
 
-// MediaKinds are in words the types that UploadMedia takes and MediaType tells.
+// MediaKinds describes the types that UploadMedia takes and MediaType recognises.
 const MediaKinds = "JPEG, PNG and WebP images, GIFs, and MP4, QuickTime and WebM videos"
 
-// SniffBytes is as much of a file as MediaType looks at.
+// SniffBytes is how much of a file MediaType reads.
 const SniffBytes = 512
 
 // MediaType tells a file's type by its first bytes, SniffBytes at most. Beside what
@@ -130,7 +130,7 @@ func category(mimeType string) string {
 	return ""
 }
 
-// IsImage tells the types of which a post takes several.
+// IsImage reports whether a post can have several files of the type.
 func IsImage(mimeType string) bool { return category(mimeType) == "tweet_image" }
 
 // UploadCalls counts the calls that UploadMedia makes for a file if none fails.
@@ -142,9 +142,9 @@ func UploadCalls(size int64, mimeType string) map[Endpoint]int {
 	return map[Endpoint]int{EndpointInitializeMedia: 1, EndpointAppendMedia: segments, EndpointFinalizeMedia: 1}
 }
 
-// UploadMedia uploads one file of size bytes: an image in one request, a GIF or a
-// video in segments, each of which is sent again where its answer is lost. What
-// fails leaves nothing but an upload that nobody posts, and that X forgets.
+// UploadMedia uploads one file of size bytes: an image in one request, a GIF or a video
+// in segments. It sends a segment again if its answer is lost. A failure leaves only an
+// upload that is never posted, and that X forgets.
 func (c *Client) UploadMedia(ctx context.Context, r io.Reader, size int64, mimeType string) (Media, error) {
 	limit := MediaLimit(mimeType)
 	switch {
@@ -300,7 +300,7 @@ func (c *Client) appendSegment(ctx context.Context, id string, index int, part [
 	}
 }
 
-// mayPass tells a failure that the next try may not meet.
+// mayPass reports whether the next try may succeed.
 func mayPass(err error) bool {
 	var notSent *NotSentError
 	var unavailable *UnavailableError
@@ -348,7 +348,7 @@ func (c *Client) MediaStatus(ctx context.Context, id string) (Media, error) {
 	return out.media(start)
 }
 
-// uploadBound is the time that an upload of so many bytes may take.
+// uploadBound is the time that an upload of that many bytes may take.
 func uploadBound(bytes int) time.Duration {
 	return uploadTime + time.Duration(bytes)*time.Second/slowestUpload
 }

@@ -44,7 +44,7 @@ type OAuth struct {
 	Timeout time.Duration
 }
 
-// String names the app and keeps its secret out of logs.
+// String names the app and leaves its secret out of logs.
 func (o OAuth) String() string { return "xapi.OAuth(" + o.ClientID + ")" }
 
 // GoString is String.
@@ -58,8 +58,8 @@ func (o OAuth) LogValue() slog.Value { return slog.StringValue(o.String()) }
 // encoded, its tokens read REDACTED.
 type TokenPair struct {
 	AccessToken string
-	// RefreshToken is the one exchanged where a refresh brought no new one, and ""
-	// where a consent brought none: offline.access was not granted then.
+	// RefreshToken is the exchanged one if a refresh brought no new one. It is "" if a
+	// consent brought none: offline.access was not granted.
 	RefreshToken string
 	ExpiresAt    time.Time
 	Scope        string // separated by spaces, "" where X does not say
@@ -107,9 +107,9 @@ func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, er
 	})
 }
 
-// grant has the library make one request of the token endpoint, and types what
-// came of it. refused tells a 400 that is about what was exchanged, or is nil;
-// none of the secrets is repeated in an error.
+// grant makes one request of the token endpoint through the library, and gives its
+// outcome a type. refused returns the error for a 400 that is about what was exchanged,
+// or is nil. No error repeats a secret.
 func (o *OAuth) grant(ctx context.Context, refused func(*APIError) error, secrets []string,
 	ask func(context.Context, oauth2.Config) (*oauth2.Token, error),
 ) (TokenPair, error) {
@@ -173,8 +173,8 @@ func (o *OAuth) grantError(x *exchange, refused func(*APIError) error, secrets [
 	return classifyExchange(newAPIError(EndpointToken, x.ans, append(secrets, o.appSecrets()...)...), x.ans, refused)
 }
 
-// appSecrets is the app's secret in every form in which a request carries it, none
-// of which an error repeats.
+// appSecrets is the app's secret in every form that a request has. No error repeats one
+// of them.
 func (o *OAuth) appSecrets() []string {
 	if o.ClientSecret == "" {
 		return nil
@@ -200,8 +200,8 @@ func classifyExchange(e *APIError, ans answer, refused func(*APIError) error) er
 		closed := closeWindow(e.Endpoint, ans, readWindows(e.Endpoint, ans))
 		return &RateLimitError{Window: closed, Until: closed.Reset, Err: e}
 	}
-	if stop := appError(e); stop != nil {
-		return stop
+	if app := appError(e); app != nil {
+		return app
 	}
 	if e.Status == http.StatusBadRequest {
 		if err := refused(e); err != nil {
@@ -230,16 +230,16 @@ func refusedRefresh(e *APIError) error {
 	return nil
 }
 
-// deadToken reports whether a 400 is about the token. X says invalid_request for
-// that, not OAuth's invalid_grant, and invalid_request also for a request that is
-// wrong for any token: then the sentence beside it tells.
+// deadToken reports whether a 400 is about the token. X says invalid_request for that,
+// not OAuth's invalid_grant, and also for a request that is wrong for any token. The
+// sentence beside it decides.
 func deadToken(e *APIError) bool {
 	words := strings.ToLower(e.Detail)
 	return e.Title == "invalid_grant" ||
 		e.Title == "invalid_request" && strings.Contains(words, "token") && strings.Contains(words, "invalid")
 }
 
-// errNotTried stands until the library has made its request.
+// errNotTried is the error until the library has made its request.
 var errNotTried = errors.New("exchange not tried")
 
 // exchange is the transport under x/oauth2. It sends one guarded request and keeps

@@ -95,7 +95,7 @@ func TestRefreshAnswers(t *testing.T) {
 		{"401", 401, oauthError("unauthorized_client", "Missing valid authorization header"), "AppAuth"},
 		{"401 client", 401, oauthError("invalid_client", ""), "AppAuth"},
 		{"401 empty", 401, "", "AppAuth"},
-		{"403 client", 403, `{"title":"Client Forbidden","reason":"client-not-enrolled","type":"x/client-forbidden"}`, "AppStop client_not_enrolled"},
+		{"403 client", 403, `{"title":"Client Forbidden","reason":"client-not-enrolled","type":"x/client-forbidden"}`, "App client_not_enrolled"},
 		{"404 empty", 404, "", "Unavailable"},
 		{"408", 408, "", "Ambiguous"},
 		{"429", 429, oauthError("rate_limited", ""), "RateLimit"},

@@ -30,7 +30,7 @@ type Poll struct {
 // Created is a post that exists. Text is as X stores it: links are shortened.
 type Created struct {
 	ID, Text string
-	// Windows are the rate windows that the answer told.
+	// Windows are the rate windows that the answer reported.
 	Windows []Window
 }
 
@@ -103,12 +103,13 @@ func (c *Client) CreatePost(ctx context.Context, p Post) (Created, error) {
 	return Created{ID: out.Data.ID, Text: out.Data.Text, Windows: told}, nil
 }
 
-// DeletePost deletes one post of the user's. It may be repeated: X answers alike where
-// there is nothing left to delete. A *RefusedError of RefusedNotFound says that in words.
+// DeletePost deletes one post of the user's. It may be repeated: X gives the same
+// answer if nothing is left to delete. A *RefusedError of RefusedNotFound says that in
+// words.
 func (c *Client) DeletePost(ctx context.Context, postID string) error {
 	var out struct {
 		Data struct {
-			Deleted *bool `json:"deleted"` // false where it was gone already
+			Deleted *bool `json:"deleted"` // false if it was gone already
 		} `json:"data"`
 	}
 	return c.do(ctx, call{

@@ -23,7 +23,7 @@ const (
 	resetJitter = 2 * time.Second
 )
 
-// WindowKind tells the windows that X counts an endpoint's calls in.
+// WindowKind is the kind of a window that X counts an endpoint's calls in.
 type WindowKind string
 
 // X's three families of windows. The two of 24 hours are not documented, and
@@ -67,8 +67,8 @@ const (
 
 // Window is one rate window as X last reported it.
 type Window struct {
-	// Account is whose calls it counts, by the name that WithLimits was given; ""
-	// where it counts all of the app.
+	// Account is the account whose calls it counts, by its name in WithLimits; "" if it
+	// counts all of the app.
 	Account   string
 	Endpoint  Endpoint
 	Kind      WindowKind
@@ -77,14 +77,14 @@ type Window struct {
 	// Reset is when the window opens again by this machine's clock, in whole
 	// milliseconds and rounded up: X's time, corrected by its Date header.
 	Reset time.Time
-	// XReset is the reset by X's clock, in epoch seconds. It tells a window from the
-	// next one: the corrected time differs a little from answer to answer.
+	// XReset is the reset by X's clock, in epoch seconds. It distinguishes a window
+	// from the next one: the corrected time differs a little from answer to answer.
 	XReset int64
 	// Length is how long such a window lasts, where one was seen from its first call
 	// on; else 0.
 	Length time.Duration
-	// Estimated tells that X did not say: Limit is the one that it documents, and
-	// the calls were counted by us.
+	// Estimated says that X did not report it: Limit is the documented one, and the
+	// client has counted the calls.
 	Estimated bool
 }
 
@@ -129,9 +129,9 @@ func (c *Client) RateLimits() []Window {
 	return all
 }
 
-// RateLimit returns the window that governs calls to e now: of those that are closed the
-// one with the latest reset, else the one with the fewest calls left. It is false where
-// X has told of none that has not ended.
+// RateLimit returns the window that governs calls to e now: the exhausted one with the
+// latest reset, otherwise the one with the fewest calls left. It returns false if X has
+// reported no window that is still running.
 func (c *Client) RateLimit(e Endpoint) (Window, bool) {
 	now := time.Now()
 	var governs Window
@@ -149,15 +149,15 @@ func (c *Client) RateLimit(e Endpoint) (Window, bool) {
 	return governs, known
 }
 
-// RateLimited tells whether X would refuse a call to e now, since a window has nothing
-// left and its reset lies ahead.
+// RateLimited reports whether X would refuse a call to e now, because a window has
+// nothing left and its reset is in the future.
 func (c *Client) RateLimited(e Endpoint) bool {
 	w, known := c.RateLimit(e)
 	return known && w.Exhausted(time.Now())
 }
 
 // RateShort returns the window of e in which fewer calls are left than are needed, or
-// than it ever takes: of several the one with the latest reset.
+// than it ever allows. If there are several, it returns the one with the latest reset.
 func (c *Client) RateShort(e Endpoint, need int) (short Window, is bool) {
 	now := time.Now()
 	for _, w := range c.limits.Counting(c.account, e) {
@@ -188,8 +188,8 @@ type Limits struct {
 	clock   clock
 }
 
-// NewLimits makes one that knows nothing yet. Where changed is not nil, it is told
-// of each window that an answer of X has changed, and must return at once.
+// NewLimits makes one that knows nothing yet. changed, if not nil, is called with each
+// window that an answer of X has changed, and must return at once.
 func NewLimits(changed func(Window)) *Limits {
 	return &Limits{changed: changed, windows: make(map[string]map[windowKey]Window)}
 }
@@ -252,7 +252,7 @@ var documented = map[Endpoint]int{
 }
 
 // Documented is X's limit of calls to e that an account may make in a window of 15
-// minutes; 0 where X documents none.
+// minutes; 0 if X documents none.
 func Documented(e Endpoint) int { return documented[e] }
 
 // estimate counts one more call in a window that X does not tell of.
@@ -265,7 +265,7 @@ func (l *Limits) estimate(account string, e Endpoint, now time.Time) (Window, bo
 	defer l.mu.Unlock()
 	w := l.windows[account][windowKey{e, Window15Min}]
 	if now.Before(w.Reset) && !w.Estimated {
-		return Window{}, false // the next answer of X tells
+		return Window{}, false // the next answer of X reports it
 	}
 	if !now.Before(w.Reset) {
 		reset := ceil(now.Add(fallbackClosed))
@@ -275,8 +275,8 @@ func (l *Limits) estimate(account string, e Endpoint, now time.Time) (Window, bo
 	return w, true
 }
 
-// note takes what an answer said. Where X answered and did not say anything of the
-// account's window, the call is counted.
+// note takes over what an answer reports. If X answered without the account's window,
+// the call is counted.
 func (l *Limits) note(account string, e Endpoint, windows []Window, status int, now time.Time) {
 	said := func(w Window) bool { return w.Kind == Window15Min }
 	if status < http.StatusInternalServerError && !slices.ContainsFunc(windows, said) {
@@ -296,8 +296,8 @@ func (l *Limits) note(account string, e Endpoint, windows []Window, status int, 
 	}
 }
 
-// merge tells whether it knew less before. Answers may arrive out of order: a later
-// reset belongs to a newer window, and within one window calls only get fewer.
+// merge reports whether it knew less before. Answers may arrive out of order: a later
+// reset belongs to a newer window, and within one window the calls left only decrease.
 func (l *Limits) merge(w Window, now time.Time) bool {
 	old, known := l.windows[w.Account][w.key()]
 	next := old
@@ -395,7 +395,7 @@ func closeWindow(e Endpoint, ans answer, windows []Window) Window {
 	retryAt := retryAfter(ans)
 	switch {
 	case best.Exhausted(ans.at) && retryAt.Before(best.Reset):
-		// The window's own reset stands.
+		// The window's own reset stays.
 	case !retryAt.IsZero():
 		best.Reset = retryAt
 	case !best.Reset.After(ans.at):
@@ -406,8 +406,8 @@ func closeWindow(e Endpoint, ans answer, windows []Window) Window {
 	return best
 }
 
-// retryAfter returns the local time of a Retry-After header, in seconds or as a
-// date, and the zero time where there is none that makes sense.
+// retryAfter returns the local time of a Retry-After header, in seconds or as a date,
+// and the zero time if there is no valid one.
 func retryAfter(ans answer) time.Time {
 	var at time.Time
 	if secs, ok := headerInt(ans.header, "Retry-After"); ok && secs <= int64(maxClosed/time.Second) {
@@ -427,7 +427,7 @@ func localTime(epoch int64, ans answer) time.Time {
 	return ceil(time.Unix(epoch, 0).Add(ans.skew))
 }
 
-// clockMemory is for how long an answer tells of X's clock, at least.
+// clockMemory is how long the date of an answer is used for X's clock, at least.
 const clockMemory = 5 * time.Minute
 
 // clock is what is known of X's clock: ours minus X's, at most. An answer's date has
@@ -469,8 +469,8 @@ type ClockReading struct{ Least, Most time.Duration }
 // seconds, and the answer has been on its way.
 const dateSlack = 3 * time.Second
 
-// Clock is what the latest answer tells of X's clock. It tells nothing any more after
-// clockMemory: the clocks may have been set since.
+// Clock is X's clock by the latest answer. It is unknown after clockMemory: the clocks
+// may have been set since.
 func (l *Limits) Clock(now time.Time) (ClockReading, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -481,7 +481,7 @@ func (l *Limits) Clock(now time.Time) (ClockReading, bool) {
 	return ClockReading{Least: c.claimed - dateSlack, Most: c.claimed}, true
 }
 
-// dateSkew is our clock minus X's as one answer's date tells it.
+// dateSkew is our clock minus X's by the date of one answer.
 func dateSkew(ans answer) (skew time.Duration, dated bool) {
 	date, err := http.ParseTime(ans.header.Get("Date"))
 	if err != nil {

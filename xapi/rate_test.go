@@ -370,7 +370,7 @@ func TestRateShort(t *testing.T) {
 	for name, tc := range map[string]struct {
 		client *Client
 		need   int
-		kind   WindowKind // "": none is short
+		kind   WindowKind // "": no window is short
 	}{
 		"enough in each":                   {a, 2, ""},
 		"short of the app's":               {a, 3, WindowApp24h},
@@ -406,7 +406,7 @@ func TestWindowLength(t *testing.T) {
 	}
 }
 
-// TestEstimate: where X tells nothing its documented limit is counted, and only then.
+// TestEstimate: if X reports nothing, its documented limit is counted, and only then.
 func TestEstimate(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

@@ -10,8 +10,8 @@ import (
 type ThreadOptions struct {
 	// From is the index of the first post to send; those before it exist already.
 	From int
-	// Parent is the id that posts[From] replies to. With "" that post goes out as
-	// it is, which for the first one may be a reply to somebody else's post.
+	// Parent is the id that posts[From] replies to. If it is "", that post goes out as
+	// it is; the first one may be a reply to another user's post.
 	Parent string
 	// Before runs ahead of each post, to commit the intent to send it. It may
 	// change p, which already names its parent. Nothing of the request is written

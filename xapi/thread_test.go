@@ -95,8 +95,8 @@ func TestPostThread(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-			} else if stop := wantAs[*ThreadError](t, err); stop.Index != tc.stopped {
-				t.Errorf("stopped at %d: %v", stop.Index, err)
+			} else if threadErr := wantAs[*ThreadError](t, err); threadErr.Index != tc.stopped {
+				t.Errorf("stopped at %d: %v", threadErr.Index, err)
 			}
 			if diff := cmp.Diff([]Post{{Text: "a"}, {Text: "b"}, {Text: "c"}}, posts); diff != "" {
 				t.Error("the caller's posts changed:", diff)
@@ -131,7 +131,7 @@ func TestPostThreadCommitsNoIntentAfterCancel(t *testing.T) {
 		After:  func(context.Context, int, Created) error { cancel(); return nil },
 	})
 	wantAs[*NotSentError](t, err)
-	if stop := wantAs[*ThreadError](t, err); stop.Index != 1 || intents != 1 || len(got) != 1 {
+	if threadErr := wantAs[*ThreadError](t, err); threadErr.Index != 1 || intents != 1 || len(got) != 1 {
 		t.Errorf("got %v after %d intents and %+v", err, intents, got)
 	}
 }

@@ -57,7 +57,7 @@ func (q UserPostsQuery) values(older bool) url.Values {
 	if older {
 		v = url.Values{"tweet.fields": {"attachments,conversation_id,created_at,entities,note_tweet,referenced_tweets"}}
 	}
-	if q.EditHistory && !older { // else X tells it unasked
+	if q.EditHistory && !older { // otherwise X sends it by default
 		v.Set("expansions", "referenced_posts,edit_history_post_ids")
 	}
 	set := func(name, value string) {
@@ -85,8 +85,8 @@ type UserPostsPage struct {
 	Posts              []UserPost
 	NewestID, OldestID string
 	NextToken          string // "" on the last page
-	// Incomplete says that X reported errors beside the posts, so that one that is
-	// missing here may exist all the same.
+	// Incomplete says that X reported errors beside the posts, so that a missing post
+	// may exist nevertheless.
 	Incomplete bool
 }
 
@@ -106,9 +106,9 @@ type UserPost struct {
 	EarlierIDs []string
 }
 
-// URL is a shortened link in a post's text and what it stands for.
+// URL is a shortened link in a post's text and its target.
 type URL struct {
-	Short    string // as it stands in Text
+	Short    string // as it is in Text
 	Expanded string
 	MediaKey string // set on a link to the post's own media
 }
@@ -183,8 +183,8 @@ type wirePage struct {
 	Errors []struct{} `json:"errors"`
 }
 
-// complete tells a page, empty or not, from a 200 that says nothing about the
-// posts: an absent post may be concluded from the one and not from the other.
+// complete distinguishes a page, empty or not, from a 200 that says nothing about the
+// posts. Only from the former can it be concluded that a post is absent.
 func (w *wirePage) complete() bool {
 	return w.Meta != nil && (len(w.Data) > 0 || len(w.Errors) == 0)
 }

@@ -285,7 +285,7 @@ func TestConnectRefused(t *testing.T) {
 		},
 		"not enrolled": {
 			fault: xsim.Fault{Kind: xsim.FaultStatus, Status: 403, Variant: "client-not-enrolled", Endpoint: xsim.EndpointToken},
-			want:  "connect alice: app stopped (client_not_enrolled): POST /2/oauth2/token: 403 Forbidden: When authenticating requests to the Twitter API v2 endpoints, you must use keys and tokens from a Twitter developer App that is attached to a Project.",
+			want:  "connect alice: app refused (client_not_enrolled): POST /2/oauth2/token: 403 Forbidden: When authenticating requests to the Twitter API v2 endpoints, you must use keys and tokens from a Twitter developer App that is attached to a Project.",
 			help:  "enrol the app in X's developer console",
 		},
 		"X says 503": {

@@ -11,9 +11,9 @@
 //	                                        U+2010 to U+201F and U+2032 to U+2037
 //	everything else                     2
 //
-// The text is brought into Unicode's form NFC first. A host without a protocol
-// is a link too where it ends in a top-level domain that exists: "see readme.md"
-// weighs 27. A text may hold none of U+FEFF, U+FFFE and U+FFFF.
+// The text is brought into Unicode's form NFC first. A host without a protocol is a
+// link, too, if it ends in an existing top-level domain: "see readme.md" weighs 27. A
+// text may not hold U+FEFF, U+FFFE or U+FFFF.
 //
 // Nobody outside X can know its count in every corner. Where the rules leave
 // room, the higher count is taken, so that what fits here fits there:

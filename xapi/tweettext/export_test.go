@@ -2,8 +2,7 @@ package tweettext
 
 import "golang.org/x/text/unicode/norm"
 
-// URLWork is how many characters the search for links looks at, each time that
-// it does.
+// URLWork is how many characters the search for links reads each time.
 func URLWork(text string) int {
 	f := finder{text: norm.NFC.String(text), known: frozenList | rootZone}
 	f.find()

@@ -30,17 +30,17 @@ type Measurement struct {
 	Weight int
 	// URLs is the number of links.
 	URLs int
-	// Cashtags is the number of symbols such as $TWTR, each as often as it
-	// stands there. X refuses a post with more than MaxCashtags.
+	// Cashtags is the number of symbols such as $TWTR, counting repeats. X refuses a
+	// post with more than MaxCashtags.
 	Cashtags int
-	// Invalid tells that X refuses the text whatever it weighs: it holds U+FEFF,
-	// U+FFFE or U+FFFF, or it is not UTF-8.
+	// Invalid says that X refuses the text whatever its weight: it holds U+FEFF, U+FFFE
+	// or U+FFFF, or it is not UTF-8.
 	Invalid bool
 }
 
-// Fits tells whether X takes the text as a post of at most limit, which is
-// MaxWeight or MaxLongWeight. An empty text does not fit: only media can stand
-// without one.
+// Fits reports whether X takes the text as a post of at most limit, which is MaxWeight
+// or MaxLongWeight. An empty text does not fit: only a post with media can be without
+// text.
 func (m Measurement) Fits(limit int) bool {
 	return !m.Invalid && m.Cashtags <= MaxCashtags && 0 < m.Weight && m.Weight <= limit
 }
@@ -66,7 +66,8 @@ func Measure(text string) Measurement {
 type walker struct {
 	text string
 	urls []Range // those that begin at end or later
-	// settled tells that every link weighs the same, whatever its top-level domain.
+	// settled reports whether every link weighs the same, whatever its top-level
+	// domain.
 	settled bool
 
 	// What next found: text[start:end], its first code point and its weight.
@@ -120,8 +121,8 @@ func invalid(text string) bool {
 	return !utf8.ValidString(text) || strings.ContainsFunc(text, refused)
 }
 
-// refused has the three characters that no post may hold: the byte order mark,
-// and two that are none.
+// refused has the three characters that no post may hold: the byte order mark, and two
+// that are no characters.
 func refused(r rune) bool { return r == '\uFEFF' || r == '\uFFFE' || r == '\uFFFF' }
 
 // maxSymbolLetters is how long the symbol behind a $ may be. A class of shares

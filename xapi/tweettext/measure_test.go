@@ -235,7 +235,7 @@ func TestMeasureURLsWithProtocol(t *testing.T) {
 		{"HTTPS://EXAMPLE.COM/A", link},
 		{"HtTp://example.com", link},
 		{"http://t.co", link},
-		{"ftp://example.com", 6 + 11}, // behind a slash a bare host is none
+		{"ftp://example.com", 6 + 11}, // after a slash a bare host is no link
 		{"http://example", 14},
 		{"http://localhost", 16},
 		{"http://127.0.0.1/", 17},
@@ -413,7 +413,7 @@ func TestMeasureLongURLs(t *testing.T) {
 		// An ü and n letters become "xn--", the letters and "-" with three more.
 		{"http://" + umlauts(56) + ".com", link}, // 63 bytes
 		{"http://" + umlauts(57) + ".com", 7 + 57 + 4},
-		{umlauts(56) + ".com", link + 1}, // the ü is what stands before the link
+		{umlauts(56) + ".com", link + 1}, // the ü is before the link
 		{"a " + umlauts(56) + ".com", 2 + link},
 		{umlauts(57) + ".com", 57 + 4},
 		{"http://" + strings.Repeat("語", 56) + ".com", link}, // 63 bytes

@@ -8,9 +8,8 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// A seam is what stands before a place in a text without white space there, and
-// decides whether and how strongly the text may be cut. Its zero value stands
-// before a text.
+// A seam is the text before a possible cut without white space. It decides whether and
+// how strongly the text may be cut there. Its zero value is the start of a text.
 //
 // It never cuts where Unicode's rules for grapheme clusters (UAX 29) do not, and
 // joins a little more than they do: that needs fewer tables.
@@ -60,7 +59,7 @@ func (s *seam) pass(w *walker) {
 	}
 }
 
-// joins tells whether a character cannot be cut off from what is before it.
+// joins reports whether a character cannot be cut off from what is before it.
 func (s *seam) joins(r rune) bool {
 	switch {
 	case extends(r), s.last == '\u200D', prepends(s.last), s.regions && isRegional(r):
@@ -85,14 +84,14 @@ func (s *seam) strength(w *walker) strength {
 	}
 }
 
-// carriesMarks tells whether s begins with a mark, which makes a space before it
-// something to see.
+// carriesMarks reports whether s begins with a mark, which makes a space before it
+// visible.
 func carriesMarks(s string) bool {
 	r, _ := utf8.DecodeRuneInString(s)
 	return extends(r)
 }
 
-// extends tells whether a code point belongs to the character before it.
+// extends reports whether a code point belongs to the character before it.
 func extends(r rune) bool {
 	switch {
 	case r < 0x0300: // the first mark
@@ -109,7 +108,7 @@ func extends(r rune) bool {
 	return false
 }
 
-// prepends tells whether a code point belongs to the character after it.
+// prepends reports whether a code point belongs to the character after it.
 func prepends(r rune) bool {
 	if r < 0x0600 {
 		return false
@@ -118,7 +117,7 @@ func prepends(r rune) bool {
 		"\u0D4E\U000111C2\U000111C3\U0001193F\U00011941\U00011A3A\U00011A84\U00011A85\U00011A86\U00011A87\U00011A88\U00011A89\U00011D46", r)
 }
 
-// joinsHangul tells whether two code points belong to one syllable.
+// joinsHangul reports whether two code points belong to one syllable.
 func joinsHangul(before, r rune) bool {
 	isLeading := 0x1100 <= before && before <= 0x115F || 0xA960 <= before && before <= 0xA97C
 	switch {
@@ -133,7 +132,8 @@ func joinsHangul(before, r rune) bool {
 
 func isWideStop(r rune) bool { return strings.ContainsRune("。！？．｡", r) }
 
-// isCloser has what may stand behind a full stop and still be of its sentence.
+// isCloser reports whether a character can follow a full stop and still belong to its
+// sentence.
 func isCloser(r rune) bool {
 	return strings.ContainsRune("\"')]}", r) || unicode.In(r, unicode.Pe, unicode.Pf)
 }

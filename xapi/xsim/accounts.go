@@ -95,5 +95,5 @@ func (a *account) barred() (answer, bool) {
 	return answer{}, false
 }
 
-// hides tells whether the account keeps its posts from another one.
+// hides reports whether the account hides its posts from another one.
 func (a *account) hides(from *account) bool { return a.State == AccountProtected && a != from }

@@ -141,7 +141,7 @@ func TestFaultOwnBody(t *testing.T) {
 	}
 }
 
-// TestFaultQuery: a fault may look at what is asked for.
+// TestFaultQuery: a fault can depend on the query.
 func TestFaultQuery(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -150,8 +150,8 @@ func TestFaultQuery(t *testing.T) {
 	b.want(b.do(b.grant, "GET", "/2/users/me?user.fields=name", "", ""), 200, "")
 }
 
-// TestLeniencies: what widely used clients send beside the specification is taken and
-// booked, and refused by a strict X.
+// TestLeniencies: what widely used clients send beyond the specification is accepted
+// and recorded, and refused by a strict X.
 func TestLeniencies(t *testing.T) {
 	t.Parallel()
 	login := func(change func(url.Values)) func(b *testBundle) result {
@@ -198,7 +198,7 @@ func TestLeniencies(t *testing.T) {
 			}
 			b.wantViolations()
 			if n := len(b.x.Leniencies()); n != 1 {
-				t.Errorf("%d leniencies are booked: %+v", n, b.x.Leniencies())
+				t.Errorf("%d leniencies are recorded: %+v", n, b.x.Leniencies())
 			}
 			b = setup(t)
 			b.x.Strict = true
@@ -237,7 +237,7 @@ func TestUsers(t *testing.T) {
 	b.wantViolations()
 }
 
-// TestLines: X ends lines by LF, however they were sent.
+// TestLines: X stores line ends as LF, however they were sent.
 func TestLines(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

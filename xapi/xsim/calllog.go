@@ -14,18 +14,18 @@ const (
 	// which is the same parent, or a parent that is itself equal by this rule.
 	ViolationDoublePost = "double_post"
 
-	// ViolationDuplicateAttempt: the duplicate filter refused a post that would
-	// have been a double_post, so only luck saved the account. An equal text at
-	// another place, such as the same last line in two threads, is refused
-	// by the filter, but is no violation; nor is repeating a deleted post.
+	// ViolationDuplicateAttempt: the duplicate filter refused a post that otherwise was
+	// a double_post, so only luck saved the account. An equal text at another place,
+	// such as the same last line in two threads, is refused by the filter, but is no
+	// violation; nor is repeating a deleted post.
 	ViolationDuplicateAttempt = "duplicate_attempt"
 
-	// ViolationRefreshTokenReused: a refresh token came again although the answer
-	// with its successor had reached the client, or the client still waited for
-	// it. Where that answer was cut, lost or spoiled, or the client had given up,
-	// coming again is refused just the same, but it is all a client can try, and
-	// so no violation. A client that dies between reading the answer and storing
-	// it cannot be told from a careless one, and is booked.
+	// ViolationRefreshTokenReused: a refresh token came again although the answer with
+	// its successor had reached the client, or the client still waited for it. If that
+	// answer was cut, lost or spoiled, or the client had given up, the token is refused
+	// just the same, but that is no violation: the client cannot do anything else. A
+	// client that dies between reading the answer and storing it looks like a careless
+	// one, and is recorded.
 	ViolationRefreshTokenReused = "refresh_token_reused"
 
 	// ViolationCallInClosedWindow: a call into a window of which an answer had
@@ -38,8 +38,8 @@ const (
 	ViolationMalformedRequest = "malformed_request"
 )
 
-// maxRecords bounds the calls and the violations kept; older ones are dropped,
-// while the counts go on.
+// maxRecords bounds the stored calls and violations. Older ones are dropped, while the
+// counts go on.
 const maxRecords = 10_000
 
 // Call is one request that reached the server.
@@ -52,8 +52,8 @@ type Call struct {
 	Effect   bool      `json:"effect"`          // something was created, changed or removed
 	Fault    string    `json:"fault,omitempty"` // the kind of fault that struck
 	At       time.Time `json:"at"`              // when the call arrived
-	// Counted is when X looked at the call: windows open, end and count by this moment,
-	// which latency sets apart from At, and it is a post's CreatedAt.
+	// Counted is when X handled the call. Windows open, end and count by this moment,
+	// which latency separates from At, and it is a post's CreatedAt.
 	Counted time.Time `json:"counted"`
 	Host    string    `json:"host"` // the address that the client called
 }
@@ -106,7 +106,7 @@ func (b *callLog) add(call Call) {
 	b.counts[call.Endpoint][strconv.Itoa(call.Status)]++
 }
 
-// violate books a broken promise. The caller holds the lock.
+// violate records a violation. The caller holds the lock.
 func (s *Server) violate(c *call, kind, detail string) {
 	violation := Violation{Kind: kind, Account: c.accountID(), Detail: detail, At: c.arrived}
 	s.w.callLog.violations.add(violation, maxRecords)
@@ -116,8 +116,8 @@ func (s *Server) violate(c *call, kind, detail string) {
 	}
 }
 
-// lenient books what the specification does not have, and tells whether it is let
-// pass. The caller holds the lock.
+// lenient records what the specification does not have, and reports whether it is
+// accepted. The caller holds the lock.
 func (s *Server) lenient(c *call, what string) bool {
 	if s.Strict {
 		return false
@@ -161,10 +161,10 @@ func (s *Server) Violations() []Violation {
 	return w.callLog.violations.list()
 }
 
-// ring keeps the last entries, up to the limit that each add names.
+// ring is a buffer of the last entries, up to the limit that each add names.
 type ring[T any] struct {
 	entries []T
-	next    int // where the oldest entry stands once the ring is full
+	next    int // the place of the oldest entry once the ring is full
 }
 
 func (r *ring[T]) add(v T, limit int) {

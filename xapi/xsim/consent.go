@@ -228,7 +228,7 @@ func clientOf(c *call, form url.Values) string {
 	return form.Get("client_id")
 }
 
-// authorizePage is what the page shows: a mistake, or whom it asks.
+// authorizePage is what the page shows: a mistake, or the accounts that it asks.
 type authorizePage struct {
 	Mistake  string
 	App      string

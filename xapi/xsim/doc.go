@@ -1,8 +1,8 @@
-// Package xsim is a stand-in for X: the part of its API v2 that a publisher
-// uses, served from memory. It exists for tests, demos and benchmarks, and its
-// one duty is to be at least as unforgiving as X. It never talks to the network
-// by itself, keeps nothing on disk unless asked to ([Server.Keep]), and shares no code
-// with any client, so that one wrong belief about X cannot hide in both.
+// Package xsim is a stand-in for X: the part of its API v2 that a publisher uses,
+// served from memory. It exists for tests, demos and benchmarks, and must be at least
+// as strict as X. It never talks to the network by itself, stores nothing on disk
+// unless asked to ([Server.Keep]), and shares no code with any client, so that one
+// wrong belief about X cannot hide in both.
 //
 // The zero value of [Server] is ready. Serve it as an [http.Handler] behind a
 // listener, or hand it to an [http.Client] as its Transport: RoundTrip needs no
@@ -61,14 +61,15 @@
 // refuses in a post is the status 400 with variant media-ids. A client that gives up does not stop an effect that is under
 // way: X would not stop either.
 //
-// # Books
+// # Call log
 //
-// Every call is recorded ([Call]), every presentation of a refresh token or code with
-// which one it was and whether its client knows the outcome ([Exchange]), and everything a correct client never
-// does ([Violation]); see the Violation constants for exactly when. A program that ends
-// with no violations has posted nothing twice, has replayed no refresh token and
-// has knocked at no closed window. What X is believed to take beside its specification
-// is a [Leniency]; [Server.Strict] refuses it.
+// Every call is recorded ([Call]). Every presentation of a refresh token or code is
+// recorded with its token and whether its client knows the outcome ([Exchange]). So is
+// everything that a correct client never does ([Violation]); see the Violation
+// constants for details. A program that ends without violations has posted nothing
+// twice, has replayed no refresh token and has called X in no exhausted window. What X
+// is believed to accept beyond its specification is a [Leniency]; [Server.Strict]
+// refuses it.
 //
 // # Control API
 //

@@ -9,8 +9,8 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// A client posts, loses the answer, and tries again without looking first: the
-// books tell on it.
+// A client posts, loses the answer, and tries again without checking first: the call
+// log shows it.
 func Example() {
 	x := &xsim.Server{}
 	server := httptest.NewServer(x)

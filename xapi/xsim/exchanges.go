@@ -7,8 +7,8 @@ import (
 	"unique"
 )
 
-// maxExchanges bounds the exchanges kept of one account; older ones are dropped.
-// An account that is refreshed four times a day fills it in half a year.
+// maxExchanges bounds the stored exchanges of one account; older ones are dropped. An
+// account that is refreshed four times a day reaches it in half a year.
 const maxExchanges = 1_000
 
 // Exchange is one presentation of a refresh token, or of an authorization code, at the
@@ -56,8 +56,8 @@ func (s *Server) Exchanges(user string) []Exchange {
 	return nil
 }
 
-// Locate tells which token a refresh token is, used or not: of the account's nth consent
-// the one after so many rotations.
+// Locate returns which token a refresh token is, used or not: the one after that many
+// rotations of the account's nth consent.
 func (s *Server) Locate(refreshToken string) (family, rotation int, ok bool) {
 	w := s.lock()
 	defer s.unlock()

@@ -155,7 +155,7 @@ func TestExchangesAreBounded(t *testing.T) {
 	}
 	list := b.x.Exchanges("ann")
 	if len(list) != 1_000 || list[0].Effect {
-		t.Errorf("%d exchanges are kept, the first with effect %t; want the last 1000", len(list), list[0].Effect)
+		t.Errorf("%d exchanges are stored, the first with effect %t; want the last 1000", len(list), list[0].Effect)
 	}
 	if !slices.IsSortedFunc(list, func(a, b xsim.Exchange) int { return a.At.Compare(b.At) }) {
 		t.Error("the oldest is not first")

@@ -1,4 +1,4 @@
 package xsim
 
-// BreakJournal has the next line fail to be written.
+// BreakJournal makes the next write of a line fail.
 func (s *Server) BreakJournal() { _ = s.journal.file.Close() }

@@ -31,7 +31,7 @@ const (
 	// FaultLostAnswer makes the effect and then says nothing until the client
 	// gives up, or DelayMS (60 s if 0) have passed and the connection drops.
 	FaultLostAnswer = "lost_answer"
-	// FaultOutage answers 503 to everything, before tokens and windows are looked at.
+	// FaultOutage answers 503 to everything, before tokens and windows are checked.
 	FaultOutage = "outage"
 	// FaultRefuseText answers 403 with Detail to posts that contain Text.
 	FaultRefuseText = "refuse_text"
@@ -220,8 +220,8 @@ func (f *Fault) matches(c *call) bool {
 	return f.Text == "" || strings.Contains(c.text, f.Text)
 }
 
-// strikes tells a fault that comes instead of X's answer from one that only changes
-// when X does things.
+// strikes reports whether a fault replaces X's answer; other faults only change when X
+// does things.
 func (f *Fault) strikes() bool {
 	switch f.Kind {
 	case FaultLatency, FaultTimelineLag, FaultReplicaLag, FaultVanish, FaultSlowUpload:

@@ -43,7 +43,7 @@ func TestFaultEffect(t *testing.T) {
 				t.Errorf("a cut looks like %v", err)
 			}
 			if id := field2xx(r); id != "" {
-				t.Errorf("the answer tells the id %s", id)
+				t.Errorf("the answer has the id %s", id)
 			}
 			if got := len(b.x.Posts("")) == 1; got != test.effect {
 				t.Errorf("posted is %v, want %v", got, test.effect)

@@ -21,14 +21,14 @@ const (
 	journalSlack = 32 << 20
 )
 
-// journal is a file of JSON, one line for each step in which something changed. It begins
-// with everything there was when it was written anew.
+// journal is a file of JSON, one line for each step in which something changed. A
+// rewrite begins it with the whole state.
 type journal struct {
 	path  string
 	file  *os.File
 	size  int64 // bytes
 	begun int64 // bytes of what it began with
-	err   error // why nothing more is kept
+	err   error // why nothing more is stored
 
 	starts int // of a server on it, this one included
 }
@@ -55,7 +55,7 @@ func (e *JournalError) Unwrap() error { return e.Err }
 // that fails may lose the last seconds. It comes before everything but the fields, in one
 // process alone, and Close at the end.
 //
-// The fields are not kept, nor is how far a scenario has come.
+// The fields are not stored, nor is how far a scenario has come.
 func (s *Server) Keep(path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,7 +81,8 @@ func (s *Server) Keep(path string) error {
 	return nil
 }
 
-// Close ends what Keep began, with everything on the disk. Nothing is kept from then on.
+// Close ends what Keep began, with everything on the disk. Nothing is stored from then
+// on.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +94,7 @@ func (s *Server) Close() error {
 	return errors.Join(file.Sync(), file.Close())
 }
 
-// journalError tells why what was just answered may be forgotten.
+// journalError says why what was just answered may be forgotten.
 func (s *Server) journalError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,8 +104,9 @@ func (s *Server) journalError() error {
 	return s.journal.err
 }
 
-// replay does again what the journal's lines say, and tells how many starts it has seen.
-// A last line without an end was written by a process that died, and nobody was answered.
+// replay applies the journal's lines and returns how many starts it has seen. A last
+// line without an end was written by a process that died; no client got an answer for
+// it.
 func (s *Server) replay() (starts int, err error) {
 	path := s.journal.path
 	f, err := os.Open(path)
@@ -141,7 +143,7 @@ func (s *Server) replay() (starts int, err error) {
 	}
 }
 
-// rewrite puts a journal of that one line in place of the old one.
+// rewrite replaces the journal by that one line.
 func (j *journal) rewrite(all *changes) {
 	if j.err != nil {
 		return
@@ -173,7 +175,7 @@ func (s *Server) keepChanges() {
 		return
 	}
 	*s.w.unkept = nil
-	if s.journal.err != nil { // with what was not kept then, once there is room again
+	if s.journal.err != nil { // with what was not stored then, once there is room again
 		s.journal.err = nil
 		s.journal.rewrite(s.snapshot())
 		return

@@ -25,7 +25,7 @@ func keeping(t *testing.T, c *clock, path string) *testBundle {
 	return b
 }
 
-// told is everything that the control API tells.
+// told is everything that the control API returns.
 func (b *testBundle) told() map[string]string {
 	b.Helper()
 	answers := map[string]string{}
@@ -142,7 +142,7 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestKeepUnderWay: what X has done is kept before its client hears of it.
+// TestKeepUnderWay: what X has done is stored before its client learns of it.
 func TestKeepUnderWay(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "x.jsonl")
@@ -244,14 +244,14 @@ func TestKeepFails(t *testing.T) {
 	b.post(ann, "kept", "")
 	b.x.BreakJournal()
 	if r := b.create(ann, `{"text":"lost"}`); r.status != 500 || !strings.Contains(r.body, "write journal") {
-		t.Errorf("a post that is not kept is answered %d %s", r.status, r.body)
+		t.Errorf("a post that is not stored is answered %d %s", r.status, r.body)
 	}
 	if err := os.Rename(filepath.Dir(path), filepath.Dir(path)+"-away"); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		if r := b.control("PUT", "accounts?user=ann", `{"subscription_type":"Basic"}`); r.status != 500 {
-			t.Errorf("a change that is not kept is answered %d %s", r.status, r.body)
+			t.Errorf("a change that is not stored is answered %d %s", r.status, r.body)
 		}
 	}
 	if err := os.Rename(filepath.Dir(path)+"-away", filepath.Dir(path)); err != nil {
@@ -260,7 +260,7 @@ func TestKeepFails(t *testing.T) {
 	b.post(ann, "kept again", "")
 	b = b.again(path)
 	if posts := b.x.Posts("ann"); len(posts) != 3 {
-		t.Errorf("X has %v, want all three: that one was not kept said nothing of its effect", posts)
+		t.Errorf("X has %v, want all three: the failed write did not undo its effect", posts)
 	}
 	if err := b.x.Close(); err != nil {
 		t.Fatal(err)

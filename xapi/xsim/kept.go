@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// changes are one line of the journal: what has become of things, each as it is now. A
-// thing that is known already is replaced; calls and the like are added.
+// changes are one line of the journal: the things that changed, each in its present
+// state. A thing that is known already is replaced; calls and the like are added.
 type changes struct {
 	Format int   `json:"format,omitempty"` // of the first line alone, as the next two
 	Starts int   `json:"starts,omitempty"` // of the server on this journal
@@ -163,7 +163,7 @@ func (c *changes) add(thing any) {
 	}
 }
 
-// book puts an entry of the call log into the line.
+// append puts an entry of the call log into the line.
 func (c *changes) append(entry any) {
 	switch v := entry.(type) {
 	case *keptSegment:
@@ -249,7 +249,7 @@ func (s *Server) snapshot() *changes {
 	return c
 }
 
-// redo does to the world what the line says.
+// redo applies a line to the world.
 func (s *Server) redo(c *changes) error {
 	w := s.w
 	s.lastID = max(s.lastID, c.LastID)
@@ -437,7 +437,7 @@ func (w *world) redoExchanges(c *changes) error {
 		}
 		e := &presentation{Exchange: kept.Exchange, number: kept.Number}
 		a.presentations = max(a.presentations, e.number)
-		e.Open = false // whoever waited for it waits no more
+		e.Open = false // a client that waited for it has ended
 		known := slices.IndexFunc(a.exchanges.entries, func(have *presentation) bool { return have.number == e.number })
 		if known >= 0 {
 			a.exchanges.entries[known] = e

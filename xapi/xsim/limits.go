@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Scope says who shares a window, and by which headers it is told.
+// Scope says who shares a window, and which headers report it.
 type Scope string
 
 // The scopes. Their names fix the headers only: every length can be set.
@@ -153,7 +153,7 @@ type window struct {
 
 func (w *window) closed() bool { return w.used >= w.limit.Max }
 
-// tell notes that the client has read that nothing is left.
+// tell records that the client has read that nothing is left.
 func (w *window) tell(now time.Time) {
 	if w.told.IsZero() {
 		w.told = now
@@ -184,8 +184,8 @@ func (w *window) write(h http.Header) {
 	h.Set(prefix+"Reset", strconv.FormatInt(w.end.Unix(), 10))
 }
 
-// admit counts the call in each of its windows. If one is closed, the call is
-// counted in none, and a client that had been told of it has broken a promise.
+// admit counts the call in each of its windows. If one is exhausted, the call is
+// counted in none, and a client that had learnt of that violates the rules.
 func (s *Server) admit(c *call) bool {
 	c.windows = s.w.windowsOf(c)
 	open := true

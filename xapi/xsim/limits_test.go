@@ -72,7 +72,7 @@ func TestClosedWindow(t *testing.T) {
 	b.wantViolations("call_in_closed_window")
 }
 
-// An app's window is told to one account and closed to all.
+// One account learns of an app window, which is exhausted for all.
 func TestClosedAppWindow(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -141,8 +141,8 @@ func TestSetLimits(t *testing.T) {
 	}
 }
 
-// The books tell which window a call was counted in, also where latency lies between
-// its arrival and that, and which address was called.
+// The call log has the window that a call was counted in, even if latency separates its
+// arrival from that, and the address that was called.
 func TestCallCounted(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -54,7 +54,7 @@ type medium struct {
 	Media
 	width, height int     // pixels, of an image
 	upload        *upload // nil once finalized
-	picture       []byte  // for the page; nil where there is none to show
+	picture       []byte  // for the page; nil if there is none to show
 
 	finalized  time.Time
 	processing time.Duration // 0: none
@@ -166,7 +166,7 @@ func (m *medium) page() string {
 	return "photo"
 }
 
-// answer is what one shot, FINALIZE and STATUS tell of a medium.
+// answer is what one shot, FINALIZE and STATUS return of a medium.
 func (m *medium) answer(now time.Time) answer {
 	type size struct {
 		W    int    `json:"w"`
@@ -274,7 +274,7 @@ func (s *Server) readForm(c *call, boundary string) (map[string]any, error) {
 	}
 }
 
-// describe serves the metadata of a medium; alt text is what is kept.
+// describe serves the metadata of a medium; it stores the alt text.
 func (s *Server) describe(c *call) answer {
 	var req struct {
 		ID       string `json:"id"`

@@ -281,9 +281,9 @@ func (g *grant) allows(scopes []string) bool {
 	return true
 }
 
-// identify finds the account behind the call's token, if the token is good. On
-// the app's own endpoints a token or code names its account even when it is
-// refused, so that faults and books can tell.
+// identify finds the account behind the call's token, if the token is good. On the
+// app's own endpoints a token or code names its account even when it is refused, so
+// that faults and the call log can use it.
 func (s *Server) identify(c *call) {
 	c.account, c.grant = nil, nil
 	if c.endpoint == EndpointToken || c.endpoint == EndpointRevoke {

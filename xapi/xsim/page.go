@@ -23,13 +23,14 @@ const (
 	pageEntries = 50
 	pageWindows = 100
 
-	// maxPictureBytes bounds the pictures that are kept for the page; those of older posts go.
+	// maxPictureBytes bounds the images that the page can show; those of older posts
+	// are dropped.
 	maxPictureBytes = 32 << 20
 
-	// pageIcon keeps browsers from asking X for one.
+	// pageIcon saves browsers a request for one.
 	pageIcon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#0b66c2"/><path d="M9 9l14 14M23 9L9 23" stroke="#fff" stroke-width="4" stroke-linecap="round"/></svg>`
 
-	// pagePolicy lets the page load nothing but its own style and pictures.
+	// pagePolicy lets the page load only its own style and images.
 	pagePolicy = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -90,7 +91,7 @@ type pageNote struct {
 // callLogPage is the page on which a person sees what is on this X, and what it has seen.
 func (s *Server) callLogPage() answer {
 	callLog := s.pageCallLog()
-	page := template.Must(template.New("books").Funcs(template.FuncMap{
+	page := template.Must(template.New("call log").Funcs(template.FuncMap{
 		"clock": func(t time.Time) string {
 			if t.UTC().Format(time.DateOnly) != callLog.Now.Format(time.DateOnly) {
 				return t.UTC().Format(time.DateTime)
@@ -192,7 +193,7 @@ func (w *world) pageThreads(now time.Time) (threads []pageThread, more int) {
 	return threads, len(order) - len(threads)
 }
 
-// showPicture keeps the bytes of an image for the page.
+// showPicture stores the bytes of an image for the page.
 func (s *Server) showPicture(m *medium, segments [][]byte) {
 	if strings.HasPrefix(m.Type, "image/") {
 		data := bytes.Join(segments, nil)

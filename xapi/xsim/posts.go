@@ -31,7 +31,7 @@ type post struct {
 	conversation string   // id of the thread's first post
 	place        [32]byte // see placeOf
 	deleted      bool
-	stored       string    // the text as X keeps it: NFC, and lines ended by LF
+	stored       string    // the text as X stores it: NFC, and lines ended by LF
 	vanishes     time.Time // when X takes it away by itself; zero for never
 }
 
@@ -71,7 +71,7 @@ type postRequest struct {
 	Edit     json.RawMessage `json:"edit_options"`
 }
 
-// textOf reads a post's text from a body that may yet turn out to be wrong.
+// textOf reads a post's text from a body that may still turn out to be wrong.
 func textOf(body []byte) string {
 	var req postRequest
 	if json.Unmarshal(body, &req) != nil {
@@ -114,12 +114,12 @@ func (s *Server) createPost(c *call) answer {
 	}{p.ID, text, []string{p.ID}}})
 }
 
-// stored is a text as X keeps it.
+// stored is a text as X stores it.
 func stored(text string) string {
 	return norm.NFC.String(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(text))
 }
 
-// gone tells whether the post was deleted, by its author or by X.
+// gone reports whether the post was deleted, by its author or by X.
 func (p *post) gone(now time.Time) bool {
 	return p.deleted || !p.vanishes.IsZero() && !now.Before(p.vanishes)
 }
@@ -150,7 +150,7 @@ func readPost(c *call) (postRequest, mistake, bool) {
 	return req, mistake{}, true
 }
 
-// checkText holds the rules that need no look at other posts.
+// checkText holds the rules that need no other posts.
 func (s *Server) checkText(c *call, req postRequest) (answer, bool) {
 	most := maxWeight
 	if c.account.premium() {
@@ -231,9 +231,9 @@ func placeOf(p *post, parent *post) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// repeats is the duplicate filter. Like X's it looks at the account's texts
-// alone, wherever they stood and whether or not they still exist; without a
-// text, at the media ids, which a new upload escapes.
+// repeats is the duplicate filter. Like X's it compares only the account's texts,
+// wherever they were posted and whether or not they still exist. Without a text it
+// compares the media ids, which a new upload changes.
 func (s *Server) repeats(c *call, p *post) bool {
 	span := cmp.Or(s.DuplicateWindow, duplicateWindowDefault)
 	last, seen := c.account.texts[p.repeatKey()]

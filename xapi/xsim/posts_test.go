@@ -156,7 +156,7 @@ func TestDuplicateFilter(t *testing.T) {
 		b.want(b.create(b.grant, `{"text":"once"}`), 403, duplicate)
 		b.wantViolations("duplicate_attempt")
 		bob := b.account(xsim.NewAccount{Handle: "bob"})
-		b.post(bob, "once", "") // the filter looks at one account
+		b.post(bob, "once", "") // the filter checks one account
 		b.wantViolations("duplicate_attempt")
 	})
 	t.Run("deleted_still_counts", func(t *testing.T) {

@@ -112,7 +112,7 @@ func invalid(m mistake) answer {
 	return a
 }
 
-// malformed refuses a request no correct client sends, and books it.
+// malformed refuses a request that no correct client sends, and records it.
 func (s *Server) malformed(c *call, m mistake) answer {
 	s.violate(c, ViolationMalformedRequest, strings.TrimSpace(c.endpoint+": "+m.parameter+" "+m.message))
 	return invalid(m)

@@ -203,7 +203,7 @@ func (s *Server) answerPosts(c *call, f fields, posts []*post, one bool, body ma
 	return jsonAnswer(http.StatusOK, body)
 }
 
-// missing is how a read that is otherwise fine tells of what does not exist.
+// missing is the part of a successful read for what does not exist.
 func missing(kind, parameter, id string) map[string]string {
 	return map[string]string{
 		"value": id, "resource_id": id, "parameter": parameter, "resource_type": kind, "title": "Not Found Error",
@@ -211,7 +211,7 @@ func missing(kind, parameter, id string) map[string]string {
 	}
 }
 
-// hidden is how a read tells of what another account protects.
+// hidden is the part of a read for what another account protects.
 func hidden(kind, parameter, id string) map[string]string {
 	return map[string]string{
 		"value": id, "resource_id": id, "parameter": parameter, "resource_type": kind, "title": "Authorization Error",

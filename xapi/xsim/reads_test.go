@@ -14,7 +14,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// page is a timeline's answer as far as the tests look at it.
+// page is a timeline's answer as far as the tests need it.
 type page struct {
 	Data []struct {
 		ID   string `json:"id"`
@@ -146,7 +146,7 @@ func TestLookUp(t *testing.T) {
 	b.want(b.do(b.grant, "GET", "/2/tweets/x", "", ""), 400, "")
 }
 
-// includes are not looked at here.
+// includes are not checked here.
 var includes = regexp.MustCompile(`,"includes":.*\}\]\}`)
 
 func TestReadVocabulary(t *testing.T) {
@@ -214,7 +214,7 @@ func TestReadText(t *testing.T) {
 		t.Error(diff)
 	}
 	if kept := b.x.Posts("ann")[0].Text; kept != "cafe\u0301 & <b> https://example.com/a?b=c, see" {
-		t.Errorf("the call log hold %q, want what was sent", kept)
+		t.Errorf("the call log has %q, want what was sent", kept)
 	}
 }
 

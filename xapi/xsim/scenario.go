@@ -25,14 +25,14 @@ type Step struct {
 	Do   string          `json:"do"`              // "PUT /_sim/accounts?user=acme"
 	Body json.RawMessage `json:"body,omitempty"`  // as the control takes it
 
-	// DoneAt and Error tell when the step was made, and why it came to nothing. The
-	// server sets them; a scenario that is read has none.
+	// DoneAt and Error say when the step was made, and why it failed. The server sets
+	// them; a scenario that is read has none.
 	DoneAt time.Time `json:"done_at,omitzero"`
 	Error  string    `json:"error,omitempty"`
 }
 
 // Cue is the nth call of an endpoint, and of an account if one is named. The step is
-// made before X looks at the call.
+// made before X handles the call.
 type Cue struct {
 	Endpoint string `json:"endpoint"`          // one of the Endpoint constants
 	Account  string `json:"account,omitempty"` // id or handle
@@ -46,8 +46,8 @@ type scenario struct {
 	began time.Time
 }
 
-// ReadScenario reads a scenario strictly. Its errors name the line and the step, and all
-// that is wrong with a step.
+// ReadScenario reads a scenario strictly. Its errors name the line and the step, and
+// all mistakes of a step.
 func ReadScenario(data []byte) (Scenario, error) {
 	var s Scenario
 	var file struct {
@@ -77,7 +77,7 @@ func ReadScenario(data []byte) (Scenario, error) {
 	return s, nil
 }
 
-// errorOffset is where the decoder met what is wrong, as far as it tells.
+// errorOffset is where the decoder met the mistake, as far as it reports that.
 func errorOffset(err error) int64 {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
@@ -115,7 +115,7 @@ func (s *Step) validate() error {
 	return errors.Join(errs...)
 }
 
-// validateControl checks as much of the control call as can be told without the X that
+// validateControl checks as much of the control call as is possible without the X that
 // it will meet.
 func (s *Step) validateControl() error {
 	method, target, _ := strings.Cut(s.Do, " ")
@@ -154,7 +154,7 @@ func (s *Step) validateControl() error {
 	return nil
 }
 
-// checked reads a body and looks at what it says.
+// checked reads a body and validates it.
 func checked[T any](validate func(T) error) func([]byte) error {
 	return func(body []byte) error {
 		var v T
@@ -238,7 +238,7 @@ func (q *Cue) matches(c *call) bool {
 	return q.Endpoint == c.endpoint && (q.Account == "" || c.account.named(q.Account))
 }
 
-// named tells whether that id or handle is the account's; nobody has none.
+// named reports whether that id or handle is the account's; no account has none.
 func (a *account) named(user string) bool {
 	return a != nil && (user == a.ID || strings.EqualFold(user, a.Handle))
 }

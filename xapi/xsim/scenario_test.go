@@ -28,7 +28,7 @@ func (b *testBundle) steps() []xsim.Step {
 	return s.Steps
 }
 
-// TestScenarioOnCall: a step on a call comes before X looks at that call, and once.
+// TestScenarioOnCall: a step on a call comes before X handles that call, and once.
 func TestScenarioOnCall(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// Endpoints by the names that limits, faults and books use: X's own way of
-// writing them in its table of rate limits.
+// Endpoints by the names that limits, faults and the call log use: X's own form in its
+// table of rate limits.
 const (
 	EndpointAuthorize  = "GET /i/oauth2/authorize"
 	EndpointToken      = "POST /2/oauth2/token"
@@ -45,8 +45,8 @@ const (
 	// for the largest image as base64, so that the API itself can refuse it.
 	maxBodyBytes = 24 << 20
 
-	// firstID keeps ids at nineteen digits, as today's are, even where a fake
-	// clock stands before X's epoch.
+	// firstID gives ids nineteen digits, as today's have, even if a fake clock is
+	// before X's epoch.
 	firstID = int64(1_000_000_000_000_000_000)
 
 	// snowflakeEpochMS is the instant, in Unix milliseconds, X's ids count from.
@@ -104,7 +104,7 @@ type Server struct {
 	// hours, negative switches the filter off.
 	DuplicateWindow time.Duration
 
-	// AllowEqualPosts stops the call log from calling equal posts a violation; for
+	// AllowEqualPosts keeps the call log from calling equal posts a violation, for
 	// tests that mean to post one text twice. The duplicate filter is separate.
 	AllowEqualPosts bool
 
@@ -168,7 +168,7 @@ type world struct {
 	media     map[string]*medium
 	mediaList []*medium
 
-	pictures     []*medium // those whose bytes are kept, the oldest first
+	pictures     []*medium // those whose bytes are stored, the oldest first
 	pictureBytes int
 
 	limits  []Limit
@@ -218,9 +218,9 @@ func (s *Server) newWorld() *world {
 	return w
 }
 
-// Reset forgets accounts, posts, media, windows, faults and books. Limits are
-// again those of the field. Ids and token values go on, so that nothing old can
-// be mistaken for something new.
+// Reset forgets accounts, posts, media, windows, faults and the call log. Limits are
+// again those of the field. Ids and token values go on, so that nothing old can be
+// mistaken for something new.
 func (s *Server) Reset() {
 	s.mu.Lock()
 	defer s.unlock()
@@ -249,7 +249,7 @@ func (s *Server) nextID() string {
 	return strconv.FormatInt(s.lastID, 10)
 }
 
-// passID keeps the ids to come above one that was given out.
+// passID keeps later ids above one that was given out.
 func (s *Server) passID(id string) error {
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
@@ -265,7 +265,7 @@ type call struct {
 	body     []byte
 	endpoint string // "" for a path X does not have
 	id       string // the path's id, if any
-	text     string // the post's text, for faults that look at it
+	text     string // the post's text, for faults that depend on it
 	arrived  time.Time
 	now      time.Time
 	world    *world // in which it arrived: Reset may come before its end
@@ -276,7 +276,7 @@ type call struct {
 	shut     []*window // those of which the answer's headers say that nothing is left
 	effect   bool
 	refused  bool          // the refresh token or code is not accepted
-	exchange *presentation // the call in the account's books, if it presents a token of X's
+	exchange *presentation // the call in the account's call log, if it presents a token of X's
 	spent    *refreshToken // the one that the call exchanged
 }
 
@@ -361,8 +361,8 @@ func (s *Server) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// traceWritten tells a client that watches its connection that the request has
-// left, since nothing else in memory would.
+// traceWritten reports to a client that watches its connection that the request has
+// left, since nothing else in memory does.
 func traceWritten(ctx context.Context) {
 	t := httptrace.ContextClientTrace(ctx)
 	if t == nil {

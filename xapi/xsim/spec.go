@@ -195,7 +195,7 @@ func (v valueSchema) checkOne(name, value string) (mistake, bool) {
 	}
 }
 
-// named tells whether a list among the parameters has one of the names.
+// named reports whether a list among the parameters has one of the names.
 func named(q url.Values, parameter string, names ...string) bool {
 	return slices.ContainsFunc(strings.Split(q.Get(parameter), ","), func(v string) bool { return slices.Contains(names, v) })
 }

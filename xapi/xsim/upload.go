@@ -25,8 +25,8 @@ const (
 	maxCheckAfter          = 5 * time.Second
 )
 
-// upload is a chunked upload that is not finalized. When it is, only what its
-// bytes tell is kept of them; those of one that is given up stay until Reset.
+// upload is a chunked upload that is not finalized. After that, only the facts about
+// its bytes stay; those of an abandoned upload stay until Reset.
 type upload struct {
 	announced string // its media_type
 	total     int64  // bytes
@@ -43,7 +43,7 @@ func (s *Server) initialize(c *call) answer {
 	if _, m, ok := c.readJSON(initializeSchema(), &req); !ok {
 		return s.malformed(c, m)
 	}
-	if req.Type == "image/pjpeg" { // a name for it that no bytes tell
+	if req.Type == "image/pjpeg" { // a name for it that is in no bytes
 		req.Type = "image/jpeg"
 	}
 	if m, ok := fits(req.Category, req.Type, req.Total); !ok {
@@ -141,7 +141,7 @@ func (s *Server) finalize(c *call) answer {
 	return m.answer(c.now)
 }
 
-// assemble returns the segments in their order, if they are what was announced.
+// assemble returns the segments in their order, if they match the declared upload.
 func (u *upload) assemble(size int) ([][]byte, mistake, bool) {
 	list := make([][]byte, len(u.segments))
 	for i := range list {
@@ -157,7 +157,7 @@ func (u *upload) assemble(size int) ([][]byte, mistake, bool) {
 	return list, mistake{}, true
 }
 
-// content is what uploaded bytes tell.
+// content is what the uploaded bytes show.
 type content struct {
 	kind, sum     string
 	width, height int
@@ -206,8 +206,8 @@ func sniff(head []byte) string {
 	return http.DetectContentType(head)
 }
 
-// status serves STATUS. X tells only what it has told of the medium already, so
-// an upload that is not finalized has none.
+// status serves STATUS. X returns only what it has returned of the medium before, so an
+// upload that is not finalized has none.
 func (s *Server) status(c *call) answer {
 	q := c.r.URL.Query()
 	if m, ok := s.checkQuery(c); !ok {
@@ -238,7 +238,7 @@ func (m *medium) state(now time.Time) string {
 	return MediaSucceeded
 }
 
-// processingInfo is told of media that need processing, or failed without.
+// processingInfo is returned for media that need processing, or that failed without it.
 type processingInfo struct {
 	State      string           `json:"state"`
 	CheckAfter int64            `json:"check_after_secs,omitempty"`

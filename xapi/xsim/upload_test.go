@@ -260,7 +260,7 @@ func TestAppendRefused(t *testing.T) {
 			b.want(b.do(b.grant, "POST", "/2/media/upload/"+id+"/append", test.kind, test.body), 400, "")
 			b.wantMalformed(test.malformed)
 			if m := b.x.Media("ann")[0]; m.Segments != 1 || m.Size != 4 {
-				t.Errorf("the refused segment was kept: %+v", m)
+				t.Errorf("the refused segment was stored: %+v", m)
 			}
 		})
 	}
@@ -274,7 +274,7 @@ func TestAppendRefused(t *testing.T) {
 	})
 }
 
-// The edge looks at the size alone, before it asks who calls.
+// The edge checks only the size, before it identifies the caller.
 func TestAppendEdge(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -298,7 +298,7 @@ func TestAppendEdge(t *testing.T) {
 	refused(encoded(4)) // is more than four characters
 	b.want(encoded(3), 200, "")
 	if m := b.x.Media("ann")[0]; m.Segments != 2 || m.Size != 4<<20+3 {
-		t.Errorf("kept %+v", m)
+		t.Errorf("stored %+v", m)
 	}
 	b.wantViolations()
 }
@@ -334,7 +334,7 @@ func TestFinalizeRefused(t *testing.T) {
 	b.want(b.finalize(bob, theirs), 200, "")
 }
 
-// Bytes must be of the type that was announced.
+// Bytes must be of the declared type.
 func TestFinalizeSniffs(t *testing.T) {
 	t.Parallel()
 	quicktime := strings.Replace(mp4Bytes, "isom", "qt  ", 1)
@@ -576,7 +576,7 @@ func TestMediaEndpointFaults(t *testing.T) {
 					t.Errorf("got %d %v, want %d", r.status, err, test.status)
 				}
 				if id := field2xx(r); id != "" {
-					t.Errorf("the answer tells the id %s", id)
+					t.Errorf("the answer has the id %s", id)
 				}
 				calls := b.x.Calls()
 				last := calls[len(calls)-1]
