@@ -140,15 +140,15 @@ func (f *flight) trace(ctx context.Context) context.Context {
 			defer f.mu.Unlock()
 			f.traced = true
 		},
-		GotConn:      func(info httptrace.GotConnInfo) { f.board(info.Conn) },
+		GotConn:      func(info httptrace.GotConnInfo) { f.arm(info.Conn) },
 		WroteHeaders: f.wroteUnseen,
 		WroteRequest: func(httptrace.WroteRequestInfo) { f.wroteUnseen() },
 	})
 }
 
-// board arms the connection below any layers of TLS. Every request does so, also
+// arm arms the connection below any layers of TLS. Every request does so, also
 // one without a time, and thereby removes what an earlier request left.
-func (f *flight) board(conn net.Conn) {
+func (f *flight) arm(conn net.Conn) {
 	for {
 		layer, ok := conn.(*tls.Conn)
 		if !ok {

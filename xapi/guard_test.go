@@ -553,7 +553,7 @@ func TestFlightStaysOver(t *testing.T) {
 	conn := &guardedConn{Conn: ours}
 	f := newFlight(t.Context())
 	f.traced = true
-	f.board(conn)
+	f.arm(conn)
 	if sent, _ := f.abort(io.EOF); sent {
 		t.Fatal("sent, though nothing was written")
 	}

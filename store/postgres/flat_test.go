@@ -52,7 +52,7 @@ func TestBacklogCostsNothing(t *testing.T) {
 		{"next due", sqlNextDue, []any{"a1", now}},
 		{"one request", sqlRequest, []any{"a1", "r7"}},
 		{"sent", sqlSent, []any{"a1", now, 10}},
-		{"unannounced", sqlOutboxPending, []any{now, 10}},
+		{"pending events", sqlOutboxPending, []any{now, 10}},
 		{"waiting", sqlWaiting, []any{"", nil, 0, 100}},
 	}
 	small, large := backlog(t, 1_100), backlog(t, 11_000)

@@ -50,7 +50,7 @@ func progressEmpty(t *testing.T, b *bundle) {
 	empty := b.progress(t)
 	equal(t, "holders", len(empty.Holders), 0)
 	empty.Holders = nil
-	equal(t, "pulse", empty, store.Progress{Accounts: 1})
+	equal(t, "progress", empty, store.Progress{Accounts: 1})
 }
 
 // progress: what has moved last, and what should have moved.
