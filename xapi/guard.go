@@ -146,7 +146,7 @@ func (f *flight) trace(ctx context.Context) context.Context {
 	})
 }
 
-// arm arms the connection below any layers of TLS. Every request does so, also
+// arm prepares the connection below any layers of TLS. Every request does so, also
 // one without a time, and thereby removes what an earlier request left.
 func (f *flight) arm(conn net.Conn) {
 	for {
