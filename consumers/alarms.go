@@ -8,22 +8,22 @@ import (
 )
 
 const (
-	// alarmWithin is how far ahead a worker keeps the time itself at which a lane that
-	// it has released is to be woken. A lane that is due later is woken alarmLead before,
-	// by its schedule in NATS, so that some worker then keeps the time.
+	// alarmWithin is how far ahead a worker sets an alarm for a lane that it has released.
+	// A lane that is due later is woken by its schedule in NATS, alarmLead before it is
+	// due, so that the worker that then releases it sets the alarm.
 	alarmWithin = time.Minute
 	alarmLead   = 30 * time.Second
-	// alarmGrace is how much later the schedule wakes what a worker keeps the time of,
-	// for the case that the worker dies. It is not woken twice where nothing is late.
+	// alarmGrace is how long after an alarm the schedule wakes the same lane, in case the
+	// worker has died. A lane that is woken on time is not woken again by its schedule.
 	alarmGrace = 2 * time.Second
 )
 
-// Alarms wake lanes when they are due. The server looks at its schedules every 250 ms at
-// best; a worker that has released a lane wakes it in time. An alarm decides nothing
-// but when to ask: the ledger says what is due, by its own clock.
+// Alarms wake lanes when they are due. The NATS server checks its schedules every 250 ms at
+// best; the worker that has released a lane wakes it on time. An alarm only says when to
+// ask the ledger, which decides by its own clock what is due.
 type Alarms struct {
 	Wakeups manyWaker
-	// Here tells when it is that time of the database's clock by this machine's; nil:
+	// Here converts a time of the database's clock to this machine's clock. If it is nil,
 	// the clocks agree.
 	Here func(time.Time) time.Time
 	Log  *slog.Logger
@@ -35,8 +35,8 @@ type Alarms struct {
 	stopped bool
 }
 
-// schedule is when NATS is to wake a lane whose next run is at that time, and whether
-// this worker keeps that time too.
+// schedule returns when NATS has to wake a lane that is due at wakeAt, and whether this
+// worker sets an alarm for it, too.
 func (a *Alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
 	switch {
 	case a == nil:
@@ -48,7 +48,7 @@ func (a *Alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
 	}
 }
 
-// set wakes the account at that time, and at no other.
+// set wakes the account at the given time. It replaces an earlier alarm.
 func (a *Alarms) set(ctx context.Context, account string, at time.Time) {
 	ctx = context.WithoutCancel(ctx)
 	if a.Here != nil {
@@ -66,7 +66,7 @@ func (a *Alarms) set(ctx context.Context, account string, at time.Time) {
 	timer = time.AfterFunc(time.Until(at), func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if a.timers[account] == timer { // else it was taken back
+		if a.timers[account] == timer { // else the alarm was cleared or replaced
 			delete(a.timers, account)
 			a.wake(ctx, account)
 		}
@@ -75,7 +75,7 @@ func (a *Alarms) set(ctx context.Context, account string, at time.Time) {
 	a.timers[account] = timer
 }
 
-// clear wakes the account no more.
+// clear removes the account's alarm.
 func (a *Alarms) clear(account string) {
 	if a == nil {
 		return
@@ -92,7 +92,7 @@ func (a *Alarms) drop(account string) {
 	}
 }
 
-// Pause ends all alarms. Their lanes are woken by their schedules.
+// Stop removes all alarms. The schedules in NATS wake their lanes.
 func (a *Alarms) Stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -102,7 +102,8 @@ func (a *Alarms) Stop() {
 	}
 }
 
-// wake has one call wake all that became due while the one before was under way.
+// wake wakes the account. Accounts that become due during a call are woken together by the
+// next one.
 func (a *Alarms) wake(ctx context.Context, account string) {
 	a.due = append(a.due, account)
 	if a.waking {

@@ -11,37 +11,37 @@ import (
 )
 
 const (
-	// MaxSkew is how far this machine's clock may be from the database's, NATS's and
-	// X's: less than half of the 5 s that a post on X may seem older than its intent,
-	// which the database's clock tells.
+	// MaxSkew is how far this machine's clock may be from those of the database, NATS and
+	// X. It is less than half of clockMargin, the 5 s by which a post on X may seem older
+	// than its intent, whose time is the database's.
 	MaxSkew = 2 * time.Second
-	// clockEvery is how often the clocks are compared: a clock that is set wrong has
-	// no time to do harm before the first look for a post in doubt.
+	// clockEvery is how often the clocks are compared: often enough to find a wrong clock
+	// before the first timeline check for a post in doubt.
 	clockEvery = 10 * time.Second
-	// clockWithin bounds one question for the time.
+	// clockWithin bounds one request for the time.
 	clockWithin = 3 * time.Second
 )
 
-// SkewError says that this machine's clock does not agree with another one.
+// SkewError reports that this machine's clock does not agree with another clock.
 type SkewError struct {
-	Of string        // whose clock the other one is
-	By time.Duration // by how much this machine's is ahead, at least
+	Of string        // who has the other clock
+	By time.Duration // by how much this machine's clock is ahead, at least; negative if it is behind
 }
 
 func (e *SkewError) Error() string {
-	return fmt.Sprintf("this machine's clock is %s off that of %s", e.By.Round(time.Millisecond), e.Of)
+	return fmt.Sprintf("this machine's clock differs by %s from that of %s", e.By.Round(time.Millisecond), e.Of)
 }
 
-// Hint tells the operator what to do.
+// Hint says what the operator has to do.
 func (*SkewError) Hint() string { return "set both clocks, for instance with NTP" }
 
-// Clocks compares this machine's clock with those that it has to agree with, all the
-// time. A worker whose clock is off takes no lanes: what it would call late, absent
-// or used up may not be.
+// Clocks compares this machine's clock with those of the database, NATS and X. A worker
+// whose clock is wrong takes no lanes, because it could wrongly take a request for late, a
+// post for absent or a window for used up.
 type Clocks struct {
 	// Database and NATS read their clocks. NATS may be nil.
 	Database, NATS func(context.Context) (time.Time, error)
-	// X is what X's answers tell.
+	// X returns the reading of X's clock from its latest answers.
 	X      func(now time.Time) (xapi.ClockReading, bool)
 	Health *Health
 	Log    *slog.Logger
@@ -52,14 +52,14 @@ type Clocks struct {
 	ahead time.Duration
 }
 
-// Here tells when it is that time of the database's clock by this machine's.
+// Here converts a time of the database's clock to this machine's clock.
 func (c *Clocks) Here(there time.Time) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return there.Add(c.ahead)
 }
 
-// Err is why no lane may be taken, or nil. A nil Clocks finds nothing wrong.
+// Err returns why no lane may be taken, or nil. A nil Clocks finds nothing wrong.
 func (c *Clocks) Err() error {
 	if c == nil {
 		return nil
@@ -83,7 +83,7 @@ func (c *Clocks) Run(ctx context.Context) {
 	}
 }
 
-// Compare compares the clocks once. One that does not answer says nothing.
+// Compare compares the clocks once. It ignores a clock that does not answer.
 func (c *Clocks) Compare(ctx context.Context) {
 	ahead, err := skewOf(ctx, "the database", c.Database)
 	if err == nil {
@@ -112,9 +112,9 @@ func (c *Clocks) Compare(ctx context.Context) {
 	}
 }
 
-// skewOf compares with a clock that tells the time: by how much this machine's is ahead
-// at least, or behind as a negative one, and whether that is too far. What the answer took
-// proves nothing.
+// skewOf returns by how much this machine's clock is at least ahead of another one, or
+// negative if it is behind, and an error if that is too much. The time that the answer took
+// is not counted as skew.
 func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time, error)) (ahead *time.Duration, err error) {
 	if ask == nil {
 		return nil, nil
@@ -125,13 +125,13 @@ func skewOf(ctx context.Context, of string, ask func(context.Context) (time.Time
 	there, err := ask(ctx)
 	after := time.Now().Round(0)
 	if err != nil {
-		return nil, nil // which others find out, and say
+		return nil, nil // a dependency that does not answer is reported elsewhere
 	}
 	least, most := before.Sub(there), after.Sub(there)
 	return new(max(least, min(most, 0))), beyond(of, least, most)
 }
 
-// beyond tells whether the clock is too far ahead for certain, or behind.
+// beyond returns an error if the clock is certainly too far ahead or behind.
 func beyond(of string, least, most time.Duration) error {
 	switch {
 	case least > MaxSkew:

@@ -12,7 +12,7 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// laneLedger is the ledger's part in running a lane.
+// laneLedger holds the ledger calls of a lane.
 type laneLedger interface {
 	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
 	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Claim, bool, error)
@@ -35,8 +35,8 @@ type laneLedger interface {
 	admission.Ledger
 }
 
-// keepLease prolongs the lane's lease while it is worked on. That it was lost ends
-// uploads, and else is found out by the next write, which is refused.
+// keepLease extends the lane's lease while the lane is at work. If the lease is lost,
+// uploads end, and the ledger refuses the next write.
 func (r *laneRun) keepLease(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
@@ -59,9 +59,9 @@ func (r *laneRun) keepLease(ctx context.Context) (stop func()) {
 	return func() { cancel(); done.Wait() }
 }
 
-// persist asks the ledger until it answers. What X said must not be forgotten
-// because the database is away for a while, and nothing more may be sent
-// before it is back.
+// persist retries a ledger call until the ledger answers. An answer of X must not be lost
+// because the database does not answer for a while, and nothing more may be sent before it
+// does.
 func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T, error)) (T, error) {
 	wait := stallMin
 	for {
@@ -80,8 +80,8 @@ func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T,
 	}
 }
 
-// settled tells errors of the store that say how things are from those that
-// say that the database cannot be asked.
+// settled reports whether err is an answer of the ledger, and not a failure to reach the
+// database.
 func settled(err error) bool {
 	for _, known := range [...]error{store.ErrFenced, store.ErrNotFound, store.ErrNotRunnable, store.ErrPostTaken} {
 		if errors.Is(err, known) {
@@ -91,7 +91,7 @@ func settled(err error) bool {
 	return err == nil || ours(err)
 }
 
-// patientLedger is the ledger to admission, which is to get an answer.
+// patientLedger gives admission the ledger calls that it makes, retried by persist.
 type patientLedger struct{ r *laneRun }
 
 func (l patientLedger) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error) {

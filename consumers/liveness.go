@@ -8,19 +8,20 @@ import (
 )
 
 const (
-	// probeEvery is how often it is asked whether what a worker depends on answers,
-	// and probeWithin for how long an answer is waited for. Together with giving
-	// back what is held they stay below 10 s.
+	// probeEvery is how often a worker checks that its dependencies answer, and
+	// probeWithin how long it waits for an answer. Together with giving back what the
+	// worker holds they stay below 10 s.
 	probeEvery  = 2 * time.Second
 	probeWithin = 3 * time.Second
-	// probeAgain is the same while something does not answer.
+	// probeAgain is how often it checks while a dependency does not answer.
 	probeAgain = 500 * time.Millisecond
 )
 
-// Progress knows whether what a worker cannot work without answers. While it does not,
-// the worker takes nothing, and gives back what it holds, so that others have it.
-type Progress struct {
-	// Answer is an error where the database or NATS gives none. Where it is nil, all do.
+// Liveness checks that the dependencies of a worker answer. While one does not, the worker
+// takes no messages and gives back those that it holds, so that other workers get them.
+type Liveness struct {
+	// Answer returns an error if the database or NATS does not answer. If Answer is nil,
+	// nothing is checked.
 	Answer func(context.Context) error
 	Health *Health
 	Log    *slog.Logger
@@ -28,21 +29,21 @@ type Progress struct {
 	once    sync.Once
 	doubted chan struct{}
 	mu      sync.Mutex
-	beat    context.Context // ends when something no longer answers
+	beat    context.Context // ends when a dependency does not answer
 	end     context.CancelFunc
-	changed chan struct{} // closed when it does again
+	changed chan struct{} // closed when all answer again
 }
 
-func (p *Progress) init(ctx context.Context) {
+func (p *Liveness) init(ctx context.Context) {
 	p.once.Do(func() {
 		p.doubted, p.changed = make(chan struct{}, 1), make(chan struct{})
 		p.beat, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	})
 }
 
-// Beat waits until everything answers and returns a context that ends when it no
-// longer does. It is false where ctx ends first.
-func (p *Progress) Beat(ctx context.Context) (context.Context, bool) {
+// Beat waits until all dependencies answer. It returns a context that ends when one does
+// not, and false if ctx ends first.
+func (p *Liveness) Beat(ctx context.Context) (context.Context, bool) {
 	p.init(ctx)
 	for {
 		p.mu.Lock()
@@ -59,16 +60,16 @@ func (p *Progress) Beat(ctx context.Context) (context.Context, bool) {
 	}
 }
 
-// Doubt has everything be asked now, since something has failed.
-func (p *Progress) Doubt() {
+// Doubt has the dependencies checked now, because a call has failed.
+func (p *Liveness) Doubt() {
 	select {
 	case p.doubted <- struct{}{}:
 	default:
 	}
 }
 
-// run asks until the context ends.
-func (p *Progress) run(ctx context.Context) {
+// run checks the dependencies until the context ends.
+func (p *Liveness) run(ctx context.Context) {
 	p.init(ctx)
 	if p.Answer == nil {
 		return
@@ -97,7 +98,7 @@ func (p *Progress) run(ctx context.Context) {
 	}
 }
 
-func (p *Progress) set(ctx context.Context, err error) {
+func (p *Liveness) set(ctx context.Context, err error) {
 	p.Health.Set("dependencies", err)
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -99,7 +99,7 @@ func (l *leases) run(ctx context.Context) {
 	defer l.drop(ctx)
 	renewed := time.Now()
 	for {
-		beat, ok := l.r.Progress.Beat(ctx)
+		beat, ok := l.r.Liveness.Beat(ctx)
 		if !ok {
 			return
 		}
@@ -108,7 +108,7 @@ func (l *leases) run(ctx context.Context) {
 			renewed = asked
 		} else {
 			l.r.Log.Warn("leases.not_renewed", "error", err)
-			l.r.Progress.Doubt()
+			l.r.Liveness.Doubt()
 		}
 		if time.Since(renewed) > leaseFor { // others have them
 			l.set(ctx, nil)
@@ -325,7 +325,7 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	}
 	p.r.Health.Set("handler "+p.b.Consumer, health)
 	p.r.Log.Warn("batch.given_back", "consumer", p.b.Consumer, "jobs", len(batch)-done, "sequence", batch[done].Sequence, "error", err)
-	p.r.Progress.Doubt()
+	p.r.Liveness.Doubt()
 	pause(lease.ctx, stallMin)
 	return false, nil
 }

@@ -291,7 +291,7 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 			asks := func(ledger store.Store) func(*Runner) {
 				return func(r *Runner) {
 					r.Leases = ledger
-					r.Progress = &Progress{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
+					r.Liveness = &Liveness{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
 						_, err := ledger.Clock(ctx)
 						return err
 					}}

@@ -102,8 +102,8 @@ type Runner struct {
 	// Leases says which worker reads a partition; Worker is this one.
 	Leases leaseLedger
 	Worker string
-	// Progress may be nil, where nothing is asked whether it answers.
-	Progress *Progress
+	// Liveness may be nil, where nothing is asked whether it answers.
+	Liveness *Liveness
 	Health   *Health
 	Log      *slog.Logger
 	// StopGrace is DefaultStopGrace where zero.
@@ -134,11 +134,11 @@ func (r *Runner) Run(ctx context.Context) error {
 	stopTimer := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
 	defer stopTimer()
 
-	if r.Progress == nil {
-		r.Progress = &Progress{}
+	if r.Liveness == nil {
+		r.Liveness = &Liveness{}
 	}
 	var slots, background sync.WaitGroup
-	background.Go(func() { r.Progress.run(work) })
+	background.Go(func() { r.Liveness.run(work) })
 	leases := newLeases(r)
 	background.Go(func() { leases.run(work) })
 	for i, b := range r.Bindings {
@@ -161,7 +161,7 @@ func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding
 	name := b.Stream + "/" + b.Consumer
 	wait := stallMin
 	for {
-		beat, ok := r.Progress.Beat(ctx)
+		beat, ok := r.Liveness.Beat(ctx)
 		if !ok {
 			return
 		}
@@ -245,7 +245,7 @@ func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstre
 		err = nil
 	}
 	if err != nil {
-		r.Progress.Doubt()
+		r.Liveness.Doubt()
 		r.giveBack(ctx, msg, b, d, err, meta.NumDelivered)
 		return
 	}

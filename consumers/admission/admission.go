@@ -1,21 +1,22 @@
-// Package admission is the one place that knows what can keep a call from X, and in
-// which order that is asked.
+// Package admission decides whether a call to X may be made. It holds all the conditions
+// and the order in which they are checked.
 //
-//	what is asked                              asked by
-//	is the worker to stop? ................... Ask, Permit
-//	has its disk room for what comes of it? .. Ask, Permit
-//	is the account paused? ................... Open
-//	does a posting limit of the operator hold it? ..... Open
-//	is the app stopped, and who finds out
-//	whether that is over? .................... Open, Ask, Permit, Still
+//	condition                                        checked by
+//	is the worker asked to stop? ................... Ask, Permit
+//	has the disk room for the results? ............. Ask, Permit
+//	is the account paused? ......................... Open
+//	does a posting limit hold the request? ......... Open
+//	is the app paused, and which lane probes
+//	whether the pause is over? ..................... Open, Ask, Permit, Still
 //	do X's windows have calls left, those in
-//	flight not counted? ...................... Ask, Permit
-//	are they set aside for others? ........... Permit
-//	does X fail call after call? ............. Permit
+//	flight not counted? ............................ Ask, Permit
+//	are the remaining calls reserved for others? ... Permit
+//	does X fail call after call? ................... Permit
 //
-// The pause and the posting limit concern a request as a whole, before anything is done for it.
-// The breaker is last, since it alone has to be told how a call ended: while X is found
-// out about it lets one call through, which must not wait for anything else.
+// The account's pause and the posting limits concern a request as a whole, so they are
+// checked before any work on it begins. The breaker is checked last, because it must be
+// told how each call ended. While the breaker probes X, it admits a single call, and that
+// call must not wait for any other condition.
 package admission
 
 import (
@@ -35,23 +36,23 @@ import (
 )
 
 const (
-	// reserveAgain is how often a lane looks whether calls that others had set aside
-	// are free.
+	// reserveAgain is how often a lane checks whether calls that other lanes reserved
+	// are free again.
 	reserveAgain = 50 * time.Millisecond
-	// windowOpens is the wait for a window of which nothing is known but its size, all
-	// of which is in flight.
+	// windowOpens is the wait for a window of which only the limit is known, while as
+	// many calls are in flight.
 	windowOpens = 5 * time.Second
 )
 
-// ErrLeaving says that the worker is asked to stop, or has no room to write down what
-// comes of a call, and begins nothing more.
+// ErrLeaving reports that the worker begins nothing more: it is asked to stop, or its disk
+// has no room to record the result of a call.
 var ErrLeaving = errors.New("the worker begins nothing more")
 
-// Room tells why nothing may be begun that has to be written down, in an error, or nil
-// where there is room enough. A nil Room has enough.
+// Room returns an error if the disk has no room to record the result of another call, and
+// nil if it has. A nil Room always has room.
 type Room func() error
 
-// Err looks once.
+// Err checks the room once.
 func (r Room) Err() error {
 	if r == nil {
 		return nil
@@ -59,11 +60,11 @@ func (r Room) Err() error {
 	return r()
 }
 
-// WaitError says that something must not be done now: until when and why. Without an
-// Until nobody knows the end, or it waits for somebody to act.
+// WaitError reports that a call or a request has to wait, why, and until when. If
+// Reason.Until is zero, the end is unknown or a person has to act.
 type WaitError struct {
 	Reason jetpost.Reason
-	// CheckAt is when to look again, where that is not the end.
+	// CheckAt is when to check again, if that is not Reason.Until.
 	CheckAt time.Time
 }
 
@@ -71,19 +72,20 @@ func (e *WaitError) Error() string {
 	return fmt.Sprintf("hold: %s: %s", e.Reason.Code, e.Reason.Detail)
 }
 
-// Wait makes a *WaitError.
+// Wait returns a *WaitError.
 func Wait(code jetpost.Code, until time.Time, detail string) error {
 	return &WaitError{Reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
-// Ledger is the ledger's part in admission. It answers, however long that takes.
+// Ledger holds the ledger calls that admission makes. They are retried until the ledger
+// answers.
 type Ledger interface {
 	Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error)
 	Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error)
 }
 
-// Pass admits the calls that are made in one claim of a lane. Its uploads may ask
-// beside the lane.
+// Pass admits the calls of one claim of a lane. The lane and its uploads may use it at the
+// same time.
 type Pass struct {
 	Gate          *Gate
 	Windows       *Windows
@@ -92,45 +94,46 @@ type Pass struct {
 	Lane          store.Claim
 	// Stopping is closed once the worker is asked to stop.
 	Stopping <-chan struct{}
-	// Room is looked at before each call: without it no answer could be kept.
+	// Room is checked before each call: without room no answer could be stored.
 	Room Room
 	// CallTimeout bounds one call to X.
 	CallTimeout time.Duration
 	Log         *slog.Logger
 
-	// probing is until when this lane may call in spite of a stop, to find out whether it
-	// is over; nil for not at all.
+	// probing is the time until which this lane may call during a pause, to probe whether
+	// the pause is over. It is nil if the lane does not probe.
 	probing atomic.Pointer[time.Time]
-	// reserved tells that calls of the app's window are set aside.
+	// reserved is true while calls of the app's window are reserved for this lane.
 	reserved bool
 
 	mu     sync.Mutex
 	flying map[xapi.Endpoint]int // calls without an answer yet
 }
 
-// Calls are what is asked for.
+// Calls describes the calls that a caller wants to make.
 type Calls struct {
 	Endpoint xapi.Endpoint
-	// N is how many calls X's windows must have left, or as many as they ever take.
+	// N is how many calls X's windows must have left. A window whose limit is lower must
+	// be full.
 	N int
-	// SetAside is how many of the app's window are to be set aside, near its end, until
-	// GiveBack; 0 asks for none.
+	// SetAside is how many calls of the app's window to reserve until GiveBack, once few
+	// are left. 0 reserves none.
 	SetAside int
 }
 
-// Permit lets one call to X be made.
+// Permit allows one call to X.
 type Permit struct {
 	pass *Pass
-	ctx  context.Context // of what the answer says to the others
+	ctx  context.Context // for sharing what the answer says about X
 	e    xapi.Endpoint
-	done func(error) // nil where the breaker was not asked
+	done func(error) // nil if the breaker was not asked
 	over bool
 }
 
-// Open asks what concerns a request as a whole, before anything is done for it. Where an
-// outage is to be found out about, harmless is called first, which asks X for something
-// that changes nothing: a post or a token exchange that X does not answer would be in
-// doubt. Any answer will do, even that the token has ended.
+// Open checks the conditions that concern a request as a whole, before any work on it
+// begins. If this lane probes an outage, Open first calls harmless, which makes a call
+// that changes nothing at X: a post or a token exchange without an answer is in doubt. Any
+// answer ends the outage, even that the token has expired.
 func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, harmless func(context.Context) error) error {
 	now := time.Now()
 	if pause.Active(now) {
@@ -148,7 +151,7 @@ func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, 
 	err := harmless(ctx)
 	var wait *WaitError
 	switch {
-	case errors.As(err, &wait), errors.Is(err, ErrLeaving): // X was not asked, so nothing is known yet
+	case errors.As(err, &wait), errors.Is(err, ErrLeaving): // no call was made, so the state of X is still unknown
 		return err
 	case xapi.IsOutage(err):
 		return p.paused(ctx, time.Now())
@@ -156,7 +159,7 @@ func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, 
 	return nil
 }
 
-// Ask tells why such calls must not be made now, if they must not.
+// Ask returns an error if the calls must not be made now.
 func (p *Pass) Ask(ctx context.Context, c Calls) error {
 	select {
 	case <-p.Stopping:
@@ -179,13 +182,13 @@ func (p *Pass) Ask(ctx context.Context, c Calls) error {
 	return nil
 }
 
-// Permit lets one call be made, or tells why not. The caller tells its Done how the call
-// ended.
+// Permit admits one call, or returns an error that says why not. The caller must report
+// the result of the call with Done.
 func (p *Pass) Permit(ctx context.Context, c Calls) (*Permit, error) {
 	err := p.Ask(ctx, c)
 	if err == nil && c.SetAside > 0 && !p.reserved {
 		if err = p.reserve(ctx, c); err == nil {
-			err = p.Ask(ctx, c) // the ledger may have been away for long
+			err = p.Ask(ctx, c) // the ledger may have taken long to answer
 		}
 	}
 	if err == nil {
@@ -202,29 +205,30 @@ func (p *Pass) Permit(ctx context.Context, c Calls) (*Permit, error) {
 	return &Permit{pass: p, ctx: ctx, e: c.Endpoint, done: done}, nil
 }
 
-// goesOn tells the calls of an upload under way, which would have to begin anew: an open
-// breaker does not keep them.
+// goesOn reports whether the endpoint continues an upload. The breaker does not stop such
+// calls, because the upload would have to start over.
 func goesOn(e xapi.Endpoint) bool {
 	return e == xapi.EndpointAppendMedia || e == xapi.EndpointFinalizeMedia
 }
 
-// Call makes one call, if it is admitted.
+// Call makes one call if it is admitted.
 func Call[T any](ctx context.Context, p *Pass, c Calls, call func() (T, error)) (out T, err error) {
 	permit, err := p.Permit(ctx, c)
 	if err != nil {
 		return out, err
 	}
-	err = ErrNotCalled // said of a panic
+	err = ErrNotCalled // reported if call panics
 	defer func() { permit.Done(err) }()
 	out, err = call()
 	return out, err
 }
 
-// Still is the second look, right before a call whose intent was committed: that may have
-// taken longer than others needed to stop the app.
+// Still checks again that the app is not paused, right before a call whose intent was
+// committed. Another worker may have paused the app during the commit.
 func (m *Permit) Still() error { return m.pass.paused(m.ctx, time.Now()) }
 
-// Done tells how the call ended, ErrNotCalled where it was not made. The first word counts.
+// Done reports how the call ended, with ErrNotCalled if it was not made. Only the first
+// report counts.
 func (m *Permit) Done(err error) {
 	if m.over {
 		return
@@ -238,8 +242,8 @@ func (m *Permit) Done(err error) {
 	m.pass.heard(m.ctx, m.e, err)
 }
 
-// stopped tells whether the app must not call X now. Where it is time to find out whether
-// a stop is over, one lane of all may call.
+// paused returns an error if the app must not call X now. If a probe of the pause is due,
+// one lane of all workers may call.
 func (p *Pass) paused(ctx context.Context, now time.Time) error {
 	pause, paused := p.Gate.Paused(TargetPublish, now)
 	if paused && pause.Due(now) {
@@ -256,13 +260,14 @@ func (p *Pass) paused(ctx context.Context, now time.Time) error {
 	return waitForEnd(pause, now)
 }
 
-// probes tells whether this lane finds out whether a stop is over.
+// probes reports whether this lane probes the pause.
 func (p *Pass) probes(pause publishers.Pause, now time.Time) bool {
 	until := p.probing.Load()
 	return pause.Probed() && pause.Worker == p.Gate.worker && until != nil && now.Before(*until)
 }
 
-// Pause stops the app, and returns why and for how long a request waits that has met it.
+// Pause pauses the app. It returns why and for how long the request waits that caused the
+// pause.
 func (p *Pass) Pause(ctx context.Context, reason jetpost.Reason) *WaitError {
 	now := time.Now()
 	p.pauseAll(ctx, reason, now)
@@ -279,10 +284,10 @@ func (p *Pass) pauseAll(ctx context.Context, reason jetpost.Reason, now time.Tim
 	}
 }
 
-// heard makes of what came of a call what it says of X as a whole: that it fails, that a
-// stop which was probed is over, or that the app's window is used up. Of an outage each
-// answer tells that it is over; of what X refuses the app, only a post that it takes, or
-// refuses for what that says, and one that it deletes.
+// heard evaluates the result of a call for all workers: X may be down, the pause that this
+// lane probes may be over, or the app's window may be used up. Any answer ends an outage. A
+// pause that X imposed on the app ends only with a post that X accepts or refuses for its
+// content, or with a post that X deletes.
 func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	now := time.Now()
 	pause, paused := p.Gate.Paused(TargetPublish, now)
@@ -292,7 +297,7 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 	switch {
 	case xapi.IsOutage(err):
 		if out || probes && pause.Reason.Code == jetpost.CodeXOutage {
-			p.probing.Store(nil) // though NATS may not be told what the probe has brought
+			p.probing.Store(nil) // even if NATS cannot store the result of the probe
 			reason.Detail += ", last: " + cause(err)
 			p.pauseAll(ctx, reason, now)
 		}
@@ -307,15 +312,15 @@ func (p *Pass) heard(ctx context.Context, e xapi.Endpoint, err error) {
 		p.mu.Lock()
 		w, short := p.short(Calls{Endpoint: e, N: 1}, now)
 		p.mu.Unlock()
-		if short && usedUpByApp(w, now) { // the others must not find out by a 429
+		if short && usedUpByApp(w, now) { // so that other lanes do not run into a 429
 			p.pauseAll(ctx, windowReason(Calls{Endpoint: e, N: 1}, w, now), now)
 		}
 	}
 }
 
-// Need is how many calls X's windows must have left for a request with so many posts, of
-// which some are live: a thread is begun only where all of it goes out, or as much as a
-// window ever takes; once it is begun it goes on.
+// Need is how many calls X's windows must have left for a request with the given number of
+// posts, of which some are live. A thread begins only if the windows have room for all of
+// it, or are full. Once it has begun, each post needs one call.
 func Need(posts, live int) int {
 	if live > 0 {
 		return 1
@@ -323,7 +328,7 @@ func Need(posts, live int) int {
 	return posts
 }
 
-// cause is why a call failed, in X's own words or the network's.
+// cause is why a call failed, in the words of X or of the network error.
 func cause(err error) string {
 	var answer *xapi.APIError
 	var notSent *xapi.NotSentError
@@ -339,12 +344,12 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// short returns the window that has too few calls left, those in flight not counted; of
-// several the one that lasts longest.
+// short returns the window that has too few calls left, not counting those in flight. If
+// there are several, it returns the one that resets last.
 func (p *Pass) short(c Calls, now time.Time) (found xapi.Window, is bool) {
 	for _, w := range p.Windows.Counting(p.Lane.Account, c.Endpoint) {
 		w.Remaining -= p.flying[c.Endpoint]
-		if !now.Before(w.Reset) { // nothing is known of the next one but its size
+		if !now.Before(w.Reset) { // only the limit of the next window is known
 			w.Remaining, w.Reset = w.Limit-p.flying[c.Endpoint], now.Add(windowOpens)
 			if w.Limit == 0 {
 				continue
@@ -357,7 +362,7 @@ func (p *Pass) short(c Calls, now time.Time) (found xapi.Window, is bool) {
 	return found, is
 }
 
-// take counts a call that is about to be made.
+// take counts a call as in flight.
 func (p *Pass) take(ctx context.Context, c Calls) error {
 	now := time.Now()
 	p.mu.Lock()
@@ -375,15 +380,15 @@ func (p *Pass) take(ctx context.Context, c Calls) error {
 	return nil
 }
 
-// land counts a call that is over.
+// land ends a call that take counted.
 func (p *Pass) land(e xapi.Endpoint) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.flying[e]--
 }
 
-// wait says how long a window that is short is waited for. Where it is the app's, of
-// posts, and used up, that stops all.
+// wait returns how long the calls wait for a window that is short. If it is the app's
+// window of posts and used up, the app is paused.
 func (p *Pass) wait(ctx context.Context, c Calls, w xapi.Window, now time.Time) error {
 	reason := windowReason(c, w, now)
 	if usedUpByApp(w, now) {
@@ -423,8 +428,8 @@ func windowReason(c Calls, w xapi.Window, now time.Time) jetpost.Reason {
 	return reason
 }
 
-// reserve sets aside what is needed of the app's window, where that comes to its end: all
-// lanes together must not begin more than it has left.
+// reserve reserves calls of the app's window once few are left: all lanes together must not
+// begin more posts than the window has left.
 func (p *Pass) reserve(ctx context.Context, c Calls) error {
 	patience := time.Now().Add(p.CallTimeout)
 	for {
@@ -467,7 +472,7 @@ func (p *Pass) reserve(ctx context.Context, c Calls) error {
 	}
 }
 
-// GiveBack gives back what was set aside and not used.
+// GiveBack releases the reserved calls that were not used.
 func (p *Pass) GiveBack(ctx context.Context) {
 	if !p.reserved {
 		return
@@ -482,14 +487,14 @@ func (p *Pass) GiveBack(ctx context.Context) {
 	}
 }
 
-// waitForEnd is why a stop holds a request, with the stop's end where that is known. It is
-// looked at again then, but soon enough to notice that somebody has ended it before.
+// waitForEnd is the wait of a request for the end of a pause, with that end if it is known.
+// CheckAt is early enough to notice a pause that was ended early.
 func waitForEnd(pause publishers.Pause, now time.Time) *WaitError {
 	wait := &WaitError{Reason: jetpost.Reason{Code: jetpost.CodeAppPaused, Detail: PauseDetail(pause), Until: pause.Reason.Until}}
 	wait.CheckAt = now.Add(UndatedPause)
 	switch next := pause.NextAt(); {
 	case next.IsZero():
-	case !next.After(now): // it is to be probed, but nobody can
+	case !next.After(now): // a probe is due, but no lane could take it
 		wait.CheckAt = now.Add(probeWait)
 	case next.Before(wait.CheckAt):
 		wait.CheckAt = next
@@ -497,7 +502,7 @@ func waitForEnd(pause publishers.Pause, now time.Time) *WaitError {
 	return wait
 }
 
-// PauseDetail says what stopped the app.
+// PauseDetail says why the app is paused.
 func PauseDetail(pause publishers.Pause) string {
 	if pause.Reason.Detail == "" {
 		return string(pause.Reason.Code)

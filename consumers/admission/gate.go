@@ -18,21 +18,22 @@ import (
 
 const (
 	// BreakerThreshold is how many calls in a row must fail, all by X's or the
-	// network's fault, before the whole app pauses calling.
+	// network's fault, before the whole app is paused.
 	BreakerThreshold = 5
-	// BreakerOpen is how long it then leaves X alone before one call probes, at first.
+	// BreakerOpen is how long no call is made before the first probe of an outage. Each
+	// failed probe doubles it, up to MaxOpen times BreakerOpen.
 	BreakerOpen = 30 * time.Second
-	// MaxOpen bounds how often that is doubled, while X stays away: 16 times as long.
+	// MaxOpen bounds that doubling.
 	MaxOpen = 16
-	// probeWait holds a lane that comes while another one probes.
+	// probeWait is how long a lane waits while another one probes.
 	probeWait = 2 * time.Second
-	// UndatedPause is how long the app pauses at first where X names no end.
-	UndatedPause = 15 * time.Minute
-	// maxUndatedPause bounds what comes of doubling that.
+	// UndatedPause is how long the app is paused before the first probe if X names no
+	// end. Each failed probe doubles it, up to maxUndatedPause.
+	UndatedPause    = 15 * time.Minute
 	maxUndatedPause = 6 * time.Hour
 )
 
-// Target is what a app pause stops.
+// Target is what an app pause holds: posts or token refreshes.
 type Target string
 
 const (
@@ -43,52 +44,50 @@ const (
 // ErrNotCalled tells the breaker that the call it allowed was not made.
 var ErrNotCalled = errors.New("not called")
 
-// PauseStore is where stops are kept for all workers.
+// PauseStore stores app pauses for all workers.
 type PauseStore interface {
 	Set(ctx context.Context, pause publishers.Pause) (publishers.Pause, bool, error)
 	Probe(ctx context.Context, target, worker string, now, until time.Time) (publishers.Pause, bool, error)
 	End(ctx context.Context, pause publishers.Pause) (bool, error)
 }
 
-// Gate is the one place that stops the app. The stop itself stands in NATS for
-// all workers, whose lanes consumer is paused by it; each Gate also keeps what
-// it knows at hand, since messages that were on their way still arrive after a
-// pause.
+// Gate pauses the app. A pause is stored in NATS for all workers and also pauses the lanes'
+// consumer. Each Gate keeps a copy of the pauses, because messages that were already in
+// flight still arrive after the consumer was paused.
 //
-// Round X stands a circuit breaker that counts outages (5xx, timeouts, dial
-// failures; never 4xx or 429) and asks for a stop when it opens. Limits do not
-// open it: their end is known, and kept beside it.
+// A circuit breaker counts outages (5xx, timeouts, dial failures; never 4xx or 429). When
+// it trips, the app is paused. Rate limits do not trip it, because their end is known.
 //
-// A stop whose end nobody knows is ended by the first lane that comes when it is time
-// to probe: it may call, and the rest wait for what X answers.
+// A pause without a known end is probed: once a probe is due, one lane may call X, and the
+// others wait for the answer.
 type Gate struct {
-	board  PauseStore
+	store  PauseStore
 	worker string
 	log    *slog.Logger
 	open   time.Duration
-	// ended tells that a stop was over before its time.
+	// ended receives a value when a pause ends early.
 	ended chan struct{}
-	// informed is closed once the stops that stand were learned.
+	// informed is closed once Learn was called.
 	informed chan struct{}
 
 	mu      sync.Mutex
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	// learned is the latest picture of the stops that stand in NATS, as of a revision.
+	// learned is the latest snapshot of the pauses in NATS, and seen its revision.
 	learned map[Target]publishers.Pause
 	seen    uint64
-	// own is what this worker has set and no picture has shown yet; until it stands in
-	// NATS it has no revision, and holds to its end.
+	// own holds the pauses that this worker has set and no snapshot has shown yet. A pause
+	// that is not stored in NATS yet has no revision, and applies until its end.
 	own map[Target]publishers.Pause
 }
 
-// NewGate makes a worker's gate, which opens its breaker for open after an outage;
-// 30 seconds where zero.
-func NewGate(board PauseStore, worker string, open time.Duration, log *slog.Logger) *Gate {
+// NewGate returns the gate of a worker. Its breaker lets no call through for the duration
+// open after an outage; BreakerOpen if zero.
+func NewGate(pauses PauseStore, worker string, open time.Duration, log *slog.Logger) *Gate {
 	if open == 0 {
 		open = BreakerOpen
 	}
 	return &Gate{
-		board: board, worker: worker, log: log, open: open, breaker: newBreaker(open),
+		store: pauses, worker: worker, log: log, open: open, breaker: newBreaker(open),
 		ended: make(chan struct{}, 1), informed: make(chan struct{}), own: map[Target]publishers.Pause{},
 	}
 }
@@ -104,16 +103,16 @@ func newBreaker(open time.Duration) *gobreaker.TwoStepCircuitBreaker[struct{}] {
 	})
 }
 
-// saysNothing tells errors of calls that X never saw, such as one that was
-// given up before it was made: they prove neither that X fails nor that it is
-// back.
+// saysNothing reports whether err is from a call that X never saw, such as one that was
+// cancelled before it was made. Such an error proves neither that X fails nor that it
+// answers.
 func saysNothing(err error) bool {
 	var answer *xapi.APIError
 	return err != nil && !xapi.IsOutage(err) && !errors.As(err, &answer)
 }
 
-// Learn replaces what the gate knows by the stops that stand in NATS. A stop
-// of its own that they do not show yet is kept.
+// Learn replaces the gate's copy with a snapshot of the pauses in NATS. A pause that this
+// worker has set and that the snapshot does not show yet stays.
 func (g *Gate) Learn(shown publishers.Pauses) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -121,7 +120,7 @@ func (g *Gate) Learn(shown publishers.Pauses) {
 	if before == nil {
 		close(g.informed)
 	}
-	if shown.Revision < g.seen { // of a bucket that was made anew
+	if shown.Revision < g.seen { // the bucket was created again
 		maps.DeleteFunc(g.own, func(_ Target, s publishers.Pause) bool { return s.Revision > 0 })
 	}
 	g.seen, g.learned = shown.Revision, make(map[Target]publishers.Pause, len(shown.Pauses))
@@ -140,27 +139,27 @@ func (g *Gate) Learn(shown publishers.Pauses) {
 	}
 }
 
-// over notes that a stop is no more.
+// over notes that a pause has ended.
 func (g *Gate) over(was publishers.Pause) {
 	if was.Reason.Code == jetpost.CodeXOutage {
-		// X is back, as another worker has found out: this one need not.
+		// Another worker has found that X answers again, so this one need not probe.
 		g.breaker = newBreaker(g.open)
 	}
 	select {
 	case g.ended <- struct{}{}:
-	default: // which is still to be noticed
+	default: // an earlier end was not received yet
 	}
 }
 
-// Informed is closed once the gate has learned what stops stand.
+// Informed is closed once the gate has its first snapshot of the pauses.
 func (g *Gate) Informed() <-chan struct{} { return g.informed }
 
-// Ended yields after a stop was ended by a probe or a person: then those that wait
-// for its end need not.
+// Ended receives a value after a probe or a person has ended a pause: requests that wait
+// for its end can go on.
 func (g *Gate) Ended() <-chan struct{} { return g.ended }
 
-// Paused returns the stop that holds for the target now. One whose end has
-// passed holds no more, whether or not anybody has cleared it away.
+// Paused returns the pause of the target that is in force now. A pause whose end has
+// passed is not in force, even if it is still stored.
 func (g *Gate) Paused(target Target, now time.Time) (publishers.Pause, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -168,7 +167,7 @@ func (g *Gate) Paused(target Target, now time.Time) (publishers.Pause, bool) {
 	return pause, ok && pause.Active(now)
 }
 
-// stands is the stop on record, or what this worker knows better.
+// stands returns the stored pause, or the worker's own one if that is newer.
 func (g *Gate) stands(target Target, now time.Time) (pause publishers.Pause, ok bool) {
 	pause, ok = g.learned[target]
 	own, mine := g.own[target]
@@ -181,8 +180,9 @@ func (g *Gate) stands(target Target, now time.Time) (pause publishers.Pause, ok 
 	return pause, ok
 }
 
-// Pause stops the target for all workers until reason.Until. The latest end wins. Where
-// reason names no end the stop is probed, each time after twice as long.
+// Pause pauses the target for all workers until reason.Until. If the target is already
+// paused, the later end wins. If reason.Until is zero, the pause is probed, and each failed
+// probe doubles the wait for the next one.
 func (g *Gate) Pause(ctx context.Context, target Target, reason jetpost.Reason, now time.Time) error {
 	wanted := publishers.Pause{Target: string(target), Reason: reason, Since: now, Worker: g.worker}
 	if reason.Until.IsZero() {
@@ -192,11 +192,11 @@ func (g *Gate) Pause(ctx context.Context, target Target, reason jetpost.Reason, 
 		}
 		wanted.NextProbeAt = now.Add(wanted.Wait)
 	}
-	// This worker stops at once, and to the end if NATS cannot be told.
+	// This worker pauses at once, even if NATS cannot store the pause.
 	g.keep(wanted, now)
-	holds, changed, err := g.board.Set(ctx, wanted)
+	holds, changed, err := g.store.Set(ctx, wanted)
 	if err != nil {
-		return fmt.Errorf("stop %s: %w", target, err)
+		return fmt.Errorf("pause %s: %w", target, err)
 	}
 	g.share(holds)
 	if changed {
@@ -212,7 +212,7 @@ func (g *Gate) Pause(ctx context.Context, target Target, reason jetpost.Reason, 
 	return nil
 }
 
-// Retell tells NATS of the stops that it could not be told before.
+// Retell stores the pauses in NATS that could not be stored before.
 func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 	g.mu.Lock()
 	var untold []publishers.Pause
@@ -223,11 +223,11 @@ func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 	}
 	g.mu.Unlock()
 	for _, pause := range untold {
-		holds, _, err := g.board.Set(ctx, pause)
+		holds, _, err := g.store.Set(ctx, pause)
 		if err != nil {
-			return fmt.Errorf("tell of stop %s: %w", pause.Target, err)
+			return fmt.Errorf("store pause of %s: %w", pause.Target, err)
 		}
-		if holds.Target == "" { // the app was resumed since
+		if holds.Target == "" { // the app was resumed meanwhile
 			holds.Target = pause.Target
 		}
 		g.share(holds)
@@ -235,11 +235,11 @@ func (g *Gate) Retell(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// Probe asks to be the one that finds out whether a stop is over which is due; the
-// answer counts for a while. Where it is another one, or NATS cannot be asked, the
-// stop holds.
+// Probe claims the probe of a pause that is due for the given duration, and reports
+// whether this worker has it. If another worker has it, or NATS does not answer, the pause
+// stays in force.
 func (g *Gate) Probe(ctx context.Context, pause publishers.Pause, within time.Duration, now time.Time) (mine bool) {
-	is, mine, err := g.board.Probe(ctx, pause.Target, g.worker, now, now.Add(within))
+	is, mine, err := g.store.Probe(ctx, pause.Target, g.worker, now, now.Add(within))
 	if err != nil {
 		g.log.Warn("app.probe_failed", "target", pause.Target, "error", err)
 		return false
@@ -250,13 +250,13 @@ func (g *Gate) Probe(ctx context.Context, pause publishers.Pause, within time.Du
 	return mine
 }
 
-// End ends a stop for all workers, unless another one stands by now: a probe has found
-// that X takes calls again, or its time is over.
+// End ends a pause for all workers, because a probe has found that X accepts calls again or
+// because its end has passed. If another pause is stored by now, that one stays.
 func (g *Gate) End(ctx context.Context, pause publishers.Pause) error {
-	if pause.Revision == 0 { // NATS was never told of it
+	if pause.Revision == 0 { // it was never stored in NATS
 		return nil
 	}
-	ended, err := g.board.End(ctx, pause)
+	ended, err := g.store.End(ctx, pause)
 	if err != nil || !ended {
 		return err
 	}
@@ -274,7 +274,7 @@ func (g *Gate) End(ctx context.Context, pause publishers.Pause) error {
 	return nil
 }
 
-// Over returns a stop that is on record though its time has come.
+// Over returns a stored pause whose end has passed.
 func (g *Gate) Over(target Target, now time.Time) (publishers.Pause, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -290,8 +290,8 @@ func (g *Gate) keep(pause publishers.Pause, now time.Time) {
 	}
 }
 
-// share notes what stands in NATS, unless a picture has shown that already: then
-// somebody may even have ended it.
+// share notes the pause that is stored in NATS. If a snapshot has already shown that
+// revision, the snapshot decides, because the pause may have ended since.
 func (g *Gate) share(holds publishers.Pause) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -302,8 +302,8 @@ func (g *Gate) share(holds publishers.Pause) {
 	}
 }
 
-// Allow asks for one call to X. The caller tells done how it ended. Where the
-// breaker is open, or another call probes, it returns a *WaitError instead.
+// Allow asks the breaker for one call to X. The caller must report the result of the call
+// with done. If the breaker has tripped, or another call probes, Allow returns a *WaitError.
 func (g *Gate) Allow(now time.Time) (done func(error), err error) {
 	g.mu.Lock()
 	breaker := g.breaker
@@ -312,15 +312,15 @@ func (g *Gate) Allow(now time.Time) (done func(error), err error) {
 	switch {
 	case errors.Is(err, gobreaker.ErrOpenState):
 		return nil, Wait(jetpost.CodeXUnavailable, now.Add(g.open), "X fails call after call")
-	case errors.Is(err, gobreaker.ErrTooManyRequests): // half-open: not an answer of X
-		return nil, Wait(jetpost.CodeXUnavailable, now.Add(probeWait), "another call finds out whether X is back")
+	case errors.Is(err, gobreaker.ErrTooManyRequests): // another call probes
+		return nil, Wait(jetpost.CodeXUnavailable, now.Add(probeWait), "another call probes whether X answers again")
 	case err != nil:
 		return nil, fmt.Errorf("ask breaker: %w", err)
 	}
 	return done, nil
 }
 
-// Outage tells whether the breaker is open: then the app should stop.
+// Outage reports whether the breaker has tripped, which should pause the app.
 func (g *Gate) Outage() (jetpost.Reason, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -88,7 +88,7 @@ func TestGateMergesPauses(t *testing.T) {
 						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, pause.Probed(), pause.NextAt(), until)
 					}
 					equal(t, "another scope is stopped", paused(g, TargetRefresh), false)
-					g.Learn(b.Picture())
+					g.Learn(b.Snapshot())
 					sleep(time.Minute + time.Second)
 					equal(t, "stopped later", paused(g, TargetPublish), test.want != 1)
 				})
@@ -108,11 +108,11 @@ func TestGateOldPauses(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
-			old := b.Picture()
+			old := b.Snapshot()
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
 			equal(t, "stopped", paused(g, TargetPublish), true)
-			g.Learn(b.Picture())
+			g.Learn(b.Snapshot())
 			equal(t, "stopped", paused(g, TargetPublish), true)
 			// A lane that meets the same later changes nothing.
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
@@ -126,7 +126,7 @@ func TestGateOldPauses(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
 			b.Put(publishers.Pause{Target: string(TargetPublish), Reason: reason(time.Now().Add(time.Second)), Since: time.Now()})
-			old := b.Picture()
+			old := b.Snapshot()
 			g.Learn(old)
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
@@ -140,8 +140,8 @@ func TestGateOldPauses(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
 			b.OnSet = func() error {
-				g.Learn(b.Picture())
-				g.Learn(publishers.Pauses{Revision: b.Picture().Revision + 1}) // which somebody has resumed
+				g.Learn(b.Snapshot())
+				g.Learn(publishers.Pauses{Revision: b.Snapshot().Revision + 1}) // which somebody has resumed
 				return nil
 			}
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))

@@ -11,44 +11,44 @@ import (
 )
 
 const (
-	// MaxPostsPerHour bounds Posting limits.PostsPerHour: so many rows are read before each
-	// request of an account that has posted as much.
+	// MaxPostsPerHour bounds PostingLimits.PostsPerHour, because up to that many rows are
+	// read before each request.
 	MaxPostsPerHour = 1000
-	// MinExpireAfter bounds Posting limits.ExpireAfter: a request has to get to its turn.
+	// MinExpireAfter bounds PostingLimits.ExpireAfter, so that a request has time to be
+	// processed.
 	MinExpireAfter = time.Minute
 )
 
-// Posting limits are limits that the operator sets for every account, so that what was
-// queued by mistake, or piled up during an outage, does not go out all at once. The
-// zero value has none. They are looked at before a request is begun; a thread that
-// has begun goes on to its end.
+// PostingLimits are limits that the operator sets for every account, so that requests that
+// were queued by mistake, or during an outage, are not published all at once. The zero
+// value has no limits. They are checked before a request begins; a thread that has begun
+// goes on to its end.
 type PostingLimits struct {
-	// PostsPerHour is how many posts of an account may be live that were sent within
-	// the last hour, those of the request that is begun included. A longer thread
-	// goes out alone.
+	// PostsPerHour is how many posts an account may publish within an hour, including
+	// those of the request that begins. A thread with more posts is published on its own,
+	// once no other post is within the hour.
 	PostsPerHour int
-	// MinInterval is the least time from an account's latest live post to the begin
-	// of the next request.
+	// MinInterval is the least time between an account's latest live post and the begin
+	// of its next request.
 	MinInterval time.Duration
-	// ExpireAfter fails a request of which nothing was sent so long after it was due.
+	// ExpireAfter is how long after its due time a request fails if nothing of it was sent.
 	ExpireAfter time.Duration
 }
 
-// hour is what PostsPerHour looks back on.
+// hour is the period of PostsPerHour.
 const hour = time.Hour
 
-// TooLate tells whether nothing of the request was sent, and that it is too late for it
-// by now.
+// TooLate reports whether ExpireAfter has passed before anything of the request was sent.
 func (f PostingLimits) TooLate(head *store.Record, now time.Time) (detail string, late bool) {
 	sent := func(p store.PostRecord) bool { return p.State != jetpost.PostPending }
 	if f.ExpireAfter == 0 || slices.ContainsFunc(head.Posts, sent) || !now.After(head.DueAt.Add(f.ExpireAfter)) {
 		return "", false
 	}
-	return fmt.Sprintf("it was due at %s, and workers begin nothing later than %s after its time",
+	return fmt.Sprintf("it was due at %s, and requests expire %s after their due time",
 		head.DueAt.UTC().Format(time.RFC3339), f.ExpireAfter), true
 }
 
-// posting limit says how long the operator's posting limits hold a request that has not begun.
+// postingLimit returns a *WaitError if the posting limits hold a request that has not begun.
 func (p *Pass) postingLimit(ctx context.Context, head *store.Record, now time.Time) error {
 	f := p.PostingLimits
 	if f.PostsPerHour == 0 && f.MinInterval == 0 || !begins(head) {
@@ -65,8 +65,8 @@ func (p *Pass) postingLimit(ctx context.Context, head *store.Record, now time.Ti
 	return nil
 }
 
-// begins tells whether the next post is the request's first, or the first since
-// somebody has sent it back. A doubt is none: it is looked into.
+// begins reports whether the next post is the first of the request, or the first since it
+// was retried. A post in doubt is not a begin, because it has to be reconciled.
 func begins(head *store.Record) bool {
 	live := false
 	for _, p := range head.Posts {
@@ -78,7 +78,7 @@ func begins(head *store.Record) bool {
 	return !live || head.BeganAt.IsZero()
 }
 
-// checksBack is how old a live post can be and still matter.
+// checksBack is the age up to which live posts count.
 func (f PostingLimits) checksBack() time.Duration {
 	if f.PostsPerHour == 0 {
 		return f.MinInterval
@@ -86,22 +86,22 @@ func (f PostingLimits) checksBack() time.Duration {
 	return max(hour, f.MinInterval)
 }
 
-// hold is until when a request with so many posts left has to wait, and why, by when
-// the account's latest live posts were sent, the newest first. An end that is not
-// ahead is no wait.
+// hold returns the time until which a request with left unsent posts has to wait, and why.
+// sent lists when the account's latest live posts were sent, the newest first. A time that
+// is not after now means no wait.
 func (f PostingLimits) hold(sent []time.Time, left int, now time.Time) (until time.Time, detail string) {
 	if len(sent) == 0 {
 		return time.Time{}, ""
 	}
 	if end := sent[0].Add(f.MinInterval); end.After(now) {
 		until = end
-		detail = fmt.Sprintf("the account's latest post was sent at %s, and the next request is begun %s after it",
+		detail = fmt.Sprintf("the account's latest post was sent at %s, and the next request begins %s after it",
 			sent[0].UTC().Format(time.RFC3339), f.MinInterval)
 	}
 	if f.PostsPerHour == 0 {
 		return until, detail
 	}
-	// All but this many must be older than an hour by then.
+	// Only the newest room posts may be within the hour.
 	needed := min(left, f.PostsPerHour)
 	room := f.PostsPerHour - needed
 	used := len(sent)

@@ -13,53 +13,54 @@ import (
 )
 
 const (
-	// sharePart is the part of an app's window that may be used up before the other
-	// workers hear of it: a hundredth.
+	// sharePart is the part of the app's window that may be used before the change is
+	// shared with the other workers: a hundredth.
 	sharePart = 100
-	// scarcePart and scarceCalls tell when calls of an app's window are set aside
-	// before they are made: once a quarter is left, or what workers may have in flight
-	// together.
+	// Calls of the app's window are reserved before they are made once 1/scarcePart of
+	// its limit or scarceCalls are left, whichever is more. scarceCalls is as many as all
+	// workers may have in flight together.
 	scarcePart  = 4
 	scarceCalls = 1000
-	// shareEvery is how often the app's windows are told though little of them was used,
-	// for people who look at them.
+	// shareEvery is how often the app's windows are shared even if little of them was
+	// used, so that status commands show them.
 	shareEvery = 5 * time.Second
-	// shareWithin bounds how long a lane is kept for telling the next worker.
+	// shareWithin bounds how long a lane is kept to share its windows.
 	shareWithin = 2 * time.Second
 )
 
-// WindowStore is where windows are kept for all workers.
+// WindowStore stores windows for all workers.
 type WindowStore interface {
 	Put(ctx context.Context, account string, windows []publishers.Window) error
 	Get(ctx context.Context, account string) ([]publishers.Window, error)
 }
 
-// Windows are X's rate windows, as all workers know them. Those of an account are
-// used by one lane at a time: they are told when it is given away and asked for when
-// it was elsewhere before, and told at once where nothing is left. Those of the app
-// are told as they are used, and watched by all.
+// Windows are X's rate windows, shared between all workers. One lane at a time uses the
+// windows of an account. They are stored when the lane is released, or at once if no call
+// is left, and they are read when another worker held the lane before. The windows of the
+// app are stored as they are used, and all workers watch them.
 type Windows struct {
 	*xapi.Limits
-	board WindowStore
+	store WindowStore
 	log   *slog.Logger
 	wake  chan struct{}
 
 	mu sync.Mutex
-	// behind are the accounts, or "" for the app, of whose windows this worker knows
-	// more than it has told; due are those that are to be told at once.
+	// behind are the accounts, or "" for the app, whose windows have changed since they
+	// were stored. due are those that have to be stored at once.
 	behind, due map[string]bool
-	// told is what the others know of the app's windows.
+	// told holds the app's windows as they are stored.
 	told map[xapi.Endpoint]xapi.Window
-	// fences are those of the lanes as this worker has held them last.
+	// fences holds the fence of each account's lane when this worker last held it.
 	fences map[string]int64
-	// sharing are those that are being told, until the channel is closed.
+	// sharing holds the accounts whose windows are being stored. Each channel is closed
+	// when that ends.
 	sharing map[string]chan struct{}
 }
 
-// NewWindows shares windows by the board.
-func NewWindows(board WindowStore, log *slog.Logger) *Windows {
+// NewWindows returns windows that are shared through the store.
+func NewWindows(windows WindowStore, log *slog.Logger) *Windows {
 	s := &Windows{
-		board: board, log: log, wake: make(chan struct{}, 1),
+		store: windows, log: log, wake: make(chan struct{}, 1),
 		behind: map[string]bool{}, due: map[string]bool{}, told: map[xapi.Endpoint]xapi.Window{}, fences: map[string]int64{},
 		sharing: map[string]chan struct{}{},
 	}
@@ -67,14 +68,14 @@ func NewWindows(board WindowStore, log *slog.Logger) *Windows {
 	return s
 }
 
-// changed notes what an answer of X has changed.
+// changed notes that an answer of X has changed a window.
 func (s *Windows) changed(w xapi.Window) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.behind[w.Account] = true
 	if w.Remaining > 0 {
 		if w.Account != "" {
-			return // its lane tells
+			return // HandOver shares it
 		}
 		if told := s.told[w.Endpoint]; told.XReset == w.XReset && told.Remaining-w.Remaining < max(w.Limit/sharePart, 1) {
 			return
@@ -87,7 +88,7 @@ func (s *Windows) changed(w xapi.Window) {
 	}
 }
 
-// Learned takes windows from the board.
+// Learned takes over windows from the store.
 func (s *Windows) Learned(windows []publishers.Window) {
 	for _, w := range windows {
 		window := FromWire(w)
@@ -100,7 +101,7 @@ func (s *Windows) Learned(windows []publishers.Window) {
 	}
 }
 
-// Run shares what is due until the context ends.
+// Run shares windows that are due until the context ends.
 func (s *Windows) Run(ctx context.Context) {
 	every := time.NewTicker(shareEvery)
 	defer every.Stop()
@@ -122,8 +123,8 @@ func (s *Windows) Run(ctx context.Context) {
 	}
 }
 
-// Arrive learns what other workers know of the account's windows, where one of them
-// has had the lane since this one.
+// Arrive reads the account's windows from the store if another worker has held the lane
+// since this one.
 func (s *Windows) Arrive(ctx context.Context, lane store.Claim) {
 	s.mu.Lock()
 	last, known := s.fences[lane.Account]
@@ -132,27 +133,26 @@ func (s *Windows) Arrive(ctx context.Context, lane store.Claim) {
 	if known && last == lane.Fence-1 {
 		return
 	}
-	windows, err := s.board.Get(ctx, lane.Account)
-	if err != nil { // X corrects what this worker believes
+	windows, err := s.store.Get(ctx, lane.Account)
+	if err != nil { // the next answer of X corrects the windows
 		s.log.Warn("windows.not_read", "account", lane.Account, "error", err)
 		return
 	}
 	s.Learned(windows)
 }
 
-// HandOver tells the others of the account's windows, before one of them takes the
-// lane.
+// HandOver shares the account's windows before another worker takes the lane.
 func (s *Windows) HandOver(ctx context.Context, account string) {
 	ctx, cancel := context.WithTimeout(ctx, shareWithin)
 	defer cancel()
 	s.share(ctx, account)
 }
 
-// share tells what the others do not know. What cannot be told is told with the next
-// change: a worker that does not know of it is corrected by X.
+// share stores the account's windows if they have changed. If that fails, they are stored
+// with the next change; until then the answers of X correct the other workers.
 func (s *Windows) share(ctx context.Context, account string) {
 	s.mu.Lock()
-	for s.sharing[account] != nil { // what is told last is the newest, and told once this returns
+	for s.sharing[account] != nil { // so that the newest windows are stored last, before this returns
 		other := s.sharing[account]
 		s.mu.Unlock()
 		select {
@@ -184,7 +184,7 @@ func (s *Windows) share(ctx context.Context, account string) {
 		windows[i] = OnWire(w)
 		news[w.Endpoint] = w
 	}
-	if err := s.board.Put(ctx, account, windows); err != nil {
+	if err := s.store.Put(ctx, account, windows); err != nil {
 		s.log.Warn("windows.not_shared", "account", account, "error", err)
 		s.mu.Lock()
 		s.behind[account] = true
@@ -198,8 +198,9 @@ func (s *Windows) share(ctx context.Context, account string) {
 	}
 }
 
-// scarce is the app's window of posts where its calls must be set aside before they are
-// made. One that is over stands for the next, of which nothing is known yet.
+// scarce returns the app's window of posts, and whether its calls have to be reserved before
+// they are made. If the window is over, it returns the next one, of which only the limit is
+// known.
 func (s *Windows) scarce(now time.Time) (w xapi.Window, is bool) {
 	for _, w := range s.Of("") {
 		if w.Endpoint != xapi.EndpointCreatePost || w.Limit == 0 {
@@ -213,7 +214,7 @@ func (s *Windows) scarce(now time.Time) (w xapi.Window, is bool) {
 	return xapi.Window{}, false
 }
 
-// OnWire is a window as workers tell it to each other.
+// OnWire converts a window into the form that workers share.
 func OnWire(w xapi.Window) publishers.Window {
 	return publishers.Window{
 		Account: w.Account, Endpoint: string(w.Endpoint), Kind: string(w.Kind), Limit: w.Limit,
@@ -221,7 +222,7 @@ func OnWire(w xapi.Window) publishers.Window {
 	}
 }
 
-// FromWire is a window that another worker has told.
+// FromWire converts a window that a worker has shared.
 func FromWire(w publishers.Window) xapi.Window {
 	return xapi.Window{
 		Account: w.Account, Endpoint: xapi.Endpoint(w.Endpoint), Kind: xapi.WindowKind(w.Kind), Limit: w.Limit,

@@ -6,13 +6,35 @@ import (
 	"github.com/jetpost/jetpost/publishers"
 )
 
+// RateWindow is a rate window of X, as a worker last shared it.
+type RateWindow struct {
+	// Account is the account whose calls it counts; absent if it counts all calls of the
+	// app.
+	Account  string `json:"account,omitempty"`
+	Endpoint string `json:"endpoint"` // method and path pattern
+	Kind     string `json:"kind"`     // 15min, user_24h or app_24h
+	// Limit and Remaining are numbers of calls. A limit of 0 is unknown.
+	Limit     int `json:"limit"`
+	Remaining int `json:"remaining"`
+	// Open is true if the window is over: the next call begins a new one.
+	Open  bool      `json:"open"`
+	Reset time.Time `json:"reset,omitzero"` // absent if Open
+	// LengthSeconds is the observed length of such a window; absent if it is unknown.
+	LengthSeconds float64 `json:"length_seconds,omitempty"`
+	// Source is x if X has reported the window. It is estimated if not: then Limit is the
+	// documented limit, and the workers have counted their calls.
+	Source string `json:"source"`
+	// ToldAt is when a worker shared the window; absent if none has.
+	ToldAt time.Time `json:"told_at,omitzero"`
+}
+
 // The sources of a RateWindow.
 const (
 	sourceX         = "x"
 	sourceEstimated = "estimated"
 )
 
-// NewRateWindow is a window of X as it stands at a time.
+// NewRateWindow returns the state of a window at the time now.
 func NewRateWindow(w publishers.Window, now time.Time) RateWindow {
 	r := RateWindow{
 		Account: w.Account, Endpoint: w.Endpoint, Kind: w.Kind, Limit: w.Limit, Remaining: w.Remaining,

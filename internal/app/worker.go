@@ -247,7 +247,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	w.runner = &consumers.Runner{
 		JetStream: js, Leases: w.ledger, Worker: cfg.Worker, Health: w.health, Log: w.log,
-		Progress: &consumers.Progress{Answer: w.answers, Health: w.health, Log: w.log},
+		Liveness: &consumers.Liveness{Answer: w.answers, Health: w.health, Log: w.log},
 	}
 	w.service = &control.Service{
 		Control: cfg.control(w.conn, w.ledger, relay, w.status.get, w.log), Conn: w.conn.Conn,

@@ -1,4 +1,4 @@
-// Package admissiontest has what tests of admission need.
+// Package admissiontest has helpers for tests of admission.
 package admissiontest
 
 import (
@@ -9,20 +9,20 @@ import (
 	"github.com/jetpost/jetpost/publishers"
 )
 
-// PauseStore is an admission.PauseStore in memory, of one scope. It tells nobody else.
+// PauseStore is an admission.PauseStore in memory, for one target.
 type PauseStore struct {
 	mu       sync.Mutex
 	revision uint64
-	// Pause is the one on record, without a scope where there is none.
+	// Pause is the stored pause. Its target is empty if there is none.
 	Pause publishers.Pause
-	// OnSet comes before the answer to Set, and OnProbe before that to Probe. They may
-	// fail it.
+	// OnSet runs before Set returns, and OnProbe instead of a probe. An error fails the
+	// call.
 	OnSet, OnProbe func() error
-	// Watch learns of each change, as all workers do.
+	// Watch is called with each change.
 	Watch func(publishers.Pauses)
 }
 
-// Set is that of publishers.AppPauses.
+// Set does what Set of publishers.AppPauses does.
 func (b *PauseStore) Set(_ context.Context, pause publishers.Pause) (publishers.Pause, bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -38,7 +38,7 @@ func (b *PauseStore) Set(_ context.Context, pause publishers.Pause) (publishers.
 	return b.Pause, changed, nil
 }
 
-// Probe is that of publishers.AppPauses.
+// Probe does what Probe of publishers.AppPauses does.
 func (b *PauseStore) Probe(_ context.Context, _, worker string, now, until time.Time) (publishers.Pause, bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -54,7 +54,7 @@ func (b *PauseStore) Probe(_ context.Context, _, worker string, now, until time.
 	return b.Pause, true, nil
 }
 
-// End is that of publishers.AppPauses.
+// End does what End of publishers.AppPauses does.
 func (b *PauseStore) End(_ context.Context, pause publishers.Pause) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -65,19 +65,19 @@ func (b *PauseStore) End(_ context.Context, pause publishers.Pause) (bool, error
 	return true, nil
 }
 
-// Put puts a stop on record; without a scope it ends the one that is there.
+// Put stores a pause. A pause without a target ends the stored one.
 func (b *PauseStore) Put(pause publishers.Pause) {
 	b.revision++
 	if b.Pause = pause; pause.Target != "" {
 		b.Pause.Revision = b.revision
 	}
 	if b.Watch != nil {
-		b.Watch(b.Picture())
+		b.Watch(b.Snapshot())
 	}
 }
 
-// Pauses is what a watch shows now.
-func (b *PauseStore) Picture() publishers.Pauses {
+// Snapshot is what a watch shows now.
+func (b *PauseStore) Snapshot() publishers.Pauses {
 	p := publishers.Pauses{Revision: b.revision}
 	if b.Pause.Target != "" {
 		p.Pauses = []publishers.Pause{b.Pause}
@@ -85,8 +85,8 @@ func (b *PauseStore) Picture() publishers.Pauses {
 	return p
 }
 
-// Clear is a person who resumes.
+// Clear ends the pause, as a person who resumes the app does.
 func (b *PauseStore) Clear() publishers.Pauses {
 	b.Put(publishers.Pause{})
-	return b.Picture()
+	return b.Snapshot()
 }
