@@ -15,25 +15,25 @@ import (
 )
 
 const (
-	// blockWait is how long an account that X refuses is left alone at first; each time
-	// that X says so again it is twice as long, up to maxBlockWait: three times a day.
+	// blockWait is the wait before the first probe of an account that X refuses. Each
+	// failed probe doubles it, up to maxBlockWait: three probes a day.
 	blockWait    = time.Hour
 	maxBlockWait = 8 * time.Hour
-	// unauthorizedTries is how many holds in a row go before a 401 that blocks the
-	// account: a quarter of an hour of them.
+	// unauthorizedTries is how many holds in a row precede a 401 that blocks the account:
+	// about a quarter of an hour.
 	unauthorizedTries = 5
-	// refusalsInARow are requests of an account that X may refuse in words which no rule
-	// knows, before a person is to look; refusingAccounts that hear the same words within
-	// refusalWindow say that it is about the app.
+	// refusalsInARow is how many requests of an account in a row X refuses with a message
+	// that no rule knows before the account is blocked. refusingAccounts is how many
+	// accounts get the same message within refusalWindow before the app is paused.
 	refusalsInARow   = 3
 	refusingAccounts = 3
 	refusalWindow    = 10 * time.Minute
-	// needsScope is what a look at the stored token ends, once the account is connected
-	// again, and nothing that X is asked.
+	// needsScope is a block that ends when the account is connected again. The scope of
+	// the stored token shows that, so no call to X is needed.
 	needsScope = jetpost.CodeAccountScopeMissing
 )
 
-// blocks tells the reasons that keep a whole account from X, for what X has said of it.
+// blocks reports whether a code is for an answer of X that blocks the whole account.
 func blocks(code jetpost.Code) bool {
 	switch code {
 	case jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountUnauthorized, jetpost.CodeAccountRefused, needsScope:
@@ -42,7 +42,7 @@ func blocks(code jetpost.Code) bool {
 	return false
 }
 
-// liftedAt is when a request that such a pause holds is looked at again; zero is never.
+// liftedAt is when a request that such a pause holds is checked again; zero is never.
 func liftedAt(pause store.Pause, now time.Time) time.Time {
 	if !pause.Blocked(now) {
 		return now
@@ -50,7 +50,7 @@ func liftedAt(pause store.Pause, now time.Time) time.Time {
 	return pause.NextAt()
 }
 
-// block pauses the account for what X has said of it, and tells so.
+// block pauses the account for an answer of X, and announces it.
 func (r *laneRun) block(ctx context.Context, reason jetpost.Reason) (store.Pause, error) {
 	wait := blockWait
 	if reason.Code == needsScope || reason.Code == jetpost.CodeAccountRefused {
@@ -59,7 +59,7 @@ func (r *laneRun) block(ctx context.Context, reason jetpost.Reason) (store.Pause
 	return r.setBlock(ctx, jetpost.BlockedPause(time.Now(), reason.Code, reason.Detail, wait, maxBlockWait))
 }
 
-// setBlock has the ledger take a pause in, or end the one that there is.
+// setBlock stores a pause of the account in the ledger. An empty pause ends the stored one.
 func (r *laneRun) setBlock(ctx context.Context, pause store.Pause) (store.Pause, error) {
 	was := r.pause
 	holds, err := persist(ctx, r, "block", func() (store.Pause, error) {
@@ -74,38 +74,39 @@ func (r *laneRun) setBlock(ctx context.Context, pause store.Pause) (store.Pause,
 	switch {
 	case after && (!before || was.Reason.Code != holds.Reason.Code):
 		r.log.Warn("account.blocked", "code", holds.Reason.Code, "detail", holds.Reason.Detail, "next_probe_at", holds.NextProbeAt)
-		r.h.Announce.turned(ctx, r.lane.Account)
+		r.h.Announce.pauseChanged(ctx, r.lane.Account)
 	case before && !after:
 		r.log.Info("account.unblocked", "code", was.Reason.Code, "since", was.Since)
-		r.h.Announce.turned(ctx, r.lane.Account)
+		r.h.Announce.pauseChanged(ctx, r.lane.Account)
 	}
 	return holds, nil
 }
 
-// turned tells how the account's pause turned, and leaves a failure to the sweeper.
-func (a *OutboxRelay) turned(ctx context.Context, account string) {
+// pauseChanged announces the latest change of the account's pause, and leaves a failure to
+// the sweeper.
+func (a *OutboxRelay) pauseChanged(ctx context.Context, account string) {
 	if err := a.AnnouncePauseChanges(ctx, account); err != nil {
 		a.Log.Warn("event.delayed", "account", account, "error", err)
 	}
 }
 
-// AnnouncePauseChanges publishes how the pause of an account turned last or, with "", those of all
-// whose last turn is not told.
+// AnnouncePauseChanges publishes the latest change of an account's pause or, with "", those
+// of all accounts whose latest change is not published yet.
 func (a *OutboxRelay) AnnouncePauseChanges(ctx context.Context, account string) error {
-	turns, err := a.Ledger.PauseChanges(ctx, account, maxNotices)
+	changes, err := a.Ledger.PauseChanges(ctx, account, maxNotices)
 	if err != nil {
 		return fmt.Errorf("announce pauses: %w", err)
 	}
 	var failures []error
-	for _, turn := range turns {
-		err := a.DeadLetters.Event(ctx, a.Names.EventSubject(turn.Event, turn.Account, ""), turnEvent(turn))
+	for _, change := range changes {
+		err := a.DeadLetters.Event(ctx, a.Names.EventSubject(change.Event, change.Account, ""), pauseEvent(change))
 		if err == nil {
-			err = a.Ledger.MarkPauseChangeTold(ctx, turn)
+			err = a.Ledger.MarkPauseChangeTold(ctx, change)
 		}
 		if err == nil {
 			continue
 		}
-		failures = append(failures, fmt.Errorf("announce pause of account %s: %w", turn.Account, err))
+		failures = append(failures, fmt.Errorf("announce pause of account %s: %w", change.Account, err))
 		if len(failures) == sweepFailures {
 			break
 		}
@@ -113,21 +114,22 @@ func (a *OutboxRelay) AnnouncePauseChanges(ctx context.Context, account string) 
 	return errors.Join(failures...)
 }
 
-// turnEvent has the same id of the same turn, however often it is told.
-func turnEvent(turn store.PauseChange) jetpost.Event {
+// pauseEvent is the event of a pause change. Its id is the same however often the change is
+// published.
+func pauseEvent(change store.PauseChange) jetpost.Event {
 	e := jetpost.Event{
-		EventID: eventID(fmt.Sprintf("turn/%s/%s/%d/%s", turn.Account, turn.Event, turn.At.UnixMicro(), turn.Reason.Code)),
-		Type:    turn.Event, Time: turn.At, Account: &jetpost.AccountStatus{Account: turn.Account},
+		EventID: eventID(fmt.Sprintf("turn/%s/%s/%d/%s", change.Account, change.Event, change.At.UnixMicro(), change.Reason.Code)),
+		Type:    change.Event, Time: change.At, Account: &jetpost.AccountStatus{Account: change.Account},
 	}
-	if turn.Reason.Code != "" {
-		e.Account.Reason = &turn.Reason
+	if change.Reason.Code != "" {
+		e.Account.Reason = &change.Reason
 	}
 	return e
 }
 
-// lift ends the pause of an account that X has asked for, where that is over: X is asked
-// who the account is once the time for that has come. An answer that still blocks it
-// makes the next wait longer, and so does none.
+// lift ends a block of the account if it is over. Once a probe is due, X is asked who the
+// account is. If the answer still blocks the account, or if there is no answer, the next
+// wait is longer.
 func (r *laneRun) lift(ctx context.Context, head *store.Record, request jetpost.Request) error {
 	now := time.Now()
 	if !r.pause.Blocked(now) {
@@ -152,7 +154,7 @@ func (r *laneRun) lift(ctx context.Context, head *store.Record, request jetpost.
 	return nil
 }
 
-// over finds out whether a pause is over. Its error is what X says against that.
+// over reports whether a block is over. Its error is the answer of X that keeps it.
 func (r *laneRun) over(ctx context.Context, head *store.Record, request jetpost.Request, now time.Time) (bool, error) {
 	if r.pause.Reason.Code == needsScope {
 		from, _, _ := resume(head)
@@ -170,9 +172,9 @@ func (r *laneRun) over(ctx context.Context, head *store.Record, request jetpost.
 	return err == nil, err
 }
 
-// unruled counts a failure for words that no rule knows. They may be about more than the
-// request: then the account waits for a person, or the app until X is found to answer, so
-// that no queue is burnt.
+// unruled counts a failure with a message of X that no rule knows. The cause may be the
+// account or the app. If such failures repeat, the account is blocked until a person acts,
+// or the app is paused and probed, so that not all queued requests fail.
 func (r *laneRun) unruled(ctx context.Context, id, words string) error {
 	n, err := persist(ctx, r, "note refusal", func() (store.Refusals, error) {
 		return r.h.Ledger.Refused(ctx, r.lane, id, words, refusalWindow, time.Now())
@@ -189,8 +191,8 @@ func (r *laneRun) unruled(ctx context.Context, id, words string) error {
 	return err
 }
 
-// missingScope is the permission that posts need and a token does not have, "" for none.
-// Of a token without a list nothing is known.
+// missingScope is the scope that the posts need and the token lacks, or "". A token without
+// a list of scopes is not judged.
 func missingScope(granted string, posts []jetpost.Post) string {
 	has := strings.Fields(granted)
 	media := slices.ContainsFunc(posts, func(p jetpost.Post) bool { return len(p.Media) > 0 })

@@ -22,115 +22,116 @@ const (
 	kindFailed
 	kindDoubtful
 	kindUnknown
-	kindStop
+	kindPause
 	kindBlock
 )
 
-// decision is what a lane makes of its head. It is a value: settle alone writes it to the
-// ledger, and has admission stop the app.
+// decision is what a lane decides about its head. It is only a value: settle writes it to
+// the ledger and has admission pause the app.
 type decision struct {
 	kind   kind
 	reason jetpost.Reason
-	// unruled tells of a failure that it is for words of X's which no rule knows.
+	// unruled marks a failure with a message of X that no rule knows.
 	unruled bool
-	// checkAt is when a hold is looked at again, where that is not its end.
+	// checkAt is when a hold is checked again, if that is not its end.
 	checkAt time.Time
 }
 
-// goOn says that the ledger is to be looked at again: it knows what is next.
+// goOn is the decision to read the ledger again, which says what is next.
 func goOn() decision { return decision{kind: kindGoOn} }
 
-// holdUntil says that the request waits: until then or, where that is zero, until
-// something ends the wait.
+// holdUntil is the decision to hold the request until a time or, if that is zero, until
+// something ends the hold.
 func holdUntil(code jetpost.Code, until time.Time, detail string) decision {
 	return decision{kind: kindHold, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
-// failWith says that the request will not go on by itself.
+// failWith is the decision to fail the request.
 func failWith(code jetpost.Code, detail string) decision {
 	return decision{kind: kindFailed, reason: jetpost.Reason{Code: code, Detail: detail}}
 }
 
-// failUnruled says that X will not have it, for a reason that no rule knows: it may be
-// about more than this request.
+// failUnruled is the decision to fail the request with a message of X that no rule knows.
+// The cause may be the account or the app.
 func failUnruled(words string) decision {
 	d := failWith(jetpost.CodeRefusedByX, words)
 	d.unruled = true
 	return d
 }
 
-// doubtUntil says that a post may be live: until then nothing more is sent, and then
-// X is asked.
+// doubtUntil is the decision that a post may be live: nothing more is sent until a time, and
+// then X is asked.
 func doubtUntil(until time.Time, detail string) decision {
 	return decision{kind: kindDoubtful, reason: jetpost.Reason{Code: jetpost.CodeReconciling, Detail: detail, Until: until}}
 }
 
-// unknown says that a post may be live, and that X does not show whether it is.
+// unknown is the decision that a post may be live, and that X does not show whether it is.
 func unknown(detail string) decision {
 	return decision{kind: kindUnknown, reason: jetpost.Reason{Code: jetpost.CodeOutcomeUnknown, Detail: detail}}
 }
 
-// stopApp says that no account may go on: until then or, where that is zero, until X is
-// found to take calls again. The request is held; it neither fails nor counts an attempt.
-func stopApp(code jetpost.Code, until time.Time, detail string) decision {
-	return decision{kind: kindStop, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
+// pauseApp is the decision to pause the app until a time or, if that is zero, until a probe
+// finds that X accepts calls again. The request is held; it does not fail, and no attempt is
+// counted.
+func pauseApp(code jetpost.Code, until time.Time, detail string) decision {
+	return decision{kind: kindPause, reason: jetpost.Reason{Code: code, Detail: detail, Until: until}}
 }
 
-// blockAccount says that the account may not go on, until X is found to take its calls
-// again. The request is held, and the next ones with it.
+// blockAccount is the decision to block the account until a probe finds that X accepts its
+// calls again. The request is held, and those behind it are, too.
 func blockAccount(code jetpost.Code, detail string) decision {
 	return decision{kind: kindBlock, reason: jetpost.Reason{Code: code, Detail: detail}}
 }
 
 // String is for logs.
 func (d decision) String() string {
-	return [...]string{"go on", "hold", "failed", "doubtful", "unknown", "stop", "block"}[d.kind]
+	return [...]string{"go on", "hold", "failed", "doubtful", "unknown", "pause", "block"}[d.kind]
 }
 
-// situation is what the table may ask about beside the error.
+// situation is what judge needs to know besides the error.
 type situation struct {
 	now time.Time
-	// begun tells that the intent of a post was committed: a doubt is then
-	// about that post. Before, nothing that fails can have made a post.
+	// begun is true if the intent of a post was committed: a doubt is then about that
+	// post. Before that, no failure can have made a post.
 	begun bool
-	// doubted tells that an earlier attempt of that post was in doubt, and for how
-	// long that is worth another look.
+	// doubted is set if an earlier attempt of that post was in doubt. It is the time until
+	// which another timeline check is worthwhile.
 	doubted time.Time
-	// renewable tells that the post has media, whose ids X has not refused before.
+	// renewable is true if the post has media whose ids X has not refused before.
 	renewable bool
-	// parentFrom is when to ask again for the post that it replies to; zero unless that one
-	// is of this account, and X has taken it a moment ago: then what X calls gone may just
-	// not have reached all of X.
+	// parentFrom is when to try again a reply whose parent X does not find. It is zero
+	// unless the parent is a recent post of this account, which X may not have replicated
+	// yet.
 	parentFrom time.Time
-	// checkFrom is when a doubt about that post can be looked into.
+	// checkFrom is when the first timeline check for that post may run.
 	checkFrom time.Time
-	// holds counts the holds in a row so far; it paces the next one.
+	// holds counts the holds in a row so far. It determines the next backoff.
 	holds int
 }
 
-// judge is the one table from errors to decisions. docs/x-errors.md has every
-// answer of X with what becomes of it.
+// judge is the only table from errors to decisions. docs/x-errors.md lists every answer of
+// X with its consequence.
 //
 //	error ........................... decision
-//	our own word (decidedError) ..... as it says
+//	our own decision (decidedError) . as it says
 //	admission, token (WaitError) .... Hold, as it says
-//	the worker is to stop ........... go on, which ends the claim
+//	the worker is asked to stop ..... go on, which ends the claim
 //	nothing left this machine ....... Hold, backoff
 //	answer lost, before the intent .. Hold, backoff
 //	answer lost, of a post .......... Doubtful
 //	429, the account's window ....... Hold until the reset
-//	429, the app's window of posts .. Stop until the reset
+//	429, the app's window of posts .. Pause until the reset
 //	429, the app's other windows .... Hold until the reset
 //	usage cap, credits, spend cap,
 //	client not enrolled, forbidden,
-//	suspended or without writing .... Stop until X's date, else probed
+//	suspended or without writing .... Pause until X's date, else probed
 //	account suspended or locked ..... Block, probed
 //	401 ............................. Hold; the lane renews the token first
 //	401 again and again ............. Block, probed
-//	refused: duplicate .............. Failed; Doubtful where an earlier attempt was,
-//	                                  Unknown where looks have not ended that
-//	refused: its parent is gone ..... Failed; Hold for a moment where that one is of the
-//	                                  last minutes and our own
+//	refused: duplicate .............. Failed; Doubtful if an earlier attempt was,
+//	                                  Unknown if timeline checks have not settled that
+//	refused: its parent is gone ..... Failed; Hold for a moment if the parent is ours and
+//	                                  of the last minutes
 //	refused: try again later ........ Hold, ever longer; Failed after some hours
 //	refused: media, rule, text ...... Failed with X's own words
 //	routing fault (empty 404, 413) .. Hold, backoff; Failed after a day
@@ -139,8 +140,8 @@ type situation struct {
 //	processing of media failed ...... Failed with X's own words
 //	no media source just now ........ Hold, backoff; Failed after some hours
 //	anything else of X .............. Failed with X's own words; three in a row of one
-//	                                  account block it, and the same ones to three
-//	                                  accounts stop the app (laneRun.unruled)
+//	                                  account block it, and the same words to three
+//	                                  accounts pause the app (laneRun.unruled)
 func judge(err error, s situation) decision {
 	var (
 		decided      *decidedError
@@ -148,7 +149,7 @@ func judge(err error, s situation) decision {
 		notSent      *xapi.NotSentError
 		ambiguous    *xapi.AmbiguousError
 		limit        *xapi.RateLimitError
-		stop         *xapi.AppError
+		app          *xapi.AppError
 		account      *xapi.AccountError
 		unauthorized *xapi.UnauthorizedError
 		refused      *xapi.RefusedError
@@ -186,15 +187,15 @@ func judge(err error, s situation) decision {
 			until = later
 		}
 		if limit.AppWide() && limit.Endpoint == xapi.EndpointCreatePost {
-			return stopApp(jetpost.CodeAppRateLimited, until, limit.Error())
+			return pauseApp(jetpost.CodeAppRateLimited, until, limit.Error())
 		}
 		return holdUntil(jetpost.CodeRateLimited, until, limit.Error())
-	case errors.As(err, &stop):
-		until := stop.Until
+	case errors.As(err, &app):
+		until := app.Until
 		if !until.After(s.now) {
 			until = time.Time{}
 		}
-		return stopApp(jetpost.Code(stop.Reason), until, said(stop.Err))
+		return pauseApp(jetpost.Code(app.Reason), until, said(app.Err))
 	case errors.As(err, &account):
 		return blockAccount(jetpost.Code(account.Reason), said(account.Err))
 	case errors.As(err, &unauthorized) && s.holds >= unauthorizedTries:
@@ -211,26 +212,25 @@ func judge(err error, s situation) decision {
 	case errors.As(err, &answer):
 		return failUnruled(said(answer))
 	case s.begun:
-		// An error that no rule knows is no proof that nothing was posted.
+		// An unknown error does not prove that nothing was posted.
 		return doubtUntil(s.checkFrom, err.Error())
 	default:
 		return holdUntil(jetpost.CodeXUnavailable, later, err.Error())
 	}
 }
 
-// judgeRefusal is judge for what X will not do. That equal content was posted
-// before says of a first attempt that it is in vain; after one in doubt it says
-// that this one may be live.
+// judgeRefusal is judge for refusals of X. If X refuses a post as a duplicate, the first
+// attempt has failed. After an attempt in doubt, the duplicate may be that attempt.
 func judgeRefusal(refused *xapi.RefusedError, s situation) decision {
 	switch {
 	case refused.Kind == xapi.RefusedDuplicate && !s.doubted.IsZero() && s.now.After(s.doubted):
-		return unknown("X refuses it as the repeat of a post that it does not show: " + said(refused.Err))
+		return unknown("X refuses it as a duplicate of a post that it does not show: " + said(refused.Err))
 	case refused.Kind == xapi.RefusedDuplicate && !s.doubted.IsZero():
-		return doubtUntil(s.checkFrom, "an earlier attempt may be live, since X refuses this one as its repeat: "+said(refused.Err))
+		return doubtUntil(s.checkFrom, "an earlier attempt may be live, because X refuses this one as a duplicate: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedDuplicate:
 		return failWith(jetpost.CodeDuplicate, said(refused.Err))
 	case refused.Kind == xapi.RefusedMediaInvalid && s.renewable:
-		return holdUntil(jetpost.CodeMediaProcessing, s.now.Add(renewAfter), "the media are uploaded once more, since X said: "+said(refused.Err))
+		return holdUntil(jetpost.CodeMediaProcessing, s.now.Add(renewAfter), "the media are uploaded once more, because X said: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedParentGone && !s.parentFrom.IsZero():
 		return holdUntil(jetpost.CodeXUnavailable, s.parentFrom, "X does not show the post to reply to yet: "+said(refused.Err))
 	case refused.Kind == xapi.RefusedForNow && s.holds < forNowTries:
@@ -242,62 +242,62 @@ func judgeRefusal(refused *xapi.RefusedError, s situation) decision {
 	}
 }
 
-// unruledKinds are those of which only X's words say what they are about.
+// unruledKinds are the refusals whose cause only X's words describe.
 func unruledKinds() []xapi.RefusedKind {
 	return []xapi.RefusedKind{xapi.RefusedPermission, xapi.RefusedAuthentication, xapi.RefusedNotFound, xapi.RefusedInvalid, xapi.RefusedOther}
 }
 
-// said is X's own words, or the status where X sent none: a reason is never
-// empty.
+// said returns X's own words, or the status if X sent none, so that a reason is never empty.
 func said(e *xapi.APIError) string { return cmp.Or(e.Words(), e.Error()) }
 
-// decidedError carries a decision out of a chain of calls.
+// decidedError returns a decision through a chain of calls.
 type decidedError struct{ decision }
 
 func (e *decidedError) Error() string {
 	return fmt.Sprintf("%s: %s: %s", e.decision, e.reason.Code, e.reason.Detail)
 }
 
-// ours tells our own word from what X or the database said.
+// ours reports whether err is our own decision, and not an error of X or the database.
 func ours(err error) bool {
 	var decided *decidedError
 	var wait *admission.WaitError
 	return errors.As(err, &decided) || errors.As(err, &wait) || errors.Is(err, admission.ErrLeaving)
 }
 
-// attempt is what came of advancing a head.
+// attempt is the result of advancing a head.
 type attempt struct {
 	decision
-	post int // the post that it is about, whose intent was committed; else -1
+	post int // index of the post it is about, whose intent was committed; else -1
 	err  error
-	// What is to be remembered of a doubtful post.
-	looks    int
+	// checks counts the timeline checks for a post in doubt, and absentAt is when the
+	// first one found it absent.
+	checks   int
 	absentAt time.Time
-	// renewMedia tells that X did not take the ids of its media.
+	// renewMedia is true if X refused the ids of the post's media.
 	renewMedia bool
 }
 
 func (r *laneRun) settled(d decision) attempt { return attempt{decision: d, post: -1} }
 
-// left is a head that was left for an error, before the intent of a post.
+// left is the attempt for an error before the intent of a post.
 func (r *laneRun) left(head *store.Record, err error) attempt {
 	return attempt{decision: judge(err, situation{now: time.Now(), holds: head.Holds}), post: -1, err: err}
 }
 
-// tooLate tells that the request is not to be begun any more, before its first post.
+// tooLate returns a decidedError if the request has expired before its first post.
 func (t *threadRun) tooLate(i int, now time.Time) error {
 	if i > 0 {
 		return nil
 	}
 	if end := t.request.ExpiresAt; !end.IsZero() && !now.Before(end) {
-		return &decidedError{failWith(jetpost.CodeExpired, "expires_at passed before the first post was begun")}
+		return &decidedError{failWith(jetpost.CodeExpired, "expires_at passed before the first post began")}
 	}
 	due := t.head.Status.PublishAt
 	if due.IsZero() {
 		due = t.head.Status.AcceptedAt
 	}
 	if end := t.request.Latest(due); !end.IsZero() && !now.Before(end) {
-		return &decidedError{failWith(jetpost.CodeExpired, "it would be more than "+t.request.SkipIfLate+" late, and asks to be skipped then")}
+		return &decidedError{failWith(jetpost.CodeExpired, "it is more than "+t.request.SkipIfLate+" late, and skip_if_late skips it then")}
 	}
 	if detail, late := t.r.h.PostingLimits.TooLate(t.head, now); late {
 		return &decidedError{failWith(jetpost.CodeExpired, detail)}

@@ -23,23 +23,23 @@ import (
 )
 
 const (
-	// acceptWithin bounds each attempt to accept a batch, and pinWithin the look at
-	// one object.
+	// acceptWithin bounds each attempt to accept a batch, and pinWithin each lookup of an
+	// object.
 	acceptWithin = 5 * time.Second
 	pinWithin    = 2 * time.Second
-	// batchBudget is when a batch begins nothing more: before the server takes it
-	// for lost.
+	// batchBudget is how long a batch may begin more work. It ends before the server
+	// redelivers the batch.
 	batchBudget = 5 * time.Second
 	// ownFailures is how often a job may fail by itself before it is set aside, and
 	// ownFailureWait the wait in between.
 	ownFailures    = 5
 	ownFailureWait = 100 * time.Millisecond
-	// objectsAgain is how long an object store that did not answer is not asked: each try
-	// can take pinWithin of everybody's time.
+	// objectsAgain is how long no request is made to an object store that did not answer.
+	// Each try can delay the whole partition by pinWithin.
 	objectsAgain = 5 * time.Second
 )
 
-// intakeLedger is the ledger's part at the door.
+// intakeLedger holds the ledger calls of intake.
 type intakeLedger interface {
 	Account(ctx context.Context, name string) (store.Account, error)
 	AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error)
@@ -47,17 +47,17 @@ type intakeLedger interface {
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
-// ringer wakes an account's wake-up.
+// waker wakes the lane of an account.
 type waker interface {
 	Wake(ctx context.Context, account string) error
 }
 
-// manyWaker wakes many at once.
+// manyWaker wakes the lanes of many accounts at once.
 type manyWaker interface {
 	WakeAll(ctx context.Context, accounts []string) error
 }
 
-// pinner tells which bytes a request's media have now.
+// pinner returns the digests of a request's media as they are now.
 type pinner interface {
 	Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error)
 }
@@ -72,30 +72,30 @@ type IntakeHandler struct {
 	Media    pinner
 	Rules    Rules
 	Names    jetpost.Names
-	// Answers asks database, NATS and object store: only while all of them answer is
-	// a failure a job's own. Nil: they do.
+	// Answers checks that the database, NATS and the object store answer. Only then is a
+	// failure counted against the job. If it is nil, they are taken to answer.
 	Answers func(context.Context) error
 	Log     *slog.Logger
 
 	away atomic.Pointer[objectsAway] // the latest fault of the object store
 }
 
-// objectsAway is a fault of the object store, which is asked again then.
+// objectsAway is a fault of the object store.
 type objectsAway struct {
 	err   error
-	until time.Time
+	until time.Time // when the object store is asked again
 }
 
 func (e *objectsAway) Error() string { return e.err.Error() }
 func (e *objectsAway) Unwrap() error { return e.err }
 
-// waiting is what of a batch waits for the object store: jobs that name an object, and
-// whatever their accounts sent behind them.
+// waiting lists the jobs of a batch that wait for the object store: those that name an
+// object, and all later ones of the same accounts.
 type waiting struct {
 	accounts  map[string]bool
 	sequences map[uint64]bool
 	away      *objectsAway // nil while nothing waits
-	failure   error        // that ended the batch, if anything did
+	failure   error        // the error that ended the batch, if any
 }
 
 func (w *waiting) Error() string {
@@ -103,10 +103,10 @@ func (w *waiting) Error() string {
 }
 func (w *waiting) Unwrap() []error { return []error{w.away, w.failure} }
 
-// has tells whether a delivery waits. On nil none does.
+// has reports whether a delivery waits. A nil waiting has none.
 func (w *waiting) has(sequence uint64) bool { return w != nil && w.sequences[sequence] }
 
-// add has a job wait.
+// add adds a job, and with it its account.
 func (w *waiting) add(j *job, away *objectsAway) {
 	if w.away == nil {
 		*w = waiting{accounts: map[string]bool{}, sequences: map[uint64]bool{}, away: away}
@@ -114,7 +114,7 @@ func (w *waiting) add(j *job, away *objectsAway) {
 	w.accounts[j.in.Request.Account], w.sequences[j.Sequence] = true, true
 }
 
-// with is the batch's error: what ended it, and what waits.
+// with returns the error of the batch: the error that ended it, and the jobs that wait.
 func (w *waiting) with(err error) error {
 	if w.away == nil {
 		return err
@@ -126,10 +126,10 @@ func (w *waiting) with(err error) error {
 // job is a delivery on its way into the ledger.
 type job struct {
 	Delivery
-	subject string // that its producer used
+	subject string // the subject that the producer used
 	in      store.Acceptance
-	refusal *jetpost.Refusal // where it is no request
-	place   int              // in its batch
+	refusal *jetpost.Refusal // nil for a valid request
+	place   int              // index in its batch
 }
 
 func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {
@@ -137,10 +137,9 @@ func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {
 		Problems: []jetpost.Problem{{Pointer: pointer, Message: fmt.Sprintf(format, args...)}}}
 }
 
-// HandleBatch accepts, recognises or refuses each job, in their order. As long as
-// all goes well they are accepted in one transaction; from the first on that fails by
-// itself, one after the other. Its error is a *waiting where some of those that are done
-// are not: they wait for the object store.
+// HandleBatch accepts, recognises or refuses each job, in order. The jobs are accepted in
+// one transaction. If that fails because of a job, they are accepted one by one. The error
+// is a *waiting if some of the jobs counted as done wait for the object store.
 func (h *IntakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error) {
 	end, waits := time.Now().Add(batchBudget), &waiting{}
 	for done < len(batch) && time.Now().Before(end) {
@@ -159,8 +158,7 @@ func (h *IntakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batc
 		if dependency(err) {
 			return done, waits.with(err)
 		}
-		// One of them cannot be accepted as it is: those that were meant to be
-		// accepted together find out which.
+		// One of the jobs cannot be accepted. Accepting them one by one finds it.
 		for last := max(next, done+1); done < last; done++ {
 			if time.Now().After(end) {
 				break
@@ -181,7 +179,7 @@ func (h *IntakeHandler) guarded(d Delivery, do func() (int, error)) (n int, err 
 	return n, err
 }
 
-// alone accepts one job, if it need not wait. Where it fails again and again by itself, it
+// alone accepts one job unless it has to wait. If it fails by itself ownFailures times, it
 // is set aside.
 func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery, waits *waiting) error {
 	for {
@@ -212,7 +210,7 @@ func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery
 	}
 }
 
-// answers asks everything for a heartbeat, and waits no longer for it than a Pulse.
+// answers returns an error if a dependency does not answer within probeWithin.
 func (h *IntakeHandler) answers(ctx context.Context) error {
 	if h.Answers == nil {
 		return nil
@@ -222,7 +220,7 @@ func (h *IntakeHandler) answers(ctx context.Context) error {
 	return h.Answers(ctx)
 }
 
-// setAside refuses a job that no worker can handle, with what it failed by.
+// setAside refuses a job that no worker can handle, with the error that it failed with.
 func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) error {
 	j := &job{Delivery: d}
 	j.in.Request.Account, j.subject = h.origin(d.Subject)
@@ -233,8 +231,8 @@ func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) e
 	return h.refuse(ctx, j)
 }
 
-// prepareAll prepares jobs, from one place on, up to the first that cannot be, whose place
-// and error it returns. Those that wait it passes over.
+// prepareAll prepares the jobs from the given index on. It ends at the first one that fails
+// and returns its index and error. It skips jobs that wait.
 func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery, from int, waits *waiting) (jobs []*job, next int, err error) {
 	for next = from; next < len(batch); next++ {
 		var j *job
@@ -255,8 +253,8 @@ func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery, from i
 	return jobs, next, nil
 }
 
-// prepare reads a job and whatever the ledger is to know of it. Its error is an
-// *objectsAway for one that waits.
+// prepare decodes a job and collects what the ledger stores of it. Its error is an
+// *objectsAway if the job has to wait.
 func (h *IntakeHandler) prepare(ctx context.Context, d Delivery, waits *waiting) (*job, error) {
 	account, subject := h.origin(d.Subject)
 	request, err := jetpost.Decode(account, d.Data)
@@ -282,7 +280,8 @@ func (h *IntakeHandler) prepare(ctx context.Context, d Delivery, waits *waiting)
 			Code: jetpost.CodeNeedsNewerWorker, Until: j.in.Now.Add(newerWorkerRetry),
 			Detail: fmt.Sprintf("the request is of version %d, this worker knows %d", newer.Version, jetpost.Version),
 		}
-		// What a later version means by equal is not known here: the bytes.
+		// This worker does not know which requests of a later version are equal, so the
+		// bytes have to be.
 		sum := sha256.Sum256(d.Data)
 		j.in.Digest = sum[:]
 	case err != nil:
@@ -294,7 +293,7 @@ func (h *IntakeHandler) prepare(ctx context.Context, d Delivery, waits *waiting)
 	return j, h.pin(ctx, j)
 }
 
-// pin looks at the objects that a job names, once its account is known.
+// pin stores the digests of the objects that a job names, if its account exists.
 func (h *IntakeHandler) pin(ctx context.Context, j *job) (err error) {
 	if !namesObject(j.in.Request) {
 		return nil
@@ -302,7 +301,7 @@ func (h *IntakeHandler) pin(ctx context.Context, j *job) (err error) {
 	_, err = h.Ledger.Account(ctx, j.in.Request.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return nil // as the ledger will say
+		return nil // the ledger refuses the job
 	case err != nil:
 		return err
 	}
@@ -324,10 +323,10 @@ func namesObject(r jetpost.Request) bool {
 	})
 }
 
-// accept brings jobs into the ledger and tells of it. It returns how many are done.
+// accept stores jobs in the ledger and announces them. It returns how many are done.
 func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*job) (int, error) {
 	var in []store.Acceptance
-	var of []*job // whose acceptance that is
+	var of []*job // the job of each acceptance
 	for _, j := range jobs {
 		if j.refusal == nil {
 			in, of = append(in, j.in), append(of, j)
@@ -353,11 +352,11 @@ func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 	return len(jobs), nil
 }
 
-// accepted tells what was committed. What cannot be told is left to the sweeper. A
-// repeat is woken and told again: the worker that accepted it may have died between
-// its commit and here.
+// accepted announces what was committed, and wakes the lanes. A failure is left to the
+// sweeper. A repeated job is announced and its lane woken again, because the worker that
+// accepted it may have died right after the commit.
 func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
-	var deadLetters []store.Record
+	var records []store.Record
 	woken := map[string]bool{}
 	for i, j := range jobs {
 		key := j.in.Key()
@@ -369,16 +368,16 @@ func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 			j.refuse(jetpost.CodeIdentityConflict, "/id", "id %q arrived before with another body; use a new id for a new job", key.ID)
 			continue
 		}
-		deadLetters = append(deadLetters, received[i].Record)
+		records = append(records, received[i].Record)
 		woken[key.Account] = true
 		h.log(j, received[i])
 	}
-	if len(deadLetters) == 0 {
+	if len(records) == 0 {
 		return
 	}
-	h.Announce.announceAll(ctx, deadLetters)
+	h.Announce.announceAll(ctx, records)
 	if err := h.Wakeups.WakeAll(ctx, slices.Collect(maps.Keys(woken))); err != nil {
-		h.Log.Warn("lane.ring_delayed", "error", err)
+		h.Log.Warn("lane.wakeup_not_sent", "error", err)
 	}
 }
 
@@ -401,8 +400,7 @@ func (h *IntakeHandler) log(j *job, received store.Received) {
 	}
 }
 
-// refuse records a job that nothing will be sent of, in the ledger, in the
-// failed stream and as an event.
+// refuse records a rejected job in the ledger, in the failed stream and as an event.
 func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
 	r := *j.refusal
 	r.Sequence, r.Stored = j.Sequence, j.Stored
@@ -416,7 +414,8 @@ func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
 	err := h.tellRefused(ctx, r)
 	var tooLarge *publishers.TooLargeError
 	if errors.As(err, &tooLarge) && len(r.Problems) > 1 {
-		// The ledger has them all. One message must not hold up its partition.
+		// The ledger has all problems. A message that is too large must not block its
+		// partition.
 		r.Problems = r.Problems[:1]
 		err = h.tellRefused(ctx, r)
 	}
@@ -430,8 +429,7 @@ func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) erro
 	})
 }
 
-// origin reads the account off the stored subject, and tells which subject the
-// producer used.
+// origin returns the account of the stored subject, and the subject that the producer used.
 func (h *IntakeHandler) origin(stored string) (account, subject string) {
 	tokens := strings.Split(h.Names.Trim(stored), ".")
 	if len(tokens) == 4 { // publish.intake.<partition>.<account>
@@ -440,7 +438,7 @@ func (h *IntakeHandler) origin(stored string) (account, subject string) {
 	return account, h.Names.PublishRequest(account)
 }
 
-// dependency tells a fault of what jobs depend on from one of a job's own.
+// dependency reports whether err is a fault of NATS or the database, and not of the job.
 func dependency(err error) bool {
 	for _, fault := range [...]error{
 		context.DeadlineExceeded, context.Canceled, store.ErrFenced,

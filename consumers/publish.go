@@ -493,9 +493,9 @@ func outcomeLog(log *slog.Logger, out store.Outcome) *slog.Logger {
 // outcome says to the ledger what came of it, once all that it says of the app or the
 // account is told. It has no state where there is nothing to say.
 func (r *laneRun) outcome(ctx context.Context, generation int64, a attempt) (store.Outcome, error) {
-	out := store.Outcome{Reason: a.reason, CheckAt: a.checkAt, Post: a.post, Checks: a.looks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Generation: generation, Now: time.Now()}
+	out := store.Outcome{Reason: a.reason, CheckAt: a.checkAt, Post: a.post, Checks: a.checks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Generation: generation, Now: time.Now()}
 	switch a.kind {
-	case kindStop:
+	case kindPause:
 		wait := r.pass.Pause(ctx, a.reason)
 		out.Reason, out.CheckAt = wait.Reason, wait.CheckAt
 		out.State, out.PostState = jetpost.StateHeld, jetpost.PostPending

@@ -10,13 +10,14 @@ import (
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
-// noSubscription is X's word for an account that may not post more than 280.
+// noSubscription is X's subscription type of an account that may not post more than 280
+// characters.
 const noSubscription = "None"
 
-// tooLong refuses a thread before anything of it is sent where a later post of it
-// is one that X would refuse its account for its length. Of the first post X itself
-// says so in time, and an account of which X does not say is not judged. Where X must
-// not be asked just now, the thread waits.
+// tooLong fails a thread before its first post if a later post is longer than X allows the
+// account. The first post is left to X, which refuses it before anything is live. If X does
+// not report the account's subscription, the thread is not judged. If admission does not
+// admit the call, the thread waits.
 func (r *laneRun) tooLong(ctx context.Context, client *xapi.Client, posts []jetpost.Post, from int) error {
 	for i := from + 1; i < len(posts); i++ {
 		weight := tweettext.Measure(posts[i].Text).Weight
@@ -42,11 +43,11 @@ func (r *laneRun) me(ctx context.Context, client *xapi.Client) (xapi.User, error
 	return admission.Call(ctx, r.pass, admission.Calls{Endpoint: xapi.EndpointMe, N: 1}, func() (xapi.User, error) { return client.Me(ctx) })
 }
 
-// harmless asks X for something that changes nothing, with the token as it is.
+// harmless makes a call that changes nothing at X, with the stored token.
 func (r *laneRun) harmless(account string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		token, err := r.h.Tokens.Stored(ctx, account)
-		if err == nil { // else EnsureFresh makes something of it
+		if err == nil { // else EnsureFresh handles the error
 			_, err = r.me(ctx, r.h.Client(account, token.Access.Reveal()))
 		}
 		return err

@@ -35,7 +35,7 @@ func (r *laneRun) checkFrom(post store.PostRecord) time.Time {
 // for.
 func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
 	post := head.Posts[i]
-	return attempt{decision: doubtUntil(r.checkFrom(post), maybeLive(head, i, why)), post: i, looks: post.Checks, absentAt: post.AbsentAt}
+	return attempt{decision: doubtUntil(r.checkFrom(post), maybeLive(head, i, why)), post: i, checks: post.Checks, absentAt: post.AbsentAt}
 }
 
 func maybeLive(head *store.Record, i int, why string) string {
@@ -90,7 +90,7 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	if err := r.look(ctx, client, search); err != nil {
 		decided := judgeRead(err, situation{now: time.Now(), holds: head.Holds})
 		if decided.kind == kindUnknown {
-			return attempt{decision: decided, post: i, looks: post.Checks, absentAt: post.AbsentAt}
+			return attempt{decision: decided, post: i, checks: post.Checks, absentAt: post.AbsentAt}
 		}
 		return attempt{decision: decided, post: -1, err: err}
 	}
@@ -108,9 +108,9 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	}
 	looks, detail := post.Checks+1, maybeLive(head, i, found.why)
 	if looks >= maxChecks {
-		return attempt{decision: unknown(detail), post: i, looks: looks}
+		return attempt{decision: unknown(detail), post: i, checks: looks}
 	}
-	return attempt{decision: doubtUntil(now.Add(r.h.Timing.checkAgain(looks)), detail), post: i, looks: looks}
+	return attempt{decision: doubtUntil(now.Add(r.h.Timing.checkAgain(looks)), detail), post: i, checks: looks}
 }
 
 // absent is what follows on a look that did not find the post: another one has to
@@ -124,7 +124,7 @@ func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool
 	}
 	if confirm := first.Add(r.h.Timing.confirmAfter(fresh)); now.Before(confirm) {
 		again := doubtUntil(confirm, fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1))
-		return attempt{decision: again, post: i, looks: post.Checks, absentAt: first}
+		return attempt{decision: again, post: i, checks: post.Checks, absentAt: first}
 	}
 	return attempt{decision: holdUntil(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1)), post: i}
 }
@@ -135,14 +135,14 @@ func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool
 func judgeRead(err error, s situation) decision {
 	v := judge(err, s)
 	switch {
-	case v.kind == kindStop && (v.reason.Code == jetpost.CodeAppRateLimited || v.reason.Code == jetpost.CodeUsageCapped):
+	case v.kind == kindPause && (v.reason.Code == jetpost.CodeAppRateLimited || v.reason.Code == jetpost.CodeUsageCapped):
 		// The reads alone are used up: all may go on posting.
 		until := v.reason.Until
 		if until.IsZero() {
 			until = s.now.Add(readsCapped)
 		}
 		return holdUntil(jetpost.CodeRateLimited, until, v.reason.Detail)
-	case v.kind == kindHold, v.kind == kindStop, v.kind == kindBlock, v.kind == kindGoOn:
+	case v.kind == kindHold, v.kind == kindPause, v.kind == kindBlock, v.kind == kindGoOn:
 		return v
 	case s.holds >= readTries:
 		return unknown("X does not show the account's posts: " + v.reason.Detail)

@@ -9,26 +9,27 @@ import (
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
-// SameText says what becomes of a request with a text that another account posts
-// within a day, which X forbids.
+// SameText says how to handle a request with a text that another account posts within a
+// day, which X forbids.
 type SameText string
 
 const (
 	SameTextAllow  SameText = "allow"
-	SameTextWarn   SameText = "warn"   // a line in the log; "" means this
+	SameTextWarn   SameText = "warn"   // a log message; "" means this
 	SameTextRefuse SameText = "refuse" // it fails before anything is sent
 )
 
-// Rules are those of X that the contract alone cannot check: they need a count by
-// weight, or depend on the app. The zero value is for a self-serve app.
+// Rules are the rules of X that the contract cannot check: they need X's weighted count, or
+// depend on the app. The zero value is for a self-serve app.
 type Rules struct {
-	// Enterprise apps may quote, and have more than one cashtag in a post.
+	// Enterprise is true for an Enterprise app, which may quote posts and use more than
+	// one cashtag in a post.
 	Enterprise bool
 	SameText   SameText
 }
 
-// Check tells what X would refuse, or nil. Posts of more than 280 pass: whether X
-// takes them depends on the account. It fails with *jetpost.InvalidError.
+// Check returns a *jetpost.InvalidError if X refuses the request by its rules. Posts of more
+// than 280 characters pass, because the account decides whether X accepts them.
 func (r Rules) Check(request jetpost.Request) error {
 	var problems []jetpost.Problem
 	for i, p := range request.Posts {
@@ -54,17 +55,17 @@ func (r Rules) Check(request jetpost.Request) error {
 	return &jetpost.InvalidError{Account: request.Account, ID: request.ID, Problems: problems}
 }
 
-// X's prices of pay-per-use, in millionths of a US dollar, as of 2026-04-20:
-// https://docs.x.com/x-api/getting-started/pricing. Uploads have none.
+// X's pay-per-use prices, in millionths of a US dollar, as of 2026-04-20:
+// https://docs.x.com/x-api/getting-started/pricing. Uploads are free.
 const (
 	pricePost    = 15_000
-	pricePostURL = 200_000 // of a post with a link, bare hosts among them
+	pricePostURL = 200_000 // for a post with a link; a bare host is a link, too
 	priceAltText = 5_000
-	priceRead    = 5_000 // of a post; a fifth where its account owns the app
+	priceRead    = 5_000 // for each post; a fifth if its account owns the app
 )
 
 // CostMicros estimates what X charges for a post, in millionths of a US dollar.
-// Only what is done is charged.
+// X charges only for calls that succeed.
 func CostMicros(p jetpost.Post) int64 {
 	cost := int64(pricePost)
 	if len(tweettext.URLs(p.Text)) > 0 {
@@ -78,10 +79,10 @@ func CostMicros(p jetpost.Post) int64 {
 	return cost
 }
 
-// ReadCostMicros estimates what X charges for showing posts, in millionths of a US dollar.
+// ReadCostMicros estimates what X charges for reading posts, in millionths of a US dollar.
 func ReadCostMicros(posts int) int64 { return int64(posts) * priceRead }
 
-// acceptance is a request as the ledger takes it.
+// acceptance is the form in which the ledger accepts a request.
 func (r Rules) acceptance(request jetpost.Request, body []byte) store.Acceptance {
 	in := store.Acceptance{Request: request, Body: body, Digest: request.Digest(), RefuseSameText: r.SameText == SameTextRefuse,
 		FindSameText: r.SameText == SameTextWarn || r.SameText == ""}
