@@ -738,7 +738,7 @@ var _ interface {
 	laneLedger
 	intakeLedger
 	sweepLedger
-	announced
+	outboxLedger
 } = mortalLedger{}
 
 func (l mortalLedger) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {

@@ -34,36 +34,36 @@ import (
 )
 
 const (
-	// fetchTimeout bounds the wait for the first byte of a media source, and
-	// slowestFetch, in bytes a second, what follows.
+	// fetchTimeout bounds the wait for the first byte of a media source. slowestFetch is
+	// the lowest average rate after that, in bytes per second.
 	fetchTimeout = 30 * time.Second
 	slowestFetch = 64 << 10
 	// fetchRedirects bounds the redirects of one fetch.
 	fetchRedirects = 3
-	// spoolMax is how many bytes of media one worker keeps on its disk at once: some of
-	// the largest videos. It leaves room for the database and the lifeboat beside it.
+	// spoolMax is how many bytes of media a worker may have on its disk at once: a few of
+	// the largest videos. It leaves room for the database and the lifeboat.
 	spoolMax = 2 << 30
 )
 
-// MediaSource reads media from where a request names it. Bytes reach X as they
-// are; their type is told by what they hold, never by a name or a header.
+// MediaSource reads the media that requests name. The bytes are sent to X unchanged. Their
+// type is detected from the content, never from a name or a header.
 type MediaSource struct {
 	// Objects is the media object store.
 	Objects jetstream.ObjectStore
-	// Allow are private networks that urls may reach all the same. It is for tests
-	// and trusted installations: any producer can name any url.
+	// Allow lists private networks that urls may reach. It is for tests and trusted
+	// installations, because any producer can name any url.
 	Allow []netip.Prefix
 
 	roots *x509.CertPool                        // trusted instead of the system's, in tests
-	proxy func(*http.Request) (*url.URL, error) // http.ProxyFromEnvironment where nil
+	proxy func(*http.Request) (*url.URL, error) // http.ProxyFromEnvironment if nil
 
-	spooled atomic.Int64 // bytes that are taken of spoolMax
+	spooled atomic.Int64 // bytes in use of spoolMax
 
 	once    sync.Once
 	uploads *semaphore.Weighted // see budget
 }
 
-// budget is what the images that are on their way to X have together, in bytes.
+// budget limits the bytes of all images that are being uploaded to X.
 func (s *MediaSource) budget() *semaphore.Weighted {
 	s.once.Do(func() { s.uploads = semaphore.NewWeighted(uploadBytes) })
 	return s.uploads
@@ -76,32 +76,32 @@ type share struct {
 	bytes   int64
 }
 
-// take sets bytes aside before they are read, so that of several media at least one gets
-// to its end.
+// take reserves bytes before they are read, so that of several media at least one can be
+// read completely.
 func (f *share) take(bytes int64) error {
 	if used := f.spooled.Add(bytes); used > spoolMax {
 		f.spooled.Add(-bytes)
-		return &mediaError{err: fmt.Errorf("the media of other accounts use %d MiB of this worker's disk, and with %d MiB more it were more than %d MiB",
+		return &mediaError{err: fmt.Errorf("the media of other accounts use %d MiB of this worker's disk, and %d MiB more are above the limit of %d MiB",
 			(used-bytes)>>20, bytes>>20, spoolMax>>20)}
 	}
 	f.bytes = bytes
 	return nil
 }
 
-// shrink gives back what is not needed.
+// shrink releases the reserved bytes beyond a size.
 func (f *share) shrink(to int64) {
 	f.spooled.Add(to - f.bytes)
 	f.bytes = to
 }
 
-// Close gives back all.
+// Close releases all reserved bytes and closes the file.
 func (f *share) Close() error {
 	f.shrink(0)
 	return f.File.Close()
 }
 
-// blob is one media, read whole: in memory where it came with the request, else in
-// a file without a name, that is gone with its last reader.
+// blob is a medium that was read completely. It is in memory if it came with the request,
+// else in a file that was already removed from its directory.
 type blob struct {
 	io.ReaderAt
 	io.Closer
@@ -112,23 +112,23 @@ type blob struct {
 
 func (b *blob) reader() io.Reader { return io.NewSectionReader(b, 0, b.size) }
 
-// mediaError says why a media cannot be had.
+// mediaError says why a medium cannot be read.
 type mediaError struct {
-	code jetpost.Code // of a failure that waiting does not help; else ""
+	code jetpost.Code // of a permanent failure; else ""
 	err  error
 }
 
 func (e *mediaError) Error() string { return e.err.Error() }
 func (e *mediaError) Unwrap() error { return e.err }
 
-// invalidMedia is a file that X does not take, whenever it is read.
+// invalidMedia returns the error for a file that X does not accept.
 func invalidMedia(format string, args ...any) *mediaError {
 	return &mediaError{code: jetpost.CodeMediaInvalid, err: fmt.Errorf(format, args...)}
 }
 
-// Pin returns the digests of the media that a request names and others could
-// replace before they are read: what is posted is what there was as the request was
-// accepted. A url is pinned when it is first read.
+// Pin returns the digests of the media objects that a request names, so that the post has
+// the bytes that were stored when the request was accepted. A url is pinned when it is first
+// read.
 func (s *MediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error) {
 	pins := make([][]store.Media, len(request.Posts))
 	for i, p := range request.Posts {
@@ -140,7 +140,7 @@ func (s *MediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]sto
 			info, err := s.Objects.GetInfo(bounded, m.Object)
 			cancel()
 			if errors.Is(err, jetstream.ErrObjectNotFound) {
-				continue // it may come in time
+				continue // it may be stored before the post is due
 			}
 			if err != nil {
 				return nil, fmt.Errorf("look up media object %q: %w", m.Object, err)
@@ -154,7 +154,7 @@ func (s *MediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]sto
 	return pins, nil
 }
 
-// objectDigest brings an object's own digest into our form; "" if it has none.
+// objectDigest converts an object's digest to hex; "" if it has none.
 func objectDigest(info *jetstream.ObjectInfo) string {
 	sum, err := base64.URLEncoding.DecodeString(strings.TrimPrefix(info.Digest, "SHA-256="))
 	if err != nil {
@@ -163,8 +163,8 @@ func objectDigest(info *jetstream.ObjectInfo) string {
 	return hex.EncodeToString(sum)
 }
 
-// Open reads one media, whose bytes must have the digest if it is known. Its error
-// is a *mediaError.
+// Open reads one medium. If digest is not empty, the bytes must have it. The error is a
+// *mediaError.
 func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) (*blob, error) {
 	b, err := s.read(ctx, m)
 	if err != nil {
@@ -172,7 +172,7 @@ func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) 
 	}
 	if digest != "" && digest != b.digest {
 		_ = b.Close()
-		return nil, &mediaError{code: jetpost.CodeMediaChanged, err: fmt.Errorf("it has other bytes than before: SHA-256 %s, was %s", b.digest, digest)}
+		return nil, &mediaError{code: jetpost.CodeMediaChanged, err: fmt.Errorf("its bytes have changed: SHA-256 %s, was %s", b.digest, digest)}
 	}
 	return b, nil
 }
@@ -190,7 +190,7 @@ func (s *MediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) 
 	return s.object(p, m.Object)
 }
 
-// object reads from the object store. A link is not followed: it can lead to any
+// object reads from the object store. A link is not followed, because it can lead to any
 // bucket that the worker may read, or to itself.
 func (s *MediaSource) object(p *pace, name string) (*blob, error) {
 	info, err := s.Objects.GetInfo(p.ctx, name)
@@ -203,7 +203,7 @@ func (s *MediaSource) object(p *pace, name string) (*blob, error) {
 	}
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
-		return nil, invalidMedia("no media object %q is there", name)
+		return nil, invalidMedia("media object %q does not exist", name)
 	case err != nil:
 		return nil, &mediaError{err: fmt.Errorf("read media object %q: %w", name, err)}
 	}
@@ -211,21 +211,21 @@ func (s *MediaSource) object(p *pace, name string) (*blob, error) {
 	return s.spool(p.reader(object), int64(min(info.Size, math.MaxInt64)))
 }
 
-// untimed keeps the object store from giving up a whole object after the few seconds
-// of its default. Each of its reads lasts for a moment at most, since nothing else
-// interrupts one.
+// untimed keeps the object store client from ending the read of an object after its default
+// timeout of a few seconds. Each single read is limited to a second, because nothing else
+// interrupts it.
 type untimed struct{ context.Context }
 
 func (untimed) Deadline() (time.Time, bool) { return time.Now().Add(time.Second), true }
 
-// spool reads a media into a file without a name. It is told the size, 0 or less where
-// nobody knows it.
+// spool reads a medium into a file that it removes from its directory at once. size is the
+// size that the source reported, 0 or less if it did not.
 func (s *MediaSource) spool(r io.Reader, size int64) (*blob, error) {
 	file, err := os.CreateTemp("", "jetpost-media-*")
 	if err != nil {
 		return nil, &mediaError{err: fmt.Errorf("make room for media: %w", err)}
 	}
-	_ = os.Remove(file.Name()) // where an open file cannot be removed, it stays
+	_ = os.Remove(file.Name()) // a system that cannot remove an open file keeps it
 	room := &share{File: file, spooled: &s.spooled}
 	b := &blob{ReaderAt: file, Closer: room}
 	err = b.fill(r, file, func(limit int64) (int64, error) {
@@ -242,8 +242,8 @@ func (s *MediaSource) spool(r io.Reader, size int64) (*blob, error) {
 	return b, nil
 }
 
-// fill reads what r has into w, and tells its size, type and digest. It stops where
-// X would not take it, or where there is more than take has made room for.
+// fill copies r to w, and sets size, type and digest. It fails if X does not accept the
+// file, or if the file is larger than the room that take has reserved.
 func (b *blob) fill(r io.Reader, w io.Writer, take func(limit int64) (int64, error)) error {
 	head := make([]byte, xapi.SniffBytes)
 	n, err := io.ReadFull(r, head)
@@ -272,7 +272,7 @@ func (b *blob) fill(r io.Reader, w io.Writer, take func(limit int64) (int64, err
 	case b.size > limit:
 		return invalidMedia("it is larger than the %d bytes that X takes of %s", limit, b.mime)
 	case b.size > room:
-		return invalidMedia("it is larger than the %d bytes that its source told", room)
+		return invalidMedia("it is larger than the %d bytes that its source reported", room)
 	}
 	b.digest = hex.EncodeToString(sum.Sum(nil))
 	if xapi.IsImage(b.mime) {
@@ -281,14 +281,14 @@ func (b *blob) fill(r io.Reader, w io.Writer, take func(limit int64) (int64, err
 			return &mediaError{err: fmt.Errorf("read media: %w", err)}
 		}
 		if cutOff(b.mime, all) {
-			return invalidMedia("it is cut off: a file of %s with %d bytes and no end", b.mime, b.size)
+			return invalidMedia("it is truncated: a file of %s with %d bytes and no end", b.mime, b.size)
 		}
 	}
 	return nil
 }
 
-// cutOff tells an image that lacks its end. What stands behind the end is the file's own
-// business: cameras and editors put much there. A file that it cannot follow is X's to judge.
+// cutOff reports whether an image is truncated. Data behind the end is allowed, because
+// cameras and editors append some. A file that cutOff cannot parse is left to X.
 func cutOff(mime string, file []byte) bool {
 	switch mime {
 	case "image/png":
@@ -302,8 +302,8 @@ func cutOff(mime string, file []byte) bool {
 	return false
 }
 
-// jpegScan is where the image itself begins, behind a preview that has an end of its own;
-// 0 where that is not found, and the length where the file ends before.
+// jpegScan is the offset of the image data, behind a preview, which has its own end marker.
+// It is 0 if the file cannot be parsed, and the length of the file if the file ends before.
 func jpegScan(file []byte) int {
 	const startOfScan = 0xda
 	for at := 2; ; {
@@ -320,16 +320,16 @@ func jpegScan(file []byte) int {
 }
 
 var (
-	// errPrivate refuses an address inside somebody's network.
+	// errPrivate refuses an address that is not public.
 	errPrivate = errors.New("address is not public")
-	// errRedirect refuses to go where an answer points.
+	// errRedirect refuses a redirect.
 	errRedirect = errors.New("redirect is not followed")
 	// errSlow ends a fetch that takes too long.
-	errSlow = fmt.Errorf("nothing for %s, or slower than %d KiB a second", fetchTimeout, slowestFetch>>10)
+	errSlow = fmt.Errorf("no data for %s, or slower than %d KiB a second", fetchTimeout, slowestFetch>>10)
 )
 
-// fetch reads a url that a producer named, who is anybody: nothing but public addresses
-// are reached.
+// fetch reads a url that a producer named. Producers are not trusted, so only public
+// addresses are reached.
 func (s *MediaSource) fetch(p *pace, address string) (*blob, error) {
 	client := &http.Client{Transport: roundTrip(s.roundTrip), CheckRedirect: follow}
 	req, err := http.NewRequestWithContext(p.ctx, http.MethodGet, address, nil)
@@ -359,10 +359,10 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// roundTrip goes one step of a fetch. Without a proxy the address is checked after it was
-// resolved, when the connection is made: a name that points inside, or begins to point
-// there later, reaches nothing. A proxy resolves the name once more, so that its own rules
-// have to guard against the latter.
+// roundTrip makes one request of a fetch. Without a proxy the address is checked when the
+// connection is made, after the name was resolved, so a name that changes to a private
+// address later is refused, too. A proxy resolves the name again, so its own rules have to
+// guard against such a change.
 func (s *MediaSource) roundTrip(req *http.Request) (*http.Response, error) {
 	choose := s.proxy
 	if choose == nil {
@@ -370,7 +370,7 @@ func (s *MediaSource) roundTrip(req *http.Request) (*http.Response, error) {
 	}
 	proxy, err := choose(req)
 	if err != nil {
-		return nil, fmt.Errorf("read the setting of the proxy: %w", err)
+		return nil, fmt.Errorf("read the proxy setting: %w", err)
 	}
 	dialer := &net.Dialer{}
 	transport := &http.Transport{
@@ -387,10 +387,9 @@ func (s *MediaSource) roundTrip(req *http.Request) (*http.Response, error) {
 	return transport.RoundTrip(req)
 }
 
-// pace ends a read of which nothing comes for fetchTimeout, or less than
-// slowestFetch.
+// pace ends a read that delivers nothing for fetchTimeout, or less than slowestFetch.
 type pace struct {
-	ctx    context.Context // ends late, with errSlow for its cause
+	ctx    context.Context // cancelled with the cause errSlow when the read is too slow
 	cancel context.CancelCauseFunc
 	late   *time.Timer
 	r      io.Reader
@@ -410,7 +409,7 @@ func (p *pace) end() {
 	p.cancel(nil)
 }
 
-// cause is why a read failed.
+// cause returns errSlow if the read was too slow, and err otherwise.
 func (p *pace) cause(err error) error {
 	if cause := context.Cause(p.ctx); errors.Is(cause, errSlow) {
 		return cause
@@ -418,7 +417,7 @@ func (p *pace) cause(err error) error {
 	return err
 }
 
-// reader reads what must come in time.
+// reader returns r with the pace enforced.
 func (p *pace) reader(r io.Reader) io.Reader {
 	p.r, p.began = r, time.Now()
 	return p
@@ -439,7 +438,7 @@ func (p *pace) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// admit refuses to connect to anything but public addresses.
+// admit refuses to connect to an address that is not public.
 func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 	addr, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -448,7 +447,7 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 	return s.public(addr.Addr())
 }
 
-// admitName refuses a name that has an address which is not public.
+// admitName refuses a name with an address that is not public.
 func (s *MediaSource) admitName(ctx context.Context, name string) error {
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 	if err != nil {
@@ -475,9 +474,9 @@ func (s *MediaSource) public(ip netip.Addr) error {
 	return nil
 }
 
-// sharedRange tells the ranges that netip does not count as private though
-// they lead into somebody's network: carrier NAT, benchmarking, reserved, old
-// site-local ones, and those that stand for an IPv4 address.
+// sharedRange reports whether ip is in a range that netip does not count as private but
+// that is not public: carrier NAT, benchmarking, reserved, old site-local ranges, and ranges
+// that embed an IPv4 address.
 func sharedRange(ip netip.Addr) bool {
 	for _, cidr := range [...]string{
 		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4",
@@ -490,8 +489,8 @@ func sharedRange(ip netip.Addr) bool {
 	return false
 }
 
-// follow bounds redirects and keeps them on https. Where a redirect leads, nobody
-// learns the query of the url that led there.
+// follow bounds redirects and keeps them on https. It removes the Referer, so that the
+// target of a redirect does not learn the query of the url before.
 func follow(req *http.Request, via []*http.Request) error {
 	req.Header.Del("Referer")
 	if len(via) > fetchRedirects {
@@ -503,7 +502,7 @@ func follow(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// quiet leaves the queries of urls out of an error's words: they may hold a
+// quiet removes the queries of urls from an error's text, because they may contain a
 // signature.
 type quiet struct{ error }
 

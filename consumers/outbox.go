@@ -15,8 +15,8 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// announced is the ledger's part in telling what changed.
-type announced interface {
+// outboxLedger holds the ledger calls of the outbox.
+type outboxLedger interface {
 	Request(ctx context.Context, key store.Key) (store.Record, error)
 	MarkDelivered(ctx context.Context, key store.Key, revision int64) (bool, error)
 	MarkManyDelivered(ctx context.Context, told []store.Revision) ([]store.Key, error)
@@ -24,13 +24,13 @@ type announced interface {
 	Notices(ctx context.Context, account string, limit int) ([]store.Notice, error)
 	MarkNoticed(ctx context.Context, notice store.Notice) error
 	PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error)
-	MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error
+	MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error
 }
 
-// maxNotices bounds the accounts that are told of at once.
+// maxNotices bounds the accounts whose changes are published at once.
 const maxNotices = 1000
 
-// records publishes events and dead letters.
+// deadLetters publishes events, dead letters and rejections.
 type deadLetters interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
 	Events(ctx context.Context, events []publishers.Told) []error
@@ -38,29 +38,30 @@ type deadLetters interface {
 	Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error
 }
 
-// OutboxRelay tells the world where a request stands, at least once: what was
-// committed and not yet told, the Sweeper tells later.
+// OutboxRelay publishes the state of requests and accounts, at least once. A change that was
+// committed and not published is published later by the Sweeper.
 type OutboxRelay struct {
-	Ledger      announced
+	Ledger      outboxLedger
 	DeadLetters deadLetters
 	Names       jetpost.Names
 	Log         *slog.Logger
-	// MarkAfter is how long the marks of accepted requests gather. Those of requests that
-	// a lane of this worker has told of meanwhile are not made at all. Zero marks at once.
+	// MarkAfter is how long accepted requests wait to be marked as delivered together. A
+	// request that a lane of this worker publishes a newer event of meanwhile needs no
+	// mark. Zero marks at once.
 	MarkAfter time.Duration
 
 	mu      sync.Mutex
-	waiting map[store.Key]int64 // revisions to be marked
+	waiting map[store.Key]int64 // revisions to mark
 }
 
-// DefaultMarkAfter is less than the time after which the sweeper tells what is not
-// marked, and more than a request takes that goes straight through.
+// DefaultMarkAfter is less than the time after which the sweeper publishes an event that is
+// not marked, and more than a request takes that is published without waiting.
 const DefaultMarkAfter = eventPatience / 2
 
-// markTogether is how many are marked in one statement.
+// markTogether is how many requests are marked in one statement.
 const markTogether = 256
 
-// Announce publishes the request's latest event, and its record if it failed.
+// Announce publishes the request's latest event, and its dead letter if it failed.
 func (a *OutboxRelay) Announce(ctx context.Context, key store.Key) error {
 	rec, err := a.Ledger.Request(ctx, key)
 	if err == nil && rec.Delivered < rec.Status.Revision {
@@ -72,7 +73,7 @@ func (a *OutboxRelay) Announce(ctx context.Context, key store.Key) error {
 	return nil
 }
 
-// tell publishes what was just read or written, and marks it.
+// tell publishes the event of a record that was just read or written, and marks it.
 func (a *OutboxRelay) tell(ctx context.Context, rec store.Record) error {
 	if err := a.publish(ctx, rec); err != nil {
 		return err
@@ -80,10 +81,9 @@ func (a *OutboxRelay) tell(ctx context.Context, rec store.Record) error {
 	return a.mark(ctx, rec)
 }
 
-// mark remembers that the event was published. The last message of a request's subjects
-// is its state: where the request moved on meanwhile, the newer one is published after
-// it, even if somebody told it before, who may have done so before the older one came
-// from here.
+// mark records that the event was published. The last message of a request's subjects has
+// to be its state. If the request has moved on meanwhile, its newer event is published
+// again, because another worker may have published it before the older one.
 func (a *OutboxRelay) mark(ctx context.Context, rec store.Record) error {
 	latest, err := a.Ledger.MarkDelivered(ctx, rec.Key, rec.Status.Revision)
 	if err != nil || latest {
@@ -96,7 +96,7 @@ func (a *OutboxRelay) mark(ctx context.Context, rec store.Record) error {
 }
 
 func (a *OutboxRelay) publish(ctx context.Context, rec store.Record) error {
-	if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // what is deleted is not replayed
+	if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // a deleted request is not replayed
 		if err := a.DeadLetters.Failed(ctx, rec.Status, rec.Body); err != nil {
 			return err
 		}
@@ -105,26 +105,26 @@ func (a *OutboxRelay) publish(ctx context.Context, rec store.Record) error {
 	return a.DeadLetters.Event(ctx, told.Subject, told.Event)
 }
 
-// event says where a request stands.
+// event is the event for the state of a request.
 func (a *OutboxRelay) event(rec *store.Record) publishers.Told {
 	return publishers.Told{Subject: a.Names.EventSubject(rec.Event, rec.Account, rec.ID), Event: jetpost.Event{
-		// The same change has the same id, however often it is told.
+		// The id of a change is the same however often it is published.
 		EventID: eventID(fmt.Sprintf("request/%s/%s/%d", rec.Account, rec.ID, rec.Status.Revision)),
 		Type:    rec.Event, Time: rec.Status.UpdatedAt, Request: &rec.Status,
 	}}
 }
 
-// announceAll announces what was just read of many requests, and leaves a failure to
-// the sweeper. One that moved on meanwhile, or may have, is told again as it stands
-// then: the last message of a request's subjects is its state.
-func (a *OutboxRelay) announceAll(ctx context.Context, deadLetters []store.Record) {
+// announceAll publishes the events of many requests, and leaves a failure to the sweeper. A
+// request that has moved on meanwhile is published again: the last message of a request's
+// subjects has to be its state.
+func (a *OutboxRelay) announceAll(ctx context.Context, records []store.Record) {
 	var events []publishers.Told
 	var revisions []store.Revision
-	for i := range deadLetters {
-		rec := &deadLetters[i]
+	for i := range records {
+		rec := &records[i]
 		switch {
 		case rec.Delivered >= rec.Status.Revision:
-		case rec.Status.State == jetpost.StateFailed: // with its record
+		case rec.Status.State == jetpost.StateFailed: // with its dead letter
 			a.try(ctx, rec.Key)
 		default:
 			events, revisions = append(events, a.event(rec)), append(revisions, store.Revision{Key: rec.Key, Number: rec.Status.Revision})
@@ -151,7 +151,8 @@ func (a *OutboxRelay) announceAll(ctx context.Context, deadLetters []store.Recor
 	a.markMany(ctx, told)
 }
 
-// markMany marks what was told together. What has moved on is told again as it stands.
+// markMany marks many events as delivered. A request that has moved on meanwhile is
+// published again.
 func (a *OutboxRelay) markMany(ctx context.Context, told []store.Revision) {
 	rest, err := a.Ledger.MarkManyDelivered(ctx, told)
 	if err != nil {
@@ -162,7 +163,8 @@ func (a *OutboxRelay) markMany(ctx context.Context, told []store.Revision) {
 	}
 }
 
-// later has marks gather. Where the worker dies meanwhile, the sweeper tells again.
+// later collects events to be marked together. If the worker dies meanwhile, the sweeper
+// publishes them again.
 func (a *OutboxRelay) later(ctx context.Context, told []store.Revision) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -176,7 +178,7 @@ func (a *OutboxRelay) later(ctx context.Context, told []store.Revision) {
 	}
 }
 
-// Flush marks what has gathered.
+// Flush marks the collected events.
 func (a *OutboxRelay) Flush(ctx context.Context) {
 	a.mu.Lock()
 	var told []store.Revision
@@ -190,22 +192,22 @@ func (a *OutboxRelay) Flush(ctx context.Context) {
 	}
 }
 
-// newer drops the mark of a request of which something newer was told.
+// newer drops the pending mark of a request of which a newer event was published.
 func (a *OutboxRelay) newer(key store.Key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.waiting, key)
 }
 
-// try announces and leaves a failure to the sweeper.
+// try announces the request and leaves a failure to the sweeper.
 func (a *OutboxRelay) try(ctx context.Context, key store.Key) {
 	if err := a.Announce(ctx, key); err != nil {
 		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 	}
 }
 
-// wrote announces the request as the lane's latest step has written it. With soon, the
-// lane takes its next step in a moment, which marks it (see [store.Claim.Told]).
+// wrote publishes the request as the lane's latest step has written it. If soon is true, the
+// lane's next step follows at once and marks the event (see [store.Claim.Told]).
 func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key, soon bool) {
 	rec, known := lane.Wrote(key.ID)
 	if !known {
@@ -224,13 +226,13 @@ func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key
 	}
 }
 
-// settled announces the request, which the lane has moved otherwise.
+// settled announces the request after a change that is not a step of a post.
 func (a *OutboxRelay) settled(ctx context.Context, lane store.Claim, key store.Key) {
 	lane.Untold(key) // a newer revision is marked here
 	a.try(ctx, key)
 }
 
-// moved tells again where requests stand that moved on while the lane told of them.
+// moved publishes requests again that moved on while the lane published their events.
 func (a *OutboxRelay) moved(ctx context.Context, lane store.Claim) {
 	for _, key := range lane.Moved() {
 		rec, err := a.Ledger.Request(ctx, key)
@@ -243,8 +245,8 @@ func (a *OutboxRelay) moved(ctx context.Context, lane store.Claim) {
 	}
 }
 
-// AnnounceAccounts publishes that an account must be connected again, or need
-// no more: of one account or, with "", of all whose latest change is not told.
+// AnnounceAccounts publishes that an account must be connected again, or was: of one account
+// or, with "", of all accounts whose latest change is not published yet.
 func (a *OutboxRelay) AnnounceAccounts(ctx context.Context, account string) error {
 	notices, err := a.Ledger.Notices(ctx, account, maxNotices)
 	if err != nil {
@@ -271,7 +273,7 @@ func (a *OutboxRelay) AnnounceAccounts(ctx context.Context, account string) erro
 	return nil
 }
 
-// eventID makes the same id of the same change, on whatever worker.
+// eventID derives an id from a change. It is the same on every worker.
 func eventID(about string) string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("jetpost:event:"+about)).String()
 }

@@ -16,35 +16,35 @@ import (
 )
 
 const (
-	// batchJobs and batchBytes bound what is accepted in one transaction, and what
-	// waits in a worker's memory for the next one.
+	// batchJobs and batchBytes bound what is accepted in one transaction, and what a
+	// worker buffers for the next one.
 	batchJobs  = 256
 	batchBytes = 4 << 20
-	// waitingBytes bounds what a partition keeps in hand while the object store is away, so
-	// that the jobs behind go on. The consumer bounds their number (MaxAckPending).
+	// waitingBytes bounds the jobs that a partition keeps in memory while the object store
+	// does not answer, so that later jobs go on. The consumer bounds their number
+	// (MaxAckPending).
 	waitingBytes = 16 << 20
-	// pullExpiry is how long one request for jobs stands. One of a worker that the
-	// server takes for alive swallows what comes until then.
+	// pullExpiry is how long one pull request for jobs lasts. If a worker dies and the
+	// server does not notice, the server sends jobs to it until then.
 	pullExpiry = 5 * time.Second
-	// gapWait is how often it is looked whether an earlier delivery, which somebody
-	// else has, has come back.
+	// gapWait is how often a worker checks whether an earlier delivery, which another
+	// worker has, has come back.
 	gapWait = 100 * time.Millisecond
-	// leaseFor is how long a partition belongs to a worker that gives no sign of
-	// life, and leaseEvery how often it gives one and looks for what is free.
+	// leaseFor is the length of a lease of a partition. leaseEvery is how often a worker
+	// renews its leases and takes free ones.
 	leaseFor   = 6 * time.Second
 	leaseEvery = 1500 * time.Millisecond
-	// leaseWithin bounds one call about leases.
+	// leaseWithin bounds one ledger call about leases.
 	leaseWithin = 3 * time.Second
 )
 
-// leaseLedger is the ledger's part in who reads a partition.
+// leaseLedger holds the ledger calls about leases of partitions.
 type leaseLedger interface {
 	TakeLeases(ctx context.Context, names []string, owner string, d time.Duration, now time.Time) ([]store.Lease, error)
 	DropLeases(ctx context.Context, names []string, owner string, now time.Time) error
 }
 
-// leases keeps a worker's leases of partitions, for as long as everything that it
-// depends on answers.
+// leases holds a worker's leases of partitions, as long as its dependencies answer.
 type leases struct {
 	r     *Runner
 	names []string
@@ -71,7 +71,7 @@ func newLeases(r *Runner) *leases {
 	return l
 }
 
-// hold waits for the lease of that name. It is false where ctx ends first.
+// hold waits for the lease of that name. It returns false if ctx ends first.
 func (l *leases) hold(ctx context.Context, name string) (heldLease, bool) {
 	for {
 		l.mu.Lock()
@@ -89,7 +89,7 @@ func (l *leases) hold(ctx context.Context, name string) (heldLease, bool) {
 	}
 }
 
-// run takes leases and renews them until ctx ends; then it drops them.
+// run takes leases and renews them until ctx ends. Then it drops them.
 func (l *leases) run(ctx context.Context) {
 	if len(l.names) == 0 {
 		return
@@ -110,7 +110,7 @@ func (l *leases) run(ctx context.Context) {
 			l.r.Log.Warn("leases.not_renewed", "error", err)
 			l.r.Liveness.Doubt()
 		}
-		if time.Since(renewed) > leaseFor { // others have them
+		if time.Since(renewed) > leaseFor { // other workers have them
 			l.set(ctx, nil)
 		}
 		select {
@@ -133,7 +133,7 @@ func (l *leases) renew(ctx context.Context) error {
 	return err
 }
 
-// set ends what is no longer held and makes known what is.
+// set ends the leases that are no longer held, and publishes the new ones to hold.
 func (l *leases) set(ctx context.Context, now []store.Lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -156,7 +156,7 @@ func (l *leases) set(ctx context.Context, now []store.Lease) {
 	}
 }
 
-// drop gives all up, so that others need not wait until they run out.
+// drop gives up all leases, so that other workers need not wait until they expire.
 func (l *leases) drop(ctx context.Context) {
 	l.set(ctx, nil)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseWithin)
@@ -166,8 +166,8 @@ func (l *leases) drop(ctx context.Context) {
 	}
 }
 
-// partition reads one partition of a stream, for as long as its lease is this
-// worker's. No delivery of it is handled before an earlier one is.
+// partition reads one partition of a stream while this worker has its lease. It handles the
+// deliveries strictly in order.
 type partition struct {
 	r        *Runner
 	leases   *leases
@@ -187,27 +187,27 @@ func (p *partition) run(ctx context.Context) {
 			return
 		}
 		if lease.ctx.Err() != nil {
-			p.inOtherHands()
+			p.leaseLost()
 			wait = stallMin
 			continue
 		}
 		p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, err)
-		context.AfterFunc(lease.ctx, p.inOtherHands)
+		context.AfterFunc(lease.ctx, p.leaseLost)
 		p.r.Log.Warn("consumer.lost", "consumer", p.b.Consumer, "error", err, "retry_in", wait)
 		pause(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
 }
 
-// inOtherHands forgets what was wrong: the lease is lost, and whoever has it now says how
-// he fares.
-func (p *partition) inOtherHands() {
+// leaseLost clears the faults of the partition after the lease was lost. The worker that has
+// the lease now reports its own.
+func (p *partition) leaseLost() {
 	p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, nil)
 	p.r.Health.Set("handler "+p.b.Consumer, nil)
 }
 
-// read handles what comes until the lease, ctx or the subscription ends. What it
-// holds then goes back.
+// read handles deliveries until the lease, ctx or the subscription ends. It then gives back
+// those that it holds.
 func (p *partition) read(ctx context.Context, lease heldLease) error {
 	stream, err := p.r.JetStream.Stream(ctx, p.b.Stream)
 	if err != nil {
@@ -230,7 +230,7 @@ func (p *partition) read(ctx context.Context, lease heldLease) error {
 	defer context.AfterFunc(ctx, iter.Drain)()
 	defer context.AfterFunc(lease.ctx, iter.Drain)()
 	in := newInlet(iter)
-	defer func() { // while the subscription is drained, all of it comes out
+	defer func() { // give back what is in hand and what the drain still delivers
 		iter.Drain()
 		for _, c := range h.held {
 			p.r.nak(c.msg, 0)
@@ -255,15 +255,15 @@ func (p *partition) read(ctx context.Context, lease heldLease) error {
 		if err != nil {
 			return err
 		}
-		if wait = gapWait; settled { // what is left of the hand may be ready too
+		if wait = gapWait; settled { // the rest of the hand may be ready, too
 			wait = 0
 		}
 	}
 }
 
-// clear handles and removes what was acknowledged and is still there: a server whose
-// disk is full counts an acknowledgement and cannot remove the message, which nobody
-// gets any more. It was accepted, unless the server has lost more than that.
+// clear handles and removes messages that were acknowledged and are still in the stream: a
+// server whose disk is full counts an acknowledgement, cannot remove the message, and never
+// delivers it again. Such a message was already accepted, unless the server lost more data.
 func (p *partition) clear(ctx context.Context, lease heldLease, h *hand) error {
 	for {
 		msg, err := h.stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(h.subject))
@@ -271,23 +271,23 @@ func (p *partition) clear(ctx context.Context, lease heldLease, h *hand) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("look for what is left: %w", err)
+			return fmt.Errorf("read leftover messages: %w", err)
 		}
 		left := Delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Stopping: ctx.Done()}
 		if done, err := p.handle(lease, []Delivery{left}); done == 0 || err != nil {
-			return fmt.Errorf("handle what is left: %w", err)
+			return fmt.Errorf("handle leftover message: %w", err)
 		}
 		p.r.Log.Warn("delivery.left", "subject", msg.Subject, "sequence", msg.Sequence)
 		if err := h.stream.DeleteMsg(ctx, msg.Sequence); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-			return fmt.Errorf("remove what is left: %w", err)
+			return fmt.Errorf("remove leftover message: %w", err)
 		}
 	}
 }
 
-// maxMessage is how many bytes a message of the stream may have, with its headers.
+// maxMessage is the largest size of a message of the stream with its headers, in bytes.
 func maxMessage(stream jetstream.Stream) int { return 2 * int(stream.CachedInfo().Config.MaxMsgSize) }
 
-// settle handles what may be handled of the hand.
+// settle handles the deliveries in hand that are ready.
 func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settled bool, err error) {
 	ready, err := h.ready(lease.ctx)
 	if err != nil || len(ready) == 0 {
@@ -295,7 +295,7 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	}
 	batch := make([]Delivery, len(ready))
 	for i, c := range ready {
-		batch[i], _, _ = delivery(ctx, c.msg) // it was read before
+		batch[i], _, _ = delivery(ctx, c.msg) // take has already checked the metadata
 	}
 	began := time.Now()
 	done, err := p.handle(lease, batch)
@@ -320,7 +320,7 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	for _, c := range ready[done:] {
 		p.r.nak(c.msg, 0)
 	}
-	if err == nil { // its time was over
+	if err == nil { // the budget of the batch was used up
 		return true, nil
 	}
 	p.r.Health.Set("handler "+p.b.Consumer, health)
@@ -330,8 +330,8 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	return false, nil
 }
 
-// keep holds in hand what waits for the object store, and returns the rest. It is false
-// where that is too much for a worker's memory: then it goes back.
+// keep leaves the deliveries in hand that wait for the object store, and returns the others.
+// If the waiting ones need too much memory, it gives them back and returns false.
 func (p *partition) keep(h *hand, cards []*card, waits *waiting) (finished []*card, kept bool) {
 	var held []*card
 	bytes := 0
@@ -355,13 +355,13 @@ func (p *partition) keep(h *hand, cards []*card, waits *waiting) (finished []*ca
 		h.again = waits.away.until
 		p.r.Log.Warn("batch.waits", "consumer", p.b.Consumer, "error", waits)
 		for _, c := range held {
-			_ = c.msg.InProgress() // else it is delivered once more, and replaces itself
+			_ = c.msg.InProgress() // if this is lost, the message is only delivered again
 		}
 	}
 	return finished, true
 }
 
-// handle calls the handler. What panics there is given back whole.
+// handle calls the handler. If it panics, the whole batch is given back.
 func (p *partition) handle(lease heldLease, batch []Delivery) (done int, err error) {
 	err = p.r.guard(batch[0], func() error {
 		done, err = p.b.Batch.HandleBatch(lease.ctx, lease.Lease, batch)
@@ -370,8 +370,8 @@ func (p *partition) handle(lease heldLease, batch []Delivery) (done int, err err
 	return done, err
 }
 
-// ack acknowledges deliveries. The server takes the acknowledgements of one
-// connection in their order, so that its answer to the last one is for all.
+// ack acknowledges deliveries. The server processes the acknowledgements of one connection
+// in order, so its answer to the last one confirms all of them.
 func (p *partition) ack(ctx context.Context, done []*card, h *hand) {
 	for i, c := range done {
 		var err error
@@ -383,21 +383,21 @@ func (p *partition) ack(ctx context.Context, done []*card, h *hand) {
 			cancel()
 		}
 		if err != nil {
-			h.next = 0 // it comes again, and is known then
+			h.next = 0 // it is delivered again, and then recognised
 			p.r.Log.Warn("delivery.ack_failed", "subject", c.msg.Subject(), "sequence", c.sequence, "error", err)
 		}
 	}
 }
 
-// inlet gathers what a subscription brings while a batch is at work.
+// inlet buffers the messages of a subscription while a batch is handled.
 type inlet struct {
-	there chan struct{} // something is, or the end
+	there chan struct{} // signals a message or the end
 
 	mu    sync.Mutex
 	room  sync.Cond
 	queue []jetstream.Msg
 	bytes int
-	err   error // why nothing more comes
+	err   error // why the subscription has ended
 }
 
 func newInlet(iter jetstream.MessagesContext) *inlet {
@@ -435,8 +435,8 @@ func (in *inlet) put(msg jetstream.Msg, err error) {
 	}
 }
 
-// get takes up to so many messages and bytes, but one at least. Its error comes
-// after all of them.
+// get takes messages up to the given number and bytes, but at least one if there is any. It
+// returns the error of the subscription after the last message.
 func (in *inlet) get(messages, bytes int) (out []jetstream.Msg, err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -468,23 +468,23 @@ type card struct {
 	waits    bool // for the object store
 }
 
-// hand holds deliveries until it is known that no earlier one is outstanding: one
-// that was given back, or that a worker has which lost the lease.
+// hand holds deliveries until no earlier one is outstanding. An outstanding delivery was
+// given back, or a worker that lost the lease has it.
 type hand struct {
 	consumer jetstream.Consumer
 	stream   jetstream.Stream
-	held     map[uint64]*card // by sequence; a delivery that comes again replaces itself
-	// next is the place that the next delivery has if nobody else got one since all
-	// before were done; 0 where that is not known.
+	held     map[uint64]*card // by sequence; a redelivery replaces the earlier delivery
+	// next is the consumer sequence of the next delivery if no earlier delivery is
+	// outstanding and no other worker gets one; 0 if that is unknown.
 	next uint64
-	// floor is the place in the stream up to which all was acknowledged at the beginning,
-	// and subject what the consumer reads.
+	// floor is the stream sequence up to which everything was acknowledged when reading
+	// began, and subject the filter subject of the consumer.
 	floor   uint64
 	subject string
-	again   time.Time // when what waits may be tried again
+	again   time.Time // when the waiting deliveries may be tried again
 }
 
-// begin finds out whether everything that was delivered is done.
+// begin finds out whether all deliveries so far are acknowledged.
 func (h *hand) begin(ctx context.Context) error {
 	info, err := h.consumer.Info(ctx)
 	if err != nil {
@@ -497,8 +497,9 @@ func (h *hand) begin(ctx context.Context) error {
 	return nil
 }
 
-// fill waits for deliveries, or for a while where some are in hand, and takes what is
-// there for one batch. In doubt it takes all: the earlier ones may come behind it.
+// fill waits for deliveries and takes up to one batch of them. If some are already in hand,
+// it waits no longer than wait. If earlier deliveries may be outstanding, it takes all,
+// because those may follow.
 func (h *hand) fill(in *inlet, wait time.Duration) error {
 	var timeout <-chan time.Time
 	if len(h.held) > 0 {
@@ -523,7 +524,7 @@ func (h *hand) fill(in *inlet, wait time.Duration) error {
 
 func (h *hand) take(msg jetstream.Msg) {
 	meta, err := msg.Metadata()
-	if err != nil { // no message of JetStream
+	if err != nil { // not a JetStream message
 		return
 	}
 	switch {
@@ -542,8 +543,9 @@ func (h *hand) drop(cards []*card) {
 	}
 }
 
-// ready returns what may be handled now, in the order of the stream. What waits stands
-// among the others, which it keeps no place from: its account's jobs stay in order.
+// ready returns the deliveries that may be handled now, in the order of the stream. It
+// includes the waiting ones, which do not count towards the size of the batch, so that the
+// jobs of their accounts stay in order.
 func (h *hand) ready(ctx context.Context) ([]*card, error) {
 	cards := slices.SortedFunc(maps.Values(h.held), func(a, b *card) int { return int(a.sequence) - int(b.sequence) })
 	if h.next == 0 {
@@ -567,9 +569,9 @@ func (h *hand) ready(ctx context.Context) ([]*card, error) {
 	return cards, nil
 }
 
-// sure cuts the hand where the stream holds an earlier message of the partition that
-// is not in it: somebody has that one, and may give it back. What the stream no longer
-// holds is done.
+// sure returns the cards before the first gap: a message of the partition that is in the
+// stream and not in the hand. Another worker has it and may give it back. It drops cards
+// whose message is no longer in the stream, because those are done.
 func (h *hand) sure(ctx context.Context, cards []*card) ([]*card, error) {
 	info, err := h.consumer.Info(ctx)
 	if err != nil {
@@ -583,7 +585,7 @@ func (h *hand) sure(ctx context.Context, cards []*card) ([]*card, error) {
 			h.drop(cards[i:])
 			return cards[:i], nil
 		case err != nil:
-			return nil, fmt.Errorf("look for earlier messages: %w", err)
+			return nil, fmt.Errorf("read earlier messages: %w", err)
 		case first.Sequence > cards[i].sequence:
 			h.drop(cards[i : i+1])
 			cards = slices.Delete(cards, i, i+1)
@@ -595,7 +597,7 @@ func (h *hand) sure(ctx context.Context, cards []*card) ([]*card, error) {
 		i++
 	}
 	if len(cards) > 0 && info.Delivered.Stream <= cards[len(cards)-1].sequence {
-		h.next = info.Delivered.Consumer + 1 // nobody else has one
+		h.next = info.Delivered.Consumer + 1 // no other delivery is outstanding
 	}
 	return cards, nil
 }

@@ -97,13 +97,13 @@ func TestSweepTells(t *testing.T) {
 }
 
 // blindLedger is a ledger that cannot read the request "first".
-type blindLedger struct{ announced }
+type blindLedger struct{ outboxLedger }
 
 func (l blindLedger) Request(ctx context.Context, key store.Key) (store.Record, error) {
 	if key.ID == "first" {
 		return store.Record{}, errAway
 	}
-	return l.announced.Request(ctx, key)
+	return l.outboxLedger.Request(ctx, key)
 }
 
 // TestAnnounceOvertaken: while one worker tells where a request stood, another moves
@@ -228,7 +228,7 @@ func TestSweepStarvesNobody(t *testing.T) {
 }
 
 // toldLedger has nothing to be told, which is not what the test is about.
-type toldLedger struct{ announced }
+type toldLedger struct{ outboxLedger }
 
 func (toldLedger) OutboxPending(context.Context, time.Time, int) ([]store.Key, error) {
 	return nil, nil
