@@ -16,28 +16,28 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// poisonClaims is how many claims in a row may end by the worker's death
-// before its head is taken to be the cause.
+// poisonClaims is how many claims in a row may end with the worker's death before the head
+// of the lane is taken for the cause.
 const poisonClaims = 5
 
-// laneWakeups are the wake-ups of a lane: one that wakes now, one that wakes it.
+// laneWakeups wakes a lane, now or at a time.
 type laneWakeups interface {
 	waker
 	WakeAt(ctx context.Context, account string, at time.Time) error
 }
 
-// tokenSource is the one way to a token on the publish path.
+// tokenSource provides the tokens of the publish path.
 type tokenSource interface {
-	// Stored is the token as it is, even where it has ended.
+	// Stored returns the token as it is stored, even if it has expired.
 	Stored(ctx context.Context, account string) (store.Token, error)
 	EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error)
-	// Fresh is the same for one that came with the claim.
+	// Fresh is EnsureFresh for a token that came with the claim.
 	Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error)
 }
 
-// PublishHandler runs the lane of the account whose wake-up woke: it claims
-// it, posts what is due, strictly in order, and frees it when nothing is left
-// to do now. Whatever woke, the ledger alone says what is next.
+// PublishHandler runs the lane of the account that a wake-up names. It claims the lane,
+// publishes what is due, strictly in order, and releases the lane when nothing is left to do
+// now. Only the ledger says what is next, never the wake-up.
 type PublishHandler struct {
 	Ledger        laneLedger
 	Announce      *OutboxRelay
@@ -51,7 +51,7 @@ type PublishHandler struct {
 	PostingLimits admission.PostingLimits
 	Health        *Health
 	Clocks        *Clocks
-	Alarms        *Alarms // nil: schedules alone wake
+	Alarms        *Alarms // if nil, only schedules wake
 	Room          admission.Room
 	Names         jetpost.Names
 	Timing        Timing
@@ -59,8 +59,8 @@ type PublishHandler struct {
 	Log           *slog.Logger
 }
 
-// Handle runs one lane. A lane that another worker holds is left alone: its
-// holder sees the wake in the ledger and, should it die, the Sweeper does.
+// Handle runs one lane. If another worker holds the lane, Handle does nothing: the holder
+// sees the new generation in the ledger or, if it dies, the Sweeper does.
 func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	if err := cmp.Or(h.Clocks.Err(), h.Room.Err()); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 	defer stop()
 	h.Windows.Arrive(ctx, lane)
 	if err := run.run(ctx); err != nil {
-		// Another worker has the lane: everything is in its hands.
+		// Another worker has the lane and goes on with it.
 		run.log.Warn("lane.lost", "error", err)
 	}
 	return nil
@@ -101,38 +101,38 @@ type laneRun struct {
 	log   *slog.Logger
 	until time.Time     // end of this claim's budget
 	lost  chan struct{} // closed once another worker is known to have the lane
-	pause store.Pause   // as of the latest look
-	// renewed tells that a 401 already made this run renew the token once.
+	pause store.Pause   // as of the latest snapshot
+	// renewed is true if this run has renewed the token after a 401.
 	renewed bool
-	// filled is the request that this run has filled in (see read).
+	// filled is the id of the request that this run has filled in (see read).
 	filled string
 }
 
-// run takes head after head until there is none, the budget is used up or the
-// worker stops. It returns an error only where the lane is no longer its own.
+// run advances head after head until there is none, the budget is used up or the worker
+// stops. It returns an error only if the lane is lost.
 func (r *laneRun) run(ctx context.Context) error {
 	for {
 		now := time.Now()
-		look, read := r.lane.Next()
+		snap, read := r.lane.Next()
 		if !read {
 			var err error
-			look, err = persist(ctx, r, "look", func() (store.Snapshot, error) { return r.h.Ledger.Snapshot(ctx, r.lane, now) })
+			snap, err = persist(ctx, r, "snapshot", func() (store.Snapshot, error) { return r.h.Ledger.Snapshot(ctx, r.lane, now) })
 			if err != nil {
 				return err
 			}
 		}
-		r.pause = look.Pause
+		r.pause = snap.Pause
 		r.h.Announce.moved(ctx, r.lane)
 		goesOn := !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
-		if at := look.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
-			if err := r.unpublish(ctx, look.Generation); err != nil {
+		if at := snap.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
+			if err := r.unpublish(ctx, snap.Generation); err != nil {
 				return err
 			}
 			continue
 		}
-		head, wakeAt := runnable(look, now)
+		head, wakeAt := runnable(snap, now)
 		if head != nil && goesOn {
-			if err := r.settle(ctx, head, look.Generation, r.advance(ctx, head)); err != nil {
+			if err := r.settle(ctx, head, snap.Generation, r.advance(ctx, head)); err != nil {
 				return err
 			}
 			continue
@@ -140,40 +140,40 @@ func (r *laneRun) run(ctx context.Context) error {
 		if head != nil {
 			wakeAt = now
 		}
-		if at := look.UnpublishAt; !at.IsZero() && (wakeAt.IsZero() || at.Before(wakeAt)) {
+		if at := snap.UnpublishAt; !at.IsZero() && (wakeAt.IsZero() || at.Before(wakeAt)) {
 			wakeAt = at
 		}
-		if err := r.holdQueue(ctx, look, now); err != nil {
+		if err := r.holdQueue(ctx, snap, now); err != nil {
 			return err
 		}
-		if free, err := r.release(ctx, look, wakeAt, now); err != nil || free {
+		if free, err := r.release(ctx, snap, wakeAt, now); err != nil || free {
 			return err
-		} // else something woke meanwhile: look again
+		} // else a wake-up came meanwhile: read the ledger again
 	}
 }
 
-// runnable picks what the lane may do now, or says when to look again; zero
-// means when something wakes. A head that waits holds back all behind it.
-func runnable(look store.Snapshot, now time.Time) (head *store.Record, wakeAt time.Time) {
-	if look.Head == nil {
-		return nil, look.NextDue
+// runnable returns the head if it may go on now, or the time when it may; zero means after
+// the next wake-up. A head that waits holds back all requests behind it.
+func runnable(snap store.Snapshot, now time.Time) (head *store.Record, wakeAt time.Time) {
+	if snap.Head == nil {
+		return nil, snap.NextDue
 	}
-	switch look.Head.Status.State {
+	switch snap.Head.Status.State {
 	case jetpost.StateUnknown:
 		return nil, time.Time{}
 	case jetpost.StateHeld:
-		until := look.Head.HoldUntil
-		if code := look.Head.Status.Reason.Code; blocks(code) && code != needsScope { // it may have waited behind the one that met it
-			until = liftedAt(look.Pause, now)
+		until := snap.Head.HoldUntil
+		if code := snap.Head.Status.Reason.Code; blocks(code) && code != needsScope { // the block of the account may have ended or changed since
+			until = liftedAt(snap.Pause, now)
 		}
 		if until.IsZero() || until.After(now) {
 			return nil, until
 		}
 	}
-	return look.Head, time.Time{}
+	return snap.Head, time.Time{}
 }
 
-// advance takes the head as far as it goes now.
+// advance takes the head as far as possible now.
 func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	now := time.Now()
 	if r.lane.LostClaims >= poisonClaims {
@@ -223,7 +223,7 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	return r.renewing(ctx, head, token, t.post(ctx, parent))
 }
 
-// token is the account's: the first time as it came with the claim.
+// token returns the account's token. The first call uses the one that came with the claim.
 func (r *laneRun) token(ctx context.Context) (store.Token, error) {
 	if token, known := r.lane.Token(); known {
 		return r.h.Tokens.Fresh(ctx, token, 0)
@@ -231,8 +231,8 @@ func (r *laneRun) token(ctx context.Context) (store.Token, error) {
 	return r.h.Tokens.EnsureFresh(ctx, r.lane.Account, 0)
 }
 
-// read fills in a request that an older worker has accepted without being able
-// to read it; the lane then looks again.
+// read fills in a request that an older worker has accepted without being able to read it.
+// The lane then reads the ledger again.
 func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.Request) attempt {
 	if err := r.h.Rules.Check(request); err != nil {
 		return r.settled(failWith(jetpost.CodeInvalidRequest, err.Error()))
@@ -244,21 +244,21 @@ func (r *laneRun) read(ctx context.Context, head *store.Record, request jetpost.
 	in := r.h.Rules.acceptance(request, head.Body)
 	in.Media = pins
 	in.Request.ID = head.ID
-	decision, err := persist(ctx, r, "read at last", func() (store.Decision, error) {
+	decision, err := persist(ctx, r, "fill in request", func() (store.Decision, error) {
 		in.Now = time.Now()
 		return r.h.Ledger.Accept(ctx, in)
 	})
 	if err == nil && decision != store.Accepted && r.filled == head.ID {
 		return r.settled(failWith(jetpost.CodeInvalidRequest, "the request has no posts"))
 	}
-	// A repeat may only mean that the answer to an earlier try was lost: the
-	// next look tells.
+	// A repeat may mean that the answer to an earlier try was lost. The next snapshot
+	// shows which it is.
 	r.filled = head.ID
 	return attempt{decision: goOn(), post: -1, err: err}
 }
 
-// resume finds the first post that is not proven posted, and what it replies to;
-// or the one that is in doubt, else -1.
+// resume returns the index of the first post that is not live and the post id that it
+// replies to, or the index of the post in doubt, else -1.
 func resume(head *store.Record) (from int, parent string, doubt int) {
 	for i, post := range head.Posts {
 		switch post.State {
@@ -272,8 +272,8 @@ func resume(head *store.Record) (from int, parent string, doubt int) {
 	return from, parent, -1
 }
 
-// renewing has the token renewed, once, where X did not take it: it may have been
-// replaced, or revoked. The head is then taken again at once.
+// renewing renews the token, once in a run, if X did not accept it: it may have been
+// replaced or revoked. The head is then tried again at once.
 func (r *laneRun) renewing(ctx context.Context, head *store.Record, used store.Token, a attempt) attempt {
 	var unauthorized *xapi.UnauthorizedError
 	if !errors.As(a.err, &unauthorized) || r.renewed {
@@ -299,11 +299,11 @@ type threadRun struct {
 	uploads *uploads
 	from    int       // index of the first post that is sent
 	begun   int       // index of the post whose intent is committed and whose outcome is not; else -1
-	intent  time.Time // until when that intent may be sent
+	intent  time.Time // until when that post may be sent
 }
 
-// post sends one post after the other, each as a reply to the one before it: what may
-// keep it from X, the intent, the call, the outcome.
+// post sends the posts in order, each as a reply to the one before it. The steps of a post
+// are admission, the commit of the intent, the call, and the commit of the outcome.
 func (t *threadRun) post(ctx context.Context, parent string) attempt {
 	err := t.r.pass.Ask(ctx, t.calls(t.from))
 	if err == nil {
@@ -318,13 +318,13 @@ func (t *threadRun) post(ctx context.Context, parent string) attempt {
 		p := wirePost(t.request.Posts[i])
 		p.InReplyToPostID = cmp.Or(parent, p.InReplyToPostID)
 		if parent, err = t.send(ctx, i, p); err != nil {
-			return t.stopped(ctx, fmt.Errorf("post %d of %d: %w", i+1, len(t.request.Posts), err))
+			return t.ended(ctx, fmt.Errorf("post %d of %d: %w", i+1, len(t.request.Posts), err))
 		}
 	}
 	return t.r.settled(goOn())
 }
 
-// calls are what post i asks of X.
+// calls are the calls that post i needs.
 func (t *threadRun) calls(i int) admission.Calls {
 	c := admission.Calls{Endpoint: xapi.EndpointCreatePost, N: admission.Need(len(t.request.Posts), i)}
 	if i == t.from {
@@ -335,14 +335,14 @@ func (t *threadRun) calls(i int) admission.Calls {
 
 // send sends one post.
 func (t *threadRun) send(ctx context.Context, i int, p xapi.Post) (postID string, err error) {
-	if err := ctx.Err(); err != nil { // an intent that nobody will act on is not worth committing
+	if err := ctx.Err(); err != nil { // the post would not be sent, so its intent is not committed
 		return "", &xapi.NotSentError{Err: err}
 	}
 	permit, notAfter, err := t.intend(ctx, i, &p)
 	if err != nil {
 		return "", err
 	}
-	// A panic in between must not leave the breaker waiting for an answer.
+	// After a panic the breaker must not wait for an answer.
 	defer permit.Done(admission.ErrNotCalled)
 	if err := permit.Still(); err != nil {
 		return "", err
@@ -363,13 +363,13 @@ func (t *threadRun) intend(ctx context.Context, i int, p *xapi.Post) (permit *ad
 	}
 	tries := 0
 	_, err = persist(ctx, r, "begin", func() (_ struct{}, err error) {
-		// An upload, or a database that was away, may have taken minutes.
+		// An upload, or a database that did not answer, may have taken minutes.
 		if permit, err = r.pass.Permit(ctx, t.calls(i)); err != nil {
 			return struct{}{}, err
 		}
 		committed := false
 		defer func() {
-			if !committed { // or there was a panic
+			if !committed { // an error or a panic
 				permit.Done(admission.ErrNotCalled)
 			}
 		}()
@@ -388,12 +388,12 @@ func (t *threadRun) intend(ctx context.Context, i int, p *xapi.Post) (permit *ad
 	})
 	switch {
 	case errors.Is(err, store.ErrNotRunnable) && tries > 1:
-		// An earlier try may have been committed, and its answer lost. The
-		// intent, if it is there, is this worker's, and nothing was sent.
+		// An earlier try may have been committed and its answer lost. If there is an
+		// intent, it is this worker's, and nothing was sent.
 		t.begun, t.intent = i, notAfter
-		return nil, notAfter, admission.Wait(jetpost.CodeXUnavailable, time.Now(), "the database lost an answer; nothing was sent")
+		return nil, notAfter, admission.Wait(jetpost.CodeXUnavailable, time.Now(), "the answer of the database was lost; nothing was sent")
 	case errors.Is(err, store.ErrNotRunnable):
-		return nil, notAfter, &decidedError{goOn()} // cancelled or paused: look again
+		return nil, notAfter, &decidedError{goOn()} // cancelled or paused: read the ledger again
 	case err != nil:
 		return nil, notAfter, err
 	}
@@ -401,9 +401,9 @@ func (t *threadRun) intend(ctx context.Context, i int, p *xapi.Post) (permit *ad
 	return permit, notAfter, nil
 }
 
-// live commits that post i is live. X's answer is known: it is told to the
-// ledger for as long as that takes, and nothing more is sent before. Admission, which may
-// have to tell others of it, hears of it after that.
+// live commits that post i is live. It retries until the ledger answers, and nothing more is
+// sent before. Admission hears of the answer after that, because it may have to share it
+// with other workers.
 func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admission.Permit) error {
 	r := t.r
 	state, err := persist(ctx, r, "posted", func() (jetpost.State, error) {
@@ -422,13 +422,13 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	return nil
 }
 
-// uploading tells whether media of posts from that one on may keep it waiting.
+// uploading reports whether the posts from that index on have media, which may delay them.
 func (t *threadRun) uploading(from int) bool {
 	return slices.ContainsFunc(t.request.Posts[from:], func(p jetpost.Post) bool { return len(p.Media) > 0 })
 }
 
-// stopped tells what comes of a thread that did not get to its end.
-func (t *threadRun) stopped(ctx context.Context, err error) attempt {
+// ended returns the attempt of a thread that ended with an error.
+func (t *threadRun) ended(ctx context.Context, err error) attempt {
 	s := situation{now: time.Now(), begun: t.begun >= 0, holds: t.head.Holds}
 	a := attempt{post: t.begun, err: err}
 	if s.begun {
@@ -447,12 +447,12 @@ func (t *threadRun) stopped(ctx context.Context, err error) attempt {
 	}
 	a.decision = judge(err, s)
 	if a.kind == kindHold && a.reason.Code != jetpost.CodeAppPaused && !s.begun {
-		t.uploads.finish() // a begun post's end is to be committed at once
+		t.uploads.finish() // not if a post has begun: its outcome has to be committed at once
 	}
 	return a
 }
 
-// settle writes what came of it: to the gate, to the ledger, to the world.
+// settle applies an attempt to the gate and the ledger, and announces it.
 func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int64, a attempt) error {
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
@@ -478,20 +478,20 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int
 	return nil
 }
 
-// outcomeLog tells why something waits, and until when.
+// outcomeLog adds why something waits, and until when.
 func outcomeLog(log *slog.Logger, out store.Outcome) *slog.Logger {
 	log = log.With("code", out.Reason.Code, "detail", out.Reason.Detail)
 	if !out.Reason.Until.IsZero() {
 		log = log.With("until", out.Reason.Until)
 	}
 	if !out.CheckAt.IsZero() {
-		log = log.With("look_at", out.CheckAt)
+		log = log.With("check_at", out.CheckAt)
 	}
 	return log
 }
 
-// outcome says to the ledger what came of it, once all that it says of the app or the
-// account is told. It has no state where there is nothing to say.
+// outcome converts an attempt into what the ledger stores, after it has paused the app or
+// blocked the account if necessary. The outcome has no state if there is nothing to store.
 func (r *laneRun) outcome(ctx context.Context, generation int64, a attempt) (store.Outcome, error) {
 	out := store.Outcome{Reason: a.reason, CheckAt: a.checkAt, Post: a.post, Checks: a.checks, AbsentAt: a.absentAt, RenewMedia: a.renewMedia, Generation: generation, Now: time.Now()}
 	switch a.kind {
@@ -518,18 +518,18 @@ func (r *laneRun) outcome(ctx context.Context, generation int64, a attempt) (sto
 	return out, nil
 }
 
-// holdQueue lets each request of an account that must be connected again, or that X
-// refuses, say so: not only the head, for whoever waits for another one asks about that.
-func (r *laneRun) holdQueue(ctx context.Context, look store.Snapshot, now time.Time) error {
-	if look.Head == nil || look.Head.Status.State != jetpost.StateHeld {
+// holdQueue holds every request of an account that must be connected again or is blocked,
+// and not only the head, so that the status of each request says why it waits.
+func (r *laneRun) holdQueue(ctx context.Context, snap store.Snapshot, now time.Time) error {
+	if snap.Head == nil || snap.Head.Status.State != jetpost.StateHeld {
 		return nil
 	}
-	if code := look.Head.Status.Reason.Code; code != jetpost.CodeAccountReauthRequired && !blocks(code) {
+	if code := snap.Head.Status.Reason.Code; code != jetpost.CodeAccountReauthRequired && !blocks(code) {
 		return nil
 	}
 	for {
-		held, err := persist(ctx, r, "hold line", func() ([]store.Key, error) {
-			return r.h.Ledger.HoldQueue(ctx, r.lane, *look.Head.Status.Reason, look.Generation, now)
+		held, err := persist(ctx, r, "hold queue", func() ([]store.Key, error) {
+			return r.h.Ledger.HoldQueue(ctx, r.lane, *snap.Head.Status.Reason, snap.Generation, now)
 		})
 		if err != nil {
 			return err
@@ -543,9 +543,9 @@ func (r *laneRun) holdQueue(ctx context.Context, look store.Snapshot, now time.T
 	}
 }
 
-// release frees the lane. Its wake-up is set first, while nobody else may
-// write it, so that the account's one schedule is never an older one's.
-func (r *laneRun) release(ctx context.Context, look store.Snapshot, wakeAt, now time.Time) (bool, error) {
+// release releases the lane. It sets the schedule of the account first, while no other
+// worker may write it, so that a newer schedule is never replaced by an older one.
+func (r *laneRun) release(ctx context.Context, snap store.Snapshot, wakeAt, now time.Time) (bool, error) {
 	account, keeps := r.lane.Account, false
 	r.h.Windows.HandOver(ctx, account)
 	if wakeAt.After(now) {
@@ -556,7 +556,7 @@ func (r *laneRun) release(ctx context.Context, look store.Snapshot, wakeAt, now 
 		}
 	}
 	free, err := persist(ctx, r, "release", func() (bool, error) {
-		return r.h.Ledger.ReleaseLane(ctx, r.lane, look.Generation, wakeAt, now)
+		return r.h.Ledger.ReleaseLane(ctx, r.lane, snap.Generation, wakeAt, now)
 	})
 	r.h.Announce.moved(ctx, r.lane)
 	if err != nil || !free {
@@ -567,13 +567,13 @@ func (r *laneRun) release(ctx context.Context, look store.Snapshot, wakeAt, now 
 	}
 	if !wakeAt.IsZero() && !wakeAt.After(now) {
 		if err := r.h.Wakeups.Wake(ctx, account); err != nil {
-			r.log.Warn("lane.ring_delayed", "error", err)
+			r.log.Warn("lane.wakeup_not_sent", "error", err)
 		}
 	}
 	return true, nil
 }
 
-// wirePost says a post in X's words.
+// wirePost converts a post to the form of X.
 func wirePost(p jetpost.Post) xapi.Post {
 	out := xapi.Post{
 		Text: p.Text, InReplyToPostID: p.InReplyToPostID, QuotePostID: p.QuotePostID,

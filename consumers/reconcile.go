@@ -20,19 +20,18 @@ import (
 	"github.com/jetpost/jetpost/xapi/tweettext"
 )
 
-// pagePosts and maxPages bound one look: what X is asked for has its price.
+// pagePosts and maxPages bound one timeline check, because X charges for each post read.
 const (
 	pagePosts = 100
 	maxPages  = 5
 )
 
-// checkFrom is when a post in doubt may be looked for.
+// checkFrom is when the first timeline check for a post in doubt may run.
 func (r *laneRun) checkFrom(post store.PostRecord) time.Time {
 	return r.h.Timing.checkFrom(post.NotAfter)
 }
 
-// doubtful holds a request for the post that is in doubt, until it can be looked
-// for.
+// doubtful holds a request with a post in doubt until a timeline check may run.
 func (r *laneRun) doubtful(head *store.Record, i int, why string) attempt {
 	post := head.Posts[i]
 	return attempt{decision: doubtUntil(r.checkFrom(post), maybeLive(head, i, why)), post: i, checks: post.Checks, absentAt: post.AbsentAt}
@@ -42,8 +41,8 @@ func maybeLive(head *store.Record, i int, why string) string {
 	return fmt.Sprintf("post %d of %d may be live: %s", i+1, len(head.Posts), why)
 }
 
-// freshParent tells whether the begun post replies to a post of ours of the last minutes:
-// the one before it or, of the first one, that of another request.
+// freshParent reports whether the begun post replies to a post of ours of the last minutes:
+// the post before it or, for the first post, one of another request.
 func (t *threadRun) freshParent(ctx context.Context, s situation) bool {
 	if t.begun > 0 {
 		return s.now.Before(t.head.Posts[t.begun-1].SentAt.Add(t.r.h.Timing.replicaLag()))
@@ -52,30 +51,30 @@ func (t *threadRun) freshParent(ctx context.Context, s situation) bool {
 	if !madeAt(parent).After(s.now.Add(-t.r.h.Timing.replicaLag())) || s.holds >= int(replicaLag/replicaWait) {
 		return false
 	}
-	owned, err := persist(ctx, t.r, "look for parent", func() ([]string, error) { return t.r.h.Ledger.Owned(ctx, []string{parent}) })
+	owned, err := persist(ctx, t.r, "read parent", func() ([]string, error) { return t.r.h.Ledger.Owned(ctx, []string{parent}) })
 	if err != nil || len(owned) == 0 {
 		return false
 	}
-	deleted, err := persist(ctx, t.r, "look for parent", func() ([]string, error) { return t.r.h.Ledger.Deleted(ctx, owned) })
+	deleted, err := persist(ctx, t.r, "read parent", func() ([]string, error) { return t.r.h.Ledger.Deleted(ctx, owned) })
 	return err == nil && len(deleted) == 0
 }
 
-// madeAt is when X made a post, which is in the upper bits of its id; zero where it is no
-// id of X's.
+// madeAt is when X made a post. The time is in the upper bits of the post's id. It is zero if
+// postID is not an id of X.
 func madeAt(postID string) time.Time {
 	id, err := strconv.ParseInt(postID, 10, 64)
 	if err != nil || id <= 0 {
 		return time.Time{}
 	}
-	const idEpochMS = 1_288_834_974_657 // the moment that X counts from, since 1970
+	const idEpochMS = 1_288_834_974_657 // the epoch of X's ids, in Unix milliseconds
 	return time.UnixMilli(id>>22 + idEpochMS)
 }
 
-// reconcile settles a post in doubt by what the account shows on X. It is live if
-// one post there can be it and nothing else can; it is not if two looks, some time
-// apart, show all posts of that time, with the last one known before, and none that
-// could be it. A look that tells neither is followed by another one, and in the end
-// a person has to say.
+// reconcile settles a post in doubt with a timeline check of the account on X. The post is
+// live if exactly one post on the timeline can be it. It is absent if two checks, some time
+// apart, show all posts of that time, including the anchor post, and none that can be it. A
+// check without a result is followed by another one, and after maxChecks a person has to
+// decide.
 func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *store.Record, i int, ours jetpost.Post) attempt {
 	post := head.Posts[i]
 	now := time.Now()
@@ -87,7 +86,7 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 		return attempt{decision: goOn(), post: -1, err: err}
 	}
 	search := newSearch(r.h.Timing, post, ours, anchor)
-	if err := r.look(ctx, client, search); err != nil {
+	if err := r.readTimeline(ctx, client, search); err != nil {
 		decided := judgeRead(err, situation{now: time.Now(), holds: head.Holds})
 		if decided.kind == kindUnknown {
 			return attempt{decision: decided, post: i, checks: post.Checks, absentAt: post.AbsentAt}
@@ -102,41 +101,41 @@ func (r *laneRun) reconcile(ctx context.Context, client *xapi.Client, head *stor
 	if found.verdict == foundLive {
 		return r.adopt(ctx, head, i, found.postID)
 	}
-	r.log.Info("post.looked_for", "request", head.ID, "post", i, "look", post.Checks+1, "found", found.verdict, "seen", search.seen, "why", found.why)
+	r.log.Info("post.looked_for", "request", head.ID, "post", i, "check", post.Checks+1, "found", found.verdict, "seen", search.seen, "why", found.why)
 	if found.verdict == foundAbsent {
 		return r.absent(post, i, now, search.later)
 	}
-	looks, detail := post.Checks+1, maybeLive(head, i, found.why)
-	if looks >= maxChecks {
-		return attempt{decision: unknown(detail), post: i, checks: looks}
+	checks, detail := post.Checks+1, maybeLive(head, i, found.why)
+	if checks >= maxChecks {
+		return attempt{decision: unknown(detail), post: i, checks: checks}
 	}
-	return attempt{decision: doubtUntil(now.Add(r.h.Timing.checkAgain(looks)), detail), post: i, checks: looks}
+	return attempt{decision: doubtUntil(now.Add(r.h.Timing.checkAgain(checks)), detail), post: i, checks: checks}
 }
 
-// absent is what follows on a look that did not find the post: another one has to
-// confirm it, and then the post is sent as if it had never been. Neither is a look
-// in vain. Where X shows a post that was made later, its timeline would show this one
-// too, and the two looks need not be far apart.
+// absent is the attempt after a timeline check that found the post absent. A second check
+// has to confirm it, and then the post is sent again. Neither counts as a check without a
+// result. If X shows a post that was made later, its timeline does not lag, so the second
+// check may follow sooner.
 func (r *laneRun) absent(post store.PostRecord, i int, now time.Time, fresh bool) attempt {
 	first := post.AbsentAt
 	if first.IsZero() {
 		first = now
 	}
 	if confirm := first.Add(r.h.Timing.confirmAfter(fresh)); now.Before(confirm) {
-		again := doubtUntil(confirm, fmt.Sprintf("post %d is not on X; one more look has to confirm it", i+1))
+		again := doubtUntil(confirm, fmt.Sprintf("post %d is not on X; one more timeline check has to confirm it", i+1))
 		return attempt{decision: again, post: i, checks: post.Checks, absentAt: first}
 	}
 	return attempt{decision: holdUntil(jetpost.CodeReconciling, now, fmt.Sprintf("post %d is not on X", i+1)), post: i}
 }
 
-// judgeRead is the decision on a look that failed. Whatever X said of the read, it
-// said nothing of the post, which stays in doubt: the request waits, but not for ever
-// where X refuses the read itself.
+// judgeRead is the decision about a timeline check that failed. An error of the read says
+// nothing about the post, which stays in doubt, so the request waits. If X keeps refusing the
+// read itself, a person has to decide.
 func judgeRead(err error, s situation) decision {
 	v := judge(err, s)
 	switch {
 	case v.kind == kindPause && (v.reason.Code == jetpost.CodeAppRateLimited || v.reason.Code == jetpost.CodeUsageCapped):
-		// The reads alone are used up: all may go on posting.
+		// Only the reads are used up: posting goes on.
 		until := v.reason.Until
 		if until.IsZero() {
 			until = s.now.Add(readsCapped)
@@ -157,8 +156,8 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 		return r.h.Ledger.Posted(ctx, r.lane, head.ID, i, postID, time.Now())
 	})
 	if errors.Is(err, store.ErrFenced) {
-		// The lane is another's, or a person has named another post: the next look
-		// tells.
+		// Another worker has the lane, or a person has named another post. The next
+		// read of the ledger shows which.
 		err = nil
 	} else if err == nil {
 		r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
@@ -167,9 +166,8 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 	return attempt{decision: goOn(), post: -1, err: err}
 }
 
-// look reads the account's posts, the newest first, as far back as the search
-// goes.
-func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) error {
+// readTimeline reads the account's posts, the newest first, back to search.from.
+func (r *laneRun) readTimeline(ctx context.Context, client *xapi.Client, s *search) error {
 	query := xapi.UserPostsQuery{StartTime: s.from, MaxResults: pagePosts}
 	for range maxPages {
 		page, err := admission.Call(ctx, r.pass, admission.Calls{Endpoint: xapi.EndpointUserPosts, N: 1}, func() (xapi.UserPostsPage, error) {
@@ -183,10 +181,10 @@ func (r *laneRun) look(ctx context.Context, client *xapi.Client, s *search) erro
 		}
 		query.PaginationToken = page.NextToken
 	}
-	return nil // incomplete, which tells nothing
+	return nil // incomplete, so the check has no result
 }
 
-// search is one look for one post.
+// search is one timeline check for one post.
 type search struct {
 	timing Timing
 	post   store.PostRecord
@@ -195,19 +193,19 @@ type search struct {
 	bare   string // text without its links
 	anchor store.Anchor
 	since  time.Time // of the first intent that may have made it
-	until  time.Time // when the latest one was answered, or never is
-	from   time.Time // how far back the look goes
+	until  time.Time // when X has answered the latest intent, or never will
+	from   time.Time // how far back the check goes
 
-	community bool // ours goes to a community, which a timeline may leave out
+	community bool // ours goes to a community, whose posts a timeline may omit
 
-	seen     int // posts
-	control  bool
-	later    bool // X showed a post made after any that may be ours
-	covered  bool // X showed all since the first intent
-	complete bool // and all with the anchor post
-	partly   bool // X left something out
+	seen     int  // number of posts
+	control  bool // X showed the anchor post, or there is none
+	later    bool // X showed a post made after any that can be ours
+	covered  bool // X showed all posts since the first intent
+	complete bool // covered, with the anchor post or the end of the timeline
+	partly   bool // X omitted something
 	matches  []xapi.UserPost
-	similar  []xapi.UserPost // that could be it all the same
+	similar  []xapi.UserPost // not equal, but it may be ours
 }
 
 func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, anchor store.Anchor) *search {
@@ -220,11 +218,11 @@ func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, anchor s
 		s.from = anchor.SentAt
 	}
 	s.from = s.from.Add(-timing.strangerMargin())
-	s.control = anchor.PostID == "" // nothing is known that X must show
+	s.control = anchor.PostID == ""
 	return s
 }
 
-// add takes a page, and tells whether it was the last one needed.
+// add evaluates a page, and reports whether it was the last one needed.
 func (s *search) add(page xapi.UserPostsPage) bool {
 	s.partly = s.partly || page.Incomplete
 	for _, p := range page.Posts {
@@ -247,8 +245,8 @@ func (s *search) add(page xapi.UserPostsPage) bool {
 	return s.complete
 }
 
-// weigh keeps a post that is the one looked for, or could be. X gives times in
-// whole seconds, and may show a post on two pages.
+// weigh keeps a post that is ours or may be. X gives times in whole seconds, and may show a
+// post on two pages.
 func (s *search) weigh(p xapi.UserPost) {
 	switch {
 	case slices.Contains(s.ids(), p.ID):
@@ -272,8 +270,8 @@ func (s *search) matchesFully(p xapi.UserPost) bool {
 	}
 }
 
-// texts are the plain texts of both, without what X may have added to either: the
-// link to the post that it quotes, and the mentions with which a reply begins.
+// texts returns the plain texts of both posts, without what X may have added: the link to the
+// quoted post, and the mentions at the start of a reply.
 func (s *search) texts(p xapi.UserPost) (ours, theirs string) {
 	ours, theirs = s.text, plainText(p.ExpandedText())
 	if p.QuotedPostID != "" {
@@ -292,19 +290,20 @@ func (s *search) withoutMentions(ours, theirs string, p xapi.UserPost) (string, 
 	return ours, theirs
 }
 
-// EqualText tells whether a post on X has the text of ours, as far as X leaves a text alone.
+// EqualText reports whether a post on X has the text of ours, except for the changes that X
+// makes to a text.
 func EqualText(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
 	a, b := newSearch(Timing{}, record, ours, store.Anchor{}).texts(theirs)
 	return a == b
 }
 
-// SamePost tells whether a post on X could be ours: the same text or, without one, the same
-// media, at the same place.
+// SamePost reports whether a post on X can be ours: it has the same text or, without a text,
+// the same media, and it replies to and quotes the same posts.
 func SamePost(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
 	return newSearch(Timing{}, record, ours, store.Anchor{}).matchesFully(theirs)
 }
 
-// sameMedia compares by media alone: the key of a media is its kind and its id.
+// sameMedia compares only the media. The key of a medium consists of its kind and its id.
 func (s *search) sameMedia(p xapi.UserPost) bool {
 	if len(p.MediaKeys) != len(s.post.MediaIDs) {
 		return false
@@ -318,9 +317,9 @@ func (s *search) sameMedia(p xapi.UserPost) bool {
 	return true
 }
 
-// resembles tells posts beside which ours is not called absent: the same letters
-// in another form, with other links, or only the first of them where X cuts a long
-// text; or media or a link without a text.
+// resembles reports whether a post is so similar to ours that ours must not be taken for
+// absent: the same letters in another form or with other links, the first letters of a long
+// text that X has truncated, or media or a link without a text.
 func (s *search) resembles(p xapi.UserPost) bool {
 	if ours, theirs := s.texts(p); letters(ours) != "" && letters(ours) == letters(theirs) {
 		return true
@@ -349,11 +348,11 @@ func (s *search) ids() []string {
 	return ids
 }
 
-// finding is what a look tells.
+// finding is the result of a timeline check.
 type finding struct {
 	verdict string
-	postID  string // of foundLive
-	why     string // of the others
+	postID  string // for foundLive
+	why     string // for the others
 }
 
 const (
@@ -362,7 +361,8 @@ const (
 	foundNothing = "nothing certain"
 )
 
-// judge draws the conclusion, without the posts that are recorded for others.
+// judge returns the result of the check. It ignores posts that the ledger has for other
+// requests.
 func (s *search) judge(owned []string) finding {
 	foreign := func(p xapi.UserPost) bool { return slices.Contains(owned, p.ID) }
 	matches := slices.DeleteFunc(slices.Clone(s.matches), foreign)
@@ -371,17 +371,17 @@ func (s *search) judge(owned []string) finding {
 	case len(matches) == 1 && len(similar) == 0 && s.covered && !s.partly:
 		return finding{verdict: foundLive, postID: matches[0].ID}
 	case len(matches) > 1:
-		return finding{verdict: foundNothing, why: fmt.Sprintf("%d posts on X could be it, among them %s", len(matches), matches[0].ID)}
+		return finding{verdict: foundNothing, why: fmt.Sprintf("%d posts on X can be it, among them %s", len(matches), matches[0].ID)}
 	case len(similar) > 0:
 		return finding{verdict: foundNothing, why: "post " + similar[0].ID + " on X resembles it"}
 	case !s.complete, s.partly:
 		return finding{verdict: foundNothing, why: "X did not show all posts of that time"}
 	case s.community:
-		return finding{verdict: foundNothing, why: "X may leave a community's post out of what it shows"}
+		return finding{verdict: foundNothing, why: "X may omit posts of a community from the timeline"}
 	case !s.control:
 		return finding{verdict: foundNothing, why: "X does not show post " + s.anchor.PostID + ", which was live before"}
 	default:
-		return finding{verdict: foundAbsent, why: "no post on X could be it"}
+		return finding{verdict: foundAbsent, why: "no post on X can be it"}
 	}
 }
 
@@ -391,9 +391,8 @@ var (
 	leadingMentions = regexp.MustCompile(`^(?:@\w+ )+`)
 )
 
-// plainText brings a text as its author wrote it, and as X gives it back, into one
-// form: X adds the scheme of a link that has none, and may add a slash to a host or
-// write it in small letters.
+// plainText normalizes a text, so that the author's version and X's version are equal: X adds
+// a missing scheme to a link, and may add a slash to a host or write it in lower case.
 func plainText(text string) string {
 	words := strings.Fields(norm.NFC.String(text))
 	for i, word := range words {
@@ -416,7 +415,7 @@ func plainWord(word string) string {
 	return link + mark
 }
 
-// withoutLinks is the plain text without what X makes a link of.
+// withoutLinks is the plain text without the parts that X turns into links.
 func withoutLinks(text string) string {
 	for _, link := range slices.Backward(tweettext.URLs(text)) {
 		text = text[:link.Start] + text[link.End:]
@@ -426,7 +425,7 @@ func withoutLinks(text string) string {
 
 func lastWord(text string) string { return text[strings.LastIndexByte(text, ' ')+1:] }
 
-// withoutLinkTo takes a link to a post off the end of a plain text.
+// withoutLinkTo removes a link to a post from the end of a plain text.
 func withoutLinkTo(text, postID string) string {
 	if last := lastWord(text); linksTo(last, postID) {
 		return strings.TrimSuffix(text[:len(text)-len(last)], " ")
@@ -434,13 +433,13 @@ func withoutLinkTo(text, postID string) string {
 	return text
 }
 
-// linksTo tells whether a word is a link to the post.
+// linksTo reports whether a word is a link to the post.
 func linksTo(word, postID string) bool {
 	_, rest, found := strings.Cut(word, "/status/"+postID)
 	return found && (rest == "" || !unicode.IsDigit(rune(rest[0])))
 }
 
-// letters are the letters and digits of a text, in one case.
+// letters are the letters and digits of a text, in lower case.
 func letters(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsLetter(r) || unicode.IsDigit(r) {

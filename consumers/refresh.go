@@ -25,27 +25,27 @@ const (
 	DefaultRefreshBatch = 10
 	// DefaultRefreshBatchTime is how long one message may begin exchanges.
 	DefaultRefreshBatchTime = 2 * time.Minute
-	// exchangesAtOnce is how many tokens of a batch are claimed and exchanged
-	// together. Each is claimed for no longer than one exchange takes.
+	// exchangesAtOnce is how many tokens of a batch are claimed and exchanged together. A
+	// claim lasts as long as one exchange may take.
 	exchangesAtOnce = 10
 )
 
-// refreshWakeups carries batches to whoever is free.
+// refreshWakeups publishes batches, which any free worker takes.
 type refreshWakeups interface {
 	Batch(ctx context.Context, batch jetpost.RefreshBatch) error
 }
 
-// RefreshHandler handles ticks, batches and single refreshes. A tick opens a
-// round and cuts it into batches that all workers share; a batch claims what
-// is due then, skipping what others hold.
+// RefreshHandler handles ticks, batches and single refreshes. A tick opens a round and
+// divides it into batches, which all workers share. A batch claims tokens that are due and
+// that no other worker has claimed.
 type RefreshHandler struct {
 	Refresher *Refresher
 	Wakeups   refreshWakeups
 	Names     jetpost.Names
-	Window    time.Duration // DefaultRefreshWindow where zero
-	BatchSize int           // DefaultRefreshBatch where zero
-	// BatchTime is when a batch begins no further exchange; what it leaves is
-	// for the next round. DefaultRefreshBatchTime where zero.
+	Window    time.Duration // DefaultRefreshWindow if zero
+	BatchSize int           // DefaultRefreshBatch if zero
+	// BatchTime is how long a batch may begin exchanges. The next round takes the tokens
+	// that are left. DefaultRefreshBatchTime if zero.
 	BatchTime time.Duration
 	Log       *slog.Logger
 }
@@ -87,7 +87,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 	case "request", "order":
 		var request jetpost.RefreshRequest
 		body := json.NewDecoder(bytes.NewReader(d.Data))
-		body.DisallowUnknownFields() // a misspelt force must not be taken for none
+		body.DisallowUnknownFields() // a misspelt force must not be ignored
 		if err := body.Decode(&request); err != nil {
 			h.Log.Warn("refresh.unreadable", "subject", subject, "error", err)
 			return nil
@@ -99,14 +99,13 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 	}
 }
 
-// tick opens a round and publishes its batches. A tick that comes again, since its
-// worker was lost in between, goes on with its round: all batches come again, and
-// each is counted once. Were it a round of its own, the first would miss batches,
-// and nobody would ever be told of it.
+// tick opens a round and publishes its batches. If a tick is redelivered because its worker
+// died, the same round goes on: all its batches are published again, and each is counted
+// once. A second round instead would leave the first one incomplete and unreported.
 func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	now := time.Now()
-	if stop, stopped := h.Refresher.Gate.Paused(admission.TargetRefresh, now); stopped {
-		h.Log.Warn("refresh.skipped", "code", stop.Reason.Code, "until", stop.Reason.Until)
+	if pause, paused := h.Refresher.Gate.Paused(admission.TargetRefresh, now); paused {
+		h.Log.Warn("refresh.skipped", "code", pause.Reason.Code, "until", pause.Reason.Until)
 		return nil
 	}
 	round, err := h.Refresher.Tokens.OpenRound(ctx, roundID(d), h.window(), h.batchSize(), now)
@@ -125,14 +124,14 @@ func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 	return nil
 }
 
-// roundID names the round of a tick. The place alone does not do: the stream may
-// have been made anew.
+// roundID is the id of a tick's round. The sequence alone is not unique, because the stream
+// may have been created again.
 func roundID(d Delivery) string {
 	return eventID(fmt.Sprintf("tick/%d/%d", d.Sequence, d.Stored.UnixNano()))
 }
 
-// batch refreshes one batch, some tokens at once, until it is full, nothing is
-// due, its time is over or the worker stops.
+// batch refreshes one batch, several tokens at once, until it is full, nothing is due, its
+// time is over or the worker stops.
 func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.RefreshBatch) error {
 	end := time.Now().Add(h.batchTime())
 	var done tally
@@ -148,7 +147,7 @@ func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.Re
 		h.exchange(ctx, tokens, asked, &done)
 		left -= len(tokens)
 	}
-	// Told until it is counted: a second run of the batch would claim others.
+	// Retried until it is counted, because a second run of the batch claims other tokens.
 	var round store.Round
 	err := h.Refresher.save(ctx, func(ctx context.Context) (err error) {
 		round, err = h.Refresher.Tokens.BatchDone(ctx, batch.Round, batch.Batch, done.refreshed, done.failed, 0, time.Now())
@@ -170,7 +169,7 @@ type tally struct {
 	refreshed, failed int
 }
 
-// exchange exchanges tokens at once. Each outcome is recorded with its token.
+// exchange exchanges tokens concurrently. Each outcome is stored with its token.
 func (h *RefreshHandler) exchange(ctx context.Context, tokens []store.Token, asked time.Time, done *tally) {
 	var group errgroup.Group
 	for _, token := range tokens {
@@ -189,8 +188,8 @@ func (h *RefreshHandler) exchange(ctx context.Context, tokens []store.Token, ask
 	_ = group.Wait() // none returns an error
 }
 
-// claim takes tokens for a batch: none while refreshes are stopped or X fails,
-// since what one batch has met all others would meet too.
+// claim claims tokens for a batch. It claims none while refreshes are paused or X is
+// unreachable.
 func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, limit int) ([]store.Token, error) {
 	r := h.Refresher
 	if err := r.Room.Err(); err != nil {
@@ -198,8 +197,8 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 	}
 	now := time.Now()
 	reason, held := r.Gate.Outage()
-	if stop, stopped := r.Gate.Paused(admission.TargetRefresh, now); stopped {
-		reason, held = stop.Reason, true
+	if pause, paused := r.Gate.Paused(admission.TargetRefresh, now); paused {
+		reason, held = pause.Reason, true
 	}
 	if held {
 		h.Log.Warn("refresh.skipped", "round", batch.Round, "code", reason.Code, "until", reason.Until)
@@ -207,16 +206,16 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 	}
 	tokens, err := r.Tokens.ClaimDue(ctx, store.DueClaim{Round: batch.Round, Limit: limit, Pace: r.Timing.pace(), Now: now})
 	if unreadable(err) {
-		// Those that do not open wait for their key; the others need not.
+		// Tokens that no key decrypts wait for their key, the others go on.
 		h.Log.Error("token.unreadable", "round", batch.Round, "error", err)
 		return tokens, nil
 	}
 	return tokens, err
 }
 
-// complete publishes a round's summary once its last batch is counted. What
-// was neither refreshed nor failed was skipped: somebody else had renewed it,
-// or it could not be tried.
+// complete publishes the summary of a round once its last batch is counted. Tokens that were
+// neither refreshed nor failed count as skipped: they were renewed elsewhere, or could not
+// be tried.
 func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error {
 	if !round.Completed || round.Delivered {
 		return nil
@@ -237,25 +236,25 @@ func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error 
 	return nil
 }
 
-// forcedPause is how long after an exchange producers cannot force another.
+// forcedPause is how long after an exchange producers cannot force another one.
 const forcedPause = 10 * time.Minute
 
-// forcedLately tells that an exchange keeps producers from forcing another: each is a
-// chance to lose the account, and one that X answers with an error counts like one that
-// it grants.
+// forcedLately reports whether the latest exchange is too recent for producers to force
+// another one. Each exchange risks losing the account, so failed ones count, too.
 func forcedLately(token store.Token, now time.Time) bool {
 	since := now.Add(-forcedPause)
 	return token.LastRefreshAt.After(since) || token.RefreshFailedAt.After(since) || token.StartedAt.After(since)
 }
 
-// one refreshes one account's token, by hand: a producer's, or as an operator orders.
+// one refreshes the token of one account, as a producer has requested or an operator has
+// ordered.
 func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest, ordered bool) error {
 	r := h.Refresher
 	if err := r.Room.Err(); err != nil {
 		return err
 	}
-	if stop, stopped := r.Gate.Paused(admission.TargetRefresh, time.Now()); stopped {
-		h.Log.Warn("refresh.skipped", "account", request.Account, "code", stop.Reason.Code, "until", stop.Reason.Until)
+	if pause, paused := r.Gate.Paused(admission.TargetRefresh, time.Now()); paused {
+		h.Log.Warn("refresh.skipped", "account", request.Account, "code", pause.Reason.Code, "until", pause.Reason.Until)
 		return nil
 	}
 	token, err := r.Tokens.Token(ctx, request.Account)

@@ -16,21 +16,20 @@ import (
 )
 
 const (
-	// heartbeats is how many heartbeats a delivery gives in the time after
-	// which the server would take it for lost, and give it to somebody else.
+	// heartbeats is how many heartbeats are sent for a delivery within AckWait, after
+	// which the server redelivers it.
 	heartbeats = 3
-	// nextAgain is when a message that has not come is asked for a second time.
+	// nextAgain is how long to wait for a message before asking for it a second time.
 	nextAgain = time.Second
 	// ackTimeout bounds one confirmed acknowledgement.
 	ackTimeout = 5 * time.Second
-	// stallMin and stallMax bound the wait before what could not be done is tried
-	// again: a delivery that was given back, a subscription, a call of the ledger.
-	// It doubles in between.
+	// stallMin and stallMax bound the wait before a delivery, a subscription or a ledger
+	// call is tried again. The wait doubles in between.
 	stallMin = 250 * time.Millisecond
 	stallMax = 5 * time.Second
 	// stallDoublings keeps the doubling from overflowing.
 	stallDoublings = 10
-	// DefaultStopGrace is how long a stop waits for calls in flight. It is
+	// DefaultStopGrace is how long a worker that stops waits for calls in flight. It is
 	// longer than any one call to X.
 	DefaultStopGrace = 30 * time.Second
 )
@@ -39,8 +38,8 @@ const (
 type Delivery struct {
 	Subject  string
 	Data     []byte
-	Sequence uint64    // place in its stream
-	Stored   time.Time // when the stream took it
+	Sequence uint64    // in its stream
+	Stored   time.Time // when the stream stored it
 	// Stopping is closed when the worker is asked to stop: a handler then
 	// finishes the call in flight and begins no other.
 	Stopping <-chan struct{}
@@ -55,29 +54,30 @@ func (d Delivery) stopping() bool {
 	}
 }
 
-// Handler handles a delivery. Nil says that all of it is done: only then is it
-// acknowledged. A *SetAsideError sets it aside; any other error, and a panic,
-// gives it back, to be handled again here or elsewhere.
+// Handler handles a delivery. A delivery is acknowledged if Handle returns nil. A
+// *SetAsideError sets it aside. After any other error, or a panic, it is given back and
+// handled again by this or another worker.
 //
-// It must be safe for concurrent use and must return soon after its context ends.
+// A Handler must be safe for concurrent use, and Handle must return soon after its context
+// ends.
 type Handler interface {
 	Handle(ctx context.Context, d Delivery) error
 }
 
-// SetAsideError says that a delivery will never be handled, and why not. What it
-// stands for is kept elsewhere: the Runner drops it as the hint that it is.
+// SetAsideError reports that a delivery can never be handled, and why. What it was about is
+// stored elsewhere, so the Runner drops it.
 type SetAsideError struct{ Err error }
 
 func (e *SetAsideError) Error() string { return "set aside: " + e.Err.Error() }
 
 func (e *SetAsideError) Unwrap() error { return e.Err }
 
-// BatchHandler handles the deliveries of one partition, in the order of the stream,
-// as the holder of its lease. It returns how many of them, from the first on, are
-// done: those are acknowledged, the others given back, with an error or without. Of
-// those that are done a *waiting names some that are kept, to be handled again.
+// BatchHandler handles the deliveries of one partition, in the order of the stream, as the
+// holder of its lease. It returns how many of them, from the first on, are done. Those are
+// acknowledged, and the others are given back, with or without an error. If the error is a
+// *waiting, the deliveries that it names are not acknowledged but handled again.
 //
-// It must return soon after its context ends.
+// HandleBatch must return soon after its context ends.
 type BatchHandler interface {
 	HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error)
 }
@@ -88,43 +88,43 @@ type Binding struct {
 	// Slots is how many deliveries are handled at once.
 	Slots   int
 	Handler Handler
-	// Batch is set, in place of Slots and Handler, for a partition: one worker at a
-	// time reads it, many deliveries at once.
+	// Batch is set instead of Slots and Handler for a partition, which one worker at a
+	// time reads in batches.
 	Batch BatchHandler
 }
 
-// Runner takes deliveries, one a slot, and acknowledges them: nothing else
-// does. A message is asked for only when a slot is free, since one that waits
-// in a buffer of ours would outlive its AckWait there.
+// Runner pulls deliveries and acknowledges them; nothing else does. Each slot handles one
+// delivery. A message is requested only when a slot is free, because the AckWait of a
+// buffered message could pass.
 type Runner struct {
 	JetStream jetstream.JetStream
 	Bindings  []Binding
-	// Leases says which worker reads a partition; Worker is this one.
+	// Leases decides which worker reads a partition. Worker is the name of this one.
 	Leases leaseLedger
 	Worker string
-	// Liveness may be nil, where nothing is asked whether it answers.
+	// Liveness may be nil: then no dependency is checked.
 	Liveness *Liveness
 	Health   *Health
 	Log      *slog.Logger
-	// StopGrace is DefaultStopGrace where zero.
+	// StopGrace is DefaultStopGrace if zero.
 	StopGrace time.Duration
 }
 
-// Run works until the context ends, then lets every delivery in flight finish,
-// for StopGrace at most. It returns an error if a consumer cannot be bound.
+// Run handles deliveries until the context ends. It then waits for those in flight, for at
+// most StopGrace. It returns an error if a consumer cannot be bound.
 func (r *Runner) Run(ctx context.Context) error {
 	var consumers []jetstream.Consumer
 	for _, b := range r.Bindings {
 		c, err := r.JetStream.Consumer(ctx, b.Stream, b.Consumer)
 		if ctx.Err() != nil {
-			return nil // it was asked to stop before it began
+			return nil // asked to stop before it began
 		}
 		if err != nil {
 			return fmt.Errorf("bind consumer %s of %s: %w", b.Consumer, b.Stream, err)
 		}
 		consumers = append(consumers, c)
 	}
-	// Work outlives the request to stop by the grace period, and no longer.
+	// The work context ends one grace period after the request to stop.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	grace := r.StopGrace
@@ -155,8 +155,8 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// slot takes one message after the other until ctx ends, while everything answers.
-// A consumer whose subscription breaks is subscribed again.
+// slot handles one message after the other until ctx ends, while all dependencies answer. If
+// the subscription breaks, slot subscribes again.
 func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding) {
 	name := b.Stream + "/" + b.Consumer
 	wait := stallMin
@@ -195,8 +195,8 @@ func (r *Runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b B
 		return fmt.Errorf("pull: %w", err)
 	}
 	defer iter.Stop()
-	// Drain, not Stop: a message that is already on its way is still handled, or
-	// given back, where a dropped one would block its account until AckWait ends.
+	// Drain and not Stop: a message that is already on its way is handled or given back.
+	// A dropped one blocks its account until AckWait ends.
 	defer context.AfterFunc(ctx, iter.Drain)()
 	defer context.AfterFunc(beat, iter.Drain)()
 	for {
@@ -210,21 +210,20 @@ func (r *Runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b B
 		}
 		r.deliver(beat, ctx, work, b, msg, info.Config.AckWait)
 		if ctx.Err() != nil {
-			return nil // nothing is on its way; asking again could bring something
+			return nil // no message is on its way; Next could bring another one
 		}
 	}
 }
 
-// next waits for a message, as long as it takes. The client asks the server for one
-// when Next begins, but not while it is still busy with the request before, which a
-// short handler can outrun on a busy machine: a second look asks for what the first
-// one did not.
+// next waits for a message. The client requests one from the server when Next begins, but
+// not while the request before is still being processed. On a busy machine a short handler
+// can be faster than that, so a second call of Next makes the request.
 func next(iter jetstream.MessagesContext) (jetstream.Msg, error) {
 	msg, err := iter.Next(jetstream.NextMaxWait(nextAgain))
 	if errors.Is(err, nats.ErrTimeout) {
 		msg, err = iter.Next()
 	}
-	return msg, err //nolint:wrapcheck // the caller says what it did
+	return msg, err //nolint:wrapcheck // the caller wraps it
 }
 
 // deliver handles one message to its end and acknowledges it.
@@ -252,7 +251,7 @@ func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstre
 	r.ack(work, msg, b, d, meta.NumDelivered, time.Since(began))
 }
 
-// delivery is a message as handlers see it.
+// delivery converts a message into a Delivery.
 func delivery(stopping context.Context, msg jetstream.Msg) (Delivery, *jetstream.MsgMetadata, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
@@ -264,7 +263,7 @@ func delivery(stopping context.Context, msg jetstream.Msg) (Delivery, *jetstream
 	}, meta, nil
 }
 
-// guard makes an error of a panic, so that the message is not lost, and is loud.
+// guard turns a panic into an error, so that the message is given back, and logs it.
 func (r *Runner) guard(d Delivery, do func() error) error { return guard(r.Log, d, do) }
 
 func guard(log *slog.Logger, d Delivery, do func() error) (err error) {
@@ -277,8 +276,8 @@ func guard(log *slog.Logger, d Delivery, do func() error) (err error) {
 	return do()
 }
 
-// giveBack has the server deliver the message again: after a wait that grows, or at
-// once to somebody else where this worker stops.
+// giveBack has the server deliver the message again: after a wait that doubles, or at once if
+// this worker stops.
 func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, cause error, deliveries uint64) {
 	r.Health.Met("handler "+b.Consumer, cause)
 	wait := min(stallMin<<min(deliveries-1, stallDoublings), stallMax)
@@ -292,7 +291,7 @@ func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d D
 // nak has the server deliver the message again after a wait.
 func (r *Runner) nak(msg jetstream.Msg, wait time.Duration) {
 	if err := msg.NakWithDelay(wait); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
-		r.Log.Warn("delivery.nak_failed", "subject", msg.Subject(), "error", err) // AckWait ends it
+		r.Log.Warn("delivery.nak_failed", "subject", msg.Subject(), "error", err) // the server redelivers it after AckWait
 	}
 }
 
@@ -300,8 +299,8 @@ func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delive
 	r.Health.Set("handler "+b.Consumer, nil)
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
-	// Confirmed by the server: an acknowledgement lost on the way would bring
-	// the message again. That would do no harm, but cost a look.
+	// Confirmed by the server, because a lost acknowledgement causes a redelivery. That
+	// does no harm, but costs a read of the ledger.
 	err := msg.DoubleAck(ctx)
 	if err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) && !errors.Is(err, nats.ErrConnectionClosed) {
 		r.Log.Warn("delivery.ack_failed", "subject", d.Subject, "sequence", d.Sequence, "error", err)
@@ -310,9 +309,9 @@ func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delive
 		"delivery", deliveries, "duration", took)
 }
 
-// heartbeat tells the server that the message is at work until stop is called. What
-// cannot be worked on is given back meanwhile: whoever has it then finds out by the
-// ledger whether it still is.
+// heartbeat tells the server that the message is being handled, until stop is called. If a
+// dependency does not answer meanwhile, the message is given back. The worker that gets it
+// finds out from the ledger whether this worker still holds the lane.
 func (r *Runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interval time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
@@ -324,12 +323,12 @@ func (r *Runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interva
 			case <-ctx.Done():
 				return
 			case <-beat.Done():
-				r.Log.Warn("delivery.given_back", "subject", msg.Subject(), "error", "the worker cannot work")
+				r.Log.Warn("delivery.given_back", "subject", msg.Subject(), "error", "a dependency of the worker does not answer")
 				r.nak(msg, 0)
 				return
 			case <-every.C:
-				// A lost heartbeat at worst brings a second delivery, which
-				// finds the lane taken.
+				// A lost heartbeat can at worst cause a second delivery, which
+				// finds the lane claimed.
 				if err := msg.InProgress(); err != nil {
 					r.Log.Debug("delivery.heartbeat_failed", "subject", msg.Subject(), "error", err)
 				}
@@ -339,7 +338,7 @@ func (r *Runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interva
 	return func() { cancel(); done.Wait() }
 }
 
-// pause waits, or returns early when the context ends.
+// pause waits for d, or until the context ends.
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -349,11 +348,11 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// faultFor is how long a fault is told that only its absence ends: what a handler
-// failed on may be in other hands.
+// faultFor is how long a fault of Met lasts if it is not met again. Another worker may handle
+// the delivery next, so nothing else ends such a fault.
 const faultFor = 15 * time.Second
 
-// Health collects what is wrong right now, by name. The zero value is healthy.
+// Health collects the current faults by name. The zero value is healthy.
 type Health struct {
 	mu     sync.Mutex
 	faults map[string]fault
@@ -361,13 +360,13 @@ type Health struct {
 
 type fault struct {
 	err   error
-	until time.Time // zero: until it is ended
+	until time.Time // if zero, until Set ends it
 }
 
-// Set records a fault, or with nil its end.
+// Set records a fault, or its end if err is nil.
 func (h *Health) Set(name string, err error) { h.set(name, fault{err: err}) }
 
-// Met records a fault that is over if it is not met again.
+// Met records a fault that ends after faultFor unless it is met again.
 func (h *Health) Met(name string, err error) {
 	h.set(name, fault{err: err, until: time.Now().Add(faultFor)})
 }
@@ -385,7 +384,7 @@ func (h *Health) set(name string, f fault) {
 	h.faults[name] = f
 }
 
-// Err joins every fault, or is nil where there is none.
+// Err joins all faults, or is nil if there are none.
 func (h *Health) Err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

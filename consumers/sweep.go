@@ -12,25 +12,25 @@ import (
 )
 
 const (
-	// sweepLanes bounds the lanes of one sweep: those that are due for longest. A
-	// wake that nobody has heard stays where it is, so that they keep their places.
+	// sweepLanes bounds the lanes of one sweep. Those that are due for longest come first.
+	// A wake-up that no worker has handled yet stays in its place in the stream.
 	sweepLanes = 20_000
-	// sweepHeld bounds the requests that one sweep frees of a stop.
+	// sweepHeld bounds the requests that one sweep frees after an app pause.
 	sweepHeld = 1000
-	// heldSweeps is after how many sweeps it looks again: a worker that hears of the end
-	// of a stop later than this one holds once more what was freed.
+	// heldSweeps is how many sweeps pass before held requests are freed again: a worker
+	// that learns of the end of a pause later may have held a freed request once more.
 	heldSweeps = 6
 	// sweepEvents bounds the late events of one sweep.
 	sweepEvents = 1000
-	// sweepFailures is how many late events in a row may fail before a sweep
-	// gives up: one that cannot be told must not silence those behind it.
+	// sweepFailures is how many late events may fail before a sweep gives up. It is more
+	// than one, so that an event that always fails does not block those behind it.
 	sweepFailures = 5
-	// eventPatience is how long a committed change may go untold before a
-	// sweep tells it.
+	// eventPatience is how long a committed change may be unpublished before a sweep
+	// publishes it.
 	eventPatience = 2 * time.Second
 )
 
-// sweepLedger is the ledger's part in finding what was not heard.
+// sweepLedger holds the ledger calls of a sweep.
 type sweepLedger interface {
 	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
 	DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error)
@@ -39,10 +39,10 @@ type sweepLedger interface {
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
 }
 
-// Sweeper makes wake-ups, schedules and events mere hints: one worker at a
-// time looks into the ledger for lanes that are due and that nobody works on,
-// and wakes them, and for changes that were never told, and tells them. So a
-// crash, a lost schedule or a purged stream heals by itself.
+// Sweeper repairs what got lost in NATS. One worker at a time reads from the ledger the
+// lanes that are due and that no worker holds, and wakes them, and the changes that were not
+// published, and publishes them. So the system recovers from a crash, a lost schedule or a
+// purged stream by itself.
 type Sweeper struct {
 	Ledger   sweepLedger
 	Wakeups  manyWaker
@@ -52,9 +52,9 @@ type Sweeper struct {
 	Timing   Timing
 	Worker   string
 	Log      *slog.Logger
-	// Upkeep, where it is set, comes first in each sweep.
+	// Upkeep, if set, runs first in each sweep.
 	Upkeep *Upkeep
-	// heldFrom is when to look again for what a stop holds that is over.
+	// heldFrom is when to check again for requests that a pause holds that is over.
 	heldFrom time.Time
 }
 
@@ -81,7 +81,7 @@ func (s *Sweeper) Run(ctx context.Context) {
 	}
 }
 
-// Sweep sweeps once, if no other worker does.
+// Sweep sweeps once if no other worker does.
 func (s *Sweeper) Sweep(ctx context.Context) error {
 	now := time.Now()
 	told := s.Gate.Retell(ctx, now)
@@ -93,7 +93,7 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 		return errors.Join(told, err)
 	}
 	failures := []error{told}
-	if s.Upkeep != nil { // what keeps it from its work keeps nobody from theirs
+	if s.Upkeep != nil { // a failure of it does not end the sweep
 		failures = append(failures, s.Upkeep.Run(ctx, now))
 	}
 	accounts, err := s.Ledger.DueLanes(ctx, now, sweepLanes)
@@ -121,22 +121,22 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 		}
 	}
 	if len(accounts)+len(keys) > 0 {
-		s.Log.Debug("sweep.done", "rung", len(accounts), "told", len(keys))
+		s.Log.Debug("sweep.done", "woken", len(accounts), "told", len(keys))
 	}
 	return errors.Join(failures...)
 }
 
-// release tells that a stop is over, and lets go what was held by one that was ended
-// before its time. Whoever waits in the queue goes on by itself.
+// release ends the pauses whose end has passed, and frees the heads that were held by a pause
+// that ended early. Requests behind a head go on by themselves.
 func (s *Sweeper) release(ctx context.Context, now time.Time) error {
-	for _, scope := range []admission.Target{admission.TargetPublish, admission.TargetRefresh} {
-		if stop, over := s.Gate.Over(scope, now); over {
-			if err := s.Gate.End(ctx, stop); err != nil {
+	for _, target := range []admission.Target{admission.TargetPublish, admission.TargetRefresh} {
+		if pause, over := s.Gate.Over(target, now); over {
+			if err := s.Gate.End(ctx, pause); err != nil {
 				return err
 			}
 		}
 	}
-	if _, stopped := s.Gate.Paused(admission.TargetPublish, now); stopped {
+	if _, paused := s.Gate.Paused(admission.TargetPublish, now); paused {
 		s.heldFrom = time.Time{}
 		return nil
 	}

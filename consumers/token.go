@@ -16,42 +16,42 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// errStoodStill tells of a call that was over long before it could be ended.
-var errStoodStill = errors.New("this process stood still meanwhile")
+// errStoodStill reports a call whose time had passed while this process was frozen.
+var errStoodStill = errors.New("this process was frozen during the call")
 
 const (
-	// tellWithin bounds telling of a failure, which the sweeper does else.
+	// tellWithin bounds publishing a failure. If that fails, the sweeper publishes it.
 	tellWithin = 5 * time.Second
-	// saveBound is how long that is still tried once the worker has to end; before,
-	// as long as it takes.
+	// saveBound is how long a commit is retried after the worker has to end. Until then
+	// it is retried without a bound.
 	saveBound = 5 * time.Second
 )
 
-// exchanger trades a refresh token, which X takes only once.
+// exchanger exchanges a refresh token, which X accepts only once.
 type exchanger interface {
 	Refresh(ctx context.Context, refreshToken string) (xapi.TokenPair, error)
 }
 
-// refreshDeadLetters publishes what became of refreshes.
+// refreshDeadLetters publishes the results of refreshes.
 type refreshDeadLetters interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
 	RefreshFailed(ctx context.Context, account string, reason jetpost.Reason) error
 }
 
-// accountNews tells what the ledger says an account requires.
+// accountNews publishes whether an account must be connected again.
 type accountNews interface {
 	AnnounceAccounts(ctx context.Context, account string) error
 }
 
-// lifeboat keeps pairs that the database has not taken yet.
+// lifeboat stores token pairs that the database has not stored yet.
 type lifeboat interface {
 	Keep(claim store.Token, pair store.Pair, now time.Time) error
 	Drop(claim store.Token) error
 	Load() ([]store.Rescued, error)
 }
 
-// Refresher exchanges tokens, each at most once a claim. It is the one way to
-// a token: a tick, a request by hand and a lane all come through it.
+// Refresher exchanges tokens, at most once per claim. Ticks, requests by hand and lanes all
+// get tokens from it.
 type Refresher struct {
 	Tokens      store.Tokens
 	X           exchanger
@@ -61,26 +61,25 @@ type Refresher struct {
 	Lifeboat    lifeboat
 	Names       jetpost.Names
 	Health      *Health
-	// Room is looked at before each exchange: X's answer has to be kept.
+	// Room is checked before each exchange, because X's answer has to be stored.
 	Room   admission.Room
 	Timing TokenTiming
 	Log    *slog.Logger
-	// Stopping is closed when the worker is asked to stop: a pair that lies in the
-	// lifeboat is then left there.
+	// Stopping is closed when the worker is asked to stop. A pair in the lifeboat then
+	// stays there.
 	Stopping <-chan struct{}
 }
 
-// Stored returns the account's token as it is.
+// Stored returns the account's token as it is stored.
 func (r *Refresher) Stored(ctx context.Context, account string) (store.Token, error) {
 	return r.Tokens.Token(ctx, account)
 }
 
-// EnsureFresh returns a token that X should take. With usedVersion 0 it renews
-// one that ends soon; with the version of a token that X has just refused, it
-// renews that one, unless another worker already did. One that was renewed only
-// a while ago comes back as it is: each exchange is a chance to lose the
-// account, and X has answered 401 to everybody for hours. Where there is no
-// token to use, its error holds the request.
+// EnsureFresh returns a token that X should accept. With usedVersion 0 it renews a token that
+// expires soon. With the version of a token that X has just refused, it renews that token,
+// unless another worker already did. A token that was renewed recently is returned as it is,
+// because each exchange risks losing the account, and there were hours in which X answered
+// every call with 401. If there is no usable token, the error is a *admission.WaitError.
 func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
 	token, err := r.Tokens.Token(ctx, account)
 	if err != nil {
@@ -89,7 +88,7 @@ func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion
 	return r.Fresh(ctx, token, usedVersion)
 }
 
-// Fresh is EnsureFresh for a token that was read a moment ago.
+// Fresh is EnsureFresh for a token that was just read.
 func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error) {
 	now := time.Now()
 	refused := usedVersion != 0 && token.Version == usedVersion
@@ -103,13 +102,13 @@ func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion in
 	case refused && now.Sub(token.LastRefreshAt) < r.Timing.coolDown():
 		return token, nil
 	}
-	if stop, stopped := r.Gate.Paused(admission.TargetRefresh, now); stopped {
-		return r.useOrHold(token, refused, jetpost.CodeAppPaused, stop.NextAt(), admission.PauseDetail(stop))
+	if pause, paused := r.Gate.Paused(admission.TargetRefresh, now); paused {
+		return r.useOrHold(token, refused, jetpost.CodeAppPaused, pause.NextAt(), admission.PauseDetail(pause))
 	}
 	return r.renew(ctx, token, refused)
 }
 
-// renew exchanges a token, unless somebody else does or did.
+// renew exchanges a token, unless another worker does or did.
 func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) (store.Token, error) {
 	asked := time.Now()
 	if err := r.Room.Err(); err != nil {
@@ -128,7 +127,7 @@ func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) 
 	case !claimed && current.LeaseUntil.After(time.Now()):
 		return r.useOrHold(current, refused, jetpost.CodeTokenRefreshFailed, current.LeaseUntil, "the token is being renewed")
 	case !claimed:
-		detail := cmp.Or(current.RefreshError, "a worker was lost while it renewed the token")
+		detail := cmp.Or(current.RefreshError, "a worker died while it renewed the token")
 		return r.useOrHold(current, refused, jetpost.CodeTokenRefreshFailed, current.NextAttemptAt, detail)
 	}
 	outcome := r.exchange(ctx, current, asked)
@@ -142,8 +141,8 @@ func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) 
 	}
 }
 
-// useOrHold lets a token serve that still lives and that X has not refused. A
-// hold lasts until a next try is possible.
+// useOrHold returns the token if it is still valid and X has not refused it, else a
+// *admission.WaitError until the next try is possible.
 func (r *Refresher) useOrHold(token store.Token, refused bool, code jetpost.Code, until time.Time, detail string) (store.Token, error) {
 	now := time.Now()
 	if !refused && token.ExpiresAt.After(now.Add(r.Timing.usable())) {
@@ -159,7 +158,7 @@ func reauthHold() error {
 	return admission.Wait(jetpost.CodeAccountReauthRequired, time.Time{}, "the account has no tokens that X accepts: connect it again")
 }
 
-// tokenHold tells a key that is missing from a database that cannot be asked.
+// tokenHold converts a ledger error into a *admission.WaitError.
 func tokenHold(err error, now time.Time) error {
 	switch {
 	case unreadable(err):
@@ -171,27 +170,27 @@ func tokenHold(err error, now time.Time) error {
 	}
 }
 
-// unreadable tells tokens that no configured key opens.
+// unreadable reports whether err is for a token that no configured key decrypts.
 func unreadable(err error) bool {
 	var key *store.KeyError
 	var damaged *store.DamagedError
 	return errors.As(err, &key) || errors.As(err, &damaged)
 }
 
-// exchanged is what came of one exchange.
+// exchanged is the result of one exchange.
 type exchanged struct {
-	token  store.Token // the new one, where err is nil
+	token  store.Token // the new one, if err is nil
 	err    error
-	reauth bool
-	next   time.Time // of the next try, where there is one
+	reauth bool      // the account must be connected again
+	next   time.Time // of the next try, if there is one
 }
 
-// exchange trades a claimed token and commits what X said. It runs on a
-// context of its own: once the request is on its way, neither a worker that
-// stops nor a lane that is lost may keep its answer from the database.
+// exchange exchanges a claimed token and commits the answer of X. It is not cancelled with
+// ctx: once the request is sent, its answer has to reach the database, even if the worker
+// stops or the lane is lost.
 //
-// asked is when the claim was asked for. The lease began after it, so a worker
-// that was frozen meanwhile never sends a token which another one has claimed.
+// asked is when the claim was requested. The lease began later, so a worker that was frozen
+// meanwhile never sends a token that another worker has claimed.
 func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.Time) exchanged {
 	log := r.Log.With("account", claim.Account, "token", claim.ID, "version", claim.Version, "attempt", claim.Attempts)
 	if !claim.InDoubtSince.IsZero() {
@@ -227,10 +226,10 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 	return exchanged{token: token}
 }
 
-// evidence is what an exchange says about X. One that took much longer than it
-// may says nothing: this process stood still, and as it goes on all its calls
-// have failed. Were X blamed for that, a worker that was frozen would skip the
-// batches of the whole round in no time, which others could have refreshed.
+// evidence is the error of an exchange as the breaker counts it. If the exchange took much
+// longer than its timeout, the process was frozen, and the failure says nothing about X. If
+// it counted, the breaker of a worker that was frozen tripped, and the worker skipped all
+// batches of the round that other workers could refresh.
 func (r *Refresher) evidence(err error, took time.Duration) error {
 	if err != nil && took > r.Timing.CallTimeout()*21/20 {
 		return errStoodStill
@@ -238,10 +237,10 @@ func (r *Refresher) evidence(err error, took time.Duration) error {
 	return err
 }
 
-// keep commits a pair. It is the only one that X takes now, so it goes into the
-// lifeboat before the database is asked, which may neither answer nor fail: a worker
-// that stops or is killed meanwhile leaves it there to the next one. The database is
-// asked until then. store.ErrFenced says that a newer pair is there.
+// keep commits a token pair. X accepts only this pair now, so it is stored in the lifeboat
+// before the database is asked, which may not answer. If the worker stops or dies before the
+// commit, the next worker reads the pair from the lifeboat. The commit is retried until then.
+// The error is store.ErrFenced if a newer pair is stored.
 func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
 	afloat := false
 	if r.Lifeboat != nil {
@@ -263,14 +262,14 @@ func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Toke
 	})
 	if afloat && settled(err) {
 		if err := r.Lifeboat.Drop(claim); err != nil {
-			log.Warn("token.lifeboat_not_emptied", "error", err) // the next start finds that it is not needed
+			log.Warn("token.lifeboat_not_emptied", "error", err) // Recover removes it at the next start
 		}
 	}
 	return err
 }
 
-// Recover commits the pairs that earlier workers of this machine had to leave
-// in the lifeboat. One that is older than what is stored is let go.
+// Recover commits the pairs that earlier workers of this machine left in the lifeboat. A pair
+// that is older than the stored one is dropped.
 func (r *Refresher) Recover(ctx context.Context) error {
 	rescued, err := r.Lifeboat.Load()
 	if err != nil {
@@ -294,19 +293,19 @@ func (r *Refresher) Recover(ctx context.Context) error {
 	return nil
 }
 
-// fail records an exchange that brought no pair, and tells of it.
+// fail stores a failed exchange, and publishes it.
 func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.Token, err error) exchanged {
 	ctx := context.WithoutCancel(worker)
 	now := time.Now()
-	failure, stop := r.judge(err, claim, now)
-	if stop.Code != "" {
-		if err := r.Gate.Pause(ctx, admission.TargetRefresh, stop, now); err != nil {
+	failure, pause := r.judge(err, claim, now)
+	if pause.Code != "" {
+		if err := r.Gate.Pause(ctx, admission.TargetRefresh, pause, now); err != nil {
 			log.Error("app.pause_not_shared", "error", err)
 		}
 	}
 	saveErr := r.save(worker, func(ctx context.Context) error {
-		// A database that was away may take it long after: a round that was opened
-		// meanwhile did not count this token, and must not find it due.
+		// If the database did not answer for long, a new round may have begun. It did
+		// not count this token, so it must not find the token due.
 		failure.Now = time.Now()
 		if soonest := failure.Now.Add(r.Timing.lease()); failure.NextAttempt.Before(soonest) {
 			failure.NextAttempt = soonest
@@ -315,8 +314,8 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	})
 	if saveErr != nil {
 		if errors.Is(saveErr, store.ErrFenced) {
-			// Another worker, or an import, brought a newer pair: this failure
-			// is about a token that no longer matters.
+			// Another worker, or an import, has stored a newer pair, so this
+			// failure does not matter any more.
 			log.Info("token.failure_outdated", "error", err)
 			return exchanged{err: err, next: now}
 		}
@@ -331,14 +330,14 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	return exchanged{err: err, reauth: reauth, next: next}
 }
 
-// judge is the one table from what the token endpoint said to what is left of
-// the claim. docs/x-errors.md has every answer with what becomes of it.
+// judge is the only table from answers of the token endpoint to token failures.
+// docs/x-errors.md lists every answer with its consequence.
 //
-//	error ........................... outcome   next attempt          stop
+//	error ........................... outcome   next attempt          pause
 //	grant refused ................... refused   never                 no
 //	answer lost, 5xx, no pair in it . unknown   near the token's end  no
-//	app not accepted ................ nothing   after the stop        15 minutes
-//	usage cap, credits, enrolment ... nothing   after the stop        X's date, else 15 minutes
+//	app not accepted ................ nothing   after the pause       15 minutes
+//	usage cap, credits, enrolment ... nothing   after the pause       X's date, else 15 minutes
 //	429 ............................. nothing   at the reset          no
 //	our own wait (breaker) .......... nothing   at its end            no
 //	not sent, X says: not now ....... nothing   backoff               no
@@ -351,7 +350,7 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 		appError  *xapi.AppError
 		limit     *xapi.RateLimitError
 		wait      *admission.WaitError
-		stop      jetpost.Reason
+		pause     jetpost.Reason
 	)
 	switch {
 	case errors.As(err, &grant):
@@ -359,31 +358,31 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 	case errors.As(err, &ambiguous):
 		failure.Outcome = store.ExchangeUnknown
 	case errors.As(err, &app):
-		stop = jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "X does not accept the app's client id or secret: " + app.Err.Words()}
+		pause = jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "X does not accept the app's client id or secret: " + app.Err.Words()}
 	case errors.As(err, &appError):
-		stop = jetpost.Reason{Code: jetpost.Code(appError.Reason), Until: appError.Until, Detail: appError.Err.Words()}
+		pause = jetpost.Reason{Code: jetpost.Code(appError.Reason), Until: appError.Until, Detail: appError.Err.Words()}
 	case errors.As(err, &limit) && limit.Until.After(now):
 		failure.NextAttempt = limit.Until.Add(rand.N(r.Timing.lease()))
 	case errors.As(err, &wait):
 		failure.NextAttempt = wait.Reason.Until
 	}
-	if stop.Code != "" {
-		if !stop.Until.After(now) {
-			stop.Until = now.Add(r.Timing.appFault())
+	if pause.Code != "" {
+		if !pause.Until.After(now) {
+			pause.Until = now.Add(r.Timing.appFault())
 		}
-		failure.NextAttempt = stop.Until
+		failure.NextAttempt = pause.Until
 	}
-	return failure, stop
+	return failure, pause
 }
 
-// tell publishes the failure for operators and, where the user must act, the
+// tell publishes the failure for operators and, if the account must be connected again, the
 // event that says so.
 func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, failure store.TokenFailure, next time.Time) {
 	reason := jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed, Detail: failure.Error, Until: next}
 	if failure.Outcome == store.ExchangeRefused {
 		reason.Code = jetpost.CodeAccountReauthRequired
 		if err := r.Announce.AnnounceAccounts(ctx, account); err != nil {
-			log.Warn("event.delayed", "error", err) // the sweeper tells it
+			log.Warn("event.delayed", "error", err) // the sweeper publishes it
 		}
 	}
 	if err := r.DeadLetters.RefreshFailed(ctx, account, reason); err != nil {
@@ -391,14 +390,14 @@ func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, 
 	}
 }
 
-// save tries a commit until it succeeds or is refused, and gives up only when
-// saveBound is over after the worker's context has ended.
+// save retries a commit until it succeeds or the ledger refuses it. It gives up saveBound
+// after the worker's context has ended.
 func (r *Refresher) save(worker context.Context, commit func(context.Context) error) error {
 	return r.carry(worker, func(ctx context.Context, _ func()) error { return commit(ctx) })
 }
 
-// carry is save for a commit that may call leave: what it commits is safe elsewhere,
-// and is left there when the worker stops.
+// carry is save for a commit that may call leave. After leave, carry gives up as soon as the
+// worker stops, because the data is safe elsewhere.
 func (r *Refresher) carry(worker context.Context, commit func(ctx context.Context, leave func()) error) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(worker))
 	defer cancel()
@@ -414,7 +413,7 @@ func (r *Refresher) carry(worker context.Context, commit func(ctx context.Contex
 	}
 	wait := stallMin
 	for {
-		err := commit(ctx, leave) // each call of the ledger ends by itself
+		err := commit(ctx, leave) // each ledger call has its own timeout
 		if settled(err) {
 			r.Health.Set("ledger", nil)
 			return err
@@ -428,6 +427,6 @@ func (r *Refresher) carry(worker context.Context, commit func(ctx context.Contex
 	}
 }
 
-// jitter spreads d over d to 1.5 d, so that tokens that failed together are
+// jitter returns a random duration from d to 1.5 d, so that tokens that failed together are
 // not tried together.
 func jitter(d time.Duration) time.Duration { return d + rand.N(d/2+1) }

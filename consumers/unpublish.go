@@ -12,22 +12,22 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// unpublishRetry is the wait before a deletion is tried again whose wait has no end of its
-// own: somebody has to act, and what does not wake is found out so.
+// unpublishRetry is the wait before a deletion is tried again if its hold has no end because
+// a person has to act. No wake-up follows on every such act.
 const unpublishRetry = 15 * time.Minute
 
-// unpublish goes on with the account's earliest deletion, by one step. A step that is
-// repeated, since its worker died, does no harm.
+// unpublish takes one step of the account's earliest deletion. A step may be repeated after a
+// worker has died.
 func (r *laneRun) unpublish(ctx context.Context, generation int64) error {
 	var found bool
-	rec, err := persist(ctx, r, "look for deletions", func() (rec store.Record, err error) {
+	rec, err := persist(ctx, r, "read deletions", func() (rec store.Record, err error) {
 		rec, found, err = r.h.Ledger.Unpublishing(ctx, r.lane)
 		return rec, err
 	})
 	if err != nil || !found {
 		return err
 	}
-	rec.Holds = rec.Deletion.Holds // those of the request are over
+	rec.Holds = rec.Deletion.Holds // the holds of the request itself are over
 	a := r.deletion(ctx, &rec)
 	if errors.Is(a.err, store.ErrFenced) {
 		return a.err
@@ -50,8 +50,8 @@ func (r *laneRun) unpublish(ctx context.Context, generation int64) error {
 	return nil
 }
 
-// deletion is one step: what became of the post in doubt is found out first, and then the
-// last post that is live is deleted.
+// deletion is one step: first a post in doubt is reconciled, and then the last live post is
+// deleted.
 func (r *laneRun) deletion(ctx context.Context, rec *store.Record) attempt {
 	if r.lane.LostClaims >= poisonClaims {
 		r.lane.LostClaims = 0
@@ -68,7 +68,7 @@ func (r *laneRun) deletion(ctx context.Context, rec *store.Record) attempt {
 	if err := r.lift(ctx, rec, request); err != nil {
 		return r.left(rec, err)
 	}
-	if r.pause.Blocked(time.Now()) { // a person's pause is of posts alone
+	if r.pause.Blocked(time.Now()) { // a pause set by a person does not hold deletions
 		return r.left(rec, &admission.WaitError{Reason: r.pause.Reason, CheckAt: r.pause.NextAt()})
 	}
 	token, err := r.token(ctx)
@@ -111,8 +111,8 @@ func (r *laneRun) deleteLast(ctx context.Context, client *xapi.Client, rec *stor
 	return attempt{decision: goOn(), post: -1, err: err}
 }
 
-// gone tells that X says in words that it has no such post. A 404 without words is a
-// fault of its routing.
+// gone reports whether X says in words that the post does not exist. A 404 without words is a
+// fault of X's routing.
 func gone(err error) bool {
 	var refused *xapi.RefusedError
 	return errors.As(err, &refused) && refused.Kind == xapi.RefusedNotFound

@@ -18,25 +18,25 @@ import (
 
 const (
 	// readsAtOnce bounds the posts of one thread whose media are read at the same time:
-	// the worker's room for media holds two of which nobody has told the size.
+	// spoolMax has room for two media of unknown size.
 	readsAtOnce = 2
-	// uploadBytes bounds the images that a worker brings to X at the same time: some of
+	// uploadBytes bounds the images that a worker uploads to X at the same time: a few of
 	// the largest, or many small ones, each of which counts as uploadLeast.
 	uploadBytes = 32 << 20
 	uploadLeast = 512 << 10
-	// maxSmall bounds the images of a thread that are at X before its first post; the rest
-	// is uploaded beside the earlier posts.
+	// maxSmall bounds the images of a thread that are uploaded before its first post. The
+	// others are uploaded while earlier posts are sent.
 	maxSmall = 20 << 20 // bytes
-	// maxProcessing is how long X may work on one file.
+	// maxProcessing is how long X may process one file.
 	maxProcessing = time.Hour
-	// renewAfter is the wait before a file is uploaded again whose id X does not
-	// take: it may not have heard of it everywhere yet.
+	// renewAfter is the wait before a file is uploaded again after X has refused its id.
+	// X may not have replicated the id yet.
 	renewAfter = 5 * time.Second
 )
 
-// uploads brings the media of a thread's posts to X, while earlier posts are sent.
-// It happens before the intent of each post, since an upload that nobody uses does
-// no harm; what is at X is kept in the ledger, for a hold or another worker.
+// uploads uploads the media of a thread's posts to X, while earlier posts are sent. The
+// uploads of a post come before its intent, because an unused upload does no harm. The ledger
+// stores finished uploads for use after a hold or by another worker.
 type uploads struct {
 	t      *threadRun
 	client *xapi.Client
@@ -44,10 +44,10 @@ type uploads struct {
 	ctx    context.Context    // ends with the lane's claim, or once the worker is asked to stop
 	stop   context.CancelFunc
 	work   sync.WaitGroup
-	idle   chan struct{} // closed once all is done that can be done now
+	idle   chan struct{} // closed once no upload can go on now
 }
 
-// postMedia is what one post needs of X.
+// postMedia is the media of one post.
 type postMedia struct {
 	index int
 	asked []jetpost.Media
@@ -56,12 +56,11 @@ type postMedia struct {
 	done  chan struct{}
 	err   error // of the uploads, once done is closed
 
-	mu sync.Mutex // of known, which is kept as a whole
+	mu sync.Mutex // of known, which is stored as a whole
 }
 
-// prepare reads the media of the posts that are still to be sent, all of them before
-// the first is: a thread does not begin that some file would end. Then their way to
-// X begins.
+// prepare reads the media of all unsent posts before the first one is sent, so that a thread
+// with an invalid file does not begin. Then it starts the uploads.
 func (t *threadRun) prepare(ctx context.Context) (*uploads, error) {
 	u := &uploads{t: t, posts: map[int]*postMedia{}, idle: make(chan struct{})}
 	u.client = t.client.Guarded(u.call)
@@ -99,9 +98,9 @@ func (t *threadRun) prepare(ctx context.Context) (*uploads, error) {
 	return u, nil
 }
 
-// small waits until the small images of the thread are at X, before its first post: what
-// X does not take of them does not end the thread halfway. What is whole need not be
-// uploaded again, so that none is cut short for another one.
+// small waits until the small images of the thread are uploaded, before its first post, so
+// that an image that X refuses does not end the thread halfway. It waits for all of them even
+// if one fails, because finished uploads are reused.
 func (u *uploads) small() (first error) {
 	var bytes int64
 	for i := range u.t.request.Posts {
@@ -129,9 +128,9 @@ func (u *uploads) small() (first error) {
 	return first
 }
 
-// fits tells whether X's windows leave the uploads enough calls: a thread is not begun
-// that they would hold halfway. What needs more than a window ever takes waits for a
-// full one.
+// fits returns an error if X's windows do not have enough calls left for the uploads, so that
+// a thread is not held halfway. Uploads that need more calls than a window's limit wait for a
+// full window.
 func (u *uploads) fits() error {
 	need := map[xapi.Endpoint]int{}
 	for _, p := range u.posts {
@@ -154,7 +153,7 @@ func (u *uploads) fits() error {
 	return nil
 }
 
-// watch ends the uploads where another worker is to go on with them.
+// watch ends the uploads when the worker stops or the lane is lost.
 func (u *uploads) watch() {
 	select {
 	case <-u.t.r.d.Stopping:
@@ -164,9 +163,9 @@ func (u *uploads) watch() {
 	u.stop()
 }
 
-// ahead uploads what can be uploaded now: images together, as far as the worker's budget
-// goes, and the rest one by one. X allows about two large videos in a window, which
-// several at once would only ever begin.
+// ahead uploads what can be uploaded now: images concurrently, within the worker's budget, and
+// other media one by one. X allows about two large videos in a window, so uploading several at
+// once would finish none.
 func (u *uploads) ahead() {
 	defer close(u.idle)
 	upload := func(p *postMedia) {
@@ -179,8 +178,8 @@ func (u *uploads) ahead() {
 	rest.Wait()
 }
 
-// images uploads those of the first posts first, each post once the budget has room for
-// all of its own.
+// images uploads the images in the order of the posts. A post's uploads begin once the budget
+// has room for all of its images.
 func (u *uploads) images(upload func(*postMedia)) {
 	budget := u.t.r.h.Media.budget()
 	var group sync.WaitGroup
@@ -190,7 +189,7 @@ func (u *uploads) images(upload func(*postMedia)) {
 			continue
 		}
 		bytes := p.bytes()
-		if err := budget.Acquire(u.ctx, bytes); err != nil { // the uploads are at their end
+		if err := budget.Acquire(u.ctx, bytes); err != nil { // the uploads were ended
 			p.err = err
 			close(p.done)
 			continue
@@ -203,7 +202,7 @@ func (u *uploads) images(upload func(*postMedia)) {
 	group.Wait()
 }
 
-// bytes is what its images take of the budget.
+// bytes is how much of the budget the images take.
 func (p *postMedia) bytes() (sum int64) {
 	for _, b := range p.blobs {
 		if b != nil {
@@ -213,13 +212,14 @@ func (p *postMedia) bytes() (sum int64) {
 	return min(sum, uploadBytes)
 }
 
-// inSegments tells a post whose media take long to upload.
+// inSegments reports whether the post has a medium that is uploaded in segments, which takes
+// long.
 func (p *postMedia) inSegments() bool {
 	return slices.ContainsFunc(p.blobs, func(b *blob) bool { return b != nil && !xapi.IsImage(b.mime) })
 }
 
-// each does something for every such post with media, for the first ones first and for
-// some at a time.
+// each calls do for every post with media that which selects, in order, and for up to atOnce
+// posts at the same time.
 func (u *uploads) each(atOnce int, which func(*postMedia) bool, do func(*postMedia)) {
 	free := make(chan struct{}, atOnce)
 	var group sync.WaitGroup
@@ -237,8 +237,7 @@ func (u *uploads) each(atOnce int, which func(*postMedia) bool, do func(*postMed
 	group.Wait()
 }
 
-// panicError is a panic on its way to the goroutine of the lane, where the Runner
-// looks after it.
+// panicError carries a panic to the goroutine of the lane, where the Runner recovers it.
 type panicError struct {
 	cause any
 	stack []byte
@@ -255,7 +254,7 @@ func caught(do func() error) (err error) {
 	return do()
 }
 
-// end stops what is under way, and closes what was read.
+// end stops the uploads under way, and closes the files.
 func (u *uploads) end() {
 	u.stop()
 	u.work.Wait()
@@ -268,8 +267,8 @@ func (u *uploads) end() {
 	}
 }
 
-// outcome is what an error of the uploads means to the lane: nothing where it ended
-// them itself, for another worker.
+// outcome is what an error of the uploads means to the lane. If the uploads were ended for
+// another worker, the lane goes on, which ends the claim.
 func (u *uploads) outcome(err error) error {
 	var thrown *panicError
 	switch {
@@ -300,7 +299,7 @@ func (u *uploads) ids(i int) ([]string, error) {
 		}
 		p.err = u.upload(p)
 	}
-	if err := u.upload(p); err != nil { // which does nothing where all is there
+	if err := u.upload(p); err != nil { // it does nothing if all media are uploaded
 		return nil, u.outcome(err)
 	}
 	ids := make([]string, len(p.known))
@@ -310,7 +309,7 @@ func (u *uploads) ids(i int) ([]string, error) {
 	return ids, nil
 }
 
-// finish lets uploads come to their end: what is whole need not be uploaded again.
+// finish waits for the uploads, because finished ones are reused.
 func (u *uploads) finish() {
 	select {
 	case <-u.idle:
@@ -318,8 +317,8 @@ func (u *uploads) finish() {
 	}
 }
 
-// processedAt is when to ask again whether X has processed a medium, if that is what
-// an error says.
+// processedAt returns when to ask X again about the processing of a medium, if err is a wait
+// for that.
 func processedAt(err error) (until time.Time, waits bool) {
 	var wait *admission.WaitError
 	if !errors.As(err, &wait) || wait.Reason.Code != jetpost.CodeMediaProcessing {
@@ -328,11 +327,11 @@ func processedAt(err error) (until time.Time, waits bool) {
 	return wait.Reason.Until, true
 }
 
-// wait waits for X's processing while others are uploaded, which a hold would cut
-// short. Where none is, that is a hold.
+// wait waits for X's processing while other uploads go on, because a hold would end them. If
+// none goes on, it returns false, and the request is held.
 func (u *uploads) wait(until time.Time) bool {
 	if !time.Now().Before(until) {
-		return true // earlier posts have taken that long
+		return true // the time has passed while earlier posts were sent
 	}
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
@@ -345,12 +344,12 @@ func (u *uploads) wait(until time.Time) bool {
 	return false
 }
 
-// usable tells whether an upload outlasts the post that is to be made of it.
+// usable reports whether an upload is valid for long enough to be posted.
 func (u *uploads) usable(m store.Media) bool {
 	return m.ID != "" && time.Now().Add(u.t.r.h.Timing.lease()).Before(m.ExpiresAt)
 }
 
-// read opens what has to be uploaded, and checks that X takes it, together.
+// read opens the media that have to be uploaded, and checks that X accepts them together.
 func (u *uploads) read(p *postMedia) error {
 	for n, m := range p.asked {
 		if u.usable(p.known[n]) {
@@ -362,7 +361,7 @@ func (u *uploads) read(p *postMedia) error {
 		}
 		p.blobs[n] = b
 		if len(p.asked) > 1 && !xapi.IsImage(b.mime) {
-			return p.failure(n, invalidMedia("it is %s, which X takes alone: up to %d images, or one GIF, or one video", b.mime, jetpost.MaxImages))
+			return p.failure(n, invalidMedia("it is %s, which X accepts only alone: a post may have up to %d images, or one GIF, or one video", b.mime, jetpost.MaxImages))
 		}
 	}
 	return nil
@@ -372,8 +371,8 @@ func (p *postMedia) failure(n int, err error) error {
 	return fmt.Errorf("media %d of post %d: %w", n+1, p.index+1, err)
 }
 
-// upload takes each medium of a post as far as it goes now, side by side. One that
-// fails cuts no other short.
+// upload advances all media of a post concurrently, as far as possible now. If one fails, the
+// others go on.
 func (u *uploads) upload(p *postMedia) error {
 	errs := make([]error, len(p.asked))
 	var group sync.WaitGroup
@@ -385,7 +384,7 @@ func (u *uploads) upload(p *postMedia) error {
 	for n, err := range errs {
 		switch {
 		case ours(err):
-			waits = err // the others need not wait for it
+			waits = err // a failure of another medium comes first
 		case err != nil:
 			return p.failure(n, err)
 		}
@@ -393,17 +392,17 @@ func (u *uploads) upload(p *postMedia) error {
 	return waits
 }
 
-// advance brings one medium to X, waits for its processing, and describes it.
+// advance uploads one medium, checks its processing, and sets its description.
 func (u *uploads) advance(p *postMedia, n int) error {
 	m := p.known[n]
 	if !u.usable(m) {
 		lifetime := m.ExpiresAt.Sub(m.UploadedAt)
 		b := p.blobs[n]
 		switch {
-		case !m.CheckAt.IsZero() && lifetime < maxProcessing: // nor will another one be
-			err := invalidMedia("X has not processed it within the %s for which it keeps it", lifetime)
+		case !m.CheckAt.IsZero() && lifetime < maxProcessing: // another upload would not be processed in time either
+			err := invalidMedia("X has not processed it within %s, when the upload expired", lifetime)
 			return errors.Join(err, u.keep(p, n, forgotten(m)))
-		case b == nil: // it has expired since the sources were read: look again
+		case b == nil: // it has expired since the sources were read: read the ledger again
 			return &decidedError{goOn()}
 		}
 		got, err := u.client.UploadMedia(u.ctx, b.reader(), b.size, b.mime)
@@ -434,11 +433,10 @@ func (u *uploads) advance(p *postMedia, n int) error {
 	return nil
 }
 
-// forgotten is a medium of which X has nothing that can be posted: a replay uploads it
-// afresh.
+// forgotten is a medium without an upload. A replay uploads it again.
 func forgotten(m store.Media) store.Media { return store.Media{Digest: m.Digest, Renewed: m.Renewed} }
 
-// processed asks whether X has processed a medium, once it is time.
+// processed asks X whether it has processed a medium, once it is time.
 func (u *uploads) processed(m *store.Media) error {
 	if time.Now().Before(m.CheckAt) {
 		return processing(m)
@@ -458,7 +456,7 @@ func (u *uploads) processed(m *store.Media) error {
 		*m = forgotten(*m)
 		return invalidMedia("X has not processed it within %s", maxProcessing)
 	default:
-		// What takes long is asked for less often.
+		// The longer the processing takes, the less often X is asked.
 		m.CheckAt = later(max(got.CheckAfter, time.Since(m.UploadedAt)/8))
 		return processing(m)
 	}
@@ -468,8 +466,8 @@ func processing(m *store.Media) error {
 	return admission.Wait(jetpost.CodeMediaProcessing, m.CheckAt, "X is still processing media "+m.ID)
 }
 
-// later is the time after a wait; zero for none. A database keeps no nanoseconds, so
-// that a hold until then would be over before it.
+// later is the time after a wait; zero for none. It is truncated to milliseconds, because a
+// database stores no nanoseconds, and a hold would end before this time.
 func later(wait time.Duration) time.Time {
 	if wait == 0 {
 		return time.Time{}
@@ -477,25 +475,25 @@ func later(wait time.Duration) time.Time {
 	return time.Now().Add(wait).UTC().Truncate(time.Millisecond)
 }
 
-// keep tells the ledger what is known of a medium.
+// keep stores in the ledger what is known of a medium.
 func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 	if p.known[n] == m {
 		return nil
 	}
-	p.mu.Lock() // until the ledger has it, or an older list would replace a newer one
+	p.mu.Lock() // until the ledger has it, so that an older list does not replace a newer one
 	defer p.mu.Unlock()
 	p.known[n] = m
 	r := u.t.r
-	_, err := persist(u.ctx, r, "keep media", func() (struct{}, error) {
+	_, err := persist(u.ctx, r, "store media", func() (struct{}, error) {
 		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, p.index, slices.Clone(p.known))
 	})
 	if errors.Is(err, store.ErrNotRunnable) {
-		return &decidedError{goOn()} // cancelled: look again
+		return &decidedError{goOn()} // cancelled: read the ledger again
 	}
 	return err
 }
 
-// call makes one call to X, if it is admitted.
+// call makes one call to X if it is admitted.
 func (u *uploads) call(e xapi.Endpoint, do func() error) error {
 	_, err := admission.Call(u.ctx, u.t.r.pass, admission.Calls{Endpoint: e, N: 1}, func() (struct{}, error) { return struct{}{}, do() })
 	return err
