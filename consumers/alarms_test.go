@@ -11,7 +11,7 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// wakeUp is when the account's schedule wakes; zero where there is none.
+// wakeUp is when the account's schedule wakes it; zero if there is none.
 func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
 	t.Helper()
 	msg := b.last(t, b.names.ScheduleStream(), b.names.ScheduleWake(account))
@@ -23,14 +23,14 @@ func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
 	return at
 }
 
-// wokenBy is the schedule that has woken the account last; "" where a worker did.
+// wokenBy is the schedule that last woke the account; "" if a worker did.
 func (b *testBundle) wokenBy(t *testing.T, account string) string {
 	t.Helper()
 	return b.last(t, b.names.LanesStream(), b.names.PublishWake(account)).Header.Get("Nats-Scheduler")
 }
 
-// keptTime has a request of acme accepted that is due then, and its lane looked at by a worker
-// that keeps the time.
+// withAlarm accepts a request of acme that is due at the given time, and runs its lane on a
+// worker that sets an alarm for it.
 func (b *testBundle) keptTime(t *testing.T, at time.Time) *Alarms {
 	t.Helper()
 	b.account(t, "acme", 0)
@@ -42,8 +42,8 @@ func (b *testBundle) keptTime(t *testing.T, at time.Time) *Alarms {
 	return alarms
 }
 
-// TestAlarmWakes: a worker wakes what it has released when it is due, while the schedule
-// of those that die is still ahead.
+// TestAlarmWakes: a worker wakes a lane that it has released when it is due, before the
+// schedule in NATS does.
 func TestAlarmWakes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -59,7 +59,7 @@ func TestAlarmWakes(t *testing.T) {
 	b.texts(t, "acme", "one")
 }
 
-// TestAlarmOfDeadWorker: where the worker is gone the schedule wakes.
+// TestAlarmOfDeadWorker: if the worker is gone, the schedule wakes the lane.
 func TestAlarmOfDeadWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -70,8 +70,9 @@ func TestAlarmOfDeadWorker(t *testing.T) {
 	b.texts(t, "acme", "one")
 }
 
-// TestAlarmTakenBack: what is due in more than a minute is woken before, so that some
-// worker keeps the time; a lane that is claimed, and rests then, is woken no more.
+// TestAlarmTakenBack: a lane that is due in more than a minute is woken earlier, so that a
+// worker sets an alarm for it. The alarm is removed when the lane is claimed and then has
+// nothing to do.
 func TestAlarmTakenBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -91,7 +92,8 @@ func TestAlarmTakenBack(t *testing.T) {
 	equal(t, "alarms of what was cancelled", len(alarms.timers), 0)
 }
 
-// TestAlarmByTheDatabasesClock: an alarm is set by the clock that judges what is due.
+// TestAlarmByTheDatabasesClock: an alarm follows the clock of the database, which decides
+// what is due.
 func TestAlarmByTheDatabasesClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -25,7 +25,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// told keeps the account events.
+// told records the account events.
 type told struct {
 	silentDeadLetters
 	events []string
@@ -42,7 +42,7 @@ func (r *told) Event(_ context.Context, _ string, e jetpost.Event) error {
 	return nil
 }
 
-// blockable is an account with six due jobs, of which X has seen none.
+// blockable is an account with six due jobs, none of them sent to X.
 func blockable(t *testing.T) (*doubtBundle, *told) {
 	t.Helper()
 	b, deadLetters := doubt(t), &told{}
@@ -50,7 +50,7 @@ func blockable(t *testing.T) (*doubtBundle, *told) {
 	return b, deadLetters
 }
 
-// change has X make something else of the account.
+// change sets the state and the scope of the account at X.
 func (b *doubtBundle) change(t *testing.T, state, scope string) {
 	t.Helper()
 	change := xsim.AccountChange{State: &state}
@@ -63,7 +63,7 @@ func (b *doubtBundle) change(t *testing.T, state, scope string) {
 
 var six = []string{"j1", "j2", "j3", "j4", "j5", "j6"}
 
-// wantLine fails unless all six jobs are in that state for that reason.
+// wantQueue fails unless all six jobs are in that state for that reason.
 func (b *doubtBundle) wantLine(t *testing.T, state jetpost.State, code jetpost.Code, posted int) {
 	t.Helper()
 	for _, id := range six {
@@ -71,8 +71,8 @@ func (b *doubtBundle) wantLine(t *testing.T, state jetpost.State, code jetpost.C
 	}
 }
 
-// TestBlockedAccount: what X says of an account fails none of its jobs. A read finds
-// out, ever more rarely, that it is over.
+// TestBlockedAccount: a block of an account fails none of its jobs. Reads at growing
+// intervals find out when it is over.
 func TestBlockedAccount(t *testing.T) {
 	t.Parallel()
 	for state, code := range map[string]jetpost.Code{
@@ -93,7 +93,7 @@ func TestBlockedAccount(t *testing.T) {
 				equal(t, "the account's reason", account.Pause.Reason.Code, code)
 				equal(t, "X's words are kept", account.Pause.Reason.Detail != "", true)
 
-				for range 24 * 60 / 5 { // a day, looked at each five minutes
+				for range 24 * 60 / 5 { // a day, with a run every five minutes
 					sleep(5 * time.Minute)
 					b.run(t, b.h, "acme")
 					check(t, b.h.Announce.AnnouncePauseChanges(t.Context(), "")) // as sweeps do
@@ -113,8 +113,8 @@ func TestBlockedAccount(t *testing.T) {
 	}
 }
 
-// TestBlockedAccountResumed: a person need not wait for the next look, and what comes
-// back soon is asked about as rarely as before.
+// TestBlockedAccountResumed: a person who resumes need not wait for the next probe. If the
+// block comes back soon, it is probed as rarely as before.
 func TestBlockedAccountResumed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -134,8 +134,8 @@ func TestBlockedAccountResumed(t *testing.T) {
 	})
 }
 
-// TestBlockedAccountCancelled: what waits behind the one that met it does not wait for
-// that one.
+// TestBlockedAccountCancelled: requests behind the one that met the block do not wait for
+// it after it is cancelled.
 func TestBlockedAccountCancelled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -154,7 +154,7 @@ func TestBlockedAccountCancelled(t *testing.T) {
 	})
 }
 
-// TestBlockedWhilePaused: what X says takes nothing from a person's pause.
+// TestBlockedWhilePaused: a block leaves a person's pause in force.
 func TestBlockedWhilePaused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -171,8 +171,8 @@ func TestBlockedWhilePaused(t *testing.T) {
 	})
 }
 
-// TestUnauthorizedAtEveryTry: a token that is renewed, and refused all the same, is the
-// account's trouble and no request's.
+// TestUnauthorizedAtEveryTry: if X refuses even renewed tokens, the account is blocked, and
+// no request fails.
 func TestUnauthorizedAtEveryTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -194,7 +194,7 @@ func TestUnauthorizedAtEveryTry(t *testing.T) {
 	})
 }
 
-// TestAppRefused: what X says of the app pauses it, with X's words, and fails nothing.
+// TestAppRefused: a refusal of the app pauses it with X's words, and fails no request.
 func TestAppRefused(t *testing.T) {
 	t.Parallel()
 	for variant, code := range map[string]jetpost.Code{
@@ -219,14 +219,14 @@ func TestAppRefused(t *testing.T) {
 	}
 }
 
-// refuses has X refuse so many posts in words that no rule knows.
+// refuses has X refuse the given number of posts with words that no rule knows.
 func (b *doubtBundle) refuses(t *testing.T, words string, times int) {
 	t.Helper()
 	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Body: fmt.Sprintf(`{"title":"Forbidden","status":403,"detail":%q,"type":"about:blank"}`, words), Endpoint: xsim.EndpointCreatePost, Times: times})
 }
 
-// TestUnruledRefusals: three refusals in a row, in words that no rule knows, leave the rest
-// of the queue to a person.
+// TestUnruledRefusals: after three refusals in a row, with words that no rule knows, the
+// rest of the queue waits for a person.
 func TestUnruledRefusals(t *testing.T) {
 	t.Parallel()
 	const words = "Your mood does not allow for that today."
@@ -262,8 +262,8 @@ func TestUnruledRefusals(t *testing.T) {
 	})
 }
 
-// TestUnruledRefusalsApart: a post that X takes in between begins the count anew, and what
-// a rule knows does not count.
+// TestUnruledRefusalsApart: a post that X accepts in between resets the count, and refusals
+// that a rule knows do not count.
 func TestUnruledRefusalsApart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -285,7 +285,7 @@ func TestUnruledRefusalsApart(t *testing.T) {
 	})
 }
 
-// TestUnruledRefusalsOfTheApp: the same words to three accounts are about the app.
+// TestUnruledRefusalsOfTheApp: the same words to three accounts pause the app.
 func TestUnruledRefusalsOfTheApp(t *testing.T) {
 	t.Parallel()
 	const words = "This app's mood does not allow for that today."
@@ -313,8 +313,8 @@ func TestUnruledRefusalsOfTheApp(t *testing.T) {
 	})
 }
 
-// TestScopeMissing: nothing begins that a permission is missing for, and connecting the
-// account again is all that it needs.
+// TestScopeMissing: a request does not begin if a scope is missing for one of its posts.
+// Connecting the account again is enough to go on.
 func TestScopeMissing(t *testing.T) {
 	t.Parallel()
 	const read, write, all = "tweet.read users.read offline.access", "tweet.read tweet.write users.read offline.access", "tweet.read tweet.write users.read offline.access media.write"
@@ -362,8 +362,8 @@ func TestScopeMissing(t *testing.T) {
 	})
 }
 
-// TestFreshParent: a reply to a post that X has just taken is sent again until X shows
-// that one, and fails where it never does.
+// TestFreshParent: a reply to a recent post is sent again until X shows its parent, and
+// fails if X never does.
 func TestFreshParent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -389,7 +389,7 @@ func TestFreshParent(t *testing.T) {
 			t.Errorf("it failed after %s", waited)
 		}
 
-		b.h.Timing.Minute = time.Second // the lag is X's, as its timelines' is
+		b.h.Timing.Minute = time.Second // the lag belongs to X, as that of its timelines does
 		b.faults(t, lags)
 		b.publish(t, "gone-faster", thread("six", "seven")...)
 		r, waited = b.settle(t)
@@ -432,14 +432,15 @@ func TestFreshParentElsewhere(t *testing.T) {
 	})
 }
 
-// TestMadeAt: the moment is in the id.
+// TestMadeAt: the time is in the id.
 func TestMadeAt(t *testing.T) {
 	t.Parallel()
 	equal(t, "a post of 2022", madeAt("1600000000000000000").UTC().Format(time.DateTime), "2022-12-06 05:31:41")
 	equal(t, "no id", madeAt("x").IsZero(), true)
 }
 
-// TestSmallImagesFirst: an image that X does not take ends a thread before its first post.
+// TestSmallImagesFirst: an image that X does not accept ends a thread before its first
+// post.
 func TestSmallImagesFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -451,8 +452,8 @@ func TestSmallImagesFirst(t *testing.T) {
 	})
 }
 
-// TestCutOffImages: an image without its end is found before anything is sent; one with
-// more behind its end is whole.
+// TestCutOffImages: a truncated image is found before anything is sent. An image with data
+// behind its end is complete.
 func TestCutOffImages(t *testing.T) {
 	t.Parallel()
 	var plain bytes.Buffer
@@ -474,8 +475,8 @@ func TestCutOffImages(t *testing.T) {
 	equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
 }
 
-// accountEvents are the events of acme as an account, each told once, in the order in
-// which they came first, and how many messages that took.
+// accountEvents returns the events of the account acme, each once, in the order in which
+// they first came, and the number of messages.
 func (b *testBundle) accountEvents(t *testing.T) (events []string, messages int) {
 	t.Helper()
 	seen := map[string]string{}
@@ -503,8 +504,8 @@ func (b *testBundle) accountEvents(t *testing.T) (events []string, messages int)
 	}
 }
 
-// wantTold sweeps, and fails unless these are the account's events then. The next sweeps
-// tell nothing.
+// wantTold sweeps, and fails unless these are then the account's events. Further sweeps
+// publish nothing.
 func (b *testBundle) wantTold(t *testing.T, want ...string) {
 	t.Helper()
 	s := b.sweeper("next")
@@ -516,8 +517,8 @@ func (b *testBundle) wantTold(t *testing.T, want ...string) {
 	equal(t, "messages after one more sweep", then, once)
 }
 
-// TestBlockedIsToldAtLast: that X blocks an account is told, wherever its worker dies once
-// that is written, and where NATS is away then.
+// TestBlockedIsToldAtLast: the event of a block is published even if the worker dies at any
+// point after the commit, or NATS does not answer then.
 func TestBlockedIsToldAtLast(t *testing.T) {
 	t.Parallel()
 	const (
@@ -565,8 +566,8 @@ func (b *testBundle) deadLettersAway(t *testing.T) *publishers.DeadLetters {
 	return publishers.NewDeadLetters(js, b.names)
 }
 
-// TestPauseChangesAreToldAtLast: what somebody makes of an account's pause is told, too, where
-// nobody told it at once; of several turns, the last.
+// TestPauseChangesAreToldAtLast: changes of an account's pause that were not published at
+// once are published later. Of several changes, only the last is.
 func TestPauseChangesAreToldAtLast(t *testing.T) {
 	t.Parallel()
 	for name, open := range gapDatabases() {
@@ -601,7 +602,7 @@ func TestPauseChangesAreToldAtLast(t *testing.T) {
 			next("account.paused account_paused")
 			resume()
 			next("account.resumed")
-			resume() // of nothing
+			resume() // there is no pause
 			b.wantTold(t, want...)
 			block()
 			next("account.blocked account_locked")

@@ -10,9 +10,9 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// TestClocks: a worker whose clock is more than two seconds off any that it has to
-// agree with takes no lane, and says so, until the clocks agree again. A question
-// that takes long proves less, and one that is not answered nothing.
+// TestClocks: a worker whose clock differs by more than two seconds from one that it has to
+// agree with takes no lane, and says so, until the clocks agree again. An answer that takes
+// long proves less, and a missing answer proves nothing.
 func TestClocks(t *testing.T) {
 	t.Parallel()
 	ahead := func(by, takes time.Duration) func(context.Context) (time.Time, error) {
@@ -31,7 +31,7 @@ func TestClocks(t *testing.T) {
 		name           string
 		database, nats func(context.Context) (time.Time, error)
 		x              func(time.Time) (xapi.ClockReading, bool)
-		of             string // whose clock is another, "" for nobody's
+		of             string // who has the wrong clock; "" for none
 	}{
 		{"all agree", right, right, x(-3*time.Second, 0), ""},
 		{"database ahead", ahead(3*time.Second, 0), right, nil, "the database"},

@@ -31,16 +31,16 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// patience is how long a fact is waited for. A loaded machine gets its time.
+// patience is how long a test waits for a fact. It is long enough for a loaded machine.
 const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		// A server that was shut down while it set up a source waits on for it.
+		// A server that is shut down while it sets up a source keeps waiting for it.
 		goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server.(*stream).trySetupSourceConsumer.func3"))
 }
 
-// testBundle is an installation: a ledger in a file, a NATS server, and X.
+// testBundle is an installation: a ledger in a file, a NATS server, and a simulated X.
 type testBundle struct {
 	names  jetpost.Names
 	server *server.Server
@@ -49,7 +49,7 @@ type testBundle struct {
 	sealer *store.Sealer
 	media  *MediaSource
 	ledger store.Store
-	// lifeboat is that of the machine of all workers.
+	// lifeboat is the lifeboat of the machine, shared by all workers.
 	lifeboat    *store.Lifeboat
 	x           *xsim.Server
 	hc          *http.Client // goes to x
@@ -59,22 +59,21 @@ type testBundle struct {
 	windows     admission.WindowStore
 	pub         *publishers.Publisher
 	log         *slog.Logger
-	seq         atomic.Uint64 // of deliveries made by hand
-	// reuse: X's books may hold a refresh token that came again, since they
-	// cannot tell a client that was killed from a careless one.
+	seq         atomic.Uint64 // of deliveries that tests make
+	// reuse is true if X's call log may contain a refresh token that was presented again:
+	// it cannot tell a client that was killed from a careless one.
 	reuse bool
-	// hurried: the test brought a hold to its end, whose wake-up is still to come.
+	// hurried is true if the test ended a hold whose wake-up is still to come.
 	hurried bool
 }
 
-// setup starts everything that is real. When the test ends, X's books must
-// hold no violation.
+// setup starts all components. When the test ends, X's call log must contain no violation.
 func setup(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
 	return setupOn(t, nil, opts...)
 }
 
-// setupOn is setup on another ledger than a file.
+// setupOn is setup with another ledger than a file.
 func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
 	b := offline(t, opts...)
@@ -95,14 +94,14 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 	return b
 }
 
-// emptyLedger is a database with its schema, which takes half a second to make under the
+// emptyLedger is a database with its schema, which takes half a second to create under the
 // race detector.
 var emptyLedger = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "ledger")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // it was read
+	defer func() { _ = os.RemoveAll(dir) }() // it was read already
 	path := filepath.Join(dir, "empty.db")
 	if err := sqlite.Migrate(context.Background(), path); err != nil {
 		return nil, err
@@ -110,7 +109,8 @@ var emptyLedger = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
-// newLedger writes an empty ledger. All have one id: each test has a NATS of its own.
+// newLedger writes an empty ledger. All have the same id, because each test has its own
+// NATS server.
 func newLedger(path string) error {
 	data, err := emptyLedger()
 	if err != nil {
@@ -119,8 +119,7 @@ func newLedger(path string) error {
 	return os.WriteFile(path, data, 0o600)
 }
 
-// offline is setup without NATS: nothing in it uses a socket, so that it works
-// in a bubble with a clock of its own.
+// offline is setup without NATS. It uses no socket, so it works in a synctest bubble.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
 	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, windows: noStore{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
@@ -129,7 +128,7 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	}
 	proxy, err := xspectest.New("../xapi/xsim/openapi.json", b.x)
 	check(t, err)
-	proxy.Answers.Store(false) // those of faults are what they are
+	proxy.Answers.Store(false) // faults must stay as they are
 	b.hc = &http.Client{Transport: proxy}
 	b.sealer, err = store.NewSealer(store.GenerateKey().Reveal())
 	check(t, err)
@@ -144,7 +143,7 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 			t.Errorf("not of X's specification: %s", v)
 		}
 		for _, l := range b.x.Leniencies() {
-			if !strings.Contains(l.What, "tweet.fields") { // the older names, where X refuses the others
+			if !strings.Contains(l.What, "tweet.fields") { // the older names, if X refuses the others
 				t.Errorf("X had to be lenient: %s: %s", l.Endpoint, l.What)
 			}
 		}
@@ -158,14 +157,14 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	return b
 }
 
-// noStore is a admission.WindowStore for one worker alone.
+// noStore is an admission.WindowStore for a single worker.
 type noStore struct{}
 
 func (noStore) Put(context.Context, string, []publishers.Window) error { return nil }
 
 func (noStore) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
 
-// open opens the ledger as one more worker would.
+// open opens the ledger again, as another worker does.
 func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), b.path, sealer)
@@ -174,8 +173,8 @@ func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
 	return s
 }
 
-// account makes an account at X and imports it. Its token lives for ttl; zero
-// is X's two hours.
+// account creates an account at X and imports it. Its token lives for ttl; X's two hours if
+// zero.
 func (b *testBundle) account(t *testing.T, name string, ttl time.Duration) xsim.Grant {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name, AccessTokenTTL: int64(ttl / time.Second)})
@@ -184,8 +183,8 @@ func (b *testBundle) account(t *testing.T, name string, ttl time.Duration) xsim.
 	return grant
 }
 
-// reconnect is account for one that exists, once the lease of an exchange in
-// flight has run out.
+// reconnect is account for one that exists, after the lease of an exchange in flight has
+// expired.
 func (b *testBundle) reconnect(t *testing.T, name string) {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
@@ -221,7 +220,7 @@ func (b *testBundle) refresher() *Refresher {
 	}
 }
 
-// lane makes the lane handler of one worker.
+// lane returns the lane handler of one worker.
 func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 	r := b.refresher()
 	h := &PublishHandler{
@@ -238,7 +237,7 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 	return h
 }
 
-// run wakes the account at the worker, by hand.
+// run handles a wake-up of the account at the worker.
 func (b *testBundle) run(t *testing.T, h *PublishHandler, account string) {
 	t.Helper()
 	check(t, h.Handle(t.Context(), b.wake(account)))
@@ -256,7 +255,7 @@ func thread(texts ...string) []jetpost.Post {
 	return posts
 }
 
-// accept brings a request through the door.
+// accept has intake accept a request.
 func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 	t.Helper()
 	if r.Account == "" {
@@ -266,11 +265,11 @@ func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 	check(t, err)
 	take(t, b.intake(), b.job(r.Account, body))
 	key := store.Key{Account: r.Account, ID: r.ID}
-	b.record(t, key) // it is there
+	b.record(t, key) // fails if the request is not there
 	return key
 }
 
-// take has the handler take deliveries as one batch.
+// take has the handler handle deliveries as one batch.
 func take(t *testing.T, h *IntakeHandler, batch ...Delivery) {
 	t.Helper()
 	done, err := h.HandleBatch(t.Context(), store.Lease{}, batch)
@@ -289,8 +288,8 @@ func (b *testBundle) record(t *testing.T, key store.Key) store.Record {
 	return record
 }
 
-// want fails unless the request is in that state, for that reason, with so
-// many posts live.
+// want fails unless the request is in that state, for that reason, with that many posts
+// live.
 func (b *testBundle) want(t *testing.T, key store.Key, state jetpost.State, code jetpost.Code, posted int) store.Record {
 	t.Helper()
 	r := b.record(t, key)
@@ -305,8 +304,8 @@ func (b *testBundle) want(t *testing.T, key store.Key, state jetpost.State, code
 	return r
 }
 
-// texts fails unless the account's posts on X are these, each a reply to its
-// predecessor where its thread goes on.
+// texts fails unless these are the account's posts on X, each a reply to the one before it
+// in its thread.
 func (b *testBundle) texts(t *testing.T, account string, want ...string) {
 	t.Helper()
 	var got []string
@@ -316,7 +315,7 @@ func (b *testBundle) texts(t *testing.T, account string, want ...string) {
 	equal(t, "posts of "+account, fmt.Sprintf("%q", got), fmt.Sprintf("%q", want))
 }
 
-// calls counts what X heard at an endpoint.
+// calls counts the calls that X received at an endpoint.
 func (b *testBundle) calls(endpoint string) (n int) {
 	for _, count := range b.x.Counts()[endpoint] {
 		n += count
@@ -329,7 +328,7 @@ func (b *testBundle) faults(t *testing.T, faults ...xsim.Fault) {
 	check(t, b.x.SetFaults(faults))
 }
 
-// paused tells whether the lanes' consumer is paused for all workers.
+// paused reports whether the lanes' consumer is paused for all workers.
 func (b *testBundle) paused(t *testing.T) bool {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -337,7 +336,7 @@ func (b *testBundle) paused(t *testing.T) bool {
 	return lanes.CachedInfo().Paused
 }
 
-// lastEvent is the type of the request's newest event.
+// lastEvent is the request's newest event.
 func (b *testBundle) lastEvent(t *testing.T, key store.Key) jetpost.Event {
 	t.Helper()
 	event, _, err := b.pub.LastEvent(t.Context(), key.Account, key.ID)
@@ -345,7 +344,7 @@ func (b *testBundle) lastEvent(t *testing.T, key store.Key) jetpost.Event {
 	return event
 }
 
-// messages counts what a stream holds.
+// messages counts the messages of a stream.
 func (b *testBundle) messages(t *testing.T, stream string) uint64 {
 	t.Helper()
 	s, err := b.js.Stream(t.Context(), stream)
@@ -353,8 +352,8 @@ func (b *testBundle) messages(t *testing.T, stream string) uint64 {
 	return s.CachedInfo().State.Msgs
 }
 
-// ledgerHook is a ledger that lets a test step in before or after each of a
-// lane's commits. A hook may panic, which is a worker that dies there.
+// ledgerHook is a ledger that calls hooks before and after each commit of a lane. A hook
+// may panic, which simulates the death of the worker.
 type ledgerHook struct {
 	store.Store
 	before, after func(op string) error
@@ -363,8 +362,8 @@ type ledgerHook struct {
 	lane store.Claim // the latest claim
 }
 
-// hooked calls one commit between the hooks. A failing hook after it is an
-// answer that was lost.
+// hooked runs one commit between the hooks. If the hook after it fails, the answer of the
+// commit is lost.
 func hooked[T any](l *ledgerHook, op string, commit func() (T, error)) (out T, err error) {
 	if l.before != nil {
 		if err := l.before(op); err != nil {
@@ -412,7 +411,7 @@ func (l *ledgerHook) ReleaseLane(ctx context.Context, lane store.Claim, generati
 	return hooked(l, "release", func() (bool, error) { return l.Store.ReleaseLane(ctx, lane, generation, wakeAt, now) })
 }
 
-// expire ends the lease of the latest claim, as time would.
+// expire ends the lease of the latest claim.
 func (l *ledgerHook) expire(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -420,7 +419,7 @@ func (l *ledgerHook) expire(t *testing.T) {
 	check(t, l.ExtendLane(t.Context(), l.lane, time.Microsecond, time.Now().Add(-time.Minute)))
 }
 
-// nth makes a hook that calls do at the nth commit of that kind, from 1.
+// nth returns a hook that calls do at the nth commit of that kind, counted from 1.
 func nth(op string, n int, do func() error) func(string) error {
 	var seen atomic.Int64
 	return func(got string) error {
@@ -431,7 +430,7 @@ func nth(op string, n int, do func() error) func(string) error {
 	}
 }
 
-// errAway is a database that does not answer.
+// errAway is the error of a database that does not answer.
 var errAway = errors.New("database is away")
 
 // wantAway fails unless the handler gives the delivery back for errAway.
@@ -442,7 +441,7 @@ func wantAway(t *testing.T, err error) {
 	}
 }
 
-// transport is an http.RoundTripper made of a function.
+// transport is a function as an http.RoundTripper.
 type transport func(*http.Request) (*http.Response, error)
 
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -453,7 +452,7 @@ func eventually(t *testing.T, what string, fact func() bool) {
 	within(t, patience, 5*time.Millisecond, what, fact)
 }
 
-// within waits for a fact that is looked for every so often.
+// within waits for a fact, which it checks at an interval.
 func within(t *testing.T, limit, every time.Duration, what string, fact func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(limit)
@@ -469,8 +468,8 @@ func within(t *testing.T, limit, every time.Duration, what string, fact func() b
 	}
 }
 
-// sleep lets time pass in a bubble, whose clock jumps ahead.
-func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // never called outside of one
+// sleep lets time pass in a synctest bubble, whose clock jumps ahead.
+func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // only called in a bubble
 
 func check(t *testing.T, err error) {
 	t.Helper()

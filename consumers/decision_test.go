@@ -18,13 +18,13 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// TestJudge has a row for each error that X's client gives. Each is judged
-// before the intent of a post and after, bare and as a thread brings it.
+// TestJudge has a row for each error of X's client. Each error is judged before and after
+// the intent of a post, bare and wrapped as a thread wraps it.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	reset, tomorrow, later := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3))
-	var stop time.Time // none that is known: it is probed
+	var stop time.Time // no known end: it is probed
 	checkFrom := now.Add(time.Hour)
 	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
 	ended := errors.New("connection reset")
@@ -40,7 +40,7 @@ func TestJudge(t *testing.T) {
 		name          string
 		err           error
 		before, begun want
-		words         bool // the detail is what X said, and nothing more
+		words         bool // the detail is exactly what X said
 	}{
 		{"APIError", said(418), refused, refused, true},
 		{"AccountError", &xapi.AccountError{Reason: xapi.AccountLocked, Err: said(403)},
@@ -111,7 +111,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestJudgeLeavesTheErrorAlone: a decision is made of an error, not of it.
+// TestJudgeLeavesTheErrorAlone: judge does not change the error.
 func TestJudgeLeavesTheErrorAlone(t *testing.T) {
 	t.Parallel()
 	limit := &xapi.RateLimitError{Err: &xapi.APIError{Status: 429}}
@@ -119,7 +119,7 @@ func TestJudgeLeavesTheErrorAlone(t *testing.T) {
 	equal(t, "end of the window", limit.Until, time.Time{})
 }
 
-// exportedErrors reads from the source of xapi which types end in Error.
+// exportedErrors reads the types that end in Error from the source of xapi.
 func exportedErrors(t *testing.T) (names []string) {
 	t.Helper()
 	files, err := filepath.Glob("../xapi/*.go")
@@ -143,9 +143,8 @@ func exportedErrors(t *testing.T) (names []string) {
 	return names
 }
 
-// TestJudgeDuplicateAfterDoubt: that X knows the text may come from the attempt
-// of which nobody knew what became of it. Failing the request then would have
-// its author write the post a second time.
+// TestJudgeDuplicateAfterDoubt: X may know the text from the attempt in doubt. If the
+// request failed then, its author would write the post a second time.
 func TestJudgeDuplicateAfterDoubt(t *testing.T) {
 	t.Parallel()
 	err := &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: &xapi.APIError{Status: 403, Detail: "X's own words"}}
@@ -157,8 +156,8 @@ func TestJudgeDuplicateAfterDoubt(t *testing.T) {
 	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)}).kind, kindFailed)
 }
 
-// TestJudgeEdgeGivesUp: a routing fault passes, and what lasts for a day is no
-// such fault. An outage may last.
+// TestJudgeEdgeGivesUp: a request fails if a routing fault lasts for a day. An outage may
+// last longer.
 func TestJudgeEdgeGivesUp(t *testing.T) {
 	t.Parallel()
 	edge := &xapi.UnavailableError{Err: &xapi.APIError{Endpoint: xapi.EndpointUploadMedia, Status: 404}}
@@ -177,7 +176,7 @@ func TestJudgeEdgeGivesUp(t *testing.T) {
 	equal(t, "days of tries", wait.Round(24*time.Hour), 24*time.Hour)
 }
 
-// TestJudgeWordless: a reason says something even where X does not.
+// TestJudgeWordless: a reason has a detail even if X sends no words.
 func TestJudgeWordless(t *testing.T) {
 	t.Parallel()
 	bare := &xapi.APIError{Endpoint: xapi.EndpointCreatePost, Status: 400}

@@ -16,8 +16,8 @@ import (
 	"github.com/jetpost/jetpost/store/sqlite"
 )
 
-// A worker that accepts jobs and does nothing else: others, with a
-// PublishHandler on the lanes, then post them.
+// A worker that only accepts jobs. Other workers, with a PublishHandler on the lanes,
+// publish them.
 func ExampleRunner() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -27,8 +27,8 @@ func ExampleRunner() {
 	}
 }
 
-// acceptJobs puts jobs into the ledger until ctx ends. The database and the
-// streams must be there: see sqlite.Migrate and publishers.Setup.
+// acceptJobs stores jobs in the ledger until ctx ends. The database and the streams must
+// exist: see sqlite.Migrate and publishers.Setup.
 func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error {
 	sealer, err := store.NewSealer(keys)
 	if err != nil {
@@ -38,7 +38,7 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 	if err != nil {
 		return err
 	}
-	defer func() { _ = ledger.Close() }() // every change is committed already
+	defer func() { _ = ledger.Close() }() // every change is already committed
 	nc, err := nats.Connect(nats.DefaultURL)
 	if err != nil {
 		return err
@@ -65,7 +65,7 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 	for partition := range jetpost.Partitions {
 		runner.Bindings = append(runner.Bindings, consumers.Binding{
 			Stream: names.JobsStream(), Consumer: jetpost.ConsumerIntake(partition),
-			Batch: intake, // of one worker at a time: keeps an account's jobs in order
+			Batch: intake, // only one worker reads a partition, so an account's jobs stay in order
 		})
 	}
 	return runner.Run(ctx)

@@ -32,45 +32,45 @@ import (
 )
 
 const (
-	// gapLease is that of all workers here: short, since each gap waits for a
-	// dead worker's lease, and for what follows on a doubt.
+	// gapLease is the lease of all workers here. It is short, because each gap waits for
+	// the lease of a dead worker and for the timeline checks after a doubt.
 	gapLease = 2 * time.Second
-	// gapMinute is how long a minute of X takes, for the looks after it.
+	// gapMinute is how long a minute of X takes, for those checks.
 	gapMinute = gapLease / 4
-	// gapsAtOnce bounds how many gaps of one database are tried at a time. They
-	// wait most of the time.
+	// gapsAtOnce bounds how many gaps of one database are tested at the same time. They
+	// mostly wait.
 	gapsAtOnce = 24
-	// gapPatience bounds each wait; some take ten leases.
+	// gapPatience bounds each wait; some waits take ten leases.
 	gapPatience = 2 * time.Minute
 	gapPoll     = 50 * time.Millisecond
-	// gapTries is how often a gap is tried to be reached: on a loaded machine a worker
-	// may be too late for a step, and take another way.
+	// gapTries is how often a gap is tried: on a loaded machine a worker may be too late
+	// for a step and take other steps.
 	gapTries = 5
-	// gapShare is how many gaps there are for each one that is tried, where not all are.
+	// gapShare is the number of gaps of which one is tested, unless all are.
 	gapShare = 5
-	// gapAckWait is when the server gives the message of a dead worker to another.
+	// gapAckWait is when the server redelivers the message of a dead worker.
 	gapAckWait = 3 * time.Second
 )
 
-// gapRun is what a worker does until it dies.
+// gapRun describes what a worker does until it dies.
 type gapRun struct {
 	name  string
 	posts []jetpost.Post // of the one request
-	// work is the part of the worker that runs: its lanes, where it is nil.
+	// work is the part of the worker that runs; its lanes if nil.
 	work func(b *testBundle, m *mortal) func(context.Context) error
 	once bool // the work ends by itself
-	// bring has the request arrive: it is accepted already, where it is nil.
+	// bring delivers the request; if it is nil, the request is already accepted.
 	bring func(t *testing.T, b *testBundle, r jetpost.Request)
-	// upset brings up what goes wrong at X.
+	// upset sets up the faults at X.
 	upset func(t *testing.T, b *testBundle)
 	opts  []func(*xsim.Server)
-	// unpublish has the request deleted: what it had live is gone in the end.
+	// unpublish deletes the request's posts, which are gone in the end.
 	unpublish bool
-	// state is how the request ends: published, where it is empty. A refused job
-	// never becomes one.
+	// state is the final state of the request; published if empty. A rejected job never
+	// becomes a request.
 	state   jetpost.State
 	refused bool
-	// steps are all that the worker takes, up to its end.
+	// steps are all steps of the worker, in order.
 	steps string
 }
 
@@ -80,24 +80,24 @@ func gapRuns(t *testing.T) []gapRun {
 		return func(t *testing.T, b *testBundle) {
 			t.Helper()
 			check(t, b.x.SetLimits([]xsim.Limit{
-				// Other than what X told of the post before.
+				// with other windows than the answer to the post before
 				{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 50, WindowMS: 60_000},
 				{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: 1000},
 			}))
 		}
 	}
-	// What X said of a window dies with the worker that heard it.
+	// The state of a window is lost with the worker that received it.
 	forget := []func(*xsim.Server){func(x *xsim.Server) { x.ClosedWindowGrace = time.Hour }}
 	strike := func(faults ...xsim.Fault) func(*testing.T, *testBundle) {
 		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
 	}
 	const (
-		turn    = "claim, token" // a claim looks, too
+		turn    = "claim, token" // a claim includes a snapshot
 		tell    = "$KV.JETPOST_LIMITS.window.account"
-		last    = tell + ", release, ack" // the last post has looked
+		last    = tell + ", release, ack" // the step of the last post includes a snapshot
 		held    = "conclude, read, jetpost.event.request.held, announced, look"
 		hold    = held + ", " + tell + ", schedule.wake, release, ack"
-		unheard = held + ", schedule.wake, release, ack" // where X has told nothing
+		unheard = held + ", schedule.wake, release, ack" // X has not answered
 		seen    = "anchor post, GET /2/users/:id/tweets"
 		stop    = "$KV.JETPOST_LIMITS.pause.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.paused"
 
@@ -178,7 +178,7 @@ func gapRuns(t *testing.T) []gapRun {
 				s.Ledger, s.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
 				return s.Sweep
 			},
-			bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // whose worker died before it told anybody
+			bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // its worker died before it published anything
 				t.Helper()
 				body, err := json.Marshal(r)
 				check(t, err)
@@ -204,8 +204,8 @@ func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
 	check(t, err)
 }
 
-// gapUnpublish brings a request that was published by another worker, after upset, and
-// whose posts are to be deleted.
+// gapUnpublish accepts a request that another worker publishes, after upset, and whose
+// posts are to be deleted.
 func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBundle, jetpost.Request) {
 	return func(t *testing.T, b *testBundle, r jetpost.Request) {
 		t.Helper()
@@ -221,7 +221,7 @@ func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBun
 	}
 }
 
-// gapTiming is that of all lanes here.
+// gapTiming is the timing of all lanes here.
 func gapTiming() Timing { return Timing{Lease: gapLease, Scale: Scale{Minute: gapMinute}} }
 
 func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
@@ -237,14 +237,14 @@ func (b *testBundle) mortalLane(m *mortal) *PublishHandler {
 }
 
 func (b *testBundle) gapRunner(bindings []Binding) *Runner {
-	// All are one worker to the leases, so that none waits until one runs out.
+	// All runners have the same name in leases, so that none waits for a lease to expire.
 	return &Runner{JetStream: b.js, Leases: b.ledger, Worker: "worker", Health: &Health{}, Log: b.log, Bindings: bindings, StopGrace: time.Nanosecond}
 }
 
-// gapDatabases are how the ledgers are opened that a gap is tried on.
+// gapDatabases opens the ledgers on which a gap is tested.
 func gapDatabases() map[string]func(*testing.T, *store.Sealer) store.Store {
 	return map[string]func(*testing.T, *store.Sealer) store.Store{
-		"SQLite": nil, // the file of every test
+		"SQLite": nil, // the file that every test uses
 		"PostgreSQL": func(t *testing.T, sealer *store.Sealer) store.Store {
 			t.Helper()
 			s, err := postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer, postgres.CallersClock())
@@ -255,17 +255,18 @@ func gapDatabases() map[string]func(*testing.T, *store.Sealer) store.Store {
 	}
 }
 
-// TestWorkerDiesInAnyGap kills a worker between any two of its steps, or some of them
-// (see sample): whatever it asks of the ledger, tells NATS or asks of X. No step is
-// forgotten: those of a worker that does not die must be the ones listed. Another worker
-// takes over, and in the end each post is on X once and in order, its request is told to
-// be published, and nothing is left over.
+// TestWorkerDiesInAnyGap kills a worker between any two of its steps, or between some of
+// them (see sample). A step is a call to the ledger, NATS or X. The steps of a worker that
+// does not die must be the listed ones, so no step is forgotten. Another worker takes over.
+// In the end each post is on X once and in order, the event of its request says published,
+// and nothing is left in the streams.
 func TestWorkerDiesInAnyGap(t *testing.T) {
 	t.Parallel()
 	for name, open := range gapDatabases() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Not by t.Parallel, which counts processors: gaps wait, mostly.
+			// Not with t.Parallel, which is bounded by the number of processors: gaps
+			// mostly wait.
 			free := make(chan struct{}, gapsAtOnce)
 			var all sync.WaitGroup
 			try := func(run gapRun, g gap) {
@@ -285,17 +286,17 @@ func TestWorkerDiesInAnyGap(t *testing.T) {
 	}
 }
 
-// taken are the steps of a worker that does not die.
+// taken returns the steps of a worker that does not die.
 func (run gapRun) taken() []string { return strings.Split(run.steps, ", ") }
 
-// gap is where a worker dies. The moment after a step is that before the next one:
-// nobody can tell them apart from outside.
+// gap is where a worker dies. The moment after a step is the moment before the next one,
+// because they look the same from outside.
 type gap struct {
-	at       int  // the step that is not taken
-	onItsWay bool // but that X takes all the same, when its caller is dead
+	at       int  // index of the first step that is not taken
+	onItsWay bool // X still handles the call of that step after the worker has died
 }
 
-// gaps are all moments in which a worker can die, the last of them after its end.
+// gaps returns all moments in which a worker can die, the last of them after its last step.
 func (run gapRun) gaps() []gap {
 	var gaps []gap
 	for at, step := range run.taken() {
@@ -307,8 +308,8 @@ func (run gapRun) gaps() []gap {
 	return append(gaps, gap{at: len(run.taken())})
 }
 
-// sample picks the gaps that are tried: all of them where JETPOST_TEST_FULL is set, else
-// some at random, and the last one, which compares all steps with those that are listed.
+// sample selects the gaps to test: all of them if JETPOST_TEST_FULL is set, else some
+// random ones and the last one, which compares all steps with the listed ones.
 func sample(gaps []gap) []gap {
 	if os.Getenv("JETPOST_TEST_FULL") != "" {
 		return gaps
@@ -344,11 +345,11 @@ func (run gapRun) diesIn(t *testing.T, open func(*testing.T, *store.Sealer) stor
 	t.Fatalf("the steps up to the gap are\n%q, want\n%q", got, want)
 }
 
-// gapStarts bounds how many installations are made at once, which takes a processor,
-// while workers elsewhere have margins to keep.
+// gapStarts bounds how many installations are set up at the same time: that takes a
+// processor, while workers elsewhere have to keep their margins.
 var gapStarts = make(chan struct{}, 3)
 
-// begin brings the request to a worker.
+// begin delivers the request to a worker.
 func (run gapRun) begin(t *testing.T, open func(*testing.T, *store.Sealer) store.Store) *testBundle {
 	t.Helper()
 	gapStarts <- struct{}{}
@@ -357,7 +358,7 @@ func (run gapRun) begin(t *testing.T, open func(*testing.T, *store.Sealer) store
 	b.log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	b.account(t, "acme", 0)
 	b.hurry(t, b.names.JobsStream(), b.names.LanesStream())
-	control := b.accept(t, jetpost.Request{ID: "control", Posts: thread("control")}) // X shows it to those who look
+	control := b.accept(t, jetpost.Request{ID: "control", Posts: thread("control")}) // an earlier post that X shows in timeline checks
 	b.run(t, b.lane(), "acme")
 	b.want(t, control, jetpost.StatePublished, "", 1)
 	b.purge(t, b.names.LanesStream())
@@ -378,7 +379,7 @@ func (run gapRun) goesOn(t *testing.T, b *testBundle) {
 	t.Helper()
 	next := b.lane(func(h *PublishHandler) { h.Worker, h.Timing = "next", gapTiming() })
 	sweeper := b.sweeper("next")
-	sweeper.Timing.Lease = 3 * gapLease // it need not hurry that much
+	sweeper.Timing.Lease = 3 * gapLease // it need not be that fast
 	b.sweep(t, sweeper)
 	stop := b.work(t, next)
 	gapJob(t, b, jetpost.Request{Account: "acme", ID: "behind", Posts: thread("behind")})
@@ -431,7 +432,7 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	return m.taken
 }
 
-// done tells whether nothing is left to do for the worker.
+// done reports whether nothing is left to do for the worker.
 func (run gapRun) done(t *testing.T, b *testBundle) bool {
 	t.Helper()
 	if run.work != nil {
@@ -450,15 +451,15 @@ func (run gapRun) last() jetpost.EventType {
 	return jetpost.EventRequestPublished
 }
 
-// rests tells whether the request has come to its end, all is told, and nothing is
-// left over on the streams.
+// rests reports whether the request has its final state, all events are published, and
+// nothing is left in the streams.
 func (b *testBundle) rests(t *testing.T, id string) bool {
 	t.Helper()
 	key := store.Key{Account: "acme", ID: id}
 	r := b.record(t, key)
 	if r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeXUnavailable && time.Until(r.HoldUntil) > gapLease {
-		// On a loaded machine the write guard refuses a post, and after some looks
-		// the next try is half an hour off. The wake-up for then is left behind.
+		// On a loaded machine the write guard may refuse a post, and after some timeline
+		// checks the next try is half an hour later. The schedule for it is left behind.
 		_, err := b.ledger.Replay(t.Context(), key, time.Now())
 		check(t, err)
 		b.hurried = true
@@ -466,7 +467,7 @@ func (b *testBundle) rests(t *testing.T, id string) bool {
 	return r.Status.State.Finished() && !r.Deletion.Open() && r.Delivered == r.Status.Revision && b.idle(t)
 }
 
-// idle tells whether no job, no wake-up and no wake-up is left.
+// idle reports whether no job, no wake-up and no schedule is left.
 func (b *testBundle) idle(t *testing.T) bool {
 	t.Helper()
 	const cron = 1 // the schedule of refreshes
@@ -474,7 +475,7 @@ func (b *testBundle) idle(t *testing.T) bool {
 		(b.messages(t, b.names.ScheduleStream()) == cron || b.hurried)
 }
 
-// wantEnd waits for the end and fails unless it is the one that the run must have.
+// wantEnd waits for the end of the run, and fails unless it is the expected one.
 func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
 	t.Helper()
 	behind := store.Key{Account: "acme", ID: "behind"}
@@ -542,7 +543,7 @@ func (run gapRun) wantRefusal(t *testing.T, b *testBundle) {
 	equal(t, "told", b.last(t, b.names.EventsStream(), b.names.RefusedEvent("acme", refusals[0].Sequence)) != nil, true)
 }
 
-// hurry has the server give a dead worker's messages to another one soon.
+// hurry has the server redeliver a dead worker's messages soon.
 func (b *testBundle) hurry(t *testing.T, streams ...string) {
 	t.Helper()
 	for _, name := range streams {
@@ -558,14 +559,14 @@ func (b *testBundle) hurry(t *testing.T, streams ...string) {
 	}
 }
 
-// mortal is a worker that dies before one of its steps. From then on nothing of it
-// reaches the ledger, NATS or X, and each of its goroutines ends where it tries.
+// mortal is a worker that dies before one of its steps. After that nothing from it reaches
+// the ledger, NATS or X, and each of its goroutines ends at its next step.
 type mortal struct {
 	gap  gap
 	dead chan struct{}
 
 	mu    sync.Mutex
-	taken []string   // the steps
+	taken []string   // the steps so far
 	conns []net.Conn // to NATS
 }
 
@@ -586,16 +587,16 @@ func (m *mortal) die() {
 	}
 }
 
-// end is for those who have the lock.
+// end is die for callers that hold the lock.
 func (m *mortal) end() {
 	close(m.dead)
 	for _, conn := range m.conns {
-		_ = conn.Close() // nothing that the client still buffers gets out
+		_ = conn.Close() // what the client still buffers is not sent
 	}
 }
 
-// may tells whether the step is taken. An unnamed one is a heartbeat, which comes
-// with time alone.
+// may reports whether the step is taken. A step without a name is a heartbeat, which
+// depends only on time.
 func (m *mortal) may(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -616,7 +617,7 @@ func (m *mortal) step(name string) {
 	}
 }
 
-// mortalX is the worker's way to X.
+// mortalX is the worker's connection to X.
 type mortalX struct {
 	m *mortal
 	x *xsim.Server
@@ -637,8 +638,8 @@ func (x mortalX) RoundTrip(r *http.Request) (*http.Response, error) {
 	return x.x.RoundTrip(r)
 }
 
-// mortalWire is the worker's way to NATS. It reads the protocol itself, so that no
-// message gets past it, whatever interface it was sent by.
+// mortalWire is the worker's connection to NATS. It parses the protocol, so that it sees
+// every message, whatever interface sent it.
 type mortalWire struct {
 	m      *mortal
 	server *server.Server
@@ -660,7 +661,7 @@ type mortalConn struct {
 	m *mortal
 }
 
-// Write lets each operation through, or dies. The client writes whole ones.
+// Write passes each operation on, or dies. The client writes complete operations.
 func (c *mortalConn) Write(b []byte) (n int, err error) {
 	for len(b) > 0 {
 		line, _, _ := bytes.Cut(b, []byte("\r\n"))
@@ -687,7 +688,7 @@ func (c *mortalConn) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// wireStep names what a message does; "" where it asks, or is a heartbeat.
+// wireStep names what a message does; "" for a request or a heartbeat.
 func wireStep(subject, payload string) string {
 	for _, asks := range []string{"CONSUMER.MSG.NEXT.", "CONSUMER.INFO.", "STREAM.INFO.", "STREAM.MSG.GET.", "DIRECT.GET."} {
 		if strings.HasPrefix(subject, "$JS.API."+asks) {
@@ -705,7 +706,7 @@ func wireStep(subject, payload string) string {
 	}
 }
 
-// mortalTokens is the worker's way to its tokens. TestExchangeGaps has the gaps of an
+// mortalTokens is the worker's access to its tokens. TestExchangeGaps tests the gaps of an
 // exchange.
 type mortalTokens struct {
 	m  *mortal
@@ -727,8 +728,8 @@ func (s mortalTokens) Fresh(ctx context.Context, token store.Token, usedVersion 
 	return s.to.Fresh(ctx, token, usedVersion)
 }
 
-// mortalLedger is the worker's way to the ledger. It embeds nothing, so that each
-// method which the handlers' interfaces gain must be a step here.
+// mortalLedger is the worker's access to the ledger. It embeds nothing, so each method that
+// the handlers' interfaces gain must be a step here.
 type mortalLedger struct {
 	m  *mortal
 	to store.Store
@@ -757,7 +758,7 @@ func (l mortalLedger) ClaimLane(ctx context.Context, account, worker string, lea
 }
 
 func (l mortalLedger) ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, now time.Time) error {
-	l.m.step("") // comes with time
+	l.m.step("") // depends only on time
 	return l.to.ExtendLane(ctx, lane, lease, now)
 }
 

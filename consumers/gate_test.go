@@ -28,7 +28,7 @@ func stopped(g *admission.Gate, scope admission.Target) bool {
 	return ok
 }
 
-// trip opens the breaker.
+// trip trips the breaker.
 func trip(t *testing.T, g *admission.Gate) {
 	t.Helper()
 	for range admission.BreakerThreshold {
@@ -38,7 +38,7 @@ func trip(t *testing.T, g *admission.Gate) {
 	}
 }
 
-// TestGateWatch has a real watch carry one worker's stop to another's gate.
+// TestGateWatch has a real watch carry one worker's pause to another worker's gate.
 func TestGateWatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -61,8 +61,8 @@ func TestGateWatch(t *testing.T) {
 	equal(t, "consumer paused", b.paused(t), false)
 }
 
-// TestEndOfUnsharedPause: a stop that NATS was not told of is not on record, and its end
-// removes nothing there.
+// TestEndOfUnsharedPause: the end of a pause that was never stored in NATS removes nothing
+// there.
 func TestEndOfUnsharedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -75,7 +75,7 @@ func TestEndOfUnsharedPause(t *testing.T) {
 	equal(t, "the pause stands", there, true)
 }
 
-// wakes are wake-ups and wake-ups that a test wakes itself.
+// wakes records wake-ups and schedules, which the test runs itself.
 type wakes struct {
 	due map[string]time.Time
 }
@@ -99,7 +99,7 @@ func (w *wakes) WakeAt(_ context.Context, account string, at time.Time) error {
 	return nil
 }
 
-// next is the account whose wake-up wakes first, and when.
+// next is the account that is woken next, and when.
 func (w *wakes) next() (account string, at time.Time) {
 	for a, t := range w.due {
 		if account == "" || t.Before(at) || t.Equal(at) && a < account {
@@ -109,7 +109,7 @@ func (w *wakes) next() (account string, at time.Time) {
 	return account, at
 }
 
-// outage is an installation in a bubble, with accounts whose lines are full and two
+// outage is an installation in a bubble, with accounts whose queues are full and two
 // workers.
 type outage struct {
 	*testBundle
@@ -155,7 +155,7 @@ func newOutage(t *testing.T, accounts, requests int) *outage {
 	return o
 }
 
-// until lets time pass, and whoever's wake-up wakes run, until then or the fact.
+// until lets time pass and runs the lanes that are woken, until then or until the fact.
 func (o *outage) until(t *testing.T, end time.Time, fact func() bool) {
 	t.Helper()
 	for !fact() {
@@ -179,8 +179,8 @@ func (o *outage) until(t *testing.T, end time.Time, fact func() bool) {
 
 func never() bool { return false }
 
-// TestOutageOfADay: while X is away no attempt is spent and X is asked rarely, and
-// once it is back all goes on within one wait, in order.
+// TestOutageOfADay: while X is unreachable no attempt is counted and X is called rarely.
+// Once it is reachable, all lanes go on within one wait, in order.
 func TestOutageOfADay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestOutageOfADay(t *testing.T) {
 		}
 		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, admission.TargetPublish) })
 		tried := posts()
-		if tried >= 2*admission.BreakerThreshold { // each worker counts by itself
+		if tried >= 2*admission.BreakerThreshold { // each worker counts for itself
 			t.Errorf("%d posts tried before the stop", tried)
 		}
 		before, probes := attempts(), o.calls(xsim.EndpointMe)
@@ -205,7 +205,7 @@ func TestOutageOfADay(t *testing.T) {
 		equal(t, "posts tried during the outage", posts(), tried)
 		equal(t, "attempts spent during the outage", attempts(), before)
 		equal(t, "tokens exchanged during the outage", o.calls(xsim.EndpointToken), 0)
-		// One a wait: 30 s, 1, 2, 4 min, then one in 8 min.
+		// One probe a wait: 30 s, 1, 2, 4 min, then every 8 min.
 		probes = o.calls(xsim.EndpointMe) - probes
 		if most := 4 + int(24*time.Hour/(admission.MaxOpen*admission.BreakerOpen)) + 1; probes > most || probes < most*9/10 {
 			t.Errorf("%d probes, want %d", probes, most)

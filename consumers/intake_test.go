@@ -29,15 +29,15 @@ func TestIntakeAccepts(t *testing.T) {
 	}
 }
 
-// TestIntakeNamesJobs: a job without an id is known by its place, so that a
-// second delivery of it is no second job, and another job is.
+// TestIntakeNamesJobs: a job without an id is identified by its sequence, so that its
+// redelivery is no second job, and another job is.
 func TestIntakeNamesJobs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	body := []byte(`{"account":"acme","posts":[{"text":"one"}]}`)
 	first, second := b.job("", body), b.job("", body)
-	first.Subject, second.Subject = b.names.PublishRequest(""), b.names.PublishRequest("") // the bare subject
+	first.Subject, second.Subject = b.names.PublishRequest(""), b.names.PublishRequest("") // the subject without an account
 	for _, d := range []Delivery{first, first, second} {
 		take(t, b.intake(), d)
 	}
@@ -69,7 +69,7 @@ func TestIntakeRefuses(t *testing.T) {
 			if test.account == "" {
 				d.Subject = b.names.PublishRequest("")
 			}
-			for range 2 { // the second time it is told again, and kept once
+			for range 2 { // the second time it is published again, and stored once
 				take(t, b.intake(), d)
 			}
 			b.want(t, taken, jetpost.StateQueued, "", 0)
@@ -90,12 +90,12 @@ func TestIntakeRefuses(t *testing.T) {
 	}
 }
 
-// brokenWakeups wake nobody.
+// brokenWakeups wakes no lane.
 type brokenWakeups struct{}
 
 func (brokenWakeups) WakeAll(context.Context, []string) error { return errAway }
 
-// brokenDoor is a ledger that cannot be asked for a while.
+// brokenDoor is a ledger that does not answer for a while.
 type brokenDoor struct {
 	intakeLedger
 	broken int
@@ -117,8 +117,8 @@ func (l *brokenDoor) Refuse(ctx context.Context, refusal jetpost.Refusal, body [
 	return l.intakeLedger.Refuse(ctx, refusal, body)
 }
 
-// TestIntakeGivesBack: while something of ours is away jobs are given back, as often
-// as it takes, and then accepted once.
+// TestIntakeGivesBack: while a dependency does not answer, jobs are given back each time,
+// and in the end accepted once.
 func TestIntakeGivesBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -136,7 +136,7 @@ func TestIntakeGivesBack(t *testing.T) {
 	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
 	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 
-	// The good one of both is accepted, but the bad one is not refused yet.
+	// The valid one of both is accepted, but the invalid one is not rejected yet.
 	h.Ledger = &brokenDoor{b.ledger, 0}
 	refusing := &brokenDoor{h.Ledger, 0}
 	h.Ledger = refusing
@@ -149,7 +149,7 @@ func TestIntakeGivesBack(t *testing.T) {
 	take(t, h, bad, next)
 }
 
-// TestIntakeNeedsNoWakeup: a wake-up that does not wake is left to the sweeper.
+// TestIntakeNeedsNoWakeup: a wake-up that fails is left to the sweeper.
 func TestIntakeNeedsNoWakeup(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -170,8 +170,8 @@ func TestIntakeScheduled(t *testing.T) {
 	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestScheduled)
 }
 
-// TestIntakeNewerVersion: what only a newer worker can read is kept for it,
-// and what it means by equal is left to it.
+// TestIntakeNewerVersion: a request that only a newer worker can read is stored for it.
+// Only its bytes decide whether two such requests are equal.
 func TestIntakeNewerVersion(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -189,8 +189,8 @@ func TestIntakeNewerVersion(t *testing.T) {
 	}
 }
 
-// A body can be made so that its mistakes fill more than a message. It must
-// not hold up its partition for ever.
+// A body can have so many mistakes that they fill more than one message. It must not block
+// its partition for ever.
 func TestIntakeRefusalIsBounded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

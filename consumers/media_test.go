@@ -32,7 +32,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// picture is a PNG that X takes.
+// testImage is a PNG that X accepts.
 func picture(t *testing.T) []byte {
 	t.Helper()
 	var buf bytes.Buffer
@@ -40,7 +40,7 @@ func picture(t *testing.T) []byte {
 	return buf.Bytes()
 }
 
-// website serves media by TLS on a loopback address of its own.
+// website serves media over TLS on a loopback address.
 func website(t *testing.T, address string, h http.HandlerFunc) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
@@ -62,7 +62,7 @@ func trusting(s *httptest.Server) *MediaSource {
 	return &MediaSource{roots: roots, Allow: loopback}
 }
 
-// TestMediaReachesX posts one image from each place that a request can name.
+// TestMediaReachesX posts one image from each kind of source.
 func TestMediaReachesX(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -71,7 +71,7 @@ func TestMediaReachesX(t *testing.T) {
 	object, err := b.pub.PutMedia(t.Context(), bytes.NewReader(data))
 	check(t, err)
 	site := website(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html") // which nobody believes
+		w.Header().Set("Content-Type", "text/html") // it is not trusted
 		_, _ = w.Write(data)
 	})
 	source := trusting(site)
@@ -106,7 +106,7 @@ func TestMediaSource(t *testing.T) {
 	data := picture(t)
 	large := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes)...)
 	link := func(name, bucket, target string) jetpost.Media {
-		// As a client writes it that means harm: the usual ones refuse some of these.
+		// Written as a malicious client does: the usual clients refuse some of these.
 		info := jetstream.ObjectInfo{
 			ObjectMeta: jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: bucket, Name: target}}},
 			Bucket:     b.names.MediaBucket(), NUID: name,
@@ -146,13 +146,13 @@ func TestMediaSource(t *testing.T) {
 			http.Redirect(w, r, "/r"+string(path[2]-1), http.StatusFound)
 		case "/http":
 			http.Redirect(w, r, strings.Replace(site.URL, "https", "http", 1), http.StatusFound)
-		default: // also /r0
+		default: // /r0, too
 			if from := r.Referer(); from != "" {
-				http.Error(w, from, http.StatusForbidden) // nobody's business
+				http.Error(w, from, http.StatusForbidden) // the error has no query
 				return
 			}
 			if r.Header.Get("Accept-Encoding") != "" {
-				w.Header().Set("Content-Encoding", "gzip") // its digest is another one
+				w.Header().Set("Content-Encoding", "gzip") // with another digest
 			}
 			_, _ = w.Write(data)
 		}
@@ -231,8 +231,8 @@ func TestMediaSource(t *testing.T) {
 	})
 }
 
-// TestMediaPrivateAddress: nothing inside is reached, whatever name leads
-// there, neither directly nor by a redirect.
+// TestMediaPrivateAddress: no private address is reached, whatever name points to it,
+// neither directly nor by a redirect.
 func TestMediaPrivateAddress(t *testing.T) {
 	t.Parallel()
 	reached := make(chan string, 10)
@@ -252,7 +252,7 @@ func TestMediaPrivateAddress(t *testing.T) {
 			t.Errorf("%s: error is %v", url, err)
 		}
 	}
-	refused("https://localhost:" + port) // known only after the name was resolved
+	refused("https://localhost:" + port) // known only after the name is resolved
 	refused(outside.URL)
 	source.Allow = loopback
 	refused(outside.URL)
@@ -264,7 +264,8 @@ func TestMediaPrivateAddress(t *testing.T) {
 }
 
 // connectProxy is a proxy at an address that no medium may have. It connects to one host,
-// refuses others, refuses all with a status other than 200, and tells whom it was asked for.
+// refuses others, refuses all with a status other than 200, and records the requested
+// hosts.
 func connectProxy(t *testing.T, host string, status int) (address *url.URL, asked func() []string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -307,7 +308,7 @@ func connectProxy(t *testing.T, host string, status int) (address *url.URL, aske
 	}
 }
 
-// TestMediaThroughProxy: a proxy may be anywhere, and what is asked of it may not.
+// TestMediaThroughProxy: a proxy may have any address, but the requested hosts may not.
 func TestMediaThroughProxy(t *testing.T) {
 	t.Parallel()
 	data := picture(t)
@@ -397,13 +398,13 @@ func TestMediaType(t *testing.T) {
 	}
 }
 
-// TestMediaPace: a source is given its time while something comes of it, and is not
-// waited for where nothing does.
+// TestMediaPace: a source gets time while it delivers data, and the read ends if it does
+// not.
 func TestMediaPace(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name         string
-		every        time.Duration // a piece comes
+		every        time.Duration // the interval of the pieces
 		pieces, size int
 		slow         bool
 	}{
@@ -435,7 +436,7 @@ func TestMediaPace(t *testing.T) {
 			})
 		})
 	}
-	synctest.Test(t, func(t *testing.T) { // nor is it once nobody wants it any more
+	synctest.Test(t, func(t *testing.T) { // the read also ends with its context
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		source := &MediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
@@ -449,8 +450,8 @@ func TestMediaPace(t *testing.T) {
 	})
 }
 
-// slowObjects gives an object of a video piece by piece, and as the object store does
-// it: a read lasts until the deadline of its context, and nothing else ends it.
+// slowObjects delivers a video piece by piece, and as the object store does it: only the
+// deadline of its context ends a read.
 type slowObjects struct {
 	jetstream.ObjectStore
 	every        time.Duration
@@ -503,8 +504,8 @@ func (o *slowObject) Read(b []byte) (int, error) {
 
 func (o *slowObject) Close() error { return o.r.Close() }
 
-// TestLaneMediaTroubles: no post is begun before its media are at X, and no thread
-// before all its media were read and its small images are there.
+// TestLaneMediaTroubles: no post begins before its media are uploaded, and no thread before
+// all its media were read and its small images are uploaded.
 func TestLaneMediaTroubles(t *testing.T) {
 	t.Parallel()
 	upload := func(f xsim.Fault) xsim.Fault { f.Endpoint = xsim.EndpointUpload; return f }
@@ -514,7 +515,7 @@ func TestLaneMediaTroubles(t *testing.T) {
 		media jetpost.Media
 		state jetpost.State
 		code  jetpost.Code
-		live  int // of the thread, before it ended
+		live  int // posts of the thread, before it ended
 	}{
 		{"alternative text fails", xsim.Fault{Kind: xsim.FaultStatus, Status: 503, Endpoint: xsim.EndpointMetadata}, jetpost.Media{Alt: "x"}, jetpost.StateHeld, jetpost.CodeXUnavailable, 0},
 		{"answer lost", upload(xsim.Fault{Kind: xsim.FaultCut, After: true}), jetpost.Media{}, jetpost.StateHeld, jetpost.CodeXUnavailable, 0},
@@ -554,8 +555,8 @@ func (awayObjects) GetInfo(context.Context, string, ...jetstream.GetObjectInfoOp
 	return nil, errAway
 }
 
-// TestMediaSpool: the media of one worker fill no disk. What there is no room for now is
-// tried again; what was read takes no more than it is, until it is closed.
+// TestMediaSpool: the media of one worker do not fill the disk. Media without room are
+// tried again. After a medium is read, it takes only its size, until it is closed.
 func TestMediaSpool(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// marksLedger counts the marks that are made on their own.
+// marksLedger counts marks that are separate statements.
 type marksLedger struct {
 	store.Store
 	mu    sync.Mutex
@@ -34,8 +34,8 @@ func (l *marksLedger) note(told ...store.Revision) {
 	l.marks = append(l.marks, told...)
 }
 
-// TestMarksGather: of a request that goes straight through nothing is marked on its own.
-// One that waits is marked with others, later.
+// TestMarksGather: the events of a request that is published at once need no separate mark.
+// A request that waits is marked later, together with others.
 func TestMarksGather(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -67,8 +67,9 @@ func TestMarksGather(t *testing.T) {
 	equal(t, "marks that gathered since", len(ledger.marks), 1)
 }
 
-// TestMovedOnIsToldAgain: a request is cancelled, and that is told, between two posts of a
-// thread, of which the first is told after it. The last event says that it is cancelled.
+// TestMovedOnIsToldAgain: a request is cancelled, and its event is published, between two
+// posts of a thread. The event of the first post is published after that. The last event
+// says that the request is cancelled.
 func TestMovedOnIsToldAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -22,7 +22,7 @@ import (
 	"github.com/jetpost/jetpost/store/postgres"
 )
 
-// intakeHook is a ledger that lets a test step in before each acceptance.
+// intakeHook is a ledger that calls a hook before each acceptance.
 type intakeHook struct {
 	store.Store
 	before func(lease store.Lease, in []store.Acceptance) error
@@ -35,7 +35,7 @@ func (l *intakeHook) AcceptMany(ctx context.Context, lease store.Lease, in []sto
 	return l.Store.AcceptMany(ctx, lease, in)
 }
 
-// reader runs a worker that does nothing but read the partitions.
+// reader runs a worker that only reads the partitions.
 func (b *testBundle) reader(t *testing.T, worker string, h *IntakeHandler, opts ...func(*Runner)) (stop func()) {
 	t.Helper()
 	r := &Runner{JetStream: b.js, Leases: b.ledger, Worker: worker, Health: &Health{}, Log: b.log, Bindings: b.intakes(h)}
@@ -101,8 +101,9 @@ func (b *testBundle) partition(t *testing.T, account string) string {
 	return strings.Split(b.names.Trim(msg.Subject), ".")[2]
 }
 
-// TestIntakeOfABacklog: an account's first job waits for a handful of transactions,
-// however many jobs another account has before it, and each account's stay in order.
+// TestIntakeOfABacklog: an account's first job waits for a few transactions at most,
+// however many jobs another account has before it, and the jobs of each account stay in
+// order.
 func TestIntakeOfABacklog(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -130,8 +131,8 @@ func TestIntakeOfABacklog(t *testing.T) {
 	equal(t, "untold", len(untold), 0)
 }
 
-// TestIntakeWaitsForAnEarlierDelivery: a job that somebody else has, which lost the
-// lease and may give it back, is accepted before the later ones of its partition.
+// TestIntakeWaitsForAnEarlierDelivery: a job that another worker has, which lost the lease
+// and may give it back, is accepted before later jobs of its partition.
 func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
 	t.Parallel()
 	for _, while := range []string{"before", "while"} {
@@ -144,7 +145,7 @@ func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
 			var batches atomic.Int64
 			h := b.intake()
 			h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { batches.Add(1); return nil }}
-			if while == "while" { // the stranger's request for a job stands before ours
+			if while == "while" { // the stranger's pull request comes before ours
 				b.publish(t, "acme", "a")
 				b.reader(t, "reader", h)
 				eventually(t, "the first is accepted", func() bool { return len(b.accepted(t, "acme")) == 1 })
@@ -152,7 +153,7 @@ func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
 			fetched, err := consumer.Fetch(1, jetstream.FetchMaxWait(patience))
 			check(t, err)
 			var strange jetstream.Msg
-			for n := 0; strange == nil; n++ { // of both who ask, the server takes turns
+			for n := 0; strange == nil; n++ { // the server alternates between the pull requests
 				b.publish(t, "acme", fmt.Sprint("b", n))
 				eventually(t, "somebody has it", func() bool {
 					select {
@@ -187,8 +188,8 @@ func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
 	}
 }
 
-// TestIntakeLosesItsLease: a worker whose lease is taken in the middle of a batch
-// accepts nothing of it; whoever has the lease does.
+// TestIntakeLosesItsLease: a worker whose lease is taken in the middle of a batch accepts
+// nothing of it. The new holder of the lease does.
 func TestIntakeLosesItsLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -197,7 +198,7 @@ func TestIntakeLosesItsLease(t *testing.T) {
 	b.publish(t, "acme", ids...)
 	h := b.intake()
 	var lost atomic.Bool
-	var tries atomic.Int64 // of the first job
+	var tries atomic.Int64 // tries of the first job
 	h.Ledger = &intakeHook{b.ledger, func(lease store.Lease, in []store.Acceptance) error {
 		if in[0].Request.ID == "0" {
 			tries.Add(1)
@@ -217,8 +218,8 @@ func TestIntakeLosesItsLease(t *testing.T) {
 	equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(ids))
 }
 
-// TestIntakeFaultOfALostLease: what was wrong with a partition is no longer a worker's
-// fault once another one reads it.
+// TestIntakeFaultOfALostLease: a fault of a partition is cleared once another worker reads
+// it.
 func TestIntakeFaultOfALostLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -240,7 +241,7 @@ func TestIntakeFaultOfALostLease(t *testing.T) {
 	eventually(t, "no fault", func() bool { return health.Err() == nil })
 }
 
-// TestIntakeHandsOver: of two workers one reads; when it stops, the other goes on at
+// TestIntakeHandsOver: one of two workers reads. When it stops, the other one goes on at
 // once, and nothing is accepted twice or out of order.
 func TestIntakeHandsOver(t *testing.T) {
 	t.Parallel()
@@ -264,8 +265,8 @@ func TestIntakeHandsOver(t *testing.T) {
 	equal(t, "the second one reads", second.Load() > 0, true)
 }
 
-// TestIntakeBesideASilentDatabase: a worker that reaches NATS but whose database does
-// not answer, or refuses, leaves jobs to one that is well.
+// TestIntakeBesideASilentDatabase: a worker that reaches NATS, but whose database does not
+// answer or refuses, leaves jobs to a healthy worker.
 func TestIntakeBesideASilentDatabase(t *testing.T) {
 	t.Parallel()
 	faults := map[string]func(*pgtest.Proxy){"black hole": (*pgtest.Proxy).Hang, "refused": (*pgtest.Proxy).Refuse}
@@ -312,7 +313,7 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 	}
 }
 
-// brokenObject puts an object whose metadata nobody can read.
+// brokenObject stores an object whose metadata cannot be read.
 func (b *testBundle) brokenObject(t *testing.T, name string) {
 	t.Helper()
 	subject := "$O." + b.names.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
@@ -320,7 +321,8 @@ func (b *testBundle) brokenObject(t *testing.T, name string) {
 	check(t, err)
 }
 
-// wantSetAside fails unless the job is refused as set aside, wherever it is told.
+// wantSetAside fails unless the job is rejected as set aside in the ledger, the stream and
+// the event.
 func (b *testBundle) wantSetAside(t *testing.T, id string, body []byte, why string) {
 	t.Helper()
 	refusals, err := b.ledger.Refusals(t.Context(), 100)
@@ -340,8 +342,8 @@ func (b *testBundle) wantSetAside(t *testing.T, id string, body []byte, why stri
 	}
 }
 
-// TestIntakeSetsAside: a job that fails by itself, whatever by, is set aside, and the
-// later ones of its account and partition go on. Eight such jobs do not stop intake.
+// TestIntakeSetsAside: a job that fails by itself, for whatever reason, is set aside, and
+// later jobs of its account and partition go on. Eight such jobs do not stop intake.
 func TestIntakeSetsAside(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"broken object", "panic", "refused by the database"} {
@@ -350,7 +352,7 @@ func TestIntakeSetsAside(t *testing.T) {
 			b := setup(t)
 			h := b.intake()
 			nc, _ := natstest.Connect(t, b.server)
-			h.Answers = nc.FlushWithContext // as a worker asks, which refuses to wait for ever
+			h.Answers = nc.FlushWithContext // as a worker checks NATS; it needs a context with a deadline
 			b.brokenObject(t, "broken")
 			why, post := "media object", `{"media":[{"object":"broken"}]}`
 			switch how {
@@ -393,8 +395,8 @@ type panicPinner struct{}
 
 func (panicPinner) Pin(context.Context, jetpost.Request) ([][]store.Media, error) { panic("a bug") }
 
-// TestIntakeCountsOwnFailures: what fails while something does not answer is not the
-// job's own failure, and a worker goes on from the count of the one before.
+// TestIntakeCountsOwnFailures: a failure while a dependency does not answer is not counted
+// against the job. A worker continues the count of the one before.
 func TestIntakeCountsOwnFailures(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -411,7 +413,7 @@ func TestIntakeCountsOwnFailures(t *testing.T) {
 	}
 	var asked int
 	mortal := b.intake()
-	mortal.Answers = func(context.Context) error { // it dies at the third failure
+	mortal.Answers = func(context.Context) error { // the worker dies at the third failure
 		if asked++; asked == 3 {
 			return errAway
 		}
@@ -431,8 +433,7 @@ func TestIntakeCountsOwnFailures(t *testing.T) {
 	b.want(t, store.Key{Account: "acme", ID: "behind"}, jetpost.StateQueued, "", 0)
 }
 
-// TestIntakeLooksTheAccountUpFirst: media of an unknown account are looked at by
-// nobody.
+// TestIntakeLooksTheAccountUpFirst: the media of an unknown account are not read.
 func TestIntakeLooksTheAccountUpFirst(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -452,8 +453,8 @@ func (silentObjects) GetInfo(ctx context.Context, _ string, _ ...jetstream.GetOb
 	return nil, ctx.Err()
 }
 
-// TestIntakeBesideAnObjectStoreAway: while the object store is away, jobs that name an
-// object wait, and what their account sent behind them; jobs of other accounts in the
+// TestIntakeBesideAnObjectStoreAway: while the object store does not answer, jobs that name
+// an object wait, and later jobs of their accounts do, too. Jobs of other accounts in the
 // partition do not, however many wait.
 func TestIntakeBesideAnObjectStoreAway(t *testing.T) {
 	t.Parallel()

@@ -18,7 +18,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// fused is an installation in a bubble whose lanes have these posting limits.
+// limited is an installation in a bubble whose lanes have these posting limits.
 func postingLimited(t *testing.T, postingLimits admission.PostingLimits, opts ...func(*xsim.Server)) *doubtBundle {
 	t.Helper()
 	b := doubt(t, opts...)
@@ -26,8 +26,8 @@ func postingLimited(t *testing.T, postingLimits admission.PostingLimits, opts ..
 	return b
 }
 
-// held fails unless the request waits for that reason until then, and nothing of it
-// was tried.
+// held fails unless the request is held for that reason until then, and nothing of it was
+// tried.
 func (b *doubtBundle) held(t *testing.T, id string, code jetpost.Code, until time.Time, detail string) {
 	t.Helper()
 	r := b.record(t, store.Key{Account: "acme", ID: id})
@@ -38,7 +38,7 @@ func (b *doubtBundle) held(t *testing.T, id string, code jetpost.Code, until tim
 	equal(t, "failures of "+id, r.Holds, 0)
 }
 
-// sentAt is when a post was sent, as the ledger knows it.
+// sentAt is when a post was sent according to the ledger.
 func (b *doubtBundle) sentAt(t *testing.T, id string, post int) time.Time {
 	t.Helper()
 	return b.record(t, store.Key{Account: "acme", ID: id}).Posts[post].SentAt
@@ -49,8 +49,8 @@ func (b *doubtBundle) published(t *testing.T, id string, posts int) {
 	b.want(t, store.Key{Account: "acme", ID: id}, jetpost.StatePublished, "", posts)
 }
 
-// TestSkipIfLate: what asks to be skipped rather than posted late is, by its own time, and
-// counted from its acceptance where it has none.
+// TestSkipIfLate: a request with skip_if_late expires after that time, counted from its
+// publish_at or, without one, from its acceptance.
 func TestSkipIfLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -108,7 +108,7 @@ func TestPostingLimitPostsPerHour(t *testing.T) {
 		b.run(t, b.h, "acme")
 		b.published(t, "more", 1)
 
-		// What is longer than an hour allows goes out alone, and whole.
+		// A thread longer than the hourly limit is published on its own, and completely.
 		b.held(t, "long", jetpost.CodePostingLimit, b.sentAt(t, "more", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 3")
 		sleep(time.Until(last.Add(time.Hour)))
 		b.run(t, b.h, "acme")
@@ -125,7 +125,7 @@ func TestPostingLimitMinInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := postingLimited(t, admission.PostingLimits{MinInterval: interval, PostsPerHour: 100})
 		b.publish(t, "thread", thread("a1", "a2", "a3")...)
-		b.published(t, "thread", 3) // its posts wait for nothing
+		b.published(t, "thread", 3) // its posts do not wait
 		last := b.sentAt(t, "thread", 2)
 		sleep(70 * time.Minute) // beyond the hour
 		b.publish(t, "next", thread("b")...)
@@ -139,8 +139,8 @@ func TestPostingLimitMinInterval(t *testing.T) {
 	})
 }
 
-// TestPostingLimitSparesThreads: what has begun goes on as soon as it can; what somebody
-// sends back begins anew.
+// TestPostingLimitSparesThreads: a thread that has begun goes on as soon as it can. A
+// retried request begins again.
 func TestPostingLimitSparesThreads(t *testing.T) {
 	t.Parallel()
 	const interval = 5 * time.Hour
@@ -174,7 +174,7 @@ func TestPostingLimitSparesThreads(t *testing.T) {
 			b.publish(t, "before", thread("before")...)
 			b.faults(t, lost(1, true))
 			b.publish(t, "thread", thread("one", "two")...)
-			b.h.PostingLimits = admission.PostingLimits{MinInterval: interval, PostsPerHour: 1} // by a worker that was started since
+			b.h.PostingLimits = admission.PostingLimits{MinInterval: interval, PostsPerHour: 1} // by a worker that was started later
 			_, waited := b.settle(t)
 			b.published(t, "thread", 2)
 			equal(t, "went on in time", waited < interval, true)
@@ -216,7 +216,7 @@ func TestPostingLimitExpireAfter(t *testing.T) {
 		due := b.record(t, store.Key{Account: "acme", ID: "late"}).DueAt
 		sleep(time.Until(pause.Reason.Until))
 		b.run(t, b.h, "acme")
-		b.published(t, "begun", 2) // what has begun goes on, however late
+		b.published(t, "begun", 2) // a thread that has begun goes on, however late
 		key := store.Key{Account: "acme", ID: "late"}
 		r := b.want(t, key, jetpost.StateFailed, jetpost.CodeExpired, 0)
 		equal(t, "detail", r.Status.Reason.Detail,
@@ -231,7 +231,7 @@ func TestPostingLimitExpireAfter(t *testing.T) {
 	})
 }
 
-// TestPostingLimitExpireAfterPause: who is too late need not wait for the end of a stop.
+// TestPostingLimitExpireAfterPause: an expired request fails during a pause, not after it.
 func TestPostingLimitExpireAfterPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -247,8 +247,8 @@ func TestPostingLimitExpireAfterPause(t *testing.T) {
 	})
 }
 
-// TestPostingLimitExpireAfterSparesSlowThreads: its first post was in time, the others take
-// as long as they take.
+// TestPostingLimitExpireAfterSparesSlowThreads: only the first post of a thread has to be
+// in time.
 func TestPostingLimitExpireAfterSparesSlowThreads(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -259,8 +259,8 @@ func TestPostingLimitExpireAfterSparesSlowThreads(t *testing.T) {
 	})
 }
 
-// TestPostingLimitExpireAfterOutage: the database comes back with the request at the front
-// of the worker's mind, hours late.
+// TestPostingLimitExpireAfterOutage: the database answers again hours later, while a worker
+// still has the request as its head.
 func TestPostingLimitExpireAfterOutage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -272,7 +272,8 @@ func TestPostingLimitExpireAfterOutage(t *testing.T) {
 	})
 }
 
-// TestPausedAccount: nothing of it is tried, and it goes on by itself in time.
+// TestPausedAccount: nothing of the account is tried during its pause, and it goes on by
+// itself after that.
 func TestPausedAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -299,7 +300,7 @@ func TestPausedAccount(t *testing.T) {
 		sleep(100 * time.Hour)
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", "one", "two")
-		b.account(t, "acme", 0) // whose token has ended meanwhile
+		b.account(t, "acme", 0) // its token has expired meanwhile
 		_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
 		check(t, err)
 		b.run(t, b.h, "acme")
@@ -307,8 +308,8 @@ func TestPausedAccount(t *testing.T) {
 	})
 }
 
-// TestPausedInMidThread: once a pause is committed no further post is sent, wherever
-// the worker is.
+// TestPausedInMidThread: once a pause is committed no further post is sent, at whatever
+// step the worker is.
 func TestPausedInMidThread(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -345,11 +346,12 @@ func TestPausedInMidThread(t *testing.T) {
 	}
 }
 
-// TestPausedApp: a pause by hand outlasts X's stops, and tokens are kept meanwhile.
+// TestPausedApp: a pause by hand outlasts the pauses that X causes, and tokens are
+// refreshed meanwhile.
 func TestPausedApp(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.account(t, "acme", time.Minute) // whose token is to be renewed
+	b.account(t, "acme", time.Minute) // its token is due
 	now := time.Now()
 	pause := publishers.Pause{Target: publishers.TargetPublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "for an audit"}}
 	_, _, err := b.stops.Set(t.Context(), pause)
@@ -363,7 +365,7 @@ func TestPausedApp(t *testing.T) {
 	equal(t, "what stops the app", holds.Reason, pause.Reason)
 
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
-	b.run(t, h, "acme") // a message that was on its way
+	b.run(t, h, "acme") // a message that was already on its way
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	if !strings.Contains(r.Status.Reason.Detail, "paused_by_hand: for an audit") {
 		t.Errorf("detail is %q", r.Status.Reason.Detail)
@@ -374,8 +376,8 @@ func TestPausedApp(t *testing.T) {
 	equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
 }
 
-// TestRoom: without room on the disk no intent and no exchange is begun, also in
-// mid-thread, and with room everything goes on.
+// TestRoom: without room on the disk no intent and no exchange begins, not even in the
+// middle of a thread. With room again, everything goes on.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

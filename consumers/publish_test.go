@@ -19,8 +19,8 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// TestWorkersPublishInOrder is the whole publish path: producers, two workers,
-// several accounts, real NATS, and wake-ups that cross each other.
+// TestWorkersPublishInOrder tests the whole publish path: producers, two workers, several
+// accounts, real NATS, and concurrent wake-ups.
 func TestWorkersPublishInOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -77,8 +77,8 @@ func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
 	return counts
 }
 
-// TestUntilIsAnEnd: an event has an until where the end of a wait is known, and nothing
-// in its place where it is not.
+// TestUntilIsAnEnd: an event has an until if the end of a wait is known, and none
+// otherwise.
 func TestUntilIsAnEnd(t *testing.T) {
 	t.Parallel()
 	end := time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)
@@ -121,8 +121,8 @@ func TestUntilIsAnEnd(t *testing.T) {
 	}
 }
 
-// TestNextTryIsNoEnd: of a wait that a try ends nobody knows the end; its event has when
-// the next try is.
+// TestNextTryIsNoEnd: if only a try can end a wait, its event has the time of the next try,
+// and no until.
 func TestNextTryIsNoEnd(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -136,8 +136,8 @@ func TestNextTryIsNoEnd(t *testing.T) {
 	equal(t, "its next try", held.NextTryAt.Equal(r.HoldUntil) && held.NextTryAt.After(time.Now()), true)
 }
 
-// TestSecondCheck: while an intent was committed the app was stopped. Nothing is sent, and
-// the post is as if it had never been begun.
+// TestSecondCheck: the app is paused while an intent is committed. The post is not sent,
+// and is pending again.
 func TestSecondCheck(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -155,7 +155,7 @@ func TestSecondCheck(t *testing.T) {
 	equal(t, "attempts", r.Status.Attempts, 0)
 }
 
-// TestThreadKeepsFirstPostsOwnParent: a thread may reply to somebody else's post.
+// TestThreadKeepsFirstPostsOwnParent: a thread may reply to a post of another account.
 func TestThreadKeepsFirstPostsOwnParent(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -173,8 +173,8 @@ func TestThreadKeepsFirstPostsOwnParent(t *testing.T) {
 	equal(t, "parent of the second", r.Posts[1].ParentID, r.Posts[0].PostID)
 }
 
-// TestThreadCommitsNoIntentAfterItsContext: an intent that nobody will act on is not
-// worth committing.
+// TestThreadCommitsNoIntentAfterItsContext: no intent is committed after the context has
+// ended.
 func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -193,8 +193,8 @@ func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
 	equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
 }
 
-// TestLaneLateAnswer: a worker that lost its lane while X took its time still
-// says what X answered, and then writes no more.
+// TestLaneLateAnswer: a worker that lost its lane while X answered still commits the answer
+// of X, and then writes nothing more.
 func TestLaneLateAnswer(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -222,8 +222,8 @@ func TestLaneLateAnswer(t *testing.T) {
 	b.texts(t, "acme", "one", "two")
 }
 
-// TestLaneFenced: a worker that was frozen before it committed its intent
-// finds its lane taken, and neither sends nor writes anything.
+// TestLaneFenced: a worker that was frozen before it committed its intent finds its lane
+// taken, and neither sends nor writes anything.
 func TestLaneFenced(t *testing.T) {
 	t.Parallel()
 	for _, op := range []string{"begin", "conclude", "release"} {
@@ -250,8 +250,8 @@ func TestLaneFenced(t *testing.T) {
 			close(thaw)
 			<-old
 			if op == "conclude" {
-				// X refused it, and the next worker found it in doubt: what X
-				// said is true whoever brings it.
+				// X refused it, and the next worker found it in doubt. An answer of X is
+				// true whichever worker brings it.
 				equal(t, "state before", before.Status.State, jetpost.StateHeld)
 				equal(t, "posts", len(b.x.Posts("acme")), 0)
 				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
@@ -278,7 +278,7 @@ func TestLaneRefusedInMidThread(t *testing.T) {
 	r := b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 2)
 	equal(t, "X's own words", r.Status.Reason.Detail, words)
 	equal(t, "refused post", r.Posts[2].State, jetpost.PostFailed)
-	b.want(t, other, jetpost.StatePublished, "", 1) // a failed request blocks nobody
+	b.want(t, other, jetpost.StatePublished, "", 1) // a failed request does not block the queue
 	b.texts(t, "acme", "one", "two", "other")
 	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestFailed)
 	deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{})
@@ -299,8 +299,8 @@ func TestLaneRefusedInMidThread(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 7)
 }
 
-// TestLaneAccountWindow: the account waits until the reset that X names and
-// then goes on by itself, and nobody calls in between.
+// TestLaneAccountWindow: the account waits until the reset that X names, and then goes on
+// by itself. No call is made in between.
 func TestLaneAccountWindow(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(x *xsim.Server) {
@@ -323,7 +323,7 @@ func TestLaneAccountWindow(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
 }
 
-// TestLaneAccount429: a 429 that nothing announced costs no attempt.
+// TestLaneAccount429: a 429 that no window predicted counts no attempt.
 func TestLaneAccount429(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -356,7 +356,7 @@ func TestLaneAppWindow(t *testing.T) {
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 2)
 	equal(t, "consumer paused", b.paused(t), true)
-	b.run(t, h, "bolt") // a message that was on its way
+	b.run(t, h, "bolt") // a message that was already on its way
 	b.want(t, other, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.work(t, h)
 	eventually(t, "all goes on", func() bool { return b.counts(t)[jetpost.StatePublished] == 2 })
@@ -406,7 +406,7 @@ func TestLaneAppPauses(t *testing.T) {
 
 			b.faults(t)
 			check(t, b.stops.Clear(t.Context(), publishers.TargetPublish))
-			another := b.lane() // whose gate knows of no stop
+			another := b.lane() // whose gate does not know of the pause
 			for _, account := range []string{"acme", "bolt"} {
 				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppPaused, time.Now())
 				check(t, err)
@@ -418,8 +418,8 @@ func TestLaneAppPauses(t *testing.T) {
 	}
 }
 
-// TestLanePauseWithoutEnd: nobody wakes each lane when a person resumes, so
-// they look again by themselves.
+// TestLanePauseWithoutEnd: when a person resumes the app, not every lane is woken, so lanes
+// check again by themselves.
 func TestLanePauseWithoutEnd(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -468,7 +468,7 @@ func TestLaneUnauthorized(t *testing.T) {
 	})
 }
 
-// TestLaneDialFails: what provably did not leave this machine is sent again.
+// TestLaneDialFails: a call that provably did not leave this machine is made again.
 func TestLaneDialFails(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -496,7 +496,7 @@ func TestLaneDialFails(t *testing.T) {
 	b.texts(t, "acme", "one")
 }
 
-// endHold lets the time of a hold pass.
+// endHold ends a hold early.
 func (b *testBundle) endHold(t *testing.T, key store.Key, code jetpost.Code) {
 	t.Helper()
 	n, err := b.ledger.EndHolds(t.Context(), key.Account, code, time.Now())
@@ -540,7 +540,7 @@ func TestLaneExpired(t *testing.T) {
 	now := time.Now()
 	late := b.accept(t, jetpost.Request{ID: "late", Posts: thread("late"), PublishAt: now.Add(-time.Minute), ExpiresAt: now.Add(-time.Second)})
 	begun := b.accept(t, jetpost.Request{ID: "begun", Posts: thread("one", "two"), ExpiresAt: now.Add(time.Second)})
-	// The first post is in time; before the second one the deadline passes.
+	// The first post is in time. The deadline passes before the second one.
 	hook := &ledgerHook{Store: b.ledger}
 	hook.after = nth("posted", 1, func() error {
 		eventually(t, "the deadline passes", func() bool { return time.Now().After(now.Add(time.Second)) })
@@ -564,7 +564,7 @@ func TestLaneCancelledInMidThread(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two", "three")})
 	other := b.accept(t, jetpost.Request{ID: "other", Posts: thread("other")})
 	hook := &ledgerHook{Store: b.ledger}
-	hook.before = nth("posted", 2, func() error { // X has the second post already
+	hook.before = nth("posted", 2, func() error { // X already has the second post
 		_, err := b.ledger.Cancel(t.Context(), key, time.Now())
 		return err
 	})
@@ -622,8 +622,8 @@ func TestLaneNewerVersion(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
 }
 
-// TestLaneReadsAtLast: a request that an older worker could not read is
-// published once a worker comes that can.
+// TestLaneReadsAtLast: a request that an older worker could not read is published once a
+// newer worker runs the lane.
 func TestLaneReadsAtLast(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -641,8 +641,8 @@ func TestLaneReadsAtLast(t *testing.T) {
 	b.texts(t, "acme", "one", "two", "behind")
 }
 
-// TestLaneWokenDuringRelease: what is accepted while the lane is being freed
-// finds it taken; its holder must see it.
+// TestLaneWokenDuringRelease: if a request is accepted while the lane is being released,
+// the holder must see it.
 func TestLaneWokenDuringRelease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -652,7 +652,7 @@ func TestLaneWokenDuringRelease(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger}
 	hook.before = nth("release", 1, func() error {
 		late = b.accept(t, jetpost.Request{ID: "late", Posts: thread("late")})
-		b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "other" }), "acme") // the wake, heard by another worker
+		b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "other" }), "acme") // the wake-up, handled by another worker
 		return nil
 	})
 	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
@@ -661,8 +661,8 @@ func TestLaneWokenDuringRelease(t *testing.T) {
 	b.texts(t, "acme", "first", "late")
 }
 
-// TestLaneImportDuringHold: the import that ends a hold without an end comes
-// in the moment before that hold is committed.
+// TestLaneImportDuringHold: an import that ends a hold without an end comes right before
+// that hold is committed.
 func TestLaneImportDuringHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -678,8 +678,8 @@ func TestLaneImportDuringHold(t *testing.T) {
 	b.want(t, key, jetpost.StatePublished, "", 1)
 }
 
-// TestLaneReauth: the account waits without an end, without a call, until it
-// is imported again.
+// TestLaneReauth: the account is held without an end, and without calls, until it is
+// imported again.
 func TestLaneReauth(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -698,8 +698,8 @@ func TestLaneReauth(t *testing.T) {
 	b.want(t, key, jetpost.StatePublished, "", 1)
 }
 
-// TestLaneDatabaseAway: X's answer is carried to the ledger for as long as it
-// takes, and nothing is sent before.
+// TestLaneDatabaseAway: the commit of X's answer is retried until the ledger answers, and
+// nothing is sent before.
 func TestLaneDatabaseAway(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -723,8 +723,8 @@ func TestLaneDatabaseAway(t *testing.T) {
 	check(t, h.Health.Err())
 }
 
-// TestLaneCommitAnswerLost: the commit was made and its answer lost. The lane
-// finds that out by itself, and no post is doubted.
+// TestLaneCommitAnswerLost: the commit was made and its answer was lost. The lane finds
+// that out by itself, and no post is in doubt.
 func TestLaneCommitAnswerLost(t *testing.T) {
 	t.Parallel()
 	for _, op := range []string{"begin", "conclude", "posted", "release"} {
@@ -749,8 +749,8 @@ func TestLaneCommitAnswerLost(t *testing.T) {
 	}
 }
 
-// TestLanePostTaken: an id that another request has cannot be stored, however
-// often it is tried; a person must look.
+// TestLanePostTaken: an id that another request has cannot be stored. A person has to
+// decide.
 func TestLanePostTaken(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -761,8 +761,8 @@ func TestLanePostTaken(t *testing.T) {
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 }
 
-// TestLaneStopping: a worker that is told to stop finishes the call in flight,
-// begins no other and leaves the lane to the next one.
+// TestLaneStopping: a worker that is asked to stop finishes the call in flight, begins no
+// other one and leaves the lane to the next worker.
 func TestLaneStopping(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -778,12 +778,12 @@ func TestLaneStopping(t *testing.T) {
 	due, err := b.ledger.DueLanes(t.Context(), time.Now(), 10)
 	check(t, err)
 	equal(t, "due lanes", len(due), 1)
-	b.work(t, b.lane()) // its wake-up woke
+	b.work(t, b.lane()) // handles its wake-up
 	eventually(t, "another worker goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 	b.texts(t, "acme", "one", "two")
 }
 
-// TestLaneSchedules: publish_at lies ahead; the lane sets its own alarm.
+// TestLaneSchedules: publish_at is ahead, so the lane sets its schedule.
 func TestLaneSchedules(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -802,8 +802,8 @@ func TestLaneSchedules(t *testing.T) {
 	}
 }
 
-// TestLaneOutage: after five failures in a row the app pauses, and what X never
-// saw is not in doubt.
+// TestLaneOutage: after five failures in a row the app is paused. Calls that X never saw
+// are not in doubt.
 func TestLaneOutage(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -824,8 +824,8 @@ func TestLaneOutage(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), admission.BreakerThreshold)
 }
 
-// TestLanePanicInHalfOpen: a worker that panics in the call which probes
-// whether X is back must be able to probe again.
+// TestLanePanicInHalfOpen: a worker that panics in the call that probes X must be able to
+// probe again.
 func TestLanePanicInHalfOpen(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -844,7 +844,7 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	b.want(t, key, jetpost.StatePublished, "", 1)
 }
 
-// TestLanesAtOnce has many workers wake one account: one of them works.
+// TestLanesAtOnce has many workers handle wake-ups of one account: one of them works.
 func TestLanesAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -871,7 +871,7 @@ func TestLanesAtOnce(t *testing.T) {
 	b.texts(t, "acme", want...)
 }
 
-// TestLaneUnknownAccount: a wake-up of an account that is gone wakes for nobody.
+// TestLaneUnknownAccount: a wake-up of an account that does not exist is ignored.
 func TestLaneUnknownAccount(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -882,8 +882,8 @@ func TestLaneUnknownAccount(t *testing.T) {
 	wantAway(t, h.Handle(t.Context(), b.wake("nobody")))
 }
 
-// TestLaneEndsWithItsContext: a worker whose time is up leaves a ledger that
-// does not answer to the next one.
+// TestLaneEndsWithItsContext: a worker whose context ends leaves a ledger that does not
+// answer to the next worker.
 func TestLaneEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -902,8 +902,8 @@ func TestLaneEndsWithItsContext(t *testing.T) {
 	equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
 }
 
-// stopDuringUpload runs a lane whose upload takes so long that something
-// happens meanwhile. No post may be begun after it.
+// stopDuringUpload runs a lane whose upload takes so long that something happens meanwhile.
+// No post may begin after it.
 func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan struct{})) {
 	t.Helper()
 	b := setup(t)
@@ -970,7 +970,7 @@ func TestLaneReadsAtLastDespiteLostAnswer(t *testing.T) {
 	b.want(t, store.Key{Account: "acme", ID: "a"}, jetpost.StatePublished, "", 1)
 }
 
-// X refused, and said so, but the lane was taken over before that was told.
+// X refused the post, but the lane was taken over before the answer was committed.
 func TestLaneKnownRefusalIsNoDoubt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -986,7 +986,7 @@ func TestLaneKnownRefusalIsNoDoubt(t *testing.T) {
 	}
 }
 
-// A stop with a far end may be ended by a person long before it.
+// A pause with a distant end may be ended by a person long before it.
 func TestLaneNoticesClearedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -1002,8 +1002,8 @@ func TestLaneNoticesClearedPause(t *testing.T) {
 	equal(t, "lanes that look again", len(due), 1)
 }
 
-// Each exchange is a chance to lose the account: a 401 that a fresh token does
-// not mend must not go on exchanging.
+// Each exchange risks losing the account: a 401 that a fresh token does not fix must not
+// cause further exchanges.
 func TestLaneLasting401RenewsOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -19,14 +19,14 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// muteWakeups are wake-ups without a wake-up: the test itself runs the lane.
+// muteWakeups does nothing: the test runs the lane itself.
 type muteWakeups struct{}
 
 func (muteWakeups) Wake(context.Context, string) error              { return nil }
 func (muteWakeups) WakeAt(context.Context, string, time.Time) error { return nil }
 
-// doubtBundle is an installation in a bubble, whose account "acme" has a request
-// with a post that gets into doubt.
+// doubtBundle is an installation in a bubble, whose account "acme" has a request with a
+// post that gets in doubt.
 type doubtBundle struct {
 	*testBundle
 	h   *PublishHandler
@@ -45,7 +45,7 @@ func doubt(t *testing.T, opts ...func(*xsim.Server)) *doubtBundle {
 	return b
 }
 
-// publish accepts a request of acme's and runs its lane once.
+// publish accepts a request of acme and runs its lane once.
 func (b *doubtBundle) publish(t *testing.T, id string, posts ...jetpost.Post) {
 	t.Helper()
 	b.publishFor(t, "acme", id, posts...)
@@ -63,8 +63,8 @@ func (b *doubtBundle) publishFor(t *testing.T, account, id string, posts ...jetp
 	b.run(t, b.h, account)
 }
 
-// settle lets time pass until the request does not go on by itself. It returns how
-// long that took.
+// settle lets time pass until the request does not go on by itself. It returns how long
+// that took.
 func (b *doubtBundle) settle(t *testing.T) (store.Record, time.Duration) {
 	t.Helper()
 	began := time.Now()
@@ -77,13 +77,13 @@ func (b *doubtBundle) settle(t *testing.T) (store.Record, time.Duration) {
 			sleep(time.Until(r.HoldUntil))
 		}
 		b.run(t, b.h, "acme")
-		sleep(time.Second) // an endless loop comes to an end
+		sleep(time.Second) // an endless loop ends
 	}
 	t.Fatalf("nothing is settled: %+v", b.record(t, b.key).Status.Reason)
 	return store.Record{}, 0
 }
 
-// byHand posts as the account's owner, past jetpost; with pictures, if there are.
+// byHand posts as the account's owner, without jetpost.
 func (b *doubtBundle) byHand(t *testing.T, text string, pictures ...[]byte) {
 	t.Helper()
 	token, _ := b.x.CurrentToken("acme")
@@ -110,15 +110,15 @@ func (b *doubtBundle) deleteByHand(t *testing.T, id string) {
 	equal(t, "delete", resp.StatusCode, http.StatusOK)
 }
 
-// allowEqual has X take the same text twice.
+// allowEqual has X accept the same text twice.
 func allowEqual(x *xsim.Server) { x.DuplicateWindow, x.AllowEqualPosts = -1, true }
 
-// lost is a fault of the nth post: the answer is lost, before or after the effect.
+// lost is a fault of the nth post: its answer is lost, before or after the effect.
 func lost(n int, made bool) xsim.Fault {
 	return xsim.Fault{Kind: xsim.FaultCut, After: made, Endpoint: xsim.EndpointCreatePost, Skip: n - 1, Times: 1}
 }
 
-// TestReconcile: every doubt ends by itself where X shows what became of the post.
+// TestReconcile: every doubt ends by itself if X shows what became of the post.
 func TestReconcile(t *testing.T) {
 	t.Parallel()
 	image := jetpost.Media{Data: picture(t)}
@@ -169,7 +169,7 @@ func TestReconcile(t *testing.T) {
 					equal(t, "calls", b.calls(xsim.EndpointCreatePost), want)
 					limit := 5 * time.Minute
 					if !made {
-						limit = 15 * time.Minute // no later post tells that X shows all
+						limit = 15 * time.Minute // no later post proves that the timeline does not lag
 					}
 					equal(t, "soon", took < limit, true)
 					posts := b.x.Posts("acme")
@@ -186,9 +186,8 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
-// TestReconcileByHand: posts of the account that jetpost did not make are neither
-// taken for its own nor keep it from going on, but where nobody could tell them
-// apart.
+// TestReconcileByHand: posts that the account made without jetpost are not taken for its
+// own, and do not block it unless they cannot be distinguished.
 func TestReconcileByHand(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -203,7 +202,7 @@ func TestReconcileByHand(t *testing.T) {
 		{"equal post earlier that day, made", "hello", "", true, jetpost.StatePublished, 2},
 		{"another post at that minute, not made", "", "good morning", false, jetpost.StatePublished, 2},
 		{"another post at that minute, made", "", "good morning", true, jetpost.StatePublished, 2},
-		{"equal post at that minute, not made", "", "hello", false, jetpost.StatePublished, 1}, // it is what was wanted
+		{"equal post at that minute, not made", "", "hello", false, jetpost.StatePublished, 1}, // the wanted post exists
 		{"equal post at that minute, made", "", "hello", true, jetpost.StateUnknown, 2},
 		{"similar post at that minute, not made", "", "Hello!", false, jetpost.StateUnknown, 1},
 		{"similar post at that minute, made", "", "Hello!", true, jetpost.StateUnknown, 2},
@@ -234,8 +233,8 @@ func TestReconcileByHand(t *testing.T) {
 	}
 }
 
-// TestReconcileAlikeByHand: a post with the same words in another place, or with
-// other media, is not ours.
+// TestReconcileAlikeByHand: a post with the same text at another place, or with other
+// media, is not ours.
 func TestReconcileAlikeByHand(t *testing.T) {
 	t.Parallel()
 	image := picture(t)
@@ -275,8 +274,8 @@ func TestReconcileAlikeByHand(t *testing.T) {
 	}
 }
 
-// TestReconcileDeletedParent: X shows that the doubtful reply is not there, and
-// then refuses it for good.
+// TestReconcileDeletedParent: X shows that the reply in doubt does not exist, and then
+// refuses it for good.
 func TestReconcileDeletedParent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -286,7 +285,7 @@ func TestReconcileDeletedParent(t *testing.T) {
 		b.publish(t, "r", thread("one", "two")...)
 		b.deleteByHand(t, b.record(t, b.key).Posts[0].PostID)
 		r, _ := b.settle(t)
-		// The deleted post was the latest one known, which X had to show.
+		// The deleted post was the anchor post, which X had to show.
 		equal(t, "state", r.Status.State, jetpost.StateUnknown)
 		equal(t, "why", strings.Contains(r.Status.Reason.Detail, "which was live before"), true)
 		_, err := b.ledger.Resolve(t.Context(), b.key, "", time.Now())
@@ -298,8 +297,8 @@ func TestReconcileDeletedParent(t *testing.T) {
 	})
 }
 
-// TestReconcileLag: a timeline that lags behind hides the post, with the last one
-// known: nothing is concluded from it.
+// TestReconcileLag: a timeline that lags hides the post and the anchor post, so the check
+// has no result.
 func TestReconcileLag(t *testing.T) {
 	t.Parallel()
 	for _, lag := range []time.Duration{50 * time.Second, 4 * time.Minute} {
@@ -319,9 +318,9 @@ func TestReconcileLag(t *testing.T) {
 	}
 }
 
-// TestReconcileUniformLag: whatever the lease, and however far up to nine minutes X's
-// timelines lag behind, a post that is live is not sent again: also where the post
-// before it is shown by then, and this one not yet.
+// TestReconcileUniformLag: whatever the lease, and if X's timelines lag by up to nine
+// minutes, a live post is not sent again: not even if the post before it is already shown
+// and this one is not.
 func TestReconcileUniformLag(t *testing.T) {
 	t.Parallel()
 	lags := []time.Duration{13 * time.Second, 130 * time.Second}
@@ -347,8 +346,8 @@ func TestReconcileUniformLag(t *testing.T) {
 	}
 }
 
-// TestReconcileFirstPostEver: of an account that never posted nothing is known that
-// X must show, so that its timeline gets more time.
+// TestReconcileFirstPostEver: an account that never posted has no anchor post, so its
+// timeline gets more time.
 func TestReconcileFirstPostEver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -361,8 +360,8 @@ func TestReconcileFirstPostEver(t *testing.T) {
 	})
 }
 
-// TestReconcileLostAgain: absence is proven as often as it takes, and a look that
-// proves it is not one in vain.
+// TestReconcileLostAgain: absence is proven as often as necessary, and a check that proves
+// it is not one without a result.
 func TestReconcileLostAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -377,9 +376,9 @@ func TestReconcileLostAgain(t *testing.T) {
 	})
 }
 
-// TestReconcileOldAnchor: an old last post says nothing of a timeline that lags by
-// minutes. Where X refuses as a repeat what it does not show for long, that ends with
-// a person, not with endless tries.
+// TestReconcileOldAnchor: an old anchor post does not reveal a timeline that lags by
+// minutes. If X keeps refusing as a duplicate what it does not show, a person has to
+// decide, and the tries end.
 func TestReconcileOldAnchor(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -412,8 +411,8 @@ func TestReconcileOldAnchor(t *testing.T) {
 	}
 }
 
-// TestReconcileCommunity: a timeline may leave a community's posts out, so that a
-// post which is not there may be live.
+// TestReconcileCommunity: a timeline may omit posts of a community, so a post that it does
+// not show may be live.
 func TestReconcileCommunity(t *testing.T) {
 	t.Parallel()
 	for made, want := range map[bool]jetpost.State{false: jetpost.StateUnknown, true: jetpost.StatePublished} {
@@ -431,8 +430,8 @@ func TestReconcileCommunity(t *testing.T) {
 	}
 }
 
-// TestReconcileReadsRefused: while X refuses reads, doubtful posts wait and nothing
-// is sent; when reads return, they settle.
+// TestReconcileReadsRefused: while X refuses reads, posts in doubt wait and nothing is
+// sent. When X answers reads again, the doubts are settled.
 func TestReconcileReadsRefused(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []xsim.Fault{
@@ -474,8 +473,8 @@ func TestReconcileReadsRefused(t *testing.T) {
 	}
 }
 
-// TestReconcileReadsRefusedForGood: a read that X keeps refusing does not block its
-// account for ever: a person says, who is told X's words.
+// TestReconcileReadsRefusedForGood: a read that X keeps refusing does not block its account
+// for ever: a person decides, and the reason has X's words.
 func TestReconcileReadsRefusedForGood(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]xsim.Fault{
@@ -507,8 +506,8 @@ func TestReconcileReadsRefusedForGood(t *testing.T) {
 	}
 }
 
-// TestReconcileOlderNames: an X that knows the names from before 2.167 alone is
-// asked in those.
+// TestReconcileOlderNames: an X that knows only the field names from before 2.167 is asked
+// with those.
 func TestReconcileOlderNames(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -521,7 +520,7 @@ func TestReconcileOlderNames(t *testing.T) {
 	})
 }
 
-// truncated leaves out of each answer of a timeline what a test wants.
+// truncated removes parts of each timeline answer, as a test requires.
 func truncated(x http.RoundTripper, spoil func(page map[string]any)) transport {
 	return func(req *http.Request) (*http.Response, error) {
 		resp, err := x.RoundTrip(req)
@@ -544,8 +543,7 @@ func truncated(x http.RoundTripper, spoil func(page map[string]any)) transport {
 	}
 }
 
-// TestReconcileTruncated: a read that X cut short, in whatever way, proves
-// nothing.
+// TestReconcileTruncated: an incomplete read, of whatever kind, proves nothing.
 func TestReconcileTruncated(t *testing.T) {
 	t.Parallel()
 	spoils := map[string]func(page map[string]any){
@@ -590,7 +588,7 @@ func TestReconcileTruncated(t *testing.T) {
 	}
 }
 
-// during does something while the answer to the nth read of a timeline is on its way.
+// during runs a function while the answer to the nth timeline read is on its way.
 func during(x http.RoundTripper, n int, do func()) transport {
 	reads := 0
 	return func(req *http.Request) (*http.Response, error) {
@@ -604,8 +602,8 @@ func during(x http.RoundTripper, n int, do func()) transport {
 	}
 }
 
-// TestReconcileOvertaken: what happens between a look and its commit counts more
-// than what the look showed. The lane goes on at once, if it is still the worker's.
+// TestReconcileOvertaken: a change between a timeline check and its commit overrules the
+// check. The lane goes on at once if the worker still has it.
 func TestReconcileOvertaken(t *testing.T) {
 	t.Parallel()
 	resolve := func(id string) func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
@@ -667,8 +665,8 @@ func TestReconcileOvertaken(t *testing.T) {
 	}
 }
 
-// TestReconcileLateAnswer: X's answer arrives at last, at a worker that has lost the
-// lane, while another one looks and does not find the post.
+// TestReconcileLateAnswer: X's answer arrives late, at a worker that has lost the lane,
+// while another worker's check does not find the post.
 func TestReconcileLateAnswer(t *testing.T) {
 	t.Parallel()
 	for _, look := range []int{1, 2} {
@@ -702,13 +700,12 @@ func TestReconcileLateAnswer(t *testing.T) {
 	}
 }
 
-// TestReconcileEarlierAttempt: a post that turns out to be of an attempt before the
-// latest is older than the intent beside it, and X has to show it all the same the
-// next time.
+// TestReconcileEarlierAttempt: a post found from an attempt before the latest one is older
+// than the stored intent, and it still has to be the anchor post of the next doubt.
 func TestReconcileEarlierAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		// X shows it late and refuses to take it again.
+		// X shows it late and refuses to accept it again.
 		b := doubt(t, func(x *xsim.Server) { x.AllowEqualPosts, x.TimelineLag = true, 13*time.Minute })
 		b.publish(t, "control", thread("control")...)
 		sleep(time.Hour)

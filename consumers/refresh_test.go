@@ -26,8 +26,8 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// due makes an account whose token is due: half of its life is over, and it
-// ends after left.
+// due creates an account whose token is due: half of its life is over, and it expires after
+// left.
 func (b *testBundle) due(t *testing.T, name string, left time.Duration) {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
@@ -49,7 +49,7 @@ func (b *testBundle) token(t *testing.T, account string) store.Token {
 	return token
 }
 
-// stored fails unless the ledger holds the very pair that is in force at X.
+// stored fails unless the ledger holds the pair that is valid at X.
 func (b *testBundle) stored(t *testing.T, account string, refreshes int) {
 	t.Helper()
 	want, _ := b.x.CurrentToken(account)
@@ -84,7 +84,7 @@ func (b *testBundle) last(t *testing.T, stream, subject string) *jetstream.RawSt
 	return msg
 }
 
-// summary waits for the next round's.
+// summary waits for the summary of the next round.
 func (b *testBundle) summary(t *testing.T, rounds int) jetpost.RefreshSummary {
 	t.Helper()
 	subject := b.names.EventSubject(jetpost.EventRefreshCompleted, "", "")
@@ -102,7 +102,7 @@ func (b *testBundle) summary(t *testing.T, rounds int) jetpost.RefreshSummary {
 	return summary
 }
 
-// TestRefreshRound is the whole path of a tick, with two workers.
+// TestRefreshRound tests the whole path of a tick, with two workers.
 func TestRefreshRound(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -132,8 +132,8 @@ func TestRefreshRound(t *testing.T) {
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts+1)
 }
 
-// TestForcedRefreshesAreLimited: a producer's force counts once in a while, an
-// operator's each time.
+// TestForcedRefreshesAreLimited: a producer can force a refresh once in a while, an
+// operator each time.
 func TestForcedRefreshesAreLimited(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -151,8 +151,8 @@ func TestForcedRefreshesAreLimited(t *testing.T) {
 	equal(t, "exchanges after an operator's order", b.calls(xsim.EndpointToken), 2)
 }
 
-// TestRefreshGrantRefused: the account alone must be connected again, and its
-// token is never presented any more.
+// TestRefreshGrantRefused: only this account must be connected again, and its token is
+// never presented again.
 func TestRefreshGrantRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -199,8 +199,8 @@ func (b *testBundle) tick() Delivery {
 	return Delivery{Subject: b.names.RefreshTick(), Sequence: b.seq.Add(1)}
 }
 
-// TestTickAgain: the worker of a tick is lost after it has opened the round and
-// published some of its batches. The tick comes again, and it is one round.
+// TestTickAgain: the worker of a tick dies after it has opened the round and published some
+// of its batches. The tick is redelivered, and it is one round.
 func TestTickAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -229,7 +229,7 @@ func TestTickAgain(t *testing.T) {
 	equal(t, "batches", len(wakeups.all), 4)
 }
 
-// batches are wake-ups that keep what they carry, up to so many where there is a limit.
+// batches records the published batches, up to a limit if there is one.
 type batches struct {
 	all  []jetpost.RefreshBatch
 	room int
@@ -243,8 +243,8 @@ func (b *batches) Batch(_ context.Context, batch jetpost.RefreshBatch) error {
 	return nil
 }
 
-// TestRefreshAppRefused: X does not know the app. No account is to blame, and
-// what one batch has met no other tries.
+// TestRefreshAppRefused: X does not know the app. No account is blamed, and after the first
+// batch no other one tries.
 func TestRefreshAppRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -273,15 +273,14 @@ func TestRefreshAppRefused(t *testing.T) {
 	b.round(t, h)
 	check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
 	token, err := r.EnsureFresh(t.Context(), "acme0", 0)
-	check(t, err) // it lives
+	check(t, err) // it is valid
 	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); decisionOf(err).reason.Code != jetpost.CodeAppPaused {
 		t.Errorf("a refused token during the stop: %v", err)
 	}
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 }
 
-// TestRefreshBackoff: trouble that passes holds the token back for a while,
-// and the next success clears it.
+// TestRefreshBackoff: a temporary failure delays the token, and the next success clears it.
 func TestRefreshBackoff(t *testing.T) {
 	t.Parallel()
 	closed := xapi.NewTransport()
@@ -307,7 +306,7 @@ func TestRefreshBackoff(t *testing.T) {
 			for range 2 {
 				b.round(t, h)
 				_, err := r.EnsureFresh(t.Context(), "acme", 0)
-				check(t, err) // it serves on
+				check(t, err) // it is used meanwhile
 			}
 			token := b.token(t, "acme")
 			if token.RequiresReauth || token.RefreshError == "" || !token.NextAttemptAt.After(time.Now()) || token.LeaseID != "" {
@@ -329,7 +328,7 @@ func TestRefreshBackoff(t *testing.T) {
 	}
 }
 
-// silentDeadLetters publish nothing, and count.
+// silentDeadLetters publishes nothing, and counts.
 type silentDeadLetters struct {
 	failures, events atomic.Int64
 	fail             error
@@ -363,7 +362,7 @@ func (r *silentDeadLetters) RefreshFailed(context.Context, string, jetpost.Reaso
 	return nil
 }
 
-// bubble makes a refresher without any socket.
+// bubble returns a refresher without sockets.
 func (b *testBundle) bubble() *Refresher {
 	r := b.refresher()
 	deadLetters := &silentDeadLetters{}
@@ -371,8 +370,8 @@ func (b *testBundle) bubble() *Refresher {
 	return r
 }
 
-// TestRefreshAnswerLost: the refresh token may be spent. The access token
-// serves until near its end; then it is tried once more, and that decides.
+// TestRefreshAnswerLost: the refresh token may be spent. The access token is used until
+// near its end. Then the refresh token is tried once more, and that decides.
 func TestRefreshAnswerLost(t *testing.T) {
 	t.Parallel()
 	for _, made := range []bool{false, true} {
@@ -412,8 +411,8 @@ func TestRefreshAnswerLost(t *testing.T) {
 	}
 }
 
-// TestRefreshOnceForAll: lanes, a tick and a person want a token renewed at
-// the same moment. X hears of it once.
+// TestRefreshOnceForAll: lanes, a tick and a person want a token renewed at the same time.
+// X receives one exchange.
 func TestRefreshOnceForAll(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -448,7 +447,7 @@ func TestRefreshOnceForAll(t *testing.T) {
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 }
 
-// decisionOf is what a lane makes of the error of a token.
+// decisionOf is what a lane decides about the error of a token.
 func decisionOf(err error) decision {
 	if err == nil {
 		return goOn()
@@ -456,8 +455,8 @@ func decisionOf(err error) decision {
 	return judge(err, situation{now: time.Now()})
 }
 
-// TestRefreshOutlivesItsWorker: the worker is told to end while X answers. The
-// pair is stored all the same.
+// TestRefreshOutlivesItsWorker: the worker is asked to end while X answers. The pair is
+// stored all the same.
 func TestRefreshOutlivesItsWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -472,8 +471,8 @@ func TestRefreshOutlivesItsWorker(t *testing.T) {
 	b.stored(t, "acme", 1)
 }
 
-// TestRefreshFenced: the account is imported again while the exchange is under
-// way. The imported pair is the newer one and stays.
+// TestRefreshFenced: the account is imported again during the exchange. The imported pair
+// is newer and stays.
 func TestRefreshFenced(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -493,8 +492,8 @@ func TestRefreshFenced(t *testing.T) {
 	equal(t, "version", token.Version, 2)
 }
 
-// TestRefreshFailureFenced: a refused grant of a token that was replaced
-// meanwhile blames nobody.
+// TestRefreshFailureFenced: a refused grant of a token that was replaced meanwhile has no
+// consequence.
 func TestRefreshFailureFenced(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -509,8 +508,8 @@ func TestRefreshFailureFenced(t *testing.T) {
 	equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")) == nil, true)
 }
 
-// TestRefreshFreshEnough: a token that lives for long is not touched, and one
-// that was renewed already is not renewed again.
+// TestRefreshFreshEnough: a token that is valid for long is not renewed, and one that was
+// already renewed is not renewed again.
 func TestRefreshFreshEnough(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -532,8 +531,8 @@ func TestRefreshFreshEnough(t *testing.T) {
 	}
 }
 
-// TestRefreshUnreadable: a token that no key opens waits for its key, and
-// neither a batch nor a request by hand waits with it.
+// TestRefreshUnreadable: a token that no key decrypts waits for its key, and neither a
+// batch nor a request by hand waits with it.
 func TestRefreshUnreadable(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -557,8 +556,8 @@ func TestRefreshUnreadable(t *testing.T) {
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeKeyUnavailable, 0)
 }
 
-// TestRefreshBatchIsCounted: the database is away when a batch is counted. It
-// is counted right, and claims no tokens of other batches meanwhile.
+// TestRefreshBatchIsCounted: the database does not answer when a batch is counted. The
+// batch is counted once, and claims no tokens of other batches meanwhile.
 func TestRefreshBatchIsCounted(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -579,8 +578,7 @@ func TestRefreshBatchIsCounted(t *testing.T) {
 	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 3})
 }
 
-// TestRefreshStrangeMessages: whoever may publish requests can publish
-// anything.
+// TestRefreshStrangeMessages: anyone who may publish requests can publish anything.
 func TestRefreshStrangeMessages(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -593,7 +591,7 @@ func TestRefreshStrangeMessages(t *testing.T) {
 	equal(t, "events", b.messages(t, b.names.EventsStream()), 0)
 }
 
-// TestRefreshTellsNoToken: whatever X echoes, no token reaches a record.
+// TestRefreshTellsNoToken: whatever X echoes, no token reaches an event or a dead letter.
 func TestRefreshTellsNoToken(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -613,7 +611,7 @@ func TestRefreshTellsNoToken(t *testing.T) {
 	}
 }
 
-// frozenTokens is a worker that freezes as soon as it has claimed.
+// frozenTokens is a worker that freezes right after its claim.
 type frozenTokens struct {
 	store.Tokens
 	freeze func()
@@ -636,7 +634,7 @@ func TestRefresherFrozenAfterClaimSendsNothing(t *testing.T) {
 			_, err := two.EnsureFresh(t.Context(), "acme", 1)
 			check(t, err)
 		}}
-		_, _ = one.EnsureFresh(t.Context(), "acme", 1) // whatever it says: what counts is what X saw
+		_, _ = one.EnsureFresh(t.Context(), "acme", 1) // only what X saw counts
 		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 		b.stored(t, "acme", 1)
 	})

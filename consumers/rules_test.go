@@ -71,7 +71,7 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// TestIntakeRefusesByRule: what X would refuse never becomes a request.
+// TestIntakeRefusesByRule: a job that breaks a rule of X never becomes a request.
 func TestIntakeRefusesByRule(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -97,8 +97,7 @@ func TestIntakeRefusesByRule(t *testing.T) {
 	b.want(t, store.Key{Account: "acme", ID: "quote"}, jetpost.StateQueued, "", 0)
 }
 
-// TestReadAtLastByRule: a request that no worker could read before keeps to the
-// same rules.
+// TestReadAtLastByRule: the rules also apply to a request that no worker could read before.
 func TestReadAtLastByRule(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -118,8 +117,8 @@ func TestReadAtLastByRule(t *testing.T) {
 	equal(t, "cost", fine.Status.CostEstimateUSD, 0.2)
 }
 
-// TestThreadTooLong: nothing of a thread is sent where a later post is too long
-// for its account, as far as X tells of that.
+// TestThreadTooLong: nothing of a thread is sent if a later post is too long for its
+// account, as far as X reports that.
 func TestThreadTooLong(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("long ", 60)
@@ -127,7 +126,7 @@ func TestThreadTooLong(t *testing.T) {
 		name         string
 		subscription string
 		texts        []string
-		fault        bool // X does not tell
+		fault        bool // X does not report it
 		state        jetpost.State
 		code         jetpost.Code
 		posted, asks int
@@ -163,7 +162,7 @@ func TestThreadTooLong(t *testing.T) {
 	}
 }
 
-// TestThreadTooLongReplayed: an account that has subscribed meanwhile is asked anew.
+// TestThreadTooLongReplayed: an account that has subscribed meanwhile is asked again.
 func TestThreadTooLongReplayed(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -180,7 +179,7 @@ func TestThreadTooLongReplayed(t *testing.T) {
 	b.want(t, key, jetpost.StatePublished, "", 2)
 }
 
-// TestThreadTooLongWaits: where X must not be asked just now, the thread waits.
+// TestThreadTooLongWaits: if admission does not admit the call, the thread waits.
 func TestThreadTooLongWaits(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("long ", 60)
@@ -211,7 +210,7 @@ func TestThreadTooLongWaits(t *testing.T) {
 	})
 }
 
-// intakeBy is a door with a rule about the same text, and what it logs.
+// intakeBy is an intake with a rule about the same text, and its log.
 func (b *testBundle) intakeBy(rule SameText) (*IntakeHandler, *bytes.Buffer) {
 	var log bytes.Buffer
 	h := b.intake()
@@ -246,7 +245,7 @@ func TestSameText(t *testing.T) {
 			body, err := json.Marshal(jetpost.Request{Account: "bolt", ID: "second", Posts: thread("other", "same")})
 			check(t, err)
 			d := b.job("bolt", body)
-			for range 2 { // the second time it is a repeat, and told no more
+			for range 2 { // the second time it is a repeat, and not logged again
 				take(t, h, d)
 			}
 			key := store.Key{Account: "bolt", ID: "second"}
@@ -278,7 +277,7 @@ func TestSameText(t *testing.T) {
 	}
 }
 
-// Its own account's texts, and posts without text, are no twins.
+// Equal texts of the same account, and posts without text, do not count.
 func TestSameTextIsAnothersText(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -299,8 +298,8 @@ func TestSameTextIsAnothersText(t *testing.T) {
 	equal(t, "log", strings.Contains(log.String(), "same_text"), false)
 }
 
-// TestRescheduledWhileWorkedOn: a request that is moved while a worker has it at
-// hand goes out at its new time, and once.
+// TestRescheduledWhileWorkedOn: a request that is rescheduled while a worker has read it is
+// published at its new time, and once.
 func TestRescheduledWhileWorkedOn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

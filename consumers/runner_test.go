@@ -22,13 +22,13 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// handlerFunc is a Handler made of a function.
+// handlerFunc is a function as a Handler.
 type handlerFunc func(context.Context, Delivery) error
 
 func (f handlerFunc) Handle(ctx context.Context, d Delivery) error { return f(ctx, d) }
 
-// start runs a runner until stop is called, or the test ends. Both wait for
-// what is in flight.
+// start runs a runner until stop is called, or the test ends. Both wait for deliveries in
+// flight.
 func (b *testBundle) start(t *testing.T, r *Runner) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -52,7 +52,7 @@ type queue struct {
 
 const queueName = "QUEUE"
 
-// newQueue makes a queue whose deliveries are taken for lost after ackWait.
+// newQueue creates a queue whose deliveries are redelivered after ackWait.
 func newQueue(t *testing.T, js jetstream.JetStream, ackWait time.Duration) *queue {
 	t.Helper()
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: queueName, Subjects: []string{"queue.*"}, Retention: jetstream.WorkQueuePolicy})
@@ -83,7 +83,7 @@ func (q *queue) info(t *testing.T) *jetstream.ConsumerInfo {
 	return c.CachedInfo()
 }
 
-// empty tells whether every message was acknowledged.
+// empty reports whether every message was acknowledged.
 func (q *queue) empty(t *testing.T) bool {
 	t.Helper()
 	s, err := q.js.Stream(t.Context(), queueName)
@@ -98,8 +98,8 @@ func (q *queue) runner(slots int, h handlerFunc) *Runner {
 	}
 }
 
-// TestRunnerAcksNilAlone: whatever else a handler comes to, its delivery comes
-// again until it returns nil.
+// TestRunnerAcksNilAlone: whatever else a handler returns, its delivery is redelivered
+// until it returns nil.
 func TestRunnerAcksNilAlone(t *testing.T) {
 	t.Parallel()
 	results := map[string]func() error{
@@ -112,7 +112,7 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 		"done of a lane": func() error { return &decidedError{goOn()} },
 		"fenced":         func() error { return store.ErrFenced },
 		"panic":          func() error { panic("a bug") },
-		"panic of nil":   func() error { panic(nil) }, //nolint:govet // what a bug may do
+		"panic of nil":   func() error { panic(nil) }, //nolint:govet // a possible bug
 		"no set aside":   func() error { return (*SetAsideError)(nil) },
 	}
 	for name, result := range results {
@@ -138,8 +138,8 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 	}
 }
 
-// TestRunnerSetsAside: a delivery that will never be handled is dropped as the hint
-// that it is, loudly, and those behind it go on.
+// TestRunnerSetsAside: a delivery that can never be handled is dropped and logged, and
+// those behind it go on.
 func TestRunnerSetsAside(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -163,8 +163,8 @@ func TestRunnerSetsAside(t *testing.T) {
 	}
 }
 
-// TestRunnerGivesBack: a delivery whose handler cannot work comes again, and health
-// tells meanwhile what is wrong.
+// TestRunnerGivesBack: a delivery whose handler fails is redelivered, and health reports
+// the fault meanwhile.
 func TestRunnerGivesBack(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -214,9 +214,9 @@ func TestRunnerPanics(t *testing.T) {
 	equal(t, "deliveries", q.info(t).Delivered.Consumer, 3)
 }
 
-// TestRunnerDrains stops worker after worker in the middle of a queue. What a
-// worker had taken it finishes; nothing waits for the server to miss it, which
-// would take an hour here, and nothing is handled twice.
+// TestRunnerDrains stops worker after worker in the middle of a queue. A worker finishes
+// the deliveries that it has. None waits for AckWait, which is an hour here, and none is
+// handled twice.
 func TestRunnerDrains(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -254,8 +254,8 @@ func TestRunnerDrains(t *testing.T) {
 	}
 }
 
-// TestRunnerStops: the call in flight is told, finishes and is acknowledged;
-// the next message stays.
+// TestRunnerStops: the handler in flight is told, finishes and is acknowledged. The next
+// message stays.
 func TestRunnerStops(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -277,8 +277,8 @@ func TestRunnerStops(t *testing.T) {
 	equal(t, "in flight", info.NumAckPending, 0)
 }
 
-// TestRunnerStopGrace: a handler that does not end loses its context, and its
-// message goes to somebody else.
+// TestRunnerStopGrace: the context of a handler that does not end is cancelled, and its
+// message goes to another worker.
 func TestRunnerStopGrace(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -306,8 +306,8 @@ func TestRunnerNeedsItsConsumer(t *testing.T) {
 	}
 }
 
-// TestRunnerConsumerDeleted: the worker says that something is wrong, and
-// works on when the consumer is back.
+// TestRunnerConsumerDeleted: the worker reports a fault, and goes on when the consumer
+// exists again.
 func TestRunnerConsumerDeleted(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -325,8 +325,8 @@ func TestRunnerConsumerDeleted(t *testing.T) {
 	eventually(t, "the second is handled", func() bool { return calls.Load() == 2 && q.empty(t) })
 }
 
-// TestRunnerServerRestarts: the server goes away while a delivery is in
-// flight. It is acknowledged afterwards, and work goes on.
+// TestRunnerServerRestarts: the server restarts while a delivery is in flight. It is
+// acknowledged afterwards, and work goes on.
 func TestRunnerServerRestarts(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -365,8 +365,8 @@ func TestRunnerServerRestarts(t *testing.T) {
 	equal(t, "calls", calls.Load(), 2)
 }
 
-// TestRunnerReplacedWakeup: a wake that replaces the one at work must not make
-// its acknowledgement wait for an answer that never comes.
+// TestRunnerReplacedWakeup: if a wake-up replaces the one being handled, the
+// acknowledgement must not wait for an answer that never comes.
 func TestRunnerReplacedWakeup(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -385,7 +385,7 @@ func TestRunnerReplacedWakeup(t *testing.T) {
 	<-began
 	check(t, b.wakeups.Wake(t.Context(), "acme"))
 	close(goOn)
-	<-began // the second wake is heard, too
+	<-began // the second wake-up is handled, too
 	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.LanesStream()) == 0 })
 	stop()
 	equal(t, "log", logged.String(), "")
@@ -406,8 +406,8 @@ func TestHealth(t *testing.T) {
 	check(t, h.Err())
 }
 
-// TestHealthForgets: what a handler failed on is no fault of this worker any more
-// once others have it.
+// TestHealthForgets: a fault of a handler is cleared after a while, because another worker
+// may handle the delivery.
 func TestHealthForgets(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

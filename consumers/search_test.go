@@ -11,7 +11,7 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// TestSearch: what X makes of a text on its way through does not hide the post.
+// TestSearch: a post is found in spite of the changes that X makes to its text.
 func TestSearch(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
@@ -72,9 +72,8 @@ func TestSearch(t *testing.T) {
 	}
 }
 
-// TestSearchPages: a post that is live is found although the last one known before
-// lies further back than a look goes, and although X shows it on two pages. That it
-// is not there is not concluded from such a look.
+// TestSearchPages: a live post is found even if the anchor post is further back than the
+// check goes, and if X shows the post on two pages. Such a check does not prove absence.
 func TestSearchPages(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
@@ -107,8 +106,8 @@ func TestSearchPages(t *testing.T) {
 	}
 }
 
-// TestJudgeReadWindow: a window of the reads stops nobody who posts, not even where
-// it is the app's.
+// TestJudgeReadWindow: a window of the reads does not hold posts, not even if it is the
+// app's.
 func TestJudgeReadWindow(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)

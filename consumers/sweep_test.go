@@ -41,7 +41,7 @@ func (b *testBundle) purge(t *testing.T, names ...string) {
 	}
 }
 
-// TestSweepHeals loses every wake-up, every wake-up and every event.
+// TestSweepHeals loses every wake-up, every schedule and every event.
 func TestSweepHeals(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -51,7 +51,7 @@ func TestSweepHeals(t *testing.T) {
 	later := b.accept(t, jetpost.Request{Account: "bolt", ID: "later", Posts: thread("later"), PublishAt: time.Now().Add(time.Second)})
 	h := b.lane()
 	b.run(t, h, "bolt")
-	equal(t, "schedules", b.messages(t, b.names.ScheduleStream()), 2) // with the one for refreshes
+	equal(t, "schedules", b.messages(t, b.names.ScheduleStream()), 2) // including the one for refreshes
 	_, err := b.ledger.Accept(t.Context(), store.Acceptance{          // its worker dies before it tells anybody
 		Request: jetpost.Request{Account: "acme", ID: "untold", Posts: thread("untold")},
 		Body:    []byte(`{"id":"untold","posts":[{"text":"untold"}]}`), Digest: []byte("x"), Now: time.Now(),
@@ -70,8 +70,8 @@ func TestSweepHeals(t *testing.T) {
 	check(t, s.Health.Err())
 }
 
-// TestSweepTells: what was committed and not told is told, and one event that
-// cannot be told does not silence the others.
+// TestSweepTells: changes that were committed and not published are published, and an event
+// that cannot be published does not block the others.
 func TestSweepTells(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -106,8 +106,8 @@ func (l blindLedger) Request(ctx context.Context, key store.Key) (store.Record, 
 	return l.outboxLedger.Request(ctx, key)
 }
 
-// TestAnnounceOvertaken: while one worker tells where a request stood, another moves
-// it on and tells that. The state at which it stands is still the last one told.
+// TestAnnounceOvertaken: while one worker publishes the state of a request, another one
+// moves it on and publishes the newer state. The last event is still the request's state.
 func TestAnnounceOvertaken(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -131,7 +131,7 @@ func TestAnnounceOvertaken(t *testing.T) {
 	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
 }
 
-// overtakenDeadLetters lets another worker go first with each event.
+// overtakenDeadLetters lets another worker publish first, with each event.
 type overtakenDeadLetters struct {
 	deadLetters
 	first func()
@@ -142,7 +142,7 @@ func (r overtakenDeadLetters) Event(ctx context.Context, subject string, e jetpo
 	return r.deadLetters.Event(ctx, subject, e)
 }
 
-// brokenWakeup wakes nobody for a while.
+// brokenWakeup wakes no lane for a while.
 type brokenWakeup struct {
 	manyWaker
 	broken int
@@ -156,7 +156,7 @@ func (r *brokenWakeup) WakeAll(ctx context.Context, accounts []string) error {
 	return r.manyWaker.WakeAll(ctx, accounts)
 }
 
-// countedWakeup counts wakes.
+// countedWakeup counts wake-ups.
 type countedWakeup struct {
 	manyWaker
 	generation int
@@ -167,7 +167,7 @@ func (r *countedWakeup) WakeAll(ctx context.Context, accounts []string) error {
 	return r.manyWaker.WakeAll(ctx, accounts)
 }
 
-// served takes as many wake-ups, and has the lane of each look and rest.
+// served handles that many wake-ups: it takes a snapshot of each lane and releases it.
 func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -189,9 +189,9 @@ func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 	return accounts
 }
 
-// TestSweepStarvesNobody: many lanes are due, few are served between sweeps, and new
-// jobs come for those that wait, and for others: whoever became due first is served
-// first, whatever wakes.
+// TestSweepStarvesNobody: many lanes are due, few are served between sweeps, and new jobs
+// come for those that wait, and for others. The lane that is due for longest is served
+// first, whatever wakes it.
 func TestSweepStarvesNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -211,7 +211,7 @@ func TestSweepStarvesNobody(t *testing.T) {
 	var got []string
 	for round := 0; len(got) < lanes && round < 2*lanes/atOnce; round++ {
 		check(t, s.Sweep(t.Context()))
-		for i := range 20 { // more jobs: of those that wait longest, and of the youngest
+		for i := range 20 { // more jobs: of the lanes that wait longest, and of the newest
 			for _, account := range []string{fmt.Sprintf("acme%04d", len(got)+i), fmt.Sprintf("acme%04d", lanes-1-i)} {
 				id := fmt.Sprint("more", round)
 				take(t, b.intake(), b.job(account, fmt.Appendf(nil, `{"id":%q,"posts":[{"text":%q}]}`, id, account+id)))
@@ -227,15 +227,15 @@ func TestSweepStarvesNobody(t *testing.T) {
 	equal(t, "served", len(got), lanes)
 }
 
-// toldLedger has nothing to be told, which is not what the test is about.
+// toldLedger has nothing to publish, which is not part of the test.
 type toldLedger struct{ outboxLedger }
 
 func (toldLedger) OutboxPending(context.Context, time.Time, int) ([]store.Key, error) {
 	return nil, nil
 }
 
-// TestSweepWakesWhatWasHeard: a wake-up that was delivered and is still to be
-// acknowledged may have been heard too early. What is due is woken all the same.
+// TestSweepWakesWhatWasHeard: a wake-up that was delivered and is not acknowledged yet may
+// have been handled too early. A lane that is due is woken again all the same.
 func TestSweepWakesWhatWasHeard(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -252,15 +252,15 @@ func TestSweepWakesWhatWasHeard(t *testing.T) {
 		check(t, err)
 		equal(t, "another ring", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
 		last = meta.Sequence.Stream
-		for range 3 { // of which one at most wakes
+		for range 3 { // at most one of them wakes
 			check(t, s.Sweep(t.Context()))
 		}
 		equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 	}
 }
 
-// TestSweepOneOfTwo: one worker sweeps for all, and another takes over when it
-// gives no more heartbeats.
+// TestSweepOneOfTwo: one worker sweeps for all, and another one takes over when its lease
+// expires.
 func TestSweepOneOfTwo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -286,7 +286,7 @@ func TestSweepOneOfTwo(t *testing.T) {
 	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
 }
 
-// TestSweepLeavesLivingLanes: a lane that a worker holds needs no wake-up.
+// TestSweepLeavesLivingLanes: a lane that a worker holds is not woken.
 func TestSweepLeavesLivingLanes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -303,7 +303,7 @@ func TestSweepLeavesLivingLanes(t *testing.T) {
 	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 }
 
-// TestSweepHealth: what keeps a sweep from its work is told while it does.
+// TestSweepHealth: a fault of a sweep is reported while it lasts.
 func TestSweepHealth(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -316,8 +316,8 @@ func TestSweepHealth(t *testing.T) {
 	eventually(t, "health is back", func() bool { return s.Health.Err() == nil })
 }
 
-// TestAnnounceCatchesUp: the last event of a request is its state, also where
-// the request moves on while an earlier one is told.
+// TestAnnounceCatchesUp: the last event of a request is its state, even if the request
+// moves on while an earlier event is published.
 func TestAnnounceCatchesUp(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -348,8 +348,8 @@ func (r movingDeadLetters) Event(ctx context.Context, subject string, e jetpost.
 	return err
 }
 
-// TestSweepFreesWhatAPauseHeld: who was held by a stop that is ended before its time goes
-// on at once, whatever the hold says, and nobody is freed while it stands.
+// TestSweepFreesWhatAPauseHeld: a request that was held by a pause goes on at once when the
+// pause ends early, whatever the hold says. None is freed during the pause.
 func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -368,8 +368,8 @@ func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }
 
-// TestSweepFreesWhatIsHeldLate: a worker that hears of the end of a stop later than the one
-// that sweeps holds once more what was freed, and that is freed too.
+// TestSweepFreesWhatIsHeldLate: a worker that learns of the end of a pause later than the
+// sweeper may hold a freed request once more. It is freed again.
 func TestSweepFreesWhatIsHeldLate(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

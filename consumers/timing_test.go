@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// TestTimingOrder: whatever the lease, the latest answer to the latest byte
-// comes before another worker may take over, and a lane at work is prolonged
-// long before that.
+// TestTimingOrder: whatever the lease, the latest answer to the latest byte comes before
+// another worker may take over, and a lane at work extends its lease long before that.
 func TestTimingOrder(t *testing.T) {
 	t.Parallel()
 	for _, lease := range []time.Duration{0, time.Nanosecond, MinLease, 3 * time.Second, DefaultLease, time.Hour} {
@@ -35,8 +34,8 @@ func TestTimingOrder(t *testing.T) {
 	equal(t, "default", Timing{}.lease(), DefaultLease)
 }
 
-// TestTimingOfX: how short a lease may be, X's timelines lag no less, and its clock
-// is no better. Only a simulated X is faster.
+// TestTimingOfX: a shorter lease does not change the lag of X's timelines or the accuracy
+// of its clock. Only a simulated X is faster.
 func TestTimingOfX(t *testing.T) {
 	t.Parallel()
 	sent := time.Now()

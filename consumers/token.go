@@ -227,9 +227,9 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 }
 
 // evidence is the error of an exchange as the breaker counts it. If the exchange took much
-// longer than its timeout, the process was frozen, and the failure says nothing about X. If
-// it counted, the breaker of a worker that was frozen tripped, and the worker skipped all
-// batches of the round that other workers could refresh.
+// longer than its timeout, the process was frozen, and the failure says nothing about X.
+// Counting such failures trips the breaker of a worker that was frozen, which then skips
+// batches that other workers could refresh.
 func (r *Refresher) evidence(err error, took time.Duration) error {
 	if err != nil && took > r.Timing.CallTimeout()*21/20 {
 		return errStoodStill

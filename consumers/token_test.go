@@ -17,13 +17,13 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// tokensHook is a ledger in which a test can step in before and after each
-// step of an exchange. A hook may panic, which is a worker that dies there.
+// tokensHook is a ledger that calls hooks before and after each step of an exchange. A hook
+// may panic, which simulates the death of the worker.
 type tokensHook struct {
 	store.Tokens
 	save, saved, count func() error
 	claim, claimed     func()
-	// hangs: the database does not answer what an exchange commits.
+	// hangs is true if the database does not answer the commits of an exchange.
 	hangs bool
 }
 
@@ -84,8 +84,8 @@ func (h *tokensHook) BatchDone(ctx context.Context, round string, batch, refresh
 	return h.Tokens.BatchDone(ctx, round, batch, refreshed, failed, skipped, now)
 }
 
-// TestRefreshSaveFails: the pair in hand is the only one that X takes, so it
-// is carried to the database for as long as the worker lives.
+// TestRefreshSaveFails: X accepts only the new pair, so its commit is retried for as long
+// as the worker lives.
 func TestRefreshSaveFails(t *testing.T) {
 	t.Parallel()
 	t.Run("for long", func(t *testing.T) {
@@ -141,15 +141,15 @@ func TestRefreshSaveFails(t *testing.T) {
 	})
 }
 
-// TestStopWhileDatabaseHangs: the database takes the connection and never answers. What
-// X gave is in the lifeboat soon, and a stop then waits for nothing more.
+// TestStopWhileDatabaseHangs: the database accepts the connection and never answers. The
+// new pair is soon in the lifeboat, and the worker then stops without waiting.
 func TestStopWhileDatabaseHangs(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name    string
-		refused bool // X refuses the exchange, instead of giving a pair
+		refused bool // X refuses the exchange instead of granting a pair
 		afloat  int
-		// after the stop, at most
+		// after the request to stop, at most
 		within time.Duration
 	}{
 		{name: "a pair in hand", afloat: 1},
@@ -201,7 +201,7 @@ func (b *testBundle) afloat(t *testing.T) int {
 	return len(pairs)
 }
 
-// dies runs a worker that is to die on the way.
+// dies runs a worker that dies on the way.
 func dies(t *testing.T, work func()) {
 	t.Helper()
 	defer func() {
@@ -212,32 +212,32 @@ func dies(t *testing.T, work func()) {
 	work()
 }
 
-// TestExchangeGaps: a worker dies in each gap of an exchange. What it leaves
-// keeps the account going for as long as its access token lives, and X then
-// decides; no token is presented twice without an entry in the journal.
+// TestExchangeGaps: a worker dies in each gap of an exchange. The account goes on while its
+// access token is valid, and then X decides. No token is presented twice without an entry
+// in the journal.
 func TestExchangeGaps(t *testing.T) {
 	t.Parallel()
 	die := func() { panic("killed") }
 	died := func() error { panic("killed") }
 	type hooks struct {
 		tokens tokensHook
-		// before and after X does what it is asked for.
+		// before and after run before and after X handles the exchange.
 		before, after func()
-		// away: the database does not answer when the pair is to be saved.
+		// away is true if the database does not answer when the pair is saved.
 		away bool
 	}
 	for _, gap := range []struct {
 		name  string
 		hooks hooks
-		// doubt: the token is in doubt after the death.
+		// doubt is true if the token is in doubt after the death.
 		doubt bool
-		// heard is how many exchanges X has seen by then.
+		// heard is how many exchanges X has received by then.
 		heard int
-		// rescued: the next worker brings the pair in.
+		// rescued is true if the next worker saves the pair.
 		rescued bool
-		// lost: the account has to be connected again in the end.
+		// lost is true if the account has to be connected again in the end.
 		lost bool
-		// renewed: the pair is stored already.
+		// renewed is true if the pair is already stored.
 		renewed bool
 	}{
 		{name: "before the claim", hooks: hooks{tokens: tokensHook{claim: die}}},
@@ -252,7 +252,7 @@ func TestExchangeGaps(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b := offline(t, func(s *xsim.Server) { s.KeepFamilyOnReplay = true })
-				b.reuse = gap.lost // X's books take a killed client for a careless one
+				b.reuse = gap.lost // X's call log takes a killed client for a careless one
 				b.due(t, "acme", time.Hour)
 				before := b.token(t, "acme")
 				victim, hook := b.bubble(), gap.hooks.tokens
@@ -334,8 +334,8 @@ func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Toke
 	equal(t, "exchanges of what X refuses", b.calls(xsim.EndpointToken), heard+1)
 }
 
-// TestExchangeCommitAnswerLost: the database takes the pair and its answer is
-// lost. The second try finds its own pair there, and nothing is lost.
+// TestExchangeCommitAnswerLost: the database stores the pair and its answer is lost. The
+// second try finds the pair stored, and nothing is lost.
 func TestExchangeCommitAnswerLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -358,13 +358,13 @@ func TestExchangeCommitAnswerLost(t *testing.T) {
 	})
 }
 
-// TestExchangeLateSuccess: a worker freezes with X's answer on its way to it.
-// Another one tries the token near its end, is refused and tells the user. Then
-// the first thaws: its pair is good, and the account recovers by itself.
+// TestExchangeLateSuccess: a worker freezes while X's answer is on its way. Another one
+// tries the token near its end, is refused and tells the user. Then the first one goes on:
+// its pair is valid, and the account recovers by itself.
 func TestExchangeLateSuccess(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(s *xsim.Server) { s.KeepFamilyOnReplay = true })
-	b.reuse = true // the call log cannot know that the answer lies unread
+	b.reuse = true // the call log cannot know that the answer was not read
 	b.due(t, "acme", time.Minute)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	frozen := b.refresher()
@@ -401,8 +401,8 @@ func (a *aheadTokens) ClaimToken(ctx context.Context, claim store.TokenClaim) (s
 	return a.Tokens.ClaimToken(ctx, claim)
 }
 
-// TestAccountNewsIsToldOnce: the event of an account comes when it changes, not
-// each time that somebody finds it so, and also if it could not be told at once.
+// TestAccountNewsIsToldOnce: the event of an account is published when it changes, not each
+// time that a worker finds it so, and also if it could not be published at once.
 func TestAccountNewsIsToldOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -437,7 +437,8 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 	equal(t, "events of what it required", told(jetpost.EventAccountReauthRequired), 1)
 }
 
-// TestEveryHeldJobSaysWhy: not only the head of the line.
+// TestEveryHeldJobSaysWhy: every held request of the queue has the reason, not only the
+// head.
 func TestEveryHeldJobSaysWhy(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -462,8 +463,8 @@ func TestEveryHeldJobSaysWhy(t *testing.T) {
 	b.texts(t, "acme", "one", "two", "three", "four")
 }
 
-// TestCoolDown: X refuses a token that was only just renewed, as it has done to
-// everybody for hours. It is not renewed again and again.
+// TestCoolDown: X refuses a token that was just renewed, as there were hours in which it
+// refused all. The token is not renewed again and again.
 func TestCoolDown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -486,8 +487,8 @@ func TestCoolDown(t *testing.T) {
 	})
 }
 
-// TestBatchTime: a batch whose time is over begins no exchange; what it leaves
-// is skipped, and due in the next round.
+// TestBatchTime: a batch whose time is over begins no exchange. The tokens that are left
+// are skipped, and due in the next round.
 func TestBatchTime(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -504,12 +505,12 @@ func TestBatchTime(t *testing.T) {
 	equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
 }
 
-// TestRefreshStoodStill: a worker that was frozen finds all its calls failed. That
-// says nothing about X, and the rest of the round is refreshed.
+// TestRefreshStoodStill: all calls of a worker that was frozen have failed. That says
+// nothing about X, and the rest of the round is refreshed.
 func TestRefreshStoodStill(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		stood time.Duration // beyond the time of a call
+		stood time.Duration // beyond the timeout of a call
 		want  jetpost.RefreshSummary
 	}{
 		"frozen":      {time.Minute, jetpost.RefreshSummary{Total: 9, Refreshed: 4, Failed: 5}},
@@ -544,7 +545,7 @@ func TestRefreshStoodStill(t *testing.T) {
 	}
 }
 
-// summaries are records that keep the last summary of a round.
+// summaries keeps the last summary of a round.
 type summaries struct {
 	*silentDeadLetters
 	last *jetpost.RefreshSummary

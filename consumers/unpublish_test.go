@@ -16,7 +16,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// unpublish asks for the deletion of a request's posts, and runs the lane once.
+// unpublish requests the deletion of a request's posts, and runs the lane once.
 func (b *doubtBundle) unpublish(t *testing.T, id string) store.Record {
 	t.Helper()
 	b.key = store.Key{Account: "acme", ID: id}
@@ -26,10 +26,10 @@ func (b *doubtBundle) unpublish(t *testing.T, id string) store.Record {
 	return b.record(t, b.key)
 }
 
-// unpublished lets time pass until the deletion is done, or is given up.
+// unpublished lets time pass until the deletion is done, or has failed.
 func (b *doubtBundle) unpublished(t *testing.T) store.Record {
 	t.Helper()
-	for began := time.Now(); time.Since(began) < 12*time.Hour; sleep(time.Second) { // an endless loop comes to an end
+	for began := time.Now(); time.Since(began) < 12*time.Hour; sleep(time.Second) { // an endless loop ends
 		r := b.record(t, b.key)
 		if r.Deletion.NextAt.IsZero() {
 			return r
@@ -41,7 +41,7 @@ func (b *doubtBundle) unpublished(t *testing.T) store.Record {
 	return store.Record{}
 }
 
-// deletedInOrder are the ids of the posts that X was asked to delete.
+// deletedInOrder returns the ids of the posts that X was asked to delete.
 func (b *doubtBundle) deletedInOrder() (ids []string) {
 	for _, call := range b.x.Calls() {
 		if call.Endpoint == xsim.EndpointDeletePost {
@@ -85,8 +85,8 @@ func TestUnpublish(t *testing.T) {
 	})
 }
 
-// TestUnpublishDoubt: a post in doubt is found out about first, whichever way that turns
-// out, and what waits behind the request does not wait for that.
+// TestUnpublishDoubt: a post in doubt is reconciled first, with either result, and requests
+// behind it do not wait for that.
 func TestUnpublishDoubt(t *testing.T) {
 	t.Parallel()
 	for name, made := range map[string]bool{"it is live": true, "it is not": false} {
@@ -117,7 +117,7 @@ func TestUnpublishDoubt(t *testing.T) {
 	}
 }
 
-// TestUnpublishUnknownDoubt: where X does not show what became of a post, a person says,
+// TestUnpublishUnknownDoubt: if X does not show what became of a post, a person decides,
 // and the deletion goes on.
 func TestUnpublishUnknownDoubt(t *testing.T) {
 	t.Parallel()
@@ -127,7 +127,7 @@ func TestUnpublishUnknownDoubt(t *testing.T) {
 		b.faults(t, lost(1, false))
 		b.publish(t, "one", thread("one")...)
 		b.faults(t)
-		b.deleteByHand(t, b.record(t, store.Key{Account: "acme", ID: "control"}).Posts[0].PostID) // which X must show
+		b.deleteByHand(t, b.record(t, store.Key{Account: "acme", ID: "control"}).Posts[0].PostID) // the anchor post
 		b.unpublish(t, "one")
 		r := b.unpublished(t)
 		equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeOutcomeUnknown)
@@ -140,8 +140,8 @@ func TestUnpublishUnknownDoubt(t *testing.T) {
 	})
 }
 
-// TestUnpublishLostAnswer: a deletion is repeated where X's answer was lost, whether it
-// took effect or not.
+// TestUnpublishLostAnswer: a deletion is repeated if X's answer was lost, whether it took
+// effect or not.
 func TestUnpublishLostAnswer(t *testing.T) {
 	t.Parallel()
 	for name, made := range map[string]bool{"it took effect": true, "it did not": false} {
@@ -163,7 +163,7 @@ func TestUnpublishLostAnswer(t *testing.T) {
 	}
 }
 
-// TestUnpublishWaits: a deletion that must wait for X's window holds up no post.
+// TestUnpublishWaits: a deletion that waits for X's window does not hold posts.
 func TestUnpublishWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -184,8 +184,8 @@ func TestUnpublishWaits(t *testing.T) {
 	})
 }
 
-// TestUnpublishWhilePaused: a person's pause is of posts alone; what X says of the account
-// keeps its deletions too, and they find out when that is over.
+// TestUnpublishWhilePaused: a person's pause holds only posts. A block of the account also
+// holds deletions, which probe when it is over.
 func TestUnpublishWhilePaused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -213,8 +213,8 @@ func TestUnpublishWhilePaused(t *testing.T) {
 	})
 }
 
-// TestUnpublishGivenUp: what X refuses in words that say nothing of later is given up,
-// blames neither the account nor the app, and is tried again once somebody asks.
+// TestUnpublishGivenUp: a deletion that X refuses for good fails, blames neither the
+// account nor the app, and is tried again when it is requested again.
 func TestUnpublishGivenUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -237,8 +237,8 @@ func TestUnpublishGivenUp(t *testing.T) {
 	})
 }
 
-// TestUnpublishedIsNoAnchor: X need not show a post that was deleted here, and a doubt
-// about another one settles all the same. By hand, past jetpost, it would not: see
+// TestUnpublishedIsNoAnchor: X need not show a post that jetpost deleted, and a doubt about
+// another post is settled all the same. If the post was deleted by hand, it is not: see
 // TestReconcileDeletedParent.
 func TestUnpublishedIsNoAnchor(t *testing.T) {
 	t.Parallel()
@@ -256,8 +256,8 @@ func TestUnpublishedIsNoAnchor(t *testing.T) {
 	})
 }
 
-// TestReplyToUnpublished: X refuses a reply to a deleted post. That it was made a moment
-// ago is no reason to wait for it, as of others.
+// TestReplyToUnpublished: X refuses a reply to a deleted post. The reply does not wait for
+// it, although the post is recent.
 func TestReplyToUnpublished(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -270,8 +270,8 @@ func TestReplyToUnpublished(t *testing.T) {
 	})
 }
 
-// TestUnpublishPoison: workers that die on a deletion do so a few times alone, and the
-// line goes on.
+// TestUnpublishPoison: after some workers have died on a deletion, it fails, and the queue
+// goes on.
 func TestUnpublishPoison(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -334,7 +334,7 @@ func TestDeletingAnswers(t *testing.T) {
 	})
 }
 
-// deletes runs the lane, and compares what became of the deletion with the row.
+// deletes runs the lane, and compares the result of the deletion with the row.
 func (s *postScene) deletes(t *testing.T) {
 	t.Helper()
 	heard := s.tries(t)

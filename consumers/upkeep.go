@@ -20,27 +20,29 @@ import (
 )
 
 const (
-	// watchFor is how long a watch may be silent before it is begun again: one whose
-	// bucket was deleted says nothing.
+	// watchFor is how long a watch may be silent before it is started again. A watch whose
+	// bucket was deleted stays silent.
 	watchFor = time.Minute
 	// checkEvery is how often the streams, the consumers and the schedule are compared
-	// with what they should be; the stops and their pause are with each sweep.
+	// with their desired state. The app pauses, and the pause of the lanes' consumer, are
+	// compared with each sweep.
 	checkEvery = 30 * time.Second
-	// upkeepWithin bounds one round of upkeep: the sweep that follows is not kept from
-	// its work by a NATS that does not answer.
+	// upkeepWithin bounds one run of upkeep, so that a NATS server that does not answer
+	// does not delay the rest of the sweep.
 	upkeepWithin = 15 * time.Second
-	// noteWithin bounds one look into the ledger for a stop, or a note there.
+	// noteWithin bounds one read or write of a pause in the ledger.
 	noteWithin = 5 * time.Second
-	// noteRaces is how often a note in the ledger is tried that others overtake.
+	// noteRaces is how often a write to the ledger is retried after another process has
+	// changed the same entry.
 	noteRaces = 10
 
-	// The names of what is kept.
-	desiredPauses     = "pause." // and the target
+	// The names of the desired state.
+	desiredPauses     = "pause." // followed by the target
 	desiredCron       = "cron"
 	desiredSigningKey = "signing_key"
 )
 
-// pauseBucket is the bucket in NATS, with the pause of the lanes' consumer.
+// pauseBucket is the bucket in NATS with the app pauses. It also pauses the lanes' consumer.
 type pauseBucket interface {
 	admission.PauseStore
 	Get(ctx context.Context, target string) (publishers.Pause, bool, error)
@@ -51,44 +53,45 @@ type pauseBucket interface {
 	Watch(ctx context.Context) (<-chan publishers.Pauses, error)
 }
 
-// keeper is the ledger's part.
+// desiredStore holds the ledger calls about the desired state.
 type desiredStore interface {
 	Desired(ctx context.Context) ([]store.Desired, error)
 	Keep(ctx context.Context, k store.Desired) (bool, error)
 }
 
-// AppPauseControl is where the app is stopped and resumed. The ledger holds the stops, and the
-// bucket, which all workers watch, is their copy: what one of them was not told, or has
-// lost, Mend tells it. A stop is told to the bucket first, since that is what stops
-// the others; the end of one to the ledger first, so that nothing brings it back.
+// AppPauseControl pauses and resumes the app. The ledger holds the desired pauses. The bucket
+// in NATS, which all workers watch, is a copy, and Mend makes the two agree. A pause is
+// written to the bucket first, because that makes all workers pause. The end of a pause is
+// written to the ledger first, so that Mend does not restore the pause.
 //
-// It is safe for concurrent use, from any number of processes.
+// It is safe for concurrent use by any number of processes.
 type AppPauseControl struct {
 	Bucket pauseBucket
 	Ledger desiredStore
 	Log    *slog.Logger
-	// Silence is how long a watch may be silent; watchFor where zero.
+	// Silence is how long a watch may be silent; watchFor if zero.
 	Silence time.Duration
 }
 
-// desiredPause is a stop as the ledger holds it.
+// desiredPause is a pause in the ledger.
 type desiredPause struct {
 	Pause publishers.Pause `json:"pause"`
-	// Told tells that it stood in the bucket.
+	// Told is true once the pause was stored in the bucket.
 	Told bool `json:"told"`
-	// Ended tells that it is over, since EndedAt.
+	// Ended is true once the pause is over, since EndedAt.
 	Ended   bool      `json:"ended"`
 	EndedAt time.Time `json:"ended_at,omitzero"`
 
 	version int64
 }
 
-// holds tells whether the bucket should have it.
+// holds reports whether the bucket should have the pause.
 func (k desiredPause) holds(now time.Time) bool {
 	return k.version > 0 && !k.Ended && k.Pause.Active(now)
 }
 
-// same tells whether two are one stop in one state, wherever they were read.
+// same reports whether a and b are the same pause in the same state. Either may be from the
+// ledger or from the bucket.
 func same(a, b publishers.Pause) bool {
 	a.Revision, b.Revision, a.MaxWait, b.MaxWait = 0, 0, 0, 0
 	one, err := json.Marshal(a)
@@ -111,7 +114,7 @@ func (b *AppPauseControl) desired(ctx context.Context) (map[admission.Target]des
 		}
 		pause := desiredPause{}
 		if err := json.Unmarshal(k.Value, &pause); err != nil {
-			return nil, fmt.Errorf("read kept stop %s: %w", target, err)
+			return nil, fmt.Errorf("decode the ledger's pause of %s: %w", target, err)
 		}
 		pause.version, pause.Pause.Target = k.Version, target
 		pauses[admission.Target(target)] = pause
@@ -119,18 +122,19 @@ func (b *AppPauseControl) desired(ctx context.Context) (map[admission.Target]des
 	return pauses, nil
 }
 
-// keep notes a stop in place of the one with its version.
+// keep writes a pause to the ledger. It returns false if the stored version is another one.
 func (b *AppPauseControl) keep(ctx context.Context, k desiredPause) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, noteWithin)
 	defer cancel()
 	value, err := json.Marshal(k)
 	if err != nil {
-		return false, fmt.Errorf("encode stop: %w", err)
+		return false, fmt.Errorf("encode pause: %w", err)
 	}
 	return b.Ledger.Keep(ctx, store.Desired{Name: desiredPauses + k.Pause.Target, Value: value, Version: k.version})
 }
 
-// note changes what the ledger holds of a target, whoever else does so too.
+// note changes the pause of a target in the ledger. It retries if another process changes the
+// same pause.
 func (b *AppPauseControl) note(ctx context.Context, target admission.Target, change func(desiredPause) (desiredPause, bool)) error {
 	for range noteRaces {
 		all, err := b.desired(ctx)
@@ -147,11 +151,11 @@ func (b *AppPauseControl) note(ctx context.Context, target admission.Target, cha
 			return err
 		}
 	}
-	return fmt.Errorf("stop %s changed %d times meanwhile", target, noteRaces)
+	return fmt.Errorf("write pause of %s: other processes changed it %d times meanwhile; try again", target, noteRaces)
 }
 
-// resumed tells whether the app was resumed since the stop was wanted, so that one
-// which could not be told before is not to be told any more.
+// resumed reports whether the app was resumed after the time of the pause, which could not be
+// stored until now and must not be stored any more.
 func (b *AppPauseControl) resumed(ctx context.Context, pause publishers.Pause) bool {
 	if time.Since(pause.Since) < noteWithin {
 		return false
@@ -161,14 +165,15 @@ func (b *AppPauseControl) resumed(ctx context.Context, pause publishers.Pause) b
 	return err == nil && is.Ended && is.EndedAt.After(pause.Since)
 }
 
-// Set implements the gate's board. Where NATS cannot be told the stop is kept, and
-// Mend tells it. A stop that came late, and was resumed before, is none.
+// Set implements admission.PauseStore. If NATS does not answer, Set stores the pause in the
+// ledger, and Mend copies it to the bucket later. A pause that comes late is ignored if the
+// app was resumed meanwhile.
 func (b *AppPauseControl) Set(ctx context.Context, pause publishers.Pause) (publishers.Pause, bool, error) {
 	if b.resumed(ctx, pause) {
 		return publishers.Pause{}, false, nil
 	}
 	holds, changed, err := b.Bucket.Set(ctx, pause)
-	keptErr := b.note(ctx, admission.Target(pause.Target), func(is desiredPause) (desiredPause, bool) {
+	noteErr := b.note(ctx, admission.Target(pause.Target), func(is desiredPause) (desiredPause, bool) {
 		if err == nil {
 			return desiredPause{Pause: holds, Told: true}, is.Ended || !is.Told || !same(is.Pause, holds)
 		}
@@ -180,22 +185,22 @@ func (b *AppPauseControl) Set(ctx context.Context, pause publishers.Pause) (publ
 		return desiredPause{Pause: next}, changed
 	})
 	switch {
-	case err != nil && keptErr == nil:
-		return publishers.Pause{}, false, fmt.Errorf("%w; the stop is kept in the ledger, and told once NATS answers", err)
+	case err != nil && noteErr == nil:
+		return publishers.Pause{}, false, fmt.Errorf("%w; the pause is stored in the ledger, and takes effect for all workers once NATS answers", err)
 	case err != nil:
-		return publishers.Pause{}, false, errors.Join(err, keptErr)
-	case keptErr != nil: // Mend copies it
-		b.Log.Warn("app.pause_not_stored", "target", pause.Target, "error", keptErr)
+		return publishers.Pause{}, false, errors.Join(err, noteErr)
+	case noteErr != nil: // Mend copies it
+		b.Log.Warn("app.pause_not_stored", "target", pause.Target, "error", noteErr)
 	}
 	return holds, changed, nil
 }
 
-// Probe implements the gate's board. Who probes is the bucket's alone.
+// Probe implements admission.PauseStore. The claim of a probe is stored only in the bucket.
 func (b *AppPauseControl) Probe(ctx context.Context, target, worker string, now, until time.Time) (publishers.Pause, bool, error) {
 	return b.Bucket.Probe(ctx, target, worker, now, until)
 }
 
-// End implements the gate's board.
+// End implements admission.PauseStore.
 func (b *AppPauseControl) End(ctx context.Context, pause publishers.Pause) (bool, error) {
 	if err := b.tombstone(ctx, pause); err != nil {
 		return false, fmt.Errorf("resume %s: %w", pause.Target, err)
@@ -204,7 +209,7 @@ func (b *AppPauseControl) End(ctx context.Context, pause publishers.Pause) (bool
 	if err != nil || ended {
 		return ended, err
 	}
-	// Another one stands by now.
+	// Another pause is stored by now.
 	_, err = b.mendTarget(ctx, admission.Target(pause.Target), time.Now())
 	return false, err
 }
@@ -215,8 +220,8 @@ func (b *AppPauseControl) tombstone(ctx context.Context, pause publishers.Pause)
 	})
 }
 
-// Clear ends the stop of a target for everybody, whether or not there is one, and
-// returns it.
+// Clear ends the pause of a target for all workers and returns it. It is no error if there is
+// none.
 func (b *AppPauseControl) Clear(ctx context.Context, target admission.Target) (was publishers.Pause, err error) {
 	pause, there, err := b.Bucket.Get(ctx, string(target))
 	if err != nil {
@@ -224,7 +229,7 @@ func (b *AppPauseControl) Clear(ctx context.Context, target admission.Target) (w
 	}
 	err = b.note(ctx, target, func(is desiredPause) (desiredPause, bool) {
 		if !there && is.version > 0 && !is.Ended {
-			pause = is.Pause // which the bucket was not told of, or has lost
+			pause = is.Pause // the bucket never had it, or has lost it
 		}
 		return desiredPause{Pause: pause, Told: true, Ended: true, EndedAt: time.Now()}, is.version > 0 || there
 	})
@@ -234,12 +239,12 @@ func (b *AppPauseControl) Clear(ctx context.Context, target admission.Target) (w
 	return pause, b.Bucket.Clear(ctx, string(target))
 }
 
-// Mend compares the ledger, the bucket and the pause of the lanes' consumer, and makes
-// each what it should be. It returns a sentence for each thing that was wrong.
+// Mend compares the ledger, the bucket and the pause of the lanes' consumer, and corrects
+// them. It returns a sentence for each correction.
 func (b *AppPauseControl) Mend(ctx context.Context, now time.Time) (mended []string, err error) {
 	forged, err := b.Bucket.Sweep(ctx)
 	for _, target := range forged {
-		mended = append(mended, "what stood for a stop of "+target+" was written by no worker")
+		mended = append(mended, "the stored pause of "+target+" was not written by a worker")
 	}
 	failures := []error{err}
 	for _, target := range publishers.Targets() {
@@ -256,8 +261,8 @@ func (b *AppPauseControl) Mend(ctx context.Context, now time.Time) (mended []str
 	return mended, errors.Join(append(failures, err)...)
 }
 
-// mendTarget reads the bucket first: a stop that is resumed after that has ended in the
-// ledger, too, once it is read there.
+// mendTarget reads the bucket before the ledger: a pause that is resumed after the first read
+// has already ended in the ledger at the second one.
 func (b *AppPauseControl) mendTarget(ctx context.Context, target admission.Target, now time.Time) (mended string, err error) {
 	pause, there, err := b.Bucket.Get(ctx, string(target))
 	if err != nil {
@@ -268,22 +273,22 @@ func (b *AppPauseControl) mendTarget(ctx context.Context, target admission.Targe
 		return "", err
 	}
 	is := all[target]
-	name := "the stop of " + string(target)
+	name := "the pause of " + string(target)
 	switch {
 	case there && is.Ended && (same(is.Pause, pause) || pause.Since.Add(noteWithin).Before(is.EndedAt)):
 		if ended, err := b.Bucket.End(ctx, pause); err != nil || !ended {
 			return "", err
 		}
-		return name + " had been resumed, and was not ended", nil
+		return name + " was resumed, but was still stored in NATS", nil
 	case is.holds(now) && !is.Told:
 		holds, _, err := b.Bucket.Set(ctx, is.Pause)
 		if err != nil {
 			return "", err
 		}
 		_, err = b.keep(ctx, desiredPause{Pause: holds, Told: true, version: is.version})
-		return name + " had not been told", err
+		return name + " was not stored in NATS", err
 	case there && !same(is.Pause, pause):
-		// A worker that could not reach the ledger has set it, or it is being probed.
+		// A worker that could not reach the ledger has set it, or a worker probes it.
 		_, err := b.keep(ctx, desiredPause{Pause: pause, Told: true, version: is.version})
 		return "", err
 	case !there && is.holds(now):
@@ -299,9 +304,9 @@ func (b *AppPauseControl) mendTarget(ctx context.Context, target admission.Targe
 	return "", nil
 }
 
-// complete adds to a picture of the bucket what the ledger knows to stand: the bucket
-// may be one that was made anew. Where the ledger cannot be asked, what was known
-// before stands.
+// complete adds the pauses of the ledger to a snapshot of the bucket, because the bucket may
+// have been created again. If the ledger does not answer, it adds those that were known
+// before.
 func (b *AppPauseControl) complete(ctx context.Context, view publishers.Pauses, before []publishers.Pause) publishers.Pauses {
 	pauses, err := DesiredPauses(ctx, b.Ledger, time.Now())
 	if err != nil {
@@ -311,7 +316,7 @@ func (b *AppPauseControl) complete(ctx context.Context, view publishers.Pauses, 
 	return with(view, pauses)
 }
 
-// with is a picture with those of the stops in addition whose scopes it does not show.
+// with returns a snapshot to which the pauses are added whose targets it does not show.
 func with(view publishers.Pauses, pauses []publishers.Pause) publishers.Pauses {
 	shown := view.Pauses
 	for _, pause := range pauses {
@@ -322,7 +327,7 @@ func with(view publishers.Pauses, pauses []publishers.Pause) publishers.Pauses {
 	return view
 }
 
-// DesiredPauses are the stops in force, as the ledger has them.
+// DesiredPauses returns the pauses in force according to the ledger.
 func DesiredPauses(ctx context.Context, ledger desiredStore, now time.Time) (pauses []publishers.Pause, err error) {
 	all, err := (&AppPauseControl{Ledger: ledger}).desired(ctx)
 	for _, target := range publishers.Targets() {
@@ -333,13 +338,14 @@ func DesiredPauses(ctx context.Context, ledger desiredStore, now time.Time) (pau
 	return pauses, err
 }
 
-// Follow tells a gate of the stops, at once and with each change, until the context
-// ends. A watch that ends, or is silent for a minute, is begun again; until it is, the
-// ledger tells.
+// Follow passes the pauses to a gate, at once and with each change, until the context ends. A
+// watch that ends, or is silent for a minute, is started again. Meanwhile the pauses are read
+// from the ledger.
 func (b *AppPauseControl) Follow(ctx context.Context, gate *admission.Gate, health *Health) {
 	var last publishers.Pauses
 	learn := func(view publishers.Pauses) {
-		// What is new counts at once; what is missing, once the ledger says that it is over.
+		// A new pause counts at once. A missing one counts until the ledger says that it has
+		// ended.
 		gate.Learn(with(view, last.Pauses))
 		last = b.complete(ctx, view, last.Pauses)
 		if ctx.Err() == nil {
@@ -351,17 +357,17 @@ func (b *AppPauseControl) Follow(ctx context.Context, gate *admission.Gate, heal
 		if ctx.Err() != nil {
 			return
 		}
-		health.Set("stops", err)
+		health.Set("pauses", err)
 		if err != nil {
-			b.Log.Warn("stops.watch_failed", "error", err)
+			b.Log.Warn("pauses.watch_failed", "error", err)
 			learn(publishers.Pauses{Revision: last.Revision})
 			pause(ctx, stallMax)
 		}
 	}
 }
 
-// watch passes pictures on until none has come for that long, or no more can. An
-// error says that it could not begin.
+// watch passes snapshots to learn until the watch ends or is silent for too long. It returns
+// an error if there was no first snapshot.
 func (b *AppPauseControl) watch(ctx context.Context, silence time.Duration, learn func(publishers.Pauses)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -377,7 +383,7 @@ func (b *AppPauseControl) watch(ctx context.Context, silence time.Duration, lear
 		case view, ok := <-snapshots:
 			if !ok {
 				if !seen {
-					return errors.New("the watch of stops ended before it told anything")
+					return errors.New("watch pauses: the watch ended before its first snapshot")
 				}
 				return nil
 			}
@@ -386,21 +392,20 @@ func (b *AppPauseControl) watch(ctx context.Context, silence time.Duration, lear
 			silent.Reset(silence)
 		case <-silent.C:
 			if !seen {
-				return errors.New("the watch of stops tells nothing")
+				return errors.New("watch pauses: no snapshot has come")
 			}
 			return nil
 		}
 	}
 }
 
-// Upkeep compares what stands in NATS with what should, and mends what workers may:
-// the stops, the pause of the lanes' consumer, the refresh schedule. Streams and
-// consumers it only reports.
+// Upkeep compares NATS with the desired state. It corrects the app pauses, the pause of the
+// lanes' consumer and the refresh schedule. Streams and consumers it only reports.
 type Upkeep struct {
 	Pauses *AppPauseControl
 	Ledger desiredStore
 	JS     jetstream.JetStream
-	// Topology is what Setup makes for this ledger.
+	// Topology is what Setup creates for this ledger.
 	Topology publishers.TopologyConfig
 	Health   *Health
 	Log      *slog.Logger
@@ -408,7 +413,7 @@ type Upkeep struct {
 	checked time.Time
 }
 
-// Run looks after everything once.
+// Run checks and corrects everything once.
 func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, upkeepWithin)
 	defer cancel()
@@ -422,7 +427,7 @@ func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 	u.checked = now
 	changed, cronErr := MendCron(ctx, u.JS, u.Ledger, u.Topology)
 	if changed {
-		u.Log.Warn("upkeep.mended", "what", "the refresh schedule was another one, or was lost")
+		u.Log.Warn("upkeep.mended", "what", "the refresh schedule was wrong or lost")
 	}
 	checkErr := publishers.Check(ctx, u.JS, u.Topology)
 	u.Health.Set("setup", checkErr)
@@ -432,13 +437,13 @@ func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 	return errors.Join(err, cronErr)
 }
 
-// Rest forgets what it has reported: another worker looks after everything.
+// Rest clears the reported fault, because another worker does the upkeep.
 func (u *Upkeep) Rest() {
 	u.Health.Set("setup", nil)
 	u.checked = time.Time{}
 }
 
-// LedgerSigner is the seal of this ledger, which the first to ask makes.
+// LedgerSigner returns the signer of this ledger. The first caller creates its key.
 func LedgerSigner(ctx context.Context, ledger desiredStore) (publishers.Signer, error) {
 	for range noteRaces {
 		all, err := ledger.Desired(ctx)
@@ -451,7 +456,7 @@ func LedgerSigner(ctx context.Context, ledger desiredStore) (publishers.Signer, 
 				continue
 			}
 			if err := json.Unmarshal(k.Value, &key); err != nil || len(key) != publishers.SigningKeySize {
-				return publishers.Signer{}, errors.New("the key that stops are sealed with cannot be read in the ledger")
+				return publishers.Signer{}, errors.New("read the signing key of pauses from the ledger: it is not a valid key")
 			}
 			return publishers.NewSigner(key), nil
 		}
@@ -465,10 +470,11 @@ func LedgerSigner(ctx context.Context, ledger desiredStore) (publishers.Signer, 
 			return publishers.Signer{}, err
 		}
 	}
-	return publishers.Signer{}, fmt.Errorf("the key that stops are sealed with changed %d times meanwhile", noteRaces)
+	return publishers.Signer{}, fmt.Errorf("create the signing key of pauses: other processes changed it %d times meanwhile; try again", noteRaces)
 }
 
-// DesiredCron is the refresh schedule that the ledger holds; nil where it holds none yet.
+// DesiredCron returns the refresh schedule in the ledger and its version; nil if there is none
+// yet.
 func DesiredCron(ctx context.Context, ledger desiredStore) (*publishers.Cron, int64, error) {
 	all, err := ledger.Desired(ctx)
 	if err != nil {
@@ -478,7 +484,7 @@ func DesiredCron(ctx context.Context, ledger desiredStore) (*publishers.Cron, in
 		if k.Name == desiredCron {
 			var cron publishers.Cron
 			if err := json.Unmarshal(k.Value, &cron); err != nil {
-				return nil, 0, fmt.Errorf("read kept schedule: %w", err)
+				return nil, 0, fmt.Errorf("decode the ledger's refresh schedule: %w", err)
 			}
 			return &cron, k.Version, nil
 		}
@@ -486,7 +492,7 @@ func DesiredCron(ctx context.Context, ledger desiredStore) (*publishers.Cron, in
 	return nil, 0, nil
 }
 
-// KeepCron notes the refresh schedule of the configuration, which NATS has taken.
+// KeepCron stores the configured refresh schedule in the ledger, after NATS has accepted it.
 func KeepCron(ctx context.Context, ledger desiredStore, cron publishers.Cron) error {
 	value, err := json.Marshal(cron)
 	if err != nil {
@@ -501,11 +507,11 @@ func KeepCron(ctx context.Context, ledger desiredStore, cron publishers.Cron) er
 			return err
 		}
 	}
-	return fmt.Errorf("kept schedule changed %d times meanwhile", noteRaces)
+	return fmt.Errorf("store the refresh schedule: other processes changed it %d times meanwhile; try again", noteRaces)
 }
 
-// MendCron makes the refresh schedule in NATS the one that the ledger holds. A ledger
-// that holds none yet takes over what stands there.
+// MendCron sets the refresh schedule in NATS to the one in the ledger. If the ledger has none
+// yet, it takes over the one in NATS.
 func MendCron(ctx context.Context, js jetstream.JetStream, ledger desiredStore, cfg publishers.TopologyConfig) (changed bool, err error) {
 	is, _, err := DesiredCron(ctx, ledger)
 	if err != nil {

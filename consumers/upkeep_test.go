@@ -33,7 +33,7 @@ func (b *testBundle) upkeep(t *testing.T) *Upkeep {
 	return &Upkeep{Pauses: b.control(), Ledger: b.ledger, JS: b.js, Topology: b.topology(t), Health: &Health{}, Log: b.log}
 }
 
-// follow has a gate follow the book while the test runs.
+// follow has a gate follow the control while the test runs.
 func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission.Gate) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -42,7 +42,7 @@ func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission
 	t.Cleanup(func() { cancel(); group.Wait() })
 }
 
-// lanesPaused tells whether NATS hands out no wake-ups.
+// lanesPaused reports whether the lanes' consumer is paused.
 func (b *testBundle) lanesPaused(t *testing.T) bool {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -57,7 +57,7 @@ func (b *testBundle) mend(t *testing.T, control *AppPauseControl) string {
 	return strings.Join(mended, "; ")
 }
 
-// remake deletes the bucket of stops and has it set up again, empty.
+// remake deletes the bucket of pauses and creates it again, empty.
 func (b *testBundle) remake(t *testing.T) {
 	t.Helper()
 	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
@@ -69,15 +69,15 @@ func byHand(now time.Time) publishers.Pause {
 	return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: now}
 }
 
-// TestPauseOutlivesBucket: a bucket that was deleted and comes back empty forgets no
-// stop, and leaves no worker deaf: what is stopped and resumed after that reaches all.
+// TestPauseOutlivesBucket: a bucket that was deleted and created again loses no pause, and
+// later pauses and resumes still reach all workers.
 func TestPauseOutlivesBucket(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	control := b.control()
 	g := admission.NewGate(control, "worker", 0, b.log)
 	other := publishers.Pause{Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
-	for range 3 { // so that the revisions of the new bucket are behind
+	for range 3 { // so that the revisions of the new bucket are lower
 		_, _, err := control.Set(t.Context(), byHand(time.Now()))
 		check(t, err)
 		_, err = control.Clear(t.Context(), admission.TargetPublish)
@@ -130,7 +130,7 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	eventually(t, "the gate hears of the next stop", func() bool { return stopped(g, admission.TargetPublish) })
 }
 
-// TestPauseWithoutBucket: while there is no bucket the ledger tells.
+// TestPauseWithoutBucket: while there is no bucket, the pauses are read from the ledger.
 func TestPauseWithoutBucket(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -151,7 +151,7 @@ func TestPauseWithoutBucket(t *testing.T) {
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 }
 
-// TestResumeThatDied: at whatever point a resume ends, the rest is done.
+// TestResumeThatDied: if a resume ends at any point, the rest is done later.
 func TestResumeThatDied(t *testing.T) {
 	t.Parallel()
 	died := errors.New("died")
@@ -200,7 +200,7 @@ type dyingStore struct {
 
 func (d dyingStore) Clear(context.Context, string) error { return d.err }
 
-// deletingStore fails between the end of a stop and that of its effect.
+// deletingStore fails between the end of a pause and the end of its effect.
 type deletingStore struct {
 	pauseBucket
 	js    jetstream.JetStream
@@ -213,7 +213,7 @@ func (d deletingStore) Clear(ctx context.Context, scope string) error {
 	return errors.Join(d.err, err, kv.Delete(ctx, "pause."+scope))
 }
 
-// awayStore is NATS while it is away.
+// awayStore is a NATS server that does not answer at times.
 type awayStore struct {
 	pauseBucket
 	away *bool
@@ -226,7 +226,7 @@ func (a awayStore) Set(ctx context.Context, stop publishers.Pause) (publishers.P
 	return a.pauseBucket.Set(ctx, stop)
 }
 
-// awayKeeper is a ledger while it is away.
+// awayKeeper is a ledger that does not answer at times.
 type awayKeeper struct {
 	desiredStore
 	away *bool
@@ -239,8 +239,8 @@ func (a awayKeeper) Desired(ctx context.Context) ([]store.Desired, error) {
 	return a.desiredStore.Desired(ctx)
 }
 
-// TestPauseToldLater: a stop that NATS could not be told is told later, by whoever
-// knows of it; one that was resumed meanwhile is not.
+// TestPauseToldLater: a pause that could not be stored in NATS is stored later, by any
+// worker that knows of it, unless the app was resumed meanwhile.
 func TestPauseToldLater(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -262,7 +262,7 @@ func TestPauseToldLater(t *testing.T) {
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 
-	// The ledger alone hears of it, and its worker dies.
+	// Only the ledger has it, and its worker dies.
 	natsAway = true
 	g = admission.NewGate(control, "worker", 0, b.log)
 	if _, _, err := control.Set(t.Context(), byHand(time.Now())); !errors.Is(err, errAway) {
@@ -272,7 +272,7 @@ func TestPauseToldLater(t *testing.T) {
 	equal(t, "mended", b.mend(t, control), "the stop of publish had not been told")
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 
-	// Somebody resumes before the worker that has set it tells.
+	// A person resumes before the worker that has set the pause stores it.
 	natsAway = true
 	if err := stop(); !errors.Is(err, errAway) {
 		t.Fatalf("stop: %v", err)
@@ -285,8 +285,8 @@ func TestPauseToldLater(t *testing.T) {
 	equal(t, "the worker is stopped", stopped(g, admission.TargetPublish), false)
 }
 
-// TestUpkeepCopiesPauses: what a worker has set while it could not reach the ledger is
-// kept, and so outlives the bucket.
+// TestUpkeepCopiesPauses: a pause that a worker set while it could not reach the ledger is
+// copied to the ledger, and so outlives the bucket.
 func TestUpkeepCopiesPauses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -302,8 +302,8 @@ func TestUpkeepCopiesPauses(t *testing.T) {
 	equal(t, "mended after the resume", b.mend(t, control), "")
 }
 
-// TestPauseUndone: whoever unpauses the lanes' consumer beside a stop, or pauses it
-// without one, is put right.
+// TestPauseUndone: if someone unpauses the lanes' consumer during an app pause, or pauses
+// it without one, upkeep corrects it.
 func TestPauseUndone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -328,13 +328,13 @@ func TestPauseUndone(t *testing.T) {
 	}
 }
 
-// TestUpkeepMendsCron: the refresh schedule that was set up is put back where it was
-// replaced or lost, and the one that the ledger does not know yet is taken over.
+// TestUpkeepMendsCron: the refresh schedule that was set up is restored if it was replaced
+// or lost. A schedule that the ledger does not know yet is taken over.
 func TestUpkeepMendsCron(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	u := b.upkeep(t)
-	stands := func() publishers.Cron { // the zero value where none does
+	stands := func() publishers.Cron { // the zero value if there is none
 		cron, _, err := publishers.ReadCron(t.Context(), b.js, b.names)
 		check(t, err)
 		if cron == nil {
@@ -356,7 +356,7 @@ func TestUpkeepMendsCron(t *testing.T) {
 	} {
 		spoil()
 		equal(t, "schedule that was "+name, stands(), publishers.Cron{})
-		check(t, u.Run(t.Context(), time.Now())) // the last look is too near
+		check(t, u.Run(t.Context(), time.Now())) // too soon after the last check
 		u.checked = time.Time{}
 		check(t, u.Run(t.Context(), time.Now()))
 		equal(t, "schedule once more", stands(), was)
@@ -368,7 +368,7 @@ func TestUpkeepMendsCron(t *testing.T) {
 	equal(t, "the one that is kept", stands(), another)
 }
 
-// TestUpkeepReports: what only jetpost setup may make is told, and left alone.
+// TestUpkeepReports: what only jetpost setup may create is reported and left alone.
 func TestUpkeepReports(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -389,14 +389,14 @@ func TestUpkeepReports(t *testing.T) {
 	check(t, u.Health.Err())
 }
 
-// TestForgedPauseIsPutRight: a stop that no worker wrote, in place of a true one, is
-// reported, and the true one put back.
+// TestForgedPauseIsPutRight: a pause that no worker wrote, in place of a real one, is
+// reported, and the real one restored.
 func TestForgedPauseIsPutRight(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var signers [4]publishers.Signer
 	var group sync.WaitGroup
-	for i := range signers { // of workers that begin together
+	for i := range signers { // of workers that start at the same time
 		group.Go(func() {
 			var err error
 			signers[i], err = LedgerSigner(t.Context(), b.ledger)
@@ -424,7 +424,7 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 	equal(t, "mended", b.mend(t, control), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
 	equal(t, "mended again", b.mend(t, control), "")
 
-	// A true one of before, of which everybody was told that it is over.
+	// A real one from before, which all workers know has ended.
 	entry, err := kv.Get(t.Context(), "pause.publish")
 	check(t, err)
 	_, err = control.Clear(t.Context(), admission.TargetPublish)

@@ -30,7 +30,7 @@ const (
 	gifHead = "GIF89a\x01\x00\x01\x00\x80\x00\x00"
 )
 
-// file is so many bytes that begin like a file of some kind; the same each time.
+// file returns bytes that begin like a file of some kind. They are the same each time.
 func file(head string, size int) []byte {
 	data := make([]byte, size)
 	random := rand.NewChaCha8([32]byte{1})
@@ -39,7 +39,7 @@ func file(head string, size int) []byte {
 	return data
 }
 
-// object is a medium in the object store under a name of ours.
+// object stores a medium in the object store.
 func (b *testBundle) object(t *testing.T, name string, data []byte) jetpost.Media {
 	t.Helper()
 	_, err := b.media.Objects.Put(t.Context(), jetstream.ObjectMeta{Name: name}, bytes.NewReader(data))
@@ -47,8 +47,8 @@ func (b *testBundle) object(t *testing.T, name string, data []byte) jetpost.Medi
 	return jetpost.Media{Object: name}
 }
 
-// TestVideoInSegments brings a video of 20 MB to X, while connections are cut before
-// and behind a segment, and X needs its time.
+// TestVideoInSegments uploads a video of 20 MB to X, while connections are cut before and
+// after a segment, and X takes time to process it.
 func TestVideoInSegments(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(x *xsim.Server) { x.MediaProcessing = 1500 * time.Millisecond })
@@ -75,8 +75,8 @@ func TestVideoInSegments(t *testing.T) {
 	equal(t, "media of the post", fmt.Sprint(posts[0].MediaIDs), fmt.Sprint([]string{media[0].ID}))
 }
 
-// TestSegmentsGivenUp: a line that stays cut costs no attempt; the upload is made
-// anew later.
+// TestSegmentsGivenUp: a connection that stays cut counts no attempt. The upload starts
+// over later.
 func TestSegmentsGivenUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -94,8 +94,8 @@ func TestSegmentsGivenUp(t *testing.T) {
 	})
 }
 
-// TestProcessing: X's processing is waited for without a worker, and is not waited
-// for where it does not end.
+// TestProcessing: no worker waits for X's processing, and processing that does not end
+// fails the request.
 func TestProcessing(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -132,7 +132,7 @@ func TestProcessing(t *testing.T) {
 				b.publish(t, "video", jetpost.Post{Text: "look", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
 				if test.takes > maxProcessing {
-					sleep(maxProcessing) // nobody needs to ask all the time
+					sleep(maxProcessing) // nobody has to ask all the time
 				}
 				r, _ := b.settle(t)
 				b.want(t, b.key, test.state, test.code, len(b.x.Posts("acme")))
@@ -144,7 +144,7 @@ func TestProcessing(t *testing.T) {
 				if !strings.Contains(r.Status.Reason.Detail, test.says) {
 					t.Errorf("the reason is %q", r.Status.Reason.Detail)
 				}
-				// A replay uploads it afresh.
+				// A replay uploads it again.
 				b.x.MediaProcessing = time.Second
 				_, err := b.ledger.Replay(t.Context(), b.key, time.Now())
 				check(t, err)
@@ -157,9 +157,9 @@ func TestProcessing(t *testing.T) {
 	}
 }
 
-// TestUploadsExpire: a thread is held before its last post for longer than the media
-// of that live. Where we know it they are uploaded again before they are used, else
-// once X refuses them.
+// TestUploadsExpire: a thread is held before its last post for longer than its media are
+// valid. If the expiry is known, they are uploaded again before they are used, else after X
+// refuses them.
 func TestUploadsExpire(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{true, false} {
@@ -193,7 +193,7 @@ func TestUploadsExpire(t *testing.T) {
 	}
 }
 
-// TestMediaIDsRefusedAgain: one more upload is all that X gets.
+// TestMediaIDsRefusedAgain: refused media are uploaded again once.
 func TestMediaIDsRefusedAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
 		equal(t, "attempts", r.Status.Attempts, 1)
 		equal(t, "uploads", len(b.x.Media("acme")), 2)
-		// A replay is a new beginning, with other ids.
+		// A replay begins again, with other ids.
 		_, err := b.ledger.Replay(t.Context(), b.key, time.Now())
 		check(t, err)
 		b.run(t, b.h, "acme")
@@ -217,7 +217,7 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 	})
 	synctest.Test(t, func(t *testing.T) {
-		b := doubt(t) // a hold for the second upload's processing is none for a third one
+		b := doubt(t) // the hold for the processing of the second upload does not allow a third one
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost, Times: 4})
 		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
 		b.settle(t)
@@ -225,14 +225,14 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 		equal(t, "uploads", len(b.x.Media("acme")), 2)
 	})
 	synctest.Test(t, func(t *testing.T) {
-		b := doubt(t) // X says so of a post without any
+		b := doubt(t) // X refuses media ids of a post without media
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost})
 		b.publish(t, "one", thread("one")...)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
 	})
 }
 
-// TestFourImages: each keeps its place and its description.
+// TestFourImages: each image keeps its place and its description.
 func TestFourImages(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -250,7 +250,7 @@ func TestFourImages(t *testing.T) {
 		for _, m := range b.x.Media("acme") {
 			uploads[m.ID] = m
 		}
-		equal(t, "uploads", len(uploads), 4) // the hold kept those that were made
+		equal(t, "uploads", len(uploads), 4) // the hold kept the finished ones
 		equal(t, "descriptions", b.calls(xsim.EndpointMetadata), 5)
 		for i, id := range b.x.Posts("acme")[0].MediaIDs {
 			equal(t, "description", uploads[id].AltText, fmt.Sprintf("picture %d", i))
@@ -259,7 +259,7 @@ func TestFourImages(t *testing.T) {
 	})
 }
 
-// TestMediaChanged: what is posted is what was there at acceptance, or nothing.
+// TestMediaChanged: the bytes of the acceptance are posted, or nothing.
 func TestMediaChanged(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -280,8 +280,8 @@ func TestMediaChanged(t *testing.T) {
 	equal(t, "bytes", b.x.Media("acme")[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
 }
 
-// TestURLChanged: a url is pinned once it was read, so that an upload made again is
-// the same one.
+// TestURLChanged: a url is pinned after it was read, so that a second upload has the same
+// bytes.
 func TestURLChanged(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -302,7 +302,7 @@ func TestURLChanged(t *testing.T) {
 	b.want(t, key, jetpost.StateFailed, jetpost.CodeMediaChanged, 1)
 }
 
-// TestMediaTogether: what X does not take together is not begun.
+// TestMediaTogether: a post with media that X does not accept together does not begin.
 func TestMediaTogether(t *testing.T) {
 	t.Parallel()
 	image, gif, video := jetpost.Media{Data: picture(t)}, jetpost.Media{Data: file(gifHead, 100)}, jetpost.Media{Data: file(mp4Head, 100)}
@@ -321,8 +321,8 @@ func TestMediaTogether(t *testing.T) {
 	}
 }
 
-// TestUploadsAhead: the media of later posts are on their way while earlier posts
-// are sent, the images of a post side by side, as many as the budget of bytes allows.
+// TestUploadsAhead: the media of later posts are uploaded while earlier posts are sent, and
+// the images of a post concurrently, within the budget of bytes.
 func TestUploadsAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -348,7 +348,7 @@ func TestUploadsAhead(t *testing.T) {
 				uploading++
 				most = max(most, uploading)
 				if uploading == uploadBytes/uploadLeast {
-					full() // only now the first post goes through
+					full() // the first post is sent only now
 				}
 				mu.Unlock()
 				<-sent
@@ -365,8 +365,8 @@ func TestUploadsAhead(t *testing.T) {
 	})
 }
 
-// TestUploadsInterrupted: a worker that is asked to stop, or has lost the lane, does
-// not go on with uploads. The request is not held for it, and the next worker posts it.
+// TestUploadsInterrupted: a worker that is asked to stop, or has lost the lane, does not go
+// on with uploads. The request is not held, and the next worker posts it.
 func TestUploadsInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"stop", "stop while a source is read", "lane lost"} {
@@ -442,8 +442,8 @@ func (b *doubtBundle) queue(t *testing.T, r jetpost.Request) {
 	b.key = store.Key{Account: r.Account, ID: r.ID}
 }
 
-// TestUploadPanics: a panic beside the lane is one of the lane, for which the Runner
-// and the count of lost claims are there.
+// TestUploadPanics: a panic in an upload counts as one of the lane, so the Runner and the
+// count of lost claims handle it.
 func TestUploadPanics(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"read", "upload"} {
@@ -484,14 +484,14 @@ func TestUploadPanics(t *testing.T) {
 	}
 }
 
-// trip opens the breaker.
+// trip trips the breaker.
 func (b *doubtBundle) trip(t *testing.T) {
 	t.Helper()
 	trip(t, b.h.Gate)
 }
 
-// TestVideosOneByOne: videos share a window that several at once would use up without
-// an end of any, and one that X processes does not cut short another one's upload.
+// TestVideosOneByOne: several videos at once would use up their shared window before one is
+// finished. A video that X processes does not end another one's upload.
 func TestVideosOneByOne(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -524,8 +524,7 @@ func TestVideosOneByOne(t *testing.T) {
 	})
 }
 
-// TestUploadWindow: uploads side by side do not run into the end of a window that is
-// known.
+// TestUploadWindow: concurrent uploads do not exceed a known window.
 func TestUploadWindow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -533,7 +532,7 @@ func TestUploadWindow(t *testing.T) {
 			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointUpload, Scope: xsim.ScopeUser, Max: 8, WindowMS: (15 * time.Minute).Milliseconds()}}
 		})
 		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
-			sleep(time.Second) // so that several are on their way at once
+			sleep(time.Second) // so that several are in flight
 			return b.x.RoundTrip(r)
 		})
 		b.publish(t, "first", jetpost.Post{Media: []jetpost.Media{{Data: picture(t)}}})
@@ -549,7 +548,7 @@ func TestUploadWindow(t *testing.T) {
 		equal(t, "uploads", len(b.x.Media("acme")), 11)
 		equal(t, "calls for them", b.calls(xsim.EndpointUpload), 11)
 	})
-	synctest.Test(t, func(t *testing.T) { // calls that were answered stand in the window alone
+	synctest.Test(t, func(t *testing.T) { // only calls that were answered count in the window
 		b := doubt(t, func(x *xsim.Server) {
 			x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointUpload, Scope: xsim.ScopeUser, Max: 30, WindowMS: (15 * time.Minute).Milliseconds()}}
 		})
@@ -562,8 +561,8 @@ func TestUploadWindow(t *testing.T) {
 	})
 }
 
-// TestThreadWaitsForUploads: a thread is not begun whose uploads do not fit into what is
-// left, and one that needs more than a window has waits for a full one.
+// TestThreadWaitsForUploads: a thread does not begin if its uploads do not fit into the
+// window. One that needs more than the limit of a window waits for a full one.
 func TestThreadWaitsForUploads(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -592,8 +591,8 @@ func TestThreadWaitsForUploads(t *testing.T) {
 	})
 }
 
-// TestHoldLetsUploadsEnd: what is on its way while a later post is held is not sent
-// again.
+// TestHoldLetsUploadsEnd: uploads under way during a hold of a later post are finished and
+// not repeated.
 func TestHoldLetsUploadsEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -602,7 +601,7 @@ func TestHoldLetsUploadsEnd(t *testing.T) {
 		})
 		b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Path == "/2/media/upload" {
-				defer sleep(5 * time.Second) // the answer is long on its way
+				defer sleep(5 * time.Second) // a slow answer
 			}
 			return b.x.RoundTrip(r)
 		})
@@ -614,8 +613,8 @@ func TestHoldLetsUploadsEnd(t *testing.T) {
 	})
 }
 
-// TestUploadsAndBreaker: an upload that takes long does not keep the breaker waiting,
-// nor does an open one cut it short.
+// TestUploadsAndBreaker: a long upload does not keep the breaker waiting, and a tripped
+// breaker does not end an upload.
 func TestUploadsAndBreaker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -645,8 +644,7 @@ func TestUploadsAndBreaker(t *testing.T) {
 	})
 }
 
-// TestUploadsForgotten: uploads that X forgets at once are posted at once, or not at
-// all.
+// TestUploadsForgotten: uploads that X forgets quickly are posted at once, or not at all.
 func TestUploadsForgotten(t *testing.T) {
 	t.Parallel()
 	for _, processing := range []time.Duration{0, 2 * time.Minute} {
@@ -662,7 +660,7 @@ func TestUploadsForgotten(t *testing.T) {
 				r, _ := b.settle(t)
 				if processing == 0 {
 					equal(t, "state", r.Status.State, jetpost.StatePublished)
-					equal(t, "uploads", len(b.x.Media("acme")), 2) // the first would end within a lease
+					equal(t, "uploads", len(b.x.Media("acme")), 2) // the first one expires within a lease
 					return
 				}
 				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
@@ -673,8 +671,8 @@ func TestUploadsForgotten(t *testing.T) {
 	}
 }
 
-// TestTriesAfterProgress: what failed before a post that went through does not count
-// against the next one.
+// TestTriesAfterProgress: failures before a successful post do not count against the next
+// one.
 func TestTriesAfterProgress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -702,8 +700,8 @@ func TestTriesAfterProgress(t *testing.T) {
 	})
 }
 
-// TestMediaRoom: files are let go of in whatever way a thread ends, and where there is
-// no room for one the request waits and says so.
+// TestMediaRoom: files are released in whatever way a thread ends. If there is no room for
+// a file, the request waits and says so.
 func TestMediaRoom(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
@@ -761,7 +759,7 @@ func (o fewObjects) Get(_ context.Context, name string, _ ...jetstream.GetObject
 	return memoryObject{Reader: bytes.NewReader(o.files[name])}, nil
 }
 
-// memoryObject is one of them.
+// memoryObject is an object of it.
 type memoryObject struct {
 	jetstream.ObjectResult
 	*bytes.Reader
@@ -770,8 +768,8 @@ type memoryObject struct {
 func (o memoryObject) Read(b []byte) (int, error) { return o.Reader.Read(b) }
 func (o memoryObject) Close() error               { return nil }
 
-// TestUploadOutlivesItsWorker: a worker that dies between an upload and its post has
-// its successor use that upload.
+// TestUploadOutlivesItsWorker: if a worker dies between an upload and its post, the next
+// worker uses that upload.
 func TestUploadOutlivesItsWorker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,15 +14,15 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// limited starts with few posts in a window.
+// limited starts with a window of few posts.
 func limited(scope xsim.Scope, posts int, window time.Duration) func(*xsim.Server) {
 	return func(x *xsim.Server) {
 		x.Limits = []xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: window.Milliseconds()}}
 	}
 }
 
-// TestThreadWaitsForWindow: a thread is begun where all of it goes out, and one that is
-// longer than the window where the window is full.
+// TestThreadWaitsForWindow: a thread begins if the window has room for all of it. A thread
+// longer than the limit begins with a full window.
 func TestThreadWaitsForWindow(t *testing.T) {
 	t.Parallel()
 	b := setup(t, limited(xsim.ScopeUser, 3, 2*time.Second))
@@ -41,7 +41,7 @@ func TestThreadWaitsForWindow(t *testing.T) {
 	eventually(t, "all is published", func() bool { return b.counts(t)[jetpost.StatePublished] == 3 })
 	b.texts(t, "acme", "a", "b", "c", "d", "e", "f", "g", "h")
 	b.want(t, long, jetpost.StatePublished, "", 4)
-	// Which posts share a window: a thread begins where all of it fits.
+	// Posts that share a window: a thread begins only if all of it fits.
 	posts := b.x.Posts("acme")
 	at := func(i int) time.Time { return posts[i].CreatedAt }
 	for _, apart := range []struct{ before, after int }{{1, 2}, {3, 4}, {6, 7}} {
@@ -51,8 +51,8 @@ func TestThreadWaitsForWindow(t *testing.T) {
 	}
 }
 
-// TestWindowsReachAnotherWorker: a worker that has not called X knows what those
-// before it have left of an account's window, each time that the lane changes hands.
+// TestWindowsReachAnotherWorker: a worker that has not called X knows the state of an
+// account's windows from the worker before, each time that the lane changes hands.
 func TestWindowsReachAnotherWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t, limited(xsim.ScopeUser, 4, time.Minute))
@@ -64,7 +64,7 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 		b.want(t, key, jetpost.StatePublished, "", 1)
 	}
 	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("a", "b")})
-	b.run(t, two, "acme") // to which one call seems to be left, and two did before
+	b.run(t, two, "acme") // the store says that one call is left, its own count says two
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
 	third := b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
 	_, err := b.ledger.EndHolds(t.Context(), r.Account, r.Status.Reason.Code, time.Now())
@@ -74,7 +74,7 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
 }
 
-// share has windows told while the test runs.
+// share stores windows while the test runs.
 func (b *testBundle) share(t *testing.T, w *admission.Windows) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -86,7 +86,7 @@ func (b *testBundle) share(t *testing.T, w *admission.Windows) (stop func()) {
 	return stop
 }
 
-// learn has a gate watch the stops while the test runs.
+// learn has a gate watch the pauses while the test runs.
 func (b *testBundle) learn(t *testing.T, g *admission.Gate) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -102,8 +102,8 @@ func (b *testBundle) learn(t *testing.T, g *admission.Gate) {
 	t.Cleanup(func() { cancel(); group.Wait() })
 }
 
-// TestWindowUsedUpIsKnownAtOnce: what one worker has used up another one leaves alone,
-// though the first still has the lane and dies with it.
+// TestWindowUsedUpIsKnownAtOnce: a window that one worker has used up is known to another
+// one, even if the first still has the lane and dies with it.
 func TestWindowUsedUpIsKnownAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t, limited(xsim.ScopeUser, 1, time.Minute))
@@ -130,8 +130,8 @@ func TestWindowUsedUpIsKnownAtOnce(t *testing.T) {
 	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 }
 
-// TestAppWindowShared: workers that post for many accounts at once use up the app's
-// window to its last call, and make none beyond it.
+// TestAppWindowShared: workers that post for many accounts at once use the app's window up
+// to its last call, and make no call beyond it.
 func TestAppWindowShared(t *testing.T) {
 	t.Parallel()
 	const accounts, requests, limit = 12, 5, 20

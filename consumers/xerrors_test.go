@@ -32,7 +32,7 @@ import (
 // errorRow is a row of a table in docs/x-errors.md.
 type errorRow map[string]string
 
-// errorTable reads the rows below a heading, by the names in its head.
+// errorTable reads the rows below a heading, by the names of the header row.
 func errorTable(t *testing.T, heading string) (rows []errorRow) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/x-errors.md")
@@ -62,7 +62,7 @@ func errorTable(t *testing.T, heading string) (rows []errorRow) {
 	return rows
 }
 
-// answers makes an HTTP answer; header is names and values in turn.
+// answers returns an HTTP answer; header has names and values alternately.
 func answers(status int, body string, header ...string) transport {
 	return func(r *http.Request) (*http.Response, error) {
 		h := http.Header{"Content-Type": {"application/json"}}
@@ -73,7 +73,7 @@ func answers(status int, body string, header ...string) transport {
 	}
 }
 
-// breaks is a connection that ends in an error once the request was written.
+// breaks is a connection that fails after the request was written.
 func breaks(err error) transport {
 	return func(r *http.Request) (*http.Response, error) { return nil, err }
 }
@@ -134,13 +134,13 @@ func tokenAnswers(now time.Time) map[string]http.RoundTripper {
 			answer.Body = io.NopCloser(io.MultiReader(strings.NewReader(freshPair[:60]), errorReader{io.ErrUnexpectedEOF}))
 			return answer, err
 		}),
-		// These two are decided before a byte leaves: see callsOut.
+		// These two are decided before any byte is sent: see callsOut.
 		"dial": xapi.NewTransport(),
 		"late": xapi.NewTransport(),
 	}
 }
 
-// errorReader is the end of a connection in mid-answer.
+// errorReader is the end of a connection in the middle of an answer.
 type errorReader struct{ err error }
 
 func (r errorReader) Read([]byte) (int, error) { return 0, r.err }
@@ -159,7 +159,7 @@ func TestTokenEndpointAnswers(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if name == "dial" || name == "late" { // real sockets, which stop a bubble's clock
+			if name == "dial" || name == "late" { // real sockets, which do not work in a bubble
 				tokenAnswer(t, row)
 				return
 			}
@@ -173,8 +173,7 @@ func TestTokenEndpointAnswers(t *testing.T) {
 	}
 }
 
-// tokenAnswer has X give the answer of a row, and compares what is left with
-// what the row says.
+// tokenAnswer has X give the answer of a row, and compares the result with the row.
 func tokenAnswer(t *testing.T, row errorRow) {
 	t.Helper()
 	b := offline(t)
@@ -246,7 +245,7 @@ func nextTry(left, before store.Token, r *Refresher, asked time.Time, stop jetpo
 	return wait.String()
 }
 
-// wantLeft checks the pair that is stored, and what is remembered.
+// wantLeft checks the stored pair and its state.
 func wantLeft(t *testing.T, left, before store.Token, outcome, name string) {
 	t.Helper()
 	if outcome != "stored" {
@@ -267,8 +266,8 @@ func wantLeft(t *testing.T, left, before store.Token, outcome, name string) {
 	}
 }
 
-// TestAuthorizationCodeAnswers runs every row of the other table. What a person
-// is told of each is for the commands and pages to test.
+// TestAuthorizationCodeAnswers runs every row of the other table. The tests of commands and
+// pages check what a person is told.
 func TestAuthorizationCodeAnswers(t *testing.T) {
 	t.Parallel()
 	cases := tokenAnswers(time.Now())
@@ -330,7 +329,7 @@ func codeOutcome(pair xapi.TokenPair, err error) string {
 	return err.Error()
 }
 
-// says answers a request that was read whole; header is names and values in turn.
+// says answers a request that was read completely; header has names and values alternately.
 func says(status int, body string, header ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -342,7 +341,7 @@ func says(status int, body string, header ...string) http.HandlerFunc {
 	}
 }
 
-// hangsUp resets the connection once the request was read.
+// hangsUp resets the connection after the request was read.
 func hangsUp(w http.ResponseWriter, _ *http.Request) {
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err != nil {
@@ -362,7 +361,7 @@ func cuts(status int, body string) http.HandlerFunc {
 	}
 }
 
-// unheard stands for what is decided before X has read anything: see postScene.
+// unheard stands for cases that are decided before X has read anything: see postScene.
 func unheard(http.ResponseWriter, *http.Request) { panic("X has heard of it") }
 
 const (
@@ -376,12 +375,12 @@ func livePost(id string) string {
 	return `{"data":{"id":"` + id + `","text":"one","edit_history_tweet_ids":[""]}}`
 }
 
-// problem is a document of X about what went wrong.
+// problem is a problem document of X.
 func problem(status int, title, detail, kind string, more ...string) string {
 	return fmt.Sprintf(`{"title":%q,"detail":%q,"type":%q,"status":%d%s}`, title, detail, kind, status, strings.Join(more, ""))
 }
 
-// invalid is X's form for what it does not take in a request.
+// invalid is X's answer to an invalid request.
 func invalid(message string) http.HandlerFunc {
 	return says(400, `{"errors":[{"parameters":{"x":["1"]},"message":"`+message+`"}],`+
 		`"title":"Invalid Request","detail":"One or more parameters to your request was invalid.","type":"`+oldProblems+`invalid-request"}`)
@@ -396,8 +395,8 @@ func coded(code int, message string) http.HandlerFunc {
 	return says(403, fmt.Sprintf(`{"errors":[{"code":%d,"message":%q}]}`, code, message))
 }
 
-// commonAnswers are those that X gives to any call that changes something, by
-// the names of their cases.
+// commonAnswers are the answers that X gives to any call that changes something, by the
+// names of their cases.
 func commonAnswers(now time.Time) map[string]http.HandlerFunc {
 	reset := strconv.FormatInt(now.Add(7*time.Minute).Unix(), 10)
 	limited := func(body string, header ...string) http.HandlerFunc { return says(429, body, header...) }
@@ -476,8 +475,7 @@ func commonAnswers(now time.Time) map[string]http.HandlerFunc {
 	}
 }
 
-// postingAnswers are the cases of the posting table. Where X makes a post, it has
-// that id.
+// postingAnswers are the cases of the posting table. If X makes a post, it has that id.
 func postingAnswers(now time.Time, id string) map[string]http.HandlerFunc {
 	const duplicate = "You are not allowed to create a Tweet with duplicate content."
 	const tooLong = "Your Tweet text is too long. For more information on how Twitter determines text length see https://github.com/twitter/twitter-text."
@@ -547,7 +545,7 @@ func mediaAnswers(now time.Time) map[string]http.HandlerFunc {
 	return cases
 }
 
-// runRows runs each row of a table that has a case, and misses no one's other half.
+// runRows runs each row of a table, and fails if a row has no case or a case no row.
 func runRows[C any](t *testing.T, heading string, cases map[string]C, run func(*testing.T, errorRow)) {
 	t.Helper()
 	seen := map[string]bool{}
@@ -576,7 +574,7 @@ func TestPostingAnswers(t *testing.T) {
 	b := offline(t) // one ledger, with an account for each row
 	runRows(t, "Posting", postingAnswers(time.Now(), "1"), func(t *testing.T, row errorRow) {
 		t.Helper()
-		if row["case"] == "late" { // nothing uses a socket, so time may jump
+		if row["case"] == "late" { // no socket is used, so time may jump
 			synctest.Test(t, func(t *testing.T) { newScene(t, offline(t), row, xapi.EndpointCreatePost).freeze(t) })
 			return
 		}
@@ -606,7 +604,7 @@ func TestPostingAnswers(t *testing.T) {
 	})
 }
 
-// TestMediaAnswers runs every row of the media table, at each call it is about.
+// TestMediaAnswers runs every row of the media table, at each call of the row.
 func TestMediaAnswers(t *testing.T) {
 	t.Parallel()
 	calls := map[string][]xapi.Endpoint{
@@ -633,7 +631,7 @@ func TestMediaAnswers(t *testing.T) {
 }
 
 // segmentAnswers are the cases of the table of segments: X's answers to each step, in
-// turn, the last one for good. Other steps succeed.
+// order, the last one repeated. Other steps succeed.
 func segmentAnswers() map[string]map[xapi.Endpoint][]http.HandlerFunc {
 	const (
 		initialize, segment, finalize = xapi.EndpointInitializeMedia, xapi.EndpointAppendMedia, xapi.EndpointFinalizeMedia
@@ -724,14 +722,14 @@ func TestSegmentAnswers(t *testing.T) {
 	})
 }
 
-// postScene is one account with one request whose lane meets the answer of a row.
+// postScene is one account with one request whose lane gets the answer of a row.
 type postScene struct {
 	*testBundle
 	row    errorRow
-	call   xapi.Endpoint    // that gets the answer; X takes the others
-	answer http.HandlerFunc // of X, to that call
-	silent chan struct{}    // closed when X heard it, and says nothing
-	postID string           // of the post that X makes
+	call   xapi.Endpoint    // the call that gets the answer; X accepts the others
+	answer http.HandlerFunc // X's answer to that call
+	silent chan struct{}    // closed when X has received it and does not answer
+	postID string           // the post that X makes
 	key    store.Key
 	stops  *admissiontest.PauseStore
 	lane   *PublishHandler
@@ -763,7 +761,7 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	return s
 }
 
-// deafWakeups wake nobody.
+// deafWakeups wakes no lane.
 type deafWakeups struct{}
 
 func (deafWakeups) Wake(context.Context, string) error              { return nil }
@@ -793,15 +791,15 @@ func endpointOf(r *http.Request) xapi.Endpoint {
 	return xapi.Endpoint(r.Method + " " + idInPath.ReplaceAllString(r.URL.Path, ":id"))
 }
 
-// connect lets the lane's calls go to X, by real sockets. Some rows are about
-// calls that do not arrive there.
+// connect makes the lane's calls to X through real sockets. In some rows the calls do not
+// arrive there.
 func (s *postScene) connect(t *testing.T) {
 	t.Helper()
 	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	x, secured := httptest.NewUnstartedServer(s), httptest.NewUnstartedServer(http.HandlerFunc(unheard))
 	x.Config.ErrorLog, secured.Config.ErrorLog = quiet, quiet
 	x.Start()
-	secured.StartTLS() // by a certificate that nobody trusts
+	secured.StartTLS() // with a certificate that is not trusted
 	wire := xapi.NewTransport()
 	t.Cleanup(func() { wire.CloseIdleConnections(); x.Close(); secured.Close() })
 	s.through(func(r *http.Request) (*http.Response, error) {
@@ -822,14 +820,14 @@ func (s *postScene) connect(t *testing.T) {
 	})
 }
 
-// through has the lane's calls made by that transport.
+// through makes the lane's calls with that transport.
 func (s *postScene) through(wire transport) {
 	s.lane.Client = func(account, token string) *xapi.Client {
 		return xapi.New(token, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(&http.Client{Transport: wire}), xapi.WithLimits(s.lane.Windows.Limits, account))
 	}
 }
 
-// outOfTime is a context whose time runs out once X has read the request.
+// outOfTime is a context that ends after X has read the request.
 type outOfTime struct {
 	context.Context
 	over chan struct{}
@@ -846,7 +844,7 @@ func (c *outOfTime) Err() error {
 	}
 }
 
-// earlier is an attempt before the one that the row is about.
+// earlier is an attempt before the one of the row.
 func (s *postScene) earlier(t *testing.T, answer http.HandlerFunc, leaves jetpost.State) {
 	t.Helper()
 	row := s.answer
@@ -857,8 +855,8 @@ func (s *postScene) earlier(t *testing.T, answer http.HandlerFunc, leaves jetpos
 	s.heard.Store(0)
 }
 
-// freeze stops the worker between the commit of its intent and the call, for
-// longer than that may be sent.
+// freeze stops the worker between the commit of its intent and the call, for longer than
+// the call may be sent.
 func (s *postScene) freeze(t *testing.T) {
 	t.Helper()
 	s.through(func(*http.Request) (*http.Response, error) { s.heard.Add(1); return nil, io.EOF })
@@ -869,7 +867,7 @@ func (s *postScene) freeze(t *testing.T) {
 	equal(t, "attempts", s.advance(t).Status.Attempts, 0)
 }
 
-// advance runs the lane, and compares what became of the request with the row.
+// advance runs the lane, and compares the state of the request with the row.
 func (s *postScene) advance(t *testing.T) store.Record {
 	t.Helper()
 	heard := s.tries(t)
@@ -895,8 +893,8 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	return r
 }
 
-// tries has X give the answer as often as the row wants it before, and returns how often
-// it hears of the call that follows.
+// tries has X give the answer as often as the row requires before, and returns how many
+// calls follow.
 func (s *postScene) tries(t *testing.T) (heard int64) {
 	t.Helper()
 	heard = 1
@@ -911,7 +909,7 @@ func (s *postScene) tries(t *testing.T) (heard int64) {
 			tries = forNowTries
 		}
 		if s.row["case"] == "unauthorized-for-long" {
-			tries = unauthorizedTries - 1 // the first of which renews the token, and holds twice
+			tries = unauthorizedTries - 1 // the first one renews the token and holds twice
 		}
 		for range tries {
 			s.run(t, s.lane, s.key.Account)
@@ -928,7 +926,7 @@ func (s *postScene) tries(t *testing.T) (heard int64) {
 	return heard
 }
 
-// wantWords fails unless X's words of the row are in the reason.
+// wantWords fails unless the reason contains X's words of the row.
 func (s *postScene) wantWords(t *testing.T, reason *jetpost.Reason) {
 	t.Helper()
 	detail := strings.TrimPrefix(reason.Detail, string(s.stops.Pause.Reason.Code))
@@ -942,7 +940,7 @@ func (s *postScene) wantWords(t *testing.T, reason *jetpost.Reason) {
 	}
 }
 
-// failedPost is what a post is whose request failed: refused itself, or never begun.
+// failedPost is the state of a post whose request failed: refused itself, or never begun.
 func (s *postScene) failedPost() jetpost.PostState {
 	if s.call == xapi.EndpointCreatePost {
 		return jetpost.PostFailed
@@ -950,7 +948,7 @@ func (s *postScene) failedPost() jetpost.PostState {
 	return jetpost.PostPending
 }
 
-// outcome is what became of a request, in a row's words.
+// outcome is the result of a request, in a row's words.
 type outcome struct {
 	verdict, code string
 	until         time.Time
