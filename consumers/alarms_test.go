@@ -31,7 +31,7 @@ func (b *testBundle) wokenBy(t *testing.T, account string) string {
 
 // withAlarm accepts a request of acme that is due at the given time, and runs its lane on a
 // worker that sets an alarm for it.
-func (b *testBundle) keptTime(t *testing.T, at time.Time) *Alarms {
+func (b *testBundle) withAlarm(t *testing.T, at time.Time) *Alarms {
 	t.Helper()
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "1", Posts: thread("one"), PublishAt: at})
@@ -48,7 +48,7 @@ func TestAlarmWakes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	at := time.Now().Add(500 * time.Millisecond).Round(time.Microsecond)
-	b.keptTime(t, at)
+	b.withAlarm(t, at)
 	equal(t, "schedule", b.wakeUp(t, "acme").Sub(at), alarmGrace)
 	within(t, gapPatience, time.Millisecond, "a ring", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
 	if time.Now().Before(at) {
@@ -63,7 +63,7 @@ func TestAlarmWakes(t *testing.T) {
 func TestAlarmOfDeadWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.keptTime(t, time.Now().Add(time.Second)).Stop()
+	b.withAlarm(t, time.Now().Add(time.Second)).Stop()
 	within(t, gapPatience, gapPoll, "the schedule's end", func() bool { return b.wakeUp(t, "acme").IsZero() })
 	equal(t, "schedule that rang it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
 	b.run(t, b.lane(), "acme")
@@ -77,7 +77,7 @@ func TestAlarmTakenBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	at := time.Now().Add(time.Hour).Round(time.Microsecond)
-	alarms := b.keptTime(t, at)
+	alarms := b.withAlarm(t, at)
 	equal(t, "schedule", at.Sub(b.wakeUp(t, "acme")), alarmLead)
 	equal(t, "alarms for a later minute", len(alarms.timers), 0)
 

@@ -64,7 +64,7 @@ func (b *doubtBundle) change(t *testing.T, state, scope string) {
 var six = []string{"j1", "j2", "j3", "j4", "j5", "j6"}
 
 // wantQueue fails unless all six jobs are in that state for that reason.
-func (b *doubtBundle) wantLine(t *testing.T, state jetpost.State, code jetpost.Code, posted int) {
+func (b *doubtBundle) wantQueue(t *testing.T, state jetpost.State, code jetpost.Code, posted int) {
 	t.Helper()
 	for _, id := range six {
 		b.want(t, store.Key{Account: "acme", ID: id}, state, code, posted)
@@ -86,12 +86,12 @@ func TestBlockedAccount(t *testing.T) {
 				for _, id := range six {
 					b.publish(t, id, thread(id)...)
 				}
-				b.wantLine(t, jetpost.StateHeld, code, 0)
+				b.wantQueue(t, jetpost.StateHeld, code, 0)
 				equal(t, "posts tried", b.calls(xsim.EndpointCreatePost), 1)
 				account, err := b.ledger.Account(t.Context(), "acme")
 				check(t, err)
 				equal(t, "the account's reason", account.Pause.Reason.Code, code)
-				equal(t, "X's words are kept", account.Pause.Reason.Detail != "", true)
+				equal(t, "it has X's words", account.Pause.Reason.Detail != "", true)
 
 				for range 24 * 60 / 5 { // a day, with a run every five minutes
 					sleep(5 * time.Minute)
@@ -100,12 +100,12 @@ func TestBlockedAccount(t *testing.T) {
 				}
 				equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), 1)
 				equal(t, "reads in a day", b.calls(xsim.EndpointMe), 5) // after 1, 2, 4, 8 and 8 hours
-				b.wantLine(t, jetpost.StateHeld, code, 0)
+				b.wantQueue(t, jetpost.StateHeld, code, 0)
 
 				b.change(t, "", "")
 				sleep(8 * time.Hour)
 				b.run(t, b.h, "acme")
-				b.wantLine(t, jetpost.StatePublished, "", 1)
+				b.wantQueue(t, jetpost.StatePublished, "", 1)
 				b.texts(t, "acme", six...)
 				equal(t, "events", fmt.Sprint(deadLetters.events), fmt.Sprintf("[account.blocked %s account.unblocked]", code))
 			})
@@ -125,7 +125,7 @@ func TestBlockedAccountResumed(t *testing.T) {
 		}
 		b.change(t, "", "")
 		b.run(t, b.h, "acme")
-		b.wantLine(t, jetpost.StateHeld, jetpost.CodeAccountSuspended, 0)
+		b.wantQueue(t, jetpost.StateHeld, jetpost.CodeAccountSuspended, 0)
 		was, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
 		check(t, err)
 		equal(t, "what was resumed", was.Reason.Code, jetpost.CodeAccountSuspended)
@@ -186,7 +186,7 @@ func TestUnauthorizedAtEveryTry(t *testing.T) {
 			sleep(time.Minute)
 			b.run(t, b.h, "acme")
 		}
-		b.wantLine(t, jetpost.StateHeld, jetpost.CodeAccountUnauthorized, 0)
+		b.wantQueue(t, jetpost.StateHeld, jetpost.CodeAccountUnauthorized, 0)
 		if n := b.calls(xsim.EndpointCreatePost); n > 30 {
 			t.Errorf("X was asked %d times in a day", n)
 		}
@@ -207,11 +207,11 @@ func TestAppRefused(t *testing.T) {
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: variant, Endpoint: xsim.EndpointCreatePost, Times: 1})
 				b.publish(t, "j1", thread("j1")...)
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-				stop, stopped := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
-				equal(t, "stopped", stopped, true)
-				equal(t, "for", stop.Reason.Code, code)
-				equal(t, "probed", stop.Probed(), true)
-				equal(t, "X's words are kept", stop.Reason.Detail != "", true)
+				pause, paused := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
+				equal(t, "paused", paused, true)
+				equal(t, "for", pause.Reason.Code, code)
+				equal(t, "probed", pause.Probed(), true)
+				equal(t, "it has X's words", pause.Reason.Detail != "", true)
 				b.settle(t)
 				b.texts(t, "acme", "j1")
 			})
@@ -251,7 +251,7 @@ func TestUnruledRefusals(t *testing.T) {
 		equal(t, "reads in a day", b.calls(xsim.EndpointMe), 0)
 		account, err := b.ledger.Account(t.Context(), "acme")
 		check(t, err)
-		equal(t, "X's words are kept", strings.Contains(account.Pause.Reason.Detail, words), true)
+		equal(t, "it has X's words", strings.Contains(account.Pause.Reason.Detail, words), true)
 		equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_refused]")
 
 		b.faults(t)
@@ -305,11 +305,11 @@ func TestUnruledRefusalsOfTheApp(t *testing.T) {
 			}
 			sleep(time.Minute)
 		}
-		stop, stopped := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
-		equal(t, "stopped", stopped, true)
-		equal(t, "for", stop.Reason.Code, jetpost.CodeAppRefused)
-		equal(t, "probed", stop.Probed(), true)
-		equal(t, "X's words are kept", strings.Contains(stop.Reason.Detail, words), true)
+		pause, paused := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
+		equal(t, "paused", paused, true)
+		equal(t, "for", pause.Reason.Code, jetpost.CodeAppRefused)
+		equal(t, "probed", pause.Probed(), true)
+		equal(t, "it has X's words", strings.Contains(pause.Reason.Detail, words), true)
 	})
 }
 
@@ -332,7 +332,7 @@ func TestScopeMissing(t *testing.T) {
 					b.importGrant(t, grant, time.Now())
 				}
 				connect(test.scope)
-				b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two"}, jetpost.Post{Text: "three", Media: []jetpost.Media{{Data: picture(t), Alt: "x"}}})
+				b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two"}, jetpost.Post{Text: "three", Media: []jetpost.Media{{Data: testImage(t), Alt: "x"}}})
 				r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountScopeMissing, 0)
 				equal(t, "detail", r.Status.Reason.Detail, "the account was connected without "+test.missing)
 				for endpoint := range b.x.Counts() {
@@ -446,7 +446,7 @@ func TestSmallImagesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := blockable(t)
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Endpoint: string(xapi.EndpointUploadMedia), Times: 1})
-		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: testImage(t)}}})
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
 		equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
 	})
@@ -461,7 +461,7 @@ func TestCutOffImages(t *testing.T) {
 	preview := append([]byte("\xff\xd8\xff\xe1\x00\x08ab\xff\xd9cd"), plain.Bytes()[2:]...)
 	webp := append([]byte("RIFF\x14\x00\x00\x00WEBPVP8L"), make([]byte, 12)...)
 	for mime, whole := range map[string][]byte{
-		"image/png": picture(t), "image/jpeg": plain.Bytes(), "image/jpeg; preview": preview, "image/webp": webp,
+		"image/png": testImage(t), "image/jpeg": plain.Bytes(), "image/jpeg; preview": preview, "image/webp": webp,
 	} {
 		mime, _, _ = strings.Cut(mime, ";")
 		equal(t, "whole "+mime, cutOff(mime, whole), false)
@@ -523,7 +523,7 @@ func TestBlockedIsToldAtLast(t *testing.T) {
 	t.Parallel()
 	const (
 		upToBlock = "claim, token, begin, POST /2/tweets, block"
-		toBeTold  = ", turns, jetpost.event.account.blocked, turned"
+		toBeTold  = ", pause changes, jetpost.event.account.blocked, pause change told"
 		told      = "account.blocked account_suspended"
 	)
 	first, last := len(strings.Split(upToBlock, ", ")), len(strings.Split(upToBlock+toBeTold, ", "))

@@ -55,7 +55,7 @@ type testBundle struct {
 	hc          *http.Client // goes to x
 	wakeups     *publishers.Wakeups
 	deadLetters *publishers.DeadLetters
-	stops       *publishers.AppPauses
+	pauses      *publishers.AppPauses
 	windows     admission.WindowStore
 	pub         *publishers.Publisher
 	log         *slog.Logger
@@ -88,7 +88,7 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 	check(t, err)
 	b.wakeups, b.deadLetters = publishers.NewWakeups(b.js, b.names), publishers.NewDeadLetters(b.js, b.names)
 	b.windows = publishers.NewWindows(b.js, b.names)
-	b.stops, b.pub = publishers.NewAppPauses(b.js, b.names), publishers.New(b.js, b.names)
+	b.pauses, b.pub = publishers.NewAppPauses(b.js, b.names), publishers.New(b.js, b.names)
 	b.media.Objects, err = b.js.ObjectStore(t.Context(), b.names.MediaBucket())
 	check(t, err)
 	return b
@@ -215,7 +215,7 @@ func (b *testBundle) intake() *IntakeHandler {
 func (b *testBundle) refresher() *Refresher {
 	return &Refresher{
 		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
-		Gate: admission.NewGate(b.stops, "worker", 0, b.log), DeadLetters: b.deadLetters, Announce: b.relay(), Lifeboat: b.lifeboat,
+		Gate: admission.NewGate(b.pauses, "worker", 0, b.log), DeadLetters: b.deadLetters, Announce: b.relay(), Lifeboat: b.lifeboat,
 		Names: b.names, Health: &Health{}, Log: b.log,
 	}
 }
@@ -390,7 +390,7 @@ func (l *ledgerHook) ClaimLane(ctx context.Context, account, worker string, leas
 }
 
 func (l *ledgerHook) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (store.Snapshot, error) {
-	return hooked(l, "look", func() (store.Snapshot, error) { return l.Store.Snapshot(ctx, lane, now) })
+	return hooked(l, "snapshot", func() (store.Snapshot, error) { return l.Store.Snapshot(ctx, lane, now) })
 }
 
 func (l *ledgerHook) Begin(ctx context.Context, lane store.Claim, id string, intent store.Intent) error {

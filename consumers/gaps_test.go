@@ -92,42 +92,42 @@ func gapRuns(t *testing.T) []gapRun {
 		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
 	}
 	const (
-		turn    = "claim, token" // a claim includes a snapshot
+		claim   = "claim, token" // a claim includes a snapshot
 		tell    = "$KV.JETPOST_LIMITS.window.account"
 		last    = tell + ", release, ack" // the step of the last post includes a snapshot
-		held    = "conclude, read, jetpost.event.request.held, announced, look"
+		held    = "conclude, read, jetpost.event.request.held, delivered, snapshot"
 		hold    = held + ", " + tell + ", schedule.wake, release, ack"
 		unheard = held + ", schedule.wake, release, ack" // X has not answered
 		seen    = "anchor post, GET /2/users/:id/tweets"
-		stop    = "$KV.JETPOST_LIMITS.pause.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.paused"
+		pause   = "$KV.JETPOST_LIMITS.pause.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.paused"
 
 		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
 		unpublishing, unpublished    = jetpost.EventRequestUnpublishing, jetpost.EventRequestUnpublished
 	)
 	told := func(event jetpost.EventType) string { return "jetpost.event." + string(event) } // marked with the next step
 	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
-	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) + ", announced" }
+	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) + ", delivered" }
 	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
 	deleted := func(event jetpost.EventType) string {
-		return "DELETE /2/tweets/:id, deleted, read, jetpost.event." + string(event) + ", announced"
+		return "DELETE /2/tweets/:id, deleted, read, jetpost.event." + string(event) + ", delivered"
 	}
 	steps := func(parts ...string) string { return strings.Join(parts, ", ") }
 	return []gapRun{
 		{
 			name: "a single post", posts: thread("one"),
-			steps: steps(turn, post(published), last),
+			steps: steps(claim, post(published), last),
 		}, {
 			name:  "a thread of three",
-			posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{{Data: picture(t), Alt: "grey"}}}, {Text: "two"}, {Text: "three"}},
-			steps: steps(turn, "POST /2/media/upload, uploaded, POST /2/media/metadata, uploaded", post(progress), post(progress), post(published), last),
+			posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{{Data: testImage(t), Alt: "grey"}}}, {Text: "two"}, {Text: "three"}},
+			steps: steps(claim, "POST /2/media/upload, uploaded, POST /2/media/metadata, uploaded", post(progress), post(progress), post(published), last),
 		}, {
 			name: "a window is used up", posts: thread("one", "two"),
 			upset: limit(xsim.ScopeUser, 1), opts: forget,
-			steps: steps(turn, post(progress), hold, turn, post(published), last),
+			steps: steps(claim, post(progress), hold, claim, post(published), last),
 		}, {
 			name: "the app's window is used up", posts: thread("one", "two"),
 			upset: limit(xsim.ScopeApp24h, 1), opts: forget,
-			steps: steps(turn, "begin, POST /2/tweets, posted", stop, told(progress), hold, turn, "reserve, begin, POST /2/tweets, posted", stop, told(published), "reserve", last),
+			steps: steps(claim, "begin, POST /2/tweets, posted", pause, told(progress), hold, claim, "reserve, begin, POST /2/tweets, posted", pause, told(published), "reserve", last),
 		}, {
 			name: "a 429", posts: thread("one", "two"),
 			upset: func(t *testing.T, b *testBundle) {
@@ -135,39 +135,39 @@ func gapRuns(t *testing.T) []gapRun {
 				limit(xsim.ScopeUser, 100)(t, b)
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Times: 1})
 			},
-			steps: steps(turn, "begin, POST /2/tweets", hold, turn, post(progress), post(published), last),
+			steps: steps(claim, "begin, POST /2/tweets", hold, claim, post(progress), post(published), last),
 		}, {
 			name: "a lost answer of a post that is live", posts: thread("one", "two"),
 			upset: strike(lost(1, true)),
-			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, "owned", found(resumed), "look, token", post(published), last),
+			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, "owned", found(resumed), "snapshot, token", post(published), last),
 		}, {
 			name: "a lost answer of a post that is not", posts: thread("one", "two"),
 			upset: strike(lost(1, false)),
-			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, "owned", hold, turn, seen, "owned, conclude, read, look, token",
+			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, "owned", hold, claim, seen, "owned, conclude, read, snapshot, token",
 				post(progress), post(published), last),
 		}, {
-			name: "a look is refused", posts: thread("one"),
+			name: "a timeline check is refused", posts: thread("one"),
 			upset: func(t *testing.T, b *testBundle) {
 				t.Helper()
 				check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
 				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
 			},
-			steps: steps(turn, "begin, POST /2/tweets", unheard, turn, seen, hold, turn, seen, "owned", found(published), "look", last),
+			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, hold, claim, seen, "owned", found(published), "snapshot", last),
 		}, {
 			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
 			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
-			steps: steps(turn, post(progress), "begin, POST /2/tweets, conclude, refused, read, publish.failed, jetpost.event.request.failed, announced, look", last),
+			steps: steps(claim, post(progress), "begin, POST /2/tweets, conclude, refused, read, publish.failed, jetpost.event.request.failed, delivered, snapshot", last),
 		}, {
 			name: "a thread is deleted", posts: thread("one", "two"), unpublish: true,
 			bring: gapUnpublish(nil),
-			steps: steps("claim, unpublishing, token", deleted(unpublishing), "look, unpublishing, token", deleted(unpublished), "look", last),
+			steps: steps("claim, unpublishing, token", deleted(unpublishing), "snapshot, unpublishing, token", deleted(unpublished), "snapshot", last),
 		}, {
 			name: "a thread in doubt is deleted", posts: thread("one", "two"), unpublish: true, state: jetpost.StateCancelled,
 			bring: gapUnpublish(strike(lost(2, true))),
-			steps: steps("claim, unpublishing, hold deletion, read, jetpost.event.request.unpublishing, announced, look, schedule.wake, release, ack"),
+			steps: steps("claim, unpublishing, hold deletion, read, jetpost.event.request.unpublishing, delivered, snapshot, schedule.wake, release, ack"),
 		}, {
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
-			steps: "accept, jetpost.event.request.accepted, announced, publish.wake, ack",
+			steps: "accept, jetpost.event.request.accepted, delivered, publish.wake, ack",
 		}, {
 			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
 			steps: "refuse, publish.refused, jetpost.event.request.refused, ack",
@@ -185,7 +185,7 @@ func gapRuns(t *testing.T) []gapRun {
 				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
 				check(t, err)
 			},
-			steps: "lease, due, publish.wake, held, untold, notices, turns, read, jetpost.event.request.accepted, announced",
+			steps: "lease, due, publish.wake, held, outbox, notices, pause changes, read, jetpost.event.request.accepted, delivered",
 		},
 	}
 }
@@ -401,7 +401,7 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	worker := &testBundle{
 		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, media: b.media, log: b.log,
 		hc:      &http.Client{Transport: mortalX{m, b.x}},
-		wakeups: publishers.NewWakeups(js, b.names), deadLetters: publishers.NewDeadLetters(js, b.names), stops: publishers.NewAppPauses(js, b.names), windows: publishers.NewWindows(js, b.names),
+		wakeups: publishers.NewWakeups(js, b.names), deadLetters: publishers.NewDeadLetters(js, b.names), pauses: publishers.NewAppPauses(js, b.names), windows: publishers.NewWindows(js, b.names),
 	}
 	work := run.work
 	if work == nil {
@@ -768,7 +768,7 @@ func (l mortalLedger) ReleaseLane(ctx context.Context, lane store.Claim, generat
 }
 
 func (l mortalLedger) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (store.Snapshot, error) {
-	l.m.step("look")
+	l.m.step("snapshot")
 	return l.to.Snapshot(ctx, lane, now)
 }
 
@@ -798,7 +798,7 @@ func (l mortalLedger) Refused(ctx context.Context, lane store.Claim, id, words s
 }
 
 func (l mortalLedger) HoldQueue(ctx context.Context, lane store.Claim, reason jetpost.Reason, generation int64, now time.Time) ([]store.Key, error) {
-	l.m.step("hold line")
+	l.m.step("hold queue")
 	return l.to.HoldQueue(ctx, lane, reason, generation, now)
 }
 
@@ -873,7 +873,7 @@ func (l mortalLedger) JobFailed(ctx context.Context, f store.JobFailure) (int, e
 }
 
 func (l mortalLedger) MarkManyDelivered(ctx context.Context, told []store.Revision) ([]store.Key, error) {
-	l.m.step("announced")
+	l.m.step("delivered")
 	return l.to.MarkManyDelivered(ctx, told)
 }
 
@@ -888,7 +888,7 @@ func (l mortalLedger) DueLanes(ctx context.Context, now time.Time, limit int) ([
 }
 
 func (l mortalLedger) OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
-	l.m.step("untold")
+	l.m.step("outbox")
 	return l.to.OutboxPending(ctx, before, limit)
 }
 
@@ -898,7 +898,7 @@ func (l mortalLedger) Request(ctx context.Context, key store.Key) (store.Record,
 }
 
 func (l mortalLedger) MarkDelivered(ctx context.Context, key store.Key, revision int64) (bool, error) {
-	l.m.step("announced")
+	l.m.step("delivered")
 	return l.to.MarkDelivered(ctx, key, revision)
 }
 
@@ -913,11 +913,11 @@ func (l mortalLedger) MarkNoticed(ctx context.Context, notice store.Notice) erro
 }
 
 func (l mortalLedger) PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error) {
-	l.m.step("turns")
+	l.m.step("pause changes")
 	return l.to.PauseChanges(ctx, account, limit)
 }
 
-func (l mortalLedger) MarkPauseChangeTold(ctx context.Context, turn store.PauseChange) error {
-	l.m.step("turned")
-	return l.to.MarkPauseChangeTold(ctx, turn)
+func (l mortalLedger) MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error {
+	l.m.step("pause change told")
+	return l.to.MarkPauseChangeTold(ctx, change)
 }

@@ -23,8 +23,8 @@ func newGate(b admission.PauseStore) *admission.Gate {
 	return admission.NewGate(b, "worker", 0, slog.New(slog.DiscardHandler))
 }
 
-func stopped(g *admission.Gate, scope admission.Target) bool {
-	_, ok := g.Paused(scope, time.Now())
+func paused(g *admission.Gate, target admission.Target) bool {
+	_, ok := g.Paused(target, time.Now())
 	return ok
 }
 
@@ -42,19 +42,19 @@ func trip(t *testing.T, g *admission.Gate) {
 func TestGateWatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	one, two := admission.NewGate(b.stops, "one", 0, b.log), admission.NewGate(b.stops, "two", 0, b.log)
-	pictures, err := b.stops.Watch(t.Context())
+	one, two := admission.NewGate(b.pauses, "one", 0, b.log), admission.NewGate(b.pauses, "two", 0, b.log)
+	snapshots, err := b.pauses.Watch(t.Context())
 	check(t, err)
 	check(t, one.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
-	for picture := range pictures {
-		if two.Learn(picture); stopped(two, admission.TargetPublish) {
+	for snapshot := range snapshots {
+		if two.Learn(snapshot); paused(two, admission.TargetPublish) {
 			break
 		}
 	}
 	equal(t, "consumer paused", b.paused(t), true)
-	check(t, b.stops.Clear(t.Context(), publishers.TargetPublish))
-	for picture := range pictures {
-		if two.Learn(picture); !stopped(two, admission.TargetPublish) {
+	check(t, b.pauses.Clear(t.Context(), publishers.TargetPublish))
+	for snapshot := range snapshots {
+		if two.Learn(snapshot); !paused(two, admission.TargetPublish) {
 			break
 		}
 	}
@@ -66,11 +66,11 @@ func TestGateWatch(t *testing.T) {
 func TestEndOfUnsharedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	_, _, err := b.stops.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand}, Since: time.Now()})
+	_, _, err := b.pauses.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand}, Since: time.Now()})
 	check(t, err)
-	g := admission.NewGate(b.stops, "worker", 0, b.log)
+	g := admission.NewGate(b.pauses, "worker", 0, b.log)
 	check(t, g.End(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
-	_, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
+	_, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "the pause stands", there, true)
 }
@@ -113,7 +113,7 @@ func (w *wakes) next() (account string, at time.Time) {
 // workers.
 type outage struct {
 	*testBundle
-	board   *admissiontest.PauseStore
+	store   *admissiontest.PauseStore
 	wakeups *wakes
 	workers []*PublishHandler
 	sweeper *Sweeper
@@ -123,18 +123,18 @@ type outage struct {
 
 func newOutage(t *testing.T, accounts, requests int) *outage {
 	t.Helper()
-	o := &outage{testBundle: offline(t), board: &admissiontest.PauseStore{}, wakeups: &wakes{due: map[string]time.Time{}}}
+	o := &outage{testBundle: offline(t), store: &admissiontest.PauseStore{}, wakeups: &wakes{due: map[string]time.Time{}}}
 	deadLetters := &silentDeadLetters{}
 	for _, name := range []string{"one", "two"} {
 		r := o.refresher()
-		r.Gate, r.DeadLetters, r.Announce = admission.NewGate(o.board, name, 0, o.log), deadLetters, deadLetters
+		r.Gate, r.DeadLetters, r.Announce = admission.NewGate(o.store, name, 0, o.log), deadLetters, deadLetters
 		o.workers = append(o.workers, o.lane(func(h *PublishHandler) {
 			h.Wakeups, h.Tokens, h.Gate, h.Worker = o.wakeups, r, r.Gate, name
 			h.Announce = &OutboxRelay{Ledger: o.ledger, DeadLetters: deadLetters, Names: o.names, Log: o.log}
 		}))
 	}
 	o.sweeper = &Sweeper{Ledger: o.ledger, Wakeups: o.wakeups, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
-	o.board.Watch = func(p publishers.Pauses) {
+	o.store.Watch = func(p publishers.Pauses) {
 		for _, h := range o.workers {
 			h.Gate.Learn(p)
 		}
@@ -194,7 +194,7 @@ func TestOutageOfADay(t *testing.T) {
 			}
 			return n
 		}
-		o.until(t, time.Now().Add(time.Minute), func() bool { return stopped(o.workers[0].Gate, admission.TargetPublish) })
+		o.until(t, time.Now().Add(time.Minute), func() bool { return paused(o.workers[0].Gate, admission.TargetPublish) })
 		tried := posts()
 		if tried >= 2*admission.BreakerThreshold { // each worker counts for itself
 			t.Errorf("%d posts tried before the stop", tried)

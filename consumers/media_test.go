@@ -33,7 +33,7 @@ import (
 )
 
 // testImage is a PNG that X accepts.
-func picture(t *testing.T) []byte {
+func testImage(t *testing.T) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	check(t, png.Encode(&buf, image.NewGray(image.Rect(0, 0, 8, 8))))
@@ -67,7 +67,7 @@ func TestMediaReachesX(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	data := picture(t)
+	data := testImage(t)
 	object, err := b.pub.PutMedia(t.Context(), bytes.NewReader(data))
 	check(t, err)
 	site := website(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
@@ -103,7 +103,7 @@ func TestMediaSource(t *testing.T) {
 		check(t, err)
 		return jetpost.Media{Object: object}
 	}
-	data := picture(t)
+	data := testImage(t)
 	large := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes)...)
 	link := func(name, bucket, target string) jetpost.Media {
 		// Written as a malicious client does: the usual clients refuse some of these.
@@ -311,7 +311,7 @@ func connectProxy(t *testing.T, host string, status int) (address *url.URL, aske
 // TestMediaThroughProxy: a proxy may have any address, but the requested hosts may not.
 func TestMediaThroughProxy(t *testing.T) {
 	t.Parallel()
-	data := picture(t)
+	data := testImage(t)
 	site := website(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/inside" {
 			http.Redirect(w, r, "https://10.0.0.1/by-redirect", http.StatusFound)
@@ -535,7 +535,7 @@ func TestLaneMediaTroubles(t *testing.T) {
 				b.faults(t, test.fault)
 			}
 			if test.media.Object == "" && test.media.Data == nil {
-				test.media.Data = picture(t)
+				test.media.Data = testImage(t)
 			}
 			key := b.accept(t, jetpost.Request{ID: "thread", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{test.media}}}})
 			h := b.lane(func(h *PublishHandler) { h.Media = &MediaSource{Objects: awayObjects{}} })

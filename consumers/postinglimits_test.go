@@ -220,7 +220,7 @@ func TestPostingLimitExpireAfter(t *testing.T) {
 		key := store.Key{Account: "acme", ID: "late"}
 		r := b.want(t, key, jetpost.StateFailed, jetpost.CodeExpired, 0)
 		equal(t, "detail", r.Status.Reason.Detail,
-			"it was due at "+due.UTC().Format(time.RFC3339)+", and workers begin nothing later than 1h0m0s after its time")
+			"it was due at "+due.UTC().Format(time.RFC3339)+", and requests expire 1h0m0s after their due time")
 		equal(t, "attempts", r.Status.Attempts, 0)
 		b.published(t, "in-time", 1)
 		_, err := b.ledger.Replay(t.Context(), key, time.Now())
@@ -354,13 +354,13 @@ func TestPausedApp(t *testing.T) {
 	b.account(t, "acme", time.Minute) // its token is due
 	now := time.Now()
 	pause := publishers.Pause{Target: publishers.TargetPublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "for an audit"}}
-	_, _, err := b.stops.Set(t.Context(), pause)
+	_, _, err := b.pauses.Set(t.Context(), pause)
 	check(t, err)
 	equal(t, "consumer paused", b.paused(t), true)
 	h := b.lane()
 	h.Gate.Learn(publishers.Pauses{Pauses: []publishers.Pause{pause}})
 	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
-	holds, _, err := b.stops.Get(t.Context(), publishers.TargetPublish)
+	holds, _, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "what stops the app", holds.Reason, pause.Reason)
 

@@ -83,7 +83,7 @@ func TestUntilIsAnEnd(t *testing.T) {
 	t.Parallel()
 	end := time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)
 	for name, c := range map[string]struct {
-		stop  jetpost.Reason
+		pause jetpost.Reason
 		ends  bool
 		probe bool
 	}{
@@ -97,10 +97,10 @@ func TestUntilIsAnEnd(t *testing.T) {
 			b := setup(t)
 			b.account(t, "acme", 0)
 			h := b.lane()
-			if c.probe || c.ends && c.stop.Code != jetpost.CodePausedByHand {
-				check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, c.stop, time.Now()))
+			if c.probe || c.ends && c.pause.Code != jetpost.CodePausedByHand {
+				check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, c.pause, time.Now()))
 			} else {
-				_, _, err := b.stops.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: c.stop, Since: time.Now()})
+				_, _, err := b.pauses.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: c.pause, Since: time.Now()})
 				check(t, err)
 				b.learn(t, h.Gate)
 			}
@@ -400,12 +400,12 @@ func TestLaneAppPauses(t *testing.T) {
 			}
 			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 			equal(t, "consumer paused", b.paused(t), true)
-			stop, _, err := b.stops.Get(t.Context(), publishers.TargetPublish)
+			pause, _, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 			check(t, err)
-			equal(t, "code of the stop", stop.Reason.Code, test.code)
+			equal(t, "code of the pause", pause.Reason.Code, test.code)
 
 			b.faults(t)
-			check(t, b.stops.Clear(t.Context(), publishers.TargetPublish))
+			check(t, b.pauses.Clear(t.Context(), publishers.TargetPublish))
 			another := b.lane() // whose gate does not know of the pause
 			for _, account := range []string{"acme", "bolt"} {
 				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppPaused, time.Now())
@@ -830,7 +830,7 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	h := b.lane(func(h *PublishHandler) { h.Gate = admission.NewGate(b.stops, "worker", time.Nanosecond, b.log) })
+	h := b.lane(func(h *PublishHandler) { h.Gate = admission.NewGate(b.pauses, "worker", time.Nanosecond, b.log) })
 	trip(t, h.Gate)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic("here") })}
@@ -917,7 +917,7 @@ func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan
 		return b.x.RoundTrip(r)
 	})}
 	h = b.lane()
-	b.accept(t, jetpost.Request{ID: "a", Posts: []jetpost.Post{{Text: "hi", Media: []jetpost.Media{{Data: picture(t)}}}}})
+	b.accept(t, jetpost.Request{ID: "a", Posts: []jetpost.Post{{Text: "hi", Media: []jetpost.Media{{Data: testImage(t)}}}}})
 	d := b.wake("acme")
 	d.Stopping = stopping
 	check(t, h.Handle(t.Context(), d))
@@ -996,7 +996,7 @@ func TestLaneNoticesClearedPause(t *testing.T) {
 	now := time.Now()
 	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
 	b.run(t, h, "acme")
-	check(t, b.stops.Clear(t.Context(), string(admission.TargetPublish)))
+	check(t, b.pauses.Clear(t.Context(), string(admission.TargetPublish)))
 	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedPause+time.Minute), 10)
 	check(t, err)
 	equal(t, "lanes that look again", len(due), 1)

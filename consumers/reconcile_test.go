@@ -84,12 +84,12 @@ func (b *doubtBundle) settle(t *testing.T) (store.Record, time.Duration) {
 }
 
 // byHand posts as the account's owner, without jetpost.
-func (b *doubtBundle) byHand(t *testing.T, text string, pictures ...[]byte) {
+func (b *doubtBundle) byHand(t *testing.T, text string, images ...[]byte) {
 	t.Helper()
 	token, _ := b.x.CurrentToken("acme")
 	client := xapi.New(token.AccessToken, xapi.WithBaseURL("https://x.test"), xapi.WithHTTPClient(b.hc))
 	p := xapi.Post{Text: text}
-	for _, data := range pictures {
+	for _, data := range images {
 		media, err := client.UploadMedia(t.Context(), bytes.NewReader(data), int64(len(data)), "image/png")
 		check(t, err)
 		p.MediaIDs = append(p.MediaIDs, media.ID)
@@ -121,7 +121,7 @@ func lost(n int, made bool) xsim.Fault {
 // TestReconcile: every doubt ends by itself if X shows what became of the post.
 func TestReconcile(t *testing.T) {
 	t.Parallel()
-	image := jetpost.Media{Data: picture(t)}
+	image := jetpost.Media{Data: testImage(t)}
 	tests := []struct {
 		name  string
 		opt   func(*xsim.Server)
@@ -237,7 +237,7 @@ func TestReconcileByHand(t *testing.T) {
 // media, is not ours.
 func TestReconcileAlikeByHand(t *testing.T) {
 	t.Parallel()
-	image := picture(t)
+	image := testImage(t)
 	tests := []struct {
 		name   string
 		posts  []jetpost.Post
@@ -247,11 +247,11 @@ func TestReconcileAlikeByHand(t *testing.T) {
 			t.Helper()
 			b.byHand(t, "two")
 		}},
-		{"two pictures, and one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}, {Data: image}}}}, func(t *testing.T, b *doubtBundle) {
+		{"two images, and one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}, {Data: image}}}}, func(t *testing.T, b *doubtBundle) {
 			t.Helper()
 			b.byHand(t, "", image)
 		}},
-		{"a picture, and another one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}}}}, func(t *testing.T, b *doubtBundle) {
+		{"an image, and another one", []jetpost.Post{{Media: []jetpost.Media{{Data: image}}}}, func(t *testing.T, b *doubtBundle) {
 			t.Helper()
 			b.byHand(t, "", image)
 		}},

@@ -259,10 +259,10 @@ func TestRefreshAppRefused(t *testing.T) {
 	b.round(t, h)
 	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Failed: 2, Skipped: accounts - 2})
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
-	stop, ok, err := b.stops.Get(t.Context(), publishers.TargetRefresh)
+	pause, ok, err := b.pauses.Get(t.Context(), publishers.TargetRefresh)
 	check(t, err)
-	if !ok || stop.Reason.Code != jetpost.CodeAppMisconfigured || !stop.Active(time.Now()) {
-		t.Errorf("stop is %+v", stop)
+	if !ok || pause.Reason.Code != jetpost.CodeAppMisconfigured || !pause.Active(time.Now()) {
+		t.Errorf("pause is %+v", pause)
 	}
 	equal(t, "posts are stopped, too", b.paused(t), false)
 	for i := range accounts {

@@ -61,7 +61,7 @@ func TestCost(t *testing.T) {
 		{"alt text", jetpost.Post{Text: "see", Media: []jetpost.Media{{Object: "a", Alt: "A cat"}, {Object: "b"}, {Object: "c", Alt: "A dog"}}}, 25_000},
 		{"link", jetpost.Post{Text: "see https://example.com/a"}, 200_000},
 		{"link without a protocol, twice", jetpost.Post{Text: "see three.ws and readme.md"}, 200_000},
-		{"link with a picture", jetpost.Post{Text: "example.com", Media: []jetpost.Media{{Object: "a", Alt: "A cat"}}}, 205_000},
+		{"link with an image", jetpost.Post{Text: "example.com", Media: []jetpost.Media{{Object: "a", Alt: "A cat"}}}, 205_000},
 		{"media alone", jetpost.Post{Media: []jetpost.Media{{Object: "a"}}}, 15_000},
 		{"text", jetpost.Post{Text: "no link.at/all"}, 200_000},
 		{"text without a link", jetpost.Post{Text: "e.g. this, i.e. nothing"}, 15_000},
@@ -284,10 +284,10 @@ func TestSameTextIsAnothersText(t *testing.T) {
 	b.account(t, "acme", 0)
 	b.account(t, "bolt", 0)
 	h, log := b.intakeBy(SameTextRefuse)
-	picture := []jetpost.Post{{Media: []jetpost.Media{{Object: "a"}}}}
+	image := []jetpost.Post{{Media: []jetpost.Media{{Object: "a"}}}}
 	for i, r := range []jetpost.Request{
 		{Account: "acme", Posts: thread("mine", "mine")}, {Account: "acme", Posts: thread("mine")},
-		{Account: "acme", Posts: picture}, {Account: "bolt", Posts: picture}, {Account: "bolt", Posts: thread("Mine")},
+		{Account: "acme", Posts: image}, {Account: "bolt", Posts: image}, {Account: "bolt", Posts: thread("Mine")},
 	} {
 		r.ID = fmt.Sprint(i)
 		body, err := json.Marshal(r)

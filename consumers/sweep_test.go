@@ -18,7 +18,7 @@ import (
 
 func (b *testBundle) sweeper(worker string) *Sweeper {
 	return &Sweeper{
-		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.stops, worker, 0, b.log), Health: &Health{},
+		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, worker, 0, b.log), Health: &Health{},
 		Timing: Timing{Lease: MinLease}, Worker: worker, Log: b.log,
 	}
 }
@@ -280,7 +280,7 @@ func TestSweepOneOfTwo(t *testing.T) {
 	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
 	check(t, first.Sweep(t.Context())) // its last one
 	b.sweep(t, &Sweeper{
-		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.stops, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
+		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
 	})
 	b.purge(t, b.names.LanesStream())
 	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
@@ -364,7 +364,7 @@ func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.purge(t, b.names.LanesStream())
 	b.work(t, h)
-	check(t, b.stops.Clear(t.Context(), publishers.TargetPublish)) // by another process
+	check(t, b.pauses.Clear(t.Context(), publishers.TargetPublish)) // by another process
 	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }
 
@@ -375,7 +375,7 @@ func TestSweepFreesWhatIsHeldLate(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
-	late := admission.NewGate(b.stops, "late", 0, b.log)
+	late := admission.NewGate(b.pauses, "late", 0, b.log)
 	late.Learn(publishers.Pauses{Pauses: []publishers.Pause{{
 		Target: publishers.TargetPublish, Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)},
 	}}})

@@ -18,7 +18,7 @@ import (
 )
 
 func (b *testBundle) control() *AppPauseControl {
-	return &AppPauseControl{Bucket: b.stops, Ledger: b.ledger, Log: b.log, Silence: time.Second}
+	return &AppPauseControl{Bucket: b.pauses, Ledger: b.ledger, Log: b.log, Silence: time.Second}
 }
 
 func (b *testBundle) topology(t *testing.T) publishers.TopologyConfig {
@@ -83,12 +83,12 @@ func TestPauseOutlivesBucket(t *testing.T) {
 		_, err = control.Clear(t.Context(), admission.TargetPublish)
 		check(t, err)
 	}
-	for _, stop := range []publishers.Pause{byHand(time.Now()), other} {
-		_, _, err := control.Set(t.Context(), stop)
+	for _, pause := range []publishers.Pause{byHand(time.Now()), other} {
+		_, _, err := control.Set(t.Context(), pause)
 		check(t, err)
 	}
 	b.follow(t, control, g)
-	eventually(t, "the gate knows of both", func() bool { return stopped(g, admission.TargetPublish) && stopped(g, admission.TargetRefresh) })
+	eventually(t, "the gate knows of both", func() bool { return paused(g, admission.TargetPublish) && paused(g, admission.TargetRefresh) })
 
 	b.remake(t)
 	forgot := make(chan struct{})
@@ -97,37 +97,37 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	var watched sync.WaitGroup
 	watched.Go(func() {
 		for ctx.Err() == nil {
-			if !stopped(g, admission.TargetPublish) {
+			if !paused(g, admission.TargetPublish) {
 				once.Do(func() { close(forgot) })
 			}
 			pause(ctx, time.Millisecond)
 		}
 	})
 	eventually(t, "the gate watches the new bucket, while it is empty", func() bool {
-		stop, is := g.Paused(admission.TargetPublish, time.Now())
-		return is && stop.Revision == 0
+		pause, is := g.Paused(admission.TargetPublish, time.Now())
+		return is && pause.Revision == 0
 	})
-	equal(t, "mended", b.mend(t, control), "the stop of publish was lost; the stop of refresh was lost")
+	equal(t, "mended", b.mend(t, control), "the pause of publish was lost; the pause of refresh was lost")
 	equal(t, "mended again", b.mend(t, control), "")
 	eventually(t, "the gate watches the new bucket", func() bool {
-		stop, is := g.Paused(admission.TargetPublish, time.Now())
-		return is && stop.Revision > 0
+		pause, is := g.Paused(admission.TargetPublish, time.Now())
+		return is && pause.Revision > 0
 	})
 	cancel()
 	watched.Wait()
 	select {
 	case <-forgot:
-		t.Error("the gate forgot the stop meanwhile")
+		t.Error("the gate lost the pause meanwhile")
 	default:
 	}
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 	_, err := control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
-	eventually(t, "the gate hears of the resume", func() bool { return !stopped(g, admission.TargetPublish) })
-	equal(t, "another scope is stopped", stopped(g, admission.TargetRefresh), true)
+	eventually(t, "the gate learns of the resume", func() bool { return !paused(g, admission.TargetPublish) })
+	equal(t, "another target is paused", paused(g, admission.TargetRefresh), true)
 	_, _, err = control.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
-	eventually(t, "the gate hears of the next stop", func() bool { return stopped(g, admission.TargetPublish) })
+	eventually(t, "the gate learns of the next pause", func() bool { return paused(g, admission.TargetPublish) })
 }
 
 // TestPauseWithoutBucket: while there is no bucket, the pauses are read from the ledger.
@@ -137,17 +137,17 @@ func TestPauseWithoutBucket(t *testing.T) {
 	control := b.control()
 	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
 	if _, _, err := control.Set(t.Context(), byHand(time.Now())); err == nil {
-		t.Error("a stop that NATS was not told of has no error")
+		t.Error("a pause that NATS did not store has no error")
 	}
 	g := admission.NewGate(control, "worker", 0, b.log)
 	b.follow(t, control, g)
-	eventually(t, "the gate knows of it", func() bool { return stopped(g, admission.TargetPublish) })
+	eventually(t, "the gate knows of it", func() bool { return paused(g, admission.TargetPublish) })
 	if _, err := control.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
 		t.Errorf("what Mend says without a bucket is %v, with the hint %q", err, publishers.Hint(err))
 	}
 	_, err := publishers.Setup(t.Context(), b.js, b.topology(t))
 	check(t, err)
-	equal(t, "mended", b.mend(t, control), "the stop of publish had not been told")
+	equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 }
 
@@ -161,7 +161,7 @@ func TestResumeThatDied(t *testing.T) {
 	}{
 		"before the bucket": {
 			func(_ *testBundle, control *AppPauseControl) { control.Bucket = dyingStore{control.Bucket, died} },
-			"the stop of publish had been resumed, and was not ended",
+			"the pause of publish was resumed, but was still stored in NATS",
 		},
 		"before the lanes go on": {
 			func(b *testBundle, control *AppPauseControl) {
@@ -184,9 +184,9 @@ func TestResumeThatDied(t *testing.T) {
 			equal(t, "the lanes are paused", b.lanesPaused(t), true)
 			equal(t, "mended", b.mend(t, control), dies.mended)
 			equal(t, "the lanes are paused", b.lanesPaused(t), false)
-			_, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
+			_, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 			check(t, err)
-			equal(t, "a stop stands", there, false)
+			equal(t, "a pause is stored", there, false)
 			equal(t, "mended again", b.mend(t, control), "")
 		})
 	}
@@ -219,20 +219,20 @@ type awayStore struct {
 	away *bool
 }
 
-func (a awayStore) Set(ctx context.Context, stop publishers.Pause) (publishers.Pause, bool, error) {
+func (a awayStore) Set(ctx context.Context, pause publishers.Pause) (publishers.Pause, bool, error) {
 	if *a.away {
 		return publishers.Pause{}, false, errAway
 	}
-	return a.pauseBucket.Set(ctx, stop)
+	return a.pauseBucket.Set(ctx, pause)
 }
 
-// awayKeeper is a ledger that does not answer at times.
-type awayKeeper struct {
+// awayLedger is a ledger that does not answer at times.
+type awayLedger struct {
 	desiredStore
 	away *bool
 }
 
-func (a awayKeeper) Desired(ctx context.Context) ([]store.Desired, error) {
+func (a awayLedger) Desired(ctx context.Context) ([]store.Desired, error) {
 	if *a.away {
 		return nil, errAway
 	}
@@ -245,17 +245,17 @@ func TestPauseToldLater(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	natsAway, ledgerAway := true, true
-	control := &AppPauseControl{Bucket: awayStore{b.stops, &natsAway}, Ledger: awayKeeper{b.ledger, &ledgerAway}, Log: b.log}
+	control := &AppPauseControl{Bucket: awayStore{b.pauses, &natsAway}, Ledger: awayLedger{b.ledger, &ledgerAway}, Log: b.log}
 	g := admission.NewGate(control, "worker", 0, b.log)
-	stop := func() error {
+	pause := func() error {
 		return g.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: time.Now().Add(time.Hour)}, time.Now().Add(-time.Minute))
 	}
-	if err := stop(); !errors.Is(err, errAway) {
-		t.Fatalf("stop: %v", err)
+	if err := pause(); !errors.Is(err, errAway) {
+		t.Fatalf("pause: %v", err)
 	}
 	natsAway, ledgerAway = false, false
 	check(t, g.Retell(t.Context(), time.Now()))
-	told, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
+	told, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "told", there && told.Reason.Code == jetpost.CodeUsageCapped, true)
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
@@ -266,23 +266,23 @@ func TestPauseToldLater(t *testing.T) {
 	natsAway = true
 	g = admission.NewGate(control, "worker", 0, b.log)
 	if _, _, err := control.Set(t.Context(), byHand(time.Now())); !errors.Is(err, errAway) {
-		t.Fatalf("stop: %v", err)
+		t.Fatalf("pause: %v", err)
 	}
 	natsAway = false
-	equal(t, "mended", b.mend(t, control), "the stop of publish had not been told")
+	equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
 	equal(t, "the lanes are paused", b.lanesPaused(t), true)
 
 	// A person resumes before the worker that has set the pause stores it.
 	natsAway = true
-	if err := stop(); !errors.Is(err, errAway) {
-		t.Fatalf("stop: %v", err)
+	if err := pause(); !errors.Is(err, errAway) {
+		t.Fatalf("pause: %v", err)
 	}
 	natsAway = false
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 	check(t, g.Retell(t.Context(), time.Now()))
 	equal(t, "the lanes are paused", b.lanesPaused(t), false)
-	equal(t, "the worker is stopped", stopped(g, admission.TargetPublish), false)
+	equal(t, "the worker is paused", paused(g, admission.TargetPublish), false)
 }
 
 // TestUpkeepCopiesPauses: a pause that a worker set while it could not reach the ledger is
@@ -291,11 +291,11 @@ func TestUpkeepCopiesPauses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	control := b.control()
-	_, _, err := b.stops.Set(t.Context(), byHand(time.Now()))
+	_, _, err := b.pauses.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
 	equal(t, "mended", b.mend(t, control), "")
 	b.remake(t)
-	equal(t, "mended", b.mend(t, control), "the stop of publish was lost")
+	equal(t, "mended", b.mend(t, control), "the pause of publish was lost")
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
 	check(t, err)
 	b.remake(t)
@@ -314,8 +314,8 @@ func TestPauseUndone(t *testing.T) {
 	equal(t, "the lanes are paused", b.lanesPaused(t), false)
 	dated := byHand(time.Now())
 	dated.Reason.Until = time.Now().Add(time.Hour)
-	for _, stop := range []publishers.Pause{byHand(time.Now()), dated} {
-		_, _, err = control.Set(t.Context(), stop)
+	for _, pause := range []publishers.Pause{byHand(time.Now()), dated} {
+		_, _, err = control.Set(t.Context(), pause)
 		check(t, err)
 		equal(t, "mended", b.mend(t, control), "")
 		_, err = b.js.ResumeConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
@@ -365,7 +365,7 @@ func TestUpkeepMendsCron(t *testing.T) {
 	check(t, KeepCron(t.Context(), b.ledger, another))
 	u.checked = time.Time{}
 	check(t, u.Run(t.Context(), time.Now()))
-	equal(t, "the one that is kept", stands(), another)
+	equal(t, "the desired one", stands(), another)
 }
 
 // TestUpkeepReports: what only jetpost setup may create is reported and left alone.
@@ -404,8 +404,8 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 		})
 	}
 	group.Wait()
-	forged := b.stops
-	b.stops = forged.Signed(signers[0])
+	forged := b.pauses
+	b.pauses = forged.Signed(signers[0])
 	control := b.control()
 	_, _, err := control.Set(t.Context(), byHand(time.Now()))
 	check(t, err)
@@ -421,7 +421,7 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 	check(t, err)
 	_, err = kv.PutString(t.Context(), "pause.refresh", `{"target":"refresh","reason":{"code":"paused_by_hand"}}`)
 	check(t, err)
-	equal(t, "mended", b.mend(t, control), "what stood for a stop of publish was written by no worker; what stood for a stop of refresh was written by no worker; the stop of publish was lost")
+	equal(t, "mended", b.mend(t, control), "the stored pause of publish was not written by a worker; the stored pause of refresh was not written by a worker; the pause of publish was lost")
 	equal(t, "mended again", b.mend(t, control), "")
 
 	// A real one from before, which all workers know has ended.
@@ -440,15 +440,15 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 	}))
 	_, err = kv.Put(t.Context(), "pause.publish", entry.Value())
 	check(t, err)
-	equal(t, "an old one", b.mend(t, control), "the stop of publish had been resumed, and was not ended")
-	_, there, err := b.stops.Get(t.Context(), publishers.TargetPublish)
+	equal(t, "an old one", b.mend(t, control), "the pause of publish was resumed, but was still stored in NATS")
+	_, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
 	equal(t, "is there", there, false)
 
 	_, _, err = control.Set(t.Context(), byHand(time.Now().Add(3*time.Minute)))
 	check(t, err)
-	stops, err := DesiredPauses(t.Context(), b.ledger, time.Now().Add(4*time.Minute))
+	pauses, err := DesiredPauses(t.Context(), b.ledger, time.Now().Add(4*time.Minute))
 	check(t, err)
-	equal(t, "stops in the ledger", len(stops), 1)
+	equal(t, "pauses in the ledger", len(pauses), 1)
 	equal(t, "lanes are paused", b.lanesPaused(t), true)
 }

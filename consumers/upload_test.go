@@ -173,7 +173,7 @@ func TestUploadsExpire(t *testing.T) {
 					}
 				})
 				posts := thread("one", "two", "three")
-				posts[2].Media = []jetpost.Media{{Data: picture(t)}}
+				posts[2].Media = []jetpost.Media{{Data: testImage(t)}}
 				b.publish(t, "thread", posts...)
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 2)
 				equal(t, "uploads ahead", len(b.x.Media("acme")), 1)
@@ -199,7 +199,7 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost, Times: 3})
-		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: testImage(t)}}})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
 		r, _ := b.settle(t)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
@@ -240,7 +240,7 @@ func TestFourImages(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Endpoint: xsim.EndpointMetadata, Skip: 2, Times: 1})
 		var media []jetpost.Media
 		for i := range 4 {
-			media = append(media, jetpost.Media{Data: append(picture(t), byte(i)), Alt: fmt.Sprintf("picture %d", i)})
+			media = append(media, jetpost.Media{Data: append(testImage(t), byte(i)), Alt: fmt.Sprintf("picture %d", i)})
 		}
 		b.publish(t, "four", jetpost.Post{Text: "look", Media: media})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
@@ -264,7 +264,7 @@ func TestMediaChanged(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	data, other := picture(t), append(picture(t), 1)
+	data, other := testImage(t), append(testImage(t), 1)
 	medium := b.object(t, "logo", data)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{medium}}}})
 	b.object(t, "logo", other)
@@ -287,7 +287,7 @@ func TestURLChanged(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	data := atomic.Pointer[[]byte]{}
-	first, other := picture(t), append(picture(t), 1)
+	first, other := testImage(t), append(testImage(t), 1)
 	data.Store(&first)
 	site := website(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(*data.Load()) })
 	b.media.Allow, b.media.roots = loopback, trusting(site).roots
@@ -305,7 +305,7 @@ func TestURLChanged(t *testing.T) {
 // TestMediaTogether: a post with media that X does not accept together does not begin.
 func TestMediaTogether(t *testing.T) {
 	t.Parallel()
-	image, gif, video := jetpost.Media{Data: picture(t)}, jetpost.Media{Data: file(gifHead, 100)}, jetpost.Media{Data: file(mp4Head, 100)}
+	image, gif, video := jetpost.Media{Data: testImage(t)}, jetpost.Media{Data: file(gifHead, 100)}, jetpost.Media{Data: file(mp4Head, 100)}
 	for name, media := range map[string][]jetpost.Media{
 		"image and GIF": {image, gif}, "GIF and image": {gif, image}, "two GIFs": {gif, gif}, "image and video": {image, video}, "two videos": {video, video},
 	} {
@@ -333,7 +333,7 @@ func TestUploadsAhead(t *testing.T) {
 			p := jetpost.Post{Text: fmt.Sprint("post ", i)}
 			for n := range images {
 				if i > 0 {
-					p.Media = append(p.Media, jetpost.Media{Data: append(picture(t), byte(i), byte(n))})
+					p.Media = append(p.Media, jetpost.Media{Data: append(testImage(t), byte(i), byte(n))})
 				}
 			}
 			posts = append(posts, p)
@@ -451,7 +451,7 @@ func TestUploadPanics(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b := doubt(t)
-				media := jetpost.Media{Data: picture(t)}
+				media := jetpost.Media{Data: testImage(t)}
 				if where == "read" {
 					media = jetpost.Media{Object: "x"} // there is no object store at all
 				}
@@ -535,11 +535,11 @@ func TestUploadWindow(t *testing.T) {
 			sleep(time.Second) // so that several are in flight
 			return b.x.RoundTrip(r)
 		})
-		b.publish(t, "first", jetpost.Post{Media: []jetpost.Media{{Data: picture(t)}}})
+		b.publish(t, "first", jetpost.Post{Media: []jetpost.Media{{Data: testImage(t)}}})
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 		var posts []jetpost.Post
 		for i := range 10 {
-			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(picture(t), byte(i))}}})
+			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(testImage(t), byte(i))}}})
 		}
 		b.publish(t, "thread", posts...)
 		r, _ := b.settle(t)
@@ -554,7 +554,7 @@ func TestUploadWindow(t *testing.T) {
 		})
 		var posts []jetpost.Post
 		for i := range 20 {
-			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(picture(t), byte(i))}}})
+			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Data: append(testImage(t), byte(i))}}})
 		}
 		b.publish(t, "thread", posts...)
 		b.want(t, b.key, jetpost.StatePublished, "", 20)
@@ -571,7 +571,7 @@ func TestThreadWaitsForUploads(t *testing.T) {
 		})
 		pictured := func(n int) (posts []jetpost.Post) {
 			for i := range n {
-				posts = append(posts, jetpost.Post{Text: fmt.Sprint(n, i), Media: []jetpost.Media{{Data: append(picture(t), byte(i)), Alt: "grey"}}})
+				posts = append(posts, jetpost.Post{Text: fmt.Sprint(n, i), Media: []jetpost.Media{{Data: append(testImage(t), byte(i)), Alt: "grey"}}})
 			}
 			return posts
 		}
@@ -605,7 +605,7 @@ func TestHoldLetsUploadsEnd(t *testing.T) {
 			}
 			return b.x.RoundTrip(r)
 		})
-		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: picture(t)}}})
+		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: testImage(t)}}})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
 		r, _ := b.settle(t)
 		equal(t, "state", r.Status.State, jetpost.StatePublished)
@@ -654,7 +654,7 @@ func TestUploadsForgotten(t *testing.T) {
 				b := doubt(t, func(x *xsim.Server) { x.MediaTTL, x.MediaProcessing = 20*time.Second, processing })
 				data := file(mp4Head, 100_000)
 				if processing == 0 {
-					data = picture(t)
+					data = testImage(t)
 				}
 				b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: data}}})
 				r, _ := b.settle(t)
@@ -717,14 +717,14 @@ func TestMediaRoom(t *testing.T) {
 		}
 		return n
 	}
-	picture := picture(t)
+	image := testImage(t)
 	for _, media := range [][]jetpost.Media{
-		{{Object: "picture"}, {Object: "picture"}},
-		{{Object: "picture"}, {Object: "text"}}, {{Object: "picture"}, {Object: "none"}}, {{Object: "picture"}, {Object: "gif"}},
+		{{Object: "image"}, {Object: "image"}},
+		{{Object: "image"}, {Object: "text"}}, {{Object: "image"}, {Object: "none"}}, {{Object: "image"}, {Object: "gif"}},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			b := doubt(t)
-			b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"picture": picture, "text": []byte("text"), "gif": []byte(gifHead)}}}
+			b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"image": image, "text": []byte("text"), "gif": []byte(gifHead)}}}
 			b.publish(t, "one", jetpost.Post{Text: "one", Media: media})
 			equal(t, "files open after "+media[1].Object, open(), 0)
 		})
@@ -733,8 +733,8 @@ func TestMediaRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		outer.Setenv("TMPDIR", filepath.Join(dir, "none"))
-		b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"picture": picture}}}
-		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "picture"}}})
+		b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"image": image}}}
+		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "image"}}})
 		r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaUnavailable, 0)
 		if !strings.Contains(r.Status.Reason.Detail, "room") {
 			t.Errorf("the reason is %q", r.Status.Reason.Detail)
@@ -783,7 +783,7 @@ func TestUploadOutlivesItsWorker(t *testing.T) {
 			first := b.h
 			b.h = &h
 			defer func() { b.h = first }()
-			b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: picture(t)}}})
+			b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: testImage(t)}}})
 		}()
 		hook.expire(t)
 		b.run(t, b.h, "acme")

@@ -90,12 +90,12 @@ func (b *testBundle) share(t *testing.T, w *admission.Windows) (stop func()) {
 func (b *testBundle) learn(t *testing.T, g *admission.Gate) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	stops, err := b.stops.Watch(ctx)
+	pauses, err := b.pauses.Watch(ctx)
 	check(t, err)
-	g.Learn(<-stops)
+	g.Learn(<-pauses)
 	var group sync.WaitGroup
 	group.Go(func() {
-		for known := range stops {
+		for known := range pauses {
 			g.Learn(known)
 		}
 	})
@@ -148,7 +148,7 @@ func TestAppWindowShared(t *testing.T) {
 		h := b.lane(func(h *PublishHandler) {
 			h.Worker = fmt.Sprint(name)
 			h.Windows = admission.NewWindows(b.windows, b.log)
-			h.Gate = admission.NewGate(b.stops, h.Worker, 0, b.log)
+			h.Gate = admission.NewGate(b.pauses, h.Worker, 0, b.log)
 		})
 		b.share(t, h.Windows)
 		b.learn(t, h.Gate)

@@ -209,8 +209,8 @@ func tokenAnswer(t *testing.T, row errorRow) {
 	equal(t, "outcome", outcome, row["outcome"])
 	stop := stops.Pause.Reason.Code
 	if stop != "" {
-		equal(t, "scope of the stop", stops.Pause.Target, publishers.TargetRefresh)
-		equal(t, "stop holds", stopped(r.Gate, admission.TargetRefresh), true)
+		equal(t, "target of the pause", stops.Pause.Target, publishers.TargetRefresh)
+		equal(t, "the pause is in force", paused(r.Gate, admission.TargetRefresh), true)
 	}
 	equal(t, "stop", string(stop), row["stop"])
 	equal(t, "next try", nextTry(left, before, r, asked, stop), row["next try"])
@@ -746,7 +746,7 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	s.postID = s.account(t, s.key.Account, 0).ID // any number that no other row has
 	request := jetpost.Request{Account: s.key.Account, ID: s.key.ID, Posts: thread("one")}
 	if call == xapi.EndpointUploadMedia || call == xapi.EndpointMediaMetadata {
-		request.Posts[0].Media = []jetpost.Media{{Data: picture(t), Alt: "x"}}
+		request.Posts[0].Media = []jetpost.Media{{Data: testImage(t), Alt: "x"}}
 	}
 	body, err := json.Marshal(request)
 	check(t, err)

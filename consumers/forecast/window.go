@@ -16,10 +16,10 @@ type RateWindow struct {
 	// Limit and Remaining are numbers of calls. A limit of 0 is unknown.
 	Limit     int `json:"limit"`
 	Remaining int `json:"remaining"`
-	// Open is true if the window is over: the next call begins a new one.
+	// Open tells that the last window is over: the next call begins one.
 	Open  bool      `json:"open"`
-	Reset time.Time `json:"reset,omitzero"` // absent if Open
-	// LengthSeconds is the observed length of such a window; absent if it is unknown.
+	Reset time.Time `json:"reset,omitzero"` // absent where Open
+	// LengthSeconds is how long such a window was seen to last; absent where it was not.
 	LengthSeconds float64 `json:"length_seconds,omitempty"`
 	// Source is x if X has reported the window. It is estimated if not: then Limit is the
 	// documented limit, and the workers have counted their calls.
