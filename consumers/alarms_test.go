@@ -50,11 +50,11 @@ func TestAlarmWakes(t *testing.T) {
 	at := time.Now().Add(500 * time.Millisecond).Round(time.Microsecond)
 	b.withAlarm(t, at)
 	equal(t, "schedule", b.wakeUp(t, "acme").Sub(at), alarmGrace)
-	within(t, gapPatience, time.Millisecond, "a ring", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
+	within(t, gapPatience, time.Millisecond, "a wake-up", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
 	if time.Now().Before(at) {
-		t.Errorf("it rang %s before its time", time.Until(at))
+		t.Errorf("it was woken %s before its time", time.Until(at))
 	}
-	equal(t, "schedule that rang it", b.wokenBy(t, "acme"), "")
+	equal(t, "schedule that woke it", b.wokenBy(t, "acme"), "")
 	b.run(t, b.lane(), "acme")
 	b.texts(t, "acme", "one")
 }
@@ -65,7 +65,7 @@ func TestAlarmOfDeadWorker(t *testing.T) {
 	b := setup(t)
 	b.withAlarm(t, time.Now().Add(time.Second)).Stop()
 	within(t, gapPatience, gapPoll, "the schedule's end", func() bool { return b.wakeUp(t, "acme").IsZero() })
-	equal(t, "schedule that rang it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
+	equal(t, "schedule that woke it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
 	b.run(t, b.lane(), "acme")
 	b.texts(t, "acme", "one")
 }

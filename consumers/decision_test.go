@@ -24,7 +24,7 @@ func TestJudge(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	reset, tomorrow, later := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3))
-	var stop time.Time // no known end: it is probed
+	var undated time.Time // no known end: it is probed
 	checkFrom := now.Add(time.Hour)
 	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
 	ended := errors.New("connection reset")
@@ -51,9 +51,9 @@ func TestJudge(t *testing.T) {
 		{"AppError, dated", &xapi.AppError{Reason: xapi.AppSpendCapReached, Until: tomorrow, Err: said(403)},
 			want{kindPause, jetpost.CodeSpendCapReached, tomorrow}, want{kindPause, jetpost.CodeSpendCapReached, tomorrow}, true},
 		{"AppError, past", &xapi.AppError{Reason: xapi.AppUsageCapped, Until: now, Err: said(429)},
-			want{kindPause, jetpost.CodeUsageCapped, stop}, want{kindPause, jetpost.CodeUsageCapped, stop}, true},
+			want{kindPause, jetpost.CodeUsageCapped, undated}, want{kindPause, jetpost.CodeUsageCapped, undated}, true},
 		{"AppError, undated", &xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: said(402)},
-			want{kindPause, jetpost.CodeCreditsDepleted, stop}, want{kindPause, jetpost.CodeCreditsDepleted, stop}, true},
+			want{kindPause, jetpost.CodeCreditsDepleted, undated}, want{kindPause, jetpost.CodeCreditsDepleted, undated}, true},
 		{"CodeRefusedError", &xapi.CodeRefusedError{Err: said(400)}, refused, refused, true},
 		{"GrantRefusedError", &xapi.GrantRefusedError{Err: said(400)}, refused, refused, true},
 		{"NotSentError", &xapi.NotSentError{Err: ended}, held, held, false},

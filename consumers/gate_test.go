@@ -197,7 +197,7 @@ func TestOutageOfADay(t *testing.T) {
 		o.until(t, time.Now().Add(time.Minute), func() bool { return paused(o.workers[0].Gate, admission.TargetPublish) })
 		tried := posts()
 		if tried >= 2*admission.BreakerThreshold { // each worker counts for itself
-			t.Errorf("%d posts tried before the stop", tried)
+			t.Errorf("%d posts tried before the pause", tried)
 		}
 		before, probes := attempts(), o.calls(xsim.EndpointMe)
 		back := time.Now().Add(24 * time.Hour)

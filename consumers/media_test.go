@@ -79,7 +79,7 @@ func TestMediaReachesX(t *testing.T) {
 	b.media = source
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: []jetpost.Post{
 		{Text: "one", Media: []jetpost.Media{{Data: data, Alt: "a grey square"}, {Object: object}}},
-		{Media: []jetpost.Media{{URL: site.URL + "/picture"}}},
+		{Media: []jetpost.Media{{URL: site.URL + "/image"}}},
 	}})
 	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
@@ -169,7 +169,7 @@ func TestMediaSource(t *testing.T) {
 		{"data", jetpost.Media{Data: data}, fine},
 		{"data empty", jetpost.Media{}, gone},
 		{"data of a bitmap", jetpost.Media{Data: []byte("BM..............")}, gone},
-		{"data of a picture that X does not take", jetpost.Media{Data: []byte("....ftypavif....")}, gone},
+		{"data of an image that X does not accept", jetpost.Media{Data: []byte("....ftypavif....")}, gone},
 		{"data of text", jetpost.Media{Data: []byte("<html>")}, gone},
 		{"object", put(data), fine},
 		{"object missing", jetpost.Media{Object: "none"}, gone},

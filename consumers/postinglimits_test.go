@@ -130,7 +130,7 @@ func TestPostingLimitMinInterval(t *testing.T) {
 		sleep(70 * time.Minute) // beyond the hour
 		b.publish(t, "next", thread("b")...)
 		b.held(t, "next", jetpost.CodePostingLimit, last.Add(interval),
-			fmt.Sprintf("the account's latest post was sent at %s, and the next request is begun 1h30m0s after it", last.UTC().Format(time.RFC3339)))
+			fmt.Sprintf("the account's latest post was sent at %s, and the next request begins 1h30m0s after it", last.UTC().Format(time.RFC3339)))
 		b.settle(t)
 		b.published(t, "next", 1)
 		if gap := b.sentAt(t, "next", 0).Sub(last); gap < interval || gap > interval+time.Second {
@@ -243,7 +243,7 @@ func TestPostingLimitExpireAfterPause(t *testing.T) {
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 		r, waited := b.settle(t)
 		equal(t, "reason", r.Status.Reason.Code, jetpost.CodeExpired)
-		equal(t, "before the stop ends", waited < 2*time.Hour, true)
+		equal(t, "before the pause ends", waited < 2*time.Hour, true)
 	})
 }
 
@@ -328,14 +328,14 @@ func TestPausedInMidThread(t *testing.T) {
 				b := postingLimited(t, admission.PostingLimits{})
 				hook := &ledgerHook{Store: b.ledger}
 				test.hook(hook, func() error {
-					return b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "stop"))
+					return b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "a person paused it"))
 				})
 				b.h.Ledger = hook
 				b.publish(t, "thread", thread("one", "two", "three")...)
 				r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountPaused, test.posted)
 				equal(t, "attempts", r.Status.Attempts, test.posted)
 				equal(t, "calls", b.calls(xsim.EndpointCreatePost), test.posted)
-				b.held(t, "thread", jetpost.CodeAccountPaused, time.Time{}, "stop")
+				b.held(t, "thread", jetpost.CodeAccountPaused, time.Time{}, "a person paused it")
 				_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
 				check(t, err)
 				b.run(t, b.h, "acme")
@@ -362,7 +362,7 @@ func TestPausedApp(t *testing.T) {
 	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 	holds, _, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
 	check(t, err)
-	equal(t, "what stops the app", holds.Reason, pause.Reason)
+	equal(t, "what pauses the app", holds.Reason, pause.Reason)
 
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	b.run(t, h, "acme") // a message that was already on its way

@@ -107,7 +107,7 @@ func TestUntilIsAnEnd(t *testing.T) {
 			key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 			b.run(t, h, "acme")
 			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-			equal(t, "it is looked at again", r.HoldUntil.After(time.Now()), true)
+			equal(t, "it is checked again", r.HoldUntil.After(time.Now()), true)
 
 			var told jetpost.Event
 			check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAppPaused, "", "")).Data, &told))
@@ -921,7 +921,7 @@ func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan
 	d := b.wake("acme")
 	d.Stopping = stopping
 	check(t, h.Handle(t.Context(), d))
-	equal(t, "posts sent after the stop", b.calls(xsim.EndpointCreatePost), 0)
+	equal(t, "posts sent after it", b.calls(xsim.EndpointCreatePost), 0)
 }
 
 func TestLaneStopsDuringUpload(t *testing.T) {
@@ -999,7 +999,7 @@ func TestLaneNoticesClearedPause(t *testing.T) {
 	check(t, b.pauses.Clear(t.Context(), string(admission.TargetPublish)))
 	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedPause+time.Minute), 10)
 	check(t, err)
-	equal(t, "lanes that look again", len(due), 1)
+	equal(t, "lanes that check again", len(due), 1)
 }
 
 // Each exchange risks losing the account: a 401 that a fresh token does not fix must not

@@ -628,7 +628,7 @@ func TestReconcileOvertaken(t *testing.T) {
 	tests := []struct {
 		name  string
 		made  bool
-		look  int
+		check int
 		do    func(t *testing.T, b *doubtBundle, hook *ledgerHook)
 		state jetpost.State
 		post  jetpost.PostState
@@ -650,7 +650,7 @@ func TestReconcileOvertaken(t *testing.T) {
 				b := doubt(t)
 				hook := &ledgerHook{Store: b.ledger}
 				b.h.Ledger = hook
-				b.hc.Transport = during(b.x, test.look, func() { test.do(t, b, hook) })
+				b.hc.Transport = during(b.x, test.check, func() { test.do(t, b, hook) })
 				b.publish(t, "control", thread("control")...)
 				b.faults(t, lost(1, test.made))
 				b.publish(t, "r", thread("one")...)
@@ -669,16 +669,16 @@ func TestReconcileOvertaken(t *testing.T) {
 // while another worker's check does not find the post.
 func TestReconcileLateAnswer(t *testing.T) {
 	t.Parallel()
-	for _, look := range []int{1, 2} {
+	for _, nth := range []int{1, 2} {
 		for _, made := range []bool{false, true} {
-			t.Run(fmt.Sprintf("look %d, made %t", look, made), func(t *testing.T) {
+			t.Run(fmt.Sprintf("check %d, made %t", nth, made), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					b := doubt(t)
 					hook := &ledgerHook{Store: b.ledger}
 					b.h.Ledger = hook
 					var sender store.Claim
-					b.hc.Transport = during(b.x, look, func() {
+					b.hc.Transport = during(b.x, nth, func() {
 						if made {
 							_, err := b.ledger.Posted(t.Context(), sender, "r", 0, b.x.Posts("acme")[1].ID, time.Now())
 							check(t, err)

@@ -264,7 +264,7 @@ func TestRefreshAppRefused(t *testing.T) {
 	if !ok || pause.Reason.Code != jetpost.CodeAppMisconfigured || !pause.Active(time.Now()) {
 		t.Errorf("pause is %+v", pause)
 	}
-	equal(t, "posts are stopped, too", b.paused(t), false)
+	equal(t, "posts are paused, too", b.paused(t), false)
 	for i := range accounts {
 		account := fmt.Sprint("acme", i)
 		equal(t, account+" requires re-authorising", b.token(t, account).RequiresReauth, false)
@@ -275,7 +275,7 @@ func TestRefreshAppRefused(t *testing.T) {
 	token, err := r.EnsureFresh(t.Context(), "acme0", 0)
 	check(t, err) // it is valid
 	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); decisionOf(err).reason.Code != jetpost.CodeAppPaused {
-		t.Errorf("a refused token during the stop: %v", err)
+		t.Errorf("a refused token during the pause: %v", err)
 	}
 	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 }

@@ -252,13 +252,13 @@ func TestSameText(t *testing.T) {
 			r := b.want(t, key, test.state, test.code, 0)
 			equal(t, "event", b.lastEvent(t, key).Type, test.event)
 			equal(t, "records", int(b.messages(t, b.names.FailedStream())), test.deadLetters)
-			line := `"level":"WARN","msg":"request.same_text","account":"bolt","request":"second","other_account":"acme","other_request":"first"`
+			message := `"level":"WARN","msg":"request.same_text","account":"bolt","request":"second","other_account":"acme","other_request":"first"`
 			warned := 0
 			if test.warned {
 				warned = 1
 			}
-			equal(t, "warnings in "+log.String(), strings.Count(log.String(), line), warned)
-			equal(t, "lines of that kind", strings.Count(log.String(), "same_text"), warned)
+			equal(t, "warnings in "+log.String(), strings.Count(log.String(), message), warned)
+			equal(t, "messages of that kind", strings.Count(log.String(), "same_text"), warned)
 			b.run(t, b.lane(), "acme")
 			b.run(t, b.lane(), "bolt")
 			if test.code == "" {

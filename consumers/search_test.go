@@ -120,5 +120,5 @@ func TestJudgeReadWindow(t *testing.T) {
 	capped := judgeRead(&xapi.AppError{Reason: xapi.AppUsageCapped, Err: &xapi.APIError{Status: http.StatusTooManyRequests}}, situation{now: now})
 	equal(t, "verdict of a cap of reads", capped.String(), "hold")
 	credits := judgeRead(&xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: &xapi.APIError{Status: http.StatusPaymentRequired}}, situation{now: now})
-	equal(t, "verdict without credits, which posts need too", credits.String(), "stop")
+	equal(t, "verdict without credits, which posts need too", credits.String(), "pause")
 }

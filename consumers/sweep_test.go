@@ -180,9 +180,9 @@ func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 		lane, claimed, err := b.ledger.ClaimLane(t.Context(), account, "server", time.Hour, time.Now())
 		check(t, err)
 		equal(t, "claimed "+account, claimed, true)
-		look, err := b.ledger.Snapshot(t.Context(), lane, time.Now())
+		snapshot, err := b.ledger.Snapshot(t.Context(), lane, time.Now())
 		check(t, err)
-		_, err = b.ledger.ReleaseLane(t.Context(), lane, look.Generation, time.Time{}, time.Now())
+		_, err = b.ledger.ReleaseLane(t.Context(), lane, snapshot.Generation, time.Time{}, time.Now())
 		check(t, err)
 		check(t, msg.Ack())
 	}
@@ -250,7 +250,7 @@ func TestSweepWakesWhatWasHeard(t *testing.T) {
 		check(t, err)
 		meta, err := msg.Metadata()
 		check(t, err)
-		equal(t, "another ring", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
+		equal(t, "another wake-up", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
 		last = meta.Sequence.Stream
 		for range 3 { // at most one of them wakes
 			check(t, s.Sweep(t.Context()))
@@ -274,8 +274,8 @@ func TestSweepOneOfTwo(t *testing.T) {
 		check(t, first.Sweep(t.Context()))
 		check(t, second.Sweep(t.Context()))
 	}
-	equal(t, "rings of the first", one.generation, 3)
-	equal(t, "rings of the second", two.generation, 0)
+	equal(t, "wake-ups of the first", one.generation, 3)
+	equal(t, "wake-ups of the second", two.generation, 0)
 
 	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
 	check(t, first.Sweep(t.Context())) // its last one

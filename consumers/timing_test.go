@@ -41,16 +41,16 @@ func TestTimingOfX(t *testing.T) {
 	sent := time.Now()
 	for _, lease := range []time.Duration{MinLease, 6 * time.Second, DefaultLease} {
 		timing := Timing{Lease: lease}
-		equal(t, "first look", timing.checkFrom(sent).Sub(timing.answeredBy(sent)), time.Minute)
-		equal(t, "second look", timing.confirmAfter(false), 10*time.Minute)
-		equal(t, "second look beside a later post", timing.confirmAfter(true), 30*time.Second)
+		equal(t, "first check", timing.checkFrom(sent).Sub(timing.answeredBy(sent)), time.Minute)
+		equal(t, "second check", timing.confirmAfter(false), 10*time.Minute)
+		equal(t, "second check beside a later post", timing.confirmAfter(true), 30*time.Second)
 		equal(t, "clock margin", timing.clockMargin(), 5*time.Second)
 		equal(t, "margin of strangers", timing.strangerMargin(), time.Minute)
 		equal(t, "repeats", timing.repeatsFor(), 30*time.Minute)
-		equal(t, "third look", timing.checkAgain(3), time.Minute)
+		equal(t, "third check", timing.checkAgain(3), time.Minute)
 		equal(t, "age of a token", TokenTiming{Lease: lease}.coolDown(), 15*time.Minute)
 		timing.Minute = time.Second
-		equal(t, "second look at a simulated X", timing.confirmAfter(false), 10*time.Second)
+		equal(t, "second check at a simulated X", timing.confirmAfter(false), 10*time.Second)
 	}
 }
 

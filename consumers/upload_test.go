@@ -240,7 +240,7 @@ func TestFourImages(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Endpoint: xsim.EndpointMetadata, Skip: 2, Times: 1})
 		var media []jetpost.Media
 		for i := range 4 {
-			media = append(media, jetpost.Media{Data: append(testImage(t), byte(i)), Alt: fmt.Sprintf("picture %d", i)})
+			media = append(media, jetpost.Media{Data: append(testImage(t), byte(i)), Alt: fmt.Sprintf("image %d", i)})
 		}
 		b.publish(t, "four", jetpost.Post{Text: "look", Media: media})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
@@ -253,7 +253,7 @@ func TestFourImages(t *testing.T) {
 		equal(t, "uploads", len(uploads), 4) // the hold kept the finished ones
 		equal(t, "descriptions", b.calls(xsim.EndpointMetadata), 5)
 		for i, id := range b.x.Posts("acme")[0].MediaIDs {
-			equal(t, "description", uploads[id].AltText, fmt.Sprintf("picture %d", i))
+			equal(t, "description", uploads[id].AltText, fmt.Sprintf("image %d", i))
 			equal(t, "bytes", uploads[id].SHA256, fmt.Sprintf("%x", sha256.Sum256(media[i].Data)))
 		}
 	})
@@ -665,7 +665,7 @@ func TestUploadsForgotten(t *testing.T) {
 				}
 				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
 				equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
-				equal(t, "kept", r.Posts[0].Media[0].ID, "")
+				equal(t, "stored id", r.Posts[0].Media[0].ID, "")
 			})
 		})
 	}

@@ -20,15 +20,15 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		// A server that was shut down while it set up a source waits on for it.
+		// A server that is shut down while it sets up a source keeps waiting for it.
 		goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server.(*stream).trySetupSourceConsumer.func3"))
 }
 
 // errAway is a server that does not answer.
 var errAway = errors.New("it is away")
 
-// sleep lets time pass in a bubble, whose clock jumps ahead.
-func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // never called outside of one
+// sleep lets time pass in a synctest bubble, whose clock jumps ahead.
+func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // only called in a bubble
 
 func check(t *testing.T, err error) {
 	t.Helper()
@@ -46,8 +46,8 @@ func equal[T comparable](t *testing.T, what string, got, want T) {
 
 func newGate(b PauseStore) *Gate { return NewGate(b, "worker", 0, slog.New(slog.DiscardHandler)) }
 
-func paused(g *Gate, scope Target) bool {
-	_, ok := g.Paused(scope, time.Now())
+func paused(g *Gate, target Target) bool {
+	_, ok := g.Paused(target, time.Now())
 	return ok
 }
 
@@ -57,7 +57,7 @@ func reason(until time.Time) jetpost.Reason {
 
 func TestGateMergesPauses(t *testing.T) {
 	t.Parallel()
-	const none = -1 // a stop without an end
+	const none = -1 // a pause without an end
 	tests := []struct{ first, second, want int }{{1, 2, 2}, {2, 1, 2}, {1, none, none}, {none, 1, none}, {1, 1, 1}}
 	for _, shared := range []bool{true, false} {
 		for _, test := range tests {
@@ -82,28 +82,28 @@ func TestGateMergesPauses(t *testing.T) {
 					pause, ok := g.Paused(TargetPublish, now)
 					until := end(test.want)
 					if until.IsZero() {
-						until = now.Add(UndatedPause) // to be probed then
+						until = now.Add(UndatedPause) // when the probe is due
 					}
 					if !ok || !pause.NextAt().Equal(until) || pause.Probed() != (test.want == none) || pause.Probed() != pause.Reason.Until.IsZero() {
-						t.Errorf("stopped is %t (probed: %t) until %v, want %v", ok, pause.Probed(), pause.NextAt(), until)
+						t.Errorf("paused is %t (probed: %t) until %v, want %v", ok, pause.Probed(), pause.NextAt(), until)
 					}
-					equal(t, "another scope is stopped", paused(g, TargetRefresh), false)
+					equal(t, "another target is paused", paused(g, TargetRefresh), false)
 					g.Learn(b.Snapshot())
 					sleep(time.Minute + time.Second)
-					equal(t, "stopped later", paused(g, TargetPublish), test.want != 1)
+					equal(t, "paused later", paused(g, TargetPublish), test.want != 1)
 				})
 			})
 		}
 	}
 }
 
-// TestGateOldPauses: a picture of the stops that was on its way when this
-// worker set one does not know of it.
+// TestGateOldPauses: a snapshot of the pauses that was already on its way when this worker
+// set a pause does not contain it.
 func TestGateOldPauses(t *testing.T) {
 	t.Parallel()
 	hour := func() jetpost.Reason { return reason(time.Now().Add(time.Hour)) }
 
-	t.Run("after the stop", func(t *testing.T) {
+	t.Run("after the pause", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			b := &admissiontest.PauseStore{}
@@ -111,16 +111,16 @@ func TestGateOldPauses(t *testing.T) {
 			old := b.Snapshot()
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
-			equal(t, "stopped", paused(g, TargetPublish), true)
+			equal(t, "paused", paused(g, TargetPublish), true)
 			g.Learn(b.Snapshot())
-			equal(t, "stopped", paused(g, TargetPublish), true)
-			// A lane that meets the same later changes nothing.
+			equal(t, "paused", paused(g, TargetPublish), true)
+			// A lane that sets the same pause later changes nothing.
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "stopped after the end", paused(g, TargetPublish), false)
+			equal(t, "paused after the end", paused(g, TargetPublish), false)
 		})
 	})
-	t.Run("of a shorter stop", func(t *testing.T) {
+	t.Run("of a shorter pause", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			b := &admissiontest.PauseStore{}
@@ -141,21 +141,21 @@ func TestGateOldPauses(t *testing.T) {
 			g := newGate(b)
 			b.OnSet = func() error {
 				g.Learn(b.Snapshot())
-				g.Learn(publishers.Pauses{Revision: b.Snapshot().Revision + 1}) // which somebody has resumed
+				g.Learn(publishers.Pauses{Revision: b.Snapshot().Revision + 1}) // a person has resumed the app
 				return nil
 			}
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
-			equal(t, "stopped", paused(g, TargetPublish), false)
+			equal(t, "paused", paused(g, TargetPublish), false)
 		})
 	})
-	t.Run("resumed in the same picture", func(t *testing.T) {
+	t.Run("resumed in the same snapshot", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			b := &admissiontest.PauseStore{}
 			g := newGate(b)
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "stopped", paused(g, TargetPublish), false)
+			equal(t, "paused", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("while NATS is away", func(t *testing.T) {
@@ -167,9 +167,9 @@ func TestGateOldPauses(t *testing.T) {
 			}
 			g.Learn(publishers.Pauses{Revision: 7})
 			sleep(59 * time.Minute)
-			equal(t, "stopped", paused(g, TargetPublish), true)
+			equal(t, "paused", paused(g, TargetPublish), true)
 			sleep(2 * time.Minute)
-			equal(t, "stopped after its end", paused(g, TargetPublish), false)
+			equal(t, "paused after its end", paused(g, TargetPublish), false)
 		})
 	})
 }
@@ -184,7 +184,7 @@ func call(t *testing.T, g *Gate, err error) {
 	done(err)
 }
 
-// trip opens the breaker.
+// trip trips the breaker.
 func trip(t *testing.T, g *Gate) {
 	t.Helper()
 	for range BreakerThreshold {
@@ -208,13 +208,13 @@ func TestGateBreakerOpens(t *testing.T) {
 		_, err := g.Allow(now)
 		var wait *WaitError
 		if !errors.As(err, &wait) || wait.Reason.Code != jetpost.CodeXUnavailable || !wait.Reason.Until.After(now) {
-			t.Errorf("an open breaker makes this of a call: %v", err)
+			t.Errorf("the call after the breaker has tripped: %v", err)
 		}
 	})
 }
 
-// TestGateBreakerNeverCounts: what X answered is no outage, and what X never
-// saw says nothing.
+// TestGateBreakerNeverCounts: an answer of X is no outage, and a call that X never saw says
+// nothing.
 func TestGateBreakerNeverCounts(t *testing.T) {
 	t.Parallel()
 	for name, err := range map[string]error{
@@ -268,7 +268,7 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 				_, err = g.Allow(time.Now())
 				var wait *WaitError
 				if !errors.As(err, &wait) {
-					t.Fatalf("a second call beside the probe: %v", err)
+					t.Fatalf("a second call during the probe: %v", err)
 				}
 				done(test.probe)
 				_, out := g.Outage()

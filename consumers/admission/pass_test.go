@@ -16,8 +16,7 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// pausedRun is the run of a lane while a stop is on record that is to be probed after
-// a wait.
+// pausedRun is the pass of a lane during a pause whose probe is due after wait.
 func pausedRun(t *testing.T, b *admissiontest.PauseStore, wait time.Duration) *Pass {
 	t.Helper()
 	g := newGate(b)
@@ -26,13 +25,13 @@ func pausedRun(t *testing.T, b *admissiontest.PauseStore, wait time.Duration) *P
 	return newPass(g)
 }
 
-// newPass is that of a claim of acme's lane.
+// newPass is the pass of a claim of acme's lane.
 func newPass(g *Gate) *Pass {
 	log := slog.New(slog.DiscardHandler)
 	return &Pass{Gate: g, Windows: NewWindows(noStore{}, log), Lane: store.Claim{Account: "acme"}, CallTimeout: 15 * time.Second, Log: log}
 }
 
-// TestProbeFailsWithoutNATS: what a probe has brought ends it, though nobody can be told.
+// TestProbeFailsWithoutNATS: a failed probe ends, even if NATS cannot store the result.
 func TestProbeFailsWithoutNATS(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -50,7 +49,8 @@ func TestProbeFailsWithoutNATS(t *testing.T) {
 	})
 }
 
-// TestProbeByManyUploads: the uploads of a thread look at the same probe at a time.
+// TestProbeByManyUploads: the uploads of a thread may check the same probe at the same
+// time.
 func TestProbeByManyUploads(t *testing.T) {
 	t.Parallel()
 	for range 200 {
@@ -63,7 +63,7 @@ func TestProbeByManyUploads(t *testing.T) {
 	}
 }
 
-// TestProbeThatCannotAsk: where X cannot be asked harmlessly, nothing else is tried.
+// TestProbeThatCannotAsk: if the harmless call is not admitted, nothing else is tried.
 func TestProbeThatCannotAsk(t *testing.T) {
 	t.Parallel()
 	r := pausedRun(t, &admissiontest.PauseStore{}, 0)
@@ -79,8 +79,8 @@ func TestProbeThatCannotAsk(t *testing.T) {
 	}
 }
 
-// TestPauseEndsSegments: an upload under way goes on while only the breaker is open, not
-// once the app is stopped.
+// TestPauseEndsSegments: an upload goes on while only the breaker has tripped, but not once
+// the app is paused.
 func TestPauseEndsSegments(t *testing.T) {
 	t.Parallel()
 	for _, pauses := range []bool{false, true} {
@@ -98,8 +98,8 @@ func TestPauseEndsSegments(t *testing.T) {
 	}
 }
 
-// TestProbeOfCredits: of what X refuses the app, only a post that X took, or refused for
-// what it says, tells that it is over.
+// TestProbeOfCredits: a pause that X imposed on the app ends only with a post that X
+// accepts, or refuses for its content.
 func TestProbeOfCredits(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -129,8 +129,8 @@ func TestProbeOfCredits(t *testing.T) {
 	}
 }
 
-// TestDuePauseWithoutNATS: where nobody can be asked who probes, a head waits until a time
-// that is ahead.
+// TestDuePauseWithoutNATS: if NATS cannot say who probes, a head waits until a time that is
+// ahead.
 func TestDuePauseWithoutNATS(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -16,15 +16,15 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// TestWindowsTold: what one worker tells is what the other one learns.
+// TestWindowsTold: the windows that one worker stores are those that another one reads.
 func TestWindowsTold(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
 	var names jetpost.Names
 	_, err := publishers.Setup(t.Context(), js, publishers.TopologyConfig{Names: names, LedgerID: uuid.NewString()})
 	check(t, err)
-	board, log := publishers.NewWindows(js, names), slog.New(slog.DiscardHandler)
-	one, two := NewWindows(board, log), NewWindows(board, log)
+	stored, log := publishers.NewWindows(js, names), slog.New(slog.DiscardHandler)
+	one, two := NewWindows(stored, log), NewWindows(stored, log)
 	w := xapi.Window{
 		Endpoint: xapi.EndpointCreatePost, Kind: xapi.WindowApp24h, Limit: 10, Remaining: 3,
 		Reset: time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond), XReset: 1234, Length: 24 * time.Hour,
@@ -32,26 +32,26 @@ func TestWindowsTold(t *testing.T) {
 	one.Learn(w)
 	one.changed(w)
 	one.share(t.Context(), "")
-	known, err := board.Get(t.Context(), "")
+	known, err := stored.Get(t.Context(), "")
 	check(t, err)
 	two.Learned(known)
 	equal(t, "windows", fmt.Sprint(two.Of("")), fmt.Sprint([]xapi.Window{w}))
-	none, err := board.Get(t.Context(), "nobody")
+	none, err := stored.Get(t.Context(), "nobody")
 	check(t, err)
 	equal(t, "windows of nobody", len(none), 0)
-	all, err := board.All(t.Context())
+	all, err := stored.All(t.Context())
 	check(t, err)
 	equal(t, "all windows", len(all), 1)
 }
 
-// noStore is a WindowStore for one worker alone.
+// noStore is a WindowStore for a single worker.
 type noStore struct{}
 
 func (noStore) Put(context.Context, string, []publishers.Window) error { return nil }
 
 func (noStore) Get(context.Context, string) ([]publishers.Window, error) { return nil, nil }
 
-// slowStore holds up each put until it is let go.
+// slowStore blocks each Put until it is released.
 type slowStore struct {
 	noStore
 	puts chan []publishers.Window
@@ -64,12 +64,12 @@ func (b slowStore) Put(_ context.Context, _ string, windows []publishers.Window)
 	return nil
 }
 
-// TestHandOverWaits: a lane is not given away while what is known of its windows is on
-// its way, and what is told last is the newest.
+// TestHandOverWaits: a lane is not released while its windows are being stored, and the
+// newest windows are stored last.
 func TestHandOverWaits(t *testing.T) {
 	t.Parallel()
-	board := slowStore{puts: make(chan []publishers.Window), free: make(chan struct{})}
-	s := NewWindows(board, slog.New(slog.DiscardHandler))
+	stored := slowStore{puts: make(chan []publishers.Window), free: make(chan struct{})}
+	s := NewWindows(stored, slog.New(slog.DiscardHandler))
 	learn := func(remaining int) {
 		w := xapi.Window{Account: "acme", Endpoint: xapi.EndpointCreatePost, Kind: xapi.Window15Min, Limit: 9, Remaining: remaining, Reset: time.Now().Add(time.Hour), XReset: 7}
 		s.Learn(w)
@@ -78,20 +78,20 @@ func TestHandOverWaits(t *testing.T) {
 	learn(1)
 	var first, second sync.WaitGroup
 	first.Go(func() { s.share(t.Context(), "acme") })
-	equal(t, "told first", (<-board.puts)[0].Remaining, 1)
+	equal(t, "stored first", (<-stored.puts)[0].Remaining, 1)
 	given := make(chan struct{})
 	second.Go(func() { s.HandOver(t.Context(), "acme"); close(given) })
 	learn(0)
 	select {
 	case <-given:
-		t.Fatal("the lane is given away while its windows are on their way")
-	case <-board.puts:
-		t.Fatal("two are on their way")
-	case <-time.After(50 * time.Millisecond): // which proves nothing where it is too short
+		t.Fatal("the lane is released while its windows are being stored")
+	case <-stored.puts:
+		t.Fatal("two calls of Put at the same time")
+	case <-time.After(50 * time.Millisecond): // too short a wait proves nothing
 	}
-	board.free <- struct{}{}
+	stored.free <- struct{}{}
 	first.Wait()
-	equal(t, "told last", (<-board.puts)[0].Remaining, 0)
-	board.free <- struct{}{}
+	equal(t, "stored last", (<-stored.puts)[0].Remaining, 0)
+	stored.free <- struct{}{}
 	second.Wait()
 }
