@@ -1,5 +1,5 @@
-// Package forecast estimates when the queues of all accounts will be empty, by the rules of
-// the lane and of admission. It makes no calls and changes nothing.
+// Package forecast tells when the lines of all accounts are out, by the rules of the lane
+// and of admission. It asks nobody and changes nothing.
 package forecast
 
 import (
@@ -15,97 +15,49 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// Forecast says when the queues of all accounts will be empty.
-type Forecast struct {
-	// Now is when the forecast was made.
-	Now time.Time `json:"now"`
-	// Posts is how many posts are published until DoneAt without a person's help.
-	Posts  int       `json:"posts"`
-	DoneAt time.Time `json:"done_at,omitzero"`
-	// Windows is the largest number of X's rate windows of one kind that the posts of an
-	// account, or of the app, need; the current window is the first.
-	Windows int `json:"windows"`
-	// AtEarliest is true if an app pause without a known end is in force: DoneAt assumes
-	// that the next probe ends it.
-	AtEarliest bool `json:"at_the_earliest"`
-	// Estimated is true if DoneAt depends on windows that X has not reported.
-	Estimated bool `json:"estimated"`
-	// BlockedPosts is how many posts wait for a person, and BlockedAccounts how many
-	// accounts have such posts.
-	BlockedPosts    int `json:"blocked_posts"`
-	BlockedAccounts int `json:"blocked_accounts"`
-	// Expired counts requests whose expires_at passes before they can begin.
-	Expired int `json:"expired_requests"`
-	// Notes are further remarks, a sentence each.
-	Notes []string `json:"notes,omitempty"`
-	// Accounts are the accounts with unfinished requests. Blocked ones come first, then
-	// those that take longest.
-	Accounts []AccountForecast `json:"accounts"`
-}
+// What New tells. Who makes a forecast for people fills in what they can do about each
+// queue that does not move.
+type (
+	Forecast        = jetpost.Forecast
+	AccountForecast = jetpost.AccountForecast
+	QueueBlock      = jetpost.QueueBlock
+	RateWindow      = jetpost.RateWindow
+)
 
-// AccountForecast says when an account's queue will be empty.
-type AccountForecast struct {
-	Account  string `json:"account"`
-	Requests int    `json:"requests"` // unfinished
-	Posts    int    `json:"posts"`    // of those requests, not sent yet
-	// Windows counts X's windows of 15 minutes that the account's posts need.
-	Windows int `json:"windows"`
-	// DoneAt is when the last post is published; absent if the queue is blocked.
-	DoneAt time.Time `json:"done_at,omitzero"`
-	// WaitsFor is the first window that the queue has to wait for, in its current state;
-	// absent if the queue waits for none.
-	WaitsFor *RateWindow `json:"waits_for,omitempty"`
-	// Held is why the first request is held until a known time.
-	Held *jetpost.Reason `json:"held,omitempty"`
-	// Blocked is why the queue does not move until a person acts.
-	Blocked *QueueBlock `json:"blocked,omitempty"`
-	Expired int         `json:"expired_requests,omitempty"`
-	// Estimated is true if the queue waits for a window that X has not reported.
-	Estimated bool `json:"estimated"`
-}
-
-// QueueBlock is why a queue waits for a person.
-type QueueBlock struct {
-	Code jetpost.Code `json:"code"`
-	ID   string       `json:"id,omitempty"` // of the request, if one request blocks the queue
-	Do   string       `json:"do"`           // set by the caller of New
-	// Posts is how many posts wait: those of the request and those queued behind it.
-	Posts int `json:"posts"`
-}
-
-// Queue is what an account has to send.
+// LaneRow is what an account has to send, in the order of its line.
 type Queue struct {
 	Account string
-	// Reason keeps the whole account from posting until Reason.Until or, if that is zero,
-	// until a person acts. It is nil if nothing does.
+	// Reason keeps the whole account from posting: until its Until or, where that is
+	// zero, until a person acts. Nil is none.
 	Reason *jetpost.Reason
-	Queue  []Queued // in the order of publishing
+	Queue  []Queued
 }
 
-// Queued is an unfinished request, or several equal ones in a row.
+// Queued is an unfinished request, or several in a row that are equal.
 type Queued struct {
 	ID    string
 	Count int // 1 at least
 	Posts int
 	Live  int // of the posts; 0 where Count is more than 1
-	// Begun is true for a request that is due whatever Due says.
+	// Begun tells that it is due, whatever its time.
 	Begun   bool
 	Due     time.Time
-	Expires time.Time // unless its first post is live before; zero if it never expires
+	Expires time.Time // before its first post is live; zero is never
 	State   jetpost.State
 	Code    jetpost.Code // why it is held or unknown
-	Until   time.Time    // the end of its hold; zero if that has none
+	Until   time.Time    // the end of its hold; zero where that has none
 }
 
-// New estimates when the queues will be empty, by the rules of the publish path: each queue
-// is published strictly in order, a request begins only if each window has room for all of
-// it or is full, and an app pause holds all accounts. New assumes that calls take no time,
-// and that accounts get equal parts of the windows that they share.
-func New(now time.Time, queues []Queue, windows []publishers.Window, pauses []publishers.Pause) Forecast {
+// New tells when the lines are out, by the rules of the publish path: each
+// line strictly in its order, a request begun only where each window takes all of it,
+// or as much as it ever takes, and a stop is a stop for all. What the calls
+// themselves take is left out, and of windows that all accounts share each account
+// gets the same part.
+func New(now time.Time, lines []Queue, windows []publishers.Window, stops []publishers.Pause) Forecast {
 	d := &drain{f: Forecast{Now: now}, from: now}
-	for _, s := range pauses {
+	for _, s := range stops {
 		if s.Target == publishers.TargetPublish && s.Active(now) {
-			d.pause(s)
+			d.stop(s)
 		}
 	}
 	of := map[string][]publishers.Window{}
@@ -117,12 +69,12 @@ func New(now time.Time, queues []Queue, windows []publishers.Window, pauses []pu
 	for _, w := range of[""] {
 		d.app = newMeter(w, now)
 	}
-	d.queues = make([]queueDrain, 0, len(queues))
-	for _, q := range queues {
-		if len(q.Queue) > 0 {
-			d.queues = append(d.queues, d.queue(q, of[q.Account], now))
-			d.act(len(d.queues) - 1)
-			d.push(len(d.queues)-1, d.from)
+	d.lines = make([]queueDrain, 0, len(lines))
+	for _, l := range lines {
+		if len(l.Queue) > 0 {
+			d.lines = append(d.lines, d.line(l, of[l.Account], now))
+			d.act(len(d.lines) - 1)
+			d.push(len(d.lines)-1, d.from)
 		}
 	}
 	d.run()
@@ -132,9 +84,9 @@ func New(now time.Time, queues []Queue, windows []publishers.Window, pauses []pu
 // meter is a rate window, and the ones that follow it.
 type meter struct {
 	xapi.Window
-	told publishers.Window // as a worker shared it
-	// guessed is true if X has not reported the limit or length, and guess if it has not
-	// reported the end of the current window.
+	told publishers.Window // as it was at first
+	// guessed tells that its limit or length is not X's, and guess that the present
+	// window's end is not.
 	guessed, guess bool
 	windows        int // into which posts have fallen
 	counted        bool
@@ -155,7 +107,7 @@ func newMeter(w publishers.Window, now time.Time) *meter {
 	return m
 }
 
-// documentedMeter is the window of an account that X has not reported.
+// documentedMeter is the window of an account that X has not told of.
 func documentedMeter(account string) *meter {
 	limit := xapi.Documented(xapi.EndpointCreatePost)
 	return newMeter(publishers.Window{
@@ -174,37 +126,37 @@ func (m *meter) take(n int, t time.Time) {
 	}
 }
 
-// drain simulates how the queues become empty.
+// drain lets the lines run out.
 type drain struct {
 	f       Forecast
-	from    time.Time       // nothing is published before it
-	blocked *jetpost.Reason // an app pause that a person has to end
-	app     *meter          // nil if X has not reported a window of the app
-	queues  []queueDrain
+	from    time.Time       // before it nothing goes out
+	blocked *jetpost.Reason // a stop that a person has to end
+	app     *meter          // nil where X has told of none
+	lines   []queueDrain
 	ready   tickets
-	// parked are the queues that wait for the app's window, by how many calls they need
-	// of it, so that only the first of each is checked.
+	// parked wait for the app's window, by how many calls they need of it, so that
+	// nobody is looked at in vain.
 	parked  [jetpost.MaxPosts + 1]tickets
 	nParked int
 	turns   int
 }
 
-// queueDrain is the state of one account's queue in the simulation.
+// queueDrain is an account's line as it runs out.
 type queueDrain struct {
 	out    AccountForecast
 	reason *jetpost.Reason
 	queue  []Queued
-	left   int // unsent posts of the queue
+	left   int // posts of the queue
 	meters []*meter
-	last   time.Time // when its latest post was published
-	turn   int       // if several queues can go on, the one with the lowest turn does
+	last   time.Time // of its posts
+	turn   int       // of several that may go on, the one that did so longest ago does
 }
 
-// ticket is when a queue goes on. queue is an index into drain.queues.
+// ticket is a line's turn.
 type ticket struct {
-	at    time.Time
-	turn  int
-	queue int
+	at   time.Time
+	turn int
+	line int
 }
 
 func (a ticket) before(b ticket) bool {
@@ -227,7 +179,7 @@ func (t *tickets) Pop() any {
 	return last
 }
 
-func (d *drain) pause(s publishers.Pause) {
+func (d *drain) stop(s publishers.Pause) {
 	switch {
 	case s.NextAt().IsZero():
 		d.blocked = &s.Reason
@@ -237,47 +189,47 @@ func (d *drain) pause(s publishers.Pause) {
 	d.f.AtEarliest = d.f.AtEarliest || s.Probed()
 }
 
-func (d *drain) queue(q Queue, windows []publishers.Window, now time.Time) queueDrain {
-	l := queueDrain{out: AccountForecast{Account: q.Account}, reason: q.Reason, queue: slices.Clone(q.Queue)}
+func (d *drain) line(l Queue, windows []publishers.Window, now time.Time) queueDrain {
+	line := queueDrain{out: AccountForecast{Account: l.Account}, reason: l.Reason, queue: slices.Clone(l.Queue)}
 	if d.blocked != nil {
-		l.reason = d.blocked
+		line.reason = d.blocked
 	}
-	for _, r := range q.Queue {
-		l.out.Requests += r.Count
-		l.left += r.Count*r.Posts - r.Live
+	for _, q := range l.Queue {
+		line.out.Requests += q.Count
+		line.left += q.Count*q.Posts - q.Live
 	}
-	l.out.Posts = l.left
-	// The window of 15 minutes is the first meter.
-	l.meters = []*meter{documentedMeter(q.Account)}
+	line.out.Posts = line.left
+	// That of 15 minutes is the first one.
+	line.meters = []*meter{documentedMeter(l.Account)}
 	for _, w := range windows {
 		if w.Kind == string(xapi.Window15Min) {
-			l.meters[0] = newMeter(w, now)
+			line.meters[0] = newMeter(w, now)
 		} else {
-			l.meters = append(l.meters, newMeter(w, now))
+			line.meters = append(line.meters, newMeter(w, now))
 		}
 	}
 	if d.app != nil {
-		l.meters = append(l.meters, d.app)
+		line.meters = append(line.meters, d.app)
 	}
-	if r := q.Queue[0]; r.State == jetpost.StateHeld && r.Code != jetpost.CodeAppPaused && r.Until.After(now) && !needsPerson(r) {
-		l.out.Held = &jetpost.Reason{Code: r.Code, Until: r.Until}
+	if q := l.Queue[0]; q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppPaused && q.Until.After(now) && !needsPerson(q) {
+		line.out.Held = &jetpost.Reason{Code: q.Code, Until: q.Until}
 	}
-	return l
+	return line
 }
 
-// act notes that a queue goes on.
-func (d *drain) act(queue int) {
+// act notes that a line goes on.
+func (d *drain) act(line int) {
 	d.turns++
-	d.queues[queue].turn = d.turns
+	d.lines[line].turn = d.turns
 }
 
-func (d *drain) push(queue int, at time.Time) {
-	heap.Push(&d.ready, ticket{at: at, turn: d.queues[queue].turn, queue: queue})
+func (d *drain) push(line int, at time.Time) {
+	heap.Push(&d.ready, ticket{at: at, turn: d.lines[line].turn, line: line})
 }
 
-func (d *drain) park(queue, need int) {
+func (d *drain) park(line, need int) {
 	d.nParked++
-	heap.Push(&d.parked[need], ticket{turn: d.queues[queue].turn, queue: queue})
+	heap.Push(&d.parked[need], ticket{turn: d.lines[line].turn, line: line})
 }
 
 func (d *drain) run() {
@@ -288,23 +240,23 @@ func (d *drain) run() {
 			return
 		}
 		now = next.at
-		d.step(next.queue, now)
+		d.step(next.line, now)
 	}
 }
 
-// next removes and returns the first ticket: a ready queue at its time, or a parked queue
-// once the app's window has the calls that it needs.
+// next takes the first turn: of those that are ready at their time, and of those that
+// wait for the app's window once that takes what they need.
 func (d *drain) next(now time.Time) (first ticket, found bool) {
 	from := -1
 	if len(d.ready) > 0 {
 		first, found = d.ready[0], true
 	}
 	if d.nParked > 0 {
-		for need, waiting := range d.parked {
-			if len(waiting) == 0 {
+		for need, line := range d.parked {
+			if len(line) == 0 {
 				continue
 			}
-			t := waiting[0]
+			t := line[0]
 			t.at = now
 			if d.app.Short(need, now) {
 				t.at = d.app.Reset
@@ -325,9 +277,9 @@ func (d *drain) next(now time.Time) (first ticket, found bool) {
 	return first, found
 }
 
-// step takes the next step with the first request of a queue.
+// step lets a line go on with its head for as long as nothing keeps it.
 func (d *drain) step(i int, now time.Time) {
-	l := &d.queues[i]
+	l := &d.lines[i]
 	if len(l.queue) == 0 {
 		return
 	}
@@ -366,7 +318,7 @@ func (d *drain) step(i int, now time.Time) {
 		return
 	}
 	n := q.Posts - q.Live
-	if q.Posts == 1 && d.app == nil { // no window is shared, so queues need not take turns
+	if q.Posts == 1 && d.app == nil { // nobody has to have a turn in between
 		n = q.Count
 	}
 	for _, m := range l.meters {
@@ -390,7 +342,7 @@ func (d *drain) step(i int, now time.Time) {
 	d.push(i, now)
 }
 
-// needsPerson reports whether a request does not go on by itself.
+// needsPerson tells that a request does not move by itself.
 func needsPerson(q Queued) bool {
 	switch {
 	case q.State == jetpost.StateUnknown:
@@ -400,15 +352,15 @@ func needsPerson(q Queued) bool {
 	}
 	switch q.Code {
 	case jetpost.CodeAccountReauthRequired, jetpost.CodeKeyUnavailable, jetpost.CodePoison, jetpost.CodeNeedsNewerWorker:
-		return true // even those that workers check again from time to time
+		return true // some of them are looked at now and then, and found as they were
 	case jetpost.CodeAppPaused:
-		return false // the app pause decides
+		return false // the stop tells
 	default:
 		return q.Until.IsZero()
 	}
 }
 
-// notBefore is when a request may go on, windows aside.
+// notBefore is when a request may go on, but for windows.
 func (l *queueDrain) notBefore(q *Queued) (at time.Time) {
 	if l.reason != nil {
 		at = l.reason.Until
@@ -426,8 +378,8 @@ func (l *queueDrain) block(code jetpost.Code, id string) {
 	l.out.Blocked = &QueueBlock{Code: code, ID: id, Posts: l.left}
 }
 
-// shortest returns the window that is short of calls. If there are several, it returns the
-// one that resets last.
+// shortest returns the window that is short of calls; of several the one that lasts
+// longest.
 func (l *queueDrain) shortest(need int, now time.Time) (found *meter) {
 	for _, m := range l.meters {
 		if m.Short(need, now) && (found == nil || m.Reset.After(found.Reset)) {
@@ -437,7 +389,7 @@ func (l *queueDrain) shortest(need int, now time.Time) (found *meter) {
 	return found
 }
 
-// waits notes that the queue waits for a window.
+// waits notes that the line waits for a window.
 func (l *queueDrain) waits(m *meter, at time.Time) {
 	if l.out.WaitsFor == nil {
 		w := NewRateWindow(m.told, at)
@@ -448,9 +400,9 @@ func (l *queueDrain) waits(m *meter, at time.Time) {
 
 func (d *drain) sum() Forecast {
 	f := &d.f
-	f.Accounts = make([]AccountForecast, 0, len(d.queues))
-	for i := range d.queues {
-		l := &d.queues[i]
+	f.Accounts = make([]AccountForecast, 0, len(d.lines))
+	for i := range d.lines {
+		l := &d.lines[i]
 		l.out.Windows = l.meters[0].windows
 		if l.out.Blocked == nil {
 			l.out.DoneAt = l.last
