@@ -390,7 +390,7 @@ type AccountRefresh struct {
 }
 
 // MaxWaitSeconds bounds the wait for the outcome of a refresh.
-const MaxWaitSeconds = 100
+const MaxWaitSeconds = 110
 
 // AccountDisconnect ends the use of an account: its requests wait until it is connected
 // again.

@@ -156,18 +156,22 @@ func (r importResult) text() string {
 
 type accountsListCmd struct{}
 
+// maxAccounts bounds the accounts that are listed.
+const maxAccounts = 1_000_000
+
 // Run lists accounts.
 func (c *accountsListCmd) Run(e *env) error {
-	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		accounts, err := ledger.Accounts(ctx)
+	return e.look(func(ctx context.Context, workers operations) error {
+		infos, err := allPages(maxAccounts, func(limit int, cursor string) ([]jetpost.AccountInfo, string, error) {
+			page, err := workers.AccountList(ctx, jetpost.AccountList{Limit: limit, Cursor: cursor})
+			return page.Accounts, page.Next, err
+		})
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		for i := range accounts {
-			if !accounts[i].Pause.Active(now) {
-				accounts[i].Pause = store.Pause{}
-			}
+		accounts := make([]store.Account, len(infos))
+		for i, info := range infos {
+			accounts[i] = storedAccount(info)
 		}
 		return list(e, accounts, "ACCOUNT\tUSER\tTOKEN ENDS\tREFRESHED\tOPEN\tSTATE", func(a store.Account) string {
 			return fmt.Sprintf("%s\t@%s\t%s\t%s\t%d\t%s", a.Name, a.Username, localTime(a.TokenExpiresAt), localTime(a.LastRefreshAt), a.Open, accountState(a))
@@ -183,6 +187,18 @@ func storedAccount(a jetpost.AccountInfo) store.Account {
 			LastRefreshAt: a.LastRefreshAt, RefreshError: a.RefreshError, RefreshFailedAt: a.RefreshFailedAt, RequiresReauth: a.ReauthRequired,
 		},
 	}
+}
+
+// storedReport is a report as the command line has always told it in JSON.
+func storedReport(r jetpost.AccountReport) app.AccountReport {
+	report := app.AccountReport{
+		Account: storedAccount(r.Account), State: r.State, Do: r.Do, Scope: r.Scope, Missing: r.Missing, Attempts: r.Attempts,
+		NextAttemptAt: r.NextAttemptAt, InDoubtSince: r.InDoubtSince,
+	}
+	for _, retry := range r.Retries {
+		report.Retries = append(report.Retries, store.Retry(retry))
+	}
+	return report
 }
 
 // accountState is that of an account's token and, before it, its pause.
@@ -217,12 +233,13 @@ type accountsShowCmd struct {
 
 // Run shows one account.
 func (c *accountsShowCmd) Run(e *env) error {
-	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		report, err := control.ReportAccount(ctx, ledger, c.Name)
+	return e.look(func(ctx context.Context, workers operations) error {
+		report, err := workers.AccountGet(ctx, c.Name)
 		if err != nil {
 			return err
 		}
-		return e.show(report, accountText(report))
+		stored := storedReport(report)
+		return e.show(stored, accountText(stored))
 	})
 }
 

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 )
 
@@ -23,18 +22,15 @@ type accountsDisconnectCmd struct {
 
 // Run disconnects an account, once somebody has said that it shall be.
 func (c *accountsDisconnectCmd) Run(e *env) error {
-	return e.withControl(func(ctx context.Context, direct *app.Control) error {
-		if _, err := direct.Connector(); err != nil {
-			return err // X could not be told
-		}
-		account, err := control.ReportAccount(ctx, direct.Ledger, c.Name)
+	return e.operate(func(ctx context.Context, workers operations) error {
+		account, err := workers.AccountGet(ctx, c.Name)
 		if err != nil {
 			return err
 		}
-		if err := c.confirm(e, account); err != nil {
+		if err := c.confirm(e, account.Account); err != nil {
 			return err
 		}
-		done, err := direct.AccountDisconnect(ctx, c.Name, jetpost.AccountDisconnect{})
+		done, err := workers.AccountDisconnect(ctx, c.Name, jetpost.AccountDisconnect{})
 		if err != nil {
 			return err
 		}
@@ -66,7 +62,7 @@ func waitingJobs(n int) string {
 }
 
 // confirm asks a person; without a terminal there is nobody to ask.
-func (c *accountsDisconnectCmd) confirm(e *env, account app.AccountReport) error {
+func (c *accountsDisconnectCmd) confirm(e *env, account jetpost.AccountInfo) error {
 	if c.Yes {
 		return nil
 	}

@@ -39,8 +39,8 @@ func (c *forecastCmd) Run(e *env) error {
 	if err := mistakes("cannot forecast", wrong...); err != nil {
 		return err
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		f, err := control.AppForecast(ctx, jetpost.ForecastRequest{Add: added})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		f, err := workers.AppForecast(ctx, jetpost.ForecastRequest{Add: added})
 		if err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ import (
 	kongcompletion "github.com/jotaen/kong-completion"
 	"github.com/lmittmann/tint"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/secret"
@@ -260,7 +261,7 @@ func exitCode(err error) int {
 		return exit.code
 	case errors.As(err, &config):
 		return exitUsage
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), failedAs(err, jetpost.ErrNotFound):
 		return exitNotFound
 	default:
 		return exitFailed

@@ -105,7 +105,7 @@ func problems(list []jetpost.Problem) []string {
 
 // whichRequest makes an id that is not enough a mistake of the command line.
 func whichRequest(err error) error {
-	if ambiguous := new(app.AmbiguousError); errors.As(err, &ambiguous) {
+	if ambiguous := new(app.AmbiguousError); errors.As(err, &ambiguous) || failedAs(err, jetpost.ErrAmbiguous) {
 		return &exitError{code: exitUsage, err: err}
 	}
 	return err

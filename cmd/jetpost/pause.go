@@ -44,11 +44,11 @@ func (c *pauseCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
 		if c.App {
-			return c.app(ctx, e, control, until, reason)
+			return c.app(ctx, e, workers, until, reason)
 		}
-		paused, err := control.AccountPause(ctx, c.Account, jetpost.PauseRequest{Until: until, Reason: reason})
+		paused, err := workers.AccountPause(ctx, c.Account, jetpost.PauseRequest{Until: until, Reason: reason})
 		if err != nil {
 			return err
 		}
@@ -56,8 +56,8 @@ func (c *pauseCmd) Run(e *env) error {
 	})
 }
 
-func (c *pauseCmd) app(ctx context.Context, e *env, control *app.Control, until time.Time, reason string) error {
-	paused, err := control.AppPause(ctx, jetpost.PauseRequest{Until: until, Reason: reason})
+func (c *pauseCmd) app(ctx context.Context, e *env, workers operations, until time.Time, reason string) error {
+	paused, err := workers.AppPause(ctx, jetpost.PauseRequest{Until: until, Reason: reason})
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (c *resumeCmd) Run(e *env) error {
 	if err := mistakes("cannot resume", wrong...); err != nil {
 		return err
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
 		var done app.Resumed
 		var err error
 		var in jetpost.ResumeRequest
@@ -151,9 +151,9 @@ func (c *resumeCmd) Run(e *env) error {
 			in.ExpireBefore = time.Now().Add(-c.ExpireOlderThan)
 		}
 		if c.App {
-			done, err = control.AppResume(ctx, in)
+			done, err = workers.AppResume(ctx, in)
 		} else {
-			done, err = control.AccountResume(ctx, c.Account, in)
+			done, err = workers.AccountResume(ctx, c.Account, in)
 		}
 		if err != nil && done.Expired > 0 {
 			err = errors.Join(err, fmt.Errorf("%s failed before that as expired", counted(done.Expired, "request", "requests")))

@@ -23,7 +23,7 @@ type refreshCmd struct {
 // Run asks for the refresh of one account's token, or opens a round.
 func (c *refreshCmd) Run(e *env) error {
 	if c.Account != "" {
-		return waiting(e.withControl(func(ctx context.Context, control *app.Control) error { return c.account(ctx, e, control) }))
+		return waiting(e.operate(func(ctx context.Context, workers operations) error { return c.account(ctx, e, workers) }))
 	}
 	if c.Force {
 		return mistakes("cannot refresh", "--force: needs an ACCOUNT")
@@ -47,12 +47,12 @@ type asked struct {
 	Asked   bool   `json:"asked"`
 }
 
-func (c *refreshCmd) account(ctx context.Context, e *env, control *app.Control) error {
+func (c *refreshCmd) account(ctx context.Context, e *env, workers operations) error {
 	in := jetpost.AccountRefresh{Force: c.Force}
 	if c.Wait {
-		in.WaitSeconds = max(1, int(c.Timeout.Round(time.Second)/time.Second))
+		in.WaitSeconds = min(max(1, int(c.Timeout.Round(time.Second)/time.Second)), jetpost.MaxWaitSeconds)
 	}
-	account, err := control.AccountRefresh(ctx, c.Account, in)
+	account, err := workers.AccountRefresh(ctx, c.Account, in)
 	switch {
 	case err != nil:
 		return err
@@ -85,7 +85,7 @@ func (c *refreshCmd) round(e *env, conn *app.Connection) error {
 
 // waiting gives a wait that was too short its exit code.
 func waiting(err error) error {
-	if errors.Is(err, app.ErrStillWaiting) {
+	if errors.Is(err, app.ErrStillWaiting) || failedAs(err, jetpost.ErrStillWaiting) {
 		return &exitError{code: exitWaiting, err: &app.HintError{
 			Err: err, Help: "see what works with: jetpost status; a young token is refreshed with --force alone",
 		}}

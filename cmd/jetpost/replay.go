@@ -29,8 +29,8 @@ func (c *replayCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		answer, err := control.RequestReplay(ctx, c.Account, query)
+	return e.operate(func(ctx context.Context, workers operations) error {
+		answer, err := workers.RequestReplay(ctx, c.Account, query)
 		done := answer.Replayed
 		if len(done) > 0 {
 			if err := list(e, done, "ACCOUNT\tID\tRESULT", replayRow); err != nil {

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -21,9 +19,6 @@ import (
 
 // stateRefused lists what never became a request, which is no state of one.
 const stateRefused = "refused"
-
-// maxRefusals bounds the refusals that are looked through.
-const maxRefusals = 10_000
 
 // requestsCmd is 'jetpost requests'.
 type requestsCmd struct {
@@ -50,7 +45,7 @@ type whoseFlag struct {
 }
 
 // withLedger opens the ledger for a command that only reads it.
-func (e *env) withLedger(read func(context.Context, store.Store) error) error {
+func (e *env) withLedger(read func(context.Context, app.Config, store.Store) error) error {
 	cfg, err := e.clientConfig()
 	if err != nil {
 		return err
@@ -60,7 +55,7 @@ func (e *env) withLedger(read func(context.Context, store.Store) error) error {
 		return err
 	}
 	defer func() { _ = ledger.Close() }() // only read from
-	return read(e.ctx, ledger)
+	return read(e.ctx, cfg, ledger)
 }
 
 // withControl opens everything for a command that changes something.
@@ -106,20 +101,19 @@ func (c *requestsListCmd) Run(e *env) error {
 	if err := mistakes("cannot list", wrong...); err != nil {
 		return err
 	}
-	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
+	return e.look(func(ctx context.Context, workers operations) error {
 		if c.State == stateRefused { // also of accounts that nobody knows
-			return c.refused(ctx, e, ledger, code, since)
+			return c.refused(ctx, e, workers, code, since)
 		}
-		if c.Account != "" {
-			if _, err := ledger.Account(ctx, c.Account); errors.Is(err, store.ErrNotFound) {
-				return &app.HintError{Err: fmt.Errorf("account %s: %w", c.Account, store.ErrNotFound), Help: "see: jetpost accounts list"}
-			} else if err != nil {
-				return err
-			}
-		}
-		found, err := ledger.ListRequests(ctx, store.Filter{
-			Account: c.Account, State: jetpost.State(c.State), Code: code, Since: since, Limit: c.Limit + 1,
+		found, err := allPages(c.Limit+1, func(limit int, cursor string) ([]jetpost.RequestStatus, string, error) {
+			page, err := workers.RequestList(ctx, c.Account, jetpost.RequestList{
+				State: jetpost.State(c.State), Code: code, Since: since, Limit: limit, Cursor: cursor,
+			})
+			return page.Requests, page.Next, err
 		})
+		if failedAs(err, jetpost.ErrNotFound) {
+			return &app.HintError{Err: err, Help: "see: jetpost accounts list"}
+		}
 		if err != nil {
 			return err
 		}
@@ -138,12 +132,8 @@ func (c *requestsListCmd) tellMore(e *env, found int) {
 	}
 }
 
-func listRequests(e *env, found []store.Record) error {
-	statuses := make([]jetpost.RequestStatus, len(found))
-	for i, r := range found {
-		statuses[i] = r.Status
-	}
-	return list(e, statuses, "ACCOUNT\tID\tSTATE\tPOSTED\tACCEPTED\tREASON", func(s jetpost.RequestStatus) string {
+func listRequests(e *env, found []jetpost.RequestStatus) error {
+	return list(e, found, "ACCOUNT\tID\tSTATE\tPOSTED\tACCEPTED\tREASON", func(s jetpost.RequestStatus) string {
 		reason := reasonText(s.Reason)
 		if s.State == jetpost.StateScheduled {
 			reason = "at " + localTime(s.PublishAt)
@@ -166,14 +156,14 @@ func deletedPosts(s jetpost.RequestStatus) (n int) {
 	return n
 }
 
-func (c *requestsListCmd) refused(ctx context.Context, e *env, ledger store.Requests, code jetpost.Code, since time.Time) error {
-	found, err := ledger.Refusals(ctx, maxRefusals)
+func (c *requestsListCmd) refused(ctx context.Context, e *env, workers operations, code jetpost.Code, since time.Time) error {
+	found, err := allPages(c.Limit+1, func(limit int, cursor string) ([]jetpost.Refusal, string, error) {
+		page, err := workers.DeadLettersList(ctx, c.Account, jetpost.DeadLettersList{Code: code, Since: since, Limit: limit, Cursor: cursor})
+		return page.Refusals, page.Next, err
+	})
 	if err != nil {
 		return err
 	}
-	found = slices.DeleteFunc(found, func(r jetpost.Refusal) bool {
-		return (c.Account != "" && r.Account != c.Account) || (code != "" && r.Code != code) || r.Stored.Before(since)
-	})
 	if err := listRefusals(e, found[:min(len(found), c.Limit)]); err != nil {
 		return err
 	}
@@ -209,46 +199,36 @@ type requestsShowCmd struct {
 
 // Run shows one request. An id of several accounts lists them.
 func (c *requestsShowCmd) Run(e *env) error {
-	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		found, err := control.FindRequest(ctx, ledger, c.Account, c.ID)
-		if errors.Is(err, store.ErrNotFound) {
-			return c.hintRefused(ctx, ledger, err)
+	return e.look(func(ctx context.Context, workers operations) error {
+		found, err := workers.RequestGet(ctx, c.Account, jetpost.RequestGet{ID: c.ID})
+		if errors.Is(err, store.ErrNotFound) || failedAs(err, jetpost.ErrNotFound) {
+			return c.hintRefused(ctx, workers, err)
 		}
-		if err != nil {
-			return whichRequest(err)
-		}
-		account, err := ledger.Account(ctx, found.Account)
 		if err != nil {
 			return err
 		}
-		stops, err := consumers.DesiredPauses(ctx, ledger, time.Now())
-		if err != nil {
-			return err
-		}
-		return e.show(found.Status, requestText(found, account.Pause, stops))
+		return e.show(found.Request, requestText(found))
 	})
 }
 
 // hintRefused tells of an id that is not found because it was refused.
-func (c *requestsShowCmd) hintRefused(ctx context.Context, ledger store.Requests, notFound error) error {
-	refusals, err := ledger.Refusals(ctx, maxRefusals)
+func (c *requestsShowCmd) hintRefused(ctx context.Context, workers operations, notFound error) error {
+	page, err := workers.DeadLettersList(ctx, c.Account, jetpost.DeadLettersList{ID: c.ID, Limit: 1})
 	if err != nil {
 		return err
 	}
-	for _, r := range refusals {
-		if r.ID == c.ID && (c.Account == "" || c.Account == r.Account) {
-			return &app.HintError{
-				Err:  fmt.Errorf("%w: a message of that id was refused: %s", notFound, r.Code),
-				Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.Account, r.ID),
-			}
+	for _, r := range page.Refusals {
+		return &app.HintError{
+			Err:  fmt.Errorf("%w: a message of that id was refused: %s", notFound, r.Code),
+			Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.Account, r.ID),
 		}
 	}
 	return notFound
 }
 
-// requestText is a request of an account with that pause, under those app pauses.
-func requestText(found store.Record, pause store.Pause, stops []publishers.Pause) string {
-	s, texts := found.Status, postTexts(found)
+// requestText is a request, with what keeps its account from posting.
+func requestText(found jetpost.RequestDetails) string {
+	s, texts, pause, stops := found.Request, found.Texts, found.Pause, found.Stops
 	var rows []string
 	line := func(name, value string) {
 		if value != "" && value != "-" {
@@ -301,20 +281,6 @@ func requestText(found store.Record, pause store.Pause, stops []publishers.Pause
 		line(fmt.Sprintf("post %d", p.Index+1), words)
 	}
 	return align(rows)
-}
-
-// postTexts are those of a request's posts; none where only a newer jetpost
-// can read it.
-func postTexts(r store.Record) []string {
-	request, err := jetpost.Decode(r.Account, r.Body)
-	if err != nil {
-		return nil
-	}
-	texts := make([]string, len(request.Posts))
-	for i, p := range request.Posts {
-		texts[i] = p.Text
-	}
-	return texts
 }
 
 type requestsWatchCmd struct {
@@ -450,8 +416,8 @@ func (c *requestsRescheduleCmd) Run(e *env) error {
 	if err != nil {
 		return mistakes("cannot reschedule", "--at: "+err.Error())
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.RequestReschedule(ctx, c.Account, jetpost.RequestReschedule{ID: c.ID, At: at})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestReschedule(ctx, c.Account, jetpost.RequestReschedule{ID: c.ID, At: at})
 		if err != nil {
 			return err
 		}
@@ -488,8 +454,8 @@ type requestsCancelCmd struct {
 
 // Run takes a request back.
 func (c *requestsCancelCmd) Run(e *env) error {
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.ID})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.ID})
 		if err != nil {
 			return err
 		}
@@ -505,8 +471,8 @@ type requestsUnpublishCmd struct {
 
 // Run asks for the deletion of a request's posts.
 func (c *requestsUnpublishCmd) Run(e *env) error {
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.RequestUnpublish(ctx, c.Account, jetpost.RequestUnpublish{ID: c.ID, DryRun: c.DryRun})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestUnpublish(ctx, c.Account, jetpost.RequestUnpublish{ID: c.ID, DryRun: c.DryRun})
 		if err != nil {
 			return err
 		}
@@ -557,8 +523,8 @@ type requestsReconcileCmd struct {
 
 // Run has X asked again about the doubtful post of a request.
 func (c *requestsReconcileCmd) Run(e *env) error {
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.RequestReconcile(ctx, c.Account, jetpost.RequestReconcile{ID: c.ID})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestReconcile(ctx, c.Account, jetpost.RequestReconcile{ID: c.ID})
 		if err != nil {
 			return err
 		}
@@ -583,8 +549,8 @@ func (c *requestsResolveCmd) Run(e *env) error {
 	if !c.NotPosted && !postID.MatchString(c.Posted) {
 		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is no id of a post, which is 1 to 19 digits", c.Posted))
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		status, err := control.RequestResolve(ctx, c.Account, jetpost.RequestResolve{ID: c.ID, PostID: c.Posted, NotPosted: c.NotPosted})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestResolve(ctx, c.Account, jetpost.RequestResolve{ID: c.ID, PostID: c.Posted, NotPosted: c.NotPosted})
 		if err != nil {
 			return err
 		}

@@ -26,7 +26,7 @@ var errNotPublishing = errors.New("posts do not go out as they should")
 
 // Run says in its first line whether posts go out. Exit code 0: they do.
 func (c *statusCmd) Run(e *env) error {
-	cfg, err := e.clientConfig()
+	cfg, err := e.natsConfig()
 	if err != nil {
 		return err
 	}

@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
-	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/web"
 )
 
@@ -61,7 +61,7 @@ type accountsLinkCmd struct {
 
 // Run makes a link and prints it, and until when it works.
 func (c *accountsLinkCmd) Run(e *env) error {
-	cfg, err := e.clientConfig()
+	cfg, err := e.natsConfig()
 	if err != nil {
 		return err
 	}
@@ -69,13 +69,14 @@ func (c *accountsLinkCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return e.withLedger(func(ctx context.Context, ledger store.Store) error {
-		link, err := site.MakeLink(ctx, ledger, web.NewLink{Account: c.Name, Life: c.TTL, ReturnTo: c.ReturnTo, Now: time.Now()})
-		var wrong *web.LinkError
-		switch {
-		case errors.As(err, &wrong):
-			return mistakes("cannot make a link", wrong.Mistakes...)
-		case err != nil:
+	return e.look(func(ctx context.Context, workers operations) error {
+		link, err := workers.AccountLink(ctx, c.Name, jetpost.AccountLink{
+			TTL: c.TTL.String(), ReturnTo: c.ReturnTo, PublicURL: site.Public.String(), ReturnHosts: site.ReturnHosts,
+		})
+		if failedAs(err, jetpost.ErrInvalid) {
+			return mistakes("cannot make a link", strings.Split(strings.TrimPrefix(err.Error(), "cannot make a link: "), "; ")...)
+		}
+		if err != nil {
 			return err
 		}
 		return e.show(link, fmt.Sprintf("%s\nuntil %s\n", link.URL, localTime(link.ExpiresAt)))

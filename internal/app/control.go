@@ -96,7 +96,7 @@ func (c Config) control(conn *Connection, ledger store.Store, relay *consumers.O
 			return s.report(), err
 		},
 		Notes: func(ctx context.Context, accounts int) ([]string, error) { return forecastNotes(ctx, conn, accounts) },
-		Link:  c.makeLink,
+		Link:  c.MakeLink,
 	}
 	if x, err := c.X.oauth(); err == nil {
 		parts.X = x
@@ -115,9 +115,9 @@ func (x XConfig) oauth() (*xapi.OAuth, error) {
 	}, nil
 }
 
-// makeLink makes a one-time link to the pages of this installation, or to those that are
+// MakeLink makes a one-time link to the pages of this installation, or to those that are
 // named.
-func (c Config) makeLink(ctx context.Context, links control.LinkKeeper, account string, in jetpost.AccountLink) (jetpost.Link, error) {
+func (c Config) MakeLink(ctx context.Context, links control.LinkKeeper, account string, in jetpost.AccountLink) (jetpost.Link, error) {
 	site, err := c.LinkSite(WebConfig{PublicURL: in.PublicURL, ReturnHosts: in.ReturnHosts})
 	if err != nil {
 		return jetpost.Link{}, &control.Error{Code: jetpost.ErrInvalid, Err: err, Help: Hint(err)}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
@@ -79,6 +80,21 @@ func (s Status) report() jetpost.StatusReport {
 	return r
 }
 
+// statusOf is the status that a report tells of.
+func statusOf(r jetpost.StatusReport) Status {
+	s := Status{
+		Publishing: r.Publishing, Summary: r.Summary, Installation: r.Installation, Stops: r.Stops, Requests: r.Requests, Refused: r.Refused,
+		Reauth: r.Reauth, Paused: r.Paused, Late: r.Late, Blocked: r.Blocked, BlockedTotal: r.BlockedTotal, QueuedJobs: r.QueuedJobs,
+		LanesPaused: r.LanesPaused, Workers: r.Workers, LastAccepted: r.LastAccepted, LastPost: r.LastPost, Unwalled: r.Unwalled,
+		LastRefresh: r.LastRefresh, LastRefreshAt: r.LastRefreshAt,
+	}
+	s.Verdict = health.Verdict{State: health.State(r.State), Code: r.Code, Reason: r.Reason, Do: r.Do}
+	for _, cause := range r.Causes {
+		s.Causes = append(s.Causes, health.Cause{State: health.State(cause.State), Code: cause.Code, Reason: cause.Reason, Do: cause.Do})
+	}
+	return s
+}
+
 // lateAfter is how long after its time a request that has not begun is late.
 const lateAfter = 15 * time.Minute
 
@@ -88,6 +104,9 @@ const maxBlocked = 20
 // Status looks at NATS, the database and the workers. Whatever is wrong there
 // is its content; an error says that the configuration is.
 func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
+	if c.DatabaseURL.Empty() {
+		return c.statusByWorkers(ctx, log)
+	}
 	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
 		return Status{}, err
 	}
@@ -101,6 +120,31 @@ func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 	}
 	if p.ledger != nil {
 		defer func() { _ = p.ledger.Close() }() // nothing is pending
+	}
+	return p.status(ctx), ctx.Err()
+}
+
+// statusByWorkers is what a worker tells or, where none does, what NATS alone shows.
+func (c Config) statusByWorkers(ctx context.Context, log *slog.Logger) (Status, error) {
+	if err := c.validate(needs{nats: true}); err != nil {
+		return Status{}, err
+	}
+	p := place{cfg: c, ledgerErr: &HintError{
+		Err: errors.New("no worker answers, and DATABASE_URL is not set here"), Help: "start a worker, or set DATABASE_URL and HUB_ENCRYPTION_KEY",
+	}}
+	p.conn, p.connErr = c.Connect(ctx, log, "jetpost status")
+	if p.conn == nil {
+		return p.status(ctx), ctx.Err()
+	}
+	defer p.conn.Close()
+	workers, err := client.New(p.conn.Conn, client.WithPrefix(c.NATS.Prefix))
+	if err != nil {
+		return Status{}, err
+	}
+	asking, cancel := context.WithTimeout(ctx, 2*lookWithin)
+	defer cancel()
+	if report, err := workers.AppStatus(asking); err == nil {
+		return statusOf(report), nil
 	}
 	return p.status(ctx), ctx.Err()
 }
