@@ -22,7 +22,8 @@ func ExampleClient_PublishAndWait() {
 	defer nc.Close()
 	jp, err := client.New(nc)
 	if err != nil {
-		log.Fatal(err)
+		log.Print(err)
+		return
 	}
 	ctx, cancel := context.WithTimeout(context.TODO(), time.Minute)
 	defer cancel()
@@ -34,7 +35,8 @@ func ExampleClient_PublishAndWait() {
 	case errors.As(err, &refused):
 		fmt.Println("refused:", refused.Refusal.Code)
 	case err != nil:
-		log.Fatal(err)
+		log.Print(err)
+		return
 	default:
 		fmt.Println(status.State, status.Posts[0].URL)
 	}
@@ -49,7 +51,8 @@ func ExampleClient_RequestCancel() {
 	defer nc.Close()
 	jp, err := client.New(nc)
 	if err != nil {
-		log.Fatal(err)
+		log.Print(err)
+		return
 	}
 	in := jetpost.RequestCancel{OperationID: client.NewOperationID(), ID: "launch-2026-12-01"}
 	status, err := jp.RequestCancel(context.TODO(), "acme", in)
@@ -73,11 +76,13 @@ func ExampleClient_Watch() {
 	defer nc.Close()
 	jp, err := client.New(nc)
 	if err != nil {
-		log.Fatal(err)
+		log.Print(err)
+		return
 	}
 	events, err := jp.Watch(context.TODO(), client.Watch{Account: "acme"})
 	if err != nil {
-		log.Fatal(err)
+		log.Print(err)
+		return
 	}
 	for event, err := range events {
 		if err != nil {
