@@ -1,0 +1,489 @@
+// Command jetpost keeps the tokens of many X accounts alive and publishes
+// posts and threads for them from NATS JetStream.
+//
+// This package alone reads the environment and ends the process. Each command
+// has a file; what runs is put together in internal/app.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	kongcompletion "github.com/jotaen/kong-completion"
+	"github.com/lmittmann/tint"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/store"
+)
+
+// Exit codes. They are part of the command line's contract.
+const (
+	exitOK       = 0
+	exitFailed   = 1 // it did not work
+	exitUsage    = 2 // the command line or the configuration is wrong
+	exitNotFound = 3 // no such account or request
+	exitRequest  = 4 // the request failed or was refused
+	exitWaiting  = 5 // the request is still waiting
+	exitUnknown  = 6 // nobody knows whether a post is live
+
+	exitInterrupted = 130 // the demo, a rotation or a wait for a consent was ended by a signal, as shells have it
+)
+
+// cli is the command line: flags, environment and help in one place. Each flag
+// can also be set as JETPOST_<FLAG>.
+type cli struct {
+	Output    string `short:"o" enum:"text,json" default:"text" help:"Output format: ${enum}."`
+	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Log from this level on: ${enum}."`
+	LogFormat string `enum:"auto,text,json" default:"auto" help:"Log format: ${enum}; auto is coloured text on a terminal, else JSON."`
+
+	PrintVersion kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
+
+	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
+	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
+	Worker   workerCmd   `cmd:"" help:"Run a worker on a NATS and a database that are there."`
+	Web      webCmd      `cmd:"" help:"Serve the pages with which customers connect their accounts."`
+	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
+	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
+	NATS     natsCmd     `cmd:"" name:"nats" help:"Print a configuration for a nats-server of your own."`
+	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
+	Requests requestsCmd `cmd:"" help:"Look at requests, watch, move, cancel or settle them."`
+	Replay   replayCmd   `cmd:"" help:"Send failed requests back; what is live is never posted again."`
+	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: those that are due, or one account's."`
+	Accounts struct {
+		accountsCmd  `embed:""`
+		connectFlags `embed:""`
+	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
+	Pause    pauseCmd    `cmd:"" help:"Have an account, or all of them, post nothing until a time or until resumed."`
+	Resume   resumeCmd   `cmd:"" help:"Go on after a pause, or after a stop of the whole app, before its time."`
+	Keys     keysCmd     `cmd:"" help:"Make, look at and change encryption keys."`
+	Forecast forecastCmd `cmd:"" help:"Say when everything that waits is out, also with more posts."`
+	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the stops in force, as the workers know them."`
+	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
+	Workers  workersCmd  `cmd:"" help:"List the workers that live, and those that fell silent within the hour."`
+	Doctor   doctorCmd   `cmd:"" help:"Check everything that a worker needs, before it is started: a line each, and what to do."`
+	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+
+	Completion completionCmd `cmd:"" help:"Print the code by which a shell completes jetpost's commands and flags: bash, zsh or fish."`
+}
+
+// completionCmd is 'jetpost completion'.
+type completionCmd struct {
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"Shell that reads the code: ${enum}."`
+}
+
+// Help says what to do with the code.
+func (*completionCmd) Help() string {
+	return "For this shell: source <(jetpost completion bash). For all: put that line into ~/.bashrc or ~/.zshrc; for fish, " +
+		"jetpost completion fish | source into ~/.config/fish/config.fish."
+}
+
+// Run prints the code.
+func (c *completionCmd) Run(ctx *kong.Context) error {
+	return (&kongcompletion.Completion{Shell: c.Shell, Code: true}).Run(ctx)
+}
+
+// connectFlags say where things are, for the commands that connect to any.
+// Secrets come from the environment alone, or from a file that <NAME>_FILE
+// names: a command line can be read by all.
+type connectFlags struct {
+	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}, or ${simdata} of a simulation). Other commands find what runs there by it."`
+	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
+	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
+	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+	NKey     string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of a NATS nkey."`
+	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"Certificates to check that of NATS against; the system's where missing."`
+	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Certificate to show NATS; its key is in --nats-key."`
+	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Key of --nats-cert."`
+	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
+	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
+	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
+	XTier    string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Kind of your app at X, ${enum}: only an Enterprise app may quote posts."`
+}
+
+// AfterApply hands the flags of the command that was chosen to env.
+func (f *connectFlags) AfterApply(chosen *connectFlags) error {
+	*chosen = *f
+	return nil
+}
+
+// exitError ends the process with a code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// env is what a command gets beside its own flags.
+type env struct {
+	ctx     context.Context
+	cli     *cli
+	connect *connectFlags
+	log     *slog.Logger
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var c cli
+	var connect connectFlags
+	fail := func(err error) int { return report(stderr, err, c.Output == "json" || asksJSON(args)) }
+	if err := tidyEnvironment(os.Environ(), setVariable); err != nil {
+		return fail(&exitError{code: exitUsage, err: err})
+	}
+	exited := -1
+	parser, err := kong.New(&c,
+		kong.Name("jetpost"),
+		kong.Description("Keeps the tokens of many X accounts alive and publishes posts and threads for them from NATS JetStream.\n\n"+
+			"Begin with: jetpost demo\n\n"+
+			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
+			strings.Join(secretNames(), ", ")+". DATABASE_PASSWORD is the password of a DATABASE_URL that names none."),
+		kong.Vars{"data": defaultData(), "simdata": simData(), "version": app.ThisBuild().String()},
+		kong.Bind(&connect),
+		kong.DefaultEnvars("JETPOST"),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { exited = code }),
+	)
+	if err != nil {
+		return fail(err)
+	}
+	kongcompletion.Register(parser)
+	if exited >= 0 { // a shell has asked for completions
+		return exited
+	}
+	switch {
+	case len(args) == 0:
+		args = []string{"--help"}
+	case args[0] == "help":
+		args = append(args[1:], "--help")
+	}
+	parsed, err := parser.Parse(args)
+	if exited >= 0 { // --help, --version
+		return exited
+	}
+	if err != nil {
+		return fail(&exitError{code: exitUsage, err: &app.HintError{Err: err, Help: "see: " + helpFor(err)}})
+	}
+	// The first signal asks everything to finish; the second one is the
+	// system's own, and ends the process.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	err = parsed.Run(&env{ctx: ctx, cli: &c, connect: &connect, log: logger(&c, stderr), stdin: stdin, stdout: stdout, stderr: stderr})
+	return fail(err)
+}
+
+// helpFor is the help of the command whose line could not be read.
+func helpFor(err error) string {
+	words := []string{"jetpost"}
+	if parse := new(kong.ParseError); errors.As(err, &parse) {
+		for _, path := range parse.Context.Path {
+			if path.Command != nil {
+				words = append(words, path.Command.Name)
+			}
+		}
+	}
+	return strings.Join(append(words, "--help"), " ")
+}
+
+// asksJSON tells whether a command line that could not be read asked for JSON.
+func asksJSON(args []string) bool {
+	for i, arg := range args {
+		if arg == "--output=json" || arg == "-ojson" || ((arg == "-o" || arg == "--output") && i+1 < len(args) && args[i+1] == "json") {
+			return true
+		}
+	}
+	return os.Getenv("JETPOST_OUTPUT") == "json"
+}
+
+// failure is an error as a program reads it.
+type failure struct {
+	Code   string `json:"code"` // by the exit code, see failureCodes
+	Detail string `json:"detail"`
+	Hint   string `json:"hint,omitempty"` // what to do
+}
+
+// failureCodes name the exit codes.
+var failureCodes = map[int]string{
+	exitFailed: "failed", exitUsage: "usage", exitNotFound: "not_found", exitRequest: "request_failed",
+	exitWaiting: "waiting", exitUnknown: "unknown", exitInterrupted: "interrupted",
+}
+
+// report says what went wrong and what to do, and returns the exit code.
+func report(stderr io.Writer, err error, asJSON bool) int {
+	if err == nil {
+		return exitOK
+	}
+	code := exitCode(err)
+	if asJSON {
+		encoder := json.NewEncoder(stderr)
+		encoder.SetEscapeHTML(false)
+		_ = encoder.Encode(map[string]failure{"error": {Code: failureCodes[code], Detail: err.Error(), Hint: app.Hint(err)}}) // nobody is left to tell
+		return code
+	}
+	fmt.Fprintf(stderr, "jetpost: %v\n", err)
+	if hint := app.Hint(err); hint != "" {
+		fmt.Fprintf(stderr, "  do: %s\n", hint)
+	}
+	return code
+}
+
+func exitCode(err error) int {
+	var exit *exitError
+	var config *app.ConfigError
+	switch {
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.As(err, &config):
+		return exitUsage
+	case errors.Is(err, store.ErrNotFound), failedAs(err, jetpost.ErrNotFound):
+		return exitNotFound
+	default:
+		return exitFailed
+	}
+}
+
+func logger(c *cli, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		level = slog.LevelInfo
+	}
+	terminal := isTerminal(w)
+	if c.LogFormat == "json" || (c.LogFormat == "auto" && !terminal) {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal}))
+}
+
+// isTerminal tells whether one end of a stream is a person.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	nobody, err := os.Stat(os.DevNull) // a character device as well
+	return err != nil || !os.SameFile(info, nobody)
+}
+
+// defaultData is where 'up' keeps everything unless told otherwise.
+func defaultData() string {
+	if dir := os.Getenv("XDG_DATA_HOME"); dir != "" {
+		return filepath.Join(dir, "jetpost")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "jetpost-data"
+	}
+	return filepath.Join(home, ".local", "share", "jetpost")
+}
+
+// simData is where 'up --sim' keeps everything unless told otherwise: never
+// beside real accounts.
+func simData() string { return defaultData() + "-sim" }
+
+// data is where 'up' keeps everything.
+func (e *env) data(simulated bool) string {
+	switch {
+	case e.connect.Data != "":
+		return e.connect.Data
+	case simulated:
+		return simData()
+	default:
+		return defaultData()
+	}
+}
+
+// config reads what is common to all commands.
+func (e *env) config() (app.Config, error) {
+	f := e.connect
+	cfg := app.Config{
+		NATS: app.NATSConfig{
+			URL: f.NATS, User: f.NATSUser, Creds: f.Creds, NKey: f.NKey, CA: f.CA, Cert: f.Cert, CertKey: f.CertKey, Prefix: f.Prefix,
+		},
+		X:     app.XConfig{URL: f.XAPIURL, ClientID: f.ClientID},
+		Rules: consumers.Rules{Enterprise: f.XTier == "enterprise"},
+	}
+	var mistakes []string
+	if minute := os.Getenv(app.SimMinuteVariable); minute != "" {
+		var err error
+		if cfg.X.Minute, err = time.ParseDuration(minute); err != nil {
+			mistakes = append(mistakes, app.SimMinuteVariable+": "+err.Error())
+		}
+	}
+	var password secret.String
+	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password, &password}
+	for i, name := range secretNames() {
+		value, err := secretFromEnv(name)
+		if err != nil {
+			mistakes = append(mistakes, err.Error())
+		}
+		*fields[i] = value
+	}
+	if len(mistakes) > 0 {
+		return app.Config{}, &app.ConfigError{Mistakes: mistakes}
+	}
+	cfg.DatabaseURL = withPassword(cfg.DatabaseURL, password)
+	return cfg, nil
+}
+
+// withPassword puts a password into a URL with a user that has none. Any other URL,
+// also one that cannot be read, stays as it is.
+func withPassword(address, password secret.String) secret.String {
+	u, err := url.Parse(address.Reveal())
+	if err != nil || password.Empty() || u.User == nil {
+		return address
+	}
+	if _, has := u.User.Password(); has {
+		return address
+	}
+	u.User = url.UserPassword(u.User.Username(), password.Reveal())
+	return secret.New(u.String())
+}
+
+// clientConfig is the configuration of a command that talks to something that
+// runs: a 'jetpost up' of this machine, or what the environment names. The two
+// are never mixed.
+func (e *env) clientConfig() (app.Config, error) {
+	cfg, err := e.natsConfig()
+	if err == nil && cfg.NATS.URL != "" && cfg.DatabaseURL.Empty() {
+		return cfg, &exitError{code: exitUsage, err: &app.HintError{
+			Err:  errors.New("NATS_URL is set, but not to a jetpost that runs on this machine, and DATABASE_URL is missing"),
+			Help: "set DATABASE_URL and HUB_ENCRYPTION_KEY too, or unset NATS_URL",
+		}}
+	}
+	return cfg, err
+}
+
+// natsConfig is clientConfig for a command that needs no database.
+func (e *env) natsConfig() (app.Config, error) {
+	cfg, err := e.config()
+	if err != nil {
+		return cfg, err
+	}
+	dirs := []string{e.data(false)}
+	if e.connect.Data == "" {
+		dirs = append(dirs, simData())
+	}
+	cfg, running, err := cfg.Running(dirs...)
+	named := cfg.NATS.URL != "" || !cfg.DatabaseURL.Empty()
+	if several := new(app.SeveralError); errors.As(err, &several) {
+		return cfg, &exitError{code: exitUsage, err: err}
+	}
+	switch died := new(app.DiedError); {
+	case running || (err != nil && !errors.As(err, &died)):
+		return cfg, err
+	case named:
+		return cfg, nil
+	case err != nil:
+		return cfg, &exitError{code: exitUsage, err: err}
+	}
+	return cfg, &exitError{code: exitUsage, err: &app.HintError{
+		Err:  fmt.Errorf("no jetpost runs on %s, and neither NATS_URL nor DATABASE_URL is set", strings.Join(dirs, " or ")),
+		Help: "start one with: jetpost up --sim    or set NATS_URL, DATABASE_URL and HUB_ENCRYPTION_KEY",
+	}}
+}
+
+// secretNames are the variables of the environment that hold secrets.
+func secretNames() []string {
+	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD", "DATABASE_PASSWORD"}
+}
+
+// setVariable sets a variable of the environment. An empty one is none: the flag's default
+// holds.
+func setVariable(name, value string) error {
+	if value == "" {
+		return os.Unsetenv(name)
+	}
+	return os.Setenv(name, value)
+}
+
+// tidyEnvironment takes blanks, line ends and a pair of quotes from around the values of
+// our variables, which env files and shells leave there. A password may begin and end
+// with quotes: there nobody knows, and it fails.
+func tidyEnvironment(environ []string, set func(name, value string) error) error {
+	var wrong []string
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		ours := strings.HasPrefix(name, "JETPOST_") || slices.Contains(variables(), strings.TrimSuffix(name, "_FILE"))
+		if !ours {
+			continue
+		}
+		tidy := strings.TrimSpace(value)
+		if bare := unquoted(tidy); bare != tidy {
+			if strings.HasSuffix(name, "_PASSWORD") {
+				wrong = append(wrong, fmt.Sprintf("%s: stands in quotes; take them away or, where they are part of it, put it into the file that %s_FILE names", name, name))
+				continue
+			}
+			tidy = bare
+		}
+		if tidy == value && tidy != "" {
+			continue
+		}
+		if err := set(name, tidy); err != nil {
+			return err
+		}
+	}
+	if len(wrong) > 0 {
+		return &app.ConfigError{Mistakes: wrong}
+	}
+	return nil
+}
+
+// unquoted is s without the pair of quotes around it.
+func unquoted(s string) string {
+	if last := len(s) - 1; last > 0 && s[0] == s[last] && (s[0] == '"' || s[0] == '\'') {
+		return strings.TrimSpace(s[1:last])
+	}
+	return s
+}
+
+// variables are those of the environment that have no prefix of ours.
+func variables() []string {
+	return append(secretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "NATS_NKEY", "NATS_CA", "NATS_CERT", "NATS_KEY", "X_API_URL", "X_CLIENT_ID")
+}
+
+// secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.
+func secretFromEnv(name string) (secret.String, error) {
+	value, path := os.Getenv(name), os.Getenv(name+"_FILE")
+	switch {
+	case value != "" && path != "":
+		return secret.String{}, fmt.Errorf("%s and %s_FILE: are both set; keep one", name, name)
+	case path != "":
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return secret.String{}, fmt.Errorf("%s_FILE: %w", name, err)
+		}
+		return secret.New(strings.TrimSpace(string(text))), nil
+	default:
+		return secret.New(strings.TrimSpace(value)), nil
+	}
+}

@@ -1,0 +1,531 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// The demo runs on clocks of its own size: what takes X a quarter of an hour
+// takes it seconds. Nothing else differs from an installation.
+const (
+	demoLimit   = 10 * time.Minute // of the whole demo; far more than it needs
+	demoActTime = 90 * time.Second // of one act, on a machine that is busy with other things
+	demoLease   = 4 * time.Second
+	demoMinute  = time.Second     // of the simulated X
+	demoWindow  = 5 * time.Second // of X's rate limit
+	demoPosts   = 5               // posts an account may make in a window
+	demoAhead   = 3 * time.Second // of the scheduled post
+	demoToken   = 6 * time.Second // life of the access token that a tick renews
+	demoCron    = "*/2 * * * * *" // every two seconds
+	demoUpload  = 2 * time.Second // how long X takes over the upload during which the worker dies
+)
+
+// demoCmd is 'jetpost demo'.
+type demoCmd struct {
+	All  bool `help:"Show more of what X does: a suspension, replicas that lag, a missing permission, a post that vanishes; a quarter of a minute more."`
+	Keep bool `help:"Stay up afterwards, until interrupted."`
+}
+
+// Run shows the main job on a simulated X and fails unless the simulator's own
+// books agree with it.
+func (c *demoCmd) Run(e *env) (err error) {
+	ctx, cancel := context.WithTimeout(e.ctx, demoLimit)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "jetpost-demo-")
+	if err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	d := &demo{env: e, out: e.stdout, dir: dir, sim: &xsim.Server{}, began: time.Now()}
+	defer func() {
+		d.close()
+		switch {
+		case e.ctx.Err() != nil && err != nil: // whatever it was, the end is the cause
+			err = &exitError{code: exitInterrupted, err: errors.Join(errors.New("interrupted"), os.RemoveAll(dir))}
+		case err != nil:
+			fmt.Fprintf(e.stderr, "the workers' logs are in %s\n", dir)
+		default:
+			err = os.RemoveAll(dir)
+		}
+	}()
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	acts := []act{
+		{"a thread of five posts, with a picture", d.thread},
+		{"a post at its time", d.scheduled},
+		{"a rate limit, met and waited out", d.limited},
+		{"a worker killed in mid-thread", d.crash},
+		{"a token, refreshed by the schedule", d.refreshed},
+	}
+	if c.All {
+		acts = append(acts, d.bad()...)
+	}
+	for i, act := range append(acts, act{"X's own books", d.callLog}) {
+		d.say("")
+		d.say("%d. %s", i+1, act.title)
+		if err := d.play(ctx, act); err != nil {
+			return fmt.Errorf("act %d, %s: %w", i+1, act.title, err)
+		}
+	}
+	if c.Keep {
+		d.say("\nstaying up: simulated X on %s, NATS on %s; end with Ctrl-C", d.instance.SimURL, d.instance.Config.NATS.URL)
+		<-e.ctx.Done()
+	}
+	return nil
+}
+
+// act is one part of the demo.
+type act struct {
+	title string
+	play  func(context.Context) error
+}
+
+// demo is the stage: an installation whose workers are processes of their own,
+// since one of them will be killed.
+type demo struct {
+	env      *env
+	out      io.Writer
+	dir      string
+	sim      *xsim.Server
+	instance *app.Instance
+	conn     *app.Connection
+	began    time.Time
+
+	publisher *publishers.Publisher
+	worker    *exec.Cmd
+	workers   int
+	expected  int                // posts that X must hold in the end
+	events    chan jetpost.Event // everything that happens, in order
+	failure   error              // why events ended
+}
+
+func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+
+// play runs one act within its time.
+func (d *demo) play(ctx context.Context, a act) error {
+	ctx, cancel := context.WithTimeout(ctx, demoActTime)
+	defer cancel()
+	return a.play(ctx)
+}
+
+// open sets the stage.
+func (d *demo) open(ctx context.Context) error {
+	d.sim.Limits = []xsim.Limit{{
+		Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: demoPosts, WindowMS: demoWindow.Milliseconds(),
+	}}
+	cfg := app.InstanceConfig{
+		Config: app.Config{Refresh: app.RefreshConfig{Cron: demoCron}, Lease: demoLease},
+		Data:   d.dir, NATSListen: "127.0.0.1:0", Sim: d.sim, SimListen: "127.0.0.1:0",
+		SimAccounts: []string{"ada", "bob", "cyd"}, NoWorker: true,
+	}
+	var err error
+	if d.instance, err = app.Up(ctx, cfg, d.env.log); err != nil {
+		return err
+	}
+	if d.conn, err = d.instance.Config.Connect(ctx, d.env.log, "jetpost demo"); err != nil {
+		return err
+	}
+	d.publisher = publishers.New(d.conn.JS, d.conn.Names)
+	if err := d.listen(ctx); err != nil {
+		return err
+	}
+	d.say("NATS, a database and a simulated X run in this process; accounts ada, bob and cyd are imported.")
+	return d.startWorker()
+}
+
+// listen collects events, so that each act can wait for what it is about.
+func (d *demo) listen(ctx context.Context) error {
+	events, err := d.publisher.Events(ctx)
+	if err != nil {
+		return err
+	}
+	d.events = make(chan jetpost.Event)
+	go func() {
+		defer close(d.events)
+		for event, err := range events {
+			if err != nil {
+				d.failure = err
+				return
+			}
+			select {
+			case d.events <- event:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// until reads events until one is what the act waits for.
+func (d *demo) until(ctx context.Context, what string, is func(jetpost.Event) (bool, error)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+		case event, ok := <-d.events:
+			if !ok {
+				return fmt.Errorf("wait for %s: events ended: %w", what, d.failure)
+			}
+			if done, err := is(event); done || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// publish sends a request and counts its posts among those that X must hold.
+func (d *demo) publish(ctx context.Context, r jetpost.Request) error {
+	d.expected += len(r.Posts)
+	_, err := d.publisher.Publish(ctx, r)
+	return err
+}
+
+// published waits until all those requests of an account are live, and tells
+// how they fare.
+func (d *demo) published(ctx context.Context, account string, ids ...string) error {
+	open := slices.Clone(ids)
+	return d.until(ctx, "the posts of "+account, func(e jetpost.Event) (bool, error) {
+		if e.Request == nil || e.Request.Account != account || !slices.Contains(ids, e.Request.ID) {
+			return false, nil
+		}
+		d.tell(*e.Request)
+		switch e.Request.State {
+		case jetpost.StatePublished:
+			open = slices.DeleteFunc(open, func(id string) bool { return id == e.Request.ID })
+		case jetpost.StateFailed, jetpost.StateUnknown, jetpost.StateCancelled:
+			return true, fmt.Errorf("request %s is %s: %s", e.Request.ID, e.Request.State, e.Request.Reason.Detail)
+		}
+		return len(open) == 0, nil
+	})
+}
+
+// tell prints one line about a request.
+func (d *demo) tell(r jetpost.RequestStatus) {
+	line := fmt.Sprintf("   %6.2fs  %s/%s  %s", time.Since(d.began).Seconds(), r.Account, r.ID, r.State)
+	if r.Total > 1 && r.Posted > 0 {
+		line += fmt.Sprintf(", %d of %d posted", r.Posted, r.Total)
+	}
+	if r.State == jetpost.StateScheduled {
+		line += " for " + r.PublishAt.Local().Format("15:04:05")
+	}
+	if r.Reason != nil {
+		line += ": " + r.Reason.Detail
+		if !r.Reason.Until.IsZero() {
+			line += ", until " + r.Reason.Until.Local().Format("15:04:05")
+		} else if !r.NextTryAt.IsZero() {
+			line += ", tried again at " + r.NextTryAt.Local().Format("15:04:05")
+		}
+	}
+	d.say("%s", line)
+}
+
+func (d *demo) thread(ctx context.Context) error {
+	picture, err := demoImage()
+	if err != nil {
+		return err
+	}
+	posts := []jetpost.Post{
+		{Text: "Five posts, each a reply to the one before. 1/5", Media: []jetpost.Media{{Data: picture, Alt: "A gradient from blue to orange"}}},
+		{Text: "The ledger is the queue; a message is a wake-up. 2/5"},
+		{Text: "One lane an account: strictly in order. 3/5"},
+		{Text: "Intent before effect: never a post twice. 4/5"},
+		{Text: "And the end of the thread. 5/5"},
+	}
+	if err := d.publish(ctx, jetpost.Request{Account: "ada", ID: "thread", Posts: posts}); err != nil {
+		return err
+	}
+	if err := d.published(ctx, "ada", "thread"); err != nil {
+		return err
+	}
+	if err := d.chain("ada", 0, posts); err != nil {
+		return err
+	}
+	d.say("   X has all five, in order, as a reply chain, the picture on the first.")
+	return nil
+}
+
+// chain checks that X holds those posts of an account, from an index on, each
+// a reply to the one before.
+func (d *demo) chain(account string, from int, want []jetpost.Post) error {
+	have := d.sim.Posts(account)
+	if len(have) != from+len(want) {
+		return fmt.Errorf("X has %d posts of %s, want %d", len(have), account, from+len(want))
+	}
+	parent := ""
+	for i, post := range have[from:] {
+		if post.Text != want[i].Text || post.InReplyTo != parent || len(post.MediaIDs) != len(want[i].Media) {
+			return fmt.Errorf("post %d of %s at X is %+v, want %q below %q with %d media", i, account, post, want[i].Text, parent, len(want[i].Media))
+		}
+		parent = post.ID
+	}
+	return nil
+}
+
+func (d *demo) scheduled(ctx context.Context) error {
+	at := time.Now().Add(demoAhead)
+	err := d.publish(ctx, jetpost.Request{
+		Account: "cyd", ID: "later", PublishAt: at, Posts: []jetpost.Post{{Text: "Written earlier, posted at its time."}},
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.published(ctx, "cyd", "later"); err != nil {
+		return err
+	}
+	posts := d.sim.Posts("cyd")
+	if len(posts) != 1 {
+		return fmt.Errorf("X has %d posts of cyd, want 1", len(posts))
+	}
+	if early := at.Sub(posts[0].CreatedAt); early > 0 {
+		return fmt.Errorf("the post came %s before its time", early)
+	}
+	d.say("   posted %s after its publish_at, not before.", posts[0].CreatedAt.Sub(at).Round(time.Millisecond))
+	return nil
+}
+
+func (d *demo) limited(ctx context.Context) error {
+	d.say("   X's quarter of an hour is %s here: %d posts an account in each. Seven want to go out.", demoWindow, demoPosts)
+	var ids []string
+	var want []string
+	for i := range 7 {
+		id, text := fmt.Sprintf("single-%d", i+1), fmt.Sprintf("Single post %d of 7", i+1)
+		ids, want = append(ids, id), append(want, text)
+		if err := d.publish(ctx, jetpost.Request{Account: "bob", ID: id, Posts: []jetpost.Post{{Text: text}}}); err != nil {
+			return err
+		}
+	}
+	if err := d.published(ctx, "bob", ids...); err != nil {
+		return err
+	}
+	var have []string
+	posts := d.sim.Posts("bob")
+	for _, post := range posts {
+		have = append(have, post.Text)
+	}
+	if !slices.Equal(have, want) {
+		return fmt.Errorf("X has %q of bob, want %q", have, want)
+	}
+	refused := 0
+	for _, call := range d.sim.Calls() {
+		if call.Status == 429 {
+			refused++
+		}
+	}
+	if wait := posts[demoPosts].CreatedAt.Sub(posts[0].CreatedAt); wait < demoWindow {
+		return fmt.Errorf("post %d came %s after the first, within one window", demoPosts+1, wait)
+	}
+	d.say("   all seven in order; the limit was read from X's answers: %d calls were wasted on a 429.", refused)
+	if refused > 0 {
+		return fmt.Errorf("%d calls went into a closed window", refused)
+	}
+	return nil
+}
+
+func (d *demo) crash(ctx context.Context) error {
+	picture, err := demoImage()
+	if err != nil {
+		return err
+	}
+	posts := []jetpost.Post{
+		{Text: "A thread whose worker will not live to see its end. 1/4"},
+		{Text: "After this post it is killed with SIGKILL. 2/4"},
+		{Text: "Another worker goes on here. 3/4", Media: []jetpost.Media{{Data: picture}}},
+		{Text: "Nothing twice, nothing missing. 4/4"},
+	}
+	// The upload for the third post takes long enough to be killed in.
+	slow := xsim.Fault{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointUpload, Account: "cyd", Times: 1, DelayMS: demoUpload.Milliseconds()}
+	if err := d.sim.SetFaults([]xsim.Fault{slow}); err != nil {
+		return fmt.Errorf("slow the simulator down: %w", err)
+	}
+	if err := d.publish(ctx, jetpost.Request{Account: "cyd", ID: "crash", Posts: posts}); err != nil {
+		return err
+	}
+	err = d.until(ctx, "two posts of cyd", func(e jetpost.Event) (bool, error) {
+		if e.Request == nil || e.Request.ID != "crash" {
+			return false, nil
+		}
+		d.tell(*e.Request)
+		return e.Request.Posted >= 2, nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.killWorker(); err != nil {
+		return err
+	}
+	if have := len(d.sim.Posts("cyd")); have != 3 { // with the scheduled one
+		return fmt.Errorf("the worker was to die in mid-thread, but X has %d posts of cyd", have)
+	}
+	if err := d.sim.SetFaults(nil); err != nil {
+		return fmt.Errorf("speed the simulator up: %w", err)
+	}
+	if err := d.startWorker(); err != nil {
+		return err
+	}
+	if err := d.published(ctx, "cyd", "crash"); err != nil {
+		return err
+	}
+	if err := d.chain("cyd", 1, posts); err != nil {
+		return err
+	}
+	d.say("   X has all four once, in order.")
+	return nil
+}
+
+// refreshed waits for a round that nobody asked for but the schedule in NATS.
+func (d *demo) refreshed(ctx context.Context) error {
+	grant, err := d.sim.AddAccount(xsim.NewAccount{Handle: "dan", AccessTokenTTL: int64(demoToken / time.Second)})
+	if err != nil {
+		return fmt.Errorf("make account in the simulator: %w", err)
+	}
+	ledger, err := d.instance.Config.OpenStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ledger.Close() }() // nothing is pending
+	importer := app.Importer{Ledger: ledger, NATS: d.conn, XURL: d.instance.SimURL}
+	_, err = importer.Import(ctx, app.ImportLine{
+		Name: "dan", AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken, ExpiresAt: time.Now().Add(demoToken),
+	})
+	if err != nil {
+		return err
+	}
+	d.say("   a fourth account, dan, is imported now. Its access token lives %s; JetStream's schedule ticks every two seconds (%s).", demoToken, demoCron)
+	err = d.until(ctx, "a refresh round", func(e jetpost.Event) (bool, error) {
+		return e.Refresh != nil && e.Refresh.Refreshed > 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	kept, err := ledger.Token(ctx, "dan")
+	if err != nil {
+		return fmt.Errorf("read token of dan: %w", err)
+	}
+	// A later tick may be at it again just now: what counts is that X gave a
+	// new pair, and that the ledger has left the first one.
+	current, ok := d.sim.CurrentToken("dan")
+	if !ok || current.RefreshToken == grant.RefreshToken || kept.Refresh.Reveal() == grant.RefreshToken {
+		return errors.New("dan's token was not exchanged")
+	}
+	d.say("   dan's tokens were exchanged (%d so far); both new ones are stored, encrypted.", kept.Version-1)
+	return nil
+}
+
+// books asks the simulator what it saw.
+func (d *demo) callLog(context.Context) error {
+	violations := d.sim.Violations()
+	for _, v := range violations {
+		d.say("   violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
+	}
+	found := len(d.sim.Posts(""))
+	d.say("   %d posts expected, %d posts found, %d violations. %.1fs in all.", d.expected, found, len(violations), time.Since(d.began).Seconds())
+	if found != d.expected || len(violations) > 0 {
+		return errors.New("the simulator's books do not agree")
+	}
+	return nil
+}
+
+// startWorker runs a worker as a process of its own, as in a large
+// installation.
+func (d *demo) startWorker() error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own program: %w", err)
+	}
+	d.workers++
+	name := fmt.Sprintf("worker-%d", d.workers)
+	logs, err := os.Create(filepath.Join(d.dir, name+".log"))
+	if err != nil {
+		return fmt.Errorf("make log of %s: %w", name, err)
+	}
+	defer func() { _ = logs.Close() }() // the worker has its own handle
+	cfg := d.instance.Config
+	// It lives as long as the demo, not only as the act that starts it.
+	worker := exec.CommandContext(d.env.ctx, self, "worker", "--lease", demoLease.String(), "--worker-name", name,
+		"--lifeboat", filepath.Join(d.dir, "lifeboat"), "--log-level", "debug", "--log-format", "json")
+	worker.Stdout, worker.Stderr = logs, logs
+	worker.Env = append(withoutSettings(os.Environ()),
+		"NATS_URL="+cfg.NATS.URL, "NATS_USER="+cfg.NATS.User, "NATS_PASSWORD="+cfg.NATS.Password.Reveal(),
+		"DATABASE_URL="+cfg.DatabaseURL.Reveal(), "HUB_ENCRYPTION_KEY="+cfg.Keys.Reveal(),
+		"X_API_URL="+cfg.X.URL, "X_CLIENT_ID="+cfg.X.ClientID, app.SimMinuteVariable+"="+demoMinute.String())
+	if err := worker.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	d.worker = worker
+	d.say("   %s started, process %d.", name, worker.Process.Pid)
+	return nil
+}
+
+// withoutSettings keeps the user's own configuration away from the demo.
+func withoutSettings(environ []string) []string {
+	return slices.DeleteFunc(environ, func(entry string) bool {
+		for _, prefix := range []string{"JETPOST_", "NATS_", "DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_", "X_API_URL"} {
+			if strings.HasPrefix(entry, prefix) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// killWorker ends the worker as a power cut would.
+func (d *demo) killWorker() error {
+	if d.worker == nil {
+		return nil
+	}
+	if err := d.worker.Process.Kill(); err != nil {
+		return fmt.Errorf("kill worker: %w", err)
+	}
+	_ = d.worker.Wait() // it was killed: that it did not end well is no news
+	d.say("   process %d killed with SIGKILL.", d.worker.Process.Pid)
+	d.worker = nil
+	return nil
+}
+
+// close ends everything that runs.
+func (d *demo) close() {
+	if d.worker != nil {
+		_ = d.worker.Process.Kill() // it may have ended by itself
+		_ = d.worker.Wait()
+	}
+	if d.conn != nil {
+		d.conn.Close()
+	}
+	if d.instance != nil {
+		d.instance.Close()
+	}
+}
+
+// demoImage draws a small PNG.
+func demoImage() ([]byte, error) {
+	const side = 64
+	img := image.NewRGBA(image.Rect(0, 0, side, side))
+	for y := range side {
+		for x := range side {
+			img.Set(x, y, color.RGBA{R: uint8(4 * x), G: 120, B: uint8(255 - 4*y), A: 255})
+		}
+	}
+	var out bytes.Buffer
+	if err := png.Encode(&out, img); err != nil {
+		return nil, fmt.Errorf("draw picture: %w", err)
+	}
+	return out.Bytes(), nil
+}

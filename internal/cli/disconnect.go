@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+)
+
+// maxReplyBytes bounds the answer to a question.
+const maxReplyBytes = 64
+
+type accountsDisconnectCmd struct {
+	Name string `arg:"" help:"Account."`
+	Yes  bool   `env:"-" help:"Do not ask."`
+}
+
+// Run disconnects an account, once somebody has said that it shall be.
+func (c *accountsDisconnectCmd) Run(e *env) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
+		account, err := workers.AccountGet(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if err := c.confirm(e, account.Account); err != nil {
+			return err
+		}
+		done, err := workers.AccountDisconnect(ctx, c.Name, jetpost.AccountDisconnect{})
+		if err != nil {
+			return err
+		}
+		if words := done.NotRevoked; !done.Revoked {
+			done.NotRevoked = "" // the error has them
+			return errors.Join(&app.NotRevokedError{Account: c.Name, Words: words}, c.showJSON(e, done))
+		}
+		return e.say(done, "disconnected %s, which is @%s: X takes its tokens no more, and its %s until it is connected again", done.Name, done.Username, waitingJobs(done.Open))
+	})
+}
+
+// showJSON tells a program what was done although not all of it was.
+func (c *accountsDisconnectCmd) showJSON(e *env, done app.Disconnected) error {
+	if !e.asJSON() {
+		return nil
+	}
+	return e.show(done, "")
+}
+
+func waitingJobs(n int) string {
+	switch n {
+	case 0:
+		return "jobs wait"
+	case 1:
+		return "open request waits"
+	default:
+		return fmt.Sprintf("%d open requests wait", n)
+	}
+}
+
+// confirm asks a person; without a terminal there is nobody to ask.
+func (c *accountsDisconnectCmd) confirm(e *env, account jetpost.AccountInfo) error {
+	if c.Yes {
+		return nil
+	}
+	if !isTerminal(e.stdin) {
+		return mistakes("cannot disconnect", "without a terminal nobody can be asked: add --yes")
+	}
+	fmt.Fprintf(e.stderr, "Disconnect %s, which is @%s? X will take its tokens no more, and its %s until it is connected again. [y/N] ",
+		account.Name, account.Username, waitingJobs(account.Open))
+	return confirmed(e.stdin)
+}
+
+// confirmed reads a person's yes.
+func confirmed(stdin io.Reader) error {
+	line, _ := bufio.NewReader(io.LimitReader(stdin, maxReplyBytes)).ReadString('\n') // no line is no yes
+	if reply := strings.ToLower(strings.TrimSpace(line)); reply != "y" && reply != "yes" {
+		return &exitError{code: exitFailed, err: errors.New("not confirmed: nothing has changed")}
+	}
+	return nil
+}

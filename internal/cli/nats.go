@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+)
+
+// publicNKey is the public key of a user.
+var publicNKey = regexp.MustCompile(`^U[A-Z2-7]{55}$`)
+
+// natsCmd is 'jetpost nats'.
+type natsCmd struct {
+	Config natsConfigCmd `cmd:"" help:"Print accounts and users that keep producers from all but what the contract gives them."`
+}
+
+// natsConfigCmd is 'jetpost nats config'.
+type natsConfigCmd struct {
+	Prefix   string            `placeholder:"NAME" help:"Prefix of all streams and subjects."`
+	Customer []string          `placeholder:"ACCOUNT" help:"Give the producer of one X account a NATS account of its own; may stand several times."`
+	Allow    []string          `placeholder:"OPERATION" help:"What producers may ask workers to do with their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for nothing. It may stand several times."`
+	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Know a user by the public key of an nkey instead of a password; may stand several times."`
+	NoLogin  bool              `help:"Take whoever connects without a login for the producer."`
+
+	Listen   string `default:"0.0.0.0:4222" placeholder:"ADDR" help:"Where to listen (${default})."`
+	HTTP     string `name:"http" placeholder:"ADDR" help:"Where to serve monitoring; nowhere unless given."`
+	Name     string `default:"jetpost" placeholder:"NAME" help:"Name of the server, its own in a cluster (${default})."`
+	StoreDir string `default:"/data" placeholder:"DIR" help:"Where streams are kept (${default})."`
+
+	TLSCert string `name:"tls-cert" placeholder:"FILE" help:"The server's certificate; without it nothing is encrypted."`
+	TLSKey  string `name:"tls-key" placeholder:"FILE" help:"Its key."`
+	TLSCA   string `name:"tls-ca" placeholder:"FILE" help:"Let nobody in without a certificate that one of these has signed."`
+
+	Cluster       string   `placeholder:"NAME" help:"Name of the cluster; three servers let one fail, with 'jetpost setup --replicas 3'."`
+	ClusterListen string   `default:"0.0.0.0:6222" placeholder:"ADDR" help:"Where to listen for the other servers (${default})."`
+	Route         []string `placeholder:"URL" help:"Another server, nats-route://host:6222; may stand several times."`
+}
+
+// Run prints the configuration, and on standard error what it needs.
+func (c *natsConfigCmd) Run(e *env) error {
+	walls, err := c.walls()
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprint(e.stdout, c.server(), walls.Config()); err != nil {
+		return err
+	}
+	var variables []string
+	for _, user := range append(app.NATSUsers(), c.Customer...) {
+		if c.NKey[user] == "" && (user != "producer" || !c.NoLogin) {
+			variables = append(variables, app.PasswordVariable(user))
+		}
+	}
+	if len(variables) > 0 {
+		fmt.Fprintf(e.stderr, "nats-server reads from its environment: %s\n  do: give each as a password that begins with a letter, or as its hash by 'nats server passwd'\n", strings.Join(variables, ", "))
+	}
+	return nil
+}
+
+func (c *natsConfigCmd) walls() (app.Walls, error) {
+	walls := app.Walls{Customers: c.Customer, NoLogin: c.NoLogin, Logins: map[string]string{}}
+	var wrong []string
+	var err error
+	if walls.Names, err = jetpost.NewNames(c.Prefix); err != nil {
+		wrong = append(wrong, "--"+err.Error())
+	}
+	for _, name := range c.Allow {
+		if walls.Allow = append(walls.Allow, jetpost.Operation(name)); name == "none" {
+			walls.Allow = []jetpost.Operation{}
+			break
+		}
+		if err := app.CheckAllowed(jetpost.Operation(name)); err != nil {
+			wrong = append(wrong, "--allow: "+err.Error())
+		}
+	}
+	known, variables := map[string]bool{}, map[string]bool{}
+	for _, user := range append(app.NATSUsers(), c.Customer...) {
+		if err := jetpost.CheckAccount(user); err != nil {
+			wrong = append(wrong, "--customer: "+err.Error())
+		}
+		if variable := app.PasswordVariable(user); variables[variable] {
+			wrong = append(wrong, fmt.Sprintf("--customer: %q has the name of another user, or %s would be the password of both", user, variable))
+		}
+		known[user], variables[app.PasswordVariable(user)] = true, true
+	}
+	if c.NoLogin {
+		walls.Logins["producer"] = `password: ""`
+	}
+	for user, key := range c.NKey {
+		if !known[user] {
+			wrong = append(wrong, fmt.Sprintf("--nkey: there is no user %q", user))
+		}
+		if !publicNKey.MatchString(key) {
+			wrong = append(wrong, fmt.Sprintf("--nkey: %s has no public key of a user, which begins with U", user))
+		}
+		walls.Logins[user] = "nkey: " + key
+	}
+	if c.NoLogin && c.NKey["producer"] != "" {
+		wrong = append(wrong, "--no-login: the producer has an nkey; keep one of both")
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") || (c.TLSCA != "" && c.TLSCert == "") {
+		wrong = append(wrong, "--tls-cert: needs --tls-key, and --tls-ca needs both")
+	}
+	if len(wrong) > 0 {
+		return walls, &app.ConfigError{Mistakes: wrong}
+	}
+	return walls, nil
+}
+
+// server is what stands beside the accounts.
+func (c *natsConfigCmd) server() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Made by 'jetpost nats config'.\nlisten: %q\nserver_name: %q\n", c.Listen, c.Name)
+	if c.HTTP != "" {
+		fmt.Fprintf(&b, "http: %q\n", c.HTTP)
+	}
+	fmt.Fprintf(&b, "jetstream {store_dir: %q}\n", c.StoreDir)
+	if c.TLSCert != "" {
+		fmt.Fprintf(&b, "tls {cert_file: %q, key_file: %q", c.TLSCert, c.TLSKey)
+		if c.TLSCA != "" {
+			fmt.Fprintf(&b, ", ca_file: %q, verify: true", c.TLSCA)
+		}
+		b.WriteString("}\n")
+	}
+	if c.Cluster != "" {
+		fmt.Fprintf(&b, "cluster {\n  name: %q\n  listen: %q\n", c.Cluster, c.ClusterListen)
+		routes := make([]string, len(c.Route))
+		for i, route := range c.Route {
+			routes[i] = strconv.Quote(route)
+		}
+		fmt.Fprintf(&b, "  routes: [%s]\n}\n", strings.Join(routes, ", "))
+	}
+	return b.String()
+}

@@ -1,0 +1,559 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+// stateRefused lists what never became a request, which is no state of one.
+const stateRefused = "refused"
+
+// requestsCmd is 'jetpost requests'.
+type requestsCmd struct {
+	List         requestsListCmd       `cmd:"" help:"List requests, the latest first."`
+	Show         requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, its reason, its times, its cost."`
+	Watch        requestsWatchCmd      `cmd:"" help:"Show what happens to requests, as it happens: until those named are settled, else until Ctrl-C."`
+	Reschedule   requestsRescheduleCmd `cmd:"" help:"Move a request that has not begun to another time: --at TIME or --at now."`
+	Cancel       requestsCancelCmd     `cmd:"" help:"Take a request back; what is live stays live."`
+	Unpublish    requestsUnpublishCmd  `cmd:"" help:"Delete on X what of a request is live, last post first, and take back what is not."`
+	Reconcile    requestsReconcileCmd  `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
+	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
+	Verify       requestsVerifyCmd     `cmd:"" help:"Compare the ledger with what X shows: missing, doubled, changed and foreign posts. X charges for that."`
+	connectFlags `embed:""`
+}
+
+// accountFlag narrows a command to one account.
+type accountFlag struct {
+	Account string `env:"-" placeholder:"NAME" help:"Only of this account."`
+}
+
+// whoseFlag tells requests of one id apart.
+type whoseFlag struct {
+	Account string `env:"-" placeholder:"NAME" help:"Its account; needed where several accounts have a request of that id."`
+}
+
+// withLedger opens the ledger for a command that only reads it.
+func (e *env) withLedger(read func(context.Context, app.Config, store.Store) error) error {
+	cfg, err := e.clientConfig()
+	if err != nil {
+		return err
+	}
+	ledger, err := cfg.OpenStore(e.ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ledger.Close() }() // only read from
+	return read(e.ctx, cfg, ledger)
+}
+
+// withControl opens everything for a command that changes something.
+func (e *env) withControl(work func(context.Context, *app.Control) error) error {
+	cfg, err := e.clientConfig()
+	if err != nil {
+		return err
+	}
+	control, err := cfg.OpenControl(e.ctx, e.log)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	return whichRequest(work(e.ctx, control))
+}
+
+type requestsListCmd struct {
+	accountFlag
+	State string `env:"-" placeholder:"STATE" help:"Only in this state; 'refused' lists messages that never became requests."`
+	Code  string `env:"-" placeholder:"CODE" help:"Only with this reason code."`
+	Since string `env:"-" placeholder:"TIME" help:"Only those accepted since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h."`
+	Limit int    `env:"-" default:"100" help:"At most so many (${default})."`
+}
+
+// Run lists requests, or refusals.
+func (c *requestsListCmd) Run(e *env) error {
+	var wrong []string
+	states := append(jetpost.States(), stateRefused)
+	if c.State != "" && !slices.Contains(states, jetpost.State(c.State)) {
+		wrong = append(wrong, fmt.Sprintf("--state: %q is none; use one of %s", c.State, joined(states)))
+	}
+	code, err := reasonCode(c.Code)
+	if err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	since, err := moment(c.Since, true, time.Now())
+	if err != nil {
+		wrong = append(wrong, "--since: "+err.Error())
+	}
+	if c.Limit < 1 {
+		wrong = append(wrong, "--limit: must be 1 at least")
+	}
+	if err := mistakes("cannot list", wrong...); err != nil {
+		return err
+	}
+	return e.look(func(ctx context.Context, workers operations) error {
+		if c.State == stateRefused { // also of accounts that nobody knows
+			return c.refused(ctx, e, workers, code, since)
+		}
+		found, err := allPages(c.Limit+1, func(limit int, cursor string) ([]jetpost.RequestStatus, string, error) {
+			page, err := workers.RequestList(ctx, c.Account, jetpost.RequestList{
+				State: jetpost.State(c.State), Code: code, Since: since, Limit: limit, Cursor: cursor,
+			})
+			return page.Requests, page.Next, err
+		})
+		if failedAs(err, jetpost.ErrNotFound) {
+			return &app.HintError{Err: err, Help: "see: jetpost accounts list"}
+		}
+		if err != nil {
+			return err
+		}
+		if err := listRequests(e, found[:min(len(found), c.Limit)]); err != nil {
+			return err
+		}
+		c.tellMore(e, len(found))
+		return nil
+	})
+}
+
+// tellMore says that a list is cut, beside the output that programs read.
+func (c *requestsListCmd) tellMore(e *env, found int) {
+	if found > c.Limit {
+		fmt.Fprintf(e.stderr, "these are the latest %d; there are more: raise --limit, or narrow the list by --account, --state, --code or --since\n", c.Limit)
+	}
+}
+
+func listRequests(e *env, found []jetpost.RequestStatus) error {
+	return list(e, found, "ACCOUNT\tID\tSTATE\tPOSTED\tACCEPTED\tREASON", func(s jetpost.RequestStatus) string {
+		reason := reasonText(s.Reason)
+		if s.State == jetpost.StateScheduled {
+			reason = "at " + localTime(s.PublishAt)
+		}
+		posted := fmt.Sprintf("%d/%d", s.Posted, s.Total)
+		if n := deletedPosts(s); n > 0 {
+			posted += fmt.Sprintf(", %d deleted", n)
+		}
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s", s.Account, s.ID, s.State, posted, localTime(s.AcceptedAt), reason)
+	})
+}
+
+// deletedPosts counts the posts that were deleted since.
+func deletedPosts(s jetpost.RequestStatus) (n int) {
+	for _, p := range s.Posts {
+		if !p.DeletedAt.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *requestsListCmd) refused(ctx context.Context, e *env, workers operations, code jetpost.Code, since time.Time) error {
+	found, err := allPages(c.Limit+1, func(limit int, cursor string) ([]jetpost.Refusal, string, error) {
+		page, err := workers.DeadLettersList(ctx, c.Account, jetpost.DeadLettersList{Code: code, Since: since, Limit: limit, Cursor: cursor})
+		return page.Refusals, page.Next, err
+	})
+	if err != nil {
+		return err
+	}
+	if err := listRefusals(e, found[:min(len(found), c.Limit)]); err != nil {
+		return err
+	}
+	c.tellMore(e, len(found))
+	return nil
+}
+
+func listRefusals(e *env, found []jetpost.Refusal) error {
+	return list(e, found, "ACCOUNT\tID\tSTORED\tCODE\tMISTAKES", func(r jetpost.Refusal) string {
+		mistakes := ""
+		if len(r.Problems) > 0 {
+			mistakes = problems(r.Problems)[0]
+		}
+		if more := len(r.Problems) - 1; more > 0 {
+			mistakes += fmt.Sprintf(" (and %d more)", more)
+		}
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s", dash(r.Account), dash(r.ID), localTime(r.Stored), r.Code, mistakes)
+	})
+}
+
+// dash stands for what is not known.
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+type requestsShowCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+}
+
+// Run shows one request. An id of several accounts lists them.
+func (c *requestsShowCmd) Run(e *env) error {
+	return e.look(func(ctx context.Context, workers operations) error {
+		found, err := workers.RequestGet(ctx, c.Account, jetpost.RequestGet{ID: c.ID})
+		if errors.Is(err, store.ErrNotFound) || failedAs(err, jetpost.ErrNotFound) {
+			return c.hintRefused(ctx, workers, err)
+		}
+		if err != nil {
+			return err
+		}
+		return e.show(found.Request, requestText(found))
+	})
+}
+
+// hintRefused tells of an id that is not found because it was refused.
+func (c *requestsShowCmd) hintRefused(ctx context.Context, workers operations, notFound error) error {
+	page, err := workers.DeadLettersList(ctx, c.Account, jetpost.DeadLettersList{ID: c.ID, Limit: 1})
+	if err != nil {
+		return err
+	}
+	for _, r := range page.Refusals {
+		return &app.HintError{
+			Err:  fmt.Errorf("%w: a message of that id was refused: %s", notFound, r.Code),
+			Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.Account, r.ID),
+		}
+	}
+	return notFound
+}
+
+// requestText is a request, with what keeps its account from posting.
+func requestText(found jetpost.RequestDetails) string {
+	s, texts, pause, stops := found.Request, found.Texts, found.Pause, found.Stops
+	var rows []string
+	line := func(name, value string) {
+		if value != "" && value != "-" {
+			rows = append(rows, name+":\t"+value)
+		}
+	}
+	line("request", s.ID)
+	line("account", s.Account)
+	line("state", string(s.State))
+	line("reason", reasonText(s.Reason))
+	if s.Reason != nil {
+		line("until", localTime(s.Reason.Until))
+		line("next try", localTime(s.NextTryAt))
+		line("do", app.AdviceFor(s.Reason.Code, s.Account, s.ID))
+	}
+	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != pause.Reason.Code) {
+		line("paused", "its account, "+pauseText(pause))
+	}
+	for _, stop := range stops {
+		if stop.Target == publishers.TargetPublish && !s.State.Finished() && s.Reason == nil {
+			line("stopped", "the app, "+untilText(stop)+": "+reasonText(&stop.Reason))
+			line("do", app.AdviceFor(stop.Reason.Code, "", ""))
+		}
+	}
+	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
+	if u := s.Unpublish; u != nil {
+		line("unpublish", unpublishText(s, false))
+		line("next try", localTime(u.NextTryAt))
+		if u.Reason != nil {
+			line("do", app.AdviceFor(u.Reason.Code, s.Account, s.ID))
+		}
+	}
+	line("attempts", strconv.Itoa(s.Attempts))
+	if s.CostEstimateUSD > 0 {
+		line("cost", "about "+dollars(s.CostEstimateUSD))
+	}
+	line("accepted", localTime(s.AcceptedAt))
+	line("publish at", localTime(s.PublishAt))
+	line("expires at", localTime(s.ExpiresAt))
+	line("changed", localTime(s.UpdatedAt))
+	for _, p := range s.Posts {
+		state := string(p.State)
+		if !p.DeletedAt.IsZero() {
+			state = "deleted"
+		}
+		words := strings.TrimSpace(fmt.Sprintf("%-7s  %s", state, p.URL))
+		if p.Index < len(texts) {
+			words = strings.TrimSpace(words + "  " + excerpt(texts[p.Index]))
+		}
+		line(fmt.Sprintf("post %d", p.Index+1), words)
+	}
+	return align(rows)
+}
+
+type requestsWatchCmd struct {
+	IDs     []string      `arg:"" optional:"" name:"id" help:"Ids of the requests; else all of them."`
+	Account string        `env:"-" placeholder:"NAME" help:"Only of this account; needed where several accounts have a request of that id."`
+	Timeout time.Duration `env:"-" placeholder:"DURATION" help:"Watch no longer than this."`
+}
+
+// Run shows events. With ids it ends as 'publish --wait' does.
+func (c *requestsWatchCmd) Run(e *env) error {
+	slices.Sort(c.IDs)
+	c.IDs = slices.Compact(c.IDs)
+	var wrong []string
+	if err := jetpost.CheckAccount(c.Account); c.Account != "" && err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	for _, id := range c.IDs {
+		if err := jetpost.CheckID(id); err != nil {
+			wrong = append(wrong, err.Error())
+		}
+	}
+	if c.Timeout < 0 {
+		wrong = append(wrong, "--timeout: is negative")
+	}
+	if err := mistakes("cannot watch", wrong...); err != nil {
+		return err
+	}
+	cfg, err := e.natsConfig()
+	if err != nil {
+		return err
+	}
+	conn, err := cfg.Connect(e.ctx, e.log, "jetpost requests watch")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx := e.ctx
+	if c.Timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, c.Timeout)
+		defer stop()
+	}
+	began := time.Now()
+	named, err := conn.Watch(ctx, app.WatchQuery{Account: c.Account, IDs: c.IDs}, (&watcher{e: e, told: map[store.Key]*told{}}).see)
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	return verdicts(named, time.Since(began).Round(time.Second))
+}
+
+// verdicts is the verdict on each request; the exit code is that of the one that
+// most needs a person.
+func verdicts(named []app.Waited, waited time.Duration) error {
+	var all []error
+	code := exitOK
+	urgent := []int{exitOK, exitWaiting, exitRequest, exitUnknown}
+	for _, w := range named {
+		err := verdict(w, waited)
+		var exit *exitError
+		if !errors.As(err, &exit) {
+			continue
+		}
+		all = append(all, err)
+		if slices.Index(urgent, exit.code) > slices.Index(urgent, code) {
+			code = exit.code
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return &exitError{code: code, err: errors.Join(all...)}
+}
+
+// maxTold bounds the requests of which a watcher remembers what it has told.
+const maxTold = 10_000
+
+// watcher prints what happens to several requests.
+type watcher struct {
+	e    *env
+	told map[store.Key]*told
+}
+
+// told is what was printed of a request.
+type told struct {
+	progress
+	revision int64
+}
+
+func (w *watcher) see(event jetpost.Event) {
+	switch r := event.Request; {
+	case w.e.asJSON():
+		_ = w.e.show(event, "") // a standard output that is closed ends nothing
+	case r != nil:
+		w.request(event.Type, r).see(event)
+	case event.Refusal != nil:
+		f := event.Refusal
+		fmt.Fprintf(w.e.stdout, "%s  %s  refused: %s: %s\n", dash(f.Account), dash(f.ID), f.Code, strings.Join(problems(f.Problems), "; "))
+	}
+}
+
+// request returns what is left to tell of a request at this event, which may come
+// twice.
+func (w *watcher) request(event jetpost.EventType, r *jetpost.RequestStatus) *progress {
+	key := store.Key{Account: r.Account, ID: r.ID}
+	p := w.told[key]
+	if p == nil {
+		if len(w.told) >= maxTold {
+			clear(w.told)
+		}
+		p = &told{progress: progress{out: w.e.stdout, name: r.Account + "  " + r.ID + "  "}}
+		w.told[key] = p
+	}
+	if r.Revision <= p.revision {
+		return &progress{out: io.Discard}
+	}
+	p.revision = r.Revision
+	p.begun = event != jetpost.EventRequestAccepted // only then is that news
+	if event == jetpost.EventRequestResumed {
+		p.say("resumed")
+	}
+	return &p.progress
+}
+
+type requestsRescheduleCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+	At string `env:"-" required:"" placeholder:"TIME" help:"Publish then: now, a time like 2026-12-01T09:00:00Z, or +10m from now."`
+}
+
+// Run moves a request to another time.
+func (c *requestsRescheduleCmd) Run(e *env) error {
+	at, err := rescheduleTime(c.At, time.Now())
+	if err != nil {
+		return mistakes("cannot reschedule", "--at: "+err.Error())
+	}
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestReschedule(ctx, c.Account, jetpost.RequestReschedule{ID: c.ID, At: at})
+		if err != nil {
+			return err
+		}
+		when := ""
+		if status.State == jetpost.StateScheduled {
+			when = " for " + localTime(status.PublishAt)
+		}
+		return e.say(status, "%s  %s  %s%s", status.Account, status.ID, status.State, when)
+	})
+}
+
+// rescheduleTime reads a time that a request can be moved to: one that has passed
+// is a slip, and "now" is not.
+func rescheduleTime(s string, now time.Time) (time.Time, error) {
+	if s == "now" {
+		return now, nil
+	}
+	at, err := moment(s, false, now)
+	switch {
+	case s == "":
+		return at, errors.New("is empty")
+	case err != nil:
+		return at, fmt.Errorf("%w, nor now", err)
+	case !at.After(now):
+		return at, fmt.Errorf("%s has passed; use now to publish at once", localTime(at))
+	}
+	return at, nil
+}
+
+type requestsCancelCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+}
+
+// Run takes a request back.
+func (c *requestsCancelCmd) Run(e *env) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.ID})
+		if err != nil {
+			return err
+		}
+		return e.say(status, "%s  %s  %s, %d of %d posts live", status.Account, status.ID, status.State, status.Posted, status.Total)
+	})
+}
+
+type requestsUnpublishCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+	DryRun bool `env:"-" help:"Change nothing; say what would be done."`
+}
+
+// Run asks for the deletion of a request's posts.
+func (c *requestsUnpublishCmd) Run(e *env) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestUnpublish(ctx, c.Account, jetpost.RequestUnpublish{ID: c.ID, DryRun: c.DryRun})
+		if err != nil {
+			return err
+		}
+		return e.say(status, "%s  %s  %s", status.Account, status.ID, unpublishText(status, c.DryRun))
+	})
+}
+
+// unpublishText says how far a deletion is, or how far it would go.
+func unpublishText(s jetpost.RequestStatus, dry bool) string {
+	var live, deleted, doubtful int
+	for _, p := range s.Posts {
+		switch {
+		case p.State == jetpost.PostSending:
+			doubtful++
+		case !p.DeletedAt.IsZero():
+			deleted++
+		case p.State == jetpost.PostPosted:
+			live++
+		}
+	}
+	switch u := s.Unpublish; {
+	case dry:
+		text := fmt.Sprintf("would delete %d of %d posts", live, s.Total)
+		if doubtful > 0 {
+			text += ", and one more if it is live"
+		}
+		if !s.State.Finished() {
+			text += ", and send no more"
+		}
+		return text
+	case u == nil:
+		return string(s.State)
+	case u.Reason != nil:
+		return fmt.Sprintf("%d of %d live posts deleted, then: %s", deleted, deleted+live, reasonText(u.Reason))
+	case u.DoneAt.IsZero():
+		return fmt.Sprintf("%d of %d live posts deleted; follow it with: jetpost requests watch %s", deleted, deleted+live, s.ID)
+	case deleted == 0:
+		return fmt.Sprintf("%s, nothing of it was live", s.State)
+	default:
+		return fmt.Sprintf("done, %s deleted", counted(deleted, "post", "posts"))
+	}
+}
+
+type requestsReconcileCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+}
+
+// Run has X asked again about the doubtful post of a request.
+func (c *requestsReconcileCmd) Run(e *env) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestReconcile(ctx, c.Account, jetpost.RequestReconcile{ID: c.ID})
+		if err != nil {
+			return err
+		}
+		return e.say(status, "%s  %s  %s, %d of %d posts live: X is asked as soon as a worker is free", status.Account, status.ID, status.State, status.Posted, status.Total)
+	})
+}
+
+type requestsResolveCmd struct {
+	ID string `arg:"" help:"Id of the request."`
+	whoseFlag
+	Posted    string `env:"-" placeholder:"POST_ID" help:"The post is on X, and this is its id: the digits that end its link. Give this or --not-posted."`
+	NotPosted bool   `env:"-" help:"The post is not on X: send it. Give this or --posted."`
+}
+
+var postID = regexp.MustCompile(`^[0-9]{1,19}$`)
+
+// Run settles the doubtful post of a request.
+func (c *requestsResolveCmd) Run(e *env) error {
+	if c.NotPosted == (c.Posted != "") {
+		return mistakes("cannot resolve", "give either --posted POST_ID or --not-posted")
+	}
+	if !c.NotPosted && !postID.MatchString(c.Posted) {
+		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is no id of a post, which is 1 to 19 digits", c.Posted))
+	}
+	return e.operate(func(ctx context.Context, workers operations) error {
+		status, err := workers.RequestResolve(ctx, c.Account, jetpost.RequestResolve{ID: c.ID, PostID: c.Posted, NotPosted: c.NotPosted})
+		if err != nil {
+			return err
+		}
+		return e.say(status, "%s  %s  %s, %d of %d posts live", status.Account, status.ID, status.State, status.Posted, status.Total)
+	})
+}

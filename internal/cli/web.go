@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/web"
+)
+
+// siteFlags say where the pages for people are; also to whoever makes links to
+// them.
+type siteFlags struct {
+	PublicURL   string   `name:"public-url" placeholder:"URL" help:"Address of the pages for people, https. Register URL/connect/callback as redirect URI in X's developer console."`
+	ReturnHosts []string `placeholder:"HOST,..." help:"Hosts that links may return to, each as it stands in the address: app.example.com, 127.0.0.1:3000."`
+}
+
+// apply sets where pages are served, and where people find them.
+func (f siteFlags) apply(cfg *app.Config, listen string) {
+	cfg.Web = app.WebConfig{Listen: listen, PublicURL: f.PublicURL, ReturnHosts: f.ReturnHosts}
+}
+
+// webCmd is 'jetpost web'.
+type webCmd struct {
+	Listen       string `aliases:"web-listen" env:"JETPOST_WEB_LISTEN" default:"127.0.0.1:8088" placeholder:"ADDR" help:"Where to listen (${default}), behind a proxy with TLS."`
+	siteFlags    `embed:""`
+	connectFlags `embed:""`
+}
+
+// Run serves the pages until it is told to stop.
+func (c *webCmd) Run(e *env) error {
+	cfg, err := e.clientConfig()
+	if err != nil {
+		return err
+	}
+	c.apply(&cfg, c.Listen)
+	w, err := app.NewWeb(e.ctx, cfg, e.log)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	fmt.Fprintln(e.stdout, siteText(w.Site))
+	return w.Run(e.ctx)
+}
+
+// siteText says what an operator must know of the pages.
+func siteText(site web.Site) string {
+	return fmt.Sprintf("pages on %s; redirect URI for X's developer console: %s", site.Public, site.RedirectURI())
+}
+
+// accountsLinkCmd is 'jetpost accounts link'.
+type accountsLinkCmd struct {
+	Name      string        `arg:"" help:"Name of the account; it may be a new one."`
+	TTL       time.Duration `name:"ttl" env:"-" default:"1h" placeholder:"DURATION" help:"How long the link works (${default})."`
+	ReturnTo  string        `name:"return-to" env:"-" placeholder:"URL" help:"Where to send people afterwards; one of the hosts of --return-hosts."`
+	siteFlags `embed:""`
+}
+
+// Run makes a link and prints it, and until when it works.
+func (c *accountsLinkCmd) Run(e *env) error {
+	cfg, err := e.natsConfig()
+	if err != nil {
+		return err
+	}
+	site, err := cfg.LinkSite(app.WebConfig{PublicURL: c.PublicURL, ReturnHosts: c.ReturnHosts})
+	if err != nil {
+		return err
+	}
+	return e.look(func(ctx context.Context, workers operations) error {
+		link, err := workers.AccountLink(ctx, c.Name, jetpost.AccountLink{
+			TTL: c.TTL.String(), ReturnTo: c.ReturnTo, PublicURL: site.Public.String(), ReturnHosts: site.ReturnHosts,
+		})
+		if failedAs(err, jetpost.ErrInvalid) {
+			return mistakes("cannot make a link", strings.Split(strings.TrimPrefix(err.Error(), "cannot make a link: "), "; ")...)
+		}
+		if err != nil {
+			return err
+		}
+		return e.show(link, fmt.Sprintf("%s\nuntil %s\n", link.URL, localTime(link.ExpiresAt)))
+	})
+}

@@ -1,0 +1,119 @@
+package e2e
+
+import (
+	"net/http"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// TestReadsRefused: answers are lost, workers die, and X refuses to show what became
+// of the posts, in each of its ways. These requests wait, the lines of others go on,
+// and nothing is sent twice. Once X shows posts again, all doubts settle themselves.
+func TestReadsRefused(t *testing.T) {
+	t.Parallel()
+	// The second post of each account's thread is in doubt. X has made it or not.
+	type doubt struct {
+		account string
+		refusal int
+		made    bool
+	}
+	doubts := []doubt{
+		{"r403-lost", http.StatusForbidden, false},
+		{"r403-made", http.StatusForbidden, true},
+		{"r429-lost", http.StatusTooManyRequests, false},
+		{"r429-made", http.StatusTooManyRequests, true},
+		{"r503-lost", http.StatusServiceUnavailable, false},
+		{"r503-made", http.StatusServiceUnavailable, true},
+		{"killed", http.StatusServiceUnavailable, true}, // the worker, before it read the answer
+	}
+	others := accountNames(4)
+	accounts := slices.Clone(others)
+	var faults []xsim.Fault
+	var threads []*job
+	for _, d := range doubts {
+		accounts = append(accounts, d.account)
+		threads = append(threads, &job{account: d.account, id: "thread", posts: 3})
+		faults = append(faults, xsim.Fault{Kind: xsim.FaultStatus, Status: d.refusal, Endpoint: xsim.EndpointTimeline, Account: d.account})
+		if d.account != "killed" {
+			faults = append(faults, xsim.Fault{
+				Kind: xsim.FaultCut, After: d.made, Endpoint: xsim.EndpointCreatePost, Account: d.account, Skip: 1, Times: 1,
+			})
+		}
+	}
+	s := newSite(t, siteConfig{lease: shortLease, accounts: accounts})
+	// A 429 closes the window of reads for two seconds. The worker that is killed may
+	// take it with it, and the next one learn it anew.
+	s.sim.ClosedWindowGrace = 4 * time.Second
+	must(t, s.sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 900, WindowMS: 2000}}))
+	must(t, s.sim.SetFaults(faults))
+
+	// The worker is killed as the last answer is on its way to it, when all other
+	// answers are lost.
+	w := s.worker("worker-1")
+	s.publish(threads[:len(threads)-1])
+	eventually(t, "the doubts", func() bool { return s.counts()[jetpost.StateHeld] == len(threads)-1 })
+	reached := s.atCall("POST", postPath, 2, true, func() { w.signal(syscall.SIGKILL) })
+	s.publish(threads[len(threads)-1:])
+	wait(t, "the call to die in", reached)
+	w.exit()
+
+	second, third := s.worker("worker-2"), s.worker("worker-3")
+	refused := func(account string) (n int) {
+		for _, call := range s.callsOf(account, xsim.EndpointTimeline) {
+			if call.Status < http.StatusOK || call.Status >= http.StatusMultipleChoices {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "a refused look at each account", func() bool {
+		return !slices.ContainsFunc(doubts, func(d doubt) bool { return refused(d.account) == 0 })
+	})
+	second.kill()
+	fourth := s.worker("worker-4")
+	singles := makeJobs(20, others, one)
+	s.publish(deal(singles, 3)...)
+	eventually(t, "the others to be published", func() bool { return s.counts()[jetpost.StatePublished] == len(singles) })
+	for _, d := range doubts {
+		status := s.status(d.account, "thread")
+		// A run of 503 may even stop the app for a second.
+		waits := []jetpost.Code{jetpost.CodeReconciling, jetpost.CodeRateLimited, jetpost.CodeXUnavailable, jetpost.CodeAppPaused}
+		if status.State != jetpost.StateHeld || !slices.Contains(waits, status.Reason.Code) || status.Posted != 1 {
+			t.Errorf("%s is %s (%+v) with %d posted while reads are refused, want held with 1", d.account, status.State, status.Reason, status.Posted)
+		}
+		if sent := len(s.callsOf(d.account, xsim.EndpointCreatePost)); sent != 2 {
+			t.Errorf("%d posts of %s were sent while reads are refused, want 2", sent, d.account)
+		}
+	}
+
+	must(t, s.sim.SetFaults(nil))
+	jobs := slices.Concat(threads, singles)
+	s.allPublished(len(jobs))
+	s.wantCallLog(jobs)
+	for _, d := range doubts {
+		want := 3
+		if !d.made {
+			want++
+		}
+		if sent := len(s.callsOf(d.account, xsim.EndpointCreatePost)); sent != want {
+			t.Errorf("%d posts of %s were sent in all, want %d", sent, d.account, want)
+		}
+	}
+	stop(third, fourth)
+}
+
+// callsOf are the account's calls to an endpoint of X.
+func (s *site) callsOf(account, endpoint string) []xsim.Call {
+	s.t.Helper()
+	i := slices.IndexFunc(s.sim.Accounts(), func(a xsim.Account) bool { return a.Handle == account })
+	if i < 0 {
+		s.t.Fatalf("X has no account %s", account)
+	}
+	id := s.sim.Accounts()[i].ID
+	return slices.DeleteFunc(s.sim.Calls(), func(c xsim.Call) bool { return c.Account != id || c.Endpoint != endpoint })
+}

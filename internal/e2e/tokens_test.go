@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
+)
+
+const tokenPath = "/2/oauth2/token"
+
+// wantCurrent fails unless the ledger holds the very pair that X takes.
+func (s *site) wantCurrent(account string) store.Token {
+	s.t.Helper()
+	var stored store.Token
+	eventually(s.t, "the token of "+account, func() bool { // a database that was restarted has ended connections
+		token, err := s.ledger.Token(s.t.Context(), account)
+		stored = token
+		return err == nil
+	})
+	current, _ := s.sim.CurrentToken(account)
+	if stored.Access.Reveal() != current.AccessToken || stored.Refresh.Reveal() != current.RefreshToken || current.Revoked {
+		s.t.Errorf("the ledger's pair of %s is not the one that X takes", account)
+	}
+	return stored
+}
+
+// force asks for the refresh of an account's token, however young.
+func (s *site) force(account string) {
+	s.t.Helper()
+	if code, stdout, stderr := s.run("refresh", account, "--force"); code != exitOK {
+		s.t.Fatalf("refresh: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// TestPairSurvivesDatabaseAndWorker: X gives a pair, the database is gone, and
+// then the worker is killed. The pair lies in the lifeboat, and another worker that
+// shares it brings it in: the next one, or one that lives.
+func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
+	t.Parallel()
+	for _, lives := range []bool{false, true} {
+		t.Run(fmt.Sprintf("another lives %t", lives), func(t *testing.T) {
+			t.Parallel()
+			cluster := pgtest.Start(t)
+			s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+			lifeboat := t.TempDir()
+			w := s.worker("worker-1", "--lifeboat", lifeboat)
+			var other *process
+			if lives {
+				other = s.worker("worker-2", "--lifeboat", lifeboat, "--roles", "publish")
+			}
+			reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+			s.force("alice")
+			wait(t, "the exchange", reached)
+			w.until("token.in_lifeboat")
+			w.kill()
+			if pairs := afloat(t, lifeboat); len(pairs) != 1 {
+				t.Fatalf("the lifeboat holds %v", pairs)
+			}
+			cluster.Restart(t)
+			if lives {
+				other.until("token.rescued")
+			}
+			w = s.worker("worker-3", "--lifeboat", lifeboat)
+			if !lives {
+				w.until("token.rescued")
+			}
+			s.wantRescued("alice", lifeboat)
+			stop(w)
+			if lives {
+				stop(other)
+			}
+		})
+	}
+}
+
+// wantRescued fails unless an account's second pair was brought in from the lifeboat,
+// and X takes it.
+func (s *site) wantRescued(account, lifeboat string) {
+	s.t.Helper()
+	// The order that was given back may have been carried out since.
+	rescued := s.wantCurrent(account)
+	if rescued.Version < 2 || !rescued.StartedAt.IsZero() {
+		s.t.Errorf("the token has version %d, and its exchange began at %v", rescued.Version, rescued.StartedAt)
+	}
+	if pairs := afloat(s.t, lifeboat); len(pairs) != 0 {
+		s.t.Errorf("the lifeboat still holds %v", pairs)
+	}
+	s.force(account)
+	eventually(s.t, "the rescued token is exchanged", func() bool {
+		token, err := s.ledger.Token(s.t.Context(), account)
+		return err == nil && token.Version > rescued.Version
+	})
+	s.wantCurrent(account)
+	for _, v := range s.sim.Violations() {
+		s.t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
+	}
+}
+
+// TestPairSurvivesHangAndWorker: X gives a pair, the database neither takes it nor
+// fails, and the worker is killed. The next one of that machine has the pair.
+func TestPairSurvivesHangAndWorker(t *testing.T) {
+	t.Parallel()
+	proxy := pgtest.NewProxy(t, pgtest.Migrated(t, postgres.Migrate))
+	s := newSite(t, siteConfig{database: proxy.URL(), lease: longLease, accounts: []string{"alice"}})
+	lifeboat := t.TempDir()
+	w := s.worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.atCall("POST", tokenPath, 1, true, proxy.Hang)
+	s.force("alice")
+	wait(t, "the exchange", reached)
+	eventually(t, "the pair is in the lifeboat", func() bool {
+		return len(afloat(t, lifeboat)) == 1
+	})
+	w.kill()
+	proxy.Cut() // what the worker had sent is lost with it
+	proxy.Heal()
+	w = s.worker("worker-2", "--lifeboat", lifeboat)
+	w.until("token.rescued")
+	if token := s.wantCurrent("alice"); token.Version != 2 {
+		t.Errorf("the token has version %d", token.Version)
+	}
+	stop(w)
+}
+
+// afloat lists the pairs in a lifeboat.
+func afloat(t *testing.T, lifeboat string) []string {
+	t.Helper()
+	pairs, err := filepath.Glob(filepath.Join(lifeboat, "*", "*.pair.json"))
+	must(t, err)
+	return pairs
+}
+
+// TestPairOutlastsDatabase: the same, but the worker lives until the database
+// is back.
+func TestPairOutlastsDatabase(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.Start(t)
+	s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+	lifeboat := t.TempDir()
+	w := s.worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+	s.force("alice")
+	wait(t, "the exchange", reached)
+	w.until("token.in_lifeboat")
+	cluster.Restart(t)
+	w.until("token.refreshed")
+	s.wantCurrent("alice")
+	if pairs := afloat(t, lifeboat); len(pairs) != 0 {
+		t.Errorf("the lifeboat still holds %v", pairs)
+	}
+	stop(w)
+}

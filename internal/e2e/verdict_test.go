@@ -1,0 +1,292 @@
+package e2e
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/health"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/xapi/xsim"
+)
+
+// look is what 'jetpost status' says, for programs.
+func (s *site) look() (code int, status app.Status) {
+	s.t.Helper()
+	code, stdout, stderr := s.run("status", "-o", "json")
+	if err := json.Unmarshal([]byte(stdout), &status); err != nil {
+		s.t.Fatalf("status: exit code %d, %v\n%s%s", code, err, stdout, stderr)
+	}
+	return code, status
+}
+
+// wantVerdict waits until the status has a cause, as the first one.
+func (s *site) wantVerdict(state health.State, cause string) app.Status {
+	s.t.Helper()
+	var code int
+	var status app.Status
+	eventually(s.t, "jetpost status to say "+string(state)+", "+cause, func() bool {
+		code, status = s.look()
+		return status.State == state && status.Code == cause
+	})
+	if wantCode := map[bool]int{true: exitOK, false: exitFailed}[state == health.Publishing]; code != wantCode {
+		s.t.Errorf("status %s: exit code %d, want %d", state, code, wantCode)
+	}
+	if state != health.Publishing && status.Do == "" {
+		s.t.Errorf("status %s says nothing to do: %s", state, status.Summary)
+	}
+	return status
+}
+
+// askWorker asks an address of a worker's, and its answer.
+func askWorker(t *testing.T, address string, into any) (status int) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+	must(t, err)
+	response, err := http.DefaultClient.Do(request)
+	must(t, err)
+	body, err := io.ReadAll(response.Body)
+	must(t, err)
+	must(t, response.Body.Close())
+	must(t, json.Unmarshal(body, into))
+	return response.StatusCode
+}
+
+// What is set and what moves are two things: each row looked well by the settings.
+func TestStatusMeasuresProgress(t *testing.T) {
+	t.Parallel()
+	t.Run("no account", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, refreshCron: never})
+		w := s.worker("worker")
+		s.wantVerdict(health.NotPublishing, "no_account")
+		stop(w)
+	})
+	t.Run("frozen worker", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
+		w := s.worker("worker-1")
+		s.wantVerdict(health.Publishing, "")
+		w.signal(syscall.SIGSTOP)
+		jobs := makeJobs(1, []string{"alice"}, one)
+		s.publish(jobs)
+		status := s.wantVerdict(health.NotPublishing, "no_worker")
+		if want := "NOT PUBLISHING: no worker is alive: worker-1 fell silent "; !strings.HasPrefix(status.Summary, want) {
+			t.Errorf("status is %q, want %q", status.Summary, want)
+		}
+		code, stdout, stderr := s.run("workers")
+		if code != exitOK || !strings.Contains(stdout, "worker-1  silent for ") {
+			t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
+		}
+		w.signal(syscall.SIGCONT)
+		s.allPublished(1)
+		s.wantVerdict(health.Publishing, "")
+		code, stdout, stderr = s.run("workers")
+		if code != exitOK || !strings.Contains(stdout, "worker-1  alive  ") || !strings.Contains(stdout, "publish, refresh  0 of 16") {
+			t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
+		}
+		stop(w)
+		if code, stdout, stderr = s.run("workers"); code != exitOK || strings.Contains(stdout, "worker-1") {
+			t.Errorf("workers, where one has stopped: exit code %d\n%s%s", code, stdout, stderr)
+		}
+	})
+	t.Run("no job is accepted", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
+		w := s.worker("worker")
+		for p := range jetpost.Partitions {
+			_, err := s.conn.JS.PauseConsumer(t.Context(), s.conn.Names.JobsStream(), jetpost.ConsumerIntake(p), time.Now().Add(time.Hour))
+			must(t, err)
+		}
+		jobs := makeJobs(62, []string{"alice"}, one)
+		s.publish(jobs)
+		status := s.wantVerdict(health.NotPublishing, "intake_stuck")
+		if want := "NOT PUBLISHING: the oldest of 62 jobs, of alice, is not accepted after "; !strings.HasPrefix(status.Summary, want) {
+			t.Errorf("status is %q, want %q", status.Summary, want)
+		}
+		for p := range jetpost.Partitions {
+			_, err := s.conn.JS.ResumeConsumer(t.Context(), s.conn.Names.JobsStream(), jetpost.ConsumerIntake(p))
+			must(t, err)
+		}
+		s.allPublished(len(jobs))
+		s.wantVerdict(health.Publishing, "")
+		stop(w)
+	})
+	t.Run("schedule and stop of the refresh", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}})
+		msg := nats.NewMsg(s.conn.Names.ScheduleRefresh())
+		msg.Header.Set(jetstream.ScheduleHeader, never)
+		msg.Header.Set(jetstream.ScheduleTargetHeader, s.conn.Names.DueRefresh("tick"))
+		msg.Header.Set(jetstream.ScheduleTTLHeader, "6h0m0s")
+		_, err := s.conn.JS.PublishMsg(t.Context(), msg)
+		must(t, err)
+		_, status := s.look()
+		if !slices.ContainsFunc(status.Causes, func(c health.Cause) bool { return c.Code == "schedule_differs" }) {
+			t.Errorf("of a schedule that was replaced the status says %+v", status.Causes)
+		}
+		w := s.worker("worker") // which puts it right
+		s.wantVerdict(health.Publishing, "")
+		_, _, err = s.stops().Set(t.Context(), publishers.Pause{
+			Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
+		})
+		must(t, err)
+		s.wantVerdict(health.Degraded, "refresh_stopped")
+		s.wantHelp([]string{"resume", "--app"}, "resume --app")
+		s.wantVerdict(health.Publishing, "")
+		stop(w)
+	})
+}
+
+// A bucket that is deleted while a worker runs takes no stop with it, and leaves the
+// worker able to hear of the next; a resume that left the lanes paused is completed by
+// the next one.
+func TestPauseOutlivesItsBucket(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}, refreshCron: never})
+	s.wantHelp([]string{"pause", "--app", "--reason", "maintenance"}, "pause --app --reason maintenance")
+	must(t, s.conn.JS.DeleteStream(t.Context(), "KV_"+s.conn.Names.LimitsBucket()))
+	s.wantHelp([]string{"setup", "--refresh-cron", never}, "setup --refresh-cron "+never)
+	_, err := s.conn.JS.ResumeConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes)
+	must(t, err)
+	w := s.worker("worker")
+	jobs := makeJobs(2, []string{"alice"}, one)
+	s.publish(jobs)
+	s.accepted(2)
+	s.wantVerdict(health.Paused, "paused")
+	eventually(t, "the stop to be back", func() bool {
+		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.TargetPublish)
+		return err == nil && there
+	})
+	if n := s.posts()["201"]; n != 0 {
+		t.Errorf("%d posts beside a pause", n)
+	}
+	stop(w) // so that nobody mends what follows but the command
+	kv, err := s.conn.JS.KeyValue(t.Context(), s.conn.Names.LimitsBucket())
+	must(t, err)
+	code, stdout, stderr := s.run("resume", "--app")
+	if code != exitOK || !strings.Contains(stdout, "resumed publish, which was stopped: paused_by_hand: maintenance") {
+		t.Errorf("resume: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	must(t, kv.Delete(t.Context(), "pause.publish"))
+	_, err = s.conn.JS.PauseConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(100*365*24*time.Hour))
+	must(t, err)
+	if code, stdout, stderr := s.run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and no app pause holds") {
+		t.Errorf("resume, once more: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	w = s.worker("worker")
+	s.allPublished(len(jobs))
+	s.wantCallLog(jobs)
+	stop(w)
+}
+
+// A spend cap stops the app, and makes no worker unready: what the whole installation
+// does is told elsewhere.
+func TestReadyBesidePause(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
+	address := "http://" + closedAddress(t)
+	w := s.worker("worker", "--health-listen", strings.TrimPrefix(address, "http://"))
+	var status app.Status
+	eventually(t, "the worker takes work", func() bool {
+		return askWorker(t, address+"/statusz", &status) == http.StatusOK
+	})
+	if code := askWorker(t, address+"/statusz", &status); code != http.StatusOK || status.State != health.Publishing || !strings.HasPrefix(status.Installation, "NATS at ") {
+		t.Errorf("/statusz: %d, %+v", code, status)
+	}
+	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Endpoint: xsim.EndpointCreatePost, Status: http.StatusForbidden, Variant: "spend-cap"}}))
+	s.publish(makeJobs(1, []string{"alice"}, one))
+	s.stopped()
+	eventually(t, "/statusz to tell", func() bool {
+		return askWorker(t, address+"/statusz", &status) == http.StatusServiceUnavailable && status.State == health.NotPublishing && status.Code == "stopped"
+	})
+	var ready map[string]string
+	if code := askWorker(t, address+"/readyz", &ready); code != http.StatusOK || ready["status"] != "ready" {
+		t.Errorf("/readyz: %d, %v", code, ready)
+	}
+	stop(w)
+}
+
+// Each change is posted once, whichever of two workers tells it.
+func TestNotify(t *testing.T) {
+	t.Parallel()
+	notices := make(chan app.Notice, 100)
+	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var n app.Notice
+		if err := json.NewDecoder(r.Body).Decode(&n); err != nil || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("the webhook got %v, %v", r.Header, err)
+		}
+		notices <- n
+	}))
+	t.Cleanup(hook.Close)
+	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
+	one, two := s.worker("one", "--notify", hook.URL), s.worker("two", "--notify", hook.URL)
+	want := func(was, is health.State, text string) {
+		t.Helper()
+		select {
+		case n := <-notices:
+			if n.Was != was || n.State != is || !strings.HasPrefix(n.Text, text) || n.Installation == "" {
+				t.Errorf("notice %+v, want one from %s to %s, %q", n, was, is, text)
+			}
+		case <-time.After(patience):
+			t.Fatalf("nobody tells of %s", is)
+		}
+	}
+	s.wantHelp([]string{"pause", "--app", "--reason", "maintenance"}, "pause --app --reason maintenance")
+	want(health.Publishing, health.Paused, "PAUSED: maintenance\ndo: ")
+	s.wantHelp([]string{"resume", "--app"}, "resume --app")
+	want(health.Paused, health.Publishing, "PUBLISHING\n")
+	stop(one, two)
+	select {
+	case n := <-notices:
+		t.Errorf("one more notice: %+v", n)
+	default:
+	}
+}
+
+// With two installations on a machine a command asks which one is meant.
+func TestCommandNamesInstallation(t *testing.T) {
+	t.Parallel()
+	env := environment(t, map[string]string{"X_CLIENT_ID": "app"})
+	args := []string{"--nats-listen", "127.0.0.1:0", "--log-format", "json"}
+	realOne := start(t, "up", env, "jetpost", append([]string{"up"}, args...)...)
+	realOne.until("worker.started")
+	home := ""
+	for _, setting := range env {
+		if dir, is := strings.CutPrefix(setting, "HOME="); is {
+			home = dir
+		}
+	}
+	dir := home + "/.local/share/jetpost"
+	run := func(args ...string) (int, string, string) { return runCommand(t, env, "jetpost", args...) }
+	if code, stdout, stderr := run("status"); code != exitFailed || !strings.Contains(stdout, "jetpost up on "+dir+", with X\n") {
+		t.Errorf("status of the real one alone: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	simulated := start(t, "up --sim", env, "jetpost", append([]string{"up", "--sim", "--sim-listen", "127.0.0.1:0"}, args...)...)
+	simulated.until("worker.started")
+	for _, command := range [][]string{{"status"}, {"publish", "alice", "hello"}, {"pause", "--app"}, {"workers"}} {
+		code, stdout, stderr := run(command...)
+		if code != exitUsage || !strings.Contains(stderr, "several run on this machine: jetpost up on "+dir+", with X; jetpost up on "+dir+"-sim, with a simulated X") ||
+			!strings.Contains(stderr, "do: say which one with --data "+dir+" or --data "+dir+"-sim") {
+			t.Errorf("%v: exit code %d\n%s%s", command, code, stdout, stderr)
+		}
+	}
+	if code, stdout, stderr := run("publish", "alice", "hello", "--wait", "--data", dir+"-sim"); code != exitOK {
+		t.Errorf("publish to the one that is named: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	if code, stdout, stderr := run("status", "--data", dir); code != exitFailed || !strings.HasPrefix(stdout, "NOT PUBLISHING: no account is connected\n") {
+		t.Errorf("status of the real one: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	stop(realOne, simulated)
+}
