@@ -34,7 +34,7 @@ type layer struct {
 // without an entry fails until somebody decides where it belongs.
 func layers() []layer {
 	drivers := []string{"store/postgres", "store/sqlite"}
-	parts := slices.Concat(drivers, []string{"internal/natstest", "internal/pgtest", "internal/xspectest", "xapi/xsim"})
+	parts := slices.Concat(drivers, []string{"internal/natstest", "internal/pgtest", "internal/testkit", "internal/xspectest", "xapi/xsim"})
 	handlers := []string{".", "publishers", "store", "xapi", "xapi/tweettext", "internal/secret"}
 	return []layer{
 		{dir: "."},
@@ -73,16 +73,30 @@ func layers() []layer {
 
 		{dir: "internal/secret"},
 		{dir: "internal/health"},
-		{dir: "internal/natstest"},
-		{dir: "internal/pgtest"},
-		{dir: "internal/disktest"},
+		{dir: "internal/testkit"},
+		{dir: "internal/natstest", use: []string{"internal/testkit"}},
+		{dir: "internal/pgtest", use: []string{"internal/testkit"}},
+		{dir: "internal/disktest", use: []string{"internal/testkit"}},
 		{dir: "internal/xspectest"},
 		{dir: "internal/app", use: []string{"..."}},
-		{dir: "cmd/...", use: []string{"..."}},
+		{dir: "internal/cli", use: []string{"..."}},
+		{dir: "internal/e2e", tests: []string{"...", "internal/cli", "internal/e2e/harness"}},
+		{dir: "internal/e2e/harness", use: []string{"...", "internal/cli"}},
+		{dir: "internal/chaos", use: []string{"...", "internal/e2e/harness"}},
+		{dir: "internal/chaos/cmd/...", use: []string{"internal/chaos", "internal/e2e/harness"}},
+		{dir: "cmd/...", use: []string{"internal/cli"}},
 	}
 }
 
-// A fence restricts a package to some directories, whatever the layers say.
+// outside are the packages that none below them may import: the command line and what runs it.
+func outside() []string {
+	return []string{"cmd/...", "internal/cli", "internal/e2e/...", "internal/e2e", "internal/chaos/...", "internal/chaos"}
+}
+
+// runners run the program, for tests and for chaos.
+func runners() []string { return []string{"internal/e2e/harness", "internal/chaos"} }
+
+// A fence keeps a package to some directories, whatever the layers say.
 type fence struct {
 	target string // import path; everything below it counts too
 	only   []string
@@ -94,9 +108,16 @@ type fence struct {
 func fences() []fence {
 	return []fence{
 		{
-			target: module + "/xapi/xsim", only: []string{"internal/app", "cmd/..."},
+			target: module + "/xapi/xsim", only: append(runners(), "internal/app", "internal/cli"),
 			reason: "only what starts a simulator for a person may hold one",
 		},
+		{
+			target: module + "/internal/testkit", only: append(runners(), "internal/disktest", "internal/natstest", "internal/pgtest"),
+			reason: "it is for tests",
+		},
+		{target: module + "/internal/disktest", only: runners(), reason: "it is for tests"},
+		{target: module + "/internal/natstest", only: runners(), reason: "it is for tests"},
+		{target: module + "/internal/pgtest", only: runners(), reason: "it is for tests"},
 		{
 			target: "github.com/nats-io/nats.go", never: []string{"store", "store/...", "xapi", "xapi/..."}, tests: true,
 			reason: "the ledger and the X client know nothing of messages",
@@ -153,8 +174,15 @@ func TestImportsSeesViolations(t *testing.T) {
 		want int
 	}{
 		{name: "app imports a command", dir: "internal/app", use: ours("cmd/jetpost"), want: 1},
+		{name: "app imports the command line", dir: "internal/app", use: ours("internal/cli"), want: 1},
+		{name: "app imports what tests share", dir: "internal/app", use: ours("internal/testkit"), want: 1},
+		{name: "app's tests import what tests share", dir: "internal/app", test: ours("internal/testkit", "internal/natstest")},
+		{name: "chaos imports what runs the program", dir: "internal/chaos", use: ours("internal/e2e/harness", "internal/pgtest", "xapi/xsim")},
 		{name: "app imports everything else", dir: "internal/app", use: append(ours("web", "xapi/xsim", "."), nats, server)},
-		{name: "command imports everything", dir: "cmd/jetpost", use: append(ours("internal/app", "xapi/xsim"), nats)},
+		{name: "command imports the command line", dir: "cmd/jetpost", use: ours("internal/cli")},
+		{name: "command imports more", dir: "cmd/jetpost", use: ours("internal/app"), want: 1},
+		{name: "command line imports everything", dir: "internal/cli", use: append(ours("internal/app", "xapi/xsim"), nats)},
+		{name: "command line imports what runs it", dir: "internal/cli", use: ours("internal/e2e/harness"), want: 1},
 		{name: "command imports the server", dir: "cmd/jetpost", use: []string{server}, want: 1},
 		{name: "client imports publishers", dir: "client", use: ours("publishers"), want: 1},
 		{name: "client imports the contract and NATS", dir: "client", use: append(ours("."), nats)},
@@ -280,7 +308,7 @@ func layerOf(dir string) (layer, bool) {
 func within(dir string, patterns []string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
 		if pattern == "..." {
-			return !below(dir, "cmd")
+			return !within(dir, outside())
 		}
 		parent, isTree := strings.CutSuffix(pattern, "/...")
 		return dir == pattern || isTree && strings.HasPrefix(dir, parent+"/")
@@ -298,25 +326,36 @@ func directory(importPath string) string {
 	return strings.TrimPrefix(importPath, module+"/")
 }
 
-// processCalls end the process or read its environment. Anywhere but in a
-// command they would be a hidden way out or a hidden setting.
-func processCalls() map[string][]string {
+// exits end the process. Anywhere but in a command they would be a hidden way out.
+func exits() map[string][]string {
 	return map[string][]string{
 		"log":     {"Fatal", "Fatalf", "Fatalln"},
-		"os":      {"Environ", "Exit", "ExpandEnv", "Getenv", "LookupEnv"},
-		"syscall": {"Environ", "Exit", "Getenv"},
+		"os":      {"Exit"},
+		"syscall": {"Exit"},
 	}
+}
+
+// processCalls end the process or read its environment, which would be a hidden setting.
+func processCalls() map[string][]string {
+	calls := exits()
+	calls["os"] = append(calls["os"], "Environ", "ExpandEnv", "Getenv", "LookupEnv")
+	calls["syscall"] = append(calls["syscall"], "Environ", "Getenv")
+	return calls
 }
 
 func TestProcessIsLeftToCommands(t *testing.T) {
 	t.Parallel()
 	for _, file := range productionFiles(t) {
-		// Tests find a database by the environment alone, and tests of a full disk run
-		// themselves again.
-		if within(path.Dir(file), []string{"cmd/...", "internal/pgtest", "internal/disktest"}) {
+		// Tests are told where a database is by the environment alone. What runs programs
+		// hands the environment on, and the one that they start as a browser shows it.
+		if within(path.Dir(file), []string{"cmd/...", "internal/chaos/cmd/...", "internal/e2e/harness", "internal/pgtest", "internal/disktest", "internal/testkit"}) {
 			continue
 		}
-		violations, err := processViolations(file, nil)
+		calls := processCalls()
+		if path.Dir(file) == "internal/cli" { // settings are its part
+			calls = exits()
+		}
+		violations, err := processViolations(file, nil, calls)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -344,7 +383,7 @@ func TestProcessIsLeftToCommandsSeesViolations(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := processViolations("p.go", "package p; "+tt.source)
+			got, err := processViolations("p.go", "package p; "+tt.source, processCalls())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -385,8 +424,8 @@ func productionFiles(t *testing.T) []string {
 	return files
 }
 
-// processViolations reads source or, where that is nil, the file.
-func processViolations(file string, source any) ([]string, error) {
+// processViolations looks for calls, by package, in source or, where that is nil, the file.
+func processViolations(file string, source any, calls map[string][]string) ([]string, error) {
 	set := token.NewFileSet()
 	tree, err := parser.ParseFile(set, file, source, parser.SkipObjectResolution)
 	if err != nil {
@@ -399,7 +438,7 @@ func processViolations(file string, source any) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse %s: import %s: %w", file, spec.Path.Value, err)
 		}
-		names, watched := processCalls()[importPath]
+		names, watched := calls[importPath]
 		switch {
 		case !watched:
 		case spec.Name == nil:

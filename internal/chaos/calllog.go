@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -41,13 +42,13 @@ type requestRow struct {
 
 // judge compares X's books with the jobs, and the ledger with X's books.
 func (c *publishRun) judge() {
-	ctx := c.t.Context()
+	ctx := c.T.Context()
 	c.endFleet()
 	for _, l := range c.fleet.all() {
 		c.published.adopted += l.adopted
 		c.published.absent += l.absent
 	}
-	must(c.t, c.view.db.QueryRowContext(ctx, "SELECT count(*) FROM posts WHERE doubt_since IS NOT NULL").Scan(&c.published.doubts))
+	testkit.Must(c.T, c.view.db.QueryRowContext(ctx, "SELECT count(*) FROM posts WHERE doubt_since IS NOT NULL").Scan(&c.published.doubts))
 	requests := c.requests(ctx)
 	total := 0
 	for i, name := range c.names {
@@ -56,7 +57,7 @@ func (c *publishRun) judge() {
 		total += len(posts)
 	}
 	c.published.posts = total
-	for _, v := range c.sim.Violations() {
+	for _, v := range c.Sim.Violations() {
 		c.findings.add("X's books", "%s of %s: %s", v.Kind, v.Account, v.Detail)
 	}
 	if c.guard == "" {
@@ -66,7 +67,7 @@ func (c *publishRun) judge() {
 
 // posts are what X has of an account, but for those made by hand, the oldest first.
 func (c *publishRun) posts(account string) []xsim.Post {
-	return slices.DeleteFunc(c.sim.Posts(account), func(p xsim.Post) bool { return strings.HasPrefix(p.Text, handmade) })
+	return slices.DeleteFunc(c.Sim.Posts(account), func(p xsim.Post) bool { return strings.HasPrefix(p.Text, handmade) })
 }
 
 // surplus are the posts that X has more often than the jobs have their texts, and how
@@ -276,7 +277,7 @@ func (c *publishRun) judgeSight() {
 
 // requests are what the ledger says, by account and id.
 func (c *publishRun) requests(ctx context.Context) map[string]map[string]*requestRow {
-	c.t.Helper()
+	c.T.Helper()
 	v := c.view
 	all := map[string]map[string]*requestRow{}
 	_, err := rowsOf(ctx, v.db, "SELECT account, id, state, coalesce(reason_code, '') || ' ' || reason_detail, seq, "+
@@ -290,7 +291,7 @@ func (c *publishRun) requests(ctx context.Context) map[string]map[string]*reques
 		all[account][r.id] = r
 		return struct{}{}, err
 	})
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	_, err = rowsOf(ctx, v.db, "SELECT account, request_id, coalesce(post_id, '') FROM posts ORDER BY account, request_id, idx", func(scan scanFunc) (_ struct{}, err error) {
 		var account, id, postID string
 		err = scan(&account, &id, &postID)
@@ -299,7 +300,7 @@ func (c *publishRun) requests(ctx context.Context) map[string]map[string]*reques
 		}
 		return struct{}{}, err
 	})
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	return all
 }
 

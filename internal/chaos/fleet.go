@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 )
 
 // fleet are the workers. Each process has an address of X to itself, so that the
@@ -54,7 +56,7 @@ type fleet struct {
 
 // life is one process of a worker.
 type life struct {
-	*process
+	*harness.Process
 	host  string
 	calls chan struct{} // gets something when X is called
 
@@ -77,10 +79,10 @@ type harm struct {
 
 func (c *chaos) newFleet() *fleet {
 	f := &fleet{
-		chaos: c, settings: c.settings(), lives: map[string]*life{}, frozen: map[string]bool{}, now: make([]*life, c.workers),
+		chaos: c, settings: c.Settings(), lives: map[string]*life{}, frozen: map[string]bool{}, now: make([]*life, c.workers),
 	}
 	f.server = &http.Server{Handler: http.HandlerFunc(f.serveX), ReadHeaderTimeout: chaosPatience}
-	c.t.Cleanup(func() { _ = f.server.Close() })
+	c.T.Cleanup(func() { _ = f.server.Close() })
 	return f
 }
 
@@ -96,7 +98,7 @@ func (f *fleet) serveX(w http.ResponseWriter, r *http.Request) {
 	if f.onAnswer != nil {
 		w = f.onAnswer(w)
 	}
-	f.sim.ServeHTTP(w, r)
+	f.Sim.ServeHTTP(w, r)
 }
 
 // keep runs one worker, restarts it whenever it ends, and harms it while it is
@@ -123,7 +125,7 @@ func (f *fleet) keep(ctx, stormy context.Context, worker int) error {
 			vain = 0
 			f.bury(ctx, l)
 		case vain > maxVainStarts:
-			return fmt.Errorf("%s does not start; see %s", l.name, l.log)
+			return fmt.Errorf("%s does not start; see %s", l.Name, l.Log)
 		}
 		vain++
 		pause(ctx, between(random, 0, f.claimFor))
@@ -139,7 +141,7 @@ const maxVainStarts = 20
 // whatever is away.
 func (f *fleet) bury(ctx context.Context, l *life) {
 	if ctx.Err() == nil && !l.wasKilled() && !l.hasEnded() {
-		f.findings.add("worker ended", "%s ended with code %d; see %s", l.name, l.cmd.ProcessState.ExitCode(), l.log)
+		f.findings.add("worker ended", "%s ended with code %d; see %s", l.Name, l.Cmd.ProcessState.ExitCode(), l.Log)
 	}
 }
 
@@ -151,7 +153,7 @@ func (f *fleet) begin(ctx context.Context, worker int) (*life, error) {
 			return nil, err
 		}
 	}
-	listener, err := (&net.ListenConfig{}).Listen(f.t.Context(), "tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(f.T.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -164,11 +166,11 @@ func (f *fleet) begin(ctx context.Context, worker int) (*life, error) {
 		env = append(env, f.own(worker)...)
 	}
 	args := append([]string{cmp.Or(f.command, "worker"), "--worker-name", name, "--log-format", "json"}, f.flags...)
-	p, err := launch(f.t, name, filepath.Join(f.logs, name+".log"), env, "jetpost", args...)
+	p, err := harness.Launch(f.T, name, filepath.Join(f.logs, name+".log"), env, "jetpost", args...)
 	if err != nil {
 		return nil, err
 	}
-	l := &life{process: p, host: host, calls: make(chan struct{}, 1), ends: f.ends, tokenLog: newTokenLog()}
+	l := &life{Process: p, host: host, calls: make(chan struct{}, 1), ends: f.ends, tokenLog: newTokenLog()}
 	f.lives[host] = l
 	go func() { _ = f.server.Serve(listener) }() // until the run is over
 	if f.starting == nil {
@@ -228,7 +230,7 @@ func (f *fleet) strike(ctx context.Context, random *rand.Rand, l *life, deadly b
 		}
 	}
 	f.freeze(l)
-	pause(f.t.Context(), d)
+	pause(f.T.Context(), d)
 	if kind == 4 {
 		f.kill(l)
 	}
@@ -239,7 +241,7 @@ func (f *fleet) kill(l *life) {
 	f.kills.Add(1)
 	l.harmed(harm{killed: true, from: time.Now()})
 	l.send(syscall.SIGKILL)
-	<-l.done
+	<-l.Done
 }
 
 func (f *fleet) freeze(l *life) {
@@ -281,7 +283,7 @@ func (f *fleet) all() []*life {
 	for _, l := range f.lives {
 		list = append(list, l)
 	}
-	slices.SortFunc(list, func(a, b *life) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(list, func(a, b *life) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
 
@@ -291,23 +293,23 @@ func (c *chaos) endFleet() {
 		if !l.alive() {
 			continue
 		}
-		if l.signal(syscall.SIGTERM); l.exit() != exitOK {
-			c.findings.add("worker ended", "%s ended with code %d when it was told to stop; see %s", l.name, l.exit(), l.log)
+		if l.Signal(syscall.SIGTERM); l.Exit() != 0 {
+			c.findings.add("worker ended", "%s ended with code %d when it was told to stop; see %s", l.Name, l.Exit(), l.Log)
 		}
 	}
 	for _, l := range c.fleet.all() {
 		if l.learn(); l.started && l.bad != "" {
-			c.findings.add("worker broke", "%s logged %q; see %s", l.name, l.bad, l.log)
+			c.findings.add("worker broke", "%s logged %q; see %s", l.Name, l.bad, l.Log)
 		}
 	}
 }
 
 // send sends a signal, if the process has not ended meanwhile.
-func (l *life) send(sig syscall.Signal) { _ = l.cmd.Process.Signal(sig) }
+func (l *life) send(sig syscall.Signal) { _ = l.Cmd.Process.Signal(sig) }
 
 func (l *life) alive() bool {
 	select {
-	case <-l.done:
+	case <-l.Done:
 		return false
 	default:
 		return true
@@ -320,7 +322,7 @@ func (l *life) wait(ctx context.Context, d time.Duration) bool {
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-	case <-l.done:
+	case <-l.Done:
 	case <-timer.C:
 		return true
 	}
@@ -338,7 +340,7 @@ func (l *life) called(ctx context.Context, random *rand.Rand) bool {
 		select {
 		case <-l.calls:
 		case <-ctx.Done():
-		case <-l.done:
+		case <-l.Done:
 		}
 	}
 	return l.wait(ctx, between(random, 0, 60*time.Millisecond))
@@ -388,7 +390,7 @@ type entry struct {
 func (l *life) learn() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f, err := os.Open(l.log)
+	f, err := os.Open(l.Log)
 	if err != nil {
 		return
 	}

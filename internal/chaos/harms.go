@@ -16,7 +16,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -27,10 +26,12 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/disktest"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -166,7 +167,7 @@ func (c *standRun) victim(ctx context.Context, random *rand.Rand) int {
 	})
 	c.fleet.mu.Lock()
 	defer c.fleet.mu.Unlock()
-	if at := slices.IndexFunc(c.fleet.now, func(l *life) bool { return l != nil && l.name == name }); at >= 0 {
+	if at := slices.IndexFunc(c.fleet.now, func(l *life) bool { return l != nil && l.Name == name }); at >= 0 {
 		return at
 	}
 	return chosen
@@ -194,7 +195,7 @@ func (c *standRun) blames(ctx context.Context, worker int) {
 	l := c.fleet.now[worker]
 	c.fleet.mu.Unlock()
 	named := l != nil && slices.ContainsFunc(status.Causes, func(cause health.Cause) bool {
-		return cause.Code == "worker_fault" && strings.HasPrefix(cause.Reason, "worker "+l.name+": ")
+		return cause.Code == "worker_fault" && strings.HasPrefix(cause.Reason, "worker "+l.Name+": ")
 	})
 	if !named && ctx.Err() == nil && c.guard == "" {
 		c.findings.add("not told", "the database of worker %d does not answer, and status says %q, %v, %v", worker+1, status.Summary, status.Causes, err)
@@ -230,8 +231,8 @@ func filled(left int64) func(context.Context, *standRun, *rand.Rand) {
 		c.until(ctx, standsWithin, func() bool {
 			return len(c.fleet.all()) > len(l) || c.moved.Load().posted > before.posted+int64(len(c.names))
 		})
-		eventually(c.t, "'up' to be at work", c.fleet.well)
-		must(c.t, c.instance.connect(c))
+		testkit.Eventually(c.T, "'up' to be at work", c.fleet.well)
+		testkit.Must(c.T, c.instance.connect(c))
 	}
 }
 
@@ -243,17 +244,17 @@ const fewExchanges = 10
 func bucketDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	c.until(ctx, standsWithin, func() bool { // which the stop keeps from going on
 		made := 0
-		for _, n := range c.sim.Counts()[xsim.EndpointToken] {
+		for _, n := range c.Sim.Counts()[xsim.EndpointToken] {
 			made += n
 		}
 		return made >= fewExchanges
 	})
-	pauses := &consumers.AppPauseControl{Bucket: signedPauses(c.t, c.control(), c.ledger), Ledger: c.ledger, Log: slog.New(slog.DiscardHandler)}
+	pauses := &consumers.AppPauseControl{Bucket: harness.SignedPauses(c.T, c.control(), c.Ledger), Ledger: c.Ledger, Log: slog.New(slog.DiscardHandler)}
 	_, _, err := pauses.Set(ctx, publishers.Pause{
 		Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "by hand"}, Since: time.Now(),
 	})
-	must(c.t, err)
-	must(c.t, c.control().JS.DeleteStream(ctx, "KV_"+c.spaces.LimitsBucket()))
+	testkit.Must(c.T, err)
+	testkit.Must(c.T, c.control().JS.DeleteStream(ctx, "KV_"+c.spaces.LimitsBucket()))
 	c.setUpAgain(ctx, random)
 	c.mends(ctx, "the stop of the deleted bucket", func() bool {
 		_, there, err := pauses.Bucket.Get(ctx, publishers.TargetRefresh)
@@ -270,9 +271,9 @@ func streamDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	streams := []string{n.LanesStream(), n.ScheduleStream(), n.RefreshStream(), n.FailedStream(), n.EventsStream()}
 	stream := streams[random.IntN(len(streams))]
 	c.say("  %s", stream)
-	must(c.t, c.control().JS.DeleteStream(ctx, stream))
+	testkit.Must(c.T, c.control().JS.DeleteStream(ctx, stream))
 	c.setUpAgain(ctx, random)
-	must(c.t, c.layBait(ctx))
+	testkit.Must(c.T, c.layBait(ctx))
 }
 
 func consumerDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
@@ -283,7 +284,7 @@ func consumerDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	}
 	one := all[random.IntN(len(all))]
 	c.say("  %s of %s", one[1], one[0])
-	must(c.t, c.control().JS.DeleteConsumer(ctx, one[0], one[1]))
+	testkit.Must(c.T, c.control().JS.DeleteConsumer(ctx, one[0], one[1]))
 	c.setUpAgain(ctx, random)
 }
 
@@ -297,7 +298,7 @@ func (c *standRun) setUpAgain(ctx context.Context, random *rand.Rand) {
 	if c.instance != nil {
 		args = append(args, "--data", c.instance.dir)
 	}
-	if code, stdout, stderr := c.run(args...); code != exitOK && ctx.Err() == nil {
+	if code, stdout, stderr := c.Run(args...); code != 0 && ctx.Err() == nil {
 		c.findings.add("setup", "jetpost %s: exit code %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
 	}
 }
@@ -305,7 +306,7 @@ func (c *standRun) setUpAgain(ctx context.Context, random *rand.Rand) {
 func lanesPausedByHand(ctx context.Context, c *standRun, _ *rand.Rand) {
 	control := c.control()
 	_, err := control.JS.PauseConsumer(ctx, c.spaces.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	c.mends(ctx, "the pause of the lanes", func() bool {
 		lanes, err := control.JS.Consumer(ctx, c.spaces.LanesStream(), jetpost.ConsumerLanes)
 		return err == nil && !lanes.CachedInfo().Paused
@@ -314,11 +315,11 @@ func lanesPausedByHand(ctx context.Context, c *standRun, _ *rand.Rand) {
 
 func replaceSchedule(ctx context.Context, c *standRun, _ *rand.Rand) {
 	msg := nats.NewMsg(c.spaces.ScheduleRefresh())
-	msg.Header.Set(jetstream.ScheduleHeader, never)
+	msg.Header.Set(jetstream.ScheduleHeader, harness.Never)
 	msg.Header.Set(jetstream.ScheduleTargetHeader, c.spaces.DueRefresh("tick"))
 	msg.Header.Set(jetstream.ScheduleTTLHeader, "6h0m0s")
 	_, err := c.control().JS.PublishMsg(ctx, msg)
-	must(c.t, err)
+	testkit.Must(c.T, err)
 }
 
 // attacked has a producer send what could do harm to everything that it may not reach: as
@@ -326,12 +327,12 @@ func replaceSchedule(ctx context.Context, c *standRun, _ *rand.Rand) {
 // must come of it.
 func attacked(ctx context.Context, c *standRun, _ *rand.Rand) {
 	before, err := c.inventory(ctx)
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	targets := c.attackTargets()
 	for i, target := range targets {
 		c.attack(target, fmt.Sprintf("stranger-%d", i))
 	}
-	must(c.t, c.sender.FlushTimeout(chaosPatience))
+	testkit.Must(c.T, c.sender.FlushTimeout(chaosPatience))
 	pause(ctx, time.Second) // far longer than any answer is on its way
 	for i := range targets {
 		_ = c.sender.Publish("$JS.API.CONSUMER.DELETE."+c.spaces.EventsStream()+fmt.Sprintf(".stranger-%d", i), nil) // else it ends by itself
@@ -494,8 +495,8 @@ func poisonTriggers(sqlite bool) []string {
 
 // judgePoison wants each of them to be refused or failed, with its reason.
 func (c *standRun) judgePoison(ctx context.Context, requests map[string]map[string]*requestRow) {
-	refusals, err := c.ledger.Refusals(ctx, windowPlenty)
-	must(c.t, err)
+	refusals, err := c.Ledger.Refusals(ctx, windowPlenty)
+	testkit.Must(c.T, err)
 	codes := map[string]jetpost.Code{}
 	for _, r := range refusals {
 		codes[r.ID] = r.Code
@@ -543,7 +544,7 @@ END $$`, `CREATE TRIGGER break_guard BEFORE UPDATE ON intake_failures FOR EACH R
 
 // standNATS is a server, with walls as 'jetpost nats config' makes them or without any, and
 // how a user logs in to it.
-func standNATS(t *testing.T, walled bool) (address string, user func(name string) string) {
+func standNATS(t testkit.T, walled bool) (address string, user func(name string) string) {
 	t.Helper()
 	const password = "secret"
 	walls := app.Walls{NoLogin: true, Logins: map[string]string{}}
@@ -558,7 +559,7 @@ func standNATS(t *testing.T, walled bool) (address string, user func(name string
 	s := natstest.Server(t, func(o *server.Options) {
 		if walled {
 			dir := o.StoreDir
-			must(t, o.ProcessConfigString(walls.Config()))
+			testkit.Must(t, o.ProcessConfigString(walls.Config()))
 			o.JetStream, o.StoreDir = true, dir
 		}
 		natstest.Listen(o)
@@ -576,28 +577,28 @@ type upInstance struct {
 const instanceDisk = 400 << 20
 
 // newInstance makes the directory of 'up', with a database in it.
-func (c *standRun) newInstance(t *testing.T, cfg chaosConfig) {
+func (c *standRun) newInstance(t testkit.T, cfg chaosConfig) {
 	t.Helper()
 	instance := &upInstance{dir: filepath.Join(t.TempDir(), "data")}
 	if runtime.GOOS == "linux" && os.Geteuid() == 0 {
 		instance.disk = disktest.New(t, instanceDisk)
 		instance.dir = filepath.Join(instance.disk.Dir, "data")
 	}
-	must(t, os.Mkdir(instance.dir, 0o700))
-	s := &site{t: t, sim: &xsim.Server{}, lease: cfg.claimFor, minute: cfg.claimFor / leaseMinutes}
-	s.x = httptest.NewServer(s)
-	t.Cleanup(s.x.Close)
-	s.cfg = app.Config{
-		DatabaseURL: secret.New("sqlite:" + filepath.Join(instance.dir, "jetpost.db")), Keys: store.GenerateKey(), X: app.XConfig{URL: s.x.URL, ClientID: "e2e"},
+	testkit.Must(t, os.Mkdir(instance.dir, 0o700))
+	s := &harness.Site{T: t, Sim: &xsim.Server{}, Lease: cfg.claimFor, Minute: cfg.claimFor / harness.LeaseMinutes}
+	s.X = httptest.NewServer(s)
+	t.Cleanup(s.X.Close)
+	s.Cfg = app.Config{
+		DatabaseURL: secret.New("sqlite:" + filepath.Join(instance.dir, "jetpost.db")), Keys: store.GenerateKey(), X: app.XConfig{URL: s.X.URL, ClientID: "e2e"},
 	}
-	must(t, s.cfg.Migrate(t.Context()))
+	testkit.Must(t, s.Cfg.Migrate(t.Context()))
 	var err error
-	s.ledger, err = s.cfg.OpenStore(t.Context())
-	must(t, err)
-	t.Cleanup(func() { _ = s.ledger.Close() })
+	s.Ledger, err = s.Cfg.OpenStore(t.Context())
+	testkit.Must(t, err)
+	t.Cleanup(func() { _ = s.Ledger.Close() })
 	c.chaos = &chaos{name: runStandstill, chaosConfig: cfg, began: time.Now()}
 	c.chaos.open(s)
-	c.instance, c.address = instance, closedAddress(t)
+	c.instance, c.address = instance, harness.ClosedAddress(t)
 	c.fleet.command, c.fleet.ends = "up", app.BrokenError{}.Error()
 	c.fleet.flags = []string{"--data", instance.dir, "--nats-listen", c.address}
 	if instance.disk == nil {
@@ -607,7 +608,7 @@ func (c *standRun) newInstance(t *testing.T, cfg chaosConfig) {
 
 // reach is how the installation that runs is reached.
 func (h *upInstance) reach(c *standRun) (app.Config, error) {
-	cfg, runs, err := c.cfg.Running(h.dir)
+	cfg, runs, err := c.Cfg.Running(h.dir)
 	if err == nil && !runs {
 		err = errors.New("no 'up' runs")
 	}
@@ -620,17 +621,17 @@ func (h *upInstance) connect(c *standRun) error {
 	if err != nil {
 		return err
 	}
-	conn, err := cfg.Connect(c.t.Context(), slog.New(slog.DiscardHandler), "test")
+	conn, err := cfg.Connect(c.T.Context(), slog.New(slog.DiscardHandler), "test")
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	before := c.conn
-	c.conn = conn
+	before := c.Conn
+	c.Conn = conn
 	c.mu.Unlock()
 	if before != nil {
 		before.Close()
 	}
-	c.t.Cleanup(conn.Close)
+	c.T.Cleanup(conn.Close)
 	return nil
 }

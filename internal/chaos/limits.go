@@ -3,7 +3,6 @@ package chaos
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -12,13 +11,14 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -105,37 +105,8 @@ const (
 	resumesWithin = 20 * time.Second
 )
 
-// TestChaosLimits runs short as a test of the suite, like TestChaosTokens: on each
-// database in two halves at once, for the time that windows take.
-//
-//nolint:paralleltest // it measures times, and so runs before the tests that are parallel
-func TestChaosLimits(t *testing.T) {
-	if flag.NArg() > 0 {
-		c, plan := limitArguments(t, flag.Args())
-		runLimitsChaos(t, c, plan)
-		return
-	}
-	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
-	plan := limitPlan{
-		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3200, accountMax: 4, appMax: 24, stops: 5, closedMS: 4500, want: 0.85, slots: 16,
-	}
-	var together sync.WaitGroup // they wait most of the time: more at once than processors
-	for _, database := range []string{"PostgreSQL", "SQLite"} {
-		for _, half := range [][]string{{actAccounts, actApp}, {actStops, actJoins}} {
-			together.Go(func() {
-				t.Run(database+" "+strings.Join(half, " "), func(t *testing.T) {
-					cfg, plan := short, plan
-					cfg.sqlite, plan.acts = database == "SQLite", half
-					runLimitsChaos(t, cfg, plan)
-				})
-			})
-		}
-	}
-	together.Wait()
-}
-
 // limitArguments are the defaults of a long run, and what is said otherwise.
-func limitArguments(t *testing.T, args []string) (c chaosConfig, plan limitPlan) {
+func limitArguments(t testkit.T, c chaosConfig, args []string) (_ chaosConfig, plan limitPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 4, 12*time.Second
 	plan = limitPlan{thefts: 3, windowMS: 4500, closedMS: 8500, want: 0.97, slots: 32}
@@ -176,13 +147,13 @@ type limitsRun struct {
 	shown             []stopShown
 }
 
-func runLimitsChaos(t *testing.T, cfg chaosConfig, plan limitPlan) {
+func runLimitsChaos(t testkit.T, cfg chaosConfig, plan limitPlan) {
 	t.Helper()
 	c := newLimitsRun(t, cfg, plan)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	c.say("seed %d: %d workers, windows of %d ms", c.seed, c.workers, plan.windowMS)
-	must(t, c.stops.watch(ctx, c.conn.JS, c.conn.Names))
+	testkit.Must(t, c.stops.watch(ctx, c.Conn.JS, c.Conn.Names))
 	c.man(ctx)
 	acts := map[string]func(context.Context) bool{actAccounts: c.accountsAct, actApp: c.appAct, actStops: c.stopsAct, actJoins: c.joinsAct}
 	for _, name := range plan.acts {
@@ -196,7 +167,7 @@ func runLimitsChaos(t *testing.T, cfg chaosConfig, plan limitPlan) {
 	c.tell()
 }
 
-func newLimitsRun(t *testing.T, cfg chaosConfig, plan limitPlan) *limitsRun {
+func newLimitsRun(t testkit.T, cfg chaosConfig, plan limitPlan) *limitsRun {
 	t.Helper()
 	accounts := 3*plan.accounts + stopAccounts + 2*joinAccounts + 1
 	base := newPublisher(t, runLimits, cfg, publishPlan{accounts: accounts, slots: plan.slots}, true)
@@ -230,7 +201,7 @@ func (c *limitsRun) man(ctx context.Context) {
 // dismiss stops the workers as an operator would.
 func (c *limitsRun) dismiss() {
 	c.ended()
-	must(c.t, c.desiredStore.Wait())
+	testkit.Must(c.T, c.desiredStore.Wait())
 	c.endFleet()
 }
 
@@ -251,7 +222,7 @@ type part struct {
 // part begins one with so many accounts from the first on.
 func (c *limitsRun) part(name string, first, accounts int) *part {
 	p := &part{name: name, first: first, names: c.names[first : first+accounts], began: time.Now(), ids: map[string]string{}}
-	for _, a := range c.sim.Accounts() {
+	for _, a := range c.Sim.Accounts() {
 		p.ids[a.Handle] = a.ID
 	}
 	return p
@@ -265,7 +236,7 @@ func (c *limitsRun) limit(l xsim.Limit) {
 	if l.Scope == xsim.ScopeUser {
 		other.Scope = xsim.ScopeApp24h
 	}
-	must(c.t, c.sim.SetLimits(append(noLimits(), l, other)))
+	testkit.Must(c.T, c.Sim.SetLimits(append(noLimits(), l, other)))
 }
 
 func (c *limitsRun) accountLimit() xsim.Limit {
@@ -291,20 +262,20 @@ func (c *limitsRun) write(p *part, account, posts int) *thread {
 func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 	for _, j := range jobs {
 		body, err := j.bytes()
-		must(c.t, err)
-		_, err = c.conn.JS.PublishAsync(c.conn.Names.PublishRequest(j.account), body)
-		must(c.t, err)
+		testkit.Must(c.T, err)
+		_, err = c.Conn.JS.PublishAsync(c.Conn.Names.PublishRequest(j.account), body)
+		testkit.Must(c.T, err)
 	}
 	c.jobsSent += len(jobs)
 	accepted := c.until(ctx, chaosPatience, func() bool {
 		total := 0
-		for _, n := range c.counts() {
+		for _, n := range c.Counts() {
 			total += n
 		}
 		return total >= c.jobsSent
 	})
 	if !accepted {
-		c.findings.add("not finished", "of %d jobs not all were accepted: %v", c.jobsSent, c.counts())
+		c.findings.add("not finished", "of %d jobs not all were accepted: %v", c.jobsSent, c.Counts())
 	}
 	return accepted
 }
@@ -312,11 +283,11 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 // queueAtOnce has jobs be accepted while the app is stopped, so that all are there when
 // the first is posted.
 func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*part) bool {
-	_, _, err := signedPauses(c.t, c.conn, c.ledger).Set(ctx, publishers.Pause{
+	_, _, err := harness.SignedPauses(c.T, c.Conn, c.Ledger).Set(ctx, publishers.Pause{
 		Target: publishers.TargetPublish, Since: time.Now(),
 		Reason: jetpost.Reason{Code: jetpost.CodeCreditsDepleted, Detail: "jobs are queued", Until: time.Now().Add(chaosPatience)},
 	})
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	if !c.queue(ctx, jobs) {
 		return false
 	}
@@ -324,13 +295,13 @@ func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*p
 		p.queued = time.Now()
 	}
 	c.say("%d jobs are queued", len(jobs))
-	must(c.t, c.resume())
+	testkit.Must(c.T, c.resume())
 	return true
 }
 
 // resume ends the app pause, as an operator would.
 func (c *limitsRun) resume() error {
-	if code, _, stderr := c.run("resume", "--app"); code != exitOK {
+	if code, _, stderr := c.Run("resume", "--app"); code != 0 {
 		return fmt.Errorf("resume ended with code %d: %s", code, stderr)
 	}
 	return nil
@@ -339,13 +310,13 @@ func (c *limitsRun) resume() error {
 // drain waits until all jobs are finished, for so long at most.
 func (c *limitsRun) drain(ctx context.Context, atMost time.Duration, parts ...*part) bool {
 	drained := c.until(ctx, atMost, func() bool {
-		counts := c.counts()
+		counts := c.Counts()
 		return counts[jetpost.StatePublished]+counts[jetpost.StateFailed]+counts[jetpost.StateUnknown] >= c.jobsSent
 	})
 	if !drained {
-		c.findings.add("not finished", "%d jobs sent, after %s: %v", c.jobsSent, atMost, c.counts())
+		c.findings.add("not finished", "%d jobs sent, after %s: %v", c.jobsSent, atMost, c.Counts())
 	}
-	calls := c.sim.Calls()
+	calls := c.Sim.Calls()
 	for _, p := range parts {
 		if len(calls) >= callLogEnd && calls[0].At.After(p.began) {
 			c.findings.add("run", "X's books do not reach back to %s: too many calls for one act", clock(p.began))
@@ -489,7 +460,7 @@ func (c *limitsRun) judgeRefusals(whose string, windows []rateWindow, together t
 
 func (c *limitsRun) nameOf(host string) string {
 	if l := c.fleet.of(host); l != nil {
-		return l.name
+		return l.Name
 	}
 	return host
 }
@@ -497,7 +468,7 @@ func (c *limitsRun) nameOf(host string) string {
 // judgeClosed wants no call into a window of which X had said that it is closed, but for
 // those that were excused.
 func (c *limitsRun) judgeClosed(since time.Time) {
-	for _, v := range c.sim.Violations() {
+	for _, v := range c.Sim.Violations() {
 		if v.Kind != xsim.ViolationCallInClosedWindow || v.At.Before(since) || c.others.excused(v) {
 			continue
 		}
@@ -558,7 +529,7 @@ func (c *limitsRun) stopsAct(ctx context.Context) bool {
 	limit.Max = stopWindowMax
 	c.limit(limit)
 	p := c.part("stop", 3*c.accounts, stopAccounts)
-	must(c.t, c.sim.SetFaults(c.slowCalls(p)))
+	testkit.Must(c.T, c.Sim.SetFaults(c.slowCalls(p)))
 	var jobs []*thread
 	for range (stopPostsFirst+stopPosts*(c.limitPlan.stops+1))/(stopAccounts*longestThread) + 1 {
 		for a := range p.names {
@@ -583,7 +554,7 @@ func (c *limitsRun) stopsAct(ctx context.Context) bool {
 	if going {
 		_, going = c.oneStop(ctx, p, limit, since, c.stopAndRestart)
 	}
-	must(c.t, c.sim.SetFaults(nil))
+	testkit.Must(c.T, c.Sim.SetFaults(nil))
 	c.judgeStops()
 	return c.drain(ctx, time.Minute, p) && going
 }
@@ -598,7 +569,7 @@ func (c *limitsRun) slowCalls(p *part, more ...xsim.Fault) []xsim.Fault {
 
 // callsSince are all calls in X's books from a moment on.
 func (c *limitsRun) callsSince(t time.Time) []xsim.Call {
-	return slices.DeleteFunc(c.sim.Calls(), func(call xsim.Call) bool { return call.At.Before(t) })
+	return slices.DeleteFunc(c.Sim.Calls(), func(call xsim.Call) bool { return call.At.Before(t) })
 }
 
 // oneStop waits for load, stops the app in one way, and waits until it goes on. It
@@ -606,7 +577,7 @@ func (c *limitsRun) callsSince(t time.Time) []xsim.Call {
 func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since time.Time, stop func(context.Context, *part, xsim.Limit) (stopSeen, error)) (time.Time, bool) {
 	before := c.arrived.Load()
 	if !c.soon(ctx, func() bool { return c.arrived.Load() >= before+stopCalls }) {
-		c.findings.add("not resumed", "%d calls since %s, and then fewer than %d in %s; %v", countOf(c.callsSince(since), c.ours), clock(since), stopCalls, resumesWithin, c.counts())
+		c.findings.add("not resumed", "%d calls since %s, and then fewer than %d in %s; %v", countOf(c.callsSince(since), c.ours), clock(since), stopCalls, resumesWithin, c.Counts())
 		return since, false
 	}
 	began := time.Now()
@@ -642,7 +613,7 @@ func (c *limitsRun) soon(ctx context.Context, is func() bool) bool {
 		if ctx.Err() != nil || time.Now().After(end) {
 			return false
 		}
-		pause(ctx, askAgain)
+		pause(ctx, testkit.AskAgain)
 	}
 	return true
 }
@@ -663,7 +634,7 @@ func (c *limitsRun) stopByFault(kind string, fault xsim.Fault) func(context.Cont
 	fault.Kind, fault.Endpoint, fault.Times = xsim.FaultStatus, xsim.EndpointCreatePost, 1
 	return func(ctx context.Context, p *part, _ xsim.Limit) (stopSeen, error) {
 		since := time.Now()
-		must(c.t, c.sim.SetFaults(c.slowCalls(p, fault)))
+		testkit.Must(c.T, c.Sim.SetFaults(c.slowCalls(p, fault)))
 		revision, err := c.known(ctx, kind, since)
 		if err != nil {
 			return stopSeen{}, err
@@ -736,15 +707,15 @@ func (c *limitsRun) stopAndRestart(ctx context.Context, _ *part, _ xsim.Limit) (
 
 // bounceNATS kills NATS and starts it again at once.
 func (c *limitsRun) bounceNATS() {
-	c.nats.kill()
-	c.nats = startNATS(c.t, c.natsDir, c.address)
+	c.nats.Kill()
+	c.nats = harness.StartNATS(c.T, c.natsDir, c.address)
 	c.restarts++
 	c.say("NATS was killed and started again")
 }
 
 func (c *limitsRun) stopUntil(ctx context.Context, kind string, end time.Time) (stopSeen, error) {
 	since := time.Now()
-	_, _, err := signedPauses(c.t, c.conn, c.ledger).Set(ctx, publishers.Pause{
+	_, _, err := harness.SignedPauses(c.T, c.Conn, c.Ledger).Set(ctx, publishers.Pause{
 		Target: publishers.TargetPublish, Since: since,
 		Reason: jetpost.Reason{Code: jetpost.CodeXOutage, Detail: "a chaos run", Until: end},
 	})
@@ -835,13 +806,13 @@ func (c *limitsRun) windowsBy(p *part, l xsim.Limit) map[string][]rateWindow {
 
 // judgePosts compares X's posts with the jobs, and the ledger with X's posts.
 func (c *limitsRun) judgePosts() {
-	requests := c.requests(c.t.Context())
+	requests := c.requests(c.T.Context())
 	for i, name := range c.names {
 		posts := c.posts(name)
 		c.judgeAccount(name, c.jobs[i], posts, requests[name])
 		c.published.posts += len(posts)
 	}
-	for _, v := range c.sim.Violations() {
+	for _, v := range c.Sim.Violations() {
 		if v.Kind != xsim.ViolationCallInClosedWindow { // which the acts judge
 			c.findings.add("X's books", "%s of %s: %s", v.Kind, v.Account, v.Detail)
 		}
@@ -965,7 +936,7 @@ func (o *others) text() string {
 func (c *limitsRun) onCall(r *http.Request) {
 	c.arrived.Add(1)
 	c.lastCall.Store(time.Now().UnixNano())
-	if r.Method != http.MethodPost || r.URL.Path != postPath {
+	if r.Method != http.MethodPost || r.URL.Path != harness.PostPath {
 		return
 	}
 	if token, header := c.others.strikes(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")); token != "" {
@@ -976,18 +947,18 @@ func (c *limitsRun) onCall(r *http.Request) {
 // useUp posts with a token until X says that nothing is left. X takes nobody for told:
 // whoever posts has gone before the answers.
 func (c *limitsRun) useUp(token, header string) {
-	ctx, leave := context.WithCancel(c.t.Context())
+	ctx, leave := context.WithCancel(c.T.Context())
 	leave()
 	for {
 		body, err := json.Marshal(map[string]string{"text": c.others.text()})
 		if err != nil {
 			return
 		}
-		r := httptest.NewRequestWithContext(ctx, http.MethodPost, postPath, strings.NewReader(string(body)))
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, harness.PostPath, strings.NewReader(string(body)))
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Authorization", "Bearer "+token)
 		w := httptest.NewRecorder()
-		c.sim.ServeHTTP(w, r)
+		c.Sim.ServeHTTP(w, r)
 		if w.Code != http.StatusCreated || w.Header().Get(header) == "0" {
 			return
 		}
@@ -996,7 +967,7 @@ func (c *limitsRun) useUp(token, header string) {
 
 func (c *limitsRun) tokensOf(names []string) (tokens []string) {
 	for _, name := range names {
-		token, _ := c.sim.CurrentToken(name)
+		token, _ := c.Sim.CurrentToken(name)
 		tokens = append(tokens, token.AccessToken)
 	}
 	return tokens

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -63,7 +64,7 @@ const storedWithin = 10 * time.Second
 // any more. The error says what is wrong where there is no good reason.
 func (c *tokenRun) prove(lost loss) (cause, error) {
 	name, token := lost.name, lost.token
-	held, rotation, ok := c.sim.Locate(token.Refresh.Reveal())
+	held, rotation, ok := c.Sim.Locate(token.Refresh.Reveal())
 	switch {
 	case !ok:
 		return 0, fmt.Errorf("the ledger holds a refresh token that X never gave out, at version %d", token.Version)
@@ -76,7 +77,7 @@ func (c *tokenRun) prove(lost loss) (cause, error) {
 	}
 	at := tokenAt{name, token.Version - int64(rotation-taken.Rotation)}
 	if l := c.fleet.of(taken.Host); taken.Rotation == rotation && l != nil && l.stored(at, lost.seen) {
-		return 0, fmt.Errorf("%s stored the successor of version %d, which is gone: %s", l.name, at.version, seenOf(taken))
+		return 0, fmt.Errorf("%s stored the successor of version %d, which is gone: %s", l.Name, at.version, seenOf(taken))
 	}
 	return c.excuse(taken, at)
 }
@@ -85,7 +86,7 @@ func (c *tokenRun) prove(lost loss) (cause, error) {
 // the family was presented again, which ends the whole family at X, that is the
 // one whose exchange went wrong: its pair came after all, but too late.
 func (c *tokenRun) takenBy(name string, family, rotation int) (xsim.Exchange, bool) {
-	seen := c.sim.Exchanges(name)
+	seen := c.Sim.Exchanges(name)
 	took := func(rotation int) (xsim.Exchange, bool) {
 		i := slices.IndexFunc(seen, func(e xsim.Exchange) bool {
 			return e.Effect && !e.Code && e.Family == family && e.Rotation == rotation
@@ -136,7 +137,7 @@ func (c *tokenRun) excuse(e xsim.Exchange, at tokenAt) (cause, error) {
 	if stored, ok := l.saved[at]; ok && stored.at.Sub(e.At) > c.claimFor {
 		return storedLate, nil
 	}
-	return 0, fmt.Errorf("%s was neither killed nor frozen, and got an answer to %s; it logged %q", l.name, seenOf(e), l.failed[at])
+	return 0, fmt.Errorf("%s was neither killed nor frozen, and got an answer to %s; it logged %q", l.Name, seenOf(e), l.failed[at])
 }
 
 // seenOf tells of an exchange in a line.
@@ -147,7 +148,7 @@ func seenOf(e xsim.Exchange) string {
 
 // judge compares everything with everything.
 func (c *tokenRun) judge() {
-	ctx := c.t.Context()
+	ctx := c.T.Context()
 	c.until(ctx, chaosPatience, func() bool {
 		rounds, err := c.view.rounds(ctx, c.began)
 		return err == nil && !slices.ContainsFunc(rounds, func(r roundRow) bool { return !r.announced })
@@ -156,7 +157,7 @@ func (c *tokenRun) judge() {
 	seen := c.judgeTokens(ctx)
 	c.judgeRounds(ctx, seen)
 	stuck, err := c.view.names(ctx, c.view.leased)
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	for _, name := range stuck {
 		c.findings.add("stuck lease", "%s", name)
 	}
@@ -166,17 +167,17 @@ func (c *tokenRun) judge() {
 // judgeTokens compares the ledger's pairs with X's books, and returns all exchanges.
 func (c *tokenRun) judgeTokens(ctx context.Context) (seen []xsim.Exchange) {
 	journal, err := c.view.journal(ctx)
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	c.retries = len(journal)
 	retries := map[string][]retryRow{}
 	for _, r := range journal {
 		retries[r.account] = append(retries[r.account], r)
 	}
 	for _, name := range c.people.names {
-		token, err := c.ledger.Token(ctx, name)
-		must(c.t, err)
+		token, err := c.Ledger.Token(ctx, name)
+		testkit.Must(c.T, err)
 		c.judgePair(name, token)
-		exchanges := c.sim.Exchanges(name)
+		exchanges := c.Sim.Exchanges(name)
 		c.judgePresentations(name, token, exchanges, retries[name])
 		seen = append(seen, exchanges...)
 	}
@@ -189,13 +190,13 @@ func (c *tokenRun) judgeTokens(ctx context.Context) (seen []xsim.Exchange) {
 // judgePair wants the ledger to hold the pair that X calls current, or to know that
 // it may not.
 func (c *tokenRun) judgePair(name string, token store.Token) {
-	current, _ := c.sim.CurrentToken(name)
+	current, _ := c.Sim.CurrentToken(name)
 	differ := token.Refresh.Reveal() != current.RefreshToken || token.Access.Reveal() != current.AccessToken
 	switch {
 	case token.RequiresReauth, differ && !token.InDoubtSince.IsZero():
 		c.people.lose(name, token)
 	case differ:
-		family, rotation, _ := c.sim.Locate(token.Refresh.Reveal())
+		family, rotation, _ := c.Sim.Locate(token.Refresh.Reveal())
 		c.findings.add("wrong pair", "%s: the ledger holds rotation %d of consent %d at version %d, X has rotation %d of consent %d",
 			name, rotation, family, token.Version, current.Refreshes, c.people.customers[name].consents)
 	case current.Revoked:
@@ -220,7 +221,7 @@ func (c *tokenRun) judgeLosses() {
 // says: once before the first retry, and once after each.
 func (c *tokenRun) judgePresentations(name string, token store.Token, seen []xsim.Exchange, retries []retryRow) {
 	base := c.people.customers[name].base
-	if _, rotation, _ := c.sim.Locate(token.Refresh.Reveal()); token.Version-int64(rotation) != base[c.people.customers[name].consents] {
+	if _, rotation, _ := c.Sim.Locate(token.Refresh.Reveal()); token.Version-int64(rotation) != base[c.people.customers[name].consents] {
 		c.judgeTotals(name, seen, retries)
 		return
 	}
@@ -267,17 +268,17 @@ func saysNothing(e xsim.Exchange) bool {
 // tokens that came again since a process with their successor was harmed.
 func (c *tokenRun) judgeCallLog(seen []xsim.Exchange) {
 	names := map[string]string{}
-	for _, a := range c.sim.Accounts() {
+	for _, a := range c.Sim.Accounts() {
 		names[a.ID] = a.Handle
 	}
 	presented := 0
-	for _, n := range c.sim.Counts()[xsim.EndpointToken] {
+	for _, n := range c.Sim.Counts()[xsim.EndpointToken] {
 		presented += n
 	}
 	if presented != len(seen) {
 		c.findings.add("unknown token", "%d calls of the token endpoint, but %d exchanges", presented, len(seen))
 	}
-	for _, v := range c.sim.Violations() {
+	for _, v := range c.Sim.Violations() {
 		name := names[v.Account]
 		if v.Kind == xsim.ViolationRefreshTokenReused {
 			if err := c.excuseReuse(name, v); err == nil {
@@ -290,7 +291,7 @@ func (c *tokenRun) judgeCallLog(seen []xsim.Exchange) {
 
 // excuseReuse finds the process that had the successor of a token that came again.
 func (c *tokenRun) excuseReuse(name string, v xsim.Violation) error {
-	seen := c.sim.Exchanges(name)
+	seen := c.Sim.Exchanges(name)
 	i := slices.IndexFunc(seen, func(e xsim.Exchange) bool { return e.Refused && e.At.Equal(v.At) })
 	if i < 0 {
 		return fmt.Errorf("no exchange of %s at %s", name, v.At)
@@ -309,7 +310,7 @@ func (c *tokenRun) excuseReuse(name string, v xsim.Violation) error {
 // one of each at most, and its summary to be told, with sums that are right.
 func (c *tokenRun) judgeRounds(ctx context.Context, seen []xsim.Exchange) {
 	rounds, err := c.view.rounds(ctx, c.began)
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	told := c.summaries(ctx)
 	slices.SortFunc(seen, func(a, b xsim.Exchange) int { return a.At.Compare(b.At) })
 	var g roundGroup
@@ -375,7 +376,7 @@ func latestOf(a, b time.Time) time.Time {
 func (c *tokenRun) summaries(ctx context.Context) map[string][]jetpost.RefreshSummary {
 	told := map[string][]jetpost.RefreshSummary{}
 	ids := map[string]bool{}
-	for _, event := range c.events(ctx, c.conn.Names.EventSubject(jetpost.EventRefreshCompleted, "", "")) {
+	for _, event := range c.events(ctx, c.Conn.Names.EventSubject(jetpost.EventRefreshCompleted, "", "")) {
 		if event.Refresh == nil || ids[event.EventID] {
 			continue
 		}
@@ -509,19 +510,19 @@ const breakOnUpdate = `CREATE TRIGGER break_guard BEFORE UPDATE ON oauth_tokens 
 
 // events are all events that match, as the stream has them.
 func (c *tokenRun) events(ctx context.Context, subject string) []jetpost.Event {
-	c.t.Helper()
-	stream, err := c.conn.JS.Stream(ctx, c.conn.Names.EventsStream())
-	must(c.t, err)
+	c.T.Helper()
+	stream, err := c.Conn.JS.Stream(ctx, c.Conn.Names.EventsStream())
+	testkit.Must(c.T, err)
 	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject))
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
-	must(c.t, err)
+	testkit.Must(c.T, err)
 	var events []jetpost.Event
 	for range info.State.Subjects[subject] {
-		msg, err := consumer.Next(jetstream.FetchMaxWait(patience))
-		must(c.t, err)
+		msg, err := consumer.Next(jetstream.FetchMaxWait(testkit.Patience))
+		testkit.Must(c.T, err)
 		var event jetpost.Event
-		must(c.t, json.Unmarshal(msg.Data(), &event))
+		testkit.Must(c.T, json.Unmarshal(msg.Data(), &event))
 		events = append(events, event)
 	}
 	return events

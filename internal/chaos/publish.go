@@ -4,19 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -62,31 +62,8 @@ const (
 	eachOneIn = 30
 )
 
-// TestChaosPublish runs short as a test of the suite, like TestChaosTokens.
-func TestChaosPublish(t *testing.T) {
-	t.Parallel()
-	if flag.NArg() > 0 {
-		c, plan := publishArguments(t, flag.Args())
-		runPublishChaos(t, c, plan)
-		return
-	}
-	short := chaosConfig{
-		seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, restart: true, claimFor: 2 * time.Second, harm: 6 * time.Second,
-	}
-	t.Run("PostgreSQL", func(t *testing.T) {
-		t.Parallel()
-		runPublishChaos(t, short, publishPlan{threads: 250, accounts: 20, slots: 16, over: 20 * time.Second})
-	})
-	t.Run("SQLite", func(t *testing.T) {
-		t.Parallel()
-		onSQLite := short
-		onSQLite.sqlite, onSQLite.workers, onSQLite.faults = true, 2, 4
-		runPublishChaos(t, onSQLite, publishPlan{threads: 120, accounts: 15, slots: 8, over: 20 * time.Second})
-	})
-}
-
 // publishArguments are the defaults of a long run, and what is said otherwise.
-func publishArguments(t *testing.T, args []string) (c chaosConfig, plan publishPlan) {
+func publishArguments(t testkit.T, c chaosConfig, args []string) (_ chaosConfig, plan publishPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 4, 3*time.Second
 	flags := c.stormFlags(runPublish, "lease of a lane")
@@ -105,7 +82,7 @@ func publishArguments(t *testing.T, args []string) (c chaosConfig, plan publishP
 type publishRun struct {
 	*chaos
 	publishPlan
-	nats    *process
+	nats    *harness.Process
 	natsDir string
 	address string // of NATS
 	names   []string
@@ -128,7 +105,7 @@ type thread struct {
 	at          time.Time     // its publish_at
 }
 
-func runPublishChaos(t *testing.T, cfg chaosConfig, plan publishPlan) {
+func runPublishChaos(t testkit.T, cfg chaosConfig, plan publishPlan) {
 	t.Helper()
 	c := newPublishRun(t, cfg, plan)
 	c.say("seed %d: %d threads on %d accounts, %d workers, lease %s", c.seed, plan.threads, c.accounts, c.workers, c.claimFor)
@@ -138,41 +115,41 @@ func runPublishChaos(t *testing.T, cfg chaosConfig, plan publishPlan) {
 	c.storm(ctx, actors)
 	c.calm(ctx)
 	stop()
-	must(t, actors.Wait())
+	testkit.Must(t, actors.Wait())
 	c.judge()
 	c.tell()
 }
 
 // newPublishRun makes an installation with its accounts and jobs, and breaks what shall
 // be broken.
-func newPublishRun(t *testing.T, cfg chaosConfig, plan publishPlan) *publishRun {
+func newPublishRun(t testkit.T, cfg chaosConfig, plan publishPlan) *publishRun {
 	t.Helper()
 	c := newPublisher(t, runPublish, cfg, plan, cfg.restart)
 	c.writeThreads()
-	must(t, c.breakGuard(t.Context()))
+	testkit.Must(t, c.breakGuard(t.Context()))
 	return c
 }
 
 // newPublisher makes an installation that publishes, with its accounts, and NATS in a
 // process of its own where that is to be killed.
-func newPublisher(t *testing.T, run string, cfg chaosConfig, plan publishPlan, ownNATS bool) *publishRun {
+func newPublisher(t testkit.T, run string, cfg chaosConfig, plan publishPlan, ownNATS bool) *publishRun {
 	t.Helper()
 	c := &publishRun{publishPlan: plan}
-	var where siteConfig
+	var where harness.SiteConfig
 	if ownNATS {
-		c.natsDir, c.address = t.TempDir(), closedAddress(t)
-		c.nats = startNATS(t, c.natsDir, c.address)
-		where.nats = "nats://" + c.address
+		c.natsDir, c.address = t.TempDir(), harness.ClosedAddress(t)
+		c.nats = harness.StartNATS(t, c.natsDir, c.address)
+		where.NATS = "nats://" + c.address
 	}
 	c.chaos = newChaos(t, run, cfg, where)
-	c.sim.DuplicateWindow, c.sim.AllowEqualPosts = -1, true
-	c.sim.Limits = noLimits()
+	c.Sim.DuplicateWindow, c.Sim.AllowEqualPosts = -1, true
+	c.Sim.Limits = noLimits()
 	c.fleet.flags = []string{
 		"--roles", "publish", "--slots", fmt.Sprint(c.slots), "--lease", c.claimFor.String(),
 		"--exchange-lease", longExchange.String(),
 	}
 	c.fleet.table = laneTable
-	must(t, c.importAccounts())
+	testkit.Must(t, c.importAccounts())
 	return c
 }
 
@@ -192,12 +169,12 @@ const longExchange = 2 * time.Minute
 func (c *publishRun) importAccounts() error {
 	for i := range c.accounts {
 		name := fmt.Sprintf("acct%03d", i)
-		grant, err := c.sim.AddAccount(xsim.NewAccount{Handle: name})
+		grant, err := c.Sim.AddAccount(xsim.NewAccount{Handle: name})
 		if err != nil {
 			return err
 		}
 		now := time.Now()
-		_, err = c.ledger.ImportAccount(c.t.Context(), store.Import{
+		_, err = c.Ledger.ImportAccount(c.T.Context(), store.Import{
 			Name: name, XUserID: grant.ID, Username: name, Now: now,
 			Pair: store.Pair{
 				Access: secret.New(grant.AccessToken), Refresh: secret.New(grant.RefreshToken),
@@ -210,7 +187,7 @@ func (c *publishRun) importAccounts() error {
 		c.names = append(c.names, name)
 	}
 	// As if just renewed, so that no 401 renews them: that is the other run's matter.
-	_, err := c.view.db.ExecContext(c.t.Context(), `UPDATE oauth_tokens SET metadata = '{"lastRefreshAt":"`+time.Now().UTC().Format(time.RFC3339)+`"}'`)
+	_, err := c.view.db.ExecContext(c.T.Context(), `UPDATE oauth_tokens SET metadata = '{"lastRefreshAt":"`+time.Now().UTC().Format(time.RFC3339)+`"}'`)
 	return err
 }
 
@@ -263,7 +240,7 @@ func (j *thread) bytes() ([]byte, error) {
 		posts[i] = map[string]any{"text": text}
 	}
 	if j.picture {
-		picture, err := demoImage()
+		picture, err := harness.Picture()
 		if err != nil {
 			return nil, err
 		}
@@ -361,9 +338,9 @@ func (c *publishRun) restartNATS(ctx context.Context, random *rand.Rand) {
 	if c.nats == nil {
 		return
 	}
-	c.nats.kill()
+	c.nats.Kill()
 	pause(ctx, between(random, 0, 2*c.claimFor))
-	c.nats = startNATS(c.t, c.natsDir, c.address)
+	c.nats = harness.StartNATS(c.T, c.natsDir, c.address)
 	c.restarts++
 	c.say("NATS was killed and started again")
 }
@@ -372,9 +349,9 @@ func (c *publishRun) restartPostgres(ctx context.Context, random *rand.Rand) {
 	if c.cluster == nil {
 		return
 	}
-	c.cluster.Stop(c.t)
+	c.cluster.Stop(c.T)
 	pause(ctx, between(random, 0, 2*c.claimFor))
-	c.cluster.Restart(c.t)
+	c.cluster.Restart(c.T)
 	c.restarts++
 	c.say("PostgreSQL was killed and started again")
 }
@@ -382,7 +359,7 @@ func (c *publishRun) restartPostgres(ctx context.Context, random *rand.Rand) {
 // calm waits until all jobs are finished. A broken run has shown what it is for, and
 // may never be.
 func (c *publishRun) calm(ctx context.Context) {
-	must(c.t, c.sim.SetFaults(nil))
+	testkit.Must(c.T, c.Sim.SetFaults(nil))
 	if c.guard != "" && c.broken() {
 		c.until(ctx, brokenLeases*c.claimFor, func() bool { return c.finished.Load() == c.sent.Load() })
 		c.say("%d jobs sent, %d finished", c.sent.Load(), c.finished.Load())
@@ -393,14 +370,14 @@ func (c *publishRun) calm(ctx context.Context) {
 	})
 	c.say("%d jobs sent, %d finished", c.sent.Load(), c.finished.Load())
 	if !all {
-		c.findings.add("not finished", "%d jobs sent, %d finished: %v", c.sent.Load(), c.finished.Load(), c.counts())
+		c.findings.add("not finished", "%d jobs sent, %d finished: %v", c.sent.Load(), c.finished.Load(), c.Counts())
 	}
 }
 
 // count notes how many requests are finished.
 func (c *publishRun) count(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if counts := c.counts(); counts != nil {
+		if counts := c.Counts(); counts != nil {
 			c.finished.Store(int64(counts[jetpost.StatePublished] + counts[jetpost.StateFailed]))
 		}
 		pause(ctx, lookEvery)
@@ -465,7 +442,7 @@ func (c *publishRun) send(ctx context.Context, j *thread) error {
 		return err
 	}
 	for ctx.Err() == nil {
-		if _, err := c.conn.JS.Publish(ctx, c.conn.Names.PublishRequest(j.account), body); err == nil {
+		if _, err := c.Conn.JS.Publish(ctx, c.Conn.Names.PublishRequest(j.account), body); err == nil {
 			return nil
 		}
 		pause(ctx, lookEvery)
@@ -485,7 +462,7 @@ func (c *publishRun) operator(ctx context.Context) error {
 			waiting = nil // a database that is away
 		}
 		for _, key := range waiting {
-			if result, err := c.ledger.Replay(ctx, key, time.Now()); err == nil && result.Queued {
+			if result, err := c.Ledger.Replay(ctx, key, time.Now()); err == nil && result.Queued {
 				c.sentBack.Add(1)
 			}
 		}
@@ -498,12 +475,12 @@ func (c *publishRun) operator(ctx context.Context) error {
 func (c *publishRun) owners(ctx context.Context) error {
 	random := c.chance(actorOwner)
 	for n := 1; ctx.Err() == nil; n++ {
-		token, _ := c.sim.CurrentToken(c.names[random.IntN(len(c.names))])
+		token, _ := c.Sim.CurrentToken(c.names[random.IntN(len(c.names))])
 		body, err := json.Marshal(map[string]string{"text": fmt.Sprintf("%sthought %d", handmade, n)})
 		if err != nil {
 			return err
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.X.URL+postPath, bytes.NewReader(body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.Cfg.X.URL+harness.PostPath, bytes.NewReader(body))
 		if err != nil {
 			return err
 		}
@@ -521,7 +498,7 @@ func (c *publishRun) owners(ctx context.Context) error {
 func (c *publishRun) sky(ctx context.Context) error {
 	random := c.chance(actorSky)
 	for ctx.Err() == nil {
-		if err := c.sim.SetFaults(c.badDay(random)); err != nil {
+		if err := c.Sim.SetFaults(c.badDay(random)); err != nil {
 			return err
 		}
 		pause(ctx, between(random, c.claimFor, 3*c.claimFor))

@@ -8,17 +8,17 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // This file is what the chaos runs share, beside the fleet. A run has real workers
@@ -39,7 +39,7 @@ type chaosConfig struct {
 	faults   float64       // how often X fails: 1 is some percent of the calls
 	harm     time.Duration // between two harms of one worker, on average
 	logs     string        // directory of the workers' logs
-	verdict  string        // path of a file for the verdict line; "" in a test of the suite
+	verdict  func(string)  // gets the verdict line; nil in a test of the suite
 }
 
 const (
@@ -56,8 +56,7 @@ func (c *chaosConfig) chaosFlags(run, lease string) *flag.FlagSet {
 	flags.BoolVar(&c.sqlite, "sqlite", false, "on SQLite instead of PostgreSQL")
 	flags.IntVar(&c.workers, "workers", c.workers, "worker processes")
 	flags.DurationVar(&c.claimFor, "lease", c.claimFor, lease)
-	flags.StringVar(&c.logs, "logs", "", "directory of the workers' logs")
-	flags.StringVar(&c.verdict, "verdict", os.DevNull, "file for the verdict line")
+	flags.StringVar(&c.logs, "logs", c.logs, "directory of the workers' logs")
 	return flags
 }
 
@@ -72,9 +71,9 @@ func (c *chaosConfig) stormFlags(run, lease string) *flag.FlagSet {
 }
 
 // parse reads the arguments and refuses what no run can do.
-func (c *chaosConfig) parse(t *testing.T, flags *flag.FlagSet, run string, args []string) {
+func (c *chaosConfig) parse(t testkit.T, flags *flag.FlagSet, run string, args []string) {
 	t.Helper()
-	must(t, flags.Parse(args))
+	testkit.Must(t, flags.Parse(args))
 	if flags.NArg() > 0 {
 		t.Fatalf("chaos %s takes no %q", run, flags.Args())
 	}
@@ -85,7 +84,7 @@ func (c *chaosConfig) parse(t *testing.T, flags *flag.FlagSet, run string, args 
 
 // chaos is what every run has.
 type chaos struct {
-	*site
+	*harness.Site
 	chaosConfig
 	name     string // of the run
 	began    time.Time
@@ -96,32 +95,32 @@ type chaos struct {
 }
 
 // newChaos makes an installation, without accounts.
-func newChaos(t *testing.T, run string, cfg chaosConfig, where siteConfig) *chaos {
+func newChaos(t testkit.T, run string, cfg chaosConfig, where harness.SiteConfig) *chaos {
 	t.Helper()
 	c := &chaos{name: run, chaosConfig: cfg, began: time.Now()}
 	switch {
 	case cfg.sqlite:
-		where.database = "sqlite:" + t.TempDir() + "/ledger.db"
+		where.Database = "sqlite:" + t.TempDir() + "/ledger.db"
 	case cfg.restart:
 		c.cluster = pgtest.Start(t)
-		where.database = c.cluster.URL()
+		where.Database = c.cluster.URL()
 	}
-	where.minute = cmp.Or(where.minute, cfg.claimFor/leaseMinutes)
-	c.open(newSite(t, where))
+	where.Minute = cmp.Or(where.Minute, cfg.claimFor/harness.LeaseMinutes)
+	c.open(harness.NewSite(t, where))
 	if c.cluster != nil {
-		must(t, c.view.vacuumByItself(t.Context()))
+		testkit.Must(t, c.view.vacuumByItself(t.Context()))
 	}
 	return c
 }
 
 // open takes an installation, whose workers are the fleet's.
-func (c *chaos) open(s *site) {
-	s.t.Helper()
-	c.site = s
-	c.sim.Seed = c.seed
-	c.view = openView(c.t, c.cfg.DatabaseURL, c.sqlite)
+func (c *chaos) open(s *harness.Site) {
+	s.T.Helper()
+	c.Site = s
+	c.Sim.Seed = c.seed
+	c.view = openView(c.T, c.Cfg.DatabaseURL, c.sqlite)
 	if c.logs == "" {
-		c.logs = c.t.TempDir()
+		c.logs = c.T.TempDir()
 	}
 	c.fleet = c.newFleet()
 }
@@ -159,12 +158,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // say tells how far the run is.
 func (c *chaos) say(format string, args ...any) {
-	line := fmt.Sprintf("%4.0fs  ", time.Since(c.began).Seconds()) + fmt.Sprintf(format, args...)
-	if c.verdict == "" {
-		c.t.Log(line)
-		return
-	}
-	fmt.Println(line)
+	c.T.Log(fmt.Sprintf("%4.0fs  ", time.Since(c.began).Seconds()) + fmt.Sprintf(format, args...))
 }
 
 // findings are what no correct program does, by kind.
@@ -173,6 +167,9 @@ type findings struct {
 	counts map[string]int
 	lines  []string
 }
+
+// maxNamed bounds the names that one line tells.
+const maxNamed = 10
 
 // maxFindingsTold bounds what is told of each kind beside the counts.
 const maxFindingsTold = 5
@@ -205,8 +202,7 @@ func (f *findings) total() (n int) {
 	return n
 }
 
-// conclude tells the verdict, with the run's own numbers. Whoever wants it in a file
-// prints it himself.
+// conclude tells the verdict, with the run's own numbers.
 func (c *chaos) conclude(format string, args ...any) {
 	for _, line := range c.findings.lines {
 		c.say("%s", line)
@@ -220,16 +216,15 @@ func (c *chaos) conclude(format string, args ...any) {
 	if violations > 0 {
 		line += ": " + c.findings.String()
 	}
-	if c.verdict != "" {
-		must(c.t, os.WriteFile(c.verdict, []byte(line+"\n"), 0o600))
-		if violations > 0 {
-			c.t.Fail()
+	if c.verdict != nil {
+		if c.verdict(line); violations > 0 {
+			c.T.Fail()
 		}
 		return
 	}
-	c.t.Log(line)
+	c.T.Log(line)
 	if violations > 0 {
-		c.t.Errorf("rerun with: scripts/chaos %s --seed and the numbers above", c.name)
+		c.T.Errorf("rerun with: scripts/chaos %s --seed and the numbers above", c.name)
 	}
 }
 
@@ -248,14 +243,14 @@ type ledgerView struct {
 }
 
 // openView opens the database beside the workers.
-func openView(t *testing.T, address secret.String, sqlite bool) *ledgerView {
+func openView(t testkit.T, address secret.String, sqlite bool) *ledgerView {
 	t.Helper()
 	driver, source := "pgx", address.Reveal()
 	if sqlite {
 		driver, source = "sqlite", "file:"+strings.TrimPrefix(source, "sqlite:")+"?_pragma=busy_timeout(10000)&_txlock=immediate"
 	}
 	db, err := sql.Open(driver, source)
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(func() { _ = db.Close() })
 	return &ledgerView{db: db, sqlite: sqlite}
 }

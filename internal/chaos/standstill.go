@@ -3,7 +3,6 @@ package chaos
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -21,8 +19,10 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 )
 
@@ -72,30 +72,8 @@ const (
 	standExchange = 6 * time.Second
 )
 
-// TestChaosStandstill runs short as a test of the suite, like TestChaosTokens.
-func TestChaosStandstill(t *testing.T) {
-	t.Parallel()
-	if flag.NArg() > 0 {
-		c, plan := standArguments(t, flag.Args())
-		runStandstillChaos(t, c, plan)
-		return
-	}
-	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, claimFor: 4 * time.Second, harm: shortestHarm}
-	plan := standPlan{rounds: 1, accounts: 30, rate: 5}
-	t.Run("PostgreSQL", func(t *testing.T) {
-		t.Parallel()
-		runStandstillChaos(t, short, plan)
-	})
-	t.Run("SQLite", func(t *testing.T) {
-		t.Parallel()
-		onSQLite := short
-		onSQLite.sqlite, onSQLite.workers = true, 1
-		runStandstillChaos(t, onSQLite, plan)
-	})
-}
-
 // standArguments are the defaults of a long run, and what is said otherwise.
-func standArguments(t *testing.T, args []string) (c chaosConfig, plan standPlan) {
+func standArguments(t testkit.T, c chaosConfig, args []string) (_ chaosConfig, plan standPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 3, 6*time.Second
 	flags := c.chaosFlags(runStandstill, "lease of a lane")
@@ -159,7 +137,7 @@ type standing struct {
 	waiting, due           bool  // jobs that are not accepted, posts that are due
 }
 
-func runStandstillChaos(t *testing.T, cfg chaosConfig, plan standPlan) {
+func runStandstillChaos(t testkit.T, cfg chaosConfig, plan standPlan) {
 	t.Helper()
 	c := newStandRun(t, cfg, plan)
 	c.say("seed %d: %d jobs a second on %d accounts, %d workers, lease %s", c.seed, c.rate, plan.accounts, c.workers, c.claimFor)
@@ -187,13 +165,13 @@ func runStandstillChaos(t *testing.T, cfg chaosConfig, plan standPlan) {
 		c.calm(ctx)
 	}
 	stop()
-	must(t, actors.Wait())
+	testkit.Must(t, actors.Wait())
 	c.judge()
 	c.tell()
 }
 
 // newStandRun makes an installation with its accounts, and breaks what shall be broken.
-func newStandRun(t *testing.T, cfg chaosConfig, plan standPlan) *standRun {
+func newStandRun(t testkit.T, cfg chaosConfig, plan standPlan) *standRun {
 	t.Helper()
 	c := &standRun{publishRun: &publishRun{publishPlan: publishPlan{accounts: plan.accounts, slots: standSlots}}, standPlan: plan, harms: map[string]int{}, sentAt: map[*thread]time.Time{}}
 	c.moved.Store(&standing{})
@@ -202,32 +180,32 @@ func newStandRun(t *testing.T, cfg chaosConfig, plan standPlan) *standRun {
 	} else {
 		c.newFleetOfPaths(t, cfg)
 	}
-	c.sim.DuplicateWindow, c.sim.AllowEqualPosts = -1, true
-	c.sim.Limits = noLimits()
+	c.Sim.DuplicateWindow, c.Sim.AllowEqualPosts = -1, true
+	c.Sim.Limits = noLimits()
 	c.fleet.flags = append(c.fleet.flags, "--slots", fmt.Sprint(standSlots), "--lease", c.claimFor.String(), "--exchange-lease", standExchange.String())
-	must(t, c.importAccounts())
+	testkit.Must(t, c.importAccounts())
 	c.jobs = make([][]*thread, len(c.names))
 	c.tokens = &tokenRun{chaos: c.chaos, tokenPlan: tokenPlan{life: 2 * time.Hour}, view: newTokenView(c.view)}
 	c.tokens.people = c.tokens.newPeople(c.names)
 	c.tokens.people.importer = func() *app.Importer {
-		return &app.Importer{Ledger: c.ledger, NATS: c.control(), XURL: c.cfg.X.URL}
+		return &app.Importer{Ledger: c.Ledger, NATS: c.control(), XURL: c.Cfg.X.URL}
 	}
 	for _, statement := range poisonTriggers(c.sqlite) {
 		_, err := c.view.db.ExecContext(t.Context(), statement)
-		must(t, err)
+		testkit.Must(t, err)
 	}
-	must(t, c.breakGuard(t.Context()))
+	testkit.Must(t, c.breakGuard(t.Context()))
 	return c
 }
 
 // newFleetOfPaths is an installation on PostgreSQL, and on a NATS with walls, unless they
 // shall be missing.
-func (c *standRun) newFleetOfPaths(t *testing.T, cfg chaosConfig) {
+func (c *standRun) newFleetOfPaths(t testkit.T, cfg chaosConfig) {
 	t.Helper()
 	address, user := standNATS(t, cfg.guard != guardWalls)
-	c.chaos = newChaos(t, runStandstill, cfg, siteConfig{nats: "nats://" + user("setup") + address})
+	c.chaos = newChaos(t, runStandstill, cfg, harness.SiteConfig{NATS: "nats://" + user("setup") + address})
 	for range c.workers {
-		c.paths = append(c.paths, path{database: pgtest.NewProxy(t, c.cfg.DatabaseURL.Reveal()), nats: pgtest.NewProxyTo(t, address)})
+		c.paths = append(c.paths, path{database: pgtest.NewProxy(t, c.Cfg.DatabaseURL.Reveal()), nats: pgtest.NewProxyTo(t, address)})
 	}
 	c.fleet.own = func(worker int) []string {
 		p := c.paths[worker]
@@ -238,21 +216,21 @@ func (c *standRun) newFleetOfPaths(t *testing.T, cfg chaosConfig) {
 
 // begin waits for the workers, and has everything at hand that the run needs of NATS.
 func (c *standRun) begin() {
-	c.t.Helper()
-	eventually(c.t, "all workers to be at work", c.fleet.well)
+	c.T.Helper()
+	testkit.Eventually(c.T, "all workers to be at work", c.fleet.well)
 	if c.instance != nil {
-		must(c.t, c.instance.connect(c))
+		testkit.Must(c.T, c.instance.connect(c))
 	}
 	var err error
 	c.sender, err = nats.Connect("nats://"+c.address, nats.MaxReconnects(-1), nats.ReconnectWait(standLook),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // an attack meets errors
-	must(c.t, err)
-	c.t.Cleanup(c.sender.Close)
+	testkit.Must(c.T, err)
+	c.T.Cleanup(c.sender.Close)
 	c.out, err = jetstream.New(c.sender)
-	must(c.t, err)
-	c.cron, _, err = publishers.ReadCron(c.t.Context(), c.conn.JS, c.conn.Names)
-	must(c.t, err)
-	must(c.t, c.layBait(c.t.Context()))
+	testkit.Must(c.T, err)
+	c.cron, _, err = publishers.ReadCron(c.T.Context(), c.Conn.JS, c.Conn.Names)
+	testkit.Must(c.T, err)
+	testkit.Must(c.T, c.layBait(c.T.Context()))
 }
 
 // desk is a trusted connection to NATS. An 'up' that was started again has another
@@ -261,10 +239,10 @@ func (c *standRun) control() *app.Connection {
 	now := func() *app.Connection {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.conn
+		return c.Conn
 	}
 	if c.instance != nil && !now().Conn.IsConnected() {
-		c.until(c.t.Context(), standsWithin, func() bool { return c.instance.connect(c) == nil })
+		c.until(c.T.Context(), standsWithin, func() bool { return c.instance.connect(c) == nil })
 	}
 	return now()
 }
@@ -422,7 +400,7 @@ func (c *standRun) judgeStill(ctx context.Context, what string, d time.Duration)
 
 // status is what 'jetpost status' says.
 func (c *standRun) status(ctx context.Context) (app.Status, error) {
-	cfg := c.cfg
+	cfg := c.Cfg
 	if c.instance != nil {
 		var err error
 		if cfg, err = c.instance.reach(c); err != nil {
@@ -461,7 +439,7 @@ func (c *standRun) calm(ctx context.Context) {
 	all := c.moving(ctx, func() bool { return c.finished.Load() == c.sent.Load() })
 	c.say("%d jobs sent, %d published", c.sent.Load(), c.finished.Load())
 	if !all {
-		c.findings.add("not finished", "%d jobs sent, %d published: %v", c.sent.Load(), c.finished.Load(), c.counts())
+		c.findings.add("not finished", "%d jobs sent, %d published: %v", c.sent.Load(), c.finished.Load(), c.Counts())
 	}
 	c.mends(ctx, "the refresh schedule", func() bool {
 		cron, _, err := publishers.ReadCron(ctx, c.control().JS, c.control().Names)
@@ -487,7 +465,7 @@ func (c *standRun) mends(ctx context.Context, what string, is func() bool) {
 // judge compares X's books with the jobs, the ledger with X's books, and what became of
 // the poison.
 func (c *standRun) judge() {
-	ctx := c.t.Context()
+	ctx := c.T.Context()
 	c.endFleet()
 	requests := c.requests(ctx)
 	for i, name := range c.names {
@@ -597,7 +575,7 @@ func (c *standRun) produceAll(ctx context.Context) {
 // up, unless the run is broken.
 func (c *standRun) deliver(ctx context.Context, account string, body []byte) {
 	if c.guard == "" {
-		ctx = c.t.Context()
+		ctx = c.T.Context()
 	}
 	for ctx.Err() == nil {
 		once, cancel := context.WithTimeout(ctx, judgeAgain)

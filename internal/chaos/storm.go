@@ -67,7 +67,7 @@ func (a *ackWaits) starting(ctx context.Context, more int) error {
 	if (before > 0) == (a.starts > 0) && a.ackWait != 0 {
 		return nil
 	}
-	consumer, err := a.conn.JS.Consumer(ctx, a.conn.Names.RefreshStream(), jetpost.ConsumerRefresh)
+	consumer, err := a.Conn.JS.Consumer(ctx, a.Conn.Names.RefreshStream(), jetpost.ConsumerRefresh)
 	if err != nil {
 		return fmt.Errorf("find refresh consumer: %w", err)
 	}
@@ -79,7 +79,7 @@ func (a *ackWaits) starting(ctx context.Context, more int) error {
 	if a.starts == 0 {
 		config.AckWait = 3 * a.claimFor
 	}
-	_, err = a.conn.JS.UpdateConsumer(ctx, a.conn.Names.RefreshStream(), config)
+	_, err = a.Conn.JS.UpdateConsumer(ctx, a.Conn.Names.RefreshStream(), config)
 	return err
 }
 
@@ -131,7 +131,7 @@ func (l *life) stored(after tokenAt, until time.Time) bool {
 func (c *tokenRun) weather(ctx context.Context) error {
 	random := c.chance(actorWeather)
 	for ctx.Err() == nil {
-		if err := c.sim.SetFaults(c.badDay(random)); err != nil {
+		if err := c.Sim.SetFaults(c.badDay(random)); err != nil {
 			return err
 		}
 		pause(ctx, between(random, c.claimFor, 3*c.claimFor))
@@ -201,7 +201,7 @@ const (
 func (c *tokenRun) newPeople(names []string) *people {
 	p := &people{
 		tokenRun: c, names: names,
-		importer:  func() *app.Importer { return &app.Importer{Ledger: c.ledger, NATS: c.conn, XURL: c.cfg.X.URL} },
+		importer:  func() *app.Importer { return &app.Importer{Ledger: c.Ledger, NATS: c.Conn, XURL: c.Cfg.X.URL} },
 		customers: map[string]*customer{}, doubts: map[tokenAt]bool{},
 	}
 	p.connects.SetLimit(maxConnects)
@@ -300,7 +300,7 @@ func (p *people) release(name string) {
 func (p *people) eager(ctx context.Context, random *rand.Rand, doubts []tokenAt) {
 	random.Shuffle(len(doubts), func(i, j int) { doubts[i], doubts[j] = doubts[j], doubts[i] })
 	frozen := slices.IndexFunc(doubts, func(d tokenAt) bool {
-		seen := p.sim.Exchanges(d.account)
+		seen := p.Sim.Exchanges(d.account)
 		return len(seen) > 0 && p.fleet.isFrozen(seen[len(seen)-1].Host)
 	})
 	oneIn := eagerOneIn
@@ -336,7 +336,7 @@ func (p *people) lose(name string, token store.Token) {
 // connect consents at X once more and imports what it gave, which must be in the
 // ledger from then on, whatever comes later of the time before.
 func (p *people) connect(ctx context.Context, name string) error {
-	grant, err := p.sim.AddAccount(xsim.NewAccount{Handle: name})
+	grant, err := p.Sim.AddAccount(xsim.NewAccount{Handle: name})
 	if err != nil {
 		return err
 	}
@@ -362,7 +362,7 @@ func (p *people) connect(ctx context.Context, name string) error {
 func (p *people) token(ctx context.Context, name string) (token store.Token, ok bool) {
 	ok = p.until(ctx, chaosPatience, func() bool {
 		var err error
-		token, err = p.ledger.Token(ctx, name)
+		token, err = p.Ledger.Token(ctx, name)
 		return err == nil
 	})
 	return token, ok
@@ -374,7 +374,7 @@ func (p *people) noteBase(ctx context.Context, name string) error {
 	if !ok {
 		return nil // the run is over
 	}
-	family, rotation, known := p.sim.Locate(token.Refresh.Reveal())
+	family, rotation, known := p.Sim.Locate(token.Refresh.Reveal())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	who := p.customers[name]

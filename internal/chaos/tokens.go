@@ -2,16 +2,16 @@ package chaos
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"net/http"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -40,31 +40,8 @@ const (
 	tokenTable = "oauth_tokens"
 )
 
-// TestChaosTokens runs short as a test of the suite. scripts/chaos runs it long,
-// with arguments of its own behind those of package testing.
-func TestChaosTokens(t *testing.T) {
-	t.Parallel()
-	if flag.NArg() > 0 {
-		c, plan := tokenArguments(t, flag.Args())
-		runTokenChaos(t, c, plan)
-		return
-	}
-	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, claimFor: time.Second, harm: 4 * time.Second}
-	plan := tokenPlan{tokens: 300, rounds: 3, life: 20 * time.Second}
-	t.Run("PostgreSQL", func(t *testing.T) {
-		t.Parallel()
-		runTokenChaos(t, short, plan)
-	})
-	t.Run("SQLite", func(t *testing.T) {
-		t.Parallel()
-		onSQLite, fewer := short, plan
-		onSQLite.sqlite, onSQLite.workers, fewer.tokens = true, 2, 120
-		runTokenChaos(t, onSQLite, fewer)
-	})
-}
-
 // tokenArguments are the defaults of a long run, and what is said otherwise.
-func tokenArguments(t *testing.T, args []string) (c chaosConfig, plan tokenPlan) {
+func tokenArguments(t testkit.T, c chaosConfig, args []string) (_ chaosConfig, plan tokenPlan) {
 	t.Helper()
 	c.workers, c.claimFor = 8, 2*time.Second
 	flags := c.stormFlags(runTokens, "lease of one exchange")
@@ -89,7 +66,7 @@ type tokenRun struct {
 	lost               [len(causes)]int // accounts, by the proven cause
 }
 
-func runTokenChaos(t *testing.T, cfg chaosConfig, plan tokenPlan) {
+func runTokenChaos(t testkit.T, cfg chaosConfig, plan tokenPlan) {
 	t.Helper()
 	c := newTokenRun(t, cfg, plan)
 	c.say("seed %d: %d tokens, %d workers, lease %s, life %s", c.seed, c.tokens, c.workers, c.claimFor, c.life)
@@ -99,17 +76,17 @@ func runTokenChaos(t *testing.T, cfg chaosConfig, plan tokenPlan) {
 	c.storm(ctx, actors)
 	c.calm(ctx)
 	stop()
-	must(t, actors.Wait())
+	testkit.Must(t, actors.Wait())
 	c.judge()
 	c.tell()
 }
 
 // newTokenRun makes an installation with its accounts, and breaks what shall be
 // broken.
-func newTokenRun(t *testing.T, cfg chaosConfig, plan tokenPlan) *tokenRun {
+func newTokenRun(t testkit.T, cfg chaosConfig, plan tokenPlan) *tokenRun {
 	t.Helper()
-	c := &tokenRun{chaos: newChaos(t, runTokens, cfg, siteConfig{minute: 2 * cfg.claimFor}), tokenPlan: plan}
-	c.sim.AccessTokenTTL = c.life
+	c := &tokenRun{chaos: newChaos(t, runTokens, cfg, harness.SiteConfig{Minute: 2 * cfg.claimFor}), tokenPlan: plan}
+	c.Sim.AccessTokenTTL = c.life
 	c.view = newTokenView(c.chaos.view)
 	c.fleet.flags = []string{"--roles", "refresh", "--lease", (2 * c.claimFor).String(), "--exchange-lease", c.claimFor.String()}
 	c.fleet.table = tokenTable
@@ -120,8 +97,8 @@ func newTokenRun(t *testing.T, cfg chaosConfig, plan tokenPlan) *tokenRun {
 		names[i] = fmt.Sprintf("acct%05d", i)
 	}
 	c.people = c.newPeople(names)
-	must(t, c.importAll())
-	must(t, c.breakGuard(t.Context()))
+	testkit.Must(t, c.importAll())
+	testkit.Must(t, c.breakGuard(t.Context()))
 	return c
 }
 
@@ -131,12 +108,12 @@ func (c *tokenRun) importAll() error {
 	group.SetLimit(4)
 	for _, name := range c.people.names {
 		group.Go(func() error {
-			grant, err := c.sim.AddAccount(xsim.NewAccount{Handle: name})
+			grant, err := c.Sim.AddAccount(xsim.NewAccount{Handle: name})
 			if err != nil {
 				return err
 			}
 			now := time.Now()
-			_, err = c.ledger.ImportAccount(c.t.Context(), store.Import{
+			_, err = c.Ledger.ImportAccount(c.T.Context(), store.Import{
 				Name: name, XUserID: grant.ID, Username: name, Now: now,
 				Pair: store.Pair{
 					Access: secret.New(grant.AccessToken), Refresh: secret.New(grant.RefreshToken),
@@ -164,7 +141,7 @@ func (c *tokenRun) storm(ctx context.Context, actors *errgroup.Group) {
 		began := time.Now()
 		opened := c.tick()
 		if c.cluster != nil && n == (c.rounds+1)/2 {
-			c.cluster.Restart(c.t)
+			c.cluster.Restart(c.T)
 			c.say("PostgreSQL was restarted")
 		}
 		round, whole := c.summary(ctx, opened, 2*c.life)
@@ -176,19 +153,19 @@ func (c *tokenRun) storm(ctx context.Context, actors *errgroup.Group) {
 // refreshed every token: where the machine itself is too slow for the shrunk times,
 // another one helps.
 func (c *tokenRun) calm(ctx context.Context) {
-	must(c.t, c.sim.SetFaults(nil))
+	testkit.Must(c.T, c.Sim.SetFaults(nil))
 	end := time.Now().Add(2*c.life + chaosPatience)
 	for n := 1; ; n++ {
 		if !c.settle(ctx) {
 			c.findings.add("not settled", "all workers at work %t, all customers content %t, in doubt or waiting: %s",
-				c.fleet.well(), c.people.content(), c.view.stragglers(c.t.Context()))
+				c.fleet.well(), c.people.content(), c.view.stragglers(c.T.Context()))
 			return
 		}
 		c.allDue(ctx)
 		opened := c.tick()
 		round, whole := c.summary(ctx, opened, chaosPatience)
-		starved, err := c.view.names(c.t.Context(), c.view.starved, opened.UnixMicro())
-		must(c.t, err)
+		starved, err := c.view.names(c.T.Context(), c.view.starved, opened.UnixMicro())
+		testkit.Must(c.T, err)
 		c.say("calm round %d: %s, whole %t, after %s, %d tokens left out", n, round, whole, time.Since(opened).Round(lookEvery), len(starved))
 		switch {
 		case whole && len(starved) == 0:
@@ -226,8 +203,8 @@ func (c *tokenRun) allDue(ctx context.Context) {
 // tick asks for a round. It returns a time before it.
 func (c *tokenRun) tick() time.Time {
 	now := time.Now()
-	_, err := c.conn.JS.Publish(c.t.Context(), c.conn.Names.RefreshTick(), nil)
-	must(c.t, err)
+	_, err := c.Conn.JS.Publish(c.T.Context(), c.Conn.Names.RefreshTick(), nil)
+	testkit.Must(c.T, err)
 	return now
 }
 

@@ -1,8 +1,3 @@
-// Command jetpost keeps the tokens of many X accounts alive and publishes
-// posts and threads for them from NATS JetStream.
-//
-// This package alone reads the environment and ends the process. Each command
-// has a file; what runs is put together in internal/app.
 package cli
 
 import (
@@ -132,10 +127,6 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
-func main() {
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
-}
-
 // env is what a command gets beside its own flags.
 type env struct {
 	ctx     context.Context
@@ -147,7 +138,9 @@ type env struct {
 	stderr  io.Writer
 }
 
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// Main runs the command that the arguments, without the program's name, say. It returns
+// the exit code.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	var connect connectFlags
 	fail := func(err error) int { return report(stderr, err, c.Output == "json" || asksJSON(args)) }
@@ -160,7 +153,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		kong.Description("Keeps the tokens of many X accounts alive and publishes posts and threads for them from NATS JetStream.\n\n"+
 			"Begin with: jetpost demo\n\n"+
 			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
-			strings.Join(secretNames(), ", ")+". DATABASE_PASSWORD is the password of a DATABASE_URL that names none."),
+			strings.Join(SecretNames(), ", ")+". DATABASE_PASSWORD is the password of a DATABASE_URL that names none."),
 		kong.Vars{"data": defaultData(), "simdata": simData(), "version": app.ThisBuild().String()},
 		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
@@ -341,7 +334,7 @@ func (e *env) config() (app.Config, error) {
 	}
 	var password secret.String
 	fields := []*secret.String{&cfg.DatabaseURL, &cfg.Keys, &cfg.X.ClientSecret, &cfg.NATS.Password, &password}
-	for i, name := range secretNames() {
+	for i, name := range SecretNames() {
 		value, err := secretFromEnv(name)
 		if err != nil {
 			mistakes = append(mistakes, err.Error())
@@ -412,8 +405,8 @@ func (e *env) natsConfig() (app.Config, error) {
 	}}
 }
 
-// secretNames are the variables of the environment that hold secrets.
-func secretNames() []string {
+// SecretNames are the variables of the environment that hold secrets.
+func SecretNames() []string {
 	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD", "DATABASE_PASSWORD"}
 }
 
@@ -468,7 +461,7 @@ func unquoted(s string) string {
 
 // variables are those of the environment that have no prefix of ours.
 func variables() []string {
-	return append(secretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "NATS_NKEY", "NATS_CA", "NATS_CERT", "NATS_KEY", "X_API_URL", "X_CLIENT_ID")
+	return append(SecretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "NATS_NKEY", "NATS_CA", "NATS_CERT", "NATS_KEY", "X_API_URL", "X_CLIENT_ID")
 }
 
 // secretFromEnv reads a secret from NAME, or from the file in NAME_FILE.

@@ -28,6 +28,7 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -36,8 +37,8 @@ import (
 // The scripts run the commands as processes of their own, as people do.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"jetpost": main, natsServerCommand: natsServer,
-		"open": browserCommand, "xdg-open": browserCommand,
+		"jetpost": func() { os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"open":    testkit.Browser, "xdg-open": testkit.Browser,
 	})
 }
 
@@ -50,25 +51,25 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"doubt":   withInstance((*instance).doubt),
-			"exits":   exits,
-			"grant":   withInstance((*instance).grant),
-			"instance":   withInstance((*instance).start),
-			"keys":    withInstance((*instance).keys),
-			"late":    withInstance((*instance).late),
-			"media":   withInstance((*instance).media),
-			"mp4":     writeMP4,
-			"png":     writePNG,
-			"posts":   withInstance((*instance).posts),
-			"reader":  withInstance((*instance).reader),
-			"refuse":  withInstance((*instance).refuse),
-			"accept":  withInstance((*instance).accept),
-			"answer":  withInstance((*instance).answer),
-			"consent": withInstance((*instance).consent),
-			"lose":    withInstance((*instance).lose),
-			"revoke":  withInstance((*instance).revoke),
-			"told":    withInstance((*instance).told),
-			"halt":    withInstance((*instance).halt),
+			"doubt":    withInstance((*instance).doubt),
+			"exits":    exits,
+			"grant":    withInstance((*instance).grant),
+			"instance": withInstance((*instance).start),
+			"keys":     withInstance((*instance).keys),
+			"late":     withInstance((*instance).late),
+			"media":    withInstance((*instance).media),
+			"mp4":      writeMP4,
+			"png":      writePNG,
+			"posts":    withInstance((*instance).posts),
+			"reader":   withInstance((*instance).reader),
+			"refuse":   withInstance((*instance).refuse),
+			"accept":   withInstance((*instance).accept),
+			"answer":   withInstance((*instance).answer),
+			"consent":  withInstance((*instance).consent),
+			"lose":     withInstance((*instance).lose),
+			"revoke":   withInstance((*instance).revoke),
+			"told":     withInstance((*instance).told),
+			"halt":     withInstance((*instance).halt),
 		},
 	})
 }
@@ -441,7 +442,7 @@ func TestDecodeImportRepeatsNoValue(t *testing.T) {
 func TestNobodyIsNoTerminal(t *testing.T) {
 	t.Parallel()
 	nobody, err := os.Open(os.DevNull)
-	must(t, err)
+	testkit.Must(t, err)
 	defer nobody.Close()
 	if isTerminal(nobody) || isTerminal(strings.NewReader("y\n")) {
 		t.Error("it is taken for a person")
@@ -635,5 +636,26 @@ func TestImportSkipsByteOrderMark(t *testing.T) {
 	done, failed, err := importLines(e, &app.Importer{}, strings.NewReader("\uFEFF{\"name\": \"No Name\"}\r\n"))
 	if done != 1 || failed != 1 || err != nil || !strings.Contains(out.String(), "name: use 1 to 63") {
 		t.Errorf("%d done, %d failed, %v: %s", done, failed, err, out.String())
+	}
+}
+
+// TestDatabasePassword: it is put into a URL that names none, whatever is in it.
+func TestDatabasePassword(t *testing.T) {
+	t.Parallel()
+	const password = "p@ss:/?#%"
+	for address, want := range map[string]string{
+		"postgres://jetpost@host/db":     password,
+		"postgres://jetpost:own@host/db": "own",
+		"sqlite:/data/jetpost.db":        "",
+		"":                               "",
+	} {
+		got := withPassword(secret.New(address), secret.New(password)).Reveal()
+		u, err := url.Parse(got)
+		testkit.Must(t, err)
+		found, _ := u.User.Password()
+		testkit.Equal(t, address, found, want)
+		if want != password {
+			testkit.Equal(t, "address", got, address)
+		}
 	}
 }

@@ -125,7 +125,7 @@ func openBrowser(page string) bool {
 	browser := exec.CommandContext(context.Background(), path, page) // it may outlive us
 	browser.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
-		return slices.Contains(secretNames(), name)
+		return slices.Contains(SecretNames(), name)
 	})
 	browser.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is meant for us
 	if browser.Start() != nil {

@@ -462,7 +462,7 @@ func (d *demo) startWorker() error {
 	worker := exec.CommandContext(d.env.ctx, self, "worker", "--lease", demoLease.String(), "--worker-name", name,
 		"--lifeboat", filepath.Join(d.dir, "lifeboat"), "--log-level", "debug", "--log-format", "json")
 	worker.Stdout, worker.Stderr = logs, logs
-	worker.Env = append(withoutSettings(os.Environ()),
+	worker.Env = append(WithoutSettings(os.Environ()),
 		"NATS_URL="+cfg.NATS.URL, "NATS_USER="+cfg.NATS.User, "NATS_PASSWORD="+cfg.NATS.Password.Reveal(),
 		"DATABASE_URL="+cfg.DatabaseURL.Reveal(), "HUB_ENCRYPTION_KEY="+cfg.Keys.Reveal(),
 		"X_API_URL="+cfg.X.URL, "X_CLIENT_ID="+cfg.X.ClientID, app.SimMinuteVariable+"="+demoMinute.String())
@@ -474,8 +474,8 @@ func (d *demo) startWorker() error {
 	return nil
 }
 
-// withoutSettings keeps the user's own configuration away from the demo.
-func withoutSettings(environ []string) []string {
+// WithoutSettings keeps the user's own configuration away from the demo.
+func WithoutSettings(environ []string) []string {
 	return slices.DeleteFunc(environ, func(entry string) bool {
 		for _, prefix := range []string{"JETPOST_", "NATS_", "DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_", "X_API_URL"} {
 			if strings.HasPrefix(entry, prefix) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -31,7 +32,7 @@ func setupKeys(t *testing.T, accounts ...string) *keysBundle {
 	b := &keysBundle{
 		path: filepath.Join(t.TempDir(), "ledger.db"), older: store.GenerateKey().Reveal(), new: store.GenerateKey().Reveal(),
 	}
-	must(t, b.config("").Migrate(t.Context()))
+	testkit.Must(t, b.config("").Migrate(t.Context()))
 	for _, name := range accounts {
 		b.add(t, name, b.older)
 	}
@@ -46,21 +47,21 @@ func (b *keysBundle) config(keys string) app.Config {
 func (b *keysBundle) add(t *testing.T, name, keys string) {
 	t.Helper()
 	ledger, err := b.config(keys).OpenStore(t.Context())
-	must(t, err)
-	defer func() { must(t, ledger.Close()) }()
+	testkit.Must(t, err)
+	defer func() { testkit.Must(t, ledger.Close()) }()
 	_, err = ledger.ImportAccount(t.Context(), store.Import{
 		Name: name, XUserID: name, Username: name, Now: time.Now(),
 		Pair: store.Pair{Access: secret.New("access-" + name), Refresh: secret.New("refresh-" + name), ExpiresAt: time.Now().Add(time.Hour)},
 	})
-	must(t, err)
+	testkit.Must(t, err)
 }
 
 func (b *keysBundle) exec(t *testing.T, statement string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", b.path)
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = db.ExecContext(t.Context(), statement)
-	must(t, errors.Join(err, db.Close()))
+	testkit.Must(t, errors.Join(err, db.Close()))
 }
 
 // run runs a command on a key wake, and returns its exit code.
@@ -69,8 +70,8 @@ func (b *keysBundle) run(ctx context.Context, t *testing.T, output, keys string,
 	b.stdout.Reset()
 	b.stderr.Reset()
 	ring, err := b.config(keys).OpenKeyRing(t.Context())
-	must(t, err)
-	defer func() { must(t, ring.Close()) }()
+	testkit.Must(t, err)
+	defer func() { testkit.Must(t, ring.Close()) }()
 	e := &env{ctx: ctx, cli: &cli{Output: output}, log: slog.New(slog.DiscardHandler), stdout: &b.stdout, stderr: &b.stderr}
 	return report(&b.stderr, command(e, ring), false)
 }
@@ -111,7 +112,7 @@ func TestRotationInterrupted(t *testing.T) {
 			b.wants(t, "jetpost: ended after 2 of 2 rows, 2 sealed anew\n", "do: run jetpost keys rotate again")
 			if output == "json" {
 				var told rotation
-				must(t, json.Unmarshal(b.stdout.Bytes(), &told))
+				testkit.Must(t, json.Unmarshal(b.stdout.Bytes(), &told))
 				if told.Completed || told.Resealed != 2 {
 					t.Errorf("the object says %+v", told)
 				}

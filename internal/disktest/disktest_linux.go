@@ -7,19 +7,20 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"testing"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // Disk is a small file system in memory.
 type Disk struct {
-	t   *testing.T
+	t   testkit.T
 	Dir string
 }
 
 // New mounts a disk of that many bytes until the test ends. Only root may mount. For
 // other users it runs the test once more, as the root of a user namespace, and returns
 // nil: the test is over then.
-func New(t *testing.T, size int) *Disk {
+func New(t testkit.T, size int) *Disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		again(t)
@@ -37,7 +38,7 @@ func New(t *testing.T, size int) *Disk {
 	return d
 }
 
-func again(t *testing.T) {
+func again(t testkit.T) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.SysProcAttr = &syscall.SysProcAttr{

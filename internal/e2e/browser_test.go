@@ -17,6 +17,8 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -39,17 +41,17 @@ func TestLinkInBrowser(t *testing.T) {
 	t.Cleanup(product.Close)
 	host := strings.TrimPrefix(product.URL, "http://")
 	data := t.TempDir()
-	env := environment(t, map[string]string{"JETPOST_DATA": data})
-	instance := start(t, "up", env, "jetpost", append(up("--data", data, "--web-listen", "127.0.0.1:0", "--return-hosts", host).args, "--log-format", "json")...)
-	instance.until("worker.started")
-	instance.until("web.started")
+	env := harness.Environment(t, map[string]string{"JETPOST_DATA": data})
+	instance := harness.Start(t, "up", env, "jetpost", append(up("--data", data, "--web-listen", "127.0.0.1:0", "--return-hosts", host).args, "--log-format", "json")...)
+	instance.Until("worker.started")
+	instance.Until("web.started")
 	cfg, _, err := app.Config{}.Running(data)
-	must(t, err)
+	testkit.Must(t, err)
 	addUser(t, cfg.X.URL, "carol")
 	browser := newBrowser(t)
 	link := func(t *testing.T, account string) string {
 		t.Helper()
-		code, stdout, stderr := runCommand(t, env, "jetpost", "accounts", "link", account, "--return-to", product.URL+"/done?tab=x")
+		code, stdout, stderr := harness.RunCommand(t, env, "jetpost", "accounts", "link", account, "--return-to", product.URL+"/done?tab=x")
 		if code != exitOK {
 			t.Fatalf("exit code %d\n%s", code, stderr)
 		}
@@ -63,7 +65,7 @@ func TestLinkInBrowser(t *testing.T) {
 		p.click(`//button[.="Continue to X"]`)
 		p.click(`//button[contains(., "@carol")]`)
 		p.ends(host, "account=customer&jetpost=connected&tab=x")
-		if code, stdout, stderr := runCommand(t, env, "jetpost", "accounts", "list"); code != exitOK || !strings.Contains(stdout, "customer  @carol") {
+		if code, stdout, stderr := harness.RunCommand(t, env, "jetpost", "accounts", "list"); code != exitOK || !strings.Contains(stdout, "customer  @carol") {
 			t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 		}
 	})
@@ -74,7 +76,7 @@ func TestLinkInBrowser(t *testing.T) {
 		p.click(`//button[.="Continue to X"]`)
 		p.click(`//button[.="Deny"]`)
 		p.ends(host, "account=nobody&error=denied&jetpost=failed&tab=x")
-		if code, stdout, stderr := runCommand(t, env, "jetpost", "accounts", "list"); code != exitOK || strings.Contains(stdout, "nobody") {
+		if code, stdout, stderr := harness.RunCommand(t, env, "jetpost", "accounts", "list"); code != exitOK || strings.Contains(stdout, "nobody") {
 			t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 		}
 	})
@@ -84,10 +86,10 @@ func TestLinkInBrowser(t *testing.T) {
 func addUser(t *testing.T, x, handle string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, x+"/_sim/accounts", strings.NewReader(fmt.Sprintf(`{"handle":%q}`, handle)))
-	must(t, err)
+	testkit.Must(t, err)
 	resp, err := http.DefaultClient.Do(req)
-	must(t, err)
-	must(t, resp.Body.Close())
+	testkit.Must(t, err)
+	testkit.Must(t, resp.Body.Close())
 	if resp.StatusCode >= http.StatusBadRequest {
 		t.Fatalf("make user %s: %s", handle, resp.Status)
 	}
@@ -103,12 +105,12 @@ func newBrowser(t *testing.T) browser {
 		t.Fatalf("%v: install it, on Debian as the package chromium", err)
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-component-update", true), chromedp.WSURLReadTimeout(patience))
+		chromedp.Flag("disable-component-update", true), chromedp.WSURLReadTimeout(testkit.Patience))
 	allocated, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(cancel)
 	ctx, stop := chromedp.NewContext(allocated)
 	t.Cleanup(stop)
-	must(t, chromedp.Do(ctx, chromedp.Navigate("about:blank")))
+	testkit.Must(t, chromedp.Do(ctx, chromedp.Navigate("about:blank")))
 	return browser{ctx}
 }
 
@@ -126,9 +128,9 @@ func (b browser) person(t *testing.T, width int64) *person {
 	p := &person{t: t}
 	ctx, leave := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext(), chromedp.WithListener(p.hear))
 	t.Cleanup(leave)
-	must(t, chromedp.Do(ctx, chromedp.EmulateViewport(width, screenHeight)))
+	testkit.Must(t, chromedp.Do(ctx, chromedp.EmulateViewport(width, screenHeight)))
 	var cancel context.CancelFunc
-	p.ctx, cancel = context.WithTimeout(ctx, patience)
+	p.ctx, cancel = context.WithTimeout(ctx, testkit.Patience)
 	t.Cleanup(cancel)
 	t.Cleanup(func() {
 		p.mu.Lock()
@@ -155,9 +157,9 @@ func (p *person) hear(event any) {
 // open opens a link, whose page must fit the screen.
 func (p *person) open(link string) {
 	p.t.Helper()
-	must(p.t, chromedp.Do(p.ctx, chromedp.Navigate(link)))
+	testkit.Must(p.t, chromedp.Do(p.ctx, chromedp.Navigate(link)))
 	hidden, err := chromedp.Run(p.ctx, chromedp.Evaluate[int](`document.documentElement.scrollWidth - document.documentElement.clientWidth`))
-	must(p.t, err)
+	testkit.Must(p.t, err)
 	if hidden > 0 {
 		p.t.Errorf("the page is %d pixels wider than the screen", hidden)
 	}
@@ -176,11 +178,11 @@ func (p *person) click(what string) {
 func (p *person) ends(host, query string) {
 	p.t.Helper()
 	var at *url.URL
-	eventually(p.t, "the browser to come to "+host, func() bool {
+	testkit.Eventually(p.t, "the browser to come to "+host, func() bool {
 		where, err := chromedp.Run(p.ctx, chromedp.Location())
-		must(p.t, err)
+		testkit.Must(p.t, err)
 		at, err = url.Parse(where)
-		must(p.t, err)
+		testkit.Must(p.t, err)
 		return at.Host == host
 	})
 	if at.RawQuery != query {
@@ -196,14 +198,14 @@ func TestSimulatorInBrowser(t *testing.T) {
 	server := httptest.NewServer(x)
 	t.Cleanup(server.Close)
 	grant, err := x.AddAccount(xsim.NewAccount{Handle: strings.Repeat("a", 63)})
-	must(t, err)
-	picture, err := demoImage()
-	must(t, err)
+	testkit.Must(t, err)
+	picture, err := harness.Picture()
+	testkit.Must(t, err)
 	client := xapi.New(grant.AccessToken, xapi.WithBaseURL(server.URL))
 	var media []string
 	for range 3 {
 		uploaded, err := client.UploadMedia(t.Context(), bytes.NewReader(picture), int64(len(picture)), "image/png")
-		must(t, err)
+		testkit.Must(t, err)
 		media = append(media, uploaded.ID)
 	}
 	parent := ""
@@ -213,11 +215,11 @@ func TestSimulatorInBrowser(t *testing.T) {
 			post.MediaIDs = media
 		}
 		created, err := client.CreatePost(t.Context(), post)
-		must(t, err)
+		testkit.Must(t, err)
 		parent = created.ID
 	}
-	must(t, x.SetFaults([]xsim.Fault{{Kind: xsim.FaultRefuseText, Text: strings.Repeat("v", 200), Detail: "no"}}))
-	must(t, x.Play(xsim.Scenario{Steps: []xsim.Step{{AtMS: 60_000, Do: "DELETE /_sim/media?user=" + strings.Repeat("a", 63)}}}))
+	testkit.Must(t, x.SetFaults([]xsim.Fault{{Kind: xsim.FaultRefuseText, Text: strings.Repeat("v", 200), Detail: "no"}}))
+	testkit.Must(t, x.Play(xsim.Scenario{Steps: []xsim.Step{{AtMS: 60_000, Do: "DELETE /_sim/media?user=" + strings.Repeat("a", 63)}}}))
 
 	browser := newBrowser(t)
 	for name, width := range map[string]int64{"phone": phoneWidth, "desktop": desktopWidth} {
@@ -227,7 +229,7 @@ func TestSimulatorInBrowser(t *testing.T) {
 			p.open(server.URL + "/_sim/")
 			shown, err := chromedp.Run(p.ctx, chromedp.Evaluate[[]string](
 				`[document.title, ...[...document.images].map(i => i.complete + " " + i.naturalWidth), getComputedStyle(document.querySelector(".post")).display]`))
-			must(t, err)
+			testkit.Must(t, err)
 			wantEqual(t, "violations", fmt.Sprint(x.Violations()), "[]") // a browser asks for nothing else
 			wantEqual(t, "title, pictures and style", strings.Join(shown, ", "), "Simulated X, true 64, true 64, true 64, flex")
 		})

@@ -25,7 +25,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/cli"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 const (
@@ -151,14 +153,14 @@ func interpolate(text string, variables map[string]string) (string, error) {
 func readCompose(t *testing.T, variables map[string]string) composeFile {
 	t.Helper()
 	file, err := parseCompose(readText(t, composePath), variables)
-	must(t, err)
+	testkit.Must(t, err)
 	return file
 }
 
 func readText(t *testing.T, path string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	must(t, err)
+	testkit.Must(t, err)
 	return text
 }
 
@@ -195,7 +197,7 @@ func TestComposeSecrets(t *testing.T) {
 			if secret, found := strings.CutPrefix(value, "/run/secrets/"); found && !slices.Contains(service.Secrets, secret) {
 				t.Errorf("%s: %s names %s, which it is not given", name, variable, value)
 			}
-			if slices.Contains(secretNames(), variable) && variable != "DATABASE_URL" {
+			if slices.Contains(cli.SecretNames(), variable) && variable != "DATABASE_URL" {
 				t.Errorf("%s: %s stands in the environment", name, variable)
 			}
 		}
@@ -205,27 +207,6 @@ func TestComposeSecrets(t *testing.T) {
 			if file.Services[name].Environment[variable] == "" {
 				t.Errorf("%s has no %s", name, variable)
 			}
-		}
-	}
-}
-
-// TestDatabasePassword: it is put into a URL that names none, whatever is in it.
-func TestDatabasePassword(t *testing.T) {
-	t.Parallel()
-	const password = "p@ss:/?#%"
-	for address, want := range map[string]string{
-		"postgres://jetpost@host/db":     password,
-		"postgres://jetpost:own@host/db": "own",
-		"sqlite:/data/jetpost.db":        "",
-		"":                               "",
-	} {
-		got := withPassword(secret.New(address), secret.New(password)).Reveal()
-		u, err := url.Parse(got)
-		must(t, err)
-		found, _ := u.User.Password()
-		wantEqual(t, address, found, want)
-		if want != password {
-			wantEqual(t, "address", got, address)
 		}
 	}
 }
@@ -250,7 +231,7 @@ func TestComposeDatabaseAgrees(t *testing.T) {
 	database := file.Services["postgres"]
 	for _, name := range []string{"setup", "worker"} {
 		u, err := url.Parse(file.Services[name].Environment["DATABASE_URL"])
-		must(t, err)
+		testkit.Must(t, err)
 		wantEqual(t, name+": host", u.Host, "postgres:5432")
 		wantEqual(t, name+": user", u.User.Username(), database.Environment["POSTGRES_USER"])
 		wantEqual(t, name+": password", file.Services[name].Environment["DATABASE_PASSWORD_FILE"], database.Environment["POSTGRES_PASSWORD_FILE"])
@@ -300,7 +281,7 @@ func TestComposePortsAgree(t *testing.T) {
 	wantEqual(t, "worker: health check", healthURL(t, worker).Host, flagOf(t, worker, "--health-listen"))
 
 	host, port, err := net.SplitHostPort(flagOf(t, sim, "--listen"))
-	must(t, err)
+	testkit.Must(t, err)
 	wantEqual(t, "sim: host, which other containers must reach", host, "0.0.0.0")
 	wantEqual(t, "sim: health check", healthURL(t, sim).Host, "127.0.0.1:"+port)
 	wantEqual(t, "sim: published", strings.Join(sim.Ports, " "), "127.0.0.1:"+port+":"+port)
@@ -320,7 +301,7 @@ func TestComposeNATSAgrees(t *testing.T) {
 	if line == nil {
 		t.Fatal("the README does not make secrets/nats.conf")
 	}
-	code, config, stderr := runCommand(t, environment(t, nil), "jetpost", strings.Fields(line[1])...)
+	code, config, stderr := harness.RunCommand(t, harness.Environment(t, nil), "jetpost", strings.Fields(line[1])...)
 	if code != exitOK {
 		t.Fatalf("jetpost %s: exit code %d\n%s", line[1], code, stderr)
 	}
@@ -332,9 +313,9 @@ func TestComposeNATSAgrees(t *testing.T) {
 		}
 		config = strings.ReplaceAll(config, "$"+name, `"0`+user+`"`)
 	}
-	must(t, os.WriteFile(path, []byte(config), 0o600))
+	testkit.Must(t, os.WriteFile(path, []byte(config), 0o600))
 	options, err := server.ProcessConfigFile(path)
-	must(t, err)
+	testkit.Must(t, err)
 	port := fmt.Sprint(options.Port)
 	wantEqual(t, "published", strings.Join(service.Ports, " "), "127.0.0.1:"+port+":"+port)
 	wantEqual(t, "host, which other containers must reach", options.Host, "0.0.0.0")
@@ -356,7 +337,7 @@ func healthURL(t *testing.T, service composeService) *url.URL {
 		t.Fatalf("health check %v does not run a program", test)
 	}
 	u, err := url.Parse(test[len(test)-1])
-	must(t, err)
+	testkit.Must(t, err)
 	return u
 }
 
@@ -444,14 +425,14 @@ func TestDockerfileBuilds(t *testing.T) {
 	}
 	binary := filepath.Join(out, "jetpost")
 	program, err := elf.Open(binary)
-	must(t, err)
-	defer func() { must(t, program.Close()) }()
+	testkit.Must(t, err)
+	defer func() { testkit.Must(t, program.Close()) }()
 	for _, part := range program.Progs {
 		if part.Type == elf.PT_INTERP || part.Type == elf.PT_DYNAMIC {
 			t.Errorf("the binary is not static: it has a %s", part.Type)
 		}
 	}
-	code, stdout, stderr := runCommand(t, []string{}, binary, "version")
+	code, stdout, stderr := harness.RunCommand(t, []string{}, binary, "version")
 	if code != exitOK || strings.TrimSpace(stdout) == "" || stderr != "" {
 		t.Errorf("version: exit code %d, %q\n%s", code, stdout, stderr)
 	}
@@ -468,7 +449,7 @@ func stageBuildContext(t *testing.T) string {
 			patterns = append(patterns, line)
 		}
 	}
-	must(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+	testkit.Must(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -499,7 +480,7 @@ func matches(t *testing.T, patterns []string, name string) bool {
 			t.Fatalf(".dockerignore: %q is a form that this test does not know", pattern)
 		}
 		matched, err := filepath.Match(pattern, name)
-		must(t, err)
+		testkit.Must(t, err)
 		return matched
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"html"
 	"io"
 	"net/http"
@@ -21,33 +20,16 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/cli"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// browserCommand is the name under which this test binary is a browser whose
-// user consents to whatever the simulated X asks for: it follows the page.
-// $BROWSER_LOG, where it is set, gets its environment and the page's last words.
-func browserCommand() {
-	var said strings.Builder
-	for _, entry := range os.Environ() {
-		fmt.Fprintln(&said, entry)
-	}
-	resp, err := http.Get(os.Args[1])
-	if err == nil {
-		text, readErr := io.ReadAll(resp.Body)
-		err = errors.Join(readErr, resp.Body.Close())
-		said.Write(text)
-	}
-	fmt.Fprintln(&said, "error:", err)
-	if path := os.Getenv("BROWSER_LOG"); path != "" {
-		_ = os.WriteFile(path, []byte(said.String()), 0o600)
-	}
-}
-
 // connecting is 'jetpost accounts connect', once it waits for X's answer.
 type connecting struct {
-	t      *testing.T
+	t      testkit.T
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	stdout lockedBuffer
@@ -57,26 +39,26 @@ type connecting struct {
 }
 
 // connect starts one. Its port is a free one, and no browser is opened.
-func (s *site) connect(t *testing.T, env []string, args ...string) *connecting {
+func (s *site) connect(t testkit.T, env []string, args ...string) *connecting {
 	t.Helper()
 	c := startConnect(t, env, append([]string{"--callback", "127.0.0.1:0", "--no-browser"}, args...)...)
-	eventually(t, "the address of X's page", func() bool {
+	testkit.Eventually(t, "the address of X's page", func() bool {
 		c.page = regexp.MustCompile(`http://\S+/i/oauth2/authorize\S+`).FindString(c.stderr.String())
 		return c.page != ""
 	})
 	return c
 }
 
-func startConnect(t *testing.T, env []string, args ...string) *connecting {
+func startConnect(t testkit.T, env []string, args ...string) *connecting {
 	t.Helper()
 	c := &connecting{t: t, done: make(chan struct{})}
-	ctx, cancel := context.WithTimeout(t.Context(), commandTime)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.CommandTime)
 	c.cmd = exec.CommandContext(ctx, "jetpost", append([]string{"accounts", "connect"}, args...)...)
 	c.cmd.Env, c.cmd.Stdout, c.cmd.Stderr = env, &c.stdout, &c.stderr
 	var err error
 	c.stdin, err = c.cmd.StdinPipe()
-	must(t, err)
-	must(t, c.cmd.Start())
+	testkit.Must(t, err)
+	testkit.Must(t, c.cmd.Start())
 	go func() {
 		_ = c.cmd.Wait() // the exit code tells the same
 		close(c.done)
@@ -100,14 +82,14 @@ func (c *connecting) follow(more string) (status int, page string) {
 	return get(c.t, c.page+more)
 }
 
-func get(t *testing.T, address string) (status int, page string) {
+func get(t testkit.T, address string) (status int, page string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
-	must(t, err)
+	testkit.Must(t, err)
 	resp, err := http.DefaultClient.Do(req)
-	must(t, err)
+	testkit.Must(t, err)
 	body, err := io.ReadAll(resp.Body)
-	must(t, errors.Join(err, resp.Body.Close()))
+	testkit.Must(t, errors.Join(err, resp.Body.Close()))
 	return resp.StatusCode, html.UnescapeString(string(body))
 }
 
@@ -115,26 +97,26 @@ func get(t *testing.T, address string) (status int, page string) {
 func (c *connecting) redirect(more string) *url.URL {
 	c.t.Helper()
 	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, c.page+more, nil)
-	must(c.t, err)
+	testkit.Must(c.t, err)
 	resp, err := http.DefaultTransport.RoundTrip(req)
-	must(c.t, err)
-	must(c.t, resp.Body.Close())
+	testkit.Must(c.t, err)
+	testkit.Must(c.t, resp.Body.Close())
 	target, err := resp.Location()
-	must(c.t, err)
+	testkit.Must(c.t, err)
 	return target
 }
 
 func (c *connecting) paste(text string) {
 	c.t.Helper()
 	_, err := io.WriteString(c.stdin, text+"\n")
-	must(c.t, err)
+	testkit.Must(c.t, err)
 }
 
 // exit waits for the end, and returns the exit code with what was printed after
 // the invitation.
 func (c *connecting) exit() (code int, stdout, stderr string) {
 	c.t.Helper()
-	wait(c.t, "the end of "+c.cmd.String(), c.done)
+	testkit.Wait(c.t, "the end of "+c.cmd.String(), c.done)
 	_, stderr, _ = strings.Cut(c.stderr.String(), "paste its whole address here.\n")
 	return c.cmd.ProcessState.ExitCode(), c.stdout.String(), stderr
 }
@@ -161,15 +143,15 @@ func (b *lockedBuffer) String() string {
 // test can set forward, and has the users alice, bob and carol.
 func newConnectSite(t *testing.T) (s *site, env []string, ahead *atomic.Int64) {
 	t.Helper()
-	s = newSite(t, siteConfig{lease: longLease})
+	s = newSite(t, harness.SiteConfig{Lease: longLease})
 	ahead = &atomic.Int64{}
-	s.sim.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-	s.sim.ClientID, s.sim.ClientSecret = s.cfg.X.ClientID, "right"
+	s.Sim.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	s.Sim.ClientID, s.Sim.ClientSecret = s.Cfg.X.ClientID, "right"
 	for _, user := range []string{"alice", "bob", "carol"} {
-		_, err := s.sim.AddAccount(xsim.NewAccount{Handle: user})
-		must(t, err)
+		_, err := s.Sim.AddAccount(xsim.NewAccount{Handle: user})
+		testkit.Must(t, err)
 	}
-	return s, append(s.settings(), "X_CLIENT_SECRET=right", "DISPLAY=", "WAYLAND_DISPLAY="), ahead
+	return s, append(s.Settings(), "X_CLIENT_SECRET=right", "DISPLAY=", "WAYLAND_DISPLAY="), ahead
 }
 
 func TestConnectByBrowser(t *testing.T) {
@@ -201,24 +183,24 @@ func TestConnectByBrowser(t *testing.T) {
 		t.Errorf("exit code %d, %s: %+v, %v", code, stdout, connected, err)
 	}
 	s.wantConnected("acme", "alice")
-	s.wantCallLog(nil)
+	s.WantCallLog(nil)
 }
 
 // redirectURI is where X is asked to lead the browser.
 func (c *connecting) redirectURI() string {
 	c.t.Helper()
 	page, err := url.Parse(c.page)
-	must(c.t, err)
+	testkit.Must(c.t, err)
 	return page.Query().Get("redirect_uri")
 }
 
 // wantConnected checks that the ledger has the tokens that X takes.
 func (s *site) wantConnected(account, user string) {
-	s.t.Helper()
-	stored, err := s.ledger.Token(s.t.Context(), account)
-	must(s.t, err)
-	if inForce, _ := s.sim.CurrentToken(user); inForce.Revoked || stored.Refresh.Reveal() != inForce.RefreshToken {
-		s.t.Errorf("%s has not the tokens that X takes of @%s", account, user)
+	s.T.Helper()
+	stored, err := s.Ledger.Token(s.T.Context(), account)
+	testkit.Must(s.T, err)
+	if inForce, _ := s.Sim.CurrentToken(user); inForce.Revoked || stored.Refresh.Reveal() != inForce.RefreshToken {
+		s.T.Errorf("%s has not the tokens that X takes of @%s", account, user)
 	}
 }
 
@@ -228,7 +210,7 @@ func TestConnectByPasting(t *testing.T) {
 	s, env, _ := newConnectSite(t)
 	c := s.connect(t, env, "acme")
 	c.paste("yes, I did")
-	eventually(t, "a word about what was pasted", func() bool { return strings.Contains(c.stderr.String(), "That is not the address") })
+	testkit.Eventually(t, "a word about what was pasted", func() bool { return strings.Contains(c.stderr.String(), "That is not the address") })
 	c.paste(" '" + c.redirect("&user=alice").String() + "' ")
 	if code, stdout, _ := c.exit(); code != exitOK || !strings.HasPrefix(stdout, "connected acme, which is @alice: ") {
 		t.Errorf("exit code %d, %q", code, stdout)
@@ -237,7 +219,7 @@ func TestConnectByPasting(t *testing.T) {
 
 	// An input that ends only means that nothing is pasted.
 	c = s.connect(t, env, "acme")
-	must(t, c.stdin.Close())
+	testkit.Must(t, c.stdin.Close())
 	c.follow("&user=alice")
 	if code, stdout, _ := c.exit(); code != exitOK || !strings.HasPrefix(stdout, "connected acme again, which is @alice: ") {
 		t.Errorf("exit code %d, %q", code, stdout)
@@ -250,14 +232,14 @@ func TestConnectByPasting(t *testing.T) {
 func TestConnectOpensBrowser(t *testing.T) {
 	t.Parallel()
 	s, env, _ := newConnectSite(t)
-	must(t, s.sim.SetConsent(xsim.Consent{User: "alice"}))
+	testkit.Must(t, s.Sim.SetConsent(xsim.Consent{User: "alice"}))
 	log := filepath.Join(t.TempDir(), "browser")
 	c := startConnect(t, append(env, "DISPLAY=:7", "BROWSER_LOG="+log), "acme", "--callback", "127.0.0.1:0")
 	if code, stdout, _ := c.exit(); code != exitOK || !strings.HasPrefix(stdout, "connected acme, which is @alice: ") {
 		t.Errorf("exit code %d, %q", code, stdout)
 	}
 	var text string
-	eventually(t, "the browser's log", func() bool {
+	testkit.Eventually(t, "the browser's log", func() bool {
 		read, err := os.ReadFile(log)
 		text = string(read)
 		return err == nil
@@ -265,7 +247,7 @@ func TestConnectOpensBrowser(t *testing.T) {
 	if !strings.Contains(text, "acme is connected") || !strings.Contains(text, "DISPLAY=:7") {
 		t.Errorf("the browser saw:\n%s", text)
 	}
-	for _, name := range secretNames() {
+	for _, name := range cli.SecretNames() {
 		if strings.Contains(text, name+"=") {
 			t.Errorf("the browser was given %s", name)
 		}
@@ -281,8 +263,8 @@ func TestConnectErrors(t *testing.T) {
 	alice.exit()
 	s.wantConnected("alice", "alice")
 	const spent = "connect carol: authorization code not accepted: POST /2/oauth2/token: 400 Bad Request: Value passed for the authorization code was invalid."
-	taken := holdPort(t).Addr().String()
-	closed := closedAddress(t)
+	taken := harness.HoldPort(t).Addr().String()
+	closed := harness.ClosedAddress(t)
 
 	for _, test := range []struct {
 		name string
@@ -326,7 +308,7 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "interrupted", args: []string{"carol"},
-			answer: func(c *connecting) { must(c.t, c.cmd.Process.Signal(syscall.SIGINT)) },
+			answer: func(c *connecting) { testkit.Must(c.t, c.cmd.Process.Signal(syscall.SIGINT)) },
 			code:   exitInterrupted, want: "interrupted: nothing has changed",
 		},
 		{
@@ -374,7 +356,7 @@ func TestConnectErrors(t *testing.T) {
 			do: "close the pages of earlier attempts, start again, and use the page that is printed then",
 		},
 		{
-			name: "X cannot be reached", args: []string{"carol", "--authorize-url", s.cfg.X.URL}, env: []string{"X_API_URL=http://" + closed},
+			name: "X cannot be reached", args: []string{"carol", "--authorize-url", s.Cfg.X.URL}, env: []string{"X_API_URL=http://" + closed},
 			answer: func(c *connecting) { c.wantPage("&user=carol", "carol is not connected") },
 			code:   exitFailed, want: "connect carol: not sent: POST /2/oauth2/token: dial tcp " + closed + ": connect: connection refused",
 			do: "nothing has changed; once X can be reached, start again with: jetpost accounts connect carol",
@@ -383,7 +365,7 @@ func TestConnectErrors(t *testing.T) {
 			name: "X fails", args: []string{"carol"},
 			answer: func(c *connecting) {
 				address := c.redirect("&user=carol")
-				must(c.t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultOutage}}))
+				testkit.Must(c.t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultOutage}}))
 				c.paste(address.String())
 			},
 			code: exitFailed, want: "connect carol: outcome unknown: POST /2/oauth2/token: 503 Service Unavailable: Service Unavailable",
@@ -406,7 +388,7 @@ func TestConnectErrors(t *testing.T) {
 			var code int
 			var stdout, stderr, redirect string
 			if test.answer == nil {
-				code, stdout, stderr = runCommand(t, env, "jetpost", append([]string{"accounts", "connect", "--no-browser"}, test.args...)...)
+				code, stdout, stderr = harness.RunCommand(t, env, "jetpost", append([]string{"accounts", "connect", "--no-browser"}, test.args...)...)
 			} else {
 				c := s.connect(t, env, test.args...)
 				redirect = c.redirectURI()
@@ -420,14 +402,14 @@ func TestConnectErrors(t *testing.T) {
 			if code != test.code || stdout != "" || stderr != want {
 				t.Errorf("exit code %d, want %d\n%s%s\nwant\n%s", code, test.code, stdout, stderr, want)
 			}
-			must(t, s.sim.SetFaults(nil))
-			if _, err := s.ledger.Account(t.Context(), "carol"); !errors.Is(err, store.ErrNotFound) {
+			testkit.Must(t, s.Sim.SetFaults(nil))
+			if _, err := s.Ledger.Account(t.Context(), "carol"); !errors.Is(err, store.ErrNotFound) {
 				t.Errorf("the account was stored: %v", err)
 			}
 			s.wantConnected("alice", "alice")
 		})
 	}
-	s.wantCallLog(nil)
+	s.WantCallLog(nil)
 }
 
 // wantPage follows the page and checks what the browser shows at last.
@@ -439,19 +421,19 @@ func (c *connecting) wantPage(more, want string) {
 }
 
 // spend has somebody else try a code, which thereby is used.
-func (s *site) spend(t *testing.T, code string) {
+func (s *site) spend(t testkit.T, code string) {
 	t.Helper()
 	form := url.Values{
 		"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {"http://127.0.0.1:1/"},
 		"code_verifier": {"a-verifier-that-somebody-guesses-of-43-letters"},
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.cfg.X.URL+"/2/oauth2/token", strings.NewReader(form.Encode()))
-	must(t, err)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Cfg.X.URL+"/2/oauth2/token", strings.NewReader(form.Encode()))
+	testkit.Must(t, err)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.SetBasicAuth(s.cfg.X.ClientID, "right")
+	req.SetBasicAuth(s.Cfg.X.ClientID, "right")
 	resp, err := http.DefaultClient.Do(req)
-	must(t, err)
-	must(t, resp.Body.Close())
+	testkit.Must(t, err)
+	testkit.Must(t, resp.Body.Close())
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("the code was taken with another verifier: %d", resp.StatusCode)
 	}
@@ -461,19 +443,19 @@ func (s *site) spend(t *testing.T, code string) {
 // publishes, and publishes them, in order, once it is connected again.
 func TestConnectAfterLostGrant(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, siteConfig{lease: longLease, accounts: []string{"alice"}})
-	w := s.worker("worker")
-	s.sim.RevokeConsent("alice")
-	jobs := makeJobs(3, []string{"alice"}, func(i int) int { return i + 1 })
-	s.publish(jobs)
-	eventually(t, "every job to be held", func() bool { return s.counts()[jetpost.StateHeld] == len(jobs) })
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: []string{"alice"}})
+	w := s.Worker("worker")
+	s.Sim.RevokeConsent("alice")
+	jobs := harness.MakeJobs(3, []string{"alice"}, func(i int) int { return i + 1 })
+	s.Publish(jobs)
+	testkit.Eventually(t, "every job to be held", func() bool { return s.Counts()[jetpost.StateHeld] == len(jobs) })
 	for _, j := range jobs {
-		if reason := s.status("alice", j.id).Reason; reason == nil || reason.Code != jetpost.CodeAccountReauthRequired || !reason.Until.IsZero() {
-			t.Errorf("job %s is held for %+v", j.id, reason)
+		if reason := s.Status("alice", j.Id).Reason; reason == nil || reason.Code != jetpost.CodeAccountReauthRequired || !reason.Until.IsZero() {
+			t.Errorf("job %s is held for %+v", j.Id, reason)
 		}
 	}
 
-	code, stdout, stderr := s.run("publish", "alice", "alice, job late, post 1 of 1", "--id", "late", "-o", "json")
+	code, stdout, stderr := s.Run("publish", "alice", "alice, job late, post 1 of 1", "--id", "late", "-o", "json")
 	var published struct {
 		ID       string
 		Warnings []struct{ Code, Do string }
@@ -487,23 +469,23 @@ func TestConnectAfterLostGrant(t *testing.T) {
 		!strings.HasSuffix(stderr, "\n  do: connect it again with: jetpost accounts connect alice\n") {
 		t.Errorf("publish warns:\n%s", stderr)
 	}
-	jobs = append(jobs, &job{account: "alice", id: "late", posts: 1, sequence: jobs[len(jobs)-1].sequence + 1})
+	jobs = append(jobs, &harness.Job{Account: "alice", Id: "late", Posts: 1, Sequence: jobs[len(jobs)-1].Sequence + 1})
 
-	c := s.connect(t, s.settings(), "alice")
+	c := s.connect(t, s.Settings(), "alice")
 	c.follow("&user=alice")
 	if code, stdout, _ := c.exit(); code != exitOK || !strings.HasPrefix(stdout, "connected alice again, which is @alice: ") {
 		t.Errorf("connect: exit code %d, %q", code, stdout)
 	}
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
-	events, err := s.conn.JS.Stream(t.Context(), s.conn.Names.EventsStream())
-	must(t, err)
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
+	events, err := s.Conn.JS.Stream(t.Context(), s.Conn.Names.EventsStream())
+	testkit.Must(t, err)
 	last, err := events.GetLastMsgForSubject(t.Context(), "jetpost.event.account.*.alice")
 	if err != nil || last.Subject != "jetpost.event.account.recovered.alice" {
 		t.Errorf("the last event of the account is %+v, %v", last, err)
 	}
-	if code, _, stderr := s.run("publish", "alice", "One more", "--wait"); code != exitOK || stderr != "" {
+	if code, _, stderr := s.Run("publish", "alice", "One more", "--wait"); code != exitOK || stderr != "" {
 		t.Errorf("publish, connected: exit code %d\n%s", code, stderr)
 	}
-	stop(w)
+	harness.Stop(w)
 }

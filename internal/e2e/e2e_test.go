@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -28,31 +30,31 @@ func TestTwoWorkersShareAccounts(t *testing.T) {
 	for name, deleteSchedule := range map[string]bool{"everything in place": false, "schedule stream deleted": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			accounts := accountNames(20)
-			s := newSite(t, siteConfig{lease: longLease, accounts: accounts})
-			s.slow(5 * time.Millisecond)
-			workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-			jobs := makeJobs(200, accounts, func(i int) int { return 1 + i%11/10 }) // a few threads of two
+			accounts := harness.AccountNames(20)
+			s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: accounts})
+			s.Slow(5 * time.Millisecond)
+			workers := []*harness.Process{s.Worker("worker-1"), s.Worker("worker-2")}
+			jobs := harness.MakeJobs(200, accounts, func(i int) int { return 1 + i%11/10 }) // a few threads of two
 			if deleteSchedule {
 				for _, j := range jobs[160:] { // two for each account
-					j.at = time.Now().Add(3 * time.Second)
+					j.At = time.Now().Add(3 * time.Second)
 				}
 			}
-			s.publish(deal(jobs, 7)...)
+			s.Publish(harness.Deal(jobs, 7)...)
 			if deleteSchedule {
-				eventually(t, "the middle", func() bool { return s.counts()[jetpost.StatePublished] >= len(jobs)/4 })
-				must(t, s.conn.JS.DeleteStream(t.Context(), s.conn.Names.ScheduleStream()))
+				testkit.Eventually(t, "the middle", func() bool { return s.Counts()[jetpost.StatePublished] >= len(jobs)/4 })
+				testkit.Must(t, s.Conn.JS.DeleteStream(t.Context(), s.Conn.Names.ScheduleStream()))
 			}
-			s.allPublished(len(jobs))
-			s.wantCallLog(jobs)
+			s.AllPublished(len(jobs))
+			s.WantCallLog(jobs)
 			for _, w := range workers {
-				mine := w.entries("post.published")
-				t.Logf("%s sent %d posts", w.name, len(mine))
-				if len(mine) == 0 || mine[0]["worker"] != w.name {
-					t.Errorf("%s sent %d posts; want some, under its name", w.name, len(mine))
+				mine := w.Entries("post.published")
+				t.Logf("%s sent %d posts", w.Name, len(mine))
+				if len(mine) == 0 || mine[0]["worker"] != w.Name {
+					t.Errorf("%s sent %d posts; want some, under its name", w.Name, len(mine))
 				}
 			}
-			stop(workers...)
+			harness.Stop(workers...)
 		})
 	}
 }
@@ -62,37 +64,37 @@ func TestTwoWorkersShareAccounts(t *testing.T) {
 func TestScheduleStreamDeleted(t *testing.T) {
 	t.Parallel()
 	const window = 6 * time.Second // of X's limit: three posts an account
-	accounts := accountNames(8)
-	s := newSite(t, siteConfig{lease: longLease, accounts: append(accounts, "fresh")})
-	must(t, s.sim.SetLimits([]xsim.Limit{
+	accounts := harness.AccountNames(8)
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: append(accounts, "fresh")})
+	testkit.Must(t, s.Sim.SetLimits([]xsim.Limit{
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 3, WindowMS: window.Milliseconds()},
 	}))
-	jobs := makeJobs(48, accounts, one)
+	jobs := harness.MakeJobs(48, accounts, harness.One)
 	for _, j := range jobs[40:] { // one for each account
-		j.at = time.Now().Add(window)
+		j.At = time.Now().Add(window)
 	}
-	s.publish(deal(jobs, 5)...)
+	s.Publish(harness.Deal(jobs, 5)...)
 	// One worker uses the windows up: it alone knows when they are closed, and
 	// holds each line in the ledger, where all see it.
-	workers := []*process{s.worker("worker-1")}
-	eventually(t, "every account to wait for its limit", func() bool { return s.counts()[jetpost.StateHeld] == len(accounts) })
-	workers = append(workers, s.worker("worker-2"))
-	must(t, s.conn.JS.DeleteStream(t.Context(), s.conn.Names.ScheduleStream()))
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
+	workers := []*harness.Process{s.Worker("worker-1")}
+	testkit.Eventually(t, "every account to wait for its limit", func() bool { return s.Counts()[jetpost.StateHeld] == len(accounts) })
+	workers = append(workers, s.Worker("worker-2"))
+	testkit.Must(t, s.Conn.JS.DeleteStream(t.Context(), s.Conn.Names.ScheduleStream()))
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
 
-	code, stdout, stderr := s.run("setup")
-	if code != exitOK || !strings.Contains(stdout, "created    stream "+s.conn.Names.ScheduleStream()) {
+	code, stdout, stderr := s.Run("setup")
+	if code != exitOK || !strings.Contains(stdout, "created    stream "+s.Conn.Names.ScheduleStream()) {
 		t.Fatalf("setup: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	// A new worker finds everything in place again.
-	workers = append(workers, s.worker("worker-3"))
-	later := &job{account: "fresh", id: "after", posts: 1, at: time.Now().Add(time.Second)}
-	s.publish([]*job{later})
+	workers = append(workers, s.Worker("worker-3"))
+	later := &harness.Job{Account: "fresh", Id: "after", Posts: 1, At: time.Now().Add(time.Second)}
+	s.Publish([]*harness.Job{later})
 	jobs = append(jobs, later)
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
-	stop(workers...)
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
+	harness.Stop(workers...)
 }
 
 func TestWorkerKilledMidThread(t *testing.T) {
@@ -103,40 +105,40 @@ func TestWorkerKilledMidThread(t *testing.T) {
 	})
 	t.Run("between two posts", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, siteConfig{lease: shortLease, accounts: []string{"alice"}})
+		s := newSite(t, harness.SiteConfig{Lease: shortLease, Accounts: []string{"alice"}})
 		progress := s.progress("alice", "thread")
 		// The picture of the third post takes X longer than the worker lives.
-		must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointUpload, Times: 1, DelayMS: 3000}}))
-		w := s.worker("worker-1")
-		thread := &job{account: "alice", id: "thread", posts: 5, picture: 3}
-		s.publish([]*job{thread})
+		testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointUpload, Times: 1, DelayMS: 3000}}))
+		w := s.Worker("worker-1")
+		thread := &harness.Job{Account: "alice", Id: "thread", Posts: 5, Picture: 3}
+		s.Publish([]*harness.Job{thread})
 		progress(2)
-		w.kill()
-		if live := len(s.live(thread)); live != 2 {
+		w.Kill()
+		if live := len(s.Live(thread)); live != 2 {
 			t.Fatalf("X has %d posts as the worker dies, want 2", live)
 		}
-		w = s.worker("worker-2")
-		s.allPublished(1)
-		s.wantCallLog([]*job{thread})
-		stop(w)
+		w = s.Worker("worker-2")
+		s.AllPublished(1)
+		s.WantCallLog([]*harness.Job{thread})
+		harness.Stop(w)
 	})
 }
 
 // progress subscribes to what happens to a request; the function it returns
 // waits until so many posts are told to be live.
 func (s *site) progress(account, id string) func(posted int) {
-	s.t.Helper()
-	events, err := s.conn.Conn.SubscribeSync(s.conn.Names.EventSubject(jetpost.EventRequestProgress, account, id))
-	must(s.t, err)
+	s.T.Helper()
+	events, err := s.Conn.Conn.SubscribeSync(s.Conn.Names.EventSubject(jetpost.EventRequestProgress, account, id))
+	testkit.Must(s.T, err)
 	return func(posted int) {
-		s.t.Helper()
-		ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+		s.T.Helper()
+		ctx, cancel := context.WithTimeout(s.T.Context(), testkit.Patience)
 		defer cancel()
 		for {
 			msg, err := events.NextMsgWithContext(ctx)
-			must(s.t, err)
+			testkit.Must(s.T, err)
 			var event jetpost.Event
-			must(s.t, json.Unmarshal(msg.Data, &event))
+			testkit.Must(s.T, json.Unmarshal(msg.Data, &event))
 			if event.Request.Posted >= posted {
 				return
 			}
@@ -152,34 +154,34 @@ func strikeAtRandom(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	accounts := accountNames(12)
-	s := newSite(t, siteConfig{lease: shortLease, accounts: accounts})
-	s.slow(10 * time.Millisecond)
+	accounts := harness.AccountNames(12)
+	s := newSite(t, harness.SiteConfig{Lease: shortLease, Accounts: accounts})
+	s.Slow(10 * time.Millisecond)
 	// A thread for each account and, behind it, a single post.
-	jobs := makeJobs(24, accounts, func(i int) int { return 4 - i/12*3 })
-	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-	var frozen []*process
+	jobs := harness.MakeJobs(24, accounts, func(i int) int { return 4 - i/12*3 })
+	workers := []*harness.Process{s.Worker("worker-1"), s.Worker("worker-2")}
+	var frozen []*harness.Process
 	for round := range rounds {
 		victim, how := random.IntN(len(workers)), []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP}[random.IntN(2)]
 		nth, made := 1+random.IntN(6), random.IntN(2) == 0
-		t.Logf("round %d: %s to %s at call %d, made %t", round, how, workers[victim].name, nth, made)
-		reached := s.atCall("POST", postPath, nth, made, func() { workers[victim].signal(how) })
-		s.publish(jobs[3*round : 3*round+3])
-		wait(t, "a call to strike at", reached)
+		t.Logf("round %d: %s to %s at call %d, made %t", round, how, workers[victim].Name, nth, made)
+		reached := s.AtCall("POST", harness.PostPath, nth, made, func() { workers[victim].Signal(how) })
+		s.Publish(jobs[3*round : 3*round+3])
+		testkit.Wait(t, "a call to strike at", reached)
 		if how == syscall.SIGKILL {
-			workers[victim].exit()
+			workers[victim].Exit()
 		} else {
 			frozen = append(frozen, workers[victim])
 		}
-		workers[victim] = s.worker(fmt.Sprintf("worker-%d", 3+round))
+		workers[victim] = s.Worker(fmt.Sprintf("worker-%d", 3+round))
 	}
-	s.publish(byAccount(jobs[3*rounds:])...)
+	s.Publish(byAccount(jobs[3*rounds:])...)
 	for _, w := range frozen {
-		w.signal(syscall.SIGCONT)
+		w.Signal(syscall.SIGCONT)
 	}
-	s.allPublished(len(jobs)) // every doubt settles itself
-	stop(append(workers, frozen...)...)
-	s.wantCallLog(jobs)
+	s.AllPublished(len(jobs)) // every doubt settles itself
+	harness.Stop(append(workers, frozen...)...)
+	s.WantCallLog(jobs)
 }
 
 // A frozen worker is the hardest case: it wakes up after everything was given
@@ -193,43 +195,43 @@ func TestWorkerFrozen(t *testing.T) {
 		// doubt tells that the second post may be live, and that the ledger cannot know.
 		doubt bool
 	}{
-		{name: "after a post", path: postPath, made: true, doubt: true},
-		{name: "before a post", path: postPath, doubt: true},
-		{name: "in an upload", path: uploadPath},
+		{name: "after a post", path: harness.PostPath, made: true, doubt: true},
+		{name: "before a post", path: harness.PostPath, doubt: true},
+		{name: "in an upload", path: harness.UploadPath},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, siteConfig{lease: shortLease, accounts: []string{"alice"}})
-			frozen := s.worker("worker-1")
+			s := newSite(t, harness.SiteConfig{Lease: shortLease, Accounts: []string{"alice"}})
+			frozen := s.Worker("worker-1")
 			nth, picture := 1, 1 // before anything is sent
-			if test.path == postPath {
+			if test.path == harness.PostPath {
 				nth, picture = 2, 2
 			}
-			reached := s.atCall("POST", test.path, nth, test.made, func() { frozen.signal(syscall.SIGSTOP) })
-			thread := &job{account: "alice", id: "thread", posts: 3, picture: picture}
-			s.publish([]*job{thread})
-			wait(t, "the call to freeze in", reached)
+			reached := s.AtCall("POST", test.path, nth, test.made, func() { frozen.Signal(syscall.SIGSTOP) })
+			thread := &harness.Job{Account: "alice", Id: "thread", Posts: 3, Picture: picture}
+			s.Publish([]*harness.Job{thread})
+			testkit.Wait(t, "the call to freeze in", reached)
 
-			other := s.worker("worker-2")
+			other := s.Worker("worker-2")
 			inDoubt := func() bool {
-				status := s.status("alice", "thread")
+				status := s.Status("alice", "thread")
 				held := status.Reason != nil && status.Reason.Code == jetpost.CodeReconciling
-				return held || len(other.entries("post.found")) > 0 || slices.ContainsFunc(other.entries("request.settled"), func(e map[string]any) bool {
+				return held || len(other.Entries("post.found")) > 0 || slices.ContainsFunc(other.Entries("request.settled"), func(e map[string]any) bool {
 					return e["code"] == string(jetpost.CodeReconciling) // which may be over by now
 				})
 			}
-			eventually(t, "worker-2 to take over", func() bool {
-				return inDoubt() || s.status("alice", "thread").State == jetpost.StatePublished
+			testkit.Eventually(t, "worker-2 to take over", func() bool {
+				return inDoubt() || s.Status("alice", "thread").State == jetpost.StatePublished
 			})
 			if inDoubt() != test.doubt {
 				t.Errorf("in doubt while its worker is frozen: %t, want %t", inDoubt(), test.doubt)
 			}
-			frozen.signal(syscall.SIGCONT)
+			frozen.Signal(syscall.SIGCONT)
 			// What it has begun before it stops, it finishes.
-			stop(frozen)
-			s.allPublished(1)
-			s.wantCallLog([]*job{thread})
-			stop(other)
+			harness.Stop(frozen)
+			s.AllPublished(1)
+			s.WantCallLog([]*harness.Job{thread})
+			harness.Stop(other)
 		})
 	}
 }
@@ -237,114 +239,114 @@ func TestWorkerFrozen(t *testing.T) {
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	const words = "You are not permitted to perform this action today."
-	s := newSite(t, siteConfig{lease: longLease, accounts: []string{"alice"}})
-	thread := &job{account: "alice", id: "thread", posts: 5}
-	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultRefuseText, Text: thread.text(2), Detail: words}}))
-	w := s.worker("worker-1")
-	s.publish([]*job{thread})
-	eventually(t, "the request to fail", func() bool { return s.counts()[jetpost.StateFailed] == 1 })
-	status := s.status("alice", "thread")
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: []string{"alice"}})
+	thread := &harness.Job{Account: "alice", Id: "thread", Posts: 5}
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultRefuseText, Text: thread.Text(2), Detail: words}}))
+	w := s.Worker("worker-1")
+	s.Publish([]*harness.Job{thread})
+	testkit.Eventually(t, "the request to fail", func() bool { return s.Counts()[jetpost.StateFailed] == 1 })
+	status := s.Status("alice", "thread")
 	if status.Posted != 2 || status.Reason.Code != jetpost.CodeRefusedByX || !strings.Contains(status.Reason.Detail, words) {
 		t.Errorf("failed with %d posted, reason %+v; want 2, refused with X's own words", status.Posted, status.Reason)
 	}
-	if live := len(s.live(thread)); live != 2 {
+	if live := len(s.Live(thread)); live != 2 {
 		t.Errorf("X has %d posts, want 2", live)
 	}
 
-	must(t, s.sim.SetFaults(nil))
+	testkit.Must(t, s.Sim.SetFaults(nil))
 	for round, want := range []string{"3 of 5 posts left", "is published"} {
-		code, stdout, stderr := s.run("replay", "thread")
+		code, stdout, stderr := s.Run("replay", "thread")
 		if code != exitOK || !strings.Contains(stdout, want) {
 			t.Errorf("replay %d: exit code %d, want 0 and %q\n%s%s", round+1, code, want, stdout, stderr)
 		}
-		s.allPublished(1)
+		s.AllPublished(1)
 	}
-	stop(w) // so that nothing of the second replay is still to come
-	s.wantCallLog([]*job{thread})
-	if sent := s.sim.Counts()[xsim.EndpointCreatePost]; sent["201"] != 5 || sent["403"] != 1 {
+	harness.Stop(w) // so that nothing of the second replay is still to come
+	s.WantCallLog([]*harness.Job{thread})
+	if sent := s.Sim.Counts()[xsim.EndpointCreatePost]; sent["201"] != 5 || sent["403"] != 1 {
 		t.Errorf("calls to post by status: %v, want 5 of 201 and one of 403", sent)
 	}
 }
 
 func TestGracefulStop(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, siteConfig{lease: longLease, accounts: []string{"alice", "bob"}})
-	w := s.worker("worker-1")
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: []string{"alice", "bob"}})
+	w := s.Worker("worker-1")
 	// The second post is on its way when the worker is asked to stop.
-	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1, DelayMS: 500}}))
-	reached := s.atCall("POST", postPath, 2, false, func() { w.signal(syscall.SIGTERM) })
-	thread := &job{account: "alice", id: "thread", posts: 4}
-	s.publish([]*job{thread})
-	wait(t, "the second post", reached)
-	after := &job{account: "bob", id: "after", posts: 1}
-	s.publish([]*job{after})
-	if code := w.exit(); code != exitOK {
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1, DelayMS: 500}}))
+	reached := s.AtCall("POST", harness.PostPath, 2, false, func() { w.Signal(syscall.SIGTERM) })
+	thread := &harness.Job{Account: "alice", Id: "thread", Posts: 4}
+	s.Publish([]*harness.Job{thread})
+	testkit.Wait(t, "the second post", reached)
+	after := &harness.Job{Account: "bob", Id: "after", Posts: 1}
+	s.Publish([]*harness.Job{after})
+	if code := w.Exit(); code != exitOK {
 		t.Errorf("the worker ended with code %d, want 0", code)
 	}
-	status := s.status("alice", "thread")
-	if live := len(s.live(thread)); live != 2 || status.Posted != 2 || status.Posts[2].State != jetpost.PostPending {
+	status := s.Status("alice", "thread")
+	if live := len(s.Live(thread)); live != 2 || status.Posted != 2 || status.Posts[2].State != jetpost.PostPending {
 		t.Errorf("X has %d posts, the ledger %+v; want the call in flight recorded, and nothing else begun", live, status)
 	}
-	w = s.worker("worker-2")
-	s.allPublished(2)
-	s.wantCallLog([]*job{thread, after})
-	stop(w)
+	w = s.Worker("worker-2")
+	s.AllPublished(2)
+	s.WantCallLog([]*harness.Job{thread, after})
+	harness.Stop(w)
 }
 
 func TestNATSRestart(t *testing.T) {
 	t.Parallel()
-	dir, address := t.TempDir(), closedAddress(t)
-	server := startNATS(t, dir, address)
-	accounts := accountNames(5)
-	s := newSite(t, siteConfig{nats: "nats://" + address, lease: longLease, accounts: accounts})
-	s.slow(10 * time.Millisecond)
-	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-	s.hurry(s.conn.Names.JobsStream())
-	jobs := makeJobs(60, accounts, one)
-	reached := s.atCall("POST", postPath, 15, true, func() { server.signal(syscall.SIGKILL) })
+	dir, address := t.TempDir(), harness.ClosedAddress(t)
+	server := harness.StartNATS(t, dir, address)
+	accounts := harness.AccountNames(5)
+	s := newSite(t, harness.SiteConfig{NATS: "nats://" + address, Lease: longLease, Accounts: accounts})
+	s.Slow(10 * time.Millisecond)
+	workers := []*harness.Process{s.Worker("worker-1"), s.Worker("worker-2")}
+	s.hurry(s.Conn.Names.JobsStream())
+	jobs := harness.MakeJobs(60, accounts, harness.One)
+	reached := s.AtCall("POST", harness.PostPath, 15, true, func() { server.Signal(syscall.SIGKILL) })
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		s.publish(byAccount(jobs)...)
+		s.Publish(byAccount(jobs)...)
 	}()
-	wait(t, "a post to kill NATS at", reached)
-	server.exit()
-	startNATS(t, dir, address)
-	wait(t, "all jobs to be stored", published)
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
-	stop(workers...)
+	testkit.Wait(t, "a post to kill NATS at", reached)
+	server.Exit()
+	harness.StartNATS(t, dir, address)
+	testkit.Wait(t, "all jobs to be stored", published)
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
+	harness.Stop(workers...)
 }
 
 // hurry has the server give up a delivery that it lost with its own memory
 // after seconds instead of half a minute.
 func (s *site) hurry(stream string) {
-	s.t.Helper()
-	ctx := s.t.Context()
-	found, err := s.conn.JS.Stream(ctx, stream)
-	must(s.t, err)
+	s.T.Helper()
+	ctx := s.T.Context()
+	found, err := s.Conn.JS.Stream(ctx, stream)
+	testkit.Must(s.T, err)
 	for info := range found.ListConsumers(ctx).Info() {
 		info.Config.AckWait = 3 * time.Second
 		_, err := found.UpdateConsumer(ctx, info.Config)
-		must(s.t, err)
+		testkit.Must(s.T, err)
 	}
 }
 
 func TestPostgresRestart(t *testing.T) {
 	t.Parallel()
 	cluster := pgtest.Start(t)
-	accounts := accountNames(5)
-	s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: accounts})
-	s.slow(10 * time.Millisecond)
-	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-	jobs := makeJobs(60, accounts, one)
-	reached := s.atCall("POST", postPath, 15, true, func() {})
-	s.publish(byAccount(jobs)...)
-	wait(t, "a post to restart PostgreSQL at", reached)
+	accounts := harness.AccountNames(5)
+	s := newSite(t, harness.SiteConfig{Database: cluster.URL(), Lease: longLease, Accounts: accounts})
+	s.Slow(10 * time.Millisecond)
+	workers := []*harness.Process{s.Worker("worker-1"), s.Worker("worker-2")}
+	jobs := harness.MakeJobs(60, accounts, harness.One)
+	reached := s.AtCall("POST", harness.PostPath, 15, true, func() {})
+	s.Publish(byAccount(jobs)...)
+	testkit.Wait(t, "a post to restart PostgreSQL at", reached)
 	cluster.Restart(t)
-	s.allPublished(len(jobs)) // whatever was in doubt settles itself
-	s.wantCallLog(jobs)
-	stop(workers...)
+	s.AllPublished(len(jobs)) // whatever was in doubt settles itself
+	s.WantCallLog(jobs)
+	harness.Stop(workers...)
 }
 
 // TestDatabaseMoves: the primary is killed with its machine, its synchronous standby
@@ -353,36 +355,36 @@ func TestDatabaseMoves(t *testing.T) {
 	t.Parallel()
 	const count = 500
 	pair := pgtest.StartPair(t)
-	accounts := accountNames(20)
-	s := newSite(t, siteConfig{database: pair.URL(), lease: longLease, accounts: accounts})
-	workers := []*process{s.worker("worker-1"), s.worker("worker-2")}
-	s.hurry(s.conn.Names.JobsStream())
-	jobs := makeJobs(count, accounts, one)
-	reached := s.atCall("POST", postPath, count/5, true, func() { pair.Primary.Kill(t) })
+	accounts := harness.AccountNames(20)
+	s := newSite(t, harness.SiteConfig{Database: pair.URL(), Lease: longLease, Accounts: accounts})
+	workers := []*harness.Process{s.Worker("worker-1"), s.Worker("worker-2")}
+	s.hurry(s.Conn.Names.JobsStream())
+	jobs := harness.MakeJobs(count, accounts, harness.One)
+	reached := s.AtCall("POST", harness.PostPath, count/5, true, func() { pair.Primary.Kill(t) })
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		s.publish(byAccount(jobs)...)
+		s.Publish(byAccount(jobs)...)
 	}()
-	wait(t, "a post to kill the primary at", reached)
+	testkit.Wait(t, "a post to kill the primary at", reached)
 	pair.Promote(t)
-	wait(t, "all jobs to be stored", published)
-	s.allPublished(count)
-	s.wantCallLog(jobs)
-	stop(workers...)
+	testkit.Wait(t, "all jobs to be stored", published)
+	s.AllPublished(count)
+	s.WantCallLog(jobs)
+	harness.Stop(workers...)
 }
 
 // byAccount lists each account's jobs, which keep their order.
-func byAccount(jobs []*job) [][]*job {
+func byAccount(jobs []*harness.Job) [][]*harness.Job {
 	var accounts []string
-	lists := map[string][]*job{}
+	lists := map[string][]*harness.Job{}
 	for _, j := range jobs {
-		if !slices.Contains(accounts, j.account) {
-			accounts = append(accounts, j.account)
+		if !slices.Contains(accounts, j.Account) {
+			accounts = append(accounts, j.Account)
 		}
-		lists[j.account] = append(lists[j.account], j)
+		lists[j.Account] = append(lists[j.Account], j)
 	}
-	all := make([][]*job, len(accounts))
+	all := make([][]*harness.Job, len(accounts))
 	for i, name := range accounts {
 		all[i] = lists[name]
 	}

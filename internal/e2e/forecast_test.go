@@ -9,6 +9,8 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -39,39 +41,39 @@ func TestForecastComesTrue(t *testing.T) {
 		"acct3": append([]int{9, 1, 1}, 2, 4, 1), // one that no window takes
 		"acct4": append(repeat(3, 1), repeat(2, 2)...),
 	}
-	s := newSite(t, siteConfig{lease: longLease, accounts: accountNames(len(plans))})
-	must(t, s.sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: limit, WindowMS: length.Milliseconds()}}))
-	s.worker("w1")
-	s.worker("w2")
-	warm := s.warmUp(accountNames(len(plans)), whole)
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: harness.AccountNames(len(plans))})
+	testkit.Must(t, s.Sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: limit, WindowMS: length.Milliseconds()}}))
+	s.Worker("w1")
+	s.Worker("w2")
+	warm := s.warmUp(harness.AccountNames(len(plans)), whole)
 
 	at := time.Now().Add(8 * time.Second).Truncate(time.Second)
-	var jobs []*job
-	var lists [][]*job
+	var jobs []*harness.Job
+	var lists [][]*harness.Job
 	posts := map[string]int{}
 	for account, threads := range plans {
-		var list []*job
+		var list []*harness.Job
 		for i, n := range threads {
-			list = append(list, &job{account: account, id: fmt.Sprintf("job-%d", i), posts: n, at: at})
+			list = append(list, &harness.Job{Account: account, Id: fmt.Sprintf("job-%d", i), Posts: n, At: at})
 			posts[account] += n
 		}
 		lists = append(lists, list)
 		jobs = append(jobs, list...)
 	}
-	s.publish(lists...)
-	eventually(t, "all jobs to be accepted", func() bool { return s.counts()[jetpost.StateScheduled] == len(jobs) })
-	code, stdout, stderr := s.run("forecast", "-o", "json")
+	s.Publish(lists...)
+	testkit.Eventually(t, "all jobs to be accepted", func() bool { return s.Counts()[jetpost.StateScheduled] == len(jobs) })
+	code, stdout, stderr := s.Run("forecast", "-o", "json")
 	if code != exitOK {
 		t.Fatalf("forecast: exit code %d: %s", code, stderr)
 	}
 	var f app.Forecast
-	must(t, json.Unmarshal([]byte(stdout), &f))
+	testkit.Must(t, json.Unmarshal([]byte(stdout), &f))
 	if !f.Now.Before(at) {
 		t.Fatalf("the forecast was taken %s after the first post", f.Now.Sub(at))
 	}
-	_, text, _ := s.run("forecast")
+	_, text, _ := s.Run("forecast")
 	t.Log(text)
-	s.allPublished(len(jobs) + len(warm))
+	s.AllPublished(len(jobs) + len(warm))
 
 	wantPosts, wantWindows := 0, 0
 	for _, a := range f.Accounts {
@@ -89,28 +91,28 @@ func TestForecastComesTrue(t *testing.T) {
 	if len(f.Accounts) != len(plans) || f.Posts != wantPosts || f.Windows != wantWindows || wantWindows < 40 {
 		t.Errorf("forecast of %d accounts, %d posts, %d windows, want %d, %d, %d", len(f.Accounts), f.Posts, f.Windows, len(plans), wantPosts, wantWindows)
 	}
-	s.wantCallLog(append(jobs, warm...))
+	s.WantCallLog(append(jobs, warm...))
 }
 
 // warmUp lets each account post until the length of its window is known.
-func (s *site) warmUp(accounts []string, length time.Duration) (jobs []*job) {
-	s.t.Helper()
-	board := publishers.NewWindows(s.conn.JS, s.conn.Names)
-	eventually(s.t, "the windows' length to be known", func() bool {
-		known, err := board.All(s.t.Context())
-		must(s.t, err)
-		var lists [][]*job
+func (s *site) warmUp(accounts []string, length time.Duration) (jobs []*harness.Job) {
+	s.T.Helper()
+	board := publishers.NewWindows(s.Conn.JS, s.Conn.Names)
+	testkit.Eventually(s.T, "the windows' length to be known", func() bool {
+		known, err := board.All(s.T.Context())
+		testkit.Must(s.T, err)
+		var lists [][]*harness.Job
 		for _, account := range accounts {
 			if !slices.ContainsFunc(known, func(w publishers.Window) bool {
 				return w.Account == account && w.Endpoint == xsim.EndpointCreatePost && w.Length == length
 			}) {
-				j := &job{account: account, id: fmt.Sprintf("warm-%d", len(jobs)), posts: 1}
+				j := &harness.Job{Account: account, Id: fmt.Sprintf("warm-%d", len(jobs)), Posts: 1}
 				jobs = append(jobs, j)
-				lists = append(lists, []*job{j})
+				lists = append(lists, []*harness.Job{j})
 			}
 		}
-		s.publish(lists...)
-		s.allPublished(len(jobs))
+		s.Publish(lists...)
+		s.AllPublished(len(jobs))
 		return len(lists) == 0
 	})
 	return jobs
@@ -120,11 +122,11 @@ func (s *site) warmUp(accounts []string, length time.Duration) (jobs []*job) {
 // how much later they ended than if each had ended with its second, and when the last
 // post came.
 func (s *site) windows(account string, since time.Time, length time.Duration) (n int, late time.Duration, last time.Time) {
-	s.t.Helper()
-	accounts := s.sim.Accounts()
+	s.T.Helper()
+	accounts := s.Sim.Accounts()
 	user := accounts[slices.IndexFunc(accounts, func(a xsim.Account) bool { return a.Handle == account })]
 	var end time.Time
-	for _, call := range s.sim.Calls() {
+	for _, call := range s.Sim.Calls() {
 		if call.Endpoint != xsim.EndpointCreatePost || call.Account != user.ID || call.At.Before(since) {
 			continue
 		}

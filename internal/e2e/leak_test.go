@@ -29,7 +29,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -51,7 +53,7 @@ func TestNoTokenInClear(t *testing.T) {
 		s.loseTheDatabase()
 		s.changeKeys()
 		s.collect()
-		s.search.judge(t, s.sim)
+		s.search.judge(t, s.Sim)
 	})
 	t.Run("one machine", func(t *testing.T) {
 		t.Parallel()
@@ -82,10 +84,10 @@ func (s *search) add(name string, text []byte, sees string) {
 
 // files adds every file of a directory, as one place, but those of the names that
 // are left out: they are where a secret belongs.
-func (s *search) files(t *testing.T, name, dir, sees string, but ...string) {
+func (s *search) files(t testkit.T, name, dir, sees string, but ...string) {
 	t.Helper()
 	var all bytes.Buffer
-	must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+	testkit.Must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() || slices.Contains(but, entry.Name()) {
 			return err
 		}
@@ -202,7 +204,7 @@ func TestLeakSearchFindsEveryForm(t *testing.T) {
 	hidden := needles{}
 	hidden.add("it", value)
 	raw, err := hex.DecodeString(value)
-	must(t, err)
+	testkit.Must(t, err)
 	for before := range 5 {
 		filling := strings.Repeat("z", before)
 		text := filling + value + "zz"
@@ -291,33 +293,33 @@ type leakSite struct {
 	parrot  *parrot
 	search  *search
 	cluster *pgtest.Cluster
-	nats    *process
+	nats    *harness.Process
 	natsDir string
 	boat    string // the lifeboat's directory
 	env     []string
-	workers []*process
+	workers []*harness.Process
 }
 
 func newLeakSite(t *testing.T) *leakSite {
 	t.Helper()
 	s := &leakSite{search: &search{secrets: map[string]string{}}, cluster: pgtest.Start(t), natsDir: t.TempDir(), boat: t.TempDir()}
-	address := closedAddress(t)
-	s.nats = startNATS(t, s.natsDir, address)
-	s.site = newSite(t, siteConfig{nats: "nats://" + address, database: s.cluster.URL(), lease: longLease})
+	address := harness.ClosedAddress(t)
+	s.nats = harness.StartNATS(t, s.natsDir, address)
+	s.site = newSite(t, harness.SiteConfig{NATS: "nats://" + address, Database: s.cluster.URL(), Lease: longLease})
 	s.parrot = &parrot{x: s.site}
 	x := httptest.NewServer(s.parrot)
 	t.Cleanup(x.Close)
 	clientSecret := store.GenerateKey().Reveal()
-	s.cfg.X.URL, s.sim.ClientID, s.sim.ClientSecret = x.URL, s.cfg.X.ClientID, clientSecret
-	s.search.secrets["client secret"], s.search.secrets["encryption key"] = clientSecret, s.cfg.Keys.Reveal()
-	s.env = append(s.settings(), "X_CLIENT_SECRET="+clientSecret, "DISPLAY=", "WAYLAND_DISPLAY=", "JETPOST_LIFEBOAT="+s.boat,
+	s.Cfg.X.URL, s.Sim.ClientID, s.Sim.ClientSecret = x.URL, s.Cfg.X.ClientID, clientSecret
+	s.search.secrets["client secret"], s.search.secrets["encryption key"] = clientSecret, s.Cfg.Keys.Reveal()
+	s.env = append(s.Settings(), "X_CLIENT_SECRET="+clientSecret, "DISPLAY=", "WAYLAND_DISPLAY=", "JETPOST_LIFEBOAT="+s.boat,
 		"JETPOST_LOG_LEVEL=debug", "JETPOST_LOG_FORMAT=json")
 	return s
 }
 
 // command runs a command with an input, in both forms, and keeps what it said.
 func (s *leakSite) command(sees, input string, args ...string) {
-	s.t.Helper()
+	s.T.Helper()
 	for _, output := range []string{"text", "json"} {
 		said := s.said(s.env, input, append([]string{"-o", output}, args...)...)
 		s.search.add("jetpost -o "+output+" "+strings.Join(args, " "), said, sees)
@@ -325,10 +327,10 @@ func (s *leakSite) command(sees, input string, args ...string) {
 }
 
 func (s *leakSite) said(env []string, input string, args ...string) []byte {
-	s.t.Helper()
-	path := filepath.Join(s.t.TempDir(), "input")
-	must(s.t, os.WriteFile(path, []byte(input), 0o600))
-	_, stdout, stderr := runCommand(s.t, env, "sh", append([]string{"-c", `exec jetpost "$@" <` + path, "sh"}, args...)...)
+	s.T.Helper()
+	path := filepath.Join(s.T.TempDir(), "input")
+	testkit.Must(s.T, os.WriteFile(path, []byte(input), 0o600))
+	_, stdout, stderr := harness.RunCommand(s.T, env, "sh", append([]string{"-c", `exec jetpost "$@" <` + path, "sh"}, args...)...)
 	return []byte(stdout + stderr)
 }
 
@@ -346,15 +348,15 @@ func (s *leakSite) connectAccounts() {
 	grants := map[string]xsim.Grant{}
 	var good strings.Builder
 	for _, user := range append(leakUsers, "gone") {
-		grant, err := s.sim.AddAccount(xsim.NewAccount{Handle: user})
-		must(s.t, err)
+		grant, err := s.Sim.AddAccount(xsim.NewAccount{Handle: user})
+		testkit.Must(s.T, err)
 		grants[user] = grant
 		if user != "gone" {
 			good.WriteString(line(grant, user))
 		}
 	}
 	s.command("amber", good.String(), "accounts", "import")
-	s.sim.RevokeConsent("gone")
+	s.Sim.RevokeConsent("gone")
 	bad := []string{
 		line(grants["gone"], "gone"), // X takes the token no more
 		line(grants["amber"], grants["amber"].AccessToken),
@@ -369,7 +371,7 @@ func (s *leakSite) connectAccounts() {
 	s.consent("heath", "&user=heath", "heath")
 	s.consent("amber", "&user=basil", "@basil is account basil")
 	s.consent("ivory", "&user=ivory&grant=tweet.read+users.read", "lacks")
-	c := s.connect(s.t, s.env, "jade", "-o", "json")
+	c := s.connect(s.T, s.env, "jade", "-o", "json")
 	address := c.redirect("&user=heath")
 	s.spendCode(address.Query().Get("code"))
 	c.paste(address.String())
@@ -379,15 +381,15 @@ func (s *leakSite) connectAccounts() {
 
 // consent connects an account as a person does, whose user X has or not yet.
 func (s *leakSite) consent(account, answer, sees string) {
-	s.t.Helper()
+	s.T.Helper()
 	for _, user := range []string{"heath", "ivory"} {
-		if _, known := s.sim.CurrentToken(user); !known {
-			_, err := s.sim.AddAccount(xsim.NewAccount{Handle: user})
-			must(s.t, err)
+		if _, known := s.Sim.CurrentToken(user); !known {
+			_, err := s.Sim.AddAccount(xsim.NewAccount{Handle: user})
+			testkit.Must(s.T, err)
 		}
 	}
 	for _, output := range []string{"text", "json"} {
-		c := s.connect(s.t, s.env, account, "-o", output)
+		c := s.connect(s.T, s.env, account, "-o", output)
 		_, page := c.follow(answer)
 		s.search.add("page of jetpost accounts connect "+account, []byte(page), account)
 		c.exit()
@@ -397,32 +399,32 @@ func (s *leakSite) consent(account, answer, sees string) {
 
 // spendCode presents a code in vain, which spends it.
 func (s *leakSite) spendCode(code string) {
-	s.t.Helper()
+	s.T.Helper()
 	form := url.Values{"grant_type": {"authorization_code"}, "code": {code}}
-	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, s.cfg.X.URL+"/2/oauth2/token", strings.NewReader(form.Encode()))
-	must(s.t, err)
-	req.SetBasicAuth(s.sim.ClientID, s.sim.ClientSecret)
+	req, err := http.NewRequestWithContext(s.T.Context(), http.MethodPost, s.Cfg.X.URL+"/2/oauth2/token", strings.NewReader(form.Encode()))
+	testkit.Must(s.T, err)
+	req.SetBasicAuth(s.Sim.ClientID, s.Sim.ClientSecret)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	resp, err := http.DefaultClient.Do(req)
-	must(s.t, err)
-	must(s.t, resp.Body.Close())
+	testkit.Must(s.T, err)
+	testkit.Must(s.T, resp.Body.Close())
 }
 
 // start starts a process that stays, and notes what it logs.
-func (s *leakSite) start(name, until string, args ...string) *process {
-	s.t.Helper()
-	p := start(s.t, name, s.env, "jetpost", args...)
+func (s *leakSite) start(name, until string, args ...string) *harness.Process {
+	s.T.Helper()
+	p := harness.Start(s.T, name, s.env, "jetpost", args...)
 	s.workers = append(s.workers, p)
-	p.until(until)
+	p.Until(until)
 	return p
 }
 
 // work has workers refresh and publish, while X refuses in every way.
 func (s *leakSite) work() {
-	t := s.t
-	health, pages := closedAddress(t), closedAddress(t)
+	t := s.T
+	health, pages := harness.ClosedAddress(t), harness.ClosedAddress(t)
 	s.env = append(s.env, "JETPOST_PUBLIC_URL=http://"+pages)
-	s.start("worker-1", "worker.started", "worker", "--worker-name", "worker-1", "--lease", s.lease.String(), "--health-listen", health)
+	s.start("worker-1", "worker.started", "worker", "--worker-name", "worker-1", "--lease", s.Lease.String(), "--health-listen", health)
 	s.start("web", "web.started", "web", "--listen", pages)
 	s.links()
 
@@ -430,14 +432,14 @@ func (s *leakSite) work() {
 		f.Endpoint, f.Account, f.Times = endpoint, account, 1
 		return f
 	}
-	s.sim.RevokeConsent("basil")
-	must(t, s.sim.SetFaults([]xsim.Fault{
+	s.Sim.RevokeConsent("basil")
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{
 		fault(xsim.EndpointToken, "coral", xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable}),
 		fault(xsim.EndpointToken, "daisy", xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests}),
 		fault(xsim.EndpointToken, "ebony", xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadGateway}),
 	}))
-	eventually(t, "the tokens to be due", func() bool {
-		token, err := s.ledger.Token(t.Context(), "fern")
+	testkit.Eventually(t, "the tokens to be due", func() bool {
+		token, err := s.Ledger.Token(t.Context(), "fern")
 		return err == nil && time.Now().After(token.ExpiresAt)
 	})
 	s.command("", "", "refresh", "--wait")
@@ -445,7 +447,7 @@ func (s *leakSite) work() {
 	s.command("fern", "", "refresh", "fern", "--force", "--wait", "--timeout", "2s") // its pair is cut in two
 	s.command("amber", "", "refresh", "amber", "--force", "--wait")
 	s.command("daisy", "", "refresh", "daisy", "--force", "--wait", "--timeout", "2s")
-	must(t, s.sim.SetFaults(nil))
+	testkit.Must(t, s.Sim.SetFaults(nil))
 
 	s.posts(fault)
 	for path, sees := range map[string]string{"/healthz": "ok", "/readyz": "status"} {
@@ -455,39 +457,39 @@ func (s *leakSite) work() {
 	s.command("ready", "", "health", "--url", "http://"+health+"/readyz")
 
 	// X does not know the app: that becomes a stop, with X's own words.
-	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken}}))
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken}}))
 	s.said(s.env, "", "refresh", "daisy", "--force", "--wait", "--timeout", "2s")
-	eventually(t, "refreshes to be stopped", func() bool {
-		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.TargetRefresh)
+	testkit.Eventually(t, "refreshes to be stopped", func() bool {
+		_, there, err := publishers.NewAppPauses(s.Conn.JS, s.Conn.Names).Get(t.Context(), publishers.TargetRefresh)
 		return err == nil && there
 	})
 	s.natsMessages("while the app is stopped")
 	s.look()
-	must(t, s.sim.SetFaults(nil))
+	testkit.Must(t, s.Sim.SetFaults(nil))
 	s.command("", "", "resume", "--app")
 	s.command("heath", "", "accounts", "disconnect", "heath", "--yes")
 }
 
 // posts publishes what X takes, and what it refuses in every way.
 func (s *leakSite) posts(fault func(endpoint, account string, f xsim.Fault) xsim.Fault) {
-	t := s.t
-	jobs := []*job{
-		{account: "amber", id: "plain", posts: 2, picture: 1}, {account: "amber", id: "spell", posts: 1},
-		{account: "fern", id: "refused", posts: 1}, {account: "fern", id: "outage", posts: 1}, {account: "basil", id: "reauth", posts: 1},
+	t := s.T
+	jobs := []*harness.Job{
+		{Account: "amber", Id: "plain", Posts: 2, Picture: 1}, {Account: "amber", Id: "spell", Posts: 1},
+		{Account: "fern", Id: "refused", Posts: 1}, {Account: "fern", Id: "outage", Posts: 1}, {Account: "basil", Id: "reauth", Posts: 1},
 	}
-	must(t, s.sim.SetFaults([]xsim.Fault{
-		{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Text: jobs[1].text(0), Endpoint: xsim.EndpointCreatePost, Times: 2},
-		{Kind: xsim.FaultRefuseText, Text: jobs[2].text(0), Detail: "Not this one."},
-		{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Text: jobs[3].text(0), Endpoint: xsim.EndpointCreatePost, Times: 1},
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{
+		{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Text: jobs[1].Text(0), Endpoint: xsim.EndpointCreatePost, Times: 2},
+		{Kind: xsim.FaultRefuseText, Text: jobs[2].Text(0), Detail: "Not this one."},
+		{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Text: jobs[3].Text(0), Endpoint: xsim.EndpointCreatePost, Times: 1},
 		fault(xsim.EndpointUpload, "amber", xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized}),
 	}))
-	s.publish(jobs)
-	eventually(t, "every job to have met X", func() bool {
-		n := s.counts()
+	s.Publish(jobs)
+	testkit.Eventually(t, "every job to have met X", func() bool {
+		n := s.Counts()
 		return n["failed"] == 1 && n["published"]+n["failed"]+n["held"]+n["unknown"] == len(jobs)
 	})
 	for _, j := range jobs {
-		s.command(j.id, "", "requests", "show", j.id, "--account", j.account)
+		s.command(j.Id, "", "requests", "show", j.Id, "--account", j.Account)
 	}
 	s.command("refused", "", "replay", "refused", "--dry-run")
 	s.command("never", "", "publish", "amber", "not a job", "--at", "never")
@@ -508,7 +510,7 @@ func (s *leakSite) look() {
 
 // links has customers connect by links, in vain and not.
 func (s *leakSite) links() {
-	t := s.t
+	t := s.T
 	for answer, sees := range map[string]string{
 		"&user=heath": "heath is now connected", "&user=ivory&grant=tweet.read+users.read": "allow all of it", "&deny=true": "kale",
 	} {
@@ -530,9 +532,9 @@ func (s *leakSite) links() {
 // loseTheDatabase stops PostgreSQL while X answers an exchange, so that the pair
 // goes into the lifeboat; kills the worker; and has the next one bring it in.
 func (s *leakSite) loseTheDatabase() {
-	t := s.t
+	t := s.T
 	made, stopped := make(chan struct{}), make(chan struct{})
-	answered := s.atCall("POST", "/2/oauth2/token", 1, true, func() {
+	answered := s.AtCall("POST", "/2/oauth2/token", 1, true, func() {
 		close(made)
 		select {
 		case <-stopped:
@@ -542,19 +544,19 @@ func (s *leakSite) loseTheDatabase() {
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
-		_, _, _ = runCommand(t, s.env, "jetpost", "refresh", "amber", "--force")
+		_, _, _ = harness.RunCommand(t, s.env, "jetpost", "refresh", "amber", "--force")
 	}()
-	wait(t, "an exchange", made)
+	testkit.Wait(t, "an exchange", made)
 	s.cluster.Stop(t)
 	close(stopped)
-	wait(t, "X to answer", answered)
+	testkit.Wait(t, "X to answer", answered)
 	w := s.workers[0]
-	w.until("token.in_lifeboat")
+	w.Until("token.in_lifeboat")
 	s.search.files(t, "lifeboat", s.boat, "amber")
-	w.kill()
-	wait(t, "the command to end", asked)
+	w.Kill()
+	testkit.Wait(t, "the command to end", asked)
 	s.cluster.Restart(t)
-	s.start("worker-2", "token.rescued", "worker", "--worker-name", "worker-2", "--lease", s.lease.String())
+	s.start("worker-2", "token.rescued", "worker", "--worker-name", "worker-2", "--lease", s.Lease.String())
 	s.wantConnected("amber", "amber")
 }
 
@@ -562,43 +564,43 @@ func (s *leakSite) loseTheDatabase() {
 func (s *leakSite) changeKeys() {
 	fresh := store.GenerateKey().Reveal()
 	s.search.secrets["new encryption key"] = fresh
-	s.env = append(s.env, "HUB_ENCRYPTION_KEY="+fresh+","+s.cfg.Keys.Reveal())
+	s.env = append(s.env, "HUB_ENCRYPTION_KEY="+fresh+","+s.Cfg.Keys.Reveal())
 	s.command("", "", "keys", "rotate")
 	s.command("key", "", "keys", "status", "--verify")
-	s.env = append(s.env, "HUB_ENCRYPTION_KEY="+s.cfg.Keys.Reveal())
+	s.env = append(s.env, "HUB_ENCRYPTION_KEY="+s.Cfg.Keys.Reveal())
 	s.command("key", "", "accounts", "show", "amber") // whose key is missing now
 	s.env = append(s.env, "HUB_ENCRYPTION_KEY="+fresh)
 }
 
 // collect takes everything that lies about.
 func (s *leakSite) collect() {
-	t := s.t
+	t := s.T
 	s.natsMessages("at the end")
 	for _, p := range s.workers {
 		select {
-		case <-p.done:
+		case <-p.Done:
 		default:
-			stop(p)
+			harness.Stop(p)
 		}
-		s.search.add("log of "+p.name, []byte(p.output()), "started")
+		s.search.add("log of "+p.Name, []byte(p.Output()), "started")
 	}
-	s.nats.signal(syscall.SIGTERM)
-	s.nats.exit()
+	s.nats.Signal(syscall.SIGTERM)
+	s.nats.Exit()
 	s.search.files(t, "files of NATS", s.natsDir, "amber")
 	s.search.files(t, "lifeboat at the end", s.boat, "")
 	s.search.add("dump of PostgreSQL", dump(t, s.cluster.URL()), "amber")
 	address, err := url.Parse(s.cluster.URL())
-	must(t, err)
+	testkit.Must(t, err)
 	s.search.files(t, "files and log of PostgreSQL", address.Query().Get("host"), "amber")
 }
 
 // natsMessages takes every message of every stream: those of buckets and objects
 // are streams, too.
 func (s *leakSite) natsMessages(when string) {
-	t, ctx := s.t, s.t.Context()
-	for info := range s.conn.JS.ListStreams(ctx).Info() {
-		stream, err := s.conn.JS.Stream(ctx, info.Config.Name)
-		must(t, err)
+	t, ctx := s.T, s.T.Context()
+	for info := range s.Conn.JS.ListStreams(ctx).Info() {
+		stream, err := s.Conn.JS.Stream(ctx, info.Config.Name)
+		testkit.Must(t, err)
 		var all bytes.Buffer
 		fmt.Fprintf(&all, "%+v\n", info.Config)
 		for sequence := info.State.FirstSeq; sequence > 0 && sequence <= info.State.LastSeq; sequence++ {
@@ -606,11 +608,11 @@ func (s *leakSite) natsMessages(when string) {
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				continue
 			}
-			must(t, err)
+			testkit.Must(t, err)
 			fmt.Fprintf(&all, "%s %v\n%s\n", msg.Subject, msg.Header, msg.Data)
 		}
 		sees := map[string]string{
-			s.conn.Names.EventsStream(): "amber", s.conn.Names.FailedStream(): "basil",
+			s.Conn.Names.EventsStream(): "amber", s.Conn.Names.FailedStream(): "basil",
 		}[info.Config.Name]
 		if strings.HasSuffix(info.Config.Name, "LIMITS") && strings.HasPrefix(when, "while") {
 			sees = "app_misconfigured"
@@ -620,19 +622,19 @@ func (s *leakSite) natsMessages(when string) {
 }
 
 // dump is the whole content of a PostgreSQL database, table by table.
-func dump(t *testing.T, address string) []byte {
+func dump(t testkit.T, address string) []byte {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), address)
-	must(t, err)
+	testkit.Must(t, err)
 	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
 	rows, err := conn.Query(t.Context(), "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
-	must(t, err)
+	testkit.Must(t, err)
 	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	must(t, err)
+	testkit.Must(t, err)
 	var all bytes.Buffer
 	for _, table := range tables {
 		_, err := conn.PgConn().CopyTo(t.Context(), &all, "COPY "+pgx.Identifier{table}.Sanitize()+" TO STDOUT")
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	return all.Bytes()
 }
@@ -650,14 +652,14 @@ func leaksOnOneMachine(t *testing.T) {
 	instance, err := app.Up(ctx, app.InstanceConfig{
 		Data: data, NATSListen: "127.0.0.1:0", Sim: sim, SimListen: "127.0.0.1:0", SimAccounts: []string{"alice", "bob"},
 	}, logger)
-	must(t, err)
+	testkit.Must(t, err)
 	var running sync.WaitGroup
-	running.Go(func() { must(t, instance.Run(ctx)) })
+	running.Go(func() { testkit.Must(t, instance.Run(ctx)) })
 	s.secrets["encryption key"] = instance.Config.Keys.Reveal()
-	env := environment(t, map[string]string{"JETPOST_DATA": data, "JETPOST_LOG_LEVEL": "debug"})
+	env := harness.Environment(t, map[string]string{"JETPOST_DATA": data, "JETPOST_LOG_LEVEL": "debug"})
 	command := func(sees string, args ...string) {
 		for _, output := range []string{"text", "json"} {
-			_, stdout, stderr := runCommand(t, env, "jetpost", append([]string{"-o", output}, args...)...)
+			_, stdout, stderr := harness.RunCommand(t, env, "jetpost", append([]string{"-o", output}, args...)...)
 			s.add("jetpost -o "+output+" "+strings.Join(args, " "), []byte(stdout+stderr), sees)
 		}
 	}

@@ -20,9 +20,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -39,21 +41,21 @@ type attempt struct {
 // it, before anything has begun, and a job that waits meanwhile is not lost.
 func TestOperatorErrors(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, siteConfig{lease: longLease, accounts: []string{"alice"}})
-	waiting := &job{account: "alice", id: "waiting", posts: 2}
-	s.publish([]*job{waiting})
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: []string{"alice"}})
+	waiting := &harness.Job{Account: "alice", Id: "waiting", Posts: 2}
+	s.Publish([]*harness.Job{waiting})
 	worker := []string{"worker"}
 	setting := func(name, value string) attempt {
 		return attempt{args: worker, settings: map[string]string{name: value}}
 	}
 	file := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(file, []byte("precious"), 0o600))
+	testkit.Must(t, os.WriteFile(file, []byte("precious"), 0o600))
 	emptyNATS := natstest.Server(t, natstest.Listen).ClientURL()
 	guardedNATS := natstest.Server(t, natstest.Listen, func(o *server.Options) { o.Username, o.Password = "jetpost", "right" }).ClientURL()
 	notFound := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(notFound.Close)
 	otherDatabase := "sqlite:" + filepath.Join(t.TempDir(), "other.db")
-	must(t, app.Config{DatabaseURL: secret.New(otherDatabase)}.Migrate(t.Context()))
+	testkit.Must(t, app.Config{DatabaseURL: secret.New(otherDatabase)}.Migrate(t.Context()))
 	limited := up("--data", t.TempDir())
 	limited.args = append([]string{"sh", "-c", `ulimit -f 64 && exec "$@"`, "sh", "jetpost"}, limited.args...)
 
@@ -76,7 +78,7 @@ func TestOperatorErrors(t *testing.T) {
 			{"data directory unwritable", up("--data", "/proc/jetpost"), exitFailed, []string{"data directory", "--data"}},
 			{"database has another password", wrongPassword(t), exitFailed, []string{"password authentication failed", "DATABASE_URL"}},
 			{"database not set up", setting("DATABASE_URL", pgtest.New(t)), exitFailed, []string{"has no schema yet", "do: run jetpost setup"}},
-			{"database unreachable", setting("DATABASE_URL", "postgres://u:p@"+closedAddress(t)+"/d"), exitFailed, []string{"connection refused", "DATABASE_URL"}},
+			{"database unreachable", setting("DATABASE_URL", "postgres://u:p@"+harness.ClosedAddress(t)+"/d"), exitFailed, []string{"connection refused", "DATABASE_URL"}},
 			{"disk full", limited, exitFailed, []string{"disk", "has room"}},
 			{"encryption key missing", setting("HUB_ENCRYPTION_KEY", ""), exitUsage, []string{"HUB_ENCRYPTION_KEY: is missing", "jetpost keys generate"}},
 			{"encryption key of another", setting("HUB_ENCRYPTION_KEY", store.GenerateKey().Reveal()), exitFailed, []string{"encryption key", "HUB_ENCRYPTION_KEY"}},
@@ -85,10 +87,10 @@ func TestOperatorErrors(t *testing.T) {
 			{"NATS not set up", setting("NATS_URL", emptyNATS), exitFailed, []string{"not set up", "do: run: jetpost setup"}},
 			{"NATS of another database", setting("DATABASE_URL", otherDatabase), exitFailed, []string{"belongs to another database", "JETPOST_PREFIX"}},
 			{"NATS too old", setting("NATS_URL", oldNATS(t)), exitFailed, []string{`"2.10.7"`, "need 2.14", "upgrade"}},
-			{"NATS unreachable", setting("NATS_URL", "nats://"+closedAddress(t)), exitFailed, []string{"connect to NATS", "NATS_URL"}},
-			{"port of health in use", attempt{args: []string{"worker", "--health-listen", holdPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--health-listen"}},
-			{"port of NATS in use", up("--data", t.TempDir(), "--nats-listen", holdPort(t).Addr().String()), exitFailed, []string{"address already in use", "--nats-listen"}},
-			{"port of the simulator in use", attempt{args: []string{"sim", "--listen", holdPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
+			{"NATS unreachable", setting("NATS_URL", "nats://"+harness.ClosedAddress(t)), exitFailed, []string{"connect to NATS", "NATS_URL"}},
+			{"port of health in use", attempt{args: []string{"worker", "--health-listen", harness.HoldPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--health-listen"}},
+			{"port of NATS in use", up("--data", t.TempDir(), "--nats-listen", harness.HoldPort(t).Addr().String()), exitFailed, []string{"address already in use", "--nats-listen"}},
+			{"port of the simulator in use", attempt{args: []string{"sim", "--listen", harness.HoldPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
 			{"real X made faster", attempt{args: worker, settings: map[string]string{"X_API_URL": "", app.SimMinuteVariable: "1s"}}, exitUsage, []string{app.SimMinuteVariable + ": is for a simulated X"}},
 			{"X made faster that is not simulated", attempt{args: worker, settings: map[string]string{"X_API_URL": notFound.URL, app.SimMinuteVariable: "1s"}}, exitFailed, []string{"404 Not Found", "no simulated X", app.SimMinuteVariable}},
 			{"simulator's data directory in use", s.simTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
@@ -105,7 +107,7 @@ func TestOperatorErrors(t *testing.T) {
 				if a.args[0] == "sh" {
 					program, a.args = a.args[0], a.args[1:]
 				}
-				code, stdout, stderr := runCommand(t, s.settingsBut(t, a.settings), program, a.args...)
+				code, stdout, stderr := harness.RunCommand(t, s.settingsBut(t, a.settings), program, a.args...)
 				if code != test.code {
 					t.Errorf("exit code %d, want %d", code, test.code)
 				}
@@ -131,19 +133,19 @@ func TestOperatorErrors(t *testing.T) {
 	if text, err := os.ReadFile(file); string(text) != "precious" {
 		t.Errorf("the file in the data directory's place holds %q, %v", text, err)
 	}
-	if n := len(s.sim.Posts("")); n != 0 {
+	if n := len(s.Sim.Posts("")); n != 0 {
 		t.Errorf("X has %d posts before any worker was started as it should be", n)
 	}
-	w := s.worker("worker")
-	s.allPublished(1)
-	s.wantCallLog([]*job{waiting})
-	stop(w)
+	w := s.Worker("worker")
+	s.AllPublished(1)
+	s.WantCallLog([]*harness.Job{waiting})
+	harness.Stop(w)
 }
 
 // settingsBut are the site's, some of them replaced.
 func (s *site) settingsBut(t *testing.T, other map[string]string) []string {
 	t.Helper()
-	settings := s.settings()
+	settings := s.Settings()
 	for name, value := range other {
 		settings = append(settings, name+"="+value) // the last one counts
 	}
@@ -163,8 +165,8 @@ func up(args ...string) attempt {
 func (s *site) upTwice(t *testing.T) attempt {
 	t.Helper()
 	a := up("--data", t.TempDir())
-	first := start(t, "up", s.settingsBut(t, a.settings), "jetpost", a.args...)
-	first.until("worker.started")
+	first := harness.Start(t, "up", s.settingsBut(t, a.settings), "jetpost", a.args...)
+	first.Until("worker.started")
 	return a
 }
 
@@ -180,8 +182,8 @@ func (s *site) simTwice(t *testing.T) attempt {
 func brokenSim(t *testing.T) string {
 	t.Helper()
 	data := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(data, "simulated"), nil, 0o600))
-	must(t, os.WriteFile(filepath.Join(data, "x.jsonl"), []byte(`{"format":1}`+"\nother\n"), 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(data, "simulated"), nil, 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(data, "x.jsonl"), []byte(`{"format":1}`+"\nother\n"), 0o600))
 	return data
 }
 
@@ -189,7 +191,7 @@ func brokenSim(t *testing.T) string {
 func badScenario(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "scenario.json")
-	must(t, os.WriteFile(path, []byte("{\"steps\": [\n\n{\"do\": \"POST /_sim/reset\", \"at\": \"5s\"}\n]}\n"), 0o600))
+	testkit.Must(t, os.WriteFile(path, []byte("{\"steps\": [\n\n{\"do\": \"POST /_sim/reset\", \"at\": \"5s\"}\n]}\n"), 0o600))
 	return path
 }
 
@@ -197,7 +199,7 @@ func badScenario(t *testing.T) string {
 func realData(t *testing.T) string {
 	t.Helper()
 	data := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(data, "jetpost.db"), nil, 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(data, "jetpost.db"), nil, 0o600))
 	return data
 }
 
@@ -206,17 +208,17 @@ func wrongPassword(t *testing.T) attempt {
 	t.Helper()
 	cluster := pgtest.Start(t)
 	u, err := url.Parse(cluster.URL())
-	must(t, err)
+	testkit.Must(t, err)
 	rules := filepath.Join(u.Query().Get("host"), "data", "pg_hba.conf")
 	text, err := os.ReadFile(rules)
-	must(t, err)
-	must(t, os.WriteFile(rules, append([]byte("local all guarded scram-sha-256\n"), text...), 0o600))
+	testkit.Must(t, err)
+	testkit.Must(t, os.WriteFile(rules, append([]byte("local all guarded scram-sha-256\n"), text...), 0o600))
 	conn, err := pgx.Connect(t.Context(), cluster.URL())
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = conn.Exec(t.Context(), "CREATE ROLE guarded LOGIN PASSWORD 'right'; SELECT pg_reload_conf()")
-	must(t, errors.Join(err, conn.Close(t.Context())))
+	testkit.Must(t, errors.Join(err, conn.Close(t.Context())))
 	u.User = url.UserPassword("guarded", "hidden")
-	eventually(t, "PostgreSQL to ask for passwords", func() bool {
+	testkit.Eventually(t, "PostgreSQL to ask for passwords", func() bool {
 		conn, err := pgx.Connect(t.Context(), u.String())
 		return err != nil || conn.Close(t.Context()) != nil
 	})
@@ -231,9 +233,9 @@ func foreignStream(t *testing.T) attempt {
 	_, js := natstest.Connect(t, server)
 	theirs := jetstream.StreamConfig{Name: "JETPOST_JOBS", Subjects: []string{"theirs"}}
 	_, err := js.CreateStream(t.Context(), theirs)
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = js.Publish(t.Context(), "theirs", []byte("precious"))
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
 		for info := range js.ListStreams(ctx).Info() {
@@ -249,7 +251,7 @@ func foreignStream(t *testing.T) attempt {
 // its age: it greets, and answers what JetStream is asked first.
 func oldNATS(t *testing.T) string {
 	t.Helper()
-	listener := holdPort(t)
+	listener := harness.HoldPort(t)
 	go func() {
 		for {
 			conn, err := listener.Accept()

@@ -14,7 +14,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // Where nothing but a proxy leads out, whose TLS is of an authority of one's own, X's API
@@ -25,7 +27,7 @@ func TestThroughProxy(t *testing.T) {
 	o := newOwnNATS(t)
 	ca, certFile, keyFile := pki(t, x, site)
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
-	must(t, err)
+	testkit.Must(t, err)
 	serve := func(h http.Handler) string {
 		s := httptest.NewUnstartedServer(h)
 		s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
@@ -33,8 +35,8 @@ func TestThroughProxy(t *testing.T) {
 		t.Cleanup(s.Close)
 		return s.Listener.Addr().String()
 	}
-	picture, err := demoImage()
-	must(t, err)
+	picture, err := harness.Picture()
+	testkit.Must(t, err)
 	there := map[string]string{
 		x.String() + ":443":    serve(o.sim),
 		site.String() + ":443": serve(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(picture) })),
@@ -71,14 +73,14 @@ func TestThroughProxy(t *testing.T) {
 	worker := o.worker(o.database)
 	body := func(id string, host net.IP) string {
 		text, err := json.Marshal(map[string]any{"account": "acme", "id": id, "posts": []any{map[string]any{"text": id, "media": []any{map[string]any{"url": fmt.Sprintf("https://%s/picture", host)}}}}})
-		must(t, err)
+		testkit.Must(t, err)
 		path := filepath.Join(t.TempDir(), "request.json")
-		must(t, os.WriteFile(path, text, 0o600))
+		testkit.Must(t, os.WriteFile(path, text, 0o600))
 		return path
 	}
 	o.want(true, o.database, "publish", "--file", body("outside", site), "--wait")
 	o.want(false, o.database, "publish", "--file", body("inside", net.IPv4(10, 0, 0, 1)), "--wait")
-	stop(worker)
+	harness.Stop(worker)
 	posts := o.sim.Posts("acme")
 	if len(posts) != 1 || len(posts[0].MediaIDs) != 1 {
 		t.Errorf("X has %+v, want one post with a medium", posts)

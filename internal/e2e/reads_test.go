@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -31,13 +33,13 @@ func TestReadsRefused(t *testing.T) {
 		{"r503-made", http.StatusServiceUnavailable, true},
 		{"killed", http.StatusServiceUnavailable, true}, // the worker, before it read the answer
 	}
-	others := accountNames(4)
+	others := harness.AccountNames(4)
 	accounts := slices.Clone(others)
 	var faults []xsim.Fault
-	var threads []*job
+	var threads []*harness.Job
 	for _, d := range doubts {
 		accounts = append(accounts, d.account)
-		threads = append(threads, &job{account: d.account, id: "thread", posts: 3})
+		threads = append(threads, &harness.Job{Account: d.account, Id: "thread", Posts: 3})
 		faults = append(faults, xsim.Fault{Kind: xsim.FaultStatus, Status: d.refusal, Endpoint: xsim.EndpointTimeline, Account: d.account})
 		if d.account != "killed" {
 			faults = append(faults, xsim.Fault{
@@ -45,24 +47,24 @@ func TestReadsRefused(t *testing.T) {
 			})
 		}
 	}
-	s := newSite(t, siteConfig{lease: shortLease, accounts: accounts})
+	s := newSite(t, harness.SiteConfig{Lease: shortLease, Accounts: accounts})
 	// A 429 closes the window of reads for two seconds. The worker that is killed may
 	// take it with it, and the next one learn it anew.
-	s.sim.ClosedWindowGrace = 4 * time.Second
-	must(t, s.sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 900, WindowMS: 2000}}))
-	must(t, s.sim.SetFaults(faults))
+	s.Sim.ClosedWindowGrace = 4 * time.Second
+	testkit.Must(t, s.Sim.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 900, WindowMS: 2000}}))
+	testkit.Must(t, s.Sim.SetFaults(faults))
 
 	// The worker is killed as the last answer is on its way to it, when all other
 	// answers are lost.
-	w := s.worker("worker-1")
-	s.publish(threads[:len(threads)-1])
-	eventually(t, "the doubts", func() bool { return s.counts()[jetpost.StateHeld] == len(threads)-1 })
-	reached := s.atCall("POST", postPath, 2, true, func() { w.signal(syscall.SIGKILL) })
-	s.publish(threads[len(threads)-1:])
-	wait(t, "the call to die in", reached)
-	w.exit()
+	w := s.Worker("worker-1")
+	s.Publish(threads[:len(threads)-1])
+	testkit.Eventually(t, "the doubts", func() bool { return s.Counts()[jetpost.StateHeld] == len(threads)-1 })
+	reached := s.AtCall("POST", harness.PostPath, 2, true, func() { w.Signal(syscall.SIGKILL) })
+	s.Publish(threads[len(threads)-1:])
+	testkit.Wait(t, "the call to die in", reached)
+	w.Exit()
 
-	second, third := s.worker("worker-2"), s.worker("worker-3")
+	second, third := s.Worker("worker-2"), s.Worker("worker-3")
 	refused := func(account string) (n int) {
 		for _, call := range s.callsOf(account, xsim.EndpointTimeline) {
 			if call.Status < http.StatusOK || call.Status >= http.StatusMultipleChoices {
@@ -71,16 +73,16 @@ func TestReadsRefused(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, "a refused look at each account", func() bool {
+	testkit.Eventually(t, "a refused look at each account", func() bool {
 		return !slices.ContainsFunc(doubts, func(d doubt) bool { return refused(d.account) == 0 })
 	})
-	second.kill()
-	fourth := s.worker("worker-4")
-	singles := makeJobs(20, others, one)
-	s.publish(deal(singles, 3)...)
-	eventually(t, "the others to be published", func() bool { return s.counts()[jetpost.StatePublished] == len(singles) })
+	second.Kill()
+	fourth := s.Worker("worker-4")
+	singles := harness.MakeJobs(20, others, harness.One)
+	s.Publish(harness.Deal(singles, 3)...)
+	testkit.Eventually(t, "the others to be published", func() bool { return s.Counts()[jetpost.StatePublished] == len(singles) })
 	for _, d := range doubts {
-		status := s.status(d.account, "thread")
+		status := s.Status(d.account, "thread")
 		// A run of 503 may even stop the app for a second.
 		waits := []jetpost.Code{jetpost.CodeReconciling, jetpost.CodeRateLimited, jetpost.CodeXUnavailable, jetpost.CodeAppPaused}
 		if status.State != jetpost.StateHeld || !slices.Contains(waits, status.Reason.Code) || status.Posted != 1 {
@@ -91,10 +93,10 @@ func TestReadsRefused(t *testing.T) {
 		}
 	}
 
-	must(t, s.sim.SetFaults(nil))
+	testkit.Must(t, s.Sim.SetFaults(nil))
 	jobs := slices.Concat(threads, singles)
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
 	for _, d := range doubts {
 		want := 3
 		if !d.made {
@@ -104,16 +106,16 @@ func TestReadsRefused(t *testing.T) {
 			t.Errorf("%d posts of %s were sent in all, want %d", sent, d.account, want)
 		}
 	}
-	stop(third, fourth)
+	harness.Stop(third, fourth)
 }
 
 // callsOf are the account's calls to an endpoint of X.
 func (s *site) callsOf(account, endpoint string) []xsim.Call {
-	s.t.Helper()
-	i := slices.IndexFunc(s.sim.Accounts(), func(a xsim.Account) bool { return a.Handle == account })
+	s.T.Helper()
+	i := slices.IndexFunc(s.Sim.Accounts(), func(a xsim.Account) bool { return a.Handle == account })
 	if i < 0 {
-		s.t.Fatalf("X has no account %s", account)
+		s.T.Fatalf("X has no account %s", account)
 	}
-	id := s.sim.Accounts()[i].ID
-	return slices.DeleteFunc(s.sim.Calls(), func(c xsim.Call) bool { return c.Account != id || c.Endpoint != endpoint })
+	id := s.Sim.Accounts()[i].ID
+	return slices.DeleteFunc(s.Sim.Calls(), func(c xsim.Call) bool { return c.Account != id || c.Endpoint != endpoint })
 }

@@ -9,22 +9,24 @@ import (
 	"testing"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // simProcess is 'jetpost sim' in a process of its own, or that of 'jetpost up --sim'.
 type simProcess struct {
 	t  *testing.T
-	p  *process
+	p  *harness.Process
 	at *upSite // for its books
 }
 
 func startSim(t *testing.T, args ...string) *simProcess {
 	t.Helper()
 	s := &simProcess{t: t}
-	s.p = start(t, "sim", environment(t, nil), "jetpost", append([]string{"sim", "--listen", "127.0.0.1:0"}, args...)...)
+	s.p = harness.Start(t, "sim", harness.Environment(t, nil), "jetpost", append([]string{"sim", "--listen", "127.0.0.1:0"}, args...)...)
 	s.at = &upSite{t: t, up: s.p}
-	eventually(t, "the simulator to listen", func() bool { return strings.Contains(s.p.output(), "see what is on it") })
+	testkit.Eventually(t, "the simulator to listen", func() bool { return strings.Contains(s.p.Output(), "see what is on it") })
 	s.at.sim = s.at.printed(`simulated X on (http://[^\s;]+)`)
 	return s
 }
@@ -33,16 +35,16 @@ func startSim(t *testing.T, args ...string) *simProcess {
 func (s *upSite) send(token, method, path, contentType, body string) (status int, header http.Header, answer string) {
 	s.t.Helper()
 	request, err := http.NewRequestWithContext(s.t.Context(), method, s.sim+path, strings.NewReader(body))
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	request.Header.Set("Content-Type", contentType)
 	if token != "" {
 		request.Header.Set("Authorization", "Bearer "+token)
 	}
 	response, err := http.DefaultClient.Do(request)
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	text, err := io.ReadAll(response.Body)
-	must(s.t, err)
-	must(s.t, response.Body.Close())
+	testkit.Must(s.t, err)
+	testkit.Must(s.t, response.Body.Close())
 	return response.StatusCode, response.Header, string(text)
 }
 
@@ -78,19 +80,19 @@ func TestSimKeepsItsMemory(t *testing.T) {
 	}
 	post(1, http.StatusCreated)
 	post(2, http.StatusCreated)
-	s.p.kill()
+	s.p.Kill()
 	s = startSim(t, "--data", data)
 	post(3, http.StatusCreated)
 	refresh := "grant_type=refresh_token&refresh_token=" + token.RefreshToken
 	if status, _, answer := s.at.send("", http.MethodPost, "/2/oauth2/token", "application/x-www-form-urlencoded", refresh); status != http.StatusOK {
 		t.Fatalf("refresh: %d %s", status, answer)
 	}
-	s.p.kill()
+	s.p.Kill()
 	s = startSim(t, "--data", data)
 	if status, _, _ := s.at.send("", http.MethodPost, "/2/oauth2/token", "application/x-www-form-urlencoded", refresh); status != http.StatusBadRequest {
 		t.Errorf("the token that was spent before the restart is answered %d, want 400", status)
 	}
-	stop(s.p)
+	harness.Stop(s.p)
 	s = startSim(t, "--data", data)
 	if texts := s.at.texts("ann"); len(texts) != 3 {
 		t.Errorf("X has %q, want three posts", texts)
@@ -109,12 +111,12 @@ func TestUpSimulatedKilledInMidThread(t *testing.T) {
 	t.Parallel()
 	const posts = 10
 	data := t.TempDir()
-	env := environment(t, map[string]string{app.SimMinuteVariable: "1s"})
+	env := harness.Environment(t, map[string]string{app.SimMinuteVariable: "1s"})
 	begin := func(name string) *upSite {
 		t.Helper()
 		s := &upSite{t: t, env: env}
-		s.up = start(t, name, env, "jetpost", append(up("--data", data, "--lease", "4s").args, "--log-format", "json")...)
-		s.up.until("worker.started")
+		s.up = harness.Start(t, name, env, "jetpost", append(up("--data", data, "--lease", "4s").args, "--log-format", "json")...)
+		s.up.Until("worker.started")
 		s.sim = s.printed(`simulated X on (http://\S+),`)
 		return s
 	}
@@ -125,11 +127,11 @@ func TestUpSimulatedKilledInMidThread(t *testing.T) {
 	for i := 2; i <= posts; i++ {
 		args, want = append(args, "--then", fmt.Sprintf("Part %d", i)), append(want, fmt.Sprintf("Part %d", i))
 	}
-	if code, _, stderr := runCommand(t, env, "jetpost", args...); code != exitOK {
+	if code, _, stderr := harness.RunCommand(t, env, "jetpost", args...); code != exitOK {
 		t.Fatalf("publish: exit code %d\n%s", code, stderr)
 	}
-	eventually(t, "three posts", func() bool { return len(s.texts("alice")) >= 3 })
-	s.up.kill()
+	testkit.Eventually(t, "three posts", func() bool { return len(s.texts("alice")) >= 3 })
+	s.up.Kill()
 	s = begin("second")
 	if have := s.texts("alice"); len(have) < 3 || len(have) == posts {
 		t.Fatalf("after the restart X has %q, want a part of the thread", have)
@@ -148,5 +150,5 @@ func TestUpSimulatedKilledInMidThread(t *testing.T) {
 	if !exists(filepath.Join(data, "x.jsonl")) {
 		t.Error("the data directory has no journal of X")
 	}
-	stop(s.up)
+	harness.Stop(s.up)
 }

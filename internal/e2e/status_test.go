@@ -16,15 +16,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 var updateStatus = flag.Bool("update-status", false, "rewrite testdata/status")
 
-// never is a refresh cron that no test meets: a round is a line of the status.
-const never = "0 0 0 29 2 *"
+// never, of which no round is a line of the status.
+const never = harness.Never
 
 // sqliteURL is a database for a test whose workers are on one machine anyway.
 func sqliteURL(t *testing.T) string {
@@ -35,24 +37,24 @@ func sqliteURL(t *testing.T) string {
 // wantStopped has 'jetpost status' say, word by word, what
 // testdata/status/NAME.txt has, and returns the command that it advises.
 func (s *site) wantStopped(name string) (advice []string) {
-	s.t.Helper()
+	s.T.Helper()
 	var code int
 	var stdout, stderr string
-	eventually(s.t, "jetpost status to say that nothing goes out", func() bool {
-		code, stdout, stderr = runCommand(s.t, append(s.settings(), "TZ=UTC"), "jetpost", "status")
+	testkit.Eventually(s.T, "jetpost status to say that nothing goes out", func() bool {
+		code, stdout, stderr = harness.RunCommand(s.T, append(s.Settings(), "TZ=UTC"), "jetpost", "status")
 		return code != exitOK
 	})
 	if code != exitFailed || strings.Contains(stdout, "PUBLISHING\n") {
-		s.t.Errorf("exit code %d, want %d and no word of PUBLISHING\n%s%s", code, exitFailed, stdout, stderr)
+		s.T.Errorf("exit code %d, want %d and no word of PUBLISHING\n%s%s", code, exitFailed, stdout, stderr)
 	}
 	got, path := s.normal(stdout), filepath.Join("testdata", "status", name+".txt")
 	if *updateStatus {
-		must(s.t, os.WriteFile(path, []byte(got), 0o600))
+		testkit.Must(s.T, os.WriteFile(path, []byte(got), 0o600))
 	}
 	want, err := os.ReadFile(path)
-	must(s.t, err)
+	testkit.Must(s.T, err)
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		s.t.Errorf("jetpost status is not what %s has; rewrite it with -update-status\n(-want +got):\n%s", path, diff)
+		s.T.Errorf("jetpost status is not what %s has; rewrite it with -update-status\n(-want +got):\n%s", path, diff)
 	}
 	command := regexp.MustCompile(`\n  do: .*?jetpost ((?:[a-z-]+ ?)+)`).FindStringSubmatch(stdout)
 	if command == nil {
@@ -70,13 +72,13 @@ func (s *site) normal(text string) string {
 		}
 		return "TIME"
 	})
-	if u, err := url.Parse(s.cfg.X.URL); err == nil {
+	if u, err := url.Parse(s.Cfg.X.URL); err == nil {
 		text = strings.ReplaceAll(text, u.Host, "X")
 	}
-	if u, err := url.Parse(s.cfg.NATS.URL); err == nil {
+	if u, err := url.Parse(s.Cfg.NATS.URL); err == nil {
 		text = strings.ReplaceAll(text, u.Host, "NATS")
 	}
-	database := s.cfg.DatabaseURL.Reveal()
+	database := s.Cfg.DatabaseURL.Reveal()
 	if path, isFile := strings.CutPrefix(database, "sqlite:"); isFile {
 		text = strings.ReplaceAll(text, filepath.Dir(path), "DIR")
 	} else if u, err := url.Parse(database); err == nil {
@@ -87,41 +89,41 @@ func (s *site) normal(text string) string {
 
 // wantPublishing has 'jetpost status' say that posts go out.
 func (s *site) wantPublishing() {
-	s.t.Helper()
-	if code, stdout, stderr := s.run("status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
-		s.t.Errorf("status: exit code %d, want 0 and PUBLISHING\n%s%s", code, stdout, stderr)
+	s.T.Helper()
+	if code, stdout, stderr := s.Run("status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
+		s.T.Errorf("status: exit code %d, want 0 and PUBLISHING\n%s%s", code, stdout, stderr)
 	}
 }
 
 // wantHelp runs a command that the status advises.
 func (s *site) wantHelp(advice []string, want string) {
-	s.t.Helper()
+	s.T.Helper()
 	if got := strings.Join(advice, " "); got != want {
-		s.t.Fatalf("the status advises %q, want %q", got, want)
+		s.T.Fatalf("the status advises %q, want %q", got, want)
 	}
-	if code, stdout, stderr := s.run(advice...); code != exitOK {
-		s.t.Fatalf("%s: exit code %d\n%s%s", want, code, stdout, stderr)
+	if code, stdout, stderr := s.Run(advice...); code != exitOK {
+		s.T.Fatalf("%s: exit code %d\n%s%s", want, code, stdout, stderr)
 	}
 }
 
 // held waits until a request is held for a reason.
-func (s *site) held(j *job, code jetpost.Code) {
-	s.t.Helper()
-	eventually(s.t, "job "+j.id+" to be held: "+string(code), func() bool {
-		record, err := s.ledger.Request(s.t.Context(), store.Key{Account: j.account, ID: j.id})
+func (s *site) held(j *harness.Job, code jetpost.Code) {
+	s.T.Helper()
+	testkit.Eventually(s.T, "job "+j.Id+" to be held: "+string(code), func() bool {
+		record, err := s.Ledger.Request(s.T.Context(), store.Key{Account: j.Account, ID: j.Id})
 		return err == nil && record.Status.Reason != nil && record.Status.Reason.Code == code
 	})
 }
 
 // accepted waits until every job is in the ledger, and none is in NATS alone.
 func (s *site) accepted(n int) {
-	s.t.Helper()
-	eventually(s.t, fmt.Sprintf("%d accepted jobs", n), func() bool {
+	s.T.Helper()
+	testkit.Eventually(s.T, fmt.Sprintf("%d accepted jobs", n), func() bool {
 		total := 0
-		for _, count := range s.counts() {
+		for _, count := range s.Counts() {
 			total += count
 		}
-		jobs, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.JobsStream())
+		jobs, err := s.Conn.JS.Stream(s.T.Context(), s.Conn.Names.JobsStream())
 		return err == nil && total == n && jobs.CachedInfo().State.Msgs == 0
 	})
 }
@@ -138,21 +140,21 @@ func TestStatusOfAppPauses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
+			s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
 			fault.Kind, fault.Endpoint = xsim.FaultStatus, xsim.EndpointCreatePost
-			must(t, s.sim.SetFaults([]xsim.Fault{fault}))
-			w := s.worker("worker")
-			jobs := []*job{{account: "alice", id: "first", posts: 1}, {account: "alice", id: "second", posts: 2}}
-			s.publish(jobs)
+			testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{fault}))
+			w := s.Worker("worker")
+			jobs := []*harness.Job{{Account: "alice", Id: "first", Posts: 1}, {Account: "alice", Id: "second", Posts: 2}}
+			s.Publish(jobs)
 			s.accepted(len(jobs))
 			s.held(jobs[0], jetpost.CodeAppPaused)
 			advice := s.wantStopped(name)
-			must(t, s.sim.SetFaults(nil))
+			testkit.Must(t, s.Sim.SetFaults(nil))
 			s.wantHelp(advice, "resume --app")
-			s.allPublished(len(jobs))
-			s.wantCallLog(jobs)
+			s.AllPublished(len(jobs))
+			s.WantCallLog(jobs)
 			s.wantPublishing()
-			stop(w)
+			harness.Stop(w)
 		})
 	}
 }
@@ -160,39 +162,39 @@ func TestStatusOfAppPauses(t *testing.T) {
 // Nobody listens where X was, for as many calls as open the breaker.
 func TestStatusOfOutage(t *testing.T) {
 	t.Parallel()
-	accounts := accountNames(5)
+	accounts := harness.AccountNames(5)
 	// Half a lease is how long X is left alone: time to look.
-	s := newSite(t, siteConfig{database: sqliteURL(t), lease: 12 * time.Second, accounts: accounts, refreshCron: never})
-	w := s.worker("worker")
-	s.x.Close()
-	jobs := makeJobs(len(accounts), accounts, one)
-	s.publish(deal(jobs, len(jobs))...)
-	eventually(t, "every account to be held", func() bool { return s.counts()[jetpost.StateHeld] == len(jobs) })
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: 12 * time.Second, Accounts: accounts, RefreshCron: never})
+	w := s.Worker("worker")
+	s.X.Close()
+	jobs := harness.MakeJobs(len(accounts), accounts, harness.One)
+	s.Publish(harness.Deal(jobs, len(jobs))...)
+	testkit.Eventually(t, "every account to be held", func() bool { return s.Counts()[jetpost.StateHeld] == len(jobs) })
 	s.wantStopped("outage")
-	s.xBack()
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
+	s.XBack()
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
 	s.wantPublishing()
-	stop(w)
+	harness.Stop(w)
 }
 
 func TestStatusWithoutNATS(t *testing.T) {
 	t.Parallel()
-	dir, address := t.TempDir(), closedAddress(t)
-	server := startNATS(t, dir, address)
-	s := newSite(t, siteConfig{nats: "nats://" + address, database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
-	w := s.worker("worker")
-	jobs := makeJobs(2, []string{"alice"}, one)
-	s.publish(jobs[:1])
-	s.allPublished(1)
-	server.kill()
+	dir, address := t.TempDir(), harness.ClosedAddress(t)
+	server := harness.StartNATS(t, dir, address)
+	s := newSite(t, harness.SiteConfig{NATS: "nats://" + address, Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+	w := s.Worker("worker")
+	jobs := harness.MakeJobs(2, []string{"alice"}, harness.One)
+	s.Publish(jobs[:1])
+	s.AllPublished(1)
+	server.Kill()
 	s.wantStopped("nats-down")
-	startNATS(t, dir, address)
-	s.publish(jobs[1:])
-	s.allPublished(2)
-	s.wantCallLog(jobs)
+	harness.StartNATS(t, dir, address)
+	s.Publish(jobs[1:])
+	s.AllPublished(2)
+	s.WantCallLog(jobs)
 	s.wantPublishing()
-	stop(w)
+	harness.Stop(w)
 }
 
 func TestStatusWithoutDatabase(t *testing.T) {
@@ -200,29 +202,29 @@ func TestStatusWithoutDatabase(t *testing.T) {
 	t.Run("server", func(t *testing.T) {
 		t.Parallel()
 		cluster := pgtest.Start(t)
-		s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
-		w := s.worker("worker")
+		s := newSite(t, harness.SiteConfig{Database: cluster.URL(), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+		w := s.Worker("worker")
 		cluster.Stop(t)
-		jobs := makeJobs(1, []string{"alice"}, one)
-		s.publish(jobs) // which waits in NATS
+		jobs := harness.MakeJobs(1, []string{"alice"}, harness.One)
+		s.Publish(jobs) // which waits in NATS
 		s.wantStopped("database-down")
 		cluster.Restart(t)
-		s.allPublished(1)
-		s.wantCallLog(jobs)
+		s.AllPublished(1)
+		s.WantCallLog(jobs)
 		s.wantPublishing()
-		stop(w)
+		harness.Stop(w)
 	})
 	t.Run("file", func(t *testing.T) {
 		t.Parallel()
 		database := sqliteURL(t)
-		s := newSite(t, siteConfig{database: database, lease: longLease, accounts: []string{"alice"}, refreshCron: never})
+		s := newSite(t, harness.SiteConfig{Database: database, Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
 		dir := filepath.Dir(strings.TrimPrefix(database, "sqlite:"))
-		must(t, os.Rename(dir, dir+"-away"))
+		testkit.Must(t, os.Rename(dir, dir+"-away"))
 		s.wantStopped("database-gone")
-		must(t, os.Rename(dir+"-away", dir))
-		w := s.worker("worker")
+		testkit.Must(t, os.Rename(dir+"-away", dir))
+		w := s.Worker("worker")
 		s.wantPublishing()
-		stop(w)
+		harness.Stop(w)
 	})
 }
 
@@ -231,35 +233,35 @@ func TestStatusWithoutWorker(t *testing.T) {
 	for name, killed := range map[string]bool{"no-worker": false, "worker-killed": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}, refreshCron: never})
-			jobs := makeJobs(1, []string{"alice"}, one)
+			s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: shortLease, Accounts: []string{"alice"}, RefreshCron: never})
+			jobs := harness.MakeJobs(1, []string{"alice"}, harness.One)
 			if killed {
 				// It leaves a wake-up that nobody acknowledges.
-				w := s.worker("worker-1")
+				w := s.Worker("worker-1")
 				accepted := make(chan struct{})
-				reached := s.atCall("POST", postPath, 1, true, func() {
+				reached := s.AtCall("POST", harness.PostPath, 1, true, func() {
 					select {
 					case <-accepted: // the post may be on its way before the job is acknowledged
 					case <-t.Context().Done():
 					}
-					w.signal(syscall.SIGKILL)
+					w.Signal(syscall.SIGKILL)
 				})
-				s.publish(jobs)
+				s.Publish(jobs)
 				s.accepted(1)
 				close(accepted)
-				wait(t, "a post to kill the worker at", reached)
-				w.exit()
+				testkit.Wait(t, "a post to kill the worker at", reached)
+				w.Exit()
 			} else {
-				s.publish(jobs)
+				s.Publish(jobs)
 			}
 			if advice := s.wantStopped(name); strings.Join(advice, " ") != "worker" {
 				t.Fatalf("the status advises %q", advice)
 			}
-			w := s.worker("worker-2")
-			s.allPublished(1)
-			s.wantCallLog(jobs)
+			w := s.Worker("worker-2")
+			s.AllPublished(1)
+			s.WantCallLog(jobs)
 			s.wantPublishing()
-			stop(w)
+			harness.Stop(w)
 		})
 	}
 }
@@ -268,16 +270,16 @@ func TestStatusWithoutWorker(t *testing.T) {
 func TestStatusOfLostGrants(t *testing.T) {
 	t.Parallel()
 	accounts := []string{"alice", "bob"}
-	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: accounts, refreshCron: never})
-	w := s.worker("worker")
-	jobs := makeJobs(2, accounts, one)
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: accounts, RefreshCron: never})
+	w := s.Worker("worker")
+	jobs := harness.MakeJobs(2, accounts, harness.One)
 	for i, name := range accounts {
 		if i == len(accounts)-1 {
 			s.wantPublishing() // since one account is left
 		}
-		s.sim.RevokeConsent(name)
+		s.Sim.RevokeConsent(name)
 		s.force(name)
-		s.publish(jobs[i : i+1])
+		s.Publish(jobs[i : i+1])
 		s.held(jobs[i], jetpost.CodeAccountReauthRequired)
 	}
 	advice := s.wantStopped("reauth")
@@ -285,14 +287,14 @@ func TestStatusOfLostGrants(t *testing.T) {
 		t.Fatalf("the status advises %q", got)
 	}
 	for _, name := range accounts {
-		c := s.connect(t, s.settings(), name)
+		c := s.connect(t, s.Settings(), name)
 		c.follow("&user=" + name)
 		if code, stdout, stderr := c.exit(); code != exitOK {
 			t.Fatalf("connect: exit code %d\n%s%s", code, stdout, stderr)
 		}
 	}
-	s.allPublished(2)
+	s.AllPublished(2)
 	s.wantPublishing()
-	s.wantCallLog(jobs)
-	stop(w)
+	s.WantCallLog(jobs)
+	harness.Stop(w)
 }

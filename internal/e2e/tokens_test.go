@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/postgres"
 )
@@ -14,25 +16,25 @@ const tokenPath = "/2/oauth2/token"
 
 // wantCurrent fails unless the ledger holds the very pair that X takes.
 func (s *site) wantCurrent(account string) store.Token {
-	s.t.Helper()
+	s.T.Helper()
 	var stored store.Token
-	eventually(s.t, "the token of "+account, func() bool { // a database that was restarted has ended connections
-		token, err := s.ledger.Token(s.t.Context(), account)
+	testkit.Eventually(s.T, "the token of "+account, func() bool { // a database that was restarted has ended connections
+		token, err := s.Ledger.Token(s.T.Context(), account)
 		stored = token
 		return err == nil
 	})
-	current, _ := s.sim.CurrentToken(account)
+	current, _ := s.Sim.CurrentToken(account)
 	if stored.Access.Reveal() != current.AccessToken || stored.Refresh.Reveal() != current.RefreshToken || current.Revoked {
-		s.t.Errorf("the ledger's pair of %s is not the one that X takes", account)
+		s.T.Errorf("the ledger's pair of %s is not the one that X takes", account)
 	}
 	return stored
 }
 
 // force asks for the refresh of an account's token, however young.
 func (s *site) force(account string) {
-	s.t.Helper()
-	if code, stdout, stderr := s.run("refresh", account, "--force"); code != exitOK {
-		s.t.Fatalf("refresh: exit code %d\n%s%s", code, stdout, stderr)
+	s.T.Helper()
+	if code, stdout, stderr := s.Run("refresh", account, "--force"); code != exitOK {
+		s.T.Fatalf("refresh: exit code %d\n%s%s", code, stdout, stderr)
 	}
 }
 
@@ -45,33 +47,33 @@ func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 		t.Run(fmt.Sprintf("another lives %t", lives), func(t *testing.T) {
 			t.Parallel()
 			cluster := pgtest.Start(t)
-			s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+			s := newSite(t, harness.SiteConfig{Database: cluster.URL(), Lease: longLease, Accounts: []string{"alice"}})
 			lifeboat := t.TempDir()
-			w := s.worker("worker-1", "--lifeboat", lifeboat)
-			var other *process
+			w := s.Worker("worker-1", "--lifeboat", lifeboat)
+			var other *harness.Process
 			if lives {
-				other = s.worker("worker-2", "--lifeboat", lifeboat, "--roles", "publish")
+				other = s.Worker("worker-2", "--lifeboat", lifeboat, "--roles", "publish")
 			}
-			reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+			reached := s.AtCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
 			s.force("alice")
-			wait(t, "the exchange", reached)
-			w.until("token.in_lifeboat")
-			w.kill()
+			testkit.Wait(t, "the exchange", reached)
+			w.Until("token.in_lifeboat")
+			w.Kill()
 			if pairs := afloat(t, lifeboat); len(pairs) != 1 {
 				t.Fatalf("the lifeboat holds %v", pairs)
 			}
 			cluster.Restart(t)
 			if lives {
-				other.until("token.rescued")
+				other.Until("token.rescued")
 			}
-			w = s.worker("worker-3", "--lifeboat", lifeboat)
+			w = s.Worker("worker-3", "--lifeboat", lifeboat)
 			if !lives {
-				w.until("token.rescued")
+				w.Until("token.rescued")
 			}
 			s.wantRescued("alice", lifeboat)
-			stop(w)
+			harness.Stop(w)
 			if lives {
-				stop(other)
+				harness.Stop(other)
 			}
 		})
 	}
@@ -80,23 +82,23 @@ func TestPairSurvivesDatabaseAndWorker(t *testing.T) {
 // wantRescued fails unless an account's second pair was brought in from the lifeboat,
 // and X takes it.
 func (s *site) wantRescued(account, lifeboat string) {
-	s.t.Helper()
+	s.T.Helper()
 	// The order that was given back may have been carried out since.
 	rescued := s.wantCurrent(account)
 	if rescued.Version < 2 || !rescued.StartedAt.IsZero() {
-		s.t.Errorf("the token has version %d, and its exchange began at %v", rescued.Version, rescued.StartedAt)
+		s.T.Errorf("the token has version %d, and its exchange began at %v", rescued.Version, rescued.StartedAt)
 	}
-	if pairs := afloat(s.t, lifeboat); len(pairs) != 0 {
-		s.t.Errorf("the lifeboat still holds %v", pairs)
+	if pairs := afloat(s.T, lifeboat); len(pairs) != 0 {
+		s.T.Errorf("the lifeboat still holds %v", pairs)
 	}
 	s.force(account)
-	eventually(s.t, "the rescued token is exchanged", func() bool {
-		token, err := s.ledger.Token(s.t.Context(), account)
+	testkit.Eventually(s.T, "the rescued token is exchanged", func() bool {
+		token, err := s.Ledger.Token(s.T.Context(), account)
 		return err == nil && token.Version > rescued.Version
 	})
 	s.wantCurrent(account)
-	for _, v := range s.sim.Violations() {
-		s.t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
+	for _, v := range s.Sim.Violations() {
+		s.T.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
 	}
 }
 
@@ -105,31 +107,31 @@ func (s *site) wantRescued(account, lifeboat string) {
 func TestPairSurvivesHangAndWorker(t *testing.T) {
 	t.Parallel()
 	proxy := pgtest.NewProxy(t, pgtest.Migrated(t, postgres.Migrate))
-	s := newSite(t, siteConfig{database: proxy.URL(), lease: longLease, accounts: []string{"alice"}})
+	s := newSite(t, harness.SiteConfig{Database: proxy.URL(), Lease: longLease, Accounts: []string{"alice"}})
 	lifeboat := t.TempDir()
-	w := s.worker("worker-1", "--lifeboat", lifeboat)
-	reached := s.atCall("POST", tokenPath, 1, true, proxy.Hang)
+	w := s.Worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.AtCall("POST", tokenPath, 1, true, proxy.Hang)
 	s.force("alice")
-	wait(t, "the exchange", reached)
-	eventually(t, "the pair is in the lifeboat", func() bool {
+	testkit.Wait(t, "the exchange", reached)
+	testkit.Eventually(t, "the pair is in the lifeboat", func() bool {
 		return len(afloat(t, lifeboat)) == 1
 	})
-	w.kill()
+	w.Kill()
 	proxy.Cut() // what the worker had sent is lost with it
 	proxy.Heal()
-	w = s.worker("worker-2", "--lifeboat", lifeboat)
-	w.until("token.rescued")
+	w = s.Worker("worker-2", "--lifeboat", lifeboat)
+	w.Until("token.rescued")
 	if token := s.wantCurrent("alice"); token.Version != 2 {
 		t.Errorf("the token has version %d", token.Version)
 	}
-	stop(w)
+	harness.Stop(w)
 }
 
 // afloat lists the pairs in a lifeboat.
-func afloat(t *testing.T, lifeboat string) []string {
+func afloat(t testkit.T, lifeboat string) []string {
 	t.Helper()
 	pairs, err := filepath.Glob(filepath.Join(lifeboat, "*", "*.pair.json"))
-	must(t, err)
+	testkit.Must(t, err)
 	return pairs
 }
 
@@ -138,18 +140,18 @@ func afloat(t *testing.T, lifeboat string) []string {
 func TestPairOutlastsDatabase(t *testing.T) {
 	t.Parallel()
 	cluster := pgtest.Start(t)
-	s := newSite(t, siteConfig{database: cluster.URL(), lease: longLease, accounts: []string{"alice"}})
+	s := newSite(t, harness.SiteConfig{Database: cluster.URL(), Lease: longLease, Accounts: []string{"alice"}})
 	lifeboat := t.TempDir()
-	w := s.worker("worker-1", "--lifeboat", lifeboat)
-	reached := s.atCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
+	w := s.Worker("worker-1", "--lifeboat", lifeboat)
+	reached := s.AtCall("POST", tokenPath, 1, true, func() { cluster.Stop(t) })
 	s.force("alice")
-	wait(t, "the exchange", reached)
-	w.until("token.in_lifeboat")
+	testkit.Wait(t, "the exchange", reached)
+	w.Until("token.in_lifeboat")
 	cluster.Restart(t)
-	w.until("token.refreshed")
+	w.Until("token.refreshed")
 	s.wantCurrent("alice")
 	if pairs := afloat(t, lifeboat); len(pairs) != 0 {
 		t.Errorf("the lifeboat still holds %v", pairs)
 	}
-	stop(w)
+	harness.Stop(w)
 }

@@ -20,6 +20,8 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -28,7 +30,7 @@ import (
 // line as its producer.
 type upSite struct {
 	t    *testing.T
-	up   *process
+	up   *harness.Process
 	sim  string // URL of the simulated X
 	nats string // URL of NATS
 	conn *app.Connection
@@ -40,15 +42,15 @@ func newUpSite(t *testing.T) *upSite {
 	t.Helper()
 	data := t.TempDir()
 	a := up("--data", data)
-	s := &upSite{t: t, cli: buildNATSCommand(t), env: environment(t, nil)}
-	s.up = start(t, "up", s.env, "jetpost", append(a.args, "--log-format", "json", "--log-level", "debug")...)
-	s.up.until("worker.started")
+	s := &upSite{t: t, cli: buildNATSCommand(t), env: harness.Environment(t, nil)}
+	s.up = harness.Start(t, "up", s.env, "jetpost", append(a.args, "--log-format", "json", "--log-level", "debug")...)
+	s.up.Until("worker.started")
 	s.sim = s.printed(`simulated X on (http://\S+),`)
 	s.nats = s.printed(`NATS listens on (nats://\S+)`)
 	cfg, _, err := app.Config{}.Running(data)
-	must(t, err)
+	testkit.Must(t, err)
 	s.conn, err = cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(s.conn.Close)
 	return s
 }
@@ -56,7 +58,7 @@ func newUpSite(t *testing.T) *upSite {
 // printed reads what 'up' tells a newcomer.
 func (s *upSite) printed(pattern string) string {
 	s.t.Helper()
-	found := regexp.MustCompile(pattern).FindStringSubmatch(s.up.output())
+	found := regexp.MustCompile(pattern).FindStringSubmatch(s.up.Output())
 	if found == nil {
 		s.t.Fatalf("'up' did not print %s", pattern)
 	}
@@ -79,7 +81,7 @@ func buildNATSCommand(t *testing.T) string {
 // natsCommand runs the nats command line without credentials: as a producer.
 func (s *upSite) natsCommand(t *testing.T, args ...string) (code int, output string) {
 	t.Helper()
-	code, stdout, stderr := runCommand(t, s.env, s.cli, append([]string{"--server", s.nats, "--timeout", "1s"}, args...)...)
+	code, stdout, stderr := harness.RunCommand(t, s.env, s.cli, append([]string{"--server", s.nats, "--timeout", "1s"}, args...)...)
 	return code, stdout + stderr
 }
 
@@ -101,13 +103,13 @@ func (s *upSite) pub(subject, body string) uint64 {
 func ask[T any](s *upSite, path string) (answer T) {
 	s.t.Helper()
 	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.sim+path, nil)
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	response, err := http.DefaultClient.Do(request)
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	body, err := io.ReadAll(response.Body)
-	must(s.t, err)
-	must(s.t, response.Body.Close())
-	must(s.t, json.Unmarshal(body, &answer))
+	testkit.Must(s.t, err)
+	testkit.Must(s.t, response.Body.Close())
+	testkit.Must(s.t, json.Unmarshal(body, &answer))
 	return answer
 }
 
@@ -123,7 +125,7 @@ func (s *upSite) texts(user string) []string {
 // posted waits until a user has those posts.
 func (s *upSite) posted(user string, want ...string) {
 	s.t.Helper()
-	eventually(s.t, fmt.Sprintf("posts of %s to be %q", user, want), func() bool { return slices.Equal(s.texts(user), want) })
+	testkit.Eventually(s.t, fmt.Sprintf("posts of %s to be %q", user, want), func() bool { return slices.Equal(s.texts(user), want) })
 }
 
 // refused waits for the record and the event of a job that was refused, and
@@ -132,9 +134,9 @@ func (s *upSite) refused(account string, sequence uint64, code jetpost.Code) []j
 	s.t.Helper()
 	subject := fmt.Sprintf("publish.refused.%s.%d", account, sequence)
 	deadLetters, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.FailedStream())
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	var record *jetstream.RawStreamMsg
-	eventually(s.t, "a record on "+subject, func() bool {
+	testkit.Eventually(s.t, "a record on "+subject, func() bool {
 		record, err = deadLetters.GetLastMsgForSubject(s.t.Context(), subject)
 		return err == nil
 	})
@@ -142,13 +144,13 @@ func (s *upSite) refused(account string, sequence uint64, code jetpost.Code) []j
 		s.t.Errorf("%s has code %q, want %q", subject, got, code)
 	}
 	events, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.EventsStream())
-	must(s.t, err)
-	eventually(s.t, "the event of "+subject, func() bool {
+	testkit.Must(s.t, err)
+	testkit.Eventually(s.t, "the event of "+subject, func() bool {
 		_, err := events.GetLastMsgForSubject(s.t.Context(), fmt.Sprintf("jetpost.event.request.refused.%s.sequence.%d", account, sequence))
 		return err == nil
 	})
 	var problems []jetpost.Problem
-	must(s.t, json.Unmarshal([]byte(record.Header.Get(jetpost.HeaderErrors)), &problems))
+	testkit.Must(s.t, json.Unmarshal([]byte(record.Header.Get(jetpost.HeaderErrors)), &problems))
 	return problems
 }
 
@@ -186,7 +188,7 @@ func TestUpWithNATSCommandLine(t *testing.T) {
 	t.Run("reads", func(t *testing.T) { s.reads(t) })
 
 	clip := filepath.Join(t.TempDir(), "clip.mp4")
-	must(t, os.WriteFile(clip, append([]byte("\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom"), make([]byte, 3_000_000)...), 0o600))
+	testkit.Must(t, os.WriteFile(clip, append([]byte("\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom"), make([]byte, 3_000_000)...), 0o600))
 	if code, output := s.natsCommand(t, "obj", "put", "--no-progress", "-f", "--name", "clip", "JETPOST_MEDIA", clip); code != 0 {
 		t.Errorf("put media: exit code %d\n%s", code, output)
 	}
@@ -199,7 +201,7 @@ func TestUpWithNATSCommandLine(t *testing.T) {
 	if posts := ask[[]xsim.Post](s, "/_sim/posts"); len(posts) != 3 {
 		t.Errorf("X has %d posts, want 3", len(posts))
 	}
-	stop(s.up)
+	harness.Stop(s.up)
 }
 
 // reads has a job's events read by each kind of consumer that the command makes.
@@ -222,7 +224,7 @@ func (s *upSite) reads(t *testing.T) {
 		}
 		return output
 	}
-	eventually(t, "the last event of the job", func() bool {
+	testkit.Eventually(t, "the last event of the job", func() bool {
 		_, output := s.natsCommand(t, "stream", "get", events, "--last-for", filter)
 		return strings.Contains(output, want[1])
 	})
@@ -243,10 +245,10 @@ func (s *upSite) reads(t *testing.T) {
 	t.Run("push", func(t *testing.T) {
 		t.Parallel()
 		run(t, append(add, "pushed", "--target", "_INBOX.pushed", "--ack", "explicit")...)
-		sub := start(t, "sub", s.env, s.cli, "--server", s.nats, "consumer", "sub", events, "pushed", "--ack")
-		eventually(t, "both events", func() bool { return len(find.FindAllString(sub.output(), -1)) >= 2 })
-		sub.kill() // it never ends by itself
-		check(t, sub.output())
+		sub := harness.Start(t, "sub", s.env, s.cli, "--server", s.nats, "consumer", "sub", events, "pushed", "--ack")
+		testkit.Eventually(t, "both events", func() bool { return len(find.FindAllString(sub.Output(), -1)) >= 2 })
+		sub.Kill() // it never ends by itself
+		check(t, sub.Output())
 	})
 	t.Run("ordered", func(t *testing.T) {
 		t.Parallel()
@@ -254,13 +256,13 @@ func (s *upSite) reads(t *testing.T) {
 	})
 	t.Run("live", func(t *testing.T) {
 		t.Parallel()
-		sub := start(t, "live", s.env, s.cli, "--server", s.nats, "sub", "--count", "1", "--subjects-only", "jetpost.event.request.refused.>")
-		eventually(t, "a live event", func() bool {
+		sub := harness.Start(t, "live", s.env, s.cli, "--server", s.nats, "sub", "--count", "1", "--subjects-only", "jetpost.event.request.refused.>")
+		testkit.Eventually(t, "a live event", func() bool {
 			s.pub("publish.request.nobody", "{}") // nothing tells when the command listens
-			return strings.Contains(sub.output(), "jetpost.event.request.refused.nobody.")
+			return strings.Contains(sub.Output(), "jetpost.event.request.refused.nobody.")
 		})
-		if code := sub.exit(); code != 0 {
-			t.Errorf("exit code %d:\n%s", code, sub.output())
+		if code := sub.Exit(); code != 0 {
+			t.Errorf("exit code %d:\n%s", code, sub.Output())
 		}
 	})
 }
@@ -284,7 +286,7 @@ func (s *upSite) denied(t *testing.T) {
 	refusal := regexp.MustCompile(`no responders|no Stream name supplied|deadline exceeded|timeout|not found|rollup not permitted|message schedules is disabled`)
 	// The last job's refusal is told before its message is acknowledged.
 	for _, name := range []string{s.conn.Names.JobsStream(), s.conn.Names.LanesStream()} {
-		eventually(t, name+" to be empty", func() bool {
+		testkit.Eventually(t, name+" to be empty", func() bool {
 			stream, err := s.conn.JS.Stream(t.Context(), name)
 			return err == nil && stream.CachedInfo().State.Msgs == 0
 		})
@@ -322,53 +324,53 @@ func (s *upSite) denied(t *testing.T) {
 func TestUpSimulatedByDefault(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()
-	env := append(environment(t, nil), "XDG_DATA_HOME="+home)
-	begin := func(name string) *process {
-		p := start(t, name, env, "jetpost", "up", "--sim", "--sim-listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "--log-format", "json")
-		p.until("worker.started")
+	env := append(harness.Environment(t, nil), "XDG_DATA_HOME="+home)
+	begin := func(name string) *harness.Process {
+		p := harness.Start(t, name, env, "jetpost", "up", "--sim", "--sim-listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "--log-format", "json")
+		p.Until("worker.started")
 		return p
 	}
 	first := begin("first")
 	grant := `{"name":"carol","access_token":"none","refresh_token":"none","expires_at":"2026-12-01T09:00:00Z"}`
-	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello", "--id", "hello", "--wait"); code != exitOK {
+	if code, _, stderr := harness.RunCommand(t, env, "jetpost", "publish", "alice", "Hello", "--id", "hello", "--wait"); code != exitOK {
 		t.Fatalf("publish: exit code %d\n%s", code, stderr)
 	}
-	if code, _, stderr := runCommand(t, env, "jetpost", "refresh", "alice", "--force", "--wait"); code != exitOK {
+	if code, _, stderr := harness.RunCommand(t, env, "jetpost", "refresh", "alice", "--force", "--wait"); code != exitOK {
 		t.Fatalf("refresh: exit code %d\n%s", code, stderr)
 	}
 	// The simulated X does not know carol; the one that X_API_URL names, which
 	// nobody listens at, was not asked.
-	code, stdout, _ := runCommand(t, append(env, "X_API_URL=http://127.0.0.1:1"), "sh", "-c", "echo '"+grant+"' | jetpost accounts import")
+	code, stdout, _ := harness.RunCommand(t, append(env, "X_API_URL=http://127.0.0.1:1"), "sh", "-c", "echo '"+grant+"' | jetpost accounts import")
 	if code != exitFailed || !strings.Contains(stdout, "401 Unauthorized") {
 		t.Errorf("import into a simulation: exit code %d, it printed\n%s", code, stdout)
 	}
 	if dir := filepath.Join(home, "jetpost"); exists(dir) {
 		t.Errorf("%s was made", dir)
 	}
-	first.kill()
-	code, _, stderr := runCommand(t, env, "jetpost", "status")
+	first.Kill()
+	code, _, stderr := harness.RunCommand(t, env, "jetpost", "status")
 	if want := filepath.Join(home, "jetpost-sim") + " has died"; code != exitUsage || !strings.Contains(stderr, want) || !strings.Contains(stderr, "jetpost up --sim") {
 		t.Errorf("status of what died: exit code %d, want %d and %q\n%s", code, exitUsage, want, stderr)
 	}
 	second := begin("second")
-	if text := second.output(); !strings.Contains(text, "with the accounts alice and bob") || strings.Contains(text, "back it up") {
+	if text := second.Output(); !strings.Contains(text, "with the accounts alice and bob") || strings.Contains(text, "back it up") {
 		t.Errorf("the second start printed\n%s", text)
 	}
-	if code, stdout, _ := runCommand(t, env, "jetpost", "status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
+	if code, stdout, _ := harness.RunCommand(t, env, "jetpost", "status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
 		t.Errorf("status: exit code %d\n%s", code, stdout)
 	}
-	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello again", "--wait"); code != exitOK {
+	if code, _, stderr := harness.RunCommand(t, env, "jetpost", "publish", "alice", "Hello again", "--wait"); code != exitOK {
 		t.Errorf("publish to what came back: exit code %d\n%s", code, stderr)
 	}
-	stop(second)
+	harness.Stop(second)
 	// A new simulated X gives tokens of its own, not those of the one before, which a
 	// refresh has spent.
-	must(t, os.Remove(filepath.Join(home, "jetpost-sim", "x.jsonl")))
+	testkit.Must(t, os.Remove(filepath.Join(home, "jetpost-sim", "x.jsonl")))
 	third := begin("third")
-	if code, _, stderr := runCommand(t, env, "jetpost", "publish", "alice", "Hello, new X", "--wait"); code != exitOK {
+	if code, _, stderr := harness.RunCommand(t, env, "jetpost", "publish", "alice", "Hello, new X", "--wait"); code != exitOK {
 		t.Errorf("publish to an X that has forgotten: exit code %d\n%s", code, stderr)
 	}
-	stop(third)
+	harness.Stop(third)
 }
 
 func exists(path string) bool {
@@ -380,15 +382,15 @@ func exists(path string) bool {
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
 	temp := t.TempDir()
-	demo := start(t, "demo", append(environment(t, nil), "TMPDIR="+temp), "jetpost", "demo")
-	eventually(t, "the demo to publish", func() bool { return strings.Contains(demo.output(), "publishing") })
-	demo.signal(syscall.SIGINT)
-	if code := demo.exit(); code != exitInterrupted {
+	demo := harness.Start(t, "demo", append(harness.Environment(t, nil), "TMPDIR="+temp), "jetpost", "demo")
+	testkit.Eventually(t, "the demo to publish", func() bool { return strings.Contains(demo.Output(), "publishing") })
+	demo.Signal(syscall.SIGINT)
+	if code := demo.Exit(); code != exitInterrupted {
 		t.Errorf("the demo ended with code %d, want %d", code, exitInterrupted)
 	}
 	left, err := os.ReadDir(temp)
-	must(t, err)
-	if text := demo.output(); len(left) > 0 || !strings.HasSuffix(text, "\njetpost: interrupted\n") || strings.Contains(text, `"level"`) {
+	testkit.Must(t, err)
+	if text := demo.Output(); len(left) > 0 || !strings.HasSuffix(text, "\njetpost: interrupted\n") || strings.Contains(text, `"level"`) {
 		t.Errorf("%d directories are left; the demo printed\n%s", len(left), text)
 	}
 }
@@ -397,31 +399,31 @@ func TestDemoInterrupted(t *testing.T) {
 // everything else as 'up' was told to have it.
 func TestSetupBesideUp(t *testing.T) {
 	t.Parallel()
-	data, env := t.TempDir(), environment(t, nil)
-	up := start(t, "up", env, "jetpost", append(up("--data", data).args, "--refresh-cron", never, "--jobs-mib", "8", "--log-format", "json")...)
-	up.until("worker.started")
+	data, env := t.TempDir(), harness.Environment(t, nil)
+	up := harness.Start(t, "up", env, "jetpost", append(up("--data", data).args, "--refresh-cron", never, "--jobs-mib", "8", "--log-format", "json")...)
+	up.Until("worker.started")
 	cfg, _, err := app.Config{}.Running(data)
-	must(t, err)
+	testkit.Must(t, err)
 	conn, err := cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(conn.Close)
-	must(t, conn.JS.DeleteStream(t.Context(), conn.Names.LanesStream()))
-	code, stdout, stderr := runCommand(t, env, "jetpost", "status", "--data", data)
+	testkit.Must(t, conn.JS.DeleteStream(t.Context(), conn.Names.LanesStream()))
+	code, stdout, stderr := harness.RunCommand(t, env, "jetpost", "status", "--data", data)
 	if code != exitFailed || !strings.Contains(stdout, "do: run: jetpost setup\n") {
 		t.Errorf("status: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	code, stdout, stderr = runCommand(t, env, "jetpost", "setup", "--data", data)
+	code, stdout, stderr = harness.RunCommand(t, env, "jetpost", "setup", "--data", data)
 	if code != exitOK || !strings.Contains(stdout, "created    stream JETPOST_LANES\n") || strings.Contains(stdout, "updated") {
 		t.Fatalf("setup: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	eventually(t, "status to be well", func() bool {
-		code, _, _ := runCommand(t, env, "jetpost", "status", "--data", data)
+	testkit.Eventually(t, "status to be well", func() bool {
+		code, _, _ := harness.RunCommand(t, env, "jetpost", "status", "--data", data)
 		return code == exitOK
 	})
 	cron, _, err := publishers.ReadCron(t.Context(), conn.JS, conn.Names)
-	must(t, err)
+	testkit.Must(t, err)
 	if cron == nil || cron.Cron != never {
 		t.Errorf("the refresh schedule is %+v, want %s", cron, never)
 	}
-	stop(up)
+	harness.Stop(up)
 }

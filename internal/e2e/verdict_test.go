@@ -16,35 +16,37 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/health"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // look is what 'jetpost status' says, for programs.
 func (s *site) look() (code int, status app.Status) {
-	s.t.Helper()
-	code, stdout, stderr := s.run("status", "-o", "json")
+	s.T.Helper()
+	code, stdout, stderr := s.Run("status", "-o", "json")
 	if err := json.Unmarshal([]byte(stdout), &status); err != nil {
-		s.t.Fatalf("status: exit code %d, %v\n%s%s", code, err, stdout, stderr)
+		s.T.Fatalf("status: exit code %d, %v\n%s%s", code, err, stdout, stderr)
 	}
 	return code, status
 }
 
 // wantVerdict waits until the status has a cause, as the first one.
 func (s *site) wantVerdict(state health.State, cause string) app.Status {
-	s.t.Helper()
+	s.T.Helper()
 	var code int
 	var status app.Status
-	eventually(s.t, "jetpost status to say "+string(state)+", "+cause, func() bool {
+	testkit.Eventually(s.T, "jetpost status to say "+string(state)+", "+cause, func() bool {
 		code, status = s.look()
 		return status.State == state && status.Code == cause
 	})
 	if wantCode := map[bool]int{true: exitOK, false: exitFailed}[state == health.Publishing]; code != wantCode {
-		s.t.Errorf("status %s: exit code %d, want %d", state, code, wantCode)
+		s.T.Errorf("status %s: exit code %d, want %d", state, code, wantCode)
 	}
 	if state != health.Publishing && status.Do == "" {
-		s.t.Errorf("status %s says nothing to do: %s", state, status.Summary)
+		s.T.Errorf("status %s says nothing to do: %s", state, status.Summary)
 	}
 	return status
 }
@@ -53,13 +55,13 @@ func (s *site) wantVerdict(state health.State, cause string) app.Status {
 func askWorker(t *testing.T, address string, into any) (status int) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
-	must(t, err)
+	testkit.Must(t, err)
 	response, err := http.DefaultClient.Do(request)
-	must(t, err)
+	testkit.Must(t, err)
 	body, err := io.ReadAll(response.Body)
-	must(t, err)
-	must(t, response.Body.Close())
-	must(t, json.Unmarshal(body, into))
+	testkit.Must(t, err)
+	testkit.Must(t, response.Body.Close())
+	testkit.Must(t, json.Unmarshal(body, into))
 	return response.StatusCode
 }
 
@@ -68,84 +70,84 @@ func TestStatusMeasuresProgress(t *testing.T) {
 	t.Parallel()
 	t.Run("no account", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, refreshCron: never})
-		w := s.worker("worker")
+		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, RefreshCron: never})
+		w := s.Worker("worker")
 		s.wantVerdict(health.NotPublishing, "no_account")
-		stop(w)
+		harness.Stop(w)
 	})
 	t.Run("frozen worker", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
-		w := s.worker("worker-1")
+		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+		w := s.Worker("worker-1")
 		s.wantVerdict(health.Publishing, "")
-		w.signal(syscall.SIGSTOP)
-		jobs := makeJobs(1, []string{"alice"}, one)
-		s.publish(jobs)
+		w.Signal(syscall.SIGSTOP)
+		jobs := harness.MakeJobs(1, []string{"alice"}, harness.One)
+		s.Publish(jobs)
 		status := s.wantVerdict(health.NotPublishing, "no_worker")
 		if want := "NOT PUBLISHING: no worker is alive: worker-1 fell silent "; !strings.HasPrefix(status.Summary, want) {
 			t.Errorf("status is %q, want %q", status.Summary, want)
 		}
-		code, stdout, stderr := s.run("workers")
+		code, stdout, stderr := s.Run("workers")
 		if code != exitOK || !strings.Contains(stdout, "worker-1  silent for ") {
 			t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
 		}
-		w.signal(syscall.SIGCONT)
-		s.allPublished(1)
+		w.Signal(syscall.SIGCONT)
+		s.AllPublished(1)
 		s.wantVerdict(health.Publishing, "")
-		code, stdout, stderr = s.run("workers")
+		code, stdout, stderr = s.Run("workers")
 		if code != exitOK || !strings.Contains(stdout, "worker-1  alive  ") || !strings.Contains(stdout, "publish, refresh  0 of 16") {
 			t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
 		}
-		stop(w)
-		if code, stdout, stderr = s.run("workers"); code != exitOK || strings.Contains(stdout, "worker-1") {
+		harness.Stop(w)
+		if code, stdout, stderr = s.Run("workers"); code != exitOK || strings.Contains(stdout, "worker-1") {
 			t.Errorf("workers, where one has stopped: exit code %d\n%s%s", code, stdout, stderr)
 		}
 	})
 	t.Run("no job is accepted", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
-		w := s.worker("worker")
+		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+		w := s.Worker("worker")
 		for p := range jetpost.Partitions {
-			_, err := s.conn.JS.PauseConsumer(t.Context(), s.conn.Names.JobsStream(), jetpost.ConsumerIntake(p), time.Now().Add(time.Hour))
-			must(t, err)
+			_, err := s.Conn.JS.PauseConsumer(t.Context(), s.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p), time.Now().Add(time.Hour))
+			testkit.Must(t, err)
 		}
-		jobs := makeJobs(62, []string{"alice"}, one)
-		s.publish(jobs)
+		jobs := harness.MakeJobs(62, []string{"alice"}, harness.One)
+		s.Publish(jobs)
 		status := s.wantVerdict(health.NotPublishing, "intake_stuck")
 		if want := "NOT PUBLISHING: the oldest of 62 jobs, of alice, is not accepted after "; !strings.HasPrefix(status.Summary, want) {
 			t.Errorf("status is %q, want %q", status.Summary, want)
 		}
 		for p := range jetpost.Partitions {
-			_, err := s.conn.JS.ResumeConsumer(t.Context(), s.conn.Names.JobsStream(), jetpost.ConsumerIntake(p))
-			must(t, err)
+			_, err := s.Conn.JS.ResumeConsumer(t.Context(), s.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p))
+			testkit.Must(t, err)
 		}
-		s.allPublished(len(jobs))
+		s.AllPublished(len(jobs))
 		s.wantVerdict(health.Publishing, "")
-		stop(w)
+		harness.Stop(w)
 	})
 	t.Run("schedule and stop of the refresh", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}})
-		msg := nats.NewMsg(s.conn.Names.ScheduleRefresh())
+		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: shortLease, Accounts: []string{"alice"}})
+		msg := nats.NewMsg(s.Conn.Names.ScheduleRefresh())
 		msg.Header.Set(jetstream.ScheduleHeader, never)
-		msg.Header.Set(jetstream.ScheduleTargetHeader, s.conn.Names.DueRefresh("tick"))
+		msg.Header.Set(jetstream.ScheduleTargetHeader, s.Conn.Names.DueRefresh("tick"))
 		msg.Header.Set(jetstream.ScheduleTTLHeader, "6h0m0s")
-		_, err := s.conn.JS.PublishMsg(t.Context(), msg)
-		must(t, err)
+		_, err := s.Conn.JS.PublishMsg(t.Context(), msg)
+		testkit.Must(t, err)
 		_, status := s.look()
 		if !slices.ContainsFunc(status.Causes, func(c health.Cause) bool { return c.Code == "schedule_differs" }) {
 			t.Errorf("of a schedule that was replaced the status says %+v", status.Causes)
 		}
-		w := s.worker("worker") // which puts it right
+		w := s.Worker("worker") // which puts it right
 		s.wantVerdict(health.Publishing, "")
-		_, _, err = s.stops().Set(t.Context(), publishers.Pause{
+		_, _, err = s.Stops().Set(t.Context(), publishers.Pause{
 			Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
 		})
-		must(t, err)
+		testkit.Must(t, err)
 		s.wantVerdict(health.Degraded, "refresh_stopped")
 		s.wantHelp([]string{"resume", "--app"}, "resume --app")
 		s.wantVerdict(health.Publishing, "")
-		stop(w)
+		harness.Stop(w)
 	})
 }
 
@@ -154,68 +156,68 @@ func TestStatusMeasuresProgress(t *testing.T) {
 // the next one.
 func TestPauseOutlivesItsBucket(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, siteConfig{database: sqliteURL(t), lease: shortLease, accounts: []string{"alice"}, refreshCron: never})
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: shortLease, Accounts: []string{"alice"}, RefreshCron: never})
 	s.wantHelp([]string{"pause", "--app", "--reason", "maintenance"}, "pause --app --reason maintenance")
-	must(t, s.conn.JS.DeleteStream(t.Context(), "KV_"+s.conn.Names.LimitsBucket()))
+	testkit.Must(t, s.Conn.JS.DeleteStream(t.Context(), "KV_"+s.Conn.Names.LimitsBucket()))
 	s.wantHelp([]string{"setup", "--refresh-cron", never}, "setup --refresh-cron "+never)
-	_, err := s.conn.JS.ResumeConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes)
-	must(t, err)
-	w := s.worker("worker")
-	jobs := makeJobs(2, []string{"alice"}, one)
-	s.publish(jobs)
+	_, err := s.Conn.JS.ResumeConsumer(t.Context(), s.Conn.Names.LanesStream(), jetpost.ConsumerLanes)
+	testkit.Must(t, err)
+	w := s.Worker("worker")
+	jobs := harness.MakeJobs(2, []string{"alice"}, harness.One)
+	s.Publish(jobs)
 	s.accepted(2)
 	s.wantVerdict(health.Paused, "paused")
-	eventually(t, "the stop to be back", func() bool {
-		_, there, err := publishers.NewAppPauses(s.conn.JS, s.conn.Names).Get(t.Context(), publishers.TargetPublish)
+	testkit.Eventually(t, "the stop to be back", func() bool {
+		_, there, err := publishers.NewAppPauses(s.Conn.JS, s.Conn.Names).Get(t.Context(), publishers.TargetPublish)
 		return err == nil && there
 	})
 	if n := s.posts()["201"]; n != 0 {
 		t.Errorf("%d posts beside a pause", n)
 	}
-	stop(w) // so that nobody mends what follows but the command
-	kv, err := s.conn.JS.KeyValue(t.Context(), s.conn.Names.LimitsBucket())
-	must(t, err)
-	code, stdout, stderr := s.run("resume", "--app")
+	harness.Stop(w) // so that nobody mends what follows but the command
+	kv, err := s.Conn.JS.KeyValue(t.Context(), s.Conn.Names.LimitsBucket())
+	testkit.Must(t, err)
+	code, stdout, stderr := s.Run("resume", "--app")
 	if code != exitOK || !strings.Contains(stdout, "resumed publish, which was stopped: paused_by_hand: maintenance") {
 		t.Errorf("resume: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	must(t, kv.Delete(t.Context(), "pause.publish"))
-	_, err = s.conn.JS.PauseConsumer(t.Context(), s.conn.Names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(100*365*24*time.Hour))
-	must(t, err)
-	if code, stdout, stderr := s.run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and no app pause holds") {
+	testkit.Must(t, kv.Delete(t.Context(), "pause.publish"))
+	_, err = s.Conn.JS.PauseConsumer(t.Context(), s.Conn.Names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(100*365*24*time.Hour))
+	testkit.Must(t, err)
+	if code, stdout, stderr := s.Run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and no app pause holds") {
 		t.Errorf("resume, once more: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	w = s.worker("worker")
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
-	stop(w)
+	w = s.Worker("worker")
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
+	harness.Stop(w)
 }
 
 // A spend cap stops the app, and makes no worker unready: what the whole installation
 // does is told elsewhere.
 func TestReadyBesidePause(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
-	address := "http://" + closedAddress(t)
-	w := s.worker("worker", "--health-listen", strings.TrimPrefix(address, "http://"))
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+	address := "http://" + harness.ClosedAddress(t)
+	w := s.Worker("worker", "--health-listen", strings.TrimPrefix(address, "http://"))
 	var status app.Status
-	eventually(t, "the worker takes work", func() bool {
+	testkit.Eventually(t, "the worker takes work", func() bool {
 		return askWorker(t, address+"/statusz", &status) == http.StatusOK
 	})
 	if code := askWorker(t, address+"/statusz", &status); code != http.StatusOK || status.State != health.Publishing || !strings.HasPrefix(status.Installation, "NATS at ") {
 		t.Errorf("/statusz: %d, %+v", code, status)
 	}
-	must(t, s.sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Endpoint: xsim.EndpointCreatePost, Status: http.StatusForbidden, Variant: "spend-cap"}}))
-	s.publish(makeJobs(1, []string{"alice"}, one))
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Endpoint: xsim.EndpointCreatePost, Status: http.StatusForbidden, Variant: "spend-cap"}}))
+	s.Publish(harness.MakeJobs(1, []string{"alice"}, harness.One))
 	s.stopped()
-	eventually(t, "/statusz to tell", func() bool {
+	testkit.Eventually(t, "/statusz to tell", func() bool {
 		return askWorker(t, address+"/statusz", &status) == http.StatusServiceUnavailable && status.State == health.NotPublishing && status.Code == "stopped"
 	})
 	var ready map[string]string
 	if code := askWorker(t, address+"/readyz", &ready); code != http.StatusOK || ready["status"] != "ready" {
 		t.Errorf("/readyz: %d, %v", code, ready)
 	}
-	stop(w)
+	harness.Stop(w)
 }
 
 // Each change is posted once, whichever of two workers tells it.
@@ -230,8 +232,8 @@ func TestNotify(t *testing.T) {
 		notices <- n
 	}))
 	t.Cleanup(hook.Close)
-	s := newSite(t, siteConfig{database: sqliteURL(t), lease: longLease, accounts: []string{"alice"}, refreshCron: never})
-	one, two := s.worker("one", "--notify", hook.URL), s.worker("two", "--notify", hook.URL)
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+	one, two := s.Worker("one", "--notify", hook.URL), s.Worker("two", "--notify", hook.URL)
 	want := func(was, is health.State, text string) {
 		t.Helper()
 		select {
@@ -239,7 +241,7 @@ func TestNotify(t *testing.T) {
 			if n.Was != was || n.State != is || !strings.HasPrefix(n.Text, text) || n.Installation == "" {
 				t.Errorf("notice %+v, want one from %s to %s, %q", n, was, is, text)
 			}
-		case <-time.After(patience):
+		case <-time.After(testkit.Patience):
 			t.Fatalf("nobody tells of %s", is)
 		}
 	}
@@ -247,7 +249,7 @@ func TestNotify(t *testing.T) {
 	want(health.Publishing, health.Paused, "PAUSED: maintenance\ndo: ")
 	s.wantHelp([]string{"resume", "--app"}, "resume --app")
 	want(health.Paused, health.Publishing, "PUBLISHING\n")
-	stop(one, two)
+	harness.Stop(one, two)
 	select {
 	case n := <-notices:
 		t.Errorf("one more notice: %+v", n)
@@ -258,10 +260,10 @@ func TestNotify(t *testing.T) {
 // With two installations on a machine a command asks which one is meant.
 func TestCommandNamesInstallation(t *testing.T) {
 	t.Parallel()
-	env := environment(t, map[string]string{"X_CLIENT_ID": "app"})
+	env := harness.Environment(t, map[string]string{"X_CLIENT_ID": "app"})
 	args := []string{"--nats-listen", "127.0.0.1:0", "--log-format", "json"}
-	realOne := start(t, "up", env, "jetpost", append([]string{"up"}, args...)...)
-	realOne.until("worker.started")
+	realOne := harness.Start(t, "up", env, "jetpost", append([]string{"up"}, args...)...)
+	realOne.Until("worker.started")
 	home := ""
 	for _, setting := range env {
 		if dir, is := strings.CutPrefix(setting, "HOME="); is {
@@ -269,12 +271,12 @@ func TestCommandNamesInstallation(t *testing.T) {
 		}
 	}
 	dir := home + "/.local/share/jetpost"
-	run := func(args ...string) (int, string, string) { return runCommand(t, env, "jetpost", args...) }
+	run := func(args ...string) (int, string, string) { return harness.RunCommand(t, env, "jetpost", args...) }
 	if code, stdout, stderr := run("status"); code != exitFailed || !strings.Contains(stdout, "jetpost up on "+dir+", with X\n") {
 		t.Errorf("status of the real one alone: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	simulated := start(t, "up --sim", env, "jetpost", append([]string{"up", "--sim", "--sim-listen", "127.0.0.1:0"}, args...)...)
-	simulated.until("worker.started")
+	simulated := harness.Start(t, "up --sim", env, "jetpost", append([]string{"up", "--sim", "--sim-listen", "127.0.0.1:0"}, args...)...)
+	simulated.Until("worker.started")
 	for _, command := range [][]string{{"status"}, {"publish", "alice", "hello"}, {"pause", "--app"}, {"workers"}} {
 		code, stdout, stderr := run(command...)
 		if code != exitUsage || !strings.Contains(stderr, "several run on this machine: jetpost up on "+dir+", with X; jetpost up on "+dir+"-sim, with a simulated X") ||
@@ -288,5 +290,5 @@ func TestCommandNamesInstallation(t *testing.T) {
 	if code, stdout, stderr := run("status", "--data", dir); code != exitFailed || !strings.HasPrefix(stdout, "NOT PUBLISHING: no account is connected\n") {
 		t.Errorf("status of the real one: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	stop(realOne, simulated)
+	harness.Stop(realOne, simulated)
 }

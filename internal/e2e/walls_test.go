@@ -24,6 +24,8 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -43,7 +45,7 @@ func (s settings) with(more ...settings) settings {
 type ownNATS struct {
 	t        *testing.T
 	sim      *xsim.Server
-	servers  []*process
+	servers  []*harness.Process
 	reach    settings // NATS_URL, and what the connection trusts and shows
 	database settings // and everything but NATS
 }
@@ -64,8 +66,8 @@ func newOwnNATS(t *testing.T) *ownNATS {
 func (o *ownNATS) serve(config, address string, env settings) {
 	o.t.Helper()
 	path := filepath.Join(o.t.TempDir(), "nats.conf")
-	must(o.t, os.WriteFile(path, []byte(config), 0o600))
-	o.servers = append(o.servers, start(o.t, fmt.Sprintf("nats-server-%d", len(o.servers)), environment(o.t, env), natsServerCommand, path))
+	testkit.Must(o.t, os.WriteFile(path, []byte(config), 0o600))
+	o.servers = append(o.servers, harness.Start(o.t, fmt.Sprintf("nats-server-%d", len(o.servers)), harness.Environment(o.t, env), harness.NATSServerCommand, path))
 	o.reach["NATS_URL"] = strings.TrimPrefix(o.reach["NATS_URL"]+",nats://"+address, ",")
 }
 
@@ -73,7 +75,7 @@ func (o *ownNATS) serve(config, address string, env settings) {
 func (o *ownNATS) listening() {
 	o.t.Helper()
 	for address := range strings.SplitSeq(o.reach["NATS_URL"], ",") {
-		eventually(o.t, address+" to listen", func() bool {
+		testkit.Eventually(o.t, address+" to listen", func() bool {
 			conn, err := (&net.Dialer{}).DialContext(o.t.Context(), "tcp", strings.TrimPrefix(address, "nats://"))
 			return err == nil && conn.Close() == nil
 		})
@@ -83,7 +85,7 @@ func (o *ownNATS) listening() {
 // natsConfig is what 'jetpost nats config' prints.
 func natsConfig(t *testing.T, args ...string) string {
 	t.Helper()
-	code, config, stderr := runCommand(t, environment(t, nil), "jetpost", append([]string{"nats", "config"}, args...)...)
+	code, config, stderr := harness.RunCommand(t, harness.Environment(t, nil), "jetpost", append([]string{"nats", "config"}, args...)...)
 	if code != exitOK {
 		t.Fatalf("jetpost nats config %s: exit code %d\n%s", strings.Join(args, " "), code, stderr)
 	}
@@ -93,7 +95,7 @@ func natsConfig(t *testing.T, args ...string) string {
 // want runs a command and compares whether it worked.
 func (o *ownNATS) want(works bool, env settings, args ...string) {
 	o.t.Helper()
-	code, stdout, stderr := runCommand(o.t, environment(o.t, o.reach.with(env)), "jetpost", args...)
+	code, stdout, stderr := harness.RunCommand(o.t, harness.Environment(o.t, o.reach.with(env)), "jetpost", args...)
 	if (code == exitOK) != works {
 		o.t.Errorf("jetpost %s, as %s: exit code %d\n%s%s", strings.Join(args, " "), env["NATS_USER"]+env["NATS_NKEY"], code, stdout, stderr)
 	}
@@ -102,15 +104,15 @@ func (o *ownNATS) want(works bool, env settings, args ...string) {
 // works tells whether a command does.
 func (o *ownNATS) works(env settings, args ...string) bool {
 	o.t.Helper()
-	code, _, _ := runCommand(o.t, environment(o.t, o.reach.with(env)), "jetpost", args...)
+	code, _, _ := harness.RunCommand(o.t, harness.Environment(o.t, o.reach.with(env)), "jetpost", args...)
 	return code == exitOK
 }
 
 // worker starts one and waits until it works.
-func (o *ownNATS) worker(env settings) *process {
+func (o *ownNATS) worker(env settings) *harness.Process {
 	o.t.Helper()
-	p := start(o.t, "worker", environment(o.t, o.reach.with(env)), "jetpost", "worker", "--lifeboat", o.t.TempDir(), "--log-format", "json")
-	p.until("worker.started")
+	p := harness.Start(o.t, "worker", harness.Environment(o.t, o.reach.with(env)), "jetpost", "worker", "--lifeboat", o.t.TempDir(), "--log-format", "json")
+	p.Until("worker.started")
 	return p
 }
 
@@ -118,18 +120,18 @@ func (o *ownNATS) worker(env settings) *process {
 func (o *ownNATS) grant(name string) string {
 	o.t.Helper()
 	g, err := o.sim.AddAccount(xsim.NewAccount{Handle: name})
-	must(o.t, err)
+	testkit.Must(o.t, err)
 	line, err := json.Marshal(app.ImportLine{Name: name, AccessToken: g.AccessToken, RefreshToken: g.RefreshToken, ExpiresAt: time.Now().Add(time.Hour)})
-	must(o.t, err)
+	testkit.Must(o.t, err)
 	path := filepath.Join(o.t.TempDir(), "grant")
-	must(o.t, os.WriteFile(path, line, 0o600))
+	testkit.Must(o.t, os.WriteFile(path, line, 0o600))
 	return path
 }
 
 // bring imports an account.
 func (o *ownNATS) bring(env settings, name string) {
 	o.t.Helper()
-	code, stdout, stderr := runCommand(o.t, environment(o.t, o.reach.with(env)), "sh", "-c", "jetpost accounts import <"+o.grant(name))
+	code, stdout, stderr := harness.RunCommand(o.t, harness.Environment(o.t, o.reach.with(env)), "sh", "-c", "jetpost accounts import <"+o.grant(name))
 	if code != exitOK {
 		o.t.Fatalf("import %s: exit code %d\n%s%s", name, code, stdout, stderr)
 	}
@@ -142,14 +144,14 @@ func pki(t *testing.T, more ...net.IP) (client settings, serverCert, serverKey s
 	dir := t.TempDir()
 	file := func(name, kind string, der []byte) string {
 		path := filepath.Join(dir, name)
-		must(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+		testkit.Must(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 		return path
 	}
 	var authority *x509.Certificate
 	var signer *ecdsa.PrivateKey
 	pair := func(name string) (cert, key string) {
 		private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		must(t, err)
+		testkit.Must(t, err)
 		c := &x509.Certificate{
 			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 			IPAddresses: append(more, net.IPv4(127, 0, 0, 1)), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -159,9 +161,9 @@ func pki(t *testing.T, more ...net.IP) (client settings, serverCert, serverKey s
 			authority, signer = c, private
 		}
 		der, err := x509.CreateCertificate(rand.Reader, c, authority, &private.PublicKey, signer)
-		must(t, err)
+		testkit.Must(t, err)
 		secret, err := x509.MarshalECPrivateKey(private)
-		must(t, err)
+		testkit.Must(t, err)
 		return file(name+".pem", "CERTIFICATE", der), file(name+".key", "EC PRIVATE KEY", secret)
 	}
 	ca, _ := pair("ca")
@@ -174,13 +176,13 @@ func pki(t *testing.T, more ...net.IP) (client settings, serverCert, serverKey s
 func nkey(t *testing.T) (path, public string) {
 	t.Helper()
 	pair, err := nkeys.CreateUser()
-	must(t, err)
+	testkit.Must(t, err)
 	seed, err := pair.Seed()
-	must(t, err)
+	testkit.Must(t, err)
 	public, err = pair.PublicKey()
-	must(t, err)
+	testkit.Must(t, err)
 	path = filepath.Join(t.TempDir(), "user.nk")
-	must(t, os.WriteFile(path, seed, 0o600))
+	testkit.Must(t, os.WriteFile(path, seed, 0o600))
 	return path, public
 }
 
@@ -190,7 +192,7 @@ func TestOwnNATSServer(t *testing.T) {
 	t.Parallel()
 	t.Run("passwords", func(t *testing.T) {
 		t.Parallel()
-		o, address := newOwnNATS(t), closedAddress(t)
+		o, address := newOwnNATS(t), harness.ClosedAddress(t)
 		logins, passwords := map[string]settings{}, settings{}
 		for _, user := range append(app.NATSUsers(), "acme") {
 			passwords[app.PasswordVariable(user)] = "secret-of-" + user
@@ -214,7 +216,7 @@ func TestOwnNATSServer(t *testing.T) {
 		const servers = 3
 		var listen, routes [servers]string
 		for i := range servers {
-			listen[i], routes[i] = closedAddress(t), closedAddress(t)
+			listen[i], routes[i] = harness.ClosedAddress(t), harness.ClosedAddress(t)
 			args = append(args, "--route", "nats-route://"+routes[i])
 		}
 		for i := range servers {
@@ -239,14 +241,14 @@ func (o *ownNATS) roles(logins map[string]settings, servers int) {
 
 	o.want(true, logins["producer"], "publish", "acme", "One", "--id", "one", "--wait")
 	if servers > 1 && os.Getenv("JETPOST_TEST_FULL") != "" { // R3 lets one fail, after some seconds
-		o.servers[0].kill()
+		o.servers[0].Kill()
 	}
-	eventually(o.t, "a post through those that are left", func() bool { // once they have leaders
+	testkit.Eventually(o.t, "a post through those that are left", func() bool { // once they have leaders
 		return o.works(logins["producer"], "publish", "other", "Two", "--id", "two", "--wait")
 	})
 	o.want(true, logins["acme"], "publish", "acme", "Three", "--id", "three")
 	o.want(false, logins["acme"], "publish", "other", "Four", "--id", "four")
-	eventually(o.t, "the customer's post", func() bool { return len(o.sim.Posts("acme")) == 2 })
+	testkit.Eventually(o.t, "the customer's post", func() bool { return len(o.sim.Posts("acme")) == 2 })
 	for account, want := range map[string][]string{"acme": {"One", "Three"}, "other": {"Two"}} {
 		var got []string
 		for _, post := range o.sim.Posts(account) {
@@ -262,7 +264,7 @@ func (o *ownNATS) roles(logins map[string]settings, servers int) {
 		o.want(works, as(user), "workers")
 		o.want(works, as(user), "refresh", "other", "--force")
 	}
-	eventually(o.t, "all to go on", func() bool { return o.works(as("operator"), "status") })
+	testkit.Eventually(o.t, "all to go on", func() bool { return o.works(as("operator"), "status") })
 	o.want(false, as("producer"), "status")
 	o.want(false, as("producer"), "worker", "--lifeboat", o.t.TempDir())
 	setup = append(setup, "--jobs-mib", "128") // a change is setup's
@@ -272,7 +274,7 @@ func (o *ownNATS) roles(logins map[string]settings, servers int) {
 	}
 	both.Wait()
 	o.want(true, as("setup"), setup...)
-	stop(worker)
+	harness.Stop(worker)
 }
 
 // jwtServer is a configuration of a nats-server with one account, whose users show
@@ -281,9 +283,9 @@ func jwtServer(t *testing.T, listen string) (config, creds string) {
 	t.Helper()
 	made := func(create func() (nkeys.KeyPair, error)) (nkeys.KeyPair, string) {
 		pair, err := create()
-		must(t, err)
+		testkit.Must(t, err)
 		public, err := pair.PublicKey()
-		must(t, err)
+		testkit.Must(t, err)
 		return pair, public
 	}
 	operator, operatorKey := made(nkeys.CreateOperator)
@@ -293,21 +295,21 @@ func jwtServer(t *testing.T, listen string) (config, creds string) {
 	instance := jwt.NewOperatorClaims(operatorKey)
 	instance.SystemAccount = systemKey
 	operatorJWT, err := instance.Encode(operator)
-	must(t, err)
+	testkit.Must(t, err)
 	systemJWT, err := jwt.NewAccountClaims(systemKey).Encode(operator)
-	must(t, err)
+	testkit.Must(t, err)
 	claims := jwt.NewAccountClaims(accountKey)
 	claims.Limits.JetStreamLimits = jwt.JetStreamLimits{MemoryStorage: jwt.NoLimit, DiskStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit}
 	accountJWT, err := claims.Encode(operator)
-	must(t, err)
+	testkit.Must(t, err)
 	userJWT, err := jwt.NewUserClaims(userKey).Encode(account)
-	must(t, err)
+	testkit.Must(t, err)
 	seed, err := user.Seed()
-	must(t, err)
+	testkit.Must(t, err)
 	text, err := jwt.FormatUserConfig(userJWT, seed)
-	must(t, err)
+	testkit.Must(t, err)
 	creds = filepath.Join(t.TempDir(), "user.creds")
-	must(t, os.WriteFile(creds, text, 0o600))
+	testkit.Must(t, os.WriteFile(creds, text, 0o600))
 	return fmt.Sprintf("listen: %q\njetstream {store_dir: %q}\noperator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: {%s: %s, %s: %s}\n",
 		listen, t.TempDir(), operatorJWT, systemKey, systemKey, systemJWT, accountKey, accountJWT), creds
 }
@@ -319,7 +321,7 @@ func TestEveryCommandLogsIn(t *testing.T) {
 	for _, kind := range []string{"password", "nkey", "credentials"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			o, address := newOwnNATS(t), closedAddress(t)
+			o, address := newOwnNATS(t), harness.ClosedAddress(t)
 			var cert, key string
 			o.reach, cert, key = pki(t)
 			seed, public := nkey(t)
@@ -368,7 +370,7 @@ func (o *ownNATS) commands(login settings) {
 		o.want(false, out, args...)
 		o.want(true, in, args...)
 	}
-	eventually(o.t, "the request for later", func() bool { return o.works(in, "requests", "show", "later") })
+	testkit.Eventually(o.t, "the request for later", func() bool { return o.works(in, "requests", "show", "later") })
 	for _, args := range [][]string{
 		{"requests", "reschedule", "later", "--at", "+2h"}, {"requests", "cancel", "later"}, {"replay", "later"},
 		{"accounts", "disconnect", "acme", "--yes"},
@@ -376,5 +378,5 @@ func (o *ownNATS) commands(login settings) {
 		o.want(false, out, args...)
 		o.want(true, in, args...)
 	}
-	stop(worker)
+	harness.Stop(worker)
 }

@@ -1,12 +1,13 @@
 package natstest
 
 import (
-	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // readyWithin is how long a server may take to start before its test fails.
@@ -25,7 +26,7 @@ func Listen(o *server.Options) {
 // Server starts a server with JetStream in a directory of its own and stops it
 // when the test ends. An option that clears StoreDir or JetStream gets what it
 // asks for.
-func Server(t testing.TB, opts ...func(*server.Options)) *server.Server {
+func Server(t testkit.T, opts ...func(*server.Options)) *server.Server {
 	t.Helper()
 	o := &server.Options{
 		DontListen: true,
@@ -56,7 +57,7 @@ func Server(t testing.TB, opts ...func(*server.Options)) *server.Server {
 // closes the connection when the test ends, before the server stops. It keeps
 // reconnecting for as long as the test lives. Options such as nats.UserInfo are
 // the test's.
-func Connect(t testing.TB, s *server.Server, opts ...nats.Option) (*nats.Conn, jetstream.JetStream) {
+func Connect(t testkit.T, s *server.Server, opts ...nats.Option) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()
 	nc, err := nats.Connect("", append([]nats.Option{nats.InProcessServer(s), nats.MaxReconnects(-1)}, opts...)...)
 	if err != nil {

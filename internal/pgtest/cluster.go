@@ -18,7 +18,8 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
-	"testing"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // debianBinaries is where Debian and Ubuntu keep each version's server
@@ -58,7 +59,7 @@ var shared = sync.OnceValues(func() (*Cluster, error) {
 })
 
 // Start runs a cluster for this test alone, which may stop and restart it.
-func Start(t testing.TB) *Cluster {
+func Start(t testkit.T) *Cluster {
 	t.Helper()
 	c, err := newCluster()
 	if err != nil {
@@ -70,7 +71,7 @@ func Start(t testing.TB) *Cluster {
 }
 
 // endWith ends the cluster with the test.
-func (c *Cluster) endWith(t testing.TB) {
+func (c *Cluster) endWith(t testkit.T) {
 	t.Helper()
 	t.Cleanup(func() {
 		if c.guard != nil {
@@ -96,7 +97,7 @@ func (c *Cluster) URL() string {
 
 // Stop ends the server like a crash: sessions are cut, nothing is flushed, and the next
 // start recovers. Commits survive.
-func (c *Cluster) Stop(t testing.TB) {
+func (c *Cluster) Stop(t testkit.T) {
 	t.Helper()
 	if c.guard == nil {
 		return
@@ -112,7 +113,7 @@ func (c *Cluster) Stop(t testing.TB) {
 
 // Restart stops the server, if it runs, and starts it on the same data and at the same
 // URL.
-func (c *Cluster) Restart(t testing.TB) {
+func (c *Cluster) Restart(t testkit.T) {
 	t.Helper()
 	c.Stop(t)
 	if err := c.start(); err != nil {

@@ -10,10 +10,11 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // serverVariable names a server that tests may create databases on. Its user
@@ -25,7 +26,7 @@ const dropTimeout = 30 * time.Second
 
 // New creates an empty database for this test alone and returns its URL. The
 // database is dropped after the test, also from under open sessions.
-func New(t testing.TB) string {
+func New(t testkit.T) string {
 	t.Helper()
 	return create(t, server(t), "")
 }
@@ -33,7 +34,7 @@ func New(t testing.TB) string {
 // Migrated is New with a schema: migrate runs once for the whole process, and
 // each test gets a clone of what it made, with the rows that it wrote. Every
 // call in a process must pass the same migrate.
-func Migrated(t testing.TB, migrate func(ctx context.Context, url string) error) string {
+func Migrated(t testkit.T, migrate func(ctx context.Context, url string) error) string {
 	t.Helper()
 	if os.Getenv(serverVariable) != "" {
 		// A template would stay on a server that is not ours, because nothing runs at
@@ -68,7 +69,7 @@ func makeTemplate(ctx context.Context, admin string, migrate func(context.Contex
 }
 
 // server returns the URL at which databases are created.
-func server(t testing.TB) string {
+func server(t testkit.T) string {
 	t.Helper()
 	if given := os.Getenv(serverVariable); given != "" {
 		return given
@@ -80,7 +81,7 @@ func server(t testing.TB) string {
 	return cluster.URL()
 }
 
-func create(t testing.TB, admin, template string) string {
+func create(t testkit.T, admin, template string) string {
 	t.Helper()
 	name := "jetpost_test_" + strings.ToLower(rand.Text())
 	statement := "CREATE DATABASE " + name

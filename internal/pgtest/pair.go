@@ -11,10 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // Pair is a server and its synchronous standby: both have every acknowledged commit.
@@ -24,7 +25,7 @@ type Pair struct{ Primary, Standby *Cluster }
 const promoteSeconds = 60
 
 // StartPair runs a pair for this test alone.
-func StartPair(t testing.TB) *Pair {
+func StartPair(t testkit.T) *Pair {
 	t.Helper()
 	p := &Pair{Primary: Start(t)}
 	standby, err := newCluster()
@@ -64,7 +65,7 @@ func (p *Pair) URL() string {
 }
 
 // Promote makes the standby a primary that takes writes.
-func (p *Pair) Promote(t testing.TB) {
+func (p *Pair) Promote(t testkit.T) {
 	t.Helper()
 	if err := execute(t.Context(), p.Standby.URL(), "SELECT pg_promote(true, "+strconv.Itoa(promoteSeconds)+")"); err != nil {
 		t.Fatal(err)
@@ -72,7 +73,7 @@ func (p *Pair) Promote(t testing.TB) {
 	p.wait(t, p.Standby, "SELECT NOT pg_is_in_recovery()")
 }
 
-func (*Pair) wait(t testing.TB, c *Cluster, fact string) {
+func (*Pair) wait(t testkit.T, c *Cluster, fact string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), promoteSeconds*time.Second)
 	defer cancel()
@@ -90,7 +91,7 @@ func (*Pair) wait(t testing.TB, c *Cluster, fact string) {
 
 // Kill ends every process of the server with SIGKILL, like a power failure. Its data
 // stays, and its clients get no message.
-func (c *Cluster) Kill(t testing.TB) {
+func (c *Cluster) Kill(t testkit.T) {
 	t.Helper()
 	file := filepath.Join(c.dir, "data", "postmaster.pid")
 	text, err := os.ReadFile(file)

@@ -11,11 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 const (
@@ -41,7 +42,7 @@ server_reset_query_always = 0
 
 // Pooler starts PgBouncer in transaction mode in front of the server of a database, for
 // this test alone. It returns the URL of the same database behind it.
-func Pooler(t testing.TB, database string) string {
+func Pooler(t testkit.T, database string) string {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
@@ -90,7 +91,7 @@ func Pooler(t testing.TB, database string) string {
 }
 
 // answers waits until a server takes connections.
-func answers(t testing.TB, database string) {
+func answers(t testkit.T, database string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), poolerStart)
 	defer cancel()
@@ -107,7 +108,7 @@ func answers(t testing.TB, database string) {
 }
 
 // listen takes a port of this machine.
-func listen(t testing.TB) net.Listener {
+func listen(t testkit.T) net.Listener {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -116,7 +117,7 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
-func freePort(t testing.TB) int {
+func freePort(t testkit.T) int {
 	t.Helper()
 	l := listen(t)
 	defer func() { _ = l.Close() }()

@@ -9,16 +9,17 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // Proxy stands between clients and a server, and fails as networks do: it does not
 // answer, or loses answers, while both sides keep their connections.
 type Proxy struct {
-	t        testing.TB
+	t        testkit.T
 	listener net.Listener
 	target   string // URL behind it, of a database
 	dial     func(context.Context) (net.Conn, error)
@@ -35,7 +36,7 @@ type Proxy struct {
 }
 
 // NewProxy makes a proxy for the server of a database.
-func NewProxy(t testing.TB, database string) *Proxy {
+func NewProxy(t testkit.T, database string) *Proxy {
 	t.Helper()
 	return newProxy(t, &Proxy{target: database, dial: func(ctx context.Context) (net.Conn, error) {
 		config, err := pgconn.ParseConfig(database)
@@ -48,14 +49,14 @@ func NewProxy(t testing.TB, database string) *Proxy {
 }
 
 // NewProxyTo makes a proxy for a server at a TCP address.
-func NewProxyTo(t testing.TB, address string) *Proxy {
+func NewProxyTo(t testkit.T, address string) *Proxy {
 	t.Helper()
 	return newProxy(t, &Proxy{dial: func(ctx context.Context) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	}})
 }
 
-func newProxy(t testing.TB, p *Proxy) *Proxy {
+func newProxy(t testkit.T, p *Proxy) *Proxy {
 	t.Helper()
 	listener := listen(t)
 	p.t, p.listener, p.healed, p.conns = t, listener, make(chan struct{}), map[net.Conn]bool{}
