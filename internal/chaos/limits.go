@@ -25,7 +25,7 @@ import (
 
 // This chaos run has more to post than X allows. X's own books of calls say how much of
 // its windows was used while jobs waited, and whether anything was called that X had
-// forbidden; chaos_allowance_test.go defines each figure. It goes through four acts:
+// forbidden; allowance.go defines each figure. It goes through four acts:
 //
 //	accounts  single posts and threads, where each account's window binds
 //	app       single posts, where the window of the whole app binds

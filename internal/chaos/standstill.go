@@ -27,7 +27,7 @@ import (
 )
 
 // This chaos run looks for silence. Jobs come all the time, for many accounts, and some
-// of them poison. One harm after the other is done, of chaos_harms_test.go: to one
+// of them poison. One harm after the other is done, of harms.go: to one
 // dependency of one worker, to what stands in NATS, to the disk, by producers that
 // attack. Twice a second it is judged whether jobs are accepted and posts are sent, or
 // 'jetpost status' of that moment says why not, in the right words. In the end X's books
