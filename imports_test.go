@@ -49,8 +49,9 @@ func layers() []layer {
 		{dir: "store", use: []string{".", "internal/secret"}, tests: slices.Concat(drivers, []string{"internal/disktest"})},
 		{
 			dir: "store/...", use: []string{".", "store", "internal/secret"},
-			tests: []string{"store/storetest", "internal/pgtest"},
+			tests: []string{"store/storetest", "internal/pgtest", "internal/testkit"},
 		},
+		{dir: "store/storetest", use: []string{".", "store", "internal/secret", "internal/testkit"}},
 
 		{
 			dir: "consumers", use: slices.Concat(handlers, []string{"consumers/admission"}),
@@ -58,7 +59,7 @@ func layers() []layer {
 		},
 		{
 			dir: "consumers/admission", use: []string{".", "publishers", "store", "xapi"},
-			tests: []string{"consumers/admission/admissiontest", "internal/natstest"},
+			tests: []string{"consumers/admission/admissiontest", "internal/natstest", "internal/testkit"},
 		},
 		{dir: "consumers/admission/admissiontest", use: []string{"publishers"}},
 		{dir: "consumers/forecast", use: []string{".", "consumers/admission", "publishers", "xapi"}},
@@ -112,7 +113,7 @@ func fences() []fence {
 			reason: "only what starts a simulator for a person may hold one",
 		},
 		{
-			target: module + "/internal/testkit", only: append(runners(), "internal/disktest", "internal/natstest", "internal/pgtest"),
+			target: module + "/internal/testkit", only: append(runners(), "store/storetest", "internal/disktest", "internal/natstest", "internal/pgtest"),
 			reason: "it is for tests",
 		},
 		{target: module + "/internal/disktest", only: runners(), reason: "it is for tests"},

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // wakeUp is when the account's schedule wakes it; zero if there is none.
@@ -19,7 +20,7 @@ func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
 		return at
 	}
 	at, err := time.Parse("@at "+time.RFC3339Nano, msg.Header.Get(jetstream.ScheduleHeader))
-	check(t, err)
+	testkit.Must(t, err)
 	return at
 }
 
@@ -49,12 +50,12 @@ func TestAlarmWakes(t *testing.T) {
 	b := setup(t)
 	at := time.Now().Add(500 * time.Millisecond).Round(time.Microsecond)
 	b.withAlarm(t, at)
-	equal(t, "schedule", b.wakeUp(t, "acme").Sub(at), alarmGrace)
+	testkit.Equal(t, "schedule", b.wakeUp(t, "acme").Sub(at), alarmGrace)
 	within(t, gapPatience, time.Millisecond, "a wake-up", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
 	if time.Now().Before(at) {
 		t.Errorf("it was woken %s before its time", time.Until(at))
 	}
-	equal(t, "schedule that woke it", b.wokenBy(t, "acme"), "")
+	testkit.Equal(t, "schedule that woke it", b.wokenBy(t, "acme"), "")
 	b.run(t, b.lane(), "acme")
 	b.texts(t, "acme", "one")
 }
@@ -65,7 +66,7 @@ func TestAlarmOfDeadWorker(t *testing.T) {
 	b := setup(t)
 	b.withAlarm(t, time.Now().Add(time.Second)).Stop()
 	within(t, gapPatience, gapPoll, "the schedule's end", func() bool { return b.wakeUp(t, "acme").IsZero() })
-	equal(t, "schedule that woke it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
+	testkit.Equal(t, "schedule that woke it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
 	b.run(t, b.lane(), "acme")
 	b.texts(t, "acme", "one")
 }
@@ -78,18 +79,18 @@ func TestAlarmTakenBack(t *testing.T) {
 	b := setup(t)
 	at := time.Now().Add(time.Hour).Round(time.Microsecond)
 	alarms := b.withAlarm(t, at)
-	equal(t, "schedule", at.Sub(b.wakeUp(t, "acme")), alarmLead)
-	equal(t, "alarms for a later minute", len(alarms.timers), 0)
+	testkit.Equal(t, "schedule", at.Sub(b.wakeUp(t, "acme")), alarmLead)
+	testkit.Equal(t, "alarms for a later minute", len(alarms.timers), 0)
 
 	soon := time.Now().Add(alarmWithin / 2)
 	key := b.accept(t, jetpost.Request{ID: "2", Posts: thread("two"), PublishAt: soon})
 	h := b.lane(func(h *PublishHandler) { h.Alarms = alarms })
 	b.run(t, h, "acme")
-	equal(t, "alarms", len(alarms.timers), 1)
+	testkit.Equal(t, "alarms", len(alarms.timers), 1)
 	_, err := b.ledger.Cancel(t.Context(), key, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	b.run(t, h, "acme")
-	equal(t, "alarms of what was cancelled", len(alarms.timers), 0)
+	testkit.Equal(t, "alarms of what was cancelled", len(alarms.timers), 0)
 }
 
 // TestAlarmByTheDatabasesClock: an alarm follows the clock of the database, which decides
@@ -102,9 +103,9 @@ func TestAlarmByTheDatabasesClock(t *testing.T) {
 		c := &Clocks{Database: there, Health: &Health{}, Log: offline(t).log}
 		c.Compare(t.Context())
 		at := time.Now()
-		equal(t, "how much later that is here", c.Here(at).Sub(at), behind)
+		testkit.Equal(t, "how much later that is here", c.Here(at).Sub(at), behind)
 		c.Database = func(context.Context) (time.Time, error) { return time.Time{}, errAway }
 		c.Compare(t.Context())
-		equal(t, "while it does not answer", c.Here(at).Sub(at), behind)
+		testkit.Equal(t, "while it does not answer", c.Here(at).Sub(at), behind)
 	})
 }

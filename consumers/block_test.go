@@ -19,6 +19,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -58,7 +59,7 @@ func (b *doubtBundle) change(t *testing.T, state, scope string) {
 		change.Scope = &scope
 	}
 	_, err := b.x.ChangeAccount("acme", change)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 var six = []string{"j1", "j2", "j3", "j4", "j5", "j6"}
@@ -87,19 +88,19 @@ func TestBlockedAccount(t *testing.T) {
 					b.publish(t, id, thread(id)...)
 				}
 				b.wantQueue(t, jetpost.StateHeld, code, 0)
-				equal(t, "posts tried", b.calls(xsim.EndpointCreatePost), 1)
+				testkit.Equal(t, "posts tried", b.calls(xsim.EndpointCreatePost), 1)
 				account, err := b.ledger.Account(t.Context(), "acme")
-				check(t, err)
-				equal(t, "the account's reason", account.Pause.Reason.Code, code)
-				equal(t, "it has X's words", account.Pause.Reason.Detail != "", true)
+				testkit.Must(t, err)
+				testkit.Equal(t, "the account's reason", account.Pause.Reason.Code, code)
+				testkit.Equal(t, "it has X's words", account.Pause.Reason.Detail != "", true)
 
 				for range 24 * 60 / 5 { // a day, with a run every five minutes
 					sleep(5 * time.Minute)
 					b.run(t, b.h, "acme")
-					check(t, b.h.Announce.AnnouncePauseChanges(t.Context(), "")) // as sweeps do
+					testkit.Must(t, b.h.Announce.AnnouncePauseChanges(t.Context(), "")) // as sweeps do
 				}
-				equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), 1)
-				equal(t, "reads in a day", b.calls(xsim.EndpointMe), 5) // after 1, 2, 4, 8 and 8 hours
+				testkit.Equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), 1)
+				testkit.Equal(t, "reads in a day", b.calls(xsim.EndpointMe), 5) // after 1, 2, 4, 8 and 8 hours
 				b.wantQueue(t, jetpost.StateHeld, code, 0)
 
 				b.change(t, "", "")
@@ -107,7 +108,7 @@ func TestBlockedAccount(t *testing.T) {
 				b.run(t, b.h, "acme")
 				b.wantQueue(t, jetpost.StatePublished, "", 1)
 				b.texts(t, "acme", six...)
-				equal(t, "events", fmt.Sprint(deadLetters.events), fmt.Sprintf("[account.blocked %s account.unblocked]", code))
+				testkit.Equal(t, "events", fmt.Sprint(deadLetters.events), fmt.Sprintf("[account.blocked %s account.unblocked]", code))
 			})
 		})
 	}
@@ -127,8 +128,8 @@ func TestBlockedAccountResumed(t *testing.T) {
 		b.run(t, b.h, "acme")
 		b.wantQueue(t, jetpost.StateHeld, jetpost.CodeAccountSuspended, 0)
 		was, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-		check(t, err)
-		equal(t, "what was resumed", was.Reason.Code, jetpost.CodeAccountSuspended)
+		testkit.Must(t, err)
+		testkit.Equal(t, "what was resumed", was.Reason.Code, jetpost.CodeAccountSuspended)
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", six...)
 	})
@@ -145,7 +146,7 @@ func TestBlockedAccountCancelled(t *testing.T) {
 			b.publish(t, id, thread(id)...)
 		}
 		_, err := b.ledger.Cancel(t.Context(), store.Key{Account: "acme", ID: six[0]}, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 		b.change(t, "", "")
 		sleep(time.Hour)
@@ -166,8 +167,8 @@ func TestBlockedWhilePaused(t *testing.T) {
 		b.publish(t, "j1", thread("j1")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountPaused, 0)
 		account, err := b.ledger.Account(t.Context(), "acme")
-		check(t, err)
-		equal(t, "the pause", account.Pause.Reason.Detail, "holidays")
+		testkit.Must(t, err)
+		testkit.Equal(t, "the pause", account.Pause.Reason.Detail, "holidays")
 	})
 }
 
@@ -190,7 +191,7 @@ func TestUnauthorizedAtEveryTry(t *testing.T) {
 		if n := b.calls(xsim.EndpointCreatePost); n > 30 {
 			t.Errorf("X was asked %d times in a day", n)
 		}
-		equal(t, "is told", slices.Contains(deadLetters.events, "account.blocked account_unauthorized"), true)
+		testkit.Equal(t, "is told", slices.Contains(deadLetters.events, "account.blocked account_unauthorized"), true)
 	})
 }
 
@@ -208,10 +209,10 @@ func TestAppRefused(t *testing.T) {
 				b.publish(t, "j1", thread("j1")...)
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 				pause, paused := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
-				equal(t, "paused", paused, true)
-				equal(t, "for", pause.Reason.Code, code)
-				equal(t, "probed", pause.Probed(), true)
-				equal(t, "it has X's words", pause.Reason.Detail != "", true)
+				testkit.Equal(t, "paused", paused, true)
+				testkit.Equal(t, "for", pause.Reason.Code, code)
+				testkit.Equal(t, "probed", pause.Probed(), true)
+				testkit.Equal(t, "it has X's words", pause.Reason.Detail != "", true)
 				b.settle(t)
 				b.texts(t, "acme", "j1")
 			})
@@ -247,16 +248,16 @@ func TestUnruledRefusals(t *testing.T) {
 				b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountRefused, 0)
 			}
 		}
-		equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), refusalsInARow)
-		equal(t, "reads in a day", b.calls(xsim.EndpointMe), 0)
+		testkit.Equal(t, "posts tried in a day", b.calls(xsim.EndpointCreatePost), refusalsInARow)
+		testkit.Equal(t, "reads in a day", b.calls(xsim.EndpointMe), 0)
 		account, err := b.ledger.Account(t.Context(), "acme")
-		check(t, err)
-		equal(t, "it has X's words", strings.Contains(account.Pause.Reason.Detail, words), true)
-		equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_refused]")
+		testkit.Must(t, err)
+		testkit.Equal(t, "it has X's words", strings.Contains(account.Pause.Reason.Detail, words), true)
+		testkit.Equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_refused]")
 
 		b.faults(t)
 		_, err = b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", six[refusalsInARow:]...)
 	})
@@ -306,10 +307,10 @@ func TestUnruledRefusalsOfTheApp(t *testing.T) {
 			sleep(time.Minute)
 		}
 		pause, paused := b.h.Gate.Paused(publishers.TargetPublish, time.Now())
-		equal(t, "paused", paused, true)
-		equal(t, "for", pause.Reason.Code, jetpost.CodeAppRefused)
-		equal(t, "probed", pause.Probed(), true)
-		equal(t, "it has X's words", strings.Contains(pause.Reason.Detail, words), true)
+		testkit.Equal(t, "paused", paused, true)
+		testkit.Equal(t, "for", pause.Reason.Code, jetpost.CodeAppRefused)
+		testkit.Equal(t, "probed", pause.Probed(), true)
+		testkit.Equal(t, "it has X's words", strings.Contains(pause.Reason.Detail, words), true)
 	})
 }
 
@@ -328,15 +329,15 @@ func TestScopeMissing(t *testing.T) {
 				b, deadLetters := blockable(t)
 				connect := func(scope string) {
 					grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", Scope: scope})
-					check(t, err)
+					testkit.Must(t, err)
 					b.importGrant(t, grant, time.Now())
 				}
 				connect(test.scope)
 				b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two"}, jetpost.Post{Text: "three", Media: []jetpost.Media{{Data: testImage(t), Alt: "x"}}})
 				r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountScopeMissing, 0)
-				equal(t, "detail", r.Status.Reason.Detail, "the account was connected without "+test.missing)
+				testkit.Equal(t, "detail", r.Status.Reason.Detail, "the account was connected without "+test.missing)
 				for endpoint := range b.x.Counts() {
-					equal(t, "calls to "+endpoint, b.calls(endpoint), 0)
+					testkit.Equal(t, "calls to "+endpoint, b.calls(endpoint), 0)
 				}
 				sleep(time.Hour)
 				b.publish(t, "next", thread("next")...)
@@ -345,7 +346,7 @@ func TestScopeMissing(t *testing.T) {
 				b.run(t, b.h, "acme")
 				b.published(t, "thread", 3)
 				b.published(t, "next", 1)
-				equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_scope_missing account.unblocked]")
+				testkit.Equal(t, "events", fmt.Sprint(deadLetters.events), "[account.blocked account_scope_missing account.unblocked]")
 			})
 		})
 	}
@@ -354,7 +355,7 @@ func TestScopeMissing(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b, _ := blockable(t)
 			grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", Scope: write})
-			check(t, err)
+			testkit.Must(t, err)
 			b.importGrant(t, grant, time.Now())
 			b.publish(t, "thread", thread("one", "two")...)
 			b.published(t, "thread", 2)
@@ -383,8 +384,8 @@ func TestFreshParent(t *testing.T) {
 		b.faults(t, lags)
 		b.publish(t, "gone", thread("four", "five")...)
 		r, waited := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StateFailed)
-		equal(t, "posted", r.Status.Posted, 1)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StateFailed)
+		testkit.Equal(t, "posted", r.Status.Posted, 1)
 		if waited < replicaLag-replicaWait || waited > replicaLag+time.Minute {
 			t.Errorf("it failed after %s", waited)
 		}
@@ -393,7 +394,7 @@ func TestFreshParent(t *testing.T) {
 		b.faults(t, lags)
 		b.publish(t, "gone-faster", thread("six", "seven")...)
 		r, waited = b.settle(t)
-		equal(t, "posted", r.Status.Posted, 1)
+		testkit.Equal(t, "posted", r.Status.Posted, 1)
 		if waited < (replicaLag-replicaWait)/60 || waited > replicaLag/60+2*time.Second {
 			t.Errorf("where a minute of X is a second, it failed after %s", waited)
 		}
@@ -420,7 +421,7 @@ func TestFreshParentElsewhere(t *testing.T) {
 		reply.Text = "three"
 		b.publish(t, "late", reply)
 		r, waited := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StateFailed)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StateFailed)
 		if waited > replicaLag+time.Minute {
 			t.Errorf("it failed after %s", waited)
 		}
@@ -435,8 +436,8 @@ func TestFreshParentElsewhere(t *testing.T) {
 // TestMadeAt: the time is in the id.
 func TestMadeAt(t *testing.T) {
 	t.Parallel()
-	equal(t, "a post of 2022", madeAt("1600000000000000000").UTC().Format(time.DateTime), "2022-12-06 05:31:41")
-	equal(t, "no id", madeAt("x").IsZero(), true)
+	testkit.Equal(t, "a post of 2022", madeAt("1600000000000000000").UTC().Format(time.DateTime), "2022-12-06 05:31:41")
+	testkit.Equal(t, "no id", madeAt("x").IsZero(), true)
 }
 
 // TestSmallImagesFirst: an image that X does not accept ends a thread before its first
@@ -448,7 +449,7 @@ func TestSmallImagesFirst(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Endpoint: string(xapi.EndpointUploadMedia), Times: 1})
 		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: testImage(t)}}})
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
-		equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
+		testkit.Equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
 	})
 }
 
@@ -457,22 +458,22 @@ func TestSmallImagesFirst(t *testing.T) {
 func TestCutOffImages(t *testing.T) {
 	t.Parallel()
 	var plain bytes.Buffer
-	check(t, jpeg.Encode(&plain, image.NewGray(image.Rect(0, 0, 64, 64)), nil))
+	testkit.Must(t, jpeg.Encode(&plain, image.NewGray(image.Rect(0, 0, 64, 64)), nil))
 	preview := append([]byte("\xff\xd8\xff\xe1\x00\x08ab\xff\xd9cd"), plain.Bytes()[2:]...)
 	webp := append([]byte("RIFF\x14\x00\x00\x00WEBPVP8L"), make([]byte, 12)...)
 	for mime, whole := range map[string][]byte{
 		"image/png": testImage(t), "image/jpeg": plain.Bytes(), "image/jpeg; preview": preview, "image/webp": webp,
 	} {
 		mime, _, _ = strings.Cut(mime, ";")
-		equal(t, "whole "+mime, cutOff(mime, whole), false)
-		equal(t, "with more "+mime, cutOff(mime, append(slices.Clone(whole), "more"...)), false)
+		testkit.Equal(t, "whole "+mime, cutOff(mime, whole), false)
+		testkit.Equal(t, "with more "+mime, cutOff(mime, append(slices.Clone(whole), "more"...)), false)
 		for _, n := range []int{len(whole) - 1, len(whole) - 2, len(whole) / 2, 20} {
-			equal(t, fmt.Sprintf("%s cut at %d", mime, n), cutOff(mime, whole[:n]), true)
+			testkit.Equal(t, fmt.Sprintf("%s cut at %d", mime, n), cutOff(mime, whole[:n]), true)
 		}
 	}
 	_, err := (&MediaSource{}).spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]), 0)
 	var fault *mediaError
-	equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
+	testkit.Equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
 }
 
 // accountEvents returns the events of the account acme, each once, in the order in which
@@ -482,14 +483,14 @@ func (b *testBundle) accountEvents(t *testing.T) (events []string, messages int)
 	seen := map[string]string{}
 	for at := uint64(1); ; at++ {
 		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
-		check(t, err)
+		testkit.Must(t, err)
 		msg, err := s.GetMsg(t.Context(), at, jetstream.WithGetMsgSubject("jetpost.event.account.*.acme"))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return events, messages
 		}
-		check(t, err)
+		testkit.Must(t, err)
 		var e jetpost.Event
-		check(t, json.Unmarshal(msg.Data, &e))
+		testkit.Must(t, json.Unmarshal(msg.Data, &e))
 		text := string(e.Type)
 		if e.Account.Reason != nil {
 			text += " " + string(e.Account.Reason.Code)
@@ -497,7 +498,7 @@ func (b *testBundle) accountEvents(t *testing.T) (events []string, messages int)
 		if was, again := seen[e.EventID]; !again {
 			events, seen[e.EventID] = append(events, text), string(msg.Data)
 		} else {
-			equal(t, "an event that is told again", string(msg.Data), was)
+			testkit.Equal(t, "an event that is told again", string(msg.Data), was)
 		}
 		at = msg.Sequence
 		messages++
@@ -509,12 +510,12 @@ func (b *testBundle) accountEvents(t *testing.T) (events []string, messages int)
 func (b *testBundle) wantTold(t *testing.T, want ...string) {
 	t.Helper()
 	s := b.sweeper("next")
-	check(t, s.Sweep(t.Context()))
+	testkit.Must(t, s.Sweep(t.Context()))
 	events, once := b.accountEvents(t)
-	equal(t, "events", fmt.Sprint(events), fmt.Sprint(want))
-	check(t, s.Sweep(t.Context()))
+	testkit.Equal(t, "events", fmt.Sprint(events), fmt.Sprint(want))
+	testkit.Must(t, s.Sweep(t.Context()))
 	_, then := b.accountEvents(t)
-	equal(t, "messages after one more sweep", then, once)
+	testkit.Equal(t, "messages after one more sweep", then, once)
 }
 
 // TestBlockedIsToldAtLast: the event of a block is published even if the worker dies at any
@@ -543,7 +544,7 @@ func TestBlockedIsToldAtLast(t *testing.T) {
 			t.Run(name+"/dies in "+g.in(run.taken()), func(t *testing.T) {
 				t.Parallel()
 				b := run.begin(t, open)
-				equal(t, "steps", fmt.Sprint(run.victim(t, b, g)), fmt.Sprint(run.taken()[:at]))
+				testkit.Equal(t, "steps", fmt.Sprint(run.victim(t, b, g)), fmt.Sprint(run.taken()[:at]))
 				b.wantTold(t, told)
 			})
 		}
@@ -577,20 +578,20 @@ func TestPauseChangesAreToldAtLast(t *testing.T) {
 			b.account(t, "acme", 0)
 			pause := func() {
 				t.Helper()
-				check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays")))
+				testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays")))
 			}
 			resume := func() {
 				t.Helper()
 				_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 			}
 			block := func() {
 				t.Helper()
 				lane, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Minute, time.Now())
-				check(t, err)
-				equal(t, "claimed", claimed, true)
+				testkit.Must(t, err)
+				testkit.Equal(t, "claimed", claimed, true)
 				_, err = b.ledger.BlockAccount(t.Context(), lane, jetpost.BlockedPause(time.Now(), jetpost.CodeAccountLocked, "X's words", time.Hour, time.Hour), time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 			}
 			var want []string
 			next := func(event string) {

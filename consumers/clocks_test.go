@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi"
 )
 
@@ -57,15 +58,15 @@ func TestClocks(t *testing.T) {
 				if skew := new(SkewError); errors.As(c.Err(), &skew) {
 					of = skew.Of
 				}
-				equal(t, "whose", of, test.of)
-				equal(t, "ready", c.Health.Err() == nil, test.of == "")
+				testkit.Equal(t, "whose", of, test.of)
+				testkit.Equal(t, "ready", c.Health.Err() == nil, test.of == "")
 				h := b.lane(func(h *PublishHandler) { h.Clocks = c })
 				err := h.Handle(t.Context(), Delivery{Subject: "publish.wake.nobody"})
-				equal(t, "takes lanes", err == nil, test.of == "")
+				testkit.Equal(t, "takes lanes", err == nil, test.of == "")
 				c.Database, c.NATS, c.X = right, right, nil
 				c.Compare(t.Context())
-				check(t, c.Err())
-				check(t, c.Health.Err())
+				testkit.Must(t, c.Err())
+				testkit.Must(t, c.Health.Err())
 			})
 		})
 	}

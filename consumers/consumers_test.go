@@ -23,6 +23,7 @@ import (
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/internal/xspectest"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
@@ -81,16 +82,16 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 		b.ledger = open(t, b.sealer)
 	}
 	id, err := b.ledger.LedgerID(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	b.server = natstest.Server(t)
 	_, b.js = natstest.Connect(t, b.server)
 	_, err = publishers.Setup(t.Context(), b.js, publishers.TopologyConfig{Names: b.names, LedgerID: id})
-	check(t, err)
+	testkit.Must(t, err)
 	b.wakeups, b.deadLetters = publishers.NewWakeups(b.js, b.names), publishers.NewDeadLetters(b.js, b.names)
 	b.windows = publishers.NewWindows(b.js, b.names)
 	b.pauses, b.pub = publishers.NewAppPauses(b.js, b.names), publishers.New(b.js, b.names)
 	b.media.Objects, err = b.js.ObjectStore(t.Context(), b.names.MediaBucket())
-	check(t, err)
+	testkit.Must(t, err)
 	return b
 }
 
@@ -127,15 +128,15 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 		opt(b.x)
 	}
 	proxy, err := xspectest.New("../xapi/xsim/openapi.json", b.x)
-	check(t, err)
+	testkit.Must(t, err)
 	proxy.Answers.Store(false) // faults must stay as they are
 	b.hc = &http.Client{Transport: proxy}
 	b.sealer, err = store.NewSealer(store.GenerateKey().Reveal())
-	check(t, err)
-	check(t, newLedger(b.path))
+	testkit.Must(t, err)
+	testkit.Must(t, newLedger(b.path))
 	b.ledger = b.open(t, b.sealer)
 	id, err := b.ledger.LedgerID(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	b.lifeboat = store.NewLifeboat(t.TempDir(), id, b.sealer)
 	t.Cleanup(func() {
 		b.x.Wait()
@@ -168,8 +169,8 @@ func (noStore) Get(context.Context, string) ([]publishers.Window, error) { retur
 func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), b.path, sealer)
-	check(t, err)
-	t.Cleanup(func() { check(t, s.Close()) })
+	testkit.Must(t, err)
+	t.Cleanup(func() { testkit.Must(t, s.Close()) })
 	return s
 }
 
@@ -178,7 +179,7 @@ func (b *testBundle) open(t *testing.T, sealer *store.Sealer) store.Store {
 func (b *testBundle) account(t *testing.T, name string, ttl time.Duration) xsim.Grant {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name, AccessTokenTTL: int64(ttl / time.Second)})
-	check(t, err)
+	testkit.Must(t, err)
 	b.importGrant(t, grant, time.Now())
 	return grant
 }
@@ -188,7 +189,7 @@ func (b *testBundle) account(t *testing.T, name string, ttl time.Duration) xsim.
 func (b *testBundle) reconnect(t *testing.T, name string) {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
-	check(t, err)
+	testkit.Must(t, err)
 	b.importGrant(t, grant, time.Now().Add(DefaultExchangeLease+time.Second))
 }
 
@@ -201,7 +202,7 @@ func (b *testBundle) importGrant(t *testing.T, grant xsim.Grant, now time.Time) 
 			ExpiresAt: now.Add(time.Duration(grant.ExpiresIn) * time.Second), Scope: grant.Scope,
 		},
 	})
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 func (b *testBundle) relay() *OutboxRelay {
@@ -240,7 +241,7 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 // run handles a wake-up of the account at the worker.
 func (b *testBundle) run(t *testing.T, h *PublishHandler, account string) {
 	t.Helper()
-	check(t, h.Handle(t.Context(), b.wake(account)))
+	testkit.Must(t, h.Handle(t.Context(), b.wake(account)))
 }
 
 func (b *testBundle) wake(account string) Delivery {
@@ -262,7 +263,7 @@ func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 		r.Account = "acme"
 	}
 	body, err := json.Marshal(r)
-	check(t, err)
+	testkit.Must(t, err)
 	take(t, b.intake(), b.job(r.Account, body))
 	key := store.Key{Account: r.Account, ID: r.ID}
 	b.record(t, key) // fails if the request is not there
@@ -273,8 +274,8 @@ func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 func take(t *testing.T, h *IntakeHandler, batch ...Delivery) {
 	t.Helper()
 	done, err := h.HandleBatch(t.Context(), store.Lease{}, batch)
-	check(t, err)
-	equal(t, "done", done, len(batch))
+	testkit.Must(t, err)
+	testkit.Equal(t, "done", done, len(batch))
 }
 
 func (b *testBundle) job(account string, body []byte) Delivery {
@@ -284,7 +285,7 @@ func (b *testBundle) job(account string, body []byte) Delivery {
 func (b *testBundle) record(t *testing.T, key store.Key) store.Record {
 	t.Helper()
 	record, err := b.ledger.Request(t.Context(), key)
-	check(t, err)
+	testkit.Must(t, err)
 	return record
 }
 
@@ -312,7 +313,7 @@ func (b *testBundle) texts(t *testing.T, account string, want ...string) {
 	for _, p := range b.x.Posts(account) {
 		got = append(got, p.Text)
 	}
-	equal(t, "posts of "+account, fmt.Sprintf("%q", got), fmt.Sprintf("%q", want))
+	testkit.Equal(t, "posts of "+account, fmt.Sprintf("%q", got), fmt.Sprintf("%q", want))
 }
 
 // calls counts the calls that X received at an endpoint.
@@ -325,14 +326,14 @@ func (b *testBundle) calls(endpoint string) (n int) {
 
 func (b *testBundle) faults(t *testing.T, faults ...xsim.Fault) {
 	t.Helper()
-	check(t, b.x.SetFaults(faults))
+	testkit.Must(t, b.x.SetFaults(faults))
 }
 
 // paused reports whether the lanes' consumer is paused for all workers.
 func (b *testBundle) paused(t *testing.T) bool {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
-	check(t, err)
+	testkit.Must(t, err)
 	return lanes.CachedInfo().Paused
 }
 
@@ -340,7 +341,7 @@ func (b *testBundle) paused(t *testing.T) bool {
 func (b *testBundle) lastEvent(t *testing.T, key store.Key) jetpost.Event {
 	t.Helper()
 	event, _, err := b.pub.LastEvent(t.Context(), key.Account, key.ID)
-	check(t, err)
+	testkit.Must(t, err)
 	return event
 }
 
@@ -348,7 +349,7 @@ func (b *testBundle) lastEvent(t *testing.T, key store.Key) jetpost.Event {
 func (b *testBundle) messages(t *testing.T, stream string) uint64 {
 	t.Helper()
 	s, err := b.js.Stream(t.Context(), stream)
-	check(t, err)
+	testkit.Must(t, err)
 	return s.CachedInfo().State.Msgs
 }
 
@@ -416,7 +417,7 @@ func (l *ledgerHook) expire(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	check(t, l.ExtendLane(t.Context(), l.lane, time.Microsecond, time.Now().Add(-time.Minute)))
+	testkit.Must(t, l.ExtendLane(t.Context(), l.lane, time.Microsecond, time.Now().Add(-time.Minute)))
 }
 
 // nth returns a hook that calls do at the nth commit of that kind, counted from 1.
@@ -446,12 +447,6 @@ type transport func(*http.Request) (*http.Response, error)
 
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// eventually waits for a fact.
-func eventually(t *testing.T, what string, fact func() bool) {
-	t.Helper()
-	within(t, patience, 5*time.Millisecond, what, fact)
-}
-
 // within waits for a fact, which it checks at an interval.
 func within(t *testing.T, limit, every time.Duration, what string, fact func() bool) {
 	t.Helper()
@@ -470,17 +465,3 @@ func within(t *testing.T, limit, every time.Duration, what string, fact func() b
 
 // sleep lets time pass in a synctest bubble, whose clock jumps ahead.
 func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // only called in a bubble
-
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func equal[T comparable](t *testing.T, what string, got, want T) {
-	t.Helper()
-	if got != want {
-		t.Errorf("%s: got %v, want %v", what, got, want)
-	}
-}

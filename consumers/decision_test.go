@@ -14,6 +14,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -116,20 +117,20 @@ func TestJudgeLeavesTheErrorAlone(t *testing.T) {
 	t.Parallel()
 	limit := &xapi.RateLimitError{Err: &xapi.APIError{Status: 429}}
 	judge(limit, situation{now: time.Now()})
-	equal(t, "end of the window", limit.Until, time.Time{})
+	testkit.Equal(t, "end of the window", limit.Until, time.Time{})
 }
 
 // exportedErrors reads the types that end in Error from the source of xapi.
 func exportedErrors(t *testing.T) (names []string) {
 	t.Helper()
 	files, err := filepath.Glob("../xapi/*.go")
-	check(t, err)
+	testkit.Must(t, err)
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
-		check(t, err)
+		testkit.Must(t, err)
 		ast.Inspect(parsed, func(n ast.Node) bool {
 			if spec, ok := n.(*ast.TypeSpec); ok && spec.Name.IsExported() && strings.HasSuffix(spec.Name.Name, "Error") {
 				names = append(names, spec.Name.Name)
@@ -153,7 +154,7 @@ func TestJudgeDuplicateAfterDoubt(t *testing.T) {
 		t.Errorf("decision is %s: %s", v, v.reason.Detail)
 	}
 	err.Kind = xapi.RefusedRule
-	equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)}).kind, kindFailed)
+	testkit.Equal(t, "another refusal", judge(err, situation{now: time.Now(), begun: true, doubted: time.Now().Add(time.Minute)}).kind, kindFailed)
 }
 
 // TestJudgeEdgeGivesUp: a request fails if a routing fault lasts for a day. An outage may
@@ -161,19 +162,19 @@ func TestJudgeDuplicateAfterDoubt(t *testing.T) {
 func TestJudgeEdgeGivesUp(t *testing.T) {
 	t.Parallel()
 	edge := &xapi.UnavailableError{Err: &xapi.APIError{Endpoint: xapi.EndpointUploadMedia, Status: 404}}
-	equal(t, "before the last try", judge(edge, situation{holds: edgeTries - 1}).kind, kindHold)
+	testkit.Equal(t, "before the last try", judge(edge, situation{holds: edgeTries - 1}).kind, kindHold)
 	v := judge(edge, situation{holds: edgeTries})
 	if v.kind != kindFailed || v.reason.Code != jetpost.CodeRefusedByX || !strings.Contains(v.reason.Detail, "404") {
 		t.Errorf("after the last try it is %s (%s: %s)", v, v.reason.Code, v.reason.Detail)
 	}
 	for _, outage := range []error{errors.New("reset"), &xapi.APIError{Status: 503}} {
-		equal(t, "outage", judge(&xapi.UnavailableError{Err: outage}, situation{holds: 10 * edgeTries}).kind, kindHold)
+		testkit.Equal(t, "outage", judge(&xapi.UnavailableError{Err: outage}, situation{holds: 10 * edgeTries}).kind, kindHold)
 	}
 	wait := time.Duration(0)
 	for n := range edgeTries {
 		wait += backoff(n + 1)
 	}
-	equal(t, "days of tries", wait.Round(24*time.Hour), 24*time.Hour)
+	testkit.Equal(t, "days of tries", wait.Round(24*time.Hour), 24*time.Hour)
 }
 
 // TestJudgeWordless: a reason has a detail even if X sends no words.
@@ -184,7 +185,7 @@ func TestJudgeWordless(t *testing.T) {
 		bare, &xapi.RefusedError{Kind: xapi.RefusedInvalid, Err: bare}, &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: bare},
 		&xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: bare},
 	} {
-		equal(t, fmt.Sprintf("detail of %T", err), judge(err, situation{}).reason.Detail, "POST /2/tweets: 400 Bad Request")
+		testkit.Equal(t, fmt.Sprintf("detail of %T", err), judge(err, situation{}).reason.Detail, "POST /2/tweets: 400 Bad Request")
 	}
 }
 
@@ -194,9 +195,9 @@ func TestSettled(t *testing.T) {
 		nil: true, store.ErrFenced: true, store.ErrNotFound: true, store.ErrNotRunnable: true, store.ErrPostTaken: true,
 		errAway: false, context.DeadlineExceeded: false,
 	} {
-		equal(t, fmt.Sprint(err), settled(err), want)
+		testkit.Equal(t, fmt.Sprint(err), settled(err), want)
 		if err != nil {
-			equal(t, fmt.Sprint("wrapped ", err), settled(fmt.Errorf("do: %w", err)), want)
+			testkit.Equal(t, fmt.Sprint("wrapped ", err), settled(fmt.Errorf("do: %w", err)), want)
 		}
 	}
 }

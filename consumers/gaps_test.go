@@ -25,6 +25,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/postgres"
@@ -79,7 +80,7 @@ func gapRuns(t *testing.T) []gapRun {
 	limit := func(scope xsim.Scope, posts int) func(*testing.T, *testBundle) {
 		return func(t *testing.T, b *testBundle) {
 			t.Helper()
-			check(t, b.x.SetLimits([]xsim.Limit{
+			testkit.Must(t, b.x.SetLimits([]xsim.Limit{
 				// with other windows than the answer to the post before
 				{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 50, WindowMS: 60_000},
 				{Endpoint: xsim.EndpointCreatePost, Scope: scope, Max: posts, WindowMS: 1000},
@@ -149,7 +150,7 @@ func gapRuns(t *testing.T) []gapRun {
 			name: "a timeline check is refused", posts: thread("one"),
 			upset: func(t *testing.T, b *testBundle) {
 				t.Helper()
-				check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
+				testkit.Must(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
 				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
 			},
 			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, hold, claim, seen, "owned", found(published), "snapshot", last),
@@ -181,9 +182,9 @@ func gapRuns(t *testing.T) []gapRun {
 			bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // its worker died before it published anything
 				t.Helper()
 				body, err := json.Marshal(r)
-				check(t, err)
+				testkit.Must(t, err)
 				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
-				check(t, err)
+				testkit.Must(t, err)
 			},
 			steps: "lease, due, publish.wake, held, outbox, notices, pause changes, read, jetpost.event.request.accepted, delivered",
 		},
@@ -199,9 +200,9 @@ func gapIntake(b *testBundle, m *mortal) func(context.Context) error {
 func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
 	t.Helper()
 	body, err := json.Marshal(r)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = b.pub.PublishRaw(t.Context(), r.Account, body)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // gapUnpublish accepts a request that another worker publishes, after upset, and whose
@@ -216,8 +217,8 @@ func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBun
 		b.run(t, b.lane(func(h *PublishHandler) { h.Timing = gapTiming() }), "acme")
 		b.purge(t, b.names.LanesStream())
 		_, err := b.ledger.Unpublish(t.Context(), key, time.Now())
-		check(t, err)
-		check(t, b.wakeups.Wake(t.Context(), "acme"))
+		testkit.Must(t, err)
+		testkit.Must(t, b.wakeups.Wake(t.Context(), "acme"))
 	}
 }
 
@@ -248,8 +249,8 @@ func gapDatabases() map[string]func(*testing.T, *store.Sealer) store.Store {
 		"PostgreSQL": func(t *testing.T, sealer *store.Sealer) store.Store {
 			t.Helper()
 			s, err := postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer, postgres.CallersClock())
-			check(t, err)
-			t.Cleanup(func() { check(t, s.Close()) })
+			testkit.Must(t, err)
+			t.Cleanup(func() { testkit.Must(t, s.Close()) })
 			return s
 		},
 	}
@@ -386,8 +387,8 @@ func (run gapRun) goesOn(t *testing.T, b *testBundle) {
 	run.wantEnd(t, b)
 	stop()
 	_, free, err := b.ledger.ClaimLane(t.Context(), "acme", "test", time.Minute, time.Now())
-	check(t, err)
-	equal(t, "the lane is free", free, true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "the lane is free", free, true)
 }
 
 // victim runs a worker until it dies in the gap, and returns the steps that it took.
@@ -395,9 +396,9 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	t.Helper()
 	m := &mortal{gap: g, dead: make(chan struct{})}
 	nc, err := nats.Connect("", nats.InProcessServer(mortalWire{m, b.server}), nats.NoReconnect())
-	check(t, err)
+	testkit.Must(t, err)
 	js, err := jetstream.New(nc)
-	check(t, err)
+	testkit.Must(t, err)
 	worker := &testBundle{
 		names: b.names, server: b.server, js: js, sealer: b.sealer, ledger: b.ledger, lifeboat: b.lifeboat, x: b.x, media: b.media, log: b.log,
 		hc:      &http.Client{Transport: mortalX{m, b.x}},
@@ -461,7 +462,7 @@ func (b *testBundle) rests(t *testing.T, id string) bool {
 		// On a loaded machine the write guard may refuse a post, and after some timeline
 		// checks the next try is half an hour later. The schedule for it is left behind.
 		_, err := b.ledger.Replay(t.Context(), key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.hurried = true
 	}
 	return r.Status.State.Finished() && !r.Deletion.Open() && r.Delivered == r.Status.Revision && b.idle(t)
@@ -492,7 +493,7 @@ func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
 		b.texts(t, "acme", append(texts, "behind")...)
 		for state, n := range b.counts(t) {
 			if !state.Finished() {
-				equal(t, "requests that are "+string(state), n, 0)
+				testkit.Equal(t, "requests that are "+string(state), n, 0)
 			}
 		}
 	}()
@@ -508,39 +509,39 @@ func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
 		want = run.state
 	}
 	r := b.record(t, key)
-	equal(t, "state", r.Status.State, want)
+	testkit.Equal(t, "state", r.Status.State, want)
 	live := b.x.Posts("acme")
 	for i, p := range r.Posts {
 		if p.State != jetpost.PostPosted {
 			continue
 		}
 		if run.unpublish {
-			equal(t, run.posts[i].Text+" is deleted", p.DeletedAt.IsZero(), false)
+			testkit.Equal(t, run.posts[i].Text+" is deleted", p.DeletedAt.IsZero(), false)
 			posted++
 			continue
 		}
 		texts = append(texts, run.posts[i].Text)
 		posted++
-		equal(t, "id of "+run.posts[i].Text, live[posted].ID, p.PostID)
-		equal(t, "parent of "+run.posts[i].Text, live[posted].InReplyTo, parent)
+		testkit.Equal(t, "id of "+run.posts[i].Text, live[posted].ID, p.PostID)
+		testkit.Equal(t, "parent of "+run.posts[i].Text, live[posted].InReplyTo, parent)
 		parent = p.PostID
 	}
 	if want == jetpost.StatePublished {
-		equal(t, "posts that are live", posted, len(run.posts))
+		testkit.Equal(t, "posts that are live", posted, len(run.posts))
 	}
 	event := b.lastEvent(t, key)
-	equal(t, "last event", event.Type, run.last())
-	equal(t, "posts that it tells of", event.Request.Posted, posted)
+	testkit.Equal(t, "last event", event.Type, run.last())
+	testkit.Equal(t, "posts that it tells of", event.Request.Posted, posted)
 }
 
 func (run gapRun) wantRefusal(t *testing.T, b *testBundle) {
 	t.Helper()
 	within(t, gapPatience, gapPoll, "the job is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
 	refusals, err := b.ledger.Refusals(t.Context(), 10)
-	check(t, err)
-	equal(t, "refusals", len(refusals), 1)
-	equal(t, "records", b.messages(t, b.names.FailedStream()), 1)
-	equal(t, "told", b.last(t, b.names.EventsStream(), b.names.RefusedEvent("acme", refusals[0].Sequence)) != nil, true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "refusals", len(refusals), 1)
+	testkit.Equal(t, "records", b.messages(t, b.names.FailedStream()), 1)
+	testkit.Equal(t, "told", b.last(t, b.names.EventsStream(), b.names.RefusedEvent("acme", refusals[0].Sequence)) != nil, true)
 }
 
 // hurry has the server redeliver a dead worker's messages soon.
@@ -548,14 +549,14 @@ func (b *testBundle) hurry(t *testing.T, streams ...string) {
 	t.Helper()
 	for _, name := range streams {
 		stream, err := b.js.Stream(t.Context(), name)
-		check(t, err)
+		testkit.Must(t, err)
 		consumers := stream.ListConsumers(t.Context())
 		for info := range consumers.Info() {
 			info.Config.AckWait = gapAckWait
 			_, err := stream.UpdateConsumer(t.Context(), info.Config)
-			check(t, err)
+			testkit.Must(t, err)
 		}
-		check(t, consumers.Err())
+		testkit.Must(t, consumers.Err())
 	}
 }
 

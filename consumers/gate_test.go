@@ -13,6 +13,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -33,7 +34,7 @@ func trip(t *testing.T, g *admission.Gate) {
 	t.Helper()
 	for range admission.BreakerThreshold {
 		done, err := g.Allow(time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		done(&xapi.UnavailableError{Err: &xapi.APIError{Status: http.StatusServiceUnavailable}})
 	}
 }
@@ -44,21 +45,21 @@ func TestGateWatch(t *testing.T) {
 	b := setup(t)
 	one, two := admission.NewGate(b.pauses, "one", 0, b.log), admission.NewGate(b.pauses, "two", 0, b.log)
 	snapshots, err := b.pauses.Watch(t.Context())
-	check(t, err)
-	check(t, one.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
+	testkit.Must(t, err)
+	testkit.Must(t, one.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
 	for snapshot := range snapshots {
 		if two.Learn(snapshot); paused(two, admission.TargetPublish) {
 			break
 		}
 	}
-	equal(t, "consumer paused", b.paused(t), true)
-	check(t, b.pauses.Clear(t.Context(), publishers.TargetPublish))
+	testkit.Equal(t, "consumer paused", b.paused(t), true)
+	testkit.Must(t, b.pauses.Clear(t.Context(), publishers.TargetPublish))
 	for snapshot := range snapshots {
 		if two.Learn(snapshot); !paused(two, admission.TargetPublish) {
 			break
 		}
 	}
-	equal(t, "consumer paused", b.paused(t), false)
+	testkit.Equal(t, "consumer paused", b.paused(t), false)
 }
 
 // TestEndOfUnsharedPause: the end of a pause that was never stored in NATS removes nothing
@@ -67,12 +68,12 @@ func TestEndOfUnsharedPause(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	_, _, err := b.pauses.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand}, Since: time.Now()})
-	check(t, err)
+	testkit.Must(t, err)
 	g := admission.NewGate(b.pauses, "worker", 0, b.log)
-	check(t, g.End(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
+	testkit.Must(t, g.End(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeXOutage}}))
 	_, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
-	check(t, err)
-	equal(t, "the pause stands", there, true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "the pause stands", there, true)
 }
 
 // wakes records wake-ups and schedules, which the test runs itself.
@@ -145,9 +146,9 @@ func newOutage(t *testing.T, accounts, requests int) *outage {
 		for i := range requests {
 			r := jetpost.Request{Account: account, ID: fmt.Sprint(i), Posts: thread(fmt.Sprint(i, "a"), fmt.Sprint(i, "b"))}
 			body, err := json.Marshal(r)
-			check(t, err)
+			testkit.Must(t, err)
 			_, err = o.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
-			check(t, err)
+			testkit.Must(t, err)
 			o.keys = append(o.keys, store.Key{Account: account, ID: r.ID})
 		}
 		o.wakeups.due[account] = time.Now()
@@ -171,7 +172,7 @@ func (o *outage) until(t *testing.T, end time.Time, fact func() bool) {
 		select {
 		case <-o.workers[0].Gate.Ended():
 			o.sweeper.heldFrom = time.Time{}
-			check(t, o.sweeper.Sweep(t.Context()))
+			testkit.Must(t, o.sweeper.Sweep(t.Context()))
 		default:
 		}
 	}
@@ -202,15 +203,15 @@ func TestOutageOfADay(t *testing.T) {
 		before, probes := attempts(), o.calls(xsim.EndpointMe)
 		back := time.Now().Add(24 * time.Hour)
 		o.until(t, back, never)
-		equal(t, "posts tried during the outage", posts(), tried)
-		equal(t, "attempts spent during the outage", attempts(), before)
-		equal(t, "tokens exchanged during the outage", o.calls(xsim.EndpointToken), 0)
+		testkit.Equal(t, "posts tried during the outage", posts(), tried)
+		testkit.Equal(t, "attempts spent during the outage", attempts(), before)
+		testkit.Equal(t, "tokens exchanged during the outage", o.calls(xsim.EndpointToken), 0)
 		// One probe a wait: 30 s, 1, 2, 4 min, then every 8 min.
 		probes = o.calls(xsim.EndpointMe) - probes
 		if most := 4 + int(24*time.Hour/(admission.MaxOpen*admission.BreakerOpen)) + 1; probes > most || probes < most*9/10 {
 			t.Errorf("%d probes, want %d", probes, most)
 		}
-		equal(t, "requests that failed", o.counts(t)[jetpost.StateFailed], 0)
+		testkit.Equal(t, "requests that failed", o.counts(t)[jetpost.StateFailed], 0)
 
 		o.faults(t)
 		o.until(t, back.Add(time.Hour), func() bool { return len(o.x.Posts("")) > 0 })
@@ -218,8 +219,8 @@ func TestOutageOfADay(t *testing.T) {
 			t.Errorf("the first post came %s after X was back, want %s at most", took, admission.MaxOpen*admission.BreakerOpen)
 		}
 		o.until(t, back.Add(time.Hour), func() bool { return o.counts(t)[jetpost.StatePublished] == accounts*requests })
-		equal(t, "published", o.counts(t)[jetpost.StatePublished], accounts*requests)
-		equal(t, "attempts in all", attempts(), 2*accounts*requests)
+		testkit.Equal(t, "published", o.counts(t)[jetpost.StatePublished], accounts*requests)
+		testkit.Equal(t, "attempts in all", attempts(), 2*accounts*requests)
 		for a := range accounts {
 			o.texts(t, fmt.Sprintf("acme%d", a), "0a", "0b", "1a", "1b", "2a", "2b")
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
@@ -20,12 +21,12 @@ func TestIntakeAccepts(t *testing.T) {
 	for i := range 2 { // the second time it is a repeat
 		take(t, b.intake(), d)
 		r := b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
-		equal(t, "revision", r.Status.Revision, 1)
-		equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+		testkit.Equal(t, "revision", r.Status.Revision, 1)
+		testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 		event := b.lastEvent(t, r.Key)
-		equal(t, "event", event.Type, jetpost.EventRequestAccepted)
-		equal(t, "metadata", event.Request.Metadata["k"], "v")
-		equal(t, fmt.Sprintf("events after %d", i), b.messages(t, b.names.EventsStream()), 1)
+		testkit.Equal(t, "event", event.Type, jetpost.EventRequestAccepted)
+		testkit.Equal(t, "metadata", event.Request.Metadata["k"], "v")
+		testkit.Equal(t, fmt.Sprintf("events after %d", i), b.messages(t, b.names.EventsStream()), 1)
 	}
 }
 
@@ -41,7 +42,7 @@ func TestIntakeNamesJobs(t *testing.T) {
 	for _, d := range []Delivery{first, first, second} {
 		take(t, b.intake(), d)
 	}
-	equal(t, "requests", b.counts(t)[jetpost.StateQueued], 2)
+	testkit.Equal(t, "requests", b.counts(t)[jetpost.StateQueued], 2)
 }
 
 func TestIntakeRefuses(t *testing.T) {
@@ -73,19 +74,19 @@ func TestIntakeRefuses(t *testing.T) {
 				take(t, b.intake(), d)
 			}
 			b.want(t, taken, jetpost.StateQueued, "", 0)
-			equal(t, "requests", len(b.counts(t)), 1)
+			testkit.Equal(t, "requests", len(b.counts(t)), 1)
 			refusals, err := b.ledger.Refusals(t.Context(), 10)
-			check(t, err)
+			testkit.Must(t, err)
 			if len(refusals) != 1 || refusals[0].Code != test.code || len(refusals[0].Problems) != test.problems || refusals[0].Account != test.account {
 				t.Errorf("refusals are %+v, want one for %s with %d problems", refusals, test.code, test.problems)
 			}
 			deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{})
-			check(t, err)
+			testkit.Must(t, err)
 			if len(deadLetters) != 1 || !deadLetters[0].Refused || deadLetters[0].Code != test.code || string(deadLetters[0].Body) != test.body ||
 				deadLetters[0].Origin != b.names.PublishRequest(test.account) {
 				t.Errorf("records are %+v", deadLetters)
 			}
-			equal(t, "event of the first one", b.lastEvent(t, taken).Type, jetpost.EventRequestAccepted)
+			testkit.Equal(t, "event of the first one", b.lastEvent(t, taken).Type, jetpost.EventRequestAccepted)
 		})
 	}
 }
@@ -130,11 +131,11 @@ func TestIntakeGivesBack(t *testing.T) {
 	for range times {
 		done, err := h.HandleBatch(t.Context(), store.Lease{}, []Delivery{good})
 		wantAway(t, err)
-		equal(t, "done", done, 0)
+		testkit.Equal(t, "done", done, 0)
 	}
 	take(t, h, good)
 	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StateQueued, "", 0)
-	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 
 	// The valid one of both is accepted, but the invalid one is not rejected yet.
 	h.Ledger = &brokenDoor{b.ledger, 0}
@@ -145,7 +146,7 @@ func TestIntakeGivesBack(t *testing.T) {
 	refusing.broken = 1
 	done, err := h.HandleBatch(t.Context(), store.Lease{}, []Delivery{bad, next})
 	wantAway(t, err)
-	equal(t, "done", done, 0)
+	testkit.Equal(t, "done", done, 0)
 	take(t, h, bad, next)
 }
 
@@ -157,8 +158,8 @@ func TestIntakeNeedsNoWakeup(t *testing.T) {
 	h := b.intake()
 	h.Wakeups = brokenWakeups{}
 	take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)))
-	check(t, b.sweeper("sweeper").Sweep(t.Context()))
-	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+	testkit.Must(t, b.sweeper("sweeper").Sweep(t.Context()))
+	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 }
 
 func TestIntakeScheduled(t *testing.T) {
@@ -167,7 +168,7 @@ func TestIntakeScheduled(t *testing.T) {
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "later", Posts: thread("later"), PublishAt: time.Now().Add(time.Hour)})
 	b.want(t, key, jetpost.StateScheduled, "", 0)
-	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestScheduled)
+	testkit.Equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestScheduled)
 }
 
 // TestIntakeNewerVersion: a request that only a newer worker can read is stored for it.
@@ -184,8 +185,8 @@ func TestIntakeNewerVersion(t *testing.T) {
 		take(t, b.intake(), b.job("acme", []byte(body)))
 		b.want(t, store.Key{Account: "acme", ID: "new"}, jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, 0)
 		refusals, err := b.ledger.Refusals(t.Context(), 10)
-		check(t, err)
-		equal(t, "refused", len(refusals), i/2)
+		testkit.Must(t, err)
+		testkit.Equal(t, "refused", len(refusals), i/2)
 	}
 }
 

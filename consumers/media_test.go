@@ -28,6 +28,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -36,7 +37,7 @@ import (
 func testImage(t *testing.T) []byte {
 	t.Helper()
 	var buf bytes.Buffer
-	check(t, png.Encode(&buf, image.NewGray(image.Rect(0, 0, 8, 8))))
+	testkit.Must(t, png.Encode(&buf, image.NewGray(image.Rect(0, 0, 8, 8))))
 	return buf.Bytes()
 }
 
@@ -45,8 +46,8 @@ func website(t *testing.T, address string, h http.HandlerFunc) *httptest.Server 
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(address, "0"))
-	check(t, err)
-	check(t, s.Listener.Close())
+	testkit.Must(t, err)
+	testkit.Must(t, s.Listener.Close())
 	s.Listener = l
 	s.StartTLS()
 	t.Cleanup(s.Close)
@@ -69,7 +70,7 @@ func TestMediaReachesX(t *testing.T) {
 	b.account(t, "acme", 0)
 	data := testImage(t)
 	object, err := b.pub.PutMedia(t.Context(), bytes.NewReader(data))
-	check(t, err)
+	testkit.Must(t, err)
 	site := website(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html") // it is not trusted
 		_, _ = w.Write(data)
@@ -87,12 +88,12 @@ func TestMediaReachesX(t *testing.T) {
 	for _, m := range b.x.Media("acme") {
 		media[m.ID] = m
 	}
-	equal(t, "uploads", len(media), 3)
+	testkit.Equal(t, "uploads", len(media), 3)
 	posts := b.x.Posts("acme")
-	equal(t, "media of the posts", fmt.Sprint(len(posts[0].MediaIDs), len(posts[1].MediaIDs)), "2 1")
-	equal(t, "alternative text", media[posts[0].MediaIDs[0]].AltText, "a grey square")
-	equal(t, "alternative text of another one", media[posts[0].MediaIDs[1]].AltText, "")
-	equal(t, "digest", media[posts[1].MediaIDs[0]].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
+	testkit.Equal(t, "media of the posts", fmt.Sprint(len(posts[0].MediaIDs), len(posts[1].MediaIDs)), "2 1")
+	testkit.Equal(t, "alternative text", media[posts[0].MediaIDs[0]].AltText, "a grey square")
+	testkit.Equal(t, "alternative text of another one", media[posts[0].MediaIDs[1]].AltText, "")
+	testkit.Equal(t, "digest", media[posts[1].MediaIDs[0]].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
 }
 
 func TestMediaSource(t *testing.T) {
@@ -100,7 +101,7 @@ func TestMediaSource(t *testing.T) {
 	b := setup(t)
 	put := func(data []byte) jetpost.Media {
 		object, err := b.pub.PutMedia(t.Context(), bytes.NewReader(data))
-		check(t, err)
+		testkit.Must(t, err)
 		return jetpost.Media{Object: object}
 	}
 	data := testImage(t)
@@ -112,17 +113,17 @@ func TestMediaSource(t *testing.T) {
 			Bucket:     b.names.MediaBucket(), NUID: name,
 		}
 		body, err := json.Marshal(info)
-		check(t, err)
+		testkit.Must(t, err)
 		_, err = b.js.Publish(t.Context(), "$O."+b.names.MediaBucket()+".M."+base64.URLEncoding.EncodeToString([]byte(name)), body)
-		check(t, err)
+		testkit.Must(t, err)
 		return jetpost.Media{Object: name}
 	}
 	other, err := b.js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: "other"})
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = other.PutBytes(t.Context(), "private", data)
-	check(t, err)
+	testkit.Must(t, err)
 	removed := put(append(bytes.Clone(data), 1))
-	check(t, b.media.Objects.Delete(t.Context(), removed.Object))
+	testkit.Must(t, b.media.Objects.Delete(t.Context(), removed.Object))
 	exact := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes-len(data))...)
 	var site *httptest.Server
 	site = website(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
@@ -198,21 +199,21 @@ func TestMediaSource(t *testing.T) {
 			var fault *mediaError
 			switch {
 			case test.want == whole:
-				check(t, err)
-				equal(t, "size", got.size, xapi.MaxImageBytes)
-				check(t, got.Close())
+				testkit.Must(t, err)
+				testkit.Equal(t, "size", got.size, xapi.MaxImageBytes)
+				testkit.Must(t, got.Close())
 			case test.want != fine && (!errors.As(err, &fault) || (fault.code == jetpost.CodeMediaInvalid) != (test.want == gone)):
 				t.Errorf("error is %v (%+v)", err, fault)
 			case test.want != fine && strings.Contains(err.Error(), "secret"):
 				t.Errorf("error tells a secret: %v", err)
 			case test.want == fine:
-				check(t, err)
+				testkit.Must(t, err)
 				bytes, err := io.ReadAll(got.reader())
-				check(t, errors.Join(err, got.Close()))
-				equal(t, "type", got.mime, "image/png")
-				equal(t, "bytes", string(bytes), string(data))
-				equal(t, "size", got.size, int64(len(data)))
-				equal(t, "digest", got.digest, fmt.Sprintf("%x", sha256.Sum256(data)))
+				testkit.Must(t, errors.Join(err, got.Close()))
+				testkit.Equal(t, "type", got.mime, "image/png")
+				testkit.Equal(t, "bytes", string(bytes), string(data))
+				testkit.Equal(t, "size", got.size, int64(len(data)))
+				testkit.Equal(t, "digest", got.digest, fmt.Sprintf("%x", sha256.Sum256(data)))
 			}
 		})
 	}
@@ -243,7 +244,7 @@ func TestMediaPrivateAddress(t *testing.T) {
 	source := trusting(outside)
 	source.Allow = nil
 	_, port, err := net.SplitHostPort(outside.Listener.Addr().String())
-	check(t, err)
+	testkit.Must(t, err)
 	refused := func(url string) {
 		t.Helper()
 		_, err := source.Open(t.Context(), jetpost.Media{URL: url}, "")
@@ -294,13 +295,13 @@ func connectProxy(t *testing.T, host string, status int) (address *url.URL, aske
 		_ = here.Close()
 	}))
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.3:0")
-	check(t, err)
-	check(t, s.Listener.Close())
+	testkit.Must(t, err)
+	testkit.Must(t, s.Listener.Close())
 	s.Listener = l
 	s.Start()
 	t.Cleanup(s.Close)
 	address, err = url.Parse(s.URL)
-	check(t, err)
+	testkit.Must(t, err)
 	return address, func() []string {
 		mu.Lock()
 		defer mu.Unlock()
@@ -321,7 +322,7 @@ func TestMediaThroughProxy(t *testing.T) {
 	})
 	host := site.Listener.Addr().String()
 	_, port, err := net.SplitHostPort(host)
-	check(t, err)
+	testkit.Must(t, err)
 	away := &url.URL{Scheme: "http", Host: "127.0.0.3:1"}
 	open := func(proxy *url.URL, address string) *mediaError {
 		source := trusting(site)
@@ -329,8 +330,8 @@ func TestMediaThroughProxy(t *testing.T) {
 		b, err := source.Open(t.Context(), jetpost.Media{URL: address}, "")
 		var fault *mediaError
 		if err == nil {
-			equal(t, "bytes", b.size, int64(len(data)))
-			check(t, b.Close())
+			testkit.Equal(t, "bytes", b.size, int64(len(data)))
+			testkit.Must(t, b.Close())
 		} else if !errors.As(err, &fault) {
 			t.Errorf("%s: error is %v", address, err)
 		}
@@ -341,14 +342,14 @@ func TestMediaThroughProxy(t *testing.T) {
 	if fault := open(proxy, site.URL); fault != nil {
 		t.Errorf("through the proxy: %v", fault)
 	}
-	equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+"]")
+	testkit.Equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+"]")
 	for _, private := range []string{"https://10.0.0.1/", "https://[fd12::1]/", "https://169.254.169.254/latest", "https://127.0.0.2:" + port, "https://" + proxy.Host, site.URL + "/inside"} {
 		fault := open(proxy, private)
 		if fault == nil || !errors.Is(fault, errPrivate) || fault.code != jetpost.CodeMediaInvalid {
 			t.Errorf("%s: error is %v", private, fault)
 		}
 	}
-	equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+" CONNECT "+host+"]")
+	testkit.Equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+" CONNECT "+host+"]")
 	if err := (&MediaSource{}).admitName(t.Context(), "localhost"); !errors.Is(err, errPrivate) {
 		t.Errorf("localhost: error is %v", err)
 	}
@@ -375,11 +376,11 @@ func TestMediaAdmits(t *testing.T) {
 		"fc00::1": false, "fd12::1": false, "fe80::1": false, "fec0::1": false, "ff02::1": false,
 	} {
 		err := (&MediaSource{}).admit("tcp", net.JoinHostPort(address, "443"), nil)
-		equal(t, address, err == nil, want)
+		testkit.Equal(t, address, err == nil, want)
 	}
 	within := &MediaSource{Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16")}}
 	for address, want := range map[string]bool{"10.1.2.3:443": true, "10.2.0.1:443": false, "[fd12::1]:443": true, "[::ffff:10.1.0.1]:443": true, "127.0.0.1:443": false} {
-		equal(t, address+" beside what is allowed", within.admit("tcp", address, nil) == nil, want)
+		testkit.Equal(t, address+" beside what is allowed", within.admit("tcp", address, nil) == nil, want)
 	}
 	if err := (&MediaSource{}).admit("unix", "/run/socket", nil); err == nil {
 		t.Error("an address that is none was admitted")
@@ -394,7 +395,7 @@ func TestMediaType(t *testing.T) {
 		"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm": "video/webm", "\x1a\x45\xdf\xa3\x9f\x42\x82\x88matroska": "video/x-matroska",
 		gifHead: "image/gif", "\x89PNG\x0d\x0a\x1a\x0a": "image/png", "\xff\xd8\xff": "image/jpeg", "RIFF....WEBPVP": "image/webp", "RIFF....AVI ": "video/avi",
 	} {
-		equal(t, fmt.Sprintf("type of %q", head), xapi.MediaType([]byte(head)), want)
+		testkit.Equal(t, fmt.Sprintf("type of %q", head), xapi.MediaType([]byte(head)), want)
 	}
 }
 
@@ -430,9 +431,9 @@ func TestMediaPace(t *testing.T) {
 					}
 					return
 				}
-				check(t, err)
-				equal(t, "size", b.size, int64(test.pieces*test.size))
-				check(t, b.Close())
+				testkit.Must(t, err)
+				testkit.Equal(t, "size", b.size, int64(test.pieces*test.size))
+				testkit.Must(t, b.Close())
 			})
 		})
 	}
@@ -541,9 +542,9 @@ func TestLaneMediaTroubles(t *testing.T) {
 			h := b.lane(func(h *PublishHandler) { h.Media = &MediaSource{Objects: awayObjects{}} })
 			b.run(t, h, "acme")
 			r := b.want(t, key, test.state, test.code, test.live)
-			equal(t, "second post", r.Posts[1].State, jetpost.PostPending)
-			equal(t, "attempts", r.Status.Attempts, test.live)
-			equal(t, "posts", len(b.x.Posts("acme")), test.live)
+			testkit.Equal(t, "second post", r.Posts[1].State, jetpost.PostPending)
+			testkit.Equal(t, "attempts", r.Status.Attempts, test.live)
+			testkit.Equal(t, "posts", len(b.x.Posts("acme")), test.live)
 		})
 	}
 }
@@ -571,7 +572,7 @@ func TestMediaSpool(t *testing.T) {
 				switch {
 				case err == nil:
 					read.Add(1)
-					defer func() { check(t, b.Close()) }()
+					defer func() { testkit.Must(t, b.Close()) }()
 				case errors.As(err, &fault) && fault.code == "" && strings.Contains(err.Error(), "2048 MiB"):
 					refused.Add(1)
 				default:
@@ -580,12 +581,12 @@ func TestMediaSpool(t *testing.T) {
 			})
 		}
 		all.Wait()
-		equal(t, "read", read.Load(), fit)
-		equal(t, "refused", refused.Load(), 2)
-		equal(t, "left", source.spooled.Load(), 0)
+		testkit.Equal(t, "read", read.Load(), fit)
+		testkit.Equal(t, "refused", refused.Load(), 2)
+		testkit.Equal(t, "left", source.spooled.Load(), 0)
 		b, err := source.Open(t.Context(), jetpost.Media{Object: "x"}, "")
-		check(t, err)
-		equal(t, "taken once it is read", source.spooled.Load(), 2000)
-		check(t, b.Close())
+		testkit.Must(t, err)
+		testkit.Equal(t, "taken once it is read", source.spooled.Load(), 2000)
+		testkit.Must(t, b.Close())
 	})
 }

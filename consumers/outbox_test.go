@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -49,22 +50,22 @@ func TestMarksGather(t *testing.T) {
 	keys := map[string]store.Key{}
 	for _, account := range []string{"acme", "bolt"} {
 		body, err := json.Marshal(jetpost.Request{Account: account, ID: "1", Posts: thread(account)})
-		check(t, err)
+		testkit.Must(t, err)
 		take(t, intake, b.job(account, body))
 		keys[account] = store.Key{Account: account, ID: "1"}
-		equal(t, "event of "+account, b.lastEvent(t, keys[account]).Type, jetpost.EventRequestAccepted)
-		equal(t, "announced of "+account, b.record(t, keys[account]).Delivered, int64(0))
+		testkit.Equal(t, "event of "+account, b.lastEvent(t, keys[account]).Type, jetpost.EventRequestAccepted)
+		testkit.Equal(t, "announced of "+account, b.record(t, keys[account]).Delivered, int64(0))
 	}
 	b.run(t, b.lane(func(h *PublishHandler) { h.Announce = relay }), "acme")
 	r := b.want(t, keys["acme"], jetpost.StatePublished, "", 1)
-	equal(t, "announced, with the release", r.Delivered, r.Status.Revision)
-	equal(t, "marks on their own", len(ledger.marks), 0)
+	testkit.Equal(t, "announced, with the release", r.Delivered, r.Status.Revision)
+	testkit.Equal(t, "marks on their own", len(ledger.marks), 0)
 	relay.Flush(t.Context())
-	equal(t, "marks that have gathered", len(ledger.marks), 1)
-	equal(t, "mark", ledger.marks[0], store.Revision{Key: keys["bolt"], Number: 1})
-	equal(t, "announced", b.record(t, keys["bolt"]).Delivered, int64(1))
+	testkit.Equal(t, "marks that have gathered", len(ledger.marks), 1)
+	testkit.Equal(t, "mark", ledger.marks[0], store.Revision{Key: keys["bolt"], Number: 1})
+	testkit.Equal(t, "announced", b.record(t, keys["bolt"]).Delivered, int64(1))
 	relay.Flush(t.Context())
-	equal(t, "marks that gathered since", len(ledger.marks), 1)
+	testkit.Equal(t, "marks that gathered since", len(ledger.marks), 1)
 }
 
 // TestMovedOnIsToldAgain: a request is cancelled, and its event is published, between two
@@ -78,11 +79,11 @@ func TestMovedOnIsToldAgain(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger}
 	hook.after = nth("posted", 1, func() error {
 		_, err := b.ledger.Cancel(t.Context(), key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		return b.relay().Announce(t.Context(), key)
 	})
 	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
 	r := b.want(t, key, jetpost.StateCancelled, "", 1)
-	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
-	equal(t, "announced", r.Delivered, r.Status.Revision)
+	testkit.Equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
+	testkit.Equal(t, "announced", r.Delivered, r.Status.Revision)
 }

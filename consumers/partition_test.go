@@ -17,6 +17,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/postgres"
@@ -50,9 +51,9 @@ func (b *testBundle) publish(t *testing.T, account string, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		body, err := json.Marshal(jetpost.Request{Account: account, ID: id, Posts: thread(account + " " + id)})
-		check(t, err)
+		testkit.Must(t, err)
 		_, err = b.pub.PublishRaw(t.Context(), account, body)
-		check(t, err)
+		testkit.Must(t, err)
 	}
 }
 
@@ -60,7 +61,7 @@ func (b *testBundle) publish(t *testing.T, account string, ids ...string) {
 func (b *testBundle) accepted(t *testing.T, account string) (ids []string) {
 	t.Helper()
 	deadLetters, err := b.ledger.ListRequests(t.Context(), store.Filter{Account: account, Limit: 10_000})
-	check(t, err)
+	testkit.Must(t, err)
 	slices.SortFunc(deadLetters, func(x, y store.Record) int { return int(x.Seq - y.Seq) })
 	for _, r := range deadLetters {
 		ids = append(ids, r.ID)
@@ -92,12 +93,12 @@ func (b *testBundle) neighbour(t *testing.T, of string) string {
 func (b *testBundle) partition(t *testing.T, account string) string {
 	t.Helper()
 	sequence, err := b.pub.PublishRaw(t.Context(), account, []byte(`{}`))
-	check(t, err)
+	testkit.Must(t, err)
 	stream, err := b.js.Stream(t.Context(), b.names.JobsStream())
-	check(t, err)
+	testkit.Must(t, err)
 	msg, err := stream.GetMsg(t.Context(), sequence)
-	check(t, err)
-	check(t, stream.DeleteMsg(t.Context(), sequence))
+	testkit.Must(t, err)
+	testkit.Must(t, stream.DeleteMsg(t.Context(), sequence))
 	return strings.Split(b.names.Trim(msg.Subject), ".")[2]
 }
 
@@ -118,17 +119,17 @@ func TestIntakeOfABacklog(t *testing.T) {
 	h := b.intake()
 	h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { transactions.Add(1); return nil }}
 	b.reader(t, "reader", h)
-	eventually(t, "the other's job is accepted", func() bool { return len(b.accepted(t, other)) == 1 })
+	testkit.Eventually(t, "the other's job is accepted", func() bool { return len(b.accepted(t, other)) == 1 })
 	if n, most := transactions.Load(), int64(2*(backlog/batchJobs+1)); n > most {
 		t.Errorf("it took %d transactions, want %d at most", n, most)
 	}
-	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
-	equal(t, "order", slices.Equal(b.accepted(t, "acme"), ids), true)
-	equal(t, "events", b.messages(t, b.names.EventsStream()), backlog+1)
-	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 2)
+	testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	testkit.Equal(t, "order", slices.Equal(b.accepted(t, "acme"), ids), true)
+	testkit.Equal(t, "events", b.messages(t, b.names.EventsStream()), backlog+1)
+	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 2)
 	untold, err := b.ledger.OutboxPending(t.Context(), time.Now().Add(time.Hour), 1)
-	check(t, err)
-	equal(t, "untold", len(untold), 0)
+	testkit.Must(t, err)
+	testkit.Equal(t, "untold", len(untold), 0)
 }
 
 // TestIntakeWaitsForAnEarlierDelivery: a job that another worker has, which lost the lease
@@ -141,21 +142,21 @@ func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
 			b := setup(t)
 			b.account(t, "acme", 0)
 			consumer, err := b.js.Consumer(t.Context(), b.names.JobsStream(), "intake-"+b.partition(t, "acme"))
-			check(t, err)
+			testkit.Must(t, err)
 			var batches atomic.Int64
 			h := b.intake()
 			h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { batches.Add(1); return nil }}
 			if while == "while" { // the stranger's pull request comes before ours
 				b.publish(t, "acme", "a")
 				b.reader(t, "reader", h)
-				eventually(t, "the first is accepted", func() bool { return len(b.accepted(t, "acme")) == 1 })
+				testkit.Eventually(t, "the first is accepted", func() bool { return len(b.accepted(t, "acme")) == 1 })
 			}
-			fetched, err := consumer.Fetch(1, jetstream.FetchMaxWait(patience))
-			check(t, err)
+			fetched, err := consumer.Fetch(1, jetstream.FetchMaxWait(testkit.Patience))
+			testkit.Must(t, err)
 			var strange jetstream.Msg
 			for n := 0; strange == nil; n++ { // the server alternates between the pull requests
 				b.publish(t, "acme", fmt.Sprint("b", n))
-				eventually(t, "somebody has it", func() bool {
+				testkit.Eventually(t, "somebody has it", func() bool {
 					select {
 					case strange = <-fetched.Messages():
 						return true
@@ -165,25 +166,25 @@ func TestIntakeWaitsForAnEarlierDelivery(t *testing.T) {
 				})
 			}
 			var job jetpost.Request
-			check(t, json.Unmarshal(strange.Data(), &job))
+			testkit.Must(t, json.Unmarshal(strange.Data(), &job))
 			b.publish(t, "acme", "c", "d")
 			if while == "before" {
 				b.reader(t, "reader", h)
 			}
-			eventually(t, "the later ones are in hand", func() bool {
+			testkit.Eventually(t, "the later ones are in hand", func() bool {
 				info, err := consumer.Info(t.Context())
-				check(t, err)
+				testkit.Must(t, err)
 				return info.NumPending == 0
 			})
 			got := b.accepted(t, "acme")
 			if slices.Contains(got, "c") || slices.Contains(got, job.ID) {
 				t.Errorf("accepted are %v, while another worker has %s", got, job.ID)
 			}
-			check(t, strange.Nak())
-			eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+			testkit.Must(t, strange.Nak())
+			testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
 			got = b.accepted(t, "acme")
 			at := slices.Index(got, job.ID)
-			equal(t, "order of "+fmt.Sprint(got), at >= 0 && slices.Equal(got[at:], []string{job.ID, "c", "d"}), true)
+			testkit.Equal(t, "order of "+fmt.Sprint(got), at >= 0 && slices.Equal(got[at:], []string{job.ID, "c", "d"}), true)
 		})
 	}
 }
@@ -205,17 +206,17 @@ func TestIntakeLosesItsLease(t *testing.T) {
 		}
 		if lost.CompareAndSwap(false, true) {
 			ctx, now := t.Context(), time.Now()
-			check(t, b.ledger.DropLeases(ctx, []string{lease.Name}, lease.Owner, now))
+			testkit.Must(t, b.ledger.DropLeases(ctx, []string{lease.Name}, lease.Owner, now))
 			held, err := b.ledger.TakeLeases(ctx, []string{lease.Name}, "other", time.Microsecond, now)
-			check(t, err)
-			equal(t, "taken", len(held), 1)
+			testkit.Must(t, err)
+			testkit.Equal(t, "taken", len(held), 1)
 		}
 		return nil
 	}}
 	b.reader(t, "reader", h)
-	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
-	equal(t, "the first try was refused", tries.Load() > 1, true)
-	equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(ids))
+	testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	testkit.Equal(t, "the first try was refused", tries.Load() > 1, true)
+	testkit.Equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(ids))
 }
 
 // TestIntakeFaultOfALostLease: a fault of a partition is cleared once another worker reads
@@ -226,19 +227,19 @@ func TestIntakeFaultOfALostLease(t *testing.T) {
 	health := &Health{}
 	b.reader(t, "reader", b.intake(), func(r *Runner) { r.Health = health })
 	consumer := jetpost.ConsumerIntake(0)
-	eventually(t, "it reads", func() bool {
+	testkit.Eventually(t, "it reads", func() bool {
 		info, err := b.js.Consumer(t.Context(), b.names.JobsStream(), consumer)
-		check(t, err)
+		testkit.Must(t, err)
 		return info.CachedInfo().NumWaiting > 0
 	})
-	check(t, b.js.DeleteConsumer(t.Context(), b.names.JobsStream(), consumer))
-	eventually(t, "a fault", func() bool { return health.Err() != nil })
+	testkit.Must(t, b.js.DeleteConsumer(t.Context(), b.names.JobsStream(), consumer))
+	testkit.Eventually(t, "a fault", func() bool { return health.Err() != nil })
 	now := time.Now()
-	check(t, b.ledger.DropLeases(t.Context(), []string{consumer}, "reader", now))
+	testkit.Must(t, b.ledger.DropLeases(t.Context(), []string{consumer}, "reader", now))
 	held, err := b.ledger.TakeLeases(t.Context(), []string{consumer}, "other", time.Hour, now)
-	check(t, err)
-	equal(t, "taken", len(held), 1)
-	eventually(t, "no fault", func() bool { return health.Err() == nil })
+	testkit.Must(t, err)
+	testkit.Equal(t, "taken", len(held), 1)
+	testkit.Eventually(t, "no fault", func() bool { return health.Err() == nil })
 }
 
 // TestIntakeHandsOver: one of two workers reads. When it stops, the other one goes on at
@@ -255,14 +256,14 @@ func TestIntakeHandsOver(t *testing.T) {
 	}
 	stop := b.reader(t, "one", counted(&first))
 	b.publish(t, "acme", "a")
-	eventually(t, "the first worker reads", func() bool { return first.Load() == 1 })
+	testkit.Eventually(t, "the first worker reads", func() bool { return first.Load() == 1 })
 	b.reader(t, "two", counted(&second))
 	b.publish(t, "acme", "b", "c", "d", "e")
 	stop()
 	b.publish(t, "acme", "f", "g")
-	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
-	equal(t, "order", strings.Join(b.accepted(t, "acme"), ""), "abcdefg")
-	equal(t, "the second one reads", second.Load() > 0, true)
+	testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+	testkit.Equal(t, "order", strings.Join(b.accepted(t, "acme"), ""), "abcdefg")
+	testkit.Equal(t, "the second one reads", second.Load() > 0, true)
 }
 
 // TestIntakeBesideASilentDatabase: a worker that reaches NATS, but whose database does not
@@ -278,7 +279,7 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 				return func(t *testing.T, sealer *store.Sealer) store.Store {
 					t.Helper()
 					s, err := postgres.Open(t.Context(), url, sealer)
-					check(t, err)
+					testkit.Must(t, err)
 					t.Cleanup(func() { _ = s.Close() })
 					return s
 				}
@@ -300,13 +301,13 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 			}
 			stop := b.reader(t, "ill", h, asks(ill), func(r *Runner) { r.StopGrace = time.Second })
 			b.publish(t, "acme", "before")
-			eventually(t, "the first worker reads", func() bool { return len(b.accepted(t, "acme")) == 1 })
+			testkit.Eventually(t, "the first worker reads", func() bool { return len(b.accepted(t, "acme")) == 1 })
 			b.reader(t, "well", b.intake(), asks(b.ledger))
 			fault(proxy)
 			ids := numbers(120)
 			b.publish(t, "acme", ids...)
-			eventually(t, "the other one accepts all", func() bool { return len(b.accepted(t, "acme")) == 1+len(ids) })
-			equal(t, "order", fmt.Sprint(b.accepted(t, "acme")[1:]), fmt.Sprint(ids))
+			testkit.Eventually(t, "the other one accepts all", func() bool { return len(b.accepted(t, "acme")) == 1+len(ids) })
+			testkit.Equal(t, "order", fmt.Sprint(b.accepted(t, "acme")[1:]), fmt.Sprint(ids))
 			proxy.Heal()
 			stop()
 		})
@@ -318,7 +319,7 @@ func (b *testBundle) brokenObject(t *testing.T, name string) {
 	t.Helper()
 	subject := "$O." + b.names.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
 	_, err := b.js.Publish(t.Context(), subject, []byte(`{"name":`))
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // wantSetAside fails unless the job is rejected as set aside in the ledger, the stream and
@@ -326,13 +327,13 @@ func (b *testBundle) brokenObject(t *testing.T, name string) {
 func (b *testBundle) wantSetAside(t *testing.T, id string, body []byte, why string) {
 	t.Helper()
 	refusals, err := b.ledger.Refusals(t.Context(), 100)
-	check(t, err)
+	testkit.Must(t, err)
 	at := slices.IndexFunc(refusals, func(r jetpost.Refusal) bool { return r.ID == id })
 	if at < 0 || refusals[at].Code != jetpost.CodeSetAside || !strings.Contains(refusals[at].Problems[0].Message, why) {
 		t.Fatalf("refusals are %+v, want %s set aside for %q", refusals, id, why)
 	}
 	deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{ID: id})
-	check(t, err)
+	testkit.Must(t, err)
 	if len(deadLetters) != 1 || !deadLetters[0].Refused || deadLetters[0].Code != jetpost.CodeSetAside || string(deadLetters[0].Body) != string(body) {
 		t.Errorf("records are %+v", deadLetters)
 	}
@@ -377,15 +378,15 @@ func TestIntakeSetsAside(t *testing.T) {
 				bodies[id] = fmt.Appendf(nil, `{"id":%q,"posts":[%s]}`, id, post)
 				b.publish(t, account, "before")
 				_, err := b.pub.PublishRaw(t.Context(), account, bodies[id])
-				check(t, err)
+				testkit.Must(t, err)
 				b.publish(t, account, "behind")
 			}
 			b.reader(t, "reader", h)
-			eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+			testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
 			for i := range poison {
 				id := fmt.Sprint("poison", i)
 				b.wantSetAside(t, id, bodies[id], why)
-				equal(t, "accepted", fmt.Sprint(b.accepted(t, fmt.Sprint("acme", i))), "[before behind]")
+				testkit.Equal(t, "accepted", fmt.Sprint(b.accepted(t, fmt.Sprint("acme", i))), "[before behind]")
 			}
 		})
 	}
@@ -409,7 +410,7 @@ func TestIntakeCountsOwnFailures(t *testing.T) {
 	for range 2 * ownFailures {
 		done, err := away.HandleBatch(t.Context(), store.Lease{}, []Delivery{d})
 		wantAway(t, err)
-		equal(t, "done", done, 0)
+		testkit.Equal(t, "done", done, 0)
 	}
 	var asked int
 	mortal := b.intake()
@@ -422,13 +423,13 @@ func TestIntakeCountsOwnFailures(t *testing.T) {
 	_, err := mortal.HandleBatch(t.Context(), store.Lease{}, []Delivery{d})
 	wantAway(t, err)
 	n, err := b.ledger.JobFailed(t.Context(), store.JobFailure{Sequence: d.Sequence, Stored: d.Stored, Error: "counted"})
-	check(t, err)
-	equal(t, "failures with this one", n, 3)
+	testkit.Must(t, err)
+	testkit.Equal(t, "failures with this one", n, 3)
 	asked = 0
 	last := b.intake()
 	last.Answers = func(context.Context) error { asked++; return nil }
 	take(t, last, d, b.job("acme", []byte(`{"id":"behind","posts":[{"text":"one"}]}`)))
-	equal(t, "failures of the last worker", asked, ownFailures-n)
+	testkit.Equal(t, "failures of the last worker", asked, ownFailures-n)
 	b.wantSetAside(t, "poison", body, "media object")
 	b.want(t, store.Key{Account: "acme", ID: "behind"}, jetpost.StateQueued, "", 0)
 }
@@ -441,8 +442,8 @@ func TestIntakeLooksTheAccountUpFirst(t *testing.T) {
 	h.Media = panicPinner{}
 	take(t, h, b.job("nobody", []byte(`{"id":"one","posts":[{"media":[{"object":"x"}]}]}`)))
 	refusals, err := b.ledger.Refusals(t.Context(), 10)
-	check(t, err)
-	equal(t, "refused", len(refusals) == 1 && refusals[0].Code == jetpost.CodeAccountUnknown, true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "refused", len(refusals) == 1 && refusals[0].Code == jetpost.CodeAccountUnknown, true)
 }
 
 // silentObjects is an object store that does not answer.
@@ -470,7 +471,7 @@ func TestIntakeBesideAnObjectStoreAway(t *testing.T) {
 			h.Media = source
 			ctx, bucket := t.Context(), b.names.MediaBucket()
 			if how == "deleted" {
-				check(t, b.js.DeleteObjectStore(ctx, bucket))
+				testkit.Must(t, b.js.DeleteObjectStore(ctx, bucket))
 			} else {
 				source.Objects = silentObjects{}
 			}
@@ -479,7 +480,7 @@ func TestIntakeBesideAnObjectStoreAway(t *testing.T) {
 			for i := range waiting {
 				id := fmt.Sprint("clip", i)
 				_, err := b.pub.PublishRaw(ctx, "acme", fmt.Appendf(nil, `{"id":%q,"posts":[{"media":[{"object":"clip"}]}]}`, id))
-				check(t, err)
+				testkit.Must(t, err)
 				want = append(want, id)
 			}
 			b.publish(t, "acme", "behind")
@@ -487,25 +488,25 @@ func TestIntakeBesideAnObjectStoreAway(t *testing.T) {
 			ids := numbers(20)
 			b.publish(t, other, ids...)
 			stop := b.reader(t, "reader", h)
-			eventually(t, "the other account's jobs are accepted", func() bool { return len(b.accepted(t, other)) == len(ids) })
-			equal(t, "order of the other", fmt.Sprint(b.accepted(t, other)), fmt.Sprint(ids))
-			equal(t, "accepted meanwhile", len(b.accepted(t, "acme")), 0)
+			testkit.Eventually(t, "the other account's jobs are accepted", func() bool { return len(b.accepted(t, other)) == len(ids) })
+			testkit.Equal(t, "order of the other", fmt.Sprint(b.accepted(t, other)), fmt.Sprint(ids))
+			testkit.Equal(t, "accepted meanwhile", len(b.accepted(t, "acme")), 0)
 			b.publish(t, other, "later")
-			eventually(t, "a later one is accepted", func() bool { return len(b.accepted(t, other)) == len(ids)+1 })
-			equal(t, "accepted meanwhile", len(b.accepted(t, "acme")), 0)
+			testkit.Eventually(t, "a later one is accepted", func() bool { return len(b.accepted(t, other)) == len(ids)+1 })
+			testkit.Equal(t, "accepted meanwhile", len(b.accepted(t, "acme")), 0)
 			stop()
 
 			if how == "deleted" {
 				_, err := publishers.Setup(ctx, b.js, b.topology(t))
-				check(t, err)
+				testkit.Must(t, err)
 			}
 			_, err := b.media.Objects.PutBytes(ctx, "clip", []byte(mp4Head))
-			check(t, err)
+			testkit.Must(t, err)
 			b.reader(t, "next", b.intake())
-			eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
-			equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(want))
+			testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.JobsStream()) == 0 })
+			testkit.Equal(t, "order", fmt.Sprint(b.accepted(t, "acme")), fmt.Sprint(want))
 			record := b.record(t, store.Key{Account: "acme", ID: "clip0"})
-			equal(t, "pinned", len(record.Posts[0].Media) == 1 && record.Posts[0].Media[0].Digest != "", true)
+			testkit.Equal(t, "pinned", len(record.Posts[0].Media) == 1 && record.Posts[0].Media[0].Digest != "", true)
 		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -31,11 +32,11 @@ func postingLimited(t *testing.T, postingLimits admission.PostingLimits, opts ..
 func (b *doubtBundle) held(t *testing.T, id string, code jetpost.Code, until time.Time, detail string) {
 	t.Helper()
 	r := b.record(t, store.Key{Account: "acme", ID: id})
-	equal(t, "state of "+id, r.Status.State, jetpost.StateHeld)
-	equal(t, "reason of "+id, fmt.Sprint(r.Status.Reason.Code, ": ", r.Status.Reason.Detail), fmt.Sprint(code, ": ", detail))
-	equal(t, "end told of "+id, r.Status.Reason.Until.Equal(until), true)
-	equal(t, "end of "+id, r.HoldUntil.Equal(until), true)
-	equal(t, "failures of "+id, r.Holds, 0)
+	testkit.Equal(t, "state of "+id, r.Status.State, jetpost.StateHeld)
+	testkit.Equal(t, "reason of "+id, fmt.Sprint(r.Status.Reason.Code, ": ", r.Status.Reason.Detail), fmt.Sprint(code, ": ", detail))
+	testkit.Equal(t, "end told of "+id, r.Status.Reason.Until.Equal(until), true)
+	testkit.Equal(t, "end of "+id, r.HoldUntil.Equal(until), true)
+	testkit.Equal(t, "failures of "+id, r.Holds, 0)
 }
 
 // sentAt is when a post was sent according to the ledger.
@@ -57,20 +58,20 @@ func TestSkipIfLate(t *testing.T) {
 		b := doubt(t)
 		begin := time.Now().Truncate(time.Second)
 		pause := func() {
-			check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays")))
+			testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "holidays")))
 		}
 		resume := func() {
 			_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-			check(t, err)
+			testkit.Must(t, err)
 			b.run(t, b.h, "acme")
 		}
 		send := func(id string, at time.Time, skip string) store.Key {
 			r := jetpost.Request{Account: "acme", ID: id, Posts: thread(id), PublishAt: at, SkipIfLate: skip}
-			check(t, r.Validate())
+			testkit.Must(t, r.Validate())
 			body, err := json.Marshal(r)
-			check(t, err)
+			testkit.Must(t, err)
 			_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
-			check(t, err)
+			testkit.Must(t, err)
 			return store.Key{Account: "acme", ID: id}
 		}
 		pause()
@@ -83,7 +84,7 @@ func TestSkipIfLate(t *testing.T) {
 		b.want(t, soon, jetpost.StatePublished, "", 1)
 		b.want(t, patient, jetpost.StatePublished, "", 1)
 		status := b.record(t, now).Status
-		equal(t, "the reason", strings.Contains(status.Reason.Detail, "15m"), true)
+		testkit.Equal(t, "the reason", strings.Contains(status.Reason.Detail, "15m"), true)
 	})
 }
 
@@ -100,7 +101,7 @@ func TestPostingLimitPostsPerHour(t *testing.T) {
 		until := first.Add(time.Hour)
 		b.held(t, "more", jetpost.CodePostingLimit, until, "3 of 3 posts an hour are used, and it needs 1")
 		b.publish(t, "long", thread("d1", "d2", "d3", "d4")...)
-		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
+		testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
 		sleep(time.Until(until) - time.Microsecond)
 		b.run(t, b.h, "acme")
 		b.held(t, "more", jetpost.CodePostingLimit, until, "3 of 3 posts an hour are used, and it needs 1")
@@ -112,7 +113,7 @@ func TestPostingLimitPostsPerHour(t *testing.T) {
 		b.held(t, "long", jetpost.CodePostingLimit, b.sentAt(t, "more", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 3")
 		sleep(time.Until(last.Add(time.Hour)))
 		b.run(t, b.h, "acme")
-		equal(t, "calls while it waits", b.calls(xsim.EndpointCreatePost), 4)
+		testkit.Equal(t, "calls while it waits", b.calls(xsim.EndpointCreatePost), 4)
 		b.settle(t)
 		b.published(t, "long", 4)
 		b.texts(t, "acme", "a1", "a2", "b", "c", "d1", "d2", "d3", "d4")
@@ -153,7 +154,7 @@ func TestPostingLimitSparesThreads(t *testing.T) {
 			b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
 			_, waited := b.settle(t)
 			b.published(t, "thread", 3)
-			equal(t, "went on in time", waited < interval, true)
+			testkit.Equal(t, "went on in time", waited < interval, true)
 		})
 	})
 	t.Run("in doubt", func(t *testing.T) {
@@ -164,7 +165,7 @@ func TestPostingLimitSparesThreads(t *testing.T) {
 			b.publish(t, "thread", thread("one", "two", "three")...)
 			_, waited := b.settle(t)
 			b.published(t, "thread", 3)
-			equal(t, "went on in time", waited < interval, true)
+			testkit.Equal(t, "went on in time", waited < interval, true)
 		})
 	})
 	t.Run("in doubt from the first post on", func(t *testing.T) {
@@ -177,7 +178,7 @@ func TestPostingLimitSparesThreads(t *testing.T) {
 			b.h.PostingLimits = admission.PostingLimits{MinInterval: interval, PostsPerHour: 1} // by a worker that was started later
 			_, waited := b.settle(t)
 			b.published(t, "thread", 2)
-			equal(t, "went on in time", waited < interval, true)
+			testkit.Equal(t, "went on in time", waited < interval, true)
 		})
 	})
 	t.Run("replayed", func(t *testing.T) {
@@ -190,7 +191,7 @@ func TestPostingLimitSparesThreads(t *testing.T) {
 			b.publish(t, "other", thread("other")...)
 			b.published(t, "other", 1)
 			_, err := b.ledger.Replay(t.Context(), store.Key{Account: "acme", ID: "thread"}, time.Now())
-			check(t, err)
+			testkit.Must(t, err)
 			b.run(t, b.h, "acme")
 			b.held(t, "thread", jetpost.CodePostingLimit, b.sentAt(t, "thread", 0).Add(time.Hour), "2 of 3 posts an hour are used, and it needs 2")
 			b.key.ID = "thread"
@@ -209,7 +210,7 @@ func TestPostingLimitExpireAfter(t *testing.T) {
 		b.publish(t, "begun", thread("one", "two")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
 		pause := jetpost.AccountPause(time.Now(), time.Now().Add(90*time.Minute).Truncate(time.Second), "")
-		check(t, b.ledger.PauseAccount(t.Context(), "acme", pause))
+		testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", pause))
 		b.publish(t, "late", thread("late")...)
 		sleep(time.Until(pause.Reason.Until.Add(-time.Hour)))
 		b.publish(t, "in-time", thread("in time")...)
@@ -219,12 +220,12 @@ func TestPostingLimitExpireAfter(t *testing.T) {
 		b.published(t, "begun", 2) // a thread that has begun goes on, however late
 		key := store.Key{Account: "acme", ID: "late"}
 		r := b.want(t, key, jetpost.StateFailed, jetpost.CodeExpired, 0)
-		equal(t, "detail", r.Status.Reason.Detail,
+		testkit.Equal(t, "detail", r.Status.Reason.Detail,
 			"it was due at "+due.UTC().Format(time.RFC3339)+", and requests expire 1h0m0s after their due time")
-		equal(t, "attempts", r.Status.Attempts, 0)
+		testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 		b.published(t, "in-time", 1)
 		_, err := b.ledger.Replay(t.Context(), key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 		b.published(t, "late", 1)
 		b.texts(t, "acme", "one", "two", "in time", "late")
@@ -242,8 +243,8 @@ func TestPostingLimitExpireAfterPause(t *testing.T) {
 		b.publish(t, "late", thread("late")...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 		r, waited := b.settle(t)
-		equal(t, "reason", r.Status.Reason.Code, jetpost.CodeExpired)
-		equal(t, "before the pause ends", waited < 2*time.Hour, true)
+		testkit.Equal(t, "reason", r.Status.Reason.Code, jetpost.CodeExpired)
+		testkit.Equal(t, "before the pause ends", waited < 2*time.Hour, true)
 	})
 }
 
@@ -268,7 +269,7 @@ func TestPostingLimitExpireAfterOutage(t *testing.T) {
 		b.h.Ledger = &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { sleep(2 * time.Hour); return errAway })}
 		b.publish(t, "late", thread("late")...)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeExpired, 0)
-		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+		testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
 	})
 }
 
@@ -279,13 +280,13 @@ func TestPausedAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := postingLimited(t, admission.PostingLimits{})
 		until := time.Now().Add(time.Hour).Truncate(time.Second)
-		check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), until, "for an audit")))
+		testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), until, "for an audit")))
 		b.publish(t, "one", thread("one")...)
 		b.publish(t, "two", thread("two")...)
 		b.held(t, "one", jetpost.CodeAccountPaused, until, "for an audit")
 		b.want(t, store.Key{Account: "acme", ID: "two"}, jetpost.StateQueued, "", 0)
 		for endpoint := range b.x.Counts() {
-			equal(t, "calls to "+endpoint, b.calls(endpoint), 0)
+			testkit.Equal(t, "calls to "+endpoint, b.calls(endpoint), 0)
 		}
 		sleep(time.Until(until) - time.Millisecond)
 		b.run(t, b.h, "acme")
@@ -294,7 +295,7 @@ func TestPausedAccount(t *testing.T) {
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", "one", "two")
 
-		check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "")))
+		testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "")))
 		b.publish(t, "three", thread("three")...)
 		b.held(t, "three", jetpost.CodeAccountPaused, time.Time{}, "")
 		sleep(100 * time.Hour)
@@ -302,7 +303,7 @@ func TestPausedAccount(t *testing.T) {
 		b.texts(t, "acme", "one", "two")
 		b.account(t, "acme", 0) // its token has expired meanwhile
 		_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", "one", "two", "three")
 	})
@@ -333,11 +334,11 @@ func TestPausedInMidThread(t *testing.T) {
 				b.h.Ledger = hook
 				b.publish(t, "thread", thread("one", "two", "three")...)
 				r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeAccountPaused, test.posted)
-				equal(t, "attempts", r.Status.Attempts, test.posted)
-				equal(t, "calls", b.calls(xsim.EndpointCreatePost), test.posted)
+				testkit.Equal(t, "attempts", r.Status.Attempts, test.posted)
+				testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), test.posted)
 				b.held(t, "thread", jetpost.CodeAccountPaused, time.Time{}, "a person paused it")
 				_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 				b.run(t, b.h, "acme")
 				b.published(t, "thread", 3)
 				b.texts(t, "acme", "one", "two", "three")
@@ -355,14 +356,14 @@ func TestPausedApp(t *testing.T) {
 	now := time.Now()
 	pause := publishers.Pause{Target: publishers.TargetPublish, Since: now, Reason: jetpost.Reason{Code: jetpost.CodePausedByHand, Detail: "for an audit"}}
 	_, _, err := b.pauses.Set(t.Context(), pause)
-	check(t, err)
-	equal(t, "consumer paused", b.paused(t), true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "consumer paused", b.paused(t), true)
 	h := b.lane()
 	h.Gate.Learn(publishers.Pauses{Pauses: []publishers.Pause{pause}})
-	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+	testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 	holds, _, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
-	check(t, err)
-	equal(t, "what pauses the app", holds.Reason, pause.Reason)
+	testkit.Must(t, err)
+	testkit.Equal(t, "what pauses the app", holds.Reason, pause.Reason)
 
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	b.run(t, h, "acme") // a message that was already on its way
@@ -371,9 +372,9 @@ func TestPausedApp(t *testing.T) {
 		t.Errorf("detail is %q", r.Status.Reason.Detail)
 	}
 	_, err = h.Tokens.EnsureFresh(t.Context(), "acme", 0)
-	check(t, err)
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
-	equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
+	testkit.Must(t, err)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	testkit.Equal(t, "posts", b.calls(xsim.EndpointCreatePost), 0)
 }
 
 // TestRoom: without room on the disk no intent and no exchange begins, not even in the
@@ -395,29 +396,29 @@ func TestRoom(t *testing.T) {
 		b.h.Ledger, b.h.Room = hook, room
 		b.publish(t, "thread", thread("one", "two", "three")...)
 		r, err := b.ledger.Request(t.Context(), b.key)
-		check(t, err)
-		equal(t, "posted", r.Status.Posted, 1)
-		equal(t, "attempts", r.Status.Attempts, 1)
-		equal(t, "handled", b.h.Handle(t.Context(), b.wake("acme")), none)
+		testkit.Must(t, err)
+		testkit.Equal(t, "posted", r.Status.Posted, 1)
+		testkit.Equal(t, "attempts", r.Status.Attempts, 1)
+		testkit.Equal(t, "handled", b.h.Handle(t.Context(), b.wake("acme")), none)
 
 		token, err := b.ledger.Token(t.Context(), "acme")
-		check(t, err)
+		testkit.Must(t, err)
 		tokens := b.bubble()
 		tokens.Room = room
 		if _, err := tokens.EnsureFresh(t.Context(), "acme", token.Version); err == nil || !strings.Contains(err.Error(), none.Error()) {
 			t.Errorf("a refused token: %v", err)
 		}
 		refresh := &RefreshHandler{Refresher: tokens, Names: b.names, Log: b.log}
-		equal(t, "asked by hand", refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true), none)
+		testkit.Equal(t, "asked by hand", refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true), none)
 		_, err = refresh.claim(t.Context(), jetpost.RefreshBatch{}, 1)
-		equal(t, "a batch", err, none)
-		equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
+		testkit.Equal(t, "a batch", err, none)
+		testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
 
 		full.Store(false)
 		b.run(t, b.h, "acme")
 		b.published(t, "thread", 3)
 		b.texts(t, "acme", "one", "two", "three")
-		check(t, refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true))
-		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		testkit.Must(t, refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true))
+		testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 	})
 }

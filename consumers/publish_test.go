@@ -13,6 +13,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -35,13 +36,13 @@ func TestWorkersPublishInOrder(t *testing.T) {
 			texts := []string{fmt.Sprintf("%s %d", account, i), fmt.Sprintf("%s %d, more", account, i)}
 			want[account] = append(want[account], texts...)
 			_, err := b.pub.Publish(t.Context(), jetpost.Request{Account: account, ID: fmt.Sprint(i), Posts: thread(texts...)})
-			check(t, err)
+			testkit.Must(t, err)
 		}
 	}
 	for _, name := range []string{"one", "two"} {
 		b.work(t, b.lane(func(h *PublishHandler) { h.Worker = name }))
 	}
-	eventually(t, "everything is published", func() bool { return b.counts(t)[jetpost.StatePublished] == requests*len(accounts) })
+	testkit.Eventually(t, "everything is published", func() bool { return b.counts(t)[jetpost.StatePublished] == requests*len(accounts) })
 	for _, account := range accounts {
 		b.texts(t, account, want[account]...)
 		for i, p := range b.x.Posts(account) {
@@ -49,7 +50,7 @@ func TestWorkersPublishInOrder(t *testing.T) {
 			if i%2 == 1 {
 				parent = b.x.Posts(account)[i-1].ID
 			}
-			equal(t, "parent of "+p.Text, p.InReplyTo, parent)
+			testkit.Equal(t, "parent of "+p.Text, p.InReplyTo, parent)
 		}
 	}
 }
@@ -73,7 +74,7 @@ func (b *testBundle) intakes(h *IntakeHandler) []Binding {
 func (b *testBundle) counts(t *testing.T) map[jetpost.State]int {
 	t.Helper()
 	counts, err := b.ledger.CountRequests(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	return counts
 }
 
@@ -98,25 +99,25 @@ func TestUntilIsAnEnd(t *testing.T) {
 			b.account(t, "acme", 0)
 			h := b.lane()
 			if c.probe || c.ends && c.pause.Code != jetpost.CodePausedByHand {
-				check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, c.pause, time.Now()))
+				testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, c.pause, time.Now()))
 			} else {
 				_, _, err := b.pauses.Set(t.Context(), publishers.Pause{Target: publishers.TargetPublish, Reason: c.pause, Since: time.Now()})
-				check(t, err)
+				testkit.Must(t, err)
 				b.learn(t, h.Gate)
 			}
 			key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 			b.run(t, h, "acme")
 			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-			equal(t, "it is checked again", r.HoldUntil.After(time.Now()), true)
+			testkit.Equal(t, "it is checked again", r.HoldUntil.After(time.Now()), true)
 
 			var told jetpost.Event
-			check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAppPaused, "", "")).Data, &told))
-			equal(t, "app.paused says its end", told.App.Reason.Until.Equal(end), c.ends)
-			equal(t, "app.paused says an until", !told.App.Reason.Until.IsZero(), c.ends)
-			equal(t, "app.paused says when X is asked", told.App.NextProbeAt.After(time.Now()), c.probe)
+			testkit.Must(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAppPaused, "", "")).Data, &told))
+			testkit.Equal(t, "app.paused says its end", told.App.Reason.Until.Equal(end), c.ends)
+			testkit.Equal(t, "app.paused says an until", !told.App.Reason.Until.IsZero(), c.ends)
+			testkit.Equal(t, "app.paused says when X is asked", told.App.NextProbeAt.After(time.Now()), c.probe)
 			held := b.lastEvent(t, key)
-			equal(t, "request.held says its end", held.Request.Reason.Until.Equal(end), c.ends)
-			equal(t, "request.held says an until", !held.Request.Reason.Until.IsZero(), c.ends)
+			testkit.Equal(t, "request.held says its end", held.Request.Reason.Until.Equal(end), c.ends)
+			testkit.Equal(t, "request.held says an until", !held.Request.Reason.Until.IsZero(), c.ends)
 		})
 	}
 }
@@ -132,8 +133,8 @@ func TestNextTryIsNoEnd(t *testing.T) {
 	b.run(t, b.lane(), "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	held := b.lastEvent(t, key).Request
-	equal(t, "request.held says no until", held.Reason.Until.IsZero(), true)
-	equal(t, "its next try", held.NextTryAt.Equal(r.HoldUntil) && held.NextTryAt.After(time.Now()), true)
+	testkit.Equal(t, "request.held says no until", held.Reason.Until.IsZero(), true)
+	testkit.Equal(t, "its next try", held.NextTryAt.Equal(r.HoldUntil) && held.NextTryAt.After(time.Now()), true)
 }
 
 // TestSecondCheck: the app is paused while an intent is committed. The post is not sent,
@@ -150,9 +151,9 @@ func TestSecondCheck(t *testing.T) {
 	})}
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
-	equal(t, "post", r.Posts[0].State, jetpost.PostPending)
-	equal(t, "attempts", r.Status.Attempts, 0)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	testkit.Equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+	testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 }
 
 // TestThreadKeepsFirstPostsOwnParent: a thread may reply to a post of another account.
@@ -169,8 +170,8 @@ func TestThreadKeepsFirstPostsOwnParent(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "thread", Posts: posts})
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StatePublished, "", 2)
-	equal(t, "parent of the first", r.Posts[0].ParentID, root)
-	equal(t, "parent of the second", r.Posts[1].ParentID, r.Posts[0].PostID)
+	testkit.Equal(t, "parent of the first", r.Posts[0].ParentID, root)
+	testkit.Equal(t, "parent of the second", r.Posts[1].ParentID, r.Posts[0].PostID)
 }
 
 // TestThreadCommitsNoIntentAfterItsContext: no intent is committed after the context has
@@ -187,10 +188,10 @@ func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
 		before: func(op string) error { intents += strings.Count(op, "begin"); return nil },
 		after:  nth("posted", 1, func() error { cancel(); return nil }),
 	}
-	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
-	equal(t, "intents", intents, 1)
+	testkit.Must(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
+	testkit.Equal(t, "intents", intents, 1)
 	b.texts(t, "acme", "one")
-	equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
+	testkit.Equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
 }
 
 // TestLaneLateAnswer: a worker that lost its lane while X answered still commits the answer
@@ -252,14 +253,14 @@ func TestLaneFenced(t *testing.T) {
 			if op == "conclude" {
 				// X refused it, and the next worker found it in doubt. An answer of X is
 				// true whichever worker brings it.
-				equal(t, "state before", before.Status.State, jetpost.StateHeld)
-				equal(t, "posts", len(b.x.Posts("acme")), 0)
+				testkit.Equal(t, "state before", before.Status.State, jetpost.StateHeld)
+				testkit.Equal(t, "posts", len(b.x.Posts("acme")), 0)
 				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
 				return
 			}
 			after := b.record(t, key)
-			equal(t, "revision", after.Status.Revision, before.Status.Revision)
-			equal(t, "state", after.Status.State, before.Status.State)
+			testkit.Equal(t, "revision", after.Status.Revision, before.Status.Revision)
+			testkit.Equal(t, "state", after.Status.State, before.Status.State)
 			b.texts(t, "acme", "one")
 		})
 	}
@@ -276,13 +277,13 @@ func TestLaneRefusedInMidThread(t *testing.T) {
 	h := b.lane()
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 2)
-	equal(t, "X's own words", r.Status.Reason.Detail, words)
-	equal(t, "refused post", r.Posts[2].State, jetpost.PostFailed)
+	testkit.Equal(t, "X's own words", r.Status.Reason.Detail, words)
+	testkit.Equal(t, "refused post", r.Posts[2].State, jetpost.PostFailed)
 	b.want(t, other, jetpost.StatePublished, "", 1) // a failed request does not block the queue
 	b.texts(t, "acme", "one", "two", "other")
-	equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestFailed)
+	testkit.Equal(t, "event", b.lastEvent(t, key).Type, jetpost.EventRequestFailed)
 	deadLetters, err := b.deadLetters.List(t.Context(), publishers.DeadLetterFilter{})
-	check(t, err)
+	testkit.Must(t, err)
 	if len(deadLetters) != 1 || deadLetters[0].Posted != "2/5" || deadLetters[0].Detail != words || string(deadLetters[0].Body) != string(r.Body) {
 		t.Errorf("records are %+v", deadLetters)
 	}
@@ -290,13 +291,13 @@ func TestLaneRefusedInMidThread(t *testing.T) {
 	b.faults(t)
 	for i := range 2 {
 		result, err := b.ledger.Replay(t.Context(), key, time.Now())
-		check(t, err)
-		equal(t, "queued", result.Queued, i == 0)
+		testkit.Must(t, err)
+		testkit.Equal(t, "queued", result.Queued, i == 0)
 		b.run(t, h, "acme")
 		b.want(t, key, jetpost.StatePublished, "", 5)
 		b.texts(t, "acme", "one", "two", "other", "three", "four", "five")
 	}
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 7)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 7)
 }
 
 // TestLaneAccountWindow: the account waits until the reset that X names, and then goes on
@@ -313,14 +314,14 @@ func TestLaneAccountWindow(t *testing.T) {
 	h := b.lane()
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 2)
-	equal(t, "attempts", r.Status.Attempts, 2)
+	testkit.Equal(t, "attempts", r.Status.Attempts, 2)
 	b.run(t, h, "acme") // woken too early
 	b.run(t, h, "bolt")
 	b.want(t, other, jetpost.StatePublished, "", 1)
 	b.work(t, h)
-	eventually(t, "the thread goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	testkit.Eventually(t, "the thread goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 	b.texts(t, "acme", "one", "two", "three")
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
 }
 
 // TestLaneAccount429: a 429 that no window predicted counts no attempt.
@@ -334,13 +335,13 @@ func TestLaneAccount429(t *testing.T) {
 	for range 3 {
 		b.run(t, h, "acme")
 		r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
-		equal(t, "attempts", r.Status.Attempts, 0)
-		equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+		testkit.Equal(t, "attempts", r.Status.Attempts, 0)
+		testkit.Equal(t, "post", r.Posts[0].State, jetpost.PostPending)
 		if !r.HoldUntil.After(time.Now()) {
 			t.Errorf("held until %v", r.HoldUntil)
 		}
 	}
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 }
 
 func TestLaneAppWindow(t *testing.T) {
@@ -355,14 +356,14 @@ func TestLaneAppWindow(t *testing.T) {
 	h := b.lane()
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 2)
-	equal(t, "consumer paused", b.paused(t), true)
+	testkit.Equal(t, "consumer paused", b.paused(t), true)
 	b.run(t, h, "bolt") // a message that was already on its way
 	b.want(t, other, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.work(t, h)
-	eventually(t, "all goes on", func() bool { return b.counts(t)[jetpost.StatePublished] == 2 })
+	testkit.Eventually(t, "all goes on", func() bool { return b.counts(t)[jetpost.StatePublished] == 2 })
 	b.texts(t, "acme", "one", "two", "three")
 	b.texts(t, "bolt", "bolt")
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 4)
 }
 
 func TestLaneAppPauses(t *testing.T) {
@@ -393,23 +394,23 @@ func TestLaneAppPauses(t *testing.T) {
 			b.run(t, h, "bolt")
 			for _, k := range []store.Key{key, other} {
 				r := b.want(t, k, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-				equal(t, "attempts", r.Status.Attempts, 0)
+				testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 				if !strings.Contains(r.Status.Reason.Detail, string(test.code)) || !r.HoldUntil.After(time.Now()) {
 					t.Errorf("held until %v: %s", r.HoldUntil, r.Status.Reason.Detail)
 				}
 			}
-			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
-			equal(t, "consumer paused", b.paused(t), true)
+			testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+			testkit.Equal(t, "consumer paused", b.paused(t), true)
 			pause, _, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
-			check(t, err)
-			equal(t, "code of the pause", pause.Reason.Code, test.code)
+			testkit.Must(t, err)
+			testkit.Equal(t, "code of the pause", pause.Reason.Code, test.code)
 
 			b.faults(t)
-			check(t, b.pauses.Clear(t.Context(), publishers.TargetPublish))
+			testkit.Must(t, b.pauses.Clear(t.Context(), publishers.TargetPublish))
 			another := b.lane() // whose gate does not know of the pause
 			for _, account := range []string{"acme", "bolt"} {
 				_, err := b.ledger.EndHolds(t.Context(), account, jetpost.CodeAppPaused, time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 				b.run(t, another, account)
 			}
 			b.texts(t, "acme", "one")
@@ -426,13 +427,13 @@ func TestLanePauseWithoutEnd(t *testing.T) {
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	h := b.lane()
-	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppPaused}, time.Now()))
+	testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppPaused}, time.Now()))
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	if !r.HoldUntil.After(time.Now()) {
 		t.Errorf("held until %v", r.HoldUntil)
 	}
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
 }
 
 func TestLaneUnauthorized(t *testing.T) {
@@ -447,13 +448,13 @@ func TestLaneUnauthorized(t *testing.T) {
 		for range 2 { // the second time it is woken too early
 			b.run(t, h, "acme")
 			r := b.want(t, key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
-			equal(t, "attempts", r.Status.Attempts, 0)
+			testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 			if !r.HoldUntil.After(time.Now()) {
 				t.Errorf("held until %v", r.HoldUntil)
 			}
 		}
-		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
-		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
+		testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 	})
 	t.Run("once", func(t *testing.T) {
 		t.Parallel()
@@ -464,7 +465,7 @@ func TestLaneUnauthorized(t *testing.T) {
 		b.run(t, b.lane(), "acme")
 		b.want(t, key, jetpost.StatePublished, "", 2)
 		b.texts(t, "acme", "one", "two")
-		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 	})
 }
 
@@ -487,8 +488,8 @@ func TestLaneDialFails(t *testing.T) {
 	h := b.lane()
 	b.run(t, h, "acme")
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
-	equal(t, "post", r.Posts[0].State, jetpost.PostPending)
-	equal(t, "attempts", r.Status.Attempts, 0)
+	testkit.Equal(t, "post", r.Posts[0].State, jetpost.PostPending)
+	testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 	reachable.Store(true)
 	b.endHold(t, key, jetpost.CodeXUnavailable)
 	b.run(t, h, "acme")
@@ -500,8 +501,8 @@ func TestLaneDialFails(t *testing.T) {
 func (b *testBundle) endHold(t *testing.T, key store.Key, code jetpost.Code) {
 	t.Helper()
 	n, err := b.ledger.EndHolds(t.Context(), key.Account, code, time.Now())
-	check(t, err)
-	equal(t, "holds ended", n, 1)
+	testkit.Must(t, err)
+	testkit.Equal(t, "holds ended", n, 1)
 }
 
 func TestLaneLostAnswer(t *testing.T) {
@@ -528,7 +529,7 @@ func TestLaneLostAnswer(t *testing.T) {
 				b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 1)
 			}
 			b.want(t, behind, jetpost.StateQueued, "", 0)
-			equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
+			testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
 		})
 	}
 }
@@ -543,11 +544,11 @@ func TestLaneExpired(t *testing.T) {
 	// The first post is in time. The deadline passes before the second one.
 	hook := &ledgerHook{Store: b.ledger}
 	hook.after = nth("posted", 1, func() error {
-		eventually(t, "the deadline passes", func() bool { return time.Now().After(now.Add(time.Second)) })
+		testkit.Eventually(t, "the deadline passes", func() bool { return time.Now().After(now.Add(time.Second)) })
 		panic("the worker died here")
 	})
 	func() {
-		defer func() { equal(t, "panic", recover() != nil, true) }()
+		defer func() { testkit.Equal(t, "panic", recover() != nil, true) }()
 		b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
 	}()
 	hook.expire(t)
@@ -573,8 +574,8 @@ func TestLaneCancelledInMidThread(t *testing.T) {
 	b.want(t, other, jetpost.StatePublished, "", 1)
 	b.texts(t, "acme", "one", "two", "other")
 	event := b.lastEvent(t, key)
-	equal(t, "event", event.Type, jetpost.EventRequestCancelled)
-	equal(t, "posts told", event.Request.Posted, 2)
+	testkit.Equal(t, "event", event.Type, jetpost.EventRequestCancelled)
+	testkit.Equal(t, "posts told", event.Request.Posted, 2)
 }
 
 func TestLanePoison(t *testing.T) {
@@ -591,7 +592,7 @@ func TestLanePoison(t *testing.T) {
 	h := b.lane(func(h *PublishHandler) { h.Ledger = hook })
 	for range poisonClaims {
 		func() {
-			defer func() { equal(t, "panic", recover(), any("deadly")) }()
+			defer func() { testkit.Equal(t, "panic", recover(), any("deadly")) }()
 			b.run(t, h, "acme")
 		}()
 		b.want(t, key, jetpost.StateQueued, "", 0)
@@ -601,7 +602,7 @@ func TestLanePoison(t *testing.T) {
 	b.want(t, key, jetpost.StateHeld, jetpost.CodePoison, 0)
 	hook.before = nil
 	_, err := b.ledger.Replay(t.Context(), key, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StatePublished, "", 1)
 }
@@ -619,7 +620,7 @@ func TestLaneNewerVersion(t *testing.T) {
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, 0)
 		b.endHold(t, key, jetpost.CodeNeedsNewerWorker)
 	}
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
 }
 
 // TestLaneReadsAtLast: a request that an older worker could not read is published once a
@@ -633,7 +634,7 @@ func TestLaneReadsAtLast(t *testing.T) {
 		Request: jetpost.Request{Account: "acme", ID: "new"}, Body: []byte(`{"posts":[{"text":"one"},{"text":"two"}]}`), Digest: []byte("of the bytes"),
 		Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: now}, Now: now,
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	behind := b.accept(t, jetpost.Request{ID: "behind", Posts: thread("behind")})
 	b.run(t, b.lane(), "acme")
 	b.want(t, store.Key{Account: "acme", ID: "new"}, jetpost.StatePublished, "", 2)
@@ -690,9 +691,9 @@ func TestLaneReauth(t *testing.T) {
 	for range 2 {
 		b.run(t, h, "acme")
 		r := b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
-		equal(t, "hold without an end", r.HoldUntil.IsZero(), true)
+		testkit.Equal(t, "hold without an end", r.HoldUntil.IsZero(), true)
 	}
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 	b.account(t, "acme", 0)
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StatePublished, "", 1)
@@ -712,15 +713,15 @@ func TestLaneDatabaseAway(t *testing.T) {
 			return nil
 		}
 		away--
-		equal(t, "calls while the database is away", b.calls(xsim.EndpointCreatePost), 1)
-		equal(t, "unhealthy", away == 2 || h.Health.Err() != nil, true)
+		testkit.Equal(t, "calls while the database is away", b.calls(xsim.EndpointCreatePost), 1)
+		testkit.Equal(t, "unhealthy", away == 2 || h.Health.Err() != nil, true)
 		return errAway
 	}}
 	h.Ledger = hook
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
 	b.texts(t, "acme", "one", "two")
-	check(t, h.Health.Err())
+	testkit.Must(t, h.Health.Err())
 }
 
 // TestLaneCommitAnswerLost: the commit was made and its answer was lost. The lane finds
@@ -743,7 +744,7 @@ func TestLaneCommitAnswerLost(t *testing.T) {
 				return
 			}
 			r := b.want(t, key, jetpost.StatePublished, "", 2)
-			equal(t, "attempts", r.Status.Attempts, 2)
+			testkit.Equal(t, "attempts", r.Status.Attempts, 2)
 			b.texts(t, "acme", "one", "two")
 		})
 	}
@@ -772,14 +773,14 @@ func TestLaneStopping(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { close(stopping); return nil })}
 	d := b.wake("acme")
 	d.Stopping = stopping
-	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d))
+	testkit.Must(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d))
 	b.want(t, key, jetpost.StatePublishing, "", 1)
 	b.texts(t, "acme", "one")
 	due, err := b.ledger.DueLanes(t.Context(), time.Now(), 10)
-	check(t, err)
-	equal(t, "due lanes", len(due), 1)
+	testkit.Must(t, err)
+	testkit.Equal(t, "due lanes", len(due), 1)
 	b.work(t, b.lane()) // handles its wake-up
-	eventually(t, "another worker goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	testkit.Eventually(t, "another worker goes on", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 	b.texts(t, "acme", "one", "two")
 }
 
@@ -796,7 +797,7 @@ func TestLaneSchedules(t *testing.T) {
 	b.want(t, later, jetpost.StateScheduled, "", 0)
 	b.want(t, now, jetpost.StatePublished, "", 1)
 	b.work(t, h)
-	eventually(t, "the hour comes", func() bool { return b.record(t, later).Status.State == jetpost.StatePublished })
+	testkit.Eventually(t, "the hour comes", func() bool { return b.record(t, later).Status.State == jetpost.StatePublished })
 	if created := b.x.Posts("acme")[1].CreatedAt; created.Before(at) {
 		t.Errorf("published %v early", at.Sub(created))
 	}
@@ -820,8 +821,8 @@ func TestLaneOutage(t *testing.T) {
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	}
 	b.want(t, keys[admission.BreakerThreshold], jetpost.StateHeld, jetpost.CodeAppPaused, 0)
-	equal(t, "consumer paused", b.paused(t), true)
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), admission.BreakerThreshold)
+	testkit.Equal(t, "consumer paused", b.paused(t), true)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), admission.BreakerThreshold)
 }
 
 // TestLanePanicInHalfOpen: a worker that panics in the call that probes X must be able to
@@ -836,7 +837,7 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic("here") })}
 	h.Ledger = hook
 	func() {
-		defer func() { equal(t, "panic", recover(), any("here")) }()
+		defer func() { testkit.Equal(t, "panic", recover(), any("here")) }()
 		b.run(t, h, "acme")
 	}()
 	hook.expire(t)
@@ -897,9 +898,9 @@ func TestLaneEndsWithItsContext(t *testing.T) {
 		}
 		return nil
 	}}
-	check(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
+	testkit.Must(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
 	b.texts(t, "acme", "one")
-	equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
+	testkit.Equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
 }
 
 // stopDuringUpload runs a lane whose upload takes so long that something happens meanwhile.
@@ -920,8 +921,8 @@ func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan
 	b.accept(t, jetpost.Request{ID: "a", Posts: []jetpost.Post{{Text: "hi", Media: []jetpost.Media{{Data: testImage(t)}}}}})
 	d := b.wake("acme")
 	d.Stopping = stopping
-	check(t, h.Handle(t.Context(), d))
-	equal(t, "posts sent after it", b.calls(xsim.EndpointCreatePost), 0)
+	testkit.Must(t, h.Handle(t.Context(), d))
+	testkit.Equal(t, "posts sent after it", b.calls(xsim.EndpointCreatePost), 0)
 }
 
 func TestLaneStopsDuringUpload(t *testing.T) {
@@ -930,7 +931,7 @@ func TestLaneStopsDuringUpload(t *testing.T) {
 		t.Parallel()
 		stopDuringUpload(t, func(h *PublishHandler, _ chan struct{}) {
 			now := time.Now()
-			check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
+			testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 		})
 	})
 	t.Run("worker", func(t *testing.T) {
@@ -958,13 +959,13 @@ func TestLaneReadsAtLastDespiteLostAnswer(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	body, err := json.Marshal(jetpost.Request{Version: 1, Account: "acme", ID: "a", Posts: thread("hi")})
-	check(t, err)
+	testkit.Must(t, err)
 	past := time.Now().Add(-time.Hour)
 	_, err = b.ledger.Accept(t.Context(), store.Acceptance{
 		Request: jetpost.Request{Account: "acme", ID: "a"}, Body: body, Digest: []byte("old"),
 		Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: past}, Now: past,
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	h := b.lane(func(h *PublishHandler) { h.Ledger = &lostAccept{ledgerHook: &ledgerHook{Store: b.ledger}} })
 	b.run(t, h, "acme")
 	b.want(t, store.Key{Account: "acme", ID: "a"}, jetpost.StatePublished, "", 1)
@@ -994,12 +995,12 @@ func TestLaneNoticesClearedPause(t *testing.T) {
 	b.accept(t, jetpost.Request{ID: "a", Posts: thread("hi")})
 	h := b.lane()
 	now := time.Now()
-	check(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
+	testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: now.Add(20 * 24 * time.Hour)}, now))
 	b.run(t, h, "acme")
-	check(t, b.pauses.Clear(t.Context(), string(admission.TargetPublish)))
+	testkit.Must(t, b.pauses.Clear(t.Context(), string(admission.TargetPublish)))
 	due, err := b.ledger.DueLanes(t.Context(), now.Add(admission.UndatedPause+time.Minute), 10)
-	check(t, err)
-	equal(t, "lanes that check again", len(due), 1)
+	testkit.Must(t, err)
+	testkit.Equal(t, "lanes that check again", len(due), 1)
 }
 
 // Each exchange risks losing the account: a 401 that a fresh token does not fix must not
@@ -1014,7 +1015,7 @@ func TestLaneLasting401RenewsOnce(t *testing.T) {
 	for range 4 {
 		b.run(t, h, "acme")
 		_, err := b.ledger.Replay(t.Context(), key, time.Now()) // as if the hold were over
-		check(t, err)
+		testkit.Must(t, err)
 	}
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 }

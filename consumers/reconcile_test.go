@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -54,11 +55,11 @@ func (b *doubtBundle) publish(t *testing.T, id string, posts ...jetpost.Post) {
 func (b *doubtBundle) publishFor(t *testing.T, account, id string, posts ...jetpost.Post) {
 	t.Helper()
 	r := jetpost.Request{Account: account, ID: id, Posts: posts}
-	check(t, r.Validate())
+	testkit.Must(t, r.Validate())
 	body, err := json.Marshal(r)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
-	check(t, err)
+	testkit.Must(t, err)
 	b.key = store.Key{Account: account, ID: id}
 	b.run(t, b.h, account)
 }
@@ -91,23 +92,23 @@ func (b *doubtBundle) byHand(t *testing.T, text string, images ...[]byte) {
 	p := xapi.Post{Text: text}
 	for _, data := range images {
 		media, err := client.UploadMedia(t.Context(), bytes.NewReader(data), int64(len(data)), "image/png")
-		check(t, err)
+		testkit.Must(t, err)
 		p.MediaIDs = append(p.MediaIDs, media.ID)
 	}
 	_, err := client.CreatePost(t.Context(), p)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 func (b *doubtBundle) deleteByHand(t *testing.T, id string) {
 	t.Helper()
 	token, _ := b.x.CurrentToken("acme")
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "https://x.test/2/tweets/"+id, nil)
-	check(t, err)
+	testkit.Must(t, err)
 	req.Header.Set("Authorization", "Bearer "+token.AccessToken)
 	resp, err := b.hc.Do(req)
-	check(t, err)
-	check(t, resp.Body.Close())
-	equal(t, "delete", resp.StatusCode, http.StatusOK)
+	testkit.Must(t, err)
+	testkit.Must(t, resp.Body.Close())
+	testkit.Equal(t, "delete", resp.StatusCode, http.StatusOK)
 }
 
 // allowEqual has X accept the same text twice.
@@ -152,32 +153,32 @@ func TestReconcile(t *testing.T) {
 					}
 					b := doubt(t, opts...)
 					_, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", SubscriptionType: xsim.SubscriptionPremium})
-					check(t, err)
+					testkit.Must(t, err)
 					b.reconnect(t, "acme")
 					b.faults(t, lost(test.nth, made))
 					b.publish(t, "r", test.posts...)
 					b.want(t, b.key, jetpost.StateHeld, jetpost.CodeReconciling, test.nth-1)
 					calls := b.calls(xsim.EndpointCreatePost)
-					equal(t, "calls at the doubt", calls, test.nth)
+					testkit.Equal(t, "calls at the doubt", calls, test.nth)
 
 					r, took := b.settle(t)
-					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 					want := len(test.posts)
 					if !made {
 						want++
 					}
-					equal(t, "calls", b.calls(xsim.EndpointCreatePost), want)
+					testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), want)
 					limit := 5 * time.Minute
 					if !made {
 						limit = 15 * time.Minute // no later post proves that the timeline does not lag
 					}
-					equal(t, "soon", took < limit, true)
+					testkit.Equal(t, "soon", took < limit, true)
 					posts := b.x.Posts("acme")
-					equal(t, "posts", len(posts), len(test.posts))
+					testkit.Equal(t, "posts", len(posts), len(test.posts))
 					for i, p := range posts {
-						equal(t, "id", r.Posts[i].PostID, p.ID)
+						testkit.Equal(t, "id", r.Posts[i].PostID, p.ID)
 						if i > 0 {
-							equal(t, "parent", p.InReplyTo, posts[i-1].ID)
+							testkit.Equal(t, "parent", p.InReplyTo, posts[i-1].ID)
 						}
 					}
 				})
@@ -223,10 +224,10 @@ func TestReconcileByHand(t *testing.T) {
 					b.byHand(t, test.during)
 				}
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, test.state)
-				equal(t, "posts", len(b.x.Posts("acme")), 1+test.posts)
+				testkit.Equal(t, "state", r.Status.State, test.state)
+				testkit.Equal(t, "posts", len(b.x.Posts("acme")), 1+test.posts)
 				if test.state == jetpost.StateUnknown {
-					equal(t, "code", r.Status.Reason.Code, jetpost.CodeOutcomeUnknown)
+					testkit.Equal(t, "code", r.Status.Reason.Code, jetpost.CodeOutcomeUnknown)
 				}
 			})
 		})
@@ -266,9 +267,9 @@ func TestReconcileAlikeByHand(t *testing.T) {
 				b.publish(t, "r", test.posts...)
 				test.byHand(t, b)
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, jetpost.StateUnknown)
-				equal(t, "posted", r.Status.Posted, len(test.posts)-1)
-				equal(t, "posts", len(b.x.Posts("acme")), 1+len(test.posts))
+				testkit.Equal(t, "state", r.Status.State, jetpost.StateUnknown)
+				testkit.Equal(t, "posted", r.Status.Posted, len(test.posts)-1)
+				testkit.Equal(t, "posts", len(b.x.Posts("acme")), 1+len(test.posts))
 			})
 		})
 	}
@@ -286,14 +287,14 @@ func TestReconcileDeletedParent(t *testing.T) {
 		b.deleteByHand(t, b.record(t, b.key).Posts[0].PostID)
 		r, _ := b.settle(t)
 		// The deleted post was the anchor post, which X had to show.
-		equal(t, "state", r.Status.State, jetpost.StateUnknown)
-		equal(t, "why", strings.Contains(r.Status.Reason.Detail, "which was live before"), true)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StateUnknown)
+		testkit.Equal(t, "why", strings.Contains(r.Status.Reason.Detail, "which was live before"), true)
 		_, err := b.ledger.Resolve(t.Context(), b.key, "", time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		r, _ = b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StateFailed)
-		equal(t, "code", r.Status.Reason.Code, jetpost.CodeRefusedByX)
-		equal(t, "posted", r.Status.Posted, 1)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StateFailed)
+		testkit.Equal(t, "code", r.Status.Reason.Code, jetpost.CodeRefusedByX)
+		testkit.Equal(t, "posted", r.Status.Posted, 1)
 	})
 }
 
@@ -310,8 +311,8 @@ func TestReconcileLag(t *testing.T) {
 					b.faults(t, lost(2, made))
 					b.publish(t, "r", thread("one", "two")...)
 					r, _ := b.settle(t)
-					equal(t, "state", r.Status.State, jetpost.StatePublished)
-					equal(t, "posts", len(b.x.Posts("acme")), 2)
+					testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+					testkit.Equal(t, "posts", len(b.x.Posts("acme")), 2)
 				})
 			})
 		}
@@ -355,8 +356,8 @@ func TestReconcileFirstPostEver(t *testing.T) {
 		b.faults(t, lost(1, true))
 		b.publish(t, "r", thread("one")...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 	})
 }
 
@@ -371,7 +372,7 @@ func TestReconcileLostAgain(t *testing.T) {
 		b.faults(t, fault)
 		b.publish(t, "r", thread("one", "two")...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		b.texts(t, "acme", "one", "two")
 	})
 }
@@ -401,9 +402,9 @@ func TestReconcileOldAnchor(t *testing.T) {
 				b.faults(t, lost(1, true))
 				b.publish(t, "r", thread("one")...)
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, test.state)
+				testkit.Equal(t, "state", r.Status.State, test.state)
 				if test.words != "" {
-					equal(t, "X's words", strings.Contains(r.Status.Reason.Detail, test.words), true)
+					testkit.Equal(t, "X's words", strings.Contains(r.Status.Reason.Detail, test.words), true)
 				}
 				b.texts(t, "acme", "control", "one")
 			})
@@ -423,8 +424,8 @@ func TestReconcileCommunity(t *testing.T) {
 				b.faults(t, lost(1, made))
 				b.publish(t, "r", jetpost.Post{Text: "one", CommunityID: "1"})
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, want)
-				equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+				testkit.Equal(t, "state", r.Status.State, want)
+				testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 			})
 		})
 	}
@@ -456,17 +457,17 @@ func TestReconcileReadsRefused(t *testing.T) {
 					calls := b.calls(xsim.EndpointCreatePost)
 					for range 40 {
 						r := b.record(t, b.key)
-						equal(t, "state", r.Status.State, jetpost.StateHeld)
-						equal(t, "post", r.Posts[1].State, jetpost.PostSending)
+						testkit.Equal(t, "state", r.Status.State, jetpost.StateHeld)
+						testkit.Equal(t, "post", r.Posts[1].State, jetpost.PostSending)
 						sleep(max(time.Until(r.HoldUntil), time.Minute))
 						b.run(t, b.h, "acme")
 					}
-					equal(t, "calls while reads are refused", b.calls(xsim.EndpointCreatePost), calls)
+					testkit.Equal(t, "calls while reads are refused", b.calls(xsim.EndpointCreatePost), calls)
 					b.faults(t)
 					b.h.Gate.Learn(publishers.Pauses{Revision: 1 << 20}) // a person resumes
 					r, _ := b.settle(t)
-					equal(t, "state", r.Status.State, jetpost.StatePublished)
-					equal(t, "posts", len(b.x.Posts("acme")), 2)
+					testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+					testkit.Equal(t, "posts", len(b.x.Posts("acme")), 2)
 				})
 			})
 		}
@@ -489,8 +490,8 @@ func TestReconcileReadsRefusedForGood(t *testing.T) {
 				b.faults(t, lost(1, true), fault)
 				b.publish(t, "r", thread("one")...)
 				r, took := b.settle(t)
-				equal(t, "state", r.Status.State, jetpost.StateUnknown)
-				equal(t, "post", r.Posts[0].State, jetpost.PostSending)
+				testkit.Equal(t, "state", r.Status.State, jetpost.StateUnknown)
+				testkit.Equal(t, "post", r.Posts[0].State, jetpost.PostSending)
 				if detail := r.Status.Reason.Detail; !strings.Contains(detail, "Not for you.") {
 					t.Errorf("the reason is without X's words: %q", detail)
 				}
@@ -498,9 +499,9 @@ func TestReconcileReadsRefusedForGood(t *testing.T) {
 					t.Errorf("it took %v", took)
 				}
 				b.faults(t)
-				check(t, b.ledger.Reconcile(t.Context(), b.key, time.Now()))
+				testkit.Must(t, b.ledger.Reconcile(t.Context(), b.key, time.Now()))
 				r, _ = b.settle(t)
-				equal(t, "state", r.Status.State, jetpost.StatePublished)
+				testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 			})
 		})
 	}
@@ -515,8 +516,8 @@ func TestReconcileOlderNames(t *testing.T) {
 		b.faults(t, lost(2, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Endpoint: xsim.EndpointTimeline, Query: "post.fields"})
 		b.publish(t, "r", thread("one", "two")...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "posts", len(b.x.Posts("acme")), 2)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "posts", len(b.x.Posts("acme")), 2)
 	})
 }
 
@@ -574,15 +575,15 @@ func TestReconcileTruncated(t *testing.T) {
 				b.publish(t, "r", thread("one", "two")...)
 				for range maxChecks - 1 {
 					r := b.record(t, b.key)
-					equal(t, "state", r.Status.State, jetpost.StateHeld)
+					testkit.Equal(t, "state", r.Status.State, jetpost.StateHeld)
 					sleep(time.Until(r.HoldUntil))
 					b.run(t, b.h, "acme")
 				}
-				equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
+				testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 2)
 				whole = true
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, jetpost.StatePublished)
-				equal(t, "posts", len(b.x.Posts("acme")), 2)
+				testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+				testkit.Equal(t, "posts", len(b.x.Posts("acme")), 2)
 			})
 		})
 	}
@@ -610,20 +611,20 @@ func TestReconcileOvertaken(t *testing.T) {
 		return func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
 			t.Helper()
 			_, err := b.ledger.Resolve(t.Context(), b.key, id, time.Now())
-			check(t, err)
+			testkit.Must(t, err)
 		}
 	}
 	cancel := func(t *testing.T, b *doubtBundle, _ *ledgerHook) {
 		t.Helper()
 		_, err := b.ledger.Cancel(t.Context(), b.key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	takeOver := func(t *testing.T, b *doubtBundle, hook *ledgerHook) {
 		t.Helper()
 		hook.expire(t)
 		_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "another", time.Second, time.Now())
-		check(t, err)
-		equal(t, "claimed", claimed, true)
+		testkit.Must(t, err)
+		testkit.Equal(t, "claimed", claimed, true)
 	}
 	tests := []struct {
 		name  string
@@ -655,9 +656,9 @@ func TestReconcileOvertaken(t *testing.T) {
 				b.faults(t, lost(1, test.made))
 				b.publish(t, "r", thread("one")...)
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, test.state)
-				equal(t, "post", r.Posts[0].State, test.post)
-				equal(t, "posts", len(b.x.Posts("acme")), 1+test.posts)
+				testkit.Equal(t, "state", r.Status.State, test.state)
+				testkit.Equal(t, "post", r.Posts[0].State, test.post)
+				testkit.Equal(t, "posts", len(b.x.Posts("acme")), 1+test.posts)
 				b.publish(t, "next", thread("next")...)
 				b.want(t, b.key, jetpost.StatePublished, "", 1)
 			})
@@ -681,10 +682,10 @@ func TestReconcileLateAnswer(t *testing.T) {
 					b.hc.Transport = during(b.x, nth, func() {
 						if made {
 							_, err := b.ledger.Posted(t.Context(), sender, "r", 0, b.x.Posts("acme")[1].ID, time.Now())
-							check(t, err)
+							testkit.Must(t, err)
 							return
 						}
-						check(t, b.ledger.Conclude(t.Context(), sender, "r", store.Outcome{State: jetpost.StateHeld, PostState: jetpost.PostPending, Now: time.Now()}))
+						testkit.Must(t, b.ledger.Conclude(t.Context(), sender, "r", store.Outcome{State: jetpost.StateHeld, PostState: jetpost.PostPending, Now: time.Now()}))
 					})
 					b.publish(t, "control", thread("control")...)
 					sleep(30 * time.Minute)
@@ -692,7 +693,7 @@ func TestReconcileLateAnswer(t *testing.T) {
 					b.publish(t, "r", thread("one", "two")...)
 					sender = hook.lane
 					r, _ := b.settle(t)
-					equal(t, "state", r.Status.State, jetpost.StatePublished)
+					testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 					b.texts(t, "acme", "control", "one", "two")
 				})
 			})
@@ -712,11 +713,11 @@ func TestReconcileEarlierAttempt(t *testing.T) {
 		b.faults(t, lost(1, true))
 		b.publish(t, "r", thread("one")...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		b.faults(t, lost(1, false))
 		b.publish(t, "r2", thread("two")...)
 		r, _ = b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		b.texts(t, "acme", "control", "one", "two")
 	})
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -31,7 +32,7 @@ import (
 func (b *testBundle) due(t *testing.T, name string, left time.Duration) {
 	t.Helper()
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: name})
-	check(t, err)
+	testkit.Must(t, err)
 	now := time.Now()
 	_, err = b.ledger.ImportAccount(t.Context(), store.Import{
 		Name: name, XUserID: grant.ID, Username: name, Now: now.Add(-24 * time.Hour),
@@ -39,13 +40,13 @@ func (b *testBundle) due(t *testing.T, name string, left time.Duration) {
 			Access: secret.New(grant.AccessToken), Refresh: secret.New(grant.RefreshToken), ExpiresAt: now.Add(left), Scope: grant.Scope,
 		},
 	})
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 func (b *testBundle) token(t *testing.T, account string) store.Token {
 	t.Helper()
 	token, err := b.ledger.Token(t.Context(), account)
-	check(t, err)
+	testkit.Must(t, err)
 	return token
 }
 
@@ -57,7 +58,7 @@ func (b *testBundle) stored(t *testing.T, account string, refreshes int) {
 	if got.Access.Reveal() != want.AccessToken || got.Refresh.Reveal() != want.RefreshToken {
 		t.Errorf("the ledger's pair of %s is not the one in force", account)
 	}
-	equal(t, "exchanges of "+account, want.Refreshes, refreshes)
+	testkit.Equal(t, "exchanges of "+account, want.Refreshes, refreshes)
 }
 
 func (b *testBundle) refresh(r *Refresher) *RefreshHandler {
@@ -67,7 +68,7 @@ func (b *testBundle) refresh(r *Refresher) *RefreshHandler {
 func (b *testBundle) wakeup(t *testing.T, subject string, body any) Delivery {
 	t.Helper()
 	data, err := json.Marshal(body)
-	check(t, err)
+	testkit.Must(t, err)
 	return Delivery{Subject: subject, Data: data}
 }
 
@@ -75,12 +76,12 @@ func (b *testBundle) wakeup(t *testing.T, subject string, body any) Delivery {
 func (b *testBundle) last(t *testing.T, stream, subject string) *jetstream.RawStreamMsg {
 	t.Helper()
 	s, err := b.js.Stream(t.Context(), stream)
-	check(t, err)
+	testkit.Must(t, err)
 	msg, err := s.GetLastMsgForSubject(t.Context(), subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil
 	}
-	check(t, err)
+	testkit.Must(t, err)
 	return msg
 }
 
@@ -89,14 +90,14 @@ func (b *testBundle) summary(t *testing.T, rounds int) jetpost.RefreshSummary {
 	t.Helper()
 	subject := b.names.EventSubject(jetpost.EventRefreshCompleted, "", "")
 	var event jetpost.Event
-	eventually(t, "the round is completed", func() bool {
+	testkit.Eventually(t, "the round is completed", func() bool {
 		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
-		check(t, err)
+		testkit.Must(t, err)
 		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(subject))
-		check(t, err)
+		testkit.Must(t, err)
 		return info.State.Subjects[subject] >= uint64(rounds)
 	})
-	check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), subject).Data, &event))
+	testkit.Must(t, json.Unmarshal(b.last(t, b.names.EventsStream(), subject).Data, &event))
 	summary := *event.Refresh
 	summary.Round = ""
 	return summary
@@ -116,20 +117,20 @@ func TestRefreshRound(t *testing.T) {
 			{Stream: b.names.RefreshStream(), Consumer: jetpost.ConsumerRefresh, Slots: 2, Handler: b.refresh(b.refresher())},
 		}})
 	}
-	check(t, b.pub.Tick(t.Context()))
-	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
+	testkit.Must(t, b.pub.Tick(t.Context()))
+	testkit.Equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
 	for i := range accounts {
 		b.stored(t, fmt.Sprint("acme", i), 1)
 	}
 	b.stored(t, "young", 0)
-	check(t, b.pub.Tick(t.Context()))
-	equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{})
-	check(t, b.pub.RefreshAccount(t.Context(), "young", true))
-	eventually(t, "the young one is renewed by hand", func() bool {
+	testkit.Must(t, b.pub.Tick(t.Context()))
+	testkit.Equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{})
+	testkit.Must(t, b.pub.RefreshAccount(t.Context(), "young", true))
+	testkit.Eventually(t, "the young one is renewed by hand", func() bool {
 		token, _ := b.x.CurrentToken("young")
 		return token.Refreshes == 1 && b.token(t, "young").Access.Reveal() == token.AccessToken
 	})
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts+1)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts+1)
 }
 
 // TestForcedRefreshesAreLimited: a producer can force a refresh once in a while, an
@@ -141,14 +142,14 @@ func TestForcedRefreshesAreLimited(t *testing.T) {
 	h := b.refresh(b.refresher())
 	force := func(subject string) {
 		t.Helper()
-		check(t, h.Handle(t.Context(), b.wakeup(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true})))
+		testkit.Must(t, h.Handle(t.Context(), b.wakeup(t, subject, jetpost.RefreshRequest{Account: "acme", Force: true})))
 	}
 	for range 3 {
 		force(b.names.RefreshRequest())
 	}
-	equal(t, "exchanges of three forced by a producer", b.calls(xsim.EndpointToken), 1)
+	testkit.Equal(t, "exchanges of three forced by a producer", b.calls(xsim.EndpointToken), 1)
 	force(b.names.RefreshOrder())
-	equal(t, "exchanges after an operator's order", b.calls(xsim.EndpointToken), 2)
+	testkit.Equal(t, "exchanges after an operator's order", b.calls(xsim.EndpointToken), 2)
 }
 
 // TestRefreshGrantRefused: only this account must be connected again, and its token is
@@ -166,18 +167,18 @@ func TestRefreshGrantRefused(t *testing.T) {
 		if round == 1 {
 			want = jetpost.RefreshSummary{}
 		}
-		equal(t, "summary", b.summary(t, round+1), want)
+		testkit.Equal(t, "summary", b.summary(t, round+1), want)
 	}
 	token := b.token(t, "acme")
 	if !token.RequiresReauth || token.RefreshError == "" || token.RefreshFailedAt.IsZero() {
 		t.Errorf("token is %+v", token.TokenMeta)
 	}
 	var event jetpost.Event
-	check(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")).Data, &event))
-	equal(t, "reason", event.Account.Reason.Code, jetpost.CodeAccountReauthRequired)
+	testkit.Must(t, json.Unmarshal(b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")).Data, &event))
+	testkit.Equal(t, "reason", event.Account.Reason.Code, jetpost.CodeAccountReauthRequired)
 	record := b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme"))
-	equal(t, "record", record.Header.Get(jetpost.HeaderCode), string(jetpost.CodeAccountReauthRequired))
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+	testkit.Equal(t, "record", record.Header.Get(jetpost.HeaderCode), string(jetpost.CodeAccountReauthRequired))
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 	b.stored(t, "bolt", 1)
 	if meta := b.token(t, "bolt").TokenMeta; meta.RefreshError != "" || meta.LastRefreshAt.IsZero() {
 		t.Errorf("the other token is %+v", meta)
@@ -189,9 +190,9 @@ func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
 	t.Helper()
 	wakeups := &batches{}
 	h.Wakeups = wakeups
-	check(t, h.Handle(t.Context(), b.tick()))
+	testkit.Must(t, h.Handle(t.Context(), b.tick()))
 	for _, batch := range wakeups.all {
-		check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshBatch(), batch)))
+		testkit.Must(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshBatch(), batch)))
 	}
 }
 
@@ -214,19 +215,19 @@ func TestTickAgain(t *testing.T) {
 	tick := b.tick()
 	wantAway(t, h.Handle(t.Context(), tick))
 	wakeups.room = 10
-	check(t, h.Handle(t.Context(), tick))
+	testkit.Must(t, h.Handle(t.Context(), tick))
 	for _, batch := range wakeups.all {
-		check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshBatch(), batch)))
+		testkit.Must(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshBatch(), batch)))
 	}
 	summary := b.summary(t, 1)
-	equal(t, "tokens of the round", summary.Total, accounts)
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts)
+	testkit.Equal(t, "tokens of the round", summary.Total, accounts)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), accounts)
 	rounds := map[string]bool{}
 	for _, batch := range wakeups.all {
 		rounds[batch.Round] = true
 	}
-	equal(t, "rounds", len(rounds), 1)
-	equal(t, "batches", len(wakeups.all), 4)
+	testkit.Equal(t, "rounds", len(rounds), 1)
+	testkit.Equal(t, "batches", len(wakeups.all), 4)
 }
 
 // batches records the published batches, up to a limit if there is one.
@@ -257,27 +258,27 @@ func TestRefreshAppRefused(t *testing.T) {
 	h := b.refresh(r)
 	h.BatchSize = 2
 	b.round(t, h)
-	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Failed: 2, Skipped: accounts - 2})
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+	testkit.Equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Failed: 2, Skipped: accounts - 2})
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 	pause, ok, err := b.pauses.Get(t.Context(), publishers.TargetRefresh)
-	check(t, err)
+	testkit.Must(t, err)
 	if !ok || pause.Reason.Code != jetpost.CodeAppMisconfigured || !pause.Active(time.Now()) {
 		t.Errorf("pause is %+v", pause)
 	}
-	equal(t, "posts are paused, too", b.paused(t), false)
+	testkit.Equal(t, "posts are paused, too", b.paused(t), false)
 	for i := range accounts {
 		account := fmt.Sprint("acme", i)
-		equal(t, account+" requires re-authorising", b.token(t, account).RequiresReauth, false)
-		equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, account, "")) == nil, true)
+		testkit.Equal(t, account+" requires re-authorising", b.token(t, account).RequiresReauth, false)
+		testkit.Equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, account, "")) == nil, true)
 	}
 	b.round(t, h)
-	check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
+	testkit.Must(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "acme0", Force: true})))
 	token, err := r.EnsureFresh(t.Context(), "acme0", 0)
-	check(t, err) // it is valid
+	testkit.Must(t, err) // it is valid
 	if _, err = r.EnsureFresh(t.Context(), "acme0", token.Version); decisionOf(err).reason.Code != jetpost.CodeAppPaused {
 		t.Errorf("a refused token during the pause: %v", err)
 	}
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 }
 
 // TestRefreshBackoff: a temporary failure delays the token, and the next success clears it.
@@ -306,7 +307,7 @@ func TestRefreshBackoff(t *testing.T) {
 			for range 2 {
 				b.round(t, h)
 				_, err := r.EnsureFresh(t.Context(), "acme", 0)
-				check(t, err) // it is used meanwhile
+				testkit.Must(t, err) // it is used meanwhile
 			}
 			token := b.token(t, "acme")
 			if token.RequiresReauth || token.RefreshError == "" || !token.NextAttemptAt.After(time.Now()) || token.LeaseID != "" {
@@ -314,12 +315,12 @@ func TestRefreshBackoff(t *testing.T) {
 			}
 			b.stored(t, "acme", 0)
 			if fault.Kind != "" {
-				equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 			}
-			equal(t, "record", b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme")) != nil, true)
+			testkit.Equal(t, "record", b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme")) != nil, true)
 			b.faults(t)
 			b.hc.Transport = b.x
-			check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshOrder(), jetpost.RefreshRequest{Account: "acme", Force: true})))
+			testkit.Must(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshOrder(), jetpost.RefreshRequest{Account: "acme", Force: true})))
 			b.stored(t, "acme", 1)
 			if token := b.token(t, "acme"); token.RefreshError != "" || !token.RefreshFailedAt.IsZero() || !token.NextAttemptAt.IsZero() || token.LastRefreshAt.IsZero() {
 				t.Errorf("after a success the token is %+v, next attempt at %v", token.TokenMeta, token.NextAttemptAt)
@@ -384,27 +385,27 @@ func TestRefreshAnswerLost(t *testing.T) {
 				h := b.refresh(r)
 				b.faults(t, xsim.Fault{Kind: xsim.FaultCut, After: made, Endpoint: xsim.EndpointToken, Times: 1})
 				b.round(t, h)
-				equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 				first := b.token(t, "acme")
-				equal(t, "requires re-authorising", first.RequiresReauth, false)
+				testkit.Equal(t, "requires re-authorising", first.RequiresReauth, false)
 				for time.Now().Before(first.ExpiresAt.Add(-TokenTiming{}.nearEnd() - time.Minute)) {
 					token, err := r.EnsureFresh(t.Context(), "acme", 0)
-					check(t, err)
-					equal(t, "version", token.Version, first.Version)
+					testkit.Must(t, err)
+					testkit.Equal(t, "version", token.Version, first.Version)
 					b.round(t, h)
 					sleep(time.Minute)
 				}
-				equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 				sleep(time.Until(first.ExpiresAt.Add(-TokenTiming{}.nearEnd() + time.Second)))
 				token, err := r.EnsureFresh(t.Context(), "acme", 0)
-				equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
+				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 				if made {
-					equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
-					equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
+					testkit.Equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+					testkit.Equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
 					return
 				}
-				check(t, err)
-				equal(t, "version", token.Version, first.Version+1)
+				testkit.Must(t, err)
+				testkit.Equal(t, "version", token.Version, first.Version+1)
 				b.stored(t, "acme", 1)
 			})
 		})
@@ -444,7 +445,7 @@ func TestRefreshOnceForAll(t *testing.T) {
 	close(start)
 	all.Wait()
 	b.stored(t, "acme", 1)
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 }
 
 // decisionOf is what a lane decides about the error of a token.
@@ -467,7 +468,7 @@ func TestRefreshOutlivesItsWorker(t *testing.T) {
 		return b.x.RoundTrip(r)
 	})
 	_, err := b.refresher().EnsureFresh(ctx, "acme", 0)
-	check(t, err)
+	testkit.Must(t, err)
 	b.stored(t, "acme", 1)
 }
 
@@ -488,8 +489,8 @@ func TestRefreshFenced(t *testing.T) {
 	}
 	b.stored(t, "acme", 0)
 	token, err := b.refresher().EnsureFresh(t.Context(), "acme", 1)
-	check(t, err)
-	equal(t, "version", token.Version, 2)
+	testkit.Must(t, err)
+	testkit.Equal(t, "version", token.Version, 2)
 }
 
 // TestRefreshFailureFenced: a refused grant of a token that was replaced meanwhile has no
@@ -503,9 +504,9 @@ func TestRefreshFailureFenced(t *testing.T) {
 		return b.x.RoundTrip(r)
 	})
 	_, err := b.refresher().EnsureFresh(t.Context(), "acme", 1)
-	equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeTokenRefreshFailed)
-	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
-	equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")) == nil, true)
+	testkit.Equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeTokenRefreshFailed)
+	testkit.Equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
+	testkit.Equal(t, "event", b.last(t, b.names.EventsStream(), b.names.EventSubject(jetpost.EventAccountReauthRequired, "acme", "")) == nil, true)
 }
 
 // TestRefreshFreshEnough: a token that is valid for long is not renewed, and one that was
@@ -517,13 +518,13 @@ func TestRefreshFreshEnough(t *testing.T) {
 	r := b.refresher()
 	for range 2 {
 		_, err := r.EnsureFresh(t.Context(), "acme", 0)
-		check(t, err)
+		testkit.Must(t, err)
 	}
-	equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
+	testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 0)
 	for range 2 {
 		token, err := r.EnsureFresh(t.Context(), "acme", 1)
-		check(t, err)
-		equal(t, "version", token.Version, 2)
+		testkit.Must(t, err)
+		testkit.Equal(t, "version", token.Version, 2)
 	}
 	b.stored(t, "acme", 1)
 	if _, err := r.EnsureFresh(t.Context(), "nobody", 0); decisionOf(err).reason.Code != jetpost.CodeAccountReauthRequired {
@@ -538,7 +539,7 @@ func TestRefreshUnreadable(t *testing.T) {
 	b := setup(t)
 	mine := b.ledger
 	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
-	check(t, err)
+	testkit.Must(t, err)
 	b.ledger = b.open(t, sealer)
 	b.due(t, "locked", time.Minute)
 	b.ledger = mine
@@ -546,10 +547,10 @@ func TestRefreshUnreadable(t *testing.T) {
 	b.due(t, "bolt", time.Hour)
 	h := b.refresh(b.refresher())
 	b.round(t, h)
-	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 2, Skipped: 1})
+	testkit.Equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 2, Skipped: 1})
 	b.stored(t, "acme", 1)
 	b.stored(t, "bolt", 1)
-	check(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})))
+	testkit.Must(t, h.Handle(t.Context(), b.wakeup(t, b.names.RefreshRequest(), jetpost.RefreshRequest{Account: "locked", Force: true})))
 
 	key := b.accept(t, jetpost.Request{Account: "locked", ID: "one", Posts: thread("one")})
 	b.run(t, b.lane(), "locked")
@@ -575,7 +576,7 @@ func TestRefreshBatchIsCounted(t *testing.T) {
 	h := b.refresh(r)
 	h.BatchSize = 2
 	b.round(t, h)
-	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 3})
+	testkit.Equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: 3, Refreshed: 3})
 }
 
 // TestRefreshStrangeMessages: anyone who may publish requests can publish anything.
@@ -585,10 +586,10 @@ func TestRefreshStrangeMessages(t *testing.T) {
 	h := b.refresh(b.refresher())
 	for _, subject := range []string{b.names.RefreshBatch(), b.names.RefreshRequest(), "refresh.other"} {
 		for _, body := range []string{"", "{", `{"account":"nobody","round":"none"}`, "[]"} {
-			check(t, h.Handle(t.Context(), Delivery{Subject: subject, Data: []byte(body)}))
+			testkit.Must(t, h.Handle(t.Context(), Delivery{Subject: subject, Data: []byte(body)}))
 		}
 	}
-	equal(t, "events", b.messages(t, b.names.EventsStream()), 0)
+	testkit.Equal(t, "events", b.messages(t, b.names.EventsStream()), 0)
 }
 
 // TestRefreshTellsNoToken: whatever X echoes, no token reaches an event or a dead letter.
@@ -602,7 +603,7 @@ func TestRefreshTellsNoToken(t *testing.T) {
 		return &http.Response{StatusCode: http.StatusBadRequest, Header: http.Header{}, Body: io.NopCloser(bytes.NewBufferString(body)), Request: r}, nil
 	})
 	_, err := b.refresher().EnsureFresh(t.Context(), "acme", 0)
-	equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	testkit.Equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	record := b.last(t, b.names.FailedStream(), b.names.RefreshFailed("acme"))
 	for _, text := range []string{err.Error(), b.token(t, "acme").RefreshError, fmt.Sprint(record.Header)} {
 		if text == "" || bytes.Contains([]byte(text), []byte(old)) {
@@ -632,10 +633,10 @@ func TestRefresherFrozenAfterClaimSendsNothing(t *testing.T) {
 		one.Tokens = frozenTokens{b.ledger, func() {
 			sleep(DefaultExchangeLease + time.Second)
 			_, err := two.EnsureFresh(t.Context(), "acme", 1)
-			check(t, err)
+			testkit.Must(t, err)
 		}}
 		_, _ = one.EnsureFresh(t.Context(), "acme", 1) // only what X saw counts
-		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 		b.stored(t, "acme", 1)
 	})
 }
@@ -652,7 +653,7 @@ func TestRefresherGatewayErrorIsALostAnswer(t *testing.T) {
 		b.round(t, h)
 		sleep(2 * time.Minute)
 		b.round(t, h)
-		equal(t, "exchanges while the access token lives", b.calls(xsim.EndpointToken), 1)
-		equal(t, "requires reauth", b.token(t, "acme").RequiresReauth, false)
+		testkit.Equal(t, "exchanges while the access token lives", b.calls(xsim.EndpointToken), 1)
+		testkit.Equal(t, "requires reauth", b.token(t, "acme").RequiresReauth, false)
 	})
 }

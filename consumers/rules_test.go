@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -46,7 +47,7 @@ func TestRules(t *testing.T) {
 			if test.want != nil {
 				want = "invalid request: " + strings.Join(test.want, "; ")
 			}
-			equal(t, "mistakes", fmt.Sprint(err), want)
+			testkit.Equal(t, "mistakes", fmt.Sprint(err), want)
 		})
 	}
 }
@@ -67,7 +68,7 @@ func TestCost(t *testing.T) {
 		{"text without a link", jetpost.Post{Text: "e.g. this, i.e. nothing"}, 15_000},
 	}
 	for _, test := range tests {
-		equal(t, test.name, CostMicros(test.post), test.want)
+		testkit.Equal(t, test.name, CostMicros(test.post), test.want)
 	}
 }
 
@@ -81,15 +82,15 @@ func TestIntakeRefusesByRule(t *testing.T) {
 	for _, body := range [][]byte{quote, tags} {
 		take(t, b.intake(), b.job("acme", body))
 	}
-	equal(t, "requests", len(b.counts(t)), 0)
+	testkit.Equal(t, "requests", len(b.counts(t)), 0)
 	refusals, err := b.ledger.Refusals(t.Context(), 10)
-	check(t, err)
+	testkit.Must(t, err)
 	for _, r := range refusals {
 		if r.Code != jetpost.CodeInvalidRequest || r.Account != "acme" || (r.ID != "quote" && r.ID != "tags") || len(r.Problems) != 1 {
 			t.Errorf("refusal is %+v", r)
 		}
 	}
-	equal(t, "refusals", len(refusals), 2)
+	testkit.Equal(t, "refusals", len(refusals), 2)
 
 	h := b.intake()
 	h.Rules.Enterprise = true
@@ -108,13 +109,13 @@ func TestReadAtLastByRule(t *testing.T) {
 			Request: jetpost.Request{Version: 99, Account: "acme", ID: id}, Body: body, Digest: []byte("of what could be read"),
 			Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: time.Now().Add(-time.Minute)}, Now: time.Now().Add(-time.Hour),
 		})
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	b.run(t, b.lane(), "acme")
 	tags := b.want(t, store.Key{Account: "acme", ID: "tags"}, jetpost.StateFailed, jetpost.CodeInvalidRequest, 0)
-	equal(t, "why", strings.Contains(tags.Status.Reason.Detail, "2 cashtags"), true)
+	testkit.Equal(t, "why", strings.Contains(tags.Status.Reason.Detail, "2 cashtags"), true)
 	fine := b.want(t, store.Key{Account: "acme", ID: "fine"}, jetpost.StatePublished, "", 1)
-	equal(t, "cost", fine.Status.CostEstimateUSD, 0.2)
+	testkit.Equal(t, "cost", fine.Status.CostEstimateUSD, 0.2)
 }
 
 // TestThreadTooLong: nothing of a thread is sent if a later post is too long for its
@@ -142,7 +143,7 @@ func TestThreadTooLong(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", SubscriptionType: test.subscription})
-			check(t, err)
+			testkit.Must(t, err)
 			b.importGrant(t, grant, time.Now())
 			if test.fault {
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusServiceUnavailable, Endpoint: xsim.EndpointMe})
@@ -150,12 +151,12 @@ func TestThreadTooLong(t *testing.T) {
 			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread(test.texts...)})
 			b.run(t, b.lane(), "acme")
 			r := b.want(t, key, test.state, test.code, test.posted)
-			equal(t, "posts at X", len(b.x.Posts("acme")), test.posted)
-			equal(t, "questions", b.calls(xsim.EndpointMe), test.asks)
+			testkit.Equal(t, "posts at X", len(b.x.Posts("acme")), test.posted)
+			testkit.Equal(t, "questions", b.calls(xsim.EndpointMe), test.asks)
 			if test.code == jetpost.CodeTextTooLong {
-				equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
-				equal(t, "attempts", r.Status.Attempts, 0)
-				equal(t, "reason", r.Status.Reason.Detail,
+				testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+				testkit.Equal(t, "attempts", r.Status.Attempts, 0)
+				testkit.Equal(t, "reason", r.Status.Reason.Detail,
 					"post 3 weighs 300 as X counts, and @acme has no subscription, with which more than 280 are allowed; nothing more was sent")
 			}
 		})
@@ -171,10 +172,10 @@ func TestThreadTooLongReplayed(t *testing.T) {
 	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StateFailed, jetpost.CodeTextTooLong, 0)
 	grant, err := b.x.AddAccount(xsim.NewAccount{Handle: "acme", SubscriptionType: xsim.SubscriptionPremium})
-	check(t, err)
+	testkit.Must(t, err)
 	b.importGrant(t, grant, time.Now())
 	_, err = b.ledger.Replay(t.Context(), key, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
 }
@@ -196,7 +197,7 @@ func TestThreadTooLongWaits(t *testing.T) {
 		second := b.accept(t, jetpost.Request{ID: "second", Posts: thread("two", long)})
 		b.run(t, h, "acme")
 		b.want(t, second, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
-		equal(t, "questions", b.calls(xsim.EndpointMe), 1)
+		testkit.Equal(t, "questions", b.calls(xsim.EndpointMe), 1)
 	})
 	t.Run("breaker", func(t *testing.T) {
 		t.Parallel()
@@ -205,7 +206,7 @@ func TestThreadTooLongWaits(t *testing.T) {
 			b.trip(t)
 			b.publish(t, "thread", thread("one", long)...)
 			b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
-			equal(t, "questions", b.calls(xsim.EndpointMe), 0)
+			testkit.Equal(t, "questions", b.calls(xsim.EndpointMe), 0)
 		})
 	})
 }
@@ -243,34 +244,34 @@ func TestSameText(t *testing.T) {
 			b.accept(t, jetpost.Request{ID: "first", Posts: thread("one", "same")})
 			h, log := b.intakeBy(test.rule)
 			body, err := json.Marshal(jetpost.Request{Account: "bolt", ID: "second", Posts: thread("other", "same")})
-			check(t, err)
+			testkit.Must(t, err)
 			d := b.job("bolt", body)
 			for range 2 { // the second time it is a repeat, and not logged again
 				take(t, h, d)
 			}
 			key := store.Key{Account: "bolt", ID: "second"}
 			r := b.want(t, key, test.state, test.code, 0)
-			equal(t, "event", b.lastEvent(t, key).Type, test.event)
-			equal(t, "records", int(b.messages(t, b.names.FailedStream())), test.deadLetters)
+			testkit.Equal(t, "event", b.lastEvent(t, key).Type, test.event)
+			testkit.Equal(t, "records", int(b.messages(t, b.names.FailedStream())), test.deadLetters)
 			message := `"level":"WARN","msg":"request.same_text","account":"bolt","request":"second","other_account":"acme","other_request":"first"`
 			warned := 0
 			if test.warned {
 				warned = 1
 			}
-			equal(t, "warnings in "+log.String(), strings.Count(log.String(), message), warned)
-			equal(t, "messages of that kind", strings.Count(log.String(), "same_text"), warned)
+			testkit.Equal(t, "warnings in "+log.String(), strings.Count(log.String(), message), warned)
+			testkit.Equal(t, "messages of that kind", strings.Count(log.String(), "same_text"), warned)
 			b.run(t, b.lane(), "acme")
 			b.run(t, b.lane(), "bolt")
 			if test.code == "" {
 				b.want(t, key, jetpost.StatePublished, "", 2)
 				return
 			}
-			equal(t, "reason", r.Status.Reason.Detail, "request first of account acme has a post of the same text within a day")
-			equal(t, "posts of bolt", len(b.x.Posts("bolt")), 0)
+			testkit.Equal(t, "reason", r.Status.Reason.Detail, "request first of account acme has a post of the same text within a day")
+			testkit.Equal(t, "posts of bolt", len(b.x.Posts("bolt")), 0)
 
 			// A person may want it all the same.
 			_, err = b.ledger.Replay(t.Context(), key, time.Now())
-			check(t, err)
+			testkit.Must(t, err)
 			b.run(t, b.lane(), "bolt")
 			b.want(t, key, jetpost.StatePublished, "", 2)
 		})
@@ -291,11 +292,11 @@ func TestSameTextIsAnothersText(t *testing.T) {
 	} {
 		r.ID = fmt.Sprint(i)
 		body, err := json.Marshal(r)
-		check(t, err)
+		testkit.Must(t, err)
 		take(t, h, b.job(r.Account, body))
 		b.want(t, store.Key{Account: r.Account, ID: r.ID}, jetpost.StateQueued, "", 0)
 	}
-	equal(t, "log", strings.Contains(log.String(), "same_text"), false)
+	testkit.Equal(t, "log", strings.Contains(log.String(), "same_text"), false)
 }
 
 // TestRescheduledWhileWorkedOn: a request that is rescheduled while a worker has read it is
@@ -316,7 +317,7 @@ func TestRescheduledWhileWorkedOn(t *testing.T) {
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateScheduled, "", 0)
 	b.texts(t, "acme", "three")
-	check(t, move(time.Now()))
+	testkit.Must(t, move(time.Now()))
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
 	b.texts(t, "acme", "three", "one", "two")

@@ -19,6 +19,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -56,7 +57,7 @@ const queueName = "QUEUE"
 func newQueue(t *testing.T, js jetstream.JetStream, ackWait time.Duration) *queue {
 	t.Helper()
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: queueName, Subjects: []string{"queue.*"}, Retention: jetstream.WorkQueuePolicy})
-	check(t, err)
+	testkit.Must(t, err)
 	q := &queue{js: js, config: jetstream.ConsumerConfig{Durable: "work", AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait}}
 	q.bind(t)
 	return q
@@ -65,21 +66,21 @@ func newQueue(t *testing.T, js jetstream.JetStream, ackWait time.Duration) *queu
 func (q *queue) bind(t *testing.T) {
 	t.Helper()
 	_, err := q.js.CreateConsumer(t.Context(), queueName, q.config)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 func (q *queue) publish(t *testing.T, bodies ...string) {
 	t.Helper()
 	for _, body := range bodies {
 		_, err := q.js.Publish(t.Context(), "queue.x", []byte(body))
-		check(t, err)
+		testkit.Must(t, err)
 	}
 }
 
 func (q *queue) info(t *testing.T) *jetstream.ConsumerInfo {
 	t.Helper()
 	c, err := q.js.Consumer(t.Context(), queueName, "work")
-	check(t, err)
+	testkit.Must(t, err)
 	return c.CachedInfo()
 }
 
@@ -87,7 +88,7 @@ func (q *queue) info(t *testing.T) *jetstream.ConsumerInfo {
 func (q *queue) empty(t *testing.T) bool {
 	t.Helper()
 	s, err := q.js.Stream(t.Context(), queueName)
-	check(t, err)
+	testkit.Must(t, err)
 	return s.CachedInfo().State.Msgs == 0
 }
 
@@ -123,17 +124,17 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 			q.publish(t, "one", "two")
 			seen := map[string]int{}
 			r := q.runner(1, func(_ context.Context, d Delivery) error {
-				equal(t, "acknowledged", q.empty(t), false)
+				testkit.Equal(t, "acknowledged", q.empty(t), false)
 				if seen[string(d.Data)]++; seen[string(d.Data)] < 3 {
 					return result()
 				}
 				return nil
 			})
 			stop := (&testBundle{}).start(t, r)
-			eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+			testkit.Eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
 			stop()
-			equal(t, "handled", fmt.Sprint(seen), "map[one:3 two:3]")
-			check(t, r.Health.Err())
+			testkit.Equal(t, "handled", fmt.Sprint(seen), "map[one:3 two:3]")
+			testkit.Must(t, r.Health.Err())
 		})
 	}
 }
@@ -155,9 +156,9 @@ func TestRunnerSetsAside(t *testing.T) {
 	})
 	r.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelError}))
 	stop := (&testBundle{}).start(t, r)
-	eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+	testkit.Eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
 	stop()
-	equal(t, "handled", fmt.Sprint(seen), "[one two]")
+	testkit.Equal(t, "handled", fmt.Sprint(seen), "[one two]")
 	if !strings.Contains(logged.String(), "delivery.set_aside") || !strings.Contains(logged.String(), errAway.Error()) {
 		t.Errorf("the log is %q", logged.String())
 	}
@@ -176,10 +177,10 @@ func TestRunnerGivesBack(t *testing.T) {
 			t.Error("the delivery was handled twice at once")
 		}
 		defer together.Add(-1)
-		equal(t, "body", string(d.Data), "one")
+		testkit.Equal(t, "body", string(d.Data), "one")
 		switch calls.Add(1) {
 		case 1:
-			check(t, r.Health.Err())
+			testkit.Must(t, r.Health.Err())
 			return errAway
 		case 2, 3:
 			if err := r.Health.Err(); !errors.Is(err, errAway) {
@@ -192,9 +193,9 @@ func TestRunnerGivesBack(t *testing.T) {
 	})
 	(&testBundle{}).start(t, r)
 	q.publish(t, "one")
-	eventually(t, "it is acknowledged", func() bool { return q.empty(t) })
-	equal(t, "calls", calls.Load(), 4)
-	eventually(t, "health is back", func() bool { return r.Health.Err() == nil })
+	testkit.Eventually(t, "it is acknowledged", func() bool { return q.empty(t) })
+	testkit.Equal(t, "calls", calls.Load(), 4)
+	testkit.Eventually(t, "health is back", func() bool { return r.Health.Err() == nil })
 }
 
 func TestRunnerPanics(t *testing.T) {
@@ -209,9 +210,9 @@ func TestRunnerPanics(t *testing.T) {
 		return nil
 	}))
 	q.publish(t, "one", "two")
-	eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
-	equal(t, "calls", calls.Load(), 3)
-	equal(t, "deliveries", q.info(t).Delivered.Consumer, 3)
+	testkit.Eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
+	testkit.Equal(t, "calls", calls.Load(), 3)
+	testkit.Equal(t, "deliveries", q.info(t).Delivered.Consumer, 3)
 }
 
 // TestRunnerDrains stops worker after worker in the middle of a queue. A worker finishes
@@ -242,15 +243,15 @@ func TestRunnerDrains(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			seen[string(d.Data)]++
-			check(t, ctx.Err())
+			testkit.Must(t, ctx.Err())
 			return nil
 		}))
-		eventually(t, "some are handled", func() bool { return handled.Load() >= batch || q.empty(t) })
+		testkit.Eventually(t, "some are handled", func() bool { return handled.Load() >= batch || q.empty(t) })
 		stop()
-		equal(t, "in flight after the stop", inFlight.Load(), 0)
+		testkit.Equal(t, "in flight after the stop", inFlight.Load(), 0)
 	}
 	for i := range messages {
-		equal(t, fmt.Sprint("message ", i), seen[fmt.Sprint(i)], 1)
+		testkit.Equal(t, fmt.Sprint("message ", i), seen[fmt.Sprint(i)], 1)
 	}
 }
 
@@ -262,19 +263,19 @@ func TestRunnerStops(t *testing.T) {
 	q := newQueue(t, js, time.Hour)
 	began := make(chan struct{})
 	stop := (&testBundle{}).start(t, q.runner(1, func(ctx context.Context, d Delivery) error {
-		equal(t, "stopping at first", d.stopping(), false)
+		testkit.Equal(t, "stopping at first", d.stopping(), false)
 		close(began)
 		<-d.Stopping
-		check(t, ctx.Err()) // the call in flight goes on
+		testkit.Must(t, ctx.Err()) // the call in flight goes on
 		return nil
 	}))
 	q.publish(t, "one", "two")
 	<-began
 	stop()
 	info := q.info(t)
-	equal(t, "acknowledged", info.AckFloor.Consumer, 1)
-	equal(t, "waiting", info.NumPending, 1)
-	equal(t, "in flight", info.NumAckPending, 0)
+	testkit.Equal(t, "acknowledged", info.AckFloor.Consumer, 1)
+	testkit.Equal(t, "waiting", info.NumPending, 1)
+	testkit.Equal(t, "in flight", info.NumAckPending, 0)
 }
 
 // TestRunnerStopGrace: the context of a handler that does not end is cancelled, and its
@@ -294,7 +295,7 @@ func TestRunnerStopGrace(t *testing.T) {
 	q.publish(t, "one")
 	<-began
 	stop()
-	equal(t, "not acknowledged", q.empty(t), false)
+	testkit.Equal(t, "not acknowledged", q.empty(t), false)
 }
 
 func TestRunnerNeedsItsConsumer(t *testing.T) {
@@ -316,13 +317,13 @@ func TestRunnerConsumerDeleted(t *testing.T) {
 	r := q.runner(2, func(context.Context, Delivery) error { calls.Add(1); return nil })
 	(&testBundle{}).start(t, r)
 	q.publish(t, "one")
-	eventually(t, "the first is handled", func() bool { return calls.Load() == 1 && q.empty(t) })
-	check(t, js.DeleteConsumer(t.Context(), queueName, "work"))
-	eventually(t, "health tells", func() bool { return r.Health.Err() != nil })
+	testkit.Eventually(t, "the first is handled", func() bool { return calls.Load() == 1 && q.empty(t) })
+	testkit.Must(t, js.DeleteConsumer(t.Context(), queueName, "work"))
+	testkit.Eventually(t, "health tells", func() bool { return r.Health.Err() != nil })
 	q.bind(t)
-	eventually(t, "health is back before the next message", func() bool { return r.Health.Err() == nil })
+	testkit.Eventually(t, "health is back before the next message", func() bool { return r.Health.Err() == nil })
 	q.publish(t, "two")
-	eventually(t, "the second is handled", func() bool { return calls.Load() == 2 && q.empty(t) })
+	testkit.Eventually(t, "the second is handled", func() bool { return calls.Load() == 2 && q.empty(t) })
 }
 
 // TestRunnerServerRestarts: the server restarts while a delivery is in flight. It is
@@ -334,10 +335,10 @@ func TestRunnerServerRestarts(t *testing.T) {
 	back := make(chan struct{})
 	nc, err := nats.Connect(first.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond),
 		nats.ReconnectHandler(func(*nats.Conn) { close(back) }))
-	check(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
-	check(t, err)
+	testkit.Must(t, err)
 	q := newQueue(t, js, time.Minute)
 	began, goOn := make(chan struct{}, 1), make(chan struct{})
 	var calls atomic.Int64
@@ -355,14 +356,14 @@ func TestRunnerServerRestarts(t *testing.T) {
 	natstest.Server(t, natstest.Listen, func(o *server.Options) {
 		o.StoreDir = dir
 		_, err := fmt.Sscanf(address[strings.LastIndexByte(address, ':')+1:], "%d", &o.Port)
-		check(t, err)
+		testkit.Must(t, err)
 	})
 	<-back
 	close(goOn)
-	eventually(t, "the first is acknowledged", func() bool { return q.empty(t) })
+	testkit.Eventually(t, "the first is acknowledged", func() bool { return q.empty(t) })
 	q.publish(t, "two")
-	eventually(t, "the second is acknowledged", func() bool { return q.empty(t) })
-	equal(t, "calls", calls.Load(), 2)
+	testkit.Eventually(t, "the second is acknowledged", func() bool { return q.empty(t) })
+	testkit.Equal(t, "calls", calls.Load(), 2)
 }
 
 // TestRunnerReplacedWakeup: if a wake-up replaces the one being handled, the
@@ -381,20 +382,20 @@ func TestRunnerReplacedWakeup(t *testing.T) {
 		})}},
 	}
 	stop := b.start(t, r)
-	check(t, b.wakeups.Wake(t.Context(), "acme"))
+	testkit.Must(t, b.wakeups.Wake(t.Context(), "acme"))
 	<-began
-	check(t, b.wakeups.Wake(t.Context(), "acme"))
+	testkit.Must(t, b.wakeups.Wake(t.Context(), "acme"))
 	close(goOn)
 	<-began // the second wake-up is handled, too
-	eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.LanesStream()) == 0 })
+	testkit.Eventually(t, "all is acknowledged", func() bool { return b.messages(t, b.names.LanesStream()) == 0 })
 	stop()
-	equal(t, "log", logged.String(), "")
+	testkit.Equal(t, "log", logged.String(), "")
 }
 
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	var h Health
-	check(t, h.Err())
+	testkit.Must(t, h.Err())
 	h.Set("one", errAway)
 	h.Set("two", context.Canceled)
 	if err := h.Err(); !errors.Is(err, errAway) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "one: ") {
@@ -403,7 +404,7 @@ func TestHealth(t *testing.T) {
 	h.Set("one", nil)
 	h.Set("two", nil)
 	h.Set("three", nil)
-	check(t, h.Err())
+	testkit.Must(t, h.Err())
 }
 
 // TestHealthForgets: a fault of a handler is cleared after a while, because another worker
@@ -417,6 +418,6 @@ func TestHealthForgets(t *testing.T) {
 			t.Errorf("health is %v", err)
 		}
 		sleep(faultFor)
-		check(t, h.Err())
+		testkit.Must(t, h.Err())
 	})
 }

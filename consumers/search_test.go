@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -65,9 +66,9 @@ func TestSearch(t *testing.T) {
 			anchor := store.Anchor{XUserID: "1", PostID: "9", SentAt: at.Add(-time.Hour)}
 			s := newSearch(Timing{}, post, ours, anchor)
 			test.shown.ID, test.shown.CreatedAt = "100", at.Add(time.Second).Truncate(time.Second)
-			equal(t, "last page", s.add(xapi.UserPostsPage{Posts: []xapi.UserPost{test.shown, {ID: "9", CreatedAt: anchor.SentAt}}}), true)
+			testkit.Equal(t, "last page", s.add(xapi.UserPostsPage{Posts: []xapi.UserPost{test.shown, {ID: "9", CreatedAt: anchor.SentAt}}}), true)
 			f := s.judge(nil)
-			equal(t, "verdict", f.verdict, test.want)
+			testkit.Equal(t, "verdict", f.verdict, test.want)
 		})
 	}
 }
@@ -97,12 +98,12 @@ func TestSearchPages(t *testing.T) {
 		s := newSearch(Timing{}, store.PostRecord{SentAt: at}, jetpost.Post{Text: "hello"}, store.Anchor{PostID: "9", SentAt: at.Add(-24 * time.Hour)})
 		for i, page := range pages {
 			page.Incomplete = test.incomplete
-			equal(t, "last page", s.add(page), false)
+			testkit.Equal(t, "last page", s.add(page), false)
 			if i == 1 {
-				equal(t, "before all was shown", s.judge(nil).verdict, foundNothing)
+				testkit.Equal(t, "before all was shown", s.judge(nil).verdict, foundNothing)
 			}
 		}
-		equal(t, test.name, s.judge(test.owned).verdict, test.want)
+		testkit.Equal(t, test.name, s.judge(test.owned).verdict, test.want)
 	}
 }
 
@@ -113,12 +114,12 @@ func TestJudgeReadWindow(t *testing.T) {
 	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
 	limit := &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.WindowApp24h}, Until: now.Add(time.Hour), Err: &xapi.APIError{Status: http.StatusTooManyRequests}}
 	v := judgeRead(limit, situation{now: now})
-	equal(t, "verdict", v.String(), "hold")
-	equal(t, "code", v.reason.Code, jetpost.CodeRateLimited)
-	equal(t, "until", v.reason.Until, limit.Until)
+	testkit.Equal(t, "verdict", v.String(), "hold")
+	testkit.Equal(t, "code", v.reason.Code, jetpost.CodeRateLimited)
+	testkit.Equal(t, "until", v.reason.Until, limit.Until)
 
 	capped := judgeRead(&xapi.AppError{Reason: xapi.AppUsageCapped, Err: &xapi.APIError{Status: http.StatusTooManyRequests}}, situation{now: now})
-	equal(t, "verdict of a cap of reads", capped.String(), "hold")
+	testkit.Equal(t, "verdict of a cap of reads", capped.String(), "hold")
 	credits := judgeRead(&xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: &xapi.APIError{Status: http.StatusPaymentRequired}}, situation{now: now})
-	equal(t, "verdict without credits, which posts need too", credits.String(), "pause")
+	testkit.Equal(t, "verdict without credits, which posts need too", credits.String(), "pause")
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
@@ -36,8 +37,8 @@ func (b *testBundle) purge(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
 		stream, err := b.js.Stream(t.Context(), name)
-		check(t, err)
-		check(t, stream.Purge(t.Context()))
+		testkit.Must(t, err)
+		testkit.Must(t, stream.Purge(t.Context()))
 	}
 }
 
@@ -51,12 +52,12 @@ func TestSweepHeals(t *testing.T) {
 	later := b.accept(t, jetpost.Request{Account: "bolt", ID: "later", Posts: thread("later"), PublishAt: time.Now().Add(time.Second)})
 	h := b.lane()
 	b.run(t, h, "bolt")
-	equal(t, "schedules", b.messages(t, b.names.ScheduleStream()), 2) // including the one for refreshes
-	_, err := b.ledger.Accept(t.Context(), store.Acceptance{          // its worker dies before it tells anybody
+	testkit.Equal(t, "schedules", b.messages(t, b.names.ScheduleStream()), 2) // including the one for refreshes
+	_, err := b.ledger.Accept(t.Context(), store.Acceptance{                  // its worker dies before it tells anybody
 		Request: jetpost.Request{Account: "acme", ID: "untold", Posts: thread("untold")},
 		Body:    []byte(`{"id":"untold","posts":[{"text":"untold"}]}`), Digest: []byte("x"), Now: time.Now(),
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	b.purge(t, b.names.LanesStream(), b.names.ScheduleStream(), b.names.EventsStream())
 
 	s := b.sweeper("sweeper")
@@ -64,10 +65,10 @@ func TestSweepHeals(t *testing.T) {
 	b.work(t, h)
 	untold := store.Key{Account: "acme", ID: "untold"}
 	for _, key := range []store.Key{now, later, untold} {
-		eventually(t, key.ID+" is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
-		eventually(t, key.ID+" is told", func() bool { return b.lastEvent(t, key).Type == jetpost.EventRequestPublished })
+		testkit.Eventually(t, key.ID+" is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+		testkit.Eventually(t, key.ID+" is told", func() bool { return b.lastEvent(t, key).Type == jetpost.EventRequestPublished })
 	}
-	check(t, s.Health.Err())
+	testkit.Must(t, s.Health.Err())
 }
 
 // TestSweepTells: changes that were committed and not published are published, and an event
@@ -82,18 +83,18 @@ func TestSweepTells(t *testing.T) {
 		_, err := b.ledger.Accept(t.Context(), store.Acceptance{
 			Request: jetpost.Request{Account: "acme", ID: id, Posts: thread(id)}, Body: []byte(id), Digest: []byte(id), Now: ago,
 		})
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	s := b.sweeper("sweeper")
 	s.Announce.Ledger = blindLedger{b.ledger}
 	if err := s.Sweep(t.Context()); err == nil {
 		t.Error("a sweep that could not tell everything has no error")
 	}
-	equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "second"}).Type, jetpost.EventRequestAccepted)
+	testkit.Equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "second"}).Type, jetpost.EventRequestAccepted)
 	s.Announce = b.relay()
-	check(t, s.Sweep(t.Context()))
-	equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "first"}).Type, jetpost.EventRequestAccepted)
-	equal(t, "events", b.messages(t, b.names.EventsStream()), 2)
+	testkit.Must(t, s.Sweep(t.Context()))
+	testkit.Equal(t, "event", b.lastEvent(t, store.Key{Account: "acme", ID: "first"}).Type, jetpost.EventRequestAccepted)
+	testkit.Equal(t, "events", b.messages(t, b.names.EventsStream()), 2)
 }
 
 // blindLedger is a ledger that cannot read the request "first".
@@ -116,7 +117,7 @@ func TestAnnounceOvertaken(t *testing.T) {
 	_, err := b.ledger.Accept(ctx, store.Acceptance{
 		Request: jetpost.Request{Account: "acme", ID: "one", Posts: thread("one")}, Body: []byte("one"), Digest: []byte("one"), Now: now,
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	key := store.Key{Account: "acme", ID: "one"}
 	slow := b.relay()
 	slow.DeadLetters = overtakenDeadLetters{slow.DeadLetters, func() {
@@ -124,11 +125,11 @@ func TestAnnounceOvertaken(t *testing.T) {
 		if errors.Is(err, store.ErrNotRunnable) {
 			return
 		}
-		check(t, err)
-		check(t, b.relay().Announce(ctx, key))
+		testkit.Must(t, err)
+		testkit.Must(t, b.relay().Announce(ctx, key))
 	}}
-	check(t, slow.Announce(ctx, key))
-	equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
+	testkit.Must(t, slow.Announce(ctx, key))
+	testkit.Equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
 }
 
 // overtakenDeadLetters lets another worker publish first, with each event.
@@ -171,20 +172,20 @@ func (r *countedWakeup) WakeAll(ctx context.Context, accounts []string) error {
 func (b *testBundle) served(t *testing.T, n int) (accounts []string) {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
-	check(t, err)
+	testkit.Must(t, err)
 	batch, err := lanes.FetchNoWait(n)
-	check(t, err)
+	testkit.Must(t, err)
 	for msg := range batch.Messages() {
 		account := msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:]
 		accounts = append(accounts, account)
 		lane, claimed, err := b.ledger.ClaimLane(t.Context(), account, "server", time.Hour, time.Now())
-		check(t, err)
-		equal(t, "claimed "+account, claimed, true)
+		testkit.Must(t, err)
+		testkit.Equal(t, "claimed "+account, claimed, true)
 		snapshot, err := b.ledger.Snapshot(t.Context(), lane, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		_, err = b.ledger.ReleaseLane(t.Context(), lane, snapshot.Generation, time.Time{}, time.Now())
-		check(t, err)
-		check(t, msg.Ack())
+		testkit.Must(t, err)
+		testkit.Must(t, msg.Ack())
 	}
 	return accounts
 }
@@ -204,13 +205,13 @@ func TestSweepStarvesNobody(t *testing.T) {
 			Request: jetpost.Request{Account: account, ID: "first", Posts: thread("first")}, Body: []byte("first"), Digest: []byte("first"),
 			Now: began.Add(time.Duration(i) * time.Second),
 		})
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	s := b.sweeper("sweeper")
 	s.Announce.Ledger = toldLedger{b.ledger}
 	var got []string
 	for round := 0; len(got) < lanes && round < 2*lanes/atOnce; round++ {
-		check(t, s.Sweep(t.Context()))
+		testkit.Must(t, s.Sweep(t.Context()))
 		for i := range 20 { // more jobs: of the lanes that wait longest, and of the newest
 			for _, account := range []string{fmt.Sprintf("acme%04d", len(got)+i), fmt.Sprintf("acme%04d", lanes-1-i)} {
 				id := fmt.Sprint("more", round)
@@ -224,7 +225,7 @@ func TestSweepStarvesNobody(t *testing.T) {
 			t.Fatalf("served %d is %s, want %s", i, account, want)
 		}
 	}
-	equal(t, "served", len(got), lanes)
+	testkit.Equal(t, "served", len(got), lanes)
 }
 
 // toldLedger has nothing to publish, which is not part of the test.
@@ -242,20 +243,20 @@ func TestSweepWakesWhatWasHeard(t *testing.T) {
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
-	check(t, err)
+	testkit.Must(t, err)
 	s := b.sweeper("sweeper")
 	var last uint64
 	for range 3 {
 		msg, err := lanes.Next(jetstream.FetchMaxWait(patience))
-		check(t, err)
+		testkit.Must(t, err)
 		meta, err := msg.Metadata()
-		check(t, err)
-		equal(t, "another wake-up", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
+		testkit.Must(t, err)
+		testkit.Equal(t, "another wake-up", meta.Sequence.Stream > last && meta.NumDelivered == 1, true)
 		last = meta.Sequence.Stream
 		for range 3 { // at most one of them wakes
-			check(t, s.Sweep(t.Context()))
+			testkit.Must(t, s.Sweep(t.Context()))
 		}
-		equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+		testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 	}
 }
 
@@ -271,19 +272,19 @@ func TestSweepOneOfTwo(t *testing.T) {
 	first.Wakeups, second.Wakeups = one, two
 	first.Timing, second.Timing = Timing{Lease: time.Hour}, Timing{Lease: time.Hour}
 	for range 3 {
-		check(t, first.Sweep(t.Context()))
-		check(t, second.Sweep(t.Context()))
+		testkit.Must(t, first.Sweep(t.Context()))
+		testkit.Must(t, second.Sweep(t.Context()))
 	}
-	equal(t, "wake-ups of the first", one.generation, 3)
-	equal(t, "wake-ups of the second", two.generation, 0)
+	testkit.Equal(t, "wake-ups of the first", one.generation, 3)
+	testkit.Equal(t, "wake-ups of the second", two.generation, 0)
 
 	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
-	check(t, first.Sweep(t.Context())) // its last one
+	testkit.Must(t, first.Sweep(t.Context())) // its last one
 	b.sweep(t, &Sweeper{
 		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
 	})
 	b.purge(t, b.names.LanesStream())
-	eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
+	testkit.Eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
 }
 
 // TestSweepLeavesLivingLanes: a lane that a worker holds is not woken.
@@ -294,13 +295,13 @@ func TestSweepLeavesLivingLanes(t *testing.T) {
 	b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	b.purge(t, b.names.LanesStream())
 	lane, _, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Hour, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	s := b.sweeper("sweeper")
-	check(t, s.Sweep(t.Context()))
-	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 0)
-	check(t, b.ledger.ExtendLane(t.Context(), lane, time.Microsecond, time.Now().Add(-time.Minute)))
-	check(t, s.Sweep(t.Context()))
-	equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+	testkit.Must(t, s.Sweep(t.Context()))
+	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 0)
+	testkit.Must(t, b.ledger.ExtendLane(t.Context(), lane, time.Microsecond, time.Now().Add(-time.Minute)))
+	testkit.Must(t, s.Sweep(t.Context()))
+	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
 }
 
 // TestSweepHealth: a fault of a sweep is reported while it lasts.
@@ -312,8 +313,8 @@ func TestSweepHealth(t *testing.T) {
 	s := b.sweeper("sweeper")
 	s.Wakeups = &brokenWakeup{b.wakeups, 2}
 	b.sweep(t, s)
-	eventually(t, "health tells", func() bool { return s.Health.Err() != nil })
-	eventually(t, "health is back", func() bool { return s.Health.Err() == nil })
+	testkit.Eventually(t, "health tells", func() bool { return s.Health.Err() != nil })
+	testkit.Eventually(t, "health is back", func() bool { return s.Health.Err() == nil })
 }
 
 // TestAnnounceCatchesUp: the last event of a request is its state, even if the request
@@ -325,15 +326,15 @@ func TestAnnounceCatchesUp(t *testing.T) {
 	a := b.relay()
 	failed := b.accept(t, jetpost.Request{ID: "two", Posts: thread("two")})
 	lane, _, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Hour, time.Now())
-	check(t, err)
-	check(t, b.ledger.Conclude(t.Context(), lane, "two", store.Outcome{
+	testkit.Must(t, err)
+	testkit.Must(t, b.ledger.Conclude(t.Context(), lane, "two", store.Outcome{
 		State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: time.Now(),
 	}))
-	a.DeadLetters = movingDeadLetters{deadLetters: b.deadLetters, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); check(t, err) }}
-	check(t, a.Announce(t.Context(), failed))
-	equal(t, "event", b.lastEvent(t, failed).Type, jetpost.EventRequestResumed)
+	a.DeadLetters = movingDeadLetters{deadLetters: b.deadLetters, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); testkit.Must(t, err) }}
+	testkit.Must(t, a.Announce(t.Context(), failed))
+	testkit.Equal(t, "event", b.lastEvent(t, failed).Type, jetpost.EventRequestResumed)
 	record := b.record(t, failed)
-	equal(t, "announced", record.Delivered, record.Status.Revision)
+	testkit.Equal(t, "announced", record.Delivered, record.Status.Revision)
 }
 
 // movingDeadLetters moves the request while its event is published.
@@ -359,13 +360,13 @@ func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	b.learn(t, s.Gate)
 	b.sweep(t, s)
 	h := b.lane(func(h *PublishHandler) { h.Gate = s.Gate })
-	check(t, s.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
+	testkit.Must(t, s.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.purge(t, b.names.LanesStream())
 	b.work(t, h)
-	check(t, b.pauses.Clear(t.Context(), publishers.TargetPublish)) // by another process
-	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	testkit.Must(t, b.pauses.Clear(t.Context(), publishers.TargetPublish)) // by another process
+	testkit.Eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }
 
 // TestSweepFreesWhatIsHeldLate: a worker that learns of the end of a pause later than the
@@ -380,10 +381,10 @@ func TestSweepFreesWhatIsHeldLate(t *testing.T) {
 		Target: publishers.TargetPublish, Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)},
 	}}})
 	s := b.sweeper("one")
-	check(t, s.Sweep(t.Context()))
+	testkit.Must(t, s.Sweep(t.Context()))
 	b.run(t, b.lane(func(h *PublishHandler) { h.Gate = late }), "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.sweep(t, s)
 	b.work(t, b.lane())
-	eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	testkit.Eventually(t, "it is published", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 }

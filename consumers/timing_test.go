@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // TestTimingOrder: whatever the lease, the latest answer to the latest byte comes before
@@ -31,7 +33,7 @@ func TestTimingOrder(t *testing.T) {
 			}
 		})
 	}
-	equal(t, "default", Timing{}.lease(), DefaultLease)
+	testkit.Equal(t, "default", Timing{}.lease(), DefaultLease)
 }
 
 // TestTimingOfX: a shorter lease does not change the lag of X's timelines or the accuracy
@@ -41,28 +43,28 @@ func TestTimingOfX(t *testing.T) {
 	sent := time.Now()
 	for _, lease := range []time.Duration{MinLease, 6 * time.Second, DefaultLease} {
 		timing := Timing{Lease: lease}
-		equal(t, "first check", timing.checkFrom(sent).Sub(timing.answeredBy(sent)), time.Minute)
-		equal(t, "second check", timing.confirmAfter(false), 10*time.Minute)
-		equal(t, "second check beside a later post", timing.confirmAfter(true), 30*time.Second)
-		equal(t, "clock margin", timing.clockMargin(), 5*time.Second)
-		equal(t, "margin of strangers", timing.strangerMargin(), time.Minute)
-		equal(t, "repeats", timing.repeatsFor(), 30*time.Minute)
-		equal(t, "third check", timing.checkAgain(3), time.Minute)
-		equal(t, "age of a token", TokenTiming{Lease: lease}.coolDown(), 15*time.Minute)
+		testkit.Equal(t, "first check", timing.checkFrom(sent).Sub(timing.answeredBy(sent)), time.Minute)
+		testkit.Equal(t, "second check", timing.confirmAfter(false), 10*time.Minute)
+		testkit.Equal(t, "second check beside a later post", timing.confirmAfter(true), 30*time.Second)
+		testkit.Equal(t, "clock margin", timing.clockMargin(), 5*time.Second)
+		testkit.Equal(t, "margin of strangers", timing.strangerMargin(), time.Minute)
+		testkit.Equal(t, "repeats", timing.repeatsFor(), 30*time.Minute)
+		testkit.Equal(t, "third check", timing.checkAgain(3), time.Minute)
+		testkit.Equal(t, "age of a token", TokenTiming{Lease: lease}.coolDown(), 15*time.Minute)
 		timing.Minute = time.Second
-		equal(t, "second check at a simulated X", timing.confirmAfter(false), 10*time.Second)
+		testkit.Equal(t, "second check at a simulated X", timing.confirmAfter(false), 10*time.Second)
 	}
 }
 
 func TestBackoff(t *testing.T) {
 	t.Parallel()
-	equal(t, "before any failure", backoff(-1), backoffs[0])
+	testkit.Equal(t, "before any failure", backoff(-1), backoffs[0])
 	for n := range 100 {
 		if backoff(n+1) < backoff(n) {
 			t.Errorf("after %d failures %v, after %d %v", n, backoff(n), n+1, backoff(n+1))
 		}
 	}
-	equal(t, "in the end", backoff(100), backoffs[len(backoffs)-1])
+	testkit.Equal(t, "in the end", backoff(100), backoffs[len(backoffs)-1])
 	for range 100 {
 		if d := jitter(time.Minute); d < time.Minute || d > 90*time.Second {
 			t.Fatalf("a minute became %v", d)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -105,11 +106,11 @@ func TestRefreshSaveFails(t *testing.T) {
 				return nil
 			}}
 			token, err := r.EnsureFresh(t.Context(), "acme", 0)
-			check(t, err)
-			equal(t, "version", token.Version, 2)
+			testkit.Must(t, err)
+			testkit.Equal(t, "version", token.Version, 2)
 			b.stored(t, "acme", 1)
-			check(t, r.Health.Err())
-			equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+			testkit.Must(t, r.Health.Err())
+			testkit.Equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
 		})
 	})
 	t.Run("longer than the worker lives", func(t *testing.T) {
@@ -130,10 +131,10 @@ func TestRefreshSaveFails(t *testing.T) {
 			if _, err := r.EnsureFresh(ctx, "acme", 1); err == nil {
 				t.Error("a pair that was not stored was given out")
 			}
-			equal(t, "pairs in the lifeboat", b.afloat(t), 1)
-			check(t, b.bubble().Recover(t.Context()))
+			testkit.Equal(t, "pairs in the lifeboat", b.afloat(t), 1)
+			testkit.Must(t, b.bubble().Recover(t.Context()))
 			b.stored(t, "acme", 1)
-			equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+			testkit.Equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
 			if took := time.Since(ended); took < saveBound || took > saveBound+2*stallMax {
 				t.Errorf("given up after %v", took)
 			}
@@ -179,7 +180,7 @@ func TestStopWhileDatabaseHangs(t *testing.T) {
 				if took := time.Since(told); told.IsZero() || took > test.within {
 					t.Errorf("it ended %v after the stop", took)
 				}
-				equal(t, "pairs in the lifeboat", b.afloat(t), test.afloat)
+				testkit.Equal(t, "pairs in the lifeboat", b.afloat(t), test.afloat)
 			})
 		})
 	}
@@ -197,7 +198,7 @@ func (hungNews) AnnounceAccounts(ctx context.Context, _ string) error {
 func (b *testBundle) afloat(t *testing.T) int {
 	t.Helper()
 	pairs, err := b.lifeboat.Load()
-	check(t, err)
+	testkit.Must(t, err)
 	return len(pairs)
 }
 
@@ -277,21 +278,21 @@ func TestExchangeGaps(t *testing.T) {
 				b.hc.Transport = b.x
 
 				left := b.token(t, "acme")
-				equal(t, "in doubt", !left.StartedAt.IsZero(), gap.doubt)
-				equal(t, "requires re-authorising", left.RequiresReauth, false)
-				equal(t, "exchanges by then", b.calls(xsim.EndpointToken), gap.heard)
+				testkit.Equal(t, "in doubt", !left.StartedAt.IsZero(), gap.doubt)
+				testkit.Equal(t, "requires re-authorising", left.RequiresReauth, false)
+				testkit.Equal(t, "exchanges by then", b.calls(xsim.EndpointToken), gap.heard)
 				if gap.renewed {
-					equal(t, "version", left.Version, before.Version+1)
+					testkit.Equal(t, "version", left.Version, before.Version+1)
 					b.stored(t, "acme", 1)
 					return
 				}
-				equal(t, "version", left.Version, before.Version)
+				testkit.Equal(t, "version", left.Version, before.Version)
 
 				next := b.bubble()
-				check(t, next.Recover(t.Context()))
+				testkit.Must(t, next.Recover(t.Context()))
 				if gap.rescued {
 					b.stored(t, "acme", 1)
-					equal(t, "in doubt", b.token(t, "acme").StartedAt, time.Time{})
+					testkit.Equal(t, "in doubt", b.token(t, "acme").StartedAt, time.Time{})
 					return
 				}
 				if !gap.doubt {
@@ -311,27 +312,27 @@ func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Toke
 	h := b.refresh(r)
 	for time.Now().Before(before.ExpiresAt.Add(-r.Timing.nearEnd() - time.Second)) {
 		token, err := r.EnsureFresh(t.Context(), "acme", 0)
-		check(t, err)
-		equal(t, "version that serves", token.Version, before.Version)
+		testkit.Must(t, err)
+		testkit.Equal(t, "version that serves", token.Version, before.Version)
 		b.round(t, h)
 		sleep(10 * time.Second)
 	}
-	equal(t, "exchanges while the access token lives", b.calls(xsim.EndpointToken), heard)
+	testkit.Equal(t, "exchanges while the access token lives", b.calls(xsim.EndpointToken), heard)
 	sleep(2 * time.Second)
 	b.round(t, h)
-	equal(t, "exchanges near its end", b.calls(xsim.EndpointToken), heard+1)
+	testkit.Equal(t, "exchanges near its end", b.calls(xsim.EndpointToken), heard+1)
 	retries, err := b.ledger.Retries(t.Context(), "acme")
-	check(t, err)
-	equal(t, "entries in the journal", len(retries), 1)
+	testkit.Must(t, err)
+	testkit.Equal(t, "entries in the journal", len(retries), 1)
 	if !lost {
 		b.stored(t, "acme", 1)
 		return
 	}
-	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
+	testkit.Equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
 	_, err = r.EnsureFresh(t.Context(), "acme", 0)
-	equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+	testkit.Equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	b.round(t, h)
-	equal(t, "exchanges of what X refuses", b.calls(xsim.EndpointToken), heard+1)
+	testkit.Equal(t, "exchanges of what X refuses", b.calls(xsim.EndpointToken), heard+1)
 }
 
 // TestExchangeCommitAnswerLost: the database stores the pair and its answer is lost. The
@@ -351,10 +352,10 @@ func TestExchangeCommitAnswerLost(t *testing.T) {
 			return errAway
 		}}
 		token, err := r.EnsureFresh(t.Context(), "acme", 0)
-		check(t, err)
-		equal(t, "version", token.Version, 2)
+		testkit.Must(t, err)
+		testkit.Equal(t, "version", token.Version, 2)
 		b.stored(t, "acme", 1)
-		equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
+		testkit.Equal(t, "pairs left in the lifeboat", b.afloat(t), 0)
 	})
 }
 
@@ -372,21 +373,21 @@ func TestExchangeLateSuccess(t *testing.T) {
 		other := b.refresher()
 		other.Tokens = &aheadTokens{Tokens: b.ledger, by: 2 * DefaultExchangeLease}
 		_, err := other.EnsureFresh(t.Context(), "acme", 1)
-		equal(t, "code of the other", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
-		equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
+		testkit.Equal(t, "code of the other", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+		testkit.Equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, true)
 		b.run(t, b.lane(), "acme")
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
 		return nil
 	}}
 	_, err := frozen.EnsureFresh(t.Context(), "acme", 0)
-	check(t, err)
+	testkit.Must(t, err)
 	b.stored(t, "acme", 1)
-	equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
+	testkit.Equal(t, "requires re-authorising", b.token(t, "acme").RequiresReauth, false)
 	b.run(t, b.lane(), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 1)
-	check(t, b.relay().AnnounceAccounts(t.Context(), ""))
+	testkit.Must(t, b.relay().AnnounceAccounts(t.Context(), ""))
 	for _, event := range []jetpost.EventType{jetpost.EventAccountReauthRequired, jetpost.EventAccountRecovered} {
-		equal(t, string(event), b.last(t, b.names.EventsStream(), b.names.EventSubject(event, "acme", "")) != nil, true)
+		testkit.Equal(t, string(event), b.last(t, b.names.EventsStream(), b.names.EventSubject(event, "acme", "")) != nil, true)
 	}
 }
 
@@ -414,27 +415,27 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 	told := func(event jetpost.EventType) uint64 {
 		subject := b.names.EventSubject(event, "acme", "")
 		s, err := b.js.Stream(t.Context(), b.names.EventsStream())
-		check(t, err)
+		testkit.Must(t, err)
 		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(subject))
-		check(t, err)
+		testkit.Must(t, err)
 		return info.State.Subjects[subject]
 	}
 	for range 3 {
 		_, err := r.EnsureFresh(t.Context(), "acme", 0)
-		equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
+		testkit.Equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	}
-	equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
+	testkit.Equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
 	sweeper := &Sweeper{Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: r.Gate, Health: &Health{}, Worker: "w", Log: b.log}
 	for range 3 {
-		check(t, sweeper.Sweep(t.Context()))
+		testkit.Must(t, sweeper.Sweep(t.Context()))
 	}
-	equal(t, "events of what it requires", told(jetpost.EventAccountReauthRequired), 1)
+	testkit.Equal(t, "events of what it requires", told(jetpost.EventAccountReauthRequired), 1)
 	b.reconnect(t, "acme")
 	for range 3 {
-		check(t, sweeper.Sweep(t.Context()))
+		testkit.Must(t, sweeper.Sweep(t.Context()))
 	}
-	equal(t, "events of the recovery", told(jetpost.EventAccountRecovered), 1)
-	equal(t, "events of what it required", told(jetpost.EventAccountReauthRequired), 1)
+	testkit.Equal(t, "events of the recovery", told(jetpost.EventAccountRecovered), 1)
+	testkit.Equal(t, "events of what it required", told(jetpost.EventAccountReauthRequired), 1)
 }
 
 // TestEveryHeldJobSaysWhy: every held request of the queue has the reason, not only the
@@ -455,8 +456,8 @@ func TestEveryHeldJobSaysWhy(t *testing.T) {
 	for _, key := range keys {
 		b.want(t, key, jetpost.StateHeld, jetpost.CodeAccountReauthRequired, 0)
 		event := b.lastEvent(t, key)
-		equal(t, "event of "+key.ID, event.Type, jetpost.EventRequestHeld)
-		equal(t, "reason told of "+key.ID, event.Request.Reason.Code, jetpost.CodeAccountReauthRequired)
+		testkit.Equal(t, "event of "+key.ID, event.Type, jetpost.EventRequestHeld)
+		testkit.Equal(t, "reason told of "+key.ID, event.Request.Reason.Code, jetpost.CodeAccountReauthRequired)
 	}
 	b.account(t, "acme", 0) // connected again
 	b.run(t, b.lane(), "acme")
@@ -472,17 +473,17 @@ func TestCoolDown(t *testing.T) {
 		b.due(t, "acme", time.Minute)
 		r := b.bubble()
 		token, err := r.EnsureFresh(t.Context(), "acme", 1)
-		check(t, err)
+		testkit.Must(t, err)
 		for range 3 {
 			same, err := r.EnsureFresh(t.Context(), "acme", token.Version)
-			check(t, err)
-			equal(t, "version", same.Version, token.Version)
+			testkit.Must(t, err)
+			testkit.Equal(t, "version", same.Version, token.Version)
 		}
-		equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
+		testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 		sleep(r.Timing.coolDown())
 		other, err := r.EnsureFresh(t.Context(), "acme", token.Version)
-		check(t, err)
-		equal(t, "version", other.Version, token.Version+1)
+		testkit.Must(t, err)
+		testkit.Equal(t, "version", other.Version, token.Version+1)
 		b.stored(t, "acme", 2)
 	})
 }
@@ -499,10 +500,10 @@ func TestBatchTime(t *testing.T) {
 	h := b.refresh(b.refresher())
 	h.BatchSize, h.BatchTime = accounts, time.Nanosecond
 	b.round(t, h)
-	equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Skipped: accounts})
+	testkit.Equal(t, "summary", b.summary(t, 1), jetpost.RefreshSummary{Total: accounts, Skipped: accounts})
 	h.BatchTime = 0
 	b.round(t, h)
-	equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
+	testkit.Equal(t, "summary", b.summary(t, 2), jetpost.RefreshSummary{Total: accounts, Refreshed: accounts})
 }
 
 // TestRefreshStoodStill: all calls of a worker that was frozen have failed. That says
@@ -539,7 +540,7 @@ func TestRefreshStoodStill(t *testing.T) {
 				h.BatchSize = 1
 				b.round(t, h)
 				told.Round = ""
-				equal(t, "summary", told, test.want)
+				testkit.Equal(t, "summary", told, test.want)
 			})
 		})
 	}

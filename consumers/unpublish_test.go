@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -21,7 +22,7 @@ func (b *doubtBundle) unpublish(t *testing.T, id string) store.Record {
 	t.Helper()
 	b.key = store.Key{Account: "acme", ID: id}
 	_, err := b.ledger.Unpublish(t.Context(), b.key, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	b.run(t, b.h, "acme")
 	return b.record(t, b.key)
 }
@@ -67,19 +68,19 @@ func TestUnpublish(t *testing.T) {
 		b.publish(t, "other", thread("other")...)
 		b.publish(t, "thread", thread("one", "two", "three")...)
 		r := b.unpublish(t, "thread")
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "event", r.Event, jetpost.EventRequestUnpublished)
-		equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "event", r.Event, jetpost.EventRequestUnpublished)
+		testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 		for _, p := range r.Status.Posts {
-			equal(t, "deleted", p.DeletedAt.IsZero(), false)
+			testkit.Equal(t, "deleted", p.DeletedAt.IsZero(), false)
 		}
 		b.texts(t, "acme", "other")
 		want := postIDs(r)
 		slices.Reverse(want)
-		equal(t, "last post first", strings.Join(b.deletedInOrder(), " "), strings.Join(want, " "))
+		testkit.Equal(t, "last post first", strings.Join(b.deletedInOrder(), " "), strings.Join(want, " "))
 		result, err := b.ledger.Replay(t.Context(), b.key, time.Now())
-		check(t, err)
-		equal(t, "replay", result.Unpublished && !result.Queued, true)
+		testkit.Must(t, err)
+		testkit.Equal(t, "replay", result.Unpublished && !result.Queued, true)
 		b.run(t, b.h, "acme")
 		b.texts(t, "acme", "other")
 	})
@@ -99,18 +100,18 @@ func TestUnpublishDoubt(t *testing.T) {
 				b.publish(t, "thread", thread("one", "two", "three")...)
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeReconciling, 1)
 				r := b.unpublish(t, "thread")
-				equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeReconciling)
-				equal(t, "nothing is deleted before that is known", len(b.deletedInOrder()), 0)
+				testkit.Equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeReconciling)
+				testkit.Equal(t, "nothing is deleted before that is known", len(b.deletedInOrder()), 0)
 				b.publish(t, "behind", thread("behind")...)
 				b.want(t, b.key, jetpost.StatePublished, "", 1)
 
 				b.key.ID = "thread"
 				r = b.unpublished(t)
-				equal(t, "state", r.Status.State, jetpost.StateCancelled)
-				equal(t, "event", r.Event, jetpost.EventRequestUnpublished)
-				equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+				testkit.Equal(t, "state", r.Status.State, jetpost.StateCancelled)
+				testkit.Equal(t, "event", r.Event, jetpost.EventRequestUnpublished)
+				testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 				state := map[bool]jetpost.PostState{true: jetpost.PostPosted, false: jetpost.PostPending}[made]
-				equal(t, "post in doubt", r.Posts[1].State, state)
+				testkit.Equal(t, "post in doubt", r.Posts[1].State, state)
 				b.texts(t, "acme", "control", "behind")
 			})
 		})
@@ -130,12 +131,12 @@ func TestUnpublishUnknownDoubt(t *testing.T) {
 		b.deleteByHand(t, b.record(t, store.Key{Account: "acme", ID: "control"}).Posts[0].PostID) // the anchor post
 		b.unpublish(t, "one")
 		r := b.unpublished(t)
-		equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeOutcomeUnknown)
-		equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), true)
+		testkit.Equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeOutcomeUnknown)
+		testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), true)
 		state, err := b.ledger.Resolve(t.Context(), b.key, "", time.Now())
-		check(t, err)
-		equal(t, "state", state, jetpost.StateCancelled)
-		equal(t, "done", b.record(t, b.key).Status.Unpublish.DoneAt.IsZero(), false)
+		testkit.Must(t, err)
+		testkit.Equal(t, "state", state, jetpost.StateCancelled)
+		testkit.Equal(t, "done", b.record(t, b.key).Status.Unpublish.DoneAt.IsZero(), false)
 		b.texts(t, "acme")
 	})
 }
@@ -152,12 +153,12 @@ func TestUnpublishLostAnswer(t *testing.T) {
 				b.publish(t, "thread", thread("one", "two")...)
 				b.faults(t, xsim.Fault{Kind: xsim.FaultCut, After: made, Endpoint: xsim.EndpointDeletePost, Times: 1})
 				r := b.unpublish(t, "thread")
-				equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeXUnavailable)
+				testkit.Equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeXUnavailable)
 				r = b.unpublished(t)
-				equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+				testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 				b.texts(t, "acme")
 				ids := postIDs(r)
-				equal(t, "calls", strings.Join(b.deletedInOrder(), " "), strings.Join([]string{ids[1], ids[1], ids[0]}, " "))
+				testkit.Equal(t, "calls", strings.Join(b.deletedInOrder(), " "), strings.Join([]string{ids[1], ids[1], ids[0]}, " "))
 			})
 		})
 	}
@@ -169,18 +170,18 @@ func TestUnpublishWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		b.publish(t, "thread", thread("one", "two", "three")...)
-		check(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointDeletePost, Scope: xsim.ScopeUser, Max: 2, WindowMS: 900_000}}))
+		testkit.Must(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointDeletePost, Scope: xsim.ScopeUser, Max: 2, WindowMS: 900_000}}))
 		r := b.unpublish(t, "thread")
-		equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeRateLimited)
+		testkit.Equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeRateLimited)
 		b.texts(t, "acme", "one")
 		b.publish(t, "behind", thread("behind")...)
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 		b.texts(t, "acme", "one", "behind")
 		b.key.ID = "thread"
 		r = b.unpublished(t)
-		equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+		testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 		b.texts(t, "acme", "behind")
-		equal(t, "calls", b.calls(xsim.EndpointDeletePost), 3)
+		testkit.Equal(t, "calls", b.calls(xsim.EndpointDeletePost), 3)
 	})
 }
 
@@ -192,24 +193,24 @@ func TestUnpublishWhilePaused(t *testing.T) {
 		b := doubt(t)
 		b.publish(t, "one", thread("one")...)
 		b.publish(t, "two", thread("two")...)
-		check(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "something is wrong")))
+		testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", jetpost.AccountPause(time.Now(), time.Time{}, "something is wrong")))
 		b.publish(t, "held", thread("held")...)
 		b.unpublish(t, "one")
 		b.texts(t, "acme", "two")
 		b.want(t, store.Key{Account: "acme", ID: "held"}, jetpost.StateHeld, jetpost.CodeAccountPaused, 0)
 		_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "suspended", Times: 3})
 		r := b.unpublish(t, "two")
-		equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeAccountSuspended)
+		testkit.Equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeAccountSuspended)
 		r = b.unpublished(t)
-		equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+		testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 		b.texts(t, "acme", "held")
 		account, err := b.ledger.Account(t.Context(), "acme")
-		check(t, err)
-		equal(t, "blocked", account.Pause.Blocked(time.Now()), false)
+		testkit.Must(t, err)
+		testkit.Equal(t, "blocked", account.Pause.Blocked(time.Now()), false)
 	})
 }
 
@@ -223,16 +224,16 @@ func TestUnpublishGivenUp(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Endpoint: xsim.EndpointDeletePost, Detail: "You are not permitted to delete that."})
 		for range refusalsInARow + 1 {
 			r := b.unpublish(t, "one")
-			equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeRefusedByX)
-			equal(t, "X's words", strings.Contains(r.Status.Unpublish.Reason.Detail, "not permitted to delete that"), true)
-			equal(t, "it goes on", r.Status.Unpublish.NextTryAt.IsZero(), true)
+			testkit.Equal(t, "reason", r.Status.Unpublish.Reason.Code, jetpost.CodeRefusedByX)
+			testkit.Equal(t, "X's words", strings.Contains(r.Status.Unpublish.Reason.Detail, "not permitted to delete that"), true)
+			testkit.Equal(t, "it goes on", r.Status.Unpublish.NextTryAt.IsZero(), true)
 		}
-		equal(t, "calls", b.calls(xsim.EndpointDeletePost), refusalsInARow+1)
+		testkit.Equal(t, "calls", b.calls(xsim.EndpointDeletePost), refusalsInARow+1)
 		b.publish(t, "behind", thread("behind")...)
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 		b.faults(t)
 		r := b.unpublish(t, "one")
-		equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+		testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 		b.texts(t, "acme", "behind")
 	})
 }
@@ -251,7 +252,7 @@ func TestUnpublishedIsNoAnchor(t *testing.T) {
 		b.faults(t, lost(1, false))
 		b.publish(t, "next", thread("next")...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		b.texts(t, "acme", "control", "next")
 	})
 }
@@ -280,19 +281,19 @@ func TestUnpublishPoison(t *testing.T) {
 		b.publish(t, "two", thread("two")...)
 		b.key.ID = "one"
 		_, err := b.ledger.Unpublish(t.Context(), b.key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		for range poisonClaims {
 			_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "dies", time.Second, time.Now())
-			check(t, err)
-			equal(t, "claimed", claimed, true)
+			testkit.Must(t, err)
+			testkit.Equal(t, "claimed", claimed, true)
 			sleep(2 * time.Second)
 		}
 		b.publish(t, "behind", thread("behind")...)
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 		b.key.ID = "one"
-		equal(t, "reason", b.record(t, b.key).Status.Unpublish.Reason.Code, jetpost.CodePoison)
+		testkit.Equal(t, "reason", b.record(t, b.key).Status.Unpublish.Reason.Code, jetpost.CodePoison)
 		r := b.unpublish(t, "one")
-		equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
+		testkit.Equal(t, "done", r.Status.Unpublish.DoneAt.IsZero(), false)
 		b.texts(t, "acme", "two", "behind")
 	})
 }
@@ -329,7 +330,7 @@ func TestDeletingAnswers(t *testing.T) {
 		s.run(t, s.lane, s.key.Account)
 		s.want(t, s.key, jetpost.StatePublished, "", 1)
 		_, err := s.ledger.Unpublish(t.Context(), s.key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		s.deletes(t)
 	})
 }
@@ -340,10 +341,10 @@ func (s *postScene) deletes(t *testing.T) {
 	heard := s.tries(t)
 	asked := time.Now()
 	s.run(t, s.lane, s.key.Account)
-	equal(t, "calls", s.heard.Load(), heard)
-	equal(t, "calls to elsewhere", s.strayed.Load(), 0)
+	testkit.Equal(t, "calls", s.heard.Load(), heard)
+	testkit.Equal(t, "calls to elsewhere", s.strayed.Load(), 0)
 	r := s.record(t, s.key)
-	equal(t, "deleted", !r.Posts[0].DeletedAt.IsZero(), s.row["verdict"] == "deleted")
+	testkit.Equal(t, "deleted", !r.Posts[0].DeletedAt.IsZero(), s.row["verdict"] == "deleted")
 	o := outcome{verdict: "held", until: r.Deletion.NextAt}
 	switch reason := r.Deletion.Reason; {
 	case reason == nil:
@@ -357,9 +358,9 @@ func (s *postScene) deletes(t *testing.T) {
 	default:
 		o.code = string(reason.Code)
 	}
-	equal(t, "verdict", o.verdict, s.row["verdict"])
-	equal(t, "code", o.code, s.row["code"])
-	equal(t, "until", untilWhat(o.until, asked, r.Deletion.Holds), s.row["until"])
+	testkit.Equal(t, "verdict", o.verdict, s.row["verdict"])
+	testkit.Equal(t, "code", o.code, s.row["code"])
+	testkit.Equal(t, "until", untilWhat(o.until, asked, r.Deletion.Holds), s.row["until"])
 	if r.Deletion.Reason != nil {
 		s.wantWords(t, r.Deletion.Reason)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
@@ -24,7 +25,7 @@ func (b *testBundle) control() *AppPauseControl {
 func (b *testBundle) topology(t *testing.T) publishers.TopologyConfig {
 	t.Helper()
 	id, err := b.ledger.LedgerID(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	return publishers.TopologyConfig{Names: b.names, LedgerID: id}
 }
 
@@ -46,23 +47,23 @@ func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission
 func (b *testBundle) lanesPaused(t *testing.T) bool {
 	t.Helper()
 	lanes, err := b.js.Consumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
-	check(t, err)
+	testkit.Must(t, err)
 	return lanes.CachedInfo().Paused
 }
 
 func (b *testBundle) mend(t *testing.T, control *AppPauseControl) string {
 	t.Helper()
 	mended, err := control.Mend(t.Context(), time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	return strings.Join(mended, "; ")
 }
 
 // remake deletes the bucket of pauses and creates it again, empty.
 func (b *testBundle) remake(t *testing.T) {
 	t.Helper()
-	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
+	testkit.Must(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
 	_, err := publishers.Setup(t.Context(), b.js, b.topology(t))
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 func byHand(now time.Time) publishers.Pause {
@@ -79,16 +80,16 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	other := publishers.Pause{Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}, Since: time.Now(), Wait: time.Hour}
 	for range 3 { // so that the revisions of the new bucket are lower
 		_, _, err := control.Set(t.Context(), byHand(time.Now()))
-		check(t, err)
+		testkit.Must(t, err)
 		_, err = control.Clear(t.Context(), admission.TargetPublish)
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	for _, pause := range []publishers.Pause{byHand(time.Now()), other} {
 		_, _, err := control.Set(t.Context(), pause)
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	b.follow(t, control, g)
-	eventually(t, "the gate knows of both", func() bool { return paused(g, admission.TargetPublish) && paused(g, admission.TargetRefresh) })
+	testkit.Eventually(t, "the gate knows of both", func() bool { return paused(g, admission.TargetPublish) && paused(g, admission.TargetRefresh) })
 
 	b.remake(t)
 	forgot := make(chan struct{})
@@ -103,13 +104,13 @@ func TestPauseOutlivesBucket(t *testing.T) {
 			pause(ctx, time.Millisecond)
 		}
 	})
-	eventually(t, "the gate watches the new bucket, while it is empty", func() bool {
+	testkit.Eventually(t, "the gate watches the new bucket, while it is empty", func() bool {
 		pause, is := g.Paused(admission.TargetPublish, time.Now())
 		return is && pause.Revision == 0
 	})
-	equal(t, "mended", b.mend(t, control), "the pause of publish was lost; the pause of refresh was lost")
-	equal(t, "mended again", b.mend(t, control), "")
-	eventually(t, "the gate watches the new bucket", func() bool {
+	testkit.Equal(t, "mended", b.mend(t, control), "the pause of publish was lost; the pause of refresh was lost")
+	testkit.Equal(t, "mended again", b.mend(t, control), "")
+	testkit.Eventually(t, "the gate watches the new bucket", func() bool {
 		pause, is := g.Paused(admission.TargetPublish, time.Now())
 		return is && pause.Revision > 0
 	})
@@ -120,14 +121,14 @@ func TestPauseOutlivesBucket(t *testing.T) {
 		t.Error("the gate lost the pause meanwhile")
 	default:
 	}
-	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), true)
 	_, err := control.Clear(t.Context(), admission.TargetPublish)
-	check(t, err)
-	eventually(t, "the gate learns of the resume", func() bool { return !paused(g, admission.TargetPublish) })
-	equal(t, "another target is paused", paused(g, admission.TargetRefresh), true)
+	testkit.Must(t, err)
+	testkit.Eventually(t, "the gate learns of the resume", func() bool { return !paused(g, admission.TargetPublish) })
+	testkit.Equal(t, "another target is paused", paused(g, admission.TargetRefresh), true)
 	_, _, err = control.Set(t.Context(), byHand(time.Now()))
-	check(t, err)
-	eventually(t, "the gate learns of the next pause", func() bool { return paused(g, admission.TargetPublish) })
+	testkit.Must(t, err)
+	testkit.Eventually(t, "the gate learns of the next pause", func() bool { return paused(g, admission.TargetPublish) })
 }
 
 // TestPauseWithoutBucket: while there is no bucket, the pauses are read from the ledger.
@@ -135,20 +136,20 @@ func TestPauseWithoutBucket(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	control := b.control()
-	check(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
+	testkit.Must(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
 	if _, _, err := control.Set(t.Context(), byHand(time.Now())); err == nil {
 		t.Error("a pause that NATS did not store has no error")
 	}
 	g := admission.NewGate(control, "worker", 0, b.log)
 	b.follow(t, control, g)
-	eventually(t, "the gate knows of it", func() bool { return paused(g, admission.TargetPublish) })
+	testkit.Eventually(t, "the gate knows of it", func() bool { return paused(g, admission.TargetPublish) })
 	if _, err := control.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
 		t.Errorf("what Mend says without a bucket is %v, with the hint %q", err, publishers.Hint(err))
 	}
 	_, err := publishers.Setup(t.Context(), b.js, b.topology(t))
-	check(t, err)
-	equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
-	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
+	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), true)
 }
 
 // TestResumeThatDied: if a resume ends at any point, the rest is done later.
@@ -175,19 +176,19 @@ func TestResumeThatDied(t *testing.T) {
 			b := setup(t)
 			control := b.control()
 			_, _, err := control.Set(t.Context(), byHand(time.Now()))
-			check(t, err)
+			testkit.Must(t, err)
 			dying := b.control()
 			dies.die(b, dying)
 			if _, err := dying.Clear(t.Context(), admission.TargetPublish); !errors.Is(err, died) {
 				t.Fatalf("resume: %v", err)
 			}
-			equal(t, "the lanes are paused", b.lanesPaused(t), true)
-			equal(t, "mended", b.mend(t, control), dies.mended)
-			equal(t, "the lanes are paused", b.lanesPaused(t), false)
+			testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), true)
+			testkit.Equal(t, "mended", b.mend(t, control), dies.mended)
+			testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), false)
 			_, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
-			check(t, err)
-			equal(t, "a pause is stored", there, false)
-			equal(t, "mended again", b.mend(t, control), "")
+			testkit.Must(t, err)
+			testkit.Equal(t, "a pause is stored", there, false)
+			testkit.Equal(t, "mended again", b.mend(t, control), "")
 		})
 	}
 }
@@ -254,13 +255,13 @@ func TestPauseToldLater(t *testing.T) {
 		t.Fatalf("pause: %v", err)
 	}
 	natsAway, ledgerAway = false, false
-	check(t, g.Retell(t.Context(), time.Now()))
+	testkit.Must(t, g.Retell(t.Context(), time.Now()))
 	told, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
-	check(t, err)
-	equal(t, "told", there && told.Reason.Code == jetpost.CodeUsageCapped, true)
-	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "told", there && told.Reason.Code == jetpost.CodeUsageCapped, true)
+	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), true)
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
-	check(t, err)
+	testkit.Must(t, err)
 
 	// Only the ledger has it, and its worker dies.
 	natsAway = true
@@ -269,8 +270,8 @@ func TestPauseToldLater(t *testing.T) {
 		t.Fatalf("pause: %v", err)
 	}
 	natsAway = false
-	equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
-	equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	testkit.Equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
+	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), true)
 
 	// A person resumes before the worker that has set the pause stores it.
 	natsAway = true
@@ -279,10 +280,10 @@ func TestPauseToldLater(t *testing.T) {
 	}
 	natsAway = false
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
-	check(t, err)
-	check(t, g.Retell(t.Context(), time.Now()))
-	equal(t, "the lanes are paused", b.lanesPaused(t), false)
-	equal(t, "the worker is paused", paused(g, admission.TargetPublish), false)
+	testkit.Must(t, err)
+	testkit.Must(t, g.Retell(t.Context(), time.Now()))
+	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), false)
+	testkit.Equal(t, "the worker is paused", paused(g, admission.TargetPublish), false)
 }
 
 // TestUpkeepCopiesPauses: a pause that a worker set while it could not reach the ledger is
@@ -292,14 +293,14 @@ func TestUpkeepCopiesPauses(t *testing.T) {
 	b := setup(t)
 	control := b.control()
 	_, _, err := b.pauses.Set(t.Context(), byHand(time.Now()))
-	check(t, err)
-	equal(t, "mended", b.mend(t, control), "")
+	testkit.Must(t, err)
+	testkit.Equal(t, "mended", b.mend(t, control), "")
 	b.remake(t)
-	equal(t, "mended", b.mend(t, control), "the pause of publish was lost")
+	testkit.Equal(t, "mended", b.mend(t, control), "the pause of publish was lost")
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
-	check(t, err)
+	testkit.Must(t, err)
 	b.remake(t)
-	equal(t, "mended after the resume", b.mend(t, control), "")
+	testkit.Equal(t, "mended after the resume", b.mend(t, control), "")
 }
 
 // TestPauseUndone: if someone unpauses the lanes' consumer during an app pause, or pauses
@@ -309,22 +310,22 @@ func TestPauseUndone(t *testing.T) {
 	b := setup(t)
 	control := b.control()
 	_, err := b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Hour))
-	check(t, err)
-	equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is paused, and no app pause holds")
-	equal(t, "the lanes are paused", b.lanesPaused(t), false)
+	testkit.Must(t, err)
+	testkit.Equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is paused, and no app pause holds")
+	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), false)
 	dated := byHand(time.Now())
 	dated.Reason.Until = time.Now().Add(time.Hour)
 	for _, pause := range []publishers.Pause{byHand(time.Now()), dated} {
 		_, _, err = control.Set(t.Context(), pause)
-		check(t, err)
-		equal(t, "mended", b.mend(t, control), "")
+		testkit.Must(t, err)
+		testkit.Equal(t, "mended", b.mend(t, control), "")
 		_, err = b.js.ResumeConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
-		check(t, err)
-		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is not paused, and publish is stopped")
+		testkit.Must(t, err)
+		testkit.Equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is not paused, and publish is stopped")
 		_, err = b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Minute))
-		check(t, err)
-		equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: its pause does not end with the app pause")
-		equal(t, "mended again", b.mend(t, control), "")
+		testkit.Must(t, err)
+		testkit.Equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: its pause does not end with the app pause")
+		testkit.Equal(t, "mended again", b.mend(t, control), "")
 	}
 }
 
@@ -336,36 +337,36 @@ func TestUpkeepMendsCron(t *testing.T) {
 	u := b.upkeep(t)
 	stands := func() publishers.Cron { // the zero value if there is none
 		cron, _, err := publishers.ReadCron(t.Context(), b.js, b.names)
-		check(t, err)
+		testkit.Must(t, err)
 		if cron == nil {
 			return publishers.Cron{}
 		}
 		return *cron
 	}
 	was := stands()
-	check(t, u.Run(t.Context(), time.Now())) // takes it over
+	testkit.Must(t, u.Run(t.Context(), time.Now())) // takes it over
 	for name, spoil := range map[string]func(){
 		"replaced": func() {
 			msg := nats.NewMsg(b.names.ScheduleRefresh())
 			msg.Header.Set(jetstream.ScheduleHeader, "0 0 0 29 2 *")
 			msg.Header.Set(jetstream.ScheduleTargetHeader, b.names.DueRefresh("nowhere"))
 			_, err := b.js.PublishMsg(t.Context(), msg)
-			check(t, err)
+			testkit.Must(t, err)
 		},
 		"lost": func() { b.purge(t, b.names.ScheduleStream()) },
 	} {
 		spoil()
-		equal(t, "schedule that was "+name, stands(), publishers.Cron{})
-		check(t, u.Run(t.Context(), time.Now())) // too soon after the last check
+		testkit.Equal(t, "schedule that was "+name, stands(), publishers.Cron{})
+		testkit.Must(t, u.Run(t.Context(), time.Now())) // too soon after the last check
 		u.checked = time.Time{}
-		check(t, u.Run(t.Context(), time.Now()))
-		equal(t, "schedule once more", stands(), was)
+		testkit.Must(t, u.Run(t.Context(), time.Now()))
+		testkit.Equal(t, "schedule once more", stands(), was)
 	}
 	another := publishers.Cron{Cron: "0 30 * * * *", TTL: time.Hour}
-	check(t, KeepCron(t.Context(), b.ledger, another))
+	testkit.Must(t, KeepCron(t.Context(), b.ledger, another))
 	u.checked = time.Time{}
-	check(t, u.Run(t.Context(), time.Now()))
-	equal(t, "the desired one", stands(), another)
+	testkit.Must(t, u.Run(t.Context(), time.Now()))
+	testkit.Equal(t, "the desired one", stands(), another)
 }
 
 // TestUpkeepReports: what only jetpost setup may create is reported and left alone.
@@ -373,8 +374,8 @@ func TestUpkeepReports(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	u := b.upkeep(t)
-	check(t, b.js.DeleteConsumer(t.Context(), b.names.JobsStream(), jetpost.ConsumerIntake(3)))
-	check(t, u.Run(t.Context(), time.Now()))
+	testkit.Must(t, b.js.DeleteConsumer(t.Context(), b.names.JobsStream(), jetpost.ConsumerIntake(3)))
+	testkit.Must(t, u.Run(t.Context(), time.Now()))
 	err := u.Health.Err()
 	if err == nil || !strings.Contains(err.Error(), "intake-3 is missing") || publishers.Hint(err) != "run: jetpost setup" {
 		t.Errorf("health is %v, with the hint %q", err, publishers.Hint(err))
@@ -383,10 +384,10 @@ func TestUpkeepReports(t *testing.T) {
 		t.Errorf("the consumer was made: %v", err)
 	}
 	_, err = publishers.Setup(t.Context(), b.js, u.Topology)
-	check(t, err)
+	testkit.Must(t, err)
 	u.checked = time.Time{}
-	check(t, u.Run(t.Context(), time.Now()))
-	check(t, u.Health.Err())
+	testkit.Must(t, u.Run(t.Context(), time.Now()))
+	testkit.Must(t, u.Health.Err())
 }
 
 // TestForgedPauseIsPutRight: a pause that no worker wrote, in place of a real one, is
@@ -400,7 +401,7 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 		group.Go(func() {
 			var err error
 			signers[i], err = LedgerSigner(t.Context(), b.ledger)
-			check(t, err)
+			testkit.Must(t, err)
 		})
 	}
 	group.Wait()
@@ -408,47 +409,47 @@ func TestForgedPauseIsPutRight(t *testing.T) {
 	b.pauses = forged.Signed(signers[0])
 	control := b.control()
 	_, _, err := control.Set(t.Context(), byHand(time.Now()))
-	check(t, err)
+	testkit.Must(t, err)
 	for _, signer := range signers {
 		_, there, err := forged.Signed(signer).Get(t.Context(), publishers.TargetPublish)
-		check(t, err)
-		equal(t, "is believed by all", there, true)
+		testkit.Must(t, err)
+		testkit.Equal(t, "is believed by all", there, true)
 	}
 
 	kv, err := b.js.KeyValue(t.Context(), b.names.LimitsBucket())
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = kv.PutString(t.Context(), "pause.publish", `{"target":"publish","reason":{"code":"x_outage","until":"2020-01-01T00:00:00Z"}}`)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = kv.PutString(t.Context(), "pause.refresh", `{"target":"refresh","reason":{"code":"paused_by_hand"}}`)
-	check(t, err)
-	equal(t, "mended", b.mend(t, control), "the stored pause of publish was not written by a worker; the stored pause of refresh was not written by a worker; the pause of publish was lost")
-	equal(t, "mended again", b.mend(t, control), "")
+	testkit.Must(t, err)
+	testkit.Equal(t, "mended", b.mend(t, control), "the stored pause of publish was not written by a worker; the stored pause of refresh was not written by a worker; the pause of publish was lost")
+	testkit.Equal(t, "mended again", b.mend(t, control), "")
 
 	// A real one from before, which all workers know has ended.
 	entry, err := kv.Get(t.Context(), "pause.publish")
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
-	check(t, err)
+	testkit.Must(t, err)
 	later := byHand(time.Now().Add(time.Minute))
 	_, _, err = control.Set(t.Context(), later)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = control.Clear(t.Context(), admission.TargetPublish)
-	check(t, err)
-	check(t, control.note(t.Context(), admission.TargetPublish, func(is desiredPause) (desiredPause, bool) {
+	testkit.Must(t, err)
+	testkit.Must(t, control.note(t.Context(), admission.TargetPublish, func(is desiredPause) (desiredPause, bool) {
 		is.EndedAt = is.EndedAt.Add(2 * time.Minute) // as time passes
 		return is, true
 	}))
 	_, err = kv.Put(t.Context(), "pause.publish", entry.Value())
-	check(t, err)
-	equal(t, "an old one", b.mend(t, control), "the pause of publish was resumed, but was still stored in NATS")
+	testkit.Must(t, err)
+	testkit.Equal(t, "an old one", b.mend(t, control), "the pause of publish was resumed, but was still stored in NATS")
 	_, there, err := b.pauses.Get(t.Context(), publishers.TargetPublish)
-	check(t, err)
-	equal(t, "is there", there, false)
+	testkit.Must(t, err)
+	testkit.Equal(t, "is there", there, false)
 
 	_, _, err = control.Set(t.Context(), byHand(time.Now().Add(3*time.Minute)))
-	check(t, err)
+	testkit.Must(t, err)
 	pauses, err := DesiredPauses(t.Context(), b.ledger, time.Now().Add(4*time.Minute))
-	check(t, err)
-	equal(t, "pauses in the ledger", len(pauses), 1)
-	equal(t, "lanes are paused", b.lanesPaused(t), true)
+	testkit.Must(t, err)
+	testkit.Equal(t, "pauses in the ledger", len(pauses), 1)
+	testkit.Equal(t, "lanes are paused", b.lanesPaused(t), true)
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -43,7 +44,7 @@ func file(head string, size int) []byte {
 func (b *testBundle) object(t *testing.T, name string, data []byte) jetpost.Media {
 	t.Helper()
 	_, err := b.media.Objects.Put(t.Context(), jetstream.ObjectMeta{Name: name}, bytes.NewReader(data))
-	check(t, err)
+	testkit.Must(t, err)
 	return jetpost.Media{Object: name}
 }
 
@@ -63,16 +64,16 @@ func TestVideoInSegments(t *testing.T) {
 	h := b.lane()
 	b.run(t, h, "acme")
 	held := b.want(t, key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
-	equal(t, "attempts", held.Status.Attempts, 0)
+	testkit.Equal(t, "attempts", held.Status.Attempts, 0)
 	b.work(t, h)
-	eventually(t, "the video is live", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
+	testkit.Eventually(t, "the video is live", func() bool { return b.record(t, key).Status.State == jetpost.StatePublished })
 	media, posts := b.x.Media("acme"), b.x.Posts("acme")
-	equal(t, "uploads", len(media), 1)
-	equal(t, "bytes", media[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(video)))
-	equal(t, "segments", media[0].Segments, 20)
-	equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 22)
-	equal(t, "posts", len(posts), 1)
-	equal(t, "media of the post", fmt.Sprint(posts[0].MediaIDs), fmt.Sprint([]string{media[0].ID}))
+	testkit.Equal(t, "uploads", len(media), 1)
+	testkit.Equal(t, "bytes", media[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(video)))
+	testkit.Equal(t, "segments", media[0].Segments, 20)
+	testkit.Equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 22)
+	testkit.Equal(t, "posts", len(posts), 1)
+	testkit.Equal(t, "media of the post", fmt.Sprint(posts[0].MediaIDs), fmt.Sprint([]string{media[0].ID}))
 }
 
 // TestSegmentsGivenUp: a connection that stays cut counts no attempt. The upload starts
@@ -84,13 +85,13 @@ func TestSegmentsGivenUp(t *testing.T) {
 		b.faults(t, xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Times: 5})
 		b.publish(t, "gif", jetpost.Post{Media: []jetpost.Media{{Data: file(gifHead, 1000), Alt: "a flicker"}}})
 		held := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
-		equal(t, "attempts", held.Status.Attempts, 0)
-		equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 4)
+		testkit.Equal(t, "attempts", held.Status.Attempts, 0)
+		testkit.Equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 4)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		media := b.x.Media("acme")
-		equal(t, "uploads", len(media), 2)
-		equal(t, "alternative text", media[1].AltText, "a flicker")
+		testkit.Equal(t, "uploads", len(media), 2)
+		testkit.Equal(t, "alternative text", media[1].AltText, "a flicker")
 	})
 }
 
@@ -136,22 +137,22 @@ func TestProcessing(t *testing.T) {
 				}
 				r, _ := b.settle(t)
 				b.want(t, b.key, test.state, test.code, len(b.x.Posts("acme")))
-				equal(t, "uploads", len(b.x.Media("acme")), 1)
+				testkit.Equal(t, "uploads", len(b.x.Media("acme")), 1)
 				if test.state == jetpost.StatePublished {
 					return
 				}
-				equal(t, "attempts", r.Status.Attempts, 0)
+				testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 				if !strings.Contains(r.Status.Reason.Detail, test.says) {
 					t.Errorf("the reason is %q", r.Status.Reason.Detail)
 				}
 				// A replay uploads it again.
 				b.x.MediaProcessing = time.Second
 				_, err := b.ledger.Replay(t.Context(), b.key, time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 				b.run(t, b.h, "acme")
 				r, _ = b.settle(t)
-				equal(t, "state after the replay", r.Status.State, jetpost.StatePublished)
-				equal(t, "uploads", len(b.x.Media("acme")), 2)
+				testkit.Equal(t, "state after the replay", r.Status.State, jetpost.StatePublished)
+				testkit.Equal(t, "uploads", len(b.x.Media("acme")), 2)
 			})
 		})
 	}
@@ -176,18 +177,18 @@ func TestUploadsExpire(t *testing.T) {
 				posts[2].Media = []jetpost.Media{{Data: testImage(t)}}
 				b.publish(t, "thread", posts...)
 				b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 2)
-				equal(t, "uploads ahead", len(b.x.Media("acme")), 1)
+				testkit.Equal(t, "uploads ahead", len(b.x.Media("acme")), 1)
 				b.x.ExpireMedia("acme")
 				r, _ := b.settle(t)
-				equal(t, "state", r.Status.State, jetpost.StatePublished)
+				testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 				b.texts(t, "acme", "one", "two", "three")
-				equal(t, "uploads", len(b.x.Media("acme")), 2)
+				testkit.Equal(t, "uploads", len(b.x.Media("acme")), 2)
 				refused := 0
 				if !known {
 					refused = 1
 				}
-				equal(t, "posts refused", b.x.Counts()[xsim.EndpointCreatePost]["400"], refused)
-				equal(t, "attempts", r.Status.Attempts, 3)
+				testkit.Equal(t, "posts refused", b.x.Counts()[xsim.EndpointCreatePost]["400"], refused)
+				testkit.Equal(t, "attempts", r.Status.Attempts, 3)
 			})
 		})
 	}
@@ -203,16 +204,16 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
 		r, _ := b.settle(t)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
-		equal(t, "attempts", r.Status.Attempts, 1)
-		equal(t, "uploads", len(b.x.Media("acme")), 2)
+		testkit.Equal(t, "attempts", r.Status.Attempts, 1)
+		testkit.Equal(t, "uploads", len(b.x.Media("acme")), 2)
 		// A replay begins again, with other ids.
 		_, err := b.ledger.Replay(t.Context(), b.key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
-		equal(t, "uploads", len(b.x.Media("acme")), 3)
+		testkit.Equal(t, "uploads", len(b.x.Media("acme")), 3)
 		_, err = b.ledger.Replay(t.Context(), b.key, time.Now())
-		check(t, err)
+		testkit.Must(t, err)
 		b.run(t, b.h, "acme")
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
 	})
@@ -222,7 +223,7 @@ func TestMediaIDsRefusedAgain(t *testing.T) {
 		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: file(mp4Head, 100_000)}}})
 		b.settle(t)
 		b.want(t, b.key, jetpost.StateFailed, jetpost.CodeRefusedByX, 0)
-		equal(t, "uploads", len(b.x.Media("acme")), 2)
+		testkit.Equal(t, "uploads", len(b.x.Media("acme")), 2)
 	})
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t) // X refuses media ids of a post without media
@@ -245,16 +246,16 @@ func TestFourImages(t *testing.T) {
 		b.publish(t, "four", jetpost.Post{Text: "look", Media: media})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 0)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		uploads := map[string]xsim.Media{}
 		for _, m := range b.x.Media("acme") {
 			uploads[m.ID] = m
 		}
-		equal(t, "uploads", len(uploads), 4) // the hold kept the finished ones
-		equal(t, "descriptions", b.calls(xsim.EndpointMetadata), 5)
+		testkit.Equal(t, "uploads", len(uploads), 4) // the hold kept the finished ones
+		testkit.Equal(t, "descriptions", b.calls(xsim.EndpointMetadata), 5)
 		for i, id := range b.x.Posts("acme")[0].MediaIDs {
-			equal(t, "description", uploads[id].AltText, fmt.Sprintf("image %d", i))
-			equal(t, "bytes", uploads[id].SHA256, fmt.Sprintf("%x", sha256.Sum256(media[i].Data)))
+			testkit.Equal(t, "description", uploads[id].AltText, fmt.Sprintf("image %d", i))
+			testkit.Equal(t, "bytes", uploads[id].SHA256, fmt.Sprintf("%x", sha256.Sum256(media[i].Data)))
 		}
 	})
 }
@@ -271,13 +272,13 @@ func TestMediaChanged(t *testing.T) {
 	h := b.lane()
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateFailed, jetpost.CodeMediaChanged, 0)
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 0)
 	b.object(t, "logo", data)
 	_, err := b.ledger.Replay(t.Context(), key, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StatePublished, "", 2)
-	equal(t, "bytes", b.x.Media("acme")[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
+	testkit.Equal(t, "bytes", b.x.Media("acme")[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
 }
 
 // TestURLChanged: a url is pinned after it was read, so that a second upload has the same
@@ -315,7 +316,7 @@ func TestMediaTogether(t *testing.T) {
 				b := doubt(t)
 				b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: media})
 				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
-				equal(t, "uploads", len(b.x.Media("acme")), 0)
+				testkit.Equal(t, "uploads", len(b.x.Media("acme")), 0)
 			})
 		})
 	}
@@ -360,8 +361,8 @@ func TestUploadsAhead(t *testing.T) {
 		})
 		b.publish(t, "thread", posts...)
 		b.want(t, b.key, jetpost.StatePublished, "", len(posts))
-		equal(t, "uploads at once", most, uploadBytes/uploadLeast)
-		equal(t, "uploads", len(b.x.Media("acme")), (count-1)*images)
+		testkit.Equal(t, "uploads at once", most, uploadBytes/uploadLeast)
+		testkit.Equal(t, "uploads", len(b.x.Media("acme")), (count-1)*images)
 	})
 }
 
@@ -406,8 +407,8 @@ func TestUploadsInterrupted(t *testing.T) {
 				if how == "lane lost" {
 					hook.expire(t)
 					_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "another", time.Millisecond, time.Now())
-					check(t, err)
-					equal(t, "taken over", claimed, true)
+					testkit.Must(t, err)
+					testkit.Equal(t, "taken over", claimed, true)
 				} else {
 					close(stopping)
 				}
@@ -416,8 +417,8 @@ func TestUploadsInterrupted(t *testing.T) {
 					t.Errorf("it took %s", took)
 				}
 				r := b.record(t, b.key)
-				equal(t, "state", r.Status.State, jetpost.StateQueued)
-				equal(t, "attempts", r.Status.Attempts, 0)
+				testkit.Equal(t, "state", r.Status.State, jetpost.StateQueued)
+				testkit.Equal(t, "attempts", r.Status.Attempts, 0)
 				if how == "stop while a source is read" {
 					return
 				}
@@ -425,7 +426,7 @@ func TestUploadsInterrupted(t *testing.T) {
 				sleep(time.Second)
 				b.run(t, b.h, "acme")
 				r, _ = b.settle(t)
-				equal(t, "state in the end", r.Status.State, jetpost.StatePublished)
+				testkit.Equal(t, "state in the end", r.Status.State, jetpost.StatePublished)
 			})
 		})
 	}
@@ -434,11 +435,11 @@ func TestUploadsInterrupted(t *testing.T) {
 // queue accepts a request.
 func (b *doubtBundle) queue(t *testing.T, r jetpost.Request) {
 	t.Helper()
-	check(t, r.Validate())
+	testkit.Must(t, r.Validate())
 	body, err := json.Marshal(r)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now()})
-	check(t, err)
+	testkit.Must(t, err)
 	b.key = store.Key{Account: r.Account, ID: r.ID}
 }
 
@@ -474,7 +475,7 @@ func TestUploadPanics(t *testing.T) {
 				}()
 				b.want(t, b.key, jetpost.StateQueued, "", 0)
 				done, err := b.h.Gate.Allow(time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 				if _, err := b.h.Gate.Allow(time.Now()); err == nil {
 					t.Error("the breaker took a panic for an answer")
 				}
@@ -517,10 +518,10 @@ func TestVideosOneByOne(t *testing.T) {
 		}
 		b.publish(t, "thread", posts...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "segments at once", most, 1)
-		equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 3)
-		equal(t, "segments", b.calls(xsim.EndpointAppend), 36)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "segments at once", most, 1)
+		testkit.Equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 3)
+		testkit.Equal(t, "segments", b.calls(xsim.EndpointAppend), 36)
 	})
 }
 
@@ -543,10 +544,10 @@ func TestUploadWindow(t *testing.T) {
 		}
 		b.publish(t, "thread", posts...)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "uploads refused", b.x.Counts()[xsim.EndpointUpload]["429"], 0)
-		equal(t, "uploads", len(b.x.Media("acme")), 11)
-		equal(t, "calls for them", b.calls(xsim.EndpointUpload), 11)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "uploads refused", b.x.Counts()[xsim.EndpointUpload]["429"], 0)
+		testkit.Equal(t, "uploads", len(b.x.Media("acme")), 11)
+		testkit.Equal(t, "calls for them", b.calls(xsim.EndpointUpload), 11)
 	})
 	synctest.Test(t, func(t *testing.T) { // only calls that were answered count in the window
 		b := doubt(t, func(x *xsim.Server) {
@@ -583,11 +584,11 @@ func TestThreadWaitsForUploads(t *testing.T) {
 			t.Errorf("held: %s, want: %s", r.Status.Reason.Detail, want)
 		}
 		r, _ = b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 		b.publish(t, "long", pictured(5)...)
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
 		r, _ = b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 	})
 }
 
@@ -608,8 +609,8 @@ func TestHoldLetsUploadsEnd(t *testing.T) {
 		b.publish(t, "thread", jetpost.Post{Text: "one"}, jetpost.Post{Text: "two", Media: []jetpost.Media{{Data: testImage(t)}}})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "uploads", b.calls(xsim.EndpointUpload), 1)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "uploads", b.calls(xsim.EndpointUpload), 1)
 	})
 }
 
@@ -639,8 +640,8 @@ func TestUploadsAndBreaker(t *testing.T) {
 		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "video"}}})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
 		r, _ := b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
-		equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
 	})
 }
 
@@ -659,13 +660,13 @@ func TestUploadsForgotten(t *testing.T) {
 				b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Data: data}}})
 				r, _ := b.settle(t)
 				if processing == 0 {
-					equal(t, "state", r.Status.State, jetpost.StatePublished)
-					equal(t, "uploads", len(b.x.Media("acme")), 2) // the first one expires within a lease
+					testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
+					testkit.Equal(t, "uploads", len(b.x.Media("acme")), 2) // the first one expires within a lease
 					return
 				}
 				b.want(t, b.key, jetpost.StateFailed, jetpost.CodeMediaInvalid, 0)
-				equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
-				equal(t, "stored id", r.Posts[0].Media[0].ID, "")
+				testkit.Equal(t, "uploads begun", b.calls(xsim.EndpointInitialize), 1)
+				testkit.Equal(t, "stored id", r.Posts[0].Media[0].ID, "")
 			})
 		})
 	}
@@ -694,9 +695,9 @@ func TestTriesAfterProgress(t *testing.T) {
 			}
 		}
 		r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeXUnavailable, 1)
-		equal(t, "holds", r.Holds, 1)
+		testkit.Equal(t, "holds", r.Holds, 1)
 		r, _ = b.settle(t)
-		equal(t, "state", r.Status.State, jetpost.StatePublished)
+		testkit.Equal(t, "state", r.Status.State, jetpost.StatePublished)
 	})
 }
 
@@ -726,7 +727,7 @@ func TestMediaRoom(t *testing.T) {
 			b := doubt(t)
 			b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"image": image, "text": []byte("text"), "gif": []byte(gifHead)}}}
 			b.publish(t, "one", jetpost.Post{Text: "one", Media: media})
-			equal(t, "files open after "+media[1].Object, open(), 0)
+			testkit.Equal(t, "files open after "+media[1].Object, open(), 0)
 		})
 	}
 	outer := t
@@ -779,7 +780,7 @@ func TestUploadOutlivesItsWorker(t *testing.T) {
 		h := *b.h
 		h.Ledger = hook
 		func() {
-			defer func() { equal(t, "died of", recover(), any(died)) }()
+			defer func() { testkit.Equal(t, "died of", recover(), any(died)) }()
 			first := b.h
 			b.h = &h
 			defer func() { b.h = first }()
@@ -788,6 +789,6 @@ func TestUploadOutlivesItsWorker(t *testing.T) {
 		hook.expire(t)
 		b.run(t, b.h, "acme")
 		b.want(t, b.key, jetpost.StatePublished, "", 1)
-		equal(t, "uploads", len(b.x.Media("acme")), 1)
+		testkit.Equal(t, "uploads", len(b.x.Media("acme")), 1)
 	})
 }

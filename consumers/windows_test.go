@@ -10,6 +10,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -38,7 +39,7 @@ func TestThreadWaitsForWindow(t *testing.T) {
 		t.Errorf("held: %s, want: %s", r.Status.Reason.Detail, want)
 	}
 	b.work(t, h)
-	eventually(t, "all is published", func() bool { return b.counts(t)[jetpost.StatePublished] == 3 })
+	testkit.Eventually(t, "all is published", func() bool { return b.counts(t)[jetpost.StatePublished] == 3 })
 	b.texts(t, "acme", "a", "b", "c", "d", "e", "f", "g", "h")
 	b.want(t, long, jetpost.StatePublished, "", 4)
 	// Posts that share a window: a thread begins only if all of it fits.
@@ -68,10 +69,10 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
 	third := b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
 	_, err := b.ledger.EndHolds(t.Context(), r.Account, r.Status.Reason.Code, time.Now())
-	check(t, err)
+	testkit.Must(t, err)
 	b.run(t, third, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 3)
 }
 
 // share stores windows while the test runs.
@@ -82,7 +83,7 @@ func (b *testBundle) share(t *testing.T, w *admission.Windows) (stop func()) {
 	group.Go(func() { w.Run(ctx) })
 	stop = func() { cancel(); group.Wait() }
 	t.Cleanup(stop)
-	check(t, publishers.NewWindows(b.js, b.names).FollowApp(ctx, w.Learned))
+	testkit.Must(t, publishers.NewWindows(b.js, b.names).FollowApp(ctx, w.Learned))
 	return stop
 }
 
@@ -91,7 +92,7 @@ func (b *testBundle) learn(t *testing.T, g *admission.Gate) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	pauses, err := b.pauses.Watch(ctx)
-	check(t, err)
+	testkit.Must(t, err)
 	g.Learn(<-pauses)
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -115,11 +116,11 @@ func TestWindowUsedUpIsKnownAtOnce(t *testing.T) {
 	one.Ledger = hook
 	stop := b.share(t, one.Windows)
 	func() {
-		defer func() { equal(t, "panic", recover(), any("dies")) }()
+		defer func() { testkit.Equal(t, "panic", recover(), any("dies")) }()
 		b.run(t, one, "acme")
 	}()
 	<-died
-	eventually(t, "the window is told", func() bool {
+	testkit.Eventually(t, "the window is told", func() bool {
 		known, err := b.windows.Get(t.Context(), "acme")
 		return err == nil && len(known) > 0
 	})
@@ -127,7 +128,7 @@ func TestWindowUsedUpIsKnownAtOnce(t *testing.T) {
 	hook.expire(t)
 	b.run(t, b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) }), "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
-	equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
+	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 }
 
 // TestAppWindowShared: workers that post for many accounts at once use the app's window up
@@ -154,7 +155,7 @@ func TestAppWindowShared(t *testing.T) {
 		b.learn(t, h.Gate)
 		b.work(t, h)
 	}
-	eventually(t, "all is published", func() bool { return b.counts(t)[jetpost.StatePublished] == requests*accounts })
+	testkit.Eventually(t, "all is published", func() bool { return b.counts(t)[jetpost.StatePublished] == requests*accounts })
 	if refused := b.x.Counts()[xsim.EndpointCreatePost][fmt.Sprint(http.StatusTooManyRequests)]; refused > 0 {
 		t.Errorf("%d calls were refused", refused)
 	}

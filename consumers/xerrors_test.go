@@ -24,6 +24,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -36,7 +37,7 @@ type errorRow map[string]string
 func errorTable(t *testing.T, heading string) (rows []errorRow) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/x-errors.md")
-	check(t, err)
+	testkit.Must(t, err)
 	_, section, found := strings.Cut(string(text), "\n## "+heading+"\n")
 	if !found {
 		t.Fatalf("there is no section %q", heading)
@@ -206,14 +207,14 @@ func tokenAnswer(t *testing.T, row errorRow) {
 	case !left.StartedAt.IsZero():
 		outcome = "unknown"
 	}
-	equal(t, "outcome", outcome, row["outcome"])
+	testkit.Equal(t, "outcome", outcome, row["outcome"])
 	stop := stops.Pause.Reason.Code
 	if stop != "" {
-		equal(t, "target of the pause", stops.Pause.Target, publishers.TargetRefresh)
-		equal(t, "the pause is in force", paused(r.Gate, admission.TargetRefresh), true)
+		testkit.Equal(t, "target of the pause", stops.Pause.Target, publishers.TargetRefresh)
+		testkit.Equal(t, "the pause is in force", paused(r.Gate, admission.TargetRefresh), true)
 	}
-	equal(t, "stop", string(stop), row["stop"])
-	equal(t, "next try", nextTry(left, before, r, asked, stop), row["next try"])
+	testkit.Equal(t, "stop", string(stop), row["stop"])
+	testkit.Equal(t, "next try", nextTry(left, before, r, asked, stop), row["next try"])
 	wantLeft(t, left, before, row["outcome"], row["case"])
 }
 
@@ -249,7 +250,7 @@ func nextTry(left, before store.Token, r *Refresher, asked time.Time, stop jetpo
 func wantLeft(t *testing.T, left, before store.Token, outcome, name string) {
 	t.Helper()
 	if outcome != "stored" {
-		equal(t, "pair is as before", left.Refresh == before.Refresh && left.Access == before.Access, true)
+		testkit.Equal(t, "pair is as before", left.Refresh == before.Refresh && left.Access == before.Access, true)
 		if left.RefreshError == "" || left.RefreshFailedAt.IsZero() || strings.Contains(left.RefreshError, "fresh-") {
 			t.Errorf("remembered: %q at %v", left.RefreshError, left.RefreshFailedAt)
 		}
@@ -259,8 +260,8 @@ func wantLeft(t *testing.T, left, before store.Token, outcome, name string) {
 	if name == "pair-no-refresh-token" {
 		refresh = before.Refresh.Reveal()
 	}
-	equal(t, "access token", left.Access.Reveal(), "fresh-access")
-	equal(t, "refresh token", left.Refresh.Reveal(), refresh)
+	testkit.Equal(t, "access token", left.Access.Reveal(), "fresh-access")
+	testkit.Equal(t, "refresh token", left.Refresh.Reveal(), refresh)
 	if life := left.ExpiresAt.Sub(left.RefreshedAt); life < 2*time.Hour-time.Minute || life > 2*time.Hour {
 		t.Errorf("the pair lives for %v", life)
 	}
@@ -290,7 +291,7 @@ func TestAuthorizationCodeAnswers(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				x := &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: &http.Client{Transport: cases[name]}}
 				pair, err := x.Exchange(t.Context(), "the-code-of-this-consent", xapi.NewVerifier(), "http://127.0.0.1:8484/callback")
-				equal(t, "outcome", codeOutcome(pair, err), row["outcome"])
+				testkit.Equal(t, "outcome", codeOutcome(pair, err), row["outcome"])
 			})
 		})
 	}
@@ -586,7 +587,7 @@ func TestPostingAnswers(t *testing.T) {
 		case "duplicate-after-doubt":
 			s.earlier(t, says(503, ""), jetpost.StateHeld)
 			_, err := s.ledger.Resolve(t.Context(), s.key, "", time.Now())
-			check(t, err)
+			testkit.Must(t, err)
 			attempts = 1
 		case "duplicate-after-hold":
 			s.earlier(t, says(404, ""), jetpost.StateHeld)
@@ -594,13 +595,13 @@ func TestPostingAnswers(t *testing.T) {
 		case "duplicate-after-replay":
 			s.earlier(t, s.answer, jetpost.StateFailed)
 			_, err := s.ledger.Replay(t.Context(), s.key, time.Now())
-			check(t, err)
+			testkit.Must(t, err)
 			attempts = 1
 		}
 		if row["counts"] == "yes" {
 			attempts++
 		}
-		equal(t, "attempts", s.advance(t).Status.Attempts, attempts)
+		testkit.Equal(t, "attempts", s.advance(t).Status.Attempts, attempts)
 	})
 }
 
@@ -624,7 +625,7 @@ func TestMediaAnswers(t *testing.T) {
 				s.answer = mediaAnswers(time.Now())[row["case"]]
 				s.connect(t)
 				r := s.advance(t)
-				equal(t, "attempt is counted", r.Status.Attempts == 1, r.Status.State == jetpost.StatePublished)
+				testkit.Equal(t, "attempt is counted", r.Status.Attempts == 1, r.Status.State == jetpost.StatePublished)
 			})
 		}
 	})
@@ -710,9 +711,9 @@ func TestSegmentAnswers(t *testing.T) {
 			}
 			r := b.record(t, b.key)
 			became := became(r, publishers.Pause{})
-			equal(t, "verdict", became.verdict, row["verdict"])
-			equal(t, "code", became.code, row["code"])
-			equal(t, "until", untilWhat(became.until, time.Now(), r.Holds), row["until"])
+			testkit.Equal(t, "verdict", became.verdict, row["verdict"])
+			testkit.Equal(t, "code", became.code, row["code"])
+			testkit.Equal(t, "until", untilWhat(became.until, time.Now(), r.Holds), row["until"])
 			for i, words := range strings.Split(row["answer"], `"`) {
 				if i%2 == 1 && !strings.Contains(r.Status.Reason.Detail, words) {
 					t.Errorf("X's words %q are not in the reason: %s", words, r.Status.Reason.Detail)
@@ -749,9 +750,9 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 		request.Posts[0].Media = []jetpost.Media{{Data: testImage(t), Alt: "x"}}
 	}
 	body, err := json.Marshal(request)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = s.ledger.Accept(t.Context(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: time.Now()})
-	check(t, err)
+	testkit.Must(t, err)
 	tokens := s.bubble()
 	tokens.Gate = newGate(s.stops)
 	s.lane = s.testBundle.lane(func(h *PublishHandler) {
@@ -851,7 +852,7 @@ func (s *postScene) earlier(t *testing.T, answer http.HandlerFunc, leaves jetpos
 	s.answer = answer
 	s.run(t, s.lane, s.key.Account)
 	s.answer = row
-	equal(t, "state before", s.record(t, s.key).Status.State, leaves)
+	testkit.Equal(t, "state before", s.record(t, s.key).Status.State, leaves)
 	s.heard.Store(0)
 }
 
@@ -864,7 +865,7 @@ func (s *postScene) freeze(t *testing.T) {
 		sleep(s.lane.Timing.sendWithin() + time.Second)
 		return nil
 	})}
-	equal(t, "attempts", s.advance(t).Status.Attempts, 0)
+	testkit.Equal(t, "attempts", s.advance(t).Status.Attempts, 0)
 }
 
 // advance runs the lane, and compares the state of the request with the row.
@@ -874,19 +875,19 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	asked := time.Now()
 	s.run(t, s.lane, s.key.Account)
 	r := s.record(t, s.key)
-	equal(t, "calls", s.heard.Load(), heard)
-	equal(t, "calls to elsewhere", s.strayed.Load(), 0)
+	testkit.Equal(t, "calls", s.heard.Load(), heard)
+	testkit.Equal(t, "calls to elsewhere", s.strayed.Load(), 0)
 
 	became := became(r, s.stops.Pause)
-	equal(t, "verdict", became.verdict, s.row["verdict"])
-	equal(t, "code", became.code, s.row["code"])
-	equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
-	equal(t, "post", r.Posts[0].State, map[string]jetpost.PostState{
+	testkit.Equal(t, "verdict", became.verdict, s.row["verdict"])
+	testkit.Equal(t, "code", became.code, s.row["code"])
+	testkit.Equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
+	testkit.Equal(t, "post", r.Posts[0].State, map[string]jetpost.PostState{
 		"published": jetpost.PostPosted, "failed": s.failedPost(), "doubtful": jetpost.PostSending,
 		"held": jetpost.PostPending, "stop": jetpost.PostPending, "blocked": jetpost.PostPending,
 	}[became.verdict])
 	if r.Status.Reason == nil {
-		equal(t, "id of the post", r.Posts[0].PostID, s.postID)
+		testkit.Equal(t, "id of the post", r.Posts[0].PostID, s.postID)
 		return r
 	}
 	s.wantWords(t, r.Status.Reason)
@@ -915,7 +916,7 @@ func (s *postScene) tries(t *testing.T) (heard int64) {
 			s.run(t, s.lane, s.key.Account)
 			if s.call == xapi.EndpointDeletePost {
 				_, err := s.ledger.EndHolds(t.Context(), s.key.Account, jetpost.CodeXUnavailable, time.Now())
-				check(t, err)
+				testkit.Must(t, err)
 				s.lane.Windows = admission.NewWindows(s.windows, s.log) // a day has more of them
 				continue
 			}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -34,13 +35,6 @@ func check(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-func equal[T comparable](t *testing.T, what string, got, want T) {
-	t.Helper()
-	if got != want {
-		t.Errorf("%s: got %v, want %v", what, got, want)
 	}
 }
 
@@ -77,7 +71,7 @@ func TestGateMergesPauses(t *testing.T) {
 					}
 					g := newGate(b)
 					for _, minutes := range []int{test.first, test.second} {
-						equal(t, "failed", g.Pause(t.Context(), TargetPublish, reason(end(minutes)), now) != nil, !shared)
+						testkit.Equal(t, "failed", g.Pause(t.Context(), TargetPublish, reason(end(minutes)), now) != nil, !shared)
 					}
 					pause, ok := g.Paused(TargetPublish, now)
 					until := end(test.want)
@@ -87,10 +81,10 @@ func TestGateMergesPauses(t *testing.T) {
 					if !ok || !pause.NextAt().Equal(until) || pause.Probed() != (test.want == none) || pause.Probed() != pause.Reason.Until.IsZero() {
 						t.Errorf("paused is %t (probed: %t) until %v, want %v", ok, pause.Probed(), pause.NextAt(), until)
 					}
-					equal(t, "another target is paused", paused(g, TargetRefresh), false)
+					testkit.Equal(t, "another target is paused", paused(g, TargetRefresh), false)
 					g.Learn(b.Snapshot())
 					sleep(time.Minute + time.Second)
-					equal(t, "paused later", paused(g, TargetPublish), test.want != 1)
+					testkit.Equal(t, "paused later", paused(g, TargetPublish), test.want != 1)
 				})
 			})
 		}
@@ -111,13 +105,13 @@ func TestGateOldPauses(t *testing.T) {
 			old := b.Snapshot()
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
-			equal(t, "paused", paused(g, TargetPublish), true)
+			testkit.Equal(t, "paused", paused(g, TargetPublish), true)
 			g.Learn(b.Snapshot())
-			equal(t, "paused", paused(g, TargetPublish), true)
+			testkit.Equal(t, "paused", paused(g, TargetPublish), true)
 			// A lane that sets the same pause later changes nothing.
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "paused after the end", paused(g, TargetPublish), false)
+			testkit.Equal(t, "paused after the end", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("of a shorter pause", func(t *testing.T) {
@@ -131,7 +125,7 @@ func TestGateOldPauses(t *testing.T) {
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(old)
 			pause, _ := g.Paused(TargetPublish, time.Now())
-			equal(t, "end", pause.Reason.Until, b.Pause.Reason.Until)
+			testkit.Equal(t, "end", pause.Reason.Until, b.Pause.Reason.Until)
 		})
 	})
 	t.Run("resumed before the answer", func(t *testing.T) {
@@ -145,7 +139,7 @@ func TestGateOldPauses(t *testing.T) {
 				return nil
 			}
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
-			equal(t, "paused", paused(g, TargetPublish), false)
+			testkit.Equal(t, "paused", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("resumed in the same snapshot", func(t *testing.T) {
@@ -155,7 +149,7 @@ func TestGateOldPauses(t *testing.T) {
 			g := newGate(b)
 			check(t, g.Pause(t.Context(), TargetPublish, hour(), time.Now()))
 			g.Learn(b.Clear())
-			equal(t, "paused", paused(g, TargetPublish), false)
+			testkit.Equal(t, "paused", paused(g, TargetPublish), false)
 		})
 	})
 	t.Run("while NATS is away", func(t *testing.T) {
@@ -167,9 +161,9 @@ func TestGateOldPauses(t *testing.T) {
 			}
 			g.Learn(publishers.Pauses{Revision: 7})
 			sleep(59 * time.Minute)
-			equal(t, "paused", paused(g, TargetPublish), true)
+			testkit.Equal(t, "paused", paused(g, TargetPublish), true)
 			sleep(2 * time.Minute)
-			equal(t, "paused after its end", paused(g, TargetPublish), false)
+			testkit.Equal(t, "paused after its end", paused(g, TargetPublish), false)
 		})
 	})
 }
@@ -237,7 +231,7 @@ func TestGateBreakerNeverCounts(t *testing.T) {
 				call(t, g, err)
 			}
 			_, out := g.Outage()
-			equal(t, "outage", out, false)
+			testkit.Equal(t, "outage", out, false)
 		})
 	}
 }
@@ -272,9 +266,9 @@ func TestGateBreakerHalfOpen(t *testing.T) {
 				}
 				done(test.probe)
 				_, out := g.Outage()
-				equal(t, "outage", out, test.out)
+				testkit.Equal(t, "outage", out, test.out)
 				_, err = g.Allow(time.Now())
-				equal(t, "another call is let through", err == nil, test.admits)
+				testkit.Equal(t, "another call is let through", err == nil, test.admits)
 				if _, err := g.Allow(time.Now()); errors.Is(test.probe, ErrNotCalled) && err == nil {
 					t.Error("a probe that was not made proved that X is back")
 				}

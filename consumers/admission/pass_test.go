@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers/admission/admissiontest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -94,7 +95,7 @@ func TestPauseEndsSegments(t *testing.T) {
 			called = true
 			return struct{}{}, nil
 		})
-		equal(t, "called", called, !pauses)
+		testkit.Equal(t, "called", called, !pauses)
 	}
 }
 
@@ -123,7 +124,7 @@ func TestProbeOfCredits(t *testing.T) {
 				permit, err := r.Permit(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1})
 				check(t, err)
 				permit.Done(tc.err)
-				equal(t, "ended", b.Pause.Target == "", tc.ends)
+				testkit.Equal(t, "ended", b.Pause.Target == "", tc.ends)
 			})
 		})
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi"
 )
@@ -35,13 +36,13 @@ func TestWindowsTold(t *testing.T) {
 	known, err := stored.Get(t.Context(), "")
 	check(t, err)
 	two.Learned(known)
-	equal(t, "windows", fmt.Sprint(two.Of("")), fmt.Sprint([]xapi.Window{w}))
+	testkit.Equal(t, "windows", fmt.Sprint(two.Of("")), fmt.Sprint([]xapi.Window{w}))
 	none, err := stored.Get(t.Context(), "nobody")
 	check(t, err)
-	equal(t, "windows of nobody", len(none), 0)
+	testkit.Equal(t, "windows of nobody", len(none), 0)
 	all, err := stored.All(t.Context())
 	check(t, err)
-	equal(t, "all windows", len(all), 1)
+	testkit.Equal(t, "all windows", len(all), 1)
 }
 
 // noStore is a WindowStore for a single worker.
@@ -78,7 +79,7 @@ func TestHandOverWaits(t *testing.T) {
 	learn(1)
 	var first, second sync.WaitGroup
 	first.Go(func() { s.share(t.Context(), "acme") })
-	equal(t, "stored first", (<-stored.puts)[0].Remaining, 1)
+	testkit.Equal(t, "stored first", (<-stored.puts)[0].Remaining, 1)
 	given := make(chan struct{})
 	second.Go(func() { s.HandOver(t.Context(), "acme"); close(given) })
 	learn(0)
@@ -91,7 +92,7 @@ func TestHandOverWaits(t *testing.T) {
 	}
 	stored.free <- struct{}{}
 	first.Wait()
-	equal(t, "stored last", (<-stored.puts)[0].Remaining, 0)
+	testkit.Equal(t, "stored last", (<-stored.puts)[0].Remaining, 0)
 	stored.free <- struct{}{}
 	second.Wait()
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/disktest"
 	"github.com/jetpost/jetpost/internal/health"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -42,12 +43,12 @@ func (d *diskInstance) config() app.InstanceConfig {
 
 func (d *diskInstance) open() {
 	h, err := app.Up(d.t.Context(), d.config(), slog.New(slog.DiscardHandler))
-	must(d.t, err)
+	testkit.Must(d.t, err)
 	ctx, stop := context.WithCancel(d.t.Context())
 	d.instance, d.stop, d.over = h, stop, make(chan error, 1)
 	go func() { d.over <- h.Run(ctx) }()
 	d.conn, err = h.Config.Connect(d.t.Context(), slog.New(slog.DiscardHandler), "test")
-	must(d.t, err)
+	testkit.Must(d.t, err)
 	d.out = publishers.New(d.conn.JS, d.conn.Names)
 }
 
@@ -68,13 +69,6 @@ func (d *diskInstance) until(what string, holds func() bool) {
 			d.t.Fatalf("a minute is over, and not: %s", what)
 		case <-look.C:
 		}
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -109,26 +103,26 @@ func TestDiskRunsFull(t *testing.T) {
 	}
 	first := d.sim
 	gone := func() bool { return len(posts(first)) == len(promised) }
-	must(t, publish("with room"))
+	testkit.Must(t, publish("with room"))
 	d.until("the first is posted", gone)
 
 	d.disk.Fill(health.DiskFull - 1<<20)
 	d.until("status tells of the disk, and the worker", func() bool {
 		status, err := d.instance.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
-		must(t, err)
+		testkit.Must(t, err)
 		return status.Code == "disk_full" && len(status.Workers) > 0 && strings.Contains(status.Workers[0].Faults, "disk:")
 	})
 	for n := range 20 {
-		must(t, publish(fmt.Sprintf("without room %d", n)))
+		testkit.Must(t, publish(fmt.Sprintf("without room %d", n)))
 	}
-	must(t, d.out.RefreshAccount(t.Context(), "alice", true))
+	testkit.Must(t, d.out.RefreshAccount(t.Context(), "alice", true))
 	exchanges := len(first.Exchanges("alice"))
 	<-time.After(3 * time.Second) // in which nothing is to happen
 	if n, e := len(posts(first)), len(first.Exchanges("alice")); n != 1 || e != exchanges {
 		t.Errorf("without room, %d posts are live and %d tokens were exchanged, want 1 and %d", n, e, exchanges)
 	}
 	status, err := d.instance.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
-	must(t, err)
+	testkit.Must(t, err)
 	t.Log(status.Sentence())
 	if status.QueuedJobs == nil || *status.QueuedJobs != 20 {
 		t.Errorf("without room jobs were accepted: %+v", status)

@@ -21,6 +21,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
@@ -41,43 +42,43 @@ func wallServers(t *testing.T, count int, walls Walls) []*server.Server {
 	var routes []string
 	for range count {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
+		testkit.Must(t, err)
 		routes = append(routes, l.Addr().String())
-		must(t, l.Close())
+		testkit.Must(t, l.Close())
 	}
 	servers := make([]*server.Server, count)
 	for i := range servers {
 		var o server.Options
-		must(t, o.ProcessConfigString(walls.Config()))
+		testkit.Must(t, o.ProcessConfigString(walls.Config()))
 		o.ServerName, o.JetStream, o.StoreDir, o.NoLog, o.NoSigs = fmt.Sprint("n", i), true, t.TempDir(), true, true
 		natstest.Listen(&o)
 		if count > 1 {
 			host, port, err := net.SplitHostPort(routes[i])
-			must(t, err)
+			testkit.Must(t, err)
 			o.Cluster.Name, o.Cluster.Host = "walls", host
 			_, err = fmt.Sscan(port, &o.Cluster.Port)
-			must(t, err)
+			testkit.Must(t, err)
 			o.Routes = server.RoutesFromStr("nats://" + strings.Join(routes, ",nats://"))
 		}
 		s, err := server.NewServer(&o)
-		must(t, err)
+		testkit.Must(t, err)
 		go s.Start()
 		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
 		servers[i] = s
 	}
 	for _, s := range servers {
-		if !s.ReadyForConnections(patience) {
+		if !s.ReadyForConnections(testkit.Patience) {
 			t.Fatal("a server did not start")
 		}
 	}
 	if count > 1 {
-		eventually(t, "the cluster to have a leader", func() bool {
+		testkit.Eventually(t, "the cluster to have a leader", func() bool {
 			return slices.ContainsFunc(servers, (*server.Server).JetStreamIsLeader)
 		})
-		eventually(t, "all servers to be in JetStream", func() bool {
+		testkit.Eventually(t, "all servers to be in JetStream", func() bool {
 			return !slices.ContainsFunc(servers, func(s *server.Server) bool { return !s.JetStreamIsCurrent() })
 		})
-		eventually(t, "the leader to hear of all servers, on which it places streams", func() bool {
+		testkit.Eventually(t, "the leader to hear of all servers, on which it places streams", func() bool {
 			leader := slices.IndexFunc(servers, (*server.Server).JetStreamIsLeader)
 			if leader < 0 {
 				return false
@@ -101,20 +102,20 @@ func setUpWalls(t *testing.T, servers []*server.Server, names jetpost.Names, pre
 		NATS: NATSConfig{URL: servers[0].ClientURL(), User: setupUser, Password: secret.New(testPassword), Prefix: prefix, Replicas: len(servers)},
 	}
 	report, err := cfg.Setup(t.Context(), log)
-	must(t, err)
+	testkit.Must(t, err)
 	if !report.Walled {
 		t.Fatal("setup does not see the walls")
 	}
 	cfg.NATS.User = workerUser
 	conn, err := cfg.Connect(t.Context(), log, "worker")
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(conn.Close)
 	ledger, err := cfg.OpenStore(t.Context())
-	must(t, err)
+	testkit.Must(t, err)
 	id, err := ledger.LedgerID(t.Context())
-	must(t, err)
-	must(t, ledger.Close())
-	must(t, publishers.Check(t.Context(), conn.JS, cfg.Topology(conn.Names, id)))
+	testkit.Must(t, err)
+	testkit.Must(t, ledger.Close())
+	testkit.Must(t, publishers.Check(t.Context(), conn.JS, cfg.Topology(conn.Names, id)))
 	return conn
 }
 
@@ -126,7 +127,7 @@ func inventory(t *testing.T, servers []*server.Server, n jetpost.Names) (found [
 	t.Helper()
 	for _, s := range servers {
 		callLog, err := s.Jsz(&server.JSzOptions{Accounts: true, Streams: true, Consumer: true, Config: true})
-		must(t, err)
+		testkit.Must(t, err)
 		for _, account := range callLog.AccountDetails {
 			for _, stream := range account.Streams {
 				state := fmt.Sprint(stream.State.Msgs, stream.State.Bytes, stream.State.FirstSeq, stream.State.LastSeq)
@@ -137,7 +138,7 @@ func inventory(t *testing.T, servers []*server.Server, n jetpost.Names) (found [
 					media, state = max(media, stream.State.Msgs), "media"
 				}
 				config, err := json.Marshal(stream.Config)
-				must(t, err)
+				testkit.Must(t, err)
 				where := s.Name() + " " + account.Name + " " + stream.Name
 				found = append(found, fmt.Sprintf("%s %s %s", where, state, config))
 				for _, c := range stream.Consumer {
@@ -145,7 +146,7 @@ func inventory(t *testing.T, servers []*server.Server, n jetpost.Names) (found [
 						continue
 					}
 					config, err := json.Marshal(c.Config)
-					must(t, err)
+					testkit.Must(t, err)
 					found = append(found, fmt.Sprint(where, " ", c.Name, " ", c.Delivered.Stream, c.AckFloor.Stream, c.NumAckPending, c.Paused, string(config)))
 				}
 			}
@@ -218,9 +219,9 @@ func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object 
 		{"Nats-Scheduler": {n.ScheduleRefresh()}, "Nats-Schedule-Next": {"purge"}},
 	} {
 		for _, body := range [][]byte{nil, stop, []byte(consumer)} {
-			must(t, nc.PublishMsg(&nats.Msg{Subject: target, Header: header, Data: body}))
+			testkit.Must(t, nc.PublishMsg(&nats.Msg{Subject: target, Header: header, Data: body}))
 		}
-		must(t, nc.PublishMsg(&nats.Msg{Subject: n.PublishRequest("acme"), Reply: target, Header: header, Data: []byte(`{"posts":[{"text":"Hello"}]}`)}))
+		testkit.Must(t, nc.PublishMsg(&nats.Msg{Subject: n.PublishRequest("acme"), Reply: target, Header: header, Data: []byte(`{"posts":[{"text":"Hello"}]}`)}))
 	}
 	if !strings.HasPrefix(target, "$JS.ACK.") { // a reply that nats-server itself refuses
 		jobs++ // the one without a header
@@ -240,7 +241,7 @@ func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object 
 		{"$JS.API.CONSUMER.NAMES." + events, ""}, {"$JS.API.CONSUMER.INFO." + events + ".mine", ""},
 		{"$JS.ACK." + events + ".mine.1.1.1.1.0", ""}, {"$JS.FC." + events + ".mine.1", ""},
 	} {
-		must(t, nc.PublishRequest(ask.subject, target, []byte(ask.body)))
+		testkit.Must(t, nc.PublishRequest(ask.subject, target, []byte(ask.body)))
 	}
 	for i, deliver := range [][2]string{{target, ""}, {"_INBOX.x", target}, {target, target}} {
 		name := fmt.Sprintf("push-%d-%s", i, strings.NewReplacer(".", "-", "$", "").Replace(target))
@@ -249,14 +250,14 @@ func attack(t *testing.T, nc *nats.Conn, n jetpost.Names, target string, object 
 				stream, name, deliver[0], deliver[1])
 			durable := strings.Replace(config, `"name"`, `"durable_name":"durable-`+name+`","name"`, 1)
 			made = append(made, name, "durable-"+name)
-			must(t, nc.PublishRequest("$JS.API.CONSUMER.CREATE."+stream+"."+name, target, []byte(config)))
-			must(t, nc.PublishRequest("$JS.API.CONSUMER.DURABLE.CREATE."+stream+".durable-"+name, target, []byte(strings.Replace(durable, `"name":"`+name, `"name":"durable-`+name, 1))))
+			testkit.Must(t, nc.PublishRequest("$JS.API.CONSUMER.CREATE."+stream+"."+name, target, []byte(config)))
+			testkit.Must(t, nc.PublishRequest("$JS.API.CONSUMER.DURABLE.CREATE."+stream+".durable-"+name, target, []byte(strings.Replace(durable, `"name":"`+name, `"name":"durable-`+name, 1))))
 		}
 	}
 	// The server drops requests that pile up; this waits for those before it.
 	made = append(made, "last-"+made[0])
 	answer, err := nc.Request("$JS.API.CONSUMER.CREATE."+events+".last-"+made[0], []byte(fmt.Sprintf(
-		`{"stream_name":%q,"config":{"name":"last-%s","ack_policy":"none","deliver_subject":%q,"inactive_threshold":60000000000}}`, events, made[0], target)), patience)
+		`{"stream_name":%q,"config":{"name":"last-%s","ack_policy":"none","deliver_subject":%q,"inactive_threshold":60000000000}}`, events, made[0], target)), testkit.Patience)
 	if err != nil {
 		t.Fatalf("after %s: %v", target, err)
 	}
@@ -282,7 +283,7 @@ func TestProbes(t *testing.T) {
 		t.Run(run.name, func(t *testing.T) {
 			t.Parallel()
 			names, err := jetpost.NewNames(run.prefix)
-			must(t, err)
+			testkit.Must(t, err)
 			walls := Walls{Names: names, NoLogin: run.login == nil, Logins: map[string]string{}}
 			if walls.NoLogin {
 				walls.Logins[producerUser] = `password: ""`
@@ -300,45 +301,45 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 	n, ctx := worker.Names, t.Context()
 	// One message in each of the workers' streams, so that each can lose one.
 	wakeups, deadLetters := publishers.NewWakeups(worker.JS, n), publishers.NewDeadLetters(worker.JS, n)
-	must(t, wakeups.Wake(ctx, "victim"))
-	must(t, wakeups.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
-	must(t, wakeups.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
+	testkit.Must(t, wakeups.Wake(ctx, "victim"))
+	testkit.Must(t, wakeups.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
+	testkit.Must(t, wakeups.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
 	for range 3 {
-		must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Target: publishers.TargetPublish}}))
+		testkit.Must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Target: publishers.TargetPublish}}))
 	}
 	_, err := worker.JS.Publish(ctx, n.PublishFailed("victim", "1"), []byte("{}"))
-	must(t, err)
+	testkit.Must(t, err)
 	kv, err := worker.JS.KeyValue(ctx, n.LimitsBucket())
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = kv.Put(ctx, "window.account.victim", []byte("[]"))
-	must(t, err)
+	testkit.Must(t, err)
 
 	nc, err := nats.Connect(servers[len(servers)-1].ClientURL(), append(login, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
-	must(t, err)
+	testkit.Must(t, err)
 	mirror, err := js.Stream(ctx, n.EventsStream())
-	must(t, err)
-	eventually(t, "the mirror to have the events", func() bool {
+	testkit.Must(t, err)
+	testkit.Eventually(t, "the mirror to have the events", func() bool {
 		info, err := mirror.Info(ctx)
 		return err == nil && info.State.Msgs == 3
 	})
 	for _, c := range []jetstream.ConsumerConfig{{Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, {Durable: "empty", FilterSubject: n.EventSubject(jetpost.EventAppPaused, "", "")}} {
 		_, err := mirror.CreateConsumer(ctx, c)
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	// An object whose bytes are a request: whoever reads it has them sent anywhere.
 	object := "$O." + n.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte("bait"))
 	_, err = js.Publish(ctx, object, []byte(`{"stream_name":"`+n.LanesStream()+`","config":{"durable_name":"stranger"}}`))
-	must(t, err)
+	testkit.Must(t, err)
 	wakeup, err := worker.JS.Consumer(ctx, n.LanesStream(), jetpost.ConsumerLanes)
-	must(t, err)
+	testkit.Must(t, err)
 	if got := wakeup.CachedInfo().NumPending; got != 1 {
 		t.Fatalf("%d wake-ups wait, want 1", got)
 	}
 
-	eventually(t, "the mirror to have acknowledged the events", func() bool {
+	testkit.Eventually(t, "the mirror to have acknowledged the events", func() bool {
 		feed, err := worker.JS.PushConsumer(ctx, n.EventsStream(), jetpost.ConsumerMirror)
 		return err == nil && feed.CachedInfo().AckFloor.Stream == 3
 	})
@@ -363,11 +364,11 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 			delivered++
 		}
 		for _, name := range left { // which have delivered
-			must(t, nc.Publish("$JS.API.CONSUMER.DELETE."+n.EventsStream()+"."+name, nil))
+			testkit.Must(t, nc.Publish("$JS.API.CONSUMER.DELETE."+n.EventsStream()+"."+name, nil))
 		}
 		left = made
 	}
-	must(t, nc.FlushTimeout(patience))
+	testkit.Must(t, nc.FlushTimeout(testkit.Patience))
 	after, stored, media := settled(t, servers, n)
 	t.Logf("%d targets, %d jobs, consumers that deliver onto %d of them", len(targets), jobs, delivered)
 	if delivered < len(targets)/2 {
@@ -396,7 +397,7 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 func settled(t *testing.T, servers []*server.Server, n jetpost.Names) (found []string, jobs, media uint64) {
 	t.Helper()
 	const quiet = 500 * time.Millisecond // far longer than any answer is on its way
-	eventually(t, "everything to be quiet", func() bool {
+	testkit.Eventually(t, "everything to be quiet", func() bool {
 		first, firstJobs, _ := inventory(t, servers, n)
 		<-time.After(quiet)
 		found, jobs, media = inventory(t, servers, n)
@@ -409,20 +410,20 @@ func settled(t *testing.T, servers []*server.Server, n jetpost.Names) (found []s
 func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets variables of the environment
 	const prefix = "pre"
 	names, err := jetpost.NewNames(prefix)
-	must(t, err)
+	testkit.Must(t, err)
 	walls := Walls{Names: names, Customers: []string{"acme"}}
 	for _, user := range append(NATSUsers(), walls.Customers...) {
 		t.Setenv(PasswordVariable(user), testPassword) // as nats-server reads them
 	}
 	var read server.Options
-	must(t, read.ProcessConfigString(walls.Config()))
+	testkit.Must(t, read.ProcessConfigString(walls.Config()))
 	servers := wallServers(t, 1, walls)
 	worker := setUpWalls(t, servers, names, prefix)
 	nc, err := nats.Connect(servers[0].ClientURL(), nats.UserInfo("acme", testPassword))
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
-	must(t, err)
+	testkit.Must(t, err)
 	ctx := t.Context()
 	if _, err := js.Publish(ctx, names.PublishRequest("acme"), []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
 		t.Errorf("its own job: %v", err)
@@ -433,14 +434,14 @@ func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets va
 		}
 	}
 	live, err := nc.SubscribeSync(">")
-	must(t, err)
-	must(t, nc.Flush())
+	testkit.Must(t, err)
+	testkit.Must(t, nc.Flush())
 	deadLetters := publishers.NewDeadLetters(worker.JS, names)
 	for _, account := range []string{"other", "acme"} {
-		must(t, deadLetters.Event(ctx, names.EventSubject(jetpost.EventRequestPublished, account, "1"), jetpost.Event{Type: jetpost.EventRequestPublished}))
+		testkit.Must(t, deadLetters.Event(ctx, names.EventSubject(jetpost.EventRequestPublished, account, "1"), jetpost.Event{Type: jetpost.EventRequestPublished}))
 	}
-	msg, err := live.NextMsg(patience)
-	must(t, err)
+	msg, err := live.NextMsg(testkit.Patience)
+	testkit.Must(t, err)
 	if want := names.EventSubject(jetpost.EventRequestPublished, "acme", "1"); msg.Subject != want {
 		t.Errorf("the first event is %s, want %s", msg.Subject, want)
 	}

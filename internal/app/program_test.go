@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 )
 
 // TestProgramOfAnotherModule: a program with nothing of this module but the contract and
@@ -19,12 +20,12 @@ func TestProgramOfAnotherModule(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	root, err := filepath.Abs("../..")
-	must(t, err)
+	testkit.Must(t, err)
 	copyFile := func(from, to string, change func(string) string) {
 		t.Helper()
 		text, err := os.ReadFile(from)
-		must(t, err)
-		must(t, os.WriteFile(filepath.Join(dir, to), []byte(change(string(text))), 0o600))
+		testkit.Must(t, err)
+		testkit.Must(t, os.WriteFile(filepath.Join(dir, to), []byte(change(string(text))), 0o600))
 	}
 	same := func(text string) string { return text }
 	copyFile("testdata/program/main.go", "main.go", same)

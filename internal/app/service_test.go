@@ -20,6 +20,7 @@ import (
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -51,23 +52,23 @@ func serveOn(t *testing.T, database string, walls Walls, accounts ...string) *se
 		Lifeboat: t.TempDir(),
 	}
 	_, err := s.cfg.Setup(t.Context(), log)
-	must(t, err)
+	testkit.Must(t, err)
 	s.cfg.NATS.User = workerUser
 	s.ledger, err = s.cfg.OpenStore(t.Context())
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(func() { _ = s.ledger.Close() })
 	conn, err := s.cfg.Connect(t.Context(), log, "import")
-	must(t, err)
+	testkit.Must(t, err)
 	defer conn.Close()
 	importer := Importer{Ledger: s.ledger, NATS: conn, XURL: x.URL}
 	for _, account := range accounts {
 		grant, err := s.sim.AddAccount(xsim.NewAccount{Handle: account})
-		must(t, err)
+		testkit.Must(t, err)
 		_, err = importer.Import(t.Context(), ImportLine{
 			Name: account, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
 			ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
 		})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	return s
 }
@@ -76,7 +77,7 @@ func serveOn(t *testing.T, database string, walls Walls, accounts ...string) *se
 func (s *served) work() (stop func()) {
 	s.t.Helper()
 	w, err := NewWorker(s.t.Context(), s.cfg, slog.New(slog.DiscardHandler))
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	ctx, cancel := context.WithCancel(s.t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -87,7 +88,7 @@ func (s *served) work() (stop func()) {
 	stop = sync.OnceFunc(func() { cancel(); running.Wait(); w.Close() })
 	s.t.Cleanup(stop)
 	operator := s.as(operatorUser)
-	eventually(s.t, "the service to answer", func() bool {
+	testkit.Eventually(s.t, "the service to answer", func() bool {
 		_, err := operator.WorkersList(s.t.Context())
 		return err == nil
 	})
@@ -98,14 +99,14 @@ func (s *served) work() (stop func()) {
 func (s *served) as(user string) *client.Client {
 	s.t.Helper()
 	c, err := client.New(s.connect(user))
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	return c
 }
 
 func (s *served) connect(user string) *nats.Conn {
 	s.t.Helper()
 	nc, err := nats.Connect(s.server.ClientURL(), nats.UserInfo(user, testPassword), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	must(s.t, err)
+	testkit.Must(s.t, err)
 	s.t.Cleanup(nc.Close)
 	return nc
 }
@@ -163,7 +164,7 @@ func TestWhoMayCall(t *testing.T) {
 							continue
 						}
 						// A body that is no call changes nothing, and is answered all the same.
-						_, err := nc.Request(jetpost.Names{}.API(o.Operation, account), []byte(`{"none":0}`), patience)
+						_, err := nc.Request(jetpost.Names{}.API(o.Operation, account), []byte(`{"none":0}`), testkit.Patience)
 						switch reached := err == nil; {
 						case err != nil && !errors.Is(err, nats.ErrNoResponders):
 							t.Errorf("%s calls %s of %q: %v", user, o.Operation, account, err)
@@ -172,7 +173,7 @@ func TestWhoMayCall(t *testing.T) {
 						}
 					}
 				}
-				_, err := nc.Request("$SRV.PING.jetpost", nil, patience)
+				_, err := nc.Request("$SRV.PING.jetpost", nil, testkit.Patience)
 				if inside := user == operatorUser || user == workerUser; (err == nil) != inside {
 					t.Errorf("%s finds the service: %v", user, err)
 				}
@@ -190,7 +191,7 @@ func TestOwnRequestsAlone(t *testing.T) {
 	later := time.Now().Add(time.Hour)
 	for account, c := range map[string]*client.Client{"acme": acme, "other": other} {
 		answer, err := c.RequestPublish(ctx, account, jetpost.Request{ID: "same", PublishAt: later, Posts: []jetpost.Post{{Text: "of " + account}}})
-		must(t, err)
+		testkit.Must(t, err)
 		if answer.Request == nil || answer.Request.State != jetpost.StateScheduled {
 			t.Fatalf("%s: published as %+v", account, answer)
 		}
@@ -214,7 +215,7 @@ func TestOwnRequestsAlone(t *testing.T) {
 		t.Errorf("its own: %+v, %v", cancelled, err)
 	}
 	page, err := operator.RequestList(ctx, "", jetpost.RequestList{})
-	must(t, err)
+	testkit.Must(t, err)
 	var found []string
 	for _, r := range page.Requests {
 		found = append(found, fmt.Sprint(r.Account, " ", r.ID, " ", r.State))
@@ -238,7 +239,7 @@ func TestServiceBesideASilentDatabase(t *testing.T) {
 	s.work()
 	ctx, operator := t.Context(), s.as(operatorUser)
 	_, err := operator.RequestPublish(ctx, "acme", jetpost.Request{ID: "one", PublishAt: time.Now().Add(time.Hour), Posts: []jetpost.Post{{Text: "Hello"}}})
-	must(t, err)
+	testkit.Must(t, err)
 	proxy.Hang()
 	cancel := jetpost.RequestCancel{OperationID: "cancel", ID: "one"}
 	for what, err := range map[string]error{
@@ -252,7 +253,7 @@ func TestServiceBesideASilentDatabase(t *testing.T) {
 		}
 	}
 	proxy.Heal()
-	eventually(t, "the repeat to tell", func() bool {
+	testkit.Eventually(t, "the repeat to tell", func() bool {
 		status, err := operator.RequestCancel(ctx, "acme", cancel)
 		return err == nil && status.State == jetpost.StateCancelled
 	})

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
@@ -73,21 +74,21 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 				t.Fatal(err)
 			}
 			// A job whose acknowledgement is a stop.
-			must(t, nc.PublishRequest(conn.Names.PublishRequest("acme"), "$KV."+conn.Names.LimitsBucket()+".pause.publish", []byte(`{"posts":[{"text":"Hello"}]}`)))
+			testkit.Must(t, nc.PublishRequest(conn.Names.PublishRequest("acme"), "$KV."+conn.Names.LimitsBucket()+".pause.publish", []byte(`{"posts":[{"text":"Hello"}]}`)))
 			// A read that finds nothing: its answer's body is empty.
-			must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.PURGE."+conn.Names.LanesStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
-			must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.DELETE."+conn.Names.FailedStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
-			must(t, nc.Flush())
+			testkit.Must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.PURGE."+conn.Names.LanesStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
+			testkit.Must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.DELETE."+conn.Names.FailedStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
+			testkit.Must(t, nc.Flush())
 			// What was answered before this, was answered.
 			_, _ = nc.Request("$JS.API.INFO", nil, answerWithin)
 
 			stops, err := publishers.NewAppPauses(conn.JS, conn.Names).All(t.Context())
-			must(t, err)
+			testkit.Must(t, err)
 			if len(stops) > 0 {
 				t.Errorf("a producer's job made the stop %+v", stops[0])
 			}
 			lanes, err := conn.JS.Stream(t.Context(), conn.Names.LanesStream())
-			must(t, err)
+			testkit.Must(t, err)
 			if n := lanes.CachedInfo().State.Msgs; n != 1 {
 				t.Errorf("%d wake-ups are left of 1", n)
 			}
@@ -109,29 +110,29 @@ func TestProducerBehindWalls(t *testing.T) {
 	cfg, conn := startInstance(t)
 	nc := producer(t, cfg)
 	js, err := jetstream.New(nc)
-	must(t, err)
+	testkit.Must(t, err)
 	ctx, n := t.Context(), conn.Names
 
 	live, err := nc.SubscribeSync(n.AllEvents())
-	must(t, err)
-	must(t, nc.Flush())
+	testkit.Must(t, err)
+	testkit.Must(t, nc.Flush())
 	if _, err := publishers.New(js, n).PublishRaw(ctx, "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
 		t.Errorf("publish a job: %v", err)
 	}
 	const events = 5
 	for i := range events {
-		must(t, publishers.NewDeadLetters(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
+		testkit.Must(t, publishers.NewDeadLetters(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
 			EventID: fmt.Sprint(i), Type: jetpost.EventAppResumed, Time: time.Now().UTC(), App: &jetpost.AppStatus{Target: publishers.TargetPublish},
 		}))
 	}
 	for range events {
-		if _, err := live.NextMsg(patience); err != nil {
+		if _, err := live.NextMsg(testkit.Patience); err != nil {
 			t.Fatalf("live events: %v", err)
 		}
 	}
 	stream, err := js.Stream(ctx, n.EventsStream())
-	must(t, err)
-	eventually(t, "the mirror to have the events", func() bool {
+	testkit.Must(t, err)
+	testkit.Eventually(t, "the mirror to have the events", func() bool {
 		info, err := stream.Info(ctx)
 		return err == nil && info.State.Msgs == events
 	})
@@ -146,11 +147,11 @@ func TestProducerBehindWalls(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		batch, err := consumer.Fetch(events, jetstream.FetchMaxWait(patience))
-		must(t, err)
+		batch, err := consumer.Fetch(events, jetstream.FetchMaxWait(testkit.Patience))
+		testkit.Must(t, err)
 		got := 0
 		for msg := range batch.Messages() {
-			must(t, msg.DoubleAck(ctx))
+			testkit.Must(t, msg.DoubleAck(ctx))
 			got++
 		}
 		if got != events {
@@ -164,9 +165,9 @@ func TestProducerBehindWalls(t *testing.T) {
 			continue
 		}
 		messages, err := ordered.Messages()
-		must(t, err)
+		testkit.Must(t, err)
 		for i := range events {
-			msg, err := messages.Next(jetstream.NextMaxWait(patience))
+			msg, err := messages.Next(jetstream.NextMaxWait(testkit.Patience))
 			if err != nil {
 				t.Errorf("ordered, %d filters, event %d: %v", len(filters), i, err)
 				break
@@ -176,17 +177,17 @@ func TestProducerBehindWalls(t *testing.T) {
 		messages.Stop()
 	}
 	old, err := nc.JetStream()
-	must(t, err)
+	testkit.Must(t, err)
 	pushed, err := old.SubscribeSync(n.AllEvents(), nats.BindStream(n.EventsStream()), nats.OrderedConsumer())
-	must(t, err)
+	testkit.Must(t, err)
 	for i := range events {
-		if _, err := pushed.NextMsg(patience); err != nil {
+		if _, err := pushed.NextMsg(testkit.Patience); err != nil {
 			t.Fatalf("push, event %d: %v", i, err)
 		}
 	}
 
 	bucket, err := js.ObjectStore(ctx, n.MediaBucket())
-	must(t, err)
+	testkit.Must(t, err)
 	video := bytes.Repeat([]byte("0123456789"), 100_000)
 	for range 2 { // the second replaces the first
 		if _, err := bucket.PutBytes(ctx, "clip", video); err != nil {
@@ -194,9 +195,9 @@ func TestProducerBehindWalls(t *testing.T) {
 		}
 	}
 	store, err := publishers.MediaStore(ctx, conn.JS, n)
-	must(t, err)
+	testkit.Must(t, err)
 	got, err := store.Get(ctx, "clip")
-	must(t, err)
+	testkit.Must(t, err)
 	if read, err := io.ReadAll(got); err != nil || !bytes.Equal(read, video) {
 		t.Errorf("a worker reads %d bytes of %d: %v", len(read), len(video), err)
 	}
@@ -205,7 +206,7 @@ func TestProducerBehindWalls(t *testing.T) {
 	}
 
 	report, err := cfg.Setup(ctx, slog.New(slog.DiscardHandler))
-	must(t, err)
+	testkit.Must(t, err)
 	for _, c := range report.Changes {
 		if c.Action != publishers.ActionUnchanged {
 			t.Errorf("a second setup: %s", c)
@@ -224,73 +225,53 @@ func TestUpMovesBehindWalls(t *testing.T) {
 	old, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: filepath.Join(dir, natsDir), NoLog: true, NoSigs: true,
 	})
-	must(t, err)
+	testkit.Must(t, err)
 	go old.Start()
-	if !old.ReadyForConnections(patience) {
+	if !old.ReadyForConnections(testkit.Patience) {
 		t.Fatal("the server did not start")
 	}
 	cfg.NATS = NATSConfig{URL: old.ClientURL()}
 	report, err := cfg.Setup(ctx, log)
-	must(t, err)
+	testkit.Must(t, err)
 	if report.Walled {
 		t.Error("setup sees walls where there are none")
 	}
 	conn, err := cfg.Connect(ctx, log, "test")
-	must(t, err)
+	testkit.Must(t, err)
 	if _, err := publishers.New(conn.JS, conn.Names).PublishRaw(ctx, "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
 		t.Fatal(err)
 	}
 	bucket, err := conn.JS.ObjectStore(ctx, conn.Names.MediaBucket())
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = bucket.PutBytes(ctx, "clip", []byte("bytes"))
-	must(t, err)
+	testkit.Must(t, err)
 	conn.Close()
 	old.Shutdown()
 	old.WaitForShutdown()
 
 	for range 2 { // the second start finds it done
 		s, reach, err := StartNATS(ctx, dir, "127.0.0.1:0", jetpost.Names{}, log)
-		must(t, err)
+		testkit.Must(t, err)
 		cfg.NATS = reach
 		_, err = cfg.Setup(ctx, log)
-		must(t, err)
+		testkit.Must(t, err)
 		conn, err = cfg.Connect(ctx, log, "test")
-		must(t, err)
+		testkit.Must(t, err)
 		jobs, err := conn.JS.Stream(ctx, conn.Names.JobsStream())
-		must(t, err)
+		testkit.Must(t, err)
 		if n := jobs.CachedInfo().State.Msgs; n != 1 {
 			t.Errorf("%d jobs are left of 1", n)
 		}
 		media, err := publishers.MediaStore(ctx, conn.JS, conn.Names)
-		must(t, err)
+		testkit.Must(t, err)
 		object, err := media.Get(ctx, "clip")
-		must(t, err)
+		testkit.Must(t, err)
 		if got, err := io.ReadAll(object); err != nil || string(got) != "bytes" {
 			t.Errorf("media have %q: %v", got, err)
 		}
 		conn.Close()
 		s.Shutdown()
 		s.WaitForShutdown()
-	}
-}
-
-// patience is how long a test waits for what must come.
-const patience = 20 * time.Second
-
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !done(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited %s for %s", patience, what)
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -29,7 +30,7 @@ func nextAfterDoubt(t *testing.T, b *bundle) {
 	b.acceptAll(t, "doubtful")
 	lane := b.claim(t)
 	b.begin(t, lane, "doubtful", 0)
-	check(t, b.st.Conclude(t.Context(), lane, "doubtful", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "doubtful", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now},
 		PostState: jetpost.PostSending, Checks: 2, AbsentAt: b.now, Now: b.now,
 	}))
@@ -60,7 +61,7 @@ func nextAfterPosted(t *testing.T, b *bundle) {
 	}
 	b.acceptAll(t, "meanwhile")
 	released, err := b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "released though something woke since", released, false)
 }
 
@@ -84,11 +85,11 @@ func snapshotOutOfDate(t *testing.T, b *bundle) {
 		b.acceptAll(t, what)
 		lane := b.claim(t)
 		equal(t, "head", b.head(t, lane, b.now), what)
-		check(t, change(what))
+		testkit.Must(t, change(what))
 		fails(t, "begin of what was "+what, b.st.Begin(t.Context(), lane, what, b.intent(0)), store.ErrNotRunnable)
 		equal(t, what, b.request(t, what).Posts[0].State, jetpost.PostPending)
 		_, err := other.ResumeAccount(t.Context(), acme, b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		b.release(t, lane, time.Time{})
 		_, err = other.Cancel(t.Context(), store.Key{Account: acme, ID: what}, b.now)
 		if err != nil && !errors.Is(err, store.ErrNotRunnable) {
@@ -99,7 +100,7 @@ func snapshotOutOfDate(t *testing.T, b *bundle) {
 	b.acceptAll(t, "in flight") // a cancelled request has one more post told
 	lane := b.claim(t)
 	b.begin(t, lane, "in flight", 0)
-	check(t, act["cancelled"]("in flight"))
+	testkit.Must(t, act["cancelled"]("in flight"))
 	equal(t, "state", b.posted(t, lane, "in flight", 0, "x-in-flight"), jetpost.StateCancelled)
 	equal(t, "post", b.request(t, "in flight").Posts[0].State, jetpost.PostPosted)
 }
@@ -132,7 +133,7 @@ func stepsTogether(t *testing.T, b *bundle) {
 	for i := range accounts {
 		for n := range 3 {
 			r, err := b.st.Request(t.Context(), store.Key{Account: fmt.Sprintf("account-%02d", i), ID: fmt.Sprint(n)})
-			check(t, err)
+			testkit.Must(t, err)
 			if r.Status.State == jetpost.StatePublished && r.Posts[0].State == jetpost.PostPosted && r.Status.Attempts == 1 {
 				posted++
 			}
@@ -182,7 +183,7 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 		b.acceptAll(t, fmt.Sprintf("first-%d", n))
 		lane := b.claim(t)
 		next, _ := lane.Next()
-		check(t, b.st.Begin(t.Context(), lane, next.Head.ID, b.intent(0)))
+		testkit.Must(t, b.st.Begin(t.Context(), lane, next.Head.ID, b.intent(0)))
 		var group sync.WaitGroup
 		group.Go(func() {
 			if _, err := other.Accept(t.Context(), b.acceptance(fmt.Sprintf("second-%d", n), 1)); err != nil {
@@ -190,7 +191,7 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 			}
 		})
 		_, err := b.st.Posted(t.Context(), lane, next.Head.ID, 0, fmt.Sprintf("x-%d", n), b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		next, ok := lane.Next()
 		if !ok {
 			next = b.snapshot(t, lane, b.now)
@@ -198,7 +199,7 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 		released := false
 		if next.Head == nil {
 			released, err = b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
-			check(t, err)
+			testkit.Must(t, err)
 		}
 		group.Wait()
 		if released {
@@ -249,7 +250,7 @@ func marksWithTheNextStep(t *testing.T, b *bundle) {
 	b.begin(t, lane, "last", 0)
 	told(lane, "last")
 	_, err := b.open(t, b.keys).Cancel(t.Context(), store.Key{Account: acme, ID: "last"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.release(t, lane, time.Time{})
 	last := b.request(t, "last")
 	equal(t, "a newer revision waits to be told", last.Delivered < last.Status.Revision, true)

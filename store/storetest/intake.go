@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -16,9 +17,9 @@ const partition = "intake-0"
 // lease waits for the lease of the partition.
 func (b *bundle) lease(t *testing.T, owner string, d time.Duration) (lease store.Lease) {
 	t.Helper()
-	eventually(t, "lease of "+owner, func() bool {
+	testkit.Eventually(t, "lease of "+owner, func() bool {
 		held, err := b.st.TakeLeases(t.Context(), []string{partition}, owner, d, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		if len(held) > 0 {
 			lease = held[0]
 		}
@@ -32,7 +33,7 @@ func leases(t *testing.T, b *bundle) {
 	names := []string{"a", "b", "c"}
 	take := func(owner string, d time.Duration, names ...string) []store.Lease {
 		held, err := b.st.TakeLeases(t.Context(), names, owner, d, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		slices.SortFunc(held, func(x, y store.Lease) int { return int(x.Name[0]) - int(y.Name[0]) })
 		return held
 	}
@@ -41,13 +42,13 @@ func leases(t *testing.T, b *bundle) {
 	equal(t, "lease", first[0], store.Lease{Name: "a", Owner: "one", Fence: 1})
 	equal(t, "renewed", take("one", longLease, "a", "b"), first)
 	equal(t, "what is free", take("two", longLease, names...), []store.Lease{{Name: "c", Owner: "two", Fence: 1}})
-	check(t, b.st.DropLeases(t.Context(), names, "two", b.clock(t)))
+	testkit.Must(t, b.st.DropLeases(t.Context(), names, "two", b.clock(t)))
 	equal(t, "the dropped one alone", take("three", longLease, names...), []store.Lease{{Name: "c", Owner: "three", Fence: 2}})
-	check(t, b.st.DropLeases(t.Context(), []string{"a"}, "one", b.clock(t)))
+	testkit.Must(t, b.st.DropLeases(t.Context(), []string{"a"}, "one", b.clock(t)))
 	equal(t, "the owner's own, anew", take("one", longLease, "a"), []store.Lease{{Name: "a", Owner: "one", Fence: 2}})
 
 	take("one", shortLease, "a")
-	eventually(t, "taking over one that ran out", func() bool { return len(take("two", longLease, "a")) == 1 })
+	testkit.Eventually(t, "taking over one that ran out", func() bool { return len(take("two", longLease, "a")) == 1 })
 
 	stores := []store.Store{b.st, b.open(t, b.keys)}
 	winners := atOnce(t, 8, func(i int) (bool, error) {
@@ -78,7 +79,7 @@ func acceptMany(t *testing.T, b *bundle) {
 	lease := b.lease(t, "one", longLease)
 	for again := range 2 { // the worker died before it could acknowledge them
 		out, err := b.st.AcceptMany(t.Context(), lease, in)
-		check(t, err)
+		testkit.Must(t, err)
 		for i, r := range out {
 			decision := want[i]
 			if again == 1 && decision == store.Accepted {
@@ -102,22 +103,22 @@ func acceptMany(t *testing.T, b *bundle) {
 	equal(t, "hold", b.request(t, "held").Status.Reason.Detail, "later")
 	equal(t, "sequence of another account", b.record(t, beta.Key()).Seq, int64(1))
 	due, err := b.st.DueLanes(t.Context(), b.now, 10)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "due", slices.Contains(due, "beta"), true)
-	eventually(t, "one wake-up", func() bool {
+	testkit.Eventually(t, "one wake-up", func() bool {
 		lane, ok, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		return ok && b.snapshot(t, lane, b.now).Generation == 1
 	})
 	empty, err := b.st.AcceptMany(t.Context(), lease, nil)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "none", len(empty), 0)
 }
 
 func (b *bundle) record(t *testing.T, key store.Key) store.Record {
 	t.Helper()
 	record, err := b.st.Request(t.Context(), key)
-	check(t, err)
+	testkit.Must(t, err)
 	return record
 }
 
@@ -125,24 +126,24 @@ func (b *bundle) record(t *testing.T, key store.Key) store.Record {
 // successor finds what was accepted before.
 func acceptManyFenced(t *testing.T, b *bundle) {
 	first := b.lease(t, "one", longLease)
-	check(t, b.st.DropLeases(t.Context(), []string{partition}, "one", b.clock(t)))
+	testkit.Must(t, b.st.DropLeases(t.Context(), []string{partition}, "one", b.clock(t)))
 	_, err := b.st.AcceptMany(t.Context(), first, []store.Acceptance{b.acceptance("1", 1)})
-	check(t, err) // it is over, but nobody else has it
+	testkit.Must(t, err) // it is over, but nobody else has it
 	second := b.lease(t, "two", longLease)
 	_, err = b.st.AcceptMany(t.Context(), first, []store.Acceptance{b.acceptance("1", 1), b.acceptance("2", 1)})
 	fails(t, "the owner before", err, store.ErrFenced)
 	_, err = b.st.Request(t.Context(), store.Key{Account: acme, ID: "2"})
 	fails(t, "nothing of it", err, store.ErrNotFound)
 	out, err := b.st.AcceptMany(t.Context(), second, []store.Acceptance{b.acceptance("1", 1), b.acceptance("2", 1)})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "first", out[0].Decision, store.Repeated)
 	equal(t, "second", out[1].Decision, store.Accepted)
-	check(t, b.st.DropLeases(t.Context(), []string{partition}, "two", b.clock(t).Add(-time.Microsecond)))
+	testkit.Must(t, b.st.DropLeases(t.Context(), []string{partition}, "two", b.clock(t).Add(-time.Microsecond)))
 	third := b.lease(t, "two", longLease) // the same worker, but it may have been another's meanwhile
 	_, err = b.st.AcceptMany(t.Context(), second, []store.Acceptance{b.acceptance("3", 1)})
 	fails(t, "its lease before", err, store.ErrFenced)
 	_, err = b.st.AcceptMany(t.Context(), third, []store.Acceptance{b.acceptance("3", 1)})
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // acceptManyAtOnce: batches with the same accounts, in other orders, neither block each
@@ -189,7 +190,7 @@ func acceptManyRefusesTexts(t *testing.T, b *bundle) {
 		in[i].RefuseSameText = true
 	}
 	out, err := b.st.AcceptMany(t.Context(), store.Lease{}, in)
-	check(t, err)
+	testkit.Must(t, err)
 	for i, want := range []jetpost.State{jetpost.StateQueued, jetpost.StateFailed, jetpost.StateQueued} {
 		equal(t, fmt.Sprint("decision ", i), out[i].Decision, store.Accepted)
 		equal(t, fmt.Sprint("state ", i), out[i].Record.Status.State, want)
@@ -210,12 +211,12 @@ func acceptManyFindsTexts(t *testing.T, b *bundle) {
 	}
 	for again := range 2 {
 		out, err := b.st.AcceptMany(t.Context(), store.Lease{}, in)
-		check(t, err)
+		testkit.Must(t, err)
 		for i, want := range []store.Key{second.Key(), first.Key(), {}, {}, {}} {
 			if again > 0 {
 				want = store.Key{}
 			}
-			check(t, out[i].SameTextErr)
+			testkit.Must(t, out[i].SameTextErr)
 			if other := out[i].SameText; i == 0 && again == 0 && other.ID == silent.Request.ID {
 				continue // it has the same text too
 			}
@@ -228,7 +229,7 @@ func acceptManyFindsTexts(t *testing.T, b *bundle) {
 func jobFailed(t *testing.T, b *bundle) {
 	failed := func(st store.Store, sequence uint64, stored time.Time) int {
 		n, err := st.JobFailed(t.Context(), store.JobFailure{Sequence: sequence, Stored: stored, Error: "panic\x00"})
-		check(t, err)
+		testkit.Must(t, err)
 		return n
 	}
 	other := b.open(t, b.keys)
@@ -246,7 +247,7 @@ func jobFailed(t *testing.T, b *bundle) {
 func markManyDelivered(t *testing.T, b *bundle) {
 	b.acceptAll(t, "1", "2", "3")
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "2"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	told := func(ids ...string) (all []store.Revision) {
 		for _, id := range ids {
 			all = append(all, store.Revision{Key: store.Key{Account: acme, ID: id}, Number: 1})
@@ -254,7 +255,7 @@ func markManyDelivered(t *testing.T, b *bundle) {
 		return all
 	}
 	rest, err := b.st.MarkManyDelivered(t.Context(), told("3", "2", "1", "none"))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the rest", rest, []store.Key{{Account: acme, ID: "2"}, {Account: acme, ID: "none"}})
 	for id, want := range map[string]bool{"1": true, "2": false, "3": true} {
 		r := b.request(t, id)
@@ -268,29 +269,29 @@ func markManyDelivered(t *testing.T, b *bundle) {
 		in.Request.Account = "beta"
 		b.accept(t, in)
 		lane, _, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		mark := func(number int64) bool {
 			if how == "one" {
 				latest, err := b.st.MarkDelivered(t.Context(), in.Key(), number)
-				check(t, err)
+				testkit.Must(t, err)
 				return latest
 			}
 			rest, err := b.st.MarkManyDelivered(t.Context(), []store.Revision{{Key: in.Key(), Number: number}})
-			check(t, err)
+			testkit.Must(t, err)
 			return len(rest) == 0
 		}
-		check(t, b.st.Begin(t.Context(), lane, how, b.intent(0)))
+		testkit.Must(t, b.st.Begin(t.Context(), lane, how, b.intent(0)))
 		equal(t, "begun only", mark(1), true)
 		equal(t, "delivered", b.record(t, in.Key()).Delivered, int64(2))
 		_, err = b.st.Posted(t.Context(), lane, how, 0, postID(how, 0), b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "posted since", mark(2), false)
-		check(t, b.st.Begin(t.Context(), lane, how, b.intent(1)))
+		testkit.Must(t, b.st.Begin(t.Context(), lane, how, b.intent(1)))
 		equal(t, "posted, and begun since", mark(3), false)
 		_, err = b.st.Posted(t.Context(), lane, how, 1, postID(how, 1), b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		next, _ := lane.Next()
 		_, err = b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 	}
 }

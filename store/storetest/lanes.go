@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
 func claimLane(t *testing.T, b *bundle) {
 	first := b.claim(t)
 	_, ok, err := b.st.ClaimLane(t.Context(), acme, "other", longLease, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claim of a lane that is held", ok, false)
 	b.release(t, first, time.Time{})
 	second := b.claim(t)
@@ -46,21 +47,21 @@ func claimLaneCountsLostClaims(t *testing.T, b *bundle) {
 	lane = b.claim(t)
 	equal(t, "after one more", lane.LostClaims, 1)
 	b.publish(t, lane, "thread", 0)
-	check(t, b.st.ExtendLane(t.Context(), lane, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), lane, shortLease, b.clock(t)))
 	equal(t, "after a claim that brought a post", b.claim(t).LostClaims, 0)
 }
 
 func extendLane(t *testing.T, b *bundle) {
 	lane := b.claim(t)
-	check(t, b.st.ExtendLane(t.Context(), lane, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), lane, shortLease, b.clock(t)))
 	next := b.claim(t) // the length is counted anew, not added
 	fails(t, "extending a lost lane", b.st.ExtendLane(t.Context(), lane, longLease, b.now), store.ErrFenced)
 
-	check(t, b.st.ExtendLane(t.Context(), next, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), next, shortLease, b.clock(t)))
 	last := b.claimAndDie(t)
-	check(t, b.st.ExtendLane(t.Context(), last, longLease, b.clock(t))) // late, but nobody took it
+	testkit.Must(t, b.st.ExtendLane(t.Context(), last, longLease, b.clock(t))) // late, but nobody took it
 	_, ok, err := b.st.ClaimLane(t.Context(), acme, "other", longLease, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claim of an extended lane", ok, false)
 }
 
@@ -107,7 +108,7 @@ func releaseLane(t *testing.T, b *bundle) {
 	generation := b.snapshot(t, lane, b.now).Generation
 	b.acceptAll(t, "two")
 	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "released though something woke", released, false)
 	b.begin(t, lane, "one", 0) // the lane is still held
 
@@ -124,7 +125,7 @@ func releaseLane(t *testing.T, b *bundle) {
 func dueLanes(t *testing.T, b *bundle) {
 	list := func(now time.Time, limit int) []string {
 		names, err := b.st.DueLanes(t.Context(), now, limit)
-		check(t, err)
+		testkit.Must(t, err)
 		return names
 	}
 	for i, name := range []string{"third", "second", "first"} {
@@ -141,13 +142,13 @@ func dueLanes(t *testing.T, b *bundle) {
 	equal(t, "due lanes an hour later", list(b.now.Add(time.Hour), 10), []string{"first", "second", "third", acme})
 
 	_, ok, err := b.st.ClaimLane(t.Context(), "second", "worker", longLease, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed", ok, true)
 	equal(t, "due lanes that nobody holds", list(b.now, 10), []string{"first", "third"})
 	_, ok, err = b.st.ClaimLane(t.Context(), "first", "worker", shortLease, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed", ok, true)
-	eventually(t, "a lane whose holder died is due again", func() bool {
+	testkit.Eventually(t, "a lane whose holder died is due again", func() bool {
 		names := list(b.clock(t), 10)
 		return len(names) == 2 && names[0] == "first"
 	})
@@ -189,7 +190,7 @@ func begin(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	intent := b.intent(0)
 	intent.Lease = shortLease
-	check(t, b.st.Begin(t.Context(), lane, "one", intent))
+	testkit.Must(t, b.st.Begin(t.Context(), lane, "one", intent))
 	record := b.state(t, "one", jetpost.StatePublishing, "", jetpost.EventRequestAccepted)
 	equal(t, "post", record.Posts[0], store.PostRecord{
 		Index: 0, State: jetpost.PostSending, ParentID: "parent-0", Media: []store.Media{}, MediaIDs: []string{"m1", "m2"}, TextHash: []byte{1, 0},
@@ -210,7 +211,7 @@ func uploaded(t *testing.T, b *bundle) {
 		{Digest: "d", ID: "m1", ExpiresAt: b.now.Add(time.Hour), UploadedAt: b.now, CheckAt: b.now.Add(time.Second), Described: true},
 		{ID: "m2"},
 	}
-	check(t, b.st.Uploaded(t.Context(), lane, "one", 1, media))
+	testkit.Must(t, b.st.Uploaded(t.Context(), lane, "one", 1, media))
 	record := b.request(t, "one")
 	equal(t, "media", record.Posts[1].Media, media)
 	equal(t, "of another post", record.Posts[0].Media, []store.Media{})
@@ -221,7 +222,7 @@ func uploaded(t *testing.T, b *bundle) {
 	b.posted(t, lane, "one", 0, "p0")
 	b.begin(t, lane, "one", 1)
 	equal(t, "media of a post on its way", b.request(t, "one").Posts[1].Media, media)
-	check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeMediaProcessing}, Post: 1, PostState: jetpost.PostPending,
 		RenewMedia: true, Now: b.now,
 	}))
@@ -230,7 +231,7 @@ func uploaded(t *testing.T, b *bundle) {
 	next := b.claim(t)
 	fails(t, "fenced", b.st.Uploaded(t.Context(), lane, "one", 1, media), store.ErrFenced)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "one"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	fails(t, "taken back", b.st.Uploaded(t.Context(), next, "one", 1, media), store.ErrNotRunnable)
 }
 
@@ -239,16 +240,16 @@ func beginIsNoNews(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	key := func(id string) store.Key { return store.Key{Account: acme, ID: id} }
 	_, err := b.st.MarkDelivered(t.Context(), key("told"), 1)
-	check(t, err)
+	testkit.Must(t, err)
 	b.conclude(t, lane, "resumed", jetpost.StateHeld, jetpost.CodeRateLimited, b.now)
 	_, err = b.st.MarkDelivered(t.Context(), key("resumed"), 2)
-	check(t, err)
+	testkit.Must(t, err)
 	for _, id := range []string{"told", "untold", "resumed"} {
 		b.begin(t, lane, id, 0)
 	}
 	b.state(t, "resumed", jetpost.StatePublishing, "", jetpost.EventRequestResumed)
 	keys, err := b.st.OutboxPending(t.Context(), b.now.Add(time.Minute), 10)
-	check(t, err)
+	testkit.Must(t, err)
 	got := make(map[string]bool)
 	for _, k := range keys {
 		got[k.ID] = true
@@ -261,7 +262,7 @@ func beginNotRunnable(t *testing.T, b *bundle) {
 	b.acceptAll(t, "cancelled", "unknown")
 	lane := b.claim(t)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.publish(t, lane, "thread", 0)
 	b.begin(t, lane, "thread", 1)
 	b.doubt(t, lane, "unknown", 0)
@@ -301,7 +302,7 @@ func postedAdopted(t *testing.T, b *bundle) {
 	b.acceptAll(t, "one")
 	dead := b.claim(t)
 	b.begin(t, dead, "one", 0)
-	check(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
 	holder := b.claim(t)
 	equal(t, "found on X by the present holder", b.posted(t, holder, "one", 0, "found"), jetpost.StatePublished)
 	equal(t, "the same by its sender", b.posted(t, dead, "one", 0, "found"), jetpost.StatePublished)
@@ -313,7 +314,7 @@ func postedAfterTakeover(t *testing.T, b *bundle) {
 	old := b.claim(t)
 	b.begin(t, old, "late", 0)
 	b.begin(t, old, "again", 0)
-	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
 	lane := b.claim(t)
 	generation := b.snapshot(t, lane, b.now).Generation
 	equal(t, "late truth", b.posted(t, old, "late", 0, "p0"), jetpost.StatePublishing)
@@ -388,7 +389,7 @@ func concludeHeld(t *testing.T, b *bundle) {
 		name        string
 		post, holds int
 	}{{"a timeline check without a result", 0, 7}, {"a refused timeline check", -1, 8}} {
-		check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
+		testkit.Must(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
 			Post: hold.post, PostState: jetpost.PostSending, Now: b.now,
 		}))
@@ -402,19 +403,19 @@ func concludeEndlessHold(t *testing.T, b *bundle) {
 	generation := b.snapshot(t, lane, b.now).Generation
 	// The end of the hold comes between the snapshot and the hold.
 	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	later := b.now.Add(time.Minute)
 	hold := store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Generation: generation, Now: later,
 	}
-	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "one", hold))
 	equal(t, "end of a hold with a wake-up before", b.request(t, "one").HoldUntil, later)
 	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, later)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "released", released, false)
 
 	hold.Reason.Until = later.Add(time.Hour)
-	check(t, b.st.Conclude(t.Context(), lane, "one", hold))
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "one", hold))
 	equal(t, "end of a hold that has one", b.request(t, "one").HoldUntil, hold.Reason.Until)
 	b.conclude(t, lane, "one", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
 	equal(t, "end of a hold without a wake-up before", b.request(t, "one").HoldUntil, time.Time{})
@@ -459,7 +460,7 @@ func (b *bundle) overtaken(t *testing.T, ids ...string) (old, lane store.Claim) 
 	for _, id := range ids {
 		b.begin(t, old, id, 0)
 	}
-	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
 	return old, b.claim(t)
 }
 
@@ -473,7 +474,7 @@ func concludeAfterTakeover(t *testing.T, b *bundle) {
 	old, lane := b.overtaken(t, "running", "unknown", "cancelled")
 	b.concludePost(t, lane, "unknown", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	for name, doubtful := range map[string]store.Outcome{
 		"about no post": b.late(jetpost.StateHeld, jetpost.CodeXUnavailable, -1, jetpost.PostPending),
 		"in doubt":      b.late(jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending),
@@ -488,7 +489,7 @@ func concludeAfterTakeover(t *testing.T, b *bundle) {
 		"running": jetpost.EventRequestAccepted, "unknown": jetpost.EventRequestResumed, "cancelled": jetpost.EventRequestCancelled,
 	} {
 		generation := b.snapshot(t, lane, b.now).Generation
-		check(t, b.st.Conclude(t.Context(), old, id, unmade))
+		testkit.Must(t, b.st.Conclude(t.Context(), old, id, unmade))
 		state := map[string]jetpost.State{
 			"running": jetpost.StatePublishing, "unknown": jetpost.StateQueued, "cancelled": jetpost.StateCancelled,
 		}[id]
@@ -515,11 +516,11 @@ func concludeAfterTakeoverRefused(t *testing.T, b *bundle) {
 	old, lane := b.overtaken(t, "running", "unknown", "cancelled")
 	b.concludePost(t, lane, "unknown", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	refused := b.late(jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	for _, id := range []string{"running", "unknown", "cancelled"} {
 		generation := b.snapshot(t, lane, b.now).Generation
-		check(t, b.st.Conclude(t.Context(), old, id, refused))
+		testkit.Must(t, b.st.Conclude(t.Context(), old, id, refused))
 		record := b.request(t, id)
 		equal(t, "posts of "+id, postStates(record), []jetpost.PostState{jetpost.PostFailed})
 		equal(t, "attempts of "+id, record.Status.Attempts, 1)
@@ -539,7 +540,7 @@ func concludeOutOfDate(t *testing.T, b *bundle) {
 	b.acceptAll(t, "cancelled")
 	old := b.claim(t)
 	b.begin(t, old, "settled", 0)
-	check(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), old, shortLease, b.clock(t)))
 	lane := b.claim(t)
 	b.posted(t, old, "settled", 0, "p0") // while the holder decides that it cannot know
 	before := b.request(t, "settled")
@@ -548,7 +549,7 @@ func concludeOutOfDate(t *testing.T, b *bundle) {
 
 	b.begin(t, lane, "cancelled", 0)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.concludePost(t, lane, "cancelled", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	record := b.state(t, "cancelled", jetpost.StateCancelled, "", jetpost.EventRequestCancelled)
 	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostFailed})
@@ -560,7 +561,7 @@ func reserve(t *testing.T, b *bundle) {
 	ask := func(lane store.Claim, xReset int64, left, need int) store.Reserved {
 		t.Helper()
 		got, err := b.st.Reserve(t.Context(), lane, store.Reservation{Window: "posts", XReset: xReset, Left: left, Need: need, Now: b.clock(t)})
-		check(t, err)
+		testkit.Must(t, err)
 		return got
 	}
 	want := func(what string, got store.Reserved, granted bool, left int) {
@@ -590,7 +591,7 @@ func reserve(t *testing.T, b *bundle) {
 
 	dead := b.claim(t)
 	want("before its death", ask(dead, 2, 20, 18), true, 20)
-	check(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
+	testkit.Must(t, b.st.ExtendLane(t.Context(), dead, shortLease, b.clock(t)))
 	b.claim(t)
 	want("after its death", ask(other, 2, 20, 20), true, 20)
 }
@@ -614,7 +615,7 @@ func (b *bundle) claimOther(t *testing.T, account string) store.Claim {
 	t.Helper()
 	b.add(t, account)
 	lane, ok, err := b.st.ClaimLane(t.Context(), account, "worker", longLease, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claim of "+account, ok, true)
 	return lane
 }

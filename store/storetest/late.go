@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -26,19 +27,19 @@ func (b *bundle) lateLane(t *testing.T) {
 
 	// The lane's own calls from before the post.
 	fails(t, "late intent", b.st.Begin(t.Context(), lane, "first", b.intent(0)), store.ErrNotRunnable)
-	check(t, b.st.Conclude(t.Context(), lane, "first", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "first", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited}, Post: 0, PostState: jetpost.PostPending, Generation: generation, Now: b.now,
 	}))
 	b.state(t, "first", jetpost.StatePublished, "", jetpost.EventRequestPublished)
 	fails(t, "late media", b.st.Uploaded(t.Context(), lane, "second", 0, []store.Media{{ID: "m"}}), store.ErrNotRunnable)
 	latest, err := b.st.MarkDelivered(t.Context(), store.Key{Account: acme, ID: "first"}, 1)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "an old revision is the latest", latest, false)
 
 	// A release from before the second post frees the lane, and the writer can still
 	// store the outcome.
 	released, err := b.st.ReleaseLane(t.Context(), lane, generation, time.Time{}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "released", released, true)
 	next := b.claim(t)
 	fails(t, "late heartbeat", b.st.ExtendLane(t.Context(), lane, longLease, b.now), store.ErrFenced)
@@ -58,15 +59,15 @@ func (b *bundle) lateToken(t *testing.T) {
 	old := b.claimOne(t, acme, longLease)
 	failure := store.TokenFailure{Error: "late", Outcome: store.ExchangeRefused, Now: b.now}
 	fresh := pair("fresh", b.now.Add(time.Hour))
-	check(t, b.st.SaveToken(t.Context(), old, fresh, b.now))
-	check(t, b.st.SaveToken(t.Context(), old, fresh, b.now)) // its answer was lost
+	testkit.Must(t, b.st.SaveToken(t.Context(), old, fresh, b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), old, fresh, b.now)) // its answer was lost
 	fails(t, "late failure", b.st.SaveTokenFailure(t.Context(), old, failure), store.ErrFenced)
 	claim := b.claimOne(t, acme, longLease)
 	fails(t, "late failure under another's lease", b.st.SaveTokenFailure(t.Context(), old, failure), store.ErrFenced)
 	fails(t, "late end of a pair", b.st.ForgetPair(t.Context(), old), store.ErrFenced)
-	check(t, b.st.SaveToken(t.Context(), old, fresh, b.now)) // an answer that was lost, once more
+	testkit.Must(t, b.st.SaveToken(t.Context(), old, fresh, b.now)) // an answer that was lost, once more
 	fails(t, "late pair of another exchange", b.st.SaveToken(t.Context(), old, pair("stale", b.now.Add(time.Hour)), b.now), store.ErrFenced)
-	check(t, b.st.SaveToken(t.Context(), claim, pair("fresher", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("fresher", b.now.Add(time.Hour)), b.now))
 	fails(t, "late pair", b.st.SaveToken(t.Context(), old, fresh, b.now), store.ErrFenced)
 	equal(t, "stored pair", b.token(t, acme).Refresh.Reveal(), "refresh-of-fresher-in-the-clear")
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -17,7 +18,7 @@ const linkToken = "token-of-a-link-in-the-clear"
 // addLink stores a link for acme that is valid for an hour.
 func (b *bundle) addLink(t *testing.T, token string) secret.String {
 	t.Helper()
-	check(t, b.st.AddLink(t.Context(), store.NewLink{
+	testkit.Must(t, b.st.AddLink(t.Context(), store.NewLink{
 		Token: secret.New(token), Account: acme, ReturnTo: "https://app.example/done", ExpiresAt: b.now.Add(time.Hour), Now: b.now,
 	}))
 	return secret.New(token)
@@ -34,7 +35,7 @@ func (b *bundle) attempt(name, browser string) store.LinkAttempt {
 func (b *bundle) beginAttempt(t *testing.T, token secret.String, attempt store.LinkAttempt) store.Link {
 	t.Helper()
 	link, err := b.st.BeginAttempt(t.Context(), token, attempt)
-	check(t, err)
+	testkit.Must(t, err)
 	return link
 }
 
@@ -54,7 +55,7 @@ func links(t *testing.T, b *bundle) {
 	fails(t, "link of no token", err, store.ErrNotFound)
 	token := b.addLink(t, linkToken)
 	link, err := b.st.Link(t.Context(), token)
-	check(t, err)
+	testkit.Must(t, err)
 	want := store.Link{
 		ID: link.ID, Account: acme, ReturnTo: "https://app.example/done", CreatedAt: b.now, ExpiresAt: b.now.Add(time.Hour),
 	}
@@ -68,10 +69,10 @@ func links(t *testing.T, b *bundle) {
 	equal(t, "link of the attempt", b.beginAttempt(t, token, attempt), want)
 	equal(t, "link, begun", mustLink(t, b, token), want)
 	taken, err := b.take(t, attempt, longLease, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "link of the taken attempt", taken, want)
-	check(t, b.st.UseLink(t.Context(), link.ID, b.now.Add(time.Minute)))
-	check(t, b.st.UseLink(t.Context(), link.ID, b.now.Add(2*time.Minute)))
+	testkit.Must(t, b.st.UseLink(t.Context(), link.ID, b.now.Add(time.Minute)))
+	testkit.Must(t, b.st.UseLink(t.Context(), link.ID, b.now.Add(2*time.Minute)))
 	want.UsedAt = b.now.Add(time.Minute)
 	equal(t, "link, used", mustLink(t, b, token), want)
 	_, err = b.st.BeginAttempt(t.Context(), token, b.attempt("second", "one"))
@@ -83,7 +84,7 @@ func links(t *testing.T, b *bundle) {
 func mustLink(t *testing.T, b *bundle, token secret.String) store.Link {
 	t.Helper()
 	link, err := b.st.Link(t.Context(), token)
-	check(t, err)
+	testkit.Must(t, err)
 	return link
 }
 
@@ -105,22 +106,22 @@ func linkAttemptOnce(t *testing.T, b *bundle) {
 
 	// None of these spent it.
 	_, err = b.take(t, first, longLease, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	_, err = b.take(t, first, longLease, b.now)
 	fails(t, "a second time", err, store.ErrAttemptOver)
 	second := b.attempt("second", "one")
 	_, err = b.st.BeginAttempt(t.Context(), token, second)
 	fails(t, "attempt while one is being finished", err, store.ErrLinkBusy)
 
-	check(t, b.st.GiveUpAttempt(t.Context(), link.ID, second.State))
+	testkit.Must(t, b.st.GiveUpAttempt(t.Context(), link.ID, second.State))
 	_, err = b.st.BeginAttempt(t.Context(), token, second)
 	fails(t, "attempt after another was given up", err, store.ErrLinkBusy)
-	check(t, b.st.GiveUpAttempt(t.Context(), link.ID, first.State))
+	testkit.Must(t, b.st.GiveUpAttempt(t.Context(), link.ID, first.State))
 	b.beginAttempt(t, token, second)
 	_, err = b.take(t, first, longLease, b.now)
 	fails(t, "what was given up", err, store.ErrNotFound)
 	_, err = b.take(t, second, longLease, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // Several tabs: the newest attempt is the only one.
@@ -132,7 +133,7 @@ func linkAttemptNewest(t *testing.T, b *bundle) {
 	_, err := b.take(t, first, longLease, b.now)
 	fails(t, "the older attempt", err, store.ErrNotFound)
 	_, err = b.take(t, second, longLease, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // A person who pressed the button in time may finish.
@@ -147,7 +148,7 @@ func linkAttemptTimes(t *testing.T, b *bundle) {
 	_, err := b.st.BeginAttempt(t.Context(), token, tooLate)
 	fails(t, "attempt with an expired link", err, store.ErrLinkExpired)
 	_, err = b.take(t, late, longLease, end.Add(time.Second))
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // A process that died while finishing locks nobody out.
@@ -156,15 +157,15 @@ func linkAttemptLease(t *testing.T, b *bundle) {
 	first, second := b.attempt("first", "one"), b.attempt("second", "one")
 	link := b.beginAttempt(t, token, first)
 	_, err := b.take(t, first, shortLease, b.clock(t))
-	check(t, err)
-	eventually(t, "the end of the lease", func() bool {
+	testkit.Must(t, err)
+	testkit.Eventually(t, "the end of the lease", func() bool {
 		second.Now = b.clock(t)
 		_, err = b.st.BeginAttempt(t.Context(), token, second)
 		return !errors.Is(err, store.ErrLinkBusy)
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	// What the first one brings after all is true: an account was connected.
-	check(t, b.st.UseLink(t.Context(), link.ID, b.now))
+	testkit.Must(t, b.st.UseLink(t.Context(), link.ID, b.now))
 	_, err = b.take(t, second, longLease, b.now)
 	fails(t, "the second attempt", err, store.ErrLinkUsed)
 }
@@ -184,7 +185,7 @@ func linkAttemptConcurrently(t *testing.T, b *bundle) {
 			return err == nil, err
 		})
 		equal(t, "takers of one attempt", takers, 1)
-		check(t, b.st.GiveUpAttempt(t.Context(), link.ID, attempt.State))
+		testkit.Must(t, b.st.GiveUpAttempt(t.Context(), link.ID, attempt.State))
 	}
 }
 
@@ -194,7 +195,7 @@ func linkForgets(t *testing.T, b *bundle) {
 		b.addLink(t, fmt.Sprint("old-", i))
 	}
 	addAt := func(token string, now time.Time) {
-		check(t, b.st.AddLink(t.Context(), store.NewLink{Token: secret.New(token), Account: acme, ExpiresAt: now.Add(time.Hour), Now: now}))
+		testkit.Must(t, b.st.AddLink(t.Context(), store.NewLink{Token: secret.New(token), Account: acme, ExpiresAt: now.Add(time.Hour), Now: now}))
 	}
 	left := func() (n int) {
 		for i := range old {
@@ -248,5 +249,5 @@ func linkSecrets(t *testing.T, b *bundle) {
 		t.Errorf("another key: error is %v, want a KeyError", err)
 	}
 	_, err := b.take(t, third, longLease, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -39,7 +40,7 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 	older, newer := store.GenerateKey().Reveal(), store.GenerateKey().Reveal()
 	b := &bundle{ledger: ledger, keys: older}
 	b.st = b.open(t, older)
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	b.now = b.clock(t)
 	load(t, b.loadRows(t, rows))
 
@@ -70,25 +71,25 @@ func RunRotationUnderLoad(t *testing.T, ledger Ledger, rows int, load func(t *te
 	// The workers with the old key first have ended: the rows that they have sealed
 	// since are sealed again.
 	last, err := r.Run(t.Context(), quietly)
-	check(t, err)
+	testkit.Must(t, err)
 	t.Logf("%d rows sealed anew while %d were renewed and %d opened; %d of them behind then, %d sealed anew in the end",
 		first.Resealed, l.renewed.Load(), l.opened.Load(), first.Behind, last.Resealed)
 	if first.Left()+last.Left() > 0 || last.Behind > 0 || l.failed.Load() > 0 {
 		t.Errorf("%d rows were left, %d behind, %d did not open", first.Left()+last.Left(), last.Behind, l.failed.Load())
 	}
-	check(t, b.open(t, newer+","+older).CheckKeys(t.Context()))
+	testkit.Must(t, b.open(t, newer+","+older).CheckKeys(t.Context()))
 	l.wantPairs(t, newer)
 }
 
 func (b *bundle) loadRows(t *testing.T, n int) []LoadRow {
 	t.Helper()
 	sealer, err := store.NewSealer(b.keys)
-	check(t, err)
+	testkit.Must(t, err)
 	rows := make([]LoadRow, n)
 	for i := range rows {
 		id := uuid.NewString()
 		access, refresh, err := sealer.SealPair(id, loadPair(i, 0))
-		check(t, err)
+		testkit.Must(t, err)
 		rows[i] = LoadRow{TokenID: id, Account: fmt.Sprintf(loadAccount, i), Access: access, Refresh: refresh, ExpiresAt: b.now.Add(time.Hour)}
 	}
 	return rows
@@ -187,23 +188,23 @@ func (l *loaded) fail(t *testing.T, name string, err error) {
 func (l *loaded) wantPairs(t *testing.T, keys string) {
 	t.Helper()
 	st := l.b.open(t, keys)
-	check(t, st.CheckKeys(t.Context()))
+	testkit.Must(t, st.CheckKeys(t.Context()))
 	sealer, err := store.NewSealer(keys)
-	check(t, err)
+	testkit.Must(t, err)
 	seen := 0
 	for after := ""; ; {
 		rows, err := st.SealedTokens(t.Context(), after, 1000)
-		check(t, err)
+		testkit.Must(t, err)
 		if len(rows) == 0 {
 			equal(t, "rows", seen, l.rows)
 			return
 		}
 		for _, row := range rows {
 			token, err := sealer.OpenToken(row)
-			check(t, err)
+			testkit.Must(t, err)
 			var account int
 			_, err = fmt.Sscanf(token.Account, "load-%d", &account)
-			check(t, err)
+			testkit.Must(t, err)
 			if want := loadPair(account, int(l.pairs[account].Load())); token.Access != want.Access || token.Refresh != want.Refresh {
 				t.Fatalf("%s does not hold the pair that was saved last", token.Account)
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -26,7 +27,7 @@ func (b *bundle) operation(id string) store.Operation {
 func (b *bundle) operate(t *testing.T, op store.Operation, do change) (string, bool) {
 	t.Helper()
 	answer, repeated, err := b.st.Operate(t.Context(), op, do)
-	check(t, err)
+	testkit.Must(t, err)
 	return string(answer), repeated
 }
 
@@ -57,7 +58,7 @@ func operate(t *testing.T, b *bundle) {
 	fails(t, "another operation of that id", err, store.ErrOperationReused)
 	equal(t, "the other request", b.request(t, "two").Status.State, jetpost.StateQueued)
 
-	check(t, b.st.AnswerOperation(t.Context(), "op", []byte("more")))
+	testkit.Must(t, b.st.AnswerOperation(t.Context(), "op", []byte("more")))
 	answer, _ = b.operate(t, b.operation("op"), b.cancels("two"))
 	equal(t, "answer that was replaced", answer, "more")
 	fails(t, "answer to nothing", b.st.AnswerOperation(t.Context(), "none", nil), store.ErrNotFound)
@@ -79,11 +80,11 @@ func operateFails(t *testing.T, b *bundle) {
 	broken := errors.New("broken")
 	_, _, err := b.st.Operate(t.Context(), b.operation("op"), func(ctx context.Context, in store.Changes) ([]byte, error) {
 		_, err := b.cancels("one")(ctx, in)
-		check(t, err)
+		testkit.Must(t, err)
 		record, err := in.Request(ctx, store.Key{Account: acme, ID: "one"})
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "seen within", record.Status.State, jetpost.StateCancelled)
-		check(t, in.PauseAccount(ctx, acme, jetpost.AccountPause(b.now, time.Time{}, "")))
+		testkit.Must(t, in.PauseAccount(ctx, acme, jetpost.AccountPause(b.now, time.Time{}, "")))
 		return nil, broken
 	})
 	equal(t, "the change's own error", err == broken, true) //nolint:errorlint // it is returned as it is
@@ -109,7 +110,7 @@ func operateParts(t *testing.T, b *bundle) {
 	b.begin(t, lane, "failed", 0)
 	b.concludePost(t, lane, "failed", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	b.doubt(t, lane, "doubt", 0)
-	check(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, time.Time{}, "")))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, time.Time{}, "")))
 	key := func(id string) store.Key { return store.Key{Account: acme, ID: id} }
 	for name, part := range map[string]func(context.Context, store.Changes) error{
 		"Reschedule": func(ctx context.Context, in store.Changes) error {
@@ -144,11 +145,11 @@ func operateParts(t *testing.T, b *bundle) {
 		before := b.held(t)
 		broken := errors.New("broken")
 		_, _, err := b.st.Operate(t.Context(), b.operation(name), func(ctx context.Context, in store.Changes) ([]byte, error) {
-			check(t, part(ctx, in))
+			testkit.Must(t, part(ctx, in))
 			_, err := in.Account(ctx, acme)
-			check(t, err)
+			testkit.Must(t, err)
 			_, err = in.Desired(ctx)
-			check(t, err)
+			testkit.Must(t, err)
 			return nil, broken
 		})
 		fails(t, name, err, broken)
@@ -163,16 +164,16 @@ func operateParts(t *testing.T, b *bundle) {
 func (b *bundle) held(t *testing.T) string {
 	t.Helper()
 	requests, err := b.st.ListRequests(t.Context(), store.Filter{})
-	check(t, err)
+	testkit.Must(t, err)
 	for i := range requests {
 		requests[i].Body = nil
 	}
 	kept, err := b.st.Desired(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	_, linkErr := b.st.Link(t.Context(), operationLink)
 	account := b.account(t, acme)
 	text, err := json.Marshal([]any{requests, kept, errors.Is(linkErr, store.ErrNotFound), account})
-	check(t, err)
+	testkit.Must(t, err)
 	return string(text)
 }
 
@@ -215,7 +216,7 @@ func operateConcurrently(t *testing.T, b *bundle) {
 	}
 	equal(t, "how often it was done", done, 1)
 	kept, err := b.st.Desired(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	for _, k := range kept {
 		if k.Name == "count" {
 			equal(t, "how often it took effect", k.Version, int64(1))

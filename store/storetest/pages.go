@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -28,14 +29,14 @@ func listPages(t *testing.T, b *bundle) {
 		return list
 	}
 	all, err := b.st.ListRequests(t.Context(), store.Filter{})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "requests", len(all), 12)
 	for size := 1; size <= 5; size++ {
 		var paged []string
 		var after store.Place
 		for {
 			page, err := b.st.ListRequests(t.Context(), store.Filter{Limit: size, After: after})
-			check(t, err)
+			testkit.Must(t, err)
 			if len(page) == 0 {
 				break
 			}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -24,13 +25,13 @@ func pauseAccount(t *testing.T, b *bundle) {
 	equal(t, "account's before", b.account(t, acme).Pause, store.Pause{})
 
 	pause := jetpost.AccountPause(b.now, b.now.Add(time.Hour), "a word\nof ours")
-	check(t, b.st.PauseAccount(t.Context(), acme, pause))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, pause))
 	after := b.snapshot(t, lane, b.now)
 	equal(t, "pause", after.Pause, pause)
 	equal(t, "account's", b.account(t, acme).Pause, pause)
 	equal(t, "another account's", b.account(t, "beta").Pause, store.Pause{})
 	all, err := b.st.Accounts(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "in the list", all[0].Pause, pause)
 	if after.Generation == snapshot.Generation {
 		t.Error("the lane did not wake, so its holder continues with its old snapshot")
@@ -41,7 +42,7 @@ func pauseAccount(t *testing.T, b *bundle) {
 	equal(t, "request", b.request(t, "thread"), before)
 	intent := b.intent(2)
 	intent.Now = pause.Reason.Until
-	check(t, b.st.Begin(t.Context(), lane, "thread", intent)) // it has ended by itself
+	testkit.Must(t, b.st.Begin(t.Context(), lane, "thread", intent)) // it has ended by itself
 	equal(t, "pause that has ended", b.account(t, acme).Pause, pause)
 
 	fails(t, "no such account", b.st.PauseAccount(t.Context(), "nobody", pause), store.ErrNotFound)
@@ -54,12 +55,12 @@ func pauseReplaced(t *testing.T, b *bundle) {
 	b.acceptAll(t, "head", "limited")
 	lane := b.claim(t)
 	long, short := b.now.Add(time.Hour), b.now.Add(time.Minute)
-	check(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, long, "long")))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, long, "long")))
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, long)
 	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, long)
 	b.release(t, lane, long)
 	equal(t, "lane is due before", b.due(t, b.now), false)
-	check(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, short, "")))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, short, "")))
 	equal(t, "pause", b.account(t, acme).Pause, jetpost.AccountPause(b.now, short, ""))
 	equal(t, "the hold for the first one ends", b.request(t, "head").HoldUntil, b.now)
 	equal(t, "another hold", b.request(t, "limited").HoldUntil, long)
@@ -69,14 +70,14 @@ func pauseReplaced(t *testing.T, b *bundle) {
 func resumeAccount(t *testing.T, b *bundle) {
 	resume := func() store.Pause {
 		before, err := b.st.ResumeAccount(t.Context(), acme, b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		return before
 	}
 	equal(t, "pause where there is none", resume(), store.Pause{})
 	b.acceptAll(t, "head", "limited")
 	lane := b.claim(t)
 	pause := jetpost.AccountPause(b.now, time.Time{}, "for now")
-	check(t, b.st.PauseAccount(t.Context(), acme, pause))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, pause))
 	generation := b.snapshot(t, lane, b.now).Generation
 	b.conclude(t, lane, "head", jetpost.StateHeld, jetpost.CodeAccountPaused, time.Time{})
 	b.conclude(t, lane, "limited", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
@@ -91,7 +92,7 @@ func resumeAccount(t *testing.T, b *bundle) {
 
 	// A worker that saw the pause before it ended holds for a moment only.
 	lane = b.claim(t)
-	check(t, b.st.Conclude(t.Context(), lane, "head", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "head", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}, Post: -1, Generation: generation, Now: b.now,
 	}))
 	equal(t, "end of a hold by an old snapshot", b.request(t, "head").HoldUntil, b.now)
@@ -107,7 +108,7 @@ func blockAccount(t *testing.T, b *bundle) {
 	block := func(at time.Time, p func(time.Time) store.Pause) store.Pause {
 		t.Helper()
 		holds, err := b.st.BlockAccount(t.Context(), lane, p(at), at)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "the account's", b.account(t, acme).Pause.Reason, holds.Reason)
 		equal(t, "the account's next probe", b.account(t, acme).Pause.NextProbeAt, holds.NextProbeAt)
 		return holds
@@ -137,11 +138,11 @@ func blockAccount(t *testing.T, b *bundle) {
 	again := block(at.Add(time.Minute), suspended)
 	equal(t, "probe after it came back", again.NextProbeAt, at.Add(time.Minute).Add(3*time.Hour))
 	before, err := b.st.ResumeAccount(t.Context(), acme, at)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "what was resumed", before.Reason.Code, jetpost.CodeAccountSuspended)
 
 	byHand := jetpost.AccountPause(b.now, time.Time{}, "a person's")
-	check(t, b.st.PauseAccount(t.Context(), acme, byHand))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, byHand))
 	equal(t, "a person's pause", block(at, suspended), byHand)
 	equal(t, "a person's pause", block(at, over), byHand)
 	b.release(t, lane, time.Time{})
@@ -156,7 +157,7 @@ func pauseChanges(t *testing.T, b *bundle) {
 	untold := func(account string) (list []string) {
 		t.Helper()
 		all, err := b.st.PauseChanges(t.Context(), account, 10)
-		check(t, err)
+		testkit.Must(t, err)
 		for _, change := range all {
 			list = append(list, strings.TrimSpace(fmt.Sprint(change.Account, " ", change.Event, " ", change.Reason.Code)))
 		}
@@ -165,9 +166,9 @@ func pauseChanges(t *testing.T, b *bundle) {
 	tell := func() (change store.PauseChange) {
 		t.Helper()
 		all, err := b.st.PauseChanges(t.Context(), acme, 10)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "changes of acme", len(all), 1)
-		check(t, b.st.MarkPauseChangeTold(t.Context(), all[0]))
+		testkit.Must(t, b.st.MarkPauseChangeTold(t.Context(), all[0]))
 		equal(t, "changes once marked", len(untold(acme)), 0)
 		return all[0]
 	}
@@ -180,19 +181,19 @@ func pauseChanges(t *testing.T, b *bundle) {
 			p = jetpost.BlockedPause(at, code, "X's words", time.Hour, time.Hour)
 		}
 		_, err := b.st.BlockAccount(t.Context(), lane, p, at)
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	resume := func() {
 		t.Helper()
 		at = at.Add(time.Second)
 		_, err := b.st.ResumeAccount(t.Context(), acme, at)
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	pause := func(account, words string) jetpost.Pause {
 		t.Helper()
 		at = at.Add(time.Second)
 		p := jetpost.AccountPause(at, at.Add(24*time.Hour), words)
-		check(t, b.st.PauseAccount(t.Context(), account, p))
+		testkit.Must(t, b.st.PauseAccount(t.Context(), account, p))
 		return p
 	}
 	resume()
@@ -222,15 +223,15 @@ func pauseChanges(t *testing.T, b *bundle) {
 	pause(acme, "another")
 	equal(t, "changes by another pause", untold(acme), []string{"acme account.paused account_paused"})
 	old, err := b.st.PauseChanges(t.Context(), acme, 1)
-	check(t, err)
+	testkit.Must(t, err)
 	resume()
 	pause("beta", "")
 	both := []string{"acme account.resumed", "beta account.paused account_paused"}
 	equal(t, "the last change of each", untold(""), both)
-	check(t, b.st.MarkPauseChangeTold(t.Context(), old[0]))
+	testkit.Must(t, b.st.MarkPauseChangeTold(t.Context(), old[0]))
 	equal(t, "the last change of each, after a late mark", untold(""), both)
 	first, err := b.st.PauseChanges(t.Context(), "", 1)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "changes up to the limit", len(first), 1)
 	tell()
 	equal(t, "changes of another account", untold(""), both[1:])
@@ -247,7 +248,7 @@ func refused(t *testing.T, b *bundle) {
 	count := func(what string, lane store.Claim, id, words string, inARow, accounts int) {
 		t.Helper()
 		n, err := b.st.Refused(t.Context(), lane, id, words, time.Minute, now)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, what, n, store.Refusals{InARow: inARow, Accounts: accounts})
 	}
 	count("the first", lane, "one", "words", 1, 1)
@@ -262,7 +263,7 @@ func refused(t *testing.T, b *bundle) {
 	now = b.now.Add(time.Second)
 	count("after a post", lane, "two", "words", 1, 1)
 	_, err := b.st.ResumeAccount(t.Context(), acme, now)
-	check(t, err)
+	testkit.Must(t, err)
 	count("after a person's word", lane, "three", "words", 1, 1)
 	b.release(t, lane, time.Time{})
 	_, err = b.st.Refused(t.Context(), lane, "two", "words", time.Minute, now)
@@ -273,7 +274,7 @@ func refused(t *testing.T, b *bundle) {
 func (b *bundle) lateQueues(t *testing.T, account string) []store.LateQueue {
 	t.Helper()
 	laneRows, err := b.st.Late(t.Context(), account, b.now, store.MaxOpen)
-	check(t, err)
+	testkit.Must(t, err)
 	return laneRows
 }
 
@@ -310,7 +311,7 @@ func expireLate(t *testing.T, b *bundle) {
 	b.publish(t, lane, "done", 0)
 	b.publish(t, lane, "done", 1)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.begin(t, lane, "sending", 0)
 
 	want := store.LateQueue{Account: acme, Unsent: 3, Since: dayAgo, Begun: 4}
@@ -326,7 +327,7 @@ func expireLate(t *testing.T, b *bundle) {
 	generation := b.snapshot(t, lane, b.now).Generation
 	expire := func(limit int) (ids []string) {
 		keys, err := b.st.ExpireLate(t.Context(), acme, b.now, limit, b.now.Add(time.Second))
-		check(t, err)
+		testkit.Must(t, err)
 		for _, key := range keys {
 			ids = append(ids, key.ID)
 		}
@@ -348,7 +349,7 @@ func expireLate(t *testing.T, b *bundle) {
 	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPending, jetpost.PostPending})
 	equal(t, "revision", record.Status.Revision, int64(3))
 	untold, err := b.st.OutboxPending(t.Context(), b.now.Add(time.Minute), 100)
-	check(t, err)
+	testkit.Must(t, err)
 	told := true
 	for _, key := range untold {
 		told = told && key.ID != "held"
@@ -370,7 +371,7 @@ func expireWhileWorkedOn(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	equal(t, "head", b.head(t, lane, b.now), "one")
 	keys, err := b.st.ExpireLate(t.Context(), acme, b.now.Add(time.Microsecond), 1, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "expired", fmt.Sprint(keys), "[{acme one}]")
 	fails(t, "begin", b.st.Begin(t.Context(), lane, "one", b.intent(0)), store.ErrNotRunnable)
 	b.conclude(t, lane, "one", jetpost.StateHeld, jetpost.CodeMediaUnavailable, b.now.Add(time.Hour))
@@ -448,7 +449,7 @@ func sent(t *testing.T, b *bundle) {
 	b.doubt(t, lane, "doubt", 0)
 	read := func(account string, after time.Time, limit int) (minutes []int) {
 		times, err := b.st.Sent(t.Context(), account, after, limit)
-		check(t, err)
+		testkit.Must(t, err)
 		for _, at := range times {
 			minutes = append(minutes, int(at.Sub(start)/time.Minute))
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -12,12 +13,12 @@ import (
 func keep(t *testing.T, b *bundle) {
 	stored := func() []store.Desired {
 		all, err := b.st.Desired(t.Context())
-		check(t, err)
+		testkit.Must(t, err)
 		return all
 	}
 	put := func(k store.Desired) bool {
 		ok, err := b.st.Keep(t.Context(), k)
-		check(t, err)
+		testkit.Must(t, err)
 		return ok
 	}
 	equal(t, "stored at first", len(stored()), 0)
@@ -42,7 +43,7 @@ func keepConcurrently(t *testing.T, b *bundle) {
 func (b *bundle) progress(t *testing.T) store.Progress {
 	t.Helper()
 	p, err := b.st.Progress(t.Context(), store.ProgressQuery{Now: b.now, LateBefore: b.now.Add(-time.Hour), Blocked: 2})
-	check(t, err)
+	testkit.Must(t, err)
 	return p
 }
 
@@ -84,7 +85,7 @@ func progress(t *testing.T, b *bundle) {
 	equal(t, "late, and not begun", []any{p.LateRequests, p.LateSince}, []any{1, b.now.Add(-2 * time.Hour)})
 
 	for i, stored := range []time.Time{b.now, b.now.Add(-time.Minute), b.now.Add(-store.ProgressRefusals)} {
-		check(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(i), Stored: stored}, nil))
+		testkit.Must(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(i), Stored: stored}, nil))
 	}
 	equal(t, "refused within the hour", b.progress(t).Refused, 2)
 }
@@ -95,10 +96,10 @@ func progressStanding(t *testing.T, b *bundle) {
 		b.add(t, name)
 	}
 	paused := jetpost.AccountPause(b.now, b.now.Add(time.Hour), "why")
-	check(t, b.st.PauseAccount(t.Context(), "beta", paused))
-	check(t, b.st.PauseAccount(t.Context(), "over", jetpost.AccountPause(b.now.Add(-time.Hour), b.now, "")))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), "beta", paused))
+	testkit.Must(t, b.st.PauseAccount(t.Context(), "over", jetpost.AccountPause(b.now.Add(-time.Hour), b.now, "")))
 	_, err := b.st.Disconnect(t.Context(), "gamma", b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	p := b.progress(t)
 	equal(t, "accounts", p.Accounts, 4)
 	equal(t, "standing", p.Standing, []store.Standing{{Account: "beta", Pause: paused}, {Account: "gamma", Reauth: true}})
@@ -111,7 +112,7 @@ func progressBlocked(t *testing.T, b *bundle) {
 		in := b.acceptance("only", 1)
 		in.Request.Account = name
 		b.accept(t, in)
-		check(t, b.st.Conclude(t.Context(), lane, "only", store.Outcome{
+		testkit.Must(t, b.st.Conclude(t.Context(), lane, "only", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, Post: -1, Now: b.now,
 		}))
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -61,7 +62,7 @@ func acceptIdentity(t *testing.T, b *bundle) {
 	}
 	for _, step := range steps {
 		got, err := b.st.Accept(t.Context(), step.in)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, step.name, got, step.want)
 	}
 	record := b.request(t, "1")
@@ -147,11 +148,11 @@ func acceptHeld(t *testing.T, b *bundle) {
 	b.accept(t, unread)
 	record := b.state(t, "new", jetpost.StateHeld, jetpost.CodeNeedsNewerWorker, jetpost.EventRequestHeld)
 	encoded, err := json.Marshal(record.Status.Posts)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "encoded posts", string(encoded), "[]")
 	equal(t, "end of the hold", record.HoldUntil, time.Time{})
 	again, err := b.st.Accept(t.Context(), unread)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the same again", again, store.Repeated)
 	b.acceptAll(t, "behind")
 	lane := b.claim(t)
@@ -170,7 +171,7 @@ func acceptHeld(t *testing.T, b *bundle) {
 	equal(t, "head after", b.head(t, lane, b.now), "new")
 	for _, in := range []store.Acceptance{read, unread} {
 		again, err := b.st.Accept(t.Context(), in)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "the same once more", again, store.Repeated)
 	}
 }
@@ -185,36 +186,36 @@ func refuse(t *testing.T, b *bundle) {
 	// A new stream counts from one again: that is another place.
 	first, second, third := refusal(7, b.now), refusal(8, b.now), refusal(7, b.now.Add(time.Hour))
 	for _, r := range []jetpost.Refusal{first, second, third, first} {
-		check(t, b.st.Refuse(t.Context(), r, []byte("not json")))
+		testkit.Must(t, b.st.Refuse(t.Context(), r, []byte("not json")))
 	}
 	all, err := b.st.Refusals(t.Context(), 10)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "refusals", all, []jetpost.Refusal{third, second, first})
 	latest, err := b.st.Refusals(t.Context(), 1)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the latest", latest, all[:1])
 
 	bare := refusal(9, b.now.Add(2*time.Hour))
 	bare.Problems = nil
-	check(t, b.st.Refuse(t.Context(), bare, nil))
+	testkit.Must(t, b.st.Refuse(t.Context(), bare, nil))
 	latest, err = b.st.Refusals(t.Context(), 1)
-	check(t, err)
+	testkit.Must(t, err)
 	encoded, err := json.Marshal(latest[0].Problems)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "encoded problems if there are none", string(encoded), "[]")
 	counts, err := b.st.CountRequests(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "requests", len(counts), 0)
 }
 
 func refuseForgets(t *testing.T, b *bundle) {
 	const old = store.MaxForgottenRefusals + 1
 	refuseAt := func(sequence int, stored time.Time) {
-		check(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(sequence), Stored: stored}, nil))
+		testkit.Must(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(sequence), Stored: stored}, nil))
 	}
 	left := func() (sequences []uint64) {
 		all, err := b.st.Refusals(t.Context(), 2*old)
-		check(t, err)
+		testkit.Must(t, err)
 		for _, r := range all {
 			sequences = append(sequences, r.Sequence)
 		}
@@ -242,7 +243,7 @@ func endHolds(t *testing.T, b *bundle) {
 	b.release(t, lane, time.Time{})
 	later := b.now.Add(time.Minute)
 	n, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeKeyUnavailable, later)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "holds ended", n, 2)
 	for id, want := range map[string]time.Time{"a": later, "b": later, "c": {}} {
 		equal(t, "end of the hold of "+id, b.request(t, id).HoldUntil, want)
@@ -253,7 +254,7 @@ func endHolds(t *testing.T, b *bundle) {
 	lane = b.claim(t)
 	generation := b.snapshot(t, lane, later).Generation
 	n, err = b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, later)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "holds of another code", n, 0)
 	if b.snapshot(t, lane, later).Generation == generation {
 		t.Error("nothing was held, and nothing woke: a hold that comes at this moment would miss its end")
@@ -273,7 +274,7 @@ func holdQueue(t *testing.T, b *bundle) {
 	reason := jetpost.Reason{Code: jetpost.CodeAccountReauthRequired, Detail: "refused"}
 	hold := func(now time.Time) (ids []string) {
 		keys, err := b.st.HoldQueue(t.Context(), lane, reason, b.snapshot(t, lane, now).Generation, now)
-		check(t, err)
+		testkit.Must(t, err)
 		for _, key := range keys {
 			ids = append(ids, key.ID)
 		}
@@ -290,12 +291,12 @@ func holdQueue(t *testing.T, b *bundle) {
 	equal(t, "held once it is due", hold(b.now.Add(2*time.Hour)), []string{"later"})
 
 	n, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "holds ended", n, 4)
 	// A wake-up after the snapshot ends the hold that rests on it.
 	b.acceptAll(t, "new")
 	keys, err := b.st.HoldQueue(t.Context(), lane, reason, 0, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "held by an old snapshot", len(keys), 1)
 	equal(t, "end of its hold", b.request(t, "new").HoldUntil, b.now)
 	lane.Fence++
@@ -314,7 +315,7 @@ func (b *bundle) fail(t *testing.T, lane store.Claim, id string) {
 func (b *bundle) replay(t *testing.T, id string, now time.Time) store.ReplayResult {
 	t.Helper()
 	result, err := b.st.Replay(t.Context(), store.Key{Account: acme, ID: id}, now)
-	check(t, err)
+	testkit.Must(t, err)
 	return result
 }
 
@@ -370,7 +371,7 @@ func replayNeverBegun(t *testing.T, b *bundle) {
 	for id, posts := range map[string][]jetpost.PostState{
 		"single": {jetpost.PostPending}, "thread": {jetpost.PostPosted, jetpost.PostPending},
 	} {
-		check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
+		testkit.Must(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 			State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeMediaInvalid}, Post: -1, PostState: jetpost.PostFailed, Now: b.now,
 		}))
 		record := b.state(t, id, jetpost.StateFailed, jetpost.CodeMediaInvalid, jetpost.EventRequestFailed)
@@ -386,7 +387,7 @@ func replayNothing(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	b.publish(t, lane, "published", 0)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.doubt(t, lane, "unknown", 0)
 	for _, state := range []jetpost.State{jetpost.StateQueued, jetpost.StatePublished, jetpost.StateCancelled, jetpost.StateUnknown} {
 		left := 1
@@ -410,7 +411,7 @@ func cancel(t *testing.T, b *bundle) {
 	b.release(t, lane, time.Time{})
 	for _, state := range []jetpost.State{jetpost.StateQueued, jetpost.StateHeld, jetpost.StateUnknown} {
 		before, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: string(state)}, b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "state before", before, state)
 		b.state(t, string(state), jetpost.StateCancelled, "", jetpost.EventRequestCancelled)
 	}
@@ -429,7 +430,7 @@ func cancelWhilePublishing(t *testing.T, b *bundle) {
 	lane := b.claim(t)
 	b.begin(t, lane, "thread", 0)
 	before, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "thread"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "state before", before, jetpost.StatePublishing)
 	revision := b.request(t, "thread").Status.Revision
 	equal(t, "state after the post", b.posted(t, lane, "thread", 0, "p0"), jetpost.StateCancelled)
@@ -444,7 +445,7 @@ func cancelWhilePublishing(t *testing.T, b *bundle) {
 func resolve(t *testing.T, b *bundle) {
 	settle := func(id, postID string) jetpost.State {
 		state, err := b.st.Resolve(t.Context(), store.Key{Account: acme, ID: id}, postID, b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		return state
 	}
 	b.accept(t, b.acceptance("thread", 2))
@@ -483,7 +484,7 @@ func reconcile(t *testing.T, b *bundle) {
 	until := b.now.Add(time.Hour)
 	doubtful := func(checks int, absentAt time.Time) {
 		t.Helper()
-		check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
+		testkit.Must(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
 			State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: until},
 			PostState: jetpost.PostSending, Checks: checks, AbsentAt: absentAt, Now: b.now,
 		}))
@@ -502,17 +503,17 @@ func reconcile(t *testing.T, b *bundle) {
 	want(jetpost.PostSending, 1, absent)
 
 	snapshot, err := b.st.Snapshot(t.Context(), lane, b.now)
-	check(t, err)
-	check(t, b.st.Reconcile(t.Context(), key, b.now))
+	testkit.Must(t, err)
+	testkit.Must(t, b.st.Reconcile(t.Context(), key, b.now))
 	want(jetpost.PostSending, 0, time.Time{})
 	b.state(t, "thread", jetpost.StateHeld, jetpost.CodeReconciling, jetpost.EventRequestHeld)
 	equal(t, "hold is over", b.request(t, "thread").HoldUntil.After(b.now), false)
 	free, err := b.st.ReleaseLane(t.Context(), lane, snapshot.Generation, time.Time{}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the lane goes free though it woke", free, false)
 
 	// It is not on X and is sent again. A new doubt is about both intents.
-	check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now}, PostState: jetpost.PostPending, Checks: 2, Now: b.now,
 	}))
 	want(jetpost.PostPending, 2, time.Time{})
@@ -531,7 +532,7 @@ func anchor(t *testing.T, b *bundle) {
 	read := func() store.Anchor {
 		t.Helper()
 		w, err := b.st.Anchor(t.Context(), acme)
-		check(t, err)
+		testkit.Must(t, err)
 		return w
 	}
 	none := read()
@@ -548,11 +549,11 @@ func anchor(t *testing.T, b *bundle) {
 		equal(t, "sent at", w.SentAt.Equal(b.request(t, id).Posts[0].SentAt), true)
 	}
 	owned, err := b.st.Owned(t.Context(), []string{"p1", "foreign", "p0"})
-	check(t, err)
+	testkit.Must(t, err)
 	slices.Sort(owned)
 	equal(t, "owned", fmt.Sprint(owned), "[p0 p1]")
 	owned, err = b.st.Owned(t.Context(), nil)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "owned of none", len(owned), 0)
 	_, err = b.st.Anchor(t.Context(), "nobody")
 	fails(t, "no such account", err, store.ErrNotFound)
@@ -586,7 +587,7 @@ func listRequests(t *testing.T, b *bundle) {
 	}
 	for _, f := range filters {
 		records, err := b.st.ListRequests(t.Context(), f.filter)
-		check(t, err)
+		testkit.Must(t, err)
 		var got []string
 		for _, r := range records {
 			got = append(got, r.Account+"/"+r.ID)
@@ -594,10 +595,10 @@ func listRequests(t *testing.T, b *bundle) {
 		equal(t, f.name, got, f.want)
 	}
 	records, err := b.st.ListRequests(t.Context(), store.Filter{Account: acme, ID: "b"})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "a listed record", records[0], b.request(t, "b"))
 	counts, err := b.st.CountRequests(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "counts", counts, map[jetpost.State]int{jetpost.StateQueued: 3, jetpost.StateHeld: 1})
 }
 
@@ -640,10 +641,10 @@ func waiting(t *testing.T, b *bundle) {
 	}
 
 	other, _, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.now)
-	check(t, err)
-	check(t, b.st.Begin(t.Context(), other, "thread", b.intent(0)))
+	testkit.Must(t, err)
+	testkit.Must(t, b.st.Begin(t.Context(), other, "thread", b.intent(0)))
 	_, err = b.st.Posted(t.Context(), other, "thread", 0, "p-thread", b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "live posts of a thread", b.waiting(t, 10)[4].Live, 1)
 }
 
@@ -653,7 +654,7 @@ func (b *bundle) waiting(t *testing.T, page int) (all []store.Waiting) {
 	var last store.Waiting
 	for {
 		found, err := b.st.Waiting(t.Context(), last, page)
-		check(t, err)
+		testkit.Must(t, err)
 		if len(found) == 0 {
 			return all
 		}
@@ -666,7 +667,7 @@ func outboxPending(t *testing.T, b *bundle) {
 	later := b.now.Add(time.Minute)
 	list := func(before time.Time, limit int) (ids []string) {
 		keys, err := b.st.OutboxPending(t.Context(), before, limit)
-		check(t, err)
+		testkit.Must(t, err)
 		for _, key := range keys {
 			ids = append(ids, key.ID)
 		}
@@ -674,7 +675,7 @@ func outboxPending(t *testing.T, b *bundle) {
 	}
 	mark := func(id string, revision int64) bool {
 		latest, err := b.st.MarkDelivered(t.Context(), store.Key{Account: acme, ID: id}, revision)
-		check(t, err)
+		testkit.Must(t, err)
 		return latest
 	}
 	b.acceptAll(t, "a")
@@ -716,7 +717,7 @@ func sameText(t *testing.T, b *bundle) {
 		in := b.texts(account, "new", "", "else "+text, text)
 		in.Request.PublishAt = b.now.Add(due)
 		key, found, err := b.st.SameText(t.Context(), store.TextsOf(in.Request, b.now))
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "found", found, key != store.Key{})
 		return key.ID
 	}
@@ -730,7 +731,7 @@ func sameText(t *testing.T, b *bundle) {
 	begin := func(text string, now time.Time) {
 		intent := b.intent(0)
 		intent.Now, intent.TextHash = now, store.TextHash(text)
-		check(t, b.st.Begin(t.Context(), lane, "of "+text, intent))
+		testkit.Must(t, b.st.Begin(t.Context(), lane, "of "+text, intent))
 	}
 	begin("live", b.now)
 	b.posted(t, lane, "of live", 0, "1")
@@ -740,7 +741,7 @@ func sameText(t *testing.T, b *bundle) {
 	begin("failed", b.now)
 	b.concludePost(t, lane, "of failed", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "of cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	for _, q := range []struct {
 		name, account, text string
 		due                 time.Duration
@@ -770,7 +771,7 @@ func sameText(t *testing.T, b *bundle) {
 	twin := b.texts("beta", "twin", "mine", "waits")
 	b.accept(t, twin)
 	record, err := b.st.Request(t.Context(), store.Key{Account: "beta", ID: "twin"})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "reason", record.Status.Reason, &jetpost.Reason{
 		Code: jetpost.CodeSameText, Detail: "request of waits of account acme has a post of the same text within a day",
 	})
@@ -780,7 +781,7 @@ func sameText(t *testing.T, b *bundle) {
 	twin.Request.ID = "allowed"
 	b.accept(t, twin)
 	record, err = b.st.Request(t.Context(), store.Key{Account: "beta", ID: "allowed"})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "state where it is allowed", record.Status.State, jetpost.StateQueued)
 }
 
@@ -822,7 +823,7 @@ func sameTextReadAtLast(t *testing.T, b *bundle) {
 func (b *bundle) reschedule(t *testing.T, id string, at, now time.Time) {
 	t.Helper()
 	_, err := b.st.Reschedule(t.Context(), store.Key{Account: acme, ID: id}, at, now)
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // reschedule: a request that waits goes out at its new time and lets those behind it go
@@ -884,7 +885,7 @@ func rescheduleNothing(t *testing.T, b *bundle) {
 	b.doubt(t, lane, "doubt", 0)
 	b.conclude(t, lane, "failed", jetpost.StateFailed, jetpost.CodeMediaInvalid, time.Time{})
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	for id, want := range map[string]jetpost.State{
 		"begun": jetpost.StatePublishing, "live": jetpost.StatePublished, "half": jetpost.StateHeld, "doubt": jetpost.StateUnknown,
 		"failed": jetpost.StateFailed, "cancelled": jetpost.StateCancelled, "unread": jetpost.StateHeld,
@@ -915,7 +916,7 @@ func rescheduleWhileWorkedOn(t *testing.T, b *bundle) {
 	at := b.now.Add(time.Hour)
 	b.reschedule(t, "one", at, b.now)
 	fails(t, "begin", b.st.Begin(t.Context(), lane, "one", b.intent(0)), store.ErrNotRunnable)
-	check(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "one", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeMediaUnavailable, Until: b.now}, Post: -1, Now: b.now,
 	}))
 	b.state(t, "one", jetpost.StateScheduled, "", jetpost.EventRequestScheduled)

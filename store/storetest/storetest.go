@@ -1,7 +1,6 @@
 package storetest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -233,7 +233,7 @@ func setup(t *testing.T, ledger Ledger) *bundle {
 func (b *bundle) open(t *testing.T, keys string) store.Store {
 	t.Helper()
 	sealer, err := store.NewSealer(keys)
-	check(t, err)
+	testkit.Must(t, err)
 	return b.ledger.Open(t, sealer)
 }
 
@@ -242,7 +242,7 @@ func (b *bundle) open(t *testing.T, keys string) store.Store {
 func (b *bundle) clock(t *testing.T) time.Time {
 	t.Helper()
 	now, err := b.st.Clock(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	return now.UTC().Truncate(time.Microsecond)
 }
 
@@ -270,7 +270,7 @@ func (b *bundle) addToken(t *testing.T, name string, got, expiresAt time.Time) {
 	result, err := b.st.ImportAccount(t.Context(), store.Import{
 		Name: name, XUserID: "id-" + name, Username: "user_" + name, Pair: pair(name, expiresAt), Now: got,
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "import of "+name, result, store.AccountCreated)
 }
 
@@ -287,7 +287,7 @@ func (b *bundle) acceptance(id string, posts int) store.Acceptance {
 func (b *bundle) accept(t *testing.T, in store.Acceptance) {
 	t.Helper()
 	decision, err := b.st.Accept(t.Context(), in)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "decision", decision, store.Accepted)
 }
 
@@ -308,9 +308,9 @@ func (b *bundle) claimAndDie(t *testing.T) store.Claim { return b.claimFor(t, sh
 
 func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Claim) {
 	t.Helper()
-	eventually(t, "claim of the lane", func() bool {
+	testkit.Eventually(t, "claim of the lane", func() bool {
 		got, ok, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		lane = got
 		return ok
 	})
@@ -320,7 +320,7 @@ func (b *bundle) claimFor(t *testing.T, lease time.Duration) (lane store.Claim) 
 func (b *bundle) snapshot(t *testing.T, lane store.Claim, now time.Time) store.Snapshot {
 	t.Helper()
 	snapshot, err := b.st.Snapshot(t.Context(), lane, now)
-	check(t, err)
+	testkit.Must(t, err)
 	return snapshot
 }
 
@@ -336,7 +336,7 @@ func (b *bundle) head(t *testing.T, lane store.Claim, now time.Time) string {
 func (b *bundle) release(t *testing.T, lane store.Claim, wakeAt time.Time) {
 	t.Helper()
 	ok, err := b.st.ReleaseLane(t.Context(), lane, b.snapshot(t, lane, b.now).Generation, wakeAt, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "released", ok, true)
 }
 
@@ -351,7 +351,7 @@ func (b *bundle) begin(t *testing.T, lane store.Claim, id string, post int) {
 	t.Helper()
 	intent := b.intent(post)
 	intent.Now = b.dueTime(t, id)
-	check(t, b.st.Begin(t.Context(), lane, id, intent))
+	testkit.Must(t, b.st.Begin(t.Context(), lane, id, intent))
 }
 
 // dueTime is when a worker may work on a request: not before it is due.
@@ -366,7 +366,7 @@ func (b *bundle) dueTime(t *testing.T, id string) time.Time {
 func (b *bundle) posted(t *testing.T, lane store.Claim, id string, post int, postID string) jetpost.State {
 	t.Helper()
 	state, err := b.st.Posted(t.Context(), lane, id, post, postID, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	return state
 }
 
@@ -382,7 +382,7 @@ func postID(id string, post int) string { return fmt.Sprintf("x-%s-%d", id, post
 // conclude moves a request, with a snapshot of this moment.
 func (b *bundle) conclude(t *testing.T, lane store.Claim, id string, state jetpost.State, code jetpost.Code, until time.Time) {
 	t.Helper()
-	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code, Until: until}, Post: -1,
 		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.dueTime(t, id),
 	}))
@@ -391,7 +391,7 @@ func (b *bundle) conclude(t *testing.T, lane store.Claim, id string, state jetpo
 // concludePost moves a request because of its post.
 func (b *bundle) concludePost(t *testing.T, lane store.Claim, id string, state jetpost.State, code jetpost.Code, post int, postState jetpost.PostState) {
 	t.Helper()
-	check(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, id, store.Outcome{
 		State: state, Reason: jetpost.Reason{Code: code}, Post: post, PostState: postState,
 		Generation: b.snapshot(t, lane, b.now).Generation, Now: b.dueTime(t, id),
 	}))
@@ -407,7 +407,7 @@ func (b *bundle) doubt(t *testing.T, lane store.Claim, id string, post int) {
 func (b *bundle) request(t *testing.T, id string) store.Record {
 	t.Helper()
 	record, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: id})
-	check(t, err)
+	testkit.Must(t, err)
 	return record
 }
 
@@ -427,7 +427,7 @@ func (b *bundle) state(t *testing.T, id string, state jetpost.State, code jetpos
 func (b *bundle) token(t *testing.T, account string) store.Token {
 	t.Helper()
 	token, err := b.st.Token(t.Context(), account)
-	check(t, err)
+	testkit.Must(t, err)
 	return token
 }
 
@@ -447,9 +447,9 @@ func (b *bundle) tokenClaim(t *testing.T, account string, lease time.Duration) s
 // claimOne claims an account's token for an exchange, by force.
 func (b *bundle) claimOne(t *testing.T, account string, lease time.Duration) (claim store.Token) {
 	t.Helper()
-	eventually(t, "claim of the token", func() bool {
+	testkit.Eventually(t, "claim of the token", func() bool {
 		token, ok, err := b.st.ClaimToken(t.Context(), b.tokenClaim(t, account, lease))
-		check(t, err)
+		testkit.Must(t, err)
 		claim = token
 		return ok
 	})
@@ -459,7 +459,7 @@ func (b *bundle) claimOne(t *testing.T, account string, lease time.Duration) (cl
 func (b *bundle) account(t *testing.T, name string) store.Account {
 	t.Helper()
 	account, err := b.st.Account(t.Context(), name)
-	check(t, err)
+	testkit.Must(t, err)
 	return account
 }
 
@@ -467,15 +467,8 @@ func (b *bundle) account(t *testing.T, name string) store.Account {
 func (b *bundle) due(t *testing.T, now time.Time) bool {
 	t.Helper()
 	names, err := b.st.DueLanes(t.Context(), now, 10)
-	check(t, err)
+	testkit.Must(t, err)
 	return len(names) > 0
-}
-
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // fails asserts an error that errors.Is finds.
@@ -498,18 +491,6 @@ func secrets() cmp.Option {
 	return cmp.Comparer(func(a, b secret.String) bool { return a == b })
 }
 
-// eventually waits for a fact, such as the end of a lease.
-func eventually(t *testing.T, what string, fact func() bool) {
-	t.Helper()
-	ctx, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
-	for !fact() {
-		if ctx.Err() != nil {
-			t.Fatalf("%s: did not happen within %s", what, patience)
-		}
-	}
-}
-
 // atOnce runs n calls at the same time and returns how many returned true.
 func atOnce(t *testing.T, n int, call func(i int) (bool, error)) (yes int) {
 	t.Helper()
@@ -525,7 +506,7 @@ func atOnce(t *testing.T, n int, call func(i int) (bool, error)) (yes int) {
 	}
 	close(start)
 	wg.Wait()
-	check(t, errors.Join(failures...))
+	testkit.Must(t, errors.Join(failures...))
 	for _, ok := range results {
 		if ok {
 			yes++

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -22,61 +23,61 @@ const window = 24 * time.Hour
 
 func identity(t *testing.T, b *bundle) {
 	id, err := b.st.LedgerID(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	if _, err := uuid.Parse(id); err != nil {
 		t.Errorf("ledger id %q: %v", id, err)
 	}
 	again, err := b.open(t, b.keys).LedgerID(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "id of the same ledger", again, id)
 }
 
 func checkKeys(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	other := store.GenerateKey().Reveal()
 	var wrong *store.KeyError
 	if err := b.open(t, other).CheckKeys(t.Context()); !errors.As(err, &wrong) {
 		t.Fatalf("another key: error is %v, want a KeyError", err)
 	}
 	equal(t, "missing key", wrong.KeyID, keyID(t, b.keys))
-	check(t, b.open(t, other+","+b.keys).CheckKeys(t.Context()))
+	testkit.Must(t, b.open(t, other+","+b.keys).CheckKeys(t.Context()))
 }
 
 func checkKeysAfterRotation(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	newer := store.GenerateKey().Reveal()
 	both := b.open(t, newer+","+b.keys)
-	check(t, both.CheckKeys(t.Context()))
+	testkit.Must(t, both.CheckKeys(t.Context()))
 	var wrong *store.KeyError
 	if err := b.open(t, newer).CheckKeys(t.Context()); !errors.As(err, &wrong) {
 		t.Fatalf("a token needs the old key: error is %v, want a KeyError", err)
 	}
 	claim, _, err := both.ClaimToken(t.Context(), b.tokenClaim(t, acme, longLease))
-	check(t, err)
-	check(t, both.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
-	check(t, both.CheckKeys(t.Context()))
-	check(t, b.open(t, newer).CheckKeys(t.Context()))
+	testkit.Must(t, err)
+	testkit.Must(t, both.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, both.CheckKeys(t.Context()))
+	testkit.Must(t, b.open(t, newer).CheckKeys(t.Context()))
 }
 
 func keyID(t *testing.T, keys string) string {
 	t.Helper()
 	sealer, err := store.NewSealer(keys)
-	check(t, err)
+	testkit.Must(t, err)
 	return sealer.KeyID()
 }
 
 func tryLease(t *testing.T, b *bundle) {
 	try := func(name, owner string, d time.Duration) bool {
 		ok, err := b.st.TryLease(t.Context(), name, owner, d, b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		return ok
 	}
 	equal(t, "first", try("sweep", "one", longLease), true)
 	equal(t, "another owner", try("sweep", "two", longLease), false)
 	equal(t, "another name", try("round", "two", longLease), true)
 	equal(t, "renewed", try("sweep", "one", shortLease), true)
-	eventually(t, "taking over a lease that ran out", func() bool { return try("sweep", "two", longLease) })
+	testkit.Eventually(t, "taking over a lease that ran out", func() bool { return try("sweep", "two", longLease) })
 	equal(t, "the owner before", try("sweep", "one", longLease), false)
 
 	stores := []store.Store{b.st, b.open(t, b.keys)}
@@ -106,9 +107,9 @@ func importAccount(t *testing.T, b *bundle) {
 
 func importAccountAgain(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, longLease)
-	check(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
 	claim = b.claimOne(t, acme, longLease)
-	check(t, b.st.SaveTokenFailure(t.Context(), claim,
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), claim,
 		store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, NextAttempt: b.now.Add(time.Hour), Now: b.now}))
 	b.acceptAll(t, "waiting", "other")
 	lane := b.claim(t)
@@ -118,7 +119,7 @@ func importAccountAgain(t *testing.T, b *bundle) {
 	equal(t, "lane is due before", b.due(t, b.now), false)
 
 	result, err := b.importPair(t, pair("third", b.now.Add(3*time.Hour)), b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "result", result, store.TokenReplaced)
 	account := b.account(t, acme)
 	equal(t, "user name", account.Username, "renamed")
@@ -132,11 +133,11 @@ func importAccountAgain(t *testing.T, b *bundle) {
 	equal(t, "lane is due after", b.due(t, b.now), true)
 
 	claim = b.claimOne(t, acme, shortLease)
-	eventually(t, "import after a lease that ran out", func() bool {
+	testkit.Eventually(t, "import after a lease that ran out", func() bool {
 		result, err = b.importPair(t, pair("fourth", b.now.Add(3*time.Hour)), b.clock(t))
 		return !errors.Is(err, store.ErrTokenBusy)
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "result then", result, store.TokenReplaced)
 	equal(t, "lease", b.token(t, acme).LeaseID, "")
 	fails(t, "saving what the import replaced", b.st.SaveToken(t.Context(), claim, pair("late", b.now), b.now), store.ErrFenced)
@@ -151,7 +152,7 @@ func (b *bundle) importPair(t *testing.T, pair store.Pair, now time.Time) (store
 // requireReauth makes X refuse acme's token, and holds a request for that.
 func (b *bundle) requireReauth(t *testing.T, claim store.Token) {
 	t.Helper()
-	check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}))
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}))
 	b.acceptAll(t, "waiting")
 	lane := b.claim(t)
 	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
@@ -170,9 +171,9 @@ func importAccountBusy(t *testing.T, b *bundle) {
 		t.Errorf("token (-before +after):\n%s", diff)
 	}
 	equal(t, "user name", b.account(t, acme).Username, "user_acme")
-	check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
 	result, err := b.importPair(t, pair("second", b.now.Add(3*time.Hour)), b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "result after the exchange", result, store.TokenReplaced)
 }
 
@@ -183,7 +184,7 @@ func importAccountConsented(t *testing.T, b *bundle) {
 	result, err := b.st.ImportAccount(t.Context(), store.Import{
 		Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("second", b.now.Add(3*time.Hour)), Consented: true, Now: b.now,
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "result", result, store.TokenReplaced)
 	fails(t, "what the exchange brought", b.st.SaveToken(t.Context(), claim, pair("late", b.now), b.now), store.ErrFenced)
 	fails(t, "that X refused it",
@@ -209,7 +210,7 @@ func importAccountUnchanged(t *testing.T, b *bundle) {
 	same := func(what, imported string) {
 		before := b.token(t, acme)
 		result, err := b.importPair(t, pair(imported, b.now.Add(9*time.Hour)), b.clock(t))
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "result "+what, result, store.TokenUnchanged)
 		if diff := cmp.Diff(before, b.token(t, acme), secrets()); diff != "" {
 			t.Errorf("token %s (-before +after):\n%s", what, diff)
@@ -218,7 +219,7 @@ func importAccountUnchanged(t *testing.T, b *bundle) {
 	same("before any exchange", acme)
 	claim := b.claimOne(t, acme, longLease)
 	same("in an exchange", acme)
-	check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
 	same("after an exchange", acme)
 	equal(t, "user name", b.account(t, acme).Username, "renamed")
 
@@ -227,7 +228,7 @@ func importAccountUnchanged(t *testing.T, b *bundle) {
 	equal(t, "hold", b.request(t, "waiting").HoldUntil, time.Time{})
 	equal(t, "lane is due", b.due(t, b.clock(t)), false)
 	result, err := b.importPair(t, pair("second", b.now.Add(3*time.Hour)), b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "result of another pair", result, store.TokenReplaced)
 	same("of the second import", "second")
 }
@@ -250,7 +251,7 @@ func accounts(t *testing.T, b *bundle) {
 	b.publish(t, lane, "done", 0)
 	b.conclude(t, lane, "held", jetpost.StateHeld, jetpost.CodeRateLimited, b.now.Add(time.Hour))
 	all, err := b.st.Accounts(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	var names []string
 	for _, a := range all {
 		names = append(names, fmt.Sprint(a.Name, a.Open))
@@ -263,7 +264,7 @@ func accounts(t *testing.T, b *bundle) {
 
 func tokensAreSealed(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, longLease)
-	check(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("second", b.now.Add(time.Hour)), b.now))
 	dump := b.ledger.Dump(t)
 	if !bytes.Contains(dump, []byte("user_acme")) {
 		t.Fatal("the dump does not even hold the user name: it shows nothing")
@@ -298,7 +299,7 @@ func claimDueRule(t *testing.T, b *bundle) {
 		return func(t *testing.T, name string) {
 			failure.Error, failure.Now = "failed", b.now
 			// The claim's lease is so short that only its outcome holds the token.
-			check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, name, shortLease), failure))
+			testkit.Must(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, name, shortLease), failure))
 		}
 	}
 	lease := func(d time.Duration) func(*testing.T, string) {
@@ -336,14 +337,14 @@ func claimDueRule(t *testing.T, b *bundle) {
 	}
 	now := b.clock(t)
 	round, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, 3, now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "tokens of the round", round.Total, len(want))
 	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round.Round, Limit: 100, Pace: pace(longLease), Now: now})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "due tokens", namesOf(tokens), want)
 	for _, token := range tokens {
 		retries, err := b.st.Retries(t.Context(), token.Account)
-		check(t, err)
+		testkit.Must(t, err)
 		lost := strings.HasPrefix(token.Account, "lost_")
 		equal(t, token.Account+" is retried, and in the journal", []bool{!token.InDoubtSince.IsZero(), len(retries) == 1}, []bool{lost, lost})
 		if token.LeaseID == "" || !token.LeaseUntil.After(now) || token.Access.Reveal() != "access-of-"+token.Account+"-in-the-clear" {
@@ -372,14 +373,14 @@ func (b *bundle) addDue(t *testing.T, n int) {
 func (b *bundle) claimDue(t *testing.T, round string, limit int) []store.Token {
 	t.Helper()
 	tokens, err := b.st.ClaimDue(t.Context(), store.DueClaim{Round: round, Limit: limit, Pace: pace(longLease), Now: b.clock(t)})
-	check(t, err)
+	testkit.Must(t, err)
 	return tokens
 }
 
 func (b *bundle) openRound(t *testing.T, batchSize int) store.Round {
 	t.Helper()
 	round, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, batchSize, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 	return round
 }
 
@@ -401,7 +402,7 @@ func claimDueOnceARound(t *testing.T, b *bundle) {
 	b.addDue(t, 1)
 	failAll := func(tokens []store.Token) {
 		for _, token := range tokens {
-			check(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", Now: b.clock(t)}))
+			testkit.Must(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", Now: b.clock(t)}))
 		}
 	}
 	first, second := b.openRound(t, 10).Round, b.openRound(t, 10).Round
@@ -464,7 +465,7 @@ func claimDueUnopenable(t *testing.T, b *bundle) {
 	}
 	equal(t, "tokens that open", namesOf(tokens), []string{"due-00", "due-02"})
 	for _, token := range tokens {
-		check(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", NextAttempt: b.now, Now: b.now}))
+		testkit.Must(t, b.st.SaveTokenFailure(t.Context(), token, store.TokenFailure{Error: "x", NextAttempt: b.now, Now: b.now}))
 	}
 
 	stranger := b.open(t, store.GenerateKey().Reveal())
@@ -476,7 +477,7 @@ func claimDueUnopenable(t *testing.T, b *bundle) {
 			t.Fatalf("claim with another key: %d tokens, error is %v, want a KeyError", len(tokens), err)
 		}
 		tokens, err = claim(stranger, round)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "tokens of the same round again", len(tokens), 0)
 	}
 	token := b.token(t, "due-00")
@@ -484,7 +485,7 @@ func claimDueUnopenable(t *testing.T, b *bundle) {
 	equal(t, "lease", token.LeaseID, "")
 	equal(t, "failure names the key", strings.Contains(token.RefreshError, keyID(t, b.keys)), true)
 	retries, err := b.st.Retries(t.Context(), "due-00")
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "retries", len(retries), 0)
 	tokens, err = claim(b.st, b.openRound(t, 10).Round)
 	equal(t, "tokens once the key is back", namesOf(tokens), []string{"due-00", "due-02"})
@@ -498,7 +499,7 @@ func claimToken(t *testing.T, b *bundle) {
 		token, ok, err := b.st.ClaimToken(t.Context(), store.TokenClaim{
 			Account: acme, UsedVersion: version, Force: force, Pace: pace(longLease), Now: b.clock(t),
 		})
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "account of the row", token.Account, acme)
 		if ok && (token.LeaseID == "" || token.StartedAt.IsZero() || token.Attempts == 0) {
 			t.Fatalf("a claim with lease %q, started at %v, attempt %d", token.LeaseID, token.StartedAt, token.Attempts)
@@ -509,19 +510,19 @@ func claimToken(t *testing.T, b *bundle) {
 	equal(t, "young", claim(1, false), true)
 	equal(t, "leased", claim(1, true), false)
 	held := b.token(t, acme)
-	check(t, b.st.SaveTokenFailure(t.Context(), held,
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), held,
 		store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Hour), Now: b.now}))
 	equal(t, "before the next attempt", claim(1, false), false)
 	equal(t, "before the next attempt, by force", claim(1, true), true)
 	held = b.token(t, acme)
 	equal(t, "attempts", held.Attempts, 2)
 	equal(t, "doubt after nothing happened", held.InDoubtSince, time.Time{})
-	check(t, b.st.SaveTokenFailure(t.Context(), held, store.TokenFailure{Error: "x", Outcome: store.ExchangeRefused, Now: b.now}))
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), held, store.TokenFailure{Error: "x", Outcome: store.ExchangeRefused, Now: b.now}))
 	equal(t, "in need of re-authorising", claim(1, true), false)
 	_, _, err := b.st.ClaimToken(t.Context(), store.TokenClaim{Account: "nobody", UsedVersion: 1, Force: true, Pace: pace(longLease), Now: b.now})
 	fails(t, "no such account", err, store.ErrNotFound)
 	retries, err := b.st.Retries(t.Context(), acme)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "journal", len(retries), 0)
 }
 
@@ -533,7 +534,7 @@ func claimInDoubt(t *testing.T, b *bundle) {
 		claim := b.claimOne(t, name, shortLease)
 		equal(t, "next attempt of "+name, claim.NextAttemptAt, claim.ExpiresAt.Add(-nearEnd))
 		if name == "lost_answer" {
-			check(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "x", Outcome: store.ExchangeUnknown, NextAttempt: b.now, Now: b.now}))
+			testkit.Must(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "x", Outcome: store.ExchangeUnknown, NextAttempt: b.now, Now: b.now}))
 		}
 		left := b.token(t, name)
 		equal(t, "start of the exchange of "+name, left.StartedAt, claim.StartedAt)
@@ -544,7 +545,7 @@ func claimInDoubt(t *testing.T, b *bundle) {
 			one := ask
 			change(&one)
 			token, ok, err := b.st.ClaimToken(t.Context(), one)
-			check(t, err)
+			testkit.Must(t, err)
 			equal(t, name+" claimed "+what, ok, want)
 			return token
 		}
@@ -553,14 +554,14 @@ func claimInDoubt(t *testing.T, b *bundle) {
 		retry := try("near its end", func(c *store.TokenClaim) { c.Now = left.NextAttemptAt }, true)
 		equal(t, "doubt of the retry of "+name, retry.InDoubtSince, claim.StartedAt)
 		retries, err := b.st.Retries(t.Context(), name)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "journal of "+name, retries, []store.Retry{{Version: 1, Attempt: 2, InDoubtSince: claim.StartedAt, StartedAt: left.NextAttemptAt}})
 
 		// Nothing happened this time. That says nothing of the exchange before.
-		check(t, b.st.SaveTokenFailure(t.Context(), retry, store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Minute), Now: b.now}))
+		testkit.Must(t, b.st.SaveTokenFailure(t.Context(), retry, store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Minute), Now: b.now}))
 		equal(t, "doubt that stays of "+name, b.token(t, name).StartedAt, claim.StartedAt)
 		again := try("after its backoff", func(c *store.TokenClaim) { c.Now = b.now.Add(time.Minute) }, true)
-		check(t, b.st.SaveToken(t.Context(), again, pair("next-"+name, b.now.Add(2*time.Hour)), b.now))
+		testkit.Must(t, b.st.SaveToken(t.Context(), again, pair("next-"+name, b.now.Add(2*time.Hour)), b.now))
 		saved := b.token(t, name)
 		equal(t, "doubt after a success of "+name, saved.StartedAt, time.Time{})
 		equal(t, "attempts after a success of "+name, saved.Attempts, 0)
@@ -574,18 +575,18 @@ func claimInDoubtAgain(t *testing.T, b *bundle) {
 	now := b.clock(t)
 	ask := store.TokenClaim{Account: acme, UsedVersion: 1, Refused: true, Pace: pace(shortLease), Now: now}
 	retry, ok, err := b.st.ClaimToken(t.Context(), ask)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed", ok, true)
 	equal(t, "in doubt since", retry.InDoubtSince, first.StartedAt)
 	equal(t, "next attempt", retry.NextAttemptAt, retry.StartedAt.Add(shortLease+2*backoff))
 	ask.Now = b.clock(t)
 	_, ok, err = b.st.ClaimToken(t.Context(), ask)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed before the next attempt", ok, false)
 	for attempt := 3; attempt < 12; attempt++ {
 		ask.Now = b.token(t, acme).NextAttemptAt
 		again, ok, err := b.st.ClaimToken(t.Context(), ask)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "claimed at the next attempt", ok, true)
 		equal(t, "attempt", again.Attempts, attempt)
 		wait := backoff << min(attempt-1, store.MaxBackoffDoublings)
@@ -603,10 +604,10 @@ func claimTokenConcurrently(t *testing.T, b *bundle) {
 }
 
 func disconnect(t *testing.T, b *bundle) {
-	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("second", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("second", b.now.Add(time.Hour)), b.now))
 	later := b.now.Add(time.Minute)
 	token, err := b.st.Disconnect(t.Context(), acme, later)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "pair to revoke", token.Refresh.Reveal(), "refresh-of-second-in-the-clear")
 	want := store.TokenMeta{LastRefreshAt: b.now, RefreshError: store.Disconnected, RefreshFailedAt: later, RequiresReauth: true}
 	equal(t, "metadata", token.TokenMeta, want)
@@ -614,21 +615,21 @@ func disconnect(t *testing.T, b *bundle) {
 	equal(t, "metadata of the account", account.TokenMeta, want)
 	equal(t, "disconnected", account.Disconnected(), true)
 	_, claimed, err := b.st.ClaimToken(t.Context(), b.tokenClaim(t, acme, longLease))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed", claimed, false)
 	told, err := b.st.Notices(t.Context(), acme, 10)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "notices", told, []store.Notice{{Account: acme, Required: true, Error: store.Disconnected, Version: 3, At: later}})
 
 	again, err := b.st.Disconnect(t.Context(), acme, later)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "pair to revoke once more", again.Refresh.Reveal(), "refresh-of-second-in-the-clear")
 	b.acceptAll(t, "waiting")
 	lane := b.claim(t)
 	b.conclude(t, lane, "waiting", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
 	b.release(t, lane, time.Time{})
 	result, err := b.importPair(t, pair("third", later.Add(time.Hour)), later)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "connected again", result, store.TokenReplaced)
 	equal(t, "metadata then", b.account(t, acme).TokenMeta, store.TokenMeta{LastRefreshAt: b.now})
 	equal(t, "hold ended", b.request(t, "waiting").HoldUntil, later)
@@ -646,18 +647,18 @@ func disconnectBusy(t *testing.T, b *bundle) {
 	if diff := cmp.Diff(before, b.token(t, acme), secrets()); diff != "" {
 		t.Errorf("token (-before +after):\n%s", diff)
 	}
-	check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now))
 	_, err = b.st.Disconnect(t.Context(), acme, b.clock(t))
-	check(t, err)
+	testkit.Must(t, err)
 }
 
 // What a presumed dead worker brings does not connect the account again.
 func disconnectInDoubt(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, shortLease)
-	eventually(t, "disconnecting after a lease that ran out", func() bool {
+	testkit.Eventually(t, "disconnecting after a lease that ran out", func() bool {
 		_, err := b.st.Disconnect(t.Context(), acme, b.clock(t))
 		if !errors.Is(err, store.ErrTokenBusy) {
-			check(t, err)
+			testkit.Must(t, err)
 		}
 		return err == nil
 	})
@@ -673,11 +674,11 @@ func forgetPair(t *testing.T, b *bundle) {
 	fails(t, "of an account that is connected", b.st.ForgetPair(t.Context(), b.token(t, acme)), store.ErrFenced)
 	equal(t, "pair of an account that is connected", b.token(t, acme).Access.Empty(), false)
 	token, err := b.st.Disconnect(t.Context(), acme, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	newer, err := b.st.Disconnect(t.Context(), acme, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	fails(t, "of an earlier version", b.st.ForgetPair(t.Context(), token), store.ErrFenced)
-	check(t, b.st.ForgetPair(t.Context(), newer))
+	testkit.Must(t, b.st.ForgetPair(t.Context(), newer))
 	got := b.token(t, acme)
 	equal(t, "pair is empty", got.Access.Empty() && got.Refresh.Empty(), true)
 	equal(t, "disconnected", got.Disconnected(), true)
@@ -685,19 +686,19 @@ func forgetPair(t *testing.T, b *bundle) {
 
 func saveToken(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, longLease)
-	check(t, b.st.SaveTokenFailure(t.Context(), claim,
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), claim,
 		store.TokenFailure{Error: "x", NextAttempt: b.now.Add(time.Minute), Now: b.now}))
 	claim = b.claimOne(t, acme, longLease)
 	later := b.now.Add(time.Minute)
 	next := pair("next", later.Add(2*time.Hour))
-	check(t, b.st.SaveToken(t.Context(), claim, next, later))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, next, later))
 	want := store.Token{
 		ID: claim.ID, Account: acme, Pair: next, Version: 2, RefreshedAt: later, TokenMeta: store.TokenMeta{LastRefreshAt: later},
 	}
 	if diff := cmp.Diff(want, b.token(t, acme), secrets()); diff != "" {
 		t.Errorf("token (-want +got):\n%s", diff)
 	}
-	check(t, b.st.SaveToken(t.Context(), claim, next, later.Add(time.Second))) // its answer may have been lost
+	testkit.Must(t, b.st.SaveToken(t.Context(), claim, next, later.Add(time.Second))) // its answer may have been lost
 	if diff := cmp.Diff(want, b.token(t, acme), secrets()); diff != "" {
 		t.Errorf("token after the same again (-want +got):\n%s", diff)
 	}
@@ -709,7 +710,7 @@ func saveTokenAfterLease(t *testing.T, b *bundle) {
 	second := b.claimOne(t, acme, longLease)
 	fails(t, "failure of the claim before",
 		b.st.SaveTokenFailure(t.Context(), first, store.TokenFailure{Error: "x", Now: b.now}), store.ErrFenced)
-	check(t, b.st.SaveToken(t.Context(), first, pair("first", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), first, pair("first", b.now.Add(time.Hour)), b.now))
 	fails(t, "success of an older version",
 		b.st.SaveToken(t.Context(), second, pair("second", b.now.Add(time.Hour)), b.now), store.ErrFenced)
 	fails(t, "failure of an older version",
@@ -729,7 +730,7 @@ func saveTokenEndsHolds(t *testing.T, b *bundle) {
 	b.conclude(t, lane, "other", jetpost.StateHeld, jetpost.CodePoison, time.Time{})
 	b.release(t, lane, time.Time{})
 	later := b.now.Add(time.Minute)
-	check(t, b.st.SaveToken(t.Context(), slow, pair("fresh", later.Add(time.Hour)), later))
+	testkit.Must(t, b.st.SaveToken(t.Context(), slow, pair("fresh", later.Add(time.Hour)), later))
 	equal(t, "requires re-authorising", b.token(t, acme).RequiresReauth, false)
 	equal(t, "end of the hold", b.request(t, "waiting").HoldUntil, later)
 	equal(t, "end of another hold", b.request(t, "other").HoldUntil, time.Time{})
@@ -737,14 +738,14 @@ func saveTokenEndsHolds(t *testing.T, b *bundle) {
 
 	lane = b.claim(t)
 	generation := b.snapshot(t, lane, later).Generation
-	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", later.Add(time.Hour)), later))
+	testkit.Must(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", later.Add(time.Hour)), later))
 	equal(t, "wake-ups by a refresh that ends nothing", b.snapshot(t, lane, later).Generation, generation)
 }
 
 func saveTokenFailure(t *testing.T, b *bundle) {
-	check(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", b.now.Add(time.Hour)), b.now))
 	later := b.now.Add(time.Minute)
-	check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
 		store.TokenFailure{Error: "no answer", NextAttempt: later.Add(time.Minute), Now: later}))
 	token := b.token(t, acme)
 	equal(t, "metadata", token.TokenMeta, store.TokenMeta{LastRefreshAt: b.now, RefreshError: "no answer", RefreshFailedAt: later})
@@ -752,7 +753,7 @@ func saveTokenFailure(t *testing.T, b *bundle) {
 	equal(t, "lease", token.LeaseID, "")
 	equal(t, "version", token.Version, int64(2))
 
-	check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
 		store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: later}))
 	equal(t, "metadata of the account", b.account(t, acme).TokenMeta,
 		store.TokenMeta{LastRefreshAt: b.now, RefreshError: "refused", RefreshFailedAt: later, RequiresReauth: true})
@@ -768,10 +769,10 @@ func openRound(t *testing.T, b *bundle) {
 		t.Error("a round of batches of nothing was opened")
 	}
 	_, err := b.st.BatchDone(t.Context(), round.Round, 1, 2, 0, 0, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.addToken(t, "late", b.now.Add(-5*time.Hour), b.now)
 	again, err := b.st.OpenRound(t.Context(), round.Round, window, 1, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	round.Refreshed = 2
 	equal(t, "round that is opened again", again, round)
 }
@@ -784,7 +785,7 @@ func openRoundCountsLeased(t *testing.T, b *bundle) {
 	claim, ok, err := b.st.ClaimToken(t.Context(), store.TokenClaim{
 		Account: "held", UsedVersion: 1, Pace: pace(time.Hour), Now: now.Add(-61 * time.Minute), // its answer came late
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed", ok, true)
 	equal(t, "next attempt is over", claim.NextAttemptAt.Before(now), true)
 	equal(t, "tokens of the round", b.openRound(t, 10).Total, 1)
@@ -797,22 +798,22 @@ func openRoundForgets(t *testing.T, b *bundle) {
 		return b.st.BatchDone(t.Context(), old.Round, 0, 1, 0, 0, b.now)
 	}
 	_, err := done()
-	check(t, err)
+	testkit.Must(t, err)
 	openAfter := func(age time.Duration) {
 		_, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, 1, b.now.Add(age))
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	b.claimOne(t, acme, shortLease)
 	b.claimOne(t, acme, shortLease) // a retry
 	retries := func() int {
 		list, err := b.st.Retries(t.Context(), acme)
-		check(t, err)
+		testkit.Must(t, err)
 		return len(list)
 	}
 	openAfter(store.RoundRetention - time.Hour)
 	equal(t, "journal of that time", retries(), 1)
 	kept, err := done()
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "batches of a round that is not old yet", kept.Refreshed, 1)
 	openAfter(store.RoundRetention + time.Hour)
 	_, err = done()
@@ -826,7 +827,7 @@ func batchDone(t *testing.T, b *bundle) {
 	round := b.openRound(t, 2)
 	done := func(batch, refreshed, failed, skipped int) store.Round {
 		got, err := b.st.BatchDone(t.Context(), round.Round, batch, refreshed, failed, skipped, b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		return got
 	}
 	half := store.Round{RefreshSummary: jetpost.RefreshSummary{Round: round.Round, Total: 3, Refreshed: 1, Failed: 1}, Batches: 2}
@@ -835,7 +836,7 @@ func batchDone(t *testing.T, b *bundle) {
 	whole := half
 	whole.Skipped, whole.Completed = 1, true
 	equal(t, "the other batch", done(0, 0, 0, 1), whole)
-	check(t, b.st.RoundDelivered(t.Context(), round.Round))
+	testkit.Must(t, b.st.RoundDelivered(t.Context(), round.Round))
 	whole.Delivered = true
 	equal(t, "reported again after the end", done(0, 0, 0, 1), whole)
 	_, err := b.st.BatchDone(t.Context(), uuid.NewString(), 0, 1, 0, 0, b.now)
@@ -845,17 +846,17 @@ func batchDone(t *testing.T, b *bundle) {
 func notices(t *testing.T, b *bundle) {
 	told := func(account string) []store.Notice {
 		list, err := b.st.Notices(t.Context(), account, 10)
-		check(t, err)
+		testkit.Must(t, err)
 		return append([]store.Notice{}, list...)
 	}
 	none := []store.Notice{}
 	refuse := func() {
-		check(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
+		testkit.Must(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
 			store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: b.now}))
 	}
 	renew := func(name string) store.Token {
 		claim := b.claimOne(t, acme, longLease)
-		check(t, b.st.SaveToken(t.Context(), claim, pair(name, b.now.Add(time.Hour)), b.now))
+		testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair(name, b.now.Add(time.Hour)), b.now))
 		return claim
 	}
 	equal(t, "notices of nothing", told(""), none)
@@ -866,24 +867,24 @@ func notices(t *testing.T, b *bundle) {
 	equal(t, "notices of a refusal", told(""), []store.Notice{required})
 	equal(t, "notices of it alone", told(acme), []store.Notice{required})
 	equal(t, "notices of another", told("nobody"), none)
-	check(t, b.st.MarkNoticed(t.Context(), required))
+	testkit.Must(t, b.st.MarkNoticed(t.Context(), required))
 	equal(t, "notices once marked", told(""), none)
 
 	_, err := b.importPair(t, pair("third", b.now.Add(time.Hour)), b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	recovered := store.Notice{Account: acme, Version: 3, At: b.now}
 	equal(t, "notices of the recovery", told(""), []store.Notice{recovered})
 	// A late call marks the old state: the present one is reported again.
-	check(t, b.st.MarkNoticed(t.Context(), recovered))
-	check(t, b.st.MarkNoticed(t.Context(), required))
+	testkit.Must(t, b.st.MarkNoticed(t.Context(), recovered))
+	testkit.Must(t, b.st.MarkNoticed(t.Context(), required))
 	equal(t, "notices after a late mark", told(""), []store.Notice{recovered})
-	check(t, b.st.MarkNoticed(t.Context(), recovered))
+	testkit.Must(t, b.st.MarkNoticed(t.Context(), recovered))
 
 	// The same if the account is refused once more: the old mark does not count for the
 	// new notice.
 	refuse()
 	again := store.Notice{Account: acme, Required: true, Error: "refused", Version: 3, At: b.now}
-	check(t, b.st.MarkNoticed(t.Context(), required))
+	testkit.Must(t, b.st.MarkNoticed(t.Context(), required))
 	equal(t, "notices after a late mark of the same", told(""), []store.Notice{again})
 	fails(t, "notice of nobody", b.st.MarkNoticed(t.Context(), store.Notice{Account: "nobody"}), store.ErrNotFound)
 }
@@ -913,7 +914,7 @@ func importOverMissingKey(t *testing.T, b *bundle) {
 	}
 	equal(t, "ciphertext", b.sealed(t, acme), sealed)
 	result, err := b.st.ImportAccount(t.Context(), other)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "import over a damaged row", result, store.TokenReplaced)
 	equal(t, "pair", b.token(t, acme).Access.Reveal(), "access-of-second-in-the-clear")
 }
@@ -938,7 +939,7 @@ func importOverHalfARow(t *testing.T, b *bundle) {
 func (b *bundle) sealed(t *testing.T, account string) [2]string {
 	t.Helper()
 	rows, err := b.st.SealedTokens(t.Context(), "", 1000)
-	check(t, err)
+	testkit.Must(t, err)
 	for _, row := range rows {
 		if row.Account == account {
 			return [2]string{row.SealedAccess, row.SealedRefresh}
@@ -952,14 +953,14 @@ func (b *bundle) sealed(t *testing.T, account string) [2]string {
 func (b *bundle) rotation(t *testing.T, keys string) store.Rotation {
 	t.Helper()
 	sealer, err := store.NewSealer(keys)
-	check(t, err)
+	testkit.Must(t, err)
 	return store.Rotation{Rows: b.open(t, keys), Sealer: sealer}
 }
 
 func quietly(store.RotationProgress) {}
 
 func rotate(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	b.addDue(t, 5)
 	newer, older := store.GenerateKey().Reveal(), b.keys
 	r := b.rotation(t, newer+","+older)
@@ -970,31 +971,31 @@ func rotate(t *testing.T, b *bundle) {
 		before[name] = b.token(t, name)
 	}
 	state, err := r.State(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "state before", state, store.KeyState{Rows: 6, KeyCheck: keyID(t, older), Keys: []store.KeyCount{
 		{ID: keyID(t, newer), Configured: true, Seals: true}, {ID: keyID(t, older), Configured: true, Rows: 6},
 	}, Behind: 6})
 	told := 0
 	done, err := r.Run(t.Context(), func(store.RotationProgress) { told++ })
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "done", done, store.RotationProgress{Total: 6, Seen: 6, Resealed: 6})
 	equal(t, "progress was reported", told > 0, true)
 	done, err = r.Run(t.Context(), quietly)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "done again", done, store.RotationProgress{Total: 6, Seen: 6})
 
 	both := b.open(t, newer+","+older)
-	check(t, both.CheckKeys(t.Context()))
+	testkit.Must(t, both.CheckKeys(t.Context()))
 	alone := b.open(t, newer)
-	check(t, alone.CheckKeys(t.Context()))
+	testkit.Must(t, alone.CheckKeys(t.Context()))
 	for name, want := range before {
 		got, err := alone.Token(t.Context(), name)
-		check(t, err)
+		testkit.Must(t, err)
 		if diff := cmp.Diff(want, got, secrets()); diff != "" {
 			t.Errorf("token of %s (-before +after):\n%s", name, diff)
 		}
 	}
-	check(t, alone.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
+	testkit.Must(t, alone.SaveToken(t.Context(), claim, pair("next", b.now.Add(time.Hour)), b.now))
 	var wrong *store.KeyError
 	if err := b.st.CheckKeys(t.Context()); !errors.As(err, &wrong) {
 		t.Errorf("the old key alone: error is %v, want a KeyError", err)
@@ -1008,13 +1009,13 @@ func rotateRaced(t *testing.T, b *bundle) {
 	claim := b.claimOne(t, acme, longLease)
 	r := b.rotation(t, newer+","+b.keys)
 	r.Rows = &racedRows{Keys: r.Rows, between: func() {
-		check(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now)) // with the old key
+		testkit.Must(t, b.st.SaveToken(t.Context(), claim, pair("fresh", b.now.Add(time.Hour)), b.now)) // with the old key
 	}}
 	done, err := r.Run(t.Context(), quietly)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "rows sealed anew", done.Resealed, 1)
 	token, err := b.open(t, newer).Token(t.Context(), acme)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "pair", token.Refresh.Reveal(), "refresh-of-fresh-in-the-clear")
 	equal(t, "version", token.Version, int64(2))
 }
@@ -1037,28 +1038,28 @@ func (r *racedRows) SealedTokens(ctx context.Context, after string, limit int) (
 // rotateBehind: a worker that still has the old key first saves a pair in a row that
 // was resealed already. The old key then stays in use.
 func rotateBehind(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	newer, older := store.GenerateKey().Reveal(), b.keys
 	for _, test := range []struct{ saves, behind int }{{1, 0}, {100, 1}} {
 		r, saved := b.rotation(t, newer+","+older), 0
 		done, err := r.Run(t.Context(), func(store.RotationProgress) {
 			if saved < test.saves {
 				saved++
-				check(t, b.st.SaveToken(t.Context(), b.claimWith(t, b.open(t, older+","+newer)), pair("fresh", b.now.Add(time.Hour)), b.now))
+				testkit.Must(t, b.st.SaveToken(t.Context(), b.claimWith(t, b.open(t, older+","+newer)), pair("fresh", b.now.Add(time.Hour)), b.now))
 			}
 		})
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, fmt.Sprintf("rows behind after %d saves", saved), done.Behind, test.behind)
 		state, err := r.State(t.Context())
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "rows behind by the database", state.Behind, test.behind)
 		equal(t, "the old key can go", strings.Contains(state.Verified(done).Next(), "can be removed"), false)
 	}
 	_, err := b.rotation(t, newer+","+older).Run(t.Context(), quietly)
-	check(t, err)
-	check(t, b.open(t, newer+","+older).CheckKeys(t.Context()))
+	testkit.Must(t, err)
+	testkit.Must(t, b.open(t, newer+","+older).CheckKeys(t.Context()))
 	state, err := b.rotation(t, newer+","+older).State(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the old key can go", strings.Contains(state.Next(), "can be removed"), true)
 }
 
@@ -1066,31 +1067,31 @@ func rotateBehind(t *testing.T, b *bundle) {
 func (b *bundle) claimWith(t *testing.T, st store.Store) store.Token {
 	t.Helper()
 	token, err := st.Token(t.Context(), acme)
-	check(t, err)
+	testkit.Must(t, err)
 	claim, ok, err := st.ClaimToken(t.Context(), store.TokenClaim{
 		Account: acme, UsedVersion: token.Version, Force: true, Pace: pace(longLease), Now: b.clock(t),
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "claimed", ok, true)
 	return claim
 }
 
 // keyState: each row is counted once, and each key by what needs it.
 func keyState(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	newer, lost := store.GenerateKey().Reveal(), store.GenerateKey().Reveal()
 	both, strange := b.open(t, newer+","+b.keys), b.open(t, lost)
 	for name, st := range map[string]store.Store{"first": both, "mixed": b.st, "locked": strange, "half": strange, "tail": b.st, "text": b.st} {
 		_, err := st.ImportAccount(t.Context(), store.Import{Name: name, XUserID: "id-" + name, Pair: pair(name, b.now.Add(time.Hour)), Now: b.now})
-		check(t, err)
+		testkit.Must(t, err)
 	}
 	sealer, err := store.NewSealer(newer)
-	check(t, err)
+	testkit.Must(t, err)
 	rows, err := b.st.SealedTokens(t.Context(), "", 100)
-	check(t, err)
+	testkit.Must(t, err)
 	for _, row := range rows {
 		access, _, err := sealer.SealPair(row.ID, pair("mixed", b.now))
-		check(t, err)
+		testkit.Must(t, err)
 		b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = '"+access+"' WHERE user_id = 'mixed' AND id = '"+row.ID+"'")
 	}
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = 'jp1.nonsense' WHERE user_id IN ('half', 'text')")
@@ -1099,7 +1100,7 @@ func keyState(t *testing.T, b *bundle) {
 
 	r := b.rotation(t, newer+","+b.keys)
 	state, err := r.State(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	want := store.KeyState{
 		Keys: []store.KeyCount{
 			{ID: keyID(t, newer), Configured: true, Seals: true, Rows: 2}, // first, mixed
@@ -1111,26 +1112,26 @@ func keyState(t *testing.T, b *bundle) {
 	equal(t, "state", state, want)
 	equal(t, "next", strings.HasPrefix(state.Next(), "key "+keyID(t, lost)+" is missing"), true)
 	found, err := r.Verify(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	want.Behind, want.Damaged = 1, 3 // acme cannot be opened
 	equal(t, "state once everything was opened", state.Verified(found), want)
 }
 
 // keyStateMixed: a row with one value of the first key still needs the other key.
 func keyStateMixed(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	newer, older := store.GenerateKey().Reveal(), b.sealed(t, acme)
 	r := b.rotation(t, newer+","+b.keys)
 	_, err := r.Run(t.Context(), quietly)
-	check(t, err)
-	check(t, b.open(t, newer+","+b.keys).CheckKeys(t.Context()))
+	testkit.Must(t, err)
+	testkit.Must(t, b.open(t, newer+","+b.keys).CheckKeys(t.Context()))
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET refresh_token = '"+older[1]+"'")
 	state, err := r.State(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "rows behind", state.Behind, 1)
 	equal(t, "the old key can go", strings.Contains(state.Next(), "can be removed"), false)
 	done, err := r.Run(t.Context(), quietly)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "done", done, store.RotationProgress{Total: 1, Seen: 1, Resealed: 1})
 }
 
@@ -1139,11 +1140,11 @@ func keyStateOfKeyCheck(t *testing.T, b *bundle) {
 	r := b.rotation(t, b.keys)
 	state := func() store.KeyState {
 		state, err := r.State(t.Context())
-		check(t, err)
+		testkit.Must(t, err)
 		return state
 	}
 	equal(t, "key check value of a ledger that was never checked", state().KeyCheck+fmt.Sprint(state().KeyCheckDamaged), "false")
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	equal(t, "key check value", state().KeyCheck+fmt.Sprint(state().KeyCheckDamaged), keyID(t, b.keys)+"false")
 	for _, keyCheck := range []string{"'jp1.nonsense'", "substr(key_check, 1, 40)"} {
 		b.ledger.Exec(t, "UPDATE ledger SET key_check = "+keyCheck)
@@ -1154,20 +1155,20 @@ func keyStateOfKeyCheck(t *testing.T, b *bundle) {
 
 // lostKey: what docs/OPERATING.md says of a key that is lost for good.
 func lostKey(t *testing.T, b *bundle) {
-	check(t, b.st.CheckKeys(t.Context()))
+	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	lost := keyID(t, b.keys)
 	stranger := b.open(t, store.GenerateKey().Reveal())
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = 'jp1.lost', refresh_token = 'jp1.lost'"+
 		" WHERE access_token LIKE 'jp1."+lost+".%' OR refresh_token LIKE 'jp1."+lost+".%'")
 	b.ledger.Exec(t, "UPDATE ledger SET key_check = NULL")
-	check(t, stranger.CheckKeys(t.Context()))
+	testkit.Must(t, stranger.CheckKeys(t.Context()))
 	result, err := stranger.ImportAccount(t.Context(), store.Import{
 		Name: acme, XUserID: "id-acme", Pair: pair("second", b.now.Add(time.Hour)), Now: b.clock(t),
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "result", result, store.TokenReplaced)
 	token, err := stranger.Token(t.Context(), acme)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "pair", token.Access.Reveal(), "access-of-second-in-the-clear")
 }
 
@@ -1180,7 +1181,7 @@ func rotateUnopenable(t *testing.T, b *bundle) {
 	_, err := strange.ImportAccount(t.Context(), store.Import{
 		Name: "locked", XUserID: "id-locked", Pair: pair("locked", b.now.Add(time.Hour)), Now: b.now,
 	})
-	check(t, err)
+	testkit.Must(t, err)
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = refresh_token WHERE user_id = 'due-01'")
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = 'jp1.nonsense' WHERE user_id = 'due-02'")
 	want := map[string][2]string{}
@@ -1190,7 +1191,7 @@ func rotateUnopenable(t *testing.T, b *bundle) {
 	newer := store.GenerateKey().Reveal()
 	r := b.rotation(t, newer+","+b.keys)
 	done, err := r.Run(t.Context(), quietly)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "rows sealed anew", done.Resealed, 2)
 	equal(t, "rows left", []int{done.Locked, done.Damaged, done.Behind}, []int{1, 2, 0})
 	missing := map[string]string{}
@@ -1202,10 +1203,10 @@ func rotateUnopenable(t *testing.T, b *bundle) {
 		equal(t, "ciphertext of "+name, b.sealed(t, name), text)
 	}
 	state, err := r.State(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "keys that are missing", state.Missing(), []string{keyID(t, lost)})
 	equal(t, "damaged rows", state.Damaged, 1)
 	verified, err := r.Verify(t.Context())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "rows that do not open", []int{verified.Total, verified.Left()}, []int{5, 3})
 }

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
 func (b *bundle) unpublish(t *testing.T, id string) jetpost.State {
 	t.Helper()
 	before, err := b.st.Unpublish(t.Context(), store.Key{Account: acme, ID: id}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	return before
 }
 
@@ -21,13 +22,13 @@ func (b *bundle) unpublish(t *testing.T, id string) jetpost.State {
 func (b *bundle) unpublishing(t *testing.T, lane store.Claim) string {
 	t.Helper()
 	record, _, err := b.st.Unpublishing(t.Context(), lane)
-	check(t, err)
+	testkit.Must(t, err)
 	return record.ID
 }
 
 func (b *bundle) deleted(t *testing.T, lane store.Claim, id string, post int) store.Record {
 	t.Helper()
-	check(t, b.st.PostDeleted(t.Context(), lane, id, post, b.now))
+	testkit.Must(t, b.st.PostDeleted(t.Context(), lane, id, post, b.now))
 	return b.request(t, id)
 }
 
@@ -35,7 +36,7 @@ func (b *bundle) deleted(t *testing.T, lane store.Claim, id string, post int) st
 func (b *bundle) holdUnpublish(t *testing.T, lane store.Claim, id string, out store.Outcome) {
 	t.Helper()
 	out.Generation, out.Now = b.snapshot(t, lane, b.now).Generation, b.now
-	check(t, b.st.HoldUnpublish(t.Context(), lane, id, out))
+	testkit.Must(t, b.st.HoldUnpublish(t.Context(), lane, id, out))
 }
 
 // unpublish: the posts of a published thread are deleted, and it stays published.
@@ -107,12 +108,12 @@ func unpublishUnfinished(t *testing.T, b *bundle) {
 	equal(t, "next try", record.Status.Unpublish.NextTryAt, later)
 
 	// By hand: check again, and then say that it is there.
-	check(t, b.st.Reconcile(t.Context(), record.Key, b.now))
+	testkit.Must(t, b.st.Reconcile(t.Context(), record.Key, b.now))
 	record = b.state(t, "doubt", jetpost.StateCancelled, "", jetpost.EventRequestUnpublishing)
 	equal(t, "checks anew", record.Posts[1].Checks, 0)
 	equal(t, "at once", record.Status.Unpublish.NextTryAt, b.now)
 	state, err := b.st.Resolve(t.Context(), record.Key, "p1", b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "state", state, jetpost.StateCancelled)
 	equal(t, "still to be deleted", b.request(t, "doubt").Status.Unpublish.DoneAt.IsZero(), true)
 	b.deleted(t, lane, "doubt", 1)
@@ -128,7 +129,7 @@ func unpublishNothing(t *testing.T, b *bundle) {
 	b.begin(t, lane, "failed", 0)
 	b.concludePost(t, lane, "failed", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	for _, id := range []string{"failed", "cancelled"} {
 		before := b.request(t, id)
 		state, err := b.st.Unpublish(t.Context(), store.Key{Account: acme, ID: id}, b.now)
@@ -204,7 +205,7 @@ func unpublishHold(t *testing.T, b *bundle) {
 	equal(t, "due then", b.snapshot(t, lane, b.now).UnpublishAt, later)
 
 	_, err := b.st.EndHolds(t.Context(), acme, jetpost.CodeAccountReauthRequired, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "what it waits for may have happened", b.snapshot(t, lane, b.now).UnpublishAt, b.now)
 	equal(t, "one of them", b.unpublishing(t, lane), "one")
 	b.deleted(t, lane, "one", 0)
@@ -233,15 +234,15 @@ func unpublishedIsGone(t *testing.T, b *bundle) {
 	b.unpublish(t, "two")
 	b.deleted(t, lane, "two", 0)
 	w, err := b.st.Anchor(t.Context(), acme)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "anchor post", w.PostID, "p0")
 	ids := []string{"p1", "foreign", "p0"}
 	owned, err := b.st.Owned(t.Context(), ids)
-	check(t, err)
+	testkit.Must(t, err)
 	slices.Sort(owned)
 	equal(t, "owned", owned, []string{"p0", "p1"})
 	deleted, err := b.st.Deleted(t.Context(), ids)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "deleted", deleted, []string{"p1"})
 
 	b.fail(t, lane, "thread")
