@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -95,31 +94,6 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 	return b
 }
 
-// emptyLedger is a database with its schema, which takes half a second to create under the
-// race detector.
-var emptyLedger = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "ledger")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = os.RemoveAll(dir) }() // it was read already
-	path := filepath.Join(dir, "empty.db")
-	if err := sqlite.Migrate(context.Background(), path); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(path)
-})
-
-// newLedger writes an empty ledger. All have the same id, because each test has its own
-// NATS server.
-func newLedger(path string) error {
-	data, err := emptyLedger()
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, data, 0o600)
-}
-
 // offline is setup without NATS. It uses no socket, so it works in a synctest bubble.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
@@ -133,7 +107,7 @@ func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	b.hc = &http.Client{Transport: proxy}
 	b.sealer, err = store.NewSealer(store.GenerateKey().Reveal())
 	testkit.Must(t, err)
-	testkit.Must(t, newLedger(b.path))
+	testkit.SQLite(t, b.path, sqlite.Migrate)
 	b.ledger = b.open(t, b.sealer)
 	id, err := b.ledger.LedgerID(t.Context())
 	testkit.Must(t, err)

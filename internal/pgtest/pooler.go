@@ -55,7 +55,7 @@ func Pooler(t testkit.T, database string) string {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	dir, err := os.MkdirTemp("", "jetpost-pooler-") //nolint:usetesting // whose directories the server's user may not enter
+	dir, err := os.MkdirTemp("", "jetpost-pooler-") // the server's user may not enter those of a test
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ func Browser() {
 	for _, entry := range os.Environ() {
 		fmt.Fprintln(&said, entry)
 	}
-	resp, err := http.Get(os.Args[1])
+	resp, err := http.Get(os.Args[1]) //nolint:noctx // a program of its own
 	if err == nil {
 		text, readErr := io.ReadAll(resp.Body)
 		err = errors.Join(readErr, resp.Body.Close())

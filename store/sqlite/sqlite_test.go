@@ -2,7 +2,6 @@ package sqlite_test
 
 import (
 	"bytes"
-	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/sqlite"
 	"github.com/jetpost/jetpost/store/storetest"
@@ -19,16 +19,8 @@ import (
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	// Each ledger is a copy of one, since migrating takes long with the race detector.
-	fresh, err := os.ReadFile(migrated(t, "ledger.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	storetest.Run(t, func(t *testing.T) storetest.Ledger {
-		path := filepath.Join(t.TempDir(), "ledger.db")
-		if err := os.WriteFile(path, fresh, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		path := migrated(t, "ledger.db")
 		return storetest.Ledger{
 			Open: func(t *testing.T, sealer *store.Sealer) store.Store { return open(t, path, sealer) },
 			Dump: func(t *testing.T) []byte { return dump(t, path) },
@@ -57,32 +49,11 @@ FROM json_each('`+string(values)+`');`)
 	})
 }
 
-// schema is an empty database, which takes half a second to make under the race detector.
-var schema = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "schema")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = os.RemoveAll(dir) }() // it was read
-	path := filepath.Join(dir, "empty.db")
-	if err := sqlite.Migrate(context.Background(), path); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(path)
-})
-
-// migrated makes a database with its schema in a directory of its own. All have the
-// same id.
+// migrated makes a database with its schema in a directory of its own. All have one id.
 func migrated(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
-	data, err := schema()
-	if err == nil {
-		err = os.WriteFile(path, data, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.SQLite(t, path, sqlite.Migrate)
 	return path
 }
 
