@@ -1,5 +1,5 @@
-# Short names for what people type often. The work is done by scripts/ and the
-# go command, so nothing here needs make.
+# Short names for common commands. scripts/ and the go command do the work, so make is
+# optional.
 
 .DEFAULT_GOAL := help
 .PHONY: help bench build check demo fmt image lint quick release test tidy up down
@@ -13,7 +13,7 @@ bench: ## measure, on a quiet machine, and write docs/BENCHMARKS.md
 build: ## build the static binary, bin/jetpost
 	CGO_ENABLED=0 go build -trimpath -tags timetzdata -o bin/jetpost ./cmd/jetpost
 
-check: ## check everything that a change must pass
+check: ## run every check that a change must pass
 	scripts/test
 
 demo: ## build the binary and run its demo
@@ -32,10 +32,10 @@ image: ## build the container image, jetpost
 lint: ## run the linters
 	scripts/lint
 
-quick: ## check what is checked in under three minutes
+quick: ## run the checks that take under three minutes
 	scripts/test quick
 
-release: ## build what a release consists of, into dist/
+release: ## build the files of a release, into dist/
 	scripts/release
 
 test: ## run all tests

@@ -23,7 +23,7 @@ type StatusReport struct {
 	// Installation names what it is about.
 	Installation string `json:"installation"`
 	// AppPauses of the app that are in force.
-	Stops []Pause `json:"stops,omitempty"`
+	AppPauses []Pause `json:"app_pauses,omitempty"`
 	// Requests counts by state; absent where the database cannot be reached.
 	Requests map[State]int `json:"requests,omitempty"`
 	// Refused counts the messages refused within the last hour.
@@ -147,21 +147,21 @@ type LimitsRequest struct {
 type Limits struct {
 	// Now is when they were read.
 	Now time.Time `json:"now"`
-	// X tells whether the workers leave it alone since it fails.
+	// X is the state of the circuit breaker that all workers share.
 	X Breaker `json:"x"`
-	// AppPauses are the pauses of the app in force.
-	Stops []LimitPause `json:"stops"`
+	// Pauses are the app pauses in force.
+	Pauses []LimitPause `json:"pauses"`
 	// Windows are X's rate windows that it has told of lately.
 	Windows []RateWindow `json:"windows"`
 }
 
-// Breaker is what the workers together make of X's health.
+// Breaker is the state of the circuit breaker that all workers share.
 type Breaker struct {
-	// State is closed, or open: X is left alone.
+	// State is reachable or unreachable.
 	State string `json:"state"`
-	// Since is when an open one was opened.
+	// Since is when X became unreachable.
 	Since time.Time `json:"since,omitzero"`
-	// AskedAgain is when one call finds out whether X is back.
+	// AskedAgain is when one call checks whether X is back.
 	AskedAgain time.Time `json:"asked_again,omitzero"`
 }
 
@@ -198,9 +198,10 @@ type RateWindow struct {
 	Limit int `json:"limit"`
 	// Remaining counts the calls that are left.
 	Remaining int `json:"remaining"`
-	// Open tells that the last window is over: the next call begins one.
-	Open bool `json:"open"`
-	// Reset is its end; absent where Open.
+	// Available tells that X accepts a call now. False: the window is exhausted until Reset.
+	Available bool `json:"available"`
+	// Reset is the end of the present window; absent if the last one is over and the next
+	// call begins a new one.
 	Reset time.Time `json:"reset,omitzero"`
 	// LengthSeconds is how long such a window was seen to last; absent where it was not.
 	LengthSeconds float64 `json:"length_seconds,omitempty"`

@@ -41,10 +41,10 @@ type CheckAnswer struct {
 	PublishAt time.Time `json:"publish_at,omitzero"`
 	// ExpiresAt is the request's own.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
-	// Line is what the ledger tells; absent where it cannot be asked.
-	Line *CheckedLine `json:"line,omitempty"`
+	// Queue is the state in the ledger; absent if the ledger cannot be asked.
+	Queue *CheckedQueue `json:"queue,omitempty"`
 	// Pause keeps all accounts from posting now.
-	Stop *Pause `json:"stop,omitempty"`
+	Pause *Pause `json:"pause,omitempty"`
 	// NotAsked says what could not be asked, and why.
 	NotAsked []string `json:"not_asked,omitempty"`
 }
@@ -63,8 +63,8 @@ type CheckedPost struct {
 	CostEstimateUSD float64 `json:"cost_estimate_usd"`
 }
 
-// CheckedLine is where a request would stand.
-type CheckedLine struct {
+// CheckedQueue is the account of a request and its position in the queue.
+type CheckedQueue struct {
 	// State is that of the account's token, as an AccountReport has it; absent where no
 	// account of that name is known.
 	State string `json:"account_state,omitempty"`
@@ -106,7 +106,7 @@ type RequestDetails struct {
 	// Pause keeps its account from posting.
 	Pause Pause `json:"pause,omitzero"`
 	// AppPauses keep all accounts from posting.
-	Stops []Pause `json:"stops,omitempty"`
+	AppPauses []Pause `json:"app_pauses,omitempty"`
 }
 
 // RequestList asks for requests, the latest accepted first. Absent fields match all.
@@ -364,8 +364,8 @@ type ResumeRequest struct {
 
 // Resumed tells what a resume has ended.
 type Resumed struct {
-	// AppPauses of the app that were in force.
-	Stops []Pause `json:"stops,omitempty"`
+	// Pauses are the app pauses that were in force.
+	Pauses []Pause `json:"pauses,omitempty"`
 	// Mended tells what an earlier resume has left behind, a sentence each.
 	Mended []string `json:"mended,omitempty"`
 	// Account is the one that was resumed.

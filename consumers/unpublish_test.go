@@ -350,7 +350,7 @@ func (s *postScene) deletes(t *testing.T) {
 	case reason == nil:
 		o.verdict = "deleted"
 	case reason.Code == jetpost.CodeAppPaused && s.stops.Pause.Target == string(admission.TargetPublish):
-		o = outcome{"stop", string(s.stops.Pause.Reason.Code), s.stops.Pause.NextAt()}
+		o = outcome{"pause", string(s.stops.Pause.Reason.Code), s.stops.Pause.NextAt()}
 	case blocks(reason.Code):
 		o.verdict, o.code = "blocked", string(reason.Code)
 	case r.Deletion.NextAt.IsZero():

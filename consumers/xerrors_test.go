@@ -235,7 +235,7 @@ func nextTry(left, before store.Token, r *Refresher, asked time.Time, stop jetpo
 	case left.NextAttemptAt.Equal(before.ExpiresAt.Add(-r.Timing.nearEnd())):
 		return "near end"
 	case stop != "":
-		return "after the stop"
+		return "after the pause"
 	case wait >= backoff && wait <= 2*backoff:
 		return "backoff"
 	case wait >= 6*time.Minute && wait <= 8*time.Minute:
@@ -321,7 +321,7 @@ func codeOutcome(pair xapi.TokenPair, err error) string {
 	case errors.As(err, &app):
 		return "app refused"
 	case errors.As(err, &stop):
-		return "app stopped"
+		return "app paused"
 	case errors.As(err, &ambiguous):
 		return "unknown"
 	case errors.As(err, &limit), errors.As(err, &unavailable):
@@ -884,7 +884,7 @@ func (s *postScene) advance(t *testing.T) store.Record {
 	testkit.Equal(t, "until", untilWhat(became.until, asked, r.Holds), s.row["until"])
 	testkit.Equal(t, "post", r.Posts[0].State, map[string]jetpost.PostState{
 		"published": jetpost.PostPosted, "failed": s.failedPost(), "doubtful": jetpost.PostSending,
-		"held": jetpost.PostPending, "stop": jetpost.PostPending, "blocked": jetpost.PostPending,
+		"held": jetpost.PostPending, "pause": jetpost.PostPending, "blocked": jetpost.PostPending,
 	}[became.verdict])
 	if r.Status.Reason == nil {
 		testkit.Equal(t, "id of the post", r.Posts[0].PostID, s.postID)
@@ -966,7 +966,7 @@ func became(r store.Record, stop publishers.Pause) outcome {
 	case r.Status.State == jetpost.StateHeld && blocks(r.Status.Reason.Code):
 		o.verdict = "blocked"
 	case r.Status.State == jetpost.StateHeld && r.Status.Reason.Code == jetpost.CodeAppPaused && stop.Target == string(admission.TargetPublish):
-		o = outcome{"stop", string(stop.Reason.Code), stop.NextAt()}
+		o = outcome{"pause", string(stop.Reason.Code), stop.NextAt()}
 	}
 	return o
 }
@@ -983,7 +983,7 @@ func untilWhat(until, asked time.Time, holds int) string {
 	case until.Sub(asked) > 6*time.Minute && until.Sub(asked) < 8*time.Minute:
 		return "reset"
 	case within(Timing{}.checkFrom(time.Time{}.Add(Timing{}.sendWithin())).Sub(time.Time{})):
-		return "look"
+		return "check"
 	case within(15 * time.Minute):
 		return "15 minutes"
 	case within(blockWait):

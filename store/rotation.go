@@ -195,7 +195,7 @@ type KeyState struct {
 	Damaged int `json:"damaged"`
 	// KeyCheck is the key that must be configured at a start. It is "" if the key check
 	// value is damaged and on a ledger that was never checked.
-	KeyCheck        string `json:"canary_key,omitempty"`
+	KeyCheck        string `json:"key_check,omitempty"`
 	KeyCheckDamaged bool   `json:"canary_damaged,omitempty"`
 }
 

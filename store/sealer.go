@@ -24,7 +24,7 @@ const (
 	keyIDDigits    = 8  // hex digits of a key id
 	maxKeys        = 16 // keys of one Sealer; rotation needs two
 	sealedPrefix   = "jp1."
-	keyCheckColumn = "/key check value"
+	keyCheckColumn = "/canary" // part of the stored value, and older than its name
 	// SealedPrefixBytes is how much of a sealed value is needed to identify its key.
 	SealedPrefixBytes = len(sealedPrefix) + keyIDDigits + len(".")
 	// keyIDDomain separates the key id, which is printed, from any other use of a hash

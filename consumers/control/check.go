@@ -26,19 +26,19 @@ func (c *Control) RequestCheck(ctx context.Context, account string, r jetpost.Re
 	}
 	answer := NewCheck(r)
 	var err error
-	if answer.Line, err = CheckLine(ctx, c.Ledger, r); err != nil {
-		answer.NotAsked = append(answer.NotAsked, NotAskedLine+oneLine(err))
+	if answer.Queue, err = CheckQueue(ctx, c.Ledger, r); err != nil {
+		answer.NotAsked = append(answer.NotAsked, NotAskedQueue+oneLine(err))
 	}
-	if answer.Stop, err = PublishStop(ctx, c.JS, c.Names); err != nil {
-		answer.NotAsked = append(answer.NotAsked, NotAskedStop+oneLine(err))
+	if answer.Pause, err = PublishPause(ctx, c.JS, c.Names); err != nil {
+		answer.NotAsked = append(answer.NotAsked, NotAskedPause+oneLine(err))
 	}
 	return answer, nil
 }
 
 // What a CheckAnswer says of what could not be asked.
 const (
-	NotAskedLine = "the account's line: "
-	NotAskedStop = "whether the app is stopped: "
+	NotAskedQueue = "the account's queue: "
+	NotAskedPause = "whether the app is paused: "
 )
 
 // NewCheck tells what a request alone shows.
@@ -57,20 +57,20 @@ func NewCheck(r jetpost.Request) jetpost.CheckAnswer {
 	return f
 }
 
-// CheckLine tells what a request would meet in its account's queue.
-func CheckLine(ctx context.Context, ledger store.Store, r jetpost.Request) (*jetpost.CheckedLine, error) {
+// CheckQueue tells what a request would meet in its account's queue.
+func CheckQueue(ctx context.Context, ledger store.Store, r jetpost.Request) (*jetpost.CheckedQueue, error) {
 	now := time.Now()
-	line := &jetpost.CheckedLine{}
+	queue := &jetpost.CheckedQueue{}
 	report, err := ReportAccount(ctx, ledger, r.Account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		line.Do = AdviceFor(jetpost.CodeAccountUnknown, r.Account, "")
-		return line, nil
+		queue.Do = AdviceFor(jetpost.CodeAccountUnknown, r.Account, "")
+		return queue, nil
 	case err != nil:
 		return nil, err
 	}
-	line.State, line.Do, line.Pause, line.Missing = report.State, report.Do, report.Pause, report.Missing
-	if line.Before, err = requestsBefore(ctx, ledger, r.Account, later(r.PublishAt, now)); err != nil {
+	queue.State, queue.Do, queue.Pause, queue.Missing = report.State, report.Do, report.Pause, report.Missing
+	if queue.Before, err = requestsBefore(ctx, ledger, r.Account, later(r.PublishAt, now)); err != nil {
 		return nil, err
 	}
 	other, found, err := ledger.SameText(ctx, store.TextsOf(r, now))
@@ -78,17 +78,17 @@ func CheckLine(ctx context.Context, ledger store.Store, r jetpost.Request) (*jet
 		return nil, DatabaseError(err)
 	}
 	if found {
-		line.SameText = &jetpost.RequestName{Account: other.Account, ID: other.ID}
+		queue.SameText = &jetpost.RequestName{Account: other.Account, ID: other.ID}
 	}
 	if r.ID == "" {
-		return line, nil
+		return queue, nil
 	}
 	record, err := ledger.Request(ctx, store.Key{Account: r.Account, ID: r.ID})
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, DatabaseError(err)
 	}
-	line.Request = record.Status.State // "" where there is none
-	return line, nil
+	queue.Request = record.Status.State // "" where there is none
+	return queue, nil
 }
 
 func later(a, b time.Time) time.Time {
@@ -117,8 +117,8 @@ func requestsBefore(ctx context.Context, ledger store.Requests, account string, 
 	return n, nil
 }
 
-// PublishStop is what keeps all accounts from posting now, or nil.
-func PublishStop(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (*publishers.Pause, error) {
+// PublishPause is what keeps all accounts from posting now, or nil.
+func PublishPause(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (*publishers.Pause, error) {
 	stop, there, err := publishers.NewAppPauses(js, names).Get(ctx, publishers.TargetPublish)
 	if err != nil || !there || !stop.Active(time.Now()) {
 		return nil, err

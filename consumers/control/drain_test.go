@@ -67,7 +67,7 @@ func told(f jetpost.Forecast) string {
 		lines = append(lines, fmt.Sprintf("%s: %d/%d, %d, %s", a.Account, a.Requests, a.Posts, a.Windows, seconds(a.DoneAt)))
 		if w := a.WaitsFor; w != nil {
 			note(true, fmt.Sprintf("%s %d/%d", w.Kind, w.Remaining, w.Limit))
-			note(!w.Open, "until "+seconds(w.Reset))
+			note(!w.Reset.IsZero(), "until "+seconds(w.Reset))
 		}
 		if a.Held != nil {
 			note(true, fmt.Sprintf("%s until %s", a.Held.Code, seconds(a.Held.Until)))

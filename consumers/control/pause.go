@@ -152,7 +152,7 @@ func (c *Control) AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetp
 		ended, err := pauses.PlanEnd(ctx, ledger, stands)
 		for _, pause := range ended {
 			if pause.Active(op.Now) {
-				out.Stops = append(out.Stops, pause)
+				out.Pauses = append(out.Pauses, pause)
 			}
 		}
 		return out, DatabaseError(err)

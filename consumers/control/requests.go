@@ -208,7 +208,7 @@ func (c *Control) RequestGet(ctx context.Context, account string, in jetpost.Req
 	if owner.Pause.Active(now) {
 		details.Pause = owner.Pause
 	}
-	details.Stops, err = consumers.DesiredPauses(ctx, c.Ledger, now)
+	details.AppPauses, err = consumers.DesiredPauses(ctx, c.Ledger, now)
 	return details, DatabaseError(err)
 }
 

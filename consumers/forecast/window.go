@@ -22,7 +22,8 @@ func NewRateWindow(w publishers.Window, now time.Time) RateWindow {
 		r.Source = sourceEstimated
 	}
 	if !now.Before(w.Reset) {
-		r.Open, r.Remaining, r.Reset = true, w.Limit, time.Time{}
+		r.Remaining, r.Reset = w.Limit, time.Time{}
 	}
+	r.Available = r.Reset.IsZero() || r.Remaining > 0
 	return r
 }

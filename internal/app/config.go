@@ -48,7 +48,7 @@ type Config struct {
 	NATS NATSConfig
 	// DatabaseURL is postgres://... or sqlite:PATH.
 	DatabaseURL secret.String
-	// Keys seal tokens: 64 hex digits each, comma separated, the first seals.
+	// Keys encrypt tokens: 64 hex digits each, comma-separated. The first one encrypts.
 	Keys secret.String
 	X    XConfig
 
@@ -57,25 +57,25 @@ type Config struct {
 	// Lease is how long a lane belongs to a worker that gives no heartbeat;
 	// every margin derives from it. consumers.DefaultLease where zero.
 	Lease time.Duration
-	// HealthListen serves /healthz, /readyz and /statusz; nothing where empty.
+	// HealthListen is the address of /healthz, /readyz and /statusz; none if empty.
 	HealthListen string
-	// Notify is where each change of the verdict is posted; nowhere where empty.
+	// Notify is the webhook for each change of the verdict; none if empty.
 	Notify  string
 	Refresh RefreshConfig
 	// Lifeboat is the directory for token pairs that X gave while the database
 	// was away. It should outlive the process.
 	Lifeboat string
 	Web      WebConfig
-	// Rules are those of X that requests must keep to, and Posting limits the operator's own.
+	// Rules are those of X that requests must follow, and PostingLimits the operator's own.
 	Rules         consumers.Rules
 	PostingLimits admission.PostingLimits
-	// MediaAllow are private networks that media urls may reach all the same.
+	// MediaAllow are private networks that media URLs may reach.
 	MediaAllow []netip.Prefix
-	// Worker names this worker in leases and logs; made up where empty.
+	// Worker names this worker in leases and logs; generated if empty.
 	Worker string
-	// house names the 'jetpost up' that it is about, "" where it is none.
+	// instance names the 'jetpost up' of this configuration; "" if there is none.
 	instance string
-	// natsDir is where an embedded NATS keeps its streams, "" where there is none.
+	// natsDir is the store directory of an embedded NATS; "" if there is none.
 	natsDir string
 }
 
@@ -209,7 +209,7 @@ func (c Config) validate(n needs) error {
 	}
 	for _, role := range c.Roles {
 		if role != RolePublish && role != RoleRefresh {
-			wrong("roles: %q is none; use %s, %s or both", role, RolePublish, RoleRefresh)
+			wrong("roles: %q is not a role; use %s, %s or both", role, RolePublish, RoleRefresh)
 		}
 	}
 	if c.Slots < 0 || c.Slots > MaxSlots {
@@ -248,7 +248,7 @@ func (c Config) validate(n needs) error {
 	return nil
 }
 
-// checkFiles looks for what the connection reads.
+// checkFiles checks that the files of the connection exist.
 func (c NATSConfig) checkFiles(wrong func(string, ...any)) {
 	for _, file := range []struct{ name, path string }{
 		{"NATS_CREDS", c.Creds}, {"NATS_NKEY", c.NKey}, {"NATS_CA", c.CA}, {"NATS_CERT", c.Cert}, {"NATS_KEY", c.CertKey},

@@ -16,8 +16,8 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// storeBound is how long the database is asked to take the pair of a consent,
-// which is the only one that X takes from then on.
+// storeBound is how long storing the pair of a consent is tried. It is the only pair
+// that X accepts from then on.
 const storeBound = 30 * time.Second
 
 // Connector makes a consent that an account's owner gave into tokens.
@@ -25,7 +25,7 @@ type Connector struct {
 	OAuth    *xapi.OAuth
 	Importer *Importer
 	Tokens   store.Tokens
-	// Announce tells what an account requires; nil leaves that to the workers.
+	// Announce publishes the events of accounts; nil leaves that to the workers.
 	Announce interface {
 		AnnounceAccounts(ctx context.Context, account string) error
 	}
@@ -37,19 +37,19 @@ func (c *Connector) AuthorizeURL(state, verifier, redirectURI string) string {
 	return c.OAuth.AuthorizeURL(state, verifier, redirectURI, xapi.ConsentScopes())
 }
 
-// Connected is an account whose tokens came of a consent.
+// Connected is the result of Connect.
 type Connected struct {
 	Imported
 	Scope     string    `json:"scope"`
 	ExpiresAt time.Time `json:"token_expires_at"`
 }
 
-// Connect trades the code of a consent for the tokens of the account and stores
+// Connect exchanges the code of a consent for the tokens of the account and stores
 // them. An account that had to be connected again goes on.
 //
-// X ends the user's earlier tokens as it gives new ones, so from then on nothing
-// may keep these from the database: the end of ctx counts only before. It fails
-// with *MissingScopesError, with *WrongUserError, or with an error of xapi inside;
+// X ends the user's earlier tokens when it gives new ones, so the new ones must then be
+// stored: ctx only cancels the steps before that. It fails
+// with *MissingScopesError, with *WrongUserError, or with a wrapped error of xapi;
 // each has a Hint.
 func (c *Connector) Connect(ctx context.Context, account, code, verifier, redirectURI string) (Connected, error) {
 	if err := ctx.Err(); err != nil {
@@ -58,8 +58,8 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 	if err := jetpost.CheckAccount(account); err != nil {
 		return Connected{}, err
 	}
-	// What would keep the pair from the database is found out while the code is
-	// whole: X ends the earlier tokens only as it gives new ones.
+	// Check before the exchange that the pair can be stored: X ends the earlier tokens only
+	// when it gives new ones.
 	if _, err := c.Tokens.Token(ctx, account); err != nil && !errors.Is(err, store.ErrNotFound) && !errors.As(err, new(*store.DamagedError)) {
 		return Connected{}, notYetConnected(account, err)
 	}
@@ -95,8 +95,8 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 	return Connected{Imported: imported, Scope: pair.Scope, ExpiresAt: pair.ExpiresAt}, nil
 }
 
-// save stores the pair of a consent, and has the account go on. A database that
-// does not answer is asked again until storeBound is over.
+// save stores the pair of a consent, and wakes the account's lane. If the database
+// does not answer, it tries again until storeBound is over.
 func (c *Connector) save(ctx context.Context, in store.Import) (imported Imported, err error) {
 	waiting, stop := context.WithTimeout(ctx, storeBound)
 	defer stop()
@@ -113,7 +113,7 @@ func (c *Connector) save(ctx context.Context, in store.Import) (imported Importe
 		return Imported{}, err
 	}
 	if imported.Result == store.TokenUnchanged {
-		// Each code brings a pair of its own: an earlier try stored this one, and
+		// Each code gives another pair, so an earlier try has stored this one, and
 		// the database's answer to it was lost.
 		imported.Result = store.TokenReplaced
 	}
@@ -121,8 +121,8 @@ func (c *Connector) save(ctx context.Context, in store.Import) (imported Importe
 	return imported, nil
 }
 
-// tell announces what a change that is committed means for the account. Workers
-// find out by themselves what cannot be told now.
+// tell publishes the account's events after a committed change. If that fails, the workers
+// publish them later.
 func (c *Connector) tell(ctx context.Context, account string, err error) {
 	if c.Announce != nil {
 		err = errors.Join(err, c.Announce.AnnounceAccounts(ctx, account))
@@ -132,9 +132,9 @@ func (c *Connector) tell(ctx context.Context, account string, err error) {
 	}
 }
 
-// wrongUser settles a consent of another X user than the account's. Where that
-// user is an account of its own, X has ended the tokens that it had: the new ones
-// are stored there, so that nobody loses anything by a mistaken login.
+// wrongUser handles a consent of another X user than the account's. If that
+// user belongs to another account, X has ended its tokens: the new ones
+// are stored there, so that a mistaken login costs no account its tokens.
 func (c *Connector) wrongUser(ctx context.Context, in store.Import) error {
 	wrong := &WrongUserError{Account: in.Name, Username: in.Username}
 	accounts, err := c.Importer.Ledger.Accounts(ctx)
@@ -167,7 +167,7 @@ func notYetConnected(account string, err error) error {
 	if missing := new(store.KeyError); errors.As(err, &missing) {
 		help = missing.Hint() + "; nothing has changed"
 	}
-	return &HintError{Err: fmt.Errorf("connect %s: look at its tokens: %w", account, err), Help: help}
+	return &HintError{Err: fmt.Errorf("connect %s: read its tokens: %w", account, err), Help: help}
 }
 
 func notStored(account string, err error) error {
@@ -177,12 +177,12 @@ func notStored(account string, err error) error {
 	}
 }
 
-// exchangeError says what to do where X gave no tokens for a code.
+// exchangeError adds a hint to the error of an exchange without tokens.
 func exchangeError(account, redirectURI string, err error) error {
 	var (
 		refused   *xapi.CodeRefusedError
 		app       *xapi.AppAuthError
-		stop      *xapi.AppError
+		appError  *xapi.AppError
 		ambiguous *xapi.AmbiguousError
 		again     = "start again with: " + connectCommand(account)
 		help      = "nothing has changed; once X can be reached, " + again
@@ -194,15 +194,15 @@ func exchangeError(account, redirectURI string, err error) error {
 		help = "a code works once, and for 30 seconds: " + again
 	case errors.As(err, &app):
 		help = "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, then " + again
-	case errors.As(err, &stop):
-		help = Advice(jetpost.Code(stop.Reason)) + "; then " + again
+	case errors.As(err, &appError):
+		help = Advice(jetpost.Code(appError.Reason)) + "; then " + again
 	case errors.As(err, &ambiguous):
 		help = "X may have ended the tokens that it had before: as soon as X answers, " + again
 	}
 	return &HintError{Err: fmt.Errorf("connect %s: %w", account, err), Help: help}
 }
 
-// missingScopes are those that a consent lacks.
+// missingScopes are the needed scopes that a consent does not have.
 func missingScopes(pair xapi.TokenPair) []string {
 	granted := strings.Fields(pair.Scope)
 	if len(granted) == 0 { // OAuth: then it is what was asked for
@@ -229,12 +229,12 @@ func scopePurpose(scope string) string {
 	}
 }
 
-// MissingScopesError says that a consent lacks what jetpost needs. Nothing was
+// MissingScopesError says that a consent lacks scopes that jetpost needs. Nothing was
 // stored.
 type MissingScopesError struct {
 	Account string
 	Missing []string
-	// NotRevoked is why X did not confirm that the consent was taken back.
+	// NotRevoked is why X did not confirm the revocation of the consent.
 	NotRevoked error
 }
 
@@ -246,7 +246,7 @@ func (e *MissingScopesError) Error() string {
 	return fmt.Sprintf("connect %s: the consent lacks %s: nothing was stored%s", e.Account, strings.Join(missing, ", "), takenBack(e.NotRevoked))
 }
 
-// takenBack goes on with what became of a consent that was not wanted.
+// takenBack says whether an unwanted consent was revoked.
 func takenBack(notRevoked error) string {
 	if notRevoked != nil {
 		return ", and X did not confirm that the consent was taken back: " + oneLine(notRevoked)

@@ -31,7 +31,7 @@ type (
 	RefreshFailedError = control.RefreshFailedError
 	DryRun             = jetpost.CheckAnswer
 	DryRunPost         = jetpost.CheckedPost
-	DryRunLine         = jetpost.CheckedLine
+	DryRunQueue        = jetpost.CheckedQueue
 	RequestName        = jetpost.RequestName
 	Limits             = jetpost.Limits
 	Breaker            = jetpost.Breaker

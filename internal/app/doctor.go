@@ -42,8 +42,8 @@ const (
 	filesBeside, filesOfSlot = 128, 8
 )
 
-// Doctor looks for what keeps a worker with this configuration from its work, before it
-// is started. It changes nothing, and calls X without a token alone, which costs nothing.
+// Doctor checks what a worker with this configuration needs, before it
+// is started. It changes nothing, and calls X only without a token, which costs nothing.
 type Doctor struct {
 	Config   Config
 	Callback string // address at which 'accounts connect' waits
@@ -247,7 +247,7 @@ func (d *Doctor) disks(context.Context) Finding {
 	return out
 }
 
-// lifeboat makes sure that a token pair could be kept.
+// lifeboat checks that the lifeboat can store a token pair.
 func (d *Doctor) lifeboat(context.Context) Finding {
 	dir := d.Config.Lifeboat
 	fix := "let this user write there, or choose another directory with --lifeboat; it must outlive the process"

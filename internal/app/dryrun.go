@@ -19,13 +19,13 @@ func (c Config) DryRun(ctx context.Context, log *slog.Logger, r jetpost.Request)
 		}
 	}
 	f := control.NewCheck(r)
-	line, err := c.checkLine(ctx, r)
+	queue, err := c.checkQueue(ctx, r)
 	if err != nil {
-		f.NotAsked = append(f.NotAsked, control.NotAskedLine+oneLine(err))
+		f.NotAsked = append(f.NotAsked, control.NotAskedQueue+oneLine(err))
 	}
-	f.Line = line
-	if f.Stop, err = c.publishStop(ctx, log); err != nil {
-		f.NotAsked = append(f.NotAsked, control.NotAskedStop+oneLine(err))
+	f.Queue = queue
+	if f.Pause, err = c.publishPause(ctx, log); err != nil {
+		f.NotAsked = append(f.NotAsked, control.NotAskedPause+oneLine(err))
 	}
 	return f
 }
@@ -44,20 +44,20 @@ func (c Config) checkByWorkers(ctx context.Context, log *slog.Logger, r jetpost.
 	return workers.RequestCheck(ctx, r.Account, r)
 }
 
-func (c Config) checkLine(ctx context.Context, r jetpost.Request) (*jetpost.CheckedLine, error) {
+func (c Config) checkQueue(ctx context.Context, r jetpost.Request) (*jetpost.CheckedQueue, error) {
 	ledger, err := c.OpenStore(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = ledger.Close() }() // only read from
-	return control.CheckLine(ctx, ledger, r)
+	return control.CheckQueue(ctx, ledger, r)
 }
 
-func (c Config) publishStop(ctx context.Context, log *slog.Logger) (*publishers.Pause, error) {
+func (c Config) publishPause(ctx context.Context, log *slog.Logger) (*publishers.Pause, error) {
 	conn, err := c.Connect(ctx, log, "jetpost publish --dry-run")
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	return control.PublishStop(ctx, conn.JS, conn.Names)
+	return control.PublishPause(ctx, conn.JS, conn.Names)
 }

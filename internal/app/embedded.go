@@ -30,13 +30,13 @@ const (
 	// natsStart bounds the start of the embedded server; one with a million
 	// messages takes about a second.
 	natsStart = 20 * time.Second
-	// watchNATS is how often it is looked whether the embedded server still takes writes.
+	// watchNATS is how often the embedded server is checked for failed writes.
 	watchNATS = 2 * time.Second
-	// streamBroken is how nats-server says that a stream's store could not write: it
-	// refuses everything from then on, whatever becomes of the disk.
+	// streamBroken is nats-server's log text when a stream's store could not write: it
+	// refuses all writes from then on, even if the disk has space again.
 	streamBroken = "Critical write error"
-	// natsStore bounds what the embedded server may promise its streams, in bytes. It is
-	// no limit: the room on the disk is looked at, and streams have bounds of their own.
+	// natsStore bounds the bytes that the embedded server may reserve for its streams. It
+	// is higher than needed: the free space is checked, and streams have their own bounds.
 	natsStore = 1 << 40
 
 	keyFile        = "encryption.key"
@@ -45,9 +45,9 @@ const (
 	natsDir        = "nats"
 	lifeboatDir    = "lifeboat"
 	connectionFile = "connection.json"
-	// simulatedFile marks a directory whose accounts are of a simulated X.
+	// simulatedFile marks a directory whose accounts belong to a simulated X.
 	simulatedFile = "simulated"
-	// journalFile is what a simulated X keeps of what it knows.
+	// journalFile has the data of a simulated X.
 	journalFile = "x.jsonl"
 )
 
@@ -56,12 +56,13 @@ const (
 type DataDir struct {
 	Path string
 	lock *os.File
-	// connection is the announcement of what runs; its lock shows that it does.
+	// connection is the file that describes the running instance; its lock shows that the
+	// instance is running.
 	connection *os.File
 }
 
-// OpenDataDir makes the directory if need be and takes its lock: two servers
-// on one directory would destroy it.
+// OpenDataDir creates the directory if it is missing, and locks it: two servers
+// on one directory destroy it.
 func OpenDataDir(path string) (*DataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, &HintError{Err: fmt.Errorf("make data directory: %w", err), Help: "choose another with --data"}
@@ -104,8 +105,8 @@ func (d *DataDir) Settle(simulated bool) error {
 	return nil
 }
 
-// KeepSim has a simulated X go on from what the directory has of it, and keep there what
-// comes.
+// KeepSim loads the data of a simulated X from the directory, and stores it there from
+// then on.
 func (d *DataDir) KeepSim(sim *xsim.Server) error {
 	err := sim.Keep(filepath.Join(d.Path, journalFile))
 	if errors.As(err, new(*xsim.JournalError)) {
@@ -114,8 +115,7 @@ func (d *DataDir) KeepSim(sim *xsim.Server) error {
 	return err
 }
 
-// has tells whether something of that name may be there: only what is surely
-// missing is not.
+// has tells whether a file of that name exists. If that is unknown, it returns true.
 func (d *DataDir) has(name string) bool { return exists(filepath.Join(d.Path, name)) }
 
 func exists(path string) bool {
@@ -152,8 +152,7 @@ func (d *DataDir) Keys() (keys secret.String, made bool, err error) {
 	return keys, true, nil
 }
 
-// writeSecret writes a whole file that only this user reads, and has it on
-// disk when it returns.
+// writeSecret atomically writes a file that only this user can read, and syncs it.
 func writeSecret(path string, data []byte) error {
 	f, err := placeSecret(path, data)
 	if err != nil {
@@ -219,8 +218,8 @@ func (d *DataDir) withdraw() {
 	}
 }
 
-// DiedError says that an installation did not end as it should: nothing runs
-// on its directory.
+// DiedError says that an installation did not end normally, and no longer runs on its
+// directory.
 type DiedError struct {
 	Dir       string
 	Simulated bool
@@ -252,8 +251,8 @@ func (d *DataDir) readConnection() (connection, error) {
 	return found, json.NewDecoder(f).Decode(&found)
 }
 
-// SeveralError says that several installations run here, and that nothing tells which
-// one is meant.
+// SeveralError says that several installations run on this machine, and that none is
+// selected.
 type SeveralError struct {
 	Dirs  []string
 	Names []string // what runs on each
@@ -263,7 +262,7 @@ func (e *SeveralError) Error() string {
 	return "several run on this machine: " + strings.Join(e.Names, "; ")
 }
 
-// Hint tells the operator how to say which.
+// Hint tells the operator how to select one.
 func (e *SeveralError) Hint() string {
 	return "say which one with --data " + strings.Join(e.Dirs, " or --data ")
 }
@@ -332,7 +331,7 @@ func (c Config) join(dir *DataDir, found connection) (Config, error) {
 	c.X.URL, c.X.ClientID, c.X.NeedsSecret = found.X, found.ClientID, found.Confidential
 	c.Rules.Enterprise = found.Enterprise
 	if !found.Confidential {
-		c.X.ClientSecret = secret.String{} // it is another app's
+		c.X.ClientSecret = secret.String{} // it belongs to another app
 	}
 	c.Web.PublicURL, c.Web.ReturnHosts = found.PublicURL, found.ReturnHosts
 	if c.Keys.Empty() {
@@ -370,21 +369,21 @@ type NATSServer struct {
 	broken atomic.Bool
 }
 
-// BrokenError says that the embedded server takes no writes any more, though there is
-// room for them.
+// BrokenError says that the embedded server accepts no writes any more, although the
+// disk has free space.
 type BrokenError struct{}
 
 func (BrokenError) Error() string {
-	return "NATS could not write, as on a full disk, and takes no writes until it is started again; there is room now"
+	return "NATS could not write, as on a full disk, and accepts no writes until it is restarted; there is free space now"
 }
 
-// Hint tells the operator that a new start mends it.
+// Hint tells the operator to restart.
 func (BrokenError) Hint() string {
-	return "start it again: what was accepted is kept, and whatever NATS did not store it has refused to its producer"
+	return "start it again: accepted jobs are stored, and jobs that NATS could not store were refused to their producers"
 }
 
-// watch returns when the context ends, or with BrokenError once the server takes no
-// writes and there is room for a new start.
+// watch returns when the context ends, or with BrokenError when the server accepts no
+// writes and the disk has enough free space for a restart.
 func (s *NATSServer) watch(ctx context.Context, room func() error) error {
 	every := time.NewTicker(watchNATS)
 	defer every.Stop()
@@ -400,9 +399,9 @@ func (s *NATSServer) watch(ctx context.Context, room func() error) error {
 	}
 }
 
-// StartNATS runs a nats-server with JetStream in this process. Whoever
-// connects without credentials is a producer, behind the walls. The worker's
-// password is made anew at each start.
+// StartNATS runs a nats-server with JetStream in this process. A client
+// without credentials is a producer, in the producers' account. The worker's
+// password is generated at each start.
 func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log *slog.Logger) (*NATSServer, NATSConfig, error) {
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -415,12 +414,12 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	if port == 0 {
 		port = server.RANDOM_PORT
 	} else {
-		// The server reports a port that is taken only in its log.
+		// The server reports a port that is in use only in its log.
 		probe, err := Listen(ctx, listen, "--nats-listen")
 		if err != nil {
 			return nil, NATSConfig{}, err
 		}
-		_ = probe.Close() // it was only asked for
+		_ = probe.Close() // it was only a check
 	}
 	password := store.GenerateKey()
 	worker, err := hashed(password)
@@ -439,8 +438,8 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	}
 	options.ServerName, options.Host, options.Port = "jetpost", host, port
 	options.JetStream, options.StoreDir, options.JetStreamMaxStore = true, filepath.Join(dir, natsDir), natsStore
-	// A job that was accepted survives a power cut; it costs speed that X's
-	// limits leave to spare.
+	// An accepted job survives a power cut. This costs speed, which X's limits make
+	// irrelevant.
 	options.SyncAlways = true
 	options.NoSigs = true
 	s := &NATSServer{}
@@ -460,8 +459,8 @@ func StartNATS(ctx context.Context, dir, listen string, names jetpost.Names, log
 	return s, NATSConfig{URL: s.ClientURL(), User: workerUser, Password: password, InProcess: s.Server}, nil
 }
 
-// moveBehindWalls gives the streams of an installation that was made before
-// there were accounts to those accounts. Its server does not run.
+// moveBehindWalls moves the streams of an older installation without NATS accounts into
+// these accounts. Its server does not run.
 func moveBehindWalls(natsDir string, names jetpost.Names) error {
 	account := func(name string) string { return filepath.Join(natsDir, "jetstream", name) }
 	media := filepath.Join("streams", "OBJ_"+names.MediaBucket())
@@ -480,8 +479,8 @@ func moveBehindWalls(natsDir string, names jetpost.Names) error {
 	return os.Rename(filepath.Join(work, media), filepath.Join(mirror, media))
 }
 
-// hashed is how the server keeps a password. The cost is the least: the
-// passwords are 256 random bits, which nobody can guess.
+// hashed is the bcrypt hash of a password, with the lowest cost: the passwords are 256
+// random bits, which cannot be guessed.
 func hashed(password secret.String) (string, error) {
 	hash, err := bcrypt.GenerateFromPassword([]byte(password.Reveal()), bcrypt.MinCost)
 	if err != nil {
@@ -490,8 +489,7 @@ func hashed(password secret.String) (string, error) {
 	return string(hash), nil
 }
 
-// natsLog passes the embedded server's log on. What it merely notes is of no
-// interest to our operator.
+// natsLog forwards the embedded server's warnings and errors to our log.
 type natsLog struct {
 	log *slog.Logger
 	// broken is set for good once the server has said that a stream takes no writes.

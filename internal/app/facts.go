@@ -23,15 +23,15 @@ import (
 )
 
 const (
-	// lookWithin bounds the look at NATS, and that at the database, which run beside
-	// each other: a server that takes connections and answers nothing costs no more.
-	lookWithin = 6 * time.Second
-	// roomForOne is what a stream must have left to count as one that takes more.
+	// factsWithin bounds gathering the facts of NATS and of the database, which run in
+	// parallel, in case a server accepts connections and does not answer.
+	factsWithin = 6 * time.Second
+	// roomForOne is the free space that a stream needs to count as not full.
 	roomForOne = 1 << 20 // bytes
 )
 
-// place is where facts are gathered: NATS and a ledger, each nil with the reason where
-// it cannot be reached.
+// place is the source of the facts: NATS and a ledger. Each is nil if it cannot be
+// reached; its error then says why.
 type place struct {
 	cfg       Config
 	conn      *Connection
@@ -40,17 +40,17 @@ type place struct {
 	ledgerErr error
 }
 
-// Status looks at NATS, the database and the workers' heartbeats. Whatever is wrong
-// there is its content; an error says that the configuration is.
+// status gathers the facts of NATS, the database and the workers' heartbeats, and judges
+// them.
 func (p place) status(ctx context.Context) Status {
 	now := time.Now()
 	s := Status{Installation: p.cfg.Installation()}
 	f := health.Facts{Now: now}
 	fromLedger := factsOfLedger{now: now}
 	fromNATS := factsOfNATS{now: now}
-	var looks sync.WaitGroup
-	looks.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	var both sync.WaitGroup
+	both.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, factsWithin)
 		defer cancel()
 		if err := p.ledgerErr; err != nil {
 			fromLedger.err = err
@@ -58,8 +58,8 @@ func (p place) status(ctx context.Context) Status {
 			fromLedger.read(ctx, p.ledger)
 		}
 	})
-	looks.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	both.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, factsWithin)
 		defer cancel()
 		if err := p.connErr; err != nil {
 			fromNATS.err = err
@@ -69,7 +69,7 @@ func (p place) status(ctx context.Context) Status {
 			s.Unwalled = err == nil && !walled
 		}
 	})
-	looks.Wait()
+	both.Wait()
 	fromNATS.tell(&s, &f)
 	fromLedger.tell(&s, &f)
 	if err := fromLedger.err; err != nil {
@@ -89,7 +89,7 @@ func (p place) status(ctx context.Context) Status {
 	return s
 }
 
-// statusStays is how long a status is given to all who ask, rather than gathered anew.
+// statusStays is how long a status is reused before it is gathered again.
 const statusStays = 2 * time.Second
 
 // sharedStatus gathers the status for any number of callers at once.
@@ -115,20 +115,20 @@ func (s *sharedStatus) get(ctx context.Context) (Status, error) {
 }
 
 func (p place) checkSetup(ctx context.Context, ledgerID string) error {
-	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	ctx, cancel := context.WithTimeout(ctx, factsWithin)
 	defer cancel()
 	return publishers.Check(ctx, p.conn.JS, p.cfg.Topology(p.conn.Names, ledgerID))
 }
 
-// factsOfLedger is what the database tells.
+// factsOfLedger are the facts of the database.
 type factsOfLedger struct {
 	now      time.Time
 	id       string
 	counts   map[jetpost.State]int
 	progress store.Progress
 	cron     *publishers.Cron
-	stops    []publishers.Pause
-	// full is why it takes nothing.
+	pauses   []publishers.Pause
+	// full is why it accepts no writes.
 	full error
 	err  error
 }
@@ -144,7 +144,7 @@ func (f *factsOfLedger) read(ctx context.Context, ledger store.Store) {
 			return err
 		},
 		func() (err error) { f.cron, _, err = consumers.DesiredCron(ctx, ledger); return err },
-		func() (err error) { f.stops, err = consumers.DesiredPauses(ctx, ledger, clock); return err },
+		func() (err error) { f.pauses, err = consumers.DesiredPauses(ctx, ledger, clock); return err },
 	} {
 		if err := step(); err != nil {
 			f.err = databaseError(err)
@@ -171,7 +171,7 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 	}
 	p := f.progress
 	if facts.NATS != nil {
-		tellPauses(s, facts, f.stops)
+		tellPauses(s, facts, f.pauses)
 	}
 	s.Requests = f.counts
 	s.Refused, s.BlockedTotal, s.LastPost, s.LastAccepted = p.Refused, p.BlockedAccounts, p.PostedAt, p.AcceptedAt
@@ -201,12 +201,12 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 	facts.AcceptedAt, facts.UntoldSince = p.AcceptedAt, p.UntoldSince
 	if f.full != nil {
 		facts.Writes = append(facts.Writes, health.Fault{
-			Reason: "the database takes no writes: " + oneLine(f.full), Do: "make room on its disk, or see that it is no standby",
+			Reason: "the database takes no writes: " + oneLine(f.full), Do: "free space on its disk, or check that it is not a standby",
 		})
 	}
 }
 
-// factsOfNATS is what NATS tells.
+// factsOfNATS are the facts of NATS.
 type factsOfNATS struct {
 	now   time.Time
 	jobs  *jetstream.StreamInfo
@@ -214,19 +214,19 @@ type factsOfNATS struct {
 	// intake are the consumers of jobs.
 	intake     []*jetstream.ConsumerInfo
 	lanes      *jetstream.ConsumerInfo
-	stops      []publishers.Pause
+	pauses     []publishers.Pause
 	heartbeats []publishers.Heartbeat
 	store      jetstream.AccountInfo
 	full       error
 	cron       *publishers.Cron
-	// cronSet is since when the schedule stands.
+	// cronSet is when the schedule was set.
 	cronSet time.Time
 	round   *jetpost.Event
 	names   jetpost.Names
 	err     error
 }
 
-// read reads everything that it can: where a stream is missing, the others still tell.
+// read reads all facts that it can: if a stream is missing, it reads the others.
 func (f *factsOfNATS) read(ctx context.Context, conn *Connection) {
 	f.names = conn.Names
 	for _, step := range []func() error{
@@ -245,7 +245,7 @@ func (f *factsOfNATS) read(ctx context.Context, conn *Connection) {
 			}
 			return err
 		},
-		func() (err error) { f.stops, err = publishers.NewAppPauses(conn.JS, conn.Names).All(ctx); return err },
+		func() (err error) { f.pauses, err = publishers.NewAppPauses(conn.JS, conn.Names).All(ctx); return err },
 		func() (err error) {
 			f.heartbeats, err = publishers.NewHeartbeats(conn.JS, conn.Names).All(ctx)
 			return err
@@ -266,8 +266,7 @@ func (f *factsOfNATS) read(ctx context.Context, conn *Connection) {
 	}
 }
 
-// missingInNATS tells whether something is not there, which the check of everything
-// tells.
+// missingInNATS tells whether something is missing, which checkSetup reports.
 func missingInNATS(err error) bool {
 	return errors.As(err, new(*publishers.NotSetUpError)) || errors.Is(err, jetstream.ErrStreamNotFound) ||
 		errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrBucketNotFound)
@@ -296,8 +295,7 @@ func (f *factsOfNATS) readJobs(ctx context.Context, conn *Connection) error {
 	return err
 }
 
-// lastRound is the event of the last refresh round that was completed; nil where none
-// is known.
+// lastRound is the event of the last completed refresh round; nil if none is known.
 func lastRound(ctx context.Context, conn *Connection) (*jetpost.Event, error) {
 	stream, err := conn.JS.Stream(ctx, conn.Names.EventsStream())
 	if err != nil {
@@ -312,7 +310,7 @@ func lastRound(ctx context.Context, conn *Connection) (*jetpost.Event, error) {
 	}
 	var event jetpost.Event
 	if err := json.Unmarshal(msg.Data, &event); err != nil {
-		return nil, nil //nolint:nilerr // it is none of ours
+		return nil, nil //nolint:nilerr // it is not an event of ours
 	}
 	return &event, nil
 }
@@ -332,7 +330,7 @@ func (f *factsOfNATS) tell(s *Status, facts *health.Facts) {
 	if f.lanes != nil {
 		s.LanesPaused, facts.LanesPaused = f.lanes.Paused, f.lanes.Paused
 	}
-	tellPauses(s, facts, f.stops)
+	tellPauses(s, facts, f.pauses)
 	for _, heartbeat := range f.heartbeats {
 		s.Workers = append(s.Workers, control.WorkerReport(heartbeat, health.AliveWithin))
 		facts.Workers = append(facts.Workers, workerFact(heartbeat))
@@ -340,25 +338,25 @@ func (f *factsOfNATS) tell(s *Status, facts *health.Facts) {
 	f.tellRound(s, facts)
 }
 
-func tellPauses(s *Status, facts *health.Facts, stops []publishers.Pause) {
-	for _, stop := range stops {
-		if stop.Active(facts.Now) {
-			s.Stops = append(s.Stops, stop)
-			facts.Stops = append(facts.Stops, pauseFact(stop, facts.Now))
+func tellPauses(s *Status, facts *health.Facts, pauses []publishers.Pause) {
+	for _, pause := range pauses {
+		if pause.Active(facts.Now) {
+			s.AppPauses = append(s.AppPauses, pause)
+			facts.Stops = append(facts.Stops, pauseFact(pause, facts.Now))
 		}
 	}
 }
 
-func pauseFact(stop publishers.Pause, now time.Time) health.Stop {
-	words, do := stop.Reason.Detail, Advice(stop.Reason.Code)
+func pauseFact(pause publishers.Pause, now time.Time) health.Stop {
+	words, do := pause.Reason.Detail, Advice(pause.Reason.Code)
 	if words == "" {
-		words = string(stop.Reason.Code)
+		words = string(pause.Reason.Code)
 	}
 	if do == "" {
-		do = "wait: posts go on by themselves then"
+		do = "wait: publishing goes on by itself after that"
 	}
 	return health.Stop{
-		Scope: stop.Target, ByHand: stop.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: stop.Reason.Until, ProbeAt: stop.NextProbeAt, Due: stop.Due(now), Do: do,
+		Scope: pause.Target, ByHand: pause.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: pause.Reason.Until, ProbeAt: pause.NextProbeAt, Due: pause.Due(now), Do: do,
 	}
 }
 

@@ -22,11 +22,11 @@ const (
 	// heartbeatEvery is how often a worker gives a heartbeat; three may be lost before
 	// it counts as silent.
 	heartbeatEvery = 5 * time.Second
-	// heartbeatWithin bounds the giving of one, and the last word of a worker that stops.
+	// heartbeatWithin bounds giving a heartbeat, and removing it when a worker stops.
 	heartbeatWithin = 3 * time.Second
 )
 
-// counted counts the deliveries at work.
+// counted counts the deliveries in progress.
 type counted struct {
 	consumers.Handler
 	used atomic.Int64
@@ -39,18 +39,18 @@ func (c *counted) Handle(ctx context.Context, d consumers.Delivery) error {
 	return c.Handler.Handle(ctx, d)
 }
 
-// giveSign gives one heartbeat.
-func (w *Worker) giveSign(ctx context.Context) {
+// giveHeartbeat gives one heartbeat.
+func (w *Worker) giveHeartbeat(ctx context.Context) {
 	once, cancel := context.WithTimeout(ctx, heartbeatWithin)
 	defer cancel()
 	if err := w.heartbeats.Put(once, w.heartbeat()); err != nil && ctx.Err() == nil {
-		w.log.Warn("sign.failed", "error", err)
+		w.log.Warn("heartbeat.failed", "error", err)
 	}
 }
 
-// giveSigns gives heartbeats until the context ends, and then takes the last one
-// away: who stops as told has not fallen silent.
-func (w *Worker) giveSigns(ctx context.Context) {
+// giveHeartbeats gives heartbeats until the context ends, and then removes the last one,
+// so that a worker that was stopped normally does not count as dead.
+func (w *Worker) giveHeartbeats(ctx context.Context) {
 	every := time.NewTicker(heartbeatEvery)
 	defer every.Stop()
 	for {
@@ -59,11 +59,11 @@ func (w *Worker) giveSigns(ctx context.Context) {
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), heartbeatWithin)
 			defer cancel()
 			if err := w.heartbeats.Remove(last, w.cfg.Worker); err != nil {
-				w.log.Debug("sign.left", "error", err)
+				w.log.Debug("heartbeat.left", "error", err)
 			}
 			return
 		case <-every.C:
-			w.giveSign(ctx)
+			w.giveHeartbeat(ctx)
 		}
 	}
 }
@@ -72,7 +72,7 @@ func (w *Worker) heartbeat() publishers.Heartbeat {
 	s := publishers.Heartbeat{
 		Worker: w.cfg.Worker, Version: ThisBuild().Version, Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(),
 	}
-	s.Host, _ = os.Hostname() // else it has none
+	s.Host, _ = os.Hostname() // empty if unknown
 	if len(s.Roles) == 0 {
 		s.Roles = []string{RolePublish, RoleRefresh}
 	}
@@ -86,7 +86,7 @@ func (w *Worker) heartbeat() publishers.Heartbeat {
 	return s
 }
 
-// disks measures the room where this process keeps something.
+// disks measures the free space of the disks that this process writes to.
 func (c Config) disks() (found []publishers.Disk) {
 	places := []struct{ what, path string }{{"lifeboat", c.Lifeboat}}
 	if path, is := strings.CutPrefix(c.DatabaseURL.Reveal(), "sqlite:"); is {
@@ -106,8 +106,8 @@ func (c Config) disks() (found []publishers.Disk) {
 	return found
 }
 
-// DiskError says that a disk has too little room for anything to be begun that must be
-// written down.
+// DiskError says that a disk has too little free space to start anything that must be
+// stored.
 type DiskError struct{ publishers.Disk }
 
 func (e *DiskError) Error() string {
@@ -117,8 +117,8 @@ func (e *DiskError) Error() string {
 // Hint tells the operator what to do.
 func (*DiskError) Hint() string { return "make room, or move it to a larger disk" }
 
-// enoughRoom fails with *DiskError where less than health.DiskFull is free on a disk on
-// which this process keeps something. One that cannot be measured has enough.
+// enoughRoom fails with *DiskError if less than health.DiskFull is free on a disk that
+// this process writes to. It ignores disks that cannot be measured.
 func (c Config) enoughRoom() error {
 	for _, d := range c.disks() {
 		if d.Free < health.DiskFull {
@@ -128,8 +128,7 @@ func (c Config) enoughRoom() error {
 	return nil
 }
 
-// room measures a file system by a directory on it, or by the nearest above it that is
-// there.
+// room measures the file system of a directory, or of its nearest existing parent.
 func room(what, path string) (publishers.Disk, error) {
 	var s syscall.Statfs_t
 	for {

@@ -8,14 +8,14 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// KeyRing looks at the encryption keys of a ledger and changes them. It opens
-// a ledger whose keys are not all there, too: that is when it is needed.
+// KeyRing reads and changes the encryption keys of a ledger. It also opens a ledger with
+// missing keys, because then it is needed.
 type KeyRing struct {
 	ledger   store.Store
 	rotation store.Rotation
 }
 
-// OpenKeyRing opens the ledger with whatever keys are configured.
+// OpenKeyRing opens the ledger without a check of the configured keys.
 func (c Config) OpenKeyRing(ctx context.Context) (*KeyRing, error) {
 	opening, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -39,15 +39,14 @@ func (k *KeyRing) State(ctx context.Context) (store.KeyState, error) {
 	return state, databaseError(err)
 }
 
-// Verify opens every row.
+// Verify decrypts every row.
 func (k *KeyRing) Verify(ctx context.Context) (store.RotationProgress, error) {
 	found, err := k.rotation.Verify(ctx)
 	return found, databaseError(err)
 }
 
-// Rotate seals every row with the first key and, where none needs another one,
-// has the next start ask for the first key alone. With an error, it says how far
-// it came.
+// Rotate encrypts every row with the first key and, if no row needs another key,
+// also the key check value. With an error, it returns the progress so far.
 func (k *KeyRing) Rotate(ctx context.Context, tell func(store.RotationProgress)) (store.RotationProgress, error) {
 	// A key that belongs to another ledger must not become this one's.
 	if err := k.ledger.CheckKeys(ctx); err != nil {

@@ -17,66 +17,67 @@ import (
 )
 
 const (
-	// noticeEvery is how often the verdict is looked at. A change is told once it has
-	// been seen twice in a row: what heals by itself at once wakes nobody.
+	// noticeEvery is how often the verdict is checked. A change is posted after it was
+	// seen twice in a row, so that a short disturbance causes no alert.
 	noticeEvery = 5 * time.Second
 	// notifyWithin bounds one call of the webhook, which is tried notifyTries times.
 	notifyWithin = 10 * time.Second
 	notifyTries  = 3
-	// keptVerdict is the name of the verdict that was told last.
-	keptVerdict = "verdict"
+	// desiredVerdict is the name in the ledger of the verdict that was posted last.
+	desiredVerdict = "verdict"
 )
 
-// Notice is what a webhook is sent when the verdict changes.
+// Notice is the message to the webhook when the verdict changes.
 type Notice struct {
-	// Text is all of it for people.
+	// Text has everything, for people.
 	Text         string       `json:"text"`
 	Installation string       `json:"installation"`
 	State        health.State `json:"state"`
 	Code         string       `json:"code,omitempty"`
 	Reason       string       `json:"reason,omitempty"`
 	Do           string       `json:"do,omitempty"`
-	Was          health.State `json:"was,omitempty"` // the state before, where it is known
+	Was          health.State `json:"was,omitempty"` // the previous state, if it is known
 	At           time.Time    `json:"at"`
 }
 
 // Notifier posts each change of the verdict to a webhook, once.
 type Notifier struct {
 	URL string
-	// Status looks; it returns an error where only the configuration can be wrong.
+	// Status gathers the status. Its error means that the configuration is wrong.
 	Status func(context.Context) (Status, error)
-	// Ledger, where it is set, keeps what was told, so that of several workers one
-	// tells. While it is away each tells what it sees.
+	// Ledger stores the verdict that was posted last, so that one of several workers
+	// posts a change. Nil, or while the ledger is away, each worker posts.
 	Ledger interface {
 		Desired(ctx context.Context) ([]store.Desired, error)
 		Keep(ctx context.Context, k store.Desired) (bool, error)
 	}
 	Log *slog.Logger
-	// Every is noticeEvery where zero.
+	// Every is how often the verdict is checked; zero means noticeEvery.
 	Every time.Duration
 
 	seen, told verdictKey
-	alone      bool // what was told last is not in the ledger
+	alone      bool // the verdict posted last is not in the ledger
 }
 
-// verdictKey is what must differ for a change; the numbers in a reason do all the time.
+// verdictKey is the part of a verdict whose change is posted. The numbers in a reason
+// change all the time.
 type verdictKey struct {
 	State health.State `json:"state"`
 	Code  string       `json:"code"`
 }
 
-// CheckNotify refuses an address that nothing can be posted to.
+// CheckNotify checks that an address is an http or https URL.
 func CheckNotify(address string) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return &ConfigError{Mistakes: []string{"--notify: is no http or https URL"}} // it may hold a secret
+		return &ConfigError{Mistakes: []string{"--notify: is not an http or https URL"}} // the URL may contain a secret
 	}
 	return nil
 }
 
-// Run looks until the context ends.
+// Run posts changes until the context ends.
 func (n *Notifier) Run(ctx context.Context) error {
-	n.told = verdictKey{State: health.Publishing} // which nobody needs to be told
+	n.told = verdictKey{State: health.Publishing} // the normal state is not posted at the start
 	every := time.NewTicker(max(n.Every, time.Millisecond))
 	if n.Every == 0 {
 		every.Reset(noticeEvery)
@@ -90,7 +91,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		n.look(ctx, s)
+		n.check(ctx, s)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -99,7 +100,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 	}
 }
 
-func (n *Notifier) look(ctx context.Context, s Status) {
+func (n *Notifier) check(ctx context.Context, s Status) {
 	is := verdictKey{s.State, s.Code}
 	settled := is == n.seen
 	n.seen = is
@@ -123,22 +124,22 @@ func (n *Notifier) look(ctx context.Context, s Status) {
 	n.send(ctx, notice)
 }
 
-// claim tells whether a change is this process's to tell, and what was told before.
+// claim tells whether this process has to post a change, and what was posted before.
 func (n *Notifier) claim(ctx context.Context, is verdictKey) (was verdictKey, mine bool) {
 	if n.Ledger == nil {
 		return n.told, is != n.told
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	ctx, cancel := context.WithTimeout(ctx, factsWithin)
 	defer cancel()
-	was, version, err := n.kept(ctx)
+	was, version, err := n.lastPosted(ctx)
 	if err == nil && was == is && !n.alone {
 		return was, false
 	}
 	if err == nil {
-		value, _ := json.Marshal(is) // two texts
-		var kept bool
-		if kept, err = n.Ledger.Keep(ctx, store.Desired{Name: keptVerdict, Value: value, Version: version}); err == nil {
-			if !kept { // another one tells it
+		value, _ := json.Marshal(is) // two strings
+		var stored bool
+		if stored, err = n.Ledger.Keep(ctx, store.Desired{Name: desiredVerdict, Value: value, Version: version}); err == nil {
+			if !stored { // another process posts it
 				n.alone = false
 				return was, false
 			}
@@ -154,11 +155,11 @@ func (n *Notifier) claim(ctx context.Context, is verdictKey) (was verdictKey, mi
 	return n.told, mine
 }
 
-func (n *Notifier) kept(ctx context.Context) (was verdictKey, version int64, err error) {
+func (n *Notifier) lastPosted(ctx context.Context) (was verdictKey, version int64, err error) {
 	was = verdictKey{State: health.Publishing}
 	all, err := n.Ledger.Desired(ctx)
 	for _, k := range all {
-		if k.Name == keptVerdict {
+		if k.Name == desiredVerdict {
 			version = k.Version
 			if json.Unmarshal(k.Value, &was) != nil {
 				was = verdictKey{}
@@ -195,12 +196,12 @@ func post(ctx context.Context, address string, body []byte) error {
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		if wrapped := new(url.Error); errors.As(err, &wrapped) {
-			err = wrapped.Err // without the address, which may hold a secret
+			err = wrapped.Err // without the address, which may contain a secret
 		}
 		return err
 	}
 	defer func() { _ = response.Body.Close() }()                     // only read from
-	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 1<<16)) // so that the connection serves again
+	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 1<<16)) // so that the connection can be reused
 	if response.StatusCode/100 != 2 {
 		return fmt.Errorf("the webhook answers %s", response.Status)
 	}

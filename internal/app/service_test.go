@@ -294,7 +294,7 @@ func TestServiceOps(t *testing.T) {
 		t.Errorf("without an id: %v", err)
 	}
 	check, err := operator.RequestCheck(ctx, "beta", jetpost.Request{Posts: []jetpost.Post{{Text: "Hello"}}})
-	if err != nil || check.Line == nil || check.Line.SameText == nil || check.CostEstimateUSD <= 0 {
+	if err != nil || check.Queue == nil || check.Queue.SameText == nil || check.CostEstimateUSD <= 0 {
 		t.Errorf("check is %+v, %v", check, err)
 	}
 	details, err := operator.RequestGet(ctx, "", jetpost.RequestGet{ID: "one"})
@@ -364,7 +364,7 @@ func (s *served) servesPauses(operator *client.Client) {
 		t.Errorf("app paused: %+v, %v", app, err)
 	}
 	limits, err := operator.AppLimits(ctx, jetpost.LimitsRequest{})
-	if err != nil || len(limits.Stops) != 1 || limits.Stops[0].Detail != "an audit" {
+	if err != nil || len(limits.Pauses) != 1 || limits.Pauses[0].Detail != "an audit" {
 		t.Errorf("limits are %+v, %v", limits, err)
 	}
 	forecast, err := operator.AppForecast(ctx, jetpost.ForecastRequest{Add: map[string]int{"acme": 3}})
@@ -372,7 +372,7 @@ func (s *served) servesPauses(operator *client.Client) {
 		t.Errorf("forecast is %+v, %v", forecast, err)
 	}
 	over, err := operator.AppResume(ctx, jetpost.ResumeRequest{})
-	if err != nil || len(over.Stops) != 1 {
+	if err != nil || len(over.Pauses) != 1 {
 		t.Errorf("app resumed: %+v, %v", over, err)
 	}
 	// A late repeat of the pause pauses nothing.
@@ -380,7 +380,7 @@ func (s *served) servesPauses(operator *client.Client) {
 	if err != nil || !late.Changed || late.Pause.Reason.Detail != "an audit" {
 		t.Errorf("pause repeated: %+v, %v", late, err)
 	}
-	if limits, err = operator.AppLimits(ctx, jetpost.LimitsRequest{}); err != nil || len(limits.Stops) != 0 {
+	if limits, err = operator.AppLimits(ctx, jetpost.LimitsRequest{}); err != nil || len(limits.Pauses) != 0 {
 		t.Errorf("after the late repeat limits are %+v, %v", limits, err)
 	}
 	in.Reason = "another"

@@ -25,7 +25,7 @@ type Status struct {
 	// Installation names what it is about.
 	Installation string `json:"installation"`
 	// AppPauses are those in force.
-	Stops []publishers.Pause `json:"stops,omitempty"`
+	AppPauses []publishers.Pause `json:"app_pauses,omitempty"`
 	// Requests counts by state, up to store.MaxCounted; nil where the database cannot be
 	// reached.
 	Requests map[jetpost.State]int `json:"requests,omitempty"`
@@ -37,7 +37,7 @@ type Status struct {
 	Paused []Paused `json:"paused,omitempty"`
 	// Late is what would go out late; nil where nothing would.
 	Late *Late `json:"late,omitempty"`
-	// Blocked are accounts whose line waits until a person acts: maxBlocked at most, of
+	// Blocked are accounts whose queue waits for a person: at most maxBlocked, of
 	// BlockedTotal.
 	Blocked      []Blocked `json:"blocked,omitempty"`
 	BlockedTotal int       `json:"blocked_total"`
@@ -46,7 +46,7 @@ type Status struct {
 	QueuedJobs *uint64 `json:"queued_jobs,omitempty"`
 	// LanesPaused tells that NATS hands out no wake-ups.
 	LanesPaused bool `json:"lanes_paused"`
-	// Workers are those that live, and those that fell silent within the hour.
+	// Workers are those that are alive, and those whose heartbeats stopped within the hour.
 	Workers []WorkerHeartbeat `json:"workers,omitempty"`
 	// LastAccepted and LastPost are when the ledger saw one last.
 	LastAccepted time.Time `json:"last_accepted_at,omitzero"`
@@ -69,7 +69,7 @@ type (
 func (s Status) report() jetpost.StatusReport {
 	r := jetpost.StatusReport{
 		Publishing: s.Publishing, Summary: s.Summary, State: string(s.State), Code: s.Code, Reason: s.Reason, Do: s.Do,
-		Installation: s.Installation, Stops: s.Stops, Requests: s.Requests, Refused: s.Refused, Reauth: s.Reauth, Paused: s.Paused,
+		Installation: s.Installation, AppPauses: s.AppPauses, Requests: s.Requests, Refused: s.Refused, Reauth: s.Reauth, Paused: s.Paused,
 		Late: s.Late, Blocked: s.Blocked, BlockedTotal: s.BlockedTotal, QueuedJobs: s.QueuedJobs, LanesPaused: s.LanesPaused,
 		Workers: s.Workers, LastAccepted: s.LastAccepted, LastPost: s.LastPost, Unwalled: s.Unwalled,
 		LastRefresh: s.LastRefresh, LastRefreshAt: s.LastRefreshAt,
@@ -83,7 +83,7 @@ func (s Status) report() jetpost.StatusReport {
 // statusOf is the status that a report tells of.
 func statusOf(r jetpost.StatusReport) Status {
 	s := Status{
-		Publishing: r.Publishing, Summary: r.Summary, Installation: r.Installation, Stops: r.Stops, Requests: r.Requests, Refused: r.Refused,
+		Publishing: r.Publishing, Summary: r.Summary, Installation: r.Installation, AppPauses: r.AppPauses, Requests: r.Requests, Refused: r.Refused,
 		Reauth: r.Reauth, Paused: r.Paused, Late: r.Late, Blocked: r.Blocked, BlockedTotal: r.BlockedTotal, QueuedJobs: r.QueuedJobs,
 		LanesPaused: r.LanesPaused, Workers: r.Workers, LastAccepted: r.LastAccepted, LastPost: r.LastPost, Unwalled: r.Unwalled,
 		LastRefresh: r.LastRefresh, LastRefreshAt: r.LastRefreshAt,
@@ -101,8 +101,8 @@ const lateAfter = 15 * time.Minute
 // maxBlocked is how many accounts are named that wait for a person.
 const maxBlocked = 20
 
-// Status looks at NATS, the database and the workers. Whatever is wrong there
-// is its content; an error says that the configuration is.
+// Status gathers the state of NATS, the database and the workers. A fault of these is
+// part of the status; an error means that the configuration is wrong.
 func (c Config) Status(ctx context.Context, log *slog.Logger) (Status, error) {
 	if c.DatabaseURL.Empty() {
 		return c.statusByWorkers(ctx, log)
@@ -141,7 +141,7 @@ func (c Config) statusByWorkers(ctx context.Context, log *slog.Logger) (Status, 
 	if err != nil {
 		return Status{}, err
 	}
-	asking, cancel := context.WithTimeout(ctx, 2*lookWithin)
+	asking, cancel := context.WithTimeout(ctx, 2*factsWithin)
 	defer cancel()
 	if report, err := workers.AppStatus(asking); err == nil {
 		return statusOf(report), nil
@@ -167,9 +167,8 @@ func (c Config) Workers(ctx context.Context, log *slog.Logger) ([]WorkerHeartbea
 	return workers, nil
 }
 
-// databaseAdvice is the error's own, but for a database that is empty beside a
-// NATS that is set up: it is another one than it was, and setup would only
-// make that last.
+// databaseAdvice is the error's own hint, except if the database is empty although NATS
+// is set up: then DATABASE_URL names the wrong database, and setup is not the remedy.
 func databaseAdvice(ctx context.Context, conn *Connection, err error) string {
 	var schema *store.SchemaError
 	if conn == nil || !errors.As(err, &schema) || schema.Found != 0 {
@@ -190,10 +189,10 @@ func (s *Status) ReauthAdvice() string {
 	return AdviceFor(jetpost.CodeAccountReauthRequired, name, "")
 }
 
-// oneLine keeps the one sentence one line.
+// oneLine is an error on one line.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
-// AdviceFor is Advice about an account and the request of that id, either of
+// AdviceFor is Advice for an account and the request with that id, either of
 // which may be empty.
 func AdviceFor(code jetpost.Code, account, id string) string {
 	return control.AdviceFor(code, account, id)

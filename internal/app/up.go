@@ -55,8 +55,7 @@ type Instance struct {
 	stopSim func()
 }
 
-// Up opens a house. Whatever is wrong is an error here, and nothing stays
-// open then.
+// Up starts an instance. If it fails, everything that it started is closed again.
 func Up(ctx context.Context, cfg InstanceConfig, log *slog.Logger) (_ *Instance, err error) {
 	h := &Instance{log: log, Config: cfg.Config}
 	defer func() {

@@ -26,17 +26,17 @@ const (
 	timelineLag = time.Minute
 )
 
-// VerifyQuery picks what to compare: the posts of one account or, with "", of all, that
+// VerifyQuery selects the posts to compare: those of one account or, with "", of all, that
 // were sent since a time, or all that X shows.
 type VerifyQuery struct {
 	Account string
 	Since   time.Time
 }
 
-// VerifyPlan is what a comparison asks of X. X charges for each post that it shows.
+// VerifyPlan is what a comparison reads from X. X charges for each post that it shows.
 type VerifyPlan struct {
 	Accounts []VerifyAccount `json:"accounts"`
-	// Posts are those that the ledger has, and MaxPosts as many as X may show.
+	// Posts counts the posts in the ledger. MaxPosts is the most that X may show.
 	Posts      int     `json:"posts"`
 	MaxPosts   int     `json:"max_posts"`
 	CostUSD    float64 `json:"cost_estimate_usd"` // of Posts
@@ -52,7 +52,7 @@ type VerifyAccount struct {
 	ours    []ledgerPost
 }
 
-// ledgerPost is a post as the ledger has it, live or deleted.
+// ledgerPost is a post in the ledger, live or deleted.
 type ledgerPost struct {
 	key    store.Key
 	record store.PostRecord
@@ -64,15 +64,15 @@ type ledgerPost struct {
 type Deviation string
 
 const (
-	PostMissing   Deviation = "missing"   // live in the ledger, and not on X
-	PostDoubled   Deviation = "doubled"   // on X once more: the same text at the same place
-	PostUndeleted Deviation = "undeleted" // deleted in the ledger, and on X
-	PostChanged   Deviation = "changed"   // its text on X is another one
-	PostForeign   Deviation = "foreign"   // on X, and not of jetpost
+	PostMissing   Deviation = "missing"   // live in the ledger, but not on X
+	PostDoubled   Deviation = "doubled"   // on X a second time: the same text at the same place
+	PostUndeleted Deviation = "undeleted" // deleted in the ledger, but still on X
+	PostChanged   Deviation = "changed"   // its text on X differs
+	PostForeign   Deviation = "foreign"   // on X, but not sent by jetpost
 )
 
-// Wrong tells what should not be, where nobody but jetpost posts for the account and nobody
-// deletes.
+// Wrong tells whether the finding is a fault, if only jetpost posts for the account and
+// nobody deletes posts by hand.
 func (d Deviation) Wrong() bool { return d == PostMissing || d == PostDoubled || d == PostUndeleted }
 
 // PostFinding is one post that deviates.
@@ -88,11 +88,11 @@ type PostFinding struct {
 	Text   string `json:"text"`
 }
 
-// Verification is what a comparison of one account found.
+// Verification is the result of the comparison of one account.
 type Verification struct {
 	Account string `json:"account"`
-	// Checked are the ledger's posts that were compared, and Unchecked those of which X's
-	// timeline cannot tell: older than it goes, of the last minute, or in a community.
+	// Checked counts the ledger's posts that were compared, and Unchecked those that X's
+	// timeline may not show: older than its end, of the last minute, or in a community.
 	Checked   int `json:"checked"`
 	Unchecked int `json:"unchecked"`
 	// Read counts the posts that X showed.
@@ -100,7 +100,7 @@ type Verification struct {
 	Findings []PostFinding `json:"findings"`
 }
 
-// PlanVerify tells what a comparison would ask of X, which it does not ask yet.
+// PlanVerify plans a comparison, without calling X.
 func (d *Control) PlanVerify(ctx context.Context, q VerifyQuery) (VerifyPlan, error) {
 	var accounts []store.Account
 	var err error

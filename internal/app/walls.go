@@ -19,21 +19,20 @@ const (
 // NATSUsers are the users that 'jetpost nats config' makes beside customers.
 func NATSUsers() []string { return []string{producerUser, workerUser, operatorUser, setupUser} }
 
-// What people are told of a NATS without walls.
+// The warning about a NATS without these accounts.
 const (
 	NoWalls       = "warning: producers and workers share one NATS account, in which no permission keeps a producer from stopping or deleting everything"
 	NoWallsAdvice = "give nats-server the accounts that 'jetpost nats config' prints"
 )
 
-// Walls are the NATS accounts that keep producers from everything but what the
-// contract gives them. Permissions would not: NATS checks none on the subject
-// that a client has its answer sent to.
+// Walls are the NATS accounts that limit producers to the contract. Permissions are not
+// enough: NATS does not check them on the reply subject of a client.
 //
 //   - The workers' account has every stream.
-//   - The mirror has what producers read and write: a mirror of the events, and
-//     media. Whatever they do to its API, the answer stays there.
-//   - The producers' account has no JetStream at all, and each customer one like
-//     it that knows the subjects of one X account alone.
+//   - The mirror account has what producers read and write: a mirror of the events, and
+//     media. The answers of its API stay in it.
+//   - The producers' account has no JetStream. Each customer has an account of the same
+//     kind, with the subjects of one X account only.
 type Walls struct {
 	Names jetpost.Names
 	// Logins are the user's "password: ..." or "nkey: ...", by its name.
@@ -41,9 +40,9 @@ type Walls struct {
 	// Customers are accounts of producers that may post for one X account, by
 	// the name of both.
 	Customers []string
-	// NoLogin makes whoever connects without a login a producer.
+	// NoLogin makes a client without a login a producer.
 	NoLogin bool
-	// OneWorker leaves out the users operator and setup: the worker's is for all.
+	// OneWorker leaves out the users operator and setup: worker serves for all.
 	OneWorker bool
 	// Allow are the operations that producers may call on accounts, and customers on their
 	// own; ProducerOperations where nil. Those in the workers' account may call all.
@@ -77,10 +76,10 @@ func (w Walls) operations(account string) (list []export) {
 	return list
 }
 
-// export is what one account offers to others.
+// export is a subject that one account exports to others.
 type export struct {
 	subject string
-	stream  bool // messages that others may hear; else a service that they may ask
+	stream  bool // a stream export; otherwise a service
 	many    bool // a request may have more than one answer
 }
 
@@ -118,15 +117,15 @@ func (w Walls) shares() []share {
 			{subject: n.RefreshRequest()}, {subject: n.RefreshTick()},
 			{subject: n.AllEvents(), stream: true},
 		}},
-		// The mirror of the events reads through one consumer that is made for it.
+		// The mirror of the events reads through one consumer, which setup creates.
 		{from: work, to: []string{mirror}, as: underWork, list: []export{
 			{subject: "$JS.API.CONSUMER.RESET." + events + "." + jetpost.ConsumerMirror},
 			{subject: "$JS.FC." + events + "." + jetpost.ConsumerMirror + ".>"},
 			{subject: n.MirrorEvents(), stream: true},
 		}},
-		// Media: all that putting an object needs, and reading it message by
-		// message. No consumer: one could be told to deliver media, whose bytes
-		// are the producer's, onto any subject of the mirror.
+		// Media: everything for putting an object, and for reading it message by
+		// message. No consumer: it can be told to deliver media, whose bytes the
+		// producer chooses, to any subject of the mirror account.
 		{from: mirror, to: all, list: []export{
 			{subject: "$O." + n.MediaBucket() + ".>"},
 			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media},
@@ -146,7 +145,7 @@ func (w Walls) shares() []share {
 			{subject: "$JS.ACK." + events + ".>"}, {subject: "$JS.FC." + events + ".>"},
 			{subject: "_INBOX.>", stream: true},
 		}},
-		// Workers read media there, and setup makes what lies there.
+		// Workers read media there, and setup creates its streams.
 		{from: mirror, to: []string{work}, as: underMirror, list: []export{
 			{subject: "$O." + n.MediaBucket() + ".>"},
 			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media}, {subject: "$JS.API.STREAM.INFO." + events},
@@ -167,7 +166,7 @@ func (w Walls) shares() []share {
 	return shares
 }
 
-// Config is the accounts in nats-server's own language.
+// Config is the accounts block of a nats-server configuration.
 func (w Walls) Config() string {
 	var b strings.Builder
 	if w.NoLogin {
@@ -184,8 +183,8 @@ func (w Walls) Config() string {
 	return b.String()
 }
 
-// workUsers are those who are trusted. That only one of them may change streams
-// guards against mistakes; it is no wall.
+// workUsers are the trusted users. Only one of them may change streams, which protects
+// against mistakes, not against attacks.
 func (w Walls) workUsers() []string {
 	if w.OneWorker {
 		return []string{w.user(workerUser, "")}
@@ -196,7 +195,7 @@ func (w Walls) workUsers() []string {
 			deny = append(deny, fmt.Sprintf("%q", api+".STREAM."+verb+".>"))
 		}
 	}
-	// Media alone is purged, of an upload that broke off.
+	// Only media is purged, after an interrupted upload.
 	deny = append(deny, `"$JS.API.STREAM.PURGE.>"`)
 	// A worker that binds needs no consumer but those of its watches.
 	for _, stream := range []string{w.Names.JobsStream(), w.Names.LanesStream(), w.Names.RefreshStream(), w.Names.ScheduleStream()} {
@@ -214,7 +213,7 @@ func PasswordVariable(user string) string {
 	return "NATS_" + strings.ToUpper(strings.ReplaceAll(user, "-", "_")) + "_PASSWORD"
 }
 
-// user is one line of an account. A user that has an nkey is known by it alone.
+// user is one line of an account. A user with an nkey has no password.
 func (w Walls) user(name, permissions string) string {
 	login := w.Logins[name]
 	if login == "" {
@@ -245,7 +244,7 @@ func (w Walls) account(b *strings.Builder, name string, jetStream bool, users []
 	b.WriteString("  }\n")
 }
 
-// exports are an account's offers, each once with all who may take it.
+// exports are an account's exports, each once with all accounts that may import it.
 func (w Walls) exports(account string) []string {
 	var order []export
 	takers := map[string][]string{}

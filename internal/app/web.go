@@ -24,18 +24,18 @@ const (
 	webIdleTime = 2 * time.Minute
 )
 
-// WebConfig says where the pages for people are served.
+// WebConfig is the configuration of the pages for people.
 type WebConfig struct {
-	Listen string // nothing is served where empty
-	// PublicURL is the address of the pages for people, the base of links and of
-	// the redirect URI. On a loopback address it is the one listened on where
-	// empty.
+	Listen string // address; empty serves no pages
+	// PublicURL is the public address of the pages, the base of links and of
+	// the redirect URI. If it is empty and Listen is a loopback address, it is that
+	// address.
 	PublicURL string
 	// ReturnHosts are where links may return to.
 	ReturnHosts []string
 }
 
-// check lists what is wrong with the pages' addresses.
+// check lists the mistakes in the pages' addresses.
 func (c WebConfig) check(wrong func(string, ...any)) {
 	switch {
 	case c.PublicURL != "":
@@ -58,7 +58,7 @@ func listensOnLoopback(listen string) bool {
 	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
-// site is what the pages and the links to them have in common.
+// site is the part that the pages and the links to them share.
 func (c WebConfig) site() (web.Site, error) {
 	var mistakes []string
 	c.check(func(format string, args ...any) { mistakes = append(mistakes, fmt.Sprintf(format, args...)) })
@@ -80,9 +80,9 @@ func (c WebConfig) site() (web.Site, error) {
 	return site, nil
 }
 
-// LinkSite is where the links lead that a command makes: to the pages of the
-// installation that runs here, with which the command's own words must agree, or
-// to those that these name.
+// LinkSite is the site of the links that a command makes: the pages of the
+// installation that runs on this machine, which the command's flags must match, or
+// the site in these flags.
 func (c Config) LinkSite(said WebConfig) (web.Site, error) {
 	runs := c.Web
 	if runs.PublicURL == "" {
@@ -119,8 +119,7 @@ type Web struct {
 	pages   http.Handler
 }
 
-// NewWeb checks everything that the pages depend on. It serves nothing yet;
-// whatever is wrong is an error here.
+// NewWeb checks everything that the pages depend on. It serves nothing yet.
 func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err error) {
 	if err := cfg.validate(needs{nats: true, database: true, keys: true, x: true, web: true}); err != nil {
 		return nil, err
@@ -154,8 +153,8 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 	return w, err
 }
 
-// Run serves until the context ends, and lets those finish who are on their way
-// back from X: what X gives them must be stored.
+// Run serves until the context ends. It then completes requests with X's answers, because
+// their tokens must be stored.
 func (w *Web) Run(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {

@@ -31,8 +31,8 @@ const (
 	refreshSlots = 2
 	// headerTimeout bounds the headers of a request to a server of ours.
 	headerTimeout = 10 * time.Second
-	// rescueInterval is how often a worker looks for what others that are gone left
-	// in the lifeboat: sooner than their leases of tokens end.
+	// rescueInterval is how often a worker checks the lifeboat for pairs of workers that
+	// are gone: sooner than their leases of tokens end.
 	rescueInterval = 10 * time.Second
 )
 
@@ -43,19 +43,19 @@ type Worker struct {
 	conn   *Connection
 	ledger store.Store
 	gate   *admission.Gate
-	// windows are X's, as told to all workers by board.
+	// windows are X's rate windows; shared publishes them to all workers.
 	windows *admission.Windows
-	board   *publishers.Windows
+	shared  *publishers.Windows
 	tokens  *consumers.Refresher
 	boat    *store.Lifeboat
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
 	alarms  *consumers.Alarms
-	// announcer has marks that gather.
+	// relay collects marks, which Run flushes at the end.
 	relay      *consumers.OutboxRelay
-	stops      *consumers.AppPauseControl
+	pauses     *consumers.AppPauseControl
 	heartbeats *publishers.Heartbeats
-	lanes      *counted // which knows how many slots are used
+	lanes      *counted // counts the used slots
 	health     *consumers.Health
 	clocks     *consumers.Clocks
 	status     *sharedStatus
@@ -64,8 +64,8 @@ type Worker struct {
 	started    time.Time
 }
 
-// NewWorker checks everything that a worker depends on and binds to it. It
-// starts nothing yet; whatever is wrong is an error here.
+// NewWorker checks everything that a worker depends on, and binds to it. It
+// starts nothing yet.
 func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -118,8 +118,8 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	return w, nil
 }
 
-// prepareLifeboat makes sure that there is a place for token pairs that the
-// database does not take.
+// prepareLifeboat prepares the directory for token pairs that the database cannot store
+// yet.
 func (w *Worker) prepareLifeboat(ledgerID string) error {
 	if w.cfg.Lifeboat == "" {
 		return &ConfigError{Mistakes: []string{"--lifeboat: no directory is given"}}
@@ -139,8 +139,8 @@ func lifeboatError(err error) error {
 	return &HintError{Err: err, Help: "let this user write there, or choose with --lifeboat a directory that outlives the worker"}
 }
 
-// rescue brings in what workers that are gone left in the lifeboat, again and again
-// until the context ends.
+// rescue regularly recovers the pairs of workers that are gone from the lifeboat, until
+// the context ends.
 func (w *Worker) rescue(ctx context.Context) {
 	ticker := time.NewTicker(rescueInterval)
 	defer ticker.Stop()
@@ -156,7 +156,7 @@ func (w *Worker) rescue(ctx context.Context) {
 	}
 }
 
-// workerName tells workers apart in leases and logs.
+// workerName generates a unique name for leases and logs.
 func workerName() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -165,7 +165,7 @@ func workerName() string {
 	return host + "-" + strconv.Itoa(os.Getpid()) + "-" + uuid.NewString()[:8]
 }
 
-// checkClock refuses a clock that would hold or send at the wrong time.
+// checkClock fails if this machine's clock differs from the database's.
 func checkClock(ctx context.Context, ledger store.Ledger) error {
 	if _, err := ledger.Clock(ctx); err != nil {
 		return databaseError(err)
@@ -200,7 +200,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	wakeups := publishers.NewWakeups(js, names)
 	deadLetters := publishers.NewDeadLetters(js, names)
-	if w.stops, err = control.AppPauseControl(ctx, w.conn.JS, w.conn.Names, w.ledger, w.log); err != nil {
+	if w.pauses, err = control.AppPauseControl(ctx, w.conn.JS, w.conn.Names, w.ledger, w.log); err != nil {
 		return err
 	}
 	signer, err := consumers.LedgerSigner(ctx, w.ledger)
@@ -208,9 +208,9 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		return databaseError(err)
 	}
 	w.heartbeats = publishers.NewHeartbeats(js, names)
-	w.gate = admission.NewGate(w.stops, cfg.Worker, cfg.Lease/2, w.log)
-	w.board = publishers.NewWindows(js, names).Signed(signer)
-	w.windows = admission.NewWindows(w.board, w.log)
+	w.gate = admission.NewGate(w.pauses, cfg.Worker, cfg.Lease/2, w.log)
+	w.shared = publishers.NewWindows(js, names).Signed(signer)
+	w.windows = admission.NewWindows(w.shared, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
 	relay := &consumers.OutboxRelay{Ledger: w.ledger, DeadLetters: deadLetters, Names: names, Log: w.log, MarkAfter: consumers.DefaultMarkAfter}
 	w.relay = relay
@@ -266,7 +266,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		w.bind(names.LanesStream(), jetpost.ConsumerLanes, slots, w.lanes)
 		w.sweep = &consumers.Sweeper{
 			Ledger: w.ledger, Wakeups: wakeups, Announce: relay, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: w.log,
-			Upkeep: &consumers.Upkeep{Pauses: w.stops, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
+			Upkeep: &consumers.Upkeep{Pauses: w.pauses, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
 		}
 	}
 	if w.has(RoleRefresh) {
@@ -283,8 +283,7 @@ func (w *Worker) bindPartition(stream, consumer string, h consumers.BatchHandler
 	w.runner.Bindings = append(w.runner.Bindings, consumers.Binding{Stream: stream, Consumer: consumer, Batch: h})
 }
 
-// answers asks the database and NATS for a heartbeat, and looks whether there is room
-// for what would be accepted.
+// answers checks that the database and NATS answer, and that the disks have free space.
 func (w *Worker) answers(ctx context.Context) error {
 	if err := w.cfg.enoughRoom(); err != nil {
 		return err
@@ -310,28 +309,28 @@ func (w *Worker) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()
-	parts.Go(func() { w.stops.Follow(background, w.gate, w.health) })
-	// The stops that stand are known before the first delivery, and the windows.
+	parts.Go(func() { w.pauses.Follow(background, w.gate, w.health) })
+	// The pauses in force and the windows must be known before the first delivery.
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-w.gate.Informed():
 	}
-	if err := w.board.FollowApp(background, w.windows.Learned); err != nil {
+	if err := w.shared.FollowApp(background, w.windows.Learned); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
 	parts.Go(func() { w.windows.Run(background) })
-	w.giveSign(background)
-	// It lives until its last call is finished.
+	w.giveHeartbeat(background)
+	// Heartbeats go on until the last call is finished.
 	living, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
-	parts.Go(func() { w.giveSigns(living) })
+	parts.Go(func() { w.giveHeartbeats(living) })
 	if w.cfg.Notify != "" {
 		n := &Notifier{URL: w.cfg.Notify, Status: w.status.get, Ledger: w.ledger, Log: w.log}
-		parts.Go(func() { _ = n.Run(background) }) // its looks do not fail
+		parts.Go(func() { _ = n.Run(background) }) // sharedStatus does not fail
 	}
 	parts.Go(func() {
 		if err := w.service.Run(background); err != nil {

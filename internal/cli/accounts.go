@@ -26,19 +26,19 @@ const maxImportLine = 64 << 10 // bytes
 // accountsCmd is 'jetpost accounts'.
 type accountsCmd struct {
 	Connect    accountsConnectCmd    `cmd:"" help:"Connect an account: its owner consents on X's page, in a browser."`
-	Disconnect accountsDisconnectCmd `cmd:"" help:"Take back an account's consent; its jobs wait until it is connected again."`
-	Import     accountsImportCmd     `cmd:"" help:"Bring in accounts with tokens that were obtained elsewhere."`
+	Disconnect accountsDisconnectCmd `cmd:"" help:"Revoke an account's consent. Its jobs wait until it is connected again."`
+	Import     accountsImportCmd     `cmd:"" help:"Import accounts with tokens that were obtained elsewhere."`
 	Link       accountsLinkCmd       `cmd:"" help:"Make a one-time link with which a customer connects an account."`
 	List       accountsListCmd       `cmd:"" help:"List accounts and the state of their tokens."`
 	Show       accountsShowCmd       `cmd:"" help:"Show one account: its user on X, its token, and what to do."`
 }
 
 type accountsImportCmd struct {
-	File string `env:"-" short:"f" default:"-" placeholder:"PATH" help:"JSON lines like {\"name\":\"acme\",\"access_token\":\"...\",\"refresh_token\":\"...\",\"expires_at\":\"2026-12-01T09:00:00Z\"}; - is standard input, and the default."`
+	File string `env:"-" short:"f" default:"-" placeholder:"PATH" help:"JSON lines like {\"name\":\"acme\",\"access_token\":\"...\",\"refresh_token\":\"...\",\"expires_at\":\"2026-12-01T09:00:00Z\"}; - is standard input, the default."`
 }
 
-// importResult is what became of one line. It holds nothing of a line that
-// could not be read, since that may be a token.
+// importResult is the result of one line. It has nothing of a line that
+// could not be decoded, because that may be a token.
 type importResult struct {
 	Line int `json:"line"`
 	*app.Imported
@@ -46,7 +46,7 @@ type importResult struct {
 	Do    string `json:"do,omitempty"`
 }
 
-// Run imports line by line. A bad line does not keep the others out.
+// Run imports line by line. A bad line does not affect the others.
 func (c *accountsImportCmd) Run(e *env) error {
 	from := e.stdin
 	if c.File != "-" {
@@ -65,7 +65,7 @@ func (c *accountsImportCmd) Run(e *env) error {
 		case failed > 0:
 			return fmt.Errorf("%d of %d accounts were not imported", failed, done)
 		case done == 0:
-			return &exitError{code: exitUsage, err: errors.New("there was no line to import")}
+			return &exitError{code: exitUsage, err: errors.New("the input has no line to import")}
 		}
 		return nil
 	})
@@ -112,8 +112,8 @@ func importLine(ctx context.Context, importer *app.Importer, n int, text []byte)
 	return result
 }
 
-// decodeImport reads one line. Its errors repeat no value of the line, as
-// those of package json may: any value may be a token in the wrong place.
+// decodeImport decodes one line. Unlike those of package json, its errors repeat no
+// value of the line, because any value may be a misplaced token.
 func decodeImport(text []byte) (app.ImportLine, error) {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
@@ -129,13 +129,13 @@ func decodeImport(text []byte) (app.ImportLine, error) {
 	case err == nil:
 		return line, nil
 	case errors.As(err, &kind) && kind.Field != "":
-		return app.ImportLine{}, fmt.Errorf("%s: is of the wrong kind, want a string", kind.Field)
+		return app.ImportLine{}, fmt.Errorf("%s: has the wrong type, want a string", kind.Field)
 	case errors.As(err, &moment):
-		return app.ImportLine{}, errors.New("expires_at: is no time; want one like 2026-12-01T09:00:00Z")
+		return app.ImportLine{}, errors.New("expires_at: is not a time; want one like 2026-12-01T09:00:00Z")
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF):
-		return app.ImportLine{}, errors.New("is no JSON object on one line")
+		return app.ImportLine{}, errors.New("is not a JSON object on one line")
 	default:
-		return app.ImportLine{}, errors.New("is not an object of name, access_token, refresh_token and expires_at alone")
+		return app.ImportLine{}, errors.New("is not an object with only name, access_token, refresh_token and expires_at")
 	}
 }
 
@@ -243,13 +243,13 @@ func (c *accountsShowCmd) Run(e *env) error {
 	})
 }
 
-// missingText says what does not begin for want of a permission, "" where all does.
+// missingText says which requests do not start because of a missing permission; "" if none.
 func missingText(scopes []string) string {
 	switch {
 	case slices.Contains(scopes, xapi.ScopePostWrite):
 		return xapi.ScopePostWrite + ", without which nothing is posted"
 	case len(scopes) > 0:
-		return scopes[0] + ", without which no request with media begins"
+		return scopes[0] + ", without which no request with media starts"
 	}
 	return ""
 }

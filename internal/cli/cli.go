@@ -30,95 +30,95 @@ import (
 // Exit codes. They are part of the command line's contract.
 const (
 	exitOK       = 0
-	exitFailed   = 1 // it did not work
+	exitFailed   = 1 // failure
 	exitUsage    = 2 // the command line or the configuration is wrong
 	exitNotFound = 3 // no such account or request
 	exitRequest  = 4 // the request failed or was refused
 	exitWaiting  = 5 // the request is still waiting
-	exitUnknown  = 6 // nobody knows whether a post is live
+	exitUnknown  = 6 // it is unknown whether a post is live
 
-	exitInterrupted = 130 // the demo, a rotation or a wait for a consent was ended by a signal, as shells have it
+	exitInterrupted = 130 // a signal ended the demo, a rotation or a wait; the number is the shells' own
 )
 
 // cli is the command line: flags, environment and help in one place. Each flag
 // can also be set as JETPOST_<FLAG>.
 type cli struct {
 	Output    string `short:"o" enum:"text,json" default:"text" help:"Output format: ${enum}."`
-	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Log from this level on: ${enum}."`
+	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Lowest level to log: ${enum}."`
 	LogFormat string `enum:"auto,text,json" default:"auto" help:"Log format: ${enum}; auto is coloured text on a terminal, else JSON."`
 
 	PrintVersion kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
 
-	Demo     demoCmd     `cmd:"" help:"See everything work, on a simulated X, in about half a minute."`
+	Demo     demoCmd     `cmd:"" help:"Demonstrate jetpost on a simulated X, in about half a minute."`
 	Up       upCmd       `cmd:"" help:"Run everything on this machine: NATS, database and worker in one process."`
-	Worker   workerCmd   `cmd:"" help:"Run a worker on a NATS and a database that are there."`
-	Web      webCmd      `cmd:"" help:"Serve the pages with which customers connect their accounts."`
-	Sim      simCmd      `cmd:"" help:"Run a simulated X, for tests of your own."`
-	Setup    setupCmd    `cmd:"" help:"Make or update the database's schema and everything in NATS."`
-	NATS     natsCmd     `cmd:"" name:"nats" help:"Print a configuration for a nats-server of your own."`
+	Worker   workerCmd   `cmd:"" help:"Run a worker with an existing NATS and database."`
+	Web      webCmd      `cmd:"" help:"Serve the pages on which customers connect their accounts."`
+	Sim      simCmd      `cmd:"" help:"Run a simulated X, for your own tests."`
+	Setup    setupCmd    `cmd:"" help:"Create or update the database schema and the streams, consumers and buckets in NATS."`
+	NATS     natsCmd     `cmd:"" name:"nats" help:"Print a configuration for your own nats-server."`
 	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
-	Requests requestsCmd `cmd:"" help:"Look at requests, watch, move, cancel or settle them."`
-	Replay   replayCmd   `cmd:"" help:"Send failed requests back; what is live is never posted again."`
-	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: those that are due, or one account's."`
+	Requests requestsCmd `cmd:"" help:"List, show, watch, reschedule, cancel, unpublish and settle requests."`
+	Replay   replayCmd   `cmd:"" help:"Send failed and refused requests again, without the posts that are live."`
+	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: all that are due, or those of one account."`
 	Accounts struct {
 		accountsCmd  `embed:""`
 		connectFlags `embed:""`
 	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
-	Pause    pauseCmd    `cmd:"" help:"Have an account, or all of them, post nothing until a time or until resumed."`
-	Resume   resumeCmd   `cmd:"" help:"Go on after a pause, or after a stop of the whole app, before its time."`
-	Keys     keysCmd     `cmd:"" help:"Make, look at and change encryption keys."`
-	Forecast forecastCmd `cmd:"" help:"Say when everything that waits is out, also with more posts."`
-	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the stops in force, as the workers know them."`
-	Status   statusCmd   `cmd:"" help:"Say in one sentence whether posts go out, and if not, why."`
-	Workers  workersCmd  `cmd:"" help:"List the workers that live, and those that fell silent within the hour."`
-	Doctor   doctorCmd   `cmd:"" help:"Check everything that a worker needs, before it is started: a line each, and what to do."`
-	Health   healthCmd   `cmd:"" help:"Ask a worker whether it is ready; for container health checks."`
+	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts."`
+	Resume   resumeCmd   `cmd:"" help:"End a pause of an account or of the app now."`
+	Keys     keysCmd     `cmd:"" help:"Generate, show and rotate encryption keys."`
+	Forecast forecastCmd `cmd:"" help:"Show when the queues of all accounts will be empty."`
+	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the app pauses in force."`
+	Status   statusCmd   `cmd:"" help:"Show whether posts go out, and if not, why."`
+	Workers  workersCmd  `cmd:"" help:"List the workers, including those whose heartbeats stopped within the last hour."`
+	Doctor   doctorCmd   `cmd:"" help:"Check everything that a worker needs before you start it."`
+	Health   healthCmd   `cmd:"" help:"Check whether a worker is ready; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 
-	Completion completionCmd `cmd:"" help:"Print the code by which a shell completes jetpost's commands and flags: bash, zsh or fish."`
+	Completion completionCmd `cmd:"" help:"Print the completion script for bash, zsh or fish."`
 }
 
 // completionCmd is 'jetpost completion'.
 type completionCmd struct {
-	Shell string `arg:"" enum:"bash,zsh,fish" help:"Shell that reads the code: ${enum}."`
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"Shell: ${enum}."`
 }
 
-// Help says what to do with the code.
+// Help is the long help text.
 func (*completionCmd) Help() string {
-	return "For this shell: source <(jetpost completion bash). For all: put that line into ~/.bashrc or ~/.zshrc; for fish, " +
-		"jetpost completion fish | source into ~/.config/fish/config.fish."
+	return "For the present shell: source <(jetpost completion bash). For every shell, add that line to ~/.bashrc or ~/.zshrc; for fish, " +
+		"add jetpost completion fish | source to ~/.config/fish/config.fish."
 }
 
-// Run prints the code.
+// Run prints the script.
 func (c *completionCmd) Run(ctx *kong.Context) error {
 	return (&kongcompletion.Completion{Shell: c.Shell, Code: true}).Run(ctx)
 }
 
-// connectFlags say where things are, for the commands that connect to any.
-// Secrets come from the environment alone, or from a file that <NAME>_FILE
-// names: a command line can be read by all.
+// connectFlags are the flags of commands that connect to NATS, the database or X.
+// Secrets come only from the environment, or from a file that <NAME>_FILE
+// names, because other users can read a command line.
 type connectFlags struct {
-	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}, or ${simdata} of a simulation). Other commands find what runs there by it."`
-	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server, nats://host:4222."`
-	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user; the password is in NATS_PASSWORD."`
+	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}, or ${simdata} with --sim). Other commands use it to find the running 'jetpost up'."`
+	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server or servers, nats://host:4222, comma-separated."`
+	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user. The password is read from NATS_PASSWORD."`
 	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
 	NKey     string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of a NATS nkey."`
-	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"Certificates to check that of NATS against; the system's where missing."`
-	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Certificate to show NATS; its key is in --nats-key."`
-	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Key of --nats-cert."`
-	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, to share one NATS."`
-	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"X's API; for a simulator or a proxy."`
-	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your app."`
-	XTier    string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Kind of your app at X, ${enum}: only an Enterprise app may quote posts."`
+	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"CA certificates for the NATS server. Default: the system's."`
+	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Client certificate for NATS, with its key in --nats-key."`
+	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Private key of --nats-cert."`
+	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, if several installations share one NATS."`
+	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"URL of X's API, to use a simulator."`
+	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your X app."`
+	XTier    string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Tier of your X app, ${enum}. Only Enterprise apps may quote posts."`
 }
 
-// AfterApply hands the flags of the command that was chosen to env.
+// AfterApply passes the flags of the selected command to env.
 func (f *connectFlags) AfterApply(chosen *connectFlags) error {
 	*chosen = *f
 	return nil
 }
 
-// exitError ends the process with a code of its own.
+// exitError is an error with its own exit code.
 type exitError struct {
 	code int
 	err  error
@@ -127,7 +127,7 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
-// env is what a command gets beside its own flags.
+// env is the environment of a command: everything but its own flags.
 type env struct {
 	ctx     context.Context
 	cli     *cli
@@ -150,10 +150,10 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	exited := -1
 	parser, err := kong.New(&c,
 		kong.Name("jetpost"),
-		kong.Description("Keeps the tokens of many X accounts alive and publishes posts and threads for them from NATS JetStream.\n\n"+
-			"Begin with: jetpost demo\n\n"+
+		kong.Description("jetpost keeps the tokens of many X accounts alive and publishes posts and threads for them from NATS JetStream.\n\n"+
+			"To try it: jetpost demo\n\n"+
 			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
-			strings.Join(SecretNames(), ", ")+". DATABASE_PASSWORD is the password of a DATABASE_URL that names none."),
+			strings.Join(SecretNames(), ", ")+". DATABASE_PASSWORD is used if DATABASE_URL has no password."),
 		kong.Vars{"data": defaultData(), "simdata": simData(), "version": app.ThisBuild().String()},
 		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
@@ -166,7 +166,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return fail(err)
 	}
 	kongcompletion.Register(parser)
-	if exited >= 0 { // a shell has asked for completions
+	if exited >= 0 { // a shell asked for completions
 		return exited
 	}
 	switch {
@@ -182,8 +182,8 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(&exitError{code: exitUsage, err: &app.HintError{Err: err, Help: "see: " + helpFor(err)}})
 	}
-	// The first signal asks everything to finish; the second one is the
-	// system's own, and ends the process.
+	// The first signal ends the command in order. The second one has its default effect and
+	// ends the process.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
@@ -191,7 +191,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return fail(err)
 }
 
-// helpFor is the help of the command whose line could not be read.
+// helpFor is the --help of the command whose arguments could not be parsed.
 func helpFor(err error) string {
 	words := []string{"jetpost"}
 	if parse := new(kong.ParseError); errors.As(err, &parse) {
@@ -204,7 +204,7 @@ func helpFor(err error) string {
 	return strings.Join(append(words, "--help"), " ")
 }
 
-// asksJSON tells whether a command line that could not be read asked for JSON.
+// asksJSON tells whether a command line that could not be parsed asked for JSON.
 func asksJSON(args []string) bool {
 	for i, arg := range args {
 		if arg == "--output=json" || arg == "-ojson" || ((arg == "-o" || arg == "--output") && i+1 < len(args) && args[i+1] == "json") {
@@ -214,7 +214,7 @@ func asksJSON(args []string) bool {
 	return os.Getenv("JETPOST_OUTPUT") == "json"
 }
 
-// failure is an error as a program reads it.
+// failure is an error as JSON.
 type failure struct {
 	Code   string `json:"code"` // by the exit code, see failureCodes
 	Detail string `json:"detail"`
@@ -227,7 +227,7 @@ var failureCodes = map[int]string{
 	exitWaiting: "waiting", exitUnknown: "unknown", exitInterrupted: "interrupted",
 }
 
-// report says what went wrong and what to do, and returns the exit code.
+// report prints the error and its hint, and returns the exit code.
 func report(stderr io.Writer, err error, asJSON bool) int {
 	if err == nil {
 		return exitOK
@@ -236,7 +236,7 @@ func report(stderr io.Writer, err error, asJSON bool) int {
 	if asJSON {
 		encoder := json.NewEncoder(stderr)
 		encoder.SetEscapeHTML(false)
-		_ = encoder.Encode(map[string]failure{"error": {Code: failureCodes[code], Detail: err.Error(), Hint: app.Hint(err)}}) // nobody is left to tell
+		_ = encoder.Encode(map[string]failure{"error": {Code: failureCodes[code], Detail: err.Error(), Hint: app.Hint(err)}}) // standard error is closed: nothing else can be done
 		return code
 	}
 	fmt.Fprintf(stderr, "jetpost: %v\n", err)
@@ -273,7 +273,7 @@ func logger(c *cli, w io.Writer) *slog.Logger {
 	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal}))
 }
 
-// isTerminal tells whether one end of a stream is a person.
+// isTerminal tells whether a stream is a terminal.
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	if !ok {
@@ -283,11 +283,11 @@ func isTerminal(stream any) bool {
 	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
 		return false
 	}
-	nobody, err := os.Stat(os.DevNull) // a character device as well
-	return err != nil || !os.SameFile(info, nobody)
+	null, err := os.Stat(os.DevNull) // a character device as well
+	return err != nil || !os.SameFile(info, null)
 }
 
-// defaultData is where 'up' keeps everything unless told otherwise.
+// defaultData is the default data directory of 'up'.
 func defaultData() string {
 	if dir := os.Getenv("XDG_DATA_HOME"); dir != "" {
 		return filepath.Join(dir, "jetpost")
@@ -299,11 +299,10 @@ func defaultData() string {
 	return filepath.Join(home, ".local", "share", "jetpost")
 }
 
-// simData is where 'up --sim' keeps everything unless told otherwise: never
-// beside real accounts.
+// simData is the default data directory of 'up --sim', separate from that of real accounts.
 func simData() string { return defaultData() + "-sim" }
 
-// data is where 'up' keeps everything.
+// data is the data directory of 'up'.
 func (e *env) data(simulated bool) string {
 	switch {
 	case e.connect.Data != "":
@@ -315,7 +314,7 @@ func (e *env) data(simulated bool) string {
 	}
 }
 
-// config reads what is common to all commands.
+// config reads the configuration that all commands share.
 func (e *env) config() (app.Config, error) {
 	f := e.connect
 	cfg := app.Config{
@@ -348,8 +347,8 @@ func (e *env) config() (app.Config, error) {
 	return cfg, nil
 }
 
-// withPassword puts a password into a URL with a user that has none. Any other URL,
-// also one that cannot be read, stays as it is.
+// withPassword adds a password to a URL that has a user without one. It returns any other
+// URL, including an invalid one, as it is.
 func withPassword(address, password secret.String) secret.String {
 	u, err := url.Parse(address.Reveal())
 	if err != nil || password.Empty() || u.User == nil {
@@ -362,14 +361,14 @@ func withPassword(address, password secret.String) secret.String {
 	return secret.New(u.String())
 }
 
-// clientConfig is the configuration of a command that talks to something that
-// runs: a 'jetpost up' of this machine, or what the environment names. The two
+// clientConfig is the configuration of a command that uses a running installation:
+// a 'jetpost up' on this machine, or the one that the environment names. The two
 // are never mixed.
 func (e *env) clientConfig() (app.Config, error) {
 	cfg, err := e.natsConfig()
 	if err == nil && cfg.NATS.URL != "" && cfg.DatabaseURL.Empty() {
 		return cfg, &exitError{code: exitUsage, err: &app.HintError{
-			Err:  errors.New("NATS_URL is set, but not to a jetpost that runs on this machine, and DATABASE_URL is missing"),
+			Err:  errors.New("NATS_URL is set, but not to a 'jetpost up' on this machine, and DATABASE_URL is missing"),
 			Help: "set DATABASE_URL and HUB_ENCRYPTION_KEY too, or unset NATS_URL",
 		}}
 	}
@@ -410,8 +409,8 @@ func SecretNames() []string {
 	return []string{"DATABASE_URL", "HUB_ENCRYPTION_KEY", "X_CLIENT_SECRET", "NATS_PASSWORD", "DATABASE_PASSWORD"}
 }
 
-// setVariable sets a variable of the environment. An empty one is none: the flag's default
-// holds.
+// setVariable sets a variable of the environment. It removes an empty one, so that the
+// flag has its default.
 func setVariable(name, value string) error {
 	if value == "" {
 		return os.Unsetenv(name)
@@ -419,9 +418,9 @@ func setVariable(name, value string) error {
 	return os.Setenv(name, value)
 }
 
-// tidyEnvironment takes blanks, line ends and a pair of quotes from around the values of
-// our variables, which env files and shells leave there. A password may begin and end
-// with quotes: there nobody knows, and it fails.
+// tidyEnvironment removes spaces, line ends and a pair of quotes around the values of
+// our variables, which env files and shells can leave there. It fails for a password in
+// quotes, because the quotes may be part of it.
 func tidyEnvironment(environ []string, set func(name, value string) error) error {
 	var wrong []string
 	for _, entry := range environ {
@@ -433,7 +432,7 @@ func tidyEnvironment(environ []string, set func(name, value string) error) error
 		tidy := strings.TrimSpace(value)
 		if bare := unquoted(tidy); bare != tidy {
 			if strings.HasSuffix(name, "_PASSWORD") {
-				wrong = append(wrong, fmt.Sprintf("%s: stands in quotes; take them away or, where they are part of it, put it into the file that %s_FILE names", name, name))
+				wrong = append(wrong, fmt.Sprintf("%s: is in quotes; remove them or, if they are part of the password, put it into the file that %s_FILE names", name, name))
 				continue
 			}
 			tidy = bare
@@ -459,7 +458,7 @@ func unquoted(s string) string {
 	return s
 }
 
-// variables are those of the environment that have no prefix of ours.
+// variables are our environment variables without the prefix JETPOST_.
 func variables() []string {
 	return append(SecretNames(), "NATS_URL", "NATS_USER", "NATS_CREDS", "NATS_NKEY", "NATS_CA", "NATS_CERT", "NATS_KEY", "X_API_URL", "X_CLIENT_ID")
 }

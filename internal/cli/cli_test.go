@@ -475,7 +475,7 @@ func TestStatusTextCountsWhatItDoesNotName(t *testing.T) {
 func TestResumeTextSaysWhatGoesOut(t *testing.T) {
 	t.Parallel()
 	c := resumeCmd{whomFlags: whomFlags{App: true}, ExpireOlderThan: 6 * time.Hour}
-	want := "0 requests, due more than 6h0m0s ago, failed as expired\n2 requests, as late, had begun: left alone\nnothing was stopped\n"
+	want := "0 requests, due more than 6h0m0s ago, failed as expired\n2 requests, as late, had begun: left alone\nnothing was paused\n"
 	if text := c.text(app.Resumed{Begun: 2}); text != want {
 		t.Errorf("text = %q, want %q", text, want)
 	}
@@ -526,13 +526,13 @@ func TestLimitsTextTellsOfAnOutage(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
 	text := limitsText(app.Limits{
-		Now: at, X: app.Breaker{State: "open", Since: at, AskedAgain: at.Add(time.Minute)},
-		Stops: []app.LimitPause{{Target: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
+		Now: at, X: app.Breaker{State: "unreachable", Since: at, AskedAgain: at.Add(time.Minute)},
+		Pauses: []app.LimitPause{{Target: "publish", Code: jetpost.CodeXOutage, Since: at, AskedAgain: at.Add(time.Minute), WaitSeconds: 60}},
 	}, "")
 	since, again := localTime(at), localTime(at.Add(time.Minute))
-	want := "X: open since " + since + ", asked again at " + again + "\n" +
-		"stop of publish since " + since + ", asked again at " + again + ", a wait of 1m0s: x_outage\n" +
-		"no rate window is known: X has told of none in the last hour\n"
+	want := "X: unreachable since " + since + ", asked again at " + again + "\n" +
+		"publish paused since " + since + ", asked again at " + again + ", after a wait of 1m0s: x_outage\n" +
+		"no rate window is known: X reported none in the last hour\n"
 	if text != want {
 		t.Errorf("text = %q, want %q", text, want)
 	}
@@ -546,7 +546,7 @@ func TestForecastTextListsTheLast(t *testing.T) {
 	if want := "2,000 posts of 30 accounts are out by " + localTime(at) + " at the earliest, after 12 windows\n"; !strings.HasPrefix(text, want) {
 		t.Errorf("text = %q, want %q first", text, want)
 	}
-	if lines := strings.Count(text, "\n"); lines != 23 || !strings.HasSuffix(text, "and 10 accounts, done before; see them with --all\n") {
+	if lines := strings.Count(text, "\n"); lines != 23 || !strings.HasSuffix(text, "and 10 accounts that finish earlier; list them with --all\n") {
 		t.Errorf("%d lines, want the sentence, a header, 20 accounts and how to see the rest:\n%s", lines, text)
 	}
 }

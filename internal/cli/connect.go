@@ -30,7 +30,7 @@ import (
 )
 
 const (
-	// maxPasteBytes bounds a pasted line; an answer of X is far shorter.
+	// maxPasteBytes bounds a pasted line; X's answers are far shorter.
 	maxPasteBytes = 16 << 10
 	// callbackHeaders bounds the headers of a browser's request.
 	callbackHeaders = 10 * time.Second
@@ -41,14 +41,14 @@ const (
 )
 
 type accountsConnectCmd struct {
-	Name         string        `arg:"" help:"Your name for the account: 1 to 63 of a-z 0-9 _ -. A known one is connected anew."`
-	Callback     string        `default:"127.0.0.1:8484" placeholder:"ADDR" help:"Where this machine waits for X's answer (${default}). Register http://ADDR/callback in X's developer console, that is http://${default}/callback."`
-	NoBrowser    bool          `env:"-" help:"Open no browser, only print the address of X's page."`
-	AuthorizeURL string        `env:"-" name:"authorize-url" placeholder:"URL" help:"Where X asks for consent: https://x.com, or what --x-api-url names."`
-	Timeout      time.Duration `env:"-" default:"10m" help:"How long to wait for the consent (${default}). Exit code 5: it did not come."`
+	Name         string        `arg:"" help:"Your name for the account: 1 to 63 of a-z 0-9 _ -. An existing account is connected again."`
+	Callback     string        `default:"127.0.0.1:8484" placeholder:"ADDR" help:"Listening address for X's answer (${default}). Register http://ADDR/callback in X's developer console, by default http://${default}/callback."`
+	NoBrowser    bool          `env:"-" help:"Do not open a browser; only print the address of X's page."`
+	AuthorizeURL string        `env:"-" name:"authorize-url" placeholder:"URL" help:"URL of X's consent page. Default: https://x.com, or the value of --x-api-url."`
+	Timeout      time.Duration `env:"-" default:"10m" help:"How long to wait for the consent (${default}). Exit code 5: no consent."`
 }
 
-// check lists what is wrong with the command line.
+// check lists the mistakes of the command line.
 func (c *accountsConnectCmd) check() error {
 	var wrong []string
 	if err := jetpost.CheckAccount(c.Name); err != nil {
@@ -56,11 +56,11 @@ func (c *accountsConnectCmd) check() error {
 	}
 	host, _, err := net.SplitHostPort(c.Callback)
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		// X knows no localhost, and elsewhere the code would go through a network.
+		// X does not accept localhost. Any other address sends the code through a network.
 		wrong = append(wrong, fmt.Sprintf("--callback: %q is not 127.0.0.1:PORT", c.Callback))
 	}
 	if page, err := url.Parse(c.AuthorizeURL); c.AuthorizeURL != "" && (err != nil || page.Host == "" || page.Scheme != "https" && page.Scheme != "http") {
-		wrong = append(wrong, fmt.Sprintf("--authorize-url: %q is no URL like https://x.com", c.AuthorizeURL))
+		wrong = append(wrong, fmt.Sprintf("--authorize-url: %q is not a URL like https://x.com", c.AuthorizeURL))
 	}
 	if c.Timeout <= 0 {
 		wrong = append(wrong, fmt.Sprintf("--timeout: %s, want a time above 0", c.Timeout))
@@ -68,7 +68,7 @@ func (c *accountsConnectCmd) check() error {
 	return mistakes("cannot connect", wrong...)
 }
 
-// Run has the account's owner consent, and stores the tokens that come of it.
+// Run asks the account's owner for consent, and stores the tokens.
 func (c *accountsConnectCmd) Run(e *env) error {
 	if err := c.check(); err != nil {
 		return err
@@ -98,18 +98,18 @@ func (c *accountsConnectCmd) Run(e *env) error {
 	})
 }
 
-// invite tells a person where to consent, and opens a browser where there is one.
+// invite prints where to consent, and opens a browser if there is one.
 func (c *accountsConnectCmd) invite(e *env, a *connectAttempt) {
-	fmt.Fprintf(e.stderr, "Log in to X as the account that %s shall be, and consent on this page:\n\n  %s\n\n", a.account, a.page)
-	fmt.Fprintf(e.stderr, "X then leads the browser to %s, which must be registered with the app in X's developer console.\n", a.redirectURI)
-	fmt.Fprintf(e.stderr, "If that page does not open, as on another machine, paste its whole address here.\n")
+	fmt.Fprintf(e.stderr, "Log in to X as the account that you want to connect as %s, and consent on this page:\n\n  %s\n\n", a.account, a.page)
+	fmt.Fprintf(e.stderr, "X then sends the browser to %s, which must be registered with the app in X's developer console.\n", a.redirectURI)
+	fmt.Fprintf(e.stderr, "If that page does not open, for example because the browser is on another machine, paste its whole address here.\n")
 	if !c.NoBrowser && openBrowser(a.page) {
-		fmt.Fprintf(e.stderr, "(A browser was asked to open the page.)\n")
+		fmt.Fprintf(e.stderr, "(The page was opened in a browser.)\n")
 	}
 }
 
-// openBrowser asks for a browser where somebody could see it. It does not wait
-// for one, and gives it none of our secrets.
+// openBrowser opens a browser if there is a display. It does not wait
+// for the browser, and passes it none of our secrets.
 func openBrowser(page string) bool {
 	program := "xdg-open"
 	switch {
@@ -127,11 +127,11 @@ func openBrowser(page string) bool {
 		name, _, _ := strings.Cut(entry, "=")
 		return slices.Contains(SecretNames(), name)
 	})
-	browser.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is meant for us
+	browser.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must not end the browser
 	if browser.Start() != nil {
 		return false
 	}
-	go func() { _ = browser.Wait() }() // whatever it says, the page's address is printed
+	go func() { _ = browser.Wait() }() // its error does not matter: the page's address is printed
 	return true
 }
 
@@ -142,20 +142,20 @@ type connectAttempt struct {
 	state       string
 	verifier    string
 	redirectURI string
-	page        string // where X asks for consent
+	page        string // X's consent page
 	answers     chan answer
 	over        chan struct{}
 	server      *http.Server
 }
 
-// answer is what X sent the browser back with.
+// answer is X's answer in the redirect of the browser.
 type answer struct {
 	query url.Values
-	// outcome is told what came of it, where a browser waits for that.
+	// outcome receives the page for the browser that waits.
 	outcome chan<- outcomePage
 }
 
-// begin listens for X's answer before anybody is asked for it.
+// begin starts to listen for X's answer, before the person is asked for consent.
 func (c *accountsConnectCmd) begin(ctx context.Context, connector *app.Connector) (*connectAttempt, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Callback)
 	if err != nil {
@@ -183,7 +183,7 @@ func (a *connectAttempt) close() {
 	ctx, stop := context.WithTimeout(context.Background(), pageTime)
 	defer stop()
 	if a.server.Shutdown(ctx) != nil {
-		_ = a.server.Close() // whoever still reads has had the time
+		_ = a.server.Close() // the time of the browser is over
 	}
 }
 
@@ -200,7 +200,7 @@ func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout tim
 		case text := <-pasted:
 			query, ok := parsePaste(text)
 			if !ok {
-				fmt.Fprintln(stderr, "That is not the address that X leads to: it has state= in it, and code= or error=.")
+				fmt.Fprintln(stderr, "That is not the address of X's redirect: it must contain state=, and code= or error=.")
 				continue
 			}
 			return a.settle(ctx, query)
@@ -215,7 +215,7 @@ func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout tim
 	}
 }
 
-// settle makes the answer into a connected account.
+// settle connects the account with X's answer.
 func (a *connectAttempt) settle(ctx context.Context, query url.Values) (app.Connected, error) {
 	fail := func(help, format string, args ...any) (app.Connected, error) {
 		return app.Connected{}, &app.HintError{Err: fmt.Errorf("connect "+a.account+": "+format, args...), Help: help}
@@ -226,7 +226,7 @@ func (a *connectAttempt) settle(ctx context.Context, query url.Values) (app.Conn
 		return fail("close the pages of earlier attempts, start again, and use the page that is printed then",
 			"the answer belongs to another attempt: its state is not the one that was sent")
 	case refused == consentDenied:
-		return fail("start again, and let the app in: jetpost accounts connect "+a.account, "the consent was denied on X's page")
+		return fail("start again, and authorize the app: jetpost accounts connect "+a.account, "the consent was denied on X's page")
 	case refused != "":
 		words := strings.TrimSpace(refused + " " + query.Get("error_description"))
 		return fail("check the app's settings in X's developer console, then start again", "X answered with an error: %s", excerpt(words))
@@ -234,12 +234,12 @@ func (a *connectAttempt) settle(ctx context.Context, query url.Values) (app.Conn
 	return a.connector.Connect(ctx, a.account, query.Get("code"), a.verifier, a.redirectURI)
 }
 
-// answered tells whether parameters are an answer of X.
+// answered tells whether query parameters are an answer of X.
 func answered(query url.Values) bool {
 	return query.Has("state") && (query.Get("code") != "" || query.Get("error") != "")
 }
 
-// parsePaste reads the address that X led the browser to, or its end.
+// parsePaste parses the address of X's redirect, or only its query.
 func parsePaste(text string) (url.Values, bool) {
 	text = strings.Trim(strings.TrimSpace(text), `'"`)
 	if _, after, found := strings.Cut(text, "?"); found {
@@ -250,8 +250,7 @@ func parsePaste(text string) (url.Values, bool) {
 	return query, err == nil && answered(query)
 }
 
-// pastes reads lines until the input ends, which only means that nothing more
-// will be pasted.
+// pastes sends each line of the input. The end of the input does not end the wait.
 func pastes(in io.Reader) <-chan string {
 	pasted := make(chan string)
 	go func() {
@@ -266,7 +265,7 @@ func pastes(in io.Reader) <-chan string {
 	return pasted
 }
 
-// callback is where X leads the browser.
+// callback handles X's redirect of the browser.
 func (a *connectAttempt) callback(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	if r.Method != http.MethodGet || !answered(query) {
@@ -279,7 +278,7 @@ func (a *connectAttempt) callback(w http.ResponseWriter, r *http.Request) {
 		page := <-outcome
 		page.write(w, page.status)
 	case <-a.over:
-		outcomePage{Title: "This attempt is over", Text: "Another answer came first. The command line tells what came of it."}.write(w, http.StatusConflict)
+		outcomePage{Title: "This attempt is over", Text: "Another answer came first. See the command line for the result."}.write(w, http.StatusConflict)
 	case <-r.Context().Done():
 	}
 }
@@ -312,10 +311,10 @@ func (p outcomePage) write(w http.ResponseWriter, status int) {
 	h.Set("Referrer-Policy", "no-referrer") // its address has the code in it
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // the command line tells the same
+	_, _ = w.Write(body.Bytes()) // the command line prints the same
 }
 
-// outcomeHTML needs nothing but itself, and fits a phone.
+// outcomeHTML loads nothing else, and fits a phone.
 const outcomeHTML = `<!DOCTYPE html>
 <html lang="en">
 <head>

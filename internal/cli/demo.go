@@ -22,29 +22,29 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// The demo runs on clocks of its own size: what takes X a quarter of an hour
-// takes it seconds. Nothing else differs from an installation.
+// The demo shortens X's times: a window of fifteen minutes takes seconds. Nothing else
+// differs from an installation.
 const (
 	demoLimit   = 10 * time.Minute // of the whole demo; far more than it needs
-	demoActTime = 90 * time.Second // of one act, on a machine that is busy with other things
+	demoActTime = 90 * time.Second // of one act, also on a busy machine
 	demoLease   = 4 * time.Second
 	demoMinute  = time.Second     // of the simulated X
 	demoWindow  = 5 * time.Second // of X's rate limit
-	demoPosts   = 5               // posts an account may make in a window
+	demoPosts   = 5               // posts that an account may send in a window
 	demoAhead   = 3 * time.Second // of the scheduled post
 	demoToken   = 6 * time.Second // life of the access token that a tick renews
 	demoCron    = "*/2 * * * * *" // every two seconds
-	demoUpload  = 2 * time.Second // how long X takes over the upload during which the worker dies
+	demoUpload  = 2 * time.Second // of the upload during which the worker is killed
 )
 
 // demoCmd is 'jetpost demo'.
 type demoCmd struct {
-	All  bool `help:"Show more of what X does: a suspension, replicas that lag, a missing permission, a post that vanishes; a quarter of a minute more."`
-	Keep bool `help:"Stay up afterwards, until interrupted."`
+	All  bool `help:"Also show a suspended account, lagging replicas, a missing permission and a post that vanishes. It takes a quarter of a minute more."`
+	Keep bool `help:"Keep running afterwards, until interrupted."`
 }
 
-// Run shows the main job on a simulated X and fails unless the simulator's own
-// books agree with it.
+// Run plays the acts on a simulated X. It fails unless the simulator's call log has the
+// expected posts and no violation.
 func (c *demoCmd) Run(e *env) (err error) {
 	ctx, cancel := context.WithTimeout(e.ctx, demoLimit)
 	defer cancel()
@@ -56,7 +56,7 @@ func (c *demoCmd) Run(e *env) (err error) {
 	defer func() {
 		d.close()
 		switch {
-		case e.ctx.Err() != nil && err != nil: // whatever it was, the end is the cause
+		case e.ctx.Err() != nil && err != nil: // the interrupt is the cause of any error
 			err = &exitError{code: exitInterrupted, err: errors.Join(errors.New("interrupted"), os.RemoveAll(dir))}
 		case err != nil:
 			fmt.Fprintf(e.stderr, "the workers' logs are in %s\n", dir)
@@ -68,16 +68,16 @@ func (c *demoCmd) Run(e *env) (err error) {
 		return err
 	}
 	acts := []act{
-		{"a thread of five posts, with a picture", d.thread},
-		{"a post at its time", d.scheduled},
-		{"a rate limit, met and waited out", d.limited},
-		{"a worker killed in mid-thread", d.crash},
+		{"a thread of five posts, with an image", d.thread},
+		{"a scheduled post", d.scheduled},
+		{"a rate limit, reached and waited out", d.limited},
+		{"a worker killed in the middle of a thread", d.crash},
 		{"a token, refreshed by the schedule", d.refreshed},
 	}
 	if c.All {
 		acts = append(acts, d.bad()...)
 	}
-	for i, act := range append(acts, act{"X's own books", d.callLog}) {
+	for i, act := range append(acts, act{"the call log of the simulated X", d.callLog}) {
 		d.say("")
 		d.say("%d. %s", i+1, act.title)
 		if err := d.play(ctx, act); err != nil {
@@ -97,8 +97,8 @@ type act struct {
 	play  func(context.Context) error
 }
 
-// demo is the stage: an installation whose workers are processes of their own,
-// since one of them will be killed.
+// demo is an installation whose workers are processes of their own, because one of them
+// is killed.
 type demo struct {
 	env      *env
 	out      io.Writer
@@ -111,21 +111,21 @@ type demo struct {
 	publisher *publishers.Publisher
 	worker    *exec.Cmd
 	workers   int
-	expected  int                // posts that X must hold in the end
-	events    chan jetpost.Event // everything that happens, in order
+	expected  int                // posts that X must have in the end
+	events    chan jetpost.Event // all events, in order
 	failure   error              // why events ended
 }
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
-// play runs one act within its time.
+// play runs one act, with a timeout.
 func (d *demo) play(ctx context.Context, a act) error {
 	ctx, cancel := context.WithTimeout(ctx, demoActTime)
 	defer cancel()
 	return a.play(ctx)
 }
 
-// open sets the stage.
+// open starts the installation and its first worker.
 func (d *demo) open(ctx context.Context) error {
 	d.sim.Limits = []xsim.Limit{{
 		Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: demoPosts, WindowMS: demoWindow.Milliseconds(),
@@ -150,7 +150,7 @@ func (d *demo) open(ctx context.Context) error {
 	return d.startWorker()
 }
 
-// listen collects events, so that each act can wait for what it is about.
+// listen collects events, so that each act can wait for its own.
 func (d *demo) listen(ctx context.Context) error {
 	events, err := d.publisher.Events(ctx)
 	if err != nil {
@@ -174,7 +174,7 @@ func (d *demo) listen(ctx context.Context) error {
 	return nil
 }
 
-// until reads events until one is what the act waits for.
+// until reads events until is returns true or an error.
 func (d *demo) until(ctx context.Context, what string, is func(jetpost.Event) (bool, error)) error {
 	for {
 		select {
@@ -191,15 +191,15 @@ func (d *demo) until(ctx context.Context, what string, is func(jetpost.Event) (b
 	}
 }
 
-// publish sends a request and counts its posts among those that X must hold.
+// publish sends a request and counts its posts among those that X must have.
 func (d *demo) publish(ctx context.Context, r jetpost.Request) error {
 	d.expected += len(r.Posts)
 	_, err := d.publisher.Publish(ctx, r)
 	return err
 }
 
-// published waits until all those requests of an account are live, and tells
-// how they fare.
+// published waits until all those requests of an account are published, and prints their
+// progress.
 func (d *demo) published(ctx context.Context, account string, ids ...string) error {
 	open := slices.Clone(ids)
 	return d.until(ctx, "the posts of "+account, func(e jetpost.Event) (bool, error) {
@@ -238,14 +238,14 @@ func (d *demo) tell(r jetpost.RequestStatus) {
 }
 
 func (d *demo) thread(ctx context.Context) error {
-	picture, err := demoImage()
+	img, err := demoImage()
 	if err != nil {
 		return err
 	}
 	posts := []jetpost.Post{
-		{Text: "Five posts, each a reply to the one before. 1/5", Media: []jetpost.Media{{Data: picture, Alt: "A gradient from blue to orange"}}},
+		{Text: "Five posts, each a reply to the one before. 1/5", Media: []jetpost.Media{{Data: img, Alt: "A gradient from blue to orange"}}},
 		{Text: "The ledger is the queue; a message is a wake-up. 2/5"},
-		{Text: "One lane an account: strictly in order. 3/5"},
+		{Text: "One lane per account: strictly in order. 3/5"},
 		{Text: "Intent before effect: never a post twice. 4/5"},
 		{Text: "And the end of the thread. 5/5"},
 	}
@@ -258,12 +258,12 @@ func (d *demo) thread(ctx context.Context) error {
 	if err := d.chain("ada", 0, posts); err != nil {
 		return err
 	}
-	d.say("   X has all five, in order, as a reply chain, the picture on the first.")
+	d.say("   X has all five, in order, as a reply chain, the image on the first.")
 	return nil
 }
 
-// chain checks that X holds those posts of an account, from an index on, each
-// a reply to the one before.
+// chain checks that X has those posts of an account, from an index on, each a reply to
+// the one before.
 func (d *demo) chain(account string, from int, want []jetpost.Post) error {
 	have := d.sim.Posts(account)
 	if len(have) != from+len(want) {
@@ -297,12 +297,12 @@ func (d *demo) scheduled(ctx context.Context) error {
 	if early := at.Sub(posts[0].CreatedAt); early > 0 {
 		return fmt.Errorf("the post came %s before its time", early)
 	}
-	d.say("   posted %s after its publish_at, not before.", posts[0].CreatedAt.Sub(at).Round(time.Millisecond))
+	d.say("   posted %s after its publish_at, not earlier.", posts[0].CreatedAt.Sub(at).Round(time.Millisecond))
 	return nil
 }
 
 func (d *demo) limited(ctx context.Context) error {
-	d.say("   X's quarter of an hour is %s here: %d posts an account in each. Seven want to go out.", demoWindow, demoPosts)
+	d.say("   a rate window of X lasts %s here, with %d posts per account. Seven are queued.", demoWindow, demoPosts)
 	var ids []string
 	var want []string
 	for i := range 7 {
@@ -332,25 +332,25 @@ func (d *demo) limited(ctx context.Context) error {
 	if wait := posts[demoPosts].CreatedAt.Sub(posts[0].CreatedAt); wait < demoWindow {
 		return fmt.Errorf("post %d came %s after the first, within one window", demoPosts+1, wait)
 	}
-	d.say("   all seven in order; the limit was read from X's answers: %d calls were wasted on a 429.", refused)
+	d.say("   all seven are posted, in order. The limit was read from X's answers: %d calls met a 429.", refused)
 	if refused > 0 {
-		return fmt.Errorf("%d calls went into a closed window", refused)
+		return fmt.Errorf("%d calls were sent while the window was exhausted", refused)
 	}
 	return nil
 }
 
 func (d *demo) crash(ctx context.Context) error {
-	picture, err := demoImage()
+	img, err := demoImage()
 	if err != nil {
 		return err
 	}
 	posts := []jetpost.Post{
-		{Text: "A thread whose worker will not live to see its end. 1/4"},
+		{Text: "A thread whose worker is killed before its end. 1/4"},
 		{Text: "After this post it is killed with SIGKILL. 2/4"},
-		{Text: "Another worker goes on here. 3/4", Media: []jetpost.Media{{Data: picture}}},
+		{Text: "Another worker continues here. 3/4", Media: []jetpost.Media{{Data: img}}},
 		{Text: "Nothing twice, nothing missing. 4/4"},
 	}
-	// The upload for the third post takes long enough to be killed in.
+	// The upload for the third post lasts long enough to kill the worker during it.
 	slow := xsim.Fault{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointUpload, Account: "cyd", Times: 1, DelayMS: demoUpload.Milliseconds()}
 	if err := d.sim.SetFaults([]xsim.Fault{slow}); err != nil {
 		return fmt.Errorf("slow the simulator down: %w", err)
@@ -372,7 +372,7 @@ func (d *demo) crash(ctx context.Context) error {
 		return err
 	}
 	if have := len(d.sim.Posts("cyd")); have != 3 { // with the scheduled one
-		return fmt.Errorf("the worker was to die in mid-thread, but X has %d posts of cyd", have)
+		return fmt.Errorf("the worker was not killed in the middle of the thread: X has %d posts of cyd", have)
 	}
 	if err := d.sim.SetFaults(nil); err != nil {
 		return fmt.Errorf("speed the simulator up: %w", err)
@@ -390,7 +390,7 @@ func (d *demo) crash(ctx context.Context) error {
 	return nil
 }
 
-// refreshed waits for a round that nobody asked for but the schedule in NATS.
+// refreshed waits for a refresh round that the schedule in NATS starts.
 func (d *demo) refreshed(ctx context.Context) error {
 	grant, err := d.sim.AddAccount(xsim.NewAccount{Handle: "dan", AccessTokenTTL: int64(demoToken / time.Second)})
 	if err != nil {
@@ -408,28 +408,28 @@ func (d *demo) refreshed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("   a fourth account, dan, is imported now. Its access token lives %s; JetStream's schedule ticks every two seconds (%s).", demoToken, demoCron)
+	d.say("   a fourth account, dan, is imported now. Its access token lasts %s; the schedule in JetStream ticks every two seconds (%s).", demoToken, demoCron)
 	err = d.until(ctx, "a refresh round", func(e jetpost.Event) (bool, error) {
 		return e.Refresh != nil && e.Refresh.Refreshed > 0, nil
 	})
 	if err != nil {
 		return err
 	}
-	kept, err := ledger.Token(ctx, "dan")
+	token, err := ledger.Token(ctx, "dan")
 	if err != nil {
 		return fmt.Errorf("read token of dan: %w", err)
 	}
-	// A later tick may be at it again just now: what counts is that X gave a
-	// new pair, and that the ledger has left the first one.
+	// A later tick may exchange the token again at this moment. It is enough that X gave a
+	// new pair, and that the ledger no longer has the first one.
 	current, ok := d.sim.CurrentToken("dan")
-	if !ok || current.RefreshToken == grant.RefreshToken || kept.Refresh.Reveal() == grant.RefreshToken {
+	if !ok || current.RefreshToken == grant.RefreshToken || token.Refresh.Reveal() == grant.RefreshToken {
 		return errors.New("dan's token was not exchanged")
 	}
-	d.say("   dan's tokens were exchanged (%d so far); both new ones are stored, encrypted.", kept.Version-1)
+	d.say("   dan's tokens were exchanged (%d times so far); both new ones are stored, encrypted.", token.Version-1)
 	return nil
 }
 
-// books asks the simulator what it saw.
+// callLog compares the simulator's posts and violations with what the demo sent.
 func (d *demo) callLog(context.Context) error {
 	violations := d.sim.Violations()
 	for _, v := range violations {
@@ -438,13 +438,12 @@ func (d *demo) callLog(context.Context) error {
 	found := len(d.sim.Posts(""))
 	d.say("   %d posts expected, %d posts found, %d violations. %.1fs in all.", d.expected, found, len(violations), time.Since(d.began).Seconds())
 	if found != d.expected || len(violations) > 0 {
-		return errors.New("the simulator's books do not agree")
+		return errors.New("the simulator's call log differs from what was expected")
 	}
 	return nil
 }
 
-// startWorker runs a worker as a process of its own, as in a large
-// installation.
+// startWorker starts a worker as a process of its own, as in a large installation.
 func (d *demo) startWorker() error {
 	self, err := os.Executable()
 	if err != nil {
@@ -458,7 +457,7 @@ func (d *demo) startWorker() error {
 	}
 	defer func() { _ = logs.Close() }() // the worker has its own handle
 	cfg := d.instance.Config
-	// It lives as long as the demo, not only as the act that starts it.
+	// The worker runs as long as the demo, not only as long as the act that starts it.
 	worker := exec.CommandContext(d.env.ctx, self, "worker", "--lease", demoLease.String(), "--worker-name", name,
 		"--lifeboat", filepath.Join(d.dir, "lifeboat"), "--log-level", "debug", "--log-format", "json")
 	worker.Stdout, worker.Stderr = logs, logs
@@ -486,7 +485,7 @@ func WithoutSettings(environ []string) []string {
 	})
 }
 
-// killWorker ends the worker as a power cut would.
+// killWorker kills the worker with SIGKILL.
 func (d *demo) killWorker() error {
 	if d.worker == nil {
 		return nil
@@ -494,13 +493,13 @@ func (d *demo) killWorker() error {
 	if err := d.worker.Process.Kill(); err != nil {
 		return fmt.Errorf("kill worker: %w", err)
 	}
-	_ = d.worker.Wait() // it was killed: that it did not end well is no news
+	_ = d.worker.Wait() // it was killed: its error says nothing more
 	d.say("   process %d killed with SIGKILL.", d.worker.Process.Pid)
 	d.worker = nil
 	return nil
 }
 
-// close ends everything that runs.
+// close ends the worker and the installation.
 func (d *demo) close() {
 	if d.worker != nil {
 		_ = d.worker.Process.Kill() // it may have ended by itself
@@ -525,7 +524,7 @@ func demoImage() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	if err := png.Encode(&out, img); err != nil {
-		return nil, fmt.Errorf("draw picture: %w", err)
+		return nil, fmt.Errorf("draw image: %w", err)
 	}
 	return out.Bytes(), nil
 }

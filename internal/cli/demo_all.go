@@ -14,18 +14,19 @@ import (
 
 const (
 	demoLag = time.Second // by which X's replicas lag
-	// demoCallback is where X would send a browser; the code is taken from the address.
+	// demoCallback is the callback URI. Nothing listens there: the code is read from the
+	// redirect.
 	demoCallback = "http://127.0.0.1:8484" + callbackPath
 )
 
-// bad are the acts of 'demo --all': what X does to accounts and posts.
+// bad are the acts of 'demo --all': what can happen to accounts and posts on X.
 func (d *demo) bad() []act {
 	return []act{
 		{"a thread of ten posts", d.ten},
-		{"an account that X suspends in mid-thread", d.suspended},
-		{"replicas of X that lag behind", d.lagging},
+		{"an account that X suspends in the middle of a thread", d.suspended},
+		{"replicas of X that lag", d.lagging},
 		{"an account that was connected without a permission", d.unpermitted},
-		{"a post that X takes away", d.vanished},
+		{"a post that X removes", d.vanished},
 	}
 }
 
@@ -62,7 +63,7 @@ func (d *demo) whole(ctx context.Context, account, id string, posts []jetpost.Po
 }
 
 func (d *demo) ten(ctx context.Context) error {
-	// From here on an account may post as much as at X.
+	// From here on the limits are X's own.
 	if err := d.sim.SetLimits(nil); err != nil {
 		return fmt.Errorf("set limits of the simulator: %w", err)
 	}
@@ -92,7 +93,7 @@ func (d *demo) suspended(ctx context.Context) error {
 	if _, err := d.sim.ChangeAccount("bob", xsim.AccountChange{State: &active}); err != nil {
 		return fmt.Errorf("lift the suspension: %w", err)
 	}
-	d.say("   X has lifted it; somebody runs: jetpost resume bob")
+	d.say("   X lifts the suspension, and an operator runs: jetpost resume bob")
 	err := d.control(ctx, func(control *app.Control) error {
 		_, err := control.AccountResume(ctx, "bob", jetpost.ResumeRequest{})
 		return err
@@ -112,7 +113,7 @@ func (d *demo) lagging(ctx context.Context) error {
 	if err := d.sim.SetFaults([]xsim.Fault{lags}); err != nil {
 		return fmt.Errorf("have the simulator lag: %w", err)
 	}
-	d.say("   X calls each post deleted or not visible for %s.", demoLag)
+	d.say("   for %s, X says of each new post that it is deleted or not visible.", demoLag)
 	if err := d.whole(ctx, "ada", "lagging", numbered("A thread that waits for itself.", 3)); err != nil {
 		return err
 	}
@@ -120,7 +121,7 @@ func (d *demo) lagging(ctx context.Context) error {
 	return d.sim.SetFaults(nil)
 }
 
-// unpermitted has an account that may not upload, until its owner consents anew.
+// unpermitted publishes for an account that may not upload, until its owner consents again.
 func (d *demo) unpermitted(ctx context.Context) error {
 	grant, err := d.sim.AddAccount(xsim.NewAccount{
 		Handle: "eve", Scope: "tweet.read tweet.write users.read offline.access", AccessTokenTTL: int64(demoToken / time.Second),
@@ -128,11 +129,11 @@ func (d *demo) unpermitted(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make account in the simulator: %w", err)
 	}
-	picture, err := demoImage()
+	img, err := demoImage()
 	if err != nil {
 		return err
 	}
-	posts := []jetpost.Post{{Text: "A picture of eve's.", Media: []jetpost.Media{{Data: picture}}}}
+	posts := []jetpost.Post{{Text: "An image of eve's.", Media: []jetpost.Media{{Data: img}}}}
 	return d.control(ctx, func(control *app.Control) error {
 		_, err := control.Importer().Import(ctx, app.ImportLine{
 			Name: "eve", AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken, ExpiresAt: time.Now().Add(demoToken),
@@ -140,32 +141,32 @@ func (d *demo) unpermitted(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d.say("   eve is imported now; her tokens have no media.write, as the next refresh tells.")
+		d.say("   eve is imported now; her tokens lack media.write, as the next refresh shows.")
 		err = d.until(ctx, "eve's scopes", func(jetpost.Event) (bool, error) {
-			kept, err := control.Ledger.Token(ctx, "eve")
-			return kept.Scope != "", err
+			token, err := control.Ledger.Token(ctx, "eve")
+			return token.Scope != "", err
 		})
 		if err != nil {
 			return err
 		}
-		if err := d.publish(ctx, jetpost.Request{Account: "eve", ID: "picture", Posts: posts}); err != nil {
+		if err := d.publish(ctx, jetpost.Request{Account: "eve", ID: "image", Posts: posts}); err != nil {
 			return err
 		}
-		if err := d.held(ctx, "picture", jetpost.CodeAccountScopeMissing); err != nil {
+		if err := d.held(ctx, "image", jetpost.CodeAccountScopeMissing); err != nil {
 			return err
 		}
-		d.say("   her owner lets the app in again, as by: jetpost accounts connect eve")
+		d.say("   her owner authorizes the app again, as with: jetpost accounts connect eve")
 		if err := d.connect(ctx, control, "eve"); err != nil {
 			return err
 		}
-		if err := d.published(ctx, "eve", "picture"); err != nil {
+		if err := d.published(ctx, "eve", "image"); err != nil {
 			return err
 		}
 		return d.chain("eve", 0, posts)
 	})
 }
 
-// connect consents on X's page in an account's name, and connects it.
+// connect consents on X's page as an account's owner, and connects the account.
 func (d *demo) connect(ctx context.Context, control *app.Control, account string) error {
 	connector, err := control.Connector()
 	if err != nil {
@@ -191,19 +192,19 @@ func (d *demo) connect(ctx context.Context, control *app.Control, account string
 	return err
 }
 
-// vanished has X take the first post of a thread away by itself.
+// vanished has X remove the first post of a thread by itself.
 func (d *demo) vanished(ctx context.Context) error {
 	takes := xsim.Fault{Kind: xsim.FaultVanish, Account: "cyd", Times: 1}
 	if err := d.sim.SetFaults([]xsim.Fault{takes}); err != nil {
-		return fmt.Errorf("have the simulator take a post away: %w", err)
+		return fmt.Errorf("have the simulator remove a post: %w", err)
 	}
 	before := len(d.sim.Posts("cyd"))
-	posts := numbered("A thread whose first post X takes away.", 3)
+	posts := numbered("A thread whose first post X removes.", 3)
 	if err := d.publish(ctx, jetpost.Request{Account: "cyd", ID: "vanished", Posts: posts}); err != nil {
 		return err
 	}
 	d.expected -= len(posts)
-	d.say("   X may just lag: it is asked again for five minutes, which are %s here.", 5*demoMinute)
+	d.say("   X may only lag: the reply is sent again for five minutes, which are %s here.", 5*demoMinute)
 	err := d.until(ctx, "the thread to fail", func(e jetpost.Event) (bool, error) {
 		if e.Request == nil || e.Request.ID != "vanished" {
 			return false, nil
@@ -219,11 +220,11 @@ func (d *demo) vanished(ctx context.Context) error {
 	if have := len(d.sim.Posts("cyd")); have != before {
 		return fmt.Errorf("X has %d posts of cyd, want %d", have, before)
 	}
-	d.say("   it failed with X's words, and nothing of it is on X.")
+	d.say("   the thread failed with X's words, and nothing of it is on X.")
 	return d.sim.SetFaults(nil)
 }
 
-// desk works as an operator's command does.
+// control runs work with a Control, as an operator's command does.
 func (d *demo) control(ctx context.Context, work func(*app.Control) error) error {
 	control, err := d.instance.Config.OpenControl(ctx, d.env.log)
 	if err != nil {

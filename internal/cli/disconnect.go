@@ -17,10 +17,10 @@ const maxReplyBytes = 64
 
 type accountsDisconnectCmd struct {
 	Name string `arg:"" help:"Account."`
-	Yes  bool   `env:"-" help:"Do not ask."`
+	Yes  bool   `env:"-" help:"Do not ask for confirmation."`
 }
 
-// Run disconnects an account, once somebody has said that it shall be.
+// Run disconnects an account after a confirmation.
 func (c *accountsDisconnectCmd) Run(e *env) error {
 	return e.operate(func(ctx context.Context, workers operations) error {
 		account, err := workers.AccountGet(ctx, c.Name)
@@ -38,11 +38,11 @@ func (c *accountsDisconnectCmd) Run(e *env) error {
 			done.NotRevoked = "" // the error has them
 			return errors.Join(&app.NotRevokedError{Account: c.Name, Words: words}, c.showJSON(e, done))
 		}
-		return e.say(done, "disconnected %s, which is @%s: X takes its tokens no more, and its %s until it is connected again", done.Name, done.Username, waitingJobs(done.Open))
+		return e.say(done, "disconnected %s, which is @%s: X no longer accepts its tokens, and its %s until it is connected again", done.Name, done.Username, waitingJobs(done.Open))
 	})
 }
 
-// showJSON tells a program what was done although not all of it was.
+// showJSON prints the partial result as JSON.
 func (c *accountsDisconnectCmd) showJSON(e *env, done app.Disconnected) error {
 	if !e.asJSON() {
 		return nil
@@ -67,16 +67,16 @@ func (c *accountsDisconnectCmd) confirm(e *env, account jetpost.AccountInfo) err
 		return nil
 	}
 	if !isTerminal(e.stdin) {
-		return mistakes("cannot disconnect", "without a terminal nobody can be asked: add --yes")
+		return mistakes("cannot disconnect", "there is no terminal to ask for confirmation: add --yes")
 	}
-	fmt.Fprintf(e.stderr, "Disconnect %s, which is @%s? X will take its tokens no more, and its %s until it is connected again. [y/N] ",
+	fmt.Fprintf(e.stderr, "Disconnect %s, which is @%s? X will no longer accept its tokens, and its %s until it is connected again. [y/N] ",
 		account.Name, account.Username, waitingJobs(account.Open))
 	return confirmed(e.stdin)
 }
 
-// confirmed reads a person's yes.
+// confirmed reads the answer, and fails unless it is yes.
 func confirmed(stdin io.Reader) error {
-	line, _ := bufio.NewReader(io.LimitReader(stdin, maxReplyBytes)).ReadString('\n') // no line is no yes
+	line, _ := bufio.NewReader(io.LimitReader(stdin, maxReplyBytes)).ReadString('\n') // no line counts as no
 	if reply := strings.ToLower(strings.TrimSpace(line)); reply != "y" && reply != "yes" {
 		return &exitError{code: exitFailed, err: errors.New("not confirmed: nothing has changed")}
 	}

@@ -11,12 +11,12 @@ import (
 // doctorCmd is 'jetpost doctor'.
 type doctorCmd struct {
 	workFlags    `embed:""`
-	Callback     string `default:"127.0.0.1:8484" placeholder:"ADDR" help:"Where 'accounts connect' waits for X's answer (${default})."`
+	Callback     string `default:"127.0.0.1:8484" placeholder:"ADDR" help:"Listening address of 'accounts connect' (${default})."`
 	connectFlags `embed:""`
 }
 
-// Run says of each thing that a worker needs whether it is there, a line each. Exit code
-// 1: something is not.
+// Run checks everything that a worker needs, and prints a line for each check. Exit code
+// 1: a check failed.
 func (c *doctorCmd) Run(e *env) error {
 	cfg, err := c.config(e)
 	if err != nil {
@@ -45,8 +45,8 @@ func (c *doctorCmd) Run(e *env) error {
 	return err
 }
 
-// config is that of a 'jetpost up' that runs here, or of a worker that would be started
-// with these flags and this environment.
+// config is the configuration of a 'jetpost up' on this machine, or of a worker with these
+// flags and this environment.
 func (c *doctorCmd) config(e *env) (app.Config, error) {
 	cfg, err := e.config()
 	if err != nil {
@@ -56,7 +56,7 @@ func (c *doctorCmd) config(e *env) (app.Config, error) {
 	if running, err := e.natsConfig(); err == nil && cfg.NATS.URL == "" {
 		cfg = running
 		if path, is := strings.CutPrefix(cfg.DatabaseURL.Reveal(), "sqlite:"); is {
-			data = filepath.Dir(path) // whose lifeboat is meant, too
+			data = filepath.Dir(path) // its lifeboat is checked, too
 		}
 	}
 	c.apply(&cfg, data)

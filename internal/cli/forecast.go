@@ -16,12 +16,12 @@ const maxForecast = 20
 
 // forecastCmd is 'jetpost forecast'.
 type forecastCmd struct {
-	Add          []string `env:"-" sep:"none" placeholder:"N@ACCOUNT" help:"As if so many single posts were sent now for that account: 500@acme. It may be repeated."`
-	All          bool     `env:"-" help:"List every account, not only the last 20 to be done."`
+	Add          []string `env:"-" sep:"none" placeholder:"N@ACCOUNT" help:"Add N single posts of an account, as if they were sent now: 500@acme. May be repeated."`
+	All          bool     `env:"-" help:"List all accounts, not only the 20 that finish last."`
 	connectFlags `embed:""`
 }
 
-// Run tells when everything that waits is out.
+// Run shows when the queues of all accounts will be empty.
 func (c *forecastCmd) Run(e *env) error {
 	added := map[string]int{}
 	var wrong []string
@@ -58,7 +58,7 @@ func parseAdd(s string) (account string, n int, err error) {
 	n, err = strconv.Atoi(number)
 	switch {
 	case !found || err != nil || n < 1:
-		return "", 0, fmt.Errorf("--add: %q is not so many posts of an account; want one like 500@acme", s)
+		return "", 0, fmt.Errorf("--add: %q is not a number of posts and an account; want one like 500@acme", s)
 	case n > control.MaxAdded:
 		return "", 0, fmt.Errorf("--add: %q: at most %s posts can be added", s, thousands(control.MaxAdded))
 	}
@@ -75,10 +75,10 @@ func forecastText(f app.Forecast, limit int) string {
 		fmt.Fprintf(&out, "%s of %s do not move until a person acts\n", things(f.BlockedPosts, "post"), things(f.BlockedAccounts, "account"))
 	}
 	if f.Expired > 0 {
-		fmt.Fprintf(&out, "%s will have expired before their turn\n", things(f.Expired, "request"))
+		fmt.Fprintf(&out, "%s will expire before their turn\n", things(f.Expired, "request"))
 	}
 	if f.Estimated {
-		out.WriteString("~ rests on windows that X has not told of: the documented limit, 100 posts in 15 minutes of an account\n")
+		out.WriteString("~ is estimated with the documented limit, 100 posts in 15 minutes per account, where X has not reported the window yet\n")
 	}
 	for _, note := range f.Notes {
 		out.WriteString(note + "\n")
@@ -92,7 +92,7 @@ func forecastText(f app.Forecast, limit int) string {
 	}
 	out.WriteString(align(rows))
 	if more := len(f.Accounts) - limit; more > 0 {
-		fmt.Fprintf(&out, "and %s, done before; see them with --all\n", things(more, "account"))
+		fmt.Fprintf(&out, "and %s that finish earlier; list them with --all\n", things(more, "account"))
 	}
 	return out.String()
 }
@@ -105,7 +105,7 @@ func forecastSentence(f app.Forecast) string {
 		}
 	}
 	if f.Posts == 0 {
-		return "no post waits that would go out"
+		return "no posts are waiting to go out"
 	}
 	verb := "are"
 	if f.Posts == 1 {
@@ -142,7 +142,7 @@ func waitText(a app.AccountForecast) string {
 		if w.Account == "" {
 			text = "the app's " + text
 		}
-		if !w.Open {
+		if !w.Reset.IsZero() {
 			text += " until " + localTime(w.Reset)
 		}
 		return text
@@ -153,7 +153,7 @@ func waitText(a app.AccountForecast) string {
 	}
 }
 
-// things is a number of them, as people read it.
+// things is a number with its noun: "1 post", "2,000 posts".
 func things(n int, one string) string {
 	if n == 1 {
 		return "1 " + one

@@ -13,9 +13,9 @@ import (
 
 // keysCmd is 'jetpost keys'.
 type keysCmd struct {
-	Generate keysGenerateCmd `cmd:"" help:"Print a new encryption key, for HUB_ENCRYPTION_KEY."`
-	Status   keysStatusCmd   `cmd:"" help:"Say which keys the stored tokens need, and what to do next."`
-	Rotate   keysRotateCmd   `cmd:"" help:"Seal all stored tokens with the first key, while workers run."`
+	Generate keysGenerateCmd `cmd:"" help:"Print a new encryption key for HUB_ENCRYPTION_KEY."`
+	Status   keysStatusCmd   `cmd:"" help:"Show which keys the stored tokens need, and the next step of a rotation."`
+	Rotate   keysRotateCmd   `cmd:"" help:"Encrypt all stored tokens with the first key, while workers run."`
 }
 
 type keysGenerateCmd struct{}
@@ -40,28 +40,28 @@ func (e *env) withKeyRing(work func(*app.KeyRing) error) error {
 }
 
 type keysStatusCmd struct {
-	Verify bool `env:"-" help:"Also open every stored token, and name those that do not open."`
+	Verify bool `env:"-" help:"Also decrypt every stored token, and list those that fail."`
 
 	connectFlags `embed:""`
 }
 
-// keyStatus is what 'jetpost keys status' finds.
+// keyStatus is the result of 'jetpost keys status'.
 type keyStatus struct {
 	store.KeyState
 	Next string `json:"next"`
-	// Verified tells that every row was opened; else they are counted by the key
-	// ids that they carry.
+	// Verified tells that every row was decrypted. Otherwise rows are counted by the key
+	// ids in them.
 	Verified bool                `json:"verified"`
 	Unopened []store.UnopenedRow `json:"unopened,omitempty"`
 }
 
-// Run tells which keys are needed. Exit code 1: one is missing, or a row does
-// not open.
+// Run shows which keys are needed. Exit code 1: one is missing, or a row does
+// not decrypt.
 func (c *keysStatusCmd) Run(e *env) error {
-	return e.withKeyRing(func(ring *app.KeyRing) error { return c.look(e, ring) })
+	return e.withKeyRing(func(ring *app.KeyRing) error { return c.status(e, ring) })
 }
 
-func (c *keysStatusCmd) look(e *env, ring *app.KeyRing) error {
+func (c *keysStatusCmd) status(e *env, ring *app.KeyRing) error {
 	state, err := ring.State(e.ctx)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func (s keyStatus) text() string {
 			use = append(use, "seals")
 		}
 		if key.ID == s.KeyCheck {
-			use = append(use, "asked for at a start")
+			use = append(use, "checked at the start")
 		}
 		configured := "yes"
 		if !key.Configured {
@@ -118,7 +118,7 @@ func (s keyStatus) text() string {
 	return text + s.Next + "\n"
 }
 
-// problem is the exit code alone where everything was said.
+// problem is the error of a status with missing keys or rows that do not decrypt.
 func (s keyStatus) problem() error {
 	switch {
 	case len(s.Missing()) > 0:
@@ -136,29 +136,29 @@ type keysRotateCmd struct {
 	connectFlags `embed:""`
 }
 
-// Help is for --help.
+// Help is the long help text.
 func (c *keysRotateCmd) Help() string {
-	return `A new key comes in like this, while workers run:
+	return `To change the key while workers run:
 
-1. Add it behind the old one, HUB_ENCRYPTION_KEY=old,new, and restart all workers, so that each can open what another seals. One worker alone needs no such step.
+1. Add the new key after the old one, HUB_ENCRYPTION_KEY=old,new, and restart all workers, so that each worker can decrypt what another encrypts. With a single worker this step is not needed.
 
-2. Put it first, new,old, and restart all workers.
+2. Put the new key first, new,old, and restart all workers.
 
-3. Run jetpost keys rotate with new,old. It may be ended by ctrl-C and run again.
+3. Run jetpost keys rotate with new,old. It can be interrupted with Ctrl-C and run again.
 
-4. Once it says so, remove the old key and restart.`
+4. When the command says that you can, remove the old key and restart the workers.`
 }
 
-// rotation is what 'jetpost keys rotate' did.
+// rotation is the result of 'jetpost keys rotate'.
 type rotation struct {
 	store.RotationProgress
-	// Completed is false where a signal ended it.
+	// Completed is false if a signal ended it.
 	Completed bool   `json:"completed"`
 	Next      string `json:"next"`
 }
 
-// Run seals everything with the first key. Exit code 1: there are rows that
-// are not; 130: a signal ended it.
+// Run encrypts all tokens with the first key. Exit code 1: some rows are not
+// encrypted with it; 130: a signal ended the command.
 func (c *keysRotateCmd) Run(e *env) error {
 	p := &rotationLine{out: e.stderr, terminal: isTerminal(e.stderr), told: time.Now()}
 	if e.asJSON() {
@@ -188,7 +188,7 @@ func rotate(e *env, ring *app.KeyRing, p *rotationLine) error {
 	return r.problem()
 }
 
-// interrupted says how far a rotation came that a signal ended.
+// interrupted shows the progress of a rotation that a signal ended.
 func interrupted(e *env, done store.RotationProgress) error {
 	const next = "run jetpost keys rotate again: it goes on with what is left"
 	if err := e.show(rotation{RotationProgress: done, Next: next}, ""); err != nil {
@@ -200,7 +200,7 @@ func interrupted(e *env, done store.RotationProgress) error {
 	}}
 }
 
-// problem tells of the rows that are not sealed with the first key.
+// problem is the error of a rotation that left rows with another key.
 func (r rotation) problem() error {
 	switch {
 	case r.Locked > 0:
@@ -223,15 +223,15 @@ func (r rotation) problem() error {
 	}
 }
 
-// progressEvery is how often a rotation says how far it is.
+// progressEvery is how often a rotation prints its progress.
 const progressEvery = 2 * time.Second
 
-// rotationLine tells how far a rotation is: on a terminal in one line that is
-// written over, else in a line every progressEvery.
+// rotationLine prints the progress of a rotation: on a terminal in one line that is
+// overwritten, otherwise in a new line every progressEvery.
 type rotationLine struct {
 	out      io.Writer
 	terminal bool
-	told     time.Time // for the last time
+	told     time.Time // of the last line
 	midLine  bool
 }
 
@@ -247,7 +247,7 @@ func (p *rotationLine) tell(done store.RotationProgress) {
 	}
 }
 
-// end leaves the line, for what is said next.
+// end ends the line on a terminal.
 func (p *rotationLine) end() {
 	if p.midLine {
 		fmt.Fprintln(p.out)
@@ -255,7 +255,7 @@ func (p *rotationLine) end() {
 	}
 }
 
-// unopened names rows that do not open, the first ones of so many.
+// unopened lists the rows that do not decrypt: the first of all.
 func unopened(rows []store.UnopenedRow, all int) string {
 	var text strings.Builder
 	for _, row := range rows {

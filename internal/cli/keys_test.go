@@ -142,7 +142,7 @@ func TestKeysNameWhatDoesNotOpen(t *testing.T) {
 	b.add(t, "dan", lost+","+b.older)
 	b.exec(t, "UPDATE oauth_tokens SET access_token = refresh_token WHERE user_id = 'bob'")
 	status := func(verify bool) func(*env, *app.KeyRing) error {
-		return func(e *env, ring *app.KeyRing) error { return (&keysStatusCmd{Verify: verify}).look(e, ring) }
+		return func(e *env, ring *app.KeyRing) error { return (&keysStatusCmd{Verify: verify}).status(e, ring) }
 	}
 	both := b.new + "," + b.older
 	for _, test := range []struct {

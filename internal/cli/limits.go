@@ -12,11 +12,11 @@ import (
 
 // limitsCmd is 'jetpost limits'.
 type limitsCmd struct {
-	Account      string `arg:"" optional:"" help:"Only this account's windows, and the app's."`
+	Account      string `arg:"" optional:"" help:"Show only the windows of this account and of the app."`
 	connectFlags `embed:""`
 }
 
-// Run shows what keeps calls from X.
+// Run shows X's rate windows and the app pauses in force.
 func (c *limitsCmd) Run(e *env) error {
 	if c.Account != "" {
 		if err := jetpost.CheckAccount(c.Account); err != nil {
@@ -37,23 +37,23 @@ func (c *limitsCmd) Run(e *env) error {
 func limitsText(l app.Limits, account string) string {
 	var out strings.Builder
 	out.WriteString(breakerText(l.X) + "\n")
-	for _, s := range l.Stops {
-		out.WriteString(stopText(s) + "\n")
-		if s.Do != "" {
-			out.WriteString("  do: " + s.Do + "\n")
+	for _, p := range l.Pauses {
+		out.WriteString(limitPauseText(p) + "\n")
+		if p.Do != "" {
+			out.WriteString("  do: " + p.Do + "\n")
 		}
 	}
-	if len(l.Stops) == 0 {
-		out.WriteString("no stop is in force\n")
+	if len(l.Pauses) == 0 {
+		out.WriteString("no app pause is in force\n")
 	}
 	switch {
 	case len(l.Windows) > 0:
 	case account != "":
-		return out.String() + "no rate window of " + account + " or of the app is known: X has told of none in the last hour\n"
+		return out.String() + "no rate window of " + account + " or of the app is known: X reported none in the last hour\n"
 	default:
-		return out.String() + "no rate window is known: X has told of none in the last hour\n"
+		return out.String() + "no rate window is known: X reported none in the last hour\n"
 	}
-	rows := []string{"ACCOUNT\tENDPOINT\tWINDOW\tLIMIT\tLEFT\tRESET\tSOURCE\tTOLD"}
+	rows := []string{"ACCOUNT\tENDPOINT\tWINDOW\tLIMIT\tLEFT\tRESET\tSTATE\tSOURCE\tUPDATED"}
 	for _, w := range l.Windows {
 		rows = append(rows, windowRow(w, l.Now))
 	}
@@ -67,36 +67,36 @@ func breakerText(b app.Breaker) string {
 	return fmt.Sprintf("X: %s since %s, asked again at %s", b.State, localTime(b.Since), localTime(b.AskedAgain))
 }
 
-func stopText(s app.LimitPause) string {
+func limitPauseText(p app.LimitPause) string {
 	end := "until somebody resumes it"
 	switch {
-	case !s.AskedAgain.IsZero():
-		wait := time.Duration(s.WaitSeconds * float64(time.Second))
-		end = fmt.Sprintf("asked again at %s, a wait of %s", localTime(s.AskedAgain), wait)
-	case !s.Until.IsZero():
-		end = "until " + localTime(s.Until)
+	case !p.AskedAgain.IsZero():
+		wait := time.Duration(p.WaitSeconds * float64(time.Second))
+		end = fmt.Sprintf("asked again at %s, after a wait of %s", localTime(p.AskedAgain), wait)
+	case !p.Until.IsZero():
+		end = "until " + localTime(p.Until)
 	}
-	return fmt.Sprintf("stop of %s since %s, %s: %s", s.Target, localTime(s.Since), end, reasonText(&jetpost.Reason{Code: s.Code, Detail: s.Detail}))
+	return fmt.Sprintf("%s paused since %s, %s: %s", p.Target, localTime(p.Since), end, reasonText(&jetpost.Reason{Code: p.Code, Detail: p.Detail}))
 }
 
 func windowRow(w app.RateWindow, now time.Time) string {
-	account, limit, left, reset := w.Account, strconv.Itoa(w.Limit), strconv.Itoa(w.Remaining), localTime(w.Reset)
+	account, limit, left, state := w.Account, strconv.Itoa(w.Limit), strconv.Itoa(w.Remaining), "available"
 	if account == "" {
 		account = "(app)"
 	}
-	if w.Open {
-		reset = "open"
+	if !w.Available {
+		state = "exhausted until " + localTime(w.Reset)
 	}
 	if w.Limit == 0 {
 		limit = "?"
-		if w.Open {
+		if w.Reset.IsZero() {
 			left = "?"
 		}
 	}
-	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", account, w.Endpoint, w.Kind, limit, left, reset, w.Source, age(w.ToldAt, now))
+	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", account, w.Endpoint, w.Kind, limit, left, localTime(w.Reset), state, w.Source, age(w.ToldAt, now))
 }
 
-// age is how long ago that was.
+// age is the time from at to now, as text; "-" if at is zero.
 func age(at, now time.Time) string {
 	if at.IsZero() {
 		return "-"

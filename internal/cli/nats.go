@@ -15,32 +15,32 @@ var publicNKey = regexp.MustCompile(`^U[A-Z2-7]{55}$`)
 
 // natsCmd is 'jetpost nats'.
 type natsCmd struct {
-	Config natsConfigCmd `cmd:"" help:"Print accounts and users that keep producers from all but what the contract gives them."`
+	Config natsConfigCmd `cmd:"" help:"Print a nats-server configuration whose accounts and users limit producers to the contract."`
 }
 
 // natsConfigCmd is 'jetpost nats config'.
 type natsConfigCmd struct {
 	Prefix   string            `placeholder:"NAME" help:"Prefix of all streams and subjects."`
-	Customer []string          `placeholder:"ACCOUNT" help:"Give the producer of one X account a NATS account of its own; may stand several times."`
-	Allow    []string          `placeholder:"OPERATION" help:"What producers may ask workers to do with their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for nothing. It may stand several times."`
-	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Know a user by the public key of an nkey instead of a password; may stand several times."`
-	NoLogin  bool              `help:"Take whoever connects without a login for the producer."`
+	Customer []string          `placeholder:"ACCOUNT" help:"Add a producer that may publish only for this X account, in a NATS account of its own. May be repeated."`
+	Allow    []string          `placeholder:"OPERATION" help:"Operation that producers may request for their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for none. May be repeated."`
+	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Authenticate a user by the public key of an nkey instead of a password. May be repeated."`
+	NoLogin  bool              `help:"Treat clients without a login as the producer."`
 
-	Listen   string `default:"0.0.0.0:4222" placeholder:"ADDR" help:"Where to listen (${default})."`
-	HTTP     string `name:"http" placeholder:"ADDR" help:"Where to serve monitoring; nowhere unless given."`
-	Name     string `default:"jetpost" placeholder:"NAME" help:"Name of the server, its own in a cluster (${default})."`
-	StoreDir string `default:"/data" placeholder:"DIR" help:"Where streams are kept (${default})."`
+	Listen   string `default:"0.0.0.0:4222" placeholder:"ADDR" help:"Listening address for clients (${default})."`
+	HTTP     string `name:"http" placeholder:"ADDR" help:"Listening address for monitoring. Default: none."`
+	Name     string `default:"jetpost" placeholder:"NAME" help:"Server name, unique in a cluster (${default})."`
+	StoreDir string `default:"/data" placeholder:"DIR" help:"JetStream's store directory (${default})."`
 
-	TLSCert string `name:"tls-cert" placeholder:"FILE" help:"The server's certificate; without it nothing is encrypted."`
-	TLSKey  string `name:"tls-key" placeholder:"FILE" help:"Its key."`
-	TLSCA   string `name:"tls-ca" placeholder:"FILE" help:"Let nobody in without a certificate that one of these has signed."`
+	TLSCert string `name:"tls-cert" placeholder:"FILE" help:"Server certificate. Default: no TLS."`
+	TLSKey  string `name:"tls-key" placeholder:"FILE" help:"Private key of --tls-cert."`
+	TLSCA   string `name:"tls-ca" placeholder:"FILE" help:"CA certificates. If set, clients need a certificate signed by one of them."`
 
-	Cluster       string   `placeholder:"NAME" help:"Name of the cluster; three servers let one fail, with 'jetpost setup --replicas 3'."`
-	ClusterListen string   `default:"0.0.0.0:6222" placeholder:"ADDR" help:"Where to listen for the other servers (${default})."`
-	Route         []string `placeholder:"URL" help:"Another server, nats-route://host:6222; may stand several times."`
+	Cluster       string   `placeholder:"NAME" help:"Cluster name. Three servers, with 'jetpost setup --replicas 3', survive the loss of one."`
+	ClusterListen string   `default:"0.0.0.0:6222" placeholder:"ADDR" help:"Listening address for the other servers (${default})."`
+	Route         []string `placeholder:"URL" help:"Route to another server, nats-route://host:6222. May be repeated."`
 }
 
-// Run prints the configuration, and on standard error what it needs.
+// Run prints the configuration, and on standard error the variables that it needs.
 func (c *natsConfigCmd) Run(e *env) error {
 	walls, err := c.walls()
 	if err != nil {
@@ -111,7 +111,7 @@ func (c *natsConfigCmd) walls() (app.Walls, error) {
 	return walls, nil
 }
 
-// server is what stands beside the accounts.
+// server is the part of the configuration outside the accounts.
 func (c *natsConfigCmd) server() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Made by 'jetpost nats config'.\nlisten: %q\nserver_name: %q\n", c.Listen, c.Name)

@@ -15,14 +15,14 @@ import (
 	"github.com/jetpost/jetpost/internal/app"
 )
 
-// asJSON tells whether the output is for a program.
+// asJSON tells whether the output format is JSON.
 func (e *env) asJSON() bool { return e.cli.Output == "json" }
 
 // show prints one value: as a JSON object on one line, or as text.
 func (e *env) show(value any, text string) error {
 	if e.asJSON() {
 		encoder := json.NewEncoder(e.stdout)
-		encoder.SetEscapeHTML(false) // a terminal is no page
+		encoder.SetEscapeHTML(false) // the output is not part of a page
 		return encoder.Encode(value)
 	}
 	_, err := io.WriteString(e.stdout, text)
@@ -34,8 +34,8 @@ func (e *env) say(value any, format string, args ...any) error {
 	return e.show(value, fmt.Sprintf(format+"\n", args...))
 }
 
-// list prints values: a JSON object on a line each, or a table. The cells of
-// the header and of a row are divided by tabs.
+// list prints values: one JSON object per line, or a table. Tabs separate the cells of
+// the header and of a row.
 func list[T any](e *env, values []T, header string, row func(T) string) error {
 	if e.asJSON() {
 		for _, v := range values {
@@ -52,18 +52,18 @@ func list[T any](e *env, values []T, header string, row func(T) string) error {
 	return e.show(nil, align(rows))
 }
 
-// align makes columns of rows whose cells are divided by tabs.
+// align aligns the columns of rows. Tabs separate the cells of a row.
 func align(rows []string) string {
 	var b strings.Builder
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
-		_, _ = io.WriteString(table, row+"\n") // a builder takes everything
+		_, _ = io.WriteString(table, row+"\n") // a builder returns no error
 	}
 	_ = table.Flush()
 	return b.String()
 }
 
-// localTime is a time as people here read it, or "-" where there is none.
+// localTime is a time in the local zone, or "-" if it is zero.
 func localTime(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -74,7 +74,7 @@ func localTime(t time.Time) string {
 // dollars is an amount as X's price list has it.
 func dollars(usd float64) string { return fmt.Sprintf("$%.3f", usd) }
 
-// reasonText is a reason on one line, or "" where there is none.
+// reasonText is a reason on one line, or "" if there is none.
 func reasonText(r *jetpost.Reason) string {
 	if r == nil {
 		return ""
@@ -86,7 +86,8 @@ func reasonText(r *jetpost.Reason) string {
 	return text
 }
 
-// mistakes lists everything that is wrong with a command line, one a line.
+// mistakes is a usage error with all mistakes of a command line, one per line; nil if
+// there are none.
 func mistakes(what string, list ...string) error {
 	if len(list) == 0 {
 		return nil
@@ -94,7 +95,7 @@ func mistakes(what string, list ...string) error {
 	return &exitError{code: exitUsage, err: fmt.Errorf("%s:\n  %s", what, strings.Join(list, "\n  "))}
 }
 
-// problems are the mistakes in a request, a line each.
+// problems are the mistakes in a request, one per line.
 func problems(list []jetpost.Problem) []string {
 	lines := make([]string, len(list))
 	for i, p := range list {
@@ -103,7 +104,7 @@ func problems(list []jetpost.Problem) []string {
 	return lines
 }
 
-// whichRequest makes an id that is not enough a mistake of the command line.
+// whichRequest makes an ambiguous id a usage error.
 func whichRequest(err error) error {
 	if ambiguous := new(app.AmbiguousError); errors.As(err, &ambiguous) || failedAs(err, jetpost.ErrAmbiguous) {
 		return &exitError{code: exitUsage, err: err}
@@ -130,9 +131,9 @@ func excerpt(text string) string {
 	return string(words)
 }
 
-// moment reads a time: RFC 3339, a day and a time of a clock with or without its
-// zone, or a duration from now with its sign. Without a sign it lies ahead, or back
-// where past is set.
+// moment parses a time: RFC 3339, a day and a clock time with or without a
+// zone, or a duration from now. A duration without a sign is in the future, or in the
+// past if past is set.
 func moment(s string, past bool, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -153,14 +154,14 @@ func moment(s string, past bool, now time.Time) (time.Time, error) {
 	return now.Add(d), nil
 }
 
-// duration is time.ParseDuration with days, of 24 hours, before the rest.
+// duration is time.ParseDuration that also accepts days of 24 hours, before the rest.
 func duration(s string) (time.Duration, error) {
-	heartbeat, rest := time.Duration(1), s
+	sign, rest := time.Duration(1), s
 	if strings.HasPrefix(s, "+") || strings.HasPrefix(s, "-") {
 		rest = s[1:]
 	}
 	if rest != s && s[0] == '-' {
-		heartbeat = -1
+		sign = -1
 	}
 	days, hours, found := strings.Cut(rest, "d")
 	n, err := strconv.ParseUint(days, 10, 16)
@@ -169,17 +170,17 @@ func duration(s string) (time.Duration, error) {
 	}
 	whole := time.Duration(n) * 24 * time.Hour
 	if hours == "" {
-		return heartbeat * whole, nil
+		return sign * whole, nil
 	}
 	if hours[0] == '+' || hours[0] == '-' {
 		return 0, fmt.Errorf("%q has two signs", s)
 	}
 	d, err := time.ParseDuration(hours)
-	return heartbeat * (whole + d), err
+	return sign * (whole + d), err
 }
 
-// clockTime reads what a calendar and a clock show: today, tomorrow or a date, a time,
-// and a zone by its name, in place of this machine's. It is false for anything else.
+// clockTime parses a day (today, tomorrow or a date), a clock time, and optionally the
+// name of a zone; the default is the local zone. It is false for anything else.
 func clockTime(s string, now time.Time) (t time.Time, is bool, err error) {
 	words := strings.Fields(s)
 	if len(words) == 0 {
@@ -193,7 +194,7 @@ func clockTime(s string, now time.Time) (t time.Time, is bool, err error) {
 	case 2:
 	case 3:
 		if zone, err = time.LoadLocation(words[2]); err != nil {
-			return t, true, fmt.Errorf("%q names no time zone like Europe/Berlin: %w", s, err)
+			return t, true, fmt.Errorf("%q has no time zone like Europe/Berlin: %w", s, err)
 		}
 	default:
 		return t, false, nil
@@ -211,7 +212,7 @@ func clockTime(s string, now time.Time) (t time.Time, is bool, err error) {
 		if err != nil {
 			continue
 		}
-		// Without a zone every time of a clock exists.
+		// In UTC every clock time exists.
 		if wall, err := time.Parse(layout, day+" "+clock); err != nil || t.Format(time.TimeOnly) != wall.Format(time.TimeOnly) {
 			return t, true, fmt.Errorf("%q does not exist in %s, whose clocks go forward then", s, zoneName(zone))
 		}
@@ -234,7 +235,7 @@ func reasonCode(s string) (jetpost.Code, error) {
 			return jetpost.Code(s), nil
 		}
 	}
-	return "", fmt.Errorf("--code: %q is none; use one of %s", s, joined(jetpost.Codes()))
+	return "", fmt.Errorf("--code: %q is not a reason code; use one of %s", s, joined(jetpost.Codes()))
 }
 
 func joined[T ~string](values []T) string {

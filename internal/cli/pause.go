@@ -13,10 +13,10 @@ import (
 	"github.com/jetpost/jetpost/internal/app"
 )
 
-// whomFlags pick one account, or all of them.
+// whomFlags select one account, or all of them.
 type whomFlags struct {
 	Account string `arg:"" optional:"" help:"Account; or give --app."`
-	App     bool   `env:"-" help:"All accounts."`
+	App     bool   `env:"-" help:"Every account of the app."`
 }
 
 func (f whomFlags) mistake() string {
@@ -33,8 +33,8 @@ func (f whomFlags) mistake() string {
 // pauseCmd is 'jetpost pause'.
 type pauseCmd struct {
 	whomFlags
-	Until        string `env:"-" placeholder:"TIME" help:"Go on by itself then: a time like 2026-12-01T09:00:00Z, or +10m from now. Without it somebody has to resume."`
-	Reason       string `env:"-" placeholder:"TEXT" help:"Why, for those who wonder what their requests wait for."`
+	Until        string `env:"-" placeholder:"TIME" help:"End the pause at this time: 2026-12-01T09:00:00Z, or +10m from now. Without it the pause lasts until jetpost resume."`
+	Reason       string `env:"-" placeholder:"TEXT" help:"Why. Every request that waits shows it."`
 	connectFlags `embed:""`
 }
 
@@ -61,15 +61,16 @@ func (c *pauseCmd) app(ctx context.Context, e *env, workers operations, until ti
 	if err != nil {
 		return err
 	}
-	stop := paused.Pause
-	text := "the app is paused " + pauseText(stop)
-	if !paused.Changed { // it holds at least as long as what was asked for
-		text = "the app was stopped already, " + untilText(stop) + ": " + reasonText(&stop.Reason)
+	pause := paused.Pause
+	text := "the app is paused " + pauseText(pause)
+	if !paused.Changed { // the present pause lasts at least as long as the one asked for
+		text = "the app was already paused, " + untilText(pause) + ": " + reasonText(&pause.Reason)
 	}
-	return e.say(stop, "%s\n  do: %s", text, app.Advice(jetpost.CodePausedByHand))
+	return e.say(pause, "%s\n  do: %s", text, app.Advice(jetpost.CodePausedByHand))
 }
 
-// read refuses a time that has passed, and words that would spoil a line.
+// read parses the flags. It refuses a time in the past, and a reason that does not print
+// on one line.
 func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err error) {
 	var wrong []string
 	if mistake := c.mistake(); mistake != "" {
@@ -92,7 +93,7 @@ func (c *pauseCmd) read(now time.Time) (until time.Time, reason string, err erro
 	return until, reason, mistakes("cannot pause", wrong...)
 }
 
-// pauseText says how long a pause lasts, and why.
+// pauseText is the end and the reason of a pause.
 func pauseText(p jetpost.Pause) string {
 	text := untilText(p)
 	if !p.ByHand() {
@@ -121,17 +122,17 @@ func untilText(p jetpost.Pause) string {
 // resumeCmd is 'jetpost resume'.
 type resumeCmd struct {
 	whomFlags
-	ExpireOlderThan time.Duration `env:"-" placeholder:"DURATION" help:"First fail, as expired, what was due longer ago than this and has not begun; jetpost replay sends it all the same."`
+	ExpireOlderThan time.Duration `env:"-" placeholder:"DURATION" help:"First fail, as expired, requests that were due longer ago than this and have not begun. jetpost replay still sends them."`
 	connectFlags    `embed:""`
 }
 
-// Help is what the lines of the flags have no room for.
+// Help is the long help text.
 func (c *resumeCmd) Help() string {
-	return "With an ACCOUNT it ends what jetpost pause ACCOUNT has begun. With --app it ends that of jetpost pause --app, " +
-		"and the stops of X: it was topped up, its cap raised, its settings corrected."
+	return "With an ACCOUNT, end the pause of that account. With --app, end jetpost pause --app and every pause that an answer " +
+		"of X began: use it after you bought credits, raised a cap or corrected the app's settings."
 }
 
-// Run ends a pause or the stops, and says what there was.
+// Run ends the pause of an account or of the app, and says which pauses it ended.
 func (c *resumeCmd) Run(e *env) error {
 	var wrong []string
 	if mistake := c.mistake(); mistake != "" {
@@ -183,14 +184,14 @@ func (c *resumeCmd) text(done app.Resumed) string {
 		fmt.Fprintf(&text, "resumed %s, of which X had said: %s\n", c.Account, reasonText(&done.Pause.Reason))
 	case !c.App:
 		fmt.Fprintf(&text, "resumed %s, which was paused %s\n", c.Account, pauseText(done.Pause))
-	case len(done.Stops) == 0 && len(done.Mended) == 0:
-		text.WriteString("nothing was stopped\n")
+	case len(done.Pauses) == 0 && len(done.Mended) == 0:
+		text.WriteString("nothing was paused\n")
 	}
 	for _, what := range done.Mended {
-		fmt.Fprintf(&text, "put right: %s\n", what)
+		fmt.Fprintf(&text, "repaired: %s\n", what)
 	}
-	for _, stop := range done.Stops {
-		fmt.Fprintf(&text, "resumed %s, which was stopped: %s\n", stop.Target, reasonText(&stop.Reason))
+	for _, pause := range done.Pauses {
+		fmt.Fprintf(&text, "resumed %s, which was paused: %s\n", pause.Target, reasonText(&pause.Reason))
 	}
 	return text.String()
 }

@@ -21,24 +21,24 @@ import (
 // maxRequestBytes bounds a request that is read from a file.
 const maxRequestBytes = 8 << 20
 
-// publishCmd is 'jetpost publish'. Its flags are read from the command line
-// alone: an id from the environment would make all requests one.
+// publishCmd is 'jetpost publish'. Its flags are read only from the command line: with an
+// id from the environment all requests are the same.
 type publishCmd struct {
-	Account string `arg:"" optional:"" help:"Account, by the name it was connected under."`
+	Account string `arg:"" optional:"" help:"Name of the account."`
 	Text    string `arg:"" optional:"" help:"Text of the first post; - reads it from standard input."`
 
-	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread; may be repeated."`
-	Split        bool          `env:"-" help:"Cut texts of more than 280, as X counts, into the posts of a thread. Without it they are published as they are, which X allows some accounts."`
-	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media of the first post, a file or an https:// URL that a worker fetches: an image (JPEG, PNG, WebP, up to 5 MiB; may be repeated, up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
-	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a media file; one for each --media, in the same order."`
-	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from here; - is standard input."`
-	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request: sent again under the same id it is published once. Generated if omitted."`
-	At           string        `env:"-" placeholder:"TIME" help:"Publish then: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is this machine's."`
-	SkipIfLate   string        `env:"-" placeholder:"DURATION" help:"Give up rather than begin so much later than --at, or than now: 15m."`
-	Expires      string        `env:"-" placeholder:"TIME" help:"Give up if the first post was not begun by then; as --at, a duration counts from now."`
-	DryRun       bool          `env:"-" help:"Send nothing; check the request and say what it would cost and when it would go."`
-	Wait         bool          `env:"-" help:"Show what happens until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: nobody knows."`
-	Timeout      time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread. May be repeated."`
+	Split        bool          `env:"-" help:"Split texts of more than 280 characters, as X counts, into the posts of a thread. Without it they are published as they are, which X allows for some accounts."`
+	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media of the first post, a file or an https:// URL that a worker fetches: images (JPEG, PNG, WebP, up to 5 MiB; repeat the flag for up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
+	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a medium, one for each --media, in the same order."`
+	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from this file; - is standard input."`
+	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request. Requests with the same id are published once. Default: a generated id."`
+	At           string        `env:"-" placeholder:"TIME" help:"Publish at this time: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is local time."`
+	SkipIfLate   string        `env:"-" placeholder:"DURATION" help:"Fail the request if it has not started this long after --at, or after its acceptance: 15m."`
+	Expires      string        `env:"-" placeholder:"TIME" help:"Fail the request if its first post has not started by this time. Formats as for --at."`
+	DryRun       bool          `env:"-" help:"Send nothing. Check the request and show its cost and when it will be published."`
+	Wait         bool          `env:"-" help:"Show progress until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: unknown whether a post is live."`
+	Timeout      time.Duration `env:"-" default:"2m" help:"Timeout of --wait (${default})."`
 	connectFlags `embed:""`
 }
 
@@ -80,11 +80,11 @@ func (c *publishCmd) Run(e *env) error {
 	return e.say(with(warnings, &receipt), "%s  %s\nstored; follow it with: jetpost requests show %s", receipt.Account, receipt.ID, receipt.ID)
 }
 
-// late is how far back a time to publish at may lie before somebody is asked.
+// late is how far in the past --at may be without a confirmation.
 const late = 5 * time.Minute
 
-// confirm says when it will be published, and asks about a time that has passed: it
-// would go out at once, which may be a slip of the date or the zone.
+// confirm prints the time to publish, and asks for confirmation if it has passed: the
+// date or the zone may be a mistake, and the request goes out at once.
 func (c *publishCmd) confirm(e *env, at, now time.Time) error {
 	if at.IsZero() || c.At == "now" {
 		return nil
@@ -100,14 +100,13 @@ func (c *publishCmd) confirm(e *env, at, now time.Time) error {
 	return confirmed(e.stdin)
 }
 
-// warning is what a job will meet that is accepted all the same.
+// warning says why an accepted request has to wait.
 type warning struct {
 	jetpost.Reason
 	Do string `json:"do,omitempty"`
 }
 
-// warn says at once that the account has to be connected again: whoever
-// publishes for it need not wait to find out.
+// warn prints at once that the account must be connected again.
 func warn(e *env, account string, reason *jetpost.Reason) []warning {
 	if reason == nil {
 		return nil
@@ -134,12 +133,12 @@ func with(warnings []warning, value any) any {
 			Warnings []warning `json:"warnings"`
 		}{v, warnings}
 	default:
-		return value // a refusal, which never was a job
+		return value // a refusal
 	}
 }
 
-// sendAgain names the id under which a request that may be stored can be
-// published again without harm.
+// sendAgain adds the id with which a request that may be stored can safely be published
+// again.
 func sendAgain(receipt publishers.Receipt, err error) error {
 	stored, noAnswer := receipt.Sequence > 0, errors.As(err, new(*publishers.NoAnswerError))
 	if receipt.ID == "" || stored || (app.Hint(err) != "" && !noAnswer) {
@@ -167,7 +166,7 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 		r, err = c.fromFile(stdin)
 		note("--file: ", err)
 	} else {
-		var notSplit error // the texts are whole then, and can be checked all the same
+		var notSplit error // the texts are whole then, and can still be checked
 		note("TEXT: ", c.readText(stdin))
 		r, notSplit = c.fromFlags()
 		note("", notSplit)
@@ -190,7 +189,7 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 	if c.SkipIfLate != "" {
 		r.SkipIfLate = c.SkipIfLate
 	}
-	if readFile { // else the file's mistakes would be told twice
+	if readFile { // otherwise the mistakes in the file are already listed
 		note("", c.withStandIns(r).Validate())
 		note("", rules.Check(r))
 	}
@@ -200,7 +199,7 @@ func (c *publishCmd) request(stdin io.Reader, now time.Time, rules consumers.Rul
 	return r, mistakes("the request is not valid", wrong...)
 }
 
-// missing says in words what every request needs.
+// missing says which arguments are missing.
 func (c *publishCmd) missing() error {
 	what := "say what to publish: the text is missing"
 	if c.Account == "" && c.Text == "" {
@@ -211,7 +210,7 @@ func (c *publishCmd) missing() error {
 	}}
 }
 
-// readText reads the first text from standard input where it is to come from there.
+// readText reads the first text from standard input if it is "-".
 func (c *publishCmd) readText(stdin io.Reader) error {
 	if c.Text != "-" {
 		return nil
@@ -220,13 +219,13 @@ func (c *publishCmd) readText(stdin io.Reader) error {
 	if err == nil && len(text) > maxRequestBytes {
 		err = fmt.Errorf("is larger than %d bytes", maxRequestBytes)
 	}
-	// What ends the last line is the shell's, not the text's.
+	// The last line end belongs to the shell, not to the text.
 	c.Text = strings.TrimSuffix(jetpost.LineFeeds(strings.TrimPrefix(string(text), jetpost.ByteOrderMark)), "\n")
 	return err
 }
 
-// fromFlags makes a request of the texts. It is complete even where a text
-// cannot be cut.
+// fromFlags makes a request of the texts. It is complete even if a text
+// cannot be split.
 func (c *publishCmd) fromFlags() (jetpost.Request, error) {
 	r := jetpost.Request{Account: c.Account}
 	var wrong error
@@ -236,7 +235,7 @@ func (c *publishCmd) fromFlags() (jetpost.Request, error) {
 		if c.Split {
 			cut, err := tweettext.Split(text, tweettext.MaxWeight)
 			wrong = errors.Join(wrong, err)
-			if len(cut) > 0 { // else it is empty, for which there is a message
+			if len(cut) > 0 { // an empty text has its own message
 				parts = cut
 			}
 		}
@@ -247,7 +246,7 @@ func (c *publishCmd) fromFlags() (jetpost.Request, error) {
 	return r, wrong
 }
 
-// tellSplit says what a thread has become, beside the output that programs read.
+// tellSplit prints the number of posts on standard error.
 func (c *publishCmd) tellSplit(e *env, posts int) {
 	switch given := 1 + len(c.Then); {
 	case !c.Split:
@@ -258,11 +257,11 @@ func (c *publishCmd) tellSplit(e *env, posts int) {
 	}
 }
 
-// tellLong warns of texts that X takes of accounts with a subscription alone.
+// tellLong warns of texts that X accepts only from accounts with a subscription.
 func tellLong(e *env, r jetpost.Request) {
 	for i, post := range r.Posts {
 		if weight := tweettext.Measure(post.Text).Weight; weight > tweettext.MaxWeight {
-			fmt.Fprintf(e.stderr, "warning: post %d weighs %d of %d: X takes it only of an account with a subscription; with --split it becomes a thread\n",
+			fmt.Fprintf(e.stderr, "warning: post %d weighs %d of %d: X accepts it only from an account with a subscription; --split makes it a thread\n",
 				i+1, weight, tweettext.MaxWeight)
 		}
 	}
@@ -287,8 +286,8 @@ func (c *publishCmd) withStandIns(r jetpost.Request) jetpost.Request {
 	return r
 }
 
-// isURL tells a --media that a worker fetches from a file of this machine. Which URLs
-// it takes the contract says.
+// isURL tells whether a --media is a URL, which a worker fetches, and not a file. The
+// contract says which URLs are valid.
 func isURL(media string) bool { return strings.Contains(media, "://") }
 
 func (c *publishCmd) alt(i int) string {
@@ -322,14 +321,14 @@ func (c *publishCmd) checkMedia() error {
 	return errors.New(strings.Join(errs, "\n  "))
 }
 
-// checkFile makes sure that a file is of a kind and size that X takes.
+// checkFile checks that X accepts the type and the size of a file.
 func checkFile(path string) (kind string, err error) {
-	info, err := os.Stat(path) // before opening, which waits where it is a pipe
+	info, err := os.Stat(path) // before opening, which blocks on a pipe
 	if err != nil {
 		return "", err
 	}
 	if !info.Mode().IsRegular() || info.Size() == 0 {
-		return "", fmt.Errorf("%s is empty or no file", path)
+		return "", fmt.Errorf("%s is empty or not a file", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -352,7 +351,7 @@ func checkFile(path string) (kind string, err error) {
 
 func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
 	if c.Text != "" || c.Split || len(c.Then)+len(c.Media)+len(c.Alt) > 0 {
-		return jetpost.Request{}, errors.New("the file holds the whole request: leave out TEXT, --then, --split, --media and --alt")
+		return jetpost.Request{}, errors.New("the file has the whole request: leave out TEXT, --then, --split, --media and --alt")
 	}
 	from := stdin
 	if c.File != "-" {
@@ -373,9 +372,9 @@ func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
 	return jetpost.Decode(c.Account, body)
 }
 
-// attach brings the media files into the first post: inside the message while
-// they are small, since one message carries little more than one of the largest
-// inline media, else through the object store.
+// attach adds the media files to the first post: small ones inside the message, whose
+// limit is little more than one of the largest inline media, others through the object
+// store.
 func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, r *jetpost.Request) error {
 	inline := 0
 	for i, path := range c.Media {
@@ -421,8 +420,8 @@ func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request,
 	w, err := conn.PublishAndWait(e.ctx, request, c.Timeout, p.see)
 	if w.Receipt.Sequence > 0 && e.ctx.Err() != nil {
 		return &exitError{code: exitInterrupted, err: &app.HintError{
-			Err:  fmt.Errorf("no longer waited for: request %s of account %s goes on", w.Receipt.ID, w.Receipt.Account),
-			Help: fmt.Sprintf("follow it with: jetpost requests watch %s --account %s; take it back with: jetpost requests cancel %s --account %s", w.Receipt.ID, w.Receipt.Account, w.Receipt.ID, w.Receipt.Account),
+			Err:  fmt.Errorf("interrupted while waiting: request %s of account %s goes on", w.Receipt.ID, w.Receipt.Account),
+			Help: fmt.Sprintf("follow it with: jetpost requests watch %s --account %s; cancel it with: jetpost requests cancel %s --account %s", w.Receipt.ID, w.Receipt.Account, w.Receipt.ID, w.Receipt.Account),
 		}}
 	}
 	if err != nil {
@@ -434,12 +433,12 @@ func (c *publishCmd) wait(e *env, conn *app.Connection, request jetpost.Request,
 		}
 	}
 	if w.Repeat && w.Refusal == nil {
-		p.say("this id was there before: nothing is published twice")
+		p.say("this id was sent before: nothing is published twice")
 	}
 	return verdict(w, c.Timeout)
 }
 
-// outcome is the object of the contract that says most.
+// outcome is the refusal, the request's last status or, without either, the receipt.
 func outcome(w app.Waited) any {
 	switch {
 	case w.Refusal != nil:
@@ -451,7 +450,7 @@ func outcome(w app.Waited) any {
 	}
 }
 
-// verdict turns what became of a request into an exit code and says why.
+// verdict is the error and the exit code for the outcome of a request.
 func verdict(w app.Waited, timeout time.Duration) error {
 	name := "request " + w.Receipt.ID
 	if w.Receipt.Account != "" {
@@ -465,7 +464,7 @@ func verdict(w app.Waited, timeout time.Duration) error {
 		return fail(exitRequest, app.AdviceFor(w.Refusal.Code, w.Receipt.Account, w.Receipt.ID), "%s was refused: %s: %s",
 			name, w.Refusal.Code, strings.Join(problems(w.Refusal.Problems), "; "))
 	case w.Request == nil:
-		return fail(exitWaiting, "see what works with: jetpost status, and what is known with: jetpost requests show "+w.Receipt.ID, "%s: no worker told of it within %s", name, timeout)
+		return fail(exitWaiting, "check the workers with: jetpost status, and the request with: jetpost requests show "+w.Receipt.ID, "%s: no worker reported on it within %s", name, timeout)
 	}
 	var code jetpost.Code
 	if w.Request.Reason != nil {
@@ -484,23 +483,23 @@ func verdict(w app.Waited, timeout time.Duration) error {
 	}
 }
 
-// progress prints what happens to a request, each thing once. Events may be
-// left out or come twice, so posts are told by what is live, not by event.
+// progress prints each step of a request once. Events may be
+// left out or come twice, so it prints the posts that are live, not the events.
 type progress struct {
 	out   io.Writer
-	name  string // begins each line where several requests are watched
+	name  string // begins each line if several requests are watched
 	begun bool
-	live  int // posts told
+	live  int // posts printed
 }
 
-// say prints a line. A standard output that is closed stops no publication.
+// say prints a line. A closed standard output does not stop a publication.
 func (p *progress) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.out, p.name+format+"\n", args...)
 }
 
 func (p *progress) see(event jetpost.Event) {
 	r := event.Request
-	if r == nil { // a refusal, which the end tells
+	if r == nil { // a refusal, which verdict reports
 		return
 	}
 	if !p.begun {
@@ -523,7 +522,7 @@ func (p *progress) see(event jetpost.Event) {
 	case jetpost.StateHeld:
 		p.waits("held", r)
 	case jetpost.StateFailed, jetpost.StateUnknown:
-		if p.name != "" { // else the end tells
+		if p.name != "" { // otherwise verdict reports it
 			p.waits(string(r.State), r)
 		}
 	case jetpost.StatePublished, jetpost.StateCancelled:
@@ -531,7 +530,7 @@ func (p *progress) see(event jetpost.Event) {
 	}
 }
 
-// waits says why a request does not go on, until when, and what to do.
+// waits prints why a request does not go on, until when, and what to do.
 func (p *progress) waits(state string, r *jetpost.RequestStatus) {
 	reason, when := r.Reason, ""
 	if reason == nil {
@@ -550,7 +549,7 @@ func (p *progress) waits(state string, r *jetpost.RequestStatus) {
 	}
 }
 
-// dryRun says what would become of the request, and sends nothing. missing is
+// dryRun shows what will happen to the request, and sends nothing. missing is
 // why neither the ledger nor NATS can be asked.
 func (c *publishCmd) dryRun(e *env, cfg app.Config, missing error, request jetpost.Request) error {
 	request = c.withStandIns(request)
@@ -560,15 +559,15 @@ func (c *publishCmd) dryRun(e *env, cfg app.Config, missing error, request jetpo
 		return missing
 	case missing != nil:
 		f = control.NewCheck(request)
-		f.NotAsked = []string{"the account's line, and whether the app is stopped: " + missing.Error()}
+		f.NotAsked = []string{"the account's queue, and whether the app is paused: " + missing.Error()}
 	default:
 		f = cfg.DryRun(e.ctx, e.log, request)
 	}
 	if err := e.show(f, dryRunText(f)); err != nil {
 		return err
 	}
-	if f.Line != nil && f.Line.State == "" {
-		return &app.HintError{Err: fmt.Errorf("account %s: %w", f.Account, store.ErrNotFound), Help: f.Line.Do}
+	if f.Queue != nil && f.Queue.State == "" {
+		return &app.HintError{Err: fmt.Errorf("account %s: %w", f.Account, store.ErrNotFound), Help: f.Queue.Do}
 	}
 	return nil
 }
@@ -591,27 +590,27 @@ func dryRunText(f app.DryRun) string {
 	}
 	line("cost", "about %s", dollars(f.CostEstimateUSD))
 	line("when", "%s", whenText(f))
-	if l := f.Line; l != nil && l.State != "" {
-		line("account", "%s, its token: %s", f.Account, l.State)
-		if !l.Pause.Since.IsZero() {
-			line("paused", "%s", pauseText(l.Pause))
+	if q := f.Queue; q != nil && q.State != "" {
+		line("account", "%s, its token: %s", f.Account, q.State)
+		if !q.Pause.Since.IsZero() {
+			line("paused", "%s", pauseText(q.Pause))
 		}
-		if missing := missingText(l.Missing); missing != "" {
+		if missing := missingText(q.Missing); missing != "" {
 			line("missing", "%s", missing)
 		}
-		if l.Do != "" {
-			line("do", "%s", l.Do)
+		if q.Do != "" {
+			line("do", "%s", q.Do)
 		}
-		line("before it", "%s", counted(l.Before, "request", "requests"))
-		if l.Request != "" {
-			line("id", "%s is %s: sent again it changes nothing, and with another body it is refused", f.ID, l.Request)
+		line("before it", "%s", counted(q.Before, "request", "requests"))
+		if q.Request != "" {
+			line("id", "%s is %s: the same request again changes nothing, and another body is refused", f.ID, q.Request)
 		}
-		if l.SameText != nil {
-			line("same text", "request %s of account %s has it within a day, which X forbids", l.SameText.ID, l.SameText.Account)
+		if q.SameText != nil {
+			line("same text", "request %s of account %s has it within a day, which X forbids", q.SameText.ID, q.SameText.Account)
 		}
 	}
-	if f.Stop != nil {
-		line("app", "stopped: %s", reasonText(&f.Stop.Reason))
+	if f.Pause != nil {
+		line("app", "paused: %s", reasonText(&f.Pause.Reason))
 	}
 	for _, what := range f.NotAsked {
 		line("not asked", "%s", what)

@@ -13,14 +13,14 @@ import (
 
 // refreshCmd is 'jetpost refresh'.
 type refreshCmd struct {
-	Account      string        `arg:"" optional:"" help:"Account whose token to refresh; without, all tokens that are due."`
-	Force        bool          `env:"-" help:"Refresh even a token that is still young; needs an ACCOUNT."`
+	Account      string        `arg:"" optional:"" help:"Account whose token to refresh. Default: all tokens that are due."`
+	Force        bool          `env:"-" help:"Refresh the token even if it is not due. Needs an ACCOUNT."`
 	Wait         bool          `env:"-" help:"Wait for the outcome. Exit code 1: failed, 5: still waiting."`
-	Timeout      time.Duration `env:"-" default:"2m" help:"How long to --wait (${default})."`
+	Timeout      time.Duration `env:"-" default:"2m" help:"Timeout of --wait (${default})."`
 	connectFlags `embed:""`
 }
 
-// Run asks for the refresh of one account's token, or opens a round.
+// Run requests the refresh of one account's token, or starts a round.
 func (c *refreshCmd) Run(e *env) error {
 	if c.Account != "" {
 		return waiting(e.operate(func(ctx context.Context, workers operations) error { return c.account(ctx, e, workers) }))
@@ -40,8 +40,7 @@ func (c *refreshCmd) Run(e *env) error {
 	return waiting(c.round(e, conn))
 }
 
-// asked says that a refresh was asked for, and for whom: all, where Account is
-// empty.
+// asked is the result of a request for a refresh. An empty Account means all.
 type asked struct {
 	Account string `json:"account,omitempty"`
 	Asked   bool   `json:"asked"`
@@ -83,11 +82,11 @@ func (c *refreshCmd) round(e *env, conn *app.Connection) error {
 	return nil
 }
 
-// waiting gives a wait that was too short its exit code.
+// waiting adds the exit code to a wait that timed out.
 func waiting(err error) error {
 	if errors.Is(err, app.ErrStillWaiting) || failedAs(err, jetpost.ErrStillWaiting) {
 		return &exitError{code: exitWaiting, err: &app.HintError{
-			Err: err, Help: "see what works with: jetpost status; a young token is refreshed with --force alone",
+			Err: err, Help: "check the workers with: jetpost status; a token that is not due is only refreshed with --force",
 		}}
 	}
 	return err

@@ -14,16 +14,16 @@ import (
 
 // replayCmd is 'jetpost replay'.
 type replayCmd struct {
-	IDs []string `arg:"" optional:"" name:"id" help:"Requests that failed or were refused, by their ids; else give --account, --code, --since or --all."`
+	IDs []string `arg:"" optional:"" name:"id" help:"Ids of failed or refused requests; or use --account, --code, --since or --all."`
 	accountFlag
-	Code         string `env:"-" placeholder:"CODE" help:"Everything that failed or was refused with this reason code."`
-	Since        string `env:"-" placeholder:"TIME" help:"Everything that failed or was refused since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h."`
-	All          bool   `env:"-" help:"Everything that failed or was refused."`
-	DryRun       bool   `env:"-" help:"Change nothing; say what would be done."`
+	Code         string `env:"-" placeholder:"CODE" help:"All that failed or were refused with this reason code."`
+	Since        string `env:"-" placeholder:"TIME" help:"All that failed or were refused since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
+	All          bool   `env:"-" help:"All that failed or were refused."`
+	DryRun       bool   `env:"-" help:"Change nothing, and show what will be sent."`
 	connectFlags `embed:""`
 }
 
-// Run sends back what failed and says what became of each.
+// Run replays failed and refused requests, and prints the result for each.
 func (c *replayCmd) Run(e *env) error {
 	query, err := c.query(time.Now())
 	if err != nil {
@@ -44,7 +44,7 @@ func (c *replayCmd) Run(e *env) error {
 	})
 }
 
-// nothingFor names the ids that nothing is known of.
+// nothingFor is an error that names the unknown ids.
 func nothingFor(ids []string, done []app.Replayed) error {
 	missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
 		return slices.ContainsFunc(done, func(r app.Replayed) bool { return r.ID == id })

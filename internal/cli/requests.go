@@ -17,31 +17,31 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// stateRefused lists what never became a request, which is no state of one.
+// stateRefused lists refused messages. It is not a state of a request.
 const stateRefused = "refused"
 
 // requestsCmd is 'jetpost requests'.
 type requestsCmd struct {
 	List         requestsListCmd       `cmd:"" help:"List requests, the latest first."`
-	Show         requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, its reason, its times, its cost."`
-	Watch        requestsWatchCmd      `cmd:"" help:"Show what happens to requests, as it happens: until those named are settled, else until Ctrl-C."`
-	Reschedule   requestsRescheduleCmd `cmd:"" help:"Move a request that has not begun to another time: --at TIME or --at now."`
-	Cancel       requestsCancelCmd     `cmd:"" help:"Take a request back; what is live stays live."`
-	Unpublish    requestsUnpublishCmd  `cmd:"" help:"Delete on X what of a request is live, last post first, and take back what is not."`
-	Reconcile    requestsReconcileCmd  `cmd:"" help:"Look at X again for the doubtful post of a request, now."`
-	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether the doubtful post of a request is on X: --posted POST_ID or --not-posted."`
-	Verify       requestsVerifyCmd     `cmd:"" help:"Compare the ledger with what X shows: missing, doubled, changed and foreign posts. X charges for that."`
+	Show         requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, reason, times and cost."`
+	Watch        requestsWatchCmd      `cmd:"" help:"Print events of requests, until the given ones are settled, or until Ctrl-C."`
+	Reschedule   requestsRescheduleCmd `cmd:"" help:"Move a request that has not started to another time: --at TIME or --at now."`
+	Cancel       requestsCancelCmd     `cmd:"" help:"Cancel a request. Posts that are live stay live."`
+	Unpublish    requestsUnpublishCmd  `cmd:"" help:"Delete the live posts of a request on X, the last one first, and cancel the rest."`
+	Reconcile    requestsReconcileCmd  `cmd:"" help:"Start the timeline checks for a post in doubt again."`
+	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether a post in doubt is on X: --posted POST_ID or --not-posted."`
+	Verify       requestsVerifyCmd     `cmd:"" help:"Compare the ledger with the accounts' timelines on X. X charges for the reads."`
 	connectFlags `embed:""`
 }
 
-// accountFlag narrows a command to one account.
+// accountFlag limits a command to one account.
 type accountFlag struct {
-	Account string `env:"-" placeholder:"NAME" help:"Only of this account."`
+	Account string `env:"-" placeholder:"NAME" help:"Only requests of this account."`
 }
 
-// whoseFlag tells requests of one id apart.
+// whoseFlag selects one of several requests with the same id.
 type whoseFlag struct {
-	Account string `env:"-" placeholder:"NAME" help:"Its account; needed where several accounts have a request of that id."`
+	Account string `env:"-" placeholder:"NAME" help:"Account of the request; needed if several accounts have a request with that id."`
 }
 
 // withLedger opens the ledger for a command that only reads it.
@@ -74,10 +74,10 @@ func (e *env) withControl(work func(context.Context, *app.Control) error) error 
 
 type requestsListCmd struct {
 	accountFlag
-	State string `env:"-" placeholder:"STATE" help:"Only in this state; 'refused' lists messages that never became requests."`
-	Code  string `env:"-" placeholder:"CODE" help:"Only with this reason code."`
-	Since string `env:"-" placeholder:"TIME" help:"Only those accepted since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h."`
-	Limit int    `env:"-" default:"100" help:"At most so many (${default})."`
+	State string `env:"-" placeholder:"STATE" help:"Only requests in this state; 'refused' lists refused messages."`
+	Code  string `env:"-" placeholder:"CODE" help:"Only requests with this reason code."`
+	Since string `env:"-" placeholder:"TIME" help:"Only requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
+	Limit int    `env:"-" default:"100" help:"Maximum number of requests to list (${default})."`
 }
 
 // Run lists requests, or refusals.
@@ -85,7 +85,7 @@ func (c *requestsListCmd) Run(e *env) error {
 	var wrong []string
 	states := append(jetpost.States(), stateRefused)
 	if c.State != "" && !slices.Contains(states, jetpost.State(c.State)) {
-		wrong = append(wrong, fmt.Sprintf("--state: %q is none; use one of %s", c.State, joined(states)))
+		wrong = append(wrong, fmt.Sprintf("--state: %q is not a state; use one of %s", c.State, joined(states)))
 	}
 	code, err := reasonCode(c.Code)
 	if err != nil {
@@ -125,7 +125,7 @@ func (c *requestsListCmd) Run(e *env) error {
 	})
 }
 
-// tellMore says that a list is cut, beside the output that programs read.
+// tellMore says on standard error that a list was truncated.
 func (c *requestsListCmd) tellMore(e *env, found int) {
 	if found > c.Limit {
 		fmt.Fprintf(e.stderr, "these are the latest %d; there are more: raise --limit, or narrow the list by --account, --state, --code or --since\n", c.Limit)
@@ -184,7 +184,7 @@ func listRefusals(e *env, found []jetpost.Refusal) error {
 	})
 }
 
-// dash stands for what is not known.
+// dash is s, or "-" if s is empty.
 func dash(s string) string {
 	if s == "" {
 		return "-"
@@ -197,7 +197,8 @@ type requestsShowCmd struct {
 	whoseFlag
 }
 
-// Run shows one request. An id of several accounts lists them.
+// Run shows one request. If several accounts have a request with the id, the error lists
+// them.
 func (c *requestsShowCmd) Run(e *env) error {
 	return e.look(func(ctx context.Context, workers operations) error {
 		found, err := workers.RequestGet(ctx, c.Account, jetpost.RequestGet{ID: c.ID})
@@ -228,7 +229,7 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, workers operations, n
 
 // requestText is a request, with what keeps its account from posting.
 func requestText(found jetpost.RequestDetails) string {
-	s, texts, pause, stops := found.Request, found.Texts, found.Pause, found.Stops
+	s, texts, pause, appPauses := found.Request, found.Texts, found.Pause, found.AppPauses
 	var rows []string
 	line := func(name, value string) {
 		if value != "" && value != "-" {
@@ -247,10 +248,10 @@ func requestText(found jetpost.RequestDetails) string {
 	if !s.State.Finished() && pause.Active(time.Now()) && (s.Reason == nil || s.Reason.Code != pause.Reason.Code) {
 		line("paused", "its account, "+pauseText(pause))
 	}
-	for _, stop := range stops {
-		if stop.Target == publishers.TargetPublish && !s.State.Finished() && s.Reason == nil {
-			line("stopped", "the app, "+untilText(stop)+": "+reasonText(&stop.Reason))
-			line("do", app.AdviceFor(stop.Reason.Code, "", ""))
+	for _, p := range appPauses {
+		if p.Target == publishers.TargetPublish && !s.State.Finished() && s.Reason == nil {
+			line("paused", "the app, "+untilText(p)+": "+reasonText(&p.Reason))
+			line("do", app.AdviceFor(p.Reason.Code, "", ""))
 		}
 	}
 	line("posted", fmt.Sprintf("%d of %d", s.Posted, s.Total))
@@ -284,9 +285,9 @@ func requestText(found jetpost.RequestDetails) string {
 }
 
 type requestsWatchCmd struct {
-	IDs     []string      `arg:"" optional:"" name:"id" help:"Ids of the requests; else all of them."`
-	Account string        `env:"-" placeholder:"NAME" help:"Only of this account; needed where several accounts have a request of that id."`
-	Timeout time.Duration `env:"-" placeholder:"DURATION" help:"Watch no longer than this."`
+	IDs     []string      `arg:"" optional:"" name:"id" help:"Ids of the requests. Default: all requests."`
+	Account string        `env:"-" placeholder:"NAME" help:"Only requests of this account; needed if several accounts have a request with that id."`
+	Timeout time.Duration `env:"-" placeholder:"DURATION" help:"Stop watching after this time."`
 }
 
 // Run shows events. With ids it ends as 'publish --wait' does.
@@ -331,8 +332,8 @@ func (c *requestsWatchCmd) Run(e *env) error {
 	return verdicts(named, time.Since(began).Round(time.Second))
 }
 
-// verdicts is the verdict on each request; the exit code is that of the one that
-// most needs a person.
+// verdicts joins the verdict on each request. The exit code is the most urgent one:
+// unknown, then failed, then waiting.
 func verdicts(named []app.Waited, waited time.Duration) error {
 	var all []error
 	code := exitOK
@@ -354,16 +355,16 @@ func verdicts(named []app.Waited, waited time.Duration) error {
 	return &exitError{code: code, err: errors.Join(all...)}
 }
 
-// maxTold bounds the requests of which a watcher remembers what it has told.
+// maxTold bounds the requests whose progress a watcher remembers.
 const maxTold = 10_000
 
-// watcher prints what happens to several requests.
+// watcher prints the events of several requests.
 type watcher struct {
 	e    *env
 	told map[store.Key]*told
 }
 
-// told is what was printed of a request.
+// told is what was printed about a request.
 type told struct {
 	progress
 	revision int64
@@ -372,7 +373,7 @@ type told struct {
 func (w *watcher) see(event jetpost.Event) {
 	switch r := event.Request; {
 	case w.e.asJSON():
-		_ = w.e.show(event, "") // a standard output that is closed ends nothing
+		_ = w.e.show(event, "") // a closed standard output does not end the watch
 	case r != nil:
 		w.request(event.Type, r).see(event)
 	case event.Refusal != nil:
@@ -381,8 +382,8 @@ func (w *watcher) see(event jetpost.Event) {
 	}
 }
 
-// request returns what is left to tell of a request at this event, which may come
-// twice.
+// request returns the progress to print for an event. An event may come twice; then
+// nothing is printed.
 func (w *watcher) request(event jetpost.EventType, r *jetpost.RequestStatus) *progress {
 	key := store.Key{Account: r.Account, ID: r.ID}
 	p := w.told[key]
@@ -397,7 +398,7 @@ func (w *watcher) request(event jetpost.EventType, r *jetpost.RequestStatus) *pr
 		return &progress{out: io.Discard}
 	}
 	p.revision = r.Revision
-	p.begun = event != jetpost.EventRequestAccepted // only then is that news
+	p.begun = event != jetpost.EventRequestAccepted // print "accepted" only for this event
 	if event == jetpost.EventRequestResumed {
 		p.say("resumed")
 	}
@@ -407,7 +408,7 @@ func (w *watcher) request(event jetpost.EventType, r *jetpost.RequestStatus) *pr
 type requestsRescheduleCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
-	At string `env:"-" required:"" placeholder:"TIME" help:"Publish then: now, a time like 2026-12-01T09:00:00Z, or +10m from now."`
+	At string `env:"-" required:"" placeholder:"TIME" help:"New time: now, a time like 2026-12-01T09:00:00Z, or +10m from now."`
 }
 
 // Run moves a request to another time.
@@ -429,8 +430,8 @@ func (c *requestsRescheduleCmd) Run(e *env) error {
 	})
 }
 
-// rescheduleTime reads a time that a request can be moved to: one that has passed
-// is a slip, and "now" is not.
+// rescheduleTime parses the new time of a request. A time in the past is an error; "now"
+// is allowed.
 func rescheduleTime(s string, now time.Time) (time.Time, error) {
 	if s == "now" {
 		return now, nil
@@ -452,7 +453,7 @@ type requestsCancelCmd struct {
 	whoseFlag
 }
 
-// Run takes a request back.
+// Run cancels a request.
 func (c *requestsCancelCmd) Run(e *env) error {
 	return e.operate(func(ctx context.Context, workers operations) error {
 		status, err := workers.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.ID})
@@ -466,10 +467,10 @@ func (c *requestsCancelCmd) Run(e *env) error {
 type requestsUnpublishCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
-	DryRun bool `env:"-" help:"Change nothing; say what would be done."`
+	DryRun bool `env:"-" help:"Change nothing, and show what will be deleted."`
 }
 
-// Run asks for the deletion of a request's posts.
+// Run requests the deletion of a request's posts.
 func (c *requestsUnpublishCmd) Run(e *env) error {
 	return e.operate(func(ctx context.Context, workers operations) error {
 		status, err := workers.RequestUnpublish(ctx, c.Account, jetpost.RequestUnpublish{ID: c.ID, DryRun: c.DryRun})
@@ -480,7 +481,7 @@ func (c *requestsUnpublishCmd) Run(e *env) error {
 	})
 }
 
-// unpublishText says how far a deletion is, or how far it would go.
+// unpublishText is the progress of a deletion or, for a dry run, what it will delete.
 func unpublishText(s jetpost.RequestStatus, dry bool) string {
 	var live, deleted, doubtful int
 	for _, p := range s.Posts {
@@ -521,7 +522,7 @@ type requestsReconcileCmd struct {
 	whoseFlag
 }
 
-// Run has X asked again about the doubtful post of a request.
+// Run starts the timeline checks for the post in doubt of a request again.
 func (c *requestsReconcileCmd) Run(e *env) error {
 	return e.operate(func(ctx context.Context, workers operations) error {
 		status, err := workers.RequestReconcile(ctx, c.Account, jetpost.RequestReconcile{ID: c.ID})
@@ -535,19 +536,19 @@ func (c *requestsReconcileCmd) Run(e *env) error {
 type requestsResolveCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
-	Posted    string `env:"-" placeholder:"POST_ID" help:"The post is on X, and this is its id: the digits that end its link. Give this or --not-posted."`
-	NotPosted bool   `env:"-" help:"The post is not on X: send it. Give this or --posted."`
+	Posted    string `env:"-" placeholder:"POST_ID" help:"The post is on X with this id, the digits at the end of its link. Use this or --not-posted."`
+	NotPosted bool   `env:"-" help:"The post is not on X: send it. Use this or --posted."`
 }
 
 var postID = regexp.MustCompile(`^[0-9]{1,19}$`)
 
-// Run settles the doubtful post of a request.
+// Run settles the post in doubt of a request.
 func (c *requestsResolveCmd) Run(e *env) error {
 	if c.NotPosted == (c.Posted != "") {
 		return mistakes("cannot resolve", "give either --posted POST_ID or --not-posted")
 	}
 	if !c.NotPosted && !postID.MatchString(c.Posted) {
-		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is no id of a post, which is 1 to 19 digits", c.Posted))
+		return mistakes("cannot resolve", fmt.Sprintf("--posted: %q is not the id of a post, which is 1 to 19 digits", c.Posted))
 	}
 	return e.operate(func(ctx context.Context, workers operations) error {
 		status, err := workers.RequestResolve(ctx, c.Account, jetpost.RequestResolve{ID: c.ID, PostID: c.Posted, NotPosted: c.NotPosted})

@@ -11,18 +11,18 @@ import (
 
 // simCmd is 'jetpost sim'.
 type simCmd struct {
-	Listen       string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where to listen (${default})."`
-	Strict       bool   `help:"Refuse what X's specification does not have, though X is believed to take it."`
-	Data         string `env:"JETPOST_SIM_DATA" type:"path" placeholder:"DIR" help:"Keep everything here, so that the next start goes on from it; without, it is forgotten at the end."`
+	Listen       string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Listening address (${default})."`
+	Strict       bool   `help:"Refuse calls that are not in X's specification, even if X is believed to accept them."`
+	Data         string `env:"JETPOST_SIM_DATA" type:"path" placeholder:"DIR" help:"Store all data in this directory, so that the next start continues from it. Default: nothing is stored."`
 	scenarioFlag `embed:""`
 }
 
-// scenarioFlag is of the commands that run a simulator.
+// scenarioFlag is a flag of the commands that run a simulator.
 type scenarioFlag struct {
-	Scenario string `type:"path" placeholder:"FILE" help:"Have the simulated X do what this file says, at its times and on its calls."`
+	Scenario string `type:"path" placeholder:"FILE" help:"Play the scenario in this file on the simulated X."`
 }
 
-// read reads the scenario; without one there are no steps.
+// read reads the scenario. Without the flag the scenario has no steps.
 func (f scenarioFlag) read() (s xsim.Scenario, err error) {
 	if f.Scenario == "" {
 		return s, nil
@@ -32,7 +32,7 @@ func (f scenarioFlag) read() (s xsim.Scenario, err error) {
 		return s, &app.HintError{Err: fmt.Errorf("read scenario: %w", err), Help: "name a file with --scenario"}
 	}
 	if s, err = xsim.ReadScenario(data); err != nil {
-		return s, &app.HintError{Err: fmt.Errorf("read scenario %s: %w", f.Scenario, err), Help: "see docs/SIMULATOR.md for what a scenario is"}
+		return s, &app.HintError{Err: fmt.Errorf("read scenario %s: %w", f.Scenario, err), Help: "see the section Scenarios of docs/SIMULATOR.md"}
 	}
 	return s, nil
 }
@@ -57,16 +57,16 @@ func (c *simCmd) Run(e *env) (err error) {
 	}
 	url := "http://" + listener.Addr().String()
 	fmt.Fprintf(e.stdout, "simulated X on %s; jetpost uses it with X_API_URL=%s X_CLIENT_ID=simulator\n", url, url)
-	fmt.Fprintf(e.stdout, "make an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
+	fmt.Fprintf(e.stdout, "create an account: curl -d '{\"handle\":\"acme\"}' %s/_sim/accounts\n", url)
 	fmt.Fprintln(e.stdout, "then connect it: jetpost accounts connect acme")
-	fmt.Fprintf(e.stdout, "see what is on it: %s/_sim/\n", url)
+	fmt.Fprintf(e.stdout, "its posts and accounts: %s/_sim/\n", url)
 	if err := sim.Play(scenario); err != nil {
 		return err
 	}
 	return app.Serve(e.ctx, listener, sim)
 }
 
-// openSim has the simulator go on from what the directory has of it.
+// openSim loads the simulator's data from the directory, and stores it there from then on.
 func openSim(path string, sim *xsim.Server) (*app.DataDir, error) {
 	dir, err := app.OpenDataDir(path)
 	if err != nil {

@@ -14,23 +14,23 @@ import (
 
 // statusCmd is 'jetpost status'.
 type statusCmd struct {
-	Notify       string `placeholder:"URL" help:"Stay, and post each change of the verdict to this webhook, as JSON with a text; for whoever runs no Prometheus."`
+	Notify       string `placeholder:"URL" help:"Keep running, and post each change of the status to this webhook, as JSON with a text."`
 	connectFlags `embed:""`
 }
 
-// statusTimeout bounds the look at everything.
+// statusTimeout bounds gathering the status.
 const statusTimeout = 30 * time.Second
 
-// errNotPublishing is the exit code alone: the sentence is on standard output.
+// errNotPublishing sets the exit code: the reason is on standard output.
 var errNotPublishing = errors.New("posts do not go out as they should")
 
-// Run says in its first line whether posts go out. Exit code 0: they do.
+// Run prints the status. Its first line says whether posts go out. Exit code 0: they do.
 func (c *statusCmd) Run(e *env) error {
 	cfg, err := e.natsConfig()
 	if err != nil {
 		return err
 	}
-	look := func(ctx context.Context) (app.Status, error) {
+	read := func(ctx context.Context) (app.Status, error) {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 		defer cancel()
 		return cfg.Status(ctx, e.log)
@@ -39,9 +39,9 @@ func (c *statusCmd) Run(e *env) error {
 		if err := app.CheckNotify(c.Notify); err != nil {
 			return err
 		}
-		return (&app.Notifier{URL: c.Notify, Status: look, Log: e.log}).Run(e.ctx)
+		return (&app.Notifier{URL: c.Notify, Status: read, Log: e.log}).Run(e.ctx)
 	}
-	status, err := look(e.ctx)
+	status, err := read(e.ctx)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func statusText(s app.Status) string {
 	}
 	if len(s.Reauth) > 0 {
 		do := s.ReauthAdvice()
-		if do == s.Do { // which stands above
+		if do == s.Do { // already printed
 			do = ""
 		}
 		tell("accounts to re-authorise: "+strings.Join(s.Reauth, ", "), do)
@@ -81,7 +81,7 @@ func statusText(s app.Status) string {
 	}
 	if l := s.Late; l != nil {
 		tell(fmt.Sprintf("late: %s%s not begun, the latest %s after its time", atLeast(l.Requests, store.MaxProgress), counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
-			"to fail those that are too late, before the others go out: jetpost resume --app --expire-older-than 6h")
+			"to fail those that are too late before the others go out: jetpost resume --app --expire-older-than 6h")
 	}
 	if s.Unwalled {
 		tell(app.NoWalls, app.NoWallsAdvice)
@@ -107,7 +107,7 @@ func atLeast(n, limit int) string {
 	return ""
 }
 
-// statusRows are the numbers, a cell each.
+// statusRows are the counts and times, a row each.
 func statusRows(s app.Status) []string {
 	var rows []string
 	for _, state := range jetpost.States() {
@@ -142,7 +142,7 @@ type workersCmd struct {
 	connectFlags `embed:""`
 }
 
-// Run lists the workers that live, and those that fell silent within the hour.
+// Run lists the workers, including those whose heartbeats stopped within the hour.
 func (c *workersCmd) Run(e *env) error {
 	cfg, err := e.natsConfig()
 	if err != nil {

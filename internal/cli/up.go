@@ -17,27 +17,27 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// workFlags tune a worker, in 'up' and in 'worker'.
+// workFlags configure a worker, in 'up' and in 'worker'.
 type workFlags struct {
-	Roles         []string       `enum:"publish,refresh" default:"publish,refresh" help:"What this worker does: ${enum}."`
-	Slots         int            `default:"16" help:"Accounts worked on at once."`
-	Lease         time.Duration  `default:"60s" help:"How long an account stays with a worker that gives no heartbeat. Every margin of the publish path derives from it."`
-	HealthListen  string         `placeholder:"ADDR" help:"Serve /healthz, /readyz and /statusz here."`
-	Notify        string         `placeholder:"URL" help:"Post each change of what jetpost status says to this webhook, as JSON with a text. Give it to every worker: one of them tells."`
-	RefreshWindow time.Duration  `default:"24h" help:"Refresh tokens that end within it."`
-	RefreshBatch  int            `default:"10" help:"Tokens of one batch."`
-	BatchTime     time.Duration  `name:"refresh-batch-time" default:"2m" help:"How long one batch may begin exchanges; the rest is left to the next round."`
-	ExchangeLease time.Duration  `default:"30s" help:"How long a token stays with a worker that exchanges it and gives no heartbeat. Every margin of token care derives from it."`
-	Lifeboat      string         `type:"path" placeholder:"DIR" help:"Where token pairs are kept, sealed, that X gave while the database was away; the next start brings them in (lifeboat in the data directory)."`
-	SameText      string         `enum:"allow,warn,refuse" default:"warn" help:"What becomes of a request with a text that another account posts within a day, which X forbids: ${enum}."`
-	PostsPerHour  int            `name:"max-posts-per-hour" placeholder:"N" help:"Let no account have more live posts within an hour; what is more waits. A longer thread goes out alone."`
-	MinInterval   time.Duration  `placeholder:"DURATION" help:"Wait so long after an account's latest post before its next request is begun; posts of one thread do not wait."`
-	ExpireAfter   time.Duration  `placeholder:"DURATION" help:"Fail a request that has not begun so long after it was due."`
-	MediaAllow    []netip.Prefix `placeholder:"CIDR,..." help:"Private networks that media urls may reach all the same. Any producer can then read what is there."`
+	Roles         []string       `enum:"publish,refresh" default:"publish,refresh" help:"Roles of this worker: ${enum}."`
+	Slots         int            `default:"16" help:"Number of accounts that the worker processes at once."`
+	Lease         time.Duration  `default:"60s" help:"Lease of an account: how long it stays with a worker that no longer renews it. All margins of the publish path derive from it."`
+	HealthListen  string         `placeholder:"ADDR" help:"Listening address for /healthz, /readyz and /statusz. Default: none."`
+	Notify        string         `placeholder:"URL" help:"Webhook for each change of the status, as JSON with a text. Set it on every worker; only one of them posts."`
+	RefreshWindow time.Duration  `default:"24h" help:"Refresh tokens that end within this time."`
+	RefreshBatch  int            `default:"10" help:"Number of tokens in a refresh batch."`
+	BatchTime     time.Duration  `name:"refresh-batch-time" default:"2m" help:"How long a batch may start new exchanges. The other tokens are left to the next round."`
+	ExchangeLease time.Duration  `default:"30s" help:"Lease of a token during its exchange. All margins of token care derive from it."`
+	Lifeboat      string         `type:"path" placeholder:"DIR" help:"Directory for new token pairs, encrypted, until the database has stored them. It must outlive the worker. Default: lifeboat in the data directory."`
+	SameText      string         `enum:"allow,warn,refuse" default:"warn" help:"How to treat a request with a text that another account posts within a day, which X forbids: ${enum}."`
+	PostsPerHour  int            `name:"max-posts-per-hour" placeholder:"N" help:"Highest number of posts per account and hour; further requests wait. A longer thread goes out alone. Default: no limit."`
+	MinInterval   time.Duration  `placeholder:"DURATION" help:"Shortest time between an account's latest post and the start of its next request. It does not apply within a thread. Default: none."`
+	ExpireAfter   time.Duration  `placeholder:"DURATION" help:"Fail a request, as expired, if it has not started this long after it was due. Default: never."`
+	MediaAllow    []netip.Prefix `placeholder:"CIDR,..." help:"Private networks that media URLs may reach. Any producer can then read from them."`
 	WorkerName    string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
 
-// Validate refuses what is no default but looks like one to the parts below.
+// Validate rejects values that the parts below treat as unset.
 func (f *workFlags) Validate() error {
 	var wrong []error
 	if f.Slots < 1 {
@@ -68,11 +68,11 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 
 // upCmd is 'jetpost up'.
 type upCmd struct {
-	NATSListen   string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where NATS listens (${default})."`
-	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
-	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own: nothing leaves this machine."`
-	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Where the simulated X listens (${default})."`
-	WebListen    string `placeholder:"ADDR" help:"Serve the pages with which customers connect their accounts here, for example on 127.0.0.1:8088."`
+	NATSListen   string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Listening address of NATS (${default})."`
+	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
+	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own. Nothing leaves this machine."`
+	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Listening address of the simulated X (${default})."`
+	WebListen    string `placeholder:"ADDR" help:"Listening address of the pages on which customers connect their accounts, for example 127.0.0.1:8088. Default: none."`
 	scenarioFlag `embed:""`
 	roomFlags    `embed:""`
 	siteFlags    `embed:""`
@@ -88,7 +88,7 @@ func (c *upCmd) Run(e *env) error {
 	}
 	if cfg.NATS.URL != "" {
 		return &exitError{code: exitUsage, err: &app.HintError{
-			Err: fmt.Errorf("'up' brings its own NATS, but NATS_URL is set"), Help: "unset NATS_URL, or run: jetpost worker",
+			Err: fmt.Errorf("'up' runs its own NATS, but NATS_URL is set"), Help: "unset NATS_URL, or run: jetpost worker",
 		}}
 	}
 	if c.Scenario != "" && !c.Sim {
@@ -104,12 +104,12 @@ func (c *upCmd) Run(e *env) error {
 	instance := app.InstanceConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
 		OnNewKey: func(path string) {
-			fmt.Fprintf(e.stdout, "made %s: back it up, without it all tokens are lost\n", path)
+			fmt.Fprintf(e.stdout, "made %s: back it up; without it all tokens are lost\n", path)
 		},
 	}
 	if c.Sim {
-		// Where its memory was removed, its tokens must be none of those before: they may
-		// be spent, and an import would know them again.
+		// If its stored data was removed, its tokens must differ from the earlier ones: those
+		// may be spent, and an import recognises them.
 		instance.Sim = &xsim.Server{Seed: rand.Uint64(), Logger: e.log}
 		instance.SimListen, instance.SimAccounts = c.SimListen, []string{"alice", "bob"}
 	}
@@ -127,7 +127,7 @@ func (c *upCmd) Run(e *env) error {
 	return h.Run(e.ctx)
 }
 
-// welcome says on standard output what a newcomer needs next.
+// welcome prints the next steps.
 func (c *upCmd) welcome(e *env, h *app.Instance) {
 	program := filepath.Base(os.Args[0])
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
@@ -139,11 +139,11 @@ func (c *upCmd) welcome(e *env, h *app.Instance) {
 		return
 	}
 	fmt.Fprintf(e.stdout, "simulated X on %s, with the accounts %s\n", h.SimURL, listed(h.SimAccounts))
-	fmt.Fprintf(e.stdout, "see what is on it: %s/_sim/\n", h.SimURL)
+	fmt.Fprintf(e.stdout, "its posts and accounts: %s/_sim/\n", h.SimURL)
 	fmt.Fprintf(e.stdout, "try: %s publish %s 'Hello' --wait\n", program, h.SimAccounts[0])
 }
 
-// maxNamed bounds the names that one line tells.
+// maxNamed bounds the names in one line.
 const maxNamed = 10
 
 // listed is a list of names as people write it: alice, bob and carol.

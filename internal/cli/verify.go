@@ -12,11 +12,11 @@ import (
 
 type requestsVerifyCmd struct {
 	accountFlag
-	Since string `env:"-" placeholder:"TIME" help:"Only posts sent since: a time like 2026-12-01T09:00:00Z, or a duration back from now, like 24h; else all that X shows, the newest 3,200 of an account."`
-	Yes   bool   `env:"-" help:"Do not ask: X charges for each post that it shows."`
+	Since string `env:"-" placeholder:"TIME" help:"Only posts sent since a time like 2026-12-01T09:00:00Z, or within a duration like 24h. Default: all that X shows, the newest 3,200 of an account."`
+	Yes   bool   `env:"-" help:"Do not ask for confirmation. X charges for each post that it shows."`
 }
 
-// Run compares the ledger with what X shows, once somebody has said that it may cost that.
+// Run compares the ledger with what X shows, after a confirmation of the cost.
 func (c *requestsVerifyCmd) Run(e *env) error {
 	since, err := moment(c.Since, true, time.Now())
 	if err != nil {
@@ -48,15 +48,16 @@ func (c *requestsVerifyCmd) Run(e *env) error {
 		if wrong > 0 {
 			return &exitError{code: exitFailed, err: &app.HintError{
 				Err: fmt.Errorf("ledger and X differ in %d posts", wrong),
-				Help: "look at each on X; where nobody deleted a missing one, X did: send it again under another id; " +
-					"delete on X what is there once too often",
+				Help: "look at each on X; if nobody deleted a missing post, X did: send it again under another id; " +
+					"delete doubled posts on X",
 			}}
 		}
 		return nil
 	})
 }
 
-// confirm says what X will be asked for, and asks; without a terminal there is nobody to ask.
+// confirm prints the cost and asks for confirmation. Without a terminal it fails unless
+// --yes is set.
 func (c *requestsVerifyCmd) confirm(e *env, plan app.VerifyPlan) error {
 	if plan.Posts == 0 {
 		return e.note("nothing to verify: the ledger has no posts of that time")
@@ -67,7 +68,7 @@ func (c *requestsVerifyCmd) confirm(e *env, plan app.VerifyPlan) error {
 		return e.note(cost)
 	}
 	if !isTerminal(e.stdin) {
-		return mistakes("cannot verify", cost+"; without a terminal nobody can be asked: add --yes")
+		return mistakes("cannot verify", cost+"; there is no terminal to ask for confirmation: add --yes")
 	}
 	fmt.Fprint(e.stderr, cost+". Go on? [y/N] ")
 	if err := confirmed(e.stdin); err != nil {
@@ -76,7 +77,7 @@ func (c *requestsVerifyCmd) confirm(e *env, plan app.VerifyPlan) error {
 	return nil
 }
 
-// note tells a person something beside the result.
+// note prints a line on standard error.
 func (e *env) note(text string) error {
 	_, err := fmt.Fprintln(e.stderr, text)
 	return err
@@ -91,7 +92,7 @@ func verificationText(v app.Verification) string {
 		}
 	}
 	if v.Unchecked > 0 {
-		fmt.Fprintf(&b, "; of %d X's timeline does not tell", v.Unchecked)
+		fmt.Fprintf(&b, "; %d unchecked: not on the part of the timeline that X shows", v.Unchecked)
 	}
 	b.WriteByte('\n')
 	var rows []string

@@ -11,21 +11,20 @@ import (
 	"github.com/jetpost/jetpost/web"
 )
 
-// siteFlags say where the pages for people are; also to whoever makes links to
-// them.
+// siteFlags are the address of the pages, and the hosts that their links may return to.
 type siteFlags struct {
-	PublicURL   string   `name:"public-url" placeholder:"URL" help:"Address of the pages for people, https. Register URL/connect/callback as redirect URI in X's developer console."`
-	ReturnHosts []string `placeholder:"HOST,..." help:"Hosts that links may return to, each as it stands in the address: app.example.com, 127.0.0.1:3000."`
+	PublicURL   string   `name:"public-url" placeholder:"URL" help:"Public https address of the pages. Register URL/connect/callback as a callback URI in X's developer console."`
+	ReturnHosts []string `placeholder:"HOST,..." help:"Hosts that links may return to, exactly as in the address: app.example.com, 127.0.0.1:3000."`
 }
 
-// apply sets where pages are served, and where people find them.
+// apply sets the listening and the public address of the pages.
 func (f siteFlags) apply(cfg *app.Config, listen string) {
 	cfg.Web = app.WebConfig{Listen: listen, PublicURL: f.PublicURL, ReturnHosts: f.ReturnHosts}
 }
 
 // webCmd is 'jetpost web'.
 type webCmd struct {
-	Listen       string `aliases:"web-listen" env:"JETPOST_WEB_LISTEN" default:"127.0.0.1:8088" placeholder:"ADDR" help:"Where to listen (${default}), behind a proxy with TLS."`
+	Listen       string `aliases:"web-listen" env:"JETPOST_WEB_LISTEN" default:"127.0.0.1:8088" placeholder:"ADDR" help:"Listening address (${default}). Put a TLS proxy in front of it."`
 	siteFlags    `embed:""`
 	connectFlags `embed:""`
 }
@@ -46,20 +45,20 @@ func (c *webCmd) Run(e *env) error {
 	return w.Run(e.ctx)
 }
 
-// siteText says what an operator must know of the pages.
+// siteText is the public address and the redirect URI of the pages.
 func siteText(site web.Site) string {
 	return fmt.Sprintf("pages on %s; redirect URI for X's developer console: %s", site.Public, site.RedirectURI())
 }
 
 // accountsLinkCmd is 'jetpost accounts link'.
 type accountsLinkCmd struct {
-	Name      string        `arg:"" help:"Name of the account; it may be a new one."`
+	Name      string        `arg:"" help:"Name of the account, new or existing."`
 	TTL       time.Duration `name:"ttl" env:"-" default:"1h" placeholder:"DURATION" help:"How long the link works (${default})."`
-	ReturnTo  string        `name:"return-to" env:"-" placeholder:"URL" help:"Where to send people afterwards; one of the hosts of --return-hosts."`
+	ReturnTo  string        `name:"return-to" env:"-" placeholder:"URL" help:"Address to which the customer is sent afterwards, on one of the --return-hosts."`
 	siteFlags `embed:""`
 }
 
-// Run makes a link and prints it, and until when it works.
+// Run makes a link, and prints it with its expiry.
 func (c *accountsLinkCmd) Run(e *env) error {
 	cfg, err := e.natsConfig()
 	if err != nil {

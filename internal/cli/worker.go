@@ -33,13 +33,13 @@ func (c *workerCmd) Run(e *env) error {
 	return w.Run(e.ctx)
 }
 
-// roomFlags say how much NATS keeps, in 'up' and in 'setup'.
+// roomFlags bound the streams of producers, in 'up' and in 'setup'.
 type roomFlags struct {
-	JobsMiB  int64 `name:"jobs-mib" env:"JETPOST_JOBS_MIB" default:"256" placeholder:"MIB" help:"Room for jobs that no worker has accepted yet, in MiB (${default}); beyond it producers are refused."`
-	MediaMiB int64 `name:"media-mib" env:"JETPOST_MEDIA_MIB" default:"4096" placeholder:"MIB" help:"Room for the media object store, in MiB (${default}); beyond it producers are refused."`
+	JobsMiB  int64 `name:"jobs-mib" env:"JETPOST_JOBS_MIB" default:"256" placeholder:"MIB" help:"Size of the job stream, in MiB (${default}). It holds jobs until a worker accepts them; if it is full, producers are refused."`
+	MediaMiB int64 `name:"media-mib" env:"JETPOST_MEDIA_MIB" default:"4096" placeholder:"MIB" help:"Size of the media object store, in MiB (${default}). If it is full, producers are refused."`
 }
 
-// Validate refuses no room at all.
+// Validate checks the sizes.
 func (f *roomFlags) Validate() error {
 	if f.JobsMiB < 1 || f.MediaMiB < 1 {
 		return fmt.Errorf("--jobs-mib, --media-mib: %d and %d, want 1 at least", f.JobsMiB, f.MediaMiB)
@@ -50,19 +50,19 @@ func (f *roomFlags) Validate() error {
 // setupCmd is 'jetpost setup'.
 type setupCmd struct {
 	roomFlags    `embed:""`
-	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"When due tokens are refreshed: six fields, seconds first (${default})."`
-	Replicas     int    `default:"1" help:"Replicas of each stream: 1, or 3 in a cluster that must outlive one of its servers."`
+	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
+	Replicas     int    `default:"1" help:"Replicas of each stream: 1, or 3 in a cluster that must survive the loss of a server."`
 	connectFlags `embed:""`
 }
 
-// change is one line of what setup did.
+// change is one result of setup.
 type change struct {
 	What   string `json:"what"`
 	Action string `json:"action"` // created, updated or unchanged
 }
 
-// Run makes or updates everything, and says what it did. Where no NATS is named it is for
-// the 'jetpost up' of this machine, which knows what it was told.
+// Run creates or updates everything, and prints the changes. Without a NATS URL it sets up
+// the 'jetpost up' on this machine, with the settings of that.
 func (c *setupCmd) Run(e *env) error {
 	cfg, err := e.config()
 	if err != nil {
@@ -95,7 +95,7 @@ func (c *setupCmd) Run(e *env) error {
 
 // healthCmd is 'jetpost health'.
 type healthCmd struct {
-	URL string `default:"http://127.0.0.1:8080/readyz" help:"What to ask (${default})."`
+	URL string `default:"http://127.0.0.1:8080/readyz" help:"URL to check (${default})."`
 }
 
 const (

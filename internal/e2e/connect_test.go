@@ -304,7 +304,7 @@ func TestConnectErrors(t *testing.T) {
 		{
 			name: "consent denied", args: []string{"carol"},
 			answer: func(c *connecting) { c.wantPage("&deny=true", "carol is not connected") },
-			code:   exitFailed, want: "connect carol: the consent was denied on X's page", do: "start again, and let the app in: jetpost accounts connect carol",
+			code:   exitFailed, want: "connect carol: the consent was denied on X's page", do: "start again, and authorize the app: jetpost accounts connect carol",
 		},
 		{
 			name: "interrupted", args: []string{"carol"},
@@ -336,7 +336,7 @@ func TestConnectErrors(t *testing.T) {
 		},
 		{
 			name: "usage", args: []string{"No Name", "--callback", "localhost:1", "--authorize-url", "x.com", "--timeout=-1s"},
-			code: exitUsage, want: "cannot connect:\n  name \"No Name\": use 1 to 63 of a-z 0-9 _ -\n  --callback: \"localhost:1\" is not 127.0.0.1:PORT\n  --authorize-url: \"x.com\" is no URL like https://x.com\n  --timeout: -1s, want a time above 0",
+			code: exitUsage, want: "cannot connect:\n  name \"No Name\": use 1 to 63 of a-z 0-9 _ -\n  --callback: \"localhost:1\" is not 127.0.0.1:PORT\n  --authorize-url: \"x.com\" is not a URL like https://x.com\n  --timeout: -1s, want a time above 0",
 		},
 		{
 			name: "user wrong", args: []string{"alice"},

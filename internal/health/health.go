@@ -254,11 +254,11 @@ func setup(f Facts) []Cause {
 func pausedWords(when string) string {
 	switch {
 	case when == "":
-		return "stopped"
+		return "paused"
 	case strings.HasPrefix(when, "and "):
-		return "stopped, " + when
+		return "paused, " + when
 	default:
-		return "stopped " + when
+		return "paused " + when
 	}
 }
 
@@ -273,10 +273,10 @@ func stops(f Facts) (causes []Cause) {
 		case !stop.Until.IsZero():
 			when = "until " + stop.Until.Local().Format(time.RFC3339)
 		}
-		c := Cause{State: NotPublishing, Code: "stopped", Reason: pausedWords(when) + ": " + stop.Words, Do: stop.Do}
+		c := Cause{State: NotPublishing, Code: "app_paused", Reason: pausedWords(when) + ": " + stop.Words, Do: stop.Do}
 		switch {
 		case stop.Scope != "publish":
-			c.State, c.Code, c.Reason = Degraded, stop.Scope+"_stopped", stop.Scope+" is "+c.Reason
+			c.State, c.Code, c.Reason = Degraded, stop.Scope+"_paused", stop.Scope+" is "+c.Reason
 		case stop.ByHand:
 			c.State, c.Code, c.Reason = Paused, "paused", stop.Words
 			if when != "" {

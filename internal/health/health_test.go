@@ -99,17 +99,17 @@ func TestJudge(t *testing.T) {
 			"stopped by X", func(f *health.Facts) {
 				f.Stops, f.DueSince, f.PostedAt = []health.Stop{{Scope: "publish", Words: "no credits", Until: now.Add(time.Hour), Do: "buy credits"}}, before(time.Hour), before(time.Hour)
 			},
-			"NOT PUBLISHING: stopped until 2026-11-29T1...", "buy credits",
+			"NOT PUBLISHING: paused until 2026-11-29T1...", "buy credits",
 		},
 		{
 			"stopped until a probe", func(f *health.Facts) {
 				f.Stops = []health.Stop{{Scope: "publish", Words: "outage", Due: true, Until: before(time.Second)}}
 			},
-			"NOT PUBLISHING: stopped until the next post finds out whether it is over: outage", "",
+			"NOT PUBLISHING: paused until the next post finds out whether it is over: outage", "",
 		},
 		{
 			"an injected stop of the refresh", func(f *health.Facts) { f.Stops = []health.Stop{{Scope: "refresh", Words: "why", Do: "resume"}} },
-			"DEGRADED: refresh is stopped: why", "resume",
+			"DEGRADED: refresh is paused: why", "resume",
 		},
 		{
 			"the lanes are paused by nobody", func(f *health.Facts) { f.LanesPaused = true },
