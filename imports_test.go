@@ -497,7 +497,7 @@ func TestAdmissionIsAskedInOnePlace(t *testing.T) {
 	t.Parallel()
 	got := map[string][]string{}
 	for _, file := range productionFiles(t) {
-		dir, callsNobody := path.Dir(file), []string{"consumers/admission/admissiontest", "consumers/forecast"}
+		dir, callsNobody := path.Dir(file), []string{"consumers/admission/admissiontest", "consumers/forecast", "consumers/control"}
 		if !within(dir, []string{"consumers", "consumers/..."}) || within(dir, callsNobody) {
 			continue
 		}

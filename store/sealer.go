@@ -24,7 +24,10 @@ const (
 	keyIDDigits    = 8  // hex digits of a key id
 	maxKeys        = 16 // keys of one Sealer; rotation needs two
 	sealedPrefix   = "jp1."
-	keyCheckColumn = "/canary" // part of the stored value, and older than its name
+	keyCheckColumn = "/key_check"
+	// oldKeyCheckColumn was the column's name up to schema version 8. The value of such
+	// a ledger is bound to it until it moves to another key.
+	oldKeyCheckColumn = "/canary"
 	// SealedPrefixBytes is how much of a sealed value is needed to identify its key.
 	SealedPrefixBytes = len(sealedPrefix) + keyIDDigits + len(".")
 	// keyIDDomain separates the key id, which is printed, from any other use of a hash
@@ -178,7 +181,13 @@ func (s *Sealer) Open(sealed, context string) (secret.String, error) {
 // is missing. It fails with *KeyError or *DamagedError.
 func (s *Sealer) MatchKeyCheck(ledgerID, keyCheck string, otherKeysNeeded bool) (string, error) {
 	if keyCheck != "" {
-		if _, err := s.Open(keyCheck, ledgerID+keyCheckColumn); err != nil {
+		_, err := s.Open(keyCheck, ledgerID+keyCheckColumn)
+		if errors.As(err, new(*DamagedError)) {
+			if _, oldErr := s.Open(keyCheck, ledgerID+oldKeyCheckColumn); oldErr == nil {
+				err = nil
+			}
+		}
+		if err != nil {
 			return "", err
 		}
 		if otherKeysNeeded || strings.HasPrefix(keyCheck, sealedPrefix+s.KeyID()+".") {

@@ -131,6 +131,32 @@ func TestMatchKeyCheck(t *testing.T) {
 	}
 }
 
+// TestMatchKeyCheckOfOldLedger: up to schema version 8 the value was bound to the column's
+// old name.
+func TestMatchKeyCheckOfOldLedger(t *testing.T) {
+	t.Parallel()
+	const ledger = "0190-ledger"
+	older, newer := store.GenerateKey().Reveal(), store.GenerateKey().Reveal()
+	old, err := newSealer(t, older).Seal(secret.New(ledger), ledger+"/canary")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next, err := newSealer(t, older).MatchKeyCheck(ledger, old, false); next != "" || err != nil {
+		t.Errorf("the same key: got %q, %v", next, err)
+	}
+	next, err := newSealer(t, newer, older).MatchKeyCheck(ledger, old, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newSealer(t, newer).MatchKeyCheck(ledger, next, false); err != nil {
+		t.Errorf("the newer key alone: %v", err)
+	}
+	var damaged *store.DamagedError
+	if _, err := newSealer(t, older).MatchKeyCheck("another", old, false); !errors.As(err, &damaged) {
+		t.Errorf("the value of another ledger: error is %v, want a DamagedError", err)
+	}
+}
+
 func TestNewSealerListsMistakes(t *testing.T) {
 	t.Parallel()
 	good := store.GenerateKey().Reveal()
