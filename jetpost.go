@@ -290,6 +290,9 @@ type RequestStatus struct {
 	// Unpublish is set once somebody has asked for the deletion of what is live. The
 	// state stays.
 	Unpublish *UnpublishStatus `json:"unpublish,omitempty"`
+	// Pruned tells that the request finished so long ago that nothing but its identity
+	// and its state is kept: posts is empty, and counts are 0.
+	Pruned bool `json:"pruned,omitempty"`
 }
 
 // UnpublishStatus tells how far the deletion of a request's posts is.

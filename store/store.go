@@ -56,6 +56,7 @@ type Store interface {
 	Links
 	Upkeep
 	Operations
+	Retention
 }
 
 // Ledger is the database as a whole.
@@ -550,7 +551,9 @@ type Record struct {
 	// Delivered is a revision up to which all events are known to be published. It is
 	// the latest one where nothing waits to be told.
 	Delivered int64
-	Status    jetpost.RequestStatus
+	// Pruned tells that only the identity is left: no body and no posts.
+	Pruned bool
+	Status jetpost.RequestStatus
 }
 
 // PostRecord is a post as the ledger holds it.

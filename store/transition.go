@@ -234,6 +234,12 @@ func (r *Row) RefuseText(other Key) {
 // request even if the digests differ: a worker that cannot read the request computes
 // another digest than one that can. A request that becomes readable keeps its place.
 func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
+	if r.Pruned {
+		if r.repeats(in) {
+			return Repeated, Change{}
+		}
+		return Conflict, Change{}
+	}
 	same := bytes.Equal(r.Body, in.Body)
 	switch {
 	case same && r.unread() && in.Hold == nil:
@@ -690,7 +696,7 @@ func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 // list of posts is never nil, so that it is encoded as a list.
 func (r *Row) Told() Record {
 	st := &r.Status
-	st.Account, st.ID = r.Account, r.ID
+	st.Account, st.ID, st.Pruned = r.Account, r.ID, r.Pruned
 	st.CostEstimateUSD = float64(r.CostMicros) / MicrosPerDollar
 	if len(st.Metadata) == 0 {
 		st.Metadata = nil

@@ -147,6 +147,12 @@ func queries() map[string]string {
 		"sqlUnpublishing":        sqlUnpublishing,
 		"sqlDeleted":             sqlDeleted,
 		"sqlAnchor":              sqlAnchor,
+		"sqlPrunable":            sqlPrunable,
+		"sqlSkipLocked":          sqlSkipLocked,
+		"sqlPrune":               sqlPrune,
+		"sqlPruned":              sqlPruned,
+		"sqlPrunedRequests":      sqlPrunedRequests,
+		"sqlMediaUsers":          sqlMediaUsers,
 	}
 }
 
@@ -205,6 +211,8 @@ FROM generate_series(1, 5000) AS n, LATERAL (SELECT now() - n * interval '1 minu
 INSERT INTO outbox (account, id, announced, revision, since, updated_at) SELECT account, id, 0, 1, updated_at, updated_at FROM requests WHERE seq % 5 = 0;
 INSERT INTO posts (account, request_id, idx, state, post_id, sent_at, text_hash)
 SELECT account, id, 0, CASE state WHEN 'published' THEN 'posted' ELSE 'pending' END, CASE state WHEN 'published' THEN id END, began_at, sha256(id::bytea) FROM requests;
+INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
+SELECT account, 'old' || id, '', 'published', 1, now(), now() FROM requests;
 INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELECT n, now(), '', '', '', '[]', convert_to(repeat('x', 1000), 'UTF8')
 FROM generate_series(1, 1000) AS n;
 INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at, attempt_state, attempt_browser, attempt_expires_at)
@@ -238,7 +246,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100`, []string{"requests_pkey"}, true},
 		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100`, []string{"requests_state"}, true},
 		{"lock lanes", sqlLockLanes, `'{a1,a2,a3}'`, []string{"lanes_pkey"}, false},
-		{"lock requests", sqlLockRequests, `'{a1,a2}', '{1,2}'`, []string{"requests_pkey"}, false},
+		{"lock requests", sqlLockRequests, `'{a1,a2}', '{1,2}'`, []string{"requests_pkey", "pruned_pkey"}, false},
 		{"mark announced", sqlMarkDelivered, `'{a1,a2}', '{1,2}', '{1,1}'`, []string{"requests_pkey"}, false},
 		{"moved", sqlMoved, `now() - interval '1 hour', 10`, []string{"requests_accepted", "posts_live", "outbox_since", "refusals_latest"}, false},
 		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
@@ -249,6 +257,10 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"unpublishing", sqlUnpublishing, `'a1'`, []string{"requests_unpublish"}, false},
 		{"owned", sqlOwned, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
+		{"prunable", sqlPrunable, `now() - interval '1 day', now() - interval '2 days', 1, 'a1', 100`, []string{"requests_accepted", "posts_sending", "posts_live"}, false},
+		{"prune", sqlPrune, `now() - interval '1 day', '{a1,a2}', '{1,2}', 16`, []string{"requests_pkey", "posts_pkey", "posts_live"}, false},
+		{"pruned", sqlPruned, `'a1', '1'`, []string{"pruned_pkey"}, false},
+		{"lock lanes that are free", sqlSkipLocked, `'{a1,a2,a3}'`, []string{"lanes_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
 		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, false},
 		{"same text", sqlSameText, `'a1', ARRAY[sha256('1'), sha256('2')], now() - interval '1 day', now() + interval '1 day', now()`, []string{"posts_text", "requests_pkey"}, false},

@@ -20,8 +20,14 @@ const (
 	sqlLockLanes = `
 SELECT account, fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
-	sqlLockRequests = `SELECT ` + requestColumns + ` FROM requests
-WHERE (account, id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY account, id FOR UPDATE`
+	// sqlLockRequests also reads what is left of pruned ones, which has no sequence. Whoever
+	// prunes has the lane locked, as has whoever asks this: a request is in one place.
+	sqlLockRequests = `
+WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) AS asked (account, id)),
+known AS (SELECT ` + requestColumns + ` FROM requests WHERE (account, id) IN (SELECT account, id FROM asked) ORDER BY account, id FOR UPDATE)
+SELECT * FROM known UNION ALL
+SELECT account, id, 0, state, revision, revision, '', '', '', NULL, NULL, 0, 0, NULL, accepted_at, accepted_at, NULL, NULL, finished_at, NULL, '', digest, 0, NULL, NULL
+FROM pruned WHERE (account, id) IN (SELECT account, id FROM asked)`
 	sqlAddRequests = `
 WITH added AS (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
@@ -610,7 +616,11 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 		case err != nil:
 			return err
 		case len(found) == 0:
-			return store.ErrNotFound
+			r, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID))
+			if err == nil {
+				record = r.Told()
+			}
+			return missing(err, store.ErrNotFound)
 		}
 		record = found[0]
 		return nil

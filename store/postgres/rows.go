@@ -44,7 +44,7 @@ ORDER BY p.idx`
 )
 
 // move applies a rule to a request and returns the state after it. It fails with
-// store.ErrNotFound.
+// store.ErrNotFound and store.ErrPruned.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
 		laneRow, err := s.lockLane(ctx, tx, key.Account)
@@ -74,7 +74,11 @@ func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*store.Row, err
 	case err != nil:
 		return nil, err
 	case len(found) == 0:
-		return nil, store.ErrNotFound
+		_, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID))
+		if err == nil {
+			err = store.ErrPruned
+		}
+		return nil, missing(err, store.ErrNotFound)
 	}
 	return found[0], nil
 }
@@ -125,6 +129,9 @@ func scanRequest(row scanner) (*store.Row, error) {
 		&r.Deletion, at{&unpublishAt})
 	if err != nil {
 		return nil, err
+	}
+	if r.Seq == 0 { // of sqlLockRequests
+		return store.PrunedRow(r.Key, r.Digest, r.Status), nil
 	}
 	if reason.Code != "" {
 		st.Reason = &reason

@@ -35,7 +35,7 @@ FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 
 // move applies a rule to a request and returns the state after it. Only one connection
 // writes, so nothing changes a row between its read and its save. It fails with
-// store.ErrNotFound.
+// store.ErrNotFound and store.ErrPruned.
 func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) (err error) {
 		state, err = apply(ctx, tx, key, rule)
@@ -57,6 +57,9 @@ func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.LaneR
 	if err != nil {
 		return "", err
 	}
+	if r.Pruned {
+		return "", store.ErrPruned
+	}
 	change, err := rule(laneRow, r)
 	if err != nil {
 		return "", err
@@ -64,11 +67,16 @@ func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.LaneR
 	return r.Status.State, save(ctx, tx, laneRow, r, change)
 }
 
-// readRequest fails with store.ErrNotFound.
+// readRequest also reads what is left of one that was pruned. It fails with
+// store.ErrNotFound and store.ErrPruned.
 func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*store.Row, error) {
 	r, err := scanRequest(tx.QueryRowContext(ctx, sqlRequest, key.Account, key.ID))
+	if errors.Is(err, sql.ErrNoRows) {
+		r, err = scanPruned(tx.QueryRowContext(ctx, sqlPruned, key.Account, key.ID))
+		return r, missing(err, store.ErrNotFound)
+	}
 	if err != nil {
-		return nil, missing(err, store.ErrNotFound)
+		return nil, err
 	}
 	return r, readPosts(ctx, tx, r)
 }

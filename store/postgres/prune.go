@@ -1,0 +1,150 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// prunable is what of the requests r may go that finished before $1. The request of
+	// the account's latest live post stays: it is what a timeline must show.
+	prunable = `r.state IN ('published', 'failed', 'cancelled') AND r.updated_at < $1 AND r.announced = r.revision
+    AND r.unpublish_at IS NULL AND (r.deletion IS NULL OR r.deletion ->> 'done_at' IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM posts WHERE account = r.account AND request_id = r.id AND state = 'sending')
+    AND r.id IS DISTINCT FROM (
+        SELECT request_id FROM posts WHERE account = r.account AND state = 'posted' AND deleted_at IS NULL ORDER BY sent_at DESC LIMIT 1)`
+	// sqlPrunable looks at requests in the order of acceptance, which needs no index of
+	// its own, and tells of each whether it may go.
+	sqlPrunable = `
+SELECT r.account, r.id, r.accepted_at, r.seq, ` + prunable + ` FROM (
+    SELECT account, id, accepted_at, seq, state, updated_at, announced, revision, unpublish_at, deletion FROM requests
+    WHERE accepted_at < $1 AND (accepted_at, seq, account) > ($2, $3, $4) ORDER BY accepted_at, seq, account LIMIT $5) AS r
+ORDER BY r.accepted_at, r.seq, r.account`
+	sqlSkipLocked = `SELECT account FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE SKIP LOCKED`
+	// sqlPrune judges once more, under the lanes' locks. The posts go with their requests;
+	// the reference from one to the other is looked at behind both.
+	sqlPrune = `
+WITH gone AS (
+    DELETE FROM requests AS r WHERE (r.account, r.id) IN (SELECT * FROM unnest($2::text[], $3::text[])) AND ` + prunable + `
+    RETURNING account, id, digest, state, revision, accepted_at, updated_at),
+posts_gone AS (DELETE FROM posts AS p USING gone WHERE p.account = gone.account AND p.request_id = gone.id)
+INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
+SELECT account, id, substring(digest FROM 1 FOR $4), state, revision, accepted_at, updated_at FROM gone`
+
+	prunedColumns     = `account, id, digest, state, revision, accepted_at, finished_at`
+	sqlPruned         = `SELECT ` + prunedColumns + ` FROM pruned WHERE account = $1 AND id = $2`
+	sqlPrunedRequests = `SELECT ` + prunedColumns + ` FROM pruned WHERE id = $2 AND ($1 = '' OR account = $1) ORDER BY account`
+
+	// sqlMediaUsers finds the name of the field, also where its letters are escaped.
+	sqlMediaUsers = `
+SELECT account, body FROM requests
+WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown', 'failed')
+  AND (position('"object"'::bytea IN body) > 0 OR position('\\u00'::bytea IN body) > 0)`
+)
+
+// candidate is a request that Prune has looked at.
+type candidate struct {
+	key   store.Key
+	place store.PrunePlace
+	goes  bool
+}
+
+// Prune implements store.Retention.
+func (s *Store) Prune(ctx context.Context, b store.PruneBatch) (out store.Pruned, err error) {
+	seen, err := collect(ctx, s.db, func(row scanner) (c candidate, err error) {
+		err = row.Scan(&c.key.Account, &c.key.ID, at{&c.place.AcceptedAt}, &c.place.Seq, &c.goes)
+		c.place.Account = c.key.Account
+		return c, err
+	}, sqlPrunable, b.FinishedBefore, b.After.AcceptedAt, b.After.Seq, b.After.Account, b.Limit)
+	if err != nil {
+		return out, s.wrap("look for what can be pruned", err)
+	}
+	out.Next, out.Done = b.After, len(seen) < b.Limit
+	var accounts, ids []string
+	for _, c := range seen {
+		out.Next = c.place
+		if c.goes {
+			accounts, ids = append(accounts, c.key.Account), append(ids, c.key.ID)
+		}
+	}
+	if b.DryRun || len(ids) == 0 {
+		out.Requests = len(ids)
+		return out, nil
+	}
+	out.Requests, out.Busy, out.Held, err = s.prune(ctx, b.FinishedBefore, accounts, ids)
+	return out, err
+}
+
+// prune takes the lanes that nobody holds just now, and then what of their requests still
+// may go. Its locks are held for as long as it tells.
+func (s *Store) prune(ctx context.Context, before time.Time, accounts, ids []string) (n, busy int, held time.Duration, err error) {
+	locked := map[string]bool{}
+	var began time.Time
+	lock := func(_ context.Context, batch *pgx.Batch) error {
+		began = time.Now()
+		batch.Queue(fmt.Sprintf("set local %s = %d", paramStatement, store.PruneHold.Milliseconds()))
+		queue(batch, func(row scanner) (none struct{}, err error) {
+			var account string
+			err = row.Scan(&account)
+			locked[account] = true
+			return none, err
+		}, sqlSkipLocked, accounts)
+		return nil
+	}
+	take := func(_ context.Context, batch *pgx.Batch) error {
+		var freeAccounts, freeIDs []string
+		for i, account := range accounts {
+			if locked[account] {
+				freeAccounts, freeIDs = append(freeAccounts, account), append(freeIDs, ids[i])
+			}
+		}
+		busy = len(ids) - len(freeIDs)
+		batch.Queue(sqlPrune, before, freeAccounts, freeIDs, store.DigestKept).Exec(func(tag pgconn.CommandTag) error {
+			n = int(tag.RowsAffected())
+			return nil
+		})
+		batch.Queue(sqlCommit)
+		return nil
+	}
+	err = s.pipeline(ctx, "prune requests", lock, take)
+	return n, busy, time.Since(began), err
+}
+
+func scanPruned(row scanner) (*store.Row, error) {
+	r := &store.Row{}
+	st := &r.Status
+	if err := row.Scan(&r.Account, &r.ID, &r.Digest, &st.State, &st.Revision, at{&st.AcceptedAt}, at{&st.UpdatedAt}); err != nil {
+		return nil, err
+	}
+	return store.PrunedRow(r.Key, r.Digest, *st), nil
+}
+
+// PrunedRequests implements store.Retention.
+func (s *Store) PrunedRequests(ctx context.Context, account, id string) ([]store.Record, error) {
+	return reportAll(ctx, s, "look for pruned requests", func(row scanner) (store.Record, error) {
+		r, err := scanPruned(row)
+		if err != nil {
+			return store.Record{}, err
+		}
+		return r.Told(), nil
+	}, sqlPrunedRequests, account, id)
+}
+
+// MediaUsers implements store.Retention.
+func (s *Store) MediaUsers(ctx context.Context, see func(account string, body []byte)) error {
+	_, err := reportAll(ctx, s, "look for users of media", func(row scanner) (none struct{}, err error) {
+		var account string
+		var body []byte
+		if err = row.Scan(&account, &body); err == nil {
+			see(account, body)
+		}
+		return none, err
+	}, sqlMediaUsers)
+	return err
+}
