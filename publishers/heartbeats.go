@@ -35,6 +35,8 @@ type Heartbeat struct {
 	// Faults is what keeps the worker from its work, "" if nothing does.
 	Faults string `json:"faults,omitempty"`
 	Disks  []Disk `json:"disks,omitempty"`
+	// KnowsPruned says that the worker knows the ids of pruned requests.
+	KnowsPruned bool `json:"knows_pruned"`
 	// Age is how long ago NATS stored the heartbeat, by its own clock; set when it is
 	// read.
 	Age time.Duration `json:"-"`

@@ -170,6 +170,9 @@ func (c *Control) candidates(ctx context.Context, q replayQuery) ([]store.Record
 	var found []store.Record
 	for _, filter := range filters {
 		requests, err := c.Ledger.ListRequests(ctx, filter)
+		if err == nil && filter.ID != "" && len(requests) == 0 {
+			requests, err = c.Ledger.PrunedRequests(ctx, filter.Account, filter.ID)
+		}
 		if err != nil {
 			return nil, DatabaseError(err)
 		}
@@ -237,6 +240,8 @@ func replayed(key store.Key, was store.Record, queued bool) jetpost.Replayed {
 	case was.ID == "":
 		// Which of its posts are live, nobody can tell without the ledger.
 		done.Detail = "the database does not know it, so it is left alone"
+	case was.Pruned:
+		done.Detail = "was pruned: its body is no longer stored; send a new request under another id"
 	case was.Deletion != nil:
 		done.Detail = "is unpublished: its posts are deleted, or about to be; send a new request"
 	case !queued:

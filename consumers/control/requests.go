@@ -17,13 +17,13 @@ import (
 
 // FindRequest returns the one request with that id, of the account or, where
 // that is empty, of any. It fails with store.ErrNotFound or *AmbiguousError.
-func FindRequest(ctx context.Context, ledger store.Requests, account, id string) (store.Record, error) {
+func FindRequest(ctx context.Context, ledger finder, account, id string) (store.Record, error) {
 	found, err := ledger.ListRequests(ctx, store.Filter{Account: account, ID: id})
 	switch {
 	case err != nil:
 		return store.Record{}, DatabaseError(err)
 	case len(found) == 0:
-		return store.Record{}, requestNotFound(account, id)
+		return store.Record{}, findPruned(ctx, ledger, account, id, requestNotFound(account, id))
 	case len(found) > 1:
 		ambiguous := &AmbiguousError{ID: id}
 		for _, r := range found {
@@ -32,6 +32,12 @@ func FindRequest(ctx context.Context, ledger store.Requests, account, id string)
 		return store.Record{}, ambiguous
 	}
 	return found[0], nil
+}
+
+// finder is the part of the ledger that finds requests.
+type finder interface {
+	store.Requests
+	store.Retention
 }
 
 func requestNotFound(account, id string) error {
@@ -191,6 +197,9 @@ func noDoubt(r store.Record) error {
 // RequestGet returns a request with what else a person wants to know of it.
 func (c *Control) RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error) {
 	found, err := FindRequest(ctx, c.Ledger, account, in.ID)
+	if pruned := new(PrunedError); errors.As(err, &pruned) {
+		return jetpost.RequestDetails{Request: pruned.Record.Status}, nil
+	}
 	if err != nil {
 		return jetpost.RequestDetails{}, err
 	}

@@ -69,6 +69,8 @@ type Config struct {
 	// Rules are those of X that requests must follow, and PostingLimits the operator's own.
 	Rules         consumers.Rules
 	PostingLimits admission.PostingLimits
+	// KeepFinished is how long finished requests are kept whole; 0 keeps them forever.
+	KeepFinished time.Duration
 	// MediaAllow are private networks that media URLs may reach.
 	MediaAllow []netip.Prefix
 	// Worker names this worker in leases and logs; generated if empty.
@@ -235,6 +237,9 @@ func (c Config) validate(n needs) error {
 	}
 	if d := c.PostingLimits.ExpireAfter; d != 0 && d < admission.MinExpireAfter {
 		wrong("expire after: %s is shorter than %s", d, admission.MinExpireAfter)
+	}
+	if d := c.KeepFinished; d != 0 && d < store.MinKeepFinished {
+		wrong("keep finished: %s is shorter than 7d, which limits and checks of recent posts need; 0 keeps all", d)
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)

@@ -50,6 +50,7 @@ type Worker struct {
 	boat    *store.Lifeboat
 	runner  *consumers.Runner
 	sweep   *consumers.Sweeper
+	pruner  *consumers.Pruner // nil where nothing is pruned
 	alarms  *consumers.Alarms
 	// relay collects marks, which Run flushes at the end.
 	relay      *consumers.OutboxRelay
@@ -269,6 +270,11 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 			Upkeep: &consumers.Upkeep{Pauses: w.pauses, Ledger: w.ledger, JS: js, Topology: topology, Health: w.health, Log: w.log},
 		}
 	}
+	if w.has(RolePublish) && cfg.KeepFinished > 0 {
+		if w.pruner, err = newPruner(ctx, w.conn, w.ledger, cfg, w.log); err != nil {
+			return err
+		}
+	}
 	if w.has(RoleRefresh) {
 		w.bind(names.RefreshStream(), jetpost.ConsumerRefresh, refreshSlots, refresh)
 	}
@@ -341,6 +347,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	parts.Go(func() { w.clocks.Run(background) })
 	if w.sweep != nil {
 		parts.Go(func() { w.sweep.Run(background) })
+	}
+	if w.pruner != nil {
+		parts.Go(func() { w.pruner.Run(background) })
 	}
 	if w.listen != nil {
 		parts.Go(func() { w.serveHealth(background) })

@@ -59,6 +59,7 @@ type cli struct {
 	Publish  publishCmd  `cmd:"" help:"Publish a post or a thread."`
 	Requests requestsCmd `cmd:"" help:"List, show, watch, reschedule, cancel, unpublish and settle requests."`
 	Replay   replayCmd   `cmd:"" help:"Send failed and refused requests again, without the posts that are live."`
+	Prune    pruneCmd    `cmd:"" help:"Remove requests that finished long ago, except their ids, and media that no request needs. Workers do this, too."`
 	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: all that are due, or those of one account."`
 	Accounts struct {
 		accountsCmd  `embed:""`

@@ -208,6 +208,9 @@ func (c *requestsShowCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
+		if found.Request.Pruned {
+			return e.show(found.Request, prunedText(found.Request))
+		}
 		return e.show(found.Request, requestText(found))
 	})
 }

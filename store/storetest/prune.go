@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -16,7 +17,7 @@ func (b *bundle) announce(t *testing.T, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		_, err := b.st.MarkDelivered(t.Context(), store.Key{Account: acme, ID: id}, b.request(t, id).Status.Revision)
-		check(t, err)
+		testkit.Must(t, err)
 	}
 }
 
@@ -26,7 +27,7 @@ func (b *bundle) prune(t *testing.T, before time.Time) (n int) {
 	batch := store.PruneBatch{FinishedBefore: before, Limit: 2}
 	for {
 		got, err := b.st.Prune(t.Context(), batch)
-		check(t, err)
+		testkit.Must(t, err)
 		n += got.Requests
 		if got.Done {
 			return n
@@ -47,10 +48,10 @@ func (b *bundle) finished(t *testing.T) store.Claim {
 	b.begin(t, lane, "failed", 0)
 	b.concludePost(t, lane, "failed", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	intent := b.intent(0)
 	intent.Now = b.now.Add(time.Second)
-	check(t, b.st.Begin(t.Context(), lane, "latest", intent))
+	testkit.Must(t, b.st.Begin(t.Context(), lane, "latest", intent))
 	b.posted(t, lane, "latest", 0, postID("latest", 0))
 	b.announce(t, "published", "failed", "cancelled", "latest", "waiting")
 	return lane
@@ -61,7 +62,7 @@ func prune(t *testing.T, b *bundle) {
 	b.finished(t)
 	later := b.now.Add(time.Hour)
 	dry, err := b.st.Prune(t.Context(), store.PruneBatch{FinishedBefore: later, Limit: 10, DryRun: true})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "a dry run counts", dry.Requests, 3)
 	equal(t, "nothing is that old", b.prune(t, b.now.Add(-time.Hour)), 0)
 	was := b.request(t, "failed")
@@ -75,11 +76,11 @@ func prune(t *testing.T, b *bundle) {
 		equal(t, "announced "+id, got.Delivered, got.Status.Revision)
 		again := b.acceptance(id, 1)
 		decision, err := b.st.Accept(t.Context(), again)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "equal repeat of "+id, decision, store.Repeated)
 		again.Body, again.Digest = []byte("other"), []byte("other digest of "+id)
 		decision, err = b.st.Accept(t.Context(), again)
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, "other body of "+id, decision, store.Conflict)
 		_, err = b.st.Replay(t.Context(), store.Key{Account: acme, ID: id}, later)
 		fails(t, "replay of "+id, err, store.ErrPruned)
@@ -90,16 +91,16 @@ func prune(t *testing.T, b *bundle) {
 	equal(t, "times", []time.Time{got.Status.AcceptedAt, got.Status.UpdatedAt}, []time.Time{was.Status.AcceptedAt, was.Status.UpdatedAt})
 	equal(t, "revision", got.Status.Revision, was.Status.Revision)
 	list, err := b.st.ListRequests(t.Context(), store.Filter{})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the rest", ids(list), []string{"waiting", "latest"})
 	owned, err := b.st.Owned(t.Context(), []string{postID("published", 0), postID("published", 1), postID("latest", 0)})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "posts", owned, []string{postID("latest", 0)})
 	left, err := b.st.PrunedRequests(t.Context(), "", "published")
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "found by its id", len(left) == 1 && left[0].Account == acme && left[0].Pruned, true)
 	left, err = b.st.PrunedRequests(t.Context(), "other", "published")
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "of another account", len(left), 0)
 }
 
@@ -120,7 +121,7 @@ func pruneKeeps(t *testing.T, b *bundle) {
 	b.publish(t, lane, "deleted", 0)
 	b.begin(t, lane, "doubtful", 0)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "doubtful"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.unpublish(t, "deleted")
 	b.announce(t, "doubtful", "deleted")
 	equal(t, "pruned", b.prune(t, later), 3)
@@ -131,7 +132,7 @@ func pruneKeeps(t *testing.T, b *bundle) {
 	b.announce(t, "untold", "deleted")
 	equal(t, "pruned once nothing is left to do", b.prune(t, later), 2)
 	anchor, err := b.st.Anchor(t.Context(), acme)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "latest live post", anchor.PostID, postID("latest", 0))
 }
 
@@ -142,11 +143,11 @@ func pruneUnread(t *testing.T, b *bundle) {
 	in.Digest, in.Hold = sum[:], &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: b.now}
 	b.accept(t, in)
 	_, err := b.st.Cancel(t.Context(), in.Key(), b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	b.announce(t, "new")
 	equal(t, "pruned", b.prune(t, b.now.Add(time.Hour)), 1)
 	decision, err := b.st.Accept(t.Context(), b.acceptance("new", 1)) // by a worker that reads it
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "the same bytes", decision, store.Repeated)
 }
 
@@ -158,7 +159,7 @@ func pruneBesideAccept(t *testing.T, b *bundle) {
 		in := b.acceptance(fmt.Sprintf("r%d", i), 1)
 		b.accept(t, in)
 		_, err := b.st.Cancel(t.Context(), in.Key(), b.now)
-		check(t, err)
+		testkit.Must(t, err)
 		b.announce(t, in.Request.ID)
 		all = append(all, in)
 	}
@@ -184,12 +185,12 @@ func pruneBesideAccept(t *testing.T, b *bundle) {
 		}
 	}()
 	pruned := 0
-	eventually(t, "all are pruned", func() bool {
+	testkit.Eventually(t, "all are pruned", func() bool {
 		pruned += b.prune(t, b.now.Add(time.Hour))
 		return pruned >= n
 	})
 	close(stop)
-	check(t, <-again)
+	testkit.Must(t, <-again)
 	equal(t, "pruned", pruned, n)
 }
 
@@ -209,11 +210,11 @@ func mediaUsers(t *testing.T, b *bundle) {
 		b.accept(t, in)
 	}
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "done"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	lane := b.claim(t)
 	b.conclude(t, lane, "failing", jetpost.StateFailed, jetpost.CodeMediaInvalid, time.Time{})
 	var seen []string
-	check(t, b.st.MediaUsers(t.Context(), func(account string, body []byte) {
+	testkit.Must(t, b.st.MediaUsers(t.Context(), func(account string, body []byte) {
 		equal(t, "account", account, acme)
 		seen = append(seen, string(body))
 	}))

@@ -1,0 +1,314 @@
+package consumers
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	// mediaStays is how long an object is kept that no request names: its job may still
+	// be on its way.
+	mediaStays = 24 * time.Hour
+
+	// pruneEvery is how often a worker prunes. The lease outlasts that, so that the same
+	// one goes on with it.
+	pruneEvery = 10 * time.Minute
+	pruneLease = 3 * pruneEvery
+	// pruneTarget is how long a batch should hold its locks: batches grow while they take
+	// less than half of it, and shrink where they take more.
+	pruneTarget                = 20 * time.Millisecond
+	pruneFirst, pruneMost      = 50, 1000 // requests that a batch looks at
+	pruneRest                  = 4        // times as long as a batch took is rested after it
+	prunePasses                = 3        // over all requests, where lanes were locked
+	pruneTries, pruneTryAgain  = 5, time.Second
+	pruneRenew                 = time.Minute
+	jobsPatience, jobsLookEach = time.Minute, time.Second
+)
+
+// PruneLease names the lease of whoever prunes.
+const PruneLease = "prune"
+
+// ErrPruning says that another process prunes just now.
+var ErrPruning = errors.New("another process prunes just now")
+
+// pruneLedger is the ledger's part.
+type pruneLedger interface {
+	TryLease(ctx context.Context, name, owner string, d time.Duration, now time.Time) (bool, error)
+	DropLeases(ctx context.Context, names []string, owner string, now time.Time) error
+	store.Retention
+}
+
+// mediaObjects is the media object store.
+type mediaObjects interface {
+	List(ctx context.Context) ([]publishers.MediaObject, error)
+	Remove(ctx context.Context, object publishers.MediaObject) error
+}
+
+// Pruner removes what finished long ago: of requests all but their identities, and media
+// objects that no request needs. One process at a time does so.
+type Pruner struct {
+	Ledger     pruneLedger
+	Media      mediaObjects
+	JS         jetstream.JetStream
+	Names      jetpost.Names
+	Heartbeats *publishers.Heartbeats
+	Worker     string
+	// Keep is how long requests are kept once they have finished.
+	Keep time.Duration
+	// MediaStays is how long a media object is kept at least; a day where zero.
+	MediaStays time.Duration
+	// JobsPatience is how long is waited for jobs to be accepted; a minute where zero.
+	JobsPatience time.Duration
+	Log          *slog.Logger
+
+	renewAt time.Time
+}
+
+// PruneReport is what a round came to.
+type PruneReport struct {
+	DryRun   bool  `json:"dry_run"`
+	Requests int   `json:"requests"`      // pruned or, in a dry run, to be pruned
+	Objects  int   `json:"media_objects"` // removed, or to be removed
+	Bytes    int64 `json:"media_bytes"`   // of these
+	// MediaKept says why no media object was looked at, "" where they were.
+	MediaKept string `json:"media_kept,omitempty"`
+}
+
+// Run prunes again and again until the context ends.
+func (p *Pruner) Run(ctx context.Context) {
+	every := time.NewTicker(pruneEvery)
+	defer every.Stop()
+	for {
+		done, err := p.Round(ctx, false)
+		switch {
+		case ctx.Err() != nil:
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteWithin)
+			defer cancel()
+			if err := p.Ledger.DropLeases(last, []string{PruneLease}, p.Worker, time.Now()); err != nil {
+				p.Log.Debug("prune.lease_left", "error", err)
+			}
+			return
+		case errors.Is(err, ErrPruning):
+		case err != nil:
+			p.Log.Warn("prune.failed", "requests", done.Requests, "error", err)
+		case done.Requests+done.Objects > 0:
+			p.Log.Info("prune.done", "requests", done.Requests, "media_objects", done.Objects, "media_bytes", done.Bytes)
+		}
+		select {
+		case <-ctx.Done():
+		case <-every.C:
+		}
+	}
+}
+
+// Round prunes once. A dry run only counts. It fails with ErrPruning where another process
+// prunes; with an error it says how far it came.
+func (p *Pruner) Round(ctx context.Context, dry bool) (report PruneReport, err error) {
+	report.DryRun = dry
+	if p.Keep < store.MinKeepFinished {
+		return report, fmt.Errorf("finished requests are to be kept for %s, want %s at least", p.Keep, store.MinKeepFinished)
+	}
+	if !dry {
+		p.renewAt = time.Time{}
+		if err := errors.Join(p.hold(ctx), p.everybodyKnows(ctx)); err != nil {
+			return report, err
+		}
+	}
+	if report.Requests, err = p.requests(ctx, dry); err != nil {
+		return report, err
+	}
+	return report, p.media(ctx, &report)
+}
+
+// hold takes or renews the lease.
+func (p *Pruner) hold(ctx context.Context) error {
+	now := time.Now()
+	if now.Before(p.renewAt) {
+		return nil
+	}
+	mine, err := p.Ledger.TryLease(ctx, PruneLease, p.Worker, pruneLease, now)
+	if err == nil && !mine {
+		err = ErrPruning
+	}
+	p.renewAt = now.Add(pruneRenew)
+	return err
+}
+
+// OldWorkerError says that a worker runs that would take the id of a pruned request for a
+// new one.
+type OldWorkerError struct{ Worker, Version string }
+
+func (e *OldWorkerError) Error() string {
+	return fmt.Sprintf("worker %s of version %s does not know pruned requests, and would post one again whose id comes again", e.Worker, e.Version)
+}
+
+// Hint tells the operator what to do.
+func (*OldWorkerError) Hint() string {
+	return "finish the upgrade; a worker that was killed is forgotten after " + publishers.HeartbeatTTL.String()
+}
+
+// everybodyKnows fails with *OldWorkerError while a worker of an earlier version may live.
+func (p *Pruner) everybodyKnows(ctx context.Context) error {
+	heartbeats, err := p.Heartbeats.All(ctx)
+	for _, heartbeat := range heartbeats {
+		if !heartbeat.KnowsPruned {
+			return &OldWorkerError{Worker: heartbeat.Worker, Version: heartbeat.Version}
+		}
+	}
+	return err
+}
+
+func (p *Pruner) requests(ctx context.Context, dry bool) (n int, err error) {
+	before := time.Now().Add(-p.Keep)
+	for range prunePasses {
+		done, busy, err := p.pass(ctx, store.PruneBatch{FinishedBefore: before, Limit: pruneFirst, DryRun: dry})
+		if n += done; err != nil || busy == 0 {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// pass goes by all requests once, batch by batch.
+func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int, err error) {
+	failed := 0
+	for ctx.Err() == nil {
+		if !batch.DryRun {
+			if err := p.hold(ctx); err != nil {
+				return n, busy, err
+			}
+		}
+		began := time.Now()
+		done, err := p.Ledger.Prune(ctx, batch)
+		took := time.Since(began)
+		switch {
+		case store.Unavailable(err) && failed < pruneTries:
+			failed++
+			batch.Limit = max(batch.Limit/2, 1)
+			pause(ctx, pruneTryAgain)
+			continue
+		case err != nil:
+			return n, busy, err
+		}
+		failed, n, busy, batch.After = 0, n+done.Requests, busy+done.Busy, done.Next
+		if done.Done {
+			return n, busy, nil
+		}
+		switch {
+		case done.Held > pruneTarget:
+			batch.Limit = max(batch.Limit/2, 1)
+		case done.Held < pruneTarget/2:
+			batch.Limit = min(batch.Limit*2, pruneMost)
+		}
+		if !batch.DryRun {
+			pause(ctx, pruneRest*took)
+		}
+	}
+	return n, busy, ctx.Err()
+}
+
+// media removes what no request needs. What is listed before all jobs of that moment are
+// accepted, and before the ledger is read, cannot be what such a job names.
+func (p *Pruner) media(ctx context.Context, report *PruneReport) error {
+	all, err := p.Media.List(ctx)
+	if err != nil {
+		return err
+	}
+	var old []publishers.MediaObject
+	for _, object := range all {
+		if time.Since(object.StoredAt) > cmp.Or(p.MediaStays, mediaStays) {
+			old = append(old, object)
+		}
+	}
+	if len(old) == 0 {
+		return nil
+	}
+	if err := p.jobsAccepted(ctx); err != nil {
+		report.MediaKept = err.Error()
+		return ctx.Err()
+	}
+	named, err := p.named(ctx)
+	if err != nil {
+		return err
+	}
+	for _, object := range old {
+		if object.Name != "" && named[object.Name] {
+			continue
+		}
+		if !report.DryRun {
+			if err := errors.Join(p.hold(ctx), p.Media.Remove(ctx, object)); err != nil {
+				return err
+			}
+		}
+		report.Objects++
+		report.Bytes += int64(object.Size)
+	}
+	return nil
+}
+
+// named are the media objects that a request names which is unfinished, or which failed
+// and can be replayed.
+func (p *Pruner) named(ctx context.Context) (map[string]bool, error) {
+	named := map[string]bool{}
+	err := p.Ledger.MediaUsers(ctx, func(_ string, body []byte) { objectNames(body, named) })
+	return named, err
+}
+
+// objectNames finds what a body names, also one that only a newer worker can read: every
+// value of a field of that name counts.
+func objectNames(body []byte, named map[string]bool) {
+	var value any
+	if json.Unmarshal(body, &value) != nil {
+		return // it was accepted by nobody
+	}
+	var walk func(any)
+	walk = func(value any) {
+		switch v := value.(type) {
+		case []any:
+			for _, one := range v {
+				walk(one)
+			}
+		case map[string]any:
+			for key, one := range v {
+				if name, is := one.(string); is && key == "object" {
+					named[name] = true
+				}
+				walk(one)
+			}
+		}
+	}
+	walk(value)
+}
+
+// jobsAccepted waits until every job is in the ledger that NATS has stored by now.
+func (p *Pruner) jobsAccepted(ctx context.Context) error {
+	patience := cmp.Or(p.JobsPatience, jobsPatience)
+	waiting, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	var last uint64
+	for {
+		stream, err := p.JS.Stream(ctx, p.Names.JobsStream())
+		if err != nil {
+			return fmt.Errorf("look at the job stream: %w", err)
+		}
+		state := stream.CachedInfo().State
+		last = cmp.Or(last, state.LastSeq)
+		if state.Msgs == 0 || state.FirstSeq > last {
+			return nil
+		}
+		if pause(waiting, jobsLookEach); waiting.Err() != nil {
+			return fmt.Errorf("jobs of more than %s ago are not accepted yet, and may name any object", patience)
+		}
+	}
+}
