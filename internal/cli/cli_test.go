@@ -57,6 +57,7 @@ func TestScript(t *testing.T) {
 			"instance": withInstance((*instance).start),
 			"keys":     withInstance((*instance).keys),
 			"late":     withInstance((*instance).late),
+			"old":      withInstance((*instance).old),
 			"media":    withInstance((*instance).media),
 			"mp4":      writeMP4,
 			"png":      writePNG,
@@ -364,6 +365,27 @@ func (h *instance) late(ts *testscript.TestScript, args []string) {
 	then := time.Now().Add(-ago)
 	request.PublishAt = then // in a line, what comes later is not due before
 	_, err = ledger.Accept(context.Background(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then.Add(-time.Minute)})
+	ts.Check(err)
+}
+
+// old has a request of one post, its id, that failed some time ago: old ACCOUNT ID AGO
+func (h *instance) old(ts *testscript.TestScript, args []string) {
+	ago, err := time.ParseDuration(args[2])
+	ts.Check(err)
+	ledger, err := h.cfg.OpenStore(context.Background())
+	ts.Check(err)
+	defer func() { ts.Check(ledger.Close()) }()
+	body := fmt.Appendf(nil, `{"id":%q,"posts":[{"text":%q}]}`, args[1], args[1])
+	request, err := jetpost.Decode(args[0], body)
+	ts.Check(err)
+	key, then := store.Key{Account: args[0], ID: args[1]}, time.Now().Add(-ago)
+	_, err = ledger.Accept(context.Background(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then})
+	ts.Check(err)
+	_, err = ledger.ExpireLate(context.Background(), key.Account, then.Add(time.Minute), 1, then)
+	ts.Check(err)
+	record, err := ledger.Request(context.Background(), key)
+	ts.Check(err)
+	_, err = ledger.MarkDelivered(context.Background(), key, record.Status.Revision)
 	ts.Check(err)
 }
 
