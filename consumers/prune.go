@@ -182,7 +182,7 @@ func (p *Pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 
 // pass goes by all requests once, batch by batch.
 func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int, err error) {
-	failed := 0
+	failed, locked := 0, 0
 	for ctx.Err() == nil {
 		if !batch.DryRun {
 			if err := p.hold(ctx); err != nil {
@@ -201,9 +201,15 @@ func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 		case err != nil:
 			return n, busy, err
 		}
-		failed, n, busy, batch.After = 0, n+done.Requests, busy+done.Busy, done.Next
-		if done.Done {
-			return n, busy, nil
+		failed, n = 0, n+done.Requests
+		again := done.Busy > 0 && locked < pruneTries
+		switch {
+		case again: // what is left of the same batch
+			locked++
+		case done.Done:
+			return n, busy + done.Busy, nil
+		default:
+			locked, busy, batch.After = 0, busy+done.Busy, done.Next
 		}
 		switch {
 		case done.Held > pruneTarget:

@@ -21,7 +21,8 @@ type MediaObject struct {
 	StoredAt time.Time
 
 	nuid     string
-	sequence uint64 // of its metadata
+	subject  string // of its metadata
+	sequence uint64
 }
 
 // MediaObjects lists and removes objects of the media object store. It asks message by
@@ -75,7 +76,7 @@ func (o *MediaObjects) List(ctx context.Context) ([]MediaObject, error) {
 			continue // nobody knows what it is
 		}
 		delete(info.State.Subjects, o.chunks(object.NUID))
-		all = append(all, MediaObject{Name: object.Name, Size: object.Size, StoredAt: msg.Time, nuid: object.NUID, sequence: msg.Sequence})
+		all = append(all, MediaObject{Name: object.Name, Size: object.Size, StoredAt: msg.Time, nuid: object.NUID, subject: msg.Subject, sequence: msg.Sequence})
 	}
 	for subject := range info.State.Subjects {
 		msg, err := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
@@ -102,15 +103,8 @@ func (o *MediaObjects) next(ctx context.Context, sequence uint64, subject string
 func (o *MediaObjects) Remove(ctx context.Context, object MediaObject) error {
 	// Its metadata first, since chunks that are left are removed as those of an upload
 	// that broke off.
-	if object.sequence > 0 {
-		msg, err := o.next(ctx, object.sequence, o.metadata())
-		switch {
-		case errors.Is(err, jetstream.ErrMsgNotFound), err == nil && msg.Sequence != object.sequence:
-			return nil
-		case err != nil:
-			return o.wrap("remove media object "+object.Name, err)
-		}
-		err = o.purge(ctx, jetstream.WithPurgeSubject(msg.Subject), jetstream.WithPurgeSequence(object.sequence+1))
+	if object.subject != "" {
+		err := o.purge(ctx, jetstream.WithPurgeSubject(object.subject), jetstream.WithPurgeSequence(object.sequence+1))
 		if err != nil {
 			return o.wrap("remove media object "+object.Name, err)
 		}
