@@ -27,13 +27,13 @@ const (
 	pruneLease = 3 * pruneEvery
 	// pruneTarget is how long a batch should hold its locks: batches grow while they take
 	// less than half of it, and shrink where they take more.
-	pruneTarget                = 20 * time.Millisecond
-	pruneFirst, pruneMost      = 50, 1000 // requests that a batch looks at
-	pruneRest                  = 4        // times as long as a batch took is rested after it
-	prunePasses                = 3        // over all requests, where lanes were locked
-	pruneTries, pruneTryAgain  = 5, time.Second
-	pruneRenew                 = time.Minute
-	jobsPatience, jobsLookEach = time.Minute, time.Second
+	pruneTarget                       = 50 * time.Millisecond
+	pruneLeast, pruneFirst, pruneMost = 10, 50, 1000 // requests that a batch looks at
+	pruneRest                         = 4            // times as long as a batch took is rested after it
+	prunePasses                       = 3            // over all requests, where lanes were locked
+	pruneTries, pruneTryAgain         = 5, time.Second
+	pruneRenew                        = time.Minute
+	jobsPatience, jobsLookEach        = time.Minute, time.Second
 )
 
 // PruneLease names the lease of whoever prunes.
@@ -201,6 +201,8 @@ func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 		case err != nil:
 			return n, busy, err
 		}
+		p.Log.Debug("prune.batch", "looked_at", batch.Limit, "pruned", done.Requests, "locked", done.Busy,
+			"held_ms", done.Held.Milliseconds(), "took_ms", took.Milliseconds())
 		failed, n = 0, n+done.Requests
 		again := done.Busy > 0 && locked < pruneTries
 		switch {
@@ -213,7 +215,7 @@ func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 		}
 		switch {
 		case done.Held > pruneTarget:
-			batch.Limit = max(batch.Limit/2, 1)
+			batch.Limit = max(batch.Limit/2, pruneLeast)
 		case done.Held < pruneTarget/2:
 			batch.Limit = min(batch.Limit*2, pruneMost)
 		}

@@ -102,7 +102,7 @@ func TestPruneUnderLoad(t *testing.T) { //nolint:paralleltest // what is measure
 	before := w.pace(measured)
 
 	from, began := w.made.Load(), time.Now()
-	p := start(t, "prune", s.settings(), "jetpost", "prune", "-o", "json")
+	p := start(t, "prune", s.settings(), "jetpost", "prune", "-o", "json", "--log-level", "debug")
 	<-p.done
 	took := time.Since(began)
 	meanwhile := float64(w.made.Load()-from) / took.Seconds()
