@@ -27,11 +27,11 @@ const (
 	pruneLease = 3 * pruneEvery
 	// pruneTarget is how long a batch should hold its locks: batches grow while they take
 	// less than half of it, and shrink where they take more.
-	pruneTarget                       = 50 * time.Millisecond
-	pruneLeast, pruneFirst, pruneMost = 10, 50, 1000 // requests that a batch looks at
+	pruneTarget                       = 30 * time.Millisecond
+	pruneLeast, pruneFirst, pruneMost = 25, 50, 1000 // requests that a batch looks at
 	pruneRest                         = 4            // times as long as a batch took is rested after it
-	prunePasses                       = 3            // over all requests, where lanes were locked
-	pruneTries, pruneTryAgain         = 5, time.Second
+	prunePasses                       = 10           // over all requests, where lanes were locked
+	pruneTries, pruneTryAgain         = 5, 200 * time.Millisecond
 	pruneRenew                        = time.Minute
 	jobsPatience, jobsLookEach        = time.Minute, time.Second
 )
@@ -195,7 +195,7 @@ func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 		switch {
 		case store.Unavailable(err) && failed < pruneTries:
 			failed++
-			batch.Limit = max(batch.Limit/2, 1)
+			batch.Limit = max(batch.Limit/2, pruneLeast)
 			pause(ctx, pruneTryAgain)
 			continue
 		case err != nil:

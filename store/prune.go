@@ -19,7 +19,7 @@ var ErrPruned = errors.New("request was pruned")
 const MinKeepFinished = 7 * 24 * time.Hour
 
 // PruneHold bounds each statement of a batch of Prune that holds locks.
-const PruneHold = 80 * time.Millisecond
+const PruneHold = 60 * time.Millisecond
 
 // Retention removes what finished long ago.
 type Retention interface {
