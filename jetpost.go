@@ -193,6 +193,7 @@ const (
 	CodeMediaChanged Code = "media_changed" // a media file is not the one that was accepted
 	CodeTextTooLong  Code = "text_too_long" // a post further on in the thread is too long for an account without a subscription
 	CodeSameText     Code = "same_text"     // another account posts the same text within a day, and workers are told to refuse that
+	CodeBodyLost     Code = "body_lost"     // the database was restored to a time before it was accepted; sent again, it goes on
 	CodeExpired      Code = "expired"       // it was too late for the first post: expires_at passed, or the operator's limit for late posts
 
 	// Unknown.
@@ -220,7 +221,7 @@ func Codes() []Code {
 		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside,
 		CodeRateLimited, CodePostingLimit, CodeAppPaused, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
 		CodeReconciling, CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountRefused, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
-		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired,
+		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired, CodeBodyLost,
 		CodeOutcomeUnknown,
 		CodePausedByHand, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeAppRefused, CodeXOutage, CodeAppMisconfigured,
 	}

@@ -58,7 +58,7 @@ func (r *laneRun) deletion(ctx context.Context, rec *store.Record) attempt {
 		return r.settled(failWith(jetpost.CodePoison, fmt.Sprintf("%d workers in a row died on it", poisonClaims)))
 	}
 	request, err := jetpost.Decode(rec.Account, rec.Body)
-	if err != nil {
+	if err != nil && len(rec.Body) > 0 { // one that was rebuilt after a restore has none
 		return r.settled(failWith(jetpost.CodeInvalidRequest, err.Error()))
 	}
 	_, _, doubt := resume(rec)

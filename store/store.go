@@ -57,6 +57,7 @@ type Store interface {
 	Upkeep
 	Operations
 	Retention
+	Recovery
 }
 
 // Ledger is the database as a whole.

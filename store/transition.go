@@ -162,6 +162,7 @@ type Change struct {
 	// Contents is what only reading the body shows: publish_at, expires_at, metadata
 	// and digest, and every post, all of them new.
 	Contents bool
+	Body     bool          // the body, with its digest and cost
 	Posts    []int         // indexes of the posts that changed
 	Lease    time.Duration // from the row's UpdatedAt on; zero leaves the lane's lease alone
 	Quiet    bool          // the new revision needs no event
@@ -317,6 +318,9 @@ func (b *Batch) judge(in Acceptance) Decision {
 		return Accepted
 	}
 	decision, change := r.AcceptAgain(in)
+	if r.bodiless() {
+		decision, change = r.acceptBody(*laneRow, in)
+	}
 	if decision != Accepted {
 		return decision
 	}
@@ -375,7 +379,7 @@ func (r *Row) Begin(laneRow LaneRow, claim Claim, intent Intent) (Change, error)
 // runnable reports whether that post is the next one to be sent.
 func (r *Row) runnable(post int) bool {
 	p := r.post(post)
-	if p == nil || p.State != jetpost.PostPending || r.Status.State.Finished() || r.Status.State == jetpost.StateUnknown {
+	if p == nil || p.State != jetpost.PostPending || p.suspected() || r.Status.State.Finished() || r.Status.State == jetpost.StateUnknown {
 		return false
 	}
 	for _, earlier := range r.Posts[:post] {
@@ -412,6 +416,7 @@ func (r *Row) Posted(laneRow LaneRow, claim Claim, post int, postID string, now 
 		r.move(jetpost.StatePublished, jetpost.EventRequestPublished, nil)
 	case inDoubt:
 		r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
+		change.Posts = append(change.Posts, r.suspectNext(laneRow, post, now)...)
 	case state != jetpost.StateFailed:
 		r.Event = jetpost.EventRequestProgress
 	}
@@ -435,6 +440,9 @@ func (r *Row) Conclude(laneRow LaneRow, claim Claim, out Outcome) (Change, error
 		}
 		r.settle(p, out)
 		change.Posts = []int{out.Post}
+		if out.PostState == jetpost.PostPending {
+			change.Posts = append(change.Posts, r.unsuspect(out.Post+1)...)
+		}
 	}
 	if r.conclude(out, laneRow.Generation) {
 		r.revise(out.Now)
@@ -583,6 +591,8 @@ func (r *Row) Replay(laneRow LaneRow, now time.Time) (ReplayResult, Change) {
 	case r.Deletion != nil:
 		result.Unpublished = true
 		return result, Change{}
+	case r.bodiless():
+		return result, Change{}
 	case r.Status.State == jetpost.StateFailed:
 		// The request left the queue when it failed, and joins it at the end.
 		r.DueAt = latest(latest(now, laneRow.LastDue), r.Status.PublishAt)
@@ -668,7 +678,8 @@ func (r *Row) unsent() bool {
 func (r *Row) putOff(now time.Time) bool { return r.BeganAt.IsZero() && r.DueAt.After(now) }
 
 // Resolve is the rule of [Requests.Resolve].
-func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
+func (r *Row) Resolve(laneRow LaneRow, postID string, now time.Time) (Change, error) {
+	now = laneRow.At(now)
 	p := r.doubtful()
 	if p == nil {
 		return Change{}, ErrNotRunnable
@@ -685,8 +696,13 @@ func (r *Row) Resolve(postID string, now time.Time) (Change, error) {
 	}
 	r.Holds = 0
 	r.move(jetpost.StateQueued, jetpost.EventRequestResumed, nil)
-	if r.left() == 0 {
+	switch {
+	case r.left() == 0:
 		r.move(jetpost.StatePublished, jetpost.EventRequestPublished, nil)
+	case postID != "":
+		change.Posts = append(change.Posts, r.suspectNext(laneRow, p.Index, now)...)
+	default:
+		change.Posts = append(change.Posts, r.unsuspect(p.Index+1)...)
 	}
 	r.revise(now)
 	return change, nil

@@ -135,7 +135,7 @@ func reschedule(at time.Time) rule {
 }
 
 func resolve(postID string) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Resolve(postID, now) }
+	return func(r *store.Row) (store.Change, error) { return r.Resolve(store.LaneRow{}, postID, now) }
 }
 
 func TestRules(t *testing.T) {

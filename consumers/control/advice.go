@@ -68,6 +68,8 @@ func Advice(code jetpost.Code) string {
 		return "shorten it, or cut it with jetpost publish --split, and send it under another id; or subscribe the account and jetpost replay ID"
 	case jetpost.CodeSameText:
 		return "change the text and send it under another id; jetpost replay ID sends it all the same"
+	case jetpost.CodeBodyLost:
+		return "send it again under its id"
 	case jetpost.CodeExpired:
 		return "send a new request; jetpost replay ID sends it late, unless its expires_at has passed"
 	case jetpost.CodeOutcomeUnknown:

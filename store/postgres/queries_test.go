@@ -147,6 +147,7 @@ func queries() map[string]string {
 		"sqlUnpublishing":        sqlUnpublishing,
 		"sqlDeleted":             sqlDeleted,
 		"sqlAnchor":              sqlAnchor,
+		"sqlSaveBody":            sqlSaveBody,
 		"sqlPrunable":            sqlPrunable,
 		"sqlSkipLocked":          sqlSkipLocked,
 		"sqlPrune":               sqlPrune,

@@ -572,7 +572,7 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 // Resolve implements store.Requests.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
 	return s.move(ctx, "resolve request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
-		return r.Resolve(postID, laneRow.At(now))
+		return r.Resolve(laneRow, postID, now)
 	})
 }
 

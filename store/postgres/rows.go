@@ -175,6 +175,11 @@ func save(ctx context.Context, tx executor, laneRow store.LaneRow, r *store.Row,
 			return err
 		}
 	}
+	if change.Body {
+		if _, err := tx.Exec(ctx, sqlSaveBody, r.Account, r.ID, blob(r.Body), blob(r.Digest), r.CostMicros); err != nil {
+			return err
+		}
+	}
 	for _, i := range change.Posts {
 		if err := savePost(ctx, tx, r.Key, &r.Posts[i]); err != nil {
 			return err

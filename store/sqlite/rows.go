@@ -145,6 +145,11 @@ func save(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row, 
 			return err
 		}
 	}
+	if change.Body {
+		if _, err := tx.ExecContext(ctx, sqlSaveBody, r.Account, r.ID, blob(r.Body), blob(r.Digest), r.CostMicros); err != nil {
+			return err
+		}
+	}
 	for _, i := range change.Posts {
 		if err := savePost(ctx, tx, r.Key, &r.Posts[i]); err != nil {
 			return err

@@ -1,0 +1,62 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const sqlSaveBody = `UPDATE requests SET body = $3, digest = $4, cost_micros = $5 WHERE account = $1 AND id = $2`
+
+// Rebuild implements store.Recovery.
+func (s *Store) Rebuild(ctx context.Context, in store.Rebuilt) (result store.RebuildResult, err error) {
+	key := store.Key{Account: in.Status.Account, ID: in.Status.ID}
+	err = s.change(ctx, "rebuild request", func(ctx context.Context, tx pgx.Tx) error {
+		laneRow, err := s.lockLane(ctx, tx, key.Account)
+		if err != nil {
+			return err
+		}
+		r, err := lockRequest(ctx, tx, key)
+		switch {
+		case errors.Is(err, store.ErrPruned):
+			result = store.RebuildKnown
+			return nil
+		case errors.Is(err, store.ErrNotFound):
+			return s.addRebuilt(ctx, tx, &laneRow, in, &result)
+		case err != nil:
+			return err
+		}
+		result = store.RebuildKnown
+		change := r.Rebuild(in)
+		if change.Request {
+			result = store.RebuildUpdated
+		}
+		return save(ctx, tx, laneRow, r, change)
+	})
+	return result, err
+}
+
+func (s *Store) addRebuilt(ctx context.Context, tx pgx.Tx, laneRow *store.LaneRow, in store.Rebuilt, result *store.RebuildResult) error {
+	entered, final, change, added := laneRow.EnterRebuilt(in)
+	b := store.NewBatch()
+	b.LaneRows[entered.Account], b.Entered = laneRow, []*store.Row{entered}
+	b.LaneWakes[entered.Account] = &store.LaneWakes{Generation: 1, WakeAt: in.Gap.Until}
+	if err := s.enter(ctx, tx, b); err != nil {
+		return err
+	}
+	*result = added
+	return save(ctx, tx, *laneRow, final, change)
+}
+
+// Doubt implements store.Recovery.
+func (s *Store) Doubt(ctx context.Context, key store.Key, gap store.Gap) (marked bool, err error) {
+	_, err = s.move(ctx, "doubt request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		change, err := r.Doubt(laneRow, gap)
+		marked = change.Request
+		return change, err
+	})
+	return marked, err
+}
