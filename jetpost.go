@@ -193,8 +193,8 @@ const (
 	CodeMediaChanged Code = "media_changed" // a media file is not the one that was accepted
 	CodeTextTooLong  Code = "text_too_long" // a post further on in the thread is too long for an account without a subscription
 	CodeSameText     Code = "same_text"     // another account posts the same text within a day, and workers are told to refuse that
-	CodeBodyLost     Code = "body_lost"     // the database was restored to a time before it was accepted; sent again, it goes on
 	CodeExpired      Code = "expired"       // it was too late for the first post: expires_at passed, or the operator's limit for late posts
+	CodeBodyLost     Code = "body_lost"     // the database was restored to a time before it was accepted; sent again, it goes on
 
 	// Unknown.
 	CodeOutcomeUnknown Code = "outcome_unknown" // X's answer to a post was lost, and X does not show whether the post is live

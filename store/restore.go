@@ -75,12 +75,25 @@ func (r *Row) suspect(line LaneRow, gap Gap) (changed []int) {
 func (r *Row) lookFor(line LaneRow, post int, now time.Time) {
 	p := &r.Posts[post]
 	p.State, p.Attempt, p.Checks, p.AbsentAt = jetpost.PostSending, max(line.Fence, 1), 0, time.Time{}
+	p.ParentID = r.parent(post)
 	r.Holds = 0
 	r.Status.Attempts++ // as of one whose answer was lost
 	r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &jetpost.Reason{
 		Code: jetpost.CodeReconciling, Detail: "the database was restored; the account's posts are looked at first", Until: now,
 	})
 	r.HoldUntil = now
+}
+
+// parent is what a post replies to, "" where that is nothing.
+func (r *Row) parent(post int) string {
+	if post > 0 {
+		return r.Posts[post-1].PostID
+	}
+	request, err := jetpost.Decode(r.Account, r.Body)
+	if err != nil || len(request.Posts) == 0 {
+		return ""
+	}
+	return request.Posts[0].InReplyToPostID
 }
 
 // Doubt is the rule of [Recovery.Doubt].

@@ -51,6 +51,7 @@ func (f *roomFlags) Validate() error {
 type setupCmd struct {
 	roomFlags    `embed:""`
 	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
+	RestoredFrom string `env:"-" placeholder:"TIME" help:"The database was restored from a backup of this time: update it from the events, and check X's timelines before sending anything that may be live. Stop all workers first."`
 	Replicas     int    `default:"1" help:"Replicas of each stream: 1, or 3 in a cluster that must survive the loss of a server."`
 	connectFlags `embed:""`
 }
@@ -78,9 +79,20 @@ func (c *setupCmd) Run(e *env) error {
 	}
 	cfg.Refresh.Cron, cfg.NATS.Replicas = cmp.Or(cfg.Refresh.Cron, c.RefreshCron), c.Replicas
 	cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = cmp.Or(cfg.NATS.JobsMiB, c.JobsMiB), cmp.Or(cfg.NATS.MediaMiB, c.MediaMiB)
+	restored, err := moment(c.RestoredFrom, true, time.Now())
+	if err != nil || restored.After(time.Now()) {
+		return mistakes("cannot set up", fmt.Sprintf("--restored-from: %q is no time that has passed", c.RestoredFrom))
+	}
 	report, err := cfg.Setup(e.ctx, e.log)
 	if err != nil {
 		return err
+	}
+	if !restored.IsZero() {
+		found, err := cfg.Restored(e.ctx, restored, e.log)
+		if err != nil {
+			return err
+		}
+		return e.show(found, restoredText(found))
 	}
 	changes := make([]change, len(report.Changes))
 	for i, done := range report.Changes {

@@ -220,3 +220,18 @@ func version(bin string) float64 {
 	v, _ := strconv.ParseFloat(filepath.Base(filepath.Dir(bin)), 64)
 	return v
 }
+
+// Program is the path of a program of the PostgreSQL that tests use, such as pg_dump.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	bin, err := findBinaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A PATH may name some of the programs alone, by links.
+	program, err := filepath.EvalSymlinks(filepath.Join(bin, "postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(filepath.Dir(program), name)
+}

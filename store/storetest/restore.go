@@ -108,7 +108,8 @@ func doubtRestored(t *testing.T, b *bundle) {
 	for i := range 2 {
 		fails(t, "is not sent", b.st.Begin(t.Context(), lane, "thread", b.intent(i)), store.ErrNotRunnable)
 		b.posted(t, lane, "thread", i, postID("thread", i)) // it was found
-		b.state(t, "thread", jetpost.StateHeld, jetpost.CodeReconciling, jetpost.EventRequestHeld)
+		record = b.state(t, "thread", jetpost.StateHeld, jetpost.CodeReconciling, jetpost.EventRequestHeld)
+		equal(t, "what the next replies to", record.Posts[i+1].ParentID, postID("thread", i))
 	}
 	equal(t, "with the last", b.posted(t, lane, "thread", 2, postID("thread", 2)), jetpost.StatePublished)
 	_, err := b.st.Doubt(t.Context(), store.Key{Account: acme, ID: "thread"}, b.gap())
