@@ -242,6 +242,8 @@ func replayed(key store.Key, was store.Record, queued bool) jetpost.Replayed {
 		done.Detail = "the database does not know it, so it is left alone"
 	case was.Pruned:
 		done.Detail = "was pruned: its body is no longer stored; send a new request under another id"
+	case was.Status.Reason != nil && was.Status.Reason.Code == jetpost.CodeBodyLost:
+		done.Detail = "its body was lost when the database was restored: send it again under its id"
 	case was.Deletion != nil:
 		done.Detail = "is unpublished: its posts are deleted, or about to be; send a new request"
 	case !queued:
