@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/jetpost/jetpost/store"
 )
@@ -26,16 +25,23 @@ SELECT r.account, r.id, r.accepted_at, r.seq, ` + prunable + ` FROM (
     SELECT account, id, accepted_at, seq, state, updated_at, announced, revision, unpublish_at, deletion FROM requests
     WHERE accepted_at < $1 AND (accepted_at, seq, account) > ($2, $3, $4) ORDER BY accepted_at, seq, account LIMIT $5) AS r
 ORDER BY r.accepted_at, r.seq, r.account`
-	sqlSkipLocked = `SELECT account FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE SKIP LOCKED`
-	// sqlPrune judges once more, under the lanes' locks. The posts go with their requests;
-	// the reference from one to the other is looked at behind both.
+	// sqlPrune takes the lanes that nobody has locked, and then what of their requests still
+	// may go: a row that has changed since the statement began is judged as it is now. The
+	// posts go with their requests; the reference from one to the other is looked at behind
+	// both. It is one statement, so that no lock waits for this process.
 	sqlPrune = `
-WITH gone AS (
-    DELETE FROM requests AS r WHERE (r.account, r.id) IN (SELECT * FROM unnest($2::text[], $3::text[])) AND ` + prunable + `
-    RETURNING account, id, digest, state, revision, accepted_at, updated_at),
-posts_gone AS (DELETE FROM posts AS p USING gone WHERE p.account = gone.account AND p.request_id = gone.id)
-INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
-SELECT account, id, substring(digest FROM 1 FOR $4), state, revision, accepted_at, updated_at FROM gone`
+WITH asked AS (SELECT * FROM unnest($2::text[], $3::text[]) AS asked (account, id)),
+locked AS MATERIALIZED (
+    SELECT account FROM lanes WHERE account = ANY ($2::text[]) ORDER BY account FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM requests AS r USING asked JOIN locked ON locked.account = asked.account
+    WHERE r.account = asked.account AND r.id = asked.id AND ` + prunable + `
+    RETURNING r.account, r.id, r.digest, r.state, r.revision, r.accepted_at, r.updated_at),
+posts_gone AS (DELETE FROM posts AS p USING gone WHERE p.account = gone.account AND p.request_id = gone.id),
+kept AS (
+    INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
+    SELECT account, id, substring(digest FROM 1 FOR $4), state, revision, accepted_at, updated_at FROM gone RETURNING account)
+SELECT (SELECT count(*) FROM desired), (SELECT count(*) FROM asked WHERE account NOT IN (SELECT account FROM locked))`
 
 	prunedColumns     = `account, id, digest, state, revision, accepted_at, finished_at`
 	sqlPruned         = `SELECT ` + prunedColumns + ` FROM pruned WHERE account = $1 AND id = $2`
@@ -81,38 +87,16 @@ func (s *Store) Prune(ctx context.Context, b store.PruneBatch) (out store.Pruned
 	return out, err
 }
 
-// prune takes the lanes that nobody holds just now, and then what of their requests still
-// may go. Its locks are held for as long as it tells.
+// prune takes what still may go of the lanes that nobody holds just now.
 func (s *Store) prune(ctx context.Context, before time.Time, accounts, ids []string) (n, busy int, held time.Duration, err error) {
-	locked := map[string]bool{}
 	var began time.Time
-	lock := func(_ context.Context, batch *pgx.Batch) error {
+	err = s.pipeline(ctx, "prune requests", func(_ context.Context, batch *pgx.Batch) error {
 		began = time.Now()
 		batch.Queue(fmt.Sprintf("set local %s = %d", paramStatement, store.PruneHold.Milliseconds()))
-		queue(batch, func(row scanner) (none struct{}, err error) {
-			var account string
-			err = row.Scan(&account)
-			locked[account] = true
-			return none, err
-		}, sqlSkipLocked, accounts)
-		return nil
-	}
-	take := func(_ context.Context, batch *pgx.Batch) error {
-		var freeAccounts, freeIDs []string
-		for i, account := range accounts {
-			if locked[account] {
-				freeAccounts, freeIDs = append(freeAccounts, account), append(freeIDs, ids[i])
-			}
-		}
-		busy = len(ids) - len(freeIDs)
-		batch.Queue(sqlPrune, before, freeAccounts, freeIDs, store.DigestKept).Exec(func(tag pgconn.CommandTag) error {
-			n = int(tag.RowsAffected())
-			return nil
-		})
+		batch.Queue(sqlPrune, before, accounts, ids, store.DigestKept).QueryRow(func(row pgx.Row) error { return row.Scan(&n, &busy) })
 		batch.Queue(sqlCommit)
 		return nil
-	}
-	err = s.pipeline(ctx, "prune requests", lock, take)
+	})
 	return n, busy, time.Since(began), err
 }
 
