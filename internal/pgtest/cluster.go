@@ -222,7 +222,7 @@ func version(bin string) float64 {
 }
 
 // Program is the path of a program of the PostgreSQL that tests use, such as pg_dump.
-func Program(t testing.TB, name string) string {
+func Program(t testkit.T, name string) string {
 	t.Helper()
 	bin, err := findBinaries()
 	if err != nil {

@@ -43,7 +43,7 @@ func (s *Store) addRebuilt(ctx context.Context, tx pgx.Tx, laneRow *store.LaneRo
 	entered, final, change, added := laneRow.EnterRebuilt(in)
 	b := store.NewBatch()
 	b.LaneRows[entered.Account], b.Entered = laneRow, []*store.Row{entered}
-	b.LaneWakes[entered.Account] = &store.LaneWakes{Generation: 1, WakeAt: in.Gap.Until}
+	b.LaneWakes[entered.Account] = &store.LaneWakes{Count: 1, WakeAt: in.Gap.Until}
 	if err := s.enter(ctx, tx, b); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -28,14 +29,14 @@ func (b *bundle) told(id string, state jetpost.State, event jetpost.EventType, t
 func (b *bundle) rebuild(t *testing.T, in store.Rebuilt, want store.RebuildResult) {
 	t.Helper()
 	got, err := b.st.Rebuild(t.Context(), in)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "rebuilt "+in.Status.ID, got, want)
 }
 
 func (b *bundle) doubtful(t *testing.T, id string, want bool) {
 	t.Helper()
 	got, err := b.st.Doubt(t.Context(), store.Key{Account: acme, ID: id}, b.gap())
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "in doubt: "+id, got, want)
 }
 
@@ -53,11 +54,11 @@ func rebuild(t *testing.T, b *bundle) {
 	b.rebuild(t, b.told("new", jetpost.StatePublished, jetpost.EventRequestPublished, 2, 2), store.RebuildAdded)
 	b.rebuild(t, b.told("gone", jetpost.StateCancelled, jetpost.EventRequestCancelled, 1, 0), store.RebuildAdded)
 	owned, err := b.st.Owned(t.Context(), []string{postID("whole", 0), postID("half", 0), postID("new", 1)})
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "owned", len(owned), 3)
 	for _, id := range []string{"new", "gone"} {
 		decision, err := b.st.Accept(t.Context(), b.acceptance(id, 1))
-		check(t, err)
+		testkit.Must(t, err)
 		equal(t, id+" comes again", decision, store.Repeated)
 	}
 	in := b.told("x", jetpost.StatePublished, jetpost.EventRequestPublished, 1, 1)
@@ -75,19 +76,19 @@ func rebuildLostBody(t *testing.T, b *bundle) {
 	b.rebuild(t, b.told("lost", jetpost.StatePublishing, jetpost.EventRequestProgress, 3, 1), store.RebuildBodyLost)
 	b.state(t, "lost", jetpost.StateFailed, jetpost.CodeBodyLost, jetpost.EventRequestFailed)
 	result, err := b.st.Replay(t.Context(), store.Key{Account: acme, ID: "lost"}, b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "replayed", result.Queued, false)
 	lane := b.claim(t)
 	equal(t, "the line goes on", b.head(t, lane, b.now), "behind")
 	decision, err := b.st.Accept(t.Context(), b.acceptance("lost", 2))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "with fewer posts", decision, store.Conflict)
 	b.accept(t, b.acceptance("lost", 3))
 	record := b.state(t, "lost", jetpost.StateHeld, jetpost.CodeReconciling, jetpost.EventRequestHeld)
 	equal(t, "posts", postStates(record), []jetpost.PostState{jetpost.PostPosted, jetpost.PostSending, jetpost.PostPending})
 	equal(t, "body", string(record.Body), "body of lost")
 	decision, err = b.st.Accept(t.Context(), b.acceptance("lost", 3))
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "again", decision, store.Repeated)
 }
 
@@ -124,12 +125,12 @@ func doubtAbsent(t *testing.T, b *bundle) {
 	b.doubtful(t, "resolved", true)
 	lane := b.claim(t)
 	b.posted(t, lane, "thread", 0, postID("thread", 0))
-	check(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
+	testkit.Must(t, b.st.Conclude(t.Context(), lane, "thread", store.Outcome{
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeReconciling, Until: b.now}, Post: 1, PostState: jetpost.PostPending, Now: b.now,
 	}))
 	equal(t, "published", b.publish(t, lane, "thread", 1), jetpost.StatePublishing)
 	equal(t, "published", b.publish(t, lane, "thread", 2), jetpost.StatePublished)
 	_, err := b.st.Resolve(t.Context(), store.Key{Account: acme, ID: "resolved"}, "", b.now)
-	check(t, err)
+	testkit.Must(t, err)
 	equal(t, "sent after a person's word", b.publish(t, lane, "resolved", 0), jetpost.StatePublished)
 }
