@@ -205,6 +205,19 @@ func TestProducerBehindWalls(t *testing.T) {
 		t.Errorf("put media as jetpost does: %v", err)
 	}
 
+	objects, err := publishers.OpenMediaObjects(ctx, conn.JS, n)
+	must(t, err)
+	listed, err := objects.List(ctx)
+	must(t, err)
+	for _, o := range listed {
+		if o.Name == "clip" {
+			must(t, objects.Remove(ctx, o))
+		}
+	}
+	if left, err := objects.List(ctx); err != nil || len(left) != len(listed)-1 {
+		t.Errorf("a worker removes media: %d objects of %d are left: %v", len(left), len(listed), err)
+	}
+
 	report, err := cfg.Setup(ctx, slog.New(slog.DiscardHandler))
 	testkit.Must(t, err)
 	for _, c := range report.Changes {
