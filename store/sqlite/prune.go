@@ -39,7 +39,7 @@ WHERE (r.account, r.id) IN ` + listed + ` AND ` + prunable + ` RETURNING account
 	// sqlMediaUsers finds the name of the field, also where its letters are escaped.
 	sqlMediaUsers = `
 SELECT account, body FROM requests
-WHERE state NOT IN ('published', 'cancelled') AND (instr(body, CAST('"object"' AS BLOB)) > 0 OR instr(body, CAST('\u00' AS BLOB)) > 0)`
+WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown', 'failed') AND (instr(body, CAST('"object"' AS BLOB)) > 0 OR instr(body, CAST('\u00' AS BLOB)) > 0)`
 )
 
 // Prune implements store.Retention. Whoever writes waits for it, and for no longer than

@@ -142,6 +142,9 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlNotices":        true, // over an index that holds just what is to be told
 		"sqlDeleted":        true, // the ids that are asked for
 		"sqlOwned":          true, // the same
+		"sqlPrunable":       true, // sorts requests of one moment and sequence alone
+		"sqlPrune":          true, // the ids that are asked for
+		"sqlPrunedRequests": true, // for a person who names no account
 		"sqlReadKeyCheck":   true, // one row
 		"sqlRefusals":       true, // in the order of the key, up to the limit
 		"sqlSetAside":       true, // over an index that holds just those
