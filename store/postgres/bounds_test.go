@@ -173,6 +173,17 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"Notices":      func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
 		"OpenRound":    func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
 		"Owned":        func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
+		"Doubt": func(ctx context.Context) error {
+			return first(st.Doubt(ctx, key, store.Gap{Since: p.now, Until: p.now.Add(time.Hour)}))
+		},
+		"MediaUsers": func(ctx context.Context) error { return st.MediaUsers(ctx, func(string, []byte) {}) },
+		"Prune": func(ctx context.Context) error {
+			return first(st.Prune(ctx, store.PruneBatch{FinishedBefore: p.now, Limit: 1}))
+		},
+		"PrunedRequests": func(ctx context.Context) error { return first(st.PrunedRequests(ctx, "", "r")) },
+		"Rebuild": func(ctx context.Context) error {
+			return first(st.Rebuild(ctx, store.Rebuilt{Status: jetpost.RequestStatus{Account: acme, ID: "r"}}))
+		},
 		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
 		"PostDeleted":  func(ctx context.Context) error { return st.PostDeleted(ctx, p.lane, "r", 0, p.now) },
 		"Posted":       func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
