@@ -206,12 +206,12 @@ func TestProducerBehindWalls(t *testing.T) {
 	}
 
 	objects, err := publishers.OpenMediaObjects(ctx, conn.JS, n)
-	must(t, err)
+	testkit.Must(t, err)
 	listed, err := objects.List(ctx)
-	must(t, err)
+	testkit.Must(t, err)
 	for _, o := range listed {
 		if o.Name == "clip" {
-			must(t, objects.Remove(ctx, o))
+			testkit.Must(t, objects.Remove(ctx, o))
 		}
 	}
 	if left, err := objects.List(ctx); err != nil || len(left) != len(listed)-1 {

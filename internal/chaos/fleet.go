@@ -41,7 +41,7 @@ type fleet struct {
 	// starting, where it is set, is told of each process that is about to check what
 	// NATS has, and with -1 of its end.
 	starting func(ctx context.Context, more int) error
-	// onCall, where it is set, sees each call before X does.
+	// OnCall, if it is set, sees each call before X does.
 	onCall func(r *http.Request)
 	// onAnswer, where it is set, sees the answers of X.
 	onAnswer func(w http.ResponseWriter) http.ResponseWriter

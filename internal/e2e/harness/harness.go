@@ -52,9 +52,9 @@ type Site struct {
 	Minute time.Duration // of the simulated X
 	Conn   *app.Connection
 	Ledger store.Store
-	// onCall, where it is set, sees each call twice: as it arrives, and when
+	// OnCall, if it is set, sees each call twice: as it arrives, and when
 	// its effect is made and the answer has not left yet.
-	onCall atomic.Pointer[func(r *http.Request, made bool)]
+	OnCall atomic.Pointer[func(r *http.Request, made bool)]
 }
 
 // leaseMinutes is how many minutes of the simulated X pass in a lease, by default.
@@ -131,7 +131,7 @@ func (s *Site) XBack() {
 // ServeHTTP is X, with a look at each call.
 func (s *Site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	look := func(made bool) {
-		if f := s.onCall.Load(); f != nil {
+		if f := s.OnCall.Load(); f != nil {
 			(*f)(r, made)
 		}
 	}
@@ -155,7 +155,7 @@ func (s *Site) AtCall(method, path string, nth int, made bool, do func()) (reach
 			close(done)
 		}
 	}
-	s.onCall.Store(&f)
+	s.OnCall.Store(&f)
 	return done
 }
 
@@ -224,7 +224,7 @@ func (j *Job) Text(post int) string {
 	return fmt.Sprintf("%s, job %s, post %d of %d", j.Account, j.Id, post+1, j.Posts)
 }
 
-func (j *Job) body(t testkit.T) []byte {
+func (j *Job) Body(t testkit.T) []byte {
 	t.Helper()
 	var posts []map[string]any
 	for i := range j.Posts {
@@ -255,7 +255,7 @@ func (s *Site) Publish(lists ...[]*Job) {
 	for _, list := range lists {
 		producers.Go(func() {
 			for _, j := range list {
-				body := j.body(s.T)
+				body := j.Body(s.T)
 				for {
 					ack, err := s.Conn.JS.Publish(ctx, "publish.request."+j.Account, body)
 					if err == nil {

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"bytes"
@@ -16,9 +16,11 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -42,10 +44,10 @@ func earlier(t *testing.T) (program, commit string) {
 	commit = strings.TrimSpace(string(out))
 	dir := t.TempDir()
 	source, err := git("archive", "--format=tar", commit)
-	must(t, err)
+	testkit.Must(t, err)
 	unpack := exec.CommandContext(t.Context(), "tar", "-x", "-C", dir)
 	unpack.Stdin = bytes.NewReader(source)
-	must(t, unpack.Run())
+	testkit.Must(t, unpack.Run())
 	program = filepath.Join(dir, "jetpost-before")
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, "./cmd/jetpost")
 	build.Dir = dir
@@ -64,46 +66,46 @@ func TestRollingUpgrade(t *testing.T) {
 		t.Skip("skipped: it builds another program; set JETPOST_TEST_FULL=1")
 	}
 	before, commit := earlier(t)
-	accounts := accountNames(40)
+	accounts := harness.AccountNames(40)
 	s := siteOf(t, before, accounts)
-	old := func(name string) *process {
-		p := start(t, name, s.settings(), before, "worker", "--worker-name", name, "--lease", s.lease.String(), "--log-level", "debug", "--log-format", "json")
-		p.until("worker.started")
+	old := func(name string) *harness.Process {
+		p := harness.Start(t, name, s.Settings(), before, "worker", "--worker-name", name, "--lease", s.Lease.String(), "--log-level", "debug", "--log-format", "json")
+		p.Until("worker.started")
 		return p
 	}
-	var workers []*process
+	var workers []*harness.Process
 	for i := range upgradedWorkers {
 		workers = append(workers, old(fmt.Sprintf("before-%d", i+1)))
 	}
-	jobs := makeJobs(upgradedJobs, accounts, func(i int) int { return 1 + i%11/10 })
+	jobs := harness.MakeJobs(upgradedJobs, accounts, func(i int) int { return 1 + i%11/10 })
 	parts := slices.Collect(slices.Chunk(jobs, upgradedJobs/(upgradedWorkers+2)))
-	s.publish(deal(parts[0], 5)...)
-	if code, stdout, stderr := s.run("setup"); code != exitOK { // beside the workers of before
+	s.Publish(harness.Deal(parts[0], 5)...)
+	if code, stdout, stderr := s.Run("setup"); code != exitOK { // beside the workers of before
 		t.Fatalf("setup: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	var err error
-	s.ledger, err = s.cfg.OpenStore(t.Context())
-	must(t, err)
-	t.Cleanup(func() { _ = s.ledger.Close() })
+	s.Ledger, err = s.Cfg.OpenStore(t.Context())
+	testkit.Must(t, err)
+	t.Cleanup(func() { _ = s.Ledger.Close() })
 	s.refusesToStart(before)
-	s.publish(deal(parts[1], 5)...)
+	s.Publish(harness.Deal(parts[1], 5)...)
 	for i := range workers {
-		stop(workers[i])
-		workers[i] = s.worker(fmt.Sprintf("after-%d", i+1))
-		s.publish(deal(parts[2+i], 5)...)
+		harness.Stop(workers[i])
+		workers[i] = s.Worker(fmt.Sprintf("after-%d", i+1))
+		s.Publish(harness.Deal(parts[2+i], 5)...)
 	}
-	s.allPublished(len(jobs))
-	s.wantCallLog(jobs)
+	s.AllPublished(len(jobs))
+	s.WantCallLog(jobs)
 	t.Logf("upgraded from %s", commit)
-	stop(workers...)
+	harness.Stop(workers...)
 }
 
 // refusesToStart wants a program of before to say that the schema is newer, where it is.
 func (s *site) refusesToStart(before string) {
-	s.t.Helper()
-	code, stdout, stderr := runCommand(s.t, s.settings(), before, "requests", "list")
+	s.T.Helper()
+	code, stdout, stderr := harness.RunCommand(s.T, s.Settings(), before, "requests", "list")
 	if code != exitOK && !(strings.Contains(stderr, "is newer than this program") && strings.Contains(stderr, "do: run the newer jetpost")) {
-		s.t.Errorf("a program of before ends with code %d\n%s%s", code, stdout, stderr)
+		s.T.Errorf("a program of before ends with code %d\n%s%s", code, stdout, stderr)
 	}
 }
 
@@ -111,33 +113,33 @@ func (s *site) refusesToStart(before string) {
 // ledger is not open yet.
 func siteOf(t *testing.T, before string, accounts []string) *site {
 	t.Helper()
-	s := &site{t: t, sim: &xsim.Server{}, lease: longLease, minute: longLease / leaseMinutes}
-	s.x = httptest.NewServer(s)
-	t.Cleanup(func() { s.x.Close() })
-	s.cfg = app.Config{
+	s := &site{&harness.Site{T: t, Sim: &xsim.Server{}, Lease: longLease, Minute: longLease / harness.LeaseMinutes}}
+	s.X = httptest.NewServer(s)
+	t.Cleanup(func() { s.X.Close() })
+	s.Cfg = app.Config{
 		NATS: app.NATSConfig{URL: natstest.Server(t, natstest.Listen).ClientURL(), Replicas: 1}, DatabaseURL: secret.New(pgtest.New(t)),
-		Keys: store.GenerateKey(), X: app.XConfig{URL: s.x.URL, ClientID: "e2e"},
+		Keys: store.GenerateKey(), X: app.XConfig{URL: s.X.URL, ClientID: "e2e"},
 	}
-	if code, stdout, stderr := runCommand(t, s.settings(), before, "setup"); code != exitOK {
+	if code, stdout, stderr := harness.RunCommand(t, s.Settings(), before, "setup"); code != exitOK {
 		t.Fatalf("setup of before: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	var lines bytes.Buffer
 	for _, name := range accounts {
-		grant, err := s.sim.AddAccount(xsim.NewAccount{Handle: name})
-		must(t, err)
-		must(t, json.NewEncoder(&lines).Encode(app.ImportLine{
+		grant, err := s.Sim.AddAccount(xsim.NewAccount{Handle: name})
+		testkit.Must(t, err)
+		testkit.Must(t, json.NewEncoder(&lines).Encode(app.ImportLine{
 			Name: name, AccessToken: grant.AccessToken, RefreshToken: grant.RefreshToken,
 			ExpiresAt: time.Now().Add(time.Duration(grant.ExpiresIn) * time.Second),
 		}))
 	}
 	load := exec.CommandContext(t.Context(), before, "accounts", "import")
-	load.Env, load.Stdin = s.settings(), &lines
+	load.Env, load.Stdin = s.Settings(), &lines
 	if out, err := load.CombinedOutput(); err != nil {
 		t.Fatalf("import by the program of before: %v\n%s", err, out)
 	}
 	var err error
-	s.conn, err = s.cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
-	must(t, err)
-	t.Cleanup(s.conn.Close)
+	s.Conn, err = s.Cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
+	testkit.Must(t, err)
+	t.Cleanup(s.Conn.Close)
 	return s
 }

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -48,13 +50,13 @@ func (w *stream) run(ctx context.Context, accounts []string) {
 		if w.sent.Load()-w.made.Load() >= mostWaiting {
 			select {
 			case <-ctx.Done():
-			case <-time.After(askAgain):
+			case <-time.After(testkit.AskAgain):
 			}
 			n--
 			continue
 		}
-		j := &job{account: accounts[n%len(accounts)], id: fmt.Sprintf("new-%d", n), posts: 1}
-		if _, err := w.s.conn.JS.Publish(ctx, "publish.request."+j.account, j.body(w.s.t)); err == nil {
+		j := &harness.Job{Account: accounts[n%len(accounts)], Id: fmt.Sprintf("new-%d", n), Posts: 1}
+		if _, err := w.s.Conn.JS.Publish(ctx, "publish.request."+j.Account, j.Body(w.s.T)); err == nil {
 			w.sent.Add(1)
 		}
 	}
@@ -62,9 +64,9 @@ func (w *stream) run(ctx context.Context, accounts []string) {
 
 // pace is how many posts a second X takes, over the next so many.
 func (w *stream) pace(posts int64) float64 {
-	w.s.t.Helper()
+	w.s.T.Helper()
 	from, began := w.made.Load(), time.Now()
-	eventually(w.s.t, "posts", func() bool { return w.made.Load() >= from+posts })
+	testkit.Eventually(w.s.T, "posts", func() bool { return w.made.Load() >= from+posts })
 	return float64(w.made.Load()-from) / time.Since(began).Seconds()
 }
 
@@ -76,23 +78,23 @@ func TestPruneUnderLoad(t *testing.T) { //nolint:paralleltest // what is measure
 	if full {
 		rows, measured = prunedMany, paceMany
 	}
-	accounts := accountNames(40)
-	s := newSite(t, siteConfig{lease: longLease, accounts: accounts})
-	must(t, s.sim.SetLimits([]xsim.Limit{
+	accounts := harness.AccountNames(40)
+	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: accounts})
+	testkit.Must(t, s.Sim.SetLimits([]xsim.Limit{
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 10_000_000, WindowMS: 900_000},
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeApp24h, Max: 10_000_000, WindowMS: 86_400_000},
 	}))
-	old := &job{account: "acct7", id: "old-7", posts: 1}
+	old := &harness.Job{Account: "acct7", Id: "old-7", Posts: 1}
 	s.fillFinished(rows, old)
 
 	w := &stream{s: s}
 	count := func(r *http.Request, made bool) {
-		if made && r.Method == http.MethodPost && r.URL.Path == postPath {
+		if made && r.Method == http.MethodPost && r.URL.Path == harness.PostPath {
 			w.made.Add(1)
 		}
 	}
-	s.onCall.Store(&count)
-	workers := []*process{s.worker("worker-1", "--keep-finished", "0"), s.worker("worker-2", "--keep-finished", "0")}
+	s.OnCall.Store(&count)
+	workers := []*harness.Process{s.Worker("worker-1", "--keep-finished", "0"), s.Worker("worker-2", "--keep-finished", "0")}
 	ctx, stopStream := context.WithCancel(t.Context())
 	var producer sync.WaitGroup
 	defer producer.Wait()
@@ -102,12 +104,12 @@ func TestPruneUnderLoad(t *testing.T) { //nolint:paralleltest // what is measure
 	before := w.pace(measured)
 
 	from, began := w.made.Load(), time.Now()
-	p := start(t, "prune", s.settings(), "jetpost", "prune", "-o", "json", "--log-level", "debug")
-	<-p.done
+	p := harness.Start(t, "prune", s.Settings(), "jetpost", "prune", "-o", "json", "--log-level", "debug")
+	<-p.Done
 	took := time.Since(began)
 	meanwhile := float64(w.made.Load()-from) / took.Seconds()
-	if want := fmt.Sprintf(`"requests":%d,`, rows); p.exit() != exitOK || !strings.Contains(p.output(), want) {
-		t.Errorf("pruning ended with code %d, want %s", p.exit(), want)
+	if want := fmt.Sprintf(`"requests":%d,`, rows); p.Exit() != exitOK || !strings.Contains(p.Output(), want) {
+		t.Errorf("pruning ended with code %d, want %s", p.Exit(), want)
 	}
 	after := w.pace(measured)
 	share := meanwhile / ((before + after) / 2)
@@ -120,36 +122,36 @@ func TestPruneUnderLoad(t *testing.T) { //nolint:paralleltest // what is measure
 	producer.Wait()
 
 	// In its account's partition what comes behind it is accepted after it.
-	last := &job{account: old.account, id: "last", posts: 1}
-	s.publish([]*job{old, last})
+	last := &harness.Job{Account: old.Account, Id: "last", Posts: 1}
+	s.Publish([]*harness.Job{old, last})
 	sent := int(w.sent.Load()) + 1
-	eventually(t, "the last post", func() bool { return len(s.live(last)) == 1 && int(w.made.Load()) >= sent })
-	if live := s.live(old); len(live) != 0 {
+	testkit.Eventually(t, "the last post", func() bool { return len(s.Live(last)) == 1 && int(w.made.Load()) >= sent })
+	if live := s.Live(old); len(live) != 0 {
 		t.Errorf("a pruned request was posted again: %v", live)
 	}
-	if status := s.status(old.account, old.id); !status.Pruned || status.State != jetpost.StatePublished {
+	if status := s.Status(old.Account, old.Id); !status.Pruned || status.State != jetpost.StatePublished {
 		t.Errorf("the pruned request is %+v", status)
 	}
-	for _, v := range s.sim.Violations() {
+	for _, v := range s.Sim.Violations() {
 		t.Errorf("violation: %s of %s: %s", v.Kind, v.Account, v.Detail)
 	}
-	stop(workers...)
+	harness.Stop(workers...)
 }
 
 // fillFinished brings finished requests into the ledger, one of them with the body of a
 // job.
-func (s *site) fillFinished(rows int, known *job) {
-	s.t.Helper()
-	conn, err := pgx.Connect(s.t.Context(), s.cfg.DatabaseURL.Reveal())
-	must(s.t, err)
-	defer func() { _ = conn.Close(s.t.Context()) }()
+func (s *site) fillFinished(rows int, known *harness.Job) {
+	s.T.Helper()
+	conn, err := pgx.Connect(s.T.Context(), s.Cfg.DatabaseURL.Reveal())
+	testkit.Must(s.T, err)
+	defer func() { _ = conn.Close(s.T.Context()) }()
 	for statement := range strings.SplitSeq(fmt.Sprintf(fillFinished, rows), ";\n") {
-		_, err := conn.Exec(s.t.Context(), statement)
-		must(s.t, err)
+		_, err := conn.Exec(s.T.Context(), statement)
+		testkit.Must(s.T, err)
 	}
-	body := known.body(s.t)
-	request, err := jetpost.Decode(known.account, body)
-	must(s.t, err)
-	_, err = conn.Exec(s.t.Context(), "UPDATE requests SET body = $1, digest = $2 WHERE account = $3 AND id = $4", body, request.Digest(), known.account, known.id)
-	must(s.t, err)
+	body := known.Body(s.T)
+	request, err := jetpost.Decode(known.Account, body)
+	testkit.Must(s.T, err)
+	_, err = conn.Exec(s.T.Context(), "UPDATE requests SET body = $1, digest = $2 WHERE account = $3 AND id = $4", body, request.Digest(), known.Account, known.Id)
+	testkit.Must(s.T, err)
 }
