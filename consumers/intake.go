@@ -75,6 +75,7 @@ type IntakeHandler struct {
 	// Answers checks that the database, NATS and the object store answer. Only then is a
 	// failure counted against the job. If it is nil, they are taken to answer.
 	Answers func(context.Context) error
+	Observe Observer
 	Log     *slog.Logger
 
 	away atomic.Pointer[objectsAway] // the latest fault of the object store
@@ -387,9 +388,11 @@ func (h *IntakeHandler) log(j *job, received store.Received) {
 		log = log.With("publish_at", at)
 	}
 	if received.Decision == store.Repeated {
+		h.Observe.tell(JobRepeated, "", 0)
 		log.Info("request.repeated")
 		return
 	}
+	h.Observe.tell(JobAccepted, "", time.Since(j.Stored))
 	log.Info("request.accepted")
 	if err := received.SameTextErr; err != nil {
 		h.Log.Warn("request.same_text_unknown", "account", j.in.Request.Account, "request", j.in.Request.ID, "error", err)
@@ -410,6 +413,7 @@ func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
 	if err := h.Announce.DeadLetters.Refused(ctx, r, j.subject, j.Data); err != nil {
 		return err
 	}
+	h.Observe.tell(JobRefused, string(r.Code), 0)
 	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
 	err := h.tellRefused(ctx, r)
 	var tooLarge *publishers.TooLargeError

@@ -63,6 +63,9 @@ type MediaSource struct {
 	uploads *semaphore.Weighted // see budget
 }
 
+// Spooled returns the bytes of media on this worker's disk.
+func (s *MediaSource) Spooled() int64 { return s.spooled.Load() }
+
 // budget limits the bytes of all images that are being uploaded to X.
 func (s *MediaSource) budget() *semaphore.Weighted {
 	s.once.Do(func() { s.uploads = semaphore.NewWeighted(uploadBytes) })

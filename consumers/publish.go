@@ -56,6 +56,7 @@ type PublishHandler struct {
 	Names         jetpost.Names
 	Timing        Timing
 	Worker        string // names this worker in leases and logs
+	Observe       Observer
 	Log           *slog.Logger
 }
 
@@ -417,6 +418,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	t.head.Holds = 0 // as in the ledger
 	t.head.Status.Posted++
 	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
+	t.sent(i, state)
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
 	r.h.Announce.wrote(ctx, r.lane, t.head.Key, !t.uploading(i+1))
 	return nil
@@ -466,6 +468,9 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int
 	})
 	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 		return err
+	}
+	if err == nil {
+		r.h.Observe.settled(head, out)
 	}
 	log := outcomeLog(r.log.With("request", head.ID, "state", out.State), out)
 	if a.unruled {

@@ -160,6 +160,10 @@ func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID s
 		// read of the ledger shows which.
 		err = nil
 	} else if err == nil {
+		r.h.Observe.tell(DoubtEnded, DoubtFound, 0)
+		if state.Finished() {
+			r.h.Observe.tell(RequestSettled, string(state), 0)
+		}
 		r.log.Info("post.found", "request", head.ID, "post", i, "post_id", postID, "of", len(head.Posts), "state", state)
 		r.h.Announce.try(ctx, head.Key)
 	}

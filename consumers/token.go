@@ -62,9 +62,10 @@ type Refresher struct {
 	Names       jetpost.Names
 	Health      *Health
 	// Room is checked before each exchange, because X's answer has to be stored.
-	Room   admission.Room
-	Timing TokenTiming
-	Log    *slog.Logger
+	Room    admission.Room
+	Timing  TokenTiming
+	Observe Observer
+	Log     *slog.Logger
 	// Stopping is closed when the worker is asked to stop. A pair in the lifeboat then
 	// stays there.
 	Stopping <-chan struct{}
@@ -216,9 +217,11 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 	}
 	log.Debug("token.answered")
 	if err := r.keep(ctx, log, claim, pair, now); err != nil {
+		r.Observe.tell(TokenExchanged, ExchangeUnsaved, 0)
 		log.Error("token.save_failed", "error", err)
 		return exchanged{err: fmt.Errorf("save token: %w", err), next: time.Now().Add(backoff(1))}
 	}
+	r.Observe.tell(TokenExchanged, ExchangeBrought, 0)
 	log.Info("token.refreshed", "expires_at", pair.ExpiresAt)
 	token := claim
 	token.Pair, token.Version, token.RefreshedAt = pair, claim.Version+1, now
@@ -298,6 +301,7 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 	ctx := context.WithoutCancel(worker)
 	now := time.Now()
 	failure, pause := r.judge(err, claim, now)
+	r.Observe.exchanged(failure.Outcome)
 	if pause.Code != "" {
 		if err := r.Gate.Pause(ctx, admission.TargetRefresh, pause, now); err != nil {
 			log.Error("app.pause_not_shared", "error", err)

@@ -45,6 +45,9 @@ func (r *laneRun) unpublish(ctx context.Context, generation int64) error {
 	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 		return err
 	}
+	if err == nil {
+		r.h.Observe.post(&rec, out)
+	}
 	outcomeLog(r.log.With("request", rec.ID), out).Info("unpublish.waits", "given_up", out.State != jetpost.StateHeld)
 	r.h.Announce.try(ctx, rec.Key)
 	return nil
@@ -105,6 +108,7 @@ func (r *laneRun) deleteLast(ctx context.Context, client *xapi.Client, rec *stor
 		return struct{}{}, r.h.Ledger.PostDeleted(ctx, r.lane, rec.ID, i, time.Now())
 	})
 	if err == nil {
+		r.h.Observe.tell(PostSettled, PostDeletion, 0)
 		r.log.Info("post.deleted", "request", rec.ID, "post", i, "post_id", postID, "of", len(rec.Posts))
 		r.h.Announce.try(ctx, rec.Key)
 	}

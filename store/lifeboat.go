@@ -360,6 +360,22 @@ func (l *Lifeboat) Load() (rescued []Rescued, err error) {
 	return rescued, nil
 }
 
+// Count counts this ledger's pairs in the directory, including those of other processes.
+func (l *Lifeboat) Count() (n int, err error) {
+	for _, pattern := range []string{"*" + lifeboatSuffix, "*/*" + lifeboatSuffix} {
+		pairs, err := filepath.Glob(filepath.Join(l.dir, pattern))
+		if err != nil {
+			return 0, err
+		}
+		for _, path := range pairs {
+			if !l.foreign(path) {
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
 // open opens a file's pair if it belongs to this ledger.
 func (l *Lifeboat) open(text []byte) (Rescued, bool, error) {
 	var s stored

@@ -101,4 +101,6 @@ type Upkeep interface {
 	Keep(ctx context.Context, k Desired) (bool, error)
 	// Progress returns what has moved and what has not.
 	Progress(ctx context.Context, q ProgressQuery) (Progress, error)
+	// Pools tells how the connections to the database stand. It asks nobody.
+	Pools() []Pool
 }

@@ -67,6 +67,7 @@ type Client struct {
 	limits  *Limits
 	account string // in limits
 	guard   func(Endpoint, func() error) error
+	watch   Watch
 }
 
 // Option changes a Client that New is making.
@@ -162,10 +163,13 @@ type call struct {
 
 // do makes the call, if the guard lets it.
 func (c *Client) do(ctx context.Context, cl call, out any, complete func() bool) error {
-	if c.guard == nil {
-		return c.perform(ctx, cl, out, complete)
+	perform := func() error {
+		return c.watch.see(ctx, cl.endpoint, func(ctx context.Context) error { return c.perform(ctx, cl, out, complete) })
 	}
-	return c.guard(cl.endpoint, func() error { return c.perform(ctx, cl, out, complete) })
+	if c.guard == nil {
+		return perform()
+	}
+	return c.guard(cl.endpoint, perform)
 }
 
 // perform makes the call, notes the rate windows of the answer and decodes it into

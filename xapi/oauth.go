@@ -42,6 +42,8 @@ type OAuth struct {
 	HTTPClient       *http.Client
 	// Timeout bounds one request; DefaultExchangeTimeout where zero.
 	Timeout time.Duration
+	// Watch sees each exchange of a refresh token; nil sees nothing.
+	Watch Watch
 }
 
 // String names the app and leaves its secret out of logs.
@@ -97,14 +99,18 @@ func (e *AppAuthError) Unwrap() error { return e.Err }
 // Refresh exchanges a refresh token, which can be used once. It is at most one
 // request, bounded by Timeout and by WithNotAfter. After an AmbiguousError the
 // token may be spent and its successors lost.
-func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (TokenPair, error) {
+func (o *OAuth) Refresh(ctx context.Context, refreshToken string) (pair TokenPair, err error) {
 	if refreshToken == "" {
 		// x/oauth2 would refuse as well; nothing is sent.
 		return TokenPair{}, &NotSentError{Err: fmt.Errorf("%s: %w: no refresh token", EndpointToken, errRequest)}
 	}
-	return o.grant(ctx, refusedRefresh, []string{refreshToken}, func(ctx context.Context, conf oauth2.Config) (*oauth2.Token, error) {
-		return conf.TokenSource(ctx, &oauth2.Token{RefreshToken: refreshToken}).Token()
+	err = o.Watch.see(ctx, EndpointToken, func(ctx context.Context) error {
+		pair, err = o.grant(ctx, refusedRefresh, []string{refreshToken}, func(ctx context.Context, conf oauth2.Config) (*oauth2.Token, error) {
+			return conf.TokenSource(ctx, &oauth2.Token{RefreshToken: refreshToken}).Token()
+		})
+		return err
 	})
+	return pair, err
 }
 
 // grant makes one request of the token endpoint through the library, and gives its

@@ -57,7 +57,7 @@ type Config struct {
 	// Lease is how long a lane belongs to a worker that gives no heartbeat;
 	// every margin derives from it. consumers.DefaultLease where zero.
 	Lease time.Duration
-	// HealthListen is the address of /healthz, /readyz and /statusz; none if empty.
+	// HealthListen is the address of /healthz, /readyz, /statusz and /metrics; none if empty.
 	HealthListen string
 	// Notify is the webhook for each change of the verdict; none if empty.
 	Notify  string

@@ -84,7 +84,7 @@ func (p place) status(ctx context.Context) Status {
 	for _, d := range p.cfg.disks() {
 		f.Disks = append(f.Disks, health.Disk{What: d.What, Path: d.Path, Free: d.Free, Total: d.Total})
 	}
-	s.Verdict = health.Judge(f)
+	s.Verdict, s.facts = health.Judge(f), f
 	s.Publishing, s.Summary = s.State == health.Publishing, s.Sentence()
 	return s
 }

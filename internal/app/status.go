@@ -56,6 +56,8 @@ type Status struct {
 	// LastRefresh is the last refresh round that completed, and when.
 	LastRefresh   *jetpost.RefreshSummary `json:"last_refresh,omitempty"`
 	LastRefreshAt time.Time               `json:"last_refresh_at,omitzero"`
+	// facts are what the verdict was made of.
+	facts health.Facts
 }
 
 // Blocked, Late and WorkerHeartbeat are as the contract has them.

@@ -20,6 +20,7 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/telemetry"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -61,6 +62,8 @@ type Worker struct {
 	clocks     *consumers.Clocks
 	status     *sharedStatus
 	service    *control.Service
+	metrics    *telemetry.Metrics
+	media      *consumers.MediaSource
 	listen     net.Listener
 	started    time.Time
 }
@@ -213,18 +216,22 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	w.shared = publishers.NewWindows(js, names).Signed(signer)
 	w.windows = admission.NewWindows(w.shared, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
+	w.metrics = newMetrics()
+	ledger := w.metrics.Timed(w.ledger)
 	relay := &consumers.OutboxRelay{Ledger: w.ledger, DeadLetters: deadLetters, Names: names, Log: w.log, MarkAfter: consumers.DefaultMarkAfter}
 	w.relay = relay
 	care := consumers.TokenTiming{Lease: cfg.Refresh.Lease, Scale: scale}
 	w.tokens = &consumers.Refresher{
-		Tokens: w.ledger, Gate: w.gate, DeadLetters: deadLetters, Announce: relay, Lifeboat: w.boat,
-		Names: names, Health: w.health, Room: cfg.enoughRoom, Timing: care, Log: w.log,
+		Tokens: ledger, Gate: w.gate, DeadLetters: deadLetters, Announce: relay, Lifeboat: w.boat,
+		Names: names, Health: w.health, Room: cfg.enoughRoom, Timing: care, Observe: w.metrics.Observe, Log: w.log,
 		X: &xapi.OAuth{
 			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
+			Watch: w.metrics.Watch,
 		},
 	}
 	media := &consumers.MediaSource{Objects: objects, Allow: cfg.MediaAllow}
-	intake := &consumers.IntakeHandler{Ledger: w.ledger, Announce: relay, Wakeups: wakeups, Media: media, Rules: cfg.Rules, Names: names, Log: w.log}
+	w.media = media
+	intake := &consumers.IntakeHandler{Ledger: ledger, Announce: relay, Wakeups: wakeups, Media: media, Rules: cfg.Rules, Names: names, Observe: w.metrics.Observe, Log: w.log}
 	intake.Answers = func(ctx context.Context) error {
 		if _, err := objects.Status(ctx); err != nil {
 			return fmt.Errorf("ask media store: %w", err)
@@ -233,14 +240,14 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	}
 	w.alarms = &consumers.Alarms{Wakeups: wakeups, Here: w.clocks.Here, Log: w.log}
 	publish := &consumers.PublishHandler{
-		Ledger: w.ledger, Announce: relay, Wakeups: wakeups, Tokens: w.tokens, Gate: w.gate,
+		Ledger: ledger, Announce: relay, Wakeups: wakeups, Tokens: w.tokens, Gate: w.gate,
 		Windows: w.windows,
 		Client: func(account, token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
-				xapi.WithLimits(w.windows.Limits, account))
+				xapi.WithLimits(w.windows.Limits, account), xapi.WithWatch(w.metrics.Watch))
 		},
-		Alarms: w.alarms,
-		Media:  media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
+		Alarms: w.alarms, Observe: w.metrics.Observe,
+		Media: media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
 		Refresher: w.tokens, Wakeups: wakeups, Names: names,
@@ -294,10 +301,14 @@ func (w *Worker) answers(ctx context.Context) error {
 	if err := w.cfg.enoughRoom(); err != nil {
 		return err
 	}
-	if _, err := w.ledger.LedgerID(ctx); err != nil {
+	began := time.Now()
+	_, err := w.ledger.LedgerID(ctx)
+	if w.metrics.DatabaseAnswered(time.Since(began)); err != nil {
 		return err
 	}
-	if err := w.conn.Conn.FlushWithContext(ctx); err != nil {
+	began = time.Now()
+	err = w.conn.Conn.FlushWithContext(ctx)
+	if w.metrics.NATSAnswered(time.Since(began)); err != nil {
 		return fmt.Errorf("ask NATS: %w", err)
 	}
 	return nil
@@ -388,18 +399,14 @@ func (w *Worker) Close() {
 // serveHealth answers /healthz while the process lives; /readyz with 200 while nothing
 // keeps this worker from its work, else with 503 and what it is; and /statusz with what
 // 'jetpost status' says of the whole installation, with 200 only where that is
-// PUBLISHING.
+// PUBLISHING; and /metrics to Prometheus.
 func (w *Worker) serveHealth(ctx context.Context) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
 		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
-		err := w.health.Err()
-		if !w.conn.Conn.IsConnected() {
-			err = errors.Join(errors.New("NATS is not connected"), err)
-		}
-		if err != nil {
+		if err := w.fault(); err != nil {
 			answer(rw, http.StatusServiceUnavailable, map[string]string{"status": err.Error()})
 			return
 		}
@@ -416,9 +423,18 @@ func (w *Worker) serveHealth(ctx context.Context) {
 		}
 		answer(rw, code, s)
 	})
+	mux.Handle("GET /metrics", w.metrics.Handler(w.standing))
 	if err := Serve(ctx, w.listen, mux); err != nil {
 		w.log.Error("health.failed", "error", err)
 	}
+}
+
+// fault is what keeps this worker from its work, or nil.
+func (w *Worker) fault() error {
+	if !w.conn.Conn.IsConnected() {
+		return errors.Join(errors.New("NATS is not connected"), w.health.Err())
+	}
+	return w.health.Err()
 }
 
 func answer(rw http.ResponseWriter, status int, value any) {

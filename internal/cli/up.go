@@ -22,7 +22,7 @@ type workFlags struct {
 	Roles         []string      `enum:"publish,refresh" default:"publish,refresh" help:"Roles of this worker: ${enum}."`
 	Slots         int           `default:"16" help:"Number of accounts that the worker processes at once."`
 	Lease         time.Duration `default:"60s" help:"Lease of an account: how long it stays with a worker that no longer renews it. All margins of the publish path derive from it."`
-	HealthListen  string        `placeholder:"ADDR" help:"Listening address for /healthz, /readyz and /statusz. Default: none."`
+	HealthListen  string        `placeholder:"ADDR" help:"Listening address for /healthz, /readyz, /statusz and /metrics. Default: none."`
 	Notify        string        `placeholder:"URL" help:"Webhook for each change of the status, as JSON with a text. Set it on every worker; only one of them posts."`
 	RefreshWindow time.Duration `default:"24h" help:"Refresh tokens that end within this time."`
 	RefreshBatch  int           `default:"10" help:"Number of tokens in a refresh batch."`

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -245,7 +246,7 @@ func TestEveryCallIsBounded(t *testing.T) {
 	p.hold(t)
 	calls := p.calls()
 	for method := range reflect.TypeFor[store.Store]().Methods() {
-		if calls[method.Name] == nil && method.Name != "Close" {
+		if calls[method.Name] == nil && !slices.Contains([]string{"Close", "Pools"}, method.Name) { // the latter asks nobody
 			t.Errorf("%s is not tried", method.Name)
 		}
 	}

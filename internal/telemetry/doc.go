@@ -1,0 +1,3 @@
+// Package telemetry tells how a worker and its installation do: in metrics, which
+// Prometheus scrapes. docs/METRICS.md has each of them.
+package telemetry
