@@ -466,7 +466,7 @@ func refreshes(f Facts) (causes []Cause) {
 	if !f.RoundDue.IsZero() && f.Now.Sub(f.RoundDue) > roundWithin {
 		causes = append(causes, Cause{
 			Degraded, "refresh_late", "the refresh round of " + f.RoundDue.Local().Format(time.RFC3339) + " is not completed",
-			"see the workers' logs; refresh what is due with: jetpost refresh --all",
+			"see the workers' logs; refresh what is due with: jetpost refresh",
 		})
 	}
 	return causes
