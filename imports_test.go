@@ -137,6 +137,14 @@ func fences() []fence {
 			reason: "handlers tell an observer, and one place makes metrics of it",
 		},
 		{
+			target: "go.opentelemetry.io/otel/sdk", only: []string{"internal/telemetry"},
+			reason: "where spans go is said in one place",
+		},
+		{
+			target: "go.opentelemetry.io/otel", never: []string{".", "store", "store/...", "xapi", "xapi/..."},
+			reason: "importers of the contract, the ledger and the X client shall not link it",
+		},
+		{
 			target: "github.com/nats-io/nats-server/v2", only: []string{"internal/..."},
 			reason: "the server is embedded in one place, and importers of this module shall not link it",
 		},

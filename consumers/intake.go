@@ -16,6 +16,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/publishers"
@@ -76,6 +77,7 @@ type IntakeHandler struct {
 	// failure counted against the job. If it is nil, they are taken to answer.
 	Answers func(context.Context) error
 	Observe Observer
+	Trace   Tracer
 	Log     *slog.Logger
 
 	away atomic.Pointer[objectsAway] // the latest fault of the object store
@@ -130,6 +132,8 @@ type job struct {
 	subject string // the subject that the producer used
 	in      store.Acceptance
 	refusal *jetpost.Refusal // nil for a valid request
+	span    trace.Span // of the acceptance
+	log     *slog.Logger
 	place   int              // index in its batch
 }
 
@@ -229,6 +233,7 @@ func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) e
 		j.in.Request.Account, j.in.Request.ID = request.Account, request.ID
 	}
 	j.refuse(jetpost.CodeSetAside, "", "workers failed on it %d times: %v", ownFailures, cause)
+	h.beginTrace(ctx, j)
 	return h.refuse(ctx, j)
 }
 
@@ -249,6 +254,7 @@ func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery, from i
 			return jobs, next, err
 		}
 		j.place = next
+		h.beginTrace(ctx, j)
 		jobs = append(jobs, j)
 	}
 	return jobs, next, nil
@@ -338,12 +344,16 @@ func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 		received, err := h.Ledger.AcceptMany(bounded, lease, in)
 		cancel()
 		if err != nil {
+			for _, j := range jobs {
+				j.endTrace(err)
+			}
 			return 0, err
 		}
 		h.accepted(ctx, of, received)
 	}
 	for i, j := range jobs {
 		if j.refusal == nil {
+			j.endTrace(nil)
 			continue
 		}
 		if err := h.refuse(ctx, j); err != nil {
@@ -383,7 +393,7 @@ func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 }
 
 func (h *IntakeHandler) log(j *job, received store.Received) {
-	log := h.Log.With("account", j.in.Request.Account, "request", j.in.Request.ID, "posts", len(j.in.Request.Posts))
+	log := j.log.With("account", j.in.Request.Account, "request", j.in.Request.ID, "posts", len(j.in.Request.Posts))
 	if at := j.in.Request.PublishAt; !at.IsZero() {
 		log = log.With("publish_at", at)
 	}
@@ -404,7 +414,9 @@ func (h *IntakeHandler) log(j *job, received store.Received) {
 }
 
 // refuse records a rejected job in the ledger, in the failed stream and as an event.
-func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
+func (h *IntakeHandler) refuse(ctx context.Context, j *job) (err error) {
+	defer func() { j.endTrace(err) }()
+	ctx = traced(ctx, j.in.Trace)
 	r := *j.refusal
 	r.Sequence, r.Stored = j.Sequence, j.Stored
 	if err := h.Ledger.Refuse(ctx, r, j.Data); err != nil {
@@ -414,8 +426,8 @@ func (h *IntakeHandler) refuse(ctx context.Context, j *job) error {
 		return err
 	}
 	h.Observe.tell(JobRefused, string(r.Code), 0)
-	h.Log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
-	err := h.tellRefused(ctx, r)
+	j.log.Warn("request.refused", "account", r.Account, "request", r.ID, "code", r.Code, "sequence", r.Sequence, "problems", len(r.Problems))
+	err = h.tellRefused(ctx, r)
 	var tooLarge *publishers.TooLargeError
 	if errors.As(err, &tooLarge) && len(r.Problems) > 1 {
 		// The ledger has all problems. A message that is too large must not block its

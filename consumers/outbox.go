@@ -96,6 +96,7 @@ func (a *OutboxRelay) mark(ctx context.Context, rec store.Record) error {
 }
 
 func (a *OutboxRelay) publish(ctx context.Context, rec store.Record) error {
+	ctx = traced(ctx, rec.Trace)
 	if rec.Status.State == jetpost.StateFailed && rec.Deletion == nil { // a deleted request is not replayed
 		if err := a.DeadLetters.Failed(ctx, rec.Status, rec.Body); err != nil {
 			return err
@@ -107,7 +108,7 @@ func (a *OutboxRelay) publish(ctx context.Context, rec store.Record) error {
 
 // event is the event for the state of a request.
 func (a *OutboxRelay) event(rec *store.Record) publishers.Told {
-	return publishers.Told{Subject: a.Names.EventSubject(rec.Event, rec.Account, rec.ID), Event: jetpost.Event{
+	return publishers.Told{Subject: a.Names.EventSubject(rec.Event, rec.Account, rec.ID), Trace: rec.Trace, Event: jetpost.Event{
 		// The id of a change is the same however often it is published.
 		EventID: eventID(fmt.Sprintf("request/%s/%s/%d", rec.Account, rec.ID, rec.Status.Revision)),
 		Type:    rec.Event, Time: rec.Status.UpdatedAt, Request: &rec.Status,

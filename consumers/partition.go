@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -273,7 +274,7 @@ func (p *partition) clear(ctx context.Context, lease heldLease, h *hand) error {
 		if err != nil {
 			return fmt.Errorf("read leftover messages: %w", err)
 		}
-		left := Delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Stopping: ctx.Done()}
+		left := Delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Trace: msg.Header.Get(publishers.HeaderTrace), Stopping: ctx.Done()}
 		if done, err := p.handle(lease, []Delivery{left}); done == 0 || err != nil {
 			return fmt.Errorf("handle leftover message: %w", err)
 		}

@@ -57,6 +57,7 @@ type PublishHandler struct {
 	Timing        Timing
 	Worker        string // names this worker in leases and logs
 	Observe       Observer
+	Trace         Tracer
 	Log           *slog.Logger
 }
 
@@ -133,7 +134,7 @@ func (r *laneRun) run(ctx context.Context) error {
 		}
 		head, wakeAt := runnable(snap, now)
 		if head != nil && goesOn {
-			if err := r.settle(ctx, head, snap.Generation, r.advance(ctx, head)); err != nil {
+			if err := r.advanceTraced(ctx, head, snap.Generation); err != nil {
 				return err
 			}
 			continue
@@ -419,6 +420,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	t.head.Status.Posted++
 	t.head.Posts[i].SentAt = t.intent.Add(-r.h.Timing.sendWithin())
 	t.sent(i, state)
+	tracePost(ctx, i, state)
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
 	r.h.Announce.wrote(ctx, r.lane, t.head.Key, !t.uploading(i+1))
 	return nil

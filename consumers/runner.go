@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -40,6 +41,7 @@ type Delivery struct {
 	Data     []byte
 	Sequence uint64    // in its stream
 	Stored   time.Time // when the stream stored it
+	Trace    string    // of its producer, as W3C traceparent; "" if it has none
 	// Stopping is closed when the worker is asked to stop: a handler then
 	// finishes the call in flight and begins no other.
 	Stopping <-chan struct{}
@@ -259,7 +261,7 @@ func delivery(stopping context.Context, msg jetstream.Msg) (Delivery, *jetstream
 	}
 	return Delivery{
 		Subject: msg.Subject(), Data: msg.Data(),
-		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Stopping: stopping.Done(),
+		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Trace: msg.Headers().Get(publishers.HeaderTrace), Stopping: stopping.Done(),
 	}, meta, nil
 }
 

@@ -50,6 +50,7 @@ func (r *DeadLetters) Event(ctx context.Context, subject string, e jetpost.Event
 	msg := nats.NewMsg(subject)
 	var err error
 	if msg.Data, err = json.Marshal(e); err == nil {
+		setTrace(ctx, msg)
 		_, err = send(ctx, r.js, r.names.EventsStream(), msg)
 	}
 	if err != nil {
@@ -62,6 +63,7 @@ func (r *DeadLetters) Event(ctx context.Context, subject string, e jetpost.Event
 type Told struct {
 	Subject string
 	Event   jetpost.Event
+	Trace   string // the span that it belongs to, as W3C's traceparent; "" for none
 }
 
 // Events publishes many events in their order and returns the error of each.
@@ -74,6 +76,7 @@ func (r *DeadLetters) Events(ctx context.Context, events []Told) []error {
 		}
 		msgs[i] = nats.NewMsg(told.Subject)
 		msgs[i].Data = data
+		set(msgs[i].Header, HeaderTrace, told.Trace)
 	}
 	return sendAll(ctx, r.js, r.names.EventsStream(), msgs)
 }
@@ -92,6 +95,7 @@ func (r *DeadLetters) Failed(ctx context.Context, status jetpost.RequestStatus, 
 	set(msg.Header, jetpost.HeaderAttempts, strconv.Itoa(status.Attempts))
 	setTime(msg.Header, jetpost.HeaderAccepted, status.AcceptedAt)
 	setTime(msg.Header, jetpost.HeaderFailed, status.UpdatedAt)
+	setTrace(ctx, msg)
 	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
 		return fmt.Errorf("store dead letter of request %s of account %s: %w", status.ID, status.Account, err)
 	}
@@ -111,6 +115,7 @@ func (r *DeadLetters) Refused(ctx context.Context, refusal jetpost.Refusal, subj
 	setTime(msg.Header, jetpost.HeaderAccepted, refusal.Stored)
 	setTime(msg.Header, jetpost.HeaderFailed, time.Now())
 	set(msg.Header, jetpost.HeaderSubject, oneLine(subject, maxSubjectBytes))
+	setTrace(ctx, msg)
 	if _, err := send(ctx, r.js, r.names.FailedStream(), msg); err != nil {
 		return fmt.Errorf("store rejection of message %d: %w", refusal.Sequence, err)
 	}

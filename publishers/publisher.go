@@ -82,6 +82,7 @@ func (p *Publisher) Publish(ctx context.Context, r jetpost.Request) (Receipt, er
 func (p *Publisher) PublishRaw(ctx context.Context, account string, body []byte) (uint64, error) {
 	msg := nats.NewMsg(p.names.PublishRequest(account))
 	msg.Data = body
+	setTrace(ctx, msg)
 	// No Nats-Msg-Id: the identity of a job is in its body.
 	ack, err := send(ctx, p.js, p.names.JobsStream(), msg)
 	if err != nil {

@@ -404,6 +404,9 @@ type Acceptance struct {
 	// CostMicros is an estimate of what X will charge for the request, in millionths of
 	// a US dollar; zero if unknown.
 	CostMicros int64
+	// Trace is the span that accepts the request, as W3C traceparent, or its producer's; ""
+	// if there is none.
+	Trace string
 	// RefuseSameText makes a new request fail with CodeSameText if another account
 	// posts one of its texts within SameTextWithin.
 	RefuseSameText bool
@@ -535,6 +538,7 @@ type Record struct {
 	Key
 	Seq       int64 // of acceptance, per account
 	Body      []byte
+	Trace     string    // of its Acceptance
 	DueAt     time.Time // max(accepted, publish_at); never before an earlier acceptance's
 	HoldUntil time.Time // zero if the hold has no end of its own
 	// BeganAt is the first intent since the request joined its queue; zero before.

@@ -173,7 +173,7 @@ type Change struct {
 // Enter makes the row of a new request and takes its place from the lane's row.
 func (l *LaneRow) Enter(in Acceptance) *Row {
 	in.Now = l.At(in.Now)
-	r := &Row{Record: Record{Key: Key{Account: in.Request.Account, ID: in.Request.ID}, Seq: l.NextSeq, Body: in.Body}}
+	r := &Row{Record: Record{Key: Key{Account: in.Request.Account, ID: in.Request.ID}, Seq: l.NextSeq, Body: in.Body, Trace: in.Trace}}
 	l.NextSeq++
 	r.DueAt = in.Request.PublishAt
 	if !in.Request.PublishAt.After(in.Now) {

@@ -37,7 +37,7 @@ type prometheus struct {
 	address string
 }
 
-// startPrometheus has it scrape an address every second. Times in the rules are shorter:
+// startPrometheus has it scrape an address every two seconds. Times in the rules are shorter:
 // an alert waits for five seconds, and what is rated is rated over ten.
 func startPrometheus(t *testing.T, target string) *prometheus {
 	t.Helper()
@@ -58,7 +58,7 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	must(t, os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(short), 0o600))
 	config, err := os.ReadFile(deployed + "prometheus/prometheus.yml")
 	must(t, err)
-	for from, to := range map[string]string{"127.0.0.1:8080": target, "interval: 15s": "interval: 1s"} {
+	for from, to := range map[string]string{"127.0.0.1:8080": target, "interval: 15s": "interval: 2s"} {
 		if !strings.Contains(string(config), from) {
 			t.Fatalf("prometheus.yml has no %s", from)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/telemetry"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/postgres"
@@ -73,6 +74,8 @@ type Config struct {
 	KeepFinished time.Duration
 	// MediaAllow are private networks that media URLs may reach.
 	MediaAllow []netip.Prefix
+	// Traces makes spans of a worker's work, and is closed with the worker; nil makes none.
+	Traces *telemetry.Traces
 	// Worker names this worker in leases and logs; generated if empty.
 	Worker string
 	// instance names the 'jetpost up' of this configuration; "" if there is none.

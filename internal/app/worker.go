@@ -217,6 +217,7 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 	w.windows = admission.NewWindows(w.shared, w.log)
 	w.clocks = &consumers.Clocks{Database: w.ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: w.log}
 	w.metrics = newMetrics()
+	watch, tracer := cfg.Traces.Watch(w.metrics.Watch), consumers.Tracer{Tracer: cfg.Traces.Tracer()}
 	ledger := w.metrics.Timed(w.ledger)
 	relay := &consumers.OutboxRelay{Ledger: w.ledger, DeadLetters: deadLetters, Names: names, Log: w.log, MarkAfter: consumers.DefaultMarkAfter}
 	w.relay = relay
@@ -226,12 +227,12 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		Names: names, Health: w.health, Room: cfg.enoughRoom, Timing: care, Observe: w.metrics.Observe, Log: w.log,
 		X: &xapi.OAuth{
 			ClientID: cfg.X.ClientID, ClientSecret: cfg.X.ClientSecret.Reveal(), BaseURL: base, HTTPClient: hc, Timeout: care.CallTimeout(),
-			Watch: w.metrics.Watch,
+			Watch: watch,
 		},
 	}
 	media := &consumers.MediaSource{Objects: objects, Allow: cfg.MediaAllow}
 	w.media = media
-	intake := &consumers.IntakeHandler{Ledger: ledger, Announce: relay, Wakeups: wakeups, Media: media, Rules: cfg.Rules, Names: names, Observe: w.metrics.Observe, Log: w.log}
+	intake := &consumers.IntakeHandler{Ledger: ledger, Announce: relay, Wakeups: wakeups, Media: media, Rules: cfg.Rules, Names: names, Observe: w.metrics.Observe, Trace: tracer, Log: w.log}
 	intake.Answers = func(ctx context.Context) error {
 		if _, err := objects.Status(ctx); err != nil {
 			return fmt.Errorf("ask media store: %w", err)
@@ -244,9 +245,9 @@ func (w *Worker) wire(ctx context.Context, topology publishers.TopologyConfig) e
 		Windows: w.windows,
 		Client: func(account, token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
-				xapi.WithLimits(w.windows.Limits, account), xapi.WithWatch(w.metrics.Watch))
+				xapi.WithLimits(w.windows.Limits, account), xapi.WithWatch(watch))
 		},
-		Alarms: w.alarms, Observe: w.metrics.Observe,
+		Alarms: w.alarms, Observe: w.metrics.Observe, Trace: tracer,
 		Media: media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Health: w.health, Clocks: w.clocks, Room: cfg.enoughRoom, Names: names, Timing: timing, Worker: cfg.Worker, Log: w.log,
 	}
 	refresh := &consumers.RefreshHandler{
@@ -372,6 +373,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	cancel()
 	leave()
 	parts.Wait()
+	w.cfg.Traces.Close(context.WithoutCancel(ctx))
 	w.log.Info("worker.stopped")
 	return err
 }

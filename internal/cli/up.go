@@ -100,6 +100,9 @@ func (c *upCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Traces, err = e.traces(); err != nil {
+		return err
+	}
 	c.workFlags.apply(&cfg, e.data(c.Sim))
 	c.siteFlags.apply(&cfg, c.WebListen)
 	cfg.Refresh.Cron, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.RefreshCron, c.JobsMiB, c.MediaMiB

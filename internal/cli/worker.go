@@ -24,6 +24,9 @@ func (c *workerCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Traces, err = e.traces(); err != nil {
+		return err
+	}
 	c.apply(&cfg, e.data(false))
 	w, err := app.NewWorker(e.ctx, cfg, e.log)
 	if err != nil {

@@ -26,19 +26,19 @@ FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
 WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) AS asked (account, id)),
 known AS (SELECT ` + requestColumns + ` FROM requests WHERE (account, id) IN (SELECT account, id FROM asked) ORDER BY account, id FOR UPDATE)
 SELECT * FROM known UNION ALL
-SELECT account, id, 0, state, revision, revision, '', '', '', NULL, NULL, 0, 0, NULL, accepted_at, accepted_at, NULL, NULL, finished_at, NULL, '', digest, 0, NULL, NULL
+SELECT account, id, 0, state, revision, revision, '', '', '', NULL, NULL, 0, 0, NULL, accepted_at, accepted_at, NULL, NULL, finished_at, NULL, '', digest, 0, '', NULL, NULL
 FROM pruned WHERE (account, id) IN (SELECT account, id FROM asked)`
 	sqlAddRequests = `
 WITH added AS (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
-    holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
+    holds, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, trace)
 SELECT account, id, seq, state, revision, event, nullif(code, ''), detail, until, hold_until,
-    holds, accepted_at, due_at, publish_at, expires_at, accepted_at, metadata::json, body, digest, cost
+    holds, accepted_at, due_at, publish_at, expires_at, accepted_at, metadata::json, body, digest, cost, trace
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::timestamptz[],
     $10::timestamptz[], $11::integer[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::text[],
-    $17::bytea[], $18::bytea[], $19::bigint[])
+    $17::bytea[], $18::bytea[], $19::bigint[], $20::text[])
     AS r (account, id, seq, state, revision, event, code, detail, until, hold_until, holds, accepted_at, due_at, publish_at, expires_at,
-          metadata, body, digest, cost)
+          metadata, body, digest, cost, trace)
 RETURNING account, id, revision, accepted_at)
 INSERT INTO outbox (account, id, announced, revision, since, updated_at) SELECT account, id, 0, revision, accepted_at, accepted_at FROM added`
 	sqlAddPosts = `
@@ -281,7 +281,8 @@ func addRequests(ctx context.Context, tx executor, rows []*store.Row) error {
 	}
 	var (
 		accounts, ids, states, events   = make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-		codes, details, metadata        = make([]string, n), make([]string, n), make([]*string, n)
+		codes, details, traces          = make([]string, n), make([]string, n), make([]string, n)
+		metadata                        = make([]*string, n)
 		seqs, revisions, costs          = make([]int64, n), make([]int64, n), make([]int64, n)
 		holds                           = make([]int, n)
 		bodies, digests                 = make([][]byte, n), make([][]byte, n)
@@ -302,12 +303,12 @@ func addRequests(ctx context.Context, tx executor, rows []*store.Row) error {
 			metadata[i] = new(string(text))
 		}
 		seqs[i], revisions[i], costs[i], holds[i] = r.Seq, st.Revision, r.CostMicros, r.Holds
-		bodies[i], digests[i] = blob(r.Body), blob(r.Digest)
+		bodies[i], digests[i], traces[i] = blob(r.Body), blob(r.Digest), r.Trace
 		holdUntils[i], acceptedAts[i] = instant(r.HoldUntil), instant(st.AcceptedAt)
 		dueAts[i], publishAts[i], expiresAts[i] = instant(r.DueAt), instant(st.PublishAt), instant(st.ExpiresAt)
 	}
 	_, err := tx.Exec(ctx, sqlAddRequests, accounts, ids, seqs, states, revisions, events, codes, details, untils, holdUntils,
-		holds, acceptedAts, dueAts, publishAts, expiresAts, metadata, bodies, digests, costs)
+		holds, acceptedAts, dueAts, publishAts, expiresAts, metadata, bodies, digests, costs, traces)
 	if err != nil {
 		return err
 	}

@@ -277,7 +277,7 @@ LEFT JOIN LATERAL (SELECT r.*, ` + sqlTold + ` AS told_of,
 // headColumns are requestColumns of a head that may not be there.
 const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq, 0), coalesce(h.state, ''), coalesce(h.revision, 0), coalesce(h.told_of, 0),
     coalesce(h.event, ''), coalesce(h.reason_code, ''), coalesce(h.reason_detail, ''), h.reason_until, h.hold_until, coalesce(h.holds, 0),
-    coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0)`
+    coalesce(h.attempts, 0), h.began_at, h.accepted_at, h.due_at, h.publish_at, h.expires_at, h.updated_at, h.metadata, h.body, h.digest, coalesce(h.cost_micros, 0), coalesce(h.trace, '')`
 
 // execSteps sends one statement and shares out what it returns. With it goes a second
 // one, for the tokens of the lanes whose front is read: one round trip and one transaction.
@@ -395,7 +395,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Delivered, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
-		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros)
+		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros, &head.Trace)
 	if err != nil {
 		return "", stepped{}, err
 	}

@@ -21,8 +21,8 @@ UPDATE lanes SET next_seq = ?2, last_due = ?3, generation = generation + ?4, wak
 	sqlWake       = `UPDATE lanes SET generation = generation + 1, wake_at = min(coalesce(wake_at, ?2), ?2) WHERE account = ?1`
 	sqlAddRequest = `
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until, holds,
-                      accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?16, ?17, ?18, ?19)`
+                      accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, trace)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?16, ?17, ?18, ?19, ?20)`
 	sqlAddPost = `INSERT INTO posts (account, request_id, idx, text_hash, media) VALUES (?1, ?2, ?3, ?4, ?5)`
 )
 
@@ -150,7 +150,7 @@ func addRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	}
 	_, err = tx.ExecContext(ctx, sqlAddRequest, r.Account, r.ID, r.Seq, string(st.State), st.Revision, string(r.Event),
 		code, reason.Detail, micros(reason.Until), micros(r.HoldUntil), r.Holds, micros(st.AcceptedAt), micros(r.DueAt),
-		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Body), blob(r.Digest), r.CostMicros)
+		micros(st.PublishAt), micros(st.ExpiresAt), meta, blob(r.Body), blob(r.Digest), r.CostMicros, r.Trace)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.LaneRow,
 const (
 	sqlFromRequests = `
 SELECT account, id, seq, state, revision, announced, event, coalesce(reason_code, ''), reason_detail, reason_until,
-       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, deletion, unpublish_at
+       hold_until, holds, attempts, began_at, accepted_at, due_at, publish_at, expires_at, updated_at, metadata, body, digest, cost_micros, trace, deletion, unpublish_at
 FROM requests`
 	sqlRequest = sqlFromRequests + ` WHERE account = ?1 AND id = ?2`
 	sqlPosts   = `
@@ -94,7 +94,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 	st := &r.Status
 	err := row.Scan(&r.Account, &r.ID, &r.Seq, &st.State, &st.Revision, &r.Delivered, &r.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&r.HoldUntil}, &r.Holds, &st.Attempts, at{&r.BeganAt},
-		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest, &r.CostMicros,
+		at{&st.AcceptedAt}, at{&r.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &meta, &r.Body, &r.Digest, &r.CostMicros, &r.Trace,
 		&deletion, at{&unpublishAt})
 	if err != nil {
 		return nil, err

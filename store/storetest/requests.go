@@ -20,10 +20,10 @@ func acceptRecord(t *testing.T, b *bundle) {
 	in.Request.Metadata = map[string]string{"campaign": "42"}
 	in.Media = [][]store.Media{nil, {{}, {Digest: "d"}}}
 	in.Request.Posts[1].Text = "text"
-	in.CostMicros = 215_000
+	in.CostMicros, in.Trace = 215_000, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	b.accept(t, in)
 	equal(t, "record", b.request(t, "full"), store.Record{
-		Key: store.Key{Account: acme, ID: "full"}, Seq: 1, Body: in.Body, DueAt: b.now, Event: jetpost.EventRequestAccepted,
+		Key: store.Key{Account: acme, ID: "full"}, Seq: 1, Body: in.Body, Trace: in.Trace, DueAt: b.now, Event: jetpost.EventRequestAccepted,
 		Posts: []store.PostRecord{
 			{Index: 0, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{}},
 			{Index: 1, State: jetpost.PostPending, MediaIDs: []string{}, Media: []store.Media{{}, {Digest: "d"}}, TextHash: store.TextHash("text")},
@@ -39,6 +39,11 @@ func acceptRecord(t *testing.T, b *bundle) {
 	_, err := b.st.Request(t.Context(), store.Key{Account: acme, ID: "other"})
 	fails(t, "no such request", err, store.ErrNotFound)
 	equal(t, "lane is due", b.due(t, b.now), true)
+	lane := b.claim(t)
+	if snapshot, read := lane.Next(); read {
+		equal(t, "trace of the head that comes with a claim", snapshot.Head.Trace, in.Trace)
+	}
+	equal(t, "trace of the head", b.snapshot(t, lane, b.now).Head.Trace, in.Trace)
 }
 
 func acceptIdentity(t *testing.T, b *bundle) {
