@@ -60,6 +60,8 @@ type Config struct {
 	Lease time.Duration
 	// HealthListen is the address of /healthz, /readyz, /statusz and /metrics; none if empty.
 	HealthListen string
+	// Pprof is the loopback address of /debug/pprof/; none if empty.
+	Pprof string
 	// Notify is the webhook for each change of the verdict; none if empty.
 	Notify  string
 	Refresh RefreshConfig
@@ -246,6 +248,9 @@ func (c Config) validate(n needs) error {
 	}
 	if c.Lease != 0 && c.Lease < consumers.MinLease {
 		wrong("lease: %s is shorter than %s", c.Lease, consumers.MinLease)
+	}
+	if c.Pprof != "" && !listensOnLoopback(c.Pprof) {
+		wrong("pprof: %q is no loopback address, such as 127.0.0.1:6060; profiles show what is in memory", c.Pprof)
 	}
 	if c.Notify != "" && CheckNotify(c.Notify) != nil {
 		wrong("notify: is no http or https URL")

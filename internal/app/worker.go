@@ -65,6 +65,7 @@ type Worker struct {
 	metrics    *telemetry.Metrics
 	media      *consumers.MediaSource
 	listen     net.Listener
+	pprof      net.Listener
 	started    time.Time
 }
 
@@ -89,6 +90,11 @@ func NewWorker(ctx context.Context, cfg Config, log *slog.Logger) (_ *Worker, er
 	}()
 	if cfg.HealthListen != "" {
 		if w.listen, err = Listen(ctx, cfg.HealthListen, "--health-listen"); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Pprof != "" {
+		if w.pprof, err = Listen(ctx, cfg.Pprof, "--pprof"); err != nil {
 			return nil, err
 		}
 	}
@@ -366,6 +372,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.listen != nil {
 		parts.Go(func() { w.serveHealth(background) })
 	}
+	if w.pprof != nil {
+		parts.Go(func() { w.servePprof(background) })
+	}
 	w.log.Info("worker.started", "version", ThisBuild().Version, "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 	err := w.runner.Run(ctx)
 	w.alarms.Stop()
@@ -393,8 +402,10 @@ func (w *Worker) Close() {
 			w.log.Warn("lifeboat.close_failed", "error", err)
 		}
 	}
-	if w.listen != nil {
-		_ = w.listen.Close() // closed already by a run
+	for _, l := range []net.Listener{w.listen, w.pprof} {
+		if l != nil {
+			_ = l.Close() // closed already by a run
+		}
 	}
 }
 

@@ -23,6 +23,7 @@ type workFlags struct {
 	Slots         int           `default:"16" help:"Number of accounts that the worker processes at once."`
 	Lease         time.Duration `default:"60s" help:"Lease of an account: how long it stays with a worker that no longer renews it. All margins of the publish path derive from it."`
 	HealthListen  string        `placeholder:"ADDR" help:"Listening address for /healthz, /readyz, /statusz and /metrics. Default: none."`
+	Pprof         string        `placeholder:"ADDR" help:"Loopback address for profiles, at /debug/pprof/. They show what is in memory. Default: none."`
 	Notify        string        `placeholder:"URL" help:"Webhook for each change of the status, as JSON with a text. Set it on every worker; only one of them posts."`
 	RefreshWindow time.Duration `default:"24h" help:"Refresh tokens that end within this time."`
 	RefreshBatch  int           `default:"10" help:"Number of tokens in a refresh batch."`
@@ -58,7 +59,7 @@ func (f *workFlags) Validate() error {
 
 func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.Roles, cfg.Slots, cfg.Lease, cfg.HealthListen = f.Roles, f.Slots, f.Lease, f.HealthListen
-	cfg.Notify = f.Notify
+	cfg.Notify, cfg.Pprof = f.Notify, f.Pprof
 	cfg.Refresh.Window, cfg.Refresh.Batch = f.RefreshWindow, f.RefreshBatch
 	cfg.Refresh.BatchTime, cfg.Refresh.Lease = f.BatchTime, f.ExchangeLease
 	cfg.Lifeboat = cmp.Or(f.Lifeboat, filepath.Join(data, "lifeboat"))
