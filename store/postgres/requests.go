@@ -633,6 +633,7 @@ const sqlListRequests = `
 SELECT ` + requestColumns + ` FROM requests
 WHERE ($1 = '' OR account = $1) AND ($2 = '' OR id = $2) AND ($3 = '' OR state = $3) AND ($4 = '' OR reason_code = $4)
   AND ($5::timestamptz IS NULL OR accepted_at >= $5)
+  AND accepted_at <= coalesce($7::timestamptz, 'infinity')
   AND ($7::timestamptz IS NULL OR (accepted_at, seq) < ($7, $8) OR (accepted_at = $7 AND seq = $8 AND account > $9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 

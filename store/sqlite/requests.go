@@ -437,6 +437,7 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 const sqlListRequests = sqlFromRequests + `
 WHERE (?1 = '' OR account = ?1) AND (?2 = '' OR id = ?2) AND (?3 = '' OR state = ?3)
   AND (?4 = '' OR reason_code = ?4) AND (?5 IS NULL OR accepted_at >= ?5)
+  AND accepted_at <= coalesce(?7, 9223372036854775807)
   AND (?7 IS NULL OR (accepted_at, seq) < (?7, ?8) OR (accepted_at = ?7 AND seq = ?8 AND account > ?9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
 
