@@ -265,10 +265,11 @@ func TestServiceOps(t *testing.T) {
 	s := serve(t, Walls{}, "acme", "beta")
 	s.work()
 	ctx, operator := t.Context(), s.as(operatorUser)
-	status, err := operator.AppStatus(ctx)
-	if err != nil || !status.Publishing || len(status.Workers) != 1 {
-		t.Errorf("status is %+v, %v", status, err)
-	}
+	testkit.Eventually(t, "the status to say that posts go out", func() bool {
+		status, err := operator.AppStatus(ctx)
+		testkit.Must(t, err)
+		return status.Publishing && len(status.Workers) == 1 && status.Workers[0].Alive
+	})
 	published, err := operator.PublishAndWait(ctx, "acme", jetpost.Request{ID: "one", Posts: []jetpost.Post{{Text: "Hello"}}}, nil)
 	if err != nil || published.State != jetpost.StatePublished || published.Posts[0].URL == "" {
 		t.Errorf("published %+v, %v", published, err)
