@@ -284,7 +284,7 @@ func goToJSON() func(string) string {
 	for _, o := range Operations() {
 		for _, body := range []any{o.Request, o.Answer} {
 			eachField(reflect.TypeOf(body), func(goName, jsonName string) {
-				if names[goName] == "" { // some names are those of other fields, too
+				if names[goName] == "" && jsonName != "-" { // some names are those of other fields, too
 					names[goName] = jsonName
 				}
 			})
