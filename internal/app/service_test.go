@@ -242,16 +242,20 @@ func TestServiceBesideASilentDatabase(t *testing.T) {
 	testkit.Must(t, err)
 	proxy.Hang()
 	cancel := jetpost.RequestCancel{OperationID: "cancel", ID: "one"}
-	for what, err := range map[string]error{
-		"list":   second(operator.RequestList(ctx, "", jetpost.RequestList{})),
-		"get":    second(operator.RequestGet(ctx, "acme", jetpost.RequestGet{ID: "one"})),
-		"cancel": second(operator.RequestCancel(ctx, "acme", cancel)),
-		"pause":  second(operator.AccountPause(ctx, "acme", jetpost.PauseRequest{})),
+	var all sync.WaitGroup
+	for what, ask := range map[string]func() error{
+		"list":   func() error { return second(operator.RequestList(ctx, "", jetpost.RequestList{})) },
+		"get":    func() error { return second(operator.RequestGet(ctx, "acme", jetpost.RequestGet{ID: "one"})) },
+		"cancel": func() error { return second(operator.RequestCancel(ctx, "acme", cancel)) },
+		"pause":  func() error { return second(operator.AccountPause(ctx, "acme", jetpost.PauseRequest{})) },
 	} {
-		if codeOf(err) != jetpost.ErrUnavailable || strings.Contains(err.Error(), "no answer came") {
-			t.Errorf("%s beside a silent database: %v", what, err)
-		}
+		all.Go(func() {
+			if err := ask(); codeOf(err) != jetpost.ErrUnavailable || strings.Contains(err.Error(), "no answer came") {
+				t.Errorf("%s beside a silent database: %v", what, err)
+			}
+		})
 	}
+	all.Wait()
 	proxy.Heal()
 	testkit.Eventually(t, "the repeat to tell", func() bool {
 		status, err := operator.RequestCancel(ctx, "acme", cancel)
