@@ -43,8 +43,8 @@ func (s *Status) installation() telemetry.Installation {
 			i.Paused++
 		}
 	}
-	for _, stop := range s.Stops {
-		i.AppPauses = append(i.AppPauses, telemetry.AppPause{Scope: stop.Scope, Code: stop.Reason.Code})
+	for _, pause := range s.AppPauses {
+		i.AppPauses = append(i.AppPauses, telemetry.AppPause{Target: pause.Target, Code: pause.Reason.Code})
 	}
 	return i
 }

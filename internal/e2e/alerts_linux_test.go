@@ -23,6 +23,8 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/disktest"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -44,9 +46,9 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		t.Fatalf("%v: install it, on Debian as the package prometheus", err)
 	}
-	dir, p := t.TempDir(), &prometheus{t, closedAddress(t)}
+	dir, p := t.TempDir(), &prometheus{t, harness.ClosedAddress(t)}
 	rules, err := os.ReadFile(deployed + "prometheus/alerts.yml")
-	must(t, err)
+	testkit.Must(t, err)
 	short := string(rules)
 	for pattern, by := range map[string]string{`(?m)^( +for:) .*`: "$1 5s", `\[2m\]`: "[10s]", `> 30\b`: "> 5", `> 600\b`: "> 5"} {
 		shorter := regexp.MustCompile(pattern).ReplaceAllString(short, by)
@@ -55,19 +57,19 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 		}
 		short = shorter
 	}
-	must(t, os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(short), 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(short), 0o600))
 	config, err := os.ReadFile(deployed + "prometheus/prometheus.yml")
-	must(t, err)
+	testkit.Must(t, err)
 	for from, to := range map[string]string{"127.0.0.1:8080": target, "interval: 15s": "interval: 2s"} {
 		if !strings.Contains(string(config), from) {
 			t.Fatalf("prometheus.yml has no %s", from)
 		}
 		config = []byte(strings.ReplaceAll(string(config), from, to))
 	}
-	must(t, os.WriteFile(filepath.Join(dir, "prometheus.yml"), config, 0o600))
-	start(t, "prometheus", os.Environ(), "prometheus", "--config.file", filepath.Join(dir, "prometheus.yml"),
+	testkit.Must(t, os.WriteFile(filepath.Join(dir, "prometheus.yml"), config, 0o600))
+	harness.Start(t, "prometheus", os.Environ(), "prometheus", "--config.file", filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path", filepath.Join(dir, "data"), "--web.listen-address", p.address, "--log.level", "warn")
-	eventually(t, "Prometheus to scrape", func() bool { return len(p.query(`up{job="jetpost"} == 1`)) == 1 })
+	testkit.Eventually(t, "Prometheus to scrape", func() bool { return len(p.query(`up{job="jetpost"} == 1`)) == 1 })
 	return p
 }
 
@@ -111,7 +113,7 @@ func (p *prometheus) firing() (firing []string, pending bool) {
 			Labels map[string]string
 		}
 	}
-	must(p.t, p.ask("/api/v1/alerts", &data))
+	testkit.Must(p.t, p.ask("/api/v1/alerts", &data))
 	names := map[string]bool{}
 	for _, a := range data.Alerts {
 		if a.State == "firing" {
@@ -138,18 +140,18 @@ func TestAlerts(t *testing.T) {
 	if disk == nil {
 		return
 	}
-	s := newSite(t, siteConfig{
-		database: sqliteURL(t), lease: 4 * time.Second, minute: 50 * time.Millisecond,
-		accounts: []string{"alice", "bob", "carol"}, refreshCron: never,
+	s := newSite(t, harness.SiteConfig{
+		Database: sqliteURL(t), Lease: 4 * time.Second, Minute: 50 * time.Millisecond,
+		Accounts: []string{"alice", "bob", "carol"}, RefreshCron: never,
 	})
-	must(t, s.sim.SetLimits([]xsim.Limit{
+	testkit.Must(t, s.Sim.SetLimits([]xsim.Limit{
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 100_000, WindowMS: 900_000},
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeApp24h, Max: 1_000_000, WindowMS: 86_400_000},
 	}))
-	a := &alerting{site: s, disk: disk, address: closedAddress(t)}
+	a := &alerting{site: s, disk: disk, address: harness.ClosedAddress(t)}
 	a.work()
-	s.publish(makeJobs(1, []string{"bob"}, one)) // which X must show with each later one
-	s.allPublished(1)
+	s.Publish(harness.MakeJobs(1, []string{"bob"}, harness.One)) // which X must show with each later one
+	s.AllPublished(1)
 	p := startPrometheus(t, a.address)
 	stopLoad := a.load()
 	p.answersDashboard()
@@ -167,8 +169,8 @@ func TestAlerts(t *testing.T) {
 		rounds++
 	}
 	stopLoad()
-	stop(a.worker)
-	t.Logf("%d rounds of %d faults in %s: each alert that should fire did, no other did; %d posts", rounds, len(faults), time.Since(began).Round(time.Second), len(s.sim.Posts("")))
+	harness.Stop(a.worker)
+	t.Logf("%d rounds of %d faults in %s: each alert that should fire did, no other did; %d posts", rounds, len(faults), time.Since(began).Round(time.Second), len(s.Sim.Posts("")))
 	var named []string
 	for _, fault := range faults {
 		named = append(named, fault.alert)
@@ -183,11 +185,11 @@ func TestAlerts(t *testing.T) {
 func alertNames(t *testing.T) (names []string) {
 	t.Helper()
 	text, err := os.ReadFile(deployed + "prometheus/alerts.yml")
-	must(t, err)
+	testkit.Must(t, err)
 	var rules struct {
 		Groups []struct{ Rules []struct{ Alert string } }
 	}
-	must(t, yaml.Unmarshal(text, &rules))
+	testkit.Must(t, yaml.Unmarshal(text, &rules))
 	for _, group := range rules.Groups {
 		for _, rule := range group.Rules {
 			names = append(names, rule.Alert)
@@ -200,7 +202,7 @@ func alertNames(t *testing.T) (names []string) {
 // quiet waits until no alert fires.
 func (p *prometheus) quiet(when string) {
 	p.t.Helper()
-	eventually(p.t, "no alert, "+when, func() bool { _, pending := p.firing(); return !pending })
+	testkit.Eventually(p.t, "no alert, "+when, func() bool { _, pending := p.firing(); return !pending })
 }
 
 // fires has a fault, until its alert has fired for some seconds. No other may fire from
@@ -218,17 +220,17 @@ func (p *prometheus) fires(fault alertsFault) {
 		return len(firing) > 0
 	}
 	fault.begin()
-	eventually(p.t, fault.alert, others)
+	testkit.Eventually(p.t, fault.alert, others)
 	p.t.Logf("%s fired after %s", fault.alert, time.Since(began).Round(time.Second))
 	since := time.Now()
-	eventually(p.t, fault.alert+" to stay", func() bool {
+	testkit.Eventually(p.t, fault.alert+" to stay", func() bool {
 		if !others() {
 			p.t.Fatalf("%s is over before its fault", fault.alert)
 		}
 		return time.Since(since) > 3*time.Second
 	})
 	fault.end()
-	eventually(p.t, "the end of "+fault.alert, func() bool { return !others() })
+	testkit.Eventually(p.t, "the end of "+fault.alert, func() bool { return !others() })
 	p.quiet("after " + fault.alert) // work goes on again before the next fault
 }
 
@@ -236,20 +238,20 @@ func (p *prometheus) fires(fault alertsFault) {
 func (p *prometheus) answersDashboard() {
 	p.t.Helper()
 	text, err := os.ReadFile(deployed + "grafana/jetpost.json")
-	must(p.t, err)
+	testkit.Must(p.t, err)
 	var dashboard struct {
 		Panels []struct {
 			Title   string
 			Targets []struct{ Expr string }
 		}
 	}
-	must(p.t, json.Unmarshal(text, &dashboard))
+	testkit.Must(p.t, json.Unmarshal(text, &dashboard))
 	queries := 0
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {
 			queries++
 			expr := strings.ReplaceAll(target.Expr, "$__rate_interval", "10s")
-			eventually(p.t, panel.Title+" to have "+expr, func() bool { return len(p.query(expr)) > 0 })
+			testkit.Eventually(p.t, panel.Title+" to have "+expr, func() bool { return len(p.query(expr)) > 0 })
 		}
 	}
 	if queries < 30 {
@@ -262,19 +264,19 @@ type alerting struct {
 	*site
 	disk    *disktest.Disk
 	address string // of the worker's metrics
-	worker  *process
+	worker  *harness.Process
 	doubts  int
 }
 
 // work starts the worker.
 func (a *alerting) work(flags ...string) {
-	a.t.Helper()
-	a.worker = a.site.worker("worker", append(flags, "--health-listen", a.address, "--lifeboat", a.disk.Dir)...)
+	a.T.Helper()
+	a.worker = a.site.Worker("worker", append(flags, "--health-listen", a.address, "--lifeboat", a.disk.Dir)...)
 }
 
 // load publishes jobs of alice and carol until it is stopped.
 func (a *alerting) load() (stop func()) {
-	ctx, cancel := context.WithCancel(a.t.Context())
+	ctx, cancel := context.WithCancel(a.T.Context())
 	var done sync.WaitGroup
 	done.Go(func() {
 		every := time.NewTicker(200 * time.Millisecond)
@@ -286,7 +288,7 @@ func (a *alerting) load() (stop func()) {
 			case <-every.C:
 			}
 			body := fmt.Sprintf(`{"id":"load-%d","posts":[{"text":"load %d"}]}`, i, i)
-			_, _ = a.conn.JS.Publish(ctx, "publish.request."+[]string{"alice", "carol"}[i%2], []byte(body)) // one more or less
+			_, _ = a.Conn.JS.Publish(ctx, "publish.request."+[]string{"alice", "carol"}[i%2], []byte(body)) // one more or less
 		}
 	})
 	return func() { cancel(); done.Wait() }
@@ -294,31 +296,31 @@ func (a *alerting) load() (stop func()) {
 
 // do runs a command, which must work.
 func (a *alerting) do(args ...string) {
-	a.t.Helper()
-	if code, stdout, stderr := a.run(args...); code != exitOK {
-		a.t.Fatalf("%v: exit code %d\n%s%s", args, code, stdout, stderr)
+	a.T.Helper()
+	if code, stdout, stderr := a.Run(args...); code != exitOK {
+		a.T.Fatalf("%v: exit code %d\n%s%s", args, code, stdout, stderr)
 	}
 }
 
 func (a *alerting) faults() []alertsFault {
-	t := a.t
-	x := func(faults ...xsim.Fault) func() { return func() { must(t, a.sim.SetFaults(faults)) } }
+	t := a.T
+	x := func(faults ...xsim.Fault) func() { return func() { testkit.Must(t, a.Sim.SetFaults(faults)) } }
 	resumed := func() {
 		x()()
 		a.do("resume", "--app")
 	}
 	return []alertsFault{
-		{"JetpostWorkerGone", func() { a.worker.signal(syscall.SIGSTOP) }, func() { a.worker.signal(syscall.SIGCONT) }},
+		{"JetpostWorkerGone", func() { a.worker.Signal(syscall.SIGSTOP) }, func() { a.worker.Signal(syscall.SIGCONT) }},
 		{"JetpostNothingAccepted", func() { a.pauseIntake(time.Now().Add(time.Hour)) }, func() { a.pauseIntake(time.Time{}) }},
 		{"JetpostNothingSent", func() {
-			must(t, a.conn.JS.DeleteConsumer(t.Context(), a.conn.Names.LanesStream(), jetpost.ConsumerLanes))
+			testkit.Must(t, a.Conn.JS.DeleteConsumer(t.Context(), a.Conn.Names.LanesStream(), jetpost.ConsumerLanes))
 		}, func() { a.do("setup", "--replicas", "1", "--refresh-cron", never) }},
 		{"JetpostCapHit", x(xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "spend-cap", Endpoint: xsim.EndpointCreatePost}), resumed},
 		{"JetpostAppPaused", x(xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "app-suspended", Endpoint: xsim.EndpointCreatePost}), resumed},
 		{"JetpostAccountsToReconnect", func() {
-			a.sim.RevokeConsent("bob")
+			a.Sim.RevokeConsent("bob")
 			a.force("bob")
-		}, func() { a.account("bob", 0) }},
+		}, func() { a.Account("bob", 0) }},
 		{"JetpostDoubtUnresolved", a.doubt, a.resolve},
 		{"JetpostLifeboatNotEmpty", a.strand, a.unstrand},
 		{"JetpostDiskLow", func() { a.disk.Fill(200 << 20) }, a.disk.Free},
@@ -328,52 +330,52 @@ func (a *alerting) faults() []alertsFault {
 
 // pauseIntake keeps NATS from handing out jobs, or no more.
 func (a *alerting) pauseIntake(until time.Time) {
-	a.t.Helper()
+	a.T.Helper()
 	for p := range jetpost.Partitions {
-		_, err := a.conn.JS.PauseConsumer(a.t.Context(), a.conn.Names.JobsStream(), jetpost.ConsumerIntake(p), until)
-		must(a.t, err)
+		_, err := a.Conn.JS.PauseConsumer(a.T.Context(), a.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p), until)
+		testkit.Must(a.T, err)
 	}
 }
 
 // doubt has X lose the answer to a post of bob's, and show no timeline from then on.
 func (a *alerting) doubt() {
-	a.t.Helper()
+	a.T.Helper()
 	a.doubts++
 	text := fmt.Sprintf("doubt %d", a.doubts)
-	must(a.t, a.sim.SetFaults([]xsim.Fault{
+	testkit.Must(a.T, a.Sim.SetFaults([]xsim.Fault{
 		{Kind: xsim.FaultCut, After: true, Endpoint: xsim.EndpointCreatePost, Text: text, Times: 1},
 		{Kind: xsim.FaultTimelineLag, DelayMS: (10 * time.Minute).Milliseconds(), Account: "bob"},
 	}))
-	_, err := a.conn.JS.Publish(a.t.Context(), "publish.request.bob", fmt.Appendf(nil, `{"id":"doubt-%d","posts":[{"text":%q}]}`, a.doubts, text))
-	must(a.t, err)
+	_, err := a.Conn.JS.Publish(a.T.Context(), "publish.request.bob", fmt.Appendf(nil, `{"id":"doubt-%d","posts":[{"text":%q}]}`, a.doubts, text))
+	testkit.Must(a.T, err)
 }
 
 // resolve says what a person sees on X.
 func (a *alerting) resolve() {
-	a.t.Helper()
-	posts := a.sim.Posts("bob")
+	a.T.Helper()
+	posts := a.Sim.Posts("bob")
 	a.do("requests", "resolve", fmt.Sprint("doubt-", a.doubts), "--posted", posts[len(posts)-1].ID)
-	must(a.t, a.sim.SetFaults(nil))
+	testkit.Must(a.T, a.Sim.SetFaults(nil))
 }
 
 // stranded is a pair that no key of the workers opens.
 func (a *alerting) stranded() (*store.Lifeboat, store.Token) {
-	a.t.Helper()
-	id, err := a.ledger.LedgerID(a.t.Context())
-	must(a.t, err)
+	a.T.Helper()
+	id, err := a.Ledger.LedgerID(a.T.Context())
+	testkit.Must(a.T, err)
 	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
-	must(a.t, err)
+	testkit.Must(a.T, err)
 	return store.NewLifeboat(a.disk.Dir, id, sealer), store.Token{ID: "6ab3a1f8-4f6c-4dc5-a5f1-2e0df1b3c9b7", Account: "bob", Version: 1}
 }
 
 func (a *alerting) strand() {
 	boat, claim := a.stranded()
-	must(a.t, boat.Keep(claim, store.Pair{}, time.Now()))
+	testkit.Must(a.T, boat.Keep(claim, store.Pair{}, time.Now()))
 }
 
 func (a *alerting) unstrand() {
 	pairs, err := filepath.Glob(filepath.Join(a.disk.Dir, "*", "*.pair.json"))
-	must(a.t, err)
+	testkit.Must(a.T, err)
 	for _, path := range append(pairs, filepath.Join(a.disk.Dir, "*.pair.json")) {
 		_ = os.Remove(path)
 	}
@@ -381,8 +383,8 @@ func (a *alerting) unstrand() {
 
 // refreshing has the worker begin anew with roles and another refresh schedule.
 func (a *alerting) refreshing(roles, cron string) {
-	a.t.Helper()
-	stop(a.worker)
+	a.T.Helper()
+	harness.Stop(a.worker)
 	a.do("setup", "--replicas", "1", "--refresh-cron", cron)
 	a.work("--roles", roles)
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
@@ -30,12 +32,12 @@ type scraped map[string]*dto.MetricFamily
 func scrape(t *testing.T, address string) scraped {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
-	must(t, err)
+	testkit.Must(t, err)
 	response, err := http.DefaultClient.Do(request)
-	must(t, err)
+	testkit.Must(t, err)
 	body, err := io.ReadAll(response.Body)
-	must(t, err)
-	must(t, response.Body.Close())
+	testkit.Must(t, err)
+	testkit.Must(t, response.Body.Close())
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	if err != nil {
@@ -61,17 +63,17 @@ func (s scraped) value(name string, labels ...string) (sum float64) {
 
 // happened counts what events tell, by type and code. The same event may come twice.
 func (s *site) happened() map[string]int {
-	s.t.Helper()
-	stream, err := s.conn.JS.Stream(s.t.Context(), s.conn.Names.EventsStream())
-	must(s.t, err)
-	info, err := stream.Info(s.t.Context())
-	must(s.t, err)
+	s.T.Helper()
+	stream, err := s.Conn.JS.Stream(s.T.Context(), s.Conn.Names.EventsStream())
+	testkit.Must(s.T, err)
+	info, err := stream.Info(s.T.Context())
+	testkit.Must(s.T, err)
 	counts, known := map[string]int{}, map[string]bool{}
 	for sequence := info.State.FirstSeq; sequence <= info.State.LastSeq; sequence++ {
-		msg, err := stream.GetMsg(s.t.Context(), sequence)
-		must(s.t, err)
+		msg, err := stream.GetMsg(s.T.Context(), sequence)
+		testkit.Must(s.T, err)
 		var event jetpost.Event
-		must(s.t, json.Unmarshal(msg.Data, &event))
+		testkit.Must(s.T, json.Unmarshal(msg.Data, &event))
 		key := string(event.Type)
 		switch {
 		case known[event.EventID]:
@@ -92,36 +94,36 @@ func (s *site) happened() map[string]int {
 func TestMetricsCount(t *testing.T) {
 	t.Parallel()
 	accounts := []string{"alice", "bob", "carol"}
-	s := newSite(t, siteConfig{database: sqliteURL(t), lease: 4 * time.Second, minute: 50 * time.Millisecond, accounts: accounts, refreshCron: never})
-	jobs := makeJobs(12, accounts, func(i int) int { return 1 + i%3 })
-	must(t, s.sim.SetFaults([]xsim.Fault{
-		{Kind: xsim.FaultCut, After: true, Endpoint: xsim.EndpointCreatePost, Text: jobs[2].text(0), Times: 1},
-		{Kind: xsim.FaultCut, Endpoint: xsim.EndpointCreatePost, Text: jobs[4].text(1), Times: 1},
-		{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "duplicate", Endpoint: xsim.EndpointCreatePost, Text: jobs[5].text(0)},
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: 4 * time.Second, Minute: 50 * time.Millisecond, Accounts: accounts, RefreshCron: never})
+	jobs := harness.MakeJobs(12, accounts, func(i int) int { return 1 + i%3 })
+	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{
+		{Kind: xsim.FaultCut, After: true, Endpoint: xsim.EndpointCreatePost, Text: jobs[2].Text(0), Times: 1},
+		{Kind: xsim.FaultCut, Endpoint: xsim.EndpointCreatePost, Text: jobs[4].Text(1), Times: 1},
+		{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "duplicate", Endpoint: xsim.EndpointCreatePost, Text: jobs[5].Text(0)},
 	}))
-	address := closedAddress(t)
-	w := s.worker("worker", "--health-listen", address)
-	if code, _, stderr := s.run("pause", "bob"); code != exitOK {
+	address := harness.ClosedAddress(t)
+	w := s.Worker("worker", "--health-listen", address)
+	if code, _, stderr := s.Run("pause", "bob"); code != exitOK {
 		t.Fatalf("pause: %s", stderr)
 	}
-	s.publish(jobs)
+	s.Publish(jobs)
 	for _, message := range []struct{ account, body string }{
 		{"alice", `{"id":"broken","posts":[]}`},
 		{"nobody", `{"id":"lost","posts":[{"text":"whose?"}]}`},
 		{"alice", `{"id":"job-0","posts":[{"text":"another body"}]}`},
-		{"alice", string(jobs[0].body(t))},
+		{"alice", string(jobs[0].Body(t))},
 	} {
-		_, err := s.conn.JS.Publish(t.Context(), "publish.request."+message.account, []byte(message.body))
-		must(t, err)
+		_, err := s.Conn.JS.Publish(t.Context(), "publish.request."+message.account, []byte(message.body))
+		testkit.Must(t, err)
 	}
-	eventually(t, "a hold of bob", func() bool { return scrape(t, address).value("jetpost_requests_held_total", "code=account_paused") > 0 })
-	if code, _, stderr := s.run("resume", "bob"); code != exitOK {
+	testkit.Eventually(t, "a hold of bob", func() bool { return scrape(t, address).value("jetpost_requests_held_total", "code=account_paused") > 0 })
+	if code, _, stderr := s.Run("resume", "bob"); code != exitOK {
 		t.Fatalf("resume: %s", stderr)
 	}
 	s.force("carol")
-	eventually(t, "the end of everything", func() bool {
-		counts := s.counts()
-		return counts[jetpost.StatePublished] == len(jobs)-1 && counts[jetpost.StateFailed] == 1 && len(s.sim.Exchanges("carol")) == 1 &&
+	testkit.Eventually(t, "the end of everything", func() bool {
+		counts := s.Counts()
+		return counts[jetpost.StatePublished] == len(jobs)-1 && counts[jetpost.StateFailed] == 1 && len(s.Sim.Exchanges("carol")) == 1 &&
 			scrape(t, address).value("jetpost_jobs_repeated_total") == 1 && s.happened()["request.published"] == len(jobs)-1
 	})
 	got := scrape(t, address)
@@ -135,17 +137,17 @@ func TestMetricsCount(t *testing.T) {
 	}
 
 	// What is there only at times.
-	if code, _, stderr := s.run("refresh"); code != exitOK {
+	if code, _, stderr := s.Run("refresh"); code != exitOK {
 		t.Fatalf("refresh: %s", stderr)
 	}
-	if code, _, stderr := s.run("pause", "--app"); code != exitOK {
+	if code, _, stderr := s.Run("pause", "--app"); code != exitOK {
 		t.Fatalf("pause: %s", stderr)
 	}
-	eventually(t, "a pause of the app and a round", func() bool {
+	testkit.Eventually(t, "a pause of the app and a round", func() bool {
 		got = scrape(t, address)
 		return got.value("jetpost_app_pauses", "scope=publish", "code=paused_by_hand") == 1 && got["jetpost_refresh_completed_timestamp_seconds"] != nil
 	})
-	stop(w)
+	harness.Stop(w)
 	wantListed(t, got)
 }
 
@@ -153,7 +155,7 @@ func TestMetricsCount(t *testing.T) {
 func wantListed(t *testing.T, got scraped) {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/METRICS.md")
-	must(t, err)
+	testkit.Must(t, err)
 	var listed []string
 	for _, row := range regexp.MustCompile("(?m)^\\| `(jetpost_\\w+)` \\|").FindAllStringSubmatch(string(page), -1) {
 		listed = append(listed, row[1])
@@ -167,8 +169,8 @@ func wantListed(t *testing.T, got scraped) {
 
 // wantCounted compares what was counted with what is known otherwise.
 func (s *site) wantCounted(got scraped, jobs int) {
-	s.t.Helper()
-	happened, counts := s.happened(), s.sim.Counts()
+	s.T.Helper()
+	happened, counts := s.happened(), s.Sim.Counts()
 	calls := func(endpoint string) (sum int) {
 		for _, n := range counts[endpoint] {
 			sum += n
@@ -177,7 +179,7 @@ func (s *site) wantCounted(got scraped, jobs int) {
 	}
 	posted, found := got.value("jetpost_posts_total", "outcome=posted"), got.value("jetpost_doubts_ended_total", "end=found")
 	exchanged := 0
-	for _, e := range s.sim.Exchanges("carol") {
+	for _, e := range s.Sim.Exchanges("carol") {
 		if e.Effect {
 			exchanged++
 		}
@@ -188,7 +190,7 @@ func (s *site) wantCounted(got scraped, jobs int) {
 	}{
 		{"jobs accepted", got.value("jetpost_jobs_accepted_total"), float64(jobs)},
 		{"lags of acceptance", got.value("jetpost_accept_lag_seconds"), float64(jobs)},
-		{"posts live, at X", posted + found, float64(len(s.sim.Posts("")))},
+		{"posts live, at X", posted + found, float64(len(s.Sim.Posts("")))},
 		{"posts refused", got.value("jetpost_posts_total", "outcome=refused"), 1},
 		{"posts in doubt", got.value("jetpost_posts_total", "outcome=in_doubt"), 2},
 		{"posts in doubt, by events", got.value("jetpost_requests_held_total", "code=reconciling"), float64(happened["request.held reconciling"])},
@@ -208,12 +210,12 @@ func (s *site) wantCounted(got scraped, jobs int) {
 		{"requests published, in the ledger", got.value("jetpost_requests", "state=published"), float64(jobs) - 1},
 	} {
 		if c.got != c.want {
-			s.t.Errorf("%s: counted %v, want %v", c.what, c.got, c.want)
+			s.T.Errorf("%s: counted %v, want %v", c.what, c.got, c.want)
 		}
 	}
 	for _, code := range []jetpost.Code{jetpost.CodeInvalidRequest, jetpost.CodeAccountUnknown, jetpost.CodeIdentityConflict} {
 		if n, told := got.value("jetpost_jobs_refused_total", "code="+string(code)), happened[fmt.Sprint("request.refused ", code)]; n != 1 || told != 1 {
-			s.t.Errorf("refused as %s: counted %v, told %d, want 1", code, n, told)
+			s.T.Errorf("refused as %s: counted %v, told %d, want 1", code, n, told)
 		}
 	}
 }

@@ -71,7 +71,7 @@ func tables() string {
 // there may be any number of is a label.
 func TestNamesKeepConventions(t *testing.T) {
 	t.Parallel()
-	labels := []string{"code", "commit", "disk", "end", "endpoint", "go_version", "outcome", "pool", "scope", "state", "step", "version", "window"}
+	labels := []string{"code", "commit", "disk", "end", "endpoint", "go_version", "outcome", "pool", "target", "state", "step", "version", "window"}
 	for _, s := range telemetry.NewMetrics(telemetry.Build{}).Specs {
 		if !strings.HasPrefix(s.Name, "jetpost_") || (s.Type == "counter") != strings.HasSuffix(s.Name, "_total") {
 			t.Errorf("%s is no name of a %s", s.Name, s.Type)

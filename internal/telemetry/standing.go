@@ -41,7 +41,7 @@ type Installation struct {
 
 // AppPause keeps all accounts from one kind of calls.
 type AppPause struct {
-	Scope string
+	Target string
 	Code  jetpost.Code
 }
 
@@ -164,7 +164,7 @@ func (m *Metrics) installationSamples() installationSamples {
 		jobsWaiting:    gauge("jetpost_jobs_waiting", "Jobs that no worker has accepted or refused yet."),
 		jobAge:         gauge("jetpost_oldest_job_age_seconds", "How long the oldest of them waits; 0 where there is none."),
 		lanesPaused:    gauge("jetpost_lanes_paused", "1 while NATS hands out no lanes."),
-		appPauses:      gauge("jetpost_app_pauses", "1 for each thing that keeps all accounts from calls, by scope (publish, refresh) and code.", "scope", "code"),
+		appPauses:      gauge("jetpost_app_pauses", "1 for each thing that keeps all accounts from calls, by target (publish, refresh) and code.", "target", "code"),
 		workers:        gauge("jetpost_workers", "Workers by their heartbeats, by state: alive; silent within the last hour.", "state"),
 		refreshed:      gauge("jetpost_refresh_completed_timestamp_seconds", "When a refresh round was completed last."),
 		refreshOverdue: gauge("jetpost_refresh_overdue_seconds", "For how long the next refresh round should have been completed; 0 where it should not."),
@@ -195,7 +195,7 @@ func (s installationSamples) collect(c collection, i Installation) {
 	c.is(s.natsUp, i.NATS == nil)
 	c.is(s.databaseUp, i.Database == nil)
 	for _, pause := range i.AppPauses {
-		c.put(s.appPauses, 1, pause.Scope, string(pause.Code))
+		c.put(s.appPauses, 1, pause.Target, string(pause.Code))
 	}
 	if i.NATS == nil {
 		s.collectNATS(c, i)
