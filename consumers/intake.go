@@ -132,9 +132,9 @@ type job struct {
 	subject string // the subject that the producer used
 	in      store.Acceptance
 	refusal *jetpost.Refusal // nil for a valid request
-	span    trace.Span // of the acceptance
+	span    trace.Span       // of the acceptance
 	log     *slog.Logger
-	place   int              // index in its batch
+	place   int // index in its batch
 }
 
 func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {

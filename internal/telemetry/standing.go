@@ -42,7 +42,7 @@ type Installation struct {
 // AppPause keeps all accounts from one kind of calls.
 type AppPause struct {
 	Target string
-	Code  jetpost.Code
+	Code   jetpost.Code
 }
 
 // desc describes a gauge, or a counter, that is read as it is scraped.
