@@ -321,7 +321,7 @@ func TestPauseUndone(t *testing.T) {
 		testkit.Equal(t, "mended", b.mend(t, control), "")
 		_, err = b.js.ResumeConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes)
 		testkit.Must(t, err)
-		testkit.Equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is not paused, and publish is stopped")
+		testkit.Equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: it is not paused, and publish is paused")
 		_, err = b.js.PauseConsumer(t.Context(), b.names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(time.Minute))
 		testkit.Must(t, err)
 		testkit.Equal(t, "mended", b.mend(t, control), "the pause of the consumer lanes: its pause does not end with the app pause")

@@ -213,7 +213,7 @@ func tokenAnswer(t *testing.T, row errorRow) {
 		testkit.Equal(t, "target of the pause", stops.Pause.Target, publishers.TargetRefresh)
 		testkit.Equal(t, "the pause is in force", paused(r.Gate, admission.TargetRefresh), true)
 	}
-	testkit.Equal(t, "stop", string(stop), row["stop"])
+	testkit.Equal(t, "pause", string(stop), row["pause"])
 	testkit.Equal(t, "next try", nextTry(left, before, r, asked, stop), row["next try"])
 	wantLeft(t, left, before, row["outcome"], row["case"])
 }
@@ -973,8 +973,10 @@ func became(r store.Record, stop publishers.Pause) outcome {
 
 // untilWhat names the end of a wait that began after asked.
 func untilWhat(until, asked time.Time, holds int) string {
-	now := time.Now().Add(2 * time.Second) // X's times are rounded up
-	within := func(wait time.Duration) bool { return !until.Before(asked.Add(wait)) && !until.After(now.Add(wait)) }
+	now := time.Now().Add(2 * time.Second)    // X's times are rounded up
+	within := func(wait time.Duration) bool { // pauses are stored to the millisecond
+		return !until.Before(asked.Add(wait-time.Millisecond)) && !until.After(now.Add(wait))
+	}
 	switch {
 	case until.IsZero():
 		return ""

@@ -13,7 +13,7 @@ import (
 const (
 	// prunable is what of the requests r may go that finished before $1. The request of
 	// the account's latest live post stays: it is what a timeline must show.
-	prunable = `r.state IN ('published', 'failed', 'cancelled') AND r.updated_at < $1 AND r.announced = r.revision
+	prunable = `r.state IN ('published', 'failed', 'cancelled') AND r.updated_at < $1 AND (SELECT true FROM outbox WHERE account = r.account AND id = r.id) IS NULL
     AND r.unpublish_at IS NULL AND (r.deletion IS NULL OR r.deletion ->> 'done_at' IS NOT NULL)
     AND NOT EXISTS (SELECT FROM posts WHERE account = r.account AND request_id = r.id AND state = 'sending')
     AND r.id IS DISTINCT FROM (
@@ -22,7 +22,7 @@ const (
 	// its own, and tells of each whether it may go.
 	sqlPrunable = `
 SELECT r.account, r.id, r.accepted_at, r.seq, ` + prunable + ` FROM (
-    SELECT account, id, accepted_at, seq, state, updated_at, announced, revision, unpublish_at, deletion FROM requests
+    SELECT account, id, accepted_at, seq, state, updated_at, unpublish_at, deletion FROM requests
     WHERE accepted_at < $1 AND (accepted_at, seq, account) > ($2, $3, $4) ORDER BY accepted_at, seq, account LIMIT $5) AS r
 ORDER BY r.accepted_at, r.seq, r.account`
 	// sqlPrune takes the lanes that nobody has locked, and then what of their requests still
@@ -38,10 +38,10 @@ gone AS (
     WHERE r.account = asked.account AND r.id = asked.id AND ` + prunable + `
     RETURNING r.account, r.id, r.digest, r.state, r.revision, r.accepted_at, r.updated_at),
 posts_gone AS (DELETE FROM posts AS p USING gone WHERE p.account = gone.account AND p.request_id = gone.id),
-kept AS (
+identities AS (
     INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
     SELECT account, id, substring(digest FROM 1 FOR $4), state, revision, accepted_at, updated_at FROM gone RETURNING account)
-SELECT (SELECT count(*) FROM desired), (SELECT count(*) FROM asked WHERE account NOT IN (SELECT account FROM locked))`
+SELECT (SELECT count(*) FROM identities), (SELECT count(*) FROM asked WHERE account NOT IN (SELECT account FROM locked))`
 
 	prunedColumns     = `account, id, digest, state, revision, accepted_at, finished_at`
 	sqlPruned         = `SELECT ` + prunedColumns + ` FROM pruned WHERE account = $1 AND id = $2`

@@ -148,6 +148,7 @@ func queries() map[string]string {
 		"sqlDeleted":             sqlDeleted,
 		"sqlAnchor":              sqlAnchor,
 		"sqlSaveBody":            sqlSaveBody,
+		"sqlForgetNews":          sqlForgetNews,
 		"sqlPrunable":            sqlPrunable,
 		"sqlPrune":               sqlPrune,
 		"sqlPruned":              sqlPruned,

@@ -9,6 +9,8 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
+const sqlForgetNews = `DELETE FROM outbox WHERE account = $1 AND id = $2 AND revision <= $3`
+
 const sqlSaveBody = `UPDATE requests SET body = $3, digest = $4, cost_micros = $5 WHERE account = $1 AND id = $2`
 
 // Rebuild implements store.Recovery.
@@ -34,7 +36,10 @@ func (s *Store) Rebuild(ctx context.Context, in store.Rebuilt) (result store.Reb
 		if change.Request {
 			result = store.RebuildUpdated
 		}
-		return save(ctx, tx, laneRow, r, change)
+		if err := save(ctx, tx, laneRow, r, change); err != nil {
+			return err
+		}
+		return forgetNews(ctx, tx, r)
 	})
 	return result, err
 }
@@ -48,7 +53,16 @@ func (s *Store) addRebuilt(ctx context.Context, tx pgx.Tx, laneRow *store.LaneRo
 		return err
 	}
 	*result = added
-	return save(ctx, tx, *laneRow, final, change)
+	if err := save(ctx, tx, *laneRow, final, change); err != nil {
+		return err
+	}
+	return forgetNews(ctx, tx, final)
+}
+
+// forgetNews takes out of the outbox what events have told already.
+func forgetNews(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+	_, err := tx.Exec(ctx, sqlForgetNews, r.Account, r.ID, r.Delivered)
+	return err
 }
 
 // Doubt implements store.Recovery.
