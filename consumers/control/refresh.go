@@ -87,6 +87,10 @@ func (c *Control) AccountRefresh(ctx context.Context, account string, in jetpost
 		return infoOf(before, op.Now), err
 	}
 	asked, repeated, err := operate(ctx, c, op, func(context.Context, store.Changes) (jetpost.AccountInfo, error) { return infoOf(before, op.Now), nil })
+	if in.WaitSeconds == 0 && store.Unavailable(err) { // the order stands, and a worker takes it
+		c.Log.Warn("operation.not_noted", "operation", jetpost.OpAccountRefresh, "account", account, "error", err)
+		return infoOf(before, op.Now), nil
+	}
 	if in.WaitSeconds == 0 || repeated || err != nil {
 		return asked, err
 	}

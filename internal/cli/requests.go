@@ -223,7 +223,7 @@ func (c *requestsShowCmd) hintRefused(ctx context.Context, workers operations, n
 	}
 	for _, r := range page.Refusals {
 		return &app.HintError{
-			Err:  fmt.Errorf("%w: a message of that id was refused: %s", notFound, r.Code),
+			Err:  fmt.Errorf("%w: a message with that id was refused: %s", notFound, r.Code),
 			Help: "see why with: jetpost requests list --state refused; " + app.AdviceFor(r.Code, r.Account, r.ID),
 		}
 	}

@@ -145,7 +145,7 @@ func TestMetricsCount(t *testing.T) {
 	}
 	testkit.Eventually(t, "a pause of the app and a round", func() bool {
 		got = scrape(t, address)
-		return got.value("jetpost_app_pauses", "scope=publish", "code=paused_by_hand") == 1 && got["jetpost_refresh_completed_timestamp_seconds"] != nil
+		return got.value("jetpost_app_pauses", "target=publish", "code=paused_by_hand") == 1 && got["jetpost_refresh_completed_timestamp_seconds"] != nil
 	})
 	harness.Stop(w)
 	wantListed(t, got)

@@ -203,7 +203,7 @@ func TestPauseOutlivesNATS(t *testing.T) {
 	harness.StartNATS(t, dir, address)
 	second := s.Worker("worker-2")
 	harness.Stop(first)
-	if code, stdout, stderr := s.Run("status"); code != exitFailed || !strings.HasPrefix(stdout, "NOT PUBLISHING: stopped until ") || !strings.Contains(stdout, "paused\n") {
+	if code, stdout, stderr := s.Run("status"); code != exitFailed || !strings.HasPrefix(stdout, "NOT PUBLISHING: paused until ") || !strings.Contains(stdout, "paused\n") {
 		t.Errorf("status: exit code %d, want %d, stopped and the lanes paused\n%s%s", code, exitFailed, stdout, stderr)
 	}
 	// A pause that somebody undoes is put back, and a wake-up that comes meanwhile must

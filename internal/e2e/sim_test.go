@@ -26,7 +26,7 @@ func startSim(t *testing.T, args ...string) *simProcess {
 	s := &simProcess{t: t}
 	s.p = harness.Start(t, "sim", harness.Environment(t, nil), "jetpost", append([]string{"sim", "--listen", "127.0.0.1:0"}, args...)...)
 	s.at = &upSite{t: t, up: s.p}
-	testkit.Eventually(t, "the simulator to listen", func() bool { return strings.Contains(s.p.Output(), "see what is on it") })
+	testkit.Eventually(t, "the simulator to listen", func() bool { return strings.Contains(s.p.Output(), "its posts and accounts") })
 	s.at.sim = s.at.printed(`simulated X on (http://[^\s;]+)`)
 	return s
 }

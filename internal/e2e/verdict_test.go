@@ -144,7 +144,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 			Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
 		})
 		testkit.Must(t, err)
-		s.wantVerdict(health.Degraded, "refresh_stopped")
+		s.wantVerdict(health.Degraded, "refresh_paused")
 		s.wantHelp([]string{"resume", "--app"}, "resume --app")
 		s.wantVerdict(health.Publishing, "")
 		harness.Stop(w)
@@ -178,13 +178,13 @@ func TestPauseOutlivesItsBucket(t *testing.T) {
 	kv, err := s.Conn.JS.KeyValue(t.Context(), s.Conn.Names.LimitsBucket())
 	testkit.Must(t, err)
 	code, stdout, stderr := s.Run("resume", "--app")
-	if code != exitOK || !strings.Contains(stdout, "resumed publish, which was stopped: paused_by_hand: maintenance") {
+	if code != exitOK || !strings.Contains(stdout, "resumed publish, which was paused: paused_by_hand: maintenance") {
 		t.Errorf("resume: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	testkit.Must(t, kv.Delete(t.Context(), "pause.publish"))
 	_, err = s.Conn.JS.PauseConsumer(t.Context(), s.Conn.Names.LanesStream(), jetpost.ConsumerLanes, time.Now().Add(100*365*24*time.Hour))
 	testkit.Must(t, err)
-	if code, stdout, stderr := s.Run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "put right: the pause of the consumer lanes: it is paused, and no app pause holds") {
+	if code, stdout, stderr := s.Run("resume", "--app"); code != exitOK || !strings.Contains(stdout, "repaired: the pause of the consumer lanes: it is paused, and no app pause holds") {
 		t.Errorf("resume, once more: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	w = s.Worker("worker")
@@ -211,7 +211,7 @@ func TestReadyBesidePause(t *testing.T) {
 	s.Publish(harness.MakeJobs(1, []string{"alice"}, harness.One))
 	s.stopped()
 	testkit.Eventually(t, "/statusz to tell", func() bool {
-		return askWorker(t, address+"/statusz", &status) == http.StatusServiceUnavailable && status.State == health.NotPublishing && status.Code == "stopped"
+		return askWorker(t, address+"/statusz", &status) == http.StatusServiceUnavailable && status.State == health.NotPublishing && status.Code == "app_paused"
 	})
 	var ready map[string]string
 	if code := askWorker(t, address+"/readyz", &ready); code != http.StatusOK || ready["status"] != "ready" {
