@@ -195,6 +195,9 @@ func (c *Control) replayRequest(ctx context.Context, t replayTarget, dry bool, o
 		if err != nil {
 			return replayed(t.key, now, false), notKnown(err)
 		}
+		if now.Pruned {
+			return replayed(t.key, now, false), nil
+		}
 		result, err := ledger.Replay(ctx, t.key, time.Now())
 		if result.Unpublished {
 			now.Deletion = &store.Deletion{}
