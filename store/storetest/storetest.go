@@ -31,8 +31,6 @@ const (
 	longLease = 30 * 24 * time.Hour
 	// shortLease is over at once.
 	shortLease = time.Microsecond
-	// patience is how long a fact is waited for.
-	patience = 10 * time.Second
 	// nearEnd and backoff pace the claims of tokens.
 	nearEnd = 2 * time.Minute
 	backoff = time.Minute
