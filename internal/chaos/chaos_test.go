@@ -55,7 +55,8 @@ func TestChaosPublish(t *testing.T) {
 func TestChaosLimits(t *testing.T) {
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
 	plan := limitPlan{
-		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3200, accountMax: 4, appMax: 24, stops: 5, closedMS: 4500, want: 0.85, slots: 16,
+		// X rounds the end of a window up to a second, which is up to a third of so short a one.
+		accounts: 6, singles: 80, cycles: 4, thefts: 1, windowMS: 3200, accountMax: 4, appMax: 24, stops: 5, closedMS: 4500, want: 0.75, slots: 16,
 	}
 	var together sync.WaitGroup // they wait most of the time: more at once than processors
 	for _, database := range []string{"PostgreSQL", "SQLite"} {
