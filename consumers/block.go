@@ -177,7 +177,7 @@ func (r *laneRun) over(ctx context.Context, head *store.Record, request jetpost.
 // or the app is paused and probed, so that not all queued requests fail.
 func (r *laneRun) unruled(ctx context.Context, id, words string) error {
 	n, err := persist(ctx, r, "note refusal", func() (store.Refusals, error) {
-		return r.h.Ledger.Refused(ctx, r.lane, id, words, refusalWindow, time.Now())
+		return r.h.Ledger.Refused(ctx, r.lane, id, store.UnruledRefusal{Words: words, Within: refusalWindow, Now: time.Now()})
 	})
 	if err != nil {
 		return err

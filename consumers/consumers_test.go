@@ -373,8 +373,8 @@ func (l *ledgerHook) Begin(ctx context.Context, lane store.Claim, id string, int
 	return err
 }
 
-func (l *ledgerHook) Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
-	return hooked(l, "posted", func() (jetpost.State, error) { return l.Store.Posted(ctx, lane, id, post, postID, now) })
+func (l *ledgerHook) Posted(ctx context.Context, lane store.Claim, id string, live store.LivePost) (jetpost.State, error) {
+	return hooked(l, "posted", func() (jetpost.State, error) { return l.Store.Posted(ctx, lane, id, live) })
 }
 
 func (l *ledgerHook) Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error {

@@ -778,9 +778,9 @@ func (l mortalLedger) Begin(ctx context.Context, lane store.Claim, id string, in
 	return l.to.Begin(ctx, lane, id, intent)
 }
 
-func (l mortalLedger) Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+func (l mortalLedger) Posted(ctx context.Context, lane store.Claim, id string, live store.LivePost) (jetpost.State, error) {
 	l.m.step("posted")
-	return l.to.Posted(ctx, lane, id, post, postID, now)
+	return l.to.Posted(ctx, lane, id, live)
 }
 
 func (l mortalLedger) Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error {
@@ -793,9 +793,9 @@ func (l mortalLedger) BlockAccount(ctx context.Context, lane store.Claim, pause 
 	return l.to.BlockAccount(ctx, lane, pause, now)
 }
 
-func (l mortalLedger) Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (store.Refusals, error) {
+func (l mortalLedger) Refused(ctx context.Context, lane store.Claim, id string, refusal store.UnruledRefusal) (store.Refusals, error) {
 	l.m.step("refused")
-	return l.to.Refused(ctx, lane, id, words, within, now)
+	return l.to.Refused(ctx, lane, id, refusal)
 }
 
 func (l mortalLedger) HoldQueue(ctx context.Context, lane store.Claim, reason jetpost.Reason, generation int64, now time.Time) ([]store.Key, error) {

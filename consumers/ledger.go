@@ -7,32 +7,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/store"
 )
 
 // laneLedger holds the ledger calls of a lane.
 type laneLedger interface {
+	store.Lanes
 	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
-	ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (store.Claim, bool, error)
-	ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, now time.Time) error
-	ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error)
-	Snapshot(ctx context.Context, lane store.Claim, now time.Time) (store.Snapshot, error)
-	Begin(ctx context.Context, lane store.Claim, id string, intent store.Intent) error
-	Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error)
-	Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error
-	Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (store.Refusals, error)
-	BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (store.Pause, error)
-	HoldQueue(ctx context.Context, lane store.Claim, reason jetpost.Reason, generation int64, now time.Time) ([]store.Key, error)
-	Anchor(ctx context.Context, account string) (store.Anchor, error)
-	Owned(ctx context.Context, postIDs []string) ([]string, error)
-	Deleted(ctx context.Context, postIDs []string) ([]string, error)
-	Unpublishing(ctx context.Context, lane store.Claim) (store.Record, bool, error)
-	PostDeleted(ctx context.Context, lane store.Claim, id string, post int, now time.Time) error
-	HoldUnpublish(ctx context.Context, lane store.Claim, id string, out store.Outcome) error
-	Uploaded(ctx context.Context, lane store.Claim, id string, post int, media []store.Media) error
-	admission.Ledger
 }
 
 // keepLease extends the lane's lease while the lane is at work. If the lease is lost,

@@ -17,14 +17,8 @@ import (
 
 // outboxLedger holds the ledger calls of the outbox.
 type outboxLedger interface {
+	store.Outbox
 	Request(ctx context.Context, key store.Key) (store.Record, error)
-	MarkDelivered(ctx context.Context, key store.Key, revision int64) (bool, error)
-	MarkManyDelivered(ctx context.Context, told []store.Revision) ([]store.Key, error)
-	OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error)
-	Notices(ctx context.Context, account string, limit int) ([]store.Notice, error)
-	MarkNoticed(ctx context.Context, notice store.Notice) error
-	PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error)
-	MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error
 }
 
 // maxNotices bounds the accounts whose changes are published at once.

@@ -409,7 +409,7 @@ func (t *threadRun) intend(ctx context.Context, i int, p *xapi.Post) (permit *ad
 func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admission.Permit) error {
 	r := t.r
 	state, err := persist(ctx, r, "posted", func() (jetpost.State, error) {
-		return r.h.Ledger.Posted(ctx, r.lane, t.head.ID, i, postID, time.Now())
+		return r.h.Ledger.Posted(ctx, r.lane, t.head.ID, store.LivePost{Post: i, PostID: postID, Now: time.Now()})
 	})
 	permit.Done(nil)
 	if err != nil {

@@ -153,7 +153,7 @@ func judgeRead(err error, s situation) decision {
 // adopt commits that a post on X is ours.
 func (r *laneRun) adopt(ctx context.Context, head *store.Record, i int, postID string) attempt {
 	state, err := persist(ctx, r, "posted", func() (jetpost.State, error) {
-		return r.h.Ledger.Posted(ctx, r.lane, head.ID, i, postID, time.Now())
+		return r.h.Ledger.Posted(ctx, r.lane, head.ID, store.LivePost{Post: i, PostID: postID, Now: time.Now()})
 	})
 	if errors.Is(err, store.ErrFenced) {
 		// Another worker has the lane, or a person has named another post. The next

@@ -681,7 +681,7 @@ func TestReconcileLateAnswer(t *testing.T) {
 					var sender store.Claim
 					b.hc.Transport = during(b.x, nth, func() {
 						if made {
-							_, err := b.ledger.Posted(t.Context(), sender, "r", 0, b.x.Posts("acme")[1].ID, time.Now())
+							_, err := b.ledger.Posted(t.Context(), sender, "r", store.LivePost{PostID: b.x.Posts("acme")[1].ID, Now: time.Now()})
 							testkit.Must(t, err)
 							return
 						}

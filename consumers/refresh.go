@@ -150,7 +150,9 @@ func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.Re
 	// Retried until it is counted, because a second run of the batch claims other tokens.
 	var round store.Round
 	err := h.Refresher.save(ctx, func(ctx context.Context) (err error) {
-		round, err = h.Refresher.Tokens.BatchDone(ctx, batch.Round, batch.Batch, done.refreshed, done.failed, 0, time.Now())
+		round, err = h.Refresher.Tokens.BatchDone(ctx, store.BatchResult{
+			Round: batch.Round, Batch: batch.Batch, Refreshed: done.refreshed, Failed: done.failed, Now: time.Now(),
+		})
 		return err
 	})
 	switch {

@@ -76,13 +76,13 @@ func step(hook func()) {
 	}
 }
 
-func (h *tokensHook) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (store.Round, error) {
+func (h *tokensHook) BatchDone(ctx context.Context, result store.BatchResult) (store.Round, error) {
 	if h.count != nil {
 		if err := h.count(); err != nil {
 			return store.Round{}, err
 		}
 	}
-	return h.Tokens.BatchDone(ctx, round, batch, refreshed, failed, skipped, now)
+	return h.Tokens.BatchDone(ctx, result)
 }
 
 // TestRefreshSaveFails: X accepts only the new pair, so its commit is retried for as long

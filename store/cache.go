@@ -78,7 +78,7 @@ func (s *ClaimCache) Marked(told Revision, latest bool) {
 
 // Told says that the event of that revision was published. The lane's next step marks
 // it together with what it writes. Told returns false if no step can mark it; the
-// caller must then call [Requests.MarkDelivered].
+// caller must then call [Outbox.MarkDelivered].
 func (l Claim) Told(told Revision) bool {
 	s := l.Cache
 	if s == nil || s.told.Number != 0 && s.told.Key != told.Key {

@@ -2,8 +2,10 @@
 // and refresh rounds. The ledger alone says what must happen and what has happened.
 // Every message is only a hint to read it.
 //
-// The package holds the types, the interfaces by role, the [Sealer], and the rules by
-// which a request moves. The rules are the same for every database. store/postgres
+// [Store] is the union of the interfaces by role: [Intake] accepts jobs, [Lanes] is for
+// the holder of a lane, [Control] is what people change, [Queries] reads, [Outbox] lists
+// what is not published yet, [Tokens] stores the tokens. The package also holds the
+// types, the [Sealer], and the rules by which a request moves. The rules are the same for every database. store/postgres
 // serves many machines, store/sqlite one; store/storetest is the suite that both must
 // pass.
 //

@@ -296,3 +296,33 @@ func (s KeyState) Next() string {
 		return sealed + ", which is the only one"
 	}
 }
+
+// KeyUse is how many token rows are sealed with which keys. One row may be sealed with
+// two keys.
+type KeyUse struct {
+	AccessKey, RefreshKey string // key ids; "" for a value that names none
+	Rows                  int
+}
+
+// Resealed is a token row whose pair was sealed with another key.
+type Resealed struct {
+	Old             SealedToken
+	Access, Refresh string
+}
+
+// Keys is the part of the database that changing encryption keys needs. It sees only
+// ciphertext.
+type Keys interface {
+	// KeyUses counts the token rows by their keys. Two entries may have the same keys.
+	KeyUses(ctx context.Context) ([]KeyUse, error)
+	// KeyCheck returns the ledger's id and its key check value, "" if there is none
+	// yet.
+	KeyCheck(ctx context.Context) (ledgerID, keyCheck string, err error)
+	// SealedTokens returns up to limit token rows with ids greater than after, in the
+	// order of their ids. An empty after starts at the first row.
+	SealedTokens(ctx context.Context, after string, limit int) ([]SealedToken, error)
+	// Reseal replaces the ciphertext of each row that nobody holds and that still has
+	// the ciphertext that was read, and returns how many rows it replaced. Nothing else
+	// of a row changes: it is the same pair.
+	Reseal(ctx context.Context, rows []Resealed) (int, error)
+}

@@ -80,7 +80,7 @@ func (l LaneRow) At(callers time.Time) time.Time {
 // and it was not released.
 func (l LaneRow) HeldBy(claim Claim) bool { return l.Held && l.Fence == claim.Fence }
 
-// Block is the rule of [Requests.BlockAccount]. It returns the pause that holds
+// Block is the rule of [Lanes.BlockAccount]. It returns the pause that holds
 // afterwards, and whether that is another one. A pause that ended stays on record, so
 // that X is asked as rarely as before if the same refusal comes back soon.
 func (l LaneRow) Block(p Pause, now time.Time) (holds Pause, changed bool) {
@@ -258,7 +258,7 @@ func (r *Row) AcceptAgain(in Acceptance) (Decision, Change) {
 	}
 }
 
-// Batch is the rule of [Requests.AcceptMany]. It holds the lanes and requests that the
+// Batch is the rule of [Intake.AcceptMany]. It holds the lanes and requests that the
 // acceptances name, as a driver has read them, and afterwards what the driver must
 // write.
 type Batch struct {
@@ -343,7 +343,7 @@ func (b *Batch) wake(r *Row) {
 	}
 }
 
-// Begin is the rule of [Requests.Begin]. It refuses a post whose predecessor is not
+// Begin is the rule of [Lanes.Begin]. It refuses a post whose predecessor is not
 // live yet: a thread goes out in order or it stops. It also checks here that the
 // account is not paused, since nothing may be sent once a pause was committed.
 func (r *Row) Begin(laneRow LaneRow, claim Claim, intent Intent) (Change, error) {
@@ -390,10 +390,10 @@ func (r *Row) runnable(post int) bool {
 	return true
 }
 
-// Posted is the rule of [Requests.Posted]. A cancelled request stays cancelled, with
+// Posted is the rule of [Lanes.Posted]. A cancelled request stays cancelled, with
 // one more live post. So does a failed one, unless that was its last post.
-func (r *Row) Posted(laneRow LaneRow, claim Claim, post int, postID string, now time.Time) (Change, error) {
-	now = laneRow.At(now)
+func (r *Row) Posted(laneRow LaneRow, claim Claim, live LivePost) (Change, error) {
+	post, postID, now := live.Post, live.PostID, laneRow.At(live.Now)
 	p := r.post(post)
 	switch {
 	case p != nil && p.State == jetpost.PostPosted && p.PostID == postID:
@@ -424,7 +424,7 @@ func (r *Row) Posted(laneRow LaneRow, claim Claim, post int, postID string, now 
 	return change, nil
 }
 
-// Conclude is the rule of [Requests.Conclude].
+// Conclude is the rule of [Lanes.Conclude].
 func (r *Row) Conclude(laneRow LaneRow, claim Claim, out Outcome) (Change, error) {
 	out.Now = laneRow.At(out.Now)
 	if !laneRow.HeldBy(claim) {
@@ -487,7 +487,7 @@ func (p *PostRecord) renewMedia() {
 	}
 }
 
-// Uploaded is the rule of [Requests.Uploaded].
+// Uploaded is the rule of [Lanes.Uploaded].
 func (r *Row) Uploaded(laneRow LaneRow, claim Claim, post int, media []Media) (Change, error) {
 	p := r.post(post)
 	switch {
@@ -577,13 +577,13 @@ func (o Outcome) patient() bool {
 	}
 }
 
-// HoldBehind is the rule of [Requests.HoldQueue], for a request that waits
+// HoldBehind is the rule of [Lanes.HoldQueue], for a request that waits
 // behind the head.
 func (r *Row) HoldBehind(laneRow LaneRow, claim Claim, reason jetpost.Reason, generation int64, now time.Time) (Change, error) {
 	return r.Conclude(laneRow, claim, Outcome{State: jetpost.StateHeld, Reason: reason, Post: -1, Generation: generation, Now: now})
 }
 
-// Replay is the rule of [Requests.Replay].
+// Replay is the rule of [Control.Replay].
 func (r *Row) Replay(laneRow LaneRow, now time.Time) (ReplayResult, Change) {
 	now = laneRow.At(now)
 	result := ReplayResult{State: r.Status.State, Left: r.left()}
@@ -614,7 +614,7 @@ func (r *Row) Replay(laneRow LaneRow, now time.Time) (ReplayResult, Change) {
 	return result, change
 }
 
-// Cancel is the rule of [Requests.Cancel]. It wakes the lane, since the request may
+// Cancel is the rule of [Control.Cancel]. It wakes the lane, since the request may
 // have blocked others.
 func (r *Row) Cancel(now time.Time) (Change, error) {
 	if r.Status.State.Finished() {
@@ -625,7 +625,7 @@ func (r *Row) Cancel(now time.Time) (Change, error) {
 	return Change{Request: true, WakeAt: now}, nil
 }
 
-// Reschedule is the rule of [Requests.Reschedule]. An earlier finding about the
+// Reschedule is the rule of [Control.Reschedule]. An earlier finding about the
 // request, such as a hold, is dropped: it is found again when the request is due.
 func (r *Row) Reschedule(laneRow LaneRow, at, now time.Time) (Change, error) {
 	now = laneRow.At(now)
@@ -648,7 +648,7 @@ func (r *Row) Reschedule(laneRow LaneRow, at, now time.Time) (Change, error) {
 	return Change{Request: true, WakeAt: r.DueAt}, nil
 }
 
-// Expire is the rule of [Requests.ExpireLate]. The posts stay pending, so that a replay
+// Expire is the rule of [Control.ExpireLate]. The posts stay pending, so that a replay
 // sends them.
 func (r *Row) Expire(dueBefore, now time.Time) (Change, error) {
 	if !r.unsent() || !r.DueAt.Before(dueBefore) {
@@ -677,7 +677,7 @@ func (r *Row) unsent() bool {
 // request that has not begun is worked on only once it is due.
 func (r *Row) putOff(now time.Time) bool { return r.BeganAt.IsZero() && r.DueAt.After(now) }
 
-// Resolve is the rule of [Requests.Resolve].
+// Resolve is the rule of [Control.Resolve].
 func (r *Row) Resolve(laneRow LaneRow, postID string, now time.Time) (Change, error) {
 	now = laneRow.At(now)
 	p := r.doubtful()
@@ -817,7 +817,7 @@ func (r *Row) left() (n int) {
 	return n
 }
 
-// Reconcile is the rule of [Requests.Reconcile].
+// Reconcile is the rule of [Control.Reconcile].
 func (r *Row) Reconcile(now time.Time) (Change, error) {
 	p := r.doubtful()
 	if p == nil {

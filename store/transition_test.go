@@ -102,7 +102,9 @@ func beginPaused(pause store.Pause) rule {
 }
 
 func posted(laneRow store.LaneRow, post int, postID string) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Posted(laneRow, claim, post, postID, now) }
+	return func(r *store.Row) (store.Change, error) {
+		return r.Posted(laneRow, claim, store.LivePost{Post: post, PostID: postID, Now: now})
+	}
 }
 
 func conclude(out store.Outcome) rule {
@@ -309,7 +311,7 @@ func TestRulesRefuse(t *testing.T) {
 		{"expire one in doubt", row(jetpost.StateHeld, "sp"), expire(now), store.ErrNotRunnable},
 		{"expire one that is in time", row(queued, "p"), expire(start), store.ErrNotRunnable},
 		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
-			return r.Posted(taken, store.Claim{Fence: fence - 1}, 0, "a", now)
+			return r.Posted(taken, store.Claim{Fence: fence - 1}, store.LivePost{PostID: "a", Now: now})
 		}, store.ErrFenced},
 		{"posted never begun", row(queued, "p"), posted(laneRow, 0, "a"), store.ErrFenced},
 		{"posted with another id", row(publishing, "lp"), posted(laneRow, 0, "a"), store.ErrFenced},

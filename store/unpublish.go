@@ -22,7 +22,7 @@ func (r *Row) UnpublishAt() time.Time {
 	return r.Deletion.NextAt
 }
 
-// Unpublish is the rule of [Requests.Unpublish].
+// Unpublish is the rule of [Control.Unpublish].
 func (r *Row) Unpublish(now time.Time) (Change, error) {
 	finished := r.Status.State.Finished()
 	switch {
@@ -41,7 +41,7 @@ func (r *Row) Unpublish(now time.Time) (Change, error) {
 	return Change{Request: true, WakeAt: now}, nil
 }
 
-// PostDeleted is the rule of [Requests.PostDeleted].
+// PostDeleted is the rule of [Lanes.PostDeleted].
 func (r *Row) PostDeleted(laneRow LaneRow, post int, now time.Time) (Change, error) {
 	now = laneRow.At(now)
 	p := r.post(post)
@@ -57,7 +57,7 @@ func (r *Row) PostDeleted(laneRow LaneRow, post int, now time.Time) (Change, err
 	return Change{Request: true, Posts: []int{post}, Progress: true}, nil
 }
 
-// HoldUnpublish is the rule of [Requests.HoldUnpublish].
+// HoldUnpublish is the rule of [Lanes.HoldUnpublish].
 func (r *Row) HoldUnpublish(laneRow LaneRow, claim Claim, out Outcome) (Change, error) {
 	out.Now = laneRow.At(out.Now)
 	switch {

@@ -99,7 +99,7 @@ func later(a, b time.Time) time.Time {
 }
 
 // requestsBefore counts an account's unfinished requests that are due by then.
-func requestsBefore(ctx context.Context, ledger store.Requests, account string, due time.Time) (n int, err error) {
+func requestsBefore(ctx context.Context, ledger store.Queries, account string, due time.Time) (n int, err error) {
 	for _, state := range jetpost.States() {
 		if state.Finished() {
 			continue

@@ -59,7 +59,7 @@ func (c *Control) AppForecast(ctx context.Context, in jetpost.ForecastRequest) (
 }
 
 // readLines reads what each account has to send, as its lane would take it.
-func readLines(ctx context.Context, ledger store.Requests, now time.Time, accounts []store.Account, added map[string]int) ([]forecast.Queue, error) {
+func readLines(ctx context.Context, ledger store.Queries, now time.Time, accounts []store.Account, added map[string]int) ([]forecast.Queue, error) {
 	lines := make([]forecast.Queue, len(accounts))
 	byName := make(map[string]*forecast.Queue, len(accounts))
 	for i, a := range accounts {

@@ -36,7 +36,7 @@ func FindRequest(ctx context.Context, ledger finder, account, id string) (store.
 
 // finder is the part of the ledger that finds requests.
 type finder interface {
-	store.Requests
+	store.Queries
 	store.Retention
 }
 

@@ -37,9 +37,9 @@ func (t timed) Begin(ctx context.Context, lane store.Claim, id string, intent st
 	return t.Store.Begin(ctx, lane, id, intent)
 }
 
-func (t timed) Posted(ctx context.Context, lane store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+func (t timed) Posted(ctx context.Context, lane store.Claim, id string, live store.LivePost) (jetpost.State, error) {
 	defer t.time("posted")()
-	return t.Store.Posted(ctx, lane, id, post, postID, now)
+	return t.Store.Posted(ctx, lane, id, live)
 }
 
 func (t timed) Conclude(ctx context.Context, lane store.Claim, id string, out store.Outcome) error {
@@ -47,9 +47,9 @@ func (t timed) Conclude(ctx context.Context, lane store.Claim, id string, out st
 	return t.Store.Conclude(ctx, lane, id, out)
 }
 
-func (t timed) ReleaseLane(ctx context.Context, lane store.Claim, rings int64, wakeAt, now time.Time) (bool, error) {
+func (t timed) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
 	defer t.time("release")()
-	return t.Store.ReleaseLane(ctx, lane, rings, wakeAt, now)
+	return t.Store.ReleaseLane(ctx, lane, generation, wakeAt, now)
 }
 
 func (t timed) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {

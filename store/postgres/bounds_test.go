@@ -104,7 +104,9 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
-		"BatchDone":    func(ctx context.Context) error { return first(st.BatchDone(ctx, p.round, 0, 1, 0, 0, p.now)) },
+		"BatchDone": func(ctx context.Context) error {
+			return first(st.BatchDone(ctx, store.BatchResult{Round: p.round, Refreshed: 1, Now: p.now}))
+		},
 		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
 		"BeginAttempt": func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
 		"Cancel":       func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
@@ -162,7 +164,9 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"BlockAccount": func(ctx context.Context) error {
 			return first(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
 		},
-		"Refused": func(ctx context.Context) error { return first(st.Refused(ctx, p.lane, "r", "w", time.Hour, p.now)) },
+		"Refused": func(ctx context.Context) error {
+			return first(st.Refused(ctx, p.lane, "r", store.UnruledRefusal{Words: "w", Within: time.Hour, Now: p.now}))
+		},
 		"MarkManyDelivered": func(ctx context.Context) error {
 			return first(st.MarkManyDelivered(ctx, []store.Revision{{Key: key, Number: 1}}))
 		},
@@ -187,16 +191,18 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		},
 		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
 		"PostDeleted":  func(ctx context.Context) error { return st.PostDeleted(ctx, p.lane, "r", 0, p.now) },
-		"Posted":       func(ctx context.Context) error { return first(st.Posted(ctx, p.lane, "r", 0, "1", p.now)) },
-		"Progress":     func(ctx context.Context) error { return first(st.Progress(ctx, store.ProgressQuery{Now: p.now})) },
-		"Reconcile":    func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
-		"Refusals":     func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
-		"Refuse":       func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
-		"ReleaseLane":  func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
-		"Replay":       func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
-		"Request":      func(ctx context.Context) error { return first(st.Request(ctx, key)) },
-		"Reschedule":   func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
-		"Reseal":       func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
+		"Posted": func(ctx context.Context) error {
+			return first(st.Posted(ctx, p.lane, "r", store.LivePost{PostID: "1", Now: p.now}))
+		},
+		"Progress":    func(ctx context.Context) error { return first(st.Progress(ctx, store.ProgressQuery{Now: p.now})) },
+		"Reconcile":   func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
+		"Refusals":    func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
+		"Refuse":      func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
+		"ReleaseLane": func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
+		"Replay":      func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
+		"Request":     func(ctx context.Context) error { return first(st.Request(ctx, key)) },
+		"Reschedule":  func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
+		"Reseal":      func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
 		"Reserve": func(ctx context.Context) error {
 			return first(st.Reserve(ctx, p.lane, store.Reservation{Window: "w", Left: 5, Need: 1, Now: p.now}))
 		},

@@ -43,7 +43,7 @@ func (g *givenUp) keep(account string, claims []string) {
 	g.claims[account] = claims[max(0, len(claims)-maxGivenUp):]
 }
 
-// ClaimLane implements store.Requests. If two claim at once, the second waits for the
+// ClaimLane implements store.Lanes. If two claim at once, the second waits for the
 // row and then sees the first one's lease. Each claim has an id of its own, so that a
 // claim that takes effect long after it was given up takes no lane from a later one.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
@@ -74,12 +74,12 @@ const sqlExtendLane = `
 UPDATE lanes SET lease_until = clock_timestamp() + $3::interval
 WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 
-// ExtendLane implements store.Requests.
+// ExtendLane implements store.Lanes.
 func (s *Store) ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, _ time.Time) error {
 	return s.wrap("extend lane", fenced(changed(ctx, s.db, sqlExtendLane, lane.Account, lane.Fence, lease)))
 }
 
-// ReleaseLane implements store.Requests.
+// ReleaseLane implements store.Lanes.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
 	told := lane.Cache.Mark()
 	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, generation: generation, wakeAt: wakeAt, now: now, told: told})
@@ -98,7 +98,7 @@ SELECT account FROM lanes
 WHERE wake_at <= ` + present + ` AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 ORDER BY wake_at, account LIMIT $2`
 
-// DueLanes implements store.Requests.
+// DueLanes implements store.Lanes.
 func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]string, error) {
 	accounts, err := collect(ctx, s.db, func(row scanner) (account string, err error) {
 		err = row.Scan(&account)
@@ -120,7 +120,7 @@ SELECT ` + requestColumns + ` FROM requests WHERE account = $1 AND id = coalesce
 	sqlNextDue = `SELECT min(due_at) FROM requests WHERE account = $1 AND due_at > coalesce($2::timestamptz, statement_timestamp()) AND ` + unfinished
 )
 
-// Snapshot implements store.Requests.
+// Snapshot implements store.Lanes.
 func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
 	err = s.view(ctx, "read snapshot of lane", func(ctx context.Context, tx pgx.Tx) error {
 		snapshot = store.Snapshot{}
@@ -146,7 +146,7 @@ func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (
 	return snapshot, err
 }
 
-// Begin implements store.Requests.
+// Begin implements store.Lanes.
 func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent store.Intent) error {
 	st := step{post: intent.Post, now: intent.Now, begins: true, within: intent.NotAfter.Sub(intent.Now)}
 	_, err := s.write(ctx, "begin post", claim, id, st, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
@@ -155,11 +155,11 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 	return err
 }
 
-// Posted implements store.Requests. The lane's holder may call it too, because it may
+// Posted implements store.Lanes. The lane's holder may call it too, because it may
 // have found an earlier holder's post on X.
-func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
-	return s.write(ctx, "record post", claim, id, step{post: post, now: now}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
-		return r.Posted(laneRow, claim, post, postID, now)
+func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live store.LivePost) (jetpost.State, error) {
+	return s.write(ctx, "record post", claim, id, step{post: live.Post, now: live.Now}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		return r.Posted(laneRow, claim, live)
 	})
 }
 
@@ -202,7 +202,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Claim, id st
 
 const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = $1`
 
-// Conclude implements store.Requests.
+// Conclude implements store.Lanes.
 func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
 	claim.Cache.Forget()
 	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
@@ -211,7 +211,7 @@ func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out 
 	return err
 }
 
-// Uploaded implements store.Requests.
+// Uploaded implements store.Lanes.
 func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
 	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Uploaded(laneRow, claim, post, media)
@@ -234,7 +234,7 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> $
 	sqlReserve = `UPDATE lanes SET reserved = $3 WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 )
 
-// Reserve implements store.Requests.
+// Reserve implements store.Lanes.
 func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (out store.Reserved, err error) {
 	err = s.change(ctx, "reserve calls", func(ctx context.Context, tx pgx.Tx) error {
 		var left, others, take int
@@ -254,7 +254,7 @@ func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservati
 const sqlBehind = `SELECT ` + requestColumns + ` FROM requests
 WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= coalesce($2::timestamptz, statement_timestamp()) ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
 
-// HoldQueue implements store.Requests.
+// HoldQueue implements store.Lanes.
 func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
 	claim.Cache.Forget()
 	err = s.change(ctx, "hold queue", func(ctx context.Context, tx pgx.Tx) error {

@@ -40,7 +40,7 @@ FROM told JOIN requests AS r ON r.account = told.account AND r.id = told.id`
 	begunSinceTold = `r.revision = told.revision + 1 AND r.state = 'publishing' AND r.event IN ('request.accepted', 'request.scheduled')`
 )
 
-// OutboxPending implements store.Requests.
+// OutboxPending implements store.Outbox.
 func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) ([]store.Key, error) {
 	keys, err := collect(ctx, s.db, func(row scanner) (key store.Key, err error) {
 		err = row.Scan(&key.Account, &key.ID)
@@ -49,7 +49,7 @@ func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) 
 	return keys, s.wrap("list unannounced requests", err)
 }
 
-// MarkDelivered implements store.Requests.
+// MarkDelivered implements store.Outbox.
 func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
 	latest, err = s.marks.do(ctx, store.Revision{Key: key, Number: revision})
 	return latest, s.wrap("mark request announced", err)
@@ -89,7 +89,7 @@ func (s *Store) markMany(ctx context.Context, told []store.Revision) (latest map
 	return latest, err
 }
 
-// MarkManyDelivered implements store.Requests.
+// MarkManyDelivered implements store.Outbox.
 func (s *Store) MarkManyDelivered(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
 	latest, err := s.markMany(ctx, told)
 	for _, r := range told {

@@ -12,7 +12,7 @@ import (
 
 const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_reason = $4, pause_cause = $5 WHERE account = $1`
 
-// PauseAccount implements store.Requests.
+// PauseAccount implements store.Control.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
 	return s.change(ctx, "pause account", func(ctx context.Context, tx pgx.Tx) error {
 		_, err := s.setPause(ctx, tx, account, pause, pause.Since)
@@ -20,7 +20,7 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 	})
 }
 
-// ResumeAccount implements store.Requests.
+// ResumeAccount implements store.Control.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
 	err = s.change(ctx, "resume account", func(ctx context.Context, tx pgx.Tx) error {
 		if before, err = s.setPause(ctx, tx, account, store.Pause{}, now); err == nil {
@@ -81,7 +81,7 @@ WHERE $1 = '' OR account = $1 ORDER BY account LIMIT $2`
 	sqlMarkPauseChangeTold = `DELETE FROM pause_changes WHERE account = $1 AND event = $2 AND changed_at = $3`
 )
 
-// PauseChanges implements store.Requests.
+// PauseChanges implements store.Outbox.
 func (s *Store) PauseChanges(ctx context.Context, account string, limit int) ([]store.PauseChange, error) {
 	changes, err := collect(ctx, s.db, scanPauseChange, sqlPauseChanges, account, limit)
 	return changes, s.wrap("read pause changes", err)
@@ -92,13 +92,13 @@ func scanPauseChange(row scanner) (t store.PauseChange, err error) {
 	return t, err
 }
 
-// MarkPauseChangeTold implements store.Requests.
+// MarkPauseChangeTold implements store.Outbox.
 func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error {
 	_, err := changed(ctx, s.db, sqlMarkPauseChangeTold, change.Account, string(change.Event), change.At)
 	return s.wrap("mark pause change", err)
 }
 
-// BlockAccount implements store.Requests. It wakes the lane only if the account may
+// BlockAccount implements store.Lanes. It wakes the lane only if the account may
 // post again.
 func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
 	lane.Cache.Forget()
@@ -137,9 +137,9 @@ SELECT (SELECT count(*) FROM unruled WHERE account = $1),
 	sqlForgetUnruled = `DELETE FROM unruled WHERE account = $1`
 )
 
-// Refused implements store.Requests.
-func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
-	digest := store.TextHash(words)
+// Refused implements store.Lanes.
+func (s *Store) Refused(ctx context.Context, lane store.Claim, id string, refusal store.UnruledRefusal) (n store.Refusals, err error) {
+	digest := store.TextHash(refusal.Words)
 	err = s.change(ctx, "note refusal", func(ctx context.Context, tx pgx.Tx) error {
 		laneRow, err := s.lockLane(ctx, tx, lane.Account)
 		if err == nil && !laneRow.HeldBy(lane) {
@@ -151,10 +151,10 @@ func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string,
 		if _, err := tx.Exec(ctx, sqlUnruledOver, lane.Account); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, sqlUnruled, lane.Account, id, digest, s.now(now)); err != nil {
+		if _, err := tx.Exec(ctx, sqlUnruled, lane.Account, id, digest, s.now(refusal.Now)); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, sqlCountUnruled, lane.Account, digest, s.now(now), within).Scan(&n.InARow, &n.Accounts)
+		return tx.QueryRow(ctx, sqlCountUnruled, lane.Account, digest, s.now(refusal.Now), refusal.Within).Scan(&n.InARow, &n.Accounts)
 	})
 	return n, err
 }
@@ -174,7 +174,7 @@ FROM lanes AS l CROSS JOIN LATERAL (
 WHERE $1 = '' OR l.account = $1
 GROUP BY l.account ORDER BY l.account COLLATE "C"`
 
-// Late implements store.Requests.
+// Late implements store.Queries.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]store.LateQueue, error) {
 	return reportAll(ctx, s, "find late requests", func(row scanner) (l store.LateQueue, err error) {
 		err = row.Scan(&l.Account, &l.Unsent, at{&l.Since}, &l.Begun)
@@ -186,7 +186,7 @@ const sqlLateUnsent = `
 SELECT ` + requestColumns + ` FROM requests AS r
 WHERE account = $1 AND due_at < $2 AND ` + unsent + ` ORDER BY due_at, seq LIMIT $3 FOR UPDATE`
 
-// ExpireLate implements store.Requests.
+// ExpireLate implements store.Control.
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
 	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx pgx.Tx) error {
 		expired = nil
@@ -219,7 +219,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 const sqlSent = `
 SELECT sent_at FROM posts WHERE account = $1 AND state = 'posted' AND sent_at > $2 ORDER BY sent_at DESC LIMIT $3`
 
-// Sent implements store.Requests.
+// Sent implements store.Lanes.
 func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
 	sent, err := collect(ctx, s.db, func(row scanner) (t time.Time, err error) {
 		err = row.Scan(at{&t})

@@ -54,7 +54,7 @@ func TestTokenComesWithTheFront(t *testing.T) {
 		}
 		now := time.Now()
 		check(t, b.st.Begin(t.Context(), lane, id, store.Intent{Now: now, NotAfter: now.Add(lease), Lease: lease}))
-		_, err = b.st.Posted(t.Context(), lane, id, 0, id, now)
+		_, err = b.st.Posted(t.Context(), lane, id, store.LivePost{PostID: id, Now: now})
 		check(t, err)
 	}
 	if _, known := lane.Token(); known {

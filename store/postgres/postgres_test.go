@@ -328,7 +328,7 @@ func (b *testBundle) run(ctx context.Context, lane store.Claim) error {
 		}
 		err = b.st.Begin(ctx, lane, snapshot.Head.ID, store.Intent{NotAfter: b.now, Now: b.now, Lease: lease})
 		if err == nil {
-			_, err = b.st.Posted(ctx, lane, snapshot.Head.ID, 0, "x-"+snapshot.Head.ID, b.now)
+			_, err = b.st.Posted(ctx, lane, snapshot.Head.ID, store.LivePost{PostID: "x-" + snapshot.Head.ID, Now: b.now})
 		}
 		if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 			return err
@@ -528,7 +528,7 @@ func TestClaimOutlivesACrash(t *testing.T) {
 	if err := begin(first); !errors.Is(err, store.ErrFenced) {
 		t.Errorf("begin of the worker before: error is %v, want %v", err, store.ErrFenced)
 	}
-	if _, err := b.st.Posted(t.Context(), second, "r", 0, "1", b.now); err != nil {
+	if _, err := b.st.Posted(t.Context(), second, "r", store.LivePost{PostID: "1", Now: b.now}); err != nil {
 		t.Error(err)
 	}
 }

@@ -54,7 +54,7 @@ WHERE l.account = v.account`
 	sqlWake = `UPDATE lanes SET generation = generation + 1, wake_at = least(wake_at, coalesce($2::timestamptz, statement_timestamp())) WHERE account = $1`
 )
 
-// Accept implements store.Requests.
+// Accept implements store.Intake.
 func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
 	out, err := s.AcceptMany(ctx, store.Lease{}, []store.Acceptance{in})
 	switch {
@@ -66,7 +66,7 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision
 	return out[0].Decision, nil
 }
 
-// AcceptMany implements store.Requests, in two round trips: reads under its locks, and
+// AcceptMany implements store.Intake, in two round trips: reads under its locks, and
 // writes. The locks on the lanes put acceptances of an account into one order.
 func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
 	if slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }) {
@@ -394,7 +394,7 @@ func findText(ctx context.Context, q querier, texts store.TextQuery) (other stor
 	return keys[0], true, nil
 }
 
-// SameText implements store.Requests.
+// SameText implements store.Queries.
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
 	other, found, err = findText(ctx, s.db, q)
 	return other, found, s.wrap("find the same text", err)
@@ -473,7 +473,7 @@ SELECT sequence, stored, account, id, code, problems FROM refusals
 ORDER BY stored DESC, sequence DESC LIMIT $1`
 )
 
-// Refuse implements store.Requests.
+// Refuse implements store.Intake.
 func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
 	problems := append([]jetpost.Problem{}, refusal.Problems...) // a list, if an empty one
 	return s.change(ctx, "record refusal", func(ctx context.Context, tx pgx.Tx) error {
@@ -494,7 +494,7 @@ ON CONFLICT (stored, sequence) DO UPDATE SET failures = f.failures + 1, error = 
 	sqlForgetFailures = `DELETE FROM intake_failures WHERE stored < $1`
 )
 
-// JobFailed implements store.Requests.
+// JobFailed implements store.Intake.
 func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int, err error) {
 	err = s.change(ctx, "count failure of job", func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlForgetFailures, f.Stored.Add(-store.RefusalRetention)); err != nil {
@@ -505,7 +505,7 @@ func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int
 	return failures, err
 }
 
-// Refusals implements store.Requests.
+// Refusals implements store.Queries.
 func (s *Store) Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error) {
 	refusals, err := collect(ctx, s.db, func(row scanner) (r jetpost.Refusal, err error) {
 		var sequence int64
@@ -520,7 +520,7 @@ const sqlEndHolds = `
 UPDATE requests SET hold_until = coalesce($3::timestamptz, statement_timestamp())
 WHERE account = $1 AND state = 'held' AND reason_code = $2 AND (hold_until IS NULL OR hold_until > coalesce($3::timestamptz, statement_timestamp()))`
 
-// EndHolds implements store.Requests.
+// EndHolds implements store.Control.
 func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (n int, err error) {
 	err = s.change(ctx, "end holds", func(ctx context.Context, tx pgx.Tx) error {
 		n, err = endHolds(ctx, tx, account, code, s.now(now))
@@ -542,7 +542,7 @@ func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code,
 	return changed(ctx, tx, sqlEndHolds, account, code, now)
 }
 
-// Replay implements store.Requests. A post that may be live stays in doubt.
+// Replay implements store.Control. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
 	_, err = s.move(ctx, "replay request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
 		result, change = r.Replay(laneRow, now)
@@ -551,7 +551,7 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 	return result, err
 }
 
-// Cancel implements store.Requests.
+// Cancel implements store.Control.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
 	_, err = s.move(ctx, "cancel request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
@@ -560,7 +560,7 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 	return before, err
 }
 
-// Reschedule implements store.Requests.
+// Reschedule implements store.Control.
 func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
 	_, err = s.move(ctx, "reschedule request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
 		change, err = r.Reschedule(laneRow, at, now)
@@ -570,14 +570,14 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 	return state, err
 }
 
-// Resolve implements store.Requests.
+// Resolve implements store.Control.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
 	return s.move(ctx, "resolve request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Resolve(laneRow, postID, now)
 	})
 }
 
-// Reconcile implements store.Requests.
+// Reconcile implements store.Control.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
 	_, err := s.move(ctx, "reconcile request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Reconcile(laneRow.At(now))
@@ -595,13 +595,13 @@ WHERE a.name = $1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id = ANY ($1::text[])`
 )
 
-// Anchor implements store.Requests.
+// Anchor implements store.Lanes.
 func (s *Store) Anchor(ctx context.Context, account string) (w store.Anchor, err error) {
 	err = s.db.QueryRow(ctx, sqlAnchor, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
 	return w, s.wrap("find latest post", missing(err, store.ErrNotFound))
 }
 
-// Owned implements store.Requests.
+// Owned implements store.Lanes.
 func (s *Store) Owned(ctx context.Context, postIDs []string) ([]string, error) {
 	owned, err := collect(ctx, s.db, func(row scanner) (id string, err error) {
 		return id, row.Scan(&id)
@@ -609,7 +609,7 @@ func (s *Store) Owned(ctx context.Context, postIDs []string) ([]string, error) {
 	return owned, s.wrap("find owned posts", err)
 }
 
-// Request implements store.Requests.
+// Request implements store.Queries.
 func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record, err error) {
 	err = s.view(ctx, "read request", func(ctx context.Context, tx pgx.Tx) error {
 		found, err := readRecords(ctx, tx, sqlRequest, key.Account, key.ID)
@@ -637,7 +637,7 @@ WHERE ($1 = '' OR account = $1) AND ($2 = '' OR id = $2) AND ($3 = '' OR state =
   AND ($7::timestamptz IS NULL OR (accepted_at, seq) < ($7, $8) OR (accepted_at = $7 AND seq = $8 AND account > $9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 
-// ListRequests implements store.Requests. The statement is planned for each call, since
+// ListRequests implements store.Queries. The statement is planned for each call, since
 // the best index depends on which filters are set.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.Record, err error) {
 	err = s.report(ctx, "list requests", func(ctx context.Context, tx pgx.Tx) error {
@@ -656,7 +656,7 @@ FROM requests AS r CROSS JOIN LATERAL (
 WHERE (account, due_at, seq) > ($1, $2::timestamptz, $3) AND ` + unfinished + `
 ORDER BY account, due_at, seq LIMIT $4`
 
-// Waiting implements store.Requests.
+// Waiting implements store.Queries.
 func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) ([]store.Waiting, error) {
 	return reportAll(ctx, s, "list waiting requests", func(row scanner) (w store.Waiting, err error) {
 		err = row.Scan(&w.Account, &w.ID, &w.Seq, &w.State, &w.Code, at{&w.DueAt}, at{&w.HoldUntil}, at{&w.ExpiresAt}, &w.Begun, &w.Posts, &w.Live)
@@ -669,7 +669,7 @@ SELECT s.state, n.n FROM unnest($1::text[]) AS s (state) CROSS JOIN LATERAL (
     SELECT count(*) AS n FROM (SELECT FROM requests WHERE state = s.state LIMIT $2) AS few) AS n
 WHERE n.n > 0`
 
-// CountRequests implements store.Requests.
+// CountRequests implements store.Queries.
 func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error) {
 	type count struct {
 		state jetpost.State

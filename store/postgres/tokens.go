@@ -286,7 +286,7 @@ WHERE requires_reauth <> reauth_told AND ($1 = '' OR user_id = $1) ORDER BY user
 	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = CASE WHEN version = $3 THEN $2 ELSE NOT requires_reauth END WHERE user_id = $1`
 )
 
-// Notices implements store.Tokens.
+// Notices implements store.Outbox.
 func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
 	notices, err := collect(ctx, s.db, func(row scanner) (n store.Notice, err error) {
 		var meta store.TokenMeta
@@ -296,7 +296,7 @@ func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store
 	return notices, s.wrap("read notices", err)
 }
 
-// MarkNoticed implements store.Tokens.
+// MarkNoticed implements store.Outbox.
 func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
 	n, err := changed(ctx, s.db, sqlMarkNoticed, notice.Account, notice.Required, notice.Version)
 	return s.wrap("mark notice", orNone(n, err, store.ErrNotFound))
@@ -315,13 +315,13 @@ WHERE r.id = $1 GROUP BY r.id`
 
 // BatchDone implements store.Tokens. It reads the round after the batch was committed:
 // if two workers count the last batches at once, the later one sees both.
-func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (store.Round, error) {
-	r, err := readRound(ctx, s.db, round)
+func (s *Store) BatchDone(ctx context.Context, done store.BatchResult) (store.Round, error) {
+	r, err := readRound(ctx, s.db, done.Round)
 	if err == nil {
-		_, err = s.db.Exec(ctx, sqlAddBatch, round, batch, refreshed, failed, skipped, now)
+		_, err = s.db.Exec(ctx, sqlAddBatch, done.Round, done.Batch, done.Refreshed, done.Failed, done.Skipped, done.Now)
 	}
 	if err == nil {
-		r, err = readRound(ctx, s.db, round)
+		r, err = readRound(ctx, s.db, done.Round)
 	}
 	return r, s.wrap("count batch", err)
 }

@@ -32,7 +32,7 @@ func retryDeletions(ctx context.Context, tx pgx.Tx, account string, now any) err
 	return err
 }
 
-// Unpublish implements store.Requests.
+// Unpublish implements store.Control.
 func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
 	_, err = s.move(ctx, "unpublish request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
@@ -41,7 +41,7 @@ func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (be
 	return before, err
 }
 
-// Unpublishing implements store.Requests.
+// Unpublishing implements store.Lanes.
 func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record store.Record, found bool, err error) {
 	err = s.view(ctx, "find deletions", func(ctx context.Context, tx pgx.Tx) error {
 		var generation int64
@@ -57,7 +57,7 @@ func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record stor
 	return record, found, err
 }
 
-// PostDeleted implements store.Requests.
+// PostDeleted implements store.Lanes.
 func (s *Store) PostDeleted(ctx context.Context, claim store.Claim, id string, post int, now time.Time) error {
 	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.PostDeleted(laneRow, post, now)
@@ -65,7 +65,7 @@ func (s *Store) PostDeleted(ctx context.Context, claim store.Claim, id string, p
 	return err
 }
 
-// HoldUnpublish implements store.Requests.
+// HoldUnpublish implements store.Lanes.
 func (s *Store) HoldUnpublish(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
 	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.HoldUnpublish(laneRow, claim, out)
@@ -73,7 +73,7 @@ func (s *Store) HoldUnpublish(ctx context.Context, claim store.Claim, id string,
 	return err
 }
 
-// Deleted implements store.Requests.
+// Deleted implements store.Lanes.
 func (s *Store) Deleted(ctx context.Context, postIDs []string) ([]string, error) {
 	deleted, err := collect(ctx, s.db, func(row scanner) (id string, err error) {
 		return id, row.Scan(&id)

@@ -16,7 +16,7 @@ SET fence = fence + 1, lease_owner = ?2, lease_until = ?3, lost_claims = lost_cl
 WHERE account = ?1 AND (lease_until IS NULL OR lease_until <= ?4)
 RETURNING fence, lost_claims - 1`
 
-// ClaimLane implements store.Requests.
+// ClaimLane implements store.Lanes.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
 	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) error {
 		lane = store.Claim{Account: account, Cache: &store.ClaimCache{}}
@@ -39,7 +39,7 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 const sqlExtendLane = `
 UPDATE lanes SET lease_until = ?3 WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 
-// ExtendLane implements store.Requests.
+// ExtendLane implements store.Lanes.
 func (s *Store) ExtendLane(ctx context.Context, lane store.Claim, lease time.Duration, now time.Time) error {
 	return s.change(ctx, "extend lane", func(ctx context.Context, tx *sql.Tx) error {
 		return fenced(changed(ctx, tx, sqlExtendLane, lane.Account, lane.Fence, micros(now.Add(lease))))
@@ -53,7 +53,7 @@ WHERE account = ?1 AND fence = ?2 AND generation = ?3 AND lease_owner IS NOT NUL
 	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
-// ReleaseLane implements store.Requests.
+// ReleaseLane implements store.Lanes.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, _ time.Time) (released bool, err error) {
 	told, latest := lane.Cache.Mark(), true
 	defer func() {
@@ -99,7 +99,7 @@ SELECT account FROM lanes
 WHERE wake_at <= ?1 AND (lease_until IS NULL OR lease_until <= ?1)
 ORDER BY wake_at, account LIMIT ?2`
 
-// DueLanes implements store.Requests.
+// DueLanes implements store.Lanes.
 func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) (accounts []string, err error) {
 	err = s.view(ctx, "list due lanes", func(ctx context.Context, tx *sql.Tx) error {
 		accounts, err = collect(ctx, tx, scanText, sqlDueLanes, micros(now), limit)
@@ -120,7 +120,7 @@ SELECT coalesce(
     (SELECT due_at FROM requests WHERE account = ?1 AND due_at > ?2 AND ` + unfinished + `
      ORDER BY due_at LIMIT 1)`
 
-// Snapshot implements store.Requests.
+// Snapshot implements store.Lanes.
 func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
 	err = s.view(ctx, "read snapshot of lane", func(ctx context.Context, tx *sql.Tx) error {
 		snapshot, err = readFront(ctx, tx, lane, now)
@@ -158,7 +158,7 @@ func readAhead(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time)
 	return err
 }
 
-// Begin implements store.Requests.
+// Begin implements store.Lanes.
 func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent store.Intent) error {
 	told, latest := claim.Cache.Mark(), true
 	err := s.change(ctx, "begin post", func(ctx context.Context, tx *sql.Tx) (err error) {
@@ -178,16 +178,16 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 
 const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 
-// Posted implements store.Requests. The lane's holder may call it too, because it may
+// Posted implements store.Lanes. The lane's holder may call it too, because it may
 // have found an earlier holder's post on X.
-func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post int, postID string, now time.Time) (jetpost.State, error) {
+func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live store.LivePost) (jetpost.State, error) {
 	var state jetpost.State
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
 		var change store.Change
 		var row *store.Row
 		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 			row = r
-			change, err = r.Posted(laneRow, claim, post, postID, now)
+			change, err = r.Posted(laneRow, claim, live)
 			return change, err
 		})
 		if err == nil {
@@ -198,7 +198,7 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post i
 			return err
 		}
 		// An earlier holder may report its post, too; it gets no snapshot.
-		if err := readAhead(ctx, tx, claim, now); !errors.Is(err, store.ErrFenced) {
+		if err := readAhead(ctx, tx, claim, live.Now); !errors.Is(err, store.ErrFenced) {
 			return err
 		}
 		return nil
@@ -210,7 +210,7 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, post i
 	return state, nil
 }
 
-// Conclude implements store.Requests.
+// Conclude implements store.Lanes.
 func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
 	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Conclude(laneRow, claim, out)
@@ -218,7 +218,7 @@ func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out 
 	return err
 }
 
-// Uploaded implements store.Requests.
+// Uploaded implements store.Lanes.
 func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
 	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Uploaded(laneRow, claim, post, media)
@@ -240,7 +240,7 @@ SELECT coalesce(sum(reserved), 0) FROM lanes WHERE reserved > 0 AND account <> ?
 	sqlReserve = `UPDATE lanes SET reserved = ?3 WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
-// Reserve implements store.Requests.
+// Reserve implements store.Lanes.
 func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (out store.Reserved, err error) {
 	err = s.change(ctx, "reserve calls", func(ctx context.Context, tx *sql.Tx) error {
 		var left, others, take int
@@ -260,7 +260,7 @@ func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservati
 const sqlBehind = sqlFromRequests + `
 WHERE account = ?1 AND state IN ('scheduled', 'queued') AND ` + unfinished + ` AND due_at <= ?2 ORDER BY due_at, seq LIMIT ?3`
 
-// HoldQueue implements store.Requests.
+// HoldQueue implements store.Lanes.
 func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
 	err = s.change(ctx, "hold queue", func(ctx context.Context, tx *sql.Tx) error {
 		held = nil

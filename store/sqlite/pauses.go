@@ -11,7 +11,7 @@ import (
 
 const sqlSetPause = `UPDATE lanes SET paused_at = ?2, paused_until = ?3, pause_reason = ?4, pause_cause = ?5 WHERE account = ?1`
 
-// PauseAccount implements store.Requests.
+// PauseAccount implements store.Control.
 func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pause) error {
 	return s.change(ctx, "pause account", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := setPause(ctx, tx, account, pause, pause.Since)
@@ -19,7 +19,7 @@ func (s *Store) PauseAccount(ctx context.Context, account string, pause store.Pa
 	})
 }
 
-// ResumeAccount implements store.Requests.
+// ResumeAccount implements store.Control.
 func (s *Store) ResumeAccount(ctx context.Context, account string, now time.Time) (before store.Pause, err error) {
 	err = s.change(ctx, "resume account", func(ctx context.Context, tx *sql.Tx) error {
 		if before, err = setPause(ctx, tx, account, store.Pause{}, now); err == nil {
@@ -80,7 +80,7 @@ WHERE ?1 = '' OR account = ?1 ORDER BY account LIMIT ?2`
 	sqlMarkPauseChangeTold = `DELETE FROM pause_changes WHERE account = ?1 AND event = ?2 AND changed_at = ?3`
 )
 
-// PauseChanges implements store.Requests.
+// PauseChanges implements store.Outbox.
 func (s *Store) PauseChanges(ctx context.Context, account string, limit int) (changes []store.PauseChange, err error) {
 	err = s.view(ctx, "read pause changes", func(ctx context.Context, tx *sql.Tx) error {
 		changes, err = collect(ctx, tx, scanPauseChange, sqlPauseChanges, account, limit)
@@ -94,7 +94,7 @@ func scanPauseChange(row scanner) (t store.PauseChange, err error) {
 	return t, err
 }
 
-// MarkPauseChangeTold implements store.Requests.
+// MarkPauseChangeTold implements store.Outbox.
 func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChange) error {
 	return s.change(ctx, "mark pause change", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := changed(ctx, tx, sqlMarkPauseChangeTold, change.Account, string(change.Event), micros(change.At))
@@ -102,7 +102,7 @@ func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChang
 	})
 }
 
-// BlockAccount implements store.Requests. It wakes the lane only if the account may
+// BlockAccount implements store.Lanes. It wakes the lane only if the account may
 // post again.
 func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
 	lane.Cache.Forget()
@@ -141,9 +141,9 @@ SELECT (SELECT count(*) FROM unruled WHERE account = ?1),
 	sqlForgetUnruled = `DELETE FROM unruled WHERE account = ?1`
 )
 
-// Refused implements store.Requests.
-func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string, within time.Duration, now time.Time) (n store.Refusals, err error) {
-	digest := store.TextHash(words)
+// Refused implements store.Lanes.
+func (s *Store) Refused(ctx context.Context, lane store.Claim, id string, refusal store.UnruledRefusal) (n store.Refusals, err error) {
+	digest := store.TextHash(refusal.Words)
 	err = s.change(ctx, "note refusal", func(ctx context.Context, tx *sql.Tx) error {
 		laneRow, err := readLane(ctx, tx, lane.Account)
 		if err == nil && !laneRow.HeldBy(lane) {
@@ -155,10 +155,10 @@ func (s *Store) Refused(ctx context.Context, lane store.Claim, id, words string,
 		if _, err := tx.ExecContext(ctx, sqlUnruledOver, lane.Account); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, sqlUnruled, lane.Account, id, digest, micros(now)); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlUnruled, lane.Account, id, digest, micros(refusal.Now)); err != nil {
 			return err
 		}
-		return tx.QueryRowContext(ctx, sqlCountUnruled, lane.Account, digest, micros(now.Add(-within))).Scan(&n.InARow, &n.Accounts)
+		return tx.QueryRowContext(ctx, sqlCountUnruled, lane.Account, digest, micros(refusal.Now.Add(-refusal.Within))).Scan(&n.InARow, &n.Accounts)
 	})
 	return n, err
 }
@@ -179,7 +179,7 @@ FROM (SELECT requests.account, due_at, ` + unsent + ` AS unsent
             ORDER BY due_at, seq LIMIT ?3) ORDER BY due_at DESC, seq DESC LIMIT 1))
 GROUP BY account ORDER BY account`
 
-// Late implements store.Requests.
+// Late implements store.Queries.
 func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, limit int) (laneRows []store.LateQueue, err error) {
 	err = s.report(ctx, "find late requests", func(ctx context.Context, tx *sql.Tx) error {
 		laneRows, err = collect(ctx, tx, func(row scanner) (l store.LateQueue, err error) {
@@ -194,7 +194,7 @@ func (s *Store) Late(ctx context.Context, account string, dueBefore time.Time, l
 const sqlLateUnsent = sqlFromRequests + `
 WHERE account = ?1 AND due_at < ?2 AND ` + unfinished + ` AND ` + unsent + ` ORDER BY due_at, seq LIMIT ?3`
 
-// ExpireLate implements store.Requests.
+// ExpireLate implements store.Control.
 func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.Time, limit int, now time.Time) (expired []store.Key, err error) {
 	err = s.change(ctx, "expire late requests", func(ctx context.Context, tx *sql.Tx) error {
 		expired = nil
@@ -234,7 +234,7 @@ func expire(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row
 const sqlSent = `
 SELECT sent_at FROM posts WHERE account = ?1 AND state = 'posted' AND sent_at > ?2 ORDER BY sent_at DESC LIMIT ?3`
 
-// Sent implements store.Requests.
+// Sent implements store.Lanes.
 func (s *Store) Sent(ctx context.Context, account string, after time.Time, limit int) (sent []time.Time, err error) {
 	err = s.view(ctx, "find sent posts", func(ctx context.Context, tx *sql.Tx) error {
 		sent, err = collect(ctx, tx, func(row scanner) (t time.Time, err error) {

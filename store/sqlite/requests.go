@@ -26,7 +26,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?12, ?
 	sqlAddPost = `INSERT INTO posts (account, request_id, idx, text_hash, media) VALUES (?1, ?2, ?3, ?4, ?5)`
 )
 
-// Accept implements store.Requests.
+// Accept implements store.Intake.
 func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {
 	out, err := s.AcceptMany(ctx, store.Lease{}, []store.Acceptance{in})
 	switch {
@@ -38,7 +38,7 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision
 	return out[0].Decision, nil
 }
 
-// AcceptMany implements store.Requests.
+// AcceptMany implements store.Intake.
 func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
 	err = s.change(ctx, "accept requests", func(ctx context.Context, tx *sql.Tx) error {
 		out = nil
@@ -204,7 +204,7 @@ func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other sto
 	return store.Key{}, false, nil
 }
 
-// SameText implements store.Requests.
+// SameText implements store.Queries.
 func (s *Store) SameText(ctx context.Context, q store.TextQuery) (other store.Key, found bool, err error) {
 	err = s.view(ctx, "find the same text", func(ctx context.Context, tx *sql.Tx) error {
 		other, found, err = findText(ctx, tx, q)
@@ -263,7 +263,7 @@ DELETE FROM refusals WHERE rowid IN (
 SELECT stored, sequence, account, id, code, problems FROM refusals ORDER BY stored DESC, sequence DESC LIMIT ?1`
 )
 
-// Refuse implements store.Requests.
+// Refuse implements store.Intake.
 func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error {
 	return s.change(ctx, "record refusal", func(ctx context.Context, tx *sql.Tx) error {
 		problems, err := json.Marshal(append([]jetpost.Problem{}, refusal.Problems...)) // a list, if an empty one
@@ -289,7 +289,7 @@ ON CONFLICT (stored, sequence) DO UPDATE SET failures = failures + 1, error = ex
 	sqlForgetFailures = `DELETE FROM intake_failures WHERE stored < ?1`
 )
 
-// JobFailed implements store.Requests.
+// JobFailed implements store.Intake.
 func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int, err error) {
 	err = s.change(ctx, "count failure of job", func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, sqlForgetFailures, f.Stored.Add(-store.RefusalRetention).UnixMicro()); err != nil {
@@ -300,7 +300,7 @@ func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int
 	return failures, err
 }
 
-// Refusals implements store.Requests.
+// Refusals implements store.Queries.
 func (s *Store) Refusals(ctx context.Context, limit int) (refusals []jetpost.Refusal, err error) {
 	err = s.view(ctx, "list refusals", func(ctx context.Context, tx *sql.Tx) error {
 		refusals, err = collect(ctx, tx, scanRefusal, sqlRefusals, limit)
@@ -323,7 +323,7 @@ const sqlEndHolds = `
 UPDATE requests SET hold_until = ?3
 WHERE account = ?1 AND state = 'held' AND reason_code = ?2 AND (hold_until IS NULL OR hold_until > ?3)`
 
-// EndHolds implements store.Requests.
+// EndHolds implements store.Control.
 func (s *Store) EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (n int, err error) {
 	err = s.change(ctx, "end holds", func(ctx context.Context, tx *sql.Tx) error {
 		n, err = endHolds(ctx, tx, account, code, now)
@@ -346,7 +346,7 @@ func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code
 	return n, wake(ctx, tx, account, now)
 }
 
-// Replay implements store.Requests. A post that may be live stays in doubt.
+// Replay implements store.Control. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
 	_, err = s.move(ctx, "replay request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
 		result, change = r.Replay(laneRow, now)
@@ -355,7 +355,7 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 	return result, err
 }
 
-// Cancel implements store.Requests.
+// Cancel implements store.Control.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
 	_, err = s.move(ctx, "cancel request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
 		before = r.Status.State
@@ -364,7 +364,7 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 	return before, err
 }
 
-// Reschedule implements store.Requests.
+// Reschedule implements store.Control.
 func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
 	_, err = s.move(ctx, "reschedule request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
 		change, err = r.Reschedule(laneRow, at, now)
@@ -374,14 +374,14 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 	return state, err
 }
 
-// Resolve implements store.Requests.
+// Resolve implements store.Control.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
 	return s.move(ctx, "resolve request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Resolve(laneRow, postID, now)
 	})
 }
 
-// Reconcile implements store.Requests.
+// Reconcile implements store.Control.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
 	_, err := s.move(ctx, "reconcile request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
 		return r.Reconcile(now)
@@ -398,7 +398,7 @@ WHERE a.name = ?1`
 	sqlOwned = `SELECT post_id FROM posts WHERE post_id IN (SELECT value FROM json_each(?1))`
 )
 
-// Anchor post implements store.Requests.
+// Anchor implements store.Lanes.
 func (s *Store) Anchor(ctx context.Context, account string) (w store.Anchor, err error) {
 	err = s.view(ctx, "find latest post", func(ctx context.Context, tx *sql.Tx) error {
 		err := tx.QueryRowContext(ctx, sqlAnchor, account).Scan(&w.XUserID, &w.PostID, at{&w.SentAt})
@@ -407,7 +407,7 @@ func (s *Store) Anchor(ctx context.Context, account string) (w store.Anchor, err
 	return w, err
 }
 
-// Owned implements store.Requests.
+// Owned implements store.Lanes.
 func (s *Store) Owned(ctx context.Context, postIDs []string) (owned []string, err error) {
 	ids, err := json.Marshal(append([]string{}, postIDs...))
 	if err != nil {
@@ -422,7 +422,7 @@ func (s *Store) Owned(ctx context.Context, postIDs []string) (owned []string, er
 	return owned, err
 }
 
-// Request implements store.Requests.
+// Request implements store.Queries.
 func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record, err error) {
 	err = s.view(ctx, "read request", func(ctx context.Context, tx *sql.Tx) error {
 		r, err := readRequest(ctx, tx, key)
@@ -441,7 +441,7 @@ WHERE (?1 = '' OR account = ?1) AND (?2 = '' OR id = ?2) AND (?3 = '' OR state =
   AND (?7 IS NULL OR (accepted_at, seq) < (?7, ?8) OR (accepted_at = ?7 AND seq = ?8 AND account > ?9))
 ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
 
-// ListRequests implements store.Requests.
+// ListRequests implements store.Queries.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []store.Record, err error) {
 	err = s.report(ctx, "list requests", func(ctx context.Context, tx *sql.Tx) error {
 		rows, err := collect(ctx, tx, scanRequest, sqlListRequests,
@@ -468,7 +468,7 @@ FROM requests AS r
 WHERE (account, due_at, seq) > (?1, ?2, ?3) AND ` + unfinished + `
 ORDER BY account, due_at, seq LIMIT ?4`
 
-// Waiting implements store.Requests.
+// Waiting implements store.Queries.
 func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) (list []store.Waiting, err error) {
 	err = s.report(ctx, "list waiting requests", func(ctx context.Context, tx *sql.Tx) error {
 		list, err = collect(ctx, tx, func(row scanner) (w store.Waiting, err error) {
@@ -485,7 +485,7 @@ SELECT value, n FROM (
     SELECT value, (SELECT count(*) FROM (SELECT 1 FROM requests WHERE state = value LIMIT ?2)) AS n FROM json_each(?1))
 WHERE n > 0`
 
-// CountRequests implements store.Requests.
+// CountRequests implements store.Queries.
 func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int, err error) {
 	counts = make(map[jetpost.State]int)
 	states, err := json.Marshal(jetpost.States())
@@ -508,7 +508,7 @@ func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int
 const sqlOutboxPending = `
 SELECT account, id FROM requests WHERE announced < revision AND updated_at < ?1 ORDER BY updated_at LIMIT ?2`
 
-// OutboxPending implements store.Requests.
+// OutboxPending implements store.Outbox.
 func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) (keys []store.Key, err error) {
 	err = s.view(ctx, "list pending events", func(ctx context.Context, tx *sql.Tx) error {
 		keys, err = collect(ctx, tx, func(row scanner) (key store.Key, err error) {
@@ -529,7 +529,7 @@ UPDATE requests SET announced = CASE WHEN ` + begunOnly + ` THEN revision ELSE m
 WHERE account = ?1 AND id = ?2 RETURNING revision = ?3 OR ` + begunOnly
 )
 
-// MarkDelivered implements store.Requests.
+// MarkDelivered implements store.Outbox.
 func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64) (latest bool, err error) {
 	err = s.change(ctx, "mark event delivered", func(ctx context.Context, tx *sql.Tx) error {
 		err := tx.QueryRowContext(ctx, sqlMarkDelivered, key.Account, key.ID, revision).Scan(&latest)
@@ -538,7 +538,7 @@ func (s *Store) MarkDelivered(ctx context.Context, key store.Key, revision int64
 	return latest, err
 }
 
-// MarkManyDelivered implements store.Requests.
+// MarkManyDelivered implements store.Outbox.
 func (s *Store) MarkManyDelivered(ctx context.Context, told []store.Revision) (rest []store.Key, err error) {
 	err = s.change(ctx, "mark events delivered", func(ctx context.Context, tx *sql.Tx) error {
 		rest = nil

@@ -302,7 +302,7 @@ WHERE requires_reauth <> reauth_told AND (?1 = '' OR user_id = ?1) ORDER BY user
 	sqlMarkNoticed = `UPDATE oauth_tokens SET reauth_told = CASE WHEN version = ?3 THEN ?2 ELSE NOT requires_reauth END WHERE user_id = ?1`
 )
 
-// Notices implements store.Tokens.
+// Notices implements store.Outbox.
 func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store.Notice, error) {
 	var notices []store.Notice
 	err := s.view(ctx, "read notices", func(ctx context.Context, tx *sql.Tx) (err error) {
@@ -322,7 +322,7 @@ func scanNotice(row scanner) (n store.Notice, err error) {
 	return n.About(meta), err
 }
 
-// MarkNoticed implements store.Tokens.
+// MarkNoticed implements store.Outbox.
 func (s *Store) MarkNoticed(ctx context.Context, notice store.Notice) error {
 	return s.change(ctx, "mark notice", func(ctx context.Context, tx *sql.Tx) error {
 		n, err := changed(ctx, tx, sqlMarkNoticed, notice.Account, notice.Required, notice.Version)
@@ -353,15 +353,15 @@ WHERE r.id = ?1 GROUP BY r.id`
 )
 
 // BatchDone implements store.Tokens.
-func (s *Store) BatchDone(ctx context.Context, round string, batch, refreshed, failed, skipped int, now time.Time) (r store.Round, err error) {
+func (s *Store) BatchDone(ctx context.Context, done store.BatchResult) (r store.Round, err error) {
 	err = s.change(ctx, "count batch", func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := readRound(ctx, tx, round); err != nil {
+		if _, err := readRound(ctx, tx, done.Round); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, sqlAddBatch, round, batch, refreshed, failed, skipped, micros(now)); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlAddBatch, done.Round, done.Batch, done.Refreshed, done.Failed, done.Skipped, micros(done.Now)); err != nil {
 			return err
 		}
-		r, err = readRound(ctx, tx, round)
+		r, err = readRound(ctx, tx, done.Round)
 		return err
 	})
 	return r, err

@@ -162,7 +162,7 @@ func publishThree(t *testing.T, b *bundle, account string, taken bool) error {
 		if taken {
 			id = "x-" + account + "-0"
 		}
-		if _, err := b.st.Posted(t.Context(), lane, next.Head.ID, 0, id, b.now); err != nil {
+		if _, err := b.st.Posted(t.Context(), lane, next.Head.ID, store.LivePost{PostID: id, Now: b.now}); err != nil {
 			return err
 		}
 	}
@@ -190,7 +190,7 @@ func nextMissesNothing(t *testing.T, b *bundle) {
 				t.Error(err)
 			}
 		})
-		_, err := b.st.Posted(t.Context(), lane, next.Head.ID, 0, fmt.Sprintf("x-%d", n), b.now)
+		_, err := b.st.Posted(t.Context(), lane, next.Head.ID, store.LivePost{PostID: fmt.Sprintf("x-%d", n), Now: b.now})
 		testkit.Must(t, err)
 		next, ok := lane.Next()
 		if !ok {

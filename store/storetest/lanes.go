@@ -87,7 +87,7 @@ func fences(t *testing.T, b *bundle) {
 			return err
 		}},
 		{"posted", func() error {
-			_, err := b.st.Posted(t.Context(), old, "one", 0, "p", b.now)
+			_, err := b.st.Posted(t.Context(), old, "one", store.LivePost{PostID: "p", Now: b.now})
 			return err
 		}},
 		{"release", func() error {
@@ -325,7 +325,7 @@ func postedAfterTakeover(t *testing.T, b *bundle) {
 
 	b.concludePost(t, lane, "again", jetpost.StateHeld, jetpost.CodeXUnavailable, 0, jetpost.PostPending)
 	b.begin(t, lane, "again", 0)
-	_, err := b.st.Posted(t.Context(), old, "again", 0, "p", b.now)
+	_, err := b.st.Posted(t.Context(), old, "again", store.LivePost{PostID: "p", Now: b.now})
 	fails(t, "post whose latest intent is another's", err, store.ErrFenced)
 }
 
@@ -349,7 +349,7 @@ func postedTaken(t *testing.T, b *bundle) {
 	b.begin(t, lane, "one", 0)
 	b.posted(t, lane, "one", 0, "p")
 	b.begin(t, lane, "two", 0)
-	_, err := b.st.Posted(t.Context(), lane, "two", 0, "p", b.now)
+	_, err := b.st.Posted(t.Context(), lane, "two", store.LivePost{PostID: "p", Now: b.now})
 	fails(t, "post of another request", err, store.ErrPostTaken)
 	equal(t, "its state", b.request(t, "two").Posts[0].State, jetpost.PostSending)
 }

@@ -126,7 +126,7 @@ func (m *machine) publish(rt *rapid.T) {
 	if err := m.worker(rt).Begin(m.t.Context(), m.lane(), head.ID, intent); err != nil {
 		rt.Fatalf("begin: %v", err)
 	}
-	state, err := m.worker(rt).Posted(m.t.Context(), m.lane(), head.ID, 0, m.account+"-"+head.ID, m.now)
+	state, err := m.worker(rt).Posted(m.t.Context(), m.lane(), head.ID, store.LivePost{PostID: m.account + "-" + head.ID, Now: m.now})
 	if err != nil || state != jetpost.StatePublished {
 		rt.Fatalf("posted: %v, %v", state, err)
 	}

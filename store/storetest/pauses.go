@@ -247,7 +247,7 @@ func refused(t *testing.T, b *bundle) {
 	now := b.now
 	count := func(what string, lane store.Claim, id, words string, inARow, accounts int) {
 		t.Helper()
-		n, err := b.st.Refused(t.Context(), lane, id, words, time.Minute, now)
+		n, err := b.st.Refused(t.Context(), lane, id, store.UnruledRefusal{Words: words, Within: time.Minute, Now: now})
 		testkit.Must(t, err)
 		equal(t, what, n, store.Refusals{InARow: inARow, Accounts: accounts})
 	}
@@ -266,7 +266,7 @@ func refused(t *testing.T, b *bundle) {
 	testkit.Must(t, err)
 	count("after a person's word", lane, "three", "words", 1, 1)
 	b.release(t, lane, time.Time{})
-	_, err = b.st.Refused(t.Context(), lane, "two", "words", time.Minute, now)
+	_, err = b.st.Refused(t.Context(), lane, "two", store.UnruledRefusal{Words: "words", Within: time.Minute, Now: now})
 	fails(t, "without the lane", err, store.ErrFenced)
 }
 
@@ -397,7 +397,7 @@ func expireConcurrently(t *testing.T, b *bundle) {
 				err := stores[0].Begin(t.Context(), lane, ids[n], b.intent(0))
 				if err == nil {
 					sent[n] = true
-					_, err = stores[0].Posted(t.Context(), lane, ids[n], 0, "x-"+ids[n], b.now)
+					_, err = stores[0].Posted(t.Context(), lane, ids[n], store.LivePost{PostID: "x-" + ids[n], Now: b.now})
 				}
 				if err != nil && !errors.Is(err, store.ErrNotRunnable) {
 					return false, err

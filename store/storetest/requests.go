@@ -648,7 +648,7 @@ func waiting(t *testing.T, b *bundle) {
 	other, _, err := b.st.ClaimLane(t.Context(), "beta", "worker", longLease, b.now)
 	testkit.Must(t, err)
 	testkit.Must(t, b.st.Begin(t.Context(), other, "thread", b.intent(0)))
-	_, err = b.st.Posted(t.Context(), other, "thread", 0, "p-thread", b.now)
+	_, err = b.st.Posted(t.Context(), other, "thread", store.LivePost{PostID: "p-thread", Now: b.now})
 	testkit.Must(t, err)
 	equal(t, "live posts of a thread", b.waiting(t, 10)[4].Live, 1)
 }

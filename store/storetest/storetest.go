@@ -372,7 +372,7 @@ func (b *bundle) dueTime(t *testing.T, id string) time.Time {
 
 func (b *bundle) posted(t *testing.T, lane store.Claim, id string, post int, postID string) jetpost.State {
 	t.Helper()
-	state, err := b.st.Posted(t.Context(), lane, id, post, postID, b.now)
+	state, err := b.st.Posted(t.Context(), lane, id, store.LivePost{Post: post, PostID: postID, Now: b.now})
 	testkit.Must(t, err)
 	return state
 }

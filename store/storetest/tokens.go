@@ -768,7 +768,7 @@ func openRound(t *testing.T, b *bundle) {
 	if _, err := b.st.OpenRound(t.Context(), uuid.NewString(), window, 0, b.now); err == nil {
 		t.Error("a round of batches of nothing was opened")
 	}
-	_, err := b.st.BatchDone(t.Context(), round.Round, 1, 2, 0, 0, b.now)
+	_, err := b.st.BatchDone(t.Context(), store.BatchResult{Round: round.Round, Batch: 1, Refreshed: 2, Now: b.now})
 	testkit.Must(t, err)
 	b.addToken(t, "late", b.now.Add(-5*time.Hour), b.now)
 	again, err := b.st.OpenRound(t.Context(), round.Round, window, 1, b.now)
@@ -795,7 +795,7 @@ func openRoundForgets(t *testing.T, b *bundle) {
 	b.addDue(t, 1)
 	old := b.openRound(t, 1)
 	done := func() (store.Round, error) {
-		return b.st.BatchDone(t.Context(), old.Round, 0, 1, 0, 0, b.now)
+		return b.st.BatchDone(t.Context(), store.BatchResult{Round: old.Round, Refreshed: 1, Now: b.now})
 	}
 	_, err := done()
 	testkit.Must(t, err)
@@ -826,7 +826,9 @@ func batchDone(t *testing.T, b *bundle) {
 	b.addDue(t, 3)
 	round := b.openRound(t, 2)
 	done := func(batch, refreshed, failed, skipped int) store.Round {
-		got, err := b.st.BatchDone(t.Context(), round.Round, batch, refreshed, failed, skipped, b.now)
+		got, err := b.st.BatchDone(t.Context(), store.BatchResult{
+			Round: round.Round, Batch: batch, Refreshed: refreshed, Failed: failed, Skipped: skipped, Now: b.now,
+		})
 		testkit.Must(t, err)
 		return got
 	}
@@ -839,7 +841,7 @@ func batchDone(t *testing.T, b *bundle) {
 	testkit.Must(t, b.st.RoundDelivered(t.Context(), round.Round))
 	whole.Delivered = true
 	equal(t, "reported again after the end", done(0, 0, 0, 1), whole)
-	_, err := b.st.BatchDone(t.Context(), uuid.NewString(), 0, 1, 0, 0, b.now)
+	_, err := b.st.BatchDone(t.Context(), store.BatchResult{Round: uuid.NewString(), Refreshed: 1, Now: b.now})
 	fails(t, "no such round", err, store.ErrNotFound)
 }
 

@@ -1,0 +1,71 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jetpost/jetpost/internal/secret"
+)
+
+// Link is a one-time link by which a person connects an X account.
+type Link struct {
+	// ID names the link in logs and calls. It does not open the link.
+	ID        string
+	Account   string // the name under which the account is connected; it may not exist yet
+	ReturnTo  string // where to send the person afterwards; "" shows a page
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    time.Time // zero until an account was connected by it
+}
+
+// NewLink is a link to store. Its token has at least 256 random bits. Only a hash of it
+// is stored.
+type NewLink struct {
+	Token     secret.String
+	Account   string
+	ReturnTo  string
+	ExpiresAt time.Time
+	Now       time.Time
+}
+
+// LinkAttempt is one attempt to connect by a link: the redirect to X and back. State
+// and Browser have at least 256 random bits; they are stored as hashes. The verifier is
+// sealed.
+type LinkAttempt struct {
+	State     secret.String // goes to X and back through the browser's address bar
+	Browser   secret.String // stays with the browser that began
+	Verifier  secret.String // of PKCE
+	ExpiresAt time.Time
+	Now       time.Time
+}
+
+const (
+	// LinkRetention is how long an expired link is still recognised.
+	LinkRetention = 7 * 24 * time.Hour
+	// MaxForgottenLinks is how many older links one call of AddLink deletes. Each call
+	// adds one, so any backlog shrinks.
+	MaxForgottenLinks = 100 // rows
+)
+
+// Links stores one-time links. A link connects one account, once. Until then the person
+// may try again, also in another tab: only the newest attempt counts.
+type Links interface {
+	// AddLink stores a link, and deletes those that expired LinkRetention ago.
+	AddLink(ctx context.Context, link NewLink) error
+	// Link returns the link with that token, in any state, or ErrNotFound.
+	Link(ctx context.Context, token secret.String) (Link, error)
+	// BeginAttempt replaces the link's attempt by a new one. ErrNotFound, ErrLinkUsed,
+	// ErrLinkExpired; ErrLinkBusy while an attempt is being finished.
+	BeginAttempt(ctx context.Context, token secret.String, attempt LinkAttempt) (Link, error)
+	// TakeAttempt hands out the attempt with that state, once, to the browser that
+	// began it. An attempt may end after its link has expired, if it began in time. The
+	// link is busy for the length of the lease, so that two attempts are never finished
+	// at once. ErrNotFound, ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver.
+	TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (Link, secret.String, error)
+	// GiveUpAttempt says that the taken attempt connected no account. It ends the
+	// attempt's lease.
+	GiveUpAttempt(ctx context.Context, id string, state secret.String) error
+	// UseLink says that an account was connected by the link. The link opens nothing
+	// after that. The first call counts. ErrNotFound.
+	UseLink(ctx context.Context, id string, now time.Time) error
+}

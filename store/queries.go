@@ -1,0 +1,93 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jetpost/jetpost"
+)
+
+// Filter narrows a list; zero fields match everything.
+type Filter struct {
+	Account string
+	ID      string
+	State   jetpost.State
+	Code    jetpost.Code
+	Since   time.Time // accepted at or after
+	Limit   int       // default DefaultListLimit
+	After   Place     // those behind it in the list; the zero value begins
+}
+
+// DefaultListLimit is how many requests a Filter without a limit lets through.
+const DefaultListLimit = 100
+
+// Rows is the limit, or its default.
+func (f Filter) Rows() int {
+	if f.Limit <= 0 {
+		return DefaultListLimit
+	}
+	return f.Limit
+}
+
+// Place is where a request stands in a list.
+type Place struct {
+	AcceptedAt time.Time
+	Seq        int64
+	Account    string
+}
+
+// Place is where the request stands in a list.
+func (r Record) Place() Place {
+	return Place{AcceptedAt: r.Status.AcceptedAt, Seq: r.Seq, Account: r.Account}
+}
+
+// Waiting is an unfinished request in its account's queue, without its content.
+type Waiting struct {
+	Key
+	Seq       int64
+	State     jetpost.State
+	Code      jetpost.Code // why it is held or unknown; else ""
+	DueAt     time.Time
+	HoldUntil time.Time
+	ExpiresAt time.Time
+	// Begun says that the request goes before all that have not begun.
+	Begun bool
+	// Posts counts its posts, 0 if no worker could read it yet. Live counts those that
+	// are live.
+	Posts, Live int
+}
+
+// LateQueue is the part of an account's queue that was due before a time and is not
+// done.
+type LateQueue struct {
+	Account string
+	// Unsent counts the requests of which nothing was sent. Since is when the first of
+	// them was due.
+	Unsent int
+	Since  time.Time
+	// Begun counts the others: a post of them is live or may be live, or no worker
+	// could read them so far.
+	Begun int
+}
+
+// Queries reads requests and what was refused.
+type Queries interface {
+	// Request returns one request, or ErrNotFound.
+	Request(ctx context.Context, key Key) (Record, error)
+	// ListRequests returns requests, the latest accepted first.
+	ListRequests(ctx context.Context, filter Filter) ([]Record, error)
+	// Waiting returns up to limit unfinished requests behind after, by account, due
+	// time and sequence of acceptance. The zero value starts at the first one.
+	Waiting(ctx context.Context, after Waiting, limit int) ([]Waiting, error)
+	// CountRequests counts requests by state, up to MaxCounted of each.
+	CountRequests(ctx context.Context) (map[jetpost.State]int, error)
+	// Late returns, by account, the unfinished requests that were due before a time: of
+	// one account, or of all accounts that have such requests if account is "". It
+	// counts up to limit of each account, in the order of the queue.
+	Late(ctx context.Context, account string, dueBefore time.Time, limit int) ([]LateQueue, error)
+	// SameText returns a request of another account that posts one of the texts too
+	// near in time. A post of it is live, may be live, or is still to be sent.
+	SameText(ctx context.Context, q TextQuery) (Key, bool, error)
+	// Refusals returns the latest refusals, newest first.
+	Refusals(ctx context.Context, limit int) ([]jetpost.Refusal, error)
+}
