@@ -34,6 +34,10 @@ const (
 	FirstPostSent                  // Took: since its request was due
 	DoubtEnded                     // Label: a DoubtEnd
 	TokenExchanged                 // Label: an ExchangeEnd
+
+	// The answers to what a worker asks every two seconds, with Took.
+	DatabaseAnswered
+	NATSAnswered
 )
 
 // What became of a post that was sent, as Label of PostSettled.

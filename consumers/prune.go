@@ -75,6 +75,43 @@ type Pruner struct {
 	renewAt time.Time
 }
 
+// PruneConfig is what pruning needs.
+type PruneConfig struct {
+	Ledger    store.Store
+	JetStream jetstream.JetStream
+	Names     jetpost.Names
+	Worker    string // names the process in the lease
+	// Keep is how long requests are kept once they have finished.
+	Keep time.Duration
+	Log  *slog.Logger
+}
+
+// Prune removes once what finished that long ago; a dry run only counts it. It fails with
+// ErrPruning while another process prunes; with an error it says how far it came.
+func Prune(ctx context.Context, c PruneConfig, dry bool) (PruneReport, error) {
+	p, err := newPruner(ctx, c)
+	if err != nil {
+		return PruneReport{DryRun: dry}, err
+	}
+	defer func() {
+		if !dry {
+			_ = p.Ledger.DropLeases(context.WithoutCancel(ctx), []string{PruneLease}, p.Worker, time.Now()) // it runs out
+		}
+	}()
+	return p.Round(ctx, dry)
+}
+
+func newPruner(ctx context.Context, c PruneConfig) (*Pruner, error) {
+	media, err := publishers.OpenMediaObjects(ctx, c.JetStream, c.Names)
+	if err != nil {
+		return nil, err
+	}
+	return &Pruner{
+		Ledger: c.Ledger, Media: media, JS: c.JetStream, Names: c.Names, Heartbeats: publishers.NewHeartbeats(c.JetStream, c.Names),
+		Worker: c.Worker, Keep: c.Keep, Log: c.Log,
+	}, nil
+}
+
 // PruneReport is what a round came to.
 type PruneReport struct {
 	DryRun   bool  `json:"dry_run"`

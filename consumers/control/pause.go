@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
@@ -88,7 +85,7 @@ func (c *Control) AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpos
 	if err != nil {
 		return jetpost.AppPaused{}, err
 	}
-	pauses, err := AppPauseControl(ctx, c.JS, c.Names, c.Ledger, c.Log)
+	pauses, err := c.appPauses(ctx)
 	if err != nil {
 		return jetpost.AppPaused{}, err
 	}
@@ -130,7 +127,7 @@ func (c *Control) AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetp
 	if err := c.expireLate(ctx, "", in.ExpireBefore, &r); err != nil {
 		return r, err
 	}
-	pauses, err := AppPauseControl(ctx, c.JS, c.Names, c.Ledger, c.Log)
+	pauses, err := c.appPauses(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -168,13 +165,13 @@ func (c *Control) AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetp
 	return resumed, nil
 }
 
-// AppPauseControl is where the app is paused and resumed.
-func AppPauseControl(ctx context.Context, js jetstream.JetStream, names jetpost.Names, ledger store.Store, log *slog.Logger) (*consumers.AppPauseControl, error) {
-	signer, err := consumers.LedgerSigner(ctx, ledger)
+// appPauses is where the app is paused and resumed.
+func (c *Control) appPauses(ctx context.Context) (*consumers.AppPauseControl, error) {
+	signer, err := consumers.LedgerSigner(ctx, c.Ledger)
 	if err != nil {
 		return nil, DatabaseError(err)
 	}
-	return &consumers.AppPauseControl{Bucket: publishers.NewAppPauses(js, names).Signed(signer), Ledger: ledger, Log: log}, nil
+	return &consumers.AppPauseControl{Bucket: publishers.NewAppPauses(c.JS, c.Names).Signed(signer), Ledger: c.Ledger, Log: c.Log}, nil
 }
 
 // AccountResume ends an account's pause, and the wait of what it held. Before that,

@@ -29,7 +29,7 @@ import (
 
 const (
 	// DefaultSlots is how many lanes one worker runs at once.
-	DefaultSlots = 16
+	DefaultSlots = consumers.DefaultSlots
 	// MaxSlots bounds it: each slot holds a pull request and at times a
 	// database connection.
 	MaxSlots = 1024
@@ -39,8 +39,8 @@ const (
 
 // The roles of a worker.
 const (
-	RolePublish = "publish"
-	RoleRefresh = "refresh"
+	RolePublish = consumers.RolePublish
+	RoleRefresh = consumers.RoleRefresh
 )
 
 // Config is everything that the parts need to know. Validate lists every

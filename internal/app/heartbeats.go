@@ -9,11 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
 )
@@ -25,19 +23,6 @@ const (
 	// heartbeatWithin bounds giving a heartbeat, and removing it when a worker stops.
 	heartbeatWithin = 3 * time.Second
 )
-
-// counted counts the deliveries in progress.
-type counted struct {
-	consumers.Handler
-	used atomic.Int64
-}
-
-// Handle implements consumers.Handler.
-func (c *counted) Handle(ctx context.Context, d consumers.Delivery) error {
-	c.used.Add(1)
-	defer c.used.Add(-1)
-	return c.Handler.Handle(ctx, d)
-}
 
 // giveHeartbeat gives one heartbeat.
 func (w *Worker) giveHeartbeat(ctx context.Context) {
@@ -78,9 +63,9 @@ func (w *Worker) heartbeat() publishers.Heartbeat {
 	}
 	if slices.Contains(s.Roles, RolePublish) {
 		s.Slots = cmp.Or(w.cfg.Slots, DefaultSlots)
-		s.Used = int(w.lanes.used.Load())
+		s.Used = w.worker.Lanes()
 	}
-	if err := w.health.Err(); err != nil {
+	if err := w.worker.Err(); err != nil {
 		s.Faults = oneLine(err)
 	}
 	return s

@@ -21,10 +21,10 @@ func (w *Worker) standing(ctx context.Context) (telemetry.Standing, error) {
 		return telemetry.Standing{}, err
 	}
 	worker := telemetry.Worker{
-		Ready: w.fault() == nil, Pools: w.ledger.Pools(), Windows: w.windows.Of(""), Spool: w.media.Spooled(),
+		Ready: w.fault() == nil, Pools: w.ledger.Pools(), Windows: w.worker.AppWindows(), Spool: w.worker.Spooled(),
 	}
-	if w.lanes != nil {
-		worker.Slots, worker.Lanes = cmp.Or(w.cfg.Slots, DefaultSlots), int(w.lanes.used.Load())
+	if w.has(RolePublish) {
+		worker.Slots, worker.Lanes = cmp.Or(w.cfg.Slots, DefaultSlots), w.worker.Lanes()
 	}
 	for _, d := range w.cfg.disks() {
 		worker.Disks = append(worker.Disks, health.Disk{What: d.What, Path: d.Path, Free: d.Free, Total: d.Total})

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/web"
 )
 
@@ -142,8 +143,8 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 	if w.control, err = cfg.OpenControl(ctx, log); err != nil {
 		return nil, err
 	}
-	if err := checkClock(ctx, w.control.Ledger); err != nil {
-		return nil, err
+	if err := consumers.CheckClock(ctx, w.control.Ledger); err != nil {
+		return nil, databaseError(err)
 	}
 	connector, err := w.control.Connector()
 	if err != nil {

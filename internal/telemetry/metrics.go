@@ -143,14 +143,12 @@ func (m *Metrics) Observe(o consumers.Observation) {
 		m.doubts.WithLabelValues(o.Label).Inc()
 	case consumers.TokenExchanged:
 		m.exchanges.WithLabelValues(o.Label).Inc()
+	case consumers.DatabaseAnswered:
+		m.database.Observe(o.Took.Seconds())
+	case consumers.NATSAnswered:
+		m.nats.Observe(o.Took.Seconds())
 	}
 }
 
 // seconds of a time that two clocks have told, which may differ a little.
 func seconds(d time.Duration) float64 { return max(d, 0).Seconds() }
-
-// DatabaseAnswered and NATSAnswered tell how long an answer took.
-func (m *Metrics) DatabaseAnswered(took time.Duration) { m.database.Observe(took.Seconds()) }
-
-// NATSAnswered is DatabaseAnswered for NATS.
-func (m *Metrics) NATSAnswered(took time.Duration) { m.nats.Observe(took.Seconds()) }
