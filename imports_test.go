@@ -496,11 +496,11 @@ func admissionAsked() map[string][]string {
 		"Sent":       {"consumers patientLedger.Sent", "consumers/admission Pass.postingLimit"},
 
 		// Token care has no windows and no account's pause: it asks the gate.
-		"Allow":  {"consumers Refresher.exchange", "consumers/admission Gate.Allow", "consumers/admission Pass.Permit"},
-		"Outage": {"consumers RefreshHandler.claim", "consumers/admission Pass.heard"},
+		"Allow":  {"consumers refresher.exchange", "consumers/admission Gate.Allow", "consumers/admission Pass.Permit"},
+		"Outage": {"consumers refreshHandler.claim", "consumers/admission Pass.heard"},
 		"Paused": {
-			"consumers RefreshHandler.claim", "consumers RefreshHandler.one", "consumers RefreshHandler.tick", "consumers Refresher.Fresh",
-			"consumers Sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Pause", "consumers/admission Pass.heard",
+			"consumers refreshHandler.claim", "consumers refreshHandler.one", "consumers refreshHandler.tick", "consumers refresher.Fresh",
+			"consumers sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Pause", "consumers/admission Pass.heard",
 			"consumers/admission Pass.paused",
 		},
 	}

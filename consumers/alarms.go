@@ -18,10 +18,10 @@ const (
 	alarmGrace = 2 * time.Second
 )
 
-// Alarms wake lanes when they are due. The NATS server checks its schedules every 250 ms at
+// alarms wake lanes when they are due. The NATS server checks its schedules every 250 ms at
 // best; the worker that has released a lane wakes it on time. An alarm only says when to
 // ask the ledger, which decides by its own clock what is due.
-type Alarms struct {
+type alarms struct {
 	Wakeups manyWaker
 	// Here converts a time of the database's clock to this machine's clock. If it is nil,
 	// the clocks agree.
@@ -37,7 +37,7 @@ type Alarms struct {
 
 // schedule returns when NATS has to wake a lane that is due at wakeAt, and whether this
 // worker sets an alarm for it, too.
-func (a *Alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
+func (a *alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
 	switch {
 	case a == nil:
 		return wakeAt, false
@@ -49,7 +49,7 @@ func (a *Alarms) schedule(wakeAt, now time.Time) (at time.Time, keeps bool) {
 }
 
 // set wakes the account at the given time. It replaces an earlier alarm.
-func (a *Alarms) set(ctx context.Context, account string, at time.Time) {
+func (a *alarms) set(ctx context.Context, account string, at time.Time) {
 	ctx = context.WithoutCancel(ctx)
 	if a.Here != nil {
 		at = a.Here(at)
@@ -76,7 +76,7 @@ func (a *Alarms) set(ctx context.Context, account string, at time.Time) {
 }
 
 // clear removes the account's alarm.
-func (a *Alarms) clear(account string) {
+func (a *alarms) clear(account string) {
 	if a == nil {
 		return
 	}
@@ -85,7 +85,7 @@ func (a *Alarms) clear(account string) {
 	a.drop(account)
 }
 
-func (a *Alarms) drop(account string) {
+func (a *alarms) drop(account string) {
 	if timer := a.timers[account]; timer != nil {
 		timer.Stop()
 		delete(a.timers, account)
@@ -93,7 +93,7 @@ func (a *Alarms) drop(account string) {
 }
 
 // Stop removes all alarms. The schedules in NATS wake their lanes.
-func (a *Alarms) Stop() {
+func (a *alarms) Stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.stopped = true
@@ -104,7 +104,7 @@ func (a *Alarms) Stop() {
 
 // wake wakes the account. Accounts that become due during a call are woken together by the
 // next one.
-func (a *Alarms) wake(ctx context.Context, account string) {
+func (a *alarms) wake(ctx context.Context, account string) {
 	a.due = append(a.due, account)
 	if a.waking {
 		return

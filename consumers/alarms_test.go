@@ -32,14 +32,14 @@ func (b *testBundle) wokenBy(t *testing.T, account string) string {
 
 // withAlarm accepts a request of acme that is due at the given time, and runs its lane on a
 // worker that sets an alarm for it.
-func (b *testBundle) withAlarm(t *testing.T, at time.Time) *Alarms {
+func (b *testBundle) withAlarm(t *testing.T, at time.Time) *alarms {
 	t.Helper()
 	b.account(t, "acme", 0)
 	b.accept(t, jetpost.Request{ID: "1", Posts: thread("one"), PublishAt: at})
 	b.purge(t, b.names.LanesStream())
-	alarms := &Alarms{Wakeups: b.wakeups, Log: b.log}
+	alarms := &alarms{Wakeups: b.wakeups, Log: b.log}
 	t.Cleanup(alarms.Stop)
-	b.run(t, b.lane(func(h *PublishHandler) { h.Alarms = alarms }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Alarms = alarms }), "acme")
 	return alarms
 }
 
@@ -84,7 +84,7 @@ func TestAlarmTakenBack(t *testing.T) {
 
 	soon := time.Now().Add(alarmWithin / 2)
 	key := b.accept(t, jetpost.Request{ID: "2", Posts: thread("two"), PublishAt: soon})
-	h := b.lane(func(h *PublishHandler) { h.Alarms = alarms })
+	h := b.lane(func(h *publishHandler) { h.Alarms = alarms })
 	b.run(t, h, "acme")
 	testkit.Equal(t, "alarms", len(alarms.timers), 1)
 	_, err := b.ledger.Cancel(t.Context(), key, time.Now())
@@ -100,7 +100,7 @@ func TestAlarmByTheDatabasesClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const behind = time.Second
 		there := func(context.Context) (time.Time, error) { return time.Now().Add(-behind), nil }
-		c := &Clocks{Database: there, Health: &Health{}, Log: offline(t).log}
+		c := &clocks{Database: there, Health: &health{}, Log: offline(t).log}
 		c.Compare(t.Context())
 		at := time.Now()
 		testkit.Equal(t, "how much later that is here", c.Here(at).Sub(at), behind)

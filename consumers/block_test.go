@@ -471,7 +471,7 @@ func TestCutOffImages(t *testing.T) {
 			testkit.Equal(t, fmt.Sprintf("%s cut at %d", mime, n), cutOff(mime, whole[:n]), true)
 		}
 	}
-	_, err := (&MediaSource{}).spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]), 0)
+	_, err := (&mediaSource{}).spool(bytes.NewReader(plain.Bytes()[:plain.Len()-2]), 0)
 	var fault *mediaError
 	testkit.Equal(t, "is refused", errors.As(err, &fault) && fault.code == jetpost.CodeMediaInvalid, true)
 }

@@ -35,15 +35,15 @@ func (e *SkewError) Error() string {
 // Hint says what the operator has to do.
 func (*SkewError) Hint() string { return "set both clocks, for instance with NTP" }
 
-// Clocks compares this machine's clock with those of the database, NATS and X. A worker
+// clocks compares this machine's clock with those of the database, NATS and X. A worker
 // whose clock is wrong takes no lanes, because it could wrongly take a request for late, a
 // post for absent or a window for used up.
-type Clocks struct {
+type clocks struct {
 	// Database and NATS read their clocks. NATS may be nil.
 	Database, NATS func(context.Context) (time.Time, error)
 	// X returns the reading of X's clock from its latest answers.
 	X      func(now time.Time) (xapi.ClockReading, bool)
-	Health *Health
+	Health *health
 	Log    *slog.Logger
 
 	mu  sync.Mutex
@@ -53,14 +53,14 @@ type Clocks struct {
 }
 
 // Here converts a time of the database's clock to this machine's clock.
-func (c *Clocks) Here(there time.Time) time.Time {
+func (c *clocks) Here(there time.Time) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return there.Add(c.ahead)
 }
 
-// Err returns why no lane may be taken, or nil. A nil Clocks finds nothing wrong.
-func (c *Clocks) Err() error {
+// Err returns why no lane may be taken, or nil. A nil clocks finds nothing wrong.
+func (c *clocks) Err() error {
 	if c == nil {
 		return nil
 	}
@@ -70,7 +70,7 @@ func (c *Clocks) Err() error {
 }
 
 // Run compares the clocks until the context ends.
-func (c *Clocks) Run(ctx context.Context) {
+func (c *clocks) Run(ctx context.Context) {
 	every := time.NewTicker(clockEvery)
 	defer every.Stop()
 	for {
@@ -84,7 +84,7 @@ func (c *Clocks) Run(ctx context.Context) {
 }
 
 // Compare compares the clocks once. It ignores a clock that does not answer.
-func (c *Clocks) Compare(ctx context.Context) {
+func (c *clocks) Compare(ctx context.Context) {
 	ahead, err := skewOf(ctx, "the database", c.Database)
 	if err == nil {
 		_, err = skewOf(ctx, "NATS", c.NATS)

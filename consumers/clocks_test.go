@@ -52,7 +52,7 @@ func TestClocks(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b := offline(t)
-				c := &Clocks{Database: test.database, NATS: test.nats, X: test.x, Health: &Health{}, Log: b.log}
+				c := &clocks{Database: test.database, NATS: test.nats, X: test.x, Health: &health{}, Log: b.log}
 				c.Compare(t.Context())
 				of := ""
 				if skew := new(SkewError); errors.As(c.Err(), &skew) {
@@ -60,8 +60,8 @@ func TestClocks(t *testing.T) {
 				}
 				testkit.Equal(t, "whose", of, test.of)
 				testkit.Equal(t, "ready", c.Health.Err() == nil, test.of == "")
-				h := b.lane(func(h *PublishHandler) { h.Clocks = c })
-				err := h.Handle(t.Context(), Delivery{Subject: "publish.wake.nobody"})
+				h := b.lane(func(h *publishHandler) { h.Clocks = c })
+				err := h.Handle(t.Context(), delivery{Subject: "publish.wake.nobody"})
 				testkit.Equal(t, "takes lanes", err == nil, test.of == "")
 				c.Database, c.NATS, c.X = right, right, nil
 				c.Compare(t.Context())

@@ -47,7 +47,7 @@ type testBundle struct {
 	js     jetstream.JetStream
 	path   string // of the database
 	sealer *store.Sealer
-	media  *MediaSource
+	media  *mediaSource
 	ledger store.Store
 	// lifeboat is the lifeboat of the machine, shared by all workers.
 	lifeboat    *store.Lifeboat
@@ -97,7 +97,7 @@ func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) store.Store, opt
 // offline is setup without NATS. It uses no socket, so it works in a synctest bubble.
 func offline(t *testing.T, opts ...func(*xsim.Server)) *testBundle {
 	t.Helper()
-	b := &testBundle{x: &xsim.Server{}, media: &MediaSource{}, windows: noStore{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
+	b := &testBundle{x: &xsim.Server{}, media: &mediaSource{}, windows: noStore{}, log: slog.New(slog.DiscardHandler), path: filepath.Join(t.TempDir(), "ledger.db")}
 	for _, opt := range opts {
 		opt(b.x)
 	}
@@ -183,22 +183,22 @@ func (b *testBundle) relay() *OutboxRelay {
 	return &OutboxRelay{Ledger: b.ledger, DeadLetters: b.deadLetters, Names: b.names, Log: b.log}
 }
 
-func (b *testBundle) intake() *IntakeHandler {
-	return &IntakeHandler{Ledger: b.ledger, Announce: b.relay(), Wakeups: b.wakeups, Media: b.media, Names: b.names, Log: b.log}
+func (b *testBundle) intake() *intakeHandler {
+	return &intakeHandler{Ledger: b.ledger, Announce: b.relay(), Wakeups: b.wakeups, Media: b.media, Names: b.names, Log: b.log}
 }
 
-func (b *testBundle) refresher() *Refresher {
-	return &Refresher{
+func (b *testBundle) refresher() *refresher {
+	return &refresher{
 		Tokens: b.ledger, X: &xapi.OAuth{ClientID: "app", BaseURL: "https://x.test", HTTPClient: b.hc},
 		Gate: admission.NewGate(b.pauses, "worker", 0, b.log), DeadLetters: b.deadLetters, Announce: b.relay(), Lifeboat: b.lifeboat,
-		Names: b.names, Health: &Health{}, Log: b.log,
+		Names: b.names, Health: &health{}, Log: b.log,
 	}
 }
 
 // lane returns the lane handler of one worker.
-func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
+func (b *testBundle) lane(opts ...func(*publishHandler)) *publishHandler {
 	r := b.refresher()
-	h := &PublishHandler{
+	h := &publishHandler{
 		Ledger: b.ledger, Announce: b.relay(), Wakeups: b.wakeups, Tokens: r, Gate: r.Gate,
 		Windows: admission.NewWindows(b.windows, b.log),
 		Media:   b.media, Health: r.Health, Names: b.names, Worker: "worker", Log: b.log,
@@ -213,13 +213,13 @@ func (b *testBundle) lane(opts ...func(*PublishHandler)) *PublishHandler {
 }
 
 // run handles a wake-up of the account at the worker.
-func (b *testBundle) run(t *testing.T, h *PublishHandler, account string) {
+func (b *testBundle) run(t *testing.T, h *publishHandler, account string) {
 	t.Helper()
 	testkit.Must(t, h.Handle(t.Context(), b.wake(account)))
 }
 
-func (b *testBundle) wake(account string) Delivery {
-	return Delivery{Subject: b.names.PublishWake(account)}
+func (b *testBundle) wake(account string) delivery {
+	return delivery{Subject: b.names.PublishWake(account)}
 }
 
 func thread(texts ...string) []jetpost.Post {
@@ -245,15 +245,15 @@ func (b *testBundle) accept(t *testing.T, r jetpost.Request) store.Key {
 }
 
 // take has the handler handle deliveries as one batch.
-func take(t *testing.T, h *IntakeHandler, batch ...Delivery) {
+func take(t *testing.T, h *intakeHandler, batch ...delivery) {
 	t.Helper()
 	done, err := h.HandleBatch(t.Context(), store.Lease{}, batch)
 	testkit.Must(t, err)
 	testkit.Equal(t, "done", done, len(batch))
 }
 
-func (b *testBundle) job(account string, body []byte) Delivery {
-	return Delivery{Subject: b.names.PublishIntake("0", account), Data: body, Sequence: b.seq.Add(1), Stored: time.Now().UTC()}
+func (b *testBundle) job(account string, body []byte) delivery {
+	return delivery{Subject: b.names.PublishIntake("0", account), Data: body, Sequence: b.seq.Add(1), Stored: time.Now().UTC()}
 }
 
 func (b *testBundle) record(t *testing.T, key store.Key) store.Record {

@@ -9,28 +9,26 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/sqlite"
 )
 
-// A worker that only accepts jobs. Other workers, with a PublishHandler on the lanes,
-// publish them.
-func ExampleRunner() {
+// A worker within another program, until that is interrupted.
+func ExampleNewWorker() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
-	if err := acceptJobs(ctx, "ledger.db", os.Getenv("HUB_ENCRYPTION_KEY"), log); err != nil {
-		log.Error("accept jobs", "error", err)
+	if err := work(ctx, "ledger.db", "lifeboat", log); err != nil {
+		log.Error("work", "error", err)
 	}
 }
 
-// acceptJobs stores jobs in the ledger until ctx ends. The database and the streams must
-// exist: see sqlite.Migrate and publishers.Setup.
-func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error {
-	sealer, err := store.NewSealer(keys)
+// work runs a worker on a ledger. The database and the streams must exist: see
+// sqlite.Migrate and publishers.Setup.
+func work(ctx context.Context, path, lifeboat string, log *slog.Logger) error {
+	sealer, err := store.NewSealer(os.Getenv("HUB_ENCRYPTION_KEY"))
 	if err != nil {
 		return err
 	}
@@ -39,6 +37,15 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 		return err
 	}
 	defer func() { _ = ledger.Close() }() // every change is already committed
+	id, err := ledger.LedgerID(ctx)
+	if err != nil {
+		return err
+	}
+	boat := store.NewLifeboat(lifeboat, id, sealer)
+	if err := boat.Prepare(); err != nil {
+		return err
+	}
+	defer func() { _ = boat.Close() }() // what lies in it is already synced
 	nc, err := nats.Connect(nats.DefaultURL)
 	if err != nil {
 		return err
@@ -48,25 +55,12 @@ func acceptJobs(ctx context.Context, path, keys string, log *slog.Logger) error 
 	if err != nil {
 		return err
 	}
-
-	var names jetpost.Names // no prefix
-	objects, err := js.ObjectStore(ctx, names.MediaBucket())
+	worker, err := consumers.NewWorker(ctx, consumers.Config{
+		Worker: "worker-1", Ledger: ledger, JetStream: js, Topology: publishers.TopologyConfig{LedgerID: id}, Lifeboat: boat,
+		ClientID: os.Getenv("X_CLIENT_ID"), ClientSecret: os.Getenv("X_CLIENT_SECRET"), Log: log,
+	})
 	if err != nil {
 		return err
 	}
-	intake := &consumers.IntakeHandler{
-		Ledger: ledger,
-		Announce: &consumers.OutboxRelay{
-			Ledger: ledger, DeadLetters: publishers.NewDeadLetters(js, names), Names: names, Log: log,
-		},
-		Wakeups: publishers.NewWakeups(js, names), Media: &consumers.MediaSource{Objects: objects}, Names: names, Log: log,
-	}
-	runner := &consumers.Runner{Leases: ledger, Worker: "worker-1", JetStream: js, Health: &consumers.Health{}, Log: log}
-	for partition := range jetpost.Partitions {
-		runner.Bindings = append(runner.Bindings, consumers.Binding{
-			Stream: names.JobsStream(), Consumer: jetpost.ConsumerIntake(partition),
-			Batch: intake, // only one worker reads a partition, so an account's jobs stay in order
-		})
-	}
-	return runner.Run(ctx)
+	return worker.Run(ctx)
 }

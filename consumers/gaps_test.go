@@ -214,7 +214,7 @@ func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBun
 		if upset != nil {
 			upset(t, b)
 		}
-		b.run(t, b.lane(func(h *PublishHandler) { h.Timing = gapTiming() }), "acme")
+		b.run(t, b.lane(func(h *publishHandler) { h.Timing = gapTiming() }), "acme")
 		b.purge(t, b.names.LanesStream())
 		_, err := b.ledger.Unpublish(t.Context(), key, time.Now())
 		testkit.Must(t, err)
@@ -223,23 +223,23 @@ func gapUnpublish(upset func(*testing.T, *testBundle)) func(*testing.T, *testBun
 }
 
 // gapTiming is the timing of all lanes here.
-func gapTiming() Timing { return Timing{Lease: gapLease, Scale: Scale{Minute: gapMinute}} }
+func gapTiming() timing { return timing{Lease: gapLease, Scale: Scale{Minute: gapMinute}} }
 
 func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
-	return b.gapRunner([]Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: b.mortalLane(m)}}).Run
+	return b.gapRunner([]binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: b.mortalLane(m)}}).Run
 }
 
 // mortalLane is a lane of the worker that dies.
-func (b *testBundle) mortalLane(m *mortal) *PublishHandler {
-	return b.lane(func(h *PublishHandler) {
+func (b *testBundle) mortalLane(m *mortal) *publishHandler {
+	return b.lane(func(h *publishHandler) {
 		h.Ledger, h.Tokens, h.Worker = mortalLedger{m, b.ledger}, mortalTokens{m, h.Tokens}, "victim"
 		h.Announce.Ledger, h.Timing = mortalLedger{m, b.ledger}, gapTiming()
 	})
 }
 
-func (b *testBundle) gapRunner(bindings []Binding) *Runner {
+func (b *testBundle) gapRunner(bindings []binding) *runner {
 	// All runners have the same name in leases, so that none waits for a lease to expire.
-	return &Runner{JetStream: b.js, Leases: b.ledger, Worker: "worker", Health: &Health{}, Log: b.log, Bindings: bindings, StopGrace: time.Nanosecond}
+	return &runner{JetStream: b.js, Leases: b.ledger, Worker: "worker", Health: &health{}, Log: b.log, Bindings: bindings, StopGrace: time.Nanosecond}
 }
 
 // gapDatabases opens the ledgers on which a gap is tested.
@@ -378,7 +378,7 @@ func (run gapRun) begin(t *testing.T, open func(*testing.T, *store.Sealer) store
 // goesOn has another worker take over from a dead one.
 func (run gapRun) goesOn(t *testing.T, b *testBundle) {
 	t.Helper()
-	next := b.lane(func(h *PublishHandler) { h.Worker, h.Timing = "next", gapTiming() })
+	next := b.lane(func(h *publishHandler) { h.Worker, h.Timing = "next", gapTiming() })
 	sweeper := b.sweeper("next")
 	sweeper.Timing.Lease = 3 * gapLease // it need not be that fast
 	b.sweep(t, sweeper)
@@ -740,7 +740,7 @@ var _ interface {
 	laneLedger
 	intakeLedger
 	sweepLedger
-	outboxLedger
+	OutboxLedger
 } = mortalLedger{}
 
 func (l mortalLedger) Accept(ctx context.Context, in store.Acceptance) (store.Decision, error) {

@@ -116,8 +116,8 @@ type outage struct {
 	*testBundle
 	store   *admissiontest.PauseStore
 	wakeups *wakes
-	workers []*PublishHandler
-	sweeper *Sweeper
+	workers []*publishHandler
+	sweeper *sweeper
 	turn    int
 	keys    []store.Key
 }
@@ -129,12 +129,12 @@ func newOutage(t *testing.T, accounts, requests int) *outage {
 	for _, name := range []string{"one", "two"} {
 		r := o.refresher()
 		r.Gate, r.DeadLetters, r.Announce = admission.NewGate(o.store, name, 0, o.log), deadLetters, deadLetters
-		o.workers = append(o.workers, o.lane(func(h *PublishHandler) {
+		o.workers = append(o.workers, o.lane(func(h *publishHandler) {
 			h.Wakeups, h.Tokens, h.Gate, h.Worker = o.wakeups, r, r.Gate, name
 			h.Announce = &OutboxRelay{Ledger: o.ledger, DeadLetters: deadLetters, Names: o.names, Log: o.log}
 		}))
 	}
-	o.sweeper = &Sweeper{Ledger: o.ledger, Wakeups: o.wakeups, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &Health{}, Worker: "one", Log: o.log}
+	o.sweeper = &sweeper{Ledger: o.ledger, Wakeups: o.wakeups, Announce: o.workers[0].Announce, Gate: o.workers[0].Gate, Health: &health{}, Worker: "one", Log: o.log}
 	o.store.Watch = func(p publishers.Pauses) {
 		for _, h := range o.workers {
 			h.Gate.Learn(p)

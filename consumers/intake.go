@@ -63,10 +63,10 @@ type pinner interface {
 	Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error)
 }
 
-// IntakeHandler turns jobs into requests in the ledger and wakes their accounts'
+// intakeHandler turns jobs into requests in the ledger and wakes their accounts'
 // lanes. It never calls X, so that a slow account does not delay the acceptance of
 // another's jobs.
-type IntakeHandler struct {
+type intakeHandler struct {
 	Ledger   intakeLedger
 	Announce *OutboxRelay
 	Wakeups  manyWaker
@@ -77,7 +77,7 @@ type IntakeHandler struct {
 	// failure counted against the job. If it is nil, they are taken to answer.
 	Answers func(context.Context) error
 	Observe Observer
-	Trace   Tracer
+	Trace   tracer
 	Log     *slog.Logger
 
 	away atomic.Pointer[objectsAway] // the latest fault of the object store
@@ -128,7 +128,7 @@ func (w *waiting) with(err error) error {
 
 // job is a delivery on its way into the ledger.
 type job struct {
-	Delivery
+	delivery
 	subject string // the subject that the producer used
 	in      store.Acceptance
 	refusal *jetpost.Refusal // nil for a valid request
@@ -145,13 +145,13 @@ func (j *job) refuse(code jetpost.Code, pointer, format string, args ...any) {
 // HandleBatch accepts, recognises or refuses each job, in order. The jobs are accepted in
 // one transaction. If that fails because of a job, they are accepted one by one. The error
 // is a *waiting if some of the jobs counted as done wait for the object store.
-func (h *IntakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error) {
+func (h *intakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batch []delivery) (done int, err error) {
 	end, waits := time.Now().Add(batchBudget), &waiting{}
 	for done < len(batch) && time.Now().Before(end) {
 		jobs, next, err := h.prepareAll(ctx, batch, done, waits)
 		var n int
 		if len(jobs) > 0 {
-			n, err = h.guarded(jobs[0].Delivery, func() (int, error) { return h.accept(ctx, lease, jobs) })
+			n, err = h.guarded(jobs[0].delivery, func() (int, error) { return h.accept(ctx, lease, jobs) })
 		}
 		if n == len(jobs) && next > done && (len(jobs) == 0 || err == nil) {
 			done = next
@@ -176,7 +176,7 @@ func (h *IntakeHandler) HandleBatch(ctx context.Context, lease store.Lease, batc
 	return done, waits.with(nil)
 }
 
-func (h *IntakeHandler) guarded(d Delivery, do func() (int, error)) (n int, err error) {
+func (h *intakeHandler) guarded(d delivery, do func() (int, error)) (n int, err error) {
 	err = guard(h.Log, d, func() (err error) {
 		n, err = do()
 		return err
@@ -186,10 +186,10 @@ func (h *IntakeHandler) guarded(d Delivery, do func() (int, error)) (n int, err 
 
 // alone accepts one job unless it has to wait. If it fails by itself ownFailures times, it
 // is set aside.
-func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery, waits *waiting) error {
+func (h *intakeHandler) alone(ctx context.Context, lease store.Lease, d delivery, waits *waiting) error {
 	for {
 		_, err := h.guarded(d, func() (int, error) {
-			jobs, _, err := h.prepareAll(ctx, []Delivery{d}, 0, waits)
+			jobs, _, err := h.prepareAll(ctx, []delivery{d}, 0, waits)
 			if err != nil {
 				return 0, err
 			}
@@ -216,7 +216,7 @@ func (h *IntakeHandler) alone(ctx context.Context, lease store.Lease, d Delivery
 }
 
 // answers returns an error if a dependency does not answer within probeWithin.
-func (h *IntakeHandler) answers(ctx context.Context) error {
+func (h *intakeHandler) answers(ctx context.Context) error {
 	if h.Answers == nil {
 		return nil
 	}
@@ -226,8 +226,8 @@ func (h *IntakeHandler) answers(ctx context.Context) error {
 }
 
 // setAside refuses a job that no worker can handle, with the error that it failed with.
-func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) error {
-	j := &job{Delivery: d}
+func (h *intakeHandler) setAside(ctx context.Context, d delivery, cause error) error {
+	j := &job{delivery: d}
 	j.in.Request.Account, j.subject = h.origin(d.Subject)
 	if request, err := jetpost.Decode(j.in.Request.Account, d.Data); err == nil {
 		j.in.Request.Account, j.in.Request.ID = request.Account, request.ID
@@ -239,7 +239,7 @@ func (h *IntakeHandler) setAside(ctx context.Context, d Delivery, cause error) e
 
 // prepareAll prepares the jobs from the given index on. It ends at the first one that fails
 // and returns its index and error. It skips jobs that wait.
-func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery, from int, waits *waiting) (jobs []*job, next int, err error) {
+func (h *intakeHandler) prepareAll(ctx context.Context, batch []delivery, from int, waits *waiting) (jobs []*job, next int, err error) {
 	for next = from; next < len(batch); next++ {
 		var j *job
 		err := guard(h.Log, batch[next], func() (err error) {
@@ -262,13 +262,13 @@ func (h *IntakeHandler) prepareAll(ctx context.Context, batch []Delivery, from i
 
 // prepare decodes a job and collects what the ledger stores of it. Its error is an
 // *objectsAway if the job has to wait.
-func (h *IntakeHandler) prepare(ctx context.Context, d Delivery, waits *waiting) (*job, error) {
+func (h *intakeHandler) prepare(ctx context.Context, d delivery, waits *waiting) (*job, error) {
 	account, subject := h.origin(d.Subject)
 	request, err := jetpost.Decode(account, d.Data)
 	if err == nil {
 		err = h.Rules.Check(request)
 	}
-	j := &job{Delivery: d, subject: subject, in: h.Rules.acceptance(request, d.Data)}
+	j := &job{delivery: d, subject: subject, in: h.Rules.acceptance(request, d.Data)}
 	j.in.Now = time.Now()
 	if waits.accounts[account] || waits.accounts[request.Account] {
 		j.in.Request.Account = cmp.Or(request.Account, account)
@@ -301,7 +301,7 @@ func (h *IntakeHandler) prepare(ctx context.Context, d Delivery, waits *waiting)
 }
 
 // pin stores the digests of the objects that a job names, if its account exists.
-func (h *IntakeHandler) pin(ctx context.Context, j *job) (err error) {
+func (h *intakeHandler) pin(ctx context.Context, j *job) (err error) {
 	if !namesObject(j.in.Request) {
 		return nil
 	}
@@ -331,7 +331,7 @@ func namesObject(r jetpost.Request) bool {
 }
 
 // accept stores jobs in the ledger and announces them. It returns how many are done.
-func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*job) (int, error) {
+func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*job) (int, error) {
 	var in []store.Acceptance
 	var of []*job // the job of each acceptance
 	for _, j := range jobs {
@@ -366,7 +366,7 @@ func (h *IntakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 // accepted announces what was committed, and wakes the lanes. A failure is left to the
 // sweeper. A repeated job is announced and its lane woken again, because the worker that
 // accepted it may have died right after the commit.
-func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
+func (h *intakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
 	var records []store.Record
 	woken := map[string]bool{}
 	for i, j := range jobs {
@@ -392,7 +392,7 @@ func (h *IntakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 	}
 }
 
-func (h *IntakeHandler) log(j *job, received store.Received) {
+func (h *intakeHandler) log(j *job, received store.Received) {
 	log := j.log.With("account", j.in.Request.Account, "request", j.in.Request.ID, "posts", len(j.in.Request.Posts))
 	if at := j.in.Request.PublishAt; !at.IsZero() {
 		log = log.With("publish_at", at)
@@ -414,7 +414,7 @@ func (h *IntakeHandler) log(j *job, received store.Received) {
 }
 
 // refuse records a rejected job in the ledger, in the failed stream and as an event.
-func (h *IntakeHandler) refuse(ctx context.Context, j *job) (err error) {
+func (h *intakeHandler) refuse(ctx context.Context, j *job) (err error) {
 	defer func() { j.endTrace(err) }()
 	ctx = traced(ctx, j.in.Trace)
 	r := *j.refusal
@@ -438,7 +438,7 @@ func (h *IntakeHandler) refuse(ctx context.Context, j *job) (err error) {
 	return err
 }
 
-func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) error {
+func (h *intakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) error {
 	return h.Announce.DeadLetters.Event(ctx, h.Names.RefusedEvent(r.Account, r.Sequence), jetpost.Event{
 		EventID: eventID(fmt.Sprintf("refused/%d/%d", r.Sequence, r.Stored.UnixNano())),
 		Type:    jetpost.EventRequestRefused, Time: r.Stored, Refusal: &r,
@@ -446,7 +446,7 @@ func (h *IntakeHandler) tellRefused(ctx context.Context, r jetpost.Refusal) erro
 }
 
 // origin returns the account of the stored subject, and the subject that the producer used.
-func (h *IntakeHandler) origin(stored string) (account, subject string) {
+func (h *intakeHandler) origin(stored string) (account, subject string) {
 	tokens := strings.Split(h.Names.Trim(stored), ".")
 	if len(tokens) == 4 { // publish.intake.<partition>.<account>
 		account = tokens[3]

@@ -39,7 +39,7 @@ func TestIntakeNamesJobs(t *testing.T) {
 	body := []byte(`{"account":"acme","posts":[{"text":"one"}]}`)
 	first, second := b.job("", body), b.job("", body)
 	first.Subject, second.Subject = b.names.PublishRequest(""), b.names.PublishRequest("") // the subject without an account
-	for _, d := range []Delivery{first, first, second} {
+	for _, d := range []delivery{first, first, second} {
 		take(t, b.intake(), d)
 	}
 	testkit.Equal(t, "requests", b.counts(t)[jetpost.StateQueued], 2)
@@ -129,7 +129,7 @@ func TestIntakeGivesBack(t *testing.T) {
 	h.Ledger = &brokenDoor{b.ledger, times}
 	good := b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`))
 	for range times {
-		done, err := h.HandleBatch(t.Context(), store.Lease{}, []Delivery{good})
+		done, err := h.HandleBatch(t.Context(), store.Lease{}, []delivery{good})
 		wantAway(t, err)
 		testkit.Equal(t, "done", done, 0)
 	}
@@ -144,7 +144,7 @@ func TestIntakeGivesBack(t *testing.T) {
 	bad, next := b.job("acme", []byte(`no`)), b.job("acme", []byte(`{"id":"two","posts":[{"text":"two"}]}`))
 	take(t, h, next)
 	refusing.broken = 1
-	done, err := h.HandleBatch(t.Context(), store.Lease{}, []Delivery{bad, next})
+	done, err := h.HandleBatch(t.Context(), store.Lease{}, []delivery{bad, next})
 	wantAway(t, err)
 	testkit.Equal(t, "done", done, 0)
 	take(t, h, bad, next)

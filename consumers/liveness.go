@@ -17,13 +17,13 @@ const (
 	probeAgain = 500 * time.Millisecond
 )
 
-// Liveness checks that the dependencies of a worker answer. While one does not, the worker
+// liveness checks that the dependencies of a worker answer. While one does not, the worker
 // takes no messages and gives back those that it holds, so that other workers get them.
-type Liveness struct {
+type liveness struct {
 	// Answer returns an error if the database or NATS does not answer. If Answer is nil,
 	// nothing is checked.
 	Answer func(context.Context) error
-	Health *Health
+	Health *health
 	Log    *slog.Logger
 
 	once    sync.Once
@@ -34,7 +34,7 @@ type Liveness struct {
 	changed chan struct{} // closed when all answer again
 }
 
-func (p *Liveness) init(ctx context.Context) {
+func (p *liveness) init(ctx context.Context) {
 	p.once.Do(func() {
 		p.doubted, p.changed = make(chan struct{}, 1), make(chan struct{})
 		p.beat, p.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -43,7 +43,7 @@ func (p *Liveness) init(ctx context.Context) {
 
 // Beat waits until all dependencies answer. It returns a context that ends when one does
 // not, and false if ctx ends first.
-func (p *Liveness) Beat(ctx context.Context) (context.Context, bool) {
+func (p *liveness) Beat(ctx context.Context) (context.Context, bool) {
 	p.init(ctx)
 	for {
 		p.mu.Lock()
@@ -61,7 +61,7 @@ func (p *Liveness) Beat(ctx context.Context) (context.Context, bool) {
 }
 
 // Doubt has the dependencies checked now, because a call has failed.
-func (p *Liveness) Doubt() {
+func (p *liveness) Doubt() {
 	select {
 	case p.doubted <- struct{}{}:
 	default:
@@ -69,7 +69,7 @@ func (p *Liveness) Doubt() {
 }
 
 // run checks the dependencies until the context ends.
-func (p *Liveness) run(ctx context.Context) {
+func (p *liveness) run(ctx context.Context) {
 	p.init(ctx)
 	if p.Answer == nil {
 		return
@@ -98,7 +98,7 @@ func (p *Liveness) run(ctx context.Context) {
 	}
 }
 
-func (p *Liveness) set(ctx context.Context, err error) {
+func (p *liveness) set(ctx context.Context, err error) {
 	p.Health.Set("dependencies", err)
 	p.mu.Lock()
 	defer p.mu.Unlock()

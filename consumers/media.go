@@ -45,9 +45,9 @@ const (
 	spoolMax = 2 << 30
 )
 
-// MediaSource reads the media that requests name. The bytes are sent to X unchanged. Their
+// mediaSource reads the media that requests name. The bytes are sent to X unchanged. Their
 // type is detected from the content, never from a name or a header.
-type MediaSource struct {
+type mediaSource struct {
 	// Objects is the media object store.
 	Objects jetstream.ObjectStore
 	// Allow lists private networks that urls may reach. It is for tests and trusted
@@ -64,10 +64,10 @@ type MediaSource struct {
 }
 
 // Spooled returns the bytes of media on this worker's disk.
-func (s *MediaSource) Spooled() int64 { return s.spooled.Load() }
+func (s *mediaSource) Spooled() int64 { return s.spooled.Load() }
 
 // budget limits the bytes of all images that are being uploaded to X.
-func (s *MediaSource) budget() *semaphore.Weighted {
+func (s *mediaSource) budget() *semaphore.Weighted {
 	s.once.Do(func() { s.uploads = semaphore.NewWeighted(uploadBytes) })
 	return s.uploads
 }
@@ -132,7 +132,7 @@ func invalidMedia(format string, args ...any) *mediaError {
 // Pin returns the digests of the media objects that a request names, so that the post has
 // the bytes that were stored when the request was accepted. A url is pinned when it is first
 // read.
-func (s *MediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error) {
+func (s *mediaSource) Pin(ctx context.Context, request jetpost.Request) ([][]store.Media, error) {
 	pins := make([][]store.Media, len(request.Posts))
 	for i, p := range request.Posts {
 		for n, m := range p.Media {
@@ -168,7 +168,7 @@ func objectDigest(info *jetstream.ObjectInfo) string {
 
 // Open reads one medium. If digest is not empty, the bytes must have it. The error is a
 // *mediaError.
-func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) (*blob, error) {
+func (s *mediaSource) Open(ctx context.Context, m jetpost.Media, digest string) (*blob, error) {
 	b, err := s.read(ctx, m)
 	if err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ func (s *MediaSource) Open(ctx context.Context, m jetpost.Media, digest string) 
 	return b, nil
 }
 
-func (s *MediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) {
+func (s *mediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) {
 	if m.URL == "" && m.Object == "" {
 		b := &blob{ReaderAt: bytes.NewReader(m.Data), Closer: io.NopCloser(nil)}
 		return b, b.fill(bytes.NewReader(m.Data), io.Discard, func(int64) (int64, error) { return int64(len(m.Data)), nil })
@@ -195,7 +195,7 @@ func (s *MediaSource) read(ctx context.Context, m jetpost.Media) (*blob, error) 
 
 // object reads from the object store. A link is not followed, because it can lead to any
 // bucket that the worker may read, or to itself.
-func (s *MediaSource) object(p *pace, name string) (*blob, error) {
+func (s *mediaSource) object(p *pace, name string) (*blob, error) {
 	info, err := s.Objects.GetInfo(p.ctx, name)
 	var object jetstream.ObjectResult
 	if err == nil {
@@ -223,7 +223,7 @@ func (untimed) Deadline() (time.Time, bool) { return time.Now().Add(time.Second)
 
 // spool reads a medium into a file that it removes from its directory at once. size is the
 // size that the source reported, 0 or less if it did not.
-func (s *MediaSource) spool(r io.Reader, size int64) (*blob, error) {
+func (s *mediaSource) spool(r io.Reader, size int64) (*blob, error) {
 	file, err := os.CreateTemp("", "jetpost-media-*")
 	if err != nil {
 		return nil, &mediaError{err: fmt.Errorf("make room for media: %w", err)}
@@ -333,7 +333,7 @@ var (
 
 // fetch reads a url that a producer named. Producers are not trusted, so only public
 // addresses are reached.
-func (s *MediaSource) fetch(p *pace, address string) (*blob, error) {
+func (s *mediaSource) fetch(p *pace, address string) (*blob, error) {
 	client := &http.Client{Transport: roundTrip(s.roundTrip), CheckRedirect: follow}
 	req, err := http.NewRequestWithContext(p.ctx, http.MethodGet, address, nil)
 	if err != nil {
@@ -366,7 +366,7 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 // connection is made, after the name was resolved, so a name that changes to a private
 // address later is refused, too. A proxy resolves the name again, so its own rules have to
 // guard against such a change.
-func (s *MediaSource) roundTrip(req *http.Request) (*http.Response, error) {
+func (s *mediaSource) roundTrip(req *http.Request) (*http.Response, error) {
 	choose := s.proxy
 	if choose == nil {
 		choose = http.ProxyFromEnvironment
@@ -442,7 +442,7 @@ func (p *pace) Read(b []byte) (int, error) {
 }
 
 // admit refuses to connect to an address that is not public.
-func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
+func (s *mediaSource) admit(_, address string, _ syscall.RawConn) error {
 	addr, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("read address %s: %w", address, err)
@@ -451,7 +451,7 @@ func (s *MediaSource) admit(_, address string, _ syscall.RawConn) error {
 }
 
 // admitName refuses a name with an address that is not public.
-func (s *MediaSource) admitName(ctx context.Context, name string) error {
+func (s *mediaSource) admitName(ctx context.Context, name string) error {
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 	if err != nil {
 		return fmt.Errorf("resolve %s before the proxy does: %w", name, err)
@@ -464,7 +464,7 @@ func (s *MediaSource) admitName(ctx context.Context, name string) error {
 	return nil
 }
 
-func (s *MediaSource) public(ip netip.Addr) error {
+func (s *mediaSource) public(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("") // no prefix contains an address with a zone
 	for _, allowed := range s.Allow {
 		if allowed.Contains(ip) {

@@ -57,10 +57,10 @@ func website(t *testing.T, address string, h http.HandlerFunc) *httptest.Server 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 
 // trusting is a source that trusts the certificate of website.
-func trusting(s *httptest.Server) *MediaSource {
+func trusting(s *httptest.Server) *mediaSource {
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
-	return &MediaSource{roots: roots, Allow: loopback}
+	return &mediaSource{roots: roots, Allow: loopback}
 }
 
 // TestMediaReachesX posts one image from each kind of source.
@@ -350,7 +350,7 @@ func TestMediaThroughProxy(t *testing.T) {
 		}
 	}
 	testkit.Equal(t, "asked", fmt.Sprint(asked()), "[CONNECT "+host+" CONNECT "+host+"]")
-	if err := (&MediaSource{}).admitName(t.Context(), "localhost"); !errors.Is(err, errPrivate) {
+	if err := (&mediaSource{}).admitName(t.Context(), "localhost"); !errors.Is(err, errPrivate) {
 		t.Errorf("localhost: error is %v", err)
 	}
 
@@ -375,14 +375,14 @@ func TestMediaAdmits(t *testing.T) {
 		"::ffff:0:7f00:1": false, "64:ff9b::7f00:1%1": false, "2002:7f00:1::%lo": false, "fd12::1%lo": false, "::127.0.0.1%lo": false,
 		"fc00::1": false, "fd12::1": false, "fe80::1": false, "fec0::1": false, "ff02::1": false,
 	} {
-		err := (&MediaSource{}).admit("tcp", net.JoinHostPort(address, "443"), nil)
+		err := (&mediaSource{}).admit("tcp", net.JoinHostPort(address, "443"), nil)
 		testkit.Equal(t, address, err == nil, want)
 	}
-	within := &MediaSource{Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16")}}
+	within := &mediaSource{Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16")}}
 	for address, want := range map[string]bool{"10.1.2.3:443": true, "10.2.0.1:443": false, "[fd12::1]:443": true, "[::ffff:10.1.0.1]:443": true, "127.0.0.1:443": false} {
 		testkit.Equal(t, address+" beside what is allowed", within.admit("tcp", address, nil) == nil, want)
 	}
-	if err := (&MediaSource{}).admit("unix", "/run/socket", nil); err == nil {
+	if err := (&mediaSource{}).admit("unix", "/run/socket", nil); err == nil {
 		t.Error("an address that is none was admitted")
 	}
 }
@@ -418,7 +418,7 @@ func TestMediaPace(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				source := &MediaSource{Objects: &slowObjects{every: test.every, pieces: test.pieces, size: test.size}}
+				source := &mediaSource{Objects: &slowObjects{every: test.every, pieces: test.pieces, size: test.size}}
 				began := time.Now()
 				b, err := source.Open(t.Context(), jetpost.Media{Object: "x"}, "")
 				if test.slow {
@@ -440,7 +440,7 @@ func TestMediaPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // the read also ends with its context
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		source := &MediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
+		source := &mediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
 		began := time.Now()
 		if _, err := source.Open(ctx, jetpost.Media{Object: "x"}, ""); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error is %v", err)
@@ -539,7 +539,7 @@ func TestLaneMediaTroubles(t *testing.T) {
 				test.media.Data = testImage(t)
 			}
 			key := b.accept(t, jetpost.Request{ID: "thread", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{test.media}}}})
-			h := b.lane(func(h *PublishHandler) { h.Media = &MediaSource{Objects: awayObjects{}} })
+			h := b.lane(func(h *publishHandler) { h.Media = &mediaSource{Objects: awayObjects{}} })
 			b.run(t, h, "acme")
 			r := b.want(t, key, test.state, test.code, test.live)
 			testkit.Equal(t, "second post", r.Posts[1].State, jetpost.PostPending)
@@ -561,7 +561,7 @@ func (awayObjects) GetInfo(context.Context, string, ...jetstream.GetObjectInfoOp
 func TestMediaSpool(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		source := &MediaSource{Objects: &slowObjects{every: time.Second, pieces: 2, size: 1000}}
+		source := &mediaSource{Objects: &slowObjects{every: time.Second, pieces: 2, size: 1000}}
 		const fit = spoolMax / xapi.MaxVideoBytes
 		var read, refused atomic.Int64
 		var all sync.WaitGroup

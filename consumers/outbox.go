@@ -15,8 +15,8 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// outboxLedger holds the ledger calls of the outbox.
-type outboxLedger interface {
+// OutboxLedger holds the ledger calls of the outbox.
+type OutboxLedger interface {
 	store.Outbox
 	Request(ctx context.Context, key store.Key) (store.Record, error)
 }
@@ -24,8 +24,8 @@ type outboxLedger interface {
 // maxNotices bounds the accounts whose changes are published at once.
 const maxNotices = 1000
 
-// deadLetters publishes events, dead letters and rejections.
-type deadLetters interface {
+// DeadLetters publishes events, dead letters and rejections.
+type DeadLetters interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
 	Events(ctx context.Context, events []publishers.Told) []error
 	Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error
@@ -33,10 +33,10 @@ type deadLetters interface {
 }
 
 // OutboxRelay publishes the state of requests and accounts, at least once. A change that was
-// committed and not published is published later by the Sweeper.
+// committed and not published is published later by the sweeper.
 type OutboxRelay struct {
-	Ledger      outboxLedger
-	DeadLetters deadLetters
+	Ledger      OutboxLedger
+	DeadLetters DeadLetters
 	Names       jetpost.Names
 	Log         *slog.Logger
 	// MarkAfter is how long accepted requests wait to be marked as delivered together. A
@@ -48,9 +48,9 @@ type OutboxRelay struct {
 	waiting map[store.Key]int64 // revisions to mark
 }
 
-// DefaultMarkAfter is less than the time after which the sweeper publishes an event that is
+// defaultMarkAfter is less than the time after which the sweeper publishes an event that is
 // not marked, and more than a request takes that is published without waiting.
-const DefaultMarkAfter = eventPatience / 2
+const defaultMarkAfter = eventPatience / 2
 
 // markTogether is how many requests are marked in one statement.
 const markTogether = 256

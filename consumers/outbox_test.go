@@ -56,7 +56,7 @@ func TestMarksGather(t *testing.T) {
 		testkit.Equal(t, "event of "+account, b.lastEvent(t, keys[account]).Type, jetpost.EventRequestAccepted)
 		testkit.Equal(t, "announced of "+account, b.record(t, keys[account]).Delivered, int64(0))
 	}
-	b.run(t, b.lane(func(h *PublishHandler) { h.Announce = relay }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Announce = relay }), "acme")
 	r := b.want(t, keys["acme"], jetpost.StatePublished, "", 1)
 	testkit.Equal(t, "announced, with the release", r.Delivered, r.Status.Revision)
 	testkit.Equal(t, "marks on their own", len(ledger.marks), 0)
@@ -82,7 +82,7 @@ func TestMovedOnIsToldAgain(t *testing.T) {
 		testkit.Must(t, err)
 		return b.relay().Announce(t.Context(), key)
 	})
-	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	r := b.want(t, key, jetpost.StateCancelled, "", 1)
 	testkit.Equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
 	testkit.Equal(t, "announced", r.Delivered, r.Status.Revision)

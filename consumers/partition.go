@@ -47,7 +47,7 @@ type leaseLedger interface {
 
 // leases holds a worker's leases of partitions, as long as its dependencies answer.
 type leases struct {
-	r     *Runner
+	r     *runner
 	names []string
 
 	mu      sync.Mutex
@@ -62,7 +62,7 @@ type heldLease struct {
 	end context.CancelFunc
 }
 
-func newLeases(r *Runner) *leases {
+func newLeases(r *runner) *leases {
 	l := &leases{r: r, held: map[string]heldLease{}, changed: make(chan struct{})}
 	for _, b := range r.Bindings {
 		if b.Batch != nil {
@@ -170,10 +170,10 @@ func (l *leases) drop(ctx context.Context) {
 // partition reads one partition of a stream while this worker has its lease. It handles the
 // deliveries strictly in order.
 type partition struct {
-	r        *Runner
+	r        *runner
 	leases   *leases
 	consumer jetstream.Consumer
-	b        Binding
+	b        binding
 }
 
 func (p *partition) run(ctx context.Context) {
@@ -274,8 +274,8 @@ func (p *partition) clear(ctx context.Context, lease heldLease, h *hand) error {
 		if err != nil {
 			return fmt.Errorf("read leftover messages: %w", err)
 		}
-		left := Delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Trace: msg.Header.Get(publishers.HeaderTrace), Stopping: ctx.Done()}
-		if done, err := p.handle(lease, []Delivery{left}); done == 0 || err != nil {
+		left := delivery{Subject: msg.Subject, Data: msg.Data, Sequence: msg.Sequence, Stored: msg.Time.UTC(), Trace: msg.Header.Get(publishers.HeaderTrace), Stopping: ctx.Done()}
+		if done, err := p.handle(lease, []delivery{left}); done == 0 || err != nil {
 			return fmt.Errorf("handle leftover message: %w", err)
 		}
 		p.r.Log.Warn("delivery.left", "subject", msg.Subject, "sequence", msg.Sequence)
@@ -294,9 +294,9 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	if err != nil || len(ready) == 0 {
 		return false, err
 	}
-	batch := make([]Delivery, len(ready))
+	batch := make([]delivery, len(ready))
 	for i, c := range ready {
-		batch[i], _, _ = delivery(ctx, c.msg) // take has already checked the metadata
+		batch[i], _, _ = readDelivery(ctx, c.msg) // take has already checked the metadata
 	}
 	began := time.Now()
 	done, err := p.handle(lease, batch)
@@ -363,7 +363,7 @@ func (p *partition) keep(h *hand, cards []*card, waits *waiting) (finished []*ca
 }
 
 // handle calls the handler. If it panics, the whole batch is given back.
-func (p *partition) handle(lease heldLease, batch []Delivery) (done int, err error) {
+func (p *partition) handle(lease heldLease, batch []delivery) (done int, err error) {
 	err = p.r.guard(batch[0], func() error {
 		done, err = p.b.Batch.HandleBatch(lease.ctx, lease.Lease, batch)
 		return err

@@ -37,9 +37,9 @@ func (l *intakeHook) AcceptMany(ctx context.Context, lease store.Lease, in []sto
 }
 
 // reader runs a worker that only reads the partitions.
-func (b *testBundle) reader(t *testing.T, worker string, h *IntakeHandler, opts ...func(*Runner)) (stop func()) {
+func (b *testBundle) reader(t *testing.T, worker string, h *intakeHandler, opts ...func(*runner)) (stop func()) {
 	t.Helper()
-	r := &Runner{JetStream: b.js, Leases: b.ledger, Worker: worker, Health: &Health{}, Log: b.log, Bindings: b.intakes(h)}
+	r := &runner{JetStream: b.js, Leases: b.ledger, Worker: worker, Health: &health{}, Log: b.log, Bindings: b.intakes(h)}
 	for _, opt := range opts {
 		opt(r)
 	}
@@ -224,8 +224,8 @@ func TestIntakeLosesItsLease(t *testing.T) {
 func TestIntakeFaultOfALostLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	health := &Health{}
-	b.reader(t, "reader", b.intake(), func(r *Runner) { r.Health = health })
+	health := &health{}
+	b.reader(t, "reader", b.intake(), func(r *runner) { r.Health = health })
 	consumer := jetpost.ConsumerIntake(0)
 	testkit.Eventually(t, "it reads", func() bool {
 		info, err := b.js.Consumer(t.Context(), b.names.JobsStream(), consumer)
@@ -249,7 +249,7 @@ func TestIntakeHandsOver(t *testing.T) {
 	b := setup(t)
 	b.account(t, "acme", 0)
 	var first, second atomic.Int64
-	counted := func(n *atomic.Int64) *IntakeHandler {
+	counted := func(n *atomic.Int64) *intakeHandler {
 		h := b.intake()
 		h.Ledger = &intakeHook{b.ledger, func(store.Lease, []store.Acceptance) error { n.Add(1); return nil }}
 		return h
@@ -290,16 +290,16 @@ func TestIntakeBesideASilentDatabase(t *testing.T) {
 			ill := open(proxy.URL())(t, b.sealer)
 			h := b.intake()
 			h.Ledger, h.Announce.Ledger = ill, ill
-			asks := func(ledger store.Store) func(*Runner) {
-				return func(r *Runner) {
+			asks := func(ledger store.Store) func(*runner) {
+				return func(r *runner) {
 					r.Leases = ledger
-					r.Liveness = &Liveness{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
+					r.Liveness = &liveness{Health: r.Health, Log: b.log, Answer: func(ctx context.Context) error {
 						_, err := ledger.Clock(ctx)
 						return err
 					}}
 				}
 			}
-			stop := b.reader(t, "ill", h, asks(ill), func(r *Runner) { r.StopGrace = time.Second })
+			stop := b.reader(t, "ill", h, asks(ill), func(r *runner) { r.StopGrace = time.Second })
 			b.publish(t, "acme", "before")
 			testkit.Eventually(t, "the first worker reads", func() bool { return len(b.accepted(t, "acme")) == 1 })
 			b.reader(t, "well", b.intake(), asks(b.ledger))
@@ -408,7 +408,7 @@ func TestIntakeCountsOwnFailures(t *testing.T) {
 	away := b.intake()
 	away.Answers = func(context.Context) error { return errAway }
 	for range 2 * ownFailures {
-		done, err := away.HandleBatch(t.Context(), store.Lease{}, []Delivery{d})
+		done, err := away.HandleBatch(t.Context(), store.Lease{}, []delivery{d})
 		wantAway(t, err)
 		testkit.Equal(t, "done", done, 0)
 	}
@@ -420,7 +420,7 @@ func TestIntakeCountsOwnFailures(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := mortal.HandleBatch(t.Context(), store.Lease{}, []Delivery{d})
+	_, err := mortal.HandleBatch(t.Context(), store.Lease{}, []delivery{d})
 	wantAway(t, err)
 	n, err := b.ledger.JobFailed(t.Context(), store.JobFailure{Sequence: d.Sequence, Stored: d.Stored, Error: "counted"})
 	testkit.Must(t, err)
@@ -467,7 +467,7 @@ func TestIntakeBesideAnObjectStoreAway(t *testing.T) {
 			other := b.neighbour(t, "acme")
 			b.account(t, other, 0)
 			h := b.intake()
-			source := &MediaSource{Objects: b.media.Objects}
+			source := &mediaSource{Objects: b.media.Objects}
 			h.Media = source
 			ctx, bucket := t.Context(), b.names.MediaBucket()
 			if how == "deleted" {

@@ -10,7 +10,7 @@ import (
 
 // Plan notes a stop in the ledger alone, as a part of the transaction that in is of. Set
 // tells it to the bucket after that; where nobody does, Mend does.
-func (c *AppPauseControl) Plan(ctx context.Context, in desiredStore, pause publishers.Pause) (holds publishers.Pause, changed bool, err error) {
+func (c *AppPauseControl) Plan(ctx context.Context, in DesiredStore, pause publishers.Pause) (holds publishers.Pause, changed bool, err error) {
 	part := &AppPauseControl{Ledger: in}
 	err = part.note(ctx, admission.Target(pause.Target), func(is desiredPause) (desiredPause, bool) {
 		was := is.Pause
@@ -27,7 +27,7 @@ func (c *AppPauseControl) Plan(ctx context.Context, in desiredStore, pause publi
 // those that there were. They are those of the ledger and, of scopes that it knows
 // nothing of, those that stand in the bucket, which is to be cleared after that; where
 // nobody does, Mend does.
-func (c *AppPauseControl) PlanEnd(ctx context.Context, in desiredStore, stands []publishers.Pause) (ended []publishers.Pause, err error) {
+func (c *AppPauseControl) PlanEnd(ctx context.Context, in DesiredStore, stands []publishers.Pause) (ended []publishers.Pause, err error) {
 	part := &AppPauseControl{Ledger: in}
 	bucket := map[string]publishers.Pause{}
 	for _, pause := range stands {

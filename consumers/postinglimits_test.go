@@ -408,7 +408,7 @@ func TestRoom(t *testing.T) {
 		if _, err := tokens.EnsureFresh(t.Context(), "acme", token.Version); err == nil || !strings.Contains(err.Error(), none.Error()) {
 			t.Errorf("a refused token: %v", err)
 		}
-		refresh := &RefreshHandler{Refresher: tokens, Names: b.names, Log: b.log}
+		refresh := &refreshHandler{Refresher: tokens, Names: b.names, Log: b.log}
 		testkit.Equal(t, "asked by hand", refresh.one(t.Context(), jetpost.RefreshRequest{Account: "acme", Force: true}, true), none)
 		_, err = refresh.claim(t.Context(), jetpost.RefreshBatch{}, 1)
 		testkit.Equal(t, "a batch", err, none)

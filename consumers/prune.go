@@ -36,8 +36,8 @@ const (
 	jobsPatience, jobsLookEach        = time.Minute, time.Second
 )
 
-// PruneLease names the lease of whoever prunes.
-const PruneLease = "prune"
+// pruneLeaseName names the lease of whoever prunes.
+const pruneLeaseName = "prune"
 
 // ErrPruning says that another process prunes just now.
 var ErrPruning = errors.New("another process prunes just now")
@@ -55,9 +55,9 @@ type mediaObjects interface {
 	Remove(ctx context.Context, object publishers.MediaObject) error
 }
 
-// Pruner removes what finished long ago: of requests all but their identities, and media
+// pruner removes what finished long ago: of requests all but their identities, and media
 // objects that no request needs. One process at a time does so.
-type Pruner struct {
+type pruner struct {
 	Ledger     pruneLedger
 	Media      mediaObjects
 	JS         jetstream.JetStream
@@ -95,18 +95,18 @@ func Prune(ctx context.Context, c PruneConfig, dry bool) (PruneReport, error) {
 	}
 	defer func() {
 		if !dry {
-			_ = p.Ledger.DropLeases(context.WithoutCancel(ctx), []string{PruneLease}, p.Worker, time.Now()) // it runs out
+			_ = p.Ledger.DropLeases(context.WithoutCancel(ctx), []string{pruneLeaseName}, p.Worker, time.Now()) // it runs out
 		}
 	}()
 	return p.Round(ctx, dry)
 }
 
-func newPruner(ctx context.Context, c PruneConfig) (*Pruner, error) {
+func newPruner(ctx context.Context, c PruneConfig) (*pruner, error) {
 	media, err := publishers.OpenMediaObjects(ctx, c.JetStream, c.Names)
 	if err != nil {
 		return nil, err
 	}
-	return &Pruner{
+	return &pruner{
 		Ledger: c.Ledger, Media: media, JS: c.JetStream, Names: c.Names, Heartbeats: publishers.NewHeartbeats(c.JetStream, c.Names),
 		Worker: c.Worker, Keep: c.Keep, Log: c.Log,
 	}, nil
@@ -123,7 +123,7 @@ type PruneReport struct {
 }
 
 // Run prunes again and again until the context ends.
-func (p *Pruner) Run(ctx context.Context) {
+func (p *pruner) Run(ctx context.Context) {
 	every := time.NewTicker(pruneEvery)
 	defer every.Stop()
 	for {
@@ -132,7 +132,7 @@ func (p *Pruner) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteWithin)
 			defer cancel()
-			if err := p.Ledger.DropLeases(last, []string{PruneLease}, p.Worker, time.Now()); err != nil {
+			if err := p.Ledger.DropLeases(last, []string{pruneLeaseName}, p.Worker, time.Now()); err != nil {
 				p.Log.Debug("prune.lease_left", "error", err)
 			}
 			return
@@ -151,7 +151,7 @@ func (p *Pruner) Run(ctx context.Context) {
 
 // Round prunes once. A dry run only counts. It fails with ErrPruning where another process
 // prunes; with an error it says how far it came.
-func (p *Pruner) Round(ctx context.Context, dry bool) (report PruneReport, err error) {
+func (p *pruner) Round(ctx context.Context, dry bool) (report PruneReport, err error) {
 	report.DryRun = dry
 	if p.Keep < store.MinKeepFinished {
 		return report, fmt.Errorf("finished requests are to be kept for %s, want %s at least", p.Keep, store.MinKeepFinished)
@@ -169,12 +169,12 @@ func (p *Pruner) Round(ctx context.Context, dry bool) (report PruneReport, err e
 }
 
 // hold takes or renews the lease.
-func (p *Pruner) hold(ctx context.Context) error {
+func (p *pruner) hold(ctx context.Context) error {
 	now := time.Now()
 	if now.Before(p.renewAt) {
 		return nil
 	}
-	mine, err := p.Ledger.TryLease(ctx, PruneLease, p.Worker, pruneLease, now)
+	mine, err := p.Ledger.TryLease(ctx, pruneLeaseName, p.Worker, pruneLease, now)
 	if err == nil && !mine {
 		err = ErrPruning
 	}
@@ -196,7 +196,7 @@ func (*OldWorkerError) Hint() string {
 }
 
 // everybodyKnows fails with *OldWorkerError while a worker of an earlier version may live.
-func (p *Pruner) everybodyKnows(ctx context.Context) error {
+func (p *pruner) everybodyKnows(ctx context.Context) error {
 	heartbeats, err := p.Heartbeats.All(ctx)
 	for _, heartbeat := range heartbeats {
 		if !heartbeat.KnowsPruned {
@@ -206,7 +206,7 @@ func (p *Pruner) everybodyKnows(ctx context.Context) error {
 	return err
 }
 
-func (p *Pruner) requests(ctx context.Context, dry bool) (n int, err error) {
+func (p *pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 	before := time.Now().Add(-p.Keep)
 	for range prunePasses {
 		done, busy, err := p.pass(ctx, store.PruneBatch{FinishedBefore: before, Limit: pruneFirst, DryRun: dry})
@@ -218,7 +218,7 @@ func (p *Pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 }
 
 // pass goes by all requests once, batch by batch.
-func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int, err error) {
+func (p *pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int, err error) {
 	failed, locked := 0, 0
 	for ctx.Err() == nil {
 		if !batch.DryRun {
@@ -265,7 +265,7 @@ func (p *Pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 
 // media removes what no request needs. What is listed before all jobs of that moment are
 // accepted, and before the ledger is read, cannot be what such a job names.
-func (p *Pruner) media(ctx context.Context, report *PruneReport) error {
+func (p *pruner) media(ctx context.Context, report *PruneReport) error {
 	all, err := p.Media.List(ctx)
 	if err != nil {
 		return err
@@ -304,7 +304,7 @@ func (p *Pruner) media(ctx context.Context, report *PruneReport) error {
 
 // named are the media objects that a request names which is unfinished, or which failed
 // and can be replayed.
-func (p *Pruner) named(ctx context.Context) (map[string]bool, error) {
+func (p *pruner) named(ctx context.Context) (map[string]bool, error) {
 	named := map[string]bool{}
 	err := p.Ledger.MediaUsers(ctx, func(_ string, body []byte) { objectNames(body, named) })
 	return named, err
@@ -337,7 +337,7 @@ func objectNames(body []byte, named map[string]bool) {
 }
 
 // jobsAccepted waits until every job is in the ledger that NATS has stored by now.
-func (p *Pruner) jobsAccepted(ctx context.Context) error {
+func (p *pruner) jobsAccepted(ctx context.Context) error {
 	patience := cmp.Or(p.JobsPatience, jobsPatience)
 	waiting, stop := context.WithTimeout(ctx, patience)
 	defer stop()

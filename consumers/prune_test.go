@@ -15,11 +15,11 @@ import (
 
 const keepDays = 90 * 24 * time.Hour
 
-func (b *testBundle) pruner(t *testing.T) *Pruner {
+func (b *testBundle) pruner(t *testing.T) *pruner {
 	t.Helper()
 	media, err := publishers.OpenMediaObjects(t.Context(), b.js, b.names)
 	testkit.Must(t, err)
-	return &Pruner{
+	return &pruner{
 		Ledger: b.ledger, Media: media, JS: b.js, Names: b.names, Heartbeats: publishers.NewHeartbeats(b.js, b.names),
 		Worker: "worker", Keep: keepDays, MediaStays: time.Nanosecond, Log: b.log,
 	}
@@ -72,7 +72,7 @@ func (b *testBundle) put(t *testing.T, names ...string) {
 	}
 }
 
-func round(t *testing.T, p *Pruner, dry bool) PruneReport {
+func round(t *testing.T, p *pruner, dry bool) PruneReport {
 	t.Helper()
 	report, err := p.Round(t.Context(), dry)
 	testkit.Must(t, err)

@@ -35,10 +35,10 @@ type tokenSource interface {
 	Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error)
 }
 
-// PublishHandler runs the lane of the account that a wake-up names. It claims the lane,
+// publishHandler runs the lane of the account that a wake-up names. It claims the lane,
 // publishes what is due, strictly in order, and releases the lane when nothing is left to do
 // now. Only the ledger says what is next, never the wake-up.
-type PublishHandler struct {
+type publishHandler struct {
 	Ledger        laneLedger
 	Announce      *OutboxRelay
 	Wakeups       laneWakeups
@@ -46,24 +46,24 @@ type PublishHandler struct {
 	Gate          *admission.Gate
 	Windows       *admission.Windows
 	Client        func(account, accessToken string) *xapi.Client
-	Media         *MediaSource
+	Media         *mediaSource
 	Rules         Rules
 	PostingLimits admission.PostingLimits
-	Health        *Health
-	Clocks        *Clocks
-	Alarms        *Alarms // if nil, only schedules wake
+	Health        *health
+	Clocks        *clocks
+	Alarms        *alarms // if nil, only schedules wake
 	Room          admission.Room
 	Names         jetpost.Names
-	Timing        Timing
+	Timing        timing
 	Worker        string // names this worker in leases and logs
 	Observe       Observer
-	Trace         Tracer
+	Trace         tracer
 	Log           *slog.Logger
 }
 
 // Handle runs one lane. If another worker holds the lane, Handle does nothing: the holder
-// sees the new generation in the ledger or, if it dies, the Sweeper does.
-func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
+// sees the new generation in the ledger or, if it dies, the sweeper does.
+func (h *publishHandler) Handle(ctx context.Context, d delivery) error {
 	if err := cmp.Or(h.Clocks.Err(), h.Room.Err()); err != nil {
 		return err
 	}
@@ -96,8 +96,8 @@ func (h *PublishHandler) Handle(ctx context.Context, d Delivery) error {
 
 // laneRun is one claim of a lane.
 type laneRun struct {
-	h     *PublishHandler
-	d     Delivery
+	h     *publishHandler
+	d     delivery
 	lane  store.Claim
 	pass  *admission.Pass
 	log   *slog.Logger

@@ -40,7 +40,7 @@ func TestWorkersPublishInOrder(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"one", "two"} {
-		b.work(t, b.lane(func(h *PublishHandler) { h.Worker = name }))
+		b.work(t, b.lane(func(h *publishHandler) { h.Worker = name }))
 	}
 	testkit.Eventually(t, "everything is published", func() bool { return b.counts(t)[jetpost.StatePublished] == requests*len(accounts) })
 	for _, account := range accounts {
@@ -56,17 +56,17 @@ func TestWorkersPublishInOrder(t *testing.T) {
 }
 
 // work runs a worker's intake and lanes until the test ends.
-func (b *testBundle) work(t *testing.T, h *PublishHandler) (stop func()) {
+func (b *testBundle) work(t *testing.T, h *publishHandler) (stop func()) {
 	t.Helper()
-	bindings := append(b.intakes(b.intake()), Binding{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h})
-	return b.start(t, &Runner{JetStream: b.js, Leases: b.ledger, Worker: h.Worker, Health: &Health{}, Log: b.log, Bindings: bindings})
+	bindings := append(b.intakes(b.intake()), binding{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 3, Handler: h})
+	return b.start(t, &runner{JetStream: b.js, Leases: b.ledger, Worker: h.Worker, Health: &health{}, Log: b.log, Bindings: bindings})
 }
 
 // intakes binds every partition's consumer.
-func (b *testBundle) intakes(h *IntakeHandler) []Binding {
-	var bindings []Binding
+func (b *testBundle) intakes(h *intakeHandler) []binding {
+	var bindings []binding
 	for p := range jetpost.Partitions {
-		bindings = append(bindings, Binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Batch: h})
+		bindings = append(bindings, binding{Stream: b.names.JobsStream(), Consumer: jetpost.ConsumerIntake(p), Batch: h})
 	}
 	return bindings
 }
@@ -188,7 +188,7 @@ func TestThreadCommitsNoIntentAfterItsContext(t *testing.T) {
 		before: func(op string) error { intents += strings.Count(op, "begin"); return nil },
 		after:  nth("posted", 1, func() error { cancel(); return nil }),
 	}
-	testkit.Must(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
+	testkit.Must(t, b.lane(func(h *publishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
 	testkit.Equal(t, "intents", intents, 1)
 	b.texts(t, "acme", "one")
 	testkit.Equal(t, "post", b.record(t, key).Posts[1].State, jetpost.PostPending)
@@ -207,11 +207,11 @@ func TestLaneLateAnswer(t *testing.T) {
 	old := make(chan struct{})
 	go func() {
 		defer close(old)
-		b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+		b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	}()
 	<-answered
 	hook.expire(t)
-	next := b.lane(func(h *PublishHandler) { h.Worker = "next" })
+	next := b.lane(func(h *publishHandler) { h.Worker = "next" })
 	b.run(t, next, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 	close(goOn)
@@ -242,11 +242,11 @@ func TestLaneFenced(t *testing.T) {
 			old := make(chan struct{})
 			go func() {
 				defer close(old)
-				b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+				b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 			}()
 			<-frozen
 			hook.expire(t)
-			b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "next" }), "acme")
+			b.run(t, b.lane(func(h *publishHandler) { h.Worker = "next" }), "acme")
 			before := b.record(t, key)
 			close(thaw)
 			<-old
@@ -549,7 +549,7 @@ func TestLaneExpired(t *testing.T) {
 	})
 	func() {
 		defer func() { testkit.Equal(t, "panic", recover() != nil, true) }()
-		b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+		b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	}()
 	hook.expire(t)
 	b.run(t, b.lane(), "acme")
@@ -569,7 +569,7 @@ func TestLaneCancelledInMidThread(t *testing.T) {
 		_, err := b.ledger.Cancel(t.Context(), key, time.Now())
 		return err
 	})
-	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	b.want(t, key, jetpost.StateCancelled, "", 2)
 	b.want(t, other, jetpost.StatePublished, "", 1)
 	b.texts(t, "acme", "one", "two", "other")
@@ -589,7 +589,7 @@ func TestLanePoison(t *testing.T) {
 		}
 		return nil
 	}}
-	h := b.lane(func(h *PublishHandler) { h.Ledger = hook })
+	h := b.lane(func(h *publishHandler) { h.Ledger = hook })
 	for range poisonClaims {
 		func() {
 			defer func() { testkit.Equal(t, "panic", recover(), any("deadly")) }()
@@ -653,10 +653,10 @@ func TestLaneWokenDuringRelease(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger}
 	hook.before = nth("release", 1, func() error {
 		late = b.accept(t, jetpost.Request{ID: "late", Posts: thread("late")})
-		b.run(t, b.lane(func(h *PublishHandler) { h.Worker = "other" }), "acme") // the wake-up, handled by another worker
+		b.run(t, b.lane(func(h *publishHandler) { h.Worker = "other" }), "acme") // the wake-up, handled by another worker
 		return nil
 	})
-	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	b.want(t, first, jetpost.StatePublished, "", 1)
 	b.want(t, late, jetpost.StatePublished, "", 1)
 	b.texts(t, "acme", "first", "late")
@@ -675,7 +675,7 @@ func TestLaneImportDuringHold(t *testing.T) {
 		b.account(t, "acme", 0)
 		return nil
 	})
-	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	b.want(t, key, jetpost.StatePublished, "", 1)
 }
 
@@ -738,7 +738,7 @@ func TestLaneCommitAnswerLost(t *testing.T) {
 			}
 			key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("one", "two")})
 			hook := &ledgerHook{Store: b.ledger, after: nth(op, 1, func() error { return errAway })}
-			b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+			b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 			if op == "conclude" {
 				b.want(t, key, jetpost.StateFailed, jetpost.CodeRefusedByX, 1)
 				return
@@ -758,7 +758,7 @@ func TestLanePostTaken(t *testing.T) {
 	b.account(t, "acme", 0)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { return fmt.Errorf("post 1: %w", store.ErrPostTaken) })}
-	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeReconciling, 0)
 }
 
@@ -773,7 +773,7 @@ func TestLaneStopping(t *testing.T) {
 	hook := &ledgerHook{Store: b.ledger, before: nth("posted", 1, func() error { close(stopping); return nil })}
 	d := b.wake("acme")
 	d.Stopping = stopping
-	testkit.Must(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(t.Context(), d))
+	testkit.Must(t, b.lane(func(h *publishHandler) { h.Ledger = hook }).Handle(t.Context(), d))
 	b.want(t, key, jetpost.StatePublishing, "", 1)
 	b.texts(t, "acme", "one")
 	due, err := b.ledger.DueLanes(t.Context(), time.Now(), 10)
@@ -831,7 +831,7 @@ func TestLanePanicInHalfOpen(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.account(t, "acme", 0)
-	h := b.lane(func(h *PublishHandler) { h.Gate = admission.NewGate(b.pauses, "worker", time.Nanosecond, b.log) })
+	h := b.lane(func(h *publishHandler) { h.Gate = admission.NewGate(b.pauses, "worker", time.Nanosecond, b.log) })
 	trip(t, h.Gate)
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: thread("one")})
 	hook := &ledgerHook{Store: b.ledger, before: nth("begin", 1, func() error { panic("here") })}
@@ -859,7 +859,7 @@ func TestLanesAtOnce(t *testing.T) {
 	var workers sync.WaitGroup
 	for i := range 8 {
 		workers.Go(func() {
-			h := b.lane(func(h *PublishHandler) { h.Worker = fmt.Sprint(i) })
+			h := b.lane(func(h *publishHandler) { h.Worker = fmt.Sprint(i) })
 			for range 5 {
 				if err := h.Handle(t.Context(), b.wake("acme")); err != nil {
 					t.Error(err)
@@ -877,7 +877,7 @@ func TestLaneUnknownAccount(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.run(t, b.lane(), "nobody")
-	h := b.lane(func(h *PublishHandler) {
+	h := b.lane(func(h *publishHandler) {
 		h.Ledger = &ledgerHook{Store: b.ledger, before: func(string) error { return errAway }}
 	})
 	wantAway(t, h.Handle(t.Context(), b.wake("nobody")))
@@ -898,19 +898,19 @@ func TestLaneEndsWithItsContext(t *testing.T) {
 		}
 		return nil
 	}}
-	testkit.Must(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
+	testkit.Must(t, b.lane(func(h *publishHandler) { h.Ledger = hook }).Handle(ctx, b.wake("acme")))
 	b.texts(t, "acme", "one")
 	testkit.Equal(t, "post", b.record(t, key).Posts[0].State, jetpost.PostSending)
 }
 
 // stopDuringUpload runs a lane whose upload takes so long that something happens meanwhile.
 // No post may begin after it.
-func stopDuringUpload(t *testing.T, during func(h *PublishHandler, stopping chan struct{})) {
+func stopDuringUpload(t *testing.T, during func(h *publishHandler, stopping chan struct{})) {
 	t.Helper()
 	b := setup(t)
 	b.account(t, "acme", 0)
 	stopping := make(chan struct{})
-	var h *PublishHandler
+	var h *publishHandler
 	b.hc = &http.Client{Transport: transport(func(r *http.Request) (*http.Response, error) {
 		if strings.HasSuffix(r.URL.Path, "/2/media/upload") {
 			during(h, stopping)
@@ -929,14 +929,14 @@ func TestLaneStopsDuringUpload(t *testing.T) {
 	t.Parallel()
 	t.Run("app", func(t *testing.T) {
 		t.Parallel()
-		stopDuringUpload(t, func(h *PublishHandler, _ chan struct{}) {
+		stopDuringUpload(t, func(h *publishHandler, _ chan struct{}) {
 			now := time.Now()
 			testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: now.Add(time.Hour)}, now))
 		})
 	})
 	t.Run("worker", func(t *testing.T) {
 		t.Parallel()
-		stopDuringUpload(t, func(_ *PublishHandler, stopping chan struct{}) { close(stopping) })
+		stopDuringUpload(t, func(_ *publishHandler, stopping chan struct{}) { close(stopping) })
 	})
 }
 
@@ -966,7 +966,7 @@ func TestLaneReadsAtLastDespiteLostAnswer(t *testing.T) {
 		Hold: &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker, Until: past}, Now: past,
 	})
 	testkit.Must(t, err)
-	h := b.lane(func(h *PublishHandler) { h.Ledger = &lostAccept{ledgerHook: &ledgerHook{Store: b.ledger}} })
+	h := b.lane(func(h *publishHandler) { h.Ledger = &lostAccept{ledgerHook: &ledgerHook{Store: b.ledger}} })
 	b.run(t, h, "acme")
 	b.want(t, store.Key{Account: "acme", ID: "a"}, jetpost.StatePublished, "", 1)
 }
@@ -981,7 +981,7 @@ func TestLaneKnownRefusalIsNoDoubt(t *testing.T) {
 	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: 429, Endpoint: xsim.EndpointCreatePost, Times: 1, Bare: true})
 	two := b.lane()
 	hook.before = nth("conclude", 1, func() error { hook.expire(t); b.run(t, two, "acme"); return nil })
-	b.run(t, b.lane(func(h *PublishHandler) { h.Ledger = hook }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Ledger = hook }), "acme")
 	if r := b.record(t, key); r.Status.Reason != nil && r.Status.Reason.Code == jetpost.CodeReconciling {
 		t.Errorf("in doubt though X's 429 proved that nothing was posted: %+v", r.Status.Reason)
 	}

@@ -190,7 +190,7 @@ func (r *laneRun) readTimeline(ctx context.Context, client *xapi.Client, s *sear
 
 // search is one timeline check for one post.
 type search struct {
-	timing Timing
+	timing timing
 	post   store.PostRecord
 	quoted string // id of the post that ours quotes
 	text   string
@@ -212,7 +212,7 @@ type search struct {
 	similar  []xapi.UserPost // not equal, but it may be ours
 }
 
-func newSearch(timing Timing, post store.PostRecord, ours jetpost.Post, anchor store.Anchor) *search {
+func newSearch(timing timing, post store.PostRecord, ours jetpost.Post, anchor store.Anchor) *search {
 	s := &search{timing: timing, post: post, quoted: ours.QuotePostID, text: plainText(ours.Text), bare: withoutLinks(ours.Text), anchor: anchor, since: post.SentAt, until: timing.answeredBy(post.NotAfter), community: ours.CommunityID != ""}
 	if !post.DoubtSince.IsZero() && post.DoubtSince.Before(s.since) {
 		s.since = post.DoubtSince
@@ -297,14 +297,14 @@ func (s *search) withoutMentions(ours, theirs string, p xapi.UserPost) (string, 
 // EqualText reports whether a post on X has the text of ours, except for the changes that X
 // makes to a text.
 func EqualText(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
-	a, b := newSearch(Timing{}, record, ours, store.Anchor{}).texts(theirs)
+	a, b := newSearch(timing{}, record, ours, store.Anchor{}).texts(theirs)
 	return a == b
 }
 
 // SamePost reports whether a post on X can be ours: it has the same text or, without a text,
 // the same media, and it replies to and quotes the same posts.
 func SamePost(record store.PostRecord, ours jetpost.Post, theirs xapi.UserPost) bool {
-	return newSearch(Timing{}, record, ours, store.Anchor{}).matchesFully(theirs)
+	return newSearch(timing{}, record, ours, store.Anchor{}).matchesFully(theirs)
 }
 
 // sameMedia compares only the media. The key of a medium consists of its kind and its id.

@@ -30,7 +30,7 @@ func (muteWakeups) WakeAt(context.Context, string, time.Time) error { return nil
 // post that gets in doubt.
 type doubtBundle struct {
 	*testBundle
-	h   *PublishHandler
+	h   *publishHandler
 	key store.Key
 }
 
@@ -39,7 +39,7 @@ func doubt(t *testing.T, opts ...func(*xsim.Server)) *doubtBundle {
 	b := &doubtBundle{testBundle: offline(t, opts...)}
 	b.account(t, "acme", 0)
 	r := b.bubble()
-	b.h = b.lane(func(h *PublishHandler) {
+	b.h = b.lane(func(h *publishHandler) {
 		h.Wakeups, h.Tokens, h.Gate = muteWakeups{}, r, r.Gate
 		h.Announce = &OutboxRelay{Ledger: b.ledger, DeadLetters: &silentDeadLetters{}, Names: b.names, Log: b.log}
 	})

@@ -35,11 +35,11 @@ type refreshWakeups interface {
 	Batch(ctx context.Context, batch jetpost.RefreshBatch) error
 }
 
-// RefreshHandler handles ticks, batches and single refreshes. A tick opens a round and
+// refreshHandler handles ticks, batches and single refreshes. A tick opens a round and
 // divides it into batches, which all workers share. A batch claims tokens that are due and
 // that no other worker has claimed.
-type RefreshHandler struct {
-	Refresher *Refresher
+type refreshHandler struct {
+	Refresher *refresher
 	Wakeups   refreshWakeups
 	Names     jetpost.Names
 	Window    time.Duration // DefaultRefreshWindow if zero
@@ -50,21 +50,21 @@ type RefreshHandler struct {
 	Log       *slog.Logger
 }
 
-func (h *RefreshHandler) window() time.Duration {
+func (h *refreshHandler) window() time.Duration {
 	if h.Window == 0 {
 		return DefaultRefreshWindow
 	}
 	return h.Window
 }
 
-func (h *RefreshHandler) batchSize() int {
+func (h *refreshHandler) batchSize() int {
 	if h.BatchSize == 0 {
 		return DefaultRefreshBatch
 	}
 	return h.BatchSize
 }
 
-func (h *RefreshHandler) batchTime() time.Duration {
+func (h *refreshHandler) batchTime() time.Duration {
 	if h.BatchTime == 0 {
 		return DefaultRefreshBatchTime
 	}
@@ -72,7 +72,7 @@ func (h *RefreshHandler) batchTime() time.Duration {
 }
 
 // Handle handles one message of the refresh stream.
-func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
+func (h *refreshHandler) Handle(ctx context.Context, d delivery) error {
 	subject := h.Names.Trim(d.Subject)
 	switch subject[strings.LastIndexByte(subject, '.')+1:] {
 	case "tick":
@@ -102,7 +102,7 @@ func (h *RefreshHandler) Handle(ctx context.Context, d Delivery) error {
 // tick opens a round and publishes its batches. If a tick is redelivered because its worker
 // died, the same round goes on: all its batches are published again, and each is counted
 // once. A second round instead would leave the first one incomplete and unreported.
-func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
+func (h *refreshHandler) tick(ctx context.Context, d delivery) error {
 	now := time.Now()
 	if pause, paused := h.Refresher.Gate.Paused(admission.TargetRefresh, now); paused {
 		h.Log.Warn("refresh.skipped", "code", pause.Reason.Code, "until", pause.Reason.Until)
@@ -126,13 +126,13 @@ func (h *RefreshHandler) tick(ctx context.Context, d Delivery) error {
 
 // roundID is the id of a tick's round. The sequence alone is not unique, because the stream
 // may have been created again.
-func roundID(d Delivery) string {
+func roundID(d delivery) string {
 	return eventID(fmt.Sprintf("tick/%d/%d", d.Sequence, d.Stored.UnixNano()))
 }
 
 // batch refreshes one batch, several tokens at once, until it is full, nothing is due, its
 // time is over or the worker stops.
-func (h *RefreshHandler) batch(ctx context.Context, d Delivery, batch jetpost.RefreshBatch) error {
+func (h *refreshHandler) batch(ctx context.Context, d delivery, batch jetpost.RefreshBatch) error {
 	end := time.Now().Add(h.batchTime())
 	var done tally
 	for left := h.batchSize(); left > 0 && time.Now().Before(end) && !d.stopping(); {
@@ -172,7 +172,7 @@ type tally struct {
 }
 
 // exchange exchanges tokens concurrently. Each outcome is stored with its token.
-func (h *RefreshHandler) exchange(ctx context.Context, tokens []store.Token, asked time.Time, done *tally) {
+func (h *refreshHandler) exchange(ctx context.Context, tokens []store.Token, asked time.Time, done *tally) {
 	var group errgroup.Group
 	for _, token := range tokens {
 		group.Go(func() error {
@@ -192,7 +192,7 @@ func (h *RefreshHandler) exchange(ctx context.Context, tokens []store.Token, ask
 
 // claim claims tokens for a batch. It claims none while refreshes are paused or X is
 // unreachable.
-func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, limit int) ([]store.Token, error) {
+func (h *refreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, limit int) ([]store.Token, error) {
 	r := h.Refresher
 	if err := r.Room.Err(); err != nil {
 		return nil, err
@@ -218,7 +218,7 @@ func (h *RefreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 // complete publishes the summary of a round once its last batch is counted. Tokens that were
 // neither refreshed nor failed count as skipped: they were renewed elsewhere, or could not
 // be tried.
-func (h *RefreshHandler) complete(ctx context.Context, round store.Round) error {
+func (h *refreshHandler) complete(ctx context.Context, round store.Round) error {
 	if !round.Completed || round.Delivered {
 		return nil
 	}
@@ -250,7 +250,7 @@ func forcedLately(token store.Token, now time.Time) bool {
 
 // one refreshes the token of one account, as a producer has requested or an operator has
 // ordered.
-func (h *RefreshHandler) one(ctx context.Context, request jetpost.RefreshRequest, ordered bool) error {
+func (h *refreshHandler) one(ctx context.Context, request jetpost.RefreshRequest, ordered bool) error {
 	r := h.Refresher
 	if err := r.Room.Err(); err != nil {
 		return err

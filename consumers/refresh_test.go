@@ -61,15 +61,15 @@ func (b *testBundle) stored(t *testing.T, account string, refreshes int) {
 	testkit.Equal(t, "exchanges of "+account, want.Refreshes, refreshes)
 }
 
-func (b *testBundle) refresh(r *Refresher) *RefreshHandler {
-	return &RefreshHandler{Refresher: r, Wakeups: b.wakeups, Names: b.names, Log: b.log}
+func (b *testBundle) refresh(r *refresher) *refreshHandler {
+	return &refreshHandler{Refresher: r, Wakeups: b.wakeups, Names: b.names, Log: b.log}
 }
 
-func (b *testBundle) wakeup(t *testing.T, subject string, body any) Delivery {
+func (b *testBundle) wakeup(t *testing.T, subject string, body any) delivery {
 	t.Helper()
 	data, err := json.Marshal(body)
 	testkit.Must(t, err)
-	return Delivery{Subject: subject, Data: data}
+	return delivery{Subject: subject, Data: data}
 }
 
 // last is the newest message of a subject, or nil.
@@ -113,7 +113,7 @@ func TestRefreshRound(t *testing.T) {
 	}
 	b.account(t, "young", 0)
 	for range 2 {
-		b.start(t, &Runner{JetStream: b.js, Health: &Health{}, Log: b.log, Bindings: []Binding{
+		b.start(t, &runner{JetStream: b.js, Health: &health{}, Log: b.log, Bindings: []binding{
 			{Stream: b.names.RefreshStream(), Consumer: jetpost.ConsumerRefresh, Slots: 2, Handler: b.refresh(b.refresher())},
 		}})
 	}
@@ -186,7 +186,7 @@ func TestRefreshGrantRefused(t *testing.T) {
 }
 
 // round handles a tick and its batches one after the other.
-func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
+func (b *testBundle) round(t *testing.T, h *refreshHandler) {
 	t.Helper()
 	wakeups := &batches{}
 	h.Wakeups = wakeups
@@ -196,8 +196,8 @@ func (b *testBundle) round(t *testing.T, h *RefreshHandler) {
 	}
 }
 
-func (b *testBundle) tick() Delivery {
-	return Delivery{Subject: b.names.RefreshTick(), Sequence: b.seq.Add(1)}
+func (b *testBundle) tick() delivery {
+	return delivery{Subject: b.names.RefreshTick(), Sequence: b.seq.Add(1)}
 }
 
 // TestTickAgain: the worker of a tick dies after it has opened the round and published some
@@ -364,7 +364,7 @@ func (r *silentDeadLetters) RefreshFailed(context.Context, string, jetpost.Reaso
 }
 
 // bubble returns a refresher without sockets.
-func (b *testBundle) bubble() *Refresher {
+func (b *testBundle) bubble() *refresher {
 	r := b.refresher()
 	deadLetters := &silentDeadLetters{}
 	r.Gate, r.DeadLetters, r.Announce = newGate(&admissiontest.PauseStore{}), deadLetters, deadLetters
@@ -388,7 +388,7 @@ func TestRefreshAnswerLost(t *testing.T) {
 				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
 				first := b.token(t, "acme")
 				testkit.Equal(t, "requires re-authorising", first.RequiresReauth, false)
-				for time.Now().Before(first.ExpiresAt.Add(-TokenTiming{}.nearEnd() - time.Minute)) {
+				for time.Now().Before(first.ExpiresAt.Add(-tokenTiming{}.nearEnd() - time.Minute)) {
 					token, err := r.EnsureFresh(t.Context(), "acme", 0)
 					testkit.Must(t, err)
 					testkit.Equal(t, "version", token.Version, first.Version)
@@ -396,7 +396,7 @@ func TestRefreshAnswerLost(t *testing.T) {
 					sleep(time.Minute)
 				}
 				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 1)
-				sleep(time.Until(first.ExpiresAt.Add(-TokenTiming{}.nearEnd() + time.Second)))
+				sleep(time.Until(first.ExpiresAt.Add(-tokenTiming{}.nearEnd() + time.Second)))
 				token, err := r.EnsureFresh(t.Context(), "acme", 0)
 				testkit.Equal(t, "exchanges", b.calls(xsim.EndpointToken), 2)
 				if made {
@@ -586,7 +586,7 @@ func TestRefreshStrangeMessages(t *testing.T) {
 	h := b.refresh(b.refresher())
 	for _, subject := range []string{b.names.RefreshBatch(), b.names.RefreshRequest(), "refresh.other"} {
 		for _, body := range []string{"", "{", `{"account":"nobody","round":"none"}`, "[]"} {
-			testkit.Must(t, h.Handle(t.Context(), Delivery{Subject: subject, Data: []byte(body)}))
+			testkit.Must(t, h.Handle(t.Context(), delivery{Subject: subject, Data: []byte(body)}))
 		}
 	}
 	testkit.Equal(t, "events", b.messages(t, b.names.EventsStream()), 0)

@@ -212,7 +212,7 @@ func TestThreadTooLongWaits(t *testing.T) {
 }
 
 // intakeBy is an intake with a rule about the same text, and its log.
-func (b *testBundle) intakeBy(rule SameText) (*IntakeHandler, *bytes.Buffer) {
+func (b *testBundle) intakeBy(rule SameText) (*intakeHandler, *bytes.Buffer) {
 	var log bytes.Buffer
 	h := b.intake()
 	h.Rules.SameText = rule
@@ -313,7 +313,7 @@ func TestRescheduledWhileWorkedOn(t *testing.T) {
 	}
 	hook := &ledgerHook{Store: b.ledger}
 	hook.before = nth("begin", 1, func() error { return move(time.Now().Add(time.Hour)) })
-	h := b.lane(func(h *PublishHandler) { h.Ledger = hook })
+	h := b.lane(func(h *publishHandler) { h.Ledger = hook })
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateScheduled, "", 0)
 	b.texts(t, "acme", "three")

@@ -35,8 +35,8 @@ const (
 	DefaultStopGrace = 30 * time.Second
 )
 
-// Delivery is one message, as a handler sees it.
-type Delivery struct {
+// delivery is one message, as a handler sees it.
+type delivery struct {
 	Subject  string
 	Data     []byte
 	Sequence uint64    // in its stream
@@ -47,7 +47,7 @@ type Delivery struct {
 	Stopping <-chan struct{}
 }
 
-func (d Delivery) stopping() bool {
+func (d delivery) stopping() bool {
 	select {
 	case <-d.Stopping:
 		return true
@@ -56,57 +56,57 @@ func (d Delivery) stopping() bool {
 	}
 }
 
-// Handler handles a delivery. A delivery is acknowledged if Handle returns nil. A
-// *SetAsideError sets it aside. After any other error, or a panic, it is given back and
+// handler handles a delivery. A delivery is acknowledged if Handle returns nil. A
+// *setAsideError sets it aside. After any other error, or a panic, it is given back and
 // handled again by this or another worker.
 //
-// A Handler must be safe for concurrent use, and Handle must return soon after its context
+// A handler must be safe for concurrent use, and Handle must return soon after its context
 // ends.
-type Handler interface {
-	Handle(ctx context.Context, d Delivery) error
+type handler interface {
+	Handle(ctx context.Context, d delivery) error
 }
 
-// SetAsideError reports that a delivery can never be handled, and why. What it was about is
-// stored elsewhere, so the Runner drops it.
-type SetAsideError struct{ Err error }
+// setAsideError reports that a delivery can never be handled, and why. What it was about is
+// stored elsewhere, so the runner drops it.
+type setAsideError struct{ Err error }
 
-func (e *SetAsideError) Error() string { return "set aside: " + e.Err.Error() }
+func (e *setAsideError) Error() string { return "set aside: " + e.Err.Error() }
 
-func (e *SetAsideError) Unwrap() error { return e.Err }
+func (e *setAsideError) Unwrap() error { return e.Err }
 
-// BatchHandler handles the deliveries of one partition, in the order of the stream, as the
+// batchHandler handles the deliveries of one partition, in the order of the stream, as the
 // holder of its lease. It returns how many of them, from the first on, are done. Those are
 // acknowledged, and the others are given back, with or without an error. If the error is a
 // *waiting, the deliveries that it names are not acknowledged but handled again.
 //
 // HandleBatch must return soon after its context ends.
-type BatchHandler interface {
-	HandleBatch(ctx context.Context, lease store.Lease, batch []Delivery) (done int, err error)
+type batchHandler interface {
+	HandleBatch(ctx context.Context, lease store.Lease, batch []delivery) (done int, err error)
 }
 
-// Binding ties a consumer that exists on the server to its handler.
-type Binding struct {
+// binding ties a consumer that exists on the server to its handler.
+type binding struct {
 	Stream, Consumer string
 	// Slots is how many deliveries are handled at once.
 	Slots   int
-	Handler Handler
+	Handler handler
 	// Batch is set instead of Slots and Handler for a partition, which one worker at a
 	// time reads in batches.
-	Batch BatchHandler
+	Batch batchHandler
 }
 
-// Runner pulls deliveries and acknowledges them; nothing else does. Each slot handles one
+// runner pulls deliveries and acknowledges them; nothing else does. Each slot handles one
 // delivery. A message is requested only when a slot is free, because the AckWait of a
 // buffered message could pass.
-type Runner struct {
+type runner struct {
 	JetStream jetstream.JetStream
-	Bindings  []Binding
+	Bindings  []binding
 	// Leases decides which worker reads a partition. Worker is the name of this one.
 	Leases leaseLedger
 	Worker string
 	// Liveness may be nil: then no dependency is checked.
-	Liveness *Liveness
-	Health   *Health
+	Liveness *liveness
+	Health   *health
 	Log      *slog.Logger
 	// StopGrace is DefaultStopGrace if zero.
 	StopGrace time.Duration
@@ -114,7 +114,7 @@ type Runner struct {
 
 // Run handles deliveries until the context ends. It then waits for those in flight, for at
 // most StopGrace. It returns an error if a consumer cannot be bound.
-func (r *Runner) Run(ctx context.Context) error {
+func (r *runner) Run(ctx context.Context) error {
 	var consumers []jetstream.Consumer
 	for _, b := range r.Bindings {
 		c, err := r.JetStream.Consumer(ctx, b.Stream, b.Consumer)
@@ -137,7 +137,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	defer stopTimer()
 
 	if r.Liveness == nil {
-		r.Liveness = &Liveness{}
+		r.Liveness = &liveness{}
 	}
 	var slots, background sync.WaitGroup
 	background.Go(func() { r.Liveness.run(work) })
@@ -159,7 +159,7 @@ func (r *Runner) Run(ctx context.Context) error {
 
 // slot handles one message after the other until ctx ends, while all dependencies answer. If
 // the subscription breaks, slot subscribes again.
-func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding) {
+func (r *runner) slot(ctx, work context.Context, c jetstream.Consumer, b binding) {
 	name := b.Stream + "/" + b.Consumer
 	wait := stallMin
 	for {
@@ -186,7 +186,7 @@ func (r *Runner) slot(ctx, work context.Context, c jetstream.Consumer, b Binding
 }
 
 // pull handles messages until the subscription ends, or beat.
-func (r *Runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b Binding) error {
+func (r *runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b binding) error {
 	info, err := c.Info(ctx)
 	if err != nil {
 		return fmt.Errorf("find consumer: %w", err)
@@ -229,8 +229,8 @@ func next(iter jetstream.MessagesContext) (jetstream.Msg, error) {
 }
 
 // deliver handles one message to its end and acknowledges it.
-func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstream.Msg, ackWait time.Duration) {
-	d, meta, err := delivery(ctx, msg)
+func (r *runner) deliver(beat, ctx, work context.Context, b binding, msg jetstream.Msg, ackWait time.Duration) {
+	d, meta, err := readDelivery(ctx, msg)
 	if err != nil {
 		r.Log.Error("delivery.unreadable", "subject", msg.Subject(), "error", err)
 		return
@@ -240,7 +240,7 @@ func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstre
 
 	began := time.Now()
 	err = r.guard(d, func() error { return b.Handler.Handle(work, d) })
-	var aside *SetAsideError
+	var aside *setAsideError
 	if errors.As(err, &aside) && aside != nil {
 		r.Log.Error("delivery.set_aside", "subject", d.Subject, "sequence", d.Sequence, "error", aside.Err)
 		err = nil
@@ -253,22 +253,22 @@ func (r *Runner) deliver(beat, ctx, work context.Context, b Binding, msg jetstre
 	r.ack(work, msg, b, d, meta.NumDelivered, time.Since(began))
 }
 
-// delivery converts a message into a Delivery.
-func delivery(stopping context.Context, msg jetstream.Msg) (Delivery, *jetstream.MsgMetadata, error) {
+// readDelivery converts a message into a delivery.
+func readDelivery(stopping context.Context, msg jetstream.Msg) (delivery, *jetstream.MsgMetadata, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return Delivery{}, nil, fmt.Errorf("read metadata: %w", err)
+		return delivery{}, nil, fmt.Errorf("read metadata: %w", err)
 	}
-	return Delivery{
+	return delivery{
 		Subject: msg.Subject(), Data: msg.Data(),
 		Sequence: meta.Sequence.Stream, Stored: meta.Timestamp.UTC(), Trace: msg.Headers().Get(publishers.HeaderTrace), Stopping: stopping.Done(),
 	}, meta, nil
 }
 
 // guard turns a panic into an error, so that the message is given back, and logs it.
-func (r *Runner) guard(d Delivery, do func() error) error { return guard(r.Log, d, do) }
+func (r *runner) guard(d delivery, do func() error) error { return guard(r.Log, d, do) }
 
-func guard(log *slog.Logger, d Delivery, do func() error) (err error) {
+func guard(log *slog.Logger, d delivery, do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.Error("delivery.panic", "subject", d.Subject, "sequence", d.Sequence, "panic", p, "stack", string(debug.Stack()))
@@ -280,7 +280,7 @@ func guard(log *slog.Logger, d Delivery, do func() error) (err error) {
 
 // giveBack has the server deliver the message again: after a wait that doubles, or at once if
 // this worker stops.
-func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, cause error, deliveries uint64) {
+func (r *runner) giveBack(ctx context.Context, msg jetstream.Msg, b binding, d delivery, cause error, deliveries uint64) {
 	r.Health.Met("handler "+b.Consumer, cause)
 	wait := min(stallMin<<min(deliveries-1, stallDoublings), stallMax)
 	if ctx.Err() != nil {
@@ -291,13 +291,13 @@ func (r *Runner) giveBack(ctx context.Context, msg jetstream.Msg, b Binding, d D
 }
 
 // nak has the server deliver the message again after a wait.
-func (r *Runner) nak(msg jetstream.Msg, wait time.Duration) {
+func (r *runner) nak(msg jetstream.Msg, wait time.Duration) {
 	if err := msg.NakWithDelay(wait); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
 		r.Log.Warn("delivery.nak_failed", "subject", msg.Subject(), "error", err) // the server redelivers it after AckWait
 	}
 }
 
-func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delivery, deliveries uint64, took time.Duration) {
+func (r *runner) ack(ctx context.Context, msg jetstream.Msg, b binding, d delivery, deliveries uint64, took time.Duration) {
 	r.Health.Set("handler "+b.Consumer, nil)
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
@@ -314,7 +314,7 @@ func (r *Runner) ack(ctx context.Context, msg jetstream.Msg, b Binding, d Delive
 // heartbeat tells the server that the message is being handled, until stop is called. If a
 // dependency does not answer meanwhile, the message is given back. The worker that gets it
 // finds out from the ledger whether this worker still holds the lane.
-func (r *Runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interval time.Duration) (stop func()) {
+func (r *runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interval time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -354,8 +354,8 @@ func pause(ctx context.Context, d time.Duration) {
 // the delivery next, so nothing else ends such a fault.
 const faultFor = 15 * time.Second
 
-// Health collects the current faults by name. The zero value is healthy.
-type Health struct {
+// health collects the current faults by name. The zero value is healthy.
+type health struct {
 	mu     sync.Mutex
 	faults map[string]fault
 }
@@ -366,14 +366,14 @@ type fault struct {
 }
 
 // Set records a fault, or its end if err is nil.
-func (h *Health) Set(name string, err error) { h.set(name, fault{err: err}) }
+func (h *health) Set(name string, err error) { h.set(name, fault{err: err}) }
 
 // Met records a fault that ends after faultFor unless it is met again.
-func (h *Health) Met(name string, err error) {
+func (h *health) Met(name string, err error) {
 	h.set(name, fault{err: err, until: time.Now().Add(faultFor)})
 }
 
-func (h *Health) set(name string, f fault) {
+func (h *health) set(name string, f fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if f.err == nil {
@@ -387,7 +387,7 @@ func (h *Health) set(name string, f fault) {
 }
 
 // Err joins all faults, or is nil if there are none.
-func (h *Health) Err() error {
+func (h *health) Err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error

@@ -23,14 +23,14 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// handlerFunc is a function as a Handler.
-type handlerFunc func(context.Context, Delivery) error
+// handlerFunc is a function as a handler.
+type handlerFunc func(context.Context, delivery) error
 
-func (f handlerFunc) Handle(ctx context.Context, d Delivery) error { return f(ctx, d) }
+func (f handlerFunc) Handle(ctx context.Context, d delivery) error { return f(ctx, d) }
 
 // start runs a runner until stop is called, or the test ends. Both wait for deliveries in
 // flight.
-func (b *testBundle) start(t *testing.T, r *Runner) (stop func()) {
+func (b *testBundle) start(t *testing.T, r *runner) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -92,10 +92,10 @@ func (q *queue) empty(t *testing.T) bool {
 	return s.CachedInfo().State.Msgs == 0
 }
 
-func (q *queue) runner(slots int, h handlerFunc) *Runner {
-	return &Runner{
-		JetStream: q.js, Health: &Health{}, Log: slog.New(slog.DiscardHandler),
-		Bindings: []Binding{{Stream: queueName, Consumer: "work", Slots: slots, Handler: h}},
+func (q *queue) runner(slots int, h handlerFunc) *runner {
+	return &runner{
+		JetStream: q.js, Health: &health{}, Log: slog.New(slog.DiscardHandler),
+		Bindings: []binding{{Stream: queueName, Consumer: "work", Slots: slots, Handler: h}},
 	}
 }
 
@@ -114,7 +114,7 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 		"fenced":         func() error { return store.ErrFenced },
 		"panic":          func() error { panic("a bug") },
 		"panic of nil":   func() error { panic(nil) }, //nolint:govet // a possible bug
-		"no set aside":   func() error { return (*SetAsideError)(nil) },
+		"no set aside":   func() error { return (*setAsideError)(nil) },
 	}
 	for name, result := range results {
 		t.Run(name, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestRunnerAcksNilAlone(t *testing.T) {
 			q := newQueue(t, js, time.Minute)
 			q.publish(t, "one", "two")
 			seen := map[string]int{}
-			r := q.runner(1, func(_ context.Context, d Delivery) error {
+			r := q.runner(1, func(_ context.Context, d delivery) error {
 				testkit.Equal(t, "acknowledged", q.empty(t), false)
 				if seen[string(d.Data)]++; seen[string(d.Data)] < 3 {
 					return result()
@@ -148,9 +148,9 @@ func TestRunnerSetsAside(t *testing.T) {
 	q.publish(t, "one", "two")
 	var logged strings.Builder
 	var seen []string
-	r := q.runner(1, func(_ context.Context, d Delivery) error {
+	r := q.runner(1, func(_ context.Context, d delivery) error {
 		if seen = append(seen, string(d.Data)); len(seen) == 1 {
-			return fmt.Errorf("handle: %w", &SetAsideError{errAway})
+			return fmt.Errorf("handle: %w", &setAsideError{errAway})
 		}
 		return nil
 	})
@@ -171,8 +171,8 @@ func TestRunnerGivesBack(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Hour)
 	var calls, together atomic.Int64
-	var r *Runner
-	r = q.runner(3, func(_ context.Context, d Delivery) error {
+	var r *runner
+	r = q.runner(3, func(_ context.Context, d delivery) error {
 		if together.Add(1) > 1 {
 			t.Error("the delivery was handled twice at once")
 		}
@@ -203,7 +203,7 @@ func TestRunnerPanics(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Minute)
 	var calls atomic.Int64
-	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) error {
+	(&testBundle{}).start(t, q.runner(1, func(context.Context, delivery) error {
 		if calls.Add(1) == 1 {
 			panic("a bug")
 		}
@@ -234,7 +234,7 @@ func TestRunnerDrains(t *testing.T) {
 		}
 		var handled, inFlight atomic.Int64
 		enough := make(chan struct{})
-		stop := (&testBundle{}).start(t, q.runner(4, func(ctx context.Context, d Delivery) error {
+		stop := (&testBundle{}).start(t, q.runner(4, func(ctx context.Context, d delivery) error {
 			inFlight.Add(1)
 			defer inFlight.Add(-1)
 			if handled.Add(1) == batch {
@@ -262,7 +262,7 @@ func TestRunnerStops(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Hour)
 	began := make(chan struct{})
-	stop := (&testBundle{}).start(t, q.runner(1, func(ctx context.Context, d Delivery) error {
+	stop := (&testBundle{}).start(t, q.runner(1, func(ctx context.Context, d delivery) error {
 		testkit.Equal(t, "stopping at first", d.stopping(), false)
 		close(began)
 		<-d.Stopping
@@ -285,7 +285,7 @@ func TestRunnerStopGrace(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Hour)
 	began := make(chan struct{})
-	r := q.runner(1, func(ctx context.Context, _ Delivery) error {
+	r := q.runner(1, func(ctx context.Context, _ delivery) error {
 		close(began)
 		<-ctx.Done()
 		return ctx.Err()
@@ -314,7 +314,7 @@ func TestRunnerConsumerDeleted(t *testing.T) {
 	_, js := natstest.Connect(t, natstest.Server(t))
 	q := newQueue(t, js, time.Minute)
 	var calls atomic.Int64
-	r := q.runner(2, func(context.Context, Delivery) error { calls.Add(1); return nil })
+	r := q.runner(2, func(context.Context, delivery) error { calls.Add(1); return nil })
 	(&testBundle{}).start(t, r)
 	q.publish(t, "one")
 	testkit.Eventually(t, "the first is handled", func() bool { return calls.Load() == 1 && q.empty(t) })
@@ -342,7 +342,7 @@ func TestRunnerServerRestarts(t *testing.T) {
 	q := newQueue(t, js, time.Minute)
 	began, goOn := make(chan struct{}, 1), make(chan struct{})
 	var calls atomic.Int64
-	(&testBundle{}).start(t, q.runner(1, func(context.Context, Delivery) error {
+	(&testBundle{}).start(t, q.runner(1, func(context.Context, delivery) error {
 		calls.Add(1)
 		began <- struct{}{}
 		<-goOn
@@ -373,9 +373,9 @@ func TestRunnerReplacedWakeup(t *testing.T) {
 	b := setup(t)
 	var logged strings.Builder
 	began, goOn := make(chan struct{}, 2), make(chan struct{})
-	r := &Runner{
-		JetStream: b.js, Health: &Health{}, Log: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		Bindings: []Binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: handlerFunc(func(context.Context, Delivery) error {
+	r := &runner{
+		JetStream: b.js, Health: &health{}, Log: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Bindings: []binding{{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: handlerFunc(func(context.Context, delivery) error {
 			began <- struct{}{}
 			<-goOn
 			return nil
@@ -394,7 +394,7 @@ func TestRunnerReplacedWakeup(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	var h Health
+	var h health
 	testkit.Must(t, h.Err())
 	h.Set("one", errAway)
 	h.Set("two", context.Canceled)
@@ -412,7 +412,7 @@ func TestHealth(t *testing.T) {
 func TestHealthForgets(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var h Health
+		var h health
 		h.Met("one", errAway)
 		if err := h.Err(); !errors.Is(err, errAway) {
 			t.Errorf("health is %v", err)

@@ -64,7 +64,7 @@ func TestSearch(t *testing.T) {
 			post := store.PostRecord{ParentID: test.parent, SentAt: at, MediaIDs: test.media}
 			ours := jetpost.Post{Text: test.text, QuotePostID: test.quotes}
 			anchor := store.Anchor{XUserID: "1", PostID: "9", SentAt: at.Add(-time.Hour)}
-			s := newSearch(Timing{}, post, ours, anchor)
+			s := newSearch(timing{}, post, ours, anchor)
 			test.shown.ID, test.shown.CreatedAt = "100", at.Add(time.Second).Truncate(time.Second)
 			testkit.Equal(t, "last page", s.add(xapi.UserPostsPage{Posts: []xapi.UserPost{test.shown, {ID: "9", CreatedAt: anchor.SentAt}}}), true)
 			f := s.judge(nil)
@@ -95,7 +95,7 @@ func TestSearchPages(t *testing.T) {
 		{"with errors", nil, true, foundNothing},
 	}
 	for _, test := range tests {
-		s := newSearch(Timing{}, store.PostRecord{SentAt: at}, jetpost.Post{Text: "hello"}, store.Anchor{PostID: "9", SentAt: at.Add(-24 * time.Hour)})
+		s := newSearch(timing{}, store.PostRecord{SentAt: at}, jetpost.Post{Text: "hello"}, store.Anchor{PostID: "9", SentAt: at.Add(-24 * time.Hour)})
 		for i, page := range pages {
 			page.Incomplete = test.incomplete
 			testkit.Equal(t, "last page", s.add(page), false)

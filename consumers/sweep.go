@@ -39,27 +39,27 @@ type sweepLedger interface {
 	EndHolds(ctx context.Context, account string, code jetpost.Code, now time.Time) (int, error)
 }
 
-// Sweeper repairs what got lost in NATS. One worker at a time reads from the ledger the
+// sweeper repairs what got lost in NATS. One worker at a time reads from the ledger the
 // lanes that are due and that no worker holds, and wakes them, and the changes that were not
 // published, and publishes them. So the system recovers from a crash, a lost schedule or a
 // purged stream by itself.
-type Sweeper struct {
+type sweeper struct {
 	Ledger   sweepLedger
 	Wakeups  manyWaker
 	Announce *OutboxRelay
 	Gate     *admission.Gate
-	Health   *Health
-	Timing   Timing
+	Health   *health
+	Timing   timing
 	Worker   string
 	Log      *slog.Logger
 	// Upkeep, if set, runs first in each sweep.
-	Upkeep *Upkeep
+	Upkeep *upkeep
 	// heldFrom is when to check again for requests that a pause holds that is over.
 	heldFrom time.Time
 }
 
 // Run sweeps until the context ends.
-func (s *Sweeper) Run(ctx context.Context) {
+func (s *sweeper) Run(ctx context.Context) {
 	every := time.NewTicker(s.Timing.sweepEvery())
 	defer every.Stop()
 	for {
@@ -82,7 +82,7 @@ func (s *Sweeper) Run(ctx context.Context) {
 }
 
 // Sweep sweeps once if no other worker does.
-func (s *Sweeper) Sweep(ctx context.Context) error {
+func (s *sweeper) Sweep(ctx context.Context) error {
 	now := time.Now()
 	told := s.Gate.Retell(ctx, now)
 	mine, err := s.Ledger.TryLease(ctx, "sweep", s.Worker, 3*s.Timing.sweepEvery(), now)
@@ -128,7 +128,7 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 
 // release ends the pauses whose end has passed, and frees the heads that were held by a pause
 // that ended early. Requests behind a head go on by themselves.
-func (s *Sweeper) release(ctx context.Context, now time.Time) error {
+func (s *sweeper) release(ctx context.Context, now time.Time) error {
 	for _, target := range []admission.Target{admission.TargetPublish, admission.TargetRefresh} {
 		if pause, over := s.Gate.Over(target, now); over {
 			if err := s.Gate.End(ctx, pause); err != nil {

@@ -17,15 +17,15 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-func (b *testBundle) sweeper(worker string) *Sweeper {
-	return &Sweeper{
-		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, worker, 0, b.log), Health: &Health{},
-		Timing: Timing{Lease: MinLease}, Worker: worker, Log: b.log,
+func (b *testBundle) sweeper(worker string) *sweeper {
+	return &sweeper{
+		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, worker, 0, b.log), Health: &health{},
+		Timing: timing{Lease: MinLease}, Worker: worker, Log: b.log,
 	}
 }
 
 // sweep runs a sweeper until the test ends.
-func (b *testBundle) sweep(t *testing.T, s *Sweeper) {
+func (b *testBundle) sweep(t *testing.T, s *sweeper) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -98,13 +98,13 @@ func TestSweepTells(t *testing.T) {
 }
 
 // blindLedger is a ledger that cannot read the request "first".
-type blindLedger struct{ outboxLedger }
+type blindLedger struct{ OutboxLedger }
 
 func (l blindLedger) Request(ctx context.Context, key store.Key) (store.Record, error) {
 	if key.ID == "first" {
 		return store.Record{}, errAway
 	}
-	return l.outboxLedger.Request(ctx, key)
+	return l.OutboxLedger.Request(ctx, key)
 }
 
 // TestAnnounceOvertaken: while one worker publishes the state of a request, another one
@@ -134,13 +134,13 @@ func TestAnnounceOvertaken(t *testing.T) {
 
 // overtakenDeadLetters lets another worker publish first, with each event.
 type overtakenDeadLetters struct {
-	deadLetters
+	DeadLetters
 	first func()
 }
 
 func (r overtakenDeadLetters) Event(ctx context.Context, subject string, e jetpost.Event) error {
 	r.first()
-	return r.deadLetters.Event(ctx, subject, e)
+	return r.DeadLetters.Event(ctx, subject, e)
 }
 
 // brokenWakeup wakes no lane for a while.
@@ -229,7 +229,7 @@ func TestSweepStarvesNobody(t *testing.T) {
 }
 
 // toldLedger has nothing to publish, which is not part of the test.
-type toldLedger struct{ outboxLedger }
+type toldLedger struct{ OutboxLedger }
 
 func (toldLedger) OutboxPending(context.Context, time.Time, int) ([]store.Key, error) {
 	return nil, nil
@@ -270,7 +270,7 @@ func TestSweepOneOfTwo(t *testing.T) {
 	one, two := &countedWakeup{manyWaker: b.wakeups}, &countedWakeup{manyWaker: b.wakeups}
 	first, second := b.sweeper("one"), b.sweeper("two")
 	first.Wakeups, second.Wakeups = one, two
-	first.Timing, second.Timing = Timing{Lease: time.Hour}, Timing{Lease: time.Hour}
+	first.Timing, second.Timing = timing{Lease: time.Hour}, timing{Lease: time.Hour}
 	for range 3 {
 		testkit.Must(t, first.Sweep(t.Context()))
 		testkit.Must(t, second.Sweep(t.Context()))
@@ -278,10 +278,10 @@ func TestSweepOneOfTwo(t *testing.T) {
 	testkit.Equal(t, "wake-ups of the first", one.generation, 3)
 	testkit.Equal(t, "wake-ups of the second", two.generation, 0)
 
-	first.Timing, second.Timing = Timing{Lease: MinLease}, Timing{Lease: MinLease}
+	first.Timing, second.Timing = timing{Lease: MinLease}, timing{Lease: MinLease}
 	testkit.Must(t, first.Sweep(t.Context())) // its last one
-	b.sweep(t, &Sweeper{
-		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, "two", 0, b.log), Health: &Health{}, Timing: Timing{Lease: MinLease}, Worker: "two", Log: b.log,
+	b.sweep(t, &sweeper{
+		Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: admission.NewGate(b.pauses, "two", 0, b.log), Health: &health{}, Timing: timing{Lease: MinLease}, Worker: "two", Log: b.log,
 	})
 	b.purge(t, b.names.LanesStream())
 	testkit.Eventually(t, "the other one sweeps", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
@@ -330,7 +330,7 @@ func TestAnnounceCatchesUp(t *testing.T) {
 	testkit.Must(t, b.ledger.Conclude(t.Context(), lane, "two", store.Outcome{
 		State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: time.Now(),
 	}))
-	a.DeadLetters = movingDeadLetters{deadLetters: b.deadLetters, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); testkit.Must(t, err) }}
+	a.DeadLetters = movingDeadLetters{DeadLetters: b.deadLetters, move: func() { _, err := b.ledger.Replay(t.Context(), failed, time.Now()); testkit.Must(t, err) }}
 	testkit.Must(t, a.Announce(t.Context(), failed))
 	testkit.Equal(t, "event", b.lastEvent(t, failed).Type, jetpost.EventRequestResumed)
 	record := b.record(t, failed)
@@ -339,12 +339,12 @@ func TestAnnounceCatchesUp(t *testing.T) {
 
 // movingDeadLetters moves the request while its event is published.
 type movingDeadLetters struct {
-	deadLetters
+	DeadLetters
 	move func()
 }
 
 func (r movingDeadLetters) Event(ctx context.Context, subject string, e jetpost.Event) error {
-	err := r.deadLetters.Event(ctx, subject, e)
+	err := r.DeadLetters.Event(ctx, subject, e)
 	r.move()
 	return err
 }
@@ -359,7 +359,7 @@ func TestSweepFreesWhatAPauseHeld(t *testing.T) {
 	s := b.sweeper("one")
 	b.learn(t, s.Gate)
 	b.sweep(t, s)
-	h := b.lane(func(h *PublishHandler) { h.Gate = s.Gate })
+	h := b.lane(func(h *publishHandler) { h.Gate = s.Gate })
 	testkit.Must(t, s.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeSpendCapReached, Until: time.Now().Add(24 * time.Hour)}, time.Now()))
 	b.run(t, h, "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
@@ -382,7 +382,7 @@ func TestSweepFreesWhatIsHeldLate(t *testing.T) {
 	}}})
 	s := b.sweeper("one")
 	testkit.Must(t, s.Sweep(t.Context()))
-	b.run(t, b.lane(func(h *PublishHandler) { h.Gate = late }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Gate = late }), "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeAppPaused, 0)
 	b.sweep(t, s)
 	b.work(t, b.lane())

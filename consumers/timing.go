@@ -12,7 +12,7 @@ const DefaultLease = 60 * time.Second
 // MinLease is the shortest lease. With a shorter one the margins are too small to enforce.
 const MinLease = time.Second
 
-// Timing holds every margin of the publish path. The margins between workers are fractions
+// timing holds every margin of the publish path. The margins between workers are fractions
 // of the lane's lease, so their order does not depend on its length:
 //
 //	commit of the intent ............................ 0
@@ -30,7 +30,7 @@ const MinLease = time.Second
 //	one that keeps a doubt alive by ................. 1 min
 //
 //	a reply waits for a parent posted just before ... 10 s, repeated for 5 min
-type Timing struct {
+type timing struct {
 	Lease time.Duration
 	Scale
 }
@@ -80,7 +80,7 @@ const (
 	appFault = 15 * time.Minute
 )
 
-func (t Timing) lease() time.Duration {
+func (t timing) lease() time.Duration {
 	if t.Lease == 0 {
 		return DefaultLease
 	}
@@ -88,53 +88,53 @@ func (t Timing) lease() time.Duration {
 }
 
 // sendWithin is how long after the commit of its intent a post may be sent.
-func (t Timing) sendWithin() time.Duration { return t.lease() / 3 }
+func (t timing) sendWithin() time.Duration { return t.lease() / 3 }
 
 // CallTimeout bounds one call to X.
-func (t Timing) CallTimeout() time.Duration { return t.lease() / 4 }
+func (t timing) CallTimeout() time.Duration { return t.lease() / 4 }
 
 // answeredBy is when X has answered a post that may have been sent until notAfter, or never
 // will.
-func (t Timing) answeredBy(notAfter time.Time) time.Time { return notAfter.Add(t.CallTimeout()) }
+func (t timing) answeredBy(notAfter time.Time) time.Time { return notAfter.Add(t.CallTimeout()) }
 
 // checkFrom is when the first timeline check for such a post runs.
-func (t Timing) checkFrom(notAfter time.Time) time.Time {
+func (t timing) checkFrom(notAfter time.Time) time.Time {
 	return t.answeredBy(notAfter).Add(t.Of(timelineLag))
 }
 
 // confirmAfter is how long after a timeline check that found a post absent the second check
 // runs.
-func (t Timing) confirmAfter(fresh bool) time.Duration {
+func (t timing) confirmAfter(fresh bool) time.Duration {
 	if fresh {
 		return t.Of(confirmFresh)
 	}
 	return t.Of(confirmStale)
 }
 
-func (t Timing) clockMargin() time.Duration    { return t.Of(clockMargin) }
-func (t Timing) strangerMargin() time.Duration { return t.Of(strangerMargin) }
-func (t Timing) repeatsFor() time.Duration     { return t.Of(repeatsFor) }
-func (t Timing) replicaWait() time.Duration    { return t.Of(replicaWait) }
-func (t Timing) replicaLag() time.Duration     { return t.Of(replicaLag) }
+func (t timing) clockMargin() time.Duration    { return t.Of(clockMargin) }
+func (t timing) strangerMargin() time.Duration { return t.Of(strangerMargin) }
+func (t timing) repeatsFor() time.Duration     { return t.Of(repeatsFor) }
+func (t timing) replicaWait() time.Duration    { return t.Of(replicaWait) }
+func (t timing) replicaLag() time.Duration     { return t.Of(replicaLag) }
 
 // checkAgain is the wait after a number of timeline checks without a result.
 //
 //	checks  1     2     3     4     5 and on
 //	wait    30 s  30 s  1 min 2 min 4 min
-func (t Timing) checkAgain(checks int) time.Duration {
+func (t timing) checkAgain(checks int) time.Duration {
 	return t.Of(firstCheckAgain) << min(max(checks-2, 0), 3)
 }
 
 // extendEvery is how often a lane at work extends its lease.
-func (t Timing) extendEvery() time.Duration { return t.lease() / 4 }
+func (t timing) extendEvery() time.Duration { return t.lease() / 4 }
 
 // sweepEvery is how often one worker sweeps.
-func (t Timing) sweepEvery() time.Duration { return t.lease() / 12 }
+func (t timing) sweepEvery() time.Duration { return t.lease() / 12 }
 
 // DefaultExchangeLease is how long a worker that exchanges a token has claimed it.
 const DefaultExchangeLease = 30 * time.Second
 
-// TokenTiming holds every margin of token refreshes. The margins between workers are
+// tokenTiming holds every margin of token refreshes. The margins between workers are
 // fractions of the lease of one exchange:
 //
 //	the claim is asked for .......................... 0
@@ -151,12 +151,12 @@ const DefaultExchangeLease = 30 * time.Second
 //
 //	a 401 renews no token that is younger than ...................... 15 min
 //	refreshes are paused if X does not know the app for ............. 15 min
-type TokenTiming struct {
+type tokenTiming struct {
 	Lease time.Duration
 	Scale
 }
 
-func (t TokenTiming) lease() time.Duration {
+func (t tokenTiming) lease() time.Duration {
 	if t.Lease == 0 {
 		return DefaultExchangeLease
 	}
@@ -164,31 +164,31 @@ func (t TokenTiming) lease() time.Duration {
 }
 
 // sendWithin is how long after the claim was requested an exchange may be sent.
-func (t TokenTiming) sendWithin() time.Duration { return t.lease() / 3 }
+func (t tokenTiming) sendWithin() time.Duration { return t.lease() / 3 }
 
 // CallTimeout bounds one exchange.
-func (t TokenTiming) CallTimeout() time.Duration { return t.lease() / 3 }
+func (t tokenTiming) CallTimeout() time.Duration { return t.lease() / 3 }
 
-func (t TokenTiming) usable() time.Duration   { return t.lease() }
-func (t TokenTiming) nearEnd() time.Duration  { return 4 * t.lease() }
-func (t TokenTiming) fresh() time.Duration    { return 10 * t.lease() }
-func (t TokenTiming) coolDown() time.Duration { return t.Of(appFault) }
-func (t TokenTiming) appFault() time.Duration { return t.Of(appFault) }
+func (t tokenTiming) usable() time.Duration   { return t.lease() }
+func (t tokenTiming) nearEnd() time.Duration  { return 4 * t.lease() }
+func (t tokenTiming) fresh() time.Duration    { return 10 * t.lease() }
+func (t tokenTiming) coolDown() time.Duration { return t.Of(appFault) }
+func (t tokenTiming) appFault() time.Duration { return t.Of(appFault) }
 
 // firstBackoff is the wait after the first failed exchange.
-func (t TokenTiming) firstBackoff() time.Duration { return 2 * t.lease() }
+func (t tokenTiming) firstBackoff() time.Duration { return 2 * t.lease() }
 
 // maxRefreshDoublings bounds the wait between failed exchanges of one token: to about an
 // hour if the first wait is a minute.
 const maxRefreshDoublings = 6
 
 // backoff is the wait after a number of attempts in a row, at least 1.
-func (t TokenTiming) backoff(attempts int) time.Duration {
+func (t tokenTiming) backoff(attempts int) time.Duration {
 	return t.firstBackoff() << min(max(attempts, 1)-1, maxRefreshDoublings)
 }
 
 // pace is the pace of every claim.
-func (t TokenTiming) pace() store.Pace {
+func (t tokenTiming) pace() store.Pace {
 	return store.Pace{Lease: t.lease(), NearEnd: t.nearEnd(), Backoff: t.firstBackoff()}
 }
 

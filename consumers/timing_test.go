@@ -15,7 +15,7 @@ func TestTimingOrder(t *testing.T) {
 	for _, lease := range []time.Duration{0, time.Nanosecond, MinLease, 3 * time.Second, DefaultLease, time.Hour} {
 		t.Run(fmt.Sprint(lease), func(t *testing.T) {
 			t.Parallel()
-			timing := Timing{Lease: lease}
+			timing := timing{Lease: lease}
 			if timing.lease() < MinLease || timing.sweepEvery() <= 0 {
 				t.Errorf("lease is %v, a sweep every %v", timing.lease(), timing.sweepEvery())
 			}
@@ -33,7 +33,7 @@ func TestTimingOrder(t *testing.T) {
 			}
 		})
 	}
-	testkit.Equal(t, "default", Timing{}.lease(), DefaultLease)
+	testkit.Equal(t, "default", timing{}.lease(), DefaultLease)
 }
 
 // TestTimingOfX: a shorter lease does not change the lag of X's timelines or the accuracy
@@ -42,7 +42,7 @@ func TestTimingOfX(t *testing.T) {
 	t.Parallel()
 	sent := time.Now()
 	for _, lease := range []time.Duration{MinLease, 6 * time.Second, DefaultLease} {
-		timing := Timing{Lease: lease}
+		timing := timing{Lease: lease}
 		testkit.Equal(t, "first check", timing.checkFrom(sent).Sub(timing.answeredBy(sent)), time.Minute)
 		testkit.Equal(t, "second check", timing.confirmAfter(false), 10*time.Minute)
 		testkit.Equal(t, "second check beside a later post", timing.confirmAfter(true), 30*time.Second)
@@ -50,7 +50,7 @@ func TestTimingOfX(t *testing.T) {
 		testkit.Equal(t, "margin of strangers", timing.strangerMargin(), time.Minute)
 		testkit.Equal(t, "repeats", timing.repeatsFor(), 30*time.Minute)
 		testkit.Equal(t, "third check", timing.checkAgain(3), time.Minute)
-		testkit.Equal(t, "age of a token", TokenTiming{Lease: lease}.coolDown(), 15*time.Minute)
+		testkit.Equal(t, "age of a token", tokenTiming{Lease: lease}.coolDown(), 15*time.Minute)
 		timing.Minute = time.Second
 		testkit.Equal(t, "second check at a simulated X", timing.confirmAfter(false), 10*time.Second)
 	}

@@ -50,9 +50,9 @@ type lifeboat interface {
 	Load() ([]store.Rescued, error)
 }
 
-// Refresher exchanges tokens, at most once per claim. Ticks, requests by hand and lanes all
+// refresher exchanges tokens, at most once per claim. Ticks, requests by hand and lanes all
 // get tokens from it.
-type Refresher struct {
+type refresher struct {
 	Tokens      store.Tokens
 	X           exchanger
 	Gate        *admission.Gate
@@ -60,10 +60,10 @@ type Refresher struct {
 	Announce    accountNews
 	Lifeboat    lifeboat
 	Names       jetpost.Names
-	Health      *Health
+	Health      *health
 	// Room is checked before each exchange, because X's answer has to be stored.
 	Room    admission.Room
-	Timing  TokenTiming
+	Timing  tokenTiming
 	Observe Observer
 	Log     *slog.Logger
 	// Stopping is closed when the worker is asked to stop. A pair in the lifeboat then
@@ -72,7 +72,7 @@ type Refresher struct {
 }
 
 // Stored returns the account's token as it is stored.
-func (r *Refresher) Stored(ctx context.Context, account string) (store.Token, error) {
+func (r *refresher) Stored(ctx context.Context, account string) (store.Token, error) {
 	return r.Tokens.Token(ctx, account)
 }
 
@@ -81,7 +81,7 @@ func (r *Refresher) Stored(ctx context.Context, account string) (store.Token, er
 // unless another worker already did. A token that was renewed recently is returned as it is,
 // because each exchange risks losing the account, and there were hours in which X answered
 // every call with 401. If there is no usable token, the error is a *admission.WaitError.
-func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
+func (r *refresher) EnsureFresh(ctx context.Context, account string, usedVersion int64) (store.Token, error) {
 	token, err := r.Tokens.Token(ctx, account)
 	if err != nil {
 		return store.Token{}, tokenHold(err, time.Now())
@@ -90,7 +90,7 @@ func (r *Refresher) EnsureFresh(ctx context.Context, account string, usedVersion
 }
 
 // Fresh is EnsureFresh for a token that was just read.
-func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error) {
+func (r *refresher) Fresh(ctx context.Context, token store.Token, usedVersion int64) (store.Token, error) {
 	now := time.Now()
 	refused := usedVersion != 0 && token.Version == usedVersion
 	switch {
@@ -110,7 +110,7 @@ func (r *Refresher) Fresh(ctx context.Context, token store.Token, usedVersion in
 }
 
 // renew exchanges a token, unless another worker does or did.
-func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) (store.Token, error) {
+func (r *refresher) renew(ctx context.Context, token store.Token, refused bool) (store.Token, error) {
 	asked := time.Now()
 	if err := r.Room.Err(); err != nil {
 		return r.useOrHold(token, refused, jetpost.CodeTokenRefreshFailed, asked.Add(backoff(1)), err.Error())
@@ -144,7 +144,7 @@ func (r *Refresher) renew(ctx context.Context, token store.Token, refused bool) 
 
 // useOrHold returns the token if it is still valid and X has not refused it, else a
 // *admission.WaitError until the next try is possible.
-func (r *Refresher) useOrHold(token store.Token, refused bool, code jetpost.Code, until time.Time, detail string) (store.Token, error) {
+func (r *refresher) useOrHold(token store.Token, refused bool, code jetpost.Code, until time.Time, detail string) (store.Token, error) {
 	now := time.Now()
 	if !refused && token.ExpiresAt.After(now.Add(r.Timing.usable())) {
 		return token, nil
@@ -192,7 +192,7 @@ type exchanged struct {
 //
 // asked is when the claim was requested. The lease began later, so a worker that was frozen
 // meanwhile never sends a token that another worker has claimed.
-func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.Time) exchanged {
+func (r *refresher) exchange(ctx context.Context, claim store.Token, asked time.Time) exchanged {
 	log := r.Log.With("account", claim.Account, "token", claim.ID, "version", claim.Version, "attempt", claim.Attempts)
 	if !claim.InDoubtSince.IsZero() {
 		log = log.With("in_doubt_since", claim.InDoubtSince)
@@ -233,7 +233,7 @@ func (r *Refresher) exchange(ctx context.Context, claim store.Token, asked time.
 // longer than its timeout, the process was frozen, and the failure says nothing about X.
 // Counting such failures trips the breaker of a worker that was frozen, which then skips
 // batches that other workers could refresh.
-func (r *Refresher) evidence(err error, took time.Duration) error {
+func (r *refresher) evidence(err error, took time.Duration) error {
 	if err != nil && took > r.Timing.CallTimeout()*21/20 {
 		return errStoodStill
 	}
@@ -244,7 +244,7 @@ func (r *Refresher) evidence(err error, took time.Duration) error {
 // before the database is asked, which may not answer. If the worker stops or dies before the
 // commit, the next worker reads the pair from the lifeboat. The commit is retried until then.
 // The error is store.ErrFenced if a newer pair is stored.
-func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
+func (r *refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
 	afloat := false
 	if r.Lifeboat != nil {
 		if err := r.Lifeboat.Keep(claim, pair, now); err != nil {
@@ -273,7 +273,7 @@ func (r *Refresher) keep(ctx context.Context, log *slog.Logger, claim store.Toke
 
 // Recover commits the pairs that earlier workers of this machine left in the lifeboat. A pair
 // that is older than the stored one is dropped.
-func (r *Refresher) Recover(ctx context.Context) error {
+func (r *refresher) Recover(ctx context.Context) error {
 	rescued, err := r.Lifeboat.Load()
 	if err != nil {
 		return fmt.Errorf("load lifeboat: %w", err)
@@ -297,7 +297,7 @@ func (r *Refresher) Recover(ctx context.Context) error {
 }
 
 // fail stores a failed exchange, and publishes it.
-func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.Token, err error) exchanged {
+func (r *refresher) fail(worker context.Context, log *slog.Logger, claim store.Token, err error) exchanged {
 	ctx := context.WithoutCancel(worker)
 	now := time.Now()
 	failure, pause := r.judge(err, claim, now)
@@ -345,7 +345,7 @@ func (r *Refresher) fail(worker context.Context, log *slog.Logger, claim store.T
 //	429 ............................. nothing   at the reset          no
 //	our own wait (breaker) .......... nothing   at its end            no
 //	not sent, X says: not now ....... nothing   backoff               no
-func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.TokenFailure, jetpost.Reason) {
+func (r *refresher) judge(err error, claim store.Token, now time.Time) (store.TokenFailure, jetpost.Reason) {
 	failure := store.TokenFailure{Error: err.Error(), NextAttempt: now.Add(jitter(r.Timing.backoff(claim.Attempts))), Now: now}
 	var (
 		grant     *xapi.GrantRefusedError
@@ -381,7 +381,7 @@ func (r *Refresher) judge(err error, claim store.Token, now time.Time) (store.To
 
 // tell publishes the failure for operators and, if the account must be connected again, the
 // event that says so.
-func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, failure store.TokenFailure, next time.Time) {
+func (r *refresher) tell(ctx context.Context, log *slog.Logger, account string, failure store.TokenFailure, next time.Time) {
 	reason := jetpost.Reason{Code: jetpost.CodeTokenRefreshFailed, Detail: failure.Error, Until: next}
 	if failure.Outcome == store.ExchangeRefused {
 		reason.Code = jetpost.CodeAccountReauthRequired
@@ -396,13 +396,13 @@ func (r *Refresher) tell(ctx context.Context, log *slog.Logger, account string, 
 
 // save retries a commit until it succeeds or the ledger refuses it. It gives up saveBound
 // after the worker's context has ended.
-func (r *Refresher) save(worker context.Context, commit func(context.Context) error) error {
+func (r *refresher) save(worker context.Context, commit func(context.Context) error) error {
 	return r.carry(worker, func(ctx context.Context, _ func()) error { return commit(ctx) })
 }
 
 // carry is save for a commit that may call leave. After leave, carry gives up as soon as the
 // worker stops, because the data is safe elsewhere.
-func (r *Refresher) carry(worker context.Context, commit func(ctx context.Context, leave func()) error) error {
+func (r *refresher) carry(worker context.Context, commit func(ctx context.Context, leave func()) error) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(worker))
 	defer cancel()
 	defer context.AfterFunc(worker, func() { time.AfterFunc(saveBound, cancel) })()

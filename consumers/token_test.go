@@ -307,7 +307,7 @@ func TestExchangeGaps(t *testing.T) {
 }
 
 // outlivesDoubt follows a token in doubt to its end.
-func (b *testBundle) outlivesDoubt(t *testing.T, r *Refresher, before store.Token, heard int, lost bool) {
+func (b *testBundle) outlivesDoubt(t *testing.T, r *refresher, before store.Token, heard int, lost bool) {
 	t.Helper()
 	h := b.refresh(r)
 	for time.Now().Before(before.ExpiresAt.Add(-r.Timing.nearEnd() - time.Second)) {
@@ -425,7 +425,7 @@ func TestAccountNewsIsToldOnce(t *testing.T) {
 		testkit.Equal(t, "code", decisionOf(err).reason.Code, jetpost.CodeAccountReauthRequired)
 	}
 	testkit.Equal(t, "events while NATS is away", told(jetpost.EventAccountReauthRequired), 0)
-	sweeper := &Sweeper{Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: r.Gate, Health: &Health{}, Worker: "w", Log: b.log}
+	sweeper := &sweeper{Ledger: b.ledger, Wakeups: b.wakeups, Announce: b.relay(), Gate: r.Gate, Health: &health{}, Worker: "w", Log: b.log}
 	for range 3 {
 		testkit.Must(t, sweeper.Sweep(t.Context()))
 	}

@@ -25,13 +25,13 @@ const (
 	attrPost    = attribute.Key("jetpost.post") // its number, from 1
 )
 
-// Tracer makes the spans of what handlers do. Without one they make none, and what a
+// tracer makes the spans of what handlers do. Without one they make none, and what a
 // producer has told of its trace is passed on.
-type Tracer struct{ trace.Tracer }
+type tracer struct{ trace.Tracer }
 
 // start begins a span below the one that parent names, as W3C's traceparent, or in a trace
 // of its own.
-func (t Tracer) start(ctx context.Context, parent, name string, kind trace.SpanKind, about ...attribute.KeyValue) (context.Context, trace.Span) {
+func (t tracer) start(ctx context.Context, parent, name string, kind trace.SpanKind, about ...attribute.KeyValue) (context.Context, trace.Span) {
 	ctx = traced(ctx, parent)
 	if t.Tracer == nil {
 		return ctx, trace.SpanFromContext(ctx)
@@ -73,12 +73,12 @@ func over(span trace.Span, err error) {
 
 // beginTrace has a job accepted in a span. The ledger keeps it, so that whoever publishes
 // the request goes on below it.
-func (h *IntakeHandler) beginTrace(ctx context.Context, j *job) {
+func (h *intakeHandler) beginTrace(ctx context.Context, j *job) {
 	var account string
 	if account = j.in.Request.Account; j.refusal != nil {
 		account = j.refusal.Account
 	}
-	ctx, j.span = h.Trace.start(ctx, j.Delivery.Trace, "accept", trace.SpanKindConsumer, attrAccount.String(account))
+	ctx, j.span = h.Trace.start(ctx, j.delivery.Trace, "accept", trace.SpanKindConsumer, attrAccount.String(account))
 	j.in.Trace = traceparent(ctx)
 	j.log = logTrace(ctx, h.Log)
 }

@@ -42,8 +42,8 @@ const (
 	desiredSigningKey = "signing_key"
 )
 
-// pauseBucket is the bucket in NATS with the app pauses. It also pauses the lanes' consumer.
-type pauseBucket interface {
+// PauseBucket is the bucket in NATS with the app pauses. It also pauses the lanes' consumer.
+type PauseBucket interface {
 	admission.PauseStore
 	Get(ctx context.Context, target string) (publishers.Pause, bool, error)
 	Clear(ctx context.Context, target string) error
@@ -53,8 +53,8 @@ type pauseBucket interface {
 	Watch(ctx context.Context) (<-chan publishers.Pauses, error)
 }
 
-// desiredStore holds the ledger calls about the desired state.
-type desiredStore interface {
+// DesiredStore holds the ledger calls about the desired state.
+type DesiredStore interface {
 	Desired(ctx context.Context) ([]store.Desired, error)
 	Keep(ctx context.Context, k store.Desired) (bool, error)
 }
@@ -66,8 +66,8 @@ type desiredStore interface {
 //
 // It is safe for concurrent use by any number of processes.
 type AppPauseControl struct {
-	Bucket pauseBucket
-	Ledger desiredStore
+	Bucket PauseBucket
+	Ledger DesiredStore
 	Log    *slog.Logger
 	// Silence is how long a watch may be silent; watchFor if zero.
 	Silence time.Duration
@@ -328,7 +328,7 @@ func with(view publishers.Pauses, pauses []publishers.Pause) publishers.Pauses {
 }
 
 // DesiredPauses returns the pauses in force according to the ledger.
-func DesiredPauses(ctx context.Context, ledger desiredStore, now time.Time) (pauses []publishers.Pause, err error) {
+func DesiredPauses(ctx context.Context, ledger DesiredStore, now time.Time) (pauses []publishers.Pause, err error) {
 	all, err := (&AppPauseControl{Ledger: ledger}).desired(ctx)
 	for _, target := range publishers.Targets() {
 		if is := all[admission.Target(target)]; is.holds(now) {
@@ -338,10 +338,10 @@ func DesiredPauses(ctx context.Context, ledger desiredStore, now time.Time) (pau
 	return pauses, err
 }
 
-// Follow passes the pauses to a gate, at once and with each change, until the context ends. A
+// follow passes the pauses to a gate, at once and with each change, until the context ends. A
 // watch that ends, or is silent for a minute, is started again. Meanwhile the pauses are read
 // from the ledger.
-func (b *AppPauseControl) Follow(ctx context.Context, gate *admission.Gate, health *Health) {
+func (b *AppPauseControl) follow(ctx context.Context, gate *admission.Gate, health *health) {
 	var last publishers.Pauses
 	learn := func(view publishers.Pauses) {
 		// A new pause counts at once. A missing one counts until the ledger says that it has
@@ -399,22 +399,22 @@ func (b *AppPauseControl) watch(ctx context.Context, silence time.Duration, lear
 	}
 }
 
-// Upkeep compares NATS with the desired state. It corrects the app pauses, the pause of the
+// upkeep compares NATS with the desired state. It corrects the app pauses, the pause of the
 // lanes' consumer and the refresh schedule. Streams and consumers it only reports.
-type Upkeep struct {
+type upkeep struct {
 	Pauses *AppPauseControl
-	Ledger desiredStore
+	Ledger DesiredStore
 	JS     jetstream.JetStream
 	// Topology is what Setup creates for this ledger.
 	Topology publishers.TopologyConfig
-	Health   *Health
+	Health   *health
 	Log      *slog.Logger
 
 	checked time.Time
 }
 
 // Run checks and corrects everything once.
-func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
+func (u *upkeep) Run(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, upkeepWithin)
 	defer cancel()
 	mended, err := u.Pauses.Mend(ctx, now)
@@ -425,7 +425,7 @@ func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 		return err
 	}
 	u.checked = now
-	changed, cronErr := MendCron(ctx, u.JS, u.Ledger, u.Topology)
+	changed, cronErr := mendCron(ctx, u.JS, u.Ledger, u.Topology)
 	if changed {
 		u.Log.Warn("upkeep.mended", "what", "the refresh schedule was wrong or lost")
 	}
@@ -438,13 +438,13 @@ func (u *Upkeep) Run(ctx context.Context, now time.Time) error {
 }
 
 // Rest clears the reported fault, because another worker does the upkeep.
-func (u *Upkeep) Rest() {
+func (u *upkeep) Rest() {
 	u.Health.Set("setup", nil)
 	u.checked = time.Time{}
 }
 
 // LedgerSigner returns the signer of this ledger. The first caller creates its key.
-func LedgerSigner(ctx context.Context, ledger desiredStore) (publishers.Signer, error) {
+func LedgerSigner(ctx context.Context, ledger DesiredStore) (publishers.Signer, error) {
 	for range noteRaces {
 		all, err := ledger.Desired(ctx)
 		if err != nil {
@@ -475,7 +475,7 @@ func LedgerSigner(ctx context.Context, ledger desiredStore) (publishers.Signer, 
 
 // DesiredCron returns the refresh schedule in the ledger and its version; nil if there is none
 // yet.
-func DesiredCron(ctx context.Context, ledger desiredStore) (*publishers.Cron, int64, error) {
+func DesiredCron(ctx context.Context, ledger DesiredStore) (*publishers.Cron, int64, error) {
 	all, err := ledger.Desired(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -493,7 +493,7 @@ func DesiredCron(ctx context.Context, ledger desiredStore) (*publishers.Cron, in
 }
 
 // KeepCron stores the configured refresh schedule in the ledger, after NATS has accepted it.
-func KeepCron(ctx context.Context, ledger desiredStore, cron publishers.Cron) error {
+func KeepCron(ctx context.Context, ledger DesiredStore, cron publishers.Cron) error {
 	value, err := json.Marshal(cron)
 	if err != nil {
 		return fmt.Errorf("encode schedule: %w", err)
@@ -510,9 +510,9 @@ func KeepCron(ctx context.Context, ledger desiredStore, cron publishers.Cron) er
 	return fmt.Errorf("store the refresh schedule: other processes changed it %d times meanwhile; try again", noteRaces)
 }
 
-// MendCron sets the refresh schedule in NATS to the one in the ledger. If the ledger has none
+// mendCron sets the refresh schedule in NATS to the one in the ledger. If the ledger has none
 // yet, it takes over the one in NATS.
-func MendCron(ctx context.Context, js jetstream.JetStream, ledger desiredStore, cfg publishers.TopologyConfig) (changed bool, err error) {
+func mendCron(ctx context.Context, js jetstream.JetStream, ledger DesiredStore, cfg publishers.TopologyConfig) (changed bool, err error) {
 	is, _, err := DesiredCron(ctx, ledger)
 	if err != nil {
 		return false, err

@@ -29,9 +29,9 @@ func (b *testBundle) topology(t *testing.T) publishers.TopologyConfig {
 	return publishers.TopologyConfig{Names: b.names, LedgerID: id}
 }
 
-func (b *testBundle) upkeep(t *testing.T) *Upkeep {
+func (b *testBundle) upkeep(t *testing.T) *upkeep {
 	t.Helper()
-	return &Upkeep{Pauses: b.control(), Ledger: b.ledger, JS: b.js, Topology: b.topology(t), Health: &Health{}, Log: b.log}
+	return &upkeep{Pauses: b.control(), Ledger: b.ledger, JS: b.js, Topology: b.topology(t), Health: &health{}, Log: b.log}
 }
 
 // follow has a gate follow the control while the test runs.
@@ -39,7 +39,7 @@ func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
-	group.Go(func() { control.Follow(ctx, g, &Health{}) })
+	group.Go(func() { control.follow(ctx, g, &health{}) })
 	t.Cleanup(func() { cancel(); group.Wait() })
 }
 
@@ -195,7 +195,7 @@ func TestResumeThatDied(t *testing.T) {
 
 // dyingStore fails before it resumes anything.
 type dyingStore struct {
-	pauseBucket
+	PauseBucket
 	err error
 }
 
@@ -203,7 +203,7 @@ func (d dyingStore) Clear(context.Context, string) error { return d.err }
 
 // deletingStore fails between the end of a pause and the end of its effect.
 type deletingStore struct {
-	pauseBucket
+	PauseBucket
 	js    jetstream.JetStream
 	names jetpost.Names
 	err   error
@@ -216,7 +216,7 @@ func (d deletingStore) Clear(ctx context.Context, scope string) error {
 
 // awayStore is a NATS server that does not answer at times.
 type awayStore struct {
-	pauseBucket
+	PauseBucket
 	away *bool
 }
 
@@ -224,12 +224,12 @@ func (a awayStore) Set(ctx context.Context, pause publishers.Pause) (publishers.
 	if *a.away {
 		return publishers.Pause{}, false, errAway
 	}
-	return a.pauseBucket.Set(ctx, pause)
+	return a.PauseBucket.Set(ctx, pause)
 }
 
 // awayLedger is a ledger that does not answer at times.
 type awayLedger struct {
-	desiredStore
+	DesiredStore
 	away *bool
 }
 
@@ -237,7 +237,7 @@ func (a awayLedger) Desired(ctx context.Context) ([]store.Desired, error) {
 	if *a.away {
 		return nil, errAway
 	}
-	return a.desiredStore.Desired(ctx)
+	return a.DesiredStore.Desired(ctx)
 }
 
 // TestPauseToldLater: a pause that could not be stored in NATS is stored later, by any

@@ -237,7 +237,7 @@ func (u *uploads) each(atOnce int, which func(*postMedia) bool, do func(*postMed
 	group.Wait()
 }
 
-// panicError carries a panic to the goroutine of the lane, where the Runner recovers it.
+// panicError carries a panic to the goroutine of the lane, where the runner recovers it.
 type panicError struct {
 	cause any
 	stack []byte

@@ -382,7 +382,7 @@ func TestUploadsInterrupted(t *testing.T) {
 				h.Ledger = hook
 				media := jetpost.Media{Data: file(mp4Head, 100_000)}
 				if how == "stop while a source is read" {
-					h.Media = &MediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
+					h.Media = &mediaSource{Objects: &slowObjects{every: time.Hour, pieces: 1, size: 1}}
 				}
 				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
 					if !healed.Load() && strings.HasSuffix(r.URL.Path, "/append") {
@@ -443,7 +443,7 @@ func (b *doubtBundle) queue(t *testing.T, r jetpost.Request) {
 	b.key = store.Key{Account: r.Account, ID: r.ID}
 }
 
-// TestUploadPanics: a panic in an upload counts as one of the lane, so the Runner and the
+// TestUploadPanics: a panic in an upload counts as one of the lane, so the runner and the
 // count of lost claims handle it.
 func TestUploadPanics(t *testing.T) {
 	t.Parallel()
@@ -512,7 +512,7 @@ func TestVideosOneByOne(t *testing.T) {
 		})
 		var posts []jetpost.Post
 		for i := range 3 {
-			source := &MediaSource{Objects: &slowObjects{pieces: 1, size: 12 << 20}}
+			source := &mediaSource{Objects: &slowObjects{pieces: 1, size: 12 << 20}}
 			b.h.Media = source
 			posts = append(posts, jetpost.Post{Text: fmt.Sprint("post ", i), Media: []jetpost.Media{{Object: fmt.Sprint("video", i)}}})
 		}
@@ -636,7 +636,7 @@ func TestUploadsAndBreaker(t *testing.T) {
 			}
 			return b.x.RoundTrip(r)
 		})
-		b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"video": file(mp4Head, 2_500_000)}}}
+		b.h.Media = &mediaSource{Objects: fewObjects{files: map[string][]byte{"video": file(mp4Head, 2_500_000)}}}
 		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "video"}}})
 		b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaProcessing, 0)
 		r, _ := b.settle(t)
@@ -725,7 +725,7 @@ func TestMediaRoom(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			b := doubt(t)
-			b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"image": image, "text": []byte("text"), "gif": []byte(gifHead)}}}
+			b.h.Media = &mediaSource{Objects: fewObjects{files: map[string][]byte{"image": image, "text": []byte("text"), "gif": []byte(gifHead)}}}
 			b.publish(t, "one", jetpost.Post{Text: "one", Media: media})
 			testkit.Equal(t, "files open after "+media[1].Object, open(), 0)
 		})
@@ -734,7 +734,7 @@ func TestMediaRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := doubt(t)
 		outer.Setenv("TMPDIR", filepath.Join(dir, "none"))
-		b.h.Media = &MediaSource{Objects: fewObjects{files: map[string][]byte{"image": image}}}
+		b.h.Media = &mediaSource{Objects: fewObjects{files: map[string][]byte{"image": image}}}
 		b.publish(t, "one", jetpost.Post{Text: "one", Media: []jetpost.Media{{Object: "image"}}})
 		r := b.want(t, b.key, jetpost.StateHeld, jetpost.CodeMediaUnavailable, 0)
 		if !strings.Contains(r.Status.Reason.Detail, "room") {

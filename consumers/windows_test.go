@@ -58,8 +58,8 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t, limited(xsim.ScopeUser, 4, time.Minute))
 	b.account(t, "acme", 0)
-	one, two := b.lane(), b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
-	for i, h := range []*PublishHandler{one, two, one} {
+	one, two := b.lane(), b.lane(func(h *publishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
+	for i, h := range []*publishHandler{one, two, one} {
 		key := b.accept(t, jetpost.Request{ID: fmt.Sprint(i), Posts: thread(fmt.Sprint(i))})
 		b.run(t, h, "acme")
 		b.want(t, key, jetpost.StatePublished, "", 1)
@@ -67,7 +67,7 @@ func TestWindowsReachAnotherWorker(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "thread", Posts: thread("a", "b")})
 	b.run(t, two, "acme") // the store says that one call is left, its own count says two
 	r := b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 0)
-	third := b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
+	third := b.lane(func(h *publishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) })
 	_, err := b.ledger.EndHolds(t.Context(), r.Account, r.Status.Reason.Code, time.Now())
 	testkit.Must(t, err)
 	b.run(t, third, "acme")
@@ -126,7 +126,7 @@ func TestWindowUsedUpIsKnownAtOnce(t *testing.T) {
 	})
 	stop()
 	hook.expire(t)
-	b.run(t, b.lane(func(h *PublishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) }), "acme")
+	b.run(t, b.lane(func(h *publishHandler) { h.Windows = admission.NewWindows(b.windows, b.log) }), "acme")
 	b.want(t, key, jetpost.StateHeld, jetpost.CodeRateLimited, 1)
 	testkit.Equal(t, "calls", b.calls(xsim.EndpointCreatePost), 1)
 }
@@ -146,7 +146,7 @@ func TestAppWindowShared(t *testing.T) {
 	}
 	b.faults(t, xsim.Fault{Kind: xsim.FaultLatency, DelayMS: 50, Endpoint: xsim.EndpointCreatePost}) // many calls are in flight
 	for name := range 2 {
-		h := b.lane(func(h *PublishHandler) {
+		h := b.lane(func(h *publishHandler) {
 			h.Worker = fmt.Sprint(name)
 			h.Windows = admission.NewWindows(b.windows, b.log)
 			h.Gate = admission.NewGate(b.pauses, h.Worker, 0, b.log)

@@ -119,22 +119,22 @@ func (c *Config) has(role string) bool { return len(c.Roles) == 0 || slices.Cont
 // Worker accepts jobs, runs lanes and keeps tokens alive.
 type Worker struct {
 	cfg    Config
-	health *Health
+	health *health
 	gate   *admission.Gate
 	pauses *AppPauseControl
 	// windows are X's rate windows. shared publishes them to all workers.
 	windows *admission.Windows
 	shared  *publishers.Windows
 	objects jetstream.ObjectStore
-	media   *MediaSource
+	media   *mediaSource
 	relay   *OutboxRelay
-	clocks  *Clocks
-	alarms  *Alarms
-	tokens  *Refresher
+	clocks  *clocks
+	alarms  *alarms
+	tokens  *refresher
 	lanes   *counted
-	sweeper *Sweeper // nil without RolePublish
-	pruner  *Pruner  // nil if nothing is pruned
-	runner  *Runner
+	sweeper *sweeper // nil without RolePublish
+	pruner  *pruner  // nil if nothing is pruned
+	runner  *runner
 
 	recovered bool
 }
@@ -149,7 +149,7 @@ func NewWorker(ctx context.Context, cfg Config) (*Worker, error) {
 	if err := publishers.Check(ctx, js, cfg.Topology); err != nil {
 		return nil, err
 	}
-	w := &Worker{cfg: cfg, health: &Health{}}
+	w := &Worker{cfg: cfg, health: &health{}}
 	var err error
 	if w.objects, err = publishers.MediaStore(ctx, js, names); err != nil {
 		return nil, err
@@ -162,8 +162,8 @@ func NewWorker(ctx context.Context, cfg Config) (*Worker, error) {
 	w.gate = admission.NewGate(w.pauses, cfg.Worker, cfg.Lease/2, cfg.Log)
 	w.shared = publishers.NewWindows(js, names).Signed(signer)
 	w.windows = admission.NewWindows(w.shared, cfg.Log)
-	w.clocks = &Clocks{Database: cfg.Ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: cfg.Log}
-	w.media = &MediaSource{Objects: w.objects, Allow: cfg.MediaAllow}
+	w.clocks = &clocks{Database: cfg.Ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: cfg.Log}
+	w.media = &mediaSource{Objects: w.objects, Allow: cfg.MediaAllow}
 	w.wire(&http.Client{Transport: xapi.NewTransport()})
 	if cfg.has(RolePublish) && cfg.KeepFinished > 0 {
 		w.pruner, err = newPruner(ctx, PruneConfig{
@@ -181,10 +181,10 @@ func (w *Worker) wire(hc *http.Client) {
 	cfg, js, names := w.cfg, w.cfg.JetStream, w.cfg.Topology.Names
 	base := cmp.Or(cfg.XURL, xapi.DefaultBaseURL)
 	wakeups, deadLetters := publishers.NewWakeups(js, names), publishers.NewDeadLetters(js, names)
-	w.relay = &OutboxRelay{Ledger: cfg.Ledger, DeadLetters: deadLetters, Names: names, Log: cfg.Log, MarkAfter: DefaultMarkAfter}
-	w.alarms = &Alarms{Wakeups: wakeups, Here: w.clocks.Here, Log: cfg.Log}
-	exchanges := TokenTiming{Lease: cfg.ExchangeLease, Scale: cfg.Scale}
-	w.tokens = &Refresher{
+	w.relay = &OutboxRelay{Ledger: cfg.Ledger, DeadLetters: deadLetters, Names: names, Log: cfg.Log, MarkAfter: defaultMarkAfter}
+	w.alarms = &alarms{Wakeups: wakeups, Here: w.clocks.Here, Log: cfg.Log}
+	exchanges := tokenTiming{Lease: cfg.ExchangeLease, Scale: cfg.Scale}
+	w.tokens = &refresher{
 		Tokens: cfg.Ledger, Gate: w.gate, DeadLetters: deadLetters, Announce: w.relay, Lifeboat: cfg.Lifeboat,
 		Names: names, Health: w.health, Room: cfg.Room, Timing: exchanges, Observe: cfg.Observe, Log: cfg.Log,
 		X: &xapi.OAuth{
@@ -192,34 +192,34 @@ func (w *Worker) wire(hc *http.Client) {
 			Watch: cfg.Watch,
 		},
 	}
-	w.runner = &Runner{
+	w.runner = &runner{
 		JetStream: js, Leases: cfg.Ledger, Worker: cfg.Worker, Health: w.health, Log: cfg.Log,
-		Liveness: &Liveness{Answer: w.answers, Health: w.health, Log: cfg.Log},
+		Liveness: &liveness{Answer: w.answers, Health: w.health, Log: cfg.Log},
 	}
 	if cfg.has(RolePublish) {
 		w.bindIntake(wakeups)
 		w.bindLanes(wakeups, base, hc)
 	}
 	if cfg.has(RoleRefresh) {
-		w.bind(names.RefreshStream(), jetpost.ConsumerRefresh, refreshSlots, &RefreshHandler{
+		w.bind(names.RefreshStream(), jetpost.ConsumerRefresh, refreshSlots, &refreshHandler{
 			Refresher: w.tokens, Wakeups: wakeups, Names: names,
 			Window: cfg.RefreshWindow, BatchSize: cfg.RefreshBatch, BatchTime: cfg.RefreshBatchTime, Log: cfg.Log,
 		})
 	}
 }
 
-func (w *Worker) bind(stream, consumer string, slots int, h Handler) {
-	w.runner.Bindings = append(w.runner.Bindings, Binding{Stream: stream, Consumer: consumer, Slots: slots, Handler: h})
+func (w *Worker) bind(stream, consumer string, slots int, h handler) {
+	w.runner.Bindings = append(w.runner.Bindings, binding{Stream: stream, Consumer: consumer, Slots: slots, Handler: h})
 }
 
 func (w *Worker) bindIntake(wakeups *publishers.Wakeups) {
 	names := w.cfg.Topology.Names
-	intake := &IntakeHandler{
+	intake := &intakeHandler{
 		Ledger: w.cfg.Ledger, Announce: w.relay, Wakeups: wakeups, Media: w.media, Rules: w.cfg.Rules, Names: names,
-		Answers: w.allAnswer, Observe: w.cfg.Observe, Trace: Tracer{w.cfg.Tracer}, Log: w.cfg.Log,
+		Answers: w.allAnswer, Observe: w.cfg.Observe, Trace: tracer{w.cfg.Tracer}, Log: w.cfg.Log,
 	}
 	partition := func(consumer string) {
-		w.runner.Bindings = append(w.runner.Bindings, Binding{Stream: names.JobsStream(), Consumer: consumer, Batch: intake})
+		w.runner.Bindings = append(w.runner.Bindings, binding{Stream: names.JobsStream(), Consumer: consumer, Batch: intake})
 	}
 	for p := range jetpost.Partitions {
 		partition(jetpost.ConsumerIntake(p))
@@ -230,34 +230,34 @@ func (w *Worker) bindIntake(wakeups *publishers.Wakeups) {
 // bindLanes binds the lanes, and makes the sweeper that repairs them.
 func (w *Worker) bindLanes(wakeups *publishers.Wakeups, base string, hc *http.Client) {
 	cfg, names := w.cfg, w.cfg.Topology.Names
-	timing := Timing{Lease: cfg.Lease, Scale: cfg.Scale}
-	w.lanes = &counted{Handler: &PublishHandler{
+	timing := timing{Lease: cfg.Lease, Scale: cfg.Scale}
+	w.lanes = &counted{handler: &publishHandler{
 		Ledger: cfg.Ledger, Announce: w.relay, Wakeups: wakeups, Tokens: w.tokens, Gate: w.gate, Windows: w.windows,
 		Client: func(account, token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account), xapi.WithWatch(cfg.Watch))
 		},
-		Alarms: w.alarms, Observe: cfg.Observe, Trace: Tracer{cfg.Tracer}, Media: w.media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits,
+		Alarms: w.alarms, Observe: cfg.Observe, Trace: tracer{cfg.Tracer}, Media: w.media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits,
 		Health: w.health, Clocks: w.clocks, Room: cfg.Room, Names: names, Timing: timing, Worker: cfg.Worker, Log: cfg.Log,
 	}}
 	w.bind(names.LanesStream(), jetpost.ConsumerLanes, cmp.Or(cfg.Slots, DefaultSlots), w.lanes)
-	w.sweeper = &Sweeper{
+	w.sweeper = &sweeper{
 		Ledger: cfg.Ledger, Wakeups: wakeups, Announce: w.relay, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: cfg.Log,
-		Upkeep: &Upkeep{Pauses: w.pauses, Ledger: cfg.Ledger, JS: cfg.JetStream, Topology: cfg.Topology, Health: w.health, Log: cfg.Log},
+		Upkeep: &upkeep{Pauses: w.pauses, Ledger: cfg.Ledger, JS: cfg.JetStream, Topology: cfg.Topology, Health: w.health, Log: cfg.Log},
 	}
 }
 
 // counted counts the deliveries in progress.
 type counted struct {
-	Handler
+	handler
 	used atomic.Int64
 }
 
 // Handle handles a delivery, and counts it meanwhile.
-func (c *counted) Handle(ctx context.Context, d Delivery) error {
+func (c *counted) Handle(ctx context.Context, d delivery) error {
 	c.used.Add(1)
 	defer c.used.Add(-1)
-	return c.Handler.Handle(ctx, d)
+	return c.handler.Handle(ctx, d)
 }
 
 // Recover stores the token pairs that workers which are gone left in the lifeboat. Run does
@@ -280,7 +280,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()
-	parts.Go(func() { w.pauses.Follow(background, w.gate, w.health) })
+	parts.Go(func() { w.pauses.follow(background, w.gate, w.health) })
 	// The pauses in force and the windows must be known before the first delivery.
 	select {
 	case <-ctx.Done():
@@ -390,7 +390,7 @@ func CheckClock(ctx context.Context, ledger store.Ledger) error {
 	if _, err := ledger.Clock(ctx); err != nil {
 		return err
 	}
-	clocks := &Clocks{Database: ledger.Clock, Health: &Health{}, Log: slog.New(slog.DiscardHandler)}
+	clocks := &clocks{Database: ledger.Clock, Health: &health{}, Log: slog.New(slog.DiscardHandler)}
 	clocks.Compare(ctx)
 	return clocks.Err()
 }

@@ -226,7 +226,7 @@ func (x lateExchanger) Refresh(ctx context.Context, token string) (xapi.TokenPai
 }
 
 // nextTry names when the token will be tried again.
-func nextTry(left, before store.Token, r *Refresher, asked time.Time, stop jetpost.Code) string {
+func nextTry(left, before store.Token, r *refresher, asked time.Time, stop jetpost.Code) string {
 	wait := left.NextAttemptAt.Sub(asked)
 	backoff := r.Timing.firstBackoff()
 	switch {
@@ -733,7 +733,7 @@ type postScene struct {
 	postID string           // the post that X makes
 	key    store.Key
 	stops  *admissiontest.PauseStore
-	lane   *PublishHandler
+	lane   *publishHandler
 
 	heard, strayed atomic.Int64 // calls of that kind, and calls to nowhere
 }
@@ -755,7 +755,7 @@ func newScene(t *testing.T, b *testBundle, row errorRow, call xapi.Endpoint) *po
 	testkit.Must(t, err)
 	tokens := s.bubble()
 	tokens.Gate = newGate(s.stops)
-	s.lane = s.testBundle.lane(func(h *PublishHandler) {
+	s.lane = s.testBundle.lane(func(h *publishHandler) {
 		h.Tokens, h.Gate, h.Wakeups = tokens, tokens.Gate, deafWakeups{}
 		h.Announce = &OutboxRelay{Ledger: s.ledger, DeadLetters: &silentDeadLetters{}, Names: s.names, Log: s.log}
 	})
@@ -984,7 +984,7 @@ func untilWhat(until, asked time.Time, holds int) string {
 		return "X's date"
 	case until.Sub(asked) > 6*time.Minute && until.Sub(asked) < 8*time.Minute:
 		return "reset"
-	case within(Timing{}.checkFrom(time.Time{}.Add(Timing{}.sendWithin())).Sub(time.Time{})):
+	case within(timing{}.checkFrom(time.Time{}.Add(timing{}.sendWithin())).Sub(time.Time{})):
 		return "check"
 	case within(15 * time.Minute):
 		return "15 minutes"
