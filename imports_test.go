@@ -49,9 +49,9 @@ func layers() []layer {
 		{dir: "store", use: []string{".", "internal/secret"}, tests: slices.Concat(drivers, []string{"internal/disktest"})},
 		{
 			dir: "store/...", use: []string{".", "store", "internal/secret"},
-			tests: []string{"store/storetest", "internal/pgtest", "internal/testkit"},
+			tests: []string{"store/internal/storetest", "internal/pgtest", "internal/testkit"},
 		},
-		{dir: "store/storetest", use: []string{".", "store", "internal/secret", "internal/testkit"}},
+		{dir: "store/internal/storetest", use: []string{".", "store", "internal/secret", "internal/testkit"}},
 
 		{
 			dir: "consumers", use: slices.Concat(handlers, []string{"consumers/admission"}),
@@ -114,7 +114,7 @@ func fences() []fence {
 			reason: "only what starts a simulator for a person may hold one",
 		},
 		{
-			target: module + "/internal/testkit", only: append(runners(), "store/storetest", "internal/disktest", "internal/natstest", "internal/pgtest"),
+			target: module + "/internal/testkit", only: append(runners(), "store/internal/storetest", "internal/disktest", "internal/natstest", "internal/pgtest"),
 			reason: "it is for tests",
 		},
 		{target: module + "/internal/disktest", only: runners(), reason: "it is for tests"},
@@ -210,8 +210,8 @@ func TestImportsSeesViolations(t *testing.T) {
 		{name: "consumers import the simulator", dir: "consumers", use: ours("xapi/xsim"), want: 2},
 		{name: "consumers import web", dir: "consumers", use: ours("web"), want: 1},
 		{name: "consumers' tests import the simulator", dir: "consumers", test: ours("consumers", "xapi/xsim", "store/sqlite")},
-		{name: "driver imports its suite", dir: "store/sqlite", use: ours("store/storetest"), want: 1},
-		{name: "driver's tests import its suite", dir: "store/sqlite", test: ours("store/storetest")},
+		{name: "driver imports its suite", dir: "store/sqlite", use: ours("store/internal/storetest"), want: 1},
+		{name: "driver's tests import its suite", dir: "store/sqlite", test: ours("store/internal/storetest")},
 		{name: "layer unknown", dir: "util", want: 1},
 		{name: "publishers import store", dir: "publishers", use: ours("store"), want: 1},
 		{name: "root imports publishers", dir: ".", use: ours("publishers"), want: 1},

@@ -21,7 +21,7 @@ import (
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/store/storetest"
+	"github.com/jetpost/jetpost/store/internal/storetest"
 )
 
 const lease = time.Hour

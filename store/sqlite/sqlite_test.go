@@ -13,8 +13,8 @@ import (
 
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/storetest"
 	"github.com/jetpost/jetpost/store/sqlite"
-	"github.com/jetpost/jetpost/store/storetest"
 )
 
 func TestStore(t *testing.T) {
