@@ -70,7 +70,10 @@ func layers() []layer {
 			tests: slices.Concat(parts, []string{"client", "internal/secret"}),
 		},
 		{dir: "client", use: []string{"."}, tests: []string{"internal/natstest"}},
-		{dir: "web", use: handlers, tests: parts},
+		{
+			dir: "web", use: handlers,
+			tests: slices.Concat(parts, []string{"client", "consumers", "consumers/control", "consumers/admission"}),
+		},
 
 		{dir: "internal/secret"},
 		{dir: "internal/health"},

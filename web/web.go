@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// maxBodyBytes bounds the body of a request. No form here has a field.
+	// maxBodyBytes bounds the body of a request. The longest field is the reason of a pause.
 	maxBodyBytes = 4 << 10
 	// maxQueryBytes bounds what X may send back.
 	maxQueryBytes = 4 << 10
@@ -117,14 +117,18 @@ func New(cfg Config) (*Handler, error) {
 	h.mux.HandleFunc("GET "+h.base+"/connect/{token}", h.showLink)
 	h.mux.HandleFunc("POST "+h.base+"/connect/{token}", h.begin)
 	h.mux.HandleFunc("GET "+h.base+callbackPath, h.finish)
-	h.mux.HandleFunc("GET "+h.base+"/assets/{file}", h.serveAsset)
+	h.mux.HandleFunc("GET "+h.base+"/assets/{file}", func(w http.ResponseWriter, r *http.Request) {
+		if !serveAsset(w, r) {
+			h.show(w, unknownPage())
+		}
+	})
 	h.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { h.show(w, unknownPage()) })
 	return h, nil
 }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h.guard(w.Header())
+	guard(w.Header(), policy())
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost:
 		w.Header().Set("Allow", "GET, HEAD, POST")
@@ -144,9 +148,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // guard sets what holds for every answer: no cache stores it, other sites learn nothing
 // of it, it cannot be framed, and an injected script could load and send nothing.
-func (h *Handler) guard(header http.Header) {
+func guard(header http.Header, policy string) {
 	header.Set("Cache-Control", "no-store")
-	header.Set("Content-Security-Policy", policy())
+	header.Set("Content-Security-Policy", policy)
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")
 	header.Set("Referrer-Policy", "no-referrer")
 	header.Set("X-Content-Type-Options", "nosniff")
@@ -176,16 +180,13 @@ func sources(u *url.URL) []string {
 
 func origin(u *url.URL) string { return u.Scheme + "://" + u.Host }
 
-func (h *Handler) serveAsset(w http.ResponseWriter, r *http.Request) {
+// serveAsset serves a file of the assets, and tells whether there is one.
+func serveAsset(w http.ResponseWriter, r *http.Request) bool {
 	name := path.Join("assets", r.PathValue("file"))
-	if !fs.ValidPath(name) {
-		h.show(w, unknownPage())
-		return
-	}
-	if info, err := fs.Stat(assets, name); err != nil || info.IsDir() {
-		h.show(w, unknownPage())
-		return
+	if info, err := fs.Stat(assets, name); !fs.ValidPath(name) || err != nil || info.IsDir() {
+		return false
 	}
 	w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", assetSeconds))
 	http.ServeFileFS(w, r, assets, name)
+	return true
 }

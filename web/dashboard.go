@@ -1,0 +1,306 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jetpost/jetpost"
+)
+
+const (
+	// readWithin and changeWithin bound what a page waits for the control service: a call
+	// whose answer is lost is repeated until then.
+	readWithin   = 12 * time.Second
+	changeWithin = 25 * time.Second
+	// pageSize is how many entries a page lists.
+	pageSize = 50
+)
+
+// Operations are those of the control service that the dashboard calls: *client.Client has
+// them.
+type Operations interface {
+	RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error)
+	RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error)
+	RequestCount(ctx context.Context) (jetpost.RequestCounts, error)
+	RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error)
+	RequestResolve(ctx context.Context, account string, in jetpost.RequestResolve) (jetpost.RequestStatus, error)
+	RequestReconcile(ctx context.Context, account string, in jetpost.RequestReconcile) (jetpost.RequestStatus, error)
+	RequestReplay(ctx context.Context, account string, in jetpost.RequestReplay) (jetpost.ReplayAnswer, error)
+	RequestUnpublish(ctx context.Context, account string, in jetpost.RequestUnpublish) (jetpost.RequestStatus, error)
+	AccountList(ctx context.Context, in jetpost.AccountList) (jetpost.AccountPage, error)
+	AccountGet(ctx context.Context, account string) (jetpost.AccountReport, error)
+	AccountPause(ctx context.Context, account string, in jetpost.PauseRequest) (jetpost.AccountPaused, error)
+	AccountResume(ctx context.Context, account string, in jetpost.ResumeRequest) (jetpost.Resumed, error)
+	AccountRefresh(ctx context.Context, account string, in jetpost.AccountRefresh) (jetpost.AccountInfo, error)
+	AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error)
+	AppStatus(ctx context.Context) (jetpost.StatusReport, error)
+	AppLimits(ctx context.Context, in jetpost.LimitsRequest) (jetpost.Limits, error)
+	DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error)
+}
+
+// DashboardConfig says what a Dashboard needs; Operations and Log must be there.
+type DashboardConfig struct {
+	Operations Operations
+	Log        *slog.Logger
+	// Base is the path on which the dashboard is mounted, without a slash at its end.
+	Base string
+	// Site is where the links lead that the dashboard makes. Without one it makes none.
+	Site Site
+	// ReadOnly hides the buttons and refuses every change.
+	ReadOnly bool
+	// Hosts are the hosts, with their ports, under which browsers reach the dashboard
+	// beside this machine's own names. The dashboard knows no users: whoever names hosts
+	// here lets in only those who may see and change everything.
+	Hosts []string
+	Now   func() time.Time // time.Now where nil
+}
+
+// Dashboard serves the operator's pages. It is safe for concurrent use, and has no state
+// between requests: what it shows and changes, it asks of the control service.
+type Dashboard struct {
+	cfg       DashboardConfig
+	mux       *http.ServeMux
+	crossSite *http.CrossOriginProtection
+	pages     map[string]*template.Template
+}
+
+// NewDashboard makes a dashboard, to be mounted on its base.
+func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
+	if cfg.Operations == nil || cfg.Log == nil {
+		return nil, errors.New("make dashboard: want operations and a log")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	pages, err := readDashboard()
+	if err != nil {
+		return nil, fmt.Errorf("make dashboard: %w", err)
+	}
+	d := &Dashboard{cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection()}
+	d.get("/{$}", d.overview)
+	d.get("/requests", d.requests)
+	d.get("/requests/{account}/{id}", d.request)
+	d.get("/accounts", d.accounts)
+	d.get("/accounts/{account}", d.account)
+	d.get("/limits", d.limits)
+	d.get("/dead-letters", d.deadLetters)
+	d.get("/requests/{account}/{id}/unpublish", d.confirmUnpublish)
+	d.post("/requests/{account}/{id}/{action}", d.changeRequest)
+	d.post("/accounts/{account}/{action}", d.changeAccount)
+	d.post("/links", d.makeLink)
+	d.mux.HandleFunc("GET "+cfg.Base+"/assets/{file}", func(w http.ResponseWriter, r *http.Request) {
+		if !serveAsset(w, r) {
+			d.fail(w, r, notThere())
+		}
+	})
+	d.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { d.fail(w, r, notThere()) })
+	return d, nil
+}
+
+func notThere() error {
+	return &jetpost.APIError{Code: jetpost.ErrNotFound, Detail: "Nothing is at this address.", Help: "begin with the overview"}
+}
+
+// ServeHTTP implements http.Handler.
+func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	guard(w.Header(), policy("'self'"))
+	switch {
+	case !d.knows(r.Host):
+		// The name of another site may lead to this machine: its pages would count as
+		// the dashboard's own.
+		w.WriteHeader(http.StatusMisdirectedRequest)
+		_, _ = fmt.Fprintln(w, "The dashboard is not served under this name.\ndo: open it by its address, for example http://127.0.0.1:8088")
+	case r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost:
+		w.Header().Set("Allow", "GET, HEAD, POST")
+		w.WriteHeader(http.StatusMethodNotAllowed)
+	case len(r.URL.RawQuery) > maxQueryBytes:
+		w.WriteHeader(http.StatusRequestURITooLong)
+	default:
+		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+		d.mux.ServeHTTP(w, r)
+	}
+}
+
+// knows tells whether the dashboard may be asked for by that host.
+func (d *Dashboard) knows(host string) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	return isLoopback(strings.Trim(name, "[]")) || slices.Contains(d.cfg.Hosts, strings.ToLower(host))
+}
+
+// shown is a page to show: the name of its template, and what that is about.
+type shown struct {
+	name string
+	data any
+	// to is the page to go to instead, below the dashboard's base.
+	to string
+}
+
+// get serves a page.
+func (d *Dashboard) get(path string, show func(*http.Request) (shown, error)) {
+	d.mux.HandleFunc("GET "+d.cfg.Base+path, func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), readWithin)
+		defer cancel()
+		page, err := show(r.WithContext(ctx))
+		if err != nil {
+			d.fail(w, r, err)
+			return
+		}
+		if page.to != "" {
+			http.Redirect(w, r, d.cfg.Base+page.to, http.StatusSeeOther)
+			return
+		}
+		d.render(w, http.StatusOK, page)
+	})
+}
+
+// post serves a change, which takes effect once however often its form is sent.
+func (d *Dashboard) post(path string, change func(r *http.Request, operation string) (shown, error)) {
+	d.mux.HandleFunc("POST "+d.cfg.Base+path, func(w http.ResponseWriter, r *http.Request) {
+		if err := d.mayChange(r); err != nil {
+			d.fail(w, r, err)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), changeWithin)
+		defer cancel()
+		is, err := change(r.WithContext(ctx), r.PostFormValue(operationField))
+		switch {
+		case err != nil:
+			d.fail(w, r, err)
+		case is.to != "":
+			http.Redirect(w, r, d.cfg.Base+is.to, http.StatusSeeOther)
+		default:
+			d.render(w, http.StatusOK, is)
+		}
+	})
+}
+
+// operationField is the form's field that names a change.
+const operationField = "operation_id"
+
+// forbiddenError is a change that this dashboard does not make for the asker.
+type forbiddenError struct{ text, do string }
+
+func (e *forbiddenError) Error() string { return e.text }
+
+// mayChange says why a form is not carried out, or returns nil.
+func (d *Dashboard) mayChange(r *http.Request) error {
+	if err := d.crossSite.Check(r); err != nil {
+		return &forbiddenError{"Another site sent you here.", "open the dashboard itself, and press the button there"}
+	}
+	if d.cfg.ReadOnly {
+		return readOnly()
+	}
+	if err := r.ParseForm(); err != nil {
+		return &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The form cannot be read.", Help: "open its page again"}
+	}
+	if r.PostFormValue(operationField) == "" {
+		return &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The form has no operation_id.", Help: "open its page again"}
+	}
+	return nil
+}
+
+func readOnly() error {
+	return &forbiddenError{"This dashboard only shows: it was started with --read-only.", "use the jetpost command, or start the dashboard without --read-only"}
+}
+
+// page is what each page shows around its own part.
+type page struct {
+	Base, Section, Title string
+	ReadOnly             bool
+	Said                 string // what was just done
+	now                  time.Time
+}
+
+func (d *Dashboard) page(section, title string) page {
+	return page{Base: d.cfg.Base, Section: section, Title: title, ReadOnly: d.cfg.ReadOnly, now: d.cfg.Now()}
+}
+
+// failure is why a page is not shown, or a change not made.
+type failure struct {
+	page
+	Text, Do string
+	Problems []jetpost.Problem
+	// Requests are those of which one may be meant.
+	Requests []jetpost.RequestName
+	// Again repeats a change of which nobody knows whether it was made.
+	Again *again
+}
+
+// again is a form with the fields of another one.
+type again struct {
+	Action string
+	Fields [][2]string
+}
+
+// statusOf is the HTTP status and the title of an error's page.
+func statusOf(code jetpost.ErrorCode) (status int, title string) {
+	switch code {
+	case jetpost.ErrInvalid:
+		return http.StatusBadRequest, "That is not complete"
+	case jetpost.ErrNotFound:
+		return http.StatusNotFound, "Not found"
+	case jetpost.ErrAmbiguous:
+		return http.StatusConflict, "Which one?"
+	case jetpost.ErrConflict, jetpost.ErrOperationReused:
+		return http.StatusConflict, "Nothing was changed"
+	case jetpost.ErrBusy:
+		return http.StatusServiceUnavailable, "Somebody is at it just now"
+	case jetpost.ErrStillWaiting:
+		return http.StatusGatewayTimeout, "It was begun"
+	case jetpost.ErrRefreshFailed:
+		return http.StatusBadGateway, "X did not renew the token"
+	case jetpost.ErrUnsupported:
+		return http.StatusNotImplemented, "The workers do not offer this"
+	case jetpost.ErrUnavailable:
+		return http.StatusServiceUnavailable, "The workers do not answer"
+	default:
+		return http.StatusInternalServerError, "A fault of jetpost"
+	}
+}
+
+// fail shows why something was not done.
+func (d *Dashboard) fail(w http.ResponseWriter, r *http.Request, err error) {
+	f := failure{page: d.page("", "A fault of jetpost"), Text: err.Error()}
+	status := http.StatusInternalServerError
+	var told *jetpost.APIError
+	var forbidden *forbiddenError
+	switch {
+	case errors.As(err, &forbidden):
+		status, f.Title, f.Do = http.StatusForbidden, "Nothing was changed", forbidden.do
+	case errors.As(err, &told):
+		status, f.Title = statusOf(told.Code)
+		f.Do, f.Problems = told.Help, told.Problems[:min(len(told.Problems), 10)]
+		for _, account := range told.Accounts[:min(len(told.Accounts), pageSize)] {
+			f.Requests = append(f.Requests, jetpost.RequestName{Account: account, ID: r.FormValue("id")})
+		}
+		if r.Method == http.MethodPost && !told.Definite() {
+			f.Again = &again{Action: r.URL.Path}
+			for name, values := range r.PostForm {
+				f.Again.Fields = append(f.Again.Fields, [2]string{name, values[0]})
+			}
+		}
+	}
+	if status == http.StatusInternalServerError {
+		d.cfg.Log.Error("dashboard.failed", "path", r.URL.Path, "error", err)
+	}
+	d.render(w, status, shown{name: "failed.html", data: f})
+}
+
+// requestPath is the address of a request's page, below the base.
+func requestPath(account, id string) string {
+	return "/requests/" + url.PathEscape(account) + "/" + url.PathEscape(id)
+}
+
+func accountPath(account string) string { return "/accounts/" + url.PathEscape(account) }
