@@ -254,6 +254,14 @@ func (h *Instance) Site() (web.Site, bool) {
 	return h.web.Site, true
 }
 
+// DashboardURL is where the dashboard is, or "" where none is served.
+func (h *Instance) DashboardURL() string {
+	if h.web == nil {
+		return ""
+	}
+	return h.web.DashboardURL()
+}
+
 // Run works until the context ends. It fails with BrokenError where NATS has to be
 // started anew.
 func (h *Instance) Run(ctx context.Context) error {

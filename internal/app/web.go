@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/web"
 )
@@ -34,10 +35,35 @@ type WebConfig struct {
 	PublicURL string
 	// ReturnHosts are where links may return to.
 	ReturnHosts []string
+	// Dashboard serves the dashboard as well, on a loopback address alone: it knows no users.
+	Dashboard bool
+	// ReadOnly has the dashboard change nothing.
+	ReadOnly bool
+}
+
+// dashboardPath is where the dashboard is, on the address of the pages.
+const dashboardPath = "/dashboard"
+
+// checkDashboard lists what would let others than the users of this machine reach the
+// dashboard.
+func (c WebConfig) checkDashboard(wrong func(string, ...any)) {
+	if !c.Dashboard {
+		if c.ReadOnly {
+			wrong("--read-only: is for the dashboard; add --dashboard")
+		}
+		return
+	}
+	if !listensOnLoopback(c.Listen) {
+		wrong("--dashboard: is served on a loopback address alone, since it knows no users; listen on 127.0.0.1:8088, and reach it from elsewhere by ssh -L 8088:127.0.0.1:8088")
+	}
+	if public, err := url.Parse(c.PublicURL); err == nil && c.PublicURL != "" && !listensOnLoopback(net.JoinHostPort(public.Hostname(), "0")) {
+		wrong("--dashboard: cannot be served beside pages that others reach at %s, since it knows no users; start a jetpost web of its own for it, without --public-url", c.PublicURL)
+	}
 }
 
 // check lists the mistakes in the pages' addresses.
 func (c WebConfig) check(wrong func(string, ...any)) {
+	c.checkDashboard(wrong)
 	switch {
 	case c.PublicURL != "":
 		if _, err := web.ParsePublicURL(c.PublicURL); err != nil {
@@ -118,6 +144,16 @@ type Web struct {
 	control *Control
 	listen  net.Listener
 	pages   http.Handler
+	// dashboard is nil where none is served.
+	dashboard http.Handler
+}
+
+// DashboardURL is where the dashboard is, or "" where none is served.
+func (w *Web) DashboardURL() string {
+	if w.dashboard == nil {
+		return ""
+	}
+	return "http://" + w.listen.Addr().String() + dashboardPath + "/"
 }
 
 // NewWeb checks everything that the pages depend on. It serves nothing yet.
@@ -150,8 +186,25 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 	if err != nil {
 		return nil, err
 	}
-	w.pages, err = web.New(web.Config{Site: w.Site, Links: w.control.Ledger, Connector: visit{connector}, Log: log})
+	if w.pages, err = web.New(web.Config{Site: w.Site, Links: w.control.Ledger, Connector: visit{connector}, Log: log}); err != nil {
+		return nil, err
+	}
+	if cfg.Web.Dashboard {
+		err = w.addDashboard(cfg)
+	}
 	return w, err
+}
+
+// addDashboard makes the dashboard, which asks the workers for everything.
+func (w *Web) addDashboard(cfg Config) error {
+	workers, err := client.New(w.control.Conn.Conn, client.WithPrefix(cfg.NATS.Prefix))
+	if err != nil {
+		return err
+	}
+	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
+		Operations: workers, Log: w.log, Base: dashboardPath, Site: w.Site, ReadOnly: cfg.Web.ReadOnly,
+	})
+	return err
 }
 
 // Run serves until the context ends. It then completes requests with X's answers, because
@@ -162,6 +215,10 @@ func (w *Web) Run(ctx context.Context) error {
 		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.Handle("/", w.pages)
+	if w.dashboard != nil {
+		mux.Handle(dashboardPath+"/", w.dashboard)
+		mux.Handle("GET /{$}", http.RedirectHandler(dashboardPath+"/", http.StatusSeeOther))
+	}
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: webReadTime, IdleTimeout: webIdleTime,
 		WriteTimeout: web.MaxAnswerTime, MaxHeaderBytes: maxWebHeader, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),

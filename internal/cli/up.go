@@ -71,16 +71,17 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 
 // upCmd is 'jetpost up'.
 type upCmd struct {
-	NATSListen   string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Listening address of NATS (${default})."`
-	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
-	Sim          bool   `help:"Use a simulated X, with accounts and a data directory of its own. Nothing leaves this machine."`
-	SimListen    string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Listening address of the simulated X (${default})."`
-	WebListen    string `placeholder:"ADDR" help:"Listening address of the pages on which customers connect their accounts, for example 127.0.0.1:8088. Default: none."`
-	scenarioFlag `embed:""`
-	roomFlags    `embed:""`
-	siteFlags    `embed:""`
-	workFlags    `embed:""`
-	connectFlags `embed:""`
+	NATSListen     string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Listening address of NATS (${default})."`
+	RefreshCron    string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
+	Sim            bool   `help:"Use a simulated X, with accounts and a data directory of its own. Nothing leaves this machine."`
+	SimListen      string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Listening address of the simulated X (${default})."`
+	WebListen      string `placeholder:"ADDR" help:"Listening address of the pages on which customers connect their accounts, for example 127.0.0.1:8088. Default: none."`
+	scenarioFlag   `embed:""`
+	roomFlags      `embed:""`
+	siteFlags      `embed:""`
+	dashboardFlags `embed:""`
+	workFlags      `embed:""`
+	connectFlags   `embed:""`
 }
 
 // Run runs everything until it is told to stop.
@@ -105,7 +106,11 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	c.workFlags.apply(&cfg, e.data(c.Sim))
+	if c.Dashboard && c.WebListen == "" {
+		return mistakes("cannot serve the dashboard", "--dashboard: needs an address; add --web-listen 127.0.0.1:8088")
+	}
 	c.siteFlags.apply(&cfg, c.WebListen)
+	c.dashboardFlags.apply(&cfg)
 	cfg.Refresh.Cron, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.RefreshCron, c.JobsMiB, c.MediaMiB
 	instance := app.InstanceConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
@@ -136,6 +141,7 @@ func (c *upCmd) Run(e *env) error {
 // welcome prints the next steps.
 func (c *upCmd) welcome(e *env, h *app.Instance) {
 	program := filepath.Base(os.Args[0])
+	tellDashboard(e, h.DashboardURL())
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
 	if site, ok := h.Site(); ok {
 		fmt.Fprintln(e.stdout, siteText(site))

@@ -22,11 +22,23 @@ func (f siteFlags) apply(cfg *app.Config, listen string) {
 	cfg.Web = app.WebConfig{Listen: listen, PublicURL: f.PublicURL, ReturnHosts: f.ReturnHosts}
 }
 
+// dashboardFlags have the dashboard served beside the pages.
+type dashboardFlags struct {
+	Dashboard bool `help:"Serve the dashboard as well, at /dashboard/. It has no login: the listening address must be a loopback address."`
+	ReadOnly  bool `name:"read-only" env:"JETPOST_DASHBOARD_READ_ONLY" help:"Let the dashboard show everything and change nothing."`
+}
+
+// apply sets the dashboard of the pages.
+func (f dashboardFlags) apply(cfg *app.Config) {
+	cfg.Web.Dashboard, cfg.Web.ReadOnly = f.Dashboard, f.ReadOnly
+}
+
 // webCmd is 'jetpost web'.
 type webCmd struct {
-	Listen       string `aliases:"web-listen" env:"JETPOST_WEB_LISTEN" default:"127.0.0.1:8088" placeholder:"ADDR" help:"Listening address (${default}). Put a TLS proxy in front of it."`
-	siteFlags    `embed:""`
-	connectFlags `embed:""`
+	Listen         string `aliases:"web-listen" env:"JETPOST_WEB_LISTEN" default:"127.0.0.1:8088" placeholder:"ADDR" help:"Listening address (${default}). Put a TLS proxy in front of it."`
+	siteFlags      `embed:""`
+	dashboardFlags `embed:""`
+	connectFlags   `embed:""`
 }
 
 // Run serves the pages until it is told to stop.
@@ -35,14 +47,23 @@ func (c *webCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	c.apply(&cfg, c.Listen)
+	c.siteFlags.apply(&cfg, c.Listen)
+	c.dashboardFlags.apply(&cfg)
 	w, err := app.NewWeb(e.ctx, cfg, e.log)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
+	tellDashboard(e, w.DashboardURL())
 	fmt.Fprintln(e.stdout, siteText(w.Site))
 	return w.Run(e.ctx)
+}
+
+// tellDashboard prints where the dashboard is, if there is one.
+func tellDashboard(e *env, address string) {
+	if address != "" {
+		fmt.Fprintf(e.stdout, "dashboard on %s\n", address)
+	}
 }
 
 // siteText is the public address and the redirect URI of the pages.

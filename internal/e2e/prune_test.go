@@ -29,8 +29,8 @@ const (
 
 // fillFinished makes requests that were published a hundred days ago, of forty accounts.
 const fillFinished = `
-INSERT INTO requests (account, id, seq, state, revision, announced, event, began_at, accepted_at, due_at, updated_at, body, digest)
-SELECT 'acct' || n %% 40, 'old-' || n, n, 'published', 3, 3, 'request.published', t, t, t, t, convert_to(repeat('x', 300), 'UTF8'), sha256(n::text::bytea)
+INSERT INTO requests (account, id, seq, state, revision, event, began_at, accepted_at, due_at, updated_at, body, digest)
+SELECT 'acct' || n %% 40, 'old-' || n, n, 'published', 3, 'request.published', t, t, t, t, convert_to(repeat('x', 300), 'UTF8'), sha256(n::text::bytea)
 FROM generate_series(1, %[1]d) AS n, LATERAL (SELECT now() - interval '100 days' + n * interval '1 second' / 1000 AS t) AS times;
 INSERT INTO posts (account, request_id, idx, state, post_id, sent_at, attempt, text_hash)
 SELECT account, id, 0, 'posted', '1' || lpad(substr(id, 5), 12, '0'), began_at, 1, digest FROM requests WHERE id LIKE 'old-%%';
