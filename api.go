@@ -103,6 +103,10 @@ func Operations() []OperationInfo {
 		{OpAppForecast, OfNone, false, longCallWithin, ForecastRequest{}, Forecast{}},
 		{OpDeadLettersList, OfAny, false, callWithin, DeadLettersList{}, DeadLetterPage{}},
 		{OpWorkersList, OfNone, false, callWithin, Empty{}, Workers{}},
+		{OpTokenCreate, OfNone, true, callWithin, TokenCreate{}, APIToken{}},
+		{OpTokenList, OfNone, false, callWithin, TokenList{}, TokenPage{}},
+		{OpTokenRevoke, OfNone, true, callWithin, TokenRevoke{}, APIToken{}},
+		{OpTokenCheck, OfNone, false, callWithin, TokenCheck{}, APIToken{}},
 	}
 }
 
@@ -148,6 +152,8 @@ const (
 	ErrRefreshFailed   ErrorCode = "refresh_failed"   // X did not renew the token
 	ErrStillWaiting    ErrorCode = "still_waiting"    // it was begun, and its end did not come in time
 	ErrUnsupported     ErrorCode = "unsupported"      // this worker does not offer it
+	ErrUnauthenticated ErrorCode = "unauthenticated"  // there is no such API token, or it has ended or was revoked
+	ErrForbidden       ErrorCode = "forbidden"        // the API token allows neither this operation nor this account
 	ErrUnavailable     ErrorCode = "unavailable"      // database or NATS do not answer: whether it was done, a repeat with the same operation_id tells
 	ErrInternal        ErrorCode = "internal"         // a fault of jetpost: see the workers' logs
 )
@@ -156,7 +162,7 @@ const (
 func ErrorCodes() []ErrorCode {
 	return []ErrorCode{
 		ErrInvalid, ErrNotFound, ErrAmbiguous, ErrConflict, ErrBusy, ErrOperationReused, ErrRefreshFailed, ErrStillWaiting,
-		ErrUnsupported, ErrUnavailable, ErrInternal,
+		ErrUnsupported, ErrUnauthenticated, ErrForbidden, ErrUnavailable, ErrInternal,
 	}
 }
 

@@ -74,6 +74,7 @@ func layers() []layer {
 			dir: "web", use: handlers,
 			tests: slices.Concat(parts, []string{"client", "consumers", "consumers/control", "consumers/admission"}),
 		},
+		{dir: "web/api", use: []string{".", "client"}, tests: []string{"internal/xspectest"}},
 
 		{dir: "internal/secret"},
 		{dir: "internal/health"},
@@ -90,12 +91,14 @@ func layers() []layer {
 		{dir: "internal/chaos", use: []string{"...", "internal/e2e/harness"}},
 		{dir: "internal/chaos/cmd/...", use: []string{"internal/chaos", "internal/e2e/harness"}},
 		{dir: "cmd/...", use: []string{"internal/cli"}},
+		// An example uses what a program of another module can use.
+		{dir: "examples/go/...", use: []string{".", "client", "publishers"}},
 	}
 }
 
 // outside are the packages that none below them may import: the command line and what runs it.
 func outside() []string {
-	return []string{"cmd/...", "internal/cli", "internal/e2e/...", "internal/e2e", "internal/chaos/...", "internal/chaos"}
+	return []string{"cmd/...", "internal/cli", "internal/e2e/...", "internal/e2e", "internal/chaos/...", "internal/chaos", "examples/..."}
 }
 
 // runners run the program, for tests and for chaos.
@@ -365,7 +368,7 @@ func TestProcessIsLeftToCommands(t *testing.T) {
 	for _, file := range productionFiles(t) {
 		// Tests are told where a database is by the environment alone. What runs programs
 		// hands the environment on, and the one that they start as a browser shows it.
-		if within(path.Dir(file), []string{"cmd/...", "internal/chaos/cmd/...", "internal/e2e/harness", "internal/pgtest", "internal/disktest", "internal/testkit"}) {
+		if within(path.Dir(file), []string{"cmd/...", "examples/...", "internal/chaos/cmd/...", "internal/e2e/harness", "internal/pgtest", "internal/disktest", "internal/testkit"}) {
 			continue
 		}
 		calls := processCalls()

@@ -23,7 +23,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the JSON Schemas in docs/contract/v1")
 
 // contractFiles have the types of the contract.
-var contractFiles = []string{"jetpost.go", "pause.go", "api.go", "api_types.go", "api_reports.go"}
+var contractFiles = []string{"jetpost.go", "pause.go", "api.go", "api_types.go", "api_reports.go", "api_tokens.go"}
 
 // contractTypes are the JSON documents of the contract. Requests are strict,
 // events open: readers must put up with later additions.
@@ -48,6 +48,10 @@ func TestSchema(t *testing.T) {
 	t.Run(apiSchema, func(t *testing.T) {
 		t.Parallel()
 		hold(t, apiSchema, operationsSchema(t))
+	})
+	t.Run(openAPI, func(t *testing.T) {
+		t.Parallel()
+		hold(t, openAPI, openAPIDocument(t))
 	})
 }
 
@@ -347,6 +351,7 @@ func TestListsAreComplete(t *testing.T) {
 	t.Parallel()
 	lists := map[string][]string{
 		"State": strs(States()), "Code": strs(Codes()), "EventType": strs(EventTypes()), "ErrorCode": strs(ErrorCodes()),
+		"Verb": strs(Verbs()),
 	}
 	for _, o := range Operations() {
 		lists["Operation"] = append(lists["Operation"], string(o.Operation))

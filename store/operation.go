@@ -49,6 +49,9 @@ type Changes interface {
 	Desired(ctx context.Context) ([]Desired, error)
 	Keep(ctx context.Context, k Desired) (bool, error)
 	AddLink(ctx context.Context, link NewLink) error
+
+	AddAPIToken(ctx context.Context, token APIToken) error
+	RevokeAPIToken(ctx context.Context, name string, now time.Time) (APIToken, error)
 }
 
 // Operations does what is asked for once.

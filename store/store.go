@@ -53,6 +53,7 @@ type Store interface {
 	Queries
 	Outbox
 	Links
+	APITokens
 	Upkeep
 	Operations
 	Retention

@@ -115,6 +115,10 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpAppForecast:       whole(c.AppForecast),
 		jetpost.OpDeadLettersList:   on(c.DeadLettersList),
 		jetpost.OpWorkersList:       look(c.WorkersList),
+		jetpost.OpTokenCreate:       whole(c.TokenCreate),
+		jetpost.OpTokenList:         whole(c.TokenList),
+		jetpost.OpTokenRevoke:       whole(c.TokenRevoke),
+		jetpost.OpTokenCheck:        whole(c.TokenCheck),
 	}
 }
 

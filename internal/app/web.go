@@ -15,6 +15,7 @@ import (
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/web"
+	"github.com/jetpost/jetpost/web/api"
 )
 
 const (
@@ -137,13 +138,14 @@ func (c Config) LinkSite(said WebConfig) (web.Site, error) {
 	return site, nil
 }
 
-// Web serves the pages for people.
+// Web serves the pages for people, and the operations for programs.
 type Web struct {
 	Site    web.Site
 	log     *slog.Logger
 	control *Control
 	listen  net.Listener
 	pages   http.Handler
+	api     http.Handler
 	// dashboard is nil where none is served.
 	dashboard http.Handler
 }
@@ -186,41 +188,43 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 	if err != nil {
 		return nil, err
 	}
+	workers, err := client.New(w.control.Conn.Conn, client.WithPrefix(cfg.NATS.Prefix))
+	if err != nil {
+		return nil, err
+	}
+	w.api = api.New(workers, log)
 	if w.pages, err = web.New(web.Config{Site: w.Site, Links: w.control.Ledger, Connector: visit{connector}, Log: log}); err != nil {
 		return nil, err
 	}
 	if cfg.Web.Dashboard {
-		err = w.addDashboard(cfg)
+		w.dashboard, err = web.NewDashboard(web.DashboardConfig{
+			Operations: workers, Log: w.log, Base: dashboardPath, Site: w.Site, ReadOnly: cfg.Web.ReadOnly,
+		})
 	}
 	return w, err
 }
 
-// addDashboard makes the dashboard, which asks the workers for everything.
-func (w *Web) addDashboard(cfg Config) error {
-	workers, err := client.New(w.control.Conn.Conn, client.WithPrefix(cfg.NATS.Prefix))
-	if err != nil {
-		return err
-	}
-	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
-		Operations: workers, Log: w.log, Base: dashboardPath, Site: w.Site, ReadOnly: cfg.Web.ReadOnly,
-	})
-	return err
-}
-
-// Run serves until the context ends. It then completes requests with X's answers, because
-// their tokens must be stored.
-func (w *Web) Run(ctx context.Context) error {
+// handler serves everything that listens on the one address. If the public address has
+// a path, everything but the health check is below it.
+func (w *Web) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
 		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
 	})
+	mux.Handle(w.Site.Public.Path+api.Path, http.StripPrefix(w.Site.Public.Path, w.api))
 	mux.Handle("/", w.pages)
 	if w.dashboard != nil {
 		mux.Handle(dashboardPath+"/", w.dashboard)
 		mux.Handle("GET /{$}", http.RedirectHandler(dashboardPath+"/", http.StatusSeeOther))
 	}
+	return mux
+}
+
+// Run serves until the context ends. It then completes requests with X's answers, because
+// their tokens must be stored.
+func (w *Web) Run(ctx context.Context) error {
 	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: webReadTime, IdleTimeout: webIdleTime,
+		Handler: w.handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: webReadTime, IdleTimeout: webIdleTime,
 		WriteTimeout: web.MaxAnswerTime, MaxHeaderBytes: maxWebHeader, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
 	}
 	ended := make(chan error, 1)

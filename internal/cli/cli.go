@@ -67,6 +67,7 @@ type cli struct {
 	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
 	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts."`
 	Resume   resumeCmd   `cmd:"" help:"End a pause of an account or of the app now."`
+	Tokens   tokensCmd   `cmd:"" help:"Create, list and revoke the API tokens with which programs call operations over HTTP."`
 	Keys     keysCmd     `cmd:"" help:"Generate, show and rotate encryption keys."`
 	Forecast forecastCmd `cmd:"" help:"Show when the queues of all accounts will be empty."`
 	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the app pauses in force."`

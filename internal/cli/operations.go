@@ -36,6 +36,9 @@ type operations interface {
 	AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetpost.Resumed, error)
 	AppForecast(ctx context.Context, in jetpost.ForecastRequest) (jetpost.Forecast, error)
 	DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error)
+	TokenCreate(ctx context.Context, in jetpost.TokenCreate) (jetpost.APIToken, error)
+	TokenList(ctx context.Context, in jetpost.TokenList) (jetpost.TokenPage, error)
+	TokenRevoke(ctx context.Context, in jetpost.TokenRevoke) (jetpost.APIToken, error)
 }
 
 var (

@@ -31,6 +31,7 @@ import (
 type upSite struct {
 	t    *testing.T
 	up   *harness.Process
+	data string // directory of 'up'
 	sim  string // URL of the simulated X
 	nats string // URL of NATS
 	conn *app.Connection
@@ -38,11 +39,11 @@ type upSite struct {
 	env  []string
 }
 
-func newUpSite(t *testing.T) *upSite {
+func newUpSite(t *testing.T, more ...string) *upSite {
 	t.Helper()
 	data := t.TempDir()
-	a := up("--data", data)
-	s := &upSite{t: t, cli: buildNATSCommand(t), env: harness.Environment(t, nil)}
+	a := up(append([]string{"--data", data}, more...)...)
+	s := &upSite{t: t, data: data, cli: buildNATSCommand(t), env: harness.Environment(t, nil)}
 	s.up = harness.Start(t, "up", s.env, "jetpost", append(a.args, "--log-format", "json", "--log-level", "debug")...)
 	s.up.Until("worker.started")
 	s.sim = s.printed(`simulated X on (http://\S+),`)

@@ -99,8 +99,14 @@ func (p *proxied) calls() map[string]func(context.Context) error {
 		"AcceptMany": func(ctx context.Context) error {
 			return first(st.AcceptMany(ctx, store.Lease{}, []store.Acceptance{p.acceptance("r")}))
 		},
-		"Account":  func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
-		"Accounts": func(ctx context.Context) error { return first(st.Accounts(ctx)) },
+		"Account":        func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
+		"Accounts":       func(ctx context.Context) error { return first(st.Accounts(ctx)) },
+		"APIToken":       func(ctx context.Context) error { return first(st.APIToken(ctx, "none")) },
+		"APITokens":      func(ctx context.Context) error { return first(st.APITokens(ctx)) },
+		"RevokeAPIToken": func(ctx context.Context) error { return first(st.RevokeAPIToken(ctx, "none", p.now)) },
+		"AddAPIToken": func(ctx context.Context) error {
+			return st.AddAPIToken(ctx, store.APIToken{Name: uuid.NewString(), Digest: make([]byte, 32), CreatedAt: p.now, ExpiresAt: p.now.Add(lease)})
+		},
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},

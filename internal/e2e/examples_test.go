@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/pgtest"
+	"github.com/jetpost/jetpost/internal/testkit"
+)
+
+// TestExamples runs the programs of examples/ against 'jetpost up --sim'.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	s := newUpSite(t, "--web-listen", "127.0.0.1:0")
+	examples, err := filepath.Abs(filepath.Join("..", "..", "examples"))
+	testkit.Must(t, err)
+	bin := buildExamples(t, filepath.Join(examples, "go"))
+	env := slices.Concat(s.env, []string{"NATS_URL=" + s.nats, "DATABASE_URL=" + pgtest.New(t), "PATH=" + filepath.Dir(s.cli) + ":" + os.Getenv("PATH")})
+
+	watcher := harness.Start(t, "watcher", env, filepath.Join(bin, "watcher"), "alice")
+	told := func(want string) {
+		t.Helper()
+		testkit.Eventually(t, "the watcher to print "+want, func() bool { return strings.Contains(watcher.Output(), want) })
+	}
+	told("watching")
+
+	run := func(t *testing.T, want string, program string, args ...string) {
+		t.Helper()
+		code, stdout, stderr := harness.RunCommand(t, env, program, args...)
+		if code != 0 || !strings.Contains(stdout, want) {
+			t.Errorf("%s %q: exit code %d, output %q%q, want %q", filepath.Base(program), args, code, stdout, stderr, want)
+		}
+	}
+	run(t, "/status/", filepath.Join(bin, "producer"), "alice", "from-go", "From Go")
+	run(t, "/status/", filepath.Join(bin, "producer"), "alice", "from-go", "From Go") // is one request
+	s.posted("alice", "From Go")
+	told("request.published alice from-go published")
+
+	run(t, "/status/", filepath.Join(examples, "bash", "publish.sh"), "alice", "from-bash", "From Bash")
+	s.posted("alice", "From Go", "From Bash")
+	if code, _, stderr := harness.RunCommand(t, env, filepath.Join(examples, "bash", "publish.sh"), "alice", "no id", "Text"); code == 0 || !strings.Contains(stderr, `"invalid"`) {
+		t.Errorf("a request that breaks the contract: exit code %d, %q", code, stderr)
+	}
+
+	pages := s.printed(`pages on (http://\S+);`)
+	python := filepath.Join(examples, "python", "publish.py")
+	env = append(env, "JETPOST_URL="+pages, "JETPOST_TOKEN="+s.token(t, "shop", "bob", "publish,read"))
+	run(t, "/status/", python, "bob", "from-python", "From Python")
+	s.posted("bob", "From Python")
+	if code, _, stderr := harness.RunCommand(t, env, python, "alice", "from-python", "From Python"); code != 1 || !strings.Contains(stderr, "forbidden: ") {
+		t.Errorf("another account: exit code %d, %q", code, stderr)
+	}
+
+	run(t, "sent product-1 as job", filepath.Join(bin, "outbox"), "bob", "New: blue shoes")
+	run(t, "sent product-2 as job", filepath.Join(bin, "outbox"), "bob", "New: red shoes")
+	s.posted("bob", "From Python", "New: blue shoes", "New: red shoes")
+	s.posted("alice", "From Go", "From Bash")
+}
+
+// token makes an API token as an operator does.
+func (s *upSite) token(t *testing.T, name, accounts, verbs string) string {
+	t.Helper()
+	code, stdout, stderr := harness.RunCommand(t, slices.Concat(s.env, []string{"JETPOST_DATA=" + s.data}), "jetpost", "tokens", "create", name, "--accounts", accounts, "--verbs", verbs)
+	token, _, _ := strings.Cut(stdout, "\n")
+	if code != 0 || token == "" {
+		t.Fatalf("create a token: exit code %d, %s%s", code, stdout, stderr)
+	}
+	return token
+}
+
+// buildExamples builds the programs below a directory, and returns where they are.
+func buildExamples(t *testing.T, dir string) string {
+	t.Helper()
+	bin := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+string(filepath.Separator), "./...")
+	build.Dir = dir
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the examples: %v\n%s", err, out)
+	}
+	return bin
+}

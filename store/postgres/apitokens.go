@@ -1,0 +1,61 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/jetpost/jetpost/store"
+)
+
+const (
+	apiTokenColumns = `name, digest, accounts, verbs, created_at, expires_at, revoked_at`
+
+	sqlAPIToken        = `SELECT ` + apiTokenColumns + ` FROM api_tokens WHERE name = $1`
+	sqlAPITokens       = `SELECT ` + apiTokenColumns + ` FROM api_tokens ORDER BY name COLLATE "C"`
+	sqlForgetAPITokens = `DELETE FROM api_tokens WHERE expires_at < $1`
+	sqlAddAPIToken     = `
+INSERT INTO api_tokens (name, digest, accounts, verbs, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT DO NOTHING`
+	sqlRevokeAPIToken = `
+UPDATE api_tokens SET revoked_at = coalesce(revoked_at, $2) WHERE name = $1 RETURNING ` + apiTokenColumns
+)
+
+func scanAPIToken(row scanner) (t store.APIToken, err error) {
+	err = row.Scan(&t.Name, &t.Digest, wordsOf(&t.Accounts), wordsOf(&t.Verbs), at{&t.CreatedAt}, at{&t.ExpiresAt}, at{&t.RevokedAt})
+	return t, err
+}
+
+func wordsOf[S ~string](of *[]S) store.Words[S] { return store.Words[S]{Of: of} }
+
+// AddAPIToken implements store.APITokens.
+func (s *Store) AddAPIToken(ctx context.Context, t store.APIToken) error {
+	return s.change(ctx, "add API token", func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sqlForgetAPITokens, t.CreatedAt.Add(-store.APITokenRetention)); err != nil {
+			return err
+		}
+		n, err := changed(ctx, tx, sqlAddAPIToken, t.Name, t.Digest, wordsOf(&t.Accounts).String(), wordsOf(&t.Verbs).String(), t.CreatedAt, t.ExpiresAt)
+		return orNone(n, err, store.ErrAPITokenExists)
+	})
+}
+
+// RevokeAPIToken implements store.APITokens.
+func (s *Store) RevokeAPIToken(ctx context.Context, name string, now time.Time) (t store.APIToken, err error) {
+	err = s.change(ctx, "revoke API token", func(ctx context.Context, tx pgx.Tx) error {
+		t, err = scanAPIToken(tx.QueryRow(ctx, sqlRevokeAPIToken, name, now))
+		return missing(err, store.ErrNotFound)
+	})
+	return t, err
+}
+
+// APIToken implements store.APITokens.
+func (s *Store) APIToken(ctx context.Context, name string) (store.APIToken, error) {
+	t, err := scanAPIToken(s.db.QueryRow(ctx, sqlAPIToken, name))
+	return t, s.wrap("read API token", missing(err, store.ErrNotFound))
+}
+
+// APITokens implements store.APITokens.
+func (s *Store) APITokens(ctx context.Context) ([]store.APIToken, error) {
+	return reportAll(ctx, s, "list API tokens", scanAPIToken, sqlAPITokens)
+}
