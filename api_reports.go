@@ -229,7 +229,7 @@ type Forecast struct {
 	// Windows is the most of X's rate windows of one kind that the posts of an
 	// account, or of the app, fall into; the present one is the first.
 	Windows int `json:"windows"`
-	// AtEarliest tells that a stop whose end nobody knows is in the way: DoneAt counts
+	// AtEarliest tells that an app pause whose end nobody knows is in the way: DoneAt counts
 	// on the next try.
 	AtEarliest bool `json:"at_the_earliest"`
 	// Estimated tells that DoneAt rests on windows that X has not told of.

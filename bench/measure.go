@@ -39,7 +39,7 @@ type sample struct {
 
 func (s sample) rate() float64 { return float64(s.posts) / s.wall.Seconds() }
 
-// perJob is a figure of a run for each post of it, in milliseconds.
+// cpuMillis is the CPU time of a part for each post of the run, in milliseconds.
 func (s sample) cpuMillis(part string) float64 {
 	return float64(s.cpu[part].Microseconds()) / 1000 / float64(s.posts)
 }

@@ -117,8 +117,8 @@ type situation struct {
 //	admission, token (WaitError) .... Hold, as it says
 //	the worker is asked to stop ..... go on, which ends the claim
 //	nothing left this machine ....... Hold, backoff
-//	answer lost, before the intent .. Hold, backoff
-//	answer lost, of a post .......... Doubtful
+//	no answer, before the intent .... Hold, backoff
+//	5xx or no answer, of a post ..... Doubtful
 //	429, the account's window ....... Hold until the reset
 //	429, the app's window of posts .. Pause until the reset
 //	429, the app's other windows .... Hold until the reset

@@ -209,7 +209,7 @@ func (h *intakeHandler) alone(ctx context.Context, lease store.Lease, d delivery
 		if failures >= ownFailures {
 			return h.setAside(ctx, d, err)
 		}
-		if pause(ctx, ownFailureWait); ctx.Err() != nil {
+		if sleepContext(ctx, ownFailureWait); ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}

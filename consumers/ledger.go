@@ -56,7 +56,7 @@ func persist[T any](ctx context.Context, r *laneRun, what string, ask func() (T,
 			return out, fmt.Errorf("%s: %w", what, err)
 		}
 		r.log.Warn("ledger.unavailable", "what", what, "error", err, "retry_in", wait)
-		pause(ctx, wait)
+		sleepContext(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
 }

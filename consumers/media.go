@@ -332,7 +332,7 @@ var (
 )
 
 // fetch reads a url that a producer named. Producers are not trusted, so only public
-// addresses are reached.
+// addresses are reached, which guards against server-side request forgery (SSRF).
 func (s *mediaSource) fetch(p *pace, address string) (*blob, error) {
 	client := &http.Client{Transport: roundTrip(s.roundTrip), CheckRedirect: follow}
 	req, err := http.NewRequestWithContext(p.ctx, http.MethodGet, address, nil)

@@ -195,7 +195,7 @@ func (p *partition) run(ctx context.Context) {
 		p.r.Health.Set("nats "+p.b.Stream+"/"+p.b.Consumer, err)
 		context.AfterFunc(lease.ctx, p.leaseLost)
 		p.r.Log.Warn("consumer.lost", "consumer", p.b.Consumer, "error", err, "retry_in", wait)
-		pause(ctx, wait)
+		sleepContext(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
 }
@@ -313,7 +313,7 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	if done == len(ready) {
 		p.r.Health.Set("handler "+p.b.Consumer, health)
 		if !kept {
-			pause(lease.ctx, stallMin)
+			sleepContext(lease.ctx, stallMin)
 		}
 		return true, nil
 	}
@@ -327,7 +327,7 @@ func (p *partition) settle(ctx context.Context, lease heldLease, h *hand) (settl
 	p.r.Health.Set("handler "+p.b.Consumer, health)
 	p.r.Log.Warn("batch.given_back", "consumer", p.b.Consumer, "jobs", len(batch)-done, "sequence", batch[done].Sequence, "error", err)
 	p.r.Liveness.Doubt()
-	pause(lease.ctx, stallMin)
+	sleepContext(lease.ctx, stallMin)
 	return false, nil
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/jetpost/jetpost/publishers"
 )
 
-// Plan notes a stop in the ledger alone, as a part of the transaction that in is of. Set
+// Plan notes an app pause in the ledger alone, as a part of the transaction that in is of. Set
 // tells it to the bucket after that; where nobody does, Mend does.
 func (c *AppPauseControl) Plan(ctx context.Context, in DesiredStore, pause publishers.Pause) (holds publishers.Pause, changed bool, err error) {
 	part := &AppPauseControl{Ledger: in}
@@ -23,8 +23,8 @@ func (c *AppPauseControl) Plan(ctx context.Context, in DesiredStore, pause publi
 	return holds, changed, err
 }
 
-// PlanEnd notes in the ledger alone, as Plan does, that every stop is over, and returns
-// those that there were. They are those of the ledger and, of scopes that it knows
+// PlanEnd notes in the ledger alone, as Plan does, that every app pause is over, and returns
+// those that there were. They are those of the ledger and, of targets that it knows
 // nothing of, those that stand in the bucket, which is to be cleared after that; where
 // nobody does, Mend does.
 func (c *AppPauseControl) PlanEnd(ctx context.Context, in DesiredStore, stands []publishers.Pause) (ended []publishers.Pause, err error) {

@@ -19,7 +19,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// limited is an installation in a bubble whose lanes have these posting limits.
+// postingLimited is an installation in a bubble whose lanes have these posting limits.
 func postingLimited(t *testing.T, postingLimits admission.PostingLimits, opts ...func(*xsim.Server)) *doubtBundle {
 	t.Helper()
 	b := doubt(t, opts...)

@@ -233,7 +233,7 @@ func (p *pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 		case store.Unavailable(err) && failed < pruneTries:
 			failed++
 			batch.Limit = max(batch.Limit/2, pruneLeast)
-			pause(ctx, pruneTryAgain)
+			sleepContext(ctx, pruneTryAgain)
 			continue
 		case err != nil:
 			return n, busy, err
@@ -257,7 +257,7 @@ func (p *pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int,
 			batch.Limit = min(batch.Limit*2, pruneMost)
 		}
 		if !batch.DryRun {
-			pause(ctx, pruneRest*took)
+			sleepContext(ctx, pruneRest*took)
 		}
 	}
 	return n, busy, ctx.Err()
@@ -352,7 +352,7 @@ func (p *pruner) jobsAccepted(ctx context.Context) error {
 		if state.Msgs == 0 || state.FirstSeq > last {
 			return nil
 		}
-		if pause(waiting, jobsLookEach); waiting.Err() != nil {
+		if sleepContext(waiting, jobsLookEach); waiting.Err() != nil {
 			return fmt.Errorf("jobs of more than %s ago are not accepted yet, and may name any object", patience)
 		}
 	}

@@ -180,7 +180,7 @@ func (r *runner) slot(ctx, work context.Context, c jetstream.Consumer, b binding
 		}
 		r.Health.Set("nats "+name, err)
 		r.Log.Warn("consumer.lost", "consumer", name, "error", err, "retry_in", wait)
-		pause(ctx, wait)
+		sleepContext(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
 }
@@ -340,8 +340,8 @@ func (r *runner) heartbeat(beat, ctx context.Context, msg jetstream.Msg, interva
 	return func() { cancel(); done.Wait() }
 }
 
-// pause waits for d, or until the context ends.
-func pause(ctx context.Context, d time.Duration) {
+// sleepContext waits for d, or until the context ends.
+func sleepContext(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

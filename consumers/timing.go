@@ -56,8 +56,8 @@ const (
 	timelineLag = time.Minute
 	// confirmFresh is the time between two timeline checks if the first has shown a post
 	// made after the one in doubt, and confirmStale if not: without a newer post only time
-	// distinguishes a timeline that lags from one without the post. README promises
-	// confirmStale.
+	// distinguishes a timeline that lags from one without the post. docs/states.md and
+	// decision 0012 promise confirmStale.
 	confirmFresh = 30 * time.Second
 	confirmStale = 10 * time.Minute
 	// clockMargin is how much earlier than its intent a post may seem to be made, because

@@ -265,14 +265,16 @@ func (r *refresher) keep(ctx context.Context, log *slog.Logger, claim store.Toke
 	})
 	if afloat && settled(err) {
 		if err := r.Lifeboat.Drop(claim); err != nil {
-			log.Warn("token.lifeboat_not_emptied", "error", err) // Recover removes it at the next start
+			log.Warn("token.lifeboat_not_emptied", "error", err) // Recover removes it within seconds
 		}
 	}
 	return err
 }
 
-// Recover commits the pairs that earlier workers of this machine left in the lifeboat. A pair
-// that is older than the stored one is dropped.
+// Recover commits the pairs that are in the lifeboat. They are those that this worker could
+// not commit, those of earlier workers, and those of other containers that share the
+// directory. It runs at the start and every 10 seconds after that. A pair that is older
+// than the stored one is dropped.
 func (r *refresher) Recover(ctx context.Context) error {
 	rescued, err := r.Lifeboat.Load()
 	if err != nil {
@@ -426,7 +428,7 @@ func (r *refresher) carry(worker context.Context, commit func(ctx context.Contex
 		if ctx.Err() != nil {
 			return err
 		}
-		pause(ctx, wait)
+		sleepContext(ctx, wait)
 		wait = min(2*wait, stallMax)
 	}
 }

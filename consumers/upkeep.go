@@ -361,7 +361,7 @@ func (b *AppPauseControl) follow(ctx context.Context, gate *admission.Gate, heal
 		if err != nil {
 			b.Log.Warn("pauses.watch_failed", "error", err)
 			learn(publishers.Pauses{Revision: last.Revision})
-			pause(ctx, stallMax)
+			sleepContext(ctx, stallMax)
 		}
 	}
 }

@@ -101,7 +101,7 @@ func TestPauseOutlivesBucket(t *testing.T) {
 			if !paused(g, admission.TargetPublish) {
 				once.Do(func() { close(forgot) })
 			}
-			pause(ctx, time.Millisecond)
+			sleepContext(ctx, time.Millisecond)
 		}
 	})
 	testkit.Eventually(t, "the gate watches the new bucket, while it is empty", func() bool {

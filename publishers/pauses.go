@@ -43,9 +43,9 @@ type Pauses struct {
 }
 
 // AppPauses are the pauses of the whole app, one for each target, which all workers
-// share. The bucket is the truth; the pause of the lanes' consumer is its effect. That
-// does not hold back messages that a worker has already pulled, so workers must check
-// the app pauses, too.
+// share. The ledger is the truth; the bucket is the copy that workers watch, and the pause
+// of the lanes' consumer is its effect. That does not hold back messages that a worker has
+// already pulled, so workers must check the app pauses, too.
 //
 // AppPauses is safe for concurrent use, from any number of processes.
 type AppPauses struct {

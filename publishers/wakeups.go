@@ -36,16 +36,16 @@ func NewWakeups(js jetstream.JetStream, names jetpost.Names) *Wakeups {
 // undelivered, it also stands for this one and stays at its place in the stream.
 // Replacing it would move it to the end, and an account with frequent wake-ups would
 // never be served.
-func (b *Wakeups) Wake(ctx context.Context, account string) error {
-	return b.WakeAll(ctx, []string{account})
+func (w *Wakeups) Wake(ctx context.Context, account string) error {
+	return w.WakeAll(ctx, []string{account})
 }
 
 // WakeAll is Wake for many accounts, in that order. It returns the first error; all are
 // tried.
-func (b *Wakeups) WakeAll(ctx context.Context, accounts []string) error {
+func (w *Wakeups) WakeAll(ctx context.Context, accounts []string) error {
 	var errs []error
 	for page := range slices.Chunk(accounts, wakesAtOnce) {
-		errs = append(errs, b.wakePage(ctx, page))
+		errs = append(errs, w.wakePage(ctx, page))
 	}
 	for _, err := range errs {
 		if err != nil {
@@ -55,15 +55,15 @@ func (b *Wakeups) WakeAll(ctx context.Context, accounts []string) error {
 	return nil
 }
 
-func (b *Wakeups) wakePage(ctx context.Context, accounts []string) error {
+func (w *Wakeups) wakePage(ctx context.Context, accounts []string) error {
 	var failed error
 	fail := func(account string, err error) {
 		if err != nil && failed == nil {
-			failed = fmt.Errorf("ring account %s: %w", account, err)
+			failed = fmt.Errorf("wake account %s: %w", account, err)
 		}
 	}
 	waiting := map[string]uint64{} // sequence of the wake-up that is there
-	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), b.rings(accounts, true)) {
+	for i, err := range sendAll(ctx, w.js, w.names.LanesStream(), w.messages(accounts, true)) {
 		if lostRace(err) {
 			waiting[accounts[i]] = foundSequence(err)
 		} else {
@@ -75,21 +75,21 @@ func (b *Wakeups) wakePage(ctx context.Context, accounts []string) error {
 	}
 	// A delivered wake-up may have been handled before the work for this one was
 	// visible, although it has not been acknowledged so far.
-	heard, err := b.heard(ctx, waiting)
+	again, err := w.deliveredOf(ctx, waiting)
 	if err != nil {
 		fail(accounts[0], err)
 		return failed
 	}
-	for i, err := range sendAll(ctx, b.js, b.names.LanesStream(), b.rings(heard, false)) {
-		fail(heard[i], err)
+	for i, err := range sendAll(ctx, w.js, w.names.LanesStream(), w.messages(again, false)) {
+		fail(again[i], err)
 	}
 	return failed
 }
 
-func (b *Wakeups) rings(accounts []string, first bool) []*nats.Msg {
+func (w *Wakeups) messages(accounts []string, first bool) []*nats.Msg {
 	msgs := make([]*nats.Msg, len(accounts))
 	for i, account := range accounts {
-		msgs[i] = nats.NewMsg(b.names.PublishWake(account))
+		msgs[i] = nats.NewMsg(w.names.PublishWake(account))
 		if first {
 			msgs[i].Header.Set(jetstream.ExpectedLastSubjSeqHeader, "0")
 		}
@@ -97,20 +97,20 @@ func (b *Wakeups) rings(accounts []string, first bool) []*nats.Msg {
 	return msgs
 }
 
-// heard returns the accounts whose wake-up was delivered.
-func (b *Wakeups) heard(ctx context.Context, waiting map[string]uint64) ([]string, error) {
+// deliveredOf returns those of the waiting accounts whose wake-up was delivered.
+func (w *Wakeups) deliveredOf(ctx context.Context, waiting map[string]uint64) ([]string, error) {
 	lanes, err := ask(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
-		return b.js.Consumer(ctx, b.names.LanesStream(), jetpost.ConsumerLanes)
+		return w.js.Consumer(ctx, w.names.LanesStream(), jetpost.ConsumerLanes)
 	})
 	if err != nil {
 		return nil, err
 	}
 	delivered := lanes.CachedInfo().Delivered.Stream
-	var heard []string
+	var again []string
 	for _, account := range slices.Sorted(maps.Keys(waiting)) {
 		sequence := waiting[account]
 		if sequence == 0 { // a server of a cluster need not report it
-			msg, err := lastMessage(ctx, b.js, b.names.LanesStream(), b.names.PublishWake(account))
+			msg, err := lastMessage(ctx, w.js, w.names.LanesStream(), w.names.PublishWake(account))
 			if err != nil {
 				return nil, err
 			}
@@ -119,33 +119,33 @@ func (b *Wakeups) heard(ctx context.Context, waiting map[string]uint64) ([]strin
 			}
 		}
 		if sequence <= delivered {
-			heard = append(heard, account)
+			again = append(again, account)
 		}
 	}
-	return heard, nil
+	return again, nil
 }
 
 // WakeAt wakes the account at a time, which may be in the past, and replaces the
 // account's scheduled wake-up. Only the holder of the account's lane may call it: it
 // alone knows when the lane must run next.
-func (b *Wakeups) WakeAt(ctx context.Context, account string, at time.Time) error {
-	msg := nats.NewMsg(b.names.ScheduleWake(account))
+func (w *Wakeups) WakeAt(ctx context.Context, account string, at time.Time) error {
+	msg := nats.NewMsg(w.names.ScheduleWake(account))
 	// Written by hand, since the client library's option cuts to whole seconds and so
 	// wakes up to a second early.
 	msg.Header.Set(jetstream.ScheduleHeader, "@at "+at.UTC().Format(time.RFC3339Nano))
-	msg.Header.Set(jetstream.ScheduleTargetHeader, b.names.DuePublish(account))
-	if _, err := send(ctx, b.js, b.names.ScheduleStream(), msg); err != nil {
+	msg.Header.Set(jetstream.ScheduleTargetHeader, w.names.DuePublish(account))
+	if _, err := send(ctx, w.js, w.names.ScheduleStream(), msg); err != nil {
 		return fmt.Errorf("schedule wake-up of account %s: %w", account, err)
 	}
 	return nil
 }
 
 // Batch makes a worker refresh one batch of a round.
-func (b *Wakeups) Batch(ctx context.Context, batch jetpost.RefreshBatch) error {
-	msg := nats.NewMsg(b.names.RefreshBatch())
+func (w *Wakeups) Batch(ctx context.Context, batch jetpost.RefreshBatch) error {
+	msg := nats.NewMsg(w.names.RefreshBatch())
 	var err error
 	if msg.Data, err = json.Marshal(batch); err == nil {
-		_, err = send(ctx, b.js, b.names.RefreshStream(), msg)
+		_, err = send(ctx, w.js, w.names.RefreshStream(), msg)
 	}
 	if err != nil {
 		return fmt.Errorf("publish batch %d of refresh round %s: %w", batch.Batch, batch.Round, err)

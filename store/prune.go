@@ -26,7 +26,7 @@ type Retention interface {
 	// Prune looks at one batch of requests and replaces those by their identities that
 	// finished before a time. It leaves alone what still has something to tell or to do:
 	// a change that is not announced, a deletion that is not done, a post that may be
-	// live, and the request of the account's latest live post (see [Anchor post]). An account
+	// live, and the request of the account's latest live post (its anchor post). An account
 	// whose lane is locked is passed over. A batch that would hold its locks longer than
 	// PruneHold is taken back, with *UnavailableError.
 	Prune(ctx context.Context, batch PruneBatch) (Pruned, error)

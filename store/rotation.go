@@ -196,7 +196,7 @@ type KeyState struct {
 	// KeyCheck is the key that must be configured at a start. It is "" if the key check
 	// value is damaged and on a ledger that was never checked.
 	KeyCheck        string `json:"key_check,omitempty"`
-	KeyCheckDamaged bool   `json:"canary_damaged,omitempty"`
+	KeyCheckDamaged bool   `json:"key_check_damaged,omitempty"`
 }
 
 // KeyCount is one key and how many rows need it.

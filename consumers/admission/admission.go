@@ -17,6 +17,9 @@
 // checked before any work on it begins. The breaker is checked last, because it must be
 // told how each call ended. While the breaker probes X, it admits a single call, and that
 // call must not wait for any other condition.
+//
+// The renewal of tokens asks the [Gate] alone: an exchange has no window of X, no account's
+// pause and no posting limit.
 package admission
 
 import (

@@ -41,7 +41,7 @@ func held(q forecast.Queued, code jetpost.Code, until time.Time) forecast.Queued
 	return q
 }
 
-func line(account string, queue ...forecast.Queued) forecast.Queue {
+func queueOf(account string, queue ...forecast.Queued) forecast.Queue {
 	return forecast.Queue{Account: account, Queue: queue}
 }
 
@@ -90,7 +90,7 @@ func TestForecast(t *testing.T) {
 		l.Reason = &jetpost.Reason{Code: code, Until: until}
 		return l
 	}
-	stop := func(code jetpost.Code, until time.Time, probe bool) publishers.Pause {
+	pause := func(code jetpost.Code, until time.Time, probe bool) publishers.Pause {
 		if probe {
 			return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
 		}
@@ -99,146 +99,146 @@ func TestForecast(t *testing.T) {
 	none := time.Time{}
 	for _, test := range []struct {
 		name    string
-		lines   []forecast.Queue
+		queues  []forecast.Queue
 		windows []publishers.Window
-		stops   []publishers.Pause
+		pauses  []publishers.Pause
 		want    string
 	}{
-		{"nothing", []forecast.Queue{line("a")}, nil, nil, "0 posts, 0 windows, never"},
+		{"nothing", []forecast.Queue{queueOf("a")}, nil, nil, "0 posts, 0 windows, never"},
 		{
-			"all that fits goes at once", []forecast.Queue{line("a", singles(5))},
+			"all that fits goes at once", []forecast.Queue{queueOf("a", singles(5))},
 			[]publishers.Window{window("a", "15min", 10, 5, 60, 900)}, nil, "5 posts, 1 windows, 0\na: 5/5, 1, 0",
 		},
 		{
-			"what is left of the present window, then whole ones", []forecast.Queue{line("a", singles(26))},
+			"what is left of the present window, then whole ones", []forecast.Queue{queueOf("a", singles(26))},
 			[]publishers.Window{window("a", "15min", 10, 4, 60, 900)}, nil,
 			"26 posts, 4 windows, 1860\na: 26/26, 4, 1860, 15min 4/10, until 60",
 		},
 		{
-			"a window begins with its first call", []forecast.Queue{line("a", due(singles(11), 100))},
+			"a window begins with its first call", []forecast.Queue{queueOf("a", due(singles(11), 100))},
 			[]publishers.Window{window("a", "15min", 10, 0, 60, 900)}, nil,
 			"11 posts, 2 windows, 1000\na: 11/11, 2, 1000, 15min 0/10, until 60",
 		},
 		{
-			"a length that was not seen is the documented one", []forecast.Queue{line("a", singles(21))},
+			"a length that was not seen is the documented one", []forecast.Queue{queueOf("a", singles(21))},
 			[]publishers.Window{window("a", "15min", 10, 0, 60, 0)}, nil,
 			"21 posts, 3 windows, 1860, estimated\na: 21/21, 3, 1860, 15min 0/10, until 60",
 		},
 		{
-			"a window that X has not told of", []forecast.Queue{line("a", singles(250))}, nil, nil,
+			"a window that X has not told of", []forecast.Queue{queueOf("a", singles(250))}, nil, nil,
 			"250 posts, 3 windows, 1800, estimated\na: 250/250, 3, 1800, 15min 100/100",
 		},
 		{
-			"a limit that X has not told of", []forecast.Queue{line("a", singles(150))},
+			"a limit that X has not told of", []forecast.Queue{queueOf("a", singles(150))},
 			[]publishers.Window{window("a", "15min", 0, 0, 60, 900)}, nil,
 			"150 posts, 2 windows, 960, estimated\na: 150/150, 2, 960, 15min 0/0, until 60",
 		},
 		{
-			"windows of other endpoints do not count", []forecast.Queue{line("a", singles(1))},
+			"windows of other endpoints do not count", []forecast.Queue{queueOf("a", singles(1))},
 			[]publishers.Window{{Account: "a", Endpoint: "GET /2/users/me", Kind: "15min", Limit: 1, Reset: in(60)}}, nil,
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"a thread is begun where all of it goes out", []forecast.Queue{line("a", thread(4, 0), singles(1))},
+			"a thread is begun where all of it goes out", []forecast.Queue{queueOf("a", thread(4, 0), singles(1))},
 			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
 			"5 posts, 1 windows, 60\na: 2/5, 1, 60, 15min 3/10, until 60",
 		},
 		{
-			"a begun one needs one", []forecast.Queue{line("a", thread(5, 1))},
+			"a begun one needs one", []forecast.Queue{queueOf("a", thread(5, 1))},
 			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
 			"4 posts, 2 windows, 60\na: 1/4, 2, 60, 15min 3/10, until 60",
 		},
 		{
-			"one that no window takes goes over several", []forecast.Queue{line("a", thread(25, 0))},
+			"one that no window takes goes over several", []forecast.Queue{queueOf("a", thread(25, 0))},
 			[]publishers.Window{window("a", "15min", 10, 9, 60, 900)}, nil,
 			"25 posts, 3 windows, 1860\na: 1/25, 3, 1860, 15min 9/10, until 60",
 		},
 		{
-			"an account has several windows", []forecast.Queue{line("a", singles(21))},
+			"an account has several windows", []forecast.Queue{queueOf("a", singles(21))},
 			[]publishers.Window{window("a", "15min", 10, 10, 60, 900), window("a", "user_24h", 15, 15, 5000, 86400)}, nil,
 			"21 posts, 3 windows, 5000\na: 21/21, 3, 5000, 15min 10/10, until 60",
 		},
 		{
-			"the app's window is shared, each gets the same part", []forecast.Queue{line("a", singles(4)), line("b", singles(2)), line("c", singles(1))},
+			"the app's window is shared, each gets the same part", []forecast.Queue{queueOf("a", singles(4)), queueOf("b", singles(2)), queueOf("c", singles(1))},
 			[]publishers.Window{window("", "app_24h", 100, 5, 60, 86400)}, nil,
 			"7 posts, 2 windows, 60\na: 4/4, 1, 60, app_24h 5/100, until 60\nb: 2/2, 1, 0\nc: 1/1, 1, 0",
 		},
 		{
-			"what does not fit into the app's window lets others by", []forecast.Queue{line("a", thread(3, 0)), line("b", singles(1), singles(1))},
+			"what does not fit into the app's window lets others by", []forecast.Queue{queueOf("a", thread(3, 0)), queueOf("b", singles(1), singles(1))},
 			[]publishers.Window{window("", "app_24h", 5, 2, 60, 86400)}, nil,
 			"5 posts, 2 windows, 60\na: 1/3, 1, 60, app_24h 2/5, until 60\nb: 2/2, 1, 0",
 		},
 		{
-			"a time that lies ahead", []forecast.Queue{line("a", singles(1), due(singles(1), 30))},
+			"a time that lies ahead", []forecast.Queue{queueOf("a", singles(1), due(singles(1), 30))},
 			nil, nil, "2 posts, 1 windows, 30\na: 2/2, 1, 30",
 		},
 		{
-			"what waits holds up what is due behind it", []forecast.Queue{line("a", held(singles(1), jetpost.CodeXUnavailable, in(40)), due(singles(1), 30))},
+			"what waits holds up what is due behind it", []forecast.Queue{queueOf("a", held(singles(1), jetpost.CodeXUnavailable, in(40)), due(singles(1), 30))},
 			nil, nil, "2 posts, 1 windows, 40\na: 2/2, 1, 40, x_unavailable until 40",
 		},
 		{
-			"a hold for a window names it", []forecast.Queue{line("a", held(singles(1), jetpost.CodeRateLimited, in(60)))},
+			"a hold for a window names it", []forecast.Queue{queueOf("a", held(singles(1), jetpost.CodeRateLimited, in(60)))},
 			[]publishers.Window{window("a", "15min", 10, 0, 60, 900)}, nil,
 			"1 posts, 1 windows, 60\na: 1/1, 1, 60, 15min 0/10, until 60, rate_limited until 60",
 		},
 		{
-			"a stop that is over holds nobody", []forecast.Queue{line("a", held(singles(1), jetpost.CodeAppPaused, in(40)))},
-			nil, []publishers.Pause{stop(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
+			"an app pause that is over holds nobody", []forecast.Queue{queueOf("a", held(singles(1), jetpost.CodeAppPaused, in(40)))},
+			nil, []publishers.Pause{pause(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"a stop holds all until its end", []forecast.Queue{line("a", singles(1)), line("b", due(singles(1), 600))},
-			nil, []publishers.Pause{stop(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
+			"an app pause holds all until its end", []forecast.Queue{queueOf("a", singles(1)), queueOf("b", due(singles(1), 600))},
+			nil, []publishers.Pause{pause(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
 		},
 		{
-			"a probed one until its next probe", []forecast.Queue{line("a", singles(1))},
-			nil, []publishers.Pause{stop(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
+			"a probed one until its next probe", []forecast.Queue{queueOf("a", singles(1))},
+			nil, []publishers.Pause{pause(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
 		},
 		{
-			"one that a person must end", []forecast.Queue{line("a", singles(1))},
-			nil, []publishers.Pause{stop(jetpost.CodeUsageCapped, none, false)},
+			"one that a person must end", []forecast.Queue{queueOf("a", singles(1))},
+			nil, []publishers.Pause{pause(jetpost.CodeUsageCapped, none, false)},
 			"0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, usage_capped \"\" blocks 1",
 		},
 		{
-			"a stop of refreshes stops no posts", []forecast.Queue{line("a", singles(1))},
+			"a pause of refreshes holds no posts", []forecast.Queue{queueOf("a", singles(1))},
 			nil, []publishers.Pause{{Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured}}},
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"an account that must be connected again", []forecast.Queue{reason(line("a", singles(3)), jetpost.CodeAccountReauthRequired, none), line("b", singles(1))},
+			"an account that must be connected again", []forecast.Queue{reason(queueOf("a", singles(3)), jetpost.CodeAccountReauthRequired, none), queueOf("b", singles(1))},
 			nil, nil, "1 posts, 1 windows, 0, 3 blocked of 1\na: 3/3, 0, never, account_reauth_required \"\" blocks 3\nb: 1/1, 1, 0",
 		},
 		{
-			"an account that is held until a time", []forecast.Queue{reason(line("a", singles(3)), jetpost.CodeXUnavailable, in(9))},
+			"an account that is held until a time", []forecast.Queue{reason(queueOf("a", singles(3)), jetpost.CodeXUnavailable, in(9))},
 			nil, nil, "3 posts, 1 windows, 9\na: 3/3, 1, 9",
 		},
 		{
-			"what is before a block goes out", []forecast.Queue{line("a", singles(2), held(thread(3, 0), jetpost.CodePoison, none), singles(1))},
+			"what is before a block goes out", []forecast.Queue{queueOf("a", singles(2), held(thread(3, 0), jetpost.CodePoison, none), singles(1))},
 			nil, nil, "2 posts, 1 windows, 0, 4 blocked of 1\na: 4/6, 1, never, poison \"held\" blocks 4",
 		},
 		{
-			"a hold that is only looked at needs a person too", []forecast.Queue{line("a", held(singles(1), jetpost.CodeKeyUnavailable, in(900)))},
+			"a hold that is only looked at needs a person too", []forecast.Queue{queueOf("a", held(singles(1), jetpost.CodeKeyUnavailable, in(900)))},
 			nil, nil, "0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, key_unavailable \"held\" blocks 1",
 		},
 		{
-			"an outcome that nobody knows", []forecast.Queue{line("a", forecast.Queued{
+			"an outcome that nobody knows", []forecast.Queue{queueOf("a", forecast.Queued{
 				ID: "u", Count: 1, Posts: 2, Live: 1, Begun: true, Due: noon, State: jetpost.StateUnknown, Code: jetpost.CodeOutcomeUnknown,
 			}, singles(1))},
 			nil, nil, "0 posts, 0 windows, never, 2 blocked of 1\na: 2/2, 0, never, outcome_unknown \"u\" blocks 2",
 		},
 		{
-			"what expires before its turn takes no call", []forecast.Queue{line("a", singles(1), expires(thread(2, 0), 60), expires(singles(1), 61))},
+			"what expires before its turn takes no call", []forecast.Queue{queueOf("a", singles(1), expires(thread(2, 0), 60), expires(singles(1), 61))},
 			[]publishers.Window{window("a", "15min", 2, 1, 60, 900)}, nil,
 			"2 posts, 2 windows, 60, 1 expired\na: 3/2, 2, 60, 15min 1/2, until 60",
 		},
 		{
-			"what has begun does not expire", []forecast.Queue{line("a", expires(thread(3, 1), 30))},
+			"what has begun does not expire", []forecast.Queue{queueOf("a", expires(thread(3, 1), 30))},
 			[]publishers.Window{window("a", "15min", 2, 0, 60, 900)}, nil,
 			"2 posts, 1 windows, 60\na: 1/2, 1, 60, 15min 0/2, until 60",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			if got := told(control.NewForecast(noon, test.lines, test.windows, test.stops)); got != test.want {
+			if got := told(control.NewForecast(noon, test.queues, test.windows, test.pauses)); got != test.want {
 				t.Errorf("forecast:\n%s\nwant:\n%s", got, test.want)
 			}
 		})
@@ -249,9 +249,9 @@ func TestForecast(t *testing.T) {
 func TestForecastIsWhatHappens(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		lines, windows, stops := drawLines(t)
-		f := control.NewForecast(noon, lines, windows, stops)
-		want := simulate(lines, windows, stops)
+		queues, windows, pauses := drawQueues(t)
+		f := control.NewForecast(noon, queues, windows, pauses)
+		want := simulate(queues, windows, pauses)
 		for _, a := range f.Accounts {
 			got := outcome{posts: a.Posts, windows: a.Windows, done: a.DoneAt, expired: a.Expired}
 			if a.Blocked != nil {
@@ -265,7 +265,7 @@ func TestForecastIsWhatHappens(t *testing.T) {
 	})
 }
 
-func drawLines(t *rapid.T) (lines []forecast.Queue, windows []publishers.Window, stops []publishers.Pause) {
+func drawQueues(t *rapid.T) (queues []forecast.Queue, windows []publishers.Window, pauses []publishers.Pause) {
 	draw := func(low, high int, what string) int { return rapid.IntRange(low, high).Draw(t, what) }
 	maybe := func(what string) bool { return draw(0, 3, what) == 0 }
 	shared := draw(0, 1, "app window") == 0
@@ -279,7 +279,7 @@ func drawLines(t *rapid.T) (lines []forecast.Queue, windows []publishers.Window,
 			if len(l.Queue) == 0 && q.Posts > 1 && maybe("begun") {
 				q.Live, q.Begun = draw(1, q.Posts-1, "live"), true
 			}
-			// Of a line that waits for the app's window it is noticed with its turn.
+			// Of a queue that waits for the app's window it is noticed with its turn.
 			if !shared && maybe("expires") {
 				q.Expires = in(draw(0, 60, "expiry"))
 			}
@@ -293,7 +293,7 @@ func drawLines(t *rapid.T) (lines []forecast.Queue, windows []publishers.Window,
 			}
 			l.Queue = append(l.Queue, q)
 		}
-		lines = append(lines, l)
+		queues = append(queues, l)
 	}
 	draws := func(account, kind string, most int) {
 		limit := draw(1, most, "limit")
@@ -309,15 +309,15 @@ func drawLines(t *rapid.T) (lines []forecast.Queue, windows []publishers.Window,
 	if shared {
 		draws("", "app_24h", 12)
 	}
-	if maybe("stop") {
-		stops = []publishers.Pause{{
-			Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(draw(1, 30, "stop"))}, Since: noon,
+	if maybe("pause") {
+		pauses = []publishers.Pause{{
+			Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: jetpost.CodeUsageCapped, Until: in(draw(1, 30, "pause"))}, Since: noon,
 		}}
 	}
-	return lines, windows, stops
+	return queues, windows, pauses
 }
 
-// outcome is what becomes of a line.
+// outcome is what becomes of a queue.
 type outcome struct {
 	posts, windows int
 	done           time.Time
@@ -341,7 +341,7 @@ type naiveWindow struct {
 
 // simulate looks each second who may go on, and lets the one that waits for longest
 // send one post more.
-func simulate(lines []forecast.Queue, told []publishers.Window, stops []publishers.Pause) map[string]*outcome {
+func simulate(queues []forecast.Queue, told []publishers.Window, pauses []publishers.Pause) map[string]*outcome {
 	accounts := map[string]*naive{}
 	var order []*naive
 	var shared []*naiveWindow
@@ -350,7 +350,7 @@ func simulate(lines []forecast.Queue, told []publishers.Window, stops []publishe
 			shared = append(shared, &naiveWindow{Window: w})
 		}
 	}
-	for _, l := range lines {
+	for _, l := range queues {
 		n := &naive{windows: slices.Clone(shared), turn: len(order)}
 		for _, q := range l.Queue {
 			for range q.Count {
@@ -368,7 +368,7 @@ func simulate(lines []forecast.Queue, told []publishers.Window, stops []publishe
 	turn := len(order)
 	for second := range 5000 {
 		now := in(second)
-		if len(stops) > 0 && now.Before(stops[0].Reason.Until) {
+		if len(pauses) > 0 && now.Before(pauses[0].Reason.Until) {
 			continue
 		}
 		for {
@@ -446,13 +446,13 @@ func (n *naive) goOn(now time.Time) bool {
 // of them share and one that nobody does.
 func BenchmarkForecast(b *testing.B) {
 	const accounts, requests = 10_000, 100_000
-	lines := make([]forecast.Queue, accounts)
+	queues := make([]forecast.Queue, accounts)
 	windows := []publishers.Window{window("", "app_24h", 10_000, 500, 600, 86400)}
-	for i := range lines {
-		lines[i].Account = fmt.Sprintf("account-%d", i)
-		windows = append(windows, window(lines[i].Account, "15min", 100, i%100, 600, 900))
+	for i := range queues {
+		queues[i].Account = fmt.Sprintf("account-%d", i)
+		windows = append(windows, window(queues[i].Account, "15min", 100, i%100, 600, 900))
 		for n := range requests / accounts {
-			lines[i].Queue = append(lines[i].Queue, thread(1+(i+n)%25, 0))
+			queues[i].Queue = append(queues[i].Queue, thread(1+(i+n)%25, 0))
 		}
 	}
 	for _, c := range []struct {
@@ -461,7 +461,7 @@ func BenchmarkForecast(b *testing.B) {
 	}{{"shared", windows}, {"apart", windows[1:]}} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				if f := control.NewForecast(noon, lines, c.windows, nil); f.Posts == 0 {
+				if f := control.NewForecast(noon, queues, c.windows, nil); f.Posts == 0 {
 					b.Fatal("nothing goes out")
 				}
 			}

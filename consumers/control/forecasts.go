@@ -12,10 +12,10 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-// NewForecast is forecast.New, with what a person can do about each line that does not
+// NewForecast is forecast.New, with what a person can do about each queue that does not
 // move.
-func NewForecast(now time.Time, lines []forecast.Queue, windows []publishers.Window, stops []publishers.Pause) jetpost.Forecast {
-	f := forecast.New(now, lines, windows, stops)
+func NewForecast(now time.Time, queues []forecast.Queue, windows []publishers.Window, pauses []publishers.Pause) jetpost.Forecast {
+	f := forecast.New(now, queues, windows, pauses)
 	for i, a := range f.Accounts {
 		if b := a.Blocked; b != nil {
 			f.Accounts[i].Blocked.Do = AdviceFor(b.Code, a.Account, b.ID)
@@ -43,34 +43,34 @@ func (c *Control) AppForecast(ctx context.Context, in jetpost.ForecastRequest) (
 		return jetpost.Forecast{}, DatabaseError(err)
 	}
 	now := time.Now().UTC()
-	lines, err := readLines(ctx, c.Ledger, now, accounts, in.Add)
+	queues, err := readQueues(ctx, c.Ledger, now, accounts, in.Add)
 	if err != nil {
 		return jetpost.Forecast{}, err
 	}
-	windows, stops, err := limits(ctx, c.JS, c.Names)
+	windows, pauses, err := limits(ctx, c.JS, c.Names)
 	if err != nil {
 		return jetpost.Forecast{}, err
 	}
-	f := NewForecast(now, lines, windows, stops)
+	f := NewForecast(now, queues, windows, pauses)
 	if c.Notes != nil {
 		f.Notes, err = c.Notes(ctx, len(accounts))
 	}
 	return f, err
 }
 
-// readLines reads what each account has to send, as its lane would take it.
-func readLines(ctx context.Context, ledger store.Queries, now time.Time, accounts []store.Account, added map[string]int) ([]forecast.Queue, error) {
-	lines := make([]forecast.Queue, len(accounts))
+// readQueues reads what each account has to send, as its lane would take it.
+func readQueues(ctx context.Context, ledger store.Queries, now time.Time, accounts []store.Account, added map[string]int) ([]forecast.Queue, error) {
+	queues := make([]forecast.Queue, len(accounts))
 	byName := make(map[string]*forecast.Queue, len(accounts))
 	for i, a := range accounts {
-		lines[i].Account = a.Name
+		queues[i].Account = a.Name
 		switch {
 		case a.RequiresReauth:
-			lines[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
+			queues[i].Reason = &jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}
 		case a.Pause.Active(now):
-			lines[i].Reason = &jetpost.Reason{Code: a.Pause.Reason.Code, Until: a.Pause.Reason.Until}
+			queues[i].Reason = &jetpost.Reason{Code: a.Pause.Reason.Code, Until: a.Pause.Reason.Until}
 		}
-		byName[a.Name] = &lines[i]
+		byName[a.Name] = &queues[i]
 	}
 	var last store.Waiting
 	for {
@@ -82,22 +82,22 @@ func readLines(ctx context.Context, ledger store.Queries, now time.Time, account
 			break
 		}
 		for _, w := range page {
-			if line := byName[w.Account]; line != nil { // else it was connected this moment
-				line.Queue = append(line.Queue, queued(w))
+			if queue := byName[w.Account]; queue != nil { // else it was connected this moment
+				queue.Queue = append(queue.Queue, queued(w))
 			}
 		}
 		last = page[len(page)-1]
 	}
 	for account, n := range added {
-		line := byName[account]
-		if line == nil {
+		queue := byName[account]
+		if queue == nil {
 			return nil, &Error{Code: jetpost.ErrNotFound, Err: fmt.Errorf("account %s: %w", account, store.ErrNotFound), Help: AdviceFor(jetpost.CodeAccountUnknown, account, "")}
 		}
 		// As a job that is sent now, they stand before what is due later.
-		line.Queue = append(line.Queue, forecast.Queued{Count: n, Posts: 1, Due: now, State: jetpost.StateQueued})
+		queue.Queue = append(queue.Queue, forecast.Queued{Count: n, Posts: 1, Due: now, State: jetpost.StateQueued})
 	}
-	for i := range lines {
-		slices.SortStableFunc(lines[i].Queue, func(a, b forecast.Queued) int {
+	for i := range queues {
+		slices.SortStableFunc(queues[i].Queue, func(a, b forecast.Queued) int {
 			switch {
 			case a.Begun && !b.Begun:
 				return -1
@@ -107,7 +107,7 @@ func readLines(ctx context.Context, ledger store.Queries, now time.Time, account
 			return a.Due.Compare(b.Due)
 		})
 	}
-	return lines, nil
+	return queues, nil
 }
 
 func queued(w store.Waiting) forecast.Queued {

@@ -69,14 +69,14 @@ func (c *Control) turned(ctx context.Context, name, what string) error {
 
 func (c *Control) wake(ctx context.Context, account string) error {
 	if err := c.wakeups.Wake(ctx, account); err != nil {
-		return fmt.Errorf("ring lane of %s: %w", account, err)
+		return fmt.Errorf("wake lane of %s: %w", account, err)
 	}
 	return nil
 }
 
 // AppPause has no account post anything until a time or, where that is zero, until
 // somebody resumes the app. It returns the pause that holds then: where the app was
-// stopped already, and for longer, that one, unchanged.
+// paused already, and for longer, that one, unchanged.
 func (c *Control) AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpost.AppPaused, error) {
 	op, err := call(jetpost.OpAppPause, "", in.OperationID, in)
 	if err == nil {

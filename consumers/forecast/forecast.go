@@ -1,4 +1,4 @@
-// Package forecast tells when the lines of all accounts are out, by the rules of the lane
+// Package forecast tells when the queues of all accounts are out, by the rules of the lane
 // and of admission. It asks nobody and changes nothing.
 package forecast
 
@@ -24,7 +24,7 @@ type (
 	RateWindow      = jetpost.RateWindow
 )
 
-// LaneRow is what an account has to send, in the order of its line.
+// Queue is what an account has to send, in the order of its posts.
 type Queue struct {
 	Account string
 	// Reason keeps the whole account from posting: until its Until or, where that is
@@ -48,16 +48,16 @@ type Queued struct {
 	Until   time.Time    // the end of its hold; zero where that has none
 }
 
-// New tells when the lines are out, by the rules of the publish path: each
-// line strictly in its order, a request begun only where each window takes all of it,
-// or as much as it ever takes, and a stop is a stop for all. What the calls
+// New tells when the queues are out, by the rules of the publish path: each
+// queue strictly in its order, a request begun only where each window takes all of it,
+// or as much as it ever takes, and an app pause holds for all. What the calls
 // themselves take is left out, and of windows that all accounts share each account
 // gets the same part.
-func New(now time.Time, lines []Queue, windows []publishers.Window, stops []publishers.Pause) Forecast {
+func New(now time.Time, queues []Queue, windows []publishers.Window, pauses []publishers.Pause) Forecast {
 	d := &drain{f: Forecast{Now: now}, from: now}
-	for _, s := range stops {
+	for _, s := range pauses {
 		if s.Target == publishers.TargetPublish && s.Active(now) {
-			d.stop(s)
+			d.pause(s)
 		}
 	}
 	of := map[string][]publishers.Window{}
@@ -69,12 +69,12 @@ func New(now time.Time, lines []Queue, windows []publishers.Window, stops []publ
 	for _, w := range of[""] {
 		d.app = newMeter(w, now)
 	}
-	d.lines = make([]queueDrain, 0, len(lines))
-	for _, l := range lines {
+	d.queues = make([]queueDrain, 0, len(queues))
+	for _, l := range queues {
 		if len(l.Queue) > 0 {
-			d.lines = append(d.lines, d.line(l, of[l.Account], now))
-			d.act(len(d.lines) - 1)
-			d.push(len(d.lines)-1, d.from)
+			d.queues = append(d.queues, d.queue(l, of[l.Account], now))
+			d.act(len(d.queues) - 1)
+			d.push(len(d.queues)-1, d.from)
 		}
 	}
 	d.run()
@@ -126,13 +126,13 @@ func (m *meter) take(n int, t time.Time) {
 	}
 }
 
-// drain lets the lines run out.
+// drain lets the queues run out.
 type drain struct {
 	f       Forecast
 	from    time.Time       // before it nothing goes out
-	blocked *jetpost.Reason // a stop that a person has to end
+	blocked *jetpost.Reason // an app pause that a person has to end
 	app     *meter          // nil where X has told of none
-	lines   []queueDrain
+	queues  []queueDrain
 	ready   tickets
 	// parked wait for the app's window, by how many calls they need of it, so that
 	// nobody is looked at in vain.
@@ -141,7 +141,7 @@ type drain struct {
 	turns   int
 }
 
-// queueDrain is an account's line as it runs out.
+// queueDrain is an account's queue as it runs out.
 type queueDrain struct {
 	out    AccountForecast
 	reason *jetpost.Reason
@@ -152,11 +152,11 @@ type queueDrain struct {
 	turn   int       // of several that may go on, the one that did so longest ago does
 }
 
-// ticket is a line's turn.
+// ticket is a queue's turn.
 type ticket struct {
-	at   time.Time
-	turn int
-	line int
+	at    time.Time
+	turn  int
+	queue int
 }
 
 func (a ticket) before(b ticket) bool {
@@ -179,7 +179,7 @@ func (t *tickets) Pop() any {
 	return last
 }
 
-func (d *drain) stop(s publishers.Pause) {
+func (d *drain) pause(s publishers.Pause) {
 	switch {
 	case s.NextAt().IsZero():
 		d.blocked = &s.Reason
@@ -189,47 +189,47 @@ func (d *drain) stop(s publishers.Pause) {
 	d.f.AtEarliest = d.f.AtEarliest || s.Probed()
 }
 
-func (d *drain) line(l Queue, windows []publishers.Window, now time.Time) queueDrain {
-	line := queueDrain{out: AccountForecast{Account: l.Account}, reason: l.Reason, queue: slices.Clone(l.Queue)}
+func (d *drain) queue(l Queue, windows []publishers.Window, now time.Time) queueDrain {
+	out := queueDrain{out: AccountForecast{Account: l.Account}, reason: l.Reason, queue: slices.Clone(l.Queue)}
 	if d.blocked != nil {
-		line.reason = d.blocked
+		out.reason = d.blocked
 	}
 	for _, q := range l.Queue {
-		line.out.Requests += q.Count
-		line.left += q.Count*q.Posts - q.Live
+		out.out.Requests += q.Count
+		out.left += q.Count*q.Posts - q.Live
 	}
-	line.out.Posts = line.left
+	out.out.Posts = out.left
 	// That of 15 minutes is the first one.
-	line.meters = []*meter{documentedMeter(l.Account)}
+	out.meters = []*meter{documentedMeter(l.Account)}
 	for _, w := range windows {
 		if w.Kind == string(xapi.Window15Min) {
-			line.meters[0] = newMeter(w, now)
+			out.meters[0] = newMeter(w, now)
 		} else {
-			line.meters = append(line.meters, newMeter(w, now))
+			out.meters = append(out.meters, newMeter(w, now))
 		}
 	}
 	if d.app != nil {
-		line.meters = append(line.meters, d.app)
+		out.meters = append(out.meters, d.app)
 	}
 	if q := l.Queue[0]; q.State == jetpost.StateHeld && q.Code != jetpost.CodeAppPaused && q.Until.After(now) && !needsPerson(q) {
-		line.out.Held = &jetpost.Reason{Code: q.Code, Until: q.Until}
+		out.out.Held = &jetpost.Reason{Code: q.Code, Until: q.Until}
 	}
-	return line
+	return out
 }
 
-// act notes that a line goes on.
-func (d *drain) act(line int) {
+// act notes that a queue goes on.
+func (d *drain) act(queue int) {
 	d.turns++
-	d.lines[line].turn = d.turns
+	d.queues[queue].turn = d.turns
 }
 
-func (d *drain) push(line int, at time.Time) {
-	heap.Push(&d.ready, ticket{at: at, turn: d.lines[line].turn, line: line})
+func (d *drain) push(queue int, at time.Time) {
+	heap.Push(&d.ready, ticket{at: at, turn: d.queues[queue].turn, queue: queue})
 }
 
-func (d *drain) park(line, need int) {
+func (d *drain) park(queue, need int) {
 	d.nParked++
-	heap.Push(&d.parked[need], ticket{turn: d.lines[line].turn, line: line})
+	heap.Push(&d.parked[need], ticket{turn: d.queues[queue].turn, queue: queue})
 }
 
 func (d *drain) run() {
@@ -240,7 +240,7 @@ func (d *drain) run() {
 			return
 		}
 		now = next.at
-		d.step(next.line, now)
+		d.step(next.queue, now)
 	}
 }
 
@@ -252,11 +252,11 @@ func (d *drain) next(now time.Time) (first ticket, found bool) {
 		first, found = d.ready[0], true
 	}
 	if d.nParked > 0 {
-		for need, line := range d.parked {
-			if len(line) == 0 {
+		for need, parked := range d.parked {
+			if len(parked) == 0 {
 				continue
 			}
-			t := line[0]
+			t := parked[0]
 			t.at = now
 			if d.app.Short(need, now) {
 				t.at = d.app.Reset
@@ -277,9 +277,9 @@ func (d *drain) next(now time.Time) (first ticket, found bool) {
 	return first, found
 }
 
-// step lets a line go on with its head for as long as nothing keeps it.
+// step lets a queue go on with its head for as long as nothing keeps it.
 func (d *drain) step(i int, now time.Time) {
-	l := &d.lines[i]
+	l := &d.queues[i]
 	if len(l.queue) == 0 {
 		return
 	}
@@ -354,7 +354,7 @@ func needsPerson(q Queued) bool {
 	case jetpost.CodeAccountReauthRequired, jetpost.CodeKeyUnavailable, jetpost.CodePoison, jetpost.CodeNeedsNewerWorker:
 		return true // some of them are looked at now and then, and found as they were
 	case jetpost.CodeAppPaused:
-		return false // the stop tells
+		return false // the app pause tells
 	default:
 		return q.Until.IsZero()
 	}
@@ -389,7 +389,7 @@ func (l *queueDrain) shortest(need int, now time.Time) (found *meter) {
 	return found
 }
 
-// waits notes that the line waits for a window.
+// waits notes that the queue waits for a window.
 func (l *queueDrain) waits(m *meter, at time.Time) {
 	if l.out.WaitsFor == nil {
 		w := NewRateWindow(m.told, at)
@@ -400,9 +400,9 @@ func (l *queueDrain) waits(m *meter, at time.Time) {
 
 func (d *drain) sum() Forecast {
 	f := &d.f
-	f.Accounts = make([]AccountForecast, 0, len(d.lines))
-	for i := range d.lines {
-		l := &d.lines[i]
+	f.Accounts = make([]AccountForecast, 0, len(d.queues))
+	for i := range d.queues {
+		l := &d.queues[i]
 		l.out.Windows = l.meters[0].windows
 		if l.out.Blocked == nil {
 			l.out.DoneAt = l.last

@@ -5,6 +5,6 @@
 // request before posts. They can therefore neither deadlock nor fail to serialise, and
 // the package never retries.
 //
-// It needs PostgreSQL 13 or later. It never listens or notifies, and never holds a
+// It needs PostgreSQL 15 or later. It never listens or notifies, and never holds a
 // transaction open while it waits for something other than the database.
 package postgres

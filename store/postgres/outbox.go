@@ -46,7 +46,7 @@ func (s *Store) OutboxPending(ctx context.Context, before time.Time, limit int) 
 		err = row.Scan(&key.Account, &key.ID)
 		return key, err
 	}, sqlOutboxPending, before, limit)
-	return keys, s.wrap("list unannounced requests", err)
+	return keys, s.wrap("list the outbox", err)
 }
 
 // MarkDelivered implements store.Outbox.

@@ -276,7 +276,7 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 		{"step", sqlStep, "'{a1}', '{write}', '{NULL}', '{1}', '{w}', '{NULL}', '{1}', '{1}', '{1}', '{NULL}', '{NULL}', '{true}', '{true}', '{true}', " +
 			"'{1}', '{0}', '{NULL}', '{published}', '{2}', '{e}', '{0}', '{1}', '{0}', '{posted}', '{\"\"}', '{1}', ARRAY['[]']::json[], ARRAY[sha256('1')], " +
 			"'{1}', '{NULL}', '{\"\"}', '{1}', '{1}'", []string{"lanes_pkey", "requests_begun", "requests_line", "requests_pkey", "posts_pkey"}, false},
-		{"unannounced", sqlOutboxPending, `now(), 10`, []string{"outbox_since"}, false},
+		{"outbox", sqlOutboxPending, `now(), 10`, []string{"outbox_since"}, false},
 		{"waiting", sqlWaiting, `'a1', now(), 1, 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"anchor post", sqlAnchor, `'a1'`, []string{"posts_live", "accounts_pkey"}, false},
 	}

@@ -30,7 +30,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if !ok {
 		return nil, errors.Join(errors.New("the driver of SQLite lacks a method"), conn.Close())
 	}
-	return &desiredStore{fullConn: full, kept: map[string]driver.Stmt{}}, nil
+	return &stmtCache{fullConn: full, kept: map[string]driver.Stmt{}}, nil
 }
 
 // fullConn is what database/sql asks of a connection. It prepares what it runs, since
@@ -43,15 +43,15 @@ type fullConn interface {
 	driver.Validator
 }
 
-// keeper is a connection that keeps its statements. Like any, it is used by one
+// stmtCache is a connection that keeps its statements. Like any, it is used by one
 // goroutine at a time.
-type desiredStore struct {
+type stmtCache struct {
 	fullConn
 	kept map[string]driver.Stmt // those that nobody uses just now
 }
 
 // PrepareContext implements driver.ConnPrepareContext.
-func (k *desiredStore) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+func (k *stmtCache) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	if stmt := k.kept[query]; stmt != nil {
 		delete(k.kept, query)
 		return stmt, nil
@@ -64,11 +64,11 @@ func (k *desiredStore) PrepareContext(ctx context.Context, query string) (driver
 	if !ok {
 		return stmt, nil
 	}
-	return &keptStmt{fullStmt: full, desiredStore: k, query: query}, nil
+	return &keptStmt{fullStmt: full, stmtCache: k, query: query}, nil
 }
 
 // Close implements driver.Conn.
-func (k *desiredStore) Close() error {
+func (k *stmtCache) Close() error {
 	var errs []error
 	for _, stmt := range k.kept {
 		errs = append(errs, stmt.(*keptStmt).fullStmt.Close())
@@ -86,13 +86,13 @@ type fullStmt interface {
 // keptStmt goes back to its connection when it is closed.
 type keptStmt struct {
 	fullStmt
-	desiredStore *desiredStore
-	query        string
+	stmtCache *stmtCache
+	query     string
 }
 
 // Close implements driver.Stmt.
 func (s *keptStmt) Close() error {
-	k := s.desiredStore
+	k := s.stmtCache
 	if k.kept == nil || k.kept[s.query] != nil || len(k.kept) >= maxKept {
 		return s.fullStmt.Close()
 	}

@@ -109,7 +109,7 @@ func TestStatementsAreKept(t *testing.T) {
 		defer func() { check(t, conn.Close()) }()
 		var stmt any
 		check(t, conn.Raw(func(raw any) error {
-			stmt = raw.(*desiredStore).kept[query]
+			stmt = raw.(*stmtCache).kept[query]
 			return nil
 		}))
 		return stmt

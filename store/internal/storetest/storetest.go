@@ -125,7 +125,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"LateWords", lateWords},
 		{"ListRequests", listRequests},
 		{"ListPages", listPages},
-		{"LookHead", snapshotHead},
+		{"SnapshotHead", snapshotHead},
 		{"LostKey", lostKey},
 		{"MarkManyDelivered", markManyDelivered},
 		{"MediaUsers", mediaUsers},
@@ -209,7 +209,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"UnpublishedIsGone", unpublishedIsGone},
 		{"Uploaded", uploaded},
 		{"Waiting", waiting},
-		{"Anchor post", anchor},
+		{"AnchorPost", anchor},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
