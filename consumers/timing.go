@@ -12,7 +12,8 @@ const DefaultLease = 60 * time.Second
 // MinLease is the shortest lease. With a shorter one the margins are too small to enforce.
 const MinLease = time.Second
 
-// timing holds every margin of the publish path. The margins between workers are fractions
+// timing holds the margins of the publish path. Times that bound one part alone stand in its
+// file: admission/gate.go, upload.go, sweep.go, partition.go. The margins between workers are fractions
 // of the lane's lease, so their order does not depend on its length:
 //
 //	commit of the intent ............................ 0

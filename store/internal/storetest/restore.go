@@ -79,7 +79,7 @@ func rebuildLostBody(t *testing.T, b *bundle) {
 	testkit.Must(t, err)
 	equal(t, "replayed", result.Queued, false)
 	lane := b.claim(t)
-	equal(t, "the line goes on", b.head(t, lane, b.now), "behind")
+	equal(t, "the queue goes on", b.head(t, lane, b.now), "behind")
 	decision, err := b.st.Accept(t.Context(), b.acceptance("lost", 2))
 	testkit.Must(t, err)
 	equal(t, "with fewer posts", decision, store.Conflict)
