@@ -13,8 +13,8 @@ const DefaultLease = 60 * time.Second
 const MinLease = time.Second
 
 // timing holds the margins of the publish path. Times that bound one part alone stand in its
-// file: admission/gate.go, upload.go, sweep.go, partition.go. The margins between workers are fractions
-// of the lane's lease, so their order does not depend on its length:
+// file: admission/gate.go, partition.go, sweep.go, upload.go. The margins between workers
+// are fractions of the lane's lease, so their order does not depend on its length:
 //
 //	commit of the intent ............................ 0
 //	latest byte to X (write guard) .................. lease * 1/3   20 s
