@@ -85,7 +85,7 @@ func (im *Importer) Import(ctx context.Context, line ImportLine) (Imported, erro
 	case err == nil && imported.Result == store.TokenUnchanged:
 		return imported, nil
 	case err == nil:
-		return imported, im.ring(ctx, line.Name)
+		return imported, im.wake(ctx, line.Name)
 	case errors.Is(err, store.ErrTokenBusy):
 		help = "import it again in a moment"
 	case errors.Is(err, store.ErrNameTaken):
@@ -113,10 +113,10 @@ func (im *Importer) store(ctx context.Context, in store.Import) (Imported, error
 	return Imported{Name: in.Name, XUserID: in.XUserID, Username: in.Username, Result: result}, nil
 }
 
-// wake has a worker look at the account's line, which may have waited for tokens.
-func (im *Importer) ring(ctx context.Context, account string) error {
+// wake has a worker read the account's queue, which may have waited for tokens.
+func (im *Importer) wake(ctx context.Context, account string) error {
 	if err := publishers.NewWakeups(im.NATS.JS, im.NATS.Names).Wake(ctx, account); err != nil {
-		return fmt.Errorf("ring lane of %s: %w", account, err)
+		return fmt.Errorf("wake lane of %s: %w", account, err)
 	}
 	return nil
 }

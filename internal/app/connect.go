@@ -117,7 +117,7 @@ func (c *Connector) save(ctx context.Context, in store.Import) (imported Importe
 		// the database's answer to it was lost.
 		imported.Result = store.TokenReplaced
 	}
-	c.tell(ctx, in.Name, c.Importer.ring(ctx, in.Name))
+	c.tell(ctx, in.Name, c.Importer.wake(ctx, in.Name))
 	return imported, nil
 }
 

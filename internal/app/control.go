@@ -40,7 +40,6 @@ type (
 	AccountForecast    = jetpost.AccountForecast
 	QueueBlock         = jetpost.QueueBlock
 	RateWindow         = jetpost.RateWindow
-	Line               = forecast.Queue
 	Queued             = forecast.Queued
 )
 

@@ -342,12 +342,12 @@ func tellPauses(s *Status, facts *health.Facts, pauses []publishers.Pause) {
 	for _, pause := range pauses {
 		if pause.Active(facts.Now) {
 			s.AppPauses = append(s.AppPauses, pause)
-			facts.Stops = append(facts.Stops, pauseFact(pause, facts.Now))
+			facts.Pauses = append(facts.Pauses, pauseFact(pause, facts.Now))
 		}
 	}
 }
 
-func pauseFact(pause publishers.Pause, now time.Time) health.Stop {
+func pauseFact(pause publishers.Pause, now time.Time) health.Pause {
 	words, do := pause.Reason.Detail, Advice(pause.Reason.Code)
 	if words == "" {
 		words = string(pause.Reason.Code)
@@ -355,8 +355,8 @@ func pauseFact(pause publishers.Pause, now time.Time) health.Stop {
 	if do == "" {
 		do = "wait: publishing goes on by itself after that"
 	}
-	return health.Stop{
-		Scope: pause.Target, ByHand: pause.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: pause.Reason.Until, ProbeAt: pause.NextProbeAt, Due: pause.Due(now), Do: do,
+	return health.Pause{
+		Target: pause.Target, ByHand: pause.Reason.Code == jetpost.CodePausedByHand, Words: words, Until: pause.Reason.Until, ProbeAt: pause.NextProbeAt, Due: pause.Due(now), Do: do,
 	}
 }
 

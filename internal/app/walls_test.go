@@ -73,7 +73,7 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 			if err := publishers.NewWakeups(conn.JS, conn.Names).Wake(t.Context(), "acme"); err != nil {
 				t.Fatal(err)
 			}
-			// A job whose acknowledgement is a stop.
+			// A job whose acknowledgement is an app pause.
 			testkit.Must(t, nc.PublishRequest(conn.Names.PublishRequest("acme"), "$KV."+conn.Names.LimitsBucket()+".pause.publish", []byte(`{"posts":[{"text":"Hello"}]}`)))
 			// A read that finds nothing: its answer's body is empty.
 			testkit.Must(t, nc.PublishRequest("$JS.API.DIRECT.GET."+conn.Names.EventsStream(), "$JS.API.STREAM.PURGE."+conn.Names.LanesStream(), []byte(`{"last_by_subj":"jetpost.event.none"}`)))
@@ -82,10 +82,10 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 			// What was answered before this, was answered.
 			_, _ = nc.Request("$JS.API.INFO", nil, answerWithin)
 
-			stops, err := publishers.NewAppPauses(conn.JS, conn.Names).All(t.Context())
+			pauses, err := publishers.NewAppPauses(conn.JS, conn.Names).All(t.Context())
 			testkit.Must(t, err)
-			if len(stops) > 0 {
-				t.Errorf("a producer's job made the stop %+v", stops[0])
+			if len(pauses) > 0 {
+				t.Errorf("a producer's job made the app pause %+v", pauses[0])
 			}
 			lanes, err := conn.JS.Stream(t.Context(), conn.Names.LanesStream())
 			testkit.Must(t, err)

@@ -9,7 +9,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// This file judges X's books of calls by themselves: which windows there were, how
+// This file judges X's call log by itself: which windows there were, how
 // much of them was used, and what was called that should not have been. It knows X's
 // rules and the jobs, and nothing of how workers keep to them.
 
@@ -233,25 +233,25 @@ func refusals(windows []rateWindow, ours callerFunc, together time.Duration) (ex
 	return excused, blamed
 }
 
-// stopSeen is a app pause as the run knows it.
+// stopSeen is an app pause as the run knows it.
 type stopSeen struct {
 	kind string
 	// known is when NATS had stored it; where a window stopped the app, and nobody
 	// stored that, when X refused the first call.
 	known time.Time
-	// end is the moment that the stop names, or at which NATS had stored that it is
+	// end is the moment that the pause names, or at which NATS had stored that it is
 	// over; of a window its reset by X's clock.
 	end time.Time
 }
 
-// stopShown is what X's books show of a stop.
+// stopShown is what X's call log shows of a pause.
 type stopShown struct {
 	broken []xsim.Call   // begun too late after it was known, and before its end
 	latest time.Duration // after it was known, of the last call that was on its way
 	first  time.Duration // after its end, of the first call; -1 for none
 }
 
-// shown looks at the workers' calls of any kind but exchanges of tokens, which a stop
+// shown looks at the workers' calls of any kind but exchanges of tokens, which a pause
 // of posts lets go on. Within says until when after it was known a call may begin.
 func (s stopSeen) shown(calls []xsim.Call, ours callerFunc, within time.Duration) stopShown {
 	shown := stopShown{first: -1}

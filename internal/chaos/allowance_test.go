@@ -10,7 +10,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// These tests give the judges of scripts/chaos limits books that are written by hand,
+// These tests give the judges of scripts/chaos limits call logs that are written by hand,
 // right and wrong ones, since a run of a right program shows of a judge only that it
 // does not complain.
 
@@ -21,7 +21,7 @@ const (
 
 func byWorker(c xsim.Call) bool { return c.Host == workerHost }
 
-// tick is the time of a book: seconds after a whole one.
+// tick is the time of a call log: seconds after a whole one.
 func tick(seconds float64) time.Time {
 	return time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC).Add(time.Duration(math.Round(seconds*1e6)) * time.Microsecond)
 }
@@ -31,8 +31,8 @@ func four() xsim.Limit {
 	return xsim.Limit{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 4, WindowMS: 3500}
 }
 
-// book are calls of a worker at these seconds.
-func pauses(seconds ...float64) (calls []xsim.Call) {
+// callsAt are calls of a worker at these seconds.
+func callsAt(seconds ...float64) (calls []xsim.Call) {
 	for _, s := range seconds {
 		calls = append(calls, xsim.Call{
 			Endpoint: xsim.EndpointCreatePost, Account: "1", Status: http.StatusCreated, Effect: true, Host: workerHost, At: tick(s), Counted: tick(s),
@@ -81,12 +81,12 @@ func TestWindowsIn(t *testing.T) {
 	t.Parallel()
 	// The first one opens in mid-second and is longer for it. The call at 4.999 arrives
 	// in it and counts in the second.
-	calls := pauses(bursts(2, 0.7)...)
-	late := pauses(4.999)
+	calls := callsAt(bursts(2, 0.7)...)
+	late := callsAt(4.999)
 	late[0].Counted = tick(5.001)
-	unauthorized := pauses(9.2)
+	unauthorized := callsAt(9.2)
 	unauthorized[0].Status = http.StatusUnauthorized
-	calls = slices.Concat(calls, late, refused(pauses(6)), unauthorized, pauses(9.4), of(xsim.EndpointTimeline, pauses(13.5)))
+	calls = slices.Concat(calls, late, refused(callsAt(6)), unauthorized, callsAt(9.4), of(xsim.EndpointTimeline, callsAt(13.5)))
 	windows := windowsIn(calls, four())
 	want := []struct {
 		opened, end   float64
@@ -118,45 +118,45 @@ func TestUseOf(t *testing.T) {
 		worst   time.Duration
 	}{
 		// The first window, and the one that drains the queue, do not count.
-		{name: "all", threads: singles(14), until: 20, calls: pauses(bursts(4, 0.1, 4.1, 8.2, 12.1)[:14]...), used: 8, allowed: 8, windows: 2, worst: 200 * time.Millisecond},
-		{name: "one call short", threads: singles(14), until: 20, calls: pauses(slices.Concat(burst(0.1, 4), burst(4.1, 3), burst(8.1, 4), burst(12.1, 3))...), used: 7, allowed: 8, windows: 2, worst: 100 * time.Millisecond},
+		{name: "all", threads: singles(14), until: 20, calls: callsAt(bursts(4, 0.1, 4.1, 8.2, 12.1)[:14]...), used: 8, allowed: 8, windows: 2, worst: 200 * time.Millisecond},
+		{name: "one call short", threads: singles(14), until: 20, calls: callsAt(slices.Concat(burst(0.1, 4), burst(4.1, 3), burst(8.1, 4), burst(12.1, 3))...), used: 7, allowed: 8, windows: 2, worst: 100 * time.Millisecond},
 		// A first call later than half a second puts off the next reset by a second.
-		{name: "late", threads: singles(14), until: 20, calls: pauses(bursts(4, 0.1, 4.6, 9.1, 13.1)[:14]...), used: 8, allowed: 8.5, windows: 2, worst: 600 * time.Millisecond},
-		{name: "window left out", threads: singles(14), until: 20, calls: pauses(bursts(4, 0.1, 8.1, 12.1, 16.1)[:14]...), used: 8, allowed: 10, windows: 2, worst: 4100 * time.Millisecond},
+		{name: "late", threads: singles(14), until: 20, calls: callsAt(bursts(4, 0.1, 4.6, 9.1, 13.1)[:14]...), used: 8, allowed: 8.5, windows: 2, worst: 600 * time.Millisecond},
+		{name: "window left out", threads: singles(14), until: 20, calls: callsAt(bursts(4, 0.1, 8.1, 12.1, 16.1)[:14]...), used: 8, allowed: 10, windows: 2, worst: 4100 * time.Millisecond},
 		// What is not drained has waited until the end; the best client would have
 		// drained it.
-		{name: "stuck", threads: singles(14), until: 20, calls: pauses(bursts(4, 0.1, 4.1)...), used: 4, allowed: 10, windows: 1, worst: 100 * time.Millisecond},
+		{name: "stuck", threads: singles(14), until: 20, calls: callsAt(bursts(4, 0.1, 4.1)...), used: 4, allowed: 10, windows: 1, worst: 100 * time.Millisecond},
 		{name: "nothing", threads: singles(14), until: 20},
-		{name: "queued late", threads: singles(14), queued: 4.5, until: 20, calls: pauses(bursts(4, 0.1, 4.1, 8.1, 12.1)[:14]...), used: 4, allowed: 4, windows: 1, worst: 100 * time.Millisecond},
-		{name: "drained at once", threads: singles(6), until: 20, calls: pauses(slices.Concat(burst(0.1, 4), burst(4.1, 2))...), worst: 100 * time.Millisecond},
+		{name: "queued late", threads: singles(14), queued: 4.5, until: 20, calls: callsAt(bursts(4, 0.1, 4.1, 8.1, 12.1)[:14]...), used: 4, allowed: 4, windows: 1, worst: 100 * time.Millisecond},
+		{name: "drained at once", threads: singles(6), until: 20, calls: callsAt(slices.Concat(burst(0.1, 4), burst(4.1, 2))...), worst: 100 * time.Millisecond},
 		// Others take two calls of the second window: nobody could have used those.
 		{
 			name: "others", threads: singles(12), until: 20,
-			calls: slices.Concat(pauses(burst(0.1, 4)...), by(otherHost, pauses(burst(4, 2)...)), pauses(burst(4.1, 2)...), pauses(bursts(4, 8.1, 12.1)[:6]...)),
+			calls: slices.Concat(callsAt(burst(0.1, 4)...), by(otherHost, callsAt(burst(4, 2)...)), callsAt(burst(4.1, 2)...), callsAt(bursts(4, 8.1, 12.1)[:6]...)),
 			used:  6, allowed: 6, windows: 2, worst: 100 * time.Millisecond,
 		},
 		{
 			name: "others, late", threads: singles(12), until: 20,
-			calls: slices.Concat(pauses(burst(0.1, 4)...), by(otherHost, pauses(burst(4, 2)...)), pauses(burst(4.1, 2)...), pauses(bursts(4, 8.6, 13.1)[:6]...)),
+			calls: slices.Concat(callsAt(burst(0.1, 4)...), by(otherHost, callsAt(burst(4, 2)...)), callsAt(burst(4.1, 2)...), callsAt(bursts(4, 8.6, 13.1)[:6]...)),
 			used:  6, allowed: 6.5, windows: 2, worst: 600 * time.Millisecond,
 		},
 		// Threads of 3, 3, 2, 6, 1 and 3: a window each for the threes, since two would
 		// be cut; the two fits behind neither, the six starts afresh and goes on.
 		{
 			name: "threads", threads: []int{3, 3, 2, 6, 1, 3}, until: 30,
-			calls: pauses(slices.Concat(burst(0.1, 3), burst(4.1, 3), burst(8.1, 2), burst(12.1, 4), burst(16.1, 3), burst(20.1, 3))...),
+			calls: callsAt(slices.Concat(burst(0.1, 3), burst(4.1, 3), burst(8.1, 2), burst(12.1, 4), burst(16.1, 3), burst(20.1, 3))...),
 			used:  12, allowed: 12, windows: 4, worst: 100 * time.Millisecond,
 		},
 		// A thread that could have begun waits for the next window.
 		{
 			name: "thread waits", threads: []int{4, 2, 2, 4, 4}, until: 30,
-			calls: pauses(slices.Concat(burst(0.1, 4), burst(4.1, 2), burst(8.1, 2), burst(12.1, 4), burst(16.1, 4))...),
+			calls: callsAt(slices.Concat(burst(0.1, 4), burst(4.1, 2), burst(8.1, 2), burst(12.1, 4), burst(16.1, 4))...),
 			used:  8, allowed: 12, windows: 3, worst: 100 * time.Millisecond,
 		},
 		// One that is under way at the first reset goes on at once.
 		{
 			name: "thread under way", threads: []int{2, 3, 2, 4, 1}, until: 30,
-			calls: pauses(slices.Concat(burst(0.1, 4), burst(4.1, 3), burst(8.1, 4), burst(12.1, 1))...),
+			calls: callsAt(slices.Concat(burst(0.1, 4), burst(4.1, 3), burst(8.1, 4), burst(12.1, 1))...),
 			used:  7, allowed: 7, windows: 2, worst: 100 * time.Millisecond,
 		},
 	}
@@ -213,7 +213,7 @@ func TestWholeThreads(t *testing.T) {
 func TestCutShort(t *testing.T) {
 	t.Parallel()
 	begin := func(n int, at float64) map[time.Time]int { return map[time.Time]int{tick(at): n} }
-	calls := pauses(burst(0.1, 4)...)
+	calls := callsAt(burst(0.1, 4)...)
 	tests := []struct {
 		name   string
 		begins map[time.Time]int
@@ -237,9 +237,9 @@ func TestCutShort(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	t.Parallel()
-	full := pauses(burst(0.1, 4)...)
-	disputed := slices.Concat(pauses(burst(0.1, 2)...), by(otherHost, pauses(burst(0.2, 2)...)))
-	atOnce := refused(pauses(1, 1.01))
+	full := callsAt(burst(0.1, 4)...)
+	disputed := slices.Concat(callsAt(burst(0.1, 2)...), by(otherHost, callsAt(burst(0.2, 2)...)))
+	atOnce := refused(callsAt(1, 1.01))
 	atOnce[1].At = tick(0.99)
 	tests := []struct {
 		name                     string
@@ -248,14 +248,14 @@ func TestRefusals(t *testing.T) {
 		windows, excused, blamed int
 	}{
 		{name: "none", calls: full},
-		{name: "in a full window", calls: slices.Concat(full, refused(pauses(1))), blamed: 1},
-		{name: "in a window of others", calls: slices.Concat(disputed, refused(pauses(1))), windows: 1, excused: 1},
-		{name: "again in a window of others", calls: slices.Concat(disputed, refused(pauses(1, 2))), windows: 1, excused: 1, blamed: 1},
+		{name: "in a full window", calls: slices.Concat(full, refused(callsAt(1))), blamed: 1},
+		{name: "in a window of others", calls: slices.Concat(disputed, refused(callsAt(1))), windows: 1, excused: 1},
+		{name: "again in a window of others", calls: slices.Concat(disputed, refused(callsAt(1, 2))), windows: 1, excused: 1, blamed: 1},
 		{name: "again at once, in an account's", calls: slices.Concat(disputed, atOnce), windows: 1, excused: 1, blamed: 1},
-		{name: "on its way, in the app's", calls: slices.Concat(disputed, refused(pauses(1, 1.05, 1.15))), together: stopsWithin, windows: 1, excused: 2, blamed: 1},
-		{name: "in the window after that", calls: slices.Concat(disputed, pauses(burst(4.1, 4)...), refused(pauses(5))), windows: 1, blamed: 1},
-		{name: "of others", calls: slices.Concat(full, by(otherHost, refused(pauses(1))))},
-		{name: "at a reset, in vain", calls: slices.Concat(full, refused(pauses(3.99))), blamed: 1},
+		{name: "on its way, in the app's", calls: slices.Concat(disputed, refused(callsAt(1, 1.05, 1.15))), together: stopsWithin, windows: 1, excused: 2, blamed: 1},
+		{name: "in the window after that", calls: slices.Concat(disputed, callsAt(burst(4.1, 4)...), refused(callsAt(5))), windows: 1, blamed: 1},
+		{name: "of others", calls: slices.Concat(full, by(otherHost, refused(callsAt(1))))},
+		{name: "at a reset, in vain", calls: slices.Concat(full, refused(callsAt(3.99))), blamed: 1},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -282,16 +282,16 @@ func TestPauseShown(t *testing.T) {
 		broken        int
 		latest, first time.Duration
 	}{
-		{"kept", pauses(0.5, 1.05, 3.04, 3.2), 0, 50 * time.Millisecond, 40 * time.Millisecond},
-		{"exactly as late as may be", pauses(1.1, 3), 0, 100 * time.Millisecond, 0},
-		{"too late", pauses(1.101, 3.04), 1, 0, 40 * time.Millisecond},
-		{"before its end", pauses(2.999, 3.04), 1, 0, 40 * time.Millisecond},
-		{"a read", slices.Concat(of(xsim.EndpointTimeline, pauses(2)), pauses(3.5)), 1, 0, 500 * time.Millisecond},
-		{"an exchange of tokens", of(xsim.EndpointToken, pauses(2, 3.1)), 0, 0, none},
-		{"others", by(otherHost, pauses(2, 3.1)), 0, 0, none},
-		{"never again", pauses(0.5), 0, 0, none},
+		{"kept", callsAt(0.5, 1.05, 3.04, 3.2), 0, 50 * time.Millisecond, 40 * time.Millisecond},
+		{"exactly as late as may be", callsAt(1.1, 3), 0, 100 * time.Millisecond, 0},
+		{"too late", callsAt(1.101, 3.04), 1, 0, 40 * time.Millisecond},
+		{"before its end", callsAt(2.999, 3.04), 1, 0, 40 * time.Millisecond},
+		{"a read", slices.Concat(of(xsim.EndpointTimeline, callsAt(2)), callsAt(3.5)), 1, 0, 500 * time.Millisecond},
+		{"an exchange of tokens", of(xsim.EndpointToken, callsAt(2, 3.1)), 0, 0, none},
+		{"others", by(otherHost, callsAt(2, 3.1)), 0, 0, none},
+		{"never again", callsAt(0.5), 0, 0, none},
 		{"by when it began, not by when it counted", func() []xsim.Call {
-			calls := pauses(1.05, 4)
+			calls := callsAt(1.05, 4)
 			calls[0].Counted = tick(2)
 			return calls
 		}(), 0, 50 * time.Millisecond, time.Second},
@@ -309,7 +309,7 @@ func TestPauseShown(t *testing.T) {
 
 func TestBegunIn(t *testing.T) {
 	t.Parallel()
-	calls := slices.Concat(pauses(1, 2, 2.5, 3), by(otherHost, pauses(2.2)))
+	calls := slices.Concat(callsAt(1, 2, 2.5, 3), by(otherHost, callsAt(2.2)))
 	if got := begunIn(calls, tick(2), tick(3), byWorker); len(got) != 2 || !got[0].At.Equal(tick(2)) || !got[1].At.Equal(tick(2.5)) {
 		t.Errorf("found %+v, want those at 2 and 2.5", got)
 	}

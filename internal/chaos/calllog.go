@@ -40,7 +40,7 @@ type requestRow struct {
 	thread                    *thread
 }
 
-// judge compares X's books with the jobs, and the ledger with X's books.
+// judge compares X's call log with the jobs, and the ledger with X's call log.
 func (c *publishRun) judge() {
 	ctx := c.T.Context()
 	c.endFleet()
@@ -58,7 +58,7 @@ func (c *publishRun) judge() {
 	}
 	c.published.posts = total
 	for _, v := range c.Sim.Violations() {
-		c.findings.add("X's books", "%s of %s: %s", v.Kind, v.Account, v.Detail)
+		c.findings.add("X's call log", "%s of %s: %s", v.Kind, v.Account, v.Detail)
 	}
 	if c.guard == "" {
 		c.judgeSight()

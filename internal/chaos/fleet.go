@@ -22,7 +22,7 @@ import (
 )
 
 // fleet are the workers. Each process has an address of X to itself, so that the
-// books tell which one called.
+// call log tells which one called.
 type fleet struct {
 	*chaos
 	settings []string

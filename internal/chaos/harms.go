@@ -109,7 +109,7 @@ var standHarms = []standHarm{
 	}},
 	{name: "the disk runs low", on: onDisk, codes: []string{diskFull}, do: filled(health.DiskFull - 1<<20)},
 	{name: "the disk is full", on: onDisk, codes: []string{diskFull, noWrites, natsAway}, do: filled(0)},
-	{name: "the bucket of stops is deleted", codes: []string{notSetUp}, do: bucketDeleted},
+	{name: "the bucket of app pauses is deleted", codes: []string{notSetUp}, do: bucketDeleted},
 	{name: "a stream is deleted", codes: []string{notSetUp}, do: streamDeleted},
 	{name: "a consumer is deleted", codes: []string{notSetUp}, do: consumerDeleted},
 	{name: "the lanes are paused", codes: []string{lanesPaused}, shows: guardUpkeep, do: lanesPausedByHand},
@@ -239,10 +239,10 @@ func filled(left int64) func(context.Context, *standRun, *rand.Rand) {
 // fewExchanges are those that a run has seen before it stops them.
 const fewExchanges = 10
 
-// bucketDeleted deletes the bucket of stops, and sets it up again: a stop that stood in it
+// bucketDeleted deletes the bucket of app pauses, and sets it up again: a pause that stood in it
 // is not forgotten.
 func bucketDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
-	c.until(ctx, standsWithin, func() bool { // which the stop keeps from going on
+	c.until(ctx, standsWithin, func() bool { // which the pause keeps from going on
 		made := 0
 		for _, n := range c.Sim.Counts()[xsim.EndpointToken] {
 			made += n
@@ -256,12 +256,12 @@ func bucketDeleted(ctx context.Context, c *standRun, random *rand.Rand) {
 	testkit.Must(c.T, err)
 	testkit.Must(c.T, c.control().JS.DeleteStream(ctx, "KV_"+c.spaces.LimitsBucket()))
 	c.setUpAgain(ctx, random)
-	c.mends(ctx, "the stop of the deleted bucket", func() bool {
+	c.mends(ctx, "the pause of the deleted bucket", func() bool {
 		_, there, err := pauses.Bucket.Get(ctx, publishers.TargetRefresh)
 		return err == nil && there
 	})
 	if _, err = pauses.Clear(ctx, publishers.TargetRefresh); err != nil {
-		c.findings.add("setup", "the stop cannot be ended: %v", err)
+		c.findings.add("setup", "the pause cannot be ended: %v", err)
 	}
 }
 
@@ -372,11 +372,11 @@ func (c *standRun) attackTargets() []string {
 // attack is what one target gets. The job that it sends is for an account that nobody has.
 func (c *standRun) attack(target, consumer string) {
 	n := c.spaces
-	stop := []byte(`{"target":"publish","reason":{"code":"app_paused"}}`)
+	pause := []byte(`{"target":"publish","reason":{"code":"app_paused"}}`)
 	send := func(subject, reply string, body []byte) {
 		_ = c.sender.PublishRequest(subject, reply, body) // what is refused does no harm
 	}
-	for _, body := range [][]byte{nil, stop} {
+	for _, body := range [][]byte{nil, pause} {
 		send(target, "", body)
 	}
 	send(n.PublishRequest(baitAccount), target, []byte(`{"posts":[{"text":"Hello"}]}`))
@@ -417,7 +417,7 @@ func (c *standRun) inventory(ctx context.Context) (found []string, err error) {
 	}
 	for _, scope := range publishers.Targets() {
 		if _, there, err := publishers.NewAppPauses(control.JS, n).Get(ctx, scope); err == nil && there {
-			found = append(found, "a stop of "+scope)
+			found = append(found, "a pause of "+scope)
 		}
 	}
 	failed, err := control.JS.Stream(ctx, n.FailedStream())

@@ -23,7 +23,7 @@ import (
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
-// This chaos run has more to post than X allows. X's own books of calls say how much of
+// This chaos run has more to post than X allows. X's own call log says how much of
 // its windows was used while jobs waited, and whether anything was called that X had
 // forbidden; allowance.go defines each figure. It goes through four acts:
 //
@@ -99,7 +99,7 @@ const (
 	joinPosts = 2
 	// joinAhead is how long before its reset they have to be at work.
 	joinAhead = 500 * time.Millisecond
-	// callLogEnd is how many calls X's books keep.
+	// callLogEnd is how many calls X's call log keeps.
 	callLogEnd = 10_000
 	// resumesWithin is when an app that does not go on is given up.
 	resumesWithin = 20 * time.Second
@@ -136,8 +136,8 @@ type limitsRun struct {
 	desiredStore *errgroup.Group
 	others       others
 	stops        pauseControl
-	// The workers' calls so far, and when the last one came, in nanoseconds: asking X's
-	// books again and again would keep X busy.
+	// The workers' calls so far, and when the last one came, in nanoseconds: reading X's
+	// call log again and again would keep X busy.
 	arrived, lastCall atomic.Int64
 
 	jobsSent          int
@@ -319,7 +319,7 @@ func (c *limitsRun) drain(ctx context.Context, atMost time.Duration, parts ...*p
 	calls := c.Sim.Calls()
 	for _, p := range parts {
 		if len(calls) >= callLogEnd && calls[0].At.After(p.began) {
-			c.findings.add("run", "X's books do not reach back to %s: too many calls for one act", clock(p.began))
+			c.findings.add("run", "X's call log does not reach back to %s: too many calls for one act", clock(p.began))
 		}
 		p.calls = slices.DeleteFunc(slices.Clone(calls), func(call xsim.Call) bool {
 			return call.At.Before(p.began) || call.Endpoint != xsim.EndpointCreatePost
@@ -567,7 +567,7 @@ func (c *limitsRun) slowCalls(p *part, more ...xsim.Fault) []xsim.Fault {
 	return more
 }
 
-// callsSince are all calls in X's books from a moment on.
+// callsSince are all calls in X's call log from a moment on.
 func (c *limitsRun) callsSince(t time.Time) []xsim.Call {
 	return slices.DeleteFunc(c.Sim.Calls(), func(call xsim.Call) bool { return call.At.Before(t) })
 }
@@ -587,7 +587,7 @@ func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since ti
 		return since, false
 	}
 	c.soon(ctx, func() bool { return c.lastCall.Load() >= seen.end.UnixNano() })
-	c.soon(ctx, func() bool { return countOf(c.callsSince(seen.end), c.ours) > 0 }) // X books it at its end
+	c.soon(ctx, func() bool { return countOf(c.callsSince(seen.end), c.ours) > 0 }) // X logs it at its end
 	shown := seen.shown(c.callsSince(began), c.ours, stopsWithin)
 	c.shown = append(c.shown, shown)
 	first := "none"
@@ -814,7 +814,7 @@ func (c *limitsRun) judgePosts() {
 	}
 	for _, v := range c.Sim.Violations() {
 		if v.Kind != xsim.ViolationCallInClosedWindow { // which the acts judge
-			c.findings.add("X's books", "%s of %s: %s", v.Kind, v.Account, v.Detail)
+			c.findings.add("X's call log", "%s of %s: %s", v.Kind, v.Account, v.Detail)
 		}
 	}
 	if c.disputed == 0 && (slices.Contains(c.acts, actAccounts) || slices.Contains(c.acts, actApp)) {

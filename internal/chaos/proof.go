@@ -60,7 +60,7 @@ type loss struct {
 // to store the pair, beside three leases: a restart of the database is survived.
 const storedWithin = 10 * time.Second
 
-// prove finds out by X's books why the pair that the ledger holds is not accepted
+// prove finds out by X's call log why the pair that the ledger holds is not accepted
 // any more. The error says what is wrong where there is no good reason.
 func (c *tokenRun) prove(lost loss) (cause, error) {
 	name, token := lost.name, lost.token
@@ -164,7 +164,7 @@ func (c *tokenRun) judge() {
 	c.judgeSight()
 }
 
-// judgeTokens compares the ledger's pairs with X's books, and returns all exchanges.
+// judgeTokens compares the ledger's pairs with X's call log, and returns all exchanges.
 func (c *tokenRun) judgeTokens(ctx context.Context) (seen []xsim.Exchange) {
 	journal, err := c.view.journal(ctx)
 	testkit.Must(c.T, err)
@@ -264,7 +264,7 @@ func saysNothing(e xsim.Exchange) bool {
 	return e.Status == 429 && e.Answered && !e.Effect
 }
 
-// judgeCallLog wants nothing in X's books that a correct client never does, but for
+// judgeCallLog wants nothing in X's call log that a correct client never does, but for
 // tokens that came again since a process with their successor was harmed.
 func (c *tokenRun) judgeCallLog(seen []xsim.Exchange) {
 	names := map[string]string{}
@@ -285,7 +285,7 @@ func (c *tokenRun) judgeCallLog(seen []xsim.Exchange) {
 				continue
 			}
 		}
-		c.findings.add("X's books", "%s of %s: %s", v.Kind, name, v.Detail)
+		c.findings.add("X's call log", "%s of %s: %s", v.Kind, name, v.Detail)
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 
 // This chaos run publishes threads. Producers send each job twice, owners post by hand
 // beside it, X loses answers and shows new posts late, NATS and the database restart,
-// and an operator sends back what would wait for long. Then X's own books say whether
+// and an operator sends back what would wait for long. Then X's own call log says whether
 // a post is there twice, missing or out of order, and whether the ledger knows each.
 //
 // The lease of a lane is shrunk from a minute to some seconds. X's duplicate filter is

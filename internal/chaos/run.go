@@ -24,7 +24,7 @@ import (
 // This file is what the chaos runs share, beside the fleet. A run has real workers
 // work while everything goes wrong that can: they are killed, frozen and thawed, X
 // fails before and after the effect and loses answers, servers stall and restart.
-// Then X's own books say whether the promises were kept.
+// Then X's own call log says whether the promises were kept.
 //
 // Real times are shrunk together, all in the measure of one lease.
 

@@ -30,7 +30,7 @@ import (
 // of them poison. One harm after the other is done, of harms.go: to one
 // dependency of one worker, to what stands in NATS, to the disk, by producers that
 // attack. Twice a second it is judged whether jobs are accepted and posts are sent, or
-// 'jetpost status' of that moment says why not, in the right words. In the end X's books
+// 'jetpost status' of that moment says why not, in the right words. In the end X's call log
 // and the ledger are compared, as the runs on posts and on tokens do.
 //
 // On PostgreSQL three workers reach the database and NATS through proxies of their own.
@@ -233,7 +233,7 @@ func (c *standRun) begin() {
 	testkit.Must(c.T, c.layBait(c.T.Context()))
 }
 
-// desk is a trusted connection to NATS. An 'up' that was started again has another
+// control is a trusted connection to NATS. An 'up' that was started again has another
 // password, and is connected to anew.
 func (c *standRun) control() *app.Connection {
 	now := func() *app.Connection {
@@ -462,7 +462,7 @@ func (c *standRun) mends(ctx context.Context, what string, is func() bool) {
 	}
 }
 
-// judge compares X's books with the jobs, the ledger with X's books, and what became of
+// judge compares X's call log with the jobs, the ledger with X's call log, and what became of
 // the poison.
 func (c *standRun) judge() {
 	ctx := c.T.Context()

@@ -17,7 +17,7 @@ import (
 )
 
 // This chaos run keeps tokens fresh by rounds, while the database stalls and customers
-// connect their accounts again at the worst moment. Then X's own books say whether a
+// connect their accounts again at the worst moment. Then X's own call log says whether a
 // token was lost without a reason, presented again without an entry in the journal, or
 // overwritten.
 //

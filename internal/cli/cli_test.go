@@ -121,15 +121,15 @@ func writeMP4(ts *testscript.TestScript, _ bool, args []string) {
 
 type instanceKey struct{}
 
-// house is an installation with a simulated X, inside the test's process.
+// instance is an installation with a simulated X, inside the test's process.
 type instance struct {
 	sim xsim.Server
 	cfg app.Config
-	// fresh is an encryption key beside that of the house.
+	// fresh is an encryption key beside that of the instance.
 	fresh secret.String
 }
 
-// withInstance gives a script command its script's house.
+// withInstance gives a script command its script's instance.
 func withInstance(run func(h *instance, ts *testscript.TestScript, args []string)) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		if neg {
@@ -139,11 +139,12 @@ func withInstance(run func(h *instance, ts *testscript.TestScript, args []string
 	}
 }
 
-// start opens the house, with the accounts alice and bob: house [idle] [web]
+// start opens the instance, with the accounts alice and bob: instance [idle] [web]
 // [enterprise] [distinct] [slow]. An idle one has no worker; with web it has pages for
 // people; X knows an enterprise one as such; a distinct one refuses a text that
-// another account has; a slow one posts a request an hour for an account. $HOUSE_NATS, $HOUSE_PORT and $HOUSE_PASSWORD are of its NATS. At the end of the script the simulator's books must show
-// nothing that a correct client never does.
+// another account has; a slow one posts a request an hour for an account. $INSTANCE_NATS,
+// $INSTANCE_PORT and $INSTANCE_PASSWORD are of its NATS. At the end of the script the
+// simulator's call log must show nothing that a correct client never does.
 func (h *instance) start(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
@@ -168,13 +169,13 @@ func (h *instance) start(ts *testscript.TestScript, args []string) {
 	}, log)
 	if err != nil {
 		cancel()
-		ts.Fatalf("open house: %v", err)
+		ts.Fatalf("open instance: %v", err)
 	}
 	h.cfg = up.Config
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := up.Run(ctx); err != nil {
-			ts.Logf("run house: %v", err)
+			ts.Logf("run instance: %v", err)
 		}
 	})
 	ts.Defer(func() {
@@ -188,9 +189,9 @@ func (h *instance) start(ts *testscript.TestScript, args []string) {
 	ts.Setenv("JETPOST_DATA", data)
 	address, err := url.Parse(up.Config.NATS.URL)
 	ts.Check(err)
-	ts.Setenv("HOUSE_NATS", up.Config.NATS.URL)
-	ts.Setenv("HOUSE_PORT", address.Port())
-	ts.Setenv("HOUSE_PASSWORD", up.Config.NATS.Password.Reveal())
+	ts.Setenv("INSTANCE_NATS", up.Config.NATS.URL)
+	ts.Setenv("INSTANCE_PORT", address.Port())
+	ts.Setenv("INSTANCE_PASSWORD", up.Config.NATS.Password.Reveal())
 }
 
 // accept waits until a worker has accepted a request: accept ACCOUNT ID
@@ -266,7 +267,7 @@ func (h *instance) refuse(ts *testscript.TestScript, args []string) {
 }
 
 // keys configures keys from here on, the one that seals first: keys NAME...,
-// where house is that of the house and fresh another one.
+// where instance is its own one and fresh another one.
 func (h *instance) keys(ts *testscript.TestScript, args []string) {
 	if h.fresh.Empty() {
 		h.fresh = store.GenerateKey()

@@ -97,9 +97,9 @@ func TestForecastComesTrue(t *testing.T) {
 // warmUp lets each account post until the length of its window is known.
 func (s *site) warmUp(accounts []string, length time.Duration) (jobs []*harness.Job) {
 	s.T.Helper()
-	board := publishers.NewWindows(s.Conn.JS, s.Conn.Names)
+	shared := publishers.NewWindows(s.Conn.JS, s.Conn.Names)
 	testkit.Eventually(s.T, "the windows' length to be known", func() bool {
-		known, err := board.All(s.T.Context())
+		known, err := shared.All(s.T.Context())
 		testkit.Must(s.T, err)
 		var lists [][]*harness.Job
 		for _, account := range accounts {
@@ -118,7 +118,7 @@ func (s *site) warmUp(accounts []string, length time.Duration) (jobs []*harness.
 	return jobs
 }
 
-// windows reads in X's books how many windows an account's posts since then fell into,
+// windows reads in X's call log how many windows an account's posts since then fell into,
 // how much later they ended than if each had ended with its second, and when the last
 // post came.
 func (s *site) windows(account string, since time.Time, length time.Duration) (n int, late time.Duration, last time.Time) {

@@ -456,7 +456,7 @@ func (s *leakSite) work() {
 	}
 	s.command("ready", "", "health", "--url", "http://"+health+"/readyz")
 
-	// X does not know the app: that becomes a stop, with X's own words.
+	// X does not know the app: that becomes an app pause, with X's own words.
 	testkit.Must(t, s.Sim.SetFaults([]xsim.Fault{{Kind: xsim.FaultStatus, Status: http.StatusUnauthorized, Endpoint: xsim.EndpointToken}}))
 	s.said(s.env, "", "refresh", "daisy", "--force", "--wait", "--timeout", "2s")
 	testkit.Eventually(t, "refreshes to be stopped", func() bool {

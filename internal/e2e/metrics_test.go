@@ -89,7 +89,7 @@ func (s *site) happened() map[string]int {
 	return counts
 }
 
-// What a worker counts is what X's books, the ledger and the events have; and what it
+// What a worker counts is what X's call log, the ledger and the events have; and what it
 // serves is what docs/METRICS.md lists.
 func TestMetricsCount(t *testing.T) {
 	t.Parallel()

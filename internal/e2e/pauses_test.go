@@ -113,7 +113,7 @@ func TestSpendCapInMidQueue(t *testing.T) {
 	}
 	for _, name := range []string{"idle", accounts[0]} {
 		if n := len(s.Sim.Exchanges(name)); n != 1 {
-			t.Errorf("%d exchanges of %s during the stop, want 1", n, name)
+			t.Errorf("%d exchanges of %s during the pause, want 1", n, name)
 		}
 		s.wantCurrent(name)
 	}
@@ -140,7 +140,7 @@ func TestSpendCapInMidQueue(t *testing.T) {
 	if resumed := s.appEvents(jetpost.EventAppResumed, publishers.TargetPublish); len(resumed) != 1 {
 		t.Errorf("%d events tell that the app was resumed, want 1", len(resumed))
 	} else if reason := resumed[0].App.Reason; reason == nil || !reason.Until.Equal(told.App.Reason.Until) {
-		t.Errorf("the event of the resume has the reason %+v, want the one of the stop, until %s", reason, told.App.Reason.Until)
+		t.Errorf("the event of the resume has the reason %+v, want the one of the pause, until %s", reason, told.App.Reason.Until)
 	}
 	harness.Stop(workers...)
 }
@@ -155,11 +155,11 @@ func (s *site) wantAttempts(jobs []*harness.Job, want map[jetpost.State]int) {
 	}
 }
 
-// wantUntil checks that the stop and each request that it holds tell until when.
+// wantUntil checks that the pause and each request that it holds tell until when.
 func (s *site) wantUntil(stopped jetpost.Event) {
 	s.T.Helper()
 	if stopped.App.Reason == nil || !stopped.App.Reason.Until.After(stopped.Time) {
-		s.T.Errorf("the event of the stop has the reason %+v, want an until ahead of %s", stopped.App.Reason, stopped.Time)
+		s.T.Errorf("the event of the pause has the reason %+v, want an until ahead of %s", stopped.App.Reason, stopped.Time)
 		return
 	}
 	held := s.events(s.Conn.Names.EventSubject(jetpost.EventRequestHeld, "*", "*"))
@@ -174,8 +174,8 @@ func (s *site) wantUntil(stopped jetpost.Event) {
 	}
 }
 
-// NATS is killed in the middle of a stop and comes back on its data, another
-// worker joins, and the one that has set the stop goes: nothing forgets it.
+// NATS is killed in the middle of a pause and comes back on its data, another
+// worker joins, and the one that has set the pause goes: nothing forgets it.
 func TestPauseOutlivesNATS(t *testing.T) {
 	t.Parallel()
 	const most = 10 // posts of the whole app in a window
@@ -215,18 +215,18 @@ func TestPauseOutlivesNATS(t *testing.T) {
 	_, err := s.Conn.JS.ResumeConsumer(t.Context(), s.Conn.Names.LanesStream(), jetpost.ConsumerLanes)
 	testkit.Must(t, err)
 	if late := time.Since(until); late > 0 {
-		t.Fatalf("the machine is too slow: the stop has ended %s ago, and nothing is shown", late)
+		t.Fatalf("the machine is too slow: the pause has ended %s ago, and nothing is shown", late)
 	}
 	second.Until("upkeep.mended")
 	s.AllPublished(len(jobs))
 	s.WantCallLog(jobs)
 	later := s.Sim.Calls()[calls:]
 	if len(later) != len(jobs)-most {
-		t.Errorf("%d calls after the stop began, want %d", len(later), len(jobs)-most)
+		t.Errorf("%d calls after the pause began, want %d", len(later), len(jobs)-most)
 	}
 	for _, call := range later {
 		if call.At.Before(until) {
-			t.Errorf("%s %s came %s before the end of the stop", call.Method, call.Path, until.Sub(call.At))
+			t.Errorf("%s %s came %s before the end of the pause", call.Method, call.Path, until.Sub(call.At))
 		}
 	}
 	harness.Stop(second)

@@ -18,7 +18,7 @@ import (
 type simProcess struct {
 	t  *testing.T
 	p  *harness.Process
-	at *upSite // for its books
+	at *upSite // for its call log
 }
 
 func startSim(t *testing.T, args ...string) *simProcess {

@@ -100,7 +100,7 @@ func (s *upSite) pub(subject, body string) uint64 {
 	return sequence
 }
 
-// ask reads the simulator's books.
+// ask reads the simulator's call log.
 func ask[T any](s *upSite, path string) (answer T) {
 	s.t.Helper()
 	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.sim+path, nil)
@@ -301,7 +301,7 @@ func (s *upSite) denied(t *testing.T) {
 			"pause lanes":          {"consumer", "pause", "-f", s.conn.Names.LanesStream(), jetpost.ConsumerLanes, "1h"},
 			"purge jobs by header": {"pub", "--jetstream", "-H", "Nats-Rollup:all", "publish.request.alice", "{}"},
 			"purge schedules":      {"stream", "purge", "-f", s.conn.Names.ScheduleStream()},
-			"ring a lane":          {"pub", "--jetstream", "publish.wake.alice", "{}"},
+			"wake a lane":          {"pub", "--jetstream", "publish.wake.alice", "{}"},
 			"schedule by header":   {"pub", "--jetstream", "--schedule-at", at, "--schedule-dest", "publish.wake.alice", "publish.request.alice", "{}"},
 			"write a schedule":     {"pub", "--jetstream", "schedule.wake.alice", "{}"},
 		} {

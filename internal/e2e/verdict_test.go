@@ -125,7 +125,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 		s.wantVerdict(health.Publishing, "")
 		harness.Stop(w)
 	})
-	t.Run("schedule and stop of the refresh", func(t *testing.T) {
+	t.Run("schedule and pause of the refresh", func(t *testing.T) {
 		t.Parallel()
 		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: shortLease, Accounts: []string{"alice"}})
 		msg := nats.NewMsg(s.Conn.Names.ScheduleRefresh())
@@ -151,7 +151,7 @@ func TestStatusMeasuresProgress(t *testing.T) {
 	})
 }
 
-// A bucket that is deleted while a worker runs takes no stop with it, and leaves the
+// A bucket that is deleted while a worker runs takes no pause with it, and leaves the
 // worker able to hear of the next; a resume that left the lanes paused is completed by
 // the next one.
 func TestPauseOutlivesItsBucket(t *testing.T) {
@@ -167,7 +167,7 @@ func TestPauseOutlivesItsBucket(t *testing.T) {
 	s.Publish(jobs)
 	s.accepted(2)
 	s.wantVerdict(health.Paused, "paused")
-	testkit.Eventually(t, "the stop to be back", func() bool {
+	testkit.Eventually(t, "the pause to be back", func() bool {
 		_, there, err := publishers.NewAppPauses(s.Conn.JS, s.Conn.Names).Get(t.Context(), publishers.TargetPublish)
 		return err == nil && there
 	})
@@ -193,7 +193,7 @@ func TestPauseOutlivesItsBucket(t *testing.T) {
 	harness.Stop(w)
 }
 
-// A spend cap stops the app, and makes no worker unready: what the whole installation
+// A spend cap pauses the app, and makes no worker unready: what the whole installation
 // does is told elsewhere.
 func TestReadyBesidePause(t *testing.T) {
 	t.Parallel()

@@ -84,9 +84,9 @@ type Fault struct {
 	Do     string
 }
 
-// Stop is an app pause that holds.
-type Stop struct {
-	Scope  string // publish, refresh or media
+// Pause is an app pause that holds.
+type Pause struct {
+	Target string // publish, refresh or media
 	ByHand bool
 	Words  string    // why
 	Until  time.Time // zero: until somebody resumes, or X is found to take calls again
@@ -144,7 +144,7 @@ type Facts struct {
 	// StoreUsed of StoreMax bytes are those of NATS' account; no limit where 0.
 	StoreUsed, StoreMax uint64
 
-	Stops       []Stop
+	Pauses      []Pause
 	LanesPaused bool
 	// CronDiffers says that the refresh schedule in NATS is not the one that was set
 	// up.
@@ -182,7 +182,7 @@ type Facts struct {
 func Judge(f Facts) Verdict {
 	var causes []Cause
 	for _, check := range []func(Facts) []Cause{
-		reach, disks, setup, stops, workers, accounts, intake, lanes, events, refreshes,
+		reach, disks, setup, pauses, workers, accounts, intake, lanes, events, refreshes,
 	} {
 		causes = append(causes, check(f)...)
 	}
@@ -262,30 +262,30 @@ func pausedWords(when string) string {
 	}
 }
 
-func stops(f Facts) (causes []Cause) {
-	for _, stop := range f.Stops {
+func pauses(f Facts) (causes []Cause) {
+	for _, pause := range f.Pauses {
 		when := ""
 		switch {
-		case stop.Due:
+		case pause.Due:
 			when = "until the next post finds out whether it is over"
-		case !stop.ProbeAt.IsZero():
-			when = "and X is asked again at " + stop.ProbeAt.Local().Format(time.RFC3339)
-		case !stop.Until.IsZero():
-			when = "until " + stop.Until.Local().Format(time.RFC3339)
+		case !pause.ProbeAt.IsZero():
+			when = "and X is asked again at " + pause.ProbeAt.Local().Format(time.RFC3339)
+		case !pause.Until.IsZero():
+			when = "until " + pause.Until.Local().Format(time.RFC3339)
 		}
-		c := Cause{State: NotPublishing, Code: "app_paused", Reason: pausedWords(when) + ": " + stop.Words, Do: stop.Do}
+		c := Cause{State: NotPublishing, Code: "app_paused", Reason: pausedWords(when) + ": " + pause.Words, Do: pause.Do}
 		switch {
-		case stop.Scope != "publish":
-			c.State, c.Code, c.Reason = Degraded, stop.Scope+"_paused", stop.Scope+" is "+c.Reason
-		case stop.ByHand:
-			c.State, c.Code, c.Reason = Paused, "paused", stop.Words
+		case pause.Target != "publish":
+			c.State, c.Code, c.Reason = Degraded, pause.Target+"_paused", pause.Target+" is "+c.Reason
+		case pause.ByHand:
+			c.State, c.Code, c.Reason = Paused, "paused", pause.Words
 			if when != "" {
-				c.Reason = when + ": " + stop.Words
+				c.Reason = when + ": " + pause.Words
 			}
 		}
 		causes = append(causes, c)
 	}
-	if f.LanesPaused && !f.stopped() {
+	if f.LanesPaused && !f.paused() {
 		causes = append(causes, Cause{
 			NotPublishing, "lanes_paused", "the consumer lanes is paused in NATS, and no app pause holds",
 			"workers correct that within seconds; else: jetpost resume --app",
@@ -294,9 +294,9 @@ func stops(f Facts) (causes []Cause) {
 	return causes
 }
 
-// stopped reports whether nothing is to be posted.
-func (f Facts) stopped() bool {
-	return slices.ContainsFunc(f.Stops, func(s Stop) bool { return s.Scope == "publish" })
+// paused reports whether an app pause holds all posts.
+func (f Facts) paused() bool {
+	return slices.ContainsFunc(f.Pauses, func(p Pause) bool { return p.Target == "publish" })
 }
 
 const startOne = "start one: jetpost worker, or jetpost up"
@@ -431,12 +431,12 @@ func intake(f Facts) (causes []Cause) {
 		}
 		return causes
 	}
-	return append(causes, Cause{NotPublishing, "intake_stuck", oldest + ", and no other is", seeLogs})
+	return append(causes, Cause{NotPublishing, "intake_stuck", oldest + ", and no other job is accepted", seeLogs})
 }
 
 func lanes(f Facts) []Cause {
 	wait := f.Now.Sub(f.begun(f.DueSince))
-	if f.DueSince.IsZero() || f.stopped() || wait <= stuckAfter {
+	if f.DueSince.IsZero() || f.paused() || wait <= stuckAfter {
 		return nil
 	}
 	due := fmt.Sprintf("%s has been due for %s, and no worker takes it", f.DueAccount, ago(f.Now.Sub(f.DueSince)))

@@ -85,30 +85,30 @@ func TestJudge(t *testing.T) {
 
 		{
 			"paused by hand", func(f *health.Facts) {
-				f.Stops = []health.Stop{{Scope: "publish", ByHand: true, Words: "maintenance", Do: "jetpost resume --app"}}
+				f.Pauses = []health.Pause{{Target: "publish", ByHand: true, Words: "maintenance", Do: "jetpost resume --app"}}
 			},
 			"PAUSED: maintenance", "jetpost resume --app",
 		},
 		{
 			"paused by hand for a while", func(f *health.Facts) {
-				f.Stops = []health.Stop{{Scope: "publish", ByHand: true, Words: "maintenance", Until: now.Add(time.Hour)}}
+				f.Pauses = []health.Pause{{Target: "publish", ByHand: true, Words: "maintenance", Until: now.Add(time.Hour)}}
 			},
 			"PAUSED until 2026-11-29T1...", "",
 		},
 		{
-			"stopped by X", func(f *health.Facts) {
-				f.Stops, f.DueSince, f.PostedAt = []health.Stop{{Scope: "publish", Words: "no credits", Until: now.Add(time.Hour), Do: "buy credits"}}, before(time.Hour), before(time.Hour)
+			"paused by X", func(f *health.Facts) {
+				f.Pauses, f.DueSince, f.PostedAt = []health.Pause{{Target: "publish", Words: "no credits", Until: now.Add(time.Hour), Do: "buy credits"}}, before(time.Hour), before(time.Hour)
 			},
 			"NOT PUBLISHING: paused until 2026-11-29T1...", "buy credits",
 		},
 		{
-			"stopped until a probe", func(f *health.Facts) {
-				f.Stops = []health.Stop{{Scope: "publish", Words: "outage", Due: true, Until: before(time.Second)}}
+			"paused until a probe", func(f *health.Facts) {
+				f.Pauses = []health.Pause{{Target: "publish", Words: "outage", Due: true, Until: before(time.Second)}}
 			},
 			"NOT PUBLISHING: paused until the next post finds out whether it is over: outage", "",
 		},
 		{
-			"an injected stop of the refresh", func(f *health.Facts) { f.Stops = []health.Stop{{Scope: "refresh", Words: "why", Do: "resume"}} },
+			"an injected pause of the refresh", func(f *health.Facts) { f.Pauses = []health.Pause{{Target: "refresh", Words: "why", Do: "resume"}} },
 			"DEGRADED: refresh is paused: why", "resume",
 		},
 		{
@@ -186,7 +186,7 @@ func TestJudge(t *testing.T) {
 			"all partitions are stalled", func(f *health.Facts) {
 				f.Jobs, f.AcceptedAt = health.Jobs{Waiting: 62, Oldest: before(45 * time.Second), Account: "acme", TakenAt: before(time.Minute)}, before(time.Minute)
 			},
-			"NOT PUBLISHING: the oldest of 62 jobs, of acme, is not accepted after 45s, and no other is", "logs",
+			"NOT PUBLISHING: the oldest of 62 jobs, of acme, is not accepted after 45s, and no other job is accepted", "logs",
 		},
 		{
 			"one partition is stalled", func(f *health.Facts) { f.Jobs = health.Jobs{Waiting: 62, Oldest: before(5 * time.Minute)} },
@@ -219,7 +219,7 @@ func TestJudge(t *testing.T) {
 		{
 			"the worst comes first, and among these the cause", func(f *health.Facts) {
 				f.CronDiffers, f.Workers, f.Pulling, f.Jobs, f.AcceptedAt = true, nil, false, health.Jobs{Waiting: 1, Oldest: before(time.Hour)}, time.Time{}
-				f.Stops = []health.Stop{{Scope: "publish", ByHand: true, Words: "why"}}
+				f.Pauses = []health.Pause{{Target: "publish", ByHand: true, Words: "why"}}
 			},
 			"NOT PUBLISHING: no worker is alive", "start one",
 		},
@@ -245,7 +245,7 @@ func TestJudgeTellsAll(t *testing.T) {
 	t.Parallel()
 	f := well()
 	f.CronDiffers, f.Workers, f.Pulling = true, nil, false
-	f.Stops = []health.Stop{{Scope: "publish", ByHand: true, Words: "why"}}
+	f.Pauses = []health.Pause{{Target: "publish", ByHand: true, Words: "why"}}
 	var codes []string
 	for _, cause := range health.Judge(f).Causes {
 		codes = append(codes, string(cause.State)+" "+cause.Code)

@@ -57,7 +57,7 @@ type Site struct {
 	OnCall atomic.Pointer[func(r *http.Request, made bool)]
 }
 
-// leaseMinutes is how many minutes of the simulated X pass in a lease, by default.
+// LeaseMinutes is how many minutes of the simulated X pass in a lease, by default.
 const LeaseMinutes = 4
 
 // SiteConfig says what differs from a server and a database of the test's own.
@@ -66,7 +66,7 @@ type SiteConfig struct {
 	Database string // URL of a database that the test may stop; empty of tables
 	Lease    time.Duration
 	Accounts []string
-	// refreshCron is when refresh rounds begin; every six hours where empty.
+	// RefreshCron is when refresh rounds begin; every six hours where empty.
 	RefreshCron string
 	// minute is how long a minute of the simulated X takes; a quarter of the lease
 	// where zero.
