@@ -20,8 +20,8 @@ type tokensCmd struct {
 
 type tokensCreateCmd struct {
 	Name     string         `arg:"" help:"Name of the token: 1 to 64 of a-z 0-9 -."`
-	Accounts []string       `env:"-" required:"" placeholder:"NAME,..." help:"Accounts that it may name, or '*' for all and for operations that concern none."`
-	Verbs    []jetpost.Verb `env:"-" required:"" placeholder:"VERB,..." help:"What it allows: read, publish (with check, reschedule and cancel), manage (every other change)."`
+	Accounts []string       `env:"-" required:"" placeholder:"NAME" help:"Accounts that it may name, or '*' for all and for operations that concern none."`
+	Verbs    []jetpost.Verb `env:"-" required:"" placeholder:"VERB" help:"What it allows: read, publish (with check, reschedule and cancel), manage (every other change)."`
 	TTL      days           `name:"ttl" env:"-" default:"90d" placeholder:"DURATION" help:"How long it works (${default}; 5 years at most)."`
 }
 

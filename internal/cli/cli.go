@@ -65,7 +65,7 @@ type cli struct {
 		accountsCmd  `embed:""`
 		connectFlags `embed:""`
 	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
-	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts."`
+	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts. A post that is already being sent may still go out."`
 	Resume   resumeCmd   `cmd:"" help:"End a pause of an account or of the app now."`
 	Tokens   tokensCmd   `cmd:"" help:"Create, list and revoke the API tokens with which programs call operations over HTTP."`
 	Keys     keysCmd     `cmd:"" help:"Generate, show and rotate encryption keys."`
@@ -100,7 +100,7 @@ func (c *completionCmd) Run(ctx *kong.Context) error {
 // Secrets come only from the environment, or from a file that <NAME>_FILE
 // names, because other users can read a command line.
 type connectFlags struct {
-	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}, or ${simdata} with --sim). Other commands use it to find the running 'jetpost up'."`
+	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}). Other commands use it to find the running 'jetpost up'."`
 	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server or servers, nats://host:4222, comma-separated."`
 	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user. The password is read from NATS_PASSWORD."`
 	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
@@ -108,7 +108,7 @@ type connectFlags struct {
 	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"CA certificates for the NATS server. Default: the system's."`
 	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Client certificate for NATS, with its key in --nats-key."`
 	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Private key of --nats-cert."`
-	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of all streams and subjects, if several installations share one NATS."`
+	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of the names of all subjects and streams, if several installations share one NATS."`
 	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"URL of X's API, to use a simulator."`
 	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your X app."`
 	XTier    string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Tier of your X app, ${enum}. Only Enterprise apps may quote posts."`
@@ -156,7 +156,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			"To try it: jetpost demo\n\n"+
 			"Secrets are read from the environment, or from the file that <NAME>_FILE names: "+
 			strings.Join(SecretNames(), ", ")+". DATABASE_PASSWORD is used if DATABASE_URL has no password."),
-		kong.Vars{"data": defaultData(), "simdata": simData(), "version": app.ThisBuild().String()},
+		kong.Vars{"data": defaultData(), "simdata": simData(), "states": joined(jetpost.States()), "codes": joined(jetpost.Codes()), "version": app.ThisBuild().String()},
 		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
 		kong.UsageOnError(),

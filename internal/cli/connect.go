@@ -45,7 +45,7 @@ type accountsConnectCmd struct {
 	Callback     string        `default:"127.0.0.1:8484" placeholder:"ADDR" help:"Listening address for X's answer (${default}). Register http://ADDR/callback in X's developer console, by default http://${default}/callback."`
 	NoBrowser    bool          `env:"-" help:"Do not open a browser; only print the address of X's page."`
 	AuthorizeURL string        `env:"-" name:"authorize-url" placeholder:"URL" help:"URL of X's consent page. Default: https://x.com, or the value of --x-api-url."`
-	Timeout      time.Duration `env:"-" default:"10m" help:"How long to wait for the consent (${default}). Exit code 5: no consent."`
+	Timeout      time.Duration `env:"-" default:"10m" help:"How long to wait for the consent. Exit code 5: no consent."`
 }
 
 // check lists the mistakes of the command line.

@@ -20,7 +20,7 @@ type natsCmd struct {
 
 // natsConfigCmd is 'jetpost nats config'.
 type natsConfigCmd struct {
-	Prefix   string            `placeholder:"NAME" help:"Prefix of all streams and subjects."`
+	Prefix   string            `placeholder:"NAME" help:"Prefix of the names of all subjects and streams."`
 	Customer []string          `placeholder:"ACCOUNT" help:"Add a producer that may publish only for this X account, in a NATS account of its own. May be repeated."`
 	Allow    []string          `placeholder:"OPERATION" help:"Operation that producers may request for their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for none. May be repeated."`
 	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Authenticate a user by the public key of an nkey instead of a password. May be repeated."`

@@ -38,7 +38,7 @@ type publishCmd struct {
 	Expires      string        `env:"-" placeholder:"TIME" help:"Fail the request if its first post has not started by this time. Formats as for --at."`
 	DryRun       bool          `env:"-" help:"Send nothing. Check the request and show its cost and when it will be published."`
 	Wait         bool          `env:"-" help:"Show progress until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: unknown whether a post is live."`
-	Timeout      time.Duration `env:"-" default:"2m" help:"Timeout of --wait (${default})."`
+	Timeout      time.Duration `env:"-" default:"2m" help:"Timeout of --wait."`
 	connectFlags `embed:""`
 }
 

@@ -74,10 +74,10 @@ func (e *env) withControl(work func(context.Context, *app.Control) error) error 
 
 type requestsListCmd struct {
 	accountFlag
-	State string `env:"-" placeholder:"STATE" help:"Only requests in this state; 'refused' lists refused messages."`
-	Code  string `env:"-" placeholder:"CODE" help:"Only requests with this reason code."`
+	State string `env:"-" placeholder:"STATE" help:"Only requests in this state: ${states}; or 'refused' for refused messages."`
+	Code  string `env:"-" placeholder:"CODE" help:"Only requests with this reason code: ${codes}."`
 	Since string `env:"-" placeholder:"TIME" help:"Only requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
-	Limit int    `env:"-" default:"100" help:"Maximum number of requests to list (${default})."`
+	Limit int    `env:"-" default:"100" help:"Maximum number of requests to list."`
 }
 
 // Run lists requests, or refusals.

@@ -35,7 +35,7 @@ type workFlags struct {
 	MinInterval   time.Duration `placeholder:"DURATION" help:"Shortest time between an account's latest post and the start of its next request. It does not apply within a thread. Default: none."`
 	ExpireAfter   time.Duration `placeholder:"DURATION" help:"Fail a request, as expired, if it has not started this long after it was due. Default: never."`
 	keepFlag      `embed:""`
-	MediaAllow    []netip.Prefix `placeholder:"CIDR,..." help:"Private networks that media URLs may reach. Any producer can then read from them."`
+	MediaAllow    []netip.Prefix `placeholder:"CIDR" help:"Private networks that media URLs may reach. Any producer can then read from them."`
 	WorkerName    string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
 
@@ -73,7 +73,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 type upCmd struct {
 	NATSListen     string `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Listening address of NATS (${default})."`
 	RefreshCron    string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
-	Sim            bool   `help:"Use a simulated X, with accounts and a data directory of its own. Nothing leaves this machine."`
+	Sim            bool   `help:"Use a simulated X, with accounts and a data directory of its own (${simdata}). Nothing leaves this machine."`
 	SimListen      string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Listening address of the simulated X (${default})."`
 	WebListen      string `placeholder:"ADDR" help:"Listening address of the pages on which customers connect their accounts, for example 127.0.0.1:8088. Default: none."`
 	scenarioFlag   `embed:""`

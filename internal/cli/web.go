@@ -14,7 +14,7 @@ import (
 // siteFlags are the address of the pages, and the hosts that their links may return to.
 type siteFlags struct {
 	PublicURL   string   `name:"public-url" placeholder:"URL" help:"Public https address of the pages. Register URL/connect/callback as a callback URI in X's developer console."`
-	ReturnHosts []string `placeholder:"HOST,..." help:"Hosts that links may return to, exactly as in the address: app.example.com, 127.0.0.1:3000."`
+	ReturnHosts []string `placeholder:"HOST" help:"Hosts that links may return to, exactly as in the address: app.example.com, 127.0.0.1:3000."`
 }
 
 // apply sets the listening and the public address of the pages.

@@ -110,7 +110,7 @@ func (c *setupCmd) Run(e *env) error {
 
 // healthCmd is 'jetpost health'.
 type healthCmd struct {
-	URL string `default:"http://127.0.0.1:8080/readyz" help:"URL to check (${default})."`
+	URL string `default:"http://127.0.0.1:8080/readyz" help:"URL to check."`
 }
 
 const (
