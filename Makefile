@@ -7,7 +7,7 @@
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-bench: ## measure, on a quiet machine, and write docs/BENCHMARKS.md
+bench: ## measure, on a quiet machine; the run writes docs/BENCHMARKS.md
 	scripts/bench
 
 build: ## build the static binary, bin/jetpost
@@ -44,7 +44,9 @@ test: ## run all tests
 tidy: ## tidy the module files
 	go mod tidy
 	go -C tools mod tidy
+	go -C tools/compose mod tidy
 	go -C tools/kubernetes mod tidy
+	go -C tools/natscli mod tidy
 	go -C tools/sbom mod tidy
 	go -C bench mod tidy
 
