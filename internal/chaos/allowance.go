@@ -236,7 +236,7 @@ func refusals(windows []rateWindow, ours callerFunc, together time.Duration) (ex
 // stopSeen is an app pause as the run knows it.
 type stopSeen struct {
 	kind string
-	// known is when NATS had stored it; where a window stopped the app, and nobody
+	// known is when NATS had stored it; where a window paused the app, and nobody
 	// stored that, when X refused the first call.
 	known time.Time
 	// end is the moment that the pause names, or at which NATS had stored that it is

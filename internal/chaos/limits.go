@@ -69,9 +69,9 @@ type limitPlan struct {
 }
 
 const (
-	// stopsWithin is how long after a stop is known a call may begin anywhere.
+	// stopsWithin is how long after a pause is known a call may begin anywhere.
 	stopsWithin = 100 * time.Millisecond
-	// The goals for the first call after the end of a stop.
+	// The goals for the first call after the end of a pause.
 	firstGoal, firstWorstGoal = 200 * time.Millisecond, time.Second
 
 	// sharedOneIn is how many accounts there are for one whose token others use, too:
@@ -81,7 +81,7 @@ const (
 	sharedOneIn, othersOneIn = 6, 4
 	// stopAccounts and joinAccounts are those of the last acts.
 	stopAccounts, joinAccounts = 16, 8
-	// stopPosts is how many posts are queued for each stop, and before the first one.
+	// stopPosts is how many posts are queued for each pause, and before the first one.
 	stopPosts, stopPostsFirst = 120, 100
 	// stopCallMS is how long, in milliseconds, X takes for a call then, so that the
 	// jobs last.
@@ -90,10 +90,10 @@ const (
 	stopWindowMax = 1000
 	// windowPlenty is more than a run posts in all.
 	windowPlenty = 1_000_000
-	// stopLasts is how long a stop lasts whose end the run can choose, and
+	// stopLasts is how long a pause lasts whose end the run can choose, and
 	// restartLasts one in which NATS is killed.
 	stopLasts, restartLasts = time.Second, 3 * time.Second
-	// stopCalls is how many calls have to come between two stops.
+	// stopCalls is how many calls have to come between two pauses.
 	stopCalls = 30
 	// joinPosts is how many posts use up a window that workers come into, of an account.
 	joinPosts = 2
@@ -280,7 +280,7 @@ func (c *limitsRun) queue(ctx context.Context, jobs []*thread) bool {
 	return accepted
 }
 
-// queueAtOnce has jobs be accepted while the app is stopped, so that all are there when
+// queueAtOnce has jobs be accepted while the app is paused, so that all are there when
 // the first is posted.
 func (c *limitsRun) queueAtOnce(ctx context.Context, jobs []*thread, parts ...*part) bool {
 	_, _, err := harness.SignedPauses(c.T, c.Conn, c.Ledger).Set(ctx, publishers.Pause{
@@ -515,7 +515,7 @@ func (c *limitsRun) appAct(ctx context.Context) bool {
 	c.others.strikeAt(0, "")
 	windows := windowsIn(p.calls, limit)
 	c.checkWindows("the app", windows, limit)
-	// Those on their way, until the stop is stored and known.
+	// Those on their way, until the pause is stored and known.
 	c.judgeRefusals("the app", windows, 2*stopsWithin)
 	c.judgeClosed(p.began)
 	d := demand{threads: slices.Repeat([]int{1}, c.singles), queued: p.queued, until: time.Now()}
@@ -573,7 +573,7 @@ func (c *limitsRun) callsSince(t time.Time) []xsim.Call {
 }
 
 // oneStop waits for load, stops the app in one way, and waits until it goes on. It
-// returns when the stop ended, and false if the app does not go on.
+// returns when the pause ended, and false if the app does not go on.
 func (c *limitsRun) oneStop(ctx context.Context, p *part, l xsim.Limit, since time.Time, stop func(context.Context, *part, xsim.Limit) (stopSeen, error)) (time.Time, bool) {
 	before := c.arrived.Load()
 	if !c.soon(ctx, func() bool { return c.arrived.Load() >= before+stopCalls }) {
@@ -695,7 +695,7 @@ func (c *limitsRun) stopByHand(ctx context.Context, _ *part, _ xsim.Limit) (stop
 	return c.stopUntil(ctx, "by hand", time.Now().Add(stopLasts))
 }
 
-// stopAndRestart kills NATS while the app is stopped, and starts it again.
+// stopAndRestart kills NATS while the app is paused, and starts it again.
 func (c *limitsRun) stopAndRestart(ctx context.Context, _ *part, _ xsim.Limit) (stopSeen, error) {
 	seen, err := c.stopUntil(ctx, "NATS killed", time.Now().Add(restartLasts))
 	if err == nil {
@@ -982,7 +982,7 @@ type pauseControl struct {
 	revisions []stopRevision
 }
 
-// stopRevision is one value of a stop. Over is one that ended it before its time.
+// stopRevision is one value of a pause. Over is one that ended it before its time.
 type stopRevision struct {
 	at   time.Time // by the clock of NATS
 	stop publishers.Pause

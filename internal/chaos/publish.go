@@ -428,7 +428,7 @@ func (c *publishRun) produce(ctx context.Context, producer int) error {
 	return nil
 }
 
-// tooSoon tells whether the next job has time: it would only make the line longer, or
+// tooSoon tells whether the next job has time: it would only make the queue longer, or
 // the storm shorter.
 func (c *publishRun) tooSoon() bool {
 	sent := c.sent.Load()

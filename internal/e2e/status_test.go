@@ -128,7 +128,7 @@ func (s *site) accepted(n int) {
 	})
 }
 
-// Each answer of X that stops the whole app is told in X's own words, with a
+// Each answer of X that pauses the whole app is told in X's own words, with a
 // command that lets what waited go out once its cause is gone.
 func TestStatusOfAppPauses(t *testing.T) {
 	t.Parallel()
