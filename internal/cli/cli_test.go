@@ -380,6 +380,8 @@ func (h *instance) old(ts *testscript.TestScript, args []string) {
 	request, err := jetpost.Decode(args[0], body)
 	ts.Check(err)
 	key, then := store.Key{Account: args[0], ID: args[1]}, time.Now().Add(-ago)
+	// Its account is paused until the request has failed, so that no worker posts it.
+	ts.Check(ledger.PauseAccount(context.Background(), key.Account, jetpost.AccountPause(time.Now(), time.Time{}, "")))
 	_, err = ledger.Accept(context.Background(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then})
 	ts.Check(err)
 	_, err = ledger.ExpireLate(context.Background(), key.Account, then.Add(time.Minute), 1, then)
@@ -387,6 +389,8 @@ func (h *instance) old(ts *testscript.TestScript, args []string) {
 	record, err := ledger.Request(context.Background(), key)
 	ts.Check(err)
 	_, err = ledger.MarkDelivered(context.Background(), key, record.Status.Revision)
+	ts.Check(err)
+	_, err = ledger.ResumeAccount(context.Background(), key.Account, time.Now())
 	ts.Check(err)
 }
 
