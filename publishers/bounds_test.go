@@ -27,7 +27,7 @@ func bounds(s jetstream.StreamConfig) (cells [3]string) {
 	case s.MaxMsgs > 0:
 		cells[1] = fmt.Sprintf("%d,%03d", s.MaxMsgs/1000, s.MaxMsgs%1000)
 	case s.MaxMsgsPerSubject == 1, strings.Contains(s.Name, "SCHEDULE"): // a schedule replaces the one before
-		cells[1] = "one a"
+		cells[1] = "one per"
 	}
 	if s.MaxAge > 0 {
 		cells[2] = fmt.Sprintf("%d days", s.MaxAge/(24*time.Hour))
