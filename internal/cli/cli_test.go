@@ -353,44 +353,46 @@ func (h *instance) halt(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 }
 
-// late has a request of one post, its id, wait since some time ago: late ACCOUNT ID AGO
-func (h *instance) late(ts *testscript.TestScript, args []string) {
+// oneAgo is a request of one post, its id, and the moment that lies the time back which
+// the arguments ACCOUNT ID AGO name, with the ledger to accept it.
+func (h *instance) oneAgo(ts *testscript.TestScript, args []string) (store.Store, store.Acceptance, time.Time) {
 	ago, err := time.ParseDuration(args[2])
 	ts.Check(err)
 	ledger, err := h.cfg.OpenStore(context.Background())
 	ts.Check(err)
-	defer func() { ts.Check(ledger.Close()) }()
 	body := fmt.Appendf(nil, `{"id":%q,"posts":[{"text":%q}]}`, args[1], args[1])
 	request, err := jetpost.Decode(args[0], body)
 	ts.Check(err)
 	then := time.Now().Add(-ago)
-	request.PublishAt = then // in a line, what comes later is not due before
-	_, err = ledger.Accept(context.Background(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then.Add(-time.Minute)})
+	return ledger, store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then}, then
+}
+
+// late has a request of one post, its id, wait since some time ago: late ACCOUNT ID AGO
+func (h *instance) late(ts *testscript.TestScript, args []string) {
+	ledger, in, then := h.oneAgo(ts, args)
+	defer func() { ts.Check(ledger.Close()) }()
+	in.Request.PublishAt = then // so that later requests of the queue are not due before it
+	in.Now = then.Add(-time.Minute)
+	_, err := ledger.Accept(context.Background(), in)
 	ts.Check(err)
 }
 
 // old has a request of one post, its id, that failed some time ago: old ACCOUNT ID AGO
 func (h *instance) old(ts *testscript.TestScript, args []string) {
-	ago, err := time.ParseDuration(args[2])
-	ts.Check(err)
-	ledger, err := h.cfg.OpenStore(context.Background())
-	ts.Check(err)
+	ledger, in, then := h.oneAgo(ts, args)
 	defer func() { ts.Check(ledger.Close()) }()
-	body := fmt.Appendf(nil, `{"id":%q,"posts":[{"text":%q}]}`, args[1], args[1])
-	request, err := jetpost.Decode(args[0], body)
-	ts.Check(err)
-	key, then := store.Key{Account: args[0], ID: args[1]}, time.Now().Add(-ago)
+	ctx, key := context.Background(), in.Key()
 	// Its account is paused until the request has failed, so that no worker posts it.
-	ts.Check(ledger.PauseAccount(context.Background(), key.Account, jetpost.AccountPause(time.Now(), time.Time{}, "")))
-	_, err = ledger.Accept(context.Background(), store.Acceptance{Request: request, Body: body, Digest: request.Digest(), Now: then})
+	ts.Check(ledger.PauseAccount(ctx, key.Account, jetpost.AccountPause(time.Now(), time.Time{}, "")))
+	_, err := ledger.Accept(ctx, in)
 	ts.Check(err)
-	_, err = ledger.ExpireLate(context.Background(), key.Account, then.Add(time.Minute), 1, then)
+	_, err = ledger.ExpireLate(ctx, key.Account, then.Add(time.Minute), 1, then)
 	ts.Check(err)
-	record, err := ledger.Request(context.Background(), key)
+	record, err := ledger.Request(ctx, key)
 	ts.Check(err)
-	_, err = ledger.MarkDelivered(context.Background(), key, record.Status.Revision)
+	_, err = ledger.MarkDelivered(ctx, key, record.Status.Revision)
 	ts.Check(err)
-	_, err = ledger.ResumeAccount(context.Background(), key.Account, time.Now())
+	_, err = ledger.ResumeAccount(ctx, key.Account, time.Now())
 	ts.Check(err)
 }
 
