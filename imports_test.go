@@ -54,25 +54,25 @@ func layers() []layer {
 		{dir: "store/internal/storetest", use: []string{".", "store", "internal/secret", "internal/testkit"}},
 
 		{
-			dir: "consumers", use: slices.Concat(handlers, []string{"consumers/admission"}),
-			tests: slices.Concat(parts, []string{"consumers/admission/admissiontest"}),
+			dir: "consumers", use: slices.Concat(handlers, []string{"internal/admission"}),
+			tests: slices.Concat(parts, []string{"internal/admission/admissiontest"}),
 		},
 		{
-			dir: "consumers/admission", use: []string{".", "publishers", "store", "xapi"},
-			tests: []string{"consumers/admission/admissiontest", "internal/natstest", "internal/testkit"},
+			dir: "internal/admission", use: []string{".", "publishers", "store", "xapi"},
+			tests: []string{"internal/admission/admissiontest", "internal/natstest", "internal/testkit"},
 		},
-		{dir: "consumers/admission/admissiontest", use: []string{"publishers"}},
-		{dir: "consumers/forecast", use: []string{".", "consumers/admission", "publishers", "xapi"}},
+		{dir: "internal/admission/admissiontest", use: []string{"publishers"}},
+		{dir: "internal/forecast", use: []string{".", "internal/admission", "publishers", "xapi"}},
 		{
-			dir: "consumers/control", use: []string{
-				".", "publishers", "store", "xapi", "xapi/tweettext", "consumers", "consumers/admission", "consumers/forecast",
+			dir: "internal/control", use: []string{
+				".", "publishers", "store", "xapi", "xapi/tweettext", "consumers", "internal/admission", "internal/forecast",
 			},
 			tests: slices.Concat(parts, []string{"client", "internal/secret"}),
 		},
 		{dir: "client", use: []string{"."}, tests: []string{"internal/natstest"}},
 		{
 			dir: "web", use: handlers,
-			tests: slices.Concat(parts, []string{"client", "consumers", "consumers/control", "consumers/admission"}),
+			tests: slices.Concat(parts, []string{"client", "consumers", "internal/control", "internal/admission"}),
 		},
 		{dir: "web/api", use: []string{".", "client"}, tests: []string{"internal/xspectest"}},
 
@@ -206,13 +206,13 @@ func TestImportsSeesViolations(t *testing.T) {
 		{name: "command imports the server", dir: "cmd/jetpost", use: []string{server}, want: 1},
 		{name: "client imports publishers", dir: "client", use: ours("publishers"), want: 1},
 		{name: "client imports the contract and NATS", dir: "client", use: append(ours("."), nats)},
-		{name: "control imports app", dir: "consumers/control", use: ours("internal/app"), want: 1},
-		{name: "control imports down", dir: "consumers/control", use: append(ours(".", "publishers", "store", "xapi", "consumers", "consumers/forecast"), nats)},
-		{name: "consumers import control", dir: "consumers", use: ours("consumers/control"), want: 1},
-		{name: "forecast asks the ledger", dir: "consumers/forecast", use: ours("store"), want: 1},
-		{name: "admission imports consumers", dir: "consumers/admission", use: ours("consumers"), want: 1},
-		{name: "admission's helper is for tests", dir: "consumers", use: ours("consumers/admission/admissiontest"), want: 1},
-		{name: "consumers import down", dir: "consumers", use: append(ours(".", "publishers", "store", "xapi", "consumers/admission"), nats)},
+		{name: "control imports app", dir: "internal/control", use: ours("internal/app"), want: 1},
+		{name: "control imports down", dir: "internal/control", use: append(ours(".", "publishers", "store", "xapi", "consumers", "internal/forecast"), nats)},
+		{name: "consumers import control", dir: "consumers", use: ours("internal/control"), want: 1},
+		{name: "forecast asks the ledger", dir: "internal/forecast", use: ours("store"), want: 1},
+		{name: "admission imports consumers", dir: "internal/admission", use: ours("consumers"), want: 1},
+		{name: "admission's helper is for tests", dir: "consumers", use: ours("internal/admission/admissiontest"), want: 1},
+		{name: "consumers import down", dir: "consumers", use: append(ours(".", "publishers", "store", "xapi", "internal/admission"), nats)},
 		{name: "consumers import the simulator", dir: "consumers", use: ours("xapi/xsim"), want: 2},
 		{name: "consumers import web", dir: "consumers", use: ours("web"), want: 1},
 		{name: "consumers' tests import the simulator", dir: "consumers", test: ours("consumers", "xapi/xsim", "store/sqlite")},
@@ -488,26 +488,26 @@ func processViolations(file string, source any, calls map[string][]string) ([]st
 // their order. Other code asks for a permit.
 func admissionAsked() map[string][]string {
 	return map[string][]string{
-		"Ask":    {"consumers laneRun.reconcile", "consumers threadRun.post", "consumers uploads.fits", "consumers/admission Pass.Permit", "consumers/admission Pass.reserve"},
+		"Ask":    {"consumers laneRun.reconcile", "consumers threadRun.post", "consumers uploads.fits", "internal/admission Pass.Permit", "internal/admission Pass.reserve"},
 		"Open":   {"consumers laneRun.advance"},
-		"Permit": {"consumers threadRun.intend", "consumers/admission Call"},
+		"Permit": {"consumers threadRun.intend", "internal/admission Call"},
 
-		"Active":     {"consumers desiredPause.holds", "consumers/admission Gate.Over", "consumers/admission Gate.Retell", "consumers/admission Gate.Paused", "consumers/admission Gate.keep", "consumers/admission Pass.Open"},
-		"Counting":   {"consumers/admission Pass.short"},
-		"Exhausted":  {"consumers/admission usedUpByApp", "consumers/admission windowReason"},
+		"Active":     {"consumers desiredPause.holds", "internal/admission Gate.Over", "internal/admission Gate.Retell", "internal/admission Gate.Paused", "internal/admission Gate.keep", "internal/admission Pass.Open"},
+		"Counting":   {"internal/admission Pass.short"},
+		"Exhausted":  {"internal/admission usedUpByApp", "internal/admission windowReason"},
 		"RateLimits": nil,
 		"RateShort":  nil,
-		"Short":      {"consumers/admission Pass.short"},
-		"Reserve":    {"consumers patientLedger.Reserve", "consumers/admission Pass.GiveBack", "consumers/admission Pass.reserve"},
-		"Sent":       {"consumers patientLedger.Sent", "consumers/admission Pass.postingLimit"},
+		"Short":      {"internal/admission Pass.short"},
+		"Reserve":    {"consumers patientLedger.Reserve", "internal/admission Pass.GiveBack", "internal/admission Pass.reserve"},
+		"Sent":       {"consumers patientLedger.Sent", "internal/admission Pass.postingLimit"},
 
 		// Token care has no windows and no account's pause: it asks the gate.
-		"Allow":  {"consumers refresher.exchange", "consumers/admission Gate.Allow", "consumers/admission Pass.Permit"},
-		"Outage": {"consumers refreshHandler.claim", "consumers/admission Pass.heard"},
+		"Allow":  {"consumers refresher.exchange", "internal/admission Gate.Allow", "internal/admission Pass.Permit"},
+		"Outage": {"consumers refreshHandler.claim", "internal/admission Pass.heard"},
 		"Paused": {
 			"consumers refreshHandler.claim", "consumers refreshHandler.one", "consumers refreshHandler.tick", "consumers refresher.Fresh",
-			"consumers sweeper.release", "consumers/admission Pass.Open", "consumers/admission Pass.Pause", "consumers/admission Pass.heard",
-			"consumers/admission Pass.paused",
+			"consumers sweeper.release", "internal/admission Pass.Open", "internal/admission Pass.Pause", "internal/admission Pass.heard",
+			"internal/admission Pass.paused",
 		},
 	}
 }
@@ -516,7 +516,7 @@ func TestAdmissionIsAskedInOnePlace(t *testing.T) {
 	t.Parallel()
 	got := map[string][]string{}
 	for _, file := range productionFiles(t) {
-		dir, callsNobody := path.Dir(file), []string{"consumers/admission/admissiontest", "consumers/forecast", "consumers/control"}
+		dir, callsNobody := path.Dir(file), []string{"internal/admission/admissiontest", "internal/forecast", "internal/control"}
 		if !within(dir, []string{"consumers", "consumers/..."}) || within(dir, callsNobody) {
 			continue
 		}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/publishers"
 )
 

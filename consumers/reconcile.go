@@ -14,7 +14,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/tweettext"

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/store"
 )
 

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )

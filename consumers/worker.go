@@ -17,7 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -39,6 +39,9 @@ const (
 	RolePublish = "publish" // accepts jobs and runs lanes
 	RoleRefresh = "refresh" // keeps tokens alive
 )
+
+// PostingLimits are the operator's limits of what an account publishes.
+type PostingLimits = admission.PostingLimits
 
 // Config is what a worker needs. The fields of the first group are required; the others
 // have defaults.
@@ -76,13 +79,13 @@ type Config struct {
 	RefreshBatchTime time.Duration
 	// Rules are those of X that requests must follow, and PostingLimits the operator's.
 	Rules         Rules
-	PostingLimits admission.PostingLimits
+	PostingLimits PostingLimits
 	// MediaAllow are private networks that media URLs may reach; none if empty.
 	MediaAllow []netip.Prefix
 	// KeepFinished is how long finished requests are kept whole; forever if zero.
 	KeepFinished time.Duration
 	// Room is checked before each call to X, because its result must be stored.
-	Room admission.Room
+	Room func() error
 
 	// Started is called once Run knows the app pauses and X's windows, before it takes the
 	// first message. Its context ends with Run's, or when Run fails.
@@ -339,7 +342,7 @@ func (w *Worker) natsClock(ctx context.Context) (time.Time, error) {
 
 // answers checks that the database and NATS answer, and that the disks have free space.
 func (w *Worker) answers(ctx context.Context) error {
-	if err := w.cfg.Room.Err(); err != nil {
+	if err := admission.Room(w.cfg.Room).Err(); err != nil {
 		return err
 	}
 	began := time.Now()

@@ -17,7 +17,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/consumers/admission"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/internal/telemetry"
 	"github.com/jetpost/jetpost/publishers"
@@ -71,7 +71,7 @@ type Config struct {
 	Web      WebConfig
 	// Rules are those of X that requests must follow, and PostingLimits the operator's own.
 	Rules         consumers.Rules
-	PostingLimits admission.PostingLimits
+	PostingLimits consumers.PostingLimits
 	// KeepFinished is how long finished requests are kept whole; 0 keeps them forever.
 	KeepFinished time.Duration
 	// MediaAllow are private networks that media URLs may reach.

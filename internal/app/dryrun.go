@@ -6,7 +6,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
-	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/publishers"
 )
 

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/control"
 )
 
 // Prune removes once what finished that long ago; a dry run only counts it. It fails with

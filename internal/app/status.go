@@ -10,7 +10,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
-	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"

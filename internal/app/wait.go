@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/publishers"
 )
 

@@ -17,7 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/telemetry"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"

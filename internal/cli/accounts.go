@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 )

@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/control"
 )
 
 // maxForecast is how many accounts a forecast lists, unless all are wanted.

@@ -7,8 +7,8 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
-	"github.com/jetpost/jetpost/consumers/control"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/store"
 )
 

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/consumers/admission"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -66,7 +65,7 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.KeepFinished = time.Duration(f.KeepFinished)
 	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
 	cfg.Rules.SameText = consumers.SameText(f.SameText)
-	cfg.PostingLimits = admission.PostingLimits{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
+	cfg.PostingLimits = consumers.PostingLimits{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
 }
 
 // upCmd is 'jetpost up'.

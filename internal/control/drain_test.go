@@ -10,8 +10,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/control"
-	"github.com/jetpost/jetpost/consumers/forecast"
+	"github.com/jetpost/jetpost/internal/control"
+	"github.com/jetpost/jetpost/internal/forecast"
 	"github.com/jetpost/jetpost/publishers"
 )
 

@@ -20,7 +20,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/consumers/control"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"

@@ -7,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/forecast"
+	"github.com/jetpost/jetpost/internal/forecast"
 	"github.com/jetpost/jetpost/publishers"
 )
 

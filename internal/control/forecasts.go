@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers/forecast"
+	"github.com/jetpost/jetpost/internal/forecast"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
