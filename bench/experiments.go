@@ -44,7 +44,7 @@ func full() size {
 		name: "full", rounds: 3, few: 2, jobs: 5000, accounts: 100, many: 1000, single: 1000, threads: 500, slowJobs: 20,
 		slots: []int{16, 100}, workers: []int{1, 2, 4}, counted: 1000, idle: 100, half: 8 * time.Second,
 		pending: []int{10, 10_000, 100_000}, due: 200, ahead: 3 * time.Second, over: 5 * time.Second, intake: 75 * time.Second, rows: []int{0, 100_000, 1_000_000},
-		tokens: 1000, threadOf: 10, footprint: 10 * time.Second, slow: 150 * time.Millisecond, budget: 28 * time.Minute, plainPeers: true,
+		tokens: 1000, threadOf: 10, footprint: 10 * time.Second, slow: 150 * time.Millisecond, budget: 32 * time.Minute, plainPeers: true,
 	}
 }
 

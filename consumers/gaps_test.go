@@ -48,7 +48,7 @@ const (
 	// for a step and take other steps.
 	gapTries = 5
 	// gapShare is the number of gaps of which one is tested, unless all are.
-	gapShare = 5
+	gapShare = 9
 	// gapAckWait is when the server redelivers the message of a dead worker.
 	gapAckWait = 3 * time.Second
 )
