@@ -108,6 +108,31 @@ func TestStatesPageExplainsEverything(t *testing.T) {
 	}
 }
 
+// TestCodesHaveKinds: every code has one, and the page explains it in the section of that
+// kind.
+func TestCodesHaveKinds(t *testing.T) {
+	t.Parallel()
+	sections := map[CodeKind]string{
+		KindRefused: "Refused: it never became a request", KindHeld: "Held: goes on by itself", KindHeldByX: "Held: X refuses the account",
+		KindHeldForPerson: "Held: a person must act", KindFailed: "Failed", KindUnknown: "Unknown", KindAppPause: "App pauses",
+	}
+	under := map[string]string{} // a heading, by the codes with a row below it
+	for _, section := range strings.Split(read(t, "docs/states.md"), "\n### ") {
+		heading, text, _ := strings.Cut(section, "\n")
+		for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\|").FindAllStringSubmatch(text, -1) {
+			under[row[1]] = heading
+		}
+	}
+	for _, code := range constants(t)["Code"] {
+		kind := Code(code).Kind()
+		if kind == KindNone {
+			t.Errorf("%s has no kind", code)
+		} else if under[code] != sections[kind] {
+			t.Errorf("%s stands below %q, want %q", code, under[code], sections[kind])
+		}
+	}
+}
+
 // TestDocumentsNameProofs: a test, or a script, that a document names is there.
 func TestDocumentsNameProofs(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package jetpost
 
 import (
+	"slices"
 	"time"
 )
 
@@ -214,17 +215,54 @@ const (
 	CodeAppMisconfigured  Code = "app_misconfigured"   // X does not accept the app's client id or secret
 )
 
+// CodeKind says what a code is the reason of, and what ends it. docs/states.md has a section
+// for each kind.
+type CodeKind int
+
+// The kinds of reason codes.
+const (
+	KindNone          CodeKind = iota // a code that this version does not know
+	KindRefused                       // intake stored nothing as a request
+	KindHeld                          // a request waits, and goes on by itself
+	KindHeldByX                       // the whole account waits until X, which is asked again, takes it
+	KindHeldForPerson                 // a request waits until a person acts
+	KindFailed
+	KindUnknown
+	KindAppPause
+)
+
+// codesByKind is the one list of reason codes, in the order in which docs/states.md
+// explains them.
+var codesByKind = [...][]Code{
+	KindRefused: {CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside},
+	KindHeld: {
+		CodeRateLimited, CodePostingLimit, CodeAppPaused, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable,
+		CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker, CodeReconciling,
+	},
+	KindHeldByX:       {CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountRefused},
+	KindHeldForPerson: {CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison},
+	KindFailed: {
+		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired, CodeBodyLost,
+	},
+	KindUnknown: {CodeOutcomeUnknown},
+	KindAppPause: {
+		CodePausedByHand, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled,
+		CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeAppRefused, CodeXOutage, CodeAppMisconfigured,
+	},
+}
+
 // Codes lists every reason code, in the order in which docs/states.md explains
 // them.
-func Codes() []Code {
-	return []Code{
-		CodeInvalidRequest, CodeAccountUnknown, CodeIdentityConflict, CodeSetAside,
-		CodeRateLimited, CodePostingLimit, CodeAppPaused, CodeAccountPaused, CodeXUnavailable, CodeMediaUnavailable, CodeMediaProcessing, CodeTokenRefreshFailed, CodeNeedsNewerWorker,
-		CodeReconciling, CodeAccountSuspended, CodeAccountLocked, CodeAccountUnauthorized, CodeAccountScopeMissing, CodeAccountRefused, CodeAccountReauthRequired, CodeKeyUnavailable, CodePoison,
-		CodeRefusedByX, CodeDuplicate, CodeMediaInvalid, CodeMediaChanged, CodeTextTooLong, CodeSameText, CodeExpired, CodeBodyLost,
-		CodeOutcomeUnknown,
-		CodePausedByHand, CodeAppRateLimited, CodeUsageCapped, CodeCreditsDepleted, CodeSpendCapReached, CodeClientNotEnrolled, CodeAppReadOnly, CodeAppSuspended, CodeClientForbidden, CodeAppRefused, CodeXOutage, CodeAppMisconfigured,
+func Codes() []Code { return slices.Concat(codesByKind[:]...) }
+
+// Kind is the kind of the code.
+func (c Code) Kind() CodeKind {
+	for kind, codes := range codesByKind {
+		if slices.Contains(codes, c) {
+			return CodeKind(kind)
+		}
 	}
+	return KindNone
 }
 
 // Reason explains a state to a person and, by its code, to a program.

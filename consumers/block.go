@@ -34,13 +34,7 @@ const (
 )
 
 // blocks reports whether a code is for an answer of X that blocks the whole account.
-func blocks(code jetpost.Code) bool {
-	switch code {
-	case jetpost.CodeAccountSuspended, jetpost.CodeAccountLocked, jetpost.CodeAccountUnauthorized, jetpost.CodeAccountRefused, needsScope:
-		return true
-	}
-	return false
-}
+func blocks(code jetpost.Code) bool { return code.Kind() == jetpost.KindHeldByX }
 
 // liftedAt is when a request that such a pause holds is checked again; zero is never.
 func liftedAt(pause store.Pause, now time.Time) time.Time {

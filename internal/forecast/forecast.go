@@ -342,19 +342,16 @@ func (d *drain) step(i int, now time.Time) {
 	d.push(i, now)
 }
 
-// needsPerson tells that a request does not move by itself.
+// needsPerson tells that a request does not move by itself, or, of one that needs newer
+// workers, that nobody knows when it does.
 func needsPerson(q Queued) bool {
 	switch {
 	case q.State == jetpost.StateUnknown:
 		return true
-	case q.State != jetpost.StateHeld:
+	case q.State != jetpost.StateHeld, q.Code == jetpost.CodeAppPaused: // the app pause tells
 		return false
-	}
-	switch q.Code {
-	case jetpost.CodeAccountReauthRequired, jetpost.CodeKeyUnavailable, jetpost.CodePoison, jetpost.CodeNeedsNewerWorker:
+	case q.Code.Kind() == jetpost.KindHeldForPerson, q.Code == jetpost.CodeNeedsNewerWorker:
 		return true // some of them are looked at now and then, and found as they were
-	case jetpost.CodeAppPaused:
-		return false // the app pause tells
 	default:
 		return q.Until.IsZero()
 	}

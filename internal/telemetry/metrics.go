@@ -1,7 +1,6 @@
 package telemetry
 
 import (
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -84,13 +83,13 @@ func NewMetrics(build Build) *Metrics {
 
 // begin has counters that have not counted yet read 0, so that their first step is seen.
 func (m *Metrics) begin() {
-	codes := jetpost.Codes()
-	first := slices.Index(codes, jetpost.CodeRateLimited)
-	for _, code := range codes[:first] {
-		m.refused.WithLabelValues(string(code))
-	}
-	for _, code := range codes[first : slices.Index(codes, jetpost.CodePoison)+1] {
-		m.held.WithLabelValues(string(code))
+	for _, code := range jetpost.Codes() {
+		switch code.Kind() {
+		case jetpost.KindRefused:
+			m.refused.WithLabelValues(string(code))
+		case jetpost.KindHeld, jetpost.KindHeldByX, jetpost.KindHeldForPerson:
+			m.held.WithLabelValues(string(code))
+		}
 	}
 	for _, state := range []jetpost.State{jetpost.StatePublished, jetpost.StateFailed, jetpost.StateUnknown} {
 		m.settled.WithLabelValues(string(state))

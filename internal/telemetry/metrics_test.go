@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/health"
 	"github.com/jetpost/jetpost/internal/telemetry"
 )
@@ -87,6 +88,25 @@ func TestNamesKeepConventions(t *testing.T) {
 		for _, label := range s.Labels {
 			if !slices.Contains(labels, label) {
 				t.Errorf("%s has the label %s, which is not known to be bounded", s.Name, label)
+			}
+		}
+	}
+}
+
+// Counters by code begin at 0, each with the codes that it can count, and no other.
+func TestCountersBeginByCode(t *testing.T) {
+	t.Parallel()
+	rec := httptest.NewRecorder()
+	telemetry.NewMetrics(telemetry.Build{}).Handler(func(context.Context) (telemetry.Standing, error) { return telemetry.Standing{}, nil }).
+		ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, code := range jetpost.Codes() {
+		kind := code.Kind()
+		for counter, want := range map[string]bool{
+			"jetpost_jobs_refused_total":  kind == jetpost.KindRefused,
+			"jetpost_requests_held_total": kind == jetpost.KindHeld || kind == jetpost.KindHeldByX || kind == jetpost.KindHeldForPerson,
+		} {
+			if line := fmt.Sprintf("\n%s{code=%q} 0\n", counter, code); strings.Contains(rec.Body.String(), line) != want {
+				t.Errorf("%s has %s: %t, want %t", counter, code, !want, want)
 			}
 		}
 	}

@@ -31,7 +31,8 @@ func (s *Store) Keep(ctx context.Context, k store.Desired) (bool, error) {
 	return n > 0, s.wrap("keep "+k.Name, err)
 }
 
-// blocked is the condition of the index requests_blocked.
+// blocked is the condition of the index requests_blocked: the codes are those of
+// jetpost.KindHeldForPerson.
 const blocked = `(state = 'unknown' OR (state = 'held' AND reason_code IN ('poison', 'key_unavailable', 'account_reauth_required')))`
 
 // Each statement makes one index lookup for each account, or reads the front of one
