@@ -150,93 +150,114 @@ func blockAccount(t *testing.T, b *bundle) {
 	fails(t, "without the lane", err, store.ErrFenced)
 }
 
+// pauseSteps are changes of pauses, each some time after the one before.
+type pauseSteps struct {
+	*bundle
+	lane store.Claim
+	at   time.Time
+}
+
 // pauseChanges: the last change of each account's pause is pending until it is marked.
 func pauseChanges(t *testing.T, b *bundle) {
 	b.add(t, "beta")
-	lane := b.claim(t)
-	untold := func(account string) (list []string) {
-		t.Helper()
-		all, err := b.st.PauseChanges(t.Context(), account, 10)
-		testkit.Must(t, err)
-		for _, change := range all {
-			list = append(list, strings.TrimSpace(fmt.Sprint(change.Account, " ", change.Event, " ", change.Reason.Code)))
-		}
-		return list
-	}
-	tell := func() (change store.PauseChange) {
-		t.Helper()
-		all, err := b.st.PauseChanges(t.Context(), acme, 10)
-		testkit.Must(t, err)
-		equal(t, "changes of acme", len(all), 1)
-		testkit.Must(t, b.st.MarkPauseChangeTold(t.Context(), all[0]))
-		equal(t, "changes once marked", len(untold(acme)), 0)
-		return all[0]
-	}
-	at := b.now
-	block := func(code jetpost.Code) {
-		t.Helper()
-		at = at.Add(2 * time.Hour)
-		p := store.Pause{}
-		if code != "" {
-			p = jetpost.BlockedPause(at, code, "X's words", time.Hour, time.Hour)
-		}
-		_, err := b.st.BlockAccount(t.Context(), lane, p, at)
-		testkit.Must(t, err)
-	}
-	resume := func() {
-		t.Helper()
-		at = at.Add(time.Second)
-		_, err := b.st.ResumeAccount(t.Context(), acme, at)
-		testkit.Must(t, err)
-	}
-	pause := func(account, words string) jetpost.Pause {
-		t.Helper()
-		at = at.Add(time.Second)
-		p := jetpost.AccountPause(at, at.Add(24*time.Hour), words)
-		testkit.Must(t, b.st.PauseAccount(t.Context(), account, p))
-		return p
-	}
-	resume()
-	block("")
-	equal(t, "changes without a pause", len(untold("")), 0)
+	s := &pauseSteps{bundle: b, lane: b.claim(t), at: b.now}
+	s.resume(t)
+	s.block(t, "")
+	equal(t, "changes without a pause", len(s.untold(t, "")), 0)
+	s.tellBlocks(t)
+	s.tellPauses(t)
+}
 
-	block(jetpost.CodeAccountLocked)
-	equal(t, "changes by a block", untold(""), []string{"acme account.blocked account_locked"})
-	blocked := tell()
+func (s *pauseSteps) untold(t *testing.T, account string) (list []string) {
+	t.Helper()
+	all, err := s.st.PauseChanges(t.Context(), account, 10)
+	testkit.Must(t, err)
+	for _, change := range all {
+		list = append(list, strings.TrimSpace(fmt.Sprint(change.Account, " ", change.Event, " ", change.Reason.Code)))
+	}
+	return list
+}
+
+// tell marks the change of acme.
+func (s *pauseSteps) tell(t *testing.T) (change store.PauseChange) {
+	t.Helper()
+	all, err := s.st.PauseChanges(t.Context(), acme, 10)
+	testkit.Must(t, err)
+	equal(t, "changes of acme", len(all), 1)
+	testkit.Must(t, s.st.MarkPauseChangeTold(t.Context(), all[0]))
+	equal(t, "changes once marked", len(s.untold(t, acme)), 0)
+	return all[0]
+}
+
+// block begins a block of acme or, without a code, ends it.
+func (s *pauseSteps) block(t *testing.T, code jetpost.Code) {
+	t.Helper()
+	s.at = s.at.Add(2 * time.Hour)
+	p := store.Pause{}
+	if code != "" {
+		p = jetpost.BlockedPause(s.at, code, "X's words", time.Hour, time.Hour)
+	}
+	_, err := s.st.BlockAccount(t.Context(), s.lane, p, s.at)
+	testkit.Must(t, err)
+}
+
+func (s *pauseSteps) resume(t *testing.T) {
+	t.Helper()
+	s.at = s.at.Add(time.Second)
+	_, err := s.st.ResumeAccount(t.Context(), acme, s.at)
+	testkit.Must(t, err)
+}
+
+func (s *pauseSteps) pause(t *testing.T, account, words string) jetpost.Pause {
+	t.Helper()
+	s.at = s.at.Add(time.Second)
+	p := jetpost.AccountPause(s.at, s.at.Add(24*time.Hour), words)
+	testkit.Must(t, s.st.PauseAccount(t.Context(), account, p))
+	return p
+}
+
+func (s *pauseSteps) tellBlocks(t *testing.T) {
+	t.Helper()
+	s.block(t, jetpost.CodeAccountLocked)
+	equal(t, "changes by a block", s.untold(t, ""), []string{"acme account.blocked account_locked"})
+	blocked := s.tell(t)
 	equal(t, "its words", blocked.Reason.Detail, "X's words")
 	equal(t, "it has its time", blocked.At.IsZero(), false)
-	block(jetpost.CodeAccountLocked)
-	equal(t, "changes if X says it again", len(untold("")), 0)
-	block(jetpost.CodeAccountSuspended)
-	equal(t, "changes if X says another thing", untold(""), []string{"acme account.blocked account_suspended"})
-	tell()
-	block("")
-	equal(t, "changes once it is over", untold(""), []string{"acme account.unblocked"})
-	unblocked := tell()
+	s.block(t, jetpost.CodeAccountLocked)
+	equal(t, "changes if X says it again", len(s.untold(t, "")), 0)
+	s.block(t, jetpost.CodeAccountSuspended)
+	equal(t, "changes if X says another thing", s.untold(t, ""), []string{"acme account.blocked account_suspended"})
+	s.tell(t)
+	s.block(t, "")
+	equal(t, "changes once it is over", s.untold(t, ""), []string{"acme account.unblocked"})
+	unblocked := s.tell(t)
 	equal(t, "no reason", unblocked.Reason, jetpost.Reason{})
-	block("")
-	equal(t, "changes after it was over", len(untold("")), 0)
+	s.block(t, "")
+	equal(t, "changes after it was over", len(s.untold(t, "")), 0)
+}
 
-	p := pause(acme, "a word\nof ours")
-	equal(t, "changes by a pause", untold(acme), []string{"acme account.paused account_paused"})
-	equal(t, "reason of the pause", tell().Reason, p.Reason)
-	pause(acme, "another")
-	equal(t, "changes by another pause", untold(acme), []string{"acme account.paused account_paused"})
-	old, err := b.st.PauseChanges(t.Context(), acme, 1)
+func (s *pauseSteps) tellPauses(t *testing.T) {
+	t.Helper()
+	p := s.pause(t, acme, "a word\nof ours")
+	equal(t, "changes by a pause", s.untold(t, acme), []string{"acme account.paused account_paused"})
+	equal(t, "reason of the pause", s.tell(t).Reason, p.Reason)
+	s.pause(t, acme, "another")
+	equal(t, "changes by another pause", s.untold(t, acme), []string{"acme account.paused account_paused"})
+	old, err := s.st.PauseChanges(t.Context(), acme, 1)
 	testkit.Must(t, err)
-	resume()
-	pause("beta", "")
+	s.resume(t)
+	s.pause(t, "beta", "")
 	both := []string{"acme account.resumed", "beta account.paused account_paused"}
-	equal(t, "the last change of each", untold(""), both)
-	testkit.Must(t, b.st.MarkPauseChangeTold(t.Context(), old[0]))
-	equal(t, "the last change of each, after a late mark", untold(""), both)
-	first, err := b.st.PauseChanges(t.Context(), "", 1)
+	equal(t, "the last change of each", s.untold(t, ""), both)
+	testkit.Must(t, s.st.MarkPauseChangeTold(t.Context(), old[0]))
+	equal(t, "the last change of each, after a late mark", s.untold(t, ""), both)
+	first, err := s.st.PauseChanges(t.Context(), "", 1)
 	testkit.Must(t, err)
 	equal(t, "changes up to the limit", len(first), 1)
-	tell()
-	equal(t, "changes of another account", untold(""), both[1:])
-	resume()
-	equal(t, "changes without a pause to end", untold(""), both[1:])
+	s.tell(t)
+	equal(t, "changes of another account", s.untold(t, ""), both[1:])
+	s.resume(t)
+	equal(t, "changes without a pause to end", s.untold(t, ""), both[1:])
 }
 
 // refused: refusals that no rule knows count by request, until X takes a post or a
@@ -278,12 +299,10 @@ func (b *bundle) lateQueues(t *testing.T, account string) []store.LateQueue {
 	return laneRows
 }
 
-// expireLate: requests that were due too long ago and of which nothing was sent fail;
-// all others stay.
-func expireLate(t *testing.T, b *bundle) {
-	b.add(t, "beta")
-	b.add(t, "idle")
-	dayAgo := b.now.Add(-24 * time.Hour)
+// fillLate makes a queue of acme that has every kind of request that was due a day ago, and
+// returns its lane, which is held all the time.
+func (b *bundle) fillLate(t *testing.T, dayAgo time.Time) store.Claim {
+	t.Helper()
 	accept := func(account, id string, due time.Time, posts int) {
 		in := b.acceptance(id, posts)
 		in.Request.Account = account
@@ -301,7 +320,7 @@ func expireLate(t *testing.T, b *bundle) {
 	accept(acme, "ahead", b.now.Add(time.Hour), 1)
 	accept("beta", "other", dayAgo.Add(-time.Hour), 1)
 
-	lane := b.claim(t) // and it is held all the time
+	lane := b.claim(t)
 	b.conclude(t, lane, "held", jetpost.StateHeld, jetpost.CodeAccountReauthRequired, time.Time{})
 	b.begin(t, lane, "tried", 0)
 	b.concludePost(t, lane, "tried", jetpost.StateHeld, jetpost.CodeRateLimited, 0, jetpost.PostPending)
@@ -313,7 +332,16 @@ func expireLate(t *testing.T, b *bundle) {
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "cancelled"}, b.now)
 	testkit.Must(t, err)
 	b.begin(t, lane, "sending", 0)
+	return lane
+}
 
+// expireLate: requests that were due too long ago and of which nothing was sent fail;
+// all others stay.
+func expireLate(t *testing.T, b *bundle) {
+	b.add(t, "beta")
+	b.add(t, "idle")
+	dayAgo := b.now.Add(-24 * time.Hour)
+	lane := b.fillLate(t, dayAgo)
 	want := store.LateQueue{Account: acme, Unsent: 3, Since: dayAgo, Begun: 4}
 	other := store.LateQueue{Account: "beta", Unsent: 1, Since: dayAgo.Add(-time.Hour)}
 	equal(t, "late", b.lateQueues(t, ""), []store.LateQueue{want, other})

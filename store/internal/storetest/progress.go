@@ -128,3 +128,22 @@ func progressBlocked(t *testing.T, b *bundle) {
 		{Key: store.Key{Account: "beta", ID: "only"}, State: jetpost.StateHeld, Code: jetpost.CodeAccountReauthRequired, Waiting: 1},
 	})
 }
+
+// progressBlockedCodes: the account of a held request waits for a person if its code says
+// so, and else not.
+func progressBlockedCodes(t *testing.T, b *bundle) {
+	b.acceptAll(t, "one")
+	lane := b.claim(t)
+	for _, code := range jetpost.Codes() {
+		blocked := 0
+		switch code.Kind() {
+		case jetpost.KindHeldForPerson:
+			blocked = 1
+		case jetpost.KindHeld, jetpost.KindHeldByX:
+		default:
+			continue // no request is held for it
+		}
+		b.conclude(t, lane, "one", jetpost.StateHeld, code, time.Time{})
+		equal(t, "accounts that wait for a person, by "+string(code), b.progress(t).BlockedAccounts, blocked)
+	}
+}

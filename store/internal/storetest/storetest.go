@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -36,12 +37,25 @@ const (
 	backoff = time.Minute
 )
 
+// part is one test of the suite.
+type part struct {
+	name string
+	run  func(*testing.T, *bundle)
+}
+
 // Run runs the suite. It calls fresh for every test.
 func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
-	tests := []struct {
-		name string
-		run  func(*testing.T, *bundle)
-	}{
+	for _, test := range slices.Concat(requestTests(), laneTests(), accountTests(), tokenTests(), upkeepTests()) {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.run(t, setup(t, fresh(t)))
+		})
+	}
+}
+
+// requestTests are of jobs, and of requests from their acceptance to their end.
+func requestTests() []part {
+	return []part{
 		{"AcceptConcurrently", acceptConcurrently},
 		{"AcceptHeld", acceptHeld},
 		{"AcceptIdentity", acceptIdentity},
@@ -53,109 +67,17 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"AcceptOrder", acceptOrder},
 		{"AcceptRecord", acceptRecord},
 		{"AcceptScheduled", acceptScheduled},
-		{"Accounts", accounts},
-		{"BatchDone", batchDone},
-		{"APITokens", apiTokens},
-		{"APITokensForgotten", apiTokensForgotten},
-		{"APITokenOperation", apiTokenOperation},
-		{"Begin", begin},
-		{"BeginIsNoNews", beginIsNoNews},
-		{"BeginNotRunnable", beginNotRunnable},
 		{"Cancel", cancel},
 		{"CancelWhilePublishing", cancelWhilePublishing},
-		{"CheckKeys", checkKeys},
-		{"CheckKeysAfterRotation", checkKeysAfterRotation},
-		{"ClaimDueConcurrently", claimDueConcurrently},
-		{"ClaimDueOnceARound", claimDueOnceARound},
-		{"ClaimDueOrder", claimDueOrder},
-		{"ClaimDueRule", claimDueRule},
-		{"ClaimDueUnopenable", claimDueUnopenable},
-		{"ClaimInDoubt", claimInDoubt},
-		{"ClaimInDoubtAgain", claimInDoubtAgain},
-		{"ClaimLane", claimLane},
-		{"ClaimLaneConcurrently", claimLaneConcurrently},
-		{"ClaimLaneCountsLostClaims", claimLaneCountsLostClaims},
-		{"ClaimToken", claimToken},
-		{"ClaimTokenConcurrently", claimTokenConcurrently},
-		{"ConcludeAfterTakeover", concludeAfterTakeover},
-		{"ConcludeAfterTakeoverRefused", concludeAfterTakeoverRefused},
-		{"ConcludeEndlessHold", concludeEndlessHold},
-		{"ConcludeFailed", concludeFailed},
-		{"ConcludeHeld", concludeHeld},
-		{"ConcludeOutOfDate", concludeOutOfDate},
-		{"ConcludePending", concludePending},
-		{"ConcludeUnknown", concludeUnknown},
-		{"Disconnect", disconnect},
-		{"DisconnectBusy", disconnectBusy},
-		{"DisconnectInDoubt", disconnectInDoubt},
-		{"DueLanes", dueLanes},
 		{"EndHolds", endHolds},
-		{"ExpireConcurrently", expireConcurrently},
-		{"ExpireLate", expireLate},
-		{"ExpireWhileWorkedOn", expireWhileWorkedOn},
-		{"ExtendLane", extendLane},
-		{"Fences", fences},
 		{"HoldQueue", holdQueue},
-		{"ForgetPair", forgetPair},
-		{"Identity", identity},
-		{"ImportAccount", importAccount},
-		{"ImportAccountAgain", importAccountAgain},
-		{"ImportAccountBusy", importAccountBusy},
-		{"ImportAccountConsented", importAccountConsented},
-		{"ImportAccountTaken", importAccountTaken},
-		{"ImportAccountUnchanged", importAccountUnchanged},
-		{"ImportOverHalfARow", importOverHalfARow},
-		{"ImportOverMissingKey", importOverMissingKey},
 		{"JobFailed", jobFailed},
-		{"Keep", keep},
-		{"KeepConcurrently", keepConcurrently},
-		{"KeyState", keyState},
-		{"KeyStateMixed", keyStateMixed},
-		{"KeyStateOfKeyCheck", keyStateOfKeyCheck},
-		{"Lanes", lanes},
 		{"Leases", leases},
-		{"LinkAttemptConcurrently", linkAttemptConcurrently},
-		{"LinkAttemptLease", linkAttemptLease},
-		{"LinkAttemptNewest", linkAttemptNewest},
-		{"LinkAttemptOnce", linkAttemptOnce},
-		{"LinkAttemptTimes", linkAttemptTimes},
-		{"LinkForgets", linkForgets},
-		{"LinkSecrets", linkSecrets},
-		{"Links", links},
 		{"LateWords", lateWords},
 		{"ListRequests", listRequests},
 		{"ListPages", listPages},
-		{"SnapshotHead", snapshotHead},
-		{"LostKey", lostKey},
 		{"MarkManyDelivered", markManyDelivered},
 		{"MediaUsers", mediaUsers},
-		{"MarksWithTheNextStep", marksWithTheNextStep},
-		{"NextAfterClaim", nextAfterClaim},
-		{"NextAfterDoubt", nextAfterDoubt},
-		{"NextAfterPosted", nextAfterPosted},
-		{"NextMissesNothing", nextMissesNothing},
-		{"Notices", notices},
-		{"OpenRound", openRound},
-		{"OpenRoundCountsLeased", openRoundCountsLeased},
-		{"OpenRoundForgets", openRoundForgets},
-		{"Operate", operate},
-		{"OperateConcurrently", operateConcurrently},
-		{"OperateFails", operateFails},
-		{"OperateForgets", operateForgets},
-		{"OperateParts", operateParts},
-		{"PauseAccount", pauseAccount},
-		{"PauseReplaced", pauseReplaced},
-		{"BlockAccount", blockAccount},
-		{"Refused", refused},
-		{"Posted", posted},
-		{"PostedAdopted", postedAdopted},
-		{"PostedAfterTakeover", postedAfterTakeover},
-		{"PostedAfterUnknown", postedAfterUnknown},
-		{"PostedTaken", postedTaken},
-		{"Progress", progress},
-		{"ProgressBlocked", progressBlocked},
-		{"ProgressEmpty", progressEmpty},
-		{"ProgressStanding", progressStanding},
 		{"Prune", prune},
 		{"PruneBesideAccept", pruneBesideAccept},
 		{"PruneKeeps", pruneKeeps},
@@ -167,7 +89,6 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"RebuildLostBody", rebuildLostBody},
 		{"Refuse", refuse},
 		{"RefuseForgets", refuseForgets},
-		{"ReleaseLane", releaseLane},
 		{"ReplayFailed", replayFailed},
 		{"ReplayHeld", replayHeld},
 		{"ReplayNeverBegun", replayNeverBegun},
@@ -176,30 +97,54 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"RescheduleEarlier", rescheduleEarlier},
 		{"RescheduleNothing", rescheduleNothing},
 		{"RescheduleWhileWorkedOn", rescheduleWhileWorkedOn},
-		{"Reserve", reserve},
-		{"ReserveConcurrently", reserveConcurrently},
 		{"Resolve", resolve},
-		{"ResumeAccount", resumeAccount},
-		{"Rotate", rotate},
-		{"RotateBehind", rotateBehind},
-		{"RotateRaced", rotateRaced},
-		{"RotateUnopenable", rotateUnopenable},
-		{"Rounds", rounds},
 		{"SameText", sameText},
 		{"SameTextConcurrently", sameTextConcurrently},
 		{"SameTextReadAtLast", sameTextReadAtLast},
-		{"SaveToken", saveToken},
-		{"SaveTokenAfterLease", saveTokenAfterLease},
-		{"SaveTokenEndsHolds", saveTokenEndsHolds},
-		{"SaveTokenFailure", saveTokenFailure},
-		{"Sent", sent},
+		{"OutboxPending", outboxPending},
+		{"Waiting", waiting},
+		{"AnchorPost", anchor},
+	}
+}
+
+// laneTests are of lanes and what they hold.
+func laneTests() []part {
+	return []part{
+		{"Begin", begin},
+		{"BeginIsNoNews", beginIsNoNews},
+		{"BeginNotRunnable", beginNotRunnable},
+		{"ClaimLane", claimLane},
+		{"ClaimLaneConcurrently", claimLaneConcurrently},
+		{"ClaimLaneCountsLostClaims", claimLaneCountsLostClaims},
+		{"ConcludeAfterTakeover", concludeAfterTakeover},
+		{"ConcludeAfterTakeoverRefused", concludeAfterTakeoverRefused},
+		{"ConcludeEndlessHold", concludeEndlessHold},
+		{"ConcludeFailed", concludeFailed},
+		{"ConcludeHeld", concludeHeld},
+		{"ConcludeOutOfDate", concludeOutOfDate},
+		{"ConcludePending", concludePending},
+		{"ConcludeUnknown", concludeUnknown},
+		{"DueLanes", dueLanes},
+		{"ExtendLane", extendLane},
+		{"Fences", fences},
+		{"Lanes", lanes},
+		{"SnapshotHead", snapshotHead},
+		{"MarksWithTheNextStep", marksWithTheNextStep},
+		{"NextAfterClaim", nextAfterClaim},
+		{"NextAfterDoubt", nextAfterDoubt},
+		{"NextAfterPosted", nextAfterPosted},
+		{"NextMissesNothing", nextMissesNothing},
+		{"Posted", posted},
+		{"PostedAdopted", postedAdopted},
+		{"PostedAfterTakeover", postedAfterTakeover},
+		{"PostedAfterUnknown", postedAfterUnknown},
+		{"PostedTaken", postedTaken},
+		{"ReleaseLane", releaseLane},
+		{"Reserve", reserve},
+		{"ReserveConcurrently", reserveConcurrently},
+		{"Rounds", rounds},
 		{"SnapshotOutOfDate", snapshotOutOfDate},
 		{"StepsTogether", stepsTogether},
-		{"TokenUnopenable", tokenUnopenable},
-		{"TokensAreSealed", tokensAreSealed},
-		{"TryLease", tryLease},
-		{"PauseChanges", pauseChanges},
-		{"OutboxPending", outboxPending},
 		{"Unpublish", unpublish},
 		{"UnpublishHold", unpublishHold},
 		{"UnpublishLateAnswer", unpublishLateAnswer},
@@ -208,14 +153,102 @@ func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
 		{"UnpublishWhilePublishing", unpublishWhilePublishing},
 		{"UnpublishedIsGone", unpublishedIsGone},
 		{"Uploaded", uploaded},
-		{"Waiting", waiting},
-		{"AnchorPost", anchor},
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			test.run(t, setup(t, fresh(t)))
-		})
+}
+
+// accountTests are of access to accounts and operations.
+func accountTests() []part {
+	return []part{
+		{"APITokens", apiTokens},
+		{"APITokensForgotten", apiTokensForgotten},
+		{"APITokenOperation", apiTokenOperation},
+		{"LinkAttemptConcurrently", linkAttemptConcurrently},
+		{"LinkAttemptLease", linkAttemptLease},
+		{"LinkAttemptNewest", linkAttemptNewest},
+		{"LinkAttemptOnce", linkAttemptOnce},
+		{"LinkAttemptTimes", linkAttemptTimes},
+		{"LinkForgets", linkForgets},
+		{"LinkSecrets", linkSecrets},
+		{"Links", links},
+		{"Operate", operate},
+		{"OperateConcurrently", operateConcurrently},
+		{"OperateFails", operateFails},
+		{"OperateForgets", operateForgets},
+		{"OperateParts", operateParts},
+	}
+}
+
+// tokenTests are of tokens, and of the accounts that they belong to.
+func tokenTests() []part {
+	return []part{
+		{"Accounts", accounts},
+		{"BatchDone", batchDone},
+		{"CheckKeys", checkKeys},
+		{"CheckKeysAfterRotation", checkKeysAfterRotation},
+		{"ClaimDueConcurrently", claimDueConcurrently},
+		{"ClaimDueOnceARound", claimDueOnceARound},
+		{"ClaimDueOrder", claimDueOrder},
+		{"ClaimDueRule", claimDueRule},
+		{"ClaimDueUnopenable", claimDueUnopenable},
+		{"ClaimInDoubt", claimInDoubt},
+		{"ClaimInDoubtAgain", claimInDoubtAgain},
+		{"ClaimToken", claimToken},
+		{"ClaimTokenConcurrently", claimTokenConcurrently},
+		{"Disconnect", disconnect},
+		{"DisconnectBusy", disconnectBusy},
+		{"DisconnectInDoubt", disconnectInDoubt},
+		{"ForgetPair", forgetPair},
+		{"Identity", identity},
+		{"ImportAccount", importAccount},
+		{"ImportAccountAgain", importAccountAgain},
+		{"ImportAccountBusy", importAccountBusy},
+		{"ImportAccountConsented", importAccountConsented},
+		{"ImportAccountTaken", importAccountTaken},
+		{"ImportAccountUnchanged", importAccountUnchanged},
+		{"ImportOverHalfARow", importOverHalfARow},
+		{"ImportOverMissingKey", importOverMissingKey},
+		{"KeyState", keyState},
+		{"KeyStateMixed", keyStateMixed},
+		{"KeyStateOfKeyCheck", keyStateOfKeyCheck},
+		{"LostKey", lostKey},
+		{"Notices", notices},
+		{"OpenRound", openRound},
+		{"OpenRoundCountsLeased", openRoundCountsLeased},
+		{"OpenRoundForgets", openRoundForgets},
+		{"Rotate", rotate},
+		{"RotateBehind", rotateBehind},
+		{"RotateRaced", rotateRaced},
+		{"RotateUnopenable", rotateUnopenable},
+		{"SaveToken", saveToken},
+		{"SaveTokenAfterLease", saveTokenAfterLease},
+		{"SaveTokenEndsHolds", saveTokenEndsHolds},
+		{"SaveTokenFailure", saveTokenFailure},
+		{"TokenUnopenable", tokenUnopenable},
+		{"TokensAreSealed", tokensAreSealed},
+		{"TryLease", tryLease},
+	}
+}
+
+// upkeepTests are of pauses, and of what the upkeep reads.
+func upkeepTests() []part {
+	return []part{
+		{"ExpireConcurrently", expireConcurrently},
+		{"ExpireLate", expireLate},
+		{"ExpireWhileWorkedOn", expireWhileWorkedOn},
+		{"Keep", keep},
+		{"KeepConcurrently", keepConcurrently},
+		{"PauseAccount", pauseAccount},
+		{"PauseReplaced", pauseReplaced},
+		{"BlockAccount", blockAccount},
+		{"Refused", refused},
+		{"Progress", progress},
+		{"ProgressBlocked", progressBlocked},
+		{"ProgressBlockedCodes", progressBlockedCodes},
+		{"ProgressEmpty", progressEmpty},
+		{"ProgressStanding", progressStanding},
+		{"ResumeAccount", resumeAccount},
+		{"Sent", sent},
+		{"PauseChanges", pauseChanges},
 	}
 }
 
