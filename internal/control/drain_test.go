@@ -79,31 +79,46 @@ func told(f jetpost.Forecast) string {
 	return strings.Join(lines, "\n")
 }
 
-func TestForecast(t *testing.T) {
-	t.Parallel()
-	due := func(q forecast.Queued, seconds int) forecast.Queued {
-		q.Due, q.State = in(seconds), jetpost.StateScheduled
-		return q
-	}
-	expires := func(q forecast.Queued, seconds int) forecast.Queued { q.Expires = in(seconds); return q }
-	reason := func(l forecast.Queue, code jetpost.Code, until time.Time) forecast.Queue {
-		l.Reason = &jetpost.Reason{Code: code, Until: until}
-		return l
-	}
-	pause := func(code jetpost.Code, until time.Time, probe bool) publishers.Pause {
-		if probe {
-			return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: until}
-		}
-		return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
-	}
-	none := time.Time{}
-	for _, test := range []struct {
-		name    string
-		queues  []forecast.Queue
-		windows []publishers.Window
-		pauses  []publishers.Pause
-		want    string
-	}{
+func due(q forecast.Queued, seconds int) forecast.Queued {
+	q.Due, q.State = in(seconds), jetpost.StateScheduled
+	return q
+}
+
+func expires(q forecast.Queued, seconds int) forecast.Queued {
+	q.Expires = in(seconds)
+	return q
+}
+
+// reason has the whole account wait.
+func reason(l forecast.Queue, code jetpost.Code, until time.Time) forecast.Queue {
+	l.Reason = &jetpost.Reason{Code: code, Until: until}
+	return l
+}
+
+// appPause ends at a time, or where that is zero, by hand.
+func appPause(code jetpost.Code, until time.Time) publishers.Pause {
+	return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code, Until: until}, Since: in(-60)}
+}
+
+// probed is a pause whose next probe is at a time.
+func probed(code jetpost.Code, at time.Time) publishers.Pause {
+	return publishers.Pause{Target: publishers.TargetPublish, Reason: jetpost.Reason{Code: code}, Since: in(-60), NextProbeAt: at}
+}
+
+// never is the end of what a person must end.
+var never time.Time
+
+type forecastCase struct {
+	name    string
+	queues  []forecast.Queue
+	windows []publishers.Window
+	pauses  []publishers.Pause
+	want    string
+}
+
+// windowCases are of windows of one account.
+func windowCases() []forecastCase {
+	return []forecastCase{
 		{"nothing", []forecast.Queue{queueOf("a")}, nil, nil, "0 posts, 0 windows, never"},
 		{
 			"all that fits goes at once", []forecast.Queue{queueOf("a", singles(5))},
@@ -139,6 +154,17 @@ func TestForecast(t *testing.T) {
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
+			"an account has several windows", []forecast.Queue{queueOf("a", singles(21))},
+			[]publishers.Window{window("a", "15min", 10, 10, 60, 900), window("a", "user_24h", 15, 15, 5000, 86400)}, nil,
+			"21 posts, 3 windows, 5000\na: 21/21, 3, 5000, 15min 10/10, until 60",
+		},
+	}
+}
+
+// shareCases are of threads, and of the window that all accounts share.
+func shareCases() []forecastCase {
+	return []forecastCase{
+		{
 			"a thread is begun where all of it goes out", []forecast.Queue{queueOf("a", thread(4, 0), singles(1))},
 			[]publishers.Window{window("a", "15min", 10, 3, 60, 900)}, nil,
 			"5 posts, 1 windows, 60\na: 2/5, 1, 60, 15min 3/10, until 60",
@@ -154,11 +180,6 @@ func TestForecast(t *testing.T) {
 			"25 posts, 3 windows, 1860\na: 1/25, 3, 1860, 15min 9/10, until 60",
 		},
 		{
-			"an account has several windows", []forecast.Queue{queueOf("a", singles(21))},
-			[]publishers.Window{window("a", "15min", 10, 10, 60, 900), window("a", "user_24h", 15, 15, 5000, 86400)}, nil,
-			"21 posts, 3 windows, 5000\na: 21/21, 3, 5000, 15min 10/10, until 60",
-		},
-		{
 			"the app's window is shared, each gets the same part", []forecast.Queue{queueOf("a", singles(4)), queueOf("b", singles(2)), queueOf("c", singles(1))},
 			[]publishers.Window{window("", "app_24h", 100, 5, 60, 86400)}, nil,
 			"7 posts, 2 windows, 60\na: 4/4, 1, 60, app_24h 5/100, until 60\nb: 2/2, 1, 0\nc: 1/1, 1, 0",
@@ -168,6 +189,12 @@ func TestForecast(t *testing.T) {
 			[]publishers.Window{window("", "app_24h", 5, 2, 60, 86400)}, nil,
 			"5 posts, 2 windows, 60\na: 1/3, 1, 60, app_24h 2/5, until 60\nb: 2/2, 1, 0",
 		},
+	}
+}
+
+// holdCases are of what goes on at a time, or when it is looked at.
+func holdCases() []forecastCase {
+	return []forecastCase{
 		{
 			"a time that lies ahead", []forecast.Queue{queueOf("a", singles(1), due(singles(1), 30))},
 			nil, nil, "2 posts, 1 windows, 30\na: 2/2, 1, 30",
@@ -183,20 +210,15 @@ func TestForecast(t *testing.T) {
 		},
 		{
 			"an app pause that is over holds nobody", []forecast.Queue{queueOf("a", held(singles(1), jetpost.CodeAppPaused, in(40)))},
-			nil, []publishers.Pause{pause(jetpost.CodeUsageCapped, in(-1), false)}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
+			nil, []publishers.Pause{appPause(jetpost.CodeUsageCapped, in(-1))}, "1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
 			"an app pause holds all until its end", []forecast.Queue{queueOf("a", singles(1)), queueOf("b", due(singles(1), 600))},
-			nil, []publishers.Pause{pause(jetpost.CodeAppRateLimited, in(300), false)}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
+			nil, []publishers.Pause{appPause(jetpost.CodeAppRateLimited, in(300))}, "2 posts, 1 windows, 600\nb: 1/1, 1, 600\na: 1/1, 1, 300",
 		},
 		{
 			"a probed one until its next probe", []forecast.Queue{queueOf("a", singles(1))},
-			nil, []publishers.Pause{pause(jetpost.CodeXOutage, in(300), true)}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
-		},
-		{
-			"one that a person must end", []forecast.Queue{queueOf("a", singles(1))},
-			nil, []publishers.Pause{pause(jetpost.CodeUsageCapped, none, false)},
-			"0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, usage_capped \"\" blocks 1",
+			nil, []publishers.Pause{probed(jetpost.CodeXOutage, in(300))}, "1 posts, 1 windows, 300, at the earliest\na: 1/1, 1, 300",
 		},
 		{
 			"a pause of refreshes holds no posts", []forecast.Queue{queueOf("a", singles(1))},
@@ -204,15 +226,26 @@ func TestForecast(t *testing.T) {
 			"1 posts, 1 windows, 0\na: 1/1, 1, 0",
 		},
 		{
-			"an account that must be connected again", []forecast.Queue{reason(queueOf("a", singles(3)), jetpost.CodeAccountReauthRequired, none), queueOf("b", singles(1))},
-			nil, nil, "1 posts, 1 windows, 0, 3 blocked of 1\na: 3/3, 0, never, account_reauth_required \"\" blocks 3\nb: 1/1, 1, 0",
-		},
-		{
 			"an account that is held until a time", []forecast.Queue{reason(queueOf("a", singles(3)), jetpost.CodeXUnavailable, in(9))},
 			nil, nil, "3 posts, 1 windows, 9\na: 3/3, 1, 9",
 		},
+	}
+}
+
+// blockCases are of what only a person can end.
+func blockCases() []forecastCase {
+	return []forecastCase{
 		{
-			"what is before a block goes out", []forecast.Queue{queueOf("a", singles(2), held(thread(3, 0), jetpost.CodePoison, none), singles(1))},
+			"one that a person must end", []forecast.Queue{queueOf("a", singles(1))},
+			nil, []publishers.Pause{appPause(jetpost.CodeUsageCapped, never)},
+			"0 posts, 0 windows, never, 1 blocked of 1\na: 1/1, 0, never, usage_capped \"\" blocks 1",
+		},
+		{
+			"an account that must be connected again", []forecast.Queue{reason(queueOf("a", singles(3)), jetpost.CodeAccountReauthRequired, never), queueOf("b", singles(1))},
+			nil, nil, "1 posts, 1 windows, 0, 3 blocked of 1\na: 3/3, 0, never, account_reauth_required \"\" blocks 3\nb: 1/1, 1, 0",
+		},
+		{
+			"what is before a block goes out", []forecast.Queue{queueOf("a", singles(2), held(thread(3, 0), jetpost.CodePoison, never), singles(1))},
 			nil, nil, "2 posts, 1 windows, 0, 4 blocked of 1\na: 4/6, 1, never, poison \"held\" blocks 4",
 		},
 		{
@@ -225,6 +258,12 @@ func TestForecast(t *testing.T) {
 			}, singles(1))},
 			nil, nil, "0 posts, 0 windows, never, 2 blocked of 1\na: 2/2, 0, never, outcome_unknown \"u\" blocks 2",
 		},
+	}
+}
+
+// expiryCases are of requests with an end.
+func expiryCases() []forecastCase {
+	return []forecastCase{
 		{
 			"what expires before its turn takes no call", []forecast.Queue{queueOf("a", singles(1), expires(thread(2, 0), 60), expires(singles(1), 61))},
 			[]publishers.Window{window("a", "15min", 2, 1, 60, 900)}, nil,
@@ -235,13 +274,33 @@ func TestForecast(t *testing.T) {
 			[]publishers.Window{window("a", "15min", 2, 0, 60, 900)}, nil,
 			"2 posts, 1 windows, 60\na: 1/2, 1, 60, 15min 0/2, until 60",
 		},
-	} {
+	}
+}
+
+func TestForecast(t *testing.T) {
+	t.Parallel()
+	for _, test := range slices.Concat(windowCases(), shareCases(), holdCases(), blockCases(), expiryCases()) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			if got := told(control.NewForecast(noon, test.queues, test.windows, test.pauses)); got != test.want {
 				t.Errorf("forecast:\n%s\nwant:\n%s", got, test.want)
 			}
 		})
+	}
+}
+
+// A hold without a known end blocks its queue by its code, whenever it is looked at again.
+func TestForecastBlocksByCode(t *testing.T) {
+	t.Parallel()
+	for _, code := range jetpost.Codes() {
+		if kind := code.Kind(); kind != jetpost.KindHeld && kind != jetpost.KindHeldByX && kind != jetpost.KindHeldForPerson {
+			continue // no request is held for it
+		}
+		blocks := code.Kind() == jetpost.KindHeldForPerson || code == jetpost.CodeNeedsNewerWorker
+		f := control.NewForecast(noon, []forecast.Queue{queueOf("a", held(singles(1), code, in(900)))}, nil, nil)
+		if (f.BlockedAccounts == 1) != blocks {
+			t.Errorf("%s: %s", code, told(f))
+		}
 	}
 }
 
