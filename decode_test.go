@@ -88,22 +88,35 @@ func TestDecodeFillsInWhatIsAbsent(t *testing.T) {
 // post wraps the fields of one post into an otherwise good request.
 func post(fields string) string { return `{"posts":[{` + fields + `}]}` }
 
-func TestDecodeTellsEveryMistake(t *testing.T) {
+// mistake is a body with mistakes, and what Decode tells of them.
+type mistake struct {
+	name    string
+	subject string // "acme" where empty, none where "-"
+	body    string
+	want    []string // pointer, blank, message
+}
+
+// tellEveryMistake wants Decode to tell every mistake of each body.
+func tellEveryMistake(t *testing.T, cases []mistake) {
+	t.Helper()
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := jetpost.Decode(subjectOr(c.subject), []byte(c.body))
+			invalid, ok := errors.AsType[*jetpost.InvalidError](err)
+			if !ok {
+				t.Fatalf("got %v, want *InvalidError", err)
+			}
+			if diff := cmp.Diff(c.want, lines(invalid.Problems)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestDecodeTellsMistakesOfForm(t *testing.T) {
 	t.Parallel()
-	media := func(fields string) string { return post(`"media":[{` + fields + `}]`) }
-	poll := func(fields string) string { return post(`"text":"?","poll":{` + fields + `}`) }
-	cases := []struct {
-		name    string
-		subject string // "acme" where empty, none where "-"
-		body    string
-		want    []string // pointer, blank, message
-	}{
-		{name: "account differs", body: `{"account":"other","posts":[{"text":"hi"}]}`, want: []string{`/account is "other", but the subject names "acme"`}},
-		{name: "account missing", subject: "-", body: post(`"text":"hi"`), want: []string{`/account is missing: name the account here or in the subject`}},
-		{name: "account of no pattern", subject: "-", body: `{"account":"Acme Inc","posts":[{"text":"hi"}]}`, want: []string{`/account is "Acme Inc", want 1 to 63 of a-z 0-9 _ -`}},
-		{name: "account of no pattern in the subject", subject: "ACME", body: post(`"text":"hi"`), want: []string{`/account is "ACME" in the subject, want 1 to 63 of a-z 0-9 _ -`}},
-		{name: "account of the wrong kind", subject: "-", body: `{"account":7,"posts":[{"text":"hi"}]}`, want: []string{`/account is a number, want a string`}},
-		{name: "alt too long", body: media(`"object":"a","alt":"` + strings.Repeat("é", 1001) + `"`), want: []string{`/posts/0/media/0/alt is 1001 characters long, at most 1000 are allowed`}},
+	tellEveryMistake(t, []mistake{
 		{name: "body empty", body: " \n", want: []string{` is empty, want a JSON object`}},
 		{name: "body is an array", body: `[]`, want: []string{` is an array, want an object`}},
 		{name: "body is cut off", body: `{"posts":[`, want: []string{` is not JSON at line 1, column 10: unexpected end of JSON input`}},
@@ -112,91 +125,17 @@ func TestDecodeTellsEveryMistake(t *testing.T) {
 		{name: "body nests too deep", body: `{"x":` + strings.Repeat("[", 32) + strings.Repeat("]", 32) + `}`, want: []string{` nests deeper than 32 levels`}},
 		{name: "body nests far too deep", body: strings.Repeat("[", 20_000), want: []string{` is not JSON at line 1, column 10001: invalid character '[' exceeded max depth`}},
 		{name: "body trails data", body: post(`"text":"hi"`) + "\n{}", want: []string{` is not JSON at line 2, column 1: invalid character '{' after top-level value`}},
-		{name: "control characters", body: post(`"text":"a\u0000b","media":[{"object":"x","alt":"\u0007"}]`), want: []string{
-			`/posts/0/text is not plain text: use UTF-8 without control characters other than line feed and tab`,
-			`/posts/0/media/0/alt is not plain text: use UTF-8 without control characters other than line feed and tab`,
-		}},
-		{name: "data empty", body: media(`"data":""`), want: []string{`/posts/0/media/0/data is empty, leave it out`}},
-		{name: "data is a data URL", body: media(`"data":"data:image/png;base64,AAAA"`), want: []string{`/posts/0/media/0/data is a data URL, want the base64 alone`}},
-		{name: "data is not base64", body: media(`"data":"ab_-"`), want: []string{`/posts/0/media/0/data is not standard base64 with padding: illegal base64 data at input byte 2`}},
-		{name: "data too large", body: media(`"data":"` + base64.StdEncoding.EncodeToString(make([]byte, jetpost.MaxDataBytes+1)) + `"`), want: []string{`/posts/0/media/0/data is 524289 bytes decoded, at most 524288 are allowed: use url or object`}},
 		{name: "duplicate fields", body: `{"posts":[{"text":"a","text":"b"}],"id":"1","id":"2","metadata":{"a/b":"1","a/b":"2"}}`, want: []string{
 			`/posts/0/text the field "text" stands here twice`,
 			`/id the field "id" stands here twice`,
 			`/metadata/a~1b the field "a/b" stands here twice`,
 		}},
-		{name: "expiry before publishing", body: `{"posts":[{"text":"a"}],"publish_at":"2026-12-01T09:00:00Z","expires_at":"2026-12-01T10:00:00+01:00"}`, want: []string{`/expires_at is not after publish_at`}},
-		{name: "half a surrogate pair", body: post(`"text":"\\ud83d \ud83d\ude80 \ud83d!"`), want: []string{`/posts/0/text holds half of a \u surrogate pair, which is no character`}},
-		{name: "id empty", body: `{"id":"","posts":[{"text":"hi"}]}`, want: []string{`/id is empty, leave it out`}},
-		{name: "id of no pattern", body: `{"id":"a b","posts":[{"text":"hi"}]}`, want: []string{`/id is "a b", want 1 to 128 of A-Z a-z 0-9 _ -`}},
-		{name: "id too long", body: `{"id":"` + strings.Repeat("x", 129) + `","posts":[{"text":"hi"}]}`, want: []string{`/id is "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…", want 1 to 128 of A-Z a-z 0-9 _ -`}},
-		{name: "ids of X", body: post(`"text":"a","in_reply_to_post_id":"x","quote_post_id":"12345678901234567890","community_id":"-1"`), want: []string{
-			`/posts/0/in_reply_to_post_id is "x", want an id of X, 1 to 19 digits`,
-			`/posts/0/quote_post_id is "12345678901234567890", want an id of X, 1 to 19 digits`,
-			`/posts/0/community_id is "-1", want an id of X, 1 to 19 digits`,
-		}},
-		{name: "media of no source", body: media(`"alt":"a"`), want: []string{`/posts/0/media/0 names 0 sources, want exactly one of url, data and object`}},
-		{name: "media of two sources", body: media(`"url":"https://example.com/a","object":"b"`), want: []string{`/posts/0/media/0 names 2 sources, want exactly one of url, data and object`}},
-		{name: "media of the wrong kind", body: post(`"media":"x"`), want: []string{`/posts/0/media is a string, want an array`}},
-		{name: "media too many", body: post(`"media":[` + strings.Repeat(`{"object":"a"},`, 4) + `{"object":"a"}]`), want: []string{`/posts/0/media has 5 entries, at most 4 are allowed`}},
-		{name: "metadata", body: `{"posts":[{"text":"hi"}],"metadata":{"":"x","n":1,"null":null,"\u0001":"x","long":"` + strings.Repeat("x", 513) + `","` + strings.Repeat("k", 513) + `":""}}`, want: []string{
-			`/metadata/n is a number, want a string`,
-			`/metadata/null is null, leave it out`,
-			`/metadata has an empty key`,
-			`/metadata has the key "\x01", which is not plain text`,
-			`/metadata has a key of 513 characters, at most 512 are allowed`,
-			`/metadata/long is 513 characters long, at most 512 are allowed`,
-		}},
-		{name: "metadata too many", body: `{"posts":[{"text":"hi"}],"metadata":` + manyKeys(33) + `}`, want: []string{`/metadata has 33 entries, at most 32 are allowed`}},
 		{name: "nulls", body: `{"id":null,"posts":[null,{"text":null,"poll":null}],"publish_at":null}`, want: []string{
 			`/id is null, leave it out`,
 			`/posts/0 is null, leave it out`,
 			`/posts/1/text is null, leave it out`,
 			`/posts/1/poll is null, leave it out`,
 			`/publish_at is null, leave it out`,
-		}},
-		{name: "object of no pattern", body: media(`"object":"my cat.png"`), want: []string{`/posts/0/media/0/object is "my cat.png", want 1 to 255 printable ASCII characters, no space`}},
-		{name: "poll bounds", body: poll(`"options":["a"],"duration_minutes":4`), want: []string{
-			`/posts/0/poll/options has 1 choices, want 2 to 4`,
-			`/posts/0/poll/duration_minutes is 4, want 5 to 10080`,
-		}},
-		{name: "poll choices", body: poll(`"options":["a"," ","","` + strings.Repeat("x", 26) + `","e"],"duration_minutes":10081`), want: []string{
-			`/posts/0/poll/options has 5 choices, want 2 to 4`,
-			`/posts/0/poll/options/1 is empty`,
-			`/posts/0/poll/options/2 is empty`,
-			`/posts/0/poll/options/3 is 26 characters long, at most 25 are allowed`,
-			`/posts/0/poll/duration_minutes is 10081, want 5 to 10080`,
-		}},
-		{name: "poll empty", body: poll(``), want: []string{
-			`/posts/0/poll/options has 0 choices, want 2 to 4`,
-			`/posts/0/poll/duration_minutes is 0, want 5 to 10080`,
-		}},
-		{name: "poll with media and quote", body: post(`"text":"?","quote_post_id":"1","media":[{"object":"a"}],"poll":{"options":["a","b"],"duration_minutes":5}`), want: []string{
-			`/posts/0/quote_post_id cannot stand together with media`,
-			`/posts/0/poll cannot stand together with media or quote_post_id`,
-		}},
-		{name: "posts empty", body: `{"posts":[]}`, want: []string{`/posts is missing or empty, want 1 to 25 posts`}},
-		{name: "posts missing", body: `{}`, want: []string{`/posts is missing or empty, want 1 to 25 posts`}},
-		{name: "posts too many", body: `{"posts":[` + strings.Repeat(`{"text":"a"},`, 25) + `{"text":"a"}]}`, want: []string{`/posts has 26 posts, at most 25 are allowed`}},
-		{name: "quote with media", body: post(`"text":"a","quote_post_id":"1","media":[{"object":"a"}]`), want: []string{`/posts/0/quote_post_id cannot stand together with media`}},
-		{name: "reply in mid-thread", body: `{"posts":[{"text":"a","in_reply_to_post_id":"1"},{"text":"b","in_reply_to_post_id":"1"}]}`, want: []string{`/posts/1/in_reply_to_post_id may stand in the first post only: each later one replies to the post before it`}},
-		{name: "reply settings", body: post(`"text":"a","reply_settings":"everyone"`), want: []string{`/posts/0/reply_settings is "everyone", want one of following, mentionedUsers, subscribers, verified`}},
-		{name: "text empty", body: `{"posts":[{},{"text":" \n"},{"text":"","media":[]}]}`, want: []string{
-			`/posts/0/text is missing or empty, which only a post with media may be`,
-			`/posts/1/text is missing or empty, which only a post with media may be`,
-			`/posts/2/text is missing or empty, which only a post with media may be`,
-		}},
-		{name: "text of no characters", body: `{"posts":[{"text":"a\ufeff"},{"text":"\ufffe b"},{"text":"\uffff"},{"text":"\ufffd \u200b"}]}`, want: []string{
-			`/posts/0/text holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post`,
-			`/posts/1/text holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post`,
-			`/posts/2/text holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post`,
-		}},
-		{name: "text too long", body: post(`"text":"` + strings.Repeat("é", 25_001) + `"`), want: []string{`/posts/0/text is 25001 characters long, at most 25000 are allowed`}},
-		{name: "times", body: `{"posts":[{"text":"a"}],"publish_at":"tomorrow","expires_at":"2026-12-01T9:00:00Z"}`, want: []string{`/publish_at is "tomorrow", want a time as in RFC 3339, for example 2026-12-01T09:00:00Z`}},
-		{name: "skip if late", body: `{"posts":[{"text":"a"}],"skip_if_late":"soon"}`, want: []string{`/skip_if_late is "soon", want a duration such as 15m, from 1s to 8760h`}},
-		{name: "times out of range", body: `{"posts":[{"text":"a"}],"publish_at":"0001-01-01T00:00:00Z","expires_at":"9999-12-31T23:59:59-01:00"}`, want: []string{
-			`/publish_at is in the year 1, want 1970 to 9999`,
-			`/expires_at is in the year 10000, want 1970 to 9999`,
 		}},
 		{name: "unknown fields", body: `{"posts":[{"text":"a","Text":"b","replySettings":"verified","image":"x"}],"publishAt":"x","meta-data":{},"posst":1,"acount":1,"versionn":1,"` + strings.Repeat("x", 600) + `":1}`, want: []string{
 			`/posts/0/Text unknown field "Text"; did you mean "text"?`,
@@ -209,11 +148,6 @@ func TestDecodeTellsEveryMistake(t *testing.T) {
 			`/versionn unknown field "versionn"; did you mean "version"?`,
 			` unknown field "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"; known here: version, account, id, posts, publish_at, expires_at, skip_if_late, metadata`,
 		}},
-		{name: "URL not absolute", body: media(`"url":"https:///cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
-		{name: "URL not https", body: media(`"url":"http://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
-		{name: "URL with a password", body: media(`"url":"https://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url holds a user name or password, which a media URL must not`}},
-		{name: "URL of no form", body: media(`"url":"https://exa mple.com/"`), want: []string{`/posts/0/media/0/url is not a URL`}},
-		{name: "URL too long", body: media(`"url":"https://example.com/` + strings.Repeat("x", 2029) + `"`), want: []string{`/posts/0/media/0/url is 2049 characters long, at most 2048 are allowed`}},
 		{name: "version", body: `{"version":0,"posts":[{"text":"hi"}]}`, want: []string{`/version is 0, want 1`}},
 		{name: "version negative", body: `{"version":-1,"posts":[{"text":"hi"}]}`, want: []string{`/version is -1, want 1`}},
 		{name: "version no integer", body: `{"version":1.5,"posts":[{"text":"hi"}]}`, want: []string{`/version is 1.5, want a whole number of at most 9 digits`}},
@@ -237,20 +171,112 @@ func TestDecodeTellsEveryMistake(t *testing.T) {
 			`/posts/0/poll/duration_minutes is a string, want a number`,
 			`/posts/0/poll cannot stand together with media or quote_post_id`,
 		}},
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			_, err := jetpost.Decode(subjectOr(c.subject), []byte(c.body))
-			invalid, ok := errors.AsType[*jetpost.InvalidError](err)
-			if !ok {
-				t.Fatalf("got %v, want *InvalidError", err)
-			}
-			if diff := cmp.Diff(c.want, lines(invalid.Problems)); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
+	})
+}
+
+func TestDecodeTellsMistakesOfRequest(t *testing.T) {
+	t.Parallel()
+	tellEveryMistake(t, []mistake{
+		{name: "account differs", body: `{"account":"other","posts":[{"text":"hi"}]}`, want: []string{`/account is "other", but the subject names "acme"`}},
+		{name: "account missing", subject: "-", body: post(`"text":"hi"`), want: []string{`/account is missing: name the account here or in the subject`}},
+		{name: "account of no pattern", subject: "-", body: `{"account":"Acme Inc","posts":[{"text":"hi"}]}`, want: []string{`/account is "Acme Inc", want 1 to 63 of a-z 0-9 _ -`}},
+		{name: "account of no pattern in the subject", subject: "ACME", body: post(`"text":"hi"`), want: []string{`/account is "ACME" in the subject, want 1 to 63 of a-z 0-9 _ -`}},
+		{name: "account of the wrong kind", subject: "-", body: `{"account":7,"posts":[{"text":"hi"}]}`, want: []string{`/account is a number, want a string`}},
+		{name: "expiry before publishing", body: `{"posts":[{"text":"a"}],"publish_at":"2026-12-01T09:00:00Z","expires_at":"2026-12-01T10:00:00+01:00"}`, want: []string{`/expires_at is not after publish_at`}},
+		{name: "id empty", body: `{"id":"","posts":[{"text":"hi"}]}`, want: []string{`/id is empty, leave it out`}},
+		{name: "id of no pattern", body: `{"id":"a b","posts":[{"text":"hi"}]}`, want: []string{`/id is "a b", want 1 to 128 of A-Z a-z 0-9 _ -`}},
+		{name: "id too long", body: `{"id":"` + strings.Repeat("x", 129) + `","posts":[{"text":"hi"}]}`, want: []string{`/id is "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…", want 1 to 128 of A-Z a-z 0-9 _ -`}},
+		{name: "metadata", body: `{"posts":[{"text":"hi"}],"metadata":{"":"x","n":1,"null":null,"\u0001":"x","long":"` + strings.Repeat("x", 513) + `","` + strings.Repeat("k", 513) + `":""}}`, want: []string{
+			`/metadata/n is a number, want a string`,
+			`/metadata/null is null, leave it out`,
+			`/metadata has an empty key`,
+			`/metadata has the key "\x01", which is not plain text`,
+			`/metadata has a key of 513 characters, at most 512 are allowed`,
+			`/metadata/long is 513 characters long, at most 512 are allowed`,
+		}},
+		{name: "metadata too many", body: `{"posts":[{"text":"hi"}],"metadata":` + manyKeys(33) + `}`, want: []string{`/metadata has 33 entries, at most 32 are allowed`}},
+		{name: "posts empty", body: `{"posts":[]}`, want: []string{`/posts is missing or empty, want 1 to 25 posts`}},
+		{name: "posts missing", body: `{}`, want: []string{`/posts is missing or empty, want 1 to 25 posts`}},
+		{name: "posts too many", body: `{"posts":[` + strings.Repeat(`{"text":"a"},`, 25) + `{"text":"a"}]}`, want: []string{`/posts has 26 posts, at most 25 are allowed`}},
+		{name: "times", body: `{"posts":[{"text":"a"}],"publish_at":"tomorrow","expires_at":"2026-12-01T9:00:00Z"}`, want: []string{`/publish_at is "tomorrow", want a time as in RFC 3339, for example 2026-12-01T09:00:00Z`}},
+		{name: "skip if late", body: `{"posts":[{"text":"a"}],"skip_if_late":"soon"}`, want: []string{`/skip_if_late is "soon", want a duration such as 15m, from 1s to 8760h`}},
+		{name: "times out of range", body: `{"posts":[{"text":"a"}],"publish_at":"0001-01-01T00:00:00Z","expires_at":"9999-12-31T23:59:59-01:00"}`, want: []string{
+			`/publish_at is in the year 1, want 1970 to 9999`,
+			`/expires_at is in the year 10000, want 1970 to 9999`,
+		}},
+	})
+}
+
+func TestDecodeTellsMistakesOfPost(t *testing.T) {
+	t.Parallel()
+	poll := func(fields string) string { return post(`"text":"?","poll":{` + fields + `}`) }
+	tellEveryMistake(t, []mistake{
+		{name: "control characters", body: post(`"text":"a\u0000b","media":[{"object":"x","alt":"\u0007"}]`), want: []string{
+			`/posts/0/text is not plain text: use UTF-8 without control characters other than line feed and tab`,
+			`/posts/0/media/0/alt is not plain text: use UTF-8 without control characters other than line feed and tab`,
+		}},
+		{name: "half a surrogate pair", body: post(`"text":"\\ud83d \ud83d\ude80 \ud83d!"`), want: []string{`/posts/0/text holds half of a \u surrogate pair, which is no character`}},
+		{name: "ids of X", body: post(`"text":"a","in_reply_to_post_id":"x","quote_post_id":"12345678901234567890","community_id":"-1"`), want: []string{
+			`/posts/0/in_reply_to_post_id is "x", want an id of X, 1 to 19 digits`,
+			`/posts/0/quote_post_id is "12345678901234567890", want an id of X, 1 to 19 digits`,
+			`/posts/0/community_id is "-1", want an id of X, 1 to 19 digits`,
+		}},
+		{name: "poll bounds", body: poll(`"options":["a"],"duration_minutes":4`), want: []string{
+			`/posts/0/poll/options has 1 choices, want 2 to 4`,
+			`/posts/0/poll/duration_minutes is 4, want 5 to 10080`,
+		}},
+		{name: "poll choices", body: poll(`"options":["a"," ","","` + strings.Repeat("x", 26) + `","e"],"duration_minutes":10081`), want: []string{
+			`/posts/0/poll/options has 5 choices, want 2 to 4`,
+			`/posts/0/poll/options/1 is empty`,
+			`/posts/0/poll/options/2 is empty`,
+			`/posts/0/poll/options/3 is 26 characters long, at most 25 are allowed`,
+			`/posts/0/poll/duration_minutes is 10081, want 5 to 10080`,
+		}},
+		{name: "poll empty", body: poll(``), want: []string{
+			`/posts/0/poll/options has 0 choices, want 2 to 4`,
+			`/posts/0/poll/duration_minutes is 0, want 5 to 10080`,
+		}},
+		{name: "poll with media and quote", body: post(`"text":"?","quote_post_id":"1","media":[{"object":"a"}],"poll":{"options":["a","b"],"duration_minutes":5}`), want: []string{
+			`/posts/0/quote_post_id cannot stand together with media`,
+			`/posts/0/poll cannot stand together with media or quote_post_id`,
+		}},
+		{name: "quote with media", body: post(`"text":"a","quote_post_id":"1","media":[{"object":"a"}]`), want: []string{`/posts/0/quote_post_id cannot stand together with media`}},
+		{name: "reply in mid-thread", body: `{"posts":[{"text":"a","in_reply_to_post_id":"1"},{"text":"b","in_reply_to_post_id":"1"}]}`, want: []string{`/posts/1/in_reply_to_post_id may stand in the first post only: each later one replies to the post before it`}},
+		{name: "reply settings", body: post(`"text":"a","reply_settings":"everyone"`), want: []string{`/posts/0/reply_settings is "everyone", want one of following, mentionedUsers, subscribers, verified`}},
+		{name: "text empty", body: `{"posts":[{},{"text":" \n"},{"text":"","media":[]}]}`, want: []string{
+			`/posts/0/text is missing or empty, which only a post with media may be`,
+			`/posts/1/text is missing or empty, which only a post with media may be`,
+			`/posts/2/text is missing or empty, which only a post with media may be`,
+		}},
+		{name: "text of no characters", body: `{"posts":[{"text":"a\ufeff"},{"text":"\ufffe b"},{"text":"\uffff"},{"text":"\ufffd \u200b"}]}`, want: []string{
+			`/posts/0/text holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post`,
+			`/posts/1/text holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post`,
+			`/posts/2/text holds U+FEFF, U+FFFE or U+FFFF, which X refuses in a post`,
+		}},
+		{name: "text too long", body: post(`"text":"` + strings.Repeat("é", 25_001) + `"`), want: []string{`/posts/0/text is 25001 characters long, at most 25000 are allowed`}},
+	})
+}
+
+func TestDecodeTellsMistakesOfMedia(t *testing.T) {
+	t.Parallel()
+	media := func(fields string) string { return post(`"media":[{` + fields + `}]`) }
+	tellEveryMistake(t, []mistake{
+		{name: "alt too long", body: media(`"object":"a","alt":"` + strings.Repeat("é", 1001) + `"`), want: []string{`/posts/0/media/0/alt is 1001 characters long, at most 1000 are allowed`}},
+		{name: "data empty", body: media(`"data":""`), want: []string{`/posts/0/media/0/data is empty, leave it out`}},
+		{name: "data is a data URL", body: media(`"data":"data:image/png;base64,AAAA"`), want: []string{`/posts/0/media/0/data is a data URL, want the base64 alone`}},
+		{name: "data is not base64", body: media(`"data":"ab_-"`), want: []string{`/posts/0/media/0/data is not standard base64 with padding: illegal base64 data at input byte 2`}},
+		{name: "data too large", body: media(`"data":"` + base64.StdEncoding.EncodeToString(make([]byte, jetpost.MaxDataBytes+1)) + `"`), want: []string{`/posts/0/media/0/data is 524289 bytes decoded, at most 524288 are allowed: use url or object`}},
+		{name: "media of no source", body: media(`"alt":"a"`), want: []string{`/posts/0/media/0 names 0 sources, want exactly one of url, data and object`}},
+		{name: "media of two sources", body: media(`"url":"https://example.com/a","object":"b"`), want: []string{`/posts/0/media/0 names 2 sources, want exactly one of url, data and object`}},
+		{name: "media of the wrong kind", body: post(`"media":"x"`), want: []string{`/posts/0/media is a string, want an array`}},
+		{name: "media too many", body: post(`"media":[` + strings.Repeat(`{"object":"a"},`, 4) + `{"object":"a"}]`), want: []string{`/posts/0/media has 5 entries, at most 4 are allowed`}},
+		{name: "object of no pattern", body: media(`"object":"my cat.png"`), want: []string{`/posts/0/media/0/object is "my cat.png", want 1 to 255 printable ASCII characters, no space`}},
+		{name: "URL not absolute", body: media(`"url":"https:///cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
+		{name: "URL not https", body: media(`"url":"http://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
+		{name: "URL with a password", body: media(`"url":"https://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url holds a user name or password, which a media URL must not`}},
+		{name: "URL of no form", body: media(`"url":"https://exa mple.com/"`), want: []string{`/posts/0/media/0/url is not a URL`}},
+		{name: "URL too long", body: media(`"url":"https://example.com/` + strings.Repeat("x", 2029) + `"`), want: []string{`/posts/0/media/0/url is 2049 characters long, at most 2048 are allowed`}},
+	})
 }
 
 func subjectOr(s string) string {

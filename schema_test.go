@@ -152,7 +152,7 @@ func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
 	if s.Properties == nil { // of a type without a field
 		s.Properties = jsonschema.NewProperties()
 	}
-	byType := map[string]*jsonschema.Schema{s.Title: s}
+	byType := schemas{s.Title: s}
 	for name, def := range s.Definitions {
 		byType[name] = def
 	}
@@ -164,7 +164,7 @@ func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
 		}
 	}
 	if !open {
-		limit(byType)
+		byType.limit()
 	}
 	return s
 }
@@ -183,86 +183,113 @@ func enum(t *testing.T, typ reflect.Type) *jsonschema.Schema {
 	return s
 }
 
-// limit writes the limits of requests into their schemas. It says what a
+// schemas are those of one document, by type.
+type schemas map[string]*jsonschema.Schema
+
+// set changes the schema of a field, where the document has it.
+func (all schemas) set(typ, field string, change func(s *jsonschema.Schema)) {
+	if s, ok := all[typ]; ok {
+		p, _ := s.Properties.Get(field)
+		change(p)
+	}
+}
+
+func size(n int) *uint64 { u := uint64(n); return &u }
+
+func bounds(low, high int) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) {
+		s.Minimum, s.Maximum = json.Number(strconv.Itoa(low)), json.Number(strconv.Itoa(high))
+	}
+}
+
+func items(low, high int) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) {
+		s.MaxItems = size(high)
+		if low > 0 {
+			s.MinItems = size(low)
+		}
+	}
+}
+
+func chars(high int) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) { s.MaxLength = size(high) }
+}
+
+func match(p pattern) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) { s.Pattern = p.String() }
+}
+
+// limit writes the limits of requests and operations into their schemas. It says what a
 // schema can say; Decode knows the rest.
-func limit(types map[string]*jsonschema.Schema) {
-	set := func(typ, field string, change func(s *jsonschema.Schema)) {
-		if s, ok := types[typ]; ok {
-			p, _ := s.Properties.Get(field)
-			change(p)
-		}
-	}
-	size := func(n int) *uint64 { u := uint64(n); return &u }
-	bounds := func(low, high int) func(*jsonschema.Schema) {
-		return func(s *jsonschema.Schema) {
-			s.Minimum, s.Maximum = json.Number(strconv.Itoa(low)), json.Number(strconv.Itoa(high))
-		}
-	}
-	items := func(low, high int) func(*jsonschema.Schema) {
-		return func(s *jsonschema.Schema) {
-			s.MaxItems = size(high)
-			if low > 0 {
-				s.MinItems = size(low)
-			}
-		}
-	}
-	chars := func(high int) func(*jsonschema.Schema) {
-		return func(s *jsonschema.Schema) { s.MaxLength = size(high) }
-	}
-	match := func(p pattern) func(*jsonschema.Schema) {
-		return func(s *jsonschema.Schema) { s.Pattern = p.String() }
-	}
-	set("Request", "version", bounds(1, Version))
-	set("Request", "account", match(accountPattern))
-	set("RefreshRequest", "account", match(accountPattern))
-	set("Request", "id", match(idPattern))
-	set("Request", "posts", items(1, MaxPosts))
-	set("Request", "metadata", func(s *jsonschema.Schema) {
+func (all schemas) limit() {
+	all.limitRequest()
+	all.limitPost()
+	all.limitOperations()
+	all.limitTogether()
+}
+
+func (all schemas) limitRequest() {
+	all.set("Request", "version", bounds(1, Version))
+	all.set("Request", "account", match(accountPattern))
+	all.set("RefreshRequest", "account", match(accountPattern))
+	all.set("Request", "id", match(idPattern))
+	all.set("Request", "posts", items(1, MaxPosts))
+	all.set("Request", "metadata", func(s *jsonschema.Schema) {
 		s.MaxProperties = size(MaxMetadataKeys)
 		s.PropertyNames = &jsonschema.Schema{MinLength: size(1), MaxLength: size(MaxMetadataChars)}
 		s.AdditionalProperties.MaxLength = size(MaxMetadataChars)
 	})
-	set("Post", "text", chars(MaxTextChars))
-	set("Post", "media", items(0, MaxImages))
-	set("Post", "in_reply_to_post_id", match(postIDPattern))
-	set("Post", "quote_post_id", match(postIDPattern))
-	set("Post", "community_id", match(postIDPattern))
-	set("Post", "reply_settings", func(s *jsonschema.Schema) {
+}
+
+func (all schemas) limitPost() {
+	all.set("Post", "text", chars(MaxTextChars))
+	all.set("Post", "media", items(0, MaxImages))
+	all.set("Post", "in_reply_to_post_id", match(postIDPattern))
+	all.set("Post", "quote_post_id", match(postIDPattern))
+	all.set("Post", "community_id", match(postIDPattern))
+	all.set("Post", "reply_settings", func(s *jsonschema.Schema) {
 		for _, word := range replySettings() {
 			s.Enum = append(s.Enum, word)
 		}
 	})
-	set("Media", "url", func(s *jsonschema.Schema) {
+	all.set("Media", "url", func(s *jsonschema.Schema) {
 		s.Format, s.Pattern, s.MaxLength = "uri", "^https://", size(MaxURLChars)
 	})
-	set("Media", "data", func(s *jsonschema.Schema) {
+	all.set("Media", "data", func(s *jsonschema.Schema) {
 		s.MinLength, s.MaxLength = size(4), size(base64.StdEncoding.EncodedLen(MaxDataBytes))
 	})
-	set("Media", "object", match(objectPattern))
-	set("Media", "alt", chars(MaxAltChars))
-	set("Poll", "options", func(s *jsonschema.Schema) {
+	all.set("Media", "object", match(objectPattern))
+	all.set("Media", "alt", chars(MaxAltChars))
+	all.set("Poll", "options", func(s *jsonschema.Schema) {
 		items(MinPollChoices, MaxPollChoices)(s)
 		s.Items.MinLength, s.Items.MaxLength = size(1), size(MaxPollChars)
 	})
-	set("Poll", "duration_minutes", bounds(MinPollMinutes, MaxPollMinutes))
-	for name := range types {
+	all.set("Poll", "duration_minutes", bounds(MinPollMinutes, MaxPollMinutes))
+}
+
+// limitOperations limits the fields that many operations have.
+func (all schemas) limitOperations() {
+	for name := range all {
 		for field, change := range map[string]func(*jsonschema.Schema){
 			"operation_id": match(idPattern), "id": match(idPattern), "post_id": match(postIDPattern),
 			"limit": bounds(1, MaxPage), "wait_seconds": bounds(0, MaxWaitSeconds),
 			"ids": func(s *jsonschema.Schema) { s.MaxItems, s.Items.Pattern = size(MaxPage), idPattern.String() },
 		} {
-			if _, has := types[name].Properties.Get(field); has {
-				set(name, field, change)
+			if _, has := all[name].Properties.Get(field); has {
+				all.set(name, field, change)
 			}
 		}
 	}
-	set("PauseRequest", "reason", chars(MaxPauseReason))
+	all.set("PauseRequest", "reason", chars(MaxPauseReason))
+}
 
+// limitTogether says which fields need or exclude each other.
+func (all schemas) limitTogether() {
 	has := func(fields ...string) *jsonschema.Schema { return &jsonschema.Schema{Required: fields} }
-	if media, ok := types["Media"]; ok {
+	if media, ok := all["Media"]; ok {
 		media.OneOf = []*jsonschema.Schema{has("url"), has("data"), has("object")}
 	}
-	if post, ok := types["Post"]; ok {
+	if post, ok := all["Post"]; ok {
 		post.AnyOf = []*jsonschema.Schema{has("text"), has("media")}
 		post.Not = &jsonschema.Schema{AnyOf: []*jsonschema.Schema{has("poll", "media"), has("poll", "quote_post_id"), has("quote_post_id", "media")}}
 	}
