@@ -1,6 +1,7 @@
 package health_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,18 +28,26 @@ func well() health.Facts {
 	}
 }
 
-func TestJudge(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		name  string
-		spoil func(*health.Facts)
-		want  string // the sentence, or its beginning where it ends in "..."
-		do    string // a part of what to do
-	}{
+// judgeCase spoils an installation in which everything moves.
+type judgeCase struct {
+	name  string
+	spoil func(*health.Facts)
+	want  string // the sentence, or its beginning where it ends in "..."
+	do    string // a part of what to do
+}
+
+// wellCases are of an installation that does all it can.
+func wellCases() []judgeCase {
+	return []judgeCase{
 		{"well", func(*health.Facts) {}, "PUBLISHING", ""},
 		{"idle for a day", func(f *health.Facts) { f.PostedAt, f.AcceptedAt = before(24*time.Hour), before(24*time.Hour) }, "PUBLISHING", ""},
 		{"nothing was ever posted", func(f *health.Facts) { f.PostedAt, f.AcceptedAt = time.Time{}, time.Time{} }, "PUBLISHING", ""},
+	}
+}
 
+// faultCases are of what cannot be reached or is not set up.
+func faultCases() []judgeCase {
+	return []judgeCase{
 		{
 			"NATS is away", func(f *health.Facts) {
 				*f = health.Facts{Now: now, Accounts: 1, NATS: &health.Fault{Reason: "NATS cannot be reached: why", Do: "check"}}
@@ -57,7 +66,12 @@ func TestJudge(t *testing.T) {
 			},
 			"NOT PUBLISHING: stream JETPOST_JOBS is missing", "jetpost setup",
 		},
+	}
+}
 
+// roomCases are of disks, accounts and streams that are full.
+func roomCases() []judgeCase {
+	return []judgeCase{
 		{
 			"the disk is full", func(f *health.Facts) { f.Disks[0].Free = health.DiskFull - 1 },
 			"NOT PUBLISHING: disk: 31 MiB of 2048 GiB are free at /data (database)", "make room",
@@ -82,7 +96,12 @@ func TestJudge(t *testing.T) {
 		},
 		{"NATS' account has room", func(f *health.Facts) { f.StoreUsed, f.StoreMax = 900<<20, 1000<<20 }, "PUBLISHING", ""},
 		{"the job stream is full", func(f *health.Facts) { f.Jobs.Full = true }, "DEGRADED: the job stream is full: producers are refused", ""},
+	}
+}
 
+// pauseCases are of pauses, and of the refresh schedule.
+func pauseCases() []judgeCase {
+	return []judgeCase{
 		{
 			"paused by hand", func(f *health.Facts) {
 				f.Pauses = []health.Pause{{Target: "publish", ByHand: true, Words: "maintenance", Do: "jetpost resume --app"}}
@@ -121,7 +140,12 @@ func TestJudge(t *testing.T) {
 		},
 		{"no round was completed", func(f *health.Facts) { f.RoundDue = before(11 * time.Minute) }, "DEGRADED: the refresh round of 2026-11-29T1...", "jetpost refresh"},
 		{"a round is under way", func(f *health.Facts) { f.RoundDue = before(9 * time.Minute) }, "PUBLISHING", ""},
+	}
+}
 
+// silentCases are of workers that give no heartbeat.
+func silentCases() []judgeCase {
+	return []judgeCase{
 		{"no worker", func(f *health.Facts) { f.Workers, f.Pulling = nil, false }, "NOT PUBLISHING: no worker is alive", "jetpost worker, or jetpost up"},
 		{
 			"all workers fell silent", func(f *health.Facts) { f.Workers[0].Age, f.Workers[1].Age = 40*time.Minute, 16*time.Second },
@@ -130,13 +154,6 @@ func TestJudge(t *testing.T) {
 		{
 			"the worker was killed a moment ago", func(f *health.Facts) { f.Workers, f.Pulling, f.Resting = f.Workers[:1], false, true },
 			"NOT PUBLISHING: no worker takes work: w1 gave its last heartbeat a moment ago", "jetpost worker",
-		},
-		{"every slot is used", func(f *health.Facts) { f.Pulling, f.Resting = false, false }, "PUBLISHING", ""},
-		{
-			"the worker cannot reach its database", func(f *health.Facts) {
-				f.Workers[0].Faults, f.Pulling, f.Resting = "ledger: timeout", false, true
-			},
-			"NOT PUBLISHING: no worker takes work: w1: ledger: timeout", "logs",
 		},
 		{
 			"one of two fell silent in mid-thread", func(f *health.Facts) {
@@ -159,6 +176,19 @@ func TestJudge(t *testing.T) {
 			},
 			"NOT PUBLISHING: no worker is alive: w1 fell silent 20s ago", "jetpost worker",
 		},
+	}
+}
+
+// workerCases are of workers that live and do not do everything.
+func workerCases() []judgeCase {
+	return []judgeCase{
+		{"every slot is used", func(f *health.Facts) { f.Pulling, f.Resting = false, false }, "PUBLISHING", ""},
+		{
+			"the worker cannot reach its database", func(f *health.Facts) {
+				f.Workers[0].Faults, f.Pulling, f.Resting = "ledger: timeout", false, true
+			},
+			"NOT PUBLISHING: no worker takes work: w1: ledger: timeout", "logs",
+		},
 		{
 			"the database is away, and the workers say so", func(f *health.Facts) {
 				f.Database, f.Workers[0].Faults = &health.Fault{Reason: "the database cannot be reached: why"}, "ledger: timeout"
@@ -175,13 +205,23 @@ func TestJudge(t *testing.T) {
 			"nobody publishes", func(f *health.Facts) { f.Workers[0].Publishes, f.Workers[1].Publishes = false, false },
 			"NOT PUBLISHING: no worker is alive", "jetpost worker",
 		},
+	}
+}
 
+// accountCases are of accounts to which nothing can be posted.
+func accountCases() []judgeCase {
+	return []judgeCase{
 		{"no account", func(f *health.Facts) { f.Accounts = 0 }, "NOT PUBLISHING: no account is connected", "jetpost accounts connect NAME"},
 		{"all grants are lost", func(f *health.Facts) { f.Reauth, f.ReauthDo = 3, "connect" }, "NOT PUBLISHING: every account must be connected again", "connect"},
 		{"X refuses all accounts", func(f *health.Facts) { f.Reauth, f.Blocked = 1, 2 }, "NOT PUBLISHING: X refuses every account that is connected", "see why: jetpost accounts list"},
 		{"X refuses one account", func(f *health.Facts) { f.Blocked = 1 }, "PUBLISHING", ""},
 		{"one grant is lost", func(f *health.Facts) { f.Reauth = 1 }, "PUBLISHING", ""},
+	}
+}
 
+// waitCases are of jobs, queues and events that wait, the last one beside other causes.
+func waitCases() []judgeCase {
+	return []judgeCase{
 		{
 			"all partitions are stalled", func(f *health.Facts) {
 				f.Jobs, f.AcceptedAt = health.Jobs{Waiting: 62, Oldest: before(45 * time.Second), Account: "acme", TakenAt: before(time.Minute)}, before(time.Minute)
@@ -215,7 +255,6 @@ func TestJudge(t *testing.T) {
 		},
 		{"events are late", func(f *health.Facts) { f.UntoldSince = before(40 * time.Second) }, "DEGRADED: events are late: the oldest by 40s", "logs"},
 		{"an event is on its way", func(f *health.Facts) { f.UntoldSince = before(20 * time.Second) }, "PUBLISHING", ""},
-
 		{
 			"the worst comes first, and among these the cause", func(f *health.Facts) {
 				f.CronDiffers, f.Workers, f.Pulling, f.Jobs, f.AcceptedAt = true, nil, false, health.Jobs{Waiting: 1, Oldest: before(time.Hour)}, time.Time{}
@@ -223,7 +262,14 @@ func TestJudge(t *testing.T) {
 			},
 			"NOT PUBLISHING: no worker is alive", "start one",
 		},
-	} {
+	}
+}
+
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	for _, test := range slices.Concat(
+		wellCases(), faultCases(), roomCases(), pauseCases(), silentCases(), workerCases(), accountCases(), waitCases(),
+	) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := well()
