@@ -13,6 +13,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// threadCase says where the thread of three posts ends, and its steps until then.
+type threadCase struct {
+	name                 string
+	o                    ThreadOptions
+	before, post, after  func(int) error
+	notAfter             time.Duration
+	want                 []string
+	wantCreated, stopped int
+}
+
 // TestPostThread writes down every step. Posts get the ids 100, 101, ...
 func TestPostThread(t *testing.T) {
 	t.Parallel()
@@ -27,14 +37,7 @@ func TestPostThread(t *testing.T) {
 		}
 	}
 	never := fails(-1)
-	for _, tc := range []struct {
-		name                 string
-		o                    ThreadOptions
-		before, post, after  func(int) error
-		notAfter             time.Duration
-		want                 []string
-		wantCreated, stopped int
-	}{
+	for _, tc := range []threadCase{
 		{name: "after fails", before: never, post: never, after: fails(1), stopped: 1, wantCreated: 2,
 			want: []string{"before 0", "post a", "after 0 100", "before 1", "post b>100", "after 1 101"}},
 		{name: "before fails", before: fails(1), post: never, after: never, stopped: 1, wantCreated: 1,
@@ -52,39 +55,8 @@ func TestPostThread(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			var steps []string
-			sent := 0
-			b := setup(t, func(w http.ResponseWriter, r *http.Request) {
-				var p wirePost
-				if err := json.NewDecoder(r.Body).Decode(&p); err != nil {
-					t.Error(err)
-				}
-				step := "post " + p.Text
-				if p.Reply != nil {
-					step += ">" + p.Reply.InReplyToTweetID
-				}
-				steps = append(steps, step)
-				if tc.post(tc.o.From+sent) != nil {
-					w.WriteHeader(http.StatusServiceUnavailable)
-					return
-				}
-				_, _ = fmt.Fprintf(w, `{"data":{"id":"%d"}}`, 100+sent)
-				sent++
-			})
-			tc.o.Before = func(_ context.Context, i int, p *Post) (time.Time, error) {
-				steps = append(steps, fmt.Sprint("before ", i))
-				p.MediaIDs = []string{"5"}
-				if tc.notAfter == 0 {
-					return time.Time{}, tc.before(i)
-				}
-				return time.Now().Add(tc.notAfter), tc.before(i)
-			}
-			tc.o.After = func(_ context.Context, i int, c Created) error {
-				steps = append(steps, fmt.Sprint("after ", i, " ", c.ID))
-				return tc.after(i)
-			}
 			posts := []Post{{Text: "a"}, {Text: "b"}, {Text: "c"}}
-			got, err := b.client.PostThread(t.Context(), posts, tc.o)
+			steps, got, err := tc.run(t, posts)
 			if diff := cmp.Diff(tc.want, steps); diff != "" {
 				t.Error(diff)
 			}
@@ -103,6 +75,43 @@ func TestPostThread(t *testing.T) {
 			}
 		})
 	}
+}
+
+// run posts the thread, and writes down its steps.
+func (tc threadCase) run(t *testing.T, posts []Post) (steps []string, made []Created, err error) {
+	t.Helper()
+	sent := 0
+	b := setup(t, func(w http.ResponseWriter, r *http.Request) {
+		var p wirePost
+		if err := json.NewDecoder(r.Body).Decode(&p); err != nil {
+			t.Error(err)
+		}
+		step := "post " + p.Text
+		if p.Reply != nil {
+			step += ">" + p.Reply.InReplyToTweetID
+		}
+		steps = append(steps, step)
+		if tc.post(tc.o.From+sent) != nil {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintf(w, `{"data":{"id":"%d"}}`, 100+sent)
+		sent++
+	})
+	tc.o.Before = func(_ context.Context, i int, p *Post) (time.Time, error) {
+		steps = append(steps, fmt.Sprint("before ", i))
+		p.MediaIDs = []string{"5"}
+		if tc.notAfter == 0 {
+			return time.Time{}, tc.before(i)
+		}
+		return time.Now().Add(tc.notAfter), tc.before(i)
+	}
+	tc.o.After = func(_ context.Context, i int, c Created) error {
+		steps = append(steps, fmt.Sprint("after ", i, " ", c.ID))
+		return tc.after(i)
+	}
+	made, err = b.client.PostThread(t.Context(), posts, tc.o)
+	return steps, made, err
 }
 
 func TestPostThreadKeepsFirstPostsOwnParent(t *testing.T) {

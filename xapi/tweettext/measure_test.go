@@ -165,6 +165,13 @@ func TestMeasureEmoji(t *testing.T) {
 		{"🏴\U000E0067\U000E0062\U000E0077\U000E006C\U000E0073\U000E007F", 2},
 		{"🏴\U000E0075\U000E0073\U000E0074\U000E0078\U000E007F", 6 * 2}, // Texas is no emoji of all
 		{"🏴", 2},
+	})
+}
+
+// Emoji that joiners make of several, as Emoji 11 has them.
+func TestMeasureEmojiJoined(t *testing.T) {
+	t.Parallel()
+	weigh(t, []weighing{
 		{"🏳️‍🌈", 2},
 		{"🏴‍☠️", 2},
 		{"👨‍👩‍👧‍👦", 2},
@@ -282,6 +289,13 @@ func TestMeasureURLsWithProtocol(t *testing.T) {
 		{"http://example.com/a b", link + 2},
 		{"http://example.comの", link + 2},
 		{"見てhttp://example.com/を", 4 + link + 2},
+	})
+}
+
+// What may stand before and behind a link.
+func TestMeasureURLsInText(t *testing.T) {
+	t.Parallel()
+	weigh(t, []weighing{
 		{"ahttp://example.com", 19},
 		{"1http://example.com", 19},
 		{"@http://example.com", 19},
@@ -299,6 +313,12 @@ func TestMeasureURLsWithProtocol(t *testing.T) {
 		{"http://example.com http://example.com", 2*link + 1},
 		{"http://example.com,http://example.com", 2*link + 1},
 		{"http://example.com/http://example.org", link},
+	})
+}
+
+func TestMeasureURLsOfAllScripts(t *testing.T) {
+	t.Parallel()
+	weigh(t, []weighing{
 		{"http://exampleǄ.com", link},
 		{"http://日本語.com", link},
 		{"http://日本語.jp/x", link},

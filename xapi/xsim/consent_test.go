@@ -206,89 +206,92 @@ func TestConsent(t *testing.T) {
 	b.want(b.control("GET", "consent", ""), 200, `{}`)
 }
 
-func TestAuthorizationCode(t *testing.T) {
+func TestCodeOfAnotherClient(t *testing.T) {
 	t.Parallel()
-	t.Run("another_client", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		form := b.consent()
-		form.Set("client_id", "other")
-		b.want(b.exchange(form), 400, badCode)
-	})
-	t.Run("another_redirect_uri", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		form := b.consent()
-		form.Set("redirect_uri", "http://127.0.0.1:1/callback")
-		b.want(b.exchange(form), 400,
-			`{"error":"invalid_request","error_description":"Value passed for the redirect uri did not match the uri of the authorization code."}`)
-	})
-	t.Run("another_verifier", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		form := b.consent()
-		form.Set("code_verifier", strings.ToUpper(verifier))
-		b.want(b.exchange(form), 400,
-			`{"error":"invalid_request","error_description":"Value passed for the code verifier did not match the code challenge."}`)
-		form.Set("code_verifier", verifier)
-		b.want(b.exchange(form), 400, badCode) // no second guess
-		b.wantViolations()
-	})
-	t.Run("fault", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		b.faults(xsim.Fault{Kind: xsim.FaultStatus, Status: 401, Account: "ann", Endpoint: xsim.EndpointToken, Times: 1},
-			xsim.Fault{Kind: xsim.FaultStatus, Status: 503, Account: "ann", Endpoint: xsim.EndpointRevoke, Times: 1})
-		form := b.consent()
-		b.want(b.exchange(form), 401, "")
-		b.want(b.exchange(form), 200, "")
-		token, _ := b.x.CurrentToken("ann")
-		revoke := url.Values{"token": {token.AccessToken}}.Encode()
-		b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", revoke), 503, "")
-		b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", revoke), 200, "")
-		for _, call := range b.x.Calls() {
-			if call.Account != b.grant.ID {
-				t.Errorf("the call log do not know whose call this was: %+v", call)
+	b := setup(t)
+	form := b.consent()
+	form.Set("client_id", "other")
+	b.want(b.exchange(form), 400, badCode)
+}
+
+func TestCodeWithAnotherRedirectURI(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	form := b.consent()
+	form.Set("redirect_uri", "http://127.0.0.1:1/callback")
+	b.want(b.exchange(form), 400,
+		`{"error":"invalid_request","error_description":"Value passed for the redirect uri did not match the uri of the authorization code."}`)
+}
+
+func TestCodeWithAnotherVerifier(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	form := b.consent()
+	form.Set("code_verifier", strings.ToUpper(verifier))
+	b.want(b.exchange(form), 400,
+		`{"error":"invalid_request","error_description":"Value passed for the code verifier did not match the code challenge."}`)
+	form.Set("code_verifier", verifier)
+	b.want(b.exchange(form), 400, badCode) // no second guess
+	b.wantViolations()
+}
+
+func TestCodeBesideFaults(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.faults(xsim.Fault{Kind: xsim.FaultStatus, Status: 401, Account: "ann", Endpoint: xsim.EndpointToken, Times: 1},
+		xsim.Fault{Kind: xsim.FaultStatus, Status: 503, Account: "ann", Endpoint: xsim.EndpointRevoke, Times: 1})
+	form := b.consent()
+	b.want(b.exchange(form), 401, "")
+	b.want(b.exchange(form), 200, "")
+	token, _ := b.x.CurrentToken("ann")
+	revoke := url.Values{"token": {token.AccessToken}}.Encode()
+	b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", revoke), 503, "")
+	b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", revoke), 200, "")
+	for _, call := range b.x.Calls() {
+		if call.Account != b.grant.ID {
+			t.Errorf("the call log do not know whose call this was: %+v", call)
+		}
+	}
+}
+
+func TestCodeIsLate(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	form := b.consent()
+	b.clock.pass(30 * time.Second)
+	b.want(b.exchange(form), 400, badCode)
+}
+
+func TestCodeWithMissingParameters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	form := b.consent()
+	for _, name := range []string{"code", "code_verifier", "redirect_uri"} {
+		part := url.Values{}
+		for n, v := range form {
+			if n != name {
+				part[n] = v
 			}
 		}
-	})
-	t.Run("late", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		form := b.consent()
-		b.clock.pass(30 * time.Second)
-		b.want(b.exchange(form), 400, badCode)
-	})
-	t.Run("missing", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		form := b.consent()
-		for _, name := range []string{"code", "code_verifier", "redirect_uri"} {
-			part := url.Values{}
-			for n, v := range form {
-				if n != name {
-					part[n] = v
-				}
-			}
-			b.want(b.exchange(part), 400, `{"error":"invalid_request","error_description":"Missing required parameter [`+name+`]."}`)
-		}
-		form.Set("code_verifier", "short")
-		b.want(b.exchange(form), 400, "")
-		b.wantViolations("malformed_request", "malformed_request", "malformed_request", "malformed_request")
-	})
-	t.Run("once", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t)
-		form := b.consent()
-		b.want(b.do(b.grant, "GET", "/2/users/me", "", ""), 200, "") // an unused code ends nothing
-		r := b.exchange(form)
-		b.want(r, 200, "")
-		if got := field(t, r.body, "scope"); got != allScopes {
-			t.Errorf("granted %q, want %q", got, allScopes)
-		}
-		b.want(b.do(xsim.Grant{AccessToken: field(t, r.body, "access_token")}, "GET", "/2/users/me", "", ""), 200, "")
-		b.want(b.do(b.grant, "GET", "/2/users/me", "", ""), 401, unauthorized) // the earlier consent has ended
-		b.want(b.exchange(form), 400, badCode)
-		b.wantViolations()
-	})
+		b.want(b.exchange(part), 400, `{"error":"invalid_request","error_description":"Missing required parameter [`+name+`]."}`)
+	}
+	form.Set("code_verifier", "short")
+	b.want(b.exchange(form), 400, "")
+	b.wantViolations("malformed_request", "malformed_request", "malformed_request", "malformed_request")
+}
+
+func TestCodeWorksOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	form := b.consent()
+	b.want(b.do(b.grant, "GET", "/2/users/me", "", ""), 200, "") // an unused code ends nothing
+	r := b.exchange(form)
+	b.want(r, 200, "")
+	if got := field(t, r.body, "scope"); got != allScopes {
+		t.Errorf("granted %q, want %q", got, allScopes)
+	}
+	b.want(b.do(xsim.Grant{AccessToken: field(t, r.body, "access_token")}, "GET", "/2/users/me", "", ""), 200, "")
+	b.want(b.do(b.grant, "GET", "/2/users/me", "", ""), 401, unauthorized) // the earlier consent has ended
+	b.want(b.exchange(form), 400, badCode)
+	b.wantViolations()
 }

@@ -52,93 +52,148 @@ func (b *testBundle) again(path string) *testBundle {
 	return next
 }
 
+// kept is an X on a journal that dies after each step.
+type kept struct {
+	*testBundle
+	path     string
+	ann, bob xsim.Grant
+}
+
+// again has it die, and the next one go on.
+func (k *kept) again() {
+	k.Helper()
+	k.testBundle = k.testBundle.again(k.path)
+}
+
 // TestKeep has an X die after each step, and the next one go on from its journal.
 func TestKeep(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "x.jsonl")
-	b := keeping(t, &clock{at: time.Date(2026, 11, 23, 12, 0, 0, 300e6, time.UTC)}, path)
-	ann := b.account(xsim.NewAccount{Handle: "ann", SubscriptionType: xsim.SubscriptionPremium})
-	bob := b.account(xsim.NewAccount{Handle: "bob"})
-	b = b.again(path)
+	k := &kept{path: filepath.Join(t.TempDir(), "x.jsonl")}
+	k.testBundle = keeping(t, &clock{at: time.Date(2026, 11, 23, 12, 0, 0, 300e6, time.UTC)}, k.path)
+	k.ann = k.account(xsim.NewAccount{Handle: "ann", SubscriptionType: xsim.SubscriptionPremium})
+	k.bob = k.account(xsim.NewAccount{Handle: "bob"})
+	k.again()
+	k.keepsPosts()
+	k.keepsMedia()
+	k.keepsTokens()
+	k.keepsConsents()
+	k.keepsLimits()
+	k.keepsFaults()
+	k.keepsDeletions()
+	k.keepsNothing()
+}
 
-	first := b.post(ann, "first", "")
-	gone := b.post(ann, "gone", first)
-	b.want(b.do(ann, "DELETE", "/2/tweets/"+gone, "", ""), 200, "")
-	b = b.again(path)
-	b.post(ann, "gone after all", first)
-	b.want(b.create(ann, `{"text":"first"}`), 403, "") // a text of before
-	b.want(b.create(ann, `{"text":"gone"}`), 403, "")  // a deleted one
-	b.wantViolations(xsim.ViolationDuplicateAttempt)
+// keepsPosts, deleted ones, and the texts of both.
+func (k *kept) keepsPosts() {
+	k.Helper()
+	first := k.post(k.ann, "first", "")
+	gone := k.post(k.ann, "gone", first)
+	k.want(k.do(k.ann, "DELETE", "/2/tweets/"+gone, "", ""), 200, "")
+	k.again()
+	k.post(k.ann, "gone after all", first)
+	k.want(k.create(k.ann, `{"text":"first"}`), 403, "") // a text of before
+	k.want(k.create(k.ann, `{"text":"gone"}`), 403, "")  // a deleted one
+	k.wantViolations(xsim.ViolationDuplicateAttempt)
+}
 
-	video := b.initialize(bob, "tweet_video", "video/mp4", len(mp4Bytes))
-	b = b.again(path)
-	b.want(b.segment(bob, video, 1, mp4Bytes[20:]), 200, "")
-	b = b.again(path)
-	b.want(b.segment(bob, video, 0, mp4Bytes[:20]), 200, "")
-	b = b.again(path)
-	b.want(b.do(bob, "POST", "/2/media/upload/"+video+"/finalize", "application/json", "{}"), 200, "") // a leniency
-	b = b.again(path)
-	if state := b.x.Media("bob")[0].State; state != xsim.MediaPending {
-		t.Errorf("the video is %s, want it to be processed", state)
+// keepsMedia in each state of their upload.
+func (k *kept) keepsMedia() {
+	k.Helper()
+	video := k.initialize(k.bob, "tweet_video", "video/mp4", len(mp4Bytes))
+	k.again()
+	k.want(k.segment(k.bob, video, 1, mp4Bytes[20:]), 200, "")
+	k.again()
+	k.want(k.segment(k.bob, video, 0, mp4Bytes[:20]), 200, "")
+	k.again()
+	k.want(k.do(k.bob, "POST", "/2/media/upload/"+video+"/finalize", "application/json", "{}"), 200, "") // a leniency
+	k.again()
+	if state := k.x.Media("bob")[0].State; state != xsim.MediaPending {
+		k.Errorf("the video is %s, want it to be processed", state)
 	}
-	b.clock.pass(3 * time.Second)
-	b.want(b.attach(bob, video), 201, "")
-	b.want(b.do(bob, "POST", "/2/media/metadata", "application/json", `{"id":"`+video+`","metadata":{"alt_text":{"text":"A film"}}}`), 200, "")
-	b = b.again(path)
+	k.clock.pass(3 * time.Second)
+	k.want(k.attach(k.bob, video), 201, "")
+	k.want(k.do(k.bob, "POST", "/2/media/metadata", "application/json", `{"id":"`+video+`","metadata":{"alt_text":{"text":"A film"}}}`), 200, "")
+	k.again()
+}
 
+// keepsTokens, spent ones too.
+func (k *kept) keepsTokens() {
+	k.Helper()
 	// The second of these is spent, and its use ends the family.
-	r := b.refresh(ann.RefreshToken)
-	b.want(r, 200, "")
-	b = b.again(path)
-	b.want(b.do(ann, "GET", "/2/users/me", "", ""), 401, unauthorized)
-	next := field(t, r.body, "refresh_token")
-	b.want(b.refresh(next), 200, "")
-	b = b.again(path)
-	b.want(b.refresh(next), 400, badToken)
-	b.wantViolations(xsim.ViolationDuplicateAttempt, xsim.ViolationRefreshTokenReused)
-	b = b.again(path)
-	b.want(b.do(ann, "GET", "/2/users/me", "", ""), 401, unauthorized)
+	r := k.refresh(k.ann.RefreshToken)
+	k.want(r, 200, "")
+	k.again()
+	k.want(k.do(k.ann, "GET", "/2/users/me", "", ""), 401, unauthorized)
+	next := field(k.T, r.body, "refresh_token")
+	k.want(k.refresh(next), 200, "")
+	k.again()
+	k.want(k.refresh(next), 400, badToken)
+	k.wantViolations(xsim.ViolationDuplicateAttempt, xsim.ViolationRefreshTokenReused)
+	k.again()
+	k.want(k.do(k.ann, "GET", "/2/users/me", "", ""), 401, unauthorized)
+}
 
-	code := b.consent()
-	b = b.again(path)
-	b.want(b.exchange(code), 200, "")
-	b = b.again(path)
-	b.want(b.exchange(code), 400, badCode)
-	older := bob
-	bob = b.account(xsim.NewAccount{Handle: "bob"})
-	b = b.again(path)
-	b.want(b.do(older, "GET", "/2/users/me", "", ""), 401, unauthorized)
-	b.limits(xsim.Limit{Endpoint: xsim.EndpointMe, Scope: xsim.ScopeUser, Max: 2, WindowMS: 60_000})
-	b.want(b.do(bob, "GET", "/2/users/me", "", ""), 200, "")
-	b = b.again(path)
-	b.want(b.do(bob, "GET", "/2/users/me", "", ""), 200, "")
-	b = b.again(path)
-	b.want(b.do(bob, "GET", "/2/users/me", "", ""), 429, tooMany)
+// keepsConsents, and that they end earlier ones.
+func (k *kept) keepsConsents() {
+	k.Helper()
+	code := k.consent()
+	k.again()
+	k.want(k.exchange(code), 200, "")
+	k.again()
+	k.want(k.exchange(code), 400, badCode)
+	older := k.bob
+	k.bob = k.account(xsim.NewAccount{Handle: "bob"})
+	k.again()
+	k.want(k.do(older, "GET", "/2/users/me", "", ""), 401, unauthorized)
+}
 
-	b.faults(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "bad", Detail: "no", Times: 1}, xsim.Fault{Kind: xsim.FaultVanish, DelayMS: 1000, Skip: 1})
-	b.want(b.create(bob, `{"text":"bad"}`), 403, "")
-	b.want(b.create(bob, `{"text":"to vanish"}`), 201, "")
-	b.want(b.control("PUT", "accounts?user=bob", `{"state":"locked"}`), 200, "")
-	b.want(b.control("PUT", "consent", `{"deny":true}`), 200, "")
-	eve, fay := b.account(xsim.NewAccount{Handle: "eve"}), b.account(xsim.NewAccount{Handle: "fay"})
+func (k *kept) keepsLimits() {
+	k.Helper()
+	k.limits(xsim.Limit{Endpoint: xsim.EndpointMe, Scope: xsim.ScopeUser, Max: 2, WindowMS: 60_000})
+	k.want(k.do(k.bob, "GET", "/2/users/me", "", ""), 200, "")
+	k.again()
+	k.want(k.do(k.bob, "GET", "/2/users/me", "", ""), 200, "")
+	k.again()
+	k.want(k.do(k.bob, "GET", "/2/users/me", "", ""), 429, tooMany)
+}
+
+// keepsFaults, and what accounts are refused.
+func (k *kept) keepsFaults() {
+	k.Helper()
+	k.faults(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "bad", Detail: "no", Times: 1}, xsim.Fault{Kind: xsim.FaultVanish, DelayMS: 1000, Skip: 1})
+	k.want(k.create(k.bob, `{"text":"bad"}`), 403, "")
+	k.want(k.create(k.bob, `{"text":"to vanish"}`), 201, "")
+	k.want(k.control("PUT", "accounts?user=bob", `{"state":"locked"}`), 200, "")
+	k.want(k.control("PUT", "consent", `{"deny":true}`), 200, "")
+	eve, fay := k.account(xsim.NewAccount{Handle: "eve"}), k.account(xsim.NewAccount{Handle: "fay"})
 	for _, token := range []string{eve.AccessToken, fay.RefreshToken} {
-		b.want(b.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", "token="+token), 200, "")
+		k.want(k.do(xsim.Grant{}, "POST", "/2/oauth2/revoke", "application/x-www-form-urlencoded", "token="+token), 200, "")
 	}
-	b = b.again(path)
-	b.want(b.create(bob, `{"text":"more"}`), 403, "")
+	k.again()
+	k.want(k.create(k.bob, `{"text":"more"}`), 403, "")
 	for _, revoked := range []xsim.Grant{eve, fay} {
-		b.want(b.do(revoked, "GET", "/2/users/me", "", ""), 401, unauthorized)
+		k.want(k.do(revoked, "GET", "/2/users/me", "", ""), 401, unauthorized)
 	}
-	b.clock.pass(2 * time.Second)
-	b.want(b.control("DELETE", "media?user=bob", ""), 200, "")
-	b.want(b.control("DELETE", "tokens?user=bob", ""), 200, "")
-	b = b.again(path)
-	b.faults()
-	b = b.again(path)
-	b.want(b.control("POST", "reset", ""), 200, "")
-	b = keeping(t, b.clock, path)
-	if posts, accounts := b.x.Posts(""), b.x.Accounts(); len(posts)+len(accounts) > 0 {
-		t.Errorf("after a reset there are %v, %v", accounts, posts)
+}
+
+// keepsDeletions of posts that vanish, and of what the control API removes.
+func (k *kept) keepsDeletions() {
+	k.Helper()
+	k.clock.pass(2 * time.Second)
+	k.want(k.control("DELETE", "media?user=bob", ""), 200, "")
+	k.want(k.control("DELETE", "tokens?user=bob", ""), 200, "")
+	k.again()
+	k.faults()
+	k.again()
+}
+
+// keepsNothing of before a reset.
+func (k *kept) keepsNothing() {
+	k.Helper()
+	k.want(k.control("POST", "reset", ""), 200, "")
+	k.testBundle = keeping(k.T, k.clock, k.path)
+	if posts, accounts := k.x.Posts(""), k.x.Accounts(); len(posts)+len(accounts) > 0 {
+		k.Errorf("after a reset there are %v, %v", accounts, posts)
 	}
 }
 
