@@ -14,267 +14,275 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-func TestAppPauses(t *testing.T) {
+// hours is so many hours from now.
+func hours(n int) time.Time {
+	return time.Now().UTC().Truncate(time.Second).Add(time.Duration(n) * time.Hour)
+}
+
+// pausedUntil is an app pause with an end.
+func pausedUntil(at time.Time) Pause {
+	return Pause{
+		Target: TargetPublish,
+		Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Detail: "why", Until: at},
+		Since:  hours(0),
+	}
+}
+
+// lanesPaused returns how much longer the lanes' consumer pauses.
+func (tb *testBundle) lanesPaused(t *testing.T) (time.Duration, bool) {
+	t.Helper()
+	lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lanes.CachedInfo().PauseRemaining, lanes.CachedInfo().Paused
+}
+
+func TestAppPausesTellChanges(t *testing.T) {
 	t.Parallel()
-	hours := func(n int) time.Time { return time.Now().UTC().Truncate(time.Second).Add(time.Duration(n) * time.Hour) }
-	until := func(at time.Time) Pause {
-		return Pause{
-			Target: TargetPublish,
-			Reason: jetpost.Reason{Code: jetpost.CodeAppRateLimited, Detail: "why", Until: at},
-			Since:  hours(0),
+	tb := setup(t)
+	pauses := NewAppPauses(tb.js, tb.names)
+	events, err := New(tb.js, tb.names).Events(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pause := range []Pause{pausedUntil(hours(2)), pausedUntil(hours(1))} { // the second changes nothing
+		if _, _, err := pauses.Set(t.Context(), pause); err != nil {
+			t.Fatal(err)
 		}
 	}
-	// paused returns how much longer the lanes' consumer pauses.
-	paused := func(t *testing.T, tb *testBundle) (time.Duration, bool) {
-		t.Helper()
-		lanes, err := tb.js.Consumer(t.Context(), tb.names.LanesStream(), jetpost.ConsumerLanes)
+	for range 2 { // and here too
+		if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := pauses.Set(t.Context(), pausedUntil(hours(3))); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for e, err := range events {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return lanes.CachedInfo().PauseRemaining, lanes.CachedInfo().Paused
+		got = append(got, string(e.Type)+" "+e.App.Target)
+		if len(got) == 3 {
+			break
+		}
 	}
+	if diff := cmp.Diff([]string{"app.paused publish", "app.resumed publish", "app.paused publish"}, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
 
-	t.Run("Changes are published", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pauses := NewAppPauses(tb.js, tb.names)
-		events, err := New(tb.js, tb.names).Events(t.Context())
-		if err != nil {
+func TestAppPausesClearResumes(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	pauses := NewAppPauses(tb.js, tb.names)
+	if _, _, err := pauses.Set(t.Context(), pausedUntil(time.Time{})); err != nil {
+		t.Fatal(err)
+	}
+	if left, ok := tb.lanesPaused(t); !ok || left < pauseForever/2 {
+		t.Errorf("a pause without an end pauses for %v", left)
+	}
+	if err := NewWakeups(tb.js, tb.names).Wake(t.Context(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also where there is nothing to clear
+		if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
 			t.Fatal(err)
 		}
-		for _, pause := range []Pause{until(hours(2)), until(hours(1))} { // the second changes nothing
-			if _, _, err := pauses.Set(t.Context(), pause); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for range 2 { // and here too
-			if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, _, err := pauses.Set(t.Context(), until(hours(3))); err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for e, err := range events {
+	}
+	if _, ok, err := pauses.Get(t.Context(), TargetPublish); ok || err != nil {
+		t.Errorf("a cleared pause is still there: %v", err)
+	}
+	tb.next(t, tb.names.LanesStream(), jetpost.ConsumerLanes)
+	if _, changed, err := pauses.Set(t.Context(), pausedUntil(hours(1))); err != nil || !changed {
+		t.Errorf("a pause after a cleared one: changed %v, %v", changed, err)
+	}
+}
+
+// TestAppPausesOfOtherTargets do not pause the lanes.
+func TestAppPausesOfOtherTargets(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	pause := pausedUntil(hours(1))
+	pause.Target = TargetRefresh
+	if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), pause); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := tb.lanesPaused(t); ok {
+		t.Error("a pause of refreshes pauses the lanes")
+	}
+	pause.Target = "all"
+	if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), pause); err == nil {
+		t.Error("an unknown scope was taken")
+	}
+}
+
+// TestAppPausesLatestEndWins of twenty.
+func TestAppPausesLatestEndWins(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	pauses := NewAppPauses(tb.js, tb.names)
+	const writers = 20
+	ends := make([]time.Time, writers)
+	for i := range ends {
+		ends[i] = hours(i + 1)
+	}
+	var wg sync.WaitGroup
+	for _, i := range rand.Perm(writers) {
+		wg.Go(func() {
+			holds, changed, err := pauses.Set(t.Context(), pausedUntil(ends[i]))
 			if err != nil {
-				t.Fatal(err)
+				t.Error(err)
 			}
-			got = append(got, string(e.Type)+" "+e.App.Target)
-			if len(got) == 3 {
-				break
+			if holds.Reason.Until.Before(ends[i]) {
+				t.Errorf("pause until %v holds, after one until %v was set", holds.Reason.Until, ends[i])
 			}
-		}
-		if diff := cmp.Diff([]string{"app.paused publish", "app.resumed publish", "app.paused publish"}, got); diff != "" {
-			t.Errorf("events (-want +got):\n%s", diff)
-		}
-	})
-
-	t.Run("Clear resumes", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pauses := NewAppPauses(tb.js, tb.names)
-		if _, _, err := pauses.Set(t.Context(), until(time.Time{})); err != nil {
-			t.Fatal(err)
-		}
-		if left, ok := paused(t, tb); !ok || left < pauseForever/2 {
-			t.Errorf("a pause without an end pauses for %v", left)
-		}
-		if err := NewWakeups(tb.js, tb.names).Wake(t.Context(), "acme"); err != nil {
-			t.Fatal(err)
-		}
-		for range 2 { // also where there is nothing to clear
-			if err := pauses.Clear(t.Context(), TargetPublish); err != nil {
-				t.Fatal(err)
+			if changed != holds.Reason.Until.Equal(ends[i]) {
+				t.Errorf("changed is %v, but the pause ends %v, want %v", changed, holds.Reason.Until, ends[i])
 			}
-		}
-		if _, ok, err := pauses.Get(t.Context(), TargetPublish); ok || err != nil {
-			t.Errorf("a cleared pause is still there: %v", err)
-		}
-		tb.next(t, tb.names.LanesStream(), jetpost.ConsumerLanes)
-		if _, changed, err := pauses.Set(t.Context(), until(hours(1))); err != nil || !changed {
-			t.Errorf("a pause after a cleared one: changed %v, %v", changed, err)
-		}
-	})
+		})
+	}
+	wg.Wait()
+	got, ok, err := pauses.Get(t.Context(), TargetPublish)
+	if err != nil || !ok || !got.Reason.Until.Equal(ends[writers-1]) {
+		t.Errorf("pause is %+v, %v, %v; want until %v", got, ok, err, ends[writers-1])
+	}
+	if left, ok := tb.lanesPaused(t); !ok || left < (writers-1)*time.Hour-time.Minute {
+		t.Errorf("the consumer pauses for %v, want until the latest end", left)
+	}
+}
 
-	t.Run("other scopes pause nothing", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pause := until(hours(1))
-		pause.Target = TargetRefresh
-		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), pause); err != nil {
-			t.Fatal(err)
-		}
-		if _, ok := paused(t, tb); ok {
-			t.Error("a pause of refreshes pauses the lanes")
-		}
-		pause.Target = "all"
-		if _, _, err := NewAppPauses(tb.js, tb.names).Set(t.Context(), pause); err == nil {
-			t.Error("an unknown scope was taken")
-		}
-	})
-
-	t.Run("the latest end of twenty wins", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pauses := NewAppPauses(tb.js, tb.names)
-		const writers = 20
-		ends := make([]time.Time, writers)
-		for i := range ends {
-			ends[i] = hours(i + 1)
-		}
+// TestAppPausesConsumerFollows setters and clearers.
+func TestAppPausesConsumerFollows(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	pauses := NewAppPauses(tb.js, tb.names)
+	for range 10 {
 		var wg sync.WaitGroup
-		for _, i := range rand.Perm(writers) {
+		for i := range 6 {
 			wg.Go(func() {
-				holds, changed, err := pauses.Set(t.Context(), until(ends[i]))
+				var err error
+				if i%3 == 0 {
+					err = pauses.Clear(t.Context(), TargetPublish)
+				} else {
+					_, _, err = pauses.Set(t.Context(), pausedUntil(hours(i)))
+				}
 				if err != nil {
 					t.Error(err)
-				}
-				if holds.Reason.Until.Before(ends[i]) {
-					t.Errorf("pause until %v holds, after one until %v was set", holds.Reason.Until, ends[i])
-				}
-				if changed != holds.Reason.Until.Equal(ends[i]) {
-					t.Errorf("changed is %v, but the pause ends %v, want %v", changed, holds.Reason.Until, ends[i])
 				}
 			})
 		}
 		wg.Wait()
-		got, ok, err := pauses.Get(t.Context(), TargetPublish)
-		if err != nil || !ok || !got.Reason.Until.Equal(ends[writers-1]) {
-			t.Errorf("pause is %+v, %v, %v; want until %v", got, ok, err, ends[writers-1])
-		}
-		if left, ok := paused(t, tb); !ok || left < (writers-1)*time.Hour-time.Minute {
-			t.Errorf("the consumer pauses for %v, want until the latest end", left)
-		}
-	})
-
-	t.Run("the consumer follows setters and clearers", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pauses := NewAppPauses(tb.js, tb.names)
-		for range 10 {
-			var wg sync.WaitGroup
-			for i := range 6 {
-				wg.Go(func() {
-					var err error
-					if i%3 == 0 {
-						err = pauses.Clear(t.Context(), TargetPublish)
-					} else {
-						_, _, err = pauses.Set(t.Context(), until(hours(i)))
-					}
-					if err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
-			_, isPaused, err := pauses.Get(t.Context(), TargetPublish)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, ok := paused(t, tb); ok != isPaused {
-				t.Fatalf("isPaused is %v, but paused is %v", isPaused, ok)
-			}
-		}
-	})
-
-	t.Run("the rules of who wins", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pauses := NewAppPauses(tb.js, tb.names)
-		first := until(hours(2))
-		first.Since = hours(-1)
-		for i, tt := range []struct {
-			pause   Pause
-			changed bool
-		}{
-			{first, true},
-			{until(hours(1)), false},
-			{first, false},
-			{until(hours(3)), true},
-			{until(time.Time{}), true},
-			{until(hours(99)), false},
-			{until(time.Time{}), false},
-		} {
-			before, _, err := pauses.Get(t.Context(), TargetPublish)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := before
-			if tt.changed {
-				want = tt.pause
-				want.Since = first.Since // one pause, prolonged
-			}
-			got, changed, err := pauses.Set(t.Context(), tt.pause)
-			if err != nil || changed != tt.changed {
-				t.Fatalf("%d: changed is %v, %v", i, changed, err)
-			}
-			want.Revision = got.Revision
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("%d: %s", i, diff)
-			}
-		}
-	})
-
-	t.Run("Watch is complete from the first snapshot on", func(t *testing.T) {
-		t.Parallel()
-		tb := setup(t)
-		pauses := NewAppPauses(tb.js, tb.names)
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		empty, err := pauses.Watch(ctx)
+		_, isPaused, err := pauses.Get(t.Context(), TargetPublish)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := <-empty; len(got.Pauses) != 0 {
-			t.Errorf("the first snapshot is %v, want none", got)
+		if _, ok := tb.lanesPaused(t); ok != isPaused {
+			t.Fatalf("isPaused is %v, but paused is %v", isPaused, ok)
 		}
-		for _, scope := range []string{TargetPublish, TargetRefresh, TargetMedia} {
-			if _, _, err := pauses.Set(ctx, Pause{Target: scope}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		snapshots, err := pauses.Watch(ctx)
+	}
+}
+
+// TestAppPausesRules: who wins, one after the other.
+func TestAppPausesRules(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	pauses := NewAppPauses(tb.js, tb.names)
+	first := pausedUntil(hours(2))
+	first.Since = hours(-1)
+	for i, tt := range []struct {
+		pause   Pause
+		changed bool
+	}{
+		{first, true},
+		{pausedUntil(hours(1)), false},
+		{first, false},
+		{pausedUntil(hours(3)), true},
+		{pausedUntil(time.Time{}), true},
+		{pausedUntil(hours(99)), false},
+		{pausedUntil(time.Time{}), false},
+	} {
+		before, _, err := pauses.Get(t.Context(), TargetPublish)
 		if err != nil {
 			t.Fatal(err)
 		}
-		scopes := func(p Pauses) string {
-			var s []string
-			for _, pause := range p.Pauses {
-				s = append(s, pause.Target)
-			}
-			return fmt.Sprint(s)
+		want := before
+		if tt.changed {
+			want = tt.pause
+			want.Since = first.Since // one pause, prolonged
 		}
-		if got := scopes(<-snapshots); got != "[media publish refresh]" {
-			t.Errorf("the first snapshot is %s", got)
+		got, changed, err := pauses.Set(t.Context(), tt.pause)
+		if err != nil || changed != tt.changed {
+			t.Fatalf("%d: changed is %v, %v", i, changed, err)
 		}
-		kv, err := tb.js.KeyValue(ctx, tb.names.LimitsBucket())
-		if err != nil {
+		want.Revision = got.Revision
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%d: %s", i, diff)
+		}
+	}
+}
+
+// TestAppPausesWatch is complete from the first snapshot on.
+func TestAppPausesWatch(t *testing.T) {
+	t.Parallel()
+	tb := setup(t)
+	pauses := NewAppPauses(tb.js, tb.names)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	empty, err := pauses.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-empty; len(got.Pauses) != 0 {
+		t.Errorf("the first snapshot is %v, want none", got)
+	}
+	for _, scope := range []string{TargetPublish, TargetRefresh, TargetMedia} {
+		if _, _, err := pauses.Set(ctx, Pause{Target: scope}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := kv.PutString(ctx, "window.acme", "no pause"); err != nil {
-			t.Fatal(err)
+	}
+	snapshots, err := pauses.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scopes := func(p Pauses) string {
+		var s []string
+		for _, pause := range p.Pauses {
+			s = append(s, pause.Target)
 		}
-		if err := pauses.Clear(ctx, TargetPublish); err != nil {
-			t.Fatal(err)
-		}
-		if got := scopes(<-snapshots); got != "[media refresh]" {
-			t.Errorf("the next snapshot is %s", got)
-		}
-		// A reader that was slow sees the newest, and not one of before.
-		if got := awaitPauses(t, empty, 2); scopes(got) != "[media refresh]" {
-			t.Errorf("a slow reader sees %s", scopes(got))
-		}
-		if _, err := kv.PutString(ctx, pausePrefix+TargetPublish, "{"); err != nil {
-			t.Fatal(err)
-		}
-		if got := <-snapshots; len(got.Pauses) != 3 || !got.Pauses[1].Active(hours(1000)) {
-			t.Errorf("an unreadable pause does not pause: %+v", got)
-		}
-		cancel()
-		for range snapshots { // a last snapshot may be under way
-		}
-	})
+		return fmt.Sprint(s)
+	}
+	if got := scopes(<-snapshots); got != "[media publish refresh]" {
+		t.Errorf("the first snapshot is %s", got)
+	}
+	kv, err := tb.js.KeyValue(ctx, tb.names.LimitsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.PutString(ctx, "window.acme", "no pause"); err != nil {
+		t.Fatal(err)
+	}
+	if err := pauses.Clear(ctx, TargetPublish); err != nil {
+		t.Fatal(err)
+	}
+	if got := scopes(<-snapshots); got != "[media refresh]" {
+		t.Errorf("the next snapshot is %s", got)
+	}
+	// A reader that was slow sees the newest, and not one of before.
+	if got := awaitPauses(t, empty, 2); scopes(got) != "[media refresh]" {
+		t.Errorf("a slow reader sees %s", scopes(got))
+	}
+	if _, err := kv.PutString(ctx, pausePrefix+TargetPublish, "{"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-snapshots; len(got.Pauses) != 3 || !got.Pauses[1].Active(hours(1000)) {
+		t.Errorf("an unreadable pause does not pause: %+v", got)
+	}
+	cancel()
+	for range snapshots { // a last snapshot may be under way
+	}
 }
 
 // awaitPauses reads on until a snapshot has n pauses.
