@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -140,46 +141,58 @@ func resolve(postID string) rule {
 	return func(r *store.Row) (store.Change, error) { return r.Resolve(store.LaneRow{}, postID, now) }
 }
 
-func TestRules(t *testing.T) {
-	t.Parallel()
-	const (
-		cancelled, failed, held, published  = jetpost.StateCancelled, jetpost.StateFailed, jetpost.StateHeld, jetpost.StatePublished
-		publishing, queued, unknown         = jetpost.StatePublishing, jetpost.StateQueued, jetpost.StateUnknown
-		scheduled, isScheduled, isAccepted  = jetpost.StateScheduled, jetpost.EventRequestScheduled, jetpost.EventRequestAccepted
-		isHeld, isFailed, isUnknown         = jetpost.EventRequestHeld, jetpost.EventRequestFailed, jetpost.EventRequestUnknown
-		isResumed, isPublished, isCancelled = jetpost.EventRequestResumed, jetpost.EventRequestPublished, jetpost.EventRequestCancelled
-		isProgress                          = jetpost.EventRequestProgress
-	)
-	saved := store.Change{Request: true}
-	woken := store.Change{Request: true, WakeAt: now}
-	of := func(change store.Change, posts ...int) store.Change {
-		change.Posts = posts
-		return change
-	}
-	quietly := func(change store.Change) store.Change {
-		change.Quiet = true
-		return change
-	}
-	begun := func(post int) store.Change {
-		return store.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
-	}
-	live := func(post int, wakeAtTime time.Time) store.Change {
-		return store.Change{Request: true, Posts: []int{post}, Progress: true, WakeAt: wakeAtTime}
-	}
-	outcome := func(state jetpost.State, code jetpost.Code, end time.Time) store.Outcome {
-		return store.Outcome{State: state, Reason: jetpost.Reason{Code: code, Until: end}, Post: -1, Generation: generation}
-	}
-	about := func(state jetpost.State, post int, postState jetpost.PostState) store.Outcome {
-		return store.Outcome{State: state, Reason: jetpost.Reason{Code: jetpost.CodeXUnavailable}, Post: post, PostState: postState, Generation: generation}
-	}
-	none := time.Time{}
+// Short names, for the rows of rules.
+const (
+	cancelled, failed, held, published  = jetpost.StateCancelled, jetpost.StateFailed, jetpost.StateHeld, jetpost.StatePublished
+	publishing, queued, unknown         = jetpost.StatePublishing, jetpost.StateQueued, jetpost.StateUnknown
+	scheduled, isScheduled, isAccepted  = jetpost.StateScheduled, jetpost.EventRequestScheduled, jetpost.EventRequestAccepted
+	isHeld, isFailed, isUnknown         = jetpost.EventRequestHeld, jetpost.EventRequestFailed, jetpost.EventRequestUnknown
+	isResumed, isPublished, isCancelled = jetpost.EventRequestResumed, jetpost.EventRequestPublished, jetpost.EventRequestCancelled
+	isProgress                          = jetpost.EventRequestProgress
+)
 
-	tests := []struct {
-		name string
-		row  *store.Row
-		rule rule
-		want result
-	}{
+var (
+	saved = store.Change{Request: true}
+	woken = store.Change{Request: true, WakeAt: now}
+	none  time.Time
+)
+
+func of(change store.Change, posts ...int) store.Change {
+	change.Posts = posts
+	return change
+}
+
+func quietly(change store.Change) store.Change {
+	change.Quiet = true
+	return change
+}
+
+func begun(post int) store.Change {
+	return store.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
+}
+
+func live(post int, wakeAtTime time.Time) store.Change {
+	return store.Change{Request: true, Posts: []int{post}, Progress: true, WakeAt: wakeAtTime}
+}
+
+func outcome(state jetpost.State, code jetpost.Code, end time.Time) store.Outcome {
+	return store.Outcome{State: state, Reason: jetpost.Reason{Code: code, Until: end}, Post: -1, Generation: generation}
+}
+
+func about(state jetpost.State, post int, postState jetpost.PostState) store.Outcome {
+	return store.Outcome{State: state, Reason: jetpost.Reason{Code: jetpost.CodeXUnavailable}, Post: post, PostState: postState, Generation: generation}
+}
+
+type ruleTest struct {
+	name string
+	row  *store.Row
+	rule rule
+	want result
+}
+
+// postRules are of the lane that begins a post, and of X's answer that made it.
+func postRules() []ruleTest {
+	return []ruleTest{
 		{"begin queued", row(queued, "pp"), begin(0), result{publishing, "before", "sp", 6, 0, 3, quietly(begun(0))}},
 		{"begin the next", row(publishing, "lp"), begin(1), result{publishing, "before", "ls", 6, 0, 3, quietly(begun(1))}},
 		{"begin held", row(held, "lp"), begin(1), result{publishing, isResumed, "ls", 6, 1, 3, begun(1)}},
@@ -194,7 +207,12 @@ func TestRules(t *testing.T) {
 		{"posted after failed", row(failed, "sp"), posted(laneRow, 0, "a"), result{failed, "before", "lp", 6, 0, 2, live(0, none)}},
 		{"posted after failed, the last", row(failed, "f"), posted(laneRow, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, none)}},
 		{"posted again", row(publishing, "lp"), posted(laneRow, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, store.Change{}}},
+	}
+}
 
+// outcomeRules are of the lane that concludes what became of a request.
+func outcomeRules() []ruleTest {
+	return []ruleTest{
 		{"held", row(queued, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{held, isHeld, "p", 6, 1, 2, saved}},
 		{"held, the same again", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Millisecond))), result{held, "before", "p", 5, 1, 2, saved}},
 		{"held, longer", row(held, "p"), conclude(outcome(held, jetpost.CodeRateLimited, until.Add(time.Second))), result{held, isHeld, "p", 6, 1, 2, saved}},
@@ -211,7 +229,12 @@ func TestRules(t *testing.T) {
 		{"doubted, but known to be refused", row(failed, "f"), conclude(about(unknown, 0, jetpost.PostSending)), result{failed, "before", "f", 5, 0, 2, store.Change{}}},
 		{"failed after cancelled", row(cancelled, "s"), conclude(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(saved, 0)}},
 		{"held after cancelled", row(cancelled, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{cancelled, "before", "p", 5, 0, 2, saved}},
+	}
+}
 
+// lateRules are of a lane that another worker has claimed meanwhile.
+func lateRules() []ruleTest {
+	return []ruleTest{
 		{"not made, after a takeover", row(publishing, "ls"), concludeLate(about(held, 1, jetpost.PostPending)), result{publishing, "before", "lp", 5, 0, 1, of(woken, 1)}},
 		{"not made, while in doubt", row(held, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 1, 1, of(woken, 0)}},
 		{"not made, after unknown", row(unknown, "s"), concludeLate(about(held, 0, jetpost.PostPending)), result{queued, isResumed, "p", 6, 0, 1, of(woken, 0)}},
@@ -220,7 +243,12 @@ func TestRules(t *testing.T) {
 		{"refused, while held by another", row(held, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{failed, isFailed, "f", 6, 1, 2, of(woken, 0)}},
 		{"refused, after unknown", row(unknown, "lsp"), concludeLate(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(woken, 1)}},
 		{"refused, after cancelled", row(cancelled, "s"), concludeLate(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(woken, 0)}},
+	}
+}
 
+// operatorRules are of people, and of the clock.
+func operatorRules() []ruleTest {
+	return []ruleTest{
 		{"replay failed", row(failed, "lfp"), replay, result{queued, isResumed, "lpp", 6, 0, 2, of(woken, 1)}},
 		{"replay held", row(held, "s"), replay, result{queued, isResumed, "s", 6, 0, 2, woken}},
 		{"replay unread", row(held, ""), replay, result{held, "before", "", 5, 1, 2, store.Change{}}},
@@ -245,7 +273,11 @@ func TestRules(t *testing.T) {
 		{"reconcile unknown", row(unknown, "ls"), reconcile, result{held, isHeld, "ls", 6, 0, 2, of(woken, 1)}},
 		{"reconcile held", row(held, "s"), reconcile, result{held, isHeld, "s", 6, 0, 2, of(woken, 0)}},
 	}
-	for _, test := range tests {
+}
+
+func TestRules(t *testing.T) {
+	t.Parallel()
+	for _, test := range slices.Concat(postRules(), outcomeRules(), lateRules(), operatorRules()) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			change, err := test.rule(test.row)
@@ -269,7 +301,6 @@ func TestRules(t *testing.T) {
 
 func TestRulesRefuse(t *testing.T) {
 	t.Parallel()
-	const queued, publishing = jetpost.StateQueued, jetpost.StatePublishing
 	released := laneRow
 	released.Held = false
 	tests := []struct {

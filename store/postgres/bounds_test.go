@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"testing"
@@ -91,162 +92,195 @@ func (p *proxied) outcome() store.Outcome {
 
 // calls is every method of a store but Close.
 func (p *proxied) calls() map[string]func(context.Context) error {
-	key := store.Key{Account: acme, ID: "r"}
+	all := map[string]func(context.Context) error{}
+	for _, calls := range []map[string]func(context.Context) error{p.ledgerCalls(), p.accountCalls(), p.laneCalls(), p.requestCalls()} {
+		maps.Copy(all, calls)
+	}
+	return all
+}
+
+func errorOf(_ any, err error) error { return err }
+
+// ledgerCalls are of the ledger as a whole: its clock, leases, keys and upkeep.
+func (p *proxied) ledgerCalls() map[string]func(context.Context) error {
 	st := p.st
-	first := func(_ any, err error) error { return err }
 	return map[string]func(ctx context.Context) error{
-		"Accept": func(ctx context.Context) error { return first(st.Accept(ctx, p.acceptance("r"))) },
-		"AcceptMany": func(ctx context.Context) error {
-			return first(st.AcceptMany(ctx, store.Lease{}, []store.Acceptance{p.acceptance("r")}))
+		"CheckKeys":  st.CheckKeys,
+		"Clock":      func(ctx context.Context) error { return errorOf(st.Clock(ctx)) },
+		"DropLeases": func(ctx context.Context) error { return st.DropLeases(ctx, []string{"name"}, "owner", p.now) },
+		"LedgerID":   func(ctx context.Context) error { return errorOf(st.LedgerID(ctx)) },
+		"TakeLeases": func(ctx context.Context) error {
+			return errorOf(st.TakeLeases(ctx, []string{"name"}, "owner", lease, p.now))
 		},
-		"Account":        func(ctx context.Context) error { return first(st.Account(ctx, acme)) },
-		"Accounts":       func(ctx context.Context) error { return first(st.Accounts(ctx)) },
-		"APIToken":       func(ctx context.Context) error { return first(st.APIToken(ctx, "none")) },
-		"APITokens":      func(ctx context.Context) error { return first(st.APITokens(ctx)) },
-		"RevokeAPIToken": func(ctx context.Context) error { return first(st.RevokeAPIToken(ctx, "none", p.now)) },
-		"AddAPIToken": func(ctx context.Context) error {
-			return st.AddAPIToken(ctx, store.APIToken{Name: uuid.NewString(), Digest: make([]byte, 32), CreatedAt: p.now, ExpiresAt: p.now.Add(lease)})
-		},
-		"AddLink": func(ctx context.Context) error {
-			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
-		},
-		"BatchDone": func(ctx context.Context) error {
-			return first(st.BatchDone(ctx, store.BatchResult{Round: p.round, Refreshed: 1, Now: p.now}))
-		},
-		"Begin":        func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
-		"BeginAttempt": func(ctx context.Context) error { return first(st.BeginAttempt(ctx, p.link, p.attempt())) },
-		"Cancel":       func(ctx context.Context) error { return first(st.Cancel(ctx, key, p.now)) },
-		"KeyCheck":     func(ctx context.Context) error { _, _, err := st.KeyCheck(ctx); return err },
-		"CheckKeys":    st.CheckKeys,
-		"ClaimDue": func(ctx context.Context) error {
-			return first(st.ClaimDue(ctx, store.DueClaim{Round: p.round, Limit: 1, Pace: store.Pace{Lease: lease}, Now: p.now}))
-		},
-		"ClaimLane": func(ctx context.Context) error {
-			_, _, err := st.ClaimLane(ctx, acme, "worker", lease, p.now)
-			return err
-		},
-		"ClaimToken": func(ctx context.Context) error {
-			_, _, err := st.ClaimToken(ctx, store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease}, Now: p.now})
-			return err
-		},
+		"TryLease":        func(ctx context.Context) error { return errorOf(st.TryLease(ctx, "name", "owner", lease, p.now)) },
+		"KeyCheck":        func(ctx context.Context) error { _, _, err := st.KeyCheck(ctx); return err },
+		"KeyUses":         func(ctx context.Context) error { return errorOf(st.KeyUses(ctx)) },
+		"Reseal":          func(ctx context.Context) error { return errorOf(st.Reseal(ctx, nil)) },
+		"SealedTokens":    func(ctx context.Context) error { return errorOf(st.SealedTokens(ctx, "", 1)) },
+		"Keep":            func(ctx context.Context) error { return errorOf(st.Keep(ctx, store.Desired{Name: "k"})) },
+		"Desired":         func(ctx context.Context) error { return errorOf(st.Desired(ctx)) },
+		"Progress":        func(ctx context.Context) error { return errorOf(st.Progress(ctx, store.ProgressQuery{Now: p.now})) },
 		"AnswerOperation": func(ctx context.Context) error { return st.AnswerOperation(ctx, "op", nil) },
 		"Operate": func(ctx context.Context) error {
 			_, _, err := st.Operate(ctx, store.Operation{ID: "op", Now: p.now}, func(context.Context, store.Changes) ([]byte, error) { return nil, nil })
 			return err
 		},
-		"Clock":         func(ctx context.Context) error { return first(st.Clock(ctx)) },
-		"Conclude":      func(ctx context.Context) error { return st.Conclude(ctx, p.lane, "r", p.outcome()) },
-		"CountRequests": func(ctx context.Context) error { return first(st.CountRequests(ctx)) },
-		"Deleted":       func(ctx context.Context) error { return first(st.Deleted(ctx, []string{"1"})) },
-		"Disconnect":    func(ctx context.Context) error { return first(st.Disconnect(ctx, acme, p.now)) },
-		"DropLeases":    func(ctx context.Context) error { return st.DropLeases(ctx, []string{"name"}, "owner", p.now) },
-		"DueLanes":      func(ctx context.Context) error { return first(st.DueLanes(ctx, p.now, 1)) },
-		"EndHolds":      func(ctx context.Context) error { return first(st.EndHolds(ctx, acme, jetpost.CodePostingLimit, p.now)) },
-		"ExpireLate": func(ctx context.Context) error {
-			return first(st.ExpireLate(ctx, acme, p.now.Add(time.Hour), 1, p.now))
-		},
-		"ExtendLane": func(ctx context.Context) error { return st.ExtendLane(ctx, p.lane, lease, p.now) },
-		"ForgetPair": func(ctx context.Context) error { return st.ForgetPair(ctx, p.token) },
-		"GiveUpAttempt": func(ctx context.Context) error {
-			return st.GiveUpAttempt(ctx, store.LinkID(store.LinkDigest(p.link)), p.state)
-		},
-		"HoldQueue": func(ctx context.Context) error {
-			return first(st.HoldQueue(ctx, p.lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, 0, p.now))
-		},
-		"HoldUnpublish": func(ctx context.Context) error { return st.HoldUnpublish(ctx, p.lane, "r", p.outcome()) },
+	}
+}
+
+// accountCalls are of accounts, and of what gives access to them.
+func (p *proxied) accountCalls() map[string]func(context.Context) error {
+	st := p.st
+	return map[string]func(ctx context.Context) error{
+		"Account":  func(ctx context.Context) error { return errorOf(st.Account(ctx, acme)) },
+		"Accounts": func(ctx context.Context) error { return errorOf(st.Accounts(ctx)) },
 		"ImportAccount": func(ctx context.Context) error {
-			return first(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
+			return errorOf(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
-		"JobFailed":     func(ctx context.Context) error { return first(st.JobFailed(ctx, store.JobFailure{Stored: p.now})) },
-		"Keep":          func(ctx context.Context) error { return first(st.Keep(ctx, store.Desired{Name: "k"})) },
-		"Desired":       func(ctx context.Context) error { return first(st.Desired(ctx)) },
-		"KeyUses":       func(ctx context.Context) error { return first(st.KeyUses(ctx)) },
-		"Late":          func(ctx context.Context) error { return first(st.Late(ctx, "", p.now, 1)) },
-		"LedgerID":      func(ctx context.Context) error { return first(st.LedgerID(ctx)) },
-		"Link":          func(ctx context.Context) error { return first(st.Link(ctx, p.link)) },
-		"ListRequests":  func(ctx context.Context) error { return first(st.ListRequests(ctx, store.Filter{})) },
-		"Snapshot":      func(ctx context.Context) error { return first(st.Snapshot(ctx, p.lane, p.now)) },
-		"MarkDelivered": func(ctx context.Context) error { return first(st.MarkDelivered(ctx, key, 1)) },
-		"BlockAccount": func(ctx context.Context) error {
-			return first(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
+		"BatchDone": func(ctx context.Context) error {
+			return errorOf(st.BatchDone(ctx, store.BatchResult{Round: p.round, Refreshed: 1, Now: p.now}))
 		},
-		"Refused": func(ctx context.Context) error {
-			return first(st.Refused(ctx, p.lane, "r", store.UnruledRefusal{Words: "w", Within: time.Hour, Now: p.now}))
+		"ClaimDue": func(ctx context.Context) error {
+			return errorOf(st.ClaimDue(ctx, store.DueClaim{Round: p.round, Limit: 1, Pace: store.Pace{Lease: lease}, Now: p.now}))
 		},
-		"MarkManyDelivered": func(ctx context.Context) error {
-			return first(st.MarkManyDelivered(ctx, []store.Revision{{Key: key, Number: 1}}))
-		},
-		"MarkNoticed": func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
-		"MarkPauseChangeTold": func(ctx context.Context) error {
-			return st.MarkPauseChangeTold(ctx, store.PauseChange{Account: acme, Event: jetpost.EventAccountPaused, At: time.Unix(0, 0)})
-		},
-		"PauseChanges": func(ctx context.Context) error { return first(st.PauseChanges(ctx, "", 1)) },
-		"Notices":      func(ctx context.Context) error { return first(st.Notices(ctx, "", 1)) },
-		"OpenRound":    func(ctx context.Context) error { return first(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
-		"Owned":        func(ctx context.Context) error { return first(st.Owned(ctx, []string{"1"})) },
-		"Doubt": func(ctx context.Context) error {
-			return first(st.Doubt(ctx, key, store.Gap{Since: p.now, Until: p.now.Add(time.Hour)}))
-		},
-		"MediaUsers": func(ctx context.Context) error { return st.MediaUsers(ctx, func(string, []byte) {}) },
-		"Prune": func(ctx context.Context) error {
-			return first(st.Prune(ctx, store.PruneBatch{FinishedBefore: p.now, Limit: 1}))
-		},
-		"PrunedRequests": func(ctx context.Context) error { return first(st.PrunedRequests(ctx, "", "r")) },
-		"Rebuild": func(ctx context.Context) error {
-			return first(st.Rebuild(ctx, store.Rebuilt{Status: jetpost.RequestStatus{Account: acme, ID: "r"}}))
-		},
-		"PauseAccount": func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
-		"PostDeleted":  func(ctx context.Context) error { return st.PostDeleted(ctx, p.lane, "r", 0, p.now) },
-		"Posted": func(ctx context.Context) error {
-			return first(st.Posted(ctx, p.lane, "r", store.LivePost{PostID: "1", Now: p.now}))
-		},
-		"Progress":    func(ctx context.Context) error { return first(st.Progress(ctx, store.ProgressQuery{Now: p.now})) },
-		"Reconcile":   func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
-		"Refusals":    func(ctx context.Context) error { return first(st.Refusals(ctx, 1)) },
-		"Refuse":      func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
-		"ReleaseLane": func(ctx context.Context) error { return first(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
-		"Replay":      func(ctx context.Context) error { return first(st.Replay(ctx, key, p.now)) },
-		"Request":     func(ctx context.Context) error { return first(st.Request(ctx, key)) },
-		"Reschedule":  func(ctx context.Context) error { return first(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
-		"Reseal":      func(ctx context.Context) error { return first(st.Reseal(ctx, nil)) },
-		"Reserve": func(ctx context.Context) error {
-			return first(st.Reserve(ctx, p.lane, store.Reservation{Window: "w", Left: 5, Need: 1, Now: p.now}))
-		},
-		"Resolve":        func(ctx context.Context) error { return first(st.Resolve(ctx, key, "1", p.now)) },
-		"ResumeAccount":  func(ctx context.Context) error { return first(st.ResumeAccount(ctx, acme, p.now)) },
-		"Retries":        func(ctx context.Context) error { return first(st.Retries(ctx, acme)) },
-		"RoundDelivered": func(ctx context.Context) error { return st.RoundDelivered(ctx, p.round) },
-		"SameText": func(ctx context.Context) error {
-			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
+		"ClaimToken": func(ctx context.Context) error {
+			_, _, err := st.ClaimToken(ctx, store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease}, Now: p.now})
 			return err
 		},
+		"Disconnect":     func(ctx context.Context) error { return errorOf(st.Disconnect(ctx, acme, p.now)) },
+		"ForgetPair":     func(ctx context.Context) error { return st.ForgetPair(ctx, p.token) },
+		"OpenRound":      func(ctx context.Context) error { return errorOf(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },
+		"Retries":        func(ctx context.Context) error { return errorOf(st.Retries(ctx, acme)) },
+		"RoundDelivered": func(ctx context.Context) error { return st.RoundDelivered(ctx, p.round) },
 		"SaveToken": func(ctx context.Context) error {
 			return st.SaveToken(ctx, p.token, store.Pair{Refresh: secret.New("r3")}, p.now)
 		},
 		"SaveTokenFailure": func(ctx context.Context) error {
 			return st.SaveTokenFailure(ctx, p.token, store.TokenFailure{Now: p.now})
 		},
-		"SealedTokens": func(ctx context.Context) error { return first(st.SealedTokens(ctx, "", 1)) },
-		"Sent":         func(ctx context.Context) error { return first(st.Sent(ctx, acme, p.now, 1)) },
+		"Token": func(ctx context.Context) error { return errorOf(st.Token(ctx, acme)) },
+		"AddLink": func(ctx context.Context) error {
+			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
+		},
+		"BeginAttempt": func(ctx context.Context) error { return errorOf(st.BeginAttempt(ctx, p.link, p.attempt())) },
+		"GiveUpAttempt": func(ctx context.Context) error {
+			return st.GiveUpAttempt(ctx, store.LinkID(store.LinkDigest(p.link)), p.state)
+		},
+		"Link": func(ctx context.Context) error { return errorOf(st.Link(ctx, p.link)) },
 		"TakeAttempt": func(ctx context.Context) error {
 			_, _, err := st.TakeAttempt(ctx, p.state, secret.New("b"), lease, p.now)
 			return err
 		},
-		"TakeLeases": func(ctx context.Context) error {
-			return first(st.TakeLeases(ctx, []string{"name"}, "owner", lease, p.now))
+		"UseLink":        func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
+		"APIToken":       func(ctx context.Context) error { return errorOf(st.APIToken(ctx, "none")) },
+		"APITokens":      func(ctx context.Context) error { return errorOf(st.APITokens(ctx)) },
+		"RevokeAPIToken": func(ctx context.Context) error { return errorOf(st.RevokeAPIToken(ctx, "none", p.now)) },
+		"AddAPIToken": func(ctx context.Context) error {
+			return st.AddAPIToken(ctx, store.APIToken{Name: uuid.NewString(), Digest: make([]byte, 32), CreatedAt: p.now, ExpiresAt: p.now.Add(lease)})
 		},
-		"Token":         func(ctx context.Context) error { return first(st.Token(ctx, acme)) },
-		"TryLease":      func(ctx context.Context) error { return first(st.TryLease(ctx, "name", "owner", lease, p.now)) },
-		"OutboxPending": func(ctx context.Context) error { return first(st.OutboxPending(ctx, p.now, 1)) },
-		"Unpublish":     func(ctx context.Context) error { return first(st.Unpublish(ctx, key, p.now)) },
+	}
+}
+
+// laneCalls are those of workers, by intake and lane.
+func (p *proxied) laneCalls() map[string]func(context.Context) error {
+	st := p.st
+	return map[string]func(ctx context.Context) error{
+		"Accept": func(ctx context.Context) error { return errorOf(st.Accept(ctx, p.acceptance("r"))) },
+		"AcceptMany": func(ctx context.Context) error {
+			return errorOf(st.AcceptMany(ctx, store.Lease{}, []store.Acceptance{p.acceptance("r")}))
+		},
+		"JobFailed": func(ctx context.Context) error { return errorOf(st.JobFailed(ctx, store.JobFailure{Stored: p.now})) },
+		"Refuse":    func(ctx context.Context) error { return st.Refuse(ctx, jetpost.Refusal{Stored: p.now}, nil) },
+		"Begin":     func(ctx context.Context) error { return st.Begin(ctx, p.lane, "r", p.intent()) },
+		"ClaimLane": func(ctx context.Context) error {
+			_, _, err := st.ClaimLane(ctx, acme, "worker", lease, p.now)
+			return err
+		},
+		"Conclude":   func(ctx context.Context) error { return st.Conclude(ctx, p.lane, "r", p.outcome()) },
+		"Deleted":    func(ctx context.Context) error { return errorOf(st.Deleted(ctx, []string{"1"})) },
+		"DueLanes":   func(ctx context.Context) error { return errorOf(st.DueLanes(ctx, p.now, 1)) },
+		"ExtendLane": func(ctx context.Context) error { return st.ExtendLane(ctx, p.lane, lease, p.now) },
+		"HoldQueue": func(ctx context.Context) error {
+			return errorOf(st.HoldQueue(ctx, p.lane, jetpost.Reason{Code: jetpost.CodeAccountReauthRequired}, 0, p.now))
+		},
+		"HoldUnpublish": func(ctx context.Context) error { return st.HoldUnpublish(ctx, p.lane, "r", p.outcome()) },
+		"Snapshot":      func(ctx context.Context) error { return errorOf(st.Snapshot(ctx, p.lane, p.now)) },
+		"BlockAccount": func(ctx context.Context) error {
+			return errorOf(st.BlockAccount(ctx, p.lane, jetpost.BlockedPause(p.now, jetpost.CodeAccountLocked, "w", time.Hour, time.Hour), p.now))
+		},
+		"Refused": func(ctx context.Context) error {
+			return errorOf(st.Refused(ctx, p.lane, "r", store.UnruledRefusal{Words: "w", Within: time.Hour, Now: p.now}))
+		},
+		"Owned":       func(ctx context.Context) error { return errorOf(st.Owned(ctx, []string{"1"})) },
+		"PostDeleted": func(ctx context.Context) error { return st.PostDeleted(ctx, p.lane, "r", 0, p.now) },
+		"Posted": func(ctx context.Context) error {
+			return errorOf(st.Posted(ctx, p.lane, "r", store.LivePost{PostID: "1", Now: p.now}))
+		},
+		"ReleaseLane": func(ctx context.Context) error { return errorOf(st.ReleaseLane(ctx, p.lane, 1, p.now, p.now)) },
+		"Reserve": func(ctx context.Context) error {
+			return errorOf(st.Reserve(ctx, p.lane, store.Reservation{Window: "w", Left: 5, Need: 1, Now: p.now}))
+		},
+		"Sent": func(ctx context.Context) error { return errorOf(st.Sent(ctx, acme, p.now, 1)) },
 		"Unpublishing": func(ctx context.Context) error {
 			_, _, err := st.Unpublishing(ctx, p.lane)
 			return err
 		},
 		"Uploaded": func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
-		"UseLink":  func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
-		"Waiting":  func(ctx context.Context) error { return first(st.Waiting(ctx, store.Waiting{}, 1)) },
-		"Anchor":   func(ctx context.Context) error { return first(st.Anchor(ctx, acme)) },
+		"Anchor":   func(ctx context.Context) error { return errorOf(st.Anchor(ctx, acme)) },
+	}
+}
+
+// requestCalls are those that change or read requests beside the lane.
+func (p *proxied) requestCalls() map[string]func(context.Context) error {
+	key := store.Key{Account: acme, ID: "r"}
+	st := p.st
+	return map[string]func(ctx context.Context) error{
+		"Cancel": func(ctx context.Context) error { return errorOf(st.Cancel(ctx, key, p.now)) },
+		"EndHolds": func(ctx context.Context) error {
+			return errorOf(st.EndHolds(ctx, acme, jetpost.CodePostingLimit, p.now))
+		},
+		"ExpireLate": func(ctx context.Context) error {
+			return errorOf(st.ExpireLate(ctx, acme, p.now.Add(time.Hour), 1, p.now))
+		},
+		"PauseAccount":  func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
+		"Reconcile":     func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
+		"Replay":        func(ctx context.Context) error { return errorOf(st.Replay(ctx, key, p.now)) },
+		"Reschedule":    func(ctx context.Context) error { return errorOf(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
+		"Resolve":       func(ctx context.Context) error { return errorOf(st.Resolve(ctx, key, "1", p.now)) },
+		"ResumeAccount": func(ctx context.Context) error { return errorOf(st.ResumeAccount(ctx, acme, p.now)) },
+		"Unpublish":     func(ctx context.Context) error { return errorOf(st.Unpublish(ctx, key, p.now)) },
+		"CountRequests": func(ctx context.Context) error { return errorOf(st.CountRequests(ctx)) },
+		"Late":          func(ctx context.Context) error { return errorOf(st.Late(ctx, "", p.now, 1)) },
+		"ListRequests":  func(ctx context.Context) error { return errorOf(st.ListRequests(ctx, store.Filter{})) },
+		"Refusals":      func(ctx context.Context) error { return errorOf(st.Refusals(ctx, 1)) },
+		"Request":       func(ctx context.Context) error { return errorOf(st.Request(ctx, key)) },
+		"SameText": func(ctx context.Context) error {
+			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
+			return err
+		},
+		"Waiting":       func(ctx context.Context) error { return errorOf(st.Waiting(ctx, store.Waiting{}, 1)) },
+		"MarkDelivered": func(ctx context.Context) error { return errorOf(st.MarkDelivered(ctx, key, 1)) },
+		"MarkManyDelivered": func(ctx context.Context) error {
+			return errorOf(st.MarkManyDelivered(ctx, []store.Revision{{Key: key, Number: 1}}))
+		},
+		"MarkNoticed": func(ctx context.Context) error { return st.MarkNoticed(ctx, store.Notice{Account: acme, Version: 1}) },
+		"MarkPauseChangeTold": func(ctx context.Context) error {
+			return st.MarkPauseChangeTold(ctx, store.PauseChange{Account: acme, Event: jetpost.EventAccountPaused, At: time.Unix(0, 0)})
+		},
+		"PauseChanges":  func(ctx context.Context) error { return errorOf(st.PauseChanges(ctx, "", 1)) },
+		"Notices":       func(ctx context.Context) error { return errorOf(st.Notices(ctx, "", 1)) },
+		"OutboxPending": func(ctx context.Context) error { return errorOf(st.OutboxPending(ctx, p.now, 1)) },
+		"MediaUsers":    func(ctx context.Context) error { return st.MediaUsers(ctx, func(string, []byte) {}) },
+		"Prune": func(ctx context.Context) error {
+			return errorOf(st.Prune(ctx, store.PruneBatch{FinishedBefore: p.now, Limit: 1}))
+		},
+		"PrunedRequests": func(ctx context.Context) error { return errorOf(st.PrunedRequests(ctx, "", "r")) },
+		"Doubt": func(ctx context.Context) error {
+			return errorOf(st.Doubt(ctx, key, store.Gap{Since: p.now, Until: p.now.Add(time.Hour)}))
+		},
+		"Rebuild": func(ctx context.Context) error {
+			return errorOf(st.Rebuild(ctx, store.Rebuilt{Status: jetpost.RequestStatus{Account: acme, ID: "r"}}))
+		},
 	}
 }
 

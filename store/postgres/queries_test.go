@@ -16,149 +16,182 @@ import (
 
 // queries holds every statement of the package.
 func queries() map[string]string {
+	all := map[string]string{}
+	for _, part := range []map[string]string{ledgerQueries(), accountQueries(), tokenQueries(), laneQueries(), requestQueries()} {
+		maps.Copy(all, part)
+	}
+	return all
+}
+
+// ledgerQueries are of the ledger as a whole.
+func ledgerQueries() map[string]string {
 	return map[string]string{
-		"sqlAccount":             sqlAccount,
-		"sqlAccounts":            sqlAccounts,
-		"sqlAddAccount":          sqlAddAccount,
-		"sqlAddBatch":            sqlAddBatch,
-		"sqlAddLane":             sqlAddLane,
-		"sqlAddLeases":           sqlAddLeases,
-		"sqlAddLink":             sqlAddLink,
-		"sqlAddPosts":            sqlAddPosts,
-		"sqlAddRequests":         sqlAddRequests,
-		"sqlAddRound":            sqlAddRound,
-		"sqlAddToken":            sqlAddToken,
+		"sqlAddLeases":        sqlAddLeases,
+		"sqlBlocked":          sqlBlocked,
+		"sqlClock":            sqlClock,
+		"sqlCommit":           sqlCommit,
+		"sqlDurability":       sqlDurability,
+		"sqlCountAccounts":    sqlCountAccounts,
+		"sqlCountBlocked":     sqlCountBlocked,
+		"sqlDropLeases":       sqlDropLeases,
+		"sqlHoldLease":        sqlHoldLease,
+		"sqlHolders":          sqlHolders,
+		"sqlSetDesired":       sqlSetDesired,
+		"sqlDesired":          sqlDesired,
+		"sqlLateSum":          sqlLateSum,
+		"sqlLeases":           sqlLeases,
+		"sqlLedgerID":         sqlLedgerID,
+		"sqlMoved":            sqlMoved,
+		"sqlOldestDue":        sqlOldestDue,
+		"sqlAddOperation":     sqlAddOperation,
+		"sqlAnswerOperation":  sqlAnswerOperation,
+		"sqlForgetOperations": sqlForgetOperations,
+		"sqlOperation":        sqlOperation,
+		"sqlOtherKeys":        sqlOtherKeys,
+		"sqlReadKeyCheck":     sqlReadKeyCheck,
+		"sqlSetKeyCheck":      sqlSetKeyCheck,
+		"sqlStanding":         sqlStanding,
+		"sqlTakeLeases":       sqlTakeLeases,
+		"sqlTryLease":         sqlTryLease,
+		"sqlVersion":          sqlVersion,
+	}
+}
+
+// accountQueries are of accounts, and of what gives access to them.
+func accountQueries() map[string]string {
+	return map[string]string{
+		"sqlAccount":         sqlAccount,
+		"sqlAccounts":        sqlAccounts,
+		"sqlAddAccount":      sqlAddAccount,
+		"sqlAddLane":         sqlAddLane,
+		"sqlAddLink":         sqlAddLink,
+		"sqlAddToken":        sqlAddToken,
+		"sqlBeginAttempt":    sqlBeginAttempt,
+		"sqlAPIToken":        sqlAPIToken,
+		"sqlAPITokens":       sqlAPITokens,
+		"sqlForgetAPITokens": sqlForgetAPITokens,
+		"sqlAddAPIToken":     sqlAddAPIToken,
+		"sqlRevokeAPIToken":  sqlRevokeAPIToken,
+		"sqlForgetLinks":     sqlForgetLinks,
+		"sqlFromAccounts":    sqlFromAccounts,
+		"sqlGiveUpAttempt":   sqlGiveUpAttempt,
+		"sqlLink":            sqlLink,
+		"sqlLockAttempt":     sqlLockAttempt,
+		"sqlLockLink":        sqlLockLink,
+		"sqlLockToken":       sqlLockToken,
+		"sqlRenameUser":      sqlRenameUser,
+		"sqlReplaceToken":    sqlReplaceToken,
+		"sqlTakeAttempt":     sqlTakeAttempt,
+		"sqlUseLink":         sqlUseLink,
+	}
+}
+
+// tokenQueries are of tokens, and of the keys that seal them.
+func tokenQueries() map[string]string {
+	return map[string]string{
+		"sqlAddBatch":         sqlAddBatch,
+		"sqlAddRound":         sqlAddRound,
+		"sqlKeyCheck":         sqlKeyCheck,
+		"sqlClaimDue":         sqlClaimDue,
+		"sqlClaimToken":       sqlClaimToken,
+		"sqlCountDue":         sqlCountDue,
+		"sqlDisconnect":       sqlDisconnect,
+		"sqlForgetBatches":    sqlForgetBatches,
+		"sqlForgetPair":       sqlForgetPair,
+		"sqlForgetRetries":    sqlForgetRetries,
+		"sqlForgetRounds":     sqlForgetRounds,
+		"sqlKeyUses":          sqlKeyUses,
+		"sqlLockClaim":        sqlLockClaim,
+		"sqlMarkNoticed":      sqlMarkNoticed,
+		"sqlNotices":          sqlNotices,
+		"sqlPresent":          sqlPresent,
+		"sqlReseal":           sqlReseal,
+		"sqlRetries":          sqlRetries,
+		"sqlRound":            sqlRound,
+		"sqlRoundDelivered":   sqlRoundDelivered,
+		"sqlSaveToken":        sqlSaveToken,
+		"sqlSaveTokenFailure": sqlSaveTokenFailure,
+		"sqlSealedTokens":     sqlSealedTokens,
+		"sqlToken":            sqlToken,
+		"sqlTokens":           sqlTokens,
+	}
+}
+
+// laneQueries are of lanes, pauses, the outbox and deletions.
+func laneQueries() map[string]string {
+	return map[string]string{
 		"sqlAppWindow":           sqlAppWindow,
-		"sqlBeginAttempt":        sqlBeginAttempt,
 		"sqlBehind":              sqlBehind,
-		"sqlBlocked":             sqlBlocked,
-		"sqlKeyCheck":            sqlKeyCheck,
-		"sqlClaimDue":            sqlClaimDue,
-		"sqlClaimToken":          sqlClaimToken,
-		"sqlClock":               sqlClock,
-		"sqlCommit":              sqlCommit,
-		"sqlAPIToken":            sqlAPIToken,
-		"sqlAPITokens":           sqlAPITokens,
-		"sqlForgetAPITokens":     sqlForgetAPITokens,
-		"sqlAddAPIToken":         sqlAddAPIToken,
-		"sqlRevokeAPIToken":      sqlRevokeAPIToken,
-		"sqlDurability":          sqlDurability,
-		"sqlCountAccounts":       sqlCountAccounts,
-		"sqlCountBlocked":        sqlCountBlocked,
-		"sqlCountDue":            sqlCountDue,
-		"sqlCountRequests":       sqlCountRequests,
-		"sqlDisconnect":          sqlDisconnect,
-		"sqlDropLeases":          sqlDropLeases,
 		"sqlDueLanes":            sqlDueLanes,
-		"sqlEndHolds":            sqlEndHolds,
 		"sqlExtendLane":          sqlExtendLane,
-		"sqlForgetBatches":       sqlForgetBatches,
-		"sqlForgetFailures":      sqlForgetFailures,
-		"sqlForgetLinks":         sqlForgetLinks,
-		"sqlForgetPair":          sqlForgetPair,
-		"sqlForgetRefusals":      sqlForgetRefusals,
-		"sqlForgetRetries":       sqlForgetRetries,
-		"sqlForgetRounds":        sqlForgetRounds,
-		"sqlFromAccounts":        sqlFromAccounts,
-		"sqlGiveUpAttempt":       sqlGiveUpAttempt,
 		"sqlHead":                sqlHead,
-		"sqlHoldLease":           sqlHoldLease,
-		"sqlHolders":             sqlHolders,
-		"sqlJobFailed":           sqlJobFailed,
-		"sqlSetDesired":          sqlSetDesired,
-		"sqlDesired":             sqlDesired,
-		"sqlKeyUses":             sqlKeyUses,
 		"sqlLaneExists":          sqlLaneExists,
 		"sqlLate":                sqlLate,
-		"sqlLateSum":             sqlLateSum,
 		"sqlLateUnsent":          sqlLateUnsent,
-		"sqlLeases":              sqlLeases,
-		"sqlLedgerID":            sqlLedgerID,
-		"sqlLink":                sqlLink,
-		"sqlListRequests":        sqlListRequests,
-		"sqlLockAttempt":         sqlLockAttempt,
-		"sqlLockClaim":           sqlLockClaim,
-		"sqlLockLane":            sqlLockLane,
-		"sqlLockLanes":           sqlLockLanes,
-		"sqlLockLink":            sqlLockLink,
-		"sqlLockRequest":         sqlLockRequest,
-		"sqlLockRequests":        sqlLockRequests,
-		"sqlLockTexts":           sqlLockTexts,
-		"sqlLockToken":           sqlLockToken,
 		"sqlMarkDelivered":       sqlMarkDelivered,
 		"sqlNews":                sqlNews,
 		"sqlTold":                "SELECT " + sqlTold + " FROM requests",
-		"sqlMarkNoticed":         sqlMarkNoticed,
-		"sqlMoved":               sqlMoved,
 		"sqlNextDue":             sqlNextDue,
-		"sqlNotices":             sqlNotices,
-		"sqlOldestDue":           sqlOldestDue,
-		"sqlAddOperation":        sqlAddOperation,
-		"sqlAnswerOperation":     sqlAnswerOperation,
-		"sqlForgetOperations":    sqlForgetOperations,
-		"sqlOperation":           sqlOperation,
-		"sqlOtherKeys":           sqlOtherKeys,
-		"sqlOwned":               sqlOwned,
-		"sqlPlaced":              sqlPlaced,
-		"sqlPosts":               sqlPosts,
-		"sqlPresent":             sqlPresent,
 		"sqlProgress":            sqlProgress,
-		"sqlReadKeyCheck":        sqlReadKeyCheck,
-		"sqlRefusals":            sqlRefusals,
-		"sqlRefuse":              sqlRefuse,
-		"sqlRenameUser":          sqlRenameUser,
-		"sqlReplaceToken":        sqlReplaceToken,
-		"sqlRequest":             sqlRequest,
-		"sqlReseal":              sqlReseal,
 		"sqlReserve":             sqlReserve,
-		"sqlRetries":             sqlRetries,
-		"sqlWake":                sqlWake,
 		"sqlGenerations":         sqlGenerations,
-		"sqlRound":               sqlRound,
-		"sqlRoundDelivered":      sqlRoundDelivered,
-		"sqlSameText":            sqlSameText,
-		"sqlSameTexts":           sqlSameTexts,
-		"sqlSaveContents":        sqlSaveContents,
-		"sqlSavePost":            sqlSavePost,
-		"sqlSaveRequest":         sqlSaveRequest,
-		"sqlSaveToken":           sqlSaveToken,
-		"sqlSaveTokenFailure":    sqlSaveTokenFailure,
-		"sqlSealedTokens":        sqlSealedTokens,
 		"sqlSent":                sqlSent,
 		"sqlSetAside":            sqlSetAside,
-		"sqlSetKeyCheck":         sqlSetKeyCheck,
 		"sqlSetPause":            sqlSetPause,
-		"sqlStanding":            sqlStanding,
 		"sqlStep":                sqlStep,
-		"sqlTakeAttempt":         sqlTakeAttempt,
-		"sqlTakeLeases":          sqlTakeLeases,
-		"sqlToken":               sqlToken,
-		"sqlTokens":              sqlTokens,
 		"sqlUnruled":             sqlUnruled,
 		"sqlUnruledOver":         sqlUnruledOver,
 		"sqlCountUnruled":        sqlCountUnruled,
 		"sqlForgetUnruled":       sqlForgetUnruled,
-		"sqlTryLease":            sqlTryLease,
 		"sqlPauseChange":         sqlPauseChange,
 		"sqlPauseChanges":        sqlPauseChanges,
 		"sqlMarkPauseChangeTold": sqlMarkPauseChangeTold,
 		"sqlOutboxPending":       sqlOutboxPending,
-		"sqlUseLink":             sqlUseLink,
-		"sqlVersion":             sqlVersion,
-		"sqlWaiting":             sqlWaiting,
 		"sqlNextDeletion":        sqlNextDeletion,
 		"sqlRetryDeletions":      sqlRetryDeletions,
 		"sqlHeldGenerations":     sqlHeldGenerations,
 		"sqlUnpublishing":        sqlUnpublishing,
 		"sqlDeleted":             sqlDeleted,
-		"sqlAnchor":              sqlAnchor,
-		"sqlSaveBody":            sqlSaveBody,
-		"sqlForgetNews":          sqlForgetNews,
-		"sqlPrunable":            sqlPrunable,
-		"sqlPrune":               sqlPrune,
-		"sqlPruned":              sqlPruned,
-		"sqlPrunedRequests":      sqlPrunedRequests,
-		"sqlMediaUsers":          sqlMediaUsers,
+	}
+}
+
+// requestQueries are of requests and their posts.
+func requestQueries() map[string]string {
+	return map[string]string{
+		"sqlAddPosts":       sqlAddPosts,
+		"sqlAddRequests":    sqlAddRequests,
+		"sqlCountRequests":  sqlCountRequests,
+		"sqlEndHolds":       sqlEndHolds,
+		"sqlForgetFailures": sqlForgetFailures,
+		"sqlForgetRefusals": sqlForgetRefusals,
+		"sqlJobFailed":      sqlJobFailed,
+		"sqlListRequests":   sqlListRequests,
+		"sqlLockLane":       sqlLockLane,
+		"sqlLockLanes":      sqlLockLanes,
+		"sqlLockRequest":    sqlLockRequest,
+		"sqlLockRequests":   sqlLockRequests,
+		"sqlLockTexts":      sqlLockTexts,
+		"sqlOwned":          sqlOwned,
+		"sqlPlaced":         sqlPlaced,
+		"sqlPosts":          sqlPosts,
+		"sqlRefusals":       sqlRefusals,
+		"sqlRefuse":         sqlRefuse,
+		"sqlRequest":        sqlRequest,
+		"sqlWake":           sqlWake,
+		"sqlSameText":       sqlSameText,
+		"sqlSameTexts":      sqlSameTexts,
+		"sqlSaveContents":   sqlSaveContents,
+		"sqlSavePost":       sqlSavePost,
+		"sqlSaveRequest":    sqlSaveRequest,
+		"sqlWaiting":        sqlWaiting,
+		"sqlAnchor":         sqlAnchor,
+		"sqlSaveBody":       sqlSaveBody,
+		"sqlForgetNews":     sqlForgetNews,
+		"sqlPrunable":       sqlPrunable,
+		"sqlPrune":          sqlPrune,
+		"sqlPruned":         sqlPruned,
+		"sqlPrunedRequests": sqlPrunedRequests,
+		"sqlMediaUsers":     sqlMediaUsers,
 	}
 }
 
@@ -225,61 +258,81 @@ INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_a
 SELECT sha256(n::text::bytea), 'a', '', now(), now(), sha256(n::text::bytea), sha256(''), now() FROM generate_series(1, 1000) AS n;
 ANALYZE;`
 
-// The queries that run all the time must not grow slower with the ledger's history,
-// neither with a plan for their arguments nor with a generic plan.
-func TestHotQueriesUseIndexes(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name, query, arguments string
-		indexes                []string
-		anew                   bool // planned for each call, with its arguments
-	}{
+// hotQuery runs all the time.
+type hotQuery struct {
+	name, query, arguments string
+	indexes                []string
+	anew                   bool // planned for each call, with its arguments
+}
+
+// hotQueriesOfLanes are of queues, lanes and the sweeper.
+func hotQueriesOfLanes() []hotQuery {
+	return []hotQuery{
 		{"behind", sqlBehind, `'a1', now(), 100`, []string{"requests_line"}, false},
 		{"blocked", sqlBlocked, `now(), 20, 1000`, []string{"requests_blocked", "requests_line"}, false},
-		{"claim due tokens", sqlClaimDue, `now(), '30s', '2m', '1m', 'r', 10`, []string{"oauth_tokens_due", "oauth_tokens_pkey"}, false},
-		{"claim token", sqlClaimToken, `now(), '30s', '2m', '1m', 'a1', 1, false, false`, []string{"oauth_tokens_user_id_key", "oauth_tokens_pkey"}, false},
 		{"due lanes", sqlDueLanes, `now(), 100`, []string{"lanes_due"}, false},
 		{"end holds", sqlEndHolds, `'a1', 'poison', now()`, []string{"requests_"}, false},
-		{"forget links", sqlForgetLinks, `now() - interval '7 days', 100`, []string{"connect_links_expired"}, false},
-		{"forget refusals", sqlForgetRefusals, `now() - interval '30 days', 100`, []string{"refusals_latest"}, false},
 		{"head", sqlHead, `'a1', now()`, []string{"requests_begun", "requests_line", "requests_pkey"}, false},
+		{"lock lanes", sqlLockLanes, `'{a1,a2,a3}'`, []string{"lanes_pkey"}, false},
+		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
+		{"oldest due", sqlOldestDue, `now()`, []string{"lanes_due"}, false},
+		{"step", sqlStep, "'{a1}', '{write}', '{NULL}', '{1}', '{w}', '{NULL}', '{1}', '{1}', '{1}', '{NULL}', '{NULL}', '{true}', '{true}', '{true}', " +
+			"'{1}', '{0}', '{NULL}', '{published}', '{2}', '{e}', '{0}', '{1}', '{0}', '{posted}', '{\"\"}', '{1}', ARRAY['[]']::json[], ARRAY[sha256('1')], " +
+			"'{1}', '{NULL}', '{\"\"}', '{1}', '{1}'", []string{"lanes_pkey", "requests_begun", "requests_line", "requests_pkey", "posts_pkey"}, false},
+		{"waiting", sqlWaiting, `'a1', now(), 1, 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"late", sqlLateUnsent, `'a1', now(), 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"late of all", sqlLate, `'', now() - interval '1 hour', 1000`, []string{"requests_line", "posts_pkey"}, false},
 		{"late, summed up", sqlLateSum, `now() - interval '1 hour', 1000`, []string{"requests_line", "posts_pkey"}, false},
-		{"link", sqlLockLink, `sha256('1')`, []string{"connect_links_pkey"}, false},
-		{"link's attempt", sqlLockAttempt, `sha256('1')`, []string{"connect_links_state"}, false},
-		{"list all", sqlListRequests, `'', '', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_accepted"}, true},
-		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_pkey"}, true},
-		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100, NULL, 0, ''`, []string{"requests_state"}, true},
-		{"lock lanes", sqlLockLanes, `'{a1,a2,a3}'`, []string{"lanes_pkey"}, false},
-		{"lock requests", sqlLockRequests, `'{a1,a2}', '{1,2}'`, []string{"requests_pkey", "pruned_pkey"}, false},
-		{"mark announced", sqlMarkDelivered, `'{a1,a2}', '{1,2}', '{1,1}'`, []string{"requests_pkey"}, false},
 		{"moved", sqlMoved, `now() - interval '1 hour', 10`, []string{"requests_accepted", "posts_live", "outbox_since", "refusals_latest"}, false},
-		{"next due", sqlNextDue, `'a1', now()`, []string{"requests_line"}, false},
+		{"mark announced", sqlMarkDelivered, `'{a1,a2}', '{1,2}', '{1,1}'`, []string{"requests_pkey"}, false},
+		{"outbox", sqlOutboxPending, `now(), 10`, []string{"outbox_since"}, false},
 		{"notices", sqlNotices, `'', 10`, []string{"oauth_tokens_untold"}, false},
-		{"deleted", sqlDeleted, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"next deletion", sqlNextDeletion, `'a1'`, []string{"requests_unpublish", "lanes_pkey"}, false},
 		{"retry deletions", sqlRetryDeletions, `'a1', now()`, []string{"requests_unpublish"}, false},
 		{"unpublishing", sqlUnpublishing, `'a1'`, []string{"requests_unpublish"}, false},
+	}
+}
+
+// hotQueriesOfRequests are of requests and their posts.
+func hotQueriesOfRequests() []hotQuery {
+	return []hotQuery{
+		{"list all", sqlListRequests, `'', '', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_accepted"}, true},
+		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_pkey"}, true},
+		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100, NULL, 0, ''`, []string{"requests_state"}, true},
+		{"lock requests", sqlLockRequests, `'{a1,a2}', '{1,2}'`, []string{"requests_pkey", "pruned_pkey"}, false},
+		{"deleted", sqlDeleted, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"owned", sqlOwned, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
 		{"prunable", sqlPrunable, `now() - interval '1 day', now() - interval '2 days', 1, 'a1', 100`, []string{"requests_accepted", "posts_sending", "posts_live"}, false},
 		{"prune", sqlPrune, `now() - interval '1 day', '{a1,a2}', '{1,2}', 16`, []string{"lanes_pkey", "requests_pkey", "posts_pkey", "posts_live"}, false},
 		{"pruned", sqlPruned, `'a1', '1'`, []string{"pruned_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
-		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, false},
+		{"forget refusals", sqlForgetRefusals, `now() - interval '30 days', 100`, []string{"refusals_latest"}, false},
 		{"same text", sqlSameText, `'a1', ARRAY[sha256('1'), sha256('2')], now() - interval '1 day', now() + interval '1 day', now()`, []string{"posts_text", "requests_pkey"}, false},
 		{"same texts", sqlSameTexts, `'{1}', '{a1}', ARRAY[sha256('1')], ARRAY[now() - interval '1 day'], ARRAY[now() + interval '1 day'], ARRAY[now()]`, []string{"posts_text", "requests_pkey"}, false},
-		{"oldest due", sqlOldestDue, `now()`, []string{"lanes_due"}, false},
 		{"sent", sqlSent, `'a1', now() - interval '1 hour', 10`, []string{"posts_live"}, false},
-		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
-		{"step", sqlStep, "'{a1}', '{write}', '{NULL}', '{1}', '{w}', '{NULL}', '{1}', '{1}', '{1}', '{NULL}', '{NULL}', '{true}', '{true}', '{true}', " +
-			"'{1}', '{0}', '{NULL}', '{published}', '{2}', '{e}', '{0}', '{1}', '{0}', '{posted}', '{\"\"}', '{1}', ARRAY['[]']::json[], ARRAY[sha256('1')], " +
-			"'{1}', '{NULL}', '{\"\"}', '{1}', '{1}'", []string{"lanes_pkey", "requests_begun", "requests_line", "requests_pkey", "posts_pkey"}, false},
-		{"outbox", sqlOutboxPending, `now(), 10`, []string{"outbox_since"}, false},
-		{"waiting", sqlWaiting, `'a1', now(), 1, 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"anchor post", sqlAnchor, `'a1'`, []string{"posts_live", "accounts_pkey"}, false},
 	}
+}
+
+// hotQueriesOfAccess are of tokens and links.
+func hotQueriesOfAccess() []hotQuery {
+	return []hotQuery{
+		{"claim due tokens", sqlClaimDue, `now(), '30s', '2m', '1m', 'r', 10`, []string{"oauth_tokens_due", "oauth_tokens_pkey"}, false},
+		{"claim token", sqlClaimToken, `now(), '30s', '2m', '1m', 'a1', 1, false, false`, []string{"oauth_tokens_user_id_key", "oauth_tokens_pkey"}, false},
+		{"forget links", sqlForgetLinks, `now() - interval '7 days', 100`, []string{"connect_links_expired"}, false},
+		{"link", sqlLockLink, `sha256('1')`, []string{"connect_links_pkey"}, false},
+		{"link's attempt", sqlLockAttempt, `sha256('1')`, []string{"connect_links_state"}, false},
+		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, false},
+		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
+	}
+}
+
+// The queries that run all the time must not grow slower with the ledger's history,
+// neither with a plan for their arguments nor with a generic plan.
+func TestHotQueriesUseIndexes(t *testing.T) {
+	t.Parallel()
+	tests := slices.Concat(hotQueriesOfLanes(), hotQueriesOfRequests(), hotQueriesOfAccess())
 	conn := connect(t, pgtest.Migrated(t, Migrate))
 	_, err := conn.Exec(t.Context(), fillTables)
 	check(t, err)
