@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,86 +20,131 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
+// judgeRow says what becomes of an error before and after the intent of a post.
+type judgeRow struct {
+	name          string
+	err           error
+	before, begun judged
+	words         bool // the detail is exactly what X said
+}
+
+type judged struct {
+	kind  kind
+	code  jetpost.Code
+	until time.Time
+}
+
+// What the rows of TestJudge have in common.
+var (
+	judgeNow       = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	judgeReset     = judgeNow.Add(time.Minute)
+	judgeTomorrow  = judgeNow.Add(24 * time.Hour)
+	judgeLater     = judgeNow.Add(backoff(3))
+	judgeCheckFrom = judgeNow.Add(time.Hour)
+
+	errEnded = errors.New("connection reset")
+
+	judgedHeld     = judged{kindHold, jetpost.CodeXUnavailable, judgeLater}
+	judgedDoubtful = judged{kindDoubtful, jetpost.CodeReconciling, judgeCheckFrom}
+	judgedRefused  = judged{kindFailed, jetpost.CodeRefusedByX, time.Time{}}
+)
+
+func xSaid(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
+
+// always is a row of an error that means the same before and after the intent.
+func always(name string, err error, kind kind, code jetpost.Code, until time.Time) judgeRow {
+	as := judged{kind, code, until}
+	return judgeRow{name: name, err: err, before: as, begun: as}
+}
+
+// inXsWords is a row whose detail is exactly what X said.
+func (r judgeRow) inXsWords() judgeRow {
+	r.words = true
+	return r
+}
+
+// judgeRefusals are of one post or token that X refuses, for good.
+func judgeRefusals() []judgeRow {
+	return []judgeRow{
+		{"APIError", xSaid(418), judgedRefused, judgedRefused, true},
+		{"AppAuthError", &xapi.AppAuthError{Err: xSaid(401)}, judgedRefused, judgedRefused, true},
+		{"CodeRefusedError", &xapi.CodeRefusedError{Err: xSaid(400)}, judgedRefused, judgedRefused, true},
+		{"GrantRefusedError", &xapi.GrantRefusedError{Err: xSaid(400)}, judgedRefused, judgedRefused, true},
+		{"RefusedError", &xapi.RefusedError{Kind: xapi.RefusedRule, Err: xSaid(403)}, judgedRefused, judgedRefused, true},
+		always("RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: xSaid(403)}, kindFailed, jetpost.CodeDuplicate, time.Time{}).inXsWords(),
+		always("ProcessingError", &xapi.ProcessingError{Err: errEnded}, kindFailed, jetpost.CodeMediaInvalid, time.Time{}),
+		{"ThreadError", &xapi.ThreadError{Err: &xapi.RefusedError{Kind: xapi.RefusedRule, Err: xSaid(403)}}, judgedRefused, judgedRefused, true},
+	}
+}
+
+// judgeBlocks are of the whole account or the whole app.
+func judgeBlocks() []judgeRow {
+	var undated time.Time // no known end: it is probed
+	window := xapi.Window{Endpoint: xapi.EndpointCreatePost, Kind: xapi.WindowApp24h}
+	return []judgeRow{
+		always("AccountError", &xapi.AccountError{Reason: xapi.AccountLocked, Err: xSaid(403)}, kindBlock, jetpost.CodeAccountLocked, time.Time{}).inXsWords(),
+		always("AppError, dated", &xapi.AppError{Reason: xapi.AppSpendCapReached, Until: judgeTomorrow, Err: xSaid(403)}, kindPause, jetpost.CodeSpendCapReached, judgeTomorrow).inXsWords(),
+		always("AppError, past", &xapi.AppError{Reason: xapi.AppUsageCapped, Until: judgeNow, Err: xSaid(429)}, kindPause, jetpost.CodeUsageCapped, undated).inXsWords(),
+		always("AppError, undated", &xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: xSaid(402)}, kindPause, jetpost.CodeCreditsDepleted, undated).inXsWords(),
+		always("RateLimitError, app", &xapi.RateLimitError{Window: window, Until: judgeReset, Err: xSaid(429)}, kindPause, jetpost.CodeAppRateLimited, judgeReset),
+	}
+}
+
+// judgeHolds are over by themselves.
+func judgeHolds() []judgeRow {
+	uploads := xapi.Window{Endpoint: xapi.EndpointUploadMedia, Kind: xapi.WindowApp24h}
+	return []judgeRow{
+		{"NotSentError", &xapi.NotSentError{Err: errEnded}, judgedHeld, judgedHeld, false},
+		always("RateLimitError, account", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.WindowUser24h}, Until: judgeReset, Err: xSaid(429)}, kindHold, jetpost.CodeRateLimited, judgeReset),
+		always("RateLimitError, app, of uploads", &xapi.RateLimitError{Window: uploads, Until: judgeReset, Err: xSaid(429)}, kindHold, jetpost.CodeRateLimited, judgeReset),
+		always("RateLimitError, past", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.Window15Min}, Until: judgeNow, Err: xSaid(429)}, kindHold, jetpost.CodeRateLimited, judgeLater),
+		{"UnauthorizedError", &xapi.UnauthorizedError{Err: xSaid(401)}, judgedHeld, judgedHeld, false},
+		{"UnavailableError, answered", &xapi.UnavailableError{Err: xSaid(404)}, judgedHeld, judgedHeld, false},
+		{"UnavailableError, lost", &xapi.UnavailableError{Err: errEnded}, judgedHeld, judgedHeld, false},
+	}
+}
+
+// judgeDoubts are held before the intent, and leave the post in doubt after it.
+func judgeDoubts() []judgeRow {
+	return []judgeRow{
+		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: xSaid(503)}, judgedHeld, judgedDoubtful, false},
+		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: errEnded}, judgedHeld, judgedDoubtful, false},
+		{"any other", errEnded, judgedHeld, judgedDoubtful, false},
+		{"post taken", store.ErrPostTaken, judgedHeld, judgedDoubtful, false},
+	}
+}
+
+// judgeOurs are of the worker itself.
+func judgeOurs() []judgeRow {
+	return []judgeRow{
+		always("our hold", admission.Wait(jetpost.CodePoison, judgeTomorrow, "ours"), kindHold, jetpost.CodePoison, judgeTomorrow),
+		always("our decision", &decidedError{failWith(jetpost.CodeExpired, "ours")}, kindFailed, jetpost.CodeExpired, time.Time{}),
+		always("our media, for now", &mediaError{err: errEnded}, kindHold, jetpost.CodeMediaUnavailable, judgeLater),
+		always("our media, for good", &mediaError{code: jetpost.CodeMediaInvalid, err: errEnded}, kindFailed, jetpost.CodeMediaInvalid, time.Time{}),
+	}
+}
+
 // TestJudge has a row for each error of X's client. Each error is judged before and after
 // the intent of a post, bare and wrapped as a thread wraps it.
 func TestJudge(t *testing.T) {
 	t.Parallel()
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	reset, tomorrow, later := now.Add(time.Minute), now.Add(24*time.Hour), now.Add(backoff(3))
-	var undated time.Time // no known end: it is probed
-	checkFrom := now.Add(time.Hour)
-	said := func(status int) *xapi.APIError { return &xapi.APIError{Status: status, Detail: "X's own words"} }
-	ended := errors.New("connection reset")
-	type want struct {
-		kind  kind
-		code  jetpost.Code
-		until time.Time
-	}
-	held := want{kindHold, jetpost.CodeXUnavailable, later}
-	doubtful := want{kindDoubtful, jetpost.CodeReconciling, checkFrom}
-	refused := want{kindFailed, jetpost.CodeRefusedByX, time.Time{}}
-	tests := []struct {
-		name          string
-		err           error
-		before, begun want
-		words         bool // the detail is exactly what X said
-	}{
-		{"APIError", said(418), refused, refused, true},
-		{"AccountError", &xapi.AccountError{Reason: xapi.AccountLocked, Err: said(403)},
-			want{kindBlock, jetpost.CodeAccountLocked, time.Time{}}, want{kindBlock, jetpost.CodeAccountLocked, time.Time{}}, true},
-		{"AmbiguousError, answered", &xapi.AmbiguousError{Err: said(503)}, held, doubtful, false},
-		{"AmbiguousError, lost", &xapi.AmbiguousError{Err: ended}, held, doubtful, false},
-		{"AppAuthError", &xapi.AppAuthError{Err: said(401)}, refused, refused, true},
-		{"AppError, dated", &xapi.AppError{Reason: xapi.AppSpendCapReached, Until: tomorrow, Err: said(403)},
-			want{kindPause, jetpost.CodeSpendCapReached, tomorrow}, want{kindPause, jetpost.CodeSpendCapReached, tomorrow}, true},
-		{"AppError, past", &xapi.AppError{Reason: xapi.AppUsageCapped, Until: now, Err: said(429)},
-			want{kindPause, jetpost.CodeUsageCapped, undated}, want{kindPause, jetpost.CodeUsageCapped, undated}, true},
-		{"AppError, undated", &xapi.AppError{Reason: xapi.AppCreditsDepleted, Err: said(402)},
-			want{kindPause, jetpost.CodeCreditsDepleted, undated}, want{kindPause, jetpost.CodeCreditsDepleted, undated}, true},
-		{"CodeRefusedError", &xapi.CodeRefusedError{Err: said(400)}, refused, refused, true},
-		{"GrantRefusedError", &xapi.GrantRefusedError{Err: said(400)}, refused, refused, true},
-		{"NotSentError", &xapi.NotSentError{Err: ended}, held, held, false},
-		{"RateLimitError, account", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.WindowUser24h}, Until: reset, Err: said(429)},
-			want{kindHold, jetpost.CodeRateLimited, reset}, want{kindHold, jetpost.CodeRateLimited, reset}, false},
-		{"RateLimitError, app, of uploads", &xapi.RateLimitError{Window: xapi.Window{Endpoint: xapi.EndpointUploadMedia, Kind: xapi.WindowApp24h}, Until: reset, Err: said(429)},
-			want{kindHold, jetpost.CodeRateLimited, reset}, want{kindHold, jetpost.CodeRateLimited, reset}, false},
-		{"RateLimitError, app", &xapi.RateLimitError{Window: xapi.Window{Endpoint: xapi.EndpointCreatePost, Kind: xapi.WindowApp24h}, Until: reset, Err: said(429)},
-			want{kindPause, jetpost.CodeAppRateLimited, reset}, want{kindPause, jetpost.CodeAppRateLimited, reset}, false},
-		{"RateLimitError, past", &xapi.RateLimitError{Window: xapi.Window{Kind: xapi.Window15Min}, Until: now, Err: said(429)},
-			want{kindHold, jetpost.CodeRateLimited, later}, want{kindHold, jetpost.CodeRateLimited, later}, false},
-		{"RefusedError", &xapi.RefusedError{Kind: xapi.RefusedRule, Err: said(403)}, refused, refused, true},
-		{"RefusedError, duplicate", &xapi.RefusedError{Kind: xapi.RefusedDuplicate, Err: said(403)},
-			want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, want{kindFailed, jetpost.CodeDuplicate, time.Time{}}, true},
-		{"ProcessingError", &xapi.ProcessingError{Err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
-		{"ThreadError", &xapi.ThreadError{Err: &xapi.RefusedError{Kind: xapi.RefusedRule, Err: said(403)}}, refused, refused, true},
-		{"UnauthorizedError", &xapi.UnauthorizedError{Err: said(401)}, held, held, false},
-		{"UnavailableError, answered", &xapi.UnavailableError{Err: said(404)}, held, held, false},
-		{"UnavailableError, lost", &xapi.UnavailableError{Err: ended}, held, held, false},
-
-		{"our hold", admission.Wait(jetpost.CodePoison, tomorrow, "ours"), want{kindHold, jetpost.CodePoison, tomorrow}, want{kindHold, jetpost.CodePoison, tomorrow}, false},
-		{"our decision", &decidedError{failWith(jetpost.CodeExpired, "ours")}, want{kindFailed, jetpost.CodeExpired, time.Time{}}, want{kindFailed, jetpost.CodeExpired, time.Time{}}, false},
-		{"our media, for now", &mediaError{err: ended}, want{kindHold, jetpost.CodeMediaUnavailable, later}, want{kindHold, jetpost.CodeMediaUnavailable, later}, false},
-		{"our media, for good", &mediaError{code: jetpost.CodeMediaInvalid, err: ended}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, want{kindFailed, jetpost.CodeMediaInvalid, time.Time{}}, false},
-		{"any other", ended, held, doubtful, false},
-		{"post taken", store.ErrPostTaken, held, doubtful, false},
-	}
 	rows := map[string]bool{}
-	for _, test := range tests {
-		name, _, _ := strings.Cut(test.name, ",")
+	for _, row := range slices.Concat(judgeRefusals(), judgeBlocks(), judgeHolds(), judgeDoubts(), judgeOurs()) {
+		name, _, _ := strings.Cut(row.name, ",")
 		rows[name] = true
 		for _, begun := range []bool{false, true} {
-			for _, err := range []error{test.err, fmt.Errorf("post 2 of 3: %w", test.err)} {
-				t.Run(fmt.Sprintf("%s, begun %t, %T", test.name, begun, err), func(t *testing.T) {
+			for _, err := range []error{row.err, fmt.Errorf("post 2 of 3: %w", row.err)} {
+				t.Run(fmt.Sprintf("%s, begun %t, %T", row.name, begun, err), func(t *testing.T) {
 					t.Parallel()
-					v := judge(err, situation{now: now, begun: begun, checkFrom: checkFrom, holds: 2})
-					expect := test.before
+					v := judge(err, situation{now: judgeNow, begun: begun, checkFrom: judgeCheckFrom, holds: 2})
+					expect := row.before
 					if begun {
-						expect = test.begun
+						expect = row.begun
 					}
 					if v.kind != expect.kind || v.reason.Code != expect.code || !v.reason.Until.Equal(expect.until) {
 						t.Errorf("decision is %s, %+v; want kind %d, code %s, until %v", v, v.reason, expect.kind, expect.code, expect.until)
 					}
-					if v.reason.Detail == "" || test.words && v.reason.Detail != "X's own words" {
+					if v.reason.Detail == "" || row.words && v.reason.Detail != "X's own words" {
 						t.Errorf("detail is %q", v.reason.Detail)
 					}
 				})

@@ -75,8 +75,60 @@ type gapRun struct {
 	steps string
 }
 
+// The steps that several runs have in common.
+const (
+	didClaim       = "claim, token" // a claim includes a snapshot
+	didTellWindow  = "$KV.JETPOST_LIMITS.window.account"
+	didLast        = didTellWindow + ", release, ack" // the step of the last post includes a snapshot
+	didHold        = "conclude, read, jetpost.event.request.held, delivered, snapshot"
+	didHoldHeard   = didHold + ", " + didTellWindow + ", schedule.wake, release, ack"
+	didHoldUnheard = didHold + ", schedule.wake, release, ack" // X has not answered
+	didSearch      = "anchor post, GET /2/users/:id/tweets"
+	didPauseApp    = "$KV.JETPOST_LIMITS.pause.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.paused"
+	didSend        = "begin, POST /2/tweets"
+)
+
+func didTell(event jetpost.EventType) string { return "jetpost.event." + string(event) } // marked with the next step
+
+func didPost(event jetpost.EventType) string { return didSend + ", posted, " + didTell(event) }
+
+func didFind(event jetpost.EventType) string {
+	return "posted, read, " + didTell(event) + ", delivered"
+}
+
+func didDelete(event jetpost.EventType) string {
+	return "DELETE /2/tweets/:id, deleted, read, " + didTell(event) + ", delivered"
+}
+
+func inTurn(steps ...string) string { return strings.Join(steps, ", ") }
+
 func gapRuns(t *testing.T) []gapRun {
 	t.Helper()
+	return slices.Concat(gapPosts(t), gapLimits(), gapDoubts(), gapDeletions(), gapIntakes(), gapSweeps())
+}
+
+// gapPosts are of lanes that nothing holds.
+func gapPosts(t *testing.T) []gapRun {
+	t.Helper()
+	return []gapRun{
+		{
+			name: "a single post", posts: thread("one"),
+			steps: inTurn(didClaim, didPost(jetpost.EventRequestPublished), didLast),
+		}, {
+			name:  "a thread of three",
+			posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{{Data: testImage(t), Alt: "grey"}}}, {Text: "two"}, {Text: "three"}},
+			steps: inTurn(didClaim, "POST /2/media/upload, uploaded, POST /2/media/metadata, uploaded",
+				didPost(jetpost.EventRequestProgress), didPost(jetpost.EventRequestProgress), didPost(jetpost.EventRequestPublished), didLast),
+		}, {
+			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
+			upset: gapFaults(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
+			steps: inTurn(didClaim, didPost(jetpost.EventRequestProgress), didSend, "conclude, refused, read, publish.failed, jetpost.event.request.failed, delivered, snapshot", didLast),
+		},
+	}
+}
+
+// gapLimits are of windows that end while the thread is posted.
+func gapLimits() []gapRun {
 	limit := func(scope xsim.Scope, posts int) func(*testing.T, *testBundle) {
 		return func(t *testing.T, b *testBundle) {
 			t.Helper()
@@ -89,46 +141,17 @@ func gapRuns(t *testing.T) []gapRun {
 	}
 	// The state of a window is lost with the worker that received it.
 	forget := []func(*xsim.Server){func(x *xsim.Server) { x.ClosedWindowGrace = time.Hour }}
-	strike := func(faults ...xsim.Fault) func(*testing.T, *testBundle) {
-		return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
-	}
-	const (
-		claim   = "claim, token" // a claim includes a snapshot
-		tell    = "$KV.JETPOST_LIMITS.window.account"
-		last    = tell + ", release, ack" // the step of the last post includes a snapshot
-		held    = "conclude, read, jetpost.event.request.held, delivered, snapshot"
-		hold    = held + ", " + tell + ", schedule.wake, release, ack"
-		unheard = held + ", schedule.wake, release, ack" // X has not answered
-		seen    = "anchor post, GET /2/users/:id/tweets"
-		pause   = "$KV.JETPOST_LIMITS.pause.publish, $JS.API.CONSUMER.PAUSE.JETPOST_LANES.lanes, jetpost.event.app.paused"
-
-		progress, resumed, published = jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
-		unpublishing, unpublished    = jetpost.EventRequestUnpublishing, jetpost.EventRequestUnpublished
-	)
-	told := func(event jetpost.EventType) string { return "jetpost.event." + string(event) } // marked with the next step
-	live := func(event jetpost.EventType) string { return "posted, " + told(event) }
-	found := func(event jetpost.EventType) string { return "posted, read, " + told(event) + ", delivered" }
-	post := func(event jetpost.EventType) string { return "begin, POST /2/tweets, " + live(event) }
-	deleted := func(event jetpost.EventType) string {
-		return "DELETE /2/tweets/:id, deleted, read, jetpost.event." + string(event) + ", delivered"
-	}
-	steps := func(parts ...string) string { return strings.Join(parts, ", ") }
+	progress, published := jetpost.EventRequestProgress, jetpost.EventRequestPublished
 	return []gapRun{
 		{
-			name: "a single post", posts: thread("one"),
-			steps: steps(claim, post(published), last),
-		}, {
-			name:  "a thread of three",
-			posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{{Data: testImage(t), Alt: "grey"}}}, {Text: "two"}, {Text: "three"}},
-			steps: steps(claim, "POST /2/media/upload, uploaded, POST /2/media/metadata, uploaded", post(progress), post(progress), post(published), last),
-		}, {
 			name: "a window is used up", posts: thread("one", "two"),
 			upset: limit(xsim.ScopeUser, 1), opts: forget,
-			steps: steps(claim, post(progress), hold, claim, post(published), last),
+			steps: inTurn(didClaim, didPost(progress), didHoldHeard, didClaim, didPost(published), didLast),
 		}, {
 			name: "the app's window is used up", posts: thread("one", "two"),
 			upset: limit(xsim.ScopeApp24h, 1), opts: forget,
-			steps: steps(claim, "begin, POST /2/tweets, posted", pause, told(progress), hold, claim, "reserve, begin, POST /2/tweets, posted", pause, told(published), "reserve", last),
+			steps: inTurn(didClaim, didSend, "posted", didPauseApp, didTell(progress), didHoldHeard,
+				didClaim, "reserve", didSend, "posted", didPauseApp, didTell(published), "reserve", didLast),
 		}, {
 			name: "a 429", posts: thread("one", "two"),
 			upset: func(t *testing.T, b *testBundle) {
@@ -136,16 +159,24 @@ func gapRuns(t *testing.T) []gapRun {
 				limit(xsim.ScopeUser, 100)(t, b)
 				b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointCreatePost, Times: 1})
 			},
-			steps: steps(claim, "begin, POST /2/tweets", hold, claim, post(progress), post(published), last),
-		}, {
+			steps: inTurn(didClaim, didSend, didHoldHeard, didClaim, didPost(progress), didPost(published), didLast),
+		},
+	}
+}
+
+// gapDoubts are of posts that are in doubt on the way.
+func gapDoubts() []gapRun {
+	progress, resumed, published := jetpost.EventRequestProgress, jetpost.EventRequestResumed, jetpost.EventRequestPublished
+	return []gapRun{
+		{
 			name: "a lost answer of a post that is live", posts: thread("one", "two"),
-			upset: strike(lost(1, true)),
-			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, "owned", found(resumed), "snapshot, token", post(published), last),
+			upset: gapFaults(lost(1, true)),
+			steps: inTurn(didClaim, didSend, didHoldUnheard, didClaim, didSearch, "owned", didFind(resumed), "snapshot, token", didPost(published), didLast),
 		}, {
 			name: "a lost answer of a post that is not", posts: thread("one", "two"),
-			upset: strike(lost(1, false)),
-			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, "owned", hold, claim, seen, "owned, conclude, read, snapshot, token",
-				post(progress), post(published), last),
+			upset: gapFaults(lost(1, false)),
+			steps: inTurn(didClaim, didSend, didHoldUnheard, didClaim, didSearch, "owned", didHoldHeard, didClaim, didSearch, "owned, conclude, read, snapshot, token",
+				didPost(progress), didPost(published), didLast),
 		}, {
 			name: "a timeline check is refused", posts: thread("one"),
 			upset: func(t *testing.T, b *testBundle) {
@@ -153,42 +184,60 @@ func gapRuns(t *testing.T) []gapRun {
 				testkit.Must(t, b.x.SetLimits([]xsim.Limit{{Endpoint: xsim.EndpointTimeline, Scope: xsim.ScopeUser, Max: 100, WindowMS: 1000}}))
 				b.faults(t, lost(1, true), xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusTooManyRequests, Endpoint: xsim.EndpointTimeline, Times: 1})
 			},
-			steps: steps(claim, "begin, POST /2/tweets", unheard, claim, seen, hold, claim, seen, "owned", found(published), "snapshot", last),
-		}, {
-			name: "X refuses a post", posts: thread("one", "two"), state: jetpost.StateFailed,
-			upset: strike(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
-			steps: steps(claim, post(progress), "begin, POST /2/tweets, conclude, refused, read, publish.failed, jetpost.event.request.failed, delivered, snapshot", last),
-		}, {
+			steps: inTurn(didClaim, didSend, didHoldUnheard, didClaim, didSearch, didHoldHeard, didClaim, didSearch, "owned", didFind(published), "snapshot", didLast),
+		},
+	}
+}
+
+func gapDeletions() []gapRun {
+	return []gapRun{
+		{
 			name: "a thread is deleted", posts: thread("one", "two"), unpublish: true,
 			bring: gapUnpublish(nil),
-			steps: steps("claim, unpublishing, token", deleted(unpublishing), "snapshot, unpublishing, token", deleted(unpublished), "snapshot", last),
+			steps: inTurn("claim, unpublishing, token", didDelete(jetpost.EventRequestUnpublishing),
+				"snapshot, unpublishing, token", didDelete(jetpost.EventRequestUnpublished), "snapshot", didLast),
 		}, {
 			name: "a thread in doubt is deleted", posts: thread("one", "two"), unpublish: true, state: jetpost.StateCancelled,
-			bring: gapUnpublish(strike(lost(2, true))),
-			steps: steps("claim, unpublishing, hold deletion, read, jetpost.event.request.unpublishing, delivered, snapshot, schedule.wake, release, ack"),
-		}, {
+			bring: gapUnpublish(gapFaults(lost(2, true))),
+			steps: "claim, unpublishing, hold deletion, read, jetpost.event.request.unpublishing, delivered, snapshot, schedule.wake, release, ack",
+		},
+	}
+}
+
+func gapIntakes() []gapRun {
+	return []gapRun{
+		{
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
 			steps: "accept, jetpost.event.request.accepted, delivered, publish.wake, ack",
 		}, {
 			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
 			steps: "refuse, publish.refused, jetpost.event.request.refused, ack",
-		}, {
-			name: "the sweeper", posts: thread("one"), once: true,
-			work: func(b *testBundle, m *mortal) func(context.Context) error {
-				s := b.sweeper("victim")
-				s.Ledger, s.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
-				return s.Sweep
-			},
-			bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // its worker died before it published anything
-				t.Helper()
-				body, err := json.Marshal(r)
-				testkit.Must(t, err)
-				_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
-				testkit.Must(t, err)
-			},
-			steps: "lease, due, publish.wake, held, outbox, notices, pause changes, read, jetpost.event.request.accepted, delivered",
 		},
 	}
+}
+
+func gapSweeps() []gapRun {
+	return []gapRun{{
+		name: "the sweeper", posts: thread("one"), once: true,
+		work: func(b *testBundle, m *mortal) func(context.Context) error {
+			s := b.sweeper("victim")
+			s.Ledger, s.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
+			return s.Sweep
+		},
+		bring: func(t *testing.T, b *testBundle, r jetpost.Request) { // its worker died before it published anything
+			t.Helper()
+			body, err := json.Marshal(r)
+			testkit.Must(t, err)
+			_, err = b.ledger.Accept(t.Context(), store.Acceptance{Request: r, Body: body, Digest: r.Digest(), Now: time.Now().Add(-time.Minute)})
+			testkit.Must(t, err)
+		},
+		steps: "lease, due, publish.wake, held, outbox, notices, pause changes, read, jetpost.event.request.accepted, delivered",
+	}}
+}
+
+// gapFaults sets up what X does wrong.
+func gapFaults(faults ...xsim.Fault) func(*testing.T, *testBundle) {
+	return func(t *testing.T, b *testBundle) { t.Helper(); b.faults(t, faults...) }
 }
 
 func gapIntake(b *testBundle, m *mortal) func(context.Context) error {

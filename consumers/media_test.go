@@ -96,7 +96,68 @@ func TestMediaReachesX(t *testing.T) {
 	testkit.Equal(t, "digest", media[posts[1].MediaIDs[0]].SHA256, fmt.Sprintf("%x", sha256.Sum256(data)))
 }
 
-func TestMediaSource(t *testing.T) {
+// What becomes of media that a source is asked for.
+const (
+	mediaFine  = iota
+	mediaGone  // it will not come
+	mediaLater // it may come at another time
+	mediaWhole // it comes, as large as can be
+)
+
+type mediaCase struct {
+	name  string
+	media jetpost.Media
+	want  int
+}
+
+// opens asks the source for the media of each case. That which comes is data.
+func (s *mediaSource) opens(t *testing.T, data []byte, cases []mediaCase) {
+	t.Helper()
+	for _, test := range cases {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := s.Open(t.Context(), test.media, "")
+			var fault *mediaError
+			switch {
+			case test.want == mediaWhole:
+				testkit.Must(t, err)
+				testkit.Equal(t, "size", got.size, xapi.MaxImageBytes)
+				testkit.Must(t, got.Close())
+			case test.want != mediaFine && (!errors.As(err, &fault) || (fault.code == jetpost.CodeMediaInvalid) != (test.want == mediaGone)):
+				t.Errorf("error is %v (%+v)", err, fault)
+			case test.want != mediaFine && strings.Contains(err.Error(), "secret"):
+				t.Errorf("error tells a secret: %v", err)
+			case test.want == mediaFine:
+				testkit.Must(t, err)
+				bytes, err := io.ReadAll(got.reader())
+				testkit.Must(t, errors.Join(err, got.Close()))
+				testkit.Equal(t, "type", got.mime, "image/png")
+				testkit.Equal(t, "bytes", string(bytes), string(data))
+				testkit.Equal(t, "size", got.size, int64(len(data)))
+				testkit.Equal(t, "digest", got.digest, fmt.Sprintf("%x", sha256.Sum256(data)))
+			}
+		})
+	}
+}
+
+func TestMediaOfData(t *testing.T) {
+	t.Parallel()
+	data := testImage(t)
+	new(mediaSource).opens(t, data, []mediaCase{
+		{"data", jetpost.Media{Data: data}, mediaFine},
+		{"data empty", jetpost.Media{}, mediaGone},
+		{"data of a bitmap", jetpost.Media{Data: []byte("BM..............")}, mediaGone},
+		{"data of an image that X does not accept", jetpost.Media{Data: []byte("....ftypavif....")}, mediaGone},
+		{"data of text", jetpost.Media{Data: []byte("<html>")}, mediaGone},
+	})
+}
+
+// padded is data with zero bytes up to a size.
+func padded(data []byte, size int64) []byte {
+	return append(bytes.Clone(data), make([]byte, size-int64(len(data)))...)
+}
+
+func TestMediaOfObject(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	put := func(data []byte) jetpost.Media {
@@ -105,27 +166,77 @@ func TestMediaSource(t *testing.T) {
 		return jetpost.Media{Object: object}
 	}
 	data := testImage(t)
-	large := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes)...)
-	link := func(name, bucket, target string) jetpost.Media {
-		// Written as a malicious client does: the usual clients refuse some of these.
-		info := jetstream.ObjectInfo{
-			ObjectMeta: jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: bucket, Name: target}}},
-			Bucket:     b.names.MediaBucket(), NUID: name,
-		}
-		body, err := json.Marshal(info)
-		testkit.Must(t, err)
-		_, err = b.js.Publish(t.Context(), "$O."+b.names.MediaBucket()+".M."+base64.URLEncoding.EncodeToString([]byte(name)), body)
-		testkit.Must(t, err)
-		return jetpost.Media{Object: name}
-	}
 	other, err := b.js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: "other"})
 	testkit.Must(t, err)
 	_, err = other.PutBytes(t.Context(), "private", data)
 	testkit.Must(t, err)
 	removed := put(append(bytes.Clone(data), 1))
 	testkit.Must(t, b.media.Objects.Delete(t.Context(), removed.Object))
-	exact := append(bytes.Clone(data), make([]byte, xapi.MaxImageBytes-len(data))...)
-	var site *httptest.Server
+	b.media.opens(t, data, []mediaCase{
+		{"object", put(data), mediaFine},
+		{"object missing", jetpost.Media{Object: "none"}, mediaGone},
+		{"object deleted", removed, mediaGone},
+		{"object is a link", b.mediaLink(t, "link", b.names.MediaBucket(), put(data).Object), mediaGone},
+		{"object is a link elsewhere", b.mediaLink(t, "elsewhere", "other", "private"), mediaGone},
+		{"object is a link to itself", b.mediaLink(t, "itself", b.names.MediaBucket(), "itself"), mediaGone},
+		{"object as large as can be", put(padded(data, xapi.MaxImageBytes)), mediaWhole},
+		{"object too large", put(padded(data, xapi.MaxImageBytes+int64(len(data)))), mediaGone},
+	})
+}
+
+// mediaLink stores a link to an object, as a malicious client does: the usual clients refuse
+// some of these.
+func (b *testBundle) mediaLink(t *testing.T, name, bucket, target string) jetpost.Media {
+	t.Helper()
+	info := jetstream.ObjectInfo{
+		ObjectMeta: jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: bucket, Name: target}}},
+		Bucket:     b.names.MediaBucket(), NUID: name,
+	}
+	body, err := json.Marshal(info)
+	testkit.Must(t, err)
+	_, err = b.js.Publish(t.Context(), "$O."+b.names.MediaBucket()+".M."+base64.URLEncoding.EncodeToString([]byte(name)), body)
+	testkit.Must(t, err)
+	return jetpost.Media{Object: name}
+}
+
+func TestMediaOfURL(t *testing.T) {
+	t.Parallel()
+	data := testImage(t)
+	site := mediaSite(t, data)
+	source := trusting(site)
+	url := func(path string) jetpost.Media { return jetpost.Media{URL: site.URL + path + "?signature=secret"} }
+	source.opens(t, data, []mediaCase{
+		{"url", url("/x"), mediaFine},
+		{"url empty", url("/empty"), mediaGone},
+		{"url redirects nowhere", url("/bad-redirect"), mediaLater},
+		{"url cut", url("/cut"), mediaLater},
+		{"url fails", url("/500"), mediaLater},
+		{"url gone", url("/404"), mediaGone},
+		{"url limited", url("/429"), mediaLater},
+		{"url nobody listens", jetpost.Media{URL: "https://127.0.0.1:1/x?signature=secret"}, mediaLater},
+		{"url redirects thrice", url("/r3"), mediaFine},
+		{"url redirects too often", url("/r4"), mediaGone},
+		{"url too large", url("/large"), mediaGone},
+	})
+	t.Run("empty says so", func(t *testing.T) {
+		t.Parallel()
+		if _, err := source.Open(t.Context(), url("/empty"), ""); err == nil || !strings.Contains(err.Error(), "empty") {
+			t.Errorf("error is %v", err)
+		}
+	})
+	t.Run("url leaves https", func(t *testing.T) {
+		t.Parallel()
+		var fault *mediaError
+		if _, err := source.Open(t.Context(), url("/http"), ""); !errors.Is(err, errRedirect) || !errors.As(err, &fault) || fault.code == "" {
+			t.Errorf("error is %v", err)
+		}
+	})
+}
+
+// mediaSite serves data, and every fault on the way to it.
+func mediaSite(t *testing.T, data []byte) (site *httptest.Server) {
+	t.Helper()
+	large := padded(data, xapi.MaxImageBytes+int64(len(data)))
 	site = website(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
 		switch path := r.URL.Path; path {
 		case "/404":
@@ -158,78 +269,7 @@ func TestMediaSource(t *testing.T) {
 			_, _ = w.Write(data)
 		}
 	})
-	source := trusting(site)
-	source.Objects = b.media.Objects
-	url := func(path string) jetpost.Media { return jetpost.Media{URL: site.URL + path + "?signature=secret"} }
-	const fine, gone, later, whole = 0, 1, 2, 3
-	tests := []struct {
-		name  string
-		media jetpost.Media
-		want  int
-	}{
-		{"data", jetpost.Media{Data: data}, fine},
-		{"data empty", jetpost.Media{}, gone},
-		{"data of a bitmap", jetpost.Media{Data: []byte("BM..............")}, gone},
-		{"data of an image that X does not accept", jetpost.Media{Data: []byte("....ftypavif....")}, gone},
-		{"data of text", jetpost.Media{Data: []byte("<html>")}, gone},
-		{"object", put(data), fine},
-		{"object missing", jetpost.Media{Object: "none"}, gone},
-		{"object deleted", removed, gone},
-		{"object is a link", link("link", b.names.MediaBucket(), put(data).Object), gone},
-		{"object is a link elsewhere", link("elsewhere", "other", "private"), gone},
-		{"object is a link to itself", link("itself", b.names.MediaBucket(), "itself"), gone},
-		{"object as large as can be", put(exact), whole},
-		{"object too large", put(large), gone},
-		{"url", url("/x"), fine},
-		{"url empty", url("/empty"), gone},
-		{"url redirects nowhere", url("/bad-redirect"), later},
-		{"url cut", url("/cut"), later},
-		{"url fails", url("/500"), later},
-		{"url gone", url("/404"), gone},
-		{"url limited", url("/429"), later},
-		{"url nobody listens", jetpost.Media{URL: "https://127.0.0.1:1/x?signature=secret"}, later},
-		{"url redirects thrice", url("/r3"), fine},
-		{"url redirects too often", url("/r4"), gone},
-		{"url too large", url("/large"), gone},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			got, err := source.Open(t.Context(), test.media, "")
-			var fault *mediaError
-			switch {
-			case test.want == whole:
-				testkit.Must(t, err)
-				testkit.Equal(t, "size", got.size, xapi.MaxImageBytes)
-				testkit.Must(t, got.Close())
-			case test.want != fine && (!errors.As(err, &fault) || (fault.code == jetpost.CodeMediaInvalid) != (test.want == gone)):
-				t.Errorf("error is %v (%+v)", err, fault)
-			case test.want != fine && strings.Contains(err.Error(), "secret"):
-				t.Errorf("error tells a secret: %v", err)
-			case test.want == fine:
-				testkit.Must(t, err)
-				bytes, err := io.ReadAll(got.reader())
-				testkit.Must(t, errors.Join(err, got.Close()))
-				testkit.Equal(t, "type", got.mime, "image/png")
-				testkit.Equal(t, "bytes", string(bytes), string(data))
-				testkit.Equal(t, "size", got.size, int64(len(data)))
-				testkit.Equal(t, "digest", got.digest, fmt.Sprintf("%x", sha256.Sum256(data)))
-			}
-		})
-	}
-	t.Run("empty says so", func(t *testing.T) {
-		t.Parallel()
-		if _, err := source.Open(t.Context(), url("/empty"), ""); err == nil || !strings.Contains(err.Error(), "empty") {
-			t.Errorf("error is %v", err)
-		}
-	})
-	t.Run("url leaves https", func(t *testing.T) {
-		t.Parallel()
-		var fault *mediaError
-		if _, err := source.Open(t.Context(), url("/http"), ""); !errors.Is(err, errRedirect) || !errors.As(err, &fault) || fault.code == "" {
-			t.Errorf("error is %v", err)
-		}
-	})
+	return site
 }
 
 // TestMediaPrivateAddress: no private address is reached, whatever name points to it,

@@ -213,6 +213,26 @@ func dies(t *testing.T, work func()) {
 	work()
 }
 
+// exchangeGap is where a worker dies in an exchange, and what is left of the token.
+type exchangeGap struct {
+	name   string
+	tokens tokensHook
+	// before and after run before and after X handles the exchange.
+	before, after func()
+	// away is true if the database does not answer when the pair is saved.
+	away bool
+	// doubt is true if the token is in doubt after the death.
+	doubt bool
+	// heard is how many exchanges X has received by then.
+	heard int
+	// rescued is true if the next worker saves the pair.
+	rescued bool
+	// lost is true if the account has to be connected again in the end.
+	lost bool
+	// renewed is true if the pair is already stored.
+	renewed bool
+}
+
 // TestExchangeGaps: a worker dies in each gap of an exchange. The account goes on while its
 // access token is valid, and then X decides. No token is presented twice without an entry
 // in the journal.
@@ -220,34 +240,14 @@ func TestExchangeGaps(t *testing.T) {
 	t.Parallel()
 	die := func() { panic("killed") }
 	died := func() error { panic("killed") }
-	type hooks struct {
-		tokens tokensHook
-		// before and after run before and after X handles the exchange.
-		before, after func()
-		// away is true if the database does not answer when the pair is saved.
-		away bool
-	}
-	for _, gap := range []struct {
-		name  string
-		hooks hooks
-		// doubt is true if the token is in doubt after the death.
-		doubt bool
-		// heard is how many exchanges X has received by then.
-		heard int
-		// rescued is true if the next worker saves the pair.
-		rescued bool
-		// lost is true if the account has to be connected again in the end.
-		lost bool
-		// renewed is true if the pair is already stored.
-		renewed bool
-	}{
-		{name: "before the claim", hooks: hooks{tokens: tokensHook{claim: die}}},
-		{name: "claimed, not sent", hooks: hooks{tokens: tokensHook{claimed: die}}, doubt: true},
-		{name: "sent, not arrived", hooks: hooks{before: die}, doubt: true},
-		{name: "sent, answered to nobody", hooks: hooks{after: die}, doubt: true, heard: 1, lost: true},
-		{name: "answered, database hangs", hooks: hooks{tokens: tokensHook{save: died}}, doubt: true, heard: 1, rescued: true},
-		{name: "answered, database away", hooks: hooks{away: true}, doubt: true, heard: 1, rescued: true},
-		{name: "committed", hooks: hooks{tokens: tokensHook{saved: died}}, heard: 1, renewed: true},
+	for _, gap := range []exchangeGap{
+		{name: "before the claim", tokens: tokensHook{claim: die}},
+		{name: "claimed, not sent", tokens: tokensHook{claimed: die}, doubt: true},
+		{name: "sent, not arrived", before: die, doubt: true},
+		{name: "sent, answered to nobody", after: die, doubt: true, heard: 1, lost: true},
+		{name: "answered, database hangs", tokens: tokensHook{save: died}, doubt: true, heard: 1, rescued: true},
+		{name: "answered, database away", away: true, doubt: true, heard: 1, rescued: true},
+		{name: "committed", tokens: tokensHook{saved: died}, heard: 1, renewed: true},
 	} {
 		t.Run(gap.name, func(t *testing.T) {
 			t.Parallel()
@@ -256,26 +256,7 @@ func TestExchangeGaps(t *testing.T) {
 				b.reuse = gap.lost // X's call log takes a killed client for a careless one
 				b.due(t, "acme", time.Hour)
 				before := b.token(t, "acme")
-				victim, hook := b.bubble(), gap.hooks.tokens
-				if gap.hooks.away {
-					tries := 0
-					hook.save = func() error {
-						if tries++; tries > 1 {
-							panic("killed")
-						}
-						return errAway
-					}
-				}
-				hook.Tokens = b.ledger
-				victim.Tokens = &hook
-				b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
-					step(gap.hooks.before)
-					answer, err := b.x.RoundTrip(r)
-					step(gap.hooks.after)
-					return answer, err
-				})
-				dies(t, func() { _, _ = victim.EnsureFresh(t.Context(), "acme", before.Version) })
-				b.hc.Transport = b.x
+				b.diesIn(t, gap, before)
 
 				left := b.token(t, "acme")
 				testkit.Equal(t, "in doubt", !left.StartedAt.IsZero(), gap.doubt)
@@ -287,22 +268,51 @@ func TestExchangeGaps(t *testing.T) {
 					return
 				}
 				testkit.Equal(t, "version", left.Version, before.Version)
-
-				next := b.bubble()
-				testkit.Must(t, next.Recover(t.Context()))
-				if gap.rescued {
-					b.stored(t, "acme", 1)
-					testkit.Equal(t, "in doubt", b.token(t, "acme").StartedAt, time.Time{})
-					return
-				}
-				if !gap.doubt {
-					b.round(t, b.refresh(next))
-					b.stored(t, "acme", 1)
-					return
-				}
-				b.outlivesDoubt(t, next, before, gap.heard, gap.lost)
+				b.goesOnAfter(t, gap, before)
 			})
 		})
+	}
+}
+
+// diesIn has a worker exchange the token and die in the gap.
+func (b *testBundle) diesIn(t *testing.T, gap exchangeGap, before store.Token) {
+	t.Helper()
+	victim, hook := b.bubble(), gap.tokens
+	if gap.away {
+		tries := 0
+		hook.save = func() error {
+			if tries++; tries > 1 {
+				panic("killed")
+			}
+			return errAway
+		}
+	}
+	hook.Tokens = b.ledger
+	victim.Tokens = &hook
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		step(gap.before)
+		answer, err := b.x.RoundTrip(r)
+		step(gap.after)
+		return answer, err
+	})
+	dies(t, func() { _, _ = victim.EnsureFresh(t.Context(), "acme", before.Version) })
+	b.hc.Transport = b.x
+}
+
+// goesOnAfter has another worker take over a token whose pair is not stored.
+func (b *testBundle) goesOnAfter(t *testing.T, gap exchangeGap, before store.Token) {
+	t.Helper()
+	next := b.bubble()
+	testkit.Must(t, next.Recover(t.Context()))
+	switch {
+	case gap.rescued:
+		b.stored(t, "acme", 1)
+		testkit.Equal(t, "in doubt", b.token(t, "acme").StartedAt, time.Time{})
+	case !gap.doubt:
+		b.round(t, b.refresh(next))
+		b.stored(t, "acme", 1)
+	default:
+		b.outlivesDoubt(t, next, before, gap.heard, gap.lost)
 	}
 }
 
