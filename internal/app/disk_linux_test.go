@@ -33,6 +33,7 @@ type diskInstance struct {
 	conn     *app.Connection
 	over     chan error // gives what Run returned
 	stop     context.CancelFunc
+	promised map[string]bool // texts of jobs that the installation has taken
 }
 
 func (d *diskInstance) config() app.InstanceConfig {
@@ -91,21 +92,35 @@ func TestDiskRunsFull(t *testing.T) {
 	if disk == nil {
 		return
 	}
-	d := &diskInstance{t: t, disk: disk, sim: &xsim.Server{Seed: 1}}
+	d := &diskInstance{t: t, disk: disk, sim: &xsim.Server{Seed: 1}, promised: map[string]bool{}}
 	d.open()
-	promised := map[string]bool{}
-	publish := func(text string) error {
-		_, err := d.out.Publish(t.Context(), jetpost.Request{Account: "alice", Posts: []jetpost.Post{{Text: text}}})
-		if err == nil {
-			promised[text] = true
-		}
-		return err
-	}
-	first := d.sim
-	gone := func() bool { return len(posts(first)) == len(promised) }
-	testkit.Must(t, publish("with room"))
-	d.until("the first is posted", gone)
+	testkit.Must(t, d.publish("with room"))
+	d.until("the first is posted", d.allPosted)
+	d.runsShort()
+	d.runsFull()
+	d.close()
 
+	d.sim = &xsim.Server{Seed: 2} // which gets what the first one had
+	d.open()
+	defer d.close()
+	d.keepsPromises()
+}
+
+// publish makes a job of one post, and remembers what it was promised.
+func (d *diskInstance) publish(text string) error {
+	_, err := d.out.Publish(d.t.Context(), jetpost.Request{Account: "alice", Posts: []jetpost.Post{{Text: text}}})
+	if err == nil {
+		d.promised[text] = true
+	}
+	return err
+}
+
+func (d *diskInstance) allPosted() bool { return len(posts(d.sim)) == len(d.promised) }
+
+// runsShort leaves less room than is needed, and gives it back.
+func (d *diskInstance) runsShort() {
+	t := d.t
+	t.Helper()
 	d.disk.Fill(health.DiskFull - 1<<20)
 	d.until("status tells of the disk, and the worker", func() bool {
 		status, err := d.instance.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
@@ -113,12 +128,12 @@ func TestDiskRunsFull(t *testing.T) {
 		return status.Code == "disk_full" && len(status.Workers) > 0 && strings.Contains(status.Workers[0].Faults, "disk:")
 	})
 	for n := range 20 {
-		testkit.Must(t, publish(fmt.Sprintf("without room %d", n)))
+		testkit.Must(t, d.publish(fmt.Sprintf("without room %d", n)))
 	}
 	testkit.Must(t, d.out.RefreshAccount(t.Context(), "alice", true))
-	exchanges := len(first.Exchanges("alice"))
+	exchanges := len(d.sim.Exchanges("alice"))
 	<-time.After(3 * time.Second) // in which nothing is to happen
-	if n, e := len(posts(first)), len(first.Exchanges("alice")); n != 1 || e != exchanges {
+	if n, e := len(posts(d.sim)), len(d.sim.Exchanges("alice")); n != 1 || e != exchanges {
 		t.Errorf("without room, %d posts are live and %d tokens were exchanged, want 1 and %d", n, e, exchanges)
 	}
 	status, err := d.instance.Config.Status(t.Context(), slog.New(slog.DiscardHandler))
@@ -128,14 +143,19 @@ func TestDiskRunsFull(t *testing.T) {
 		t.Errorf("without room jobs were accepted: %+v", status)
 	}
 	d.disk.Free()
-	d.until("what waited is posted once there is room", gone)
+	d.until("what waited is posted once there is room", d.allPosted)
+}
 
+// runsFull leaves no room at all until no job is taken, and gives it back.
+func (d *diskInstance) runsFull() {
+	t := d.t
+	t.Helper()
 	d.disk.Fill(0)
 	refused := error(nil)
 	for n := 0; refused == nil && n < 10_000; n++ {
-		refused = publish(fmt.Sprintf("full %d %s", n, strings.Repeat("x", 200)))
+		refused = d.publish(fmt.Sprintf("full %d %s", n, strings.Repeat("x", 200)))
 	}
-	t.Logf("after %d jobs: %v", len(promised), refused)
+	t.Logf("after %d jobs: %v", len(d.promised), refused)
 	select {
 	case err := <-d.over:
 		t.Fatalf("it ended while the disk was full: %v", err)
@@ -150,14 +170,15 @@ func TestDiskRunsFull(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("with room, it neither goes on nor ends")
 	}
-	d.close()
+}
 
-	d.sim = &xsim.Server{Seed: 2}
-	d.open()
-	defer d.close()
+// keepsPromises posts each job once.
+func (d *diskInstance) keepsPromises() {
+	t := d.t
+	t.Helper()
 	d.until("everything is posted", func() bool {
-		got := posts(d.sim) // which has what the first one had
-		for text := range promised {
+		got := posts(d.sim)
+		for text := range d.promised {
 			if got[text] == 0 {
 				return false
 			}
@@ -169,7 +190,7 @@ func TestDiskRunsFull(t *testing.T) {
 			t.Errorf("%q was posted %d times", text, n)
 		}
 	}
-	t.Logf("%d jobs were promised, %d posts are live", len(promised), len(posts(d.sim)))
+	t.Logf("%d jobs were promised, %d posts are live", len(d.promised), len(posts(d.sim)))
 }
 
 // An installation does not begin where it would stop at once.

@@ -296,84 +296,24 @@ func TestProbes(t *testing.T) {
 
 func fullTest() bool { return os.Getenv("JETPOST_TEST_FULL") != "" }
 
+// prober is a producer that sends everything to everywhere.
+type prober struct {
+	servers []*server.Server
+	names   jetpost.Names
+	worker  *Connection
+	nc      *nats.Conn
+	object  string // the subject of the bait
+}
+
 func probe(t *testing.T, servers []*server.Server, worker *Connection, login []nats.Option) {
 	t.Helper()
-	n, ctx := worker.Names, t.Context()
-	// One message in each of the workers' streams, so that each can lose one.
-	wakeups, deadLetters := publishers.NewWakeups(worker.JS, n), publishers.NewDeadLetters(worker.JS, n)
-	testkit.Must(t, wakeups.Wake(ctx, "victim"))
-	testkit.Must(t, wakeups.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
-	testkit.Must(t, wakeups.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
-	for range 3 {
-		testkit.Must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Target: publishers.TargetPublish}}))
-	}
-	_, err := worker.JS.Publish(ctx, n.PublishFailed("victim", "1"), []byte("{}"))
-	testkit.Must(t, err)
-	kv, err := worker.JS.KeyValue(ctx, n.LimitsBucket())
-	testkit.Must(t, err)
-	_, err = kv.Put(ctx, "window.account.victim", []byte("[]"))
-	testkit.Must(t, err)
-
-	nc, err := nats.Connect(servers[len(servers)-1].ClientURL(), append(login, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
-	testkit.Must(t, err)
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	testkit.Must(t, err)
-	mirror, err := js.Stream(ctx, n.EventsStream())
-	testkit.Must(t, err)
-	testkit.Eventually(t, "the mirror to have the events", func() bool {
-		info, err := mirror.Info(ctx)
-		return err == nil && info.State.Msgs == 3
-	})
-	for _, c := range []jetstream.ConsumerConfig{{Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, {Durable: "empty", FilterSubject: n.EventSubject(jetpost.EventAppPaused, "", "")}} {
-		_, err := mirror.CreateConsumer(ctx, c)
-		testkit.Must(t, err)
-	}
-	// An object whose bytes are a request: whoever reads it has them sent anywhere.
-	object := "$O." + n.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte("bait"))
-	_, err = js.Publish(ctx, object, []byte(`{"stream_name":"`+n.LanesStream()+`","config":{"durable_name":"stranger"}}`))
-	testkit.Must(t, err)
-	wakeup, err := worker.JS.Consumer(ctx, n.LanesStream(), jetpost.ConsumerLanes)
-	testkit.Must(t, err)
-	if got := wakeup.CachedInfo().NumPending; got != 1 {
-		t.Fatalf("%d wake-ups wait, want 1", got)
-	}
-
-	testkit.Eventually(t, "the mirror to have acknowledged the events", func() bool {
-		feed, err := worker.JS.PushConsumer(ctx, n.EventsStream(), jetpost.ConsumerMirror)
-		return err == nil && feed.CachedInfo().AckFloor.Stream == 3
-	})
-
-	before, _, _ := settled(t, servers, n)
-	var jobs uint64
-	targets := probeTargets(n)
-	if len(servers) > 1 && !fullTest() { // where each consumer is a Raft group of its own
-		const stride = 16
-		kept := targets[:0]
-		for i := 0; i < len(targets); i += stride {
-			kept = append(kept, targets[i])
-		}
-		targets = kept
-	}
-	var left []string
-	delivered := 0
-	for _, target := range targets {
-		more, made, delivers := attack(t, nc, n, target, object)
-		jobs += more
-		if delivers {
-			delivered++
-		}
-		for _, name := range left { // which have delivered
-			testkit.Must(t, nc.Publish("$JS.API.CONSUMER.DELETE."+n.EventsStream()+"."+name, nil))
-		}
-		left = made
-	}
-	testkit.Must(t, nc.FlushTimeout(testkit.Patience))
-	after, stored, media := settled(t, servers, n)
-	t.Logf("%d targets, %d jobs, consumers that deliver onto %d of them", len(targets), jobs, delivered)
-	if delivered < len(targets)/2 {
-		t.Errorf("consumers deliver onto %d of %d targets: the attack did not take place", delivered, len(targets))
-	}
+	p := &prober{servers: servers, names: worker.Names, worker: worker}
+	p.fill(t)
+	p.connect(t, login)
+	p.awaitMirror(t)
+	before, _, _ := settled(t, servers, p.names)
+	jobs := p.attackAll(t)
+	after, stored, media := settled(t, servers, p.names)
 	if stored != jobs {
 		t.Errorf("%d jobs are stored, want %d", stored, jobs)
 	}
@@ -390,6 +330,98 @@ func probe(t *testing.T, servers []*server.Server, worker *Connection, login []n
 			t.Errorf("came: %s", line)
 		}
 	}
+}
+
+// fill puts one message into each of the workers' streams, so that each can lose one.
+func (p *prober) fill(t *testing.T) {
+	t.Helper()
+	n, ctx := p.names, t.Context()
+	wakeups, deadLetters := publishers.NewWakeups(p.worker.JS, n), publishers.NewDeadLetters(p.worker.JS, n)
+	testkit.Must(t, wakeups.Wake(ctx, "victim"))
+	testkit.Must(t, wakeups.WakeAt(ctx, "victim", time.Now().Add(time.Hour)))
+	testkit.Must(t, wakeups.Batch(ctx, jetpost.RefreshBatch{Round: "1"}))
+	for range 3 {
+		testkit.Must(t, deadLetters.Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{Type: jetpost.EventAppResumed, App: &jetpost.AppStatus{Target: publishers.TargetPublish}}))
+	}
+	_, err := p.worker.JS.Publish(ctx, n.PublishFailed("victim", "1"), []byte("{}"))
+	testkit.Must(t, err)
+	kv, err := p.worker.JS.KeyValue(ctx, n.LimitsBucket())
+	testkit.Must(t, err)
+	_, err = kv.Put(ctx, "window.account.victim", []byte("[]"))
+	testkit.Must(t, err)
+}
+
+// connect gives the producer what it may have: consumers of events, and an object whose
+// bytes are a request. Whoever reads that has them sent anywhere.
+func (p *prober) connect(t *testing.T, login []nats.Option) {
+	t.Helper()
+	n, ctx := p.names, t.Context()
+	var err error
+	p.nc, err = nats.Connect(p.servers[len(p.servers)-1].ClientURL(), append(login, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
+	testkit.Must(t, err)
+	t.Cleanup(p.nc.Close)
+	js, err := jetstream.New(p.nc)
+	testkit.Must(t, err)
+	mirror, err := js.Stream(ctx, n.EventsStream())
+	testkit.Must(t, err)
+	testkit.Eventually(t, "the mirror to have the events", func() bool {
+		info, err := mirror.Info(ctx)
+		return err == nil && info.State.Msgs == 3
+	})
+	for _, c := range []jetstream.ConsumerConfig{{Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, {Durable: "empty", FilterSubject: n.EventSubject(jetpost.EventAppPaused, "", "")}} {
+		_, err := mirror.CreateConsumer(ctx, c)
+		testkit.Must(t, err)
+	}
+	p.object = "$O." + n.MediaBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte("bait"))
+	_, err = js.Publish(ctx, p.object, []byte(`{"stream_name":"`+n.LanesStream()+`","config":{"durable_name":"stranger"}}`))
+	testkit.Must(t, err)
+}
+
+// awaitMirror waits until the streams are as they stay.
+func (p *prober) awaitMirror(t *testing.T) {
+	t.Helper()
+	wakeup, err := p.worker.JS.Consumer(t.Context(), p.names.LanesStream(), jetpost.ConsumerLanes)
+	testkit.Must(t, err)
+	if got := wakeup.CachedInfo().NumPending; got != 1 {
+		t.Fatalf("%d wake-ups wait, want 1", got)
+	}
+	testkit.Eventually(t, "the mirror to have acknowledged the events", func() bool {
+		feed, err := p.worker.JS.PushConsumer(t.Context(), p.names.EventsStream(), jetpost.ConsumerMirror)
+		return err == nil && feed.CachedInfo().AckFloor.Stream == 3
+	})
+}
+
+// attackAll attacks each target, and returns how many jobs it sent.
+func (p *prober) attackAll(t *testing.T) (jobs uint64) {
+	t.Helper()
+	targets := probeTargets(p.names)
+	if len(p.servers) > 1 && !fullTest() { // where each consumer is a Raft group of its own
+		const stride = 16
+		kept := targets[:0]
+		for i := 0; i < len(targets); i += stride {
+			kept = append(kept, targets[i])
+		}
+		targets = kept
+	}
+	var left []string
+	delivered := 0
+	for _, target := range targets {
+		more, made, delivers := attack(t, p.nc, p.names, target, p.object)
+		jobs += more
+		if delivers {
+			delivered++
+		}
+		for _, name := range left { // which have delivered
+			testkit.Must(t, p.nc.Publish("$JS.API.CONSUMER.DELETE."+p.names.EventsStream()+"."+name, nil))
+		}
+		left = made
+	}
+	testkit.Must(t, p.nc.FlushTimeout(testkit.Patience))
+	t.Logf("%d targets, %d jobs, consumers that deliver onto %d of them", len(targets), jobs, delivered)
+	if delivered < len(targets)/2 {
+		t.Errorf("consumers deliver onto %d of %d targets: the attack did not take place", delivered, len(targets))
+	}
+	return jobs
 }
 
 // settled is the inventory once two looks at it, with a quiet moment between

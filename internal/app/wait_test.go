@@ -26,43 +26,56 @@ const watchTime = time.Minute
 // they are of.
 func TestWatch(t *testing.T) {
 	t.Parallel()
+	ctx, stop := context.WithTimeout(t.Context(), watchTime)
+	defer stop()
+	conn := watchedInstance(ctx, t)
+	watchNamed(ctx, t, conn)
+	watchAccount(ctx, t, conn)
+}
+
+// watchedInstance is 'jetpost up' with two accounts, and a producer's connection to it.
+func watchedInstance(ctx context.Context, t *testing.T) *app.Connection {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	h, err := app.Up(t.Context(), app.InstanceConfig{
+	h, err := app.Up(ctx, app.InstanceConfig{
 		Data: t.TempDir(), NATSListen: "127.0.0.1:0", SimListen: "127.0.0.1:0", Sim: &xsim.Server{}, SimAccounts: []string{"alice", "bob"},
 	}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithTimeout(t.Context(), watchTime)
 	var running sync.WaitGroup
 	running.Go(func() { _ = h.Run(ctx) }) // what it cannot do, the events do not tell
-	defer func() {
-		stop()
+	t.Cleanup(func() {
 		running.Wait()
 		h.Close()
-	}()
+	})
 	cfg := app.Config{NATS: app.NATSConfig{URL: h.Config.NATS.URL}} // a producer's
 	conn, err := cfg.Connect(ctx, log, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	publish := func(account, id string) {
-		t.Helper()
-		_, err := publishers.New(conn.JS, conn.Names).Publish(t.Context(), jetpost.Request{
-			Account: account, ID: id, Posts: []jetpost.Post{{Text: id}, {Text: id + " more"}},
-		})
-		if err != nil {
-			t.Error(err)
-		}
-	}
+	t.Cleanup(conn.Close)
+	return conn
+}
 
-	publish("bob", "b1")
+func watchPublish(t *testing.T, conn *app.Connection, account, id string) {
+	t.Helper()
+	_, err := publishers.New(conn.JS, conn.Names).Publish(t.Context(), jetpost.Request{
+		Account: account, ID: id, Posts: []jetpost.Post{{Text: id}, {Text: id + " more"}},
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func watchNamed(ctx context.Context, t *testing.T, conn *app.Connection) {
+	t.Helper()
+	watchPublish(t, conn, "bob", "b1")
 	var once sync.Once
 	var seen []string
 	named, err := conn.Watch(ctx, app.WatchQuery{IDs: []string{"b1", "a1"}}, func(e jetpost.Event) {
 		seen = append(seen, fmt.Sprint(e.Request.ID, " ", e.Request.State))
-		once.Do(func() { publish("alice", "a1") })
+		once.Do(func() { watchPublish(t, conn, "alice", "a1") })
 	})
 	if err != nil || ctx.Err() != nil || len(named) != 2 {
 		t.Fatalf("watch: %v, %v", named, err)
@@ -77,8 +90,11 @@ func TestWatch(t *testing.T) {
 			t.Errorf("seen %q, want %q in it", seen, want)
 		}
 	}
+}
 
-	// All of an account, from whenever the watch has begun.
+// watchAccount watches all of an account, from whenever the watch has begun.
+func watchAccount(ctx context.Context, t *testing.T, conn *app.Connection) {
+	t.Helper()
 	watching, done := context.WithCancel(ctx)
 	defer done()
 	var publishing sync.WaitGroup
@@ -90,13 +106,13 @@ func TestWatch(t *testing.T) {
 			case <-watching.Done():
 				return
 			case <-every.C:
-				publish("bob", fmt.Sprint("b", n))
-				publish("alice", fmt.Sprint("a", n))
+				watchPublish(t, conn, "bob", fmt.Sprint("b", n))
+				watchPublish(t, conn, "alice", fmt.Sprint("a", n))
 			}
 		}
 	})
 	var accounts []string
-	_, err = conn.Watch(watching, app.WatchQuery{Account: "alice"}, func(e jetpost.Event) {
+	_, err := conn.Watch(watching, app.WatchQuery{Account: "alice"}, func(e jetpost.Event) {
 		if accounts = append(accounts, e.Request.Account); e.Request.State == jetpost.StatePublished {
 			done()
 		}

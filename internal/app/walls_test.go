@@ -103,122 +103,177 @@ func TestProducerRepliesDoNoHarm(t *testing.T) {
 	}
 }
 
+// walled is a producer beside a worker that walls keep apart.
+type walled struct {
+	cfg    Config
+	worker *Connection
+	names  jetpost.Names
+	nc     *nats.Conn // the producer's, as js and stream are
+	js     jetstream.JetStream
+	stream jetstream.Stream // of events
+}
+
+// wallEvents is how many events the producer reads in each way.
+const wallEvents = 5
+
 // What a producer has, with unmodified clients: jobs, live events, the last event
 // of a subject, consumers of every kind, and media.
 func TestProducerBehindWalls(t *testing.T) {
 	t.Parallel()
 	cfg, conn := startInstance(t)
-	nc := producer(t, cfg)
-	js, err := jetstream.New(nc)
+	w := &walled{cfg: cfg, worker: conn, names: conn.Names, nc: producer(t, cfg)}
+	var err error
+	w.js, err = jetstream.New(w.nc)
 	testkit.Must(t, err)
-	ctx, n := t.Context(), conn.Names
+	w.stream, err = w.js.Stream(t.Context(), w.names.EventsStream())
+	testkit.Must(t, err)
+	w.publishes(t)
+	w.hearsLiveEvents(t)
+	w.readsLastEvent(t)
+	w.consumes(t)
+	w.consumesInOrder(t)
+	w.isPushed(t)
+	w.storesMedia(t)
+	w.losesMedia(t)
+	w.isSetUpAgain(t)
+}
 
-	live, err := nc.SubscribeSync(n.AllEvents())
-	testkit.Must(t, err)
-	testkit.Must(t, nc.Flush())
-	if _, err := publishers.New(js, n).PublishRaw(ctx, "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
+func (w *walled) publishes(t *testing.T) {
+	t.Helper()
+	if _, err := publishers.New(w.js, w.names).PublishRaw(t.Context(), "acme", []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
 		t.Errorf("publish a job: %v", err)
 	}
-	const events = 5
-	for i := range events {
-		testkit.Must(t, publishers.NewDeadLetters(conn.JS, n).Event(ctx, n.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
+}
+
+// hearsLiveEvents subscribes, and the worker publishes events.
+func (w *walled) hearsLiveEvents(t *testing.T) {
+	t.Helper()
+	live, err := w.nc.SubscribeSync(w.names.AllEvents())
+	testkit.Must(t, err)
+	testkit.Must(t, w.nc.Flush())
+	for i := range wallEvents {
+		testkit.Must(t, publishers.NewDeadLetters(w.worker.JS, w.names).Event(t.Context(), w.names.EventSubject(jetpost.EventAppResumed, "", ""), jetpost.Event{
 			EventID: fmt.Sprint(i), Type: jetpost.EventAppResumed, Time: time.Now().UTC(), App: &jetpost.AppStatus{Target: publishers.TargetPublish},
 		}))
 	}
-	for range events {
+	for range wallEvents {
 		if _, err := live.NextMsg(testkit.Patience); err != nil {
 			t.Fatalf("live events: %v", err)
 		}
 	}
-	stream, err := js.Stream(ctx, n.EventsStream())
-	testkit.Must(t, err)
+}
+
+func (w *walled) readsLastEvent(t *testing.T) {
+	t.Helper()
 	testkit.Eventually(t, "the mirror to have the events", func() bool {
-		info, err := stream.Info(ctx)
-		return err == nil && info.State.Msgs == events
+		info, err := w.stream.Info(t.Context())
+		return err == nil && info.State.Msgs == wallEvents
 	})
-	if msg, err := stream.GetLastMsgForSubject(ctx, n.AllEvents()); err != nil || msg.Sequence != events {
+	if msg, err := w.stream.GetLastMsgForSubject(t.Context(), w.names.AllEvents()); err != nil || msg.Sequence != wallEvents {
 		t.Errorf("last event: %+v, %v", msg, err)
 	}
+}
+
+func (w *walled) consumes(t *testing.T) {
+	t.Helper()
 	for name, config := range map[string]jetstream.ConsumerConfig{
 		"durable": {Durable: "mine", AckPolicy: jetstream.AckExplicitPolicy}, "ephemeral": {AckPolicy: jetstream.AckExplicitPolicy},
 	} {
-		consumer, err := stream.CreateOrUpdateConsumer(ctx, config)
+		consumer, err := w.stream.CreateOrUpdateConsumer(t.Context(), config)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		batch, err := consumer.Fetch(events, jetstream.FetchMaxWait(testkit.Patience))
+		batch, err := consumer.Fetch(wallEvents, jetstream.FetchMaxWait(testkit.Patience))
 		testkit.Must(t, err)
 		got := 0
 		for msg := range batch.Messages() {
-			testkit.Must(t, msg.DoubleAck(ctx))
+			testkit.Must(t, msg.DoubleAck(t.Context()))
 			got++
 		}
-		if got != events {
-			t.Errorf("%s: %d events, want %d: %v", name, got, events, batch.Error())
+		if got != wallEvents {
+			t.Errorf("%s: %d events, want %d: %v", name, got, wallEvents, batch.Error())
 		}
 	}
-	for _, filters := range [][]string{nil, {n.AllEvents()}, {n.EventSubject(jetpost.EventAppResumed, "", ""), n.EventSubject(jetpost.EventAppPaused, "", "")}} {
-		ordered, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: filters})
+}
+
+func (w *walled) consumesInOrder(t *testing.T) {
+	t.Helper()
+	for _, filters := range [][]string{nil, {w.names.AllEvents()}, {w.names.EventSubject(jetpost.EventAppResumed, "", ""), w.names.EventSubject(jetpost.EventAppPaused, "", "")}} {
+		ordered, err := w.stream.OrderedConsumer(t.Context(), jetstream.OrderedConsumerConfig{FilterSubjects: filters})
 		if err != nil {
 			t.Errorf("ordered, %d filters: %v", len(filters), err)
 			continue
 		}
 		messages, err := ordered.Messages()
 		testkit.Must(t, err)
-		for i := range events {
-			msg, err := messages.Next(jetstream.NextMaxWait(testkit.Patience))
-			if err != nil {
+		for i := range wallEvents {
+			if _, err := messages.Next(jetstream.NextMaxWait(testkit.Patience)); err != nil {
 				t.Errorf("ordered, %d filters, event %d: %v", len(filters), i, err)
 				break
 			}
-			_ = msg
 		}
 		messages.Stop()
 	}
-	old, err := nc.JetStream()
+}
+
+// isPushed reads with the older client.
+func (w *walled) isPushed(t *testing.T) {
+	t.Helper()
+	old, err := w.nc.JetStream()
 	testkit.Must(t, err)
-	pushed, err := old.SubscribeSync(n.AllEvents(), nats.BindStream(n.EventsStream()), nats.OrderedConsumer())
+	pushed, err := old.SubscribeSync(w.names.AllEvents(), nats.BindStream(w.names.EventsStream()), nats.OrderedConsumer())
 	testkit.Must(t, err)
-	for i := range events {
+	for i := range wallEvents {
 		if _, err := pushed.NextMsg(testkit.Patience); err != nil {
 			t.Fatalf("push, event %d: %v", i, err)
 		}
 	}
+}
 
-	bucket, err := js.ObjectStore(ctx, n.MediaBucket())
+// storesMedia that a worker reads.
+func (w *walled) storesMedia(t *testing.T) {
+	t.Helper()
+	bucket, err := w.js.ObjectStore(t.Context(), w.names.MediaBucket())
 	testkit.Must(t, err)
 	video := bytes.Repeat([]byte("0123456789"), 100_000)
 	for range 2 { // the second replaces the first
-		if _, err := bucket.PutBytes(ctx, "clip", video); err != nil {
+		if _, err := bucket.PutBytes(t.Context(), "clip", video); err != nil {
 			t.Fatalf("put media: %v", err)
 		}
 	}
-	store, err := publishers.MediaStore(ctx, conn.JS, n)
+	store, err := publishers.MediaStore(t.Context(), w.worker.JS, w.names)
 	testkit.Must(t, err)
-	got, err := store.Get(ctx, "clip")
+	got, err := store.Get(t.Context(), "clip")
 	testkit.Must(t, err)
 	if read, err := io.ReadAll(got); err != nil || !bytes.Equal(read, video) {
 		t.Errorf("a worker reads %d bytes of %d: %v", len(read), len(video), err)
 	}
-	if object, err := publishers.New(js, n).PutMedia(ctx, bytes.NewReader(video)); err != nil || object == "" {
+	if object, err := publishers.New(w.js, w.names).PutMedia(t.Context(), bytes.NewReader(video)); err != nil || object == "" {
 		t.Errorf("put media as jetpost does: %v", err)
 	}
+}
 
-	objects, err := publishers.OpenMediaObjects(ctx, conn.JS, n)
+// losesMedia that a worker removes.
+func (w *walled) losesMedia(t *testing.T) {
+	t.Helper()
+	objects, err := publishers.OpenMediaObjects(t.Context(), w.worker.JS, w.names)
 	testkit.Must(t, err)
-	listed, err := objects.List(ctx)
+	listed, err := objects.List(t.Context())
 	testkit.Must(t, err)
 	for _, o := range listed {
 		if o.Name == "clip" {
-			testkit.Must(t, objects.Remove(ctx, o))
+			testkit.Must(t, objects.Remove(t.Context(), o))
 		}
 	}
-	if left, err := objects.List(ctx); err != nil || len(left) != len(listed)-1 {
+	if left, err := objects.List(t.Context()); err != nil || len(left) != len(listed)-1 {
 		t.Errorf("a worker removes media: %d objects of %d are left: %v", len(left), len(listed), err)
 	}
+}
 
-	report, err := cfg.Setup(ctx, slog.New(slog.DiscardHandler))
+func (w *walled) isSetUpAgain(t *testing.T) {
+	t.Helper()
+	report, err := w.cfg.Setup(t.Context(), slog.New(slog.DiscardHandler))
 	testkit.Must(t, err)
 	for _, c := range report.Changes {
 		if c.Action != publishers.ActionUnchanged {
