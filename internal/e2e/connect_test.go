@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -254,35 +255,78 @@ func TestConnectOpensBrowser(t *testing.T) {
 	}
 }
 
-// Whatever goes wrong is one message with what to do, and an exit code.
-func TestConnectErrors(t *testing.T) {
-	t.Parallel()
-	s, env, ahead := newConnectSite(t)
-	alice := s.connect(t, env, "alice")
-	alice.follow("&user=alice")
-	alice.exit()
-	s.wantConnected("alice", "alice")
-	const spent = "connect carol: authorization code not accepted: POST /2/oauth2/token: 400 Bad Request: Value passed for the authorization code was invalid."
-	taken := harness.HoldPort(t).Addr().String()
-	closed := harness.ClosedAddress(t)
+// connectError is what goes wrong with 'jetpost accounts connect'.
+type connectError struct {
+	name string
+	args []string
+	env  []string
+	// answer is what becomes of the page; the error is of the command line where
+	// it is nil.
+	answer func(c *connecting)
+	code   int
+	want   string // %REDIRECT% stands for the redirect URI
+	do     string
+}
 
-	for _, test := range []struct {
-		name string
-		args []string
-		env  []string
-		// answer is what becomes of the page; the error is of the command line where
-		// it is nil.
-		answer func(c *connecting)
-		code   int
-		want   string // %REDIRECT% stands for the redirect URI
-		do     string
-	}{
+// connectSettings are of the command line and the environment.
+func connectSettings(taken string) []connectError {
+	return []connectError{
 		{
-			name: "app's secret wrong", args: []string{"carol"}, env: []string{"X_CLIENT_SECRET=wrong"},
-			answer: func(c *connecting) { c.wantPage("&user=carol", "carol is not connected") },
-			code:   exitFailed, want: "connect carol: app not accepted: POST /2/oauth2/token: 401 Unauthorized: Missing valid authorization header",
-			do: "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, then start again with: jetpost accounts connect carol",
+			name: "no client id", args: []string{"carol", "--callback", taken}, env: []string{"X_CLIENT_ID="},
+			code: exitUsage, want: "configuration: X_CLIENT_ID: is missing; it is the OAuth 2.0 client id of your app in X's developer console",
+			do: "correct the environment or the flags; both are explained by: jetpost --help",
 		},
+		{
+			name: "port in use", args: []string{"carol", "--callback", taken},
+			code: exitFailed, want: "listen tcp " + taken + ": bind: address already in use",
+			do: "choose another port with --callback, and register its /callback in X's developer console too",
+		},
+		{
+			name: "usage", args: []string{"No Name", "--callback", "localhost:1", "--authorize-url", "x.com", "--timeout=-1s"},
+			code: exitUsage, want: "cannot connect:\n  name \"No Name\": use 1 to 63 of a-z 0-9 _ -\n  --callback: \"localhost:1\" is not 127.0.0.1:PORT\n  --authorize-url: \"x.com\" is not a URL like https://x.com\n  --timeout: -1s, want a time above 0",
+		},
+	}
+}
+
+// connectConsents are of what the user does on X's page.
+func connectConsents() []connectError {
+	return []connectError{
+		{
+			name: "consent denied", args: []string{"carol"},
+			answer: func(c *connecting) { c.wantPage("&deny=true", "carol is not connected") },
+			code:   exitFailed, want: "connect carol: the consent was denied on X's page", do: "start again, and authorize the app: jetpost accounts connect carol",
+		},
+		{
+			name: "interrupted", args: []string{"carol"},
+			answer: func(c *connecting) { testkit.Must(c.t, c.cmd.Process.Signal(syscall.SIGINT)) },
+			code:   exitInterrupted, want: "interrupted: nothing has changed",
+		},
+		{
+			name: "no consent in time", args: []string{"carol", "--timeout", "1s"}, answer: func(*connecting) {},
+			code: exitWaiting, want: "connect carol: no consent came within 1s",
+			do: "if X's page said that something went wrong, check X_CLIENT_ID, and register %REDIRECT% in X's developer console; then start again",
+		},
+		{
+			name: "scope missing", args: []string{"carol"},
+			answer: func(c *connecting) {
+				c.wantPage("&user=carol&grant=tweet.read+tweet.write+users.read", "carol is not connected")
+			},
+			code: exitFailed, want: "connect carol: the consent lacks offline.access (to renew its tokens), media.write (to upload images): nothing was stored, and the consent was taken back",
+			do: "X may have ended the tokens that it had before: give the app the permission to read and write in X's developer console, then connect it again with: jetpost accounts connect carol",
+		},
+		{
+			name: "user wrong", args: []string{"alice"},
+			answer: func(c *connecting) { c.wantPage("&user=carol", "alice is not connected") },
+			code:   exitFailed, want: "connect alice: the consent is of @carol, but alice is @alice: nothing was stored, and the consent was taken back",
+			do: "log in to X as @alice, then connect it again with: jetpost accounts connect alice",
+		},
+	}
+}
+
+// connectAnswers are of a code or a state that is not the one that was sent for.
+func connectAnswers(s *site, ahead *atomic.Int64) []connectError {
+	const spent = "connect carol: authorization code not accepted: POST /2/oauth2/token: 400 Bad Request: Value passed for the authorization code was invalid."
+	return []connectError{
 		{
 			name: "code expired", args: []string{"carol"},
 			answer: func(c *connecting) {
@@ -302,49 +346,6 @@ func TestConnectErrors(t *testing.T) {
 			code: exitFailed, want: spent, do: "a code works once, and for 30 seconds: start again with: jetpost accounts connect carol",
 		},
 		{
-			name: "consent denied", args: []string{"carol"},
-			answer: func(c *connecting) { c.wantPage("&deny=true", "carol is not connected") },
-			code:   exitFailed, want: "connect carol: the consent was denied on X's page", do: "start again, and authorize the app: jetpost accounts connect carol",
-		},
-		{
-			name: "interrupted", args: []string{"carol"},
-			answer: func(c *connecting) { testkit.Must(c.t, c.cmd.Process.Signal(syscall.SIGINT)) },
-			code:   exitInterrupted, want: "interrupted: nothing has changed",
-		},
-		{
-			name: "no client id", args: []string{"carol", "--callback", taken}, env: []string{"X_CLIENT_ID="},
-			code: exitUsage, want: "configuration: X_CLIENT_ID: is missing; it is the OAuth 2.0 client id of your app in X's developer console",
-			do: "correct the environment or the flags; both are explained by: jetpost --help",
-		},
-		{
-			name: "no consent in time", args: []string{"carol", "--timeout", "1s"}, answer: func(*connecting) {},
-			code: exitWaiting, want: "connect carol: no consent came within 1s",
-			do: "if X's page said that something went wrong, check X_CLIENT_ID, and register %REDIRECT% in X's developer console; then start again",
-		},
-		{
-			name: "port in use", args: []string{"carol", "--callback", taken},
-			code: exitFailed, want: "listen tcp " + taken + ": bind: address already in use",
-			do: "choose another port with --callback, and register its /callback in X's developer console too",
-		},
-		{
-			name: "scope missing", args: []string{"carol"},
-			answer: func(c *connecting) {
-				c.wantPage("&user=carol&grant=tweet.read+tweet.write+users.read", "carol is not connected")
-			},
-			code: exitFailed, want: "connect carol: the consent lacks offline.access (to renew its tokens), media.write (to upload images): nothing was stored, and the consent was taken back",
-			do: "X may have ended the tokens that it had before: give the app the permission to read and write in X's developer console, then connect it again with: jetpost accounts connect carol",
-		},
-		{
-			name: "usage", args: []string{"No Name", "--callback", "localhost:1", "--authorize-url", "x.com", "--timeout=-1s"},
-			code: exitUsage, want: "cannot connect:\n  name \"No Name\": use 1 to 63 of a-z 0-9 _ -\n  --callback: \"localhost:1\" is not 127.0.0.1:PORT\n  --authorize-url: \"x.com\" is not a URL like https://x.com\n  --timeout: -1s, want a time above 0",
-		},
-		{
-			name: "user wrong", args: []string{"alice"},
-			answer: func(c *connecting) { c.wantPage("&user=carol", "alice is not connected") },
-			code:   exitFailed, want: "connect alice: the consent is of @carol, but alice is @alice: nothing was stored, and the consent was taken back",
-			do: "log in to X as @alice, then connect it again with: jetpost accounts connect alice",
-		},
-		{
 			name: "state wrong", args: []string{"carol"},
 			answer: func(c *connecting) {
 				status, page := get(c.t, c.redirectURI()+"?code=stolen&state=other")
@@ -354,6 +355,18 @@ func TestConnectErrors(t *testing.T) {
 			},
 			code: exitFailed, want: "connect carol: the answer belongs to another attempt: its state is not the one that was sent",
 			do: "close the pages of earlier attempts, start again, and use the page that is printed then",
+		},
+	}
+}
+
+// connectRefusals are of an X that cannot be reached, fails or refuses the app.
+func connectRefusals(s *site, closed string) []connectError {
+	return []connectError{
+		{
+			name: "app's secret wrong", args: []string{"carol"}, env: []string{"X_CLIENT_SECRET=wrong"},
+			answer: func(c *connecting) { c.wantPage("&user=carol", "carol is not connected") },
+			code:   exitFailed, want: "connect carol: app not accepted: POST /2/oauth2/token: 401 Unauthorized: Missing valid authorization header",
+			do: "correct X_CLIENT_ID and X_CLIENT_SECRET, check the app's type in X's developer console, then start again with: jetpost accounts connect carol",
 		},
 		{
 			name: "X cannot be reached", args: []string{"carol", "--authorize-url", s.Cfg.X.URL}, env: []string{"X_API_URL=http://" + closed},
@@ -382,34 +395,51 @@ func TestConnectErrors(t *testing.T) {
 			code: exitFailed, want: "connect carol: X answered with an error: server_error Something broke.",
 			do: "check the app's settings in X's developer console, then start again",
 		},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			env := append(env[:len(env):len(env)], test.env...)
-			var code int
-			var stdout, stderr, redirect string
-			if test.answer == nil {
-				code, stdout, stderr = harness.RunCommand(t, env, "jetpost", append([]string{"accounts", "connect", "--no-browser"}, test.args...)...)
-			} else {
-				c := s.connect(t, env, test.args...)
-				redirect = c.redirectURI()
-				test.answer(c)
-				code, stdout, stderr = c.exit()
-			}
-			want := "jetpost: " + test.want + "\n"
-			if test.do != "" {
-				want += "  do: " + strings.ReplaceAll(test.do, "%REDIRECT%", redirect) + "\n"
-			}
-			if code != test.code || stdout != "" || stderr != want {
-				t.Errorf("exit code %d, want %d\n%s%s\nwant\n%s", code, test.code, stdout, stderr, want)
-			}
-			testkit.Must(t, s.Sim.SetFaults(nil))
-			if _, err := s.Ledger.Account(t.Context(), "carol"); !errors.Is(err, store.ErrNotFound) {
-				t.Errorf("the account was stored: %v", err)
-			}
-			s.wantConnected("alice", "alice")
-		})
+	}
+}
+
+// Whatever goes wrong is one message with what to do, and an exit code.
+func TestConnectErrors(t *testing.T) {
+	t.Parallel()
+	s, env, ahead := newConnectSite(t)
+	alice := s.connect(t, env, "alice")
+	alice.follow("&user=alice")
+	alice.exit()
+	s.wantConnected("alice", "alice")
+	taken := harness.HoldPort(t).Addr().String()
+	closed := harness.ClosedAddress(t)
+	for _, test := range slices.Concat(connectSettings(taken), connectConsents(), connectAnswers(s, ahead), connectRefusals(s, closed)) {
+		t.Run(test.name, func(t *testing.T) { test.isTold(t, s, env) })
 	}
 	s.WantCallLog(nil)
+}
+
+// isTold has it go wrong, which changes nothing.
+func (is connectError) isTold(t *testing.T, s *site, env []string) {
+	t.Helper()
+	env = append(env[:len(env):len(env)], is.env...)
+	var code int
+	var stdout, stderr, redirect string
+	if is.answer == nil {
+		code, stdout, stderr = harness.RunCommand(t, env, "jetpost", append([]string{"accounts", "connect", "--no-browser"}, is.args...)...)
+	} else {
+		c := s.connect(t, env, is.args...)
+		redirect = c.redirectURI()
+		is.answer(c)
+		code, stdout, stderr = c.exit()
+	}
+	want := "jetpost: " + is.want + "\n"
+	if is.do != "" {
+		want += "  do: " + strings.ReplaceAll(is.do, "%REDIRECT%", redirect) + "\n"
+	}
+	if code != is.code || stdout != "" || stderr != want {
+		t.Errorf("exit code %d, want %d\n%s%s\nwant\n%s", code, is.code, stdout, stderr, want)
+	}
+	testkit.Must(t, s.Sim.SetFaults(nil))
+	if _, err := s.Ledger.Account(t.Context(), "carol"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the account was stored: %v", err)
+	}
+	s.wantConnected("alice", "alice")
 }
 
 // wantPage follows the page and checks what the browser shows at last.

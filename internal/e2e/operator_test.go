@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -37,6 +38,93 @@ type attempt struct {
 	never string
 }
 
+// operatorError is an attempt that fails.
+type operatorError struct {
+	name string
+	attempt
+	code int
+	want []string // on standard error
+}
+
+// setting is an attempt to start a worker with one other setting.
+func setting(name, value string) attempt {
+	return attempt{args: []string{"worker"}, settings: map[string]string{name: value}}
+}
+
+// wrongSettings are of the environment and the command line.
+func wrongSettings(t *testing.T) []operatorError {
+	t.Helper()
+	notFound := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(notFound.Close)
+	return []operatorError{
+		{"configuration wrong in many places", attempt{
+			args: []string{"worker", "--lease", "1ms", "--slots", "5000"}, never: "hidden",
+			settings: map[string]string{"NATS_URL": "http://x", "DATABASE_URL": "mysql://u:hidden@h/d", "HUB_ENCRYPTION_KEY": "hidden", "X_CLIENT_ID": ""},
+		}, exitUsage, []string{"NATS_URL: ", "DATABASE_URL: ", "HUB_ENCRYPTION_KEY, ", "X_CLIENT_ID: ", "lease: ", "slots: "}},
+		{"encryption key missing", setting("HUB_ENCRYPTION_KEY", ""), exitUsage, []string{"HUB_ENCRYPTION_KEY: is missing", "jetpost keys generate"}},
+		{"encryption key of another", setting("HUB_ENCRYPTION_KEY", store.GenerateKey().Reveal()), exitFailed, []string{"encryption key", "HUB_ENCRYPTION_KEY"}},
+		{"flag misspelt", attempt{args: []string{"worker", "--leese", "5s"}}, exitUsage, []string{`did you mean "--lease"?`, "--help"}},
+		{"real X made faster", attempt{args: []string{"worker"}, settings: map[string]string{"X_API_URL": "", app.SimMinuteVariable: "1s"}}, exitUsage, []string{app.SimMinuteVariable + ": is for a simulated X"}},
+		{"X made faster that is not simulated", attempt{args: []string{"worker"}, settings: map[string]string{"X_API_URL": notFound.URL, app.SimMinuteVariable: "1s"}}, exitFailed, []string{"404 Not Found", "no simulated X", app.SimMinuteVariable}},
+	}
+}
+
+func wrongDatabases(t *testing.T) []operatorError {
+	t.Helper()
+	return []operatorError{
+		{"database has another password", wrongPassword(t), exitFailed, []string{"password authentication failed", "DATABASE_URL"}},
+		{"database not set up", setting("DATABASE_URL", pgtest.New(t)), exitFailed, []string{"has no schema yet", "do: run jetpost setup"}},
+		{"database unreachable", setting("DATABASE_URL", "postgres://u:p@"+harness.ClosedAddress(t)+"/d"), exitFailed, []string{"connection refused", "DATABASE_URL"}},
+	}
+}
+
+func wrongNATS(t *testing.T) []operatorError {
+	t.Helper()
+	emptyNATS := natstest.Server(t, natstest.Listen).ClientURL()
+	guardedNATS := natstest.Server(t, natstest.Listen, func(o *server.Options) { o.Username, o.Password = "jetpost", "right" }).ClientURL()
+	otherDatabase := "sqlite:" + filepath.Join(t.TempDir(), "other.db")
+	testkit.Must(t, app.Config{DatabaseURL: secret.New(otherDatabase)}.Migrate(t.Context()))
+	return []operatorError{
+		{"credentials of NATS wrong", attempt{
+			args: []string{"worker"}, never: "hidden", settings: map[string]string{"NATS_URL": guardedNATS, "NATS_USER": "jetpost", "NATS_PASSWORD": "hidden"},
+		}, exitFailed, []string{"Authorization Violation", "NATS_PASSWORD"}},
+		{"NATS not set up", setting("NATS_URL", emptyNATS), exitFailed, []string{"not set up", "do: run: jetpost setup"}},
+		{"NATS of another database", setting("DATABASE_URL", otherDatabase), exitFailed, []string{"belongs to another database", "JETPOST_PREFIX"}},
+		{"NATS too old", setting("NATS_URL", oldNATS(t)), exitFailed, []string{`"2.10.7"`, "need 2.14", "upgrade"}},
+		{"NATS unreachable", setting("NATS_URL", "nats://"+harness.ClosedAddress(t)), exitFailed, []string{"connect to NATS", "NATS_URL"}},
+		{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
+	}
+}
+
+// wrongPlaces are of directories, disks and ports. The file stands where a directory should.
+func wrongPlaces(t *testing.T, s *site, file string) []operatorError {
+	t.Helper()
+	limited := up("--data", t.TempDir())
+	limited.args = append([]string{"sh", "-c", `ulimit -f 64 && exec "$@"`, "sh", "jetpost"}, limited.args...)
+	return []operatorError{
+		{"data directory in use", s.upTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
+		{"data directory is a file", up("--data", file), exitFailed, []string{"data directory", "--data"}},
+		{"data directory unwritable", up("--data", "/proc/jetpost"), exitFailed, []string{"data directory", "--data"}},
+		{"disk full", limited, exitFailed, []string{"disk", "has room"}},
+		{"lifeboat cannot be made", attempt{args: []string{"worker", "--lifeboat", filepath.Join(file, "lifeboat")}}, exitFailed, []string{"make lifeboat", "--lifeboat"}},
+		{"port of health in use", attempt{args: []string{"worker", "--health-listen", harness.HoldPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--health-listen"}},
+		{"port of NATS in use", up("--data", t.TempDir(), "--nats-listen", harness.HoldPort(t).Addr().String()), exitFailed, []string{"address already in use", "--nats-listen"}},
+		{"port of the simulator in use", attempt{args: []string{"sim", "--listen", harness.HoldPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
+	}
+}
+
+// wrongSimulators are of its directory, journal and scenario.
+func wrongSimulators(t *testing.T, s *site) []operatorError {
+	t.Helper()
+	return []operatorError{
+		{"simulator's data directory in use", s.simTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
+		{"simulator's journal broken", attempt{args: []string{"sim", "--data", brokenSim(t)}}, exitFailed, []string{"x.jsonl: line 2: invalid character 'o'", "remove it"}},
+		{"simulator on real accounts", attempt{args: []string{"sim", "--data", realData(t)}}, exitFailed, []string{"holds real accounts", "--data"}},
+		{"scenario misspelt", attempt{args: []string{"sim", "--scenario", badScenario(t)}}, exitFailed, []string{"line 3: step 1: json: unknown field \"at\"", "docs/SIMULATOR.md"}},
+		{"scenario of nobody", attempt{args: []string{"sim", "--scenario", "/none.json"}}, exitFailed, []string{"read scenario: open /none.json", "--scenario"}},
+	}
+}
+
 // Whatever an operator gets wrong is told in one message with what to do about
 // it, before anything has begun, and a job that waits meanwhile is not lost.
 func TestOperatorErrors(t *testing.T) {
@@ -44,88 +132,14 @@ func TestOperatorErrors(t *testing.T) {
 	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: []string{"alice"}})
 	waiting := &harness.Job{Account: "alice", Id: "waiting", Posts: 2}
 	s.Publish([]*harness.Job{waiting})
-	worker := []string{"worker"}
-	setting := func(name, value string) attempt {
-		return attempt{args: worker, settings: map[string]string{name: value}}
-	}
 	file := filepath.Join(t.TempDir(), "file")
 	testkit.Must(t, os.WriteFile(file, []byte("precious"), 0o600))
-	emptyNATS := natstest.Server(t, natstest.Listen).ClientURL()
-	guardedNATS := natstest.Server(t, natstest.Listen, func(o *server.Options) { o.Username, o.Password = "jetpost", "right" }).ClientURL()
-	notFound := httptest.NewServer(http.NotFoundHandler())
-	t.Cleanup(notFound.Close)
-	otherDatabase := "sqlite:" + filepath.Join(t.TempDir(), "other.db")
-	testkit.Must(t, app.Config{DatabaseURL: secret.New(otherDatabase)}.Migrate(t.Context()))
-	limited := up("--data", t.TempDir())
-	limited.args = append([]string{"sh", "-c", `ulimit -f 64 && exec "$@"`, "sh", "jetpost"}, limited.args...)
 
 	t.Run("each", func(t *testing.T) {
-		for _, test := range []struct {
-			name string
-			attempt
-			code int
-			want []string // on standard error
-		}{
-			{"configuration wrong in many places", attempt{
-				args: []string{"worker", "--lease", "1ms", "--slots", "5000"}, never: "hidden",
-				settings: map[string]string{"NATS_URL": "http://x", "DATABASE_URL": "mysql://u:hidden@h/d", "HUB_ENCRYPTION_KEY": "hidden", "X_CLIENT_ID": ""},
-			}, exitUsage, []string{"NATS_URL: ", "DATABASE_URL: ", "HUB_ENCRYPTION_KEY, ", "X_CLIENT_ID: ", "lease: ", "slots: "}},
-			{"credentials of NATS wrong", attempt{
-				args: worker, never: "hidden", settings: map[string]string{"NATS_URL": guardedNATS, "NATS_USER": "jetpost", "NATS_PASSWORD": "hidden"},
-			}, exitFailed, []string{"Authorization Violation", "NATS_PASSWORD"}},
-			{"data directory in use", s.upTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
-			{"data directory is a file", up("--data", file), exitFailed, []string{"data directory", "--data"}},
-			{"data directory unwritable", up("--data", "/proc/jetpost"), exitFailed, []string{"data directory", "--data"}},
-			{"database has another password", wrongPassword(t), exitFailed, []string{"password authentication failed", "DATABASE_URL"}},
-			{"database not set up", setting("DATABASE_URL", pgtest.New(t)), exitFailed, []string{"has no schema yet", "do: run jetpost setup"}},
-			{"database unreachable", setting("DATABASE_URL", "postgres://u:p@"+harness.ClosedAddress(t)+"/d"), exitFailed, []string{"connection refused", "DATABASE_URL"}},
-			{"disk full", limited, exitFailed, []string{"disk", "has room"}},
-			{"encryption key missing", setting("HUB_ENCRYPTION_KEY", ""), exitUsage, []string{"HUB_ENCRYPTION_KEY: is missing", "jetpost keys generate"}},
-			{"encryption key of another", setting("HUB_ENCRYPTION_KEY", store.GenerateKey().Reveal()), exitFailed, []string{"encryption key", "HUB_ENCRYPTION_KEY"}},
-			{"flag misspelt", attempt{args: []string{"worker", "--leese", "5s"}}, exitUsage, []string{`did you mean "--lease"?`, "--help"}},
-			{"lifeboat cannot be made", attempt{args: []string{"worker", "--lifeboat", filepath.Join(file, "lifeboat")}}, exitFailed, []string{"make lifeboat", "--lifeboat"}},
-			{"NATS not set up", setting("NATS_URL", emptyNATS), exitFailed, []string{"not set up", "do: run: jetpost setup"}},
-			{"NATS of another database", setting("DATABASE_URL", otherDatabase), exitFailed, []string{"belongs to another database", "JETPOST_PREFIX"}},
-			{"NATS too old", setting("NATS_URL", oldNATS(t)), exitFailed, []string{`"2.10.7"`, "need 2.14", "upgrade"}},
-			{"NATS unreachable", setting("NATS_URL", "nats://"+harness.ClosedAddress(t)), exitFailed, []string{"connect to NATS", "NATS_URL"}},
-			{"port of health in use", attempt{args: []string{"worker", "--health-listen", harness.HoldPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--health-listen"}},
-			{"port of NATS in use", up("--data", t.TempDir(), "--nats-listen", harness.HoldPort(t).Addr().String()), exitFailed, []string{"address already in use", "--nats-listen"}},
-			{"port of the simulator in use", attempt{args: []string{"sim", "--listen", harness.HoldPort(t).Addr().String()}}, exitFailed, []string{"address already in use", "--listen"}},
-			{"real X made faster", attempt{args: worker, settings: map[string]string{"X_API_URL": "", app.SimMinuteVariable: "1s"}}, exitUsage, []string{app.SimMinuteVariable + ": is for a simulated X"}},
-			{"X made faster that is not simulated", attempt{args: worker, settings: map[string]string{"X_API_URL": notFound.URL, app.SimMinuteVariable: "1s"}}, exitFailed, []string{"404 Not Found", "no simulated X", app.SimMinuteVariable}},
-			{"simulator's data directory in use", s.simTwice(t), exitFailed, []string{"in use by another jetpost", "--data"}},
-			{"simulator's journal broken", attempt{args: []string{"sim", "--data", brokenSim(t)}}, exitFailed, []string{"x.jsonl: line 2: invalid character 'o'", "remove it"}},
-			{"simulator on real accounts", attempt{args: []string{"sim", "--data", realData(t)}}, exitFailed, []string{"holds real accounts", "--data"}},
-			{"scenario misspelt", attempt{args: []string{"sim", "--scenario", badScenario(t)}}, exitFailed, []string{"line 3: step 1: json: unknown field \"at\"", "docs/SIMULATOR.md"}},
-			{"scenario of nobody", attempt{args: []string{"sim", "--scenario", "/none.json"}}, exitFailed, []string{"read scenario: open /none.json", "--scenario"}},
-			{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
-		} {
+		for _, test := range slices.Concat(wrongSettings(t), wrongDatabases(t), wrongNATS(t), wrongPlaces(t, s, file), wrongSimulators(t, s)) {
 			t.Run(test.name, func(t *testing.T) {
 				t.Parallel()
-				a := test.attempt
-				program := "jetpost"
-				if a.args[0] == "sh" {
-					program, a.args = a.args[0], a.args[1:]
-				}
-				code, stdout, stderr := harness.RunCommand(t, s.settingsBut(t, a.settings), program, a.args...)
-				if code != test.code {
-					t.Errorf("exit code %d, want %d", code, test.code)
-				}
-				for _, want := range test.want {
-					if !strings.Contains(stderr, want) {
-						t.Errorf("standard error lacks %q", want)
-					}
-				}
-				messages, advice := strings.Count("\n"+stderr, "\njetpost: "), strings.Count(stderr, "\n  do: ")
-				if messages != 1 || advice != 1 || strings.Contains(stderr, "goroutine ") {
-					t.Errorf("%d messages and %d lines of advice, want one of each", messages, advice)
-				}
-				if a.never != "" && strings.Contains(stderr+stdout, a.never) {
-					t.Errorf("%q is printed", a.never)
-				}
-				if t.Failed() {
-					t.Logf("%v printed:\n%s%s", a.args, stdout, stderr)
-				}
+				test.isTold(t, s)
 			})
 		}
 	})
@@ -140,6 +154,35 @@ func TestOperatorErrors(t *testing.T) {
 	s.AllPublished(1)
 	s.WantCallLog([]*harness.Job{waiting})
 	harness.Stop(w)
+}
+
+// isTold in one message, with what to do about it.
+func (is operatorError) isTold(t *testing.T, s *site) {
+	t.Helper()
+	a := is.attempt
+	program := "jetpost"
+	if a.args[0] == "sh" {
+		program, a.args = a.args[0], a.args[1:]
+	}
+	code, stdout, stderr := harness.RunCommand(t, s.settingsBut(t, a.settings), program, a.args...)
+	if code != is.code {
+		t.Errorf("exit code %d, want %d", code, is.code)
+	}
+	for _, want := range is.want {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("standard error lacks %q", want)
+		}
+	}
+	messages, advice := strings.Count("\n"+stderr, "\njetpost: "), strings.Count(stderr, "\n  do: ")
+	if messages != 1 || advice != 1 || strings.Contains(stderr, "goroutine ") {
+		t.Errorf("%d messages and %d lines of advice, want one of each", messages, advice)
+	}
+	if a.never != "" && strings.Contains(stderr+stdout, a.never) {
+		t.Errorf("%q is printed", a.never)
+	}
+	if t.Failed() {
+		t.Logf("%v printed:\n%s%s", a.args, stdout, stderr)
+	}
 }
 
 // settingsBut are the site's, some of them replaced.

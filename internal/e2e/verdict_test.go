@@ -68,87 +68,95 @@ func askWorker(t *testing.T, address string, into any) (status int) {
 // What is set and what moves are two things: each row looked well by the settings.
 func TestStatusMeasuresProgress(t *testing.T) {
 	t.Parallel()
-	t.Run("no account", func(t *testing.T) {
-		t.Parallel()
-		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, RefreshCron: never})
-		w := s.Worker("worker")
-		s.wantVerdict(health.NotPublishing, "no_account")
-		harness.Stop(w)
-	})
-	t.Run("frozen worker", func(t *testing.T) {
-		t.Parallel()
-		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
-		w := s.Worker("worker-1")
-		s.wantVerdict(health.Publishing, "")
-		w.Signal(syscall.SIGSTOP)
-		jobs := harness.MakeJobs(1, []string{"alice"}, harness.One)
-		s.Publish(jobs)
-		status := s.wantVerdict(health.NotPublishing, "no_worker")
-		if want := "NOT PUBLISHING: no worker is alive: worker-1 fell silent "; !strings.HasPrefix(status.Summary, want) {
-			t.Errorf("status is %q, want %q", status.Summary, want)
-		}
-		code, stdout, stderr := s.Run("workers")
-		if code != exitOK || !strings.Contains(stdout, "worker-1  silent for ") {
-			t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
-		}
-		w.Signal(syscall.SIGCONT)
-		s.AllPublished(1)
-		s.wantVerdict(health.Publishing, "")
-		code, stdout, stderr = s.Run("workers")
-		if code != exitOK || !strings.Contains(stdout, "worker-1  alive  ") || !strings.Contains(stdout, "publish, refresh  0 of 16") {
-			t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
-		}
-		harness.Stop(w)
-		if code, stdout, stderr = s.Run("workers"); code != exitOK || strings.Contains(stdout, "worker-1") {
-			t.Errorf("workers, where one has stopped: exit code %d\n%s%s", code, stdout, stderr)
-		}
-	})
-	t.Run("no job is accepted", func(t *testing.T) {
-		t.Parallel()
-		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
-		w := s.Worker("worker")
-		for p := range jetpost.Partitions {
-			_, err := s.Conn.JS.PauseConsumer(t.Context(), s.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p), time.Now().Add(time.Hour))
-			testkit.Must(t, err)
-		}
-		jobs := harness.MakeJobs(62, []string{"alice"}, harness.One)
-		s.Publish(jobs)
-		status := s.wantVerdict(health.NotPublishing, "intake_stuck")
-		if want := "NOT PUBLISHING: the oldest of 62 jobs, of alice, is not accepted after "; !strings.HasPrefix(status.Summary, want) {
-			t.Errorf("status is %q, want %q", status.Summary, want)
-		}
-		for p := range jetpost.Partitions {
-			_, err := s.Conn.JS.ResumeConsumer(t.Context(), s.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p))
-			testkit.Must(t, err)
-		}
-		s.AllPublished(len(jobs))
-		s.wantVerdict(health.Publishing, "")
-		harness.Stop(w)
-	})
-	t.Run("schedule and pause of the refresh", func(t *testing.T) {
-		t.Parallel()
-		s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: shortLease, Accounts: []string{"alice"}})
-		msg := nats.NewMsg(s.Conn.Names.ScheduleRefresh())
-		msg.Header.Set(jetstream.ScheduleHeader, never)
-		msg.Header.Set(jetstream.ScheduleTargetHeader, s.Conn.Names.DueRefresh("tick"))
-		msg.Header.Set(jetstream.ScheduleTTLHeader, "6h0m0s")
-		_, err := s.Conn.JS.PublishMsg(t.Context(), msg)
+	t.Run("no account", statusOfNoAccount)
+	t.Run("frozen worker", statusOfFrozenWorker)
+	t.Run("no job is accepted", statusOfStuckIntake)
+	t.Run("schedule and pause of the refresh", statusOfRefresh)
+}
+
+func statusOfNoAccount(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, RefreshCron: never})
+	w := s.Worker("worker")
+	s.wantVerdict(health.NotPublishing, "no_account")
+	harness.Stop(w)
+}
+
+func statusOfFrozenWorker(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+	w := s.Worker("worker-1")
+	s.wantVerdict(health.Publishing, "")
+	w.Signal(syscall.SIGSTOP)
+	jobs := harness.MakeJobs(1, []string{"alice"}, harness.One)
+	s.Publish(jobs)
+	status := s.wantVerdict(health.NotPublishing, "no_worker")
+	if want := "NOT PUBLISHING: no worker is alive: worker-1 fell silent "; !strings.HasPrefix(status.Summary, want) {
+		t.Errorf("status is %q, want %q", status.Summary, want)
+	}
+	code, stdout, stderr := s.Run("workers")
+	if code != exitOK || !strings.Contains(stdout, "worker-1  silent for ") {
+		t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	w.Signal(syscall.SIGCONT)
+	s.AllPublished(1)
+	s.wantVerdict(health.Publishing, "")
+	code, stdout, stderr = s.Run("workers")
+	if code != exitOK || !strings.Contains(stdout, "worker-1  alive  ") || !strings.Contains(stdout, "publish, refresh  0 of 16") {
+		t.Errorf("workers: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	harness.Stop(w)
+	if code, stdout, stderr = s.Run("workers"); code != exitOK || strings.Contains(stdout, "worker-1") {
+		t.Errorf("workers, where one has stopped: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+func statusOfStuckIntake(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
+	w := s.Worker("worker")
+	for p := range jetpost.Partitions {
+		_, err := s.Conn.JS.PauseConsumer(t.Context(), s.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p), time.Now().Add(time.Hour))
 		testkit.Must(t, err)
-		_, status := s.look()
-		if !slices.ContainsFunc(status.Causes, func(c health.Cause) bool { return c.Code == "schedule_differs" }) {
-			t.Errorf("of a schedule that was replaced the status says %+v", status.Causes)
-		}
-		w := s.Worker("worker") // which puts it right
-		s.wantVerdict(health.Publishing, "")
-		_, _, err = s.Stops().Set(t.Context(), publishers.Pause{
-			Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
-		})
+	}
+	jobs := harness.MakeJobs(62, []string{"alice"}, harness.One)
+	s.Publish(jobs)
+	status := s.wantVerdict(health.NotPublishing, "intake_stuck")
+	if want := "NOT PUBLISHING: the oldest of 62 jobs, of alice, is not accepted after "; !strings.HasPrefix(status.Summary, want) {
+		t.Errorf("status is %q, want %q", status.Summary, want)
+	}
+	for p := range jetpost.Partitions {
+		_, err := s.Conn.JS.ResumeConsumer(t.Context(), s.Conn.Names.JobsStream(), jetpost.ConsumerIntake(p))
 		testkit.Must(t, err)
-		s.wantVerdict(health.Degraded, "refresh_paused")
-		s.wantHelp([]string{"resume", "--app"}, "resume --app")
-		s.wantVerdict(health.Publishing, "")
-		harness.Stop(w)
+	}
+	s.AllPublished(len(jobs))
+	s.wantVerdict(health.Publishing, "")
+	harness.Stop(w)
+}
+
+func statusOfRefresh(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: shortLease, Accounts: []string{"alice"}})
+	msg := nats.NewMsg(s.Conn.Names.ScheduleRefresh())
+	msg.Header.Set(jetstream.ScheduleHeader, never)
+	msg.Header.Set(jetstream.ScheduleTargetHeader, s.Conn.Names.DueRefresh("tick"))
+	msg.Header.Set(jetstream.ScheduleTTLHeader, "6h0m0s")
+	_, err := s.Conn.JS.PublishMsg(t.Context(), msg)
+	testkit.Must(t, err)
+	_, status := s.look()
+	if !slices.ContainsFunc(status.Causes, func(c health.Cause) bool { return c.Code == "schedule_differs" }) {
+		t.Errorf("of a schedule that was replaced the status says %+v", status.Causes)
+	}
+	w := s.Worker("worker") // which puts it right
+	s.wantVerdict(health.Publishing, "")
+	_, _, err = s.Stops().Set(t.Context(), publishers.Pause{
+		Target: publishers.TargetRefresh, Reason: jetpost.Reason{Code: jetpost.CodeAppMisconfigured, Detail: "why"}, Since: time.Now(),
 	})
+	testkit.Must(t, err)
+	s.wantVerdict(health.Degraded, "refresh_paused")
+	s.wantHelp([]string{"resume", "--app"}, "resume --app")
+	s.wantVerdict(health.Publishing, "")
+	harness.Stop(w)
 }
 
 // A bucket that is deleted while a worker runs takes no pause with it, and leaves the
