@@ -589,3 +589,83 @@ func findCallers(file string, source any, callers map[string][]string) error {
 	}
 	return nil
 }
+
+// maxTestLines is how long a function of a test may be.
+const maxTestLines = 80
+
+// suites are the packages of what tests share, which are not in test files.
+func suites() []string {
+	return []string{
+		"internal/disktest", "internal/e2e/harness", "internal/natstest", "internal/pgtest", "internal/testkit", "internal/xspectest",
+		"store/internal/storetest",
+	}
+}
+
+// TestTestsFitAScreen: a test that is longer is several tests, or a story whose steps have
+// names.
+func TestTestsFitAScreen(t *testing.T) {
+	t.Parallel()
+	files := testFiles(t)
+	for _, file := range files {
+		violations, err := longFunctions(file, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, violation := range violations {
+			t.Error(violation)
+		}
+	}
+	if len(files) < 100 {
+		t.Errorf("found %d test files; are they no longer seen?", len(files))
+	}
+}
+
+func TestTestsFitAScreenSeesLongOnes(t *testing.T) {
+	t.Parallel()
+	fits := "package p\n\nfunc (b *bundle) fits() {" + strings.Repeat("\n", maxTestLines-1) + "}\n"
+	long := "\nfunc TestLong(t *testing.T) {" + strings.Repeat("\n", maxTestLines) + "}\n"
+	got, err := longFunctions("p_test.go", fits+long)
+	if want := []string{"p_test.go:84:1: TestLong has 81 lines, at most 80 are allowed"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+}
+
+// testFiles are those of all modules of the repository, with what tests share.
+func testFiles(t *testing.T) (files []string) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && name != "." && strings.HasPrefix(entry.Name(), "."):
+			return filepath.SkipDir
+		case strings.HasSuffix(name, "_test.go"), strings.HasSuffix(name, ".go") && within(filepath.ToSlash(filepath.Dir(name)), suites()):
+			files = append(files, filepath.ToSlash(name))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("walk repository: %v", err)
+	}
+	return files
+}
+
+// longFunctions are the functions of the source or, where that is nil, the file that do
+// not fit.
+func longFunctions(file string, source any) (violations []string, err error) {
+	set := token.NewFileSet()
+	tree, err := parser.ParseFile(set, file, source, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, fmt.Errorf("parse %s: %w", file, err)
+	}
+	for _, decl := range tree.Decls {
+		f, ok := decl.(*ast.FuncDecl)
+		if !ok {
+			continue
+		}
+		if lines := set.Position(f.End()).Line - set.Position(f.Pos()).Line + 1; lines > maxTestLines {
+			violations = append(violations, fmt.Sprintf("%s: %s has %d lines, at most %d are allowed", set.Position(f.Pos()), f.Name.Name, lines, maxTestLines))
+		}
+	}
+	return violations, nil
+}
