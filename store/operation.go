@@ -20,6 +20,15 @@ type Operation struct {
 	// Digest tells it from another operation with the same id.
 	Digest []byte
 	Now    time.Time
+	// Name, Account and Target say what it is and what it concerns. Without a name it is a
+	// part of others, and not told by itself.
+	Name            jetpost.Operation
+	Account, Target string
+}
+
+// Audit is what is told of the operation.
+func (o Operation) Audit(actor, outcome string) Audit {
+	return Audit{At: o.Now.UTC().Truncate(time.Millisecond), Actor: actor, Operation: o.Name, Account: o.Account, Target: o.Target, Outcome: outcome}
 }
 
 const (
@@ -52,6 +61,15 @@ type Changes interface {
 
 	AddAPIToken(ctx context.Context, token APIToken) error
 	RevokeAPIToken(ctx context.Context, name string, now time.Time) (APIToken, error)
+
+	AddUser(ctx context.Context, user User) error
+	SetUser(ctx context.Context, name string, role jetpost.Role, passwordHash string, now time.Time) (User, error)
+	RemoveUser(ctx context.Context, name string) (User, error)
+	AddSession(ctx context.Context, session Session) error
+	EndSession(ctx context.Context, digest []byte) (Session, error)
+	ForgiveAttempts(ctx context.Context, keys [][]byte) error
+
+	AddAudit(ctx context.Context, audit Audit) error
 }
 
 // Operations does what is asked for once.

@@ -7,7 +7,7 @@ import (
 )
 
 var (
-	// ErrNotFound says that no such account, request or token is known.
+	// ErrNotFound says that no such account, request, token, user or session is known.
 	ErrNotFound = errors.New("not found")
 	// ErrFenced says that another worker has taken the lane or the token since it was
 	// claimed. The caller stops at once and writes nothing more.
@@ -54,6 +54,8 @@ type Store interface {
 	Outbox
 	Links
 	APITokens
+	Users
+	Audits
 	Upkeep
 	Operations
 	Retention

@@ -93,7 +93,7 @@ func (p *proxied) outcome() store.Outcome {
 // calls is every method of a store but Close.
 func (p *proxied) calls() map[string]func(context.Context) error {
 	all := map[string]func(context.Context) error{}
-	for _, calls := range []map[string]func(context.Context) error{p.ledgerCalls(), p.accountCalls(), p.laneCalls(), p.requestCalls()} {
+	for _, calls := range []map[string]func(context.Context) error{p.ledgerCalls(), p.accountCalls(), p.userCalls(), p.laneCalls(), p.requestCalls()} {
 		maps.Copy(all, calls)
 	}
 	return all
@@ -178,6 +178,33 @@ func (p *proxied) accountCalls() map[string]func(context.Context) error {
 		"AddAPIToken": func(ctx context.Context) error {
 			return st.AddAPIToken(ctx, store.APIToken{Name: uuid.NewString(), Digest: make([]byte, 32), CreatedAt: p.now, ExpiresAt: p.now.Add(lease)})
 		},
+	}
+}
+
+// userCalls are of the dashboard's users, and of who changed what.
+func (p *proxied) userCalls() map[string]func(context.Context) error {
+	st := p.st
+	return map[string]func(ctx context.Context) error{
+		"User":       func(ctx context.Context) error { return errorOf(st.User(ctx, "none")) },
+		"Users":      func(ctx context.Context) error { return errorOf(st.Users(ctx)) },
+		"RemoveUser": func(ctx context.Context) error { return errorOf(st.RemoveUser(ctx, "none")) },
+		"SetUser": func(ctx context.Context) error {
+			return errorOf(st.SetUser(ctx, "none", jetpost.RoleViewer, "", p.now))
+		},
+		"AddUser": func(ctx context.Context) error {
+			return st.AddUser(ctx, store.User{Name: uuid.NewString(), Role: jetpost.RoleViewer, PasswordHash: "h", CreatedAt: p.now, PasswordAt: p.now})
+		},
+		"AddSession": func(ctx context.Context) error {
+			return st.AddSession(ctx, store.Session{Digest: make([]byte, 32), User: "none", CreatedAt: p.now})
+		},
+		"UseSession": func(ctx context.Context) error { return errorOf(st.UseSession(ctx, make([]byte, 32), p.now)) },
+		"EndSession": func(ctx context.Context) error { return errorOf(st.EndSession(ctx, make([]byte, 32))) },
+		"CountAttempts": func(ctx context.Context) error {
+			return errorOf(st.CountAttempts(ctx, [][]byte{make([]byte, 32)}, time.Minute, p.now))
+		},
+		"ForgiveAttempts": func(ctx context.Context) error { return st.ForgiveAttempts(ctx, [][]byte{make([]byte, 32)}) },
+		"AddAudit":        func(ctx context.Context) error { return st.AddAudit(ctx, store.Audit{At: p.now}) },
+		"Audits":          func(ctx context.Context) error { return errorOf(st.Audits(ctx, store.AuditFilter{Limit: 1})) },
 	}
 }
 

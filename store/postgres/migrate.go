@@ -19,7 +19,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 14
+	schemaVersion = 15
 
 	// A process that finds another one migrating tries again every lockPeriodSeconds,
 	// at most lockTries times.

@@ -17,7 +17,7 @@ import (
 // queries holds every statement of the package.
 func queries() map[string]string {
 	all := map[string]string{}
-	for _, part := range []map[string]string{ledgerQueries(), accountQueries(), tokenQueries(), laneQueries(), requestQueries()} {
+	for _, part := range []map[string]string{ledgerQueries(), accountQueries(), userQueries(), tokenQueries(), laneQueries(), requestQueries()} {
 		maps.Copy(all, part)
 	}
 	return all
@@ -83,6 +83,29 @@ func accountQueries() map[string]string {
 		"sqlReplaceToken":    sqlReplaceToken,
 		"sqlTakeAttempt":     sqlTakeAttempt,
 		"sqlUseLink":         sqlUseLink,
+	}
+}
+
+// userQueries are of the dashboard's users, and of who changed what.
+func userQueries() map[string]string {
+	return map[string]string{
+		"sqlUser":            sqlUser,
+		"sqlUsers":           sqlUsers,
+		"sqlAddUser":         sqlAddUser,
+		"sqlSetUser":         sqlSetUser,
+		"sqlRemoveUser":      sqlRemoveUser,
+		"sqlAddSession":      sqlAddSession,
+		"sqlSession":         sqlSession,
+		"sqlSeeSession":      sqlSeeSession,
+		"sqlEndSession":      sqlEndSession,
+		"sqlEndSessions":     sqlEndSessions,
+		"sqlForgetSessions":  sqlForgetSessions,
+		"sqlCountAttempts":   sqlCountAttempts,
+		"sqlForgiveAttempts": sqlForgiveAttempts,
+		"sqlForgetAttempts":  sqlForgetAttempts,
+		"sqlAddAudit":        sqlAddAudit,
+		"sqlAudits":          sqlAudits,
+		"sqlForgetAudits":    sqlForgetAudits,
 	}
 }
 
@@ -256,6 +279,10 @@ INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELEC
 FROM generate_series(1, 1000) AS n;
 INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at, attempt_state, attempt_browser, attempt_expires_at)
 SELECT sha256(n::text::bytea), 'a', '', now(), now(), sha256(n::text::bytea), sha256(''), now() FROM generate_series(1, 1000) AS n;
+INSERT INTO users SELECT 'u' || n, 'viewer', 'h', now(), now() FROM generate_series(1, 100) AS n;
+INSERT INTO sessions SELECT sha256(n::text::bytea), 'u' || n % 100 + 1, now(), now() FROM generate_series(1, 1000) AS n;
+INSERT INTO login_attempts SELECT sha256(n::text::bytea), 1, now() FROM generate_series(1, 1000) AS n;
+INSERT INTO audit (at, actor, operation, account, target, outcome) SELECT now(), 'a', 'o', '', '', 'done' FROM generate_series(1, 1000) AS n;
 ANALYZE;`
 
 // hotQuery runs all the time.
@@ -315,15 +342,21 @@ func hotQueriesOfRequests() []hotQuery {
 	}
 }
 
-// hotQueriesOfAccess are of tokens and links.
+// hotQueriesOfAccess are of tokens, links and users.
 func hotQueriesOfAccess() []hotQuery {
 	return []hotQuery{
 		{"claim due tokens", sqlClaimDue, `now(), '30s', '2m', '1m', 'r', 10`, []string{"oauth_tokens_due", "oauth_tokens_pkey"}, false},
 		{"claim token", sqlClaimToken, `now(), '30s', '2m', '1m', 'a1', 1, false, false`, []string{"oauth_tokens_user_id_key", "oauth_tokens_pkey"}, false},
+		{"count attempts", sqlCountAttempts, `ARRAY[sha256('1')], now(), now()`, nil, false},
+		{"forget attempts", sqlForgetAttempts, `now() - interval '1 hour', 100`, []string{"login_attempts_since"}, false},
+		{"forget audit", sqlForgetAudits, `now() - interval '1 year', 100`, []string{"audit_at"}, false},
+		{"forget sessions", sqlForgetSessions, `now() - interval '1 day', 100`, []string{"sessions_seen"}, false},
 		{"forget links", sqlForgetLinks, `now() - interval '7 days', 100`, []string{"connect_links_expired"}, false},
 		{"link", sqlLockLink, `sha256('1')`, []string{"connect_links_pkey"}, false},
 		{"link's attempt", sqlLockAttempt, `sha256('1')`, []string{"connect_links_state"}, false},
 		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, false},
+		{"session", sqlSession, `sha256('1'), now(), now()`, []string{"sessions_pkey"}, false},
+		{"sessions of a user", sqlEndSessions, `'u1'`, []string{"sessions_user"}, false},
 		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
 	}
 }

@@ -124,6 +124,7 @@ func TestQueriesNeverScan(t *testing.T) {
 	mayScan := map[string]bool{
 		"sqlAccounts":       true, // all of them are wanted
 		"sqlAPITokens":      true, // the same
+		"sqlUsers":          true, // the same
 		"sqlBlocked":        true, // the accounts, and of each the first such request
 		"sqlCountAccounts":  true, // the accounts
 		"sqlCountBlocked":   true, // the same
