@@ -107,6 +107,15 @@ func Operations() []OperationInfo {
 		{OpTokenList, OfNone, false, callWithin, TokenList{}, TokenPage{}},
 		{OpTokenRevoke, OfNone, true, callWithin, TokenRevoke{}, APIToken{}},
 		{OpTokenCheck, OfNone, false, callWithin, TokenCheck{}, APIToken{}},
+		{OpUserAdd, OfNone, true, callWithin, UserAdd{}, User{}},
+		{OpUserList, OfNone, false, callWithin, UserList{}, UserPage{}},
+		{OpUserGet, OfNone, false, callWithin, UserGet{}, User{}},
+		{OpUserSet, OfNone, true, callWithin, UserSet{}, User{}},
+		{OpUserRemove, OfNone, true, callWithin, UserRemove{}, User{}},
+		{OpSessionBegin, OfNone, false, callWithin, SessionBegin{}, Session{}},
+		{OpSessionCheck, OfNone, false, callWithin, SessionCheck{}, Session{}},
+		{OpSessionEnd, OfNone, false, callWithin, SessionEnd{}, SessionEnded{}},
+		{OpAuditList, OfNone, false, callWithin, AuditList{}, AuditPage{}},
 	}
 }
 
@@ -152,8 +161,9 @@ const (
 	ErrRefreshFailed   ErrorCode = "refresh_failed"   // X did not renew the token
 	ErrStillWaiting    ErrorCode = "still_waiting"    // it was begun, and its end did not come in time
 	ErrUnsupported     ErrorCode = "unsupported"      // this worker does not offer it
-	ErrUnauthenticated ErrorCode = "unauthenticated"  // there is no such API token, or it has ended or was revoked
+	ErrUnauthenticated ErrorCode = "unauthenticated"  // there is no such API token, session or password, or it has ended or was revoked
 	ErrForbidden       ErrorCode = "forbidden"        // the API token allows neither this operation nor this account
+	ErrTooMany         ErrorCode = "too_many"         // too many wrong passwords were tried: wait
 	ErrUnavailable     ErrorCode = "unavailable"      // database or NATS do not answer: whether it was done, a repeat with the same operation_id tells
 	ErrInternal        ErrorCode = "internal"         // a fault of jetpost: see the workers' logs
 )
@@ -162,7 +172,7 @@ const (
 func ErrorCodes() []ErrorCode {
 	return []ErrorCode{
 		ErrInvalid, ErrNotFound, ErrAmbiguous, ErrConflict, ErrBusy, ErrOperationReused, ErrRefreshFailed, ErrStillWaiting,
-		ErrUnsupported, ErrUnauthenticated, ErrForbidden, ErrUnavailable, ErrInternal,
+		ErrUnsupported, ErrUnauthenticated, ErrForbidden, ErrTooMany, ErrUnavailable, ErrInternal,
 	}
 }
 
@@ -188,7 +198,7 @@ func (e *APIError) Hint() string { return e.Help }
 // Definite tells that the operation was not done, and a repeat would find the same.
 func (e *APIError) Definite() bool {
 	switch e.Code {
-	case ErrBusy, ErrStillWaiting, ErrUnsupported, ErrUnavailable, ErrInternal:
+	case ErrBusy, ErrTooMany, ErrStillWaiting, ErrUnsupported, ErrUnavailable, ErrInternal:
 		return false
 	}
 	return true

@@ -28,7 +28,8 @@ func Verbs() []Verb { return []Verb{VerbRead, VerbPublish, VerbManage} }
 func (o Operation) Verb() Verb {
 	info, known := o.Info()
 	switch o {
-	case OpTokenCreate, OpTokenList, OpTokenRevoke, OpTokenCheck:
+	case OpTokenCreate, OpTokenList, OpTokenRevoke, OpTokenCheck,
+		OpUserAdd, OpUserList, OpUserGet, OpUserSet, OpUserRemove, OpSessionBegin, OpSessionCheck, OpSessionEnd:
 		return ""
 	case OpRequestPublish, OpRequestCheck, OpRequestCancel, OpRequestReschedule:
 		return VerbPublish

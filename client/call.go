@@ -30,7 +30,7 @@ func (c *Client) Call(ctx context.Context, o jetpost.Operation, account string, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, info.Within+answerSlack)
 	defer cancel()
-	msg, err := c.nc.RequestWithContext(ctx, c.names.API(o, account), body)
+	msg, err := c.ask(ctx, o, account, body)
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload):
 		return nil, &Error{Code: jetpost.ErrInvalid, Detail: fmt.Sprintf("the body has %d bytes, and a message %d at most", len(body), c.nc.MaxPayload())}

@@ -2,7 +2,8 @@
 // published: it needs a connection to NATS, and neither a database nor keys.
 //
 // Each operation of the contract is a method, which one of the workers carries out. Which
-// of them a user may call, and for which accounts, NATS's permissions say.
+// of them a user may call, and for which accounts, NATS's permissions say. A context of
+// [jetpost.WithActor] states who asks, for the audit log.
 package client
 
 import (
@@ -76,7 +77,7 @@ func call[Out any](ctx context.Context, c *Client, o jetpost.Operation, account 
 	_, patient := ctx.Deadline()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, info.Within+answerSlack)
-		msg, err := c.nc.RequestWithContext(attempt, c.names.API(o, account), body)
+		msg, err := c.ask(attempt, o, account, body)
 		cancel()
 		switch {
 		case err == nil:
@@ -86,6 +87,15 @@ func call[Out any](ctx context.Context, c *Client, o jetpost.Operation, account 
 		}
 		return out, noAnswer(o, err)
 	}
+}
+
+// ask sends a call, with who asks for it where the context says so.
+func (c *Client) ask(ctx context.Context, o jetpost.Operation, account string, body []byte) (*nats.Msg, error) {
+	msg := &nats.Msg{Subject: c.names.API(o, account), Data: body}
+	if actor := jetpost.ActorOf(ctx); actor != "" {
+		msg.Header = nats.Header{jetpost.HeaderActor: {actor}}
+	}
+	return c.nc.RequestMsgWithContext(ctx, msg)
 }
 
 // decode reads an answer.

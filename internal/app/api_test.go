@@ -190,6 +190,7 @@ var given = map[jetpost.Verb][]jetpost.Operation{
 	jetpost.VerbRead: {
 		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus,
 		jetpost.OpAppLimits, jetpost.OpAppForecast, jetpost.OpDeadLettersList, jetpost.OpWorkersList,
+		jetpost.OpAuditList,
 	},
 	jetpost.VerbManage: {
 		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpAccountPause,

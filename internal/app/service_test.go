@@ -230,6 +230,38 @@ func TestOwnRequestsAlone(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
+// TestActors: who changed something is what NATS says of another account, whatever its
+// client says, and what a client of the workers' own account says.
+func TestActors(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Walls{Customers: []string{"acme"}}, "acme")
+	s.work()
+	forged := jetpost.WithActor(t.Context(), "user:anna")
+	for _, user := range []string{"acme", producerUser, operatorUser} {
+		nc := s.connect(user)
+		call := nats.NewMsg(jetpost.Names{}.API(jetpost.OpRequestCancel, "acme"))
+		call.Data = []byte(`{"id":"none-of-` + user + `"}`)
+		call.Header.Set(jetpost.HeaderActor, jetpost.ActorOf(forged))
+		call.Header.Set("Nats-Request-Info", `{"acc":"FORGED"}`)
+		if user == operatorUser { // whom nobody stops from it
+			call.Header.Del("Nats-Request-Info")
+		}
+		_, err := nc.RequestMsg(call, testkit.Patience)
+		testkit.Must(t, err)
+	}
+	page, err := s.as(operatorUser).AuditList(t.Context(), jetpost.AuditList{Operation: string(jetpost.OpRequestCancel)})
+	testkit.Must(t, err)
+	names := jetpost.Names{}
+	want := []string{"user:anna none-of-operator", "account:" + names.ProducersAccount() + " none-of-producer", "account:" + names.CustomerAccount("acme") + " none-of-acme"}
+	var got []string
+	for _, e := range page.Entries {
+		got = append(got, e.Actor+" "+e.Target)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("noted %q, want %q", got, want)
+	}
+}
+
 // TestServiceBesideASilentDatabase: a worker whose database does not answer says so, and a
 // change that was cut off by that takes effect once.
 func TestServiceBesideASilentDatabase(t *testing.T) {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -40,6 +41,7 @@ type Control struct {
 	Notes  func(ctx context.Context, accounts int) ([]string, error)
 	Link   func(ctx context.Context, links LinkKeeper, account string, in jetpost.AccountLink) (jetpost.Link, error)
 
+	passwords   *passwords
 	wakeups     *publishers.Wakeups
 	deadLetters *publishers.DeadLetters
 	publisher   *publishers.Publisher
@@ -52,20 +54,26 @@ type LinkKeeper interface {
 
 // New completes a Control whose other fields are set.
 func New(c Control) *Control {
+	c.passwords = newPasswords()
 	c.wakeups = publishers.NewWakeups(c.JS, c.Names)
 	c.deadLetters = publishers.NewDeadLetters(c.JS, c.Names)
 	c.publisher = publishers.New(c.JS, c.Names)
 	return &c
 }
 
-// call names a change for the ledger: one that is asked for again has the same digest.
+// call names a change for the ledger: one that is asked for again has the same digest. Its
+// target is the id or the name in the body.
 func call(o jetpost.Operation, account, id string, in any) (store.Operation, error) {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return store.Operation{}, fmt.Errorf("encode %s: %w", o, err)
 	}
+	var named struct{ ID, Name string }
+	if err := json.Unmarshal(body, &named); err != nil {
+		return store.Operation{}, fmt.Errorf("read %s: %w", o, err)
+	}
 	sum := sha256.Sum256([]byte(string(o) + "\x00" + account + "\x00" + string(body)))
-	return store.Operation{ID: id, Digest: sum[:], Now: time.Now()}, nil
+	return store.Operation{ID: id, Digest: sum[:], Now: time.Now(), Name: o, Account: account, Target: cmp.Or(named.ID, named.Name)}, nil
 }
 
 // operate makes a change once and keeps its answer with it. That it cannot be made is an
@@ -77,14 +85,14 @@ func operate[A any](ctx context.Context, c *Control, op store.Operation, change 
 		refusal = nil
 		answer, err = change(ctx, in)
 		if err == nil {
-			return json.Marshal(answer)
+			return kept(ctx, in, op, jetpost.AuditDone, answer)
 		}
 		is := APIError(err)
 		if !is.Definite() {
 			return nil, err
 		}
 		refusal = err
-		return json.Marshal(jetpost.ErrorAnswer{Error: is})
+		return kept(ctx, in, op, string(is.Code), jetpost.ErrorAnswer{Error: is})
 	})
 	switch {
 	case err != nil:
@@ -94,6 +102,14 @@ func operate[A any](ctx context.Context, c *Control, op store.Operation, change 
 	}
 	answer, err = decodeAnswer[A](body)
 	return answer, true, err
+}
+
+// kept notes what became of a change, and is the answer as it is kept.
+func kept(ctx context.Context, in store.Changes, op store.Operation, outcome string, answer any) ([]byte, error) {
+	if err := note(ctx, in, op, outcome); err != nil {
+		return nil, err
+	}
+	return json.Marshal(answer)
 }
 
 // decodeAnswer reads an answer that was kept.

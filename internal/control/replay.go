@@ -70,6 +70,7 @@ func (c *Control) RequestReplay(ctx context.Context, account string, in jetpost.
 	if in.DryRun {
 		return answer, nil
 	}
+	op.Name = "" // each of them is noted by itself
 	answer, _, err = operate(ctx, c, op, func(context.Context, store.Changes) (jetpost.ReplayAnswer, error) { return answer, nil })
 	return answer, err
 }
@@ -221,6 +222,7 @@ func (c *Control) replayRequest(ctx context.Context, t replayTarget, dry bool, o
 
 // partOf is the operation on one request of many.
 func partOf(of store.Operation, key store.Key) store.Operation {
+	of.Account, of.Target = key.Account, key.ID
 	if of.ID != "" {
 		of.ID += "/" + key.Account + "/" + key.ID
 	}
@@ -276,7 +278,7 @@ func whyNothing(state jetpost.State) string {
 // replayRefused publishes the message again, onto the subject that it came on.
 // Its identity guards against its being there twice: one that came without an
 // id keeps the one that it was given.
-func (c *Control) replayRefused(ctx context.Context, t replayTarget, dry bool, _ store.Operation) (jetpost.Replayed, error) {
+func (c *Control) replayRefused(ctx context.Context, t replayTarget, dry bool, of store.Operation) (jetpost.Replayed, error) {
 	done := jetpost.Replayed{
 		Account: t.key.Account, ID: t.key.ID, Action: jetpost.ReplayRepublished,
 		Detail: "was refused: " + string(t.record.Code),
@@ -289,6 +291,11 @@ func (c *Control) replayRefused(ctx context.Context, t replayTarget, dry bool, _
 		account = ""
 	}
 	if _, err := c.publisher.PublishRaw(ctx, account, withID(t.record.Body, t.record.ID)); err != nil {
+		return done, err
+	}
+	of = partOf(of, t.key)
+	of.ID = "" // the message's identity guards against a repeat
+	if _, _, err := operate(ctx, c, of, func(context.Context, store.Changes) (jetpost.Empty, error) { return jetpost.Empty{}, nil }); err != nil {
 		return done, err
 	}
 	return done, c.deadLetters.Drop(ctx, t.record)

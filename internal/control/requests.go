@@ -1,12 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -62,6 +64,7 @@ func (c *Control) move(ctx context.Context, s step, change func(context.Context,
 		return jetpost.RequestStatus{}, err
 	}
 	found, notFound := FindRequest(ctx, c.Ledger, s.account, s.id)
+	op.Account = cmp.Or(found.Account, op.Account)
 	status, repeated, err := operate(ctx, c, op, func(ctx context.Context, in store.Changes) (status jetpost.RequestStatus, err error) {
 		if notFound != nil {
 			return status, notFound
@@ -356,6 +359,7 @@ func (c *Control) RequestPublish(ctx context.Context, account string, r jetpost.
 	defer every.Stop()
 	for {
 		if known, err := c.settled(ctx, r, &answer); known || err != nil {
+			c.notePublished(ctx, answer)
 			return answer, err
 		}
 		select {
@@ -367,6 +371,19 @@ func (c *Control) RequestPublish(ctx context.Context, account string, r jetpost.
 		case <-accepted:
 		case <-every.C:
 		}
+	}
+}
+
+// notePublished notes who has published a request that was accepted, where the caller said
+// so: programs publish much and say nothing. The acceptance was committed before.
+func (c *Control) notePublished(ctx context.Context, answer jetpost.PublishAnswer) {
+	actor := jetpost.ActorOf(ctx)
+	if answer.Request == nil || actor == "" || actor == actorUnsaid || strings.HasPrefix(actor, actorAccount) {
+		return
+	}
+	op := store.Operation{Name: jetpost.OpRequestPublish, Account: answer.Account, Target: answer.ID, Now: time.Now()}
+	if err := c.Ledger.AddAudit(ctx, op.Audit(actor, jetpost.AuditDone)); err != nil {
+		c.Log.Warn("audit.lost", "operation", op.Name, "actor", actor, "account", op.Account, "request", op.Target, "error", err)
 	}
 }
 

@@ -119,6 +119,15 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpTokenList:         whole(c.TokenList),
 		jetpost.OpTokenRevoke:       whole(c.TokenRevoke),
 		jetpost.OpTokenCheck:        whole(c.TokenCheck),
+		jetpost.OpUserAdd:           whole(c.UserAdd),
+		jetpost.OpUserList:          whole(c.UserList),
+		jetpost.OpUserGet:           whole(c.UserGet),
+		jetpost.OpUserSet:           whole(c.UserSet),
+		jetpost.OpUserRemove:        whole(c.UserRemove),
+		jetpost.OpSessionBegin:      whole(c.SessionBegin),
+		jetpost.OpSessionCheck:      whole(c.SessionCheck),
+		jetpost.OpSessionEnd:        whole(c.SessionEnd),
+		jetpost.OpAuditList:         whole(c.AuditList),
 	}
 }
 
@@ -238,7 +247,7 @@ func (s *Service) serve(r micro.Request, info jetpost.OperationInfo, do handler)
 		var out any
 		err := checkAccount(account)
 		if err == nil {
-			out, err = do(ctx, account, r.Data())
+			out, err = do(jetpost.WithActor(ctx, actorOf(r.Headers())), account, r.Data())
 		}
 		s.count(info.Operation, s.answer(r, info, out, err), began)
 	})

@@ -101,7 +101,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, status, err)
 		return
 	}
-	answer, callErr := h.workers.Call(ctx, o, account, body)
+	answer, callErr := h.workers.Call(jetpost.WithActor(ctx, "token:"+name), o, account, body)
 	if callErr != nil {
 		h.failed(w, callErr)
 		return
@@ -164,6 +164,8 @@ func Status(code jetpost.ErrorCode) int {
 		return http.StatusNotFound
 	case jetpost.ErrConflict, jetpost.ErrAmbiguous, jetpost.ErrOperationReused:
 		return http.StatusConflict
+	case jetpost.ErrTooMany:
+		return http.StatusTooManyRequests
 	case jetpost.ErrBusy, jetpost.ErrUnavailable:
 		return http.StatusServiceUnavailable
 	case jetpost.ErrUnsupported:
