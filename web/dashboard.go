@@ -41,10 +41,20 @@ type Operations interface {
 	AccountPause(ctx context.Context, account string, in jetpost.PauseRequest) (jetpost.AccountPaused, error)
 	AccountResume(ctx context.Context, account string, in jetpost.ResumeRequest) (jetpost.Resumed, error)
 	AccountRefresh(ctx context.Context, account string, in jetpost.AccountRefresh) (jetpost.AccountInfo, error)
+	AccountDisconnect(ctx context.Context, account string, in jetpost.AccountDisconnect) (jetpost.Disconnected, error)
 	AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error)
 	AppStatus(ctx context.Context) (jetpost.StatusReport, error)
 	AppLimits(ctx context.Context, in jetpost.LimitsRequest) (jetpost.Limits, error)
 	DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error)
+	UserAdd(ctx context.Context, in jetpost.UserAdd) (jetpost.User, error)
+	UserList(ctx context.Context, in jetpost.UserList) (jetpost.UserPage, error)
+	UserGet(ctx context.Context, in jetpost.UserGet) (jetpost.User, error)
+	UserSet(ctx context.Context, in jetpost.UserSet) (jetpost.User, error)
+	UserRemove(ctx context.Context, in jetpost.UserRemove) (jetpost.User, error)
+	SessionBegin(ctx context.Context, in jetpost.SessionBegin) (jetpost.Session, error)
+	SessionCheck(ctx context.Context, in jetpost.SessionCheck) (jetpost.Session, error)
+	SessionEnd(ctx context.Context, in jetpost.SessionEnd) (jetpost.SessionEnded, error)
+	AuditList(ctx context.Context, in jetpost.AuditList) (jetpost.AuditPage, error)
 }
 
 // DashboardConfig says what a Dashboard needs; Operations and Log must be there.
@@ -57,9 +67,13 @@ type DashboardConfig struct {
 	Site Site
 	// ReadOnly hides the buttons and refuses every change.
 	ReadOnly bool
+	// HideTexts shows nothing that producers wrote.
+	HideTexts bool
+	// Login says who may see the dashboard.
+	Login LoginConfig
 	// Hosts are the hosts, with their ports, under which browsers reach the dashboard
-	// beside this machine's own names. The dashboard knows no users: whoever names hosts
-	// here lets in only those who may see and change everything.
+	// beside this machine's own names. Without a login, whoever names hosts here lets in
+	// only those who may see and change everything.
 	Hosts []string
 	Now   func() time.Time // time.Now where nil
 }
@@ -71,6 +85,11 @@ type Dashboard struct {
 	mux       *http.ServeMux
 	crossSite *http.CrossOriginProtection
 	pages     map[string]*template.Template
+	routes    []Route
+	// guarded are the patterns of the routes, and unguarded those without a role, which a
+	// dashboard does not have.
+	guarded   map[string]bool
+	unguarded []Route
 }
 
 // NewDashboard makes a dashboard, to be mounted on its base.
@@ -85,7 +104,10 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make dashboard: %w", err)
 	}
-	d := &Dashboard{cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection()}
+	if cfg.HideTexts {
+		cfg.Operations = hidden{cfg.Operations}
+	}
+	d := &Dashboard{cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(), guarded: map[string]bool{}}
 	d.get("/{$}", d.overview)
 	d.get("/requests", d.requests)
 	d.get("/requests/{account}/{id}", d.request)
@@ -93,16 +115,28 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	d.get("/accounts/{account}", d.account)
 	d.get("/limits", d.limits)
 	d.get("/dead-letters", d.deadLetters)
-	d.get("/requests/{account}/{id}/unpublish", d.confirmUnpublish)
-	d.post("/requests/{account}/{id}/{action}", d.changeRequest)
-	d.post("/accounts/{account}/{action}", d.changeAccount)
-	d.post("/links", d.makeLink)
-	d.mux.HandleFunc("GET "+cfg.Base+"/assets/{file}", func(w http.ResponseWriter, r *http.Request) {
+	d.getFor(jetpost.RoleEditor, "/requests/{account}/{id}/unpublish", d.confirmUnpublish)
+	d.post(jetpost.RoleEditor, "/requests/{account}/{id}/{action}", d.changeRequest)
+	d.getFor(jetpost.RoleAdmin, "/accounts/{account}/disconnect", d.confirmDisconnect)
+	d.post(jetpost.RoleAdmin, "/accounts/{account}/{action}", d.changeAccount)
+	d.post(jetpost.RoleAdmin, "/links", d.makeLink)
+	d.getFor(jetpost.RoleAdmin, "/users", d.users)
+	d.post(jetpost.RoleAdmin, "/users", d.addUser)
+	d.post(jetpost.RoleAdmin, "/users/{user}/{action}", d.changeUser)
+	d.getFor(jetpost.RoleAdmin, "/audit", d.audit)
+
+	d.handle(Route{http.MethodGet, "/login", open}, d.showLogin)
+	d.handle(Route{http.MethodPost, "/login", open}, d.login)
+	d.handle(Route{http.MethodPost, "/logout", open}, d.logout)
+	d.handle(Route{http.MethodGet, "/assets/{file}", open}, func(w http.ResponseWriter, r *http.Request) {
 		if !serveAsset(w, r) {
 			d.fail(w, r, notThere())
 		}
 	})
-	d.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { d.fail(w, r, notThere()) })
+	d.handle(Route{"", "/", jetpost.RoleViewer}, func(w http.ResponseWriter, r *http.Request) { d.fail(w, r, notThere()) })
+	if len(d.unguarded) > 0 {
+		return nil, fmt.Errorf("make dashboard: routes need a role: %v", d.unguarded)
+	}
 	return d, nil
 }
 
@@ -126,6 +160,10 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusRequestURITooLong)
 	default:
 		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+		if _, pattern := d.mux.Handler(r); pattern != "" && !d.guarded[pattern] {
+			http.Error(w, "This page needs no role, and is therefore not served.", http.StatusInternalServerError)
+			return
+		}
 		d.mux.ServeHTTP(w, r)
 	}
 }
@@ -147,69 +185,55 @@ type shown struct {
 	to string
 }
 
-// get serves a page.
+// get serves a page to every user.
 func (d *Dashboard) get(path string, show func(*http.Request) (shown, error)) {
-	d.mux.HandleFunc("GET "+d.cfg.Base+path, func(w http.ResponseWriter, r *http.Request) {
+	d.getFor(jetpost.RoleViewer, path, show)
+}
+
+// getFor serves a page to users of a role.
+func (d *Dashboard) getFor(role jetpost.Role, path string, show func(*http.Request) (shown, error)) {
+	d.handle(Route{http.MethodGet, path, role}, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), readWithin)
 		defer cancel()
 		page, err := show(r.WithContext(ctx))
-		if err != nil {
-			d.fail(w, r, err)
-			return
-		}
-		if page.to != "" {
-			http.Redirect(w, r, d.cfg.Base+page.to, http.StatusSeeOther)
-			return
-		}
-		d.render(w, http.StatusOK, page)
+		d.answer(w, r, page, err)
 	})
 }
 
-// post serves a change, which takes effect once however often its form is sent.
-func (d *Dashboard) post(path string, change func(r *http.Request, operation string) (shown, error)) {
-	d.mux.HandleFunc("POST "+d.cfg.Base+path, func(w http.ResponseWriter, r *http.Request) {
-		if err := d.mayChange(r); err != nil {
-			d.fail(w, r, err)
-			return
-		}
+// post serves a change to users of a role, which takes effect once however often its form is
+// sent.
+func (d *Dashboard) post(role jetpost.Role, path string, change func(r *http.Request, operation string) (shown, error)) {
+	d.handle(Route{http.MethodPost, path, role}, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), changeWithin)
 		defer cancel()
 		is, err := change(r.WithContext(ctx), r.PostFormValue(operationField))
-		switch {
-		case err != nil:
-			d.fail(w, r, err)
-		case is.to != "":
-			http.Redirect(w, r, d.cfg.Base+is.to, http.StatusSeeOther)
-		default:
-			d.render(w, http.StatusOK, is)
-		}
+		d.answer(w, r, is, err)
 	})
 }
 
-// operationField is the form's field that names a change.
-const operationField = "operation_id"
+// answer shows a page, leads to another one, or says why not.
+func (d *Dashboard) answer(w http.ResponseWriter, r *http.Request, is shown, err error) {
+	switch {
+	case err != nil:
+		d.fail(w, r, err)
+	case is.to != "":
+		http.Redirect(w, r, d.cfg.Base+is.to, http.StatusSeeOther)
+	default:
+		d.render(w, http.StatusOK, is)
+	}
+}
+
+// operationField is the form's field that names a change, and passwordField one that no page
+// repeats.
+const (
+	operationField = "operation_id"
+	passwordField  = "password"
+)
 
 // forbiddenError is a change that this dashboard does not make for the asker.
 type forbiddenError struct{ text, do string }
 
 func (e *forbiddenError) Error() string { return e.text }
-
-// mayChange says why a form is not carried out, or returns nil.
-func (d *Dashboard) mayChange(r *http.Request) error {
-	if err := d.crossSite.Check(r); err != nil {
-		return &forbiddenError{"Another site sent you here.", "open the dashboard itself, and press the button there"}
-	}
-	if d.cfg.ReadOnly {
-		return readOnly()
-	}
-	if err := r.ParseForm(); err != nil {
-		return &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The form cannot be read.", Help: "open its page again"}
-	}
-	if r.PostFormValue(operationField) == "" {
-		return &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The form has no operation_id.", Help: "open its page again"}
-	}
-	return nil
-}
 
 func readOnly() error {
 	return &forbiddenError{"This dashboard only shows: it was started with --read-only.", "use the jetpost command, or start the dashboard without --read-only"}
@@ -218,13 +242,24 @@ func readOnly() error {
 // page is what each page shows around its own part.
 type page struct {
 	Base, Section, Title string
-	ReadOnly             bool
-	Said                 string // what was just done
-	now                  time.Time
+	// Who has logged in, and what the user may do; empty where nobody has.
+	Who     string
+	WhoRole jetpost.Role
+	// CanLogOut tells a user with a session from one whom a proxy names.
+	CanLogOut bool
+	// ReadOnly hides every button, and CanAdmin shows those of admins.
+	ReadOnly, CanAdmin bool
+	Said               string // what was just done
+	now                time.Time
 }
 
-func (d *Dashboard) page(section, title string) page {
-	return page{Base: d.cfg.Base, Section: section, Title: title, ReadOnly: d.cfg.ReadOnly, now: d.cfg.Now()}
+func (d *Dashboard) page(r *http.Request, section, title string) page {
+	who := visitorOf(r)
+	return page{
+		Base: d.cfg.Base, Section: section, Title: title, Who: who.Name, WhoRole: who.Role, CanLogOut: who.session,
+		ReadOnly: d.cfg.ReadOnly || !who.Role.Allows(jetpost.RoleEditor), CanAdmin: !d.cfg.ReadOnly && who.Role.Allows(jetpost.RoleAdmin),
+		now: d.cfg.Now(),
+	}
 }
 
 // failure is why a page is not shown, or a change not made.
@@ -234,6 +269,8 @@ type failure struct {
 	Problems []jetpost.Problem
 	// Requests are those of which one may be meant.
 	Requests []jetpost.RequestName
+	// Login leads to the login.
+	Login bool
 	// Again repeats a change of which nobody knows whether it was made.
 	Again *again
 }
@@ -255,6 +292,8 @@ func statusOf(code jetpost.ErrorCode) (status int, title string) {
 		return http.StatusConflict, "Which one?"
 	case jetpost.ErrConflict, jetpost.ErrOperationReused:
 		return http.StatusConflict, "Nothing was changed"
+	case jetpost.ErrTooMany:
+		return http.StatusTooManyRequests, "That is too often"
 	case jetpost.ErrBusy:
 		return http.StatusServiceUnavailable, "Somebody is at it just now"
 	case jetpost.ErrStillWaiting:
@@ -272,20 +311,26 @@ func statusOf(code jetpost.ErrorCode) (status int, title string) {
 
 // fail shows why something was not done.
 func (d *Dashboard) fail(w http.ResponseWriter, r *http.Request, err error) {
-	f := failure{page: d.page("", "A fault of jetpost"), Text: err.Error()}
+	f := failure{page: d.page(r, "", "A fault of jetpost"), Text: err.Error()}
 	status := http.StatusInternalServerError
 	var told *jetpost.APIError
 	var forbidden *forbiddenError
+	var login *loginError
 	switch {
+	case errors.As(err, &login):
+		status, f.Title, f.Login = http.StatusUnauthorized, "Log in first", true
 	case errors.As(err, &forbidden):
 		status, f.Title, f.Do = http.StatusForbidden, "Nothing was changed", forbidden.do
+		if r.Method != http.MethodPost {
+			f.Title = "Not for you"
+		}
 	case errors.As(err, &told):
 		status, f.Title = statusOf(told.Code)
 		f.Do, f.Problems = told.Help, told.Problems[:min(len(told.Problems), 10)]
 		for _, account := range told.Accounts[:min(len(told.Accounts), pageSize)] {
 			f.Requests = append(f.Requests, jetpost.RequestName{Account: account, ID: r.FormValue("id")})
 		}
-		if r.Method == http.MethodPost && !told.Definite() {
+		if r.Method == http.MethodPost && !told.Definite() && !r.PostForm.Has(passwordField) {
 			f.Again = &again{Action: r.URL.Path}
 			for name, values := range r.PostForm {
 				f.Again.Fields = append(f.Again.Fields, [2]string{name, values[0]})

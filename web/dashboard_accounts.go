@@ -79,14 +79,15 @@ func (d *Dashboard) accounts(r *http.Request) (shown, error) {
 	}
 	cursor := r.URL.Query().Get("cursor")
 	list, err := d.cfg.Operations.AccountList(r.Context(), jetpost.AccountList{Limit: pageSize, Cursor: cursor})
-	p := accountsPage{page: d.page("accounts", "Accounts"), Next: list.Next, Later: cursor != "", CanLink: d.canLink()}
+	p := accountsPage{page: d.page(r, "accounts", "Accounts"), Next: list.Next, Later: cursor != ""}
+	p.CanLink = d.canLink(p.page)
 	for _, info := range list.Accounts {
 		p.Accounts = append(p.Accounts, p.account(info, ""))
 	}
 	return shown{name: "accounts.html", data: p}, err
 }
 
-func (d *Dashboard) canLink() bool { return d.cfg.Site.Public != nil && !d.cfg.ReadOnly }
+func (d *Dashboard) canLink(p page) bool { return d.cfg.Site.Public != nil && p.CanAdmin }
 
 // Ends are those that a pause can be given.
 func (p page) Ends() [][2]string {
@@ -109,7 +110,8 @@ type accountPage struct {
 // account shows one account.
 func (d *Dashboard) account(r *http.Request) (shown, error) {
 	report, err := d.cfg.Operations.AccountGet(r.Context(), r.PathValue("account"))
-	p := accountPage{page: d.page("accounts", "Account "+report.Account.Name), Report: report, CanLink: d.canLink(), Disconnected: report.State == "disconnected"}
+	p := accountPage{page: d.page(r, "accounts", "Account "+report.Account.Name), Report: report, Disconnected: report.State == "disconnected"}
+	p.CanLink = d.canLink(p.page)
 	p.Said, p.Missing = said(r), strings.Join(report.Missing, ", ")
 	p.Account = p.account(report.Account, report.State)
 	if report.Account.Pause.ByHand() { // the button says it
@@ -135,10 +137,26 @@ func (d *Dashboard) changeAccount(r *http.Request, operation string) (shown, err
 		_, err = o.AccountResume(r.Context(), account, jetpost.ResumeRequest{OperationID: operation})
 	case "refresh":
 		_, err = o.AccountRefresh(r.Context(), account, jetpost.AccountRefresh{OperationID: operation, Force: true})
+	case "disconnect":
+		var gone jetpost.Disconnected
+		if gone, err = o.AccountDisconnect(r.Context(), account, jetpost.AccountDisconnect{OperationID: operation}); err == nil && !gone.Revoked {
+			action = "disconnect-here"
+		}
 	default:
 		err = notThere()
 	}
 	return shown{to: accountPath(account) + "?done=" + action}, err
+}
+
+// confirmDisconnect asks before an account is used no more.
+func (d *Dashboard) confirmDisconnect(r *http.Request) (shown, error) {
+	if d.cfg.ReadOnly {
+		return shown{}, readOnly()
+	}
+	report, err := d.cfg.Operations.AccountGet(r.Context(), r.PathValue("account"))
+	p := accountPage{page: d.page(r, "accounts", "Disconnect "+report.Account.Name+"?"), Report: report}
+	p.Account = p.account(report.Account, report.State)
+	return shown{name: "disconnect.html", data: p}, err
 }
 
 type linkPage struct {
@@ -148,10 +166,10 @@ type linkPage struct {
 
 // makeLink makes a link with which somebody connects an account, and shows it once.
 func (d *Dashboard) makeLink(r *http.Request, operation string) (shown, error) {
-	if !d.canLink() {
+	if d.cfg.Site.Public == nil {
 		return shown{}, notThere()
 	}
 	in := jetpost.AccountLink{OperationID: operation, PublicURL: d.cfg.Site.Public.String(), ReturnHosts: d.cfg.Site.ReturnHosts}
 	link, err := d.cfg.Operations.AccountLink(r.Context(), strings.TrimSpace(r.PostFormValue("account")), in)
-	return shown{name: "connect.html", data: linkPage{d.page("accounts", "A link for "+link.Account), link}}, err
+	return shown{name: "connect.html", data: linkPage{d.page(r, "accounts", "A link for "+link.Account), link}}, err
 }

@@ -53,7 +53,7 @@ func (p overviewPage) Calm() bool {
 
 // overview tells whether all is well, and what needs a person.
 func (d *Dashboard) overview(r *http.Request) (shown, error) {
-	p := overviewPage{page: d.page("overview", "Overview")}
+	p := overviewPage{page: d.page(r, "overview", "Overview")}
 	var unknown, failed, due jetpost.RequestPage
 	var limits jetpost.Limits
 	var counts jetpost.RequestCounts
@@ -197,7 +197,7 @@ type limitPause struct {
 func (d *Dashboard) limits(r *http.Request) (shown, error) {
 	account := strings.TrimSpace(r.URL.Query().Get("account"))
 	limits, err := d.cfg.Operations.AppLimits(r.Context(), jetpost.LimitsRequest{Account: account})
-	p := limitsPage{page: d.page("limits", "Limits"), Account: account, Limits: limits}
+	p := limitsPage{page: d.page(r, "limits", "Limits"), Account: account, Limits: limits}
 	for _, pause := range limits.Pauses[:min(len(limits.Pauses), maxFew)] { // one for each target at most
 		p.Pauses = append(p.Pauses, limitPause{pause, targetWords(pause.Target), reasonWords(pause.Code)})
 	}
@@ -226,7 +226,7 @@ type refusal struct {
 func (d *Dashboard) deadLetters(r *http.Request) (shown, error) {
 	query := r.URL.Query()
 	p := deadLettersPage{
-		page: d.page("dead-letters", "Dead letters"), Account: strings.TrimSpace(query.Get("account")), Later: query.Get("cursor") != "", Kind: jetpost.DeadLetterRefused,
+		page: d.page(r, "dead-letters", "Dead letters"), Account: strings.TrimSpace(query.Get("account")), Later: query.Get("cursor") != "", Kind: jetpost.DeadLetterRefused,
 	}
 	if jetpost.DeadLetterKind(query.Get("kind")) == jetpost.DeadLetterFailed {
 		p.Kind = jetpost.DeadLetterFailed

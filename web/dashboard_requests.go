@@ -58,7 +58,7 @@ func (d *Dashboard) requests(r *http.Request) (shown, error) {
 	if id != "" {
 		return d.find(r, account, id)
 	}
-	p := requestsPage{page: d.page("requests", "Requests"), Account: account, State: state}
+	p := requestsPage{page: d.page(r, "requests", "Requests"), Account: account, State: state}
 	if state != "" && !slices.Contains(jetpost.States(), state) {
 		return shown{}, &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "There is no such state.", Help: "choose one of the tabs"}
 	}
@@ -156,7 +156,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 	if err != nil {
 		return shown{}, err
 	}
-	p := requestPage{page: d.page("requests", "Request "+found.Request.ID)}
+	p := requestPage{page: d.page(r, "requests", "Request "+found.Request.ID)}
 	p.Said = said(r)
 	p.Request = p.rows([]jetpost.RequestStatus{found.Request})[0]
 	p.Posts, p.Waits = posts(found), pauses(found, p.now)
@@ -235,7 +235,7 @@ func (d *Dashboard) confirmUnpublish(r *http.Request) (shown, error) {
 		return shown{}, err
 	}
 	found, err := d.cfg.Operations.RequestGet(r.Context(), account, jetpost.RequestGet{ID: id})
-	p := requestPage{page: d.page("requests", "Delete the posts of "+id+"?")}
+	p := requestPage{page: d.page(r, "requests", "Delete the posts of "+id+"?")}
 	p.Request, p.Posts = p.rows([]jetpost.RequestStatus{found.Request})[0], posts(found)
 	return shown{name: "unpublish.html", data: p}, err
 }

@@ -43,6 +43,8 @@ type dashboardBundle struct {
 	ledger store.Store
 	client *client.Client
 	url    string // of the dashboard's base
+	// dashboard is the one that is served there.
+	dashboard *web.Dashboard
 }
 
 func newDashboard(t *testing.T, change func(*web.DashboardConfig)) *dashboardBundle {
@@ -85,7 +87,7 @@ func (b *dashboardBundle) mount(change func(*web.DashboardConfig)) *dashboardBun
 	s := httptest.NewServer(d)
 	b.Cleanup(s.Close)
 	mounted := *b
-	mounted.url = s.URL + "/ops"
+	mounted.url, mounted.dashboard = s.URL+"/ops", d
 	return &mounted
 }
 
@@ -187,6 +189,7 @@ func (b *dashboardBundle) form(page, action string) url.Values {
 var dashboardPages = []string{
 	"/", "/requests", "/requests?state=scheduled&account=acme", "/requests/acme/one", "/accounts", "/accounts/acme", "/limits", "/limits?account=acme",
 	"/dead-letters", "/dead-letters?kind=failed", "/requests/acme/one/unpublish",
+	"/users", "/audit", "/audit?account=acme", "/accounts/acme/disconnect",
 }
 
 // TestDashboardChangesOnce: a form that is sent twice takes effect once, at once or late.
@@ -430,6 +433,20 @@ func (x tampered) AccountPause(context.Context, string, jetpost.PauseRequest) (a
 	}
 }
 
+func (x tampered) UserList(ctx context.Context, in jetpost.UserList) (jetpost.UserPage, error) {
+	answer, err := x.Operations.UserList(ctx, in)
+	return tamper(x, answer, err)
+}
+
+func (x tampered) AuditList(ctx context.Context, in jetpost.AuditList) (jetpost.AuditPage, error) {
+	answer, err := x.Operations.AuditList(ctx, in)
+	return tamper(x, answer, err)
+}
+
+func (x tampered) UserAdd(context.Context, jetpost.UserAdd) (answer jetpost.User, err error) {
+	return answer, &jetpost.APIError{Code: jetpost.ErrConflict, Detail: x.text, Help: x.text}
+}
+
 func (x tampered) AppStatus(ctx context.Context) (jetpost.StatusReport, error) {
 	answer, err := x.Operations.AppStatus(ctx)
 	return tamper(x, answer, err)
@@ -463,12 +480,17 @@ func TestDashboardEscapes(t *testing.T) {
 		for _, path := range dashboardPages {
 			pages = append(pages, b.want(http.StatusOK, "", http.MethodGet, path, nil))
 		}
-		for _, q := range []string{"/requests?account=", "/accounts?name=", "/requests?id=", "/dead-letters?kind=failed&account=", "/limits?account=", "/requests?state=", "/requests?cursor="} {
+		for _, q := range []string{"/requests?account=", "/accounts?name=", "/requests?id=", "/dead-letters?kind=failed&account=", "/limits?account=", "/requests?state=", "/requests?cursor=", "/audit?actor=", "/audit?operation=", "/audit?account=", "/users?cursor="} {
 			_, page := b.ask(http.MethodGet, q+url.QueryEscape(text), nil)
 			pages = append(pages, page)
 		}
 		form := url.Values{"operation_id": {client.NewOperationID()}, "account": {"acme"}, "id": {text}, text: {text}}
 		pages = append(pages, b.want(http.StatusBadRequest, "", http.MethodPost, "/accounts/acme/pause", form), b.want(http.StatusOK, "A link for", http.MethodPost, "/links", form))
+		pages = append(pages, b.want(http.StatusConflict, "", http.MethodPost, "/users", form))
+		asks := service.mount(func(cfg *web.DashboardConfig) { cfg.Login.Required = true })
+		_, asked := asks.ask(http.MethodGet, "/login?to="+url.QueryEscape("/"+text), nil)
+		_, refused := asks.ask(http.MethodPost, "/login", url.Values{"name": {text}, "password": {text}, "to": {"/" + text}})
+		pages = append(pages, asked, refused)
 		for _, page := range pages {
 			b.harmless(text, page)
 		}

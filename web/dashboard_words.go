@@ -17,7 +17,7 @@ import (
 func readDashboard() (map[string]*template.Template, error) {
 	functions := template.FuncMap{"words": func(text string) string { return cut(text, maxShownWords) }, "operation": uuid.NewString, "field": func() string { return operationField }}
 	pages := make(map[string]*template.Template)
-	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed"}
+	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed", "disconnect", "login", "users", "audit"}
 	for _, name := range names {
 		page, err := template.New("layout.html").Funcs(functions).ParseFS(templates, "templates/dashboard/layout.html", "templates/dashboard/parts.html", "templates/dashboard/"+name+".html")
 		if err != nil {
@@ -92,15 +92,21 @@ func span(d time.Duration) string {
 // said is what was just done, as the address of the page tells it.
 func said(r *http.Request) string {
 	return map[string]string{
-		"cancel":     "Cancelled. What is live stays live.",
-		"replay":     "It is back in its account's queue.",
-		"reconcile":  "The account's timeline is checked for the post.",
-		"posted":     "Settled: the post is live.",
-		"not-posted": "Settled: the post is not live.",
-		"unpublish":  "Its posts are being deleted on X.",
-		"pause":      "The account is paused.",
-		"resume":     "The account goes on.",
-		"refresh":    "A worker renews the token now.",
+		"cancel":          "Cancelled. What is live stays live.",
+		"replay":          "It is back in its account's queue.",
+		"reconcile":       "The account's timeline is checked for the post.",
+		"posted":          "Settled: the post is live.",
+		"not-posted":      "Settled: the post is not live.",
+		"unpublish":       "Its posts are being deleted on X.",
+		"pause":           "The account is paused.",
+		"resume":          "The account goes on.",
+		"refresh":         "A worker renews the token now.",
+		"disconnect":      "The account is disconnected, and X takes its tokens no more.",
+		"disconnect-here": "The account is disconnected here. X did not confirm that it takes its tokens no more: try again, or withdraw the app's access on X.",
+		"add":             "The user was added.",
+		"role":            "The role was set, from the next page on.",
+		"password":        "The password was set, and the user is logged out everywhere.",
+		"remove":          "The user was removed, and is logged out everywhere.",
 	}[r.URL.Query().Get("done")]
 }
 

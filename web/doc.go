@@ -6,8 +6,9 @@
 //
 // Pages are rendered here, whole, from templates and assets in the binary. They
 // need no JavaScript, and load nothing from elsewhere. What lasts stands in the
-// ledger, so that any number of processes may serve them. The dashboard has no users:
-// it answers only under the names of its own machine, unless it is told of others.
+// ledger, so that any number of processes may serve them. The dashboard answers only
+// under the names of its own machine, unless it is told of others, and lets everybody in
+// unless it is told to ask for a login ([LoginConfig]). Each of its routes needs a role.
 //
 // The package never talks to X, and it never shows, logs or stores a token, a code, a
 // state or a verifier, except a link's own token, which is in the address of its page.

@@ -262,6 +262,9 @@ func (h *Instance) DashboardURL() string {
 	return h.web.DashboardURL()
 }
 
+// LoginNeeded tells that the dashboard asks for a login.
+func (h *Instance) LoginNeeded() bool { return h.web != nil && h.web.LoginNeeded() }
+
 // Run works until the context ends. It fails with BrokenError where NATS has to be
 // started anew.
 func (h *Instance) Run(ctx context.Context) error {

@@ -8,10 +8,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/web"
@@ -36,30 +40,82 @@ type WebConfig struct {
 	PublicURL string
 	// ReturnHosts are where links may return to.
 	ReturnHosts []string
-	// Dashboard serves the dashboard as well, on a loopback address alone: it knows no users.
+	// Dashboard serves the dashboard as well.
 	Dashboard bool
-	// ReadOnly has the dashboard change nothing.
-	ReadOnly bool
+	// ReadOnly has the dashboard change nothing, and HideTexts show nothing that producers
+	// wrote.
+	ReadOnly, HideTexts bool
+	// RequireLogin asks for a login on a loopback address, too; on others there always is one.
+	RequireLogin bool
+	// TrustedUserHeader is the header in which one of the TrustedProxies, addresses or
+	// networks, names who asks; TrustedUserRole is the role of those who are no users.
+	TrustedUserHeader string
+	TrustedUserRole   jetpost.Role
+	TrustedProxies    []string
 }
 
 // dashboardPath is where the dashboard is, on the address of the pages.
 const dashboardPath = "/dashboard"
 
-// checkDashboard lists what would let others than the users of this machine reach the
-// dashboard.
+// headerName is the name of a header.
+var headerName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+
+// checkDashboard lists the mistakes in who may see the dashboard.
 func (c WebConfig) checkDashboard(wrong func(string, ...any)) {
 	if !c.Dashboard {
-		if c.ReadOnly {
-			wrong("--read-only: is for the dashboard; add --dashboard")
+		for flag, set := range map[string]bool{
+			"--read-only": c.ReadOnly, "--hide-texts": c.HideTexts, "--require-login": c.RequireLogin, "--trusted-user-header": c.TrustedUserHeader != "",
+		} {
+			if set {
+				wrong("%s: is for the dashboard; add --dashboard", flag)
+			}
 		}
 		return
 	}
-	if !listensOnLoopback(c.Listen) {
-		wrong("--dashboard: is served on a loopback address alone, since it knows no users; listen on 127.0.0.1:8088, and reach it from elsewhere by ssh -L 8088:127.0.0.1:8088")
+	if _, err := c.proxies(); err != nil {
+		wrong("--trusted-proxies: %v", err)
 	}
-	if public, err := url.Parse(c.PublicURL); err == nil && c.PublicURL != "" && !listensOnLoopback(net.JoinHostPort(public.Hostname(), "0")) {
-		wrong("--dashboard: cannot be served beside pages that others reach at %s, since it knows no users; start a jetpost web of its own for it, without --public-url", c.PublicURL)
+	switch {
+	case c.TrustedUserHeader == "" && c.TrustedUserRole != "":
+		wrong("--trusted-user-role: is for --trusted-user-header")
+	case c.TrustedUserHeader == "":
+	case !headerName.MatchString(c.TrustedUserHeader):
+		wrong("--trusted-user-header: %q is no name of a header; for example X-Forwarded-User", c.TrustedUserHeader)
+	case len(c.TrustedProxies) == 0:
+		wrong("--trusted-user-header: whose is believed? name the addresses of the proxy with --trusted-proxies")
 	}
+	if c.TrustedUserRole != "" && !slices.Contains(jetpost.Roles(), c.TrustedUserRole) {
+		wrong("--trusted-user-role: %q is none of %v", c.TrustedUserRole, jetpost.Roles())
+	}
+}
+
+// proxies are the trusted proxies: addresses, and networks of them.
+func (c WebConfig) proxies() (list []netip.Prefix, err error) {
+	for _, text := range c.TrustedProxies {
+		prefix, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
+			prefix, err = addr.Prefix(addr.BitLen())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q is neither an address nor a network; for example 10.0.0.5 or 10.0.0.0/24", text)
+		}
+		list = append(list, prefix.Masked())
+	}
+	return list, nil
+}
+
+// exposed tells whether others than the users of this machine reach the pages.
+func (c WebConfig) exposed(public *url.URL) bool {
+	return !listensOnLoopback(c.Listen) || !listensOnLoopback(net.JoinHostPort(public.Hostname(), "0"))
+}
+
+// login says who may see the dashboard.
+func (c WebConfig) login(public *url.URL) (web.LoginConfig, error) {
+	proxies, err := c.proxies()
+	return web.LoginConfig{
+		Required: c.RequireLogin || c.TrustedUserHeader != "" || c.exposed(public), Header: c.TrustedUserHeader, HeaderRole: c.TrustedUserRole,
+		Proxies: proxies, Secure: public.Scheme == "https",
+	}, err
 }
 
 // check lists the mistakes in the pages' addresses.
@@ -148,6 +204,8 @@ type Web struct {
 	api     http.Handler
 	// dashboard is nil where none is served.
 	dashboard http.Handler
+	// exposed tells that others than the users of this machine reach it.
+	exposed, loginNeeded bool
 }
 
 // DashboardURL is where the dashboard is, or "" where none is served.
@@ -155,8 +213,14 @@ func (w *Web) DashboardURL() string {
 	if w.dashboard == nil {
 		return ""
 	}
-	return "http://" + w.listen.Addr().String() + dashboardPath + "/"
+	if w.exposed {
+		return w.Site.Public.String() + dashboardPath + "/"
+	}
+	return "http://" + w.listen.Addr().String() + w.Site.Public.Path + dashboardPath + "/"
 }
+
+// LoginNeeded tells that the dashboard asks for a login.
+func (w *Web) LoginNeeded() bool { return w.loginNeeded }
 
 // NewWeb checks everything that the pages depend on. It serves nothing yet.
 func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err error) {
@@ -197,11 +261,30 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 		return nil, err
 	}
 	if cfg.Web.Dashboard {
-		w.dashboard, err = web.NewDashboard(web.DashboardConfig{
-			Operations: workers, Log: w.log, Base: dashboardPath, Site: w.Site, ReadOnly: cfg.Web.ReadOnly,
-		})
+		err = w.openDashboard(cfg.Web, workers)
 	}
 	return w, err
+}
+
+// openDashboard makes the dashboard. Others than this machine's users reach it under the
+// public address alone, and log in.
+func (w *Web) openDashboard(cfg WebConfig, workers web.Operations) error {
+	public := w.Site.Public
+	login, err := cfg.login(public)
+	if err != nil {
+		return err
+	}
+	w.exposed, w.loginNeeded = cfg.exposed(public), login.Required
+	var hosts []string
+	if w.exposed {
+		host := strings.ToLower(public.Host)
+		hosts = []string{host, strings.TrimSuffix(host, map[string]string{"https": ":443", "http": ":80"}[public.Scheme])}
+	}
+	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
+		Operations: workers, Log: w.log, Base: public.Path + dashboardPath, Site: w.Site, ReadOnly: cfg.ReadOnly, HideTexts: cfg.HideTexts,
+		Login: login, Hosts: hosts,
+	})
+	return err
 }
 
 // handler serves everything that listens on the one address. If the public address has
@@ -214,8 +297,9 @@ func (w *Web) handler() http.Handler {
 	mux.Handle(w.Site.Public.Path+api.Path, http.StripPrefix(w.Site.Public.Path, w.api))
 	mux.Handle("/", w.pages)
 	if w.dashboard != nil {
-		mux.Handle(dashboardPath+"/", w.dashboard)
-		mux.Handle("GET /{$}", http.RedirectHandler(dashboardPath+"/", http.StatusSeeOther))
+		base := w.Site.Public.Path
+		mux.Handle(base+dashboardPath+"/", w.dashboard)
+		mux.Handle("GET "+base+"/{$}", http.RedirectHandler(base+dashboardPath+"/", http.StatusSeeOther))
 	}
 	return mux
 }

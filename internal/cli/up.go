@@ -140,7 +140,7 @@ func (c *upCmd) Run(e *env) error {
 // welcome prints the next steps.
 func (c *upCmd) welcome(e *env, h *app.Instance) {
 	program := filepath.Base(os.Args[0])
-	tellDashboard(e, h.DashboardURL())
+	tellDashboard(e, h.DashboardURL(), h.LoginNeeded())
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
 	if site, ok := h.Site(); ok {
 		fmt.Fprintln(e.stdout, siteText(site))

@@ -24,13 +24,20 @@ func (f siteFlags) apply(cfg *app.Config, listen string) {
 
 // dashboardFlags have the dashboard served beside the pages.
 type dashboardFlags struct {
-	Dashboard bool `help:"Serve the dashboard as well, at /dashboard/. It has no login: the listening address must be a loopback address."`
-	ReadOnly  bool `name:"read-only" env:"JETPOST_DASHBOARD_READ_ONLY" help:"Let the dashboard show everything and change nothing."`
+	Dashboard    bool         `help:"Serve the dashboard as well, at /dashboard/. On a loopback address it needs no login; for any other one make a user first: jetpost users add NAME --role admin."`
+	ReadOnly     bool         `name:"read-only" env:"JETPOST_DASHBOARD_READ_ONLY" help:"Let the dashboard show everything and change nothing."`
+	HideTexts    bool         `name:"hide-texts" env:"JETPOST_DASHBOARD_HIDE_TEXTS" help:"Let the dashboard show neither texts nor metadata of requests."`
+	RequireLogin bool         `name:"require-login" env:"JETPOST_DASHBOARD_REQUIRE_LOGIN" help:"Ask for a login to the dashboard on a loopback address, too."`
+	UserHeader   string       `name:"trusted-user-header" placeholder:"NAME" help:"Header in which a trusted proxy names who has logged in there, for example X-Forwarded-User."`
+	UserRole     jetpost.Role `name:"trusted-user-role" placeholder:"ROLE" help:"Role of those whom the proxy names and who are no users: viewer, editor or admin. Default: they are not let in."`
+	Proxies      []string     `name:"trusted-proxies" placeholder:"CIDR" help:"Addresses or networks of the proxies whose user header and X-Forwarded-For are believed."`
 }
 
 // apply sets the dashboard of the pages.
 func (f dashboardFlags) apply(cfg *app.Config) {
-	cfg.Web.Dashboard, cfg.Web.ReadOnly = f.Dashboard, f.ReadOnly
+	w := &cfg.Web
+	w.Dashboard, w.ReadOnly, w.HideTexts, w.RequireLogin = f.Dashboard, f.ReadOnly, f.HideTexts, f.RequireLogin
+	w.TrustedUserHeader, w.TrustedUserRole, w.TrustedProxies = f.UserHeader, f.UserRole, f.Proxies
 }
 
 // webCmd is 'jetpost web'.
@@ -54,14 +61,18 @@ func (c *webCmd) Run(e *env) error {
 		return err
 	}
 	defer w.Close()
-	tellDashboard(e, w.DashboardURL())
+	tellDashboard(e, w.DashboardURL(), w.LoginNeeded())
 	fmt.Fprintln(e.stdout, siteText(w.Site))
 	return w.Run(e.ctx)
 }
 
 // tellDashboard prints where the dashboard is, if there is one.
-func tellDashboard(e *env, address string) {
-	if address != "" {
+func tellDashboard(e *env, address string, login bool) {
+	switch {
+	case address == "":
+	case login:
+		fmt.Fprintf(e.stdout, "dashboard on %s, with a login; make users with: jetpost users add NAME --role ROLE\n", address)
+	default:
 		fmt.Fprintf(e.stdout, "dashboard on %s\n", address)
 	}
 }
