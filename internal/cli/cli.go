@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -68,6 +69,8 @@ type cli struct {
 	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts. A post that is already being sent may still go out."`
 	Resume   resumeCmd   `cmd:"" help:"End a pause of an account or of the app now."`
 	Tokens   tokensCmd   `cmd:"" help:"Create, list and revoke the API tokens with which programs call operations over HTTP."`
+	Users    usersCmd    `cmd:"" help:"Add, list and remove the users of the dashboard, and set their roles and passwords."`
+	Audit    auditCmd    `cmd:"" help:"List who changed what."`
 	Keys     keysCmd     `cmd:"" help:"Generate, show and rotate encryption keys."`
 	Forecast forecastCmd `cmd:"" help:"Show when the queues of all accounts will be empty."`
 	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the app pauses in force."`
@@ -189,8 +192,18 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	ctx = jetpost.WithActor(ctx, actor())
 	err = parsed.Run(&env{ctx: ctx, cli: &c, connect: &connect, log: logger(&c, stderr), stdin: stdin, stdout: stdout, stderr: stderr})
 	return fail(err)
+}
+
+// actor is who runs the command, for the audit log, as far as the system tells.
+func actor() string {
+	name := os.Getenv("USER")
+	if is, err := user.Current(); err == nil {
+		name = is.Username
+	}
+	return "cli:" + name
 }
 
 // helpFor is the --help of the command whose arguments could not be parsed.

@@ -39,6 +39,11 @@ type operations interface {
 	TokenCreate(ctx context.Context, in jetpost.TokenCreate) (jetpost.APIToken, error)
 	TokenList(ctx context.Context, in jetpost.TokenList) (jetpost.TokenPage, error)
 	TokenRevoke(ctx context.Context, in jetpost.TokenRevoke) (jetpost.APIToken, error)
+	UserAdd(ctx context.Context, in jetpost.UserAdd) (jetpost.User, error)
+	UserList(ctx context.Context, in jetpost.UserList) (jetpost.UserPage, error)
+	UserSet(ctx context.Context, in jetpost.UserSet) (jetpost.User, error)
+	UserRemove(ctx context.Context, in jetpost.UserRemove) (jetpost.User, error)
+	AuditList(ctx context.Context, in jetpost.AuditList) (jetpost.AuditPage, error)
 }
 
 var (
