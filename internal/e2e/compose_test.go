@@ -202,7 +202,7 @@ func TestComposeSecrets(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"setup", "worker"} {
+	for _, name := range []string{"setup", "worker", "web"} {
 		for _, variable := range []string{"HUB_ENCRYPTION_KEY_FILE", "DATABASE_PASSWORD_FILE", "X_CLIENT_SECRET_FILE"} {
 			if file.Services[name].Environment[variable] == "" {
 				t.Errorf("%s has no %s", name, variable)
@@ -229,7 +229,7 @@ func TestComposeDatabaseAgrees(t *testing.T) {
 	t.Parallel()
 	file := readCompose(t, nil)
 	database := file.Services["postgres"]
-	for _, name := range []string{"setup", "worker"} {
+	for _, name := range []string{"setup", "worker", "web"} {
 		u, err := url.Parse(file.Services[name].Environment["DATABASE_URL"])
 		testkit.Must(t, err)
 		wantEqual(t, name+": host", u.Host, "postgres:5432")
@@ -250,8 +250,10 @@ func TestComposeOrderAndScale(t *testing.T) {
 	if want := map[string]composeDependency{"nats": {"service_healthy"}, "postgres": {"service_healthy"}}; !maps.Equal(file.Services["setup"].DependsOn, want) {
 		t.Errorf("setup waits for %v, want %v", file.Services["setup"].DependsOn, want)
 	}
-	if want := map[string]composeDependency{"setup": {"service_completed_successfully"}}; !maps.Equal(file.Services["worker"].DependsOn, want) {
-		t.Errorf("worker waits for %v, want %v", file.Services["worker"].DependsOn, want)
+	for _, name := range []string{"worker", "web"} {
+		if want := map[string]composeDependency{"setup": {"service_completed_successfully"}}; !maps.Equal(file.Services[name].DependsOn, want) {
+			t.Errorf("%s waits for %v, want %v", name, file.Services[name].DependsOn, want)
+		}
 	}
 	// A service that starts again and again never completes.
 	wantEqual(t, "restart of setup", file.Services["setup"].Restart, "")
@@ -277,16 +279,22 @@ func TestComposeOrderAndScale(t *testing.T) {
 func TestComposePortsAgree(t *testing.T) {
 	t.Parallel()
 	file := readCompose(t, simVariables(t))
-	worker, sim := file.Services["worker"], file.Services["sim"]
-	wantEqual(t, "worker: health check", healthURL(t, worker).Host, flagOf(t, worker, "--health-listen"))
-
-	host, port, err := net.SplitHostPort(flagOf(t, sim, "--listen"))
-	testkit.Must(t, err)
-	wantEqual(t, "sim: host, which other containers must reach", host, "0.0.0.0")
-	wantEqual(t, "sim: health check", healthURL(t, sim).Host, "127.0.0.1:"+port)
-	wantEqual(t, "sim: published", strings.Join(sim.Ports, " "), "127.0.0.1:"+port+":"+port)
-	wantEqual(t, "X_API_URL of the comment", worker.Environment["X_API_URL"], "http://sim:"+port)
-	wantEqual(t, "sim: profile", strings.Join(sim.Profiles, " "), "sim")
+	ports := map[string]string{}
+	for name, flag := range map[string]string{"worker": "--health-listen", "web": "--listen", "sim": "--listen"} {
+		host, port, err := net.SplitHostPort(flagOf(t, file.Services[name], flag))
+		testkit.Must(t, err)
+		wantEqual(t, name+": host, which other containers must reach", host, "0.0.0.0")
+		wantEqual(t, name+": health check", healthURL(t, file.Services[name]).Host, "127.0.0.1:"+port)
+		if ports[name] = port; name != "worker" {
+			wantEqual(t, name+": published", strings.Join(file.Services[name].Ports, " "), "127.0.0.1:"+port+":"+port)
+		}
+	}
+	wantEqual(t, "X_API_URL of the comment", file.Services["worker"].Environment["X_API_URL"], "http://sim:"+ports["sim"])
+	wantEqual(t, "public address of the pages", file.Services["web"].Environment["JETPOST_PUBLIC_URL"], "http://127.0.0.1:"+ports["web"])
+	wantEqual(t, "sim: profile", strings.Join(file.Services["sim"].Profiles, " "), "sim")
+	if job := "dns_sd_configs: [{names: [worker], type: A, port: " + ports["worker"] + "}]"; !strings.Contains(string(readText(t, deployed+"prometheus/prometheus.yml")), job) {
+		t.Errorf("prometheus.yml does not say how to find the workers: %s", job)
+	}
 }
 
 // TestComposeNATSAgrees: the server listens where its clients look, with the version that
@@ -321,7 +329,7 @@ func TestComposeNATSAgrees(t *testing.T) {
 	wantEqual(t, "host, which other containers must reach", options.Host, "0.0.0.0")
 	wantEqual(t, "volume", strings.Join(service.Volumes, " "), "nats:"+options.StoreDir)
 	wantEqual(t, "health check", healthURL(t, service).Host, fmt.Sprintf("127.0.0.1:%d", options.HTTPPort))
-	for name, user := range map[string]string{"setup": "setup", "worker": "worker"} {
+	for name, user := range map[string]string{"setup": "setup", "worker": "worker", "web": "worker"} {
 		env := file.Services[name].Environment
 		wantEqual(t, name+": NATS_URL", env["NATS_URL"], "nats://nats:"+port)
 		wantEqual(t, name+": NATS_USER", env["NATS_USER"], user)
