@@ -31,6 +31,8 @@ const (
 	OpAccountResume     Operation = "account.resume"
 	OpAccountRefresh    Operation = "account.refresh"
 	OpAccountDisconnect Operation = "account.disconnect"
+	OpAccountRename     Operation = "account.rename"
+	OpAccountRemove     Operation = "account.remove"
 	OpAccountLink       Operation = "account.link"
 
 	OpAppStatus   Operation = "app.status"
@@ -95,6 +97,8 @@ func Operations() []OperationInfo {
 		{OpAccountResume, OfOne, true, longCallWithin, ResumeRequest{}, Resumed{}},
 		{OpAccountRefresh, OfOne, true, longCallWithin, AccountRefresh{}, AccountInfo{}},
 		{OpAccountDisconnect, OfOne, true, longCallWithin, AccountDisconnect{}, Disconnected{}},
+		{OpAccountRename, OfOne, true, callWithin, AccountRename{}, AccountInfo{}},
+		{OpAccountRemove, OfOne, true, callWithin, AccountRemove{}, AccountRemoved{}},
 		{OpAccountLink, OfOne, true, callWithin, AccountLink{}, Link{}},
 		{OpAppStatus, OfNone, false, callWithin, Empty{}, StatusReport{}},
 		{OpAppPause, OfNone, true, callWithin, PauseRequest{}, AppPaused{}},

@@ -415,6 +415,33 @@ type Disconnected struct {
 	NotRevoked string `json:"not_revoked,omitempty"`
 }
 
+// AccountRename gives an account another name. Its requests go with it, so that an id which
+// has posted posts nothing under the new name. It is a conflict while requests of the account
+// are unfinished.
+type AccountRename struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// To is the new name.
+	To string `json:"to"`
+}
+
+// AccountRemove forgets an account that is not connected and has no unfinished request. The
+// ids of its requests stay known: an account that gets the name later posts none of them.
+type AccountRemove struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+}
+
+// AccountRemoved is an account that was removed.
+type AccountRemoved struct {
+	// Name is the one that it had.
+	Name string `json:"name"`
+	// XUserID is X's id of its user.
+	XUserID string `json:"x_user_id"`
+	// Username is its name on X, without @.
+	Username string `json:"username"`
+}
+
 // AccountLink makes a one-time link with which a customer connects an account.
 type AccountLink struct {
 	// OperationID makes a repeat answer with the same link.

@@ -105,6 +105,18 @@ func (c *Client) AccountDisconnect(ctx context.Context, account string, in jetpo
 	return call[jetpost.Disconnected](ctx, c, jetpost.OpAccountDisconnect, account, in)
 }
 
+// AccountRename gives an account another name, with everything that it has.
+func (c *Client) AccountRename(ctx context.Context, account string, in jetpost.AccountRename) (jetpost.AccountInfo, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.AccountInfo](ctx, c, jetpost.OpAccountRename, account, in)
+}
+
+// AccountRemove forgets an account, except the ids of its requests.
+func (c *Client) AccountRemove(ctx context.Context, account string, in jetpost.AccountRemove) (jetpost.AccountRemoved, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.AccountRemoved](ctx, c, jetpost.OpAccountRemove, account, in)
+}
+
 // AccountLink makes a one-time link with which a customer connects an account.
 func (c *Client) AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error) {
 	in.OperationID = once(in.OperationID)

@@ -2,9 +2,12 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/jetpost/jetpost/store"
 )
 
 const (
@@ -23,8 +26,10 @@ type liveness struct {
 	// Answer returns an error if the database or NATS does not answer. If Answer is nil,
 	// nothing is checked.
 	Answer func(context.Context) error
-	Health *health
-	Log    *slog.Logger
+	// Outdated is called, once, if Answer fails with a *store.SchemaError; it may be nil.
+	Outdated func(error)
+	Health   *health
+	Log      *slog.Logger
 
 	once    sync.Once
 	doubted chan struct{}
@@ -89,6 +94,10 @@ func (p *liveness) run(ctx context.Context) {
 		err := p.Answer(bounded)
 		cancel()
 		if ctx.Err() != nil {
+			return
+		}
+		if p.Outdated != nil && errors.As(err, new(*store.SchemaError)) {
+			p.Outdated(err)
 			return
 		}
 		if wait = probeEvery; err != nil {

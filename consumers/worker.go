@@ -3,6 +3,7 @@ package consumers
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -271,8 +272,13 @@ func (w *Worker) Recover(ctx context.Context) error {
 	return err
 }
 
-// Run works until the context ends, then finishes the calls in flight. It runs once.
+// Run works until the context ends, then finishes the calls in flight. It runs once. It also
+// ends, with a *store.SchemaError, when a newer program has migrated the database to a schema
+// on which this one cannot go on.
 func (w *Worker) Run(ctx context.Context) error {
+	ctx, outdated := context.WithCancelCause(ctx)
+	defer outdated(nil)
+	w.runner.Liveness.Outdated = outdated
 	if !w.recovered {
 		if err := w.Recover(ctx); err != nil {
 			return err
@@ -311,6 +317,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	err := w.runner.Run(ctx)
 	w.alarms.Stop()
 	w.relay.Flush(context.WithoutCancel(ctx))
+	if cause := context.Cause(ctx); errors.As(cause, new(*store.SchemaError)) {
+		return cause
+	}
 	return err
 }
 
@@ -346,7 +355,7 @@ func (w *Worker) answers(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	_, err := w.cfg.Ledger.LedgerID(ctx)
+	err := w.cfg.Ledger.Fits(ctx)
 	if w.cfg.Observe.tell(DatabaseAnswered, "", time.Since(began)); err != nil {
 		return err
 	}

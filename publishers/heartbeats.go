@@ -28,6 +28,7 @@ type Heartbeat struct {
 	Worker    string    `json:"worker"`
 	Host      string    `json:"host"`
 	Version   string    `json:"version"`
+	Schema    int64     `json:"schema"` // the version of the database's schema for which the worker is built
 	Roles     []string  `json:"roles"`
 	Slots     int       `json:"slots"`      // accounts that it works on at once
 	Used      int       `json:"slots_used"` // accounts that it works on now

@@ -79,6 +79,39 @@ const (
 	TokenUnchanged ImportResult = "unchanged"
 )
 
+// MaxMoved bounds the requests, pruned ones included, of an account that is renamed or
+// removed: they are changed in one transaction.
+const MaxMoved = 20_000
+
+// Whole is what decides whether an account can be renamed or removed.
+type Whole struct {
+	Busy       bool // a worker works on it, or something of it is not told yet
+	Unfinished bool
+	Reauth     bool // it is not connected
+	Requests   int  // pruned ones included, counted to MaxMoved + 1
+}
+
+// Check returns why the account cannot be renamed, or nil.
+func (w Whole) Check() error {
+	switch {
+	case w.Unfinished:
+		return ErrUnfinished
+	case w.Busy:
+		return ErrAccountBusy
+	case w.Requests > MaxMoved:
+		return ErrManyRequests
+	}
+	return nil
+}
+
+// CheckRemoval returns why the account cannot be removed, or nil.
+func (w Whole) CheckRemoval() error {
+	if !w.Reauth {
+		return ErrConnected
+	}
+	return w.Check()
+}
+
 // Accounts stores the accounts.
 type Accounts interface {
 	// ImportAccount creates the account with its lane and token, or replaces the token
@@ -97,4 +130,13 @@ type Accounts interface {
 	Account(ctx context.Context, name string) (Account, error)
 	// Accounts returns all accounts by name.
 	Accounts(ctx context.Context) ([]Account, error)
+	// RenameAccount gives an account another name. Its lane, token, links and requests go
+	// with it, so that an id which has posted posts nothing under the new name, and API
+	// tokens name it as before. Errors: ErrNotFound; ErrNameTaken, also if requests are
+	// left of an account that had the name; those of Whole.Check.
+	RenameAccount(ctx context.Context, name, to string, now time.Time) error
+	// RemoveAccount forgets an account that is not connected. Of its requests the
+	// identities stay, as if they were pruned: an account of that name that is connected
+	// later posts none of them again. Errors: ErrNotFound, and those of Whole.CheckRemoval.
+	RemoveAccount(ctx context.Context, name string, now time.Time) error
 }

@@ -54,6 +54,8 @@ type Changes interface {
 	PauseAccount(ctx context.Context, account string, pause Pause) error
 	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
 	Disconnect(ctx context.Context, account string, now time.Time) (Token, error)
+	RenameAccount(ctx context.Context, name, to string, now time.Time) error
+	RemoveAccount(ctx context.Context, name string, now time.Time) error
 
 	Desired(ctx context.Context) ([]Desired, error)
 	Keep(ctx context.Context, k Desired) (bool, error)

@@ -21,6 +21,14 @@ var (
 	ErrNameTaken = errors.New("account name belongs to another X user")
 	// ErrUserTaken says that the X user is known under another account name.
 	ErrUserTaken = errors.New("X user is known under another account name")
+	// ErrAccountBusy says that something of the account is under way, or not told yet.
+	ErrAccountBusy = errors.New("something of the account is under way just now")
+	// ErrUnfinished says that the account has requests, or deletions, that are not finished.
+	ErrUnfinished = errors.New("account has unfinished requests")
+	// ErrConnected says that the account's tokens are in use.
+	ErrConnected = errors.New("account is connected")
+	// ErrManyRequests says that an account has more requests than one change may move.
+	ErrManyRequests = errors.New("account has too many requests")
 	// ErrTokenBusy says that another worker is exchanging the account's token. The
 	// result is not known yet.
 	ErrTokenBusy = errors.New("the account's token is being renewed just now")
@@ -67,6 +75,9 @@ type Ledger interface {
 	// LedgerID is a UUID made with the schema. Streams carry it: a worker refuses to
 	// start if its database is not the one that the streams belong to.
 	LedgerID(ctx context.Context) (string, error)
+	// Fits fails with *SchemaError once the schema is one on which this program cannot
+	// go on, because a newer one has migrated it since.
+	Fits(ctx context.Context) error
 	// Clock reads the clock by which leases are judged.
 	Clock(ctx context.Context) (time.Time, error)
 	// CheckKeys fails with *KeyError when the sealer cannot open what this database

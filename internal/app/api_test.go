@@ -194,7 +194,8 @@ var given = map[jetpost.Verb][]jetpost.Operation{
 	},
 	jetpost.VerbManage: {
 		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpAccountPause,
-		jetpost.OpAccountResume, jetpost.OpAccountRefresh, jetpost.OpAccountDisconnect, jetpost.OpAccountLink, jetpost.OpAppPause, jetpost.OpAppResume,
+		jetpost.OpAccountResume, jetpost.OpAccountRefresh, jetpost.OpAccountDisconnect, jetpost.OpAccountRename, jetpost.OpAccountRemove,
+		jetpost.OpAccountLink, jetpost.OpAppPause, jetpost.OpAppResume,
 	},
 }
 

@@ -35,6 +35,10 @@ const (
 	MaxSlots = 1024
 	// connectTimeout bounds each first connection of a start.
 	connectTimeout = 5 * time.Second
+	// natsPing is how often a connection to NATS is checked. After natsPings without an
+	// answer, in a cluster, another server is taken: one that is cut off closes nothing.
+	natsPing  = 5 * time.Second
+	natsPings = 2
 )
 
 // The roles of a worker.
@@ -80,6 +84,8 @@ type Config struct {
 	Traces *telemetry.Traces
 	// Worker names this worker in leases and logs; generated if empty.
 	Worker string
+	// Force has Setup change the schema although workers run that it stops.
+	Force bool
 	// instance names the 'jetpost up' of this configuration; "" if there is none.
 	instance string
 	// natsDir is the store directory of an embedded NATS; "" if there is none.
@@ -478,6 +484,7 @@ func (c Config) Connect(ctx context.Context, log *slog.Logger, name string) (*Co
 	}
 	opts := []nats.Option{
 		nats.Name(name), nats.Timeout(connectTimeout), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
+		nats.PingInterval(natsPing), nats.MaxPingsOutstanding(natsPings),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("nats.disconnected", "error", err)
@@ -536,9 +543,60 @@ func (c Config) Topology(names jetpost.Names, ledgerID string) publishers.Topolo
 	}
 }
 
+// schemaVersion is that of the schema for which this program is built.
+func (c Config) schemaVersion() int64 {
+	if kind, _, _ := databaseKind(c.DatabaseURL.Reveal()); kind == "sqlite" {
+		return sqlite.SchemaVersion
+	}
+	return postgres.SchemaVersion
+}
+
+// checkUpgrade fails if workers run that the migrations to come would stop.
+func (c Config) checkUpgrade(ctx context.Context, log *slog.Logger) error {
+	kind, target, err := databaseKind(c.DatabaseURL.Reveal())
+	if err != nil {
+		return err
+	}
+	var upgrade store.Upgrade
+	if kind == "postgres" {
+		upgrade, err = postgres.Upgrade(ctx, target)
+	} else {
+		upgrade, err = sqlite.Upgrade(ctx, target)
+	}
+	if err != nil || c.Force || !upgrade.Stops(0) {
+		return databaseError(err)
+	}
+	conn, err := c.Connect(ctx, log, "jetpost setup")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	heartbeats, err := publishers.NewHeartbeats(conn.JS, conn.Names).All(ctx)
+	if missingInNATS(err) {
+		return nil // NATS is new: no worker has bound to it
+	}
+	var stopped []string
+	for _, heartbeat := range heartbeats {
+		if heartbeat.Age < 3*heartbeatEvery && upgrade.Stops(heartbeat.Schema) {
+			stopped = append(stopped, fmt.Sprintf("%s (%s on %s)", heartbeat.Worker, heartbeat.Version, heartbeat.Host))
+		}
+	}
+	if err != nil || len(stopped) == 0 {
+		return err
+	}
+	return &HintError{
+		Err: fmt.Errorf("older workers do not survive the new schema: %s", strings.Join(stopped, ", ")),
+		Help: "stop them (SIGTERM; one that was killed counts for 15 s), run this again, and start the new version: jobs wait in NATS meanwhile. " +
+			"Or change the schema now with --force: they end, or fail until they are stopped",
+	}
+}
+
 // Setup migrates the database and makes everything in NATS.
 func (c Config) Setup(ctx context.Context, log *slog.Logger) (publishers.Report, error) {
 	if err := c.validate(needs{nats: true, database: true, keys: true}); err != nil {
+		return publishers.Report{}, err
+	}
+	if err := c.checkUpgrade(ctx, log); err != nil {
 		return publishers.Report{}, err
 	}
 	if err := c.Migrate(ctx); err != nil {

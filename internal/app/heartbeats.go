@@ -55,7 +55,7 @@ func (w *Worker) giveHeartbeats(ctx context.Context) {
 
 func (w *Worker) heartbeat() publishers.Heartbeat {
 	s := publishers.Heartbeat{
-		Worker: w.cfg.Worker, Version: ThisBuild().Version, Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(), KnowsPruned: true,
+		Worker: w.cfg.Worker, Version: ThisBuild().Version, Schema: w.cfg.schemaVersion(), Roles: w.cfg.Roles, StartedAt: w.started.UTC(), Disks: w.cfg.disks(), KnowsPruned: true,
 	}
 	s.Host, _ = os.Hostname() // empty if unknown
 	if len(s.Roles) == 0 {

@@ -104,7 +104,9 @@ func Up(ctx context.Context, cfg InstanceConfig, log *slog.Logger) (_ *Instance,
 	natsConfig.Prefix, natsConfig.JobsMiB, natsConfig.MediaMiB = cfg.NATS.Prefix, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB
 	h.Config.NATS = natsConfig
 	h.Config.instance = h.dir.installation()
-	if _, err := h.Config.Setup(ctx, log); err != nil {
+	setup := h.Config
+	setup.Force = true // only the one that holds the directory runs here; the last one may have been killed just now
+	if _, err := setup.Setup(ctx, log); err != nil {
 		return nil, err
 	}
 	if cfg.Sim != nil {

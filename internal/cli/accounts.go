@@ -30,11 +30,15 @@ type accountsCmd struct {
 	Import     accountsImportCmd     `cmd:"" help:"Import accounts with tokens that were obtained elsewhere."`
 	Link       accountsLinkCmd       `cmd:"" help:"Make a one-time link with which a customer connects an account."`
 	List       accountsListCmd       `cmd:"" help:"List accounts and the state of their tokens."`
+	Remove     accountsRemoveCmd     `cmd:"" help:"Forget an account that is disconnected. The ids of its requests stay known."`
+	Rename     accountsRenameCmd     `cmd:"" help:"Give an account another name. Its requests go with it."`
 	Show       accountsShowCmd       `cmd:"" help:"Show one account: its user on X, its token, and what to do."`
 }
 
 type accountsImportCmd struct {
 	File string `env:"-" short:"f" default:"-" placeholder:"PATH" help:"JSON lines like {\"name\":\"acme\",\"access_token\":\"...\",\"refresh_token\":\"...\",\"expires_at\":\"2026-12-01T09:00:00Z\"}; - is standard input, the default."`
+
+	readFlags `embed:""`
 }
 
 // importResult is the result of one line. It has nothing of a line that
@@ -154,13 +158,42 @@ func (r importResult) text() string {
 	}
 }
 
-type accountsListCmd struct{}
+type accountsListCmd struct {
+	State string `env:"-" placeholder:"STATE" help:"Only accounts in this state: ok, paused, refresh_failing, reauth_required or disconnected."`
+
+	natsFlags `embed:""`
+}
+
+// statePaused is the state of an account that is paused, whatever that of its token.
+const statePaused = "paused"
+
+// in tells whether an account is in a state.
+func in(a jetpost.AccountInfo, state string) bool {
+	paused, meta := !a.Pause.Since.IsZero(), storedAccount(a)
+	switch state {
+	case "":
+		return true
+	case statePaused:
+		return paused
+	case control.TokenDisconnected:
+		return meta.Disconnected()
+	case control.TokenReauthRequired:
+		return a.ReauthRequired && !meta.Disconnected()
+	case control.TokenFailing:
+		return a.RefreshError != "" && !a.ReauthRequired
+	default:
+		return a.RefreshError == "" && !a.ReauthRequired && !paused
+	}
+}
 
 // maxAccounts bounds the accounts that are listed.
 const maxAccounts = 1_000_000
 
 // Run lists accounts.
 func (c *accountsListCmd) Run(e *env) error {
+	if states := []string{control.TokenOK, statePaused, control.TokenFailing, control.TokenReauthRequired, control.TokenDisconnected}; c.State != "" && !slices.Contains(states, c.State) {
+		return mistakes("cannot list accounts", fmt.Sprintf("--state: %q is not a state; use one of %s", c.State, joined(states)))
+	}
 	return e.look(func(ctx context.Context, workers operations) error {
 		infos, err := allPages(maxAccounts, func(limit int, cursor string) ([]jetpost.AccountInfo, string, error) {
 			page, err := workers.AccountList(ctx, jetpost.AccountList{Limit: limit, Cursor: cursor})
@@ -169,9 +202,11 @@ func (c *accountsListCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		accounts := make([]store.Account, len(infos))
-		for i, info := range infos {
-			accounts[i] = storedAccount(info)
+		accounts := []store.Account{}
+		for _, info := range infos {
+			if in(info, c.State) {
+				accounts = append(accounts, storedAccount(info))
+			}
 		}
 		return list(e, accounts, "ACCOUNT\tUSER\tTOKEN ENDS\tREFRESHED\tOPEN\tSTATE", func(a store.Account) string {
 			return fmt.Sprintf("%s\t@%s\t%s\t%s\t%d\t%s", a.Name, a.Username, localTime(a.TokenExpiresAt), localTime(a.LastRefreshAt), a.Open, accountState(a))
@@ -227,8 +262,62 @@ func tokenState(a store.Account) string {
 	}
 }
 
+type accountsRenameCmd struct {
+	Name string `arg:"" help:"Account."`
+	To   string `arg:"" help:"New name: 1 to 63 of a-z 0-9 _ -."`
+
+	natsFlags `embed:""`
+}
+
+// Run renames an account.
+func (c *accountsRenameCmd) Run(e *env) error {
+	return e.look(func(ctx context.Context, workers operations) error {
+		info, err := workers.AccountRename(ctx, c.Name, jetpost.AccountRename{To: c.To})
+		if failedAs(err, jetpost.ErrInvalid) {
+			return mistakes("cannot rename", err.Error())
+		}
+		if err != nil {
+			return err
+		}
+		return e.say(storedAccount(info), "%s is %s now: publish its jobs under that name; jobs for %s are refused", c.Name, c.To, c.Name)
+	})
+}
+
+type accountsRemoveCmd struct {
+	Name string `arg:"" help:"Account."`
+	Yes  bool   `env:"-" help:"Do not ask for confirmation."`
+
+	natsFlags `embed:""`
+}
+
+// Run removes an account after a confirmation.
+func (c *accountsRemoveCmd) Run(e *env) error {
+	return e.look(func(ctx context.Context, workers operations) error {
+		account, err := workers.AccountGet(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if !c.Yes {
+			if !isTerminal(e.stdin) {
+				return mistakes("cannot remove", "there is no terminal to ask for confirmation: add --yes")
+			}
+			fmt.Fprintf(e.stderr, "Remove %s, which is @%s, with all its requests but their ids? [y/N] ", c.Name, account.Account.Username)
+			if err := confirmed(e.stdin); err != nil {
+				return err
+			}
+		}
+		removed, err := workers.AccountRemove(ctx, c.Name, jetpost.AccountRemove{})
+		if err != nil {
+			return err
+		}
+		return e.say(removed, "removed %s, which was @%s", removed.Name, removed.Username)
+	})
+}
+
 type accountsShowCmd struct {
 	Name string `arg:"" help:"Account."`
+
+	natsFlags `embed:""`
 }
 
 // Run shows one account.

@@ -12,10 +12,10 @@ import (
 
 // tokensCmd is 'jetpost tokens'.
 type tokensCmd struct {
-	Create       tokensCreateCmd `cmd:"" help:"Create an API token and print it, once."`
-	List         tokensListCmd   `cmd:"" help:"List API tokens, with those that have ended."`
-	Revoke       tokensRevokeCmd `cmd:"" help:"End an API token now."`
-	connectFlags `embed:""`
+	Create    tokensCreateCmd `cmd:"" help:"Create an API token and print it, once."`
+	List      tokensListCmd   `cmd:"" help:"List API tokens, with those that have ended."`
+	Revoke    tokensRevokeCmd `cmd:"" help:"End an API token now."`
+	natsFlags `embed:""`
 }
 
 type tokensCreateCmd struct {

@@ -48,6 +48,8 @@ type cli struct {
 	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"Lowest level to log: ${enum}."`
 	LogFormat string `enum:"auto,text,json" default:"auto" help:"Log format: ${enum}; auto is coloured text on a terminal, else JSON."`
 
+	ConfigFile kong.ConfigFlag `name:"config" placeholder:"FILE" help:"JSON file with flags by their names, as {\"slots\": 32}. The command line and the environment go before it."`
+
 	PrintVersion kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
 
 	Demo     demoCmd     `cmd:"" help:"Demonstrate jetpost on a simulated X, in about half a minute."`
@@ -62,10 +64,7 @@ type cli struct {
 	Replay   replayCmd   `cmd:"" help:"Send failed and refused requests again, without the posts that are live."`
 	Prune    pruneCmd    `cmd:"" help:"Remove requests that finished long ago, except their ids, and media that no request needs. Workers do this, too."`
 	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: all that are due, or those of one account."`
-	Accounts struct {
-		accountsCmd  `embed:""`
-		connectFlags `embed:""`
-	} `cmd:"" help:"Connect, show, import and disconnect accounts."`
+	Accounts accountsCmd `cmd:"" help:"Connect, show, import, rename, disconnect and remove accounts."`
 	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts. A post that is already being sent may still go out."`
 	Resume   resumeCmd   `cmd:"" help:"End a pause of an account or of the app now."`
 	Tokens   tokensCmd   `cmd:"" help:"Create, list and revoke the API tokens with which programs call operations over HTTP."`
@@ -76,6 +75,7 @@ type cli struct {
 	Limits   limitsCmd   `cmd:"" help:"Show X's rate windows and the app pauses in force."`
 	Status   statusCmd   `cmd:"" help:"Show whether posts go out, and if not, why."`
 	Workers  workersCmd  `cmd:"" help:"List the workers, including those whose heartbeats stopped within the last hour."`
+	Config   configCmd   `cmd:"" help:"Show the settings, and where each comes from."`
 	Doctor   doctorCmd   `cmd:"" help:"Check everything that a worker needs before you start it."`
 	Health   healthCmd   `cmd:"" help:"Check whether a worker is ready; for container health checks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
@@ -99,29 +99,67 @@ func (c *completionCmd) Run(ctx *kong.Context) error {
 	return (&kongcompletion.Completion{Shell: c.Shell, Code: true}).Run(ctx)
 }
 
-// connectFlags are the flags of commands that connect to NATS, the database or X.
-// Secrets come only from the environment, or from a file that <NAME>_FILE
-// names, because other users can read a command line.
-type connectFlags struct {
-	Data     string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}). Other commands use it to find the running 'jetpost up'."`
-	NATS     string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server or servers, nats://host:4222, comma-separated."`
-	NATSUser string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user. The password is read from NATS_PASSWORD."`
-	Creds    string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
-	NKey     string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of a NATS nkey."`
-	CA       string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"CA certificates for the NATS server. Default: the system's."`
-	Cert     string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Client certificate for NATS, with its key in --nats-key."`
-	CertKey  string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Private key of --nats-cert."`
-	Prefix   string `group:"Connection" placeholder:"NAME" help:"Prefix of the names of all subjects and streams, if several installations share one NATS."`
-	XAPIURL  string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"URL of X's API, to use a simulator."`
-	ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your X app."`
-	XTier    string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Tier of your X app, ${enum}. Only Enterprise apps may quote posts."`
-}
+// The connection flags, for commands that use more and more of them. Secrets come only from
+// the environment, or from a file that <NAME>_FILE names, because other users can read a
+// command line.
+type (
+	// dataFlags are those of commands that use the database alone.
+	dataFlags struct {
+		Data string `group:"Connection" type:"path" placeholder:"DIR" help:"Data directory of 'jetpost up' (${data}). Other commands use it to find the running 'jetpost up'."`
+	}
+	// natsFlags are those of commands that ask the workers, or NATS itself.
+	natsFlags struct {
+		dataFlags `embed:""`
+		NATS      string `group:"Connection" name:"nats" env:"NATS_URL" placeholder:"URL" help:"NATS server or servers, nats://host:4222, comma-separated."`
+		NATSUser  string `group:"Connection" name:"nats-user" env:"NATS_USER" placeholder:"USER" help:"NATS user. The password is read from NATS_PASSWORD."`
+		Creds     string `group:"Connection" name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+		NKey      string `group:"Connection" name:"nats-nkey" env:"NATS_NKEY" placeholder:"FILE" help:"File with the seed of a NATS nkey."`
+		CA        string `group:"Connection" name:"nats-ca" env:"NATS_CA" placeholder:"FILE" help:"CA certificates for the NATS server. Default: the system's."`
+		Cert      string `group:"Connection" name:"nats-cert" env:"NATS_CERT" placeholder:"FILE" help:"Client certificate for NATS, with its key in --nats-key."`
+		CertKey   string `group:"Connection" name:"nats-key" env:"NATS_KEY" placeholder:"FILE" help:"Private key of --nats-cert."`
 
-// AfterApply passes the flags of the selected command to env.
-func (f *connectFlags) AfterApply(chosen *connectFlags) error {
-	*chosen = *f
-	return nil
-}
+		prefixFlag `embed:""`
+	}
+	prefixFlag struct {
+		Prefix string `group:"Connection" placeholder:"NAME" help:"Prefix of the names of all subjects and streams, if several installations share one NATS."`
+	}
+	// readFlags are those of commands that also read from X with the accounts' tokens.
+	readFlags struct {
+		natsFlags `embed:""`
+		xURLFlag  `embed:""`
+	}
+	xURLFlag struct {
+		XAPIURL string `group:"Connection" name:"x-api-url" env:"X_API_URL" placeholder:"URL" help:"URL of X's API, to use a simulator."`
+	}
+	// appFlags are those of commands that are the app to X.
+	appFlags struct {
+		readFlags  `embed:""`
+		clientFlag `embed:""`
+	}
+	clientFlag struct {
+		ClientID string `group:"Connection" name:"x-client-id" env:"X_CLIENT_ID" placeholder:"ID" help:"OAuth 2.0 client id of your X app."`
+	}
+	// tierFlag is for commands that know X's rules for posts.
+	tierFlag struct {
+		XTier string `group:"Connection" name:"x-tier" enum:"self-serve,enterprise" default:"self-serve" help:"Tier of your X app, ${enum}. Only Enterprise apps may quote posts."`
+	}
+	// connectFlags are all of them.
+	connectFlags struct {
+		appFlags `embed:""`
+		tierFlag `embed:""`
+	}
+)
+
+// AfterApply passes the flags of the selected command to env, as those below do.
+func (f *dataFlags) AfterApply(chosen *connectFlags) error { chosen.dataFlags = *f; return nil }
+
+func (f *natsFlags) AfterApply(chosen *connectFlags) error { chosen.natsFlags = *f; return nil }
+
+func (f *readFlags) AfterApply(chosen *connectFlags) error { chosen.readFlags = *f; return nil }
+
+func (f *appFlags) AfterApply(chosen *connectFlags) error { chosen.appFlags = *f; return nil }
+
+func (f *connectFlags) AfterApply(chosen *connectFlags) error { *chosen = *f; return nil }
 
 // exitError is an error with its own exit code.
 type exitError struct {
@@ -162,6 +200,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		kong.Vars{"data": defaultData(), "simdata": simData(), "states": joined(jetpost.States()), "codes": joined(jetpost.Codes()), "version": app.ThisBuild().String()},
 		kong.Bind(&connect),
 		kong.DefaultEnvars("JETPOST"),
+		kong.Configuration(readSettings),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
 		kong.Writers(stdout, stderr),

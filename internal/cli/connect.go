@@ -46,6 +46,7 @@ type accountsConnectCmd struct {
 	NoBrowser    bool          `env:"-" help:"Do not open a browser; only print the address of X's page."`
 	AuthorizeURL string        `env:"-" name:"authorize-url" placeholder:"URL" help:"URL of X's consent page. Default: https://x.com, or the value of --x-api-url."`
 	Timeout      time.Duration `env:"-" default:"10m" help:"How long to wait for the consent. Exit code 5: no consent."`
+	appFlags     `embed:""`
 }
 
 // check lists the mistakes of the command line.

@@ -18,6 +18,8 @@ const maxReplyBytes = 64
 type accountsDisconnectCmd struct {
 	Name string `arg:"" help:"Account."`
 	Yes  bool   `env:"-" help:"Do not ask for confirmation."`
+
+	appFlags `embed:""`
 }
 
 // Run disconnects an account after a confirmation.

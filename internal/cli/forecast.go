@@ -16,9 +16,9 @@ const maxForecast = 20
 
 // forecastCmd is 'jetpost forecast'.
 type forecastCmd struct {
-	Add          []string `env:"-" sep:"none" placeholder:"N@ACCOUNT" help:"Add N single posts of an account, as if they were sent now: 500@acme. May be repeated."`
-	All          bool     `env:"-" help:"List all accounts, not only the 20 that finish last."`
-	connectFlags `embed:""`
+	Add       []string `env:"-" sep:"none" placeholder:"N@ACCOUNT" help:"Add N single posts of an account, as if they were sent now: 500@acme. May be repeated."`
+	All       bool     `env:"-" help:"List all accounts, not only the 20 that finish last."`
+	natsFlags `embed:""`
 }
 
 // Run shows when the queues of all accounts will be empty.

@@ -42,7 +42,7 @@ func (e *env) withKeyRing(work func(*app.KeyRing) error) error {
 type keysStatusCmd struct {
 	Verify bool `env:"-" help:"Also decrypt every stored token, and list those that fail."`
 
-	connectFlags `embed:""`
+	dataFlags `embed:""`
 }
 
 // keyStatus is the result of 'jetpost keys status'.
@@ -133,7 +133,7 @@ func (s keyStatus) problem() error {
 }
 
 type keysRotateCmd struct {
-	connectFlags `embed:""`
+	dataFlags `embed:""`
 }
 
 // Help is the long help text.

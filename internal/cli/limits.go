@@ -12,8 +12,8 @@ import (
 
 // limitsCmd is 'jetpost limits'.
 type limitsCmd struct {
-	Account      string `arg:"" optional:"" help:"Show only the windows of this account and of the app."`
-	connectFlags `embed:""`
+	Account   string `arg:"" optional:"" help:"Show only the windows of this account and of the app."`
+	natsFlags `embed:""`
 }
 
 // Run shows X's rate windows and the app pauses in force.

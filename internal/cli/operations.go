@@ -30,6 +30,8 @@ type operations interface {
 	AccountResume(ctx context.Context, account string, in jetpost.ResumeRequest) (jetpost.Resumed, error)
 	AccountRefresh(ctx context.Context, account string, in jetpost.AccountRefresh) (jetpost.AccountInfo, error)
 	AccountDisconnect(ctx context.Context, account string, in jetpost.AccountDisconnect) (jetpost.Disconnected, error)
+	AccountRename(ctx context.Context, account string, in jetpost.AccountRename) (jetpost.AccountInfo, error)
+	AccountRemove(ctx context.Context, account string, in jetpost.AccountRemove) (jetpost.AccountRemoved, error)
 	AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error)
 	AppStatus(ctx context.Context) (jetpost.StatusReport, error)
 	AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpost.AppPaused, error)

@@ -33,9 +33,9 @@ func (f whomFlags) mistake() string {
 // pauseCmd is 'jetpost pause'.
 type pauseCmd struct {
 	whomFlags
-	Until        string `env:"-" placeholder:"TIME" help:"End the pause at this time: 2026-12-01T09:00:00Z, or +10m from now. Without it the pause lasts until jetpost resume."`
-	Reason       string `env:"-" placeholder:"TEXT" help:"Why. Every request that waits shows it."`
-	connectFlags `embed:""`
+	Until     string `env:"-" placeholder:"TIME" help:"End the pause at this time: 2026-12-01T09:00:00Z, or +10m from now. Without it the pause lasts until jetpost resume."`
+	Reason    string `env:"-" placeholder:"TEXT" help:"Why. Every request that waits shows it."`
+	natsFlags `embed:""`
 }
 
 // Run pauses an account, or the whole app.
@@ -123,7 +123,7 @@ func untilText(p jetpost.Pause) string {
 type resumeCmd struct {
 	whomFlags
 	ExpireOlderThan time.Duration `env:"-" placeholder:"DURATION" help:"First fail, as expired, requests that were due longer ago than this and have not begun. jetpost replay still sends them."`
-	connectFlags    `embed:""`
+	natsFlags       `embed:""`
 }
 
 // Help is the long help text.

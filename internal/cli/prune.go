@@ -30,9 +30,9 @@ type keepFlag struct {
 
 // pruneCmd is 'jetpost prune'.
 type pruneCmd struct {
-	keepFlag     `embed:""`
-	DryRun       bool `env:"-" help:"Remove nothing; count what would be."`
-	connectFlags `embed:""`
+	keepFlag  `embed:""`
+	DryRun    bool `env:"-" help:"Remove nothing; count what would be."`
+	natsFlags `embed:""`
 }
 
 // Run prunes once and says what went.

@@ -27,19 +27,26 @@ type publishCmd struct {
 	Account string `arg:"" optional:"" help:"Name of the account."`
 	Text    string `arg:"" optional:"" help:"Text of the first post; - reads it from standard input."`
 
-	Then         []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread. May be repeated."`
-	Split        bool          `env:"-" help:"Split texts of more than 280 characters, as X counts, into the posts of a thread. Without it they are published as they are, which X allows for some accounts."`
-	Media        []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media of the first post, a file or an https:// URL that a worker fetches: images (JPEG, PNG, WebP, up to 5 MiB; repeat the flag for up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
-	Alt          []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a medium, one for each --media, in the same order."`
-	File         string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from this file; - is standard input."`
-	ID           string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request. Requests with the same id are published once. Default: a generated id."`
-	At           string        `env:"-" placeholder:"TIME" help:"Publish at this time: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is local time."`
-	SkipIfLate   string        `env:"-" placeholder:"DURATION" help:"Fail the request if it has not started this long after --at, or after its acceptance: 15m."`
-	Expires      string        `env:"-" placeholder:"TIME" help:"Fail the request if its first post has not started by this time. Formats as for --at."`
-	DryRun       bool          `env:"-" help:"Send nothing. Check the request and show its cost and when it will be published."`
-	Wait         bool          `env:"-" help:"Show progress until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: unknown whether a post is live."`
-	Timeout      time.Duration `env:"-" default:"2m" help:"Timeout of --wait."`
-	connectFlags `embed:""`
+	Then       []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Text of the next post of the thread. May be repeated."`
+	Split      bool          `env:"-" help:"Split texts of more than 280 characters, as X counts, into the posts of a thread. Without it they are published as they are, which X allows for some accounts."`
+	Media      []string      `env:"-" sep:"none" placeholder:"PATH" help:"Media of the first post, a file or an https:// URL that a worker fetches: images (JPEG, PNG, WebP, up to 5 MiB; repeat the flag for up to 4), or one GIF (15 MiB), or one video (MP4, QuickTime, WebM, 1000 MiB)."`
+	Alt        []string      `env:"-" sep:"none" placeholder:"TEXT" help:"Description of a medium, one for each --media, in the same order."`
+	File       string        `env:"-" short:"f" placeholder:"PATH" help:"Read the whole request as JSON from this file; - is standard input."`
+	ID         string        `env:"-" name:"id" placeholder:"ID" help:"Id of the request. Requests with the same id are published once. Default: a generated id."`
+	At         string        `env:"-" placeholder:"TIME" help:"Publish at this time: 2026-12-01T09:00:00Z, '2026-12-01 09:00 Europe/Berlin', 'tomorrow 09:00', +1d2h from now, or now. Without a zone it is local time."`
+	SkipIfLate string        `env:"-" placeholder:"DURATION" help:"Fail the request if it has not started this long after --at, or after its acceptance: 15m."`
+	Expires    string        `env:"-" placeholder:"TIME" help:"Fail the request if its first post has not started by this time. Formats as for --at."`
+	DryRun     bool          `env:"-" help:"Send nothing. Check the request and show its cost and when it will be published."`
+	Wait       bool          `env:"-" help:"Show progress until the request is settled. Exit code 4: failed or refused, 5: still waiting, 6: unknown whether a post is live."`
+	Timeout    time.Duration `env:"-" default:"2m" help:"Timeout of --wait."`
+	natsFlags  `embed:""`
+	tierFlag   `embed:""`
+}
+
+// AfterApply passes both kinds of flags on.
+func (c *publishCmd) AfterApply(chosen *connectFlags) error {
+	chosen.natsFlags, chosen.tierFlag = c.natsFlags, c.tierFlag
+	return nil
 }
 
 // Run publishes, and prints the account and the id.

@@ -13,11 +13,11 @@ import (
 
 // refreshCmd is 'jetpost refresh'.
 type refreshCmd struct {
-	Account      string        `arg:"" optional:"" help:"Account whose token to refresh. Default: all tokens that are due."`
-	Force        bool          `env:"-" help:"Refresh the token even if it is not due. Needs an ACCOUNT."`
-	Wait         bool          `env:"-" help:"Wait for the outcome. Exit code 1: failed, 5: still waiting."`
-	Timeout      time.Duration `env:"-" default:"2m" help:"Timeout of --wait."`
-	connectFlags `embed:""`
+	Account   string        `arg:"" optional:"" help:"Account whose token to refresh. Default: all tokens that are due."`
+	Force     bool          `env:"-" help:"Refresh the token even if it is not due. Needs an ACCOUNT."`
+	Wait      bool          `env:"-" help:"Wait for the outcome. Exit code 1: failed, 5: still waiting."`
+	Timeout   time.Duration `env:"-" default:"2m" help:"Timeout of --wait."`
+	natsFlags `embed:""`
 }
 
 // Run requests the refresh of one account's token, or starts a round.

@@ -16,11 +16,11 @@ import (
 type replayCmd struct {
 	IDs []string `arg:"" optional:"" name:"id" help:"Ids of failed or refused requests; or use --account, --code, --since or --all."`
 	accountFlag
-	Code         string `env:"-" placeholder:"CODE" help:"All that failed or were refused with this reason code; 'jetpost requests list --help' lists them."`
-	Since        string `env:"-" placeholder:"TIME" help:"All that failed or were refused since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
-	All          bool   `env:"-" help:"All that failed or were refused."`
-	DryRun       bool   `env:"-" help:"Change nothing, and show what will be sent."`
-	connectFlags `embed:""`
+	Code      string `env:"-" placeholder:"CODE" help:"All that failed or were refused with this reason code; 'jetpost requests list --help' lists them."`
+	Since     string `env:"-" placeholder:"TIME" help:"All that failed or were refused since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
+	All       bool   `env:"-" help:"All that failed or were refused."`
+	DryRun    bool   `env:"-" help:"Change nothing, and show what will be sent."`
+	natsFlags `embed:""`
 }
 
 // Run replays failed and refused requests, and prints the result for each.

@@ -22,16 +22,15 @@ const stateRefused = "refused"
 
 // requestsCmd is 'jetpost requests'.
 type requestsCmd struct {
-	List         requestsListCmd       `cmd:"" help:"List requests, the latest first."`
-	Show         requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, reason, times and cost."`
-	Watch        requestsWatchCmd      `cmd:"" help:"Print events of requests, until the given ones are settled, or until Ctrl-C."`
-	Reschedule   requestsRescheduleCmd `cmd:"" help:"Move a request that has not started to another time: --at TIME or --at now."`
-	Cancel       requestsCancelCmd     `cmd:"" help:"Cancel a request. Posts that are live stay live."`
-	Unpublish    requestsUnpublishCmd  `cmd:"" help:"Delete the live posts of a request on X, the last one first, and cancel the rest."`
-	Reconcile    requestsReconcileCmd  `cmd:"" help:"Start the timeline checks for a post in doubt again."`
-	Resolve      requestsResolveCmd    `cmd:"" help:"Say whether a post in doubt is on X: --posted POST_ID or --not-posted."`
-	Verify       requestsVerifyCmd     `cmd:"" help:"Compare the ledger with the accounts' timelines on X. X charges for the reads."`
-	connectFlags `embed:""`
+	List       requestsListCmd       `cmd:"" help:"List requests, the latest first."`
+	Show       requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, reason, times and cost."`
+	Watch      requestsWatchCmd      `cmd:"" help:"Print events of requests, until the given ones are settled, or until Ctrl-C."`
+	Reschedule requestsRescheduleCmd `cmd:"" help:"Move a request that has not started to another time: --at TIME or --at now."`
+	Cancel     requestsCancelCmd     `cmd:"" help:"Cancel a request. Posts that are live stay live."`
+	Unpublish  requestsUnpublishCmd  `cmd:"" help:"Delete the live posts of a request on X, the last one first, and cancel the rest."`
+	Reconcile  requestsReconcileCmd  `cmd:"" help:"Start the timeline checks for a post in doubt again."`
+	Resolve    requestsResolveCmd    `cmd:"" help:"Say whether a post in doubt is on X: --posted POST_ID or --not-posted."`
+	Verify     requestsVerifyCmd     `cmd:"" help:"Compare the ledger with the accounts' timelines on X. X charges for the reads."`
 }
 
 // accountFlag limits a command to one account.
@@ -74,10 +73,11 @@ func (e *env) withControl(work func(context.Context, *app.Control) error) error 
 
 type requestsListCmd struct {
 	accountFlag
-	State string `env:"-" placeholder:"STATE" help:"Only requests in this state: ${states}; or 'refused' for refused messages."`
-	Code  string `env:"-" placeholder:"CODE" help:"Only requests with this reason code: ${codes}."`
-	Since string `env:"-" placeholder:"TIME" help:"Only requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
-	Limit int    `env:"-" default:"100" help:"Maximum number of requests to list."`
+	State     string `env:"-" placeholder:"STATE" help:"Only requests in this state: ${states}; or 'refused' for refused messages."`
+	Code      string `env:"-" placeholder:"CODE" help:"Only requests with this reason code: ${codes}."`
+	Since     string `env:"-" placeholder:"TIME" help:"Only requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
+	Limit     int    `env:"-" default:"100" help:"Maximum number of requests to list."`
+	natsFlags `embed:""`
 }
 
 // Run lists requests, or refusals.
@@ -195,6 +195,7 @@ func dash(s string) string {
 type requestsShowCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
+	natsFlags `embed:""`
 }
 
 // Run shows one request. If several accounts have a request with the id, the error lists
@@ -288,9 +289,10 @@ func requestText(found jetpost.RequestDetails) string {
 }
 
 type requestsWatchCmd struct {
-	IDs     []string      `arg:"" optional:"" name:"id" help:"Ids of the requests. Default: all requests."`
-	Account string        `env:"-" placeholder:"NAME" help:"Only requests of this account; needed if several accounts have a request with that id."`
-	Timeout time.Duration `env:"-" placeholder:"DURATION" help:"Stop watching after this time."`
+	IDs       []string      `arg:"" optional:"" name:"id" help:"Ids of the requests. Default: all requests."`
+	Account   string        `env:"-" placeholder:"NAME" help:"Only requests of this account; needed if several accounts have a request with that id."`
+	Timeout   time.Duration `env:"-" placeholder:"DURATION" help:"Stop watching after this time."`
+	natsFlags `embed:""`
 }
 
 // Run shows events. With ids it ends as 'publish --wait' does.
@@ -411,7 +413,8 @@ func (w *watcher) request(event jetpost.EventType, r *jetpost.RequestStatus) *pr
 type requestsRescheduleCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
-	At string `env:"-" required:"" placeholder:"TIME" help:"New time: now, a time like 2026-12-01T09:00:00Z, or +10m from now."`
+	At        string `env:"-" required:"" placeholder:"TIME" help:"New time: now, a time like 2026-12-01T09:00:00Z, or +10m from now."`
+	natsFlags `embed:""`
 }
 
 // Run moves a request to another time.
@@ -454,6 +457,7 @@ func rescheduleTime(s string, now time.Time) (time.Time, error) {
 type requestsCancelCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
+	natsFlags `embed:""`
 }
 
 // Run cancels a request.
@@ -470,7 +474,8 @@ func (c *requestsCancelCmd) Run(e *env) error {
 type requestsUnpublishCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
-	DryRun bool `env:"-" help:"Change nothing, and show what will be deleted."`
+	DryRun    bool `env:"-" help:"Change nothing, and show what will be deleted."`
+	natsFlags `embed:""`
 }
 
 // Run requests the deletion of a request's posts.
@@ -523,6 +528,7 @@ func unpublishText(s jetpost.RequestStatus, dry bool) string {
 type requestsReconcileCmd struct {
 	ID string `arg:"" help:"Id of the request."`
 	whoseFlag
+	natsFlags `embed:""`
 }
 
 // Run starts the timeline checks for the post in doubt of a request again.
@@ -541,6 +547,7 @@ type requestsResolveCmd struct {
 	whoseFlag
 	Posted    string `env:"-" placeholder:"POST_ID" help:"The post is on X with this id, the digits at the end of its link. Use this or --not-posted."`
 	NotPosted bool   `env:"-" help:"The post is not on X: send it. Use this or --posted."`
+	natsFlags `embed:""`
 }
 
 var postID = regexp.MustCompile(`^[0-9]{1,19}$`)

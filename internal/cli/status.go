@@ -14,8 +14,8 @@ import (
 
 // statusCmd is 'jetpost status'.
 type statusCmd struct {
-	Notify       string `placeholder:"URL" help:"Keep running, and post each change of the status to this webhook, as JSON with a text."`
-	connectFlags `embed:""`
+	Notify    string `placeholder:"URL" help:"Keep running, and post each change of the status to this webhook, as JSON with a text."`
+	natsFlags `embed:""`
 }
 
 // statusTimeout bounds gathering the status.
@@ -139,7 +139,7 @@ func statusRows(s app.Status) []string {
 
 // workersCmd is 'jetpost workers'.
 type workersCmd struct {
-	connectFlags `embed:""`
+	natsFlags `embed:""`
 }
 
 // Run lists the workers, including those whose heartbeats stopped within the hour.

@@ -80,7 +80,18 @@ type upCmd struct {
 	siteFlags      `embed:""`
 	dashboardFlags `embed:""`
 	workFlags      `embed:""`
-	connectFlags   `embed:""`
+	dataFlags      `embed:""`
+	prefixFlag     `embed:""`
+	xURLFlag       `embed:""`
+	clientFlag     `embed:""`
+	tierFlag       `embed:""`
+}
+
+// AfterApply passes on the connection flags that it uses: NATS is its own.
+func (c *upCmd) AfterApply(chosen *connectFlags) error {
+	chosen.dataFlags, chosen.prefixFlag, chosen.xURLFlag = c.dataFlags, c.prefixFlag, c.xURLFlag
+	chosen.clientFlag, chosen.tierFlag = c.clientFlag, c.tierFlag
+	return nil
 }
 
 // Run runs everything until it is told to stop.
@@ -89,7 +100,7 @@ func (c *upCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	if cfg.NATS.URL != "" {
+	if os.Getenv("NATS_URL") != "" {
 		return &exitError{code: exitUsage, err: &app.HintError{
 			Err: fmt.Errorf("'up' runs its own NATS, but NATS_URL is set"), Help: "unset NATS_URL, or run: jetpost worker",
 		}}

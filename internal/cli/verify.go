@@ -14,6 +14,8 @@ type requestsVerifyCmd struct {
 	accountFlag
 	Since string `env:"-" placeholder:"TIME" help:"Only posts sent since a time like 2026-12-01T09:00:00Z, or within a duration like 24h. Default: all that X shows, the newest 3,200 of an account."`
 	Yes   bool   `env:"-" help:"Do not ask for confirmation. X charges for each post that it shows."`
+
+	readFlags `embed:""`
 }
 
 // Run compares the ledger with what X shows, after a confirmation of the cost.

@@ -45,7 +45,7 @@ type webCmd struct {
 	Listen         string `aliases:"web-listen" env:"JETPOST_WEB_LISTEN" default:"127.0.0.1:8088" placeholder:"ADDR" help:"Listening address (${default}). Put a TLS proxy in front of it."`
 	siteFlags      `embed:""`
 	dashboardFlags `embed:""`
-	connectFlags   `embed:""`
+	appFlags       `embed:""`
 }
 
 // Run serves the pages until it is told to stop.
@@ -88,6 +88,7 @@ type accountsLinkCmd struct {
 	TTL       time.Duration `name:"ttl" env:"-" default:"1h" placeholder:"DURATION" help:"How long the link works (${default})."`
 	ReturnTo  string        `name:"return-to" env:"-" placeholder:"URL" help:"Address to which the customer is sent afterwards, on one of the --return-hosts."`
 	siteFlags `embed:""`
+	natsFlags `embed:""`
 }
 
 // Run makes a link, and prints it with its expiry.

@@ -55,8 +55,9 @@ type setupCmd struct {
 	roomFlags    `embed:""`
 	RefreshCron  string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
 	RestoredFrom string `env:"-" placeholder:"TIME" help:"The database was restored from a backup of this time: update it from the events, and check X's timelines before sending anything that may be live. Stop all workers first."`
+	Force        bool   `env:"-" help:"Change the database schema although workers run that do not survive it."`
 	Replicas     int    `default:"1" help:"Replicas of each stream: 1, or 3 in a cluster that must survive the loss of a server."`
-	connectFlags `embed:""`
+	natsFlags    `embed:""`
 }
 
 // change is one result of setup.
@@ -86,6 +87,7 @@ func (c *setupCmd) Run(e *env) error {
 	if err != nil || restored.After(time.Now()) {
 		return mistakes("cannot set up", fmt.Sprintf("--restored-from: %q is no time that has passed", c.RestoredFrom))
 	}
+	cfg.Force = c.Force
 	report, err := cfg.Setup(e.ctx, e.log)
 	if err != nil {
 		return err

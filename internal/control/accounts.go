@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -58,6 +59,59 @@ func infoOf(a store.Account, now time.Time) jetpost.AccountInfo {
 		info.Pause = a.Pause
 	}
 	return info
+}
+
+// AccountRename gives an account another name, with everything that it has.
+func (c *Control) AccountRename(ctx context.Context, account string, in jetpost.AccountRename) (jetpost.AccountInfo, error) {
+	if err := jetpost.CheckAccount(in.To); err != nil {
+		return jetpost.AccountInfo{}, &Error{Code: jetpost.ErrInvalid, Err: fmt.Errorf("to: %w", err)}
+	}
+	op, err := call(jetpost.OpAccountRename, account, in.OperationID, in)
+	if err != nil {
+		return jetpost.AccountInfo{}, err
+	}
+	info, _, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (info jetpost.AccountInfo, err error) {
+		if err := ledger.RenameAccount(ctx, account, in.To, op.Now); err != nil {
+			return info, wholeError("rename", account, in.To, err)
+		}
+		is, err := ledger.Account(ctx, in.To)
+		return infoOf(is, op.Now), accountError(in.To, err)
+	})
+	return info, err
+}
+
+// AccountRemove forgets an account, except the identities of its requests.
+func (c *Control) AccountRemove(ctx context.Context, account string, in jetpost.AccountRemove) (jetpost.AccountRemoved, error) {
+	op, err := call(jetpost.OpAccountRemove, account, in.OperationID, in)
+	if err != nil {
+		return jetpost.AccountRemoved{}, err
+	}
+	out, _, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (out jetpost.AccountRemoved, err error) {
+		is, err := ledger.Account(ctx, account)
+		if err != nil {
+			return out, accountError(account, err)
+		}
+		out = jetpost.AccountRemoved{Name: account, XUserID: is.XUserID, Username: is.Username}
+		return out, wholeError("remove", account, "", ledger.RemoveAccount(ctx, account, op.Now))
+	})
+	return out, err
+}
+
+// wholeError says why an account cannot be renamed or removed just now, and what to do.
+func wholeError(verb, account, to string, err error) error {
+	switch {
+	case errors.Is(err, store.ErrAccountBusy):
+		return &Error{Code: jetpost.ErrBusy, Err: fmt.Errorf("%s %s: %w", verb, account, store.ErrAccountBusy), Help: "try again in a moment"}
+	case errors.Is(err, store.ErrUnfinished):
+		return conflict("wait for them, or cancel them; see: jetpost requests list --account "+account, "%s %s: %w", verb, account, store.ErrUnfinished)
+	case errors.Is(err, store.ErrConnected):
+		return conflict("first: jetpost accounts disconnect "+account, "%s %s: %w", verb, account, store.ErrConnected)
+	case errors.Is(err, store.ErrManyRequests):
+		return conflict(fmt.Sprintf("%d at most can be moved, pruned ones included: keep the name", store.MaxMoved), "%s %s: %w", verb, account, store.ErrManyRequests)
+	case errors.Is(err, store.ErrNameTaken):
+		return conflict("choose another name", "%s %s: another account has the name %s, or had it", verb, account, to)
+	}
+	return accountError(account, err)
 }
 
 // The states of an account's token, as AccountReport has them.

@@ -107,6 +107,8 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpAccountResume:     on(c.AccountResume),
 		jetpost.OpAccountRefresh:    on(c.AccountRefresh),
 		jetpost.OpAccountDisconnect: on(c.AccountDisconnect),
+		jetpost.OpAccountRename:     on(c.AccountRename),
+		jetpost.OpAccountRemove:     on(c.AccountRemove),
 		jetpost.OpAccountLink:       on(c.AccountLink),
 		jetpost.OpAppStatus:         look(c.AppStatus),
 		jetpost.OpAppPause:          whole(c.AppPause),

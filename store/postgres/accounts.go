@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -144,4 +145,91 @@ func scanAccount(row scanner) (a store.Account, err error) {
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &a.TokenMeta,
 		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, store.CauseOf{Pause: &a.Pause}, &a.Open)
 	return a, err
+}
+
+const (
+	// sqlLockAccount keeps workers from the account, and new requests out of it.
+	sqlLockAccount = `
+SELECT coalesce(l.lease_until > clock_timestamp() OR t.lease_until > clock_timestamp(), false) OR t.refresh_started_at IS NOT NULL
+    OR t.requires_reauth <> t.reauth_told, l.unpublish_at IS NOT NULL, t.requires_reauth
+FROM lanes AS l JOIN oauth_tokens AS t ON t.user_id = l.account WHERE l.account = $1 FOR UPDATE OF l, t`
+	sqlWhole = `
+SELECT EXISTS (SELECT FROM outbox WHERE account = $1) OR EXISTS (SELECT FROM pause_changes WHERE account = $1),
+    EXISTS (SELECT FROM requests WHERE account = $1 AND ` + unfinished + `),
+    (SELECT count(*) FROM (SELECT FROM requests WHERE account = $1 LIMIT $2 + 1) AS few) +
+    (SELECT count(*) FROM (SELECT FROM pruned WHERE account = $1 LIMIT $2 + 1) AS few)`
+	sqlNameUsed = `SELECT EXISTS (SELECT FROM accounts WHERE name = $1) OR EXISTS (SELECT FROM pruned WHERE account = $1)`
+	// sqlRenameAccount is one statement, as references are checked at its end.
+	sqlRenameAccount = `
+WITH a AS (UPDATE accounts SET name = $2 WHERE name = $1),
+t AS (UPDATE oauth_tokens SET user_id = $2 WHERE user_id = $1),
+l AS (UPDATE lanes SET account = $2, fence = fence + 1 WHERE account = $1),
+r AS (UPDATE requests SET account = $2 WHERE account = $1),
+p AS (UPDATE posts SET account = $2 WHERE account = $1),
+u AS (UPDATE unruled SET account = $2 WHERE account = $1),
+i AS (UPDATE pruned SET account = $2 WHERE account = $1),
+c AS (UPDATE connect_links SET account = $2 WHERE account = $1)
+UPDATE api_tokens SET accounts = btrim(replace(' ' || accounts || ' ', ' ' || $1::text || ' ', ' ' || $2::text || ' '))
+WHERE position(' ' || $1::text || ' ' IN ' ' || accounts || ' ') > 0`
+	sqlRemoveAccount = `
+WITH i AS (
+    INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
+    SELECT account, id, substring(digest FROM 1 FOR $2), state, revision, accepted_at, updated_at FROM requests WHERE account = $1),
+p AS (DELETE FROM posts WHERE account = $1),
+r AS (DELETE FROM requests WHERE account = $1),
+u AS (DELETE FROM unruled WHERE account = $1),
+c AS (DELETE FROM connect_links WHERE account = $1),
+l AS (DELETE FROM lanes WHERE account = $1),
+j AS (DELETE FROM refresh_journal WHERE token_id IN (SELECT id FROM oauth_tokens WHERE user_id = $1)),
+t AS (DELETE FROM oauth_tokens WHERE user_id = $1),
+a AS (DELETE FROM accounts WHERE name = $1)
+UPDATE api_tokens SET accounts = btrim(replace(' ' || accounts || ' ', ' ' || $1::text || ' ', ' '))
+WHERE position(' ' || $1::text || ' ' IN ' ' || accounts || ' ') > 0`
+)
+
+// whole locks an account and reads what decides about it as a whole.
+func whole(ctx context.Context, tx pgx.Tx, name string) (w store.Whole, err error) {
+	var untold, unfinished bool
+	err = tx.QueryRow(ctx, sqlLockAccount, name).Scan(&w.Busy, &w.Unfinished, &w.Reauth)
+	if err == nil {
+		err = tx.QueryRow(ctx, sqlWhole, name, store.MaxMoved).Scan(&untold, &unfinished, &w.Requests)
+	}
+	w.Busy, w.Unfinished = w.Busy || untold, w.Unfinished || unfinished
+	return w, missing(err, store.ErrNotFound)
+}
+
+// RenameAccount implements store.Accounts.
+func (s *Store) RenameAccount(ctx context.Context, name, to string, _ time.Time) error {
+	return s.change(ctx, "rename account", func(ctx context.Context, tx pgx.Tx) error {
+		w, err := whole(ctx, tx, name)
+		if err == nil {
+			err = w.Check()
+		}
+		var used bool
+		if err == nil {
+			err = tx.QueryRow(ctx, sqlNameUsed, to).Scan(&used)
+		}
+		switch {
+		case err != nil:
+			return err
+		case used:
+			return store.ErrNameTaken
+		}
+		_, err = tx.Exec(ctx, sqlRenameAccount, name, to)
+		return err
+	})
+}
+
+// RemoveAccount implements store.Accounts.
+func (s *Store) RemoveAccount(ctx context.Context, name string, _ time.Time) error {
+	return s.change(ctx, "remove account", func(ctx context.Context, tx pgx.Tx) error {
+		w, err := whole(ctx, tx, name)
+		if err == nil {
+			err = w.CheckRemoval()
+		}
+		if err == nil {
+			_, err = tx.Exec(ctx, sqlRemoveAccount, name, store.DigestKept)
+		}
+		return err
+	})
 }

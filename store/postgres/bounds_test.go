@@ -147,6 +147,9 @@ func (p *proxied) accountCalls() map[string]func(context.Context) error {
 			_, _, err := st.ClaimToken(ctx, store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Pace: store.Pace{Lease: lease}, Now: p.now})
 			return err
 		},
+		"Fits":           st.Fits,
+		"RemoveAccount":  func(ctx context.Context) error { return st.RemoveAccount(ctx, "none", p.now) },
+		"RenameAccount":  func(ctx context.Context) error { return st.RenameAccount(ctx, "none", "other", p.now) },
 		"Disconnect":     func(ctx context.Context) error { return errorOf(st.Disconnect(ctx, acme, p.now)) },
 		"ForgetPair":     func(ctx context.Context) error { return st.ForgetPair(ctx, p.token) },
 		"OpenRound":      func(ctx context.Context) error { return errorOf(st.OpenRound(ctx, p.round, time.Hour, 1, p.now)) },

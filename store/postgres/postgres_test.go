@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
@@ -387,6 +391,35 @@ func TestMigrateAtOnce(t *testing.T) {
 	}
 	group.Wait()
 	open(t, url, newSealer(t))
+}
+
+// TestMigrateTellsWorkers: before the first migration that older workers do not survive, the
+// database says so. Each migration can be taken back.
+func TestMigrateTellsWorkers(t *testing.T) {
+	t.Parallel()
+	const before, stops = 9, 11
+	url := pgtest.Migrated(t, Migrate)
+	config, err := parseURL(url)
+	check(t, err)
+	db := stdlib.OpenDB(*config.ConnConfig)
+	defer func() { check(t, db.Close()) }()
+	files, err := fs.Sub(migrations, "migrations")
+	check(t, err)
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithDisableGlobalRegistry(true))
+	check(t, err)
+	_, err = provider.DownTo(t.Context(), before)
+	check(t, err)
+	upgrade, err := Upgrade(t.Context(), url)
+	if err != nil || upgrade.From != before || upgrade.Oldest < stops || !upgrade.Stops(stops-1) || upgrade.Stops(upgrade.Oldest) {
+		t.Errorf("upgrade from %d: %+v, %v", before, upgrade, err)
+	}
+	check(t, Migrate(t.Context(), url))
+	s := open(t, url, newSealer(t))
+	desired, err := s.Desired(t.Context())
+	if want := strconv.FormatInt(upgrade.Oldest, 10); err != nil || len(desired) != 1 || desired[0].Name != store.DesiredOldestSchema || string(desired[0].Value) != want {
+		t.Errorf("the database tells workers %v, %v, want %s", desired, err, want)
+	}
+	check(t, s.Fits(t.Context()))
 }
 
 func TestOpenRefusesAnotherSchema(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -160,4 +161,106 @@ func scanAccount(row scanner) (a store.Account, err error) {
 		return store.Account{}, fmt.Errorf("read token metadata of %s: %w", a.Name, err)
 	}
 	return a, nil
+}
+
+const (
+	sqlWhole = `
+SELECT coalesce(l.lease_until > ?2 OR t.lease_until > ?2, 0) OR t.refresh_started_at IS NOT NULL OR t.requires_reauth <> t.reauth_told
+        OR EXISTS (SELECT 1 FROM requests WHERE account = ?1 AND announced < revision) OR EXISTS (SELECT 1 FROM pause_changes WHERE account = ?1),
+    l.unpublish_at IS NOT NULL OR EXISTS (SELECT 1 FROM requests WHERE account = ?1 AND ` + unfinished + `), t.requires_reauth,
+    (SELECT count(*) FROM (SELECT 1 FROM requests WHERE account = ?1 LIMIT ?3 + 1)) + (SELECT count(*) FROM (SELECT 1 FROM pruned WHERE account = ?1 LIMIT ?3 + 1))
+FROM lanes AS l JOIN oauth_tokens AS t ON t.user_id = l.account WHERE l.account = ?1`
+	sqlNameUsed = `SELECT EXISTS (SELECT 1 FROM accounts WHERE name = ?1) OR EXISTS (SELECT 1 FROM pruned WHERE account = ?1)`
+	// sqlDeferReferences has references checked when the transaction is committed.
+	sqlDeferReferences = `PRAGMA defer_foreign_keys = ON`
+
+	sqlRenameName      = `UPDATE accounts SET name = ?2 WHERE name = ?1`
+	sqlRenameToken     = `UPDATE oauth_tokens SET user_id = ?2 WHERE user_id = ?1`
+	sqlRenameLane      = `UPDATE lanes SET account = ?2, fence = fence + 1 WHERE account = ?1`
+	sqlRenameRequests  = `UPDATE requests SET account = ?2 WHERE account = ?1`
+	sqlRenamePosts     = `UPDATE posts SET account = ?2 WHERE account = ?1`
+	sqlRenameUnruled   = `UPDATE unruled SET account = ?2 WHERE account = ?1`
+	sqlRenamePruned    = `UPDATE pruned SET account = ?2 WHERE account = ?1`
+	sqlRenameLinks     = `UPDATE connect_links SET account = ?2 WHERE account = ?1`
+	sqlRenameAPITokens = `
+UPDATE api_tokens SET accounts = trim(replace(' ' || accounts || ' ', ' ' || ?1 || ' ', ' ' || ?2 || ' '))
+WHERE instr(' ' || accounts || ' ', ' ' || ?1 || ' ') > 0`
+
+	sqlRemoveRequests = `
+INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
+SELECT account, id, substr(digest, 1, ?2), state, revision, accepted_at, updated_at FROM requests WHERE account = ?1`
+	sqlRemovePosts     = `DELETE FROM posts WHERE account = ?1`
+	sqlRemoveBodies    = `DELETE FROM requests WHERE account = ?1`
+	sqlRemoveUnruled   = `DELETE FROM unruled WHERE account = ?1`
+	sqlRemoveLinks     = `DELETE FROM connect_links WHERE account = ?1`
+	sqlRemoveLane      = `DELETE FROM lanes WHERE account = ?1`
+	sqlRemoveJournal   = `DELETE FROM refresh_journal WHERE token_id IN (SELECT id FROM oauth_tokens WHERE user_id = ?1)`
+	sqlRemoveToken     = `DELETE FROM oauth_tokens WHERE user_id = ?1`
+	sqlRemoveName      = `DELETE FROM accounts WHERE name = ?1`
+	sqlRemoveAPITokens = `
+UPDATE api_tokens SET accounts = trim(replace(' ' || accounts || ' ', ' ' || ?1 || ' ', ' '))
+WHERE instr(' ' || accounts || ' ', ' ' || ?1 || ' ') > 0`
+)
+
+// whole reads what decides about an account as a whole.
+func whole(ctx context.Context, tx *sql.Tx, name string, now time.Time) (w store.Whole, err error) {
+	err = tx.QueryRowContext(ctx, sqlWhole, name, micros(now), store.MaxMoved).Scan(&w.Busy, &w.Unfinished, &w.Reauth, &w.Requests)
+	return w, missing(err, store.ErrNotFound)
+}
+
+// each runs statements with the same arguments.
+func each(ctx context.Context, tx *sql.Tx, statements []string, args ...any) error {
+	for _, statement := range statements {
+		if _, err := tx.ExecContext(ctx, statement, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RenameAccount implements store.Accounts.
+func (s *Store) RenameAccount(ctx context.Context, name, to string, now time.Time) error {
+	return s.change(ctx, "rename account", func(ctx context.Context, tx *sql.Tx) error {
+		w, err := whole(ctx, tx, name, now)
+		if err == nil {
+			err = w.Check()
+		}
+		var used bool
+		if err == nil {
+			err = tx.QueryRowContext(ctx, sqlNameUsed, to).Scan(&used)
+		}
+		switch {
+		case err != nil:
+			return err
+		case used:
+			return store.ErrNameTaken
+		}
+		if err := each(ctx, tx, []string{sqlDeferReferences}); err != nil {
+			return err
+		}
+		return each(ctx, tx, []string{
+			sqlRenameName, sqlRenameToken, sqlRenameLane, sqlRenameRequests, sqlRenamePosts, sqlRenameUnruled, sqlRenamePruned,
+			sqlRenameLinks, sqlRenameAPITokens,
+		}, name, to)
+	})
+}
+
+// RemoveAccount implements store.Accounts.
+func (s *Store) RemoveAccount(ctx context.Context, name string, now time.Time) error {
+	return s.change(ctx, "remove account", func(ctx context.Context, tx *sql.Tx) error {
+		w, err := whole(ctx, tx, name, now)
+		if err == nil {
+			err = w.CheckRemoval()
+		}
+		if err == nil {
+			err = each(ctx, tx, []string{sqlRemoveRequests}, name, store.DigestKept)
+		}
+		if err != nil {
+			return err
+		}
+		return each(ctx, tx, []string{
+			sqlRemovePosts, sqlRemoveBodies, sqlRemoveUnruled, sqlRemoveLinks, sqlRemoveLane, sqlRemoveJournal, sqlRemoveToken, sqlRemoveName,
+			sqlRemoveAPITokens,
+		}, name)
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -31,7 +32,12 @@ const (
 	// holds. It is less than callTimeout, so that SQLite reports why.
 	busyTimeoutMillis = 4_000
 	maxReaders        = 4 // connections of the read pool
+	// desiredSince is the migration since which the table desired has its name.
+	desiredSince = 9
 )
+
+// SchemaVersion is the version of the schema for which this program is built.
+const SchemaVersion int64 = schemaVersion
 
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -97,18 +103,80 @@ const (
 	sqlVersion     = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
 )
 
-func checkSchema(ctx context.Context, db *sql.DB, path string) error {
+// versionOf reads the version of the schema; 0 if there is none.
+func versionOf(ctx context.Context, db *sql.DB) (version int64, err error) {
 	var tables int
-	var version int64
-	err := db.QueryRowContext(ctx, sqlHasVersions).Scan(&tables)
+	err = db.QueryRowContext(ctx, sqlHasVersions).Scan(&tables)
 	if err == nil && tables > 0 {
 		err = db.QueryRowContext(ctx, sqlVersion).Scan(&version)
 	}
-	switch {
+	return version, err
+}
+
+func checkSchema(ctx context.Context, db *sql.DB, path string) error {
+	switch version, err := versionOf(ctx, db); {
 	case err != nil:
 		return fmt.Errorf("open database %s: %w", path, err)
 	case version != schemaVersion:
 		return &store.SchemaError{Database: path, Found: version, Want: schemaVersion}
+	}
+	return nil
+}
+
+// Upgrade returns what Migrate would do to workers that run.
+func Upgrade(ctx context.Context, path string) (store.Upgrade, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return store.Upgrade{}, nil
+	}
+	db, err := open(path, "rw")
+	if err != nil {
+		return store.Upgrade{}, err
+	}
+	upgrade, err := upgradeOf(ctx, db)
+	if err != nil {
+		err = fmt.Errorf("read schema of database %s: %w", path, err)
+	}
+	return upgrade, errors.Join(err, db.Close())
+}
+
+func upgradeOf(ctx context.Context, db *sql.DB) (u store.Upgrade, err error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return u, err
+	}
+	if u.Oldest, err = store.OldestSchema(files); err != nil {
+		return u, err
+	}
+	u.From, err = versionOf(ctx, db)
+	return u, err
+}
+
+const sqlSetOldest = `
+INSERT INTO desired (name, value, version) VALUES (?1, ?2, 1)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = desired.version + 1`
+
+// tellWorkers has workers end that do not survive the migrations to come.
+func tellWorkers(ctx context.Context, db *sql.DB) error {
+	upgrade, err := upgradeOf(ctx, db)
+	if err != nil || upgrade.From < desiredSince || !upgrade.Stops(upgrade.From) {
+		return err
+	}
+	_, err = db.ExecContext(ctx, sqlSetOldest, store.DesiredOldestSchema, []byte(strconv.FormatInt(upgrade.Oldest, 10)))
+	return err
+}
+
+const sqlOldestSchema = `SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM desired WHERE name = 'oldest_schema'`
+
+// Fits implements store.Ledger.
+func (s *Store) Fits(ctx context.Context) error {
+	var oldest int64
+	switch err := s.row(ctx, sqlOldestSchema).Scan(&oldest); {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return s.wrap("read schema", err)
+	case oldest > schemaVersion:
+		return &store.SchemaError{Database: s.path, Found: oldest, Want: schemaVersion}
 	}
 	return nil
 }
@@ -128,7 +196,10 @@ func Migrate(ctx context.Context, path string) error {
 	// tables exist. Every failed try therefore means that another process is at least
 	// one version further, or had the file locked while it switched the journal.
 	for range schemaVersion + 2 {
-		if err = migrateOnce(ctx, db, files); err == nil || ctx.Err() != nil {
+		if err = tellWorkers(ctx, db); err == nil {
+			err = migrateOnce(ctx, db, files)
+		}
+		if err == nil || ctx.Err() != nil {
 			break
 		}
 	}

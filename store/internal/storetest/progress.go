@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -145,5 +146,17 @@ func progressBlockedCodes(t *testing.T, b *bundle) {
 		}
 		b.conclude(t, lane, "one", jetpost.StateHeld, code, time.Time{})
 		equal(t, "accounts that wait for a person, by "+string(code), b.progress(t).BlockedAccounts, blocked)
+	}
+}
+
+// fits: a program goes on until the schema is one for newer programs alone.
+func fits(t *testing.T, b *bundle) {
+	var schema *store.SchemaError
+	if _, err := b.st.Keep(t.Context(), store.Desired{Name: store.DesiredOldestSchema, Value: []byte("1")}); err != nil || b.st.Fits(t.Context()) != nil {
+		t.Errorf("a schema for programs of before: %v, %v", err, b.st.Fits(t.Context()))
+	}
+	_, err := b.st.Keep(t.Context(), store.Desired{Name: store.DesiredOldestSchema, Value: []byte("999"), Version: 1})
+	if newer := b.st.Fits(t.Context()); err != nil || !errors.As(newer, &schema) || schema.Found != 999 {
+		t.Errorf("a schema for newer programs: %v, %v", err, newer)
 	}
 }

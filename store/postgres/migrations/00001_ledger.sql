@@ -6,6 +6,7 @@
 -- times for each post. With the default of a fifth of the table, an index of a large
 -- table would collect millions of dead entries.
 
+-- Older workers stop.
 -- +goose Up
 
 CREATE TABLE ledger (

@@ -2,6 +2,7 @@
 -- which one. A job that fails by itself is counted by its place in the stream, so that
 -- the count outlives the worker and its delivery.
 
+-- Older workers stop.
 -- +goose Up
 
 ALTER TABLE leases ADD COLUMN fence bigint NOT NULL DEFAULT 1;

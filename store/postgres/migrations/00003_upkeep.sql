@@ -1,3 +1,4 @@
+-- Older workers stop.
 -- +goose Up
 
 -- The desired state of which NATS holds a copy: app pauses, the refresh schedule. A

@@ -2,6 +2,7 @@
 -- in a row of one account, or the same words to several accounts, concern more than
 -- those posts.
 
+-- Older workers stop.
 -- +goose Up
 
 CREATE TABLE unruled (

@@ -1,6 +1,7 @@
 -- The latest change of an account's pause that no event has reported yet. Its event
 -- deletes the row.
 
+-- Older workers stop.
 -- +goose Up
 
 CREATE TABLE turns (

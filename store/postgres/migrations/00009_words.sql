@@ -1,5 +1,6 @@
 -- The field's terms in place of our own.
 
+-- Older workers stop.
 -- +goose Up
 
 ALTER TABLE ledger RENAME COLUMN canary TO key_check;

@@ -3,6 +3,7 @@
 -- No foreign key: its look for each row took 6 % of what all steps of lanes take. A request
 -- that stands here is not to be deleted.
 
+-- Older workers stop.
 -- +goose Up
 
 CREATE TABLE outbox (

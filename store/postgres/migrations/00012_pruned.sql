@@ -1,6 +1,7 @@
 -- What is left of requests that finished long ago: their identities, so that an id which
 -- comes again posts nothing again.
 
+-- Older workers go on.
 -- +goose Up
 
 CREATE TABLE pruned (

@@ -1,6 +1,7 @@
 -- Every time is a count of microseconds since 1970, UTC; NULL is "none".
 -- Every table is STRICT, so that a value of the wrong type is refused.
 
+-- Older workers stop.
 -- +goose Up
 
 -- One row: the identity of this ledger. The canary is sealed and shows at start whether

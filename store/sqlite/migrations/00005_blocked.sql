@@ -1,3 +1,4 @@
+-- Older workers stop.
 -- +goose Up
 
 -- What X said that paused an account: the code, and when it is asked again. '' where a

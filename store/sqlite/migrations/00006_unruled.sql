@@ -1,6 +1,7 @@
 -- What X has refused lately for a reason that no rule knows, one row a request: three in
 -- a row of one account, or the same words to several accounts, are more than those posts.
 
+-- Older workers stop.
 -- +goose Up
 
 CREATE TABLE unruled (

@@ -1,6 +1,7 @@
 -- The deletion of a request's posts: that somebody asked for it, when a lane continues
 -- with it, and what was deleted.
 
+-- Older workers stop.
 -- +goose Up
 
 ALTER TABLE requests ADD COLUMN deletion TEXT; -- null: nobody asked for it

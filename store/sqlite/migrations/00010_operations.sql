@@ -1,5 +1,6 @@
 -- Operations that were done, by the ids of those who asked for them, with their answers.
 
+-- Older workers stop.
 -- +goose Up
 
 CREATE TABLE operations (

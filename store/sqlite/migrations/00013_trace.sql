@@ -1,6 +1,7 @@
 -- The trace of a request: W3C's traceparent of the span that accepted it, or of its producer;
 -- '' where nobody traces.
 
+-- Older workers go on.
 -- +goose Up
 
 ALTER TABLE requests ADD COLUMN trace TEXT NOT NULL DEFAULT '';

@@ -1,5 +1,6 @@
 -- Tokens with which programs call operations over HTTP. The token itself is stored nowhere.
 
+-- Older workers go on.
 -- +goose Up
 
 CREATE TABLE api_tokens (
