@@ -63,6 +63,7 @@ const LeaseMinutes = 4
 // SiteConfig says what differs from a server and a database of the test's own.
 type SiteConfig struct {
 	NATS     string // URL of a server that the test may kill
+	Replicas int    // of each stream; 1 where zero
 	Database string // URL of a database that the test may stop; empty of tables
 	Lease    time.Duration
 	Accounts []string
@@ -85,7 +86,7 @@ func NewSite(t testkit.T, c SiteConfig) *Site {
 		c.Database = pgtest.Migrated(t, postgres.Migrate)
 	}
 	s.Cfg = app.Config{
-		NATS: app.NATSConfig{URL: c.NATS, Replicas: 1}, DatabaseURL: secret.New(c.Database),
+		NATS: app.NATSConfig{URL: c.NATS, Replicas: max(c.Replicas, 1)}, DatabaseURL: secret.New(c.Database),
 		Keys: store.GenerateKey(), X: app.XConfig{URL: s.X.URL, ClientID: "e2e"}, Refresh: app.RefreshConfig{Cron: c.RefreshCron},
 	}
 	ctx, log := t.Context(), slog.New(slog.DiscardHandler)

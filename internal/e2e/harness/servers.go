@@ -2,21 +2,24 @@ package harness
 
 import (
 	"bytes"
+	"context"
 	"image"
 	"image/color"
 	"image/png"
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/jetpost/jetpost/internal/testkit"
 )
 
-// natsServer runs a NATS server, until it is killed or the process that started it ends:
-// NATSServerCommand DIR PORT, or NATSServerCommand CONFIG.
+// natsServer runs a NATS server, until it is told to stop, is killed or the process that
+// started it ends: NATSServerCommand DIR PORT, or NATSServerCommand CONFIG.
 func natsServer() {
 	options := &server.Options{ServerName: "e2e", Host: "127.0.0.1", JetStream: true, StoreDir: os.Args[1]}
 	var err error
@@ -34,9 +37,16 @@ func natsServer() {
 		panic(err)
 	}
 	s.ConfigureLogger()
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
 	s.Start()
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	go func() {
+		defer cancel()
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}()
+	<-stop.Done()
 	s.Shutdown()
+	s.WaitForShutdown()
 }
 
 // StartNATS runs a server on a directory and port and waits until it listens.
