@@ -19,6 +19,7 @@ const (
 	OpRequestList       Operation = "request.list"
 	OpRequestCount      Operation = "request.count"
 	OpRequestCancel     Operation = "request.cancel"
+	OpRequestCancelMany Operation = "request.cancel_many"
 	OpRequestReschedule Operation = "request.reschedule"
 	OpRequestResolve    Operation = "request.resolve"
 	OpRequestReconcile  Operation = "request.reconcile"
@@ -40,9 +41,11 @@ const (
 	OpAppResume   Operation = "app.resume"
 	OpAppLimits   Operation = "app.limits"
 	OpAppForecast Operation = "app.forecast"
+	OpAppSeries   Operation = "app.series"
 
-	OpDeadLettersList Operation = "deadletters.list"
-	OpWorkersList     Operation = "workers.list"
+	OpDeadLettersList   Operation = "deadletters.list"
+	OpDeadLettersGroups Operation = "deadletters.groups"
+	OpWorkersList       Operation = "workers.list"
 )
 
 // OfAccount says whether an operation concerns an account, whose name is then the last
@@ -86,6 +89,7 @@ func Operations() []OperationInfo {
 		{OpRequestList, OfAny, false, callWithin, RequestList{}, RequestPage{}},
 		{OpRequestCount, OfNone, false, callWithin, Empty{}, RequestCounts{}},
 		{OpRequestCancel, OfAny, true, callWithin, RequestCancel{}, RequestStatus{}},
+		{OpRequestCancelMany, OfAny, true, longCallWithin, RequestCancelMany{}, CancelAnswer{}},
 		{OpRequestReschedule, OfAny, true, callWithin, RequestReschedule{}, RequestStatus{}},
 		{OpRequestResolve, OfAny, true, callWithin, RequestResolve{}, RequestStatus{}},
 		{OpRequestReconcile, OfAny, true, callWithin, RequestReconcile{}, RequestStatus{}},
@@ -105,7 +109,9 @@ func Operations() []OperationInfo {
 		{OpAppResume, OfNone, true, longCallWithin, ResumeRequest{}, Resumed{}},
 		{OpAppLimits, OfNone, false, callWithin, LimitsRequest{}, Limits{}},
 		{OpAppForecast, OfNone, false, longCallWithin, ForecastRequest{}, Forecast{}},
+		{OpAppSeries, OfNone, false, longCallWithin, Empty{}, Series{}},
 		{OpDeadLettersList, OfAny, false, callWithin, DeadLettersList{}, DeadLetterPage{}},
+		{OpDeadLettersGroups, OfNone, false, callWithin, Empty{}, DeadLetterGroups{}},
 		{OpWorkersList, OfNone, false, callWithin, Empty{}, Workers{}},
 		{OpTokenCreate, OfNone, true, callWithin, TokenCreate{}, APIToken{}},
 		{OpTokenList, OfNone, false, callWithin, TokenList{}, TokenPage{}},

@@ -141,6 +141,9 @@ type Disk struct {
 type LimitsRequest struct {
 	// Account lets only its windows and the app's through; absent shows all.
 	Account string `json:"account,omitempty"`
+	// Limit is how many windows are listed at most, 1 to MaxPage: exhausted ones first, then
+	// the app's. Absent does not limit them.
+	Limit int `json:"limit,omitempty"`
 }
 
 // Limits are what keeps calls from X now, as far as the workers have told.
@@ -153,6 +156,8 @@ type Limits struct {
 	Pauses []LimitPause `json:"pauses"`
 	// Windows are X's rate windows that it has told of lately.
 	Windows []RateWindow `json:"windows"`
+	// MoreWindows counts those beyond Limit.
+	MoreWindows int `json:"more_windows,omitempty"`
 }
 
 // Breaker is the state of the circuit breaker that all workers share.
@@ -216,6 +221,9 @@ type RateWindow struct {
 type ForecastRequest struct {
 	// Add counts posts by account that are thought to be sent now.
 	Add map[string]int `json:"add,omitempty"`
+	// Limit is how many accounts are listed at most, 1 to MaxPage, the last to be done
+	// first. Absent does not limit them.
+	Limit int `json:"limit,omitempty"`
 }
 
 // Forecast is when the queues of all accounts are out.
@@ -244,6 +252,8 @@ type Forecast struct {
 	Notes []string `json:"notes,omitempty"`
 	// Accounts are those that have something to send, the last to be done first.
 	Accounts []AccountForecast `json:"accounts"`
+	// MoreAccounts counts those beyond Limit.
+	MoreAccounts int `json:"more_accounts,omitempty"`
 }
 
 // AccountForecast is when an account's queue is out.
@@ -281,4 +291,58 @@ type QueueBlock struct {
 	Do string `json:"do"`
 	// Posts wait with it: its own, and those behind it.
 	Posts int `json:"posts"`
+}
+
+// Series is how much has gone out lately, and how much waits.
+type Series struct {
+	// Now is when it was counted.
+	Now time.Time `json:"now"`
+	// Published are the last SeriesHours hours of the clock, the present one last.
+	Published []HourCount `json:"published"`
+	// DueHour counts the unfinished requests that are due within an hour, up to Limit.
+	DueHour int `json:"due_hour"`
+	// DueDay counts those that are due within 24 hours, up to Limit.
+	DueDay int `json:"due_day"`
+	// Held counts the held requests by reason, up to Limit in all.
+	Held map[Code]int `json:"held,omitempty"`
+	// CostTodayUSD is what X will charge, by estimate, for the requests that were accepted
+	// since midnight in UTC and have begun, in US dollars.
+	CostTodayUSD float64 `json:"cost_today_usd"`
+	// CostMonthUSD is the same since the first of the month.
+	CostMonthUSD float64 `json:"cost_month_usd"`
+	// Limit bounds each count.
+	Limit int `json:"limit"`
+}
+
+// SeriesHours is how many hours a Series goes back.
+const SeriesHours = 24
+
+// HourCount counts what happened in one hour.
+type HourCount struct {
+	// Start is the begin of the hour.
+	Start time.Time `json:"start"`
+	// Posts went live in it.
+	Posts int `json:"posts"`
+}
+
+// DeadLetterGroups are what failed or was refused, by reason.
+type DeadLetterGroups struct {
+	// Groups are the largest first.
+	Groups []DeadLetterGroup `json:"groups"`
+	// Limit bounds what is counted of each kind: the latest.
+	Limit int `json:"limit"`
+}
+
+// DeadLetterGroup is what failed or was refused for one reason.
+type DeadLetterGroup struct {
+	// Kind is refused or failed.
+	Kind DeadLetterKind `json:"kind"`
+	// Code is the reason.
+	Code Code `json:"code"`
+	// Count is how many there are.
+	Count int `json:"count"`
+	// FirstSeen is when the first of them failed or was refused.
+	FirstSeen time.Time `json:"first_seen_at"`
+	// LastSeen is when the last of them did.
+	LastSeen time.Time `json:"last_seen_at"`
 }

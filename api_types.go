@@ -154,6 +154,59 @@ type RequestCancel struct {
 	ID string `json:"id"`
 }
 
+// RequestCancelMany takes back unfinished requests: those of these ids, or all that the
+// other fields let through. What is live stays live.
+type RequestCancelMany struct {
+	// OperationID makes a repeat of this change do nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// IDs are those of requests.
+	IDs []string `json:"ids,omitempty"`
+	// State lets only those in this state through: scheduled, queued, publishing, held or
+	// unknown; absent lets all but the unknown through. Not together with IDs.
+	State State `json:"state,omitempty"`
+	// Code lets only those with this reason through; not together with IDs.
+	Code Code `json:"code,omitempty"`
+	// Since lets only those through that were accepted then or later; not together with IDs.
+	Since time.Time `json:"since,omitzero"`
+	// Before lets only those through that were accepted before then: those that an earlier
+	// dry run has shown. Not together with IDs.
+	Before time.Time `json:"before,omitzero"`
+	// All is given where nothing narrows: everything that is unfinished.
+	All bool `json:"all,omitempty"`
+	// Limit is how many are picked at most, 1 to MaxPage; absent means MaxPage.
+	Limit int `json:"limit,omitempty"`
+	// DryRun changes nothing, and tells what would be done.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// CancelAnswer tells what was done.
+type CancelAnswer struct {
+	// Cancelled has an entry for each request that was picked, the latest accepted first.
+	Cancelled []Cancelled `json:"cancelled"`
+	// More tells that there are more than Limit.
+	More bool `json:"more,omitempty"`
+}
+
+// Cancelled tells what was done about one request.
+type Cancelled struct {
+	// Account is the request's.
+	Account string `json:"account"`
+	// ID is the request's.
+	ID string `json:"id"`
+	// Done tells that it was cancelled or, in a dry run, would be.
+	Done bool `json:"done"`
+	// DryRun tells that nothing was changed.
+	DryRun bool `json:"dry_run,omitempty"`
+	// State is the request's before.
+	State State `json:"state"`
+	// Posted counts the posts that are live, and stay so.
+	Posted int `json:"posted"`
+	// Total counts all posts of the request.
+	Total int `json:"total"`
+	// Detail is for people, one line.
+	Detail string `json:"detail,omitempty"`
+}
+
 // RequestReschedule moves a request of which nothing was sent to another time.
 type RequestReschedule struct {
 	// OperationID makes a repeat of this change do nothing.
@@ -207,6 +260,8 @@ type RequestReplay struct {
 	Since time.Time `json:"since,omitzero"`
 	// All is given where nothing narrows: everything that failed.
 	All bool `json:"all,omitempty"`
+	// Limit is how many are picked at most, 1 to MaxPage; absent does not limit them.
+	Limit int `json:"limit,omitempty"`
 	// DryRun changes nothing, and tells what would be done.
 	DryRun bool `json:"dry_run,omitempty"`
 }
@@ -215,6 +270,8 @@ type RequestReplay struct {
 type ReplayAnswer struct {
 	// Replayed has an entry for each request or refused message that was picked.
 	Replayed []Replayed `json:"replayed"`
+	// More tells that there are more than Limit.
+	More bool `json:"more,omitempty"`
 }
 
 // ReplayAction is what became of one thing that a replay picked.

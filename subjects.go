@@ -241,5 +241,29 @@ func (n Names) AccountEvents(account string) string {
 	return n.subject("jetpost", "event", "*", "*", account)
 }
 
+// Change is an event by its subject and its place in the stream of events.
+type Change struct {
+	Sequence uint64
+	Type     EventType
+	// Account and ID are absent where the event has none.
+	Account, ID string
+}
+
+// ReadEventSubject reads the subject of an event.
+func (n Names) ReadEventSubject(subject string) (c Change) {
+	tokens := strings.Split(strings.TrimPrefix(n.Trim(subject), "jetpost.event."), ".")
+	if len(tokens) < 2 {
+		return c
+	}
+	c.Type = EventType(tokens[0] + "." + tokens[1])
+	if len(tokens) > 2 {
+		c.Account = tokens[2]
+	}
+	if len(tokens) == 4 { // a refusal has a token more
+		c.ID = tokens[3]
+	}
+	return c
+}
+
 // AllEvents matches every event.
 func (n Names) AllEvents() string { return n.subject("jetpost", "event", ">") }

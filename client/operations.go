@@ -41,6 +41,13 @@ func (c *Client) RequestCancel(ctx context.Context, account string, in jetpost.R
 	return call[jetpost.RequestStatus](ctx, c, jetpost.OpRequestCancel, account, in)
 }
 
+// RequestCancelMany takes back unfinished requests, by their ids or by what they have in
+// common.
+func (c *Client) RequestCancelMany(ctx context.Context, account string, in jetpost.RequestCancelMany) (jetpost.CancelAnswer, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.CancelAnswer](ctx, c, jetpost.OpRequestCancelMany, account, in)
+}
+
 // RequestReschedule moves a request of which nothing was sent to another time.
 func (c *Client) RequestReschedule(ctx context.Context, account string, in jetpost.RequestReschedule) (jetpost.RequestStatus, error) {
 	in.OperationID = once(in.OperationID)
@@ -154,6 +161,16 @@ func (c *Client) AppForecast(ctx context.Context, in jetpost.ForecastRequest) (j
 // that failed, of the account or, with "", of all.
 func (c *Client) DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error) {
 	return call[jetpost.DeadLetterPage](ctx, c, jetpost.OpDeadLettersList, account, in)
+}
+
+// AppSeries tells how much has gone out lately, and how much waits.
+func (c *Client) AppSeries(ctx context.Context) (jetpost.Series, error) {
+	return call[jetpost.Series](ctx, c, jetpost.OpAppSeries, "", jetpost.Empty{})
+}
+
+// DeadLettersGroups counts what failed or was refused by reason.
+func (c *Client) DeadLettersGroups(ctx context.Context) (jetpost.DeadLetterGroups, error) {
+	return call[jetpost.DeadLetterGroups](ctx, c, jetpost.OpDeadLettersGroups, "", jetpost.Empty{})
 }
 
 // WorkersList tells of the workers by their last heartbeats.

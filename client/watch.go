@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/jetpost/jetpost"
 )
@@ -66,6 +67,65 @@ func (c *Client) Watch(ctx context.Context, w Watch) (iter.Seq2[jetpost.Event, e
 			}
 		}
 	}, nil
+}
+
+// readerIdle is how long NATS keeps the consumer of a reader that is gone.
+const readerIdle = 5 * time.Minute
+
+// Changes yields what happens from now on, until ctx ends, which is no error: each event by
+// its subject, without its content, and by its place in the stream of events. Last is the
+// place of the latest one before. It resumes without a gap after a lost connection; an error
+// ends it. It can be ranged over once; it must be, or ctx must end.
+func (c *Client) Changes(ctx context.Context) (last uint64, changes iter.Seq2[jetpost.Change, error], err error) {
+	js, err := jetstream.New(c.nc)
+	if err != nil {
+		return 0, nil, notWatched(err)
+	}
+	asking, cancel := context.WithTimeout(ctx, subscribeWithin)
+	defer cancel()
+	stream, err := js.Stream(asking, c.names.EventsStream())
+	if err != nil {
+		return 0, nil, notWatched(err)
+	}
+	last = stream.CachedInfo().State.LastSeq
+	consumer, err := js.OrderedConsumer(asking, c.names.EventsStream(), jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{c.names.AllEvents()}, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: last + 1,
+		HeadersOnly: true, InactiveThreshold: readerIdle,
+	})
+	if err != nil {
+		return 0, nil, notWatched(err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return 0, nil, notWatched(err)
+	}
+	context.AfterFunc(ctx, messages.Stop)
+	return last, func(yield func(jetpost.Change, error) bool) {
+		defer messages.Stop()
+		for {
+			msg, err := messages.Next(jetstream.NextContext(ctx))
+			if ctx.Err() != nil {
+				return
+			}
+			var at *jetstream.MsgMetadata
+			if err == nil {
+				at, err = msg.Metadata()
+			}
+			if err != nil {
+				yield(jetpost.Change{}, notWatched(err))
+				return
+			}
+			change := c.names.ReadEventSubject(msg.Subject())
+			change.Sequence = at.Sequence.Stream
+			if !yield(change, nil) {
+				return
+			}
+		}
+	}, nil
+}
+
+func notWatched(err error) *Error {
+	return &Error{Code: jetpost.ErrUnavailable, Detail: fmt.Sprintf("watch changes: %v", err)}
 }
 
 // RefusedError says that a request was refused: nothing of it is published.

@@ -139,4 +139,6 @@ type Accounts interface {
 	// identities stay, as if they were pruned: an account of that name that is connected
 	// later posts none of them again. Errors: ErrNotFound, and those of Whole.CheckRemoval.
 	RemoveAccount(ctx context.Context, name string, now time.Time) error
+	// AccountsAfter returns up to limit accounts by name, those behind a name.
+	AccountsAfter(ctx context.Context, after string, limit int) ([]Account, error)
 }

@@ -70,6 +70,38 @@ type LateQueue struct {
 	Begun int
 }
 
+// MaxSeries bounds what CountCodes and Series count of one kind, so that their duration is
+// bounded, too. The posts of an hour are counted without a bound.
+const MaxSeries = 10_000
+
+// CodeCount counts the requests of one reason.
+type CodeCount struct {
+	Code  jetpost.Code
+	Count int
+	// First and Last are the earliest and the latest of their last changes.
+	First, Last time.Time
+}
+
+// SeriesQuery asks for a Series.
+type SeriesQuery struct {
+	Now   time.Time
+	Since time.Time // posts from then on are counted
+	// Day and Month are since when cost is added up; Month is the earlier one.
+	Day, Month time.Time
+}
+
+// Series is how much has gone out, and how much is due.
+type Series struct {
+	// Posts that went live, by the hour since 1970 of their latest intent.
+	Posts map[int64]int
+	// DueHour and DueDay count unfinished requests that are due within that time of Now,
+	// up to MaxSeries.
+	DueHour, DueDay int
+	// CostDay and CostMonth are the estimates, in millionths of a US dollar, for the
+	// requests that were accepted since then and have begun.
+	CostDay, CostMonth int64
+}
+
 // Queries reads requests and what was refused.
 type Queries interface {
 	// Request returns one request, or ErrNotFound.
@@ -81,6 +113,11 @@ type Queries interface {
 	Waiting(ctx context.Context, after Waiting, limit int) ([]Waiting, error)
 	// CountRequests counts requests by state, up to MaxCounted of each.
 	CountRequests(ctx context.Context) (map[jetpost.State]int, error)
+	// CountCodes counts requests of one state by reason, the largest count first. It looks
+	// at the latest MaxSeries of them.
+	CountCodes(ctx context.Context, state jetpost.State) ([]CodeCount, error)
+	// Series counts what has gone out lately, and what is due.
+	Series(ctx context.Context, q SeriesQuery) (Series, error)
 	// Late returns, by account, the unfinished requests that were due before a time: of
 	// one account, or of all accounts that have such requests if account is "". It
 	// counts up to limit of each account, in the order of the queue.

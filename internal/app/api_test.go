@@ -188,12 +188,12 @@ func digestIn(token string) string {
 var given = map[jetpost.Verb][]jetpost.Operation{
 	jetpost.VerbPublish: {jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestReschedule, jetpost.OpRequestCancel},
 	jetpost.VerbRead: {
-		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus,
+		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus, jetpost.OpAppSeries, jetpost.OpDeadLettersGroups,
 		jetpost.OpAppLimits, jetpost.OpAppForecast, jetpost.OpDeadLettersList, jetpost.OpWorkersList,
 		jetpost.OpAuditList,
 	},
 	jetpost.VerbManage: {
-		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpAccountPause,
+		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpRequestCancelMany, jetpost.OpAccountPause,
 		jetpost.OpAccountResume, jetpost.OpAccountRefresh, jetpost.OpAccountDisconnect, jetpost.OpAccountRename, jetpost.OpAccountRemove,
 		jetpost.OpAccountLink, jetpost.OpAppPause, jetpost.OpAppResume,
 	},

@@ -19,6 +19,7 @@ type operations interface {
 	RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error)
 	RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error)
 	RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error)
+	RequestCancelMany(ctx context.Context, account string, in jetpost.RequestCancelMany) (jetpost.CancelAnswer, error)
 	RequestReschedule(ctx context.Context, account string, in jetpost.RequestReschedule) (jetpost.RequestStatus, error)
 	RequestResolve(ctx context.Context, account string, in jetpost.RequestResolve) (jetpost.RequestStatus, error)
 	RequestReconcile(ctx context.Context, account string, in jetpost.RequestReconcile) (jetpost.RequestStatus, error)

@@ -26,7 +26,7 @@ type requestsCmd struct {
 	Show       requestsShowCmd       `cmd:"" help:"Show one request: its posts with links, reason, times and cost."`
 	Watch      requestsWatchCmd      `cmd:"" help:"Print events of requests, until the given ones are settled, or until Ctrl-C."`
 	Reschedule requestsRescheduleCmd `cmd:"" help:"Move a request that has not started to another time: --at TIME or --at now."`
-	Cancel     requestsCancelCmd     `cmd:"" help:"Cancel a request. Posts that are live stay live."`
+	Cancel     requestsCancelCmd     `cmd:"" help:"Cancel requests. Posts that are live stay live."`
 	Unpublish  requestsUnpublishCmd  `cmd:"" help:"Delete the live posts of a request on X, the last one first, and cancel the rest."`
 	Reconcile  requestsReconcileCmd  `cmd:"" help:"Start the timeline checks for a post in doubt again."`
 	Resolve    requestsResolveCmd    `cmd:"" help:"Say whether a post in doubt is on X: --posted POST_ID or --not-posted."`
@@ -455,20 +455,96 @@ func rescheduleTime(s string, now time.Time) (time.Time, error) {
 }
 
 type requestsCancelCmd struct {
-	ID string `arg:"" help:"Id of the request."`
+	IDs []string `arg:"" optional:"" name:"id" help:"Ids of the requests; or use --account, --state, --code, --since or --all."`
 	whoseFlag
+	State  string `env:"-" placeholder:"STATE" help:"All unfinished requests in this state."`
+	Code   string `env:"-" placeholder:"CODE" help:"All unfinished requests with this reason code; 'jetpost requests list --help' lists them."`
+	Since  string `env:"-" placeholder:"TIME" help:"All unfinished requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
+	All    bool   `env:"-" help:"All unfinished requests, except those in state unknown."`
+	DryRun bool   `env:"-" help:"Change nothing, and show what will be cancelled."`
 	natsFlags `embed:""`
 }
 
-// Run cancels a request.
+// Run cancels one request, or many. It goes on while there are more than one call cancels.
 func (c *requestsCancelCmd) Run(e *env) error {
+	now := time.Now()
+	query, err := c.query(now)
+	if err != nil {
+		return err
+	}
+	if len(c.IDs) == 1 && !c.DryRun {
+		return e.operate(func(ctx context.Context, workers operations) error {
+			status, err := workers.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.IDs[0]})
+			if err != nil {
+				return err
+			}
+			return e.say(status, "%s  %s  %s, %d of %d posts live", status.Account, status.ID, status.State, status.Posted, status.Total)
+		})
+	}
 	return e.operate(func(ctx context.Context, workers operations) error {
-		status, err := workers.RequestCancel(ctx, c.Account, jetpost.RequestCancel{ID: c.ID})
-		if err != nil {
-			return err
+		answer := jetpost.CancelAnswer{More: true}
+		var all []jetpost.Cancelled
+		for answer.More {
+			if answer, err = workers.RequestCancelMany(ctx, c.Account, query); err != nil {
+				break
+			}
+			if all = append(all, answer.Cancelled...); c.DryRun {
+				break
+			}
 		}
-		return e.say(status, "%s  %s  %s, %d of %d posts live", status.Account, status.ID, status.State, status.Posted, status.Total)
+		if len(all) > 0 {
+			if err := list(e, all, "ACCOUNT\tID\tRESULT", cancelledRow); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err != nil:
+			return err
+		case answer.More:
+			fmt.Fprintf(e.stderr, "these are the latest %d; there are more\n", len(all))
+		case len(all) == 0:
+			return fmt.Errorf("nothing to cancel: %w", store.ErrNotFound)
+		}
+		return nil
 	})
+}
+
+func (c *requestsCancelCmd) query(now time.Time) (jetpost.RequestCancelMany, error) {
+	var wrong []string
+	filtered := c.State != "" || c.Code != "" || c.Since != ""
+	switch {
+	case len(c.IDs) > 0 && (filtered || c.All):
+		wrong = append(wrong, "give either ids, or --state, --code, --since or --all")
+	case len(c.IDs) == 0 && !filtered && c.Account == "" && !c.All:
+		wrong = append(wrong, "give ids, or --account, --state, --code or --since, or --all for everything that is unfinished")
+	}
+	if s := jetpost.State(c.State); s != "" && (s.Finished() || !slices.Contains(jetpost.States(), s)) {
+		wrong = append(wrong, fmt.Sprintf("--state: %q is not the state of an unfinished request", s))
+	}
+	code, err := reasonCode(c.Code)
+	if err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	since, err := moment(c.Since, true, now)
+	if err != nil {
+		wrong = append(wrong, "--since: "+err.Error())
+	}
+	query := jetpost.RequestCancelMany{IDs: c.IDs, State: jetpost.State(c.State), Code: code, Since: since, All: c.All, DryRun: c.DryRun}
+	if len(c.IDs) == 0 { // else what comes meanwhile would be cancelled, too
+		query.Before = now
+	}
+	return query, mistakes("cannot cancel", wrong...)
+}
+
+func cancelledRow(r jetpost.Cancelled) string {
+	result := r.Detail
+	switch {
+	case r.Done && r.DryRun:
+		result = fmt.Sprintf("would be cancelled: was %s, %d of %d posts live", r.State, r.Posted, r.Total)
+	case r.Done:
+		result = fmt.Sprintf("cancelled, %d of %d posts live", r.Posted, r.Total)
+	}
+	return fmt.Sprintf("%s\t%s\t%s", r.Account, r.ID, result)
 }
 
 type requestsUnpublishCmd struct {

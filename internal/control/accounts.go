@@ -20,11 +20,10 @@ func (c *Control) AccountList(ctx context.Context, in jetpost.AccountList) (jetp
 	if err := readCursor(in.Cursor, &after); err != nil {
 		return page, err
 	}
-	accounts, err := c.Ledger.Accounts(ctx)
+	accounts, err := c.Ledger.AccountsAfter(ctx, after, pageSize(in.Limit)+1)
 	if err != nil {
 		return page, DatabaseError(err)
 	}
-	accounts = slices.DeleteFunc(accounts, func(a store.Account) bool { return a.Name <= after })
 	accounts, page.Next = cut(accounts, in.Limit, func(a store.Account) string { return a.Name })
 	now := time.Now()
 	for _, a := range accounts {

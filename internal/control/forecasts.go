@@ -52,6 +52,10 @@ func (c *Control) AppForecast(ctx context.Context, in jetpost.ForecastRequest) (
 		return jetpost.Forecast{}, err
 	}
 	f := NewForecast(now, queues, windows, pauses)
+	if in.Limit > 0 && len(f.Accounts) > in.Limit {
+		f.MoreAccounts = len(f.Accounts) - in.Limit
+		f.Accounts = f.Accounts[:in.Limit]
+	}
 	if c.Notes != nil {
 		f.Notes, err = c.Notes(ctx, len(accounts))
 	}

@@ -1,7 +1,9 @@
 package control
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -62,5 +64,24 @@ func limits(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (w
 
 // AppLimits returns the limits on calls to X.
 func (c *Control) AppLimits(ctx context.Context, in jetpost.LimitsRequest) (jetpost.Limits, error) {
-	return ReadLimits(ctx, c.JS, c.Names, in.Account)
+	l, err := ReadLimits(ctx, c.JS, c.Names, in.Account)
+	if in.Limit > 0 && len(l.Windows) > in.Limit {
+		slices.SortStableFunc(l.Windows, func(a, b jetpost.RateWindow) int {
+			return cmp.Or(first(!a.Available, !b.Available), first(a.Account == "", b.Account == ""))
+		})
+		l.MoreWindows = len(l.Windows) - in.Limit
+		l.Windows = l.Windows[:in.Limit]
+	}
+	return l, err
+}
+
+// first compares what comes first.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
 }

@@ -55,6 +55,9 @@ func (c *Control) RequestReplay(ctx context.Context, account string, in jetpost.
 	if err != nil {
 		return answer, err
 	}
+	if in.Limit > 0 && len(targets) > in.Limit {
+		targets, answer.More = targets[:in.Limit], true
+	}
 	for _, target := range targets {
 		replay := c.replayRequest
 		if target.refused {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -94,6 +95,122 @@ func (c *Control) RequestCancel(ctx context.Context, account string, in jetpost.
 		}
 		return DatabaseError(err)
 	})
+}
+
+// RequestCancelMany takes back unfinished requests. It fails with *AmbiguousError where an
+// id is that of several accounts. Each request is a change of its own: where it ends in
+// the middle, a repeat goes on with the others.
+func (c *Control) RequestCancelMany(ctx context.Context, account string, in jetpost.RequestCancelMany) (jetpost.CancelAnswer, error) {
+	answer := jetpost.CancelAnswer{Cancelled: []jetpost.Cancelled{}}
+	op, err := call(jetpost.OpRequestCancelMany, account, in.OperationID, in)
+	if err == nil {
+		err = checkCancelMany(account, in)
+	}
+	if err != nil {
+		return answer, err
+	}
+	if was, repeated, err := done[jetpost.CancelAnswer](ctx, c, op); repeated || err != nil {
+		return was, err
+	}
+	found, err := c.cancellable(ctx, account, in)
+	if err != nil {
+		return answer, err
+	}
+	if most := bulk(in.Limit); len(found) > most {
+		found, answer.More = found[:most], true
+	}
+	for _, r := range found {
+		one, err := c.cancelOne(ctx, r, in.DryRun, op)
+		if err != nil {
+			return answer, err
+		}
+		answer.Cancelled = append(answer.Cancelled, one)
+	}
+	if in.DryRun {
+		return answer, nil
+	}
+	answer, _, err = operate(ctx, c, op, func(context.Context, store.Changes) (jetpost.CancelAnswer, error) { return answer, nil })
+	return answer, err
+}
+
+// bulk is how many requests one call that changes many picks.
+func bulk(limit int) int { return cmp.Or(limit, jetpost.MaxPage) }
+
+// waitingStates are those in which a request goes on by itself.
+func waitingStates() []jetpost.State {
+	return []jetpost.State{jetpost.StateScheduled, jetpost.StateQueued, jetpost.StatePublishing, jetpost.StateHeld}
+}
+
+func checkCancelMany(account string, in jetpost.RequestCancelMany) error {
+	filtered := in.State != "" || in.Code != "" || !in.Since.IsZero() || !in.Before.IsZero()
+	wrong := ""
+	switch {
+	case len(in.IDs) > 0 && (filtered || in.All):
+		wrong = "give either ids, or state, code, since, before or all"
+	case len(in.IDs) == 0 && !filtered && account == "" && !in.All:
+		wrong = "give ids, an account, state, code, since or before, or all for everything that is unfinished"
+	case in.State != "" && in.State != jetpost.StateUnknown && !slices.Contains(waitingStates(), in.State):
+		wrong = fmt.Sprintf("state: %q is none of an unfinished request", in.State)
+	default:
+		return nil
+	}
+	return &Error{Code: jetpost.ErrInvalid, Err: errors.New(wrong)}
+}
+
+// cancellable are the requests that are meant: one more than the limit, where there are
+// more.
+func (c *Control) cancellable(ctx context.Context, account string, in jetpost.RequestCancelMany) (all []store.Record, err error) {
+	for _, id := range in.IDs {
+		found, err := FindRequest(ctx, c.Ledger, account, id)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found)
+	}
+	if len(in.IDs) > 0 {
+		return all, nil
+	}
+	states := waitingStates()
+	if in.State != "" {
+		states = []jetpost.State{in.State}
+	}
+	most := bulk(in.Limit) + 1
+	for _, state := range states {
+		filter := store.Filter{Account: account, State: state, Code: in.Code, Since: in.Since, Limit: most}
+		if !in.Before.IsZero() { // the place before all that were accepted then
+			filter.After = store.Place{AcceptedAt: in.Before}
+		}
+		found, err := c.Ledger.ListRequests(ctx, filter)
+		if err != nil {
+			return nil, DatabaseError(err)
+		}
+		all = append(all, found...)
+	}
+	slices.SortStableFunc(all, func(a, b store.Record) int { return b.Status.AcceptedAt.Compare(a.Status.AcceptedAt) })
+	return all[:min(len(all), most)], nil
+}
+
+// cancelOne takes one of many back, as it stands by now.
+func (c *Control) cancelOne(ctx context.Context, r store.Record, dry bool, of store.Operation) (jetpost.Cancelled, error) {
+	is := jetpost.Cancelled{Account: r.Account, ID: r.ID, DryRun: dry, State: r.Status.State, Posted: r.Status.Posted, Total: r.Status.Total}
+	if dry {
+		if is.Done = !r.Status.State.Finished(); !is.Done {
+			is.Detail = "is " + string(is.State)
+		}
+		return is, nil
+	}
+	is, repeated, err := operate(ctx, c, partOf(of, r.Key), func(ctx context.Context, ledger store.Changes) (jetpost.Cancelled, error) {
+		before, err := ledger.Cancel(ctx, r.Key, time.Now())
+		is.State, is.Done = before, err == nil
+		if errors.Is(err, store.ErrNotRunnable) {
+			is.Detail, err = "is "+string(before), nil
+		}
+		return is, DatabaseError(err)
+	})
+	if err == nil && !repeated && is.Done {
+		c.tell(ctx, r.Key)
+	}
+	return is, err
 }
 
 // RequestUnpublish asks for the deletion of what of a request is live, and takes it back
@@ -251,6 +368,37 @@ func (c *Control) RequestList(ctx context.Context, account string, in jetpost.Re
 func (c *Control) RequestCount(ctx context.Context) (jetpost.RequestCounts, error) {
 	counts, err := c.Ledger.CountRequests(ctx)
 	return jetpost.RequestCounts{States: counts, Limit: store.MaxCounted}, DatabaseError(err)
+}
+
+// DeadLettersGroups counts what failed or was refused by reason.
+func (c *Control) DeadLettersGroups(ctx context.Context) (jetpost.DeadLetterGroups, error) {
+	groups := jetpost.DeadLetterGroups{Groups: []jetpost.DeadLetterGroup{}, Limit: store.MaxSeries}
+	failed, err := c.Ledger.CountCodes(ctx, jetpost.StateFailed)
+	if err != nil {
+		return groups, DatabaseError(err)
+	}
+	for _, f := range failed {
+		groups.Groups = append(groups.Groups, jetpost.DeadLetterGroup{Kind: jetpost.DeadLetterFailed, Code: f.Code, Count: f.Count, FirstSeen: f.First, LastSeen: f.Last})
+	}
+	refused, err := c.Ledger.Refusals(ctx, store.MaxSeries)
+	if err != nil {
+		return groups, DatabaseError(err)
+	}
+	byCode := map[jetpost.Code]jetpost.DeadLetterGroup{}
+	for _, r := range refused { // the latest first
+		g := byCode[r.Code]
+		if g.Count == 0 {
+			g = jetpost.DeadLetterGroup{Kind: jetpost.DeadLetterRefused, Code: r.Code, LastSeen: r.Stored}
+		}
+		g.Count++
+		g.FirstSeen = r.Stored
+		byCode[r.Code] = g
+	}
+	groups.Groups = slices.AppendSeq(groups.Groups, maps.Values(byCode))
+	slices.SortFunc(groups.Groups, func(a, b jetpost.DeadLetterGroup) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Code, b.Code))
+	})
+	return groups, nil
 }
 
 // DeadLettersList returns a page of messages that never became requests, or of requests

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
@@ -266,6 +267,10 @@ func killables() []killable {
 			_, err := c.RequestCancel(ctx, "acme", jetpost.RequestCancel{OperationID: operation, ID: id})
 			return err
 		}, state(jetpost.StateCancelled)},
+		{"cancel of many", func(ctx context.Context, c *client.Client, _, operation string) error {
+			_, err := c.RequestCancelMany(ctx, "acme", jetpost.RequestCancelMany{OperationID: operation, State: jetpost.StateScheduled})
+			return err
+		}, state(jetpost.StateCancelled)},
 		{"reschedule", func(ctx context.Context, c *client.Client, id, operation string) error {
 			_, err := c.RequestReschedule(ctx, "", jetpost.RequestReschedule{OperationID: operation, ID: id, At: at})
 			return err
@@ -411,6 +416,76 @@ func TestOperationsTakeEffectOnce(t *testing.T) {
 			r.Errorf("late repeats have changed something")
 		}
 	})
+}
+
+// TestCancelMany: a dry run tells what would be done and does nothing; what was accepted
+// since is left alone, and so is what nobody has meant.
+func TestCancelMany(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	one, two := b.scheduled(), b.scheduled()
+	shown := time.Now()
+	dry, err := b.client.RequestCancelMany(t.Context(), "", jetpost.RequestCancelMany{All: true, Before: shown, DryRun: true})
+	b.must(err)
+	want := []jetpost.Cancelled{
+		{Account: "acme", ID: two, Done: true, DryRun: true, State: jetpost.StateScheduled, Total: 1},
+		{Account: "acme", ID: one, Done: true, DryRun: true, State: jetpost.StateScheduled, Total: 1},
+	}
+	if diff := cmp.Diff(jetpost.CancelAnswer{Cancelled: want}, dry); diff != "" || b.status(one).Revision != 1 {
+		t.Errorf("the dry run, - is wanted:\n%s", diff)
+	}
+	since := b.scheduled()
+	few, err := b.client.RequestCancelMany(t.Context(), "", jetpost.RequestCancelMany{All: true, Before: shown, Limit: 1})
+	b.must(err)
+	if len(few.Cancelled) != 1 || few.Cancelled[0].ID != two || !few.More {
+		t.Errorf("one of two: %+v", few)
+	}
+	_, err = b.client.RequestCancelMany(t.Context(), "acme", jetpost.RequestCancelMany{State: jetpost.StateScheduled, Before: shown})
+	b.must(err)
+	for id, want := range map[string]jetpost.State{one: jetpost.StateCancelled, two: jetpost.StateCancelled, since: jetpost.StateScheduled} {
+		if got := b.status(id).State; got != want {
+			t.Errorf("request %s is %s, want %s", id, got, want)
+		}
+	}
+	named, err := b.client.RequestCancelMany(t.Context(), "", jetpost.RequestCancelMany{IDs: []string{one, since}})
+	b.must(err)
+	if len(named.Cancelled) != 2 || named.Cancelled[0].Done || named.Cancelled[0].Detail != "is cancelled" || !named.Cancelled[1].Done {
+		t.Errorf("by their ids: %+v", named)
+	}
+	for _, in := range []jetpost.RequestCancelMany{{}, {IDs: []string{one}, All: true}, {State: jetpost.StateFailed}, {State: "<b>"}} {
+		var failed *client.Error
+		if _, err := b.client.RequestCancelMany(t.Context(), "", in); !errors.As(err, &failed) || failed.Code != jetpost.ErrInvalid {
+			t.Errorf("%+v: %v", in, err)
+		}
+	}
+}
+
+// TestSeriesAndGroups: what is counted for the whole installation.
+func TestSeriesAndGroups(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	b.scheduled()
+	series, err := b.client.AppSeries(t.Context())
+	b.must(err)
+	if len(series.Published) != jetpost.SeriesHours || series.DueHour != 0 || !series.Published[jetpost.SeriesHours-1].Start.Equal(series.Now.Truncate(time.Hour)) {
+		t.Errorf("series: %+v", series)
+	}
+	at := time.Now().UTC().Truncate(time.Second)
+	for n, code := range []jetpost.Code{jetpost.CodeAccountUnknown, jetpost.CodeInvalidRequest, jetpost.CodeAccountUnknown} {
+		refusal := jetpost.Refusal{Account: "acme", Code: code, Sequence: uint64(n + 1), Stored: at.Add(time.Duration(n) * time.Second)}
+		b.must(b.ledger.Refuse(t.Context(), refusal, nil))
+	}
+	groups, err := b.client.DeadLettersGroups(t.Context())
+	b.must(err)
+	want := []jetpost.DeadLetterGroup{
+		{Kind: jetpost.DeadLetterRefused, Code: jetpost.CodeAccountUnknown, Count: 2, FirstSeen: at, LastSeen: at.Add(2 * time.Second)},
+		{Kind: jetpost.DeadLetterRefused, Code: jetpost.CodeInvalidRequest, Count: 1, FirstSeen: at.Add(time.Second), LastSeen: at.Add(time.Second)},
+	}
+	if diff := cmp.Diff(want, groups.Groups); diff != "" {
+		t.Errorf("groups, - is wanted:\n%s", diff)
+	}
 }
 
 // TestOperationReused: an id that was used says so where it comes with another body.

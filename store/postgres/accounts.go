@@ -128,6 +128,9 @@ SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, 
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = $1`
 	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name COLLATE "C"`
+	// sqlAccountsAfter picks the names first: the rest is looked up for those alone.
+	sqlAccountsAfter = sqlFromAccounts + `
+WHERE a.name IN (SELECT name FROM accounts WHERE name COLLATE "C" > $1 ORDER BY name COLLATE "C" LIMIT $2) ORDER BY a.name COLLATE "C"`
 )
 
 // Account implements store.Accounts.
@@ -139,6 +142,11 @@ func (s *Store) Account(ctx context.Context, name string) (store.Account, error)
 // Accounts implements store.Accounts.
 func (s *Store) Accounts(ctx context.Context) ([]store.Account, error) {
 	return reportAll(ctx, s, "list accounts", scanAccount, sqlAccounts)
+}
+
+// AccountsAfter implements store.Accounts.
+func (s *Store) AccountsAfter(ctx context.Context, after string, limit int) ([]store.Account, error) {
+	return reportAll(ctx, s, "list accounts", scanAccount, sqlAccountsAfter, after, limit)
 }
 
 func scanAccount(row scanner) (a store.Account, err error) {

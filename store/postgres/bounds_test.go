@@ -132,8 +132,9 @@ func (p *proxied) ledgerCalls() map[string]func(context.Context) error {
 func (p *proxied) accountCalls() map[string]func(context.Context) error {
 	st := p.st
 	return map[string]func(ctx context.Context) error{
-		"Account":  func(ctx context.Context) error { return errorOf(st.Account(ctx, acme)) },
-		"Accounts": func(ctx context.Context) error { return errorOf(st.Accounts(ctx)) },
+		"Account":       func(ctx context.Context) error { return errorOf(st.Account(ctx, acme)) },
+		"Accounts":      func(ctx context.Context) error { return errorOf(st.Accounts(ctx)) },
+		"AccountsAfter": func(ctx context.Context) error { return errorOf(st.AccountsAfter(ctx, "", 1)) },
 		"ImportAccount": func(ctx context.Context) error {
 			return errorOf(st.ImportAccount(ctx, store.Import{Name: "new", XUserID: "2", Pair: store.Pair{Refresh: secret.New("r2")}, Now: p.now}))
 		},
@@ -280,6 +281,8 @@ func (p *proxied) requestCalls() map[string]func(context.Context) error {
 		"ResumeAccount": func(ctx context.Context) error { return errorOf(st.ResumeAccount(ctx, acme, p.now)) },
 		"Unpublish":     func(ctx context.Context) error { return errorOf(st.Unpublish(ctx, key, p.now)) },
 		"CountRequests": func(ctx context.Context) error { return errorOf(st.CountRequests(ctx)) },
+		"CountCodes":    func(ctx context.Context) error { return errorOf(st.CountCodes(ctx, jetpost.StateFailed)) },
+		"Series":        func(ctx context.Context) error { return errorOf(st.Series(ctx, store.SeriesQuery{Now: p.now})) },
 		"Late":          func(ctx context.Context) error { return errorOf(st.Late(ctx, "", p.now, 1)) },
 		"ListRequests":  func(ctx context.Context) error { return errorOf(st.ListRequests(ctx, store.Filter{})) },
 		"Refusals":      func(ctx context.Context) error { return errorOf(st.Refusals(ctx, 1)) },

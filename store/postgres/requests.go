@@ -664,6 +664,58 @@ func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) ([]
 	}, sqlWaiting, after.Account, moment(after.DueAt), after.Seq, limit)
 }
 
+const sqlCountCodes = `
+SELECT coalesce(reason_code, ''), count(*), min(updated_at), max(updated_at) FROM (
+    SELECT reason_code, updated_at FROM requests WHERE state = $1 ORDER BY accepted_at DESC, seq DESC LIMIT $2) AS few
+GROUP BY reason_code ORDER BY count(*) DESC, reason_code COLLATE "C"`
+
+// CountCodes implements store.Queries.
+func (s *Store) CountCodes(ctx context.Context, state jetpost.State) ([]store.CodeCount, error) {
+	return reportAll(ctx, s, "count reasons", func(row scanner) (c store.CodeCount, err error) {
+		err = row.Scan(&c.Code, &c.Count, at{&c.First}, at{&c.Last})
+		return c, err
+	}, sqlCountCodes, pgx.QueryExecModeCacheDescribe, state, store.MaxSeries) // planned for the state
+}
+
+// Each statement makes one index lookup for each account, or reads a part of one index.
+const (
+	sqlHours = `
+SELECT floor(extract(epoch FROM p.sent_at) / 3600)::bigint AS hour, count(*)
+FROM lanes AS l CROSS JOIN LATERAL (
+    SELECT sent_at FROM posts WHERE account = l.account AND state = 'posted' AND sent_at >= $1 OFFSET 0) AS p
+GROUP BY hour`
+	sqlDueSoon = `
+SELECT count(*) FILTER (WHERE due_at < $1), count(*) FROM (
+    SELECT r.due_at FROM lanes AS l CROSS JOIN LATERAL (
+        SELECT due_at FROM requests WHERE account = l.account AND ` + unfinished + ` AND due_at < $2 LIMIT $3) AS r
+    LIMIT $3) AS few`
+	sqlCost = `
+SELECT coalesce(sum(cost_micros) FILTER (WHERE accepted_at >= $1), 0)::bigint, coalesce(sum(cost_micros), 0)::bigint
+FROM requests WHERE accepted_at >= $2 AND began_at IS NOT NULL`
+)
+
+// Series implements store.Queries.
+func (s *Store) Series(ctx context.Context, q store.SeriesQuery) (out store.Series, err error) {
+	err = s.report(ctx, "count posts", func(ctx context.Context, tx pgx.Tx) error {
+		out = store.Series{Posts: map[int64]int{}}
+		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
+			var hour int64
+			var n int
+			err = row.Scan(&hour, &n)
+			out.Posts[hour] = n
+			return none, err
+		}, sqlHours, q.Since)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, sqlDueSoon, q.Now.Add(time.Hour), q.Now.Add(24*time.Hour), store.MaxSeries).Scan(&out.DueHour, &out.DueDay); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, sqlCost, q.Day, q.Month).Scan(&out.CostDay, &out.CostMonth)
+	})
+	return out, err
+}
+
 const sqlCountRequests = `
 SELECT s.state, n.n FROM unnest($1::text[]) AS s (state) CROSS JOIN LATERAL (
     SELECT count(*) AS n FROM (SELECT FROM requests WHERE state = s.state LIMIT $2) AS few) AS n

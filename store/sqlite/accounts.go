@@ -133,6 +133,8 @@ SELECT a.name, a.x_user_id, a.username, a.created_at, t.expires_at, t.metadata, 
 FROM accounts AS a JOIN oauth_tokens AS t ON t.user_id = a.name JOIN lanes AS l ON l.account = a.name`
 	sqlAccount  = sqlFromAccounts + ` WHERE a.name = ?1`
 	sqlAccounts = sqlFromAccounts + ` ORDER BY a.name`
+
+	sqlAccountsAfter = sqlFromAccounts + ` WHERE a.name > ?1 ORDER BY a.name LIMIT ?2`
 )
 
 // Account implements store.Accounts.
@@ -145,6 +147,15 @@ func (s *Store) Account(ctx context.Context, name string) (account store.Account
 func (s *Store) Accounts(ctx context.Context) (accounts []store.Account, err error) {
 	err = s.report(ctx, "list accounts", func(ctx context.Context, tx *sql.Tx) error {
 		accounts, err = collect(ctx, tx, scanAccount, sqlAccounts)
+		return err
+	})
+	return accounts, err
+}
+
+// AccountsAfter implements store.Accounts.
+func (s *Store) AccountsAfter(ctx context.Context, after string, limit int) (accounts []store.Account, err error) {
+	err = s.report(ctx, "list accounts", func(ctx context.Context, tx *sql.Tx) error {
+		accounts, err = collect(ctx, tx, scanAccount, sqlAccountsAfter, after, limit)
 		return err
 	})
 	return accounts, err

@@ -130,6 +130,9 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlCountBlocked":   true, // the same
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
+		"sqlCountCodes":     true, // sorts the reasons: few
+		"sqlDueSoon":        true, // the accounts, and of each what is due, up to a limit
+		"sqlHours":          true, // the accounts, and of each the posts of a day
 		"sqlForgetBatches":  true, // the rounds: few, as this forgets old ones
 		"sqlForgetRounds":   true, // the same
 		"sqlHasVersions":    true, // the catalogue

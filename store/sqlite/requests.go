@@ -480,6 +480,60 @@ func (s *Store) Waiting(ctx context.Context, after store.Waiting, limit int) (li
 	return list, err
 }
 
+const sqlCountCodes = `
+SELECT coalesce(reason_code, ''), count(*), min(updated_at), max(updated_at) FROM (
+    SELECT reason_code, updated_at FROM requests WHERE state = ?1 ORDER BY rowid DESC LIMIT ?2)
+GROUP BY reason_code ORDER BY count(*) DESC, reason_code`
+
+// CountCodes implements store.Queries.
+func (s *Store) CountCodes(ctx context.Context, state jetpost.State) (counts []store.CodeCount, err error) {
+	err = s.report(ctx, "count reasons", func(ctx context.Context, tx *sql.Tx) error {
+		counts, err = collect(ctx, tx, func(row scanner) (c store.CodeCount, err error) {
+			err = row.Scan(&c.Code, &c.Count, at{&c.First}, at{&c.Last})
+			return c, err
+		}, sqlCountCodes, string(state), store.MaxSeries)
+		return err
+	})
+	return counts, err
+}
+
+// Each statement makes one index lookup for each account, or reads a part of one index.
+const (
+	sqlHours = `
+SELECT posts.sent_at / 3600000000 AS hour, count(*) FROM lanes CROSS JOIN posts
+WHERE posts.account = lanes.account AND posts.state = 'posted' AND posts.sent_at >= ?1 GROUP BY hour`
+	sqlDueSoon = `
+SELECT count(*) FILTER (WHERE due_at < ?1), count(*) FROM (
+    SELECT due_at FROM lanes CROSS JOIN requests
+    WHERE requests.account = lanes.account AND ` + unfinished + ` AND due_at < ?2 LIMIT ?3)`
+	sqlCost = `
+SELECT coalesce(sum(cost_micros) FILTER (WHERE accepted_at >= ?1), 0), coalesce(sum(cost_micros), 0)
+FROM requests WHERE accepted_at >= ?2 AND began_at IS NOT NULL`
+)
+
+// Series implements store.Queries.
+func (s *Store) Series(ctx context.Context, q store.SeriesQuery) (out store.Series, err error) {
+	err = s.report(ctx, "count posts", func(ctx context.Context, tx *sql.Tx) error {
+		out = store.Series{Posts: map[int64]int{}}
+		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
+			var hour int64
+			var n int
+			err = row.Scan(&hour, &n)
+			out.Posts[hour] = n
+			return none, err
+		}, sqlHours, micros(q.Since))
+		if err != nil {
+			return err
+		}
+		err = tx.QueryRowContext(ctx, sqlDueSoon, micros(q.Now.Add(time.Hour)), micros(q.Now.Add(24*time.Hour)), store.MaxSeries).Scan(&out.DueHour, &out.DueDay)
+		if err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, sqlCost, micros(q.Day), micros(q.Month)).Scan(&out.CostDay, &out.CostMonth)
+	})
+	return out, err
+}
+
 const sqlCountRequests = `
 SELECT value, n FROM (
     SELECT value, (SELECT count(*) FROM (SELECT 1 FROM requests WHERE state = value LIMIT ?2)) AS n FROM json_each(?1))

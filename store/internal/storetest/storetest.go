@@ -187,6 +187,7 @@ func accountTests() []part {
 func tokenTests() []part {
 	return []part{
 		{"Accounts", accounts},
+		{"AccountsAfter", accountsAfter},
 		{"BatchDone", batchDone},
 		{"CheckKeys", checkKeys},
 		{"CheckKeysAfterRotation", checkKeysAfterRotation},
@@ -254,6 +255,8 @@ func upkeepTests() []part {
 		{"Fits", fits},
 		{"RemoveAccount", removeAccount},
 		{"RenameAccount", renameAccount},
+		{"Series", series},
+		{"CountCodes", countCodes},
 		{"ResumeAccount", resumeAccount},
 		{"Sent", sent},
 		{"PauseChanges", pauseChanges},
