@@ -32,6 +32,7 @@ type Operations interface {
 	RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error)
 	RequestCount(ctx context.Context) (jetpost.RequestCounts, error)
 	RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error)
+	RequestCancelMany(ctx context.Context, account string, in jetpost.RequestCancelMany) (jetpost.CancelAnswer, error)
 	RequestResolve(ctx context.Context, account string, in jetpost.RequestResolve) (jetpost.RequestStatus, error)
 	RequestReconcile(ctx context.Context, account string, in jetpost.RequestReconcile) (jetpost.RequestStatus, error)
 	RequestReplay(ctx context.Context, account string, in jetpost.RequestReplay) (jetpost.ReplayAnswer, error)
@@ -45,6 +46,10 @@ type Operations interface {
 	AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error)
 	AppStatus(ctx context.Context) (jetpost.StatusReport, error)
 	AppLimits(ctx context.Context, in jetpost.LimitsRequest) (jetpost.Limits, error)
+	AppForecast(ctx context.Context, in jetpost.ForecastRequest) (jetpost.Forecast, error)
+	AppSeries(ctx context.Context) (jetpost.Series, error)
+	AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpost.AppPaused, error)
+	AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetpost.Resumed, error)
 	DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error)
 	UserAdd(ctx context.Context, in jetpost.UserAdd) (jetpost.User, error)
 	UserList(ctx context.Context, in jetpost.UserList) (jetpost.UserPage, error)
@@ -55,6 +60,8 @@ type Operations interface {
 	SessionCheck(ctx context.Context, in jetpost.SessionCheck) (jetpost.Session, error)
 	SessionEnd(ctx context.Context, in jetpost.SessionEnd) (jetpost.SessionEnded, error)
 	AuditList(ctx context.Context, in jetpost.AuditList) (jetpost.AuditPage, error)
+	DeadLettersGroups(ctx context.Context) (jetpost.DeadLetterGroups, error)
+	WorkersList(ctx context.Context) (jetpost.Workers, error)
 }
 
 // DashboardConfig says what a Dashboard needs; Operations and Log must be there.
@@ -75,11 +82,14 @@ type DashboardConfig struct {
 	// beside this machine's own names. Without a login, whoever names hosts here lets in
 	// only those who may see and change everything.
 	Hosts []string
-	Now   func() time.Time // time.Now where nil
+	// Changes is what live pages follow: *client.Client has it. Without it pages show what
+	// was when they were loaded.
+	Changes Changes
+	Now     func() time.Time // time.Now where nil
 }
 
-// Dashboard serves the operator's pages. It is safe for concurrent use, and has no state
-// between requests: what it shows and changes, it asks of the control service.
+// Dashboard serves the operator's pages. It is safe for concurrent use, and keeps nothing but
+// the latest answers: what it shows and changes, it asks of the control service.
 type Dashboard struct {
 	cfg       DashboardConfig
 	mux       *http.ServeMux
@@ -90,6 +100,8 @@ type Dashboard struct {
 	// dashboard does not have.
 	guarded   map[string]bool
 	unguarded []Route
+	asked     *asked
+	feed      *feed // nil where pages are not live
 }
 
 // NewDashboard makes a dashboard, to be mounted on its base.
@@ -107,7 +119,10 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	if cfg.HideTexts {
 		cfg.Operations = hidden{cfg.Operations}
 	}
-	d := &Dashboard{cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(), guarded: map[string]bool{}}
+	d := &Dashboard{cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(), guarded: map[string]bool{}, asked: newAsked()}
+	if cfg.Changes != nil {
+		d.feed = newFeed(cfg.Changes, cfg.Log)
+	}
 	d.get("/{$}", d.overview)
 	d.get("/requests", d.requests)
 	d.get("/requests/{account}/{id}", d.request)
@@ -120,6 +135,13 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	d.getFor(jetpost.RoleAdmin, "/accounts/{account}/disconnect", d.confirmDisconnect)
 	d.post(jetpost.RoleAdmin, "/accounts/{account}/{action}", d.changeAccount)
 	d.post(jetpost.RoleAdmin, "/links", d.makeLink)
+	d.get("/cancel", d.previewCancel)
+	d.post(jetpost.RoleEditor, "/cancel", d.cancelMany)
+	d.get("/replay", d.previewReplay)
+	d.post(jetpost.RoleEditor, "/replay", d.replayMany)
+	d.get("/workers", d.workers)
+	d.stream("/live", jetpost.RoleViewer, d.serveLive)
+	d.post(jetpost.RoleAdmin, "/app/{action}", d.changeApp)
 	d.getFor(jetpost.RoleAdmin, "/users", d.users)
 	d.post(jetpost.RoleAdmin, "/users", d.addUser)
 	d.post(jetpost.RoleAdmin, "/users/{user}/{action}", d.changeUser)
@@ -128,11 +150,13 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	d.handle(Route{http.MethodGet, "/login", open}, d.showLogin)
 	d.handle(Route{http.MethodPost, "/login", open}, d.login)
 	d.handle(Route{http.MethodPost, "/logout", open}, d.logout)
-	d.handle(Route{http.MethodGet, "/assets/{file}", open}, func(w http.ResponseWriter, r *http.Request) {
-		if !serveAsset(w, r) {
-			d.fail(w, r, notThere())
-		}
-	})
+	for _, dir := range []string{"assets", "assets/vendor"} {
+		d.handle(Route{http.MethodGet, "/" + dir + "/{file}", open}, func(w http.ResponseWriter, r *http.Request) {
+			if !serveAsset(w, r, dir) {
+				d.fail(w, r, notThere())
+			}
+		})
+	}
 	d.handle(Route{"", "/", jetpost.RoleViewer}, func(w http.ResponseWriter, r *http.Request) { d.fail(w, r, notThere()) })
 	if len(d.unguarded) > 0 {
 		return nil, fmt.Errorf("make dashboard: routes need a role: %v", d.unguarded)
@@ -146,7 +170,7 @@ func notThere() error {
 
 // ServeHTTP implements http.Handler.
 func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	guard(w.Header(), policy("'self'"))
+	guard(w.Header(), policy("'self'")+"; script-src 'self'; connect-src 'self'")
 	switch {
 	case !d.knows(r.Host):
 		// The name of another site may lead to this machine: its pages would count as
@@ -207,6 +231,7 @@ func (d *Dashboard) post(role jetpost.Role, path string, change func(r *http.Req
 		ctx, cancel := context.WithTimeout(r.Context(), changeWithin)
 		defer cancel()
 		is, err := change(r.WithContext(ctx), r.PostFormValue(operationField))
+		d.asked.expire()
 		d.answer(w, r, is, err)
 	})
 }
@@ -250,7 +275,10 @@ type page struct {
 	// ReadOnly hides every button, and CanAdmin shows those of admins.
 	ReadOnly, CanAdmin bool
 	Said               string // what was just done
-	now                time.Time
+	// Live is where the page hears of changes, or "": it then has what is marked as live
+	// refreshed.
+	Live string
+	now  time.Time
 }
 
 func (d *Dashboard) page(r *http.Request, section, title string) page {

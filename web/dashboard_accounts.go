@@ -81,6 +81,7 @@ func (d *Dashboard) accounts(r *http.Request) (shown, error) {
 	list, err := d.cfg.Operations.AccountList(r.Context(), jetpost.AccountList{Limit: pageSize, Cursor: cursor})
 	p := accountsPage{page: d.page(r, "accounts", "Accounts"), Next: list.Next, Later: cursor != ""}
 	p.CanLink = d.canLink(p.page)
+	d.follow(&p.page, jetpost.RequestName{})
 	for _, info := range list.Accounts {
 		p.Accounts = append(p.Accounts, p.account(info, ""))
 	}
@@ -112,6 +113,7 @@ func (d *Dashboard) account(r *http.Request) (shown, error) {
 	report, err := d.cfg.Operations.AccountGet(r.Context(), r.PathValue("account"))
 	p := accountPage{page: d.page(r, "accounts", "Account "+report.Account.Name), Report: report, Disconnected: report.State == "disconnected"}
 	p.CanLink = d.canLink(p.page)
+	d.follow(&p.page, jetpost.RequestName{Account: report.Account.Name})
 	p.Said, p.Missing = said(r), strings.Join(report.Missing, ", ")
 	p.Account = p.account(report.Account, report.State)
 	if report.Account.Pause.ByHand() { // the button says it
@@ -127,12 +129,9 @@ func (d *Dashboard) changeAccount(r *http.Request, operation string) (shown, err
 	switch o := d.cfg.Operations; action {
 	case "pause":
 		in := jetpost.PauseRequest{OperationID: operation, Reason: strings.TrimSpace(r.PostFormValue("reason"))}
-		if until := r.PostFormValue("until"); until != "" { // the form has the time, so that a repeat asks for the same
-			if in.Until, err = time.Parse(time.RFC3339, until); err != nil {
-				return shown{}, &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The end of the pause is no time.", Help: "open the account's page again"}
-			}
+		if in.Until, err = pauseEnd(r); err == nil {
+			_, err = o.AccountPause(r.Context(), account, in)
 		}
-		_, err = o.AccountPause(r.Context(), account, in)
 	case "resume":
 		_, err = o.AccountResume(r.Context(), account, jetpost.ResumeRequest{OperationID: operation})
 	case "refresh":

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -39,6 +40,12 @@ type overviewPage struct {
 	Due      []row
 	DueAmong int // how many were looked through, where there are more
 	Windows  []window
+	Button   *button // what helps first
+	Chart    *chart  // nil while it is being counted
+	Series   jetpost.Series
+	Held     []heldFor
+	Backlog  *backlog // nil while it is being found out
+	First    []firstStep
 	// Silent are the parts that were not told, and why.
 	Silent []string
 }
@@ -57,10 +64,11 @@ func (d *Dashboard) overview(r *http.Request) (shown, error) {
 	var unknown, failed, due jetpost.RequestPage
 	var limits jetpost.Limits
 	var counts jetpost.RequestCounts
-	var told [5]error
+	var told [7]error
+	d.follow(&p.page, jetpost.RequestName{})
 	asking, ctx := errgroup.WithContext(r.Context())
 	asking.Go(func() (err error) {
-		p.Status, err = d.cfg.Operations.AppStatus(ctx)
+		p.Status, err = d.status(ctx)
 		return err
 	})
 	lists := []struct {
@@ -75,11 +83,26 @@ func (d *Dashboard) overview(r *http.Request) (shown, error) {
 		})
 	}
 	asking.Go(func() error {
-		limits, told[3] = d.cfg.Operations.AppLimits(ctx, jetpost.LimitsRequest{})
+		limits, told[3] = d.cfg.Operations.AppLimits(ctx, jetpost.LimitsRequest{Limit: maxWindows})
 		return nil
 	})
 	asking.Go(func() error {
-		counts, told[4] = d.cfg.Operations.RequestCount(ctx)
+		counts, told[4] = d.counts(ctx)
+		return nil
+	})
+	asking.Go(func() error {
+		var known bool
+		if p.Series, known, told[5] = d.series(ctx); known {
+			p.Chart, p.Held = newChart(p.Series), heldReasons(p.Series)
+		}
+		return nil
+	})
+	asking.Go(func() error {
+		var f jetpost.Forecast
+		var known bool
+		if f, known, told[6] = d.forecast(ctx); known {
+			p.Backlog = &backlog{f, p.page}
+		}
 		return nil
 	})
 	if err := asking.Wait(); err != nil {
@@ -92,9 +115,13 @@ func (d *Dashboard) overview(r *http.Request) (shown, error) {
 	}
 	p.Unknown, p.Failed = p.rows(unknown.Requests), p.rows(failed.Requests)
 	p.attention(counts.States)
-	p.States = states(counts, "", "")[1:]
+	p.States = states(counts, filters{})[1:]
 	p.dueSoon(due)
 	p.Windows = p.windows(limits, true)
+	p.Button = buttonFor(p.Status)
+	if p.Status.LastPost.IsZero() && told[4] == nil && len(counts.States) == 0 {
+		p.First = firstSteps(p.Status)
+	}
 	return shown{name: "overview.html", data: p}, nil
 }
 
@@ -186,6 +213,12 @@ type limitsPage struct {
 	Pauses  []limitPause
 	Windows []window
 	More    int
+	ByHand  bool // somebody has paused the app
+	// WhatIf is what is thought to be sent, and Forecast when all is out then; nil while
+	// that is being found out.
+	WhatIf   whatIf
+	Forecast *backlog
+	Wrong    string // why there is none
 }
 
 type limitPause struct {
@@ -196,14 +229,21 @@ type limitPause struct {
 // limits shows what keeps calls from X.
 func (d *Dashboard) limits(r *http.Request) (shown, error) {
 	account := strings.TrimSpace(r.URL.Query().Get("account"))
-	limits, err := d.cfg.Operations.AppLimits(r.Context(), jetpost.LimitsRequest{Account: account})
+	limits, err := d.cfg.Operations.AppLimits(r.Context(), jetpost.LimitsRequest{Account: account, Limit: maxWindows})
+	if err != nil {
+		return shown{}, err
+	}
 	p := limitsPage{page: d.page(r, "limits", "Limits"), Account: account, Limits: limits}
+	p.Said = said(r)
+	d.follow(&p.page, jetpost.RequestName{})
+	d.whatIf(r, &p)
 	for _, pause := range limits.Pauses[:min(len(limits.Pauses), maxFew)] { // one for each target at most
+		p.ByHand = p.ByHand || pause.Code == jetpost.CodePausedByHand
 		p.Pauses = append(p.Pauses, limitPause{pause, targetWords(pause.Target), reasonWords(pause.Code)})
 	}
 	p.Windows = p.windows(limits, false)
-	p.More = len(limits.Windows) - len(p.Windows)
-	return shown{name: "limits.html", data: p}, err
+	p.More = len(limits.Windows) - len(p.Windows) + limits.MoreWindows
+	return shown{name: "limits.html", data: p}, nil
 }
 
 type deadLettersPage struct {
@@ -214,6 +254,19 @@ type deadLettersPage struct {
 	Requests []row
 	Next     string // cursor of the page after this one
 	Later    bool
+	Filters  filters
+	// Groups are those of all, on the first page; Counting that they are not known yet.
+	Groups   []group
+	Counting bool
+	Most     int // how many of each kind are counted
+}
+
+// group is what failed or was refused for one reason.
+type group struct {
+	jetpost.DeadLetterGroup
+	page
+	Why   string
+	Query string
 }
 
 type refusal struct {
@@ -231,9 +284,26 @@ func (d *Dashboard) deadLetters(r *http.Request) (shown, error) {
 	if jetpost.DeadLetterKind(query.Get("kind")) == jetpost.DeadLetterFailed {
 		p.Kind = jetpost.DeadLetterFailed
 	}
+	d.follow(&p.page, jetpost.RequestName{})
+	var err error
+	if p.Filters, err = readFilters(query); err != nil {
+		return shown{}, err
+	}
 	list, err := d.list(r.Context(), p, query.Get("cursor"))
 	if err != nil {
 		return shown{}, err
+	}
+	if p.Account == "" && !p.Later {
+		groups, known, err := d.groups(r.Context())
+		if err != nil {
+			return shown{}, err
+		}
+		p.Counting, p.Most = !known, groups.Limit
+		for _, g := range groups.Groups[:min(len(groups.Groups), pageSize)] {
+			g.Kind, g.Code = jetpost.DeadLetterKind(cut(string(g.Kind), maxName)), jetpost.Code(cut(string(g.Code), maxName))
+			query := url.Values{"kind": {string(g.Kind)}, "code": {string(g.Code)}}
+			p.Groups = append(p.Groups, group{g, p.page, reasonWords(g.Code), "?" + query.Encode()})
+		}
 	}
 	for _, of := range list.Refusals {
 		is := refusal{Refusal: of, Why: reasonWords(of.Code), More: max(len(of.Problems)-maxProblems, 0)}
@@ -248,5 +318,5 @@ func (d *Dashboard) deadLetters(r *http.Request) (shown, error) {
 const maxProblems = 1
 
 func (d *Dashboard) list(ctx context.Context, p deadLettersPage, cursor string) (jetpost.DeadLetterPage, error) {
-	return d.cfg.Operations.DeadLettersList(ctx, p.Account, jetpost.DeadLettersList{Kind: p.Kind, Limit: pageSize / 2, Cursor: cursor})
+	return d.cfg.Operations.DeadLettersList(ctx, p.Account, jetpost.DeadLettersList{Kind: p.Kind, Code: p.Filters.Code, Since: p.Filters.since, Limit: pageSize / 2, Cursor: cursor})
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +27,9 @@ type requestsPage struct {
 	Tabs     []tab
 	Account  string
 	State    jetpost.State
+	Filters  filters
+	Reasons  []option
+	CanMany  string // cancel or replay, which can be done to all of the list; "" neither
 	Requests []row
 	Next     string // the query of the page after this one
 	First    string // the query of the first page, on a later one
@@ -59,53 +61,70 @@ func (d *Dashboard) requests(r *http.Request) (shown, error) {
 		return d.find(r, account, id)
 	}
 	p := requestsPage{page: d.page(r, "requests", "Requests"), Account: account, State: state}
-	if state != "" && !slices.Contains(jetpost.States(), state) {
-		return shown{}, &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "There is no such state.", Help: "choose one of the tabs"}
+	d.follow(&p.page, jetpost.RequestName{Account: account})
+	f, err := readFilters(query)
+	if err != nil {
+		return shown{}, err
 	}
-	list, err := d.cfg.Operations.RequestList(r.Context(), account, jetpost.RequestList{State: state, Limit: pageSize, Cursor: query.Get("cursor")})
+	p.Filters, p.Reasons, p.CanMany = f, reasonOptions(f.Code), many(state)
+	list, err := d.cfg.Operations.RequestList(r.Context(), account, jetpost.RequestList{State: state, Code: f.Code, Since: f.since, Limit: pageSize, Cursor: query.Get("cursor")})
 	if err != nil {
 		return shown{}, err
 	}
 	counts := jetpost.RequestCounts{}
-	if account == "" { // the counts are those of all accounts
-		if counts, err = d.cfg.Operations.RequestCount(r.Context()); err != nil {
+	if account == "" && f.Code == "" && f.Since == "" { // the counts are those of all
+		if counts, err = d.counts(r.Context()); err != nil {
 			return shown{}, err
 		}
 	}
-	p.Requests, p.Tabs = p.rows(list.Requests), states(counts, account, state)
+	p.Requests, p.Tabs = p.rows(list.Requests), states(counts, f)
 	if list.Next != "" {
-		p.Next = requestsQuery(account, state, list.Next)
+		p.Next = f.with(map[string]string{"cursor": list.Next})
 	}
 	if query.Get("cursor") != "" {
-		p.First = cmp.Or(requestsQuery(account, state, ""), "?")
+		p.First = cmp.Or(f.Query(), "?")
 	}
 	return shown{name: "requests.html", data: p}, nil
 }
 
-// states has a tab for all requests, and one for each state. Counts without a limit are
-// none.
-func states(counts jetpost.RequestCounts, account string, current jetpost.State) (tabs []tab) {
+// many is what can be done to all requests of a state.
+func many(state jetpost.State) string {
+	switch {
+	case state == jetpost.StateFailed:
+		return "replay"
+	case state.Finished(), state == jetpost.StateUnknown:
+		return ""
+	}
+	return "cancel"
+}
+
+// option is one of a list to choose from.
+type option struct {
+	Value, Words string
+	Chosen       bool
+}
+
+// reasonOptions are those of a list of requests: of those that are held, failed or unknown.
+func reasonOptions(chosen jetpost.Code) (list []option) {
+	for _, code := range jetpost.Codes() {
+		list = append(list, option{string(code), reasonWords(code), code == chosen})
+	}
+	return list
+}
+
+// states has a tab for all requests, and one for each state, each with the same filters.
+// Counts without a limit are none.
+func states(counts jetpost.RequestCounts, f filters) (tabs []tab) {
+	current := f.State
 	for _, of := range append([]jetpost.State{""}, jetpost.States()...) {
 		n := counts.States[of]
+		f.State = of
 		tabs = append(tabs, tab{
 			State: of, Name: cmp.Or(string(of), "all"), Count: n, AtLeast: n >= counts.Limit, Counted: of != "" && counts.Limit > 0,
-			Current: of == current, Query: requestsQuery(account, of, ""),
+			Current: of == current, Query: f.Query(),
 		})
 	}
 	return tabs
-}
-
-func requestsQuery(account string, state jetpost.State, cursor string) string {
-	query := url.Values{}
-	for name, value := range map[string]string{"account": account, "state": string(state), "cursor": cursor} {
-		if value != "" {
-			query.Set(name, value)
-		}
-	}
-	if len(query) == 0 {
-		return ""
-	}
-	return "?" + query.Encode()
 }
 
 // find leads to the request with that id.
@@ -158,6 +177,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 	}
 	p := requestPage{page: d.page(r, "requests", "Request "+found.Request.ID)}
 	p.Said = said(r)
+	d.follow(&p.page, jetpost.RequestName{Account: found.Request.Account, ID: found.Request.ID})
 	p.Request = p.rows([]jetpost.RequestStatus{found.Request})[0]
 	p.Posts, p.Waits = posts(found), pauses(found, p.now)
 	for _, name := range slices.Sorted(maps.Keys(found.Request.Metadata)) {

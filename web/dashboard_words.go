@@ -17,7 +17,7 @@ import (
 func readDashboard() (map[string]*template.Template, error) {
 	functions := template.FuncMap{"words": func(text string) string { return cut(text, maxShownWords) }, "operation": uuid.NewString, "field": func() string { return operationField }}
 	pages := make(map[string]*template.Template)
-	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed", "disconnect", "login", "users", "audit"}
+	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed", "disconnect", "login", "users", "audit", "bulk", "workers"}
 	for _, name := range names {
 		page, err := template.New("layout.html").Funcs(functions).ParseFS(templates, "templates/dashboard/layout.html", "templates/dashboard/parts.html", "templates/dashboard/"+name+".html")
 		if err != nil {
@@ -107,6 +107,8 @@ func said(r *http.Request) string {
 		"role":            "The role was set, from the next page on.",
 		"password":        "The password was set, and the user is logged out everywhere.",
 		"remove":          "The user was removed, and is logged out everywhere.",
+		"app-pause":       "No account posts anything now.",
+		"app-resume":      "Posting goes on.",
 	}[r.URL.Query().Get("done")]
 }
 

@@ -5,8 +5,8 @@
 // asks the control service for all that it shows and changes.
 //
 // Pages are rendered here, whole, from templates and assets in the binary. They
-// need no JavaScript, and load nothing from elsewhere. What lasts stands in the
-// ledger, so that any number of processes may serve them. The dashboard answers only
+// need no JavaScript, and load nothing from elsewhere; with it those of the dashboard
+// follow what happens. What lasts stands in the ledger, so that any number of processes may serve them. The dashboard answers only
 // under the names of its own machine, unless it is told of others, and lets everybody in
 // unless it is told to ask for a login ([LoginConfig]). Each of its routes needs a role.
 //

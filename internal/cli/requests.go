@@ -457,11 +457,11 @@ func rescheduleTime(s string, now time.Time) (time.Time, error) {
 type requestsCancelCmd struct {
 	IDs []string `arg:"" optional:"" name:"id" help:"Ids of the requests; or use --account, --state, --code, --since or --all."`
 	whoseFlag
-	State  string `env:"-" placeholder:"STATE" help:"All unfinished requests in this state."`
-	Code   string `env:"-" placeholder:"CODE" help:"All unfinished requests with this reason code; 'jetpost requests list --help' lists them."`
-	Since  string `env:"-" placeholder:"TIME" help:"All unfinished requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
-	All    bool   `env:"-" help:"All unfinished requests, except those in state unknown."`
-	DryRun bool   `env:"-" help:"Change nothing, and show what will be cancelled."`
+	State     string `env:"-" placeholder:"STATE" help:"All unfinished requests in this state."`
+	Code      string `env:"-" placeholder:"CODE" help:"All unfinished requests with this reason code; 'jetpost requests list --help' lists them."`
+	Since     string `env:"-" placeholder:"TIME" help:"All unfinished requests accepted since a time like 2026-12-01T09:00:00Z, or within a duration like 24h."`
+	All       bool   `env:"-" help:"All unfinished requests, except those in state unknown."`
+	DryRun    bool   `env:"-" help:"Change nothing, and show what will be cancelled."`
 	natsFlags `embed:""`
 }
 
