@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -34,6 +35,8 @@ const (
 // WebConfig is the configuration of the pages for people.
 type WebConfig struct {
 	Listen string // address; empty serves no pages
+	// AnyPort takes another port where that of Listen is in use.
+	AnyPort bool
 	// PublicURL is the public address of the pages, the base of links and of
 	// the redirect URI. If it is empty and Listen is a loopback address, it is that
 	// address.
@@ -203,7 +206,7 @@ type Web struct {
 	pages   http.Handler
 	api     http.Handler
 	// dashboard is nil where none is served.
-	dashboard http.Handler
+	dashboard *web.Dashboard
 	// exposed tells that others than the users of this machine reach it.
 	exposed, loginNeeded bool
 }
@@ -233,7 +236,7 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 			w.Close()
 		}
 	}()
-	if w.listen, err = Listen(ctx, cfg.Web.Listen, "--web-listen"); err != nil {
+	if w.listen, err = listenWeb(ctx, cfg.Web); err != nil {
 		return nil, err
 	}
 	if cfg.Web.PublicURL == "" {
@@ -268,7 +271,7 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 
 // openDashboard makes the dashboard. Others than this machine's users reach it under the
 // public address alone, and log in.
-func (w *Web) openDashboard(cfg WebConfig, workers web.Operations) error {
+func (w *Web) openDashboard(cfg WebConfig, workers *client.Client) error {
 	public := w.Site.Public
 	login, err := cfg.login(public)
 	if err != nil {
@@ -282,9 +285,19 @@ func (w *Web) openDashboard(cfg WebConfig, workers web.Operations) error {
 	}
 	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
 		Operations: workers, Log: w.log, Base: public.Path + dashboardPath, Site: w.Site, ReadOnly: cfg.ReadOnly, HideTexts: cfg.HideTexts,
-		Login: login, Hosts: hosts,
+		Login: login, Hosts: hosts, Changes: workers.Changes,
 	})
 	return err
+}
+
+// listenWeb listens for the pages.
+func listenWeb(ctx context.Context, c WebConfig) (net.Listener, error) {
+	const flag = "--web-listen"
+	listener, err := Listen(ctx, c.Listen, flag)
+	if host, _, split := net.SplitHostPort(c.Listen); c.AnyPort && split == nil && errors.Is(err, syscall.EADDRINUSE) {
+		return Listen(ctx, net.JoinHostPort(host, "0"), flag)
+	}
+	return listener, err
 }
 
 // handler serves everything that listens on the one address. If the public address has
@@ -311,6 +324,9 @@ func (w *Web) Run(ctx context.Context) error {
 		Handler: w.handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: webReadTime, IdleTimeout: webIdleTime,
 		WriteTimeout: web.MaxAnswerTime, MaxHeaderBytes: maxWebHeader, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelDebug),
 	}
+	if w.dashboard != nil { // its streams last for as long as they are read
+		server.RegisterOnShutdown(w.dashboard.Close)
+	}
 	ended := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		finishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), web.MaxAnswerTime)
@@ -331,6 +347,9 @@ func (w *Web) Run(ctx context.Context) error {
 func (w *Web) Close() {
 	if w.listen != nil {
 		_ = w.listen.Close() // closed already by a run
+	}
+	if w.dashboard != nil {
+		w.dashboard.Close()
 	}
 	if w.control != nil {
 		w.control.Close()

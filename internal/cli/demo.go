@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -52,7 +53,7 @@ func (c *demoCmd) Run(e *env) (err error) {
 	if err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	d := &demo{env: e, out: e.stdout, dir: dir, sim: &xsim.Server{}, began: time.Now()}
+	d := &demo{env: e, out: e.stdout, dir: dir, keep: c.Keep, sim: &xsim.Server{}, began: time.Now()}
 	defer func() {
 		d.close()
 		switch {
@@ -85,7 +86,7 @@ func (c *demoCmd) Run(e *env) (err error) {
 		}
 	}
 	if c.Keep {
-		d.say("\nstaying up: simulated X on %s, NATS on %s; end with Ctrl-C", d.instance.SimURL, d.instance.Config.NATS.URL)
+		d.say("\nstaying up: dashboard on %s, simulated X on %s, NATS on %s; end with Ctrl-C", d.instance.DashboardURL(), d.instance.SimURL, d.instance.Config.NATS.URL)
 		<-e.ctx.Done()
 	}
 	return nil
@@ -100,13 +101,17 @@ type act struct {
 // demo is an installation whose workers are processes of their own, because one of them
 // is killed.
 type demo struct {
-	env      *env
-	out      io.Writer
-	dir      string
-	sim      *xsim.Server
-	instance *app.Instance
-	conn     *app.Connection
-	began    time.Time
+	env  *env
+	out  io.Writer
+	dir  string
+	keep bool
+	// pages serves the dashboard, where it is kept, until stopPages is called.
+	pages     sync.WaitGroup
+	stopPages context.CancelFunc
+	sim       *xsim.Server
+	instance  *app.Instance
+	conn      *app.Connection
+	began     time.Time
 
 	publisher *publishers.Publisher
 	worker    *exec.Cmd
@@ -135,6 +140,9 @@ func (d *demo) open(ctx context.Context) error {
 		Data:   d.dir, NATSListen: "127.0.0.1:0", Sim: d.sim, SimListen: "127.0.0.1:0",
 		SimAccounts: []string{"ada", "bob", "cyd"}, NoWorker: true,
 	}
+	if d.keep {
+		cfg.Web = app.WebConfig{Listen: usualPages, AnyPort: true, Dashboard: true}
+	}
 	var err error
 	if d.instance, err = app.Up(ctx, cfg, d.env.log); err != nil {
 		return err
@@ -145,6 +153,12 @@ func (d *demo) open(ctx context.Context) error {
 	d.publisher = publishers.New(d.conn.JS, d.conn.Names)
 	if err := d.listen(ctx); err != nil {
 		return err
+	}
+	if d.keep {
+		tellDashboard(d.env, d.instance.DashboardURL())
+		pages, stop := context.WithCancel(d.env.ctx)
+		d.stopPages = stop
+		d.pages.Go(func() { _ = d.instance.Run(pages) }) // it ends with the demo
 	}
 	d.say("NATS, a database and a simulated X run in this process; accounts ada, bob and cyd are imported.")
 	return d.startWorker()
@@ -507,6 +521,10 @@ func (d *demo) close() {
 	}
 	if d.conn != nil {
 		d.conn.Close()
+	}
+	if d.stopPages != nil {
+		d.stopPages()
+		d.pages.Wait()
 	}
 	if d.instance != nil {
 		d.instance.Close()

@@ -74,7 +74,7 @@ type upCmd struct {
 	RefreshCron    string `default:"0 0 */6 * * *" placeholder:"CRON" help:"Schedule of token refreshes: six fields, seconds first (${default})."`
 	Sim            bool   `help:"Use a simulated X, with accounts and a data directory of its own (${simdata}). Nothing leaves this machine."`
 	SimListen      string `default:"127.0.0.1:8090" placeholder:"ADDR" help:"Listening address of the simulated X (${default})."`
-	WebListen      string `placeholder:"ADDR" help:"Listening address of the pages on which customers connect their accounts, for example 127.0.0.1:8088. Default: none."`
+	WebListen      string `placeholder:"ADDR" help:"Listening address of the pages on which customers connect their accounts, for example 127.0.0.1:8088. Default: none; with --sim 127.0.0.1:8088, or another port where it is in use, with the dashboard. 'off' serves none."`
 	scenarioFlag   `embed:""`
 	roomFlags      `embed:""`
 	siteFlags      `embed:""`
@@ -85,6 +85,9 @@ type upCmd struct {
 	xURLFlag       `embed:""`
 	clientFlag     `embed:""`
 	tierFlag       `embed:""`
+
+	anyPort bool   // the pages may have another port than the usual one
+	newKey  string // path of a key that was made
 }
 
 // AfterApply passes on the connection flags that it uses: NATS is its own.
@@ -92,6 +95,23 @@ func (c *upCmd) AfterApply(chosen *connectFlags) error {
 	chosen.dataFlags, chosen.prefixFlag, chosen.xURLFlag = c.dataFlags, c.prefixFlag, c.xURLFlag
 	chosen.clientFlag, chosen.tierFlag = c.clientFlag, c.tierFlag
 	return nil
+}
+
+const (
+	// usualPages is where the dashboard of a simulated X is, unless it is in use.
+	usualPages = "127.0.0.1:8088"
+	// noPages is the address of none.
+	noPages = "off"
+)
+
+// servePages has a simulated X come with its dashboard, unless somebody says otherwise.
+func (c *upCmd) servePages() {
+	switch {
+	case c.WebListen == noPages:
+		c.WebListen = ""
+	case c.WebListen == "" && c.PublicURL == "" && c.Sim:
+		c.WebListen, c.Dashboard, c.anyPort = usualPages, true, true
+	}
 }
 
 // Run runs everything until it is told to stop.
@@ -116,16 +136,20 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	c.workFlags.apply(&cfg, e.data(c.Sim))
+	c.servePages()
 	if c.Dashboard && c.WebListen == "" {
 		return mistakes("cannot serve the dashboard", "--dashboard: needs an address; add --web-listen 127.0.0.1:8088")
 	}
 	c.siteFlags.apply(&cfg, c.WebListen)
 	c.dashboardFlags.apply(&cfg)
+	cfg.Web.AnyPort = c.anyPort
 	cfg.Refresh.Cron, cfg.NATS.JobsMiB, cfg.NATS.MediaMiB = c.RefreshCron, c.JobsMiB, c.MediaMiB
 	instance := app.InstanceConfig{
 		Config: cfg, Data: e.data(c.Sim), NATSListen: c.NATSListen,
 		OnNewKey: func(path string) {
-			fmt.Fprintf(e.stdout, "made %s: back it up; without it all tokens are lost\n", path)
+			if c.newKey = path; !c.Sim {
+				c.tellKey(e)
+			}
 		},
 	}
 	if c.Sim {
@@ -136,6 +160,9 @@ func (c *upCmd) Run(e *env) error {
 	}
 	h, err := app.Up(e.ctx, instance, e.log)
 	if err != nil {
+		if c.Sim && c.newKey != "" { // which is the dashboard's turn else
+			c.tellKey(e)
+		}
 		return err
 	}
 	defer h.Close()
@@ -148,13 +175,21 @@ func (c *upCmd) Run(e *env) error {
 	return h.Run(e.ctx)
 }
 
-// welcome prints the next steps.
+// tellKey asks for a backup of a new key.
+func (c *upCmd) tellKey(e *env) {
+	fmt.Fprintf(e.stdout, "made %s: back it up; without it all tokens are lost\n", c.newKey)
+}
+
+// welcome prints the next steps, and first where the dashboard is.
 func (c *upCmd) welcome(e *env, h *app.Instance) {
 	program := filepath.Base(os.Args[0])
 	tellDashboard(e, h.DashboardURL(), h.LoginNeeded())
 	fmt.Fprintf(e.stdout, "NATS listens on %s\n", h.Config.NATS.URL)
-	if site, ok := h.Site(); ok {
+	if site, ok := h.Site(); ok && !c.anyPort {
 		fmt.Fprintln(e.stdout, siteText(site))
+	}
+	if c.Sim && c.newKey != "" {
+		c.tellKey(e)
 	}
 	if !c.Sim {
 		fmt.Fprintf(e.stdout, "next: %s accounts connect NAME\n", program)
