@@ -18,6 +18,8 @@ const (
 	OpRequestGet        Operation = "request.get"
 	OpRequestList       Operation = "request.list"
 	OpRequestCount      Operation = "request.count"
+	OpRequestCalendar   Operation = "request.calendar"
+	OpRequestHistory    Operation = "request.history"
 	OpRequestCancel     Operation = "request.cancel"
 	OpRequestReschedule Operation = "request.reschedule"
 	OpRequestResolve    Operation = "request.resolve"
@@ -85,6 +87,8 @@ func Operations() []OperationInfo {
 		{OpRequestGet, OfAny, false, callWithin, RequestGet{}, RequestDetails{}},
 		{OpRequestList, OfAny, false, callWithin, RequestList{}, RequestPage{}},
 		{OpRequestCount, OfNone, false, callWithin, Empty{}, RequestCounts{}},
+		{OpRequestCalendar, OfAny, false, callWithin, RequestCalendar{}, CalendarPage{}},
+		{OpRequestHistory, OfAny, false, callWithin, RequestHistory{}, History{}},
 		{OpRequestCancel, OfAny, true, callWithin, RequestCancel{}, RequestStatus{}},
 		{OpRequestReschedule, OfAny, true, callWithin, RequestReschedule{}, RequestStatus{}},
 		{OpRequestResolve, OfAny, true, callWithin, RequestResolve{}, RequestStatus{}},
