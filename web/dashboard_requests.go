@@ -123,8 +123,16 @@ type requestPage struct {
 	// Unpublish is how far the deletion of its posts is, in words.
 	Unpublish string
 	Metadata  [][2]string
+	Thread    threaded
+	// History is what happened, the latest first, and Earlier tells that there is more.
+	History []happened
+	Earlier bool
+	Silent  string // why there is no history
+	// MoveTo is the time that the form to move it begins with, in the zone.
+	MoveTo, Zone string
+	Back         string // the page itself, below the dashboard's base
 	// What can be asked for, as it stands.
-	CanCancel, CanReplay, CanSettle, CanUnpublish bool
+	CanCancel, CanMove, CanReplay, CanSettle, CanUnpublish bool
 }
 
 // post is one post of a request.
@@ -132,9 +140,15 @@ type post struct {
 	jetpost.PostStatus
 	Number int
 	State  string
+	Lane   string // the state in a word
 	Text   string
-	Cut    bool // there is more of the text
-	Known  bool // the text is
+	Parts  []segment // of the text
+	Cut    bool      // there is more of the text
+	Known  bool      // the text is
+
+	Pictures []picture
+	Poll     []string // the choices
+	PollEnds string   // after it is live
 }
 
 // waits is a pause.
@@ -146,7 +160,7 @@ type waits struct {
 
 // maxShownText bounds a post's text, and maxShownWords another one, on a page.
 const (
-	maxShownText  = 800 // characters
+	maxShownText  = 600 // characters
 	maxShownWords = 160
 )
 
@@ -157,7 +171,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 		return shown{}, err
 	}
 	p := requestPage{page: d.page(r, "requests", "Request "+found.Request.ID)}
-	p.Said = said(r)
+	p.Said, p.zone = said(r), zone(r)
 	p.Request = p.rows([]jetpost.RequestStatus{found.Request})[0]
 	p.Posts, p.Waits = posts(found), pauses(found, p.now)
 	for _, name := range slices.Sorted(maps.Keys(found.Request.Metadata)) {
@@ -172,6 +186,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 	p.CanReplay = is.State == jetpost.StateFailed && !is.Pruned
 	p.CanSettle = is.State == jetpost.StateUnknown || is.State == jetpost.StateHeld && doubtful
 	p.CanUnpublish = live(is) > 0
+	d.details(r, &p, found.Contents)
 	return shown{name: "request.html", data: p}, nil
 }
 
@@ -191,9 +206,14 @@ func posts(found jetpost.RequestDetails) (list []post) {
 		if !status.DeletedAt.IsZero() {
 			p.State = "deleted"
 		}
+		p.Lane = p.State
+		if p.State == string(jetpost.PostPosted) {
+			p.Lane = "live"
+		}
 		if i < len(found.Texts) {
 			p.Known, p.Text = true, cut(found.Texts[i], maxShownText)
 			p.Cut = p.Text != found.Texts[i]
+			p.Parts = segments(p.Text)
 		}
 		list = append(list, p)
 	}
@@ -259,6 +279,8 @@ func (d *Dashboard) changeRequest(r *http.Request, operation string) (shown, err
 			}
 		}
 		_, err = o.RequestResolve(r.Context(), account, in)
+	case "reschedule":
+		return d.reschedule(r, account, id, operation)
 	case "replay":
 		return d.replay(r, account, id, operation)
 	default:

@@ -188,7 +188,7 @@ func (b *dashboardBundle) form(page, action string) url.Values {
 
 var dashboardPages = []string{
 	"/", "/requests", "/requests?state=scheduled&account=acme", "/requests/acme/one", "/accounts", "/accounts/acme", "/limits", "/limits?account=acme",
-	"/dead-letters", "/dead-letters?kind=failed", "/requests/acme/one/unpublish",
+	"/dead-letters", "/dead-letters?kind=failed", "/requests/acme/one/unpublish", "/calendar", "/calendar?view=month",
 	"/users", "/audit", "/audit?account=acme", "/accounts/acme/disconnect",
 }
 
@@ -507,7 +507,11 @@ func (b *dashboardBundle) harmless(text, page string) {
 			return
 		case html.StartTagToken, html.SelfClosingTagToken:
 			tag := tokens.Token()
-			if tag.Data == "pwn" || tag.Data == "script" || tag.Data == "img" {
+			ours := false // of scripts and pictures
+			for _, a := range tag.Attr {
+				ours = ours || a.Key == "src" && (strings.HasPrefix(a.Val, "/ops/assets/") || tag.Data == "img" && strings.HasPrefix(a.Val, "/ops/media/"))
+			}
+			if tag.Data == "pwn" || (tag.Data == "script" || tag.Data == "img") && !ours {
 				b.Errorf("%q becomes %s", text, tag)
 			}
 			for _, a := range tag.Attr {

@@ -18,6 +18,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/web"
 	"github.com/jetpost/jetpost/web/api"
 )
@@ -282,7 +283,7 @@ func (w *Web) openDashboard(cfg WebConfig, workers web.Operations) error {
 	}
 	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
 		Operations: workers, Log: w.log, Base: public.Path + dashboardPath, Site: w.Site, ReadOnly: cfg.ReadOnly, HideTexts: cfg.HideTexts,
-		Login: login, Hosts: hosts,
+		Login: login, Hosts: hosts, Media: publishers.New(w.control.Conn.JS, w.control.Conn.Names),
 	})
 	return err
 }
