@@ -141,11 +141,13 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	d.handle(Route{http.MethodGet, "/login", open}, d.showLogin)
 	d.handle(Route{http.MethodPost, "/login", open}, d.login)
 	d.handle(Route{http.MethodPost, "/logout", open}, d.logout)
-	d.handle(Route{http.MethodGet, "/assets/{file}", open}, func(w http.ResponseWriter, r *http.Request) {
-		if !serveAsset(w, r) {
-			d.fail(w, r, notThere())
-		}
-	})
+	for _, dir := range []string{"assets", "assets/vendor"} {
+		d.handle(Route{http.MethodGet, "/" + dir + "/{file}", open}, func(w http.ResponseWriter, r *http.Request) {
+			if !serveAsset(w, r, dir) {
+				d.fail(w, r, notThere())
+			}
+		})
+	}
 	d.handle(Route{"", "/", jetpost.RoleViewer}, func(w http.ResponseWriter, r *http.Request) { d.fail(w, r, notThere()) })
 	if len(d.unguarded) > 0 {
 		return nil, fmt.Errorf("make dashboard: routes need a role: %v", d.unguarded)
@@ -159,7 +161,7 @@ func notThere() error {
 
 // ServeHTTP implements http.Handler.
 func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	guard(w.Header(), policy("'self'"))
+	guard(w.Header(), policy("'self'")+"; script-src 'self'; connect-src 'self'")
 	switch {
 	case !d.knows(r.Host):
 		// The name of another site may lead to this machine: its pages would count as

@@ -96,8 +96,8 @@ func span(d time.Duration) string {
 // said is what was just done, as the address of the page tells it.
 func said(r *http.Request) string {
 	return map[string]string{
-		"compose":    "It is sent. This page shows how it goes live.",
-		"reschedule": "It has another time.",
+		"compose":         "It is sent. This page shows how it goes live.",
+		"reschedule":      "It has another time.",
 		"cancel":          "Cancelled. What is live stays live.",
 		"replay":          "It is back in its account's queue.",
 		"reconcile":       "The account's timeline is checked for the post.",

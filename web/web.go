@@ -118,7 +118,7 @@ func New(cfg Config) (*Handler, error) {
 	h.mux.HandleFunc("POST "+h.base+"/connect/{token}", h.begin)
 	h.mux.HandleFunc("GET "+h.base+callbackPath, h.finish)
 	h.mux.HandleFunc("GET "+h.base+"/assets/{file}", func(w http.ResponseWriter, r *http.Request) {
-		if !serveAsset(w, r) {
+		if !serveAsset(w, r, "assets") {
 			h.show(w, unknownPage())
 		}
 	})
@@ -180,9 +180,9 @@ func sources(u *url.URL) []string {
 
 func origin(u *url.URL) string { return u.Scheme + "://" + u.Host }
 
-// serveAsset serves a file of the assets, and tells whether there is one.
-func serveAsset(w http.ResponseWriter, r *http.Request) bool {
-	name := path.Join("assets", r.PathValue("file"))
+// serveAsset serves a file of a directory of the assets, and tells whether there is one.
+func serveAsset(w http.ResponseWriter, r *http.Request, dir string) bool {
+	name := path.Join(dir, r.PathValue("file"))
 	if info, err := fs.Stat(assets, name); !fs.ValidPath(name) || err != nil || info.IsDir() {
 		return false
 	}
