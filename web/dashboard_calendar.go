@@ -138,14 +138,14 @@ func (d *Dashboard) calendar(r *http.Request) (shown, error) {
 	return shown{name: "calendar.html", data: p}, asking.Wait()
 }
 
-// lay fills in the days of the week or the month around a time, and where its links lead.
+// lay fills in the seven days from a time on, or the month around it, and where its links lead.
 func (p *calendarPage) lay(at time.Time) {
 	year, month, date := at.Date()
 	monday := func(t time.Time) int { return (int(t.Weekday()) + 6) % 7 } // days since
 	midnight := func(year int, month time.Month, date int) time.Time {
 		return time.Date(year, month, date, 0, 0, 0, 0, at.Location())
 	}
-	first, many := midnight(year, month, date-monday(at)), 7
+	first, many := midnight(year, month, date), 7 // what comes is ahead, also on a Sunday
 	before, after := midnight(year, month, date-7), midnight(year, month, date+7)
 	p.Heading = fmt.Sprintf("%s to %s", first.Format("2 January"), first.AddDate(0, 0, 6).Format("2 January 2006"))
 	if p.View == "month" {

@@ -77,8 +77,8 @@ func TestDashboardCalendar(t *testing.T) {
 	}
 	b := newDashboard(t, func(cfg *web.DashboardConfig) { cfg.Operations = planned{cfg.Operations, entries} })
 	berlin := []string{"Cookie", "zone=Europe/Berlin"}
-	page := b.want(http.StatusOK, "23 March to 29 March 2026", http.MethodGet, "/calendar?day=2026-03-27", nil)
-	utc, local := dayOf(t, page, "2026-03-28"), dayOf(t, b.want(http.StatusOK, "Times are those of Europe/Berlin", http.MethodGet, "/calendar?day=2026-03-27", nil, berlin...), "2026-03-29")
+	page := b.want(http.StatusOK, "24 March to 30 March 2026", http.MethodGet, "/calendar?day=2026-03-24", nil)
+	utc, local := dayOf(t, page, "2026-03-28"), dayOf(t, b.want(http.StatusOK, "Times are those of Europe/Berlin", http.MethodGet, "/calendar?day=2026-03-24", nil, berlin...), "2026-03-29")
 	if !strings.Contains(utc, "23:30") || !strings.Contains(utc, `value="2026-03-28T23:30"`) || !strings.Contains(utc, "text of late") {
 		t.Errorf("in UTC: %s", utc)
 	}
@@ -100,7 +100,7 @@ func TestDashboardCalendar(t *testing.T) {
 		t.Errorf("the month shows %d days\n%s", n, month)
 	}
 	b.want(http.StatusOK, "/ops/calendar?account=acme&amp;day=2026-02-01&amp;view=month", http.MethodGet, "/calendar?view=month&day=2026-03-31&account=acme", nil)
-	if other := b.want(http.StatusOK, "", http.MethodGet, "/calendar?day=2026-03-27&account=beta", nil); strings.Contains(other, "text of") {
+	if other := b.want(http.StatusOK, "", http.MethodGet, "/calendar?day=2026-03-24&account=beta", nil); strings.Contains(other, "text of") {
 		t.Errorf("another account's calendar: %s", other)
 	}
 }
