@@ -18,6 +18,8 @@ const (
 	OpRequestGet        Operation = "request.get"
 	OpRequestList       Operation = "request.list"
 	OpRequestCount      Operation = "request.count"
+	OpRequestCalendar   Operation = "request.calendar"
+	OpRequestHistory    Operation = "request.history"
 	OpRequestCancel     Operation = "request.cancel"
 	OpRequestCancelMany Operation = "request.cancel_many"
 	OpRequestReschedule Operation = "request.reschedule"
@@ -88,6 +90,8 @@ func Operations() []OperationInfo {
 		{OpRequestGet, OfAny, false, callWithin, RequestGet{}, RequestDetails{}},
 		{OpRequestList, OfAny, false, callWithin, RequestList{}, RequestPage{}},
 		{OpRequestCount, OfNone, false, callWithin, Empty{}, RequestCounts{}},
+		{OpRequestCalendar, OfAny, false, callWithin, RequestCalendar{}, CalendarPage{}},
+		{OpRequestHistory, OfAny, false, callWithin, RequestHistory{}, History{}},
 		{OpRequestCancel, OfAny, true, callWithin, RequestCancel{}, RequestStatus{}},
 		{OpRequestCancelMany, OfAny, true, longCallWithin, RequestCancelMany{}, CancelAnswer{}},
 		{OpRequestReschedule, OfAny, true, callWithin, RequestReschedule{}, RequestStatus{}},

@@ -103,10 +103,108 @@ type RequestDetails struct {
 	Request RequestStatus `json:"request"`
 	// Texts are those of its posts; absent where only a newer jetpost can read it.
 	Texts []string `json:"texts,omitempty"`
+	// Contents are what its posts carry beside their texts, in the same order; absent
+	// where none carries anything.
+	Contents []PostContent `json:"contents,omitempty"`
 	// Pause keeps its account from posting.
 	Pause Pause `json:"pause,omitzero"`
 	// AppPauses keep all accounts from posting.
 	AppPauses []Pause `json:"app_pauses,omitempty"`
+}
+
+// PostContent is what a post carries beside its text.
+type PostContent struct {
+	// Media are its pictures, its GIF or its video.
+	Media []MediaContent `json:"media,omitempty"`
+	// Options are the choices of its poll.
+	Options []string `json:"poll_options,omitempty"`
+	// Minutes are how long its poll runs.
+	Minutes int `json:"poll_duration_minutes,omitempty"`
+}
+
+// MediaContent is a picture, GIF or video of a post. Without URL and Object its bytes stand
+// in the request, and are not told.
+type MediaContent struct {
+	// URL is where the worker fetches it.
+	URL string `json:"url,omitempty"`
+	// Object is its name in the media object store.
+	Object string `json:"object,omitempty"`
+	// Alt describes it to people who cannot see it.
+	Alt string `json:"alt,omitempty"`
+}
+
+// RequestCalendar asks for the requests that are or were due between two times, the
+// earliest first. A request is due at its publish_at or, without one, once it is accepted.
+type RequestCalendar struct {
+	// From is the first moment that counts.
+	From time.Time `json:"from"`
+	// To is the first moment after it that no longer does.
+	To time.Time `json:"to"`
+	// Limit is how many are listed at most, 1 to MaxPage; absent means DefaultPage.
+	Limit int `json:"limit,omitempty"`
+	// Cursor is the Next of the page before; absent begins.
+	Cursor string `json:"cursor,omitempty"`
+}
+
+// CalendarPage is a part of a calendar.
+type CalendarPage struct {
+	// Requests are those of this page.
+	Requests []CalendarEntry `json:"requests"`
+	// Next is the cursor of the page after this one; absent where this is the last.
+	Next string `json:"next,omitempty"`
+}
+
+// CalendarEntry is a request at its time.
+type CalendarEntry struct {
+	// DueAt is when the request is or was due. One that was moved is due when it was moved to.
+	DueAt time.Time `json:"due_at"`
+	// Text is that of its first post, up to MaxCalendarText characters; absent where only a
+	// newer jetpost can read it.
+	Text string `json:"text,omitempty"`
+	// Request is as it stands.
+	Request RequestStatus `json:"request"`
+}
+
+// MaxCalendarText bounds the text of a calendar's entry.
+const MaxCalendarText = 140 // characters
+
+// RequestHistory asks what happened to one request.
+type RequestHistory struct {
+	// ID is the request's.
+	ID string `json:"id"`
+	// Limit is how many entries are told at most, the latest ones, 1 to MaxPage; absent
+	// means DefaultPage.
+	Limit int `json:"limit,omitempty"`
+}
+
+// History is what happened to one request, as far as the event stream still has it.
+type History struct {
+	// Account is the request's.
+	Account string `json:"account"`
+	// ID is the request's.
+	ID string `json:"id"`
+	// Entries are told in the order in which they happened.
+	Entries []HistoryEntry `json:"entries"`
+	// More tells that earlier ones are left out.
+	More bool `json:"more,omitempty"`
+}
+
+// HistoryEntry is one event of a request, without what the request is about.
+type HistoryEntry struct {
+	// Type says what happened.
+	Type EventType `json:"type"`
+	// Time is when it happened.
+	Time time.Time `json:"time"`
+	// Revision is the request's.
+	Revision int64 `json:"revision"`
+	// State is where the request then stood.
+	State State `json:"state"`
+	// Reason says why it waited, failed or was unknown: its detail has X's own words.
+	Reason *Reason `json:"reason,omitempty"`
+	// Posted counts the posts that were live.
+	Posted int `json:"posted"`
+	// Attempts counts the posts that were sent to X, answered or not.
+	Attempts int `json:"attempts"`
 }
 
 // RequestList asks for requests, the latest accepted first. Absent fields match all.

@@ -35,6 +35,17 @@ func (c *Client) RequestCount(ctx context.Context) (jetpost.RequestCounts, error
 	return call[jetpost.RequestCounts](ctx, c, jetpost.OpRequestCount, "", jetpost.Empty{})
 }
 
+// RequestCalendar returns a page of the requests that are or were due between two times,
+// the earliest first; of all accounts where none is named.
+func (c *Client) RequestCalendar(ctx context.Context, account string, in jetpost.RequestCalendar) (jetpost.CalendarPage, error) {
+	return call[jetpost.CalendarPage](ctx, c, jetpost.OpRequestCalendar, account, in)
+}
+
+// RequestHistory returns what happened to a request.
+func (c *Client) RequestHistory(ctx context.Context, account string, in jetpost.RequestHistory) (jetpost.History, error) {
+	return call[jetpost.History](ctx, c, jetpost.OpRequestHistory, account, in)
+}
+
 // RequestCancel takes a request back; what is live stays live.
 func (c *Client) RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error) {
 	in.OperationID = once(in.OperationID)

@@ -3,6 +3,7 @@ package publishers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -231,6 +232,57 @@ func (p *Publisher) LastEvent(ctx context.Context, account, id string) (jetpost.
 	}
 	event, err := decodeEvent(msg.Subject, msg.Data)
 	return event, err == nil, err
+}
+
+// PastEvents reads what happened to a request as far as the stream still has it, in order:
+// the latest of them up to a limit, and whether it left earlier ones out. It looks at
+// maxPastEvents at most, from the earliest one on.
+func (p *Publisher) PastEvents(ctx context.Context, account, id string, limit int) (events []jetpost.Event, more bool, err error) {
+	fail := func(err error) ([]jetpost.Event, bool, error) {
+		return nil, false, fmt.Errorf("read past events of request %s of account %s: %w", id, account, err)
+	}
+	stream, err := ask(ctx, func(ctx context.Context) (jetstream.Stream, error) { return p.js.Stream(ctx, p.names.EventsStream()) })
+	if err != nil {
+		return fail(err)
+	}
+	subject, next := p.names.RequestEvents(account, id), uint64(0)
+	for range maxPastEvents {
+		msg, err := ask(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+			return stream.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subject))
+		})
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return events, more, nil
+		}
+		if err != nil {
+			return fail(err)
+		}
+		next = msg.Sequence + 1
+		event, err := decodeEvent(msg.Subject, msg.Data)
+		if err != nil {
+			return fail(err)
+		}
+		if events = append(events, event); len(events) > limit {
+			events, more = events[1:], true
+		}
+	}
+	return events, more, nil
+}
+
+// maxPastEvents bounds the events of one request that are looked at.
+const maxPastEvents = 2000
+
+// GetMedia opens a media file that PutMedia or a producer has stored. It fails with
+// jetstream.ErrObjectNotFound.
+func (p *Publisher) GetMedia(ctx context.Context, object string) (io.ReadCloser, error) {
+	store, err := p.mediaStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	file, err := store.Get(ctx, object)
+	if err != nil {
+		return nil, fmt.Errorf("read media %s: %w", object, explain(err))
+	}
+	return file, nil
 }
 
 // LastAccountEvent returns the latest stored event that says what an account requires;

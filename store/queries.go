@@ -41,6 +41,27 @@ func (r Record) Place() Place {
 	return Place{AcceptedAt: r.Status.AcceptedAt, Seq: r.Seq, Account: r.Account}
 }
 
+// CalendarQuery asks for the requests that are or were due from a moment on, and before
+// another one.
+type CalendarQuery struct {
+	Account string // of one account; "" is all
+	// After is the place behind which they stand. One with a time alone is before all that
+	// are due then.
+	After  DuePlace
+	Before time.Time
+	Limit  int
+}
+
+// DuePlace is where a request stands in a calendar.
+type DuePlace struct {
+	DueAt   time.Time
+	Account string
+	Seq     int64
+}
+
+// DuePlace is where the request stands in a calendar.
+func (r Record) DuePlace() DuePlace { return DuePlace{DueAt: r.DueAt, Account: r.Account, Seq: r.Seq} }
+
 // Waiting is an unfinished request in its account's queue, without its content.
 type Waiting struct {
 	Key
@@ -108,6 +129,9 @@ type Queries interface {
 	Request(ctx context.Context, key Key) (Record, error)
 	// ListRequests returns requests, the latest accepted first.
 	ListRequests(ctx context.Context, filter Filter) ([]Record, error)
+	// Calendar returns requests by the time at which they are or were due, the earliest
+	// first.
+	Calendar(ctx context.Context, q CalendarQuery) ([]Record, error)
 	// Waiting returns up to limit unfinished requests behind after, by account, due
 	// time and sequence of acceptance. The zero value starts at the first one.
 	Waiting(ctx context.Context, after Waiting, limit int) ([]Waiting, error)

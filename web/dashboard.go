@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,6 +32,11 @@ type Operations interface {
 	RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error)
 	RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error)
 	RequestCount(ctx context.Context) (jetpost.RequestCounts, error)
+	RequestCalendar(ctx context.Context, account string, in jetpost.RequestCalendar) (jetpost.CalendarPage, error)
+	RequestHistory(ctx context.Context, account string, in jetpost.RequestHistory) (jetpost.History, error)
+	RequestCheck(ctx context.Context, account string, r jetpost.Request) (jetpost.CheckAnswer, error)
+	RequestPublish(ctx context.Context, account string, r jetpost.Request) (jetpost.PublishAnswer, error)
+	RequestReschedule(ctx context.Context, account string, in jetpost.RequestReschedule) (jetpost.RequestStatus, error)
 	RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error)
 	RequestCancelMany(ctx context.Context, account string, in jetpost.RequestCancelMany) (jetpost.CancelAnswer, error)
 	RequestResolve(ctx context.Context, account string, in jetpost.RequestResolve) (jetpost.RequestStatus, error)
@@ -70,6 +76,8 @@ type DashboardConfig struct {
 	Log        *slog.Logger
 	// Base is the path on which the dashboard is mounted, without a slash at its end.
 	Base string
+	// Media is where pictures of posts lie; nil shows and takes in none.
+	Media Media
 	// Site is where the links lead that the dashboard makes. Without one it makes none.
 	Site Site
 	// ReadOnly hides the buttons and refuses every change.
@@ -117,7 +125,7 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 		return nil, fmt.Errorf("make dashboard: %w", err)
 	}
 	if cfg.HideTexts {
-		cfg.Operations = hidden{cfg.Operations}
+		cfg.Operations, cfg.Media = hidden{cfg.Operations}, nil
 	}
 	d := &Dashboard{cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(), guarded: map[string]bool{}, asked: newAsked()}
 	if cfg.Changes != nil {
@@ -126,6 +134,11 @@ func NewDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	d.get("/{$}", d.overview)
 	d.get("/requests", d.requests)
 	d.get("/requests/{account}/{id}", d.request)
+	d.get("/calendar", d.calendar)
+	d.get("/zone", d.setZone)
+	d.get("/media/{object...}", d.media)
+	d.getFor(jetpost.RoleEditor, composePath, d.compose)
+	d.post(jetpost.RoleEditor, composePath, d.writeThread)
 	d.get("/accounts", d.accounts)
 	d.get("/accounts/{account}", d.account)
 	d.get("/limits", d.limits)
@@ -183,7 +196,7 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case len(r.URL.RawQuery) > maxQueryBytes:
 		w.WriteHeader(http.StatusRequestURITooLong)
 	default:
-		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+		r.Body = http.MaxBytesReader(w, r.Body, d.bodyLimit(w, r))
 		if _, pattern := d.mux.Handler(r); pattern != "" && !d.guarded[pattern] {
 			http.Error(w, "This page needs no role, and is therefore not served.", http.StatusInternalServerError)
 			return
@@ -207,6 +220,11 @@ type shown struct {
 	data any
 	// to is the page to go to instead, below the dashboard's base.
 	to string
+	// cookie is kept by the browser.
+	cookie *http.Cookie
+	// file is what is shown as it is, of that kind, instead of a page.
+	file io.ReadSeeker
+	kind string
 }
 
 // get serves a page to every user.
@@ -238,11 +256,18 @@ func (d *Dashboard) post(role jetpost.Role, path string, change func(r *http.Req
 
 // answer shows a page, leads to another one, or says why not.
 func (d *Dashboard) answer(w http.ResponseWriter, r *http.Request, is shown, err error) {
+	if err == nil && is.cookie != nil {
+		http.SetCookie(w, is.cookie)
+	}
 	switch {
 	case err != nil:
 		d.fail(w, r, err)
 	case is.to != "":
 		http.Redirect(w, r, d.cfg.Base+is.to, http.StatusSeeOther)
+	case is.file != nil:
+		w.Header().Set("Cache-Control", fmt.Sprintf("private, max-age=%d", assetSeconds))
+		w.Header().Set("Content-Type", is.kind)
+		http.ServeContent(w, r, "", time.Time{}, is.file)
 	default:
 		d.render(w, http.StatusOK, is)
 	}
@@ -277,8 +302,10 @@ type page struct {
 	Said               string // what was just done
 	// Live is where the page hears of changes, or "": it then has what is marked as live
 	// refreshed.
-	Live string
-	now  time.Time
+	Live     string
+	now      time.Time
+	zone     *time.Location // in which times are shown; UTC where nil
+	hasMedia bool
 }
 
 func (d *Dashboard) page(r *http.Request, section, title string) page {
@@ -286,7 +313,7 @@ func (d *Dashboard) page(r *http.Request, section, title string) page {
 	return page{
 		Base: d.cfg.Base, Section: section, Title: title, Who: who.Name, WhoRole: who.Role, CanLogOut: who.session,
 		ReadOnly: d.cfg.ReadOnly || !who.Role.Allows(jetpost.RoleEditor), CanAdmin: !d.cfg.ReadOnly && who.Role.Allows(jetpost.RoleAdmin),
-		now: d.cfg.Now(),
+		now: d.cfg.Now(), hasMedia: d.cfg.Media != nil,
 	}
 }
 

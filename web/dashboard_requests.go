@@ -142,8 +142,16 @@ type requestPage struct {
 	// Unpublish is how far the deletion of its posts is, in words.
 	Unpublish string
 	Metadata  [][2]string
+	Thread    threaded
+	// History is what happened, the latest first, and Earlier tells that there is more.
+	History []happened
+	Earlier bool
+	Silent  string // why there is no history
+	// MoveTo is the time that the form to move it begins with, in the zone.
+	MoveTo, Zone string
+	Back         string // the page itself, below the dashboard's base
 	// What can be asked for, as it stands.
-	CanCancel, CanReplay, CanSettle, CanUnpublish bool
+	CanCancel, CanMove, CanReplay, CanSettle, CanUnpublish bool
 }
 
 // post is one post of a request.
@@ -151,9 +159,15 @@ type post struct {
 	jetpost.PostStatus
 	Number int
 	State  string
+	Lane   string // the state in a word
 	Text   string
-	Cut    bool // there is more of the text
-	Known  bool // the text is
+	Parts  []segment // of the text
+	Cut    bool      // there is more of the text
+	Known  bool      // the text is
+
+	Pictures []picture
+	Poll     []string // the choices
+	PollEnds string   // after it is live
 }
 
 // waits is a pause.
@@ -165,7 +179,7 @@ type waits struct {
 
 // maxShownText bounds a post's text, and maxShownWords another one, on a page.
 const (
-	maxShownText  = 800 // characters
+	maxShownText  = 600 // characters
 	maxShownWords = 160
 )
 
@@ -176,7 +190,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 		return shown{}, err
 	}
 	p := requestPage{page: d.page(r, "requests", "Request "+found.Request.ID)}
-	p.Said = said(r)
+	p.Said, p.zone = said(r), zone(r)
 	d.follow(&p.page, jetpost.RequestName{Account: found.Request.Account, ID: found.Request.ID})
 	p.Request = p.rows([]jetpost.RequestStatus{found.Request})[0]
 	p.Posts, p.Waits = posts(found), pauses(found, p.now)
@@ -192,6 +206,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 	p.CanReplay = is.State == jetpost.StateFailed && !is.Pruned
 	p.CanSettle = is.State == jetpost.StateUnknown || is.State == jetpost.StateHeld && doubtful
 	p.CanUnpublish = live(is) > 0
+	d.details(r, &p, found.Contents)
 	return shown{name: "request.html", data: p}, nil
 }
 
@@ -211,9 +226,14 @@ func posts(found jetpost.RequestDetails) (list []post) {
 		if !status.DeletedAt.IsZero() {
 			p.State = "deleted"
 		}
+		p.Lane = p.State
+		if p.State == string(jetpost.PostPosted) {
+			p.Lane = "live"
+		}
 		if i < len(found.Texts) {
 			p.Known, p.Text = true, cut(found.Texts[i], maxShownText)
 			p.Cut = p.Text != found.Texts[i]
+			p.Parts = segments(p.Text)
 		}
 		list = append(list, p)
 	}
@@ -279,6 +299,8 @@ func (d *Dashboard) changeRequest(r *http.Request, operation string) (shown, err
 			}
 		}
 		_, err = o.RequestResolve(r.Context(), account, in)
+	case "reschedule":
+		return d.reschedule(r, account, id, operation)
 	case "replay":
 		return d.replay(r, account, id, operation)
 	default:

@@ -17,7 +17,7 @@ import (
 func readDashboard() (map[string]*template.Template, error) {
 	functions := template.FuncMap{"words": func(text string) string { return cut(text, maxShownWords) }, "operation": uuid.NewString, "field": func() string { return operationField }}
 	pages := make(map[string]*template.Template)
-	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed", "disconnect", "login", "users", "audit", "bulk", "workers"}
+	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed", "disconnect", "login", "users", "audit", "bulk", "workers", "calendar", "compose"}
 	for _, name := range names {
 		page, err := template.New("layout.html").Funcs(functions).ParseFS(templates, "templates/dashboard/layout.html", "templates/dashboard/parts.html", "templates/dashboard/"+name+".html")
 		if err != nil {
@@ -58,10 +58,14 @@ func (p page) At(t time.Time) *moment {
 	if t.IsZero() {
 		return nil
 	}
-	t = t.UTC()
-	layout := "2 Jan 15:04 UTC"
-	if t.Year() != p.now.UTC().Year() {
-		layout = "2 Jan 2006 15:04 UTC"
+	machine := t.UTC().Format(time.RFC3339)
+	if p.zone == nil {
+		p.zone = time.UTC
+	}
+	t = t.In(p.zone)
+	layout := "2 Jan 15:04 MST"
+	if t.Year() != p.now.In(p.zone).Year() {
+		layout = "2 Jan 2006 15:04 MST"
 	}
 	near := "now"
 	switch d := t.Sub(p.now); {
@@ -74,7 +78,7 @@ func (p page) At(t time.Time) *moment {
 	case d < 0:
 		near = "just now"
 	}
-	return &moment{t.Format(time.RFC3339), near, t.Format(layout)}
+	return &moment{machine, near, t.Format(layout)}
 }
 
 // span is roughly how long something takes.
@@ -92,6 +96,8 @@ func span(d time.Duration) string {
 // said is what was just done, as the address of the page tells it.
 func said(r *http.Request) string {
 	return map[string]string{
+		"compose":         "It is sent. This page shows how it goes live.",
+		"reschedule":      "It has another time.",
 		"cancel":          "Cancelled. What is live stays live.",
 		"replay":          "It is back in its account's queue.",
 		"reconcile":       "The account's timeline is checked for the post.",

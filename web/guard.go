@@ -141,8 +141,8 @@ func (d *Dashboard) admit(r *http.Request, needed jetpost.Role) (*http.Request, 
 
 // readForm reads a form that changes something.
 func readForm(r *http.Request) error {
-	if err := r.ParseForm(); err != nil {
-		return &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The form cannot be read.", Help: "open its page again"}
+	if err := parseForm(r); err != nil {
+		return err
 	}
 	if r.PostFormValue(operationField) == "" {
 		return &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The form has no operation_id.", Help: "open its page again"}

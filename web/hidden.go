@@ -20,7 +20,18 @@ func (h hidden) RequestGet(ctx context.Context, account string, in jetpost.Reque
 		found.Texts[i] = hiddenText
 	}
 	hideMetadata(found.Request.Metadata)
+	found.Contents = nil
 	return found, err
+}
+
+// RequestCalendar hides texts and metadata.
+func (h hidden) RequestCalendar(ctx context.Context, account string, in jetpost.RequestCalendar) (jetpost.CalendarPage, error) {
+	page, err := h.Operations.RequestCalendar(ctx, account, in)
+	for i := range page.Requests {
+		page.Requests[i].Text = hiddenText
+		hideMetadata(page.Requests[i].Request.Metadata)
+	}
+	return page, err
 }
 
 // RequestList hides metadata.

@@ -188,7 +188,7 @@ func digestIn(token string) string {
 var given = map[jetpost.Verb][]jetpost.Operation{
 	jetpost.VerbPublish: {jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestReschedule, jetpost.OpRequestCancel},
 	jetpost.VerbRead: {
-		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus, jetpost.OpAppSeries, jetpost.OpDeadLettersGroups,
+		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpRequestCalendar, jetpost.OpRequestHistory, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus, jetpost.OpAppSeries, jetpost.OpDeadLettersGroups,
 		jetpost.OpAppLimits, jetpost.OpAppForecast, jetpost.OpDeadLettersList, jetpost.OpWorkersList,
 		jetpost.OpAuditList,
 	},

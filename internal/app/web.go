@@ -19,6 +19,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/web"
 	"github.com/jetpost/jetpost/web/api"
 )
@@ -285,7 +286,7 @@ func (w *Web) openDashboard(cfg WebConfig, workers *client.Client) error {
 	}
 	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
 		Operations: workers, Log: w.log, Base: public.Path + dashboardPath, Site: w.Site, ReadOnly: cfg.ReadOnly, HideTexts: cfg.HideTexts,
-		Login: login, Hosts: hosts, Changes: workers.Changes,
+		Login: login, Hosts: hosts, Changes: workers.Changes, Media: publishers.New(w.control.Conn.JS, w.control.Conn.Names),
 	})
 	return err
 }

@@ -328,6 +328,7 @@ func (c *Control) RequestGet(ctx context.Context, account string, in jetpost.Req
 		for _, p := range request.Posts {
 			details.Texts = append(details.Texts, p.Text)
 		}
+		details.Contents = contents(request.Posts)
 	}
 	now := time.Now()
 	owner, err := c.Ledger.Account(ctx, found.Account)

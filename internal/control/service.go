@@ -93,6 +93,8 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpRequestGet:        on(c.RequestGet),
 		jetpost.OpRequestList:       on(c.RequestList),
 		jetpost.OpRequestCount:      look(c.RequestCount),
+		jetpost.OpRequestCalendar:   on(c.RequestCalendar),
+		jetpost.OpRequestHistory:    on(c.RequestHistory),
 		jetpost.OpRequestCancel:     on(c.RequestCancel),
 		jetpost.OpRequestCancelMany: on(c.RequestCancelMany),
 		jetpost.OpRequestReschedule: on(c.RequestReschedule),

@@ -284,9 +284,12 @@ func (p *proxied) requestCalls() map[string]func(context.Context) error {
 		"CountCodes":    func(ctx context.Context) error { return errorOf(st.CountCodes(ctx, jetpost.StateFailed)) },
 		"Series":        func(ctx context.Context) error { return errorOf(st.Series(ctx, store.SeriesQuery{Now: p.now})) },
 		"Late":          func(ctx context.Context) error { return errorOf(st.Late(ctx, "", p.now, 1)) },
-		"ListRequests":  func(ctx context.Context) error { return errorOf(st.ListRequests(ctx, store.Filter{})) },
-		"Refusals":      func(ctx context.Context) error { return errorOf(st.Refusals(ctx, 1)) },
-		"Request":       func(ctx context.Context) error { return errorOf(st.Request(ctx, key)) },
+		"Calendar": func(ctx context.Context) error {
+			return errorOf(st.Calendar(ctx, store.CalendarQuery{Before: p.now, Limit: 1}))
+		},
+		"ListRequests": func(ctx context.Context) error { return errorOf(st.ListRequests(ctx, store.Filter{})) },
+		"Refusals":     func(ctx context.Context) error { return errorOf(st.Refusals(ctx, 1)) },
+		"Request":      func(ctx context.Context) error { return errorOf(st.Request(ctx, key)) },
 		"SameText": func(ctx context.Context) error {
 			_, _, err := st.SameText(ctx, store.TextQuery{Hashes: [][]byte{{1}}, Now: p.now})
 			return err

@@ -42,6 +42,8 @@ func TestBacklogCostsNothing(t *testing.T) {
 		{"account", sqlAccount, []any{"a1"}},
 		{"accounts", sqlAccounts, nil},
 		{"behind the head", sqlBehind, []any{"a1", now, 10}},
+		{"calendar", sqlCalendar, []any{pgx.QueryExecModeCacheDescribe, now.Add(-48 * time.Hour), "", 0, now, "", 100}},
+		{"calendar of one", sqlCalendar, []any{pgx.QueryExecModeCacheDescribe, now.Add(-48 * time.Hour), "", 0, now, "a1", 100}},
 		{"due lanes", sqlDueLanes, []any{now, 10}},
 		{"expire", sqlLateUnsent, []any{"a1", now, 10}},
 		{"head", sqlHead, []any{"a1", now}},

@@ -191,6 +191,7 @@ func requestQueries() map[string]string {
 	return map[string]string{
 		"sqlAddPosts":       sqlAddPosts,
 		"sqlAddRequests":    sqlAddRequests,
+		"sqlCalendar":       sqlCalendar,
 		"sqlCountRequests":  sqlCountRequests,
 		"sqlCountCodes":     sqlCountCodes,
 		"sqlCost":           sqlCost,
@@ -338,6 +339,8 @@ func hotQueriesOfLanes() []hotQuery {
 // hotQueriesOfRequests are of requests and their posts.
 func hotQueriesOfRequests() []hotQuery {
 	return []hotQuery{
+		{"calendar", sqlCalendar, `now() - interval '1 day', '', 0, now(), '', 100`, []string{"requests_due"}, true},
+		{"calendar of one", sqlCalendar, `now() - interval '1 day', '', 0, now(), 'a1', 100`, []string{"requests_due"}, true},
 		{"list all", sqlListRequests, `'', '', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_accepted"}, true},
 		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_pkey"}, true},
 		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100, NULL, 0, ''`, []string{"requests_state"}, true},

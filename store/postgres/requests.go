@@ -648,6 +648,20 @@ func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.
 	return list, err
 }
 
+const sqlCalendar = `
+SELECT ` + requestColumns + ` FROM requests
+WHERE (due_at, account, seq) > ($1::timestamptz, $2, $3) AND due_at < $4 AND ($5 = '' OR account = $5) AND seq > 0
+ORDER BY due_at, account, seq LIMIT $6`
+
+// Calendar implements store.Queries. It is planned for each call, as ListRequests is.
+func (s *Store) Calendar(ctx context.Context, q store.CalendarQuery) (list []store.Record, err error) {
+	err = s.report(ctx, "list calendar", func(ctx context.Context, tx pgx.Tx) error {
+		list, err = readRecords(ctx, tx, sqlCalendar, pgx.QueryExecModeCacheDescribe, q.After.DueAt, q.After.Account, q.After.Seq, q.Before, q.Account, q.Limit)
+		return err
+	})
+	return list, err
+}
+
 const sqlWaiting = `
 SELECT account, id, seq, state, coalesce(reason_code, ''), due_at, hold_until, expires_at, began_at IS NOT NULL, p.posts, p.live
 FROM requests AS r CROSS JOIN LATERAL (

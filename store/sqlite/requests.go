@@ -442,10 +442,15 @@ WHERE (?1 = '' OR account = ?1) AND (?2 = '' OR id = ?2) AND (?3 = '' OR state =
 ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
 
 // ListRequests implements store.Queries.
-func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []store.Record, err error) {
-	err = s.report(ctx, "list requests", func(ctx context.Context, tx *sql.Tx) error {
-		rows, err := collect(ctx, tx, scanRequest, sqlListRequests,
-			f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows(), micros(f.After.AcceptedAt), f.After.Seq, f.After.Account)
+func (s *Store) ListRequests(ctx context.Context, f store.Filter) ([]store.Record, error) {
+	return s.records(ctx, "list requests", sqlListRequests,
+		f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows(), micros(f.After.AcceptedAt), f.After.Seq, f.After.Account)
+}
+
+// records is a report of requests with their posts.
+func (s *Store) records(ctx context.Context, what, query string, args ...any) (records []store.Record, err error) {
+	err = s.report(ctx, what, func(ctx context.Context, tx *sql.Tx) error {
+		rows, err := collect(ctx, tx, scanRequest, query, args...)
 		if err != nil {
 			return err
 		}
@@ -458,6 +463,15 @@ func (s *Store) ListRequests(ctx context.Context, f store.Filter) (records []sto
 		return nil
 	})
 	return records, err
+}
+
+const sqlCalendar = sqlFromRequests + `
+WHERE (due_at, account, seq) > (?1, ?2, ?3) AND due_at < ?4 AND (?5 = '' OR account = ?5) AND seq > 0
+ORDER BY due_at, account, seq LIMIT ?6`
+
+// Calendar implements store.Queries.
+func (s *Store) Calendar(ctx context.Context, q store.CalendarQuery) ([]store.Record, error) {
+	return s.records(ctx, "list calendar", sqlCalendar, micros(q.After.DueAt), q.After.Account, q.After.Seq, micros(q.Before), q.Account, q.Limit)
 }
 
 const sqlWaiting = `

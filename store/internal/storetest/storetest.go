@@ -76,6 +76,7 @@ func requestTests() []part {
 		{"LateWords", lateWords},
 		{"ListRequests", listRequests},
 		{"ListPages", listPages},
+		{"Calendar", calendar},
 		{"MarkManyDelivered", markManyDelivered},
 		{"MediaUsers", mediaUsers},
 		{"Prune", prune},
