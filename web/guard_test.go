@@ -116,7 +116,7 @@ func TestDashboardRoles(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{"GET /login", "POST /login", "POST /logout", "GET /assets/{file}"}; !slices.Equal(opened, want) {
+	if want := []string{"GET /login", "POST /login", "POST /logout", "GET /assets/{file}", "GET /assets/vendor/{file}"}; !slices.Equal(opened, want) {
 		t.Errorf("anybody may ask for %q, want %q", opened, want)
 	}
 	for _, path := range []string{"/requests", "/nothing", "/users"} {

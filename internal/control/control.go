@@ -62,18 +62,18 @@ func New(c Control) *Control {
 }
 
 // call names a change for the ledger: one that is asked for again has the same digest. Its
-// target is the id or the name in the body.
+// target is the id or the name in the body, of what it concerns or becomes.
 func call(o jetpost.Operation, account, id string, in any) (store.Operation, error) {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return store.Operation{}, fmt.Errorf("encode %s: %w", o, err)
 	}
-	var named struct{ ID, Name string }
+	var named struct{ ID, Name, To string }
 	if err := json.Unmarshal(body, &named); err != nil {
 		return store.Operation{}, fmt.Errorf("read %s: %w", o, err)
 	}
 	sum := sha256.Sum256([]byte(string(o) + "\x00" + account + "\x00" + string(body)))
-	return store.Operation{ID: id, Digest: sum[:], Now: time.Now(), Name: o, Account: account, Target: cmp.Or(named.ID, named.Name)}, nil
+	return store.Operation{ID: id, Digest: sum[:], Now: time.Now(), Name: o, Account: account, Target: cmp.Or(named.ID, named.Name, named.To)}, nil
 }
 
 // operate makes a change once and keeps its answer with it. That it cannot be made is an

@@ -129,6 +129,7 @@ func (c *Control) RequestCancelMany(ctx context.Context, account string, in jetp
 	if in.DryRun {
 		return answer, nil
 	}
+	op.Name = "" // each of them is noted by itself
 	answer, _, err = operate(ctx, c, op, func(context.Context, store.Changes) (jetpost.CancelAnswer, error) { return answer, nil })
 	return answer, err
 }
