@@ -155,7 +155,7 @@ func (d *demo) open(ctx context.Context) error {
 		return err
 	}
 	if d.keep {
-		tellDashboard(d.env, d.instance.DashboardURL(), d.instance.LoginNeeded())
+		tellDashboard(d.env, d.instance.DashboardURL(), false)
 		pages, stop := context.WithCancel(d.env.ctx)
 		d.stopPages = stop
 		d.pages.Go(func() { _ = d.instance.Run(pages) }) // it ends with the demo

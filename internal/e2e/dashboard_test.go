@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -180,19 +179,22 @@ func (p *person) shoot(name string) {
 	testkit.Must(p.t, os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o600))
 }
 
-// TestDashboardOfUp: 'up' serves the dashboard where it is asked for, on a loopback address
-// alone, and its worker answers it.
+// TestDashboardOfUp: 'up' serves the dashboard, with a simulated X without being asked for,
+// and its worker answers it.
 func TestDashboardOfUp(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	env := harness.Environment(t, map[string]string{"JETPOST_DATA": data})
-	args := slices.Concat(up("--data", data).args, []string{"--dashboard"})
-	if code, _, stderr := harness.RunCommand(t, env, "jetpost", args...); code != exitUsage || !strings.Contains(stderr, "add --web-listen 127.0.0.1:8088") {
+	args := up("--data", data).args
+	if code, _, stderr := harness.RunCommand(t, env, "jetpost", append(args, "--dashboard", "--web-listen", "off")...); code != exitUsage || !strings.Contains(stderr, "add --web-listen 127.0.0.1:8088") {
 		t.Errorf("without an address: exit code %d\n%s", code, stderr)
 	}
-	instance := harness.Start(t, "up", env, "jetpost", append(args, "--web-listen", "127.0.0.1:0", "--read-only", "--log-format", "json")...)
+	instance := harness.Start(t, "up", env, "jetpost", append(args, "--read-only", "--log-format", "json")...)
 	instance.Until("worker.started")
 	instance.Until("web.started")
+	if before, _, _ := strings.Cut(instance.Output(), "dashboard on http://127.0.0.1:"); strings.Contains(before, "NATS listens on") || strings.Contains(before, "made ") {
+		t.Errorf("the address of the dashboard is not told first:\n%s", instance.Output())
+	}
 	status, page := get(t, fmt.Sprintf("http://%s/", instance.Entries("web.started")[0]["listen"]))
 	if status != http.StatusOK || !strings.Contains(page, "Needs a person") || !strings.Contains(page, "read only") {
 		t.Errorf("status %d\n%s", status, page)
