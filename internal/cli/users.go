@@ -17,12 +17,12 @@ import (
 
 // usersCmd is 'jetpost users'.
 type usersCmd struct {
-	Add          usersAddCmd      `cmd:"" help:"Add a user of the dashboard. The password is asked for, or is the first line of standard input."`
-	List         usersListCmd     `cmd:"" help:"List the users of the dashboard."`
-	Role         usersRoleCmd     `cmd:"" help:"Set what a user may do, from the next page on."`
-	Password     usersPasswordCmd `cmd:"" help:"Set a user's password, and end all sessions of the user. It is asked for, or is the first line of standard input."`
-	Remove       usersRemoveCmd   `cmd:"" help:"Remove a user, and end all sessions of the user now."`
-	connectFlags `embed:""`
+	Add       usersAddCmd      `cmd:"" help:"Add a user of the dashboard. The password is asked for, or is the first line of standard input."`
+	List      usersListCmd     `cmd:"" help:"List the users of the dashboard."`
+	Role      usersRoleCmd     `cmd:"" help:"Set what a user may do, from the next page on."`
+	Password  usersPasswordCmd `cmd:"" help:"Set a user's password, and end all sessions of the user. It is asked for, or is the first line of standard input."`
+	Remove    usersRemoveCmd   `cmd:"" help:"Remove a user, and end all sessions of the user now."`
+	natsFlags `embed:""`
 }
 
 type usersAddCmd struct {
@@ -156,8 +156,8 @@ func (c *usersRemoveCmd) Run(e *env) error {
 
 // auditCmd is 'jetpost audit'.
 type auditCmd struct {
-	List         auditListCmd `cmd:"" help:"List who changed what, the latest first."`
-	connectFlags `embed:""`
+	List      auditListCmd `cmd:"" help:"List who changed what, the latest first."`
+	natsFlags `embed:""`
 }
 
 type auditListCmd struct {

@@ -1,6 +1,7 @@
 -- Users of the dashboard with their sessions, the logins that were tried, and who changed
 -- what.
 
+-- Older workers go on.
 -- +goose Up
 
 CREATE TABLE users (
