@@ -30,7 +30,7 @@ const (
 type Operations interface {
 	RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error)
 	RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error)
-	RequestCount(ctx context.Context) (jetpost.RequestCounts, error)
+	RequestCount(ctx context.Context, account string) (jetpost.RequestCounts, error)
 	RequestCancel(ctx context.Context, account string, in jetpost.RequestCancel) (jetpost.RequestStatus, error)
 	RequestCancelMany(ctx context.Context, account string, in jetpost.RequestCancelMany) (jetpost.CancelAnswer, error)
 	RequestResolve(ctx context.Context, account string, in jetpost.RequestResolve) (jetpost.RequestStatus, error)

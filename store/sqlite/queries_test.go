@@ -130,6 +130,8 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlCountBlocked":   true, // the same
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
+		// the states, and of each the rows of one account
+		"sqlCountAccountRequests": true,
 		"sqlCountCodes":     true, // sorts the reasons: few
 		"sqlDueSoon":        true, // the accounts, and of each what is due, up to a limit
 		"sqlHours":          true, // the accounts, and of each the posts of a day
