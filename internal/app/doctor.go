@@ -312,6 +312,9 @@ func (d *Doctor) files(context.Context) Finding {
 // x asks X for a page that needs no token: that resolves its name, trusts its
 // certificate, goes through a proxy where one is set, and shows its clock.
 func (d *Doctor) x(ctx context.Context) Finding {
+	if d.natsAlone() {
+		return skipped("workers call it, and this is no worker's configuration")
+	}
 	address := d.Config.X.URL
 	if address == "" {
 		address = xapi.DefaultBaseURL

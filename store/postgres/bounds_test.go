@@ -80,7 +80,7 @@ func (p *proxied) hold(t *testing.T) {
 }
 
 func (p *proxied) attempt() store.LinkAttempt {
-	return store.LinkAttempt{State: p.state, Browser: []byte("b"), Verifier: secret.New("v"), ExpiresAt: p.now.Add(time.Hour), Now: p.now}
+	return store.LinkAttempt{State: p.state, Browser: store.LinkDigest(secret.New("b")), Verifier: secret.New("v"), ExpiresAt: p.now.Add(time.Hour), Now: p.now}
 }
 
 func (p *proxied) intent() store.Intent {
@@ -167,7 +167,7 @@ func (p *proxied) accountCalls() map[string]func(context.Context) error {
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
-		"AttemptLink":  func(ctx context.Context) error { return errorOf(st.AttemptLink(ctx, p.state, []byte("b"), p.now)) },
+		"AttemptLink":  func(ctx context.Context) error { return errorOf(st.AttemptLink(ctx, p.state, store.LinkDigest(secret.New("b")), p.now)) },
 		"ForgetBilled": func(ctx context.Context) error { return st.ForgetBilled(ctx, p.now) },
 		"LimitMonth":   func(ctx context.Context) error { return st.LimitMonth(ctx, acme, 1, p.now) },
 		"MonthSpent":   func(ctx context.Context) error { return errorOf(st.MonthSpent(ctx, acme, p.now)) },
@@ -181,7 +181,7 @@ func (p *proxied) accountCalls() map[string]func(context.Context) error {
 		},
 		"Link": func(ctx context.Context) error { return errorOf(st.Link(ctx, p.link)) },
 		"TakeAttempt": func(ctx context.Context) error {
-			_, _, err := st.TakeAttempt(ctx, p.state, []byte("b"), lease, p.now)
+			_, _, err := st.TakeAttempt(ctx, p.state, store.LinkDigest(secret.New("b")), lease, p.now)
 			return err
 		},
 		"UseLink":        func(ctx context.Context) error { return st.UseLink(ctx, p.link, p.now) },
@@ -542,7 +542,7 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 func (p *proxied) warm(t *testing.T, name string) {
 	t.Helper()
 	q := *p
-	q.lane.Fence, q.token.Version, q.round, q.link, q.state = -1, -1, uuid.NewString(), store.LinkID(store.LinkDigest(secret.New("another"))), []byte("another")
+	q.lane.Fence, q.token.Version, q.round, q.link, q.state = -1, -1, uuid.NewString(), store.LinkID(store.LinkDigest(secret.New("another"))), store.LinkDigest(secret.New("another"))
 	switch name {
 	case "ClaimLane":
 		_, _, _ = p.st.ClaimLane(t.Context(), "nobody", "worker", lease, p.now)
