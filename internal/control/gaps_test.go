@@ -282,7 +282,6 @@ func accountKillables() []killable {
 	}
 }
 
-func second[A any](_ A, err error) error { return err }
 
 // TestWorkerDiesInOperation: a worker that is killed in any gap of an operation leaves it
 // done or not done; the same call to another worker does it, or finds it done and changes

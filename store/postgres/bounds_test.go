@@ -167,7 +167,9 @@ func (p *proxied) accountCalls() map[string]func(context.Context) error {
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
-		"AttemptLink":  func(ctx context.Context) error { return errorOf(st.AttemptLink(ctx, p.state, store.LinkDigest(secret.New("b")), p.now)) },
+		"AttemptLink": func(ctx context.Context) error {
+			return errorOf(st.AttemptLink(ctx, p.state, store.LinkDigest(secret.New("b")), p.now))
+		},
 		"ForgetBilled": func(ctx context.Context) error { return st.ForgetBilled(ctx, p.now) },
 		"LimitMonth":   func(ctx context.Context) error { return st.LimitMonth(ctx, acme, 1, p.now) },
 		"MonthSpent":   func(ctx context.Context) error { return errorOf(st.MonthSpent(ctx, acme, p.now)) },
