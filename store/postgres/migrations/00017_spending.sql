@@ -10,7 +10,7 @@ CREATE TABLE spending (
     micros  bigint NOT NULL,
     -- Of the app: X has refused a call for want of money.
     billed  boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (month, account)
+    PRIMARY KEY (account, month)
 );
 -- What is set aside for requests that have begun, until their account's next one begins.
 CREATE TABLE expenses (

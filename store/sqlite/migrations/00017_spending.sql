@@ -10,7 +10,7 @@ CREATE TABLE spending (
     micros  INTEGER NOT NULL,
     -- Of the app: X has refused a call for want of money.
     billed  INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (month, account)
+    PRIMARY KEY (account, month)
 ) STRICT, WITHOUT ROWID;
 -- What is set aside for requests that have begun, until their account's next one begins.
 CREATE TABLE expenses (
