@@ -47,6 +47,7 @@ tidy: ## tidy the module files
 	go -C tools/compose mod tidy
 	go -C tools/kubernetes mod tidy
 	go -C tools/natscli mod tidy
+	go -C tools/openapi mod tidy
 	go -C tools/sbom mod tidy
 	go -C bench mod tidy
 

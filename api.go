@@ -37,6 +37,11 @@ const (
 	OpAccountRename     Operation = "account.rename"
 	OpAccountRemove     Operation = "account.remove"
 	OpAccountLink       Operation = "account.link"
+	OpAccountConsent    Operation = "account.consent"
+	OpAccountConnect    Operation = "account.connect"
+	OpAccountLimit      Operation = "account.limit"
+	OpAccountVerify     Operation = "account.verify"
+	OpLinkGet           Operation = "link.get"
 
 	OpAppStatus   Operation = "app.status"
 	OpAppPause    Operation = "app.pause"
@@ -89,7 +94,7 @@ func Operations() []OperationInfo {
 		{OpRequestCheck, OfOne, false, callWithin, Request{}, CheckAnswer{}},
 		{OpRequestGet, OfAny, false, callWithin, RequestGet{}, RequestDetails{}},
 		{OpRequestList, OfAny, false, callWithin, RequestList{}, RequestPage{}},
-		{OpRequestCount, OfNone, false, callWithin, Empty{}, RequestCounts{}},
+		{OpRequestCount, OfAny, false, callWithin, Empty{}, RequestCounts{}},
 		{OpRequestCalendar, OfAny, false, callWithin, RequestCalendar{}, CalendarPage{}},
 		{OpRequestHistory, OfAny, false, callWithin, RequestHistory{}, History{}},
 		{OpRequestCancel, OfAny, true, callWithin, RequestCancel{}, RequestStatus{}},
@@ -108,6 +113,11 @@ func Operations() []OperationInfo {
 		{OpAccountRename, OfOne, true, callWithin, AccountRename{}, AccountInfo{}},
 		{OpAccountRemove, OfOne, true, callWithin, AccountRemove{}, AccountRemoved{}},
 		{OpAccountLink, OfOne, true, callWithin, AccountLink{}, Link{}},
+		{OpAccountConsent, OfOne, true, callWithin, AccountConsent{}, Consent{}},
+		{OpAccountConnect, OfOne, true, longCallWithin, AccountConnect{}, Connected{}},
+		{OpAccountLimit, OfOne, true, callWithin, AccountLimit{}, MonthSpending{}},
+		{OpAccountVerify, OfOne, true, longCallWithin, AccountVerify{}, Verification{}},
+		{OpLinkGet, OfNone, false, callWithin, LinkGet{}, LinkInfo{}},
 		{OpAppStatus, OfNone, false, callWithin, Empty{}, StatusReport{}},
 		{OpAppPause, OfNone, true, callWithin, PauseRequest{}, AppPaused{}},
 		{OpAppResume, OfNone, true, longCallWithin, ResumeRequest{}, Resumed{}},
@@ -161,6 +171,9 @@ func (n Names) API(o Operation, account string) string {
 	return n.subject(tokens...)
 }
 
+// AllAPI is the subjects of all operations.
+func (n Names) AllAPI() string { return n.subject("jetpost", "api", "v1", ">") }
+
 // ErrorCode says for programs why an operation did not do what was asked.
 type ErrorCode string
 
@@ -173,6 +186,15 @@ const (
 	ErrBusy            ErrorCode = "busy"             // somebody is at it just now: try again in a moment
 	ErrOperationReused ErrorCode = "operation_reused" // the operation_id was used for another request
 	ErrRefreshFailed   ErrorCode = "refresh_failed"   // X did not renew the token
+	ErrLinkUsed        ErrorCode = "link_used"        // an account was connected with the link
+	ErrLinkExpired     ErrorCode = "link_expired"     // the link's time is over
+	ErrAttemptOver     ErrorCode = "attempt_over"     // the attempt to connect took too long, was finished before, or a newer one began
+	ErrOtherBrowser    ErrorCode = "other_browser"    // somebody else began the attempt
+	ErrOtherUser       ErrorCode = "other_user"       // the account is that of another X user than the one who consented
+	ErrOtherName       ErrorCode = "other_name"       // the X user who consented is connected under another name
+	ErrScopesMissing   ErrorCode = "scopes_missing"   // less was consented to than was asked for
+	ErrCodeRefused     ErrorCode = "code_refused"     // X does not accept the code of the consent: it works once, for 30 seconds
+	ErrConnectFailed   ErrorCode = "connect_failed"   // X did not exchange the code, or did not say whose consent it is
 	ErrStillWaiting    ErrorCode = "still_waiting"    // it was begun, and its end did not come in time
 	ErrUnsupported     ErrorCode = "unsupported"      // this worker does not offer it
 	ErrUnauthenticated ErrorCode = "unauthenticated"  // there is no such API token, session or password, or it has ended or was revoked
@@ -185,8 +207,9 @@ const (
 // ErrorCodes lists every code.
 func ErrorCodes() []ErrorCode {
 	return []ErrorCode{
-		ErrInvalid, ErrNotFound, ErrAmbiguous, ErrConflict, ErrBusy, ErrOperationReused, ErrRefreshFailed, ErrStillWaiting,
-		ErrUnsupported, ErrUnauthenticated, ErrForbidden, ErrTooMany, ErrUnavailable, ErrInternal,
+		ErrInvalid, ErrNotFound, ErrAmbiguous, ErrConflict, ErrBusy, ErrOperationReused, ErrRefreshFailed,
+		ErrLinkUsed, ErrLinkExpired, ErrAttemptOver, ErrOtherBrowser, ErrOtherUser, ErrOtherName, ErrScopesMissing, ErrCodeRefused, ErrConnectFailed,
+		ErrStillWaiting, ErrUnsupported, ErrUnauthenticated, ErrForbidden, ErrTooMany, ErrUnavailable, ErrInternal,
 	}
 }
 

@@ -158,6 +158,9 @@ type Limits struct {
 	Windows []RateWindow `json:"windows"`
 	// MoreWindows counts those beyond Limit.
 	MoreWindows int `json:"more_windows,omitempty"`
+	// Spending is what the month has cost, while a monthly limit is set; absent where the
+	// ledger was not asked.
+	Spending *MonthSpending `json:"spending,omitempty"`
 }
 
 // Breaker is the state of the circuit breaker that all workers share.
@@ -345,4 +348,106 @@ type DeadLetterGroup struct {
 	FirstSeen time.Time `json:"first_seen_at"`
 	// LastSeen is when the last of them did.
 	LastSeen time.Time `json:"last_seen_at"`
+}
+
+// AccountVerify compares an account's posts with its timeline on X, which X charges for.
+type AccountVerify struct {
+	// OperationID makes a repeat be answered as the first call was, and cost nothing.
+	OperationID string `json:"operation_id,omitempty"`
+	// Since lets only posts through that were sent then or later; absent means all that X
+	// shows, the newest 3,200.
+	Since time.Time `json:"since,omitzero"`
+	// DryRun asks X nothing, and tells what it will charge.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Verification is what a comparison has found.
+type Verification struct {
+	// Account is the one that was looked at.
+	Account string `json:"account"`
+	// Posts counts those in the ledger that are looked for.
+	Posts int `json:"posts"`
+	// MaxPosts is the most that X may show.
+	MaxPosts int `json:"max_posts"`
+	// CostEstimateUSD is what X charges for showing Posts, in US dollars.
+	CostEstimateUSD float64 `json:"cost_estimate_usd"`
+	// MaxCostUSD is what X charges for showing MaxPosts, in US dollars.
+	MaxCostUSD float64 `json:"max_cost_usd"`
+	// DryRun is true where X was not asked.
+	DryRun bool `json:"dry_run,omitempty"`
+	// Checked counts the ledger's posts that were compared.
+	Checked int `json:"checked"`
+	// Unchecked counts those that X's timeline may not show: older than its end, of the last
+	// minute, or in a community.
+	Unchecked int `json:"unchecked"`
+	// Read counts the posts that X showed.
+	Read int `json:"read"`
+	// Findings are the posts that deviate.
+	Findings []PostFinding `json:"findings"`
+}
+
+// PostFinding is one post that deviates.
+type PostFinding struct {
+	// Kind is how ledger and timeline differ.
+	Kind Deviation `json:"kind"`
+	// ID is the request's; absent of a foreign post.
+	ID string `json:"id,omitempty"`
+	// Index is the post's place in its request, from 0; absent of a foreign post.
+	Index *int `json:"index,omitempty"`
+	// PostID is that of the post on X or, of a missing one, where it was.
+	PostID string `json:"post_id"`
+	// URL leads to it.
+	URL string `json:"url"`
+	// Text is X's, or ours.
+	Text string `json:"text"`
+}
+
+// Deviation is how ledger and timeline differ.
+type Deviation string
+
+// The deviations.
+const (
+	PostMissing   Deviation = "missing"   // live in the ledger, but not on X
+	PostDoubled   Deviation = "doubled"   // on X a second time: the same text at the same place
+	PostUndeleted Deviation = "undeleted" // deleted in the ledger, but still on X
+	PostChanged   Deviation = "changed"   // its text on X differs
+	PostForeign   Deviation = "foreign"   // on X, but not sent by jetpost
+)
+
+// Wrong tells whether the finding is a fault, if only jetpost posts for the account and
+// nobody deletes posts by hand.
+func (d Deviation) Wrong() bool { return d == PostMissing || d == PostDoubled || d == PostUndeleted }
+
+// Count counts the findings of a kind.
+func (v Verification) Count(kind Deviation) (n int) {
+	for _, f := range v.Findings {
+		if f.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// AccountLimit sets what an account's posts of a month may cost by estimate.
+type AccountLimit struct {
+	// OperationID makes the change take effect once, however often it is asked for.
+	OperationID string `json:"operation_id,omitempty"`
+	// MonthlyUSD is the limit in US dollars; 0 removes it, so that the workers' own holds.
+	MonthlyUSD float64 `json:"monthly_usd"`
+}
+
+// MonthSpending is what posts of a month have cost by estimate, in US dollars, with what is
+// set aside for requests that have begun. Only what began under a limit is counted.
+type MonthSpending struct {
+	// Account is the one; absent of the app.
+	Account string `json:"account,omitempty"`
+	// MonthlyUSD is the account's own limit; absent where it has none.
+	MonthlyUSD float64 `json:"monthly_usd,omitempty"`
+	// SpentUSD is of the account, or of the app.
+	SpentUSD float64 `json:"spent_usd"`
+	// Billed says of the app that X has refused a call for want of money, so that its month
+	// counts as spent.
+	Billed bool `json:"billed,omitempty"`
+	// MonthEnds is when counting begins anew.
+	MonthEnds time.Time `json:"month_ends"`
 }

@@ -235,7 +235,7 @@ type RequestPage struct {
 	Next string `json:"next,omitempty"`
 }
 
-// RequestCounts counts the requests of all accounts.
+// RequestCounts counts the requests of an account, or of all.
 type RequestCounts struct {
 	// States counts by state; one without requests is absent. A count of Limit means as
 	// many or more.

@@ -24,7 +24,7 @@ func TestContractPageNamesEverything(t *testing.T) {
 	for name, values := range constants(t) {
 		on := page
 		switch name {
-		case "Operation", "ErrorCode", "DeadLetterKind", "Verb", "Role": // those of the control service
+		case "Operation", "ErrorCode", "DeadLetterKind", "Verb", "Role", "Deviation": // those of the control service
 			on = api
 		case "ReplayAction": // which tell what was done
 			continue

@@ -30,9 +30,9 @@ func (c *Client) RequestList(ctx context.Context, account string, in jetpost.Req
 	return call[jetpost.RequestPage](ctx, c, jetpost.OpRequestList, account, in)
 }
 
-// RequestCount counts the requests of all accounts by state.
-func (c *Client) RequestCount(ctx context.Context) (jetpost.RequestCounts, error) {
-	return call[jetpost.RequestCounts](ctx, c, jetpost.OpRequestCount, "", jetpost.Empty{})
+// RequestCount counts the requests of the account or, with "", of all by state.
+func (c *Client) RequestCount(ctx context.Context, account string) (jetpost.RequestCounts, error) {
+	return call[jetpost.RequestCounts](ctx, c, jetpost.OpRequestCount, account, jetpost.Empty{})
 }
 
 // RequestCalendar returns a page of the requests that are or were due between two times,
@@ -139,6 +139,36 @@ func (c *Client) AccountRemove(ctx context.Context, account string, in jetpost.A
 func (c *Client) AccountLink(ctx context.Context, account string, in jetpost.AccountLink) (jetpost.Link, error) {
 	in.OperationID = once(in.OperationID)
 	return call[jetpost.Link](ctx, c, jetpost.OpAccountLink, account, in)
+}
+
+// LinkGet returns a one-time link that still opens something.
+func (c *Client) LinkGet(ctx context.Context, in jetpost.LinkGet) (jetpost.LinkInfo, error) {
+	return call[jetpost.LinkInfo](ctx, c, jetpost.OpLinkGet, "", in)
+}
+
+// AccountConsent begins an attempt to connect an account.
+func (c *Client) AccountConsent(ctx context.Context, account string, in jetpost.AccountConsent) (jetpost.Consent, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Consent](ctx, c, jetpost.OpAccountConsent, account, in)
+}
+
+// AccountConnect ends an attempt with the code that X sent back, which jetpost.SealCode
+// seals.
+func (c *Client) AccountConnect(ctx context.Context, account string, in jetpost.AccountConnect) (jetpost.Connected, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Connected](ctx, c, jetpost.OpAccountConnect, account, in)
+}
+
+// AccountLimit sets what an account's posts of a month may cost by estimate.
+func (c *Client) AccountLimit(ctx context.Context, account string, in jetpost.AccountLimit) (jetpost.MonthSpending, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.MonthSpending](ctx, c, jetpost.OpAccountLimit, account, in)
+}
+
+// AccountVerify compares an account's posts with its timeline on X, which X charges for.
+func (c *Client) AccountVerify(ctx context.Context, account string, in jetpost.AccountVerify) (jetpost.Verification, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Verification](ctx, c, jetpost.OpAccountVerify, account, in)
 }
 
 // AppStatus tells whether posts go out and, if not, why.

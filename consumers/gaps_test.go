@@ -902,6 +902,16 @@ func (l mortalLedger) EndHolds(ctx context.Context, account string, code jetpost
 	return l.to.EndHolds(ctx, account, code, now)
 }
 
+func (l mortalLedger) Spend(ctx context.Context, account string, e store.Expense) (store.Spent, error) {
+	l.m.step("spend")
+	return l.to.Spend(ctx, account, e)
+}
+
+func (l mortalLedger) NoteBilled(ctx context.Context, now time.Time) error {
+	l.m.step("note billed")
+	return l.to.NoteBilled(ctx, now)
+}
+
 func (l mortalLedger) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {
 	l.m.step("sent")
 	return l.to.Sent(ctx, account, after, limit)

@@ -14,6 +14,8 @@ import (
 type laneLedger interface {
 	store.Lanes
 	Accept(ctx context.Context, in store.Acceptance) (store.Decision, error)
+	Spend(ctx context.Context, account string, e store.Expense) (store.Spent, error)
+	NoteBilled(ctx context.Context, now time.Time) error
 }
 
 // keepLease extends the lane's lease while the lane is at work. If the lease is lost,
@@ -77,6 +79,15 @@ type patientLedger struct{ r *laneRun }
 
 func (l patientLedger) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error) {
 	return persist(ctx, l.r, "reserve", func() (store.Reserved, error) { return l.r.h.Ledger.Reserve(ctx, lane, r) })
+}
+
+func (l patientLedger) Spend(ctx context.Context, account string, e store.Expense) (store.Spent, error) {
+	return persist(ctx, l.r, "spend", func() (store.Spent, error) { return l.r.h.Ledger.Spend(ctx, account, e) })
+}
+
+func (l patientLedger) NoteBilled(ctx context.Context, now time.Time) error {
+	_, err := persist(ctx, l.r, "note billed", func() (struct{}, error) { return struct{}{}, l.r.h.Ledger.NoteBilled(ctx, now) })
+	return err
 }
 
 func (l patientLedger) Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error) {

@@ -49,6 +49,7 @@ type publishHandler struct {
 	Media         *mediaSource
 	Rules         Rules
 	PostingLimits admission.PostingLimits
+	Budget        admission.Budget
 	Health        *health
 	Clocks        *clocks
 	Alarms        *alarms // if nil, only schedules wake
@@ -81,7 +82,7 @@ func (h *publishHandler) Handle(ctx context.Context, d delivery) error {
 	h.Alarms.clear(account)
 	run := &laneRun{h: h, d: d, lane: lane, log: h.Log.With("account", account, "fence", lane.Fence), until: time.Now().Add(laneBudget), lost: make(chan struct{})}
 	run.pass = &admission.Pass{
-		Gate: h.Gate, Windows: h.Windows, PostingLimits: h.PostingLimits, Ledger: patientLedger{run}, Lane: lane,
+		Gate: h.Gate, Windows: h.Windows, PostingLimits: h.PostingLimits, Budget: h.Budget, Ledger: patientLedger{run}, Lane: lane,
 		Stopping: d.Stopping, Room: h.Room, CallTimeout: h.Timing.CallTimeout(), Log: run.log,
 	}
 	stop := run.keepLease(ctx)
@@ -123,7 +124,7 @@ func (r *laneRun) run(ctx context.Context) error {
 				return err
 			}
 		}
-		r.pause = snap.Pause
+		r.pause, r.pass.OwnLimit = snap.Pause, snap.MonthlyLimit
 		r.h.Announce.moved(ctx, r.lane)
 		goesOn := !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
 		if at := snap.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {

@@ -44,6 +44,9 @@ const (
 // PostingLimits are the operator's limits of what an account publishes.
 type PostingLimits = admission.PostingLimits
 
+// Budget is what posts of a month may cost by estimate.
+type Budget = admission.Budget
+
 // Config is what a worker needs. The fields of the first group are required; the others
 // have defaults.
 type Config struct {
@@ -81,6 +84,8 @@ type Config struct {
 	// Rules are those of X that requests must follow, and PostingLimits the operator's.
 	Rules         Rules
 	PostingLimits PostingLimits
+	// Budget are the operator's limits of what posts of a month may cost.
+	Budget Budget
 	// MediaAllow are private networks that media URLs may reach; none if empty.
 	MediaAllow []netip.Prefix
 	// KeepFinished is how long finished requests are kept whole; forever if zero.
@@ -241,7 +246,7 @@ func (w *Worker) bindLanes(wakeups *publishers.Wakeups, base string, hc *http.Cl
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
 				xapi.WithLimits(w.windows.Limits, account), xapi.WithWatch(cfg.Watch))
 		},
-		Alarms: w.alarms, Observe: cfg.Observe, Trace: tracer{cfg.Tracer}, Media: w.media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits,
+		Alarms: w.alarms, Observe: cfg.Observe, Trace: tracer{cfg.Tracer}, Media: w.media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Budget: cfg.Budget,
 		Health: w.health, Clocks: w.clocks, Room: cfg.Room, Names: names, Timing: timing, Worker: cfg.Worker, Log: cfg.Log,
 	}}
 	w.bind(names.LanesStream(), jetpost.ConsumerLanes, cmp.Or(cfg.Slots, DefaultSlots), w.lanes)

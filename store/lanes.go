@@ -35,6 +35,9 @@ type Snapshot struct {
 	// UnpublishAt is when the lane continues with the earliest of its deletions; zero
 	// if none waits for it.
 	UnpublishAt time.Time
+	// MonthlyLimit is what the account's own posts of a month may cost, in millionths of a
+	// US dollar; 0 if it has no limit of its own.
+	MonthlyLimit int64
 }
 
 // Intent says that a post is about to be sent.

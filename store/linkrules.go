@@ -68,19 +68,27 @@ type StoredAttempt struct {
 	ExpiresAt time.Time
 }
 
-// Take reports whether a browser may take the attempt now, and opens its verifier. It
-// fails with ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver, *KeyError or *DamagedError.
-func (a StoredAttempt) Take(s *Sealer, browser secret.String, now time.Time) (verifier secret.String, err error) {
+// MayTake says why a browser may not take the attempt now, or nil. It fails with
+// ErrOtherBrowser, ErrLinkUsed or ErrAttemptOver.
+func (a StoredAttempt) MayTake(browser []byte, now time.Time) error {
 	switch {
-	case subtle.ConstantTimeCompare(a.Browser, LinkDigest(browser)) != 1:
-		return secret.String{}, ErrOtherBrowser
+	case subtle.ConstantTimeCompare(a.Browser, browser) != 1:
+		return ErrOtherBrowser
 	case !a.UsedAt.IsZero():
-		return secret.String{}, ErrLinkUsed
+		return ErrLinkUsed
 	case a.Verifier == "" || !now.Before(a.ExpiresAt):
-		return secret.String{}, ErrAttemptOver
-	default:
-		return s.Open(a.Verifier, a.ID+verifierColumn)
+		return ErrAttemptOver
 	}
+	return nil
+}
+
+// Take opens the verifier for a browser that may take the attempt now. It fails as MayTake
+// does, and with *KeyError or *DamagedError.
+func (a StoredAttempt) Take(s *Sealer, browser []byte, now time.Time) (verifier secret.String, err error) {
+	if err := a.MayTake(browser, now); err != nil {
+		return secret.String{}, err
+	}
+	return s.Open(a.Verifier, a.ID+verifierColumn)
 }
 
 // SealVerifier seals a verifier for the row of the link of that id.

@@ -9,7 +9,8 @@ import (
 
 // Link is a one-time link by which a person connects an X account.
 type Link struct {
-	// ID names the link in logs and calls. It does not open the link.
+	// ID names the link in logs and calls: the LinkID of its token. In a browser it does
+	// not open the link.
 	ID        string
 	Account   string // the name under which the account is connected; it may not exist yet
 	ReturnTo  string // where to send the person afterwards; "" shows a page
@@ -28,12 +29,12 @@ type NewLink struct {
 	Now       time.Time
 }
 
-// LinkAttempt is one attempt to connect by a link: the redirect to X and back. State
-// and Browser have at least 256 random bits; they are stored as hashes. The verifier is
-// sealed.
+// LinkAttempt is one attempt to connect by a link: the redirect to X and back. State and
+// Browser are the digests of values of at least 252 random bits, see LinkDigest. The
+// verifier is sealed.
 type LinkAttempt struct {
-	State     secret.String // goes to X and back through the browser's address bar
-	Browser   secret.String // stays with the browser that began
+	State     []byte        // of what goes to X and back through the browser's address bar
+	Browser   []byte        // of what stays with the browser that began
 	Verifier  secret.String // of PKCE
 	ExpiresAt time.Time
 	Now       time.Time
@@ -52,19 +53,22 @@ const (
 type Links interface {
 	// AddLink stores a link, and deletes those that expired LinkRetention ago.
 	AddLink(ctx context.Context, link NewLink) error
-	// Link returns the link with that token, in any state, or ErrNotFound.
-	Link(ctx context.Context, token secret.String) (Link, error)
+	// Link returns the link with that id, in any state, or ErrNotFound.
+	Link(ctx context.Context, id string) (Link, error)
+	// AttemptLink returns the link of an attempt that TakeAttempt would hand out, and fails
+	// as that would.
+	AttemptLink(ctx context.Context, state, browser []byte, now time.Time) (Link, error)
 	// BeginAttempt replaces the link's attempt by a new one. ErrNotFound, ErrLinkUsed,
 	// ErrLinkExpired; ErrLinkBusy while an attempt is being finished.
-	BeginAttempt(ctx context.Context, token secret.String, attempt LinkAttempt) (Link, error)
+	BeginAttempt(ctx context.Context, id string, attempt LinkAttempt) (Link, error)
 	// TakeAttempt hands out the attempt with that state, once, to the browser that
 	// began it. An attempt may end after its link has expired, if it began in time. The
 	// link is busy for the length of the lease, so that two attempts are never finished
 	// at once. ErrNotFound, ErrOtherBrowser, ErrLinkUsed, ErrAttemptOver.
-	TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (Link, secret.String, error)
+	TakeAttempt(ctx context.Context, state, browser []byte, lease time.Duration, now time.Time) (Link, secret.String, error)
 	// GiveUpAttempt says that the taken attempt connected no account. It ends the
 	// attempt's lease.
-	GiveUpAttempt(ctx context.Context, id string, state secret.String) error
+	GiveUpAttempt(ctx context.Context, id string, state []byte) error
 	// UseLink says that an account was connected by the link. The link opens nothing
 	// after that. The first call counts. ErrNotFound.
 	UseLink(ctx context.Context, id string, now time.Time) error

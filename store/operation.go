@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
 )
 
 // ErrOperationReused says that the id of an operation was used for another one.
@@ -51,15 +52,24 @@ type Changes interface {
 	Unpublish(ctx context.Context, key Key, now time.Time) (jetpost.State, error)
 
 	Account(ctx context.Context, name string) (Account, error)
+	ImportAccount(ctx context.Context, in Import) (ImportResult, error)
 	PauseAccount(ctx context.Context, account string, pause Pause) error
 	ResumeAccount(ctx context.Context, account string, now time.Time) (Pause, error)
 	Disconnect(ctx context.Context, account string, now time.Time) (Token, error)
 	RenameAccount(ctx context.Context, name, to string, now time.Time) error
 	RemoveAccount(ctx context.Context, name string, now time.Time) error
 
+	MonthSpent(ctx context.Context, account string, now time.Time) (Spent, error)
+	LimitMonth(ctx context.Context, account string, micros int64, now time.Time) error
+	ForgetBilled(ctx context.Context, now time.Time) error
+
 	Desired(ctx context.Context) ([]Desired, error)
 	Keep(ctx context.Context, k Desired) (bool, error)
+
 	AddLink(ctx context.Context, link NewLink) error
+	BeginAttempt(ctx context.Context, id string, attempt LinkAttempt) (Link, error)
+	TakeAttempt(ctx context.Context, state, browser []byte, lease time.Duration, now time.Time) (Link, secret.String, error)
+	UseLink(ctx context.Context, id string, now time.Time) error
 
 	AddAPIToken(ctx context.Context, token APIToken) error
 	RevokeAPIToken(ctx context.Context, name string, now time.Time) (APIToken, error)

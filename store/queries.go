@@ -142,6 +142,8 @@ type Queries interface {
 	CountCodes(ctx context.Context, state jetpost.State) ([]CodeCount, error)
 	// Series counts what has gone out lately, and what is due.
 	Series(ctx context.Context, q SeriesQuery) (Series, error)
+	// CountAccountRequests counts those of one account.
+	CountAccountRequests(ctx context.Context, account string) (map[jetpost.State]int, error)
 	// Late returns, by account, the unfinished requests that were due before a time: of
 	// one account, or of all accounts that have such requests if account is "". It
 	// counts up to limit of each account, in the order of the queue.

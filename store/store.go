@@ -61,6 +61,7 @@ type Store interface {
 	Queries
 	Outbox
 	Links
+	Spending
 	APITokens
 	Users
 	Audits

@@ -2,37 +2,35 @@ package web
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/url"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
-	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/xapi"
 )
 
 const (
-	// attemptLife is how long a person may take on X, with signing in there.
-	attemptLife = 15 * time.Minute
-	// finishTimeout bounds the exchange of a code and the keeping of what it
-	// brings, for which a connector may wait for its database, and closeTimeout
-	// what is written after that. The link is busy for as long, and a margin more.
-	finishTimeout = 90 * time.Second
-	closeTimeout  = 10 * time.Second
-	finishLease   = 2 * time.Minute
+	// finishTimeout bounds the exchange of a code and the keeping of what it brings, for
+	// which a worker may wait for its database.
+	finishTimeout = 100 * time.Second
 
 	// The prefix makes browsers refuse the cookie from other hosts, below or
 	// above this one, and without TLS. On a loopback address there is none.
 	browserCookie         = "__Host-jetpost_browser"
 	loopbackBrowserCookie = "jetpost_browser"
+	// browserLife is longer than any attempt.
+	browserLife = 15 * time.Minute
 
 	maxCodeBytes = 1024
 )
 
 // MaxAnswerTime is how long the longest request takes: a server must not cut it
 // off before.
-const MaxAnswerTime = finishLease
+const MaxAnswerTime = finishTimeout + requestTimeout + 5*time.Second
 
 // showLink shows what a link is for. It does not use the link up: mail programs and
 // chats open links before people do.
@@ -42,20 +40,23 @@ func (h *Handler) showLink(w http.ResponseWriter, r *http.Request) {
 		h.show(w, unknownLinkPage())
 		return
 	}
-	link, err := h.cfg.Links.Link(r.Context(), token)
-	if err == nil {
-		err = link.Over(h.cfg.Now())
-	}
+	link, err := h.cfg.Workers.LinkGet(r.Context(), jetpost.LinkGet{Link: digest(token)})
 	if err != nil {
 		h.show(w, h.linkPage(err))
 		return
 	}
-	leads := append([]string{"'self'"}, h.consent...)
+	leads := append([]string{"'self'"}, sources(link.ConsentAt)...)
 	if back := h.returnURL(link); back != nil {
 		leads = append(leads, origin(back))
 	}
 	w.Header().Set("Content-Security-Policy", policy(leads...))
 	h.showForm(w, link, h.base+"/connect/"+token.Reveal())
+}
+
+// digest is what leaves this process of a value that nobody else can know.
+func digest(value secret.String) string {
+	sum := sha256.Sum256([]byte(value.Reveal()))
+	return hex.EncodeToString(sum[:])
 }
 
 // begin makes an attempt and sends the person to X.
@@ -70,19 +71,23 @@ func (h *Handler) begin(w http.ResponseWriter, r *http.Request) {
 		h.show(w, unknownLinkPage())
 		return
 	}
-	now := h.cfg.Now()
-	attempt := store.LinkAttempt{
-		State: newToken(), Browser: h.browser(r), Verifier: secret.New(xapi.NewVerifier()), ExpiresAt: now.Add(attemptLife), Now: now,
-	}
-	link, err := h.cfg.Links.BeginAttempt(r.Context(), token, attempt)
+	link, err := h.cfg.Workers.LinkGet(r.Context(), jetpost.LinkGet{Link: digest(token)})
 	if err != nil {
 		h.show(w, h.linkPage(err))
 		return
 	}
-	h.cfg.Log.Info("connect.begun", "account", link.Account, "link", link.ID)
-	http.SetCookie(w, h.cookie(attempt.Browser))
+	browser := h.browser(r)
+	attempt, err := h.cfg.Workers.AccountConsent(r.Context(), link.Account, jetpost.AccountConsent{
+		Link: digest(token), Browser: digest(browser), RedirectURI: h.cfg.Site.RedirectURI(),
+	})
+	if err != nil {
+		h.show(w, h.linkPage(err))
+		return
+	}
+	h.cfg.Log.Info("connect.begun", "account", link.Account, "link", digest(token))
+	http.SetCookie(w, h.cookie(browser))
 	// A redirect by http.Redirect would write a page with the address in it.
-	w.Header().Set("Location", h.cfg.Connector.AuthorizeURL(attempt.State.Reveal(), attempt.Verifier.Reveal(), h.cfg.Site.RedirectURI()))
+	w.Header().Set("Location", attempt.Page)
 	w.WriteHeader(http.StatusSeeOther)
 }
 
@@ -114,7 +119,7 @@ func (h *Handler) cookieName() string {
 // another site: what is stricter than Lax would not be.
 func (h *Handler) cookie(browser secret.String) *http.Cookie {
 	return &http.Cookie{
-		Name: h.cookieName(), Value: browser.Reveal(), Path: "/", MaxAge: int(attemptLife / time.Second),
+		Name: h.cookieName(), Value: browser.Reveal(), Path: "/", MaxAge: int(browserLife / time.Second),
 		Secure: h.cfg.Site.Public.Scheme == "https", HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	}
 }
@@ -141,53 +146,60 @@ func (h *Handler) finish(w http.ResponseWriter, r *http.Request) {
 		h.show(w, otherBrowserPage())
 		return
 	}
-	lease := finishLease
-	if failure != "" { // there is nothing to finish
-		lease = 0
+	link, err := h.cfg.Workers.LinkGet(r.Context(), jetpost.LinkGet{State: state.Reveal(), Browser: digest(browser)})
+	if err != nil {
+		h.show(w, h.linkPage(err))
+		return
 	}
-	link, verifier, err := h.cfg.Links.TakeAttempt(r.Context(), state, browser, lease, h.cfg.Now())
-	switch {
+	end := jetpost.AccountConnect{State: state.Reveal(), Browser: digest(browser), RedirectURI: h.cfg.Site.RedirectURI()}
+	if code != "" {
+		if end.Code, err = jetpost.SealCode(end.State, code); err != nil {
+			h.show(w, incompletePage())
+			return
+		}
+	}
+	h.connect(w, r, link, end, failure)
+}
+
+// connect ends the attempt. It goes on when the person closes the tab: by then X may have
+// given tokens that must not be lost.
+func (h *Handler) connect(w http.ResponseWriter, r *http.Request, link jetpost.LinkInfo, end jetpost.AccountConnect, failure string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), finishTimeout)
+	defer cancel()
+	connected, err := h.cfg.Workers.AccountConnect(ctx, link.Account, end)
+	switch code := codeOf(err); {
+	case code == jetpost.ErrAttemptOver, code == jetpost.ErrOtherBrowser, code == jetpost.ErrLinkUsed:
+		h.show(w, h.linkPage(err)) // somebody else was faster
 	case err != nil:
-		h.show(w, h.attemptPage(err))
+		h.cfg.Log.Warn("connect.failed", "account", link.Account, "error", err)
+		h.conclude(w, link, connectPage(link.Account, code))
 	case failure == "access_denied":
-		h.cfg.Log.Info("connect.denied", "account", link.Account, "link", link.ID)
+		h.cfg.Log.Info("connect.denied", "account", link.Account)
 		h.conclude(w, link, deniedPage(link.Account))
 	case failure != "":
 		// The words come from the browser, which can send anything.
-		h.cfg.Log.Warn("connect.refused", "account", link.Account, "link", link.ID)
+		h.cfg.Log.Warn("connect.refused", "account", link.Account)
 		h.conclude(w, link, failedPage())
 	default:
-		h.connect(w, r, link, state, code, verifier)
+		h.cfg.Log.Info("connect.done", "account", link.Account, "username", connected.Username)
+		h.conclude(w, link, connectedPage(link.Account, connected.Username))
 	}
 }
 
-// connect exchanges the code. It goes on when the person closes the tab: by then
-// X may have given tokens that must not be lost.
-func (h *Handler) connect(w http.ResponseWriter, r *http.Request, link store.Link, state secret.String, code string, verifier secret.String) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), finishTimeout)
-	defer cancel()
-	connected, err := h.cfg.Connector.Connect(ctx, link.Account, code, verifier.Reveal(), h.cfg.Site.RedirectURI())
-	settle, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), closeTimeout)
-	defer cancel()
-	if err != nil {
-		h.cfg.Log.Warn("connect.failed", "account", link.Account, "link", link.ID, "error", err)
-		if err := h.cfg.Links.GiveUpAttempt(settle, link.ID, state); err != nil {
-			h.cfg.Log.Warn("connect.link_stays_busy", "link", link.ID, "lease", finishLease, "error", err)
-		}
-		h.conclude(w, link, connectPage(link.Account, err))
-		return
+// codeOf is the code of a worker's error, "" of none.
+func codeOf(err error) jetpost.ErrorCode {
+	var told *jetpost.APIError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &told):
+		return told.Code
 	}
-	h.cfg.Log.Info("connect.done", "account", link.Account, "username", connected.Username, "link", link.ID)
-	if err := h.cfg.Links.UseLink(settle, link.ID, h.cfg.Now()); err != nil {
-		// The account is connected. What the link could still do is connect the
-		// same X user again, until it expires.
-		h.cfg.Log.Error("connect.link_not_spent", "account", link.Account, "link", link.ID, "error", err)
-	}
-	h.conclude(w, link, connectedPage(link.Account, connected.Username))
+	return jetpost.ErrInternal
 }
 
 // conclude shows the person the result, or sends them back with it.
-func (h *Handler) conclude(w http.ResponseWriter, link store.Link, p result) {
+func (h *Handler) conclude(w http.ResponseWriter, link jetpost.LinkInfo, p result) {
 	back := h.returnURL(link)
 	if back == nil {
 		h.show(w, p)
@@ -213,12 +225,12 @@ func (h *Handler) conclude(w http.ResponseWriter, link store.Link, p result) {
 
 // returnURL is where to send a person after a link, or nil where it has no such
 // address or one that is not allowed any more.
-func (h *Handler) returnURL(link store.Link) *url.URL {
+func (h *Handler) returnURL(link jetpost.LinkInfo) *url.URL {
 	if link.ReturnTo == "" {
 		return nil
 	}
 	if err := h.cfg.Site.CheckReturn(link.ReturnTo); err != nil {
-		h.cfg.Log.Warn("connect.return_refused", "account", link.Account, "link", link.ID, "error", err)
+		h.cfg.Log.Warn("connect.return_refused", "account", link.Account, "error", err)
 		return nil
 	}
 	back, err := url.Parse(link.ReturnTo)
@@ -228,31 +240,23 @@ func (h *Handler) returnURL(link store.Link) *url.URL {
 	return back
 }
 
-// linkPage says why a link opens nothing.
+// linkPage says why a link opens nothing, or an attempt cannot be ended.
 func (h *Handler) linkPage(err error) result {
-	switch {
-	case errors.Is(err, store.ErrNotFound):
+	switch codeOf(err) {
+	case jetpost.ErrNotFound:
 		return unknownLinkPage()
-	case errors.Is(err, store.ErrLinkUsed):
+	case jetpost.ErrLinkUsed:
 		return usedPage()
-	case errors.Is(err, store.ErrLinkExpired):
+	case jetpost.ErrLinkExpired:
 		return expiredPage()
-	case errors.Is(err, store.ErrLinkBusy):
+	case jetpost.ErrBusy:
 		return busyPage()
-	default:
-		h.cfg.Log.Error("connect.ledger_failed", "error", err)
-		return unavailablePage()
-	}
-}
-
-// attemptPage says why an attempt cannot be finished.
-func (h *Handler) attemptPage(err error) result {
-	switch {
-	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrAttemptOver):
+	case jetpost.ErrAttemptOver:
 		return attemptOverPage()
-	case errors.Is(err, store.ErrOtherBrowser):
+	case jetpost.ErrOtherBrowser:
 		return otherBrowserPage()
 	default:
-		return h.linkPage(err)
+		h.cfg.Log.Error("connect.workers_failed", "error", err)
+		return unavailablePage()
 	}
 }

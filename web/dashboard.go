@@ -31,7 +31,7 @@ const (
 type Operations interface {
 	RequestGet(ctx context.Context, account string, in jetpost.RequestGet) (jetpost.RequestDetails, error)
 	RequestList(ctx context.Context, account string, in jetpost.RequestList) (jetpost.RequestPage, error)
-	RequestCount(ctx context.Context) (jetpost.RequestCounts, error)
+	RequestCount(ctx context.Context, account string) (jetpost.RequestCounts, error)
 	RequestCalendar(ctx context.Context, account string, in jetpost.RequestCalendar) (jetpost.CalendarPage, error)
 	RequestHistory(ctx context.Context, account string, in jetpost.RequestHistory) (jetpost.History, error)
 	RequestCheck(ctx context.Context, account string, r jetpost.Request) (jetpost.CheckAnswer, error)

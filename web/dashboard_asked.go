@@ -151,7 +151,9 @@ func (d *Dashboard) status(ctx context.Context) (jetpost.StatusReport, error) {
 
 // counts are the requests by state.
 func (d *Dashboard) counts(ctx context.Context) (jetpost.RequestCounts, error) {
-	counts, _, err := d.asked.counts.get(ctx, d.asked, true, d.cfg.Operations.RequestCount)
+	counts, _, err := d.asked.counts.get(ctx, d.asked, true, func(ctx context.Context) (jetpost.RequestCounts, error) {
+		return d.cfg.Operations.RequestCount(ctx, "")
+	})
 	return counts, err
 }
 

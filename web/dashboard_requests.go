@@ -72,10 +72,15 @@ func (d *Dashboard) requests(r *http.Request) (shown, error) {
 		return shown{}, err
 	}
 	counts := jetpost.RequestCounts{}
-	if account == "" && f.Code == "" && f.Since == "" { // the counts are those of all
-		if counts, err = d.counts(r.Context()); err != nil {
-			return shown{}, err
-		}
+	switch {
+	case f.Code != "" || f.Since != "": // no counts are of these
+	case account == "":
+		counts, err = d.counts(r.Context())
+	default:
+		counts, err = d.cfg.Operations.RequestCount(r.Context(), account)
+	}
+	if err != nil {
+		return shown{}, err
 	}
 	p.Requests, p.Tabs = p.rows(list.Requests), states(counts, f)
 	if list.Next != "" {

@@ -117,7 +117,7 @@ func (b *dashboardBundle) serve() {
 	running.Go(func() { _ = s.Run(ctx) }) // it ends with its connection
 	b.Cleanup(func() { cancel(); running.Wait() })
 	testkit.Eventually(b.T, "the operations to be served", func() bool {
-		_, err := b.client.RequestCount(b.Context())
+		_, err := b.client.RequestCount(b.Context(), "")
 		return err == nil
 	})
 }

@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/sqlite"
 	"github.com/jetpost/jetpost/web"
@@ -50,7 +53,16 @@ func mountAndLink(ctx context.Context, path string) error {
 		return err
 	}
 	site := web.Site{Public: public, ReturnHosts: []string{"app.example"}}
-	pages, err := web.New(web.Config{Site: site, Links: ledger, Connector: &connector{log: &logs{}}, Log: slog.New(slog.DiscardHandler)})
+	nc, err := nats.Connect("nats://127.0.0.1:1", nats.RetryOnFailedConnect(true)) // where the workers are
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	workers, err := client.New(nc)
+	if err != nil {
+		return err
+	}
+	pages, err := web.New(web.Config{Site: site, Workers: workers, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}

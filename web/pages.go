@@ -3,14 +3,13 @@ package web
 import (
 	"bytes"
 	"embed"
-	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
 	"slices"
 	"time"
 
-	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/xapi"
 )
 
@@ -72,7 +71,7 @@ func allowed(scopes []string) (lines []string) {
 	return append(lines, scopes...)
 }
 
-func (h *Handler) showForm(w http.ResponseWriter, link store.Link, action string) {
+func (h *Handler) showForm(w http.ResponseWriter, link jetpost.LinkInfo, action string) {
 	h.render(w, http.StatusOK, formPage, form{
 		Base: h.base, Action: action, Account: link.Account, Allowed: allowed(xapi.ConsentScopes()),
 		Until: link.ExpiresAt, Left: left(link.ExpiresAt.Sub(h.cfg.Now())),
@@ -218,16 +217,22 @@ func failedPage() result {
 	return result{Status: http.StatusBadGateway, Code: "failed", Explain: true, Title: "Nothing was connected", Text: "X could not ask you for your consent.", Do: "Open your link again in a few minutes."}
 }
 
-// connectPage says why an account was not connected.
-func connectPage(account string, err error) result {
-	p := result{Title: "Nothing was connected", Explain: true}
-	var late *xapi.CodeRefusedError
-	var refused *RefusedError
-	switch {
-	case errors.As(err, &refused):
-		p.Status, p.Code = http.StatusConflict, string(refused.Reason)
-		p.Text, p.Do = refused.Reason.words(account)
-	case errors.As(err, &late):
+// connectPage says why an account was not connected. Products get the page's code in the
+// address to which people return.
+func connectPage(account string, code jetpost.ErrorCode) result {
+	const otherAccount = "Sign in to the right account on X, then open your link again."
+	p := result{Title: "Nothing was connected", Explain: true, Status: http.StatusConflict}
+	switch code {
+	case jetpost.ErrOtherUser:
+		p.Code, p.Do = "other_user", otherAccount
+		p.Text = "The name " + account + " belongs to another X account, not to the one that you signed in with."
+	case jetpost.ErrOtherName:
+		p.Code, p.Do = "other_name", otherAccount
+		p.Text = "This X account is connected already, under another name than " + account + "."
+	case jetpost.ErrScopesMissing:
+		p.Code, p.Do = "incomplete", "Open your link again, and allow all of it."
+		p.Text = "X did not give everything that the page asked for."
+	case jetpost.ErrCodeRefused:
 		p.Status, p.Code = http.StatusBadRequest, "late"
 		p.Text, p.Do = "X does not accept the answer that it sent with you, which it does for half a minute only.", openAgain
 	default:
@@ -235,17 +240,4 @@ func connectPage(account string, err error) result {
 		p.Text, p.Do = "X did not answer as it should.", "Open your link again in a few minutes."
 	}
 	return p
-}
-
-// words say what the refusal is, and what to do.
-func (r Refusal) words(account string) (text, do string) {
-	const otherAccount = "Sign in to the right account on X, then open your link again."
-	switch r {
-	case OtherUser:
-		return "The name " + account + " belongs to another X account, not to the one that you signed in with.", otherAccount
-	case OtherName:
-		return "This X account is connected already, under another name than " + account + ".", otherAccount
-	default:
-		return "X did not give everything that the page asked for.", "Open your link again, and allow all of it."
-	}
 }

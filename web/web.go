@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost"
 )
 
 const (
@@ -23,7 +23,7 @@ const (
 	maxBodyBytes = 4 << 10
 	// maxQueryBytes bounds what X may send back.
 	maxQueryBytes = 4 << 10
-	// requestTimeout bounds a request that only asks the ledger.
+	// requestTimeout bounds a request that only asks the workers for a link.
 	requestTimeout = 15 * time.Second
 	// assetSeconds is how long a browser caches an asset.
 	assetSeconds = 600
@@ -32,50 +32,20 @@ const (
 //go:embed assets
 var assets embed.FS
 
-// Connector is the way to X and into the ledger.
-type Connector interface {
-	// AuthorizeURL is the page on which X asks for consent; X sends people from
-	// there to redirectURI with the state.
-	AuthorizeURL(state, verifier, redirectURI string) string
-	// Connect exchanges the code of a consent and stores the account under the name.
-	// Its errors repeat neither code nor verifier. Two of them have pages of their own:
-	// *RefusedError and *xapi.CodeRefusedError.
-	Connect(ctx context.Context, account, code, verifier, redirectURI string) (Connected, error)
+// Workers carry out what people ask for on the pages: a client.Client does. Its errors are
+// *jetpost.APIError, or lead to one.
+type Workers interface {
+	LinkGet(ctx context.Context, in jetpost.LinkGet) (jetpost.LinkInfo, error)
+	AccountConsent(ctx context.Context, account string, in jetpost.AccountConsent) (jetpost.Consent, error)
+	AccountConnect(ctx context.Context, account string, in jetpost.AccountConnect) (jetpost.Connected, error)
 }
-
-// Connected is an account that was connected.
-type Connected struct {
-	Username string // on X, without the @
-}
-
-// RefusedError says that a person consented on X, but that it connects nothing
-// under the name of the link.
-type RefusedError struct {
-	Reason Refusal
-	Err    error
-}
-
-func (e *RefusedError) Error() string { return e.Err.Error() }
-func (e *RefusedError) Unwrap() error { return e.Err }
-
-// Refusal is why a consent connects nothing. Products get it in the address to which
-// people return.
-type Refusal string
-
-// The refusals.
-const (
-	OtherUser  Refusal = "other_user" // the name belongs to another X user
-	OtherName  Refusal = "other_name" // the X user is connected under another name
-	Incomplete Refusal = "incomplete" // less was consented to than was asked for
-)
 
 // Config says what a Handler needs; everything but Now must be there.
 type Config struct {
-	Site      Site
-	Links     store.Links
-	Connector Connector
-	Log       *slog.Logger
-	Now       func() time.Time // time.Now where nil
+	Site    Site
+	Workers Workers
+	Log     *slog.Logger
+	Now     func() time.Time // time.Now where nil
 }
 
 // Handler serves the pages. It is safe for concurrent use, and has no state between
@@ -86,22 +56,16 @@ type Handler struct {
 	crossSite *http.CrossOriginProtection
 	pages     map[string]*template.Template
 	base      string // path of the public address, "" or /like/this
-	// consent lists the sources to which the way through X may lead.
-	consent []string
 }
 
 // New makes a handler. Where the public address has a path, the handler is to be
 // mounted on that path, and takes it away itself.
 func New(cfg Config) (*Handler, error) {
-	if cfg.Links == nil || cfg.Connector == nil || cfg.Log == nil || cfg.Site.Public == nil {
-		return nil, errors.New("make web handler: want links, a connector, a log and a public address")
+	if cfg.Workers == nil || cfg.Log == nil || cfg.Site.Public == nil {
+		return nil, errors.New("make web handler: want workers, a log and a public address")
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
-	}
-	asks, err := url.Parse(cfg.Connector.AuthorizeURL("state", "verifier", cfg.Site.RedirectURI()))
-	if err != nil || asks.Host == "" {
-		return nil, errors.New("make web handler: X's page of consent has no address")
 	}
 	pages, err := readPages()
 	if err != nil {
@@ -109,7 +73,7 @@ func New(cfg Config) (*Handler, error) {
 	}
 	h := &Handler{
 		cfg: cfg, pages: pages, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(),
-		base: cfg.Site.Public.Path, consent: sources(asks),
+		base: cfg.Site.Public.Path,
 	}
 	if err := h.crossSite.AddTrustedOrigin(origin(cfg.Site.Public)); err != nil {
 		return nil, fmt.Errorf("make web handler: %w", err)
@@ -170,7 +134,11 @@ func policy(formSources ...string) string {
 
 // sources are an address's host and, where it has a name, the hosts below it:
 // X may send people on to one of those, for instance on a phone.
-func sources(u *url.URL) []string {
+func sources(address string) []string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil
+	}
 	list := []string{origin(u)}
 	if u.Scheme == "https" && net.ParseIP(u.Hostname()) == nil {
 		list = append(list, "https://*."+u.Host)

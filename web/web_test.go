@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/sqlite"
@@ -84,43 +86,61 @@ func (l *logs) hide(secrets ...string) {
 // connector goes the way that the real one goes, without its wake-ups.
 type connector struct {
 	xapi.OAuth
-	ledger store.Accounts
-	log    *logs
 	// before, where set, runs before the exchange.
 	before func(ctx context.Context) error
 }
 
-func (c *connector) AuthorizeURL(state, verifier, redirectURI string) string {
-	c.log.hide(state, verifier)
-	return c.OAuth.AuthorizeURL(state, verifier, redirectURI, xapi.ConsentScopes())
-}
-
-func (c *connector) Connect(ctx context.Context, account, code, verifier, redirectURI string) (web.Connected, error) {
+func (c *connector) connect(ctx context.Context, accounts store.Accounts, code control.ConsentCode) (jetpost.Connected, error) {
 	if c.before != nil {
 		if err := c.before(ctx); err != nil {
-			return web.Connected{}, err
+			return jetpost.Connected{}, err
 		}
 	}
-	pair, err := c.Exchange(ctx, code, verifier, redirectURI)
+	pair, err := c.Exchange(ctx, code.Code, code.Verifier, code.RedirectURI)
+	if late := new(xapi.CodeRefusedError); errors.As(err, &late) {
+		return jetpost.Connected{}, &control.Error{Code: jetpost.ErrCodeRefused, Err: err}
+	}
 	if err != nil {
-		return web.Connected{}, err
+		return jetpost.Connected{}, &control.Error{Code: jetpost.ErrConnectFailed, Err: err}
 	}
 	me, err := xapi.New(pair.AccessToken, xapi.WithBaseURL(c.BaseURL)).Me(ctx)
 	if err != nil {
-		return web.Connected{}, err
+		return jetpost.Connected{}, err
 	}
-	_, err = c.ledger.ImportAccount(ctx, store.Import{
-		Name: account, XUserID: me.ID, Username: me.Username, Now: time.Now(), Pair: store.Pair{
+	_, err = accounts.ImportAccount(ctx, store.Import{
+		Name: code.Account, XUserID: me.ID, Username: me.Username, Now: time.Now(), Pair: store.Pair{
 			Access: secret.New(pair.AccessToken), Refresh: secret.New(pair.RefreshToken), ExpiresAt: pair.ExpiresAt, Scope: pair.Scope,
 		},
 	})
 	switch {
 	case errors.Is(err, store.ErrNameTaken):
-		err = &web.RefusedError{Reason: web.OtherUser, Err: err}
+		err = &control.Error{Code: jetpost.ErrOtherUser, Err: err}
 	case errors.Is(err, store.ErrUserTaken):
-		err = &web.RefusedError{Reason: web.OtherName, Err: err}
+		err = &control.Error{Code: jetpost.ErrOtherName, Err: err}
 	}
-	return web.Connected{Username: me.Username}, err
+	return jetpost.Connected{Username: me.Username}, err
+}
+
+// workers answer as they do over NATS, which is not needed here.
+type workers struct{ *control.Control }
+
+func (w workers) LinkGet(ctx context.Context, in jetpost.LinkGet) (jetpost.LinkInfo, error) {
+	return told(w.Control.LinkGet(ctx, in))
+}
+
+func (w workers) AccountConsent(ctx context.Context, account string, in jetpost.AccountConsent) (jetpost.Consent, error) {
+	return told(w.Control.AccountConsent(ctx, account, in))
+}
+
+func (w workers) AccountConnect(ctx context.Context, account string, in jetpost.AccountConnect) (jetpost.Connected, error) {
+	return told(w.Control.AccountConnect(ctx, account, in))
+}
+
+func told[A any](answer A, err error) (A, error) {
+	if err != nil {
+		err = control.APIError(err)
+	}
+	return answer, err
 }
 
 // stall has the first Connect wait until finish is called, or the test ends.
@@ -154,7 +174,7 @@ func setup(t *testing.T) *testBundle {
 		_, err := b.sim.AddAccount(xsim.NewAccount{Handle: handle})
 		check(t, err)
 	}
-	b.x = &connector{OAuth: xapi.OAuth{ClientID: "app", BaseURL: x.URL}, ledger: b.ledger, log: b.log}
+	b.x = &connector{OAuth: xapi.OAuth{ClientID: "app", BaseURL: x.URL}}
 	b.serve("")
 	t.Cleanup(b.wantQuietLog)
 	return b
@@ -175,9 +195,10 @@ func (b *testBundle) serve(path string) {
 
 func (b *testBundle) handler(site web.Site) *web.Handler {
 	b.t.Helper()
+	log := slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h, err := web.New(web.Config{
-		Site: site, Links: b.ledger, Connector: b.x, Now: b.clock.Now,
-		Log: slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Site: site, Now: b.clock.Now, Log: log,
+		Workers: workers{control.New(control.Control{Ledger: b.ledger, X: &b.x.OAuth, Connect: b.x.connect, Now: b.clock.Now, Log: log})},
 	})
 	check(b.t, err)
 	return h
@@ -254,6 +275,7 @@ func (c *browser) begin(link string) string {
 	if a.body != "" {
 		c.b.t.Errorf("the redirect has a body: %q", a.body)
 	}
+	c.b.log.hide(query(c.b.t, a.Header.Get("Location"), "state"))
 	return a.Header.Get("Location")
 }
 
@@ -564,7 +586,7 @@ func TestFailures(t *testing.T) {
 	check(t, b.sim.SetFaults(nil))
 
 	b.x.before = func(context.Context) error {
-		return &web.RefusedError{Reason: web.Incomplete, Err: errors.New("no media.write")}
+		return &control.Error{Code: jetpost.ErrScopesMissing, Err: errors.New("no media.write")}
 	}
 	b.wantPage(person.connect(link, "alice"), http.StatusConflict, "allow all of it")
 	b.x.before = nil

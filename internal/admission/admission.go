@@ -6,6 +6,7 @@
 //	has the disk room for the results? ............. Ask, Permit
 //	is the account paused? ......................... Open
 //	does a posting limit hold the request? ......... Open
+//	does a monthly limit hold it? .................. Open
 //	is the app paused, and which lane probes
 //	whether the pause is over? ..................... Open, Ask, Permit, Still
 //	do X's windows have calls left, those in
@@ -13,7 +14,7 @@
 //	are the remaining calls reserved for others? ... Permit
 //	does X fail call after call? ................... Permit
 //
-// The account's pause and the posting limits concern a request as a whole, so they are
+// The account's pause, the posting limits and the monthly limits concern a request as a whole, so they are
 // checked before any work on it begins. The breaker is checked last, because it must be
 // told how each call ended. While the breaker probes X, it admits a single call, and that
 // call must not wait for any other condition.
@@ -85,6 +86,8 @@ func Wait(code jetpost.Code, until time.Time, detail string) error {
 type Ledger interface {
 	Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error)
 	Sent(ctx context.Context, account string, after time.Time, limit int) ([]time.Time, error)
+	Spend(ctx context.Context, account string, e store.Expense) (store.Spent, error)
+	NoteBilled(ctx context.Context, now time.Time) error
 }
 
 // Pass admits the calls of one claim of a lane. The lane and its uploads may use it at the
@@ -93,6 +96,8 @@ type Pass struct {
 	Gate          *Gate
 	Windows       *Windows
 	PostingLimits PostingLimits
+	Budget        Budget
+	OwnLimit      int64 // Budget.Account of an account that has one of its own
 	Ledger        Ledger
 	Lane          store.Claim
 	// Stopping is closed once the worker is asked to stop.
@@ -143,6 +148,9 @@ func (p *Pass) Open(ctx context.Context, head *store.Record, pause store.Pause, 
 		return &WaitError{Reason: pause.Reason, CheckAt: pause.NextProbeAt}
 	}
 	if err := p.postingLimit(ctx, head, now); err != nil {
+		return err
+	}
+	if err := p.budget(ctx, head, now); err != nil {
 		return err
 	}
 	if err := p.paused(ctx, now); err != nil {
@@ -273,6 +281,9 @@ func (p *Pass) probes(pause publishers.Pause, now time.Time) bool {
 // pause.
 func (p *Pass) Pause(ctx context.Context, reason jetpost.Reason) *WaitError {
 	now := time.Now()
+	if reason.Code == jetpost.CodeCreditsDepleted {
+		p.billed(ctx, now)
+	}
 	p.pauseAll(ctx, reason, now)
 	pause, paused := p.Gate.Paused(TargetPublish, now)
 	if !paused {

@@ -190,12 +190,13 @@ var given = map[jetpost.Verb][]jetpost.Operation{
 	jetpost.VerbRead: {
 		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpRequestCalendar, jetpost.OpRequestHistory, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus, jetpost.OpAppSeries, jetpost.OpDeadLettersGroups,
 		jetpost.OpAppLimits, jetpost.OpAppForecast, jetpost.OpDeadLettersList, jetpost.OpWorkersList,
-		jetpost.OpAuditList,
+		jetpost.OpAuditList, jetpost.OpLinkGet,
 	},
 	jetpost.VerbManage: {
 		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpRequestCancelMany, jetpost.OpAccountPause,
 		jetpost.OpAccountResume, jetpost.OpAccountRefresh, jetpost.OpAccountDisconnect, jetpost.OpAccountRename, jetpost.OpAccountRemove,
-		jetpost.OpAccountLink, jetpost.OpAppPause, jetpost.OpAppResume,
+		jetpost.OpAccountLink, jetpost.OpAccountConsent, jetpost.OpAccountConnect, jetpost.OpAccountVerify, jetpost.OpAccountLimit,
+		jetpost.OpAppPause, jetpost.OpAppResume,
 	},
 }
 

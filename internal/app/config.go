@@ -76,6 +76,8 @@ type Config struct {
 	// Rules are those of X that requests must follow, and PostingLimits the operator's own.
 	Rules         consumers.Rules
 	PostingLimits consumers.PostingLimits
+	// Budget is what posts of a month may cost.
+	Budget consumers.Budget
 	// KeepFinished is how long finished requests are kept whole; 0 keeps them forever.
 	KeepFinished time.Duration
 	// MediaAllow are private networks that media URLs may reach.
@@ -242,6 +244,9 @@ func (c Config) validate(n needs) error {
 	}
 	if n := c.PostingLimits.PostsPerHour; n < 0 || n > admission.MaxPostsPerHour {
 		wrong("max posts per hour: %d is not within 1 and %d, nor 0, which is no limit", n, admission.MaxPostsPerHour)
+	}
+	if c.Budget.App < 0 || c.Budget.Account < 0 {
+		wrong("monthly limits: are negative; want US dollars, or 0, which is no limit")
 	}
 	if c.PostingLimits.MinInterval < 0 {
 		wrong("min interval: %s is negative", c.PostingLimits.MinInterval)
@@ -474,7 +479,7 @@ type Connection struct {
 func (c *Connection) Close() { c.Conn.Close() }
 
 // Connect connects to NATS, and stays connected from then on.
-func (c Config) Connect(ctx context.Context, log *slog.Logger, name string) (*Connection, error) {
+func (c Config) Connect(ctx context.Context, log *slog.Logger, name string, more ...nats.Option) (*Connection, error) {
 	if err := c.validate(needs{nats: true}); err != nil {
 		return nil, err
 	}
@@ -497,7 +502,7 @@ func (c Config) Connect(ctx context.Context, log *slog.Logger, name string) (*Co
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts, login...)
+	opts = append(append(opts, login...), more...)
 	conn, err := nats.Connect(c.NATS.URL, opts...)
 	if err != nil {
 		return nil, natsError(c.NATS.URL, err)

@@ -95,6 +95,40 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 	return Connected{Imported: imported, Scope: pair.Scope, ExpiresAt: pair.ExpiresAt}, nil
 }
 
+// connectCode is Connect for an operation, which stores the account in its own way.
+func (c *Connector) connectCode(ctx context.Context, accounts store.Accounts, code control.ConsentCode) (jetpost.Connected, error) {
+	importer := *c.Importer
+	importer.Ledger = accounts
+	once := *c
+	once.Importer = &importer
+	connected, err := once.Connect(ctx, code.Account, code.Code, code.Verifier, code.RedirectURI)
+	if err != nil {
+		return jetpost.Connected{}, &control.Error{Code: connectErrorCode(err), Err: err, Help: Hint(err)}
+	}
+	return jetpost.Connected{
+		Name: connected.Name, XUserID: connected.XUserID, Username: connected.Username, Result: string(connected.Result),
+		Scope: connected.Scope, TokenExpiresAt: connected.ExpiresAt,
+	}, nil
+}
+
+// connectErrorCode says for programs why an account was not connected.
+func connectErrorCode(err error) jetpost.ErrorCode {
+	var wrong *WrongUserError
+	switch {
+	case errors.As(err, &wrong) && wrong.Owner != "":
+		return jetpost.ErrOtherUser
+	case wrong != nil:
+		return jetpost.ErrOtherName
+	case errors.As(err, new(*MissingScopesError)):
+		return jetpost.ErrScopesMissing
+	case errors.As(err, new(*xapi.CodeRefusedError)):
+		return jetpost.ErrCodeRefused
+	case store.Unavailable(err):
+		return jetpost.ErrUnavailable
+	}
+	return jetpost.ErrConnectFailed
+}
+
 // save stores the pair of a consent, and wakes the account's lane. If the database
 // does not answer, it tries again until storeBound is over.
 func (c *Connector) save(ctx context.Context, in store.Import) (imported Imported, err error) {

@@ -97,8 +97,11 @@ func (c Config) control(conn *Connection, ledger store.Store, relay *consumers.O
 		Notes: func(ctx context.Context, accounts int) ([]string, error) { return forecastNotes(ctx, conn, accounts) },
 		Link:  c.MakeLink,
 	}
+	parts.Verify = verifier{ledger: ledger, x: c.X}.verify
 	if x, err := c.X.oauth(); err == nil {
 		parts.X = x
+		connector := Connector{OAuth: x, Importer: &Importer{Ledger: ledger, NATS: conn, XURL: c.X.URL}, Tokens: ledger, Announce: relay, Log: log}
+		parts.Connect = connector.connectCode
 	}
 	return control.New(parts)
 }

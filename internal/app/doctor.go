@@ -102,7 +102,24 @@ func failed(err error) Finding {
 
 func skipped(why string) Finding { return Finding{Verdict: CheckSkipped, Detail: why} }
 
+// natsAlone tells a configuration for commands and pages, which need no database.
+func (d *Doctor) natsAlone() bool { return d.Config.DatabaseURL.Empty() && d.Config.NATS.URL != "" }
+
+// noLedger says why nothing can be told that is in the ledger.
+func (d *Doctor) noLedger() Finding {
+	if d.natsAlone() {
+		return skipped("DATABASE_URL is not set, without which it cannot be checked")
+	}
+	return skipped("the database does not answer")
+}
+
 func (d *Doctor) configuration(context.Context) Finding {
+	if d.natsAlone() {
+		if err := d.Config.validate(needs{nats: true}); err != nil {
+			return failed(err)
+		}
+		return passed("NATS_URL alone, enough for commands and 'jetpost web'; a worker needs DATABASE_URL, HUB_ENCRYPTION_KEY and X_CLIENT_ID too")
+	}
 	if err := d.Config.Validate(); err != nil {
 		return failed(err)
 	}
@@ -111,6 +128,9 @@ func (d *Doctor) configuration(context.Context) Finding {
 
 // database opens the ledger, with keys that may be wrong.
 func (d *Doctor) database(ctx context.Context) Finding {
+	if d.natsAlone() {
+		return d.noLedger()
+	}
 	ledger, err := d.Config.openUnchecked(ctx)
 	if err != nil {
 		return failed(err)
@@ -124,7 +144,7 @@ func (d *Doctor) database(ctx context.Context) Finding {
 
 func (d *Doctor) keys(ctx context.Context) Finding {
 	if d.ledger == nil {
-		return skipped("the database does not answer")
+		return d.noLedger()
 	}
 	if err := d.ledger.CheckKeys(ctx); err != nil {
 		return failed(err)
@@ -141,7 +161,7 @@ func (d *Doctor) commits(ctx context.Context) Finding {
 	ledger, is := d.ledger.(durable)
 	switch {
 	case d.ledger == nil:
-		return skipped("the database does not answer")
+		return d.noLedger()
 	case !is:
 		return passed("each is on disk before it counts")
 	}
@@ -172,8 +192,11 @@ func (d *Doctor) nats(ctx context.Context) Finding {
 }
 
 func (d *Doctor) topology(ctx context.Context) Finding {
-	if d.conn == nil || d.ledger == nil {
-		return skipped("NATS or the database does not answer")
+	if d.conn == nil {
+		return skipped("NATS does not answer")
+	}
+	if d.ledger == nil {
+		return d.noLedger()
 	}
 	id, err := d.ledger.LedgerID(ctx)
 	if err == nil {
@@ -207,7 +230,7 @@ func (d *Doctor) walls(ctx context.Context) Finding {
 
 func (d *Doctor) clock(ctx context.Context) Finding {
 	if d.ledger == nil {
-		return skipped("the database does not answer")
+		return d.noLedger()
 	}
 	before := time.Now()
 	there, err := d.ledger.Clock(ctx)
@@ -289,6 +312,9 @@ func (d *Doctor) files(context.Context) Finding {
 // x asks X for a page that needs no token: that resolves its name, trusts its
 // certificate, goes through a proxy where one is set, and shows its clock.
 func (d *Doctor) x(ctx context.Context) Finding {
+	if d.natsAlone() {
+		return skipped("workers call it, and this is no worker's configuration")
+	}
 	address := d.Config.X.URL
 	if address == "" {
 		address = xapi.DefaultBaseURL

@@ -34,7 +34,7 @@ const testPassword = "secret"
 func wallServers(t *testing.T, count int, walls Walls) []*server.Server {
 	t.Helper()
 	logins := map[string]string{}
-	for _, user := range append(NATSUsers(), walls.Customers...) {
+	for _, user := range walls.Users() {
 		logins[user] = fmt.Sprintf("password: %q", testPassword)
 	}
 	maps.Copy(logins, walls.Logins)
@@ -444,7 +444,7 @@ func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets va
 	names, err := jetpost.NewNames(prefix)
 	testkit.Must(t, err)
 	walls := Walls{Names: names, Customers: []string{"acme"}}
-	for _, user := range append(NATSUsers(), walls.Customers...) {
+	for _, user := range walls.Users() {
 		t.Setenv(PasswordVariable(user), testPassword) // as nats-server reads them
 	}
 	var read server.Options

@@ -341,7 +341,7 @@ func TestServiceOps(t *testing.T) {
 	if _, err := operator.RequestCancel(ctx, "acme", jetpost.RequestCancel{ID: "one"}); codeOf(err) != jetpost.ErrConflict {
 		t.Errorf("cancel of what is live: %v", err)
 	}
-	counts, err := operator.RequestCount(ctx)
+	counts, err := operator.RequestCount(ctx, "")
 	if err != nil || counts.States[jetpost.StatePublished] != 1 {
 		t.Errorf("counts are %+v, %v", counts, err)
 	}

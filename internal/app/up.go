@@ -89,7 +89,7 @@ func Up(ctx context.Context, cfg InstanceConfig, log *slog.Logger) (_ *Instance,
 	if err := h.Config.enoughRoom(); err != nil {
 		return nil, err
 	}
-	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker || cfg.Web.Listen != "", web: cfg.Web.Listen != ""}); err != nil {
+	if err := h.Config.validate(needs{database: true, keys: true, x: !cfg.NoWorker, web: cfg.Web.Listen != ""}); err != nil {
 		return nil, hintSim(h.Config, err)
 	}
 	names, err := jetpost.NewNames(cfg.NATS.Prefix)

@@ -3,7 +3,6 @@ package app
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -26,30 +25,10 @@ const (
 	timelineLag = time.Minute
 )
 
-// VerifyQuery selects the posts to compare: those of one account or, with "", of all, that
-// were sent since a time, or all that X shows.
-type VerifyQuery struct {
-	Account string
-	Since   time.Time
-}
-
-// VerifyPlan is what a comparison reads from X. X charges for each post that it shows.
-type VerifyPlan struct {
-	Accounts []VerifyAccount `json:"accounts"`
-	// Posts counts the posts in the ledger. MaxPosts is the most that X may show.
-	Posts      int     `json:"posts"`
-	MaxPosts   int     `json:"max_posts"`
-	CostUSD    float64 `json:"cost_estimate_usd"` // of Posts
-	MaxCostUSD float64 `json:"max_cost_usd"`
-	since      time.Time
-}
-
-// VerifyAccount is one account's part of a VerifyPlan.
-type VerifyAccount struct {
-	Account string `json:"account"`
-	Posts   int    `json:"posts"`
-	userID  string
-	ours    []ledgerPost
+// verifier compares the posts of accounts with their timelines on X.
+type verifier struct {
+	ledger store.Store
+	x      XConfig
 }
 
 // ledgerPost is a post in the ledger, live or deleted.
@@ -60,82 +39,55 @@ type ledgerPost struct {
 	read   bool
 }
 
-// Deviation is how ledger and timeline differ.
-type Deviation string
-
-const (
-	PostMissing   Deviation = "missing"   // live in the ledger, but not on X
-	PostDoubled   Deviation = "doubled"   // on X a second time: the same text at the same place
-	PostUndeleted Deviation = "undeleted" // deleted in the ledger, but still on X
-	PostChanged   Deviation = "changed"   // its text on X differs
-	PostForeign   Deviation = "foreign"   // on X, but not sent by jetpost
-)
-
-// Wrong tells whether the finding is a fault, if only jetpost posts for the account and
-// nobody deletes posts by hand.
-func (d Deviation) Wrong() bool { return d == PostMissing || d == PostDoubled || d == PostUndeleted }
-
-// PostFinding is one post that deviates.
-type PostFinding struct {
-	Kind Deviation `json:"kind"`
-	// ID and Index are of the ledger's post; absent of a foreign one.
-	ID    string `json:"id,omitempty"`
-	Index *int   `json:"index,omitempty"`
-	// PostID and URL are of the post on X or, of a missing one, where it was. Text is X's,
-	// or ours.
-	PostID string `json:"post_id"`
-	URL    string `json:"url"`
-	Text   string `json:"text"`
+// verify compares an account's posts that were sent since a time, or all that X shows,
+// with its timeline. In a dry run it does not call X.
+func (v verifier) verify(ctx context.Context, account store.Account, in jetpost.AccountVerify) (jetpost.Verification, error) {
+	out := jetpost.Verification{Account: account.Name, DryRun: in.DryRun, Findings: []jetpost.PostFinding{}}
+	ours, err := v.ledgerPosts(ctx, account.Name, in.Since)
+	if err != nil || len(ours) == 0 {
+		return out, databaseError(err)
+	}
+	out.Posts, out.MaxPosts = min(len(ours), maxTimeline), maxTimeline
+	out.CostEstimateUSD = float64(consumers.ReadCostMicros(out.Posts)) / store.MicrosPerDollar
+	out.MaxCostUSD = float64(consumers.ReadCostMicros(out.MaxPosts)) / store.MicrosPerDollar
+	if in.DryRun {
+		return out, nil
+	}
+	line, owned, err := v.line(ctx, account, in.Since)
+	if err != nil {
+		return out, err
+	}
+	found := compare(account.Name, ours, line, owned)
+	out.Checked, out.Unchecked, out.Read, out.Findings = found.Checked, found.Unchecked, found.Read, found.Findings
+	return out, nil
 }
 
-// Verification is the result of the comparison of one account.
-type Verification struct {
-	Account string `json:"account"`
-	// Checked counts the ledger's posts that were compared, and Unchecked those that X's
-	// timeline may not show: older than its end, of the last minute, or in a community.
-	Checked   int `json:"checked"`
-	Unchecked int `json:"unchecked"`
-	// Read counts the posts that X showed.
-	Read     int           `json:"read"`
-	Findings []PostFinding `json:"findings"`
-}
-
-// PlanVerify plans a comparison, without calling X.
-func (d *Control) PlanVerify(ctx context.Context, q VerifyQuery) (VerifyPlan, error) {
-	var accounts []store.Account
-	var err error
-	if q.Account == "" {
-		accounts, err = d.Ledger.Accounts(ctx)
-	} else {
-		var one store.Account
-		one, err = d.Ledger.Account(ctx, q.Account)
-		accounts = []store.Account{one}
+// line reads the account's timeline, and which of its posts are the ledger's.
+func (v verifier) line(ctx context.Context, account store.Account, since time.Time) (timeline, []string, error) {
+	token, err := v.ledger.Token(ctx, account.Name)
+	if err != nil {
+		return timeline{}, nil, databaseError(err)
 	}
-	if errors.Is(err, store.ErrNotFound) {
-		return VerifyPlan{}, fmt.Errorf("account %s: %w", q.Account, err)
-	}
-	plan := VerifyPlan{Accounts: []VerifyAccount{}, since: q.Since}
-	for _, a := range accounts {
-		if err != nil {
-			break
+	client := xapi.New(token.Access.Reveal(), xapi.WithBaseURL(cmp.Or(v.x.URL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
+	line, err := readTimeline(ctx, client, account.XUserID, since)
+	if err != nil {
+		return timeline{}, nil, &HintError{
+			Err:  fmt.Errorf("read the posts of account %s on X: %w", account.Name, err),
+			Help: "see what X says; where it is the token: jetpost refresh " + account.Name + " --force",
 		}
-		one := VerifyAccount{Account: a.Name, userID: a.XUserID}
-		if one.ours, err = d.ledgerPosts(ctx, a.Name, q.Since); len(one.ours) == 0 {
-			continue
-		}
-		one.Posts = min(len(one.ours), maxTimeline)
-		plan.Accounts = append(plan.Accounts, one)
-		plan.Posts += one.Posts
-		plan.MaxPosts += maxTimeline
 	}
-	plan.CostUSD = float64(consumers.ReadCostMicros(plan.Posts)) / store.MicrosPerDollar
-	plan.MaxCostUSD = float64(consumers.ReadCostMicros(plan.MaxPosts)) / store.MicrosPerDollar
-	return plan, databaseError(err)
+	line.young = time.Now().Add(-consumers.Scale{Minute: v.x.Minute}.Of(timelineLag))
+	ids := make([]string, len(line.posts))
+	for i, p := range line.posts {
+		ids[i] = p.ID
+	}
+	owned, err := v.ledger.Owned(ctx, ids)
+	return line, owned, databaseError(err)
 }
 
 // ledgerPosts are the account's posts that were live since then.
-func (d *Control) ledgerPosts(ctx context.Context, account string, since time.Time) (posts []ledgerPost, err error) {
-	requests, err := d.Ledger.ListRequests(ctx, store.Filter{Account: account, Limit: maxListed})
+func (v verifier) ledgerPosts(ctx context.Context, account string, since time.Time) (posts []ledgerPost, err error) {
+	requests, err := v.ledger.ListRequests(ctx, store.Filter{Account: account, Limit: maxListed})
 	if err != nil {
 		return nil, err
 	}
@@ -153,32 +105,6 @@ func (d *Control) ledgerPosts(ctx context.Context, account string, since time.Ti
 		}
 	}
 	return posts, nil
-}
-
-// Verify reads the account's timeline and compares the ledger with it.
-func (d *Control) Verify(ctx context.Context, plan VerifyPlan, account VerifyAccount) (Verification, error) {
-	token, err := d.Ledger.Token(ctx, account.Account)
-	if err != nil {
-		return Verification{}, databaseError(err)
-	}
-	client := xapi.New(token.Access.Reveal(), xapi.WithBaseURL(cmp.Or(d.x.URL, xapi.DefaultBaseURL)), xapi.WithHTTPClient(&http.Client{Transport: xapi.NewTransport()}))
-	line, err := readTimeline(ctx, client, account.userID, plan.since)
-	if err != nil {
-		return Verification{}, &HintError{
-			Err:  fmt.Errorf("read the posts of account %s on X: %w", account.Account, err),
-			Help: "see what X says; where it is the token: jetpost refresh " + account.Account + " --force",
-		}
-	}
-	line.young = time.Now().Add(-consumers.Scale{Minute: d.x.Minute}.Of(timelineLag))
-	ids := make([]string, len(line.posts))
-	for i, p := range line.posts {
-		ids[i] = p.ID
-	}
-	owned, err := d.Ledger.Owned(ctx, ids)
-	if err != nil {
-		return Verification{}, databaseError(err)
-	}
-	return compare(account.Account, account.ours, line, owned), nil
 }
 
 // timeline is what X has shown of an account.
@@ -220,8 +146,8 @@ func older(id, than string) bool {
 
 // compare finds how ledger and timeline differ. Of those posts on X, owned are the
 // ledger's, also of times that are not compared.
-func compare(account string, ours []ledgerPost, line timeline, owned []string) Verification {
-	v := Verification{Account: account, Read: len(line.posts), Findings: []PostFinding{}}
+func compare(account string, ours []ledgerPost, line timeline, owned []string) jetpost.Verification {
+	v := jetpost.Verification{Account: account, Read: len(line.posts), Findings: []jetpost.PostFinding{}}
 	shown := map[string]xapi.UserPost{} // by all their ids
 	for _, p := range line.posts {
 		shown[p.ID] = p
@@ -244,11 +170,11 @@ func compare(account string, ours []ledgerPost, line timeline, owned []string) V
 			v.Unchecked++
 			continue
 		case !there && !deleted:
-			v.find(PostMissing, &p, xapi.UserPost{ID: p.record.PostID, Text: p.post.Text})
+			find(&v, jetpost.PostMissing, &p, xapi.UserPost{ID: p.record.PostID, Text: p.post.Text})
 		case there && deleted && p.record.DeletedAt.Before(line.young):
-			v.find(PostUndeleted, &p, on)
+			find(&v, jetpost.PostUndeleted, &p, on)
 		case there && !deleted && p.read && (on.ID != p.record.PostID || !consumers.EqualText(p.record, p.post, on)):
-			v.find(PostChanged, &p, on)
+			find(&v, jetpost.PostChanged, &p, on)
 		}
 		v.Checked++
 	}
@@ -264,28 +190,19 @@ func compare(account string, ours []ledgerPost, line timeline, owned []string) V
 		})
 		if twin >= 0 {
 			twins[on.ID] = ours[twin].record.PostID
-			v.find(PostDoubled, &ours[twin], on)
+			find(&v, jetpost.PostDoubled, &ours[twin], on)
 			continue
 		}
-		v.find(PostForeign, nil, on)
+		find(&v, jetpost.PostForeign, nil, on)
 	}
 	return v
 }
 
-func (v *Verification) find(kind Deviation, ours *ledgerPost, on xapi.UserPost) {
-	f := PostFinding{Kind: kind, PostID: on.ID, URL: jetpost.PostURL(on.ID), Text: on.ExpandedText()}
+// find adds a finding.
+func find(v *jetpost.Verification, kind jetpost.Deviation, ours *ledgerPost, on xapi.UserPost) {
+	f := jetpost.PostFinding{Kind: kind, PostID: on.ID, URL: jetpost.PostURL(on.ID), Text: on.ExpandedText()}
 	if ours != nil {
 		f.ID, f.Index = ours.key.ID, &ours.record.Index
 	}
 	v.Findings = append(v.Findings, f)
-}
-
-// Count counts the findings of a kind.
-func (v Verification) Count(kind Deviation) (n int) {
-	for _, f := range v.Findings {
-		if f.Kind == kind {
-			n++
-		}
-	}
-	return n
 }

@@ -14,7 +14,11 @@ const (
 	operatorUser = "operator"
 	setupUser    = "setup"
 	producerUser = "producer"
+	webUser      = "web"
 )
+
+// webInbox begins the subjects of the answers to 'jetpost web', whose user hears no others.
+const webInbox = "_INBOX.web"
 
 // NATSUsers are the users that 'jetpost nats config' makes beside customers.
 func NATSUsers() []string { return []string{producerUser, workerUser, operatorUser, setupUser} }
@@ -44,9 +48,21 @@ type Walls struct {
 	NoLogin bool
 	// OneWorker leaves out the users operator and setup: worker serves for all.
 	OneWorker bool
+	// Web adds the user web, who calls operations, but none that makes API tokens, and can
+	// do nothing else.
+	Web bool
 	// Allow are the operations that producers may call on accounts, and customers on their
 	// own; ProducerOperations where nil. Those in the workers' account may call all.
 	Allow []jetpost.Operation
+}
+
+// Users are all users but those that OneWorker leaves out.
+func (w Walls) Users() []string {
+	users := append(NATSUsers(), w.Customers...)
+	if w.Web {
+		users = append(users, webUser)
+	}
+	return users
 }
 
 // ProducerOperations are those that producers may call unless an operator says otherwise.
@@ -204,7 +220,23 @@ func (w Walls) workUsers() []string {
 		}
 	}
 	permissions := fmt.Sprintf("permissions: {publish: {deny: [%s]}}", strings.Join(deny, ", "))
-	return []string{w.user(workerUser, permissions), w.user(operatorUser, permissions), w.user(setupUser, "")}
+	users := []string{w.user(workerUser, permissions), w.user(operatorUser, permissions), w.user(setupUser, "")}
+	if w.Web {
+		users = append(users, w.user(webUser, w.webPermissions()))
+	}
+	return users
+}
+
+// webPermissions let the pages, the dashboard and the operations over HTTP call what they
+// need. Who may call what over HTTP the workers say, by API tokens, which this user does
+// not make.
+func (w Walls) webPermissions() string {
+	var deny []string
+	for _, o := range []jetpost.Operation{jetpost.OpTokenCreate, jetpost.OpTokenList, jetpost.OpTokenRevoke} {
+		deny = append(deny, fmt.Sprintf("%q", w.Names.API(o, "")))
+	}
+	return fmt.Sprintf("permissions: {publish: {allow: [%q], deny: [%s]}, subscribe: {allow: [%q]}}",
+		w.Names.AllAPI(), strings.Join(deny, ", "), webInbox+".>")
 }
 
 // PasswordVariable is the environment variable of nats-server that holds the

@@ -16,9 +16,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
-	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/web"
 	"github.com/jetpost/jetpost/web/api"
@@ -200,12 +201,12 @@ func (c Config) LinkSite(said WebConfig) (web.Site, error) {
 
 // Web serves the pages for people, and the operations for programs.
 type Web struct {
-	Site    web.Site
-	log     *slog.Logger
-	control *Control
-	listen  net.Listener
-	pages   http.Handler
-	api     http.Handler
+	Site   web.Site
+	log    *slog.Logger
+	conn   *Connection
+	listen net.Listener
+	pages  http.Handler
+	api    http.Handler
 	// dashboard is nil where none is served.
 	dashboard *web.Dashboard
 	// exposed tells that others than the users of this machine reach it.
@@ -226,9 +227,10 @@ func (w *Web) DashboardURL() string {
 // LoginNeeded tells that the dashboard asks for a login.
 func (w *Web) LoginNeeded() bool { return w.loginNeeded }
 
-// NewWeb checks everything that the pages depend on. It serves nothing yet.
+// NewWeb checks everything that the pages depend on but the workers, which may come later.
+// It serves nothing yet.
 func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err error) {
-	if err := cfg.validate(needs{nats: true, database: true, keys: true, x: true, web: true}); err != nil {
+	if err := cfg.validate(needs{nats: true, web: true}); err != nil {
 		return nil, err
 	}
 	w := &Web{log: log}
@@ -246,22 +248,15 @@ func NewWeb(ctx context.Context, cfg Config, log *slog.Logger) (_ *Web, err erro
 	if w.Site, err = cfg.Web.site(); err != nil {
 		return nil, err
 	}
-	if w.control, err = cfg.OpenControl(ctx, log); err != nil {
+	if w.conn, err = cfg.Connect(ctx, log, "jetpost web", nats.CustomInboxPrefix(webInbox)); err != nil {
 		return nil, err
 	}
-	if err := consumers.CheckClock(ctx, w.control.Ledger); err != nil {
-		return nil, databaseError(err)
-	}
-	connector, err := w.control.Connector()
-	if err != nil {
-		return nil, err
-	}
-	workers, err := client.New(w.control.Conn.Conn, client.WithPrefix(cfg.NATS.Prefix))
+	workers, err := client.New(w.conn.Conn, client.WithPrefix(cfg.NATS.Prefix))
 	if err != nil {
 		return nil, err
 	}
 	w.api = api.New(workers, log)
-	if w.pages, err = web.New(web.Config{Site: w.Site, Links: w.control.Ledger, Connector: visit{connector}, Log: log}); err != nil {
+	if w.pages, err = web.New(web.Config{Site: w.Site, Workers: workers, Log: log}); err != nil {
 		return nil, err
 	}
 	if cfg.Web.Dashboard {
@@ -352,26 +347,7 @@ func (w *Web) Close() {
 	if w.dashboard != nil {
 		w.dashboard.Close()
 	}
-	if w.control != nil {
-		w.control.Close()
+	if w.conn != nil {
+		w.conn.Close()
 	}
-}
-
-// visit is a Connector for the people on the pages.
-type visit struct{ *Connector }
-
-// Connect implements web.Connector.
-func (v visit) Connect(ctx context.Context, account, code, verifier, redirectURI string) (web.Connected, error) {
-	connected, err := v.Connector.Connect(ctx, account, code, verifier, redirectURI)
-	var wrong *WrongUserError
-	var missing *MissingScopesError
-	switch {
-	case errors.As(err, &wrong) && wrong.Owner != "":
-		err = &web.RefusedError{Reason: web.OtherUser, Err: err}
-	case errors.As(err, &wrong):
-		err = &web.RefusedError{Reason: web.OtherName, Err: err}
-	case errors.As(err, &missing):
-		err = &web.RefusedError{Reason: web.Incomplete, Err: err}
-	}
-	return web.Connected{Username: connected.Username}, err
 }

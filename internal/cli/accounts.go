@@ -28,11 +28,35 @@ type accountsCmd struct {
 	Connect    accountsConnectCmd    `cmd:"" help:"Connect an account: its owner consents on X's page, in a browser."`
 	Disconnect accountsDisconnectCmd `cmd:"" help:"Revoke an account's consent. Its jobs wait until it is connected again."`
 	Import     accountsImportCmd     `cmd:"" help:"Import accounts with tokens that were obtained elsewhere."`
+	Limit      accountsLimitCmd      `cmd:"" help:"Set what an account's posts of a month may cost by estimate."`
 	Link       accountsLinkCmd       `cmd:"" help:"Make a one-time link with which a customer connects an account."`
 	List       accountsListCmd       `cmd:"" help:"List accounts and the state of their tokens."`
 	Remove     accountsRemoveCmd     `cmd:"" help:"Forget an account that is disconnected. The ids of its requests stay known."`
 	Rename     accountsRenameCmd     `cmd:"" help:"Give an account another name. Its requests go with it."`
 	Show       accountsShowCmd       `cmd:"" help:"Show one account: its user on X, its token, and what to do."`
+}
+
+type accountsLimitCmd struct {
+	Name       string  `arg:"" help:"Account."`
+	MonthlyUSD float64 `arg:"" name:"usd" help:"Limit in US dollars; 0 removes it, so that the workers' --account-monthly-limit holds."`
+}
+
+// Run sets an account's own monthly limit.
+func (c *accountsLimitCmd) Run(e *env) error {
+	return e.operate(func(ctx context.Context, workers operations) error {
+		month, err := workers.AccountLimit(ctx, c.Name, jetpost.AccountLimit{MonthlyUSD: c.MonthlyUSD})
+		if failedAs(err, jetpost.ErrInvalid) {
+			return mistakes("cannot set a limit", err.Error())
+		}
+		if err != nil {
+			return err
+		}
+		limit := "no limit of its own"
+		if month.MonthlyUSD > 0 {
+			limit = "a limit of " + dollars(month.MonthlyUSD) + " a month"
+		}
+		return e.say(month, "%s has %s, and has spent %s under limits in the month that ends %s", c.Name, limit, dollars(month.SpentUSD), localTime(month.MonthEnds))
+	})
 }
 
 type accountsImportCmd struct {

@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"html/template"
@@ -26,7 +28,6 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/xapi"
 )
 
 const (
@@ -74,29 +75,34 @@ func (c *accountsConnectCmd) Run(e *env) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		connector, err := control.Connector()
-		if err != nil {
-			return err
-		}
-		connector.OAuth.AuthorizeBaseURL = c.AuthorizeURL
-		attempt, err := c.begin(ctx, connector)
-		if err != nil {
-			return err
-		}
-		defer attempt.close()
-		c.invite(e, attempt)
-		connected, err := attempt.wait(ctx, e.stderr, c.Timeout, pastes(e.stdin))
-		if err != nil {
-			return err
-		}
-		again := ""
-		if connected.Result != store.AccountCreated {
-			again = " again"
-		}
-		return e.say(connected, "connected %s%s, which is @%s: its token ends %s, and is renewed by itself",
-			connected.Name, again, connected.Username, localTime(connected.ExpiresAt))
+	connect := func(ctx context.Context, workers operations) error { return c.connect(ctx, e, workers) }
+	return e.byWorkers(connect, func() error {
+		return e.withControl(func(ctx context.Context, direct *app.Control) error {
+			if _, err := direct.Connector(); err != nil { // which tells what is missing
+				return err
+			}
+			return connect(ctx, direct.Control)
+		})
 	})
+}
+
+func (c *accountsConnectCmd) connect(ctx context.Context, e *env, workers operations) error {
+	attempt, err := c.begin(ctx, workers)
+	if err != nil {
+		return err
+	}
+	defer attempt.close()
+	c.invite(e, attempt)
+	connected, err := attempt.wait(ctx, e.stderr, c.Timeout, pastes(e.stdin))
+	if err != nil {
+		return err
+	}
+	again := ""
+	if connected.Result != string(store.AccountCreated) {
+		again = " again"
+	}
+	return e.say(connected, "connected %s%s, which is @%s: its token ends %s, and is renewed by itself",
+		connected.Name, again, connected.Username, localTime(connected.TokenExpiresAt))
 }
 
 // invite prints where to consent, and opens a browser if there is one.
@@ -138,10 +144,10 @@ func openBrowser(page string) bool {
 
 // connectAttempt is one try to connect an account.
 type connectAttempt struct {
-	connector   *app.Connector
+	workers     operations
 	account     string
 	state       string
-	verifier    string
+	browser     string // digest of a secret of this attempt
 	redirectURI string
 	page        string // X's consent page
 	answers     chan answer
@@ -157,7 +163,7 @@ type answer struct {
 }
 
 // begin starts to listen for X's answer, before the person is asked for consent.
-func (c *accountsConnectCmd) begin(ctx context.Context, connector *app.Connector) (*connectAttempt, error) {
+func (c *accountsConnectCmd) begin(ctx context.Context, workers operations) (*connectAttempt, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Callback)
 	if err != nil {
 		return nil, &app.HintError{
@@ -165,17 +171,39 @@ func (c *accountsConnectCmd) begin(ctx context.Context, connector *app.Connector
 			Help: "choose another port with --callback, and register its /callback in X's developer console too",
 		}
 	}
+	secret := sha256.Sum256([]byte(rand.Text() + rand.Text()))
+	browser := sha256.Sum256(secret[:])
 	a := &connectAttempt{
-		connector: connector, account: c.Name, state: rand.Text(), verifier: xapi.NewVerifier(),
+		workers: workers, account: c.Name, browser: hex.EncodeToString(browser[:]),
 		redirectURI: "http://" + listener.Addr().String() + callbackPath,
 		answers:     make(chan answer), over: make(chan struct{}),
 	}
-	a.page = connector.AuthorizeURL(a.state, a.verifier, a.redirectURI)
+	consent, err := workers.AccountConsent(ctx, c.Name, jetpost.AccountConsent{Browser: a.browser, RedirectURI: a.redirectURI})
+	if err == nil {
+		a.state = consent.State
+		a.page, err = c.consentPage(consent.Page)
+	}
+	if err != nil {
+		_ = listener.Close() // nobody has called yet
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc(callbackPath, a.callback)
 	a.server = &http.Server{Handler: mux, ReadHeaderTimeout: callbackHeaders, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { _ = a.server.Serve(listener) }() // it ends with close
 	return a, nil
+}
+
+// consentPage is X's page, or the one at the address that the flag names instead.
+func (c *accountsConnectCmd) consentPage(page string) (string, error) {
+	if c.AuthorizeURL == "" {
+		return page, nil
+	}
+	u, err := url.Parse(page)
+	if err != nil {
+		return "", fmt.Errorf("read address of X's page of consent: %w", err)
+	}
+	return strings.TrimRight(c.AuthorizeURL, "/") + u.RequestURI(), nil
 }
 
 // close ends the attempt once the browser has its last page.
@@ -189,7 +217,7 @@ func (a *connectAttempt) close() {
 }
 
 // wait takes the first answer, from the browser or pasted.
-func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout time.Duration, pasted <-chan string) (app.Connected, error) {
+func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout time.Duration, pasted <-chan string) (jetpost.Connected, error) {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	for {
@@ -206,20 +234,20 @@ func (a *connectAttempt) wait(ctx context.Context, stderr io.Writer, timeout tim
 			}
 			return a.settle(ctx, query)
 		case <-timer.C:
-			return app.Connected{}, &exitError{code: exitWaiting, err: &app.HintError{
+			return jetpost.Connected{}, &exitError{code: exitWaiting, err: &app.HintError{
 				Err:  fmt.Errorf("connect %s: no consent came within %s", a.account, timeout),
 				Help: "if X's page said that something went wrong, check X_CLIENT_ID, and register " + a.redirectURI + " in X's developer console; then start again",
 			}}
 		case <-ctx.Done():
-			return app.Connected{}, &exitError{code: exitInterrupted, err: errors.New("interrupted: nothing has changed")}
+			return jetpost.Connected{}, &exitError{code: exitInterrupted, err: errors.New("interrupted: nothing has changed")}
 		}
 	}
 }
 
 // settle connects the account with X's answer.
-func (a *connectAttempt) settle(ctx context.Context, query url.Values) (app.Connected, error) {
-	fail := func(help, format string, args ...any) (app.Connected, error) {
-		return app.Connected{}, &app.HintError{Err: fmt.Errorf("connect "+a.account+": "+format, args...), Help: help}
+func (a *connectAttempt) settle(ctx context.Context, query url.Values) (jetpost.Connected, error) {
+	fail := func(help, format string, args ...any) (jetpost.Connected, error) {
+		return jetpost.Connected{}, &app.HintError{Err: fmt.Errorf("connect "+a.account+": "+format, args...), Help: help}
 	}
 	refused := query.Get("error")
 	switch {
@@ -232,7 +260,11 @@ func (a *connectAttempt) settle(ctx context.Context, query url.Values) (app.Conn
 		words := strings.TrimSpace(refused + " " + query.Get("error_description"))
 		return fail("check the app's settings in X's developer console, then start again", "X answered with an error: %s", excerpt(words))
 	}
-	return a.connector.Connect(ctx, a.account, query.Get("code"), a.verifier, a.redirectURI)
+	code, err := jetpost.SealCode(a.state, query.Get("code"))
+	if err != nil {
+		return jetpost.Connected{}, err
+	}
+	return a.workers.AccountConnect(ctx, a.account, jetpost.AccountConnect{State: a.state, Browser: a.browser, Code: code, RedirectURI: a.redirectURI})
 }
 
 // answered tells whether query parameters are an answer of X.
@@ -292,7 +324,7 @@ type outcomePage struct {
 	Do     string
 }
 
-func (a *connectAttempt) outcome(connected app.Connected, err error) outcomePage {
+func (a *connectAttempt) outcome(connected jetpost.Connected, err error) outcomePage {
 	if err != nil {
 		return outcomePage{status: http.StatusBadRequest, Title: a.account + " is not connected", Text: err.Error(), Do: app.Hint(err)}
 	}

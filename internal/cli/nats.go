@@ -24,6 +24,7 @@ type natsConfigCmd struct {
 	Customer []string          `placeholder:"ACCOUNT" help:"Add a producer that may publish only for this X account, in a NATS account of its own. May be repeated."`
 	Allow    []string          `placeholder:"OPERATION" help:"Operation that producers may request for their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for none. May be repeated."`
 	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Authenticate a user by the public key of an nkey instead of a password. May be repeated."`
+	Web      bool              `help:"Add the user web for 'jetpost web', which may call operations and nothing else."`
 	NoLogin  bool              `help:"Treat clients without a login as the producer."`
 
 	Listen   string `default:"0.0.0.0:4222" placeholder:"ADDR" help:"Listening address for clients (${default})."`
@@ -50,7 +51,7 @@ func (c *natsConfigCmd) Run(e *env) error {
 		return err
 	}
 	var variables []string
-	for _, user := range append(app.NATSUsers(), c.Customer...) {
+	for _, user := range walls.Users() {
 		if c.NKey[user] == "" && (user != "producer" || !c.NoLogin) {
 			variables = append(variables, app.PasswordVariable(user))
 		}
@@ -62,7 +63,7 @@ func (c *natsConfigCmd) Run(e *env) error {
 }
 
 func (c *natsConfigCmd) walls() (app.Walls, error) {
-	walls := app.Walls{Customers: c.Customer, NoLogin: c.NoLogin, Logins: map[string]string{}}
+	walls := app.Walls{Customers: c.Customer, Web: c.Web, NoLogin: c.NoLogin, Logins: map[string]string{}}
 	var wrong []string
 	var err error
 	if walls.Names, err = jetpost.NewNames(c.Prefix); err != nil {
@@ -78,7 +79,7 @@ func (c *natsConfigCmd) walls() (app.Walls, error) {
 		}
 	}
 	known, variables := map[string]bool{}, map[string]bool{}
-	for _, user := range append(app.NATSUsers(), c.Customer...) {
+	for _, user := range walls.Users() {
 		if err := jetpost.CheckAccount(user); err != nil {
 			wrong = append(wrong, "--customer: "+err.Error())
 		}

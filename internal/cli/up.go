@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -13,29 +14,33 @@ import (
 
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
 
 // workFlags configure a worker, in 'up' and in 'worker'.
 type workFlags struct {
-	Roles         []string      `enum:"publish,refresh" default:"publish,refresh" help:"Roles of this worker: ${enum}."`
-	Slots         int           `default:"16" help:"Number of accounts that the worker processes at once."`
-	Lease         time.Duration `default:"60s" help:"Lease of an account: how long it stays with a worker that no longer renews it. All margins of the publish path derive from it."`
-	HealthListen  string        `placeholder:"ADDR" help:"Listening address for /healthz, /readyz, /statusz and /metrics. Default: none."`
-	Pprof         string        `placeholder:"ADDR" help:"Loopback address for profiles, at /debug/pprof/. They show what is in memory. Default: none."`
-	Notify        string        `placeholder:"URL" help:"Webhook for each change of the status, as JSON with a text. Set it on every worker; only one of them posts."`
-	RefreshWindow time.Duration `default:"24h" help:"Refresh tokens that end within this time."`
-	RefreshBatch  int           `default:"10" help:"Number of tokens in a refresh batch."`
-	BatchTime     time.Duration `name:"refresh-batch-time" default:"2m" help:"How long a batch may start new exchanges. The other tokens are left to the next round."`
-	ExchangeLease time.Duration `default:"30s" help:"Lease of a token during its exchange. All margins of token care derive from it."`
-	Lifeboat      string        `type:"path" placeholder:"DIR" help:"Directory for new token pairs, encrypted, until the database has stored them. It must outlive the worker. Default: lifeboat in the data directory."`
-	SameText      string        `enum:"allow,warn,refuse" default:"warn" help:"How to treat a request with a text that another account posts within a day, which X forbids: ${enum}."`
-	PostsPerHour  int           `name:"max-posts-per-hour" placeholder:"N" help:"Highest number of posts per account and hour; further requests wait. A longer thread goes out alone. Default: no limit."`
-	MinInterval   time.Duration `placeholder:"DURATION" help:"Shortest time between an account's latest post and the start of its next request. It does not apply within a thread. Default: none."`
-	ExpireAfter   time.Duration `placeholder:"DURATION" help:"Fail a request, as expired, if it has not started this long after it was due. Default: never."`
-	keepFlag      `embed:""`
-	MediaAllow    []netip.Prefix `placeholder:"CIDR" help:"Private networks that media URLs may reach. Any producer can then read from them."`
-	WorkerName    string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
+	Roles               []string      `enum:"publish,refresh" default:"publish,refresh" help:"Roles of this worker: ${enum}."`
+	Slots               int           `default:"16" help:"Number of accounts that the worker processes at once."`
+	Lease               time.Duration `default:"60s" help:"Lease of an account: how long it stays with a worker that no longer renews it. All margins of the publish path derive from it."`
+	HealthListen        string        `placeholder:"ADDR" help:"Listening address for /healthz, /readyz, /statusz and /metrics. Default: none."`
+	Pprof               string        `placeholder:"ADDR" help:"Loopback address for profiles, at /debug/pprof/. They show what is in memory. Default: none."`
+	Notify              string        `placeholder:"URL" help:"Webhook for each change of the status, as JSON with a text. Set it on every worker; only one of them posts."`
+	RefreshWindow       time.Duration `default:"24h" help:"Refresh tokens that end within this time."`
+	RefreshBatch        int           `default:"10" help:"Number of tokens in a refresh batch."`
+	BatchTime           time.Duration `name:"refresh-batch-time" default:"2m" help:"How long a batch may start new exchanges. The other tokens are left to the next round."`
+	ExchangeLease       time.Duration `default:"30s" help:"Lease of a token during its exchange. All margins of token care derive from it."`
+	Lifeboat            string        `type:"path" placeholder:"DIR" help:"Directory for new token pairs, encrypted, until the database has stored them. It must outlive the worker. Default: lifeboat in the data directory."`
+	SameText            string        `enum:"allow,warn,refuse" default:"warn" help:"How to treat a request with a text that another account posts within a day, which X forbids: ${enum}."`
+	MonthlyLimit        float64       `placeholder:"USD" help:"Highest estimated cost of all accounts' posts in a month, in US dollars; further requests wait for the next month. Default: no limit."`
+	AccountMonthlyLimit float64       `placeholder:"USD" help:"The same for each account that has no limit of its own ('jetpost accounts limit'). Default: no limit."`
+
+	PostsPerHour int           `name:"max-posts-per-hour" placeholder:"N" help:"Highest number of posts per account and hour; further requests wait. A longer thread goes out alone. Default: no limit."`
+	MinInterval  time.Duration `placeholder:"DURATION" help:"Shortest time between an account's latest post and the start of its next request. It does not apply within a thread. Default: none."`
+	ExpireAfter  time.Duration `placeholder:"DURATION" help:"Fail a request, as expired, if it has not started this long after it was due. Default: never."`
+	keepFlag     `embed:""`
+	MediaAllow   []netip.Prefix `placeholder:"CIDR" help:"Private networks that media URLs may reach. Any producer can then read from them."`
+	WorkerName   string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
 
 // Validate rejects values that the parts below treat as unset.
@@ -65,8 +70,12 @@ func (f workFlags) apply(cfg *app.Config, data string) {
 	cfg.KeepFinished = time.Duration(f.KeepFinished)
 	cfg.MediaAllow, cfg.Worker = f.MediaAllow, f.WorkerName
 	cfg.Rules.SameText = consumers.SameText(f.SameText)
+	cfg.Budget = consumers.Budget{App: micros(f.MonthlyLimit), Account: micros(f.AccountMonthlyLimit)}
 	cfg.PostingLimits = consumers.PostingLimits{PostsPerHour: f.PostsPerHour, MinInterval: f.MinInterval, ExpireAfter: f.ExpireAfter}
 }
+
+// micros is an amount in US dollars in millionths.
+func micros(usd float64) int64 { return int64(math.Round(usd * store.MicrosPerDollar)) }
 
 // upCmd is 'jetpost up'.
 type upCmd struct {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 )
 
@@ -24,8 +26,8 @@ func (c *requestsVerifyCmd) Run(e *env) error {
 	if err != nil {
 		return mistakes("cannot verify", "--since: "+err.Error())
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		plan, err := control.PlanVerify(ctx, app.VerifyQuery{Account: c.Account, Since: since})
+	return e.operate(func(ctx context.Context, workers operations) error {
+		plan, err := planVerify(ctx, workers, c.Account, since)
 		if err != nil {
 			return err
 		}
@@ -33,8 +35,8 @@ func (c *requestsVerifyCmd) Run(e *env) error {
 			return err
 		}
 		wrong := 0
-		for _, account := range plan.Accounts {
-			found, err := control.Verify(ctx, plan, account)
+		for _, account := range plan.accounts {
+			found, err := workers.AccountVerify(ctx, account, jetpost.AccountVerify{Since: since})
 			if err != nil {
 				return err
 			}
@@ -58,14 +60,52 @@ func (c *requestsVerifyCmd) Run(e *env) error {
 	})
 }
 
+// verifyPlan is what a comparison reads from X. X charges for each post that it shows.
+type verifyPlan struct {
+	accounts []string // those with posts
+	jetpost.Verification
+}
+
+// planVerify plans the comparison of one account or, with "", of all, without calling X.
+func planVerify(ctx context.Context, workers operations, account string, since time.Time) (plan verifyPlan, err error) {
+	names := []string{account}
+	if account == "" {
+		accounts, err := allPages(math.MaxInt, func(limit int, cursor string) ([]jetpost.AccountInfo, string, error) {
+			page, err := workers.AccountList(ctx, jetpost.AccountList{Limit: limit, Cursor: cursor})
+			return page.Accounts, page.Next, err
+		})
+		if err != nil {
+			return plan, err
+		}
+		names = nil
+		for _, a := range accounts {
+			names = append(names, a.Name)
+		}
+	}
+	for _, name := range names {
+		one, err := workers.AccountVerify(ctx, name, jetpost.AccountVerify{Since: since, DryRun: true})
+		if err != nil {
+			return plan, err
+		}
+		if one.Posts == 0 {
+			continue
+		}
+		plan.accounts = append(plan.accounts, name)
+		plan.Posts += one.Posts
+		plan.CostEstimateUSD += one.CostEstimateUSD
+		plan.MaxCostUSD += one.MaxCostUSD
+	}
+	return plan, nil
+}
+
 // confirm prints the cost and asks for confirmation. Without a terminal it fails unless
 // --yes is set.
-func (c *requestsVerifyCmd) confirm(e *env, plan app.VerifyPlan) error {
+func (c *requestsVerifyCmd) confirm(e *env, plan verifyPlan) error {
 	if plan.Posts == 0 {
 		return e.note("nothing to verify: the ledger has no posts of that time")
 	}
 	cost := fmt.Sprintf("%s of %s to look for: X charges %s for showing them, more for what others posted, and %s at most, for %s it shows of each",
-		counted(plan.Posts, "post", "posts"), counted(len(plan.Accounts), "account", "accounts"), dollars(plan.CostUSD), dollars(plan.MaxCostUSD), "the newest 3,200 that")
+		counted(plan.Posts, "post", "posts"), counted(len(plan.accounts), "account", "accounts"), dollars(plan.CostEstimateUSD), dollars(plan.MaxCostUSD), "the newest 3,200 that")
 	if c.Yes {
 		return e.note(cost)
 	}
@@ -85,11 +125,11 @@ func (e *env) note(text string) error {
 	return err
 }
 
-func verificationText(v app.Verification) string {
+func verificationText(v jetpost.Verification) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %s checked, %d on X", v.Account, counted(v.Checked, "post", "posts"), v.Read)
-	for _, kind := range []app.Deviation{app.PostMissing, app.PostDoubled, app.PostUndeleted, app.PostChanged, app.PostForeign} {
-		if n := v.Count(kind); n > 0 || kind == app.PostMissing || kind == app.PostDoubled {
+	for _, kind := range []jetpost.Deviation{jetpost.PostMissing, jetpost.PostDoubled, jetpost.PostUndeleted, jetpost.PostChanged, jetpost.PostForeign} {
+		if n := v.Count(kind); n > 0 || kind == jetpost.PostMissing || kind == jetpost.PostDoubled {
 			fmt.Fprintf(&b, ", %d %s", n, kind)
 		}
 	}

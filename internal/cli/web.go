@@ -50,7 +50,7 @@ type webCmd struct {
 
 // Run serves the pages until it is told to stop.
 func (c *webCmd) Run(e *env) error {
-	cfg, err := e.clientConfig()
+	cfg, err := e.natsConfig()
 	if err != nil {
 		return err
 	}

@@ -35,11 +35,16 @@ type Control struct {
 	X *xapi.OAuth
 	// AliveWithin is how young the last heartbeat of a living worker is.
 	AliveWithin time.Duration
-	// Status tells whether posts go out, Notes what a forecast leaves out, and Link makes
-	// a one-time link; nil where nobody here can.
-	Status func(ctx context.Context) (jetpost.StatusReport, error)
-	Notes  func(ctx context.Context, accounts int) ([]string, error)
-	Link   func(ctx context.Context, links LinkKeeper, account string, in jetpost.AccountLink) (jetpost.Link, error)
+	// Status tells whether posts go out, Notes what a forecast leaves out, Link makes a
+	// one-time link, Connect exchanges the code of a consent and stores the account, and
+	// Verify compares an account's posts with its timeline on X; nil where nobody here can.
+	Status  func(ctx context.Context) (jetpost.StatusReport, error)
+	Notes   func(ctx context.Context, accounts int) ([]string, error)
+	Link    func(ctx context.Context, links LinkKeeper, account string, in jetpost.AccountLink) (jetpost.Link, error)
+	Connect func(ctx context.Context, accounts store.Accounts, code ConsentCode) (jetpost.Connected, error)
+	Verify  func(ctx context.Context, account store.Account, in jetpost.AccountVerify) (jetpost.Verification, error)
+	// Now judges links and attempts; time.Now where nil.
+	Now func() time.Time
 
 	passwords   *passwords
 	wakeups     *publishers.Wakeups

@@ -3,6 +3,8 @@ package control
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/forecast"
 	"github.com/jetpost/jetpost/publishers"
+	"github.com/jetpost/jetpost/store"
 )
 
 // The states of a jetpost.Breaker.
@@ -64,15 +67,64 @@ func limits(ctx context.Context, js jetstream.JetStream, names jetpost.Names) (w
 
 // AppLimits returns the limits on calls to X.
 func (c *Control) AppLimits(ctx context.Context, in jetpost.LimitsRequest) (jetpost.Limits, error) {
-	l, err := ReadLimits(ctx, c.JS, c.Names, in.Account)
-	if in.Limit > 0 && len(l.Windows) > in.Limit {
-		slices.SortStableFunc(l.Windows, func(a, b jetpost.RateWindow) int {
+	limits, err := ReadLimits(ctx, c.JS, c.Names, in.Account)
+	if err != nil {
+		return limits, err
+	}
+	if in.Limit > 0 && len(limits.Windows) > in.Limit {
+		slices.SortStableFunc(limits.Windows, func(a, b jetpost.RateWindow) int {
 			return cmp.Or(first(!a.Available, !b.Available), first(a.Account == "", b.Account == ""))
 		})
-		l.MoreWindows = len(l.Windows) - in.Limit
-		l.Windows = l.Windows[:in.Limit]
+		limits.MoreWindows = len(limits.Windows) - in.Limit
+		limits.Windows = limits.Windows[:in.Limit]
 	}
-	return l, err
+	spent, err := c.Ledger.MonthSpent(ctx, in.Account, time.Now())
+	if err == nil && (spent.App > 0 || spent.Billed || spent.Limit > 0) {
+		limits.Spending = monthSpending(in.Account, spent)
+	}
+	return limits, DatabaseError(err)
+}
+
+// monthSpending is what a month has cost, as the contract has it.
+func monthSpending(account string, spent store.Spent) *jetpost.MonthSpending {
+	micros := spent.Account
+	if account == "" {
+		micros = spent.App
+	}
+	return &jetpost.MonthSpending{
+		Account: account, MonthlyUSD: float64(spent.Limit) / store.MicrosPerDollar, SpentUSD: float64(micros) / store.MicrosPerDollar,
+		Billed: spent.Billed, MonthEnds: spent.MonthEnds,
+	}
+}
+
+// maxMonthlyUSD bounds a limit of a month.
+const maxMonthlyUSD = 1e9
+
+// AccountLimit sets what an account's posts of a month may cost, and has those go on that
+// wait for another limit. store.ErrNotFound.
+func (c *Control) AccountLimit(ctx context.Context, account string, in jetpost.AccountLimit) (jetpost.MonthSpending, error) {
+	micros := int64(math.Round(in.MonthlyUSD * store.MicrosPerDollar))
+	if in.MonthlyUSD < 0 || in.MonthlyUSD > maxMonthlyUSD || in.MonthlyUSD > 0 && micros == 0 {
+		return jetpost.MonthSpending{}, &Error{Code: jetpost.ErrInvalid, Err: fmt.Errorf("monthly_usd: is %v, want US dollars, or 0 for no limit", in.MonthlyUSD)}
+	}
+	op, err := call(jetpost.OpAccountLimit, account, in.OperationID, in)
+	if err != nil {
+		return jetpost.MonthSpending{}, err
+	}
+	answer, repeated, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (jetpost.MonthSpending, error) {
+		if err := ledger.LimitMonth(ctx, account, micros, op.Now); err != nil {
+			return jetpost.MonthSpending{}, accountError(account, err)
+		}
+		spent, err := ledger.MonthSpent(ctx, account, op.Now)
+		return *monthSpending(account, spent), DatabaseError(err)
+	})
+	if err != nil || repeated {
+		return answer, err
+	}
+	if err := c.wake(ctx, account); err != nil { // the sweeper does otherwise
+		c.Log.Warn("event.delayed", "account", account, "error", err)
+	}
+	return answer, nil
 }
 
 // first compares what comes first.

@@ -146,6 +146,9 @@ func (c *Control) AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetp
 	}
 	resumed, repeated, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (jetpost.Resumed, error) {
 		out := r
+		if err := ledger.ForgetBilled(ctx, op.Now); err != nil {
+			return out, DatabaseError(err)
+		}
 		ended, err := pauses.PlanEnd(ctx, ledger, stands)
 		for _, pause := range ended {
 			if pause.Active(op.Now) {

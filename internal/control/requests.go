@@ -366,9 +366,15 @@ func (c *Control) RequestList(ctx context.Context, account string, in jetpost.Re
 	return page, nil
 }
 
-// RequestCount counts the requests of all accounts by state.
-func (c *Control) RequestCount(ctx context.Context) (jetpost.RequestCounts, error) {
-	counts, err := c.Ledger.CountRequests(ctx)
+// RequestCount counts the requests of an account or, with "", of all by state.
+func (c *Control) RequestCount(ctx context.Context, account string) (jetpost.RequestCounts, error) {
+	count := c.Ledger.CountRequests
+	if account != "" {
+		count = func(ctx context.Context) (map[jetpost.State]int, error) {
+			return c.Ledger.CountAccountRequests(ctx, account)
+		}
+	}
+	counts, err := count(ctx)
 	return jetpost.RequestCounts{States: counts, Limit: store.MaxCounted}, DatabaseError(err)
 }
 

@@ -88,11 +88,13 @@ func request[Out any](do func(context.Context, string, jetpost.Request) (Out, er
 // handlers has one for each operation.
 func (c *Control) handlers() map[jetpost.Operation]handler {
 	return map[jetpost.Operation]handler{
-		jetpost.OpRequestPublish:    request(c.RequestPublish),
-		jetpost.OpRequestCheck:      request(c.RequestCheck),
-		jetpost.OpRequestGet:        on(c.RequestGet),
-		jetpost.OpRequestList:       on(c.RequestList),
-		jetpost.OpRequestCount:      look(c.RequestCount),
+		jetpost.OpRequestPublish: request(c.RequestPublish),
+		jetpost.OpRequestCheck:   request(c.RequestCheck),
+		jetpost.OpRequestGet:     on(c.RequestGet),
+		jetpost.OpRequestList:    on(c.RequestList),
+		jetpost.OpRequestCount: on(func(ctx context.Context, account string, _ jetpost.Empty) (jetpost.RequestCounts, error) {
+			return c.RequestCount(ctx, account)
+		}),
 		jetpost.OpRequestCalendar:   on(c.RequestCalendar),
 		jetpost.OpRequestHistory:    on(c.RequestHistory),
 		jetpost.OpRequestCancel:     on(c.RequestCancel),
@@ -113,6 +115,11 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpAccountRename:     on(c.AccountRename),
 		jetpost.OpAccountRemove:     on(c.AccountRemove),
 		jetpost.OpAccountLink:       on(c.AccountLink),
+		jetpost.OpAccountConsent:    on(c.AccountConsent),
+		jetpost.OpAccountConnect:    on(c.AccountConnect),
+		jetpost.OpAccountLimit:      on(c.AccountLimit),
+		jetpost.OpAccountVerify:     on(c.AccountVerify),
+		jetpost.OpLinkGet:           whole(c.LinkGet),
 		jetpost.OpAppStatus:         look(c.AppStatus),
 		jetpost.OpAppPause:          whole(c.AppPause),
 		jetpost.OpAppResume:         whole(c.AppResume),

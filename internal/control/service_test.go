@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 	"pgregory.net/rapid"
 
@@ -23,9 +24,11 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/natstest"
+	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/postgres"
 	"github.com/jetpost/jetpost/store/sqlite"
 )
 
@@ -37,26 +40,51 @@ type bundle struct {
 	server *server.Server
 	ledger store.Store
 	nc     *nats.Conn
+	js     jetstream.JetStream
 	client *client.Client
 	ids    int
+	consents
+}
+
+// databases are those on which a ledger can be.
+func databases() map[string]func(t *testing.T, sealer *store.Sealer) (store.Store, error) {
+	return map[string]func(*testing.T, *store.Sealer) (store.Store, error){
+		"postgres": func(t *testing.T, sealer *store.Sealer) (store.Store, error) {
+			t.Helper()
+			return postgres.Open(t.Context(), pgtest.Migrated(t, postgres.Migrate), sealer)
+		},
+		"sqlite": func(t *testing.T, sealer *store.Sealer) (store.Store, error) {
+			t.Helper()
+			path := filepath.Join(t.TempDir(), "ledger.db")
+			empty, err := emptyLedger()
+			if err == nil {
+				err = os.WriteFile(path, empty, 0o600)
+			}
+			if err != nil {
+				return nil, err
+			}
+			return sqlite.Open(t.Context(), path, sealer)
+		},
+	}
 }
 
 func setup(t *testing.T) *bundle {
 	t.Helper()
+	return setupOn(t, databases()["sqlite"])
+}
+
+func setupOn(t *testing.T, open func(*testing.T, *store.Sealer) (store.Store, error)) *bundle {
+	t.Helper()
 	b := &bundle{T: t, server: natstest.Server(t)}
-	path := filepath.Join(t.TempDir(), "ledger.db")
-	empty, err := emptyLedger()
-	b.must(err)
-	b.must(os.WriteFile(path, empty, 0o600))
 	sealer, err := store.NewSealer(store.GenerateKey().Reveal())
 	b.must(err)
-	b.ledger, err = sqlite.Open(t.Context(), path, sealer)
+	b.ledger, err = open(t, sealer)
 	b.must(err)
 	t.Cleanup(func() { _ = b.ledger.Close() })
 	id, err := b.ledger.LedgerID(t.Context())
 	b.must(err)
 	nc, js := natstest.Connect(t, b.server)
-	b.nc = nc
+	b.nc, b.js = nc, js
 	_, err = publishers.Setup(t.Context(), js, publishers.TopologyConfig{LedgerID: id})
 	b.must(err)
 	_, err = b.ledger.ImportAccount(t.Context(), store.Import{Name: "acme", XUserID: "1", Username: "acme", Now: time.Now(), Pair: store.Pair{
@@ -106,8 +134,10 @@ func (b *bundle) serve(name string, wrap func(store.Store, *nats.Conn) store.Sto
 	}
 	relay := &consumers.OutboxRelay{Ledger: ledger, DeadLetters: publishers.NewDeadLetters(js, jetpost.Names{}), Log: log}
 	s := &control.Service{
-		Control: control.New(control.Control{Ledger: ledger, JS: js, OutboxRelay: relay, Log: log}),
-		Conn:    nc, Worker: name, Version: "v1.2.3", Log: log,
+		Control: control.New(control.Control{
+			Ledger: ledger, JS: js, OutboxRelay: relay, Log: log, X: b.x(), Connect: b.connect, Link: b.makeLink,
+		}),
+		Conn: nc, Worker: name, Version: "v1.2.3", Log: log,
 	}
 	ctx, cancel := context.WithCancel(b.Context())
 	var running sync.WaitGroup
@@ -180,7 +210,8 @@ func (b *bundle) status(id string) jetpost.RequestStatus {
 	return record.Status
 }
 
-// held is what the ledger holds of requests, accounts and pauses.
+// held is what the ledger holds of requests, accounts, pauses and links, and how many
+// refreshes are ordered.
 func (b *bundle) held() string {
 	b.Helper()
 	requests, err := b.ledger.ListRequests(b.Context(), store.Filter{})
@@ -192,164 +223,11 @@ func (b *bundle) held() string {
 	b.must(err)
 	desired, err := b.ledger.Desired(b.Context())
 	b.must(err)
-	text, err := json.Marshal([]any{requests, accounts, desired})
+	orders, err := b.js.Stream(b.Context(), (jetpost.Names{}).RefreshStream())
+	b.must(err)
+	text, err := json.Marshal([]any{requests, accounts, desired, orders.CachedInfo().State.Msgs, b.linksMade(), b.used()})
 	b.must(err)
 	return string(text)
-}
-
-// errKilled is what a ledger says to a worker that is dead.
-var errKilled = errors.New("killed")
-
-// dying kills its worker at an operation: its connection ends, so that nobody hears of it.
-type dying struct {
-	store.Store
-	nc   *nats.Conn
-	gap  string
-	nth  int // operation
-	mu   sync.Mutex
-	seen int
-	dead chan struct{}
-}
-
-func (d *dying) kill() error {
-	d.nc.Close()
-	close(d.dead)
-	return errKilled
-}
-
-func (d *dying) Operate(ctx context.Context, op store.Operation, change func(context.Context, store.Changes) ([]byte, error)) ([]byte, bool, error) {
-	d.mu.Lock()
-	d.seen++
-	now := d.seen == d.nth
-	d.mu.Unlock()
-	if now && d.gap == "before" {
-		return nil, false, d.kill()
-	}
-	answer, repeated, err := d.Store.Operate(ctx, op, func(ctx context.Context, in store.Changes) ([]byte, error) {
-		answer, err := change(ctx, in)
-		if now && d.gap == "within" {
-			return nil, d.kill()
-		}
-		return answer, err
-	})
-	if now && d.gap == "after" {
-		return nil, false, d.kill()
-	}
-	return answer, repeated, err
-}
-
-// killable is an operation that a worker may be killed in.
-type killable struct {
-	name string
-	call func(ctx context.Context, c *client.Client, id, operation string) error
-	// done tells by the ledger that it was done.
-	done func(b *bundle, id string) bool
-}
-
-func killables() []killable {
-	now := time.Now().Truncate(time.Second)
-	at := now.Add(48 * time.Hour)
-	state := func(want jetpost.State) func(*bundle, string) bool {
-		return func(b *bundle, id string) bool { return b.status(id).State == want }
-	}
-	paused := func(b *bundle) bool {
-		account, err := b.ledger.Account(b.Context(), "acme")
-		b.must(err)
-		return account.Pause.Active(time.Now())
-	}
-	appPaused := func(b *bundle) bool {
-		pauses, err := consumers.DesiredPauses(b.Context(), b.ledger, time.Now())
-		b.must(err)
-		return len(pauses) > 0
-	}
-	return []killable{
-		{"cancel", func(ctx context.Context, c *client.Client, id, operation string) error {
-			_, err := c.RequestCancel(ctx, "acme", jetpost.RequestCancel{OperationID: operation, ID: id})
-			return err
-		}, state(jetpost.StateCancelled)},
-		{"cancel of many", func(ctx context.Context, c *client.Client, _, operation string) error {
-			_, err := c.RequestCancelMany(ctx, "acme", jetpost.RequestCancelMany{OperationID: operation, State: jetpost.StateScheduled})
-			return err
-		}, state(jetpost.StateCancelled)},
-		{"reschedule", func(ctx context.Context, c *client.Client, id, operation string) error {
-			_, err := c.RequestReschedule(ctx, "", jetpost.RequestReschedule{OperationID: operation, ID: id, At: at})
-			return err
-		}, func(b *bundle, id string) bool { return b.status(id).PublishAt.Equal(at) }},
-		{"unpublish", func(ctx context.Context, c *client.Client, id, operation string) error {
-			_, err := c.RequestUnpublish(ctx, "acme", jetpost.RequestUnpublish{OperationID: operation, ID: id})
-			return err
-		}, state(jetpost.StateCancelled)},
-		{"pause", func(ctx context.Context, c *client.Client, _, operation string) error {
-			_, err := c.AccountPause(ctx, "acme", jetpost.PauseRequest{OperationID: operation, Reason: "lunch"})
-			return err
-		}, func(b *bundle, _ string) bool { return paused(b) }},
-		{"pause of the app", func(ctx context.Context, c *client.Client, _, operation string) error {
-			_, err := c.AppPause(ctx, jetpost.PauseRequest{OperationID: operation, Reason: "audit"})
-			return err
-		}, func(b *bundle, _ string) bool { return appPaused(b) }},
-		{"expiry and resume", func(ctx context.Context, c *client.Client, _, operation string) error {
-			_, err := c.AccountResume(ctx, "acme", jetpost.ResumeRequest{OperationID: operation, ExpireBefore: now.Add(30 * time.Hour)})
-			return err
-		}, state(jetpost.StateFailed)},
-	}
-}
-
-// TestWorkerDiesInOperation: a worker that is killed in any gap of an operation leaves it
-// done or not done; the same call to another worker does it, or finds it done and changes
-// nothing.
-func TestWorkerDiesInOperation(t *testing.T) {
-	t.Parallel()
-	for _, op := range killables() {
-		for _, gap := range []string{"before", "within", "after"} {
-			for nth := 1; nth <= 2; nth++ {
-				t.Run(fmt.Sprintf("%s/%s/%d", op.name, gap, nth), func(t *testing.T) {
-					t.Parallel()
-					dieIn(t, op, gap, nth)
-				})
-			}
-		}
-	}
-}
-
-func dieIn(t *testing.T, op killable, gap string, nth int) {
-	t.Helper()
-	b := setup(t)
-	id := b.scheduled()
-	var first *dying
-	stop := b.serve("first", func(ledger store.Store, nc *nats.Conn) store.Store {
-		first = &dying{Store: ledger, nc: nc, gap: gap, nth: nth, dead: make(chan struct{})}
-		return first
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	go func() {
-		select {
-		case <-first.dead:
-			cancel() // nobody answers any more
-		case <-ctx.Done():
-		}
-	}()
-	err := op.call(ctx, b.client, id, "op")
-	killed := ctx.Err() != nil
-	cancel()
-	stop()
-	if killed == (err == nil) {
-		t.Fatalf("killed: %t, yet the call ends with %v", killed, err)
-	}
-	if !killed && nth == 1 {
-		t.Fatal("the worker was not killed")
-	}
-	was, before := op.done(b, id), b.held()
-	if !killed && !was {
-		t.Error("it was answered, and not done")
-	}
-	b.serve("second", nil)
-	b.must(op.call(t.Context(), b.newClient(), id, "op"))
-	if !op.done(b, id) {
-		t.Error("it is not done after the repeat")
-	}
-	if after := b.held(); was && gap == "after" && after != before {
-		t.Errorf("the repeat of what was done changed\n%s\nto\n%s", before, after)
-	}
 }
 
 // TestOperationsTakeEffectOnce: changes of many clients at once, repeated, cut off and

@@ -212,7 +212,7 @@ func TestAudit(t *testing.T) {
 	b.must(second(b.client.TokenCreate(jetpost.WithActor(t.Context(), "bad\x07actor"), jetpost.TokenCreate{
 		Name: "shop", Digest: strings.Repeat("ab", 32), Accounts: []string{"acme"}, Verbs: jetpost.Verbs(), ExpiresAt: time.Now().Add(time.Hour),
 	})))
-	b.must(second(b.client.RequestCount(anna)))
+	b.must(second(b.client.RequestCount(anna, "")))
 	want := "nats token.create  shop done\nnats request.cancel acme none not_found\nuser:anna request.cancel acme " + id + " done\nuser:anna account.pause acme  done"
 	if got := b.noted(jetpost.AuditList{}); got != want {
 		t.Errorf("noted\n%s\nwant\n%s", got, want)

@@ -56,10 +56,53 @@ func TestExamples(t *testing.T) {
 		t.Errorf("another account: exit code %d, %q", code, stderr)
 	}
 
+	s.called(t, env, filepath.Join(examples, "bash", "call.sh"))
+
 	run(t, "sent product-1 as job", filepath.Join(bin, "outbox"), "bob", "New: blue shoes")
 	run(t, "sent product-2 as job", filepath.Join(bin, "outbox"), "bob", "New: red shoes")
-	s.posted("bob", "From Python", "New: blue shoes", "New: red shoes")
+	s.posted("bob", "From Python", "From curl", "Held by the pause", "New: blue shoes", "New: red shoes")
 	s.posted("alice", "From Go", "From Bash")
+}
+
+// called has curl do what the program of another module does over NATS: publish, look, cancel,
+// replay and pause, with a token of these verbs and one account.
+func (s *upSite) called(t *testing.T, env []string, program string) {
+	t.Helper()
+	env = append(env, "JETPOST_TOKEN="+s.token(t, "curl", "bob", "publish,read,manage"))
+	call := func(operation, account, body string) (code int, stdout, stderr string) {
+		t.Helper()
+		return harness.RunCommand(t, env, program, operation, account, body)
+	}
+	does := func(want, operation, body string) {
+		t.Helper()
+		if code, stdout, stderr := call(operation, "bob", body); code != 0 || !strings.Contains(stdout, want) {
+			t.Errorf("%s %s: exit code %d, %q%q, want %q", operation, body, code, stdout, stderr, want)
+		}
+	}
+	does(`"state":"`, "request.publish", `{"id":"curl-1","posts":[{"text":"From curl"}]}`)
+	testkit.Eventually(t, "the request to be published", func() bool {
+		_, stdout, _ := call("request.get", "bob", `{"id":"curl-1"}`)
+		return strings.Contains(stdout, `"state":"published"`)
+	})
+	does(`"paused_at":"`, "account.pause", `{"operation_id":"curl-pause","reason":"lunch"}`)
+	does(`"state":"scheduled"`, "request.publish", `{"id":"curl-2","publish_at":"2099-01-01T00:00:00Z","posts":[{"text":"Later"}]}`)
+	does(`"state":"cancelled"`, "request.cancel", `{"operation_id":"curl-cancel","id":"curl-2"}`)
+	does(`"state":"cancelled"`, "request.cancel", `{"operation_id":"curl-cancel","id":"curl-2"}`)
+	does(`"state":"queued"`, "request.publish", `{"id":"curl-3","posts":[{"text":"Held by the pause"}]}`)
+	does(`"expired":1`, "account.resume", `{"operation_id":"curl-resume","expire_before":"2098-01-01T00:00:00Z"}`)
+	does(`"action":"queued"`, "request.replay", `{"operation_id":"curl-replay","ids":["curl-3"]}`)
+	testkit.Eventually(t, "the replayed request to be published", func() bool {
+		_, stdout, _ := call("request.get", "bob", `{"id":"curl-3"}`)
+		return strings.Contains(stdout, `"state":"published"`)
+	})
+	for operation, account := range map[string]string{
+		"request.get": "alice", "request.publish": "alice", "request.cancel": "alice", "request.replay": "alice", "account.pause": "alice",
+		"request.list": "-", "app.pause": "-", "token.list": "-", "account.connect": "alice",
+	} {
+		if code, stdout, stderr := call(operation, account, `{"id":"from-go"}`); code != 1 || stdout != "" || !strings.Contains(stderr, `"forbidden"`) {
+			t.Errorf("%s of %s: exit code %d, %q%q", operation, account, code, stdout, stderr)
+		}
+	}
 }
 
 // token makes an API token as an operator does.

@@ -71,8 +71,8 @@ func TestLink(t *testing.T) {
 	s, env, _ := newConnectSite(t)
 	listen := harness.ClosedAddress(t)
 	env = append(env, "JETPOST_PUBLIC_URL=http://"+listen)
-	serve := func(name string) *harness.Process {
-		p := harness.Start(t, name, env, "jetpost", "web", "--listen", listen, "--log-format", "json", "--log-level", "debug")
+	serve := func(name string) *harness.Process { // with neither a database nor keys
+		p := harness.Start(t, name, append(env, "DATABASE_URL=", "HUB_ENCRYPTION_KEY=", "X_CLIENT_ID=", "X_CLIENT_SECRET="), "jetpost", "web", "--listen", listen, "--log-format", "json", "--log-level", "debug")
 		p.Until("web.started")
 		return p
 	}
@@ -83,6 +83,8 @@ func TestLink(t *testing.T) {
 		}
 		return strings.Split(stdout, "\n")[0]
 	}
+	worker := harness.Start(t, "worker", env, "jetpost", "worker", "--log-format", "json", "--log-level", "debug")
+	worker.Until("worker.started")
 	first, c, acme := serve("web-1"), s.visitor(), link("acme")
 	page := c.press(acme)
 	first.Kill()
@@ -117,7 +119,8 @@ func TestLink(t *testing.T) {
 		t.Errorf("the pages ended with code %d", code)
 	}
 	s.WantCallLog(nil)
-	for _, p := range []*harness.Process{first, second} {
+	harness.Stop(worker)
+	for _, p := range []*harness.Process{first, second, worker} {
 		if log := p.Output(); strings.Contains(log, "xsim-") || strings.Contains(log, acme[strings.LastIndex(acme, "/")+1:]) {
 			t.Errorf("a code, a token or a link is logged:\n%s", log)
 		}

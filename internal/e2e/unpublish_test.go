@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/jetpost/jetpost/internal/app"
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi"
@@ -88,11 +88,11 @@ func TestVerify(t *testing.T) {
 	s.unpublished("alice", "gone")
 	var code int
 	var stdout, stderr string
-	got := map[string]app.Verification{}
+	got := map[string]jetpost.Verification{}
 	testkit.Eventually(t, "no post is too young to tell", func() bool {
 		code, stdout, stderr = s.Run("requests", "verify", "--yes", "-o", "json")
 		for line := range strings.Lines(stdout) {
-			var v app.Verification
+			var v jetpost.Verification
 			testkit.Must(t, json.Unmarshal([]byte(line), &v))
 			got[v.Account] = v
 		}

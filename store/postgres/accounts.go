@@ -176,6 +176,8 @@ r AS (UPDATE requests SET account = $2 WHERE account = $1),
 p AS (UPDATE posts SET account = $2 WHERE account = $1),
 u AS (UPDATE unruled SET account = $2 WHERE account = $1),
 i AS (UPDATE pruned SET account = $2 WHERE account = $1),
+e AS (UPDATE expenses SET account = $2 WHERE account = $1),
+s AS (UPDATE spending SET account = $2 WHERE account = $1),
 c AS (UPDATE connect_links SET account = $2 WHERE account = $1)
 UPDATE api_tokens SET accounts = btrim(replace(' ' || accounts || ' ', ' ' || $1::text || ' ', ' ' || $2::text || ' '))
 WHERE position(' ' || $1::text || ' ' IN ' ' || accounts || ' ') > 0`
@@ -187,6 +189,8 @@ p AS (DELETE FROM posts WHERE account = $1),
 r AS (DELETE FROM requests WHERE account = $1),
 u AS (DELETE FROM unruled WHERE account = $1),
 c AS (DELETE FROM connect_links WHERE account = $1),
+e AS (DELETE FROM expenses WHERE account = $1),
+s AS (DELETE FROM spending WHERE account = $1),
 l AS (DELETE FROM lanes WHERE account = $1),
 j AS (DELETE FROM refresh_journal WHERE token_id IN (SELECT id FROM oauth_tokens WHERE user_id = $1)),
 t AS (DELETE FROM oauth_tokens WHERE user_id = $1),

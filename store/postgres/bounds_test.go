@@ -41,8 +41,8 @@ type proxied struct {
 	proxy *pgtest.Proxy
 	lane  store.Claim
 	token store.Token
-	link  secret.String
-	state secret.String
+	link  string
+	state []byte
 	round string
 }
 
@@ -67,8 +67,9 @@ func (p *proxied) hold(t *testing.T) {
 	check(t, err)
 	p.token, _, err = p.st.ClaimToken(t.Context(), store.TokenClaim{Account: acme, UsedVersion: 1, Force: true, Refused: true, Pace: store.Pace{Lease: lease}, Now: p.now})
 	check(t, err)
-	p.link, p.state = secret.New(uuid.NewString()), secret.New(uuid.NewString())
-	check(t, p.st.AddLink(t.Context(), store.NewLink{Token: p.link, Account: "new", Now: p.now, ExpiresAt: p.now.Add(time.Hour)}))
+	token := secret.New(uuid.NewString())
+	p.link, p.state = store.LinkID(store.LinkDigest(token)), store.LinkDigest(secret.New(uuid.NewString()))
+	check(t, p.st.AddLink(t.Context(), store.NewLink{Token: token, Account: "new", Now: p.now, ExpiresAt: p.now.Add(time.Hour)}))
 	_, err = p.st.BeginAttempt(t.Context(), p.link, p.attempt())
 	check(t, err)
 	id, err := uuid.NewV7()
@@ -79,7 +80,7 @@ func (p *proxied) hold(t *testing.T) {
 }
 
 func (p *proxied) attempt() store.LinkAttempt {
-	return store.LinkAttempt{State: p.state, Browser: secret.New("b"), Verifier: secret.New("v"), ExpiresAt: p.now.Add(time.Hour), Now: p.now}
+	return store.LinkAttempt{State: p.state, Browser: store.LinkDigest(secret.New("b")), Verifier: secret.New("v"), ExpiresAt: p.now.Add(time.Hour), Now: p.now}
 }
 
 func (p *proxied) intent() store.Intent {
@@ -166,16 +167,26 @@ func (p *proxied) accountCalls() map[string]func(context.Context) error {
 		"AddLink": func(ctx context.Context) error {
 			return st.AddLink(ctx, store.NewLink{Token: secret.New(uuid.NewString()), Account: "new", Now: p.now, ExpiresAt: p.now.Add(lease)})
 		},
+		"AttemptLink": func(ctx context.Context) error {
+			return errorOf(st.AttemptLink(ctx, p.state, store.LinkDigest(secret.New("b")), p.now))
+		},
+		"ForgetBilled": func(ctx context.Context) error { return st.ForgetBilled(ctx, p.now) },
+		"LimitMonth":   func(ctx context.Context) error { return st.LimitMonth(ctx, acme, 1, p.now) },
+		"MonthSpent":   func(ctx context.Context) error { return errorOf(st.MonthSpent(ctx, acme, p.now)) },
+		"NoteBilled":   func(ctx context.Context) error { return st.NoteBilled(ctx, p.now) },
+		"Spend": func(ctx context.Context) error {
+			return errorOf(st.Spend(ctx, acme, store.Expense{ID: "r", Micros: 1, Posts: 1, AppLimit: 1, Now: p.now}))
+		},
 		"BeginAttempt": func(ctx context.Context) error { return errorOf(st.BeginAttempt(ctx, p.link, p.attempt())) },
 		"GiveUpAttempt": func(ctx context.Context) error {
-			return st.GiveUpAttempt(ctx, store.LinkID(store.LinkDigest(p.link)), p.state)
+			return st.GiveUpAttempt(ctx, p.link, p.state)
 		},
 		"Link": func(ctx context.Context) error { return errorOf(st.Link(ctx, p.link)) },
 		"TakeAttempt": func(ctx context.Context) error {
-			_, _, err := st.TakeAttempt(ctx, p.state, secret.New("b"), lease, p.now)
+			_, _, err := st.TakeAttempt(ctx, p.state, store.LinkDigest(secret.New("b")), lease, p.now)
 			return err
 		},
-		"UseLink":        func(ctx context.Context) error { return st.UseLink(ctx, store.LinkID(store.LinkDigest(p.link)), p.now) },
+		"UseLink":        func(ctx context.Context) error { return st.UseLink(ctx, p.link, p.now) },
 		"APIToken":       func(ctx context.Context) error { return errorOf(st.APIToken(ctx, "none")) },
 		"APITokens":      func(ctx context.Context) error { return errorOf(st.APITokens(ctx)) },
 		"RevokeAPIToken": func(ctx context.Context) error { return errorOf(st.RevokeAPIToken(ctx, "none", p.now)) },
@@ -273,13 +284,15 @@ func (p *proxied) requestCalls() map[string]func(context.Context) error {
 		"ExpireLate": func(ctx context.Context) error {
 			return errorOf(st.ExpireLate(ctx, acme, p.now.Add(time.Hour), 1, p.now))
 		},
-		"PauseAccount":  func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
-		"Reconcile":     func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
-		"Replay":        func(ctx context.Context) error { return errorOf(st.Replay(ctx, key, p.now)) },
-		"Reschedule":    func(ctx context.Context) error { return errorOf(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
-		"Resolve":       func(ctx context.Context) error { return errorOf(st.Resolve(ctx, key, "1", p.now)) },
-		"ResumeAccount": func(ctx context.Context) error { return errorOf(st.ResumeAccount(ctx, acme, p.now)) },
-		"Unpublish":     func(ctx context.Context) error { return errorOf(st.Unpublish(ctx, key, p.now)) },
+		"PauseAccount":         func(ctx context.Context) error { return st.PauseAccount(ctx, acme, store.Pause{Since: p.now}) },
+		"Reconcile":            func(ctx context.Context) error { return st.Reconcile(ctx, key, p.now) },
+		"Replay":               func(ctx context.Context) error { return errorOf(st.Replay(ctx, key, p.now)) },
+		"Reschedule":           func(ctx context.Context) error { return errorOf(st.Reschedule(ctx, key, p.now.Add(time.Hour), p.now)) },
+		"Resolve":              func(ctx context.Context) error { return errorOf(st.Resolve(ctx, key, "1", p.now)) },
+		"ResumeAccount":        func(ctx context.Context) error { return errorOf(st.ResumeAccount(ctx, acme, p.now)) },
+		"Unpublish":            func(ctx context.Context) error { return errorOf(st.Unpublish(ctx, key, p.now)) },
+		"CountAccountRequests": func(ctx context.Context) error { return errorOf(st.CountAccountRequests(ctx, acme)) },
+
 		"CountRequests": func(ctx context.Context) error { return errorOf(st.CountRequests(ctx)) },
 		"CountCodes":    func(ctx context.Context) error { return errorOf(st.CountCodes(ctx, jetpost.StateFailed)) },
 		"Series":        func(ctx context.Context) error { return errorOf(st.Series(ctx, store.SeriesQuery{Now: p.now})) },
@@ -388,14 +401,17 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"EndHolds", transaction, nil},
 		{"ExpireLate", transaction, nil},
 		{"ExtendLane", statement, nil},
+		{"ForgetBilled", transaction, nil},
 		{"ForgetPair", statement, nil},
 		{"GiveUpAttempt", statement, nil},
 		{"HoldQueue", transaction, nil},
 		{"HoldUnpublish", transaction, store.ErrNotRunnable},
 		{"ImportAccount", transaction, nil},
+		{"LimitMonth", transaction, nil},
 		{"MarkDelivered", statement, nil},
 		{"MarkNoticed", statement, nil},
 		{"MarkPauseChangeTold", statement, nil},
+		{"NoteBilled", transaction, nil},
 		{"OpenRound", transaction, nil},
 		{"PauseAccount", transaction, nil},
 		{"PostDeleted", transaction, nil},
@@ -411,6 +427,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"RoundDelivered", statement, nil},
 		{"SaveToken", transaction, nil},
 		{"SaveTokenFailure", statement, store.ErrFenced},
+		{"Spend", transaction, nil},
 		{"TakeAttempt", transaction, store.ErrAttemptOver},
 		{"TryLease", statement, nil},
 		{"Unpublish", transaction, nil},
@@ -486,6 +503,8 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 	case "Accept": // its statements are prepared
 		_, err := p.st.Accept(t.Context(), p.acceptance("another"))
 		check(t, err)
+	case "ForgetBilled":
+		do("NoteBilled")
 	case "Posted":
 		do("Begin")
 	case "PostDeleted":
@@ -528,7 +547,7 @@ func (p *proxied) ready(t *testing.T, name, word string) {
 func (p *proxied) warm(t *testing.T, name string) {
 	t.Helper()
 	q := *p
-	q.lane.Fence, q.token.Version, q.round, q.link, q.state = -1, -1, uuid.NewString(), secret.New("another"), secret.New("another")
+	q.lane.Fence, q.token.Version, q.round, q.link, q.state = -1, -1, uuid.NewString(), store.LinkID(store.LinkDigest(secret.New("another"))), store.LinkDigest(secret.New("another"))
 	switch name {
 	case "ClaimLane":
 		_, _, _ = p.st.ClaimLane(t.Context(), "nobody", "worker", lease, p.now)

@@ -108,7 +108,7 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) ([]strin
 }
 
 const (
-	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
+	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at, coalesce(monthly_limit, 0) FROM lanes WHERE account = $1 AND fence = $2 AND lease_owner IS NOT NULL`
 	// sqlHead runs two short index scans. A begun request goes first, and it is due
 	// whatever this worker's clock says.
 	sqlHead = `
@@ -125,7 +125,7 @@ func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (
 	err = s.view(ctx, "read snapshot of lane", func(ctx context.Context, tx pgx.Tx) error {
 		snapshot = store.Snapshot{}
 		err := tx.QueryRow(ctx, sqlGenerations, lane.Account, lane.Fence).
-			Scan(&snapshot.Generation, pausedAt{&snapshot.Pause}, at{&snapshot.Pause.Reason.Until}, &snapshot.Pause.Reason.Detail, store.CauseOf{Pause: &snapshot.Pause}, at{&snapshot.UnpublishAt})
+			Scan(&snapshot.Generation, pausedAt{&snapshot.Pause}, at{&snapshot.Pause.Reason.Until}, &snapshot.Pause.Reason.Detail, store.CauseOf{Pause: &snapshot.Pause}, at{&snapshot.UnpublishAt}, &snapshot.MonthlyLimit)
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}

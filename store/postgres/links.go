@@ -38,8 +38,11 @@ const (
 )
 
 // Link implements store.Links.
-func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, error) {
-	link, err := scanLink(s.db.QueryRow(ctx, sqlLink, store.LinkDigest(token)))
+func (s *Store) Link(ctx context.Context, id string) (link store.Link, err error) {
+	digest, err := store.ParseLinkID(id)
+	if err == nil {
+		link, err = scanLink(s.db.QueryRow(ctx, sqlLink, digest))
+	}
 	return link, s.wrap("read link", missing(err, store.ErrNotFound))
 }
 
@@ -63,9 +66,12 @@ WHERE token_hash = $1`
 )
 
 // BeginAttempt implements store.Links.
-func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt store.LinkAttempt) (link store.Link, err error) {
+func (s *Store) BeginAttempt(ctx context.Context, id string, attempt store.LinkAttempt) (link store.Link, err error) {
 	err = s.change(ctx, "begin attempt", func(ctx context.Context, tx pgx.Tx) error {
-		digest := store.LinkDigest(token)
+		digest, err := store.ParseLinkID(id)
+		if err != nil {
+			return err
+		}
 		var busy bool
 		link, err = scanLink(tx.QueryRow(ctx, sqlLockLink, digest), &busy)
 		if err != nil {
@@ -78,8 +84,7 @@ func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt s
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, sqlBeginAttempt, digest,
-			store.LinkDigest(attempt.State), store.LinkDigest(attempt.Browser), verifier, attempt.ExpiresAt)
+		_, err = tx.Exec(ctx, sqlBeginAttempt, digest, attempt.State, attempt.Browser, verifier, attempt.ExpiresAt)
 		return err
 	})
 	if err != nil {
@@ -89,27 +94,44 @@ func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt s
 }
 
 const (
-	sqlLockAttempt = `
+	sqlAttempt = `
 SELECT ` + linkColumns + `, attempt_browser, coalesce(attempt_verifier, ''), attempt_expires_at
-FROM connect_links WHERE attempt_state = $1 FOR UPDATE`
+FROM connect_links WHERE attempt_state = $1`
+	sqlLockAttempt = sqlAttempt + ` FOR UPDATE`
 	sqlTakeAttempt = `
 UPDATE connect_links SET attempt_verifier = NULL, busy_until = clock_timestamp() + $2::interval WHERE attempt_state = $1`
 )
 
+// scanAttempt scans an attempt with its link.
+func scanAttempt(row scanner) (a store.StoredAttempt, err error) {
+	a.Link, err = scanLink(row, &a.Browser, &a.Verifier, at{&a.ExpiresAt})
+	return a, missing(err, store.ErrNotFound)
+}
+
+// AttemptLink implements store.Links.
+func (s *Store) AttemptLink(ctx context.Context, state, browser []byte, now time.Time) (store.Link, error) {
+	a, err := scanAttempt(s.db.QueryRow(ctx, sqlAttempt, state))
+	if err == nil {
+		err = a.MayTake(browser, now)
+	}
+	if err != nil {
+		return store.Link{}, s.wrap("read attempt", err)
+	}
+	return a.Link, nil
+}
+
 // TakeAttempt implements store.Links.
-func (s *Store) TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
+func (s *Store) TakeAttempt(ctx context.Context, state, browser []byte, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
 	err = s.change(ctx, "take attempt", func(ctx context.Context, tx pgx.Tx) error {
-		digest := store.LinkDigest(state)
-		var a store.StoredAttempt
-		a.Link, err = scanLink(tx.QueryRow(ctx, sqlLockAttempt, digest), &a.Browser, &a.Verifier, at{&a.ExpiresAt})
+		a, err := scanAttempt(tx.QueryRow(ctx, sqlLockAttempt, state))
 		if err != nil {
-			return missing(err, store.ErrNotFound)
+			return err
 		}
 		link = a.Link
 		if verifier, err = a.Take(s.sealer, browser, now); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, sqlTakeAttempt, digest, lease)
+		_, err = tx.Exec(ctx, sqlTakeAttempt, state, lease)
 		return err
 	})
 	if err != nil {
@@ -126,10 +148,10 @@ UPDATE connect_links SET used_at = coalesce(used_at, $2), attempt_verifier = NUL
 )
 
 // GiveUpAttempt implements store.Links.
-func (s *Store) GiveUpAttempt(ctx context.Context, id string, state secret.String) error {
+func (s *Store) GiveUpAttempt(ctx context.Context, id string, state []byte) error {
 	digest, err := store.ParseLinkID(id)
 	if err == nil {
-		_, err = s.db.Exec(ctx, sqlGiveUpAttempt, digest, store.LinkDigest(state))
+		_, err = s.db.Exec(ctx, sqlGiveUpAttempt, digest, state)
 	}
 	return s.wrap("give up attempt", err)
 }

@@ -735,8 +735,22 @@ SELECT s.state, n.n FROM unnest($1::text[]) AS s (state) CROSS JOIN LATERAL (
     SELECT count(*) AS n FROM (SELECT FROM requests WHERE state = s.state LIMIT $2) AS few) AS n
 WHERE n.n > 0`
 
+const sqlCountAccountRequests = `
+SELECT s.state, n.n FROM unnest($1::text[]) AS s (state) CROSS JOIN LATERAL (
+    SELECT count(*) AS n FROM (SELECT FROM requests WHERE account = $3 AND state = s.state LIMIT $2) AS few) AS n
+WHERE n.n > 0`
+
 // CountRequests implements store.Queries.
 func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error) {
+	return s.countRequests(ctx, sqlCountRequests, jetpost.States(), store.MaxCounted)
+}
+
+// CountAccountRequests implements store.Queries.
+func (s *Store) CountAccountRequests(ctx context.Context, account string) (map[jetpost.State]int, error) {
+	return s.countRequests(ctx, sqlCountAccountRequests, jetpost.States(), store.MaxCounted, account)
+}
+
+func (s *Store) countRequests(ctx context.Context, query string, args ...any) (map[jetpost.State]int, error) {
 	type count struct {
 		state jetpost.State
 		n     int
@@ -744,7 +758,7 @@ func (s *Store) CountRequests(ctx context.Context) (map[jetpost.State]int, error
 	counts, err := reportAll(ctx, s, "count requests", func(row scanner) (c count, err error) {
 		err = row.Scan(&c.state, &c.n)
 		return c, err
-	}, sqlCountRequests, jetpost.States(), store.MaxCounted)
+	}, query, args...)
 	byState := make(map[jetpost.State]int, len(counts))
 	for _, c := range counts {
 		byState[c.state] = c.n

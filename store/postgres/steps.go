@@ -240,7 +240,7 @@ WITH input AS MATERIALIZED (
             AND (s.begins IS NULL OR l.paused_at IS NULL OR l.paused_until <= s.at)
         ELSE l.fence = s.fence AND l.lease_owner IS NOT NULL END
     RETURNING s.*, l.fence AS new_fence, l.lost_claims AS lost, l.lease_owner IS NULL AS released,
-        l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, k.generation = s.generation AND k.fence = s.lane_fence AS fresh
+        l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, l.monthly_limit, k.generation = s.generation AND k.fence = s.lane_fence AS fresh
 ), wrote AS (
     UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
         reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = lane.holds,
@@ -264,7 +264,7 @@ WITH input AS MATERIALIZED (
 )
 SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.told_id = lane.id OR coalesce(
         (SELECT revision = lane.told FROM requests AS r WHERE lane.told > 0 AND r.account = lane.account AND r.id = lane.told_id), true), lane.next AND lane.fresh,
-    lane.generation, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
+    lane.generation, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, coalesce(lane.monthly_limit, 0), lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
 FROM lane LEFT JOIN wrote ON wrote.account = lane.account
 LEFT JOIN LATERAL (SELECT r.*, ` + sqlTold + ` AS told_of,
@@ -392,7 +392,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	st := &head.Status
 	pause := &out.laneRow.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.read,
-		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
+		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, &out.snapshot.MonthlyLimit, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Delivered, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros, &head.Trace)

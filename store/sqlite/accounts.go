@@ -192,6 +192,8 @@ FROM lanes AS l JOIN oauth_tokens AS t ON t.user_id = l.account WHERE l.account 
 	sqlRenamePosts     = `UPDATE posts SET account = ?2 WHERE account = ?1`
 	sqlRenameUnruled   = `UPDATE unruled SET account = ?2 WHERE account = ?1`
 	sqlRenamePruned    = `UPDATE pruned SET account = ?2 WHERE account = ?1`
+	sqlRenameExpenses  = `UPDATE expenses SET account = ?2 WHERE account = ?1`
+	sqlRenameSpending  = `UPDATE spending SET account = ?2 WHERE account = ?1`
 	sqlRenameLinks     = `UPDATE connect_links SET account = ?2 WHERE account = ?1`
 	sqlRenameAPITokens = `
 UPDATE api_tokens SET accounts = trim(replace(' ' || accounts || ' ', ' ' || ?1 || ' ', ' ' || ?2 || ' '))
@@ -203,6 +205,8 @@ SELECT account, id, substr(digest, 1, ?2), state, revision, accepted_at, updated
 	sqlRemovePosts     = `DELETE FROM posts WHERE account = ?1`
 	sqlRemoveBodies    = `DELETE FROM requests WHERE account = ?1`
 	sqlRemoveUnruled   = `DELETE FROM unruled WHERE account = ?1`
+	sqlRemoveExpenses  = `DELETE FROM expenses WHERE account = ?1`
+	sqlRemoveSpending  = `DELETE FROM spending WHERE account = ?1`
 	sqlRemoveLinks     = `DELETE FROM connect_links WHERE account = ?1`
 	sqlRemoveLane      = `DELETE FROM lanes WHERE account = ?1`
 	sqlRemoveJournal   = `DELETE FROM refresh_journal WHERE token_id IN (SELECT id FROM oauth_tokens WHERE user_id = ?1)`
@@ -251,7 +255,7 @@ func (s *Store) RenameAccount(ctx context.Context, name, to string, now time.Tim
 		}
 		return each(ctx, tx, []string{
 			sqlRenameName, sqlRenameToken, sqlRenameLane, sqlRenameRequests, sqlRenamePosts, sqlRenameUnruled, sqlRenamePruned,
-			sqlRenameLinks, sqlRenameAPITokens,
+			sqlRenameExpenses, sqlRenameSpending, sqlRenameLinks, sqlRenameAPITokens,
 		}, name, to)
 	})
 }
@@ -271,7 +275,7 @@ func (s *Store) RemoveAccount(ctx context.Context, name string, now time.Time) e
 		}
 		return each(ctx, tx, []string{
 			sqlRemovePosts, sqlRemoveBodies, sqlRemoveUnruled, sqlRemoveLinks, sqlRemoveLane, sqlRemoveJournal, sqlRemoveToken, sqlRemoveName,
-			sqlRemoveAPITokens,
+			sqlRemoveExpenses, sqlRemoveSpending, sqlRemoveAPITokens,
 		}, name)
 	})
 }

@@ -50,7 +50,7 @@ const (
 	sqlReleaseLane = `
 UPDATE lanes SET lease_owner = NULL, lease_until = NULL, wake_at = ?4, lost_claims = 0, reserved = 0
 WHERE account = ?1 AND fence = ?2 AND generation = ?3 AND lease_owner IS NOT NULL`
-	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
+	sqlGenerations = `SELECT generation, paused_at, paused_until, pause_reason, pause_cause, unpublish_at, coalesce(monthly_limit, 0) FROM lanes WHERE account = ?1 AND fence = ?2 AND lease_owner IS NOT NULL`
 )
 
 // ReleaseLane implements store.Lanes.
@@ -90,7 +90,7 @@ func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool
 func readGenerations(ctx context.Context, tx *sql.Tx, lane store.Claim) (snapshot store.Snapshot, err error) {
 	pause := &snapshot.Pause
 	err = tx.QueryRowContext(ctx, sqlGenerations, lane.Account, lane.Fence).
-		Scan(&snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&snapshot.UnpublishAt})
+		Scan(&snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&snapshot.UnpublishAt}, &snapshot.MonthlyLimit)
 	return snapshot, missing(err, store.ErrFenced)
 }
 

@@ -36,8 +36,11 @@ const (
 )
 
 // Link implements store.Links.
-func (s *Store) Link(ctx context.Context, token secret.String) (store.Link, error) {
-	link, err := scanLink(s.row(ctx, sqlLink, store.LinkDigest(token)))
+func (s *Store) Link(ctx context.Context, id string) (link store.Link, err error) {
+	digest, err := store.ParseLinkID(id)
+	if err == nil {
+		link, err = scanLink(s.row(ctx, sqlLink, digest))
+	}
 	return link, s.wrap("read link", missing(err, store.ErrNotFound))
 }
 
@@ -59,9 +62,12 @@ WHERE token_hash = ?1`
 )
 
 // BeginAttempt implements store.Links.
-func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt store.LinkAttempt) (link store.Link, err error) {
+func (s *Store) BeginAttempt(ctx context.Context, id string, attempt store.LinkAttempt) (link store.Link, err error) {
 	err = s.change(ctx, "begin attempt", func(ctx context.Context, tx *sql.Tx) error {
-		digest := store.LinkDigest(token)
+		digest, err := store.ParseLinkID(id)
+		if err != nil {
+			return err
+		}
 		var busy bool
 		link, err = scanLink(tx.QueryRowContext(ctx, sqlLinkBusy, digest, micros(attempt.Now)), &busy)
 		if err != nil {
@@ -74,8 +80,7 @@ func (s *Store) BeginAttempt(ctx context.Context, token secret.String, attempt s
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlBeginAttempt, digest,
-			store.LinkDigest(attempt.State), store.LinkDigest(attempt.Browser), verifier, micros(attempt.ExpiresAt))
+		_, err = tx.ExecContext(ctx, sqlBeginAttempt, digest, attempt.State, attempt.Browser, verifier, micros(attempt.ExpiresAt))
 		return err
 	})
 	if err != nil {
@@ -91,20 +96,36 @@ FROM connect_links WHERE attempt_state = ?1`
 	sqlTakeAttempt = `UPDATE connect_links SET attempt_verifier = NULL, busy_until = ?2 WHERE attempt_state = ?1`
 )
 
+// scanAttempt scans an attempt with its link.
+func scanAttempt(row scanner) (a store.StoredAttempt, err error) {
+	a.Link, err = scanLink(row, &a.Browser, &a.Verifier, at{&a.ExpiresAt})
+	return a, missing(err, store.ErrNotFound)
+}
+
+// AttemptLink implements store.Links.
+func (s *Store) AttemptLink(ctx context.Context, state, browser []byte, now time.Time) (store.Link, error) {
+	a, err := scanAttempt(s.row(ctx, sqlAttempt, state))
+	if err == nil {
+		err = a.MayTake(browser, now)
+	}
+	if err != nil {
+		return store.Link{}, s.wrap("read attempt", err)
+	}
+	return a.Link, nil
+}
+
 // TakeAttempt implements store.Links.
-func (s *Store) TakeAttempt(ctx context.Context, state, browser secret.String, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
+func (s *Store) TakeAttempt(ctx context.Context, state, browser []byte, lease time.Duration, now time.Time) (link store.Link, verifier secret.String, err error) {
 	err = s.change(ctx, "take attempt", func(ctx context.Context, tx *sql.Tx) error {
-		digest := store.LinkDigest(state)
-		var a store.StoredAttempt
-		a.Link, err = scanLink(tx.QueryRowContext(ctx, sqlAttempt, digest), &a.Browser, &a.Verifier, at{&a.ExpiresAt})
+		a, err := scanAttempt(tx.QueryRowContext(ctx, sqlAttempt, state))
 		if err != nil {
-			return missing(err, store.ErrNotFound)
+			return err
 		}
 		link = a.Link
 		if verifier, err = a.Take(s.sealer, browser, now); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlTakeAttempt, digest, micros(now.Add(lease)))
+		_, err = tx.ExecContext(ctx, sqlTakeAttempt, state, micros(now.Add(lease)))
 		return err
 	})
 	if err != nil {
@@ -121,13 +142,13 @@ UPDATE connect_links SET used_at = coalesce(used_at, ?2), attempt_verifier = NUL
 )
 
 // GiveUpAttempt implements store.Links.
-func (s *Store) GiveUpAttempt(ctx context.Context, id string, state secret.String) error {
+func (s *Store) GiveUpAttempt(ctx context.Context, id string, state []byte) error {
 	return s.change(ctx, "give up attempt", func(ctx context.Context, tx *sql.Tx) error {
 		digest, err := store.ParseLinkID(id)
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlGiveUpAttempt, digest, store.LinkDigest(state))
+		_, err = tx.ExecContext(ctx, sqlGiveUpAttempt, digest, state)
 		return err
 	})
 }

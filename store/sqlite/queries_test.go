@@ -130,27 +130,29 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlCountBlocked":   true, // the same
 		"sqlCountOtherKeys": true, // once at start
 		"sqlCountRequests":  true, // over an index that holds just the states
-		"sqlCountCodes":     true, // sorts the reasons: few
-		"sqlDueSoon":        true, // the accounts, and of each what is due, up to a limit
-		"sqlHours":          true, // the accounts, and of each the posts of a day
-		"sqlForgetBatches":  true, // the rounds: few, as this forgets old ones
-		"sqlForgetRounds":   true, // the same
-		"sqlHasVersions":    true, // the catalogue
-		"sqlKeyUses":        true, // all of them are counted, for a person
-		"sqlHolders":        true, // the lanes
-		"sqlDesired":        true, // a handful
-		"sqlLate":           true, // the lanes, and of each what is late: for a person
-		"sqlLateSum":        true, // the accounts, and of each what is late, up to a limit
-		"sqlLedgerID":       true, // one row
-		"sqlListRequests":   true, // in the order of the index, up to the limit
-		"sqlMoved":          true, // the accounts, and of each the latest post
-		"sqlNotices":        true, // over an index that holds just what is to be told
-		"sqlDeleted":        true, // the ids that are asked for
-		"sqlOwned":          true, // the same
-		"sqlPrunable":       true, // sorts requests of one moment and sequence alone
-		"sqlPrune":          true, // the ids that are asked for
-		"sqlPrunedRequests": true, // for a person who names no account
-		"sqlReadKeyCheck":   true, // one row
+		// the states, and of each the rows of one account
+		"sqlCountAccountRequests": true,
+		"sqlCountCodes":           true, // sorts the reasons: few
+		"sqlDueSoon":              true, // the accounts, and of each what is due, up to a limit
+		"sqlHours":                true, // the accounts, and of each the posts of a day
+		"sqlForgetBatches":        true, // the rounds: few, as this forgets old ones
+		"sqlForgetRounds":         true, // the same
+		"sqlHasVersions":          true, // the catalogue
+		"sqlKeyUses":              true, // all of them are counted, for a person
+		"sqlHolders":              true, // the lanes
+		"sqlDesired":              true, // a handful
+		"sqlLate":                 true, // the lanes, and of each what is late: for a person
+		"sqlLateSum":              true, // the accounts, and of each what is late, up to a limit
+		"sqlLedgerID":             true, // one row
+		"sqlListRequests":         true, // in the order of the index, up to the limit
+		"sqlMoved":                true, // the accounts, and of each the latest post
+		"sqlNotices":              true, // over an index that holds just what is to be told
+		"sqlDeleted":              true, // the ids that are asked for
+		"sqlOwned":                true, // the same
+		"sqlPrunable":             true, // sorts requests of one moment and sequence alone
+		"sqlPrune":                true, // the ids that are asked for
+		"sqlPrunedRequests":       true, // for a person who names no account
+		"sqlReadKeyCheck":         true, // one row
 		// Of links and API tokens there are few, and an account is seldom renamed or removed.
 		"sqlRenameLinks": true, "sqlRemoveLinks": true, "sqlRenameAPITokens": true, "sqlRemoveAPITokens": true,
 		"sqlRefusals":     true, // in the order of the key, up to the limit

@@ -553,8 +553,23 @@ SELECT value, n FROM (
     SELECT value, (SELECT count(*) FROM (SELECT 1 FROM requests WHERE state = value LIMIT ?2)) AS n FROM json_each(?1))
 WHERE n > 0`
 
+const sqlCountAccountRequests = `
+SELECT value, n FROM (
+    SELECT value, (SELECT count(*) FROM (SELECT 1 FROM requests WHERE account = ?3 AND state = value LIMIT ?2)) AS n FROM json_each(?1))
+WHERE n > 0`
+
 // CountRequests implements store.Queries.
 func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int, err error) {
+	return s.countRequests(ctx, sqlCountRequests)
+}
+
+// CountAccountRequests implements store.Queries.
+func (s *Store) CountAccountRequests(ctx context.Context, account string) (counts map[jetpost.State]int, err error) {
+	return s.countRequests(ctx, sqlCountAccountRequests, account)
+}
+
+// countRequests counts by state, with more arguments than states and limit.
+func (s *Store) countRequests(ctx context.Context, query string, more ...any) (counts map[jetpost.State]int, err error) {
 	counts = make(map[jetpost.State]int)
 	states, err := json.Marshal(jetpost.States())
 	if err != nil {
@@ -567,7 +582,7 @@ func (s *Store) CountRequests(ctx context.Context) (counts map[jetpost.State]int
 			err = row.Scan(&state, &n)
 			counts[state] = n
 			return none, err
-		}, sqlCountRequests, string(states), store.MaxCounted)
+		}, query, append([]any{string(states), store.MaxCounted}, more...)...)
 		return err
 	})
 	return counts, err

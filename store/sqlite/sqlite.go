@@ -21,7 +21,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 16
+	schemaVersion = 17
 	// callTimeout bounds each call, from the wait for a connection on: a worker whose
 	// database does not answer has to notice and give back what it holds within 10 s.
 	// Only a disk that does not answer the kernel is waited for beyond that.

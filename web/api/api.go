@@ -162,15 +162,18 @@ func Status(code jetpost.ErrorCode) int {
 		return http.StatusForbidden
 	case jetpost.ErrNotFound:
 		return http.StatusNotFound
-	case jetpost.ErrConflict, jetpost.ErrAmbiguous, jetpost.ErrOperationReused:
+	case jetpost.ErrConflict, jetpost.ErrAmbiguous, jetpost.ErrOperationReused, jetpost.ErrAttemptOver, jetpost.ErrOtherBrowser,
+		jetpost.ErrOtherUser, jetpost.ErrOtherName, jetpost.ErrScopesMissing, jetpost.ErrCodeRefused:
 		return http.StatusConflict
 	case jetpost.ErrTooMany:
 		return http.StatusTooManyRequests
+	case jetpost.ErrLinkUsed, jetpost.ErrLinkExpired:
+		return http.StatusGone
 	case jetpost.ErrBusy, jetpost.ErrUnavailable:
 		return http.StatusServiceUnavailable
 	case jetpost.ErrUnsupported:
 		return http.StatusNotImplemented
-	case jetpost.ErrRefreshFailed:
+	case jetpost.ErrRefreshFailed, jetpost.ErrConnectFailed:
 		return http.StatusBadGateway
 	case jetpost.ErrStillWaiting:
 		return http.StatusGatewayTimeout

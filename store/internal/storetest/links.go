@@ -15,33 +15,42 @@ import (
 // linkToken is long enough to be searched for.
 const linkToken = "token-of-a-link-in-the-clear"
 
-// addLink stores a link for acme that is valid for an hour.
-func (b *bundle) addLink(t *testing.T, token string) secret.String {
+// linkID is the id of the link with that token.
+func linkID(token string) string { return store.LinkID(store.LinkDigest(secret.New(token))) }
+
+// addLink stores a link for acme that is valid for an hour, and returns its id.
+func (b *bundle) addLink(t *testing.T, token string) string {
 	t.Helper()
 	testkit.Must(t, b.st.AddLink(t.Context(), store.NewLink{
 		Token: secret.New(token), Account: acme, ReturnTo: "https://app.example/done", ExpiresAt: b.now.Add(time.Hour), Now: b.now,
 	}))
-	return secret.New(token)
+	return linkID(token)
 }
 
 // attempt is one of a browser, with a name of its own.
 func (b *bundle) attempt(name, browser string) store.LinkAttempt {
 	return store.LinkAttempt{
-		State: secret.New("state-" + name + "-in-the-clear"), Browser: secret.New("browser-" + browser + "-in-the-clear"),
+		State: store.LinkDigest(secret.New("state-" + name)), Browser: store.LinkDigest(secret.New("browser-" + browser)),
 		Verifier: secret.New("verifier-" + name + "-in-the-clear"), ExpiresAt: b.now.Add(10 * time.Minute), Now: b.now,
 	}
 }
 
-func (b *bundle) beginAttempt(t *testing.T, token secret.String, attempt store.LinkAttempt) store.Link {
+func (b *bundle) beginAttempt(t *testing.T, id string, attempt store.LinkAttempt) store.Link {
 	t.Helper()
-	link, err := b.st.BeginAttempt(t.Context(), token, attempt)
+	link, err := b.st.BeginAttempt(t.Context(), id, attempt)
 	testkit.Must(t, err)
 	return link
 }
 
 func (b *bundle) take(t *testing.T, a store.LinkAttempt, lease time.Duration, now time.Time) (store.Link, error) {
 	t.Helper()
+	looked, lookErr := b.st.AttemptLink(t.Context(), a.State, a.Browser, now)
 	link, verifier, err := b.st.TakeAttempt(t.Context(), a.State, a.Browser, lease, now)
+	for _, why := range []error{store.ErrNotFound, store.ErrOtherBrowser, store.ErrLinkUsed, store.ErrAttemptOver} {
+		if errors.Is(lookErr, why) != errors.Is(err, why) || err == nil && looked != link {
+			t.Errorf("the attempt is that of %+v, %v; taken %+v, %v", looked, lookErr, link, err)
+		}
+	}
 	if err == nil {
 		equal(t, "verifier", verifier.Reveal(), a.Verifier.Reveal())
 	} else if link != (store.Link{}) || !verifier.Empty() {
@@ -51,7 +60,7 @@ func (b *bundle) take(t *testing.T, a store.LinkAttempt, lease time.Duration, no
 }
 
 func links(t *testing.T, b *bundle) {
-	_, err := b.st.Link(t.Context(), secret.New("another"))
+	_, err := b.st.Link(t.Context(), linkID("another"))
 	fails(t, "link of no token", err, store.ErrNotFound)
 	token := b.addLink(t, linkToken)
 	link, err := b.st.Link(t.Context(), token)
@@ -81,16 +90,16 @@ func links(t *testing.T, b *bundle) {
 	fails(t, "the attempt again", err, store.ErrLinkUsed)
 }
 
-func mustLink(t *testing.T, b *bundle, token secret.String) store.Link {
+func mustLink(t *testing.T, b *bundle, id string) store.Link {
 	t.Helper()
-	link, err := b.st.Link(t.Context(), token)
+	link, err := b.st.Link(t.Context(), id)
 	testkit.Must(t, err)
 	return link
 }
 
 func linkAttemptOnce(t *testing.T, b *bundle) {
 	token := b.addLink(t, linkToken)
-	_, err := b.st.BeginAttempt(t.Context(), secret.New("another"), b.attempt("first", "one"))
+	_, err := b.st.BeginAttempt(t.Context(), linkID("another"), b.attempt("first", "one"))
 	fails(t, "attempt with no link", err, store.ErrNotFound)
 	first := b.attempt("first", "one")
 	link := b.beginAttempt(t, token, first)
@@ -98,7 +107,7 @@ func linkAttemptOnce(t *testing.T, b *bundle) {
 	_, err = b.take(t, b.attempt("other", "one"), longLease, b.now)
 	fails(t, "another state", err, store.ErrNotFound)
 	foreign := first
-	foreign.Browser = secret.New("browser-two")
+	foreign.Browser = store.LinkDigest(secret.New("browser-two"))
 	_, err = b.take(t, foreign, longLease, b.now)
 	fails(t, "another browser", err, store.ErrOtherBrowser)
 	_, err = b.take(t, first, longLease, first.ExpiresAt)
@@ -199,7 +208,7 @@ func linkForgets(t *testing.T, b *bundle) {
 	}
 	left := func() (n int) {
 		for i := range old {
-			switch _, err := b.st.Link(t.Context(), secret.New(fmt.Sprint("old-", i))); {
+			switch _, err := b.st.Link(t.Context(), linkID(fmt.Sprint("old-", i))); {
 			case err == nil:
 				n++
 			case !errors.Is(err, store.ErrNotFound):
@@ -215,7 +224,7 @@ func linkForgets(t *testing.T, b *bundle) {
 	equal(t, "links after one call", left(), 1)
 	addAt("new-3", now.Add(time.Microsecond))
 	equal(t, "links after two", left(), 0)
-	mustLink(t, b, secret.New("new-1"))
+	mustLink(t, b, linkID("new-1"))
 }
 
 func linkSecrets(t *testing.T, b *bundle) {
@@ -225,7 +234,7 @@ func linkSecrets(t *testing.T, b *bundle) {
 	if !bytes.Contains(dump, []byte("https://app.example/done")) {
 		t.Fatal("the dump does not even hold where to return to: it shows nothing")
 	}
-	for _, value := range []string{linkToken, "state-first", "browser-one", "verifier-first"} {
+	for _, value := range []string{linkToken, "verifier-first"} {
 		if bytes.Contains(dump, []byte(value)) {
 			t.Errorf("%s is stored in the clear", value)
 		}

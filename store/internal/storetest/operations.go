@@ -15,7 +15,7 @@ import (
 	"github.com/jetpost/jetpost/store"
 )
 
-var operationLink = secret.New("token-of-a-link-that-an-operation-makes")
+const operationLink = "token-of-a-link-that-an-operation-makes"
 
 // change is what an operation does.
 type change = func(context.Context, store.Changes) ([]byte, error)
@@ -112,6 +112,8 @@ func operateParts(t *testing.T, b *bundle) {
 	b.doubt(t, lane, "doubt", 0)
 	testkit.Must(t, b.st.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, time.Time{}, "")))
 	key := func(id string) store.Key { return store.Key{Account: acme, ID: id} }
+	begun, used, taken := b.addLink(t, "begun"), b.addLink(t, "used"), b.attempt("taken", "one")
+	b.beginAttempt(t, b.addLink(t, "taken"), taken)
 	for name, part := range map[string]func(context.Context, store.Changes) error{
 		"Reschedule": func(ctx context.Context, in store.Changes) error {
 			_, err := in.Reschedule(ctx, key("moved"), b.now.Add(time.Hour), b.now)
@@ -138,8 +140,21 @@ func operateParts(t *testing.T, b *bundle) {
 			_, err := in.Keep(ctx, store.Desired{Name: "x", Value: []byte("1")})
 			return err
 		},
+		"ImportAccount": func(ctx context.Context, in store.Changes) error {
+			_, err := in.ImportAccount(ctx, store.Import{Name: acme, XUserID: "id-acme", Username: "renamed", Pair: pair("consented", b.now.Add(time.Hour)), Consented: true, Now: b.now})
+			return err
+		},
+		"BeginAttempt": func(ctx context.Context, in store.Changes) error {
+			_, err := in.BeginAttempt(ctx, begun, b.attempt("begun", "one"))
+			return err
+		},
+		"TakeAttempt": func(ctx context.Context, in store.Changes) error {
+			_, _, err := in.TakeAttempt(ctx, taken.State, taken.Browser, longLease, b.now)
+			return err
+		},
+		"UseLink": func(ctx context.Context, in store.Changes) error { return in.UseLink(ctx, used, b.now) },
 		"AddLink": func(ctx context.Context, in store.Changes) error {
-			return in.AddLink(ctx, store.NewLink{Token: operationLink, Account: acme, ExpiresAt: b.now.Add(time.Hour), Now: b.now})
+			return in.AddLink(ctx, store.NewLink{Token: secret.New(operationLink), Account: acme, ExpiresAt: b.now.Add(time.Hour), Now: b.now})
 		},
 	} {
 		before := b.held(t)
@@ -170,9 +185,18 @@ func (b *bundle) held(t *testing.T) string {
 	}
 	kept, err := b.st.Desired(t.Context())
 	testkit.Must(t, err)
-	_, linkErr := b.st.Link(t.Context(), operationLink)
+	var links []any
+	for _, token := range []string{operationLink, "used"} {
+		link, err := b.st.Link(t.Context(), linkID(token))
+		links = append(links, link, errors.Is(err, store.ErrNotFound))
+	}
+	for _, attempt := range []string{"begun", "taken"} {
+		a := b.attempt(attempt, "one")
+		_, err := b.st.AttemptLink(t.Context(), a.State, a.Browser, b.now)
+		links = append(links, fmt.Sprint(err))
+	}
 	account := b.account(t, acme)
-	text, err := json.Marshal([]any{requests, kept, errors.Is(linkErr, store.ErrNotFound), account})
+	text, err := json.Marshal([]any{requests, kept, links, account})
 	testkit.Must(t, err)
 	return string(text)
 }

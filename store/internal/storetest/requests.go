@@ -605,6 +605,9 @@ func listRequests(t *testing.T, b *bundle) {
 	counts, err := b.st.CountRequests(t.Context())
 	testkit.Must(t, err)
 	equal(t, "counts", counts, map[jetpost.State]int{jetpost.StateQueued: 3, jetpost.StateHeld: 1})
+	counts, err = b.st.CountAccountRequests(t.Context(), "beta")
+	testkit.Must(t, err)
+	equal(t, "counts of one account", counts, map[jetpost.State]int{jetpost.StateQueued: 1})
 }
 
 func waiting(t *testing.T, b *bundle) {
