@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"net/http"
 	"net/url"
 	"time"
@@ -184,18 +183,6 @@ func (h *Handler) connect(w http.ResponseWriter, r *http.Request, link jetpost.L
 		h.cfg.Log.Info("connect.done", "account", link.Account, "username", connected.Username)
 		h.conclude(w, link, connectedPage(link.Account, connected.Username))
 	}
-}
-
-// codeOf is the code of a worker's error, "" of none.
-func codeOf(err error) jetpost.ErrorCode {
-	var told *jetpost.APIError
-	switch {
-	case err == nil:
-		return ""
-	case errors.As(err, &told):
-		return told.Code
-	}
-	return jetpost.ErrInternal
 }
 
 // conclude shows the person the result, or sends them back with it.
