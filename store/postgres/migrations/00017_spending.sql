@@ -1,6 +1,7 @@
 -- What posts cost in a month by estimate, while there is a limit. Money is in millionths of
 -- a US dollar.
 
+-- Older workers go on.
 -- +goose Up
 
 -- What a month has cost; the account '' is the app.
