@@ -306,8 +306,8 @@ INSERT INTO refusals (sequence, stored, account, id, code, problems, body) SELEC
 FROM generate_series(1, 1000) AS n;
 INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_at, attempt_state, attempt_browser, attempt_expires_at)
 SELECT sha256(n::text::bytea), 'a', '', now(), now(), sha256(n::text::bytea), sha256(''), now() FROM generate_series(1, 1000) AS n;
-INSERT INTO users SELECT 'u' || n, 'viewer', 'h', now(), now() FROM generate_series(1, 100) AS n;
-INSERT INTO sessions SELECT sha256(n::text::bytea), 'u' || n % 100 + 1, now(), now() FROM generate_series(1, 1000) AS n;
+INSERT INTO users SELECT 'u' || n, 'viewer', 'h', now(), now() FROM generate_series(1, 2000) AS n;
+INSERT INTO sessions SELECT sha256(n::text::bytea), 'u' || n + 1, now(), now() FROM generate_series(1, 1000) AS n;
 INSERT INTO login_attempts SELECT sha256(n::text::bytea), 1, now() FROM generate_series(1, 1000) AS n;
 INSERT INTO audit (at, actor, operation, account, target, outcome) SELECT now(), 'a', 'o', '', '', 'done' FROM generate_series(1, 1000) AS n;
 ANALYZE;`
@@ -387,7 +387,7 @@ func hotQueriesOfAccess() []hotQuery {
 		{"link", sqlLockLink, `sha256('1')`, []string{"connect_links_pkey"}, false},
 		{"link's attempt", sqlLockAttempt, `sha256('1')`, []string{"connect_links_state"}, false},
 		{"reseal", sqlReseal, `'{00000000-0000-0000-0000-000000000001}', '{a}', '{r}', '{a}', '{r}'`, []string{"oauth_tokens_pkey"}, false},
-		{"session", sqlSession, `sha256('1'), now(), now()`, []string{"sessions_pkey"}, false},
+		{"session", sqlSession, `sha256('1'), now() - interval '12 hours', now() - interval '7 days'`, []string{"sessions_pkey"}, false},
 		{"sessions of a user", sqlEndSessions, `'u1'`, []string{"sessions_user"}, false},
 		{"sealed tokens", sqlSealedTokens, `'', 10`, []string{"oauth_tokens_pkey"}, false},
 	}
