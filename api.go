@@ -42,6 +42,7 @@ const (
 	OpAccountLimit      Operation = "account.limit"
 	OpAccountVerify     Operation = "account.verify"
 	OpLinkGet           Operation = "link.get"
+	OpAccountErase      Operation = "account.erase"
 
 	OpAppStatus   Operation = "app.status"
 	OpAppPause    Operation = "app.pause"
@@ -85,6 +86,8 @@ const (
 	// at much, or waits for what a worker does.
 	callWithin     = 10 * time.Second
 	longCallWithin = 2 * time.Minute
+	// hookTestWithin is longer than a receiver may take.
+	hookTestWithin = 25 * time.Second
 )
 
 // Operations lists every operation, in the order of its constants.
@@ -118,6 +121,7 @@ func Operations() []OperationInfo {
 		{OpAccountLimit, OfOne, true, callWithin, AccountLimit{}, MonthSpending{}},
 		{OpAccountVerify, OfOne, true, longCallWithin, AccountVerify{}, Verification{}},
 		{OpLinkGet, OfNone, false, callWithin, LinkGet{}, LinkInfo{}},
+		{OpAccountErase, OfOne, true, longCallWithin, AccountErase{}, Erased{}},
 		{OpAppStatus, OfNone, false, callWithin, Empty{}, StatusReport{}},
 		{OpAppPause, OfNone, true, callWithin, PauseRequest{}, AppPaused{}},
 		{OpAppResume, OfNone, true, longCallWithin, ResumeRequest{}, Resumed{}},
@@ -140,6 +144,11 @@ func Operations() []OperationInfo {
 		{OpSessionCheck, OfNone, false, callWithin, SessionCheck{}, Session{}},
 		{OpSessionEnd, OfNone, false, callWithin, SessionEnd{}, SessionEnded{}},
 		{OpAuditList, OfNone, false, callWithin, AuditList{}, AuditPage{}},
+		{OpHookCreate, OfAny, true, callWithin, HookCreate{}, HookCreated{}},
+		{OpHookList, OfAny, false, callWithin, HookList{}, HookPage{}},
+		{OpHookTest, OfAny, false, hookTestWithin, HookTest{}, HookTested{}},
+		{OpHookEnable, OfAny, true, callWithin, HookEnable{}, Hook{}},
+		{OpHookRemove, OfAny, true, callWithin, HookRemove{}, Hook{}},
 	}
 }
 
@@ -283,6 +292,8 @@ func (f *findings) checkCall(v reflect.Value) {
 				f.match(at, is, postIDPattern)
 			case "account":
 				f.match(at, is, accountPattern)
+			case "url":
+				f.httpsURL(at, is)
 			}
 		case []string:
 			if len(is) > MaxPage {

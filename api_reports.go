@@ -51,6 +51,9 @@ type StatusReport struct {
 	LastPost time.Time `json:"last_post_at,omitzero"`
 	// Unwalled tells that producers share the workers' NATS account.
 	Unwalled bool `json:"unwalled,omitempty"`
+	// FailingHooks counts the webhooks whose last delivery failed, and those that were
+	// disabled.
+	FailingHooks int `json:"failing_hooks,omitempty"`
 	// LastRefresh is the last refresh round that completed.
 	LastRefresh *RefreshSummary `json:"last_refresh,omitempty"`
 	// LastRefreshAt is when that was.

@@ -33,6 +33,8 @@ func (o Operation) Verb() Verb {
 		return ""
 	case OpRequestPublish, OpRequestCheck, OpRequestCancel, OpRequestReschedule:
 		return VerbPublish
+	case OpHookTest: // it changes nothing here, and calls the receiver
+		return VerbManage
 	}
 	switch {
 	case !known:

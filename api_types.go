@@ -597,6 +597,35 @@ type AccountRemoved struct {
 	Username string `json:"username"`
 }
 
+// AccountErase removes what is known of an account whose owner leaves: its token, its
+// requests with their texts and media, its events. Requests that are unfinished are
+// cancelled first. What is live on X stays there.
+type AccountErase struct {
+	// OperationID makes a repeat of this change do nothing but go on with it.
+	OperationID string `json:"operation_id,omitempty"`
+}
+
+// Erased is an account that was erased, or that workers go on erasing.
+type Erased struct {
+	// Name is the account's.
+	Name string `json:"name"`
+	// Done tells that everything is removed. Where it is not, workers go on with it.
+	Done bool `json:"done"`
+	// Requests counts those that it had. Of each a hash of its id stays, so that it is never
+	// posted again.
+	Requests int `json:"requests"`
+	// LivePosts counts those that are live on X, and stay there.
+	LivePosts int `json:"live_posts"`
+	// DoubtfulPosts counts those of which nobody knows whether they are.
+	DoubtfulPosts int `json:"doubtful_posts,omitempty"`
+	// Revoked tells that X confirmed that it takes the tokens no more.
+	Revoked bool `json:"revoked"`
+	// NotRevoked says why X did not confirm it.
+	NotRevoked string `json:"not_revoked,omitempty"`
+	// Left says what is left to do, where not all is done.
+	Left string `json:"left,omitempty"`
+}
+
 // AccountLink makes a one-time link with which a customer connects an account.
 type AccountLink struct {
 	// OperationID makes a repeat answer with the same link.

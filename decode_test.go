@@ -273,7 +273,7 @@ func TestDecodeTellsMistakesOfMedia(t *testing.T) {
 		{name: "object of no pattern", body: media(`"object":"my cat.png"`), want: []string{`/posts/0/media/0/object is "my cat.png", want 1 to 255 printable ASCII characters, no space`}},
 		{name: "URL not absolute", body: media(`"url":"https:///cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
 		{name: "URL not https", body: media(`"url":"http://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url is not an absolute URL: want https:// and a host`}},
-		{name: "URL with a password", body: media(`"url":"https://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url holds a user name or password, which a media URL must not`}},
+		{name: "URL with a password", body: media(`"url":"https://user:pw@example.com/cat.png"`), want: []string{`/posts/0/media/0/url holds a user name or password, which it must not`}},
 		{name: "URL of no form", body: media(`"url":"https://exa mple.com/"`), want: []string{`/posts/0/media/0/url is not a URL`}},
 		{name: "URL too long", body: media(`"url":"https://example.com/` + strings.Repeat("x", 2029) + `"`), want: []string{`/posts/0/media/0/url is 2049 characters long, at most 2048 are allowed`}},
 	})

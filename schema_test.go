@@ -23,7 +23,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the JSON Schemas in docs/contract/v1")
 
 // contractFiles have the types of the contract.
-var contractFiles = []string{"jetpost.go", "pause.go", "api.go", "api_types.go", "api_reports.go", "api_tokens.go", "api_users.go", "api_links.go"}
+var contractFiles = []string{"jetpost.go", "pause.go", "api.go", "api_types.go", "api_reports.go", "api_tokens.go", "api_users.go", "api_links.go", "api_hooks.go"}
 
 // contractTypes are the JSON documents of the contract. Requests are strict,
 // events open: readers must put up with later additions.

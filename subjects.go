@@ -33,6 +33,12 @@ const (
 	ConsumerIntakeAny = "intake-any"
 )
 
+// ConsumerHook names the consumer of the events of one webhook.
+func ConsumerHook(id string) string { return ConsumerHookPrefix + id }
+
+// ConsumerHookPrefix begins the names of the consumers of webhooks.
+const ConsumerHookPrefix = "hook-"
+
 // ConsumerIntake names the consumer of one partition of the job stream.
 func ConsumerIntake(partition int) string { return "intake-" + strconv.Itoa(partition) }
 

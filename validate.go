@@ -214,7 +214,7 @@ func (m Media) check(f *findings, at string) {
 		f.refuse(at, "names %d sources, want exactly one of url, data and object", sources)
 	}
 	if m.URL != "" {
-		f.mediaURL(at+"/url", m.URL)
+		f.httpsURL(at+"/url", m.URL)
 	}
 	if n := len(m.Data); n > MaxDataBytes {
 		f.refuse(at+"/data", "is %d bytes decoded, at most %d are allowed: use url or object", n, MaxDataBytes)
@@ -336,10 +336,10 @@ func plain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, hidden)
 }
 
-// mediaURL refuses a URL that the worker would not fetch. The addresses of its host are
-// judged when it is fetched. The messages never repeat the URL, because it may hold a
+// httpsURL refuses a URL that a worker would not call. The addresses of its host are
+// judged when it is called. The messages never repeat the URL, because it may hold a
 // password or a signature.
-func (f *findings) mediaURL(at, s string) {
+func (f *findings) httpsURL(at, s string) {
 	if n := utf8.RuneCountInString(s); n > MaxURLChars {
 		f.refuse(at, "is %d characters long, at most %d are allowed", n, MaxURLChars)
 	}
@@ -350,7 +350,7 @@ func (f *findings) mediaURL(at, s string) {
 	case !strings.HasPrefix(s, "https://") || u.Hostname() == "":
 		f.refuse(at, "is not an absolute URL: want https:// and a host")
 	case u.User != nil:
-		f.refuse(at, "holds a user name or password, which a media URL must not")
+		f.refuse(at, "holds a user name or password, which it must not")
 	}
 }
 

@@ -171,6 +171,13 @@ func (c *Client) AccountVerify(ctx context.Context, account string, in jetpost.A
 	return call[jetpost.Verification](ctx, c, jetpost.OpAccountVerify, account, in)
 }
 
+// AccountErase removes what is known of an account, except hashes of the ids of its
+// requests. Where not all is done when it returns, a worker goes on with it.
+func (c *Client) AccountErase(ctx context.Context, account string, in jetpost.AccountErase) (jetpost.Erased, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Erased](ctx, c, jetpost.OpAccountErase, account, in)
+}
+
 // AppStatus tells whether posts go out and, if not, why.
 func (c *Client) AppStatus(ctx context.Context) (jetpost.StatusReport, error) {
 	return call[jetpost.StatusReport](ctx, c, jetpost.OpAppStatus, "", jetpost.Empty{})

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -13,16 +11,11 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"os"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -50,12 +43,8 @@ const (
 type mediaSource struct {
 	// Objects is the media object store.
 	Objects jetstream.ObjectStore
-	// Allow lists private networks that urls may reach. It is for tests and trusted
-	// installations, because any producer can name any url.
-	Allow []netip.Prefix
-
-	roots *x509.CertPool                        // trusted instead of the system's, in tests
-	proxy func(*http.Request) (*url.URL, error) // http.ProxyFromEnvironment if nil
+	// internet is where urls are fetched from.
+	internet
 
 	spooled atomic.Int64 // bytes in use of spoolMax
 
@@ -323,8 +312,6 @@ func jpegScan(file []byte) int {
 }
 
 var (
-	// errPrivate refuses an address that is not public.
-	errPrivate = errors.New("address is not public")
 	// errRedirect refuses a redirect.
 	errRedirect = errors.New("redirect is not followed")
 	// errSlow ends a fetch that takes too long.
@@ -356,38 +343,6 @@ func (s *mediaSource) fetch(p *pace, address string) (*blob, error) {
 		return nil, fault
 	}
 	return s.spool(p.reader(resp.Body), resp.ContentLength)
-}
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// roundTrip makes one request of a fetch. Without a proxy the address is checked when the
-// connection is made, after the name was resolved, so a name that changes to a private
-// address later is refused, too. A proxy resolves the name again, so its own rules have to
-// guard against such a change.
-func (s *mediaSource) roundTrip(req *http.Request) (*http.Response, error) {
-	choose := s.proxy
-	if choose == nil {
-		choose = http.ProxyFromEnvironment
-	}
-	proxy, err := choose(req)
-	if err != nil {
-		return nil, fmt.Errorf("read the proxy setting: %w", err)
-	}
-	dialer := &net.Dialer{}
-	transport := &http.Transport{
-		DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12},
-	}
-	if proxy == nil {
-		dialer.Control = s.admit
-		return transport.RoundTrip(req)
-	}
-	if err := s.admitName(req.Context(), req.URL.Hostname()); err != nil {
-		return nil, err
-	}
-	transport.Proxy, transport.OnProxyConnectResponse = http.ProxyURL(proxy), xapi.ProxyAnswer
-	return transport.RoundTrip(req)
 }
 
 // pace ends a read that delivers nothing for fetchTimeout, or less than slowestFetch.
@@ -441,57 +396,6 @@ func (p *pace) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// admit refuses to connect to an address that is not public.
-func (s *mediaSource) admit(_, address string, _ syscall.RawConn) error {
-	addr, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("read address %s: %w", address, err)
-	}
-	return s.public(addr.Addr())
-}
-
-// admitName refuses a name with an address that is not public.
-func (s *mediaSource) admitName(ctx context.Context, name string) error {
-	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-	if err != nil {
-		return fmt.Errorf("resolve %s before the proxy does: %w", name, err)
-	}
-	for _, ip := range addresses {
-		if err := s.public(ip); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *mediaSource) public(ip netip.Addr) error {
-	ip = ip.Unmap().WithZone("") // no prefix contains an address with a zone
-	for _, allowed := range s.Allow {
-		if allowed.Contains(ip) {
-			return nil
-		}
-	}
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() || sharedRange(ip) {
-		return fmt.Errorf("%s: %w", ip, errPrivate)
-	}
-	return nil
-}
-
-// sharedRange reports whether ip is in a range that netip does not count as private but
-// that is not public: carrier NAT, benchmarking, reserved, old site-local ranges, and ranges
-// that embed an IPv4 address.
-func sharedRange(ip netip.Addr) bool {
-	for _, cidr := range [...]string{
-		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4",
-		"::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fec0::/10",
-	} {
-		if netip.MustParsePrefix(cidr).Contains(ip) {
-			return true
-		}
-	}
-	return false
-}
-
 // follow bounds redirects and keeps them on https. It removes the Referer, so that the
 // target of a redirect does not learn the query of the url before.
 func follow(req *http.Request, via []*http.Request) error {
@@ -504,12 +408,3 @@ func follow(req *http.Request, via []*http.Request) error {
 	}
 	return nil
 }
-
-// quiet removes the queries of urls from an error's text, because they may contain a
-// signature.
-type quiet struct{ error }
-
-var queries = regexp.MustCompile(`[?#][^"]*`)
-
-func (e quiet) Error() string { return queries.ReplaceAllString(e.error.Error(), "") }
-func (e quiet) Unwrap() error { return e.error }

@@ -86,7 +86,7 @@ type Config struct {
 	PostingLimits PostingLimits
 	// Budget are the operator's limits of what posts of a month may cost.
 	Budget Budget
-	// MediaAllow are private networks that media URLs may reach; none if empty.
+	// MediaAllow are private networks that media URLs and webhooks may reach; none if empty.
 	MediaAllow []netip.Prefix
 	// KeepFinished is how long finished requests are kept whole; forever if zero.
 	KeepFinished time.Duration
@@ -140,8 +140,11 @@ type Worker struct {
 	clocks  *clocks
 	alarms  *alarms
 	tokens  *refresher
+	oauth   *xapi.OAuth
 	lanes   *counted
 	sweeper *sweeper // nil without RolePublish
+	hooks   *hooks   // the same
+	eraser  *Eraser  // the same
 	pruner  *pruner  // nil if nothing is pruned
 	runner  *runner
 
@@ -172,8 +175,17 @@ func NewWorker(ctx context.Context, cfg Config) (*Worker, error) {
 	w.shared = publishers.NewWindows(js, names).Signed(signer)
 	w.windows = admission.NewWindows(w.shared, cfg.Log)
 	w.clocks = &clocks{Database: cfg.Ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: cfg.Log}
-	w.media = &mediaSource{Objects: w.objects, Allow: cfg.MediaAllow}
+	w.media = &mediaSource{Objects: w.objects, internet: internet{Allow: cfg.MediaAllow}}
 	w.wire(&http.Client{Transport: xapi.NewTransport()})
+	if cfg.has(RolePublish) {
+		w.hooks = newHooks(cfg.Ledger, js, names, NewHookSender(cfg.MediaAllow), cfg.Log)
+		w.eraser, err = NewEraser(ctx, EraserConfig{
+			Ledger: cfg.Ledger, JetStream: js, Names: names, Outbox: w.relay, X: w.oauth, Worker: cfg.Worker, Log: cfg.Log,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
 	if cfg.has(RolePublish) && cfg.KeepFinished > 0 {
 		w.pruner, err = newPruner(ctx, PruneConfig{
 			Ledger: cfg.Ledger, JetStream: js, Names: names, Worker: cfg.Worker, Keep: cfg.KeepFinished, Log: cfg.Log,
@@ -193,13 +205,12 @@ func (w *Worker) wire(hc *http.Client) {
 	w.relay = &OutboxRelay{Ledger: cfg.Ledger, DeadLetters: deadLetters, Names: names, Log: cfg.Log, MarkAfter: defaultMarkAfter}
 	w.alarms = &alarms{Wakeups: wakeups, Here: w.clocks.Here, Log: cfg.Log}
 	exchanges := tokenTiming{Lease: cfg.ExchangeLease, Scale: cfg.Scale}
+	w.oauth = &xapi.OAuth{
+		ClientID: cfg.ClientID, ClientSecret: cfg.ClientSecret, BaseURL: base, HTTPClient: hc, Timeout: exchanges.CallTimeout(), Watch: cfg.Watch,
+	}
 	w.tokens = &refresher{
 		Tokens: cfg.Ledger, Gate: w.gate, DeadLetters: deadLetters, Announce: w.relay, Lifeboat: cfg.Lifeboat,
-		Names: names, Health: w.health, Room: cfg.Room, Timing: exchanges, Observe: cfg.Observe, Log: cfg.Log,
-		X: &xapi.OAuth{
-			ClientID: cfg.ClientID, ClientSecret: cfg.ClientSecret, BaseURL: base, HTTPClient: hc, Timeout: exchanges.CallTimeout(),
-			Watch: cfg.Watch,
-		},
+		Names: names, Health: w.health, Room: cfg.Room, Timing: exchanges, Observe: cfg.Observe, Log: cfg.Log, X: w.oauth,
 	}
 	w.runner = &runner{
 		JetStream: js, Leases: cfg.Ledger, Worker: cfg.Worker, Health: w.health, Log: cfg.Log,
@@ -318,6 +329,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	if w.pruner != nil {
 		parts.Go(func() { w.pruner.Run(background) })
+	}
+	if w.hooks != nil {
+		parts.Go(func() { w.hooks.Run(background) })
+	}
+	if w.eraser != nil {
+		parts.Go(func() { w.eraser.Run(background) })
 	}
 	err := w.runner.Run(ctx)
 	w.alarms.Stop()

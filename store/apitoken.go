@@ -54,7 +54,7 @@ type APITokens interface {
 	APITokens(ctx context.Context) ([]APIToken, error)
 }
 
-// Words is the stored form of the words of an API token. None has a space.
+// Words is the stored form of a list of words. None has a space.
 type Words[S ~string] struct{ Of *[]S }
 
 // String is the stored form.
@@ -70,7 +70,7 @@ func (w Words[S]) String() string {
 func (w Words[S]) Scan(value any) error {
 	text, ok := value.(string)
 	if !ok {
-		return errors.New("words of an API token are no text")
+		return errors.New("words are no text")
 	}
 	*w.Of = nil
 	for word := range strings.FieldsSeq(text) {

@@ -82,6 +82,12 @@ type Changes interface {
 	ForgiveAttempts(ctx context.Context, keys [][]byte) error
 
 	AddAudit(ctx context.Context, audit Audit) error
+	Hooks(ctx context.Context) ([]Hook, error)
+	AddHook(ctx context.Context, hook Hook, secret secret.String) error
+	RemoveHook(ctx context.Context, id string) (Hook, error)
+	EnableHook(ctx context.Context, id string) (Hook, error)
+
+	BeginErase(ctx context.Context, account string, now time.Time) (Erasing, error)
 }
 
 // Operations does what is asked for once.

@@ -21,7 +21,7 @@ const (
 	maxUnopened = 20
 )
 
-// Rotation seals every token with the first key while workers run. A row that a worker
+// Rotation seals every token, and the secret of every webhook, with the first key while workers run. A row that a worker
 // changes meanwhile is read again. A row that cannot be opened stays as it is.
 type Rotation struct {
 	Rows   Keys
@@ -99,8 +99,11 @@ func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(Ro
 	done.Seen, done.Locked, done.Damaged, done.Unopened = 0, 0, 0, nil
 	for after := ""; ; {
 		rows, err := r.Rows.SealedTokens(ctx, after, resealRows)
-		if err != nil || len(rows) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(rows) == 0 {
+			break
 		}
 		after = rows[len(rows)-1].ID
 		changed := make([]Resealed, 0, len(rows))
@@ -123,6 +126,35 @@ func (r Rotation) pass(ctx context.Context, done *RotationProgress, tell func(Ro
 		done.Resealed += n
 		tell(*done)
 	}
+	hooks, err := r.Rows.Hooks(ctx)
+	for _, hook := range hooks {
+		if err == nil && KeyIDOf(hook.Sealed) != r.Sealer.KeyID() {
+			err = r.hook(ctx, hook, done)
+		}
+		done.Seen++
+	}
+	if len(hooks) > 0 && err == nil {
+		tell(*done)
+	}
+	return err
+}
+
+// hook seals the secret of a webhook with the first key.
+func (r Rotation) hook(ctx context.Context, hook Hook, done *RotationProgress) error {
+	plain, err := r.Sealer.OpenHookSecret(hook)
+	if err != nil {
+		done.leave("webhook "+hook.ID, err)
+		return nil //nolint:nilerr // it is told with the others
+	}
+	sealed, err := r.Sealer.SealHookSecret(hook.ID, plain)
+	if err != nil {
+		return err
+	}
+	changed, err := r.Rows.ResealHook(ctx, hook, sealed)
+	if changed {
+		done.Resealed++
+	}
+	return err
 }
 
 // Verify opens every row and changes nothing.
@@ -130,9 +162,11 @@ func (r Rotation) Verify(ctx context.Context) (RotationProgress, error) {
 	var done RotationProgress
 	for after := ""; ; {
 		rows, err := r.Rows.SealedTokens(ctx, after, resealRows)
-		if err != nil || len(rows) == 0 {
-			done.Total = done.Seen
+		if err != nil {
 			return done, err
+		}
+		if len(rows) == 0 {
+			break
 		}
 		for _, row := range rows {
 			if _, err := r.Sealer.OpenToken(row); err != nil {
@@ -144,6 +178,17 @@ func (r Rotation) Verify(ctx context.Context) (RotationProgress, error) {
 		done.Seen += len(rows)
 		after = rows[len(rows)-1].ID
 	}
+	hooks, err := r.Rows.Hooks(ctx)
+	for _, hook := range hooks {
+		if _, err := r.Sealer.OpenHookSecret(hook); err != nil {
+			done.leave("webhook "+hook.ID, err)
+		} else if KeyIDOf(hook.Sealed) != r.Sealer.KeyID() {
+			done.Behind++
+		}
+		done.Seen++
+	}
+	done.Total = done.Seen
+	return done, err
 }
 
 // leave counts a row that cannot be opened and names the first ones.
@@ -325,4 +370,9 @@ type Keys interface {
 	// the ciphertext that was read, and returns how many rows it replaced. Nothing else
 	// of a row changes: it is the same pair.
 	Reseal(ctx context.Context, rows []Resealed) (int, error)
+	// Hooks returns all webhooks.
+	Hooks(ctx context.Context) ([]Hook, error)
+	// ResealHook replaces the sealed secret of a webhook that still has the one that was
+	// read, and tells whether it did.
+	ResealHook(ctx context.Context, hook Hook, sealed string) (bool, error)
 }

@@ -65,6 +65,8 @@ type Store interface {
 	APITokens
 	Users
 	Audits
+	Hooks
+	Erasures
 	Upkeep
 	Operations
 	Retention

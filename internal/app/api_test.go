@@ -190,13 +190,14 @@ var given = map[jetpost.Verb][]jetpost.Operation{
 	jetpost.VerbRead: {
 		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpRequestCalendar, jetpost.OpRequestHistory, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus, jetpost.OpAppSeries, jetpost.OpDeadLettersGroups,
 		jetpost.OpAppLimits, jetpost.OpAppForecast, jetpost.OpDeadLettersList, jetpost.OpWorkersList,
-		jetpost.OpAuditList, jetpost.OpLinkGet,
+		jetpost.OpAuditList, jetpost.OpLinkGet, jetpost.OpHookList,
 	},
 	jetpost.VerbManage: {
 		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpRequestCancelMany, jetpost.OpAccountPause,
 		jetpost.OpAccountResume, jetpost.OpAccountRefresh, jetpost.OpAccountDisconnect, jetpost.OpAccountRename, jetpost.OpAccountRemove,
 		jetpost.OpAccountLink, jetpost.OpAccountConsent, jetpost.OpAccountConnect, jetpost.OpAccountVerify, jetpost.OpAccountLimit,
 		jetpost.OpAppPause, jetpost.OpAppResume,
+		jetpost.OpAccountErase, jetpost.OpHookCreate, jetpost.OpHookTest, jetpost.OpHookEnable, jetpost.OpHookRemove,
 	},
 }
 

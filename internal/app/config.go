@@ -80,7 +80,7 @@ type Config struct {
 	Budget consumers.Budget
 	// KeepFinished is how long finished requests are kept whole; 0 keeps them forever.
 	KeepFinished time.Duration
-	// MediaAllow are private networks that media URLs may reach.
+	// MediaAllow are private networks that media URLs and webhooks may reach.
 	MediaAllow []netip.Prefix
 	// Traces makes spans of a worker's work, and is closed with the worker; nil makes none.
 	Traces *telemetry.Traces

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
@@ -69,13 +70,13 @@ func (c *Connector) Connect(ctx context.Context, account, code, verifier, redire
 		return Connected{}, exchangeError(account, redirectURI, err)
 	}
 	if missing := missingScopes(pair); len(missing) > 0 {
-		return Connected{}, &MissingScopesError{Account: account, Missing: missing, NotRevoked: control.Revoke(ctx, c.OAuth, pair.RefreshToken, pair.AccessToken)}
+		return Connected{}, &MissingScopesError{Account: account, Missing: missing, NotRevoked: consumers.Revoke(ctx, c.OAuth, pair.RefreshToken, pair.AccessToken)}
 	}
 	me, err := c.Importer.whose(ctx, pair.AccessToken)
 	if err != nil {
 		return Connected{}, &HintError{
 			Err: fmt.Errorf("connect %s: X does not say whose consent this is: nothing was stored%s: %w",
-				account, takenBack(control.Revoke(ctx, c.OAuth, pair.RefreshToken, pair.AccessToken)), err),
+				account, takenBack(consumers.Revoke(ctx, c.OAuth, pair.RefreshToken, pair.AccessToken)), err),
 			Help: "once X answers, connect it again with: " + connectCommand(account),
 		}
 	}
@@ -184,7 +185,7 @@ func (c *Connector) wrongUser(ctx context.Context, in store.Import) error {
 		}
 	}
 	if wrong.KnownAs == "" {
-		wrong.NotRevoked = control.Revoke(ctx, c.OAuth, in.Pair.Refresh.Reveal(), in.Pair.Access.Reveal())
+		wrong.NotRevoked = consumers.Revoke(ctx, c.OAuth, in.Pair.Refresh.Reveal(), in.Pair.Access.Reveal())
 		return wrong
 	}
 	in.Name = wrong.KnownAs

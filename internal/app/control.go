@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ func (c Config) control(conn *Connection, ledger store.Store, relay *consumers.O
 			return s.report(), err
 		},
 		Notes: func(ctx context.Context, accounts int) ([]string, error) { return forecastNotes(ctx, conn, accounts) },
-		Link:  c.MakeLink,
+		Link:  c.MakeLink, Hooks: consumers.NewHookSender(c.MediaAllow), Worker: cmp.Or(c.Worker, workerName()),
 	}
 	parts.Verify = verifier{ledger: ledger, x: c.X}.verify
 	if x, err := c.X.oauth(); err == nil {

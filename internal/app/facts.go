@@ -128,6 +128,7 @@ type factsOfLedger struct {
 	progress store.Progress
 	cron     *publishers.Cron
 	pauses   []publishers.Pause
+	hooks    []store.Hook
 	// full is why it accepts no writes.
 	full error
 	err  error
@@ -145,6 +146,7 @@ func (f *factsOfLedger) read(ctx context.Context, ledger store.Store) {
 		},
 		func() (err error) { f.cron, _, err = consumers.DesiredCron(ctx, ledger); return err },
 		func() (err error) { f.pauses, err = consumers.DesiredPauses(ctx, ledger, clock); return err },
+		func() (err error) { f.hooks, err = ledger.Hooks(ctx); return err },
 	} {
 		if err := step(); err != nil {
 			f.err = databaseError(err)
@@ -184,6 +186,11 @@ func (f *factsOfLedger) tell(s *Status, facts *health.Facts) {
 		}
 		if !one.Pause.Since.IsZero() {
 			s.Paused = append(s.Paused, Paused{Account: one.Account, Pause: one.Pause})
+		}
+	}
+	for _, hook := range f.hooks {
+		if !hook.FailingSince.IsZero() || !hook.DisabledAt.IsZero() {
+			s.FailingHooks++
 		}
 	}
 	if p.LateRequests > 0 {

@@ -53,6 +53,9 @@ type Status struct {
 	LastPost     time.Time `json:"last_post_at,omitzero"`
 	// Unwalled tells that producers share the workers' NATS account.
 	Unwalled bool `json:"unwalled,omitempty"`
+	// FailingHooks counts the webhooks whose last delivery failed, and those that were
+	// disabled.
+	FailingHooks int `json:"failing_hooks,omitempty"`
 	// LastRefresh is the last refresh round that completed, and when.
 	LastRefresh   *jetpost.RefreshSummary `json:"last_refresh,omitempty"`
 	LastRefreshAt time.Time               `json:"last_refresh_at,omitzero"`
@@ -74,7 +77,7 @@ func (s Status) report() jetpost.StatusReport {
 		Installation: s.Installation, AppPauses: s.AppPauses, Requests: s.Requests, Refused: s.Refused, Reauth: s.Reauth, Paused: s.Paused,
 		Late: s.Late, Blocked: s.Blocked, BlockedTotal: s.BlockedTotal, QueuedJobs: s.QueuedJobs, LanesPaused: s.LanesPaused,
 		Workers: s.Workers, LastAccepted: s.LastAccepted, LastPost: s.LastPost, Unwalled: s.Unwalled,
-		LastRefresh: s.LastRefresh, LastRefreshAt: s.LastRefreshAt,
+		LastRefresh: s.LastRefresh, LastRefreshAt: s.LastRefreshAt, FailingHooks: s.FailingHooks,
 	}
 	for _, cause := range s.Causes {
 		r.Causes = append(r.Causes, jetpost.StatusCause{State: string(cause.State), Code: cause.Code, Reason: cause.Reason, Do: cause.Do})
@@ -88,7 +91,7 @@ func statusOf(r jetpost.StatusReport) Status {
 		Publishing: r.Publishing, Summary: r.Summary, Installation: r.Installation, AppPauses: r.AppPauses, Requests: r.Requests, Refused: r.Refused,
 		Reauth: r.Reauth, Paused: r.Paused, Late: r.Late, Blocked: r.Blocked, BlockedTotal: r.BlockedTotal, QueuedJobs: r.QueuedJobs,
 		LanesPaused: r.LanesPaused, Workers: r.Workers, LastAccepted: r.LastAccepted, LastPost: r.LastPost, Unwalled: r.Unwalled,
-		LastRefresh: r.LastRefresh, LastRefreshAt: r.LastRefreshAt,
+		LastRefresh: r.LastRefresh, LastRefreshAt: r.LastRefreshAt, FailingHooks: r.FailingHooks,
 	}
 	s.Verdict = health.Verdict{State: health.State(r.State), Code: r.Code, Reason: r.Reason, Do: r.Do}
 	for _, cause := range r.Causes {

@@ -161,12 +161,14 @@ func (w Walls) shares() []share {
 			{subject: "$JS.ACK." + events + ".>"}, {subject: "$JS.FC." + events + ".>"},
 			{subject: "_INBOX.>", stream: true},
 		}},
-		// Workers read media there, and setup creates its streams.
+		// Workers read media there and erase what is of an account, and setup creates its
+		// streams.
 		{from: mirror, to: []string{work}, as: underMirror, list: []export{
 			{subject: "$O." + n.MediaBucket() + ".>"},
 			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media}, {subject: "$JS.API.STREAM.INFO." + events},
 			{subject: "$JS.API.STREAM.MSG.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media + ".>"},
-			{subject: "$JS.API.STREAM.PURGE." + media},
+			{subject: "$JS.API.STREAM.PURGE." + media}, {subject: "$JS.API.STREAM.MSG.GET." + events}, {subject: "$JS.API.STREAM.MSG.DELETE." + events},
+			{subject: "$JS.API.DIRECT.GET." + events, many: true}, {subject: "$JS.API.DIRECT.GET." + events + ".>", many: true},
 			{subject: "$JS.API.STREAM.CREATE." + media}, {subject: "$JS.API.STREAM.CREATE." + events},
 			{subject: "$JS.API.STREAM.UPDATE." + media}, {subject: "$JS.API.STREAM.UPDATE." + events},
 			{subject: "$JS.API.STREAM.DELETE." + media}, {subject: "$JS.API.STREAM.DELETE." + events},

@@ -27,6 +27,7 @@ const maxImportLine = 64 << 10 // bytes
 type accountsCmd struct {
 	Connect    accountsConnectCmd    `cmd:"" help:"Connect an account: its owner consents on X's page, in a browser."`
 	Disconnect accountsDisconnectCmd `cmd:"" help:"Revoke an account's consent. Its jobs wait until it is connected again."`
+	Erase      accountsEraseCmd      `cmd:"" help:"Remove what is known of an account, except hashes of its requests' ids. What is live on X stays there."`
 	Import     accountsImportCmd     `cmd:"" help:"Import accounts with tokens that were obtained elsewhere."`
 	Limit      accountsLimitCmd      `cmd:"" help:"Set what an account's posts of a month may cost by estimate."`
 	Link       accountsLinkCmd       `cmd:"" help:"Make a one-time link with which a customer connects an account."`

@@ -64,10 +64,11 @@ type cli struct {
 	Replay   replayCmd   `cmd:"" help:"Send failed and refused requests again, without the posts that are live."`
 	Prune    pruneCmd    `cmd:"" help:"Remove requests that finished long ago, except their ids, and media that no request needs. Workers do this, too."`
 	Refresh  refreshCmd  `cmd:"" help:"Refresh tokens now: all that are due, or those of one account."`
-	Accounts accountsCmd `cmd:"" help:"Connect, show, import, rename, disconnect and remove accounts."`
+	Accounts accountsCmd `cmd:"" help:"Connect, show, import, rename, disconnect, remove and erase accounts."`
 	Pause    pauseCmd    `cmd:"" help:"Pause publishing of one account or of all accounts. A post that is already being sent may still go out."`
 	Resume   resumeCmd   `cmd:"" help:"End a pause of an account or of the app now."`
 	Tokens   tokensCmd   `cmd:"" help:"Create, list and revoke the API tokens with which programs call operations over HTTP."`
+	Hooks    hooksCmd    `cmd:"" help:"Add, list, test, enable and remove webhooks, to which events are sent."`
 	Users    usersCmd    `cmd:"" help:"Add, list and remove the users of the dashboard, and set their roles and passwords."`
 	Audit    auditCmd    `cmd:"" help:"List who changed what."`
 	Keys     keysCmd     `cmd:"" help:"Generate, show and rotate encryption keys."`

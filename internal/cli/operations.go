@@ -38,6 +38,7 @@ type operations interface {
 	AccountConnect(ctx context.Context, account string, in jetpost.AccountConnect) (jetpost.Connected, error)
 	AccountLimit(ctx context.Context, account string, in jetpost.AccountLimit) (jetpost.MonthSpending, error)
 	AccountVerify(ctx context.Context, account string, in jetpost.AccountVerify) (jetpost.Verification, error)
+	AccountErase(ctx context.Context, account string, in jetpost.AccountErase) (jetpost.Erased, error)
 	AppStatus(ctx context.Context) (jetpost.StatusReport, error)
 	AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpost.AppPaused, error)
 	AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetpost.Resumed, error)
@@ -51,6 +52,11 @@ type operations interface {
 	UserSet(ctx context.Context, in jetpost.UserSet) (jetpost.User, error)
 	UserRemove(ctx context.Context, in jetpost.UserRemove) (jetpost.User, error)
 	AuditList(ctx context.Context, in jetpost.AuditList) (jetpost.AuditPage, error)
+	HookCreate(ctx context.Context, account string, in jetpost.HookCreate) (jetpost.HookCreated, error)
+	HookList(ctx context.Context, account string, in jetpost.HookList) (jetpost.HookPage, error)
+	HookTest(ctx context.Context, account string, in jetpost.HookTest) (jetpost.HookTested, error)
+	HookEnable(ctx context.Context, account string, in jetpost.HookEnable) (jetpost.Hook, error)
+	HookRemove(ctx context.Context, account string, in jetpost.HookRemove) (jetpost.Hook, error)
 }
 
 var (

@@ -83,6 +83,9 @@ func statusText(s app.Status) string {
 		tell(fmt.Sprintf("late: %s%s not begun, the latest %s after its time", atLeast(l.Requests, store.MaxProgress), counted(l.Requests, "request is", "requests are"), time.Since(l.Since).Round(time.Minute)),
 			"to fail those that are too late before the others go out: jetpost resume --app --expire-older-than 6h")
 	}
+	if n := s.FailingHooks; n > 0 {
+		tell(counted(n, "webhook fails or is disabled", "webhooks fail or are disabled"), "see which and why with: jetpost hooks list")
+	}
 	if s.Unwalled {
 		tell(app.NoWalls, app.NoWallsAdvice)
 	}

@@ -39,7 +39,7 @@ type workFlags struct {
 	MinInterval  time.Duration `placeholder:"DURATION" help:"Shortest time between an account's latest post and the start of its next request. It does not apply within a thread. Default: none."`
 	ExpireAfter  time.Duration `placeholder:"DURATION" help:"Fail a request, as expired, if it has not started this long after it was due. Default: never."`
 	keepFlag     `embed:""`
-	MediaAllow   []netip.Prefix `placeholder:"CIDR" help:"Private networks that media URLs may reach. Any producer can then read from them."`
+	MediaAllow   []netip.Prefix `placeholder:"CIDR" help:"Private networks that media URLs and webhooks may reach. Any producer can then read from them."`
 	WorkerName   string         `placeholder:"NAME" help:"Name of this worker in leases and logs."`
 }
 

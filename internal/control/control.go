@@ -45,6 +45,10 @@ type Control struct {
 	Verify  func(ctx context.Context, account store.Account, in jetpost.AccountVerify) (jetpost.Verification, error)
 	// Now judges links and attempts; time.Now where nil.
 	Now func() time.Time
+	// Hooks sends the tests of webhooks; nil where nobody here can.
+	Hooks *consumers.HookSender
+	// Worker names whoever erases accounts, in leases.
+	Worker string
 
 	passwords   *passwords
 	wakeups     *publishers.Wakeups

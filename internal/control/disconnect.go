@@ -6,8 +6,8 @@ import (
 	"fmt"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/store"
-	"github.com/jetpost/jetpost/xapi"
 )
 
 // NotRevokedError says that an account is disconnected, and its requests wait, but
@@ -59,7 +59,7 @@ func (c *Control) AccountDisconnect(ctx context.Context, account string, in jetp
 		c.Log.Warn("event.delayed", "account", account, "error", err)
 	}
 	out.NotRevoked = ""
-	if err := Revoke(ctx, c.X, token.Refresh.Reveal(), token.Access.Reveal()); err != nil {
+	if err := consumers.Revoke(ctx, c.X, token.Refresh.Reveal(), token.Access.Reveal()); err != nil {
 		out.NotRevoked = oneLine(err)
 		c.answered(ctx, op, out)
 		return out, nil
@@ -70,21 +70,6 @@ func (c *Control) AccountDisconnect(ctx context.Context, account string, in jetp
 	}
 	c.answered(ctx, op, out)
 	return out, nil
-}
-
-// Revoke takes tokens back, the one that could bring new ones first.
-func Revoke(ctx context.Context, x *xapi.OAuth, refresh, access string) error {
-	var failure error
-	for _, token := range []string{refresh, access} {
-		if token == "" {
-			continue
-		}
-		// What is wrong is mostly wrong with both, and told once.
-		if err := x.Revoke(ctx, token); err != nil && (failure == nil || failure.Error() != err.Error()) {
-			failure = errors.Join(failure, err)
-		}
-	}
-	return failure
 }
 
 // AccountLink makes a one-time link with which a customer connects an account. Its secret

@@ -231,6 +231,16 @@ func requestKillables() []killable {
 		}, call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
 			return second(c.RequestReplay(ctx, "acme", jetpost.RequestReplay{OperationID: operation, IDs: []string{id}}))
 		}},
+		{name: "erase", done: func(b *bundle, _ string) bool {
+			_, err := b.ledger.Account(b.Context(), "acme")
+			return errors.Is(err, store.ErrNotFound)
+		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+			erased, err := c.AccountErase(ctx, "acme", jetpost.AccountErase{OperationID: operation})
+			if err == nil && !erased.Done {
+				err = errors.New(erased.Left)
+			}
+			return err
+		}},
 		{name: "expiry and resume", done: state(jetpost.StateFailed), call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
 			return second(c.AccountResume(ctx, "acme", jetpost.ResumeRequest{OperationID: operation, ExpireBefore: now.Add(30 * time.Hour)}))
 		}},
@@ -281,7 +291,6 @@ func accountKillables() []killable {
 		}},
 	}
 }
-
 
 // TestWorkerDiesInOperation: a worker that is killed in any gap of an operation leaves it
 // done or not done; the same call to another worker does it, or finds it done and changes

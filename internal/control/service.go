@@ -120,6 +120,7 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpAccountLimit:      on(c.AccountLimit),
 		jetpost.OpAccountVerify:     on(c.AccountVerify),
 		jetpost.OpLinkGet:           whole(c.LinkGet),
+		jetpost.OpAccountErase:      on(c.AccountErase),
 		jetpost.OpAppStatus:         look(c.AppStatus),
 		jetpost.OpAppPause:          whole(c.AppPause),
 		jetpost.OpAppResume:         whole(c.AppResume),
@@ -142,6 +143,11 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpSessionCheck:      whole(c.SessionCheck),
 		jetpost.OpSessionEnd:        whole(c.SessionEnd),
 		jetpost.OpAuditList:         whole(c.AuditList),
+		jetpost.OpHookCreate:        on(c.HookCreate),
+		jetpost.OpHookList:          on(c.HookList),
+		jetpost.OpHookTest:          on(c.HookTest),
+		jetpost.OpHookEnable:        on(c.HookEnable),
+		jetpost.OpHookRemove:        on(c.HookRemove),
 	}
 }
 

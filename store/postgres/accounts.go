@@ -178,7 +178,8 @@ u AS (UPDATE unruled SET account = $2 WHERE account = $1),
 i AS (UPDATE pruned SET account = $2 WHERE account = $1),
 e AS (UPDATE expenses SET account = $2 WHERE account = $1),
 s AS (UPDATE spending SET account = $2 WHERE account = $1),
-c AS (UPDATE connect_links SET account = $2 WHERE account = $1)
+c AS (UPDATE connect_links SET account = $2 WHERE account = $1),
+h AS (UPDATE hooks SET account = $2 WHERE account = $1)
 UPDATE api_tokens SET accounts = btrim(replace(' ' || accounts || ' ', ' ' || $1::text || ' ', ' ' || $2::text || ' '))
 WHERE position(' ' || $1::text || ' ' IN ' ' || accounts || ' ') > 0`
 	sqlRemoveAccount = `
@@ -191,6 +192,7 @@ u AS (DELETE FROM unruled WHERE account = $1),
 c AS (DELETE FROM connect_links WHERE account = $1),
 e AS (DELETE FROM expenses WHERE account = $1),
 s AS (DELETE FROM spending WHERE account = $1),
+h AS (DELETE FROM hooks WHERE account = $1),
 l AS (DELETE FROM lanes WHERE account = $1),
 j AS (DELETE FROM refresh_journal WHERE token_id IN (SELECT id FROM oauth_tokens WHERE user_id = $1)),
 t AS (DELETE FROM oauth_tokens WHERE user_id = $1),

@@ -7,7 +7,8 @@ import (
 )
 
 const sqlKeyUses = `
-SELECT left(access_token, $1), left(refresh_token, $1), count(*) FROM oauth_tokens GROUP BY 1, 2`
+SELECT left(access_token, $1), left(refresh_token, $1), count(*) FROM oauth_tokens GROUP BY 1, 2
+UNION ALL SELECT left(secret, $1), left(secret, $1), count(*) FROM hooks GROUP BY 1`
 
 // KeyUses implements store.Keys.
 func (s *Store) KeyUses(ctx context.Context) ([]store.KeyUse, error) {

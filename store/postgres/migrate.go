@@ -20,7 +20,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 17
+	schemaVersion = 18
 
 	// A process that finds another one migrating tries again every lockPeriodSeconds,
 	// at most lockTries times.

@@ -258,7 +258,8 @@ const (
 	// A sealed value has the id of its key between its first two dots.
 	sqlOtherKeys = `
 SELECT EXISTS (SELECT FROM oauth_tokens
-WHERE split_part(access_token, '.', 2) <> $1 OR split_part(refresh_token, '.', 2) <> $1)`
+WHERE split_part(access_token, '.', 2) <> $1 OR split_part(refresh_token, '.', 2) <> $1)
+    OR EXISTS (SELECT FROM hooks WHERE split_part(secret, '.', 2) <> $1)`
 )
 
 // CheckKeys implements store.Ledger.

@@ -43,8 +43,11 @@ identities AS (
     SELECT account, id, substring(digest FROM 1 FOR $4), state, revision, accepted_at, updated_at FROM gone RETURNING account)
 SELECT (SELECT count(*) FROM identities), (SELECT count(*) FROM asked WHERE account NOT IN (SELECT account FROM locked))`
 
-	prunedColumns     = `account, id, digest, state, revision, accepted_at, finished_at`
-	sqlPruned         = `SELECT ` + prunedColumns + ` FROM pruned WHERE account = $1 AND id = $2`
+	prunedColumns = `account, id, digest, state, revision, accepted_at, finished_at`
+	// sqlPruned also finds what is left of a request of an account that was erased.
+	sqlPruned = `
+SELECT ` + prunedColumns + ` FROM pruned WHERE account = $1 AND id = $2
+UNION ALL SELECT $1, $2, ''::bytea, state, 1, erased_at, erased_at FROM erased WHERE identity = $3`
 	sqlPrunedRequests = `SELECT ` + prunedColumns + ` FROM pruned WHERE id = $2 AND ($1 = '' OR account = $1) ORDER BY account`
 
 	// sqlMediaUsers finds the name of the field, also where its letters are escaped.

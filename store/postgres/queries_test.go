@@ -242,6 +242,27 @@ func requestQueries() map[string]string {
 		"sqlPrunedRequests":       sqlPrunedRequests,
 		"sqlMediaUsers":           sqlMediaUsers,
 		"sqlCalendar":             sqlCalendar,
+		"sqlHooks":                sqlHooks,
+		"sqlLockLedger":           sqlLockLedger,
+		"sqlAddHook":              sqlAddHook,
+		"sqlRemoveHook":           sqlRemoveHook,
+		"sqlEnableHook":           sqlEnableHook,
+		"sqlHookDelivered":        sqlHookDelivered,
+		"sqlHookFailed":           sqlHookFailed,
+		"sqlResealHook":           sqlResealHook,
+		"sqlBeginErase":           sqlBeginErase,
+		"sqlErasing":              sqlErasing,
+		"sqlErasures":             sqlErasures,
+		"sqlEndErase":             sqlEndErase,
+		"sqlLockName":             sqlLockName,
+		"sqlHoldLane":             sqlHoldLane,
+		"sqlEraseThese":           sqlEraseThese,
+		"sqlErasePruned":          sqlErasePruned,
+		"sqlNoRequests":           sqlNoRequests,
+		"sqlAddErased":            sqlAddErased,
+		"sqlErasedAnswers":        sqlErasedAnswers,
+		"sqlDropAPIToken":         sqlDropAPIToken,
+		"sqlNarrowToken":          sqlNarrowToken,
 	}
 }
 
@@ -308,6 +329,7 @@ INSERT INTO connect_links (token_hash, account, return_to, created_at, expires_a
 SELECT sha256(n::text::bytea), 'a', '', now(), now(), sha256(n::text::bytea), sha256(''), now() FROM generate_series(1, 1000) AS n;
 INSERT INTO users SELECT 'u' || n, 'viewer', 'h', now(), now() FROM generate_series(1, 2000) AS n;
 INSERT INTO sessions SELECT sha256(n::text::bytea), 'u' || n + 1, now(), now() FROM generate_series(1, 1000) AS n;
+INSERT INTO erased SELECT sha256(n::text::bytea), 'published', now() FROM generate_series(1, 5000) AS n;
 INSERT INTO login_attempts SELECT sha256(n::text::bytea), 1, now() FROM generate_series(1, 1000) AS n;
 INSERT INTO audit (at, actor, operation, account, target, outcome) SELECT now(), 'a', 'o', '', '', 'done' FROM generate_series(1, 1000) AS n;
 ANALYZE;`
@@ -358,13 +380,13 @@ func hotQueriesOfRequests() []hotQuery {
 		{"list all", sqlListRequests, `'', '', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_accepted"}, true},
 		{"list one", sqlListRequests, `'a1', '1', '', '', NULL, 100, NULL, 0, ''`, []string{"requests_pkey"}, true},
 		{"list failed", sqlListRequests, `'', '', 'failed', '', NULL, 100, NULL, 0, ''`, []string{"requests_state"}, true},
-		{"lock requests", sqlLockRequests, `'{a1,a2}', '{1,2}'`, []string{"requests_pkey", "pruned_pkey"}, false},
+		{"lock requests", sqlLockRequests, `'{a1,a2}', '{1,2}', ARRAY[sha256('1'), sha256('2')]`, []string{"requests_pkey", "pruned_pkey", "erased_pkey"}, false},
 		{"deleted", sqlDeleted, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"owned", sqlOwned, `'{1,2}'`, []string{"posts_post_id"}, false},
 		{"posts", sqlPosts, `'{a1,a2}', '{1,2}'`, []string{"posts_pkey"}, false},
 		{"prunable", sqlPrunable, `now() - interval '1 day', now() - interval '2 days', 1, 'a1', 100`, []string{"requests_accepted", "posts_sending", "posts_live"}, false},
 		{"prune", sqlPrune, `now() - interval '1 day', '{a1,a2}', '{1,2}', 16`, []string{"lanes_pkey", "requests_pkey", "posts_pkey", "posts_live"}, false},
-		{"pruned", sqlPruned, `'a1', '1'`, []string{"pruned_pkey"}, false},
+		{"pruned", sqlPruned, `'a1', '1', sha256('1')`, []string{"pruned_pkey", "erased_pkey"}, false},
 		{"refusals", sqlRefusals, `10`, []string{"refusals_latest"}, false},
 		{"forget refusals", sqlForgetRefusals, `now() - interval '30 days', 100`, []string{"refusals_latest"}, false},
 		{"same text", sqlSameText, `'a1', ARRAY[sha256('1'), sha256('2')], now() - interval '1 day', now() + interval '1 day', now()`, []string{"posts_text", "requests_pkey"}, false},

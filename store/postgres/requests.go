@@ -20,14 +20,16 @@ const (
 	sqlLockLanes = `
 SELECT account, fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
-	// sqlLockRequests also reads what is left of pruned ones, which has no sequence. Whoever
+	// sqlLockRequests also reads what is left of pruned and erased ones, which has no sequence. Whoever
 	// prunes has the lane locked, as has whoever asks this: a request is in one place.
 	sqlLockRequests = `
-WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) AS asked (account, id)),
+WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS asked (account, id, identity)),
 known AS (SELECT ` + requestColumns + ` FROM requests WHERE (account, id) IN (SELECT account, id FROM asked) ORDER BY account, id FOR UPDATE)
 SELECT * FROM known UNION ALL
 SELECT account, id, 0, state, revision, revision, '', '', '', NULL, NULL, 0, 0, NULL, accepted_at, accepted_at, NULL, NULL, finished_at, NULL, '', digest, 0, '', NULL, NULL
-FROM pruned WHERE (account, id) IN (SELECT account, id FROM asked)`
+FROM pruned WHERE (account, id) IN (SELECT account, id FROM asked) UNION ALL
+SELECT account, id, 0, state, 1, 1, '', '', '', NULL, NULL, 0, 0, NULL, erased_at, erased_at, NULL, NULL, erased_at, NULL, '', '', 0, '', NULL, NULL
+FROM asked JOIN erased USING (identity)`
 	sqlAddRequests = `
 WITH added AS (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
@@ -104,9 +106,10 @@ func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 			return fenced(int(tag.RowsAffected()), nil)
 		})
 	}
-	accounts, ids := make([]string, len(a.in)), make([]string, len(a.in))
+	accounts, ids, identities := make([]string, len(a.in)), make([]string, len(a.in)), make([][]byte, len(a.in))
 	for i := range a.in {
-		accounts[i], ids[i] = a.in[i].Request.Account, a.in[i].Request.ID
+		key := a.in[i].Key()
+		accounts[i], ids[i], identities[i] = key.Account, key.ID, store.ErasedIdentity(key)
 	}
 	queue(batch, a.s.scanLaneRow(a.b.LaneRows), sqlLockLanes, accountsOf(a.in))
 	queue(batch, func(row scanner) (none struct{}, err error) {
@@ -115,7 +118,7 @@ func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 			a.b.Rows[r.Key] = r
 		}
 		return none, err
-	}, sqlLockRequests, accounts, ids)
+	}, sqlLockRequests, accounts, ids, identities)
 	queue(batch, func(row scanner) (none struct{}, err error) {
 		p, err := scanPost(row)
 		if r := a.b.Rows[p.Key]; err == nil && r != nil && len(r.Posts) == p.Index { // some came twice
@@ -191,7 +194,7 @@ func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.
 func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, laneRows map[string]*store.LaneRow, in []store.Acceptance) ([]store.Received, error) {
 	b := store.NewBatch()
 	b.LaneRows = laneRows
-	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID})
+	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID}, [][]byte{store.ErasedIdentity(in[0].Key())})
 	if err != nil {
 		return nil, err
 	}
@@ -617,7 +620,7 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 		case err != nil:
 			return err
 		case len(found) == 0:
-			r, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID))
+			r, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID, store.ErasedIdentity(key)))
 			if err == nil {
 				record = r.Told()
 			}

@@ -74,7 +74,7 @@ func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*store.Row, err
 	case err != nil:
 		return nil, err
 	case len(found) == 0:
-		_, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID))
+		_, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID, store.ErasedIdentity(key)))
 		if err == nil {
 			err = store.ErrPruned
 		}

@@ -195,6 +195,7 @@ FROM lanes AS l JOIN oauth_tokens AS t ON t.user_id = l.account WHERE l.account 
 	sqlRenameExpenses  = `UPDATE expenses SET account = ?2 WHERE account = ?1`
 	sqlRenameSpending  = `UPDATE spending SET account = ?2 WHERE account = ?1`
 	sqlRenameLinks     = `UPDATE connect_links SET account = ?2 WHERE account = ?1`
+	sqlRenameHooks     = `UPDATE hooks SET account = ?2 WHERE account = ?1`
 	sqlRenameAPITokens = `
 UPDATE api_tokens SET accounts = trim(replace(' ' || accounts || ' ', ' ' || ?1 || ' ', ' ' || ?2 || ' '))
 WHERE instr(' ' || accounts || ' ', ' ' || ?1 || ' ') > 0`
@@ -208,6 +209,7 @@ SELECT account, id, substr(digest, 1, ?2), state, revision, accepted_at, updated
 	sqlRemoveExpenses  = `DELETE FROM expenses WHERE account = ?1`
 	sqlRemoveSpending  = `DELETE FROM spending WHERE account = ?1`
 	sqlRemoveLinks     = `DELETE FROM connect_links WHERE account = ?1`
+	sqlRemoveHooks     = `DELETE FROM hooks WHERE account = ?1`
 	sqlRemoveLane      = `DELETE FROM lanes WHERE account = ?1`
 	sqlRemoveJournal   = `DELETE FROM refresh_journal WHERE token_id IN (SELECT id FROM oauth_tokens WHERE user_id = ?1)`
 	sqlRemoveToken     = `DELETE FROM oauth_tokens WHERE user_id = ?1`
@@ -255,7 +257,7 @@ func (s *Store) RenameAccount(ctx context.Context, name, to string, now time.Tim
 		}
 		return each(ctx, tx, []string{
 			sqlRenameName, sqlRenameToken, sqlRenameLane, sqlRenameRequests, sqlRenamePosts, sqlRenameUnruled, sqlRenamePruned,
-			sqlRenameExpenses, sqlRenameSpending, sqlRenameLinks, sqlRenameAPITokens,
+			sqlRenameExpenses, sqlRenameSpending, sqlRenameLinks, sqlRenameHooks, sqlRenameAPITokens,
 		}, name, to)
 	})
 }
@@ -274,7 +276,7 @@ func (s *Store) RemoveAccount(ctx context.Context, name string, now time.Time) e
 			return err
 		}
 		return each(ctx, tx, []string{
-			sqlRemovePosts, sqlRemoveBodies, sqlRemoveUnruled, sqlRemoveLinks, sqlRemoveLane, sqlRemoveJournal, sqlRemoveToken, sqlRemoveName,
+			sqlRemovePosts, sqlRemoveBodies, sqlRemoveUnruled, sqlRemoveLinks, sqlRemoveHooks, sqlRemoveLane, sqlRemoveJournal, sqlRemoveToken, sqlRemoveName,
 			sqlRemoveExpenses, sqlRemoveSpending, sqlRemoveAPITokens,
 		}, name)
 	})

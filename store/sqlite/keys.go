@@ -8,7 +8,8 @@ import (
 )
 
 const sqlKeyUses = `
-SELECT substr(access_token, 1, ?1), substr(refresh_token, 1, ?1), count(*) FROM oauth_tokens GROUP BY 1, 2`
+SELECT substr(access_token, 1, ?1), substr(refresh_token, 1, ?1), count(*) FROM oauth_tokens GROUP BY 1, 2
+UNION ALL SELECT substr(secret, 1, ?1), substr(secret, 1, ?1), count(*) FROM hooks GROUP BY 1`
 
 // KeyUses implements store.Keys.
 func (s *Store) KeyUses(ctx context.Context) (uses []store.KeyUse, err error) {

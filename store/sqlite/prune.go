@@ -32,8 +32,11 @@ WHERE (r.account, r.id) IN ` + listed + ` AND ` + prunable + ` RETURNING account
 	sqlDropPosts   = `DELETE FROM posts WHERE account = ?1 AND request_id = ?2`
 	sqlDropRequest = `DELETE FROM requests WHERE account = ?1 AND id = ?2`
 
-	prunedColumns     = `account, id, digest, state, revision, accepted_at, finished_at`
-	sqlPruned         = `SELECT ` + prunedColumns + ` FROM pruned WHERE account = ?1 AND id = ?2`
+	prunedColumns = `account, id, digest, state, revision, accepted_at, finished_at`
+	// sqlPruned also finds what is left of a request of an account that was erased.
+	sqlPruned = `
+SELECT ` + prunedColumns + ` FROM pruned WHERE account = ?1 AND id = ?2
+UNION ALL SELECT ?1, ?2, x'', state, 1, erased_at, erased_at FROM erased WHERE identity = ?3`
 	sqlPrunedRequests = `SELECT ` + prunedColumns + ` FROM pruned WHERE id = ?2 AND (?1 = '' OR account = ?1) ORDER BY account`
 
 	// sqlMediaUsers finds the name of the field, also where its letters are escaped.

@@ -125,6 +125,13 @@ func TestQueriesNeverScan(t *testing.T) {
 		"sqlAccounts":       true, // all of them are wanted
 		"sqlAPITokens":      true, // the same
 		"sqlUsers":          true, // the same
+		"sqlAddHook":        true, // the webhooks, which have a bound
+		"sqlHooks":          true, // the same
+		"sqlRenameHooks":    true, // the same
+		"sqlRemoveHooks":    true, // the same
+		"sqlErasures":       true, // a handful
+		"sqlErasedAnswers":  true, // a week of operations, for an account that is erased
+		"sqlEraseThese":     true, // the ids that are asked for
 		"sqlBlocked":        true, // the accounts, and of each the first such request
 		"sqlCountAccounts":  true, // the accounts
 		"sqlCountBlocked":   true, // the same

@@ -72,7 +72,7 @@ func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.LaneR
 func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*store.Row, error) {
 	r, err := scanRequest(tx.QueryRowContext(ctx, sqlRequest, key.Account, key.ID))
 	if errors.Is(err, sql.ErrNoRows) {
-		r, err = scanPruned(tx.QueryRowContext(ctx, sqlPruned, key.Account, key.ID))
+		r, err = scanPruned(tx.QueryRowContext(ctx, sqlPruned, key.Account, key.ID, store.ErasedIdentity(key)))
 		return r, missing(err, store.ErrNotFound)
 	}
 	if err != nil {

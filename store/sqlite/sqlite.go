@@ -21,7 +21,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 17
+	schemaVersion = 18
 	// callTimeout bounds each call, from the wait for a connection on: a worker whose
 	// database does not answer has to notice and give back what it holds within 10 s.
 	// Only a disk that does not answer the kernel is waited for beyond that.
@@ -84,6 +84,7 @@ func open(path, mode string, pragmas ...string) (*sql.DB, error) {
 		"journal_mode(WAL)",
 		"synchronous(FULL)",
 		"foreign_keys(1)",
+		"secure_delete(1)", // what is deleted is overwritten, so that an erased account is
 	}, pragmas...)}
 	if len(pragmas) == 0 {
 		query.Set("_txlock", "immediate")
@@ -405,8 +406,8 @@ const (
 	sqlSetKeyCheck  = `UPDATE ledger SET key_check = ?1`
 	// A sealed value has its key id from the fifth character on.
 	sqlCountOtherKeys = `
-SELECT count(*) FROM oauth_tokens
-WHERE substr(access_token, 5, 8) <> ?1 OR substr(refresh_token, 5, 8) <> ?1`
+SELECT (SELECT count(*) FROM oauth_tokens WHERE substr(access_token, 5, 8) <> ?1 OR substr(refresh_token, 5, 8) <> ?1) +
+       (SELECT count(*) FROM hooks WHERE substr(secret, 5, 8) <> ?1)`
 )
 
 // CheckKeys implements store.Ledger.

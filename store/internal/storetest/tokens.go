@@ -1160,6 +1160,8 @@ func lostKey(t *testing.T, b *bundle) {
 	testkit.Must(t, b.st.CheckKeys(t.Context()))
 	lost := keyID(t, b.keys)
 	stranger := b.open(t, store.GenerateKey().Reveal())
+	b.addHook(t, "one")
+	b.ledger.Exec(t, "DELETE FROM hooks WHERE secret LIKE 'jp1."+lost+".%'")
 	b.ledger.Exec(t, "UPDATE oauth_tokens SET access_token = 'jp1.lost', refresh_token = 'jp1.lost'"+
 		" WHERE access_token LIKE 'jp1."+lost+".%' OR refresh_token LIKE 'jp1."+lost+".%'")
 	b.ledger.Exec(t, "UPDATE ledger SET key_check = NULL")
