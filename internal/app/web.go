@@ -281,7 +281,7 @@ func (w *Web) openDashboard(cfg WebConfig, workers *client.Client) error {
 	}
 	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
 		Operations: workers, Log: w.log, Base: public.Path + dashboardPath, Site: w.Site, ReadOnly: cfg.ReadOnly, HideTexts: cfg.HideTexts,
-		Login: login, Hosts: hosts, Changes: workers.Changes, Media: publishers.New(w.control.Conn.JS, w.control.Conn.Names),
+		Login: login, Hosts: hosts, Changes: workers.Changes, Media: publishers.New(w.conn.JS, w.conn.Names),
 	})
 	return err
 }
