@@ -29,6 +29,7 @@ type replayTarget struct {
 	record  publishers.DeadLetter
 	has     bool // record is set
 	refused bool
+	found   *store.Record // as it was listed; nil where it was not
 }
 
 // RequestReplay sends back what failed. A failed or held request goes back into its
@@ -121,7 +122,7 @@ func (c *Control) targets(ctx context.Context, q replayQuery) ([]replayTarget, e
 	for _, r := range requests {
 		if !known[r.Key] {
 			known[r.Key] = true
-			targets = append(targets, replayTarget{key: r.Key})
+			targets = append(targets, replayTarget{key: r.Key, found: &r})
 		}
 	}
 	for _, r := range deadLetters {
@@ -162,13 +163,17 @@ func (q replayQuery) unambiguous(targets []replayTarget) error {
 // that do not go on by themselves and can be sent back.
 func (c *Control) candidates(ctx context.Context, q replayQuery) ([]store.Record, error) {
 	var filters []store.Filter
+	most := maxListed
+	if q.Limit > 0 && q.Since.IsZero() { // one more tells that there are more
+		most = q.Limit + 1
+	}
 	for _, id := range q.IDs {
 		filters = append(filters, store.Filter{Account: q.account, ID: id})
 	}
 	if len(q.IDs) == 0 {
-		filters = append(filters, store.Filter{Account: q.account, State: jetpost.StateFailed, Code: q.Code, Limit: maxListed})
+		filters = append(filters, store.Filter{Account: q.account, State: jetpost.StateFailed, Code: q.Code, Limit: most})
 		if cmp.Or(q.Code, jetpost.CodePoison) == jetpost.CodePoison {
-			filters = append(filters, store.Filter{Account: q.account, State: jetpost.StateHeld, Code: jetpost.CodePoison, Limit: maxListed})
+			filters = append(filters, store.Filter{Account: q.account, State: jetpost.StateHeld, Code: jetpost.CodePoison, Limit: most})
 		}
 	}
 	var found []store.Record
@@ -190,6 +195,9 @@ func (c *Control) candidates(ctx context.Context, q replayQuery) ([]store.Record
 // replayRequest has the ledger decide. Once it has, the record tells nothing
 // that is still true; a request that fails again gets a new one.
 func (c *Control) replayRequest(ctx context.Context, t replayTarget, dry bool, of store.Operation) (jetpost.Replayed, error) {
+	if dry && t.found != nil {
+		return replayed(t.key, *t.found, replayable(*t.found)), nil
+	}
 	if dry {
 		now, err := c.Ledger.Request(ctx, t.key)
 		return replayed(t.key, now, replayable(now)), notKnown(err)
