@@ -15,6 +15,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -69,6 +70,7 @@ func TestDashboardInBrowser(t *testing.T) {
 	paths := []string{
 		"", "requests", "requests?state=failed", "requests/alice/thread", "requests/alice/failed", "requests/alice/later", "requests/bob/doubtful",
 		"requests/alice/thread/unpublish", "accounts", "accounts/alice", "accounts/carol", "limits", "dead-letters", "dead-letters?kind=failed",
+		"accounts/alice/disconnect", "users", "audit",
 	}
 	for _, scheme := range []string{"light", "dark"} {
 		for name, width := range map[string]int64{"phone": phoneWidth, "desktop": desktopWidth} {
@@ -115,6 +117,7 @@ func TestDashboardInBrowser(t *testing.T) {
 		p.click(`//a[.="Open it here"]`)
 		p.shows("Connect your X account")
 	})
+	t.Run("login", func(t *testing.T) { logsIn(t, s, browser) })
 	t.Run("empty tab", func(t *testing.T) {
 		p := browser.person(t, phoneWidth)
 		p.open(address + "/dashboard/requests?state=held")
@@ -128,6 +131,35 @@ func TestDashboardInBrowser(t *testing.T) {
 		testkit.Must(t, err)
 		wantEqual(t, "first focus", focus, "Skip to the page")
 	})
+}
+
+// logsIn has a viewer log in where a login is asked for, see no button, and log out, after
+// which the way back in the browser shows nothing.
+func logsIn(t *testing.T, s *site, browser browser) {
+	t.Helper()
+	workers, err := client.New(s.Conn.Conn)
+	testkit.Must(t, err)
+	_, err = workers.UserAdd(t.Context(), jetpost.UserAdd{Name: "vera", Role: jetpost.RoleViewer, Password: "correct horse battery"})
+	testkit.Must(t, err)
+	pages := harness.Start(t, "web-login", s.Settings(), "jetpost", "web", "--listen", "127.0.0.1:0", "--dashboard", "--require-login", "--log-format", "json")
+	pages.Until("web.started")
+	address := fmt.Sprintf("http://%s/dashboard/", pages.Entries("web.started")[0]["listen"])
+	p := browser.person(t, phoneWidth)
+	p.open(address + "accounts/carol")
+	p.types(`//input[@name="name"]`, "vera")
+	p.types(`//input[@name="password"]`, "correct horse battery")
+	p.click(`//button[.="Log in"]`)
+	p.shows("carol")
+	where, err := chromedp.Run(p.ctx, chromedp.Location())
+	testkit.Must(t, err)
+	wantEqual(t, "the page after the login", where, address+"accounts/carol")
+	buttons, err := chromedp.Run(p.ctx, chromedp.Evaluate[string](`[...document.querySelectorAll("main form[method=post] button")].map(b => b.textContent).join()`))
+	testkit.Must(t, err)
+	wantEqual(t, "a viewer's buttons", buttons, "")
+	p.click(`//button[.="Log out"]`)
+	p.shows("Log in")
+	p.open(address + "accounts/carol")
+	p.shows("Log in")
 }
 
 // prefers sets the colour scheme.
