@@ -446,7 +446,7 @@ func TestHookPrivateAddress(t *testing.T) {
 	t.Parallel()
 	r := newReceiver(t, nil)
 	sender := r.sender()
-	sender.Allow = nil
+	sender.Private = nil
 	hook := store.Hook{ID: "one", URL: r.URL}
 	err := sender.Send(t.Context(), hook, store.NewHookSecret(), "id", []byte("{}"))
 	if !errors.Is(err, errPrivate) {

@@ -54,7 +54,7 @@ type HookSender struct {
 
 // NewHookSender makes a sender. allow are private networks that it may reach.
 func NewHookSender(allow []netip.Prefix) *HookSender {
-	s := &HookSender{internet: internet{Allow: allow}, timeout: hookTimeout}
+	s := &HookSender{internet: internet{Private: allow}, timeout: hookTimeout}
 	s.kept = s.direct()
 	return s
 }

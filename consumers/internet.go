@@ -33,9 +33,9 @@ var errPrivate = errors.New("address is not public")
 // public ones, which guards against server-side request forgery (SSRF). It is copied only
 // before its first use.
 type internet struct {
-	// Allow lists private networks that may be reached. It is for tests and trusted
+	// Private lists private networks that may be reached. It is for tests and trusted
 	// installations, because whoever names an address can name any.
-	Allow []netip.Prefix
+	Private []netip.Prefix
 
 	roots *x509.CertPool                        // trusted instead of the system's, in tests
 	proxy func(*http.Request) (*url.URL, error) // http.ProxyFromEnvironment if nil
@@ -112,7 +112,7 @@ func (n *internet) admitName(ctx context.Context, name string) error {
 
 func (n *internet) public(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("") // no prefix contains an address with a zone
-	for _, allowed := range n.Allow {
+	for _, allowed := range n.Private {
 		if allowed.Contains(ip) {
 			return nil
 		}

@@ -60,7 +60,7 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 func trusting(s *httptest.Server) *mediaSource {
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
-	return &mediaSource{internet: internet{roots: roots, Allow: loopback}}
+	return &mediaSource{internet: internet{roots: roots, Private: loopback}}
 }
 
 // TestMediaReachesX posts one image from each kind of source.
@@ -282,7 +282,7 @@ func TestMediaPrivateAddress(t *testing.T) {
 		http.Redirect(w, r, inside.URL+"/by-redirect", http.StatusFound)
 	})
 	source := trusting(outside)
-	source.Allow = nil
+	source.Private = nil
 	_, port, err := net.SplitHostPort(outside.Listener.Addr().String())
 	testkit.Must(t, err)
 	refused := func(url string) {
@@ -295,7 +295,7 @@ func TestMediaPrivateAddress(t *testing.T) {
 	}
 	refused("https://localhost:" + port) // known only after the name is resolved
 	refused(outside.URL)
-	source.Allow = loopback
+	source.Private = loopback
 	refused(outside.URL)
 	select {
 	case path := <-reached:
@@ -418,7 +418,7 @@ func TestMediaAdmits(t *testing.T) {
 		err := (&mediaSource{}).admit("tcp", net.JoinHostPort(address, "443"), nil)
 		testkit.Equal(t, address, err == nil, want)
 	}
-	within := &internet{Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16")}}
+	within := &internet{Private: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16")}}
 	for address, want := range map[string]bool{"10.1.2.3:443": true, "10.2.0.1:443": false, "[fd12::1]:443": true, "[::ffff:10.1.0.1]:443": true, "127.0.0.1:443": false} {
 		testkit.Equal(t, address+" beside what is allowed", within.admit("tcp", address, nil) == nil, want)
 	}

@@ -291,7 +291,7 @@ func TestURLChanged(t *testing.T) {
 	first, other := testImage(t), append(testImage(t), 1)
 	data.Store(&first)
 	site := website(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(*data.Load()) })
-	b.media.Allow, b.media.roots = loopback, trusting(site).roots
+	b.media.Private, b.media.roots = loopback, trusting(site).roots
 	b.faults(t, xsim.Fault{Kind: xsim.FaultStatus, Status: http.StatusBadRequest, Variant: "media-ids", Endpoint: xsim.EndpointCreatePost, Skip: 1, Times: 1})
 	key := b.accept(t, jetpost.Request{ID: "one", Posts: []jetpost.Post{{Text: "one"}, {Text: "two", Media: []jetpost.Media{{URL: site.URL}}}}})
 	h := b.lane()

@@ -175,7 +175,7 @@ func NewWorker(ctx context.Context, cfg Config) (*Worker, error) {
 	w.shared = publishers.NewWindows(js, names).Signed(signer)
 	w.windows = admission.NewWindows(w.shared, cfg.Log)
 	w.clocks = &clocks{Database: cfg.Ledger.Clock, NATS: w.natsClock, X: w.windows.Limits.Clock, Health: w.health, Log: cfg.Log}
-	w.media = &mediaSource{Objects: w.objects, internet: internet{Allow: cfg.MediaAllow}}
+	w.media = &mediaSource{Objects: w.objects, internet: internet{Private: cfg.MediaAllow}}
 	w.wire(&http.Client{Transport: xapi.NewTransport()})
 	if cfg.has(RolePublish) {
 		w.hooks = newHooks(cfg.Ledger, js, names, NewHookSender(cfg.MediaAllow), cfg.Log)
