@@ -12,6 +12,9 @@ import (
 	"github.com/jetpost/jetpost/internal/testkit"
 )
 
+// alarmAhead is when a request is due: on a busy machine a lane is run after some seconds.
+const alarmAhead = 4 * time.Second
+
 // wakeUp is when the account's schedule wakes it; zero if there is none.
 func (b *testBundle) wakeUp(t *testing.T, account string) (at time.Time) {
 	t.Helper()
@@ -48,7 +51,7 @@ func (b *testBundle) withAlarm(t *testing.T, at time.Time) *alarms {
 func TestAlarmWakes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	at := time.Now().Add(500 * time.Millisecond).Round(time.Microsecond)
+	at := time.Now().Add(alarmAhead).Round(time.Microsecond)
 	b.withAlarm(t, at)
 	testkit.Equal(t, "schedule", b.wakeUp(t, "acme").Sub(at), alarmGrace)
 	within(t, gapPatience, time.Millisecond, "a wake-up", func() bool { return b.messages(t, b.names.LanesStream()) == 1 })
@@ -64,7 +67,7 @@ func TestAlarmWakes(t *testing.T) {
 func TestAlarmOfDeadWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.withAlarm(t, time.Now().Add(time.Second)).Stop()
+	b.withAlarm(t, time.Now().Add(alarmAhead)).Stop()
 	within(t, gapPatience, gapPoll, "the schedule's end", func() bool { return b.wakeUp(t, "acme").IsZero() })
 	testkit.Equal(t, "schedule that woke it", b.wokenBy(t, "acme"), b.names.ScheduleWake("acme"))
 	b.run(t, b.lane(), "acme")

@@ -144,7 +144,7 @@ func (r Rotation) hook(ctx context.Context, hook Hook, done *RotationProgress) e
 	plain, err := r.Sealer.OpenHookSecret(hook)
 	if err != nil {
 		done.leave("webhook "+hook.ID, err)
-		return nil //nolint:nilerr // it is told with the others
+		return nil
 	}
 	sealed, err := r.Sealer.SealHookSecret(hook.ID, plain)
 	if err != nil {

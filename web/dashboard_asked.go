@@ -36,7 +36,7 @@ type asked struct {
 
 func newAsked() *asked {
 	a := &asked{}
-	a.ctx, a.close = context.WithCancel(context.Background())
+	a.ctx, a.close = context.WithCancel(context.Background()) //nolint:forbidigo // it lives as long as the dashboard
 	return a
 }
 

@@ -456,7 +456,7 @@ func (d *Dashboard) check(r *http.Request, is draft, p *composePage) error {
 	at, err := readTime(r, is.At)
 	if err != nil {
 		p.Problems = append(p.Problems, "The time cannot be read.")
-		return nil
+		return nil //nolint:nilerr // the page shows it
 	}
 	answer, err := d.cfg.Operations.RequestCheck(r.Context(), is.Account, is.request(at))
 	var told *jetpost.APIError

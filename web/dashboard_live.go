@@ -87,7 +87,7 @@ func (l *feed) join() bool {
 		return false
 	}
 	if l.readers++; l.stop == nil {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // it lives as long as there are readers
 		l.stop = stop
 		l.running.Go(func() { l.read(ctx) })
 	}

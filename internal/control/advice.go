@@ -96,6 +96,8 @@ func Advice(code jetpost.Code) string {
 		return "go on before its end with: jetpost resume ACCOUNT"
 	case jetpost.CodePausedByHand:
 		return "go on before its end with: jetpost resume --app"
+	case jetpost.CodePostingLimit:
+		return "wait, restart the workers with another limit, or change that of one account with: jetpost accounts limit"
 	case jetpost.CodeAppPaused:
 		return "see what stopped it with jetpost status"
 	default: // rate limits and outages of X end by themselves

@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -97,7 +98,7 @@ func TestRequestHistory(t *testing.T) {
 
 // code is that of an operation's error.
 func code(err error) jetpost.ErrorCode {
-	if told, ok := err.(*client.Error); ok {
+	if told := (*client.Error)(nil); errors.As(err, &told) {
 		return told.Code
 	}
 	return ""

@@ -158,7 +158,7 @@ func (s *site) liveReaders(accounts []string, address string) {
 	var heard int64
 	for range liveRounds {
 		without += w.pace(livePosts)
-		reading, close := context.WithCancel(ctx)
+		reading, stop := context.WithCancel(ctx)
 		var readers sync.WaitGroup
 		var open, changed atomic.Int64
 		for range liveReaders {
@@ -166,7 +166,7 @@ func (s *site) liveReaders(accounts []string, address string) {
 		}
 		testkit.Eventually(s.T, "the pages to be live", func() bool { return open.Load() == liveReaders })
 		with += w.pace(livePosts)
-		close()
+		stop()
 		readers.Wait()
 		heard += changed.Load()
 	}

@@ -37,7 +37,7 @@ func natsServer() {
 		panic(err)
 	}
 	s.ConfigureLogger()
-	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM) //nolint:forbidigo // a process of its own
 	defer cancel()
 	s.Start()
 	go func() {
