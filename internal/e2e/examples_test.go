@@ -84,7 +84,7 @@ func (s *upSite) called(t *testing.T, env []string, program string) {
 		_, stdout, _ := call("request.get", "bob", `{"id":"curl-1"}`)
 		return strings.Contains(stdout, `"state":"published"`)
 	})
-	does(`"paused_at":"`, "account.pause", `{"operation_id":"curl-pause","reason":"lunch"}`)
+	does(`"since":"`, "account.pause", `{"operation_id":"curl-pause","reason":"lunch"}`)
 	does(`"state":"scheduled"`, "request.publish", `{"id":"curl-2","publish_at":"2099-01-01T00:00:00Z","posts":[{"text":"Later"}]}`)
 	does(`"state":"cancelled"`, "request.cancel", `{"operation_id":"curl-cancel","id":"curl-2"}`)
 	does(`"state":"cancelled"`, "request.cancel", `{"operation_id":"curl-cancel","id":"curl-2"}`)
