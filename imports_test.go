@@ -71,8 +71,8 @@ func layers() []layer {
 		},
 		{dir: "client", use: []string{"."}, tests: []string{"internal/natstest"}},
 		{
-			dir: "web", use: handlers,
-			tests: slices.Concat(parts, []string{"client", "consumers", "internal/control", "internal/admission"}),
+			dir: "web", use: []string{".", "store", "xapi", "xapi/tweettext", "internal/secret"},
+			tests: slices.Concat(parts, []string{"client", "consumers", "internal/control", "publishers"}),
 		},
 		{dir: "web/api", use: []string{".", "client"}, tests: []string{"internal/xspectest"}},
 

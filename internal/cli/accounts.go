@@ -322,14 +322,9 @@ func (c *accountsRemoveCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		if !c.Yes {
-			if !isTerminal(e.stdin) {
-				return mistakes("cannot remove", "there is no terminal to ask for confirmation: add --yes")
-			}
-			fmt.Fprintf(e.stderr, "Remove %s, which is @%s, with all its requests but their ids? [y/N] ", c.Name, account.Account.Username)
-			if err := confirmed(e.stdin); err != nil {
-				return err
-			}
+		question := fmt.Sprintf("Remove %s, which is @%s, with all its requests but their ids?", c.Name, account.Account.Username)
+		if err := e.confirm(c.Yes, "remove", question); err != nil {
+			return err
 		}
 		removed, err := workers.AccountRemove(ctx, c.Name, jetpost.AccountRemove{})
 		if err != nil {

@@ -29,7 +29,10 @@ func (c *accountsDisconnectCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		if err := c.confirm(e, account.Account); err != nil {
+		of := account.Account
+		question := fmt.Sprintf("Disconnect %s, which is @%s? X will no longer accept its tokens, and its %s until it is connected again.",
+			of.Name, of.Username, waitingJobs(of.Open))
+		if err := e.confirm(c.Yes, "disconnect", question); err != nil {
 			return err
 		}
 		done, err := workers.AccountDisconnect(ctx, c.Name, jetpost.AccountDisconnect{})
@@ -63,16 +66,16 @@ func waitingJobs(n int) string {
 	}
 }
 
-// confirm asks a person; without a terminal there is nobody to ask.
-func (c *accountsDisconnectCmd) confirm(e *env, account jetpost.AccountInfo) error {
-	if c.Yes {
+// confirm asks a person whether to go on, unless --yes has said so. Without a terminal there
+// is nobody to ask.
+func (e *env) confirm(yes bool, verb, question string) error {
+	switch {
+	case yes:
 		return nil
+	case !isTerminal(e.stdin):
+		return mistakes("cannot "+verb, "there is no terminal to ask for confirmation: add --yes")
 	}
-	if !isTerminal(e.stdin) {
-		return mistakes("cannot disconnect", "there is no terminal to ask for confirmation: add --yes")
-	}
-	fmt.Fprintf(e.stderr, "Disconnect %s, which is @%s? X will no longer accept its tokens, and its %s until it is connected again. [y/N] ",
-		account.Name, account.Username, waitingJobs(account.Open))
+	fmt.Fprint(e.stderr, question+" [y/N] ")
 	return confirmed(e.stdin)
 }
 

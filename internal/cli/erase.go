@@ -29,7 +29,8 @@ const eraseWithin = 10 * time.Minute
 // Run erases an account after a confirmation.
 func (c *accountsEraseCmd) Run(e *env) error {
 	return e.operate(func(ctx context.Context, workers operations) error {
-		if err := c.confirm(e); err != nil {
+		question := fmt.Sprintf("Erase %s? Its tokens, requests, media and events are removed, and this cannot be undone. Its posts on X stay there.", c.Name)
+		if err := e.confirm(c.Yes, "erase", question); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, eraseWithin)
@@ -63,16 +64,4 @@ func erasedText(r jetpost.Erased) string {
 		text += fmt.Sprintf("X did not confirm that its tokens were revoked: %s\n  do: withdraw the app's access on X: Settings, Security and account access, Apps and sessions, Connected apps\n", r.NotRevoked)
 	}
 	return text
-}
-
-// confirm asks a person; without a terminal there is nobody to ask.
-func (c *accountsEraseCmd) confirm(e *env) error {
-	if c.Yes {
-		return nil
-	}
-	if !isTerminal(e.stdin) {
-		return mistakes("cannot erase", "there is no terminal to ask for confirmation: add --yes")
-	}
-	fmt.Fprintf(e.stderr, "Erase %s? Its tokens, requests, media and events are removed, and this cannot be undone. Its posts on X stay there. [y/N] ", c.Name)
-	return confirmed(e.stdin)
 }

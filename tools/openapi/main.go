@@ -20,6 +20,8 @@ var _ = runtime.StyleParamWithOptions
 const (
 	account  = "alice"
 	patience = 30 * time.Second
+	// pollEvery is how often a request is looked at.
+	pollEvery = 100 * time.Millisecond
 )
 
 func main() {
@@ -101,7 +103,11 @@ func until(ctx context.Context, c *ClientWithResponses, id, state string) error 
 		case string(answer.JSON200.Request.State) == state:
 			return nil
 		}
-		time.Sleep(100 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s to be %s: %w", id, state, ctx.Err())
+		case <-time.After(pollEvery):
+		}
 	}
 }
 
