@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 // maxGroup is how many changes one transaction takes: more than a worker has slots.
@@ -105,7 +106,8 @@ func (s *Store) lead() {
 // commit makes all changes in one transaction. One that fails leaves the others; what
 // ends the transaction ends all.
 func (s *Store) commit(members []*member) error {
-	ctx, cancel := context.WithTimeout(members[0].ctx, callTimeout)
+	end := time.Now().Add(callTimeout)
+	ctx, cancel := context.WithDeadline(members[0].ctx, end)
 	defer cancel()
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -113,7 +115,7 @@ func (s *Store) commit(members []*member) error {
 	}
 	made := 0
 	for _, m := range members {
-		if m.err = m.change(ctx, tx, len(members) > 1); m.err == nil {
+		if m.err = m.change(end, tx, len(members) > 1); m.err == nil {
 			made++
 			continue
 		}
@@ -132,8 +134,11 @@ func (s *Store) commit(members []*member) error {
 	return tx.Commit()
 }
 
-// change makes one change, beside others within a savepoint.
-func (m *member) change(ctx context.Context, tx *sql.Tx, beside bool) (err error) {
+// change makes one change, beside others within a savepoint. It has the values of its own
+// caller's context, which say who asks.
+func (m *member) change(end time.Time, tx *sql.Tx, beside bool) (err error) {
+	ctx, cancel := context.WithDeadline(m.ctx, end)
+	defer cancel()
 	defer func() {
 		if m.panicked = recover(); m.panicked != nil {
 			err = errPanicked

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -12,10 +13,17 @@ import (
 
 const sqlNote = `INSERT INTO leases (name, owner, until) VALUES (?1, 'test', 0)`
 
-// note is a change that names itself, and tells in which transaction it was made.
+// caller is the key of who asks, in the context of a change.
+type caller struct{}
+
+// note is a change that names itself, and tells in which transaction it was made. It fails in
+// the context of another caller.
 func note(name string, in **sql.Tx, then error) func(context.Context, *sql.Tx) error {
 	return func(ctx context.Context, tx *sql.Tx) error {
 		*in = tx
+		if of := ctx.Value(caller{}); of != name {
+			return fmt.Errorf("made in the context of %v", of)
+		}
 		if _, err := tx.ExecContext(ctx, sqlNote, name); err != nil {
 			return err
 		}
@@ -27,7 +35,8 @@ func note(name string, in **sql.Tx, then error) func(context.Context, *sql.Tx) e
 }
 
 // TestChangesShareACommit: what waits for a commit shares the next one. A change that
-// fails or panics is undone alone, and one that was given up is never made.
+// fails or panics is undone alone, and one that was given up is never made. Each is made in
+// the context of its own caller.
 func TestChangesShareACommit(t *testing.T) {
 	t.Parallel()
 	s := openFresh(t)
@@ -48,7 +57,7 @@ func TestChangesShareACommit(t *testing.T) {
 		then := map[string]error{"fails": refused, "panics": refused}[name]
 		group.Go(func() {
 			defer func() { panics[i] = recover() }()
-			errs[i] = s.change(t.Context(), name, note(name, &in[i], then))
+			errs[i] = s.change(context.WithValue(t.Context(), caller{}, name), name, note(name, &in[i], then))
 		})
 	}
 	waiting := func() int {
