@@ -253,6 +253,7 @@ func sessionsOf(conn *pgx.ConnConfig) sessions {
 		conn.RuntimeParams[paramStatement], conn.RuntimeParams[paramIdle] = s.statement, s.idle
 		setDefault(conn.RuntimeParams, paramPlans, plannedOnce)
 		setDefault(conn.RuntimeParams, paramScans, "off")
+		setDefault(conn.RuntimeParams, paramCompile, "off")
 	}
 	return s
 }
@@ -267,6 +268,10 @@ const (
 	// paramScans is off, since a table that is small as a statement is planned, as the
 	// outbox mostly is, may be large by the time it is run.
 	paramScans = "enable_seqscan"
+	// paramCompile is off, since the server would compile each statement that has to scan a
+	// table in spite of paramScans: to it that is the most expensive of all. Compilation
+	// takes 70 ms and more, anew for each call.
+	paramCompile = "jit"
 )
 
 // begin adds the settings to the statement that begins a transaction, if the session

@@ -245,6 +245,8 @@ func TestConnectionSettings(t *testing.T) {
 	tests := []struct{ name, query, setting, want string }{
 		{"application name", "", "application_name", applicationName},
 		{"application name of the URL", "&application_name=mine", "application_name", "mine"},
+		{"compilation", "", "jit", "off"},
+		{"compilation of the URL", "&jit=on", "jit", "on"},
 		{"idle timeout", "", "idle_in_transaction_session_timeout", idleTimeout},
 		{"statement timeout", "", "statement_timeout", statementTimeout},
 		{"statement timeout of the URL", "&statement_timeout=7s", "statement_timeout", "7s"},
