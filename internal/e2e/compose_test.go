@@ -202,11 +202,16 @@ func TestComposeSecrets(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"setup", "worker", "web"} {
+	for _, name := range []string{"setup", "worker"} {
 		for _, variable := range []string{"HUB_ENCRYPTION_KEY_FILE", "DATABASE_PASSWORD_FILE", "X_CLIENT_SECRET_FILE"} {
 			if file.Services[name].Environment[variable] == "" {
 				t.Errorf("%s has no %s", name, variable)
 			}
+		}
+	}
+	for variable := range file.Services["web"].Environment { // what holds the accounts stays with workers
+		if strings.HasPrefix(variable, "DATABASE") || strings.Contains(variable, "ENCRYPTION_KEY") || strings.HasPrefix(variable, "X_") {
+			t.Errorf("web has %s", variable)
 		}
 	}
 }
@@ -229,7 +234,7 @@ func TestComposeDatabaseAgrees(t *testing.T) {
 	t.Parallel()
 	file := readCompose(t, nil)
 	database := file.Services["postgres"]
-	for _, name := range []string{"setup", "worker", "web"} {
+	for _, name := range []string{"setup", "worker"} {
 		u, err := url.Parse(file.Services[name].Environment["DATABASE_URL"])
 		testkit.Must(t, err)
 		wantEqual(t, name+": host", u.Host, "postgres:5432")
@@ -314,7 +319,7 @@ func TestComposeNATSAgrees(t *testing.T) {
 		t.Fatalf("jetpost %s: exit code %d\n%s", line[1], code, stderr)
 	}
 	path := filepath.Join(t.TempDir(), "nats.conf")
-	for _, user := range []string{"worker", "operator", "setup", "producer"} {
+	for _, user := range []string{"worker", "operator", "setup", "producer", "web"} {
 		name := "NATS_" + strings.ToUpper(user) + "_PASSWORD"
 		if !strings.Contains(strings.Join(service.Command, ""), name+`="$(password `+user+`)"`) {
 			t.Errorf("nats is not given %s", name)
@@ -329,7 +334,7 @@ func TestComposeNATSAgrees(t *testing.T) {
 	wantEqual(t, "host, which other containers must reach", options.Host, "0.0.0.0")
 	wantEqual(t, "volume", strings.Join(service.Volumes, " "), "nats:"+options.StoreDir)
 	wantEqual(t, "health check", healthURL(t, service).Host, fmt.Sprintf("127.0.0.1:%d", options.HTTPPort))
-	for name, user := range map[string]string{"setup": "setup", "worker": "worker", "web": "worker"} {
+	for name, user := range map[string]string{"setup": "setup", "worker": "worker", "web": "web"} {
 		env := file.Services[name].Environment
 		wantEqual(t, name+": NATS_URL", env["NATS_URL"], "nats://nats:"+port)
 		wantEqual(t, name+": NATS_USER", env["NATS_USER"], user)
