@@ -65,7 +65,7 @@ func TestPooler(t *testing.T) {
 		}
 	}
 	conn := connect(t, database)
-	left := texts(t, conn, `SELECT 'a lock' FROM pg_locks WHERE locktype = 'advisory'
+	left := texts(t, conn, `SELECT 'a lock' FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		UNION ALL SELECT state FROM pg_stat_activity WHERE datname = current_database() AND state LIKE '%in transaction%'`)
 	if len(left) > 0 {
 		t.Errorf("the sessions are left with %v", left)
