@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"regexp"
 	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -138,14 +139,9 @@ func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
 		AllowAdditionalProperties: open,
 		Mapper:                    func(typ reflect.Type) *jsonschema.Schema { return enum(t, typ) },
 	}
-	for _, file := range contractFiles {
-		if err := r.AddGoComments(reflect.TypeFor[Request]().PkgPath(), file); err != nil {
-			t.Fatal(err)
-		}
-	}
-	jsonWords := goToJSON()
-	for key, comment := range r.CommentMap {
-		r.CommentMap[key] = jsonWords(comment)
+	var err error
+	if r.CommentMap, err = comments(); err != nil {
+		t.Fatal(err)
 	}
 	s := r.Reflect(of)
 	s.Title = reflect.TypeOf(of).Name()
@@ -168,6 +164,21 @@ func schema(t *testing.T, of any, open bool) *jsonschema.Schema {
 	}
 	return s
 }
+
+// comments are those of the contract's types and fields, in the words of JSON.
+var comments = sync.OnceValues(func() (map[string]string, error) {
+	var r jsonschema.Reflector
+	for _, file := range contractFiles {
+		if err := r.AddGoComments(reflect.TypeFor[Request]().PkgPath(), file); err != nil {
+			return nil, err
+		}
+	}
+	jsonWords := goToJSON()
+	for key, comment := range r.CommentMap {
+		r.CommentMap[key] = jsonWords(comment)
+	}
+	return r.CommentMap, nil
+})
 
 // enum lists the constants of the contract's string types.
 func enum(t *testing.T, typ reflect.Type) *jsonschema.Schema {
@@ -351,11 +362,19 @@ func eachField(t reflect.Type, visit func(goName, jsonName string)) {
 // the name of its type, so that a list that forgot one is found out.
 func constants(t *testing.T) map[string][]string {
 	t.Helper()
+	values, err := readConstants()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return values
+}
+
+var readConstants = sync.OnceValues(func() (map[string][]string, error) {
 	values := make(map[string][]string)
 	for _, name := range contractFiles {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		ast.Inspect(file, func(n ast.Node) bool {
 			spec, ok := n.(*ast.ValueSpec)
@@ -371,8 +390,8 @@ func constants(t *testing.T) map[string][]string {
 			return true
 		})
 	}
-	return values
-}
+	return values, nil
+})
 
 func TestListsAreComplete(t *testing.T) {
 	t.Parallel()
