@@ -2,6 +2,7 @@ package xsim
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -193,7 +194,7 @@ func (s *Server) keepChanges() {
 		return
 	}
 	s.journal.size += int64(len(line))
-	if s.journal.size > 2*s.journal.begun+journalSlack {
+	if s.journal.size > 2*s.journal.begun+cmp.Or(s.journalSlack, journalSlack) {
 		s.journal.rewrite(s.snapshot())
 	}
 }

@@ -17,6 +17,7 @@ import (
 func keeping(t *testing.T, c *clock, path string) *testBundle {
 	t.Helper()
 	x := &xsim.Server{Now: c.now, RevokeAccessOnRefresh: true}
+	x.Bound(32<<10, 512<<10)
 	if err := x.Keep(path); err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +330,7 @@ func TestKeepRewrites(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.jsonl")
 	b := keeping(t, &clock{at: time.Now()}, path)
 	ann := b.account(xsim.NewAccount{Handle: "ann"})
-	film := mp4Bytes + strings.Repeat("x", 4<<20-len(mp4Bytes))
+	film := mp4Bytes + strings.Repeat("x", 64<<10-len(mp4Bytes))
 	for range 8 {
 		id := b.initialize(ann, "tweet_video", "video/mp4", len(film))
 		b.want(b.segment(ann, id, 0, film), 200, "")
@@ -339,7 +340,7 @@ func TestKeepRewrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() > 24<<20 {
+	if info.Size() > 384<<10 {
 		t.Errorf("the journal of eight videos, all finalized, has %d bytes", info.Size())
 	}
 	b.again(path)

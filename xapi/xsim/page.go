@@ -205,7 +205,7 @@ func (s *Server) showPicture(m *medium, segments [][]byte) {
 func (w *world) keepPicture(m *medium, data []byte) {
 	m.picture = data
 	w.pictures, w.pictureBytes = append(w.pictures, m), w.pictureBytes+len(data)
-	for w.pictureBytes > maxPictureBytes {
+	for w.pictureBytes > w.mostPictures {
 		w.pictureBytes -= len(w.pictures[0].picture)
 		w.pictures[0].picture = nil
 		w.pictures = w.pictures[1:]

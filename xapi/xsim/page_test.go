@@ -72,7 +72,7 @@ func TestPagePictures(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.jsonl")
 	b := keeping(t, &clock{at: time.Now()}, path)
 	ann := b.account(xsim.NewAccount{Handle: "ann"})
-	large := append(bytes.Clone(pngBytes), make([]byte, 5<<20-len(pngBytes))...)
+	large := append(bytes.Clone(pngBytes), make([]byte, 5<<10-len(pngBytes))...)
 	var ids []string
 	for range 7 { // of which six are less than the bound
 		ids = append(ids, b.upload(ann, large))

@@ -2,6 +2,7 @@ package xsim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,6 +142,10 @@ type Server struct {
 	// 403 and 400 have been seen.
 	TooLongStatus int
 
+	// Bounds in bytes that tests lower; 0 means maxPictureBytes, and journalSlack.
+	mostPictures int
+	journalSlack int64
+
 	mu      sync.Mutex
 	w       *world
 	rand    *rand.Rand
@@ -170,6 +175,7 @@ type world struct {
 
 	pictures     []*medium // those whose bytes are stored, the oldest first
 	pictureBytes int
+	mostPictures int // bytes
 
 	limits  []Limit
 	windows map[windowKey]*window
@@ -211,6 +217,8 @@ func (s *Server) newWorld() *world {
 		media:    map[string]*medium{},
 		limits:   overlay(DefaultLimits(), s.Limits),
 		windows:  map[windowKey]*window{},
+
+		mostPictures: cmp.Or(s.mostPictures, maxPictureBytes),
 	}
 	if s.journal != nil {
 		w.unkept = new([]any)
