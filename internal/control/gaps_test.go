@@ -344,7 +344,7 @@ func dieIn(t *testing.T, b *bundle, op killable, gap string, nth int) {
 	if !killed && nth == 1 {
 		t.Fatal("the worker was not killed")
 	}
-	was, before := op.done(b, id), b.held()
+	was, before := op.done(b, id), b.held(0)
 	if !killed && !was {
 		t.Error("it was answered, and not done")
 	}
@@ -361,7 +361,7 @@ func dieIn(t *testing.T, b *bundle, op killable, gap string, nth int) {
 	if op.done(b, id) != done {
 		t.Errorf("the repeat tells that it is done: %t, and it is not so", done)
 	}
-	if after := b.held(); was && gap == "after" && after != before {
+	if after := b.held(0); was && gap == "after" && after != before {
 		t.Errorf("the repeat of what was done changed\n%s\nto\n%s", before, after)
 	}
 	if b.exchanges > 1 {
