@@ -402,7 +402,12 @@ func TestSetupBesideUp(t *testing.T) {
 	t.Parallel()
 	data, env := t.TempDir(), harness.Environment(t, nil)
 	up := harness.Start(t, "up", env, "jetpost", append(up("--data", data).args, "--refresh-cron", never, "--jobs-mib", "8", "--log-format", "json")...)
+	well := func() bool {
+		code, _, _ := harness.RunCommand(t, env, "jetpost", "status", "--data", data)
+		return code == exitOK
+	}
 	up.Until("worker.started")
+	testkit.Eventually(t, "status to be well", well) // it consumes by now: at start a missing stream ends it
 	cfg, _, err := app.Config{}.Running(data)
 	testkit.Must(t, err)
 	conn, err := cfg.Connect(t.Context(), slog.New(slog.DiscardHandler), "test")
@@ -417,10 +422,7 @@ func TestSetupBesideUp(t *testing.T) {
 	if code != exitOK || !strings.Contains(stdout, "created    stream JETPOST_LANES\n") || strings.Contains(stdout, "updated") {
 		t.Fatalf("setup: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	testkit.Eventually(t, "status to be well", func() bool {
-		code, _, _ := harness.RunCommand(t, env, "jetpost", "status", "--data", data)
-		return code == exitOK
-	})
+	testkit.Eventually(t, "status to be well again", well)
 	cron, _, err := publishers.ReadCron(t.Context(), conn.JS, conn.Names)
 	testkit.Must(t, err)
 	if cron == nil || cron.Cron != never {

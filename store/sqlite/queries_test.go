@@ -294,7 +294,7 @@ func TestFullDiskNamesThePath(t *testing.T) {
 }
 
 // TestWaitIsBounded: who waits for a lock is told so, also where another process
-// holds it, and what was given up takes no effect later.
+// holds it, and what was given up takes no effect later. What only reads does not wait.
 func TestWaitIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"in this process", "in another"} {
@@ -311,10 +311,16 @@ func TestWaitIsBounded(t *testing.T) {
 					}
 					defer func() { _ = holder.Close() }()
 				}
+				if err := s.CheckKeys(t.Context()); err != nil { // it stores the key check value
+					t.Fatal(err)
+				}
 				err := transact(t.Context(), time.Hour, holder.write, nil, func(context.Context, *sql.Tx) error {
 					took, err := s.TryLease(t.Context(), "name", "late", time.Hour, time.Now())
 					if took || !store.Unavailable(err) {
 						t.Errorf("took the lease: %t, %v; want an UnavailableError", took, err)
+					}
+					if err := s.CheckKeys(t.Context()); err != nil {
+						t.Errorf("check keys: %v, though they were checked before", err)
 					}
 					return nil
 				})

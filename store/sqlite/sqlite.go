@@ -412,22 +412,36 @@ SELECT (SELECT count(*) FROM oauth_tokens WHERE substr(access_token, 5, 8) <> ?1
 
 // CheckKeys implements store.Ledger.
 func (s *Store) CheckKeys(ctx context.Context) error {
+	// What need not change is only read, since who starts beside a writer that hangs must be
+	// able to say so.
+	var stored string
+	if err := s.view(ctx, "check keys", func(ctx context.Context, tx *sql.Tx) (err error) {
+		stored, err = s.matchKeys(ctx, tx)
+		return err
+	}); err != nil || stored == "" {
+		return err
+	}
 	return s.change(ctx, "check keys", func(ctx context.Context, tx *sql.Tx) error {
-		var id, keyCheck string
-		if err := tx.QueryRowContext(ctx, sqlReadKeyCheck).Scan(&id, &keyCheck); err != nil {
+		stored, err := s.matchKeys(ctx, tx)
+		if err != nil || stored == "" {
 			return err
 		}
-		var others int
-		if err := tx.QueryRowContext(ctx, sqlCountOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
-			return err
-		}
-		sealed, err := s.sealer.MatchKeyCheck(id, keyCheck, others > 0)
-		if err != nil || sealed == "" {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, sqlSetKeyCheck, sealed)
+		_, err = tx.ExecContext(ctx, sqlSetKeyCheck, stored)
 		return err
 	})
+}
+
+// matchKeys opens the key check value. It returns the value to store instead, or "".
+func (s *Store) matchKeys(ctx context.Context, tx *sql.Tx) (string, error) {
+	var id, keyCheck string
+	if err := tx.QueryRowContext(ctx, sqlReadKeyCheck).Scan(&id, &keyCheck); err != nil {
+		return "", err
+	}
+	var others int
+	if err := tx.QueryRowContext(ctx, sqlCountOtherKeys, s.sealer.KeyID()).Scan(&others); err != nil {
+		return "", err
+	}
+	return s.sealer.MatchKeyCheck(id, keyCheck, others > 0)
 }
 
 const sqlTryLease = `
