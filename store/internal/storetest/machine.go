@@ -2,9 +2,7 @@ package storetest
 
 import (
 	"errors"
-	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -19,22 +17,6 @@ import (
 // A random history has this many steps. Each costs some synced commits, and
 // what two workers can do wrong with one lane takes only a few.
 const minSteps, maxSteps = 6, 14
-
-// histories is how many of them each test runs, unless JETPOST_TEST_FULL is set, or
-// -rapid.checks or RAPID_CHECKS says another number. Each run draws others.
-const histories = 30
-
-// bound lets rapid run that many checks.
-func bound(t *testing.T) {
-	t.Helper()
-	checks := flag.Lookup("rapid.checks")
-	if os.Getenv("JETPOST_TEST_FULL") != "" || os.Getenv("RAPID_CHECKS") != "" || checks.Value.String() != checks.DefValue {
-		return
-	}
-	if err := checks.Value.Set(fmt.Sprint(histories)); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // lanes runs random histories of two workers on one account, and compares the
 // lane with a model of it: one holder at most, every request published once,

@@ -45,7 +45,6 @@ type part struct {
 
 // Run runs the suite. It calls fresh for every test.
 func Run(t *testing.T, fresh func(t *testing.T) Ledger) {
-	bound(t)
 	for _, test := range slices.Concat(requestTests(), laneTests(), accountTests(), tokenTests(), upkeepTests()) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
