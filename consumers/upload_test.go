@@ -54,10 +54,10 @@ func TestVideoInSegments(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(x *xsim.Server) { x.MediaProcessing = 1500 * time.Millisecond })
 	b.account(t, "acme", 0)
-	video := file(mp4Head, 20_000_000)
+	video := file(mp4Head, 6_000_000)
 	b.faults(t,
-		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Skip: 6, Times: 1},
-		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Skip: 12, Times: 1, After: true},
+		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Skip: 2, Times: 1},
+		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointAppend, Skip: 4, Times: 1, After: true},
 		xsim.Fault{Kind: xsim.FaultCut, Endpoint: xsim.EndpointFinalize, Times: 1, After: true},
 	)
 	key := b.accept(t, jetpost.Request{ID: "video", Posts: []jetpost.Post{{Text: "look", Media: []jetpost.Media{b.object(t, "video", video)}}}})
@@ -70,8 +70,8 @@ func TestVideoInSegments(t *testing.T) {
 	media, posts := b.x.Media("acme"), b.x.Posts("acme")
 	testkit.Equal(t, "uploads", len(media), 1)
 	testkit.Equal(t, "bytes", media[0].SHA256, fmt.Sprintf("%x", sha256.Sum256(video)))
-	testkit.Equal(t, "segments", media[0].Segments, 20)
-	testkit.Equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 22)
+	testkit.Equal(t, "segments", media[0].Segments, 6)
+	testkit.Equal(t, "calls for segments", b.calls(xsim.EndpointAppend), 8)
 	testkit.Equal(t, "posts", len(posts), 1)
 	testkit.Equal(t, "media of the post", fmt.Sprint(posts[0].MediaIDs), fmt.Sprint([]string{media[0].ID}))
 }

@@ -562,20 +562,19 @@ func (b *dashboardBundle) harmless(text, page string) {
 // TestDashboardPagesAreSmall: no page is larger than 200 kB, whatever the service says.
 func TestDashboardPagesAreSmall(t *testing.T) {
 	t.Parallel()
+	service := newDashboard(t, nil)
+	service.serve()
+	service.scheduled("acme", "one", "text")
 	for name, x := range map[string]tampered{
 		"long texts":  {text: strings.Repeat(`"`, 5000), name: strings.Repeat("w", 63), page: 25, many: 3},
 		"long lists":  {text: strings.Repeat("w", 60), page: 50, many: 300},
 		"all at once": {text: strings.Repeat(`"`, 1000), name: strings.Repeat("w", 128), page: 25, many: 300},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := newDashboard(t, func(cfg *web.DashboardConfig) {
-				x := x
+			b := service.mount(func(cfg *web.DashboardConfig) {
 				x.Operations = cfg.Operations
 				cfg.Operations = x
 			})
-			b.serve()
-			b.scheduled("acme", "one", "text")
 			for _, path := range dashboardPages {
 				if resp, page := b.ask(http.MethodGet, path, nil); len(page) > 200_000 || resp.StatusCode != http.StatusOK {
 					t.Errorf("%s has %d bytes, status %d", path, len(page), resp.StatusCode)
