@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -12,18 +13,37 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m.Run, nil)) }
 
+// oneOf picks a database by chance, or "" for both if JETPOST_TEST_FULL is set.
+func oneOf(databases ...string) string {
+	if os.Getenv("JETPOST_TEST_FULL") != "" {
+		return ""
+	}
+	return databases[rand.IntN(len(databases))]
+}
+
+// leftOut skips the test of a database that was not picked.
+func leftOut(t *testing.T, picked string) {
+	t.Helper()
+	if !strings.HasSuffix(t.Name(), "/"+picked) && picked != "" {
+		t.Skip("skipped: " + picked + " was picked; set JETPOST_TEST_FULL=1 for both")
+	}
+}
+
 // TestChaosTokens runs short as a test of the suite. scripts/chaos runs it long,
 // with arguments of its own behind those of package testing.
 func TestChaosTokens(t *testing.T) {
 	t.Parallel()
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, claimFor: time.Second, harm: 4 * time.Second}
 	plan := tokenPlan{tokens: 300, rounds: 3, life: 20 * time.Second}
+	picked := oneOf("PostgreSQL", "SQLite")
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
+		leftOut(t, picked)
 		runTokenChaos(t, short, plan)
 	})
 	t.Run("SQLite", func(t *testing.T) {
 		t.Parallel()
+		leftOut(t, picked)
 		onSQLite, fewer := short, plan
 		onSQLite.sqlite, onSQLite.workers, fewer.tokens = true, 2, 120
 		runTokenChaos(t, onSQLite, fewer)
@@ -36,12 +56,15 @@ func TestChaosPublish(t *testing.T) {
 	short := chaosConfig{
 		seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, restart: true, claimFor: 2 * time.Second, harm: 6 * time.Second,
 	}
+	picked := oneOf("PostgreSQL", "SQLite")
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
+		leftOut(t, picked)
 		runPublishChaos(t, short, publishPlan{threads: 250, accounts: 20, slots: 16, over: 20 * time.Second})
 	})
 	t.Run("SQLite", func(t *testing.T) {
 		t.Parallel()
+		leftOut(t, picked)
 		onSQLite := short
 		onSQLite.sqlite, onSQLite.workers, onSQLite.faults = true, 2, 4
 		runPublishChaos(t, onSQLite, publishPlan{threads: 120, accounts: 15, slots: 8, over: 20 * time.Second})
@@ -78,12 +101,15 @@ func TestChaosStandstill(t *testing.T) {
 	t.Parallel()
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, claimFor: 4 * time.Second, harm: shortestHarm}
 	plan := standPlan{rounds: 1, accounts: 30, rate: 5}
+	picked := oneOf("PostgreSQL", "SQLite")
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
+		leftOut(t, picked)
 		runStandstillChaos(t, short, plan)
 	})
 	t.Run("SQLite", func(t *testing.T) {
 		t.Parallel()
+		leftOut(t, picked)
 		onSQLite := short
 		onSQLite.sqlite, onSQLite.workers = true, 1
 		runStandstillChaos(t, onSQLite, plan)
