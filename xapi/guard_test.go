@@ -111,13 +111,13 @@ func TestProxyKeepsTheGuard(t *testing.T) {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
-		w.WriteHeader(http.StatusOK)
-		here, _, err := http.NewResponseController(w).Hijack()
+		here, read, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return
 		}
+		_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n") // the client sends nothing before
 		go func() {
-			_, _ = io.Copy(there, here)
+			_, _ = io.Copy(there, read)
 			_ = there.Close()
 		}()
 		_, _ = io.Copy(here, there)
