@@ -227,8 +227,13 @@ func TestDashboardOfUp(t *testing.T) {
 	if before, _, _ := strings.Cut(instance.Output(), "dashboard on http://127.0.0.1:"); strings.Contains(before, "NATS listens on") || strings.Contains(before, "made ") {
 		t.Errorf("the address of the dashboard is not told first:\n%s", instance.Output())
 	}
-	status, page := get(t, fmt.Sprintf("http://%s/", instance.Entries("web.started")[0]["listen"]))
-	if status != http.StatusOK || !strings.Contains(page, "Needs a person") || !strings.Contains(page, "read only") {
-		t.Errorf("status %d\n%s", status, page)
+	var page string
+	testkit.Eventually(t, "the worker to answer the dashboard", func() bool {
+		var status int
+		status, page = get(t, fmt.Sprintf("http://%s/", instance.Entries("web.started")[0]["listen"]))
+		return status == http.StatusOK
+	})
+	if !strings.Contains(page, "Needs a person") || !strings.Contains(page, "read only") {
+		t.Errorf("the page is\n%s", page)
 	}
 }
