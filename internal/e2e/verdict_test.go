@@ -98,7 +98,7 @@ func statusOfFrozenWorker(t *testing.T) {
 	jobs := harness.MakeJobs(1, []string{"alice"}, harness.One)
 	s.Publish(jobs)
 	testkit.Eventually(t, "jetpost status to say that the worker fell silent", func() bool {
-		code, status := s.look() // that nothing is written, it says before
+		code, status := s.look() // its first cause is no_writes
 		return code == exitFailed && slices.ContainsFunc(status.Causes, func(c health.Cause) bool {
 			return c.Code == "no_worker" && strings.HasPrefix(c.Reason, "no worker is alive: worker-1 fell silent ")
 		})

@@ -268,9 +268,8 @@ const (
 	// paramScans is off, since a table that is small as a statement is planned, as the
 	// outbox mostly is, may be large by the time it is run.
 	paramScans = "enable_seqscan"
-	// paramCompile is off, since the server would compile each statement that has to scan a
-	// table in spite of paramScans: to it that is the most expensive of all. Compilation
-	// takes 70 ms and more, anew for each call.
+	// paramCompile is off, because paramScans makes the planner's cost of a scan huge, and
+	// the server compiles expensive statements: for 70 ms and more, anew for each call.
 	paramCompile = "jit"
 )
 

@@ -412,8 +412,8 @@ SELECT (SELECT count(*) FROM oauth_tokens WHERE substr(access_token, 5, 8) <> ?1
 
 // CheckKeys implements store.Ledger.
 func (s *Store) CheckKeys(ctx context.Context) error {
-	// What need not change is only read, since who starts beside a writer that hangs must be
-	// able to say so.
+	// Mostly nothing changes, and a read does not wait for the write lock: beside a worker
+	// that hangs in a change, status can still tell what is wrong.
 	var stored string
 	if err := s.view(ctx, "check keys", func(ctx context.Context, tx *sql.Tx) (err error) {
 		stored, err = s.matchKeys(ctx, tx)
