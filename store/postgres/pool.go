@@ -184,10 +184,10 @@ const sqlCommit = `commit`
 
 // pipeline is change with as few round trips as it has steps. The last step queues the
 // commit. Statements queued after the commit are a transaction of their own.
-func (s *Store) pipeline(ctx context.Context, what string, steps ...func(context.Context, *pgx.Batch) error) error {
+func (s *Store) pipeline(ctx context.Context, steps ...func(context.Context, *pgx.Batch) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.patience.call)
 	defer cancel()
-	return s.wrap(what, s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
+	return s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
 		for i, step := range steps {
 			batch := &pgx.Batch{}
 			if i == 0 {
@@ -206,7 +206,7 @@ func (s *Store) pipeline(ctx context.Context, what string, steps ...func(context
 			_, _ = conn.Exec(ctx, "rollback") // else the pool closes the connection
 		}
 		return err
-	}))
+	})
 }
 
 // idle is the state of a connection without a transaction.

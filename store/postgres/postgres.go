@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,6 +38,8 @@ type Store struct {
 	givenUp      givenUp
 	sessions     sessions
 	steps        *gather[step, stepped]
+	arrivals     *gather[arrival, []store.Received]
+	apart        atomic.Int64 // until when calls of AcceptMany share no transaction
 	marks        *gather[store.Revision, bool]
 	tokens       *gather[string, *store.SealedToken]
 }
@@ -76,7 +79,10 @@ func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Opti
 		option(s)
 	}
 	s.bound(patience{call: callTimeout, report: reportTimeout})
-	s.steps = &gather[step, stepped]{patience: &s.patience.call, key: func(st step) string { return st.account }, send: s.takeSteps}
+	s.steps = &gather[step, stepped]{patience: &s.patience.call, key: func(st step) string { return st.account }, send: func(group []*waitingStep) { together(group, s.execSteps) }}
+	s.arrivals = &gather[arrival, []store.Received]{patience: &s.patience.call, key: func(a arrival) string { return a.lease.Name }, send: func(group []*waitingArrival) {
+		together(group, func(group []*waitingArrival) error { return s.accept(group[0].ctx, group) })
+	}}
 	s.marks = &gather[store.Revision, bool]{patience: &s.patience.call, key: func(r store.Revision) string { return r.Account + "/" + r.ID }, send: s.takeMarks}
 	s.tokens = &gather[string, *store.SealedToken]{patience: &s.patience.call, key: func(account string) string { return account }, send: s.takeTokens}
 	if err := s.checkSchema(ctx); err != nil {

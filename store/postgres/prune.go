@@ -93,14 +93,14 @@ func (s *Store) Prune(ctx context.Context, b store.PruneBatch) (out store.Pruned
 // prune takes what still may go of the lanes that nobody holds just now.
 func (s *Store) prune(ctx context.Context, before time.Time, accounts, ids []string) (n, busy int, held time.Duration, err error) {
 	var began time.Time
-	err = s.pipeline(ctx, "prune requests", func(_ context.Context, batch *pgx.Batch) error {
+	err = s.pipeline(ctx, func(_ context.Context, batch *pgx.Batch) error {
 		began = time.Now()
 		batch.Queue(fmt.Sprintf("set local %s = %d", paramStatement, store.PruneHold.Milliseconds()))
 		batch.Queue(sqlPrune, before, accounts, ids, store.DigestKept).QueryRow(func(row pgx.Row) error { return row.Scan(&n, &busy) })
 		batch.Queue(sqlCommit)
 		return nil
 	})
-	return n, busy, time.Since(began), err
+	return n, busy, time.Since(began), s.wrap("prune requests", err)
 }
 
 func scanPruned(row scanner) (*store.Row, error) {

@@ -68,30 +68,72 @@ func (s *Store) Accept(ctx context.Context, in store.Acceptance) (store.Decision
 	return out[0].Decision, nil
 }
 
+const (
+	// acceptTogether is how many jobs a call of AcceptMany has at most that shares its
+	// transaction with other calls. More jobs cost more than their transaction.
+	acceptTogether = 32
+	// acceptApart is how long each call has a transaction of its own after a shared one
+	// has failed: a call that waits for a locked lane delays the others only once.
+	acceptApart = 30 * time.Second
+)
+
+// arrival is one call of AcceptMany.
+type arrival struct {
+	lease store.Lease
+	in    []store.Acceptance
+}
+
+type waitingArrival = asked[arrival, []store.Received]
+
 // AcceptMany implements store.Intake, in two round trips: reads under its locks, and
-// writes. The locks on the lanes put acceptances of an account into one order.
-func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
-	if slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }) {
+// writes. The locks on the lanes put acceptances of an account into one order. Small calls
+// for other partitions that come while one is under way share the next transaction.
+func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) (out []store.Received, err error) {
+	switch {
+	case slices.ContainsFunc(in, func(a store.Acceptance) bool { return a.RefuseSameText }):
 		return s.acceptInTurn(ctx, lease, in)
+	case len(in) > acceptTogether || time.Now().Before(time.Unix(0, s.apart.Load())):
+		w := &waitingArrival{ask: arrival{lease, in}}
+		err = s.accept(ctx, []*waitingArrival{w})
+		out = w.answer
+	default:
+		out, err = s.arrivals.do(ctx, arrival{lease, in})
 	}
-	a := &accepting{s: s, b: store.NewBatch(), lease: lease, in: in}
-	err := s.pipeline(ctx, "accept requests", a.read, a.write)
+	return out, s.wrap("accept requests", err)
+}
+
+// accept accepts the jobs of many calls in one transaction.
+func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
+	a := &accepting{s: s, b: store.NewBatch()}
+	for _, w := range group {
+		a.in = append(a.in, w.ask.in...)
+		if w.ask.lease.Name != "" {
+			a.leases = append(a.leases, w.ask.lease)
+		}
+	}
+	err := s.pipeline(ctx, a.read, a.write)
 	if err != nil && !a.committed {
-		return nil, err
+		if len(group) > 1 {
+			s.apart.Store(time.Now().Add(acceptApart).UnixNano())
+		}
+		return err
 	}
-	received := a.b.Received(in, a.decisions)
+	received := a.b.Received(a.in, a.decisions)
 	for i, place := range a.asked { // a failed lookup takes nothing back
-		received[place].SameText, received[place].SameTextErr = a.found[i], err
+		received[place].SameText, received[place].SameTextErr = a.found[i], s.wrap("look for equal texts", err)
 	}
-	return received, nil
+	for _, w := range group {
+		w.answer, received = received[:len(w.ask.in)], received[len(w.ask.in):]
+	}
+	return nil
 }
 
 // accepting is an acceptance of many requests that refuses no text.
 type accepting struct {
-	s     *Store
-	b     *store.Batch
-	lease store.Lease
-	in    []store.Acceptance
+	s      *Store
+	b      *store.Batch
+	leases []store.Lease // in the order of their names
+	in     []store.Acceptance
 
 	decisions []store.Decision
 	committed bool
@@ -101,8 +143,8 @@ type accepting struct {
 
 // read locks the lanes and reads them, and the requests that exist already.
 func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
-	if a.lease.Name != "" {
-		batch.Queue(sqlHoldLease, a.lease.Name, a.lease.Owner, a.lease.Fence).Exec(func(tag pgconn.CommandTag) error {
+	for _, lease := range a.leases {
+		batch.Queue(sqlHoldLease, lease.Name, lease.Owner, lease.Fence).Exec(func(tag pgconn.CommandTag) error {
 			return fenced(int(tag.RowsAffected()), nil)
 		})
 	}

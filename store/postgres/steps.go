@@ -168,18 +168,18 @@ func (g *gather[Q, A]) take() (group []*asked[Q, A]) {
 // waitingStep is a step under way.
 type waitingStep = asked[step, stepped]
 
-// takeSteps takes steps together or, if the ledger refuses them, each alone, so that
-// one lane's failure is never another's. A ledger that does not answer is asked only
+// together answers questions by one call or, if the ledger refuses that, each alone, so
+// that one's failure is never another's. A ledger that does not answer is asked only
 // once.
-func (s *Store) takeSteps(group []*waitingStep) {
-	err := s.execSteps(group)
+func together[Q, A any](group []*asked[Q, A], send func([]*asked[Q, A]) error) {
+	err := send(group)
 	if err == nil {
 		return
 	}
 	alone := len(group) > 1 && !unavailable(err)
-	for _, w := range group {
+	for i, w := range group {
 		if w.err = err; alone {
-			w.err = s.execSteps([]*waitingStep{w})
+			w.err = send(group[i : i+1])
 		}
 	}
 }
