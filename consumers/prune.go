@@ -25,11 +25,13 @@ const (
 	// one goes on with it.
 	pruneEvery = 10 * time.Minute
 	pruneLease = 3 * pruneEvery
-	// pruneTarget is how long a batch should hold its locks: batches grow while they take
-	// less than half of it, and shrink where they take more.
+	// prunePage is how many requests are looked at together.
+	prunePage = 2000
+	// pruneTarget is how long a batch should hold the lock of its lane: batches grow while
+	// they take less than half of it, and shrink where they take more.
 	pruneTarget                       = 30 * time.Millisecond
-	pruneLeast, pruneFirst, pruneMost = 25, 50, 1000 // requests that a batch looks at
-	pruneRest                         = 4            // times as long as a batch took is rested after it
+	pruneLeast, pruneFirst, pruneMost = 10, 50, 1000 // requests of a batch, all of one account
+	pruneRest                         = 1            // times as long as a batch took is rested after it
 	prunePasses                       = 10           // over all requests, where lanes were locked
 	pruneTries, pruneTryAgain         = 5, 200 * time.Millisecond
 	pruneRenew                        = time.Minute
@@ -208,8 +210,9 @@ func (p *pruner) everybodyKnows(ctx context.Context) error {
 
 func (p *pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 	before := time.Now().Add(-p.Keep)
+	size := pruneFirst
 	for range prunePasses {
-		done, busy, err := p.pass(ctx, store.PruneBatch{FinishedBefore: before, Limit: pruneFirst, DryRun: dry})
+		done, busy, err := p.pass(ctx, before, &size, dry)
 		if n += done; err != nil || busy == 0 {
 			return n, err
 		}
@@ -217,50 +220,79 @@ func (p *pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 	return n, nil
 }
 
-// pass goes by all requests once, batch by batch.
-func (p *pruner) pass(ctx context.Context, batch store.PruneBatch) (n, busy int, err error) {
-	failed, locked := 0, 0
-	for ctx.Err() == nil {
-		if !batch.DryRun {
-			if err := p.hold(ctx); err != nil {
-				return n, busy, err
+// pass goes by all requests once, page by page, and prunes a page account by account: only
+// one lane is locked at a time. It returns how many requests it pruned, and how many it
+// passed over. size is how many of an account are pruned together.
+func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool) (n, busy int, err error) {
+	page := store.PrunePage{FinishedBefore: before, Limit: prunePage}
+	for {
+		found, err := p.Ledger.Prunable(ctx, page)
+		if err != nil {
+			return n, busy, err
+		}
+		left := map[string][]string{}
+		for _, key := range found.Keys {
+			left[key.Account] = append(left[key.Account], key.ID)
+		}
+		if dry {
+			n, left = n+len(found.Keys), nil
+		}
+		for range pruneTries {
+			for account, ids := range left {
+				done, locked, err := p.account(ctx, account, ids, before, size)
+				if n += done; err != nil {
+					return n, busy, err
+				}
+				if left[account] = locked; len(locked) == 0 {
+					delete(left, account)
+				}
 			}
 		}
+		for _, ids := range left {
+			busy += len(ids)
+		}
+		if page.After = found.Next; found.Done {
+			return n, busy, nil
+		}
+	}
+}
+
+// account prunes requests of one account, batch by batch. If its lane is locked, it
+// returns those that are left.
+func (p *pruner) account(ctx context.Context, account string, ids []string, before time.Time, size *int) (n int, left []string, err error) {
+	failed := 0
+	for len(ids) > 0 {
+		if err := p.hold(ctx); err != nil {
+			return n, nil, err
+		}
+		batch := ids[:min(*size, len(ids))]
 		began := time.Now()
-		done, err := p.Ledger.Prune(ctx, batch)
+		done, err := p.Ledger.Prune(ctx, account, batch, before)
 		took := time.Since(began)
 		switch {
 		case store.Unavailable(err) && failed < pruneTries:
 			failed++
-			batch.Limit = max(batch.Limit/2, pruneLeast)
+			*size = max(*size/2, pruneLeast)
 			sleepContext(ctx, pruneTryAgain)
 			continue
 		case err != nil:
-			return n, busy, err
+			return n, nil, err
 		}
-		p.Log.Debug("prune.batch", "looked_at", batch.Limit, "pruned", done.Requests, "locked", done.Busy,
+		p.Log.Debug("prune.batch", "account", account, "asked", len(batch), "pruned", done.Requests, "locked", done.Busy,
 			"held_ms", done.Held.Milliseconds(), "took_ms", took.Milliseconds())
-		failed, n = 0, n+done.Requests
-		again := done.Busy > 0 && locked < pruneTries
-		switch {
-		case again: // what is left of the same batch
-			locked++
-		case done.Done:
-			return n, busy + done.Busy, nil
-		default:
-			locked, busy, batch.After = 0, busy+done.Busy, done.Next
+		sleepContext(ctx, pruneRest*took)
+		if done.Busy {
+			return n, ids, ctx.Err()
 		}
+		failed, n, ids = 0, n+done.Requests, ids[len(batch):]
 		switch {
 		case done.Held > pruneTarget:
-			batch.Limit = max(batch.Limit/2, pruneLeast)
-		case done.Held < pruneTarget/2:
-			batch.Limit = min(batch.Limit*2, pruneMost)
-		}
-		if !batch.DryRun {
-			sleepContext(ctx, pruneRest*took)
+			*size = max(*size/2, pruneLeast)
+		case done.Held < pruneTarget/2 && len(batch) == *size:
+			*size = min(*size*2, pruneMost)
 		}
 	}
-	return n, busy, ctx.Err()
+	return n, nil, ctx.Err()
 }
 
 // media removes what no request needs. What is listed before all jobs of that moment are

@@ -23,13 +23,15 @@ const PruneHold = 60 * time.Millisecond
 
 // Retention removes what finished long ago.
 type Retention interface {
-	// Prune looks at one batch of requests and replaces those by their identities that
-	// finished before a time. It leaves alone what still has something to tell or to do:
-	// a change that is not announced, a deletion that is not done, a post that may be
-	// live, and the request of the account's latest live post (its anchor post). An account
-	// whose lane is locked is passed over. A batch that would hold its locks longer than
-	// PruneHold is taken back, with *UnavailableError.
-	Prune(ctx context.Context, batch PruneBatch) (Pruned, error)
+	// Prunable looks at a page of requests, without a lock, and returns those that
+	// finished before a time and can be pruned. It leaves out what still has something to
+	// tell or to do: a change that is not announced, a deletion that is not done, a post
+	// that may be live, and the request of the account's latest live post (its anchor post).
+	Prunable(ctx context.Context, page PrunePage) (Prunable, error)
+	// Prune replaces requests of one account by their identities: those that can still be
+	// pruned. It passes them over if the account's lane is locked. If it would hold its
+	// locks longer than PruneHold, it is taken back, with *UnavailableError.
+	Prune(ctx context.Context, account string, ids []string, finishedBefore time.Time) (Pruned, error)
 	// PrunedRequests returns what is left of pruned requests of that id: of one account
 	// or, with "", of all.
 	PrunedRequests(ctx context.Context, account, id string) ([]Record, error)
@@ -47,22 +49,26 @@ type PrunePlace struct {
 	Account    string
 }
 
-// PruneBatch says what one call of Prune looks at.
-type PruneBatch struct {
+// PrunePage says what one call of Prunable looks at.
+type PrunePage struct {
 	FinishedBefore time.Time
 	After          PrunePlace
-	Limit          int  // requests that are looked at
-	DryRun         bool // changes nothing
+	Limit          int // requests that are looked at
 }
 
-// Pruned is what a batch came to.
-type Pruned struct {
-	Requests int // pruned or, in a dry run, to be pruned
-	Busy     int // passed over, since their lanes were locked
-	// Next is where the next batch begins; Done tells that there is none.
+// Prunable is what a page came to.
+type Prunable struct {
+	Keys []Key
+	// Next is where the next page begins; Done tells that there is none.
 	Next PrunePlace
 	Done bool
-	// Held is how long the batch held its locks.
+}
+
+// Pruned is what a call of Prune came to.
+type Pruned struct {
+	Requests int
+	Busy     bool // the lane was locked, and nothing was done
+	// Held is how long the locks were held.
 	Held time.Duration
 }
 

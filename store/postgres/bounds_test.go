@@ -350,8 +350,11 @@ func (p *proxied) requestCalls() map[string]func(context.Context) error {
 		"Notices":       func(ctx context.Context) error { return errorOf(st.Notices(ctx, "", 1)) },
 		"OutboxPending": func(ctx context.Context) error { return errorOf(st.OutboxPending(ctx, p.now, 1)) },
 		"MediaUsers":    func(ctx context.Context) error { return st.MediaUsers(ctx, func(string, []byte) {}) },
+		"Prunable": func(ctx context.Context) error {
+			return errorOf(st.Prunable(ctx, store.PrunePage{FinishedBefore: p.now, Limit: 1}))
+		},
 		"Prune": func(ctx context.Context) error {
-			return errorOf(st.Prune(ctx, store.PruneBatch{FinishedBefore: p.now, Limit: 1}))
+			return errorOf(st.Prune(ctx, acme, []string{"r"}, p.now))
 		},
 		"PrunedRequests": func(ctx context.Context) error { return errorOf(st.PrunedRequests(ctx, "", "r")) },
 		"Doubt": func(ctx context.Context) error {

@@ -25,23 +25,21 @@ SELECT r.account, r.id, r.accepted_at, r.seq, ` + prunable + ` FROM (
     SELECT account, id, accepted_at, seq, state, updated_at, unpublish_at, deletion FROM requests
     WHERE accepted_at < $1 AND (accepted_at, seq, account) > ($2, $3, $4) ORDER BY accepted_at, seq, account LIMIT $5) AS r
 ORDER BY r.accepted_at, r.seq, r.account`
-	// sqlPrune takes the lanes that nobody has locked, and then what of their requests still
-	// may go: a row that has changed since the statement began is judged as it is now. The
-	// posts go with their requests; the reference from one to the other is looked at behind
-	// both. It is one statement, so that no lock waits for this process.
+	// sqlPrune takes the lane unless somebody has locked it, and then what of its requests
+	// still may go: a row that has changed since the statement began is judged as it is now.
+	// The posts go with their requests; the reference from one to the other is looked at
+	// behind both. It is one statement, so that no lock waits for this process.
 	sqlPrune = `
-WITH asked AS (SELECT * FROM unnest($2::text[], $3::text[]) AS asked (account, id)),
-locked AS MATERIALIZED (
-    SELECT account FROM lanes WHERE account = ANY ($2::text[]) ORDER BY account FOR UPDATE SKIP LOCKED),
+WITH locked AS MATERIALIZED (SELECT account FROM lanes WHERE account = $2 FOR UPDATE SKIP LOCKED),
 gone AS (
-    DELETE FROM requests AS r USING asked JOIN locked ON locked.account = asked.account
-    WHERE r.account = asked.account AND r.id = asked.id AND ` + prunable + `
+    DELETE FROM requests AS r USING locked, unnest($3::text[]) AS asked (id)
+    WHERE r.account = locked.account AND r.id = asked.id AND ` + prunable + `
     RETURNING r.account, r.id, r.digest, r.state, r.revision, r.accepted_at, r.updated_at),
 posts_gone AS (DELETE FROM posts AS p USING gone WHERE p.account = gone.account AND p.request_id = gone.id),
 identities AS (
     INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
     SELECT account, id, substring(digest FROM 1 FOR $4), state, revision, accepted_at, updated_at FROM gone RETURNING account)
-SELECT (SELECT count(*) FROM identities), (SELECT count(*) FROM asked WHERE account NOT IN (SELECT account FROM locked))`
+SELECT (SELECT count(*) FROM identities), (SELECT count(*) = 0 FROM locked)`
 
 	prunedColumns = `account, id, digest, state, revision, accepted_at, finished_at`
 	// sqlPruned also finds what is left of a request of an account that was erased.
@@ -57,50 +55,34 @@ WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown', 'failed'
   AND (position('"object"'::bytea IN body) > 0 OR position('\\u00'::bytea IN body) > 0)`
 )
 
-// candidate is a request that Prune has looked at.
-type candidate struct {
-	key   store.Key
-	place store.PrunePlace
-	goes  bool
+// Prunable implements store.Retention.
+func (s *Store) Prunable(ctx context.Context, page store.PrunePage) (out store.Prunable, err error) {
+	out.Next = page.After
+	seen, err := collect(ctx, s.db, func(row scanner) (none struct{}, err error) {
+		var key store.Key
+		var goes bool
+		err = row.Scan(&key.Account, &key.ID, at{&out.Next.AcceptedAt}, &out.Next.Seq, &goes)
+		if out.Next.Account = key.Account; goes {
+			out.Keys = append(out.Keys, key)
+		}
+		return none, err
+	}, sqlPrunable, page.FinishedBefore, page.After.AcceptedAt, page.After.Seq, page.After.Account, page.Limit)
+	out.Done = len(seen) < page.Limit
+	return out, s.wrap("look for what can be pruned", err)
 }
 
 // Prune implements store.Retention.
-func (s *Store) Prune(ctx context.Context, b store.PruneBatch) (out store.Pruned, err error) {
-	seen, err := collect(ctx, s.db, func(row scanner) (c candidate, err error) {
-		err = row.Scan(&c.key.Account, &c.key.ID, at{&c.place.AcceptedAt}, &c.place.Seq, &c.goes)
-		c.place.Account = c.key.Account
-		return c, err
-	}, sqlPrunable, b.FinishedBefore, b.After.AcceptedAt, b.After.Seq, b.After.Account, b.Limit)
-	if err != nil {
-		return out, s.wrap("look for what can be pruned", err)
-	}
-	out.Next, out.Done = b.After, len(seen) < b.Limit
-	var accounts, ids []string
-	for _, c := range seen {
-		out.Next = c.place
-		if c.goes {
-			accounts, ids = append(accounts, c.key.Account), append(ids, c.key.ID)
-		}
-	}
-	if b.DryRun || len(ids) == 0 {
-		out.Requests = len(ids)
-		return out, nil
-	}
-	out.Requests, out.Busy, out.Held, err = s.prune(ctx, b.FinishedBefore, accounts, ids)
-	return out, err
-}
-
-// prune takes what still may go of the lanes that nobody holds just now.
-func (s *Store) prune(ctx context.Context, before time.Time, accounts, ids []string) (n, busy int, held time.Duration, err error) {
+func (s *Store) Prune(ctx context.Context, account string, ids []string, before time.Time) (out store.Pruned, err error) {
 	var began time.Time
 	err = s.pipeline(ctx, func(_ context.Context, batch *pgx.Batch) error {
 		began = time.Now()
 		batch.Queue(fmt.Sprintf("set local %s = %d", paramStatement, store.PruneHold.Milliseconds()))
-		batch.Queue(sqlPrune, before, accounts, ids, store.DigestKept).QueryRow(func(row pgx.Row) error { return row.Scan(&n, &busy) })
+		batch.Queue(sqlPrune, before, account, ids, store.DigestKept).QueryRow(func(row pgx.Row) error { return row.Scan(&out.Requests, &out.Busy) })
 		batch.Queue(sqlCommit)
 		return nil
 	})
-	return n, busy, time.Since(began), s.wrap("prune requests", err)
+	out.Held = time.Since(began)
+	return out, s.wrap("prune requests", err)
 }
 
 func scanPruned(row scanner) (*store.Row, error) {

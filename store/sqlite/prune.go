@@ -23,12 +23,11 @@ const (
 SELECT r.account, r.id, r.accepted_at, r.seq, ` + prunable + ` FROM requests AS r
 WHERE r.accepted_at < ?1 AND (r.accepted_at, r.seq, r.account) > (?2, ?3, ?4) ORDER BY r.accepted_at, r.seq, r.account LIMIT ?5`
 
-	// What is asked for is a list of pairs of account and id, in JSON.
-	listed   = `(SELECT value ->> 0, value ->> 1 FROM json_each(?2))`
+	// What is asked for is a list of ids, in JSON.
 	sqlPrune = `
 INSERT INTO pruned (account, id, digest, state, revision, accepted_at, finished_at)
-SELECT account, id, substr(digest, 1, ?3), state, revision, accepted_at, updated_at FROM requests AS r
-WHERE (r.account, r.id) IN ` + listed + ` AND ` + prunable + ` RETURNING account, id`
+SELECT account, id, substr(digest, 1, ?4), state, revision, accepted_at, updated_at FROM requests AS r
+WHERE r.account = ?2 AND r.id IN (SELECT value FROM json_each(?3)) AND ` + prunable + ` RETURNING id`
 	sqlDropPosts   = `DELETE FROM posts WHERE account = ?1 AND request_id = ?2`
 	sqlDropRequest = `DELETE FROM requests WHERE account = ?1 AND id = ?2`
 
@@ -45,57 +44,52 @@ SELECT account, body FROM requests
 WHERE state IN ('scheduled', 'queued', 'publishing', 'held', 'unknown', 'failed') AND (instr(body, CAST('"object"' AS BLOB)) > 0 OR instr(body, CAST('\u00' AS BLOB)) > 0)`
 )
 
-// Prune implements store.Retention. Whoever writes waits for it, and for no longer than
-// it tells.
-func (s *Store) Prune(ctx context.Context, b store.PruneBatch) (out store.Pruned, err error) {
-	keys := [][2]string{}
-	out.Next, out.Done = b.After, true
+// Prunable implements store.Retention.
+func (s *Store) Prunable(ctx context.Context, page store.PrunePage) (out store.Prunable, err error) {
+	out.Next = page.After
 	err = s.view(ctx, "look for what can be pruned", func(ctx context.Context, tx *sql.Tx) error {
 		seen, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
-			var key [2]string
+			var key store.Key
 			var goes bool
-			err = row.Scan(&key[0], &key[1], at{&out.Next.AcceptedAt}, &out.Next.Seq, &goes)
-			out.Next.Account = key[0]
-			if goes {
-				keys = append(keys, key)
+			err = row.Scan(&key.Account, &key.ID, at{&out.Next.AcceptedAt}, &out.Next.Seq, &goes)
+			if out.Next.Account = key.Account; goes {
+				out.Keys = append(out.Keys, key)
 			}
 			return none, err
-		}, sqlPrunable, micros(b.FinishedBefore), b.After.AcceptedAt.UnixMicro(), b.After.Seq, b.After.Account, b.Limit)
-		out.Done = len(seen) < b.Limit
+		}, sqlPrunable, micros(page.FinishedBefore), page.After.AcceptedAt.UnixMicro(), page.After.Seq, page.After.Account, page.Limit)
+		out.Done = len(seen) < page.Limit
 		return err
 	})
-	if err != nil || b.DryRun || len(keys) == 0 {
-		out.Requests = len(keys)
-		return out, err
-	}
-	list, err := json.Marshal(keys)
-	if err != nil {
-		return out, err
-	}
-	out.Requests, out.Held, err = s.prune(ctx, b.FinishedBefore, string(list))
 	return out, err
 }
 
-func (s *Store) prune(ctx context.Context, before time.Time, list string) (n int, held time.Duration, err error) {
+// Prune implements store.Retention. Whoever writes waits for it, and for no longer than
+// it tells.
+func (s *Store) Prune(ctx context.Context, account string, ids []string, before time.Time) (out store.Pruned, err error) {
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return out, err
+	}
 	var began time.Time
 	err = s.change(ctx, "prune requests", func(ctx context.Context, tx *sql.Tx) error {
 		began = time.Now()
 		ctx, cancel := context.WithTimeout(ctx, store.PruneHold)
 		defer cancel()
-		gone, err := collect(ctx, tx, func(row scanner) (key store.Key, err error) {
-			return key, row.Scan(&key.Account, &key.ID)
-		}, sqlPrune, micros(before), list, store.DigestKept)
-		for _, key := range gone {
+		gone, err := collect(ctx, tx, func(row scanner) (id string, err error) {
+			return id, row.Scan(&id)
+		}, sqlPrune, micros(before), account, string(list), store.DigestKept)
+		for _, id := range gone {
 			for _, drop := range [...]string{sqlDropPosts, sqlDropRequest} {
 				if err == nil {
-					_, err = tx.ExecContext(ctx, drop, key.Account, key.ID)
+					_, err = tx.ExecContext(ctx, drop, account, id)
 				}
 			}
 		}
-		n = len(gone)
+		out.Requests = len(gone)
 		return err
 	})
-	return n, time.Since(began), err
+	out.Held = time.Since(began)
+	return out, err
 }
 
 func scanPruned(row scanner) (*store.Row, error) {
