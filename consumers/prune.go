@@ -32,10 +32,12 @@ const (
 	pruneTarget                       = 30 * time.Millisecond
 	pruneLeast, pruneFirst, pruneMost = 10, 50, 1000 // requests of a batch, all of one account
 	pruneRest                         = 1            // times as long as a batch took is rested after it
-	prunePasses                       = 10           // over all requests, where lanes were locked
-	pruneTries, pruneTryAgain         = 5, 200 * time.Millisecond
-	pruneRenew                        = time.Minute
-	jobsPatience, jobsLookEach        = time.Minute, time.Second
+	// A locked lane is tried pruneTries times with its page, and once more in each pass.
+	pruneTries, pruneLocked    = 5, 50 * time.Millisecond
+	prunePasses                = 10
+	pruneTryAgain              = 200 * time.Millisecond // after a batch that was taken back
+	pruneRenew                 = time.Minute
+	jobsPatience, jobsLookEach = time.Minute, time.Second
 )
 
 // pruneLeaseName names the lease of whoever prunes.
@@ -237,7 +239,10 @@ func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool
 		if dry {
 			n, left = n+len(found.Keys), nil
 		}
-		for range pruneTries {
+		for try := range pruneTries {
+			if try > 0 && len(left) > 0 {
+				sleepContext(ctx, pruneLocked)
+			}
 			for account, ids := range left {
 				done, locked, err := p.account(ctx, account, ids, before, size)
 				if n += done; err != nil {
