@@ -51,6 +51,10 @@ const (
 	OpAppForecast Operation = "app.forecast"
 	OpAppSeries   Operation = "app.series"
 
+	OpAppPrune Operation = "app.prune"
+
+	OpMediaPut Operation = "media.put"
+
 	OpDeadLettersList   Operation = "deadletters.list"
 	OpDeadLettersGroups Operation = "deadletters.groups"
 	OpWorkersList       Operation = "workers.list"
@@ -128,6 +132,8 @@ func Operations() []OperationInfo {
 		{OpAppLimits, OfNone, false, callWithin, LimitsRequest{}, Limits{}},
 		{OpAppForecast, OfNone, false, longCallWithin, ForecastRequest{}, Forecast{}},
 		{OpAppSeries, OfNone, false, longCallWithin, Empty{}, Series{}},
+		{OpAppPrune, OfNone, true, longCallWithin, AppPrune{}, Pruned{}},
+		{OpMediaPut, OfAny, true, callWithin, MediaPut{}, MediaStored{}},
 		{OpDeadLettersList, OfAny, false, callWithin, DeadLettersList{}, DeadLetterPage{}},
 		{OpDeadLettersGroups, OfNone, false, callWithin, Empty{}, DeadLetterGroups{}},
 		{OpWorkersList, OfNone, false, callWithin, Empty{}, Workers{}},
@@ -161,6 +167,10 @@ func (o Operation) Info() (OperationInfo, bool) {
 	}
 	return OperationInfo{}, false
 }
+
+// Beyond tells an operation on an account that concerns another one, too: whoever is kept to
+// some accounts does not call it.
+func (o Operation) Beyond() bool { return o == OpAccountRename }
 
 // Service is the name under which the workers' control service is found.
 func (n Names) Service() string {
@@ -305,8 +315,12 @@ func (f *findings) checkCall(v reflect.Value) {
 				}
 			}
 		case int:
-			if most := map[string]int{"limit": MaxPage, "wait_seconds": MaxWaitSeconds}[name]; is < 0 || is > most {
+			if most := map[string]int{"limit": MaxPage, "wait_seconds": MaxWaitSeconds, "offset": MaxMediaBytes}[name]; is < 0 || is > most {
 				f.refuse(at, "is %d, want 0 to %d", is, most)
+			}
+		case []byte:
+			if len(is) == 0 || len(is) > MaxMediaPart {
+				f.refuse(at, "has %d bytes, want 1 to %d", len(is), MaxMediaPart)
 			}
 		}
 	}

@@ -17,7 +17,7 @@ type Verb string
 // The verbs. None includes another.
 const (
 	VerbRead    Verb = "read"    // operations that change nothing
-	VerbPublish Verb = "publish" // to publish, check, move and cancel requests
+	VerbPublish Verb = "publish" // to put media, and to publish, check, move and cancel requests
 	VerbManage  Verb = "manage"  // every other change
 )
 
@@ -31,7 +31,7 @@ func (o Operation) Verb() Verb {
 	case OpTokenCreate, OpTokenList, OpTokenRevoke, OpTokenCheck,
 		OpUserAdd, OpUserList, OpUserGet, OpUserSet, OpUserRemove, OpSessionBegin, OpSessionCheck, OpSessionEnd:
 		return ""
-	case OpRequestPublish, OpRequestCheck, OpRequestCancel, OpRequestReschedule:
+	case OpRequestPublish, OpRequestCheck, OpRequestCancel, OpRequestReschedule, OpMediaPut:
 		return VerbPublish
 	case OpHookTest: // it changes nothing here, and calls the receiver
 		return VerbManage

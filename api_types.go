@@ -1,6 +1,9 @@
 package jetpost
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // The bodies of operations on requests and accounts. The account of an operation is the
 // last token of its subject, and stands in no body.
@@ -79,7 +82,8 @@ type CheckedQueue struct {
 	Before int `json:"requests_before"`
 	// Request is the state of the request that has the id already.
 	Request State `json:"request_state,omitempty"`
-	// SameText is another account's request with one of the texts.
+	// SameText is another account's request with one of the texts. Its names are empty for a
+	// caller of another NATS account, and with an API token.
 	SameText *RequestName `json:"same_text,omitempty"`
 }
 
@@ -404,6 +408,9 @@ type Replayed struct {
 
 // AccountList asks for accounts, by name.
 type AccountList struct {
+	// State lets only accounts in this state through: ok, paused, refresh_failing,
+	// reauth_required or disconnected; absent lets all through.
+	State string `json:"state,omitempty"`
 	// Limit is how many are listed at most, 1 to MaxPage; absent means DefaultPage.
 	Limit int `json:"limit,omitempty"`
 	// Cursor is the Next of the page before; absent begins.
@@ -624,6 +631,83 @@ type Erased struct {
 	NotRevoked string `json:"not_revoked,omitempty"`
 	// Left says what is left to do, where not all is done.
 	Left string `json:"left,omitempty"`
+}
+
+// The sizes of media.put.
+const (
+	// MaxMediaBytes bounds a media file: a video of X's largest size.
+	MaxMediaBytes = 1000 << 20
+	// MaxMediaPart bounds a part of one, which fits a message as NATS takes it by default.
+	MaxMediaPart = 512 << 10
+)
+
+// MediaPut stores a media file or, where it does not fit one message, a part of it: the parts
+// come one after the other, under one operation_id, each once the one before is answered.
+type MediaPut struct {
+	// OperationID names the file's parts, and makes a repeat of a part do nothing. Without one
+	// the file is one part.
+	OperationID string `json:"operation_id,omitempty"`
+	// Offset is how many bytes of the file came before; absent begins it.
+	Offset int `json:"offset,omitempty"`
+	// Data are the bytes of this part: standard base64 with padding, 1 to MaxMediaPart bytes
+	// decoded.
+	Data []byte `json:"data"`
+	// More tells that another part follows.
+	More bool `json:"more,omitempty"`
+}
+
+// MediaStored is what is stored of a media file.
+type MediaStored struct {
+	// Object is what a post's media names as its object; absent until the last part is there.
+	Object string `json:"object,omitempty"`
+	// Bytes counts what is stored: the offset of the next part.
+	Bytes int `json:"bytes"`
+	// SHA256 is that of the whole file, in 64 hexadecimal digits; absent until the last part
+	// is there.
+	SHA256 string `json:"sha256,omitempty"`
+	// Type is the file's, by its first bytes, as image/png; absent until the last part is there.
+	Type string `json:"type,omitempty"`
+}
+
+// ownedObjects begins the names of the objects of media.put.
+const ownedObjects = "media.put/"
+
+// OwnedObject names a file of media.put that the account alone posts or, with "", any.
+func OwnedObject(account, id string) string { return ownedObjects + account + "/" + id }
+
+// ObjectOwner is the account that alone posts a media object; "" where any may.
+func ObjectOwner(object string) string {
+	rest, owned := strings.CutPrefix(object, ownedObjects)
+	if !owned {
+		return ""
+	}
+	account, _, _ := strings.Cut(rest, "/")
+	return account
+}
+
+// AppPrune removes what workers remove by themselves: requests that finished long ago, except
+// their ids, and media that no request needs.
+type AppPrune struct {
+	// OperationID makes a repeat of this change be answered as the first one was.
+	OperationID string `json:"operation_id,omitempty"`
+	// Keep is how long what has finished is kept whole, a Go duration, 168h at least.
+	Keep string `json:"keep"`
+	// DryRun removes nothing, and counts what would be.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Pruned is what was removed, or would be.
+type Pruned struct {
+	// DryRun tells that nothing was removed.
+	DryRun bool `json:"dry_run"`
+	// Requests counts the requests of which the id is left.
+	Requests int `json:"requests"`
+	// Objects counts the media objects.
+	Objects int `json:"media_objects"`
+	// Bytes are those of the media objects.
+	Bytes int64 `json:"media_bytes"`
+	// MediaKept says why no media object was looked at; absent where they were.
+	MediaKept string `json:"media_kept,omitempty"`
 }
 
 // AccountLink makes a one-time link with which a customer connects an account.

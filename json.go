@@ -222,6 +222,8 @@ func (f *findings) fill(v reflect.Value, n node, at string) {
 		*target = n.truth
 	case *int:
 		f.fillInt(target, n.word, at)
+	case *float64:
+		f.fillFloat(target, n.word, at)
 	case *time.Time:
 		f.fillTime(target, n.word, at)
 	case *[]byte:
@@ -279,7 +281,7 @@ func kindOf(v reflect.Value) kind {
 		return kindString
 	case bool:
 		return kindBoolean
-	case int:
+	case int, float64:
 		return kindNumber
 	}
 	switch v.Kind() {
@@ -298,6 +300,15 @@ func (f *findings) fillInt(target *int, digits, at string) {
 		return
 	}
 	*target = int(n)
+}
+
+func (f *findings) fillFloat(target *float64, digits, at string) {
+	n, err := strconv.ParseFloat(digits, 64)
+	if err != nil {
+		f.spoil(at, "is %s, want a smaller number", digits[:min(len(digits), maxQuoted)])
+		return
+	}
+	*target = n
 }
 
 func (f *findings) fillTime(target *time.Time, s, at string) {

@@ -34,10 +34,14 @@ func openAPIDocument(t *testing.T) any {
 		request, _ := bodies.Properties.Get("request")
 		answer, _ := bodies.Properties.Get("answer")
 		path, id := "/api/v1/"+string(o.Operation), strings.ReplaceAll(string(o.Operation), ".", "_")
+		body := content(request)
+		if o.Operation == OpMediaPut { // or the file itself, of any size
+			body["application/octet-stream"] = object{"schema": object{"type": "string", "format": "binary"}}
+		}
 		operation := func(id string, parameters ...object) object {
 			is := object{
 				"operationId": id, "description": fmt.Sprintf("Needs an API token that allows %s.", o.Operation.Verb()), "x-verb": o.Operation.Verb(),
-				"requestBody": object{"required": false, "content": content(request)},
+				"requestBody": object{"required": false, "content": body},
 				"responses": object{
 					"200":     object{"description": "What was done, or is known.", "content": content(answer)},
 					"default": object{"description": "Why it was not done.", "content": content(failed)},

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/invopop/jsonschema"
@@ -292,6 +293,10 @@ func (all schemas) limitOperations() {
 		}
 	}
 	all.set("PauseRequest", "reason", chars(MaxPauseReason))
+	all.set("MediaPut", "offset", bounds(0, MaxMediaBytes))
+	all.set("MediaPut", "data", func(s *jsonschema.Schema) {
+		s.MinLength, s.MaxLength = size(4), size(base64.StdEncoding.EncodedLen(MaxMediaPart))
+	})
 }
 
 // limitTogether says which fields need or exclude each other.
@@ -318,7 +323,7 @@ func goToJSON() func(string) string {
 		"MinPollChoices": strconv.Itoa(MinPollChoices), "MaxPollChoices": strconv.Itoa(MaxPollChoices),
 		"MaxPollChars": strconv.Itoa(MaxPollChars), "MaxPauseReason": strconv.Itoa(MaxPauseReason),
 		"DefaultPage": strconv.Itoa(DefaultPage), "MaxPage": strconv.Itoa(MaxPage),
-		"MaxWaitSeconds": strconv.Itoa(MaxWaitSeconds),
+		"MaxWaitSeconds": strconv.Itoa(MaxWaitSeconds), "MaxMediaPart": strconv.Itoa(MaxMediaPart),
 	}
 	for _, c := range contractTypes {
 		eachField(reflect.TypeOf(c.of), func(goName, jsonName string) { names[goName] = jsonName })
@@ -415,4 +420,57 @@ func strs[S ~string](all []S) []string {
 		out = append(out, string(s))
 	}
 	return out
+}
+
+// TestCallsAreRead: the body of each operation is read as Go writes it, whatever is in it, and
+// each change has an operation_id.
+func TestCallsAreRead(t *testing.T) {
+	t.Parallel()
+	for _, o := range Operations() {
+		typ := reflect.TypeOf(o.Request)
+		if _, has := typ.FieldByName("OperationID"); has != o.Changes {
+			t.Errorf("%s changes something: %t, and has an operation_id: %t", o.Operation, o.Changes, has)
+		}
+		if typ == reflect.TypeFor[Request]() {
+			continue // which has tests of its own
+		}
+		in := reflect.New(typ).Elem()
+		for i := range in.NumField() {
+			sample(in.Field(i))
+		}
+		var f findings
+		root, err := parse([]byte(encoded(t, in.Interface())), &f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := reflect.New(typ).Elem()
+		f.fill(out, root, "")
+		if diff := cmp.Diff(in.Interface(), out.Interface()); diff != "" || f.err(Request{}) != nil {
+			t.Errorf("%s (-written +read): %v\n%s", o.Operation, f.err(Request{}), diff)
+		}
+	}
+}
+
+// sample gives a field of a call a value.
+func sample(field reflect.Value) {
+	switch field.Interface().(type) {
+	case bool:
+		field.SetBool(true)
+	case int:
+		field.SetInt(7)
+	case float64:
+		field.SetFloat(2.5)
+	case time.Time:
+		field.Set(reflect.ValueOf(time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)))
+	case []byte:
+		field.SetBytes([]byte("bytes"))
+	case map[string]int:
+		field.Set(reflect.ValueOf(map[string]int{"acme": 3}))
+	default:
+		if field.Kind() == reflect.Slice {
+			field.Set(reflect.MakeSlice(field.Type(), 1, 1))
+			field = field.Index(0)
+		}
+		field.SetString("word")
+	}
 }

@@ -139,10 +139,12 @@ func (n Names) MirrorAccount() string { return n.stream("JETPOST_MIRROR") }
 // ProducersAccount is the NATS account of producers. It has no JetStream.
 func (n Names) ProducersAccount() string { return n.stream("JETPOST_PRODUCERS") }
 
-// CustomerAccount is the NATS account of a producer that posts for one X account.
-func (n Names) CustomerAccount(account string) string {
-	return n.stream("JETPOST_CUSTOMER_" + account)
-}
+// CustomerAccount is the NATS account of a producer that posts for X accounts of its own.
+func (n Names) CustomerAccount(name string) string { return n.stream("JETPOST_CUSTOMER_" + name) }
+
+// ReaderAccount is the NATS account of a program that hears the events of some X accounts, and
+// publishes nothing.
+func (n Names) ReaderAccount(name string) string { return n.stream("JETPOST_READER_" + name) }
 
 // MirrorAPI begins the subjects by which workers call the mirror's JetStream.
 func (n Names) MirrorAPI() string { return n.subject("jetpost", "mirror", "api") }

@@ -1,7 +1,11 @@
 package client
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 
 	"github.com/jetpost/jetpost"
 )
@@ -224,4 +228,51 @@ func (c *Client) DeadLettersGroups(ctx context.Context) (jetpost.DeadLetterGroup
 // WorkersList tells of the workers by their last heartbeats.
 func (c *Client) WorkersList(ctx context.Context) (jetpost.Workers, error) {
 	return call[jetpost.Workers](ctx, c, jetpost.OpWorkersList, "", jetpost.Empty{})
+}
+
+// AppPrune removes once what finished long ago, as workers do by themselves.
+func (c *Client) AppPrune(ctx context.Context, in jetpost.AppPrune) (jetpost.Pruned, error) {
+	in.OperationID = once(in.OperationID)
+	return call[jetpost.Pruned](ctx, c, jetpost.OpAppPrune, "", in)
+}
+
+// partRoom is what a message has beside the bytes of a part of a media file.
+const partRoom = 4 << 10
+
+// MediaPut stores a media file, which posts of the account or, with "", of any name as their
+// object. It reads to the file's end, part by part, and makes nothing of a file that it cannot
+// read whole.
+func (c *Client) MediaPut(ctx context.Context, account string, file io.Reader) (jetpost.MediaStored, error) {
+	size := max(1, min(jetpost.MaxMediaPart, int(c.nc.MaxPayload()-partRoom)/4*3)) // in base64
+	from, part := bufio.NewReaderSize(file, size), make([]byte, size)
+	in := jetpost.MediaPut{OperationID: NewOperationID()}
+	fail := func(format string, args ...any) (jetpost.MediaStored, error) {
+		return jetpost.MediaStored{}, &Error{Code: jetpost.ErrInvalid, Detail: fmt.Sprintf(format, args...)}
+	}
+	for {
+		n, err := 0, error(nil)
+		for n < size && err == nil { // not io.ReadFull, which takes a file that is cut off for a whole one
+			var read int
+			read, err = from.Read(part[n:])
+			n += read
+		}
+		if err == nil {
+			_, err = from.Peek(1)
+		}
+		in.More = err == nil
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
+			return fail("read media file: %v", err)
+		case n == 0:
+			return fail("the media file is empty")
+		case in.Offset+n > jetpost.MaxMediaBytes:
+			return fail("the media file has more than %d bytes", jetpost.MaxMediaBytes)
+		}
+		in.Data = part[:n]
+		stored, err := call[jetpost.MediaStored](ctx, c, jetpost.OpMediaPut, account, in)
+		if err != nil || !in.More {
+			return stored, err
+		}
+		in.Offset = stored.Bytes
+	}
 }

@@ -118,6 +118,9 @@ func (e *Eraser) Erase(ctx context.Context, one store.Erasing) error {
 	if _, err := publishers.EraseAccount(ctx, e.JetStream, e.Names, one.Account, func(job []byte) error { return media.remove(ctx, job) }); err != nil {
 		return err
 	}
+	if err := media.removeOwned(ctx); err != nil {
+		return err
+	}
 	return e.Ledger.EraseRest(ctx, one.Account)
 }
 
@@ -269,6 +272,23 @@ func (m *erasedMedia) remove(ctx context.Context, body []byte) error {
 			return err
 		}
 		delete(m.objects, name)
+	}
+	return nil
+}
+
+// removeOwned removes what was put there for the account alone, whether a request names it or
+// not.
+func (m *erasedMedia) removeOwned(ctx context.Context) error {
+	if err := m.list(ctx); err != nil {
+		return err
+	}
+	for name, object := range m.objects {
+		if jetpost.ObjectOwner(name) != m.account || m.others[name] {
+			continue
+		}
+		if err := m.media.Remove(ctx, object); err != nil {
+			return err
+		}
 	}
 	return nil
 }

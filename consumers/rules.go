@@ -55,6 +55,26 @@ func (r Rules) Check(request jetpost.Request) error {
 	return &jetpost.InvalidError{Account: request.Account, ID: request.ID, Problems: problems}
 }
 
+// OwnObjects returns a *jetpost.InvalidError if a request names a file that was put there for
+// another account. It is asked before a request is accepted: an account that is renamed later
+// keeps its requests.
+func OwnObjects(request jetpost.Request) error {
+	var problems []jetpost.Problem
+	for i, p := range request.Posts {
+		for n, m := range p.Media {
+			if owner := jetpost.ObjectOwner(m.Object); owner != "" && owner != request.Account {
+				problems = append(problems, jetpost.Problem{
+					Pointer: fmt.Sprintf("/posts/%d/media/%d/object", i, n), Message: "was put there for another account",
+				})
+			}
+		}
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return &jetpost.InvalidError{Account: request.Account, ID: request.ID, Problems: problems}
+}
+
 // X's pay-per-use prices, in millionths of a US dollar, as of 2026-04-20:
 // https://docs.x.com/x-api/getting-started/pricing. Uploads are free.
 const (

@@ -266,7 +266,7 @@ func TestSameText(t *testing.T) {
 				b.want(t, key, jetpost.StatePublished, "", 2)
 				return
 			}
-			testkit.Equal(t, "reason", r.Status.Reason.Detail, "request first of account acme has a post of the same text within a day")
+			testkit.Equal(t, "reason", r.Status.Reason.Detail, "a request of another account has a post of the same text within a day")
 			testkit.Equal(t, "posts of bolt", len(b.x.Posts("bolt")), 0)
 
 			// A person may want it all the same.

@@ -37,7 +37,7 @@ func (t APIToken) Allows(o jetpost.Operation, account string) bool {
 	if verb == "" || !slices.Contains(t.Verbs, verb) {
 		return false
 	}
-	return slices.Contains(t.Accounts, jetpost.AllAccounts) || account != "" && slices.Contains(t.Accounts, account)
+	return slices.Contains(t.Accounts, jetpost.AllAccounts) || account != "" && !o.Beyond() && slices.Contains(t.Accounts, account)
 }
 
 // APITokens keeps API tokens.

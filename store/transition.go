@@ -223,11 +223,12 @@ func (r *Row) read(in Acceptance) {
 	}
 }
 
-// RefuseText fails a request that was just accepted, because another request posts the
-// same text. No event has reported it yet.
-func (r *Row) RefuseText(other Key) {
+// RefuseText fails a request that was just accepted, because another account's request posts
+// the same text. It does not say which: that is none of this account's business. No event has
+// reported it yet.
+func (r *Row) RefuseText() {
 	r.move(jetpost.StateFailed, jetpost.EventRequestFailed, &jetpost.Reason{
-		Code: jetpost.CodeSameText, Detail: "request " + other.ID + " of account " + other.Account + " has a post of the same text within a day",
+		Code: jetpost.CodeSameText, Detail: "a request of another account has a post of the same text within a day",
 	})
 }
 

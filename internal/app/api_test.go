@@ -1,6 +1,7 @@
 package app
 
 import (
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"io"
@@ -64,10 +65,19 @@ func (d *door) call(token, operation, body string) reply {
 
 func (d *door) send(method, url, authorization, body string) reply {
 	d.t.Helper()
+	return d.sendAs(method, url, authorization, "", body)
+}
+
+// sendAs sends a body of a kind.
+func (d *door) sendAs(method, url, authorization, kind, body string) reply {
+	d.t.Helper()
 	request, err := http.NewRequestWithContext(d.t.Context(), method, url, strings.NewReader(body))
 	testkit.Must(d.t, err)
 	if authorization != "" {
 		request.Header.Set("Authorization", authorization)
+	}
+	if kind != "" {
+		request.Header.Set("Content-Type", kind)
 	}
 	response, err := http.DefaultClient.Do(request)
 	testkit.Must(d.t, err)
@@ -186,7 +196,7 @@ func digestIn(token string) string {
 
 // given are the operations of each verb. Those on tokens have none.
 var given = map[jetpost.Verb][]jetpost.Operation{
-	jetpost.VerbPublish: {jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestReschedule, jetpost.OpRequestCancel},
+	jetpost.VerbPublish: {jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestReschedule, jetpost.OpRequestCancel, jetpost.OpMediaPut},
 	jetpost.VerbRead: {
 		jetpost.OpRequestGet, jetpost.OpRequestList, jetpost.OpRequestCount, jetpost.OpRequestCalendar, jetpost.OpRequestHistory, jetpost.OpAccountList, jetpost.OpAccountGet, jetpost.OpAppStatus, jetpost.OpAppSeries, jetpost.OpDeadLettersGroups,
 		jetpost.OpAppLimits, jetpost.OpAppForecast, jetpost.OpDeadLettersList, jetpost.OpWorkersList,
@@ -196,7 +206,7 @@ var given = map[jetpost.Verb][]jetpost.Operation{
 		jetpost.OpRequestResolve, jetpost.OpRequestReconcile, jetpost.OpRequestReplay, jetpost.OpRequestUnpublish, jetpost.OpRequestCancelMany, jetpost.OpAccountPause,
 		jetpost.OpAccountResume, jetpost.OpAccountRefresh, jetpost.OpAccountDisconnect, jetpost.OpAccountRename, jetpost.OpAccountRemove,
 		jetpost.OpAccountLink, jetpost.OpAccountConsent, jetpost.OpAccountConnect, jetpost.OpAccountVerify, jetpost.OpAccountLimit,
-		jetpost.OpAppPause, jetpost.OpAppResume,
+		jetpost.OpAppPause, jetpost.OpAppResume, jetpost.OpAppPrune,
 		jetpost.OpAccountErase, jetpost.OpHookCreate, jetpost.OpHookTest, jetpost.OpHookEnable, jetpost.OpHookRemove,
 	},
 }
@@ -218,7 +228,7 @@ func TestAPILeastPrivilege(t *testing.T) {
 				name += "-all"
 			}
 			d.tries(d.token(name, time.Hour, []string{scope}, verb), name, func(o jetpost.Operation, account string) bool {
-				return slices.Contains(given[verb], o) && (scope == jetpost.AllAccounts || account == scope)
+				return slices.Contains(given[verb], o) && (scope == jetpost.AllAccounts || account == scope && !o.Beyond())
 			})
 		}
 	}
@@ -253,6 +263,59 @@ func (d *door) tries(token, name string, may func(o jetpost.Operation, account s
 		}
 	}
 }
+
+// TestMediaDoors: a picture whose bytes are the body of one call is posted by its account
+// alone, and nobody puts one who may not.
+func TestMediaDoors(t *testing.T) {
+	t.Parallel()
+	d := openDoor(t)
+	file := make([]byte, 2*jetpost.MaxMediaPart+1)
+	copy(file, "\x89PNG\r\n\x1a\n")
+	token := d.token("shop", time.Hour, []string{"acme"}, jetpost.VerbPublish, jetpost.VerbRead)
+	upload := func(token, path, kind string, file []byte) reply {
+		t.Helper()
+		return d.sendAs(http.MethodPost, d.url+api.Path+path, "Bearer "+token, kind, string(file))
+	}
+	got := upload(token, "media.put/acme", "image/png", file)
+	d.wants("put", got, 200, "")
+	var stored jetpost.MediaStored
+	testkit.Must(t, json.Unmarshal([]byte(got.text), &stored))
+	if stored.Bytes != len(file) || stored.Type != "image/png" || jetpost.ObjectOwner(stored.Object) != "acme" {
+		t.Errorf("stored %+v", stored)
+	}
+	d.wants("publish", d.call(token, "request.publish/acme", `{"id":"one","posts":[{"text":"Look","media":[{"object":"`+stored.Object+`"}]}]}`), 200, "")
+	testkit.Eventually(t, "the post with its picture", func() bool {
+		posts := d.sim.Posts("acme")
+		return len(posts) == 1 && len(posts[0].MediaIDs) == 1
+	})
+	d.wants("as JSON", d.call(token, "media.put/acme", `{"data":"`+base64.StdEncoding.EncodeToString(file[:100])+`"}`), 200, "")
+	unknown, _ := client.NewToken("shop")
+	reads := d.token("reads", time.Hour, []string{"acme"}, jetpost.VerbRead, jetpost.VerbManage)
+	for what, try := range map[string]struct {
+		reply  reply
+		status int
+		code   jetpost.ErrorCode
+	}{
+		"another account":   {upload(token, "media.put/other", "image/png", file), 403, jetpost.ErrForbidden},
+		"no account":        {upload(token, "media.put", "image/png", file), 403, jetpost.ErrForbidden},
+		"a token of others": {upload(reads, "media.put/acme", octetsKind, file), 403, jetpost.ErrForbidden},
+		"a wrong token":     {upload(unknown, "media.put/acme", octetsKind, file), 401, jetpost.ErrUnauthenticated},
+		"an ended token":    {upload(d.ended("ended"), "media.put/acme", octetsKind, file), 401, jetpost.ErrUnauthenticated},
+		"nothing":           {upload(token, "media.put/acme", octetsKind, nil), 400, jetpost.ErrInvalid},
+		"a page":            {upload(token, "media.put/acme", octetsKind, []byte("<html>")), 400, jetpost.ErrInvalid},
+		"another kind":      {upload(token, "media.put/acme", "text/html", file), 415, jetpost.ErrInvalid},
+		"another operation": {upload(token, "request.get/acme", "image/png", file), 415, jetpost.ErrInvalid},
+	} {
+		d.wants(what, try.reply, try.status, try.code)
+	}
+	entries, err := d.operator.AuditList(t.Context(), jetpost.AuditList{Operation: string(jetpost.OpMediaPut)})
+	testkit.Must(t, err)
+	if len(entries.Entries) != 2 || entries.Entries[1].Actor != "token:shop" || entries.Entries[1].Target != stored.Object {
+		t.Errorf("noted %+v", entries.Entries)
+	}
+}
+
+const octetsKind = "application/octet-stream"
 
 // TestAPIWithoutWorkers: a call that no worker answers is unavailable, and not allowed.
 func TestAPIWithoutWorkers(t *testing.T) {

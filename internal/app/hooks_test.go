@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,9 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/internal/testkit"
+	"github.com/jetpost/jetpost/publishers"
 )
 
 // TestHookOps: webhooks are made, listed, tested, enabled and removed over NATS. The secret
@@ -107,6 +111,10 @@ func TestEraseOp(t *testing.T) {
 		_, err = operator.RequestPublish(ctx, account, post(account, "waits", text+" too", later))
 		testkit.Must(t, err)
 	}
+	put, err := operator.MediaPut(ctx, "leaver", strings.NewReader("GIF89a that no request names"))
+	testkit.Must(t, err)
+	kept, err := operator.MediaPut(ctx, "acme", strings.NewReader("GIF89a that stays"))
+	testkit.Must(t, err)
 	testkit.Must(t, producer.Flush())
 	testkit.Eventually(t, "the mirror to have the events", func() bool { return strings.Contains(s.files(words), "MIRROR") })
 
@@ -124,6 +132,13 @@ func TestEraseOp(t *testing.T) {
 			t.Errorf("%s is in %s", text, files)
 		}
 	}
+	media := publishers.New(s.connectJS(operatorUser), jetpost.Names{})
+	if _, err := media.GetMedia(ctx, put.Object); !errors.Is(err, jetstream.ErrObjectNotFound) {
+		t.Errorf("its picture: %v", err)
+	}
+	if _, err := media.GetMedia(ctx, kept.Object); err != nil {
+		t.Errorf("another account's picture: %v", err)
+	}
 	if len(s.sim.Posts("leaver")) != 1 {
 		t.Error("its post is gone from X")
 	}
@@ -137,6 +152,14 @@ func TestEraseOp(t *testing.T) {
 	if err != nil || stays.Request.State != jetpost.StateScheduled {
 		t.Errorf("another account's request: %+v, %v", stays, err)
 	}
+}
+
+// connectJS is the JetStream of a user.
+func (s *served) connectJS(user string) jetstream.JetStream {
+	s.t.Helper()
+	js, err := jetstream.New(s.connect(user))
+	testkit.Must(s.t, err)
+	return js
 }
 
 // files are the names of those that have a text, of NATS and of the database.

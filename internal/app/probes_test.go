@@ -438,12 +438,13 @@ func settled(t *testing.T, servers []*server.Server, n jetpost.Names) (found []s
 	return found, jobs, media
 }
 
-// A customer's account knows one X account: another's jobs and events stay out.
+// A customer's account knows its own X accounts, and so does a reader's: another's jobs and
+// events stay out.
 func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets variables of the environment
 	const prefix = "pre"
 	names, err := jetpost.NewNames(prefix)
 	testkit.Must(t, err)
-	walls := Walls{Names: names, Customers: []string{"acme"}}
+	walls := Walls{Names: names, Customers: []string{"acme"}, Readers: []string{"press"}, Accounts: map[string][]string{"press": {"acme", "third"}}}
 	for _, user := range walls.Users() {
 		t.Setenv(PasswordVariable(user), testPassword) // as nats-server reads them
 	}
@@ -451,30 +452,51 @@ func TestCustomerBehindWalls(t *testing.T) { //nolint:paralleltest // it sets va
 	testkit.Must(t, read.ProcessConfigString(walls.Config()))
 	servers := wallServers(t, 1, walls)
 	worker := setUpWalls(t, servers, names, prefix)
-	nc, err := nats.Connect(servers[0].ClientURL(), nats.UserInfo("acme", testPassword))
-	testkit.Must(t, err)
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	testkit.Must(t, err)
+	js, live := listens(t, servers[0], "acme")
+	reads, overheard := listens(t, servers[0], "press")
 	ctx := t.Context()
 	if _, err := js.Publish(ctx, names.PublishRequest("acme"), []byte(`{"posts":[{"text":"Hello"}]}`)); err != nil {
 		t.Errorf("its own job: %v", err)
 	}
 	for _, subject := range []string{names.PublishRequest("other"), names.PublishRequest(""), names.RefreshRequest()} {
-		if _, err := js.Publish(ctx, subject, []byte(`{}`), jetstream.WithRetryAttempts(0)); err == nil {
-			t.Errorf("%s: it was stored", subject)
+		for user, js := range map[string]jetstream.JetStream{"acme": js, "press": reads} {
+			if _, err := js.Publish(ctx, subject, []byte(`{}`), jetstream.WithRetryAttempts(0)); err == nil {
+				t.Errorf("%s, %s: it was stored", user, subject)
+			}
 		}
 	}
-	live, err := nc.SubscribeSync(">")
-	testkit.Must(t, err)
-	testkit.Must(t, nc.Flush())
+	if _, err := reads.Publish(ctx, names.PublishRequest("acme"), []byte(`{}`), jetstream.WithRetryAttempts(0)); err == nil {
+		t.Error("a reader's job was stored")
+	}
+	if _, err := reads.Stream(ctx, names.EventsStream()); err == nil {
+		t.Error("a reader reads the events of all")
+	}
 	deadLetters := publishers.NewDeadLetters(worker.JS, names)
 	for _, account := range []string{"other", "acme"} {
 		testkit.Must(t, deadLetters.Event(ctx, names.EventSubject(jetpost.EventRequestPublished, account, "1"), jetpost.Event{Type: jetpost.EventRequestPublished}))
 	}
-	msg, err := live.NextMsg(testkit.Patience)
-	testkit.Must(t, err)
-	if want := names.EventSubject(jetpost.EventRequestPublished, "acme", "1"); msg.Subject != want {
-		t.Errorf("the first event is %s, want %s", msg.Subject, want)
+	for user, heard := range map[string]*nats.Subscription{"acme": live, "press": overheard} {
+		msg, err := heard.NextMsg(testkit.Patience)
+		for err == nil && strings.HasPrefix(msg.Subject, "_INBOX.") { // an answer
+			msg, err = heard.NextMsg(testkit.Patience)
+		}
+		testkit.Must(t, err)
+		if want := names.EventSubject(jetpost.EventRequestPublished, "acme", "1"); msg.Subject != want {
+			t.Errorf("%s: the first event is %s, want %s", user, msg.Subject, want)
+		}
 	}
+}
+
+// listens connects as a user who hears everything that it can.
+func listens(t *testing.T, s *server.Server, user string) (jetstream.JetStream, *nats.Subscription) {
+	t.Helper()
+	nc, err := nats.Connect(s.ClientURL(), nats.UserInfo(user, testPassword))
+	testkit.Must(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	testkit.Must(t, err)
+	heard, err := nc.SubscribeSync(">")
+	testkit.Must(t, err)
+	testkit.Must(t, nc.Flush())
+	return js, heard
 }

@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"path/filepath"
@@ -129,13 +128,19 @@ func TestWhoMayCall(t *testing.T) {
 		walls Walls
 		users map[string]func(o jetpost.OperationInfo, account string) bool
 	}{
-		"as it comes": {Walls{Customers: []string{"acme"}}, map[string]func(jetpost.OperationInfo, string) bool{
+		"as it comes": {Walls{Customers: []string{"acme", "agency"}, Readers: []string{"press"}, Accounts: map[string][]string{
+			"agency": {"acme", "other"}, "press": {"acme"},
+		}}, map[string]func(jetpost.OperationInfo, string) bool{
 			producerUser: func(o jetpost.OperationInfo, account string) bool {
 				return account != "" && slices.Contains(ProducerOperations(), o.Operation)
 			},
 			"acme": func(o jetpost.OperationInfo, account string) bool {
 				return account == "acme" && slices.Contains(ProducerOperations(), o.Operation)
 			},
+			"agency": func(o jetpost.OperationInfo, account string) bool {
+				return account != "" && account != "third" && slices.Contains(ProducerOperations(), o.Operation)
+			},
+			"press":      func(jetpost.OperationInfo, string) bool { return false },
 			operatorUser: func(jetpost.OperationInfo, string) bool { return true },
 			workerUser:   func(jetpost.OperationInfo, string) bool { return true },
 		}},
@@ -159,7 +164,7 @@ func TestWhoMayCall(t *testing.T) {
 			for user, may := range test.users {
 				nc := s.connect(user)
 				for _, o := range jetpost.Operations() {
-					for _, account := range []string{"", "acme", "other"} {
+					for _, account := range []string{"", "acme", "other", "third"} {
 						if account == "" && o.Account == jetpost.OfOne || account != "" && o.Account == jetpost.OfNone {
 							continue
 						}
@@ -182,49 +187,158 @@ func TestWhoMayCall(t *testing.T) {
 	}
 }
 
-// TestOwnRequestsAlone: another account's requests are neither shown nor touched.
-func TestOwnRequestsAlone(t *testing.T) {
+// TestOwnAccountsAlone: a customer who may call everything that names an account neither sees
+// nor touches what is another's, and a reader hears of its own alone.
+func TestOwnAccountsAlone(t *testing.T) {
 	t.Parallel()
-	s := serve(t, Walls{Customers: []string{"acme", "other"}}, "acme", "other")
+	var all []jetpost.Operation
+	for _, o := range jetpost.Operations() {
+		if CheckAllowed(o.Operation) == nil {
+			all = append(all, o.Operation)
+		}
+	}
+	s := serve(t, Walls{Customers: []string{"acme", "other"}, Readers: []string{"press"}, Accounts: map[string][]string{"press": {"other"}}, Allow: all}, "acme", "other")
 	s.work()
-	ctx, acme, other, operator := t.Context(), s.as("acme"), s.as("other"), s.as(operatorUser)
-	later := time.Now().Add(time.Hour)
-	for account, c := range map[string]*client.Client{"acme": acme, "other": other} {
-		answer, err := c.RequestPublish(ctx, account, jetpost.Request{ID: "same", PublishAt: later, Posts: []jetpost.Post{{Text: "of " + account}}})
+	ctx, acme, operator := t.Context(), s.as("acme"), s.as(operatorUser)
+	heard := map[string]*nats.Subscription{}
+	for _, user := range []string{"other", "press"} {
+		nc := s.connect(user)
+		var err error
+		heard[user], err = nc.SubscribeSync(">")
 		testkit.Must(t, err)
-		if answer.Request == nil || answer.Request.State != jetpost.StateScheduled {
-			t.Fatalf("%s: published as %+v", account, answer)
-		}
+		testkit.Must(t, nc.Flush())
 	}
-	for what, err := range map[string]error{
-		"get":     second(other.RequestGet(ctx, "acme", jetpost.RequestGet{ID: "same"})),
-		"cancel":  second(other.RequestCancel(ctx, "acme", jetpost.RequestCancel{ID: "same"})),
-		"publish": second(other.RequestPublish(ctx, "acme", jetpost.Request{ID: "forged", Posts: []jetpost.Post{{Text: "x"}}})),
-		"any":     second(other.RequestGet(ctx, "", jetpost.RequestGet{ID: "same"})),
-	} {
-		if codeOf(err) != jetpost.ErrUnavailable {
-			t.Errorf("%s of another account: %v", what, err)
-		}
-	}
-	got, err := other.RequestGet(ctx, "other", jetpost.RequestGet{ID: "same"})
-	if err != nil || got.Request.Account != "other" || got.Texts[0] != "of other" {
-		t.Errorf("its own: %+v, %v", got, err)
-	}
-	cancelled, err := other.RequestCancel(ctx, "other", jetpost.RequestCancel{ID: "same"})
-	if err != nil || cancelled.State != jetpost.StateCancelled {
-		t.Errorf("its own: %+v, %v", cancelled, err)
-	}
-	page, err := operator.RequestList(ctx, "", jetpost.RequestList{})
+	hook, err := acme.HookCreate(ctx, "acme", jetpost.HookCreate{URL: "https://example.com/in"})
 	testkit.Must(t, err)
-	var found []string
-	for _, r := range page.Requests {
-		found = append(found, fmt.Sprint(r.Account, " ", r.ID, " ", r.State))
+	media, err := acme.MediaPut(ctx, "acme", strings.NewReader("GIF89a of acme"))
+	testkit.Must(t, err)
+	for _, id := range []string{"same", "secret"} {
+		_, err := acme.RequestPublish(ctx, "acme", later(id, jetpost.Post{Text: "of acme", Media: []jetpost.Media{{Object: media.Object}}}))
+		testkit.Must(t, err)
 	}
-	if len(found) != 2 || !slices.Contains(found, "acme same scheduled") || !slices.Contains(found, "other same cancelled") {
-		t.Errorf("requests are %q", found)
+	s.names("acme", hook.Hook.ID)
+	answer, err := s.as("other").RequestPublish(ctx, "other", later("same", jetpost.Post{Text: "of other"}))
+	if err != nil || answer.Request == nil || answer.Request.State != jetpost.StateScheduled {
+		t.Fatalf("published as %+v, %v", answer, err)
+	}
+	s.means("other", hook.Hook.ID, media.Object)
+	for user, events := range heard {
+		msg, err := events.NextMsg(testkit.Patience)
+		testkit.Must(t, err)
+		if want := (jetpost.Names{}).EventSubject(jetpost.EventRequestScheduled, "other", "same"); msg.Subject != want {
+			t.Errorf("%s first hears %s, want %s", user, msg.Subject, want)
+		}
+	}
+	page, err := operator.RequestList(ctx, "acme", jetpost.RequestList{})
+	testkit.Must(t, err)
+	for _, r := range page.Requests {
+		if r.State != jetpost.StateScheduled {
+			t.Errorf("after the tries request %s of acme is %s", r.ID, r.State)
+		}
+	}
+	hooks, err := operator.HookList(ctx, "acme", jetpost.HookList{})
+	if err != nil || len(hooks.Hooks) != 1 || len(page.Requests) != 2 {
+		t.Errorf("after the tries acme has %+v and %+v, %v", page, hooks, err)
 	}
 	if _, err := operator.RequestCancel(ctx, "", jetpost.RequestCancel{ID: "same"}); codeOf(err) != jetpost.ErrAmbiguous {
 		t.Errorf("without an account: %v", err)
+	}
+}
+
+// later is a request that is due in an hour.
+func later(id string, posts ...jetpost.Post) jetpost.Request {
+	return jetpost.Request{ID: id, PublishAt: time.Now().Add(time.Hour), Posts: posts}
+}
+
+// names tries what is of an account by naming the account, or none.
+func (s *served) names(account, hook string) {
+	t, ctx, other := s.t, s.t.Context(), s.as("other")
+	t.Helper()
+	for _, account := range []string{account, ""} {
+		tries := map[string]error{
+			"request.get": second(other.RequestGet(ctx, account, jetpost.RequestGet{ID: "same"})), "request.list": second(other.RequestList(ctx, account, jetpost.RequestList{})),
+			"request.count":      second(other.RequestCount(ctx, account)),
+			"request.calendar":   second(other.RequestCalendar(ctx, account, jetpost.RequestCalendar{From: time.Now(), To: time.Now().Add(time.Hour)})),
+			"request.history":    second(other.RequestHistory(ctx, account, jetpost.RequestHistory{ID: "same"})),
+			"request.cancel":     second(other.RequestCancel(ctx, account, jetpost.RequestCancel{ID: "same"})),
+			"request.unpublish":  second(other.RequestUnpublish(ctx, account, jetpost.RequestUnpublish{ID: "same"})),
+			"request.reschedule": second(other.RequestReschedule(ctx, account, jetpost.RequestReschedule{ID: "same"})),
+			"cancel_many":        second(other.RequestCancelMany(ctx, account, jetpost.RequestCancelMany{All: account == ""})),
+			"deadletters.list":   second(other.DeadLettersList(ctx, account, jetpost.DeadLettersList{})),
+			"hook.list":          second(other.HookList(ctx, account, jetpost.HookList{})),
+			"hook.remove":        second(other.HookRemove(ctx, account, jetpost.HookRemove{ID: hook})),
+			"hook.create":        second(other.HookCreate(ctx, account, jetpost.HookCreate{URL: "https://example.com/spy"})),
+			"media.put":          second(other.MediaPut(ctx, account, strings.NewReader("GIF89a of other"))),
+			"app.pause":          second(other.AppPause(ctx, jetpost.PauseRequest{})),
+			"token.list":         second(other.TokenList(ctx, jetpost.TokenList{})),
+			"audit.list":         second(other.AuditList(ctx, jetpost.AuditList{})),
+		}
+		if account != "" {
+			tries["request.publish"] = second(other.RequestPublish(ctx, account, later("forged", jetpost.Post{Text: "x"})))
+			tries["account.get"] = second(other.AccountGet(ctx, account))
+			tries["account.pause"] = second(other.AccountPause(ctx, account, jetpost.PauseRequest{}))
+			tries["account.erase"] = second(other.AccountErase(ctx, account, jetpost.AccountErase{}))
+		}
+		for what, err := range tries {
+			if codeOf(err) != jetpost.ErrUnavailable {
+				t.Errorf("%s of account %q: %v", what, account, err)
+			}
+		}
+	}
+	if _, err := s.connectJS("other").ObjectStore(ctx, (jetpost.Names{}).MediaBucket()); err == nil {
+		t.Error("a customer opens the object store of all")
+	}
+}
+
+// means tries what is of another account by its ids, under an account's own name.
+func (s *served) means(account, hook, object string) {
+	t, ctx, c := s.t, s.t.Context(), s.as(account)
+	t.Helper()
+	for what, err := range map[string]error{
+		"request.get":     second(c.RequestGet(ctx, account, jetpost.RequestGet{ID: "secret"})),
+		"request.history": second(c.RequestHistory(ctx, account, jetpost.RequestHistory{ID: "secret"})),
+		"request.cancel":  second(c.RequestCancel(ctx, account, jetpost.RequestCancel{ID: "secret"})),
+		"cancel_many":     second(c.RequestCancelMany(ctx, account, jetpost.RequestCancelMany{IDs: []string{"secret"}})),
+		"reschedule":      second(c.RequestReschedule(ctx, account, jetpost.RequestReschedule{ID: "secret"})),
+		"unpublish":       second(c.RequestUnpublish(ctx, account, jetpost.RequestUnpublish{ID: "secret"})),
+		"resolve":         second(c.RequestResolve(ctx, account, jetpost.RequestResolve{ID: "secret", NotPosted: true})),
+		"reconcile":       second(c.RequestReconcile(ctx, account, jetpost.RequestReconcile{ID: "secret"})),
+		"replay":          second(c.RequestReplay(ctx, account, jetpost.RequestReplay{IDs: []string{"secret"}})),
+		"hook.test":       second(c.HookTest(ctx, account, jetpost.HookTest{ID: hook})),
+		"hook.enable":     second(c.HookEnable(ctx, account, jetpost.HookEnable{ID: hook})),
+		"hook.remove":     second(c.HookRemove(ctx, account, jetpost.HookRemove{ID: hook})),
+	} {
+		if codeOf(err) != jetpost.ErrNotFound {
+			t.Errorf("%s of another account's: %v", what, err)
+		}
+	}
+	list, err := c.RequestList(ctx, account, jetpost.RequestList{})
+	if err != nil || len(list.Requests) != 1 || list.Requests[0].Account != account {
+		t.Errorf("it lists %+v, %v", list, err)
+	}
+	counts, err := c.RequestCount(ctx, account)
+	if err != nil || len(counts.States) != 1 || counts.States[jetpost.StateScheduled] != 1 {
+		t.Errorf("it counts %+v, %v", counts, err)
+	}
+	calendar, err := c.RequestCalendar(ctx, account, jetpost.RequestCalendar{From: time.Now(), To: time.Now().Add(24 * time.Hour)})
+	if err != nil || len(calendar.Requests) != 1 || calendar.Requests[0].Text != "of other" {
+		t.Errorf("its calendar is %+v, %v", calendar, err)
+	}
+	hooks, err := c.HookList(ctx, account, jetpost.HookList{})
+	if err != nil || len(hooks.Hooks) != 0 {
+		t.Errorf("its webhooks are %+v, %v", hooks, err)
+	}
+	taken := later("taken", jetpost.Post{Text: "x", Media: []jetpost.Media{{Object: object}}})
+	answer, err := c.RequestPublish(ctx, account, taken)
+	if err != nil || answer.Refusal == nil || answer.Refusal.Code != jetpost.CodeInvalidRequest || answer.Refusal.Problems[0].Pointer != "/posts/0/media/0/object" {
+		t.Errorf("a job with another account's picture: %+v, %v", answer, err)
+	}
+	check, err := c.RequestCheck(ctx, account, jetpost.Request{Posts: []jetpost.Post{{Text: "of acme"}}})
+	if err != nil || check.Queue == nil || check.Queue.SameText == nil || *check.Queue.SameText != (jetpost.RequestName{}) {
+		t.Errorf("a check of another account's text: %+v, %v", check, err)
+	}
+	if _, err := c.RequestCheck(ctx, account, taken); codeOf(err) != jetpost.ErrInvalid {
+		t.Errorf("a check of it: %v", err)
 	}
 }
 
@@ -248,6 +362,12 @@ func TestActors(t *testing.T) {
 		}
 		_, err := nc.RequestMsg(call, testkit.Patience)
 		testkit.Must(t, err)
+	}
+	_, err := s.as("acme").RequestPublish(forged, "acme", later("one", jetpost.Post{Text: "Hello"}))
+	testkit.Must(t, err)
+	published, err := s.as(operatorUser).AuditList(t.Context(), jetpost.AuditList{Operation: string(jetpost.OpRequestPublish)})
+	if want := "account:" + (jetpost.Names{}).CustomerAccount("acme"); err != nil || len(published.Entries) != 1 || published.Entries[0].Actor != want || published.Entries[0].Target != "one" {
+		t.Errorf("of the request %+v is noted, %v, want one by %s", published.Entries, err, want)
 	}
 	page, err := s.as(operatorUser).AuditList(t.Context(), jetpost.AuditList{Operation: string(jetpost.OpRequestCancel)})
 	testkit.Must(t, err)

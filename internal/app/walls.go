@@ -36,14 +36,17 @@ const (
 //   - The mirror account has what producers read and write: a mirror of the events, and
 //     media. The answers of its API stay in it.
 //   - The producers' account has no JetStream. Each customer has an account of the same
-//     kind, with the subjects of one X account only.
+//     kind, with the subjects of its own X accounts only and no object store. So has each
+//     reader, which hears events and can ask for nothing.
 type Walls struct {
 	Names jetpost.Names
 	// Logins are the user's "password: ..." or "nkey: ...", by its name.
 	Logins map[string]string
-	// Customers are accounts of producers that may post for one X account, by
-	// the name of both.
-	Customers []string
+	// Customers are producers that may post for X accounts of their own, and Readers programs
+	// that hear the events of some.
+	Customers, Readers []string
+	// Accounts are those of a customer or a reader, where it is not the one of its name.
+	Accounts map[string][]string
 	// NoLogin makes a client without a login a producer.
 	NoLogin bool
 	// OneWorker leaves out the users operator and setup: worker serves for all.
@@ -58,7 +61,7 @@ type Walls struct {
 
 // Users are all users but those that OneWorker leaves out.
 func (w Walls) Users() []string {
-	users := append(NATSUsers(), w.Customers...)
+	users := slices.Concat(NATSUsers(), w.Customers, w.Readers)
 	if w.Web {
 		users = append(users, webUser)
 	}
@@ -67,7 +70,9 @@ func (w Walls) Users() []string {
 
 // ProducerOperations are those that producers may call unless an operator says otherwise.
 func ProducerOperations() []jetpost.Operation {
-	return []jetpost.Operation{jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestGet, jetpost.OpRequestCancel}
+	return []jetpost.Operation{
+		jetpost.OpRequestPublish, jetpost.OpRequestCheck, jetpost.OpRequestGet, jetpost.OpRequestCancel, jetpost.OpMediaPut,
+	}
 }
 
 // CheckAllowed refuses an operation that producers cannot be given: its subject does not
@@ -76,6 +81,9 @@ func CheckAllowed(o jetpost.Operation) error {
 	info, known := o.Info()
 	if !known || info.Account == jetpost.OfNone {
 		return fmt.Errorf("%q is no operation on an account; the documented ones are in docs/contract/v1/api.md", o)
+	}
+	if o.Beyond() {
+		return fmt.Errorf("%s concerns another account, too, which its subject does not name", o)
 	}
 	return nil
 }
@@ -113,15 +121,25 @@ func (w Walls) mirror() string    { return w.Names.MirrorAccount() }
 func (w Walls) producers() string { return w.Names.ProducersAccount() }
 
 func (w Walls) customer(name string) string { return w.Names.CustomerAccount(name) }
+func (w Walls) reader(name string) string   { return w.Names.ReaderAccount(name) }
+
+// accountsOf are the X accounts of a customer or a reader.
+func (w Walls) accountsOf(name string) []string {
+	if own := w.Accounts[name]; len(own) > 0 {
+		return own
+	}
+	return []string{name}
+}
+
+// eventsOf are the live events of an X account.
+func (w Walls) eventsOf(account string) []export {
+	return []export{{subject: w.Names.AccountEvents(account), stream: true}, {subject: w.Names.RequestEvents(account, ">"), stream: true}}
+}
 
 // shares is the whole layout: nothing else passes between the accounts.
 func (w Walls) shares() []share {
 	n := w.Names
 	work, mirror, producers := w.work(), w.mirror(), w.producers()
-	all := []string{producers}
-	for _, c := range w.Customers {
-		all = append(all, w.customer(c))
-	}
 	underWork := func(subject string) string { return strings.Replace(subject, "$JS.API", n.WorkAPI(), 1) }
 	underMirror := func(subject string) string { return strings.Replace(subject, "$JS.API", n.MirrorAPI(), 1) }
 	events, media := n.EventsStream(), "OBJ_"+n.MediaBucket()
@@ -141,8 +159,9 @@ func (w Walls) shares() []share {
 		}},
 		// Media: everything for putting an object, and for reading it message by
 		// message. No consumer: it can be told to deliver media, whose bytes the
-		// producer chooses, to any subject of the mirror account.
-		{from: mirror, to: all, list: []export{
+		// producer chooses, to any subject of the mirror account. Customers have no part in
+		// it, where each could read and replace what is another's: workers put theirs there.
+		{from: mirror, to: []string{producers}, list: []export{
 			{subject: "$O." + n.MediaBucket() + ".>"},
 			{subject: "$JS.API.INFO"}, {subject: "$JS.API.STREAM.INFO." + media},
 			{subject: "$JS.API.STREAM.MSG.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media}, {subject: "$JS.API.DIRECT.GET." + media + ".>"},
@@ -176,10 +195,15 @@ func (w Walls) shares() []share {
 	}
 	shares = append(shares, share{from: work, to: []string{producers}, list: w.operations("*")})
 	for _, c := range w.Customers {
-		shares = append(shares, share{from: work, to: []string{w.customer(c)}, list: append([]export{
-			{subject: n.PublishRequest(c)},
-			{subject: n.AccountEvents(c), stream: true}, {subject: n.RequestEvents(c, ">"), stream: true},
-		}, w.operations(c)...)})
+		for _, account := range w.accountsOf(c) {
+			own := slices.Concat([]export{{subject: n.PublishRequest(account)}}, w.eventsOf(account), w.operations(account))
+			shares = append(shares, share{from: work, to: []string{w.customer(c)}, list: own})
+		}
+	}
+	for _, r := range w.Readers {
+		for _, account := range w.accountsOf(r) {
+			shares = append(shares, share{from: work, to: []string{w.reader(r)}, list: w.eventsOf(account)})
+		}
 	}
 	return shares
 }
@@ -196,6 +220,9 @@ func (w Walls) Config() string {
 	w.account(&b, w.producers(), false, []string{w.user(producerUser, "")})
 	for _, c := range w.Customers {
 		w.account(&b, w.customer(c), false, []string{w.user(c, "")})
+	}
+	for _, r := range w.Readers {
+		w.account(&b, w.reader(r), false, []string{w.user(r, "")})
 	}
 	b.WriteString("}\n")
 	return b.String()

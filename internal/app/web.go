@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -58,6 +59,9 @@ type WebConfig struct {
 	TrustedUserRole   jetpost.Role
 	TrustedProxies    []string
 }
+
+// linkActor is who connects an account with a one-time link, for the audit log.
+const linkActor = "link"
 
 // dashboardPath is where the dashboard is, on the address of the pages.
 const dashboardPath = "/dashboard"
@@ -281,9 +285,22 @@ func (w *Web) openDashboard(cfg WebConfig, workers *client.Client) error {
 	}
 	w.dashboard, err = web.NewDashboard(web.DashboardConfig{
 		Operations: workers, Log: w.log, Base: public.Path + dashboardPath, Site: w.Site, ReadOnly: cfg.ReadOnly, HideTexts: cfg.HideTexts,
-		Login: login, Hosts: hosts, Changes: workers.Changes, Media: publishers.New(w.conn.JS, w.conn.Names),
+		Login: login, Hosts: hosts, Changes: workers.Changes, Media: pictures{publishers.New(w.conn.JS, w.conn.Names), workers},
 	})
 	return err
+}
+
+// pictures are those of the dashboard's threads. Workers put them there, since the user web
+// has no object store, and note who asked.
+type pictures struct {
+	*publishers.Publisher
+	workers *client.Client
+}
+
+// PutMedia implements web.Media.
+func (p pictures) PutMedia(ctx context.Context, file io.Reader) (object string, err error) {
+	stored, err := p.workers.MediaPut(ctx, "", file)
+	return stored.Object, err
 }
 
 // listenWeb listens for the pages.
@@ -304,7 +321,9 @@ func (w *Web) handler() http.Handler {
 		answer(rw, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.Handle(w.Site.Public.Path+api.Path, http.StripPrefix(w.Site.Public.Path, w.api))
-	mux.Handle("/", w.pages)
+	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
+		w.pages.ServeHTTP(rw, r.WithContext(jetpost.WithActor(r.Context(), linkActor)))
+	})
 	if w.dashboard != nil {
 		base := w.Site.Public.Path
 		mux.Handle(base+dashboardPath+"/", w.dashboard)

@@ -189,49 +189,25 @@ type accountsListCmd struct {
 	natsFlags `embed:""`
 }
 
-// statePaused is the state of an account that is paused, whatever that of its token.
-const statePaused = "paused"
-
-// in tells whether an account is in a state.
-func in(a jetpost.AccountInfo, state string) bool {
-	paused, meta := !a.Pause.Since.IsZero(), storedAccount(a)
-	switch state {
-	case "":
-		return true
-	case statePaused:
-		return paused
-	case control.TokenDisconnected:
-		return meta.Disconnected()
-	case control.TokenReauthRequired:
-		return a.ReauthRequired && !meta.Disconnected()
-	case control.TokenFailing:
-		return a.RefreshError != "" && !a.ReauthRequired
-	default:
-		return a.RefreshError == "" && !a.ReauthRequired && !paused
-	}
-}
-
 // maxAccounts bounds the accounts that are listed.
 const maxAccounts = 1_000_000
 
 // Run lists accounts.
 func (c *accountsListCmd) Run(e *env) error {
-	if states := []string{control.TokenOK, statePaused, control.TokenFailing, control.TokenReauthRequired, control.TokenDisconnected}; c.State != "" && !slices.Contains(states, c.State) {
-		return mistakes("cannot list accounts", fmt.Sprintf("--state: %q is not a state; use one of %s", c.State, joined(states)))
-	}
 	return e.look(func(ctx context.Context, workers operations) error {
 		infos, err := allPages(maxAccounts, func(limit int, cursor string) ([]jetpost.AccountInfo, string, error) {
-			page, err := workers.AccountList(ctx, jetpost.AccountList{Limit: limit, Cursor: cursor})
+			page, err := workers.AccountList(ctx, jetpost.AccountList{State: c.State, Limit: limit, Cursor: cursor})
 			return page.Accounts, page.Next, err
 		})
+		if failedAs(err, jetpost.ErrInvalid) {
+			return mistakes("cannot list accounts", "--"+err.Error())
+		}
 		if err != nil {
 			return err
 		}
-		accounts := []store.Account{}
-		for _, info := range infos {
-			if in(info, c.State) {
-				accounts = append(accounts, storedAccount(info))
-			}
+		accounts := make([]store.Account, len(infos))
+		for i, info := range infos {
+			accounts[i] = storedAccount(info)
 		}
 		return list(e, accounts, "ACCOUNT\tUSER\tTOKEN ENDS\tREFRESHED\tOPEN\tSTATE", func(a store.Account) string {
 			return fmt.Sprintf("%s\t@%s\t%s\t%s\t%d\t%s", a.Name, a.Username, localTime(a.TokenExpiresAt), localTime(a.LastRefreshAt), a.Open, accountState(a))

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/jetpost/jetpost"
@@ -65,6 +67,8 @@ func TestScript(t *testing.T) {
 			"reader":   withInstance((*instance).reader),
 			"refuse":   withInstance((*instance).refuse),
 			"accept":   withInstance((*instance).accept),
+			"alone":    withInstance((*instance).alone),
+			"whole":    withInstance((*instance).whole),
 			"answer":   withInstance((*instance).answer),
 			"consent":  withInstance((*instance).consent),
 			"lose":     withInstance((*instance).lose),
@@ -140,8 +144,8 @@ func withInstance(run func(h *instance, ts *testscript.TestScript, args []string
 }
 
 // start opens the instance, with the accounts alice and bob: instance [idle] [web]
-// [enterprise] [distinct] [slow]. An idle one has no worker; with web it has pages for
-// people; X knows an enterprise one as such; a distinct one refuses a text that
+// [enterprise] [distinct] [slow] [whole]. Commands reach it with NATS_URL alone, unless it is
+// idle or whole. An idle one has no worker; with web it has pages for people; X knows an enterprise one as such; a distinct one refuses a text that
 // another account has; a slow one posts a request an hour for an account. $INSTANCE_NATS,
 // $INSTANCE_PORT and $INSTANCE_PASSWORD are of its NATS. At the end of the script the
 // simulator's call log must show nothing that a correct client never does.
@@ -186,12 +190,85 @@ func (h *instance) start(ts *testscript.TestScript, args []string) {
 			ts.Fatalf("violations: %v", violations)
 		}
 	})
-	ts.Setenv("JETPOST_DATA", data)
+	h.whole(ts, nil)
 	address, err := url.Parse(up.Config.NATS.URL)
 	ts.Check(err)
 	ts.Setenv("INSTANCE_NATS", up.Config.NATS.URL)
 	ts.Setenv("INSTANCE_PORT", address.Port())
 	ts.Setenv("INSTANCE_PASSWORD", up.Config.NATS.Password.Reveal())
+	if !slices.Contains(args, "idle") && !slices.Contains(args, "whole") {
+		h.alone(ts, nil)
+	}
+}
+
+// alone has commands reach the instance with NATS_URL alone from here on, with neither its
+// database nor its keys: alone
+func (h *instance) alone(ts *testscript.TestScript, _ []string) {
+	for name, value := range map[string]string{
+		"JETPOST_DATA": ts.MkAbs("nothing"), "NATS_URL": h.cfg.NATS.URL, "NATS_USER": "worker", "NATS_PASSWORD": h.cfg.NATS.Password.Reveal(),
+	} {
+		ts.Setenv(name, value)
+	}
+}
+
+// whole has commands find the instance on this machine from here on, with all that it has:
+// whole
+func (*instance) whole(ts *testscript.TestScript, _ []string) {
+	for _, name := range []string{"NATS_URL", "NATS_USER", "NATS_PASSWORD"} {
+		ts.Setenv(name, "")
+	}
+	ts.Setenv("JETPOST_DATA", ts.MkAbs("data"))
+}
+
+// TestCommandsNeedNATSAlone: each command is in a script that runs with NATS_URL alone, but
+// for those that are listed here.
+func TestCommandsNeedNATSAlone(t *testing.T) {
+	t.Parallel()
+	listed := map[string]bool{}
+	for _, command := range []string{
+		"setup", "keys generate", "keys status", "keys rotate", "accounts import", "worker", "web", "up", "sim", "demo", // of the machine that has the database, or of none
+		"nats config", "config show", "version", "completion", "health", // which ask no installation
+	} {
+		listed[command] = true
+	}
+	paths, err := filepath.Glob("testdata/script/*.txtar")
+	testkit.Must(t, err)
+	var alone strings.Builder // what scripts run so
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		testkit.Must(t, err)
+		is := false
+		for line := range strings.SplitSeq(string(text), "\n") {
+			switch words := strings.Fields(line); {
+			case len(words) == 0:
+			case words[0] == "instance":
+				is = !slices.Contains(words, "idle") && !slices.Contains(words, "whole")
+			case words[0] == "alone":
+				is = true
+			case words[0] == "whole":
+				is = false
+			case is:
+				alone.WriteString(line + "\n")
+			}
+		}
+	}
+	parser, err := kong.New(&cli{}, kong.Vars{"data": "", "simdata": "", "states": "", "codes": "", "version": ""})
+	testkit.Must(t, err)
+	for _, leaf := range parser.Model.Leaves(false) {
+		command := strings.Join(commandWords(leaf), " ")
+		runs := regexp.MustCompile(`(?m)^(exits 0 )?jetpost ` + command + `( |$)`).MatchString(alone.String())
+		if runs == listed[command] {
+			t.Errorf("jetpost %s runs with NATS_URL alone in a script: %t", command, runs)
+		}
+	}
+}
+
+// commandWords are those that name a command.
+func commandWords(node *kong.Node) (words []string) {
+	for ; node != nil && node.Type == kong.CommandNode; node = node.Parent {
+		words = append([]string{node.Name}, words...)
+	}
+	return words
 }
 
 // accept waits until a worker has accepted a request: accept ACCOUNT ID

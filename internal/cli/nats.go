@@ -21,8 +21,9 @@ type natsCmd struct {
 // natsConfigCmd is 'jetpost nats config'.
 type natsConfigCmd struct {
 	Prefix   string            `placeholder:"NAME" help:"Prefix of the names of all subjects and streams."`
-	Customer []string          `placeholder:"ACCOUNT" help:"Add a producer that may publish only for this X account, in a NATS account of its own. May be repeated."`
-	Allow    []string          `placeholder:"OPERATION" help:"Operation that producers may request for their accounts, instead of request.publish, request.check, request.get and request.cancel; 'none' for none. May be repeated."`
+	Customer []string          `placeholder:"ACCOUNT" help:"Add a producer that may publish only for this X account, in a NATS account of its own; NAME=ACCOUNT+ACCOUNT for several. May be repeated."`
+	Reader   []string          `placeholder:"NAME=ACCOUNT" help:"Add a program that hears the events of this X account, and can do nothing else; NAME=ACCOUNT+ACCOUNT for several. May be repeated."`
+	Allow    []string          `placeholder:"OPERATION" help:"Operation that producers may request for their accounts, instead of request.publish, request.check, request.get, request.cancel and media.put; 'none' for none. May be repeated."`
 	NKey     map[string]string `name:"nkey" mapsep:"none" placeholder:"USER=PUBLIC" help:"Authenticate a user by the public key of an nkey instead of a password. May be repeated."`
 	Web      bool              `help:"Add the user web for 'jetpost web', which may call operations and nothing else."`
 	NoLogin  bool              `help:"Treat clients without a login as the producer."`
@@ -63,9 +64,26 @@ func (c *natsConfigCmd) Run(e *env) error {
 }
 
 func (c *natsConfigCmd) walls() (app.Walls, error) {
-	walls := app.Walls{Customers: c.Customer, Web: c.Web, NoLogin: c.NoLogin, Logins: map[string]string{}}
+	walls := app.Walls{Web: c.Web, NoLogin: c.NoLogin, Logins: map[string]string{}, Accounts: map[string][]string{}}
 	var wrong []string
 	var err error
+	own := func(flag string, users []string) (names []string) {
+		for _, user := range users {
+			name, accounts, several := strings.Cut(user, "=")
+			names = append(names, name)
+			if !several {
+				continue
+			}
+			for account := range strings.SplitSeq(accounts, "+") {
+				if err := jetpost.CheckAccount(account); err != nil {
+					wrong = append(wrong, flag+": "+err.Error())
+				}
+				walls.Accounts[name] = append(walls.Accounts[name], account)
+			}
+		}
+		return names
+	}
+	walls.Customers, walls.Readers = own("--customer", c.Customer), own("--reader", c.Reader)
 	if walls.Names, err = jetpost.NewNames(c.Prefix); err != nil {
 		wrong = append(wrong, "--"+err.Error())
 	}
@@ -81,10 +99,10 @@ func (c *natsConfigCmd) walls() (app.Walls, error) {
 	known, variables := map[string]bool{}, map[string]bool{}
 	for _, user := range walls.Users() {
 		if err := jetpost.CheckAccount(user); err != nil {
-			wrong = append(wrong, "--customer: "+err.Error())
+			wrong = append(wrong, "--customer, --reader: "+err.Error())
 		}
 		if variable := app.PasswordVariable(user); variables[variable] {
-			wrong = append(wrong, fmt.Sprintf("--customer: %q has the name of another user, or %s would be the password of both", user, variable))
+			wrong = append(wrong, fmt.Sprintf("--customer, --reader: %q has the name of another user, or %s would be the password of both", user, variable))
 		}
 		known[user], variables[app.PasswordVariable(user)] = true, true
 	}

@@ -42,6 +42,7 @@ type operations interface {
 	AppStatus(ctx context.Context) (jetpost.StatusReport, error)
 	AppPause(ctx context.Context, in jetpost.PauseRequest) (jetpost.AppPaused, error)
 	AppResume(ctx context.Context, in jetpost.ResumeRequest) (jetpost.Resumed, error)
+	AppPrune(ctx context.Context, in jetpost.AppPrune) (jetpost.Pruned, error)
 	AppForecast(ctx context.Context, in jetpost.ForecastRequest) (jetpost.Forecast, error)
 	DeadLettersList(ctx context.Context, account string, in jetpost.DeadLettersList) (jetpost.DeadLetterPage, error)
 	TokenCreate(ctx context.Context, in jetpost.TokenCreate) (jetpost.APIToken, error)

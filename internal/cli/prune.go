@@ -3,11 +3,10 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
-	"github.com/jetpost/jetpost/consumers"
-	"github.com/jetpost/jetpost/internal/app"
 )
 
 // days is a duration that may begin with days: 90d.
@@ -41,8 +40,11 @@ func (c *pruneCmd) Run(e *env) error {
 	if keep == 0 {
 		return mistakes("cannot prune", "--keep-finished: 0 keeps everything; say for how long to keep")
 	}
-	return e.withControl(func(ctx context.Context, control *app.Control) error {
-		report, err := control.Prune(ctx, keep, c.DryRun)
+	return e.operate(func(ctx context.Context, workers operations) error {
+		report, err := workers.AppPrune(ctx, jetpost.AppPrune{Keep: keep.String(), DryRun: c.DryRun})
+		if failedAs(err, jetpost.ErrInvalid) {
+			return mistakes("cannot prune", strings.Replace(err.Error(), "keep:", "--keep-finished:", 1))
+		}
 		if err != nil {
 			return err
 		}
@@ -59,7 +61,7 @@ func prunedText(s jetpost.RequestStatus) string {
 	})
 }
 
-func pruneText(r consumers.PruneReport) string {
+func pruneText(r jetpost.Pruned) string {
 	verb := "pruned"
 	if r.DryRun {
 		verb = "would prune"

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/client"
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/control"
@@ -73,7 +74,11 @@ func (c *publishCmd) Run(e *env) error {
 	c.tellSplit(e, len(request.Posts))
 	tellLong(e, request)
 	publisher := publishers.New(conn.JS, conn.Names)
-	if err := c.attach(e, publisher, &request); err != nil {
+	workers, err := client.New(conn.Conn, client.WithPrefix(cfg.NATS.Prefix))
+	if err == nil {
+		err = c.attach(e, publisher, workers, &request)
+	}
+	if err != nil {
 		return err
 	}
 	warnings := warn(e, request.Account, cfg.ReauthRequired(e.ctx, conn, request.Account))
@@ -382,7 +387,7 @@ func (c *publishCmd) fromFile(stdin io.Reader) (jetpost.Request, error) {
 // attach adds the media files to the first post: small ones inside the message, whose
 // limit is little more than one of the largest inline media, others through the object
 // store.
-func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, r *jetpost.Request) error {
+func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, workers *client.Client, r *jetpost.Request) error {
 	inline := 0
 	for i, path := range c.Media {
 		media := jetpost.Media{Alt: c.alt(i)}
@@ -399,7 +404,7 @@ func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, r *jetpost.
 			media.Data, err = os.ReadFile(path)
 			inline += len(media.Data)
 		} else {
-			media.Object, err = putFile(e, publisher, path)
+			media.Object, err = putFile(e, publisher, workers, r.Account, path)
 		}
 		if err != nil {
 			return fmt.Errorf("read media: %w", err)
@@ -409,13 +414,20 @@ func (c *publishCmd) attach(e *env, publisher *publishers.Publisher, r *jetpost.
 	return nil
 }
 
-func putFile(e *env, publisher *publishers.Publisher, path string) (string, error) {
+// putFile puts a file into the object store or, as a customer who has none, has a worker do
+// so.
+func putFile(e *env, publisher *publishers.Publisher, workers *client.Client, account, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = f.Close() }() // only read from
-	return publisher.PutMedia(e.ctx, f)
+	object, err := publisher.PutMedia(e.ctx, f)
+	if !errors.As(err, new(*publishers.NoJetStreamError)) {
+		return object, err
+	}
+	stored, err := workers.MediaPut(e.ctx, account, f)
+	return stored.Object, err
 }
 
 // wait publishes and follows the request until it is settled.

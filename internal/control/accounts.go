@@ -13,23 +13,71 @@ import (
 	"github.com/jetpost/jetpost/xapi"
 )
 
-// AccountList returns a page of accounts, by name.
+// AccountPaused is the state of an account that is paused, whatever that of its token.
+const AccountPaused = "paused"
+
+// accountStates are those by which accounts are listed.
+func accountStates() []string {
+	return []string{TokenOK, AccountPaused, TokenFailing, TokenReauthRequired, TokenDisconnected}
+}
+
+// inState tells whether an account is in a state by which accounts are listed; each is in "".
+func inState(a store.Account, state string, now time.Time) bool {
+	paused := a.Pause.Active(now)
+	switch state {
+	case "":
+		return true
+	case AccountPaused:
+		return paused
+	case TokenDisconnected:
+		return a.Disconnected()
+	case TokenReauthRequired:
+		return a.RequiresReauth && !a.Disconnected()
+	case TokenFailing:
+		return a.RefreshError != "" && !a.RequiresReauth
+	}
+	return a.RefreshError == "" && !a.RequiresReauth && !paused
+}
+
+// AccountList returns a page of accounts, by name. Of many accounts of which few are in the
+// state, a page may have fewer than it might.
 func (c *Control) AccountList(ctx context.Context, in jetpost.AccountList) (jetpost.AccountPage, error) {
 	page := jetpost.AccountPage{Accounts: []jetpost.AccountInfo{}}
+	if in.State != "" && !slices.Contains(accountStates(), in.State) {
+		return page, &Error{Code: jetpost.ErrInvalid, Err: fmt.Errorf("state: %q is none of %s", in.State, strings.Join(accountStates(), ", "))}
+	}
 	var after string
 	if err := readCursor(in.Cursor, &after); err != nil {
 		return page, err
 	}
-	accounts, err := c.Ledger.AccountsAfter(ctx, after, pageSize(in.Limit)+1)
-	if err != nil {
-		return page, DatabaseError(err)
+	now, batch := time.Now(), pageSize(in.Limit)+1
+	if in.State != "" {
+		batch = jetpost.MaxPage
 	}
-	accounts, page.Next = cut(accounts, in.Limit, func(a store.Account) string { return a.Name })
-	now := time.Now()
-	for _, a := range accounts {
-		page.Accounts = append(page.Accounts, infoOf(a, now))
+	for looked := 0; ; {
+		accounts, err := c.Ledger.AccountsAfter(ctx, after, batch)
+		if err != nil {
+			return page, DatabaseError(err)
+		}
+		for _, a := range accounts {
+			if !inState(a, in.State, now) {
+				continue
+			}
+			if len(page.Accounts) == pageSize(in.Limit) {
+				page.Next = cursorOf(page.Accounts[len(page.Accounts)-1].Name)
+				return page, nil
+			}
+			page.Accounts = append(page.Accounts, infoOf(a, now))
+		}
+		if len(accounts) < batch {
+			return page, nil
+		}
+		after = accounts[len(accounts)-1].Name
+		if looked += len(accounts); looked >= maxListed {
+			page.Next = cursorOf(after)
+			return page, nil
+		}
 	}
-	return page, nil
 }
 
 // AccountGet tells what is known of an account and its token. store.ErrNotFound.

@@ -20,8 +20,9 @@ const (
 	headerRequestInfo = "Nats-Request-Info"
 	// actorUnsaid is who asks where a client of our own account says nothing.
 	actorUnsaid = "nats"
-	// actorAccount begins the name of one in another NATS account.
-	actorAccount = "account:"
+	// actorAccount begins the name of one in another NATS account, actorToken that of an API
+	// token.
+	actorAccount, actorToken = "account:", "token:"
 	// maxActor bounds the name of who asks.
 	maxActor = 128 // bytes
 )
@@ -45,12 +46,26 @@ func actorOf(headers micro.Headers) string {
 	return actor
 }
 
+// ownAlone tells that who asks may be kept to some accounts, and is told of no others.
+func ownAlone(ctx context.Context) bool {
+	actor := jetpost.ActorOf(ctx)
+	return strings.HasPrefix(actor, actorAccount) || strings.HasPrefix(actor, actorToken)
+}
+
 // note keeps a change with who asked for it, in the change's own transaction.
 func note(ctx context.Context, ledger store.Changes, op store.Operation, outcome string) error {
 	if op.Name == "" {
 		return nil
 	}
 	return ledger.AddAudit(ctx, op.Audit(cmp.Or(jetpost.ActorOf(ctx), actorUnsaid), outcome))
+}
+
+// noteAlone notes what became of a change that other transactions have made.
+func (c *Control) noteAlone(ctx context.Context, op store.Operation, outcome string) {
+	actor := cmp.Or(jetpost.ActorOf(ctx), actorUnsaid)
+	if err := c.Ledger.AddAudit(ctx, op.Audit(actor, outcome)); err != nil {
+		c.Log.Warn("audit.lost", "operation", op.Name, "actor", actor, "account", op.Account, "target", op.Target, "outcome", outcome, "error", err)
+	}
 }
 
 // AuditList returns a page of what was changed, the latest first.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -21,13 +22,15 @@ func (c *Control) RequestCheck(ctx context.Context, account string, r jetpost.Re
 	if err := r.Validate(); err != nil {
 		return jetpost.CheckAnswer{}, err
 	}
-	if err := c.Rules.Check(r); err != nil {
+	if err := cmp.Or(c.Rules.Check(r), consumers.OwnObjects(r)); err != nil {
 		return jetpost.CheckAnswer{}, err
 	}
 	answer := NewCheck(r)
 	var err error
 	if answer.Queue, err = CheckQueue(ctx, c.Ledger, r); err != nil {
 		answer.NotAsked = append(answer.NotAsked, NotAskedQueue+oneLine(err))
+	} else if answer.Queue.SameText != nil && ownAlone(ctx) {
+		answer.Queue.SameText = &jetpost.RequestName{}
 	}
 	if answer.Pause, err = PublishPause(ctx, c.JS, c.Names); err != nil {
 		answer.NotAsked = append(answer.NotAsked, NotAskedPause+oneLine(err))

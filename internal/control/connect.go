@@ -220,7 +220,11 @@ func (c *Control) AccountConnect(ctx context.Context, account string, in jetpost
 		taken.Result, lease = jetpost.ConnectGivenUp, 0
 	}
 	e := ending{c: c, op: op, state: in.State}
-	answer, repeated, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (jetpost.Connected, error) {
+	taking := op
+	if in.Code != "" { // what becomes of it is noted once that is known
+		taking.Name = ""
+	}
+	answer, repeated, err := operate(ctx, c, taking, func(ctx context.Context, ledger store.Changes) (jetpost.Connected, error) {
 		e.link, e.verifier, err = ledger.TakeAttempt(ctx, stateDigest(in.State), browser, lease, c.now())
 		if err == nil && e.link.Account != account {
 			return taken, errOtherAccount
@@ -229,7 +233,9 @@ func (c *Control) AccountConnect(ctx context.Context, account string, in jetpost
 	})
 	switch {
 	case errors.Is(err, errOtherAccount):
-		return jetpost.Connected{}, &Error{Code: jetpost.ErrAttemptOver, Err: errOtherAccount}
+		return jetpost.Connected{}, e.failed(ctx, &Error{Code: jetpost.ErrAttemptOver, Err: errOtherAccount})
+	case err != nil && !repeated && in.Code != "":
+		return jetpost.Connected{}, e.failed(ctx, err)
 	case err != nil:
 		return jetpost.Connected{}, err
 	case repeated && answer.Result == connectBegun:
@@ -284,7 +290,13 @@ func (e *ending) end(ctx context.Context, in jetpost.AccountConnect) (jetpost.Co
 		e.c.Log.Warn("connect.link_stays_busy", "account", e.link.Account, "link", e.link.ID, "lease", connectLease, "error", err)
 	}
 	e.c.answered(settle, e.op, jetpost.ErrorAnswer{Error: APIError(err)})
-	return jetpost.Connected{}, err
+	return jetpost.Connected{}, e.failed(settle, err)
+}
+
+// failed notes that an account was not connected, and why.
+func (e *ending) failed(ctx context.Context, err error) error {
+	e.c.noteAlone(ctx, e.op, string(APIError(err).Code))
+	return err
 }
 
 func (e *ending) exchange(ctx context.Context, in jetpost.AccountConnect) (jetpost.Connected, error) {

@@ -71,7 +71,8 @@ func New(c Control) *Control {
 }
 
 // call names a change for the ledger: one that is asked for again has the same digest. Its
-// target is the id or the name in the body, of what it concerns or becomes.
+// target is the id or the name in the body, of what it concerns or becomes. The asker's id is
+// the account's own: nobody uses up those of another one.
 func call(o jetpost.Operation, account, id string, in any) (store.Operation, error) {
 	body, err := json.Marshal(in)
 	if err != nil {
@@ -80,6 +81,9 @@ func call(o jetpost.Operation, account, id string, in any) (store.Operation, err
 	var named struct{ ID, Name, To string }
 	if err := json.Unmarshal(body, &named); err != nil {
 		return store.Operation{}, fmt.Errorf("read %s: %w", o, err)
+	}
+	if id != "" {
+		id = account + "/" + id
 	}
 	sum := sha256.Sum256([]byte(string(o) + "\x00" + account + "\x00" + string(body)))
 	return store.Operation{ID: id, Digest: sum[:], Now: time.Now(), Name: o, Account: account, Target: cmp.Or(named.ID, named.Name, named.To)}, nil

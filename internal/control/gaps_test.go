@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
 	"github.com/jetpost/jetpost/xapi/xsim"
@@ -203,7 +206,7 @@ type killable struct {
 }
 
 func killables() []killable {
-	return append(requestKillables(), accountKillables()...)
+	return slices.Concat(requestKillables(), accountKillables(), otherKillables())
 }
 
 func requestKillables() []killable {
@@ -213,16 +216,16 @@ func requestKillables() []killable {
 		return func(b *bundle, id string) bool { return b.status(id).State == want }
 	}
 	return []killable{
-		{name: "cancel", done: state(jetpost.StateCancelled), call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
+		{name: "cancel", steps: 1, done: state(jetpost.StateCancelled), call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
 			return second(c.RequestCancel(ctx, "acme", jetpost.RequestCancel{OperationID: operation, ID: id}))
 		}},
 		{name: "cancel of many", done: state(jetpost.StateCancelled), call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
 			return second(c.RequestCancelMany(ctx, "acme", jetpost.RequestCancelMany{OperationID: operation, State: jetpost.StateScheduled}))
 		}},
-		{name: "reschedule", done: func(b *bundle, id string) bool { return b.status(id).PublishAt.Equal(at) }, call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
+		{name: "reschedule", steps: 1, done: func(b *bundle, id string) bool { return b.status(id).PublishAt.Equal(at) }, call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
 			return second(c.RequestReschedule(ctx, "", jetpost.RequestReschedule{OperationID: operation, ID: id, At: at}))
 		}},
-		{name: "unpublish", done: state(jetpost.StateCancelled), call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
+		{name: "unpublish", steps: 1, done: state(jetpost.StateCancelled), call: func(ctx context.Context, _ *bundle, c *client.Client, id, operation string) error {
 			return second(c.RequestUnpublish(ctx, "acme", jetpost.RequestUnpublish{OperationID: operation, ID: id}))
 		}},
 		{name: "replay", steps: 3, done: func(b *bundle, id string) bool { return b.status(id).State != jetpost.StateFailed }, prepare: func(b *bundle, _ string) {
@@ -259,7 +262,7 @@ func accountKillables() []killable {
 		return len(pauses) > 0
 	}
 	return []killable{
-		{name: "pause", done: func(b *bundle, _ string) bool { return account(b).Pause.Active(time.Now()) }, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+		{name: "pause", steps: 1, done: func(b *bundle, _ string) bool { return account(b).Pause.Active(time.Now()) }, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
 			return second(c.AccountPause(ctx, "acme", jetpost.PauseRequest{OperationID: operation, Reason: "lunch"}))
 		}},
 		{name: "pause of the app", done: appPaused, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
@@ -281,7 +284,7 @@ func accountKillables() []killable {
 		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
 			return second(c.AccountRefresh(ctx, "acme", jetpost.AccountRefresh{OperationID: operation, Force: true}))
 		}},
-		{name: "link", done: func(b *bundle, _ string) bool { return b.linksMade() == 1 }, told: map[jetpost.ErrorCode]bool{jetpost.ErrConflict: true}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+		{name: "link", steps: 1, done: func(b *bundle, _ string) bool { return b.linksMade() == 1 }, told: map[jetpost.ErrorCode]bool{jetpost.ErrConflict: true}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
 			return second(c.AccountLink(ctx, "carol", jetpost.AccountLink{OperationID: operation}))
 		}},
 		{name: "connect", prepare: (*bundle).consent, done: func(b *bundle, _ string) bool { return b.used() }, told: map[jetpost.ErrorCode]bool{jetpost.ErrStillWaiting: false}, call: func(ctx context.Context, b *bundle, c *client.Client, _, operation string) error {
@@ -289,6 +292,57 @@ func accountKillables() []killable {
 			in.OperationID = operation
 			return second(c.AccountConnect(ctx, "carol", in))
 		}},
+	}
+}
+
+// otherKillables are those on what is no request and no pause.
+func otherKillables() []killable {
+	const object = "media.put/acme/"
+	file := picture(100)
+	return []killable{
+		{name: "media", done: func(b *bundle, _ string) bool {
+			media, err := publishers.OpenMediaObjects(b.Context(), b.js, jetpost.Names{})
+			b.must(err)
+			all, err := media.List(b.Context())
+			b.must(err)
+			return len(all) == 1 && strings.HasPrefix(all[0].Name, object)
+		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+			return second(put(ctx, c, "acme", jetpost.MediaPut{OperationID: operation, Data: file}))
+		}},
+		{name: "limit", steps: 1, done: func(b *bundle, _ string) bool {
+			spent, err := b.ledger.MonthSpent(b.Context(), "acme", time.Now())
+			b.must(err)
+			return spent.Limit > 0
+		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+			return second(c.AccountLimit(ctx, "acme", jetpost.AccountLimit{OperationID: operation, MonthlyUSD: 2.5}))
+		}},
+		{name: "token", steps: 1, done: func(b *bundle, _ string) bool {
+			_, err := b.ledger.APIToken(b.Context(), "shop")
+			return err == nil
+		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+			return second(c.TokenCreate(ctx, shopToken(operation)))
+		}},
+		{name: "webhook", steps: 1, done: func(b *bundle, _ string) bool {
+			hooks, err := b.ledger.Hooks(b.Context())
+			b.must(err)
+			return len(hooks) == 1
+		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+			return second(c.HookCreate(ctx, "acme", jetpost.HookCreate{OperationID: operation, URL: "https://example.com/in"}))
+		}},
+		{name: "user", steps: 1, done: func(b *bundle, _ string) bool {
+			_, err := b.ledger.User(b.Context(), "anna")
+			return err == nil
+		}, call: func(ctx context.Context, _ *bundle, c *client.Client, _, operation string) error {
+			return second(c.UserAdd(ctx, jetpost.UserAdd{OperationID: operation, Name: "anna", Role: jetpost.RoleViewer, Password: rightPassword}))
+		}},
+	}
+}
+
+// shopToken is an API token that ends at the same time whenever it is asked for.
+func shopToken(operation string) jetpost.TokenCreate {
+	return jetpost.TokenCreate{
+		OperationID: operation, Name: "shop", Digest: strings.Repeat("ab", 32), Accounts: []string{"acme"}, Verbs: jetpost.Verbs(),
+		ExpiresAt: time.Now().UTC().Truncate(24 * time.Hour).Add(48 * time.Hour),
 	}
 }
 

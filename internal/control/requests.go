@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -460,11 +459,16 @@ func cut[T, P any](found []T, limit int, place func(T) P) (page []T, next string
 	if limit = pageSize(limit); len(found) <= limit {
 		return found, ""
 	}
-	body, err := json.Marshal(place(found[limit-1]))
-	if err != nil { // of times and numbers alone
-		return found[:limit], ""
+	return found[:limit], cursorOf(place(found[limit-1]))
+}
+
+// cursorOf is the cursor of what comes after a place.
+func cursorOf(place any) string {
+	body, err := json.Marshal(place)
+	if err != nil { // never: it has times, numbers and texts alone
+		return ""
 	}
-	return found[:limit], base64.RawURLEncoding.EncodeToString(body)
+	return base64.RawURLEncoding.EncodeToString(body)
 }
 
 // readCursor reads what cut made; "" leaves the place alone.
@@ -530,16 +534,12 @@ func (c *Control) RequestPublish(ctx context.Context, account string, r jetpost.
 	}
 }
 
-// notePublished notes who has published a request that was accepted, where the caller said
-// so: programs publish much and say nothing. The acceptance was committed before.
+// notePublished notes who has published a request that was accepted. The acceptance was
+// committed before.
 func (c *Control) notePublished(ctx context.Context, answer jetpost.PublishAnswer) {
-	actor := jetpost.ActorOf(ctx)
-	if answer.Request == nil || actor == "" || actor == actorUnsaid || strings.HasPrefix(actor, actorAccount) {
-		return
-	}
-	op := store.Operation{Name: jetpost.OpRequestPublish, Account: answer.Account, Target: answer.ID, Now: time.Now()}
-	if err := c.Ledger.AddAudit(ctx, op.Audit(actor, jetpost.AuditDone)); err != nil {
-		c.Log.Warn("audit.lost", "operation", op.Name, "actor", actor, "account", op.Account, "request", op.Target, "error", err)
+	if answer.Request != nil {
+		op := store.Operation{Name: jetpost.OpRequestPublish, Account: answer.Account, Target: answer.ID, Now: time.Now()}
+		c.noteAlone(ctx, op, jetpost.AuditDone)
 	}
 }
 

@@ -127,6 +127,8 @@ func (c *Control) handlers() map[jetpost.Operation]handler {
 		jetpost.OpAppLimits:         whole(c.AppLimits),
 		jetpost.OpAppForecast:       whole(c.AppForecast),
 		jetpost.OpAppSeries:         look(c.AppSeries),
+		jetpost.OpAppPrune:          whole(c.AppPrune),
+		jetpost.OpMediaPut:          on(c.MediaPut),
 		jetpost.OpDeadLettersList:   on(c.DeadLettersList),
 		jetpost.OpDeadLettersGroups: look(c.DeadLettersGroups),
 		jetpost.OpWorkersList:       look(c.WorkersList),

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -147,12 +148,22 @@ func (b *bundle) serve(name string, wrap func(store.Store, *nats.Conn) store.Sto
 	b.eventually(name+" to serve", func() bool {
 		for _, info := range b.infos() {
 			if info.Metadata["worker"] == name {
-				return true
+				return len(info.Endpoints) == endpoints() // a service tells of itself before it has them
 			}
 		}
 		return false
 	})
 	return stop
+}
+
+// endpoints counts those of a service.
+func endpoints() (n int) {
+	for _, o := range jetpost.Operations() {
+		if n++; o.Account == jetpost.OfAny {
+			n++
+		}
+	}
+	return n
 }
 
 // infos are those of the workers that serve.
@@ -230,68 +241,102 @@ func (b *bundle) held(limit int) string {
 	return string(text)
 }
 
-// TestOperationsTakeEffectOnce: changes of many clients at once, repeated, cut off and
-// repeated late, each take effect once.
-func TestOperationsTakeEffectOnce(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	b.serve("one", nil)
-	b.serve("two", nil)
-	clients := []*client.Client{b.newClient(), b.newClient(), b.newClient()}
-	base := time.Now().Add(48 * time.Hour).Truncate(time.Second)
-	rapid.Check(t, func(r *rapid.T) {
-		ids := make([]string, rapid.IntRange(1, 2).Draw(r, "requests"))
-		for i := range ids {
-			ids[i] = b.scheduled()
+// change is one that several clients ask for, whole or cut off.
+type change func(ctx context.Context, c *client.Client) error
+
+// drawChange draws a change under an id of its own. Moves of requests are counted.
+func (b *bundle) drawChange(r *rapid.T, ids []string, n int, moves map[string]int) change {
+	operation := fmt.Sprint(ids[0], "-", n)
+	switch rapid.SampledFrom([]string{"move", "move", "pause", "limit", "token", "media"}).Draw(r, "operation") {
+	case "pause":
+		return func(ctx context.Context, c *client.Client) error {
+			return second(c.AccountPause(ctx, "acme", jetpost.PauseRequest{OperationID: operation, Reason: operation}))
 		}
-		moves := map[string]int{}
-		var calls []func(cut bool) error
-		for n := range rapid.IntRange(1, 5).Draw(r, "operations") {
-			id := rapid.SampledFrom(ids).Draw(r, "request")
-			moves[id]++
-			in := jetpost.RequestReschedule{OperationID: fmt.Sprint(id, "-", n), ID: id, At: base.Add(time.Duration(n) * time.Hour)}
-			calls = append(calls, func(cut bool) error {
-				ctx, cancel := context.WithCancel(b.Context())
+	case "limit":
+		return func(ctx context.Context, c *client.Client) error {
+			return second(c.AccountLimit(ctx, "acme", jetpost.AccountLimit{OperationID: operation, MonthlyUSD: float64(n) + 0.5}))
+		}
+	case "token":
+		in := shopToken(operation)
+		in.Name = "t-" + operation
+		return func(ctx context.Context, c *client.Client) error { return second(c.TokenCreate(ctx, in)) }
+	case "media":
+		in := jetpost.MediaPut{OperationID: operation, Data: picture(100)}
+		return func(ctx context.Context, c *client.Client) error { return second(put(ctx, c, "acme", in)) }
+	}
+	id := rapid.SampledFrom(ids).Draw(r, "request")
+	moves[id]++
+	at := time.Now().Add(48 * time.Hour).Truncate(time.Hour).Add(time.Duration(n) * time.Hour)
+	return func(ctx context.Context, c *client.Client) error {
+		return second(c.RequestReschedule(ctx, "acme", jetpost.RequestReschedule{OperationID: operation, ID: id, At: at}))
+	}
+}
+
+// atOnce has clients ask for each change, some more than once, and some cut off.
+func (b *bundle) atOnce(ctx context.Context, r *rapid.T, clients []*client.Client, changes []change) {
+	var all sync.WaitGroup
+	for n, ask := range changes {
+		for range rapid.IntRange(0, 3).Draw(r, "repeats") {
+			cut := rapid.Bool().Draw(r, "cut off")
+			all.Go(func() {
+				ctx, cancel := context.WithCancel(ctx)
 				defer cancel()
 				if cut {
 					var stop context.CancelFunc
 					ctx, stop = context.WithTimeout(ctx, time.Millisecond)
 					defer stop()
 				}
-				_, err := clients[n%len(clients)].RequestReschedule(ctx, "acme", in)
-				return err
-			})
-		}
-		var all sync.WaitGroup
-		for _, call := range calls {
-			for range rapid.IntRange(0, 3).Draw(r, "repeats") {
-				cut := rapid.Bool().Draw(r, "cut off")
-				all.Go(func() {
-					if err := call(cut); err != nil && !cut {
-						t.Errorf("a repeat: %v", err)
-					}
-				})
-			}
-			all.Go(func() {
-				if err := call(false); err != nil {
-					t.Errorf("a call: %v", err)
+				if err := ask(ctx, clients[(n+1)%len(clients)]); err != nil && !cut {
+					b.Errorf("a repeat: %v", err)
 				}
 			})
 		}
-		all.Wait()
+		all.Go(func() {
+			if err := ask(ctx, clients[n%len(clients)]); err != nil {
+				b.Errorf("a call: %v", err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestOperationsTakeEffectOnce: changes of many clients at once, repeated, cut off and
+// repeated late, each take effect once, and are noted once.
+func TestOperationsTakeEffectOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	b.serve("two", nil)
+	clients := []*client.Client{b.newClient(), b.newClient(), b.newClient()}
+	rapid.Check(t, func(r *rapid.T) {
+		ids := make([]string, rapid.IntRange(1, 2).Draw(r, "requests"))
+		for i := range ids {
+			ids[i] = b.scheduled()
+		}
+		moves := map[string]int{}
+		var changes []change
+		for n := range rapid.IntRange(1, 5).Draw(r, "operations") {
+			changes = append(changes, b.drawChange(r, ids, n, moves))
+		}
+		who := "case:" + ids[0]
+		ctx := jetpost.WithActor(b.Context(), who)
+		b.atOnce(ctx, r, clients, changes)
 		for _, id := range ids {
 			if got, want := b.status(id).Revision, int64(1+moves[id]); got != want {
 				r.Errorf("%s is of revision %d after %d operations, want %d", id, got, moves[id], want)
 			}
 		}
 		before := b.held(len(ids))
-		for _, call := range calls {
-			if err := call(false); err != nil {
+		for n, ask := range changes {
+			if err := ask(ctx, clients[n%len(clients)]); err != nil {
 				r.Errorf("a late repeat: %v", err)
 			}
 		}
 		if b.held(len(ids)) != before {
 			r.Errorf("late repeats have changed something")
+		}
+		if noted := strings.Count(b.noted(jetpost.AuditList{Actor: who}), "\n") + 1; noted != len(changes) {
+			r.Errorf("%d changes are noted, want %d", noted, len(changes))
 		}
 	})
 }
@@ -385,6 +430,10 @@ func TestOperationReused(t *testing.T) {
 	}
 	if state := b.status(other).State; state != jetpost.StateScheduled {
 		t.Errorf("the other request is %s", state)
+	}
+	// An id is the account's own: nobody uses up that of another.
+	if _, err := b.client.RequestCancel(t.Context(), "", jetpost.RequestCancel{OperationID: "op", ID: other}); err != nil {
+		t.Errorf("the same id without an account: %v", err)
 	}
 	// A refusal is an answer, too.
 	_, first := b.client.RequestCancel(t.Context(), "acme", jetpost.RequestCancel{OperationID: "early", ID: "r9"})

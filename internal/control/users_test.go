@@ -252,3 +252,32 @@ func TestAuditIsPartOfTheChange(t *testing.T) {
 		t.Errorf("the request is %s, %v", record.Status.State, err)
 	}
 }
+
+// TestConnectIsNoted: an account that is connected is noted once, and so is an attempt that
+// comes to nothing, with why.
+func TestConnectIsNoted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("one", nil)
+	link := jetpost.WithActor(t.Context(), "link")
+	b.consent("")
+	wrong := b.attempt
+	wrong.Code = "nonsense"
+	if _, err := b.client.AccountConnect(link, "carol", wrong); codeOf(err) != jetpost.ErrInvalid {
+		t.Errorf("a wrong code: %v", err)
+	}
+	b.consent("")
+	b.attempt.OperationID = "connect"
+	for range 2 {
+		b.must(second(b.client.AccountConnect(link, "carol", b.attempt)))
+	}
+	other := b.attempt
+	other.OperationID = "late"
+	if _, err := b.client.AccountConnect(link, "carol", other); codeOf(err) != jetpost.ErrAttemptOver {
+		t.Errorf("the attempt again: %v", err)
+	}
+	want := "link account.connect carol  attempt_over\nlink account.connect carol  done\nlink account.connect carol  invalid"
+	if got := b.noted(jetpost.AuditList{Operation: string(jetpost.OpAccountConnect)}); got != want {
+		t.Errorf("noted\n%s\nwant\n%s", got, want)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -41,7 +42,13 @@ func TestExamples(t *testing.T) {
 	s.posted("alice", "From Go")
 	told("request.published alice from-go published")
 
+	const events = 4 // an acceptance and an end of each request
+	shell := harness.Start(t, "watch.sh", env, filepath.Join(examples, "bash", "watch.sh"), "alice", strconv.Itoa(events))
 	run(t, "/status/", filepath.Join(examples, "bash", "publish.sh"), "alice", "from-bash", "From Bash")
+	<-shell.Done
+	if told := shell.Output(); !strings.Contains(told, "request.published alice from-bash published") {
+		t.Errorf("watch.sh prints %q", told)
+	}
 	s.posted("alice", "From Go", "From Bash")
 	if code, _, stderr := harness.RunCommand(t, env, filepath.Join(examples, "bash", "publish.sh"), "alice", "no id", "Text"); code == 0 || !strings.Contains(stderr, `"invalid"`) {
 		t.Errorf("a request that breaks the contract: exit code %d, %q", code, stderr)
@@ -50,7 +57,9 @@ func TestExamples(t *testing.T) {
 	pages := s.printed(`pages on (http://\S+);`)
 	python := filepath.Join(examples, "python", "publish.py")
 	env = append(env, "JETPOST_URL="+pages, "JETPOST_TOKEN="+s.token(t, "shop", "bob", "publish,read"))
+	looker := harness.Start(t, "watch.py", env, filepath.Join(examples, "python", "watch.py"), "bob")
 	run(t, "/status/", python, "bob", "from-python", "From Python")
+	testkit.Eventually(t, "watch.py to print it", func() bool { return strings.Contains(looker.Output(), "bob from-python published") })
 	s.posted("bob", "From Python")
 	if code, _, stderr := harness.RunCommand(t, env, python, "alice", "from-python", "From Python"); code != 1 || !strings.Contains(stderr, "forbidden: ") {
 		t.Errorf("another account: exit code %d, %q", code, stderr)

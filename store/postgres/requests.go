@@ -418,9 +418,9 @@ func lockTexts(ctx context.Context, tx pgx.Tx, in []store.Acceptance) error {
 // refuseText fails a request whose text another account posts, if that is asked for.
 // Two that come at once see each other: the second one fails.
 func refuseText(ctx context.Context, tx pgx.Tx, r *store.Row, in store.Acceptance) error {
-	other, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
+	_, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
 	if found {
-		r.RefuseText(other)
+		r.RefuseText()
 	}
 	return err
 }

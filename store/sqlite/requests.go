@@ -186,9 +186,9 @@ func refuseText(ctx context.Context, tx *sql.Tx, r *store.Row, in store.Acceptan
 	if !in.RefuseSameText {
 		return nil
 	}
-	other, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
+	_, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
 	if found {
-		r.RefuseText(other)
+		r.RefuseText()
 	}
 	return err
 }

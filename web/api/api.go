@@ -30,6 +30,8 @@ const (
 	readWithin = 30 * time.Second
 	// writeWithin is how long an answer may take to be written.
 	writeWithin = 30 * time.Second
+	// mediaWithin bounds the upload of a media file.
+	mediaWithin = 30 * time.Minute
 	// callSlack covers the check of the token, and how late a worker gives up.
 	callSlack = 30 * time.Second
 )
@@ -43,6 +45,7 @@ var openAPI []byte
 type Workers interface {
 	TokenCheck(ctx context.Context, in jetpost.TokenCheck) (jetpost.APIToken, error)
 	Call(ctx context.Context, o jetpost.Operation, account string, body []byte) (json.RawMessage, error)
+	MediaPut(ctx context.Context, account string, file io.Reader) (jetpost.MediaStored, error)
 }
 
 // Handler serves the operations below [Path]. It is safe for concurrent use.
@@ -84,9 +87,13 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 		h.failed(w, &client.Error{Code: jetpost.ErrUnauthenticated, Detail: "no API token is given", Help: "send the header Authorization: Bearer TOKEN; make a token with: jetpost tokens create"})
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), info.Within+callSlack)
+	within, file := info.Within, o == jetpost.OpMediaPut && isMedia(r)
+	if file {
+		within = mediaWithin
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), within+callSlack)
 	defer cancel()
-	h.allow(w, info.Within)
+	h.allow(w, readWithin, info.Within)
 	if _, err := h.workers.TokenCheck(ctx, jetpost.TokenCheck{Name: name, Digest: digest, Operation: o, Account: account}); err != nil {
 		h.failed(w, err)
 		return
@@ -96,12 +103,17 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, http.StatusMethodNotAllowed, &client.Error{Code: jetpost.ErrInvalid, Detail: "operations are called with POST"})
 		return
 	}
+	ctx = jetpost.WithActor(ctx, "token:"+name)
+	if file {
+		h.put(ctx, w, account, r.Body)
+		return
+	}
 	body, status, err := readBody(w, r)
 	if err != nil {
 		h.fail(w, status, err)
 		return
 	}
-	answer, callErr := h.workers.Call(jetpost.WithActor(ctx, "token:"+name), o, account, body)
+	answer, callErr := h.workers.Call(ctx, o, account, body)
 	if callErr != nil {
 		h.failed(w, callErr)
 		return
@@ -109,12 +121,38 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 	h.write(w, http.StatusOK, answer)
 }
 
-// allow gives a call the time that its operation may take: the server's own limits are for
-// pages.
-func (h *Handler) allow(w http.ResponseWriter, within time.Duration) {
+// put stores a media file whose bytes are the body, part by part as they come.
+func (h *Handler) put(ctx context.Context, w http.ResponseWriter, account string, file io.Reader) {
+	h.allow(w, mediaWithin, 0)
+	stored, err := h.workers.MediaPut(ctx, account, file)
+	if err != nil {
+		h.failed(w, err)
+		return
+	}
+	answer, err := json.Marshal(stored)
+	if err != nil {
+		h.failed(w, err)
+		return
+	}
+	h.write(w, http.StatusOK, answer)
+}
+
+// isMedia tells that a body is the bytes of a media file, and not JSON.
+func isMedia(r *http.Request) bool {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	of, _, _ := strings.Cut(kind, "/")
+	return err == nil && (kind == octets || of == "image" || of == "video")
+}
+
+// octets is the kind of a body of bytes.
+const octets = "application/octet-stream"
+
+// allow gives a call the time that its body and its operation may take: the server's own
+// limits are for pages.
+func (h *Handler) allow(w http.ResponseWriter, read, within time.Duration) {
 	control := http.NewResponseController(w)
 	now := time.Now()
-	err := errors.Join(control.SetReadDeadline(now.Add(readWithin)), control.SetWriteDeadline(now.Add(readWithin+within+callSlack+writeWithin)))
+	err := errors.Join(control.SetReadDeadline(now.Add(read)), control.SetWriteDeadline(now.Add(read+within+callSlack+writeWithin)))
 	if err != nil && !errors.Is(err, http.ErrNotSupported) {
 		h.log.Debug("api.deadline", "error", err)
 	}

@@ -781,7 +781,7 @@ func sameText(t *testing.T, b *bundle) {
 	record, err := b.st.Request(t.Context(), store.Key{Account: "beta", ID: "twin"})
 	testkit.Must(t, err)
 	equal(t, "reason", record.Status.Reason, &jetpost.Reason{
-		Code: jetpost.CodeSameText, Detail: "request of waits of account acme has a post of the same text within a day",
+		Code: jetpost.CodeSameText, Detail: "a request of another account has a post of the same text within a day",
 	})
 	equal(t, "state and event", fmt.Sprint(record.Status.State, record.Event, record.Status.Revision), fmt.Sprint(jetpost.StateFailed, jetpost.EventRequestFailed, 1))
 	equal(t, "what was refused is nobody's twin", asked(acme, "mine", 0), "")
