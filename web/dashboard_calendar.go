@@ -230,11 +230,17 @@ func readTime(r *http.Request, text string) (time.Time, error) {
 	return time.Time{}, &jetpost.APIError{Code: jetpost.ErrInvalid, Detail: "The time cannot be read.", Help: "go back, and choose a date and a time"}
 }
 
-// reschedule moves a request to the time in the form, or to now.
+// reschedule moves a request to the time in the form, or to now. A time that has passed is
+// not taken for now: who drags a request to today may not mean to send it.
 func (d *Dashboard) reschedule(r *http.Request, account, id, operation string) (shown, error) {
 	at, err := readTime(r, r.PostFormValue("at"))
 	if err != nil {
 		return shown{}, err
+	}
+	if !at.IsZero() && at.Before(d.cfg.Now().Truncate(time.Minute)) {
+		return shown{}, &jetpost.APIError{
+			Code: jetpost.ErrInvalid, Detail: "That time has passed.", Help: "go back, and choose a later one; the request's page has a button that publishes it now",
+		}
 	}
 	to := back(r.PostFormValue("back"), requestPath(account, id))
 	mark := "?"

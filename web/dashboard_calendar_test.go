@@ -129,6 +129,7 @@ func TestDashboardMoves(t *testing.T) {
 		return url.Values{"operation_id": {client.NewOperationID()}, "at": {at}, "back": {back}}
 	}
 	b.want(http.StatusBadRequest, "The time cannot be read", http.MethodPost, move, again("<b>", ""))
+	b.want(http.StatusBadRequest, "That time has passed", http.MethodPost, move, again(time.Now().Add(-time.Hour).UTC().Format("2006-01-02T15:04"), ""))
 	b.want(http.StatusSeeOther, "/ops/calendar?view=week&done=reschedule", http.MethodPost, move, again("2099-01-01T00:00", "/calendar?view=week"))
 	for _, evil := range []string{"//evil.example", "https://evil.example/", "/\\evil.example", "evil", "/x\nSet-Cookie: a"} {
 		b.want(http.StatusSeeOther, "/ops/requests/acme/one?done=reschedule", http.MethodPost, move, again("2099-01-01T00:00", evil))

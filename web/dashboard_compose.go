@@ -69,6 +69,7 @@ type draft struct {
 	Account string
 	Posts   []draftPost
 	At      string // in the writer's zone, as the form has it
+	Focus   string // the field to go on with, or ""
 }
 
 type draftPost struct {
@@ -134,6 +135,7 @@ func (d *draft) change(do string) {
 	i, err := strconv.Atoi(first)
 	if name == "add" {
 		if len(d.Posts) < jetpost.MaxPosts {
+			d.Focus = field("text", len(d.Posts))
 			d.Posts = append(d.Posts, draftPost{})
 		}
 		return
@@ -141,6 +143,7 @@ func (d *draft) change(do string) {
 	if err != nil || i < 0 || i >= len(d.Posts) {
 		return
 	}
+	d.Focus = field("text", i)
 	switch name {
 	case "remove":
 		if d.Posts = slices.Delete(d.Posts, i, i+1); len(d.Posts) == 0 {
@@ -189,6 +192,9 @@ func (d *Dashboard) attach(r *http.Request, to *draft) (taken int, err error) {
 			object, err := d.take(r.Context(), file)
 			if err = errors.Join(err, file.Close()); err != nil {
 				return taken, err
+			}
+			if taken == 0 {
+				to.Focus = field("alt", i, len(to.Posts[i].Pictures))
 			}
 			to.Posts[i].Pictures = append(to.Posts[i].Pictures, draftPicture{Object: object})
 			taken++
@@ -249,6 +255,7 @@ type editor struct {
 	page
 	Index, Number int
 	Text          string
+	Focused       bool // it is what the writer goes on with
 	Weight, Over  int  // Over is by how much it is too long
 	Long          bool // for an account without a subscription
 	Wrong         string
@@ -263,6 +270,7 @@ type editedPicture struct {
 	Object, Alt string
 	Place       string // of the post and the picture
 	Number      int
+	Focused     bool // its description is what the writer goes on with
 }
 
 // checked is what would become of the thread.
@@ -374,7 +382,7 @@ func (d *Dashboard) showDraft(r *http.Request, is draft, problems []string) (sho
 		}
 	}
 	for i, post := range is.Posts {
-		p.Editors = append(p.Editors, p.editor(i, post, len(is.Posts)))
+		p.Editors = append(p.Editors, p.editor(i, post, is))
 	}
 	p.Thread = thread(is.Account, username, p.preview(is))
 	p.warn(is)
@@ -386,9 +394,10 @@ func (d *Dashboard) showDraft(r *http.Request, is draft, problems []string) (sho
 	return shown{name: "compose.html", data: p}, nil
 }
 
-func (p *composePage) editor(i int, post draftPost, of int) editor {
+func (p *composePage) editor(i int, post draftPost, of draft) editor {
 	m := tweettext.Measure(post.Text)
-	e := editor{page: p.page, Index: i, Number: i + 1, Text: post.Text, Weight: m.Weight, Over: m.Weight - tweettext.MaxWeight, CanRemove: of > 1}
+	e := editor{page: p.page, Index: i, Number: i + 1, Text: post.Text, Weight: m.Weight, Over: m.Weight - tweettext.MaxWeight, CanRemove: len(of.Posts) > 1}
+	e.Focused = of.Focus == field("text", i)
 	e.CanAttach = p.hasMedia && len(post.Pictures) < jetpost.MaxImages
 	switch {
 	case m.Invalid:
@@ -399,14 +408,14 @@ func (p *composePage) editor(i int, post draftPost, of int) editor {
 		e.Wrong = fmt.Sprintf("It has %d cashtags, such as $TWTR; X takes %d.", m.Cashtags, tweettext.MaxCashtags)
 	}
 	if e.Long = e.Over > 0; e.Long {
-		if parts, err := tweettext.Split(post.Text, tweettext.MaxWeight); err == nil && of+len(parts)-1 <= jetpost.MaxPosts {
+		if parts, err := tweettext.Split(post.Text, tweettext.MaxWeight); err == nil && len(of.Posts)+len(parts)-1 <= jetpost.MaxPosts {
 			e.Parts = len(parts)
 		}
 	}
 	for j, is := range post.Pictures {
 		alts := 0
 		shows := p.pictures([]jetpost.MediaContent{{Object: is.Object}}, &alts)
-		e.Pictures = append(e.Pictures, editedPicture{picture: shows[0], Object: is.Object, Alt: is.Alt, Place: fmt.Sprintf("%d-%d", i, j), Number: j + 1})
+		e.Pictures = append(e.Pictures, editedPicture{picture: shows[0], Object: is.Object, Alt: is.Alt, Place: fmt.Sprintf("%d-%d", i, j), Number: j + 1, Focused: of.Focus == field("alt", i, j)})
 	}
 	return e
 }

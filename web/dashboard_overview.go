@@ -37,6 +37,7 @@ type overviewPage struct {
 	Workers  []jetpost.WorkerReport
 	More     more
 	States   []tab
+	InFlight *int // requests that are being sent; nil where that was not told
 	Due      []row
 	DueAmong int // how many were looked through, where there are more
 	Windows  []window
@@ -116,6 +117,9 @@ func (d *Dashboard) overview(r *http.Request) (shown, error) {
 	p.Unknown, p.Failed = p.rows(unknown.Requests), p.rows(failed.Requests)
 	p.attention(counts.States)
 	p.States = states(counts, filters{})[1:]
+	if told[4] == nil {
+		p.InFlight = new(counts.States[jetpost.StatePublishing])
+	}
 	p.dueSoon(due)
 	p.Windows = p.windows(limits, true)
 	p.Button = buttonFor(p.Status)

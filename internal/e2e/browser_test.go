@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	devtools "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 
 	"github.com/jetpost/jetpost/internal/app"
@@ -117,7 +118,8 @@ func newBrowser(t *testing.T) browser {
 // person is somebody with cookies and a screen of their own.
 type person struct {
 	t   *testing.T
-	ctx context.Context
+	tab context.Context
+	ctx context.Context // of the tab, as long as patience lasts
 
 	mu       sync.Mutex
 	mistakes []string // that the browser found in our pages
@@ -126,32 +128,59 @@ type person struct {
 func (b browser) person(t *testing.T, width int64) *person {
 	t.Helper()
 	p := &person{t: t}
-	ctx, leave := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext(), chromedp.WithListener(p.hear))
+	var leave context.CancelFunc
+	p.tab, leave = chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext(), chromedp.WithListener(p.hear))
 	t.Cleanup(leave)
-	testkit.Must(t, chromedp.Do(ctx, chromedp.EmulateViewport(width, screenHeight)))
-	var cancel context.CancelFunc
-	p.ctx, cancel = context.WithTimeout(ctx, testkit.Patience)
-	t.Cleanup(cancel)
-	t.Cleanup(func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		for _, mistake := range p.mistakes {
-			t.Errorf("the browser says: %s", mistake)
-		}
-	})
+	testkit.Must(t, chromedp.Do(p.tab, chromedp.EmulateViewport(width, screenHeight)))
+	p.hopes()
+	t.Cleanup(p.hasNoMistakes)
 	return p
 }
 
-// hear notes what the browser finds wrong, such as a breach of a page's own
-// policy. X and the product have no icon, which is no mistake of ours.
+// hopes has patience anew.
+func (p *person) hopes() {
+	var cancel context.CancelFunc
+	p.ctx, cancel = context.WithTimeout(p.tab, testkit.Patience)
+	p.t.Cleanup(cancel)
+}
+
+// hear notes what the browser finds wrong, such as a breach of a page's own policy, and
+// what goes wrong in a page's scripts. X and the product have no icon, which is no mistake
+// of ours.
 func (p *person) hear(event any) {
-	entry, ok := event.(*devtools.EventEntryAdded)
-	if !ok || entry.Entry.Level != devtools.EntryLevelError || strings.HasSuffix(entry.Entry.URL, "/favicon.ico") {
+	mistake := ""
+	switch is := event.(type) {
+	case *devtools.EventEntryAdded:
+		if is.Entry.Level == devtools.EntryLevelError && !strings.HasSuffix(is.Entry.URL, "/favicon.ico") {
+			mistake = fmt.Sprintf("%s (%s)", is.Entry.Text, is.Entry.URL)
+		}
+	case *runtime.EventExceptionThrown:
+		mistake = (&chromedp.ExceptionError{ExceptionDetails: is.ExceptionDetails}).Error()
+	case *runtime.EventConsoleAPICalled:
+		if is.Type == runtime.ConsoleAPICalledTypeError {
+			mistake = "a script has logged an error"
+			for _, argument := range is.Args {
+				mistake += fmt.Sprintf(" %s %s", argument.Description, argument.Value)
+			}
+		}
+	}
+	if mistake == "" {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mistakes = append(p.mistakes, entry.Entry.Text)
+	p.mistakes = append(p.mistakes, mistake)
+}
+
+// hasNoMistakes fails the test with what the browser found wrong since the last time.
+func (p *person) hasNoMistakes() {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, mistake := range p.mistakes {
+		p.t.Errorf("the browser says: %s", mistake)
+	}
+	p.mistakes = nil
 }
 
 // open opens a link, whose page must fit the screen.
