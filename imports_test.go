@@ -48,10 +48,11 @@ func layers() []layer {
 
 		{dir: "store", use: []string{".", "internal/secret"}, tests: slices.Concat(drivers, []string{"internal/disktest"})},
 		{
-			dir: "store/...", use: []string{".", "store", "internal/secret"},
+			dir: "store/...", use: []string{".", "store", "store/internal/rules", "internal/secret"},
 			tests: []string{"store/internal/storetest", "internal/pgtest", "internal/testkit"},
 		},
-		{dir: "store/internal/storetest", use: []string{".", "store", "internal/secret", "internal/testkit"}},
+		{dir: "store/internal/rules", use: []string{".", "store", "internal/secret"}},
+		{dir: "store/internal/storetest", use: []string{".", "store", "store/internal/rules", "internal/secret", "internal/testkit"}},
 
 		{
 			dir: "consumers", use: slices.Concat(handlers, []string{"internal/admission"}),
@@ -126,6 +127,10 @@ func fences() []fence {
 		{target: module + "/internal/disktest", only: runners(), reason: "it is for tests"},
 		{target: module + "/internal/natstest", only: runners(), reason: "it is for tests"},
 		{target: module + "/internal/pgtest", only: runners(), reason: "it is for tests"},
+		{
+			target: module + "/store/internal/rules", only: []string{"store/postgres", "store/sqlite", "store/internal/storetest", "store/internal/rules"}, tests: true,
+			reason: "it is for the ledger's drivers and their suite",
+		},
 		{
 			target: "github.com/nats-io/nats.go", never: []string{"store", "store/...", "xapi", "xapi/..."}, tests: true,
 			reason: "the ledger and the X client know nothing of messages",
@@ -217,7 +222,13 @@ func TestImportsSeesViolations(t *testing.T) {
 		{name: "consumers import web", dir: "consumers", use: ours("web"), want: 1},
 		{name: "consumers' tests import the simulator", dir: "consumers", test: ours("consumers", "xapi/xsim", "store/sqlite")},
 		{name: "driver imports its suite", dir: "store/sqlite", use: ours("store/internal/storetest"), want: 1},
-		{name: "driver's tests import its suite", dir: "store/sqlite", test: ours("store/internal/storetest")},
+		{name: "driver's tests import its suite", dir: "store/sqlite", test: ours("store/internal/storetest", "store/internal/rules")},
+		{name: "drivers import the rules", dir: "store/postgres", use: ours("store", "store/internal/rules")},
+		{name: "suite imports the rules", dir: "store/internal/storetest", use: ours("store", "store/internal/rules")},
+		{name: "rules import a driver", dir: "store/internal/rules", use: ours("store/sqlite"), want: 1},
+		{name: "store imports the rules", dir: "store", use: ours("store/internal/rules"), want: 2},
+		{name: "store's tests import the rules", dir: "store", test: ours("store/internal/rules"), want: 2},
+		{name: "app imports the rules", dir: "internal/app", use: ours("store/internal/rules"), want: 1},
 		{name: "layer unknown", dir: "util", want: 1},
 		{name: "publishers import store", dir: "publishers", use: ours("store"), want: 1},
 		{name: "root imports publishers", dir: ".", use: ours("publishers"), want: 1},

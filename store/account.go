@@ -54,6 +54,13 @@ type Pair struct {
 	Scope     string
 }
 
+// RefreshAfter is when half of the lifetime of a pair that came at that time is over.
+// It is never before that time; otherwise the pair could become due in a round that was
+// opened before.
+func (p Pair) RefreshAfter(came time.Time) time.Time {
+	return came.Add(max(0, p.ExpiresAt.Sub(came)/2))
+}
+
 // Import is an account with its tokens, and the X user that they belong to.
 type Import struct {
 	Name     string
@@ -83,35 +90,6 @@ const (
 // removed: they are changed in one transaction.
 const MaxMoved = 20_000
 
-// Whole is what decides whether an account can be renamed or removed.
-type Whole struct {
-	Busy       bool // a worker works on it, or something of it is not told yet
-	Unfinished bool
-	Reauth     bool // it is not connected
-	Requests   int  // pruned ones included, counted to MaxMoved + 1
-}
-
-// Check returns why the account cannot be renamed, or nil.
-func (w Whole) Check() error {
-	switch {
-	case w.Unfinished:
-		return ErrUnfinished
-	case w.Busy:
-		return ErrAccountBusy
-	case w.Requests > MaxMoved:
-		return ErrManyRequests
-	}
-	return nil
-}
-
-// CheckRemoval returns why the account cannot be removed, or nil.
-func (w Whole) CheckRemoval() error {
-	if !w.Reauth {
-		return ErrConnected
-	}
-	return w.Check()
-}
-
 // Accounts stores the accounts.
 type Accounts interface {
 	// ImportAccount creates the account with its lane and token, or replaces the token
@@ -133,11 +111,13 @@ type Accounts interface {
 	// RenameAccount gives an account another name. Its lane, token, links and requests go
 	// with it, so that an id which has posted posts nothing under the new name, and API
 	// tokens name it as before. Errors: ErrNotFound; ErrNameTaken, also if requests are
-	// left of an account that had the name; those of Whole.Check.
+	// left of an account that had the name; ErrUnfinished; ErrAccountBusy;
+	// ErrManyRequests.
 	RenameAccount(ctx context.Context, name, to string, now time.Time) error
 	// RemoveAccount forgets an account that is not connected. Of its requests the
 	// identities stay, as if they were pruned: an account of that name that is connected
-	// later posts none of them again. Errors: ErrNotFound, and those of Whole.CheckRemoval.
+	// later posts none of them again. Errors: ErrNotFound; ErrConnected;
+	// ErrUnfinished; ErrAccountBusy; ErrManyRequests.
 	RemoveAccount(ctx context.Context, name string, now time.Time) error
 	// AccountsAfter returns up to limit accounts by name, those behind a name.
 	AccountsAfter(ctx context.Context, after string, limit int) ([]Account, error)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -12,10 +11,6 @@ import (
 
 // ErrAPITokenExists says that an API token has the name.
 var ErrAPITokenExists = errors.New("an API token has that name")
-
-// APITokenRetention is how long an API token is known after its end, revoked or not. Its
-// name is free after that.
-const APITokenRetention = 30 * 24 * time.Hour
 
 // APIToken is a token with which a program calls operations over HTTP.
 type APIToken struct {
@@ -42,8 +37,8 @@ func (t APIToken) Allows(o jetpost.Operation, account string) bool {
 
 // APITokens keeps API tokens.
 type APITokens interface {
-	// AddAPIToken stores a token, whose CreatedAt is now, and forgets those whose end was
-	// before APITokenRetention. ErrAPITokenExists.
+	// AddAPIToken stores a token, whose CreatedAt is now, and forgets those that ended 30
+	// days before. ErrAPITokenExists.
 	AddAPIToken(ctx context.Context, token APIToken) error
 	// RevokeAPIToken ends a token. One that was revoked before stays as it is.
 	// ErrNotFound.
@@ -52,29 +47,4 @@ type APITokens interface {
 	APIToken(ctx context.Context, name string) (APIToken, error)
 	// APITokens returns all tokens by name.
 	APITokens(ctx context.Context) ([]APIToken, error)
-}
-
-// Words is the stored form of a list of words. None has a space.
-type Words[S ~string] struct{ Of *[]S }
-
-// String is the stored form.
-func (w Words[S]) String() string {
-	all := make([]string, len(*w.Of))
-	for i, word := range *w.Of {
-		all[i] = string(word)
-	}
-	return strings.Join(all, " ")
-}
-
-// Scan implements sql.Scanner.
-func (w Words[S]) Scan(value any) error {
-	text, ok := value.(string)
-	if !ok {
-		return errors.New("words are no text")
-	}
-	*w.Of = nil
-	for word := range strings.FieldsSeq(text) {
-		*w.Of = append(*w.Of, S(word))
-	}
-	return nil
 }

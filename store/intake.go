@@ -26,7 +26,7 @@ type Acceptance struct {
 	// if there is none.
 	Trace string
 	// RefuseSameText makes a new request fail with CodeSameText if another account
-	// posts one of its texts within SameTextWithin.
+	// posts one of its texts within a day.
 	RefuseSameText bool
 	// FindSameText makes the result name a request of another account that posts one of
 	// the texts.
@@ -36,10 +36,6 @@ type Acceptance struct {
 
 // Key is the identity of the request.
 func (a Acceptance) Key() Key { return Key{Account: a.Request.Account, ID: a.Request.ID} }
-
-// SameTextWithin is how near in time two accounts' posts of one text count as the same
-// content for X.
-const SameTextWithin = 24 * time.Hour
 
 // TextQuery asks for another account's posts of one of these texts.
 type TextQuery struct {
@@ -58,12 +54,6 @@ func TextsOf(r jetpost.Request, now time.Time) TextQuery {
 		}
 	}
 	return q
-}
-
-// Span is the time within which a post of the same text is too near.
-func (q TextQuery) Span() (from, to time.Time) {
-	due := latest(q.DueAt, q.Now)
-	return due.Add(-SameTextWithin), due.Add(SameTextWithin)
 }
 
 // TextHash is what the ledger stores of a post's text: its SHA-256. It is nil if there
@@ -106,15 +96,6 @@ type JobFailure struct {
 	Error    string
 }
 
-const (
-	// RefusalRetention is how long a refused message is stored, with its whole body.
-	// NATS bounds the size of each message; this bounds how many there are.
-	RefusalRetention = 30 * 24 * time.Hour
-	// MaxForgottenRefusals is how many older ones one call of Refuse deletes. Each call
-	// adds at most one, so any backlog shrinks.
-	MaxForgottenRefusals = 100 // rows
-)
-
 // Intake stores jobs as requests in the queues of their accounts.
 type Intake interface {
 	// Accept stores a request and its posts and wakes its lane, in one transaction. The
@@ -127,9 +108,9 @@ type Intake interface {
 	// and nothing was accepted. The zero lease is not checked.
 	AcceptMany(ctx context.Context, lease Lease, in []Acceptance) ([]Received, error)
 	// JobFailed counts a failure of a job and returns how many it has had. It deletes
-	// counts that are older than RefusalRetention.
+	// counts that are older than 30 days.
 	JobFailed(ctx context.Context, f JobFailure) (int, error)
 	// Refuse records a message that never became a request, once per place in the
-	// stream. It deletes those that the stream took RefusalRetention before this one.
+	// stream. It deletes those that the stream took 30 days before this one.
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }

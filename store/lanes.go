@@ -7,19 +7,6 @@ import (
 	"github.com/jetpost/jetpost"
 )
 
-// Claim is a claim of an account's lane. At most one worker holds it.
-type Claim struct {
-	Account string
-	// Fence grows with every claim. Every write in the lane carries it.
-	Fence int64
-	// LostClaims counts the latest claims in a row whose lease ran out without
-	// progress.
-	LostClaims int
-	// Cache belongs to the driver (see [ClaimCache]). It is nil in a claim that was
-	// built by hand.
-	Cache *ClaimCache
-}
-
 // Snapshot is the front of a lane's queue at one moment.
 type Snapshot struct {
 	// Generation is the lane's counter of changes at the time of the snapshot.
@@ -123,16 +110,6 @@ type Reserved struct {
 	Left    int // the calls that X says are left, as far as any worker has reported
 }
 
-// Grant is the rule of reservations. It returns the result of r if left calls are left
-// and other lanes have reserved some of them, and how many calls the lane then has.
-func (r Reservation) Grant(left, others int) (out Reserved, take int) {
-	out = Reserved{Granted: r.Need == 0 || others+r.Need <= left, Left: left}
-	if out.Granted {
-		take = r.Need
-	}
-	return out, take
-}
-
 // MaxHoldQueue is how many requests one call of HoldQueue holds.
 const MaxHoldQueue = 500
 
@@ -203,9 +180,10 @@ type Lanes interface {
 	// so lately. ErrFenced: the caller does not hold
 	// the lane.
 	Refused(ctx context.Context, lane Claim, id string, refusal UnruledRefusal) (Refusals, error)
-	// BlockAccount pauses the account for what X has said of it, by [LaneRow.Block].
-	// With the zero pause it ends that pause, as ResumeAccount does. A person's pause
-	// stays. It returns the pause that holds afterwards. ErrFenced.
+	// BlockAccount pauses the account for what X has said of it. With the zero pause it
+	// ends that pause, as ResumeAccount does. A person's pause stays. A pause that ended
+	// stays on record, so that X is asked as rarely as before if the same refusal comes
+	// back soon. It returns the pause that holds afterwards. ErrFenced.
 	BlockAccount(ctx context.Context, lane Claim, pause Pause, now time.Time) (Pause, error)
 	// Anchor returns the anchor of the account's timeline checks, or ErrNotFound. A
 	// deleted post is no anchor post.

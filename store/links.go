@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"time"
 
 	"github.com/jetpost/jetpost/internal/secret"
@@ -17,6 +19,30 @@ type Link struct {
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	UsedAt    time.Time // zero until an account was connected by it
+}
+
+// LinkDigest is what is stored of a link's token, state or browser. Each is random and
+// too long to be guessed, so a plain hash hides it. A lookup by the hash reveals
+// nothing by its duration.
+func LinkDigest(value secret.String) []byte {
+	sum := sha256.Sum256([]byte(value.Reveal()))
+	return sum[:]
+}
+
+// LinkID is the id of the link whose token has that digest.
+func LinkID(digest []byte) string { return hex.EncodeToString(digest) }
+
+// Over says why the link opens nothing any more; it returns nil while the link is
+// valid.
+func (l Link) Over(now time.Time) error {
+	switch {
+	case !l.UsedAt.IsZero():
+		return ErrLinkUsed
+	case !now.Before(l.ExpiresAt):
+		return ErrLinkExpired
+	default:
+		return nil
+	}
 }
 
 // NewLink is a link to store. Its token has at least 256 random bits. Only a hash of it
@@ -40,18 +66,10 @@ type LinkAttempt struct {
 	Now       time.Time
 }
 
-const (
-	// LinkRetention is how long an expired link is still recognised.
-	LinkRetention = 7 * 24 * time.Hour
-	// MaxForgottenLinks is how many older links one call of AddLink deletes. Each call
-	// adds one, so any backlog shrinks.
-	MaxForgottenLinks = 100 // rows
-)
-
 // Links stores one-time links. A link connects one account, once. Until then the person
 // may try again, also in another tab: only the newest attempt counts.
 type Links interface {
-	// AddLink stores a link, and deletes those that expired LinkRetention ago.
+	// AddLink stores a link, and deletes those that expired 7 days ago.
 	AddLink(ctx context.Context, link NewLink) error
 	// Link returns the link with that id, in any state, or ErrNotFound.
 	Link(ctx context.Context, id string) (Link, error)

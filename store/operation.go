@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -31,14 +30,6 @@ type Operation struct {
 func (o Operation) Audit(actor, outcome string) Audit {
 	return Audit{At: o.Now.UTC().Truncate(time.Millisecond), Actor: actor, Operation: o.Name, Account: o.Account, Target: o.Target, Outcome: outcome}
 }
-
-const (
-	// OperationRetention is how long it is known that an operation was done.
-	OperationRetention = 7 * 24 * time.Hour
-	// MaxForgottenOperations is how many older ones one call of Operate forgets. As each
-	// call adds one at most, any backlog melts away.
-	MaxForgottenOperations = 100 // rows
-)
 
 // Changes is what an operation can do to the ledger in one transaction. Each is as it is
 // in [Store]; one that fails leaves nothing of its own behind.
@@ -92,7 +83,7 @@ type Changes interface {
 
 // Operations does what is asked for once.
 type Operations interface {
-	// Operate makes a change and keeps its answer for OperationRetention, in one
+	// Operate makes a change and keeps its answer for 7 days, in one
 	// transaction. Where an operation of that id was done before, it makes none, and
 	// returns the answer to that one and true. An error of the change is returned as it
 	// is, and nothing of it is kept. Of several at once with one id one makes the change,
@@ -101,13 +92,4 @@ type Operations interface {
 	// AnswerOperation replaces the answer to an operation that was done, for what became
 	// of it after its transaction. ErrNotFound.
 	AnswerOperation(ctx context.Context, id string, answer []byte) error
-}
-
-// SameOperation compares an operation with the digest of the one that was done under its
-// id.
-func SameOperation(op Operation, digest []byte) error {
-	if !bytes.Equal(op.Digest, digest) {
-		return ErrOperationReused
-	}
-	return nil
 }

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"time"
+
+	"github.com/jetpost/jetpost"
 )
 
 // Notice is a change that an event must report: the account requires re-authorising, or
@@ -13,6 +15,16 @@ type Notice struct {
 	Error    string // why it is required
 	Version  int64
 	At       time.Time
+}
+
+// PauseChange is the latest change of an account's pause, which an event must report.
+// Account, event and time identify it.
+type PauseChange struct {
+	Account string
+	Event   jetpost.EventType
+	// Reason is that of a pause that holds; zero if the pause was ended.
+	Reason jetpost.Reason
+	At     time.Time
 }
 
 // Revision names one state of a request.

@@ -13,8 +13,6 @@ const (
 	MaxCounted = 100_000 // requests
 	// MaxProgress bounds each count of a Progress.
 	MaxProgress = 1000
-	// ProgressRefusals is how far back a Progress counts refused messages.
-	ProgressRefusals = time.Hour
 )
 
 // Desired is an entry of the desired state of NATS: an app pause or the refresh
@@ -63,7 +61,7 @@ type Progress struct {
 	PostedAt   time.Time
 	// UntoldSince is the oldest change whose event is not known to be published.
 	UntoldSince time.Time
-	// Refused counts the messages refused within ProgressRefusals, up to MaxProgress.
+	// Refused counts the messages refused within the last hour, up to MaxProgress.
 	Refused int
 	// LateRequests counts the requests of which nothing was sent though they were due
 	// at lateBefore, up to MaxProgress. LateSince is when the first of them was due.
@@ -73,16 +71,6 @@ type Progress struct {
 	// with a post in doubt first. BlockedAccounts counts all of them.
 	Blocked         []BlockedQueue
 	BlockedAccounts int
-}
-
-// Stand adds an account that may post nothing. paused says whether its pause holds.
-func (p *Progress) Stand(one Standing, paused bool) {
-	if !paused {
-		one.Pause = Pause{}
-	}
-	if one.Reauth || paused {
-		p.Standing = append(p.Standing, one)
-	}
 }
 
 // ProgressQuery asks for a Progress.

@@ -14,19 +14,8 @@ type Filter struct {
 	State   jetpost.State
 	Code    jetpost.Code
 	Since   time.Time // accepted at or after
-	Limit   int       // default DefaultListLimit
+	Limit   int       // default 100
 	After   Place     // those behind it in the list; the zero value begins
-}
-
-// DefaultListLimit is how many requests a Filter without a limit lets through.
-const DefaultListLimit = 100
-
-// Rows is the limit, or its default.
-func (f Filter) Rows() int {
-	if f.Limit <= 0 {
-		return DefaultListLimit
-	}
-	return f.Limit
 }
 
 // Place is where a request stands in a list.

@@ -74,6 +74,9 @@ type Deletion struct {
 	NextAt time.Time `json:"-"`
 }
 
+// Open reports whether something is left to be deleted or to be found out.
+func (d *Deletion) Open() bool { return d != nil && d.DoneAt.IsZero() }
+
 // Media is what is known of one media file of a post.
 type Media struct {
 	// Digest is the SHA-256 of its bytes in hex, once they are known. Other bytes are

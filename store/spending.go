@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// MicrosPerDollar converts costs, which are stored as whole numbers.
+const MicrosPerDollar = 1_000_000
+
 // Expense is what a request costs by estimate, and the limits that it must keep to. Money
 // is in millionths of a US dollar.
 type Expense struct {
@@ -29,6 +32,12 @@ type Spent struct {
 	Limit     int64     // the account's own, told by MonthSpent; 0 is none
 }
 
+// MonthEnd is the begin of the month after now's.
+func MonthEnd(now time.Time) time.Time {
+	now = now.UTC()
+	return time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
+}
+
 // Spending keeps what posts cost in a month, for accounts under a limit.
 //
 // The cost of a request is set aside when it begins. Once its account's next one begins, it
@@ -47,48 +56,4 @@ type Spending interface {
 	ForgetBilled(ctx context.Context, now time.Time) error
 	// LimitMonth sets the account's own limit of a month; 0 removes it. ErrNotFound.
 	LimitMonth(ctx context.Context, account string, micros int64, now time.Time) error
-}
-
-// This is for the drivers: what is the same for every database.
-
-// OpenExpense is what was set aside for a request, as a driver has read it.
-type OpenExpense struct {
-	ID, Month string
-	Micros    int64 // set aside
-	Cost      int64 // of the whole request
-	Posts     int   // its posts
-	Live      int   // those that were live when it was set aside
-	LiveNow   int
-	Finished  bool // or no longer known
-}
-
-// Correction is by how much the posts that went out have cost more than was set aside,
-// mostly less.
-func (o OpenExpense) Correction() int64 {
-	return part(o.Cost, o.LiveNow-o.Live, o.Posts) - o.Micros
-}
-
-// part is what some posts of a request cost, at its average.
-func part(cost int64, posts, of int) int64 {
-	if of == 0 {
-		return 0
-	}
-	return cost * int64(max(posts, 0)) / int64(of)
-}
-
-// Month names a month, and MonthEnd is its end.
-func Month(now time.Time) string { return now.UTC().Format("2006-01") }
-
-// MonthEnd is the begin of the month after now's.
-func MonthEnd(now time.Time) time.Time {
-	now = now.UTC()
-	return time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
-}
-
-// Grant judges the expense by what the month has cost.
-func (e Expense) Grant(app, account int64, billed bool, now time.Time) Spent {
-	s := Spent{Needs: part(e.Micros, e.Posts-e.Live, e.Posts), App: app, Account: account, Billed: billed, MonthEnds: MonthEnd(now)}
-	fits := func(limit, spent int64) bool { return limit == 0 || spent+s.Needs <= limit }
-	s.Granted = fits(e.AppLimit, app) && fits(e.AccountLimit, account) && (e.AppLimit == 0 || !billed)
-	return s
 }

@@ -1,7 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -33,6 +36,43 @@ type Token struct {
 	TokenMeta
 }
 
+// The two columns that are sealed, each for its own place.
+const (
+	accessColumn  = "/access_token"
+	refreshColumn = "/refresh_token"
+)
+
+// SealedToken is a token as it is stored: its Pair is not opened yet.
+type SealedToken struct {
+	Token
+	SealedAccess, SealedRefresh string
+}
+
+// OpenToken opens the pair. It fails with *KeyError or *DamagedError. If both apply, it
+// fails with *KeyError, because one of the tokens can be opened again.
+func (s *Sealer) OpenToken(sealed SealedToken) (Token, error) {
+	t := sealed.Token
+	var errAccess, errRefresh error
+	t.Access, errAccess = s.Open(sealed.SealedAccess, t.ID+accessColumn)
+	t.Refresh, errRefresh = s.Open(sealed.SealedRefresh, t.ID+refreshColumn)
+	if errors.As(errRefresh, new(*KeyError)) {
+		errAccess, errRefresh = errRefresh, errAccess
+	}
+	if err := cmp.Or(errAccess, errRefresh); err != nil {
+		return Token{}, fmt.Errorf("open token of %s: %w", t.Account, err)
+	}
+	return t, nil
+}
+
+// SealPair seals a pair for the token row of that id.
+func (s *Sealer) SealPair(id string, pair Pair) (access, refresh string, err error) {
+	if access, err = s.Seal(pair.Access, id+accessColumn); err != nil {
+		return "", "", err
+	}
+	refresh, err = s.Seal(pair.Refresh, id+refreshColumn)
+	return access, refresh, err
+}
+
 // Pace is how long a claim of a token lasts, and when the next attempt follows if the
 // outcome stays unknown. The claim itself writes the next attempt.
 type Pace struct {
@@ -41,12 +81,9 @@ type Pace struct {
 	// again. Until then the access token is used.
 	NearEnd time.Duration
 	// Backoff is the wait after the lease of a retry. It doubles with each attempt, up
-	// to MaxBackoffDoublings times.
+	// to 8 times.
 	Backoff time.Duration
 }
-
-// MaxBackoffDoublings bounds the wait between retries.
-const MaxBackoffDoublings = 8
 
 // DueClaim asks for tokens of a round.
 type DueClaim struct {
@@ -85,6 +122,18 @@ const (
 	ExchangeRefused
 )
 
+// String is for logs.
+func (o ExchangeOutcome) String() string {
+	switch o {
+	case ExchangeUnknown:
+		return "unknown"
+	case ExchangeRefused:
+		return "refused"
+	default:
+		return "nothing"
+	}
+}
+
 // TokenFailure is an exchange that brought no new pair.
 type TokenFailure struct {
 	Error   string // one line, never a token value
@@ -93,6 +142,24 @@ type TokenFailure struct {
 	// Now is used, so that a round claims no token twice.
 	NextAttempt time.Time
 	Now         time.Time
+}
+
+// Leaves is the state that a failure leaves: the start of the exchange whose outcome is
+// unknown, and the next attempt. Zero is none.
+func (f TokenFailure) Leaves(claim Token) (startedAt, nextAttempt time.Time) {
+	switch f.Outcome {
+	case ExchangeUnknown:
+		return claim.StartedAt, claim.NextAttemptAt
+	case ExchangeRefused:
+		return time.Time{}, time.Time{}
+	default:
+		nextAttempt = f.NextAttempt
+		if f.Now.After(nextAttempt) {
+			nextAttempt = f.Now
+		}
+		// An exchange without effect says nothing about the exchange before.
+		return claim.InDoubtSince, nextAttempt
+	}
 }
 
 // Retry is an entry of the journal: the exchange of a token in doubt, written before
@@ -133,7 +200,7 @@ type Tokens interface {
 	Token(ctx context.Context, account string) (Token, error)
 	// OpenRound counts the due tokens and creates a round of batches of at most
 	// batchSize, under an id that the caller chooses. A round that exists already stays
-	// as it is. OpenRound deletes rounds older than RoundRetention, and the journal of
+	// as it is. OpenRound deletes rounds older than 30 days, and the journal of
 	// that time. Later calls about those rounds fail with ErrNotFound.
 	OpenRound(ctx context.Context, id string, window time.Duration, batchSize int, now time.Time) (Round, error)
 	// ClaimDue claims up to Limit tokens of a round in one short statement. It skips

@@ -27,19 +27,9 @@ type Session struct {
 	User   string
 	// Role is the user's.
 	Role jetpost.Role
-	// SeenAt is when it was last used, or up to SessionSeenEvery before.
+	// SeenAt is when it was last used, or up to a minute before.
 	CreatedAt, SeenAt time.Time
 }
-
-const (
-	// SessionSeenEvery is how often a use of a session is noted: a row is not written for
-	// each page.
-	SessionSeenEvery = time.Minute
-	// MaxForgottenSessions and MaxForgottenAttempts are how many of those that have ended
-	// one new session or attempt forgets. Any backlog melts away.
-	MaxForgottenSessions = 100
-	MaxForgottenAttempts = 100
-)
 
 // Ends is when the session ends, where nobody uses it before.
 func (s Session) Ends() time.Time {
@@ -81,12 +71,6 @@ type Users interface {
 	ForgiveAttempts(ctx context.Context, keys [][]byte) error
 }
 
-// AuditRetention is how long it is known who changed what.
-const AuditRetention = 365 * 24 * time.Hour
-
-// MaxForgottenAudits is how many older ones each new one forgets.
-const MaxForgottenAudits = 100
-
 // Audit is a change that was made or refused, and who asked for it.
 type Audit struct {
 	// Seq grows with each.
@@ -108,7 +92,7 @@ type AuditFilter struct {
 
 // Audits tells who changed what.
 type Audits interface {
-	// AddAudit stores a change, and forgets some older than AuditRetention.
+	// AddAudit stores a change, and forgets some older than a year.
 	AddAudit(ctx context.Context, audit Audit) error
 	// Audits returns changes, the latest first.
 	Audits(ctx context.Context, filter AuditFilter) ([]Audit, error)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // xUserConstraint is the constraint that gives an X user at most one name.
@@ -74,7 +75,7 @@ func (s *Store) addToken(ctx context.Context, tx pgx.Tx, in store.Import) error 
 		return err
 	}
 	_, err = tx.Exec(ctx, sqlAddToken, id, in.Name, access, refresh,
-		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now, in.Pair.Digest())
+		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now, rules.PairDigest(in.Pair))
 	return err
 }
 
@@ -87,9 +88,9 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 	var id string
 	var again, busy bool
 	there := store.SealedToken{Token: store.Token{Account: in.Name}}
-	err = tx.QueryRow(ctx, sqlLockToken, in.Name, in.Pair.Digest()).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
+	err = tx.QueryRow(ctx, sqlLockToken, in.Name, rules.PairDigest(in.Pair)).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
 	if there.ID = id; err == nil {
-		err = s.sealer.MayReplace(there, again)
+		err = rules.MayReplace(s.sealer, there, again)
 	}
 	switch {
 	case err != nil:
@@ -104,7 +105,7 @@ func (s *Store) replaceToken(ctx context.Context, tx pgx.Tx, in store.Import) (s
 		return "", err
 	}
 	_, err = tx.Exec(ctx, sqlReplaceToken, id, access, refresh,
-		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now, in.Pair.Digest())
+		in.Pair.ExpiresAt, in.Pair.RefreshAfter(in.Now), in.Pair.Scope, in.Now, rules.PairDigest(in.Pair))
 	if err != nil {
 		return "", err
 	}
@@ -151,7 +152,7 @@ func (s *Store) AccountsAfter(ctx context.Context, after string, limit int) ([]s
 
 func scanAccount(row scanner) (a store.Account, err error) {
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &a.TokenMeta,
-		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, store.CauseOf{Pause: &a.Pause}, &a.Open)
+		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, rules.CauseOf{Pause: &a.Pause}, &a.Open)
 	return a, err
 }
 
@@ -202,7 +203,7 @@ WHERE position(' ' || $1::text || ' ' IN ' ' || accounts || ' ') > 0`
 )
 
 // whole locks an account and reads what decides about it as a whole.
-func whole(ctx context.Context, tx pgx.Tx, name string) (w store.Whole, err error) {
+func whole(ctx context.Context, tx pgx.Tx, name string) (w rules.Whole, err error) {
 	var untold, unfinished bool
 	err = tx.QueryRow(ctx, sqlLockAccount, name).Scan(&w.Busy, &w.Unfinished, &w.Reauth)
 	if err == nil {
@@ -242,7 +243,7 @@ func (s *Store) RemoveAccount(ctx context.Context, name string, _ time.Time) err
 			err = w.CheckRemoval()
 		}
 		if err == nil {
-			_, err = tx.Exec(ctx, sqlRemoveAccount, name, store.DigestKept)
+			_, err = tx.Exec(ctx, sqlRemoveAccount, name, rules.DigestKept)
 		}
 		return err
 	})

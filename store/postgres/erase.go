@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -92,8 +93,8 @@ func eraseIdentities(ctx context.Context, tx pgx.Tx, account string, now time.Ti
 	ids, err := collect(ctx, tx, func(row scanner) (id string, err error) {
 		var state jetpost.State
 		if err = row.Scan(&id, &state); err == nil {
-			identities = append(identities, store.ErasedIdentity(store.Key{Account: account, ID: id}))
-			states = append(states, string(store.ErasedState(state)))
+			identities = append(identities, rules.ErasedIdentity(store.Key{Account: account, ID: id}))
+			states = append(states, string(rules.ErasedState(state)))
 		}
 		return id, err
 	}, query, args...)
@@ -129,7 +130,7 @@ func (s *Store) EraseAccount(ctx context.Context, lane store.Claim, now time.Tim
 		if err := holdLane(ctx, tx, lane); err != nil {
 			return err
 		}
-		n, err := eraseIdentities(ctx, tx, lane.Account, now, sqlErasePruned, lane.Account, store.MaxErasedIdentities)
+		n, err := eraseIdentities(ctx, tx, lane.Account, now, sqlErasePruned, lane.Account, rules.MaxErasedIdentities)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -155,13 +156,13 @@ func (s *Store) EraseRest(ctx context.Context, account string) error {
 				return err
 			}
 		}
-		texts := store.AnswersOf(account)
-		if _, err := tx.Exec(ctx, sqlErasedAnswers, texts[0], texts[1], store.ErasedAnswer); err != nil {
+		texts := rules.AnswersOf(account)
+		if _, err := tx.Exec(ctx, sqlErasedAnswers, texts[0], texts[1], rules.ErasedAnswer); err != nil {
 			return err
 		}
 		tokens, err := collect(ctx, tx, scanAPIToken, sqlAPITokens)
 		for _, t := range tokens {
-			rest, had := t.WithoutAccount(account)
+			rest, had := rules.WithoutAccount(t, account)
 			switch {
 			case err != nil || !had:
 			case len(rest) == 0:

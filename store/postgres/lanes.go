@@ -10,6 +10,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlLaneExists = `SELECT account FROM lanes WHERE account = $1`
@@ -55,14 +56,14 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 	}()
 	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: worker, claim: id, before: before, lease: lease, now: now, next: true})
 	if err == nil && out.found {
-		lane := store.Claim{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Cache: &store.ClaimCache{}}
+		cache := &rules.ClaimCache{}
 		if out.read {
-			lane.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
+			cache.Saw(out.laneRow, out.snapshot, out.head, true)
 		}
 		if out.token != nil {
-			s.sealer.Attach(lane, *out.token)
+			cache.SawToken(s.sealer, *out.token)
 		}
-		return lane, true, nil
+		return store.Claim{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Memory: cache}, true, nil
 	}
 	if err == nil { // another worker holds it, or there is no such lane
 		err = missing(s.db.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
@@ -81,14 +82,15 @@ func (s *Store) ExtendLane(ctx context.Context, lane store.Claim, lease time.Dur
 
 // ReleaseLane implements store.Lanes.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
-	told := lane.Cache.Mark()
+	cache := rules.CacheOf(lane)
+	told := cache.Mark()
 	out, err := s.steps.do(ctx, step{act: actRelease, account: lane.Account, fence: lane.Fence, generation: generation, wakeAt: wakeAt, now: now, told: told})
 	switch {
 	case err != nil:
 	case !out.found:
 		err = store.ErrFenced
 	default:
-		lane.Cache.Marked(told, out.latest)
+		cache.Marked(told, out.latest)
 	}
 	return out.released, s.wrap("release lane", err)
 }
@@ -125,7 +127,7 @@ func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (
 	err = s.view(ctx, "read snapshot of lane", func(ctx context.Context, tx pgx.Tx) error {
 		snapshot = store.Snapshot{}
 		err := tx.QueryRow(ctx, sqlGenerations, lane.Account, lane.Fence).
-			Scan(&snapshot.Generation, pausedAt{&snapshot.Pause}, at{&snapshot.Pause.Reason.Until}, &snapshot.Pause.Reason.Detail, store.CauseOf{Pause: &snapshot.Pause}, at{&snapshot.UnpublishAt}, &snapshot.MonthlyLimit)
+			Scan(&snapshot.Generation, pausedAt{&snapshot.Pause}, at{&snapshot.Pause.Reason.Until}, &snapshot.Pause.Reason.Detail, rules.CauseOf{Pause: &snapshot.Pause}, at{&snapshot.UnpublishAt}, &snapshot.MonthlyLimit)
 		if err != nil {
 			return missing(err, store.ErrFenced)
 		}
@@ -133,14 +135,14 @@ func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (
 		if err != nil {
 			return err
 		}
-		var head *store.Row
+		var head *rules.Row
 		if len(found) > 0 {
 			head = found[0]
 			told := head.Told()
 			snapshot.Head = &told
 		}
-		laneRow := store.LaneRow{Fence: lane.Fence, Held: true, Generation: snapshot.Generation, Pause: snapshot.Pause}
-		lane.Cache.Saw(laneRow, snapshot, head, false)
+		laneRow := rules.LaneRow{Fence: lane.Fence, Held: true, Generation: snapshot.Generation, Pause: snapshot.Pause}
+		rules.CacheOf(lane).Saw(laneRow, snapshot, head, false)
 		return tx.QueryRow(ctx, sqlNextDue, lane.Account, s.now(now)).Scan(at{&snapshot.NextDue})
 	})
 	return snapshot, err
@@ -149,7 +151,7 @@ func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (
 // Begin implements store.Lanes.
 func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent store.Intent) error {
 	st := step{post: intent.Post, now: intent.Now, begins: true, within: intent.NotAfter.Sub(intent.Now)}
-	_, err := s.write(ctx, "begin post", claim, id, st, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.write(ctx, "begin post", claim, id, st, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Begin(laneRow, claim, intent)
 	})
 	return err
@@ -158,45 +160,46 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 // Posted implements store.Lanes. The lane's holder may call it too, because it may
 // have found an earlier holder's post on X.
 func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live store.LivePost) (jetpost.State, error) {
-	return s.write(ctx, "record post", claim, id, step{post: live.Post, now: live.Now}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	return s.write(ctx, "record post", claim, id, step{post: live.Post, now: live.Now}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Posted(laneRow, claim, live)
 	})
 }
 
 // write applies a rule to the head as the holder of the lane knows it. If the ledger
 // has another head by now, it applies the rule to that one.
-func (s *Store) write(ctx context.Context, what string, claim store.Claim, id string, st step, rule func(store.LaneRow, *store.Row) (store.Change, error)) (jetpost.State, error) {
-	laneRow, row, known := claim.Cache.Head(id)
+func (s *Store) write(ctx context.Context, what string, claim store.Claim, id string, st step, rule func(rules.LaneRow, *rules.Row) (rules.Change, error)) (jetpost.State, error) {
+	cache := rules.CacheOf(claim)
+	laneRow, row, known := cache.Head(id)
 	if known {
 		before := row.Status
 		change, err := rule(laneRow, row)
 		if plain := change.Request && change.WakeAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
 			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, change.Lease, laneRow.Pause
 			st.row, st.revision, st.progress, st.quiet, st.next = row, before.Revision, change.Progress, change.Quiet, row.Status.State.Finished()
-			st.told = claim.Cache.Mark()
+			st.told = cache.Mark()
 			out, err := s.steps.do(ctx, st)
 			if violates(err, postConstraint) {
 				err = store.ErrPostTaken
 			}
 			if err != nil {
-				claim.Cache.Forget()
+				cache.Forget()
 				return "", s.wrap(what, err)
 			}
 			if out.wrote {
 				row.Status.UpdatedAt = out.at // by the database's clock
-				claim.Cache.Marked(st.told, out.latest)
-				claim.Cache.Wrote(row)
+				cache.Marked(st.told, out.latest)
+				cache.Write(row)
 				if out.read {
-					claim.Cache.Saw(out.laneRow, out.snapshot, out.head, true)
+					cache.Saw(out.laneRow, out.snapshot, out.head, true)
 				}
 				if out.token != nil && out.head != nil {
-					s.sealer.Attach(claim, *out.token)
+					cache.SawToken(s.sealer, *out.token)
 				}
 				return row.Status.State, nil
 			}
 		}
 	}
-	claim.Cache.Forget()
+	cache.Forget()
 	return s.move(ctx, what, store.Key{Account: claim.Account, ID: id}, rule)
 }
 
@@ -204,8 +207,8 @@ const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = $1`
 
 // Conclude implements store.Lanes.
 func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
-	claim.Cache.Forget()
-	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	rules.CacheOf(claim).Forget()
+	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Conclude(laneRow, claim, out)
 	})
 	return err
@@ -213,7 +216,7 @@ func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out 
 
 // Uploaded implements store.Lanes.
 func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
-	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Uploaded(laneRow, claim, post, media)
 	})
 	return err
@@ -244,7 +247,7 @@ func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservati
 		if err := tx.QueryRow(ctx, sqlSetAside, lane.Account).Scan(&others); err != nil {
 			return err
 		}
-		out, take = r.Grant(left, others)
+		out, take = rules.Reserve(r, left, others)
 		return fenced(changed(ctx, tx, sqlReserve, lane.Account, lane.Fence, take))
 	})
 	return out, err
@@ -256,7 +259,7 @@ WHERE account = $1 AND state IN ('scheduled', 'queued') AND due_at <= coalesce($
 
 // HoldQueue implements store.Lanes.
 func (s *Store) HoldQueue(ctx context.Context, claim store.Claim, reason jetpost.Reason, generation int64, now time.Time) (held []store.Key, err error) {
-	claim.Cache.Forget()
+	rules.CacheOf(claim).Forget()
 	err = s.change(ctx, "hold queue", func(ctx context.Context, tx pgx.Tx) error {
 		held = nil
 		laneRow, err := s.lockLane(ctx, tx, claim.Account)

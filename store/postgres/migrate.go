@@ -16,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3/lock"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -72,7 +73,7 @@ func upgradeOf(ctx context.Context, db *sql.DB) (u store.Upgrade, err error) {
 	if err != nil {
 		return u, err
 	}
-	if u.Oldest, err = store.OldestSchema(files); err != nil {
+	if u.Oldest, err = rules.OldestSchema(files); err != nil {
 		return u, err
 	}
 	var refused *pgconn.PgError

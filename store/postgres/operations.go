@@ -6,6 +6,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -40,7 +41,7 @@ func (s *Store) Operate(ctx context.Context, op store.Operation, change func(con
 			if err := tx.QueryRow(ctx, sqlOperation, op.ID).Scan(&digest, &answer); err != nil {
 				return err
 			}
-			return store.SameOperation(op, digest)
+			return rules.SameOperation(op, digest)
 		}
 		if answer, own = change(ctx, bound); own != nil {
 			return own
@@ -48,7 +49,7 @@ func (s *Store) Operate(ctx context.Context, op store.Operation, change func(con
 		if _, err := tx.Exec(ctx, sqlAnswerOperation, op.ID, blob(answer)); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, sqlForgetOperations, s.now(op.Now), store.OperationRetention, store.MaxForgottenOperations)
+		_, err = tx.Exec(ctx, sqlForgetOperations, s.now(op.Now), rules.OperationRetention, rules.MaxForgottenOperations)
 		return err
 	})
 	switch {

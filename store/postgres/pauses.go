@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlSetPause = `UPDATE lanes SET paused_at = $2, paused_until = $3, pause_reason = $4, pause_cause = $5 WHERE account = $1`
@@ -62,7 +63,7 @@ func (s *Store) setPause(ctx context.Context, tx pgx.Tx, account string, pause s
 
 // writePause writes a pause, and the change that an event must report.
 func writePause(ctx context.Context, tx pgx.Tx, account string, pause store.Pause, change store.PauseChange) error {
-	_, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail), storable(store.CauseOf{Pause: &pause}.String()))
+	_, err := tx.Exec(ctx, sqlSetPause, account, moment(pause.Since), moment(pause.Reason.Until), storable(pause.Reason.Detail), storable(rules.CauseOf{Pause: &pause}.String()))
 	if err != nil || change.Event == "" {
 		return err
 	}
@@ -101,7 +102,7 @@ func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChang
 // BlockAccount implements store.Lanes. It wakes the lane only if the account may
 // post again.
 func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
-	lane.Cache.Forget()
+	rules.CacheOf(lane).Forget()
 	err = s.change(ctx, "block account", func(ctx context.Context, tx pgx.Tx) error {
 		laneRow, err := s.lockLane(ctx, tx, lane.Account)
 		if err == nil && !laneRow.HeldBy(lane) {

@@ -6,6 +6,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -80,8 +81,8 @@ func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Pr
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing
 			var paused bool
-			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, store.CauseOf{Pause: &one.Pause}, &paused)
-			p.Stand(one, paused)
+			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, rules.CauseOf{Pause: &one.Pause}, &paused)
+			rules.Stand(&p, one, paused)
 			return none, err
 		}, sqlStanding, q.Now)
 		if err != nil {
@@ -100,7 +101,7 @@ func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Pr
 		if err := tx.QueryRow(ctx, sqlOldestDue, q.Now).Scan(&p.DueAccount, at{&p.DueSince}); err != nil {
 			return err
 		}
-		err = tx.QueryRow(ctx, sqlMoved, q.Now.Add(-store.ProgressRefusals), store.MaxProgress).
+		err = tx.QueryRow(ctx, sqlMoved, q.Now.Add(-rules.ProgressRefusals), store.MaxProgress).
 			Scan(at{&p.AcceptedAt}, at{&p.PostedAt}, at{&p.UntoldSince}, &p.Refused)
 		if err != nil {
 			return err

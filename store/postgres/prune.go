@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -76,8 +77,8 @@ func (s *Store) Prune(ctx context.Context, account string, ids []string, before 
 	var began time.Time
 	err = s.pipeline(ctx, func(_ context.Context, batch *pgx.Batch) error {
 		began = time.Now()
-		batch.Queue(fmt.Sprintf("set local %s = %d", paramStatement, store.PruneHold.Milliseconds()))
-		batch.Queue(sqlPrune, before, account, ids, store.DigestKept).QueryRow(func(row pgx.Row) error { return row.Scan(&out.Requests, &out.Busy) })
+		batch.Queue(fmt.Sprintf("set local %s = %d", paramStatement, rules.PruneHold.Milliseconds()))
+		batch.Queue(sqlPrune, before, account, ids, rules.DigestKept).QueryRow(func(row pgx.Row) error { return row.Scan(&out.Requests, &out.Busy) })
 		batch.Queue(sqlCommit)
 		return nil
 	})
@@ -85,13 +86,13 @@ func (s *Store) Prune(ctx context.Context, account string, ids []string, before 
 	return out, s.wrap("prune requests", err)
 }
 
-func scanPruned(row scanner) (*store.Row, error) {
-	r := &store.Row{}
+func scanPruned(row scanner) (*rules.Row, error) {
+	r := &rules.Row{}
 	st := &r.Status
 	if err := row.Scan(&r.Account, &r.ID, &r.Digest, &st.State, &st.Revision, at{&st.AcceptedAt}, at{&st.UpdatedAt}); err != nil {
 		return nil, err
 	}
-	return store.PrunedRow(r.Key, r.Digest, *st), nil
+	return rules.PrunedRow(r.Key, r.Digest, *st), nil
 }
 
 // PrunedRequests implements store.Retention.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -104,7 +105,7 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 
 // accept accepts the jobs of many calls in one transaction.
 func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
-	a := &accepting{s: s, b: store.NewBatch()}
+	a := &accepting{s: s, b: rules.NewBatch()}
 	for _, w := range group {
 		a.in = append(a.in, w.ask.in...)
 		if w.ask.lease.Name != "" {
@@ -131,7 +132,7 @@ func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
 // accepting is an acceptance of many requests that refuses no text.
 type accepting struct {
 	s      *Store
-	b      *store.Batch
+	b      *rules.Batch
 	leases []store.Lease // in the order of their names
 	in     []store.Acceptance
 
@@ -151,7 +152,7 @@ func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 	accounts, ids, identities := make([]string, len(a.in)), make([]string, len(a.in)), make([][]byte, len(a.in))
 	for i := range a.in {
 		key := a.in[i].Key()
-		accounts[i], ids[i], identities[i] = key.Account, key.ID, store.ErasedIdentity(key)
+		accounts[i], ids[i], identities[i] = key.Account, key.ID, rules.ErasedIdentity(key)
 	}
 	queue(batch, a.s.scanLaneRow(a.b.LaneRows), sqlLockLanes, accountsOf(a.in))
 	queue(batch, func(row scanner) (none struct{}, err error) {
@@ -214,7 +215,7 @@ func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.
 		if err := lockTexts(ctx, tx, in); err != nil {
 			return err
 		}
-		laneRows := map[string]*store.LaneRow{}
+		laneRows := map[string]*rules.LaneRow{}
 		if _, err := collect(ctx, tx, s.scanLaneRow(laneRows), sqlLockLanes, accountsOf(in)); err != nil {
 			return err
 		}
@@ -233,10 +234,10 @@ func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.
 	return out, nil
 }
 
-func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, laneRows map[string]*store.LaneRow, in []store.Acceptance) ([]store.Received, error) {
-	b := store.NewBatch()
+func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, laneRows map[string]*rules.LaneRow, in []store.Acceptance) ([]store.Received, error) {
+	b := rules.NewBatch()
 	b.LaneRows = laneRows
-	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID}, [][]byte{store.ErasedIdentity(in[0].Key())})
+	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID}, [][]byte{rules.ErasedIdentity(in[0].Key())})
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +257,7 @@ func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, laneRows map[string]*s
 }
 
 // enter writes what a batch has decided.
-func (s *Store) enter(ctx context.Context, tx executor, b *store.Batch) error {
+func (s *Store) enter(ctx context.Context, tx executor, b *rules.Batch) error {
 	if err := addRequests(ctx, tx, b.Entered); err != nil {
 		return err
 	}
@@ -280,12 +281,12 @@ func accountsOf(in []store.Acceptance) []string {
 }
 
 // scanLaneRow reads lanes into a map. Accounts that do not exist are missing in it.
-func (s *Store) scanLaneRow(laneRows map[string]*store.LaneRow) func(scanner) (struct{}, error) {
+func (s *Store) scanLaneRow(laneRows map[string]*rules.LaneRow) func(scanner) (struct{}, error) {
 	return func(row scanner) (none struct{}, err error) {
 		var account string
-		l := &store.LaneRow{}
+		l := &rules.LaneRow{}
 		err = row.Scan(&account, &l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
-			pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
+			pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, rules.CauseOf{Pause: &l.Pause}, at{&l.Now})
 		if s.callersClock {
 			l.Now = time.Time{}
 		}
@@ -295,7 +296,7 @@ func (s *Store) scanLaneRow(laneRows map[string]*store.LaneRow) func(scanner) (s
 }
 
 // place updates the lanes for what entered their queues.
-func place(ctx context.Context, tx executor, b *store.Batch) error {
+func place(ctx context.Context, tx executor, b *rules.Batch) error {
 	n := len(b.LaneWakes)
 	if n == 0 {
 		return nil
@@ -319,7 +320,7 @@ func instant(t time.Time) *time.Time {
 	return &t
 }
 
-func addRequests(ctx context.Context, tx executor, rows []*store.Row) error {
+func addRequests(ctx context.Context, tx executor, rows []*rules.Row) error {
 	n := len(rows)
 	if n == 0 {
 		return nil
@@ -360,7 +361,7 @@ func addRequests(ctx context.Context, tx executor, rows []*store.Row) error {
 	return addPosts(ctx, tx, rows...)
 }
 
-func addPosts(ctx context.Context, tx executor, rows ...*store.Row) error {
+func addPosts(ctx context.Context, tx executor, rows ...*rules.Row) error {
 	var accounts, ids, lists []string // a list of lists would be an array of two dimensions
 	var places []int
 	var hashes [][]byte
@@ -417,7 +418,7 @@ func lockTexts(ctx context.Context, tx pgx.Tx, in []store.Acceptance) error {
 
 // refuseText fails a request whose text another account posts, if that is asked for.
 // Two that come at once see each other: the second one fails.
-func refuseText(ctx context.Context, tx pgx.Tx, r *store.Row, in store.Acceptance) error {
+func refuseText(ctx context.Context, tx pgx.Tx, r *rules.Row, in store.Acceptance) error {
 	_, found, err := findText(ctx, tx, store.TextsOf(in.Request, in.Now))
 	if found {
 		r.RefuseText()
@@ -429,7 +430,7 @@ func findText(ctx context.Context, q querier, texts store.TextQuery) (other stor
 	if len(texts.Hashes) == 0 {
 		return store.Key{}, false, nil
 	}
-	from, to := texts.Span()
+	from, to := rules.TextSpan(texts)
 	keys, err := collect(ctx, q, func(row scanner) (key store.Key, err error) {
 		return key, row.Scan(&key.Account, &key.ID)
 	}, sqlSameText, texts.Account, texts.Hashes, from, to, texts.Now)
@@ -466,7 +467,7 @@ func textColumns(queries []store.TextQuery) []any {
 	var hashes [][]byte
 	var froms, tos, nows []time.Time
 	for i, q := range queries {
-		from, to := q.Span()
+		from, to := rules.TextSpan(q)
 		for _, hash := range q.Hashes {
 			places, accounts, hashes = append(places, i), append(accounts, q.Account), append(hashes, hash)
 			froms, tos, nows = append(froms, from), append(tos, to), append(nows, q.Now)
@@ -482,7 +483,7 @@ const sqlSaveContents = `
 UPDATE requests SET publish_at = $3, expires_at = $4, metadata = $5, digest = $6, cost_micros = $7 WHERE account = $1 AND id = $2`
 
 // saveContents completes a request that was accepted unread.
-func saveContents(ctx context.Context, tx executor, r *store.Row) error {
+func saveContents(ctx context.Context, tx executor, r *rules.Row) error {
 	st := &r.Status
 	_, err := tx.Exec(ctx, sqlSaveContents, r.Account, r.ID,
 		moment(st.PublishAt), moment(st.ExpiresAt), st.Metadata, blob(r.Digest), r.CostMicros)
@@ -527,7 +528,7 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, sqlForgetRefusals, refusal.Stored.Add(-store.RefusalRetention), store.MaxForgottenRefusals)
+		_, err = tx.Exec(ctx, sqlForgetRefusals, refusal.Stored.Add(-rules.RefusalRetention), rules.MaxForgottenRefusals)
 		return err
 	})
 }
@@ -542,7 +543,7 @@ ON CONFLICT (stored, sequence) DO UPDATE SET failures = f.failures + 1, error = 
 // JobFailed implements store.Intake.
 func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int, err error) {
 	err = s.change(ctx, "count failure of job", func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, sqlForgetFailures, f.Stored.Add(-store.RefusalRetention)); err != nil {
+		if _, err := tx.Exec(ctx, sqlForgetFailures, f.Stored.Add(-rules.RefusalRetention)); err != nil {
 			return err
 		}
 		return tx.QueryRow(ctx, sqlJobFailed, int64(f.Sequence), f.Stored, storable(f.Error)).Scan(&failures)
@@ -589,7 +590,7 @@ func endHolds(ctx context.Context, tx pgx.Tx, account string, code jetpost.Code,
 
 // Replay implements store.Control. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
-	_, err = s.move(ctx, "replay request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+	_, err = s.move(ctx, "replay request", key, func(laneRow rules.LaneRow, r *rules.Row) (change rules.Change, err error) {
 		result, change = r.Replay(laneRow, now)
 		return change, nil
 	})
@@ -598,7 +599,7 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 
 // Cancel implements store.Control.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "cancel request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "cancel request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		before = r.Status.State
 		return r.Cancel(laneRow.At(now))
 	})
@@ -607,7 +608,7 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 
 // Reschedule implements store.Control.
 func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
-	_, err = s.move(ctx, "reschedule request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+	_, err = s.move(ctx, "reschedule request", key, func(laneRow rules.LaneRow, r *rules.Row) (change rules.Change, err error) {
 		change, err = r.Reschedule(laneRow, at, now)
 		state = r.Status.State
 		return change, err
@@ -617,14 +618,14 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 
 // Resolve implements store.Control.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "resolve request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	return s.move(ctx, "resolve request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Resolve(laneRow, postID, now)
 	})
 }
 
 // Reconcile implements store.Control.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
-	_, err := s.move(ctx, "reconcile request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "reconcile request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Reconcile(laneRow.At(now))
 	})
 	return err
@@ -662,7 +663,7 @@ func (s *Store) Request(ctx context.Context, key store.Key) (record store.Record
 		case err != nil:
 			return err
 		case len(found) == 0:
-			r, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID, store.ErasedIdentity(key)))
+			r, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID, rules.ErasedIdentity(key)))
 			if err == nil {
 				record = r.Told()
 			}
@@ -687,7 +688,7 @@ ORDER BY accepted_at DESC, seq DESC, account LIMIT $6`
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) (list []store.Record, err error) {
 	err = s.report(ctx, "list requests", func(ctx context.Context, tx pgx.Tx) error {
 		list, err = readRecords(ctx, tx, sqlListRequests, pgx.QueryExecModeCacheDescribe,
-			f.Account, f.ID, f.State, f.Code, moment(f.Since), f.Rows(), moment(f.After.AcceptedAt), f.After.Seq, f.After.Account)
+			f.Account, f.ID, f.State, f.Code, moment(f.Since), rules.ListLimit(f), moment(f.After.AcceptedAt), f.After.Seq, f.After.Account)
 		return err
 	})
 	return list, err

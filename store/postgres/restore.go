@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlForgetNews = `DELETE FROM outbox WHERE account = $1 AND id = $2 AND revision <= $3`
@@ -44,11 +45,11 @@ func (s *Store) Rebuild(ctx context.Context, in store.Rebuilt) (result store.Reb
 	return result, err
 }
 
-func (s *Store) addRebuilt(ctx context.Context, tx pgx.Tx, laneRow *store.LaneRow, in store.Rebuilt, result *store.RebuildResult) error {
+func (s *Store) addRebuilt(ctx context.Context, tx pgx.Tx, laneRow *rules.LaneRow, in store.Rebuilt, result *store.RebuildResult) error {
 	entered, final, change, added := laneRow.EnterRebuilt(in)
-	b := store.NewBatch()
-	b.LaneRows[entered.Account], b.Entered = laneRow, []*store.Row{entered}
-	b.LaneWakes[entered.Account] = &store.LaneWakes{Count: 1, WakeAt: in.Gap.Until}
+	b := rules.NewBatch()
+	b.LaneRows[entered.Account], b.Entered = laneRow, []*rules.Row{entered}
+	b.LaneWakes[entered.Account] = &rules.LaneWakes{Count: 1, WakeAt: in.Gap.Until}
 	if err := s.enter(ctx, tx, b); err != nil {
 		return err
 	}
@@ -60,14 +61,14 @@ func (s *Store) addRebuilt(ctx context.Context, tx pgx.Tx, laneRow *store.LaneRo
 }
 
 // forgetNews takes out of the outbox what events have told already.
-func forgetNews(ctx context.Context, tx pgx.Tx, r *store.Row) error {
+func forgetNews(ctx context.Context, tx pgx.Tx, r *rules.Row) error {
 	_, err := tx.Exec(ctx, sqlForgetNews, r.Account, r.ID, r.Delivered)
 	return err
 }
 
 // Doubt implements store.Recovery.
 func (s *Store) Doubt(ctx context.Context, key store.Key, gap store.Gap) (marked bool, err error) {
-	_, err = s.move(ctx, "doubt request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "doubt request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		change, err := r.Doubt(laneRow, gap)
 		marked = change.Request
 		return change, err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlLockLane = `
@@ -19,9 +20,9 @@ FROM lanes WHERE account = $1 FOR UPDATE`
 
 // lockLane fails with store.ErrNotFound. The holder of a lane's row lock may change its
 // requests and posts. Only an account and its token are ever locked before it.
-func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l store.LaneRow, err error) {
+func (s *Store) lockLane(ctx context.Context, tx pgx.Tx, account string) (l rules.LaneRow, err error) {
 	err = tx.QueryRow(ctx, sqlLockLane, account).Scan(&l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
-		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause}, at{&l.Now})
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, rules.CauseOf{Pause: &l.Pause}, at{&l.Now})
 	if s.callersClock {
 		l.Now = time.Time{}
 	}
@@ -45,7 +46,7 @@ ORDER BY p.idx`
 
 // move applies a rule to a request and returns the state after it. It fails with
 // store.ErrNotFound and store.ErrPruned.
-func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
+func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(rules.LaneRow, *rules.Row) (rules.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
 		laneRow, err := s.lockLane(ctx, tx, key.Account)
 		if err != nil {
@@ -68,13 +69,13 @@ func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(
 	return state, nil
 }
 
-func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*store.Row, error) {
+func lockRequest(ctx context.Context, tx pgx.Tx, key store.Key) (*rules.Row, error) {
 	found, err := readRequests(ctx, tx, sqlLockRequest, key.Account, key.ID)
 	switch {
 	case err != nil:
 		return nil, err
 	case len(found) == 0:
-		_, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID, store.ErasedIdentity(key)))
+		_, err := scanPruned(tx.QueryRow(ctx, sqlPruned, key.Account, key.ID, rules.ErasedIdentity(key)))
 		if err == nil {
 			err = store.ErrPruned
 		}
@@ -96,12 +97,12 @@ func readRecords(ctx context.Context, q querier, query string, args ...any) ([]s
 	return records, nil
 }
 
-func readRequests(ctx context.Context, q querier, query string, args ...any) ([]*store.Row, error) {
+func readRequests(ctx context.Context, q querier, query string, args ...any) ([]*rules.Row, error) {
 	found, err := collect(ctx, q, scanRequest, query, args...)
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
-	byKey := make(map[store.Key]*store.Row, len(found))
+	byKey := make(map[store.Key]*rules.Row, len(found))
 	accounts, ids := make([]string, len(found)), make([]string, len(found))
 	for i, r := range found {
 		byKey[r.Key] = r
@@ -118,8 +119,8 @@ func readRequests(ctx context.Context, q querier, query string, args ...any) ([]
 	return found, nil
 }
 
-func scanRequest(row scanner) (*store.Row, error) {
-	var r store.Row
+func scanRequest(row scanner) (*rules.Row, error) {
+	var r rules.Row
 	var reason jetpost.Reason
 	var unpublishAt time.Time
 	st := &r.Status
@@ -131,7 +132,7 @@ func scanRequest(row scanner) (*store.Row, error) {
 		return nil, err
 	}
 	if r.Seq == 0 { // of sqlLockRequests
-		return store.PrunedRow(r.Key, r.Digest, r.Status), nil
+		return rules.PrunedRow(r.Key, r.Digest, r.Status), nil
 	}
 	if reason.Code != "" {
 		st.Reason = &reason
@@ -169,7 +170,7 @@ WHERE account = $1 AND request_id = $2 AND idx = $3`
 )
 
 // save writes what the rule changed of a request, its posts and its lane.
-func save(ctx context.Context, tx executor, laneRow store.LaneRow, r *store.Row, change store.Change) error {
+func save(ctx context.Context, tx executor, laneRow rules.LaneRow, r *rules.Row, change rules.Change) error {
 	if change.Contents {
 		if err := saveContents(ctx, tx, r); err != nil {
 			return err
@@ -211,7 +212,7 @@ func save(ctx context.Context, tx executor, laneRow store.LaneRow, r *store.Row,
 	return wake(ctx, tx, r.Account, change.WakeAt)
 }
 
-func saveRequest(ctx context.Context, tx executor, r *store.Row) error {
+func saveRequest(ctx context.Context, tx executor, r *rules.Row) error {
 	var reason jetpost.Reason
 	if r.Status.Reason != nil {
 		reason = *r.Status.Reason

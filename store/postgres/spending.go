@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -48,7 +49,7 @@ func (s *Store) Spend(ctx context.Context, account string, e store.Expense) (spe
 		if err != nil {
 			return err
 		}
-		month := store.Month(now)
+		month := rules.Month(now)
 		if _, err := tx.Exec(ctx, sqlOpenMonth, month); err != nil {
 			return err
 		}
@@ -64,7 +65,7 @@ func (s *Store) Spend(ctx context.Context, account string, e store.Expense) (spe
 		if err := tx.QueryRow(ctx, sqlMonthSpent, month, account).Scan(&app, &own, &billed); err != nil {
 			return err
 		}
-		if spent = e.Grant(app, own, billed, now); aside {
+		if spent = rules.Spend(e, app, own, billed, now); aside {
 			spent.Granted = true
 		}
 		if !spent.Granted || aside {
@@ -82,7 +83,7 @@ func (s *Store) Spend(ctx context.Context, account string, e store.Expense) (spe
 // correct ends what was set aside for finished requests and in earlier months, and tells
 // whether the cost of that request is set aside.
 func correct(ctx context.Context, tx pgx.Tx, account, id, month string) (aside bool, err error) {
-	open, err := collect(ctx, tx, func(row scanner) (o store.OpenExpense, err error) {
+	open, err := collect(ctx, tx, func(row scanner) (o rules.OpenExpense, err error) {
 		err = row.Scan(&o.ID, &o.Month, &o.Micros, &o.Cost, &o.Posts, &o.Live, &o.LiveNow, &o.Finished)
 		return o, err
 	}, sqlOpenExpenses, account)
@@ -115,7 +116,7 @@ func (s *Store) MonthSpent(ctx context.Context, account string, now time.Time) (
 		if err := tx.QueryRow(ctx, sqlOwnLimit, account).Scan(&spent.Limit); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, sqlMonthSpent, store.Month(now), account).Scan(&spent.App, &spent.Account, &spent.Billed)
+		return tx.QueryRow(ctx, sqlMonthSpent, rules.Month(now), account).Scan(&spent.App, &spent.Account, &spent.Billed)
 	})
 	return spent, err
 }
@@ -134,7 +135,7 @@ func (s *Store) bill(ctx context.Context, what, query string, now time.Time) err
 	return s.change(ctx, what, func(ctx context.Context, tx pgx.Tx) error {
 		now, err := s.spendingClock(ctx, tx, now)
 		if err == nil {
-			_, err = tx.Exec(ctx, query, store.Month(now))
+			_, err = tx.Exec(ctx, query, rules.Month(now))
 		}
 		return err
 	})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // maxGroup is how many steps one statement takes: more than there are slots.
@@ -42,7 +43,7 @@ type step struct {
 
 	// Of a write: the row that the head becomes, if the ledger still has it in that
 	// revision and the account's pause is as the holder knows it.
-	row      *store.Row
+	row      *rules.Row
 	revision int64
 	post     int
 	pause    store.Pause
@@ -70,10 +71,10 @@ type stepped struct {
 	released bool
 	wrote    bool
 	latest   bool // the marked request has no newer revision
-	laneRow  store.LaneRow
+	laneRow  rules.LaneRow
 	read     bool
 	snapshot store.Snapshot
-	head     *store.Row
+	head     *rules.Row
 	token    *store.SealedToken // where the front was read
 }
 
@@ -345,7 +346,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		generation, wakes = append(generation, w.generation), append(wakes, instant(w.wakeAt))
 		row, post, done := w.row, store.PostRecord{}, ""
 		if row == nil {
-			row = &store.Row{}
+			row = &rules.Row{}
 		} else {
 			post = row.Posts[w.post]
 			if row.Status.State.Finished() {
@@ -387,12 +388,12 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	out.found = true
 	var there bool
 	var posts []byte
-	head := &store.Row{}
+	head := &rules.Row{}
 	var reason jetpost.Reason
 	st := &head.Status
 	pause := &out.laneRow.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.read,
-		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, &out.snapshot.MonthlyLimit, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
+		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, rules.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, &out.snapshot.MonthlyLimit, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Delivered, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros, &head.Trace)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -93,7 +94,7 @@ func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, 
 		}
 		batches := (total + batchSize - 1) / batchSize
 		for _, forget := range []string{sqlForgetBatches, sqlForgetRounds, sqlForgetRetries} {
-			if _, err := tx.Exec(ctx, forget, now.Add(-store.RoundRetention)); err != nil {
+			if _, err := tx.Exec(ctx, forget, now.Add(-rules.RoundRetention)); err != nil {
 				return err
 			}
 		}
@@ -125,7 +126,7 @@ FROM picked AS p
 WHERE t.id = ANY (ARRAY(SELECT id FROM picked)) AND t.id = p.id
 RETURNING ` + tokenColumns + `, p.refresh_started_at`
 
-const maxDoublings = "8" // store.MaxBackoffDoublings
+const maxDoublings = "8" // rules.MaxBackoffDoublings
 
 // sqlClaimDue judges the tokens as of the opening of the round, $5.
 const sqlClaimDue = `
@@ -144,7 +145,7 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	if err != nil {
 		return nil, s.wrap("claim due tokens", err)
 	}
-	tokens, err := s.sealer.OpenTokens(rows, func(token store.Token, why error) error {
+	tokens, err := rules.OpenTokens(s.sealer, rows, func(token store.Token, why error) error {
 		return s.SaveTokenFailure(ctx, token, store.TokenFailure{Error: why.Error(), NextAttempt: claim.Now, Now: claim.Now})
 	})
 	return tokens, s.wrap("claim due tokens", err)
@@ -203,13 +204,13 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		switch {
 		case err != nil:
 			return missing(err, store.ErrFenced)
-		case s.sealer.Saved(there, claim, pair):
+		case rules.Saved(s.sealer, there, claim, pair):
 			return nil
 		case there.Version != claim.Version:
 			return store.ErrFenced
 		}
 		_, err = tx.Exec(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
-			pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, store.RefreshedMeta(now))
+			pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, rules.RefreshedMeta(now))
 		if err != nil || !reauth {
 			return err
 		}
@@ -228,7 +229,7 @@ func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure
 	failure.Error = storable(failure.Error)
 	startedAt, nextAttempt := failure.Leaves(claim)
 	return s.wrap("save token failure", fenced(changed(ctx, s.db, sqlSaveTokenFailure,
-		claim.ID, claim.Version, claim.LeaseID, moment(startedAt), moment(nextAttempt), failure.MetaPatch())))
+		claim.ID, claim.Version, claim.LeaseID, moment(startedAt), moment(nextAttempt), rules.FailureMeta(failure))))
 }
 
 const (
@@ -244,7 +245,7 @@ WHERE user_id = $1 AND (lease_until IS NULL OR lease_until <= clock_timestamp())
 // transaction is rolled back.
 func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
 	err = s.change(ctx, "disconnect account", func(ctx context.Context, tx pgx.Tx) error {
-		n, err := changed(ctx, tx, sqlDisconnect, account, store.DisconnectedMeta(now))
+		n, err := changed(ctx, tx, sqlDisconnect, account, rules.DisconnectedMeta(now))
 		if err != nil {
 			return err
 		}
@@ -291,7 +292,7 @@ func (s *Store) Notices(ctx context.Context, account string, limit int) ([]store
 	notices, err := collect(ctx, s.db, func(row scanner) (n store.Notice, err error) {
 		var meta store.TokenMeta
 		err = row.Scan(&n.Account, &n.Required, &meta, &n.Version, at{&n.At})
-		return n.About(meta), err
+		return rules.NoticeOf(n, meta), err
 	}, sqlNotices, account, limit)
 	return notices, s.wrap("read notices", err)
 }

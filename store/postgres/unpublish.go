@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -34,7 +35,7 @@ func retryDeletions(ctx context.Context, tx pgx.Tx, account string, now any) err
 
 // Unpublish implements store.Control.
 func (s *Store) Unpublish(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "unpublish request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "unpublish request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		before = r.Status.State
 		return r.Unpublish(laneRow.At(now))
 	})
@@ -59,7 +60,7 @@ func (s *Store) Unpublishing(ctx context.Context, lane store.Claim) (record stor
 
 // PostDeleted implements store.Lanes.
 func (s *Store) PostDeleted(ctx context.Context, claim store.Claim, id string, post int, now time.Time) error {
-	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "record deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.PostDeleted(laneRow, post, now)
 	})
 	return err
@@ -67,7 +68,7 @@ func (s *Store) PostDeleted(ctx context.Context, claim store.Claim, id string, p
 
 // HoldUnpublish implements store.Lanes.
 func (s *Store) HoldUnpublish(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
-	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "hold deletion", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.HoldUnpublish(laneRow, claim, out)
 	})
 	return err

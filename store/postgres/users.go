@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -116,7 +117,7 @@ func (s *Store) Users(ctx context.Context) ([]store.User, error) {
 // AddSession implements store.Users.
 func (s *Store) AddSession(ctx context.Context, session store.Session) error {
 	return s.change(ctx, "add session", func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, sqlForgetSessions, session.CreatedAt.Add(-jetpost.SessionIdle), store.MaxForgottenSessions); err != nil {
+		if _, err := tx.Exec(ctx, sqlForgetSessions, session.CreatedAt.Add(-jetpost.SessionIdle), rules.MaxForgottenSessions); err != nil {
 			return err
 		}
 		n, err := changed(ctx, tx, sqlAddSession, session.Digest, session.User, session.CreatedAt)
@@ -127,7 +128,7 @@ func (s *Store) AddSession(ctx context.Context, session store.Session) error {
 // UseSession implements store.Users.
 func (s *Store) UseSession(ctx context.Context, digest []byte, now time.Time) (store.Session, error) {
 	session, err := scanSession(s.db.QueryRow(ctx, sqlSession, blob(digest), now.Add(-jetpost.SessionIdle), now.Add(-jetpost.SessionLife)))
-	if err == nil && now.Sub(session.SeenAt) >= store.SessionSeenEvery {
+	if err == nil && now.Sub(session.SeenAt) >= rules.SessionSeenEvery {
 		session.SeenAt = now
 		_, err = s.db.Exec(ctx, sqlSeeSession, blob(digest), now)
 	}
@@ -148,7 +149,7 @@ func (s *Store) CountAttempts(ctx context.Context, keys [][]byte, window time.Du
 	counts = make([]int, len(keys))
 	err = s.change(ctx, "count attempts", func(ctx context.Context, tx pgx.Tx) error {
 		began := now.Add(-window)
-		if _, err := tx.Exec(ctx, sqlForgetAttempts, began, store.MaxForgottenAttempts); err != nil {
+		if _, err := tx.Exec(ctx, sqlForgetAttempts, began, rules.MaxForgottenAttempts); err != nil {
 			return err
 		}
 		type counted struct {
@@ -179,7 +180,7 @@ func (s *Store) ForgiveAttempts(ctx context.Context, keys [][]byte) error {
 // AddAudit implements store.Audits.
 func (s *Store) AddAudit(ctx context.Context, a store.Audit) error {
 	return s.change(ctx, "add audit", func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, sqlForgetAudits, a.At.Add(-store.AuditRetention), store.MaxForgottenAudits); err != nil {
+		if _, err := tx.Exec(ctx, sqlForgetAudits, a.At.Add(-rules.AuditRetention), rules.MaxForgottenAudits); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, sqlAddAudit, a.At, storable(a.Actor), string(a.Operation), storable(a.Account), storable(a.Target), a.Outcome)

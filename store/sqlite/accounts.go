@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -79,7 +80,7 @@ func (s *Store) addAccount(ctx context.Context, tx *sql.Tx, in store.Import) err
 		return err
 	}
 	_, err = tx.ExecContext(ctx, sqlAddToken, id, in.Name, access, refresh,
-		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now), in.Pair.Digest())
+		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now), rules.PairDigest(in.Pair))
 	return err
 }
 
@@ -91,9 +92,9 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 	var id string
 	var again, busy bool
 	there := store.SealedToken{Token: store.Token{Account: in.Name}}
-	err := tx.QueryRowContext(ctx, sqlStoredToken, in.Name, in.Pair.Digest(), micros(in.Now)).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
+	err := tx.QueryRowContext(ctx, sqlStoredToken, in.Name, rules.PairDigest(in.Pair), micros(in.Now)).Scan(&id, &again, &busy, &there.SealedAccess, &there.SealedRefresh)
 	if there.ID = id; err == nil {
-		err = s.sealer.MayReplace(there, again)
+		err = rules.MayReplace(s.sealer, there, again)
 	}
 	switch {
 	case err != nil:
@@ -108,7 +109,7 @@ func (s *Store) replaceToken(ctx context.Context, tx *sql.Tx, in store.Import) (
 		return "", err
 	}
 	_, err = tx.ExecContext(ctx, sqlReplaceToken, id, access, refresh,
-		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now), in.Pair.Digest())
+		micros(in.Pair.ExpiresAt), micros(in.Pair.RefreshAfter(in.Now)), in.Pair.Scope, micros(in.Now), rules.PairDigest(in.Pair))
 	if err != nil {
 		return "", err
 	}
@@ -164,7 +165,7 @@ func (s *Store) AccountsAfter(ctx context.Context, after string, limit int) (acc
 func scanAccount(row scanner) (a store.Account, err error) {
 	var meta []byte
 	err = row.Scan(&a.Name, &a.XUserID, &a.Username, at{&a.CreatedAt}, at{&a.TokenExpiresAt}, &meta,
-		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, store.CauseOf{Pause: &a.Pause}, &a.Open)
+		pausedAt{&a.Pause}, at{&a.Pause.Reason.Until}, &a.Pause.Reason.Detail, rules.CauseOf{Pause: &a.Pause}, &a.Open)
 	if err != nil {
 		return store.Account{}, err
 	}
@@ -220,7 +221,7 @@ WHERE instr(' ' || accounts || ' ', ' ' || ?1 || ' ') > 0`
 )
 
 // whole reads what decides about an account as a whole.
-func whole(ctx context.Context, tx *sql.Tx, name string, now time.Time) (w store.Whole, err error) {
+func whole(ctx context.Context, tx *sql.Tx, name string, now time.Time) (w rules.Whole, err error) {
 	err = tx.QueryRowContext(ctx, sqlWhole, name, micros(now), store.MaxMoved).Scan(&w.Busy, &w.Unfinished, &w.Reauth, &w.Requests)
 	return w, missing(err, store.ErrNotFound)
 }
@@ -270,7 +271,7 @@ func (s *Store) RemoveAccount(ctx context.Context, name string, now time.Time) e
 			err = w.CheckRemoval()
 		}
 		if err == nil {
-			err = each(ctx, tx, []string{sqlRemoveRequests}, name, store.DigestKept)
+			err = each(ctx, tx, []string{sqlRemoveRequests}, name, rules.DigestKept)
 		}
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -26,12 +27,12 @@ func scanAPIToken(row scanner) (t store.APIToken, err error) {
 	return t, err
 }
 
-func wordsOf[S ~string](of *[]S) store.Words[S] { return store.Words[S]{Of: of} }
+func wordsOf[S ~string](of *[]S) rules.Words[S] { return rules.Words[S]{Of: of} }
 
 // AddAPIToken implements store.APITokens.
 func (s *Store) AddAPIToken(ctx context.Context, t store.APIToken) error {
 	return s.change(ctx, "add API token", func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, sqlForgetAPITokens, micros(t.CreatedAt.Add(-store.APITokenRetention))); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlForgetAPITokens, micros(t.CreatedAt.Add(-rules.APITokenRetention))); err != nil {
 			return err
 		}
 		n, err := changed(ctx, tx, sqlAddAPIToken,

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -86,7 +87,7 @@ func eraseIdentities(ctx context.Context, tx *sql.Tx, account string, now time.T
 	}, query, args...)
 	for _, i := range all {
 		if err == nil {
-			_, err = tx.ExecContext(ctx, sqlAddErased, store.ErasedIdentity(i.Key), string(store.ErasedState(i.state)), micros(now))
+			_, err = tx.ExecContext(ctx, sqlAddErased, rules.ErasedIdentity(i.Key), string(rules.ErasedState(i.state)), micros(now))
 		}
 		for _, drop := range [...]string{sqlDropPosts, sqlDropRequest, sqlDropPruned} {
 			if err == nil {
@@ -118,7 +119,7 @@ func (s *Store) EraseAccount(ctx context.Context, lane store.Claim, now time.Tim
 		if err := fenced(changed(ctx, tx, sqlHoldLane, lane.Account, lane.Fence)); err != nil {
 			return err
 		}
-		n, err := eraseIdentities(ctx, tx, lane.Account, now, sqlErasePruned, lane.Account, store.MaxErasedIdentities)
+		n, err := eraseIdentities(ctx, tx, lane.Account, now, sqlErasePruned, lane.Account, rules.MaxErasedIdentities)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -143,8 +144,8 @@ func (s *Store) EraseRest(ctx context.Context, account string) error {
 				return err
 			}
 		}
-		texts := store.AnswersOf(account)
-		if _, err := tx.ExecContext(ctx, sqlErasedAnswers, texts[0], texts[1], store.ErasedAnswer); err != nil {
+		texts := rules.AnswersOf(account)
+		if _, err := tx.ExecContext(ctx, sqlErasedAnswers, texts[0], texts[1], rules.ErasedAnswer); err != nil {
 			return err
 		}
 		return eraseFromTokens(ctx, tx, account)
@@ -162,7 +163,7 @@ func (s *Store) EraseRest(ctx context.Context, account string) error {
 func eraseFromTokens(ctx context.Context, tx *sql.Tx, account string) error {
 	tokens, err := collect(ctx, tx, scanAPIToken, sqlAPITokens)
 	for _, t := range tokens {
-		rest, had := t.WithoutAccount(account)
+		rest, had := rules.WithoutAccount(t, account)
 		switch {
 		case err != nil || !had:
 		case len(rest) == 0:

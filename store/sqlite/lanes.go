@@ -8,6 +8,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlClaimLane = `
@@ -19,7 +20,7 @@ RETURNING fence, lost_claims - 1`
 // ClaimLane implements store.Lanes.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
 	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) error {
-		lane = store.Claim{Account: account, Cache: &store.ClaimCache{}}
+		lane = store.Claim{Account: account, Memory: &rules.ClaimCache{}}
 		err := tx.QueryRowContext(ctx, sqlClaimLane, account, worker, micros(now.Add(lease)), micros(now)).
 			Scan(&lane.Fence, &lane.LostClaims)
 		if claimed = err == nil; claimed {
@@ -55,10 +56,11 @@ WHERE account = ?1 AND fence = ?2 AND generation = ?3 AND lease_owner IS NOT NUL
 
 // ReleaseLane implements store.Lanes.
 func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, _ time.Time) (released bool, err error) {
-	told, latest := lane.Cache.Mark(), true
+	cache := rules.CacheOf(lane)
+	told, latest := cache.Mark(), true
 	defer func() {
 		if err == nil {
-			lane.Cache.Marked(told, latest)
+			cache.Marked(told, latest)
 		}
 	}()
 	err = s.change(ctx, "release lane", func(ctx context.Context, tx *sql.Tx) (err error) {
@@ -90,7 +92,7 @@ func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool
 func readGenerations(ctx context.Context, tx *sql.Tx, lane store.Claim) (snapshot store.Snapshot, err error) {
 	pause := &snapshot.Pause
 	err = tx.QueryRowContext(ctx, sqlGenerations, lane.Account, lane.Fence).
-		Scan(&snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, store.CauseOf{Pause: pause}, at{&snapshot.UnpublishAt}, &snapshot.MonthlyLimit)
+		Scan(&snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, rules.CauseOf{Pause: pause}, at{&snapshot.UnpublishAt}, &snapshot.MonthlyLimit)
 	return snapshot, missing(err, store.ErrFenced)
 }
 
@@ -153,25 +155,26 @@ func readFront(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time)
 func readAhead(ctx context.Context, tx *sql.Tx, lane store.Claim, now time.Time) error {
 	snapshot, err := readFront(ctx, tx, lane, now)
 	if err == nil {
-		lane.Cache.Saw(store.LaneRow{}, snapshot, nil, true)
+		rules.CacheOf(lane).Saw(rules.LaneRow{}, snapshot, nil, true)
 	}
 	return err
 }
 
 // Begin implements store.Lanes.
 func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent store.Intent) error {
-	told, latest := claim.Cache.Mark(), true
+	cache := rules.CacheOf(claim)
+	told, latest := cache.Mark(), true
 	err := s.change(ctx, "begin post", func(ctx context.Context, tx *sql.Tx) (err error) {
 		if latest, err = markTold(ctx, tx, told); err != nil {
 			return err
 		}
-		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 			return r.Begin(laneRow, claim, intent)
 		})
 		return err
 	})
 	if err == nil {
-		claim.Cache.Marked(told, latest)
+		cache.Marked(told, latest)
 	}
 	return err
 }
@@ -182,19 +185,20 @@ const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 // have found an earlier holder's post on X.
 func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live store.LivePost) (jetpost.State, error) {
 	var state jetpost.State
+	cache := rules.CacheOf(claim)
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
-		var change store.Change
-		var row *store.Row
-		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+		var change rules.Change
+		var row *rules.Row
+		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 			row = r
 			change, err = r.Posted(laneRow, claim, live)
 			return change, err
 		})
 		if err == nil {
 			row.Status.UpdatedAt = row.Status.UpdatedAt.UTC().Truncate(time.Microsecond) // as it is stored
-			claim.Cache.Wrote(row)
+			cache.Write(row)
 		}
-		if wakes := !change.WakeAt.IsZero(); err != nil || claim.Cache == nil || wakes || !state.Finished() {
+		if wakes := !change.WakeAt.IsZero(); err != nil || cache == nil || wakes || !state.Finished() {
 			return err
 		}
 		// An earlier holder may report its post, too; it gets no snapshot.
@@ -204,7 +208,7 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live s
 		return nil
 	})
 	if err != nil {
-		claim.Cache.Forget()
+		cache.Forget()
 		return "", err
 	}
 	return state, nil
@@ -212,7 +216,7 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live s
 
 // Conclude implements store.Lanes.
 func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out store.Outcome) error {
-	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "conclude request", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Conclude(laneRow, claim, out)
 	})
 	return err
@@ -220,7 +224,7 @@ func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out 
 
 // Uploaded implements store.Lanes.
 func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
-	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Uploaded(laneRow, claim, post, media)
 	})
 	return err
@@ -250,7 +254,7 @@ func (s *Store) Reserve(ctx context.Context, lane store.Claim, r store.Reservati
 		if err := tx.QueryRowContext(ctx, sqlSetAside, lane.Account, micros(r.Now)).Scan(&others); err != nil {
 			return err
 		}
-		out, take = r.Grant(left, others)
+		out, take = rules.Reserve(r, left, others)
 		return fenced(changed(ctx, tx, sqlReserve, lane.Account, lane.Fence, take))
 	})
 	return out, err

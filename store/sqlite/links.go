@@ -7,6 +7,7 @@ import (
 
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -24,7 +25,7 @@ func (s *Store) AddLink(ctx context.Context, link store.NewLink) error {
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlForgetLinks, micros(link.Now.Add(-store.LinkRetention)), store.MaxForgottenLinks)
+		_, err = tx.ExecContext(ctx, sqlForgetLinks, micros(link.Now.Add(-rules.LinkRetention)), rules.MaxForgottenLinks)
 		return err
 	})
 }
@@ -37,7 +38,7 @@ const (
 
 // Link implements store.Links.
 func (s *Store) Link(ctx context.Context, id string) (link store.Link, err error) {
-	digest, err := store.ParseLinkID(id)
+	digest, err := rules.ParseLinkID(id)
 	if err == nil {
 		link, err = scanLink(s.row(ctx, sqlLink, digest))
 	}
@@ -64,7 +65,7 @@ WHERE token_hash = ?1`
 // BeginAttempt implements store.Links.
 func (s *Store) BeginAttempt(ctx context.Context, id string, attempt store.LinkAttempt) (link store.Link, err error) {
 	err = s.change(ctx, "begin attempt", func(ctx context.Context, tx *sql.Tx) error {
-		digest, err := store.ParseLinkID(id)
+		digest, err := rules.ParseLinkID(id)
 		if err != nil {
 			return err
 		}
@@ -73,10 +74,10 @@ func (s *Store) BeginAttempt(ctx context.Context, id string, attempt store.LinkA
 		if err != nil {
 			return missing(err, store.ErrNotFound)
 		}
-		if err := link.MayBegin(busy, attempt.Now); err != nil {
+		if err := rules.MayBegin(link, busy, attempt.Now); err != nil {
 			return err
 		}
-		verifier, err := s.sealer.SealVerifier(link.ID, attempt.Verifier)
+		verifier, err := rules.SealVerifier(s.sealer, link.ID, attempt.Verifier)
 		if err != nil {
 			return err
 		}
@@ -97,7 +98,7 @@ FROM connect_links WHERE attempt_state = ?1`
 )
 
 // scanAttempt scans an attempt with its link.
-func scanAttempt(row scanner) (a store.StoredAttempt, err error) {
+func scanAttempt(row scanner) (a rules.StoredAttempt, err error) {
 	a.Link, err = scanLink(row, &a.Browser, &a.Verifier, at{&a.ExpiresAt})
 	return a, missing(err, store.ErrNotFound)
 }
@@ -144,7 +145,7 @@ UPDATE connect_links SET used_at = coalesce(used_at, ?2), attempt_verifier = NUL
 // GiveUpAttempt implements store.Links.
 func (s *Store) GiveUpAttempt(ctx context.Context, id string, state []byte) error {
 	return s.change(ctx, "give up attempt", func(ctx context.Context, tx *sql.Tx) error {
-		digest, err := store.ParseLinkID(id)
+		digest, err := rules.ParseLinkID(id)
 		if err != nil {
 			return err
 		}
@@ -156,7 +157,7 @@ func (s *Store) GiveUpAttempt(ctx context.Context, id string, state []byte) erro
 // UseLink implements store.Links.
 func (s *Store) UseLink(ctx context.Context, id string, now time.Time) error {
 	return s.change(ctx, "use link", func(ctx context.Context, tx *sql.Tx) error {
-		digest, err := store.ParseLinkID(id)
+		digest, err := rules.ParseLinkID(id)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -27,7 +28,7 @@ func (s *Store) Operate(ctx context.Context, op store.Operation, change func(con
 		switch {
 		case err == nil:
 			repeated = true
-			return store.SameOperation(op, digest)
+			return rules.SameOperation(op, digest)
 		case !errors.Is(err, sql.ErrNoRows):
 			return err
 		}
@@ -39,7 +40,7 @@ func (s *Store) Operate(ctx context.Context, op store.Operation, change func(con
 		if _, err := tx.ExecContext(ctx, sqlAddOperation, op.ID, blob(op.Digest), blob(answer), micros(op.Now)); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlForgetOperations, micros(op.Now.Add(-store.OperationRetention)), store.MaxForgottenOperations)
+		_, err = tx.ExecContext(ctx, sqlForgetOperations, micros(op.Now.Add(-rules.OperationRetention)), rules.MaxForgottenOperations)
 		return err
 	})
 	switch {

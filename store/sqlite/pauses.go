@@ -7,6 +7,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlSetPause = `UPDATE lanes SET paused_at = ?2, paused_until = ?3, pause_reason = ?4, pause_cause = ?5 WHERE account = ?1`
@@ -61,7 +62,7 @@ func setPause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause
 
 // writePause writes a pause, and the change that an event must report.
 func writePause(ctx context.Context, tx *sql.Tx, account string, pause store.Pause, change store.PauseChange) error {
-	_, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Reason.Until), pause.Reason.Detail, store.CauseOf{Pause: &pause}.String())
+	_, err := tx.ExecContext(ctx, sqlSetPause, account, micros(pause.Since), micros(pause.Reason.Until), pause.Reason.Detail, rules.CauseOf{Pause: &pause}.String())
 	if err != nil || change.Event == "" {
 		return err
 	}
@@ -105,7 +106,7 @@ func (s *Store) MarkPauseChangeTold(ctx context.Context, change store.PauseChang
 // BlockAccount implements store.Lanes. It wakes the lane only if the account may
 // post again.
 func (s *Store) BlockAccount(ctx context.Context, lane store.Claim, pause store.Pause, now time.Time) (holds store.Pause, err error) {
-	lane.Cache.Forget()
+	rules.CacheOf(lane).Forget()
 	err = s.change(ctx, "block account", func(ctx context.Context, tx *sql.Tx) error {
 		laneRow, err := readLane(ctx, tx, lane.Account)
 		if err == nil && !laneRow.HeldBy(lane) {
@@ -220,7 +221,7 @@ func (s *Store) ExpireLate(ctx context.Context, account string, dueBefore time.T
 	return expired, nil
 }
 
-func expire(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row, dueBefore, now time.Time) error {
+func expire(ctx context.Context, tx *sql.Tx, laneRow rules.LaneRow, r *rules.Row, dueBefore, now time.Time) error {
 	if err := readPosts(ctx, tx, r); err != nil {
 		return err
 	}

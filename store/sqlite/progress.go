@@ -5,6 +5,7 @@ import (
 	"database/sql"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -83,8 +84,8 @@ func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Pr
 		_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 			var one store.Standing
 			var paused bool
-			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, store.CauseOf{Pause: &one.Pause}, &paused)
-			p.Stand(one, paused)
+			err = row.Scan(&one.Account, &one.Reauth, pausedAt{&one.Pause}, at{&one.Pause.Reason.Until}, &one.Pause.Reason.Detail, rules.CauseOf{Pause: &one.Pause}, &paused)
+			rules.Stand(&p, one, paused)
 			return none, err
 		}, sqlStanding, micros(q.Now))
 		if err != nil {
@@ -103,7 +104,7 @@ func (s *Store) Progress(ctx context.Context, q store.ProgressQuery) (p store.Pr
 		if err := tx.QueryRowContext(ctx, sqlOldestDue, micros(q.Now)).Scan(&p.DueAccount, at{&p.DueSince}); err != nil {
 			return err
 		}
-		err = tx.QueryRowContext(ctx, sqlMoved, micros(q.Now.Add(-store.ProgressRefusals)), store.MaxProgress).
+		err = tx.QueryRowContext(ctx, sqlMoved, micros(q.Now.Add(-rules.ProgressRefusals)), store.MaxProgress).
 			Scan(at{&p.AcceptedAt}, at{&p.PostedAt}, at{&p.UntoldSince}, &p.Refused)
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -73,11 +74,11 @@ func (s *Store) Prune(ctx context.Context, account string, ids []string, before 
 	var began time.Time
 	err = s.change(ctx, "prune requests", func(ctx context.Context, tx *sql.Tx) error {
 		began = time.Now()
-		ctx, cancel := context.WithTimeout(ctx, store.PruneHold)
+		ctx, cancel := context.WithTimeout(ctx, rules.PruneHold)
 		defer cancel()
 		gone, err := collect(ctx, tx, func(row scanner) (id string, err error) {
 			return id, row.Scan(&id)
-		}, sqlPrune, micros(before), account, string(list), store.DigestKept)
+		}, sqlPrune, micros(before), account, string(list), rules.DigestKept)
 		for _, id := range gone {
 			for _, drop := range [...]string{sqlDropPosts, sqlDropRequest} {
 				if err == nil {
@@ -92,13 +93,13 @@ func (s *Store) Prune(ctx context.Context, account string, ids []string, before 
 	return out, err
 }
 
-func scanPruned(row scanner) (*store.Row, error) {
-	r := &store.Row{}
+func scanPruned(row scanner) (*rules.Row, error) {
+	r := &rules.Row{}
 	st := &r.Status
 	if err := row.Scan(&r.Account, &r.ID, &r.Digest, &st.State, &st.Revision, at{&st.AcceptedAt}, at{&st.UpdatedAt}); err != nil {
 		return nil, err
 	}
-	return store.PrunedRow(r.Key, r.Digest, *st), nil
+	return rules.PrunedRow(r.Key, r.Digest, *st), nil
 }
 
 // PrunedRequests implements store.Retention.

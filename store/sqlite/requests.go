@@ -10,6 +10,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -47,7 +48,7 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 				return err
 			}
 		}
-		b := store.NewBatch()
+		b := rules.NewBatch()
 		for i := range in {
 			if err := acceptOne(ctx, tx, b, &in[i], &out); err != nil {
 				return err
@@ -96,7 +97,7 @@ func (s *Store) findTexts(ctx context.Context, in []store.Acceptance, out []stor
 
 // acceptOne writes one request of a batch, but for its lane. It reads a request that
 // comes twice again, since the first may have been written already.
-func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Acceptance, out *[]store.Received) error {
+func acceptOne(ctx context.Context, tx *sql.Tx, b *rules.Batch, in *store.Acceptance, out *[]store.Received) error {
 	key := in.Key()
 	laneRow, known := b.LaneRows[key.Account]
 	if !known {
@@ -109,7 +110,7 @@ func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Accept
 		}
 		b.LaneRows[key.Account] = laneRow
 	}
-	part := &store.Batch{LaneRows: b.LaneRows, Rows: map[store.Key]*store.Row{}, Changes: map[*store.Row]store.Change{}, LaneWakes: b.LaneWakes}
+	part := &rules.Batch{LaneRows: b.LaneRows, Rows: map[store.Key]*rules.Row{}, Changes: map[*rules.Row]rules.Change{}, LaneWakes: b.LaneWakes}
 	if laneRow != nil {
 		r, err := readRequest(ctx, tx, key)
 		switch {
@@ -141,7 +142,7 @@ func acceptOne(ctx context.Context, tx *sql.Tx, b *store.Batch, in *store.Accept
 	return nil
 }
 
-func addRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+func addRequest(ctx context.Context, tx *sql.Tx, r *rules.Row) error {
 	st := &r.Status
 	code, reason := columns(st.Reason)
 	meta, err := metadata(st.Metadata)
@@ -157,7 +158,7 @@ func addRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
 	return addPosts(ctx, tx, r)
 }
 
-func addPosts(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+func addPosts(ctx context.Context, tx *sql.Tx, r *rules.Row) error {
 	for _, p := range r.Posts {
 		list, err := mediaColumn(p.Media)
 		if err != nil {
@@ -182,7 +183,7 @@ LIMIT 1`
 
 // refuseText fails a request whose text another account posts, if that is asked for.
 // Only one connection writes, so if two come at once the second one fails.
-func refuseText(ctx context.Context, tx *sql.Tx, r *store.Row, in store.Acceptance) error {
+func refuseText(ctx context.Context, tx *sql.Tx, r *rules.Row, in store.Acceptance) error {
 	if !in.RefuseSameText {
 		return nil
 	}
@@ -194,7 +195,7 @@ func refuseText(ctx context.Context, tx *sql.Tx, r *store.Row, in store.Acceptan
 }
 
 func findText(ctx context.Context, tx *sql.Tx, texts store.TextQuery) (other store.Key, found bool, err error) {
-	from, to := texts.Span()
+	from, to := rules.TextSpan(texts)
 	for _, hash := range texts.Hashes {
 		err := tx.QueryRowContext(ctx, sqlSameText, texts.Account, hash, micros(from), micros(to), micros(texts.Now)).Scan(&other.Account, &other.ID)
 		if found = err == nil; found || !errors.Is(err, sql.ErrNoRows) {
@@ -217,7 +218,7 @@ const sqlSaveContents = `
 UPDATE requests SET publish_at = ?3, expires_at = ?4, metadata = ?5, digest = ?6, cost_micros = ?7 WHERE account = ?1 AND id = ?2`
 
 // saveContents completes a request that was accepted unread.
-func saveContents(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+func saveContents(ctx context.Context, tx *sql.Tx, r *rules.Row) error {
 	st := &r.Status
 	meta, err := metadata(st.Metadata)
 	if err != nil {
@@ -277,7 +278,7 @@ func (s *Store) Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, sqlForgetRefusals, refusal.Stored.Add(-store.RefusalRetention).UnixMicro(), store.MaxForgottenRefusals)
+		_, err = tx.ExecContext(ctx, sqlForgetRefusals, refusal.Stored.Add(-rules.RefusalRetention).UnixMicro(), rules.MaxForgottenRefusals)
 		return err
 	})
 }
@@ -292,7 +293,7 @@ ON CONFLICT (stored, sequence) DO UPDATE SET failures = failures + 1, error = ex
 // JobFailed implements store.Intake.
 func (s *Store) JobFailed(ctx context.Context, f store.JobFailure) (failures int, err error) {
 	err = s.change(ctx, "count failure of job", func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, sqlForgetFailures, f.Stored.Add(-store.RefusalRetention).UnixMicro()); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlForgetFailures, f.Stored.Add(-rules.RefusalRetention).UnixMicro()); err != nil {
 			return err
 		}
 		return tx.QueryRowContext(ctx, sqlJobFailed, f.Stored.UnixMicro(), int64(f.Sequence), f.Error).Scan(&failures)
@@ -348,7 +349,7 @@ func endHolds(ctx context.Context, tx *sql.Tx, account string, code jetpost.Code
 
 // Replay implements store.Control. A post that may be live stays in doubt.
 func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (result store.ReplayResult, err error) {
-	_, err = s.move(ctx, "replay request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+	_, err = s.move(ctx, "replay request", key, func(laneRow rules.LaneRow, r *rules.Row) (change rules.Change, err error) {
 		result, change = r.Replay(laneRow, now)
 		return change, nil
 	})
@@ -357,7 +358,7 @@ func (s *Store) Replay(ctx context.Context, key store.Key, now time.Time) (resul
 
 // Cancel implements store.Control.
 func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (before jetpost.State, err error) {
-	_, err = s.move(ctx, "cancel request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "cancel request", key, func(_ rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		before = r.Status.State
 		return r.Cancel(now)
 	})
@@ -366,7 +367,7 @@ func (s *Store) Cancel(ctx context.Context, key store.Key, now time.Time) (befor
 
 // Reschedule implements store.Control.
 func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time) (state jetpost.State, err error) {
-	_, err = s.move(ctx, "reschedule request", key, func(laneRow store.LaneRow, r *store.Row) (change store.Change, err error) {
+	_, err = s.move(ctx, "reschedule request", key, func(laneRow rules.LaneRow, r *rules.Row) (change rules.Change, err error) {
 		change, err = r.Reschedule(laneRow, at, now)
 		state = r.Status.State
 		return change, err
@@ -376,14 +377,14 @@ func (s *Store) Reschedule(ctx context.Context, key store.Key, at, now time.Time
 
 // Resolve implements store.Control.
 func (s *Store) Resolve(ctx context.Context, key store.Key, postID string, now time.Time) (jetpost.State, error) {
-	return s.move(ctx, "resolve request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	return s.move(ctx, "resolve request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Resolve(laneRow, postID, now)
 	})
 }
 
 // Reconcile implements store.Control.
 func (s *Store) Reconcile(ctx context.Context, key store.Key, now time.Time) error {
-	_, err := s.move(ctx, "reconcile request", key, func(_ store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err := s.move(ctx, "reconcile request", key, func(_ rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Reconcile(now)
 	})
 	return err
@@ -444,7 +445,7 @@ ORDER BY accepted_at DESC, seq DESC, account LIMIT ?6`
 // ListRequests implements store.Queries.
 func (s *Store) ListRequests(ctx context.Context, f store.Filter) ([]store.Record, error) {
 	return s.records(ctx, "list requests", sqlListRequests,
-		f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), f.Rows(), micros(f.After.AcceptedAt), f.After.Seq, f.After.Account)
+		f.Account, f.ID, string(f.State), string(f.Code), micros(f.Since), rules.ListLimit(f), micros(f.After.AcceptedAt), f.After.Seq, f.After.Account)
 }
 
 // records is a report of requests with their posts.

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlSaveBody = `UPDATE requests SET body = ?3, digest = ?4, cost_micros = ?5 WHERE account = ?1 AND id = ?2`
@@ -48,7 +49,7 @@ func (s *Store) Rebuild(ctx context.Context, in store.Rebuilt) (result store.Reb
 
 // Doubt implements store.Recovery.
 func (s *Store) Doubt(ctx context.Context, key store.Key, gap store.Gap) (marked bool, err error) {
-	_, err = s.move(ctx, "doubt request", key, func(laneRow store.LaneRow, r *store.Row) (store.Change, error) {
+	_, err = s.move(ctx, "doubt request", key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		change, err := r.Doubt(laneRow, gap)
 		marked = change.Request
 		return change, err

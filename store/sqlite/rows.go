@@ -10,15 +10,16 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const sqlLane = `
 SELECT fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause FROM lanes WHERE account = ?1`
 
 // readLane fails with store.ErrNotFound.
-func readLane(ctx context.Context, tx *sql.Tx, account string) (l store.LaneRow, err error) {
+func readLane(ctx context.Context, tx *sql.Tx, account string) (l rules.LaneRow, err error) {
 	err = tx.QueryRowContext(ctx, sqlLane, account).Scan(&l.Fence, &l.Held, &l.Generation, &l.NextSeq, at{&l.LastDue},
-		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, store.CauseOf{Pause: &l.Pause})
+		pausedAt{&l.Pause}, at{&l.Pause.Reason.Until}, &l.Pause.Reason.Detail, rules.CauseOf{Pause: &l.Pause})
 	return l, missing(err, store.ErrNotFound)
 }
 
@@ -36,7 +37,7 @@ FROM posts WHERE account = ?1 AND request_id = ?2 ORDER BY idx`
 // move applies a rule to a request and returns the state after it. Only one connection
 // writes, so nothing changes a row between its read and its save. It fails with
 // store.ErrNotFound and store.ErrPruned.
-func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (state jetpost.State, err error) {
+func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(rules.LaneRow, *rules.Row) (rules.Change, error)) (state jetpost.State, err error) {
 	err = s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) (err error) {
 		state, err = apply(ctx, tx, key, rule)
 		return err
@@ -48,7 +49,7 @@ func (s *Store) move(ctx context.Context, what string, key store.Key, rule func(
 }
 
 // apply is move within a transaction.
-func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.LaneRow, *store.Row) (store.Change, error)) (jetpost.State, error) {
+func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(rules.LaneRow, *rules.Row) (rules.Change, error)) (jetpost.State, error) {
 	laneRow, err := readLane(ctx, tx, key.Account)
 	if err != nil {
 		return "", err
@@ -69,10 +70,10 @@ func apply(ctx context.Context, tx *sql.Tx, key store.Key, rule func(store.LaneR
 
 // readRequest also reads what is left of one that was pruned. It fails with
 // store.ErrNotFound and store.ErrPruned.
-func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*store.Row, error) {
+func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*rules.Row, error) {
 	r, err := scanRequest(tx.QueryRowContext(ctx, sqlRequest, key.Account, key.ID))
 	if errors.Is(err, sql.ErrNoRows) {
-		r, err = scanPruned(tx.QueryRowContext(ctx, sqlPruned, key.Account, key.ID, store.ErasedIdentity(key)))
+		r, err = scanPruned(tx.QueryRowContext(ctx, sqlPruned, key.Account, key.ID, rules.ErasedIdentity(key)))
 		return r, missing(err, store.ErrNotFound)
 	}
 	if err != nil {
@@ -81,13 +82,13 @@ func readRequest(ctx context.Context, tx *sql.Tx, key store.Key) (*store.Row, er
 	return r, readPosts(ctx, tx, r)
 }
 
-func readPosts(ctx context.Context, tx *sql.Tx, r *store.Row) (err error) {
+func readPosts(ctx context.Context, tx *sql.Tx, r *rules.Row) (err error) {
 	r.Posts, err = collect(ctx, tx, scanPost, sqlPosts, r.Account, r.ID)
 	return err
 }
 
-func scanRequest(row scanner) (*store.Row, error) {
-	var r store.Row
+func scanRequest(row scanner) (*rules.Row, error) {
+	var r rules.Row
 	var reason jetpost.Reason
 	var meta, deletion []byte
 	var unpublishAt time.Time
@@ -139,7 +140,7 @@ WHERE account = ?1 AND request_id = ?2 AND idx = ?3`
 )
 
 // save writes what the rule changed of a request, its posts and its lane.
-func save(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row, change store.Change) error {
+func save(ctx context.Context, tx *sql.Tx, laneRow rules.LaneRow, r *rules.Row, change rules.Change) error {
 	if change.Contents {
 		if err := saveContents(ctx, tx, r); err != nil {
 			return err
@@ -176,7 +177,7 @@ func save(ctx context.Context, tx *sql.Tx, laneRow store.LaneRow, r *store.Row, 
 	return wake(ctx, tx, r.Account, change.WakeAt)
 }
 
-func saveRequest(ctx context.Context, tx *sql.Tx, r *store.Row) error {
+func saveRequest(ctx context.Context, tx *sql.Tx, r *rules.Row) error {
 	code, reason := columns(r.Status.Reason)
 	deletion, err := deletionColumn(r.Deletion)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -35,7 +36,7 @@ INSERT INTO spending (month, account, micros, billed) VALUES (?1, '', 0, 1) ON C
 // Spend implements store.Spending.
 func (s *Store) Spend(ctx context.Context, account string, e store.Expense) (spent store.Spent, err error) {
 	err = s.change(ctx, "set cost aside", func(ctx context.Context, tx *sql.Tx) error {
-		month := store.Month(e.Now)
+		month := rules.Month(e.Now)
 		aside, err := correct(ctx, tx, account, e.ID, month)
 		if err != nil {
 			return err
@@ -45,7 +46,7 @@ func (s *Store) Spend(ctx context.Context, account string, e store.Expense) (spe
 		if err := tx.QueryRowContext(ctx, sqlMonthSpent, month, account).Scan(&app, &own, &billed); err != nil {
 			return err
 		}
-		if spent = e.Grant(app, own, billed, e.Now); aside {
+		if spent = rules.Spend(e, app, own, billed, e.Now); aside {
 			spent.Granted = true
 		}
 		if !spent.Granted || aside {
@@ -63,7 +64,7 @@ func (s *Store) Spend(ctx context.Context, account string, e store.Expense) (spe
 // correct ends what was set aside for finished requests and in earlier months, and tells
 // whether the cost of that request is set aside.
 func correct(ctx context.Context, tx *sql.Tx, account, id, month string) (aside bool, err error) {
-	open, err := collect(ctx, tx, func(row scanner) (o store.OpenExpense, err error) {
+	open, err := collect(ctx, tx, func(row scanner) (o rules.OpenExpense, err error) {
 		err = row.Scan(&o.ID, &o.Month, &o.Micros, &o.Cost, &o.Posts, &o.Live, &o.LiveNow, &o.Finished)
 		return o, err
 	}, sqlOpenExpenses, account)
@@ -88,7 +89,7 @@ func correct(ctx context.Context, tx *sql.Tx, account, id, month string) (aside 
 // MonthSpent implements store.Spending.
 func (s *Store) MonthSpent(ctx context.Context, account string, now time.Time) (spent store.Spent, err error) {
 	spent.MonthEnds = store.MonthEnd(now)
-	err = s.row(ctx, sqlMonthSpent, store.Month(now), account).Scan(&spent.App, &spent.Account, &spent.Billed)
+	err = s.row(ctx, sqlMonthSpent, rules.Month(now), account).Scan(&spent.App, &spent.Account, &spent.Billed)
 	if err == nil {
 		err = s.row(ctx, sqlOwnLimit, account).Scan(&spent.Limit)
 	}
@@ -107,7 +108,7 @@ func (s *Store) ForgetBilled(ctx context.Context, now time.Time) error {
 
 func (s *Store) bill(ctx context.Context, what, query string, now time.Time) error {
 	return s.change(ctx, what, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, query, store.Month(now))
+		_, err := tx.ExecContext(ctx, query, rules.Month(now))
 		return err
 	})
 }

@@ -17,6 +17,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -145,7 +146,7 @@ func upgradeOf(ctx context.Context, db *sql.DB) (u store.Upgrade, err error) {
 	if err != nil {
 		return u, err
 	}
-	if u.Oldest, err = store.OldestSchema(files); err != nil {
+	if u.Oldest, err = rules.OldestSchema(files); err != nil {
 		return u, err
 	}
 	u.From, err = versionOf(ctx, db)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -69,7 +70,7 @@ func (s *Store) OpenRound(ctx context.Context, id string, window time.Duration, 
 		}
 		batches := (total + batchSize - 1) / batchSize
 		for _, forget := range []string{sqlForgetBatches, sqlForgetRounds, sqlForgetRetries} {
-			if _, err := tx.ExecContext(ctx, forget, micros(now.Add(-store.RoundRetention))); err != nil {
+			if _, err := tx.ExecContext(ctx, forget, micros(now.Add(-rules.RoundRetention))); err != nil {
 				return err
 			}
 		}
@@ -102,7 +103,7 @@ RETURNING ` + tokenColumns + `,
     (SELECT in_doubt_since FROM refresh_journal AS j
      WHERE j.token_id = oauth_tokens.id AND j.version = oauth_tokens.version AND j.attempt = oauth_tokens.attempts)`
 
-	maxDoublings = "8" // store.MaxBackoffDoublings
+	maxDoublings = "8" // rules.MaxBackoffDoublings
 
 	// pickDue judges the tokens as of the opening of the round, ?6.
 	pickDue = `(
@@ -141,7 +142,7 @@ func (s *Store) ClaimDue(ctx context.Context, claim store.DueClaim) ([]store.Tok
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := s.sealer.OpenTokens(rows, func(token store.Token, why error) error {
+	tokens, err := rules.OpenTokens(s.sealer, rows, func(token store.Token, why error) error {
 		return s.SaveTokenFailure(ctx, token, store.TokenFailure{Error: why.Error(), NextAttempt: claim.Now, Now: claim.Now})
 	})
 	return tokens, s.wrap("claim due tokens", err)
@@ -186,7 +187,7 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		if err != nil {
 			return err
 		}
-		meta, err := json.Marshal(store.RefreshedMeta(now))
+		meta, err := json.Marshal(rules.RefreshedMeta(now))
 		if err != nil {
 			return err
 		}
@@ -197,7 +198,7 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 		switch {
 		case err != nil:
 			return missing(err, store.ErrFenced)
-		case s.sealer.Saved(there, claim, pair):
+		case rules.Saved(s.sealer, there, claim, pair):
 			return nil
 		case there.Version != claim.Version:
 			return store.ErrFenced
@@ -220,7 +221,7 @@ WHERE id = ?1 AND version = ?2 AND lease_id = ?3`
 // SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {
 	return s.change(ctx, "save token failure", func(ctx context.Context, tx *sql.Tx) error {
-		patch, err := json.Marshal(failure.MetaPatch())
+		patch, err := json.Marshal(rules.FailureMeta(failure))
 		if err != nil {
 			return err
 		}
@@ -243,7 +244,7 @@ WHERE user_id = ?1 AND (lease_until IS NULL OR lease_until <= ?2)`
 // transaction is rolled back.
 func (s *Store) Disconnect(ctx context.Context, account string, now time.Time) (token store.Token, err error) {
 	err = s.change(ctx, "disconnect account", func(ctx context.Context, tx *sql.Tx) error {
-		patch, err := json.Marshal(store.DisconnectedMeta(now))
+		patch, err := json.Marshal(rules.DisconnectedMeta(now))
 		if err != nil {
 			return err
 		}
@@ -319,7 +320,7 @@ func scanNotice(row scanner) (n store.Notice, err error) {
 	}
 	var meta store.TokenMeta
 	err = json.Unmarshal(text, &meta)
-	return n.About(meta), err
+	return rules.NoticeOf(n, meta), err
 }
 
 // MarkNoticed implements store.Outbox.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -116,7 +117,7 @@ func (s *Store) Users(ctx context.Context) (users []store.User, err error) {
 // AddSession implements store.Users.
 func (s *Store) AddSession(ctx context.Context, session store.Session) error {
 	return s.change(ctx, "add session", func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, sqlForgetSessions, micros(session.CreatedAt.Add(-jetpost.SessionIdle)), store.MaxForgottenSessions); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlForgetSessions, micros(session.CreatedAt.Add(-jetpost.SessionIdle)), rules.MaxForgottenSessions); err != nil {
 			return err
 		}
 		n, err := changed(ctx, tx, sqlAddSession, blob(session.Digest), session.User, micros(session.CreatedAt))
@@ -130,7 +131,7 @@ func (s *Store) AddSession(ctx context.Context, session store.Session) error {
 // UseSession implements store.Users.
 func (s *Store) UseSession(ctx context.Context, digest []byte, now time.Time) (store.Session, error) {
 	session, err := scanSession(s.row(ctx, sqlSession, blob(digest), micros(now.Add(-jetpost.SessionIdle)), micros(now.Add(-jetpost.SessionLife))))
-	if err != nil || now.Sub(session.SeenAt) < store.SessionSeenEvery {
+	if err != nil || now.Sub(session.SeenAt) < rules.SessionSeenEvery {
 		return session, s.wrap("use session", missing(err, store.ErrNotFound))
 	}
 	session.SeenAt = now
@@ -154,7 +155,7 @@ func (s *Store) CountAttempts(ctx context.Context, keys [][]byte, window time.Du
 	err = s.change(ctx, "count attempts", func(ctx context.Context, tx *sql.Tx) error {
 		counts = make([]int, len(keys))
 		began := micros(now.Add(-window))
-		if _, err := tx.ExecContext(ctx, sqlForgetAttempts, began, store.MaxForgottenAttempts); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlForgetAttempts, began, rules.MaxForgottenAttempts); err != nil {
 			return err
 		}
 		for i, key := range keys {
@@ -182,7 +183,7 @@ func (s *Store) ForgiveAttempts(ctx context.Context, keys [][]byte) error {
 // AddAudit implements store.Audits.
 func (s *Store) AddAudit(ctx context.Context, a store.Audit) error {
 	return s.change(ctx, "add audit", func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, sqlForgetAudits, micros(a.At.Add(-store.AuditRetention)), store.MaxForgottenAudits); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlForgetAudits, micros(a.At.Add(-rules.AuditRetention)), rules.MaxForgottenAudits); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, sqlAddAudit, micros(a.At), a.Actor, string(a.Operation), a.Account, a.Target, a.Outcome)

@@ -9,6 +9,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // apiToken is a token that works for an hour.
@@ -59,7 +60,7 @@ func apiTokensForgotten(t *testing.T, b *bundle) {
 	for _, name := range []string{"ended", "live", "revoked"} {
 		token := b.apiToken(name)
 		if name == "live" {
-			token.ExpiresAt = b.now.Add(2 * store.APITokenRetention)
+			token.ExpiresAt = b.now.Add(2 * rules.APITokenRetention)
 		}
 		testkit.Must(t, b.st.AddAPIToken(t.Context(), token))
 	}
@@ -67,7 +68,7 @@ func apiTokensForgotten(t *testing.T, b *bundle) {
 	testkit.Must(t, err)
 	names := func(after time.Duration, name string) (names []string) {
 		token := b.apiToken(name)
-		token.CreatedAt, token.ExpiresAt = b.now.Add(after), b.now.Add(2*store.APITokenRetention)
+		token.CreatedAt, token.ExpiresAt = b.now.Add(after), b.now.Add(2*rules.APITokenRetention)
 		testkit.Must(t, b.st.AddAPIToken(t.Context(), token))
 		all, err := b.st.APITokens(t.Context())
 		testkit.Must(t, err)
@@ -76,8 +77,8 @@ func apiTokensForgotten(t *testing.T, b *bundle) {
 		}
 		return names
 	}
-	equal(t, "tokens", names(time.Hour+store.APITokenRetention, "new"), []string{"ended", "live", "new", "revoked"})
-	equal(t, "tokens later", names(time.Hour+time.Second+store.APITokenRetention, "newer"), []string{"live", "new", "newer"})
+	equal(t, "tokens", names(time.Hour+rules.APITokenRetention, "new"), []string{"ended", "live", "new", "revoked"})
+	equal(t, "tokens later", names(time.Hour+time.Second+rules.APITokenRetention, "newer"), []string{"live", "new", "newer"})
 }
 
 // apiTokenOperation: a token is a part of the operation that makes it.

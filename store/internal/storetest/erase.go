@@ -11,6 +11,7 @@ import (
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const (
@@ -120,7 +121,7 @@ func erase(t *testing.T, b *bundle) {
 	testkit.Must(t, err)
 	equal(t, "API tokens", []any{len(tokens), tokens[0].Name, tokens[0].Accounts}, []any{1, "shared", []string{acme}})
 	answer, repeated := b.operate(t, b.operation("cancel"), nil)
-	equal(t, "answer of an operation", []any{answer, repeated}, []any{store.ErasedAnswer, true})
+	equal(t, "answer of an operation", []any{answer, repeated}, []any{rules.ErasedAnswer, true})
 	answer, _ = b.operate(t, b.operation("another's"), nil)
 	equal(t, "answer of another's", answer, `{"account":"acme"}`)
 

@@ -9,6 +9,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // partition is the name of a lease.
@@ -238,7 +239,7 @@ func jobFailed(t *testing.T, b *bundle) {
 	equal(t, "of another job", failed(b.st, 8, b.now), 1)
 	equal(t, "of a stream that was made anew", failed(b.st, 7, b.now.Add(time.Second)), 1)
 	equal(t, "a sequence beyond 63 bits", failed(b.st, 1<<63+7, b.now), 1)
-	failed(b.st, 9, b.now.Add(store.RefusalRetention+time.Minute))
+	failed(b.st, 9, b.now.Add(rules.RefusalRetention+time.Minute))
 	equal(t, "forgotten", failed(b.st, 7, b.now), 1)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // linkToken is long enough to be searched for.
@@ -199,7 +200,7 @@ func linkAttemptConcurrently(t *testing.T, b *bundle) {
 }
 
 func linkForgets(t *testing.T, b *bundle) {
-	const old = store.MaxForgottenLinks + 1
+	const old = rules.MaxForgottenLinks + 1
 	for i := range old {
 		b.addLink(t, fmt.Sprint("old-", i))
 	}
@@ -217,7 +218,7 @@ func linkForgets(t *testing.T, b *bundle) {
 		}
 		return n
 	}
-	now := b.now.Add(time.Hour + store.LinkRetention) // as old as they may become
+	now := b.now.Add(time.Hour + rules.LinkRetention) // as old as they may become
 	addAt("new-1", now)
 	equal(t, "links before any is old", left(), old)
 	addAt("new-2", now.Add(time.Microsecond))

@@ -13,6 +13,7 @@ import (
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const operationLink = "token-of-a-link-that-an-operation-makes"
@@ -259,7 +260,7 @@ func operateForgets(t *testing.T, b *bundle) {
 		return repeated
 	}
 	at("old", b.now)
-	later := b.now.Add(store.OperationRetention)
+	later := b.now.Add(rules.OperationRetention)
 	at("young", later)
 	equal(t, "known to the last", at("old", later), true)
 	at("another", later.Add(time.Minute))

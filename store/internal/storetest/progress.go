@@ -8,6 +8,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // keep: only a caller that knows the stored version replaces a value.
@@ -85,7 +86,7 @@ func progress(t *testing.T, b *bundle) {
 	equal(t, "posted", p.PostedAt, b.request(t, "first").Posts[0].SentAt)
 	equal(t, "late, and not begun", []any{p.LateRequests, p.LateSince}, []any{1, b.now.Add(-2 * time.Hour)})
 
-	for i, stored := range []time.Time{b.now, b.now.Add(-time.Minute), b.now.Add(-store.ProgressRefusals)} {
+	for i, stored := range []time.Time{b.now, b.now.Add(-time.Minute), b.now.Add(-rules.ProgressRefusals)} {
 		testkit.Must(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(i), Stored: stored}, nil))
 	}
 	equal(t, "refused within the hour", b.progress(t).Refused, 2)

@@ -11,6 +11,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 func acceptRecord(t *testing.T, b *bundle) {
@@ -214,7 +215,7 @@ func refuse(t *testing.T, b *bundle) {
 }
 
 func refuseForgets(t *testing.T, b *bundle) {
-	const old = store.MaxForgottenRefusals + 1
+	const old = rules.MaxForgottenRefusals + 1
 	refuseAt := func(sequence int, stored time.Time) {
 		testkit.Must(t, b.st.Refuse(t.Context(), jetpost.Refusal{Code: jetpost.CodeInvalidRequest, Sequence: uint64(sequence), Stored: stored}, nil))
 	}
@@ -232,7 +233,7 @@ func refuseForgets(t *testing.T, b *bundle) {
 	young := b.now.Add(time.Hour)
 	refuseAt(old, young)
 	equal(t, "refusals before any is old", len(left()), old+1)
-	now := young.Add(store.RefusalRetention) // as old as they may become
+	now := young.Add(rules.RefusalRetention) // as old as they may become
 	refuseAt(old+1, now)
 	equal(t, "refusals after one call", left(), []uint64{old + 1, old, old - 1})
 	refuseAt(old+2, now)
@@ -720,7 +721,7 @@ func (b *bundle) texts(account, id string, texts ...string) store.Acceptance {
 // still to be sent, less than a day before or after.
 func sameText(t *testing.T, b *bundle) {
 	b.add(t, "beta")
-	const day = store.SameTextWithin
+	const day = rules.SameTextWithin
 	asked := func(account, text string, due time.Duration) string {
 		in := b.texts(account, "new", "", "else "+text, text)
 		in.Request.PublishAt = b.now.Add(due)

@@ -17,6 +17,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 const window = 24 * time.Hour
@@ -305,7 +306,7 @@ func claimDueRule(t *testing.T, b *bundle) {
 	lease := func(d time.Duration) func(*testing.T, string) {
 		return func(t *testing.T, name string) { b.claimOne(t, name, d) }
 	}
-	rules := []struct {
+	cases := []struct {
 		name    string
 		got     time.Duration // before now
 		expires time.Duration // after now
@@ -326,7 +327,7 @@ func claimDueRule(t *testing.T, b *bundle) {
 		{"young", hour - time.Minute, hour + time.Minute, nil, false},
 	}
 	var want []string
-	for _, rule := range rules {
+	for _, rule := range cases {
 		b.addToken(t, rule.name, b.now.Add(-rule.got), b.now.Add(rule.expires))
 		if rule.act != nil {
 			rule.act(t, rule.name)
@@ -589,7 +590,7 @@ func claimInDoubtAgain(t *testing.T, b *bundle) {
 		testkit.Must(t, err)
 		equal(t, "claimed at the next attempt", ok, true)
 		equal(t, "attempt", again.Attempts, attempt)
-		wait := backoff << min(attempt-1, store.MaxBackoffDoublings)
+		wait := backoff << min(attempt-1, rules.MaxBackoffDoublings)
 		equal(t, "next attempt", again.NextAttemptAt, again.StartedAt.Add(shortLease+wait))
 	}
 }
@@ -810,12 +811,12 @@ func openRoundForgets(t *testing.T, b *bundle) {
 		testkit.Must(t, err)
 		return len(list)
 	}
-	openAfter(store.RoundRetention - time.Hour)
+	openAfter(rules.RoundRetention - time.Hour)
 	equal(t, "journal of that time", retries(), 1)
 	kept, err := done()
 	testkit.Must(t, err)
 	equal(t, "batches of a round that is not old yet", kept.Refreshed, 1)
-	openAfter(store.RoundRetention + time.Hour)
+	openAfter(rules.RoundRetention + time.Hour)
 	_, err = done()
 	fails(t, "batch of an old round", err, store.ErrNotFound)
 	equal(t, "journal that is old", retries(), 0)

@@ -12,6 +12,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 func (b *bundle) user(name string, role jetpost.Role) store.User {
@@ -181,8 +182,8 @@ func audits(t *testing.T, b *bundle) {
 	all, err := b.st.Audits(t.Context(), store.AuditFilter{Before: 1 << 62, Limit: 1})
 	testkit.Must(t, err)
 	equal(t, "the page after", list(store.AuditFilter{Before: all[0].Seq}), app+pause)
-	add("cli:root", jetpost.OpAppResume, "", store.AuditRetention+30*time.Second)
-	equal(t, "a year later", list(store.AuditFilter{Limit: 3, Since: b.now.Add(-time.Hour)}), fmt.Sprintf("cli:root app.resume  %s;", store.AuditRetention+30*time.Second)+cancel+app)
+	add("cli:root", jetpost.OpAppResume, "", rules.AuditRetention+30*time.Second)
+	equal(t, "a year later", list(store.AuditFilter{Limit: 3, Since: b.now.Add(-time.Hour)}), fmt.Sprintf("cli:root app.resume  %s;", rules.AuditRetention+30*time.Second)+cancel+app)
 }
 
 // userOperation: users, sessions and what is noted of a change are parts of the operation

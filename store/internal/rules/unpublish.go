@@ -1,4 +1,4 @@
-package store
+package rules
 
 import (
 	"cmp"
@@ -6,13 +6,11 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/store"
 )
 
 // These are the rules by which a request's posts are deleted. The deletion is stored
 // beside the request. The request is finished from then on and keeps its state.
-
-// Open reports whether something is left to be deleted or to be found out.
-func (d *Deletion) Open() bool { return d != nil && d.DoneAt.IsZero() }
 
 // UnpublishAt is when a lane continues with the deletion, zero for never.
 func (r *Row) UnpublishAt() time.Time {
@@ -22,32 +20,32 @@ func (r *Row) UnpublishAt() time.Time {
 	return r.Deletion.NextAt
 }
 
-// Unpublish is the rule of [Control.Unpublish].
+// Unpublish is the rule of [store.Control.Unpublish].
 func (r *Row) Unpublish(now time.Time) (Change, error) {
 	finished := r.Status.State.Finished()
 	switch {
 	case r.Deletion != nil && !r.Deletion.Open():
 		return Change{}, nil
 	case finished && !r.undeleted():
-		return Change{}, ErrNotRunnable
+		return Change{}, store.ErrNotRunnable
 	case !finished:
 		r.move(jetpost.StateCancelled, jetpost.EventRequestCancelled, nil)
 	}
 	if r.undeleted() {
 		r.Event = jetpost.EventRequestUnpublishing
 	}
-	r.Deletion = &Deletion{AskedAt: now, NextAt: now}
+	r.Deletion = &store.Deletion{AskedAt: now, NextAt: now}
 	r.revise(now)
 	return Change{Request: true, WakeAt: now}, nil
 }
 
-// PostDeleted is the rule of [Lanes.PostDeleted].
+// PostDeleted is the rule of [store.Lanes.PostDeleted].
 func (r *Row) PostDeleted(laneRow LaneRow, post int, now time.Time) (Change, error) {
 	now = laneRow.At(now)
 	p := r.post(post)
 	switch {
 	case p == nil, p.State != jetpost.PostPosted, r.Deletion == nil:
-		return Change{}, ErrNotRunnable
+		return Change{}, store.ErrNotRunnable
 	case !p.DeletedAt.IsZero():
 		return Change{}, nil
 	}
@@ -57,18 +55,18 @@ func (r *Row) PostDeleted(laneRow LaneRow, post int, now time.Time) (Change, err
 	return Change{Request: true, Posts: []int{post}, Progress: true}, nil
 }
 
-// HoldUnpublish is the rule of [Lanes.HoldUnpublish].
-func (r *Row) HoldUnpublish(laneRow LaneRow, claim Claim, out Outcome) (Change, error) {
+// HoldUnpublish is the rule of [store.Lanes.HoldUnpublish].
+func (r *Row) HoldUnpublish(laneRow LaneRow, claim store.Claim, out store.Outcome) (Change, error) {
 	out.Now = laneRow.At(out.Now)
 	switch {
 	case !laneRow.HeldBy(claim):
-		return Change{}, ErrFenced
+		return Change{}, store.ErrFenced
 	case !r.Deletion.Open():
-		return Change{}, ErrNotRunnable
+		return Change{}, store.ErrNotRunnable
 	}
 	change := Change{Request: true}
 	if p := r.post(out.Post); p != nil {
-		if p.outdates(out) {
+		if outdates(p, out) {
 			return Change{}, nil
 		}
 		r.settle(p, out)
@@ -83,7 +81,7 @@ func (r *Row) HoldUnpublish(laneRow LaneRow, claim Claim, out Outcome) (Change, 
 			d.NextAt = out.Now // what it waits for may have happened
 		}
 	}
-	if !out.patient() {
+	if !patient(out) {
 		d.Holds++
 	}
 	r.Deletion = &d
@@ -115,7 +113,7 @@ func (r *Row) trackDeletion(now time.Time) {
 		d := *r.Deletion
 		d.DoneAt, d.NextAt, d.Reason, d.Holds = now, time.Time{}, nil, 0
 		r.Deletion = &d
-		if slices.ContainsFunc(r.Posts, func(p PostRecord) bool { return !p.DeletedAt.IsZero() }) {
+		if slices.ContainsFunc(r.Posts, func(p store.PostRecord) bool { return !p.DeletedAt.IsZero() }) {
 			r.Event = jetpost.EventRequestUnpublished
 		}
 	}
@@ -123,7 +121,7 @@ func (r *Row) trackDeletion(now time.Time) {
 
 // undeleted reports whether a post is live or may be live.
 func (r *Row) undeleted() bool {
-	return slices.ContainsFunc(r.Posts, func(p PostRecord) bool {
+	return slices.ContainsFunc(r.Posts, func(p store.PostRecord) bool {
 		return p.State == jetpost.PostSending || p.State == jetpost.PostPosted && p.DeletedAt.IsZero()
 	})
 }

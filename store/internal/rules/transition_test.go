@@ -1,4 +1,4 @@
-package store_test
+package rules_test
 
 import (
 	"errors"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
 // Each post of a row is written as one letter.
@@ -28,14 +29,14 @@ var (
 	now     = start.Add(time.Hour)
 	until   = now.Add(time.Hour)
 	claim   = store.Claim{Account: "acme", Fence: fence}
-	laneRow = store.LaneRow{Fence: fence, Held: true, Generation: generation, NextSeq: 4, LastDue: start}
-	taken   = store.LaneRow{Fence: fence + 1, Held: true, Generation: generation}
+	laneRow = rules.LaneRow{Fence: fence, Held: true, Generation: generation, NextSeq: 4, LastDue: start}
+	taken   = rules.LaneRow{Fence: fence + 1, Held: true, Generation: generation}
 )
 
 // row is a request whose latest event is published. What has posts that were
 // sent has begun, by the claim of this fence; what waits says why.
-func row(state jetpost.State, posts string) *store.Row {
-	r := &store.Row{Record: store.Record{
+func row(state jetpost.State, posts string) *rules.Row {
+	r := &rules.Row{Record: store.Record{
 		Key: store.Key{Account: "acme", ID: "x"}, Body: []byte("body"), DueAt: start, Delivered: before, Event: "before",
 		Status: jetpost.RequestStatus{State: state, Revision: before, Attempts: 2, AcceptedAt: start},
 	}, Digest: []byte("digest")}
@@ -68,10 +69,10 @@ type result struct {
 	Revision int64
 	Holds    int
 	Attempts int
-	Change   store.Change
+	Change   rules.Change
 }
 
-func resultOf(r *store.Row, change store.Change) result {
+func resultOf(r *rules.Row, change rules.Change) result {
 	letters := make(map[jetpost.PostState]rune)
 	for letter, state := range postStates {
 		letters[state] = letter
@@ -85,60 +86,60 @@ func resultOf(r *store.Row, change store.Change) result {
 	return got
 }
 
-type rule func(*store.Row) (store.Change, error)
+type rule func(*rules.Row) (rules.Change, error)
 
 func begin(post int) rule {
-	return func(r *store.Row) (store.Change, error) {
+	return func(r *rules.Row) (rules.Change, error) {
 		return r.Begin(laneRow, claim, store.Intent{Post: post, Now: now, Lease: time.Minute})
 	}
 }
 
 // beginPaused begins the post that is next, of an account with that pause.
 func beginPaused(pause store.Pause) rule {
-	return func(r *store.Row) (store.Change, error) {
+	return func(r *rules.Row) (rules.Change, error) {
 		paused := laneRow
 		paused.Pause = pause
 		return r.Begin(paused, claim, store.Intent{Post: len(r.Posts) - 1, Now: now})
 	}
 }
 
-func posted(laneRow store.LaneRow, post int, postID string) rule {
-	return func(r *store.Row) (store.Change, error) {
+func posted(laneRow rules.LaneRow, post int, postID string) rule {
+	return func(r *rules.Row) (rules.Change, error) {
 		return r.Posted(laneRow, claim, store.LivePost{Post: post, PostID: postID, Now: now})
 	}
 }
 
 func conclude(out store.Outcome) rule {
 	out.Now = now
-	return func(r *store.Row) (store.Change, error) { return r.Conclude(laneRow, claim, out) }
+	return func(r *rules.Row) (rules.Change, error) { return r.Conclude(laneRow, claim, out) }
 }
 
 // concludeLate concludes after another worker has claimed the lane.
 func concludeLate(out store.Outcome) rule {
 	out.Now = now
-	return func(r *store.Row) (store.Change, error) { return r.Conclude(taken, claim, out) }
+	return func(r *rules.Row) (rules.Change, error) { return r.Conclude(taken, claim, out) }
 }
 
-func replay(r *store.Row) (store.Change, error) {
+func replay(r *rules.Row) (rules.Change, error) {
 	_, change := r.Replay(laneRow, now)
 	return change, nil
 }
 
-func cancel(r *store.Row) (store.Change, error) { return r.Cancel(now) }
+func cancel(r *rules.Row) (rules.Change, error) { return r.Cancel(now) }
 
 // expire takes what was due before the given time for late.
 func expire(dueBefore time.Time) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Expire(dueBefore, now) }
+	return func(r *rules.Row) (rules.Change, error) { return r.Expire(dueBefore, now) }
 }
 
-func reconcile(r *store.Row) (store.Change, error) { return r.Reconcile(now) }
+func reconcile(r *rules.Row) (rules.Change, error) { return r.Reconcile(now) }
 
 func reschedule(at time.Time) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Reschedule(laneRow, at, now) }
+	return func(r *rules.Row) (rules.Change, error) { return r.Reschedule(laneRow, at, now) }
 }
 
 func resolve(postID string) rule {
-	return func(r *store.Row) (store.Change, error) { return r.Resolve(store.LaneRow{}, postID, now) }
+	return func(r *rules.Row) (rules.Change, error) { return r.Resolve(rules.LaneRow{}, postID, now) }
 }
 
 // Short names, for the rows of rules.
@@ -152,27 +153,27 @@ const (
 )
 
 var (
-	saved = store.Change{Request: true}
-	woken = store.Change{Request: true, WakeAt: now}
+	saved = rules.Change{Request: true}
+	woken = rules.Change{Request: true, WakeAt: now}
 	none  time.Time
 )
 
-func of(change store.Change, posts ...int) store.Change {
+func of(change rules.Change, posts ...int) rules.Change {
 	change.Posts = posts
 	return change
 }
 
-func quietly(change store.Change) store.Change {
+func quietly(change rules.Change) rules.Change {
 	change.Quiet = true
 	return change
 }
 
-func begun(post int) store.Change {
-	return store.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
+func begun(post int) rules.Change {
+	return rules.Change{Request: true, Posts: []int{post}, Lease: time.Minute}
 }
 
-func live(post int, wakeAtTime time.Time) store.Change {
-	return store.Change{Request: true, Posts: []int{post}, Progress: true, WakeAt: wakeAtTime}
+func live(post int, wakeAtTime time.Time) rules.Change {
+	return rules.Change{Request: true, Posts: []int{post}, Progress: true, WakeAt: wakeAtTime}
 }
 
 func outcome(state jetpost.State, code jetpost.Code, end time.Time) store.Outcome {
@@ -185,7 +186,7 @@ func about(state jetpost.State, post int, postState jetpost.PostState) store.Out
 
 type ruleTest struct {
 	name string
-	row  *store.Row
+	row  *rules.Row
 	rule rule
 	want result
 }
@@ -206,7 +207,7 @@ func postRules() []ruleTest {
 		{"posted after cancelled", row(cancelled, "s"), posted(laneRow, 0, "a"), result{cancelled, "before", "l", 6, 0, 2, live(0, none)}},
 		{"posted after failed", row(failed, "sp"), posted(laneRow, 0, "a"), result{failed, "before", "lp", 6, 0, 2, live(0, none)}},
 		{"posted after failed, the last", row(failed, "f"), posted(laneRow, 0, "a"), result{published, isPublished, "l", 6, 0, 2, live(0, none)}},
-		{"posted again", row(publishing, "lp"), posted(laneRow, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, store.Change{}}},
+		{"posted again", row(publishing, "lp"), posted(laneRow, 0, "live"), result{publishing, "before", "lp", 5, 0, 2, rules.Change{}}},
 	}
 }
 
@@ -224,9 +225,9 @@ func outcomeRules() []ruleTest {
 		{"held, not even begun", row(queued, "p"), conclude(about(held, 0, jetpost.PostPending)), result{held, isHeld, "p", 6, 1, 2, of(saved, 0)}},
 		{"failed", row(publishing, "lsp"), conclude(about(failed, 1, jetpost.PostFailed)), result{failed, isFailed, "lfp", 6, 0, 2, of(saved, 1)}},
 		{"unknown", row(held, "s"), conclude(about(unknown, 0, jetpost.PostSending)), result{unknown, isUnknown, "s", 6, 1, 2, of(saved, 0)}},
-		{"out of date", row(queued, "lp"), conclude(about(unknown, 0, jetpost.PostSending)), result{queued, "before", "lp", 5, 0, 2, store.Change{}}},
-		{"doubted, but known to be unmade", row(held, "p"), conclude(about(unknown, 0, jetpost.PostSending)), result{held, "before", "p", 5, 1, 2, store.Change{}}},
-		{"doubted, but known to be refused", row(failed, "f"), conclude(about(unknown, 0, jetpost.PostSending)), result{failed, "before", "f", 5, 0, 2, store.Change{}}},
+		{"out of date", row(queued, "lp"), conclude(about(unknown, 0, jetpost.PostSending)), result{queued, "before", "lp", 5, 0, 2, rules.Change{}}},
+		{"doubted, but known to be unmade", row(held, "p"), conclude(about(unknown, 0, jetpost.PostSending)), result{held, "before", "p", 5, 1, 2, rules.Change{}}},
+		{"doubted, but known to be refused", row(failed, "f"), conclude(about(unknown, 0, jetpost.PostSending)), result{failed, "before", "f", 5, 0, 2, rules.Change{}}},
 		{"failed after cancelled", row(cancelled, "s"), conclude(about(failed, 0, jetpost.PostFailed)), result{cancelled, "before", "f", 6, 0, 2, of(saved, 0)}},
 		{"held after cancelled", row(cancelled, "p"), conclude(outcome(held, jetpost.CodePoison, none)), result{cancelled, "before", "p", 5, 0, 2, saved}},
 	}
@@ -251,9 +252,9 @@ func operatorRules() []ruleTest {
 	return []ruleTest{
 		{"replay failed", row(failed, "lfp"), replay, result{queued, isResumed, "lpp", 6, 0, 2, of(woken, 1)}},
 		{"replay held", row(held, "s"), replay, result{queued, isResumed, "s", 6, 0, 2, woken}},
-		{"replay unread", row(held, ""), replay, result{held, "before", "", 5, 1, 2, store.Change{}}},
-		{"replay queued", row(queued, "p"), replay, result{queued, "before", "p", 5, 0, 2, store.Change{}}},
-		{"replay unknown", row(unknown, "s"), replay, result{unknown, "before", "s", 5, 0, 2, store.Change{}}},
+		{"replay unread", row(held, ""), replay, result{held, "before", "", 5, 1, 2, rules.Change{}}},
+		{"replay queued", row(queued, "p"), replay, result{queued, "before", "p", 5, 0, 2, rules.Change{}}},
+		{"replay unknown", row(unknown, "s"), replay, result{unknown, "before", "s", 5, 0, 2, rules.Change{}}},
 
 		{"cancel queued", row(queued, "p"), cancel, result{cancelled, isCancelled, "p", 6, 0, 2, woken}},
 		{"cancel unknown", row(unknown, "s"), cancel, result{cancelled, isCancelled, "s", 6, 0, 2, woken}},
@@ -262,8 +263,8 @@ func operatorRules() []ruleTest {
 		{"expire held", row(held, "p"), expire(now), result{failed, isFailed, "p", 6, 1, 2, saved}},
 		{"expire scheduled", row(scheduled, "p"), expire(now), result{failed, isFailed, "p", 6, 0, 2, saved}},
 
-		{"reschedule queued", row(queued, "pp"), reschedule(until), result{scheduled, isScheduled, "pp", 6, 0, 2, store.Change{Request: true, WakeAt: until}}},
-		{"reschedule held", row(held, "p"), reschedule(until), result{scheduled, isScheduled, "p", 6, 0, 2, store.Change{Request: true, WakeAt: until}}},
+		{"reschedule queued", row(queued, "pp"), reschedule(until), result{scheduled, isScheduled, "pp", 6, 0, 2, rules.Change{Request: true, WakeAt: until}}},
+		{"reschedule held", row(held, "p"), reschedule(until), result{scheduled, isScheduled, "p", 6, 0, 2, rules.Change{Request: true, WakeAt: until}}},
 		{"reschedule to now", row(scheduled, "p"), reschedule(now), result{queued, isAccepted, "p", 6, 0, 2, woken}},
 
 		{"resolve as not live", row(unknown, "ls"), resolve(""), result{queued, isResumed, "lp", 6, 0, 2, of(woken, 1)}},
@@ -305,7 +306,7 @@ func TestRulesRefuse(t *testing.T) {
 	released.Held = false
 	tests := []struct {
 		name string
-		row  *store.Row
+		row  *rules.Row
 		rule rule
 		want error
 	}{
@@ -314,10 +315,10 @@ func TestRulesRefuse(t *testing.T) {
 		{"begin no post of it", row(queued, "p"), begin(1), store.ErrNotRunnable},
 		{"begin the second first", row(queued, "pp"), begin(1), store.ErrNotRunnable},
 		{"begin twice", row(publishing, "s"), begin(0), store.ErrNotRunnable},
-		{"begin after a takeover", row(queued, "p"), func(r *store.Row) (store.Change, error) {
+		{"begin after a takeover", row(queued, "p"), func(r *rules.Row) (rules.Change, error) {
 			return r.Begin(taken, claim, store.Intent{Now: now})
 		}, store.ErrFenced},
-		{"begin after the release", row(queued, "p"), func(r *store.Row) (store.Change, error) {
+		{"begin after the release", row(queued, "p"), func(r *rules.Row) (rules.Change, error) {
 			return r.Begin(released, claim, store.Intent{Now: now})
 		}, store.ErrFenced},
 		{"begin while the account is paused", row(queued, "p"), beginPaused(jetpost.AccountPause(start, time.Time{}, "")), store.ErrNotRunnable},
@@ -332,7 +333,7 @@ func TestRulesRefuse(t *testing.T) {
 		{"conclude after a takeover, about a post that is sent no more", row(publishing, "lp"), concludeLate(store.Outcome{
 			State: jetpost.StateFailed, PostState: jetpost.PostFailed,
 		}), store.ErrFenced},
-		{"conclude after a takeover, about another's intent", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
+		{"conclude after a takeover, about another's intent", row(publishing, "s"), func(r *rules.Row) (rules.Change, error) {
 			return r.Conclude(taken, store.Claim{Fence: fence - 1}, store.Outcome{State: jetpost.StateFailed, PostState: jetpost.PostFailed})
 		}, store.ErrFenced},
 		{"expire a begun one", row(publishing, "s"), expire(now), store.ErrNotRunnable},
@@ -341,7 +342,7 @@ func TestRulesRefuse(t *testing.T) {
 		{"expire an unread one", row(jetpost.StateHeld, ""), expire(now), store.ErrNotRunnable},
 		{"expire one in doubt", row(jetpost.StateHeld, "sp"), expire(now), store.ErrNotRunnable},
 		{"expire one that is in time", row(queued, "p"), expire(start), store.ErrNotRunnable},
-		{"posted by a stranger", row(publishing, "s"), func(r *store.Row) (store.Change, error) {
+		{"posted by a stranger", row(publishing, "s"), func(r *rules.Row) (rules.Change, error) {
 			return r.Posted(taken, store.Claim{Fence: fence - 1}, store.LivePost{PostID: "a", Now: now})
 		}, store.ErrFenced},
 		{"posted never begun", row(queued, "p"), posted(laneRow, 0, "a"), store.ErrFenced},
@@ -357,7 +358,7 @@ func TestRulesRefuse(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			untouched := resultOf(test.row, store.Change{})
+			untouched := resultOf(test.row, rules.Change{})
 			change, err := test.rule(test.row)
 			if !errors.Is(err, test.want) {
 				t.Errorf("error is %v, want %v", err, test.want)
@@ -466,8 +467,8 @@ func TestReplayTakesAPlace(t *testing.T) {
 	scheduled.Status.PublishAt = until.Add(time.Hour)
 	tests := []struct {
 		name    string
-		row     *store.Row
-		laneRow store.LaneRow
+		row     *rules.Row
+		laneRow rules.LaneRow
 		want    time.Time // when it is due
 	}{
 		{"failed", row(jetpost.StateFailed, "f"), laneRow, now},
@@ -510,7 +511,7 @@ func TestRescheduleTakesAPlace(t *testing.T) {
 			t.Errorf("%s: begin before its time: %v", test.name, err)
 		}
 		change, err := r.Conclude(laneRow, claim, store.Outcome{State: jetpost.StateFailed, Reason: jetpost.Reason{Code: jetpost.CodeExpired}, Post: -1, Now: now})
-		if diff := cmp.Diff(store.Change{}, change); diff != "" || err != nil || r.Status.State == jetpost.StateFailed {
+		if diff := cmp.Diff(rules.Change{}, change); diff != "" || err != nil || r.Status.State == jetpost.StateFailed {
 			t.Errorf("%s: conclude before its time: %v %s", test.name, err, diff)
 		}
 		early.Now = test.due
@@ -550,7 +551,7 @@ func TestEnter(t *testing.T) {
 			l, in := laneRow, acceptance(2)
 			l.LastDue, in.Request.PublishAt, in.Hold = test.lastDue, test.publishAt, test.hold
 			r := l.Enter(in)
-			want := &store.Row{Record: store.Record{
+			want := &rules.Row{Record: store.Record{
 				Key: store.Key{Account: "acme", ID: "x"}, Seq: laneRow.NextSeq, Body: in.Body, DueAt: test.due, Event: test.event,
 				Posts: []store.PostRecord{{Index: 0, State: jetpost.PostPending}, {Index: 1, State: jetpost.PostPending}},
 				Status: jetpost.RequestStatus{
@@ -580,7 +581,7 @@ func TestAcceptAgain(t *testing.T) {
 	held.Hold, held.Digest = &jetpost.Reason{Code: jetpost.CodeNeedsNewerWorker}, []byte("of what could be read")
 	tests := []struct {
 		name string
-		row  *store.Row
+		row  *rules.Row
 		in   store.Acceptance
 		want store.Decision
 	}{
@@ -592,7 +593,7 @@ func TestAcceptAgain(t *testing.T) {
 		{"unread again", unread, held, store.Repeated},
 	}
 	for _, test := range tests {
-		untouched := resultOf(test.row, store.Change{})
+		untouched := resultOf(test.row, rules.Change{})
 		got, change := test.row.AcceptAgain(test.in)
 		if got != test.want {
 			t.Errorf("%s: decision is %d, want %d", test.name, got, test.want)
@@ -607,7 +608,7 @@ func TestAcceptAgain(t *testing.T) {
 	got, change := unread.AcceptAgain(later)
 	want := result{
 		jetpost.StateScheduled, jetpost.EventRequestResumed, "pp", before + 1, 0, 2,
-		store.Change{Request: true, Contents: true, WakeAt: until},
+		rules.Change{Request: true, Contents: true, WakeAt: until},
 	}
 	if diff := cmp.Diff(want, resultOf(unread, change)); diff != "" || got != store.Accepted {
 		t.Errorf("read at last: decision is %d (-want +got):\n%s", got, diff)
