@@ -2,10 +2,10 @@
 # optional.
 
 .DEFAULT_GOAL := help
-.PHONY: help bench build check demo fmt image lint quick release test tidy up down
+.PHONY: help bench build check demo fmt image lint quick release screenshots test tidy up down
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bench: ## measure, on a quiet machine; the run writes docs/BENCHMARKS.md
 	scripts/bench
@@ -37,6 +37,9 @@ quick: ## run the checks that take under three minutes
 
 release: ## build the files of a release, into dist/
 	scripts/release
+
+screenshots: ## take pictures of the dashboard's screens, into docs/screens
+	scripts/screens
 
 test: ## run all tests
 	scripts/test unit e2e load chaos

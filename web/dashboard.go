@@ -302,15 +302,24 @@ type page struct {
 	Said               string // what was just done
 	// Live is where the page hears of changes, or "": it then has what is marked as live
 	// refreshed.
-	Live     string
-	now      time.Time
-	zone     *time.Location // in which times are shown; UTC where nil
-	hasMedia bool
+	Live string
+	// Zone is that of the times, and Back the page itself, below the base.
+	Zone, Back string
+	now        time.Time
+	zone       *time.Location // in which times are shown
+	hasMedia   bool
 }
 
 func (d *Dashboard) page(r *http.Request, section, title string) page {
-	who := visitorOf(r)
+	who, in := visitorOf(r), zone(r)
+	back := "/" // what a form has made is no page to go back to
+	if r.Method == http.MethodGet {
+		query := r.URL.Query()
+		query.Del("done")
+		back = strings.TrimSuffix(strings.TrimPrefix(r.URL.EscapedPath(), d.cfg.Base)+"?"+query.Encode(), "?")
+	}
 	return page{
+		Zone: in.String(), Back: back, zone: in,
 		Base: d.cfg.Base, Section: section, Title: title, Who: who.Name, WhoRole: who.Role, CanLogOut: who.session,
 		ReadOnly: d.cfg.ReadOnly || !who.Role.Allows(jetpost.RoleEditor), CanAdmin: !d.cfg.ReadOnly && who.Role.Allows(jetpost.RoleAdmin),
 		now: d.cfg.Now(), hasMedia: d.cfg.Media != nil,

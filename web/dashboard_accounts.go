@@ -14,7 +14,9 @@ type accountsPage struct {
 	Accounts []accountRow
 	Next     string // cursor of the page after this one
 	Later    bool   // this is not the first page
-	CanLink  bool
+	// Reauth are accounts that must be connected again, where not all accounts are listed.
+	Reauth  []string
+	CanLink bool
 }
 
 // accountRow is an account in a list.
@@ -54,13 +56,13 @@ func listedState(info jetpost.AccountInfo) string {
 func tokenWords(state string) (word, sentence string, bad bool) {
 	switch state {
 	case "ok":
-		return "ok", "Its token is renewed in time.", false
+		return "connected", "It is connected, and its access is renewed in time.", false
 	case "renewing":
-		return "renewing", "Its token is being renewed.", false
+		return "connected", "It is connected, and its access is being renewed.", false
 	case "refresh_failing":
-		return "refresh failing", "X did not renew its token the last time. It is tried again.", true
+		return "renewal fails", "X did not renew its access the last time. It is tried again.", true
 	case "in_doubt":
-		return "in doubt", "X's answer to a renewal was lost. It is tried again.", true
+		return "renewal in doubt", "X's answer to a renewal of its access was lost. It is tried again.", true
 	case "key_unavailable":
 		return "key missing", "No configured key opens its token.", true
 	case "reauth_required":
@@ -84,6 +86,11 @@ func (d *Dashboard) accounts(r *http.Request) (shown, error) {
 	d.follow(&p.page, jetpost.RequestName{})
 	for _, info := range list.Accounts {
 		p.Accounts = append(p.Accounts, p.account(info, ""))
+	}
+	if err == nil && (p.Next != "" || p.Later) {
+		var status jetpost.StatusReport
+		status, err = d.status(r.Context())
+		p.Reauth = status.Reauth[:min(len(status.Reauth), pageSize)]
 	}
 	return shown{name: "accounts.html", data: p}, err
 }

@@ -118,7 +118,7 @@ type bulkRow struct {
 func (d *Dashboard) bulk(r *http.Request, action string, f filters, rows []bulkRow, more, done bool) bulkPage {
 	p := bulkPage{page: d.page(r, "requests", "Cancel many"), Filters: f, Action: action, Done: done, More: more, Most: maxBulk}
 	if action == "replay" {
-		p.Title, p.Section = "Replay many", "dead-letters"
+		p.Title, p.Section = "Send many again", "dead-letters"
 	}
 	for _, r := range rows {
 		if r.Does {

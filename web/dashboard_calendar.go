@@ -38,9 +38,10 @@ func location(name string) (*time.Location, bool) {
 	return zone, err == nil
 }
 
-// zone is the reader's time zone: the one in the form, else the cookie's, else UTC.
+// zone is the reader's time zone: the one in the form, if that was read, else the cookie's,
+// else UTC.
 func zone(r *http.Request) *time.Location {
-	if is, ok := location(r.PostFormValue(zoneCookie)); ok {
+	if is, ok := location(r.PostForm.Get(zoneCookie)); ok {
 		return is
 	}
 	if cookie, err := r.Cookie(zoneCookie); err == nil {
@@ -78,12 +79,9 @@ type calendarPage struct {
 	Heading string
 	Days    []day
 	Names   []string // of the days of a week
-	Zone    string
 	// Previous, This and Following are the queries of other calendars, and Week and Month
 	// those of the other views.
 	Previous, This, Following, Week, Month string
-	// Back is the page itself, below the dashboard's base.
-	Back string
 }
 
 // day is a day of a calendar.
@@ -110,9 +108,9 @@ type calendarEntry struct {
 // calendar shows a week or a month of requests, by the days of the reader's zone.
 func (d *Dashboard) calendar(r *http.Request) (shown, error) {
 	query := r.URL.Query()
-	in := zone(r)
-	p := calendarPage{page: d.page(r, "calendar", "Calendar"), View: "week", Account: strings.TrimSpace(query.Get("account")), Zone: in.String()}
-	p.zone, p.Said = in, said(r)
+	p := calendarPage{page: d.page(r, "calendar", "Calendar"), View: "week", Account: strings.TrimSpace(query.Get("account"))}
+	p.Said = said(r)
+	in := p.zone
 	if query.Get("view") == "month" {
 		p.View = "month"
 	}

@@ -155,5 +155,12 @@ func TestDashboardZone(t *testing.T) {
 		b.want(http.StatusOK, "Times are those of UTC", http.MethodGet, "/calendar", nil, "Cookie", "zone="+wrong)
 	}
 	b.want(http.StatusSeeOther, "/ops/calendar", http.MethodGet, "/zone?zone=UTC&back=https://evil.example", nil)
-	b.want(http.StatusOK, "Times are those of Asia/Kathmandu", http.MethodGet, "/compose", nil, "Cookie", "zone=Asia/Kathmandu")
+	b.scheduled("acme", "one", "text")
+	for _, path := range append(dashboardPages, "/compose", "/requests/acme/one?done=compose") {
+		page := b.want(http.StatusOK, "Times are those of Asia/Kathmandu", http.MethodGet, path, nil, "Cookie", "zone=Asia/Kathmandu")
+		back := b.form(page, "/zone").Get("back")
+		if of, _, _ := strings.Cut(path, "?"); !strings.HasPrefix(back, of) || strings.Contains(back, "done=") {
+			t.Errorf("the zone of %s leads back to %s", path, back)
+		}
+	}
 }

@@ -236,13 +236,12 @@ func (d *Dashboard) take(ctx context.Context, file io.ReadSeeker) (string, error
 
 type composePage struct {
 	page
-	ID        string
-	Account   string
-	Accounts  []string // to choose from; empty where there are more
-	Editors   []editor
-	Due, Zone string // Due is in the zone, as the form has it
-	Back      string // the page itself, below the dashboard's base
-	CanAdd    bool
+	ID       string
+	Account  string
+	Accounts []string // to choose from; empty where there are more
+	Editors  []editor
+	Due      string // in the zone, as the form has it
+	CanAdd   bool
 	// Problems are why it cannot be sent as it is.
 	Problems []string
 	Warnings []string
@@ -366,8 +365,7 @@ func problemWords(problems []jetpost.Problem) (list []string) {
 // showDraft shows a draft, with what would become of it.
 func (d *Dashboard) showDraft(r *http.Request, is draft, problems []string) (shown, error) {
 	p := composePage{page: d.page(r, "compose", "New thread"), ID: is.ID, Account: is.Account, Due: is.At, Problems: problems}
-	p.zone, p.Back = zone(r), composePath
-	p.Zone, p.CanAdd = p.zone.String(), len(is.Posts) < jetpost.MaxPosts
+	p.Back, p.CanAdd = composePath, len(is.Posts) < jetpost.MaxPosts
 	list, err := d.cfg.Operations.AccountList(r.Context(), jetpost.AccountList{Limit: maxOffered})
 	if err != nil {
 		return shown{}, err
@@ -507,7 +505,10 @@ func waitWords(answer jetpost.CheckAnswer, now time.Time) (list []string) {
 		if len(q.Missing) > 0 {
 			list = append(list, "The account was connected without "+strings.Join(q.Missing, ", ")+".")
 		}
-		if q.Before > 0 {
+		switch {
+		case q.Before == 1:
+			list = append(list, "One of its requests is due before it.")
+		case q.Before > 1:
 			list = append(list, fmt.Sprintf("%d of its requests are due before it.", q.Before))
 		}
 	}

@@ -161,7 +161,7 @@ func TestDashboardComposes(t *testing.T) {
 		t.Errorf("a repeat has the id %s, the first one %s", in.sent[1].ID, r.ID)
 	}
 	page = b.want(http.StatusOK, "This page shows how it goes live", http.MethodGet, strings.TrimPrefix(to, "/ops"), nil)
-	for _, part := range []string{`<img src="/ops/media/` + object + `" alt="a grey &lt;square&gt;"`, "@acme", "pending"} {
+	for _, part := range []string{`<img src="/ops/media/` + object + `" alt="a grey &lt;square&gt;"`, "@acme", "not sent yet"} {
 		if !strings.Contains(page, part) {
 			t.Errorf("the request's page has no %q\n%s", part, page)
 		}

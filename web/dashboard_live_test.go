@@ -182,7 +182,7 @@ func TestDashboardBulk(t *testing.T) {
 	}
 	b.want(http.StatusBadRequest, "which requests were shown", http.MethodPost, "/cancel", url.Values{"operation_id": {client.NewOperationID()}})
 	b.want(http.StatusBadRequest, "none of an unfinished request", http.MethodGet, "/cancel?state=failed", nil)
-	b.want(http.StatusOK, "There is nothing to replay.", http.MethodGet, "/replay", nil)
+	b.want(http.StatusOK, "There is nothing to send again.", http.MethodGet, "/replay", nil)
 }
 
 // TestDashboardDeadLetters: what was refused stands by its reason, with the first and the
@@ -232,7 +232,7 @@ func TestDashboardOverview(t *testing.T) {
 	b := newDashboard(t, nil)
 	b.serve()
 	page := b.want(http.StatusOK, "From nothing to the first post", http.MethodGet, "/", nil)
-	for _, part := range []string{`<svg class="chart" viewBox="0 0 240 60" role="img"`, "0 posts in the last day", "nothing waits", "$0.00 today"} {
+	for _, part := range []string{`<svg class="chart" viewBox="0 0 240 60" role="img"`, "no posts", "nothing waits", "$0.00 today"} {
 		if !strings.Contains(page, part) {
 			t.Errorf("the overview has no %q\n%s", part, page)
 		}

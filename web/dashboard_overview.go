@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/xapi"
 )
 
 const (
@@ -18,7 +20,7 @@ const (
 	// maxDue is how many scheduled requests are looked through for those that are due next.
 	maxDue = 200
 	// maxWorkers bounds the workers on the overview.
-	maxWorkers = 8
+	maxWorkers = 6
 	// maxWindows bounds the windows on a page.
 	maxWindows = pageSize
 )
@@ -59,6 +61,32 @@ func (p overviewPage) Calm() bool {
 	return len(p.Causes)+len(p.Pauses)+len(p.Unknown)+len(p.Failed)+len(p.Reauth)+len(p.Paused)+len(p.Blocked) == 0
 }
 
+// Headline is the verdict in a few words.
+func (p overviewPage) Headline() string {
+	words := map[string]string{
+		"PUBLISHING": "Posts go out", "DEGRADED": "Posts go out, but something needs a person",
+		"PAUSED": "All posting is paused", "NOT PUBLISHING": "Posts do not go out",
+	}[p.Status.State]
+	switch {
+	case p.Status.State == "PUBLISHING" && !p.Calm():
+		words = "Posts go out, but something needs a person"
+	case p.Status.State == "PUBLISHING" && p.First != nil:
+		words = "Ready for the first post"
+	}
+	return cmp.Or(words, p.Status.Summary)
+}
+
+// Tone is the colour of the verdict.
+func (p overviewPage) Tone() string {
+	switch {
+	case p.Status.State == "PUBLISHING" && p.Calm():
+		return "good"
+	case p.Status.Publishing:
+		return "fair"
+	}
+	return "bad"
+}
+
 // overview tells whether all is well, and what needs a person.
 func (d *Dashboard) overview(r *http.Request) (shown, error) {
 	p := overviewPage{page: d.page(r, "overview", "Overview")}
@@ -94,7 +122,7 @@ func (d *Dashboard) overview(r *http.Request) (shown, error) {
 	asking.Go(func() error {
 		var known bool
 		if p.Series, known, told[5] = d.series(ctx); known {
-			p.Chart, p.Held = newChart(p.Series), heldReasons(p.Series)
+			p.Chart, p.Held = newChart(p.Series, p.zone), heldReasons(p.Series)
 		}
 		return nil
 	})
@@ -137,7 +165,7 @@ func (p *overviewPage) attention(counts map[jetpost.State]int) {
 	}
 	p.Causes = s.Causes[min(1, len(s.Causes)):min(1+maxFew, len(s.Causes))]
 	for _, pause := range s.AppPauses[:min(len(s.AppPauses), maxFew)] {
-		p.Pauses = append(p.Pauses, waits{"No account may " + targetWords(pause.Target) + ": " + reasonWords(pause.Reason.Code) + ".", pause.Reason.Detail, pause.Reason.Until})
+		p.Pauses = append(p.Pauses, waits{"No account may " + targetWords(pause.Target) + ": " + reasonWords(pause.Reason.Code) + ".", pause.Reason.Detail, pause.Reason.Until, "/limits"})
 	}
 	p.Workers = s.Workers[:min(len(s.Workers), maxWorkers)]
 	p.Reauth = s.Reauth[:min(len(s.Reauth), maxFew)]
@@ -181,6 +209,7 @@ func targetWords(target string) string {
 type window struct {
 	jetpost.RateWindow
 	page
+	Words  string // the endpoint's
 	Length string
 	Used   int // of Limit
 }
@@ -195,7 +224,8 @@ func (p page) windows(limits jetpost.Limits, few bool) (list []window) {
 		case a.Available != b.Available:
 			return 1
 		default:
-			return strings.Compare(a.Account, b.Account) // the app's own first
+			first := func(w jetpost.RateWindow) int { return strings.Index(w.Endpoint, string(xapi.EndpointCreatePost)) }
+			return cmp.Or(strings.Compare(a.Account, b.Account), first(b)-first(a)) // the app's own first, and of each account that of posts
 		}
 	})
 	for _, w := range all {
@@ -203,7 +233,7 @@ func (p page) windows(limits jetpost.Limits, few bool) (list []window) {
 			continue
 		}
 		length := map[string]string{"15min": "15 minutes", "user_24h": "24 hours", "app_24h": "24 hours"}[w.Kind]
-		if list = append(list, window{w, p, length, max(w.Limit-w.Remaining, 0)}); len(list) == maxWindows {
+		if list = append(list, window{w, p, endpointWords(w.Endpoint), length, max(w.Limit-w.Remaining, 0)}); len(list) == maxWindows {
 			break
 		}
 	}

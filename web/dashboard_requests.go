@@ -2,6 +2,7 @@ package web
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -40,6 +41,26 @@ type row struct {
 	jetpost.RequestStatus
 	page
 	Named string // the reason in words
+}
+
+// Size is how many posts it has, and how many of them are live.
+func (r row) Size() string {
+	switch {
+	case r.Pruned:
+		return "no longer kept whole"
+	case r.Total == 1 && r.Posted == 1:
+		return "1 post, live"
+	case r.Total == 1:
+		return "1 post"
+	case r.Posted == 0:
+		return fmt.Sprintf("%d posts", r.Total)
+	}
+	return fmt.Sprintf("%d posts, %d live", r.Total, r.Posted)
+}
+
+// OfAccount tells that its account is why it waits or failed.
+func (r row) OfAccount() bool {
+	return r.Reason != nil && (strings.HasPrefix(string(r.Reason.Code), "account_") || r.Reason.Code == jetpost.CodeTokenRefreshFailed)
 }
 
 func (p page) rows(requests []jetpost.RequestStatus) (rows []row) {
@@ -153,8 +174,7 @@ type requestPage struct {
 	Earlier bool
 	Silent  string // why there is no history
 	// MoveTo is the time that the form to move it begins with, in the zone.
-	MoveTo, Zone string
-	Back         string // the page itself, below the dashboard's base
+	MoveTo string
 	// What can be asked for, as it stands.
 	CanCancel, CanMove, CanReplay, CanSettle, CanUnpublish bool
 }
@@ -180,6 +200,8 @@ type waits struct {
 	Text   string
 	Detail string
 	Until  time.Time
+	// To leads to where it can be ended, below the base.
+	To string
 }
 
 // maxShownText bounds a post's text, and maxShownWords another one, on a page.
@@ -195,7 +217,7 @@ func (d *Dashboard) request(r *http.Request) (shown, error) {
 		return shown{}, err
 	}
 	p := requestPage{page: d.page(r, "requests", "Request "+found.Request.ID)}
-	p.Said, p.zone = said(r), zone(r)
+	p.Said = said(r)
 	d.follow(&p.page, jetpost.RequestName{Account: found.Request.Account, ID: found.Request.ID})
 	p.Request = p.rows([]jetpost.RequestStatus{found.Request})[0]
 	p.Posts, p.Waits = posts(found), pauses(found, p.now)
@@ -232,8 +254,13 @@ func posts(found jetpost.RequestDetails) (list []post) {
 			p.State = "deleted"
 		}
 		p.Lane = p.State
-		if p.State == string(jetpost.PostPosted) {
+		switch {
+		case p.State == string(jetpost.PostPosted):
 			p.Lane = "live"
+		case p.State == string(jetpost.PostPending):
+			p.Lane = "not sent yet"
+		case p.State == string(jetpost.PostSending) && found.Request.State == jetpost.StateUnknown:
+			p.State, p.Lane = string(jetpost.StateUnknown), "in doubt"
 		}
 		if i < len(found.Texts) {
 			p.Known, p.Text = true, cut(found.Texts[i], maxShownText)
@@ -250,11 +277,12 @@ func pauses(found jetpost.RequestDetails, now time.Time) (list []waits) {
 	if found.Request.State.Finished() {
 		return nil
 	}
-	if found.Pause.Active(now) {
-		list = append(list, waits{"Its account is paused: " + reasonWords(found.Pause.Reason.Code) + ".", found.Pause.Reason.Detail, found.Pause.Reason.Until})
+	told := found.Request.Reason != nil && found.Request.Reason.Code == found.Pause.Reason.Code
+	if found.Pause.Active(now) && !told {
+		list = append(list, waits{"Its account is paused: " + reasonWords(found.Pause.Reason.Code) + ".", found.Pause.Reason.Detail, found.Pause.Reason.Until, accountPath(found.Request.Account)})
 	}
 	for _, p := range found.AppPauses[:min(len(found.AppPauses), maxFew)] {
-		list = append(list, waits{"Every account waits: " + reasonWords(p.Reason.Code) + ".", p.Reason.Detail, p.Reason.Until})
+		list = append(list, waits{"Every account waits: " + reasonWords(p.Reason.Code) + ".", p.Reason.Detail, p.Reason.Until, "/limits"})
 	}
 	return list
 }

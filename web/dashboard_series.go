@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jetpost/jetpost"
 )
@@ -32,7 +33,7 @@ func buttonFor(s jetpost.StatusReport) *button {
 	case strings.HasSuffix(code, "_paused"):
 		return &button{Text: "See the limits", To: "/limits"}
 	default:
-		return &button{Text: "See workers and streams", To: "/workers"}
+		return &button{Text: "See the workers", To: "/workers"}
 	}
 }
 
@@ -55,7 +56,7 @@ type bar struct {
 	Words               string
 }
 
-func newChart(s jetpost.Series) *chart {
+func newChart(s jetpost.Series, in *time.Location) *chart {
 	hours := s.Published[:min(len(s.Published), jetpost.SeriesHours)]
 	c := &chart{Width: len(hours) * barWidth, Height: chartHeight}
 	for _, h := range hours {
@@ -66,7 +67,7 @@ func newChart(s jetpost.Series) *chart {
 		if h.Posts > 0 {
 			height = max(h.Posts*chartHeight/c.Most, 1)
 		}
-		c.Bars = append(c.Bars, bar{i*barWidth + barGap/2, chartHeight - height, barWidth - barGap, height, fmt.Sprintf("%s UTC: %d", h.Start.UTC().Format("15:04"), h.Posts)})
+		c.Bars = append(c.Bars, bar{i*barWidth + barGap/2, chartHeight - height, barWidth - barGap, height, fmt.Sprintf("%s: %d", h.Start.In(in).Format("15:04 MST"), h.Posts)})
 	}
 	return c
 }

@@ -243,6 +243,7 @@ func TestDashboardEmpty(t *testing.T) {
 		}
 	}
 	b.want(http.StatusOK, "There are none.", http.MethodGet, "/requests", nil)
+	b.want(http.StatusOK, "Nobody is asked to log in", http.MethodGet, "/users", nil)
 }
 
 // TestDashboardRefusals: what a dashboard does not do, and how it says so.

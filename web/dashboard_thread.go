@@ -216,7 +216,7 @@ func (d *Dashboard) details(r *http.Request, p *requestPage, contents []jetpost.
 	if at.IsZero() {
 		at = p.now.Add(time.Hour)
 	}
-	p.MoveTo, p.Zone, p.Back = at.In(p.zone).Format(localLayout), p.zone.String(), requestPath(account, id)
+	p.MoveTo = at.In(p.zone).Format(localLayout)
 }
 
 // add fills in what a post carries beside its text.

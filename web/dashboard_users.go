@@ -102,6 +102,8 @@ type usersPage struct {
 	Next  string
 	Later bool
 	Roles []jetpost.Role
+	// NoLogin tells that nobody is asked to log in here.
+	NoLogin bool
 }
 
 // userRow is a user in a list.
@@ -116,7 +118,7 @@ type userRow struct {
 func (d *Dashboard) users(r *http.Request) (shown, error) {
 	cursor := r.URL.Query().Get("cursor")
 	list, err := d.cfg.Operations.UserList(r.Context(), jetpost.UserList{Limit: pageSize, Cursor: cursor})
-	p := usersPage{page: d.page(r, "users", "Users"), Next: list.Next, Later: cursor != "", Roles: jetpost.Roles()}
+	p := usersPage{page: d.page(r, "users", "Users"), Next: list.Next, Later: cursor != "", Roles: jetpost.Roles(), NoLogin: !d.cfg.Login.Required}
 	p.Said = said(r)
 	for _, u := range list.Users {
 		others := slices.DeleteFunc(jetpost.Roles(), func(role jetpost.Role) bool { return role == u.Role })

@@ -2,20 +2,23 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"html/template"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/xapi"
 )
 
 // readDashboard reads the dashboard's templates, each within its layout.
 func readDashboard() (map[string]*template.Template, error) {
-	functions := template.FuncMap{"words": func(text string) string { return cut(text, maxShownWords) }, "operation": uuid.NewString, "field": func() string { return operationField }}
+	functions := template.FuncMap{"words": func(text string) string { return cut(text, maxShownWords) }, "operation": uuid.NewString, "field": func() string { return operationField }, "count": thousands, "role": roleWords}
 	pages := make(map[string]*template.Template)
 	names := []string{"overview", "requests", "request", "unpublish", "accounts", "account", "connect", "limits", "deadletters", "failed", "disconnect", "login", "users", "audit", "bulk", "workers", "calendar", "compose"}
 	for _, name := range names {
@@ -50,6 +53,47 @@ func cut(text string, most int) string {
 	return string(runes[:most-1]) + "…"
 }
 
+// thousands is a number as people read it: 12,345.
+func thousands(n int) string {
+	digits := strconv.Itoa(n)
+	for at := len(digits) - 3; at > 0 && digits[at-1] != '-'; at -= 3 {
+		digits = digits[:at] + "," + digits[at:]
+	}
+	return digits
+}
+
+// roleWords are a role with what it may do, for a list to choose from.
+func roleWords(role jetpost.Role) string {
+	switch role {
+	case jetpost.RoleViewer:
+		return "viewer: only looks"
+	case jetpost.RoleEditor:
+		return "editor: publishes"
+	case jetpost.RoleAdmin:
+		return "admin: everything"
+	}
+	return string(role)
+}
+
+// endpointWords are what people read for one of X's endpoints.
+func endpointWords(endpoint string) string {
+	words := map[xapi.Endpoint]string{
+		xapi.EndpointCreatePost:      "New posts",
+		xapi.EndpointDeletePost:      "Deletions of posts",
+		xapi.EndpointUploadMedia:     "Uploads of pictures",
+		xapi.EndpointInitializeMedia: "Uploads of videos, begun",
+		xapi.EndpointAppendMedia:     "Uploads of videos, in parts",
+		xapi.EndpointFinalizeMedia:   "Uploads of videos, ended",
+		xapi.EndpointMediaStatus:     "Looks at uploads",
+		xapi.EndpointMediaMetadata:   "Descriptions of pictures",
+		xapi.EndpointMe:              "Looks at accounts",
+		xapi.EndpointUserPosts:       "Looks at timelines",
+		xapi.EndpointToken:           "Renewals of access",
+		xapi.EndpointRevoke:          "Ends of access",
+	}[xapi.Endpoint(endpoint)]
+	return cmp.Or(words, endpoint)
+}
+
 // moment is a time as people read it, and as programs do.
 type moment struct{ Machine, Near, Clock string }
 
@@ -59,9 +103,6 @@ func (p page) At(t time.Time) *moment {
 		return nil
 	}
 	machine := t.UTC().Format(time.RFC3339)
-	if p.zone == nil {
-		p.zone = time.UTC
-	}
 	t = t.In(p.zone)
 	layout := "2 Jan 15:04 MST"
 	if t.Year() != p.now.In(p.zone).Year() {
@@ -106,14 +147,14 @@ func said(r *http.Request) string {
 		"unpublish":       "Its posts are being deleted on X.",
 		"pause":           "The account is paused.",
 		"resume":          "The account goes on.",
-		"refresh":         "A worker renews the token now.",
+		"refresh":         "A worker renews the access now.",
 		"disconnect":      "The account is disconnected, and X takes its tokens no more.",
 		"disconnect-here": "The account is disconnected here. X did not confirm that it takes its tokens no more: try again, or withdraw the app's access on X.",
-		"add":             "The user was added.",
+		"add":             "The user was added. Tell them the address of these pages, the name and the password yourself.",
 		"role":            "The role was set, from the next page on.",
 		"password":        "The password was set, and the user is logged out everywhere.",
 		"remove":          "The user was removed, and is logged out everywhere.",
-		"app-pause":       "No account posts anything now.",
+		"app-pause":       "No account posts anything now. What waits stays in its place.",
 		"app-resume":      "Posting goes on.",
 	}[r.URL.Query().Get("done")]
 }

@@ -20,3 +20,13 @@ func TestReasonsHaveWords(t *testing.T) {
 		t.Errorf("%s is no code", code)
 	}
 }
+
+// TestThousands: numbers are read in groups of three digits.
+func TestThousands(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]string{0: "0", 999: "999", 1000: "1,000", 123456: "123,456", 12345678: "12,345,678", -1: "-1", -999: "-999", -1000: "-1,000"} {
+		if got := thousands(n); got != want {
+			t.Errorf("%d is %s, want %s", n, got, want)
+		}
+	}
+}

@@ -12,7 +12,7 @@ import (
 )
 
 // maxName bounds a name that has no bound of its own.
-const maxName = 60 // characters
+const maxName = 56 // characters
 
 type workersPage struct {
 	page
@@ -42,7 +42,7 @@ type disk struct {
 
 // workers shows who lives and what waits for them.
 func (d *Dashboard) workers(r *http.Request) (shown, error) {
-	p := workersPage{page: d.page(r, "workers", "Workers and streams")}
+	p := workersPage{page: d.page(r, "workers", "Workers")}
 	d.follow(&p.page, jetpost.RequestName{})
 	var list jetpost.Workers
 	asking, ctx := errgroup.WithContext(r.Context())
@@ -82,6 +82,9 @@ func (p page) worker(w jetpost.WorkerReport) worker {
 	}
 	for _, of := range w.Disks[:min(len(w.Disks), maxFew)] {
 		of.What, of.Path = cut(of.What, maxName), cut(of.Path, maxName)
+		if words := map[string]string{"database": "the database", "lifeboat": "tokens that the database could not take"}[of.What]; words != "" {
+			of.What = words
+		}
 		used := 0
 		if of.Total > 0 {
 			used = int(100 * (1 - float64(of.Free)/float64(of.Total)))

@@ -178,6 +178,9 @@ func TestDashboardLogin(t *testing.T) {
 	}
 	kept := []string{"Cookie", c.Name + "=" + c.Value}
 	page := b.want(http.StatusOK, "Log out", http.MethodGet, "/users", nil, kept...)
+	if strings.Contains(page, "Nobody is asked to log in") {
+		t.Error("a page that asked for a login says that it did not")
+	}
 	if strings.Contains(page, c.Value) {
 		t.Error("a page shows the session's secret")
 	}

@@ -187,10 +187,17 @@ func (p *person) hasNoMistakes() {
 func (p *person) open(link string) {
 	p.t.Helper()
 	testkit.Must(p.t, chromedp.Do(p.ctx, chromedp.Navigate(link)))
+	p.fits()
+}
+
+// fits checks that nothing of the page is beside the screen.
+func (p *person) fits() {
+	p.t.Helper()
 	hidden, err := chromedp.Run(p.ctx, chromedp.Evaluate[int](`document.documentElement.scrollWidth - document.documentElement.clientWidth`))
 	testkit.Must(p.t, err)
 	if hidden > 0 {
-		p.t.Errorf("the page is %d pixels wider than the screen", hidden)
+		where, _ := chromedp.Run(p.ctx, chromedp.Location())
+		p.t.Errorf("%s is %d pixels wider than the screen", where, hidden)
 	}
 }
 

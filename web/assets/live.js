@@ -13,10 +13,10 @@
 			return;
 		}
 		mark.hidden = false;
-		mark.textContent = is ? "live" : "paused";
+		mark.textContent = is ? "live" : "not live";
 		mark.title = paused ? "Press to have the page follow changes" : "Press to have the page stand still";
 		mark.classList.toggle("on", is);
-		mark.setAttribute("aria-label", is ? "live, press to pause" : "paused, press to follow changes");
+		mark.setAttribute("aria-label", is ? "live, press to have the page stand still" : "not live, press to follow changes");
 	}
 
 	function stop() {
