@@ -201,11 +201,11 @@ func (r *round) publishes() {
 	testkit.Must(r.t, err)
 	r.press(`//button[@value="publish"]`)
 	r.shows("Its account is paused")
-	r.marked("live")
+	r.marked(true)
 	r.press(`//button[@id="live"]`)
-	r.marked("paused")
+	r.marked(false)
 	r.press(`//button[@id="live"]`)
-	r.marked("live")
+	r.marked(true)
 	_, err = r.workers.AccountResume(r.t.Context(), roundAccount, jetpost.ResumeRequest{})
 	testkit.Must(r.t, err)
 	r.goesLive("Hello from https://example.com/a", "And a second post.")
@@ -412,9 +412,9 @@ func (r *round) focuses(name string) {
 }
 
 // marked waits until the page says that it is live, or that it is not.
-func (r *round) marked(is string) {
+func (r *round) marked(live bool) {
 	r.t.Helper()
-	r.finds(fmt.Sprintf(`document.querySelector("#live").textContent === %q`, is))
+	r.finds(fmt.Sprintf(`document.querySelector("#live").classList.contains("on") === %t && document.querySelector("#live").checkVisibility()`, live))
 }
 
 // where is the address of the page.
@@ -518,7 +518,7 @@ func (k keyboard) press(what string) action {
 	return chromedp.Steps(k.at(what), chromedp.KeyEvent(key))
 }
 
-// move changes its mind once.
+// move changes its mind once: it begins with the wrong day.
 func (k keyboard) move(entry, _ string) action {
-	return chromedp.Steps(k.at(entry+"/a"), chromedp.KeyEvent(" "+kb.ArrowRight+kb.Escape), chromedp.KeyEvent(" "+kb.ArrowRight+" "))
+	return chromedp.Steps(k.at(entry+"/a"), chromedp.KeyEvent(" "+kb.ArrowLeft+kb.Escape), chromedp.KeyEvent(" "+kb.ArrowRight+" "))
 }
