@@ -132,7 +132,7 @@ func TestEraseOp(t *testing.T) {
 			t.Errorf("%s is in %s", text, files)
 		}
 	}
-	media := publishers.New(s.connectJS(operatorUser), jetpost.Names{})
+	media := publishers.New(connectJS(t, s.server, operatorUser), jetpost.Names{})
 	if _, err := media.GetMedia(ctx, put.Object); !errors.Is(err, jetstream.ErrObjectNotFound) {
 		t.Errorf("its picture: %v", err)
 	}
@@ -152,14 +152,6 @@ func TestEraseOp(t *testing.T) {
 	if err != nil || stays.Request.State != jetpost.StateScheduled {
 		t.Errorf("another account's request: %+v, %v", stays, err)
 	}
-}
-
-// connectJS is the JetStream of a user.
-func (s *served) connectJS(user string) jetstream.JetStream {
-	s.t.Helper()
-	js, err := jetstream.New(s.connect(user))
-	testkit.Must(s.t, err)
-	return js
 }
 
 // files are the names of those that have a text, of NATS and of the database.

@@ -40,6 +40,8 @@ type accountsCmd struct {
 type accountsLimitCmd struct {
 	Name       string  `arg:"" help:"Account."`
 	MonthlyUSD float64 `arg:"" name:"usd" help:"Limit in US dollars; 0 removes it, so that the workers' --account-monthly-limit holds."`
+
+	natsFlags `embed:""`
 }
 
 // Run sets an account's own monthly limit.

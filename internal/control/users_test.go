@@ -273,10 +273,10 @@ func TestConnectIsNoted(t *testing.T) {
 	}
 	other := b.attempt
 	other.OperationID = "late"
-	if _, err := b.client.AccountConnect(link, "carol", other); codeOf(err) != jetpost.ErrAttemptOver {
+	if _, err := b.client.AccountConnect(link, "carol", other); codeOf(err) != jetpost.ErrLinkUsed {
 		t.Errorf("the attempt again: %v", err)
 	}
-	want := "link account.connect carol  attempt_over\nlink account.connect carol  done\nlink account.connect carol  invalid"
+	want := "link account.connect carol  link_used\nlink account.connect carol  done\nlink account.connect carol  invalid"
 	if got := b.noted(jetpost.AuditList{Operation: string(jetpost.OpAccountConnect)}); got != want {
 		t.Errorf("noted\n%s\nwant\n%s", got, want)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/app"
 	"github.com/jetpost/jetpost/internal/e2e/harness"
 	"github.com/jetpost/jetpost/internal/testkit"
@@ -256,6 +257,11 @@ func (o *ownNATS) roles(logins map[string]settings, servers int) {
 		}
 		wantEqual(o.t, "posts of "+account, strings.Join(got, ", "), strings.Join(want, ", "))
 	}
+
+	// A customer has no object store: a worker takes what is too large for a message.
+	large := filepath.Join(o.t.TempDir(), "large.gif")
+	testkit.Must(o.t, os.WriteFile(large, append([]byte("GIF89a"), make([]byte, jetpost.MaxMediaPart)...), 0o600))
+	o.want(true, logins["acme"], "publish", "acme", "Five", "--media", large, "--alt", "nothing", "--id", "five")
 
 	for user, works := range map[string]bool{"operator": true, "producer": false, "acme": false} {
 		o.want(works, as(user), "pause", "--app")
