@@ -76,6 +76,11 @@ func (p overviewPage) Headline() string {
 	return cmp.Or(words, p.Status.Summary)
 }
 
+// Reason is that of the verdict; a code that stands for it is told in words.
+func (p overviewPage) Reason() string {
+	return cmp.Or(reasons()[jetpost.Code(p.Status.Reason)], p.Status.Reason)
+}
+
 // Tone is the colour of the verdict.
 func (p overviewPage) Tone() string {
 	switch {

@@ -237,7 +237,7 @@ func TestDashboardEmpty(t *testing.T) {
 	b := newDashboard(t, nil)
 	b.serve()
 	page := b.want(http.StatusOK, "Nothing does.", http.MethodGet, "/", nil)
-	for _, part := range []string{"<strong>0</strong> failed", "Nothing is scheduled.", "nothing was posted yet", "<dt>in flight</dt><dd>0</dd>"} {
+	for _, part := range []string{"<strong>0</strong> failed", "Nothing is scheduled.", "nothing was posted yet", "<dt>being sent</dt><dd>0</dd>"} {
 		if !strings.Contains(page, part) {
 			t.Errorf("the overview has no %q\n%s", part, page)
 		}

@@ -34,8 +34,8 @@ const (
 	// screensVariable names the directory that gets a picture of each screen.
 	screensVariable = "JETPOST_SCREENS"
 	// mostHigh bounds a picture, and mostColours its colours, so that all stay small.
-	mostHigh    = 1700 // pixels
-	mostColours = 80
+	mostHigh    = 1400 // pixels
+	mostColours = 64
 	// screensPassword is that of the user who looks.
 	screensPassword = "correct horse battery"
 )
