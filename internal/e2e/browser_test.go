@@ -120,6 +120,8 @@ type person struct {
 	t   *testing.T
 	tab context.Context
 	ctx context.Context // of the tab, as long as patience lasts
+	// over is closed once the test ends, and with it the programs that serve pages.
+	over <-chan struct{}
 
 	mu       sync.Mutex
 	mistakes []string // that the browser found in our pages
@@ -127,7 +129,7 @@ type person struct {
 
 func (b browser) person(t *testing.T, width int64) *person {
 	t.Helper()
-	p := &person{t: t}
+	p := &person{t: t, over: t.Context().Done()}
 	var leave context.CancelFunc
 	p.tab, leave = chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext(), chromedp.WithListener(p.hear))
 	t.Cleanup(leave)
@@ -163,6 +165,11 @@ func (p *person) hear(event any) {
 				mistake += fmt.Sprintf(" %s %s", argument.Description, argument.Value)
 			}
 		}
+	}
+	select {
+	case <-p.over:
+		return
+	default:
 	}
 	if mistake == "" {
 		return

@@ -199,7 +199,7 @@ func (r *round) publishes() {
 	r.finds(`!document.querySelector("#outcome").textContent.includes("no description")`)
 	_, err = r.workers.AccountPause(r.t.Context(), roundAccount, jetpost.PauseRequest{Reason: "wait for it"})
 	testkit.Must(r.t, err)
-	r.press(`//button[@value="publish"]`)
+	r.submits()
 	r.shows("somebody has paused the account")
 	r.marked(true)
 	r.press(`//button[@id="live"]`)
@@ -222,8 +222,7 @@ func (r *round) moves() {
 	r.writes("Later.", 6)
 	r.does(r.by.at(`//input[@name="at"]`), chromedp.KeyEvent(at.Format("01022006")+kb.ArrowRight+"0930a"))
 	r.finds(fmt.Sprintf(`document.querySelector("[name=at]").value === %q`, at.Format("2006-01-02T15:04")))
-	r.press(`//button[@value="publish"]`)
-	r.said("compose")
+	r.submits()
 	r.goes("calendar")
 	r.finds(fmt.Sprintf(`document.querySelector("[data-zone]").dataset.zone === %q`, roundZone))
 	r.does(r.by.move(fmt.Sprintf(`//li[@data-day=%q]//li[contains(@class, "entry")]`, at.Format(time.DateOnly)), fmt.Sprintf(`//li[@data-day=%q]`, next.Format(time.DateOnly))))
@@ -240,7 +239,7 @@ func (r *round) moves() {
 func (r *round) replays() {
 	r.sim(http.MethodPut, "/_sim/faults", `[{"kind":"refuse_text","text":"refuse me","detail":"You cannot say that."}]`)
 	r.writes("refuse me", 9)
-	r.press(`//button[@value="publish"]`)
+	r.submits()
 	r.shows("You cannot say that.")
 	r.sim(http.MethodPut, "/_sim/faults", `[]`)
 	r.goes("")
@@ -254,7 +253,7 @@ func (r *round) replays() {
 func (r *round) reconnects() {
 	r.sim(http.MethodDelete, "/_sim/tokens?user="+roundUser, "")
 	r.writes("Is anybody there?", 17)
-	r.press(`//button[@value="publish"]`)
+	r.submits()
 	r.shows("the account must be connected again")
 	waits := r.where()
 	r.goes("")
@@ -278,7 +277,7 @@ func (r *round) pausesAccount() {
 	r.said("pause")
 	r.writes("Back again.", 11)
 	r.shows("The account is paused: somebody has paused the account.")
-	r.press(`//button[@value="publish"]`)
+	r.submits()
 	r.shows("somebody has paused the account")
 	waits := r.where()
 	r.goes("accounts")
@@ -296,8 +295,8 @@ func (r *round) pausesApp() {
 	r.sends("pause")
 	r.said("app-pause")
 	r.writes("It was a drill.", 15)
-	r.press(`//button[@value="publish"]`)
-	r.shows("Every account waits")
+	r.submits()
+	r.shows("a fire drill")
 	waits := r.where()
 	r.goes("")
 	r.shows("a fire drill")
@@ -325,6 +324,13 @@ func (r *round) writes(text string, weight int) {
 	r.does(r.by.at(`//select[@name="account"]`), chromedp.KeyEvent(roundAccount))
 	r.fill(`//textarea[@name="text-0"]`, text)
 	r.counts(0, weight)
+}
+
+// submits publishes the thread, and comes to its page.
+func (r *round) submits() {
+	r.t.Helper()
+	r.press(`//button[@value="publish"]`)
+	r.said("compose")
 }
 
 // counts waits until a post of the draft has that weight.
