@@ -70,6 +70,7 @@ func TestScreens(t *testing.T) {
 					p := browser.person(t, width)
 					p.prefers(scheme)
 					p.round(s, func(screen string) {
+						p.hopes()
 						p.fits()
 						p.shoot(filepath.Join(dir, fmt.Sprintf("%s-%s-%s-%d.png", screen, state, scheme, width)))
 					})
