@@ -167,7 +167,7 @@ func (d *Dashboard) groups(ctx context.Context) (jetpost.DeadLetterGroups, bool,
 	return d.asked.groups.get(ctx, d.asked, false, d.cfg.Operations.DeadLettersGroups)
 }
 
-// forecast is when what waits is out; false where that is being found out.
+// forecast is when what waits is out; false while that is being calculated.
 func (d *Dashboard) forecast(ctx context.Context) (jetpost.Forecast, bool, error) {
 	return d.asked.forecast.get(ctx, d.asked, false, func(ctx context.Context) (jetpost.Forecast, error) {
 		return d.cfg.Operations.AppForecast(ctx, jetpost.ForecastRequest{Limit: maxForecast})

@@ -219,7 +219,7 @@ func TestDashboardOfApp(t *testing.T) {
 	b.want(http.StatusOK, "Posting goes on.", http.MethodGet, "/limits?done=app-resume", nil)
 	b.want(http.StatusNotFound, "", http.MethodPost, "/app/explode", url.Values{"operation_id": {"op"}})
 
-	b.want(http.StatusOK, "6 posts are out", http.MethodGet, "/limits?add_account=acme&add=5", nil)
+	b.want(http.StatusOK, "The last of 6 posts goes out", http.MethodGet, "/limits?add_account=acme&add=5", nil)
 	b.want(http.StatusOK, "Write a number of posts", http.MethodGet, "/limits?add_account=acme&add=many", nil)
 	b.want(http.StatusOK, "account nobody: not found", http.MethodGet, "/limits?add_account=nobody&add=5", nil)
 	b.want(http.StatusOK, "None has given a heartbeat", http.MethodGet, "/workers", nil)

@@ -47,7 +47,7 @@ type overviewPage struct {
 	Chart    *chart  // nil while it is being counted
 	Series   jetpost.Series
 	Held     []heldFor
-	Backlog  *backlog // nil while it is being found out
+	Backlog  *backlog // nil while it is being calculated
 	First    []firstStep
 	// Silent are the parts that were not told, and why.
 	Silent []string
@@ -254,7 +254,7 @@ type limitsPage struct {
 	More    int
 	ByHand  bool // somebody has paused the app
 	// WhatIf is what is thought to be sent, and Forecast when all is out then; nil while
-	// that is being found out.
+	// that is being calculated.
 	WhatIf   whatIf
 	Forecast *backlog
 	Wrong    string // why there is none

@@ -90,7 +90,7 @@ func (p place) status(ctx context.Context) Status {
 }
 
 // statusStays is how long a status is reused before it is gathered again.
-const statusStays = 2 * time.Second
+const statusStays = 250 * time.Millisecond
 
 // sharedStatus gathers the status for any number of callers at once.
 type sharedStatus struct {
