@@ -117,14 +117,13 @@ func (c *Control) AccountRename(ctx context.Context, account string, in jetpost.
 	if err != nil {
 		return jetpost.AccountInfo{}, err
 	}
-	info, _, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (info jetpost.AccountInfo, err error) {
+	return operateIdle(ctx, c, op, func(ctx context.Context, ledger store.Changes) (info jetpost.AccountInfo, err error) {
 		if err := ledger.RenameAccount(ctx, account, in.To, op.Now); err != nil {
 			return info, wholeError("rename", account, in.To, err)
 		}
 		is, err := ledger.Account(ctx, in.To)
 		return infoOf(is, op.Now), accountError(in.To, err)
 	})
-	return info, err
 }
 
 // AccountRemove forgets an account, except the identities of its requests.
@@ -133,7 +132,7 @@ func (c *Control) AccountRemove(ctx context.Context, account string, in jetpost.
 	if err != nil {
 		return jetpost.AccountRemoved{}, err
 	}
-	out, _, err := operate(ctx, c, op, func(ctx context.Context, ledger store.Changes) (out jetpost.AccountRemoved, err error) {
+	return operateIdle(ctx, c, op, func(ctx context.Context, ledger store.Changes) (out jetpost.AccountRemoved, err error) {
 		is, err := ledger.Account(ctx, account)
 		if err != nil {
 			return out, accountError(account, err)
@@ -141,7 +140,29 @@ func (c *Control) AccountRemove(ctx context.Context, account string, in jetpost.
 		out = jetpost.AccountRemoved{Name: account, XUserID: is.XUserID, Username: is.Username}
 		return out, wholeError("remove", account, "", ledger.RemoveAccount(ctx, account, op.Now))
 	})
-	return out, err
+}
+
+// busyFor is how long a change waits for an account that is busy, and busyAgain how often it
+// is tried: events of what an account has just done are marked after a second.
+const busyFor, busyAgain = 3 * time.Second, 100 * time.Millisecond
+
+// operateIdle is operate for a change of a whole account, which waits a moment while something
+// of the account is under way.
+func operateIdle[Out any](ctx context.Context, c *Control, op store.Operation, do func(context.Context, store.Changes) (Out, error)) (out Out, err error) {
+	waiting, cancel := context.WithTimeout(ctx, busyFor)
+	defer cancel()
+	every := time.NewTicker(busyAgain)
+	defer every.Stop()
+	for {
+		if out, _, err = operate(ctx, c, op, do); !errors.Is(err, store.ErrAccountBusy) {
+			return out, err
+		}
+		select {
+		case <-waiting.Done():
+			return out, err
+		case <-every.C:
+		}
+	}
 }
 
 // wholeError says why an account cannot be renamed or removed just now, and what to do.

@@ -447,6 +447,51 @@ func TestOperationReused(t *testing.T) {
 	}
 }
 
+// triedLedger closes tried after the first change that finds an account busy.
+type triedLedger struct {
+	store.Store
+	tried chan struct{}
+	once  sync.Once
+}
+
+func (l *triedLedger) Operate(ctx context.Context, op store.Operation, do func(context.Context, store.Changes) ([]byte, error)) ([]byte, bool, error) {
+	body, repeated, err := l.Store.Operate(ctx, op, do)
+	if errors.Is(err, store.ErrAccountBusy) {
+		l.once.Do(func() { close(l.tried) })
+	}
+	return body, repeated, err
+}
+
+// TestRenameWaits: who renames an account does not have to hit a moment in which nothing of
+// it is under way.
+func TestRenameWaits(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	tried := make(chan struct{})
+	b.serve("worker", func(ledger store.Store, _ *nats.Conn) store.Store { return &triedLedger{Store: ledger, tried: tried} })
+	lane, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "worker", time.Minute, time.Now())
+	b.must(err)
+	if !claimed {
+		t.Fatal("the lane is not claimed")
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.client.AccountRename(t.Context(), "acme", jetpost.AccountRename{To: "other"})
+		done <- err
+	}()
+	select {
+	case <-tried:
+	case err := <-done:
+		t.Fatalf("it did not wait: %v", err)
+	}
+	snapshot, err := b.ledger.Snapshot(t.Context(), lane, time.Now())
+	b.must(err)
+	_, err = b.ledger.ReleaseLane(t.Context(), lane, snapshot.Generation, time.Time{}, time.Now())
+	b.must(err)
+	b.must(<-done)
+}
+
+
 // TestServiceIsFound: ping, info and stats tell of the workers and of each operation.
 func TestServiceIsFound(t *testing.T) {
 	t.Parallel()
