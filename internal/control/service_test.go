@@ -491,7 +491,6 @@ func TestRenameWaits(t *testing.T) {
 	b.must(<-done)
 }
 
-
 // TestServiceIsFound: ping, info and stats tell of the workers and of each operation.
 func TestServiceIsFound(t *testing.T) {
 	t.Parallel()
