@@ -13,12 +13,23 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m.Run, nil)) }
 
-// oneOf picks a database by chance, or "" for both if JETPOST_TEST_FULL is set.
-func oneOf(databases ...string) string {
+// oneOf picks one by chance, or "" for all if JETPOST_TEST_FULL is set.
+func oneOf(names ...string) string {
 	if os.Getenv("JETPOST_TEST_FULL") != "" {
 		return ""
 	}
-	return databases[rand.IntN(len(databases))]
+	return names[rand.IntN(len(names))]
+}
+
+// turn is which of two long tests runs, by chance, or "" for both.
+var turn = oneOf("limits", "standstill")
+
+// inTurn skips a test whose turn it is not.
+func inTurn(t *testing.T, name string) {
+	t.Helper()
+	if turn != "" && turn != name {
+		t.Skip("skipped: " + turn + " was picked; set JETPOST_TEST_FULL=1 for both")
+	}
 }
 
 // leftOut skips the test of a database that was not picked.
@@ -76,6 +87,7 @@ func TestChaosPublish(t *testing.T) {
 //
 //nolint:paralleltest // it measures times, and so runs before the tests that are parallel
 func TestChaosLimits(t *testing.T) {
+	inTurn(t, "limits")
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
 	plan := limitPlan{
 		// X rounds the end of a window up to a second, which is up to a third of so short a one.
@@ -99,6 +111,7 @@ func TestChaosLimits(t *testing.T) {
 // TestChaosStandstill runs short as a test of the suite, like TestChaosTokens.
 func TestChaosStandstill(t *testing.T) {
 	t.Parallel()
+	inTurn(t, "standstill")
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, claimFor: 4 * time.Second, harm: shortestHarm}
 	plan := standPlan{rounds: 1, accounts: 30, rate: 5}
 	picked := oneOf("PostgreSQL", "SQLite")
