@@ -138,9 +138,12 @@ func TestCloseWhileServerHangs(t *testing.T) {
 	check(t, err)
 	_, err = st.LedgerID(t.Context())
 	check(t, err)
-	freeze()
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(time.Millisecond, cancel)
+	held := freeze()
+	go func() {
+		<-held // the call is on its way
+		cancel()
+	}()
 	if _, err := st.LedgerID(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("a call that was given up ended with %v", err)
 	}
@@ -150,15 +153,16 @@ func TestCloseWhileServerHangs(t *testing.T) {
 }
 
 // proxy stands between a pool and its server. Once it is frozen, connections stay, and
-// nothing comes through.
-func proxy(t *testing.T, direct string) (address string, freeze func()) {
+// nothing comes through; held is closed once something would have.
+func proxy(t *testing.T, direct string) (address string, freeze func() (held <-chan struct{})) {
 	t.Helper()
 	config, err := pgx.ParseConfig(direct)
 	check(t, err)
 	network, server := pgconn.NetworkAddress(config.Host, config.Port)
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	check(t, err)
-	frozen := make(chan struct{})
+	frozen, held := make(chan struct{}), make(chan struct{})
+	holds := sync.OnceFunc(func() { close(held) })
 	pass := func(to, from net.Conn) {
 		defer func() { _ = from.Close() }()
 		text := make([]byte, 1<<16)
@@ -166,6 +170,9 @@ func proxy(t *testing.T, direct string) (address string, freeze func()) {
 			n, err := from.Read(text)
 			select {
 			case <-frozen:
+				if n > 0 {
+					holds()
+				}
 				<-t.Context().Done()
 				return
 			default:
@@ -192,7 +199,7 @@ func proxy(t *testing.T, direct string) (address string, freeze func()) {
 		}
 	}()
 	u := url.URL{Scheme: "postgres", User: url.UserPassword(config.User, config.Password), Host: l.Addr().String(), Path: "/" + config.Database}
-	return u.String(), func() { close(frozen) }
+	return u.String(), func() <-chan struct{} { close(frozen); return held }
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {
