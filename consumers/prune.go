@@ -222,7 +222,7 @@ func (p *pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 	return n, nil
 }
 
-// pass goes by all requests once, page by page, and prunes a page account by account: only
+// pass reads all requests once, page by page, and prunes a page account by account: only
 // one lane is locked at a time. It returns how many requests it pruned, and how many it
 // passed over. size is how many of an account are pruned together.
 func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool) (n, busy int, err error) {
