@@ -155,6 +155,9 @@ func (w *Worker) wire(ctx context.Context, ledgerID string) (err error) {
 	w.service = &control.Service{
 		Control: cfg.control(w.conn, w.ledger, w.worker.Outbox(), w.status.get, w.log), Conn: w.conn.Conn,
 		Worker: cfg.Worker, Version: ThisBuild().Version, Log: w.log,
+		Started: func() {
+			w.log.Info("worker.started", "version", ThisBuild().Version, "slots", cfg.Slots, "roles", cfg.Roles)
+		},
 	}
 	return nil
 }
@@ -173,7 +176,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	return err
 }
 
-// begin starts what runs beside the work, until the context ends.
+// begin starts what runs beside the work, until the context ends. The worker has started
+// once it answers operations.
 func (w *Worker) begin(ctx context.Context) {
 	w.giveHeartbeat(ctx)
 	// Heartbeats go on until the last call is finished.
@@ -195,7 +199,6 @@ func (w *Worker) begin(ctx context.Context) {
 	if w.pprof != nil {
 		w.parts.Go(func() { w.servePprof(ctx) })
 	}
-	w.log.Info("worker.started", "version", ThisBuild().Version, "slots", w.cfg.Slots, "roles", w.cfg.Roles)
 }
 
 // Close frees what NewWorker opened.

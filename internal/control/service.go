@@ -23,6 +23,8 @@ const (
 	DefaultCalls = 16
 	// drainWithin is how long a worker that stops goes on with the operations that it has.
 	drainWithin = 15 * time.Second
+	// flushWithin is how long a service waits for the server to know of it.
+	flushWithin = 10 * time.Second
 )
 
 // Service serves the operations of a Control over NATS. Of all workers one is asked.
@@ -33,6 +35,8 @@ type Service struct {
 	Worker, Version string
 	Calls           int // DefaultCalls where zero
 	Log             *slog.Logger
+	// Started is called, if set, once the service answers.
+	Started func()
 
 	slots chan struct{}
 	calls sync.WaitGroup
@@ -212,6 +216,12 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	if err := s.add(service); err != nil {
 		return errors.Join(err, service.Stop())
+	}
+	if err := s.Conn.FlushTimeout(flushWithin); err != nil {
+		s.Log.Warn("service.unconfirmed", "error", err) // a connection that comes back subscribes by itself
+	}
+	if s.Started != nil {
+		s.Started()
 	}
 	<-ctx.Done()
 	err = service.Stop()

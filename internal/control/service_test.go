@@ -134,36 +134,20 @@ func (b *bundle) serve(name string, wrap func(store.Store, *nats.Conn) store.Sto
 		ledger = wrap(ledger, nc)
 	}
 	relay := &consumers.OutboxRelay{Ledger: ledger, DeadLetters: publishers.NewDeadLetters(js, jetpost.Names{}), Log: log}
+	started := make(chan struct{})
 	s := &control.Service{
 		Control: control.New(control.Control{
 			Ledger: ledger, JS: js, OutboxRelay: relay, Log: log, X: b.x(), Connect: b.connect, Link: b.makeLink,
 		}),
-		Conn: nc, Worker: name, Version: "v1.2.3", Log: log,
+		Conn: nc, Worker: name, Version: "v1.2.3", Log: log, Started: func() { close(started) },
 	}
 	ctx, cancel := context.WithCancel(b.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = s.Run(ctx) }) // of one that is killed it tells of its connection
 	stop = sync.OnceFunc(func() { cancel(); running.Wait() })
 	b.Cleanup(stop)
-	b.eventually(name+" to serve", func() bool {
-		for _, info := range b.infos() {
-			if info.Metadata["worker"] == name {
-				return len(info.Endpoints) == endpoints() // a service tells of itself before it has them
-			}
-		}
-		return false
-	})
+	<-started
 	return stop
-}
-
-// endpoints counts those of a service.
-func endpoints() (n int) {
-	for _, o := range jetpost.Operations() {
-		if n++; o.Account == jetpost.OfAny {
-			n++
-		}
-	}
-	return n
 }
 
 // infos are those of the workers that serve.
@@ -174,8 +158,8 @@ func (b *bundle) infos() (list []micro.Info) {
 	b.must(err)
 	defer func() { _ = answers.Unsubscribe() }()
 	b.must(b.nc.PublishRequest("$SRV.INFO.jetpost", inbox, nil))
-	for {
-		msg, err := answers.NextMsg(100 * time.Millisecond)
+	for wait := patience; ; wait = 100 * time.Millisecond { // the first answers, and then the others soon
+		msg, err := answers.NextMsg(wait)
 		if err != nil || len(msg.Data) == 0 {
 			return list
 		}
