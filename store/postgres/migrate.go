@@ -21,7 +21,7 @@ import (
 
 const (
 	// schemaVersion is the version of the newest migration.
-	schemaVersion = 18
+	schemaVersion = 19
 
 	// A process that finds another one migrating tries again every lockPeriodSeconds,
 	// at most lockTries times.

@@ -2,8 +2,12 @@ package postgres
 
 import (
 	"fmt"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/jetpost/jetpost/store"
 )
@@ -59,5 +63,46 @@ func TestTokenComesWithTheFront(t *testing.T) {
 	}
 	if _, known := lane.Token(); known {
 		t.Error("a token with nothing to send")
+	}
+}
+
+// TestFoundByKey: a plan that was made while the ledger was empty, and is kept as long as
+// the session, finds a request by its whole key, not among all of its account.
+func TestFoundByKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.st = open(t, b.url+"&pool_max_conns=1", newSealer(t))
+	if err := b.mix(t.Context(), "r"); faulty(err) {
+		t.Fatal(err)
+	}
+	rows, err := b.st.db.Query(t.Context(), "SELECT name, cardinality(parameter_types), statement FROM pg_prepared_statements WHERE generic_plans > 0")
+	check(t, err)
+	type prepared struct {
+		Name, Statement string
+		Parameters      int
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p prepared, err error) {
+		return p, row.Scan(&p.Name, &p.Parameters, &p.Statement)
+	})
+	check(t, err)
+	filters := regexp.MustCompile(`Filter: .*\b(request_)?id = .*`)
+	seen := 0
+	for _, p := range all {
+		if !strings.Contains(p.Statement, "requests") && !strings.Contains(p.Statement, "posts") {
+			continue
+		}
+		seen++
+		nulls := strings.TrimSuffix(strings.Repeat("NULL, ", p.Parameters), ", ")
+		rows, err := b.st.db.Query(t.Context(), fmt.Sprintf("EXPLAIN EXECUTE %q (%s)", p.Name, nulls), pgx.QueryExecModeSimpleProtocol)
+		check(t, err)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		check(t, err)
+		plan := strings.Join(lines, "\n")
+		if found := filters.FindString(plan); found != "" {
+			t.Errorf("%s\n%s\n%s", found, p.Statement, plan)
+		}
+	}
+	if seen == 0 {
+		t.Error("no statement was seen")
 	}
 }
