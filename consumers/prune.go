@@ -35,7 +35,7 @@ const (
 	// A locked lane is tried pruneTries times with its page, and once more in each pass.
 	pruneTries, pruneLocked    = 5, 50 * time.Millisecond
 	prunePasses                = 10
-	pruneTryAgain              = 200 * time.Millisecond // after a batch that was taken back
+	pruneTryAgain              = 200 * time.Millisecond // after a page or a batch that was not answered
 	pruneRenew                 = time.Minute
 	jobsPatience, jobsLookEach = time.Minute, time.Second
 )
@@ -228,7 +228,7 @@ func (p *pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool) (n, busy int, err error) {
 	page := store.PrunePage{FinishedBefore: before, Limit: prunePage}
 	for {
-		found, err := p.Ledger.Prunable(ctx, page)
+		found, err := p.look(ctx, &page)
 		if err != nil {
 			return n, busy, err
 		}
@@ -260,6 +260,18 @@ func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool
 			return n, busy, nil
 		}
 	}
+}
+
+// look reads a page, and a smaller one if the database does not answer in time.
+func (p *pruner) look(ctx context.Context, page *store.PrunePage) (found store.Prunable, err error) {
+	for range pruneTries {
+		if found, err = p.Ledger.Prunable(ctx, *page); !store.Unavailable(err) {
+			return found, err
+		}
+		page.Limit = max(page.Limit/2, pruneLeast)
+		sleepContext(ctx, pruneTryAgain)
+	}
+	return found, err
 }
 
 // account prunes requests of one account, batch by batch. If its lane is locked, it

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -162,6 +163,42 @@ func TestPruneWaits(t *testing.T) {
 	p.Keep = store.MinKeepFinished - 1
 	if _, err := p.Round(t.Context(), true); err == nil {
 		t.Error("less than MinKeepFinished is taken")
+	}
+}
+
+// slowPages does not answer for pages of more than its limit.
+type slowPages struct {
+	pruneLedger
+	limit int
+	asked []int
+}
+
+func (l *slowPages) Prunable(ctx context.Context, page store.PrunePage) (store.Prunable, error) {
+	if l.asked = append(l.asked, page.Limit); page.Limit > l.limit {
+		return store.Prunable{}, &store.UnavailableError{Err: context.DeadlineExceeded}
+	}
+	return l.pruneLedger.Prunable(ctx, page)
+}
+
+// TestPruneSmallerPages: a database that answers slowly is asked for less at once, and one
+// that does not answer at all ends the round.
+func TestPruneSmallerPages(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	failed, _ := b.longAgo(t, withObject("failed", "failed.png"))
+	b.announced(t, failed)
+	p := b.pruner(t)
+	slow := &slowPages{pruneLedger: b.ledger, limit: prunePage / 4}
+	p.Ledger = slow
+	testkit.Equal(t, "requests", round(t, p, false).Requests, 1)
+	if want := []int{prunePage, prunePage / 2, prunePage / 4}; !slices.Equal(slow.asked, want) {
+		t.Errorf("pages were %v, want %v", slow.asked, want)
+	}
+
+	slow.limit = 0
+	if _, err := p.Round(t.Context(), false); !store.Unavailable(err) {
+		t.Errorf("a database that does not answer: %v", err)
 	}
 }
 
