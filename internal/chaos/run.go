@@ -108,7 +108,7 @@ func newChaos(t testkit.T, run string, cfg chaosConfig, where harness.SiteConfig
 	where.Minute = cmp.Or(where.Minute, cfg.claimFor/harness.LeaseMinutes)
 	c.open(harness.NewSite(t, where))
 	if c.cluster != nil {
-		testkit.Must(t, c.view.vacuumByItself(t.Context()))
+		pgtest.VacuumByItself(t, c.cluster.URL()) // each row is rewritten many times
 	}
 	return c
 }
@@ -303,17 +303,6 @@ func (v *ledgerView) stall(ctx context.Context, table string, d time.Duration) e
 		}
 	}
 	pause(ctx, d)
-	return nil
-}
-
-// vacuumByItself has the server do what it does everywhere but in tests, for a run
-// in which each row is rewritten many times.
-func (v *ledgerView) vacuumByItself(ctx context.Context) error {
-	for _, statement := range []string{"ALTER SYSTEM SET autovacuum = on", "ALTER SYSTEM SET autovacuum_naptime = '5s'", "SELECT pg_reload_conf()"} {
-		if _, err := v.db.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("switch on the vacuum: %w", err)
-		}
-	}
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/e2e/harness"
+	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/xapi/xsim"
 )
@@ -84,6 +85,7 @@ func TestPruneUnderLoad(t *testing.T) { //nolint:paralleltest // what is measure
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeApp24h, Max: 10_000_000, WindowMS: 86_400_000},
 	}))
 	old := &harness.Job{Account: "acct7", Id: "old-7", Posts: 1}
+	pgtest.VacuumByItself(t, s.Cfg.DatabaseURL.Reveal())
 	s.fillFinished(rows, old)
 
 	w := &stream{s: s}

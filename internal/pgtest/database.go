@@ -102,6 +102,25 @@ func create(t testkit.T, admin, template string) string {
 	return withDatabase(admin, name)
 }
 
+// VacuumByItself has the server of that URL vacuum and analyze by itself, as every server
+// does but those of tests, until the test ends.
+func VacuumByItself(t testkit.T, database string) {
+	t.Helper()
+	t.Cleanup(func() { vacuum(t, database, "off") })
+	vacuum(t, database, "on")
+}
+
+func vacuum(t testkit.T, database, state string) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	for _, statement := range []string{"ALTER SYSTEM SET autovacuum = " + state, "ALTER SYSTEM SET autovacuum_naptime = '5s'", "SELECT pg_reload_conf()"} {
+		testkit.Must(t, execute(ctx, database, statement))
+	}
+	testkit.Eventually(t, "autovacuum "+state, func() bool {
+		return execute(ctx, database, "SELECT 1 / (current_setting('autovacuum') = '"+state+"')::int") == nil
+	})
+}
+
 func execute(ctx context.Context, server, statement string) error {
 	conn, err := pgx.Connect(ctx, server)
 	if err != nil {
