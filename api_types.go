@@ -708,6 +708,9 @@ type Pruned struct {
 	Bytes int64 `json:"media_bytes"`
 	// MediaKept says why no media object was looked at; absent where they were.
 	MediaKept string `json:"media_kept,omitempty"`
+	// More tells that there was no time for all: another call goes on, and a dry run
+	// counted a part.
+	More bool `json:"more,omitempty"`
 }
 
 // AccountLink makes a one-time link with which a customer connects an account.

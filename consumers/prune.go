@@ -31,7 +31,7 @@ const (
 	// they take less than half of it, and shrink where they take more.
 	pruneTarget                       = 30 * time.Millisecond
 	pruneLeast, pruneFirst, pruneMost = 10, 50, 1000 // requests of a batch, all of one account
-	pruneRest                         = 1            // times as long as a batch took is rested after it
+	pruneRest                         = 3            // times as long as a batch took is rested after it
 	// A locked lane is tried pruneTries times with its page, and once more in each pass.
 	pruneTries, pruneLocked    = 5, 50 * time.Millisecond
 	prunePasses                = 10
@@ -74,9 +74,13 @@ type pruner struct {
 	MediaStays time.Duration
 	// JobsPatience is how long is waited for jobs to be accepted; a minute where zero.
 	JobsPatience time.Duration
-	Log          *slog.Logger
+	// Within is how long a round prunes requests, and media only if it has come to their end;
+	// zero sets no bound.
+	Within time.Duration
+	Log    *slog.Logger
 
 	renewAt time.Time
+	until   time.Time // the round's bound
 }
 
 // PruneConfig is what pruning needs.
@@ -87,7 +91,9 @@ type PruneConfig struct {
 	Worker    string // names the process in the lease
 	// Keep is how long requests are kept once they have finished.
 	Keep time.Duration
-	Log  *slog.Logger
+	// Within is how long requests are pruned, at least one account's; zero sets no bound.
+	Within time.Duration
+	Log    *slog.Logger
 }
 
 // Prune removes once what finished that long ago; a dry run only counts it. It fails with
@@ -112,7 +118,7 @@ func newPruner(ctx context.Context, c PruneConfig) (*pruner, error) {
 	}
 	return &pruner{
 		Ledger: c.Ledger, Media: media, JS: c.JetStream, Names: c.Names, Heartbeats: publishers.NewHeartbeats(c.JetStream, c.Names),
-		Worker: c.Worker, Keep: c.Keep, Log: c.Log,
+		Worker: c.Worker, Keep: c.Keep, Within: c.Within, Log: c.Log,
 	}, nil
 }
 
@@ -124,6 +130,8 @@ type PruneReport struct {
 	Bytes    int64 `json:"media_bytes"`   // of these
 	// MediaKept says why no media object was looked at, "" where they were.
 	MediaKept string `json:"media_kept,omitempty"`
+	// More says that the time ended before the requests did: another round goes on.
+	More bool `json:"more,omitempty"`
 }
 
 // Run prunes again and again until the context ends.
@@ -166,7 +174,11 @@ func (p *pruner) Round(ctx context.Context, dry bool) (report PruneReport, err e
 			return report, err
 		}
 	}
-	if report.Requests, err = p.requests(ctx, dry); err != nil {
+	if p.until = (time.Time{}); p.Within > 0 {
+		p.until = time.Now().Add(p.Within)
+	}
+	if report.Requests, err = p.requests(ctx, dry); err != nil || p.over() {
+		report.More = err == nil
 		return report, err
 	}
 	return report, p.media(ctx, &report)
@@ -210,12 +222,15 @@ func (p *pruner) everybodyKnows(ctx context.Context) error {
 	return err
 }
 
+// over reports whether the round's time has ended.
+func (p *pruner) over() bool { return !p.until.IsZero() && !time.Now().Before(p.until) }
+
 func (p *pruner) requests(ctx context.Context, dry bool) (n int, err error) {
 	before := time.Now().Add(-p.Keep)
 	size := pruneFirst
 	for range prunePasses {
 		done, busy, err := p.pass(ctx, before, &size, dry)
-		if n += done; err != nil || busy == 0 {
+		if n += done; err != nil || busy == 0 || p.over() {
 			return n, err
 		}
 	}
@@ -245,7 +260,7 @@ func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool
 			}
 			for account, ids := range left {
 				done, locked, err := p.account(ctx, account, ids, before, size)
-				if n += done; err != nil {
+				if n += done; err != nil || p.over() {
 					return n, busy, err
 				}
 				if left[account] = locked; len(locked) == 0 {
@@ -256,7 +271,7 @@ func (p *pruner) pass(ctx context.Context, before time.Time, size *int, dry bool
 		for _, ids := range left {
 			busy += len(ids)
 		}
-		if page.After = found.Next; found.Done {
+		if page.After = found.Next; found.Done || p.over() {
 			return n, busy, nil
 		}
 	}

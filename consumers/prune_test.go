@@ -202,6 +202,29 @@ func TestPruneSmallerPages(t *testing.T) {
 	}
 }
 
+// TestPruneInParts: a round that has no time for all prunes one account's at least, leaves
+// media alone, and says that there is more.
+func TestPruneInParts(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.put(t, "nobodys.png")
+	for _, account := range []string{"acme", "bolt"} {
+		b.account(t, account, 0)
+		r := withObject("failed", "failed.png")
+		r.Account = account
+		failed, _ := b.longAgo(t, r)
+		b.announced(t, failed)
+	}
+	p := b.pruner(t)
+	p.Within = time.Nanosecond
+	for range 2 {
+		testkit.Equal(t, "a part", round(t, p, false), PruneReport{Requests: 1, More: true})
+	}
+	p.Within = time.Hour
+	report := round(t, p, false)
+	testkit.Equal(t, "the rest", report, PruneReport{Objects: 1, Bytes: report.Bytes})
+}
+
 // TestPruneUploads: of an upload that broke off nothing is left, and one that came under
 // the name of a listed object stays whole.
 func TestPruneUploads(t *testing.T) {

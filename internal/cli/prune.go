@@ -41,14 +41,21 @@ func (c *pruneCmd) Run(e *env) error {
 		return mistakes("cannot prune", "--keep-finished: 0 keeps everything; say for how long to keep")
 	}
 	return e.operate(func(ctx context.Context, workers operations) error {
-		report, err := workers.AppPrune(ctx, jetpost.AppPrune{Keep: keep.String(), DryRun: c.DryRun})
-		if failedAs(err, jetpost.ErrInvalid) {
-			return mistakes("cannot prune", strings.Replace(err.Error(), "keep:", "--keep-finished:", 1))
+		var report jetpost.Pruned
+		for {
+			more, err := workers.AppPrune(ctx, jetpost.AppPrune{Keep: keep.String(), DryRun: c.DryRun})
+			if failedAs(err, jetpost.ErrInvalid) {
+				return mistakes("cannot prune", strings.Replace(err.Error(), "keep:", "--keep-finished:", 1))
+			}
+			if err != nil {
+				return err
+			}
+			more.Requests += report.Requests
+			if report = more; !report.More || c.DryRun {
+				return e.show(report, pruneText(report))
+			}
+			fmt.Fprintf(e.stderr, "pruned %s so far\n", counted(report.Requests, "finished request", "finished requests"))
 		}
-		if err != nil {
-			return err
-		}
-		return e.show(report, pruneText(report))
 	})
 }
 
@@ -63,7 +70,10 @@ func prunedText(s jetpost.RequestStatus) string {
 
 func pruneText(r jetpost.Pruned) string {
 	verb := "pruned"
-	if r.DryRun {
+	switch {
+	case r.DryRun && r.More:
+		verb = "would prune at least"
+	case r.DryRun:
 		verb = "would prune"
 	}
 	text := fmt.Sprintf("%s %s and %s, %d MiB\n", verb, counted(r.Requests, "finished request", "finished requests"), counted(r.Objects, "media object", "media objects"), r.Bytes>>20)

@@ -109,7 +109,11 @@ func partError(err error) error {
 	return conflict(fmt.Sprintf("go on with the part at offset %d, or begin under another operation_id", part.Bytes), "%w", err)
 }
 
-// AppPrune removes once what finished long ago, as workers do by themselves.
+// pruneWithin is how long a call prunes requests, so that the rest of it has time, too.
+const pruneWithin = 45 * time.Second
+
+// AppPrune removes what finished long ago, as workers do by themselves, as much as one call
+// has time for.
 func (c *Control) AppPrune(ctx context.Context, in jetpost.AppPrune) (jetpost.Pruned, error) {
 	keep, err := time.ParseDuration(in.Keep)
 	if err == nil && keep < store.MinKeepFinished {
@@ -131,7 +135,7 @@ func (c *Control) AppPrune(ctx context.Context, in jetpost.AppPrune) (jetpost.Pr
 		}
 	}
 	report, err := consumers.Prune(ctx, consumers.PruneConfig{
-		Ledger: c.Ledger, JetStream: c.JS, Names: c.Names, Worker: c.Worker + "/" + string(jetpost.OpAppPrune), Keep: keep, Log: c.Log,
+		Ledger: c.Ledger, JetStream: c.JS, Names: c.Names, Worker: c.Worker + "/" + string(jetpost.OpAppPrune), Keep: keep, Within: pruneWithin, Log: c.Log,
 	}, in.DryRun)
 	pruned := jetpost.Pruned(report)
 	if errors.Is(err, consumers.ErrPruning) {
