@@ -3,6 +3,7 @@ package chaos
 import (
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,14 +22,14 @@ func oneOf(names ...string) string {
 	return names[rand.IntN(len(names))]
 }
 
-// turn is which of two long tests runs, by chance, or "" for both.
-var turn = oneOf("limits", "standstill")
+// turns are, of each two runs, the one that is made, by chance; "" for both.
+var turns = []string{oneOf(runTokens, runLimits), oneOf(runPublish, runStandstill)}
 
 // inTurn skips a test whose turn it is not.
 func inTurn(t *testing.T, name string) {
 	t.Helper()
-	if turn != "" && turn != name {
-		t.Skip("skipped: " + turn + " was picked; set JETPOST_TEST_FULL=1 for both")
+	if !slices.Contains(turns, name) && !slices.Contains(turns, "") {
+		t.Skip("skipped: " + strings.Join(turns, " and ") + " were picked; set JETPOST_TEST_FULL=1 for all")
 	}
 }
 
@@ -44,6 +45,7 @@ func leftOut(t *testing.T, picked string) {
 // with arguments of its own behind those of package testing.
 func TestChaosTokens(t *testing.T) {
 	t.Parallel()
+	inTurn(t, runTokens)
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, claimFor: time.Second, harm: 4 * time.Second}
 	plan := tokenPlan{tokens: 300, rounds: 3, life: 20 * time.Second}
 	picked := oneOf("PostgreSQL", "SQLite")
@@ -64,6 +66,7 @@ func TestChaosTokens(t *testing.T) {
 // TestChaosPublish runs short as a test of the suite, like TestChaosTokens.
 func TestChaosPublish(t *testing.T) {
 	t.Parallel()
+	inTurn(t, runPublish)
 	short := chaosConfig{
 		seed: uint64(time.Now().UnixNano()), workers: 3, faults: 3, restart: true, claimFor: 2 * time.Second, harm: 6 * time.Second,
 	}
@@ -87,7 +90,7 @@ func TestChaosPublish(t *testing.T) {
 //
 //nolint:paralleltest // it measures times, and so runs before the tests that are parallel
 func TestChaosLimits(t *testing.T) {
-	inTurn(t, "limits")
+	inTurn(t, runLimits)
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 2, claimFor: 12 * time.Second}
 	plan := limitPlan{
 		// X rounds the end of a window up to a second, which is up to a third of so short a one.
@@ -111,7 +114,7 @@ func TestChaosLimits(t *testing.T) {
 // TestChaosStandstill runs short as a test of the suite, like TestChaosTokens.
 func TestChaosStandstill(t *testing.T) {
 	t.Parallel()
-	inTurn(t, "standstill")
+	inTurn(t, runStandstill)
 	short := chaosConfig{seed: uint64(time.Now().UnixNano()), workers: 3, claimFor: 4 * time.Second, harm: shortestHarm}
 	plan := standPlan{rounds: 1, accounts: 30, rate: 5}
 	picked := oneOf("PostgreSQL", "SQLite")

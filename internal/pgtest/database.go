@@ -113,7 +113,7 @@ func VacuumByItself(t testkit.T, database string) {
 func vacuum(t testkit.T, database, state string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	for _, statement := range []string{"ALTER SYSTEM SET autovacuum = " + state, "ALTER SYSTEM SET autovacuum_naptime = '5s'", "SELECT pg_reload_conf()"} {
+	for _, statement := range []string{"ALTER SYSTEM SET autovacuum = " + state, "SELECT pg_reload_conf()"} {
 		testkit.Must(t, execute(ctx, database, statement))
 	}
 	testkit.Eventually(t, "autovacuum "+state, func() bool {
