@@ -31,7 +31,7 @@ const (
 	// they take less than half of it, and shrink where they take more.
 	pruneTarget                       = 30 * time.Millisecond
 	pruneLeast, pruneFirst, pruneMost = 10, 50, 1000 // requests of a batch, all of one account
-	pruneRest                         = 3            // times as long as a batch took is rested after it
+	pruneRest                         = 1            // times as long as a batch took is rested after it
 	// A locked lane is tried pruneTries times with its page, and once more in each pass.
 	pruneTries, pruneLocked    = 5, 50 * time.Millisecond
 	prunePasses                = 10

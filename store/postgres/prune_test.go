@@ -5,10 +5,11 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost/store"
+	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
-// TestPrunePassesOverLockedLanes: whoever works on an account is not waited for, and
-// nobody waits for a batch that takes long.
+// TestPrunePassesOverLockedLanes: whoever changes an account's queue is not waited for,
+// nobody waits for a batch that takes long, and a worker's steps wait for none.
 func TestPrunePassesOverLockedLanes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -41,8 +42,20 @@ func TestPrunePassesOverLockedLanes(t *testing.T) {
 		}
 		check(t, tx.Rollback(t.Context()))
 	}
-	got, err := prune()
-	if err != nil || got.Requests != 1 {
-		t.Errorf("nothing is locked: %+v, %v", got, err)
+	// A worker's steps lock the lane as FOR NO KEY UPDATE does, and go on beside a batch.
+	tx, err := holder.Begin(t.Context())
+	check(t, err)
+	_, err = tx.Exec(t.Context(), sqlPrune, time.Now().Add(time.Hour), acme, []string{"old"}, rules.DigestKept)
+	check(t, err)
+	if _, claimed, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.now); err != nil || !claimed {
+		t.Errorf("beside a batch: claimed %t, %v", claimed, err)
+	}
+	check(t, tx.Rollback(t.Context()))
+	tx, err = holder.Begin(t.Context())
+	check(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM lanes WHERE account = 'acme' FOR NO KEY UPDATE")
+	check(t, err)
+	if got, err := prune(); err != nil || got.Requests != 1 {
+		t.Errorf("beside a step: %+v, %v", got, err)
 	}
 }
