@@ -26,12 +26,11 @@ SELECT r.account, r.id, r.accepted_at, r.seq, ` + prunable + ` FROM (
     SELECT account, id, accepted_at, seq, state, updated_at, unpublish_at, deletion FROM requests
     WHERE accepted_at < $1 AND (accepted_at, seq, account) > ($2, $3, $4) ORDER BY accepted_at, seq, account LIMIT $5) AS r
 ORDER BY r.accepted_at, r.seq, r.account`
-	// sqlPrune takes the lane unless somebody has locked it, so that acceptances and
-	// changes wait, and a worker's steps (FOR NO KEY UPDATE), which touch no finished
-	// request, do not. Then it takes what of its requests
-	// still may go: a row that has changed since the statement began is judged as it is now.
-	// The posts go with their requests; the reference from one to the other is looked at
-	// behind both. It is one statement, so that no lock waits for this process.
+	// sqlPrune takes the lane unless somebody has locked it to change a request, and then what of
+	// its requests still may go: a row that has changed since the statement began is judged as
+	// it is now. Acceptances and a worker's steps (FOR NO KEY UPDATE) change no finished
+	// request, and go on. The posts go with their requests; the reference from one to the
+	// other is looked at behind both. It is one statement, so that no lock waits for this process.
 	sqlPrune = `
 WITH locked AS MATERIALIZED (SELECT account FROM lanes WHERE account = $2 FOR KEY SHARE SKIP LOCKED),
 gone AS (

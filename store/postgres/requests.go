@@ -20,12 +20,13 @@ const (
 	// sqlLockLanes locks in one order, so that two batches never deadlock.
 	sqlLockLanes = `
 SELECT account, fence, lease_owner IS NOT NULL, generation, next_seq, last_due, paused_at, paused_until, pause_reason, pause_cause, clock_timestamp()
-FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR UPDATE`
-	// sqlLockRequests also reads what is left of pruned and erased ones, which has no sequence. Whoever
-	// prunes has the lane locked, as has whoever asks this: a request is in one place.
-	sqlLockRequests = `
+FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR NO KEY UPDATE`
+	// sqlKnownRequests also reads what is left of pruned and erased ones, which has no sequence.
+	// It locks no row, as its lanes are locked: a request that is pruned meanwhile is
+	// seen where the snapshot of the statement has it, in one place.
+	sqlKnownRequests = `
 WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS asked (account, id, identity)),
-known AS (SELECT ` + requestColumns + ` FROM requests WHERE (account, id) IN (SELECT account, id FROM asked) ORDER BY account, id FOR UPDATE)
+known AS (SELECT ` + requestColumns + ` FROM requests WHERE (account, id) IN (SELECT account, id FROM asked))
 SELECT * FROM known UNION ALL
 SELECT account, id, 0, state, revision, revision, '', '', '', NULL, NULL, 0, 0, NULL, accepted_at, accepted_at, NULL, NULL, finished_at, NULL, '', digest, 0, '', NULL, NULL
 FROM pruned WHERE (account, id) IN (SELECT account, id FROM asked) UNION ALL
@@ -161,7 +162,7 @@ func (a *accepting) read(_ context.Context, batch *pgx.Batch) error {
 			a.b.Rows[r.Key] = r
 		}
 		return none, err
-	}, sqlLockRequests, accounts, ids, identities)
+	}, sqlKnownRequests, accounts, ids, identities)
 	queue(batch, func(row scanner) (none struct{}, err error) {
 		p, err := scanPost(row)
 		if r := a.b.Rows[p.Key]; err == nil && r != nil && len(r.Posts) == p.Index { // some came twice
@@ -237,7 +238,7 @@ func (s *Store) acceptInTurn(ctx context.Context, lease store.Lease, in []store.
 func (s *Store) acceptOne(ctx context.Context, tx pgx.Tx, laneRows map[string]*rules.LaneRow, in []store.Acceptance) ([]store.Received, error) {
 	b := rules.NewBatch()
 	b.LaneRows = laneRows
-	found, err := readRequests(ctx, tx, sqlLockRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID}, [][]byte{rules.ErasedIdentity(in[0].Key())})
+	found, err := readRequests(ctx, tx, sqlKnownRequests, []string{in[0].Request.Account}, []string{in[0].Request.ID}, [][]byte{rules.ErasedIdentity(in[0].Key())})
 	if err != nil {
 		return nil, err
 	}

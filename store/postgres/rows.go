@@ -131,7 +131,7 @@ func scanRequest(row scanner) (*rules.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Seq == 0 { // of sqlLockRequests
+	if r.Seq == 0 { // of sqlKnownRequests
 		return rules.PrunedRow(r.Key, r.Digest, r.Status), nil
 	}
 	if reason.Code != "" {
