@@ -252,7 +252,9 @@ func sessionsOf(conn *pgx.ConnConfig) sessions {
 	} else {
 		conn.RuntimeParams[paramStatement], conn.RuntimeParams[paramIdle] = s.statement, s.idle
 		setDefault(conn.RuntimeParams, paramPlans, plannedOnce)
-		setDefault(conn.RuntimeParams, paramScans, "off")
+		for _, whole := range paramsWhole {
+			setDefault(conn.RuntimeParams, whole, "off")
+		}
 		setDefault(conn.RuntimeParams, paramCompile, "off")
 	}
 	return s
@@ -265,13 +267,14 @@ const (
 	// over arrays anew for each call, since it takes short arrays to be worth that: it
 	// takes longer than all that the statement of a lane's step does.
 	plannedOnce = "force_generic_plan"
-	// paramScans is off, since a table that is small as a statement is planned, as the
-	// outbox mostly is, may be large by the time it is run.
-	paramScans = "enable_seqscan"
-	// paramCompile is off, because paramScans makes the planner's cost of a scan huge, and
+	// paramCompile is off, because paramsWhole make the planner's cost of a scan huge, and
 	// the server compiles expensive statements: for 70 ms and more, anew for each call.
 	paramCompile = "jit"
 )
+
+// paramsWhole are off, since they read a whole table or index, which may be small as a
+// statement is planned, as the outbox mostly is, and large by the time it is run.
+var paramsWhole = []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin"}
 
 // begin adds the settings to the statement that begins a transaction, if the session
 // does not have them. Both go in one message.
@@ -285,7 +288,10 @@ func (s sessions) opening(statement string) []string {
 	quoted := func(value string) string { return "'" + strings.ReplaceAll(value, "'", "''") + "'" }
 	settings := []string{statement, "set local " + paramStatement + " = " + quoted(s.statement), "set local " + paramIdle + " = " + quoted(s.idle)}
 	if s.plans != "" {
-		settings = append(settings, "set local "+paramPlans+" = "+quoted(s.plans), "set local "+paramScans+" = on")
+		settings = append(settings, "set local "+paramPlans+" = "+quoted(s.plans))
+		for _, whole := range paramsWhole {
+			settings = append(settings, "set local "+whole+" = on")
+		}
 	}
 	return settings
 }

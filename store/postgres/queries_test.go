@@ -425,8 +425,10 @@ func TestHotQueriesUseIndexes(t *testing.T) {
 	check(t, err)
 	for _, mode := range []string{"force_custom_plan", plannedOnce} {
 		if mode == plannedOnce { // as in a worker's session
-			_, err := conn.Exec(t.Context(), "SET enable_seqscan = off")
-			check(t, err)
+			for _, whole := range paramsWhole {
+				_, err := conn.Exec(t.Context(), "SET "+whole+" = off")
+				check(t, err)
+			}
 		}
 		_, err := conn.Exec(t.Context(), "SET plan_cache_mode = "+mode)
 		check(t, err)

@@ -23,15 +23,16 @@ SELECT account, fence, lease_owner IS NOT NULL, generation, next_seq, last_due, 
 FROM lanes WHERE account = ANY ($1::text[]) ORDER BY account FOR NO KEY UPDATE`
 	// sqlKnownRequests also reads what is left of pruned and erased ones, which has no sequence.
 	// It locks no row, as its lanes are locked: a request that is pruned meanwhile is
-	// seen where the snapshot of the statement has it, in one place.
+	// seen where the snapshot of the statement has it, in one place. LIMIT 1 has each looked up:
+	// while few had been pruned, a plan read all of them.
 	sqlKnownRequests = `
 WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS asked (account, id, identity)),
 known AS (SELECT ` + requestColumns + ` FROM requests WHERE (account, id) IN (SELECT account, id FROM asked))
 SELECT * FROM known UNION ALL
-SELECT account, id, 0, state, revision, revision, '', '', '', NULL, NULL, 0, 0, NULL, accepted_at, accepted_at, NULL, NULL, finished_at, NULL, '', digest, 0, '', NULL, NULL
-FROM pruned WHERE (account, id) IN (SELECT account, id FROM asked) UNION ALL
-SELECT account, id, 0, state, 1, 1, '', '', '', NULL, NULL, 0, 0, NULL, erased_at, erased_at, NULL, NULL, erased_at, NULL, '', '', 0, '', NULL, NULL
-FROM asked JOIN erased USING (identity)`
+SELECT p.account, p.id, 0, p.state, p.revision, p.revision, '', '', '', NULL, NULL, 0, 0, NULL, p.accepted_at, p.accepted_at, NULL, NULL, p.finished_at, NULL, '', p.digest, 0, '', NULL, NULL
+FROM asked CROSS JOIN LATERAL (SELECT * FROM pruned WHERE account = asked.account AND id = asked.id LIMIT 1) AS p UNION ALL
+SELECT account, id, 0, e.state, 1, 1, '', '', '', NULL, NULL, 0, 0, NULL, e.erased_at, e.erased_at, NULL, NULL, e.erased_at, NULL, '', '', 0, '', NULL, NULL
+FROM asked CROSS JOIN LATERAL (SELECT * FROM erased WHERE identity = asked.identity LIMIT 1) AS e`
 	sqlAddRequests = `
 WITH added AS (
 INSERT INTO requests (account, id, seq, state, revision, event, reason_code, reason_detail, reason_until, hold_until,
@@ -387,14 +388,17 @@ const (
 	// sqlLockTexts makes an acceptance of one of the same texts wait until this one is
 	// visible. The keys are sorted, so that two never deadlock.
 	sqlLockTexts = `SELECT count(pg_advisory_xact_lock(key)) FROM unnest($1::bigint[]) AS key`
-	sqlSameText  = `
+	// OFFSET 0 has the posts found first, by their text: an idle moment's plan took all requests that
+	// wait, and looked at the posts of each.
+	sqlSameText = `
 SELECT found.account, found.request_id FROM unnest($2::bytea[]) AS t (hash) CROSS JOIN LATERAL (
     (SELECT account, request_id FROM posts
      WHERE text_hash = t.hash AND account <> $1 AND state IN ('sending', 'posted') AND sent_at > $3 AND sent_at < $4 LIMIT 1)
     UNION ALL
-    (SELECT p.account, p.request_id FROM posts AS p JOIN requests AS r ON r.account = p.account AND r.id = p.request_id
-     WHERE p.text_hash = t.hash AND p.account <> $1 AND p.state = 'pending' AND r.` + unfinished + `
-       AND greatest(r.due_at, $5) > $3 AND greatest(r.due_at, $5) < $4 LIMIT 1)
+    (SELECT p.account, p.request_id
+     FROM (SELECT account, request_id FROM posts WHERE text_hash = t.hash AND account <> $1 AND state = 'pending' OFFSET 0) AS p
+     CROSS JOIN LATERAL (SELECT state, due_at FROM requests WHERE account = p.account AND id = p.request_id OFFSET 0) AS r
+     WHERE r.` + unfinished + ` AND greatest(r.due_at, $5) > $3 AND greatest(r.due_at, $5) < $4 LIMIT 1)
 ) AS found LIMIT 1`
 )
 
@@ -455,9 +459,10 @@ CROSS JOIN LATERAL (
     (SELECT account, request_id FROM posts
      WHERE text_hash = q.hash AND account <> q.account AND state IN ('sending', 'posted') AND sent_at > q.from_at AND sent_at < q.to_at LIMIT 1)
     UNION ALL
-    (SELECT p.account, p.request_id FROM posts AS p JOIN requests AS r ON r.account = p.account AND r.id = p.request_id
-     WHERE p.text_hash = q.hash AND p.account <> q.account AND p.state = 'pending' AND r.` + unfinished + `
-       AND greatest(r.due_at, q.now_at) > q.from_at AND greatest(r.due_at, q.now_at) < q.to_at LIMIT 1)
+    (SELECT p.account, p.request_id
+     FROM (SELECT account, request_id FROM posts WHERE text_hash = q.hash AND account <> q.account AND state = 'pending' OFFSET 0) AS p
+     CROSS JOIN LATERAL (SELECT state, due_at FROM requests WHERE account = p.account AND id = p.request_id OFFSET 0) AS r
+     WHERE r.` + unfinished + ` AND greatest(r.due_at, q.now_at) > q.from_at AND greatest(r.due_at, q.now_at) < q.to_at LIMIT 1)
 ) AS found`
 
 // textColumns turns queries into the arrays of sqlSameTexts. The arrays are empty if no
