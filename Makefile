@@ -32,7 +32,7 @@ image: ## build the container image, jetpost
 lint: ## run the linters
 	scripts/lint
 
-quick: ## run the checks that take under three minutes
+quick: ## run the linters and most tests: some four minutes the first time
 	scripts/test quick
 
 release: ## build the files of a release, into dist/
