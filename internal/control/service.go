@@ -35,7 +35,8 @@ type Service struct {
 	Worker, Version string
 	Calls           int // DefaultCalls where zero
 	Log             *slog.Logger
-	// Started is called, if set, once the service answers.
+	// Started is called, if set, once the service answers, or after flushWithin where NATS does
+	// not confirm that.
 	Started func()
 
 	slots chan struct{}
@@ -217,10 +218,13 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.add(service); err != nil {
 		return errors.Join(err, service.Stop())
 	}
-	if err := s.Conn.FlushTimeout(flushWithin); err != nil {
+	flushing, stopFlush := context.WithTimeout(ctx, flushWithin)
+	err = s.Conn.FlushWithContext(flushing)
+	stopFlush()
+	if err != nil && ctx.Err() == nil {
 		s.Log.Warn("service.unconfirmed", "error", err) // a connection that comes back subscribes by itself
 	}
-	if s.Started != nil {
+	if s.Started != nil && ctx.Err() == nil {
 		s.Started()
 	}
 	<-ctx.Done()
