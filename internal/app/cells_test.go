@@ -3,7 +3,6 @@ package app
 import (
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -51,10 +50,7 @@ func serveConfig(t *testing.T, config string, jetStream bool) *server.Server {
 func TestCells(t *testing.T) {
 	t.Parallel()
 	const cells, accounts = 2, 20
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	testkit.Must(t, err)
-	leaves := free.Addr().String()
-	testkit.Must(t, free.Close())
+	leaves := testkit.ClosedAddress(t)
 	hub := serveConfig(t, strings.NewReplacer("$NATS_PRODUCER_PASSWORD", "secret", "0.0.0.0:7422", leaves).Replace(scalingBlock(t, "hub.conf")), false)
 	var work [cells]*Connection
 	for i := range cells {

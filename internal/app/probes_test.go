@@ -41,10 +41,7 @@ func wallServers(t *testing.T, count int, walls Walls) []*server.Server {
 	walls.Logins = logins
 	var routes []string
 	for range count {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		testkit.Must(t, err)
-		routes = append(routes, l.Addr().String())
-		testkit.Must(t, l.Close())
+		routes = append(routes, testkit.ClosedAddress(t))
 	}
 	servers := make([]*server.Server, count)
 	for i := range servers {

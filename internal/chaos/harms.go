@@ -598,7 +598,7 @@ func (c *standRun) newInstance(t testkit.T, cfg chaosConfig) {
 	t.Cleanup(func() { _ = s.Ledger.Close() })
 	c.chaos = &chaos{name: runStandstill, chaosConfig: cfg, began: time.Now()}
 	c.chaos.open(s)
-	c.instance, c.address = instance, harness.ClosedAddress(t)
+	c.instance, c.address = instance, testkit.ClosedAddress(t)
 	c.fleet.command, c.fleet.ends = "up", app.BrokenError{}.Error()
 	c.fleet.flags = []string{"--data", instance.dir, "--nats-listen", c.address}
 	if instance.disk == nil {

@@ -137,7 +137,7 @@ func newPublisher(t testkit.T, run string, cfg chaosConfig, plan publishPlan, ow
 	c := &publishRun{publishPlan: plan}
 	var where harness.SiteConfig
 	if ownNATS {
-		c.natsDir, c.address = t.TempDir(), harness.ClosedAddress(t)
+		c.natsDir, c.address = t.TempDir(), testkit.ClosedAddress(t)
 		c.nats = harness.StartNATS(t, c.natsDir, c.address)
 		where.NATS = "nats://" + c.address
 	}

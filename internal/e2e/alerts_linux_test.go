@@ -46,7 +46,7 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		t.Fatalf("%v: install it, on Debian as the package prometheus", err)
 	}
-	dir, p := t.TempDir(), &prometheus{t, harness.ClosedAddress(t)}
+	dir, p := t.TempDir(), &prometheus{t, testkit.ClosedAddress(t)}
 	rules, err := os.ReadFile(deployed + "prometheus/alerts.yml")
 	testkit.Must(t, err)
 	short := string(rules)
@@ -148,7 +148,7 @@ func TestAlerts(t *testing.T) {
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeUser, Max: 100_000, WindowMS: 900_000},
 		{Endpoint: xsim.EndpointCreatePost, Scope: xsim.ScopeApp24h, Max: 1_000_000, WindowMS: 86_400_000},
 	}))
-	a := &alerting{site: s, disk: disk, address: harness.ClosedAddress(t)}
+	a := &alerting{site: s, disk: disk, address: testkit.ClosedAddress(t)}
 	a.work()
 	s.Publish(harness.MakeJobs(1, []string{"bob"}, harness.One)) // which X must show with each later one
 	s.AllPublished(1)

@@ -407,7 +407,7 @@ func TestConnectErrors(t *testing.T) {
 	alice.exit()
 	s.wantConnected("alice", "alice")
 	taken := harness.HoldPort(t).Addr().String()
-	closed := harness.ClosedAddress(t)
+	closed := testkit.ClosedAddress(t)
 	for _, test := range slices.Concat(connectSettings(taken), connectConsents(), connectAnswers(s, ahead), connectRefusals(s, closed)) {
 		t.Run(test.name, func(t *testing.T) { test.isTold(t, s, env) })
 	}

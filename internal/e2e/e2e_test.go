@@ -295,7 +295,7 @@ func TestGracefulStop(t *testing.T) {
 
 func TestNATSRestart(t *testing.T) {
 	t.Parallel()
-	dir, address := t.TempDir(), harness.ClosedAddress(t)
+	dir, address := t.TempDir(), testkit.ClosedAddress(t)
 	server := harness.StartNATS(t, dir, address)
 	accounts := harness.AccountNames(5)
 	s := newSite(t, harness.SiteConfig{NATS: "nats://" + address, Lease: longLease, Accounts: accounts})

@@ -303,7 +303,7 @@ type leakSite struct {
 func newLeakSite(t *testing.T) *leakSite {
 	t.Helper()
 	s := &leakSite{search: &search{secrets: map[string]string{}}, cluster: pgtest.Start(t), natsDir: t.TempDir(), boat: t.TempDir()}
-	address := harness.ClosedAddress(t)
+	address := testkit.ClosedAddress(t)
 	s.nats = harness.StartNATS(t, s.natsDir, address)
 	s.site = newSite(t, harness.SiteConfig{NATS: "nats://" + address, Database: s.cluster.URL(), Lease: longLease})
 	s.parrot = &parrot{x: s.site}
@@ -422,7 +422,7 @@ func (s *leakSite) start(name, until string, args ...string) *harness.Process {
 // work has workers refresh and publish, while X refuses in every way.
 func (s *leakSite) work() {
 	t := s.T
-	health, pages := harness.ClosedAddress(t), harness.ClosedAddress(t)
+	health, pages := testkit.ClosedAddress(t), testkit.ClosedAddress(t)
 	s.env = append(s.env, "JETPOST_PUBLIC_URL=http://"+pages)
 	s.start("worker-1", "worker.started", "worker", "--worker-name", "worker-1", "--lease", s.Lease.String(), "--health-listen", health)
 	s.start("web", "web.started", "web", "--listen", pages)

@@ -69,7 +69,7 @@ func (c *visitor) ask(method, address string) (*http.Response, string) {
 func TestLink(t *testing.T) {
 	t.Parallel()
 	s, env, _ := newConnectSite(t)
-	listen := harness.ClosedAddress(t)
+	listen := testkit.ClosedAddress(t)
 	env = append(env, "JETPOST_PUBLIC_URL=http://"+listen)
 	serve := func(name string) *harness.Process { // with neither a database nor keys
 		p := harness.Start(t, name, append(env, "DATABASE_URL=", "HUB_ENCRYPTION_KEY=", "X_CLIENT_ID=", "X_CLIENT_SECRET="), "jetpost", "web", "--listen", listen, "--log-format", "json", "--log-level", "debug")
@@ -131,7 +131,7 @@ func TestLink(t *testing.T) {
 func TestLinkReconnects(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, harness.SiteConfig{Lease: longLease, Accounts: []string{"alice"}})
-	listen := harness.ClosedAddress(t)
+	listen := testkit.ClosedAddress(t)
 	env := append(s.Settings(), "JETPOST_PUBLIC_URL=http://"+listen)
 	w := s.Worker("worker")
 	pages := harness.Start(t, "web", env, "jetpost", "web", "--listen", listen, "--log-format", "json")

@@ -101,7 +101,7 @@ func TestMetricsCount(t *testing.T) {
 		{Kind: xsim.FaultCut, Endpoint: xsim.EndpointCreatePost, Text: jobs[4].Text(1), Times: 1},
 		{Kind: xsim.FaultStatus, Status: http.StatusForbidden, Variant: "duplicate", Endpoint: xsim.EndpointCreatePost, Text: jobs[5].Text(0)},
 	}))
-	address := harness.ClosedAddress(t)
+	address := testkit.ClosedAddress(t)
 	w := s.Worker("worker", "--health-listen", address)
 	if code, _, stderr := s.Run("pause", "bob"); code != exitOK {
 		t.Fatalf("pause: %s", stderr)

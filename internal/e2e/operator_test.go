@@ -74,7 +74,7 @@ func wrongDatabases(t *testing.T) []operatorError {
 	return []operatorError{
 		{"database has another password", wrongPassword(t), exitFailed, []string{"password authentication failed", "DATABASE_URL"}},
 		{"database not set up", setting("DATABASE_URL", pgtest.New(t)), exitFailed, []string{"has no schema yet", "do: run jetpost setup"}},
-		{"database unreachable", setting("DATABASE_URL", "postgres://u:p@"+harness.ClosedAddress(t)+"/d"), exitFailed, []string{"connection refused", "DATABASE_URL"}},
+		{"database unreachable", setting("DATABASE_URL", "postgres://u:p@"+testkit.ClosedAddress(t)+"/d"), exitFailed, []string{"connection refused", "DATABASE_URL"}},
 	}
 }
 
@@ -91,7 +91,7 @@ func wrongNATS(t *testing.T) []operatorError {
 		{"NATS not set up", setting("NATS_URL", emptyNATS), exitFailed, []string{"not set up", "do: run: jetpost setup"}},
 		{"NATS of another database", setting("DATABASE_URL", otherDatabase), exitFailed, []string{"belongs to another database", "JETPOST_PREFIX"}},
 		{"NATS too old", setting("NATS_URL", oldNATS(t)), exitFailed, []string{`"2.10.7"`, "need 2.14", "upgrade"}},
-		{"NATS unreachable", setting("NATS_URL", "nats://"+harness.ClosedAddress(t)), exitFailed, []string{"connect to NATS", "NATS_URL"}},
+		{"NATS unreachable", setting("NATS_URL", "nats://"+testkit.ClosedAddress(t)), exitFailed, []string{"connect to NATS", "NATS_URL"}},
 		{"stream of a stranger", foreignStream(t), exitFailed, []string{"stream JETPOST_JOBS was not made by jetpost", "JETPOST_PREFIX"}},
 	}
 }

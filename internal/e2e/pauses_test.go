@@ -179,7 +179,7 @@ func (s *site) wantUntil(stopped jetpost.Event) {
 func TestPauseOutlivesNATS(t *testing.T) {
 	t.Parallel()
 	const most = 10 // posts of the whole app in a window
-	dir, address := t.TempDir(), harness.ClosedAddress(t)
+	dir, address := t.TempDir(), testkit.ClosedAddress(t)
 	server := harness.StartNATS(t, dir, address)
 	accounts := harness.AccountNames(4)
 	s := newSite(t, harness.SiteConfig{NATS: "nats://" + address, Database: sqliteURL(t), Lease: longLease, Accounts: append(accounts, "fresh"), RefreshCron: never})

@@ -20,7 +20,7 @@ func TestPprof(t *testing.T) {
 			t.Errorf("--pprof %s: exit code %d\n%s", address, code, stderr)
 		}
 	}
-	address := harness.ClosedAddress(t)
+	address := testkit.ClosedAddress(t)
 	w := s.Worker("worker", "--pprof", address)
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/debug/pprof/goroutine?debug=1", nil)
 	testkit.Must(t, err)

@@ -180,7 +180,7 @@ func TestStatusOfOutage(t *testing.T) {
 
 func TestStatusWithoutNATS(t *testing.T) {
 	t.Parallel()
-	dir, address := t.TempDir(), harness.ClosedAddress(t)
+	dir, address := t.TempDir(), testkit.ClosedAddress(t)
 	server := harness.StartNATS(t, dir, address)
 	s := newSite(t, harness.SiteConfig{NATS: "nats://" + address, Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
 	w := s.Worker("worker")

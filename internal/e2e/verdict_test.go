@@ -233,7 +233,7 @@ func TestPauseOutlivesItsBucket(t *testing.T) {
 func TestReadyBesidePause(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, harness.SiteConfig{Database: sqliteURL(t), Lease: longLease, Accounts: []string{"alice"}, RefreshCron: never})
-	address := "http://" + harness.ClosedAddress(t)
+	address := "http://" + testkit.ClosedAddress(t)
 	w := s.Worker("worker", "--health-listen", strings.TrimPrefix(address, "http://"))
 	var status app.Status
 	testkit.Eventually(t, "the worker takes work", func() bool {

@@ -194,7 +194,7 @@ func TestOwnNATSServer(t *testing.T) {
 	t.Parallel()
 	t.Run("passwords", func(t *testing.T) {
 		t.Parallel()
-		o, address := newOwnNATS(t), harness.ClosedAddress(t)
+		o, address := newOwnNATS(t), testkit.ClosedAddress(t)
 		logins, passwords := map[string]settings{}, settings{}
 		for _, user := range append(app.NATSUsers(), "acme") {
 			passwords[app.PasswordVariable(user)] = "secret-of-" + user
@@ -218,7 +218,7 @@ func TestOwnNATSServer(t *testing.T) {
 		const servers = 3
 		var listen, routes [servers]string
 		for i := range servers {
-			listen[i], routes[i] = harness.ClosedAddress(t), harness.ClosedAddress(t)
+			listen[i], routes[i] = testkit.ClosedAddress(t), testkit.ClosedAddress(t)
 			args = append(args, "--route", "nats-route://"+routes[i])
 		}
 		for i := range servers {
@@ -332,7 +332,7 @@ func TestEveryCommandLogsIn(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			o, address := newOwnNATS(t), harness.ClosedAddress(t)
+			o, address := newOwnNATS(t), testkit.ClosedAddress(t)
 			var cert, key string
 			o.reach, cert, key = pki(t)
 			seed, public := nkey(t)

@@ -27,7 +27,7 @@ const (
 * = host=%s port=%d user=%s
 [pgbouncer]
 listen_addr = 127.0.0.1
-listen_port = %d
+listen_port = %s
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
@@ -54,7 +54,11 @@ func Pooler(t testkit.T, database string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t)
+	address := testkit.ClosedAddress(t)
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "jetpost-pooler-") // the server's user may not enter those of a test
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +89,7 @@ func Pooler(t testkit.T, database string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.Host, u.RawQuery = fmt.Sprintf("127.0.0.1:%d", port), "sslmode=disable"
+	u.Host, u.RawQuery = address, "sslmode=disable"
 	answers(t, u.String())
 	return u.String()
 }
@@ -115,11 +119,4 @@ func listen(t testkit.T) net.Listener {
 		t.Fatal(err)
 	}
 	return l
-}
-
-func freePort(t testkit.T) int {
-	t.Helper()
-	l := listen(t)
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }

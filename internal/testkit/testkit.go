@@ -2,6 +2,9 @@ package testkit
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
 	"time"
 )
 
@@ -68,5 +71,24 @@ func Wait(t T, what string, c <-chan struct{}) {
 	case <-c:
 	case <-time.After(Patience):
 		t.Fatalf("waited %s in vain for %s", Patience, what)
+	}
+}
+
+// ClosedAddress is a port of this machine that nobody listens on, for a server that must
+// be told its port. It is none of those that systems hand out themselves, so that it stays
+// free until that server takes it.
+func ClosedAddress(t T) string {
+	t.Helper()
+	const lowest, beyond = 15_000, 32_000
+	for {
+		address := fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(beyond-lowest))
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
+		if t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			Must(t, l.Close())
+			return address
+		}
 	}
 }

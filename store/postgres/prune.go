@@ -83,8 +83,11 @@ func (s *Store) Prune(ctx context.Context, account string, ids []string, before 
 		batch.Queue(sqlCommit)
 		return nil
 	})
+	if err != nil {
+		return store.Pruned{}, s.wrap("prune requests", err)
+	}
 	out.Held = time.Since(began)
-	return out, s.wrap("prune requests", err)
+	return out, nil
 }
 
 func scanPruned(row scanner) (*rules.Row, error) {

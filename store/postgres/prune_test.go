@@ -59,3 +59,20 @@ func TestPrunePassesOverLockedLanes(t *testing.T) {
 		t.Errorf("beside a step: %+v, %v", got, err)
 	}
 }
+
+// TestPruneTakenBack: a batch whose commit fails has pruned nothing, and says so.
+func TestPruneTakenBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.st.Accept(t.Context(), b.acceptance("old"))
+	check(t, err)
+	_, err = b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "old"}, b.now)
+	check(t, err)
+	execute(t, b.url, "DELETE FROM outbox")
+	execute(t, b.url, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$`)
+	execute(t, b.url, `CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON pruned DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	got, err := b.st.Prune(t.Context(), acme, []string{"old"}, time.Now().Add(time.Hour))
+	if err == nil || got != (store.Pruned{}) {
+		t.Errorf("pruned %+v, %v; want nothing and an error", got, err)
+	}
+}

@@ -89,8 +89,11 @@ func (s *Store) Prune(ctx context.Context, account string, ids []string, before 
 		out.Requests = len(gone)
 		return err
 	})
+	if err != nil {
+		return store.Pruned{}, err
+	}
 	out.Held = time.Since(began)
-	return out, err
+	return out, nil
 }
 
 func scanPruned(row scanner) (*rules.Row, error) {

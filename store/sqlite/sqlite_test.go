@@ -10,7 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/store/internal/storetest"
@@ -187,4 +190,31 @@ func TestOpenStrangePath(t *testing.T) {
 		t.Fatalf("the database is elsewhere: %v", err)
 	}
 	open(t, path, newSealer(t))
+}
+
+// TestPruneTakenBack: a batch that fails half way has pruned nothing, and says so.
+func TestPruneTakenBack(t *testing.T) {
+	t.Parallel()
+	path := migrated(t, "jetpost.db")
+	s := open(t, path, newSealer(t))
+	now := time.Now()
+	key := store.Key{Account: "acme", ID: "old"}
+	_, err := s.ImportAccount(t.Context(), store.Import{
+		Name: key.Account, XUserID: "1", Now: now,
+		Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New("r"), ExpiresAt: now.Add(time.Hour)},
+	})
+	testkit.Must(t, err)
+	_, err = s.Accept(t.Context(), store.Acceptance{
+		Request: jetpost.Request{Account: key.Account, ID: key.ID, Posts: make([]jetpost.Post, 1)},
+		Body:    []byte("body"), Digest: []byte("digest"), Now: now,
+	})
+	testkit.Must(t, err)
+	_, err = s.Cancel(t.Context(), key, now)
+	testkit.Must(t, err)
+	exec(t, path, "UPDATE requests SET announced = revision")
+	exec(t, path, "CREATE TRIGGER refuse BEFORE DELETE ON requests BEGIN SELECT RAISE(ABORT, 'refused'); END")
+	got, err := s.Prune(t.Context(), key.Account, []string{key.ID}, now.Add(time.Hour))
+	if err == nil || got != (store.Pruned{}) {
+		t.Errorf("pruned %+v, %v; want nothing and an error", got, err)
+	}
 }

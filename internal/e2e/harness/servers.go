@@ -65,14 +65,6 @@ func StartNATS(t testkit.T, dir, address string) *Process {
 	return p
 }
 
-// ClosedAddress is a port that nobody listens on just now.
-func ClosedAddress(t testkit.T) string {
-	t.Helper()
-	l := HoldPort(t)
-	testkit.Must(t, l.Close())
-	return l.Addr().String()
-}
-
 // HoldPort holds a port.
 func HoldPort(t testkit.T) net.Listener {
 	t.Helper()
